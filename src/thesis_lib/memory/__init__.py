@@ -1,0 +1,1 @@
+"""Part II: systems for machine learning. The only half that imports torch."""

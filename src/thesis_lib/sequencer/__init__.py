@@ -1,0 +1,1 @@
+"""Part I: machine learning for a deterministic database."""
