@@ -119,7 +119,7 @@ def test_a_failure_keeps_earlier_results_and_says_where(checkout):
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[1].source = "print(1 / 0)"
     nbformat.write(notebook, path)
-    with pytest.raises(InvalidInput, match="01_first failed in cell .* division by"):
+    with pytest.raises(InvalidInput, match=r"01_first failed in cell .* division by"):
         run(select(["1"]), "smoke", {}, folder, quiet)
     assert (folder / "01_first.ipynb").read_bytes() == before
     assert (folder / "01_first.failed.ipynb").is_file()

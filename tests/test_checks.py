@@ -5,7 +5,7 @@ from thesis_lib.checks import InvalidInput, choice, vector
 
 
 def test_an_unknown_choice_names_the_options_and_the_nearest():
-    with pytest.raises(InvalidInput, match="fifo, drop.*did you mean 'drop'"):
+    with pytest.raises(InvalidInput, match=r"fifo, drop.*did you mean 'drop'"):
         choice("policy", "dorp", ["fifo", "drop"])
 
 

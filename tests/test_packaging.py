@@ -17,17 +17,9 @@ DECLARED = [
 ]
 # Fixed by the project's owner.
 OWNER = [
-    "jupyter-book",
-    "jupyterlab",
-    "papermill",
-    "torch",
-    "transformers",
-    "bitsandbytes",
-    "scikit-learn",
-    "pandas",
-    "seaborn",
-    "nbval",
-]
+    "jupyter-book", "jupyterlab", "papermill", "torch", "transformers",
+    "bitsandbytes", "scikit-learn", "pandas", "seaborn", "nbval",
+]  # fmt: skip
 
 
 def locked():
