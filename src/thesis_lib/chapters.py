@@ -313,6 +313,7 @@ def _execute(
             kernel_name="python3",
             progress_bar=False,
             cwd=str(chapter.path.parent),
+            extra_arguments=["--log-level=ERROR"],  # no note on the local transport
             on_cell=lambda done, total: progress(chapter.name, done, total),
         )
     except PapermillExecutionError as error:
