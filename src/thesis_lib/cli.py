@@ -235,7 +235,7 @@ def simulate(
         )
     low, high = result["reduction_ci"]
     lines = [
-        f"violations  {result['violations']:.2%}  (FIFO {result['fifo_violations']:.2%},"
+        f"violations {result['violations']:.2%} (FIFO {result['fifo_violations']:.2%},"
         f" lower bound {result['lower_bound']:.2%})",
         f"reduction   {result['reduction']:.1%}  [{low:.1%}, {high:.1%}]",
         f"late {result['late']:.2%}, dropped {result['dropped']:.2%}, "
