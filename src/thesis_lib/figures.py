@@ -4,6 +4,8 @@ Every function takes data, draws on a new figure of at most 6.5 inches and retur
 it. Colours belong to a policy or a method, never to a position in a list.
 """
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -50,7 +52,7 @@ def theme() -> None:
     )
 
 
-def axes(columns: int = 1, height_in: float = 3.4, **options) -> tuple[Figure, ...]:
+def axes(columns: int = 1, height_in: float = 3.4, **options: Any) -> tuple[Any, ...]:
     """A new figure of the book's width with `columns` axes: (figure, axes…)."""
     figure, drawn = plt.subplots(
         1, columns, figsize=(WIDTH_IN, height_in), layout="constrained", **options
