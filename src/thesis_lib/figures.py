@@ -76,7 +76,8 @@ def model_sizes(models: pd.DataFrame, devices: pd.DataFrame) -> Figure:
     """Bytes of published models against the memory of devices, over the years.
 
     `models` has columns model, year and fp16_bytes; `devices` has device, year, class
-    and memory_bytes. A class of devices is one staircase, labelled where it ends.
+    and memory_bytes. A class of devices is one staircase, labelled where it
+    ends with the memory of its last device.
     """
     figure, ax = axes(height_in=4.2)
     ax.set_yscale("log")
@@ -89,9 +90,9 @@ def model_sizes(models: pd.DataFrame, devices: pd.DataFrame) -> Figure:
         years = np.append(stairs["year"], end)
         ax.step(years, np.append(level, level[-1]), where="post", color=colour)
         ax.annotate(
-            f"{name} GPU\n{stairs['memory_bytes'].iloc[-1] / 2**30:.0f} GiB",
-            (end, level[-1]), (4, 0), textcoords="offset points",
-            color=colour, va="center", fontsize=8,
+            f"{name} GPU, {stairs['memory_bytes'].iloc[-1] / 2**30:.0f} GiB",
+            (end, level[-1]), (0, 4), textcoords="offset points",
+            color=colour, ha="right", fontsize=8,
         )  # fmt: skip
     ax.scatter(models["year"], models["fp16_bytes"] / 1e9, 22, "#d55e00", zorder=3)
     table = models.sort_values(["year", "fp16_bytes"])
