@@ -91,8 +91,8 @@ def model_sizes(models: pd.DataFrame, devices: pd.DataFrame) -> Figure:
         ax.step(years, np.append(level, level[-1]), where="post", color=colour)
         ax.annotate(
             f"{name} GPU, {stairs['memory_bytes'].iloc[-1] / 2**30:.0f} GiB",
-            (end, level[-1]), (0, 4), textcoords="offset points",
-            color=colour, ha="right", fontsize=8,
+            (end, level[-1]), (0, -5), textcoords="offset points",
+            color=colour, ha="right", va="top", fontsize=8,
         )  # fmt: skip
     ax.scatter(models["year"], models["fp16_bytes"] / 1e9, 22, "#d55e00", zorder=3)
     table = models.sort_values(["year", "fp16_bytes"])
