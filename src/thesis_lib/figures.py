@@ -120,3 +120,33 @@ def model_sizes(models: pd.DataFrame, devices: pd.DataFrame) -> Figure:
     ax.yaxis.set_major_formatter("{x:g}")
     ax.grid(False, axis="x")
     return figure
+
+
+def parameter_shares(parts: pd.DataFrame) -> Figure:
+    """Share of the parameters in each part of some models, one bar a model.
+
+    `parts` counts parameters, models by rows and parts by columns.
+    """
+    figure, ax = axes(height_in=0.7 + 0.45 * len(parts))
+    shares = 100 * parts.div(parts.sum(axis=1), axis=0)
+    left = np.zeros(len(shares))
+    for column, colour in zip(
+        shares, ("#0072b2", "#d55e00", "#8a8a8a", "#cc79a7"), strict=False
+    ):
+        width = shares[column].to_numpy()
+        bars = ax.barh(shares.index, width, 0.62, left, color=colour, edgecolor="white")
+        # A share too small for its number is drawn without one.
+        ax.bar_label(
+            bars, [f"{value:.0f}" if value >= 3 else "" for value in width],
+            label_type="center", color="white", fontsize=8,
+        )  # fmt: skip
+        ax.annotate(
+            column, (left[0] + width[0] / 2, 1.0), color=colour, fontsize=9,
+            xycoords=ax.get_xaxis_transform(), ha="center", va="bottom",
+        )  # fmt: skip
+        left += width
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 100), xlabel="Share of the parameters (%)")
+    ax.grid(False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    return figure
