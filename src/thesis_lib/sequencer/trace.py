@@ -160,16 +160,12 @@ class Trace:
         set_ = object.__setattr__
         set_(self, "kind", vector("kind", self.kind, np.int64, minimum=0))
         set_(self, "arrival_s", vector("arrival_s", self.arrival_s, np.float64, n))
-        set_(
-            self, "service_s", vector("service_s", self.service_s, np.float64, n, 0.0)
-        )
+        set_(self, "service_s", vector("service_s", self.service_s, np.float64, n, 0.0))
         require(
             n == 0 or bool((np.diff(self.arrival_s) >= 0).all()),
             "arrival_s falls somewhere: sort the transactions by arrival",
         )
-        require(
-            len(self.keys) == n, f"{len(self.keys)} key sets for {n} transactions"
-        )
+        require(len(self.keys) == n, f"{len(self.keys)} key sets for {n} transactions")
         for name, table, columns in (
             ("features", self.features, self.feature_names),
             ("units_s", self.units_s, self.unit_names),
