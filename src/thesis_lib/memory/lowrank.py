@@ -7,12 +7,15 @@ itself or, given the Gram matrix of the layer's inputs, of W as those inputs see
 
 import copy
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from os import cpu_count
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from thesis_lib.checks import InvalidInput, require
@@ -216,24 +219,30 @@ def decompose_layers(
     Factors are kept in float32 and up to the break-even rank: beyond it nobody
     stores them. Raises InvalidInput where `grams` lacks a layer.
     """
-    kept: dict[str, Decomposition] = {}
-    for name, layer in linears(model, names).items():
-        if grams is not None and name not in grams:
-            raise InvalidInput(
-                f"grams hold no entry for {name}: expected one for every layer, as "
-                "gram_matrices(model, batches) returns them"
-            )
+    chosen = linears(model, names)
+    missing = [name for name in chosen if grams is not None and name not in grams]
+    require(
+        not missing,
+        f"grams hold no entry for {', '.join(missing)}: expected one for every layer, "
+        "as gram_matrices(model, batches) returns them",
+    )
+
+    def decompose_one(name: str) -> Decomposition:
+        layer = chosen[name]
         whole = decompose(
             layer.weight.detach().double().cpu().numpy(),
             None if grams is None else grams[name],
         )
         top = int(break_even_rank(layer.out_features, layer.in_features))
-        kept[name] = Decomposition(
+        return Decomposition(
             whole.left[:, :top].astype(np.float32),
             whole.right[:top].astype(np.float32),
             whole.values,
         )
-    return kept
+
+    # One thread a matrix: two threads on one of this size mostly wait for each other.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cpu_count()) as pool:
+        return dict(zip(chosen, pool.map(decompose_one, chosen), strict=True))
 
 
 def with_factors(
