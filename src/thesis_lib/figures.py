@@ -5,6 +5,7 @@ it. Colours belong to a policy or a method, never to a position in a list.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -51,7 +52,7 @@ def theme() -> None:
     )
 
 
-def axes(columns: int = 1, height_in: float = 3.4, **options) -> tuple[Figure, ...]:
+def axes(columns: int = 1, height_in: float = 3.4, **options: Any) -> tuple[Any, ...]:
     """A new figure of the book's width with `columns` axes: (figure, axes…)."""
     figure, drawn = plt.subplots(
         1, columns, figsize=(WIDTH_IN, height_in), layout="constrained", **options
