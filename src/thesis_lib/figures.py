@@ -127,7 +127,7 @@ def quantisation_levels(blocks: ArrayLike, books: Mapping[str, ArrayLike]) -> Fi
     weights = np.asarray(blocks, float).ravel()
     top.hist(weights, bins=101, range=(-1.01, 1.01), density=True, color=GREY)
     top.set(ylabel="density")
-    for row, (name, levels) in enumerate(books.items()):
+    for row, levels in enumerate(books.values()):
         values = np.asarray(levels, float)
         bottom.plot(values, np.full(len(values), -row), "|", markersize=14)
     bottom.set_yticks([-row for row in range(len(books))], list(books))

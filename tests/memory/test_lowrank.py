@@ -13,6 +13,7 @@ from thesis_lib.memory.lowrank import (
     factorise,
     gram_matrices,
     low_rank,
+    rank_for_energy,
     rank_for_ratio,
     whitened_low_rank,
     with_factors,
@@ -138,6 +139,14 @@ def test_a_matrix_that_factors_would_not_shrink_stays_dense():
     assert rank_for_ratio(2, 2, 0.5) is None
     with pytest.raises(InvalidInput, match="ratio"):
         rank_for_ratio(576, 576, 0.0)
+
+
+def test_the_rank_for_an_energy_is_the_smallest_that_holds_it():
+    values = np.array([3.0, 2.0, 2.0, 1.0])  # squares 9, 4, 4, 1 of 18
+    for energy, rank in [(0.4, 1), (0.5, 1), (0.51, 2), (17 / 18, 3), (1.0, 4)]:
+        assert rank_for_energy(values, energy) == rank
+    with pytest.raises(InvalidInput, match="energy"):
+        rank_for_energy(values, 1.1)
 
 
 def network(seed=0):

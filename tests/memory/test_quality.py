@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.quality import Perplexity, perplexity, read_tokens
+from thesis_lib.memory.quality import (
+    Perplexity,
+    compare,
+    perplexity,
+    read_tokens,
+    token_step,
+)
 
 VOCABULARY = 97
 
@@ -123,6 +129,26 @@ def test_what_cannot_be_scored_is_refused():
         perplexity(uniform, text(20), 32).interval()
     with pytest.raises(InvalidInput, match="same windows"):
         perplexity(uniform, text(), 32).ratio(perplexity(uniform, text(), 16))
+
+
+def test_a_comparison_is_relative_to_its_reference():
+    exact = Perplexity(np.array([3.0, 4.0]), np.array([1, 1]))
+    worse = Perplexity(exact.nll + math.log(2), exact.counts)
+    table = compare({"exact": exact, "worse": worse}, "exact")
+    assert table.loc["exact", "ratio"] == 1
+    for column in ("ratio", "ratio_low", "ratio_high"):
+        assert table.loc["worse", column] == pytest.approx(2)
+    with pytest.raises(InvalidInput, match="reference"):
+        compare({"exact": exact}, "dense")
+
+
+def test_a_step_is_one_pass_of_one_token():
+    model = Bigrams()
+    step = token_step(model, 5)
+    assert model.positions == 0
+    step()
+    step()
+    assert model.positions == 2
 
 
 class Letters:

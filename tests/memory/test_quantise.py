@@ -13,6 +13,7 @@ from thesis_lib.memory.quantise import (
     absmax_quantise,
     blockwise_error,
     dequantise,
+    four_bit_bytes,
     levels,
     nf4_levels,
     normalised_blocks,
@@ -137,6 +138,9 @@ def test_four_bit_bytes_are_codes_scales_and_scales_of_scales(kind):
         for n in (128 * 64, 64 * 256)
     )
     assert weight_bytes(quantise(model, kind)) == expected
+    assert four_bit_bytes(128 * 64) + four_bit_bytes(64 * 256) + bias == expected
+    with pytest.raises(InvalidInput, match="multiple of 64"):
+        four_bit_bytes(100)
 
 
 def test_int8_bytes_are_codes_and_one_scale_a_row():

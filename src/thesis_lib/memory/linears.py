@@ -41,6 +41,25 @@ def linears(
     return {name: found[name] for name in chosen}
 
 
+def names_in_layers(model: nn.Module, layers: Iterable[int]) -> list[str]:
+    """Names of the linear layers in the decoder layers of these numbers.
+
+    Raises InvalidInput for a number that the model does not have.
+    """
+    number = {
+        name: next((int(part) for part in name.split(".") if part.isdigit()), -1)
+        for name in linears(model)
+    }
+    wanted = set(layers)
+    unknown = wanted - set(number.values())
+    require(
+        not unknown,
+        f"no decoder layer {', '.join(map(str, sorted(unknown)))}: expected numbers "
+        f"from 0 to {max(number.values())}",
+    )
+    return [name for name, layer in number.items() if layer in wanted]
+
+
 def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
     """Put `layer` in the place that the dotted `name` has in `model`."""
     parent, _, attribute = name.rpartition(".")

@@ -142,6 +142,17 @@ def rank_for_ratio(m: int, n: int, ratio: float) -> int | None:
     return rank if ratio < 1 and rank >= 1 else None
 
 
+def rank_for_energy(values: ArrayLike, energy: float) -> int:
+    """The smallest rank whose squared singular values make up `energy` of the sum.
+
+    `values` (k,) descend. Raises InvalidInput for an energy outside (0, 1].
+    """
+    require(0 < energy <= 1, f"energy={energy:g} must lie in (0, 1]")
+    squares = np.asarray(values, np.float64) ** 2
+    share = np.cumsum(squares) / squares.sum()
+    return min(int(np.searchsorted(share, energy * (1 - 1e-12))) + 1, len(squares))
+
+
 class LowRankLinear(nn.Module):
     """y = left (right x) + bias: a linear layer of rank r."""
 

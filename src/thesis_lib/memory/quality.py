@@ -1,16 +1,17 @@
-"""What compression costs: perplexity on text that no calibration has seen."""
+"""What compression costs: perplexity on text that no calibration has seen, and time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thesis_lib.checks import InvalidInput, require
+from thesis_lib.checks import InvalidInput, choice, require
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -113,6 +114,37 @@ def perplexity(
         counts.append(new)
         scored = end
     return Perplexity(np.array(nll), np.array(counts, np.int64))
+
+
+def compare(scores: Mapping[str, Perplexity], reference: str) -> pd.DataFrame:
+    """One row a score: perplexity, its interval, and the paired ratio with its own.
+
+    Columns perplexity, low, high, ratio, ratio_low, ratio_high; intervals of 95 %.
+    Raises InvalidInput for an unknown reference and for scores of other windows.
+    """
+    base = scores[choice("reference", reference, scores)]
+    return pd.DataFrame(
+        {
+            name: [score.value, *score.interval(), *score.ratio(base)]
+            for name, score in scores.items()
+        },
+        index=["perplexity", "low", "high", "ratio", "ratio_low", "ratio_high"],
+    ).T
+
+
+def token_step(model: Callable[[Tensor], Any], token: int) -> Callable[[], object]:
+    """One pass of a single token, to be timed: every weight is read once.
+
+    The context is empty. Attention over a longer one costs the same whatever the
+    format of the weights, and would blur the comparison.
+    """
+    ids = torch.tensor([[token]])
+
+    @torch.inference_mode()
+    def step() -> object:
+        return model(ids)
+
+    return step
 
 
 def read_tokens(

@@ -201,6 +201,20 @@ def dequantise(layer: nn.Module) -> Tensor:
     )
 
 
+def four_bit_bytes(weights: int) -> int:
+    """Bytes of one matrix of that many weights in NF4 or FP4, doubly quantised.
+
+    Half a byte for each, a byte for the scale of each block of 64, and four bytes
+    for each 256 scales and once for their mean.
+    """
+    require(
+        weights > 0 and weights % BLOCK == 0,
+        f"weights={weights} must be a positive multiple of {BLOCK}, the block",
+    )
+    scales = weights // BLOCK
+    return weights // 2 + scales + 4 * -(-scales // SCALE_BLOCK) + 4
+
+
 def weight_bytes(model: nn.Module, names: Iterable[str] | None = None) -> int:
     """Bytes that the weights of a model hold, or those of the submodules in `names`.
 
