@@ -521,8 +521,10 @@ class _Execution:
     def __init__(self, log: Log, workers: int, in_flight: int, batch: int) -> None:
         n = len(log)
         self.n, self.workers, self.batch = n, workers, batch
-        self.table = lock_table(log.keys)
         self.granted = np.empty(n, np.int64)  # scratch of release
+        self.table = lock_table(log.keys)
+        book(self.table, 0)  # compiled here, or the first client would wait for it
+        release(self.table, 0, self.granted)
         self.run_queue: SimpleQueue[int] = SimpleQueue()
         self.mutex = threading.Lock()
         self.arrived = self.sequenced = self.finished = 0
