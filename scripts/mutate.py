@@ -55,8 +55,17 @@ def passes(tests: tuple[str, ...], source: Path) -> bool:
         "HF_HUB_OFFLINE": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-        + [*options, *tests],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            *options,
+            *tests,
+        ],  # fmt: skip
         cwd=ROOT,
         env=environment,
         capture_output=True,
