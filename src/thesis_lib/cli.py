@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from thesis_lib import units
 from thesis_lib.checks import InvalidInput
 
 app = typer.Typer(
@@ -152,6 +153,169 @@ def outputs(
     bars, move = progress_bars(quiet=False)
     with bars:
         chapters.store_outputs(chapters.select(names or []), scratch, move)
+
+
+def size(text: str) -> int:
+    """Bytes of an option such as 8GiB."""
+    return units.parse_size(text)
+
+
+@command
+def collect(
+    output: Annotated[Path, typer.Argument(metavar="OUT.parquet")],
+    engine: Annotated[str, typer.Option(help="sqlite.")] = "sqlite",
+    transactions: Annotated[int, typer.Option(help="Length of the log.")] = 20_000,
+    workers: Annotated[int, typer.Option(help="Worker threads.")] = 2,
+    warehouses: Annotated[int, typer.Option(help="Warehouses, a file each.")] = 2,
+    replays: Annotated[int, typer.Option(help="Runs of the same log.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of data and log.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run TPC-C on the real deterministic engine and write a trace."""
+    from thesis_lib.sequencer.engine import collect as collect_
+
+    if not output.parent.is_dir():
+        raise InvalidInput(f"folder {output.parent} does not exist: create it first")
+    clock = time.perf_counter()
+    with console.status("running TPC-C"):
+        trace = collect_(
+            engine, transactions, workers, warehouses, seed=seed, replays=replays
+        )
+    trace.write(output)
+    result = {
+        "transactions": len(trace),
+        "digest": trace.meta["digest"],
+        "seconds": round(time.perf_counter() - clock, 1),
+        "output": str(output),
+    }
+    show(
+        result,
+        as_json,
+        [f"{len(trace)} transactions in {output}", f"state {trace.meta['digest']}"],
+    )
+
+
+@command
+def simulate(
+    load: Annotated[float, typer.Option(help="Share of FIFO's saturation rate.")],
+    policy: Annotated[str, typer.Option(help="fifo, drop, reorder, hybrid, ours, …")],
+    scenario: Annotated[str | None, typer.Option(help="A, B or C.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="A collected trace.")] = None,
+    estimator: Annotated[str, typer.Option(help="noisy, boosted, …")] = "noisy",
+    noise: Annotated[float, typer.Option(help="Sigma of `noisy`.")] = 0.2,
+    seeds: Annotated[int, typer.Option(help="Paired seeds.")] = 5,
+    seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    transactions: Annotated[int, typer.Option(help="For each seed.")] = 20_000,
+    warehouses: Annotated[int | None, typer.Option(help="Of the scenario.")] = None,
+    cores: Annotated[int | None, typer.Option(help="Of the scenario.")] = None,
+    deadline: Annotated[
+        str | None, typer.Option(help="Service level objective, such as 12.5ms.")
+    ] = None,
+    lag: Annotated[str, typer.Option(help="Decision to dispatch, as 0.5ms.")] = "0s",
+    as_json: Json = False,
+) -> None:
+    """Simulate one cell of the evaluation: a policy at a load, against FIFO."""
+    from thesis_lib.sequencer.report import simulate_cell
+
+    with console.status("simulating"):
+        result = simulate_cell(
+            scenario=scenario,
+            trace=trace,
+            load=load,
+            policy=policy,
+            estimator=estimator,
+            noise=noise,
+            seeds=seeds,
+            seed=seed,
+            transactions=transactions,
+            warehouses=warehouses,
+            cores=cores,
+            slo_s=None if deadline is None else units.parse_duration(deadline),
+            lag_s=units.parse_duration(lag),
+        )
+    low, high = result["reduction_ci"]
+    lines = [
+        f"violations {result['violations']:.2%} (FIFO {result['fifo_violations']:.2%},"
+        f" lower bound {result['lower_bound']:.2%})",
+        f"reduction   {result['reduction']:.1%}  [{low:.1%}, {high:.1%}]",
+        f"late {result['late']:.2%}, dropped {result['dropped']:.2%}, "
+        f"goodput {result['goodput_per_s']:.0f}/s, "
+        f"throughput {result['throughput_per_s']:.0f}/s",
+    ]
+    show(result, as_json, lines)
+
+
+@command
+def plan(
+    model: Annotated[str, typer.Argument(help="Folder, smollm2 or llama-65b, …")],
+    device_memory: Annotated[str, typer.Option(help="Such as 8GiB.")],
+    host_memory: Annotated[str, typer.Option(help="Such as 32GiB.")] = "0B",
+    batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
+    context: Annotated[int, typer.Option(help="Positions of a sequence.")] = 512,
+    as_json: Json = False,
+) -> None:
+    """Certify the peak memory of a streamed model and predict its time, or refuse."""
+    from thesis_lib.memory.stream import describe_plan
+
+    result = describe_plan(
+        model, size(device_memory), size(host_memory), batch=batch, context=context
+    )
+    tiers = ", ".join(f"{n} layers on {tier}" for tier, n in result["tiers"].items())
+    rates = ", ".join(f"{name} {value}" for name, value in result["rates"].items())
+    lines = [
+        f"device peak {units.format_size(result['device_peak_bytes'])}, "
+        f"host peak {units.format_size(result['host_peak_bytes'])}; {tiers}",
+        f"predicted {units.format_duration(result['predicted_s_per_token'])} a token, "
+        f"bound by {result['limit']}; {rates}",
+    ]
+    show(result, as_json, lines)
+
+
+@command
+def generate(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or smollm2.")],
+    device_memory: Annotated[str, typer.Option(help="Such as 128MiB.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """Generate greedily from a model that streams through a memory budget."""
+    from thesis_lib.memory.stream import generate_text
+
+    with console.status("generating"):
+        result = generate_text(
+            checkpoint, size(device_memory), prompt, max_new_tokens=max_new_tokens
+        )
+    lines = [
+        result["text"],
+        f"{result['tokens']} tokens, {units.format_duration(result['s_per_token'])} "
+        f"each; peak {units.format_size(result['device_peak_bytes'])} of "
+        f"{device_memory}; read {units.format_size(result['bytes_read'])}",
+    ]
+    show(result, as_json, lines)
+
+
+@command
+def cost(
+    tokens_per_s: Annotated[float, typer.Option(help="Measured throughput.")],
+    gpu: Annotated[str, typer.Option(help="An item of data/prices.csv.")],
+    utilisation: Annotated[float, typer.Option(help="Busy share of hours.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Cost of a million tokens, rented and owned, and where they break even."""
+    from thesis_lib.memory.cost import summarise
+
+    result = summarise(gpu, tokens_per_s, utilisation)
+    even = result["break_even_tokens"]
+    lines = [
+        f"${result['usd_per_million_tokens']:.2f} per million tokens rented at "
+        f"${result['usd_per_hour']:.2f}/h ({result['price_status']}, "
+        f"{result['price_date']}), ${result['owned_usd_per_million_tokens']:.2f} owned",
+        "owning never pays"
+        if even is None
+        else f"owning pays from {even:.3g} tokens a month",
+    ]
+    show(result, as_json, lines)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ Every function takes data, draws on a new figure of at most 6.5 inches and retur
 it. Colours belong to a policy or a method, never to a position in a list.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,6 +14,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MultipleLocator
+from numpy.typing import ArrayLike
 
 WIDTH_IN = 6.5
 
@@ -68,6 +70,132 @@ def axes(columns: int = 1, height_in: float = 3.4, **options: Any) -> tuple[Any,
 # --- Part II: memory and time ------------------------------------------------
 
 # --- Part II: compression and cost -------------------------------------------
+
+
+def spectra(curves: Mapping[str, ArrayLike], break_even: float) -> Figure:
+    """Singular values over the largest, per curve (k,), against their rank."""
+    figure, axis = axes(height_in=3.0)
+    for name, values in curves.items():
+        found = np.asarray(values, float)
+        axis.plot(np.arange(1, len(found) + 1), found / found[0], label=name)
+    axis.axvline(break_even, color=GREY, linestyle="--", linewidth=1)
+    axis.annotate(
+        "factors cost as\nmuch as the matrix",
+        (break_even, 1.0),
+        xytext=(5, -4),
+        textcoords="offset points",
+        color=GREY,
+        va="top",
+        fontsize=8,
+    )
+    axis.set(
+        xlabel="rank",
+        ylabel="singular value over the largest",
+        yscale="log",
+    )
+    axis.legend()
+    return figure
+
+
+def perplexity_by_ratio(
+    ratios: ArrayLike, curves: Mapping[str, ArrayLike], dense: float
+) -> Figure:
+    """Perplexity of each method (r,) against the share of entries kept (r,)."""
+    figure, axis = axes(height_in=3.0)
+    for (name, values), marker in zip(curves.items(), "osD^", strict=False):
+        axis.plot(ratios, np.asarray(values, float), marker=marker, label=name)
+    axis.axhline(dense, color=INK, linewidth=1, label="dense")
+    axis.set(
+        xlabel="share of entries kept in the replaced layers",
+        ylabel="perplexity per token",
+        yscale="log",
+    )
+    axis.invert_xaxis()
+    axis.legend()
+    return figure
+
+
+def quantisation_levels(blocks: ArrayLike, books: Mapping[str, ArrayLike]) -> Figure:
+    """A histogram of weights over their block's largest, above rows of levels."""
+    figure, (top, bottom) = plt.subplots(
+        2,
+        1,
+        figsize=(WIDTH_IN, 3.4),
+        sharex=True,
+        height_ratios=[2, 1],
+        layout="constrained",
+    )
+    plt.close(figure)
+    weights = np.asarray(blocks, float).ravel()
+    top.hist(weights, bins=101, range=(-1.01, 1.01), density=True, color=GREY)
+    top.set(ylabel="density")
+    for row, levels in enumerate(books.values()):
+        values = np.asarray(levels, float)
+        bottom.plot(values, np.full(len(values), -row), "|", markersize=14)
+    bottom.set_yticks([-row for row in range(len(books))], list(books))
+    bottom.set(
+        xlabel="weight over the largest magnitude of its block",
+        ylim=(-len(books) + 0.4, 0.6),
+    )
+    bottom.grid(axis="y", visible=False)
+    return figure
+
+
+def bytes_and_perplexity(table: pd.DataFrame) -> Figure:
+    """Perplexity with its interval against bytes, a point per row of the index.
+
+    Columns: bytes_percent, perplexity, low, high.
+    """
+    figure, axis = axes(height_in=3.0)
+    for name, row in table.iterrows():
+        spread = [[row.perplexity - row.low], [row.high - row.perplexity]]
+        axis.errorbar(
+            row.bytes_percent, row.perplexity, yerr=spread, fmt="o", capsize=3
+        )
+        axis.annotate(
+            str(name),
+            (row.bytes_percent, row.perplexity),
+            xytext=(7, 4),
+            textcoords="offset points",
+        )
+    axis.set(
+        xlabel="bytes of the linear layers, % of bfloat16",
+        ylabel="perplexity per token",
+        xlim=(0, 112),
+    )
+    return figure
+
+
+def decode_times(samples_s: Mapping[str, ArrayLike]) -> Figure:
+    """Milliseconds of one decoding step per method: every sample, and the median."""
+    figure, axis = axes(height_in=0.9 + 0.4 * len(samples_s))
+    for row, (name, seconds) in enumerate(samples_s.items()):
+        times_ms = 1000 * np.asarray(seconds, float)
+        axis.plot(times_ms, np.full(len(times_ms), -row), "|", color=GREY)
+        axis.plot(np.median(times_ms), -row, "o", label=name)
+    axis.set_yticks([-row for row in range(len(samples_s))], list(samples_s))
+    axis.set(xlabel="milliseconds per token", ylim=(-len(samples_s) + 0.4, 0.6))
+    axis.set_xlim(left=0)
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
+def cost_by_utilisation(
+    utilisation: ArrayLike, curves: Mapping[str, ArrayLike]
+) -> Figure:
+    """US dollars per million tokens (u,) of each option against utilisation (u,)."""
+    figure, axis = axes(height_in=3.0)
+    for name, usd in curves.items():
+        axis.plot(100 * np.asarray(utilisation, float), usd, label=name)
+    axis.set(
+        xlabel="utilisation, % of the hours paid for",
+        ylabel="US$ per million tokens",
+        xscale="log",
+        yscale="log",
+    )
+    axis.legend(fontsize=8)
+    return figure
+
 
 # --- Introduction ------------------------------------------------------------
 
