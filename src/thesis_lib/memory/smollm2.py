@@ -116,13 +116,10 @@ def convert(file: Path, folder: Path) -> None:
             config.architectures = ["LlamaForCausalLM"]
             config.dtype = torch.bfloat16
             config.save_pretrained(partial)
+            weights = dict(_tensors(file, config))
+            save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             tokenizer.save_pretrained(partial)
-        save_file(
-            dict(_tensors(file, config)),
-            partial / "model.safetensors",
-            metadata={"format": "pt"},
-        )
         entries = {path.name: _entry(path) for path in sorted(partial.iterdir())}
         manifest = {
             "version": MANIFEST_VERSION,

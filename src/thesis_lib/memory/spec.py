@@ -86,7 +86,7 @@ class ModelSpec:
             )
         except KeyError as error:
             raise InvalidInput(
-                f"{path} lacks or has an unknown {error.args[0]!r}: expected a complete "
+                f"{path} lacks or has an unknown {error.args[0]!r}: expected a full "
                 f"configuration with a dtype among {', '.join(_DTYPE_BYTES)}"
             ) from error
 
