@@ -81,11 +81,12 @@ def spectra(curves: Mapping[str, ArrayLike], break_even: float) -> Figure:
     axis.axvline(break_even, color=GREY, linestyle="--", linewidth=1)
     axis.annotate(
         "factors cost as\nmuch as the matrix",
-        (break_even, 1.0),
-        xytext=(5, -4),
+        (break_even, 0.03),
+        xycoords=("data", "axes fraction"),
+        xytext=(-5, 0),
         textcoords="offset points",
         color=GREY,
-        va="top",
+        ha="right",
         fontsize=8,
     )
     axis.set(
@@ -110,6 +111,7 @@ def perplexity_by_ratio(
         ylabel="perplexity per token",
         yscale="log",
     )
+    axis.set_xticks(ratios)
     axis.invert_xaxis()
     axis.legend()
     return figure
@@ -184,7 +186,7 @@ def cost_by_utilisation(
     utilisation: ArrayLike, curves: Mapping[str, ArrayLike]
 ) -> Figure:
     """US dollars per million tokens (u,) of each option against utilisation (u,)."""
-    figure, axis = axes(height_in=3.0)
+    figure, axis = axes(height_in=4.0)
     for name, usd in curves.items():
         axis.plot(100 * np.asarray(utilisation, float), usd, label=name)
     axis.set(
@@ -193,7 +195,7 @@ def cost_by_utilisation(
         xscale="log",
         yscale="log",
     )
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
