@@ -180,8 +180,8 @@ def policy(
     band_s: float | None = None,
     drop_share: float = 0.1,
     seed: int = 0,
-    flight: float = 1.0,
-    least_p: float = 0.1,
+    flight: float = 1.25,
+    least_p: float = 0.5,
 ) -> Policy:
     """The policy of this name for a machine with `cores` and an objective `slo_s`.
 

@@ -7,6 +7,7 @@ a transaction that waits for a lock holds no core. Commit releases the locks.
 """
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 
@@ -84,9 +85,10 @@ def simulate(
     require(lag_s >= 0, f"lag_s={lag_s:g} must not be negative")
     require(spread >= 0, f"spread={spread:g} must not be negative")
     if policy.rule is None:
-        return replay(
+        passed = replay(
             trace, np.arange(n), trace.arrival_s + lag_s, cores=cores, slo_s=slo_s
         )
+        return replace(passed, decided_s=trace.arrival_s)
     size = batch_size if policy.batched else 1
     arrival_s, deadline_s = trace.arrival_s, trace.arrival_s + slo_s
     state = idle_state(trace.keys, cores)
