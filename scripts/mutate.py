@@ -65,7 +65,7 @@ def passes(tests: tuple[str, ...], source: Path) -> bool:
             "no:cacheprovider",
             *options,
             *tests,
-        ],  # fmt: skip
+        ],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -10,10 +10,10 @@ import thesis_lib
 PACKAGE = Path(thesis_lib.__file__).parent
 FLOORS = [
     "checks units",
-    "paths stats sequencer.trace memory.spec",
+    "paths stats tables sequencer.trace memory.spec memory.linears",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds results "
     "memory.lowrank memory.quantise memory.lossless memory.smollm2",
-    "sequencer.features memory.plan memory.store memory.measure",
+    "sequencer.kernel sequencer.features memory.plan memory.store memory.measure",
     "sequencer.estimator memory.stream memory.cost",
     "sequencer.shadow memory.speculate memory.quality",
     "sequencer.policies",
