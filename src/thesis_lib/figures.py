@@ -16,6 +16,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MultipleLocator
 from numpy.typing import ArrayLike
 
+from thesis_lib.sequencer.trace import F64, Trace
+
 WIDTH_IN = 6.5
 
 # Okabe and Ito's palette: distinguishable without colour vision.
@@ -64,6 +66,98 @@ def axes(columns: int = 1, height_in: float = 3.4, **options: Any) -> tuple[Any,
 
 
 # --- Part I: the estimator ---------------------------------------------------
+
+ESTIMATOR_COLOURS = {
+    "constant": "#8a8a8a",
+    "sum-max": "#d55e00",
+    "linear": "#e69f00",
+    "boosted": "#009e73",
+}
+
+
+def collected_trace(trace: Trace) -> Figure:
+    """Where a measured transaction spends its time, and how that scatters by type."""
+    figure, left, right = axes(2, height_in=3.2)
+    bottom = np.zeros(len(trace.kinds))
+    for unit, name in enumerate(trace.unit_names):
+        mean_us = [
+            1e6 * trace.units_s[trace.kind == k, unit].mean()
+            for k in range(len(trace.kinds))
+        ]
+        left.bar(range(len(trace.kinds)), mean_us, bottom=bottom, label=name)
+        bottom += mean_us
+    labels = [kind.replace("_", "\n") for kind in trace.kinds]
+    left.set_xticks(range(len(trace.kinds)), labels, fontsize=7)
+    left.set_ylabel("mean time in each unit (µs)")
+    left.legend(title="operating unit", fontsize=7, title_fontsize=7)
+    for k, kind in enumerate(trace.kinds):
+        rows = trace.kind == k
+        service_us = np.sort(1e6 * trace.service_s[rows])
+        share = np.arange(1, len(service_us) + 1) / max(len(service_us), 1)
+        (line,) = right.plot(service_us, share, label=kind.replace("_", " "))
+        cpu_us = np.sort(1e6 * trace.measured["cpu_s"][rows])
+        right.plot(cpu_us, share, ":", color=line.get_color(), linewidth=1.1)
+    right.set_xscale("log")
+    right.set_xlabel("service time (µs); dotted: processor time")
+    right.set_ylabel("share of transactions at or below")
+    right.legend(fontsize=7)
+    return figure
+
+
+def worker_timelines(traces: dict[str, Trace], first_s: float) -> Figure:
+    """Which worker ran what, and when, in the first `first_s` after the start."""
+    figure, *panels = axes(len(traces), height_in=2.4, sharex=True)
+    panels = panels if len(traces) > 1 else [panels[0]]
+    colours = sns.color_palette()
+    for panel, (label, trace) in zip(panels, traces.items(), strict=True):
+        start_s = trace.arrival_s + sum(
+            trace.measured[stage] for stage in ("sequence_s", "lock_wait_s", "queue_s")
+        )
+        start_s = start_s - start_s.min()
+        rows = start_s < first_s
+        for k, kind in enumerate(trace.kinds):
+            chosen = rows & (trace.kind == k)
+            panel.barh(
+                trace.measured["worker"][chosen],
+                1e3 * trace.service_s[chosen],
+                left=1e3 * start_s[chosen],
+                color=colours[k],
+                height=0.8,
+                linewidth=0,
+                label=kind.replace("_", " "),
+            )
+        panel.set_yticks(range(round(trace.measured["worker"].max()) + 1))
+        panel.set_xlim(0, 1e3 * first_s)
+        panel.set_title(label, fontsize=8)
+        panel.set_xlabel("time (ms)")
+        panel.grid(axis="y", visible=False)
+    panels[0].set_ylabel("worker")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=5, fontsize=7)
+    return figure
+
+
+def q_error_curves(errors: dict[str, dict[str, F64]]) -> Figure:
+    """Share of held-out transactions within a q-error: a panel each, a line each.
+
+    `errors` maps what is predicted to the q-errors (n,) of each estimator.
+    """
+    figure, *panels = axes(len(errors), height_in=3.0, sharey=True)
+    for panel, (target, by_estimator) in zip(panels, errors.items(), strict=True):
+        for name, error in by_estimator.items():
+            ordered = np.sort(error)
+            share = np.arange(1, len(ordered) + 1) / len(ordered)
+            panel.plot(ordered, share, color=ESTIMATOR_COLOURS[name], label=name)
+        panel.set_xscale("log")
+        panel.set_xlim(1, 10)
+        panel.set_xticks([1, 1.5, 2, 3, 5, 10], ["1", "1.5", "2", "3", "5", "10"])
+        panel.minorticks_off()
+        panel.set_xlabel("q-error")
+        panel.set_title(target, fontsize=9)
+    panels[0].set_ylabel("share of transactions at or below")
+    panels[-1].legend(loc="lower right")
+    return figure
+
 
 # --- Part I: the sequencer ---------------------------------------------------
 
