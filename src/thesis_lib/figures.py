@@ -78,6 +78,7 @@ def memory_parts(
         drawn.barh("streamed plan", n_bytes / MiB, left=left, label=name)
         left += n_bytes / MiB
     drawn.axvline(limit_bytes / MiB, color=INK, linestyle="--", label="budget")
+    drawn.invert_yaxis()
     drawn.set_xlabel("device memory (MiB)")
     drawn.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=3)
@@ -93,7 +94,8 @@ def time_against_memory(
     """Predicted seconds a token as the device grows, one line for each label."""
     figure, drawn = axes()
     for name, seconds in step_s.items():
-        drawn.plot([b / GiB for b in device_bytes], seconds, label=name)
+        gibibytes = [n_bytes / GiB for n_bytes in device_bytes]
+        drawn.plot(gibibytes, seconds, drawstyle="steps-post", label=name)
     drawn.axvspan(0, least_bytes / GiB, color=GREY, alpha=0.25, label="refused")
     drawn.axvline(model_bytes / GiB, color=INK, linestyle=":", label="weights")
     drawn.set_xlim(0, max(device_bytes) / GiB)
