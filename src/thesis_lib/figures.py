@@ -5,11 +5,16 @@ it. Colours belong to a policy or a method, never to a position in a list.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MultipleLocator
+from numpy.typing import ArrayLike
 
 from thesis_lib.units import GiB, MiB
 
@@ -51,7 +56,7 @@ def theme() -> None:
     )
 
 
-def axes(columns: int = 1, height_in: float = 3.4, **options) -> tuple[Figure, ...]:
+def axes(columns: int = 1, height_in: float = 3.4, **options: Any) -> tuple[Any, ...]:
     """A new figure of the book's width with `columns` axes: (figure, axes…)."""
     figure, drawn = plt.subplots(
         1, columns, figsize=(WIDTH_IN, height_in), layout="constrained", **options
@@ -150,4 +155,212 @@ def io_against_compute(
 
 # --- Part II: compression and cost -------------------------------------------
 
+
+def spectra(curves: Mapping[str, ArrayLike], break_even: float) -> Figure:
+    """Singular values over the largest, per curve (k,), against their rank."""
+    figure, axis = axes(height_in=3.0)
+    for name, values in curves.items():
+        found = np.asarray(values, float)
+        axis.plot(np.arange(1, len(found) + 1), found / found[0], label=name)
+    axis.axvline(break_even, color=GREY, linestyle="--", linewidth=1)
+    axis.annotate(
+        "factors cost as\nmuch as the matrix",
+        (break_even, 0.03),
+        xycoords=("data", "axes fraction"),
+        xytext=(-5, 0),
+        textcoords="offset points",
+        color=GREY,
+        ha="right",
+        fontsize=8,
+    )
+    axis.set(
+        xlabel="rank",
+        ylabel="singular value over the largest",
+        yscale="log",
+    )
+    axis.legend()
+    return figure
+
+
+def perplexity_by_ratio(
+    ratios: ArrayLike, curves: Mapping[str, ArrayLike], dense: float
+) -> Figure:
+    """Perplexity of each method (r,) against the share of entries kept (r,)."""
+    figure, axis = axes(height_in=3.0)
+    for (name, values), marker in zip(curves.items(), "osD^", strict=False):
+        axis.plot(ratios, np.asarray(values, float), marker=marker, label=name)
+    axis.axhline(dense, color=INK, linewidth=1, label="dense")
+    axis.set(
+        xlabel="share of entries kept in the replaced layers",
+        ylabel="perplexity per token",
+        yscale="log",
+    )
+    axis.set_xticks(ratios)
+    axis.invert_xaxis()
+    axis.legend()
+    return figure
+
+
+def quantisation_levels(blocks: ArrayLike, books: Mapping[str, ArrayLike]) -> Figure:
+    """A histogram of weights over their block's largest, above rows of levels."""
+    figure, (top, bottom) = plt.subplots(
+        2,
+        1,
+        figsize=(WIDTH_IN, 3.4),
+        sharex=True,
+        height_ratios=[2, 1],
+        layout="constrained",
+    )
+    plt.close(figure)
+    weights = np.asarray(blocks, float).ravel()
+    top.hist(weights, bins=101, range=(-1.01, 1.01), density=True, color=GREY)
+    top.set(ylabel="density")
+    for row, levels in enumerate(books.values()):
+        values = np.asarray(levels, float)
+        bottom.plot(values, np.full(len(values), -row), "|", markersize=14)
+    bottom.set_yticks([-row for row in range(len(books))], list(books))
+    bottom.set(
+        xlabel="weight over the largest magnitude of its block",
+        ylim=(-len(books) + 0.4, 0.6),
+    )
+    bottom.grid(axis="y", visible=False)
+    return figure
+
+
+def bytes_and_perplexity(table: pd.DataFrame) -> Figure:
+    """Perplexity with its interval against bytes, a point per row of the index.
+
+    Columns: bytes_percent, perplexity, low, high.
+    """
+    figure, axis = axes(height_in=3.0)
+    for name, row in table.iterrows():
+        spread = [[row.perplexity - row.low], [row.high - row.perplexity]]
+        axis.errorbar(
+            row.bytes_percent, row.perplexity, yerr=spread, fmt="o", capsize=3
+        )
+        axis.annotate(
+            str(name),
+            (row.bytes_percent, row.perplexity),
+            xytext=(7, 4),
+            textcoords="offset points",
+        )
+    axis.set(
+        xlabel="bytes of the linear layers, % of bfloat16",
+        ylabel="perplexity per token",
+        xlim=(0, 112),
+    )
+    return figure
+
+
+def decode_times(samples_s: Mapping[str, ArrayLike]) -> Figure:
+    """Milliseconds of one decoding step per method: every sample, and the median."""
+    figure, axis = axes(height_in=0.9 + 0.4 * len(samples_s))
+    for row, (name, seconds) in enumerate(samples_s.items()):
+        times_ms = 1000 * np.asarray(seconds, float)
+        axis.plot(times_ms, np.full(len(times_ms), -row), "|", color=GREY)
+        axis.plot(np.median(times_ms), -row, "o", label=name)
+    axis.set_yticks([-row for row in range(len(samples_s))], list(samples_s))
+    axis.set(xlabel="milliseconds per token", ylim=(-len(samples_s) + 0.4, 0.6))
+    axis.set_xlim(left=0)
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
+def cost_by_utilisation(
+    utilisation: ArrayLike, curves: Mapping[str, ArrayLike]
+) -> Figure:
+    """US dollars per million tokens (u,) of each option against utilisation (u,)."""
+    figure, axis = axes(height_in=4.0)
+    for name, usd in curves.items():
+        axis.plot(100 * np.asarray(utilisation, float), usd, label=name)
+    axis.set(
+        xlabel="utilisation, % of the hours paid for",
+        ylabel="US$ per million tokens",
+        xscale="log",
+        yscale="log",
+    )
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    return figure
+
+
 # --- Introduction ------------------------------------------------------------
+
+
+def model_sizes(models: pd.DataFrame, devices: pd.DataFrame) -> Figure:
+    """Bytes of published models against the memory of devices, over the years.
+
+    `models` has columns model, year and fp16_bytes; `devices` has device, year, class
+    and memory_bytes. A class of devices is one staircase, labelled where it
+    ends with the memory of its last device.
+    """
+    figure, ax = axes(height_in=4.2)
+    ax.set_yscale("log")
+    end = max(models["year"].max(), devices["year"].max()) + 1.6
+    for colour, (name, group) in zip(
+        (GREY, INK), devices.groupby("class", sort=True), strict=True
+    ):
+        stairs = group.sort_values("year")
+        level = stairs["memory_bytes"].to_numpy() / 1e9
+        years = np.append(stairs["year"], end)
+        ax.step(years, np.append(level, level[-1]), where="post", color=colour)
+        ax.annotate(
+            f"{name} GPU, {stairs['memory_bytes'].iloc[-1] / 2**30:.0f} GiB",
+            (end, level[-1]), (0, -5), textcoords="offset points",
+            color=colour, ha="right", va="top", fontsize=8,
+        )  # fmt: skip
+    ax.scatter(models["year"], models["fp16_bytes"] / 1e9, 22, "#d55e00", zorder=3)
+    table = models.sort_values(["year", "fp16_bytes"])
+    year, size = table["year"].to_numpy(), np.log10(table["fp16_bytes"].to_numpy())
+    for i, model in enumerate(table["model"]):
+        # Names closer than a line of text lean away from each other; a name that
+        # would run into next year's, or out of the figure, stands on the left.
+        gap = np.where(year == year[i], size - size[i], np.inf)
+        below = bool(((gap < 0) & (gap > -0.2)).any())
+        above = bool(((gap > 0) & (gap < 0.2)).any())
+        crowded = bool(((year == year[i] + 1) & (abs(size - size[i]) < 0.2)).any())
+        left = crowded or year[i] == year[-1]
+        ax.annotate(
+            model, (year[i], 10 ** size[i] / 1e9),
+            (-6 if left else 6, 5 * (below - above)), textcoords="offset points",
+            ha="right" if left else "left", va="center", fontsize=8, color="#a34700",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )  # fmt: skip
+    ax.set(
+        xlim=(devices["year"].min() - 0.4, end),
+        xlabel="Year of publication or release",
+        ylabel="16-bit weights, device memory (GB)",
+    )
+    ax.xaxis.set_major_locator(MultipleLocator(2))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.grid(False, axis="x")
+    return figure
+
+
+def parameter_shares(parts: pd.DataFrame) -> Figure:
+    """Share of the parameters in each part of some models, one bar a model.
+
+    `parts` counts parameters, models by rows and parts by columns.
+    """
+    figure, ax = axes(height_in=0.7 + 0.45 * len(parts))
+    shares = 100 * parts.div(parts.sum(axis=1), axis=0)
+    left = np.zeros(len(shares))
+    for column, colour in zip(
+        shares, ("#0072b2", "#d55e00", "#8a8a8a", "#cc79a7"), strict=False
+    ):
+        width = shares[column].to_numpy()
+        bars = ax.barh(shares.index, width, 0.62, left, color=colour, edgecolor="white")
+        # A share too small for its number is drawn without one.
+        ax.bar_label(
+            bars, [f"{value:.0f}" if value >= 3 else "" for value in width],
+            label_type="center", color="white", fontsize=8,
+        )  # fmt: skip
+        ax.annotate(
+            column, (left[0] + width[0] / 2, 1.0), color=colour, fontsize=9,
+            xycoords=ax.get_xaxis_transform(), ha="center", va="bottom",
+        )  # fmt: skip
+        left += width
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 100), xlabel="Share of the parameters (%)")
+    ax.grid(False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    return figure

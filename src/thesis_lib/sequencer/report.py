@@ -1,0 +1,412 @@
+"""What a run amounts to: violations, goodput, tails, fairness, and intervals.
+
+The headline is the strict count: a transaction violates its objective if it commits
+late or is dropped. Policies are compared on the same transactions, arrivals and
+estimates (common random numbers), seed by seed, so that differences have narrow
+intervals.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from thesis_lib.checks import choice, require
+from thesis_lib.sequencer.bounds import fewest_violations
+from thesis_lib.sequencer.estimator import (
+    ESTIMATORS,
+    LEARNED,
+    estimator,
+    predict_all,
+)
+from thesis_lib.sequencer.policies import policy as named_policy
+from thesis_lib.sequencer.simulate import replay, simulate
+from thesis_lib.sequencer.trace import F64, History, Trace
+from thesis_lib.sequencer.workload import (
+    SCENARIOS,
+    at_rate,
+    from_measured,
+    mean_one_lognormal,
+    scenario,
+)
+
+WARM_UP = 0.1  # share of the transactions that is run but not counted
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Shares are of the counted arrivals; rates over the counted arrivals' time."""
+
+    arrived: int
+    violations: float  # (late + dropped) / arrived
+    late: float
+    dropped: float
+    goodput_per_s: float  # commits on time
+    throughput_per_s: float  # commits
+    p50_s: float  # latency of what was admitted; NaN if nothing was
+    p95_s: float
+    p99_s: float
+    violations_by_kind: dict[str, float]
+    fairness: float  # Jain's index of the kinds' attainments, 1 is fair
+
+
+def counted(n: int) -> slice:
+    """The rows that count: all after the warm-up."""
+    return slice(round(WARM_UP * n), None)
+
+
+def jain(shares: F64) -> float:
+    """Jain's fairness index of (k,) shares: 1 if equal, 1/k if one has everything.
+
+    Jain, Chiu and Hawe, DEC Research Report TR-301, 1984. All zero counts as equal.
+    """
+    shares = np.asarray(shares, np.float64)
+    squares = float((shares**2).sum())
+    if squares == 0:
+        return 1.0
+    return float(shares.sum()) ** 2 / (len(shares) * squares)
+
+
+def summarise(trace: Trace, history: History) -> Report:
+    """The report of one run. Raises InvalidInput for fewer than 10 transactions."""
+    n = len(trace)
+    require(n >= 10, f"{n} transactions: a report needs at least 10")
+    rows = counted(n)
+    arrival_s = history.arrival_s
+    first_s, last_s = arrival_s[rows][0], arrival_s[-1]
+    in_time = (history.finish_s > first_s) & (history.finish_s <= last_s)
+    on_time = in_time & ~history.violated
+    admitted_s = history.latency_s[rows][~history.dropped[rows]]
+    tails = np.full(3, np.nan)
+    if len(admitted_s):
+        tails = np.quantile(admitted_s, [0.5, 0.95, 0.99], method="higher")
+    violated, kind = history.violated[rows], trace.kind[rows]
+    by_kind = {
+        name: float(violated[kind == k].mean())
+        for k, name in enumerate(trace.kinds)
+        if (kind == k).any()
+    }
+    span_s = last_s - first_s
+    return Report(
+        arrived=len(violated),
+        violations=float(violated.mean()),
+        late=float(history.late[rows].mean()),
+        dropped=float(history.dropped[rows].mean()),
+        goodput_per_s=float(on_time.sum() / span_s),
+        throughput_per_s=float(in_time.sum() / span_s),
+        p50_s=float(tails[0]),
+        p95_s=float(tails[1]),
+        p99_s=float(tails[2]),
+        violations_by_kind=by_kind,
+        fairness=jain(1 - np.array(list(by_kind.values()))),
+    )
+
+
+def fewest_counted_violations(trace: Trace, *, cores: int, slo_s: float) -> float:
+    """The lower bound on the share of violations after the warm-up.
+
+    The counted transactions alone, on an idle machine, are a relaxation too.
+    """
+    rows = np.arange(len(trace))[counted(len(trace))]
+    tail = trace.take(rows)
+    return fewest_violations(tail, cores=cores, slo_s=slo_s) / len(rows)
+
+
+def saturation_rate(trace: Trace, *, cores: int, precision: float = 1e-3) -> float:
+    """The highest rate, per second, that FIFO with its locks sustains.
+
+    The arrivals of `trace` are stretched. A rate is sustained if the queue built up
+    by the last arrival takes less than 1 % of the run to empty; the largest such rate
+    is found by bisection to a relative `precision`.
+    """
+    require(len(trace) >= 100, f"{len(trace)} transactions: expected at least 100")
+    require(0 < precision < 1, f"precision={precision:g} must lie in (0, 1)")
+    unit_s = trace.arrival_s / trace.arrival_s[-1] * len(trace)  # one a second
+    log = np.arange(len(trace))
+
+    def sustained(rate_per_s: float) -> bool:
+        arrival_s = unit_s / rate_per_s
+        history = replay(trace, log, arrival_s, cores=cores, slo_s=1.0)
+        return float(history.finish_s.max()) < 1.01 * arrival_s[-1]
+
+    low, high = 0.0, 2 * cores / float(trace.service_s.mean())
+    while high - low > precision * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if sustained(middle) else (low, middle)
+    return low
+
+
+Estimate = Callable[[Trace, int], F64]  # (trace, seed) -> (n,) seconds
+
+
+def noisy_estimate(noise: float = 0.2, bias: float = 1.0) -> Estimate:
+    """True service times, times a mean-one lognormal of sigma `noise`, times `bias`.
+
+    Named for what it is: an estimator of known quality, not a learned one.
+    """
+    require(noise >= 0, f"noise={noise:g} must not be negative")
+    require(bias > 0, f"bias={bias:g} must be positive")
+
+    def estimate(trace: Trace, seed: int) -> F64:
+        rng = np.random.default_rng(seed)
+        return trace.service_s * bias * mean_one_lognormal(noise, len(trace), rng)
+
+    return estimate
+
+
+def learned_estimate(name: str, past: Trace) -> Estimate:
+    """The learned estimator of this name, fitted once on a `past` trace."""
+    model = estimator(name).fit(past)
+    return lambda trace, seed: predict_all(model, trace)
+
+
+def named_estimate(name: str, cell: "Cell", noise: float, seed: int) -> Estimate:
+    """Any estimator by name; a learned one is fitted on a trace of this `seed`.
+
+    Raises InvalidInput for an unknown name.
+    """
+    choice("estimator", name, ESTIMATORS)
+    if name in LEARNED:
+        return learned_estimate(name, cell.make_trace(seed))
+    return noisy_estimate(0.0 if name == "oracle" else noise)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Everything about an evaluation but its load, policy and seed."""
+
+    make_trace: Callable[[int], Trace]  # seed -> transactions; arrivals are replaced
+    saturation_per_s: float
+    cores: int
+    slo_s: float
+    batch_size: int = 10
+    flush_s: float = np.inf
+    lag_s: float = 0.0
+
+
+def scenario_cell(
+    name: str, *, transactions: int, warehouses: int | None = None, **options
+) -> Cell:
+    """A reference scenario, its saturation measured on 20,000 transactions of its own.
+
+    `options` go to Cell.
+    """
+    spec = SCENARIOS[choice("scenario", name, SCENARIOS)]
+    options = {"cores": spec.cores, "slo_s": spec.slo_s} | options
+    probe = scenario(name, 20_000, seed=999_999, warehouses=warehouses)
+    return Cell(
+        make_trace=lambda seed: scenario(name, transactions, seed, warehouses),
+        saturation_per_s=saturation_rate(probe, cores=options["cores"]),
+        **options,
+    )
+
+
+def trace_cell(
+    past: Trace,
+    *,
+    transactions: int,
+    cores: int = 4,
+    slo_s: float | None = None,
+    **options,
+) -> Cell:
+    """A collected trace replayed as an open loop (scenario T).
+
+    The objective defaults to twice the 95th percentile of the service time, which is
+    the unloaded latency. `options` go to Cell.
+    """  # fmt: skip
+    tail_s = float(np.quantile(past.service_s, 0.95))
+    probe = from_measured(past, 20_000, seed=999_999)
+    return Cell(
+        make_trace=lambda seed: from_measured(past, transactions, seed),
+        saturation_per_s=saturation_rate(probe, cores=cores),
+        cores=cores,
+        slo_s=2 * tail_s if slo_s is None else slo_s,
+        **options,
+    )
+
+
+def replicate(
+    cell: Cell,
+    policies: Sequence[str],
+    loads: Iterable[float],
+    estimate: Estimate,
+    *,
+    seeds: int,
+    seed: int,
+    bound: bool = False,
+    **options,
+) -> pd.DataFrame:
+    """One row per load, seed and policy, each seed the same for every policy.
+
+    Columns: load, seed, policy, then the numbers of `Report` and, as policy "bound",
+    the lower bound if asked for. `options` go to `policies.policy`.
+    """
+    require(seeds >= 1, f"seeds={seeds}: expected at least 1")
+    rows = []
+    for number, source in enumerate(np.random.SeedSequence(seed).spawn(seeds)):
+        trace_seed, arrival_seed, estimate_seed = source.generate_state(3).tolist()
+        transactions = cell.make_trace(trace_seed)
+        estimated_s = estimate(transactions, estimate_seed)
+        for load in loads:
+            trace = at_rate(transactions, load * cell.saturation_per_s, arrival_seed)
+            for name in policies:
+                history = simulate(
+                    trace,
+                    named_policy(
+                        name, slo_s=cell.slo_s, cores=cell.cores, lag_s=cell.lag_s,
+                        **options,
+                    ),
+                    estimated_s,
+                    cores=cell.cores, slo_s=cell.slo_s, batch_size=cell.batch_size,
+                    flush_s=cell.flush_s, lag_s=cell.lag_s,
+                )  # fmt: skip
+                report = summarise(trace, history)
+                rows.append(
+                    {
+                        "load": load, "seed": number, "policy": name,
+                        "violations": report.violations, "late": report.late,
+                        "dropped": report.dropped,
+                        "goodput_per_s": report.goodput_per_s,
+                        "throughput_per_s": report.throughput_per_s,
+                        "p50_s": report.p50_s, "p95_s": report.p95_s,
+                        "p99_s": report.p99_s, "fairness": report.fairness,
+                    }
+                    | {f"violations:{k}": v for k, v in
+                       report.violations_by_kind.items()}
+                )  # fmt: skip
+            if bound:
+                fewest = fewest_counted_violations(
+                    trace, cores=cell.cores, slo_s=cell.slo_s
+                )
+                rows.append(
+                    {"load": load, "seed": number, "policy": "bound",
+                     "violations": fewest}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def _resamples(n: int, seed: int = 0, times: int = 2_000) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, n, (times, n))
+
+
+def mean_interval(values: F64) -> Interval:
+    """Mean over (seeds,) and its percentile bootstrap interval."""
+    values = np.asarray(values, np.float64)
+    means = values[_resamples(len(values))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def reduction_interval(violations: F64, baseline: F64) -> Interval:
+    """1 - mean(violations) / mean(baseline) over paired (seeds,), resampled in pairs.
+
+    Raises InvalidInput for unequal numbers of seeds; 0 where the baseline has no
+    violation in a resample.
+    """
+    violations = np.asarray(violations, np.float64)
+    baseline = np.asarray(baseline, np.float64)
+    require(
+        len(violations) == len(baseline) > 0,
+        f"{len(violations)} seeds against {len(baseline)}: pairs are needed",
+    )
+    picks = _resamples(len(violations))
+    ours, theirs = violations[picks].mean(axis=1), baseline[picks].mean(axis=1)
+    safe = np.where(theirs > 0, theirs, 1.0)
+    drawn = np.where(theirs > 0, 1 - ours / safe, 0.0)
+    value = 0.0 if baseline.mean() == 0 else 1 - violations.mean() / baseline.mean()
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(float(value), float(low), float(high))
+
+
+def column(runs: pd.DataFrame, policy: str, load: float, name: str) -> F64:
+    """(seeds,) one column of `replicate` for a policy and a load, by seed."""
+    rows = runs[(runs["policy"] == policy) & (runs["load"] == load)]
+    require(len(rows) > 0, f"no run of policy {policy!r} at load {load:g}")
+    return rows.sort_values("seed")[name].to_numpy()
+
+
+def reduction(
+    runs: pd.DataFrame, policy: str, load: float, baseline: str = "fifo"
+) -> Interval:
+    """Share by which `policy` has fewer violations than `baseline` at this load."""
+    return reduction_interval(
+        column(runs, policy, load, "violations"),
+        column(runs, baseline, load, "violations"),
+    )
+
+
+def simulate_cell(
+    *,
+    scenario: str | None = None,
+    trace: Trace | None = None,
+    load: float,
+    policy: str,
+    estimator_name: str = "noisy",
+    seeds: int = 5,
+    seed: int = 0,
+    transactions: int = 20_000,
+    warehouses: int | None = None,
+    cores: int | None = None,
+    slo_s: float | None = None,
+    lag_s: float = 0.0,
+    noise: float = 0.2,
+) -> dict:
+    """One cell of the evaluation, beside FIFO and the lower bound on the same seeds.
+
+    Either a reference `scenario` or a collected `trace`, which then needs `cores`
+    and `slo_s`. `load` is the arrival rate over the saturation rate of FIFO. Learned
+    estimators are fitted on transactions of another seed. Shares are fractions of 1;
+    intervals are (low, high). Raises InvalidInput for anything that cannot be run.
+    """
+    require(load > 0, f"load={load:g} must be positive")
+    require(
+        (scenario is None) != (trace is None),
+        "give either a scenario or a trace: exactly one of the two",
+    )
+    given = {"cores": cores, "slo_s": slo_s, "lag_s": lag_s}
+    options = {name: value for name, value in given.items() if value is not None}
+    if trace is None:
+        cell = scenario_cell(
+            scenario or "", transactions=transactions, warehouses=warehouses, **options
+        )
+    else:
+        cell = trace_cell(trace, transactions=transactions, **options)
+    estimate = named_estimate(estimator_name, cell, noise, seed=777_777)
+    names = ["fifo"] if policy == "fifo" else ["fifo", policy]
+    runs = replicate(cell, names, [load], estimate, seeds=seeds, seed=seed, bound=True)
+
+    def interval(name: str) -> Interval:
+        return mean_interval(column(runs, policy, load, name))
+
+    def mean(of: str, name: str) -> float:
+        return float(column(runs, of, load, name).mean())
+
+    violations, fewer = interval("violations"), reduction(runs, policy, load)
+    return {
+        "policy": policy,
+        "estimator": estimator_name,
+        "load": load,
+        "rate_per_s": load * cell.saturation_per_s,
+        "seeds": seeds,
+        "transactions": transactions,
+        "violations": violations.value,
+        "violations_ci": (violations.low, violations.high),
+        "late": mean(policy, "late"),
+        "dropped": mean(policy, "dropped"),
+        "goodput_per_s": mean(policy, "goodput_per_s"),
+        "throughput_per_s": mean(policy, "throughput_per_s"),
+        "fifo_violations": mean("fifo", "violations"),
+        "reduction": fewer.value,
+        "reduction_ci": (fewer.low, fewer.high),
+        "lower_bound": mean("bound", "violations"),
+    }

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from thesis_lib.sequencer.locktable import NONE, book, lock_table, release
+from thesis_lib.sequencer.trace import KeySets
+
+
+def random_key_sets(seed, n=60, n_keys=6):
+    random = np.random.default_rng(seed)
+    shared, exclusive = [], []
+    for _ in range(n):
+        touched = random.permutation(n_keys)[: random.integers(1, 4)].tolist()
+        cut = random.integers(0, len(touched) + 1)
+        shared.append(touched[:cut])
+        exclusive.append(touched[cut:])
+    return KeySets.from_lists(shared, exclusive)
+
+
+def conflicts(keys, i, j):
+    def modes(t):
+        rows = slice(keys.offsets[t], keys.offsets[t + 1])
+        return dict(zip(keys.keys[rows], keys.exclusive[rows], strict=True))
+
+    a, b = modes(i), modes(j)
+    return any(a[k] or b[k] for k in a.keys() & b.keys())
+
+
+def run(keys, seed, booked_ahead=10):
+    """Commit in random order among those that hold all locks: (starts, commits)."""
+    random = np.random.default_rng(seed)
+    table, ready = lock_table(keys), np.empty(len(keys), np.int64)
+    running, starts, commits, next_id = [], {}, {}, 0
+    clock = 0
+    while len(commits) < len(keys):
+        while next_id < len(keys) and next_id - len(commits) < booked_ahead:
+            if book(table, next_id):
+                running.append(next_id)
+                starts[next_id] = (clock := clock + 1)
+            next_id += 1
+        assert running, "every booked transaction waits: a deadlock"
+        done = running.pop(random.integers(len(running)))
+        commits[done] = (clock := clock + 1)
+        for owner in ready[: release(table, done, ready)]:
+            running.append(int(owner))
+            starts[int(owner)] = (clock := clock + 1)
+    return table, starts, commits
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_conflicting_transactions_run_in_log_order(seed):
+    keys = random_key_sets(seed)
+    _, starts, commits = run(keys, seed)
+    for later in range(len(keys)):
+        for earlier in range(later):
+            if conflicts(keys, earlier, later):
+                assert commits[earlier] < starts[later]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_nothing_waits_and_nothing_is_held_at_the_end(seed):
+    table, _, _ = run(random_key_sets(seed), seed)
+    assert (table.holders == 0).all()
+    assert (table.head == NONE).all()
+    assert (table.missing == 0).all()
+
+
+def test_readers_share_and_a_writer_waits_for_both():
+    keys = KeySets.from_lists([[0], [0], [], [0]], [[], [], [0], []])
+    table, ready = lock_table(keys), np.empty(4, np.int64)
+    assert [book(table, i) for i in range(4)] == [True, True, False, False]
+    assert release(table, 0, ready) == 0
+    assert release(table, 1, ready) == 1
+    assert ready[0] == 2  # the writer, before the reader booked after it
+    assert release(table, 2, ready) == 1
+    assert ready[0] == 3

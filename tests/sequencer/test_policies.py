@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer.policies import POLICIES, policy
+from thesis_lib.sequencer.simulate import simulate
+from thesis_lib.sequencer.trace import Batch, Forecast, KeySets
+from thesis_lib.sequencer.workload import SCENARIOS, at_rate, scenario
+
+MS = 1e-3
+RULES = [name for name in POLICIES if name != "fifo"]
+
+
+def made(name, **options):
+    return policy(name, slo_s=12.5 * MS, cores=8, **options)
+
+
+def batch_of(latency_ms, service_ms=None, arrival_ms=None):
+    """A batch that arrived `arrival_ms` ago, forecast to take `latency_ms` in all."""
+    b = len(latency_ms)
+    arrival_s = np.zeros(b) if arrival_ms is None else MS * np.array(arrival_ms)
+    finish_s = arrival_s + MS * np.array(latency_ms)
+    service_s = np.full(b, MS) if service_ms is None else MS * np.array(service_ms)
+    batch = Batch(
+        ids=100 + np.arange(b),
+        arrival_s=arrival_s,
+        deadline_s=arrival_s + 12.5 * MS,
+        features=np.empty((b, 0)),
+        keys=KeySets.from_lists([[]] * b, [[]] * b),
+    )
+    on_time = (finish_s <= batch.deadline_s).astype(float)
+    return batch, Forecast(service_s, finish_s, on_time)
+
+
+def test_drop_reorder_and_hybrid_on_the_thesis_band():
+    # Against an objective of 12.5 ms with a band of 2.5 ms:
+    #         early critical early critical hopeless critical
+    given = batch_of([3.0, 10.5, 9.0, 14.5, 15.5, 12.5])
+    decisions = {n: made(n).rule(*given, 0.0) for n in ("drop", "reorder", "hybrid")}
+    orders = {name: (d.order - 100).tolist() for name, d in decisions.items()}
+    drops = {name: (d.dropped - 100).tolist() for name, d in decisions.items()}
+    assert orders == {
+        "drop": [0, 1, 2, 3, 5],
+        "reorder": [1, 3, 5, 0, 2, 4],
+        "hybrid": [1, 3, 5, 0, 2],
+    }
+    assert drops == {"drop": [4], "reorder": [], "hybrid": [4]}
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("name", RULES)
+def test_every_decision_partitions_its_batch(name, seed):
+    random = np.random.default_rng(seed)
+    b = int(random.integers(0, 12))
+    batch, forecast = batch_of(
+        random.uniform(0, 25, b), random.uniform(0.1, 3, b), random.uniform(0, 9, b)
+    )
+    decision = made(name).rule(batch, forecast, 9 * MS)
+    parts = [*decision.order, *decision.dropped, *decision.held]
+    assert sorted(parts) == batch.ids.tolist()
+
+
+@pytest.mark.parametrize("name", [n for n in RULES if n != "random-drop"])
+def test_an_idle_system_drops_nothing(name):
+    spec = SCENARIOS["A"]
+    trace = at_rate(scenario("A", 500, seed=1), 100.0, seed=2)
+    history = simulate(
+        trace, made(name), trace.service_s, cores=spec.cores, slo_s=spec.slo_s,
+        batch_size=1,
+    )  # fmt: skip
+    assert not history.violated.any()
+
+
+def test_edf_and_sjf_sort_by_what_they_say():
+    given = batch_of([1, 1, 1], service_ms=[3, 1, 2], arrival_ms=[2, 0, 1])
+    assert (made("edf").rule(*given, 0.0).order - 100).tolist() == [1, 2, 0]
+    assert (made("sjf").rule(*given, 0.0).order - 100).tolist() == [1, 2, 0]
+
+
+def test_random_drop_drops_its_share_and_repeats():
+    batch, forecast = batch_of(np.ones(20_000))
+    rule = made("random-drop", drop_share=0.3, seed=5).rule
+    first, second = (rule(batch, forecast, 0.0).dropped for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert abs(len(first) / 20_000 - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 20_000)
+    other = made("random-drop", drop_share=0.3, seed=6).rule(batch, forecast, 0.0)
+    assert not np.array_equal(first, other.dropped)
+
+
+def test_ours_lets_a_lock_wait_behind_what_can_start():
+    # Forecast waits for a lock: 0 and 2; free to start: 1 and 3.
+    given = batch_of([5.0, 1.0, 4.0, 1.0])
+    assert (made("ours").rule(*given, 0.0).order - 100).tolist() == [1, 3, 0, 2]
+
+
+def test_ours_demotes_the_longest_when_not_all_can_be_on_time():
+    # Twelve milliseconds of time, thirteen times eight of work: the long one loses.
+    service_ms = [8.0] * 6 + [57.0]
+    given = batch_of(service_ms, service_ms=service_ms)
+    decision = made("ours").rule(given[0], given[1], 0.0)
+    assert decision.dropped.tolist() == [106]  # cannot be on time even alone
+    patient = batch_of([1.0] * 111, service_ms=[1.0] * 110 + [9.0])
+    order = made("ours").rule(*patient, 0.0).order
+    assert order[-1] == 210
+    assert len(order) == 111
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "says"),
+    [
+        ("hybird", {}, "did you mean 'hybrid'"),
+        ("drop", {"band_s": -1.0}, "band_s=-1"),
+        ("random-drop", {"drop_share": 2.0}, "drop_share=2"),
+        ("ours", {"flight": 0.0}, "flight=0"),
+        ("ours", {"least_p": 1.5}, "least_p=1.5"),
+    ],
+)
+def test_what_cannot_be_is_refused(name, changed, says):
+    with pytest.raises(InvalidInput, match=says):
+        made(name, **changed)

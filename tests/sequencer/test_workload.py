@@ -1,0 +1,224 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer.workload import (
+    DISTRICTS,
+    SCENARIOS,
+    TPCC_MIX,
+    Delivery,
+    Draw,
+    NewOrder,
+    OrderLine,
+    OrderStatus,
+    Payment,
+    Scale,
+    StockLevel,
+    at_rate,
+    customer_names,
+    declared_locks,
+    from_measured,
+    last_name,
+    mean_one_lognormal,
+    poisson_arrivals,
+    scenario,
+    tpcc,
+    with_arrivals,
+)
+
+SMALL = Scale(warehouses=3, customers=60, items=200)
+
+
+def within(share, expected, n):
+    """Four standard errors of a share observed on n draws."""
+    return abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / n)
+
+
+def test_poisson_gaps_are_exponential():
+    gaps = np.diff(poisson_arrivals(50.0, 40_000, np.random.default_rng(1)))
+    stderr = 1 / 50 / np.sqrt(len(gaps))
+    assert abs(gaps.mean() - 1 / 50) < 4 * stderr
+    assert abs(gaps.std() - 1 / 50) < 8 * stderr  # mean = deviation
+    assert within(np.mean(gaps > 1 / 50), np.exp(-1), len(gaps))
+
+
+def test_another_rate_stretches_the_same_process():
+    trace = scenario("A", 500, seed=4)
+    slow, fast = at_rate(trace, 10.0, seed=9), at_rate(trace, 40.0, seed=9)
+    np.testing.assert_allclose(slow.arrival_s, 4 * fast.arrival_s, rtol=1e-12)
+    np.testing.assert_array_equal(slow.service_s, fast.service_s)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, np.inf, np.nan])
+def test_a_rate_that_is_no_rate_is_refused(rate):
+    with pytest.raises(InvalidInput, match="must be positive"):
+        poisson_arrivals(rate, 10, np.random.default_rng(0))
+
+
+def test_arrivals_of_another_length_are_refused():
+    with pytest.raises(InvalidInput, match="expected 10"):
+        with_arrivals(scenario("A", 10, seed=0), np.arange(9.0))
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.2, 0.4])
+def test_noise_factors_have_mean_one(sigma):
+    factors = mean_one_lognormal(sigma, 200_000, np.random.default_rng(5))
+    assert abs(factors.mean() - 1) <= 4 * factors.std() / np.sqrt(len(factors))
+    assert abs(np.log(factors).std() - sigma) <= 0.005
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenario_follows_its_formula(name):
+    n = 60_000
+    trace = scenario(name, n, seed=11)
+    payment, lines = trace.kind == 0, trace.features[:, 2]
+    base_s = np.where(payment, 0.5e-3, 0.4e-3 + 0.12e-3 * lines)
+    factor = trace.service_s / base_s
+    assert abs(factor.mean() - 1) < 4 * factor.std() / np.sqrt(n)
+    assert abs(np.log(factor).std() - 0.4) < 0.01
+    assert within(payment.mean(), 0.5, n)
+    assert (lines[payment] == 0).all()
+    for count in range(5, 16):
+        assert within(np.mean(lines[~payment] == count), 1 / 11, (~payment).sum())
+    warehouse, district = trace.keys.keys.reshape(n, 2).T
+    warehouses = SCENARIOS[name].warehouses
+    assert set(warehouse) == set(range(warehouses))
+    np.testing.assert_array_equal((district - warehouses) // DISTRICTS, warehouse)
+    modes = trace.keys.exclusive.reshape(n, 2)
+    np.testing.assert_array_equal(modes[:, 0], payment)  # New-Order shares it
+    assert modes[:, 1].all()
+
+
+def test_unknown_scenario_is_refused_with_the_list():
+    with pytest.raises(InvalidInput, match="expected one of A, B, C"):
+        scenario("D", 10, seed=0)
+
+
+def test_resampling_keeps_rows_whole_and_in_order():
+    trace = scenario("C", 100, seed=2)
+    again = from_measured(trace, 250, seed=3)
+    start = int(np.flatnonzero(trace.service_s == again.service_s[0])[0])
+    rows = (start + np.arange(250)) % 100
+    np.testing.assert_array_equal(again.service_s, trace.service_s[rows])
+    np.testing.assert_array_equal(again.features, trace.features[rows])
+    np.testing.assert_array_equal(again.keys.keys, trace.keys.take(rows).keys)
+    assert again.measured == {}
+
+
+# --- TPC-C -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def log():
+    return tpcc(20_000, SMALL, seed=3)
+
+
+def test_the_mix_is_the_specifications(log):
+    for share, expected in zip(np.bincount(log.kind) / len(log), TPCC_MIX, strict=True):
+        assert within(share, expected, len(log))
+
+
+def test_rates_of_the_specification(log):
+    orders = [t for t in log.transactions if isinstance(t, NewOrder)]
+    lines = [(t.warehouse, line) for t in orders for line in t.lines]
+    payments = [t for t in log.transactions if isinstance(t, Payment)]
+    named = [
+        t.last_name is not None
+        for t in log.transactions
+        if isinstance(t, Payment | OrderStatus)
+    ]
+    unknown = [t.lines[-1].item == SMALL.items for t in orders]
+    remote = [w != line.supply_warehouse for w, line in lines]
+    abroad = [t.warehouse != t.customer_warehouse for t in payments]
+    for flags, expected in (
+        (unknown, 0.01),
+        (remote, 0.01),
+        (abroad, 0.15),
+        (named, 0.60),
+    ):
+        assert within(np.mean(flags), expected, len(flags))
+    assert {len(t.lines) for t in orders} == set(range(5, 16))
+    assert not any(line.item == SMALL.items for t in orders for line in t.lines[:-1])
+
+
+def test_one_warehouse_has_nothing_remote():
+    alone = tpcc(2_000, Scale(1, 60, 200), seed=3)
+    for t in alone.transactions:
+        if isinstance(t, NewOrder):
+            assert {line.supply_warehouse for line in t.lines} == {0}
+        if isinstance(t, Payment):
+            assert t.customer_warehouse == 0
+
+
+def test_the_same_seed_is_the_same_log():
+    assert tpcc(300, SMALL, 8).transactions == tpcc(300, SMALL, 8).transactions
+    assert tpcc(300, SMALL, 8).transactions != tpcc(300, SMALL, 9).transactions
+
+
+def test_nurand_at_full_size_has_the_density_of_its_definition():
+    # (U(0, 3) | U(0, 3)) counted by hand: 1, 3, 3, 9 of 16
+    draw = Draw("nurand")
+    counts = Counter(draw.skewed(3, 4, 4, shift=0) for _ in range(32_000))
+    for value, ways in enumerate((1, 3, 3, 9)):
+        assert within(counts[value] / 32_000, ways / 16, 32_000)
+
+
+def test_a_name_resolves_to_its_middle_bearer(log):
+    names = [customer_names(SMALL, 3, w) for w in range(SMALL.warehouses)]
+    for t in log.transactions:
+        if isinstance(t, OrderStatus) and t.last_name is not None:
+            bearers = sorted(
+                (first, c)
+                for c, (last, first) in enumerate(names[t.warehouse][t.district])
+                if last == t.last_name
+            )
+            assert t.name_matches == len(bearers)
+            assert t.customer == bearers[(len(bearers) + 1) // 2 - 1][1]
+    assert last_name(371) == "PRICALLYOUGHT"  # the example of clause 4.3.2.3
+
+
+def test_every_lock_has_its_own_number():
+    scale = SMALL
+    W, D = range(scale.warehouses), range(DISTRICTS)
+    numbers = [scale.warehouse(w) for w in W] + [scale.file(w) for w in W]
+    for lock in (scale.district, scale.orders, scale.customers_of):
+        numbers += [lock(w, d) for w in W for d in D]
+    numbers += [
+        scale.customer(w, d, c) for w in W for d in D for c in range(scale.customers)
+    ]
+    numbers += [scale.stock(w, i) for w in W for i in range(scale.items + 1)]
+    assert sorted(numbers) == list(range(len(numbers)))
+
+
+def test_writers_of_one_file_exclude_each_other_and_readers_do_not_wait(log):
+    for t in log.transactions[:2_000]:
+        shared, exclusive = declared_locks(SMALL, t)
+        if isinstance(t, OrderStatus | StockLevel):
+            assert exclusive == []
+        else:
+            assert SMALL.file(t.warehouse) in exclusive
+        if isinstance(t, Payment):
+            assert SMALL.file(t.customer_warehouse) in exclusive
+            row = SMALL.customer(t.customer_warehouse, t.customer_district, t.customer)
+            assert row in exclusive
+            group = SMALL.customers_of(t.customer_warehouse, t.customer_district)
+            assert group in shared
+        if isinstance(t, Delivery):
+            groups = {SMALL.customers_of(t.warehouse, d) for d in range(DISTRICTS)}
+            assert groups < set(exclusive)
+
+
+def test_a_rollback_declares_what_a_commit_declares():
+    commit = NewOrder(0, 1, 2, (OrderLine(7, 0, 1), OrderLine(8, 0, 1)), 0)
+    rollback = NewOrder(0, 1, 2, (OrderLine(7, 0, 1), OrderLine(SMALL.items, 0, 1)), 0)
+    assert [len(s) for s in declared_locks(SMALL, commit)] == [
+        len(s) for s in declared_locks(SMALL, rollback)
+    ]
+
+
+@pytest.mark.parametrize("field", ["warehouses", "customers", "items"])
+def test_a_scale_too_small_is_refused(field):
+    with pytest.raises(InvalidInput, match=f"{field}=0"):
+        Scale(**{field: 0})
