@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.plan import PlanInfeasible, plan
+from thesis_lib.memory.plan import PlanInfeasible, least_device_bytes, plan
 from thesis_lib.memory.spec import Machine, ModelSpec, geometries, geometry
 from thesis_lib.units import GiB, MiB
 
@@ -22,17 +22,10 @@ FULL = Machine(
 )
 
 
-def smallest_bytes(spec, **options):
-    """Device memory at which a plan is just feasible."""
-    ample = plan(spec, DISK.with_memory(2**60), **{**options, "ring": 1})
-    fixed = ample.outer_bytes + ample.kv_bytes + ample.activation_bytes
-    return fixed + options["ring"] * ample.staging_bytes
-
-
 @pytest.mark.parametrize("ring", [1, 2, 3])
 @pytest.mark.parametrize("machine", [DISK, FULL])
 def test_more_memory_never_raises_the_time(ring, machine):
-    least = smallest_bytes(SMALL, ring=ring)
+    least = least_device_bytes(SMALL, ring=ring)
     sizes = [least + step * SMALL.layer_bytes // 3 for step in range(40)]
     plans = [plan(SMALL, machine.with_memory(size), ring=ring) for size in sizes]
     for less, more in pairwise(plans):
@@ -45,7 +38,7 @@ def test_more_memory_never_raises_the_time(ring, machine):
 
 @pytest.mark.parametrize("ring", [1, 2, 5])
 def test_one_byte_less_than_enough_is_refused(ring):
-    least = smallest_bytes(SMALL, ring=ring)
+    least = least_device_bytes(SMALL, ring=ring)
     fits = plan(SMALL, DISK.with_memory(least), ring=ring)
     assert fits.device_peak_bytes == least
     with pytest.raises(PlanInfeasible, match=r"short by 0\.0 MiB; give it 1 MiB more"):
@@ -68,7 +61,7 @@ def test_each_remedy_that_is_named_works():
     with pytest.raises(PlanInfeasible) as refusal:
         plan(spec, Machine(size, 2e9), **options)
     numbers = re.search(
-        r"give it (\d+) MiB more, or use (\d+) staging buffers instead of 3, or "
+        r"give it (\d+) MiB more, or use a ring of (\d+) instead of 3, or "
         r"shorten the context from 512 to about (\d+) positions, or "
         r"lower the batch from 2 to (\d+)",
         str(refusal.value),
@@ -90,7 +83,7 @@ def test_a_65b_model_of_120_gib_fits_8_gib():
 
 
 def test_time_is_the_slower_of_reading_and_computing():
-    made = plan(SMALL, replace(FULL, device_bytes=smallest_bytes(SMALL, ring=3)))
+    made = plan(SMALL, replace(FULL, device_bytes=least_device_bytes(SMALL, ring=3)))
     assert made.transfer_s() == 10 * made.layer_read_bytes / 2e9
     assert made.limit == "disk"
     assert made.step_s() == made.transfer_s()
@@ -102,7 +95,7 @@ def test_time_is_the_slower_of_reading_and_computing():
 
 
 def test_one_buffer_cannot_overlap():
-    least = smallest_bytes(SMALL, ring=1)
+    least = least_device_bytes(SMALL, ring=1)
     made = plan(SMALL, replace(FULL, device_bytes=least), ring=1)
     assert made.step_s() == made.transfer_s() + made.compute_s()
 

@@ -123,12 +123,12 @@ class MemoryPlan:
     def crossover_tokens(self) -> float:
         """New tokens in a step, all sequences together, at which compute meets IO.
 
-        Zero or less where computing exceeds reading from the first token.
+        Zero where computing exceeds reading from the first token.
         """
         reading = self.transfer_s()
         weights = self.spec.total_bytes / self.machine.weight_bytes_per_s
         rate = self.machine.flops_per_s / self.spec.flops_per_token()
-        return (reading - weights) * rate
+        return max(0.0, (reading - weights) * rate)
 
     def is_streamed(self, layer: int) -> bool:
         """Whether `layer` moves in each step.
@@ -291,6 +291,14 @@ def plan(
     )
 
 
+def least_device_bytes(spec: ModelSpec, ring: int = 3, **options: Any) -> int:
+    """The smallest device on which `plan` with these options is feasible."""
+    boundless = Machine(device_bytes=2**63, disk_bytes_per_s=1)
+    ample = plan(spec, boundless, ring=ring, **options)
+    buffers = min(ring, spec.layers)
+    return ample.device_peak_bytes - (spec.layers - buffers) * ample.staging_bytes
+
+
 def _blocks(n_bytes: int) -> int:
     return -(-n_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
 
@@ -309,7 +317,7 @@ def _remedy(
     ways = [f"give it {math.ceil(short / MiB)} MiB more"]
     buffers = math.ceil(short / staging)
     if buffers < ring:
-        ways.append(f"use {ring - buffers} staging buffers instead of {ring}")
+        ways.append(f"use a ring of {ring - buffers} instead of {ring}")
     if short < kv and short <= (kv // context) * (context - 1):
         shorter = context - math.ceil(short / (kv / context))
         ways.append(f"shorten the context from {context} to about {shorter} positions")

@@ -376,6 +376,21 @@ def disk_bytes_per_s(folder: Path | str, seconds: float = 1.0) -> float:
         return (store.bytes_read - before) / (time.perf_counter() - start)
 
 
+def is_identical(model: StreamedModel, resident: Any, prompt: Tensor, n: int) -> bool:
+    """Whether the logits of `prompt`, (1, t), and of `n` greedy tokens are equal.
+
+    Every bit of every logit, against the resident model in the same chunks.
+    """
+    cache, twin, new = model.new_cache(), model.new_cache(), prompt
+    with torch.no_grad():
+        for _ in range(n + 1):
+            expected = resident(new, cache=twin, use_cache=True).logits
+            if not torch.equal(model.step(new, cache), expected):
+                return False
+            new = expected[:, -1].argmax(-1, keepdim=True)
+    return True
+
+
 def measure_decoding(
     model: StreamedModel, resident: Any, prompt: Tensor, rounds: int
 ) -> dict[str, Measurement]:
