@@ -183,6 +183,23 @@ def test_layers_that_share_an_input_share_its_gram_and_not_its_sum():
         np.testing.assert_allclose(grams[name], (rows.T @ rows).numpy(), rtol=1e-12)
 
 
+def test_an_input_that_changes_in_place_gets_a_gram_of_its_own():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            stream = x.clone()
+            stream += self.one(stream)
+            return self.two(stream)
+
+    model, x = Residual(), torch.randn(5, 6)
+    grams = gram_matrices(model, [x])
+    later = (x + model.one(x)).detach().double()
+    np.testing.assert_allclose(grams["two"], (later.T @ later).numpy(), rtol=1e-5)
+
+
 def test_calibration_without_a_batch_is_refused():
     with pytest.raises(InvalidInput, match="at least one batch"):
         gram_matrices(network(), [])

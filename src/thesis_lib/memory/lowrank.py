@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import cpu_count
+from typing import Any
 
 import numpy as np
 import torch
@@ -187,17 +188,19 @@ def gram_matrices(
     """
     chosen = linears(model, names)
     totals: dict[str, Tensor] = {}
-    last: list[Tensor] = []  # an input, and its Gram: projections share inputs
+    # Projections share their input and so its Gram, unless it was changed in place.
+    last: list[Any] = [None, 0, None]  # an input, its version, its Gram
 
     def observe(name: str):
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if not last or last[0] is not inputs[0]:
-                rows = inputs[0].reshape(-1, inputs[0].shape[-1]).double()
-                last[:] = [inputs[0], rows.T @ rows]
+            (x,) = inputs
+            if last[0] is not x or last[1] != x._version:
+                rows = x.reshape(-1, x.shape[-1]).double()
+                last[:] = [x, x._version, rows.T @ rows]
             if name in totals:
-                totals[name] += last[1]
+                totals[name] += last[2]
             else:
-                totals[name] = last[1].clone()
+                totals[name] = last[2].clone()
 
         return hook
 
@@ -207,7 +210,6 @@ def gram_matrices(
     try:
         for batch in batches:
             model(batch)
-            last.clear()
     finally:
         for hook in hooks:
             hook.remove()
