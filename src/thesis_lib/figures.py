@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from thesis_lib.sequencer.trace import F64, Trace
 
@@ -110,7 +111,7 @@ def worker_timelines(traces: dict[str, Trace], first_s: float) -> Figure:
         )
         start_s = start_s - start_s.min()
         rows = start_s < first_s
-        for k, kind in enumerate(trace.kinds):
+        for k in range(len(trace.kinds)):
             chosen = rows & (trace.kind == k)
             panel.barh(
                 trace.measured["worker"][chosen],
@@ -119,7 +120,6 @@ def worker_timelines(traces: dict[str, Trace], first_s: float) -> Figure:
                 color=colours[k],
                 height=0.8,
                 linewidth=0,
-                label=kind.replace("_", " "),
             )
         panel.set_yticks(range(round(trace.measured["worker"].max()) + 1))
         panel.set_xlim(0, 1e3 * first_s)
@@ -127,8 +127,12 @@ def worker_timelines(traces: dict[str, Trace], first_s: float) -> Figure:
         panel.set_xlabel("time (ms)")
         panel.grid(axis="y", visible=False)
     panels[0].set_ylabel("worker")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=5, fontsize=7)
+    kinds = next(iter(traces.values())).kinds
+    patches = [
+        Patch(color=colours[k], label=kind.replace("_", " "))
+        for k, kind in enumerate(kinds)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=5, fontsize=7)
     return figure
 
 
@@ -142,7 +146,10 @@ def q_error_curves(errors: dict[str, dict[str, F64]]) -> Figure:
         for name, error in by_estimator.items():
             ordered = np.sort(error)
             share = np.arange(1, len(ordered) + 1) / len(ordered)
-            panel.plot(ordered, share, color=ESTIMATOR_COLOURS[name], label=name)
+            # two estimators of the same quality must both be seen
+            style = "--" if name == "boosted" else "-"
+            colour = ESTIMATOR_COLOURS[name]
+            panel.plot(ordered, share, style, color=colour, label=name)
         panel.set_xscale("log")
         panel.set_xlim(1, 10)
         panel.set_xticks([1, 1.5, 2, 3, 5, 10], ["1", "1.5", "2", "3", "5", "10"])
