@@ -100,8 +100,8 @@ def collected_trace(trace: Trace) -> Figure:
     return figure
 
 
-def worker_timelines(traces: dict[str, Trace], first_s: float) -> Figure:
-    """Which worker ran what, and when, in the first `first_s` after the start."""
+def worker_timelines(traces: dict[str, Trace], window_s: float) -> Figure:
+    """Which worker ran what, and when, within `window_s` from the middle of the run."""
     figure, *panels = axes(len(traces), height_in=2.4, sharex=True)
     panels = panels if len(traces) > 1 else [panels[0]]
     colours = sns.color_palette()
@@ -109,8 +109,8 @@ def worker_timelines(traces: dict[str, Trace], first_s: float) -> Figure:
         start_s = trace.arrival_s + sum(
             trace.measured[stage] for stage in ("sequence_s", "lock_wait_s", "queue_s")
         )
-        start_s = start_s - start_s.min()
-        rows = start_s < first_s
+        start_s = start_s - np.median(start_s)
+        rows = (start_s + trace.service_s > 0) & (start_s < window_s)
         for k in range(len(trace.kinds)):
             chosen = rows & (trace.kind == k)
             panel.barh(
@@ -122,7 +122,7 @@ def worker_timelines(traces: dict[str, Trace], first_s: float) -> Figure:
                 linewidth=0,
             )
         panel.set_yticks(range(round(trace.measured["worker"].max()) + 1))
-        panel.set_xlim(0, 1e3 * first_s)
+        panel.set_xlim(0, 1e3 * window_s)
         panel.set_title(label, fontsize=8)
         panel.set_xlabel("time (ms)")
         panel.grid(axis="y", visible=False)
