@@ -91,6 +91,4 @@ def test_bounds_are_below_every_policy(name, load):
 
 def test_locks_alone_bound_a_lock_bound_trace():
     trace = at_rate(scenario("C", 1_000, seed=3, warehouses=1), 4_000.0, seed=4)
-    assert exclusive_keys(trace, slo_s=5e-3) > pooled_cores(
-        trace, cores=64, slo_s=5e-3
-    )
+    assert exclusive_keys(trace, slo_s=5e-3) > pooled_cores(trace, cores=64, slo_s=5e-3)

@@ -33,9 +33,7 @@ def test_saturation_is_where_an_endless_backlog_drains(name):
     cell = report.scenario_cell(name, transactions=100)
     trace = scenario(name, 20_000, seed=5)
     log = np.arange(len(trace))
-    all_at_once = replay(
-        trace, log, np.zeros(len(trace)), cores=cell.cores, slo_s=1.0
-    )
+    all_at_once = replay(trace, log, np.zeros(len(trace)), cores=cell.cores, slo_s=1.0)
     drained_per_s = len(trace) / all_at_once.finish_s.max()
     assert cell.saturation_per_s == pytest.approx(drained_per_s, rel=0.03)
 
@@ -66,15 +64,11 @@ def test_replicates_are_paired_and_repeat():
     cell = report.scenario_cell("A", transactions=600)
     estimate = report.noisy_estimate()
     again = [
-        report.replicate(
-            cell, names, [1.1], estimate, seeds=2, seed=4, bound=True
-        )
+        report.replicate(cell, names, [1.1], estimate, seeds=2, seed=4, bound=True)
         for names in (["fifo", "drop"], ["drop", "fifo"])
     ]
     for name in ("fifo", "drop", "bound"):
-        first, second = (
-            report.column(runs, name, 1.1, "violations") for runs in again
-        )
+        first, second = (report.column(runs, name, 1.1, "violations") for runs in again)
         np.testing.assert_array_equal(first, second)
 
 

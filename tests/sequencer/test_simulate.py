@@ -117,7 +117,9 @@ def test_equal_to_a_plain_heapq_model_bit_for_bit(seed):
     cores = int(random.integers(1, 5))
     history = replay(trace, log, dispatch_s, cores=cores, slo_s=5.0)
     expected = heapq_model(trace, log, dispatch_s, cores)
-    for name, values in zip(("granted_s", "start_s", "finish_s"), expected, strict=True):
+    for name, values in zip(
+        ("granted_s", "start_s", "finish_s"), expected, strict=True
+    ):
         np.testing.assert_array_equal(getattr(history, name), values, err_msg=name)
 
 
@@ -183,7 +185,9 @@ def test_conflicting_transactions_commit_in_log_order():
 def test_cores_are_never_exceeded():
     trace, estimated_s = loaded(4)
     history = run(trace, estimated_s, "hybrid")
-    start_s, finish_s = (t[~history.dropped] for t in (history.start_s, history.finish_s))
+    start_s, finish_s = (
+        t[~history.dropped] for t in (history.start_s, history.finish_s)
+    )
     times = np.concatenate([finish_s, start_s])
     steps = np.repeat([-1, 1], len(start_s))
     busy = np.cumsum(steps[np.lexsort((steps, times))])

@@ -17,7 +17,9 @@ def queue(arrival_s, service_s):
         service_s=service_s,
         features=np.empty((n, 0)),
         feature_names=(),
-        keys=KeySets(np.zeros(n + 1, np.int64), np.empty(0, np.int64), np.empty(0, bool)),
+        keys=KeySets(
+            np.zeros(n + 1, np.int64), np.empty(0, np.int64), np.empty(0, bool)
+        ),
         units_s=np.empty((n, 0)),
         unit_names=(),
     )

@@ -203,7 +203,11 @@ def scenario_cell(
 
 
 def trace_cell(
-    past: Trace, *, transactions: int, cores: int = 4, slo_s: float | None = None,
+    past: Trace,
+    *,
+    transactions: int,
+    cores: int = 4,
+    slo_s: float | None = None,
     **options,
 ) -> Cell:
     """A collected trace replayed as an open loop (scenario T).
@@ -379,9 +383,7 @@ def simulate_cell(
         cell = trace_cell(trace, transactions=transactions, **options)
     estimate = named_estimate(estimator_name, cell, noise, seed=777_777)
     names = ["fifo"] if policy == "fifo" else ["fifo", policy]
-    runs = replicate(
-        cell, names, [load], estimate, seeds=seeds, seed=seed, bound=True
-    )
+    runs = replicate(cell, names, [load], estimate, seeds=seeds, seed=seed, bound=True)
 
     def interval(name: str) -> Interval:
         return mean_interval(column(runs, policy, load, name))
