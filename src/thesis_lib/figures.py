@@ -4,7 +4,8 @@ Every function takes data, draws on a new figure of at most 6.5 inches and retur
 it. Colours belong to a policy or a method, never to a position in a list.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,9 +13,13 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MultipleLocator
+from numpy.typing import ArrayLike
 
 from thesis_lib.sequencer.report import mean_interval
-from thesis_lib.sequencer.trace import History
+from thesis_lib.sequencer.trace import F64, History, Trace
+from thesis_lib.units import GiB, MiB
 
 WIDTH_IN = 6.5
 
@@ -54,7 +59,7 @@ def theme() -> None:
     )
 
 
-def axes(columns: int = 1, height_in: float = 3.4, **options) -> tuple[Figure, ...]:
+def axes(columns: int = 1, height_in: float = 3.4, **options: Any) -> tuple[Any, ...]:
     """A new figure of the book's width with `columns` axes: (figure, axes…)."""
     figure, drawn = plt.subplots(
         1, columns, figsize=(WIDTH_IN, height_in), layout="constrained", **options
@@ -64,6 +69,98 @@ def axes(columns: int = 1, height_in: float = 3.4, **options) -> tuple[Figure, .
 
 
 # --- Part I: the estimator ---------------------------------------------------
+
+ESTIMATOR_COLOURS = {
+    "constant": "#8a8a8a",
+    "sum-max": "#d55e00",
+    "linear": "#e69f00",
+    "boosted": "#009e73",
+}
+
+
+def collected_trace(trace: Trace) -> Figure:
+    """Where a measured transaction spends its time, and how that scatters by type."""
+    figure, left, right = axes(2, height_in=3.2)
+    bottom = np.zeros(len(trace.kinds))
+    for unit, name in enumerate(trace.unit_names):
+        mean_us = [
+            1e6 * trace.units_s[trace.kind == k, unit].mean()
+            for k in range(len(trace.kinds))
+        ]
+        left.bar(range(len(trace.kinds)), mean_us, bottom=bottom, label=name)
+        bottom += mean_us
+    labels = [kind.replace("_", "\n") for kind in trace.kinds]
+    left.set_xticks(range(len(trace.kinds)), labels, fontsize=7)
+    left.set_ylabel("mean time in each unit (µs)")
+    left.legend(title="operating unit", fontsize=7, title_fontsize=7)
+    for k, kind in enumerate(trace.kinds):
+        rows = trace.kind == k
+        service_us = np.sort(1e6 * trace.service_s[rows])
+        share = np.arange(1, len(service_us) + 1) / max(len(service_us), 1)
+        (line,) = right.plot(service_us, share, label=kind.replace("_", " "))
+        cpu_us = np.sort(1e6 * trace.measured["cpu_s"][rows])
+        right.plot(cpu_us, share, ":", color=line.get_color(), linewidth=1.1)
+    right.set_xscale("log")
+    right.set_xlabel("service time (µs); dotted: processor time")
+    right.set_ylabel("share of transactions at or below")
+    right.legend(fontsize=7)
+    return figure
+
+
+def worker_timelines(traces: dict[str, Trace], first_s: float) -> Figure:
+    """Which worker ran what, and when, in the first `first_s` after the start."""
+    figure, *panels = axes(len(traces), height_in=2.4, sharex=True)
+    panels = panels if len(traces) > 1 else [panels[0]]
+    colours = sns.color_palette()
+    for panel, (label, trace) in zip(panels, traces.items(), strict=True):
+        start_s = trace.arrival_s + sum(
+            trace.measured[stage] for stage in ("sequence_s", "lock_wait_s", "queue_s")
+        )
+        start_s = start_s - start_s.min()
+        rows = start_s < first_s
+        for k, kind in enumerate(trace.kinds):
+            chosen = rows & (trace.kind == k)
+            panel.barh(
+                trace.measured["worker"][chosen],
+                1e3 * trace.service_s[chosen],
+                left=1e3 * start_s[chosen],
+                color=colours[k],
+                height=0.8,
+                linewidth=0,
+                label=kind.replace("_", " "),
+            )
+        panel.set_yticks(range(round(trace.measured["worker"].max()) + 1))
+        panel.set_xlim(0, 1e3 * first_s)
+        panel.set_title(label, fontsize=8)
+        panel.set_xlabel("time (ms)")
+        panel.grid(axis="y", visible=False)
+    panels[0].set_ylabel("worker")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=5, fontsize=7)
+    return figure
+
+
+def q_error_curves(errors: dict[str, dict[str, F64]]) -> Figure:
+    """Share of held-out transactions within a q-error: a panel each, a line each.
+
+    `errors` maps what is predicted to the q-errors (n,) of each estimator.
+    """
+    figure, *panels = axes(len(errors), height_in=3.0, sharey=True)
+    for panel, (target, by_estimator) in zip(panels, errors.items(), strict=True):
+        for name, error in by_estimator.items():
+            ordered = np.sort(error)
+            share = np.arange(1, len(ordered) + 1) / len(ordered)
+            panel.plot(ordered, share, color=ESTIMATOR_COLOURS[name], label=name)
+        panel.set_xscale("log")
+        panel.set_xlim(1, 10)
+        panel.set_xticks([1, 1.5, 2, 3, 5, 10], ["1", "1.5", "2", "3", "5", "10"])
+        panel.minorticks_off()
+        panel.set_xlabel("q-error")
+        panel.set_title(target, fontsize=9)
+    panels[0].set_ylabel("share of transactions at or below")
+    panels[-1].legend(loc="lower right")
+    return figure
+
 
 # --- Part I: the sequencer ---------------------------------------------------
 
@@ -203,6 +300,296 @@ def misestimation(
 
 # --- Part II: memory and time ------------------------------------------------
 
+
+def memory_parts(
+    parts_bytes: Mapping[str, int], model_bytes: int, limit_bytes: int
+) -> Figure:
+    """A plan's parts beside the whole model, and the limit that they must not cross."""
+    figure, drawn = axes(height_in=2.2)
+    drawn.barh("resident model", model_bytes / MiB, color=GREY)
+    left = 0.0
+    for name, n_bytes in parts_bytes.items():
+        drawn.barh("streamed plan", n_bytes / MiB, left=left, label=name)
+        left += n_bytes / MiB
+    drawn.axvline(limit_bytes / MiB, color=INK, linestyle="--", label="budget")
+    drawn.invert_yaxis()
+    drawn.set_xlabel("device memory (MiB)")
+    drawn.grid(axis="y", visible=False)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def time_against_memory(
+    device_bytes: Sequence[float],
+    step_s: Mapping[str, Sequence[float]],
+    least_bytes: float,
+    model_bytes: float,
+) -> Figure:
+    """Predicted seconds a token as the device grows, one line for each label."""
+    figure, drawn = axes()
+    for name, seconds in step_s.items():
+        gibibytes = [n_bytes / GiB for n_bytes in device_bytes]
+        drawn.plot(gibibytes, seconds, drawstyle="steps-post", label=name)
+    drawn.axvspan(0, least_bytes / GiB, color=GREY, alpha=0.25, label="refused")
+    drawn.axvline(model_bytes / GiB, color=INK, linestyle=":", label="weights")
+    drawn.set_xlim(0, max(device_bytes) / GiB)
+    drawn.set_ylim(bottom=0)
+    drawn.set_xlabel("device memory (GiB)")
+    drawn.set_ylabel("predicted time per token (s)")
+    drawn.legend()
+    return figure
+
+
+def step_times(seconds: Mapping[str, Sequence[float]]) -> Figure:
+    """Every sample of each kind of step as a dot, the median as a bar."""
+    figure, drawn = axes(height_in=2.4)
+    for row, (name, samples) in enumerate(seconds.items()):
+        milliseconds = 1e3 * np.asarray(samples)
+        drawn.plot(
+            milliseconds, np.full(len(milliseconds), row), "o", alpha=0.5, label=name
+        )
+        drawn.plot([np.median(milliseconds)], [row], "|", color=INK, markersize=22)
+    drawn.set_yticks(range(len(seconds)), list(seconds))
+    drawn.set_ylim(len(seconds) - 0.5, -0.5)
+    drawn.set_xlim(left=0)
+    drawn.set_xlabel("time of one decoding step (ms)")
+    drawn.grid(axis="y", visible=False)
+    return figure
+
+
+def io_against_compute(
+    tokens: Sequence[int],
+    seconds: Mapping[str, Sequence[float]],
+    crossovers: Mapping[str, float | None],
+) -> Figure:
+    """Time of a pass against its tokens, and where computing overtakes reading.
+
+    A crossover that was not found, None, is not drawn.
+    """
+    figure, drawn = axes()
+    for name, samples in seconds.items():
+        drawn.plot(tokens, 1e3 * np.asarray(samples), "o-", label=name)
+    for (name, at), style in zip(crossovers.items(), ("--", ":"), strict=False):
+        if at is not None:
+            drawn.axvline(at, color=INK, linestyle=style, label=name)
+    drawn.set_xscale("log", base=2)
+    drawn.set_xticks(tokens, [str(t) for t in tokens])
+    drawn.minorticks_off()
+    drawn.set_ylim(bottom=0)
+    drawn.set_xlabel("new tokens in a pass")
+    drawn.set_ylabel("time of a pass (ms)")
+    drawn.legend()
+    return figure
+
+
 # --- Part II: compression and cost -------------------------------------------
 
+
+def spectra(curves: Mapping[str, ArrayLike], break_even: float) -> Figure:
+    """Singular values over the largest, per curve (k,), against their rank."""
+    figure, axis = axes(height_in=3.0)
+    for name, values in curves.items():
+        found = np.asarray(values, float)
+        axis.plot(np.arange(1, len(found) + 1), found / found[0], label=name)
+    axis.axvline(break_even, color=GREY, linestyle="--", linewidth=1)
+    axis.annotate(
+        "factors cost as\nmuch as the matrix",
+        (break_even, 0.03),
+        xycoords=("data", "axes fraction"),
+        xytext=(-5, 0),
+        textcoords="offset points",
+        color=GREY,
+        ha="right",
+        fontsize=8,
+    )
+    axis.set(
+        xlabel="rank",
+        ylabel="singular value over the largest",
+        yscale="log",
+    )
+    axis.legend()
+    return figure
+
+
+def perplexity_by_ratio(
+    ratios: ArrayLike, curves: Mapping[str, ArrayLike], dense: float
+) -> Figure:
+    """Perplexity of each method (r,) against the share of entries kept (r,)."""
+    figure, axis = axes(height_in=3.0)
+    for (name, values), marker in zip(curves.items(), "osD^", strict=False):
+        axis.plot(ratios, np.asarray(values, float), marker=marker, label=name)
+    axis.axhline(dense, color=INK, linewidth=1, label="dense")
+    axis.set(
+        xlabel="share of entries kept in the replaced layers",
+        ylabel="perplexity per token",
+        yscale="log",
+    )
+    axis.set_xticks(ratios)
+    axis.invert_xaxis()
+    axis.legend()
+    return figure
+
+
+def quantisation_levels(blocks: ArrayLike, books: Mapping[str, ArrayLike]) -> Figure:
+    """A histogram of weights over their block's largest, above rows of levels."""
+    figure, (top, bottom) = plt.subplots(
+        2,
+        1,
+        figsize=(WIDTH_IN, 3.4),
+        sharex=True,
+        height_ratios=[2, 1],
+        layout="constrained",
+    )
+    plt.close(figure)
+    weights = np.asarray(blocks, float).ravel()
+    top.hist(weights, bins=101, range=(-1.01, 1.01), density=True, color=GREY)
+    top.set(ylabel="density")
+    for row, levels in enumerate(books.values()):
+        values = np.asarray(levels, float)
+        bottom.plot(values, np.full(len(values), -row), "|", markersize=14)
+    bottom.set_yticks([-row for row in range(len(books))], list(books))
+    bottom.set(
+        xlabel="weight over the largest magnitude of its block",
+        ylim=(-len(books) + 0.4, 0.6),
+    )
+    bottom.grid(axis="y", visible=False)
+    return figure
+
+
+def bytes_and_perplexity(table: pd.DataFrame) -> Figure:
+    """Perplexity with its interval against bytes, a point per row of the index.
+
+    Columns: bytes_percent, perplexity, low, high.
+    """
+    figure, axis = axes(height_in=3.0)
+    for name, row in table.iterrows():
+        spread = [[row.perplexity - row.low], [row.high - row.perplexity]]
+        axis.errorbar(
+            row.bytes_percent, row.perplexity, yerr=spread, fmt="o", capsize=3
+        )
+        axis.annotate(
+            str(name),
+            (row.bytes_percent, row.perplexity),
+            xytext=(7, 4),
+            textcoords="offset points",
+        )
+    axis.set(
+        xlabel="bytes of the linear layers, % of bfloat16",
+        ylabel="perplexity per token",
+        xlim=(0, 112),
+    )
+    return figure
+
+
+def decode_times(samples_s: Mapping[str, ArrayLike]) -> Figure:
+    """Milliseconds of one decoding step per method: every sample, and the median."""
+    figure, axis = axes(height_in=0.9 + 0.4 * len(samples_s))
+    for row, (name, seconds) in enumerate(samples_s.items()):
+        times_ms = 1000 * np.asarray(seconds, float)
+        axis.plot(times_ms, np.full(len(times_ms), -row), "|", color=GREY)
+        axis.plot(np.median(times_ms), -row, "o", label=name)
+    axis.set_yticks([-row for row in range(len(samples_s))], list(samples_s))
+    axis.set(xlabel="milliseconds per token", ylim=(-len(samples_s) + 0.4, 0.6))
+    axis.set_xlim(left=0)
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
+def cost_by_utilisation(
+    utilisation: ArrayLike, curves: Mapping[str, ArrayLike]
+) -> Figure:
+    """US dollars per million tokens (u,) of each option against utilisation (u,)."""
+    figure, axis = axes(height_in=4.0)
+    for name, usd in curves.items():
+        axis.plot(100 * np.asarray(utilisation, float), usd, label=name)
+    axis.set(
+        xlabel="utilisation, % of the hours paid for",
+        ylabel="US$ per million tokens",
+        xscale="log",
+        yscale="log",
+    )
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    return figure
+
+
 # --- Introduction ------------------------------------------------------------
+
+
+def model_sizes(models: pd.DataFrame, devices: pd.DataFrame) -> Figure:
+    """Bytes of published models against the memory of devices, over the years.
+
+    `models` has columns model, year and fp16_bytes; `devices` has device, year, class
+    and memory_bytes. A class of devices is one staircase, labelled where it
+    ends with the memory of its last device.
+    """
+    figure, ax = axes(height_in=4.2)
+    ax.set_yscale("log")
+    end = max(models["year"].max(), devices["year"].max()) + 1.6
+    for colour, (name, group) in zip(
+        (GREY, INK), devices.groupby("class", sort=True), strict=True
+    ):
+        stairs = group.sort_values("year")
+        level = stairs["memory_bytes"].to_numpy() / 1e9
+        years = np.append(stairs["year"], end)
+        ax.step(years, np.append(level, level[-1]), where="post", color=colour)
+        ax.annotate(
+            f"{name} GPU, {stairs['memory_bytes'].iloc[-1] / 2**30:.0f} GiB",
+            (end, level[-1]), (0, -5), textcoords="offset points",
+            color=colour, ha="right", va="top", fontsize=8,
+        )  # fmt: skip
+    ax.scatter(models["year"], models["fp16_bytes"] / 1e9, 22, "#d55e00", zorder=3)
+    table = models.sort_values(["year", "fp16_bytes"])
+    year, size = table["year"].to_numpy(), np.log10(table["fp16_bytes"].to_numpy())
+    for i, model in enumerate(table["model"]):
+        # Names closer than a line of text lean away from each other; a name that
+        # would run into next year's, or out of the figure, stands on the left.
+        gap = np.where(year == year[i], size - size[i], np.inf)
+        below = bool(((gap < 0) & (gap > -0.2)).any())
+        above = bool(((gap > 0) & (gap < 0.2)).any())
+        crowded = bool(((year == year[i] + 1) & (abs(size - size[i]) < 0.2)).any())
+        left = crowded or year[i] == year[-1]
+        ax.annotate(
+            model, (year[i], 10 ** size[i] / 1e9),
+            (-6 if left else 6, 5 * (below - above)), textcoords="offset points",
+            ha="right" if left else "left", va="center", fontsize=8, color="#a34700",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )  # fmt: skip
+    ax.set(
+        xlim=(devices["year"].min() - 0.4, end),
+        xlabel="Year of publication or release",
+        ylabel="16-bit weights, device memory (GB)",
+    )
+    ax.xaxis.set_major_locator(MultipleLocator(2))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.grid(False, axis="x")
+    return figure
+
+
+def parameter_shares(parts: pd.DataFrame) -> Figure:
+    """Share of the parameters in each part of some models, one bar a model.
+
+    `parts` counts parameters, models by rows and parts by columns.
+    """
+    figure, ax = axes(height_in=0.7 + 0.45 * len(parts))
+    shares = 100 * parts.div(parts.sum(axis=1), axis=0)
+    left = np.zeros(len(shares))
+    for column, colour in zip(
+        shares, ("#0072b2", "#d55e00", "#8a8a8a", "#cc79a7"), strict=False
+    ):
+        width = shares[column].to_numpy()
+        bars = ax.barh(shares.index, width, 0.62, left, color=colour, edgecolor="white")
+        # A share too small for its number is drawn without one.
+        ax.bar_label(
+            bars, [f"{value:.0f}" if value >= 3 else "" for value in width],
+            label_type="center", color="white", fontsize=8,
+        )  # fmt: skip
+        ax.annotate(
+            column, (left[0] + width[0] / 2, 1.0), color=colour, fontsize=9,
+            xycoords=ax.get_xaxis_transform(), ha="center", va="bottom",
+        )  # fmt: skip
+        left += width
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 100), xlabel="Share of the parameters (%)")
+    ax.grid(False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    return figure

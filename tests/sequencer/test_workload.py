@@ -210,6 +210,24 @@ def test_writers_of_one_file_exclude_each_other_and_readers_do_not_wait(log):
             assert groups < set(exclusive)
 
 
+def test_a_new_order_declares_its_rows_and_both_files():
+    t = NewOrder(0, 4, 9, (OrderLine(7, 0, 1), OrderLine(8, 2, 1)), 0)
+    shared, exclusive = declared_locks(SMALL, t)
+    assert set(shared) == {
+        SMALL.warehouse(0),
+        SMALL.customers_of(0, 4),
+        SMALL.customer(0, 4, 9),
+    }
+    assert set(exclusive) == {
+        SMALL.district(0, 4),
+        SMALL.orders(0, 4),
+        SMALL.stock(0, 7),
+        SMALL.stock(2, 8),
+        SMALL.file(0),
+        SMALL.file(2),
+    }
+
+
 def test_a_rollback_declares_what_a_commit_declares():
     commit = NewOrder(0, 1, 2, (OrderLine(7, 0, 1), OrderLine(8, 0, 1)), 0)
     rollback = NewOrder(0, 1, 2, (OrderLine(7, 0, 1), OrderLine(SMALL.items, 0, 1)), 0)

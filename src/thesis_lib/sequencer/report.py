@@ -8,6 +8,7 @@ intervals.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,9 @@ from thesis_lib.sequencer.bounds import fewest_violations
 from thesis_lib.sequencer.estimator import (
     ESTIMATORS,
     LEARNED,
-    estimator,
     predict_all,
 )
+from thesis_lib.sequencer.estimator import estimator as named_estimator
 from thesis_lib.sequencer.policies import policy as named_policy
 from thesis_lib.sequencer.simulate import replay, simulate
 from thesis_lib.sequencer.trace import F64, History, Trace
@@ -157,7 +158,7 @@ def noisy_estimate(noise: float = 0.2, bias: float = 1.0) -> Estimate:
 
 def learned_estimate(name: str, past: Trace) -> Estimate:
     """The learned estimator of this name, fitted once on a `past` trace."""
-    model = estimator(name).fit(past)
+    model = named_estimator(name).fit(past)
     return lambda trace, seed: predict_all(model, trace)
 
 
@@ -348,10 +349,10 @@ def reduction(
 def simulate_cell(
     *,
     scenario: str | None = None,
-    trace: Trace | None = None,
+    trace: Trace | Path | str | None = None,
     load: float,
     policy: str,
-    estimator_name: str = "noisy",
+    estimator: str = "noisy",
     seeds: int = 5,
     seed: int = 0,
     transactions: int = 20_000,
@@ -363,8 +364,8 @@ def simulate_cell(
 ) -> dict:
     """One cell of the evaluation, beside FIFO and the lower bound on the same seeds.
 
-    Either a reference `scenario` or a collected `trace`, which then needs `cores`
-    and `slo_s`. `load` is the arrival rate over the saturation rate of FIFO. Learned
+    Either a reference `scenario` or a collected `trace`, or the path of one, which by
+    default runs on 4 cores with twice the 95th percentile of its service times. `load` is the arrival rate over the saturation rate of FIFO. Learned
     estimators are fitted on transactions of another seed. Shares are fractions of 1;
     intervals are (low, high). Raises InvalidInput for anything that cannot be run.
     """
@@ -380,8 +381,9 @@ def simulate_cell(
             scenario or "", transactions=transactions, warehouses=warehouses, **options
         )
     else:
-        cell = trace_cell(trace, transactions=transactions, **options)
-    estimate = named_estimate(estimator_name, cell, noise, seed=777_777)
+        past = trace if isinstance(trace, Trace) else Trace.read(trace)
+        cell = trace_cell(past, transactions=transactions, **options)
+    estimate = named_estimate(estimator, cell, noise, seed=777_777)
     names = ["fifo"] if policy == "fifo" else ["fifo", policy]
     runs = replicate(cell, names, [load], estimate, seeds=seeds, seed=seed, bound=True)
 
@@ -394,7 +396,7 @@ def simulate_cell(
     violations, fewer = interval("violations"), reduction(runs, policy, load)
     return {
         "policy": policy,
-        "estimator": estimator_name,
+        "estimator": estimator,
         "load": load,
         "rate_per_s": load * cell.saturation_per_s,
         "seeds": seeds,

@@ -1,0 +1,66 @@
+# Two commands matter: `make book` and `make test`. `make` lists the others.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PYTHON ?= python3
+PROFILE ?= default
+BIN := .venv/bin
+READY := .venv/.ready
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help book test smoke full lab outputs mutants proof lint clean lock setup
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make .venv from the locks, and system packages where root on Debian
+
+$(READY): requirements.lock requirements-nodeps.lock pyproject.toml
+	@sh scripts/system_packages.sh
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --no-deps -r requirements.lock
+	$(BIN)/pip install --quiet 'torch>=2.9,<2.14'
+	$(BIN)/pip install --quiet --no-deps -r requirements-nodeps.lock -e .
+	@touch $@
+
+book: $(READY) ## execute every chapter and render the book (PROFILE=default)
+	$(BIN)/thesis run --profile $(PROFILE)
+	$(BIN)/thesis book --profile $(PROFILE)
+
+smoke: $(READY) ## execute all chapters at the smoke profile
+	$(BIN)/thesis run --profile smoke
+
+full: $(READY) ## execute and render at the profile of the published evaluation
+	$(MAKE) book PROFILE=full
+
+test: lint ## everything: lint, types, laws, nbval, the strict book, the browser
+	$(BIN)/pytest -m 'not browser and not proof and not gpu'
+	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
+	$(MAKE) book PROFILE=smoke
+	$(BIN)/pytest -m browser tests/browser
+
+lint: $(READY) ## ruff and pyright
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+proof: $(READY) ## laws that take minutes
+	$(BIN)/pytest -m proof
+
+mutants: $(READY) ## break one line at a time; each must turn a check red
+	$(BIN)/python scripts/mutate.py
+
+outputs: $(READY) ## execute notebooks at smoke values; store what nbval compares
+	$(BIN)/thesis outputs
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+lock: ## resolve the locks again (needs uv)
+	sh scripts/lock.sh
+
+clean: ## remove the environment, results and caches
+	rm -rf .venv build .cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,28 @@
+#!/bin/sh
+# Install what pip cannot bring, where this is root on Debian; name it elsewhere.
+set -eu
+
+missing=""
+python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
+command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 \
+  || missing="$missing chromium"
+fc-list 2>/dev/null | grep -qi 'noto.*cjk' || missing="$missing fonts-noto-cjk"
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+  echo "installing system packages:$missing"
+  log=$(mktemp)
+  if ! { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+      apt-get install -y -qq --no-install-recommends fontconfig $missing; } \
+      >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    echo "could not install:$missing; install them by hand and run make again" >&2
+    exit 1
+  fi
+  rm -f "$log"
+else
+  echo "system packages that are not here:$missing"
+  echo "  Debian: apt-get install$missing. Without python3-venv there is no .venv;"
+  echo "  without chromium the browser checks cannot run; without the fonts Chinese"
+  echo "  text shows in whatever font the system has."
+fi

@@ -1,0 +1,325 @@
+"""The command `thesis`: one sentence and a non-zero status for every failure."""
+
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from thesis_lib import units
+from thesis_lib.checks import InvalidInput
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A thesis that runs: re-execute its chapters, use its two halves.",
+)
+console = Console(stderr=True)
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+]
+
+
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Register `function` as a command whose refusals are one sentence."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **options: Any) -> None:
+        try:
+            function(*args, **options)
+        except InvalidInput as error:
+            typer.echo(f"thesis: {error}", err=True)
+            raise typer.Exit(2) from None
+
+    return app.command()(guarded)
+
+
+def show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+    """Print `result` as JSON, or `lines` for people."""
+    typer.echo(json.dumps(result) if as_json else "\n".join(lines))
+
+
+def progress_bars(quiet: bool) -> tuple[Progress, Callable[[str, int, int], None]]:
+    """Bars on standard error, one for each chapter, and the function to move them."""
+    bars = Progress(
+        TextColumn("{task.description:<32}"),
+        BarColumn(),
+        TextColumn("cell {task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=quiet,
+    )
+    tasks: dict[str, Any] = {}
+
+    def move(name: str, done: int, total: int) -> None:
+        if name not in tasks:
+            tasks[name] = bars.add_task(name, total=total)
+        bars.update(tasks[name], completed=done)
+        # A log has no bar to redraw: say each chapter's end there.
+        if not quiet and not console.is_terminal and done == total:
+            typer.echo(f"executed {name}", err=True)
+
+    return bars, move
+
+
+@command
+def run(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CHAPTER]…", help="Numbers or names; all by default."),
+    ] = None,
+    profile: Annotated[str, typer.Option(help="smoke, default or full.")] = "default",
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", metavar="NAME=VALUE", help="Set a parameter; repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of results. Default: build/chapters/PROFILE."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Re-execute chapters with papermill; skip those whose result is fresh."""
+    from thesis_lib import chapters
+
+    overrides = dict(chapters.assignment(text) for text in parameter or [])
+    chosen = chapters.select(names or [])
+    folder = output or chapters.repository() / "build" / "chapters" / profile
+    clock = time.perf_counter()
+    bars, move = progress_bars(quiet=as_json)
+    with bars:
+        outcome = chapters.run(chosen, profile, overrides, folder, move)
+    seconds = time.perf_counter() - clock
+    show(
+        {
+            "chapters": [
+                {"chapter": r.chapter, "executed": executed, "seconds": r.seconds}
+                for r, executed in outcome
+            ],
+            "profile": profile,
+            "seconds": round(seconds, 1),
+            "output": str(folder),
+        },
+        as_json,
+        [
+            f"{r.chapter:<32} {f'executed in {r.seconds:.0f} s' if new else 'fresh'}"
+            for r, new in outcome
+        ]
+        + [f"results in {folder}"],
+    )
+
+
+@command
+def book(
+    profile: Annotated[str, typer.Option(help="smoke, default or full.")] = "default",
+    as_json: Json = False,
+) -> None:
+    """Render the executed chapters of a profile as the book, warnings as errors."""
+    from thesis_lib import book as book_
+    from thesis_lib import chapters
+
+    build = chapters.repository() / "build"
+    with console.status("rendering the book"):
+        index, built = book_.render(
+            build / "chapters" / profile, build / "book" / profile
+        )
+    state = "rendered" if built else "up to date"
+    show(
+        {"index": str(index), "built": built},
+        as_json,
+        [f"The book is {state}. Open it in a browser:", f"  {index.as_uri()}"],
+    )
+
+
+@command
+def outputs(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CHAPTER]…", help="Numbers or names; all by default."),
+    ] = None,
+) -> None:
+    """Execute notebooks at their smoke values and store what nbval compares."""
+    from thesis_lib import chapters
+
+    scratch = chapters.repository() / "build" / "outputs"
+    bars, move = progress_bars(quiet=False)
+    with bars:
+        chapters.store_outputs(chapters.select(names or []), scratch, move)
+
+
+def size(text: str) -> int:
+    """Bytes of an option such as 8GiB."""
+    return units.parse_size(text)
+
+
+@command
+def collect(
+    output: Annotated[Path, typer.Argument(metavar="OUT.parquet")],
+    engine: Annotated[str, typer.Option(help="sqlite.")] = "sqlite",
+    transactions: Annotated[int, typer.Option(help="Length of the log.")] = 20_000,
+    workers: Annotated[int, typer.Option(help="Worker threads.")] = 2,
+    warehouses: Annotated[int, typer.Option(help="Warehouses, a file each.")] = 2,
+    replays: Annotated[int, typer.Option(help="Runs of the same log.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of data and log.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run TPC-C on the real deterministic engine and write a trace."""
+    from thesis_lib.sequencer.engine import collect as collect_
+
+    if not output.parent.is_dir():
+        raise InvalidInput(f"folder {output.parent} does not exist: create it first")
+    clock = time.perf_counter()
+    with console.status("running TPC-C"):
+        trace = collect_(
+            engine, transactions, workers, warehouses, seed=seed, replays=replays
+        )
+    trace.write(output)
+    result = {
+        "transactions": len(trace),
+        "digest": trace.meta["digest"],
+        "seconds": round(time.perf_counter() - clock, 1),
+        "output": str(output),
+    }
+    show(
+        result,
+        as_json,
+        [f"{len(trace)} transactions in {output}", f"state {trace.meta['digest']}"],
+    )
+
+
+@command
+def simulate(
+    load: Annotated[float, typer.Option(help="Share of FIFO's saturation rate.")],
+    policy: Annotated[str, typer.Option(help="fifo, drop, reorder, hybrid, ours, …")],
+    scenario: Annotated[str | None, typer.Option(help="A, B or C.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="A collected trace.")] = None,
+    estimator: Annotated[str, typer.Option(help="noisy, boosted, …")] = "noisy",
+    noise: Annotated[float, typer.Option(help="Sigma of `noisy`.")] = 0.2,
+    seeds: Annotated[int, typer.Option(help="Paired seeds.")] = 5,
+    seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    transactions: Annotated[int, typer.Option(help="For each seed.")] = 20_000,
+    warehouses: Annotated[int | None, typer.Option(help="Of the scenario.")] = None,
+    cores: Annotated[int | None, typer.Option(help="Of the scenario.")] = None,
+    deadline: Annotated[
+        str | None, typer.Option(help="Service level objective, such as 12.5ms.")
+    ] = None,
+    lag: Annotated[str, typer.Option(help="Decision to dispatch, as 0.5ms.")] = "0s",
+    as_json: Json = False,
+) -> None:
+    """Simulate one cell of the evaluation: a policy at a load, against FIFO."""
+    from thesis_lib.sequencer.report import simulate_cell
+
+    with console.status("simulating"):
+        result = simulate_cell(
+            scenario=scenario,
+            trace=trace,
+            load=load,
+            policy=policy,
+            estimator=estimator,
+            noise=noise,
+            seeds=seeds,
+            seed=seed,
+            transactions=transactions,
+            warehouses=warehouses,
+            cores=cores,
+            slo_s=None if deadline is None else units.parse_duration(deadline),
+            lag_s=units.parse_duration(lag),
+        )
+    low, high = result["reduction_ci"]
+    lines = [
+        f"violations {result['violations']:.2%} (FIFO {result['fifo_violations']:.2%},"
+        f" lower bound {result['lower_bound']:.2%})",
+        f"reduction   {result['reduction']:.1%}  [{low:.1%}, {high:.1%}]",
+        f"late {result['late']:.2%}, dropped {result['dropped']:.2%}, "
+        f"goodput {result['goodput_per_s']:.0f}/s, "
+        f"throughput {result['throughput_per_s']:.0f}/s",
+    ]
+    show(result, as_json, lines)
+
+
+@command
+def plan(
+    model: Annotated[str, typer.Argument(help="Folder, smollm2 or llama-65b, …")],
+    device_memory: Annotated[str, typer.Option(help="Such as 8GiB.")],
+    host_memory: Annotated[str, typer.Option(help="Such as 32GiB.")] = "0B",
+    batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
+    context: Annotated[int, typer.Option(help="Positions of a sequence.")] = 512,
+    as_json: Json = False,
+) -> None:
+    """Certify the peak memory of a streamed model and predict its time, or refuse."""
+    from thesis_lib.memory.stream import describe_plan
+
+    result = describe_plan(
+        model, size(device_memory), size(host_memory), batch=batch, context=context
+    )
+    tiers = ", ".join(f"{n} layers on {tier}" for tier, n in result["tiers"].items())
+    rates = ", ".join(f"{name} {value}" for name, value in result["rates"].items())
+    lines = [
+        f"device peak {units.format_size(result['device_peak_bytes'])}, "
+        f"host peak {units.format_size(result['host_peak_bytes'])}; {tiers}",
+        f"predicted {units.format_duration(result['predicted_s_per_token'])} a token, "
+        f"bound by {result['limit']}; {rates}",
+    ]
+    show(result, as_json, lines)
+
+
+@command
+def generate(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or smollm2.")],
+    device_memory: Annotated[str, typer.Option(help="Such as 128MiB.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """Generate greedily from a model that streams through a memory budget."""
+    from thesis_lib.memory.stream import generate_text
+
+    with console.status("generating"):
+        result = generate_text(
+            checkpoint, size(device_memory), prompt, max_new_tokens=max_new_tokens
+        )
+    lines = [
+        result["text"],
+        f"{result['tokens']} tokens, {units.format_duration(result['s_per_token'])} "
+        f"each; peak {units.format_size(result['device_peak_bytes'])} of "
+        f"{device_memory}; read {units.format_size(result['bytes_read'])}",
+    ]
+    show(result, as_json, lines)
+
+
+@command
+def cost(
+    tokens_per_s: Annotated[float, typer.Option(help="Measured throughput.")],
+    gpu: Annotated[str, typer.Option(help="An item of data/prices.csv.")],
+    utilisation: Annotated[float, typer.Option(help="Busy share of hours.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Cost of a million tokens, rented and owned, and where they break even."""
+    from thesis_lib.memory.cost import summarise
+
+    result = summarise(gpu, tokens_per_s, utilisation)
+    even = result["break_even_tokens"]
+    lines = [
+        f"${result['usd_per_million_tokens']:.2f} per million tokens rented at "
+        f"${result['usd_per_hour']:.2f}/h ({result['price_status']}, "
+        f"{result['price_date']}), ${result['owned_usd_per_million_tokens']:.2f} owned",
+        "owning never pays"
+        if even is None
+        else f"owning pays from {even:.3g} tokens a month",
+    ]
+    show(result, as_json, lines)
+
+
+def main() -> None:
+    """Entry point: quiet libraries, no hub, no surprise in the terminal."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(app())

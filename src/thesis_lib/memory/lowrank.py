@@ -1,0 +1,294 @@
+"""Low-rank factors in place of a matrix: plain, and weighted by what flows in.
+
+A linear layer y = W x with W of shape (m, n) becomes y = L (R x) with L (m, r) and
+R (r, n). `decompose` finds the best factors of every rank at once, either of W
+itself or, given the Gram matrix of the layer's inputs, of W as those inputs see it.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import cpu_count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import LinAlgError, cholesky, solve_triangular
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+
+from thesis_lib.checks import InvalidInput, require
+from thesis_lib.memory.linears import linears, replace
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Decomposition:
+    """The best factors of one (m, n) matrix for every rank up to k.
+
+    `tail(r)` is the loss of rank r: the Frobenius norm of the error for a plain
+    decomposition, and that of the error's output over the calibration inputs for a
+    whitened one.
+    """
+
+    left: NDArray  # (m, k) singular vectors on the output side
+    right: NDArray  # (k, n) on the input side, un-whitened
+    values: F64  # (min(m, n),) singular values, the dropped ones included
+
+    def factors(self, rank: int) -> tuple[NDArray, NDArray]:
+        """Left (m, rank) and right (rank, n), each with half of the scale."""
+        top = len(self.left.T)
+        require(
+            1 <= rank <= top, f"rank={rank} must lie in [1, {top}], the rank kept here"
+        )
+        scale = np.sqrt(self.values[:rank]).astype(self.left.dtype)
+        return self.left[:, :rank] * scale, scale[:, None] * self.right[:rank]
+
+    def tail(self, rank: int) -> float:
+        """Root of the sum of the squared singular values after the first `rank`."""
+        return float(np.linalg.norm(self.values[rank:]))
+
+
+def low_rank(weight: ArrayLike, rank: int) -> tuple[F64, F64]:
+    """The best approximation of rank `rank`: left (m, rank), right (rank, n).
+
+    The Frobenius norm of the error is the root of the sum of the squares of the
+    dropped singular values; no matrix of this rank does better. Raises InvalidInput
+    for a rank outside [1, min(m, n)]. Eckart and Young, Psychometrika 1(3), 1936.
+    """
+    return decompose(weight).factors(rank)
+
+
+def whitened_low_rank(weight: ArrayLike, gram: ArrayLike, rank: int) -> tuple[F64, F64]:
+    """The best factors of rank `rank` for inputs whose Gram matrix is `gram`.
+
+    With gram G = Σ x xᵀ (n, n) = S Sᵀ, the squared error of the layer's outputs over
+    those inputs is ‖(W − L R) S‖², which is the sum of the squares of the dropped
+    singular values of W S. Raises InvalidInput for a gram that is not symmetric
+    positive semidefinite. The whitening of SVD-LLM, Wang et al., ICLR 2025.
+    """
+    return decompose(weight, gram).factors(rank)
+
+
+def decompose(weight: ArrayLike, gram: ArrayLike | None = None) -> Decomposition:
+    """The factors of every rank of an (m, n) matrix, computed in float64.
+
+    With `gram` (n, n) they are whitened: the singular values are those of W S with
+    G = S Sᵀ. A singular G, from fewer inputs than features, leaves a smaller top
+    rank: what no input excites is dropped.
+    """
+    matrix = np.asarray(weight, np.float64)
+    require(
+        matrix.ndim == 2 and bool(np.isfinite(matrix).all()),
+        f"weight of shape {matrix.shape} must be a finite matrix",
+    )
+    if gram is None:
+        left, values, right = np.linalg.svd(matrix, full_matrices=False)
+        return Decomposition(left, right, values)
+
+    moments = np.asarray(gram, np.float64)
+    n = matrix.shape[1]
+    require(
+        moments.shape == (n, n),
+        f"gram has shape {moments.shape}: expected ({n}, {n}), one row per input",
+    )
+    require(
+        bool(np.isfinite(moments).all())
+        and np.allclose(moments, moments.T, rtol=1e-9, atol=1e-12 * np.trace(moments)),
+        "gram must be finite and symmetric: expected the sum of x xᵀ over inputs x",
+    )
+    try:
+        lower = cholesky(moments, lower=True, check_finite=False)
+    except LinAlgError:
+        return _decompose_singular(matrix, moments)
+    left, values, right = np.linalg.svd(matrix @ lower, full_matrices=False)
+    unwhitened = solve_triangular(lower, right.T, lower=True, trans=1).T
+    return Decomposition(left, unwhitened, values)
+
+
+def _decompose_singular(matrix: F64, moments: F64) -> Decomposition:
+    """Whitening by eigenvectors, of the directions that carry any input."""
+    eigenvalues, vectors = np.linalg.eigh(moments)
+    largest = max(eigenvalues[-1], 0.0)
+    noise = len(moments) * np.finfo(np.float64).eps * largest
+    require(
+        eigenvalues[0] >= -noise and largest > 0,
+        f"gram has eigenvalues in [{eigenvalues[0]:.3g}, {eigenvalues[-1]:.3g}]: "
+        "expected a sum of x xᵀ, whose eigenvalues are not negative and not all zero",
+    )
+    excited = eigenvalues > noise
+    root = np.sqrt(eigenvalues[excited])
+    basis = vectors[:, excited]
+    left, values, right = np.linalg.svd(matrix @ (basis * root), full_matrices=False)
+    return Decomposition(left, (right / root) @ basis.T, values)
+
+
+def break_even_rank(m: int, n: int) -> float:
+    """The rank r = mn / (m + n) at which two factors hold as much as the matrix."""
+    require(m > 0 and n > 0, f"a {m} x {n} matrix is empty: expected m, n > 0")
+    return m * n / (m + n)
+
+
+def rank_for_ratio(m: int, n: int, ratio: float) -> int | None:
+    """The largest rank whose factors hold at most `ratio` of the matrix's entries.
+
+    None where factors would not save: from a ratio of 1 on, or when even rank 1 is
+    too large. The matrix then stays dense.
+    """
+    require(ratio > 0, f"ratio={ratio:g} must be positive: the share of entries kept")
+    rank = int(ratio * break_even_rank(m, n) * (1 + 1e-12))
+    return rank if ratio < 1 and rank >= 1 else None
+
+
+def rank_for_energy(values: ArrayLike, energy: float) -> int:
+    """The smallest rank whose squared singular values make up `energy` of the sum.
+
+    `values` (k,) descend. Raises InvalidInput for an energy outside (0, 1].
+    """
+    require(0 < energy <= 1, f"energy={energy:g} must lie in (0, 1]")
+    squares = np.asarray(values, np.float64) ** 2
+    share = np.cumsum(squares) / squares.sum()
+    return min(int(np.searchsorted(share, energy * (1 - 1e-12))) + 1, len(squares))
+
+
+class LowRankLinear(nn.Module):
+    """y = left (right x) + bias: a linear layer of rank r."""
+
+    def __init__(self, left: Tensor, right: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        require(
+            left.shape[1] == right.shape[0],
+            f"left {tuple(left.shape)} and right {tuple(right.shape)} do not chain: "
+            "expected (m, r) and (r, n)",
+        )
+        self.left = nn.Parameter(left, requires_grad=False)  # (m, r)
+        self.right = nn.Parameter(right, requires_grad=False)  # (r, n)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, n) to (…, m)."""
+        inner = nn.functional.linear(x, self.right)
+        return nn.functional.linear(inner, self.left, self.bias)
+
+
+@torch.no_grad()
+def gram_matrices(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    names: Iterable[str] | None = None,
+) -> dict[str, F64]:
+    """G = Σ x xᵀ over all inputs x of each linear layer, in float64.
+
+    `batches` are what the model is called with, token ids (b, t) for a language
+    model; `names` chooses layers, by default all but the output head. The model is
+    observed, never changed. Raises InvalidInput without any batch.
+    """
+    chosen = linears(model, names)
+    totals: dict[str, Tensor] = {}
+    # Projections share their input and so its Gram, unless it was changed in place.
+    last: list[Any] = [None, 0, None]  # an input, its version, its Gram
+
+    def observe(name: str):
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            (x,) = inputs
+            if last[0] is not x or last[1] != x._version:
+                rows = x.reshape(-1, x.shape[-1]).double()
+                last[:] = [x, x._version, rows.T @ rows]
+            if name in totals:
+                totals[name] += last[2]
+            else:
+                totals[name] = last[2].clone()
+
+        return hook
+
+    hooks = [
+        layer.register_forward_pre_hook(observe(name)) for name, layer in chosen.items()
+    ]
+    try:
+        for batch in batches:
+            model(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    silent = [name for name in chosen if name not in totals]
+    if silent:
+        raise InvalidInput(
+            f"no input reached {len(silent)} of {len(chosen)} layers, such as "
+            f"{silent[0]}: give at least one batch that runs through them"
+        )
+    return {name: total.cpu().numpy() for name, total in totals.items()}
+
+
+def decompose_layers(
+    model: nn.Module,
+    grams: Mapping[str, F64] | None = None,
+    names: Iterable[str] | None = None,
+) -> dict[str, Decomposition]:
+    """Decompose each linear layer once, for factors of any ratio below 1.
+
+    Factors are kept in float32 and up to the break-even rank: beyond it nobody
+    stores them. Raises InvalidInput where `grams` lacks a layer.
+    """
+    chosen = linears(model, names)
+    missing = [name for name in chosen if grams is not None and name not in grams]
+    require(
+        not missing,
+        f"grams hold no entry for {', '.join(missing)}: expected one for every layer, "
+        "as gram_matrices(model, batches) returns them",
+    )
+
+    def decompose_one(name: str) -> Decomposition:
+        layer = chosen[name]
+        whole = decompose(
+            layer.weight.detach().double().cpu().numpy(),
+            None if grams is None else grams[name],
+        )
+        top = int(break_even_rank(layer.out_features, layer.in_features))
+        return Decomposition(
+            whole.left[:, :top].astype(np.float32),
+            whole.right[:top].astype(np.float32),
+            whole.values,
+        )
+
+    # One thread a matrix: two threads on one of this size mostly wait for each other.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cpu_count()) as pool:
+        return dict(zip(chosen, pool.map(decompose_one, chosen), strict=True))
+
+
+def with_factors(
+    model: nn.Module, decompositions: Mapping[str, Decomposition], ratio: float
+) -> nn.Module:
+    """A copy of the model with each decomposed layer at `ratio` of its entries.
+
+    The model itself is unchanged. Layers that factors would not shrink stay dense;
+    factors take the dtype and device of the weight that they replace.
+    """
+    twin = copy.deepcopy(model)
+    for name, layer in linears(twin, decompositions).items():
+        rank = rank_for_ratio(layer.out_features, layer.in_features, ratio)
+        if rank is None:
+            continue
+        rank = min(rank, len(decompositions[name].left.T))  # a singular Gram has less
+        left, right = (
+            torch.from_numpy(factor).to(layer.weight)
+            for factor in decompositions[name].factors(rank)
+        )
+        replace(twin, name, LowRankLinear(left, right, layer.bias))
+    return twin
+
+
+def factorise(
+    model: nn.Module,
+    ratio: float,
+    grams: Mapping[str, F64] | None = None,
+    names: Iterable[str] | None = None,
+) -> nn.Module:
+    """A copy of the model whose linear layers keep `ratio` of their entries.
+
+    Plain truncation without `grams`, whitened with them. To try several ratios,
+    decompose once with `decompose_layers` and call `with_factors` for each.
+    """
+    return with_factors(model, decompose_layers(model, grams, names), ratio)

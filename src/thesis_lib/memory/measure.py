@@ -1,0 +1,212 @@
+"""Metering: bytes that live on the device, and seconds that repeat."""
+
+import os
+import platform
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from thesis_lib.checks import require
+from thesis_lib.memory.spec import ModelSpec
+from thesis_lib.units import MiB
+
+
+class DeviceBudget(TorchDispatchMode):
+    """A logical meter: the bytes of every storage that lives on a device.
+
+    Inside the context each storage that an operator returns is charged once and
+    released when it dies; `charge` adds what was allocated before. Past
+    `limit_bytes` it raises torch.OutOfMemoryError. It sees what operators return,
+    not the scratch memory that a kernel frees before it returns: a physical check
+    stands beside it, not below it.
+    """
+
+    def __init__(
+        self, limit_bytes: int | None = None, device: str | torch.device = "cpu"
+    ) -> None:
+        super().__init__()
+        require(
+            limit_bytes is None or limit_bytes > 0,
+            f"limit_bytes={limit_bytes} must be positive, or None for a meter only",
+        )
+        self.limit_bytes = limit_bytes
+        self.device_type = torch.device(device).type
+        self.bytes = 0
+        self.peak_bytes = 0
+        # By address: two wrappers of one storage must not be charged twice.
+        self._live: dict[int, weakref.ref] = {}
+
+    def charge(self, *tensors: torch.Tensor) -> None:
+        """Count the storages of `tensors`, unless they are counted already."""
+        for tensor in tensors:
+            if tensor.device.type == self.device_type:
+                self._charge(tensor.untyped_storage())
+
+    def _charge(self, storage: torch.UntypedStorage) -> None:
+        key, n_bytes = storage._cdata, storage.nbytes()
+        if key in self._live or n_bytes == 0:
+            return
+
+        def release(_: weakref.ref) -> None:
+            del self._live[key]
+            self.bytes -= n_bytes
+
+        self._live[key] = weakref.ref(storage, release)
+        self.bytes += n_bytes
+        self.peak_bytes = max(self.peak_bytes, self.bytes)
+        if self.limit_bytes is not None and self.bytes > self.limit_bytes:
+            raise torch.OutOfMemoryError(
+                f"device budget of {self.limit_bytes / MiB:.2f} MiB exceeded: "
+                f"{self.bytes / MiB:.2f} MiB live after {n_bytes / MiB:.2f} MiB more; "
+                "give the plan more memory, fewer tokens a pass or a shallower ring"
+            )
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in [result] if isinstance(result, torch.Tensor) else tree_iter(result):
+            if isinstance(leaf, torch.Tensor):
+                self.charge(leaf)
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Repeated timings of one step, with what they cost and where they ran."""
+
+    name: str
+    seconds: tuple[float, ...]  # (n,) raw samples, warm-up excluded
+    tokens: int = 1  # in each step
+    bytes_read: int = 0  # in each step
+    peak_bytes: int = 0
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.seconds) > 0 and min(self.seconds) >= 0,
+            f"{self.name}: expected at least one sample and none negative",
+        )
+
+    @property
+    def median_s(self) -> float:
+        """Median seconds of a step."""
+        return float(np.median(self.seconds))
+
+    @property
+    def s_per_token(self) -> float:
+        """Median seconds of a step over its tokens."""
+        return self.median_s / self.tokens
+
+    def interval_s(
+        self, level: float = 0.95, draws: int = 2000, seed: int = 0
+    ) -> tuple[float, float]:
+        """Percentile bootstrap interval of the median, in seconds.
+
+        Bradley Efron, Bootstrap methods: another look at the jackknife, Annals of
+        Statistics 7(1), 1979.
+        """
+        require(0 < level < 1, f"level={level:g} must lie in (0, 1)")
+        rng = np.random.default_rng(seed)
+        rows = rng.integers(len(self.seconds), size=(draws, len(self.seconds)))
+        medians = np.median(np.asarray(self.seconds)[rows], axis=1)
+        low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+
+def interleave(
+    steps: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2
+) -> dict[str, tuple[float, ...]]:
+    """Seconds of each step, `2 * rounds` samples, forwards and backwards in turn.
+
+    The order A B B A cancels a drift of the machine that is linear in time.
+    """
+    require(rounds > 0 and warmup >= 0, f"rounds={rounds}, warmup={warmup}: too few")
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        for _ in range(warmup):
+            step()
+    for _ in range(rounds):
+        for name in (*steps, *reversed(list(steps))):
+            start = time.perf_counter()
+            steps[name]()
+            samples[name].append(time.perf_counter() - start)
+    return {name: tuple(values) for name, values in samples.items()}
+
+
+def compute_rates(
+    spec: ModelSpec, tokens: Sequence[int], seconds: Sequence[float]
+) -> tuple[float, float]:
+    """Weight bytes and floating point operations per second of a resident model.
+
+    The least-squares line through the seconds of a step of each number of tokens: its
+    intercept is one pass over the weights, its slope the products of one token.
+    Raises InvalidInput for timings that do not rise.
+    """
+    require(
+        len(tokens) == len(seconds) >= 2,
+        f"{len(tokens)} token counts for {len(seconds)} times: expected two or more",
+    )
+    slope, intercept = np.polyfit(tokens, seconds, 1)
+    require(
+        slope > 0 and intercept > 0,
+        f"a step takes {intercept:.3g} s and {slope:.3g} s a token more: expected both "
+        "positive; measure longer steps on a quieter machine",
+    )
+    return spec.total_bytes / float(intercept), spec.flops_per_token() / float(slope)
+
+
+def crossing(
+    tokens: Sequence[int], rising_s: Sequence[float], level_s: float
+) -> float | None:
+    """The number of tokens at which `rising_s` reaches `level_s`; None if it does not.
+
+    Linear between the measured points; time that starts above the level crosses at
+    the first point.
+    """
+    require(
+        len(tokens) == len(rising_s) > 0 and bool((np.diff(tokens) > 0).all()),
+        f"{len(tokens)} token counts for {len(rising_s)} times: expected one each, "
+        "in rising order",
+    )
+    above = [i for i, seconds in enumerate(rising_s) if seconds >= level_s]
+    if not above:
+        return None
+    i = above[0]
+    if i == 0:
+        return float(tokens[0])
+    share = (level_s - rising_s[i - 1]) / (rising_s[i] - rising_s[i - 1])
+    return float(tokens[i - 1] + share * (tokens[i] - tokens[i - 1]))
+
+
+def fingerprint() -> dict[str, Any]:
+    """What a timing depends on: processor, memory, kernel and versions."""
+    processor = platform.processor() or platform.machine()
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,228 @@
+"""Byte and FLOP arithmetic of a decoder-only transformer, and of a machine.
+
+Nothing here allocates: a model is its geometry, a machine is its rates.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from thesis_lib.checks import InvalidInput, choice, require
+
+_DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The geometry of a uniform stack of decoder layers.
+
+    A gated feed-forward block has three matrices (LLaMA), a plain one two (OPT).
+    `positions` counts the rows of a learned position table, 0 for rotary ones.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool  # the output head is the embedding
+    dtype_bytes: int = 2  # a weight, an activation, a key or a value
+    gated: bool = True
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    norm_bias: bool = False
+    positions: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("layers", "hidden", "intermediate", "heads", "kv_heads"):
+            require(
+                getattr(self, field) > 0,
+                f"{self.name}: {field}={getattr(self, field)} must be positive",
+            )
+        require(
+            self.heads % self.kv_heads == 0,
+            f"{self.name}: heads={self.heads} must be a multiple of "
+            f"kv_heads={self.kv_heads}",
+        )
+
+    @classmethod
+    def from_config(cls, path: Path | str) -> Self:
+        """The geometry in a transformers `config.json`, or in the folder of one.
+
+        Raises InvalidInput for a missing or unreadable file, and for an
+        architecture whose bytes this arithmetic does not describe.
+        """
+        path = Path(path)
+        path = path / "config.json" if path.is_dir() else path
+        try:
+            config: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InvalidInput(
+                f"{path} cannot be read ({type(error).__name__}): expected the "
+                "config.json of a transformers checkpoint"
+            ) from error
+        architecture = str(config.get("model_type"))
+        choice(f"model_type in {path}:", architecture, ("llama", "mistral"))
+        try:
+            heads = config["num_attention_heads"]
+            dtype = config.get("dtype") or config["torch_dtype"]
+            return cls(
+                name=path.resolve().parent.name,
+                layers=config["num_hidden_layers"],
+                hidden=config["hidden_size"],
+                intermediate=config["intermediate_size"],
+                heads=heads,
+                kv_heads=config.get("num_key_value_heads") or heads,
+                head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+                vocab=config["vocab_size"],
+                tied=bool(config.get("tie_word_embeddings", False)),
+                dtype_bytes=_DTYPE_BYTES[dtype],
+                attention_bias=bool(config.get("attention_bias", False)),
+                mlp_bias=bool(config.get("mlp_bias", False)),
+            )
+        except KeyError as error:
+            raise InvalidInput(
+                f"{path} lacks or has an unknown {error.args[0]!r}: expected a full "
+                f"configuration with a dtype among {', '.join(_DTYPE_BYTES)}"
+            ) from error
+
+    @property
+    def layer_matrix_parameters(self) -> int:
+        """Weights that one token multiplies in one layer."""
+        attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
+        return attention + (3 if self.gated else 2) * self.hidden * self.intermediate
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one decoder layer, biases and norms included."""
+        count = self.layer_matrix_parameters + 2 * self._norm_parameters
+        if self.attention_bias:
+            count += self.head_dim * (self.heads + 2 * self.kv_heads) + self.hidden
+        if self.mlp_bias:
+            count += (2 if self.gated else 1) * self.intermediate + self.hidden
+        return count
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model; a tied head counts once."""
+        outer = (self.vocab + self.positions) * self.hidden + self._norm_parameters
+        head = 0 if self.tied else self.vocab * self.hidden
+        return self.layers * self.layer_parameters + outer + head
+
+    @property
+    def _norm_parameters(self) -> int:
+        return (2 if self.norm_bias else 1) * self.hidden
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of one decoder layer."""
+        return self.layer_parameters * self.dtype_bytes
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Bytes of the token table and of learned positions."""
+        return (self.vocab + self.positions) * self.hidden * self.dtype_bytes
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes after the last layer: the final norm, and the head unless tied."""
+        head = 0 if self.tied else self.vocab * self.hidden
+        return (head + self._norm_parameters) * self.dtype_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of every weight: what a checkpoint's tensors hold."""
+        return self.parameters * self.dtype_bytes
+
+    def kv_bytes(self, batch: int, context: int) -> int:
+        """Bytes of the keys and values of `batch` sequences of `context` tokens."""
+        row = self.kv_heads * self.head_dim * self.dtype_bytes
+        return 2 * self.layers * batch * context * row
+
+    def flops_per_token(self, context: int = 0) -> int:
+        """Multiplications and additions of one token that attends to `context`."""
+        matrices = self.layers * self.layer_matrix_parameters
+        matrices += self.vocab * self.hidden
+        attention = self.layers * 2 * context * self.heads * self.head_dim
+        return 2 * (matrices + attention)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a plan needs to know of a machine. Sizes in bytes, rates per second.
+
+    `host_bytes` is host memory that may hold weights, apart from the device. Where
+    the device is the processor itself, layers come straight from the disk.
+    """
+
+    device_bytes: int
+    disk_bytes_per_s: float  # disk to staging buffer
+    host_bytes: int = 0
+    link_bytes_per_s: float = float("inf")  # host memory to device
+    weight_bytes_per_s: float = float("inf")  # weights read by a one-token pass
+    flops_per_s: float = float("inf")  # matrix products of a long pass
+
+    def __post_init__(self) -> None:
+        require(
+            self.device_bytes > 0 and self.host_bytes >= 0,
+            f"device_bytes={self.device_bytes} must be positive and "
+            f"host_bytes={self.host_bytes} not negative",
+        )
+        for rate in (
+            "disk_bytes_per_s",
+            "link_bytes_per_s",
+            "weight_bytes_per_s",
+            "flops_per_s",
+        ):
+            require(
+                getattr(self, rate) > 0,
+                f"{rate}={getattr(self, rate):g} must be positive",
+            )
+
+    def with_memory(self, device_bytes: int, host_bytes: int = 0) -> Self:
+        """The same rates with other sizes."""
+        return replace(self, device_bytes=device_bytes, host_bytes=host_bytes)
+
+
+# Hugo Touvron and others (LLaMA, 2023; Llama 2, 2023), Susan Zhang and others
+# (OPT, 2022) and Albert Jiang and others (Mistral 7B, 2023) publish these shapes.
+_GEOMETRIES = {
+    spec.name: spec
+    for spec in (
+        ModelSpec("llama-65b", 80, 8192, 22016, 64, 64, 128, 32000, tied=False),
+        ModelSpec("llama2-7b", 32, 4096, 11008, 32, 32, 128, 32000, tied=False),
+        ModelSpec("llama2-13b", 40, 5120, 13824, 40, 40, 128, 32000, tied=False),
+        ModelSpec("llama2-70b", 80, 8192, 28672, 64, 8, 128, 32000, tied=False),
+        ModelSpec("mistral-7b", 32, 4096, 14336, 32, 8, 128, 32000, tied=False),
+        ModelSpec(
+            "opt-66b",
+            layers=64,
+            hidden=9216,
+            intermediate=36864,
+            heads=72,
+            kv_heads=72,
+            head_dim=128,
+            vocab=50272,
+            tied=True,
+            gated=False,
+            attention_bias=True,
+            mlp_bias=True,
+            norm_bias=True,
+            positions=2050,
+        ),
+    )
+}
+
+
+def geometries() -> tuple[str, ...]:
+    """The names that `geometry` knows."""
+    return tuple(_GEOMETRIES)
+
+
+def geometry(name: str) -> ModelSpec:
+    """A published geometry in 16-bit weights. Raises InvalidInput for another name."""
+    return _GEOMETRIES[choice("model", name, _GEOMETRIES)]

@@ -1,0 +1,465 @@
+"""Where the weights of a streamed model come from: a layer at a time, from disk.
+
+The store parses the safetensors headers itself, so that it knows every byte range
+before the first read, and reads straight into memory that the caller owns.
+"""
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import re
+import struct
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from thesis_lib.checks import InvalidInput, require
+from thesis_lib.units import KiB, MiB
+
+OUTER = -1  # the "layer" of everything outside the stack: embedding, norm, head
+ALIGNMENT = 4096  # direct I/O wants offsets, lengths and addresses in whole blocks
+CHUNK_BYTES = 1 * MiB  # one request to the disk
+READERS = 4  # requests in flight
+_GAP_BYTES = 64 * KiB  # reading a smaller gap costs less than a second request
+_HEADER_LIMIT = 100 * MiB  # the format's own limit
+
+_LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\.(.+)")
+_ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+class StoreDamaged(InvalidInput):
+    """A weight file that is missing, truncated, altered or not safetensors."""
+
+
+class Ticket(Protocol):
+    """A read in flight."""
+
+    def wait(self) -> None:
+        """Return when the buffer is filled; raise what went wrong otherwise."""
+        ...
+
+
+class WeightStore(Protocol):
+    """Layers by number; the caller owns the memory that they are read into."""
+
+    def nbytes(self, layer: int) -> int:
+        """Size of the buffer that `read_layer` needs."""
+        ...
+
+    def read_layer(self, layer: int, buffer: memoryview) -> Ticket:
+        """Start to fill `buffer`; many reads may be in flight."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One tensor of a layer, and where it lies in the buffer."""
+
+    name: str  # within the layer, or the full name outside the stack
+    dtype: str  # as safetensors writes it: BF16, F32, …
+    shape: tuple[int, ...]
+    start: int  # byte offset in the buffer
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: int
+    start: int  # byte offset in the file
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """One contiguous range of a file, in whole blocks, and its place in a buffer."""
+
+    file: int
+    start: int
+    end: int  # of the last tensor, not rounded
+    at: int  # byte offset in the buffer
+
+    @property
+    def span(self) -> int:
+        return _ceil(self.end - self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A layer: the extents to read, and the tensors inside them."""
+
+    extents: tuple[_Extent, ...]
+    placements: tuple[Placement, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(extent.span for extent in self.extents)
+
+
+def _floor(n_bytes: int) -> int:
+    return n_bytes // ALIGNMENT * ALIGNMENT
+
+
+def _ceil(n_bytes: int) -> int:
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def staging_bytes(layer_bytes: int) -> int:
+    """The largest buffer that one contiguous layer can need, alignment included."""
+    return _ceil(layer_bytes) + ALIGNMENT
+
+
+def allocate(nbytes: int) -> memoryview:
+    """Zeroed memory that direct I/O can fill: a buffer that starts on a page."""
+    return memoryview(mmap.mmap(-1, max(nbytes, 1)))[:nbytes]
+
+
+class _File:
+    """An open safetensors file, its header, and what it looked like when opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.buffered = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise StoreDamaged(
+                f"weight file {path} cannot be opened ({error.strerror}): expected the "
+                "safetensors file that the checkpoint names; copy the checkpoint again"
+            ) from error
+        self.direct: int | None = None
+        try:
+            self.identity = self._identify()
+            self.header, self.data_start = self._parse()
+            self.digest = self._digest()
+            self.direct = self._open_direct()
+        except BaseException:
+            self.close()
+            raise
+
+    def _identify(self) -> tuple[int, int, int, int]:
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise StoreDamaged(
+                f"weight file {self.path} has gone ({error.strerror}): "
+                "put the checkpoint back and open it again"
+            ) from error
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _parse(self) -> tuple[dict[str, Any], int]:
+        size = self.identity[2]
+        prefix = os.pread(self.buffered, 8, 0)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+            raise StoreDamaged(
+                f"weight file {self.path} ({size} bytes) is truncated or not "
+                "safetensors: expected a header length and a header first"
+            )
+        try:
+            header = json.loads(os.pread(self.buffered, length, 8))
+            header.pop("__metadata__", None)
+            spans = [entry["data_offsets"] for entry in header.values()]
+            last = max((end for _, end in spans), default=0)
+            total = sum(end - start for start, end in spans)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise StoreDamaged(
+                f"weight file {self.path} has an unreadable header "
+                f"({type(error).__name__}): expected safetensors"
+            ) from error
+        if total != last:
+            raise StoreDamaged(
+                f"weight file {self.path} has overlapping tensors or holes between "
+                "them: expected safetensors, which allows neither"
+            )
+        expected = 8 + length + last
+        if size != expected:
+            raise StoreDamaged(
+                f"weight file {self.path} has {size} bytes where its header promises "
+                f"{expected}: it is truncated or overwritten; copy it again"
+            )
+        return header, 8 + length
+
+    def _digest(self) -> bytes:
+        return hashlib.sha256(os.pread(self.buffered, self.data_start, 0)).digest()
+
+    def _open_direct(self) -> int | None:
+        """A descriptor that bypasses the page cache, where the file system has one."""
+        flag = getattr(os, "O_DIRECT", 0)
+        if not flag:
+            return None
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | flag)
+        except OSError:
+            return None
+        try:
+            os.preadv(descriptor, [allocate(ALIGNMENT)], 0)
+        except OSError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def verify(self) -> None:
+        """Raise StoreDamaged unless the file is the one that was opened."""
+        if self._identify() != self.identity or self._digest() != self.digest:
+            raise StoreDamaged(
+                f"weight file {self.path} has changed since it was opened (size, time "
+                "or header): the model would mix two checkpoints; open it again"
+            )
+
+    def read(self, target: memoryview, offset: int, needed: int) -> int:
+        """Fill `target` from `offset`; at least `needed` bytes, or StoreDamaged.
+
+        A request in whole blocks may end past the end of the file, hence `needed`.
+        """
+        descriptor = self.buffered if self.direct is None else self.direct
+        filled = 0
+        while filled < needed:
+            n_bytes = os.preadv(descriptor, [target[filled:]], offset + filled)
+            if n_bytes == 0:
+                raise StoreDamaged(
+                    f"weight file {self.path} ends at byte {offset + filled}, before "
+                    f"byte {offset + needed} that its header promises: truncated while "
+                    "open; copy it again"
+                )
+            filled += n_bytes
+        if self.direct is None and hasattr(os, "posix_fadvise"):
+            # Keeps the page cache from holding the model that the budget excludes.
+            os.posix_fadvise(self.buffered, offset, filled, os.POSIX_FADV_DONTNEED)
+        return filled
+
+    def close(self) -> None:
+        for descriptor in (self.buffered, self.direct):
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+class _Reads:
+    """The chunks of one layer in flight."""
+
+    def __init__(self, chunks: list[Future[None]], files: Sequence[_File]) -> None:
+        self._chunks, self._files = chunks, files
+
+    def wait(self) -> None:
+        wait(self._chunks)  # all of them, or a late one would write after an error
+        for chunk in self._chunks:
+            chunk.result()
+        for file in self._files:  # after the reads: nothing changed under them
+            file.verify()
+
+
+class SafetensorsStore:
+    """The layers of a safetensors checkpoint, one file or sharded, read on demand.
+
+    `mode` says how: "direct" bypasses the page cache, "buffered" goes through it and
+    drops the pages behind each read. `bytes_read` counts what was asked of the disk.
+    Raises StoreDamaged for a file that is missing, truncated, altered or of another
+    format, both when the store is opened and when a layer is read.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.bytes_read = 0
+        self._lock = threading.Lock()
+        self._files: list[_File] = []
+        self._pool: ThreadPoolExecutor | None = None
+        try:
+            for path in _shards(self.folder):
+                self._files.append(_File(path))
+            self._parts = _partition(list(self._tensors()), self.folder)
+        except BaseException:
+            self.close()
+            raise
+        direct = all(file.direct is not None for file in self._files)
+        self.mode = "direct" if direct else "buffered"
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="weights")
+
+    @property
+    def layers(self) -> int:
+        """The number of decoder layers."""
+        return len(self._parts) - 1
+
+    def nbytes(self, layer: int) -> int:
+        """Bytes of a buffer for `layer`, and of its read: whole blocks."""
+        return self._part(layer).nbytes
+
+    def tensor_bytes(self, layer: int) -> int:
+        """Bytes of the tensors of `layer` alone."""
+        return sum(tensor.nbytes for tensor in self._part(layer).placements)
+
+    def placements(self, layer: int) -> tuple[Placement, ...]:
+        """The tensors of `layer` and where `read_layer` puts them."""
+        return self._part(layer).placements
+
+    def read_layer(self, layer: int, buffer: memoryview) -> Ticket:
+        """Start to read `layer` into `buffer`, which the caller keeps until `wait`.
+
+        Raises InvalidInput for a buffer that is too small, and in direct mode for one
+        that does not start on a block: use `allocate`.
+        """
+        part = self._part(layer)
+        if self._pool is None:
+            raise InvalidInput(f"the store of {self.folder} is closed: open it again")
+        require(
+            len(buffer) >= part.nbytes,
+            f"layer {layer} needs a buffer of {part.nbytes} bytes, not {len(buffer)}",
+        )
+        chunks = [
+            self._pool.submit(self._read, file, target, offset, needed)
+            for file, target, offset, needed in self._requests(part, buffer)
+        ]
+        files = [
+            self._files[i] for i in sorted({extent.file for extent in part.extents})
+        ]
+        return _Reads(chunks, files)
+
+    def close(self) -> None:
+        """Wait for reads in flight and close the files."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+        while self._files:
+            self._files.pop().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _part(self, layer: int) -> _Part:
+        if layer not in self._parts:
+            raise InvalidInput(
+                f"layer {layer} does not exist: {self.folder} has layers 0 to "
+                f"{self.layers - 1}"
+            )
+        return self._parts[layer]
+
+    def _requests(
+        self, part: _Part, buffer: memoryview
+    ) -> Iterator[tuple[_File, memoryview, int, int]]:
+        for extent in part.extents:
+            needed = extent.end - extent.start
+            for at in range(0, extent.span, CHUNK_BYTES):
+                size = min(CHUNK_BYTES, extent.span - at)
+                target = buffer[extent.at + at : extent.at + at + size]
+                yield (
+                    self._files[extent.file],
+                    target,
+                    extent.start + at,
+                    min(size, needed - at),
+                )
+
+    def _read(self, file: _File, target: memoryview, offset: int, needed: int) -> None:
+        try:
+            filled = file.read(target, offset, needed)
+        except OSError as error:
+            raise StoreDamaged(
+                f"weight file {file.path} cannot be read at byte {offset} "
+                f"({error.strerror}): check the disk, and read into buffers from "
+                "`store.allocate`, which start on a block"
+            ) from error
+        with self._lock:
+            self.bytes_read += filled
+
+    def _tensors(self) -> Iterator[_Tensor]:
+        for number, file in enumerate(self._files):
+            for name, entry in file.header.items():
+                start, end = entry["data_offsets"]
+                dtype, shape = entry["dtype"], tuple(entry["shape"])
+                size = _ITEM_BYTES.get(dtype)
+                if size is None or end - start != size * math.prod(shape) or start < 0:
+                    raise StoreDamaged(
+                        f"weight file {file.path}: {name} is {dtype} {list(shape)} in "
+                        f"{end - start} bytes, which do not agree; copy it again"
+                    )
+                begin = file.data_start + start
+                if begin % size:
+                    raise StoreDamaged(
+                        f"weight file {file.path}: {name} starts at byte {begin}, not "
+                        f"a multiple of {size}, and cannot be used in place; "
+                        "save the checkpoint again with safetensors"
+                    )
+                yield _Tensor(name, dtype, shape, number, begin, begin + end - start)
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, each named by it once."""
+    index = folder / "model.safetensors.index.json"
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise StoreDamaged(
+            f"{folder} has neither {single.name} nor {index.name}: expected a "
+            "safetensors checkpoint; convert other formats with save_pretrained"
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise StoreDamaged(
+            f"{index} is not an index of safetensors ({type(error).__name__}): "
+            "copy it again"
+        ) from error
+    for name in names:
+        if Path(name).name != name:
+            raise StoreDamaged(f"{index} points outside its folder, to {name!r}")
+    return [folder / name for name in names]
+
+
+def _partition(tensors: Iterable[_Tensor], folder: Path) -> dict[int, _Part]:
+    """The tensors by layer; those outside the stack under OUTER."""
+    by_layer: dict[int, dict[str, _Tensor]] = {OUTER: {}}
+    for tensor in tensors:
+        match = _LAYER.fullmatch(tensor.name)
+        layer, name = (int(match[1]), match[2]) if match else (OUTER, tensor.name)
+        named = by_layer.setdefault(layer, {})
+        if name in named:
+            raise StoreDamaged(f"{folder}: {tensor.name} appears in two files")
+        named[name] = tensor
+    expected = set(range(OUTER, len(by_layer) - 1))
+    if set(by_layer) != expected or len(by_layer) == 1:
+        raise StoreDamaged(
+            f"{folder} holds layers {sorted(set(by_layer) - {OUTER})}: "
+            "expected an unbroken stack from 0; a shard is missing"
+        )
+    return {layer: _lay_out(named) for layer, named in sorted(by_layer.items())}
+
+
+def _lay_out(named: dict[str, _Tensor]) -> _Part:
+    """Few large reads: neighbours in a file share an extent."""
+    extents: list[_Extent] = []
+    placements: list[Placement] = []
+    order = sorted(named.items(), key=lambda item: (item[1].file, item[1].start))
+    at = 0
+    for position, (name, tensor) in enumerate(order):
+        last = extents[-1] if position else None
+        if (
+            last is not None
+            and last.file == tensor.file
+            and tensor.start <= last.end + _GAP_BYTES
+        ):
+            extents[-1] = _Extent(last.file, last.start, tensor.end, last.at)
+        else:
+            at += last.span if last is not None else 0
+            start = _floor(tensor.start)
+            extents.append(_Extent(tensor.file, start, tensor.end, at))
+        placements.append(
+            Placement(
+                name,
+                tensor.dtype,
+                tensor.shape,
+                extents[-1].at + tensor.start - extents[-1].start,
+                tensor.end - tensor.start,
+            )
+        )
+    return _Part(tuple(extents), tuple(placements))

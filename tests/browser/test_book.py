@@ -1,0 +1,141 @@
+"""The rendered book as a reader's browser sees it, offline."""
+
+from urllib.parse import urlparse
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+WIDTHS = (1280, 390)
+
+
+def pages(html):
+    """Every page of the book, as paths relative to its folder."""
+    found = [p.relative_to(html) for p in html.rglob("*.html")]
+    return sorted(str(p) for p in found if "_static" not in p.parts)
+
+
+class Visit:
+    """A page that was opened, and what went wrong while it loaded."""
+
+    def __init__(self, browser, width):
+        self.page = browser.new_page(viewport={"width": width, "height": 900})
+        self.faults = []
+        self.page.on(
+            "console",
+            lambda m: self.faults.append(m.text) if m.type == "error" else None,
+        )
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on(
+            "requestfailed", lambda r: self.faults.append(f"failed: {r.url[:120]}")
+        )
+        self.page.on("request", self._outside)
+
+    def _outside(self, request):
+        if urlparse(request.url).hostname not in (None, "", "127.0.0.1"):
+            self.faults.append(f"reaches outside: {request.url[:120]}")
+
+    def open(self, address):
+        self.faults.clear()
+        self.page.goto(address, wait_until="load")
+        self.page.wait_for_function(
+            "() => !window.MathJax || !MathJax.startup"
+            " || MathJax.startup.promise.then(() => true)"
+        )
+        return self.page
+
+
+@pytest.fixture(params=WIDTHS)
+def visit(browser, request):
+    visit = Visit(browser, request.param)
+    yield visit
+    visit.page.close()
+
+
+@pytest.fixture
+def desktop(browser):
+    visit = Visit(browser, WIDTHS[0])
+    yield visit
+    visit.page.close()
+
+
+def test_every_page_loads_clean_from_files_and_fits_the_screen(visit, html):
+    wrong = {}
+    for name in pages(html):
+        page = visit.open((html / name).as_uri())
+        page.wait_for_timeout(100)
+        broken = page.evaluate(
+            "() => [...document.images].filter(i => i.complete && !i.naturalWidth)"
+            ".map(i => i.src.slice(0, 120))"
+        )
+        wide = page.evaluate(
+            "() => document.documentElement.scrollWidth"
+            " - document.documentElement.clientWidth"
+        )
+        faults = [*visit.faults, *(f"broken image {src}" for src in broken)]
+        if wide > 0:
+            faults.append(f"scrolls sideways by {wide} px")
+        if faults:
+            wrong[name] = faults
+    assert not wrong
+
+
+def test_every_page_loads_clean_from_a_server(desktop, html, server):
+    wrong = {}
+    for name in pages(html):
+        desktop.open(f"{server}/{name}")
+        if desktop.faults:
+            wrong[name] = list(desktop.faults)
+    assert not wrong
+
+
+def test_search_finds_the_sequencer(desktop, server):
+    page = desktop.open(f"{server}/search.html?q=sequencer")
+    page.wait_for_selector("#search-results li a", timeout=20_000)
+    titles = page.locator("#search-results li a").all_inner_texts()
+    assert any("sequencer" in title.lower() for title in titles)
+
+
+def test_the_chinese_abstract_is_chinese_and_has_glyphs(desktop, html):
+    page = desktop.open((html / "book" / "abstract_zh.html").as_uri())
+    assert page.evaluate("() => document.documentElement.lang") == "zh-Hant"
+    text = page.locator("article").inner_text()
+    chinese = [c for c in text if "\u4e00" <= c <= "\u9fff"]
+    assert len(chinese) > 200
+    # A character without a glyph is drawn as the same box as an unassigned one.
+    missing = page.evaluate(
+        """(characters) => {
+            const article = document.querySelector("article p");
+            const font = getComputedStyle(article).fontFamily;
+            const draw = (character) => {
+                const canvas = document.createElement("canvas");
+                canvas.width = canvas.height = 40;
+                const pen = canvas.getContext("2d");
+                pen.font = `30px ${font}`;
+                pen.fillText(character, 2, 32);
+                return canvas.toDataURL();
+            };
+            const boxes = [draw("\\u{10FFFE}"), draw("\\u{0378}"), draw(" ")];
+            return characters.filter((c) => boxes.includes(draw(c)));
+        }""",
+        sorted(set(chinese)),
+    )
+    assert not missing
+
+
+def test_maths_is_drawn_without_a_network(desktop, html):
+    drawn = 0
+    for name in pages(html):
+        page = desktop.open((html / name).as_uri())
+        assert page.locator("mjx-merror, [data-mml-node=merror]").count() == 0, name
+        drawn += page.locator("mjx-container svg").count()
+    assert drawn > 10
+
+
+def test_no_page_shows_an_unrendered_role_or_a_traceback(desktop, html):
+    for name in pages(html):
+        if not name.startswith(("book/", "notebooks/")):
+            continue
+        text = desktop.open((html / name).as_uri()).locator("article").inner_text()
+        for mark in ("{glue", "{cite", "{numref", "Traceback (most", "(prf:", "$$"):
+            assert mark not in text, f"{name} shows {mark!r}"

@@ -1,0 +1,52 @@
+import pytest
+from torch import nn
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory.linears import linears, names_in_layers, replace
+
+
+class Model(nn.Module):
+    """Two decoder layers and an output head."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"up": nn.Linear(4, 8), "down": nn.Linear(8, 4)})
+            for _ in range(2)
+        )
+        self.head = nn.Linear(4, 10)
+
+    def get_output_embeddings(self):
+        return self.head
+
+
+def test_every_linear_layer_but_the_head_is_found_in_order():
+    assert list(linears(Model())) == [
+        "layers.0.up",
+        "layers.0.down",
+        "layers.1.up",
+        "layers.1.down",
+    ]
+
+
+def test_layers_are_chosen_by_name_or_by_number():
+    model = Model()
+    assert list(linears(model, ["layers.1.up"])) == ["layers.1.up"]
+    assert names_in_layers(model, [1]) == ["layers.1.up", "layers.1.down"]
+    assert names_in_layers(model, [0, 1]) == list(linears(model))
+
+
+def test_what_is_not_there_is_refused():
+    with pytest.raises(InvalidInput, match="head not among the 4"):
+        linears(Model(), ["head"])
+    with pytest.raises(InvalidInput, match="no decoder layer 2, 7"):
+        names_in_layers(Model(), [0, 2, 7])
+    with pytest.raises(InvalidInput, match=r"no nn\.Linear"):
+        linears(nn.Sequential(nn.Tanh()))
+
+
+def test_a_replacement_takes_the_place_of_a_layer():
+    model, layer = Model(), nn.Identity()
+    replace(model, "layers.1.up", layer)
+    assert model.layers[1]["up"] is layer
+    assert list(linears(model)) == ["layers.0.up", "layers.0.down", "layers.1.down"]

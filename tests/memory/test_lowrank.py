@@ -1,0 +1,251 @@
+import numpy as np
+import pytest
+import torch
+from numpy.linalg import norm
+from torch import nn
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory.lowrank import (
+    LowRankLinear,
+    break_even_rank,
+    decompose,
+    decompose_layers,
+    factorise,
+    gram_matrices,
+    low_rank,
+    rank_for_energy,
+    rank_for_ratio,
+    whitened_low_rank,
+    with_factors,
+)
+
+
+def matrix(m=64, n=48, seed=0):
+    return np.random.default_rng(seed).standard_normal((m, n))
+
+
+def inputs(n=48, rows=200, seed=1):
+    """Inputs whose directions differ in strength by four orders of magnitude."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((n, n)) * np.geomspace(1e2, 1e-2, n)[:, None]
+    return rng.standard_normal((rows, n)) @ mixing
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (48, 64), (48, 48)])
+@pytest.mark.parametrize("rank", [1, 8, 31, 48])
+def test_error_is_the_singular_tail(shape, rank):
+    weight = matrix(*shape)
+    left, right = low_rank(weight, rank)
+    assert left.shape == (shape[0], rank)
+    assert right.shape == (rank, shape[1])
+    tail = np.linalg.svd(weight, compute_uv=False)[rank:]
+    np.testing.assert_allclose(
+        norm(weight - left @ right), norm(tail), atol=1e-12 * norm(weight)
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_other_factors_of_this_rank_are_closer(seed):
+    weight, rng = matrix(12, 10), np.random.default_rng(seed)
+    left, right = low_rank(weight, 3)
+    best = norm(weight - left @ right)
+    nearby = (left + 0.05 * rng.standard_normal(left.shape)) @ (
+        right + 0.05 * rng.standard_normal(right.shape)
+    )
+    assert best < norm(weight - nearby)
+
+
+def test_full_rank_is_exact():
+    weight, x = matrix(), inputs()
+    for left, right in (
+        low_rank(weight, 48),
+        whitened_low_rank(weight, x.T @ x, 48),
+    ):
+        np.testing.assert_allclose(left @ right, weight, atol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [1, 8, 31, 47])
+def test_whitened_loss_is_the_dropped_spectrum(rank):
+    weight, x = matrix(), inputs()
+    gram = x.T @ x
+    left, right = whitened_low_rank(weight, gram, rank)
+    loss = norm((weight - left @ right) @ x.T)
+    scale = norm(weight @ x.T)
+    np.testing.assert_allclose(
+        loss, decompose(weight, gram).tail(rank), atol=1e-10 * scale
+    )
+    plain_left, plain_right = low_rank(weight, rank)
+    assert loss < norm((weight - plain_left @ plain_right) @ x.T)
+
+
+def test_an_identity_gram_changes_nothing():
+    weight = matrix()
+    for plain, whitened in zip(
+        low_rank(weight, 7), whitened_low_rank(weight, np.eye(48), 7), strict=True
+    ):
+        np.testing.assert_allclose(np.abs(whitened), np.abs(plain), atol=1e-10)
+
+
+@pytest.mark.parametrize("rank", [1, 8, 20])
+def test_fewer_inputs_than_features_still_meet_the_law(rank):
+    weight, x = matrix(), inputs(rows=20)
+    gram = x.T @ x  # rank 20 of 48: no Cholesky factor
+    left, right = whitened_low_rank(weight, gram, rank)
+    loss = norm((weight - left @ right) @ x.T)
+    scale = norm(weight @ x.T)
+    np.testing.assert_allclose(
+        loss, decompose(weight, gram).tail(rank), atol=1e-7 * scale
+    )
+    if rank == 20:
+        assert loss < 1e-7 * scale
+
+
+@pytest.mark.parametrize(
+    ("gram", "words"),
+    [
+        (np.diag([1.0] * 47 + [-1.0]), "eigenvalues"),
+        (np.triu(np.ones((48, 48))), "symmetric"),
+        (np.zeros((48, 48)), "eigenvalues"),
+        (np.eye(47), "expected \\(48, 48\\)"),
+    ],
+)
+def test_what_is_not_a_gram_is_refused(gram, words):
+    with pytest.raises(InvalidInput, match=words):
+        decompose(matrix(), gram)
+
+
+def test_ranks_outside_the_matrix_are_refused():
+    for rank in (0, 49):
+        with pytest.raises(InvalidInput, match="rank"):
+            low_rank(matrix(), rank)
+
+
+@pytest.mark.parametrize(("m", "n"), [(576, 576), (1536, 576), (192, 576), (7, 3)])
+def test_storage_breaks_even_at_mn_over_m_plus_n(m, n):
+    for rank in range(1, min(m, n) + 1):
+        assert (rank * (m + n) < m * n) == (rank < break_even_rank(m, n))
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.5, 0.8, 0.9, 0.999])
+@pytest.mark.parametrize(("m", "n"), [(576, 576), (1536, 576), (192, 576)])
+def test_the_rank_is_the_largest_that_the_ratio_allows(m, n, ratio):
+    rank = rank_for_ratio(m, n, ratio)
+    assert rank is not None
+    assert rank * (m + n) <= ratio * m * n * (1 + 1e-9) < (rank + 1) * (m + n)
+
+
+def test_a_matrix_that_factors_would_not_shrink_stays_dense():
+    assert rank_for_ratio(576, 576, 1.0) is None
+    assert rank_for_ratio(2, 2, 0.5) is None
+    with pytest.raises(InvalidInput, match="ratio"):
+        rank_for_ratio(576, 576, 0.0)
+
+
+def test_the_rank_for_an_energy_is_the_smallest_that_holds_it():
+    values = np.array([3.0, 2.0, 2.0, 1.0])  # squares 9, 4, 4, 1 of 18
+    for energy, rank in [(0.4, 1), (0.5, 1), (0.51, 2), (17 / 18, 3), (1.0, 4)]:
+        assert rank_for_energy(values, energy) == rank
+    with pytest.raises(InvalidInput, match="energy"):
+        rank_for_energy(values, 1.1)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(24, 40), nn.Tanh(), nn.Linear(40, 32, bias=False), nn.Tanh()
+    ).double()
+
+
+def test_grams_are_the_sum_of_outer_products():
+    model = network()
+    batches = [torch.randn(2, 5, 24).double(), torch.randn(3, 24).double()]
+    grams = gram_matrices(model, batches)
+    rows = torch.cat([batch.reshape(-1, 24) for batch in batches])
+    np.testing.assert_allclose(grams["0"], (rows.T @ rows).numpy(), rtol=1e-12)
+    hidden = torch.tanh(model[0](rows)).detach()
+    np.testing.assert_allclose(grams["2"], (hidden.T @ hidden).numpy(), rtol=1e-12)
+    assert not model[0]._forward_pre_hooks
+
+
+def test_layers_that_share_an_input_share_its_gram_and_not_its_sum():
+    class Fork(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 4), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.one(x) + self.two(x)
+
+    batches = [torch.randn(5, 6) for _ in range(3)]
+    grams = gram_matrices(Fork(), batches)
+    rows = torch.cat(batches).double()
+    for name in ("one", "two"):
+        np.testing.assert_allclose(grams[name], (rows.T @ rows).numpy(), rtol=1e-12)
+
+
+def test_an_input_that_changes_in_place_gets_a_gram_of_its_own():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            stream = x.clone()
+            stream += self.one(stream)
+            return self.two(stream)
+
+    model, x = Residual(), torch.randn(5, 6)
+    grams = gram_matrices(model, [x])
+    later = (x + model.one(x)).detach().double()
+    np.testing.assert_allclose(grams["two"], (later.T @ later).numpy(), rtol=1e-5)
+
+
+def test_calibration_without_a_batch_is_refused():
+    with pytest.raises(InvalidInput, match="at least one batch"):
+        gram_matrices(network(), [])
+
+
+def test_a_factorised_copy_leaves_the_model_as_it_was():
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    twin = factorise(model, 0.5)
+    assert isinstance(twin[0], LowRankLinear)
+    assert isinstance(model[0], nn.Linear)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.6, 0.9])
+def test_factors_hold_at_most_the_ratio(ratio):
+    model = network()
+    twin = factorise(model, ratio)
+    for layer, dense in ((twin[0], model[0]), (twin[2], model[2])):
+        held = layer.left.numel() + layer.right.numel()
+        assert held <= ratio * dense.weight.numel()
+    assert torch.equal(twin[0].bias, model[0].bias)
+
+
+def test_a_factorised_layer_computes_its_factors_product():
+    model = network()
+    twin = with_factors(model, decompose_layers(model, names=["2"]), 0.5)
+    layer = twin[2]
+    x = torch.randn(3, 40).double()
+    torch.testing.assert_close(layer(x), x @ (layer.left @ layer.right).T)
+    assert isinstance(twin[0], nn.Linear)
+
+
+def test_whitened_layers_lose_less_on_their_own_inputs():
+    model = network()
+    batch = torch.from_numpy(inputs(n=24, rows=100)) * 0.01
+    grams = gram_matrices(model, [batch])
+    exact = model[0](batch)
+    plain = factorise(model, 0.4, names=["0"])[0](batch)
+    whitened = factorise(model, 0.4, grams, names=["0"])[0](batch)
+    assert (whitened - exact).norm() < 0.5 * (plain - exact).norm()
+
+
+def test_a_missing_gram_and_an_unknown_layer_are_refused():
+    with pytest.raises(InvalidInput, match="no entry for 2"):
+        factorise(network(), 0.5, {"0": np.eye(24)})
+    with pytest.raises(InvalidInput, match="layer9"):
+        factorise(network(), 0.5, names=["layer9"])

@@ -1,0 +1,118 @@
+"""The meter counts each storage once and lets go of it; medians carry intervals."""
+
+import numpy as np
+import pytest
+import torch
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory.measure import (
+    DeviceBudget,
+    Measurement,
+    compute_rates,
+    crossing,
+    interleave,
+)
+from thesis_lib.memory.spec import ModelSpec
+
+SPEC = ModelSpec("small", 10, 256, 512, 4, 2, 64, 1000, tied=True)
+
+
+def test_a_storage_is_charged_once_and_released():
+    with DeviceBudget() as budget:
+        tensor = torch.zeros(1000)
+        assert budget.bytes == 4000
+        views = [tensor[::2], tensor.view(10, 100), tensor.t(), tensor.detach()]
+        tensor.add_(1)
+        assert budget.bytes == 4000
+        other = tensor + 1
+        assert budget.bytes == 8000
+        del tensor
+        assert budget.bytes == 8000  # the views hold it
+        del views
+        assert budget.bytes == 4000
+        del other
+        assert budget.bytes == 0
+    assert budget.peak_bytes == 8000
+
+
+def test_a_temporary_counts_while_it_lives():
+    ones = torch.ones(500)
+    with DeviceBudget() as budget:
+        total = (ones + ones) * ones
+        assert budget.bytes == 2000
+    assert budget.peak_bytes == 4000
+    assert float(total[0]) == 2
+
+
+def test_what_was_allocated_before_is_charged_on_request():
+    ring = torch.zeros(100, dtype=torch.uint8)
+    with DeviceBudget() as budget:
+        budget.charge(ring, ring[10:])
+        assert budget.bytes == 100
+        half = ring[:50]
+        assert budget.bytes == 100
+        del half
+    del ring
+    assert budget.bytes == 0
+
+
+def test_other_devices_are_not_counted():
+    with DeviceBudget() as budget:
+        torch.empty(1000, device="meta")
+    assert budget.peak_bytes == 0
+
+
+def test_past_the_limit_it_raises_and_below_it_does_not():
+    with DeviceBudget(limit_bytes=4000):
+        torch.zeros(1000)
+    with (
+        pytest.raises(torch.OutOfMemoryError, match="device budget"),
+        DeviceBudget(limit_bytes=3999),
+    ):
+        torch.zeros(1000)
+
+
+def test_interleaving_runs_forwards_and_backwards():
+    calls = []
+    samples = interleave(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
+        rounds=2,
+        warmup=1,
+    )
+    assert "".join(calls) == "ab" + "abba" * 2
+    assert {name: len(values) for name, values in samples.items()} == {"a": 4, "b": 4}
+
+
+def test_the_interval_of_the_median_covers_it():
+    """Log-normal samples: the true median, 1, is inside about 95 % of the time."""
+    rng = np.random.default_rng(0)
+    inside = 0
+    for draw in range(200):
+        run = Measurement("x", tuple(rng.lognormal(size=30)))
+        low, high = run.interval_s(0.95, draws=500, seed=draw)
+        assert low <= run.median_s <= high
+        inside += low <= 1 <= high
+    # The binomial deviation is 1.5 %; a percentile interval may be a little short.
+    assert 0.90 <= inside / 200 <= 0.99
+
+
+def test_a_measurement_divides_by_its_tokens():
+    run = Measurement("x", (1.0, 3.0, 2.0), tokens=4)
+    assert (run.median_s, run.s_per_token) == (2.0, 0.5)
+    with pytest.raises(InvalidInput, match="sample"):
+        Measurement("x", ())
+
+
+def test_rates_are_recovered_from_a_line():
+    tokens = np.array([1, 8, 64])
+    seconds = SPEC.total_bytes / 20e9 + tokens * SPEC.flops_per_token() / 3e11
+    assert compute_rates(SPEC, tokens, seconds) == pytest.approx((20e9, 3e11))
+    with pytest.raises(InvalidInput, match="positive"):
+        compute_rates(SPEC, tokens, seconds[::-1])
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"), [(0.5, 1.0), (1.0, 1.0), (2.0, 4.5), (3.0, 8.0), (3.1, None)]
+)
+def test_crossing_interpolates(level, expected):
+    assert crossing([1, 8, 16], [1.0, 3.0, 3.0], level) == expected

@@ -1,0 +1,135 @@
+"""More memory never costs time; what does not fit is refused with a way out."""
+
+import re
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory.plan import PlanInfeasible, least_device_bytes, plan
+from thesis_lib.memory.spec import Machine, ModelSpec, geometries, geometry
+from thesis_lib.units import GiB, MiB
+
+SMALL = ModelSpec("small", 10, 256, 512, 4, 2, 64, 1000, tied=True)
+DISK = Machine(8 * GiB, 2e9)
+FULL = Machine(
+    8 * GiB,
+    2e9,
+    link_bytes_per_s=10e9,
+    weight_bytes_per_s=20e9,
+    flops_per_s=3e11,
+)
+
+
+@pytest.mark.parametrize("ring", [1, 2, 3])
+@pytest.mark.parametrize("machine", [DISK, FULL])
+def test_more_memory_never_raises_the_time(ring, machine):
+    least = least_device_bytes(SMALL, ring=ring)
+    sizes = [least + step * SMALL.layer_bytes // 3 for step in range(40)]
+    plans = [plan(SMALL, machine.with_memory(size), ring=ring) for size in sizes]
+    for less, more in pairwise(plans):
+        assert more.step_s() <= less.step_s()
+        assert more.resident_layers >= less.resident_layers
+    assert plans[0].resident_layers == 0
+    assert plans[-1].resident_layers == SMALL.layers
+    assert plans[-1].bytes_per_step == 0
+
+
+@pytest.mark.parametrize("ring", [1, 2, 5])
+def test_one_byte_less_than_enough_is_refused(ring):
+    least = least_device_bytes(SMALL, ring=ring)
+    fits = plan(SMALL, DISK.with_memory(least), ring=ring)
+    assert fits.device_peak_bytes == least
+    with pytest.raises(PlanInfeasible, match=r"short by 0\.0 MiB; give it 1 MiB more"):
+        plan(SMALL, DISK.with_memory(least - 1), ring=ring)
+
+
+@pytest.mark.parametrize("name", geometries())
+@pytest.mark.parametrize("device_bytes", [8 * GiB, 24 * GiB, 400 * GiB])
+def test_the_peak_is_within_the_device_and_every_layer_has_a_place(name, device_bytes):
+    made = plan(geometry(name), DISK.with_memory(device_bytes))
+    assert made.device_peak_bytes <= device_bytes
+    assert made.resident_layers + made.streamed_layers == made.spec.layers
+    moving = [made.is_streamed(i) for i in range(made.spec.layers)]
+    assert sum(moving) == made.streamed_layers
+
+
+def test_each_remedy_that_is_named_works():
+    spec, size = geometry("llama-65b"), 15 * GiB // 2
+    options = {"batch": 2, "context": 512, "ring": 3}
+    with pytest.raises(PlanInfeasible) as refusal:
+        plan(spec, Machine(size, 2e9), **options)
+    numbers = re.search(
+        r"give it (\d+) MiB more, or use a ring of (\d+) instead of 3, or "
+        r"shorten the context from 512 to about (\d+) positions, or "
+        r"lower the batch from 2 to (\d+)",
+        str(refusal.value),
+    )
+    assert numbers is not None, refusal.value
+    more, ring, context, batch = map(int, numbers.groups())
+    assert plan(spec, Machine(size + more * MiB, 2e9), **options)
+    for way in ({"ring": ring}, {"context": context}, {"batch": batch}):
+        assert plan(spec, Machine(size, 2e9), **{**options, **way})
+
+
+def test_a_65b_model_of_120_gib_fits_8_gib():
+    made = plan(geometry("llama-65b"), Machine(8 * GiB, 2e9))
+    assert made.spec.total_bytes > 120e9
+    assert made.device_peak_bytes < 8 * GiB
+    assert made.resident_layers == 0
+    # 80 layers of 1.619 GB at 2 GB/s.
+    assert made.predicted_s_per_token == pytest.approx(80 * 1.619 / 2, rel=1e-3)
+
+
+def test_time_is_the_slower_of_reading_and_computing():
+    made = plan(SMALL, replace(FULL, device_bytes=least_device_bytes(SMALL, ring=3)))
+    assert made.transfer_s() == 10 * made.layer_read_bytes / 2e9
+    assert made.limit == "disk"
+    assert made.step_s() == made.transfer_s()
+    busy = made.spec.total_bytes / 20e9 + 5000 * made.spec.flops_per_token() / 3e11
+    assert made.compute_s(5000) == pytest.approx(busy)
+    assert made.step_s(5000) == made.compute_s(5000)
+    crossing = made.crossover_tokens()
+    assert made.compute_s(crossing) == pytest.approx(made.transfer_s())
+
+
+def test_one_buffer_cannot_overlap():
+    least = least_device_bytes(SMALL, ring=1)
+    made = plan(SMALL, replace(FULL, device_bytes=least), ring=1)
+    assert made.step_s() == made.transfer_s() + made.compute_s()
+
+
+def test_host_memory_takes_layers_off_the_disk():
+    spec = geometry("llama-65b")
+    machine = Machine(8 * GiB, 2e9, host_bytes=64 * GiB, link_bytes_per_s=25e9)
+    made = plan(spec, machine)
+    assert made.host_layers == 64 * GiB // made.staging_bytes
+    assert made.disk_layers == spec.layers - made.host_layers
+    assert made.host_peak_bytes <= 64 * GiB
+    assert made.step_s() < plan(spec, machine.with_memory(8 * GiB)).step_s()
+    everything = plan(spec, machine.with_memory(8 * GiB, 200 * GiB))
+    assert everything.disk_layers == 0
+    assert everything.limit == "link"
+    assert everything.step_s() == everything.bytes_per_step / 25e9
+
+
+def test_a_resident_model_is_bound_by_compute():
+    made = plan(SMALL, FULL)
+    assert (made.ring, made.limit) == (0, "compute")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch": 0},
+        {"ring": 0},
+        {"pass_tokens": 0},
+        {"pass_tokens": 9, "context": 8},
+        {"pass_tokens": 4, "logit_tokens": 5},
+        {"layer_read_bytes": [1, 2]},
+    ],
+)
+def test_arguments_that_make_no_plan_are_refused(options):
+    with pytest.raises(InvalidInput):
+        plan(SMALL, DISK, **options)

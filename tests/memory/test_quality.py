@@ -1,0 +1,171 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory.quality import (
+    Perplexity,
+    compare,
+    perplexity,
+    read_tokens,
+    token_step,
+)
+
+VOCABULARY = 97
+
+
+def text(n=400, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(VOCABULARY, size=n))
+
+
+def uniform(ids):
+    return torch.zeros(*ids.shape, VOCABULARY)
+
+
+class Bigrams:
+    """A model that sees only the current token, and counts what it scores."""
+
+    def __init__(self):
+        self.table = torch.randn(
+            VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(0)
+        )
+        self.positions = 0
+
+    def __call__(self, ids):
+        self.positions += ids.numel()
+        return self.table[ids]
+
+
+STRIDES = [(32, None), (32, 32), (32, 7), (32, 1), (500, None), (1, 1)]
+
+
+@pytest.mark.parametrize(("context", "stride"), STRIDES)
+def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(context, stride):
+    found = perplexity(uniform, text(), context, stride)
+    assert found.value == pytest.approx(VOCABULARY, rel=1e-5)
+
+
+@pytest.mark.parametrize(("context", "stride"), STRIDES)
+def test_every_token_but_the_first_is_scored_once(context, stride):
+    assert perplexity(uniform, text(), context, stride).tokens == 399
+
+
+@pytest.mark.parametrize(("context", "stride"), STRIDES)
+def test_stride_and_context_do_not_matter_to_a_model_without_memory(context, stride):
+    tokens, model = text(), Bigrams()
+    log_p = torch.log_softmax(model.table, dim=-1)[tokens[:-1], tokens[1:]]
+    expected = float(torch.exp(-log_p.double().mean()))
+    found = perplexity(model, tokens, context, stride)
+    assert found.value == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_smaller_stride_gives_each_token_more_context():
+    seen = []
+
+    def watch(ids):
+        seen.append(ids.shape[1])
+        return uniform(ids)
+
+    found = perplexity(watch, text(), context=32, stride=8)
+    assert max(seen) == 32
+    # After the first window each scored token has at least 24 tokens before it.
+    assert found.counts[1:].max() == 8
+    whole, fine = Bigrams(), Bigrams()
+    perplexity(whole, text(), 32)
+    perplexity(fine, text(), 32, 8)
+    assert whole.positions == 399
+    assert fine.positions > 3 * whole.positions
+
+
+def test_a_model_that_knows_the_next_token_has_perplexity_one():
+    tokens = torch.arange(VOCABULARY).repeat(4)
+    sure = torch.eye(VOCABULARY).roll(1, dims=1) * 100
+
+    assert perplexity(lambda ids: sure[ids], tokens, 32).value == pytest.approx(1)
+
+
+def test_logits_may_come_as_an_attribute():
+    class Output:
+        def __init__(self, ids):
+            self.logits = uniform(ids)
+
+    assert perplexity(Output, text(), 32).value == pytest.approx(VOCABULARY, rel=1e-5)
+
+
+def test_the_interval_covers_the_true_perplexity():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for trial in range(300):
+        sums = rng.normal(3.0, 0.5, size=40) * 64
+        found = Perplexity(sums, np.full(40, 64))
+        low, high = found.interval(seed=trial)
+        assert low < found.value < high
+        inside += low < math.exp(3.0) < high
+    # 95 % nominal; the percentile bootstrap of 40 windows covers 93 to 94 %.
+    assert 0.90 < inside / 300 < 0.985
+
+
+def test_a_paired_ratio_cancels_the_difficulty_of_the_text():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(3.0, 0.5, size=40) * 64
+    counts = np.full(40, 64)
+    dense = Perplexity(hard, counts)
+    worse = Perplexity(hard + 0.1 * 64 + rng.normal(0, 0.3, size=40), counts)
+    ratio, low, high = worse.ratio(dense)
+    assert low < ratio < high
+    assert low < math.exp(0.1) * 1.005
+    assert high - low < 0.05 * (dense.interval()[1] - dense.interval()[0])
+    assert dense.ratio(dense) == (1, 1, 1)
+
+
+def test_what_cannot_be_scored_is_refused():
+    with pytest.raises(InvalidInput, match="stride=33"):
+        perplexity(uniform, text(), 32, 33)
+    with pytest.raises(InvalidInput, match="two or more"):
+        perplexity(uniform, text(1), 32)
+    with pytest.raises(InvalidInput, match="at least two"):
+        perplexity(uniform, text(20), 32).interval()
+    with pytest.raises(InvalidInput, match="same windows"):
+        perplexity(uniform, text(), 32).ratio(perplexity(uniform, text(), 16))
+
+
+def test_a_comparison_is_relative_to_its_reference():
+    exact = Perplexity(np.array([3.0, 4.0]), np.array([1, 1]))
+    worse = Perplexity(exact.nll + math.log(2), exact.counts)
+    table = compare({"exact": exact, "worse": worse}, "exact")
+    assert table.loc["exact", "ratio"] == 1
+    for column in ("ratio", "ratio_low", "ratio_high"):
+        assert table.loc["worse", column] == pytest.approx(2)
+    with pytest.raises(InvalidInput, match="reference"):
+        compare({"exact": exact}, "dense")
+
+
+def test_a_step_is_one_pass_of_one_token():
+    model = Bigrams()
+    step = token_step(model, 5)
+    assert model.positions == 0
+    step()
+    step()
+    assert model.positions == 2
+
+
+class Letters:
+    """A tokenizer of one token a character."""
+
+    def __call__(self, words, add_special_tokens, verbose):
+        assert not add_special_tokens
+        return {"input_ids": [ord(letter) for letter in words]}
+
+
+def test_tokens_are_a_stretch_of_the_text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Sense and Sensibility", encoding="utf-8")
+    assert read_tokens(Letters(), path, 3, 6).tolist() == [ord(c) for c in "and"]
+    with pytest.raises(InvalidInput, match="past its end"):
+        read_tokens(Letters(), path, 3, 19)
+    with pytest.raises(InvalidInput, match="does not exist"):
+        read_tokens(Letters(), tmp_path / "none.txt", 3)
+    with pytest.raises(InvalidInput, match="n_tokens=0"):
+        read_tokens(Letters(), path, 0)

@@ -1,0 +1,107 @@
+"""The packaged model is converted whole, checked whole, and refused otherwise."""
+
+import json
+import os
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory import smollm2
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """A cache of its own whose files may be replaced, without copying the weights."""
+    original = smollm2.checkpoint()
+    folder = tmp_path / "smollm2"
+    folder.mkdir()
+    for file in original.iterdir():
+        (folder / file.name).symlink_to(file)
+    monkeypatch.setenv("THESIS_CACHE", str(tmp_path))
+    return folder
+
+
+def replace(path, content: bytes):
+    path.unlink()
+    path.write_bytes(content)
+
+
+def test_a_whole_cache_is_accepted_as_it_is(cached):
+    assert smollm2.checkpoint() == cached
+
+
+def test_a_missing_file_is_named(cached):
+    (cached / "config.json").unlink()
+    with pytest.raises(InvalidInput, match=r"without config\.json.*delete the folder"):
+        smollm2.checkpoint()
+
+
+def test_a_missing_manifest_is_refused(cached):
+    (cached / smollm2.MANIFEST).unlink()
+    with pytest.raises(InvalidInput, match="without a manifest"):
+        smollm2.checkpoint()
+
+
+@pytest.mark.parametrize("keep", [slice(0, -1), slice(None, None, -1)])
+def test_a_truncated_or_altered_file_is_named_and_left_alone(cached, keep):
+    content = (cached / "config.json").read_bytes()[keep]
+    replace(cached / "config.json", content)
+    with pytest.raises(InvalidInput, match=r"altered in config\.json") as refusal:
+        smollm2.checkpoint()
+    assert str(cached) in str(refusal.value)
+    assert (cached / "config.json").read_bytes() == content
+
+
+def test_another_version_is_refused(cached):
+    manifest = json.loads((cached / smollm2.MANIFEST).read_text())
+    replace(cached / smollm2.MANIFEST, json.dumps({**manifest, "version": 0}).encode())
+    with pytest.raises(InvalidInput, match="version 0"):
+        smollm2.checkpoint()
+
+
+def fail(*_, **__):
+    raise OSError("no space left")
+
+
+def test_a_failed_conversion_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("THESIS_CACHE", str(tmp_path))
+    monkeypatch.setattr(smollm2.AutoConfig, "from_pretrained", fail)
+    with pytest.raises(OSError, match="no space"):
+        smollm2.checkpoint()
+    assert os.listdir(tmp_path) == ["smollm2"]
+    assert os.listdir(tmp_path / "smollm2") == []
+
+
+def test_weights_are_the_file_s_in_another_order():
+    stored = load_file(smollm2.checkpoint() / "model.safetensors")
+    for tensor in gguf.GGUFReader(smollm2.source()).tensors[:10]:
+        values = torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type))
+        values = values.to(torch.bfloat16)
+        kind = tensor.name.split(".")[-2]
+        name = smollm2._OUTER.get(kind) or f"model.layers.0.{smollm2._INNER[kind]}"
+        twin = stored[f"{name}.weight"]
+        if kind in ("attn_q", "attn_k"):
+            # Halves of each head interleave back to what the file holds.
+            values, twin = values.view(-1, 32, 2, 576), twin.view(-1, 2, 32, 576)
+            twin = twin.transpose(1, 2)
+        assert torch.equal(values, twin), tensor.name
+
+
+def test_halves_of_a_head_are_split():
+    rows = np.arange(8)[:, None]  # two heads of two pairs
+    split = smollm2._split_halves(rows, heads=2)
+    assert split.ravel().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_the_model_knows_the_capital_of_france(capfd):
+    model, tokenizer = smollm2.load()
+    tokens = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        following = model(tokens).logits[0, -1].argmax()
+    assert tokenizer.decode(following) == " Paris"
+    assert not model.training
+    assert capfd.readouterr().err == ""

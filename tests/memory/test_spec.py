@@ -1,0 +1,83 @@
+"""Geometry is arithmetic: published parameter counts, and the bytes of a real file."""
+
+import json
+
+import pytest
+from safetensors import safe_open
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory import smollm2
+from thesis_lib.memory.spec import Machine, ModelSpec, geometries, geometry
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("llama-65b", 65_285_660_672),
+        ("llama2-7b", 6_738_415_616),
+        ("llama2-13b", 13_015_864_320),
+        ("llama2-70b", 68_976_648_192),
+        ("mistral-7b", 7_241_732_096),
+    ],
+)
+def test_parameters_are_the_published_count(name, parameters):
+    assert geometry(name).parameters == parameters
+    assert geometry(name).total_bytes == 2 * parameters
+
+
+def test_opt_66b_has_66_billion_parameters():
+    assert geometry("opt-66b").parameters / 1e9 == pytest.approx(65.7, abs=0.1)
+
+
+@pytest.mark.parametrize("name", geometries())
+def test_parts_sum_to_the_whole(name):
+    spec = geometry(name)
+    parts = spec.layers * spec.layer_bytes + spec.embedding_bytes + spec.head_bytes
+    assert parts == spec.total_bytes
+
+
+def test_total_bytes_are_those_of_the_file():
+    folder = smollm2.checkpoint()
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        stored = sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118
+    assert ModelSpec.from_config(folder).total_bytes == stored
+
+
+def test_cache_and_work_grow_with_their_arguments():
+    spec = geometry("llama2-70b")
+    assert spec.kv_bytes(1, 1) == 2 * 80 * 8 * 128 * 2
+    assert spec.kv_bytes(3, 7) == 21 * spec.kv_bytes(1, 1)
+    # Two operations a weight that multiplies; the embedding only looks a row up.
+    matrices = spec.layers * spec.layer_matrix_parameters + spec.vocab * spec.hidden
+    assert spec.flops_per_token() == 2 * matrices
+    assert spec.flops_per_token(10) - spec.flops_per_token(0) == 4 * 80 * 10 * 64 * 128
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "gpt2"}, "gpt2"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"dtype": "int3"}, "int3"),
+    ],
+)
+def test_a_config_that_cannot_be_described_is_refused_by_name(tmp_path, change, named):
+    config = json.loads((smollm2.checkpoint() / "config.json").read_text()) | change
+    config = {key: value for key, value in config.items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidInput, match=named):
+        ModelSpec.from_config(tmp_path)
+
+
+def test_absent_config_and_unknown_geometry_are_refused(tmp_path):
+    with pytest.raises(InvalidInput, match=r"config\.json"):
+        ModelSpec.from_config(tmp_path)
+    with pytest.raises(InvalidInput, match="llama-65b"):
+        geometry("llama-66b")
+
+
+def test_a_machine_has_memory_and_rates():
+    with pytest.raises(InvalidInput, match="disk_bytes_per_s"):
+        Machine(device_bytes=1, disk_bytes_per_s=0)
+    with pytest.raises(InvalidInput, match="device_bytes"):
+        Machine(device_bytes=0, disk_bytes_per_s=1)

@@ -1,0 +1,230 @@
+"""Bytes read are bytes written; what is not the file that was opened is refused."""
+
+import json
+import os
+import struct
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory import store as module
+from thesis_lib.memory.store import (
+    ALIGNMENT,
+    OUTER,
+    SafetensorsStore,
+    StoreDamaged,
+    allocate,
+)
+
+LAYERS = 3
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def tensors(seed=0, layers=LAYERS, dtype=torch.bfloat16):
+    draw = torch.Generator().manual_seed(seed)
+    made = {"model.embed_tokens.weight": torch.randn(50, 37, generator=draw)}
+    for i in range(layers):
+        made[f"model.layers.{i}.mlp.up_proj.weight"] = torch.randn(
+            301, 37, generator=draw
+        )
+        made[f"model.layers.{i}.input_layernorm.weight"] = torch.randn(
+            37, generator=draw
+        )
+    return {name: tensor.to(dtype) for name, tensor in made.items()}
+
+
+def write(folder, made):
+    save_file(made, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def write_sharded(folder, made):
+    """Every other tensor in another file, so that layers cross files."""
+    shards = {"a.safetensors": list(made)[::2], "b.safetensors": list(made)[1::2]}
+    for shard, names in shards.items():
+        save_file({name: made[name] for name in names}, folder / shard)
+    weight_map = {name: shard for shard, names in shards.items() for name in names}
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": weight_map})
+    )
+
+
+def read(store, layer):
+    buffer = allocate(store.nbytes(layer))
+    store.read_layer(layer, buffer).wait()
+    raw = torch.frombuffer(buffer, dtype=torch.uint8)
+    return {
+        placed.name: raw[placed.start : placed.start + placed.nbytes]
+        .view(DTYPES[placed.dtype])
+        .view(placed.shape)
+        for placed in store.placements(layer)
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("layout", [write, write_sharded])
+def test_bytes_read_are_bytes_written(tmp_path, layout, dtype):
+    made = tensors(dtype=dtype)
+    layout(tmp_path, made)
+    with SafetensorsStore(tmp_path) as store:
+        assert store.layers == LAYERS
+        found = dict(read(store, OUTER))
+        for i in range(LAYERS):
+            found |= {f"model.layers.{i}.{k}": v for k, v in read(store, i).items()}
+        asked = store.bytes_read
+        least = sum(store.tensor_bytes(i) for i in range(OUTER, LAYERS))
+        most = sum(store.nbytes(i) for i in range(OUTER, LAYERS))
+    assert found.keys() == made.keys()
+    for name, tensor in made.items():
+        assert torch.equal(found[name], tensor), name
+    assert least == sum(tensor.nbytes for tensor in made.values())
+    assert least <= asked <= most
+
+
+def test_layers_read_in_one_chunk_or_many_are_the_same(tmp_path, monkeypatch):
+    made = tensors()
+    write(tmp_path, made)
+    monkeypatch.setattr(module, "CHUNK_BYTES", ALIGNMENT)
+    with SafetensorsStore(tmp_path) as store:
+        for i in range(LAYERS):
+            for name, tensor in read(store, i).items():
+                assert torch.equal(tensor, made[f"model.layers.{i}.{name}"])
+
+
+def test_without_direct_input_the_page_cache_serves_the_same_bytes(
+    tmp_path, monkeypatch
+):
+    made = tensors()
+    write(tmp_path, made)
+    monkeypatch.setattr(module._File, "_open_direct", lambda self: None)
+    with SafetensorsStore(tmp_path) as store:
+        assert store.mode == "buffered"
+        for name, tensor in read(store, 1).items():
+            assert torch.equal(tensor, made[f"model.layers.1.{name}"])
+
+
+def test_many_reads_in_flight_do_not_mix(tmp_path):
+    made = tensors(layers=8)
+    write(tmp_path, made)
+    with SafetensorsStore(tmp_path) as store:
+        buffers = [allocate(store.nbytes(i)) for i in range(8)]
+        tickets = [store.read_layer(i, buffers[i]) for i in range(8)]
+        for ticket in reversed(tickets):
+            ticket.wait()
+        for i, buffer in enumerate(buffers):
+            raw = torch.frombuffer(buffer, dtype=torch.uint8)
+            placed = store.placements(i)[0]
+            got = raw[placed.start : placed.start + placed.nbytes]
+            want = made[f"model.layers.{i}.{placed.name}"].flatten()
+            assert torch.equal(got.view(torch.bfloat16), want)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 7, 100, -1])
+def test_a_truncated_file_is_named(tmp_path, n_bytes):
+    path = write(tmp_path, tensors())
+    content = path.read_bytes()
+    path.write_bytes(content[:n_bytes])
+    with pytest.raises(StoreDamaged, match=r"model\.safetensors"):
+        SafetensorsStore(tmp_path)
+
+
+def test_a_file_with_bytes_to_spare_is_refused(tmp_path):
+    path = write(tmp_path, tensors())
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(StoreDamaged, match="header promises"):
+        SafetensorsStore(tmp_path)
+
+
+def edited_header(path, edit):
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + length])
+    edit(header)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
+def test_tensors_that_overlap_are_refused(tmp_path):
+    path = write(tmp_path, tensors())
+
+    def overlap(header):
+        first, second = list(header)[-2:]
+        header[first]["data_offsets"] = header[second]["data_offsets"]
+
+    edited_header(path, overlap)
+    with pytest.raises(StoreDamaged, match="overlapping"):
+        SafetensorsStore(tmp_path)
+
+
+def test_a_shape_that_does_not_fill_its_bytes_is_refused(tmp_path):
+    path = write(tmp_path, tensors())
+    name = "model.embed_tokens.weight"
+    edited_header(path, lambda header: header[name]["shape"].append(2))
+    with pytest.raises(StoreDamaged, match="embed_tokens"):
+        SafetensorsStore(tmp_path)
+
+
+def test_other_formats_and_missing_shards_are_refused(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
+    with pytest.raises(StoreDamaged, match="safetensors checkpoint"):
+        SafetensorsStore(tmp_path)
+    write_sharded(tmp_path, tensors())
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(StoreDamaged, match=r"b\.safetensors"):
+        SafetensorsStore(tmp_path)
+
+
+def test_a_hole_in_the_stack_is_refused(tmp_path):
+    made = {name: t for name, t in tensors().items() if ".1." not in name}
+    write(tmp_path, made)
+    with pytest.raises(StoreDamaged, match="unbroken"):
+        SafetensorsStore(tmp_path)
+
+
+def grow(path):
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwrite(path):
+    status = path.stat()
+    save_file(tensors(seed=1), path)
+    assert path.stat().st_size == status.st_size
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+def relabel(path):
+    """Same size, inode and time; another header."""
+    status, content = path.stat(), path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(content.replace(b"BF16", b"F16 ", 1))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("damage", [grow, truncate, overwrite, relabel, os.unlink])
+def test_a_file_that_changes_while_open_is_named_when_read(tmp_path, damage):
+    path = write(tmp_path, tensors())
+    with SafetensorsStore(tmp_path) as store:
+        buffer = allocate(store.nbytes(LAYERS - 1))
+        store.read_layer(LAYERS - 1, buffer).wait()
+        damage(path)
+        with pytest.raises(StoreDamaged, match=r"model\.safetensors"):
+            store.read_layer(LAYERS - 1, buffer).wait()
+
+
+def test_wrong_requests_are_refused(tmp_path):
+    write(tmp_path, tensors())
+    with SafetensorsStore(tmp_path) as store:
+        with pytest.raises(InvalidInput, match="layers 0 to 2"):
+            store.nbytes(LAYERS)
+        with pytest.raises(InvalidInput, match="needs a buffer"):
+            store.read_layer(0, allocate(ALIGNMENT))
+        buffer = allocate(store.nbytes(0))
+    with pytest.raises(InvalidInput, match="closed"):
+        store.read_layer(0, buffer)

@@ -1,0 +1,254 @@
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer import engine
+from thesis_lib.sequencer.engine import (
+    UNITS,
+    collect,
+    execute,
+    execute_serially,
+    load,
+    state_digest,
+    warehouse_file,
+)
+from thesis_lib.sequencer.trace import Trace
+from thesis_lib.sequencer.workload import Delivery, NewOrder, Payment, Scale, tpcc
+
+SMALL = Scale(warehouses=2, customers=30, items=100)
+N, SEED = 500, 4
+
+
+@pytest.fixture(scope="module")
+def log():
+    return tpcc(N, SMALL, SEED)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loaded")
+    load(folder, SMALL, SEED)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def serial(loaded, log, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serial") / "db"
+    shutil.copytree(loaded, folder)
+    execute_serially(folder, log)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(loaded, log, tmp_path_factory):
+    """Runs of the same log with 1, 2 and 4 workers: {workers: (run, folder)}."""
+    found = {}
+    for workers in (1, 2, 4):
+        folder = tmp_path_factory.mktemp("runs") / f"{workers}"
+        shutil.copytree(loaded, folder)
+        found[workers] = (execute(folder, log, workers), folder)
+    return found
+
+
+def conflicts(keys):
+    """(n, n) whether two transactions share a key that one of them writes."""
+    touched = np.zeros((len(keys), keys.n_keys), np.int64)
+    written = np.zeros_like(touched)
+    owner = np.repeat(np.arange(len(keys)), np.diff(keys.offsets))
+    touched[owner, keys.keys] = 1
+    written[owner, keys.keys] = keys.exclusive
+    return (written @ touched.T + touched @ written.T) > 0
+
+
+def test_loading_is_a_function_of_the_seed(loaded, tmp_path):
+    load(tmp_path, SMALL, SEED)
+    assert state_digest(tmp_path) == state_digest(loaded)
+    other = tmp_path / "other"
+    other.mkdir()
+    load(other, SMALL, SEED + 1)
+    assert state_digest(other) != state_digest(loaded)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers_reaches_the_serial_state(runs, serial, loaded, workers):
+    _, folder = runs[workers]
+    assert state_digest(folder) == state_digest(serial)
+    assert state_digest(folder) != state_digest(loaded)
+
+
+def test_another_order_is_another_state(loaded, log, serial, tmp_path):
+    # The law above would be empty if the order of the log did not matter.
+    shutil.copytree(loaded, tmp_path / "db")
+    backwards = replace(log, transactions=log.transactions[::-1])
+    execute_serially(tmp_path / "db", backwards)
+    assert state_digest(tmp_path / "db") != state_digest(serial)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_conflicting_transactions_do_not_overlap_and_keep_log_order(runs, log, workers):
+    run, _ = runs[workers]
+    # earlier[i, j]: i commits before j starts
+    earlier = run.finish_s[:, None] <= run.start_s[None, :]
+    must = np.triu(conflicts(log.keys), k=1)
+    assert must.sum() > N
+    assert earlier[must].all()
+
+
+def test_workers_really_run_at_the_same_time(runs):
+    def overlaps(run):
+        order = np.argsort(run.start_s)
+        return int((run.start_s[order][1:] < run.finish_s[order][:-1]).sum())
+
+    assert overlaps(runs[1][0]) == 0
+    assert overlaps(runs[2][0]) > 0
+    assert overlaps(runs[4][0]) > 0
+    assert len(np.unique(runs[4][0].worker)) > 1
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_stages_follow_each_other_and_units_fit_in_the_service_time(runs, workers):
+    run, _ = runs[workers]
+    stages = [
+        run.arrival_s,
+        run.sequenced_s,
+        run.granted_s,
+        run.start_s,
+        run.finish_s,
+    ]
+    for before, after in pairwise(stages):
+        assert (before <= after).all()
+    assert (np.diff(run.sequenced_s) >= 0).all()
+    assert (run.units_s >= 0).all()
+    assert (run.units_s.sum(axis=1) <= run.finish_s - run.start_s).all()
+
+
+def test_exactly_the_unknown_items_roll_back(runs, log):
+    unknown = [
+        isinstance(t, NewOrder) and t.lines[-1].item == SMALL.items
+        for t in log.transactions
+    ]
+    assert any(unknown)
+    for run, _ in runs.values():
+        np.testing.assert_array_equal(run.committed, ~np.array(unknown))
+
+
+def test_a_closed_loop_bounds_what_is_in_flight(loaded, log, tmp_path):
+    shutil.copytree(loaded, tmp_path / "db")
+    run = execute(tmp_path / "db", log, workers=2, in_flight=5, batch=3)
+    for i in range(5, N):
+        assert (run.finish_s[:i] > run.arrival_s[i]).sum() < 5
+
+
+# --- Consistency conditions, clause 3.3.2 ------------------------------------
+
+CONDITIONS = {
+    1: "SELECT w_ytd - (SELECT sum(d_ytd) FROM district) FROM warehouse",
+    2: "SELECT d_next_o_id - 1 - (SELECT max(o_id) FROM orders WHERE o_d_id = d_id) "
+    "FROM district",
+    3: "SELECT max(no_o_id) - min(no_o_id) + 1 - count(*) FROM new_order "
+    "GROUP BY no_d_id",
+    4: "SELECT sum(o_ol_cnt) - (SELECT count(*) FROM order_line WHERE ol_d_id = o_d_id)"
+    " FROM orders GROUP BY o_d_id",
+    5: "SELECT (o_carrier_id IS NULL) - (no_o_id IS NOT NULL) FROM orders LEFT JOIN "
+    "new_order ON no_d_id = o_d_id AND no_o_id = o_id",
+    6: "SELECT o_ol_cnt - count(*) FROM orders JOIN order_line ON ol_d_id = o_d_id "
+    "AND ol_o_id = o_id GROUP BY o_d_id, o_id",
+    7: "SELECT (ol_delivery IS NULL) - (o_carrier_id IS NULL) FROM order_line JOIN "
+    "orders ON o_d_id = ol_d_id AND o_id = ol_o_id",
+}
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_consistency_condition_of_tpcc(runs, condition):
+    _, folder = runs[2]
+    for w in range(SMALL.warehouses):
+        with closing(sqlite3.connect(warehouse_file(folder, w))) as db:
+            rows = db.execute(CONDITIONS[condition]).fetchall()
+            assert rows
+            assert {row[0] for row in rows} == {0}
+
+
+def test_the_database_holds_what_the_log_asked_for(runs, log):
+    _, folder = runs[4]
+    done = [t for t in log.transactions if isinstance(t, NewOrder)]
+    done = [t for t in done if t.lines[-1].item != SMALL.items]
+    payments = [t for t in log.transactions if isinstance(t, Payment)]
+    assert any(isinstance(t, Delivery) for t in log.transactions)
+    sold = paid = entered = 0
+    for w in range(SMALL.warehouses):
+        with closing(sqlite3.connect(warehouse_file(folder, w))) as db:
+            sold += db.execute("SELECT sum(s_ytd) FROM stock").fetchone()[0]
+            paid += db.execute("SELECT sum(h_amount) FROM history").fetchone()[0]
+            entered += db.execute(
+                "SELECT count(*) FROM orders WHERE o_entry >= 0"
+            ).fetchone()[0]
+    assert entered == len(done)
+    assert sold == sum(line.quantity for t in done for line in t.lines)
+    assert paid == sum(t.amount_cents for t in payments)
+
+
+# --- Collection --------------------------------------------------------------
+
+
+def test_a_collected_trace_round_trips_and_names_its_state(tmp_path, serial, log):
+    trace = collect(transactions=N, workers=2, seed=SEED, replays=2, scale=SMALL)
+    assert trace.meta["digest"] == state_digest(serial)
+    trace.write(tmp_path / "t.parquet")
+    back = Trace.read(tmp_path / "t.parquet")
+    np.testing.assert_array_equal(back.service_s, trace.service_s)
+    assert back.meta == trace.meta
+    assert back.unit_names == UNITS
+    measured = back.measured
+    np.testing.assert_array_equal(measured["service_s_r1"], back.service_s)
+    assert {"service_s_r2", "cpu_s_r1", "cpu_s_r2", "cpu_s"} < measured.keys()
+    start_s = back.arrival_s + sum(
+        measured[stage] for stage in ("sequence_s", "lock_wait_s", "queue_s")
+    )
+    # The stages tell which transactions excluded each other, to the clock's tick.
+    must = np.triu(conflicts(log.keys), k=1)
+    finish_s = start_s + back.service_s
+    assert (finish_s[:, None] <= start_s[None, :] + 1e-6)[must].all()
+    assert (back.units_s.sum(axis=1) <= back.service_s + 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"engine": "postgresql"}, "belongs to a later version"),
+        ({"engine": "sqlight"}, "did you mean 'sqlite'"),
+        ({"workers": 0}, "workers=0: expected at least 1"),
+        ({"warehouses": 0}, "warehouses=0: expected at least 1"),
+        ({"transactions": 0}, "transactions=0: expected at least 1"),
+        ({"replays": 0}, "replays=0: expected at least 1"),
+        ({"batch": 9, "in_flight": 8, "transactions": 5}, "batch=9 must lie between"),
+    ],
+)
+def test_collect_refuses(arguments, message):
+    with pytest.raises(InvalidInput, match=message):
+        collect(**arguments)
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InvalidInput, match="is not empty"):
+        collect(transactions=5, folder=tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_database_of_another_seed_is_noticed(tmp_path):
+    load(tmp_path, SMALL, SEED + 1)
+    with pytest.raises(InvalidInput, match="scale and seed of the log"):
+        execute(tmp_path, tpcc(50, SMALL, SEED), workers=2)
+
+
+def test_replays_that_differ_are_refused(monkeypatch):
+    digests = iter(["aaaaaaaa", "bbbbbbbb"])
+    monkeypatch.setattr(engine, "state_digest", lambda folder: next(digests))
+    with pytest.raises(InvalidInput, match="ended in states aaaaaaaa, bbbbbbbb"):
+        collect(transactions=5, replays=2, scale=SMALL)

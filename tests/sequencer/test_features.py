@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer.features import (
+    DYNAMIC,
+    STATIC,
+    declared_records,
+    dynamic_features,
+    static_features,
+    with_features,
+)
+from thesis_lib.sequencer.trace import KeySets
+from thesis_lib.sequencer.workload import (
+    NewOrder,
+    OrderLine,
+    Payment,
+    Scale,
+    scenario,
+    tpcc,
+)
+
+SMALL = Scale(warehouses=2, customers=60, items=200)
+
+
+def column(table, names, name):
+    return table[:, names.index(name)]
+
+
+def schedule(seed, n=120):
+    """Sequencing and commit times of a system with some twenty in flight."""
+    rng = np.random.default_rng(seed)
+    sequenced_s = np.cumsum(rng.exponential(1e-4, n))
+    return sequenced_s, sequenced_s + rng.exponential(2e-3, n) + 1e-6
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_future_does_not_show(seed):
+    log = tpcc(120, SMALL, seed)
+    records = np.array([declared_records(t) for t in log.transactions], float)
+    sequenced_s, finish_s = schedule(seed)
+    before = dynamic_features(sequenced_s, finish_s, log.keys, records)
+    rng = np.random.default_rng(seed + 100)
+    for i in (0, 17, 60, 119):
+        unseen = finish_s > sequenced_s[i]
+        unseen[i + 1 :] = True  # and whatever is ordered later
+        other = finish_s.copy()
+        later = np.maximum(sequenced_s, sequenced_s[i])[unseen]
+        other[unseen] = later + rng.exponential(5e-3, unseen.sum()) + 1e-6
+        after = dynamic_features(sequenced_s, other, log.keys, records)
+        np.testing.assert_array_equal(after[: i + 1], before[: i + 1])
+        assert i == 119 or not np.array_equal(after, before)  # the test can see
+
+
+def conflict(keys, i, j):
+    def modes(t):
+        rows = slice(keys.offsets[t], keys.offsets[t + 1])
+        return dict(zip(keys.keys[rows], keys.exclusive[rows], strict=True))
+
+    a, b = modes(i), modes(j)
+    return any(a[k] or b[k] for k in a.keys() & b.keys())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_depth_is_the_longest_chain_of_uncommitted_conflicts(seed):
+    log = tpcc(120, SMALL, seed)
+    records = np.zeros((120, 3))
+    sequenced_s, finish_s = schedule(seed)
+    # A real execution commits conflicting transactions in log order.
+    for j in range(120):
+        for i in range(j):
+            if conflict(log.keys, i, j):
+                finish_s[j] = max(finish_s[j], finish_s[i] + 1e-6)
+    table = dynamic_features(sequenced_s, finish_s, log.keys, records)
+    for i in range(120):
+        alive = [j for j in range(i) if finish_s[j] > sequenced_s[i]]
+        depth = {}
+        for j in [*alive, i]:
+            before = [depth[p] + 1 for p in alive if p < j and conflict(log.keys, p, j)]
+            depth[j] = max(before, default=0)
+        assert column(table, DYNAMIC, "uncommitted")[i] == len(alive)
+        assert column(table, DYNAMIC, "depth")[i] == depth[i]
+        direct = sum(conflict(log.keys, j, i) for j in alive)
+        first = column(table, DYNAMIC, "first_layer")[i]
+        assert first <= direct
+        assert (first == 0) == (direct == 0)
+
+
+def test_first_layer_by_hand():
+    # two readers of key 0, a writer of it, a reader of it, a stranger
+    keys = KeySets.from_lists([[0], [0], [], [0], [1]], [[], [], [0], [], []])
+    sequenced_s, finish_s = np.arange(5.0), np.full(5, 10.0)
+    table = dynamic_features(sequenced_s, finish_s, keys, np.zeros((5, 3)))
+    np.testing.assert_array_equal(
+        column(table, DYNAMIC, "first_layer"), [0, 0, 2, 1, 0]
+    )
+    np.testing.assert_array_equal(column(table, DYNAMIC, "depth"), [0, 0, 1, 2, 0])
+
+
+def test_windows_count_what_committed_within_them():
+    keys = KeySets.from_lists([[0], [1], [2], [3]], [[], [], [], []])
+    sequenced_s = np.array([0.0, 1e-5, 2e-5, 1.0])
+    finish_s = 1.0 - np.array([5e-5, 5e-4, 5e-3, -1.0])
+    records = np.array([[1, 10, 100], [2, 20, 200], [4, 40, 400], [0, 0, 0]], float)
+    row = dynamic_features(sequenced_s, finish_s, keys, records)[3]
+    expected = [[1, 1, 10, 100], [2, 3, 30, 300], [3, 7, 70, 700]]
+    np.testing.assert_array_equal(row[3:], np.ravel(expected))
+
+
+def test_a_log_out_of_order_is_refused():
+    keys = KeySets.from_lists([[0], [1]], [[], []])
+    with pytest.raises(InvalidInput, match="must rise"):
+        dynamic_features(np.array([1.0, 0.0]), np.full(2, 2.0), keys, np.zeros((2, 3)))
+
+
+def test_static_features_by_hand():
+    log = tpcc(3_000, SMALL, 1)
+    table = static_features(log)
+    assert table.shape == (3_000, len(STATIC))
+    np.testing.assert_array_equal(table[:, :5].argmax(axis=1), log.kind)
+    np.testing.assert_array_equal(table[:, :5].sum(axis=1), 1)
+    for row, t in zip(table, log.transactions, strict=True):
+        known = dict(zip(STATIC, row, strict=True))
+        if isinstance(t, NewOrder):
+            assert known["order_lines"] == len(t.lines)
+            assert known["records_inserted"] == len(t.lines) + 2
+        if isinstance(t, Payment):
+            assert known["by_name"] == (t.last_name is not None)
+            assert known["files_written"] == len({t.warehouse, t.customer_warehouse})
+
+
+def test_a_coming_rollback_is_not_known():
+    log = tpcc(3_000, SMALL, 1)
+    table = static_features(log)
+    for at, t in enumerate(log.transactions):
+        if isinstance(t, NewOrder) and t.lines[-1].item == SMALL.items:
+            known = {line[:2] for line in t.lines}
+            assert column(table, STATIC, "distinct_stock")[at] == len(known)
+            assert declared_records(t) == declared_records(
+                NewOrder(0, 0, 0, (OrderLine(1, 0, 1),) * len(t.lines), 0)
+            )
+
+
+def test_choosing_features_keeps_their_columns():
+    trace = scenario("A", 50, seed=0)
+    chosen = with_features(trace, ("order_lines", "is_payment"))
+    np.testing.assert_array_equal(chosen.features, trace.features[:, [2, 0]])
+    with pytest.raises(InvalidInput, match="did you mean 'order_lines'"):
+        with_features(trace, ("order_line",))

@@ -1,0 +1,159 @@
+import nbformat
+import pytest
+
+from thesis_lib import chapters
+from thesis_lib.chapters import assignment, parameters, resolve, run, select
+from thesis_lib.checks import InvalidInput
+from thesis_lib.results import Record
+
+
+def quiet(name, done, total):
+    """Progress that nobody watches."""
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout of two chapters; the second imports a module of the package."""
+    v4 = nbformat.v4
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "data" / "params").mkdir(parents=True)
+    (tmp_path / "_config.yml").write_text("title: x")
+    (tmp_path / "requirements.lock").write_text("numpy==2\n")
+
+    def write(name, *cells):
+        notebook = v4.new_notebook(cells=list(cells))
+        notebook.metadata["kernelspec"] = {
+            "name": "python3",
+            "display_name": "Python",
+            "language": "python",
+        }
+        nbformat.write(notebook, tmp_path / "notebooks" / name)
+
+    values = "seeds: int = 2  # paired seeds\nloads: list[float] = [0.5]  # of capacity"
+    tagged = v4.new_code_cell(values, metadata={"tags": ["parameters"]})
+    write("01_first.ipynb", tagged, v4.new_code_cell("print(seeds * 10, loads)"))
+    write("02_second.ipynb", v4.new_code_cell("from thesis_lib import units"))
+    (tmp_path / "data" / "params" / "default.yml").write_text(
+        "01_first: {seeds: 5, loads: [0.5, 1]}\n"
+    )
+    monkeypatch.setattr(chapters, "root", lambda: tmp_path)
+    monkeypatch.setenv("THESIS_DATA", str(tmp_path / "data"))
+    return tmp_path
+
+
+def output_text(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(o.text for c in cells for o in c.get("outputs", []))
+
+
+def test_chapters_are_chosen_by_number_or_name(checkout):
+    assert [c.name for c in select(["2", "01_first"])] == ["01_first", "02_second"]
+    assert [c.number for c in select([])] == [1, 2]
+
+
+def test_an_unknown_chapter_is_refused_with_those_that_exist(checkout):
+    with pytest.raises(InvalidInput, match="01_first, 02_second"):
+        select(["09_ninth"])
+
+
+def test_parameters_are_read_with_type_value_and_description(checkout):
+    declared = parameters(select(["1"])[0])
+    assert declared["seeds"].type_name == "int"
+    assert declared["seeds"].smoke == 2
+    assert declared["loads"].help == "of capacity"
+
+
+def test_a_profile_sets_and_an_override_wins(checkout):
+    assert resolve(select(["1"]), "default", {"seeds": 7}) == {
+        "01_first": {"seeds": 7, "loads": [0.5, 1]}
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"seedz": 3}, "'seedz' is unknown.*seeds: int = 2"),
+        ({"seeds": 1.5}, "wrong type: expected int"),
+        ({"seeds": True}, "wrong type: expected int"),
+        ({"seeds": "3"}, "wrong type: expected int"),
+        ({"loads": 0.5}, r"expected list\[float\]"),
+        ({"loads": ["a"]}, r"expected list\[float\]"),
+    ],
+)
+def test_unknown_and_ill_typed_parameters_are_refused(checkout, overrides, message):
+    with pytest.raises(InvalidInput, match=message):
+        resolve(select([]), "smoke", overrides)
+
+
+def test_a_profile_that_names_an_unknown_parameter_is_refused(checkout):
+    (checkout / "data" / "params" / "full.yml").write_text("01_first: {sedes: 5}\n")
+    with pytest.raises(InvalidInput, match="did you mean 'seeds'"):
+        resolve(select([]), "full", {})
+
+
+@pytest.mark.parametrize("text", ["seeds", "=3", "a-b=3", "x=[1"])
+def test_an_assignment_that_cannot_be_read_is_refused(text):
+    with pytest.raises(InvalidInput):
+        assignment(text)
+
+
+def test_what_is_fresh_is_skipped_and_what_changed_is_executed(checkout):
+    folder = checkout / "out"
+
+    def executed(**overrides):
+        return [new for _, new in run(select([]), "smoke", overrides, folder, quiet)]
+
+    assert executed() == [True, True]
+    assert output_text(folder / "01_first.ipynb") == "20 [0.5]\n"
+    assert executed() == [False, False]
+    assert executed(seeds=3) == [True, False]
+    assert output_text(folder / "01_first.ipynb") == "30 [0.5]\n"
+    assert Record.read(folder / "01_first.json").parameters["seeds"] == 3
+
+
+def test_a_failure_keeps_earlier_results_and_says_where(checkout):
+    folder = checkout / "out"
+    run(select(["1"]), "smoke", {}, folder, quiet)
+    before = (folder / "01_first.ipynb").read_bytes()
+    path = checkout / "notebooks" / "01_first.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].source = "print(1 / 0)"
+    nbformat.write(notebook, path)
+    with pytest.raises(InvalidInput, match=r"01_first failed in cell .* division by"):
+        run(select(["1"]), "smoke", {}, folder, quiet)
+    assert (folder / "01_first.ipynb").read_bytes() == before
+    assert (folder / "01_first.failed.ipynb").is_file()
+
+
+def test_a_key_changes_with_the_modules_a_chapter_imports_and_no_others(
+    checkout, monkeypatch
+):
+    first, second = select([])
+    before = [chapters.key(c, {}) for c in (first, second)]
+    changed = checkout / "units.py"
+    changed.write_text("from thesis_lib import checks\n")
+    original = chapters.module_file
+    monkeypatch.setattr(
+        chapters,
+        "module_file",
+        lambda name: changed if name == "thesis_lib.units" else original(name),
+    )
+    after = [chapters.key(c, {}) for c in (first, second)]
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+
+
+def test_a_key_changes_with_parameters_data_and_locks(checkout):
+    first = select(["1"])[0]
+    keys = {chapters.key(first, {"seeds": 2}), chapters.key(first, {"seeds": 3})}
+    (checkout / "data" / "prices.csv").write_text("1")
+    keys.add(chapters.key(first, {"seeds": 2}))
+    (checkout / "requirements.lock").write_text("numpy==3\n")
+    keys.add(chapters.key(first, {"seeds": 2}))
+    assert len(keys) == 4
+
+
+def test_imports_are_followed_through_the_package():
+    found = {p.name for p in chapters.modules("from thesis_lib import results")}
+    assert {"results.py", "checks.py"} <= found
+    assert "cli.py" not in found

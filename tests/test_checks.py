@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+
+from thesis_lib.checks import InvalidInput, choice, vector
+
+
+def test_an_unknown_choice_names_the_options_and_the_nearest():
+    with pytest.raises(InvalidInput, match=r"fifo, drop.*did you mean 'drop'"):
+        choice("policy", "dorp", ["fifo", "drop"])
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([1.0, np.nan], np.float64),
+        ([np.inf], np.float64),
+        ([0.5], np.int64),
+        ([[1.0]], np.float64),
+    ],
+)
+def test_a_vector_that_would_change_its_values_is_refused(values, dtype):
+    with pytest.raises(InvalidInput):
+        vector("x", values, dtype)
+
+
+def test_a_vector_keeps_exact_values_of_another_type():
+    np.testing.assert_array_equal(vector("x", [1.0, 2.0], np.int64), [1, 2])
+
+
+def test_lengths_and_minima_are_refused_by_name():
+    with pytest.raises(InvalidInput, match="x has 1 entries: expected 2"):
+        vector("x", [1], np.int64, length=2)
+    with pytest.raises(InvalidInput, match="minimum of -1"):
+        vector("x", [-1.0], np.float64, minimum=0.0)

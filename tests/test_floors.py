@@ -1,0 +1,84 @@
+"""A module imports only from lower floors; the two halves never meet."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import thesis_lib
+
+PACKAGE = Path(thesis_lib.__file__).parent
+FLOORS = [
+    "checks units",
+    "paths stats tables sequencer.trace memory.spec memory.linears",
+    "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds results "
+    "memory.lowrank memory.quantise memory.lossless memory.smollm2",
+    "sequencer.kernel sequencer.features memory.plan memory.store memory.measure",
+    "sequencer.estimator memory.stream memory.cost",
+    "sequencer.shadow memory.speculate memory.quality",
+    "sequencer.policies",
+    "sequencer.engine sequencer.simulate",
+    "sequencer.clairvoyant sequencer.report",
+    "figures",
+    "chapters book",
+    "cli",
+]
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
+# Within a floor, only this one is built on its neighbour.
+NEIGHBOURS = {("book", "chapters"), ("units", "checks")}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if path.name != "__init__.py":
+            yield name, path
+
+
+MODULES = list(modules())
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                yield node.module, alias.name
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, ""
+
+
+def internal(path):
+    for module, name in imports(path):
+        if module.split(".")[0] != "thesis_lib":
+            continue
+        inside = module.removeprefix("thesis_lib").lstrip(".")
+        whole = f"{inside}.{name}".lstrip(".")
+        yield whole if whole in FLOOR else inside
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES)
+def test_every_module_has_a_floor_and_imports_only_from_below(name, path):
+    assert name in FLOOR, f"{name} stands on no floor: add it to FLOORS"
+    for other in internal(path):
+        if other:
+            assert FLOOR[other] < FLOOR[name] or (name, other) in NEIGHBOURS, (
+                f"{name} (floor {FLOOR[name]}) imports {other} (floor {FLOOR[other]})"
+            )
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES)
+def test_the_two_halves_never_import_each_other(name, path):
+    half = name.split(".")[0]
+    other = {"sequencer": "memory.", "memory": "sequencer."}.get(half)
+    if other:
+        assert not [found for found in internal(path) if found.startswith(other)]
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES)
+def test_only_part_two_imports_torch_and_only_figures_plots(name, path):
+    roots = {module.split(".")[0] for module, _ in imports(path)}
+    if not name.startswith("memory."):
+        assert not roots & {"torch", "transformers", "bitsandbytes"}
+    if name != "figures":
+        assert not roots & {"matplotlib", "seaborn"}

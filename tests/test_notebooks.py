@@ -1,0 +1,102 @@
+"""The chapters themselves: fixed names and sections, thin cells, clean outputs."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from thesis_lib import chapters
+
+ROOT = Path(__file__).parents[1]
+# Fixed by the thesis: a chapter's title and the sections that it must have, in order.
+THESIS = {
+    "01_introduction": ["Introduction"],
+    "02_background": [
+        "Background",
+        "Database management system",
+        "Deterministic database management system",
+        "Deterministic latency estimator",
+        "Service level agreement",
+        "Machine learning",
+        "Neural network",
+        "Quantization",
+        "Memory offloading",
+    ],
+    "03_enhanced_sequencer": [
+        "Enhanced sequencer for database systems",
+        "Drop",
+        "Reorder",
+        "Hybrid",
+    ],
+    "04_evaluation_ml_for_db": [
+        "Evaluation: ML for database system",
+        "Performance on SLA violations",
+        "System throughput",
+    ],
+    "05_reducing_memory": [
+        "Reducing memory usage for large transformer models",
+        "Low rank decomposition",
+        "Layer offloading",
+    ],
+    "06_evaluation_system_for_ml": [
+        "Evaluation: system for ML",
+        "GPU memory usage",
+        "Inference latency",
+        "IO vs compute",
+        "Post training quantization",
+        "Quantized inference latency",
+        "Deployment cost analysis",
+    ],
+    "07_conclusions": ["Conclusions and future work"],
+}
+CHAPTERS = chapters.chapters()
+
+
+def test_notebooks_map_one_to_one_to_the_chapters():
+    assert [chapter.name for chapter in CHAPTERS] == list(THESIS)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
+def test_a_chapter_has_the_sections_of_the_thesis_in_order(chapter):
+    text = "\n".join(
+        c.source for c in chapter.load().cells if c.cell_type == "markdown"
+    )
+    headings = iter(re.findall(r"^#+ (.+?)\s*$", text, re.MULTILINE))
+    for title in THESIS[chapter.name]:
+        assert title in headings, f"{title!r} is missing or out of order"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
+def test_stored_outputs_are_exactly_those_that_nbval_compares(chapter):
+    notebook = chapter.load()
+    assert nbformat.writes(chapters.strip(chapter.load())) == nbformat.writes(notebook)
+    for cell in notebook.cells:
+        tags = set(cell.metadata.get("tags", []))
+        if chapters.KEPT & tags:
+            assert tags >= chapters.KEPT, f"tag both {chapters.KEPT}: {cell.source}"
+            assert cell.outputs, f"no stored output to compare: {cell.source}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
+def test_cells_are_thin(chapter):
+    source = chapters.code(chapter.load())
+    definitions = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    ]
+    assert not definitions, "definitions belong in the package"
+    assert max(map(len, source.splitlines())) <= 79
+
+
+@pytest.mark.parametrize("profile", chapters.PROFILES)
+def test_every_profile_resolves(profile):
+    chapters.resolve(CHAPTERS, profile, {})
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
+def test_every_parameter_is_described(chapter):
+    for parameter in chapters.parameters(chapter).values():
+        assert parameter.help, f"{parameter.name} has no comment that says what it is"
