@@ -146,7 +146,7 @@ def ours(
     now_s: float,
     least_p: float,
     slack_s: float,
-    cores: float,
+    cores: int,
 ) -> Decision:
     """Release first what can start now and need not be sacrificed.
 
