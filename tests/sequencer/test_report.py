@@ -72,10 +72,10 @@ def test_replicates_are_paired_and_repeat():
         np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("estimator_name", ["noisy", "oracle", "constant", "linear"])
-def test_a_cell_answers_what_the_command_promises(estimator_name):
+@pytest.mark.parametrize("estimator", ["noisy", "oracle", "constant", "linear"])
+def test_a_cell_answers_what_the_command_promises(estimator):
     cell = report.simulate_cell(
-        scenario="A", load=1.1, policy="ours", estimator_name=estimator_name,
+        scenario="A", load=1.1, policy="ours", estimator=estimator,
         seeds=2, transactions=500,
     )  # fmt: skip
     assert set(cell) >= {

@@ -146,7 +146,7 @@ def ours(
     now_s: float,
     least_p: float,
     slack_s: float,
-    cores: float,
+    cores: int,
 ) -> Decision:
     """Release first what can start now and need not be sacrificed.
 
@@ -181,7 +181,7 @@ def policy(
     drop_share: float = 0.1,
     seed: int = 0,
     flight: float = 1.25,
-    least_p: float = 0.5,
+    least_p: float = 0.8,
 ) -> Policy:
     """The policy of this name for a machine with `cores` and an objective `slo_s`.
 

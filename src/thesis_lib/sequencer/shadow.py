@@ -24,7 +24,7 @@ class Shadow(Protocol):
 
 
 @njit(cache=True)
-def _free_at(keys: KeySets, i, exclusive_end_s, shared_end_s, at_least_s):
+def _free_at(keys, i, exclusive_end_s, shared_end_s, at_least_s):
     """When every lock of i is predicted to be free, at the earliest `at_least_s`."""
     free_s = at_least_s
     for request in range(keys[0][i], keys[0][i + 1]):

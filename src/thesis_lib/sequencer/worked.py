@@ -31,7 +31,7 @@ def worked_batch() -> WorkedBatch:
         Trace(
             kinds=("write",),
             kind=np.zeros(n, np.int64),
-            arrival_s=np.arange(n) * GAP_MS * MILLISECONDS,
+            arrival_s=np.arange(n, dtype=np.float64) * GAP_MS * MILLISECONDS,
             service_s=np.array(SERVICE_MS) * MILLISECONDS,
             features=np.empty((n, 0)),
             feature_names=(),
