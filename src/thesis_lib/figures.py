@@ -294,7 +294,7 @@ def misestimation(
             _band(panel, percent, policy, "violations", x)
         panel.set_xlabel(label)
     left.set_ylabel("violations (% of arrivals)")
-    left.legend(fontsize="small")
+    left.legend(fontsize="small", loc="center left", bbox_to_anchor=(0.0, 0.65))
     return figure
 
 
