@@ -13,6 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MultipleLocator
 from numpy.typing import ArrayLike
@@ -107,8 +108,8 @@ def collected_trace(trace: Trace) -> Figure:
     return figure
 
 
-def worker_timelines(traces: dict[str, Trace], first_s: float) -> Figure:
-    """Which worker ran what, and when, in the first `first_s` after the start."""
+def worker_timelines(traces: dict[str, Trace], window_s: float) -> Figure:
+    """Which worker ran what, and when, within `window_s` from the middle of the run."""
     figure, *panels = axes(len(traces), height_in=2.4, sharex=True)
     panels = panels if len(traces) > 1 else [panels[0]]
     colours = sns.color_palette()
@@ -116,9 +117,9 @@ def worker_timelines(traces: dict[str, Trace], first_s: float) -> Figure:
         start_s = trace.arrival_s + sum(
             trace.measured[stage] for stage in ("sequence_s", "lock_wait_s", "queue_s")
         )
-        start_s = start_s - start_s.min()
-        rows = start_s < first_s
-        for k, kind in enumerate(trace.kinds):
+        start_s = start_s - np.median(start_s)
+        rows = (start_s + trace.service_s > 0) & (start_s < window_s)
+        for k in range(len(trace.kinds)):
             chosen = rows & (trace.kind == k)
             panel.barh(
                 trace.measured["worker"][chosen],
@@ -127,16 +128,19 @@ def worker_timelines(traces: dict[str, Trace], first_s: float) -> Figure:
                 color=colours[k],
                 height=0.8,
                 linewidth=0,
-                label=kind.replace("_", " "),
             )
         panel.set_yticks(range(round(trace.measured["worker"].max()) + 1))
-        panel.set_xlim(0, 1e3 * first_s)
+        panel.set_xlim(0, 1e3 * window_s)
         panel.set_title(label, fontsize=8)
         panel.set_xlabel("time (ms)")
         panel.grid(axis="y", visible=False)
     panels[0].set_ylabel("worker")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=5, fontsize=7)
+    kinds = next(iter(traces.values())).kinds
+    patches = [
+        Patch(color=colours[k], label=kind.replace("_", " "))
+        for k, kind in enumerate(kinds)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=5, fontsize=7)
     return figure
 
 
@@ -150,7 +154,10 @@ def q_error_curves(errors: dict[str, dict[str, F64]]) -> Figure:
         for name, error in by_estimator.items():
             ordered = np.sort(error)
             share = np.arange(1, len(ordered) + 1) / len(ordered)
-            panel.plot(ordered, share, color=ESTIMATOR_COLOURS[name], label=name)
+            # two estimators of the same quality must both be seen
+            style = "--" if name == "boosted" else "-"
+            colour = ESTIMATOR_COLOURS[name]
+            panel.plot(ordered, share, style, color=colour, label=name)
         panel.set_xscale("log")
         panel.set_xlim(1, 10)
         panel.set_xticks([1, 1.5, 2, 3, 5, 10], ["1", "1.5", "2", "3", "5", "10"])

@@ -224,6 +224,17 @@ def test_a_step_outside_the_plan_is_refused(tmp_path, shape):
         twin.step(torch.zeros((1, 1), dtype=torch.long), None)
 
 
+def test_leaving_gives_the_memory_back(tmp_path):
+    write_tiny(tmp_path)
+    made = plan_tight(tmp_path, resident=1, context=8)
+    with DeviceBudget() as budget:
+        with StreamedModel(tmp_path, made) as twin:
+            twin.charge(budget)
+            assert budget.bytes > made.staging_bytes
+        rotary_bytes = 2 * 4 * twin.spec.head_dim
+        assert budget.bytes <= rotary_bytes
+
+
 def test_a_file_that_changes_mid_stream_stops_the_model(tmp_path):
     write_tiny(tmp_path)
     path = tmp_path / "model.safetensors"

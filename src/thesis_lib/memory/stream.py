@@ -166,7 +166,9 @@ class StreamedModel:
         store, self._store = self._store, None
         if store is not None:
             store.close()
-            self._slots, self._resident = [], {}
+            # Views keep their buffers alive: let go of both.
+            self._slots, self._resident, self._norm_weight = [], {}, {}
+            self._embedding = self._head = torch.empty(0)
             self._pending.clear()
 
     def _opened(self) -> SafetensorsStore:
@@ -208,6 +210,7 @@ class StreamedModel:
 
         `keep` asks for the last positions only, (b, keep, vocab).
         """
+        self._opened()
         past = 0 if cache is None else cache.get_seq_length()
         keep = tokens.shape[-1] if keep is None else keep
         self._admit(tokens, past, keep)
