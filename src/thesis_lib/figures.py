@@ -241,7 +241,7 @@ def _band(panel: Axes, runs: pd.DataFrame, policy: str, column: str, x: str) -> 
     """The mean over seeds against `x`, with its 95 % bootstrap interval shaded."""
     groups = runs[runs["policy"] == policy].groupby(x)[column]
     made = {at: mean_interval(values.to_numpy()) for at, values in groups}
-    at = list(made)
+    at = np.array(list(made), float)
     style = _style(policy)
     panel.plot(at, [m.value for m in made.values()], **style)
     panel.fill_between(
@@ -301,7 +301,7 @@ def misestimation(
             _band(panel, percent, policy, "violations", x)
         panel.set_xlabel(label)
     left.set_ylabel("violations (% of arrivals)")
-    left.legend(fontsize="small")
+    left.legend(fontsize="small", loc="center left", bbox_to_anchor=(0.0, 0.65))
     return figure
 
 

@@ -19,10 +19,10 @@ def mended(cores, deadline_s=FOREVER, tolerance_s=np.inf, lag_s=0.0):
 
 
 def release(state, ids, now_s):
-    first = state.count[LOGGED]
+    first = state.progress[LOGGED]
     state.log[first : first + len(ids)] = ids
     state.dispatch_s[first : first + len(ids)] = now_s
-    state.count[LOGGED] += len(ids)
+    state.progress[LOGGED] += len(ids)
     advance(state, SERVICE_S, now_s, False)
 
 

@@ -23,7 +23,7 @@ def moore_hodgson(service_s: F64, deadline_s: F64) -> Bool:
     service_s = vector("service_s", service_s, np.float64, minimum=0.0)
     deadline_s = vector("deadline_s", deadline_s, np.float64, len(service_s))
     on_time = np.ones(len(service_s), bool)
-    kept: list[tuple[float, int]] = []
+    kept: list = []  # heap of (-service_s, job)
     end_s = 0.0
     for i in np.argsort(deadline_s, kind="stable"):
         heapq.heappush(kept, (-service_s[i], int(i)))

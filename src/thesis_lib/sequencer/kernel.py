@@ -14,14 +14,14 @@ from numba import njit
 from thesis_lib.sequencer.locktable import NONE, LockTable, book, lock_table, release
 from thesis_lib.sequencer.trace import F64, I64, KeySets
 
-# Positions in `State.count`.
+# Positions in `State.progress`.
 LOGGED, DISPATCHED, READY, STARTED, COMMITTED = range(5)
 
 
 class State(NamedTuple):
     """A deterministic database in the middle of its log.
 
-    `log`, `dispatch_s` and `queue` are filled from the front; `count` says how far.
+    `log`, `dispatch_s` and `queue` are filled from the front; `progress` says how far.
     A time that has not come yet is NaN.
     """
 
@@ -36,7 +36,7 @@ class State(NamedTuple):
     ends_s: F64  # (cores,) when it will commit, infinity on an idle core
     turn: I64  # (cores,) position in the order of starts
     unlocked: I64  # (n,) scratch for `release`
-    count: I64  # (5,)
+    progress: I64  # (5,)
 
 
 def idle_state(keys: KeySets, cores: int) -> State:
@@ -54,30 +54,30 @@ def idle_state(keys: KeySets, cores: int) -> State:
         ends_s=np.full(cores, np.inf),
         turn=np.zeros(cores, np.int64),
         unlocked=np.empty(n, np.int64),
-        count=np.zeros(5, np.int64),
+        progress=np.zeros(5, np.int64),
     )
 
 
 @njit(cache=True)
-def _enqueue(state: State, i: int, now_s: float) -> None:
+def _enqueue(state: State, i, now_s: float) -> None:
     state.granted_s[i] = now_s
-    state.queue[state.count[READY]] = i
-    state.count[READY] += 1
+    state.queue[state.progress[READY]] = i
+    state.progress[READY] += 1
 
 
 @njit(cache=True)
 def _fill_cores(state: State, service_s: F64, now_s: float) -> None:
     for core in range(len(state.running)):
-        if state.count[STARTED] == state.count[READY]:
+        if state.progress[STARTED] == state.progress[READY]:
             return
         if state.running[core] != NONE:
             continue
-        i = state.queue[state.count[STARTED]]
+        i = state.queue[state.progress[STARTED]]
         state.running[core] = i
         state.start_s[i] = now_s
         state.ends_s[core] = now_s + service_s[i]
-        state.turn[core] = state.count[STARTED]
-        state.count[STARTED] += 1
+        state.turn[core] = state.progress[STARTED]
+        state.progress[STARTED] += 1
 
 
 @njit(cache=True)
@@ -99,8 +99,8 @@ def advance(
                 core = other
         commit_s = state.ends_s[core]
         dispatch_s = np.inf
-        if state.count[DISPATCHED] < state.count[LOGGED]:
-            dispatch_s = state.dispatch_s[state.count[DISPATCHED]]
+        if state.progress[DISPATCHED] < state.progress[LOGGED]:
+            dispatch_s = state.dispatch_s[state.progress[DISPATCHED]]
         now_s = min(commit_s, dispatch_s)
         if now_s > until_s or now_s == np.inf:
             return until_s
@@ -109,14 +109,14 @@ def advance(
             state.finish_s[i] = now_s
             state.running[core] = NONE
             state.ends_s[core] = np.inf
-            state.count[COMMITTED] += 1
+            state.progress[COMMITTED] += 1
             for at in range(release(state.table, i, state.unlocked)):
                 _enqueue(state, state.unlocked[at], now_s)
             if stop_at_commit:
                 until_s = now_s
         else:
-            i = state.log[state.count[DISPATCHED]]
-            state.count[DISPATCHED] += 1
+            i = int(state.log[state.progress[DISPATCHED]])
+            state.progress[DISPATCHED] += 1
             if book(state.table, i):
                 _enqueue(state, i, now_s)
         _fill_cores(state, service_s, now_s)

@@ -331,9 +331,9 @@ def reduction_interval(violations: F64, baseline: F64) -> Interval:
 
 def column(runs: pd.DataFrame, policy: str, load: float, name: str) -> F64:
     """(seeds,) one column of `replicate` for a policy and a load, by seed."""
-    rows = runs[(runs["policy"] == policy) & (runs["load"] == load)]
+    rows = runs.loc[(runs["policy"] == policy) & (runs["load"] == load)]
     require(len(rows) > 0, f"no run of policy {policy!r} at load {load:g}")
-    return rows[name].to_numpy()[np.argsort(rows["seed"].to_numpy())]
+    return np.asarray(rows[name])[np.argsort(np.asarray(rows["seed"]))]
 
 
 def reduction(
@@ -346,10 +346,13 @@ def reduction(
     )
 
 
-def table(runs: pd.DataFrame, column: str = "violations", factor: float = 100.0):
+def table(
+    runs: pd.DataFrame, column: str = "violations", factor: float = 100.0
+) -> pd.DataFrame:
     """Means of one column over the seeds: a row a policy, a column a load."""
-    means = runs.groupby(["policy", "load"], sort=False)[column].mean()
-    return (factor * means).unstack()
+    return factor * runs.pivot_table(
+        index="policy", columns="load", values=column, aggfunc="mean", sort=False
+    )
 
 
 def against_misestimation(
@@ -402,16 +405,14 @@ def compare_designs(
     cell: Cell, designs: Sequence[tuple[str, float]], loads: Sequence[float], seeds: int
 ) -> pd.DataFrame:
     """Violations in percent of (policy, least_p) designs, by load, on design seeds."""
-    rows = {}
-    for name, least_p in designs:
-        runs = replicate(
+    made = [
+        replicate(
             cell, [name], loads, noisy_estimate(), seeds=seeds, seed=DESIGN_SEED,
             least_p=least_p,
-        )  # fmt: skip
-        rows[f"{name}, p >= {least_p:g}"] = (
-            100 * runs.groupby("load")["violations"].mean()
-        )
-    return pd.DataFrame(rows).T.rename_axis("design")
+        ).assign(policy=f"{name}, p >= {least_p:g}")
+        for name, least_p in designs
+    ]  # fmt: skip
+    return table(pd.concat(made, ignore_index=True)).rename_axis("design")
 
 
 def simulate_cell(

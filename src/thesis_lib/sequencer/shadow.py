@@ -73,7 +73,7 @@ def _mended(
     keys, ids, deadline_s, estimated_s, now_s, lag_s, tolerance_s, oldest,
     state, exclusive_end_s, shared_end_s, core_free_s,
 ):  # fmt: skip
-    log, logged = state.log, state.count[LOGGED]
+    log, logged = state.log, state.progress[LOGGED]
     while oldest < logged and not np.isnan(state.finish_s[log[oldest]]):
         oldest += 1
     for core in range(len(core_free_s)):

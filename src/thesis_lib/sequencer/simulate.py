@@ -42,7 +42,7 @@ def replay(
     state = idle_state(trace.keys, cores)
     state.log[: len(log)] = log
     state.dispatch_s[: len(log)] = dispatch_s
-    state.count[LOGGED] = len(log)
+    state.progress[LOGGED] = len(log)
     advance(state, trace.service_s, np.inf, False)
     dropped = np.ones(n, bool)
     dropped[log] = False
@@ -122,7 +122,7 @@ def simulate(
             seen = upto
         room = len(ids)
         if policy.in_flight is not None:
-            released = int(state.count[LOGGED] - state.count[COMMITTED])
+            released = int(state.progress[LOGGED] - state.progress[COMMITTED])
             room = policy.in_flight - released
             if room <= 0:
                 held = ids
@@ -132,10 +132,10 @@ def simulate(
         )
         _require_partition(decision, ids, policy.name)
         order, behind = decision.order[:room], decision.order[room:]
-        first = int(state.count[LOGGED])
+        first = int(state.progress[LOGGED])
         state.log[first : first + len(order)] = order
         state.dispatch_s[first : first + len(order)] = now_s + lag_s
-        state.count[LOGGED] += len(order)
+        state.progress[LOGGED] += len(order)
         decided_s[order] = now_s
         decided_s[decision.dropped] = now_s
         dropped[decision.dropped] = True
@@ -170,5 +170,5 @@ def _history(
         start_s=state.start_s,
         finish_s=state.finish_s,
         dropped=dropped,
-        log=state.log[: state.count[LOGGED]].copy(),
+        log=state.log[: state.progress[LOGGED]].copy(),
     )
