@@ -18,7 +18,7 @@ FLOORS = [
     "sequencer.shadow memory.speculate memory.quality",
     "sequencer.policies",
     "sequencer.engine sequencer.simulate",
-    "sequencer.clairvoyant sequencer.report",
+    "sequencer.clairvoyant sequencer.report sequencer.worked",
     "figures",
     "chapters book",
     "cli",
