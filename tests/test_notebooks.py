@@ -2,10 +2,15 @@
 
 import ast
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from thesis_lib import chapters
 
@@ -88,7 +93,7 @@ def test_cells_are_thin(chapter):
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
     ]
     assert not definitions, "definitions belong in the package"
-    assert max(map(len, source.splitlines())) <= 79
+    assert max(map(len, source.splitlines()), default=0) <= 79
 
 
 @pytest.mark.parametrize("profile", chapters.PROFILES)
@@ -100,3 +105,15 @@ def test_every_profile_resolves(profile):
 def test_every_parameter_is_described(chapter):
     for parameter in chapters.parameters(chapter).values():
         assert parameter.help, f"{parameter.name} has no comment that says what it is"
+
+
+def test_the_commit_hook_keeps_exactly_those_outputs(tmp_path):
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    entry = next(h["entry"] for h in hooks[0]["hooks"] if h["id"] == "nbstripout")
+    command = shlex.split(entry)
+    command[0] = str(Path(sys.executable).with_name("nbstripout"))
+    for chapter in CHAPTERS:
+        copy = tmp_path / chapter.path.name
+        shutil.copy(chapter.path, copy)
+        subprocess.run([*command, str(copy)], check=True)
+        assert copy.read_bytes() == chapter.path.read_bytes(), chapter.name
