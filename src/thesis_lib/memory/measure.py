@@ -152,15 +152,16 @@ def compute_rates(
 ) -> tuple[float, float]:
     """Weight bytes and floating point operations per second of a resident model.
 
-    The least-squares line through the seconds of a step of each number of tokens: its
-    intercept is one pass over the weights, its slope the products of one token.
-    Raises InvalidInput for timings that do not rise.
+    The line through the seconds of a step of each number of tokens with the least
+    squared relative residuals, since times scatter in proportion: its intercept is
+    one pass over the weights, its slope the products of one token. Raises
+    InvalidInput for timings that do not rise.
     """
     require(
         len(tokens) == len(seconds) >= 2,
         f"{len(tokens)} token counts for {len(seconds)} times: expected two or more",
     )
-    slope, intercept = np.polyfit(tokens, seconds, 1)
+    slope, intercept = np.polyfit(tokens, seconds, 1, w=1 / np.asarray(seconds))
     require(
         slope > 0 and intercept > 0,
         f"a step takes {intercept:.3g} s and {slope:.3g} s a token more: expected both "

@@ -17,6 +17,8 @@ from thesis_lib.sequencer.policies import Policy
 from thesis_lib.sequencer.shadow import Mended, Published, Shadow
 from thesis_lib.sequencer.trace import F64, I64, Bool, Decision, History, Trace
 
+SPREAD = 0.2  # relative standard error that forecasts assume of the estimates
+
 
 def replay(
     trace: Trace, log: I64, dispatch_s: F64, *, cores: int, slo_s: float
@@ -61,7 +63,7 @@ def simulate(
     batch_size: int = 10,
     flush_s: float = np.inf,
     lag_s: float = 0.0,
-    spread: float = 0.2,
+    spread: float = SPREAD,
 ) -> History:
     """Run `trace` under `policy`, which sees the estimates (n,) and no truth.
 
