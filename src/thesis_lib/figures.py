@@ -252,10 +252,18 @@ def _band(panel: Axes, runs: pd.DataFrame, policy: str, column: str, x: str) -> 
     )  # fmt: skip
 
 
+def _legend_below(figure: Figure, panel: Axes) -> None:
+    """One legend for all panels, where it can hide no curve."""
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=4, fontsize="small"
+    )
+
+
 def violations_against_load(runs: pd.DataFrame, policies: Sequence[str]) -> Figure:
     """Violations in percent against load: linear beside logarithmic."""
     percent = runs.assign(violations=100 * runs["violations"])
-    figure, linear, log = axes(2, height_in=3.6)
+    figure, linear, log = axes(2, height_in=3.9)
     for panel in (linear, log):
         for policy in policies:
             _band(panel, percent, policy, "violations", "load")
@@ -264,13 +272,13 @@ def violations_against_load(runs: pd.DataFrame, policies: Sequence[str]) -> Figu
     linear.set_ylabel("violations (% of arrivals)")
     log.set_yscale("symlog", linthresh=0.1)
     log.set_ylim(0, 150)
-    linear.legend(fontsize="small")
+    _legend_below(figure, linear)
     return figure
 
 
 def rates_against_load(runs: pd.DataFrame, policies: Sequence[str]) -> Figure:
     """Throughput, and the part of it that is on time, against load."""
-    figure, *drawn = axes(2, height_in=3.2, sharey=True)
+    figure, *drawn = axes(2, height_in=3.5, sharey=True)
     for panel, name, title in zip(
         drawn,
         ("throughput_per_s", "goodput_per_s"),
@@ -283,7 +291,7 @@ def rates_against_load(runs: pd.DataFrame, policies: Sequence[str]) -> Figure:
         panel.set_xlabel("load, of FIFO's saturation")
         panel.set_title(title, fontsize="medium")
     drawn[0].set_ylabel("transactions per second")
-    drawn[1].legend(fontsize="small")
+    _legend_below(figure, drawn[0])
     return figure
 
 
@@ -291,7 +299,7 @@ def misestimation(
     noise: pd.DataFrame, bias: pd.DataFrame, policies: Sequence[str]
 ) -> Figure:
     """Violations in percent against the scatter and the bias of the estimates."""
-    figure, left, right = axes(2, height_in=3.0, sharey=True)
+    figure, left, right = axes(2, height_in=3.3, sharey=True)
     for panel, runs, x, label in (
         (left, noise, "noise", "scatter of the estimates (σ of the logarithm)"),
         (right, bias, "bias", "estimate / truth, on average"),
@@ -301,7 +309,7 @@ def misestimation(
             _band(panel, percent, policy, "violations", x)
         panel.set_xlabel(label)
     left.set_ylabel("violations (% of arrivals)")
-    left.legend(fontsize="small", loc="center left", bbox_to_anchor=(0.0, 0.65))
+    _legend_below(figure, left)
     return figure
 
 
