@@ -26,7 +26,71 @@ class Mutant:
     tests: tuple[str, ...]  # pytest paths, or notebooks for nbval
 
 
-MUTANTS: list[Mutant] = []
+MUTANTS = [
+    Mutant(
+        "policy: the safe are called critical",
+        "sequencer/policies.py",
+        "critical = np.abs(forecast.finish_s - batch.deadline_s) < band_s",
+        "critical = np.abs(forecast.finish_s - batch.deadline_s) > band_s",
+        ("notebooks/03_enhanced_sequencer.ipynb",),
+    ),
+    Mutant(
+        "estimator: boosted trees forget the level that they correct",
+        "sequencer/estimator.py",
+        "return np.exp(self.centre + model.predict(_features(batch, model)))",
+        "return np.exp(model.predict(_features(batch, model)))",
+        ("tests/sequencer/test_estimator.py",),
+    ),
+    Mutant(
+        "estimator, as the book sees it",
+        "sequencer/estimator.py",
+        "return np.exp(self.centre + model.predict(_features(batch, model)))",
+        "return np.exp(model.predict(_features(batch, model)))",
+        ("notebooks/02_background.ipynb",),
+    ),
+    Mutant(
+        "low rank: the whitening is left out",
+        "memory/lowrank.py",
+        "left, values, right = np.linalg.svd(matrix @ lower, full_matrices=False)",
+        "left, values, right = np.linalg.svd(matrix, full_matrices=False)",
+        ("tests/memory/test_lowrank.py",),
+    ),
+    Mutant(
+        "quantiser: one level too many",
+        "memory/quantise.py",
+        "step = largest / (2 ** (bits - 1) - 1)",
+        "step = largest / 2 ** (bits - 1)",
+        ("tests/memory/test_quantise.py",),
+    ),
+    Mutant(
+        "ring: the buffer is refilled with the wrong layer",
+        "memory/stream.py",
+        "self._prefetch(store, (at + self.plan.ring), slot)",
+        "self._prefetch(store, (at + self.plan.ring + 1), slot)",
+        ("tests/memory/test_stream.py",),
+    ),
+    Mutant(
+        "ring, as the book sees it",
+        "memory/stream.py",
+        "self._prefetch(store, (at + self.plan.ring), slot)",
+        "self._prefetch(store, (at + self.plan.ring + 1), slot)",
+        ("notebooks/06_evaluation_system_for_ml.ipynb",),
+    ),
+    Mutant(
+        "lock table: a reader overtakes a waiting writer",
+        "sequencer/locktable.py",
+        "if table.head[key] == NONE and (",
+        "if True and (",
+        ("tests/sequencer/test_locktable.py",),
+    ),
+    Mutant(
+        "simulator: a dispatch precedes a commit of the same time",
+        "sequencer/kernel.py",
+        "if commit_s <= dispatch_s:",
+        "if commit_s < dispatch_s:",
+        ("tests/sequencer/test_simulate.py",),
+    ),
+]
 
 
 def write_mutant(mutant: Mutant, package: Path) -> None:
@@ -76,15 +140,24 @@ def passes(tests: tuple[str, ...], source: Path) -> bool:
     return done.returncode == 0
 
 
+def copied(scratch: str) -> Path:
+    """A copy of the sources in a scratch folder."""
+    source = Path(scratch) / "src"
+    ignored = shutil.ignore_patterns("__pycache__")
+    return shutil.copytree(ROOT / "src", source, ignore=ignored)
+
+
 def main() -> None:
     """Try every mutant; the exit status counts those that no check saw."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = copied(scratch)
+        for tests in sorted({mutant.tests for mutant in MUTANTS}):
+            if not passes(tests, source):
+                sys.exit(f"{tests} fail without a mutant: mend them first")
     survivors = []
     for mutant in MUTANTS:
         with tempfile.TemporaryDirectory() as scratch:
-            source = Path(scratch) / "src"
-            shutil.copytree(
-                ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            source = copied(scratch)
             write_mutant(mutant, source / "thesis_lib")
             survived = passes(mutant.tests, source)
         print(f"{'SURVIVED' if survived else 'killed':<9}{mutant.name}", flush=True)
