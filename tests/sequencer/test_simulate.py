@@ -30,17 +30,7 @@ def random_trace(seed, n=200, n_keys=8, ties=False):
     service_s = random.exponential(2.0, n)
     if ties:  # whole numbers: events collide all the time
         arrival_s, service_s = np.floor(arrival_s), np.ceil(service_s)
-    return Trace(
-        kinds=("job",),
-        kind=np.zeros(n, np.int64),
-        arrival_s=arrival_s,
-        service_s=service_s,
-        features=np.empty((n, 0)),
-        feature_names=(),
-        keys=KeySets.from_lists(shared, exclusive),
-        units_s=np.empty((n, 0)),
-        unit_names=(),
-    )
+    return Trace.of_jobs(arrival_s, service_s, KeySets.from_lists(shared, exclusive))
 
 
 COMMIT, DISPATCH = 0, 1

@@ -10,19 +10,10 @@ from thesis_lib.sequencer.trace import KeySets, Trace
 def queue(arrival_s, service_s):
     """A trace without locks: nothing but queueing for cores."""
     n = len(arrival_s)
-    return Trace(
-        kinds=("job",),
-        kind=np.zeros(n, np.int64),
-        arrival_s=arrival_s,
-        service_s=service_s,
-        features=np.empty((n, 0)),
-        feature_names=(),
-        keys=KeySets(
-            np.zeros(n + 1, np.int64), np.empty(0, np.int64), np.empty(0, bool)
-        ),
-        units_s=np.empty((n, 0)),
-        unit_names=(),
+    nothing = KeySets(
+        np.zeros(n + 1, np.int64), np.empty(0, np.int64), np.empty(0, bool)
     )
+    return Trace.of_jobs(arrival_s, service_s, nothing)
 
 
 def simulated(seed, rate, draw, cores, n=60_000, warm=3_000):

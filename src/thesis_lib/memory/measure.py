@@ -1,22 +1,19 @@
 """Metering: bytes that live on the device, and seconds that repeat."""
 
-import os
-import platform
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from thesis_lib.checks import require
 from thesis_lib.memory.spec import ModelSpec
+from thesis_lib.results import machine
 from thesis_lib.units import MiB
 
 
@@ -194,20 +191,9 @@ def crossing(
 
 
 def fingerprint() -> dict[str, Any]:
-    """What a timing depends on: processor, memory, kernel and versions."""
-    processor = platform.processor() or platform.machine()
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
-                break
+    """What a timing depends on: the machine, torch and its number of threads."""
     return {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
+        **machine(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }

@@ -23,6 +23,7 @@ from time import perf_counter, thread_time
 import numpy as np
 
 from thesis_lib.checks import InvalidInput, choice, require
+from thesis_lib.results import cpu_model
 from thesis_lib.sequencer.features import (
     DYNAMIC,
     STATIC,
@@ -769,7 +770,7 @@ def _trace(
             "engine": "sqlite",
             "sqlite": sqlite3.sqlite_version,
             "python": platform.python_version(),
-            "machine": _machine(),
+            "machine": cpu_model(),
             "warehouses": scale.warehouses,
             "customers": scale.customers,
             "items": scale.items,
@@ -787,13 +788,3 @@ def _trace(
 def _tick(times_s: F64) -> F64:
     """Times on the grid of CLOCK_S, rounded down so that parts never exceed a sum."""
     return np.floor(times_s / CLOCK_S + 1e-6) * CLOCK_S
-
-
-def _machine() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -7,7 +7,7 @@ describes; `Mended` corrects what that leaves out.
 """
 
 from math import erf, sqrt
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numba import njit
@@ -130,6 +130,15 @@ def probability_on_time(
     return on_time
 
 
+def _forecast(shadow: Any, ids: I64, finish_s: F64, now_s: float) -> Forecast:
+    deadline_s = shadow.deadline_s[ids]
+    return Forecast(
+        service_s=shadow.estimated_s[ids],
+        finish_s=finish_s,
+        p_on_time=probability_on_time(finish_s, deadline_s, now_s, shadow.spread),
+    )
+
+
 class Published:
     """The shadow schedule as the thesis has it.
 
@@ -153,13 +162,7 @@ class Published:
             self.keys, ids, self.estimated_s, now_s,
             self.exclusive_end_s, self.shared_end_s,
         )  # fmt: skip
-        return Forecast(
-            service_s=self.estimated_s[ids],
-            finish_s=finish_s,
-            p_on_time=probability_on_time(
-                finish_s, self.deadline_s[ids], now_s, self.spread
-            ),
-        )
+        return _forecast(self, ids, finish_s, now_s)
 
 
 class Mended:
@@ -192,10 +195,4 @@ class Mended:
             self.tolerance_s, self.oldest, self.state,
             self.exclusive_end_s, self.shared_end_s, self.core_free_s,
         )  # fmt: skip
-        return Forecast(
-            service_s=self.estimated_s[ids],
-            finish_s=finish_s,
-            p_on_time=probability_on_time(
-                finish_s, self.deadline_s[ids], now_s, self.spread
-            ),
-        )
+        return _forecast(self, ids, finish_s, now_s)

@@ -184,6 +184,22 @@ class Trace:
     def __len__(self) -> int:
         return len(self.kind)
 
+    @classmethod
+    def of_jobs(cls, arrival_s: F64, service_s: F64, keys: KeySets) -> Self:
+        """Jobs of one kind, without features or operating units."""
+        n = len(service_s)
+        return cls(
+            kinds=("job",),
+            kind=np.zeros(n, np.int64),
+            arrival_s=arrival_s,
+            service_s=service_s,
+            features=np.empty((n, 0)),
+            feature_names=(),
+            keys=keys,
+            units_s=np.empty((n, 0)),
+            unit_names=(),
+        )
+
     def batch(self, ids: I64, deadline_s: F64) -> Batch:
         """What a sequencer may see of rows `ids`, whose deadlines are given."""
         return Batch(

@@ -28,16 +28,10 @@ def worked_batch() -> WorkedBatch:
     """Eight transactions, five of which write the same row."""
     n = len(SERVICE_MS)
     return WorkedBatch(
-        Trace(
-            kinds=("write",),
-            kind=np.zeros(n, np.int64),
+        Trace.of_jobs(
             arrival_s=np.arange(n, dtype=np.float64) * GAP_MS * MILLISECONDS,
             service_s=np.array(SERVICE_MS) * MILLISECONDS,
-            features=np.empty((n, 0)),
-            feature_names=(),
             keys=KeySets.from_lists([[]] * n, [[row] for row in ROW]),
-            units_s=np.empty((n, 0)),
-            unit_names=(),
         )
     )
 
