@@ -18,8 +18,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MultipleLocator
 from numpy.typing import ArrayLike
 
-from thesis_lib.sequencer.report import mean_interval
 from thesis_lib.sequencer.trace import F64, History, Trace
+from thesis_lib.stats import mean_interval
 from thesis_lib.units import GiB, MiB
 
 WIDTH_IN = 6.5

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_iter
 from thesis_lib.checks import require
 from thesis_lib.memory.spec import ModelSpec
 from thesis_lib.results import machine
+from thesis_lib.stats import bootstrap
 from thesis_lib.units import MiB
 
 
@@ -111,17 +112,15 @@ class Measurement:
     def interval_s(
         self, level: float = 0.95, draws: int = 2000, seed: int = 0
     ) -> tuple[float, float]:
-        """Percentile bootstrap interval of the median, in seconds.
-
-        Bradley Efron, Bootstrap methods: another look at the jackknife, Annals of
-        Statistics 7(1), 1979.
-        """
-        require(0 < level < 1, f"level={level:g} must lie in (0, 1)")
-        rng = np.random.default_rng(seed)
-        rows = rng.integers(len(self.seconds), size=(draws, len(self.seconds)))
-        medians = np.median(np.asarray(self.seconds)[rows], axis=1)
-        low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
+        """Percentile bootstrap interval of the median, in seconds."""
+        seconds = np.asarray(self.seconds)
+        return bootstrap(
+            len(seconds),
+            lambda rows: np.median(seconds[rows], axis=1),
+            level,
+            draws,
+            seed,
+        )
 
 
 def interleave(

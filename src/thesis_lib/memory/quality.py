@@ -8,15 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from thesis_lib.checks import InvalidInput, choice, require
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
-
-RESAMPLES = 2_000
+from thesis_lib.stats import F64, I64, bootstrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +37,7 @@ class Perplexity:
         Windows are resampled whole, because tokens within one depend on each other.
         Raises InvalidInput with fewer than two windows.
         """
-        return _bootstrap(self.nll, self.counts, level, seed)
+        return _interval(self.nll, self.counts, level, seed)
 
     def ratio(
         self, reference: "Perplexity", level: float = 0.95, seed: int = 0
@@ -58,17 +53,18 @@ class Perplexity:
             "the same windows of the same text",
         )
         difference = self.nll - reference.nll
-        low, high = _bootstrap(difference, self.counts, level, seed)
+        low, high = _interval(difference, self.counts, level, seed)
         return self.value / reference.value, low, high
 
 
-def _bootstrap(nll: F64, counts: I64, level: float, seed: int) -> tuple[float, float]:
-    require(0 < level < 1, f"level={level:g} must lie in (0, 1)")
+def _interval(nll: F64, counts: I64, level: float, seed: int) -> tuple[float, float]:
     n = len(nll)
     require(n >= 2, f"{n} window has no spread: score at least two for an interval")
-    rows = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
-    means = nll[rows].sum(axis=1) / counts[rows].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+
+    def means(rows: I64) -> F64:
+        return nll[rows].sum(axis=1) / counts[rows].sum(axis=1)
+
+    low, high = bootstrap(n, means, level, seed=seed)
     return float(np.exp(low)), float(np.exp(high))
 
 

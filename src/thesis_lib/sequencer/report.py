@@ -23,7 +23,7 @@ from thesis_lib.sequencer.estimator import (
 from thesis_lib.sequencer.estimator import estimator as named_estimator
 from thesis_lib.sequencer.policies import policy as named_policy
 from thesis_lib.sequencer.simulate import replay, simulate
-from thesis_lib.sequencer.trace import F64, History, Trace
+from thesis_lib.sequencer.trace import F64, I64, History, Trace
 from thesis_lib.sequencer.workload import (
     SCENARIOS,
     at_rate,
@@ -31,6 +31,7 @@ from thesis_lib.sequencer.workload import (
     mean_one_lognormal,
     scenario,
 )
+from thesis_lib.stats import Interval, bootstrap, mean_interval
 
 WARM_UP = 0.1  # share of the transactions that is run but not counted
 
@@ -287,27 +288,6 @@ def replicate(
     return pd.DataFrame(rows)
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def _resamples(n: int, seed: int = 0, times: int = 2_000) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, n, (times, n))
-
-
-def mean_interval(values: F64) -> Interval:
-    """Mean over (seeds,) and its percentile bootstrap interval."""
-    values = np.asarray(values, np.float64)
-    means = values[_resamples(len(values))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))
-
-
 def reduction_interval(violations: F64, baseline: F64) -> Interval:
     """1 - mean(violations) / mean(baseline) over paired (seeds,), resampled in pairs.
 
@@ -320,13 +300,14 @@ def reduction_interval(violations: F64, baseline: F64) -> Interval:
         len(violations) == len(baseline) > 0,
         f"{len(violations)} seeds against {len(baseline)}: pairs are needed",
     )
-    picks = _resamples(len(violations))
-    ours, theirs = violations[picks].mean(axis=1), baseline[picks].mean(axis=1)
-    safe = np.where(theirs > 0, theirs, 1.0)
-    drawn = np.where(theirs > 0, 1 - ours / safe, 0.0)
+
+    def reductions(picks: I64) -> F64:
+        ours, theirs = violations[picks].mean(axis=1), baseline[picks].mean(axis=1)
+        safe = np.where(theirs > 0, theirs, 1.0)
+        return np.where(theirs > 0, 1 - ours / safe, 0.0)
+
     value = 0.0 if baseline.mean() == 0 else 1 - violations.mean() / baseline.mean()
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(float(value), float(low), float(high))
+    return Interval(float(value), *bootstrap(len(violations), reductions))
 
 
 def column(runs: pd.DataFrame, policy: str, load: float, name: str) -> F64:
