@@ -9,11 +9,12 @@ import thesis_lib
 
 PACKAGE = Path(thesis_lib.__file__).parent
 FLOORS = [
-    "checks units",
-    "paths stats tables sequencer.trace memory.spec memory.linears",
+    "checks units files",
+    "paths stats machine sequencer.trace memory.spec memory.linears",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds results "
     "memory.lowrank memory.quantise memory.lossless memory.smollm2",
-    "sequencer.kernel sequencer.features memory.plan memory.store memory.measure",
+    "claims sequencer.kernel sequencer.features memory.plan memory.store "
+    "memory.measure",
     "sequencer.estimator memory.stream memory.cost",
     "sequencer.shadow memory.speculate memory.quality",
     "sequencer.policies",

@@ -1,17 +1,20 @@
-import subprocess
+import json
+from dataclasses import replace
 
 import pytest
 
 from thesis_lib import results
 from thesis_lib.checks import InvalidInput
-from thesis_lib.results import Record
+from thesis_lib.results import OldRecord, Record
 
 
 def record():
     return Record(
-        chapter="03_x", profile="smoke", parameters={"seeds": 2}, key="k", commit="c",
+        chapter="03_x", profile="smoke", parameters={"seeds": 2}, seeds={"seeds": 2},
+        key="k", notebook_sha256="n", commit="c", clean=True, lock_sha256="l",
         machine={"cpu": "x", "cores": 2}, versions={"numpy": "2"}, started="t",
-        seconds=1.5, numbers={"a": 1.25},
+        precision="float64", seconds=1.5, peak_memory_bytes=1, load_average={},
+        numbers={"a": 1.25},
     )  # fmt: skip
 
 
@@ -21,7 +24,7 @@ def test_a_record_reads_back_as_it_was(tmp_path):
     assert Record.read(path) == record()
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 99}', '{"version": 1}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", "3", '{"version": 2}', "\x00"])
 def test_what_is_no_record_is_refused_by_name(tmp_path, text):
     path = tmp_path / "r.json"
     path.write_text(text)
@@ -29,35 +32,36 @@ def test_what_is_no_record_is_refused_by_name(tmp_path, text):
         Record.read(path)
 
 
+def test_a_record_of_a_newer_version_is_refused_and_an_older_one_is_told_apart():
+    with pytest.raises(InvalidInput, match="newer version.*nothing was changed"):
+        Record.from_json('{"version": 99}', "r.json")
+    with pytest.raises(OldRecord, match="record of version 1, expected 2"):
+        Record.from_json('{"version": 1}', "r.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seconds": "1.5"}, {"clean": 1}, {"numbers": []}, {"peak_memory_bytes": 1.5},
+     {"surplus": 1}],
+)  # fmt: skip
+def test_a_field_of_another_type_and_an_unknown_one_are_refused_by_name(change):
+    content = json.loads(record().to_json()) | change
+    with pytest.raises(InvalidInput, match=next(iter(change))):
+        Record.from_json(json.dumps(content), "r.json")
+
+
+def test_a_number_that_json_does_not_know_is_not_written():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        replace(record(), numbers={"a": float("nan")}).to_json()
+
+
+def test_a_number_that_is_not_finite_is_not_published():
+    with pytest.raises(InvalidInput, match="expected a finite number"):
+        results.publish({"a": float("inf")})
+
+
 def test_check_reports_agreement_and_disagreement():
     assert results.check("x", 1.04, 1.0, rtol=0.05) == "x: ok"
     assert results.check("x", 1.06, 1.0, rtol=0.05).startswith("x: 1.06 differs")
     with pytest.raises(InvalidInput):
         results.check("x", 1.0, 1.0, rtol=5)
-
-
-def test_a_hash_of_files_sees_content_and_name(tmp_path):
-    a, b = tmp_path / "a", tmp_path / "b"
-    a.write_text("1")
-    first = results.file_hash([a])
-    a.write_text("2")
-    assert results.file_hash([a]) != first
-    a.write_text("1")
-    assert results.file_hash([a]) == first
-    a.rename(b)
-    assert results.file_hash([b]) != first
-
-
-def test_a_commit_is_marked_where_the_tree_has_changes(tmp_path):
-    def git(*words):
-        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-        subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True)
-
-    assert results.commit(tmp_path) == "no repository"
-    git("init", "-q")
-    (tmp_path / "f").write_text("1")
-    git("add", "f")
-    git("commit", "-qm", "first")
-    clean = results.commit(tmp_path)
-    (tmp_path / "f").write_text("2")
-    assert results.commit(tmp_path) == f"{clean}+changes"

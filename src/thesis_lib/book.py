@@ -15,7 +15,8 @@ import nbformat
 
 from thesis_lib.chapters import chapters, repository
 from thesis_lib.checks import InvalidInput, require
-from thesis_lib.results import Record, file_hash
+from thesis_lib.files import file_hash
+from thesis_lib.results import Record
 from thesis_lib.units import format_duration, format_size
 
 STAMP = "rendered.sha256"

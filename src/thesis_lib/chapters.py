@@ -2,15 +2,19 @@
 
 A chapter is fresh when nothing it depends on has changed: its notebook, its
 parameters, the modules of the package that it imports (and those they import), the
-data folder, the locks, the installed versions and the machine. Its result is one
-notebook and one record, replaced only by complete ones.
+data folder, its claims, the locks, the installed versions and the machine. Its result
+is one notebook and one record, replaced only by complete ones, under a lock that a
+killed process gives up.
 """
 
 import ast
+import errno
 import hashlib
 import json
+import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,15 +24,22 @@ from typing import Any
 import nbformat
 import papermill
 import yaml
+from filelock import FileLock, Timeout
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.inspection import inspect_notebook
 
 from thesis_lib.checks import InvalidInput, choice, require
-from thesis_lib.paths import data_folder, root
-from thesis_lib.results import Record, commit, file_hash, machine, versions
+from thesis_lib.claims import FILE as CLAIMS_FILE
+from thesis_lib.claims import claim_hash
+from thesis_lib.files import content_hash, file_hash, write_whole
+from thesis_lib.machine import Watch, commit, describe, identity, lock_hash, versions
+from thesis_lib.paths import cache_folder, data_folder, root
+from thesis_lib.results import OldRecord, Record
 
 PROFILES = ("smoke", "default", "full")
+PROFILE_PARAMETER = "profile"  # set here, so that a chapter knows its references
+CUSTOM = "custom"  # the profile of a run whose parameters are the reader's own
 KEPT = {"nbval-check-output", "keep_output"}  # tags of cells whose outputs are stored
 
 Progress = Callable[[str, int, int], None]  # chapter, cells done, cells in all
@@ -68,29 +79,20 @@ class Parameter:
     smoke: Any
     help: str
 
-    def accept(self, value: Any) -> Any:
-        """Return `value` if it has the declared type; refuse it otherwise."""
+    def fits(self, value: Any) -> bool:
+        """Whether `value` has the declared type."""
         is_list = self.type_name.startswith("list[")
         element = self.type_name.removeprefix("list[").removesuffix("]")
         wanted = _TYPES[element]
 
-        def fits(item: Any) -> bool:
+        def is_one(item: Any) -> bool:
             if isinstance(item, bool):
                 return element == "bool"
             return isinstance(item, wanted)
 
-        good = (
-            isinstance(value, list) and all(fits(item) for item in value)
-            if is_list
-            else fits(value)
-        )
-        require(
-            good,
-            f"parameter {self.name}={value!r} has the wrong type: expected "
-            f"{self.type_name} ({self.help or 'no description'}), such as "
-            f"{self.smoke!r}",
-        )
-        return value
+        if is_list:
+            return isinstance(value, list) and all(is_one(item) for item in value)
+        return is_one(value)
 
 
 def repository() -> Path:
@@ -186,36 +188,56 @@ def assignment(text: str) -> tuple[str, Any]:
         raise InvalidInput(f"value of {text!r} cannot be read as YAML") from error
 
 
+def listing(declared: Mapping[str, Parameter], values: Mapping[str, Any]) -> str:
+    """Parameters, a line each: name, type, value where nothing else is said, unit."""
+    return "\n".join(
+        f"  {p.name}: {p.type_name} = {values[p.name]!r}  {p.help}".rstrip()
+        for p in declared.values()
+        if p.name != PROFILE_PARAMETER
+    )
+
+
 def resolve(
     chosen: list[Chapter], profile: str, overrides: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Every parameter of every chosen chapter, by chapter name.
 
-    Raises InvalidInput for a parameter that no chosen chapter has, with the list of
-    those that exist, and for a value of another type than declared.
+    Raises InvalidInput for a parameter that no chosen chapter has and for a value of
+    another type than declared, with the list of those that exist.
     """
     profiled = profile_values(profile)
-    resolved, known = {}, {}
+    resolved, known, defaults = {}, {}, {}
     for chapter in chosen:
         declared = parameters(chapter)
-        known.update(declared)
-        values = {name: parameter.smoke for name, parameter in declared.items()}
-        for name, value in profiled.get(chapter.name, {}).items():
+        standard = {name: parameter.smoke for name, parameter in declared.items()}
+        standard |= profiled.get(chapter.name, {})
+        for name in standard:
             choice(f"parameter of {chapter.name} in profile {profile}", name, declared)
-            values[name] = declared[name].accept(value)
-        for name, value in overrides.items():
-            if name in declared:
-                values[name] = declared[name].accept(value)
+        if PROFILE_PARAMETER in declared:
+            standard[PROFILE_PARAMETER] = profile
+        known, defaults = known | declared, defaults | standard
+        given = {n: value for n, value in overrides.items() if n in declared}
+        require(
+            PROFILE_PARAMETER not in given,
+            f"parameter {PROFILE_PARAMETER} is not set by hand: use --profile",
+        )
+        for name, value in (standard | given).items():
+            require(
+                declared[name].fits(value),
+                f"parameter {name}={value!r} of {chapter.name} has the wrong type: "
+                f"expected {declared[name].type_name}, as in\n"
+                f"{listing(declared, standard)}",
+            )
+        values = standard | given
+        if values != standard and PROFILE_PARAMETER in declared:
+            values[PROFILE_PARAMETER] = CUSTOM
         resolved[chapter.name] = values
     for name in overrides:
-        if name not in known:
-            listing = "; ".join(
-                f"{p.name}: {p.type_name} = {p.smoke!r}" for p in known.values()
-            )
-            raise InvalidInput(
-                f"parameter {name!r} is unknown in {', '.join(resolved)}: expected one "
-                f"of {listing or 'none (these chapters have no parameters)'}"
-            )
+        require(
+            name in known,
+            f"parameter {name!r} is unknown in {', '.join(resolved)}: expected "
+            + (f"one of\n{listing(known, defaults)}" if known else "none"),
+        )
     return resolved
 
 
@@ -256,24 +278,27 @@ def code(notebook: nbformat.NotebookNode) -> str:
     return "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
 
 
-def key(chapter: Chapter, values: Mapping[str, Any]) -> str:
-    """Hash of everything that the chapter's result depends on."""
+def content_key(chapter: Chapter, values: Mapping[str, Any]) -> str:
+    """Hash of everything that the chapter's result depends on, the machine apart."""
     notebook = chapter.load()
     cells = [[c.cell_type, c.source, c.metadata] for c in notebook.cells]
+    aside = {"params", "grids", "reference"}  # no chapter reads them
     data = [
         path
         for path in data_folder().rglob("*")
-        if path.is_file() and path.parent.name != "params" and path.suffix != ".md"
+        if path.is_file()
+        and not aside & set(path.relative_to(data_folder()).parts)
+        and path.suffix != ".md"
+        and path.name != CLAIMS_FILE
     ]
-    locks = repository().glob("requirements*.lock")
     parts = {
         "cells": cells,
         "parameters": values,
         "package": file_hash(modules(code(notebook))),
         "data": file_hash(data),
-        "locks": file_hash(locks),
+        "claims": claim_hash(chapter.number, values.get(PROFILE_PARAMETER)),
+        "locks": lock_hash(repository()),
         "versions": versions(),
-        "machine": machine(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -299,15 +324,34 @@ class _ReportingEngine(NBClientEngine):
 papermill_engines.register("reporting", _ReportingEngine)
 
 
+class ChapterFailed(InvalidInput):
+    """A chapter that stopped in a cell; its notebook so far is kept."""
+
+    def __init__(self, chapter: Chapter, path: Path, error: PapermillExecutionError):
+        super().__init__(
+            f"chapter {chapter.name} failed in cell {error.cell_index}: {error.ename}: "
+            f"{error.evalue}"
+        )
+        self.cell = error.cell_index
+        self.notebook_path = path
+        self.traceback = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))
+
+
 def _execute(
-    chapter: Chapter, values: Mapping[str, Any], output: Path, progress: Progress
+    chapter: Chapter,
+    values: Mapping[str, Any],
+    path: Path,
+    progress: Progress,
+    manager: type | str | None = None,
 ) -> nbformat.NotebookNode:
-    partial = output.with_name(f"{output.stem}.partial.ipynb")
-    failed = output.with_name(f"{output.stem}.failed.ipynb")
+    """Execute a chapter into the notebook `path`. Raises ChapterFailed."""
+    options: dict[str, Any] = (
+        {} if manager is None else {"kernel_manager_class": manager}
+    )
     try:
         papermill.execute_notebook(
             str(chapter.path),
-            str(partial),
+            str(path),
             parameters=dict(values),
             engine_name="reporting",
             kernel_name="python3",
@@ -315,19 +359,57 @@ def _execute(
             cwd=str(chapter.path.parent),
             extra_arguments=["--log-level=ERROR"],  # no note on the local transport
             on_cell=lambda done, total: progress(chapter.name, done, total),
+            **options,
         )
     except PapermillExecutionError as error:
-        partial.replace(failed)
-        raise InvalidInput(
-            f"chapter {chapter.name} failed in cell {error.cell_index}: {error.ename}: "
-            f"{error.evalue}; earlier results are as they were; see {failed}"
-        ) from error
-    notebook = nbformat.read(partial, as_version=4)
-    # Killed between the two, a chapter has no record and is simply executed again.
-    output.with_suffix(".json").unlink(missing_ok=True)
-    partial.replace(output)
-    failed.unlink(missing_ok=True)
-    return notebook
+        raise ChapterFailed(chapter, path, error) from error
+    return nbformat.read(path, as_version=4)
+
+
+def produce(
+    chapter: Chapter,
+    values: Mapping[str, Any],
+    profile: str,
+    path: Path,
+    progress: Progress,
+    manager: type | str | None = None,
+) -> Record:
+    """Execute a chapter into the notebook `path`; the record of it, not yet written.
+
+    `manager` is a kernel manager of jupyter_client, or its import string, where the
+    kernel is to be started in another way. Raises ChapterFailed, which leaves the
+    notebook so far at `path`.
+    """
+    checkout = repository()
+    wanted, (head, clean) = content_key(chapter, values), commit(checkout)
+    host = describe(cache_folder())
+    started, clock = datetime.now(UTC), time.perf_counter()
+    with Watch() as watch:
+        notebook = _execute(chapter, values, path, progress, manager)
+    numbers = glued(notebook)
+    return Record(
+        chapter=chapter.name,
+        profile=profile,
+        parameters=dict(values),
+        seeds={
+            name: value
+            for name, value in values.items()
+            if name.removesuffix("s").endswith("seed")
+        },
+        key=wanted,
+        notebook_sha256=content_hash(path),
+        commit=head,
+        clean=clean,
+        lock_sha256=lock_hash(checkout),
+        machine=host,
+        versions=versions(),
+        precision=str(numbers.get("precision", "not published")),
+        started=started.isoformat(timespec="seconds"),
+        seconds=round(time.perf_counter() - clock, 1),
+        peak_memory_bytes=watch.peak_memory_bytes,
+        load_average=watch.load_average,
+        numbers=numbers,
+    )
 
 
 def glued(notebook: nbformat.NotebookNode) -> dict[str, Any]:
@@ -344,12 +426,103 @@ def glued(notebook: nbformat.NotebookNode) -> dict[str, Any]:
 
 
 def fresh(folder: Path, chapter: Chapter, wanted_key: str) -> Record | None:
-    """The record of a result in `folder` that has `wanted_key`, if there is one."""
+    """The record of a result in `folder` that has `wanted_key`, if there is one.
+
+    A result of another machine is not fresh, nor one of an earlier version of records.
+    Raises InvalidInput for a record that is newer than this code, or damaged.
+    """
     path = folder / f"{chapter.name}.json"
-    if not path.is_file() or not (folder / f"{chapter.name}.ipynb").is_file():
+    if not path.is_file():
         return None
-    record = Record.read(path)
-    return record if record.key == wanted_key else None
+    try:
+        record = Record.read(path)
+    except OldRecord:
+        return None
+    here = identity()
+    same_machine = {name: record.machine.get(name) for name in here} == here
+    notebook = path.with_suffix(".ipynb")
+    whole = notebook.is_file() and content_hash(notebook) == record.notebook_sha256
+    return record if record.key == wanted_key and same_machine and whole else None
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The records of a folder of results, in the order of their chapters.
+
+    Raises InvalidInput for a folder without any, and for a record that cannot be read.
+    """
+    paths = sorted(folder.glob("[0-9][0-9]_*.json"))
+    require(
+        bool(paths),
+        f"{folder} holds no record of a run: expected a folder that `thesis run` wrote",
+    )
+    return [Record.read(path) for path in paths]
+
+
+@contextmanager
+def claimed(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock beside `path`; call `on_wait` once if another process has it.
+
+    The system gives it up when its holder dies, however it dies.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        on_wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+_REFUSED = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.ENOTDIR, errno.EEXIST, errno.EFBIG,
+}  # fmt: skip
+
+
+@contextmanager
+def storage(folder: Path) -> Iterator[None]:
+    """Turn what the file system refuses while results are written into a refusal."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        raise InvalidInput(
+            f"results cannot be written to {error.filename or folder}: "
+            f"{error.strerror or error}; what was finished is as it was: make room, or "
+            "name another folder with --output, and run again"
+        ) from error
+
+
+def _run_one(
+    chapter: Chapter,
+    values: Mapping[str, Any],
+    profile: str,
+    folder: Path,
+    progress: Progress,
+) -> tuple[Record, bool]:
+    """Produce a chapter in `folder` unless it is fresh; the caller holds its lock."""
+    wanted, output = content_key(chapter, values), folder / f"{chapter.name}.ipynb"
+    failed = output.with_suffix(".failed.ipynb")
+    if (record := fresh(folder, chapter, wanted)) is not None:
+        return record, False
+    partial = folder / f".{chapter.name}.partial.ipynb"
+    try:
+        record = produce(chapter, values, profile, partial, progress)
+    except ChapterFailed as error:
+        partial.replace(failed)
+        raise InvalidInput(
+            f"{error}; earlier results are as they were; see {failed}"
+        ) from error
+    # Killed between these two, the notebook is not the one of its record: not fresh.
+    write_whole(output, partial.read_bytes())
+    record.write(output.with_suffix(".json"))
+    partial.unlink()
+    failed.unlink(missing_ok=True)
+    return record, True
 
 
 def run(
@@ -358,38 +531,24 @@ def run(
     overrides: Mapping[str, Any],
     output: Path,
     progress: Progress,
+    on_wait: Callable[[str], None] = lambda name: None,
 ) -> list[tuple[Record, bool]]:
     """Execute the chapters that are not fresh: (record, whether it was executed).
 
     Everything is checked before anything runs. A chapter that fails raises
-    InvalidInput and leaves earlier results, its own included, as they were.
+    InvalidInput and leaves earlier results, its own included, as they were. Another
+    run of the same chapter into the same folder is waited for, after `on_wait`.
     """
     resolved = resolve(chosen, profile, overrides)
-    output.mkdir(parents=True, exist_ok=True)
     outcome = []
-    for chapter in chosen:
-        values = resolved[chapter.name]
-        wanted = key(chapter, values)
-        if (record := fresh(output, chapter, wanted)) is not None:
-            outcome.append((record, False))
-            continue
-        started, clock = datetime.now(UTC), time.perf_counter()
-        record_path = output / f"{chapter.name}.json"
-        notebook = _execute(chapter, values, output / f"{chapter.name}.ipynb", progress)
-        record = Record(
-            chapter=chapter.name,
-            profile=profile,
-            parameters=values,
-            key=wanted,
-            commit=commit(repository()),
-            machine=machine(),
-            versions=versions(),
-            started=started.isoformat(timespec="seconds"),
-            seconds=round(time.perf_counter() - clock, 1),
-            numbers=glued(notebook),
-        )
-        record.write(record_path)
-        outcome.append((record, True))
+    with storage(output):
+        output.mkdir(parents=True, exist_ok=True)
+        for chapter in chosen:
+            name = chapter.name
+            with claimed(output / name, lambda name=name: on_wait(name)):
+                outcome.append(
+                    _run_one(chapter, resolved[name], profile, output, progress)
+                )
     return outcome
 
 

@@ -95,8 +95,12 @@ def run(
     folder = output or chapters.repository() / "build" / "chapters" / profile
     clock = time.perf_counter()
     bars, move = progress_bars(quiet=as_json)
+
+    def waiting(name: str) -> None:
+        typer.echo(f"waiting for another run of {name} in {folder}", err=True)
+
     with bars:
-        outcome = chapters.run(chosen, profile, overrides, folder, move)
+        outcome = chapters.run(chosen, profile, overrides, folder, move, waiting)
     seconds = time.perf_counter() - clock
     show(
         {
@@ -153,6 +157,53 @@ def outputs(
     bars, move = progress_bars(quiet=False)
     with bars:
         chapters.store_outputs(chapters.select(names or []), scratch, move)
+
+
+@command
+def claims(
+    profile: Annotated[str, typer.Option(help="smoke, default or full.")] = "default",
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update", help="Make this run the reference of the claims and the book."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Hold an executed profile against the claims, or make it their reference."""
+    from thesis_lib import chapters
+    from thesis_lib import claims as claims_
+
+    checkout = chapters.repository()
+    records = chapters.read_records(checkout / "build" / "chapters" / profile)
+    numbers = {k: v for record in records for k, v in record.numbers.items()}
+    if update:
+        changed = claims_.store_references(
+            numbers, profile, checkout / "data" / claims_.FILE
+        )
+        folder = checkout / "data" / "reference" / profile
+        folder.mkdir(parents=True, exist_ok=True)
+        for record in records:
+            record.write(folder / f"{record.chapter}.json")
+        show(
+            {"changed": changed, "reference": str(folder)},
+            as_json,
+            [f"{changed} references changed; the run is kept in {folder}"],
+        )
+        return
+    known = claims_.read_claims().claims
+    verdicts = {
+        key: claims_.judge(claim, numbers.get(key), claim.reference.get(profile))
+        for key, claim in known.items()
+    }
+    show(
+        {"claims": {k: {"word": v.word, "good": v.good} for k, v in verdicts.items()}},
+        as_json,
+        [f"{key:<44} {v.word:<18} {v.text}" for key, v in verdicts.items()],
+    )
+    wrong = [key for key, verdict in verdicts.items() if not verdict.good]
+    if wrong:
+        raise InvalidInput(f"{len(wrong)} claims do not hold: {', '.join(wrong)}")
 
 
 def size(text: str) -> int:

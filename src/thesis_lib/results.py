@@ -1,33 +1,29 @@
-"""Headline numbers and the provenance of a run: glued, checked, recorded."""
+"""Headline numbers and their records: published, checked, read back strictly."""
 
-import hashlib
 import json
-import os
-import platform
-import subprocess
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from importlib import metadata
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from pathlib import Path
-from typing import Self
-
-import psutil
+from types import UnionType
+from typing import Any, Self, get_args, get_origin
 
 from thesis_lib.checks import InvalidInput, require
+from thesis_lib.files import write_whole
 
-RECORD_VERSION = 1
-# The distributions whose version can change a number on the page.
-DISTRIBUTIONS = (
-    "numpy", "scipy", "numba", "scikit-learn", "pandas", "pyarrow", "torch",
-    "transformers", "bitsandbytes", "safetensors", "papermill", "jupyter-book",
-)  # fmt: skip
+RECORD_VERSION = 2
+
+Number = float | int | str
+
+_published: dict[str, Number] = {}
 
 
 def publish(numbers: Mapping[str, Real | str]) -> None:
     """Glue each number under its name, so that prose on any page can cite it.
 
-    Floats stay floats: prose rounds with `{glue:text}`name:.1f``.
+    Floats stay floats: prose rounds with `{glue:text}`name:.1f``. Raises InvalidInput
+    for a name that is no identifier and for a number that is not finite.
     """
     from myst_nb import glue  # a book dependency, not one of the package
 
@@ -36,7 +32,17 @@ def publish(numbers: Mapping[str, Real | str]) -> None:
             name.isidentifier(), f"{name!r} cannot be a glue name: use an identifier"
         )
         plain = value if isinstance(value, str | int) else float(value)
+        require(
+            isinstance(plain, str) or math.isfinite(plain),
+            f"{name}={plain} cannot be published: expected a finite number or a word",
+        )
+        _published[name] = plain
         glue(name, plain, display=False)
+
+
+def published() -> dict[str, Number]:
+    """Everything that this process has published so far, by name."""
+    return dict(_published)
 
 
 def check(name: str, value: float, expected: float, rtol: float) -> str:
@@ -52,69 +58,18 @@ def check(name: str, value: float, expected: float, rtol: float) -> str:
     return f"{name}: {value:.6g} differs from {expected:.6g} by more than {rtol:.0%}"
 
 
-def file_hash(paths: Iterable[Path]) -> str:
-    """SHA-256 over the names and contents of files, in the order of their paths."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(path.name.encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+class OldRecord(InvalidInput):
+    """A record of an earlier version: what it describes has to be made again."""
 
 
-def cpu_model() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux: the platform module knows less, but something
-    return platform.processor() or platform.machine()
-
-
-def machine() -> dict[str, str | int]:
-    """What the numbers of a run depend on: processor, cores, memory (bytes), system."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return {
-        "cpu": cpu_model(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count() or 1,
-        "memory_bytes": psutil.virtual_memory().total,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of the distributions that can change a number."""
-    found = {}
-    for name in DISTRIBUTIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def commit(folder: Path) -> str:
-    """The commit that `folder` is at, marked '+changes' where the tree is not clean.
-
-    'no repository' outside a checkout or without git.
-    """
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        head = git("rev-parse", "HEAD")
-        changes = git("status", "--porcelain", "--untracked-files=no")
-    except FileNotFoundError:
-        return "no repository"
-    if not head:
-        return "no repository"
-    return f"{head[:12]}+changes" if changes else head[:12]
+def _is(value: Any, declared: Any) -> bool:
+    """Whether a value read from JSON has the declared type of a field."""
+    kind = get_origin(declared) or declared
+    if kind is UnionType:
+        return any(_is(value, option) for option in get_args(declared))
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,32 +79,72 @@ class Record:
     chapter: str
     profile: str
     parameters: dict
-    key: str  # hash of all that the chapter depends on
+    seeds: dict  # those of the parameters that seed or count random draws
+    key: str  # hash of all that the chapter depends on, the machine apart
+    notebook_sha256: str  # of the executed notebook beside this record
     commit: str
-    machine: dict
+    clean: bool  # whether what results depend on was committed
+    lock_sha256: str
+    machine: dict  # as `thesis_lib.machine.describe`
     versions: dict
+    precision: str  # what the chapter computed in, as it published it
     started: str  # ISO 8601, UTC
     seconds: float
-    numbers: dict  # glued names to values
+    peak_memory_bytes: int  # largest resident set of one process of the run
+    load_average: dict  # start, mean, most: of one minute, of the whole machine
+    numbers: dict  # published names to values
+
+    def to_json(self) -> str:
+        """Strict JSON: no NaN, keys in order, the version first to be read."""
+        content = {"version": RECORD_VERSION, **asdict(self)}
+        return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: Path | str) -> Self:
+        """Read what `to_json` wrote; `where` names its place in a refusal.
+
+        Raises OldRecord for an earlier version, InvalidInput for anything else that
+        this version would not have written.
+        """
+        try:
+            content = json.loads(text)
+            version = content.pop("version")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidInput(
+                f"{where} is not a record of a run ({error!r}): expected JSON as "
+                "`thesis run` writes it; delete it and run the chapter again"
+            ) from error
+        if isinstance(version, int) and version > RECORD_VERSION:
+            raise InvalidInput(
+                f"{where} was written by a newer version of this project (record "
+                f"version {version}, expected at most {RECORD_VERSION}): update this "
+                "checkout, or choose another output folder; nothing was changed"
+            )
+        if version != RECORD_VERSION:
+            raise OldRecord(
+                f"{where} is a record of version {version!r}, expected "
+                f"{RECORD_VERSION}: run the chapter again"
+            )
+        declared = {field.name: field.type for field in fields(cls)}
+        odd = sorted(declared.keys() ^ content.keys()) or [
+            name for name, kind in declared.items() if not _is(content[name], kind)
+        ]
+        require(
+            not odd,
+            f"{where} is not a record of version {RECORD_VERSION}: missing, unknown or "
+            f"of another type: {', '.join(odd)}; delete it and run the chapter again",
+        )
+        return cls(**content)
 
     def write(self, path: Path) -> None:
         """Write JSON; an existing record is replaced only by a complete one."""
-        content = {"version": RECORD_VERSION, **asdict(self)}
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-        partial.replace(path)
+        write_whole(path, self.to_json())
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read what `write` wrote. Raises InvalidInput for anything else."""
         try:
-            content = json.loads(path.read_text())
-            require(
-                content.pop("version") == RECORD_VERSION, "another version of records"
-            )
-            return cls(**content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidInput(
-                f"{path} is not a record of version {RECORD_VERSION} ({error}): "
-                "delete it and run the chapter again"
-            ) from error
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"record {path} cannot be read: {error}") from error
+        return cls.from_json(text, path)

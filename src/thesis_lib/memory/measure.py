@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from thesis_lib.checks import require
+from thesis_lib.machine import identity
 from thesis_lib.memory.spec import ModelSpec
-from thesis_lib.results import machine
 from thesis_lib.stats import bootstrap
 from thesis_lib.units import MiB
 
@@ -192,7 +192,7 @@ def crossing(
 def fingerprint() -> dict[str, Any]:
     """What a timing depends on: the machine, torch and its number of threads."""
     return {
-        **machine(),
+        **identity(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }

@@ -23,7 +23,7 @@ from time import perf_counter, thread_time
 import numpy as np
 
 from thesis_lib.checks import InvalidInput, choice, require
-from thesis_lib.results import cpu_model
+from thesis_lib.machine import cpu_model
 from thesis_lib.sequencer.features import (
     DYNAMIC,
     STATIC,

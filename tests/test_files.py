@@ -1,0 +1,41 @@
+import pytest
+
+from thesis_lib.files import content_hash, file_hash, write_whole
+
+
+def test_a_hash_of_files_sees_content_and_name(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text("1")
+    first = file_hash([a])
+    a.write_text("2")
+    assert file_hash([a]) != first
+    a.write_text("1")
+    assert file_hash([a]) == first
+    a.rename(b)
+    assert file_hash([b]) != first
+
+
+def test_the_hash_of_a_content_is_that_of_its_bytes(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")  # the example of FIPS 180-2
+    assert content_hash(path).startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+def test_a_file_is_replaced_only_by_a_complete_one(tmp_path):
+    path = tmp_path / "a"
+    write_whole(path, "first")
+    with pytest.raises(TypeError):
+        write_whole(path, 3)  # fails before, while or after opening: never half way
+    assert path.read_text() == "first"
+    write_whole(path, b"second")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert path.read_text() == "second"
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / "absent" / "a", "x")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_whole(tmp_path / "a", "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
