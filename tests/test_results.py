@@ -33,7 +33,7 @@ def test_what_is_no_record_is_refused_by_name(tmp_path, text):
 
 
 def test_a_record_of_a_newer_version_is_refused_and_an_older_one_is_told_apart():
-    with pytest.raises(InvalidInput, match="newer version.*nothing was changed"):
+    with pytest.raises(InvalidInput, match=r"newer version.*nothing was changed"):
         Record.from_json('{"version": 99}', "r.json")
     with pytest.raises(OldRecord, match="record of version 1, expected 2"):
         Record.from_json('{"version": 1}', "r.json")

@@ -1,0 +1,194 @@
+"""What a run survives: kill -9, another run beside it, a full disk, a read-only one."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import nbformat
+import psutil
+import pytest
+
+from thesis_lib.results import Record
+
+DRIVER = """
+import sys
+from pathlib import Path
+from thesis_lib import chapters
+from thesis_lib.checks import InvalidInput
+
+checkout, output = map(Path, sys.argv[1:])
+chapters.root = lambda: checkout
+try:
+    chosen = chapters.select([])
+    done = chapters.run(chosen, "smoke", {}, output, lambda *words: None)
+except InvalidInput as error:
+    sys.exit(str(error))
+print([executed for _, executed in done])
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout of two chapters that leave a line in `ran` each time they run.
+
+    The second waits for the file `go`, after it has left its process number in `pid`.
+    """
+    folder = tmp_path / "checkout"
+    for name in ("notebooks", "data"):
+        (folder / name).mkdir(parents=True)
+    (folder / "_config.yml").write_text("title: x")
+    log = f"ran = open({str(tmp_path / 'ran')!r}, 'a')\n"
+    wait = f"""
+        import os, pathlib, time
+        folder = pathlib.Path({str(tmp_path)!r})
+        (folder / "pid").write_text(str(os.getpid()))
+        while not (folder / "go").exists():
+            time.sleep(0.02)
+    """
+    sources = {
+        "01_first": [log + "print('first', file=ran)", "print('x' * 50_000)"],
+        "02_second": [textwrap.dedent(wait), log + "print('second', file=ran)"],
+    }
+    for name, cells in sources.items():
+        notebook = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(source) for source in cells]
+        )
+        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
+    return folder
+
+
+def start(checkout, output, *prefix):
+    environment = os.environ | {"THESIS_DATA": str(checkout / "data")}
+    return subprocess.Popen(
+        [*prefix, sys.executable, "-c", DRIVER, str(checkout), str(output)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_for(condition, what):
+    limit = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < limit, f"{what} did not come about in a minute"
+        time.sleep(0.02)
+
+
+def ran(tmp_path):
+    return (tmp_path / "ran").read_text().split()
+
+
+def test_a_run_that_is_killed_loses_the_running_chapter_and_no_other(
+    checkout, tmp_path
+):
+    output = tmp_path / "out"
+    run = start(checkout, output)
+    wait_for((tmp_path / "pid").exists, "the second chapter")
+    wait_for(lambda: (tmp_path / "pid").read_text(), "its process number")
+    finished = {p.name: p.read_bytes() for p in output.glob("01_*")}
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    kernel = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not psutil.pid_exists(kernel), "the end of the orphaned kernel")
+    assert {p.name: p.read_bytes() for p in output.glob("01_*")} == finished
+    assert set(finished) == {"01_first.ipynb", "01_first.json"}
+    assert not list(output.glob("02_*"))
+    (tmp_path / "go").touch()
+    again = start(checkout, output)
+    assert again.communicate()[0] == "[False, True]\n"
+    assert ran(tmp_path) == ["first", "second"]
+    assert not list(output.glob(".*partial*"))
+
+
+def test_two_runs_at_once_share_the_work_and_harm_nothing(checkout, tmp_path):
+    output = tmp_path / "out"
+    runs = [start(checkout, output) for _ in range(2)]
+    wait_for((tmp_path / "pid").exists, "the second chapter")
+    (tmp_path / "go").touch()
+    executed = sorted(run.communicate()[0] for run in runs)
+    assert [run.returncode for run in runs] == [0, 0]
+    assert ran(tmp_path) == ["first", "second"]
+    both = [[line == "True" for line in e.strip("[]\n").split(", ")] for e in executed]
+    assert [sum(chapter) for chapter in zip(*both, strict=True)] == [1, 1]
+    for name in ("01_first", "02_second"):
+        assert Record.read(output / f"{name}.json").chapter == name
+
+
+def test_a_notebook_that_is_not_the_one_of_its_record_is_made_again(checkout, tmp_path):
+    output = tmp_path / "out"
+    (tmp_path / "go").touch()
+    assert start(checkout, output).communicate()[0] == "[True, True]\n"
+    # as left by a kill between the two files of a result
+    (output / "01_first.ipynb").write_text("{}")
+    assert start(checkout, output).communicate()[0] == "[True, False]\n"
+
+
+def mounted(commands):
+    """A prefix that runs a command after mounts that only it and its children see."""
+    own = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
+    script = f'{commands} && exec "$@"'
+    return ["unshare", *own, "sh", "-c", script, "sh"]
+
+
+@pytest.mark.parametrize(
+    ("commands", "message"),
+    [
+        ("mount -t tmpfs -o size=32k tmpfs {0}", "No space left on device"),
+        (
+            "mount --bind {0} {0} && mount -o remount,ro,bind {0}",
+            "Read-only file system",
+        ),
+    ],
+    ids=["full disk", "read-only mount"],
+)
+def test_a_disk_that_takes_nothing_is_refused_in_one_sentence(
+    checkout, tmp_path, commands, message
+):
+    output = tmp_path / "out"
+    output.mkdir()
+    (tmp_path / "go").touch()
+    run = start(checkout, output, *mounted(commands.format(output)))
+    _, said = run.communicate()
+    assert run.returncode == 1, said
+    assert len(said.strip().splitlines()) == 1, said
+    assert message in said
+    assert "what was finished is as it was" in said
+    # nothing stands in the way of a run once there is room
+    assert start(checkout, output).communicate()[0] == "[True, True]\n"
+
+
+def test_a_full_disk_keeps_what_was_finished_before(checkout, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (tmp_path / "go").touch()
+    fill = f"mount -t tmpfs -o size=256k tmpfs {output}"
+    keep = tmp_path / "kept"
+    script = (
+        f'{fill} && "$@"; head -c 250k /dev/zero >{output}/fill;'
+        f' rm {output}/*.json; "$@"; cp -r {output} {keep}'
+    )
+    own = mounted("true")
+    run = start(checkout, output, *own[:-3], "-c", script, "sh")
+    out, said = run.communicate()
+    assert out == "[True, True]\n"
+    assert "No space left on device" in said
+    # the notebooks of the first run are whole: only a complete file replaces them
+    for name in ("01_first", "02_second"):
+        nbformat.read(keep / f"{name}.ipynb", as_version=4)
+
+
+def test_a_record_of_a_newer_version_is_refused_and_left_alone(checkout, tmp_path):
+    output = tmp_path / "out"
+    (tmp_path / "go").touch()
+    start(checkout, output).communicate()
+    path = output / "01_first.json"
+    path.write_text('{"version": 99}')
+    run = start(checkout, output)
+    _, said = run.communicate()
+    assert run.returncode == 1
+    assert "written by a newer version" in said
+    assert path.read_text() == '{"version": 99}'
