@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -22,6 +25,7 @@ from thesis_lib.sequencer.workload import (
     from_measured,
     last_name,
     mean_one_lognormal,
+    on_grid,
     poisson_arrivals,
     scenario,
     tpcc,
@@ -240,3 +244,39 @@ def test_a_rollback_declares_what_a_commit_declares():
 def test_a_scale_too_small_is_refused(field):
     with pytest.raises(InvalidInput, match=f"{field}=0"):
         Scale(**{field: 0})
+
+
+DIGEST = """
+import hashlib
+from thesis_lib.sequencer.report import noisy_estimate
+from thesis_lib.sequencer.workload import at_rate, scenario
+trace = at_rate(scenario("A", 4_000, seed=5), 5_000, seed=7)
+made = trace.arrival_s, trace.service_s, noisy_estimate(0.2)(trace, 3)
+print(hashlib.sha256(b"".join(column.tobytes() for column in made)).hexdigest())
+"""
+
+
+def test_a_seed_gives_the_same_workload_on_another_processor():
+    # What glibc and NumPy choose on a processor without wide or fused instructions.
+    plain = {
+        "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-FMA4,-AVX512F",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL",
+        "PYTHONWARNINGS": "ignore",
+    }
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", DIGEST],
+            env=os.environ | changed,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for changed in ({}, plain)
+    }
+    assert len(digests) == 1
+
+
+def test_rounded_draws_keep_their_mean_and_add_up_in_any_order():
+    draws = on_grid(np.random.default_rng(3).exponential(1.0, 100_000))
+    assert draws.sum() == draws[::-1].sum() == np.cumsum(draws)[-1]
+    assert np.array_equal(on_grid(draws), draws)
