@@ -41,6 +41,11 @@ from thesis_lib.checks import InvalidInput
 CUDA = {"torch", "bitsandbytes"}
 CUDA_DEVICE = Path("/dev/nvidiactl")
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+# What every kernel of ipykernel imports before its first cell.
+_OF_A_KERNEL = (
+    "ipykernel.kernelapp", "ipykernel.debugger", "IPython.core.completerlib",
+    "IPython.extensions.storemagic", "tornado.platform.asyncio",
+)  # fmt: skip
 
 
 def imports(source: str) -> list[str]:
@@ -245,9 +250,7 @@ def _preload(modules: Iterable[str]) -> None:
     # to watch": the parent-death signal watches.
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     os.environ["JPY_PARENT_PID"] = "1"
-    importlib.import_module("ipykernel.ipkernel")
-    importlib.import_module("ipykernel.kernelapp")
-    for name in modules:
+    for name in (*_OF_A_KERNEL, *modules):
         # Whatever an import can raise, it raises again in the cell that asks for it.
         with contextlib.suppress(Exception):
             importlib.import_module(name)
