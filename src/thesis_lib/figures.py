@@ -5,6 +5,8 @@ it. Colours belong to a policy or a method, never to a position in a list.
 """
 
 from collections.abc import Mapping, Sequence
+from html import escape
+from io import StringIO
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -608,3 +610,68 @@ def parameter_shares(parts: pd.DataFrame) -> Figure:
     ax.grid(False, axis="y")
     ax.tick_params(axis="y", length=0)
     return figure
+
+
+# --- Sweeps ------------------------------------------------------------------
+
+
+def sweep_lines(
+    x: Sequence[Any],
+    y: F64,
+    lines: Sequence[str] | None,
+    xlabel: str,
+    ylabel: str,
+    legend: str,
+) -> Figure:
+    """A number of every run of a sweep against one parameter, on half a page's width.
+
+    A dot is a run, a line joins the means at each x, a band is the 95 % bootstrap
+    interval of the mean where three runs or more share an x. `lines` (n,) names the
+    line of each run; words on the x axis stand in the order in which they come.
+    """
+    theme()
+    figure, ax = plt.subplots(figsize=(4.3, 2.9), layout="constrained")
+    plt.close(figure)
+    is_number = all(isinstance(value, int | float) for value in x)
+    ticks = list(dict.fromkeys(map(str, x)))
+    at = np.array(x, float) if is_number else np.array([ticks.index(str(v)) for v in x])
+    names = np.array(lines if lines is not None else [""] * len(at))
+    every = list(dict.fromkeys(names))
+    colours = sns.color_palette() if len(every) <= 6 else None
+    colours = colours or sns.color_palette("viridis", len(every))
+    for name, colour in zip(every, colours, strict=False):
+        chosen = names == name
+        places = np.unique(at[chosen])
+        runs = [y[chosen & (at == place)] for place in places]
+        runs = [values[np.isfinite(values)] for values in runs]
+        means = [values.mean() if len(values) else np.nan for values in runs]
+        ax.plot(places, means, color=colour, label=name)
+        ax.plot(at[chosen], y[chosen], "o", color=colour, markersize=3, alpha=0.6)
+        if all(len(values) >= 3 for values in runs):
+            ends = [mean_interval(values) for values in runs]
+            ax.fill_between(
+                places, [end.low for end in ends], [end.high for end in ends],
+                color=colour, alpha=0.18, linewidth=0,
+            )  # fmt: skip
+    if not is_number:
+        ax.set_xticks(range(len(ticks)), ticks)
+    ax.set_xlabel(xlabel, wrap=True)
+    ax.set_title(ylabel, fontsize=9, loc="left", wrap=True)
+    if lines is not None:
+        ax.legend(title=legend, fontsize=7, title_fontsize=7)
+    return figure
+
+
+def inline_svg(figure: Figure, label: str) -> str:
+    """A figure as SVG to stand within HTML, its ink that of the text around it."""
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
+        drawn = StringIO()
+        figure.savefig(
+            drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
+    text = drawn.getvalue()
+    text = text[text.index("<svg") :]
+    for ink in (INK, "#262626", "#000000"):  # ours, seaborn's, matplotlib's
+        text = text.replace(ink, "currentColor")
+    text = text.replace("#e6e6e6", "var(--rule)")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
