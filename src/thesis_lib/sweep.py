@@ -191,11 +191,16 @@ def _kernels(chapter: Chapter) -> Iterator[type | None]:
     is no longer that of the checkout.
     """
     source = chapters.code(chapter.load())
+    package = sorted(chapters.modules(source))
     modules = warm.imports(source)
+    # What the package imports within its functions costs as much as the rest, and so
+    # does what publishing a number imports in its turn.
+    modules += [name for path in package for name in warm.imports(path.read_text())]
+    modules.append("myst_nb.ext.glue")
     if not warm.supported(modules):
         yield None
         return
-    stamp = json.dumps([modules, file_hash(chapters.modules(source)), versions()])
+    stamp = json.dumps([modules, file_hash(package), versions()])
     with _nursery:
         for other in [s for s in _zygotes if s != stamp and not _users[s]]:
             _zygotes.pop(other).close()

@@ -245,15 +245,26 @@ def _silence() -> Any:
         os.close(null)
 
 
+def _import(name: str) -> None:
+    """As `from a import b` does it: b may be an attribute that a makes on demand."""
+    parent, _, last = name.rpartition(".")
+    module = importlib.import_module(parent or name)
+    if parent and not hasattr(module, last):
+        importlib.import_module(name)
+
+
 def _preload(modules: Iterable[str]) -> None:
     # As a kernel sets them before its first cell runs. Process 1 stands for "no parent
     # to watch": the parent-death signal watches.
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     os.environ["JPY_PARENT_PID"] = "1"
-    for name in (*_OF_A_KERNEL, *modules):
+    for name in dict.fromkeys((*_OF_A_KERNEL, *modules)):
         # Whatever an import can raise, it raises again in the cell that asks for it.
         with contextlib.suppress(Exception):
-            importlib.import_module(name)
+            _import(name)
+    if (numba := sys.modules.get("numba")) is not None:
+        # Its compiler loads half of itself at the first function that it meets.
+        numba.njit("int64(int64)")(lambda number: number)
 
 
 def _become_kernel(request: dict[str, Any], parent: int) -> None:
