@@ -4,6 +4,7 @@ Every function takes data, draws on a new figure of at most 6.5 inches and retur
 it. Colours belong to a policy or a method, never to a position in a list.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from io import StringIO
@@ -670,7 +671,7 @@ def inline_svg(figure: Figure, label: str) -> str:
             drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )
     text = drawn.getvalue()
-    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*</metadata>", "", text[text.index("<svg") :], flags=re.S)
     for ink in (INK, "#262626", "#000000"):  # ours, seaborn's, matplotlib's
         text = text.replace(ink, "currentColor")
     text = text.replace("#e6e6e6", "var(--rule)")

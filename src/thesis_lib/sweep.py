@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import logging
+import queue
 import re
 import socket
 import tempfile
@@ -43,7 +44,8 @@ from thesis_lib.results import OldRecord, Record
 SEED = "seed"  # the parameter that `seeds` in a grid file sets
 MOST_POINTS = 100_000
 CONNECT_S = 10  # how long a scheduler may take to answer
-DEATHS = 3  # workers that one point may take with it before it counts as failed
+DEATHS = 2  # workers that one point may take with it; with one more it has failed
+_LOOK_S = 1.0  # how often workers that joined are looked for
 
 Progress = Callable[[int, int, int, int], None]  # done, failed, running, in all
 
@@ -384,36 +386,54 @@ def _store(point: Point, outcome: dict, folder: Path) -> Record | Failure:
 def _outcomes(
     client: Any, grid: Grid, points: Sequence[Point]
 ) -> Iterator[tuple[Point, dict]]:
-    """Execute points on the cluster; each with its outcome, as they arrive."""
-    from distributed import KilledWorker, as_completed
+    """Execute points on the cluster; each with its outcome, as they arrive.
+
+    No more are submitted than there are threads: Dask blames the death of a worker on
+    all that it was given, and workers that join later are to find something to do.
+    """
+    from distributed import Future, KilledWorker
 
     run = uuid.uuid4().hex[:8]  # two sweeps may share a scheduler
-    futures = {
-        client.submit(
-            execute,
-            grid.chapter.name,
-            point.values,
-            grid.profile,
-            point.key,
-            key=f"{point.name}-{run}",
-            pure=False,
-        ): point
-        for point in points
-    }
-    for future in as_completed(list(futures), loop=client.loop):
-        point = futures.pop(future)
-        if future.cancelled():
-            raise InvalidInput(
-                "the scheduler was lost: what was finished is written; start it and run "
-                "the same command again"
+    waiting = list(reversed(points))
+    flying: dict[Future, Point] = {}
+    landed: queue.SimpleQueue[Future] = queue.SimpleQueue()
+
+    def top_up() -> None:
+        while waiting and len(flying) < max(1, _threads(client)):
+            point = waiting.pop()
+            future = client.submit(
+                execute,
+                grid.chapter.name,
+                point.values,
+                grid.profile,
+                point.key,
+                key=f"{point.name}-{run}",
+                pure=False,
             )
+            flying[future] = point
+            future.add_done_callback(landed.put)
+
+    top_up()
+    while flying:
+        try:
+            future = landed.get(timeout=_LOOK_S)
+        except queue.Empty:
+            top_up()
+            continue
+        point = flying.pop(future)
+        require(
+            not future.cancelled(),
+            "the scheduler was lost: what was finished is written; start it and run the "
+            "same command again",
+        )
+        top_up()
         error = future.exception()
         if isinstance(error, KilledWorker):
             died = InvalidInput(
                 f"{error.allowed_failures + 1} workers died while they executed this "
                 "point: killed, or out of memory"
             )
-            yield point, _failure(died, str(error.last_worker), None)
+            yield point, _failure(died, error.last_worker.address, None)
         elif error is not None:  # nothing that a point did: `execute` returns that
             yield point, _failure(error, "the cluster", None)
         else:
