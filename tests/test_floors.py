@@ -21,7 +21,8 @@ FLOORS = [
     "sequencer.engine sequencer.simulate",
     "sequencer.clairvoyant sequencer.report sequencer.worked",
     "figures",
-    "chapters book",
+    "chapters book warm",
+    "sweep",
     "cli",
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}

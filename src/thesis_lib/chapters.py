@@ -280,7 +280,7 @@ def code(notebook: nbformat.NotebookNode) -> str:
 
 
 def content_keys(chapter: Chapter, many: Iterable[Mapping[str, Any]]) -> list[str]:
-    """`content_key` for each of many sets of parameters, reading what they share once."""
+    """`content_key` of many sets of parameters, reading what they share once."""
     notebook = chapter.load()
     cells = [[c.cell_type, c.source, c.metadata] for c in notebook.cells]
     aside = {"params", "grids", "reference"}  # no chapter reads them

@@ -86,6 +86,7 @@ def sweep_bar(
         disable=quiet,
     )
     task = bars.add_task(name, total=total, done=0, failed=0, running=0)
+    said = [0]
 
     def move(done: int, failed: int, running: int, total: int) -> None:
         bars.update(
@@ -93,8 +94,9 @@ def sweep_bar(
             done=done, failed=failed, running=running,
         )  # fmt: skip
         # A log has no bar to redraw: ten lines of it are enough.
-        step = max(1, total // 10)
-        if not quiet and not console.is_terminal and (done + failed) % step == 0:
+        come = 10 * (done + failed) // total
+        if not quiet and not console.is_terminal and come != said[0]:
+            said[0] = come
             typer.echo(f"{name}: {done} done, {failed} failed of {total}", err=True)
 
     return bars, move

@@ -668,10 +668,15 @@ def inline_svg(figure: Figure, label: str) -> str:
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
         drawn = StringIO()
         figure.savefig(
-            drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+            drawn,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None},
         )
     text = drawn.getvalue()
-    text = re.sub(r"<metadata>.*</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    text = re.sub(
+        r"<metadata>.*</metadata>", "", text[text.index("<svg") :], flags=re.S
+    )
     for ink in (INK, "#262626", "#000000"):  # ours, seaborn's, matplotlib's
         text = text.replace(ink, "currentColor")
     text = text.replace("#e6e6e6", "var(--rule)")

@@ -145,8 +145,8 @@ def read_grid(path: Path, chapter: Chapter) -> Grid:
     for name, values in axes.items():
         require(
             isinstance(values, list) and bool(values),
-            f"{name}={values!r} in {path} must be a list of at least one value, such as "
-            "[0.9, 1.1]",
+            f"{name}={values!r} in {path} must be a list of at least one value, such "
+            "as [0.9, 1.1]",
         )
         for value in values:
             chapters.resolve([chapter], profile, {name: value})
@@ -423,8 +423,8 @@ def _outcomes(
         point = flying.pop(future)
         require(
             not future.cancelled(),
-            "the scheduler was lost: what was finished is written; start it and run the "
-            "same command again",
+            "the scheduler was lost: what was finished is written; start it and run "
+            "the same command again",
         )
         top_up()
         error = future.exception()
@@ -458,8 +458,8 @@ def run(
     """
     require(
         workers is None or scheduler is None,
-        "--workers and --scheduler were both given: the scheduler's cluster has its own "
-        "workers; leave one out",
+        "--workers and --scheduler were both given: the scheduler's cluster has its "
+        "own workers; leave one out",
     )
     with chapters.storage(output), _alone(output):
         try:

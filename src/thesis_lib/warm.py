@@ -1,4 +1,4 @@
-"""Kernels that start warm: forked from a process that has imported and computed nothing.
+"""Kernels that start warm: forked from a process that has imported what they import.
 
 A kernel spends seconds on importing what the kernel before it imported as well. A
 *zygote* imports a notebook's modules once and forks a child for each kernel. The
@@ -128,10 +128,10 @@ class Zygote:
             self._process = subprocess.Popen(
                 [
                     sys.executable,
-                    "-P",  # a kernel, too, imports nothing from the working folder
                     "-c",
-                    "import sys; from thesis_lib.warm import serve; "
-                    "serve(int(sys.argv[1]))",
+                    # A kernel, too, looks into its folder only from the first cell on.
+                    "import sys; sys.path[:] = [path for path in sys.path if path]; "
+                    "from thesis_lib.warm import serve; serve(int(sys.argv[1]))",
                     str(theirs.fileno()),
                 ],
                 pass_fds=[theirs.fileno()],
@@ -139,22 +139,21 @@ class Zygote:
                 start_new_session=True,  # Ctrl-C is the owner's affair
             )
         self._lines = self._socket.makefile("rw", encoding="utf-8")
-        if self.ask(modules=list(modules)) is None:
-            self.close()
-            raise InvalidInput(
-                "the process that imports for warm kernels ended at once: see its "
-                "message above, or use cold kernels"
-            )
+        # It imports while its owner goes on; the first kernel waits for it.
+        self._send({"modules": list(modules)})
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
+    def _send(self, request: dict[str, Any]) -> None:
+        self._lines.write(json.dumps(request) + "\n")
+        self._lines.flush()
+
     def ask(self, **request: Any) -> Any:
         """The zygote's answer; without a zygote, that of a killed child."""
         with self._lock, contextlib.suppress(OSError, ValueError):
-            self._lines.write(json.dumps(request) + "\n")
-            self._lines.flush()
+            self._send(request)
             if line := self._lines.readline():
                 return json.loads(line)
         return -signal.SIGKILL if request.get("op") == "poll" else None
@@ -168,8 +167,8 @@ class Zygote:
         )
         if pid is None:
             raise InvalidInput(
-                "the process that imports for warm kernels has ended (killed for its "
-                "memory?): run the point again"
+                "the process that imports for warm kernels has ended: killed, or out "
+                "of memory; run the point again"
             )
         return ForkedKernel(self, pid)
 
@@ -190,7 +189,9 @@ class Zygote:
 class WarmProvisioner(LocalProvisioner):
     """Launches a kernel by a fork, where it is one of this interpreter."""
 
-    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+    async def launch_kernel(
+        self, cmd: list[str], **kwargs: Any
+    ) -> KernelConnectionInfo:
         if cmd[0] != sys.executable or "ipykernel_launcher" not in cmd:
             return await super().launch_kernel(cmd, **kwargs)
         arguments = cmd[cmd.index("ipykernel_launcher") + 1 :]
@@ -309,7 +310,6 @@ def serve(descriptor: int) -> None:
         _preload(json.loads(lines.readline())["modules"])
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page
-    answer(True)
     while line := lines.readline():
         request = json.loads(line)
         match request["op"]:
