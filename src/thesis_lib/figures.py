@@ -5,6 +5,7 @@ it. Colours belong to a policy or a method, never to a position in a list.
 """
 
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MultipleLocator
+from matplotlib.ticker import MultipleLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from thesis_lib.sequencer.trace import F64, History, Trace
@@ -608,3 +609,60 @@ def parameter_shares(parts: pd.DataFrame) -> Figure:
     ax.grid(False, axis="y")
     ax.tick_params(axis="y", length=0)
     return figure
+
+
+# --- Runs beside each other --------------------------------------------------
+
+
+def against_reference(claims: pd.DataFrame) -> Figure:
+    """Each claim's value over its reference, in the band where it was to be expected.
+
+    Columns: says, ratio, low, high (NaN without an interval), expected_low and
+    expected_high (NaN where no band is known), good. A claim's name stands above its
+    line, so that the figure stays readable on a small screen.
+    """
+    figure, ax = axes(height_in=0.9 + 0.42 * len(claims))
+    figure.set_figwidth(5.2)
+    colours = {True: COLOURS["ours"], False: COLOURS["drop"]}
+    for y, row in enumerate(claims.to_dict("records")):
+        colour = colours[bool(row["good"])]
+        ax.fill_betweenx(
+            [y - 0.16, y + 0.16], row["expected_low"], row["expected_high"],
+            color=GREY, alpha=0.28, linewidth=0,
+        )  # fmt: skip
+        ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2)
+        marker = "o" if row["good"] else "X"  # told apart without colour, too
+        ax.plot(row["ratio"], y, marker, color=colour, markersize=6)
+        ax.annotate(
+            row["says"], (0, y - 0.26), xycoords=ax.get_yaxis_transform(),
+            color=INK, fontsize=8.5, ha="left", va="bottom", annotation_clip=False,
+        )  # fmt: skip
+    ax.axvline(1, color=INK, linewidth=0.8, zorder=0)
+    ax.set_xscale("log")
+    columns = ["ratio", "low", "high", "expected_low", "expected_high"]
+    reach = np.nanmax(np.abs(np.log(claims[columns].to_numpy(float))), initial=0.1)
+    low, high = np.exp(-1.1 * reach), np.exp(1.1 * reach)
+    ax.set(xlim=(low, high), ylim=(len(claims) - 0.5, -0.9), yticks=[])
+    ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 0.8, 1, 1.25, 2, 5, 10, 20)
+             if low <= t <= high]  # fmt: skip
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("this run over the reference (grey: expected)")
+    ax.spines["left"].set_visible(False)
+    ax.grid(False, axis="y")
+    return figure
+
+
+def as_svg(figure: Figure) -> str:
+    """A figure as an SVG element that is the same whenever it is drawn.
+
+    Text stays text, and takes the colour of the page that it stands on.
+    """
+    stream = StringIO()
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "thesis"}):
+        figure.savefig(
+            stream, format="svg", transparent=True,
+            metadata={"Date": None, "Creator": None},
+        )  # fmt: skip
+    text = stream.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
