@@ -101,7 +101,7 @@ def _provenance(records: list[Record]) -> str:
             r.started[:16].replace("T", " "),
             format_duration(r.seconds),
             format_size(r.peak_memory_bytes),
-            f"{r.load_average['mean']:.2f}, {r.load_average['most']:.2f}",
+            ", ".join(f"{r.load_average.get(n, 0):.2f}" for n in ("mean", "most")),
             markdown(r.precision),
         ]
         for r in records

@@ -371,8 +371,8 @@ def describe_machine(run: Run, reference: Run) -> Machine:
         other = reference.record(number(record), record.profile)
         if other is not None and not other_parameters(record, other):
             ours, theirs = ours + record.seconds, theirs + other.seconds
-    loads = [(r.load_average["mean"], r.seconds) for r in records if r.load_average]
-    most = [r.load_average["most"] for r in records if r.load_average]
+    watched = [r for r in records if {"mean", "most"} <= r.load_average.keys()]
+    loads = [(r.load_average["mean"], r.seconds) for r in watched]
     total_s = sum(seconds for _, seconds in loads)
     locks = tuple(dict.fromkeys(r.lock_sha256 for r in records))
     return Machine(
@@ -385,14 +385,14 @@ def describe_machine(run: Run, reference: Run) -> Machine:
         commits=tuple(dict.fromkeys(r.commit for r in records)),
         clean=all(r.clean for r in records),
         lock_sha256=locks,
-        same_lock={*locks} == {r.lock_sha256 for r in reference.records},
+        same_lock={*locks} == {r.lock_sha256 for r in reference.records or records},
         peak_memory_bytes=max(r.peak_memory_bytes for r in records),
         load_mean=sum(m * s for m, s in loads) / total_s if total_s else None,
-        load_most=max(most, default=None),
+        load_most=max((r.load_average["most"] for r in watched), default=None),
         started=min(r.started for r in records),
         chapters=len(records),
         seconds=sum(r.seconds for r in records),
-        ratio=ours / theirs if theirs else None,
+        ratio=ours / theirs if theirs and run.label != reference.label else None,
     )
 
 

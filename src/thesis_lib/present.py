@@ -1,9 +1,10 @@
 """A comparison of runs as people read it: in a terminal, in the book, on one page."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from string import Template
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -182,7 +183,8 @@ def headline(comparison: Comparison, run: str) -> str:
     if of_exact:
         parts.append(f"{_of(exact, of_exact, 'exact claims')} are equal bit for bit")
     if of_near:
-        parts.append(f"{near} of {of_near} agree within their tolerance")
+        what = "claims with a tolerance"
+        parts.append(f"{_of(near, of_near, what)} are within it")
     sentences = [" and ".join(parts)] if parts else []
     if of_timed:
         sentences.append(
@@ -207,6 +209,9 @@ def remarks(comparison: Comparison, run: str) -> list[str]:
             if verdict.word == "expected to differ":
                 why = (row.claim.chapter, verdict.word, "its rate is not known there")
             grouped[why] = grouped.get(why, 0) + 1
+    commits = {commit for machine in comparison.machines for commit in machine.commits}
+    if wrong and len(commits) > 1:
+        wrong.append("the commits differ, so that a difference may come from the code")
     return wrong + [
         f"chapter {chapter}, {count} {'claim' if count == 1 else 'claims'}: {word}, "
         f"{text}"
@@ -238,64 +243,63 @@ def _identity(machine: dict) -> dict:
 # --- Machines ----------------------------------------------------------------
 
 
-def _gpus(machine: dict) -> str:
-    found = [
-        f"{gpu['name']}, driver {gpu['driver']}, {format_size(gpu['memory_bytes'])}"
-        for gpu in machine["gpus"]
-    ]
-    return "; ".join(found) or "none"
+def _known(value: Any, show: Callable[[Any], str] = str) -> str:
+    return "not known" if value is None else show(value)
 
 
-def _disk(machine: dict) -> str:
-    rate, how = machine["drain_bytes_per_s"], machine["drain_how"]
-    return f"{format_size(rate)}/s, {how}" if rate else how
+def _gpu(gpu: dict) -> str:
+    return f"{gpu['name']}, driver {gpu['driver']}, {format_size(gpu['memory_bytes'])}"
 
 
 def _hardware(machine: dict) -> dict[str, str]:
     """What a record says of a machine, by row of the table."""
+    rate, how = machine.get("drain_bytes_per_s"), machine.get("drain_how", "not known")
     return {
-        "Processor": f"{machine['cpu']}, {machine['cores']} cores",
-        "Memory": format_size(machine["memory_bytes"]),
-        "GPU": _gpus(machine),
-        "Disk, a file read": _disk(machine),
-        "Processor, matrices": f"{machine['matmul_flops_per_s'] / 1e9:.3g} GFLOP/s",
-        "System": machine["system"],
-        "Python": machine["python"],
-        "torch": machine["torch"],
+        "Processor": _known(machine.get("cpu")),
+        "Cores": _known(machine.get("cores")),
+        "Memory": _known(machine.get("memory_bytes"), format_size),
+        "GPU": _known(
+            machine.get("gpus"), lambda gpus: "; ".join(map(_gpu, gpus)) or "none"
+        ),
+        "Disk, a file read": f"{format_size(rate)}/s, {how}" if rate else how,
+        "Processor, matrices": _known(
+            machine.get("matmul_flops_per_s"), lambda rate: f"{rate / 1e9:.3g} GFLOP/s"
+        ),
+        "System": _known(machine.get("system")),
+        "Python": _known(machine.get("python")),
+        "torch": _known(machine.get("torch")),
     }
 
 
-def _software(machine: Machine, is_reference: bool) -> dict[str, str]:
+def _software(machine: Machine) -> dict[str, str]:
     """What a run was made with and how long it took, by row of the table."""
     locks = ", ".join(lock[:8] for lock in machine.lock_sha256)
-    load = "not known"
-    if machine.load_mean is not None:
-        load = f"{machine.load_mean:.2f} mean, {machine.load_most:.2f} at most"
-    slower = ""
-    if machine.ratio is not None and not is_reference:
-        slower = f", {machine.ratio:.2f} times the reference in what is comparable"
+    tree = "clean tree" if machine.clean else "with uncommitted changes"
+    load = f"{machine.load_mean or 0:.2f} mean, {machine.load_most or 0:.2f} at most"
     n = machine.chapters
     return {
-        "Commit": ", ".join(machine.commits)
-        + ("" if machine.clean else ", with uncommitted changes"),
+        "Commit": f"{', '.join(machine.commits)}, {tree}",
         "Locks": locks + ("" if machine.same_lock else ", not the reference's"),
         "Peak memory": format_size(machine.peak_memory_bytes),
-        "Load average": load,
-        "Run time": f"{format_duration(machine.seconds)} for {n} "
-        f"{'chapter' if n == 1 else 'chapters'}{slower}",
+        "Load average": "not known" if machine.load_mean is None else load,
+        "Run time": f"{format_duration(machine.seconds)}, {n} "
+        f"{'chapter' if n == 1 else 'chapters'}",
+        "… over the reference": "–"
+        if machine.ratio is None
+        else f"× {machine.ratio:.2f}, chapters with the same parameters",
     }
 
 
 def machine_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a table with one column for each machine."""
     columns = []
-    for place, machine in enumerate(comparison.machines):
+    for machine in comparison.machines:
         each = [_hardware(m) for m in machine.machines]
         merged = {
             name: " / ".join(dict.fromkeys(one[name] for one in each))
             for name in each[0]
         }
-        columns.append(merged | _software(machine, place == 0))
+        columns.append(merged | _software(machine))
     names = list(columns[0]) if columns else []
     head = ["", *(machine.run for machine in comparison.machines)]
     return head, [[name, *(column[name] for column in columns)] for name in names]
