@@ -348,7 +348,7 @@ def test_strict_ends_with_status_1_after_printing_what_differs(folder):
     record("04_evaluation", wins=1.0).write(folder / "04_evaluation.json")
     done = thesis("compare", folder, "--strict")
     assert done.exit_code == 1
-    assert "wins DIFFERS: 1.0 is not 95.9" in done.stdout
+    assert "Wins of <ours>: DIFFERS, 1.0 is not 95.9" in done.stdout
     assert thesis("compare", folder).exit_code == 0
 
 

@@ -614,42 +614,44 @@ def parameter_shares(parts: pd.DataFrame) -> Figure:
 # --- Runs beside each other --------------------------------------------------
 
 
-def against_reference(claims: pd.DataFrame) -> Figure:
-    """Each claim's value over its reference, in the band where it was to be expected.
+def against_reference(times: pd.DataFrame) -> Figure:
+    """Each time over that of the reference, in the band where it was to be expected.
 
     Columns: says, ratio, low, high (NaN without an interval), expected_low and
     expected_high (NaN where no band is known), good. A claim's name stands above its
     line, so that the figure stays readable on a small screen.
     """
-    figure, ax = axes(height_in=0.9 + 0.42 * len(claims))
+    figure, ax = axes(height_in=0.7 + 0.5 * len(times))
     figure.set_figwidth(5.2)
     colours = {True: COLOURS["ours"], False: COLOURS["drop"]}
-    for y, row in enumerate(claims.to_dict("records")):
+    for y, row in enumerate(times.to_dict("records")):
         colour = colours[bool(row["good"])]
         ax.fill_betweenx(
             [y - 0.16, y + 0.16], row["expected_low"], row["expected_high"],
-            color=GREY, alpha=0.28, linewidth=0,
+            color=GREY, alpha=0.3, linewidth=0,
         )  # fmt: skip
+        ax.plot([1, 1], [y - 0.2, y + 0.2], color=INK, linewidth=0.8)
         ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2)
         marker = "o" if row["good"] else "X"  # told apart without colour, too
-        ax.plot(row["ratio"], y, marker, color=colour, markersize=6)
+        ax.plot(row["ratio"], y, marker, color=colour, markersize=6.5)
         ax.annotate(
             row["says"], (0, y - 0.26), xycoords=ax.get_yaxis_transform(),
-            color=INK, fontsize=8.5, ha="left", va="bottom", annotation_clip=False,
+            color=INK, fontsize=9, ha="left", va="bottom", annotation_clip=False,
         )  # fmt: skip
-    ax.axvline(1, color=INK, linewidth=0.8, zorder=0)
     ax.set_xscale("log")
     columns = ["ratio", "low", "high", "expected_low", "expected_high"]
-    reach = np.nanmax(np.abs(np.log(claims[columns].to_numpy(float))), initial=0.1)
+    reach = np.nanmax(np.abs(np.log(times[columns].to_numpy(float))), initial=0.7)
     low, high = np.exp(-1.1 * reach), np.exp(1.1 * reach)
-    ax.set(xlim=(low, high), ylim=(len(claims) - 0.5, -0.9), yticks=[])
-    ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 0.8, 1, 1.25, 2, 5, 10, 20)
-             if low <= t <= high]  # fmt: skip
+    ax.set(xlim=(low, high), ylim=(len(times) - 0.6, -0.75), yticks=[])
+    decades = [10.0**n * m for n in range(-3, 4) for m in (1, 2, 5)]
+    ticks = [tick for tick in decades if low <= tick <= high]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlabel("this run over the reference (grey: expected)")
-    ax.spines["left"].set_visible(False)
-    ax.grid(False, axis="y")
+    ax.tick_params(colors=INK)
+    ax.set_xlabel("this run over the reference", color=INK)
+    ax.spines[["left", "top", "right"]].set_visible(False)
+    ax.spines["bottom"].set_color(INK)
+    ax.grid(False)
     return figure
 
 

@@ -203,7 +203,7 @@ def remarks(comparison: Comparison, run: str) -> list[str]:
     for row, held in comparison.held(run):
         verdict = held.verdict
         if held.state == "bad":
-            wrong.append(f"{row.claim.key} {verdict.word}: {verdict.text}")
+            wrong.append(f"{row.claim.says}: {verdict.word}, {verdict.text}")
         elif held.state == "open":
             why = (row.claim.chapter, verdict.word, verdict.text)
             if verdict.word == "expected to differ":
@@ -400,26 +400,18 @@ def draw(comparison: Comparison, console: Console) -> None:
 
 
 def ratios(comparison: Comparison, run: str) -> pd.DataFrame:
-    """What `figures.against_reference` draws of a run: times and tolerances."""
+    """What `figures.against_reference` draws of a run: its times."""
     rows = []
     for row, held in comparison.held(run):
-        claim, value, base = row.claim, held.value, row.reference
-        if held.state == "open" and held.ratio is None:
+        if held.ratio is None:
             continue
-        if claim.kind == "exact" or not value or not base:
-            continue
-        if isinstance(value.value, str) or isinstance(base.value, str):
-            continue
-        if not value.value > 0 or not base.value > 0:
-            continue
-        shown = held.ratio or Quantity(value.value / base.value)
         band = (math.nan, math.nan)
-        if claim.rtol is not None:
-            band = (1 - claim.rtol, 1 + claim.rtol)
-        elif held.expected is not None and claim.factor is not None:
-            band = (held.expected / claim.factor, held.expected * claim.factor)
-        ends = (math.nan if end is None else end for end in (shown.low, shown.high))
-        rows.append((claim.says, shown.value, *ends, *band, held.verdict.good))
+        if held.expected is not None:
+            factor = row.claim.factor or 1
+            band = (held.expected / factor, held.expected * factor)
+        ends = (held.ratio.low, held.ratio.high)
+        ends = [math.nan if end is None else end for end in ends]
+        rows.append([row.claim.says, held.ratio.value, *ends, *band, held.verdict.good])
     columns = ["says", "ratio", "low", "high", "expected_low", "expected_high", "good"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -440,10 +432,15 @@ def markdown(text: str) -> str:
     return " ".join(text.translate(_MARKS).split())
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], css: str | None = None
+) -> list[str]:
     """Lines of a table whose cells are Markdown already; blank lines around it."""
-    lines = [head, ["---"] * len(head), *rows]
-    return ["", *(f"| {' | '.join(cells)} |" for cells in lines), ""]
+    every = [head, ["---"] * len(head), *rows]
+    lines = [f"| {' | '.join(cells)} |" for cells in every]
+    if css is not None:
+        lines = ["```{table}", f":class: {css}", "", *lines, "```"]
+    return ["", *lines, ""]
 
 
 def _verdict(held: Held) -> str:
@@ -468,26 +465,39 @@ def _kind_lines(comparison: Comparison, kind: str, run: str) -> list[str]:
         return [*lines, "This book has no claim of this kind.", ""]
     head = ["Ch.", "Claim", "Verdict", "This machine", "Reference"]
     head += {
-        "exact": ["Published"],
-        "tolerance": ["Difference", "Allowed", "Published"],
-        "time": ["Ratio", "Expected ratio, and what it follows", "Published"],
-    }[kind]
+        "exact": [], "tolerance": ["Difference", "Allowed"],
+        "time": ["Ratio", "Expected ratio"],
+    }[kind]  # fmt: skip
+    published = any(row.claim.published for row, _ in found)
     rows = []
     for row, held in found:
         claim = row.claim
         cells = [
-            str(claim.chapter),
             markdown(title(claim)),
-            _verdict(held),
             markdown(format_quantity(held.value, claim)),
             markdown(format_quantity(row.reference, claim)),
         ]
+        cells = [str(claim.chapter), cells[0], _verdict(held), *cells[1:]]
         if kind == "tolerance":
-            cells += [markdown(apart(held)), markdown(held.demand)]
+            cells += [markdown(apart(held)), f"{100 * (claim.rtol or 0):.2g} %"]
         if kind == "time":
             cells += [markdown(apart(held)), markdown(expected(row, held))]
-        rows.append([*cells, _cited(claim)])
-    return [*lines, *markdown_table(head, rows)]
+        rows.append([*cells, *([_cited(claim)] if published else [])])
+    head += ["Published"] if published else []
+    lines += markdown_table(head, rows, "claims")
+    if kind == "tolerance":
+        lines += _reasons([row.claim for row, _ in found])
+    return lines
+
+
+def _reasons(claims: Iterable[Claim]) -> list[str]:
+    """Why claims with a tolerance may differ, each reason once."""
+    grouped: dict[str, list[str]] = {}
+    for claim in claims:
+        grouped.setdefault(claim.why, []).append(claim.says)
+    listed = [f"- *{markdown(why)}*: {markdown('; '.join(says))}."
+              for why, says in grouped.items()]  # fmt: skip
+    return ["Why they may differ at all:", "", *listed, ""]
 
 
 def book_lines(comparison: Comparison, run: str, figure: str | None) -> list[str]:
@@ -513,11 +523,11 @@ def book_lines(comparison: Comparison, run: str, figure: str | None) -> list[str
         lines += [
             f"```{{figure}} {figure}",
             ":name: fig-your-hardware",
-            ":alt: Each claim's value on this machine over its reference, as a dot "
-            "with its interval, within the band that was expected",
-            "Values of this machine over those of the reference, with intervals where "
-            "the chapter has them. A dot within the grey band is as the claim expects; "
-            "a cross is not.",
+            ":alt: Each time of this machine over its reference, as a dot with its "
+            "interval, beside the band that was expected",
+            "Times of this machine over those of the reference, with the widest "
+            "interval that both allow. A dot in the grey band is as expected from the "
+            "measured rates, a cross is not.",
             "```",
             "",
         ]
@@ -629,6 +639,7 @@ dd { margin: 0 0 .2rem; max-width: 46rem; }
   }
   th, td { border: 0; padding: .15rem 0; }
   tbody th { font-weight: 600; }
+  td.none { display: none; }
   td[data-label]::before {
     content: attr(data-label) ": "; color: var(--muted); font-size: .85rem;
   }
@@ -645,17 +656,16 @@ $body
 """)
 
 
-def _html_table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], mark_first: bool = True
-) -> list[str]:
+def _html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A table whose cells are HTML already; on a small screen each row is a card."""
+    none = ' class="none"'  # left out where a row is a card
     lines = ["<table>", "<thead><tr>"]
     lines += [f'<th scope="col">{escape(name)}</th>' for name in head]
     lines += ["</tr></thead>", "<tbody>"]
     for first, *others in rows:
         lines.append(f'<tr><th scope="row">{first}</th>')
         lines += [
-            f'<td data-label="{escape(name)}">{cell}</td>'
+            f'<td data-label="{escape(name)}"{none if cell == "–" else ""}>{cell}</td>'
             for name, cell in zip(head[1:], others, strict=True)
         ]
         lines.append("</tr>")
@@ -670,10 +680,9 @@ def _kind_html(comparison: Comparison, kind: str) -> list[str]:
     heading, text = KINDS[kind]
     several = len(comparison.labels) > 1
     head = ["Claim", "Verdict", *(["Run"] if several else []), "Value", "Reference"]
-    head += {
-        "exact": ["Difference"], "tolerance": ["Difference"], "time": ["Ratio"],
-    }[kind]  # fmt: skip
-    head += ["What it must be", "Published"]
+    demands = kind != "exact"  # its heading says what is demanded
+    head.append("Ratio" if kind == "time" else "Difference")
+    head += ["What it must be", "Published"] if demands else ["Published"]
     cells = []
     for row in rows:
         claim = row.claim
@@ -692,7 +701,7 @@ def _kind_html(comparison: Comparison, kind: str) -> list[str]:
                 format_quantity(held.value, claim),
                 format_quantity(row.reference, claim),
                 apart(held),
-                held.demand,
+                *([held.demand] if demands else []),
                 _published(claim),
             ]
             cells.append([says, chip, *map(escape, texts)])
@@ -728,8 +737,9 @@ def html_page(comparison: Comparison) -> str:
             lines += [
                 "<figure>",
                 drawn,
-                f"<figcaption>{escape(run)} over {escape(against)}. A dot within the "
-                "grey band is as the claim expects; a cross is not.</figcaption>",
+                f"<figcaption>Times of {escape(run)} over those of {escape(against)}. "
+                "A dot in the grey band is as expected from the measured rates, a "
+                "cross is not.</figcaption>",
                 "</figure>",
             ]
     lines += ["<h2>What each verdict means</h2>", "<dl>"]
