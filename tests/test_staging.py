@@ -92,7 +92,7 @@ def test_two_renderings_of_one_book_take_turns(checkout, monkeypatch):
     def rendered(executed, output):
         inside.append(1)
         most.append(len(inside))
-        assert second_waits.wait(60)
+        assert second_waits.wait(15)
         inside.pop()
         return output / "html" / "index.html", True
 

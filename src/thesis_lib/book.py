@@ -17,7 +17,7 @@ import nbformat
 from thesis_lib.chapters import chapters, claimed, repository, storage
 from thesis_lib.checks import InvalidInput, require
 from thesis_lib.claims import read_claims
-from thesis_lib.compare import Run, compare, read_reference
+from thesis_lib.compare import Run, compare, number, read_reference
 from thesis_lib.files import content_hash, file_hash
 from thesis_lib.present import (
     book_lines,
@@ -95,7 +95,7 @@ def _provenance(records: list[Record]) -> str:
     lines = ["## Machine", *markdown_table(*_escaped(head, rows))]
     table = [
         [
-            r.chapter,
+            str(number(r)),
             r.profile,
             f"`{r.commit}`{'' if r.clean else ', with changes'}",
             r.started[:16].replace("T", " "),
@@ -119,7 +119,7 @@ def _provenance(records: list[Record]) -> str:
         *markdown_table(
             ["Chapter", "Parameter", "Value", ""],
             [
-                [r.chapter, f"`{name}`", f"`{value}`", "seed" * (name in r.seeds)]
+                [str(number(r)), f"`{name}`", f"`{value}`", "seed" * (name in r.seeds)]
                 for r in records
                 for name, value in r.parameters.items()
             ],

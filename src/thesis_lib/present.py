@@ -243,6 +243,9 @@ def _identity(machine: dict) -> dict:
 # --- Machines ----------------------------------------------------------------
 
 
+_NONE = "–"
+
+
 def _known(value: Any, show: Callable[[Any], str] = str) -> str:
     return "not known" if value is None else show(value)
 
@@ -284,7 +287,7 @@ def _software(machine: Machine) -> dict[str, str]:
         "Load average": "not known" if machine.load_mean is None else load,
         "Run time": f"{format_duration(machine.seconds)}, {n} "
         f"{'chapter' if n == 1 else 'chapters'}",
-        "… over the reference": "–"
+        "… over the reference": _NONE
         if machine.ratio is None
         else f"× {machine.ratio:.2f}, chapters with the same parameters",
     }
@@ -300,7 +303,11 @@ def machine_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             for name in each[0]
         }
         columns.append(merged | _software(machine))
-    names = list(columns[0]) if columns else []
+    names = [
+        name
+        for name in (columns[0] if columns else {})
+        if any(column[name] != _NONE for column in columns)
+    ]
     head = ["", *(machine.run for machine in comparison.machines)]
     return head, [[name, *(column[name] for column in columns)] for name in names]
 
