@@ -90,6 +90,48 @@ MUTANTS = [
         "if commit_s < dispatch_s:",
         ("tests/sequencer/test_simulate.py",),
     ),
+    Mutant(
+        "compare: the interval of a difference is too narrow",
+        "compare.py",
+        "return Quantity(value, ends[0] - ends[3], ends[1] - ends[2])",
+        "return Quantity(value, ends[0] - ends[2], ends[1] - ends[3])",
+        ("tests/test_compare.py",),
+    ),
+    Mutant(
+        "compare: values of other parameters are held against each other",
+        "compare.py",
+        "return other_parameters(mine, theirs)",
+        'return ""',
+        ("tests/test_compare.py",),
+    ),
+    Mutant(
+        "compare: a disk read in another way predicts times",
+        "compare.py",
+        'if sides[0].get("drain_how") != sides[1].get("drain_how"):',
+        "if False:",
+        ("tests/test_compare.py",),
+    ),
+    Mutant(
+        "claims: a time rises with the rate that it follows",
+        "claims.py",
+        "return here / there if claim.inverse else there / here",
+        "return there / here if claim.inverse else here / there",
+        ("tests/test_compare.py",),
+    ),
+    Mutant(
+        "book: a notebook of another run is rendered",
+        "book.py",
+        "content_hash(notebook) == record.notebook_sha256,",
+        "True,",
+        ("tests/test_staging.py",),
+    ),
+    Mutant(
+        "book: two renderings write over each other",
+        "book.py",
+        "with claimed(output, on_wait):",
+        "with storage(output):",
+        ("tests/test_staging.py",),
+    ),
 ]
 
 

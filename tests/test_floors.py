@@ -21,13 +21,15 @@ FLOORS = [
     "sequencer.engine sequencer.simulate",
     "sequencer.clairvoyant sequencer.report sequencer.worked",
     "figures",
-    "chapters book warm",
-    "sweep",
+    "chapters warm",
+    "compare sweep",
+    "present",
+    "book",
     "cli",
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 # Within a floor, only this one is built on its neighbour.
-NEIGHBOURS = {("book", "chapters"), ("units", "checks")}
+NEIGHBOURS = {("units", "checks")}
 
 
 def modules():

@@ -1,21 +1,33 @@
 """Render executed chapters as the book: stage them, then call Jupyter Book.
 
 Papermill executes and Jupyter Book only renders, so that no number can come from a
-cache that does not know the package. The page "Provenance" is written here, from the
-records of the chapters.
+cache that does not know the package. The pages "Your hardware" and "Provenance" are
+written here, from the records of the chapters.
 """
 
 import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 
-from thesis_lib.chapters import chapters, repository
+from thesis_lib.chapters import chapters, claimed, repository, storage
 from thesis_lib.checks import InvalidInput, require
-from thesis_lib.files import file_hash
+from thesis_lib.claims import read_claims
+from thesis_lib.compare import Run, compare, number, read_reference
+from thesis_lib.files import content_hash, file_hash
+from thesis_lib.present import (
+    book_lines,
+    chart,
+    durations_lines,
+    machine_table,
+    markdown,
+    markdown_table,
+    meanings_lines,
+)
 from thesis_lib.results import Record
 from thesis_lib.units import format_duration, format_size
 
@@ -51,39 +63,94 @@ def _stage_notebook(executed: Path) -> str:
     return nbformat.writes(notebook)
 
 
+def _results(executed: Path) -> list[tuple[Path, Record]]:
+    """The executed notebook and the record of every chapter.
+
+    Raises InvalidInput where a chapter has none, or a notebook that its record does
+    not describe: numbers of one run would stand under the name of another.
+    """
+    found = []
+    for chapter in chapters():
+        notebook = executed / f"{chapter.name}.ipynb"
+        path = notebook.with_suffix(".json")
+        again = f"run it with `thesis run {chapter.number}`"
+        require(
+            notebook.is_file() and path.is_file(),
+            f"chapter {chapter.name} has no result in {executed}: {again} first",
+        )
+        record = Record.read(path)
+        require(
+            content_hash(notebook) == record.notebook_sha256,
+            f"{notebook} is not the notebook that its record describes (a run was "
+            f"killed between the two, or it was edited): {again} again",
+        )
+        found.append((notebook, record))
+    return found
+
+
 def _provenance(records: list[Record]) -> str:
     """The generated part of the page "Provenance", as MyST Markdown."""
-    first = records[0]
-    host = first.machine
-    lines = [
-        "| | |",
-        "|---|---|",
-        f"| Processor | {host['cpu']}, {host['cores']} cores |",
-        f"| Memory | {format_size(host['memory_bytes'])} |",
-        f"| System | {host['system']} |",
-        f"| Python | {host['python']} |",
-        *(f"| {name} | {version} |" for name, version in first.versions.items()),
-        "",
-        "| chapter | profile | commit | started (UTC) | run time |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {r.chapter} | {r.profile} | {r.commit} | {r.started[:16]} "
-            f"| {format_duration(r.seconds)} |"
-            for r in records
+    here = Run("this run", tuple(records))
+    head, rows = machine_table(compare([here], {}, here))
+    lines = ["## Machine", *markdown_table(*_escaped(head, rows))]
+    table = [
+        [
+            str(number(r)),
+            r.profile,
+            f"`{r.commit}`{'' if r.clean else ', with changes'}",
+            r.started[:16].replace("T", " "),
+            format_duration(r.seconds),
+            format_size(r.peak_memory_bytes),
+            ", ".join(f"{r.load_average.get(n, 0):.2f}" for n in ("mean", "most")),
+            markdown(r.precision),
+        ]
+        for r in records
+    ]
+    head = [
+        "Chapter", "Profile", "Commit", "Started (UTC)", "Run time", "Peak memory",
+        "Load, mean and most", "Precision",
+    ]  # fmt: skip
+    lines += ["## Runs", *markdown_table(head, table)]
+    versions = records[0].versions
+    lines += [
+        "## Versions",
+        *markdown_table(["Distribution", "Version"], map(list, versions.items())),
+        "## Parameters",
+        *markdown_table(
+            ["Chapter", "Parameter", "Value", ""],
+            [
+                [str(number(r)), f"`{name}`", f"`{value}`", "seed" * (name in r.seeds)]
+                for r in records
+                for name, value in r.parameters.items()
+            ],
         ),
-        "",
-        "Parameters, seeds among them, of every chapter:",
-        "",
-        "| chapter | parameter | value |",
-        "|---|---|---|",
-        *(
-            f"| {r.chapter} | `{name}` | `{value}` |"
-            for r in records
-            for name, value in r.parameters.items()
-        ),
-        "",
     ]
     return "\n".join(lines)
+
+
+def _escaped(
+    head: list[str], rows: list[list[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table of text, as Markdown."""
+    first, *others = ([markdown(cell) for cell in row] for row in [head, *rows])
+    return first, others
+
+
+def _stage_your_hardware(records: list[Record], folder: Path) -> None:
+    """Write the generated parts of the page "Your hardware" beside it."""
+    here, reference = Run("this machine", tuple(records)), read_reference()
+    compared = compare([here], read_claims().claims, reference)
+    figure = "your_hardware.svg"
+    if drawn := chart(compared, here.label):
+        (folder / figure).write_text(drawn)
+    lines = book_lines(compared, here.label, figure if drawn else None)
+    parts = {
+        "results": lines,
+        "durations": durations_lines(reference.records),
+        "meanings": meanings_lines(),
+    }
+    for name, part in parts.items():
+        (folder / f"your_hardware_{name}.txt").write_text("\n".join(part))
 
 
 def stage(executed: Path, source: Path) -> str:
@@ -91,36 +158,40 @@ def stage(executed: Path, source: Path) -> str:
 
     Raises InvalidInput where a chapter has no result in `executed`.
     """
-    checkout = repository()
+    checkout, results = repository(), _results(executed)
     if source.exists():
         shutil.rmtree(source)
     (source / "notebooks").mkdir(parents=True)
     shutil.copytree(checkout / "book", source / "book")
     shutil.copy2(checkout / "_config.yml", source)
-    records = []
-    for chapter in chapters():
-        result = executed / f"{chapter.name}.ipynb"
-        require(
-            result.is_file() and result.with_suffix(".json").is_file(),
-            f"chapter {chapter.name} has no result in {executed}: run it first with "
-            f"`thesis run {chapter.number}`",
-        )
-        records.append(Record.read(result.with_suffix(".json")))
-        staged = source / "notebooks" / chapter.path.name
-        staged.write_text(_stage_notebook(result))
+    for notebook, _ in results:
+        (source / "notebooks" / notebook.name).write_text(_stage_notebook(notebook))
+    records = [record for _, record in results]
     (source / "book" / "provenance_table.txt").write_text(_provenance(records))
+    _stage_your_hardware(records, source / "book")
     files = [path for path in source.rglob("*") if path.is_file()]
     names = "\n".join(str(path.relative_to(source)) for path in sorted(files))
     locks = file_hash(checkout.glob("requirements*.lock"))
     return hashlib.sha256(f"{names}{file_hash(files)}{locks}".encode()).hexdigest()
 
 
-def render(executed: Path, output: Path) -> tuple[Path, bool]:
+def render(
+    executed: Path, output: Path, on_wait: Callable[[], None] = lambda: None
+) -> tuple[Path, bool]:
     """Build the book strictly: (its first page, whether anything was built).
 
     Nothing is built when what would be read has not changed. A failed build raises
-    InvalidInput and leaves the previous book as it was.
+    InvalidInput and leaves the previous book as it was. Another rendering into the
+    same folder is waited for, after `on_wait`.
     """
+    with storage(output):
+        output.mkdir(parents=True, exist_ok=True)
+        with claimed(output, on_wait):
+            return _render(executed, output)
+
+
+def _render(executed: Path, output: Path) -> tuple[Path, bool]:
+    """Build the book; the caller holds the lock of `output`."""
     digest = stage(executed, output / "source")
     html, stamp = output / "html", output / STAMP
     index = html / "index.html"

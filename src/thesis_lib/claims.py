@@ -126,15 +126,24 @@ def _ratio(value: float, reference: float) -> float:
     return value / reference if reference else float("inf")
 
 
-def _judge_time(
-    claim: Claim, value: float, reference: float, rates: tuple[Mapping, Mapping] | None
-) -> Verdict:
-    ratio = _ratio(value, reference)
+def expected_ratio(claim: Claim, rates: tuple[Mapping, Mapping] | None) -> float | None:
+    """How a time should stand to its reference, by the rate that it follows.
+
+    `rates` as for `judge`; None where the rate is not known on both machines.
+    """
     name = RATES[claim.follows or ""]
     here, there = (side.get(name) for side in rates) if rates else (None, None)
     if not here or not there:
+        return None
+    return here / there if claim.inverse else there / here
+
+
+def _judge_time(
+    claim: Claim, value: float, reference: float, rates: tuple[Mapping, Mapping] | None
+) -> Verdict:
+    ratio, expected = _ratio(value, reference), expected_ratio(claim, rates)
+    if expected is None:
         return Verdict("expected to differ", True, f"{ratio:.2f} times the reference")
-    expected = here / there if claim.inverse else there / here
     assert claim.factor is not None  # a time has one: checked when it was read
     good = expected / claim.factor <= ratio <= expected * claim.factor
     return Verdict(

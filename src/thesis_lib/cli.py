@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from thesis_lib import units
 from thesis_lib.checks import InvalidInput
+from thesis_lib.files import write_whole
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -236,9 +237,13 @@ def book(
     from thesis_lib import chapters
 
     build = chapters.repository() / "build"
+
+    def waiting() -> None:
+        typer.echo("waiting for another rendering of the same book", err=True)
+
     with console.status("rendering the book"):
         index, built = book_.render(
-            build / "chapters" / profile, build / "book" / profile
+            build / "chapters" / profile, build / "book" / profile, waiting
         )
     state = "rendered" if built else "up to date"
     show(
@@ -309,6 +314,61 @@ def claims(
     wrong = [key for key, verdict in verdicts.items() if not verdict.good]
     if wrong:
         raise InvalidInput(f"{len(wrong)} claims do not hold: {', '.join(wrong)}")
+
+
+@command
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN…",
+            help="Folders that `thesis run` wrote, or the word `reference`.",
+        ),
+    ],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write one HTML page.")
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="End with status 1 if an exact claim differs or a tolerance is "
+            "exceeded.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Put runs of different machines side by side, claim by claim.
+
+    One RUN is held against the committed reference of its profile. Of several, the
+    first is what the others are held against.
+    """
+    from thesis_lib import compare as compare_
+    from thesis_lib import present
+    from thesis_lib.claims import read_claims
+
+    compared = compare_.compare_named(runs, read_claims().claims)
+    if html is not None:
+        try:
+            write_whole(html, present.html_page(compared))
+        except OSError as error:
+            raise InvalidInput(
+                f"{html} cannot be written: {error.strerror}; name a file in a folder "
+                "that exists and that you may write to"
+            ) from error
+    if as_json:
+        typer.echo(json.dumps(compared.to_json(), allow_nan=False))
+    elif sys.stdout.isatty():
+        present.draw(compared, Console())
+    else:
+        typer.echo("\n".join(present.plain(compared)))
+    if strict and not compared.any_held:
+        raise InvalidInput(
+            "--strict found no claim that could be held: expected a run with the "
+            "parameters of its reference; see the verdicts above"
+        )
+    if strict and compared.broken:
+        raise typer.Exit(1)
 
 
 def size(text: str) -> int:

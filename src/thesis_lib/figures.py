@@ -4,9 +4,7 @@ Every function takes data, draws on a new figure of at most 6.5 inches and retur
 it. Colours belong to a policy or a method, never to a position in a list.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from io import StringIO
 from typing import Any
 
@@ -18,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MultipleLocator
+from matplotlib.ticker import MultipleLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from thesis_lib.sequencer.trace import F64, History, Trace
@@ -613,6 +611,65 @@ def parameter_shares(parts: pd.DataFrame) -> Figure:
     return figure
 
 
+# --- Runs beside each other --------------------------------------------------
+
+
+def against_reference(times: pd.DataFrame) -> Figure:
+    """Each time over that of the reference, in the band where it was to be expected.
+
+    Columns: says, ratio, low, high (NaN without an interval), expected_low and
+    expected_high (NaN where no band is known), good. A claim's name stands above its
+    line, so that the figure stays readable on a small screen.
+    """
+    figure, ax = axes(height_in=0.7 + 0.5 * len(times))
+    figure.set_figwidth(5.2)
+    colours = {True: COLOURS["ours"], False: COLOURS["drop"]}
+    for y, row in enumerate(times.to_dict("records")):
+        colour = colours[bool(row["good"])]
+        ax.fill_betweenx(
+            [y - 0.16, y + 0.16], row["expected_low"], row["expected_high"],
+            color=GREY, alpha=0.3, linewidth=0,
+        )  # fmt: skip
+        ax.plot([1, 1], [y - 0.2, y + 0.2], color=INK, linewidth=0.8)
+        ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2)
+        marker = "o" if row["good"] else "X"  # told apart without colour, too
+        ax.plot(row["ratio"], y, marker, color=colour, markersize=6.5)
+        ax.annotate(
+            row["says"], (0, y - 0.26), xycoords=ax.get_yaxis_transform(),
+            color=INK, fontsize=9, ha="left", va="bottom", annotation_clip=False,
+        )  # fmt: skip
+    ax.set_xscale("log")
+    columns = ["ratio", "low", "high", "expected_low", "expected_high"]
+    reach = np.nanmax(np.abs(np.log(times[columns].to_numpy(float))), initial=0.7)
+    low, high = np.exp(-1.1 * reach), np.exp(1.1 * reach)
+    ax.set(xlim=(low, high), ylim=(len(times) - 0.6, -0.75), yticks=[])
+    decades = [10.0**n * m for n in range(-3, 4) for m in (1, 2, 5)]
+    ticks = [tick for tick in decades if low <= tick <= high]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.tick_params(colors=INK)
+    ax.set_xlabel("this run over the reference", color=INK)
+    ax.spines[["left", "top", "right"]].set_visible(False)
+    ax.spines["bottom"].set_color(INK)
+    ax.grid(False)
+    return figure
+
+
+def as_svg(figure: Figure) -> str:
+    """A figure as an SVG element that is the same whenever it is drawn.
+
+    Text stays text, and takes the colour of the page that it stands on.
+    """
+    stream = StringIO()
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "thesis"}):
+        figure.savefig(
+            stream, format="svg", transparent=True,
+            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+        )  # fmt: skip
+    text = stream.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
 # --- Sweeps ------------------------------------------------------------------
 
 
@@ -631,8 +688,8 @@ def sweep_lines(
     line of each run; words on the x axis stand in the order in which they come.
     """
     theme()
-    figure, ax = plt.subplots(figsize=(4.3, 2.9), layout="constrained")
-    plt.close(figure)
+    figure, ax = axes(height_in=2.9)
+    figure.set_figwidth(4.3)
     is_number = all(isinstance(value, int | float) for value in x)
     ticks = list(dict.fromkeys(map(str, x)))
     at = np.array(x, float) if is_number else np.array([ticks.index(str(v)) for v in x])
@@ -656,28 +713,11 @@ def sweep_lines(
             )  # fmt: skip
     if not is_number:
         ax.set_xticks(range(len(ticks)), ticks)
-    ax.set_xlabel(xlabel, wrap=True)
-    ax.set_title(ylabel, fontsize=9, loc="left", wrap=True)
+    ax.set_xlabel(xlabel, color=INK, wrap=True)
+    ax.set_title(ylabel, color=INK, fontsize=9, loc="left", wrap=True)
+    ax.tick_params(colors=INK)
+    ax.grid(color=GREY, alpha=0.3)  # seen on a light and on a dark page
     if lines is not None:
-        ax.legend(title=legend, fontsize=7, title_fontsize=7)
+        key = ax.legend(title=legend, fontsize=7, title_fontsize=7, labelcolor=INK)
+        key.get_title().set_color(INK)
     return figure
-
-
-def inline_svg(figure: Figure, label: str) -> str:
-    """A figure as SVG to stand within HTML, its ink that of the text around it."""
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
-        drawn = StringIO()
-        figure.savefig(
-            drawn,
-            format="svg",
-            transparent=True,
-            metadata={"Date": None, "Creator": None},
-        )
-    text = drawn.getvalue()
-    text = re.sub(
-        r"<metadata>.*</metadata>", "", text[text.index("<svg") :], flags=re.S
-    )
-    for ink in (INK, "#262626", "#000000"):  # ours, seaborn's, matplotlib's
-        text = text.replace(ink, "currentColor")
-    text = text.replace("#e6e6e6", "var(--rule)")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)

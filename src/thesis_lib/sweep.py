@@ -89,7 +89,7 @@ class _Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _seeds(content: dict, path: Path) -> list[int] | None:
+def _seeds(content: dict[str, Any], path: Path) -> Any:
     """The seeds that a grid file lists, or spawns from its own `seed`."""
     seeds, root_seed = content.get("seeds"), content.get("seed")
     counts = isinstance(seeds, int) and not isinstance(seeds, bool)
@@ -220,12 +220,12 @@ def _failure(error: BaseException, host: str, notebook: Path | None) -> dict[str
     text = getattr(error, "traceback", None) or "".join(
         traceback.format_exception(error)
     )
-    kept = notebook is not None and notebook.is_file()
+    kept = notebook if notebook is not None and notebook.is_file() else None
     return {
         "host": host,
         "failed": str(error) or type(error).__name__,
         "traceback": text,
-        "notebook": notebook.read_bytes() if kept else None,
+        "notebook": kept.read_bytes() if kept else None,
     }
 
 
@@ -270,7 +270,7 @@ def execute(name: str, values: dict[str, Any], profile: str, key: str) -> dict:
 @contextlib.contextmanager
 def _connect(workers: int | None, scheduler: str | None) -> Iterator[Any]:
     """A client of the scheduler at an address, or of workers on this machine."""
-    import dask
+    from dask import config
     from distributed import Client, LocalCluster
 
     # What goes wrong is said once, by us; Dask's own log would say it in pages.
@@ -294,7 +294,7 @@ def _connect(workers: int | None, scheduler: str | None) -> Iterator[Any]:
     environ = "distributed.nanny.pre-spawn-environ"
     with (
         tempfile.TemporaryDirectory(prefix="thesis-sweep-") as scratch,
-        dask.config.set(
+        config.set(
             {
                 "distributed.scheduler.allowed-failures": DEATHS,
                 # Dask would give every kernel one thread, whatever the machine has.
@@ -307,7 +307,7 @@ def _connect(workers: int | None, scheduler: str | None) -> Iterator[Any]:
             n_workers=count,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address="",  # none
             local_directory=scratch,
             memory_limit=None,
             silence_logs=logging.CRITICAL,
@@ -427,7 +427,7 @@ def _outcomes(
             "the same command again",
         )
         top_up()
-        error = future.exception()
+        error: Any = future.exception()
         if isinstance(error, KilledWorker):
             died = InvalidInput(
                 f"{error.allowed_failures + 1} workers died while they executed this "
@@ -576,7 +576,7 @@ def gather(sweep: Sweep) -> pd.DataFrame:
     for name in table.columns:
         # A column of Parquet has one type; some numbers are words in some points.
         values = table[name].dropna()
-        if values.map(lambda value: isinstance(value, str)).any():
+        if any(isinstance(value, str) for value in values):
             table[name] = table[name].map(lambda v: v if pd.isna(v) else str(v))
         elif name.startswith("number."):
             table[name] = table[name].astype(float)
@@ -602,7 +602,7 @@ def headlines(chapter: Chapter, table: pd.DataFrame) -> list[Headline]:
         for name in table.columns
         if name.startswith("number.") and pd.api.types.is_float_dtype(table[name])
     ]
-    varying = [name for name in numeric if table[name].nunique() > 1]
+    varying = [name for name in numeric if len(set(table[name])) > 1]
     claims = []
     if (data_folder() / CLAIMS_FILE).is_file():
         claims = [
@@ -635,7 +635,10 @@ def _figures(sweep: Sweep, table: pd.DataFrame, shown: list[Headline]) -> list[s
             ylabel=headline.says + (f" ({headline.unit})" if headline.unit else ""),
             legend=line or "",
         )
-        drawn.append(figures.inline_svg(figure, headline.says))
+        label = html.escape(f"{headline.says} against {axis}")
+        drawn.append(
+            f'<figure role="img" aria-label="{label}">{figures.as_svg(figure)}</figure>'
+        )
     return drawn
 
 
@@ -803,7 +806,7 @@ def summarise(sweep: Sweep, table: pd.DataFrame) -> str:
             "the mean, where there are three runs or more. All numbers are in "
             '<a href="results.parquet">results.parquet</a>.</p>',
             '<div class="figures">',
-            *(f"<figure>{svg}</figure>" for svg in _figures(sweep, table, shown)),
+            *_figures(sweep, table, shown),
             "</div>",
         ]
     parts.append(_failures_section(sweep))

@@ -33,7 +33,7 @@ from typing import Any, ClassVar, Self
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_client.provisioning import LocalProvisioner
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from thesis_lib.checks import InvalidInput
 

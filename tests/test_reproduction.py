@@ -1,0 +1,61 @@
+"""The same commit in two fresh clones, and on other Pythons, gives the same numbers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from thesis_lib.claims import read_claims
+from thesis_lib.results import Record
+
+ROOT = Path(__file__).parents[1]
+CHAPTERS = ("03_enhanced_sequencer", "04_evaluation_ml_for_db")
+# Interpreters whose environment has the lock installed, separated by colons.
+PYTHONS = [sys.executable, *filter(None, os.environ.get("PYTHONS", "").split(":"))]
+RUN = """
+import sys
+from pathlib import Path
+from thesis_lib import chapters
+chosen = chapters.select(sys.argv[2:])
+chapters.run(chosen, "smoke", {}, Path(sys.argv[1]), lambda *words: None)
+"""
+
+
+def numbers_of_a_fresh_clone(folder, python):
+    """What the simulated chapters publish at smoke in a new clone of this commit."""
+    clone, output = folder / "clone", folder / "out"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    environment = os.environ | {"PYTHONPATH": str(clone / "src")}
+    for name in ("THESIS_DATA", "THESIS_CACHE"):
+        environment.pop(name, None)
+    subprocess.run(
+        [python, "-c", RUN, str(output), *CHAPTERS],
+        env=environment,
+        cwd=folder,
+        check=True,
+    )
+    records = [Record.read(output / f"{name}.json") for name in CHAPTERS]
+    assert all(record.clean for record in records)
+    return {key: value for r in records for key, value in r.numbers.items()}
+
+
+@pytest.mark.proof
+def test_exact_claims_are_bit_for_bit_those_of_another_clone(tmp_path):
+    runs = []
+    for number, python in enumerate([PYTHONS[0], *PYTHONS]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        runs.append(numbers_of_a_fresh_clone(folder, python))
+    known = read_claims()
+    exact = [
+        claim
+        for number in (3, 4)
+        for claim in known.of_chapter(number)
+        if claim.kind == "exact"
+    ]
+    assert len(exact) > 10
+    for claim in exact:
+        assert len({repr(numbers[claim.key]) for numbers in runs}) == 1, claim.key
+        assert runs[0][claim.key] == claim.reference["smoke"], claim.key

@@ -1,0 +1,119 @@
+"""What the book is rendered from: results that belong together, pages from records."""
+
+import threading
+
+import nbformat
+import pytest
+from test_compare import CLAIMS_TEXT, record
+
+from thesis_lib import book, chapters
+from thesis_lib.book import render, stage
+from thesis_lib.checks import InvalidInput
+from thesis_lib.files import content_hash
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout of two executed chapters, with claims and a reference of one."""
+    names = ("04_evaluation", "06_evaluation")
+    for part in ("notebooks", "book", "executed", "data/reference/smoke"):
+        (tmp_path / part).mkdir(parents=True)
+    (tmp_path / "_config.yml").write_text("title: x")
+    (tmp_path / "requirements.lock").write_text("numpy==2\n")
+    (tmp_path / "data" / "claims.yml").write_text(CLAIMS_TEXT)
+    cell = nbformat.v4.new_code_cell("1 + 1")
+    for name in names:
+        notebook = nbformat.v4.new_notebook(cells=[cell])
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+        write_result(tmp_path, notebook, record(name))
+    record(names[0]).write(tmp_path / "data/reference/smoke" / f"{names[0]}.json")
+    monkeypatch.setattr(chapters, "root", lambda: tmp_path)
+    monkeypatch.setenv("THESIS_DATA", str(tmp_path / "data"))
+    return tmp_path
+
+
+def write_result(checkout, notebook, made):
+    path = checkout / "executed" / f"{made.chapter}.ipynb"
+    nbformat.write(notebook, path)
+    values = made.to_json().replace('"n"', f'"{content_hash(path)}"')
+    path.with_suffix(".json").write_text(values)
+
+
+def staged(checkout, name):
+    stage(checkout / "executed", checkout / "source")
+    return (checkout / "source" / "book" / name).read_text()
+
+
+def test_the_page_of_the_readers_hardware_is_written_from_the_records(checkout):
+    text = staged(checkout, "your_hardware_results.txt")
+    assert text.startswith("All 2 exact claims are equal bit for bit and ")
+    assert "[equal]{.verdict-good}" in text
+    assert "36 {cite}`thesis`" in text
+    assert "| 4 | Wins of \\<ours\\> (%) |" in text
+    assert "[expected to differ]{.verdict-open}" in text  # one record has no rate
+    assert (checkout / "source" / "book" / "your_hardware.svg").is_file()
+    assert "`smoke`" in staged(checkout, "your_hardware_durations.txt")
+
+
+def test_without_a_reference_or_claims_the_page_says_so(checkout):
+    (checkout / "data/reference/smoke/04_evaluation.json").unlink()
+    (checkout / "data" / "claims.yml").write_text("claims: {}\n")
+    assert staged(checkout, "your_hardware_results.txt").startswith("There is no claim")
+    assert "No reference run" in staged(checkout, "your_hardware_durations.txt")
+
+
+def test_provenance_says_with_what_each_chapter_was_made(checkout):
+    text = staged(checkout, "provenance_table.txt")
+    for part in ("`c0ffee`", "llllllll", "256 MiB", "0.50, 0.90", "float64", "seed"):
+        assert part in text, part
+
+
+def test_staging_the_same_results_gives_the_same_hash(checkout):
+    first = stage(checkout / "executed", checkout / "source")
+    assert stage(checkout / "executed", checkout / "source") == first
+    (checkout / "data" / "claims.yml").write_text("claims: {}\n")
+    assert stage(checkout / "executed", checkout / "source") != first
+
+
+def test_a_notebook_that_is_not_its_records_is_refused(checkout):
+    path = checkout / "executed" / "06_evaluation.ipynb"
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(InvalidInput, match="not the notebook that its record"):
+        stage(checkout / "executed", checkout / "source")
+    path.unlink()
+    with pytest.raises(InvalidInput, match="has no result in"):
+        stage(checkout / "executed", checkout / "source")
+
+
+def test_two_renderings_of_one_book_take_turns(checkout, monkeypatch):
+    inside, most, waited = [], [], []
+    second_waits = threading.Event()
+
+    def rendered(executed, output):
+        inside.append(1)
+        most.append(len(inside))
+        assert second_waits.wait(15)
+        inside.pop()
+        return output / "html" / "index.html", True
+
+    def waits():
+        waited.append(1)
+        second_waits.set()
+
+    monkeypatch.setattr(book, "_render", rendered)
+    both = [
+        threading.Thread(target=render, args=(checkout, checkout / "book_out", waits))
+        for _ in range(2)
+    ]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join(120)
+    assert most == [1, 1]
+    assert waited == [1]
+
+
+def test_a_folder_that_cannot_be_written_is_a_refusal(checkout):
+    (checkout / "file").write_text("")
+    with pytest.raises(InvalidInput, match="cannot be written"):
+        render(checkout / "executed", checkout / "file" / "out")
