@@ -43,7 +43,7 @@ def execute(folder, *cells, zygote=None, **parameters):
     }  # fmt: skip
     papermill.execute_notebook(
         str(source), str(target), parameters, kernel_name="python3", cwd=str(folder),
-        progress_bar=False, extra_arguments=["--log-level=ERROR"], **manager,
+        progress_bar=False, extra_arguments=["--log-level=CRITICAL"], **manager,
     )  # fmt: skip
     executed = nbformat.read(target, as_version=4)
     return "".join(o.get("text", "") for c in executed.cells for o in c.outputs)

@@ -370,7 +370,8 @@ def _execute(
             kernel_name="python3",
             progress_bar=False,
             cwd=str(chapter.path.parent),
-            extra_arguments=["--log-level=ERROR"],  # no note on the local transport
+            # No note on the local transport, nor on the interrupt before the end.
+            extra_arguments=["--log-level=CRITICAL"],
             on_cell=lambda done, total: progress(chapter.name, done, total),
             **options,
         )

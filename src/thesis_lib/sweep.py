@@ -98,7 +98,7 @@ def _seeds(content: dict[str, Any], path: Path) -> Any:
         f"seed={root_seed!r} in {path} must be a number, beside a number of seeds that "
         "are spawned from it: leave it out, or write seeds: 5",
     )
-    if not counts:
+    if not counts or seeds is None:
         return seeds
     require(seeds >= 1, f"seeds={seeds} in {path} must be at least 1")
     return np.random.SeedSequence(root_seed or 0).generate_state(seeds).tolist()
