@@ -264,6 +264,17 @@ def execute(name: str, values: dict[str, Any], profile: str, key: str) -> dict:
         }
 
 
+def _task() -> Callable[..., dict]:
+    """What a worker is sent: a local function, which the scheduler reads unimported."""
+
+    def on_worker(*arguments: Any) -> dict:
+        from thesis_lib import sweep
+
+        return sweep.execute(*arguments)
+
+    return on_worker
+
+
 # --- on the client -----------------------------------------------------------
 
 
@@ -394,6 +405,7 @@ def _outcomes(
     from distributed import Future, KilledWorker
 
     run = uuid.uuid4().hex[:8]  # two sweeps may share a scheduler
+    task = _task()
     waiting = list(reversed(points))
     flying: dict[Future, Point] = {}
     landed: queue.SimpleQueue[Future] = queue.SimpleQueue()
@@ -402,7 +414,7 @@ def _outcomes(
         while waiting and len(flying) < max(1, _threads(client)):
             point = waiting.pop()
             future = client.submit(
-                execute,
+                task,
                 grid.chapter.name,
                 point.values,
                 grid.profile,
