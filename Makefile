@@ -3,6 +3,7 @@
 SHELL := /bin/sh
 PYTHON ?= python3
 PROFILE ?= default
+FOLDER ?= notebooks
 ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
@@ -61,11 +62,10 @@ mutants: $(READY) ## break one line at a time; each must turn a check red
 outputs: $(READY) ## execute notebooks at smoke values; store what nbval compares
 	$(BIN)/thesis outputs
 
-# JupyterLab asks the network for news, updates and extensions unless told otherwise.
-lab: $(READY) ## open the chapters in JupyterLab (ARGS="--no-browser --port=8890")
-	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.news_url=None \
-	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
-	  --LabApp.extension_manager=readonly $(ARGS)
+# JupyterLab would ask the network for news and extensions: its defaults here do not.
+lab: $(READY) ## open the chapters, or a copy of them, in JupyterLab (FOLDER=notebooks ARGS=)
+	JUPYTER_CONFIG_PATH="$(CURDIR)/scripts/jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+	  $(BIN)/jupyter lab --notebook-dir=$(FOLDER) --LabApp.extension_manager=readonly $(ARGS)
 
 lock: ## resolve the locks again (needs uv)
 	sh scripts/lock.sh
