@@ -109,6 +109,7 @@ def test_ci_run_extracts_what_a_yaml_reader_sees():
         ("  cpu:  # the one that counts", "  cpu:"),
         ("      - name: checks\n        run:", "      -   run:"),
         ("  lint:", "  cpu-lint:"),
+        ("  lint:", "  lint-cpu:"),
         ("make proof\n", "make proof   \n\n"),
     ],
 )
