@@ -3,26 +3,26 @@
 SHELL := /bin/sh
 PYTHON ?= python3
 PROFILE ?= default
+FOLDER ?= notebooks
+ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help book test smoke full lab outputs mutants proof lint clean lock setup
+.PHONY: help book test smoke full lab outputs mutants proof gpu lint clean lock setup
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make .venv from the locks, and system packages where root on Debian
 
-$(READY): requirements.lock requirements-nodeps.lock pyproject.toml
+$(READY): requirements.lock requirements-nodeps.lock pyproject.toml scripts/install.sh
 	@sh scripts/system_packages.sh
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-deps -r requirements.lock
-	$(BIN)/pip install --quiet 'torch>=2.9,<2.14'
-	$(BIN)/pip install --quiet --no-deps -r requirements-nodeps.lock -e .
+	sh scripts/install.sh $(BIN)/pip
 	@touch $@
 
 book: $(READY) ## execute every chapter and render the book (PROFILE=default)
@@ -49,14 +49,23 @@ lint: $(READY) ## ruff and pyright
 proof: $(READY) ## laws that take minutes
 	$(BIN)/pytest -m proof
 
+gpu: ## needs a CUDA device: the checks of it, then chapter 6 (PROFILE=default)
+	@sh scripts/require_gpu.sh
+	@$(MAKE) --no-print-directory $(READY)
+	@sh scripts/require_gpu.sh $(BIN)/python
+	$(BIN)/pytest -m gpu
+	$(BIN)/thesis run 6 --profile $(PROFILE)
+
 mutants: $(READY) ## break one line at a time; each must turn a check red
 	$(BIN)/python scripts/mutate.py
 
 outputs: $(READY) ## execute notebooks at smoke values; store what nbval compares
 	$(BIN)/thesis outputs
 
-lab: $(READY) ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
+# JupyterLab would ask the network for news and extensions: its defaults here do not.
+lab: $(READY) ## open the chapters, or a copy of them, in JupyterLab (FOLDER=notebooks ARGS=)
+	JUPYTER_CONFIG_PATH="$(CURDIR)/scripts/jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+	  $(BIN)/jupyter lab --notebook-dir=$(FOLDER) --LabApp.extension_manager=readonly $(ARGS)
 
 lock: ## resolve the locks again (needs uv)
 	sh scripts/lock.sh

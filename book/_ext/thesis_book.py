@@ -1,8 +1,10 @@
-"""What the theme does not do by itself: page languages, and no live execution.
+"""What the theme does not do by itself: page languages, launch buttons, no execution.
 
 Jupyter Book always loads sphinx-thebe, whose script comes from a network and declares
 its constants twice on a page. The book is read offline, so it is taken out.
 """
+
+from pathlib import PurePosixPath
 
 from sphinx.application import Sphinx
 
@@ -24,7 +26,52 @@ def drop_thebe(app: Sphinx, page, template, context, doctree) -> None:
     context["script_files"] = [s for s in context["script_files"] if not is_thebe(s)]
 
 
+def add_launch_buttons(app: Sphinx, page, template, context, doctree) -> None:
+    """Offer a chapter on Binder and on Colab where the repository's address is known.
+
+    Only links: the icons are the theme's own files. Binder opens the chapter itself;
+    Colab a notebook that installs the thesis first and then runs the chapter chosen.
+    """
+    address = context.get("thesis_repository")
+    if not address or not page.startswith("notebooks/"):
+        return
+    owner, name = address.rsplit("/", 2)[1:]
+    number = int(PurePosixPath(page).name.split("_")[0])
+    links = [
+        {
+            "type": "link",
+            "text": "Binder",
+            "tooltip": "Open this chapter in JupyterLab on Binder",
+            "icon": "_static/images/logo_binder.svg",
+            "label": "launch-binder",
+            "url": f"https://mybinder.org/v2/gh/{owner}/{name}/HEAD"
+            f"?urlpath=lab/tree/{page}.ipynb",
+        },
+        {
+            "type": "link",
+            "text": "Colab",
+            "tooltip": f"Run this chapter on Google Colab: choose {number} there",
+            "icon": "_static/images/logo_colab.png",
+            "label": "launch-colab",
+            "url": f"https://colab.research.google.com/github/{owner}/{name}"
+            "/blob/HEAD/binder/colab.ipynb",
+        },
+    ]
+    context["header_buttons"].insert(
+        0,
+        {
+            "type": "group",
+            "tooltip": "Run this chapter elsewhere",
+            "icon": "fas fa-rocket",
+            "buttons": links,
+            "label": "launch-buttons",
+        },
+    )
+
+
 def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", set_language)
     app.connect("html-page-context", drop_thebe)
+    # After the theme, which lays the list of buttons at its own 501.
+    app.connect("html-page-context", add_launch_buttons, priority=502)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -6,6 +6,8 @@ written here, from the records of the chapters.
 """
 
 import hashlib
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import yaml
 
 from thesis_lib.chapters import chapters, claimed, repository, storage
 from thesis_lib.checks import InvalidInput, require
@@ -153,6 +156,62 @@ def _stage_your_hardware(records: list[Record], folder: Path) -> None:
         (folder / f"your_hardware_{name}.txt").write_text("\n".join(part))
 
 
+_GITHUB = re.compile(
+    r"(?:https?://(?:[^@/]+@)?|ssh://git@|git@)github\.com[:/]"
+    r"(?P<owner>[\w-]+)/(?P<name>[\w.-]+?)(?:\.git)?/?"
+)
+
+
+def repository_address(checkout: Path) -> str | None:
+    """Where readers find this repository on GitHub, None where that is not known.
+
+    The first of: THESIS_REPOSITORY in the environment, the remote `origin` where it is
+    on GitHub, `repository.url` in _config.yml. Of the form https://github.com/OWNER/NAME
+    whatever form it was given in, and without a name or password.
+
+    Raises InvalidInput if what was set by hand is no address of a GitHub repository.
+    """
+
+    def canonical(address: str) -> str | None:
+        found = _GITHUB.fullmatch(address.strip())
+        return found and f"https://github.com/{found['owner']}/{found['name']}"
+
+    def set_by_hand(where: str, address: str) -> str:
+        known = canonical(address)
+        if known is None:
+            raise InvalidInput(
+                f"{where} is {address!r}: expected the address of a GitHub repository, "
+                "such as https://github.com/OWNER/NAME; correct or remove it"
+            )
+        return known
+
+    if address := os.environ.get("THESIS_REPOSITORY"):
+        return set_by_hand("THESIS_REPOSITORY", address)
+    # Asked elsewhere, git would answer for a repository around this folder.
+    if (checkout / ".git").exists() and shutil.which("git"):
+        command = ["git", "-C", str(checkout), "remote", "get-url", "origin"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0 and (known := canonical(done.stdout)):
+            return known
+    config = yaml.safe_load((checkout / "_config.yml").read_text())
+    if address := (config.get("repository") or {}).get("url"):
+        return set_by_hand("repository.url in _config.yml", address)
+    return None
+
+
+def _stage_config(checkout: Path, source: Path) -> None:
+    """Copy _config.yml, with the repository's address for the launch buttons."""
+    address = repository_address(checkout)
+    if address is None:
+        shutil.copy2(checkout / "_config.yml", source)
+        return
+    config = yaml.safe_load((checkout / "_config.yml").read_text())
+    config["sphinx"]["config"]["html_context"]["thesis_repository"] = address
+    (source / "_config.yml").write_text(
+        yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+    )
+
+
 def stage(executed: Path, source: Path) -> str:
     """Lay out what Jupyter Book reads in `source`; return the hash of all of it.
 
@@ -163,7 +222,7 @@ def stage(executed: Path, source: Path) -> str:
         shutil.rmtree(source)
     (source / "notebooks").mkdir(parents=True)
     shutil.copytree(checkout / "book", source / "book")
-    shutil.copy2(checkout / "_config.yml", source)
+    _stage_config(checkout, source)
     for notebook, _ in results:
         (source / "notebooks" / notebook.name).write_text(_stage_notebook(notebook))
     records = [record for _, record in results]

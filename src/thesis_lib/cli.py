@@ -281,8 +281,9 @@ def claims(
     as_json: Json = False,
 ) -> None:
     """Hold an executed profile against the claims, or make it their reference."""
-    from thesis_lib import chapters
+    from thesis_lib import chapters, present
     from thesis_lib import claims as claims_
+    from thesis_lib import compare as compare_
 
     checkout = chapters.repository()
     records = chapters.read_records(checkout / "build" / "chapters" / profile)
@@ -295,6 +296,10 @@ def claims(
         folder.mkdir(parents=True, exist_ok=True)
         for record in records:
             record.write(folder / f"{record.chapter}.json")
+        if profile == "default":  # the profile of the published book
+            page = checkout / "README.md"
+            known, reference = claims_.read_claims().claims, compare_.read_reference()
+            page.write_text(present.readme(page.read_text(), known, reference, profile))
         show(
             {"changed": changed, "reference": str(folder)},
             as_json,

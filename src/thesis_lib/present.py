@@ -1,7 +1,8 @@
 """A comparison of runs as people read it: in a terminal, in the book, on one page."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from string import Template
 from typing import Any
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from thesis_lib import figures
+from thesis_lib.checks import choice, require
 from thesis_lib.claims import Claim
 from thesis_lib.compare import (
     RESOURCES,
@@ -20,7 +22,9 @@ from thesis_lib.compare import (
     Machine,
     Quantity,
     Row,
+    Run,
     number,
+    reference_value,
 )
 from thesis_lib.results import Number, Record
 from thesis_lib.units import format_duration, format_size
@@ -572,6 +576,52 @@ def meanings_lines() -> list[str]:
     for word, meaning in MEANINGS.items():
         lines += [f"*{word}*", f": {meaning[0].upper()}{meaning[1:]}", ""]
     return lines
+
+
+# --- In the README -----------------------------------------------------------
+
+# The keys of the claims that the table below it shows; it ends at the next remark.
+README_BLOCK = re.compile(
+    r"(<!-- claims: ([\w\s]+) -->\n).*?(<!-- end of claims -->)", re.DOTALL
+)
+_ELSEWHERE = {
+    "exact": "equal bit for bit",
+    "tolerance": "equal within a tolerance",
+    "time": "differs with the machine",
+}
+
+
+def readme(text: str, claims: Mapping[str, Claim], reference: Run, profile: str) -> str:
+    """The README with its table of claims made anew from the reference run.
+
+    Raises InvalidInput where the README has no such table, or names no claim.
+    """
+    block = README_BLOCK.search(text)
+    require(
+        block is not None,
+        "README.md has no table of claims: expected `<!-- claims: KEY… -->` and "
+        "`<!-- end of claims -->` around it",
+    )
+    assert block is not None  # required above
+    rows = []
+    for key in block[2].split():
+        claim = claims[choice("claim in README.md", key, claims)]
+        value = reference_value(claim, profile, reference)
+        rows.append(
+            [
+                claim.says,
+                _amount(claim.published["value"], claim) if claim.published else "–",
+                f"**{format_quantity(value, claim, digits=3)}** {claim.unit}".strip(),
+                _ELSEWHERE[claim.kind],
+            ]
+        )
+    head = ["", "Published", "Here", "On another machine"]
+    table = "\n".join(markdown_table(head, rows))
+    return README_BLOCK.sub(lambda hit: f"{hit[1]}{table}\n{hit[3]}", text)
+
+
+def _amount(value: Number, claim: Claim) -> str:
+    return f"{format_number(value)} {claim.unit}".strip()
 
 
 # --- One page ----------------------------------------------------------------

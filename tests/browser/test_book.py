@@ -9,10 +9,14 @@ pytestmark = pytest.mark.browser
 WIDTHS = (1280, 390)
 
 
+ENTRANCE = "index.html"  # only sends the browser on, so it has no page to check
+
+
 def pages(html):
     """Every page of the book, as paths relative to its folder."""
     found = [p.relative_to(html) for p in html.rglob("*.html")]
-    return sorted(str(p) for p in found if "_static" not in p.parts)
+    names = sorted(str(p) for p in found if "_static" not in p.parts)
+    return [name for name in names if name != ENTRANCE]
 
 
 class Visit:
@@ -87,6 +91,12 @@ def test_every_page_loads_clean_from_a_server(desktop, html, server):
         if desktop.faults:
             wrong[name] = list(desktop.faults)
     assert not wrong
+
+
+def test_the_entrance_leads_into_the_book(desktop, html):
+    desktop.page.goto((html / ENTRANCE).as_uri())
+    desktop.page.wait_for_url("**/book/index.html")
+    assert desktop.page.locator("article h1").count() == 1
 
 
 def test_search_finds_the_sequencer(desktop, server):

@@ -1,0 +1,103 @@
+"""Where the book says that its repository is."""
+
+import subprocess
+
+import pytest
+import yaml
+
+from thesis_lib import book
+from thesis_lib.checks import InvalidInput
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository without a remote, and nothing set by hand."""
+    monkeypatch.delenv("THESIS_REPOSITORY", raising=False)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "_config.yml").write_text("sphinx: {config: {html_context: {}}}\n")
+    return tmp_path
+
+
+def add_origin(checkout, address):
+    command = ["git", "-C", str(checkout), "remote", "add", "origin", address]
+    subprocess.run(command, check=True)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://github.com/example/thesis",
+        "https://github.com/example/thesis/",
+        "https://github.com/example/thesis.git",
+        "https://somebody:secret@github.com/example/thesis.git",
+        "git@github.com:example/thesis.git",
+        "ssh://git@github.com/example/thesis.git",
+    ],
+)
+def test_an_origin_on_github_is_the_address_in_one_form(checkout, address):
+    add_origin(checkout, address)
+    assert book.repository_address(checkout) == "https://github.com/example/thesis"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://gitlab.com/example/thesis",
+        "https://github.com.example.org/example/thesis",
+        "https://notgithub.com/example/thesis",
+        "https://github.com/example",
+        "/srv/github.com/example/thesis",
+    ],
+)
+def test_another_origin_is_no_address(checkout, address):
+    add_origin(checkout, address)
+    assert book.repository_address(checkout) is None
+
+
+def test_dots_in_a_name_are_kept(checkout):
+    add_origin(checkout, "git@github.com:example/thesis.io.git")
+    assert book.repository_address(checkout) == "https://github.com/example/thesis.io"
+
+
+def test_the_environment_comes_before_the_origin_and_that_before_the_configuration(
+    checkout, monkeypatch
+):
+    assert book.repository_address(checkout) is None
+    config = {"repository": {"url": "https://github.com/third/thesis"}}
+    (checkout / "_config.yml").write_text(yaml.safe_dump(config))
+    assert book.repository_address(checkout) == "https://github.com/third/thesis"
+    add_origin(checkout, "https://github.com/second/thesis")
+    assert book.repository_address(checkout) == "https://github.com/second/thesis"
+    monkeypatch.setenv("THESIS_REPOSITORY", "https://github.com/first/thesis")
+    assert book.repository_address(checkout) == "https://github.com/first/thesis"
+
+
+def test_what_was_set_by_hand_and_is_no_address_is_refused(checkout, monkeypatch):
+    (checkout / "_config.yml").write_text("repository: {url: example/thesis}\n")
+    with pytest.raises(InvalidInput, match=r"_config\.yml is 'example/thesis'"):
+        book.repository_address(checkout)
+    monkeypatch.setenv("THESIS_REPOSITORY", "https://example.org/thesis")
+    with pytest.raises(InvalidInput, match="THESIS_REPOSITORY is 'https://example"):
+        book.repository_address(checkout)
+
+
+def test_the_repository_around_an_unpacked_copy_does_not_answer_for_it(checkout):
+    add_origin(checkout, "https://github.com/around/it")
+    inside = checkout / "unpacked"
+    inside.mkdir()
+    (inside / "_config.yml").write_text("{}\n")
+    assert book.repository_address(inside) is None
+
+
+def test_what_sphinx_reads_carries_the_address_only_where_there_is_one(
+    checkout, tmp_path_factory
+):
+    source = tmp_path_factory.mktemp("source")
+    before = (checkout / "_config.yml").read_text()
+    book._stage_config(checkout, source)
+    assert (source / "_config.yml").read_text() == before
+    add_origin(checkout, "https://github.com/example/thesis")
+    book._stage_config(checkout, source)
+    staged = yaml.safe_load((source / "_config.yml").read_text())
+    context = staged["sphinx"]["config"]["html_context"]
+    assert context == {"thesis_repository": "https://github.com/example/thesis"}
