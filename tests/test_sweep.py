@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -56,6 +57,14 @@ def test_points_are_every_combination_once(checkout, chapter):
     assert all(p.values["wait_s"] == 0 for p in grid.points)
 
 
+def test_parameters_of_one_axis_take_their_values_together(checkout, chapter):
+    text = "{grid: {'x, words': [[1, [a]], [2, [b]]]}, seeds: [4, 5]}"
+    grid = read(checkout, chapter, text)
+    found = [(p.values["x"], p.values["words"], p.values["seed"]) for p in grid.points]
+    assert found == [(1, ["a"], 4), (1, ["a"], 5), (2, ["b"], 4), (2, ["b"], 5)]
+    assert grid.varied == ["x", "seed"]
+
+
 def test_keys_and_names_do_not_depend_on_the_order_of_the_file(checkout, chapter):
     one = read(checkout, chapter, "{grid: {x: [1, 2], wait_s: [0, 1]}, seeds: [1, 2]}")
     other = read(
@@ -87,6 +96,9 @@ def test_a_number_of_seeds_spawns_as_many_and_always_the_same(checkout, chapter)
         ("grid: {words: [a]}", r"words='a' .* expected list\[str\]"),
         ("grid: {x: 1}", "x=1 in .* must be a list"),
         ("grid: {x: []}", "must be a list of at least one"),
+        ("grid: {'x, words': [[1]]}", r"\[1\] of x, words in .* must be a list of 2"),
+        ("grid: {'x, y': [[1, 2]]}", "'y' is unknown"),
+        ("grid: {'x, seed': [[1, 2]], seed: [3]}", "seed is in 2 axes"),
         ("grid: {}", "is an empty grid"),
         ("profile: smoke", "is an empty grid"),
         ("grid: {x: [1, 1.0]}", "x in .* lists a value twice"),
@@ -409,3 +421,26 @@ def test_claims_that_vary_are_the_headlines(checkout, chapter, cluster, tmp_path
     (headline,) = sweep.headlines(chapter, sweep.gather(done))
     assert headline == sweep.Headline("number.double", "Twice <x>", "%")
     assert "Twice &lt;x&gt; (%)" in (tmp_path / "summary.html").read_text()
+
+
+# --- the grids that come with the project ------------------------------------
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "chapter", "points"),
+    [("04_evaluation", "4", 80), ("06_evaluation", "6", 8), ("example", "3", 4)],
+)
+def test_the_grids_of_the_project_are_good(name, chapter, points):
+    path = CHECKOUT / "data" / "grids" / f"{name}.yml"
+    (chosen,) = chapters.select([chapter])
+    assert len(sweep.read_grid(path, chosen).points) == points
+
+
+def test_a_run_of_the_evaluation_simulates_its_own_load_alone():
+    path = CHECKOUT / "data" / "grids" / "04_evaluation.yml"
+    (chapter,) = chapters.select(["4"])
+    for point in sweep.read_grid(path, chapter).points:
+        load = [point.values["headline_load"]]
+        assert point.values["loads"] == point.values["trace_loads"] == load

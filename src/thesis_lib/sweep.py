@@ -8,11 +8,13 @@ as it arrives: whatever is killed, what was written stays, and is not executed a
 
 import contextlib
 import dataclasses
+import functools
 import html
 import io
 import itertools
 import json
 import logging
+import operator
 import queue
 import re
 import socket
@@ -64,7 +66,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A chapter, and every combination of what its axes list."""
+    """A chapter, and every combination of what its axes list.
+
+    An axis is a parameter, or several, as 'a, b', that take their values together.
+    """
 
     path: Path
     chapter: Chapter
@@ -74,8 +79,15 @@ class Grid:
 
     @property
     def varied(self) -> list[str]:
-        """Axes with more than one value, in the order of the file."""
-        return [name for name, values in self.axes.items() if len(values) > 1]
+        """The first parameter of each axis with more than one value, in order."""
+        return [
+            _names(axis)[0] for axis, values in self.axes.items() if len(values) > 1
+        ]
+
+
+def _names(axis: str) -> list[str]:
+    """The parameters of an axis."""
+    return [name.strip() for name in str(axis).split(",")]
 
 
 class _Strict(yaml.SafeLoader):
@@ -112,6 +124,38 @@ def _as_declared(type_name: str, value: Any) -> Any:
     return [float(item) for item in value] if type_name == "list[float]" else value
 
 
+def _settings(
+    chapter: Chapter, profile: str, axis: str, values: Any, path: Path
+) -> list[dict[str, Any]]:
+    """What each value of an axis sets, by parameter. Raises InvalidInput."""
+    declared, names = chapters.parameters(chapter), _names(axis)
+    require(
+        isinstance(values, list) and bool(values),
+        f"{axis}={values!r} in {path} must be a list of at least one value, such as "
+        "[0.9, 1.1]",
+    )
+    found = []
+    for value in values:
+        parts = value if len(names) > 1 else [value]
+        require(
+            isinstance(parts, list) and len(parts) == len(names),
+            f"{value!r} of {axis} in {path} must be a list of {len(names)}: one value "
+            "for each parameter of the axis",
+        )
+        setting = dict(zip(names, parts, strict=True))
+        chapters.resolve([chapter], profile, setting)
+        found.append(
+            {n: _as_declared(declared[n].type_name, v) for n, v in setting.items()}
+        )
+    once = {json.dumps(setting) for setting in found}
+    require(
+        len(once) == len(found),
+        f"{axis} in {path} lists a value twice: every point must differ; list each "
+        "value once",
+    )
+    return found
+
+
 def _slug(values: Mapping[str, Any]) -> str:
     text = ",".join(f"{name}={value}" for name, value in values.items())
     return re.sub(r"[^\w.=,+-]+", "_", text)[:80]
@@ -141,40 +185,29 @@ def read_grid(path: Path, chapter: Chapter) -> Grid:
     require(bool(axes), f"{path} is an empty grid: list values of a parameter in grid")
     profile = content.get("profile", "smoke")
     standard = chapters.resolve([chapter], profile, {})[chapter.name]
-    declared = chapters.parameters(chapter)
-    for name, values in axes.items():
-        require(
-            isinstance(values, list) and bool(values),
-            f"{name}={values!r} in {path} must be a list of at least one value, such "
-            "as [0.9, 1.1]",
-        )
-        for value in values:
-            chapters.resolve([chapter], profile, {name: value})
-        values = [_as_declared(declared[name].type_name, value) for value in values]
-        once = {json.dumps(value) for value in values}
-        require(
-            len(once) == len(values),
-            f"{name} in {path} lists a value twice: every point must differ; list each "
-            "value once",
-        )
-        axes[name] = values
+    settings = {
+        axis: _settings(chapter, profile, axis, values, path)
+        for axis, values in axes.items()
+    }
+    for name, times in Counter(n for axis in axes for n in _names(axis)).items():
+        require(times == 1, f"{name} is in {times} axes of {path}: keep one")
     count = int(np.prod([float(len(values)) for values in axes.values()]))
     require(
         count <= MOST_POINTS,
         f"{path} has {count} points, more than {MOST_POINTS}: list fewer values",
     )
     every = []
-    for combination in itertools.product(*axes.values()):
-        values = standard | dict(zip(axes, combination, strict=True))
+    for combination in itertools.product(*settings.values()):
+        values = functools.reduce(operator.or_, combination, standard)
         if values != standard and PROFILE_PARAMETER in values:
             values[PROFILE_PARAMETER] = CUSTOM
         every.append(values)
-    varied = [name for name, values in axes.items() if len(values) > 1]
+    grid = Grid(path, chapter, profile, axes, ())
     points = []
     for values, key in zip(every, chapters.content_keys(chapter, every), strict=True):
-        shown = {name: values[name] for name in varied} or {"chapter": chapter.number}
+        shown = {n: values[n] for n in grid.varied} or {"chapter": chapter.number}
         points.append(Point(f"{_slug(shown)}-{key[:10]}", values, key))
-    return Grid(path, chapter, profile, axes, tuple(points))
+    return dataclasses.replace(grid, points=tuple(points))
 
 
 # --- on a worker -------------------------------------------------------------
@@ -604,7 +637,7 @@ class Headline:
     unit: str
 
 
-MOST_HEADLINES = 12
+MOST_HEADLINES, MOST_COLUMNS = 12, 6  # in figures, in the table of points
 
 
 def headlines(chapter: Chapter, table: pd.DataFrame) -> list[Headline]:
@@ -614,7 +647,13 @@ def headlines(chapter: Chapter, table: pd.DataFrame) -> list[Headline]:
         for name in table.columns
         if name.startswith("number.") and pd.api.types.is_float_dtype(table[name])
     ]
-    varying = [name for name in numeric if len(set(table[name])) > 1]
+    # What a chapter publishes of its own parameters is no result.
+    given = {tuple(table[name]) for name in table if name.startswith("parameter.")}
+    varying = [
+        name
+        for name in numeric
+        if len(set(table[name])) > 1 and tuple(table[name]) not in given
+    ]
     claims = []
     if (data_folder() / CLAIMS_FILE).is_file():
         claims = [
@@ -625,6 +664,7 @@ def headlines(chapter: Chapter, table: pd.DataFrame) -> list[Headline]:
     plain = [
         Headline(name, name.removeprefix("number.").replace("_", " "), "")
         for name in varying or numeric
+        if not name.endswith(("_low", "_high"))  # ends of an interval
     ]
     return (claims or plain)[:MOST_HEADLINES]
 
@@ -634,7 +674,7 @@ def _figures(sweep: Sweep, table: pd.DataFrame, shown: list[Headline]) -> list[s
     from thesis_lib import figures
 
     free = [name for name in sweep.grid.varied if name != SEED]
-    axis = free[0] if free else next(iter(sweep.grid.axes))
+    axis = free[0] if free else _names(next(iter(sweep.grid.axes)))[0]
     line = free[1] if len(free) > 1 else None
     declared = chapters.parameters(sweep.grid.chapter)
     drawn = []
@@ -678,7 +718,8 @@ def _number(value: Any) -> str:
 
 
 def _points_table(sweep: Sweep, table: pd.DataFrame, shown: list[Headline]) -> str:
-    names = sweep.grid.varied or list(sweep.grid.axes)
+    names = sweep.grid.varied or [_names(axis)[0] for axis in sweep.grid.axes]
+    shown = shown[:MOST_COLUMNS]
     headers = [
         *map(html.escape, names),
         *(
@@ -771,7 +812,7 @@ h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 a { color: var(--link); }
 .soft, figcaption, dt { color: var(--soft); }
 .figures { display: grid; gap: 1.5rem 2rem;
-  grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); }
 figure { margin: 0; }
 svg { width: 100%; height: auto; color: var(--ink); }
 .wide { overflow-x: auto; }
