@@ -283,7 +283,7 @@ def content_keys(chapter: Chapter, many: Iterable[Mapping[str, Any]]) -> list[st
     """`content_key` of many sets of parameters, reading what they share once."""
     notebook = chapter.load()
     cells = [[c.cell_type, c.source, c.metadata] for c in notebook.cells]
-    aside = {"params", "grids", "reference"}  # no chapter reads them
+    aside = {"params", "grids", "reference", "measurements"}  # read by no chapter
     data = [
         path
         for path in data_folder().rglob("*")
