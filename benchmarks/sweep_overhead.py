@@ -109,7 +109,8 @@ def overhead(rounds: int, folder: Path) -> dict[str, dict[str, list[float]]]:
 
         def submit():
             future = client.submit(task, chapter.name, values, "smoke", key, pure=False)
-            assert "record" in future.result()
+            outcome = future.result()
+            assert "record" in outcome, outcome["failed"]
 
         ways = {
             (name, "cold"): lambda path=path: execute(path, None)
