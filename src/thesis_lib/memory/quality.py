@@ -13,6 +13,14 @@ from torch import Tensor
 from thesis_lib.checks import InvalidInput, choice, require
 from thesis_lib.stats import F64, I64, LEVEL, bootstrap
 
+HEADINGS = {  # of the columns that readers are shown, for `rename`
+    "bytes_percent": "bytes (%)",
+    "low": "from",
+    "high": "to",
+    "ratio_low": "ratio from",
+    "ratio_high": "ratio to",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
