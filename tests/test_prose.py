@@ -28,15 +28,16 @@ PAGES = [
 # What a work says, in the words in which a sentence that cites it may repeat it.
 FIGURES = {
     "thesis": ["36 %", "120 GB", "8 GB", "12.5 ms", "2.5 ms"],
-    "tpcc": ["45 %", "43 %", "4 %"],
 }
+CODE = {"bibliography", "code-block", "include"}  # directives that hold no prose
 
 # --- What a number with a unit looks like ------------------------------------
 
-WORDS = dict(
-    one=1, two=2, three=3, four=4, five=5, six=6, seven=7, eight=8, nine=9, ten=10,
-    twelve=12, sixteen=16, twenty=20, thirty=30, fifty=50, hundred=100,
-)  # fmt: skip
+WORDS = {
+    "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
+    "eight": 8, "nine": 9, "ten": 10, "twelve": 12, "sixteen": 16, "twenty": 20,
+    "thirty": 30, "fifty": 50, "hundred": 100,
+}  # fmt: skip
 SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "萬": 1e4, "億": 1e8}
 NUMBER = r"(?<![\w.,])[-−+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 NUMBER += rf"(?:[\s-]?(?:{'|'.join(SCALES)}))?"
@@ -60,9 +61,9 @@ TYPED = re.compile(
     rf"|\s?(?:{CHINESE}))"
     rf"|{WORD}{SEVERAL % WORD}[\s-](?:{AMOUNT})\b"
     rf"|\b(?:loads?|batch(?:es)?|batch size)(?: (?:of|at|from|size))? {NUMBER}"
-    rf"|[=≈] ?{NUMBER}"
+    rf"|[=≈] ?{NUMBER}",
+    re.IGNORECASE,
 )
-TYPED = re.compile(TYPED.pattern, re.IGNORECASE)
 
 # --- From a page to its sentences --------------------------------------------
 
@@ -91,20 +92,21 @@ def passages(markdown: str) -> Iterator[str]:
     text = re.sub(r"\A---\n.*?\n---\n", "", markdown, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->|\$\$.*?\$\$", " ", text, flags=re.DOTALL)
     lines: list[str] = []
-    in_code = False
+    open_fences: list[bool] = []  # whether each holds prose
     for line in text.splitlines():
-        fence = re.match(r"\s*(?:```|:::)+(?:\{([\w:-]+)\})?(.*)", line)
-        if fence and in_code:
-            in_code = False
-        elif fence and (fence[1] or fence[2] or not lines or lines[-1:] != ["<open>"]):
-            # A directive holds prose, and its argument is a caption.
-            in_code = bool(fence[2].strip()) and not fence[1]
-            lines += ["", fence[2] if fence[1] else "", ""]
-        elif not in_code and not re.match(r"\s*:[\w-]+:", line):
-            row = line.startswith(("|", "#", "* -")) or re.match(
-                r"(?:[-*+]|\s*\d+\.) ", line
-            )
-            lines += ["", line] if row else [line]
+        if fence := re.match(r"\s*(?:```|:::)+(?:\{([\w:-]+)\})?(.*)", line):
+            directive, argument = fence.groups()
+            if directive:  # it holds prose, and its argument is a caption
+                open_fences.append(directive not in CODE)
+                lines += ["", argument, ""]
+            elif argument.strip() or not open_fences:
+                open_fences.append(False)
+            else:
+                open_fences.pop()
+                lines.append("")
+        elif all(open_fences) and not re.match(r"\s*:[\w-]+:", line):
+            starts = re.match(r"\||#|\* -|[-*+] |\s*\d+\. ", line)
+            lines += ["", line] if starts else [line]
     for block in re.split(r"\n\s*\n", "\n".join(lines)):
         if block.strip():
             yield " ".join(block.split())
@@ -128,8 +130,10 @@ def bare(sentence: str) -> str:
 def without(text: str, phrases: Iterable[str]) -> str:
     """`text` with each of the phrases taken out, wherever it stands alone."""
     for phrase in sorted(phrases, key=len, reverse=True):
-        words = r"[\s]+".join(map(re.escape, phrase.split()))
-        text = re.sub(rf"(?<![\w.,]){words}(?![\w%])", "∎", text, flags=re.IGNORECASE)
+        words = r"\s+".join(map(re.escape, phrase.split()))
+        text = re.sub(
+            rf"(?<![\w.,]){words}(?![A-Za-z0-9_%])", "∎", text, flags=re.IGNORECASE
+        )
     return text
 
 
