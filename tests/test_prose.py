@@ -205,6 +205,17 @@ def test_what_carries_a_number_lets_it_pass(good):
     assert not typed_numbers(good, settings=["95 % interval"])
 
 
+def test_captions_and_alternative_texts_are_read_and_code_is_not(tmp_path):
+    figure = {"figure": {"caption": "1 ms", "name": "f"}, "image": {"alt": "2 ms"}}
+    cells = [
+        nbformat.v4.new_markdown_cell("3 ms"),
+        nbformat.v4.new_code_cell("# 4 ms", metadata={"mystnb": figure}),
+    ]
+    page = tmp_path / "01_page.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), page)
+    assert sorted(texts(page)) == ["1 ms", "2 ms", "3 ms"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_number_in_prose_is_typed(page):
     allowed = [setting["text"] for setting in SETTINGS]
