@@ -132,6 +132,13 @@ MUTANTS = [
         "with storage(output):",
         ("tests/test_staging.py",),
     ),
+    Mutant(
+        "intervals: another level than the text states",
+        "stats.py",
+        "LEVEL = 0.95  # of every interval in the book",
+        "LEVEL = 0.9  # of every interval in the book",
+        ("tests/test_prose.py",),
+    ),
 ]
 
 
