@@ -9,6 +9,7 @@ killed process gives up.
 
 import ast
 import errno
+import functools
 import hashlib
 import json
 import re
@@ -278,8 +279,8 @@ def code(notebook: nbformat.NotebookNode) -> str:
     return "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
 
 
-def content_key(chapter: Chapter, values: Mapping[str, Any]) -> str:
-    """Hash of everything that the chapter's result depends on, the machine apart."""
+def content_keys(chapter: Chapter, many: Iterable[Mapping[str, Any]]) -> list[str]:
+    """`content_key` of many sets of parameters, reading what they share once."""
     notebook = chapter.load()
     cells = [[c.cell_type, c.source, c.metadata] for c in notebook.cells]
     aside = {"params", "grids", "reference"}  # no chapter reads them
@@ -291,16 +292,28 @@ def content_key(chapter: Chapter, values: Mapping[str, Any]) -> str:
         and path.suffix != ".md"
         and path.name != CLAIMS_FILE
     ]
-    parts = {
+    shared = {
         "cells": cells,
-        "parameters": values,
         "package": file_hash(modules(code(notebook))),
         "data": file_hash(data),
-        "claims": claim_hash(chapter.number, values.get(PROFILE_PARAMETER)),
         "locks": lock_hash(repository()),
         "versions": versions(),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    claims = functools.cache(functools.partial(claim_hash, chapter.number))
+    keys = []
+    for values in many:
+        parts = shared | {
+            "parameters": values,
+            "claims": claims(values.get(PROFILE_PARAMETER)),
+        }
+        text = json.dumps(parts, sort_keys=True)
+        keys.append(hashlib.sha256(text.encode()).hexdigest())
+    return keys
+
+
+def content_key(chapter: Chapter, values: Mapping[str, Any]) -> str:
+    """Hash of everything that the chapter's result depends on, the machine apart."""
+    return content_keys(chapter, [values])[0]
 
 
 class _ReportingEngine(NBClientEngine):
@@ -357,7 +370,8 @@ def _execute(
             kernel_name="python3",
             progress_bar=False,
             cwd=str(chapter.path.parent),
-            extra_arguments=["--log-level=ERROR"],  # no note on the local transport
+            # No note on the local transport, nor on the interrupt before the end.
+            extra_arguments=["--log-level=CRITICAL"],
             on_cell=lambda done, total: progress(chapter.name, done, total),
             **options,
         )

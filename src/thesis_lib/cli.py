@@ -71,6 +71,38 @@ def progress_bars(quiet: bool) -> tuple[Progress, Callable[[str, int, int], None
     return bars, move
 
 
+def sweep_bar(
+    name: str, total: int, quiet: bool
+) -> tuple[Progress, Callable[[int, int, int, int], None]]:
+    """One bar on standard error for the points of a sweep, and what moves it."""
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(
+            "{task.fields[done]} done, {task.fields[failed]} failed, "
+            "{task.fields[running]} running of {task.total:.0f}"
+        ),
+        TimeElapsedColumn(),
+        console=console,
+        disable=quiet,
+    )
+    task = bars.add_task(name, total=total, done=0, failed=0, running=0)
+    said = [0]
+
+    def move(done: int, failed: int, running: int, total: int) -> None:
+        bars.update(
+            task, completed=done + failed, total=total,
+            done=done, failed=failed, running=running,
+        )  # fmt: skip
+        # A log has no bar to redraw: ten lines of it are enough.
+        come = 10 * (done + failed) // total
+        if not quiet and not console.is_terminal and come != said[0]:
+            said[0] = come
+            typer.echo(f"{name}: {done} done, {failed} failed of {total}", err=True)
+
+    return bars, move
+
+
 @command
 def run(
     names: Annotated[
@@ -120,6 +152,79 @@ def run(
         ]
         + [f"results in {folder}"],
     )
+
+
+@command
+def sweep(
+    chapter: Annotated[str, typer.Argument(help="Number or name.")],
+    grid: Annotated[
+        Path,
+        typer.Argument(
+            metavar="GRID.yml",
+            help="profile:, grid: {PARAMETER: [VALUE, …]}, and seeds: [1, 2] or how "
+            "many to spawn from seed:.",
+        ),
+    ],
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on this machine. Default: its cores.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask cluster: tcp://HOST:8786.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of results. Default: build/sweeps/CHAPTER-GRID."),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume", help="Keep the points that the folder holds."
+        ),
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Execute a chapter at every point of a grid, on local processes or a cluster."""
+    from thesis_lib import chapters
+    from thesis_lib import sweep as sweep_
+
+    (chosen,) = chapters.select([chapter])
+    points = sweep_.read_grid(grid, chosen)
+    folder = output or (
+        chapters.repository() / "build" / "sweeps" / f"{chosen.name}-{grid.stem}"
+    )
+    bars, move = sweep_bar(chosen.name, len(points.points), quiet=as_json)
+    with bars:
+        done = sweep_.run(
+            points,
+            folder,
+            workers,
+            scheduler,
+            resume,
+            move,
+            on_wait=lambda sentence: typer.echo(sentence, err=True),
+        )
+    show(
+        {
+            "runs": len(points.points),
+            "done": len(done.records),
+            "failed": len(done.failures),
+            "executed": done.executed,
+            "output": str(folder),
+        },
+        as_json,
+        [
+            f"{len(done.records)} of {len(points.points)} points done, {done.executed} "
+            "executed now",
+            f"results in {folder / 'results.parquet'}, {folder / 'summary.html'}",
+        ],
+    )
+    if done.failures:
+        first = done.failures[0]
+        raise InvalidInput(
+            f"{len(done.failures)} of {len(points.points)} points failed, first "
+            f"{first.point.name} on {first.host}: {first.sentence}; notebooks and "
+            f"tracebacks of all are in {folder / 'points'}"
+        )
 
 
 @command

@@ -664,7 +664,60 @@ def as_svg(figure: Figure) -> str:
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "thesis"}):
         figure.savefig(
             stream, format="svg", transparent=True,
-            metadata={"Date": None, "Creator": None},
+            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
         )  # fmt: skip
     text = stream.getvalue()
     return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+# --- Sweeps ------------------------------------------------------------------
+
+
+def sweep_lines(
+    x: Sequence[Any],
+    y: F64,
+    lines: Sequence[str] | None,
+    xlabel: str,
+    ylabel: str,
+    legend: str,
+) -> Figure:
+    """A number of every run of a sweep against one parameter, on half a page's width.
+
+    A dot is a run, a line joins the means at each x, a band is the 95 % bootstrap
+    interval of the mean where three runs or more share an x. `lines` (n,) names the
+    line of each run; words on the x axis stand in the order in which they come.
+    """
+    theme()
+    figure, ax = axes(height_in=2.9)
+    figure.set_figwidth(4.3)
+    is_number = all(isinstance(value, int | float) for value in x)
+    ticks = list(dict.fromkeys(map(str, x)))
+    at = np.array(x, float) if is_number else np.array([ticks.index(str(v)) for v in x])
+    names = np.array(lines if lines is not None else [""] * len(at))
+    every = list(dict.fromkeys(names))
+    colours = sns.color_palette() if len(every) <= 6 else None
+    colours = colours or sns.color_palette("viridis", len(every))
+    for name, colour in zip(every, colours, strict=False):
+        chosen = names == name
+        places = np.unique(at[chosen])
+        runs = [y[chosen & (at == place)] for place in places]
+        runs = [values[np.isfinite(values)] for values in runs]
+        means = [values.mean() if len(values) else np.nan for values in runs]
+        ax.plot(places, means, color=colour, label=name)
+        ax.plot(at[chosen], y[chosen], "o", color=colour, markersize=3, alpha=0.6)
+        if all(len(values) >= 3 for values in runs):
+            ends = [mean_interval(values) for values in runs]
+            ax.fill_between(
+                places, [end.low for end in ends], [end.high for end in ends],
+                color=colour, alpha=0.18, linewidth=0,
+            )  # fmt: skip
+    if not is_number:
+        ax.set_xticks(range(len(ticks)), ticks)
+    ax.set_xlabel(xlabel, color=INK, wrap=True)
+    ax.set_title(ylabel, color=INK, fontsize=9, loc="left", wrap=True)
+    ax.tick_params(colors=INK)
+    ax.grid(color=GREY, alpha=0.3)  # seen on a light and on a dark page
+    if lines is not None:
+        key = ax.legend(title=legend, fontsize=7, title_fontsize=7, labelcolor=INK)
+        key.get_title().set_color(INK)
+    return figure

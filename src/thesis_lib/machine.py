@@ -219,13 +219,15 @@ class Watch:
 
 def versions() -> dict[str, str]:
     """Installed versions of the distributions that can change a number."""
-    found = {}
-    for name in DISTRIBUTIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {name: _version(name) for name in DISTRIBUTIONS}
+
+
+@functools.cache  # a worker of a sweep asks for every point
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def commit(folder: Path) -> tuple[str, bool]:
