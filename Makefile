@@ -32,8 +32,10 @@ book: $(READY) ## execute every chapter and render the book (PROFILE=default)
 smoke: $(READY) ## execute all chapters at the smoke profile
 	$(BIN)/thesis run --profile smoke
 
-full: $(READY) ## execute and render at the profile of the published evaluation
+full: $(READY) ## the published evaluation: the book, then the grids of chapters 4 and 6
 	$(MAKE) book PROFILE=full
+	$(BIN)/thesis sweep 4 data/grids/04_evaluation.yml
+	$(BIN)/thesis sweep 6 data/grids/06_evaluation.yml --workers 1
 
 test: lint ## everything: lint, types, laws, nbval, the strict book, the browser
 	$(BIN)/pytest -m 'not browser and not proof and not gpu'

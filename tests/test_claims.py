@@ -5,6 +5,7 @@ import pytest
 from thesis_lib import claims, results
 from thesis_lib.checks import InvalidInput
 from thesis_lib.claims import Claim, judge, read_claims, report, store_references
+from thesis_lib.compare import read_reference
 
 FILE = """
 # The first line is a remark.
@@ -151,3 +152,16 @@ def test_a_chapter_depends_on_its_own_claims_of_its_own_profile(path):
     store_references({"share": 1, "quality": 30.0, "step_s": 9.9}, "smoke", path)
     assert claims.claim_hash(6, "smoke") == before[0]
     assert claims.claim_hash(4, "smoke") != before[1]
+
+
+@pytest.mark.parametrize("profile", ["smoke", "default"])
+def test_the_reference_run_of_the_project_is_whole_and_says_what_its_claims_say(
+    profile,
+):
+    known, reference = read_claims(), read_reference()
+    for key, known_claim in known.claims.items():
+        record = reference.record(known_claim.chapter, profile)
+        assert record is not None
+        assert record.profile == profile
+        assert record.clean, f"{key}: the reference ran from uncommitted changes"
+        assert known_claim.reference[profile] == record.numbers[key], key

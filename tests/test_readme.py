@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 import typer
 
+from thesis_lib.checks import InvalidInput
+from thesis_lib.claims import read_claims
 from thesis_lib.cli import app
+from thesis_lib.compare import read_reference
+from thesis_lib.present import readme
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -30,3 +34,24 @@ def test_every_command_that_the_readme_names_exists():
     known = typer.main.get_command(app).commands
     assert len(COMMANDS) > 5
     assert set(COMMANDS) <= set(known)
+
+
+def test_the_table_of_claims_is_that_of_the_reference_run():
+    claims, reference = read_claims().claims, read_reference()
+    assert readme(README, claims, reference, "default") == README
+
+
+def test_a_table_that_was_edited_by_hand_is_seen():
+    claims, reference = read_claims().claims, read_reference()
+    edited = re.sub(r"\*\*([\d.]+)", "**99.9", README, count=1)
+    assert edited != README
+    assert readme(edited, claims, reference, "default") == README
+
+
+def test_a_readme_without_its_table_or_with_an_unknown_claim_is_refused():
+    claims, reference = read_claims().claims, read_reference()
+    with pytest.raises(InvalidInput, match="no table of claims"):
+        readme("# Title", claims, reference, "default")
+    unknown = "<!-- claims: nonsense -->\n<!-- end of claims -->"
+    with pytest.raises(InvalidInput, match="nonsense"):
+        readme(unknown, claims, reference, "default")

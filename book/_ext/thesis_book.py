@@ -1,11 +1,13 @@
-"""What the theme does not do by itself: page languages, launch buttons, no execution.
+"""What the theme does not do by itself: page languages, launch buttons, minus signs.
 
 Jupyter Book always loads sphinx-thebe, whose script comes from a network and declares
 its constants twice on a page. The book is read offline, so it is taken out.
 """
 
+import re
 from pathlib import PurePosixPath
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 
@@ -69,8 +71,18 @@ def add_launch_buttons(app: Sphinx, page, template, context, doctree) -> None:
     )
 
 
+def set_minus_signs(app: Sphinx, doctree, page) -> None:
+    """Write the minus sign of a number that prose took from a cell as a minus sign."""
+    for pasted in doctree.findall(nodes.inline):
+        if "pasted-text" in pasted["classes"]:
+            for text in list(pasted.findall(nodes.Text)):
+                if re.fullmatch(r"-[\d.,]+", text):
+                    text.parent.replace(text, nodes.Text(f"\N{MINUS SIGN}{text[1:]}"))
+
+
 def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", set_language)
+    app.connect("doctree-resolved", set_minus_signs)
     app.connect("html-page-context", drop_thebe)
     # After the theme, which lays the list of buttons at its own 501.
     app.connect("html-page-context", add_launch_buttons, priority=502)

@@ -292,9 +292,12 @@ def content_keys(chapter: Chapter, many: Iterable[Mapping[str, Any]]) -> list[st
         and path.suffix != ".md"
         and path.name != CLAIMS_FILE
     ]
+    source = code(notebook)
+    if "read_claims" in source:  # it counts them, and not only its own
+        data.append(data_folder() / CLAIMS_FILE)
     shared = {
         "cells": cells,
-        "package": file_hash(modules(code(notebook))),
+        "package": file_hash(modules(source)),
         "data": file_hash(data),
         "locks": lock_hash(repository()),
         "versions": versions(),

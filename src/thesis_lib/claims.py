@@ -186,7 +186,7 @@ def judge(
     return Verdict(
         "agrees" if good else "DISAGREES",
         good,
-        f"{share:.2%} apart, {claim.rtol:.2%} allowed: {claim.why}",
+        f"{100 * share:.2g} % apart, {100 * claim.rtol:.2g} % allowed: {claim.why}",
     )
 
 

@@ -11,6 +11,8 @@ from thesis_lib.checks import require
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
+LEVEL = 0.95  # of every interval in the book
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -24,7 +26,7 @@ class Interval:
 def bootstrap(
     n: int,
     statistic: Callable[[I64], F64],
-    level: float = 0.95,
+    level: float = LEVEL,
     draws: int = 2_000,
     seed: int = 0,
 ) -> tuple[float, float]:

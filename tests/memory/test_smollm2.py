@@ -108,3 +108,12 @@ def test_the_model_knows_the_capital_of_france(capfd):
     assert tokenizer.decode(following) == " Paris"
     assert not model.training
     assert capfd.readouterr().err == ""
+
+
+def test_the_packaged_matrices_were_rounded_to_as_many_bits_as_is_said():
+    kinds = {
+        tensor.tensor_type.name
+        for tensor in gguf.GGUFReader(smollm2.source()).tensors
+        if tensor.name.startswith("blk.") and len(tensor.shape) == 2
+    }
+    assert kinds == {f"Q{smollm2.SOURCE_BITS}_1"}

@@ -18,6 +18,11 @@ COLUMNS = ("item", "usd", "per", "date", "source", "status")
 UNITS = ("hour", "unit", "kWh")
 STATUSES = ("LOOKED-UP", "ASSUMED")
 HOURS_PER_MONTH = 365.25 * 24 / 12
+HEADINGS = {  # of the columns that readers are shown, for `rename`
+    "s_per_step": "s a step",
+    "usd_per_hour": "USD an hour",
+    "usd_per_million": "USD a million tokens",
+}
 
 
 @dataclass(frozen=True, slots=True)

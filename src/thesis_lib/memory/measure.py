@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_iter
 from thesis_lib.checks import require
 from thesis_lib.machine import identity
 from thesis_lib.memory.spec import ModelSpec
-from thesis_lib.stats import bootstrap
+from thesis_lib.stats import LEVEL, bootstrap
 from thesis_lib.units import MiB
 
 
@@ -110,7 +110,7 @@ class Measurement:
         return self.median_s / self.tokens
 
     def interval_s(
-        self, level: float = 0.95, draws: int = 2000, seed: int = 0
+        self, level: float = LEVEL, draws: int = 2000, seed: int = 0
     ) -> tuple[float, float]:
         """Percentile bootstrap interval of the median, in seconds."""
         seconds = np.asarray(self.seconds)

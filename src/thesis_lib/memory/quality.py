@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from thesis_lib.checks import InvalidInput, choice, require
-from thesis_lib.stats import F64, I64, bootstrap
+from thesis_lib.stats import F64, I64, LEVEL, bootstrap
+
+HEADINGS = {  # of the columns that readers are shown, for `rename`
+    "bytes_percent": "bytes (%)",
+    "low": "from",
+    "high": "to",
+    "ratio_low": "ratio from",
+    "ratio_high": "ratio to",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +39,7 @@ class Perplexity:
         """Perplexity over all tokens scored."""
         return float(np.exp(self.nll.sum() / self.tokens))
 
-    def interval(self, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    def interval(self, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
         """Bootstrap interval over windows, for text of this kind.
 
         Windows are resampled whole, because tokens within one depend on each other.
@@ -40,7 +48,7 @@ class Perplexity:
         return _interval(self.nll, self.counts, level, seed)
 
     def ratio(
-        self, reference: "Perplexity", level: float = 0.95, seed: int = 0
+        self, reference: "Perplexity", level: float = LEVEL, seed: int = 0
     ) -> tuple[float, float, float]:
         """This perplexity over the reference's, with a paired bootstrap interval.
 

@@ -28,6 +28,7 @@ from transformers.utils import logging
 from thesis_lib.checks import InvalidInput
 from thesis_lib.paths import cache_folder
 
+SOURCE_BITS = 4  # of a weight in the packaged file: its matrices are Q4_1
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 

@@ -34,6 +34,8 @@ from thesis_lib.sequencer.workload import (
 from thesis_lib.stats import Interval, bootstrap, mean_interval
 
 WARM_UP = 0.1  # share of the transactions that is run but not counted
+BACKLOG = 0.01  # share of a sustained run that its last queue takes to empty
+NOISE = 0.2  # sigma of the logarithm of an estimate over the truth
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ def saturation_rate(trace: Trace, *, cores: int, precision: float = 1e-3) -> flo
     def sustained(rate_per_s: float) -> bool:
         arrival_s = unit_s / rate_per_s
         history = replay(trace, log, arrival_s, cores=cores, slo_s=1.0)
-        return float(history.finish_s.max()) < 1.01 * arrival_s[-1]
+        return float(history.finish_s.max()) < (1 + BACKLOG) * arrival_s[-1]
 
     low, high = 0.0, 2 * cores / float(trace.service_s.mean())
     while high - low > precision * high:
@@ -142,7 +144,7 @@ def saturation_rate(trace: Trace, *, cores: int, precision: float = 1e-3) -> flo
 Estimate = Callable[[Trace, int], F64]  # (trace, seed) -> (n,) seconds
 
 
-def noisy_estimate(noise: float = 0.2, bias: float = 1.0) -> Estimate:
+def noisy_estimate(noise: float = NOISE, bias: float = 1.0) -> Estimate:
     """True service times, times a mean-one lognormal of sigma `noise`, times `bias`.
 
     Named for what it is: an estimator of known quality, not a learned one.
@@ -352,7 +354,7 @@ def against_misestimation(
 
     return (
         pd.concat([runs(noise, 1.0) for noise in noises], ignore_index=True),
-        pd.concat([runs(0.2, bias) for bias in biases], ignore_index=True),
+        pd.concat([runs(NOISE, bias) for bias in biases], ignore_index=True),
     )
 
 
@@ -410,7 +412,7 @@ def simulate_cell(
     cores: int | None = None,
     slo_s: float | None = None,
     lag_s: float = 0.0,
-    noise: float = 0.2,
+    noise: float = NOISE,
 ) -> dict:
     """One cell of the evaluation, beside FIFO and the lower bound on the same seeds.
 

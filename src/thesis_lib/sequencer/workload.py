@@ -75,6 +75,7 @@ SCENARIOS = {
 }
 PAYMENT_S, NEW_ORDER_S, ORDER_LINE_S = 0.5e-3, 0.4e-3, 0.12e-3
 SERVICE_SIGMA = 0.4
+ORDER_LINES = 5, 15  # fewest and most, TPC-C clause 2.4.1.3
 
 
 def mean_one_lognormal(sigma: float, n: int, rng: np.random.Generator) -> F64:
@@ -98,7 +99,7 @@ def scenario(name: str, n: int, seed: int, warehouses: int | None = None) -> Tra
     arrival_s = poisson_arrivals(1.0, n, rng)
     kind = rng.integers(0, 2, n)
     payment = kind == 0
-    lines = np.where(payment, 0, rng.integers(5, 16, n))
+    lines = np.where(payment, 0, rng.integers(*ORDER_LINES, n, endpoint=True))
     warehouse = rng.integers(0, warehouses, n)
     district = warehouses + DISTRICTS * warehouse + rng.integers(0, DISTRICTS, n)
     base_s = np.where(payment, PAYMENT_S, NEW_ORDER_S + ORDER_LINE_S * lines)
@@ -393,7 +394,7 @@ def tpcc(n: int, scale: Scale, seed: int) -> Log:
 
     def new_order(w: int, d: int, at: int) -> NewOrder:
         buyer = by_number()
-        count = draw.between(5, 15)
+        count = draw.between(*ORDER_LINES)
         lines = []
         for _ in range(count):
             item = draw.skewed(8_191, 100_000, scale.items, shift[2])
