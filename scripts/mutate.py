@@ -172,7 +172,9 @@ MUTANTS = [
         "sweep.py",
         "if whole and record.key == point.key:",
         "if record.key == point.key:",
-        ("tests/test_sweep.py::test_an_altered_notebook_or_another_key_is_executed_again",),
+        (
+            "tests/test_sweep.py::test_an_altered_notebook_or_another_key_is_executed_again",
+        ),
     ),
     Mutant(
         "sweep: a worker with other code executes nevertheless",
@@ -184,7 +186,7 @@ MUTANTS = [
     Mutant(
         "warm: kernels draw the same numbers",
         "warm.py",
-        "random.seed()  # or all children would draw the same \"random\" numbers",
+        'random.seed()  # or all children would draw the same "random" numbers',
         "pass",
         ("tests/test_warm.py::test_unseeded_draws_differ_between_kernels",),
     ),
@@ -193,7 +195,9 @@ MUTANTS = [
         "warm.py",
         "ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)",
         "pass",
-        ("tests/test_warm.py::test_nothing_outlives_an_owner_or_a_zygote_that_is_killed",),
+        (
+            "tests/test_warm.py::test_nothing_outlives_an_owner_or_a_zygote_that_is_killed",
+        ),
     ),
 ]
 

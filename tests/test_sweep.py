@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -357,9 +358,10 @@ def test_a_point_that_fails_keeps_its_notebook_and_stops_no_other(checkout, tmp_
     assert "&lt;thirteen&gt; &amp; unlucky" in page
     assert "<thirteen>" not in page
     # what failed is executed again, what did not is not
-    status, result, _ = synthetic.sweep(checkout, grid, output, "--workers", "2")
+    grid = write_grid(checkout, "grid: {x: [1, 13, 2]}\n")
+    status, result, _ = synthetic.sweep(checkout, grid, output, "--workers", "1")
     assert status != 0
-    assert (result["done"], result["executed"]) == (2, 2)
+    assert (result["done"], result["failed"], result["executed"]) == (2, 1, 1)
 
 
 def test_a_scheduler_that_does_not_answer_is_refused_in_time(
@@ -370,6 +372,45 @@ def test_a_scheduler_that_does_not_answer_is_refused_in_time(
     for address in ("tcp://127.0.0.1:1", "127.0.0.1:1", "no such thing"):
         with pytest.raises(InvalidInput, match="did not answer within 1 s"):
             sweep.run(grid, tmp_path, None, address, True, quiet)
+
+
+def test_a_scheduler_that_is_lost_ends_the_sweep_with_one_sentence(checkout, tmp_path):
+    grid = write_grid(checkout, "grid: {x: [1, 2], wait_s: [600]}")
+    place, log = tmp_path / "scheduler.json", tmp_path / "log"
+    environ = synthetic.environment(checkout, THESIS_NOTES=str(log))
+    started = []
+
+    def start(*words):
+        started.append(
+            subprocess.Popen(
+                words, env=environ, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+        )  # fmt: skip
+        return started[-1]
+
+    try:
+        dask = [sys.executable, "-m", "dask"]
+        own = ["--scheduler-file", str(place), "--no-dashboard", "--host", "127.0.0.1"]
+        scheduler = start(*dask, "scheduler", *own, "--port", "0")
+        wait_until(place.exists)
+        start(*dask, "worker", *own, "--nthreads", "1")
+        address = json.loads(place.read_text())["address"]
+        words = ["--scheduler", address, "--output", str(tmp_path / "out")]
+        client = start(*synthetic.command("sweep", "3", str(grid), *words, "--json"))
+        wait_until(lambda: notes(log, "began"))
+        scheduler.kill()
+        answer, errors = client.communicate(timeout=120)
+        assert (client.returncode, answer) == (2, "")
+        assert "the scheduler was lost" in errors
+        assert len(errors.strip().splitlines()) == 1
+    finally:
+        for process in started:
+            if process.poll() is None:
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
+                process.kill()
+            process.communicate()
 
 
 def test_workers_and_a_scheduler_exclude_each_other(checkout, tmp_path):
