@@ -41,6 +41,7 @@ from thesis_lib.checks import InvalidInput
 CUDA = {"torch", "bitsandbytes"}
 CUDA_DEVICE = Path("/dev/nvidiactl")
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+_CONTROL_S = 10  # more than a thread takes that has been told to end
 # What every kernel of ipykernel imports before its first cell.
 _OF_A_KERNEL = (
     "ipykernel.kernelapp", "ipykernel.debugger", "IPython.core.completerlib",
@@ -283,6 +284,11 @@ def _become_kernel(request: dict[str, Any], parent: int) -> None:
     from ipykernel import kernelapp
 
     kernelapp.launch_new_instance()
+    # ipykernel closes its channels when the interpreter ends, while its control thread
+    # may still write to them: one kernel in four then hung until it was killed.
+    control = kernelapp.IPKernelApp.instance().control_thread
+    if control is not None:
+        control.join(timeout=_CONTROL_S)
     sys.exit()
 
 
