@@ -156,6 +156,19 @@ def test_a_key_changes_with_parameters_data_and_locks(checkout):
     assert len(keys) == 4
 
 
+def test_a_key_changes_with_measurements_where_a_chapter_reads_them(checkout):
+    first, second = select([])
+    notebook = second.load()
+    notebook.cells[0].source += "\nfolder = 'measurements'"
+    nbformat.write(notebook, second.path)
+    before = [chapters.content_key(c, {}) for c in (first, second)]
+    (checkout / "data" / "measurements").mkdir()
+    (checkout / "data" / "measurements" / "sweep.json").write_text("1")
+    after = [chapters.content_key(c, {}) for c in (first, second)]
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+
+
 def test_imports_are_followed_through_the_package():
     found = {p.name for p in chapters.modules("from thesis_lib import results")}
     assert {"results.py", "checks.py"} <= found

@@ -217,9 +217,13 @@ def test_nothing_outlives_an_owner_or_a_zygote_that_is_killed(victim, tmp_path):
     zygote_pid, kernel_pid = map(int, owner.stdout.readline().split())
     assert not gone(kernel_pid)
     os.kill(owner.pid if victim == "owner" else zygote_pid, signal.SIGKILL)
-    wait_until(lambda: gone(kernel_pid) and gone(zygote_pid), seconds=30)
-    owner.kill()
-    owner.wait()
+    try:
+        wait_until(lambda: gone(kernel_pid) and gone(zygote_pid), seconds=30)
+    finally:
+        for pid in (kernel_pid, zygote_pid, owner.pid):
+            if not gone(pid):
+                os.kill(pid, signal.SIGKILL)
+        owner.wait()
 
 
 def test_threads_of_an_owner_share_a_zygote(zygote, tmp_path):

@@ -283,7 +283,10 @@ def content_keys(chapter: Chapter, many: Iterable[Mapping[str, Any]]) -> list[st
     """`content_key` of many sets of parameters, reading what they share once."""
     notebook = chapter.load()
     cells = [[c.cell_type, c.source, c.metadata] for c in notebook.cells]
-    aside = {"params", "grids", "reference", "measurements"}  # read by no chapter
+    source = code(notebook)
+    aside = {"params", "grids", "reference"}  # no chapter reads them
+    if "measurements" not in source:  # which benchmarks write
+        aside.add("measurements")
     data = [
         path
         for path in data_folder().rglob("*")
@@ -292,7 +295,6 @@ def content_keys(chapter: Chapter, many: Iterable[Mapping[str, Any]]) -> list[st
         and path.suffix != ".md"
         and path.name != CLAIMS_FILE
     ]
-    source = code(notebook)
     if "read_claims" in source:  # it counts them, and not only its own
         data.append(data_folder() / CLAIMS_FILE)
     shared = {
