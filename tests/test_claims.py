@@ -55,7 +55,7 @@ def test_the_file_reads_as_claims_and_settings(path):
         ("kind: time, follows: drain", "a factor above 1"),
         ("kind: time, follows: moon, factor: 2", "follows='moon'"),
         ("kind: exact, low: a", "low and high, or neither"),
-        ("kind: exact, published: {value: 36}", "a value and a source"),
+        ("kind: exact, published: {value: 36}", "a value, a source and"),
         ("kind: exact, colour: red", "cannot be read as claims"),
     ],
 )

@@ -40,7 +40,7 @@ class Claim:
     factor: float | None = None  # of a time: how far from the prediction is expected
     low: str | None = None  # published names of the ends of its 95 % interval
     high: str | None = None
-    published: dict | None = None  # value and source of a figure of the thesis
+    published: dict | None = None  # value, unit and source of a figure of the thesis
     reference: dict = field(default_factory=dict)  # profile to value
 
 
@@ -88,8 +88,10 @@ def _check(claim: Claim) -> Claim:
         f"{where} has one end of an interval: give low and high, or neither",
     )
     require(
-        claim.published is None or claim.published.keys() == {"value", "source"},
-        f"{where}: published has a value and a source, and nothing else",
+        claim.published is None
+        or {"value", "source"} <= claim.published.keys() <= {"value", "source", "unit"},
+        f"{where}: published has a value, a source and, if it is not the claim's, a "
+        "unit, and nothing else",
     )
     return claim
 

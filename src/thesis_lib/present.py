@@ -355,7 +355,15 @@ def claim_table(comparison: Comparison) -> tuple[list[str], list[list[str]], lis
 def _published(claim: Claim) -> str:
     if claim.published is None:
         return "–"
-    return f"{format_number(claim.published['value'])} [{claim.published['source']}]"
+    return f"{published_amount(claim)} [{claim.published['source']}]"
+
+
+def published_amount(claim: Claim) -> str:
+    """What the thesis published, in its own unit; a dash for nothing."""
+    if claim.published is None:
+        return _NONE
+    unit = claim.published.get("unit", claim.unit)
+    return f"{format_number(claim.published['value'])} {unit}".strip()
 
 
 def aligned(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -461,7 +469,7 @@ def _verdict(held: Held) -> str:
 def _cited(claim: Claim) -> str:
     if claim.published is None:
         return "–"
-    value = markdown(format_number(claim.published["value"]))
+    value = markdown(published_amount(claim))
     return f"{value} {{cite}}`{claim.published['source']}`"
 
 
@@ -610,7 +618,7 @@ def readme(text: str, claims: Mapping[str, Claim], reference: Run, profile: str)
         rows.append(
             [
                 claim.says,
-                _amount(claim.published["value"], claim) if claim.published else "–",
+                published_amount(claim),
                 f"**{format_quantity(value, claim, digits=3)}** {claim.unit}".strip(),
                 _ELSEWHERE[claim.kind],
             ]
@@ -618,10 +626,6 @@ def readme(text: str, claims: Mapping[str, Claim], reference: Run, profile: str)
     head = ["", "Published", "Here", "On another machine"]
     table = "\n".join(markdown_table(head, rows))
     return README_BLOCK.sub(lambda hit: f"{hit[1]}{table}\n{hit[3]}", text)
-
-
-def _amount(value: Number, claim: Claim) -> str:
-    return f"{format_number(value)} {claim.unit}".strip()
 
 
 # --- One page ----------------------------------------------------------------
