@@ -814,7 +814,7 @@ h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 a { color: var(--link); }
 .soft, figcaption, dt { color: var(--soft); }
 .figures { display: grid; gap: 1.5rem 2rem;
-  grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); }
 figure { margin: 0; }
 svg { width: 100%; height: auto; color: var(--ink); }
 .wide { overflow-x: auto; }
