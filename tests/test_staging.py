@@ -48,7 +48,7 @@ def test_the_page_of_the_readers_hardware_is_written_from_the_records(checkout):
     text = staged(checkout, "your_hardware_results.txt")
     assert text.startswith("All 2 exact claims are equal bit for bit and ")
     assert "[equal]{.verdict-good}" in text
-    assert "36 {cite}`thesis`" in text
+    assert "36 % {cite}`thesis`" in text
     assert "| 4 | Wins of \\<ours\\> (%) |" in text
     assert "[expected to differ]{.verdict-open}" in text  # one record has no rate
     assert (checkout / "source" / "book" / "your_hardware.svg").is_file()

@@ -35,6 +35,6 @@ def test_a_printed_duration_reads_back(seconds):
     assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, rel=5e-3)
 
 
-@pytest.mark.parametrize("n_bytes", [0, 1, 1023, 1536, 10 * GiB])
+@pytest.mark.parametrize("n_bytes", [0, 1, 1023, 1536, 1010 * 2**20, 10 * GiB])
 def test_a_printed_size_reads_back(n_bytes):
     assert parse_size(format_size(n_bytes)) == pytest.approx(n_bytes, rel=5e-3)

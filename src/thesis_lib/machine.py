@@ -142,7 +142,7 @@ def drain(folder: Path) -> tuple[float | None, str]:
     return float(np.median(rates)), how if direct else "buffered"
 
 
-def matmul_flops_per_s(size: int = 1024, repeats: int = 5) -> float:
+def matmul_flops_per_s(size: int = 1024, repeats: int = 20) -> float:
     """Operations per second of the processor's float32 matrix product, at best."""
     matrix = np.ones((size, size), np.float32)
     np.matmul(matrix, matrix)  # the first one starts the threads

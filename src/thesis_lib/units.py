@@ -37,8 +37,9 @@ def parse_duration(text: str) -> float:
 def format_size(n_bytes: float) -> str:
     """A size with a binary unit and three significant digits: '1.50 GiB'."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
-        if abs(n_bytes) >= _BYTES[unit]:
-            return f"{n_bytes / _BYTES[unit]:.3g} {unit}"
+        if abs(size := n_bytes / _BYTES[unit]) >= 1:
+            # between 1000 and 1024 three digits would be written as a power of ten
+            return f"{size:.0f} {unit}" if abs(size) >= 999.5 else f"{size:.3g} {unit}"
     return f"{n_bytes:.0f} B"
 
 
