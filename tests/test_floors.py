@@ -13,8 +13,8 @@ FLOORS = [
     "paths stats machine sequencer.trace memory.spec memory.linears",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds results "
     "memory.lowrank memory.quantise memory.lossless memory.smollm2",
-    "claims sequencer.kernel sequencer.features memory.plan memory.store "
-    "memory.measure",
+    "claims sequencer.kernel sequencer.features sequencer.storage memory.plan "
+    "memory.store memory.measure",
     "sequencer.estimator memory.stream memory.cost",
     "sequencer.shadow memory.speculate memory.quality",
     "sequencer.policies",

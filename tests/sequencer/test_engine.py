@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer import engine
-from thesis_lib.sequencer.engine import (
+from thesis_lib.sequencer.engine import collect, execute, execute_serially
+from thesis_lib.sequencer.storage import (
     UNITS,
-    collect,
-    execute,
-    execute_serially,
+    SQLite,
     load,
     state_digest,
     warehouse_file,
@@ -41,7 +39,7 @@ def loaded(tmp_path_factory):
 def serial(loaded, log, tmp_path_factory):
     folder = tmp_path_factory.mktemp("serial") / "db"
     shutil.copytree(loaded, folder)
-    execute_serially(folder, log)
+    execute_serially(SQLite(folder), log)
     return folder
 
 
@@ -52,7 +50,7 @@ def runs(loaded, log, tmp_path_factory):
     for workers in (1, 2, 4):
         folder = tmp_path_factory.mktemp("runs") / f"{workers}"
         shutil.copytree(loaded, folder)
-        found[workers] = (execute(folder, log, workers), folder)
+        found[workers] = (execute(SQLite(folder), log, workers), folder)
     return found
 
 
@@ -86,7 +84,7 @@ def test_another_order_is_another_state(loaded, log, serial, tmp_path):
     # The law above would be empty if the order of the log did not matter.
     shutil.copytree(loaded, tmp_path / "db")
     backwards = replace(log, transactions=log.transactions[::-1])
-    execute_serially(tmp_path / "db", backwards)
+    execute_serially(SQLite(tmp_path / "db"), backwards)
     assert state_digest(tmp_path / "db") != state_digest(serial)
 
 
@@ -140,7 +138,7 @@ def test_exactly_the_unknown_items_roll_back(runs, log):
 
 def test_a_closed_loop_bounds_what_is_in_flight(loaded, log, tmp_path):
     shutil.copytree(loaded, tmp_path / "db")
-    run = execute(tmp_path / "db", log, workers=2, in_flight=5, batch=3)
+    run = execute(SQLite(tmp_path / "db"), log, workers=2, in_flight=5, batch=3)
     for i in range(5, N):
         assert (run.finish_s[:i] > run.arrival_s[i]).sum() < 5
 
@@ -244,11 +242,11 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
 def test_a_database_of_another_seed_is_noticed(tmp_path):
     load(tmp_path, SMALL, SEED + 1)
     with pytest.raises(InvalidInput, match="scale and seed of the log"):
-        execute(tmp_path, tpcc(50, SMALL, SEED), workers=2)
+        execute(SQLite(tmp_path), tpcc(50, SMALL, SEED), workers=2)
 
 
 def test_replays_that_differ_are_refused(monkeypatch):
     digests = iter(["aaaaaaaa", "bbbbbbbb"])
-    monkeypatch.setattr(engine, "state_digest", lambda folder: next(digests))
+    monkeypatch.setattr(SQLite, "digest", lambda storage: next(digests))
     with pytest.raises(InvalidInput, match="ended in states aaaaaaaa, bbbbbbbb"):
         collect(transactions=5, replays=2, scale=SMALL)

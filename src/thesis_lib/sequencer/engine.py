@@ -1,14 +1,11 @@
-"""A deterministic database engine on SQLite.
+"""A deterministic database engine: one lock table, and worker threads below it.
 
-One file to a warehouse, one lock table over all of them, worker threads below it.
 The sequencer fixes a total order, every transaction books its declared locks in that
 order, and so conflicting transactions run in it whatever the number of workers: the
 same log leaves the same state (Thomson et al., Calvin, SIGMOD 2012).
 """
 
-import hashlib
 import platform
-import shutil
 import sqlite3
 import tempfile
 import threading
@@ -17,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
-from random import Random
 from time import perf_counter, thread_time
 
 import numpy as np
@@ -32,470 +28,18 @@ from thesis_lib.sequencer.features import (
     static_features,
 )
 from thesis_lib.sequencer.locktable import book, lock_table, release
+from thesis_lib.sequencer.storage import UNITS, SQLite, Storage, empty_folder
 from thesis_lib.sequencer.trace import F64, Bool, Trace
 from thesis_lib.sequencer.workload import (
-    DISTRICTS,
     TPCC_KINDS,
-    Delivery,
-    Draw,
     Log,
-    NewOrder,
-    OrderStatus,
-    Payment,
     Scale,
-    StockLevel,
-    customer_names,
     tpcc,
 )
 
 ENGINES = ("sqlite",)
-UNITS = ("begin", "read", "compute", "write", "commit")
-BEGIN, READ, COMPUTE, WRITE, COMMIT = range(5)
 STOP = -1  # in the run queue: no more work
 CLOCK_S = 1e-7  # times are kept to 0.1 µs, finer than two laps of the clock differ
-
-# Money is in cents, rates in basis points, times are positions in the log: integers
-# only, so that equal states are equal bytes. A warehouse has a file of its own,
-# hence no warehouse column in its keys.
-SCHEMA = """
-CREATE TABLE warehouse (w_id INTEGER PRIMARY KEY, w_name TEXT, w_tax INTEGER,
-  w_ytd INTEGER);
-CREATE TABLE district (d_id INTEGER PRIMARY KEY, d_name TEXT, d_tax INTEGER,
-  d_ytd INTEGER, d_next_o_id INTEGER);
-CREATE TABLE customer (c_d_id INTEGER, c_id INTEGER, c_last TEXT, c_first TEXT,
-  c_credit TEXT, c_discount INTEGER, c_balance INTEGER, c_ytd_payment INTEGER,
-  c_payment_cnt INTEGER, c_delivery_cnt INTEGER, c_data TEXT,
-  PRIMARY KEY (c_d_id, c_id)) WITHOUT ROWID;
-CREATE INDEX customer_name ON customer (c_d_id, c_last, c_first);
-CREATE TABLE history (h_id INTEGER PRIMARY KEY, h_c_w_id INTEGER, h_c_d_id INTEGER,
-  h_c_id INTEGER, h_d_id INTEGER, h_amount INTEGER, h_data TEXT);
-CREATE TABLE new_order (no_d_id INTEGER, no_o_id INTEGER,
-  PRIMARY KEY (no_d_id, no_o_id)) WITHOUT ROWID;
-CREATE TABLE orders (o_d_id INTEGER, o_id INTEGER, o_c_id INTEGER, o_entry INTEGER,
-  o_carrier_id INTEGER, o_ol_cnt INTEGER, o_all_local INTEGER,
-  PRIMARY KEY (o_d_id, o_id)) WITHOUT ROWID;
-CREATE INDEX orders_customer ON orders (o_d_id, o_c_id, o_id);
-CREATE TABLE order_line (ol_d_id INTEGER, ol_o_id INTEGER, ol_number INTEGER,
-  ol_i_id INTEGER, ol_supply_w_id INTEGER, ol_delivery INTEGER, ol_quantity INTEGER,
-  ol_amount INTEGER, ol_dist_info TEXT,
-  PRIMARY KEY (ol_d_id, ol_o_id, ol_number)) WITHOUT ROWID;
-CREATE TABLE item (i_id INTEGER PRIMARY KEY, i_name TEXT, i_price INTEGER,
-  i_data TEXT);
-CREATE TABLE stock (s_i_id INTEGER PRIMARY KEY, s_quantity INTEGER, s_dists TEXT,
-  s_ytd INTEGER, s_order_cnt INTEGER, s_remote_cnt INTEGER, s_data TEXT);
-"""
-PRIMARY_KEYS = {
-    "warehouse": "w_id",
-    "district": "d_id",
-    "customer": "c_d_id, c_id",
-    "history": "h_id",
-    "new_order": "no_d_id, no_o_id",
-    "orders": "o_d_id, o_id",
-    "order_line": "ol_d_id, ol_o_id, ol_number",
-    "item": "i_id",
-    "stock": "s_i_id",
-}
-
-
-# --- Storage -----------------------------------------------------------------
-
-
-def warehouse_file(folder: Path, w: int) -> Path:
-    """The database file of warehouse w."""
-    return folder / f"warehouse-{w}.sqlite"
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection in autocommit: transactions begin and end where we say so.
-
-    The log is what makes a deterministic database durable, so the files need no
-    synchronous write of their own.
-    """
-    connection = sqlite3.connect(path, isolation_level=None, timeout=30.0)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = OFF")
-    return connection
-
-
-def _text(draw: Draw, length: int) -> str:
-    return f"{int(draw.unit() * 16**12):012x}" * (length // 12 + 1)
-
-
-def load(folder: Path, scale: Scale, seed: int) -> None:
-    """Fill an empty folder with the initial database, one file to a warehouse.
-
-    Clause 4.3.3 at this scale: one order to a customer, in a random order of
-    customers, of which the last three tenths are still to be delivered.
-    """
-    for w in range(scale.warehouses):
-        items = Draw(f"items {seed}")  # the same in every file
-        draw = Draw(f"load {seed} {w}")
-        names = customer_names(scale, seed, w)
-        shuffle = Random(f"orders {seed} {w}").random
-        with closing(connect(warehouse_file(folder, w))) as db:
-            db.executescript(SCHEMA)
-            db.execute("BEGIN")
-            db.execute(
-                "INSERT INTO warehouse VALUES (?, ?, ?, ?)",
-                (w, f"W{w}", draw.between(0, 2_000), DISTRICTS * 3_000_000),
-            )
-            db.executemany(
-                "INSERT INTO item VALUES (?, ?, ?, ?)",
-                (
-                    (i, f"item {i}", items.between(100, 10_000), _text(items, 30)[:30])
-                    for i in range(scale.items)
-                ),
-            )
-            db.executemany(
-                "INSERT INTO stock VALUES (?, ?, ?, 0, 0, 0, ?)",
-                (
-                    (
-                        i,
-                        draw.between(10, 100),
-                        _text(draw, 24 * DISTRICTS)[: 24 * DISTRICTS],
-                        _text(draw, 30)[:30],
-                    )
-                    for i in range(scale.items)
-                ),
-            )
-            for d in range(DISTRICTS):
-                _load_district(db, d, scale, draw, names[d], shuffle)
-            db.execute("COMMIT")
-
-
-def _load_district(db, d, scale: Scale, draw: Draw, names, shuffle) -> None:
-    customers = scale.customers
-    db.execute(
-        "INSERT INTO district VALUES (?, ?, ?, ?, ?)",
-        (d, f"D{d}", draw.between(0, 2_000), 3_000_000, customers + 1),
-    )
-    db.executemany(
-        "INSERT INTO customer VALUES (?, ?, ?, ?, ?, ?, -1000, 1000, 1, 0, ?)",
-        (
-            (
-                d,
-                c,
-                last,
-                first,
-                "BC" if draw.unit() < 0.1 else "GC",
-                draw.between(0, 5_000),
-                _text(draw, 400)[:400],
-            )
-            for c, (last, first) in enumerate(names)
-        ),
-    )
-    buyers = sorted(range(customers), key=lambda _: shuffle())
-    for o, c in enumerate(buyers, start=1):
-        open_ = o > customers - customers * 3 // 10
-        count = draw.between(5, 15)
-        carrier = None if open_ else draw.between(1, 10)
-        db.execute(
-            "INSERT INTO orders VALUES (?, ?, ?, -1, ?, ?, 1)",
-            (d, o, c, carrier, count),
-        )
-        if open_:
-            db.execute("INSERT INTO new_order VALUES (?, ?)", (d, o))
-        db.executemany(
-            "INSERT INTO order_line VALUES (?, ?, ?, ?, 0, ?, 5, ?, ?)",
-            (
-                (
-                    d,
-                    o,
-                    number,
-                    draw.between(0, scale.items - 1),
-                    None if open_ else -1,
-                    draw.between(1, 999_999) if open_ else 0,
-                    _text(draw, 24)[:24],
-                )
-                for number in range(count)
-            ),
-        )
-
-
-def state_digest(folder: Path) -> str:
-    """SHA-256 over every row of every table of every file, by primary key."""
-    files = sorted(folder.glob("warehouse-*.sqlite"), key=lambda f: (len(f.name), f))
-    require(len(files) > 0, f"{folder} holds no warehouse file: expected a database")
-    state = hashlib.sha256()
-    for path in files:
-        with closing(connect(path)) as db:
-            for table, key in PRIMARY_KEYS.items():
-                state.update(f"{path.name} {table}\n".encode())
-                for row in db.execute(f"SELECT * FROM {table} ORDER BY {key}"):
-                    state.update(repr(row).encode())
-    return state.hexdigest()
-
-
-# --- Transactions ------------------------------------------------------------
-
-
-class Session:
-    """One worker's connections, and the time its transaction spends in each unit."""
-
-    def __init__(self, folder: Path, warehouses: int) -> None:
-        self.files = [connect(warehouse_file(folder, w)) for w in range(warehouses)]
-        self.units_s = [0.0] * len(UNITS)
-        self.lap_s = 0.0
-
-    def lap(self, unit: int) -> None:
-        """Charge the time since the last lap to `unit`."""
-        now = perf_counter()
-        self.units_s[unit] += now - self.lap_s
-        self.lap_s = now
-
-    def run(self, t) -> bool:
-        """Execute `t`, which holds its locks; True if it committed."""
-        self.units_s = [0.0] * len(UNITS)
-        self.lap_s = perf_counter()
-        match t:
-            case NewOrder():
-                return self._new_order(t)
-            case Payment():
-                return self._payment(t)
-            case OrderStatus():
-                return self._order_status(t)
-            case Delivery():
-                return self._delivery(t)
-            case StockLevel():
-                return self._stock_level(t)
-        raise InvalidInput(f"{type(t).__name__} is no transaction of TPC-C")
-
-    def close(self) -> None:
-        for connection in self.files:
-            connection.close()
-
-    def _end(self, files, statement: str) -> None:
-        # Nobody else can see one file committed and the other not: both are locked.
-        for w in files:
-            self.files[w].execute(statement)
-        self.lap(COMMIT)
-
-    def _begin(self, files, statement: str) -> None:
-        for w in files:
-            self.files[w].execute(statement)
-        self.lap(BEGIN)
-
-    def _named(self, db, d: int, last: str, expected: int) -> int:
-        found = db.execute(
-            "SELECT c_id FROM customer WHERE c_d_id = ? AND c_last = ? "
-            "ORDER BY c_first",
-            (d, last),
-        ).fetchall()
-        number = found[(len(found) - 1) // 2][0]
-        require(
-            number == expected,
-            f"{last} of district {d} is customer {number}, the log says {expected}: "
-            "load the database with the scale and seed of the log",
-        )
-        return number
-
-    def _new_order(self, t: NewOrder) -> bool:
-        db = self.files[t.warehouse]
-        files = sorted({t.warehouse, *(line.supply_warehouse for line in t.lines)})
-        self._begin(files, "BEGIN IMMEDIATE")
-        w_tax = db.execute("SELECT w_tax FROM warehouse").fetchone()[0]
-        d_tax, o_id = db.execute(
-            "SELECT d_tax, d_next_o_id FROM district WHERE d_id = ?", (t.district,)
-        ).fetchone()
-        discount = db.execute(
-            "SELECT c_discount FROM customer WHERE c_d_id = ? AND c_id = ?",
-            (t.district, t.customer),
-        ).fetchone()[0]
-        prices, stock = [], {}
-        for item, supply, _ in t.lines:
-            price = db.execute(
-                "SELECT i_price FROM item WHERE i_id = ?", (item,)
-            ).fetchone()
-            if price is None:  # an unused item number: clause 2.4.1.4
-                self.lap(READ)
-                self._end(files, "ROLLBACK")
-                return False
-            prices.append(price[0])
-            if (supply, item) not in stock:
-                stock[supply, item] = (
-                    self.files[supply]
-                    .execute(
-                        "SELECT s_quantity, s_ytd, s_order_cnt, s_remote_cnt, "
-                        "substr(s_dists, ?, 24) FROM stock WHERE s_i_id = ?",
-                        (24 * t.district + 1, item),
-                    )
-                    .fetchone()
-                )
-        self.lap(READ)
-
-        lines = []
-        for number, (line, price) in enumerate(zip(t.lines, prices, strict=True)):
-            item, supply, quantity = line
-            left, ytd, orders, remote, info = stock[supply, item]
-            left = left - quantity if left >= quantity + 10 else left - quantity + 91
-            remote += supply != t.warehouse
-            stock[supply, item] = (left, ytd + quantity, orders + 1, remote, info)
-            rate = (10_000 - discount) * (10_000 + w_tax + d_tax)
-            amount = quantity * price * rate // 10**8
-            lines.append(
-                (t.district, o_id, number, item, supply, quantity, amount, info)
-            )
-        local = all(line.supply_warehouse == t.warehouse for line in t.lines)
-        self.lap(COMPUTE)
-
-        db.execute(
-            "UPDATE district SET d_next_o_id = ? WHERE d_id = ?", (o_id + 1, t.district)
-        )
-        db.execute(
-            "INSERT INTO orders VALUES (?, ?, ?, ?, NULL, ?, ?)",
-            (t.district, o_id, t.customer, t.entered, len(lines), local),
-        )
-        db.execute("INSERT INTO new_order VALUES (?, ?)", (t.district, o_id))
-        for w in files:
-            self.files[w].executemany(
-                "UPDATE stock SET s_quantity = ?, s_ytd = ?, s_order_cnt = ?, "
-                "s_remote_cnt = ? WHERE s_i_id = ?",
-                [
-                    (*row[:4], item)
-                    for (supply, item), row in stock.items()
-                    if supply == w
-                ],
-            )
-        db.executemany(
-            "INSERT INTO order_line VALUES (?, ?, ?, ?, ?, NULL, ?, ?, ?)", lines
-        )
-        self.lap(WRITE)
-        self._end(files, "COMMIT")
-        return True
-
-    def _payment(self, t: Payment) -> bool:
-        db, theirs = self.files[t.warehouse], self.files[t.customer_warehouse]
-        files = sorted({t.warehouse, t.customer_warehouse})
-        self._begin(files, "BEGIN IMMEDIATE")
-        w_name = db.execute("SELECT w_name FROM warehouse").fetchone()[0]
-        d_name = db.execute(
-            "SELECT d_name FROM district WHERE d_id = ?", (t.district,)
-        ).fetchone()[0]
-        customer = t.customer
-        if t.last_name is not None:
-            customer = self._named(theirs, t.customer_district, t.last_name, customer)
-        credit, data = theirs.execute(
-            "SELECT c_credit, c_data FROM customer WHERE c_d_id = ? AND c_id = ?",
-            (t.customer_district, customer),
-        ).fetchone()
-        self.lap(READ)
-        if credit == "BC":  # clause 2.5.2.2: the record of a bad payer grows
-            data = (
-                f"{customer} {t.customer_district} {t.customer_warehouse} "
-                f"{t.district} {t.warehouse} {t.amount_cents} {data}"
-            )[:500]
-        self.lap(COMPUTE)
-        cents = t.amount_cents
-        db.execute("UPDATE warehouse SET w_ytd = w_ytd + ?", (cents,))
-        db.execute(
-            "UPDATE district SET d_ytd = d_ytd + ? WHERE d_id = ?", (cents, t.district)
-        )
-        theirs.execute(
-            "UPDATE customer SET c_balance = c_balance - ?, "
-            "c_ytd_payment = c_ytd_payment + ?, c_payment_cnt = c_payment_cnt + 1, "
-            "c_data = ? WHERE c_d_id = ? AND c_id = ?",
-            (cents, cents, data, t.customer_district, customer),
-        )
-        db.execute(
-            "INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                t.entered,
-                t.customer_warehouse,
-                t.customer_district,
-                customer,
-                t.district,
-                cents,
-                f"{w_name}    {d_name}",
-            ),
-        )
-        self.lap(WRITE)
-        self._end(files, "COMMIT")
-        return True
-
-    def _order_status(self, t: OrderStatus) -> bool:
-        db, d = self.files[t.warehouse], t.district
-        self._begin([t.warehouse], "BEGIN")
-        customer = t.customer
-        if t.last_name is not None:
-            customer = self._named(db, d, t.last_name, customer)
-        db.execute(
-            "SELECT c_balance, c_first, c_last FROM customer "
-            "WHERE c_d_id = ? AND c_id = ?",
-            (d, customer),
-        ).fetchone()
-        order = db.execute(
-            "SELECT o_id, o_entry, o_carrier_id FROM orders "
-            "WHERE o_d_id = ? AND o_c_id = ? ORDER BY o_id DESC LIMIT 1",
-            (d, customer),
-        ).fetchone()
-        db.execute(
-            "SELECT ol_i_id, ol_supply_w_id, ol_quantity, ol_amount, ol_delivery "
-            "FROM order_line WHERE ol_d_id = ? AND ol_o_id = ?",
-            (d, order[0]),
-        ).fetchall()
-        self.lap(READ)
-        self._end([t.warehouse], "COMMIT")
-        return True
-
-    def _delivery(self, t: Delivery) -> bool:
-        db = self.files[t.warehouse]
-        self._begin([t.warehouse], "BEGIN IMMEDIATE")
-        for d in range(DISTRICTS):
-            oldest = db.execute(
-                "SELECT no_o_id FROM new_order WHERE no_d_id = ? "
-                "ORDER BY no_o_id LIMIT 1",
-                (d,),
-            ).fetchone()
-            if oldest is None:  # clause 2.7.4.2: skip a district with none
-                self.lap(READ)
-                continue
-            (customer,) = db.execute(
-                "SELECT o_c_id FROM orders WHERE o_d_id = ? AND o_id = ?",
-                (d, oldest[0]),
-            ).fetchone()
-            (total,) = db.execute(
-                "SELECT sum(ol_amount) FROM order_line "
-                "WHERE ol_d_id = ? AND ol_o_id = ?",
-                (d, oldest[0]),
-            ).fetchone()
-            self.lap(READ)
-            db.execute(
-                "DELETE FROM new_order WHERE no_d_id = ? AND no_o_id = ?",
-                (d, oldest[0]),
-            )
-            db.execute(
-                "UPDATE orders SET o_carrier_id = ? WHERE o_d_id = ? AND o_id = ?",
-                (t.carrier, d, oldest[0]),
-            )
-            db.execute(
-                "UPDATE order_line SET ol_delivery = ? "
-                "WHERE ol_d_id = ? AND ol_o_id = ?",
-                (t.entered, d, oldest[0]),
-            )
-            db.execute(
-                "UPDATE customer SET c_balance = c_balance + ?, "
-                "c_delivery_cnt = c_delivery_cnt + 1 WHERE c_d_id = ? AND c_id = ?",
-                (total, d, customer),
-            )
-            self.lap(WRITE)
-        self._end([t.warehouse], "COMMIT")
-        return True
-
-    def _stock_level(self, t: StockLevel) -> bool:
-        db = self.files[t.warehouse]
-        self._begin([t.warehouse], "BEGIN")
-        (next_order,) = db.execute(
-            "SELECT d_next_o_id FROM district WHERE d_id = ?", (t.district,)
-        ).fetchone()
-        db.execute(
-            "SELECT count(DISTINCT s_i_id) FROM order_line "
-            "JOIN stock ON s_i_id = ol_i_id "
-            "WHERE ol_d_id = ? AND ol_o_id BETWEEN ? AND ? AND s_quantity < ?",
-            (t.district, next_order - 20, next_order - 1, t.threshold),
-        ).fetchone()
-        self.lap(READ)
-        self._end([t.warehouse], "COMMIT")
-        return True
 
 
 # --- Deterministic execution -------------------------------------------------
@@ -577,9 +121,9 @@ class _Execution:
 
 
 def execute(
-    folder: Path, log: Log, workers: int, in_flight: int = 32, batch: int = 8
+    storage: Storage, log: Log, workers: int, in_flight: int = 32, batch: int = 8
 ) -> Run:
-    """Run the log on the database in `folder`, which was loaded for it.
+    """Run the log on a database that was loaded for it.
 
     A closed loop: `in_flight` clients each submit one transaction, wait for its
     commit and submit the next. Every `batch` submissions the sequencer appends them
@@ -600,7 +144,7 @@ def execute(
 
     def work(number: int) -> None:
         try:
-            session = Session(folder, log.scale.warehouses)
+            session = storage.session()
             with closing(session):
                 while (i := shared.run_queue.get()) != STOP:
                     t = log.transactions[i]
@@ -634,24 +178,14 @@ def execute(
     )
 
 
-def execute_serially(folder: Path, log: Log) -> None:
+def execute_serially(storage: Storage, log: Log) -> None:
     """Run the log one transaction at a time, without locks: the state to agree with."""
-    with closing(Session(folder, log.scale.warehouses)) as session:
+    with closing(storage.session()) as session:
         for t in log.transactions:
             session.run(t)
 
 
 # --- Collection --------------------------------------------------------------
-
-
-def empty_folder(folder: Path) -> Path:
-    """Create `folder`; refuse one that holds anything."""
-    require(
-        not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
-        f"{folder} exists and is not empty: name a new folder",
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def collect(
@@ -707,14 +241,13 @@ def _replay(
     folder: Path, log: Log, workers: int, replays: int, in_flight: int, batch: int
 ) -> tuple[list[Run], str]:
     """Run the log on as many copies of one loaded database; the runs, their state."""
-    loaded = empty_folder(folder / "loaded")
-    load(loaded, log.scale, log.seed)
+    loaded = SQLite(folder / "loaded")
+    loaded.load(log.scale, log.seed)
     runs, digests = [], []
     for r in range(1, replays + 1):
-        copy = folder / f"replay-{r}"
-        shutil.copytree(loaded, copy)
+        copy = loaded.copy(f"replay-{r}")
         runs.append(execute(copy, log, workers, in_flight, batch))
-        digests.append(state_digest(copy))
+        digests.append(copy.digest())
     if len(set(digests)) > 1:
         raise InvalidInput(
             f"replays of one log ended in states {', '.join(d[:8] for d in digests)}: "
