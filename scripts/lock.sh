@@ -4,8 +4,9 @@
 set -eu
 
 all=$(mktemp)
-uv pip compile pyproject.toml --extra memory --extra book --extra dev --universal \
-  --python-version 3.11 --no-header --no-annotate --quiet --output-file "$all"
+uv pip compile pyproject.toml --extra memory --extra postgresql --extra book \
+  --extra dev --universal --python-version 3.11 --no-header --no-annotate --quiet \
+  --output-file "$all"
 grep -vE '^(torch|triton|nvidia-|cuda-|bitsandbytes)' "$all" >requirements.lock
 {
   grep -E '^bitsandbytes==' "$all" # would bring torch by itself
