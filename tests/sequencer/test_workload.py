@@ -10,7 +10,7 @@ from thesis_lib.checks import InvalidInput
 from thesis_lib.sequencer.workload import (
     DISTRICTS,
     SCENARIOS,
-    TPCC_MIX,
+    TPCC_MIXES,
     Delivery,
     Draw,
     NewOrder,
@@ -120,7 +120,9 @@ def log():
 
 
 def test_the_mix_is_the_specifications(log):
-    for share, expected in zip(np.bincount(log.kind) / len(log), TPCC_MIX, strict=True):
+    for share, expected in zip(
+        np.bincount(log.kind) / len(log), TPCC_MIXES["spec"], strict=True
+    ):
         assert within(share, expected, len(log))
 
 

@@ -8,16 +8,18 @@ a database, so the same log can be run on each of them.
 import hashlib
 import shutil
 import sqlite3
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from time import perf_counter
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from thesis_lib.checks import InvalidInput, require
 from thesis_lib.sequencer.workload import (
     DISTRICTS,
+    FIELDS,
     Delivery,
     Draw,
     NewOrder,
@@ -25,6 +27,9 @@ from thesis_lib.sequencer.workload import (
     Payment,
     Scale,
     StockLevel,
+    Transaction,
+    Ycsb,
+    YcsbScale,
     customer_names,
 )
 
@@ -37,8 +42,20 @@ class Session(Protocol):
 
     units_s: list[float]  # (len(UNITS),) of the transaction that ran last
 
-    def run(self, t) -> bool:
-        """Execute `t`, which holds its locks; True if it committed."""
+    def run(self, t: Transaction) -> bool:
+        """Execute `t`, which holds its locks; True if it committed.
+
+        Raises Stale where `t` was declared after a reading that no longer holds.
+        """
+        ...
+
+    def reconnoitre(self, t: Transaction) -> Transaction:
+        """`t` with the customer that its name means now, to be declared.
+
+        A read without locks before the log, as Calvin has it for key sets that only
+        the data tell. A transaction that names nobody comes back as it is. Raises
+        InvalidInput for a name that nobody bears.
+        """
         ...
 
     def close(self) -> None: ...
@@ -50,7 +67,12 @@ class Storage(Protocol):
     @property
     def engine(self) -> str: ...
 
-    def load(self, scale: Scale, seed: int) -> None:
+    @property
+    def one_writer(self) -> bool:
+        """Whether a partition has one writer at a time, so that its file is locked."""
+        ...
+
+    def load(self, scale: Scale | YcsbScale, seed: int) -> None:
         """Fill the empty database with the initial state of this seed."""
         ...
 
@@ -61,18 +83,19 @@ class Storage(Protocol):
     def session(self) -> Session: ...
 
     def digest(self) -> str:
-        """SHA-256 over every row of every table, in an order of its own."""
+        """`canonical_digest` of its rows: equal states, equal digests, anywhere."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SQLite:
-    """One file to a warehouse in `folder`."""
+    """One file to a partition in `folder`."""
 
     folder: Path
     engine = "sqlite"
+    one_writer = True
 
-    def load(self, scale: Scale, seed: int) -> None:
+    def load(self, scale: Scale | YcsbScale, seed: int) -> None:
         """Fill the folder, which holds no database yet."""
         load(empty_folder(self.folder), scale, seed)
 
@@ -86,8 +109,44 @@ class SQLite:
         return SQLiteSession(self.folder)
 
     def digest(self) -> str:
-        """SHA-256 over every row of every table of every file, by primary key."""
+        """`canonical_digest` of the rows of every file."""
         return state_digest(self.folder)
+
+
+class Stale(InvalidInput):
+    """What a reconnaissance found holds no longer; the transaction wrote nothing.
+
+    A transaction reads under its locks, so every replica finds it stale or none does.
+    """
+
+
+def stale(t: Payment | OrderStatus, found: int | None) -> Stale:
+    """The refusal of `t`, whose name now means customer `found`."""
+    return Stale(
+        f"{t.last_name} is customer {found} of the district, the log says "
+        f"{t.customer}: reconnoitre the transaction again, or load the database with "
+        "the scale and seed of the log"
+    )
+
+
+def resolved(
+    t: Transaction, find: Callable[[int, int, str], tuple[int | None, int]]
+) -> Transaction:
+    """`t` with its customer by `find`: warehouse, district, name to number, bearers.
+
+    The number is None for a name that nobody bears.
+    """
+    match t:
+        case Payment(last_name=str(name)):
+            found = find(t.customer_warehouse, t.customer_district, name)
+        case OrderStatus(last_name=str(name)):
+            found = find(t.warehouse, t.district, name)
+        case _:
+            return t
+    number, matches = found
+    if number is None:
+        raise InvalidInput(f"no customer is named {name}: expected a name of the data")
+    return replace(t, customer=number, name_matches=matches)
 
 
 def empty_folder(folder: Path) -> Path:
@@ -100,59 +159,164 @@ def empty_folder(folder: Path) -> Path:
     return folder
 
 
+# --- One state in every database ---------------------------------------------
+
+
+class Table(NamedTuple):
+    """Columns with their types, and the primary key within a partition."""
+
+    columns: str
+    key: str
+
+
 # Money is in cents, rates in basis points, times are positions in the log: integers
-# only, so that equal states are equal bytes. A warehouse has a file of its own,
-# hence no warehouse column in its keys.
-SCHEMA = """
-CREATE TABLE warehouse (w_id INTEGER PRIMARY KEY, w_name TEXT, w_tax INTEGER,
-  w_ytd INTEGER);
-CREATE TABLE district (d_id INTEGER PRIMARY KEY, d_name TEXT, d_tax INTEGER,
-  d_ytd INTEGER, d_next_o_id INTEGER);
-CREATE TABLE customer (c_d_id INTEGER, c_id INTEGER, c_last TEXT, c_first TEXT,
-  c_credit TEXT, c_discount INTEGER, c_balance INTEGER, c_ytd_payment INTEGER,
-  c_payment_cnt INTEGER, c_delivery_cnt INTEGER, c_data TEXT,
-  PRIMARY KEY (c_d_id, c_id)) WITHOUT ROWID;
-CREATE INDEX customer_name ON customer (c_d_id, c_last, c_first);
-CREATE TABLE history (h_id INTEGER PRIMARY KEY, h_c_w_id INTEGER, h_c_d_id INTEGER,
-  h_c_id INTEGER, h_d_id INTEGER, h_amount INTEGER, h_data TEXT);
-CREATE TABLE new_order (no_d_id INTEGER, no_o_id INTEGER,
-  PRIMARY KEY (no_d_id, no_o_id)) WITHOUT ROWID;
-CREATE TABLE orders (o_d_id INTEGER, o_id INTEGER, o_c_id INTEGER, o_entry INTEGER,
-  o_carrier_id INTEGER, o_ol_cnt INTEGER, o_all_local INTEGER,
-  PRIMARY KEY (o_d_id, o_id)) WITHOUT ROWID;
-CREATE INDEX orders_customer ON orders (o_d_id, o_c_id, o_id);
-CREATE TABLE order_line (ol_d_id INTEGER, ol_o_id INTEGER, ol_number INTEGER,
-  ol_i_id INTEGER, ol_supply_w_id INTEGER, ol_delivery INTEGER, ol_quantity INTEGER,
-  ol_amount INTEGER, ol_dist_info TEXT,
-  PRIMARY KEY (ol_d_id, ol_o_id, ol_number)) WITHOUT ROWID;
-CREATE TABLE item (i_id INTEGER PRIMARY KEY, i_name TEXT, i_price INTEGER,
-  i_data TEXT);
-CREATE TABLE stock (s_i_id INTEGER PRIMARY KEY, s_quantity INTEGER, s_dists TEXT,
-  s_ytd INTEGER, s_order_cnt INTEGER, s_remote_cnt INTEGER, s_data TEXT);
-"""
-PRIMARY_KEYS = {
-    "warehouse": "w_id",
-    "district": "d_id",
-    "customer": "c_d_id, c_id",
-    "history": "h_id",
-    "new_order": "no_d_id, no_o_id",
-    "orders": "o_d_id, o_id",
-    "order_line": "ol_d_id, ol_o_id, ol_number",
-    "item": "i_id",
-    "stock": "s_i_id",
+# only, so that equal states are equal bytes. A partition has a file of its own, or
+# else is a column `w` in front, hence no warehouse column in these keys.
+TABLES = {
+    "warehouse": Table(
+        "w_id INTEGER, w_name TEXT, w_tax INTEGER, w_ytd INTEGER",
+        "w_id",
+    ),
+    "district": Table(
+        "d_id INTEGER, d_name TEXT, d_tax INTEGER, d_ytd INTEGER, d_next_o_id INTEGER",
+        "d_id",
+    ),
+    "customer": Table(
+        "c_d_id INTEGER, c_id INTEGER, c_last TEXT, c_first TEXT, c_credit TEXT, "
+        "c_discount INTEGER, c_balance INTEGER, c_ytd_payment INTEGER, "
+        "c_payment_cnt INTEGER, c_delivery_cnt INTEGER, c_data TEXT",
+        "c_d_id, c_id",
+    ),
+    "history": Table(
+        "h_id INTEGER, h_c_w_id INTEGER, h_c_d_id INTEGER, h_c_id INTEGER, "
+        "h_d_id INTEGER, h_amount INTEGER, h_data TEXT",
+        "h_id",
+    ),
+    "new_order": Table(
+        "no_d_id INTEGER, no_o_id INTEGER",
+        "no_d_id, no_o_id",
+    ),
+    "orders": Table(
+        "o_d_id INTEGER, o_id INTEGER, o_c_id INTEGER, o_entry INTEGER, "
+        "o_carrier_id INTEGER, o_ol_cnt INTEGER, o_all_local INTEGER",
+        "o_d_id, o_id",
+    ),
+    "order_line": Table(
+        "ol_d_id INTEGER, ol_o_id INTEGER, ol_number INTEGER, ol_i_id INTEGER, "
+        "ol_supply_w_id INTEGER, ol_delivery INTEGER, ol_quantity INTEGER, "
+        "ol_amount INTEGER, ol_dist_info TEXT",
+        "ol_d_id, ol_o_id, ol_number",
+    ),
+    "item": Table(
+        "i_id INTEGER, i_name TEXT, i_price INTEGER, i_data TEXT",
+        "i_id",
+    ),
+    "stock": Table(
+        "s_i_id INTEGER, s_quantity INTEGER, s_dists TEXT, s_ytd INTEGER, "
+        "s_order_cnt INTEGER, s_remote_cnt INTEGER, s_data TEXT",
+        "s_i_id",
+    ),
+    "usertable": Table("y_id INTEGER, y_fields TEXT", "y_id"),
+    "counter": Table("n_id INTEGER, n_value INTEGER", "n_id"),
 }
+INDEXES = {
+    "customer_name": ("customer", "c_d_id, c_last, c_first"),
+    "orders_customer": ("orders", "o_d_id, o_c_id, o_id"),
+}
+FIELD = 100  # characters of a field of a YCSB record
+
+
+def _text(draw: Draw, length: int) -> str:
+    digits = f"{int(draw.unit() * 16**12):012x}"
+    return (digits * (length // 12 + 1))[:length]
+
+
+def initial_rows(
+    scale: Scale | YcsbScale, seed: int, partition: int
+) -> dict[str, list[tuple]]:
+    """Rows of a partition by table, without its number: a function of the seed.
+
+    TPC-C as clause 4.3.3 at this scale: one order to a customer, in a random order of
+    customers, of which the last three tenths are still to be delivered. YCSB: records
+    of random fields, and the counter alone in the last partition.
+    """
+    if isinstance(scale, Scale):
+        return _initial_tpcc(scale, seed, partition)
+    if partition == scale.files:
+        return {"counter": [(0, 0)]}
+    draw = Draw(f"ycsb {seed} {partition}")
+    records = range(scale.records)
+    fields = ("".join(_text(draw, FIELD) for _ in range(FIELDS)) for _ in records)
+    return {"usertable": list(zip(records, fields, strict=True))}
+
+
+def _initial_tpcc(scale: Scale, seed: int, w: int) -> dict[str, list[tuple]]:
+    items = Draw(f"items {seed}")  # the same in every warehouse
+    draw = Draw(f"load {seed} {w}")
+    names = customer_names(scale, seed, w)
+    shuffle = Random(f"orders {seed} {w}").random
+    rows: dict[str, list[tuple]] = {table: [] for table in TABLES}
+    rows["warehouse"] = [(w, f"W{w}", draw.between(0, 2_000), DISTRICTS * 3_000_000)]
+    for i in range(scale.items):
+        price = items.between(100, 10_000)
+        rows["item"].append((i, f"item {i}", price, _text(items, 30)))
+    for i in range(scale.items):
+        quantity = draw.between(10, 100)
+        districts, data = _text(draw, 24 * DISTRICTS), _text(draw, 30)
+        rows["stock"].append((i, quantity, districts, 0, 0, 0, data))
+    customers = scale.customers
+    for d in range(DISTRICTS):
+        tax = draw.between(0, 2_000)
+        rows["district"].append((d, f"D{d}", tax, 3_000_000, customers + 1))
+        for c, (last, first) in enumerate(names[d]):
+            credit = "BC" if draw.unit() < 0.1 else "GC"
+            discount, data = draw.between(0, 5_000), _text(draw, 400)
+            rows["customer"].append(
+                (d, c, last, first, credit, discount, -1000, 1000, 1, 0, data)
+            )
+        buyers = sorted(range(customers), key=lambda _: shuffle())
+        for o, c in enumerate(buyers, start=1):
+            delivered = o <= customers - customers * 3 // 10
+            count = draw.between(5, 15)
+            carrier = draw.between(1, 10) if delivered else None
+            rows["orders"].append((d, o, c, -1, carrier, count, 1))
+            if not delivered:
+                rows["new_order"].append((d, o))
+            for number in range(count):
+                item = draw.between(0, scale.items - 1)
+                amount = 0 if delivered else draw.between(1, 999_999)
+                entry = -1 if delivered else None
+                rows["order_line"].append(
+                    (d, o, number, item, 0, entry, 5, amount, _text(draw, 24))
+                )
+    return rows
+
+
+def canonical_digest(rows: Callable[[str], Iterable[tuple]]) -> str:
+    """SHA-256 of a state, whichever database keeps it.
+
+    `rows(table)` gives every row of a table as integers, strings and None, the
+    partition in front, ordered by partition and primary key. Each counts as the text
+    of its tuple, under the name of its table.
+    """
+    state = hashlib.sha256()
+    for table in TABLES:
+        state.update(f"{table}\n".encode())
+        for row in rows(table):
+            state.update(f"{row!r}\n".encode())
+    return state.hexdigest()
 
 
 # --- The files of SQLite -----------------------------------------------------
 
 
 def warehouse_file(folder: Path, w: int) -> Path:
-    """The database file of warehouse w."""
+    """The database file of warehouse, or other partition, w."""
     return folder / f"warehouse-{w}.sqlite"
 
 
 def warehouse_files(folder: Path) -> list[Path]:
-    """The database files in `folder`, by warehouse. Refuses a folder without any."""
+    """The database files in `folder`, by partition. Refuses a folder without any."""
     files = sorted(folder.glob("warehouse-*.sqlite"), key=lambda f: (len(f.name), f))
     require(len(files) > 0, f"{folder} holds no warehouse file: expected a database")
     return files
@@ -170,111 +334,37 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _text(draw: Draw, length: int) -> str:
-    return f"{int(draw.unit() * 16**12):012x}" * (length // 12 + 1)
-
-
-def load(folder: Path, scale: Scale, seed: int) -> None:
-    """Fill an empty folder with the initial database, one file to a warehouse.
-
-    Clause 4.3.3 at this scale: one order to a customer, in a random order of
-    customers, of which the last three tenths are still to be delivered.
-    """
-    for w in range(scale.warehouses):
-        items = Draw(f"items {seed}")  # the same in every file
-        draw = Draw(f"load {seed} {w}")
-        names = customer_names(scale, seed, w)
-        shuffle = Random(f"orders {seed} {w}").random
+def load(folder: Path, scale: Scale | YcsbScale, seed: int) -> None:
+    """Fill an empty folder with the initial state, one file to a partition."""
+    for w in range(scale.partitions):
         with closing(connect(warehouse_file(folder, w))) as db:
-            db.executescript(SCHEMA)
+            for name, table in TABLES.items():
+                rowid = " WITHOUT ROWID" if "," in table.key else ""
+                db.execute(
+                    f"CREATE TABLE {name} ({table.columns}, "
+                    f"PRIMARY KEY ({table.key})){rowid}"
+                )
+            for name, (table, columns) in INDEXES.items():
+                db.execute(f"CREATE INDEX {name} ON {table} ({columns})")
             db.execute("BEGIN")
-            db.execute(
-                "INSERT INTO warehouse VALUES (?, ?, ?, ?)",
-                (w, f"W{w}", draw.between(0, 2_000), DISTRICTS * 3_000_000),
-            )
-            db.executemany(
-                "INSERT INTO item VALUES (?, ?, ?, ?)",
-                (
-                    (i, f"item {i}", items.between(100, 10_000), _text(items, 30)[:30])
-                    for i in range(scale.items)
-                ),
-            )
-            db.executemany(
-                "INSERT INTO stock VALUES (?, ?, ?, 0, 0, 0, ?)",
-                (
-                    (
-                        i,
-                        draw.between(10, 100),
-                        _text(draw, 24 * DISTRICTS)[: 24 * DISTRICTS],
-                        _text(draw, 30)[:30],
-                    )
-                    for i in range(scale.items)
-                ),
-            )
-            for d in range(DISTRICTS):
-                _load_district(db, d, scale, draw, names[d], shuffle)
+            for table, rows in initial_rows(scale, seed, w).items():
+                if rows:
+                    marks = ", ".join("?" * len(rows[0]))
+                    db.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
             db.execute("COMMIT")
 
 
-def _load_district(db, d, scale: Scale, draw: Draw, names, shuffle) -> None:
-    customers = scale.customers
-    db.execute(
-        "INSERT INTO district VALUES (?, ?, ?, ?, ?)",
-        (d, f"D{d}", draw.between(0, 2_000), 3_000_000, customers + 1),
-    )
-    db.executemany(
-        "INSERT INTO customer VALUES (?, ?, ?, ?, ?, ?, -1000, 1000, 1, 0, ?)",
-        (
-            (
-                d,
-                c,
-                last,
-                first,
-                "BC" if draw.unit() < 0.1 else "GC",
-                draw.between(0, 5_000),
-                _text(draw, 400)[:400],
-            )
-            for c, (last, first) in enumerate(names)
-        ),
-    )
-    buyers = sorted(range(customers), key=lambda _: shuffle())
-    for o, c in enumerate(buyers, start=1):
-        open_ = o > customers - customers * 3 // 10
-        count = draw.between(5, 15)
-        carrier = None if open_ else draw.between(1, 10)
-        db.execute(
-            "INSERT INTO orders VALUES (?, ?, ?, -1, ?, ?, 1)",
-            (d, o, c, carrier, count),
-        )
-        if open_:
-            db.execute("INSERT INTO new_order VALUES (?, ?)", (d, o))
-        db.executemany(
-            "INSERT INTO order_line VALUES (?, ?, ?, ?, 0, ?, 5, ?, ?)",
-            (
-                (
-                    d,
-                    o,
-                    number,
-                    draw.between(0, scale.items - 1),
-                    None if open_ else -1,
-                    draw.between(1, 999_999) if open_ else 0,
-                    _text(draw, 24)[:24],
-                )
-                for number in range(count)
-            ),
-        )
-
-
 def state_digest(folder: Path) -> str:
-    """SHA-256 over every row of every table of every file, by primary key."""
-    state = hashlib.sha256()
-    for path in warehouse_files(folder):
-        with closing(connect(path)) as db:
-            for table, key in PRIMARY_KEYS.items():
-                state.update(f"{path.name} {table}\n".encode())
+    """`canonical_digest` of the files in `folder`."""
+
+    def rows(table: str) -> Iterable[tuple]:
+        for w, path in enumerate(warehouse_files(folder)):
+            with closing(connect(path)) as db:
+                key = TABLES[table].key
                 for row in db.execute(f"SELECT * FROM {table} ORDER BY {key}"):
-                    state.update(repr(row).encode())
-    return state.hexdigest()
+                    yield (w, *row)
+
+    return canonical_digest(rows)
 
 
 # --- Transactions ------------------------------------------------------------
@@ -294,7 +384,7 @@ class SQLiteSession:
         self.units_s[unit] += now - self.lap_s
         self.lap_s = now
 
-    def run(self, t) -> bool:
+    def run(self, t: Transaction) -> bool:
         """Execute `t`, which holds its locks; True if it committed."""
         self.units_s = [0.0] * len(UNITS)
         self.lap_s = perf_counter()
@@ -309,7 +399,12 @@ class SQLiteSession:
                 return self._delivery(t)
             case StockLevel():
                 return self._stock_level(t)
-        raise InvalidInput(f"{type(t).__name__} is no transaction of TPC-C")
+            case Ycsb():
+                return self._ycsb(t)
+
+    def reconnoitre(self, t: Transaction) -> Transaction:
+        """`t` with the customer that its name means now, to be declared."""
+        return resolved(t, lambda w, d, last: self._find(self.files[w], d, last))
 
     def close(self) -> None:
         for connection in self.files:
@@ -326,19 +421,21 @@ class SQLiteSession:
             self.files[w].execute(statement)
         self.lap(BEGIN)
 
-    def _named(self, db, d: int, last: str, expected: int) -> int:
+    def _find(self, db, d: int, last: str) -> tuple[int | None, int]:
         found = db.execute(
             "SELECT c_id FROM customer WHERE c_d_id = ? AND c_last = ? "
             "ORDER BY c_first",
             (d, last),
         ).fetchall()
-        number = found[(len(found) - 1) // 2][0]
-        require(
-            number == expected,
-            f"{last} of district {d} is customer {number}, the log says {expected}: "
-            "load the database with the scale and seed of the log",
-        )
-        return number
+        return found[(len(found) - 1) // 2][0] if found else None, len(found)
+
+    def _check(self, t: Payment | OrderStatus, db, d: int, files: list[int]) -> None:
+        """Look up the name again, under the locks; roll back and refuse if stale."""
+        if t.last_name is not None:
+            found, _ = self._find(db, d, t.last_name)
+            if found != t.customer:
+                self._end(files, "ROLLBACK")
+                raise stale(t, found)
 
     def _new_order(self, t: NewOrder) -> bool:
         db = self.files[t.warehouse]
@@ -423,8 +520,7 @@ class SQLiteSession:
             "SELECT d_name FROM district WHERE d_id = ?", (t.district,)
         ).fetchone()[0]
         customer = t.customer
-        if t.last_name is not None:
-            customer = self._named(theirs, t.customer_district, t.last_name, customer)
+        self._check(t, theirs, t.customer_district, files)
         credit, data = theirs.execute(
             "SELECT c_credit, c_data FROM customer WHERE c_d_id = ? AND c_id = ?",
             (t.customer_district, customer),
@@ -467,8 +563,7 @@ class SQLiteSession:
         db, d = self.files[t.warehouse], t.district
         self._begin([t.warehouse], "BEGIN")
         customer = t.customer
-        if t.last_name is not None:
-            customer = self._named(db, d, t.last_name, customer)
+        self._check(t, db, d, [t.warehouse])
         db.execute(
             "SELECT c_balance, c_first, c_last FROM customer "
             "WHERE c_d_id = ? AND c_id = ?",
@@ -546,4 +641,38 @@ class SQLiteSession:
         ).fetchone()
         self.lap(READ)
         self._end([t.warehouse], "COMMIT")
+        return True
+
+    def _ycsb(self, t: Ycsb) -> bool:
+        db = self.files[t.partition]
+        self._begin(t.files, "BEGIN IMMEDIATE")
+        if t.partition not in t.files:
+            self._begin([t.partition], "BEGIN")
+        for what, record, field, value in t.operations:
+            first, behind = FIELD * field, FIELD * (field + 1)
+            if what == "update":
+                db.execute(
+                    "UPDATE usertable SET y_fields = "
+                    "substr(y_fields, 1, ?) || ? || substr(y_fields, ?) "
+                    "WHERE y_id = ?",
+                    (first, f"{value:010d}" * (FIELD // 10), behind + 1, record),
+                )
+                self.lap(WRITE)
+                continue
+            (old,) = db.execute(
+                "SELECT y_fields FROM usertable WHERE y_id = ?", (record,)
+            ).fetchone()
+            self.lap(READ)
+            if what == "modify":
+                changed = f"{value:010d}{old[first:behind]}"[:FIELD]
+                self.lap(COMPUTE)
+                db.execute(
+                    "UPDATE usertable SET y_fields = ? WHERE y_id = ?",
+                    (old[:first] + changed + old[behind:], record),
+                )
+                self.lap(WRITE)
+        if t.counter is not None:
+            self.files[t.counter].execute("UPDATE counter SET n_value = n_value + 1")
+            self.lap(WRITE)
+        self._end(sorted({t.partition, *t.files}), "COMMIT")
         return True

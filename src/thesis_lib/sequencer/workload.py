@@ -1,16 +1,18 @@
-"""What the clients ask for: arrivals, reference scenarios, TPC-C.
+"""What the clients ask for: arrivals, reference scenarios, TPC-C, YCSB.
 
 Every function is seeded: the same arguments give the same transactions, on every
 machine and in every process.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
+from decimal import Context, Decimal
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
-from thesis_lib.checks import choice, require, vector
+from thesis_lib.checks import InvalidInput, choice, require, vector
 from thesis_lib.sequencer.trace import F64, I64, KeySets, Trace
 
 DISTRICTS = 10  # to a warehouse, TPC-C clause 1.2.1
@@ -157,7 +159,21 @@ def from_measured(trace: Trace, n: int, seed: int) -> Trace:
 
 NEW_ORDER, PAYMENT, ORDER_STATUS, DELIVERY, STOCK_LEVEL = range(5)
 TPCC_KINDS = ("new_order", "payment", "order_status", "delivery", "stock_level")
-TPCC_MIX = (0.45, 0.43, 0.04, 0.04, 0.04)  # TPC-C clause 5.2.3, as widely run
+TPCC_MIXES = {
+    "spec": (0.45, 0.43, 0.04, 0.04, 0.04),  # TPC-C clause 5.2.3, as widely run
+    "new-order/payment": (0.5, 0.5, 0.0, 0.0, 0.0),
+}
+YCSB_KINDS = ("ycsb_read", "ycsb_write", "ycsb_count")
+OPERATIONS = ("read", "update", "modify")
+YCSB_MIXES = {  # shares of OPERATIONS; D and E insert and scan, which is left out
+    "A": (0.5, 0.5, 0.0),
+    "B": (0.95, 0.05, 0.0),
+    "C": (1.0, 0.0, 0.0),
+    "F": (0.5, 0.0, 0.5),
+}
+FIELDS = 10  # of a record, 100 characters each
+ZIPF_UNIT, ZIPF_LARGEST = 10**10, 400_000  # their product stays below 2^52
+UNRESOLVED = -1  # customer number before the reconnaissance of a name
 _SYLLABLES = (
     *("BAR", "OUGHT", "ABLE", "PRI", "PRES"),
     *("ESE", "ANTI", "CALLY", "ATION", "EING"),
@@ -176,6 +192,7 @@ class Scale:
     warehouses: int = 2
     customers: int = 300  # to a district
     items: int = 1_000
+    kinds = TPCC_KINDS
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -184,6 +201,16 @@ class Scale:
             ("items", self.items, 100),
         ):
             require(value >= least, f"{name}={value}: expected at least {least}")
+
+    @property
+    def partitions(self) -> int:
+        """Parts of the database that a file each can hold."""
+        return self.warehouses
+
+    @property
+    def file_locks(self) -> range:
+        """Numbers of the locks of files."""
+        return range(self.warehouses, 2 * self.warehouses)
 
     @property
     def last_names(self) -> int:
@@ -238,6 +265,7 @@ class NewOrder:
     customer: int
     lines: tuple[OrderLine, ...]
     entered: int  # logical time: the position in the log
+    kind = "new_order"
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +281,7 @@ class Payment:
     name_matches: int  # customers of that last name, 0 where given by number
     amount_cents: int
     entered: int
+    kind = "payment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +293,7 @@ class OrderStatus:
     customer: int
     last_name: str | None
     name_matches: int
+    kind = "order_status"
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +303,7 @@ class Delivery:
     warehouse: int
     carrier: int
     entered: int
+    kind = "delivery"
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,10 +313,91 @@ class StockLevel:
     warehouse: int
     district: int
     threshold: int
+    kind = "stock_level"
 
 
-Transaction = NewOrder | Payment | OrderStatus | Delivery | StockLevel
-TYPES = (NewOrder, Payment, OrderStatus, Delivery, StockLevel)  # as TPCC_KINDS
+@dataclass(frozen=True, slots=True)
+class YcsbScale:
+    """How much data a YCSB database holds, and the number of each of its locks.
+
+    Records lie in `files` partitions; one more holds the counter, so that whoever
+    counts waits for nobody else. Raises InvalidInput for a count out of range.
+    """
+
+    files: int = 2
+    records: int = 1_000  # to a file
+    kinds = YCSB_KINDS
+
+    def __post_init__(self) -> None:
+        require(self.files >= 1, f"files={self.files}: expected at least 1")
+        require(
+            1 <= self.records <= ZIPF_LARGEST,
+            f"records={self.records}: expected 1 to {ZIPF_LARGEST} to a file",
+        )
+
+    @property
+    def partitions(self) -> int:
+        """Parts of the database that a file each can hold."""
+        return self.files + 1
+
+    @property
+    def file_locks(self) -> range:
+        """Numbers of the locks of files."""
+        return range(self.partitions)
+
+    @property
+    def counter(self) -> int:
+        """Lock of the counter."""
+        return self.partitions
+
+    def file(self, f: int) -> int:
+        """Lock of partition f, for a database with one writer to a file."""
+        return f
+
+    def record(self, f: int, r: int) -> int:
+        """Lock of record r of partition f."""
+        return self.partitions + 1 + f * self.records + r
+
+
+class Operation(NamedTuple):
+    """One operation on one record: what, which of its fields, and the new value."""
+
+    what: str  # one of OPERATIONS
+    record: int
+    field: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ycsb:
+    """Operations in order on one partition, and perhaps an increment of the counter.
+
+    A read takes the whole record, an update overwrites one field unseen, and a
+    read-modify-write puts its value in front of what it has read there.
+    """
+
+    partition: int
+    operations: tuple[Operation, ...]
+    counter: int | None  # partition of the counter, None where it does not count
+
+    @property
+    def kind(self) -> str:
+        """One of YCSB_KINDS."""
+        if self.counter is not None:
+            return "ycsb_count"
+        return "ycsb_write" if self.files else "ycsb_read"
+
+    @property
+    def files(self) -> list[int]:
+        """Partitions that it writes."""
+        writes = any(operation.what != "read" for operation in self.operations)
+        counter = [] if self.counter is None else [self.counter]
+        return [self.partition] * writes + counter
+
+
+# --- Logs --------------------------------------------------------------------
+
+Transaction = NewOrder | Payment | OrderStatus | Delivery | StockLevel | Ycsb
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,18 +407,42 @@ class Log:
     The position in the log is the total order, the logical time and the id.
     """
 
-    scale: Scale
+    scale: Scale | YcsbScale
     seed: int
     transactions: tuple[Transaction, ...]
     keys: KeySets  # declared, one set a transaction
+
+    @classmethod
+    def declare(cls, scale: Scale | YcsbScale, seed: int, transactions) -> Self:
+        """The log of `transactions` with the locks that each of them declares."""
+        declared = [declared_locks(scale, t) for t in transactions]
+        return cls(
+            scale=scale,
+            seed=seed,
+            transactions=tuple(transactions),
+            keys=KeySets.from_lists([s for s, _ in declared], [x for _, x in declared]),
+        )
 
     def __len__(self) -> int:
         return len(self.transactions)
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the types of transaction of this workload."""
+        return self.scale.kinds
+
+    @property
     def kind(self) -> I64:
-        """(n,) index into TPCC_KINDS."""
-        return np.array([TYPES.index(type(t)) for t in self.transactions], np.int64)
+        """(n,) index into `kinds`."""
+        return np.array([self.kinds.index(t.kind) for t in self.transactions], np.int64)
+
+    def without_files(self) -> Self:
+        """The same log with locks of rows alone: for a database with many writers."""
+        keys, files = self.keys, self.scale.file_locks
+        kept = (keys.keys < files.start) | (keys.keys >= files.stop)
+        offsets = np.concatenate([[0], np.cumsum(kept)])[keys.offsets]
+        rows = KeySets(offsets, keys.keys[kept], keys.exclusive[kept])
+        return replace(self, keys=rows)
 
 
 class Draw:
@@ -330,6 +466,29 @@ class Draw:
         bits = max(0, round(np.log2((mask + 1) * size / full)))
         draw = self.between(0, 2**bits - 1) | self.between(0, size - 1)
         return (draw + shift) % size
+
+
+class Zipf:
+    """Ranks 0 to n - 1, rank r with a probability proportional to (r + 1)^-theta.
+
+    The exact distribution that Gray et al. (SIGMOD 1994) approximate, by inversion of
+    a table. Its weights are integers, from the correctly rounded logarithm and
+    exponential of the decimal standard: no library's last bit decides a draw.
+    Raises InvalidInput for theta outside [0, 1).
+    """
+
+    def __init__(self, theta: float, n: int) -> None:
+        require(0 <= theta < 1, f"theta={theta}: expected 0 (uniform) to below 1")
+        power, exact = -Decimal(repr(float(theta))), Context(prec=28)
+        total, self.cumulative = 0, []
+        for k in range(1, n + 1):
+            weight = exact.exp(exact.multiply(power, exact.ln(Decimal(k))))
+            total += int(exact.multiply(weight, ZIPF_UNIT))
+            self.cumulative.append(total)
+
+    def rank(self, draw: Draw) -> int:
+        """The next rank."""
+        return bisect_right(self.cumulative, int(draw.unit() * self.cumulative[-1]))
 
 
 def last_name(number: int) -> str:
@@ -364,15 +523,18 @@ def customer_names(scale: Scale, seed: int, w: int) -> list[list[tuple[str, str]
     return names
 
 
-def tpcc(n: int, scale: Scale, seed: int) -> Log:
-    """n transactions of TPC-C with its mix, skew, remote accesses and rollbacks.
+def tpcc(n: int, scale: Scale, seed: int, mix: str = "spec") -> Log:
+    """n transactions of TPC-C with its skew, remote accesses and rollbacks.
 
-    45 % New-Order (of which 1 % name an unknown item and roll back, and 1 % of order
-    lines are supplied by another warehouse), 43 % Payment (15 % for a customer of
-    another warehouse), 4 % each Order-Status, Delivery and Stock-Level. 60 % of
-    Payments and Order-Statuses name the customer by last name; the generator finds
-    the number for the lock declaration, the engine still looks the name up.
+    The mix "spec" has 45 % New-Order (of which 1 % name an unknown item and roll back,
+    and 1 % of order lines are supplied by another warehouse), 43 % Payment (15 % for a
+    customer of another warehouse), 4 % each Order-Status, Delivery and Stock-Level;
+    "new-order/payment" has half of each of these two, as the thesis ran it. 60 % of
+    Payments and Order-Statuses name the customer by last name; the generator declares
+    the number that a reconnaissance finds (`Session.reconnoitre`), and the engine
+    still looks the name up.
     """
+    shares = TPCC_MIXES[choice("mix", mix, TPCC_MIXES)]
     require(n >= 1, f"n={n} transactions: expected at least 1")
     draw = Draw(f"tpcc {seed}")
     directory = _directory(scale, seed)
@@ -414,7 +576,7 @@ def tpcc(n: int, scale: Scale, seed: int) -> Log:
         return Payment(w, d, cw, cd, number, name, matches, cents, at)
 
     transactions: list[Transaction] = []
-    thresholds = np.cumsum(TPCC_MIX)
+    thresholds = np.cumsum(shares)
     for at in range(n):
         kind = int(np.searchsorted(thresholds[:-1], draw.unit(), side="right"))
         w = draw.between(0, scale.warehouses - 1)
@@ -429,13 +591,7 @@ def tpcc(n: int, scale: Scale, seed: int) -> Log:
             transactions.append(Delivery(w, draw.between(1, 10), at))
         else:
             transactions.append(StockLevel(w, d, draw.between(10, 20)))
-    declared = [declared_locks(scale, t) for t in transactions]
-    return Log(
-        scale=scale,
-        seed=seed,
-        transactions=tuple(transactions),
-        keys=KeySets.from_lists([s for s, _ in declared], [x for _, x in declared]),
-    )
+    return Log.declare(scale, seed, transactions)
 
 
 def _directory(scale: Scale, seed: int) -> dict[tuple[int, int, str], tuple[int, int]]:
@@ -454,16 +610,69 @@ def _directory(scale: Scale, seed: int) -> dict[tuple[int, int, str], tuple[int,
     }
 
 
-def declared_locks(scale: Scale, t: Transaction) -> tuple[list[int], list[int]]:
+def ycsb(
+    n: int,
+    scale: YcsbScale,
+    seed: int,
+    mix: str = "A",
+    theta: float = 0.99,
+    operations: int = 10,
+    hot: float = 0.0,
+) -> Log:
+    """n transactions of a core workload of YCSB (Cooper et al., SoCC 2010).
+
+    Each draws a partition and there `operations` independent operations in the
+    shares of `mix`: A half reads, half updates; B 95:5; C reads alone; F half reads,
+    half read-modify-writes. Records are Zipf within the partition, not scrambled: the
+    record of the lowest number is the most popular of each partition. A share `hot`
+    of transactions also increments the one counter.
+    """
+    require(n >= 1, f"n={n} transactions: expected at least 1")
+    require(operations >= 1, f"operations={operations}: expected at least 1")
+    require(0 <= hot <= 1, f"hot={hot}: expected a share from 0 to 1")
+    thresholds = np.cumsum(YCSB_MIXES[choice("mix", mix, YCSB_MIXES)])[:-1].tolist()
+    draw, popularity = Draw(f"ycsb {seed}"), Zipf(theta, scale.records)
+
+    def operation() -> Operation:
+        return Operation(
+            what=OPERATIONS[bisect_right(thresholds, draw.unit())],
+            record=popularity.rank(draw),
+            field=draw.between(0, FIELDS - 1),
+            value=draw.between(0, 10**9 - 1),
+        )
+
+    transactions = [
+        Ycsb(
+            partition=draw.between(0, scale.files - 1),
+            operations=tuple(operation() for _ in range(operations)),
+            counter=scale.files if draw.unit() < hot else None,
+        )
+        for _ in range(n)
+    ]
+    return Log.declare(scale, seed, transactions)
+
+
+def declared_locks(
+    scale: Scale | YcsbScale, t: Transaction
+) -> tuple[list[int], list[int]]:
     """(shared, exclusive) locks that `t` declares before it runs.
 
     Orders, and the customers of a district, are locked as groups where a transaction
     cannot name its rows in advance: Delivery does not know whose orders are oldest.
     Stock-Level takes no locks on stock: TPC-C asks only for reads of committed
     data there (level 1 isolation, clause 3.4.1). The row of an unknown item is
-    declared too, or the size of the set would give a rollback away.
+    declared too, or the size of the set would give a rollback away. Raises
+    InvalidInput for a name that no reconnaissance has resolved, and for a transaction
+    of the other benchmark.
     """
+    if isinstance(scale, YcsbScale):
+        return _ycsb_locks(scale, t)
     match t:
+        case Payment(customer=c) | OrderStatus(customer=c) if c == UNRESOLVED:
+            raise InvalidInput(
+                f"the customer named {t.last_name} has no number yet: "
+                "let a session reconnoitre the transaction first"
+            )
         case NewOrder(w, d, c, lines):
             files = {w, *(line.supply_warehouse for line in lines)}
             stock = {scale.stock(line.supply_warehouse, line.item) for line in lines}
@@ -498,4 +707,22 @@ def declared_locks(scale: Scale, t: Transaction) -> tuple[list[int], list[int]]:
             files = set()
             shared = [scale.district(w, d), scale.orders(w, d)]
             written = []
+        case _:
+            raise InvalidInput(f"{t.kind} is no transaction of TPC-C: see YcsbScale")
     return shared, [*written, *(scale.file(f) for f in sorted(files))]
+
+
+def _ycsb_locks(scale: YcsbScale, t: Transaction) -> tuple[list[int], list[int]]:
+    if not isinstance(t, Ycsb):
+        raise InvalidInput(f"{t.kind} is no transaction of YCSB: see Scale")
+    touched = {o.record for o in t.operations}
+    written = {o.record for o in t.operations if o.what != "read"}
+    counter = [] if t.counter is None else [scale.counter]
+    return (
+        [scale.record(t.partition, r) for r in sorted(touched - written)],
+        [
+            *(scale.record(t.partition, r) for r in sorted(written)),
+            *counter,
+            *(scale.file(f) for f in t.files),
+        ],
+    )
