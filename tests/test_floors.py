@@ -15,7 +15,7 @@ FLOORS = [
     "memory.lowrank memory.quantise memory.lossless memory.smollm2",
     "claims sequencer.kernel sequencer.features sequencer.storage memory.plan "
     "memory.store memory.measure",
-    "sequencer.estimator memory.stream memory.cost",
+    "sequencer.postgres sequencer.estimator memory.stream memory.cost",
     "sequencer.shadow memory.speculate memory.quality",
     "sequencer.policies",
     "sequencer.engine sequencer.simulate",

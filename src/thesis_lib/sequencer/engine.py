@@ -10,7 +10,7 @@ import sqlite3
 import tempfile
 import threading
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
@@ -283,7 +283,6 @@ def _trace(
         for r, run in enumerate(runs, start=1):
             measured[f"service_s_r{r}"] = _tick(run.finish_s - run.start_s)
             measured[f"cpu_s_r{r}"] = _tick(run.cpu_s)
-    scale = log.scale
     return Trace(
         kinds=TPCC_KINDS,
         kind=log.kind,
@@ -304,9 +303,7 @@ def _trace(
             "sqlite": sqlite3.sqlite_version,
             "python": platform.python_version(),
             "machine": cpu_model(),
-            "warehouses": scale.warehouses,
-            "customers": scale.customers,
-            "items": scale.items,
+            **asdict(log.scale),
             "workers": workers,
             "in_flight": in_flight,
             "batch": batch,

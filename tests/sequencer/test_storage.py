@@ -1,0 +1,322 @@
+"""The same log leaves the same state in every database, and it is the right one."""
+
+import pickle
+from contextlib import closing
+from dataclasses import replace
+from time import perf_counter
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer.engine import execute, execute_serially
+from thesis_lib.sequencer.storage import (
+    FIELD,
+    TABLES,
+    UNITS,
+    SQLite,
+    Stale,
+    canonical_digest,
+    initial_rows,
+    load,
+    state_digest,
+    warehouse_file,
+)
+from thesis_lib.sequencer.storage import connect as connect_file
+from thesis_lib.sequencer.workload import (
+    UNRESOLVED,
+    Log,
+    NewOrder,
+    OrderLine,
+    OrderStatus,
+    Payment,
+    Scale,
+    YcsbScale,
+    tpcc,
+    ycsb,
+)
+
+SMALL, RECORDS = Scale(warehouses=2, customers=60, items=100), YcsbScale(2, 40)
+SEED = 4
+LOGS = {
+    "tpcc": tpcc(600, SMALL, SEED),
+    "new-order/payment": tpcc(200, SMALL, SEED, mix="new-order/payment"),
+    "ycsb A": ycsb(150, RECORDS, SEED, mix="A", hot=0.2),
+    "ycsb F": ycsb(150, RECORDS, SEED, mix="F", hot=0.2, theta=0.5),
+}
+ENGINES = ["sqlite", "postgresql"]
+
+
+@pytest.fixture(scope="module")
+def databases(tmp_path_factory):
+    """A function from engine, scale and seed to a database with that state."""
+    postgres = pytest.importorskip("thesis_lib.sequencer.postgres")
+    folder, kept = tmp_path_factory.mktemp("databases"), {}
+    with postgres.postgres_database() as empty:
+
+        def loaded(engine, scale, seed=SEED):
+            name = f"{type(scale).__name__}_{len(kept)}".lower()
+            if (engine, scale, seed) not in kept:
+                storage = (
+                    SQLite(folder / name)
+                    if engine == "sqlite"
+                    else replace(empty, database=f"{empty.database}_{name}")
+                )
+                storage.load(scale, seed)
+                kept[engine, scale, seed] = storage
+            return kept[engine, scale, seed]
+
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def serial(databases):
+    """A function from engine and log to a database in which that log was run."""
+    kept = {}
+
+    def run(engine, name):
+        if (engine, name) not in kept:
+            copy = databases(engine, LOGS[name].scale).copy(f"serial{len(kept)}")
+            execute_serially(copy, LOGS[name])
+            kept[engine, name] = copy
+        return kept[engine, name]
+
+    return run
+
+
+def rows(storage, table):
+    """The rows of a table, the partition in the column `w`."""
+    names = [column.split()[0] for column in TABLES[table].columns.split(", ")]
+    if isinstance(storage, SQLite):
+        found = []
+        for w in range(len(list(storage.folder.iterdir()))):
+            if warehouse_file(storage.folder, w).exists():
+                with closing(connect_file(warehouse_file(storage.folder, w))) as db:
+                    found += [(w, *r) for r in db.execute(f"SELECT * FROM {table}")]
+    else:
+        with closing(storage.session()) as session:
+            found = session.connection.execute(f"SELECT * FROM {table}").fetchall()
+    return pd.DataFrame(found, columns=["w", *names])
+
+
+def change(storage, statement):
+    """Execute a statement behind the engine's back, in the only warehouse."""
+    with closing(storage.session()) as session:
+        if isinstance(storage, SQLite):
+            session.files[0].execute(statement)
+        else:
+            session.connection.execute(statement)
+
+
+# --- Equal states ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [SMALL, RECORDS], ids=["tpcc", "ycsb"])
+def test_loading_is_a_function_of_the_seed(databases, tmp_path, scale):
+    first, second = (databases(engine, scale).digest() for engine in ENGINES)
+    assert first == second
+    load(tmp_path / "other", scale, SEED + 1)
+    assert state_digest(tmp_path / "other") != first
+
+
+def test_the_digest_sees_every_value_its_place_and_its_table():
+    state = {"orders": [(0, 1, "a"), (0, 2, None)], "item": [(0, 1, "a")]}
+
+    def digest(**changed):
+        return canonical_digest(lambda table: (state | changed).get(table, []))
+
+    others = [
+        digest(orders=[(0, 1, "a"), (0, 2, "None")]),
+        digest(orders=[(0, 1, "a"), (1, 2, None)]),
+        digest(orders=[(0, 1, "a")]),
+        digest(orders=[], item=[(0, 1, "a"), (0, 1, "a"), (0, 2, None)]),
+        digest(orders=[(0, "1", "a"), (0, 2, None)]),
+    ]
+    assert len({digest(), *others}) == 1 + len(others)
+    assert digest() == digest()
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_log_leaves_the_same_state_in_every_database(databases, serial, name):
+    first, second = (serial(engine, name).digest() for engine in ENGINES)
+    assert first == second
+    for engine in ENGINES:  # and the original of the copy is untouched
+        assert databases(engine, LOGS[name].scale).digest() != first
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["tpcc", "ycsb A", "ycsb F"])
+def test_another_order_is_another_state(databases, serial, engine, name):
+    log = LOGS[name]
+    copy = databases(engine, log.scale).copy(f"backwards{name[-1]}")
+    execute_serially(copy, replace(log, transactions=log.transactions[::-1]))
+    assert copy.digest() != serial(engine, name).digest()
+
+
+@pytest.mark.parametrize("name", ["tpcc", "ycsb A"])
+def test_writers_of_one_partition_overlap_on_postgresql(databases, serial, name):
+    storage = databases("postgresql", LOGS[name].scale)
+    assert not storage.one_writer
+    log = LOGS[name].without_files()
+    copy = pickle.loads(pickle.dumps(storage.copy(f"parallel{name[-1]}")))
+    run = execute(copy, log, workers=4)
+    assert copy.digest() == serial("postgresql", name).digest()
+    order = np.argsort(run.start_s)
+    assert (run.start_s[order][1:] < run.finish_s[order][:-1]).sum() > len(log) / 10
+
+
+# --- The right state ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_consistency_conditions_of_tpcc(serial, engine):
+    storage = serial(engine, "tpcc")
+    warehouse, district, orders, opened, lines = (
+        rows(storage, table)
+        for table in ("warehouse", "district", "orders", "new_order", "order_line")
+    )
+    orders = orders.rename(columns={"o_d_id": "d", "o_id": "o"})
+    opened = opened.rename(columns={"no_d_id": "d", "no_o_id": "o"})
+    lines = lines.rename(columns={"ol_d_id": "d", "ol_o_id": "o"})
+    district = district.rename(columns={"d_id": "d"}).set_index(["w", "d"])
+    by_district = orders.groupby(["w", "d"])
+
+    paid = district.d_ytd.groupby("w").sum()  # clause 3.3.2.1, and so on
+    assert (warehouse.set_index("w").w_ytd == paid).all()
+    assert (district.d_next_o_id - 1 == by_district.o.max()).all()
+    numbers = opened.groupby(["w", "d"]).o
+    assert (numbers.max() - numbers.min() + 1 == numbers.count()).all()
+    counts = lines.groupby(["w", "d"]).size()
+    assert (by_district.o_ol_cnt.sum() == counts).all()
+    one = ["w", "d", "o"]
+    is_open = pd.MultiIndex.from_frame(orders[one]).isin(
+        pd.MultiIndex.from_frame(opened)
+    )
+    assert (orders.o_carrier_id.isna() == is_open).all()
+    assert (orders.set_index(one).o_ol_cnt == lines.groupby(one).size()).all()
+    both = lines.merge(orders, on=one)
+    assert len(both) == len(lines)
+    assert (both.ol_delivery.isna() == both.o_carrier_id.isna()).all()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["ycsb A", "ycsb F"])
+def test_ycsb_does_what_a_dictionary_does(serial, engine, name):
+    state = {
+        (f, r): [text[i : i + FIELD] for i in range(0, len(text), FIELD)]
+        for f in range(RECORDS.files)
+        for r, text in initial_rows(RECORDS, SEED, f)["usertable"]
+    }
+    for t in LOGS[name].transactions:
+        for what, record, field, value in t.operations:
+            fields, new = state[t.partition, record], f"{value:010d}"
+            if what == "update":
+                fields[field] = new * 10
+            elif what == "modify":
+                fields[field] = (new + fields[field])[:FIELD]
+    found = rows(serial(engine, name), "usertable")
+    assert {(w, r): text for w, r, text in found.itertuples(index=False)} == {
+        key: "".join(fields) for key, fields in state.items()
+    }
+    counted = sum(t.counter is not None for t in LOGS[name].transactions)
+    assert counted > 0
+    assert rows(serial(engine, name), "counter").values.tolist() == [
+        [RECORDS.files, 0, counted]
+    ]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_unknown_item_leaves_no_trace(databases, engine):
+    copy = databases(engine, SMALL).copy("unknown")
+    before = copy.digest()
+    known, unknown = OrderLine(3, 1, 2), OrderLine(SMALL.items, 0, 1)
+    with closing(copy.session()) as session:
+        assert not session.run(NewOrder(0, 1, 2, (known, unknown), 0))
+        assert not session.run(NewOrder(0, 1, 2, (unknown,), 0))
+        assert copy.digest() == before
+        assert session.run(NewOrder(0, 1, 2, (known,), 0))
+    assert copy.digest() != before
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_item_ordered_twice_leaves_the_stock_twice(databases, engine):
+    copy = databases(engine, SMALL).copy("twice")
+    with closing(copy.session()) as session:
+        session.run(NewOrder(0, 1, 2, (OrderLine(3, 1, 2), OrderLine(3, 1, 5)), 0))
+    stock = rows(copy, "stock").set_index(["w", "s_i_id"])
+    assert stock.loc[(1, 3), ["s_ytd", "s_order_cnt", "s_remote_cnt"]].tolist() == [
+        *(7, 2, 2)
+    ]
+    left = {i: q for i, q, *_ in initial_rows(SMALL, SEED, 1)["stock"]}[3]
+    for quantity in (2, 5):  # clause 2.4.2.2
+        left = left - quantity if left >= quantity + 10 else left - quantity + 91
+    assert stock.loc[(1, 3), "s_quantity"] == left
+
+
+# --- Sessions ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_units_fit_in_the_time_of_the_transaction(databases, engine):
+    copy = databases(engine, SMALL).copy("timed")
+    with closing(copy.session()) as session:
+        for t in LOGS["tpcc"].transactions[:60]:
+            start_s = perf_counter()
+            session.run(t)
+            taken_s = perf_counter() - start_s
+            assert len(session.units_s) == len(UNITS)
+            assert min(session.units_s) >= 0
+            assert 0 < sum(session.units_s) <= taken_s
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_reconnaissance_finds_what_the_generator_declares(databases, engine):
+    log = LOGS["tpcc"]
+    with closing(databases(engine, SMALL).session()) as session:
+        blind = [
+            replace(t, customer=UNRESOLVED, name_matches=0)
+            if isinstance(t, Payment | OrderStatus) and t.last_name is not None
+            else t
+            for t in log.transactions
+        ]
+        with pytest.raises(InvalidInput, match="let a session reconnoitre"):
+            Log.declare(SMALL, SEED, blind)
+        seen = Log.declare(SMALL, SEED, [session.reconnoitre(t) for t in blind])
+        assert seen.transactions == log.transactions
+        np.testing.assert_array_equal(seen.keys.keys, log.keys.keys)
+        with pytest.raises(InvalidInput, match="no customer is named NOBODY"):
+            session.reconnoitre(OrderStatus(0, 1, UNRESOLVED, "NOBODY", 0))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_replica_finds_the_same_reconnaissance_stale(databases, engine):
+    # No transaction renames a customer, so we do, after the reconnaissance.
+    alone = Scale(1, 60, 100)
+    log = tpcc(300, alone, SEED)
+    named = next(
+        t for t in log.transactions if isinstance(t, Payment) and t.name_matches > 1
+    )
+    asked = OrderStatus(
+        0, named.customer_district, named.customer, named.last_name, named.name_matches
+    )
+    states = []
+    for replica in ("first", "second"):
+        copy = databases(engine, alone).copy(replica)
+        change(
+            copy,
+            "UPDATE customer SET c_last = 'RENAMED' WHERE "
+            f"c_d_id = {named.customer_district} AND c_id = {named.customer}",
+        )
+        before = copy.digest()
+        with closing(copy.session()) as session:
+            for t in (named, asked):
+                with pytest.raises(Stale, match="reconnoitre the transaction again"):
+                    session.run(t)
+            assert copy.digest() == before  # aborted, and the session still serves
+            again = session.reconnoitre(named)
+            assert again.customer != named.customer
+            assert again.name_matches == named.name_matches - 1
+            assert session.run(again)
+        states.append(copy.digest())
+    assert states[0] == states[1] != before
