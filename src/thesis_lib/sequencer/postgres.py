@@ -41,6 +41,7 @@ from thesis_lib.sequencer.workload import (
 INSTALL = 'install it with: pip install "thesis-lib[postgresql]"'
 try:
     import psycopg
+    from psycopg import sql
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 except ModuleNotFoundError as error:
@@ -69,7 +70,13 @@ def postgres_server() -> Iterator[str]:
         tempfile.TemporaryDirectory(prefix="thesis-pg-") as folder,
         get_server(Path(folder) / "data", cleanup_mode="delete") as server,
     ):
-        yield server.get_uri()
+        dsn = server.get_uri()
+        with closing(
+            connect(dsn)
+        ) as db:  # nothing here outlives a crash of the machine
+            db.execute("ALTER SYSTEM SET fsync = off")
+            db.execute("SELECT pg_reload_conf()")
+        yield dsn
 
 
 @contextmanager
@@ -80,8 +87,8 @@ def postgres_database(dsn: str | None = None) -> Iterator["PostgreSQL"]:
     InvalidInput where no server answers, or does not let this user make databases.
     """
     if dsn is None:
-        with postgres_server() as own, postgres_database(own) as empty:
-            yield empty
+        with postgres_server() as own:
+            yield PostgreSQL(own, "thesis")
         return
     empty = PostgreSQL(dsn, f"thesis_{uuid4().hex[:12]}")
     with closing(connect(dsn)) as server:
@@ -101,7 +108,7 @@ def postgres_database(dsn: str | None = None) -> Iterator["PostgreSQL"]:
                 "SELECT datname FROM pg_database WHERE starts_with(datname, $1)",
                 (empty.database,),
             ).fetchall():
-                server.execute(_sql(f"DROP DATABASE {name} WITH (FORCE)"))
+                server.execute(_naming("DROP DATABASE {} WITH (FORCE)", name))
 
 
 def address(dsn: str) -> str:
@@ -146,8 +153,13 @@ def connect(dsn: str, database: str | None = None) -> psycopg.Connection:
 
 
 def _sql(text: str) -> LiteralString:
-    """A statement composed of this module's own constants."""
+    """A statement composed of this package's own constants."""
     return cast(LiteralString, text)
+
+
+def _naming(statement: LiteralString, *databases: str) -> sql.Composed:
+    """A statement about `databases`, whatever their names hold."""
+    return sql.SQL(statement).format(*map(sql.Identifier, databases))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +175,9 @@ class PostgreSQL:
         """Create the database, which does not exist yet, and fill it."""
         with closing(connect(self.dsn)) as server:
             server.execute(
-                _sql(
-                    f"CREATE DATABASE {self.database} TEMPLATE template0 "
-                    "ENCODING 'UTF8' LOCALE 'C'"  # names sort by their bytes
+                _naming(  # names of customers sort by their bytes
+                    "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'",
+                    self.database,
                 )
             )
         with closing(connect(self.dsn, self.database)) as db:
@@ -189,10 +201,10 @@ class PostgreSQL:
 
     def copy(self, name: str) -> Self:
         """The database `name` beside this one, which nobody may be using."""
-        copy = replace(self, database=f"{self.database}_{name.replace('-', '_')}")
+        copy = replace(self, database=f"{self.database}_{name}")
         with closing(connect(self.dsn)) as server:
             server.execute(
-                _sql(f"CREATE DATABASE {copy.database} TEMPLATE {self.database}")
+                _naming("CREATE DATABASE {} TEMPLATE {}", copy.database, self.database)
             )
         return copy
 
