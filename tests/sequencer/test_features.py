@@ -8,14 +8,19 @@ from thesis_lib.sequencer.features import (
     declared_records,
     dynamic_features,
     static_features,
+    static_names,
     with_features,
 )
 from thesis_lib.sequencer.trace import KeySets
 from thesis_lib.sequencer.workload import (
+    Log,
     NewOrder,
+    Operation,
     OrderLine,
     Payment,
     Scale,
+    Ycsb,
+    YcsbScale,
     scenario,
     tpcc,
 )
@@ -127,6 +132,41 @@ def test_static_features_by_hand():
         if isinstance(t, Payment):
             assert known["by_name"] == (t.last_name is not None)
             assert known["files_written"] == len({t.warehouse, t.customer_warehouse})
+
+
+def test_static_features_of_ycsb_by_hand():
+    operations = [("read", 3), ("update", 8), ("modify", 3), ("read", 5), ("read", 5)]
+    operations = tuple(Operation(what, r, 0, 0) for what, r in operations)
+    scale = YcsbScale(2, 10)
+    log = Log.declare(
+        scale, 0, [Ycsb(0, operations, 2), Ycsb(1, (Operation("read", 4, 0, 0),), None)]
+    )
+    table = static_features(log)
+    names = static_names(log)
+    assert table.shape == (2, len(names))
+    assert {
+        name: value for name, value in zip(names, table[0], strict=True) if value
+    } == {
+        "is_ycsb_count": 1,
+        "reads": 3,
+        "updates": 1,
+        "modifies": 1,
+        "distinct_records": 3,
+        "distinct_written": 2,
+        "most_popular": 3,
+        "files_written": 2,
+        "records_read": 4,
+        "records_updated": 3,
+    }
+    assert {
+        name: value for name, value in zip(names, table[1], strict=True) if value
+    } == {
+        "is_ycsb_read": 1,
+        "reads": 1,
+        "distinct_records": 1,
+        "most_popular": 4,
+        "records_read": 1,
+    }
 
 
 def test_a_coming_rollback_is_not_known():

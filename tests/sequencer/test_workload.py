@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from math import isqrt
 
 import numpy as np
 import pytest
@@ -9,16 +10,25 @@ import pytest
 from thesis_lib.checks import InvalidInput
 from thesis_lib.sequencer.workload import (
     DISTRICTS,
+    FIELDS,
+    OPERATIONS,
     SCENARIOS,
     TPCC_MIXES,
+    YCSB_MIXES,
+    ZIPF_LARGEST,
+    ZIPF_UNIT,
     Delivery,
     Draw,
     NewOrder,
+    Operation,
     OrderLine,
     OrderStatus,
     Payment,
     Scale,
     StockLevel,
+    Ycsb,
+    YcsbScale,
+    Zipf,
     at_rate,
     customer_names,
     declared_locks,
@@ -30,6 +40,7 @@ from thesis_lib.sequencer.workload import (
     scenario,
     tpcc,
     with_arrivals,
+    ycsb,
 )
 
 SMALL = Scale(warehouses=3, customers=60, items=200)
@@ -37,7 +48,7 @@ SMALL = Scale(warehouses=3, customers=60, items=200)
 
 def within(share, expected, n):
     """Four standard errors of a share observed on n draws."""
-    return abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / n)
+    return abs(share - expected) <= 4 * np.sqrt(expected * (1 - expected) / n)
 
 
 def test_poisson_gaps_are_exponential():
@@ -124,6 +135,29 @@ def test_the_mix_is_the_specifications(log):
         np.bincount(log.kind) / len(log), TPCC_MIXES["spec"], strict=True
     ):
         assert within(share, expected, len(log))
+
+
+def test_the_mix_of_the_thesis_is_half_and_half():
+    log = tpcc(8_000, SMALL, seed=3, mix="new-order/payment")
+    counts = np.bincount(log.kind, minlength=len(log.kinds))
+    assert counts[:2].sum() == len(log)
+    assert within(counts[0] / len(log), 0.5, len(log))
+    with pytest.raises(InvalidInput, match="did you mean 'spec'"):
+        tpcc(10, SMALL, seed=3, mix="specs")
+
+
+def test_without_files_only_their_locks_go(log):
+    rows, files = log.without_files(), set(SMALL.file_locks)
+    assert rows.transactions == log.transactions
+    for i in range(500):
+        whole, left = (
+            list(zip(keys.keys[at], keys.exclusive[at], strict=True))
+            for keys in (log.keys, rows.keys)
+            for at in [slice(keys.offsets[i], keys.offsets[i + 1])]
+        )
+        assert left == [(key, mode) for key, mode in whole if key not in files]
+    assert files < set(log.keys.keys)
+    assert not files & set(rows.keys.keys)
 
 
 def test_rates_of_the_specification(log):
@@ -248,13 +282,122 @@ def test_a_scale_too_small_is_refused(field):
         Scale(**{field: 0})
 
 
+# --- YCSB --------------------------------------------------------------------
+
+RECORDS = YcsbScale(files=3, records=50)
+
+
+@pytest.mark.parametrize("theta", [0.0, 0.5, 0.99])
+def test_zipf_has_the_probabilities_of_its_definition(theta):
+    n, draws = 200, 40_000
+    popularity, draw = Zipf(theta, n), Draw(f"zipf {theta}")
+    expected = np.arange(1.0, n + 1) ** -theta
+    expected /= expected.sum()
+    table = np.diff([0, *popularity.cumulative]) / popularity.cumulative[-1]
+    np.testing.assert_allclose(table, expected, rtol=1e-7)
+    counts = np.bincount([popularity.rank(draw) for _ in range(draws)], minlength=n)
+    assert len(counts) == n
+    # chi-square on n - 1 degrees of freedom: mean n - 1, variance 2 (n - 1)
+    excess = ((counts - draws * expected) ** 2 / (draws * expected)).sum() - (n - 1)
+    assert abs(excess) < 4 * np.sqrt(2 * (n - 1))
+
+
+def test_zipf_weights_are_exact_integers():
+    # 10^10 / sqrt(k), rounded without a floating-point number
+    weights = np.diff([0, *Zipf(0.5, 3_000).cumulative])
+    assert weights.tolist() == [
+        (isqrt(4 * 10**20 // k) + 1) // 2 for k in range(1, 3_001)
+    ]
+    np.testing.assert_array_equal(np.diff([0, *Zipf(0.0, 40).cumulative]), 10**10)
+    assert ZIPF_UNIT * ZIPF_LARGEST < 2**52  # a draw reaches every integer below
+
+
+@pytest.mark.parametrize("mix", YCSB_MIXES)
+def test_ycsb_keeps_the_shares_it_is_given(mix):
+    n, each, theta, hot = 3_000, 5, 0.8, 0.25
+    log = ycsb(n, RECORDS, 1, mix=mix, theta=theta, operations=each, hot=hot)
+    operations = [o for t in log.transactions for o in t.operations]
+    assert len(operations) == n * each
+    for what, share in zip(OPERATIONS, YCSB_MIXES[mix], strict=True):
+        assert within(np.mean([o.what == what for o in operations]), share, n * each)
+    counts = np.array([t.counter == RECORDS.files for t in log.transactions])
+    assert within(counts.mean(), hot, n)
+    partition = np.bincount([t.partition for t in log.transactions])
+    assert len(partition) == RECORDS.files
+    assert all(within(count / n, 1 / 3, n) for count in partition)
+    popular = 1 / (np.arange(1.0, 51) ** -theta).sum()
+    assert within(np.mean([o.record == 0 for o in operations]), popular, n * each)
+    assert {o.field for o in operations} == set(range(FIELDS))
+
+
+def test_ycsb_declares_its_records_the_counter_and_the_files_it_writes():
+    def locks(partition, operations, counter):
+        operations = [Operation(what, record, 0, 0) for what, record in operations]
+        t = Ycsb(partition, tuple(operations), counter)
+        shared, exclusive = declared_locks(RECORDS, t)
+        assert len({*shared, *exclusive}) == len(shared) + len(exclusive)
+        return t.kind, set(shared), set(exclusive)
+
+    record, file = RECORDS.record, RECORDS.file
+    both = [("read", 4), ("update", 7), ("modify", 4), ("read", 9), ("read", 9)]
+    assert locks(1, both, None) == (
+        "ycsb_write",
+        {record(1, 9)},
+        {record(1, 4), record(1, 7), file(1)},
+    )
+    assert locks(2, [("read", 4)], None) == ("ycsb_read", {record(2, 4)}, set())
+    assert locks(2, [("read", 4)], 3) == (
+        "ycsb_count",
+        {record(2, 4)},
+        {RECORDS.counter, file(3)},
+    )
+    numbers = [record(f, r) for f in range(3) for r in range(50)]
+    numbers += [RECORDS.counter, *RECORDS.file_locks]
+    assert sorted(numbers) == list(range(len(numbers)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"theta": 1.0}, "theta=1.0: expected 0"),
+        ({"theta": -0.1}, "theta=-0.1: expected 0"),
+        ({"theta": float("nan")}, "theta=nan: expected 0"),
+        ({"mix": ""}, "expected one of A, B, C, F"),
+        ({"mix": "D"}, "expected one of A, B, C, F"),
+        ({"operations": 0}, "operations=0: expected at least 1"),
+        ({"hot": 1.5}, "hot=1.5: expected a share"),
+        ({"hot": float("nan")}, "hot=nan: expected a share"),
+        ({"n": 0}, "n=0 transactions: expected at least 1"),
+    ],
+)
+def test_ycsb_refuses(arguments, message):
+    with pytest.raises(InvalidInput, match=message):
+        ycsb(**{"n": 5, "scale": RECORDS, "seed": 0} | arguments)
+
+
+def test_a_transaction_of_the_other_benchmark_is_refused():
+    with pytest.raises(InvalidInput, match="ycsb_read is no transaction of TPC-C"):
+        declared_locks(SMALL, Ycsb(0, (Operation("read", 1, 0, 0),), None))
+    with pytest.raises(InvalidInput, match="stock_level is no transaction of YCSB"):
+        declared_locks(RECORDS, StockLevel(0, 1, 10))
+
+
+@pytest.mark.parametrize("wrong", [{"files": 0}, {"records": 0}, {"records": 10**6}])
+def test_a_ycsb_scale_out_of_range_is_refused(wrong):
+    (name, value), *_ = wrong.items()
+    with pytest.raises(InvalidInput, match=f"{name}={value}: expected"):
+        YcsbScale(**wrong)
+
+
 DIGEST = """
 import hashlib
 from thesis_lib.sequencer.report import noisy_estimate
-from thesis_lib.sequencer.workload import at_rate, scenario
+from thesis_lib.sequencer.workload import YcsbScale, at_rate, scenario, ycsb
 trace = at_rate(scenario("A", 4_000, seed=5), 5_000, seed=7)
 made = trace.arrival_s, trace.service_s, noisy_estimate(0.2)(trace, 3)
 print(hashlib.sha256(b"".join(column.tobytes() for column in made)).hexdigest())
+log = ycsb(500, YcsbScale(2, 2_000), 1, theta=0.83)
+print(hashlib.sha256(repr(log.transactions).encode()).hexdigest())
 """
 
 

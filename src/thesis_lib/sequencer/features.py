@@ -43,7 +43,7 @@ STATIC = (
 )
 YCSB_STATIC = (
     *(f"is_{kind}" for kind in YCSB_KINDS),
-    *(f"{what}s" for what in OPERATIONS),
+    *("reads", "updates", "modifies"),  # as OPERATIONS
     "distinct_records",
     "distinct_written",
     "most_popular",  # lowest number, hence rank, of its records

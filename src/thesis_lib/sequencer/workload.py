@@ -483,7 +483,7 @@ class Zipf:
         total, self.cumulative = 0, []
         for k in range(1, n + 1):
             weight = exact.exp(exact.multiply(power, exact.ln(Decimal(k))))
-            total += int(exact.multiply(weight, ZIPF_UNIT))
+            total += round(exact.multiply(weight, ZIPF_UNIT))
             self.cumulative.append(total)
 
     def rank(self, draw: Draw) -> int:
