@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import LiteralString, Self, cast
@@ -71,9 +71,8 @@ def postgres_server() -> Iterator[str]:
         get_server(Path(folder) / "data", cleanup_mode="delete") as server,
     ):
         dsn = server.get_uri()
-        with closing(
-            connect(dsn)
-        ) as db:  # nothing here outlives a crash of the machine
+        with closing(connect(dsn)) as db:
+            # Its folder goes with it: nothing needs to survive a crash.
             db.execute("ALTER SYSTEM SET fsync = off")
             db.execute("SELECT pg_reload_conf()")
         yield dsn
@@ -126,11 +125,12 @@ def connect(dsn: str, database: str | None = None) -> psycopg.Connection:
     """
     try:
         parts = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError as error:
+    except psycopg.ProgrammingError:
         raise InvalidInput(
             "this is no connection string of PostgreSQL: expected one such as "
             "postgresql://user@host:5432/database"
-        ) from error.with_traceback(None)
+        ) from None  # whose text may hold the password
+    parts.setdefault("connect_timeout", "10")
     if database is not None:
         parts["dbname"] = database
     try:
@@ -140,15 +140,17 @@ def connect(dsn: str, database: str | None = None) -> psycopg.Connection:
             cursor_factory=psycopg.RawCursor,
         )
     except psycopg.OperationalError as error:
+        reason = str(error).splitlines()[0]
         raise InvalidInput(
-            f"no PostgreSQL server answers at {address(dsn)}: expected a running one "
-            "that accepts this user, or no connection string for a temporary server"
-        ) from error
+            f"cannot connect to PostgreSQL at {address(dsn)}: expected a running "
+            f"server that accepts this user; its client says: {reason}"
+        ) from None
     for dumper in (Int8Dumper, Int8BinaryDumper):  # one type of integer, one plan
         connection.adapters.register_dumper(int, dumper)
-    connection.execute("SET synchronous_commit = off")
-    connection.execute("SET jit = off")
-    connection.execute("SET plan_cache_mode = force_generic_plan")
+    connection.execute(  # and no transaction waits for a planner or a compiler
+        "SET synchronous_commit = off; SET jit = off; "
+        "SET plan_cache_mode = force_generic_plan"
+    )
     return connection
 
 
@@ -166,7 +168,7 @@ def _naming(statement: LiteralString, *databases: str) -> sql.Composed:
 class PostgreSQL:
     """One database on the server at `dsn`; its partitions share the tables."""
 
-    dsn: str
+    dsn: str = field(repr=False)  # it may hold a password
     database: str
     engine = "postgresql"
     one_writer = False
@@ -175,19 +177,21 @@ class PostgreSQL:
         """Create the database, which does not exist yet, and fill it."""
         with closing(connect(self.dsn)) as server:
             server.execute(
-                _naming(  # names of customers sort by their bytes
-                    "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'",
+                _naming(
+                    "CREATE DATABASE {} TEMPLATE template0 "
+                    "ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'",
                     self.database,
                 )
             )
         with closing(connect(self.dsn, self.database)) as db:
             for name, table in TABLES.items():
                 columns = table.columns.replace("INTEGER", "BIGINT")
+                columns = columns.replace("TEXT", 'TEXT COLLATE "C"')  # by bytes
                 db.execute(
                     _sql(
                         f"CREATE TABLE {name} (w BIGINT, {columns}, "
                         f"PRIMARY KEY (w, {table.key})) WITH (fillfactor = 70)"
-                    )
+                    )  # an updated row finds room on its page
                 )
             for name, (table, columns) in INDEXES.items():
                 db.execute(_sql(f"CREATE INDEX {name} ON {table} (w, {columns})"))
