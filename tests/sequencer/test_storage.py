@@ -130,7 +130,7 @@ def test_the_digest_sees_every_value_its_place_and_its_table():
         digest(orders=[(0, 1, "a"), (0, 2, "None")]),
         digest(orders=[(0, 1, "a"), (1, 2, None)]),
         digest(orders=[(0, 1, "a")]),
-        digest(orders=[], item=[(0, 1, "a"), (0, 1, "a"), (0, 2, None)]),
+        digest(orders=[(0, 1, "a")], item=[(0, 2, None), (0, 1, "a")]),
         digest(orders=[(0, "1", "a"), (0, 2, None)]),
     ]
     assert len({digest(), *others}) == 1 + len(others)
