@@ -298,6 +298,17 @@ def test_reconnaissance_finds_what_the_generator_declares(databases, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_a_name_that_nobody_bears_is_stale(databases, engine):
+    with closing(databases(engine, SMALL).session()) as session:
+        for t in (
+            OrderStatus(0, 1, 7, "NOBODY", 1),
+            Payment(0, 1, 0, 1, 7, "NOBODY", 1, 100, 0),
+        ):
+            with pytest.raises(Stale, match=r"means nobody, the log says 7: reconn"):
+                session.run(t)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_every_replica_finds_the_same_reconnaissance_stale(databases, engine):
     # No transaction renames a customer, so we do, after the reconnaissance.
     alone = Scale(1, 60, 100)

@@ -121,11 +121,12 @@ class Stale(InvalidInput):
 
 
 def stale(t: Payment | OrderStatus, found: int | None) -> Stale:
-    """The refusal of `t`, whose name now means customer `found`."""
+    """The refusal of `t`, whose name now means customer `found`, None for nobody."""
+    whom = "nobody" if found is None else f"customer {found}"
     return Stale(
-        f"{t.last_name} is customer {found} of the district, the log says "
-        f"{t.customer}: reconnoitre the transaction again, or load the database with "
-        "the scale and seed of the log"
+        f"{t.last_name} of the district means {whom}, the log says {t.customer}: "
+        "reconnoitre the transaction again, or load the database with the scale and "
+        "seed of the log"
     )
 
 
