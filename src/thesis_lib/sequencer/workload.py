@@ -163,16 +163,6 @@ TPCC_MIXES = {
     "spec": (0.45, 0.43, 0.04, 0.04, 0.04),  # TPC-C clause 5.2.3, as widely run
     "new-order/payment": (0.5, 0.5, 0.0, 0.0, 0.0),
 }
-YCSB_KINDS = ("ycsb_read", "ycsb_write", "ycsb_count")
-OPERATIONS = ("read", "update", "modify")
-YCSB_MIXES = {  # shares of OPERATIONS; D and E insert and scan, which is left out
-    "A": (0.5, 0.5, 0.0),
-    "B": (0.95, 0.05, 0.0),
-    "C": (1.0, 0.0, 0.0),
-    "F": (0.5, 0.0, 0.5),
-}
-FIELDS = 10  # of a record, 100 characters each
-ZIPF_UNIT, ZIPF_LARGEST = 10**10, 400_000  # their product stays below 2^52
 UNRESOLVED = -1  # customer number before the reconnaissance of a name
 _SYLLABLES = (
     *("BAR", "OUGHT", "ABLE", "PRI", "PRES"),
@@ -316,12 +306,26 @@ class StockLevel:
     kind = "stock_level"
 
 
+# --- YCSB --------------------------------------------------------------------
+
+YCSB_KINDS = ("ycsb_read", "ycsb_write", "ycsb_count")
+OPERATIONS = ("read", "update", "modify")
+YCSB_MIXES = {  # shares of OPERATIONS; D and E insert and scan, which is left out
+    "A": (0.5, 0.5, 0.0),
+    "B": (0.95, 0.05, 0.0),
+    "C": (1.0, 0.0, 0.0),
+    "F": (0.5, 0.0, 0.5),
+}
+FIELDS = 10  # of a record, 100 characters each
+ZIPF_UNIT, ZIPF_LARGEST = 10**10, 400_000  # their product stays below 2^52
+
+
 @dataclass(frozen=True, slots=True)
 class YcsbScale:
     """How much data a YCSB database holds, and the number of each of its locks.
 
-    Records lie in `files` partitions; one more holds the counter, so that whoever
-    counts waits for nobody else. Raises InvalidInput for a count out of range.
+    Records lie in `files` partitions; one more holds the counter, so that counting
+    locks no file of records. Raises InvalidInput for a count out of range.
     """
 
     files: int = 2
@@ -398,6 +402,7 @@ class Ycsb:
 # --- Logs --------------------------------------------------------------------
 
 Transaction = NewOrder | Payment | OrderStatus | Delivery | StockLevel | Ycsb
+TYPES = (NewOrder, Payment, OrderStatus, Delivery, StockLevel, Ycsb)
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,6 +448,9 @@ class Log:
         offsets = np.concatenate([[0], np.cumsum(kept)])[keys.offsets]
         rows = KeySets(offsets, keys.keys[kept], keys.exclusive[kept])
         return replace(self, keys=rows)
+
+
+# --- Generators --------------------------------------------------------------
 
 
 class Draw:
