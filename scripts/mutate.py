@@ -133,6 +133,13 @@ MUTANTS = [
         ("tests/sequencer/test_workload.py",),
     ),
     Mutant(
+        "workload: YCSB shares the records that it writes",
+        "sequencer/workload.py",
+        'written = {o.record for o in t.operations if o.what != "read"}',
+        "written = set()",
+        ("tests/sequencer/test_storage.py", "-k", "overlap"),
+    ),
+    Mutant(
         "features: a record is as popular as the least popular of its transaction",
         "sequencer/features.py",
         "len(written), min(records), len(t.files)]",

@@ -154,6 +154,13 @@ def test_another_order_is_another_state(databases, serial, engine, name):
     assert copy.digest() != serial(engine, name).digest()
 
 
+@pytest.mark.parametrize("name", ["ycsb A", "ycsb F"])
+def test_four_workers_reach_the_serial_state_of_ycsb_on_files(databases, serial, name):
+    copy = databases("sqlite", RECORDS).copy(f"files{name[-1]}")
+    execute(copy, LOGS[name], workers=4)
+    assert copy.digest() == serial("sqlite", name).digest()
+
+
 @pytest.mark.parametrize("name", ["tpcc", "ycsb F"])
 def test_writers_of_one_partition_overlap_on_postgresql(databases, serial, name):
     storage = databases("postgresql", LOGS[name].scale)
