@@ -113,9 +113,9 @@ def test_a_run_that_swaps_two_conflicting_commits_is_seen():
 
 def test_commits_of_one_time_go_by_start_and_then_by_log():
     none = KeySets.from_lists([[]] * 3, [[]] * 3)
-    trace = Trace.of_jobs(np.array([0.0, 1.0, 2.0]), np.array([2.0, 1.0, 1.0]), none)
+    trace = Trace.of_jobs(np.array([0.0, 1.0, 2.0]), np.array([5.0, 1.0, 1.0]), none)
     history = run(trace, 2, np.array([1, 0, 2]))
-    np.testing.assert_array_equal(commit_order(history), [1, 0, 2])
+    np.testing.assert_array_equal(commit_order(history), [1, 2, 0])
     history = replace(history, finish_s=np.ones(3), start_s=np.array([0.0, 0.0, -1.0]))
     np.testing.assert_array_equal(commit_order(history), [2, 1, 0])
 
