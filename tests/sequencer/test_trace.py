@@ -215,7 +215,10 @@ def test_every_altered_value_of_a_column_is_refused(folder):
         assert "altered after" in read_equal_or_refused(folder / "value.parquet"), name
 
 
-OTHER_TYPES = [pa.string(), pa.float32(), pa.int8(), pa.list_(pa.float64()), pa.null()]
+OTHER_TYPES = [
+    *(pa.string(), pa.float32(), pa.int8(), pa.null(), pa.int32(), pa.bool_()),
+    pa.list_(pa.float64()),
+]
 
 
 @FUZZ
