@@ -287,7 +287,7 @@ def collapse(
     right.set_ylim(0, 105)
     right.set_xlabel("load, of FIFO's saturation")
     right.set_ylabel("on time (% of arrivals)")
-    right.legend(fontsize=7, loc="lower left")
+    right.legend(fontsize=7, loc="center left")
     return figure
 
 
