@@ -79,7 +79,7 @@ MUTANTS = [
     Mutant(
         "lock table: a reader overtakes a waiting writer",
         "sequencer/locktable.py",
-        "if table.head[key] == NONE and (",
+        "if head[key] == NONE and (",
         "if True and (",
         ("tests/sequencer/test_locktable.py",),
     ),
@@ -100,7 +100,7 @@ MUTANTS = [
     Mutant(
         "replica: two workers disagree when a reader overtakes a writer",
         "sequencer/locktable.py",
-        "if table.head[key] == NONE and (",
+        "if head[key] == NONE and (",
         "if True and (",
         ("tests/sequencer/test_replica.py",),
     ),
@@ -117,6 +117,27 @@ MUTANTS = [
         "state.ends_s[core] = now_s + service_s[i]",
         "state.ends_s[core] = now_s + 1.01 * service_s[i]",
         ("tests/sequencer/test_theory.py",),
+    ),
+    Mutant(
+        "trace: a file that was altered is read",
+        "sequencer/trace.py",
+        "sha256 in (None, _content_hash(trace)),",
+        "True,",
+        ("tests/sequencer/test_trace.py",),
+    ),
+    Mutant(
+        "checks: another row is blamed",
+        "checks.py",
+        "row = int(np.argmin(good))",
+        "row = int(np.argmax(good))",
+        ("tests/sequencer/test_trace.py",),
+    ),
+    Mutant(
+        "agreement: a refused client counts as served at once",
+        "sequencer/sla.py",
+        "np.where(np.isnan(latency_s), np.inf, latency_s)",
+        "np.nan_to_num(latency_s)",
+        ("tests/sequencer/test_sla.py",),
     ),
     Mutant(
         "run: a notebook that is not the one of its record counts as fresh",
