@@ -27,10 +27,9 @@ from simpy.resources.base import BaseResource, Get, Put
 from thesis_lib.chapters import repository
 from thesis_lib.files import write_whole
 from thesis_lib.machine import commit, identity
-from thesis_lib.sequencer.policies import policy
 from thesis_lib.sequencer.replica import state_digest
 from thesis_lib.sequencer.report import saturation_rate
-from thesis_lib.sequencer.simulate import replay, simulate
+from thesis_lib.sequencer.simulate import replay
 from thesis_lib.sequencer.trace import F64, I64, History, Trace
 from thesis_lib.sequencer.workload import SCENARIOS, at_rate, scenario
 
@@ -233,12 +232,12 @@ def timed(run: Callable[[], object]) -> dict[str, float]:
 def against_simpy(name: str, load: float) -> dict:
     """Check that all agree, to the bit and with ties everywhere; time them in turn."""
     cores, slo_s = SCENARIOS[name].cores, SCENARIOS[name].slo_s
-    fifo = policy("fifo", slo_s=slo_s, cores=cores)
+    log = np.arange(PEER_TRANSACTIONS)
     trace = rounded(at_load(name, load, PEER_TRANSACTIONS), 2.0**-30)
     ties = rounded(trace, 2.0**-10)  # a millisecond: most events share their time
 
     def ours(trace: Trace) -> History:
-        return simulate(trace, fifo, trace.service_s, cores=cores, slo_s=slo_s)
+        return replay(trace, log, trace.arrival_s, cores=cores, slo_s=slo_s)
 
     for case in (trace, ties):
         history = ours(case)
