@@ -305,6 +305,7 @@ def with_header(folder, **changes):
         ({"kinds": 3}, "is not a trace"),
         ({"meta": {"scenario": "B"}}, "altered after"),
         ({"meta": [1]}, "is not a trace"),
+        ({"sha255": "0"}, "unknown entries"),
     ],
 )
 def test_another_header_is_refused(folder, changes, message):

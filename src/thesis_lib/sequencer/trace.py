@@ -323,7 +323,8 @@ class Trace:
                 table = file.read()
             header = json.loads((table.schema.metadata or {})[b"thesis_trace"])
             version, kinds = header["version"], tuple(map(str, header["kinds"]))
-            meta, sha256 = dict(header["meta"]), header.get("sha256")
+            meta, sha256 = dict(header["meta"]), header.pop("sha256", None)
+            odd = sorted(header.keys() - {"version", "kinds", "meta"})
         except (
             *(pa.ArrowException, OSError, MemoryError),  # no Parquet, or a broken one
             *(KeyError, ValueError, TypeError, AttributeError),  # no header of ours
@@ -338,6 +339,7 @@ class Trace:
             "it again with this version",
         )
         try:
+            require(not odd, f"its header has unknown entries: {odd}")
             require(table.num_rows > 0, "it has no rows: collect some transactions")
             trace = cls._from_table(table, kinds, meta)
             # Files of before the hash have none.
