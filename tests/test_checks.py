@@ -30,5 +30,13 @@ def test_a_vector_keeps_exact_values_of_another_type():
 def test_lengths_and_minima_are_refused_by_name():
     with pytest.raises(InvalidInput, match="x has 1 entries: expected 2"):
         vector("x", [1], np.int64, length=2)
-    with pytest.raises(InvalidInput, match="minimum of -1"):
-        vector("x", [-1.0], np.float64, minimum=0.0)
+    with pytest.raises(InvalidInput, match=r"row 1 of x is -1\.0: expected at least 0"):
+        vector("x", [0.0, -1.0], np.float64, minimum=0.0)
+
+
+def test_what_is_no_number_is_refused_by_name():
+    for values in (["a", "b"], [{}, {}]):
+        with pytest.raises(InvalidInput, match=r"x holds .* expected numbers"):
+            vector("x", values, np.float64)
+    with pytest.raises(InvalidInput, match="row 1 of x is nan"):
+        vector("x", [1.0, None], np.float64)

@@ -11,7 +11,8 @@ PACKAGE = Path(thesis_lib.__file__).parent
 FLOORS = [
     "checks units files",
     "paths stats machine sequencer.trace memory.spec memory.linears",
-    "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds results "
+    "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
+    "sequencer.replica sequencer.sla results "
     "memory.lowrank memory.quantise memory.lossless memory.smollm2",
     "claims sequencer.kernel sequencer.features sequencer.storage memory.plan "
     "memory.store memory.measure",

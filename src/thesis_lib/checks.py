@@ -43,7 +43,8 @@ def vector(
     """Return `values` as a contiguous vector of `dtype`, shape (length,).
 
     Raises InvalidInput for another rank or length, for values that `dtype` cannot
-    hold exactly, for NaN or infinity, and for values below `minimum`.
+    hold exactly, for NaN or infinity, and for values below `minimum`. Of values it
+    names the first that is wrong and its row, counted from 0.
     """
     given = np.asarray(values)
     require(given.ndim == 1, f"{name} has shape {given.shape}: expected one dimension")
@@ -52,20 +53,25 @@ def vector(
             len(given) == length,
             f"{name} has {len(given)} entries: expected {length}, one per transaction",
         )
-    array = np.ascontiguousarray(given, dtype=dtype)
+    try:
+        with np.errstate(invalid="ignore"):  # compared below
+            array = np.ascontiguousarray(given, dtype=dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidInput(
+            f"{name} holds {given.dtype}, such as {given.flat[0]!r}: expected numbers "
+            f"of type {np.dtype(dtype)}"
+        ) from error
     if array.dtype.kind == "f":
-        require(
-            bool(np.isfinite(array).all()),
-            f"{name} holds NaN or infinity: every entry must be finite",
-        )
-    elif given.size and given.dtype != array.dtype:
-        require(
-            bool((given == array).all()),
-            f"{name} holds values that {array.dtype} cannot represent",
-        )
-    if minimum is not None and array.size:
-        require(
-            bool(array.min() >= minimum),
-            f"{name} has a minimum of {array.min():g}: expected at least {minimum:g}",
-        )
+        require_all(np.isfinite(array), name, array, "every entry must be finite")
+    elif given.dtype != array.dtype:
+        require_all(given == array, name, given, f"{array.dtype} cannot represent it")
+    if minimum is not None:
+        require_all(array >= minimum, name, array, f"expected at least {minimum:g}")
     return array
+
+
+def require_all(good: NDArray, name: str, values: NDArray, expected: str) -> None:
+    """Raise InvalidInput for the first row, from 0, whose value is not `good` (n,)."""
+    if not good.all():
+        row = int(np.argmin(good))
+        raise InvalidInput(f"row {row} of {name} is {values[row]}: {expected}")

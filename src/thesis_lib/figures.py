@@ -19,6 +19,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MultipleLocator, NullLocator
 from numpy.typing import ArrayLike
 
+from thesis_lib.sequencer import sla
 from thesis_lib.sequencer.trace import F64, History, Trace
 from thesis_lib.stats import mean_interval
 from thesis_lib.units import GiB, MiB
@@ -167,6 +168,126 @@ def q_error_curves(errors: dict[str, dict[str, F64]]) -> Figure:
         panel.set_title(target, fontsize=9)
     panels[0].set_ylabel("share of transactions at or below")
     panels[-1].legend(loc="lower right")
+    return figure
+
+
+# --- Part I: service level agreements ------------------------------------------
+
+
+def agreements(
+    trace: Trace,
+    latency_s: F64,
+    slo_s: float,
+    type_slo_s: F64,
+    worthless_s: float,
+) -> Figure:
+    """What an answer costs against its latency, under four kinds of agreement.
+
+    `latency_s` (n,) are answers whose tails the panel of classes shows; `type_slo_s`
+    (k,) belong to the types of the trace.
+    """
+    figure, *panels = axes(4, height_in=2.5)
+    constant, by_type, by_class, linear = panels
+    end_s = 1.15 * max(worthless_s, type_slo_s.max())
+    at_s = np.linspace(0, end_s, 800)
+    constant.plot(1e3 * at_s, sla.step_cost(at_s, slo_s), color=INK)
+    linear.plot(1e3 * at_s, sla.linear_cost(at_s, slo_s, worthless_s), color=INK)
+    for k, kind in enumerate(trace.kinds):
+        label = kind.replace("_", " ")
+        by_type.plot(1e3 * at_s, sla.step_cost(at_s, type_slo_s[k]), label=label)
+        ordered_s = np.sort(latency_s[trace.kind == k])
+        slower = 1 - np.arange(len(ordered_s)) / len(ordered_s)
+        (line,) = by_class.plot(1e3 * ordered_s, 100 * slower)
+        by_class.plot(1e3 * type_slo_s[k], 1.0, "v", color=line.get_color())
+    by_class.set_yscale("log")
+    by_class.set_ylim(0.1, 100)
+    by_class.yaxis.set_major_formatter("{x:g}")
+    by_class.set_ylabel("share that is slower (%)", fontsize=8)
+    for panel, title in zip(
+        panels,
+        ("constant, firm", "per type, firm", "p99 per class", "piecewise linear"),
+        strict=True,
+    ):
+        panel.set_title(title, fontsize=8)
+        panel.set_xlabel("latency (ms)", fontsize=8)
+        panel.tick_params(labelsize=7)
+    for panel in (constant, by_type, linear):
+        panel.set_ylim(-0.05, 1.1)
+    constant.set_ylabel("cost of an answer", fontsize=8)
+    handles, labels = by_type.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=4, fontsize="small"
+    )
+    return figure
+
+
+def coordinated_omission(
+    arrival_s: F64, clocks_s: Mapping[str, F64], window_s: tuple[float, float]
+) -> Figure:
+    """The same answers by several clocks: about a stall, and what share is slower.
+
+    Each clock has the latencies (n,) of all; the left panel shows those due within
+    `window_s`.
+    """
+    figure, left, right = axes(2, height_in=3.0)
+    rows = (arrival_s >= window_s[0]) & (arrival_s < window_s[1])
+    for (label, latency_s), style in zip(
+        clocks_s.items(), ({"color": "#d55e00"}, {"color": "#0072b2"}), strict=True
+    ):
+        at_s = arrival_s[rows] - window_s[0]
+        left.plot(at_s, 1e3 * latency_s[rows], ".", ms=3, label=label, **style)
+        ordered_s = np.sort(latency_s)
+        slower = 1 - np.arange(len(ordered_s)) / len(ordered_s)
+        right.plot(1e3 * ordered_s, 100 * slower, **style)
+    left.legend(fontsize=8, loc="upper right", markerscale=3)
+    left.set_xlabel("due at (s)")
+    left.set_ylabel("latency (ms)")
+    right.set_xscale("log")
+    right.set_yscale("log")
+    right.yaxis.set_major_formatter("{x:g}")
+    right.set_xlabel("latency (ms)")
+    right.set_ylabel("share that is slower (%)")
+    return figure
+
+
+def collapse(
+    runs: Mapping[float, History], slo_s: float, on_time: Mapping[float, float]
+) -> Figure:
+    """Latency over time at each load, and the share of answers on time against load.
+
+    `runs` are first come first served, by load; `on_time` are their shares, for more
+    loads. Dashed lines are what arithmetic says: a queue that grows by (load - 1), and
+    the most that any order could serve.
+    """
+    figure, left, right = axes(2, height_in=3.2)
+    for load, history in runs.items():
+        block = max(len(history.arrival_s) // 150, 1)
+        n = len(history.arrival_s) // block * block
+        at_s, latency_s = (
+            np.median(column[:n].reshape(-1, block), axis=1)
+            for column in (history.arrival_s, history.latency_s)
+        )
+        (line,) = left.plot(at_s, 1e3 * latency_s, label=f"{load:g}")
+        if load > 1:
+            rising_s = (load - 1) * at_s
+            left.plot(at_s, 1e3 * rising_s, "--", color=line.get_color(), linewidth=1)
+    left.axhline(1e3 * slo_s, color=INK, linewidth=0.8)
+    left.set_yscale("log")
+    left.set_xlim(0, min(history.arrival_s[-1] for history in runs.values()))
+    left.set_ylim(0.1, None)  # room for the legend
+    left.set_xlabel("arrival (s)")
+    left.set_ylabel("latency (ms)")
+    left.legend(title="load", fontsize=7, title_fontsize=7, loc="lower right", ncols=4)
+    loads = np.array(list(on_time))
+    share = 100 * np.array(list(on_time.values()))
+    right.plot(loads, share, ".-", color=COLOURS["fifo"], label="first in, first out")
+    most = 100 / np.maximum(loads, 1)
+    right.plot(loads, most, "--", color=COLOURS["bound"], label="all capacity, on time")
+    right.axvline(1.0, color=GREY, linewidth=0.8)
+    right.set_ylim(0, 105)
+    right.set_xlabel("load, of FIFO's saturation")
+    right.set_ylabel("on time (% of arrivals)")
+    right.legend(fontsize=7, loc="center left")
     return figure
 
 

@@ -104,7 +104,7 @@ def test_constant_is_the_mean_of_the_past(trace):
 def test_oracle_reads_by_id_and_noise_has_its_size():
     trace = scenario("A", 50_000, seed=7)
     ids = np.array([4, 1, 9_999])
-    batch = trace.batch(ids, np.zeros(3))
+    batch = trace.batch(ids, np.full(3, np.inf))
     np.testing.assert_array_equal(Oracle(trace).predict(batch), trace.service_s[ids])
     noisy = Noisy(trace, sigma=0.2, seed=1)
     factor = predict_all(noisy, trace) / trace.service_s

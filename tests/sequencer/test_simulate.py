@@ -113,6 +113,13 @@ def test_equal_to_a_plain_heapq_model_bit_for_bit(seed):
         np.testing.assert_array_equal(getattr(history, name), values, err_msg=name)
 
 
+@pytest.mark.parametrize("log", [[0, 1, 1], [0, 3], [-1]])
+def test_a_log_that_is_none_is_refused(log):
+    trace = random_trace(0, n=3)
+    with pytest.raises(InvalidInput, match=r"each at most once|row 0 of log is -1"):
+        replay(trace, np.array(log), np.zeros(len(log)), cores=1, slo_s=1.0)
+
+
 def loaded(seed, n=1_200, per_s=8_000.0):
     trace = at_rate(scenario("A", n, seed), per_s, seed)
     noise = mean_one_lognormal(0.2, n, np.random.default_rng(seed))

@@ -16,6 +16,13 @@ def queue(arrival_s, service_s):
     return Trace.of_jobs(arrival_s, service_s, nothing)
 
 
+def agree(values, expected):
+    """Whether seeds agree with a closed form, by a test that sees a fault of 2 %."""
+    stderr = np.std(values, ddof=1) / np.sqrt(len(values))
+    assert 8 * stderr < 0.02 * expected  # one fault apart, the intervals do not touch
+    return abs(np.mean(values) - expected) < 4 * stderr
+
+
 def simulated(seed, rate, draw, cores, n=60_000, warm=3_000):
     random = np.random.default_rng(seed)
     arrival_s = np.cumsum(random.exponential(1 / rate, n))
@@ -38,32 +45,48 @@ def uniform(random, n):
 
 
 CASES = {
-    "M/M/1": (0.5, exponential, 1, theory.mm1_mean_wait(0.5, 1.0)),
-    "M/G/1": (0.6, uniform, 1, theory.mg1_mean_wait(0.6, 1.0, 1 / 12)),
-    "M/M/4": (2.4, exponential, 4, theory.mmc_mean_wait(2.4, 1.0, 4)),
+    "M/M/1": (0.5, exponential, 1, theory.mm1_mean_wait(0.5, 1.0), 100),
+    "M/G/1": (0.6, uniform, 1, theory.mg1_mean_wait(0.6, 1.0, 1 / 12), 100),
+    "M/M/2": (1.0, exponential, 2, theory.mmc_mean_wait(1.0, 1.0, 2), 180),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_mean_wait_agrees_with_the_closed_form(case):
-    rate, draw, cores, expected = CASES[case]
-    seeds = np.random.SeedSequence(7).spawn(100)
+    rate, draw, cores, expected, n_seeds = CASES[case]
+    seeds = np.random.SeedSequence(7).spawn(n_seeds)
     waits = [mean_wait(seed, rate, draw, cores) for seed in seeds]
-    stderr = np.std(waits, ddof=1) / np.sqrt(len(waits))
-    assert 4 * stderr < 0.02 * expected  # the test can see a 2 % fault
-    assert abs(np.mean(waits) - expected) < 4 * stderr
+    assert agree(waits, expected)
+    assert not agree(waits, 1.02 * expected)
+    assert not agree(waits, 0.98 * expected)
 
 
 def test_share_of_late_agrees_with_the_closed_form():
-    seeds = np.random.SeedSequence(8).spawn(40)
     late = []
-    for seed in seeds:
+    for seed in np.random.SeedSequence(8).spawn(40):
         history, counted = simulated(seed, 0.5, exponential, 1)
         late.append(float(history.late[counted].mean()))
-    stderr = np.std(late, ddof=1) / np.sqrt(len(late))
     expected = theory.mm1_late(0.5, 1.0, 1.0)
-    assert 4 * stderr < 0.02 * expected
-    assert abs(np.mean(late) - expected) < 4 * stderr
+    assert agree(late, expected)
+    assert not agree(late, 1.02 * expected)
+
+
+def test_one_key_held_alone_is_one_server_and_shared_is_none():
+    random = np.random.default_rng(4)
+    arrival_s, service_s = (np.cumsum(random.exponential(2.0, 3_000)),
+                            random.exponential(1.0, 3_000))  # fmt: skip
+    n = np.arange(3_000)
+
+    def finish_s(cores, exclusive=None):
+        trace = queue(arrival_s, service_s)
+        if exclusive is not None:
+            one = KeySets(np.arange(3_001), 0 * n, np.full(3_000, exclusive))
+            trace = Trace.of_jobs(arrival_s, service_s, one)
+        return replay(trace, n, arrival_s, cores=cores, slo_s=1.0).finish_s
+
+    np.testing.assert_array_equal(finish_s(4, exclusive=True), finish_s(1))
+    np.testing.assert_array_equal(finish_s(4, exclusive=False), finish_s(4))
+    assert (finish_s(4) <= finish_s(1)).all()
 
 
 def test_little_holds_on_every_path():
@@ -86,6 +109,11 @@ def test_the_forms_agree_where_they_meet():
         theory.mm1_mean_wait(0.7, 1.0)
     )
     assert theory.erlang_c(2, 1.0) == pytest.approx(1 / 3)
+
+
+def test_a_window_of_no_length_has_no_dispersion():
+    with pytest.raises(InvalidInput, match="window_s=0"):
+        theory.mmpp2_dispersion((1.0, 2.0), (1.0, 1.0), 0.0)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, 1.2])

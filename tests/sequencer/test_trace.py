@@ -1,10 +1,16 @@
+import json
+import re
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.trace import KeySets, Trace
+from thesis_lib.sequencer.trace import Batch, KeySets, Trace
 from thesis_lib.sequencer.workload import scenario
 
 
@@ -55,13 +61,22 @@ def test_a_missing_or_other_file_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"arrival_s": np.array([0.0, 2.0, 1.0])}, "sort the transactions"),
-        ({"service_s": np.array([1.0, -1.0, 1.0])}, "service_s has a minimum of -1"),
-        ({"service_s": np.array([1.0, np.nan, 1.0])}, "NaN"),
+        ({"arrival_s": np.array([0.0, 2.0, 1.0])}, "row 2 of arrival_s is 1.0: before"),
+        ({"service_s": np.array([1.0, -1.0, 1.0])}, "row 1 of service_s is -1"),
+        ({"service_s": np.array([1.0, np.nan, 1.0])}, "row 1 of service_s is nan"),
         ({"service_s": np.ones(2)}, "service_s has 2 entries: expected 3"),
-        ({"kind": np.array([0, 1, 2])}, "past the 2 names"),
+        ({"service_s": np.array(["1", "x", "2"])}, "expected numbers of type float64"),
+        ({"kind": np.array([0, 1, 2])}, "row 2 of kind is 2: there are 2 types"),
+        ({"kind": np.array([0, -1, 1])}, "row 1 of kind is -1"),
+        ({"kind": np.array([0, 0.5, 1])}, "row 1 of kind is 0.5: int64 cannot"),
+        ({"kinds": ("order", "order")}, "a type has its name twice"),
         ({"features": np.ones((3, 2))}, r"expected \(3, 3\)"),
+        ({"features": np.full((3, 3), np.nan)}, "row 0 of feature:is_payment is nan"),
+        ({"feature_names": ("a", "b", "a")}, "a feature has its name twice"),
+        ({"units_s": np.array([[1.0], [1.0], [-1.0]])}, "row 2 of unit:execute is -1"),
+        ({"keys": KeySets.from_lists([[]], [[1]])}, "1 key sets for 3 transactions"),
         ({"measured": {"cpu_s": np.ones(4)}}, "cpu_s has 4 entries"),
+        ({"measured": {"cpu_s": np.array([0, 0, np.inf])}}, "row 2 of measured:cpu_s"),
     ],
 )
 def test_columns_that_do_not_fit_are_refused(change, message):
@@ -74,8 +89,9 @@ def test_columns_that_do_not_fit_are_refused(change, message):
     [
         ([0, 2, 1], [3, 4], "offsets must rise"),
         ([0, 1], [3, 4], "offsets must rise"),
-        ([0, 2], [3, 3], "lists key 3 twice"),
-        ([0, 1], [-1], "keys has a minimum of -1"),
+        ([0, 0, 2], [3, 3], "row 1 of keys lists 3 twice"),
+        ([0, 2, 3], [0, 1, -1], "row 1 of keys lists -1"),
+        ([-1, 1], [3], "row 0 of offsets is -1"),
     ],
 )
 def test_key_sets_that_do_not_fit_are_refused(offsets, keys, message):
@@ -111,7 +127,7 @@ def test_a_split_is_the_past_and_then_the_future():
 
 def test_a_batch_holds_no_service_time():
     trace = scenario("A", 10, seed=3)
-    batch = trace.batch(np.array([2, 5]), np.array([1.0, 2.0]))
+    batch = trace.batch(np.array([2, 5]), np.array([11.0, 12.0]))
     assert set(batch.__slots__) == {
         "ids",
         "arrival_s",
@@ -119,3 +135,198 @@ def test_a_batch_holds_no_service_time():
         "features",
         "keys",
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"deadline_s": np.array([9.0, 2.0])}, "row 1 of deadline_s is 2.0.*after"),
+        ({"deadline_s": np.array([np.nan, 9.0])}, "row 0 of deadline_s is nan"),
+        ({"deadline_s": np.array([9.0])}, "deadline_s has 1 rows for 2 ids"),
+        ({"features": np.array([[0.0, 1.0], [2.0, np.inf]])}, "row 1 of feature 1 is"),
+        ({"keys": KeySets.from_lists([[]], [[]])}, "keys has 1 rows for 2 ids"),
+    ],
+)
+def test_a_batch_that_no_sequencer_can_judge_is_refused(change, message):
+    batch = Batch(
+        ids=np.arange(2),
+        arrival_s=np.array([1.0, 2.0]),
+        deadline_s=np.array([3.0, np.inf]),
+        features=np.zeros((2, 2)),
+        keys=KeySets.from_lists([[], []], [[], []]),
+    )
+    with pytest.raises(InvalidInput, match=message):
+        replace(batch, **change)
+
+
+# --- Files that are not what was written --------------------------------------
+
+FUZZ = settings(derandomize=True, deadline=None, max_examples=300)
+WRITTEN = replace(
+    scenario("A", 12, seed=1), measured={"cpu_s": scenario("A", 12, seed=1).service_s}
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("traces")
+    WRITTEN.write(folder / "whole.parquet")
+    return folder
+
+
+def read_equal_or_refused(path):
+    """What the refusal says, or nothing if the trace is what was written."""
+    try:
+        trace = Trace.read(path)
+    except InvalidInput as refusal:
+        said = str(refusal)
+    else:
+        traces_agree(trace, WRITTEN)
+        return ""
+    assert str(path) in said
+    return said
+
+
+@FUZZ
+@given(data=st.data())
+def test_altered_bytes_are_refused_or_change_nothing(folder, data):
+    content = (folder / "whole.parquet").read_bytes()
+    altered = bytearray(content)
+    places = st.integers(0, len(content) - 1)
+    for at in data.draw(st.lists(places, min_size=1, max_size=6)):
+        altered[at] ^= data.draw(st.integers(1, 255))
+    cut = data.draw(st.none() | places)
+    path = folder / "altered.parquet"
+    path.write_bytes(bytes(altered[:cut]))
+    read_equal_or_refused(path)
+
+
+def test_every_altered_value_of_a_column_is_refused(folder):
+    table = pq.read_table(folder / "whole.parquet")
+    for name in table.column_names:
+        at = table.column_names.index(name)
+        column = table[name].to_pylist()
+        first = column[0]
+        column[0] = first[::-1] if isinstance(first, list) else type(first)(0)
+        if column[0] == first:
+            continue
+        other = table.set_column(at, name, pa.array(column, table[name].type))
+        pq.write_table(other, folder / "value.parquet")
+        assert "altered after" in read_equal_or_refused(folder / "value.parquet"), name
+
+
+OTHER_TYPES = [
+    *(pa.string(), pa.float32(), pa.int8(), pa.null(), pa.int32(), pa.bool_()),
+    pa.list_(pa.float64()),
+]
+
+
+@FUZZ
+@given(data=st.data())
+def test_altered_columns_are_refused_by_name(folder, data):
+    table = pq.read_table(folder / "whole.parquet")
+    at = data.draw(st.integers(0, table.num_columns - 1))
+    name = table.column_names[at]
+    how = data.draw(st.sampled_from(["drop", "rename", "retype", "gap", "twice"]))
+    if how == "drop":
+        table = table.remove_column(at)
+    elif how == "rename":
+        names = list(table.column_names)
+        names[at] = data.draw(st.text(max_size=8) | st.sampled_from(names))
+        table = table.rename_columns(names)
+    elif how == "retype":
+        kind = data.draw(st.sampled_from(OTHER_TYPES))
+        table = table.set_column(at, name, pa.nulls(12, kind))
+    elif how == "gap":
+        row = data.draw(st.integers(0, 11))
+        values = table[name].to_pylist()
+        values[row] = None
+        table = table.set_column(at, name, pa.array(values, table[name].type))
+    else:
+        table = table.append_column(name, table[name])
+    path = folder / "columns.parquet"
+    pq.write_table(table, path)
+    said = read_equal_or_refused(path)
+    if how == "gap":
+        assert f"row {row} of {name} is missing" in said
+    elif how in ("retype", "twice"):
+        assert f"column {name} " in said
+    elif how == "drop":
+        assert name in said or "altered" in said
+
+
+POISON = {
+    "kind": [-1, 2, 10**9],
+    "arrival_s": [-1e9, np.nan, np.inf],
+    "service_s": [-1e-9, np.nan, np.inf],
+    "feature:order_lines": [np.nan, -np.inf],
+    "unit:execute": [-1.0, np.nan],
+    "measured:cpu_s": [np.nan, np.inf],
+    "keys": [[-1, 3], [4, 4], [None, 1], [1], [1, 2, 3]],
+    "exclusive": [[True], [None, True], []],
+}
+
+
+@FUZZ
+@given(data=st.data())
+def test_a_poisoned_value_is_named_by_row_and_column(folder, data):
+    table = pq.read_table(folder / "whole.parquet")
+    name = data.draw(st.sampled_from(sorted(POISON)))
+    row = data.draw(st.integers(1, 11))
+    values = table[name].to_pylist()
+    values[row] = data.draw(st.sampled_from(POISON[name]))
+    at = table.column_names.index(name)
+    table = table.set_column(at, name, pa.array(values, table[name].type))
+    path = folder / "poisoned.parquet"
+    pq.write_table(table, path)
+    said = read_equal_or_refused(path)
+    # Two lists that disagree are reported at the second; a late arrival below itself.
+    column = "(keys|exclusive)" if name in ("keys", "exclusive") else name
+    assert re.search(f"row {row} of {column} ", said), said
+
+
+def with_header(folder, **changes):
+    table = pq.read_table(folder / "whole.parquet")
+    header = json.loads(table.schema.metadata[b"thesis_trace"]) | changes
+    path = folder / "header.parquet"
+    pq.write_table(
+        table.replace_schema_metadata({"thesis_trace": json.dumps(header)}), path
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "has trace version 2: expected 1"),
+        ({"version": None}, "has trace version None"),
+        ({"kinds": ["payment"]}, "row . of kind is 1: there are 1 types"),
+        ({"kinds": ["payment", "other"]}, "altered after"),
+        ({"kinds": 3}, "is not a trace"),
+        ({"meta": {"scenario": "B"}}, "altered after"),
+        ({"meta": [1]}, "is not a trace"),
+        ({"sha255": "0"}, "unknown entries"),
+    ],
+)
+def test_another_header_is_refused(folder, changes, message):
+    with pytest.raises(InvalidInput, match=message):
+        Trace.read(with_header(folder, **changes))
+
+
+def test_a_file_of_before_the_hash_is_read(folder):
+    traces_agree(Trace.read(with_header(folder, sha256=None)), WRITTEN)
+
+
+def test_a_file_without_rows_is_refused(folder):
+    WRITTEN.take(np.arange(0)).write(folder / "empty.parquet")
+    with pytest.raises(InvalidInput, match="no rows: collect some"):
+        Trace.read(folder / "empty.parquet")
+
+
+def test_a_failed_write_leaves_the_old_file(folder):
+    path = folder / "whole.parquet"
+    content = path.read_bytes()
+    keys = KeySets.from_lists([[]] * 12, [[2**40]] * 12)
+    with pytest.raises(pa.ArrowInvalid):
+        replace(WRITTEN, keys=keys).write(path)
+    assert path.read_bytes() == content

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer import theory
 from thesis_lib.sequencer.workload import (
     DISTRICTS,
     FIELDS,
@@ -32,9 +33,11 @@ from thesis_lib.sequencer.workload import (
     at_rate,
     customer_names,
     declared_locks,
+    flash_crowd_arrivals,
     from_measured,
     last_name,
     mean_one_lognormal,
+    mmpp2_arrivals,
     on_grid,
     poisson_arrivals,
     scenario,
@@ -70,6 +73,104 @@ def test_another_rate_stretches_the_same_process():
 def test_a_rate_that_is_no_rate_is_refused(rate):
     with pytest.raises(InvalidInput, match="must be positive"):
         poisson_arrivals(rate, 10, np.random.default_rng(0))
+
+
+RATES_PER_S, SOJOURNS_S = (300.0, 50.0), (0.2, 0.5)
+
+
+def mmpp2(seed, rates_per_s=RATES_PER_S, n=75_000):
+    random = np.random.default_rng(seed)
+    return mmpp2_arrivals(rates_per_s, SOJOURNS_S, n, random)
+
+
+@pytest.mark.parametrize("rates_per_s", [RATES_PER_S, (0.0, 400.0)])
+@pytest.mark.parametrize("window_s", [0.05, 0.5, 5.0])
+def test_modulated_arrivals_have_the_mean_and_dispersion_of_theory(
+    rates_per_s, window_s
+):
+    horizon_s = 200.0
+    mean = window_s * theory.mmpp2_mean_rate(rates_per_s, SOJOURNS_S)
+    expected = theory.mmpp2_dispersion(rates_per_s, SOJOURNS_S, window_s)
+    means, dispersions = [], []
+    for seed in np.random.SeedSequence(5).spawn(80):
+        arrival_s = mmpp2(seed, rates_per_s)
+        assert arrival_s[-1] > horizon_s  # or the last windows would miss some
+        edges_s = np.linspace(0, horizon_s, round(horizon_s / window_s) + 1)
+        counts = np.histogram(arrival_s, edges_s)[0]
+        means.append(counts.mean())
+        dispersions.append(((counts - mean) ** 2).mean() / mean)
+    for values, value in ((means, mean), (dispersions, expected)):
+        stderr = np.std(values, ddof=1) / np.sqrt(len(values))
+        assert 4 * stderr < 0.12 * value
+        assert abs(np.mean(values) - value) < 4 * stderr
+
+
+def test_modulated_arrivals_begin_in_equilibrium():
+    first = np.array([np.sum(mmpp2(seed, n=60) < 0.1) for seed in range(4_000)])
+    mean = 0.1 * theory.mmpp2_mean_rate(RATES_PER_S, SOJOURNS_S)
+    assert abs(first.mean() - mean) < 4 * first.std() / np.sqrt(len(first))
+
+
+def test_one_rate_is_no_modulation():
+    plain = poisson_arrivals(80.0, 5_000, np.random.default_rng(6))
+    np.testing.assert_allclose(mmpp2(6, (80.0, 80.0), 5_000), plain, rtol=1e-12)
+    limit = theory.mmpp2_dispersion((80.0, 80.0), SOJOURNS_S, np.inf)
+    assert limit == 1.0
+
+
+def test_other_rates_keep_the_states_and_another_clock_the_process():
+    random = np.random.default_rng
+    slow, fast = mmpp2(4, (0.0, 50.0), 2_000), mmpp2(4, (0.0, 100.0), 2_000)
+    assert (fast < slow).all()
+    wide = mmpp2_arrivals((30.0, 400.0), (0.5, 0.25), 2_000, random(7))
+    tight = mmpp2_arrivals((60.0, 800.0), (0.25, 0.125), 2_000, random(7))
+    np.testing.assert_array_equal(wide, 2 * tight)
+
+
+@pytest.mark.parametrize(
+    ("rates_per_s", "sojourns_s", "says"),
+    [
+        ((0.0, 0.0), (1.0, 1.0), "not both zero"),
+        ((-1.0, 2.0), (1.0, 1.0), "neither negative"),
+        ((1.0, 2.0), (1.0, 0.0), "two positive"),
+        ((1.0,), (1.0, 1.0), "expected two"),
+    ],
+)
+def test_a_modulation_that_is_none_is_refused(rates_per_s, sojourns_s, says):
+    with pytest.raises(InvalidInput, match=says):
+        mmpp2_arrivals(rates_per_s, sojourns_s, 10, np.random.default_rng(0))
+
+
+def crowd(seed, peak, n=20_000):
+    random = np.random.default_rng(seed)
+    return flash_crowd_arrivals(90.0, peak, (60.0, 100.0), n, random)
+
+
+def test_a_flash_crowd_changes_the_rate_and_nothing_before_it():
+    calm, busy = crowd(1, 90.0), crowd(1, 150.0)
+    plain = poisson_arrivals(90.0, 20_000, np.random.default_rng(1))
+    np.testing.assert_array_equal(busy[busy < 60], plain[plain < 60])
+    np.testing.assert_allclose(calm, plain, rtol=1e-12)
+    # The same arrivals, sooner: by what the crowd adds, 40 s of 60 more a second.
+    after = busy >= 100
+    np.testing.assert_allclose(plain[after] - busy[after], 40 * 60 / 90, rtol=1e-9)
+
+
+def test_each_part_of_a_flash_crowd_has_its_rate():
+    counts = np.array(
+        [
+            np.histogram(crowd(seed, 150.0), [0.0, 60.0, 100.0, 140.0])[0]
+            for seed in range(40)
+        ]
+    )
+    expected = np.array([60 * 90.0, 40 * 150.0, 40 * 90.0])
+    assert (np.abs(counts.mean(0) - expected) < 4 * np.sqrt(expected / 40)).all()
+
+
+@pytest.mark.parametrize("span_s", [(5.0, 4.0), (-1.0, 4.0), (0.0, np.inf)])
+def test_a_crowd_without_a_beginning_or_an_end_is_refused(span_s):
+    with pytest.raises(InvalidInput, match="beginning and an end"):
+        flash_crowd_arrivals(1.0, 2.0, span_s, 10, np.random.default_rng(0))
 
 
 def test_arrivals_of_another_length_are_refused():
@@ -392,9 +493,16 @@ def test_a_ycsb_scale_out_of_range_is_refused(wrong):
 DIGEST = """
 import hashlib
 from thesis_lib.sequencer.report import noisy_estimate
-from thesis_lib.sequencer.workload import YcsbScale, at_rate, scenario, ycsb
+import numpy as np
+from thesis_lib.sequencer.workload import (
+    YcsbScale, at_rate, flash_crowd_arrivals, mmpp2_arrivals, scenario, ycsb
+)
 trace = at_rate(scenario("A", 4_000, seed=5), 5_000, seed=7)
-made = trace.arrival_s, trace.service_s, noisy_estimate(0.2)(trace, 3)
+made = (
+    trace.arrival_s, trace.service_s, noisy_estimate(0.2)(trace, 3),
+    mmpp2_arrivals((70.0, 500.0), (0.3, 0.1), 4_000, np.random.default_rng(1)),
+    flash_crowd_arrivals(90.0, 150.0, (7.0, 11.0), 4_000, np.random.default_rng(2)),
+)
 print(hashlib.sha256(b"".join(column.tobytes() for column in made)).hexdigest())
 log = ycsb(500, YcsbScale(2, 2_000), 1, theta=0.83)
 print(hashlib.sha256(repr(log.transactions).encode()).hexdigest())

@@ -260,7 +260,9 @@ def _features(batch: Batch, model) -> F64:
 
 def predict_all(estimator: LatencyEstimator, trace: Trace) -> F64:
     """(n,) service times that a fitted estimator predicts for a whole trace."""
-    return estimator.predict(trace.batch(np.arange(len(trace)), trace.arrival_s))
+    return estimator.predict(
+        trace.batch(np.arange(len(trace)), np.full(len(trace), np.inf))
+    )
 
 
 def q_error(true_s: F64, predicted_s: F64) -> F64:

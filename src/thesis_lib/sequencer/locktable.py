@@ -51,33 +51,37 @@ def lock_table(keys: KeySets) -> LockTable:
     )
 
 
-@njit(cache=True)
+# Both unpack the table once: a compiled function pays for every field that it fetches
+# from a tuple of arrays, and here that was more than half of the time.
+
+
+@njit(cache=True, inline="always")
 def book(table: LockTable, i: int) -> bool:
     """Book every lock of transaction i; True if all are granted at once."""
+    offsets, keys, exclusive, _, waits_for, holders, head, tail, follows = table
     missing = 0
-    for request in range(table.offsets[i], table.offsets[i + 1]):
-        key = table.keys[request]
-        if table.head[key] == NONE and (
-            table.holders[key] == 0
-            or (table.holders[key] > 0 and not table.exclusive[request])
+    for request in range(offsets[i], offsets[i + 1]):
+        key = keys[request]
+        if head[key] == NONE and (
+            holders[key] == 0 or (holders[key] > 0 and not exclusive[request])
         ):
-            if table.exclusive[request]:
-                table.holders[key] = EXCLUSIVE
+            if exclusive[request]:
+                holders[key] = EXCLUSIVE
             else:
-                table.holders[key] += 1
+                holders[key] += 1
             continue
         missing += 1
-        table.follows[request] = NONE
-        if table.head[key] == NONE:
-            table.head[key] = request
+        follows[request] = NONE
+        if head[key] == NONE:
+            head[key] = request
         else:
-            table.follows[table.tail[key]] = request
-        table.tail[key] = request
-    table.missing[i] = missing
+            follows[tail[key]] = request
+        tail[key] = request
+    waits_for[i] = missing
     return missing == 0
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def release(table: LockTable, i: int, ready: I64) -> int:
     """Release every lock of transaction i, which holds them all.
 
@@ -85,27 +89,28 @@ def release(table: LockTable, i: int, ready: I64) -> int:
     that the number of waiting transactions cannot exceed) and returns how many. Their
     order is explicit: by the keys of i as listed, then by log order.
     """
+    offsets, keys, exclusive, owners, waits_for, holders, head, _, follows = table
     n_ready = 0
-    for request in range(table.offsets[i], table.offsets[i + 1]):
-        key = table.keys[request]
-        if table.holders[key] == EXCLUSIVE:
-            table.holders[key] = 0
+    for request in range(offsets[i], offsets[i + 1]):
+        key = keys[request]
+        if holders[key] == EXCLUSIVE:
+            holders[key] = 0
         else:
-            table.holders[key] -= 1
-        while table.head[key] != NONE:
-            waiting = table.head[key]
-            if table.exclusive[waiting]:
-                if table.holders[key] != 0:
+            holders[key] -= 1
+        while head[key] != NONE:
+            waiting = head[key]
+            if exclusive[waiting]:
+                if holders[key] != 0:
                     break
-                table.holders[key] = EXCLUSIVE
+                holders[key] = EXCLUSIVE
             else:
-                if table.holders[key] == EXCLUSIVE:
+                if holders[key] == EXCLUSIVE:
                     break
-                table.holders[key] += 1
-            table.head[key] = table.follows[waiting]
-            owner = table.owner[waiting]
-            table.missing[owner] -= 1
-            if table.missing[owner] == 0:
+                holders[key] += 1
+            head[key] = follows[waiting]
+            owner = owners[waiting]
+            waits_for[owner] -= 1
+            if waits_for[owner] == 0:
                 ready[n_ready] = owner
                 n_ready += 1
     return n_ready

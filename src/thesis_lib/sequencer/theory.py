@@ -3,6 +3,7 @@
 Rates are per second, times in seconds, and every system is open with Poisson
 arrivals and first come first served. Kleinrock, Queueing Systems I (1975): chapter 3
 for M/M/1 and M/M/c, section 5.6 for the Pollaczek-Khinchine mean value formula.
+The last two are of arrivals alone, those of a Markov-modulated Poisson process.
 """
 
 import math
@@ -73,3 +74,28 @@ def mm1_late(arrival_rate: float, service_rate: float, within_s: float) -> float
     _require_steady(arrival_rate, service_rate)
     require(within_s >= 0, f"within_s={within_s:g} must not be negative")
     return math.exp(-(service_rate - arrival_rate) * within_s)
+
+
+def mmpp2_mean_rate(
+    rates_per_s: tuple[float, float], sojourns_s: tuple[float, float]
+) -> float:
+    """Arrivals per second of a two-state Markov-modulated Poisson process."""
+    weighted = zip(rates_per_s, sojourns_s, strict=True)
+    return sum(rate * stay for rate, stay in weighted) / sum(sojourns_s)
+
+
+def mmpp2_dispersion(
+    rates_per_s: tuple[float, float], sojourns_s: tuple[float, float], window_s: float
+) -> float:
+    """Variance over mean of the arrivals in a window of a stationary MMPP-2.
+
+    1 for a Poisson process; an infinite window gives the limit. Raises InvalidInput
+    for a window that is not positive. Heffes and Lucantoni, IEEE JSAC 4(6), 1986.
+    """
+    require(window_s > 0, f"window_s={window_s:g} must be positive")
+    leave = 1 / sojourns_s[0] + 1 / sojourns_s[1]  # rate at which the chain forgets
+    share = sojourns_s[0] / sum(sojourns_s)
+    variance = share * (1 - share) * (rates_per_s[0] - rates_per_s[1]) ** 2
+    seen = 1 + math.expm1(-leave * window_s) / (leave * window_s)
+    mean = mmpp2_mean_rate(rates_per_s, sojourns_s)
+    return 1 + 2 * variance / (mean * leave) * seen

@@ -5,6 +5,7 @@ see of it; `Forecast` is what an estimator says of a batch; `Decision` is what a
 policy makes of both; `History` is what happened.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Self
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from thesis_lib.checks import InvalidInput, require, vector
+from thesis_lib.checks import InvalidInput, require, require_all, vector
+from thesis_lib.files import write_whole
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -42,7 +45,7 @@ class KeySets:
     def __post_init__(self) -> None:
         set_ = object.__setattr__
         set_(self, "offsets", vector("offsets", self.offsets, np.int64, minimum=0))
-        set_(self, "keys", vector("keys", self.keys, np.int64, minimum=0))
+        set_(self, "keys", vector("keys", self.keys, np.int64))
         n_keys = len(self.keys)
         set_(self, "exclusive", vector("exclusive", self.exclusive, np.bool_, n_keys))
         bounds = self.offsets
@@ -54,12 +57,17 @@ class KeySets:
             f"offsets must rise from 0 to the number of keys, {n_keys}",
         )
         owner = np.repeat(np.arange(len(self)), np.diff(bounds))
+        if n_keys and self.keys.min() < 0:
+            at = int(np.argmax(self.keys < 0))
+            raise InvalidInput(
+                f"row {owner[at]} of keys lists {self.keys[at]}: keys count from 0"
+            )
         order = np.lexsort((self.keys, owner))
         twice = (np.diff(self.keys[order]) == 0) & (np.diff(owner[order]) == 0)
         if twice.any():
             at = order[int(np.argmax(twice))]
             raise InvalidInput(
-                f"transaction {owner[at]} lists key {self.keys[at]} twice: "
+                f"row {owner[at]} of keys lists {self.keys[at]} twice: "
                 "list it once, exclusive if it is written"
             )
 
@@ -102,13 +110,41 @@ class KeySets:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a sequencer may see of b transactions: no service time."""
+    """What a sequencer may see of b transactions: no service time.
+
+    Without an objective a deadline is infinite. Raises InvalidInput for columns of
+    unequal length, for a deadline that is not after its arrival, and for a feature
+    that is not finite.
+    """
 
     ids: I64  # (b,) rows of the trace
     arrival_s: F64  # (b,)
     deadline_s: F64  # (b,) arrival + service level objective
     features: F64  # (b, d) known before execution
     keys: KeySets  # declared read and write sets
+
+    def __post_init__(self) -> None:
+        b = len(self.ids)
+        for name, column in (
+            ("arrival_s", self.arrival_s),
+            ("deadline_s", self.deadline_s),
+            ("features", self.features),
+            ("keys", self.keys),
+        ):
+            require(len(column) == b, f"{name} has {len(column)} rows for {b} ids")
+        require_all(
+            self.deadline_s > self.arrival_s,
+            "deadline_s",
+            self.deadline_s,
+            "expected a time after the arrival; deadlines are arrival + objective",
+        )
+        finite = np.isfinite(self.features)
+        if not finite.all():
+            row, column = np.argwhere(~finite)[0]
+            raise InvalidInput(
+                f"row {row} of feature {column} is {self.features[row, column]}: every "
+                "entry must be finite"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -139,8 +175,9 @@ class Trace:
     `units_s` splits the service time into operating units and sums to at most
     `service_s`. `measured` holds columns that only a real run has (`cpu_s`,
     `lock_wait_s`, `queue_s`, …), each (n,). `meta` says where the trace comes from.
-    Raises InvalidInput for columns of unequal length, arrivals out of order, or
-    negative times.
+    Raises InvalidInput for columns of unequal length, unknown types, arrivals out of
+    order, negative times, and anything that is not finite; it names the first row,
+    counted from 0, and the column.
     """
 
     kinds: tuple[str, ...]  # names of the transaction types
@@ -161,25 +198,26 @@ class Trace:
         set_(self, "kind", vector("kind", self.kind, np.int64, minimum=0))
         set_(self, "arrival_s", vector("arrival_s", self.arrival_s, np.float64, n))
         set_(self, "service_s", vector("service_s", self.service_s, np.float64, n, 0.0))
-        require(
-            n == 0 or bool((np.diff(self.arrival_s) >= 0).all()),
-            "arrival_s falls somewhere: sort the transactions by arrival",
+        rises = np.diff(self.arrival_s, prepend=self.arrival_s[:1]) >= 0
+        require_all(
+            rises, "arrival_s", self.arrival_s, "before the row above; sort by arrival"
         )
         require(len(self.keys) == n, f"{len(self.keys)} key sets for {n} transactions")
-        for name, table, columns in (
-            ("features", self.features, self.feature_names),
-            ("units_s", self.units_s, self.unit_names),
-        ):
-            require(
-                table.shape == (n, len(columns)),
-                f"{name} has shape {table.shape}: expected ({n}, {len(columns)})",
-            )
+        names = ", ".join(self.kinds)
         require(
-            n == 0 or int(self.kind.max()) < len(self.kinds),
-            f"kind refers past the {len(self.kinds)} names in kinds",
+            len(set(self.kinds)) == len(self.kinds),
+            f"a type has its name twice: {names}",
         )
+        require_all(
+            self.kind < len(self.kinds),
+            "kind",
+            self.kind,
+            f"there are {len(self.kinds)} types, from 0: {names}",
+        )
+        set_(self, "features", _table("feature", self.features, n, self.feature_names))
+        set_(self, "units_s", _table("unit", self.units_s, n, self.unit_names, 0.0))
         for name, column in self.measured.items():
-            vector(name, column, np.float64, n)
+            vector(f"measured:{name}", column, np.float64, n)
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -248,26 +286,32 @@ class Trace:
         for name, column in self.measured.items():
             frame[f"measured:{name}"] = column
         offsets = pa.array(self.keys.offsets, pa.int32())
-        frame["keys"] = pa.ListArray.from_arrays(
-            offsets, pa.array(self.keys.keys, pa.int32())
-        )
-        frame["exclusive"] = pa.ListArray.from_arrays(
-            offsets, pa.array(self.keys.exclusive)
-        )
+        for name, column in (
+            ("keys", pa.array(self.keys.keys, pa.int32())),
+            ("exclusive", pa.array(self.keys.exclusive)),
+        ):
+            frame[name] = pa.ListArray.from_arrays(offsets, column)
+        header = {
+            "version": SCHEMA_VERSION,
+            "kinds": self.kinds,
+            "meta": self.meta,
+            "sha256": _content_hash(self),
+        }
         table = pa.table(frame).replace_schema_metadata(
-            {
-                "thesis_trace": json.dumps(
-                    {"version": SCHEMA_VERSION, "kinds": self.kinds, "meta": self.meta}
-                )
-            }
+            {"thesis_trace": json.dumps(header)}
         )
-        partial = path.with_name(path.name + ".partial")
-        pq.write_table(table, partial, compression="zstd", compression_level=9)
-        partial.replace(path)
+        content = pa.BufferOutputStream()
+        pq.write_table(table, content, compression="zstd", compression_level=9)
+        write_whole(path, content.getvalue().to_pybytes())
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """Read what `write` wrote. Raises InvalidInput for a missing or other file."""
+        """Read what `write` wrote.
+
+        Raises InvalidInput for a missing or other file, for one of another version,
+        without rows or altered since, and for what `Trace` refuses; it names the row,
+        counted from 0, and the column.
+        """
         path = Path(path)
         if not path.is_file():
             raise InvalidInput(
@@ -275,46 +319,76 @@ class Trace:
                 "`thesis collect --engine sqlite --transactions N OUT.parquet`"
             )
         try:
-            table = pq.read_table(path)
+            with pq.ParquetFile(path) as file:
+                table = file.read()
             header = json.loads((table.schema.metadata or {})[b"thesis_trace"])
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            version, kinds = header["version"], tuple(map(str, header["kinds"]))
+            meta, sha256 = dict(header["meta"]), header.pop("sha256", None)
+            odd = sorted(header.keys() - {"version", "kinds", "meta"})
+        except (
+            *(pa.ArrowException, OSError, MemoryError),  # no Parquet, or a broken one
+            *(KeyError, ValueError, TypeError, AttributeError),  # no header of ours
+        ) as error:
             raise InvalidInput(
                 f"{path} is not a trace ({type(error).__name__}): expected a Parquet "
                 "file written by `thesis collect`"
             ) from error
         require(
-            header.get("version") == SCHEMA_VERSION,
-            f"{path} has trace version {header.get('version')}: expected "
-            f"{SCHEMA_VERSION}; collect it again with this version",
+            version == SCHEMA_VERSION,
+            f"{path} has trace version {version}: expected {SCHEMA_VERSION}; collect "
+            "it again with this version",
         )
+        try:
+            require(not odd, f"its header has unknown entries: {odd}")
+            require(table.num_rows > 0, "it has no rows: collect some transactions")
+            trace = cls._from_table(table, kinds, meta)
+            # Files of before the hash have none.
+            require(
+                sha256 in (None, _content_hash(trace)),
+                "it was altered after it was written: collect it again",
+            )
+        except InvalidInput as error:
+            raise InvalidInput(f"trace {path} is refused: {error}") from error
+        return trace
 
-        def columns(prefix: str) -> dict[str, F64]:
-            return {
-                name.removeprefix(prefix): table[name].to_numpy()
-                for name in table.column_names
-                if name.startswith(prefix)
-            }
-
-        features, units = columns("feature:"), columns("unit:")
-        lists = table["keys"].combine_chunks()
-        modes = table["exclusive"].combine_chunks()
+    @classmethod
+    def _from_table(cls, table: pa.Table, kinds: tuple[str, ...], meta: dict) -> Self:
+        columns = {
+            name: _column(name, column)
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        }
+        for name in table.column_names:
+            times = table.column_names.count(name)
+            require(times == 1, f"column {name} is there {times} times: expected once")
+        for name in _TYPES:
+            require(name in columns, f"column {name} is missing")
+        of = {prefix: {} for prefix in _PREFIXES}
+        for name, column in columns.items():
+            if name not in _TYPES:
+                prefix, _, rest = name.partition(":")
+                of[prefix][rest] = column.to_numpy()
         n = table.num_rows
+        sizes, modes = (
+            pc.list_value_length(columns[name]).to_numpy()  # type: ignore[attr-defined]
+            for name in ("keys", "exclusive")
+        )
+        require_all(sizes == modes, "exclusive", modes, "not as many as keys")
         return cls(
-            kinds=tuple(header["kinds"]),
-            kind=table["kind"].to_numpy(),
-            arrival_s=table["arrival_s"].to_numpy(),
-            service_s=table["service_s"].to_numpy(),
-            features=np.column_stack(list(features.values()) or [np.empty((n, 0))]),
-            feature_names=tuple(features),
+            kinds=kinds,
+            kind=columns["kind"].to_numpy(),
+            arrival_s=columns["arrival_s"].to_numpy(),
+            service_s=columns["service_s"].to_numpy(),
+            features=_stack(of["feature"], n),
+            feature_names=tuple(of["feature"]),
             keys=KeySets(
-                offsets=lists.offsets.to_numpy().astype(np.int64),
-                keys=lists.values.to_numpy(zero_copy_only=False).astype(np.int64),
-                exclusive=modes.values.to_numpy(zero_copy_only=False),
+                offsets=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
+                keys=_flat("keys", columns["keys"]).astype(np.int64),
+                exclusive=_flat("exclusive", columns["exclusive"]),
             ),
-            units_s=np.column_stack(list(units.values()) or [np.empty((n, 0))]),
-            unit_names=tuple(units),
-            measured=columns("measured:"),
-            meta=header["meta"],
+            units_s=_stack(of["unit"], n),
+            unit_names=tuple(of["unit"]),
+            measured=of["measured"],
+            meta=meta,
         )
 
     def frame(self) -> pd.DataFrame:
@@ -324,6 +398,88 @@ class Trace:
         table["arrival_s"] = self.arrival_s
         table["service_s"] = self.service_s
         return table.assign(**self.measured)
+
+
+# Columns of a file, and what begins the names of those that a trace may have besides.
+_TYPES = {
+    "kind": pa.int64(),
+    "arrival_s": pa.float64(),
+    "service_s": pa.float64(),
+    "keys": pa.int32(),
+    "exclusive": pa.bool_(),
+}
+_LISTS = ("keys", "exclusive")
+_PREFIXES = ("feature", "unit", "measured")
+
+
+def _column(name: str, column: pa.ChunkedArray) -> pa.Array:
+    """A column of a file, of its type and without a gap."""
+    known = name in _TYPES or (name.partition(":")[0] in _PREFIXES and ":" in name)
+    require(known, f"column {name} is unknown: expected {', '.join(_TYPES)}, feature:…")
+    kind, inner = _TYPES.get(name, pa.float64()), column.type
+    if name in _LISTS and pa.types.is_list(inner):
+        inner = inner.value_type
+    is_list = pa.types.is_list(column.type)
+    require(
+        inner == kind and is_list == (name in _LISTS),
+        f"column {name} holds {column.type}: expected "
+        f"{'lists of ' * (name in _LISTS)}{kind}",
+    )
+    present = column.is_valid().to_numpy()
+    require_all(present, name, np.full(len(present), "missing"), "expected a value")
+    return column.combine_chunks()
+
+
+def _flat(name: str, lists: pa.ListArray) -> NDArray:
+    """The entries of all rows of a column of lists."""
+    entries = lists.flatten()
+    if entries.null_count:
+        gap = entries.is_null().to_numpy(zero_copy_only=False)
+        row = lists.value_parent_indices().to_numpy()[int(np.argmax(gap))]
+        raise InvalidInput(f"row {row} of {name} has an empty entry: expected a value")
+    return entries.to_numpy(zero_copy_only=False)
+
+
+def _stack(columns: dict[str, F64], n: int) -> F64:
+    return np.column_stack(list(columns.values()) or [np.empty((n, 0))])
+
+
+def _table(
+    prefix: str,
+    values: F64,
+    n: int,
+    names: tuple[str, ...],
+    minimum: float | None = None,
+) -> F64:
+    """A column of (n,) for each name, checked like a vector: (n, d)."""
+    table = np.asarray(values)
+    require(
+        table.shape == (n, len(names)),
+        f"{prefix}s have shape {table.shape}: expected ({n}, {len(names)})",
+    )
+    require(len(set(names)) == len(names), f"a {prefix} has its name twice: {names}")
+    return _stack(
+        {
+            name: vector(f"{prefix}:{name}", column, np.float64, n, minimum)
+            for name, column in zip(names, table.T, strict=True)
+        },
+        n,
+    )
+
+
+def _content_hash(trace: Trace) -> str:
+    """SHA-256 over all that a trace says, the same before and after a file."""
+    names = [trace.feature_names, trace.unit_names, list(trace.measured)]
+    text = json.dumps([trace.kinds, trace.meta, *names])
+    content = hashlib.sha256(text.encode())
+    for column in (
+        *(trace.kind, trace.arrival_s, trace.service_s, trace.features, trace.units_s),
+        *(trace.keys.offsets, trace.keys.keys, trace.keys.exclusive),
+        *(trace.measured[name] for name in trace.measured),
+    ):
+        array = np.ascontiguousarray(column)
+        content.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return content.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,388 @@
+"""The simulator against SimPy on one model, its growth, and three replicas.
+
+Runs the same database in SimPy, checks that every time is equal bit for bit, and
+measures both in turn; measures time and peak memory of a replay from 10^4 to 10^7
+transactions, each size in a process of its own; and replays one log of 10^7
+transactions with three numbers of workers, whose states must be equal.
+
+    python benchmarks/simulator.py
+"""
+
+import json
+import multiprocessing
+import resource
+import time
+import tracemalloc
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+import psutil
+import simpy
+from simpy.resources.base import BaseResource, Get, Put
+
+from thesis_lib.chapters import repository
+from thesis_lib.files import write_whole
+from thesis_lib.machine import commit, identity
+from thesis_lib.sequencer.replica import state_digest
+from thesis_lib.sequencer.report import saturation_rate
+from thesis_lib.sequencer.simulate import replay
+from thesis_lib.sequencer.trace import F64, I64, History, Trace
+from thesis_lib.sequencer.workload import SCENARIOS, at_rate, scenario
+
+CASES = [("A", 0.9), ("A", 1.5), ("C", 0.9)]  # scenario, load
+PEER_TRANSACTIONS = 20_000
+ROUNDS = 7
+SIZES = [10_000, 100_000, 1_000_000, 10_000_000]
+GROWTH_LOAD = 0.9
+REPLICA_WORKERS = [4, 8, 32]
+AFTER_COMMITS = 2  # SimPy's priority of a dispatch: its own are 0 (urgent) and 1
+
+TIMES = ("granted_s", "start_s", "finish_s")
+
+
+# --- The model in SimPy ------------------------------------------------------
+#
+# Ties are those of the kernel. A dispatch has a later priority than what a commit of
+# the same time sets off, and a commit releases its locks before its worker.
+
+Locks = list[list[tuple[int, bool]]]  # key and mode of each lock of each transaction
+Times = dict[str, list[float]]
+
+
+class Lock(BaseResource):
+    """A key: shared and exclusive requests, granted first come first served."""
+
+    def __init__(self, env: simpy.Environment) -> None:
+        super().__init__(env, capacity=1)
+        self.shared, self.alone = 0, False
+
+    def _do_put(self, event: "Request") -> bool:
+        if self.alone or (event.exclusive and self.shared):
+            return False
+        if event.exclusive:
+            self.alone = True
+        else:
+            self.shared += 1
+        event.succeed()
+        return True
+
+    def _do_get(self, event: "Release") -> None:
+        if event.exclusive:
+            self.alone = False
+        else:
+            self.shared -= 1
+        event.succeed()
+        self._trigger_put(None)  # now, or another commit of this time comes between
+
+
+class Request(Put):
+    def __init__(self, lock: Lock, exclusive: bool) -> None:
+        self.exclusive = exclusive
+        super().__init__(lock)
+
+
+class Release(Get):
+    def __init__(self, lock: Lock, exclusive: bool) -> None:
+        self.exclusive = exclusive
+        super().__init__(lock)
+
+
+def dispatches(env: simpy.Environment, arrival_s: list[float]) -> Iterator[simpy.Event]:
+    """One event for each entry of the log, after every commit of its time."""
+    for due_s in arrival_s:
+        event = simpy.Event(env)
+        event._ok, event._value = True, None  # as `simpy.Timeout` does
+        env.schedule(event, AFTER_COMMITS, due_s - env.now)
+        yield event
+
+
+def as_written(
+    locks: Locks, arrival_s: list[float], service_s: list[float], cores: int
+) -> Times:
+    """The model as one writes it in SimPy: a process that waits for its resources."""
+    env = simpy.Environment()
+    workers = simpy.Resource(env, cores)
+    table = [Lock(env) for _ in range(1 + max(k for row in locks for k, _ in row))]
+    times = {name: [0.0] * len(locks) for name in TIMES}
+
+    def transaction(i: int) -> Iterator[simpy.Event]:
+        yield env.all_of([Request(table[key], alone) for key, alone in locks[i]])
+        times["granted_s"][i] = env.now
+        with workers.request() as worker:
+            yield worker
+            times["start_s"][i] = env.now
+            yield env.timeout(service_s[i])
+            times["finish_s"][i] = env.now
+            for key, alone in locks[i]:
+                Release(table[key], alone)
+
+    def sequencer() -> Iterator[simpy.Event]:
+        for i, event in enumerate(dispatches(env, arrival_s)):
+            yield event
+            env.process(transaction(i))
+
+    env.process(sequencer())
+    env.run()
+    return times
+
+
+def lean(
+    locks: Locks, arrival_s: list[float], service_s: list[float], cores: int
+) -> Times:
+    """The same with as few events as we can: a plain lock table, no event for a lock.
+
+    Whoever is granted its last lock begins as a process, which SimPy starts before
+    any other event, and so queues for a worker in the order of the grants.
+    """
+    env = simpy.Environment()
+    workers = simpy.Resource(env, cores)
+    n_keys = 1 + max(key for row in locks for key, _ in row)
+    waiting: list[deque[tuple[int, bool]]] = [deque() for _ in range(n_keys)]
+    shared, alone = [0] * n_keys, [False] * n_keys
+    missing = [len(row) for row in locks]
+    times = {name: [0.0] * len(locks) for name in TIMES}
+    granted_s, start_s, finish_s = (times[name] for name in TIMES)
+
+    def grant(key: int) -> None:
+        queue = waiting[key]
+        while queue and not alone[key]:
+            i, exclusive = queue[0]
+            if exclusive and shared[key]:
+                return
+            queue.popleft()
+            if exclusive:
+                alone[key] = True
+            else:
+                shared[key] += 1
+            missing[i] -= 1
+            if not missing[i]:
+                granted_s[i] = env.now
+                env.process(execute(i))
+
+    def execute(i: int) -> Iterator[simpy.Event]:
+        with workers.request() as worker:
+            yield worker
+            start_s[i] = env.now
+            yield env.timeout(service_s[i])
+            finish_s[i] = env.now
+            for key, exclusive in locks[i]:
+                if exclusive:
+                    alone[key] = False
+                else:
+                    shared[key] -= 1
+                grant(key)
+
+    def sequencer() -> Iterator[simpy.Event]:
+        for i, event in enumerate(dispatches(env, arrival_s)):
+            yield event
+            for key, exclusive in locks[i]:
+                waiting[key].append((i, exclusive))
+                grant(key)
+
+    env.process(sequencer())
+    env.run()
+    return times
+
+
+PEERS = {"as_written": as_written, "lean": lean}
+
+
+def rounded(trace: Trace, step_s: float) -> Trace:
+    """The trace with all times multiples of `step_s`, a power of two.
+
+    SimPy knows delays, not times: only where sums and differences are exact can it
+    reach the same times as a simulator that is told them.
+    """
+    return replace(
+        trace,
+        arrival_s=np.floor(trace.arrival_s / step_s) * step_s,
+        service_s=np.ceil(trace.service_s / step_s) * step_s,
+    )
+
+
+def plain(trace: Trace) -> tuple[Locks, list[float], list[float]]:
+    """Locks, arrivals and service times as lists."""
+    keys, exclusive = trace.keys.keys.tolist(), trace.keys.exclusive.tolist()
+    rows = zip(trace.keys.offsets[:-1], trace.keys.offsets[1:], strict=True)
+    locks = [list(zip(keys[a:b], exclusive[a:b], strict=True)) for a, b in rows]
+    return locks, trace.arrival_s.tolist(), trace.service_s.tolist()
+
+
+def at_load(name: str, load: float, n: int) -> Trace:
+    """Transactions of a scenario at a share of what FIFO sustains."""
+    probe = scenario(name, 100_000, seed=1)  # compiles the kernel, too
+    limit = saturation_rate(probe, cores=SCENARIOS[name].cores)
+    return at_rate(scenario(name, n, seed=2), load * limit, seed=3)
+
+
+def timed(run: Callable[[], object]) -> dict[str, float]:
+    """Wall and processor seconds of one run."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    return {
+        "wall_s": time.perf_counter() - wall,
+        "cpu_s": time.process_time() - cpu,
+    }
+
+
+def against_simpy(name: str, load: float) -> dict:
+    """Check that all agree, to the bit and with ties everywhere; time them in turn."""
+    cores, slo_s = SCENARIOS[name].cores, SCENARIOS[name].slo_s
+    log = np.arange(PEER_TRANSACTIONS)
+    trace = rounded(at_load(name, load, PEER_TRANSACTIONS), 2.0**-30)
+    ties = rounded(trace, 2.0**-10)  # a millisecond: most events share their time
+
+    def ours(trace: Trace) -> History:
+        return replay(trace, log, trace.arrival_s, cores=cores, slo_s=slo_s)
+
+    for case in (trace, ties):
+        history = ours(case)
+        for model in PEERS.values():
+            times = model(*plain(case), cores)
+            for column in TIMES:
+                np.testing.assert_array_equal(getattr(history, column), times[column])
+    columns = plain(trace)  # converted beforehand: not SimPy's time
+    rounds = [
+        {"ours": timed(lambda: ours(trace))}
+        | {
+            peer: timed(lambda model=model: model(*columns, cores))
+            for peer, model in PEERS.items()
+        }
+        for _ in range(ROUNDS)
+    ]
+    return {
+        "scenario": name,
+        "load": load,
+        "transactions": PEER_TRANSACTIONS,
+        "times_equal": True,  # asserted above, bit for bit, also with ties
+        "commits_that_share_a_time": int(
+            len(ties) - len(np.unique(ours(ties).finish_s))
+        ),
+        "ratio": {
+            peer: {
+                clock: median(r[peer][clock] / r["ours"][clock] for r in rounds)
+                for clock in ("cpu_s", "wall_s")
+            }
+            for peer in PEERS
+        },
+        "per_cpu_s": {
+            model: PEER_TRANSACTIONS / median(r[model]["cpu_s"] for r in rounds)
+            for model in ("ours", *PEERS)
+        },
+        "rounds": rounds,
+    }
+
+
+# --- Growth and replicas -----------------------------------------------------
+
+
+def most_resident_bytes() -> int:
+    """The largest resident set of this process so far."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def batched_log(trace: Trace) -> tuple[I64, F64]:
+    """A log that is not the order of arrival: batches of ten, the shortest first."""
+    batch = np.arange(len(trace)) // 10
+    last = np.minimum(10 * batch + 9, len(trace) - 1)
+    return np.lexsort((trace.service_s, batch)), trace.arrival_s[last]
+
+
+def grow(n: int) -> dict:
+    """Time of a replay of n transactions, and what it allocates at most.
+
+    Best in a process of its own, whose largest resident set is then that of this size,
+    the trace and how it was made included.
+    """
+    spec = SCENARIOS["A"]
+    trace = at_load("A", GROWTH_LOAD, n)
+    log, dispatch_s = batched_log(trace)
+
+    def run() -> History:
+        return replay(trace, log, dispatch_s, cores=spec.cores, slo_s=spec.slo_s)
+
+    repeats = [timed(run) for _ in range(3)]
+    cpu_s = median(r["cpu_s"] for r in repeats)
+    tracemalloc.start()  # NumPy reports its arrays to it
+    run()
+    allocated = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return {
+        "transactions": n,
+        "cpu_s": cpu_s,
+        "cpu_us_per_transaction": 1e6 * cpu_s / n,
+        "allocated_bytes": allocated,
+        "bytes_per_transaction": allocated / n,
+        "most_resident_bytes": most_resident_bytes(),
+        "repeats": repeats,
+    }
+
+
+def agree(n: int) -> dict:
+    """Replay one log with other numbers of workers and compare the states."""
+    spec = SCENARIOS["A"]
+    trace = at_load("A", GROWTH_LOAD, n)
+    log, dispatch_s = batched_log(trace)
+    replicas = []
+    for workers in REPLICA_WORKERS:
+        start = time.perf_counter()
+        history = replay(trace, log, dispatch_s, cores=workers, slo_s=spec.slo_s)
+        state = state_digest(trace, history)
+        replicas.append(
+            {
+                "workers": workers,
+                "state": state,
+                "last_commit_s": float(history.finish_s.max()),
+                "wall_s": time.perf_counter() - start,
+            }
+        )
+    return {
+        "transactions": n,
+        "states": len({replica["state"] for replica in replicas}),
+        "most_resident_bytes": most_resident_bytes(),
+        "replicas": replicas,
+    }
+
+
+def slope(rows: list[dict], name: str) -> float:
+    """Exponent of a power law through the rows, by least squares on logarithms."""
+    n = np.log([row["transactions"] for row in rows])
+    return float(np.polyfit(n, np.log([row[name] for row in rows]), 1)[0])
+
+
+def main() -> None:
+    load = psutil.getloadavg()
+    peers = [against_simpy(*case) for case in CASES]
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as fresh:
+        growth = list(fresh.map(grow, SIZES))
+        replicas = fresh.submit(agree, SIZES[-1]).result()
+    assert replicas["states"] == 1
+    checkout = repository()
+    report = {
+        "simpy": simpy.__version__,
+        "peers": peers,
+        "growth": {
+            "scenario": "A",
+            "load": GROWTH_LOAD,
+            "slope_cpu": slope(growth, "cpu_s"),
+            "slope_memory": slope(growth, "allocated_bytes"),
+            "sizes": growth,
+        },
+        "replicas": replicas,
+        "commit": commit(checkout)[0],
+        "machine": identity(),
+        "load_average": {"start": load, "end": psutil.getloadavg()},
+    }
+    target = checkout / "data" / "measurements" / "simulator.json"
+    write_whole(target, json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
