@@ -49,6 +49,13 @@ MUTANTS = [
         ("notebooks/02_background.ipynb",),
     ),
     Mutant(
+        "estimator: only one of the two tails is cut",
+        "sequencer/estimator.py",
+        "kept = np.abs(service_s - service_s.mean()) <= limit_s",
+        "kept = service_s - service_s.mean() <= limit_s",
+        ("tests/sequencer/test_estimator.py",),
+    ),
+    Mutant(
         "low rank: the whitening is left out",
         "memory/lowrank.py",
         "left, values, right = np.linalg.svd(matrix @ lower, full_matrices=False)",

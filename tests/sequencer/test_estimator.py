@@ -12,6 +12,7 @@ from thesis_lib.sequencer.estimator import (
     Linear,
     Noisy,
     Oracle,
+    cut_tail,
     estimator,
     log_r2,
     on_time_probability,
@@ -21,7 +22,7 @@ from thesis_lib.sequencer.estimator import (
     ratio_quantiles,
     replay_ceiling,
 )
-from thesis_lib.sequencer.trace import Trace
+from thesis_lib.sequencer.trace import KeySets, Trace
 from thesis_lib.sequencer.workload import scenario
 
 
@@ -114,6 +115,28 @@ def test_oracle_reads_by_id_and_noise_has_its_size():
     np.testing.assert_array_equal(
         predict_all(Noisy(trace, sigma=0.0), trace), trace.service_s
     )
+
+
+def test_the_cut_leaves_one_standard_deviation_to_both_sides():
+    rng = np.random.default_rng(8)
+    n = 20_000
+    trace = Trace.of_jobs(
+        np.arange(n) * 1.0, rng.normal(10, 2, n), KeySets.from_lists([[]] * n, [[]] * n)
+    )
+    kept = cut_tail(trace)
+    stderr = np.sqrt(0.683 * 0.317 / n)
+    assert abs(len(kept) / n - 0.6827) < 4 * stderr
+    outside = np.setdiff1d(trace.service_s, kept.service_s)
+    assert np.abs(kept.service_s - 10).max() < np.abs(outside - 10).min() + 0.1
+    np.testing.assert_allclose(np.abs(kept.service_s - 10).max(), 2, rtol=0.02)
+    assert (np.diff(kept.arrival_s) > 0).all()
+    np.testing.assert_array_equal(
+        cut_tail(scaled(trace, 7.0)).arrival_s, kept.arrival_s
+    )
+    equal = replace(trace, service_s=np.full(n, 0.1))
+    assert len(cut_tail(equal)) == n
+    with pytest.raises(InvalidInput, match="the past is empty"):
+        cut_tail(trace.take(np.array([], np.int64)))
 
 
 def test_refusals(trace):
