@@ -149,6 +149,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, rows: I64) -> Self:
+        """The batch of `rows`, in that order."""
+        return type(self)(
+            self.ids[rows],
+            self.arrival_s[rows],
+            self.deadline_s[rows],
+            self.features[rows],
+            self.keys.take(rows),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
