@@ -1,16 +1,19 @@
 """The command as a shell sees it: one sentence and a status for every refusal."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from thesis_lib.sequencer.trace import Trace
+
 THESIS = Path(sys.executable).with_name("thesis")
 
 
-def thesis(*words):
-    return subprocess.run([THESIS, *words], capture_output=True, text=True)
+def thesis(*words, cwd=None):
+    return subprocess.run([THESIS, *words], capture_output=True, text=True, cwd=cwd)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,57 @@ def test_bad_input_is_refused_with_one_sentence(words, message):
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
+
+
+ENGINE_REFUSALS = [
+    (["collect", "nowhere/t.parquet"], "folder nowhere does not exist"),
+    (
+        ["collect", "t.parquet", "--engine", "duckdb"],
+        "engine='duckdb' is unknown: expected one of sqlite, postgresql",
+    ),
+    (
+        ["collect", "t.parquet", "--dsn", "host=here"],
+        "dsn names a server of PostgreSQL: engine is 'sqlite'",
+    ),
+    (
+        ["collect", "t.parquet", "--zipf", "0.5"],
+        "zipf=0.5 belongs to the workload 'ycsb'",
+    ),
+    (
+        ["collect", "t.parquet", "--transactions", "0"],
+        "transactions=0: expected at least 1",
+    ),
+    (["collect", "t.parquet", "--workers", "0"], "workers=0: expected at least 1"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), ENGINE_REFUSALS)
+def test_a_bad_option_of_the_engine_is_refused_by_name(words, message, tmp_path):
+    done = subprocess.run(
+        [THESIS, *words], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--workload", "ycsb", "--zipf", "0.5"],
+        ["--mix", "new-order/payment", "--workers", "4", "--replays", "2"],
+    ],
+)
+def test_collect_writes_a_trace_and_says_its_state(options, tmp_path):
+    file = tmp_path / "t.parquet"
+    done = thesis("collect", file, "--transactions", "200", "--json", *options)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    trace = Trace.read(file)
+    assert said["transactions"] == len(trace) == 200
+    assert said["digest"] == trace.meta["digest"]
+    assert ("service_s_r2" in trace.measured) == ("--replays" in options)
 
 
 def test_help_lists_every_command():

@@ -382,26 +382,48 @@ def size(text: str) -> int:
     return units.parse_size(text)
 
 
+Engine = Annotated[str, typer.Option(help="sqlite or postgresql.")]
+Dsn = Annotated[
+    str | None,
+    typer.Option(help="PostgreSQL server. Default: a temporary one of this machine."),
+]
+Workload = Annotated[str, typer.Option(help="tpcc or ycsb.")]
+Mix = Annotated[
+    str | None,
+    typer.Option(help="tpcc: spec, new-order/payment; ycsb: A, B, C, F."),
+]
+Zipf = Annotated[float | None, typer.Option(help="Skew of ycsb. Default: 0.99.")]
+Partitions = Annotated[int, typer.Option(help="Warehouses or partitions, a file each.")]
+Processes = Annotated[int, typer.Option(help="Worker processes.")]
+
+
 @command
 def collect(
     output: Annotated[Path, typer.Argument(metavar="OUT.parquet")],
-    engine: Annotated[str, typer.Option(help="sqlite.")] = "sqlite",
+    engine: Engine = "sqlite",
+    dsn: Dsn = None,
     transactions: Annotated[int, typer.Option(help="Length of the log.")] = 20_000,
-    workers: Annotated[int, typer.Option(help="Worker threads.")] = 2,
-    warehouses: Annotated[int, typer.Option(help="Warehouses, a file each.")] = 2,
+    workers: Processes = 2,
+    workload: Workload = "tpcc",
+    mix: Mix = None,
+    zipf: Zipf = None,
+    warehouses: Partitions = 2,
     replays: Annotated[int, typer.Option(help="Runs of the same log.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of data and log.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Run TPC-C on the real deterministic engine and write a trace."""
-    from thesis_lib.sequencer.engine import collect as collect_
+    """Run a workload on the real deterministic engine and write a trace."""
+    from thesis_lib.sequencer import engine as engine_
 
     if not output.parent.is_dir():
         raise InvalidInput(f"folder {output.parent} does not exist: create it first")
     clock = time.perf_counter()
-    with console.status("running TPC-C"):
-        trace = collect_(
-            engine, transactions, workers, warehouses, seed=seed, replays=replays
+    with console.status(f"running {workload}"):
+        log = engine_.make_log(
+            workload, transactions, seed, warehouses=warehouses, mix=mix, zipf=zipf
+        )
+        trace = engine_.collect(
+            engine, workers=workers, replays=replays, log=log, dsn=dsn
         )
     trace.write(output)
     result = {

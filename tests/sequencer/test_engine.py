@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.engine import collect, execute, execute_serially
+from thesis_lib.sequencer.engine import (
+    collect,
+    database,
+    execute,
+    execute_serially,
+    make_log,
+    trace_of,
+)
 from thesis_lib.sequencer.storage import (
     UNITS,
     SQLite,
@@ -17,9 +24,17 @@ from thesis_lib.sequencer.storage import (
     warehouse_file,
 )
 from thesis_lib.sequencer.trace import Trace
-from thesis_lib.sequencer.workload import Delivery, NewOrder, Payment, Scale, tpcc
+from thesis_lib.sequencer.workload import (
+    Delivery,
+    NewOrder,
+    Payment,
+    Scale,
+    YcsbScale,
+    tpcc,
+    ycsb,
+)
 
-SMALL = Scale(warehouses=2, customers=30, items=100)
+SMALL = Scale(warehouses=3, customers=30, items=100)
 N, SEED = 500, 4
 
 
@@ -98,15 +113,47 @@ def test_conflicting_transactions_do_not_overlap_and_keep_log_order(runs, log, w
     assert earlier[must].all()
 
 
-def test_workers_really_run_at_the_same_time(runs):
-    def overlaps(run):
-        order = np.argsort(run.start_s)
-        return int((run.start_s[order][1:] < run.finish_s[order][:-1]).sum())
+def overlaps(run):
+    """Pairs of transactions on different workers whose intervals intersect."""
+    at_once = run.start_s[:, None] < run.finish_s[None, :]
+    return int((at_once & at_once.T & (run.worker[:, None] < run.worker[None])).sum())
 
+
+def test_workers_really_run_at_the_same_time(runs):
     assert overlaps(runs[1][0]) == 0
     assert overlaps(runs[2][0]) > 0
     assert overlaps(runs[4][0]) > 0
     assert len(np.unique(runs[4][0].worker)) > 1
+
+
+def test_both_engines_and_any_number_of_workers_reach_one_state():
+    postgres = pytest.importorskip("thesis_lib.sequencer.postgres")
+    logs = [tpcc(300, SMALL, SEED), ycsb(300, YcsbScale(3, 200), SEED, hot=0.1)]
+    for log in logs:
+        digests, runs = set(), {}
+        with (
+            database("sqlite") as files,
+            postgres.postgres_database() as tables,
+        ):
+            for loaded in (files, tables):
+                loaded.load(log.scale, log.seed)
+                for workers in (1, 2, 4):
+                    copy = loaded.copy(f"w{workers}")
+                    runs[loaded.engine, workers] = execute(copy, log, workers)
+                    digests.add(copy.digest())
+                serial = loaded.copy("serial")
+                execute_serially(serial, log)
+                digests.add(serial.digest())
+        assert len(digests) == 1
+        for (_, workers), run in runs.items():
+            assert (overlaps(run) > 0) == (workers > 1)
+        # Rows alone are locked there: files of one writer do not exist.
+        must = np.triu(conflicts(log.without_files().keys), k=1)
+        free = np.triu(conflicts(log.keys), k=1) & ~must
+        run = runs["postgresql", 4]
+        earlier = run.finish_s[:, None] <= run.start_s[None, :]
+        assert earlier[must].all()
+        assert not earlier[free].all()
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
@@ -114,10 +161,12 @@ def test_stages_follow_each_other_and_units_fit_in_the_service_time(runs, worker
     run, _ = runs[workers]
     stages = [
         run.arrival_s,
+        run.decided_s,
         run.sequenced_s,
         run.granted_s,
         run.start_s,
         run.finish_s,
+        run.notified_s,
     ]
     for before, after in pairwise(stages):
         assert (before <= after).all()
@@ -195,7 +244,7 @@ def test_the_database_holds_what_the_log_asked_for(runs, log):
 
 
 def test_a_collected_trace_round_trips_and_names_its_state(tmp_path, serial, log):
-    trace = collect(transactions=N, workers=2, seed=SEED, replays=2, scale=SMALL)
+    trace = collect(log=log, workers=2, replays=2)
     assert trace.meta["digest"] == state_digest(serial)
     trace.write(tmp_path / "t.parquet")
     back = Trace.read(tmp_path / "t.parquet")
@@ -218,18 +267,43 @@ def test_a_collected_trace_round_trips_and_names_its_state(tmp_path, serial, log
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"engine": "postgresql"}, "belongs to a later version"),
+        ({"engine": "postgresql", "folder": "db"}, "folder=db is for SQLite"),
+        ({"engine": "sqlite", "dsn": "host=here"}, "dsn names a server of PostgreSQL"),
         ({"engine": "sqlight"}, "did you mean 'sqlite'"),
         ({"workers": 0}, "workers=0: expected at least 1"),
         ({"warehouses": 0}, "warehouses=0: expected at least 1"),
         ({"transactions": 0}, "transactions=0: expected at least 1"),
         ({"replays": 0}, "replays=0: expected at least 1"),
         ({"batch": 9, "in_flight": 8, "transactions": 5}, "batch=9 must lie between"),
+        ({"batch": 0, "transactions": 5}, "batch=0 must lie between"),
     ],
 )
 def test_collect_refuses(arguments, message):
     with pytest.raises(InvalidInput, match=message):
         collect(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tpcc", 5, 0, {"zipf": 0.5}), "zipf=0.5 belongs to the workload 'ycsb'"),
+        (("tpcc", 5, 0, {"mix": "A"}), "mix='A' is unknown: expected one of spec"),
+        (("ycsb", 5, 0, {"mix": "spec"}), "mix='spec' is unknown: expected one of A"),
+        (("tpch", 5, 0, {}), "workload='tpch' is unknown: .*did you mean 'tpcc'"),
+        (("ycsb", 5, 0, {"zipf": 1.5}), "theta=1.5: expected 0"),
+        (("ycsb", 5, 0, {"warehouses": 0}), "warehouses=0: expected at least 1"),
+    ],
+)
+def test_a_log_that_cannot_be_made_is_refused(arguments, message):
+    *names, options = arguments
+    with pytest.raises(InvalidInput, match=message):
+        make_log(*names, **options)
+
+
+def test_a_run_in_another_order_makes_no_trace(runs, log):
+    run, _ = runs[1]
+    with pytest.raises(InvalidInput, match="dropped or reordered"):
+        trace_of(log, [replace(run, log=run.log[::-1])], {})
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
@@ -249,4 +323,4 @@ def test_replays_that_differ_are_refused(monkeypatch):
     digests = iter(["aaaaaaaa", "bbbbbbbb"])
     monkeypatch.setattr(SQLite, "digest", lambda storage: next(digests))
     with pytest.raises(InvalidInput, match="ended in states aaaaaaaa, bbbbbbbb"):
-        collect(transactions=5, replays=2, scale=SMALL)
+        collect(log=tpcc(5, SMALL, SEED), replays=2)

@@ -1,0 +1,159 @@
+"""Workers end with their parent, however it ends, and say why they fail."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer.storage import UNITS
+from thesis_lib.sequencer.workers import (
+    COMMITTED,
+    RECORD,
+    ROLLED_BACK,
+    WorkerDied,
+    Workers,
+)
+
+
+@dataclass
+class Echo:
+    """A session that commits the even, rolls back the odd and fails as it is told."""
+
+    units_s = [0.0] * len(UNITS)
+
+    def run(self, t):
+        if isinstance(t, BaseException):
+            raise t
+        if t == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return t % 2 == 0
+
+    def close(self):
+        pass
+
+
+class Storage:
+    def session(self):
+        return Echo()
+
+
+class Broken:
+    def session(self):
+        raise InvalidInput("there is no such database")
+
+
+def drain(workers, n):
+    records = np.empty(0, RECORD)
+    while len(records) < n:
+        records = np.concatenate([records, workers.receive(np.inf)])
+    return records
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_every_id_comes_back_once_with_its_outcome(count):
+    n = 30_000  # more than a pipe has room for
+    with Workers(Storage(), range(n), count) as workers:
+        workers.send(np.arange(n))
+        records = drain(workers, n)
+        pids = list(workers.pids)
+    assert sorted(records["id"]) == list(range(n))
+    expected = np.where(records["id"] % 2 == 0, COMMITTED, ROLLED_BACK)
+    np.testing.assert_array_equal(records["outcome"], expected)
+    assert (records["finish_s"] >= records["start_s"]).all()
+    assert set(records["worker"]) <= set(range(count))
+    for k in range(count):  # one after the other, and on one worker in the order sent
+        mine = records[records["worker"] == k]
+        assert (np.diff(mine["id"]) > 0).all()
+        assert (mine["start_s"][1:] >= mine["finish_s"][:-1]).all()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+class Unpicklable(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (InvalidInput("row 3 is odd"), InvalidInput, "row 3 is odd"),
+        (KeyError("gone"), KeyError, "gone"),
+        (Unpicklable(1, 2), RuntimeError, "Unpicklable: 1 and 2"),
+    ],
+)
+def test_an_error_is_raised_here_with_its_text(error, kind, text):
+    workers = Workers(Storage(), [0, error, *range(100)], 2)
+    with pytest.raises(kind, match=text), workers:  # noqa: PT012
+        workers.send(np.arange(102))
+        drain(workers, 102)
+    assert workers.pids == []
+
+
+def test_a_session_that_cannot_open_is_told():
+    with (
+        pytest.raises(InvalidInput, match="no such database"),
+        Workers(Broken(), [], 2),
+    ):
+        pass
+
+
+def test_a_worker_that_was_killed_is_noticed_while_others_live():
+    with (  # noqa: PT012
+        pytest.raises(WorkerDied, match="of 2 ended with status -9"),
+        Workers(Storage(), [0, "die", 2], 2) as workers,
+    ):
+        workers.send(np.array([0, 1]))
+        drain(workers, 2)
+
+
+PARENT = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from test_workers import Storage
+from thesis_lib.sequencer.workers import Workers
+with Workers(Storage(), [], 3) as workers:
+    print(*workers.pids, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_outlives_a_killed_parent(how):
+    folder = os.path.dirname(__file__)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, folder], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    with parent.stdout as words:
+        pids = [int(word) for word in words.readline().split()]
+    assert len(pids) == 3
+    assert all(lives(pid) for pid in pids)
+    parent.send_signal(how)
+    parent.wait()
+    for _ in range(1_000):
+        if not any(lives(pid) for pid in pids):
+            break
+        time.sleep(0.01)
+    assert [pid for pid in pids if lives(pid)] == []
+
+
+def lives(pid):
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_no_worker_at_all_is_refused():
+    with pytest.raises(InvalidInput, match="workers=0: expected at least 1"):
+        Workers(Storage(), [], 0)
