@@ -11,7 +11,7 @@ from collections import deque
 import numpy as np
 
 from thesis_lib.sequencer.policies import decide
-from thesis_lib.sequencer.trace import Batch, Forecast
+from thesis_lib.sequencer.trace import Forecast
 
 COMMIT, DISPATCH, ARRIVAL, TAKE, DECIDE = range(5)  # at equal times, in this order
 
@@ -252,10 +252,7 @@ def simulate_plainly(
                     held = ids
                     continue
             rows = np.array(ids)
-            batch = Batch(
-                rows, arrival_s[rows], deadline_s[rows], trace.features[rows],
-                trace.keys.take(rows),
-            )  # fmt: skip
+            batch = trace.batch(rows, deadline_s[rows], arrival_s[rows])
             decision = decide(policy, shadow, batch, now)
             for i in decision.order[:room].tolist():
                 database.append(i, now + delays.lag_s)

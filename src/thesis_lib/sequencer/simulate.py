@@ -30,7 +30,7 @@ from thesis_lib.sequencer.kernel import (
 )
 from thesis_lib.sequencer.policies import Policy, decide, decide_compiled
 from thesis_lib.sequencer.shadow import Mended, Published
-from thesis_lib.sequencer.trace import F64, I64, Batch, Decision, History, Trace
+from thesis_lib.sequencer.trace import F64, I64, Decision, History, Trace
 
 SPREAD = 0.2  # relative standard error that forecasts assume of the estimates
 NO_DELAYS = Delays()
@@ -199,10 +199,7 @@ def _run_in_python(
         if size == 0:
             return 0
         ids, now_s = asked[:size].copy(), float(before.clock_s[NOW])
-        batch = Batch(
-            ids, before.arrival_s[ids], before.deadline_s[ids], trace.features[ids],
-            trace.keys.take(ids),
-        )  # fmt: skip
+        batch = trace.batch(ids, before.deadline_s[ids], before.arrival_s[ids])
         decision = decide(policy, shadow, batch, now_s)
         _require_partition(decision, ids, policy.name)
         room = size
