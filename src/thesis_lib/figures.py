@@ -303,6 +303,7 @@ _LABELS = {
     "drop-fixed": "Drop, mended",
     "reorder-fixed": "Reorder, mended",
     "hybrid-fixed": "Hybrid, mended",
+    "hybrid-no-ghosts": "Hybrid without ghosts",
     "ours": "ours",
     "bound": "lower bound",
 }

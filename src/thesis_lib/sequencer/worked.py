@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from thesis_lib.sequencer.policies import BAND, policy
+from thesis_lib.sequencer.policies import BAND, Defects, policy
 from thesis_lib.sequencer.shadow import Published
 from thesis_lib.sequencer.simulate import simulate
 from thesis_lib.sequencer.trace import History, KeySets, Trace
@@ -39,11 +39,13 @@ def worked_batch() -> WorkedBatch:
     )
 
 
-def run_worked(batch: WorkedBatch, name: str) -> History:
-    """The batch under a policy whose estimates are exact."""
+def run_worked(
+    batch: WorkedBatch, name: str, defects: Defects | None = None
+) -> History:
+    """The batch under a policy whose estimates are exact; `defects` as in `policy`."""
     return simulate(
         batch.trace,
-        policy(name, slo_s=batch.slo_s, cores=batch.cores),
+        policy(name, slo_s=batch.slo_s, cores=batch.cores, defects=defects),
         batch.trace.service_s,
         cores=batch.cores,
         slo_s=batch.slo_s,
