@@ -12,17 +12,17 @@ FLOORS = [
     "checks units files",
     "paths stats machine sequencer.trace memory.spec memory.linears",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
-    "sequencer.replica sequencer.sla results "
+    "sequencer.replica sequencer.sla sequencer.trees sequencer.calibration results "
     "memory.lowrank memory.quantise memory.lossless memory.smollm2",
     "claims sequencer.kernel sequencer.features sequencer.storage memory.plan "
     "memory.store memory.measure",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
     "memory.stream memory.cost",
-    "sequencer.shadow memory.speculate memory.quality",
+    "sequencer.shadow sequencer.modelfile memory.speculate memory.quality",
     "sequencer.policies",
     "sequencer.pipeline sequencer.simulate",
     "sequencer.engine sequencer.clairvoyant sequencer.report sequencer.worked",
-    "sequencer.serve figures",
+    "sequencer.serve sequencer.accuracy figures",
     "chapters warm",
     "compare sweep",
     "present",

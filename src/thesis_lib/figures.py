@@ -78,6 +78,7 @@ ESTIMATOR_COLOURS = {
     "sum-max": "#d55e00",
     "linear": "#e69f00",
     "boosted": "#009e73",
+    "quantiles": "#0072b2",
 }
 
 

@@ -5,22 +5,21 @@ import pytest
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.sequencer.estimator import (
+    AIMS,
     ESTIMATORS,
     LEARNED,
+    LEVELS,
     Boosted,
     Constant,
     Linear,
     Noisy,
     Oracle,
+    Quantiles,
     cut_tail,
     estimator,
-    log_r2,
-    on_time_probability,
+    everything,
     predict_all,
-    q_error,
-    ratio_bound,
     ratio_quantiles,
-    replay_ceiling,
 )
 from thesis_lib.sequencer.trace import KeySets, Trace
 from thesis_lib.sequencer.workload import scenario
@@ -139,6 +138,98 @@ def test_the_cut_leaves_one_standard_deviation_to_both_sides():
         cut_tail(trace.take(np.array([], np.int64)))
 
 
+def later(trace, now):
+    """The trace with everything that happens from row `now` on shuffled and scaled."""
+    rows = np.arange(len(trace))
+    rows[now:] = np.random.default_rng(9).permutation(rows[now:])
+    factor = np.where(np.arange(len(trace)) < now, 1.0, 3.0)
+    return replace(
+        trace,
+        service_s=trace.service_s[rows] * factor,
+        units_s=trace.units_s[rows] * factor[:, None],
+    )
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_no_estimate_changes_with_what_happens_later(trace, name):
+    """Truth from row 2,000 on is another; fitted on the past, nothing may differ."""
+    other = later(trace, 2_000)
+    assert (other.service_s != trace.service_s).any()
+    for aim in (None, *AIMS):
+        first, second = (
+            predict_all(estimator(name, aim=aim).fit(t.split(2 / 3)[0]), t)
+            for t in (trace, other)
+        )
+        np.testing.assert_array_equal(first, second)
+
+
+def test_an_aim_meets_the_mean_and_the_median():
+    past, future = scenario("A", 40_000, seed=11).split(0.5)
+    geometric, median, mean = (
+        predict_all(estimator("boosted", aim=aim).fit(past), future)
+        for aim in (None, *AIMS)
+    )
+    ratio = future.service_s / geometric
+    # lognormal of sigma 0.4: the mean is e^0.08 above the median
+    assert abs(ratio.mean() / np.exp(0.08) - 1) < 0.02
+    assert abs((future.service_s / mean).mean() - 1) < 0.02
+    assert abs(np.median(future.service_s / median) - 1) < 0.02
+    with pytest.raises(InvalidInput, match="aim='mode' is unknown"):
+        estimator("boosted", aim="mode")
+    with pytest.raises(InvalidInput, match="knows the truth"):
+        estimator("oracle", truth=past, aim="mean")
+
+
+def test_calibrated_quantiles_cover_what_they_promise():
+    past, future = scenario("A", 40_000, seed=12).split(0.5)
+    fitted = Quantiles().fit(past)
+    bounds_s = fitted.bounds(everything(future))
+    assert (np.diff(bounds_s, axis=1) >= 0).all()
+    np.testing.assert_array_equal(bounds_s[:, 0], predict_all(fitted, future))
+    calibrating = 0.3 * len(past)
+    for at, level in enumerate(LEVELS):
+        covered = np.mean(future.service_s <= bounds_s[:, at])
+        stderr = np.sqrt(level * (1 - level) * (1 / calibrating + 1 / len(future)))
+        assert abs(covered - level) < 4 * stderr
+    with pytest.raises(InvalidInput, match="of which 90 calibrate: expected at least"):
+        Quantiles().fit(past.take(np.arange(300)))
+
+
+def test_tracked_quantiles_follow_a_machine_that_slows_down():
+    trace = scenario("A", 20_000, seed=13)
+    slower = np.exp(np.linspace(0, 1, len(trace)))
+    past, future = replace(trace, service_s=trace.service_s * slower).split(0.5)
+    asked_s = np.arange(len(future)) * 1e-3
+    fitted = Quantiles().fit(past)
+    fixed_s = fitted.bounds(everything(future))
+    tracked_s = fitted.tracked_bounds(future, asked_s, asked_s + 20e-3)
+    for at, level in enumerate(LEVELS):
+        assert abs(np.mean(future.service_s <= tracked_s[:, at]) - level) < 0.01
+    assert np.mean(future.service_s <= fixed_s[:, 1]) < 0.85
+    other = later(future, 5_000)
+    changed_s = fitted.tracked_bounds(other, asked_s, asked_s + 20e-3)
+    np.testing.assert_array_equal(changed_s[:5_000], tracked_s[:5_000])
+    assert (changed_s[5_100:] != tracked_s[5_100:]).any()
+
+
+def test_one_transaction_is_estimated_as_in_a_batch(trace):
+    past, future = trace.split(0.5)
+    fitted = Boosted().fit(past)
+    alone_s = [fitted.predict_one(row) for row in future.features]
+    np.testing.assert_allclose(alone_s, predict_all(fitted, future), rtol=1e-15)
+
+
+def test_the_units_of_sum_max_add_up(trace):
+    parts = np.column_stack([0.5 * trace.service_s, 0.2 * trace.service_s])
+    split = replace(trace, units_s=parts, unit_names=("read", "write"))
+    fitted = estimator("sum-max").fit(split)
+    units_s = fitted.predict_units(everything(trace))
+    assert list(units_s) == ["read", "write", "rest"]
+    total_s = np.sum(list(units_s.values()), axis=0)
+    np.testing.assert_allclose(predict_all(fitted, trace), total_s, rtol=1e-15)
+    np.testing.assert_allclose(units_s["read"], 0.5 * total_s, rtol=1e-6)
+
+
 def test_refusals(trace):
     past, _ = trace.split(0.5)
     with pytest.raises(InvalidInput, match="did you mean 'boosted'"):
@@ -154,74 +245,11 @@ def test_refusals(trace):
     narrow = replace(
         trace, features=trace.features[:, :2], feature_names=trace.feature_names[:2]
     )
-    with pytest.raises(InvalidInput, match="has 2 features: expected the 3"):
+    with pytest.raises(InvalidInput, match=r"has 2 features: .*missing: order_lines"):
         predict_all(Linear().fit(past), narrow)
     with pytest.raises(InvalidInput, match="knows 1500 transactions"):
         predict_all(Oracle(past), trace)
     assert {estimator(name, truth=trace).name for name in ESTIMATORS} == set(ESTIMATORS)
-
-
-# --- Metrics -----------------------------------------------------------------
-
-
-def test_q_error_is_symmetric_and_at_least_one():
-    rng = np.random.default_rng(0)
-    a, b = rng.lognormal(size=(2, 1_000))
-    np.testing.assert_array_equal(q_error(a, b), q_error(b, a))
-    np.testing.assert_allclose(q_error(7 * a, 7 * b), q_error(a, b), rtol=1e-12)
-    assert (q_error(a, b) >= 1).all()
-    np.testing.assert_array_equal(q_error(a, a), 1)
-    np.testing.assert_allclose(q_error(np.array([2.0]), np.array([0.5])), 4)
-    with pytest.raises(InvalidInput, match="positive times"):
-        q_error(np.array([0.0]), np.array([1.0]))
-
-
-def test_log_r2_of_the_truth_and_of_its_mean():
-    true_s = np.random.default_rng(1).lognormal(size=500)
-    assert log_r2(true_s, true_s) == 1
-    middle = np.full(500, np.exp(np.log(true_s).mean()))
-    assert abs(log_r2(true_s, middle)) < 1e-12
-
-
-@pytest.mark.parametrize(("shared", "own"), [(1.0, 0.5), (0.3, 0.6), (0.0, 1.0)])
-def test_replay_ceiling_is_the_shared_part_of_the_variance(shared, own):
-    rng = np.random.default_rng(2)
-    n, replays = 20_000, 3
-    log_s = rng.normal(0, shared, (n, 1)) + rng.normal(0, own, (n, replays))
-    expected = shared**2 / (shared**2 + own**2)
-    assert abs(replay_ceiling(np.exp(log_s)) - expected) < 0.02
-    with pytest.raises(InvalidInput, match="at least 2"):
-        replay_ceiling(np.ones((5, 1)))
-
-
-# --- Calibration -------------------------------------------------------------
-
-
-def test_coverage_equals_the_promised_probability():
-    """Over many calibration lists, the k-th ratio covers k / (m + 1) exactly."""
-    rng = np.random.default_rng(3)
-    lists, m = 40_000, 19
-    ratios = np.sort(rng.lognormal(0.1, 0.5, (lists, m)), axis=1)
-    fresh = rng.lognormal(0.1, 0.5, lists)
-    for coverage in (0.05, 0.5, 0.9, 0.95):
-        bounds = np.array([ratio_bound(row, coverage) for row in ratios])
-        stderr = np.sqrt(coverage * (1 - coverage) / lists)
-        assert abs(np.mean(fresh <= bounds) - coverage) < 4 * stderr
-        at_bound = on_time_probability(bounds[:1], ratios[0])
-        np.testing.assert_allclose(at_bound, coverage)
-
-
-def test_probability_rises_with_slack_and_ends_at_the_ends():
-    ratios = np.array([0.5, 1.0, 2.0])
-    np.testing.assert_allclose(
-        on_time_probability(np.array([-1.0, 0.4, 0.5, 1.5, 2.0, 9.0]), ratios),
-        np.array([0, 0, 1, 2, 3, 3]) / 4,
-    )
-    with pytest.raises(InvalidInput, match="sorted"):
-        on_time_probability(np.ones(1), ratios[::-1])
-    for coverage in (0.0, 0.8, 1.0):
-        with pytest.raises(InvalidInput, match="cannot be promised from 3 ratios"):
-            ratio_bound(ratios, coverage)
 
 
 def test_ratios_carry_the_bias(trace):

@@ -27,6 +27,7 @@ def batch_of(latency_ms, service_ms=None, arrival_ms=None):
         deadline_s=arrival_s + 12.5 * MS,
         features=np.empty((b, 0)),
         keys=KeySets.from_lists([[]] * b, [[]] * b),
+        feature_names=(),
     )
     on_time = (finish_s <= batch.deadline_s).astype(float)
     return batch, Forecast(service_s, finish_s, on_time)

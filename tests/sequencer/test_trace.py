@@ -134,6 +134,7 @@ def test_a_batch_holds_no_service_time():
         "deadline_s",
         "features",
         "keys",
+        "feature_names",
     }
 
 
@@ -143,7 +144,8 @@ def test_a_batch_holds_no_service_time():
         ({"deadline_s": np.array([9.0, 2.0])}, "row 1 of deadline_s is 2.0.*after"),
         ({"deadline_s": np.array([np.nan, 9.0])}, "row 0 of deadline_s is nan"),
         ({"deadline_s": np.array([9.0])}, "deadline_s has 1 rows for 2 ids"),
-        ({"features": np.array([[0.0, 1.0], [2.0, np.inf]])}, "row 1 of feature 1 is"),
+        ({"features": np.array([[0.0, 1.0], [2.0, np.inf]])}, "row 1 of feature b is"),
+        ({"feature_names": ("a",)}, "shape .2, 2.: expected .2, 1."),
         ({"keys": KeySets.from_lists([[]], [[]])}, "keys has 1 rows for 2 ids"),
     ],
 )
@@ -154,6 +156,7 @@ def test_a_batch_that_no_sequencer_can_judge_is_refused(change, message):
         deadline_s=np.array([3.0, np.inf]),
         features=np.zeros((2, 2)),
         keys=KeySets.from_lists([[], []], [[], []]),
+        feature_names=("a", "b"),
     )
     with pytest.raises(InvalidInput, match=message):
         replace(batch, **change)

@@ -5,21 +5,26 @@ none. What waiting adds to a service time is the shadow schedule's part.
 """
 
 from collections.abc import Callable
-from typing import Protocol, Self, TypeVar
+from math import exp
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import Ridge
-from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from thesis_lib.checks import InvalidInput, choice, require, vector
+from thesis_lib.checks import InvalidInput, choice, require
+from thesis_lib.sequencer.calibration import conformal_offset, track
 from thesis_lib.sequencer.trace import F64, Batch, Trace
+from thesis_lib.sequencer.trees import Trees, flatten
 from thesis_lib.sequencer.workload import mean_one_lognormal
 
 T = TypeVar("T")
 SHORTEST_S = 1e-7  # one tick of the collector's clock; logarithms need a positive time
+LEVELS = (0.5, 0.9, 0.95, 0.99)  # of the quantiles that are learned and calibrated
+STEP = 0.05  # of a tracked bound, in units of the middle 80 % of its errors
+AIMS = ("median", "mean")
 
 
 class LatencyEstimator(Protocol):
@@ -44,9 +49,11 @@ class Constant:
 
     def __init__(self) -> None:
         self.mean_s: float | None = None
+        self.feature_names: tuple[str, ...] | None = None
 
     def fit(self, trace: Trace) -> Self:
         """Learn the mean."""
+        self.feature_names = trace.feature_names
         self.mean_s = float(_past(trace).mean())
         return self
 
@@ -67,19 +74,24 @@ class Linear:
     def __init__(self, penalty: float = 1.0) -> None:
         require(penalty > 0, f"penalty={penalty:g} must be positive")
         self.penalty = penalty
-        self.model: Pipeline | None = None
+        self.feature_names: tuple[str, ...] | None = None
+        self.slope: F64 | None = None  # (d,) of standardised features
 
     def fit(self, trace: Trace) -> Self:
         """Learn one factor for each feature."""
         log_s = np.log(_past(trace))
-        model = make_pipeline(StandardScaler(), Ridge(alpha=self.penalty))
-        self.model = model.fit(trace.features, log_s)
+        scaler = StandardScaler().fit(trace.features)
+        ridge = Ridge(alpha=self.penalty).fit(scaler.transform(trace.features), log_s)
+        self.feature_names = trace.feature_names
+        self.centre, self.scale = np.asarray(scaler.mean_), np.asarray(scaler.scale_)
+        self.slope, self.intercept = ridge.coef_, float(ridge.intercept_)
         return self
 
     def predict(self, batch: Batch) -> F64:
         """(b,) seconds."""
-        model = _fitted(self.model, self.name)
-        return np.exp(model.predict(_features(batch, model)))
+        slope = _fitted(self.slope, self.name)
+        features = (_features(batch, self) - self.centre) / self.scale
+        return np.exp(self.intercept + features @ slope)
 
 
 class SumMax:
@@ -87,7 +99,7 @@ class SumMax:
 
     The sum of the thesis' sum-max estimate. Its maximum, over the predicted ends of
     conflicting predecessors, is taken by the shadow schedule, which knows them. Time
-    that no unit claims is a unit of its own, or the sum would fall short.
+    that no unit claims is a unit of its own, `rest`, or the sum would fall short.
     """
 
     name = "sum-max"
@@ -98,31 +110,43 @@ class SumMax:
             f"trees={trees} and leaf={leaf} must be at least 1",
         )
         self.seed, self.trees, self.leaf = seed, trees, leaf
-        self.forests: list[RandomForestRegressor] | None = None
+        self.feature_names: tuple[str, ...] | None = None
+        self.forests: dict[str, Trees] | None = None  # by unit, of service / scale_s
 
     def fit(self, trace: Trace) -> Self:
         """Learn every unit."""
         rest_s = _past(trace) - trace.units_s.sum(axis=1)
         # Forests compare variances, which for microseconds sink to rounding errors.
         self.scale_s = float(trace.service_s.mean())
-        self.forests = [
-            RandomForestRegressor(
-                n_estimators=self.trees,
-                min_samples_leaf=self.leaf,
-                max_features=0.5,
-                random_state=self.seed,
-            ).fit(trace.features, unit_s / self.scale_s)
-            for unit_s in (*trace.units_s.T, rest_s)
+        self.feature_names = trace.feature_names
+        names = (*trace.unit_names, "rest")
+        self.forests = {
+            name: flatten(
+                RandomForestRegressor(
+                    n_estimators=self.trees,
+                    min_samples_leaf=self.leaf,
+                    max_features=0.5,
+                    random_state=self.seed,
+                ).fit(trace.features, unit_s / self.scale_s)
+            )
+            for name, unit_s in zip(names, (*trace.units_s.T, rest_s), strict=True)
             if np.any(unit_s > 0)
-        ]
+        }
         return self
+
+    def predict_units(self, batch: Batch) -> dict[str, F64]:
+        """(b,) seconds in each operating unit."""
+        forests = _fitted(self.forests, self.name)
+        features = _features(batch, self)
+        return {
+            unit: self.scale_s * forest.predict(features)
+            for unit, forest in forests.items()
+        }
 
     def predict(self, batch: Batch) -> F64:
         """(b,) seconds."""
-        forests = _fitted(self.forests, self.name)
-        features = _features(batch, forests[0])
-        total = np.sum([forest.predict(features) for forest in forests], axis=0)
-        return np.maximum(total * self.scale_s, SHORTEST_S)
+        units_s = self.predict_units(batch)
+        return np.maximum(np.sum(list(units_s.values()), axis=0), SHORTEST_S)
 
 
 class Boosted:
@@ -137,29 +161,149 @@ class Boosted:
     def __init__(self, seed: int = 0, rounds: int = 150) -> None:
         require(rounds >= 1, f"rounds={rounds}: expected at least 1")
         self.seed, self.rounds = seed, rounds
-        self.model: HistGradientBoostingRegressor | None = None
+        self.feature_names: tuple[str, ...] | None = None
+        self.ensemble: Trees | None = None  # of the logarithm, less `centre`
 
     def fit(self, trace: Trace) -> Self:
         """Grow the trees."""
         log_s = np.log(_past(trace))
         self.centre = float(log_s.mean())
-        model = HistGradientBoostingRegressor(
-            max_iter=self.rounds,
-            learning_rate=0.08,
-            max_leaf_nodes=31,
-            min_samples_leaf=30,
-            early_stopping=False,  # pyright: ignore[reportArgumentType]
-            random_state=self.seed,
-        )
+        self.feature_names = trace.feature_names
+        model = _boosting(self.seed, self.rounds, loss="squared_error")
         with one_thread():
-            self.model = model.fit(trace.features, log_s - self.centre)
+            model.fit(trace.features, log_s - self.centre)
+        self.ensemble = flatten(model)
         return self
 
     def predict(self, batch: Batch) -> F64:
         """(b,) seconds."""
-        model = _fitted(self.model, self.name)
-        with one_thread():
-            return np.exp(self.centre + model.predict(_features(batch, model)))
+        trees = _fitted(self.ensemble, self.name)
+        return np.exp(self.centre + trees.predict(_features(batch, self)))
+
+    def predict_one(self, features: F64) -> float:
+        """Seconds for one row of features (d,), as a sequencer asks: microseconds.
+
+        The last bit of the exponential may differ from that of `predict`.
+        """
+        trees = _fitted(self.ensemble, self.name)
+        return exp(self.centre + trees.predict_one(features))
+
+
+class Quantiles:
+    """Boosted trees for quantiles of log service time, calibrated.
+
+    One ensemble for each of `LEVELS`, grown on the pinball loss (Koenker and Bassett,
+    Econometrica 46(1), 1978) of the first part of the past. The rest of it says how
+    often each was exceeded, and moves it by what keeps the promise: conformalised
+    quantile regression (Romano, Patterson and Candès, NeurIPS 2019), one-sided.
+    """
+
+    name = "quantiles"
+
+    def __init__(self, seed: int = 0, rounds: int = 60, held_back: float = 0.3) -> None:
+        require(rounds >= 1, f"rounds={rounds}: expected at least 1")
+        require(0 < held_back < 1, f"held_back={held_back:g} must lie in (0, 1)")
+        self.seed, self.rounds, self.held_back = seed, rounds, held_back
+        self.feature_names: tuple[str, ...] | None = None
+        self.ensembles: dict[str, Trees] | None = None  # by level
+
+    def fit(self, trace: Trace) -> Self:
+        """Grow the trees and calibrate them."""
+        _past(trace)
+        older, newer = trace.split(1 - self.held_back)
+        require(
+            len(older) > 0 and len(newer) >= 1 / (1 - LEVELS[-1]) - 1,
+            f"{len(trace)} transactions, of which {len(newer)} calibrate: expected at "
+            f"least {1 / (1 - LEVELS[-1]) - 1:.0f} there for {LEVELS[-1]:.0%}",
+        )
+        self.feature_names = trace.feature_names
+        log_s = np.log(_past(older))
+        self.centre = float(log_s.mean())
+        self.ensembles = {}
+        for level in LEVELS:
+            model = _boosting(self.seed, self.rounds, loss="quantile", quantile=level)
+            with one_thread():
+                model.fit(older.features, log_s - self.centre)
+            self.ensembles[f"{level}"] = flatten(model)
+        scores = np.log(_past(newer))[:, None] - self._raw(newer.features)
+        self.offsets = np.array(
+            [
+                conformal_offset(column, level)
+                for column, level in zip(scores.T, LEVELS, strict=True)
+            ]
+        )
+        self.spreads = np.diff(np.quantile(scores, [0.1, 0.9], axis=0), axis=0)[0]
+        return self
+
+    def _raw(self, features: F64) -> F64:
+        """(b, levels) quantiles of the logarithm before calibration; they rise."""
+        trees = _fitted(self.ensembles, self.name).values()
+        raw = self.centre + np.column_stack([one.predict(features) for one in trees])
+        return np.maximum.accumulate(raw, axis=1)
+
+    def bounds(self, batch: Batch) -> F64:
+        """(b, levels) seconds that the truth stays within as often as `LEVELS` say."""
+        raw = self._raw(_features(batch, self))
+        return np.exp(np.maximum.accumulate(raw + self.offsets, axis=1))
+
+    def predict(self, batch: Batch) -> F64:
+        """(b,) seconds: the median."""
+        return self.bounds(batch)[:, 0]
+
+    def tracked_bounds(self, trace: Trace, asked_s: F64, known_s: F64) -> F64:
+        """(n, levels) bounds as `bounds`, that follow what has committed by then.
+
+        `asked_s` (n,) is when each transaction is forecast, `known_s` (n,) when it has
+        committed. Every type is followed by itself: see `calibration.track`.
+        """
+        raw = self._raw(_features(everything(trace), self))
+        scores = np.log(_past(trace))[:, None] - raw
+        offsets = [
+            track(
+                scores[:, at], asked_s, known_s, trace.kind,
+                np.full(len(trace.kinds), self.offsets[at]), level,
+                STEP * self.spreads[at],
+            )
+            for at, level in enumerate(LEVELS)
+        ]  # fmt: skip
+        return np.exp(np.maximum.accumulate(raw + np.column_stack(offsets), axis=1))
+
+
+class Aimed:
+    """Another estimator, times one factor that moves it to the median or the mean.
+
+    What learns logarithms estimates a geometric mean, and a sequencer that adds up
+    estimates is late by what that lacks. The factor is the median or the mean of
+    truth / estimate on the last part of the past, which `base` is not fitted on; the
+    mean of such ratios is the smearing estimate of Duan, JASA 78 (1983).
+    """
+
+    def __init__(self, base: "Learned", aim: str, held_back: float = 0.2) -> None:
+        self.aim = choice("aim", aim, AIMS)
+        require(0 < held_back < 1, f"held_back={held_back:g} must lie in (0, 1)")
+        self.base, self.held_back = base, held_back
+        self.factor: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.base.name}-{self.aim}"
+
+    @property
+    def feature_names(self) -> tuple[str, ...] | None:
+        return self.base.feature_names
+
+    def fit(self, trace: Trace) -> Self:
+        """Fit the base and measure where it aims."""
+        _past(trace)
+        older, newer = trace.split(1 - self.held_back)
+        ratios = _past(newer) / predict_all(self.base.fit(older), newer)
+        average = np.median if self.aim == "median" else np.mean
+        self.factor = float(average(ratios))
+        return self
+
+    def predict(self, batch: Batch) -> F64:
+        """(b,) seconds."""
+        return _fitted(self.factor, self.name) * self.base.predict(batch)
 
 
 class Oracle:
@@ -199,30 +343,35 @@ class Noisy(Oracle):
         self.service_s = trace.service_s * mean_one_lognormal(sigma, len(trace), rng)
 
 
-LEARNED: dict[str, Callable[[], LatencyEstimator]] = {
-    "constant": Constant,
+Learned = Constant | SumMax | Linear | Boosted | Quantiles
+LEARNED: dict[str, Callable[[int], Learned]] = {
+    "constant": lambda seed: Constant(),
     "sum-max": SumMax,
-    "linear": Linear,
+    "linear": lambda seed: Linear(),
     "boosted": Boosted,
+    "quantiles": Quantiles,
 }
 ESTIMATORS = (*LEARNED, "noisy", "oracle")
 
 
 def estimator(
-    name: str, truth: Trace | None = None, sigma: float = 0.2, seed: int = 0
+    name: str,
+    truth: Trace | None = None,
+    sigma: float = 0.2,
+    seed: int = 0,
+    aim: str | None = None,
 ) -> LatencyEstimator:
     """The estimator of this name, not yet fitted.
 
     `noisy` (of `sigma`) and `oracle` read the judged trace, `truth`, and are refused
-    without it; no other estimator receives it.
+    without it; no other estimator receives it. A learned one estimates what its model
+    does, or, with an `aim`, the median or the mean: see `Aimed`.
     """
     choice("estimator", name, ESTIMATORS)
-    if name == "sum-max":
-        return SumMax(seed=seed)
-    if name == "boosted":
-        return Boosted(seed=seed)
     if name in LEARNED:
-        return LEARNED[name]()
+        learned = LEARNED[name](seed)
+        return learned if aim is None else Aimed(learned, aim)
+    require(aim is None, f"estimator {name!r} knows the truth: it has no aim")
     if truth is None:
         raise InvalidInput(
             f"estimator {name!r} needs the trace whose service times it reads"
@@ -260,68 +409,40 @@ def _fitted(learned: T | None, name: str) -> T:
     return learned
 
 
-def _features(batch: Batch, model) -> F64:
-    require(
-        batch.features.shape[1] == model.n_features_in_,
-        f"the batch has {batch.features.shape[1]} features: expected the "
-        f"{model.n_features_in_} that the estimator was fitted on",
-    )
+def _features(batch: Batch, estimator: "Learned") -> F64:
+    """The features of a batch if they are those that the estimator was fitted on."""
+    names = _fitted(estimator.feature_names, estimator.name)
+    if batch.feature_names != names:
+        missing = [name for name in names if name not in batch.feature_names]
+        unknown = [name for name in batch.feature_names if name not in names]
+        raise InvalidInput(
+            f"the batch has {len(batch.feature_names)} features: expected the "
+            f"{len(names)} that the estimator was fitted on, in their order; missing: "
+            f"{', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
+        )
     return batch.features
 
 
-# --- How good an estimate is -------------------------------------------------
+def _boosting(seed: int, rounds: int, **loss: Any) -> HistGradientBoostingRegressor:
+    return HistGradientBoostingRegressor(
+        max_iter=rounds,
+        learning_rate=0.08,
+        max_leaf_nodes=31,
+        min_samples_leaf=30,
+        early_stopping=False,  # pyright: ignore[reportArgumentType]
+        random_state=seed,
+        **loss,
+    )
+
+
+def everything(trace: Trace) -> Batch:
+    """A whole trace as one batch without an objective."""
+    return trace.batch(np.arange(len(trace)), np.full(len(trace), np.inf))
 
 
 def predict_all(estimator: LatencyEstimator, trace: Trace) -> F64:
     """(n,) service times that a fitted estimator predicts for a whole trace."""
-    return estimator.predict(
-        trace.batch(np.arange(len(trace)), np.full(len(trace), np.inf))
-    )
-
-
-def q_error(true_s: F64, predicted_s: F64) -> F64:
-    """(n,) max(true / predicted, predicted / true): 1 is exact, symmetric.
-
-    Raises InvalidInput for times that are not positive. Moerkotte, Neumann and
-    Steidl, VLDB 2009.
-    """
-    true_s = vector("true_s", true_s, np.float64)
-    predicted_s = vector("predicted_s", predicted_s, np.float64, len(true_s))
-    require(
-        bool((true_s > 0).all() and (predicted_s > 0).all()),
-        "q-error compares positive times: some are zero or negative",
-    )
-    return np.maximum(true_s / predicted_s, predicted_s / true_s)
-
-
-def log_r2(true_s: F64, predicted_s: F64) -> float:
-    """Share of the variance of log service time that the prediction explains."""
-    log_true, log_predicted = np.log(true_s), np.log(predicted_s)
-    spread = np.sum((log_true - log_true.mean()) ** 2)
-    require(bool(spread > 0), "all true times are equal: nothing to explain")
-    return float(1 - np.sum((log_true - log_predicted) ** 2) / spread)
-
-
-def replay_ceiling(service_s: F64) -> float:
-    """The log R² that no estimator can pass, from (n, r) replays of one input.
-
-    The intraclass correlation of log service time in a one-way random effects model:
-    what replays of the same transaction share. Shrout and Fleiss, Psychological
-    Bulletin 86 (1979), ICC(1,1). Raises InvalidInput for fewer than two replays.
-    """
-    n, r = service_s.shape
-    require(
-        n >= 2 and r >= 2,
-        f"{n} transactions replayed {r} times: expected at least 2 and 2",
-    )
-    log_s = np.log(service_s)
-    mean = log_s.mean(axis=1)
-    between = r * np.sum((mean - mean.mean()) ** 2) / (n - 1)
-    within = np.sum((log_s - mean[:, None]) ** 2) / (n * (r - 1))
-    return float((between - within) / (between + (r - 1) * within))
-
-
-# --- How sure an estimate is -------------------------------------------------
+    return estimator.predict(everything(trace))
 
 
 def ratio_quantiles(estimator: LatencyEstimator, trace: Trace) -> F64:
@@ -330,33 +451,3 @@ def ratio_quantiles(estimator: LatencyEstimator, trace: Trace) -> F64:
     They carry the estimator's bias and its scatter in one list.
     """
     return np.sort(trace.service_s / predict_all(estimator, trace))
-
-
-def on_time_probability(slack_ratio: F64, ratios: F64) -> F64:
-    """(b,) probability that true / predicted is at most `slack_ratio` (b,).
-
-    `slack_ratio` is the time left over the time predicted, `ratios` (m,) come sorted
-    from `ratio_quantiles`. The k-th of m exchangeable ratios is not exceeded by the
-    next one with probability k / (m + 1), whatever their distribution (split
-    conformal prediction; Vovk, Gammerman and Shafer 2005).
-    """
-    ratios = vector("ratios", ratios, np.float64)
-    require(
-        len(ratios) >= 1 and bool((np.diff(ratios) >= 0).all()),
-        "ratios must be sorted and not empty: take them from ratio_quantiles",
-    )
-    return np.searchsorted(ratios, slack_ratio, side="right") / (len(ratios) + 1)
-
-
-def ratio_bound(ratios: F64, coverage: float) -> float:
-    """The factor on a prediction that the truth stays below with `coverage`.
-
-    Raises InvalidInput where `ratios` (m,) are too few to promise it.
-    """
-    rank = int(np.ceil(coverage * (len(ratios) + 1)))
-    require(
-        0 < coverage < 1 and rank <= len(ratios),
-        f"coverage={coverage:g} cannot be promised from {len(ratios)} ratios: "
-        f"it must lie in (0, {len(ratios) / (len(ratios) + 1):.4g}]",
-    )
-    return float(ratios[rank - 1])

@@ -122,6 +122,7 @@ class Batch:
     deadline_s: F64  # (b,) arrival + service level objective
     features: F64  # (b, d) known before execution
     keys: KeySets  # declared read and write sets
+    feature_names: tuple[str, ...]  # (d,)
 
     def __post_init__(self) -> None:
         b = len(self.ids)
@@ -138,12 +139,17 @@ class Batch:
             self.deadline_s,
             "expected a time after the arrival; deadlines are arrival + objective",
         )
+        require(
+            self.features.shape == (b, len(self.feature_names)),
+            f"features have shape {self.features.shape}: expected "
+            f"({b}, {len(self.feature_names)}), as many columns as names",
+        )
         finite = np.isfinite(self.features)
         if not finite.all():
             row, column = np.argwhere(~finite)[0]
             raise InvalidInput(
-                f"row {row} of feature {column} is {self.features[row, column]}: every "
-                "entry must be finite"
+                f"row {row} of feature {self.feature_names[column]} is "
+                f"{self.features[row, column]}: every entry must be finite"
             )
 
     def __len__(self) -> int:
@@ -246,6 +252,7 @@ class Trace:
             deadline_s=np.asarray(deadline_s, np.float64),
             features=self.features[ids],
             keys=self.keys.take(ids),
+            feature_names=self.feature_names,
         )
 
     def take(self, rows: I64) -> Self:

@@ -1,0 +1,103 @@
+"""How sure an estimate is: bounds that the truth stays below as often as promised.
+
+Conformal prediction: whatever the model, the ranks of its errors on transactions that
+it was not fitted on say how often the next error is exceeded (Vovk, Gammerman and
+Shafer, Algorithmic Learning in a Random World, 2005). An error here is a difference of
+logarithms, the truth over the estimate, so a bound is a factor.
+"""
+
+import numpy as np
+from numba import njit
+
+from thesis_lib.checks import require, require_all, vector
+from thesis_lib.sequencer.trace import F64, I64
+
+
+def on_time_probability(slack_ratio: F64, ratios: F64) -> F64:
+    """(b,) probability that true / predicted is at most `slack_ratio` (b,).
+
+    `slack_ratio` is the time left over the time predicted, `ratios` (m,) come sorted
+    from `estimator.ratio_quantiles`. The k-th of m exchangeable ratios is not exceeded
+    by the next one with probability k / (m + 1), whatever their distribution.
+    """
+    ratios = vector("ratios", ratios, np.float64)
+    require(
+        len(ratios) >= 1 and bool((np.diff(ratios) >= 0).all()),
+        "ratios must be sorted and not empty: take them from ratio_quantiles",
+    )
+    return np.searchsorted(ratios, slack_ratio, side="right") / (len(ratios) + 1)
+
+
+def conformal_offset(scores: F64, level: float) -> float:
+    """What the next score stays at or below with probability `level`, at least.
+
+    `scores` (m,) in any order, exchangeable with the next one. Raises InvalidInput
+    where they are too few to promise it.
+    """
+    scores = vector("scores", scores, np.float64)
+    rank = int(np.ceil(level * (len(scores) + 1) - 1e-9))
+    require(
+        0 < level < 1 and rank <= len(scores),
+        f"level={level:g} cannot be promised from {len(scores)} scores: "
+        f"it must lie in (0, {len(scores) / (len(scores) + 1):.4g}]",
+    )
+    return float(np.partition(scores, rank - 1)[rank - 1])
+
+
+def ratio_bound(ratios: F64, coverage: float) -> float:
+    """The factor on a prediction that the truth stays below with `coverage`.
+
+    Raises InvalidInput where `ratios` (m,) are too few to promise it.
+    """
+    return conformal_offset(ratios, coverage)
+
+
+def track(
+    scores: F64, asked_s: F64, known_s: F64, group: I64, start: F64, level: float,
+    step: float,
+) -> F64:  # fmt: skip
+    """(n,) offsets that follow the scores (n,) so that a share `level` stays below.
+
+    A promise from the past alone is broken by the first drift. Here an offset rises
+    by `step` x `level` whenever a score exceeded the offset that it was given, and
+    falls by `step` x (1 - `level`) when it did not. Score i is given its offset at
+    `asked_s[i]` and seen at `known_s[i]`, when its transaction commits; nothing else is
+    read of the future. Each group follows its own scores from `start` (groups,).
+
+    Of the first T scores that a group has seen, whatever they are, the share below is
+    within (offset's range + `step`) / (`step` T) of the level, as the offset moves by
+    `step` x (exceeded - (1 - level)) and returns. Angelopoulos, Candès and Tibshirani,
+    Conformal PID control (NeurIPS 2023), section 2. Raises InvalidInput for scores
+    that are known before they are asked for.
+    """
+    n = len(scores)
+    scores = vector("scores", scores, np.float64, n)
+    asked_s = vector("asked_s", asked_s, np.float64, n)
+    known_s = vector("known_s", known_s, np.float64, n)
+    start = vector("start", start, np.float64)
+    group = vector("group", group, np.int64, n, 0)
+    require(0 < level < 1, f"level={level:g} must lie in (0, 1)")
+    require(0 <= step < np.inf, f"step={step:g} must not be negative")
+    require_all(known_s > asked_s, "known_s", known_s, "expected it after asked_s")
+    require_all(group < len(start), "group", group, f"{len(start)} groups have a start")
+    by_asked = np.argsort(asked_s, kind="stable")
+    by_known = np.argsort(known_s, kind="stable")
+    return _track(
+        scores, asked_s, known_s, by_asked, by_known, group, start, level, step
+    )
+
+
+@njit(cache=True)
+def _track(scores, asked_s, known_s, by_asked, by_known, group, start, level, step):
+    offset, given = start.copy(), np.empty(len(scores))
+    seen = 0  # prefix of by_known
+    for i in by_asked:
+        while seen < len(scores) and known_s[by_known[seen]] <= asked_s[i]:
+            j = by_known[seen]
+            if scores[j] > given[j]:
+                offset[group[j]] += step * level
+            else:
+                offset[group[j]] -= step * (1 - level)
+            seen += 1
+        given[i] = offset[group[i]]
+    return given

@@ -1,0 +1,218 @@
+"""A fitted estimator as a file of numbers: nothing in it is ever executed.
+
+NumPy's `.npz` with a header. The header names the version, the estimator, what it was
+made with and the features that it was fitted on, and carries a hash over everything,
+so that an altered file is noticed; whoever can forge the hash still finds that sizes,
+features and the paths through trees are checked before they are used.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thesis_lib.checks import InvalidInput, choice, require, vector
+from thesis_lib.files import write_whole
+from thesis_lib.sequencer.estimator import (
+    LEVELS,
+    Aimed,
+    Boosted,
+    Constant,
+    Learned,
+    Linear,
+    Quantiles,
+    SumMax,
+)
+from thesis_lib.sequencer.trees import Trees
+
+MODEL_VERSION = 1
+
+Kind = Literal["number", "feature", "level", "trees", "forests"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a file holds of one estimator."""
+
+    made: type[Learned]
+    settings: tuple[str, ...]  # arguments that it was made with
+    learned: dict[str, Kind]  # attributes that `fit` sets: one number, one a feature, …
+
+
+LAYOUTS = {
+    "constant": Layout(Constant, (), {"mean_s": "number"}),
+    "linear": Layout(
+        Linear,
+        ("penalty",),
+        {
+            "centre": "feature",
+            "scale": "feature",
+            "slope": "feature",
+            "intercept": "number",
+        },
+    ),
+    "sum-max": Layout(
+        SumMax,
+        ("seed", "trees", "leaf"),
+        {"scale_s": "number", "forests": "forests"},
+    ),
+    "boosted": Layout(
+        Boosted,
+        ("seed", "rounds"),
+        {"centre": "number", "ensemble": "trees"},
+    ),
+    "quantiles": Layout(
+        Quantiles,
+        ("seed", "rounds", "held_back"),
+        {
+            "centre": "number",
+            "ensembles": "forests",
+            "offsets": "level",
+            "spreads": "level",
+        },
+    ),
+}
+
+
+def write_model(estimator: Learned | Aimed, path: Path | str) -> None:
+    """Write a fitted estimator; an existing file is replaced only by a complete one.
+
+    Raises InvalidInput for one that has not been fitted.
+    """
+    base = estimator.base if isinstance(estimator, Aimed) else estimator
+    layout = LAYOUTS[base.name]
+    absent = [n for n in layout.learned if getattr(base, n, None) is None]
+    aimed = isinstance(estimator, Aimed)
+    require(
+        not absent and not (aimed and estimator.factor is None),
+        f"the {estimator.name} estimator is not fitted: call fit(trace) first",
+    )
+    arrays: dict[str, NDArray] = {}
+    for name, kind in layout.learned.items():
+        value = getattr(base, name)
+        if kind == "trees":
+            value = {"": value}
+        if isinstance(value, dict):
+            for of, trees in value.items():
+                for part, array in trees.arrays().items():
+                    arrays[f"{name}/{of}/{part}"] = array
+        else:
+            arrays[name] = np.atleast_1d(np.asarray(value, np.float64))
+    header = {
+        "version": MODEL_VERSION,
+        "estimator": base.name,
+        "settings": {name: getattr(base, name) for name in layout.settings},
+        "feature_names": base.feature_names,
+        "aim": None,
+    }
+    if isinstance(estimator, Aimed):
+        header["aim"] = [estimator.aim, estimator.held_back, estimator.factor]
+    header["sha256"] = _content_hash(header, arrays)
+    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    whole = io.BytesIO()
+    np.savez(whole, header=text, **arrays)  # type: ignore[arg-type]
+    write_whole(Path(path), whole.getvalue())
+
+
+def read_model(path: Path | str) -> Learned | Aimed:
+    """The estimator that `write_model` wrote, ready to predict.
+
+    Raises InvalidInput, naming the file, for anything else: one that is cut short or
+    altered, of another version, or whose arrays do not fit together.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(arrays.pop("header").tobytes())
+        version, sha256 = header.pop("version"), header.pop("sha256")
+    except (
+        *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError),
+        *(zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError),
+    ) as error:
+        raise InvalidInput(
+            f"{path} is not an estimator ({type(error).__name__}: {error}): expected a "
+            "whole file that write_model wrote"
+        ) from error
+    require(
+        version == MODEL_VERSION,
+        f"{path} has version {version} of an estimator's file: expected "
+        f"{MODEL_VERSION}; fit it again with this version",
+    )
+    try:
+        require(
+            sha256 == _content_hash({"version": version, **header}, arrays),
+            "it was altered after it was written: fit it again",
+        )
+        return _restored(header, arrays)
+    except (InvalidInput, KeyError, TypeError, ValueError) as error:
+        raise InvalidInput(f"estimator {path} is refused: {error}") from error
+
+
+def _restored(header: Mapping, arrays: dict[str, NDArray]) -> Learned | Aimed:
+    layout = LAYOUTS[choice("estimator", header["estimator"], LAYOUTS)]
+    settings = header["settings"]
+    require(
+        tuple(settings) == layout.settings,
+        f"it was made with {', '.join(settings)}: expected "
+        f"{', '.join(layout.settings) or 'nothing'}",
+    )
+    names = tuple(header["feature_names"])
+    require(
+        all(isinstance(name, str) for name in names) and len(set(names)) == len(names),
+        "its features have no names, or one name twice",
+    )
+    estimator = layout.made(**settings)
+    estimator.feature_names = names
+    for name, kind in layout.learned.items():
+        setattr(estimator, name, _value(name, kind, arrays, len(names)))
+    require(not arrays, f"it has unknown arrays: {', '.join(arrays)}")
+    if header["aim"] is None:
+        return estimator
+    aim, held_back, factor = header["aim"]
+    aimed = Aimed(estimator, aim, held_back)
+    require(0 < factor < np.inf, f"its factor is {factor}: expected a positive number")
+    aimed.factor = factor
+    return aimed
+
+
+def _value(
+    name: str, kind: Kind, arrays: dict[str, NDArray], n_features: int
+) -> float | NDArray | Trees | dict[str, Trees]:
+    """One attribute of an estimator; what it is made of leaves `arrays`."""
+    sizes = {"number": 1, "feature": n_features, "level": len(LEVELS)}
+    if kind in sizes:
+        require(name in arrays, f"its array {name} is missing")
+        given = arrays.pop(name)
+        require(
+            given.shape == (sizes[kind],),
+            f"its array {name} has shape {given.shape}: expected ({sizes[kind]},)",
+        )
+        values = vector(name, given, np.float64)
+        return float(values[0]) if kind == "number" else values
+    parts: dict[str, dict[str, NDArray]] = {}
+    for key in [key for key in arrays if key.startswith(f"{name}/")]:
+        _, of, part = key.split("/")
+        parts.setdefault(of, {})[part] = arrays.pop(key)
+    require(len(parts) > 0, f"its trees {name} are missing")
+    ensembles = {of: Trees.of_arrays(n_features, part) for of, part in parts.items()}
+    if kind == "trees":
+        require(tuple(ensembles) == ("",), f"{name} is one ensemble: {list(ensembles)}")
+        return ensembles[""]
+    return ensembles
+
+
+def _content_hash(header: Mapping, arrays: Mapping[str, NDArray]) -> str:
+    """SHA-256 over the header and all arrays, the same before and after a file."""
+    content = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, array in arrays.items():
+        content.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()

@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer.calibration import (
+    conformal_offset,
+    on_time_probability,
+    ratio_bound,
+    track,
+)
+
+
+def test_coverage_equals_the_promised_probability():
+    """Over many calibration lists, the k-th ratio covers k / (m + 1) exactly."""
+    rng = np.random.default_rng(3)
+    lists, m = 40_000, 19
+    ratios = np.sort(rng.lognormal(0.1, 0.5, (lists, m)), axis=1)
+    fresh = rng.lognormal(0.1, 0.5, lists)
+    for coverage in (0.05, 0.5, 0.9, 0.95):
+        bounds = np.array([ratio_bound(row, coverage) for row in ratios])
+        stderr = np.sqrt(coverage * (1 - coverage) / lists)
+        assert abs(np.mean(fresh <= bounds) - coverage) < 4 * stderr
+        at_bound = on_time_probability(bounds[:1], ratios[0])
+        np.testing.assert_allclose(at_bound, coverage)
+
+
+def test_probability_rises_with_slack_and_ends_at_the_ends():
+    ratios = np.array([0.5, 1.0, 2.0])
+    np.testing.assert_allclose(
+        on_time_probability(np.array([-1.0, 0.4, 0.5, 1.5, 2.0, 9.0]), ratios),
+        np.array([0, 0, 1, 2, 3, 3]) / 4,
+    )
+    with pytest.raises(InvalidInput, match="sorted"):
+        on_time_probability(np.ones(1), ratios[::-1])
+    for coverage in (0.0, 0.8, 1.0):
+        with pytest.raises(InvalidInput, match="cannot be promised from 3 scores"):
+            ratio_bound(ratios, coverage)
+
+
+# --- Bounds that follow a drift -----------------------------------------------
+
+
+def drifting(n, seed):
+    """Scores, when each is asked for and known, and the group of each."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(np.linspace(0, 3, n), 1 + np.sin(np.arange(n) / 50) ** 2)
+    asked_s = np.sort(rng.uniform(0, n, n))
+    return scores, asked_s, asked_s + rng.exponential(9.0, n), rng.integers(0, 3, n)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.99])
+def test_the_offset_counts_what_exceeded_it(level):
+    """What an offset has moved by is the share that it missed, exactly."""
+    scores, asked_s, known_s, group = drifting(2_000, seed=1)
+    # one more of each group, asked for when all else is known
+    last = np.arange(3)
+    scores = np.concatenate([scores, np.zeros(3)])
+    asked_s = np.concatenate([asked_s, np.full(3, 1e6)])
+    known_s = np.concatenate([known_s, np.full(3, 2e6)])
+    group = np.concatenate([group, last])
+    start, step = np.array([0.0, 1.0, 2.0]), 0.1
+    given = track(scores, asked_s, known_s, group, start, level, step)
+    for g in range(3):
+        rows = np.flatnonzero(group[:-3] == g)
+        missed = np.mean(scores[rows] > given[rows])
+        moved = given[2_000 + g] - start[g]
+        np.testing.assert_allclose(
+            missed, 1 - level + moved / (step * len(rows)), atol=1e-9
+        )
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
+def test_a_tracked_bound_covers_where_a_fixed_one_fails(level):
+    scores, asked_s, known_s, group = drifting(20_000, seed=2)
+    start = np.full(3, conformal_offset(scores[:2_000], level))
+    given = track(scores, asked_s, known_s, group, start, level, 0.2)
+    assert abs(np.mean(scores <= given) - level) < 0.005
+    assert np.mean(scores <= start[0]) < level - 0.05
+
+
+def test_a_tracked_bound_never_reads_what_is_not_known_yet():
+    scores, asked_s, known_s, group = drifting(2_000, seed=3)
+    options = group, np.zeros(3), 0.9, 0.2
+    given = track(scores, asked_s, known_s, *options)
+    for now_s in (100.0, 900.0):
+        other = np.where(known_s > now_s, -scores, scores)
+        later_s = np.where(known_s > now_s, known_s + 5, known_s)
+        changed = track(other, asked_s, later_s, *options)
+        asked = asked_s <= now_s
+        np.testing.assert_array_equal(changed[asked], given[asked])
+        assert (changed != given).any()
+
+
+def test_tracking_refuses_what_no_clock_can_give():
+    scores, asked_s, known_s, group = drifting(10, seed=4)
+    with pytest.raises(InvalidInput, match=r"row 0 of known_s is .* after asked_s"):
+        track(scores, asked_s, asked_s, group, np.zeros(3), 0.9, 0.1)
+    with pytest.raises(InvalidInput, match=r"of group is .*1 groups have a start"):
+        track(scores, asked_s, known_s, group, np.zeros(1), 0.9, 0.1)
+    with pytest.raises(InvalidInput, match="level=1 must lie in"):
+        track(scores, asked_s, known_s, group, np.zeros(3), 1.0, 0.1)
+
+
+def test_an_offset_is_exceeded_as_rarely_as_promised():
+    rng = np.random.default_rng(5)
+    lists, m = 20_000, 39
+    scores = rng.standard_t(3, (lists, m + 1))
+    for level in (0.5, 0.9, 0.95):
+        offsets = np.array([conformal_offset(row, level) for row in scores[:, :m]])
+        stderr = np.sqrt(level * (1 - level) / lists)
+        assert abs(np.mean(scores[:, m] <= offsets) - level) < 4 * stderr
+    with pytest.raises(InvalidInput, match="cannot be promised from 39 scores"):
+        conformal_offset(scores[0, :m], 0.99)

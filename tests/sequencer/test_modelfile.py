@@ -1,0 +1,173 @@
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer import modelfile
+from thesis_lib.sequencer.estimator import (
+    AIMS,
+    LEARNED,
+    Boosted,
+    estimator,
+    everything,
+    predict_all,
+)
+from thesis_lib.sequencer.modelfile import read_model, write_model
+from thesis_lib.sequencer.workload import scenario
+
+TRACE = scenario("A", 1_500, seed=4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    write_model(Boosted(rounds=3).fit(TRACE), folder / "whole.npz")
+    return folder
+
+
+@pytest.mark.parametrize("aim", [None, *AIMS])
+@pytest.mark.parametrize("name", LEARNED)
+def test_what_is_read_predicts_what_was_written(name, aim, tmp_path):
+    fitted = estimator(name, seed=3, aim=aim).fit(TRACE)
+    write_model(fitted, tmp_path / "model.npz")
+    read = read_model(tmp_path / "model.npz")
+    assert (type(read), read.name) == (type(fitted), fitted.name)
+    assert read.feature_names == TRACE.feature_names
+    np.testing.assert_array_equal(predict_all(read, TRACE), predict_all(fitted, TRACE))
+    write_model(read, tmp_path / "again.npz")
+    first, second = ((tmp_path / f"{n}.npz").read_bytes() for n in ("model", "again"))
+    assert first == second
+    if name == "quantiles" and aim is None:
+        batch = everything(TRACE)
+        np.testing.assert_array_equal(read.bounds(batch), fitted.bounds(batch))
+    refitted = predict_all(read.fit(TRACE), TRACE)  # made as the first one was
+    np.testing.assert_array_equal(refitted, predict_all(fitted, TRACE))
+
+
+def test_an_estimator_without_a_past_is_not_written(tmp_path):
+    for name in LEARNED:
+        for aim in (None, "mean"):
+            with pytest.raises(InvalidInput, match="is not fitted"):
+                write_model(estimator(name, aim=aim), tmp_path / "model.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_read_estimator_refuses_other_features(folder):
+    read = read_model(folder / "whole.npz")
+    names = ("is_payment", "is_new_order", "lines")
+    with pytest.raises(InvalidInput, match="missing: order_lines; unknown: lines"):
+        predict_all(read, replace(TRACE, feature_names=names))
+
+
+# --- Files that are not what was written --------------------------------------
+
+FUZZ = settings(derandomize=True, deadline=None, max_examples=200)
+
+
+def refused(path):
+    """What the refusal says, which names the file; nothing for an equal estimator."""
+    try:
+        read = read_model(path)
+    except InvalidInput as refusal:
+        said = str(refusal)
+    else:
+        whole = read_model(path.parent / "whole.npz")
+        np.testing.assert_array_equal(
+            predict_all(read, TRACE), predict_all(whole, TRACE)
+        )
+        return ""
+    assert str(path) in said
+    return said
+
+
+@FUZZ
+@given(st.data())
+def test_a_file_cut_short_is_refused(folder, data):
+    whole = (folder / "whole.npz").read_bytes()
+    length = data.draw(st.integers(0, len(whole) - 1))
+    (folder / "cut.npz").write_bytes(whole[:length])
+    assert refused(folder / "cut.npz")
+
+
+@FUZZ
+@given(st.data())
+def test_a_flipped_byte_is_refused_or_changes_nothing(folder, data):
+    content = bytearray((folder / "whole.npz").read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    (folder / "flipped.npz").write_bytes(content)
+    refused(folder / "flipped.npz")
+
+
+def rewritten(folder, change):
+    """The whole file with its header and arrays changed, the hash made to fit."""
+    with np.load(folder / "whole.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    header = json.loads(arrays.pop("header").tobytes())
+    del header["sha256"]
+    change(header, arrays)
+    header["sha256"] = modelfile._content_hash(header, arrays)
+    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    whole = io.BytesIO()
+    np.savez(whole, header=text, **arrays)
+    path = folder / "forged.npz"
+    path.write_bytes(whole.getvalue())
+    return path
+
+
+def updated(**entries):
+    return lambda header, arrays: header.update(entries)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (updated(version=2), "has version 2 .*expected 1; fit it again"),
+        (updated(estimator="bosted"), "did you mean 'boosted'"),
+        (updated(estimator="linear"), "expected penalty"),
+        (updated(settings={"seed": 0}), "made with seed: expected seed, rounds"),
+        (updated(settings={"seed": 0, "rounds": -1}), "expected at least 1"),
+        (updated(feature_names=["a", "a", "b"]), "one name twice"),
+        (updated(feature_names=["a", "b"]), "expected 0 to 1"),
+        (updated(aim=["mode", 0.2, 1.0]), "aim='mode' is unknown"),
+        (updated(aim=["mean", 0.2, -1.0]), "expected a positive number"),
+        (updated(aim=["mean"]), "is refused"),
+        (lambda h, a: h.pop("settings"), "settings"),
+        (lambda h, a: a.pop("centre"), "centre is missing"),
+        (lambda h, a: a.update(centre=np.zeros(2)), "shape .2,.: expected .1,."),
+        (lambda h, a: a.update(centre=np.array([np.nan])), "centre is nan"),
+        (lambda h, a: a.update(more=np.zeros(2)), "unknown arrays: more"),
+        (lambda h, a: a.pop("ensemble//roots"), "roots"),
+        (lambda h, a: a["ensemble//lower"].fill(0), "would not end"),
+        (lambda h, a: a["ensemble//feature"].fill(9), "expected 0 to 2"),
+    ],
+)
+def test_a_forged_file_is_refused_for_what_does_not_fit(folder, change, message):
+    with pytest.raises(InvalidInput, match=message):
+        read_model(rewritten(folder, change))
+
+
+def test_an_unchanged_rewriting_is_no_forgery(folder):
+    assert refused(rewritten(folder, lambda header, arrays: None)) == ""
+
+
+def test_an_altered_number_is_noticed(folder):
+    with np.load(folder / "whole.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays["centre"] = arrays["centre"] + 1
+    np.savez(folder / "altered.npz", **arrays)
+    assert "altered after it was written" in refused(folder / "altered.npz")
+
+
+def test_nothing_that_could_execute_is_read(folder):
+    forged = {"header": np.array([print], object)}
+    np.savez(folder / "pickle.npz", allow_pickle=True, **forged)
+    assert "allow_pickle=False" in refused(folder / "pickle.npz")
+    (folder / "text.npz").write_text("no archive")
+    assert "is not an estimator" in refused(folder / "text.npz")
+    assert "is not an estimator" in refused(folder / "absent.npz")
