@@ -10,7 +10,7 @@ import pytest
 from thesis_lib.checks import InvalidInput
 from thesis_lib.sequencer import pipeline
 from thesis_lib.sequencer.engine import database, execute_serially, replay
-from thesis_lib.sequencer.features import static_features
+from thesis_lib.sequencer.features import static_features, static_names
 from thesis_lib.sequencer.kernel import COMMITTED, idle_state
 from thesis_lib.sequencer.locktable import NONE
 from thesis_lib.sequencer.logfile import CommandLog, read_log
@@ -55,6 +55,7 @@ def requests(log, arrival_s, slo_s=5e-3, estimated_s=2e-4):
         arrival_s=arrival_s,
         deadline_s=arrival_s + slo_s,
         features=static_features(log),
+        feature_names=static_names(log),
         keys=log.keys,
         estimated_s=np.full(n, estimated_s),
     )

@@ -276,6 +276,7 @@ class Requests:
     arrival_s: F64  # (n,)
     deadline_s: F64  # (n,)
     features: F64  # (n, d)
+    feature_names: tuple[str, ...]  # (d,)
     keys: KeySets  # n sets
     estimated_s: F64  # (n,) service time that an estimator expects
 
@@ -286,6 +287,7 @@ class Requests:
             arrival_s=self.arrival_s[ids],
             deadline_s=self.deadline_s[ids],
             features=self.features[ids],
+            feature_names=self.feature_names,
             keys=self.keys.take(ids),
         )
 

@@ -185,6 +185,7 @@ def run_live(
         arrival_s=arrival_s,
         deadline_s=arrival_s + bench.slo_s,
         features=static_features(log),
+        feature_names=static_names(log),
         keys=log.keys,
         estimated_s=estimated_s,
     )
