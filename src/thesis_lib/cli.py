@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import sys
 import time
@@ -455,9 +456,23 @@ def simulate(
         str | None, typer.Option(help="Service level objective, such as 12.5ms.")
     ] = None,
     lag: Annotated[str, typer.Option(help="Decision to dispatch, as 0.5ms.")] = "0s",
+    sequencing: Annotated[
+        str, typer.Option(help="The sequencer's work on a transaction, as 5us.")
+    ] = "0s",
+    overhead: Annotated[
+        str, typer.Option(help="On a worker beside each service, as 20us.")
+    ] = "0s",
+    batch: Annotated[int, typer.Option(help="Transactions that fill a batch.")] = 10,
+    flush: Annotated[
+        str | None, typer.Option(help="Timer of a batch, such as 1ms; else none.")
+    ] = None,
+    clients: Annotated[
+        int | None, typer.Option(help="Of a closed loop; else the loop is open.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Simulate one cell of the evaluation: a policy at a load, against FIFO."""
+    from thesis_lib.sequencer.kernel import Delays
     from thesis_lib.sequencer.report import simulate_cell
 
     with console.status("simulating"):
@@ -474,12 +489,19 @@ def simulate(
             warehouses=warehouses,
             cores=cores,
             slo_s=None if deadline is None else units.parse_duration(deadline),
-            lag_s=units.parse_duration(lag),
+            delays=Delays(
+                units.parse_duration(lag),
+                units.parse_duration(sequencing),
+                units.parse_duration(overhead),
+            ),
+            batch_size=batch,
+            flush_s=math.inf if flush is None else units.parse_duration(flush),
+            clients=clients,
         )
-    low, high = result["reduction_ci"]
+    (low, high), bound = result["reduction_ci"], result["lower_bound"]
     lines = [
-        f"violations {result['violations']:.2%} (FIFO {result['fifo_violations']:.2%},"
-        f" lower bound {result['lower_bound']:.2%})",
+        f"violations {result['violations']:.2%} (FIFO {result['fifo_violations']:.2%}"
+        + (")" if bound is None else f", lower bound {bound:.2%})"),
         f"reduction   {result['reduction']:.1%}  [{low:.1%}, {high:.1%}]",
         f"late {result['late']:.2%}, dropped {result['dropped']:.2%}, "
         f"goodput {result['goodput_per_s']:.0f}/s, "

@@ -1,11 +1,10 @@
-import heapq
-from collections import deque
-
 import numpy as np
 import pytest
+from plain_model import Database, key_sets, simulate_plainly
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.policies import POLICIES, Policy, fifo, policy
+from thesis_lib.sequencer.kernel import Delays
+from thesis_lib.sequencer.policies import POLICIES, Defects, Policy, policy
 from thesis_lib.sequencer.simulate import digest, replay, simulate
 from thesis_lib.sequencer.trace import Decision, KeySets, Trace
 from thesis_lib.sequencer.workload import (
@@ -16,6 +15,10 @@ from thesis_lib.sequencer.workload import (
 )
 
 SPEC = SCENARIOS["A"]
+COLUMNS = (
+    "arrival_s", "deadline_s", "decided_s", "granted_s", "start_s", "finish_s",
+    "dropped", "log",
+)  # fmt: skip
 
 
 def random_trace(seed, n=200, n_keys=8, ties=False):
@@ -33,69 +36,9 @@ def random_trace(seed, n=200, n_keys=8, ties=False):
     return Trace.of_jobs(arrival_s, service_s, KeySets.from_lists(shared, exclusive))
 
 
-COMMIT, DISPATCH = 0, 1
-
-
-def heapq_model(trace, log, dispatch_s, cores):
-    """The same database in plain Python: one heap of (time, kind, sequence, id)."""
-    keys = trace.keys
-    sets = [
-        [
-            (int(keys.keys[r]), bool(keys.exclusive[r]))
-            for r in range(keys.offsets[i], keys.offsets[i + 1])
-        ]
-        for i in range(len(trace))
-    ]
-    waiting = {k: deque() for k in range(keys.n_keys)}
-    held = {k: [] for k in range(keys.n_keys)}  # (id, exclusive)
-    granted_s, start_s, finish_s = (np.full(len(trace), np.nan) for _ in range(3))
-    missing = [0] * len(trace)
-    ready, idle, started = deque(), cores, 0
-    heap = [
-        (float(t), DISPATCH, at, int(i))
-        for at, (i, t) in enumerate(zip(log, dispatch_s, strict=True))
-    ]
-    heapq.heapify(heap)
-
-    def grant(key):
-        unlocked = []
-        while waiting[key]:
-            i, alone = waiting[key][0]
-            if held[key] and (alone or held[key][0][1]):
-                break
-            held[key].append(waiting[key].popleft())
-            missing[i] -= 1
-            if missing[i] == 0:
-                unlocked.append(i)
-        return unlocked
-
-    while heap:
-        now, kind, _, i = heapq.heappop(heap)
-        if kind == COMMIT:
-            finish_s[i] = now
-            idle += 1
-            for key, alone in sets[i]:
-                held[key].remove((i, alone))
-                for other in grant(key):
-                    granted_s[other] = now
-                    ready.append(other)
-        else:
-            missing[i] = len(sets[i])
-            unlocked = [i] if not sets[i] else []
-            for key, alone in sets[i]:
-                waiting[key].append((i, alone))
-                unlocked += grant(key)
-            for other in unlocked:
-                granted_s[other] = now
-                ready.append(other)
-        while ready and idle:
-            other = ready.popleft()
-            idle -= 1
-            start_s[other] = now
-            end = now + trace.service_s[other]
-            heapq.heappush(heap, (float(end), COMMIT, started, other))
-            started += 1
-    return granted_s, start_s, finish_s
+def assert_equal(history, expected):
+    for name, values in expected.items():
+        np.testing.assert_array_equal(getattr(history, name), values, err_msg=name)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -106,11 +49,73 @@ def test_equal_to_a_plain_heapq_model_bit_for_bit(seed):
     dispatch_s = np.sort(trace.arrival_s[log]) + 1.0
     cores = int(random.integers(1, 5))
     history = replay(trace, log, dispatch_s, cores=cores, slo_s=5.0)
-    expected = heapq_model(trace, log, dispatch_s, cores)
-    for name, values in zip(
-        ("granted_s", "start_s", "finish_s"), expected, strict=True
-    ):
-        np.testing.assert_array_equal(getattr(history, name), values, err_msg=name)
+    plain = Database(key_sets(trace.keys), trace.service_s.tolist(), cores)
+    for i, at_s in zip(log.tolist(), dispatch_s.tolist(), strict=True):
+        plain.append(i, at_s)
+    plain.run()
+    for name in ("granted_s", "start_s", "finish_s"):
+        times = getattr(plain, name)
+        expected = [times.get(i, np.nan) for i in range(len(trace))]
+        np.testing.assert_array_equal(getattr(history, name), expected, err_msg=name)
+
+
+def random_run(seed, n=60):
+    """A trace and the options of a run, with colliding times for every other seed."""
+    random = np.random.default_rng(seed)
+    ties = bool(seed % 2)
+    trace = random_trace(seed, n=n, ties=ties)
+    estimated_s = trace.service_s * random.lognormal(0, 0.4, n)
+    if ties:
+        estimated_s = np.ceil(estimated_s)
+    delay = random.choice([0.0, 1.0, 2.0], 3) if ties else random.exponential(0.3, 3)
+    delay *= random.integers(0, 2, 3)
+    delay[1] /= 8  # a binary fraction: the sequencer is not the bottleneck
+    size = int(random.integers(1, 7))
+    closed = seed % 3 == 0
+    options = {
+        "cores": int(random.integers(1, 5)),
+        "slo_s": random.choice([6.0, 9.0, 15.0], n),
+        "batch_size": size,
+        "flush_s": float(random.choice([0.0, 2.0, np.inf])),
+        "delays": Delays(*delay.tolist()),
+        "clients": size + int(random.integers(0, 9)) if closed else None,
+        "think_s": float(random.choice([0.0, 3.0])) if closed else 0.0,
+    }
+    return trace, estimated_s, options
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_the_whole_system_equals_a_plain_heapq_model_bit_for_bit(seed):
+    trace, estimated_s, options = random_run(seed)
+    name = POLICIES[seed % len(POLICIES)]
+    given = policy(name, slo_s=9.0, cores=options["cores"])
+    history = simulate(trace, given, estimated_s, spread=0.0, **options)
+    assert_equal(history, simulate_plainly(trace, given, estimated_s, **options))
+
+
+COMPILED = [name for name in POLICIES if policy(name, slo_s=1.0, cores=1).code]
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_and_python_path_are_equal_bit_for_bit(name, seed):
+    trace, estimated_s, options = random_run(1_000 + seed)
+    given = policy(name, slo_s=9.0, cores=options["cores"])
+    python = simulate(trace, given, estimated_s, compiled=False, **options)
+    compiled = simulate(trace, given, estimated_s, **options)
+    assert_equal(compiled, {f: getattr(python, f) for f in COLUMNS})
+
+
+@pytest.mark.parametrize("seed", range(64))
+def test_so_they_are_for_every_combination_of_defects(seed):
+    trace, estimated_s, options = random_run(2_000 + seed)
+    bits = [bool(seed >> bit & 1) for bit in range(6)]
+    for base in ("drop", "reorder", "hybrid"):
+        defects = Defects(*bits)
+        given = policy(base, slo_s=9.0, cores=options["cores"], defects=defects)
+        python = simulate(trace, given, estimated_s, compiled=False, **options)
+        compiled = simulate(trace, given, estimated_s, **options)
+        assert_equal(compiled, {f: getattr(python, f) for f in COLUMNS})
 
 
 @pytest.mark.parametrize("log", [[0, 1, 1], [0, 3], [-1]])
@@ -137,7 +142,8 @@ def run(trace, estimated_s, name, **options):
 @pytest.mark.parametrize("name", POLICIES)
 def test_arrivals_are_committed_or_dropped_and_the_log_repeats(name, lag_s):
     trace, estimated_s = loaded(1)
-    history = run(trace, estimated_s, name, lag_s=lag_s)
+    delays = Delays(lag_s)
+    history = run(trace, estimated_s, name, delays=delays)
     committed = ~np.isnan(history.finish_s)
     np.testing.assert_array_equal(committed, ~history.dropped)
     np.testing.assert_array_equal(np.sort(history.log), np.flatnonzero(committed))
@@ -148,7 +154,7 @@ def test_arrivals_are_committed_or_dropped_and_the_log_repeats(name, lag_s):
         (history.start_s, history.finish_s),
     ):
         assert (earlier <= later)[committed].all()
-    assert digest(history) == digest(run(trace, estimated_s, name, lag_s=lag_s))
+    assert digest(history) == digest(run(trace, estimated_s, name, delays=delays))
 
 
 @pytest.mark.parametrize("name", ["hybrid", "ours"])
@@ -192,14 +198,14 @@ def test_cores_are_never_exceeded():
     assert busy.min() >= 0
 
 
-def test_fifo_through_the_sequencer_is_fifo_past_it():
+def test_fifo_is_a_replay_of_the_arrivals():
     trace, estimated_s = loaded(5)
-    past = run(trace, estimated_s, "fifo")
-    through = simulate(
-        trace, Policy("fifo", fifo, batched=False), estimated_s, cores=SPEC.cores,
+    through = run(trace, estimated_s, "fifo")
+    past = replay(
+        trace, np.arange(len(trace)), trace.arrival_s, cores=SPEC.cores,
         slo_s=SPEC.slo_s,
     )  # fmt: skip
-    np.testing.assert_array_equal(past.finish_s, through.finish_s)
+    assert_equal(past, {f: getattr(through, f) for f in COLUMNS})
 
 
 def test_a_batch_closes_when_full_or_when_its_timer_fires():
@@ -239,9 +245,13 @@ def test_holding_for_ever_is_refused():
     ("changed", "says"),
     [
         ({"cores": 0}, "cores=0"),
-        ({"slo_s": 0.0}, "slo_s=0"),
+        ({"slo_s": 0.0}, "row 0 of slo_s is 0"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"lag_s": -1.0}, "lag_s=-1"),
+        ({"think_s": np.inf}, "think_s=inf"),
+        ({"clients": 0}, "clients=0"),
+        ({"clients": 9}, "clients=9 never fill a batch of 10"),
+        ({"slo_s": np.ones(3)}, "slo_s has 3 entries: expected 20"),
+        ({"slo_s": np.zeros(20)}, "row 0 of slo_s is 0"),
     ],
 )
 def test_bad_parameters_are_refused(changed, says):
@@ -249,3 +259,47 @@ def test_bad_parameters_are_refused(changed, says):
     given = policy("drop", slo_s=1.0, cores=8)
     with pytest.raises(InvalidInput, match=says):
         simulate(trace, given, estimated_s, **{"cores": 8, "slo_s": 1.0} | changed)
+
+
+@pytest.mark.parametrize("name", ["lag_s", "sequencer_s", "worker_s"])
+@pytest.mark.parametrize("value", [-1.0, np.inf, np.nan])
+def test_delays_that_cannot_be_are_refused(name, value):
+    with pytest.raises(InvalidInput, match=f"{name}="):
+        Delays(**{name: value})
+
+
+def test_a_closed_loop_never_has_more_outstanding_than_clients():
+    trace, estimated_s = loaded(11)
+    for name in ("fifo", "hybrid-fixed", "ours"):
+        history = run(trace, estimated_s, name, clients=40)
+        answered_s = np.where(history.dropped, history.decided_s, history.finish_s)
+        times = np.concatenate([answered_s, history.arrival_s])
+        steps = np.repeat([-1, 1], len(trace))
+        outstanding = np.cumsum(steps[np.lexsort((steps, times))])
+        assert outstanding.max() == 40
+        assert outstanding[-1] == 0
+
+
+def test_littles_law_in_a_closed_loop():
+    # Clients = throughput x (latency + thinking), over the whole run.
+    trace, estimated_s = loaded(12, n=20_000)
+    clients, think_s = 50, 2e-3
+    history = run(trace, estimated_s, "fifo", clients=clients, think_s=think_s)
+    span_s = history.finish_s.max()
+    cycle_s = history.latency_s.mean() + think_s
+    assert clients == pytest.approx(len(trace) / span_s * cycle_s, rel=0.01)
+
+
+def test_a_serial_sequencer_is_a_single_server():
+    # Deterministic work of 1 s on arrivals every 0.5 s: the k-th waits k halves.
+    n = 50
+    trace = Trace.of_jobs(
+        np.arange(n) / 2, np.full(n, 0.25), KeySets.from_lists([[]] * n, [[]] * n)
+    )
+    history = simulate(
+        trace, policy("fifo", slo_s=1.0, cores=4), trace.service_s, cores=4, slo_s=1.0,
+        delays=Delays(sequencer_s=1.0, lag_s=0.125, worker_s=0.5),
+    )  # fmt: skip
+    np.testing.assert_array_equal(history.decided_s, np.arange(n) + 1.0)
+    np.testing.assert_array_equal(history.granted_s, history.decided_s + 0.125)
+    np.testing.assert_array_equal(history.finish_s, history.start_s + 0.75)

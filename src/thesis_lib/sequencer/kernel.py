@@ -1,21 +1,53 @@
-"""The compiled event kernel of the simulator: lock table, ready queue, cores.
+"""The compiled event kernel of the simulator: clients, sequencer and database.
 
-Time moves between two kinds of event, a commit and the dispatch of a log entry.
-Ties are explicit: at equal times a commit precedes a dispatch, commits go in the
-order in which the transactions started, dispatches in log order; and a commit
-grants its locks before its core takes the next ready transaction.
+`advance` moves the database between two kinds of event, a commit and the dispatch of a
+log entry. `next_decision` moves everything until the sequencer has to decide: clients
+submit, the inbox fills a batch, its timer runs, and the sequencer works on one batch at
+a time.
+
+Ties are explicit. At equal times a commit precedes a dispatch, a dispatch an arrival,
+and an arrival what the sequencer does: if it is free it takes a batch, whether full or
+by its timer, and then it decides, once, on the batch that it has finished by now and on
+what it holds back. Commits go in the order in which the transactions started,
+dispatches in log order, arrivals by number; and a commit grants its locks before its
+core takes the next ready transaction.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
+from thesis_lib.checks import require
 from thesis_lib.sequencer.locktable import NONE, LockTable, book, lock_table, release
-from thesis_lib.sequencer.trace import F64, I64, KeySets
+from thesis_lib.sequencer.trace import F64, I64, Bool, KeySets
 
 # Positions in `State.progress`.
 LOGGED, DISPATCHED, READY, STARTED, COMMITTED = range(5)
+# Positions in `Front.counts` and `Front.clock_s`.
+SUBMITTED, TAKEN, BATCHED, HELD, ANSWERED = range(5)
+NOW, DONE = range(2)
+STUCK = -1  # what `next_decision` returns if transactions are held for ever
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """What the machinery around the transactions takes, in seconds.
+
+    Raises InvalidInput for a negative or infinite delay.
+    """
+
+    lag_s: float = 0.0  # from a decision to the booking of its locks
+    sequencer_s: float = 0.0  # the sequencer's work on each transaction, one by one
+    worker_s: float = 0.0  # on a core beside the service, holding the locks
+
+    def __post_init__(self) -> None:
+        for name in ("lag_s", "sequencer_s", "worker_s"):
+            value = getattr(self, name)
+            require(
+                0 <= value < np.inf, f"{name}={value:g} must be finite and at least 0"
+            )
 
 
 class State(NamedTuple):
@@ -23,6 +55,11 @@ class State(NamedTuple):
 
     `log`, `dispatch_s` and `queue` are filled from the front; `progress` says how far.
     A time that has not come yet is NaN.
+
+    A shadow schedule reads `log`, `dispatch_s`, `queue`, `start_s`, `finish_s`,
+    `running` and of `progress` LOGGED, READY and STARTED. Whoever observes a real
+    database fills these; where `queue` is left empty (READY = STARTED), what holds its
+    locks is taken to wait for a core in log order.
     """
 
     table: LockTable
@@ -59,64 +96,229 @@ def idle_state(keys: KeySets, cores: int) -> State:
 
 
 @njit(cache=True)
-def _enqueue(state: State, i, now_s: float) -> None:
-    state.granted_s[i] = now_s
-    state.queue[state.progress[READY]] = i
-    state.progress[READY] += 1
-
-
-@njit(cache=True)
-def _fill_cores(state: State, service_s: F64, now_s: float) -> None:
-    for core in range(len(state.running)):
-        if state.progress[STARTED] == state.progress[READY]:
-            return
-        if state.running[core] != NONE:
-            continue
-        i = state.queue[state.progress[STARTED]]
-        state.running[core] = i
-        state.start_s[i] = now_s
-        state.ends_s[core] = now_s + service_s[i]
-        state.turn[core] = state.progress[STARTED]
-        state.progress[STARTED] += 1
-
-
-@njit(cache=True)
-def advance(
-    state: State, service_s: F64, until_s: float, stop_at_commit: bool
-) -> float:
+def advance(state: State, busy_s: F64, until_s: float, stop_at_commit: bool) -> float:
     """Process every event up to and including `until_s`; return the time reached.
 
-    With `stop_at_commit`, the time reached is that of the first commit, after every
-    event of that same time.
+    `busy_s` (n,) is how long each transaction keeps its core and its locks. With
+    `stop_at_commit`, the time reached is that of the first commit, after every event of
+    that same time.
     """
+    # Unpacked once: fetching a field of a tuple of arrays costs more than using it.
+    (
+        table, log, dispatch_s, queue, granted_s, start_s, finish_s, running, ends_s,
+        turn, unlocked, progress,
+    ) = state  # fmt: skip
+    logged, dispatched = progress[LOGGED], progress[DISPATCHED]
+    ready, started, committed = progress[READY], progress[STARTED], progress[COMMITTED]
+    cores = len(running)
     while True:
         core = 0
-        for other in range(1, len(state.running)):
-            if state.ends_s[other] < state.ends_s[core] or (
-                state.ends_s[other] == state.ends_s[core]
-                and state.turn[other] < state.turn[core]
+        for other in range(1, cores):
+            if ends_s[other] < ends_s[core] or (
+                ends_s[other] == ends_s[core] and turn[other] < turn[core]
             ):
                 core = other
-        commit_s = state.ends_s[core]
-        dispatch_s = np.inf
-        if state.progress[DISPATCHED] < state.progress[LOGGED]:
-            dispatch_s = state.dispatch_s[state.progress[DISPATCHED]]
-        now_s = min(commit_s, dispatch_s)
+        commit_s = ends_s[core]
+        due_s = dispatch_s[dispatched] if dispatched < logged else np.inf
+        now_s = min(commit_s, due_s)
         if now_s > until_s or now_s == np.inf:
-            return until_s
-        if commit_s <= dispatch_s:
-            i = state.running[core]
-            state.finish_s[i] = now_s
-            state.running[core] = NONE
-            state.ends_s[core] = np.inf
-            state.progress[COMMITTED] += 1
-            for at in range(release(state.table, i, state.unlocked)):
-                _enqueue(state, state.unlocked[at], now_s)
+            break
+        if commit_s <= due_s:
+            i = running[core]
+            finish_s[i] = now_s
+            running[core] = NONE
+            ends_s[core] = np.inf
+            committed += 1
+            for at in range(release(table, i, unlocked)):
+                granted_s[unlocked[at]] = now_s
+                queue[ready] = unlocked[at]
+                ready += 1
             if stop_at_commit:
                 until_s = now_s
         else:
-            i = int(state.log[state.progress[DISPATCHED]])
-            state.progress[DISPATCHED] += 1
-            if book(state.table, i):
-                _enqueue(state, i, now_s)
-        _fill_cores(state, service_s, now_s)
+            i = log[dispatched]
+            dispatched += 1
+            if book(table, i):
+                granted_s[i] = now_s
+                queue[ready] = i
+                ready += 1
+        core = 0
+        while started < ready and started - committed < cores:
+            while running[core] != NONE:
+                core += 1
+            i = queue[started]
+            running[core] = i
+            start_s[i] = now_s
+            ends_s[core] = now_s + busy_s[i]
+            turn[core] = started
+            started += 1
+    progress[DISPATCHED], progress[READY] = dispatched, ready
+    progress[STARTED], progress[COMMITTED] = started, committed
+    return until_s
+
+
+class Front(NamedTuple):
+    """What stands before the database: clients, and the sequencer with its inbox.
+
+    Transactions are numbered as they are submitted; `counts` says how many have been
+    SUBMITTED (in an open loop all, whenever they are due), TAKEN from the inbox and
+    decided on at least once, BATCHED (taken or worked on), HELD, and how many commits
+    have been ANSWERED. `clock_s` holds the time reached and when the sequencer is DONE
+    with its batch, infinity if it has none.
+    """
+
+    arrival_s: F64  # (n,)
+    deadline_s: F64  # (n,)
+    slo_s: F64  # (n,)
+    decided_s: F64  # (n,)
+    dropped: Bool  # (n,)
+    held: I64  # (n,) ids that a decision held back, rising
+    counts: I64  # (5,)
+    clock_s: F64  # (2,)
+
+
+class Setting(NamedTuple):
+    """How clients and sequencer behave; all times in seconds."""
+
+    closed: bool  # clients wait for an answer before they submit again
+    think_s: float  # and for this long after it
+    size: int  # transactions that fill a batch
+    flush_s: float  # after the first of a batch, it is taken anyway
+    in_flight: int  # most that are released and uncommitted; 0 is no bound
+    lag_s: float
+    sequencer_s: float
+
+
+def front(arrival_s: F64, slo_s: F64, setting: Setting, clients: int) -> Front:
+    """Clients that have submitted nothing yet.
+
+    In a closed loop the first transactions of the `clients` are spread over one think
+    time, and `arrival_s` (n,) is not read.
+    """
+    n = len(arrival_s)
+    submitted = min(clients, n) if setting.closed else n
+    due_s = arrival_s.astype(np.float64)
+    if setting.closed:
+        due_s = np.full(n, np.nan)
+        due_s[:submitted] = np.arange(submitted) * (setting.think_s / clients)
+    return Front(
+        arrival_s=due_s,
+        deadline_s=due_s + slo_s,
+        slo_s=slo_s,
+        decided_s=np.full(n, np.nan),
+        dropped=np.zeros(n, np.bool_),
+        held=np.empty(n, np.int64),
+        counts=np.array([submitted, 0, 0, 0, 0]),
+        clock_s=np.array([-np.inf, np.inf]),
+    )
+
+
+@njit(cache=True)
+def _submit(front, number, at_s):
+    """As many clients submit their next transaction, if any is left."""
+    arrival_s, deadline_s, slo_s, _, _, _, counts, _ = front
+    first = counts[SUBMITTED]
+    last = min(first + number, len(arrival_s))
+    for i in range(first, last):
+        arrival_s[i] = at_s
+        deadline_s[i] = at_s + slo_s[i]
+    counts[SUBMITTED] = last
+
+
+@njit(cache=True)
+def _due_s(front, setting):
+    """When the sequencer takes or ends a batch, from what has been submitted."""
+    arrival_s, _, _, _, _, _, counts, clock_s = front
+    if clock_s[DONE] < np.inf:
+        return clock_s[DONE]
+    taken, submitted = counts[TAKEN], counts[SUBMITTED]
+    if taken == submitted:
+        return np.inf
+    due_s = arrival_s[taken] + setting.flush_s
+    if submitted - taken >= setting.size:
+        due_s = min(due_s, arrival_s[taken + setting.size - 1])
+    elif submitted == len(arrival_s):  # nobody will fill this batch
+        due_s = min(due_s, arrival_s[submitted - 1])
+    return max(due_s, clock_s[NOW])
+
+
+@njit(cache=True)
+def next_decision(
+    state: State, front: Front, busy_s: F64, setting: Setting, asked: I64
+) -> int:
+    """Process every event until the sequencer decides; return on how many.
+
+    Their ids, those held back before and then those of the batch, are written to the
+    front of `asked` (n,) and rise; the time is `front.clock_s[NOW]`. Returns 0 when
+    everything has been decided on, with the database drained, and STUCK if held
+    transactions have nothing to wait for.
+    """
+    arrival_s, _, _, _, _, held, counts, clock_s = front
+    progress = state.progress
+    n = len(arrival_s)
+    while True:
+        taken, committed = counts[TAKEN], progress[COMMITTED]
+        if taken == n and counts[HELD] == 0:
+            clock_s[NOW] = advance(state, busy_s, np.inf, False)
+            return 0
+        due_s = _due_s(front, setting)
+        now_s = advance(state, busy_s, due_s, setting.closed or counts[HELD] > 0)
+        if now_s == np.inf:
+            return STUCK
+        clock_s[NOW] = now_s
+        if setting.closed:
+            answered = progress[COMMITTED] - counts[ANSWERED]
+            _submit(front, answered, now_s + setting.think_s)
+            counts[ANSWERED] = progress[COMMITTED]
+            due_s = _due_s(front, setting)
+        if now_s == due_s:
+            if clock_s[DONE] == np.inf:
+                last = taken + 1
+                upto = min(taken + setting.size, counts[SUBMITTED])
+                while last < upto and arrival_s[last] <= now_s:
+                    last += 1
+                counts[BATCHED] = last
+                clock_s[DONE] = now_s + (last - taken) * setting.sequencer_s
+            if clock_s[DONE] == now_s:
+                counts[TAKEN] = counts[BATCHED]
+                clock_s[DONE] = np.inf
+        waiting = counts[HELD]
+        if counts[TAKEN] == taken and (
+            waiting == 0 or progress[COMMITTED] == committed
+        ):
+            continue
+        released = progress[LOGGED] - progress[COMMITTED]
+        if 0 < setting.in_flight <= released:
+            for i in range(taken, counts[TAKEN]):
+                held[counts[HELD]] = i
+                counts[HELD] += 1
+            continue
+        asked[:waiting] = held[:waiting]
+        for i in range(taken, counts[TAKEN]):
+            asked[waiting + i - taken] = i
+        counts[HELD] = 0
+        return waiting + counts[TAKEN] - taken
+
+
+@njit(cache=True)
+def enter(
+    state: State, front: Front, setting: Setting, order: I64, dropped: I64, held: I64
+) -> None:
+    """Carry out a decision: log `order`, answer `dropped`, remember `held` (rising).
+
+    Together they are the ids that `next_decision` asked for.
+    """
+    now_s = front.clock_s[NOW]
+    for i in order:
+        at = state.progress[LOGGED]
+        state.log[at] = i
+        state.dispatch_s[at] = now_s + setting.lag_s
+        state.progress[LOGGED] = at + 1
+        front.decided_s[i] = now_s
+    for i in dropped:
+        front.dropped[i] = True
+        front.decided_s[i] = now_s
+    if setting.closed:
+        _submit(front, len(dropped), now_s + setting.think_s)
+    front.held[: len(held)] = held
+    front.counts[HELD] = len(held)

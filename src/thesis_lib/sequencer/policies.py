@@ -3,43 +3,132 @@
 Each rule is a pure function of what may be seen of the batch, its forecast and the
 time. A `Policy` says beside its rule what the rule needs around it: whether it waits
 for whole batches, which shadow schedule forecasts for it, and how many transactions
-it allows past the sequencer at once.
+it allows past the sequencer at once. The thesis' three have defects; each can be
+mended or put back alone (`Defects`).
+
+The rules are the definition. What the simulator runs compiled, `decide_compiled`, makes
+the same decisions bit for bit, which a test compares.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from thesis_lib.checks import choice, require
-from thesis_lib.sequencer.trace import F64, I64, Batch, Bool, Decision, Forecast
+from thesis_lib.sequencer.kernel import State
+from thesis_lib.sequencer.shadow import (
+    Memory,
+    Mended,
+    Model,
+    Published,
+    Shadow,
+    schedule,
+)
+from thesis_lib.sequencer.trace import (
+    F64,
+    I64,
+    Batch,
+    Bool,
+    Decision,
+    Forecast,
+    KeySets,
+)
 
 Rule = Callable[[Batch, Forecast, float], Decision]
+Order = Callable[[Batch, Forecast], I64]  # positions of the whole batch
 
 # The one configuration of `ours`, chosen on design seeds (chapter 3).
 FLIGHT = 1.25  # transactions past the sequencer for each core
 LEAST_P = 0.8  # dropped below this probability of being on time
 
 
+TIMER = 0.04  # share of the objective after which a mended policy flushes a batch
+
+
+@dataclass(frozen=True, slots=True)
+class Defects:
+    """What the thesis' policies leave out, each to be mended or put back alone."""
+
+    ghosts: bool = False  # what is dropped stays registered
+    no_feedback: bool = False  # predicted ends are never corrected by observed commits
+    stale: bool = False  # estimates in order of arrival, though the batch is reordered
+    no_cpu: bool = False  # every transaction is taken to have a core of its own
+    no_timer: bool = False  # a batch is flushed only when it is full
+    band: bool = False  # critical is |predicted - deadline| < band, not least slack
+    cut_tail: bool = False  # the estimator is fitted without the tail of its labels
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The defects by name."""
+        return tuple(field.name for field in fields(cls))
+
+
+AS_DESCRIBED = Defects(*[True] * len(Defects.names()))
+MENDED = Defects()
+
+
+class Code(NamedTuple):
+    """A rule as numbers, for `decide_compiled`."""
+
+    kind: int
+    drops: bool = False
+    moves: bool = False
+    band: bool = False  # moves by band, else by least slack
+    fresh: bool = False  # forecasts again in the new order
+    band_s: float = 0.0
+    share: float = 0.0
+    seed: int = 0
+
+
+FIFO, RANDOM, BANDED = range(3)  # kinds of code
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """A rule and its surroundings.
 
-    Without a rule, every transaction enters the log as it arrives. With `in_flight`,
-    the sequencer releases only so many of a decision's `order` that at most
-    `in_flight` transactions are released and uncommitted, holds the rest, and asks
-    the rule again at the next commit: late binding under back-pressure.
+    With `first`, the batch is brought into that order, by a forecast in order of
+    arrival, before it is forecast for the rule. With `in_flight`, the sequencer
+    releases only so many of a decision's `order` that at most `in_flight` transactions
+    are released and uncommitted, holds the rest, and asks the rule again at the next
+    commit: late binding under back-pressure. `flush_s` is a timer of its own beside
+    that of the run. With `code`, the simulator decides without Python.
     """
 
     name: str
-    rule: Rule | None
+    rule: Rule
     batched: bool = True
-    shadow: Literal["published", "mended"] = "published"
+    defects: Defects = AS_DESCRIBED  # of its shadow
     tolerance_s: float = np.inf  # see shadow.Mended
     in_flight: int | None = None
+    first: Order | None = None
+    flush_s: float = np.inf
+    code: Code | None = None
+
+    def make_shadow(
+        self, state: State, keys: KeySets, estimated_s: F64, deadline_s: F64,
+        spread: float, lag_s: float,
+    ) -> Published | Mended:  # fmt: skip
+        """The shadow that forecasts for it over a database observed in `state`."""
+        given = keys, estimated_s, deadline_s, spread
+        ghosts, cpu = self.defects.ghosts, not self.defects.no_cpu
+        if self.defects.no_feedback:
+            return Published(
+                *given, lag_s=lag_s, tolerance_s=self.tolerance_s, ghosts=ghosts,
+                cores=len(state.running) if cpu else None,
+            )  # fmt: skip
+        return Mended(state, *given, lag_s, self.tolerance_s, cpu=cpu, ghosts=ghosts)
+
+
+def decide(policy: Policy, shadow: Shadow, batch: Batch, now_s: float) -> Decision:
+    """What `policy` does at `now_s` with a batch in order of arrival."""
+    if policy.first is not None:
+        batch = batch.take(policy.first(batch, shadow.peek(batch.ids, now_s)))
+    return policy.rule(batch, shadow.forecast(batch.ids, now_s), now_s)
 
 
 def _keep(batch: Batch, order: I64, dropped: Bool) -> Decision:
@@ -59,21 +148,37 @@ def drop(batch: Batch, forecast: Forecast, now_s: float, band_s: float) -> Decis
     return _keep(batch, np.arange(len(batch)), late)
 
 
-def _critical_first(batch: Batch, forecast: Forecast, band_s: float) -> I64:
+def critical_first(batch: Batch, forecast: Forecast, band_s: float) -> I64:
+    """First what is forecast to end within `band_s` of its deadline."""
     critical = np.abs(forecast.finish_s - batch.deadline_s) < band_s
     return np.argsort(~critical, kind="stable")
 
 
-def reorder(batch: Batch, forecast: Forecast, now_s: float, band_s: float) -> Decision:
-    """Move what is forecast to end within `band_s` of its deadline to the front."""
-    order = _critical_first(batch, forecast, band_s)
-    return _keep(batch, order, np.zeros(len(batch), bool))
+def least_slack_first(batch: Batch, forecast: Forecast, band_s: float) -> I64:
+    """By the time left between forecast end and deadline; the hopeless go last.
+
+    Hopeless is what is forecast to end more than `band_s` after its deadline.
+    """
+    hopeless = forecast.finish_s > batch.deadline_s + band_s
+    return np.lexsort((batch.deadline_s - forecast.finish_s, hopeless))
 
 
-def hybrid(batch: Batch, forecast: Forecast, now_s: float, band_s: float) -> Decision:
-    """Drop the hopeless, then move the critical to the front."""
+def reorder(
+    batch: Batch, forecast: Forecast, now_s: float, band_s: float,
+    order: Callable[[Batch, Forecast, float], I64] = critical_first,
+) -> Decision:  # fmt: skip
+    """Move what is critical to the front."""
+    moved = order(batch, forecast, band_s)
+    return _keep(batch, moved, np.zeros(len(batch), bool))
+
+
+def hybrid(
+    batch: Batch, forecast: Forecast, now_s: float, band_s: float,
+    order: Callable[[Batch, Forecast, float], I64] = critical_first,
+) -> Decision:  # fmt: skip
+    """Drop the hopeless, then move what is critical to the front."""
     late = forecast.finish_s > batch.deadline_s + band_s
-    return _keep(batch, _critical_first(batch, forecast, band_s), late)
+    return _keep(batch, order(batch, forecast, band_s), late)
 
 
 def edf(batch: Batch, forecast: Forecast, now_s: float) -> Decision:
@@ -168,10 +273,10 @@ def ours(
     return _keep(batch, np.lexsort((batch.deadline_s, waits, loses)), hopeless)
 
 
+THESIS = ("drop", "reorder", "hybrid")
 POLICIES = (
-    "fifo", "drop", "reorder", "hybrid", "drop-fixed", "reorder-fixed",
-    "hybrid-fixed", "fifo-batched", "random-drop", "edf", "sjf", "late-edf",
-    "startable-first", "ours",
+    "fifo", *THESIS, *(f"{name}-fixed" for name in THESIS),
+    "fifo-batched", "random-drop", "edf", "sjf", "late-edf", "startable-first", "ours",
 )  # fmt: skip
 
 
@@ -186,6 +291,7 @@ def policy(
     seed: int = 0,
     flight: float = FLIGHT,
     least_p: float = LEAST_P,
+    defects: Defects | None = None,
 ) -> Policy:
     """The policy of this name for a machine with `cores` and an objective `slo_s`.
 
@@ -194,7 +300,9 @@ def policy(
     `flight` (transactions past the sequencer for each core) and `least_p` (below
     which probability of being on time a transaction is dropped) by the policies with
     late binding. A dispatch lag adds as many in flight as keep the cores busy over it.
-    Raises InvalidInput for an unknown name and for values out of range.
+    `defects` replaces all (`drop`, `reorder`, `hybrid`) or none (the same `-fixed`) of
+    the thesis' defects. Raises InvalidInput for an unknown name, for values out of
+    range, and for defects of a policy that has none.
     """
     choice("policy", name, POLICIES)
     require(slo_s > 0, f"slo_s={slo_s:g} must be positive")
@@ -204,29 +312,30 @@ def policy(
     require(flight > 0, f"flight={flight:g} must be positive")
     band = 0.2 * slo_s if band_s is None else band_s
     require(band >= 0, f"band_s={band:g} must not be negative")
-    bound = max(1, round(flight * cores))
+    base = name.removesuffix("-fixed")
+    if base in THESIS:
+        if defects is None:
+            defects = AS_DESCRIBED if name == base else MENDED
+        return _thesis(name, base, band, TIMER * slo_s, defects)
+    require(
+        defects is None,
+        f"policy {name!r} has none of the thesis' defects: leave `defects` out, or "
+        f"choose one of {', '.join(THESIS)}",
+    )
     late = {
         "batched": False,
-        "shadow": "mended",
+        "defects": MENDED,
         "tolerance_s": -np.inf,
-        "in_flight": bound,
+        "in_flight": max(1, round(flight * cores)),
     }
-    banded = {"drop": drop, "reorder": reorder, "hybrid": hybrid}
-    base = name.removesuffix("-fixed")
-    if base in banded:
-        rule = partial(banded[base], band_s=band)
-        if name == base:
-            return Policy(name, rule)
-        # What the rule will drop must not delay what it keeps.
-        tolerance = np.inf if base == "reorder" else band
-        return Policy(name, rule, shadow="mended", tolerance_s=tolerance)
     match name:
         case "fifo":
-            return Policy(name, None, batched=False)
+            return Policy(name, fifo, batched=False, code=Code(FIFO))
         case "fifo-batched":
-            return Policy(name, fifo)
+            return Policy(name, fifo, code=Code(FIFO))
         case "random-drop":
-            return Policy(name, partial(random_drop, share=drop_share, seed=seed))
+            rule = partial(random_drop, share=drop_share, seed=seed)
+            return Policy(name, rule, code=Code(RANDOM, share=drop_share, seed=seed))
         case "edf":
             return Policy(name, edf)
         case "sjf":
@@ -239,3 +348,93 @@ def policy(
         case _:
             rule = partial(ours, least_p=least_p, slack_s=lag_s, cores=cores)
             return Policy(name, rule, **late)
+
+
+def _thesis(
+    name: str, base: str, band_s: float, flush_s: float, defects: Defects
+) -> Policy:
+    drops, moves = base != "reorder", base != "drop"
+    fresh = moves and not defects.stale
+    by = critical_first if defects.band else least_slack_first
+    if drops and moves and not fresh:
+        rule = partial(hybrid, band_s=band_s, order=by)
+    elif drops:
+        rule = partial(drop, band_s=band_s)
+    else:
+        rule = fifo if fresh else partial(reorder, band_s=band_s, order=by)
+    return Policy(
+        name,
+        rule,
+        defects=defects,
+        tolerance_s=band_s if drops else np.inf,
+        first=partial(by, band_s=band_s) if fresh else None,
+        flush_s=np.inf if defects.no_timer else flush_s,
+        code=Code(BANDED, drops, moves, defects.band, fresh, band_s),
+    )
+
+
+# --- The same, compiled ------------------------------------------------------
+
+
+@njit(cache=True)
+def _coin(seed, i):
+    """The coin of `random_drop`, in [0, 1)."""
+    mixed = np.uint64(i) + np.uint64(seed)
+    mixed = (mixed + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return np.float64(mixed >> np.uint64(11)) / 2.0**53
+
+
+@njit(cache=True)
+def _moved(finish_s, deadline_s, code):
+    """`critical_first` or `least_slack_first`: positions, stable."""
+    order = np.empty(len(finish_s), np.int64)
+    if code.band:
+        front = 0
+        for critical in (True, False):
+            for at in range(len(finish_s)):
+                if (abs(finish_s[at] - deadline_s[at]) < code.band_s) == critical:
+                    order[front] = at
+                    front += 1
+        return order
+    slack_s = deadline_s - finish_s
+    hopeless = finish_s > deadline_s + code.band_s
+    for at in range(len(finish_s)):  # by insertion: batches are short
+        to = at
+        while to > 0 and (
+            hopeless[order[to - 1]] > hopeless[at]
+            or (
+                hopeless[order[to - 1]] == hopeless[at]
+                and slack_s[order[to - 1]] > slack_s[at]
+            )
+        ):
+            order[to] = order[to - 1]
+            to -= 1
+        order[to] = at
+    return order
+
+
+@njit(cache=True)
+def decide_compiled(
+    code: Code, memory: Memory, model: Model, ids: I64, now_s: float
+) -> tuple[I64, I64]:
+    """`decide` for a policy with `code`: what is ordered, and what is dropped."""
+    b = len(ids)
+    late = np.zeros(b, np.bool_)
+    if code.kind == RANDOM:
+        for at in range(b):
+            late[at] = _coin(code.seed, ids[at]) < code.share
+    elif code.kind == BANDED:
+        if code.fresh:
+            finish_s = schedule(memory, model, ids, now_s, False)
+            ids = ids[_moved(finish_s, memory.deadline_s[ids], code)]
+        finish_s = schedule(memory, model, ids, now_s, True)
+        deadline_s = memory.deadline_s[ids]
+        if code.drops:
+            late[:] = finish_s > deadline_s + code.band_s
+        if code.moves and not code.fresh:
+            order = _moved(finish_s, deadline_s, code)
+            ids, late = ids[order], late[order]
+    return ids[~late], ids[late]

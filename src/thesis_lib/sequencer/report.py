@@ -7,7 +7,7 @@ intervals.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,9 @@ from thesis_lib.sequencer.estimator import (
     predict_all,
 )
 from thesis_lib.sequencer.estimator import estimator as named_estimator
+from thesis_lib.sequencer.kernel import Delays
 from thesis_lib.sequencer.policies import policy as named_policy
-from thesis_lib.sequencer.simulate import replay, simulate
+from thesis_lib.sequencer.simulate import NO_DELAYS, replay, simulate
 from thesis_lib.sequencer.trace import F64, I64, History, Trace
 from thesis_lib.sequencer.workload import (
     SCENARIOS,
@@ -53,6 +54,9 @@ class Report:
     p99_s: float
     violations_by_kind: dict[str, float]
     fairness: float  # Jain's index of the kinds' attainments, 1 is fair
+    lenient: float  # late / admitted: a drop is no violation; NaN if none is admitted
+    p999_s: float
+    wasted: float  # share of the cores' busy time that went into late transactions
 
 
 def counted(n: int) -> slice:
@@ -82,9 +86,10 @@ def summarise(trace: Trace, history: History) -> Report:
     in_time = (history.finish_s > first_s) & (history.finish_s <= last_s)
     on_time = in_time & ~history.violated
     admitted_s = history.latency_s[rows][~history.dropped[rows]]
-    tails = np.full(3, np.nan)
+    tails = np.full(4, np.nan)
     if len(admitted_s):
-        tails = np.quantile(admitted_s, [0.5, 0.95, 0.99], method="higher")
+        tails = np.quantile(admitted_s, [0.5, 0.95, 0.99, 0.999], method="higher")
+    late, busy_s = history.late[rows], (history.finish_s - history.start_s)[rows]
     violated, kind = history.violated[rows], trace.kind[rows]
     by_kind = {
         name: float(violated[kind == k].mean())
@@ -95,7 +100,7 @@ def summarise(trace: Trace, history: History) -> Report:
     return Report(
         arrived=len(violated),
         violations=float(violated.mean()),
-        late=float(history.late[rows].mean()),
+        late=float(late.mean()),
         dropped=float(history.dropped[rows].mean()),
         goodput_per_s=float(on_time.sum() / span_s),
         throughput_per_s=float(in_time.sum() / span_s),
@@ -104,6 +109,11 @@ def summarise(trace: Trace, history: History) -> Report:
         p99_s=float(tails[2]),
         violations_by_kind=by_kind,
         fairness=jain(1 - np.array(list(by_kind.values()))),
+        lenient=float(late.sum() / len(admitted_s)) if len(admitted_s) else np.nan,
+        p999_s=float(tails[3]),
+        wasted=float(busy_s[late].sum() / np.nansum(busy_s))
+        if len(admitted_s)
+        else 0.0,
     )
 
 
@@ -178,7 +188,11 @@ def named_estimate(name: str, cell: "Cell", noise: float, seed: int) -> Estimate
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Everything about an evaluation but its load, policy and seed."""
+    """Everything about an evaluation but its load, policy and seed.
+
+    With `clients` the loop is closed, and a load says what these would submit if
+    answers took no time: each thinks for `clients` / (load x saturation).
+    """
 
     make_trace: Callable[[int], Trace]  # seed -> transactions; arrivals are replaced
     saturation_per_s: float
@@ -186,7 +200,16 @@ class Cell:
     slo_s: float
     batch_size: int = 10
     flush_s: float = np.inf
-    lag_s: float = 0.0
+    delays: Delays = NO_DELAYS
+    clients: int | None = None
+
+    def think_s(self, load: float) -> float:
+        """How long a client of a closed loop thinks at this load; 0 at infinity."""
+        return (
+            0.0
+            if self.clients is None
+            else self.clients / (load * self.saturation_per_s)
+        )
 
 
 def scenario_cell(
@@ -244,41 +267,43 @@ def replicate(
     """One row per load, seed and policy, each seed the same for every policy.
 
     Columns: load, seed, policy, then the numbers of `Report` and, as policy "bound",
-    the lower bound if asked for. `options` go to `policies.policy`.
+    the lower bound if asked for. `options` go to `policies.policy`. Raises InvalidInput
+    for a bound on a closed loop, whose arrivals are what the policy makes of them.
     """
     require(seeds >= 1, f"seeds={seeds}: expected at least 1")
+    require(
+        not bound or cell.clients is None,
+        "a closed loop has no lower bound: its arrivals depend on the policy",
+    )
     rows = []
     for number, source in enumerate(np.random.SeedSequence(seed).spawn(seeds)):
         trace_seed, arrival_seed, estimate_seed = source.generate_state(3).tolist()
         transactions = cell.make_trace(trace_seed)
         estimated_s = estimate(transactions, estimate_seed)
         for load in loads:
-            trace = at_rate(transactions, load * cell.saturation_per_s, arrival_seed)
+            trace = transactions
+            if cell.clients is None:
+                rate_per_s = load * cell.saturation_per_s
+                trace = at_rate(transactions, rate_per_s, arrival_seed)
             for name in policies:
                 history = simulate(
                     trace,
                     named_policy(
-                        name, slo_s=cell.slo_s, cores=cell.cores, lag_s=cell.lag_s,
-                        **options,
+                        name, slo_s=cell.slo_s, cores=cell.cores,
+                        lag_s=cell.delays.lag_s, **options,
                     ),
                     estimated_s,
                     cores=cell.cores, slo_s=cell.slo_s, batch_size=cell.batch_size,
-                    flush_s=cell.flush_s, lag_s=cell.lag_s,
+                    flush_s=cell.flush_s, delays=cell.delays, clients=cell.clients,
+                    think_s=cell.think_s(load),
                 )  # fmt: skip
-                report = summarise(trace, history)
+                row = asdict(summarise(trace, history))
+                by_kind = row.pop("violations_by_kind")
                 rows.append(
-                    {
-                        "load": load, "seed": number, "policy": name,
-                        "violations": report.violations, "late": report.late,
-                        "dropped": report.dropped,
-                        "goodput_per_s": report.goodput_per_s,
-                        "throughput_per_s": report.throughput_per_s,
-                        "p50_s": report.p50_s, "p95_s": report.p95_s,
-                        "p99_s": report.p99_s, "fairness": report.fairness,
-                    }
-                    | {f"violations:{k}": v for k, v in
-                       report.violations_by_kind.items()}
-                )  # fmt: skip
+                    {"load": load, "seed": number, "policy": name}
+                    | row
+                    | {f"violations:{kind}": v for kind, v in by_kind.items()}
+                )
             if bound:
                 fewest = fewest_counted_violations(
                     trace, cores=cell.cores, slo_s=cell.slo_s
@@ -411,24 +436,32 @@ def simulate_cell(
     warehouses: int | None = None,
     cores: int | None = None,
     slo_s: float | None = None,
-    lag_s: float = 0.0,
+    delays: Delays = NO_DELAYS,
+    batch_size: int = 10,
+    flush_s: float = np.inf,
+    clients: int | None = None,
     noise: float = NOISE,
 ) -> dict:
     """One cell of the evaluation, beside FIFO and the lower bound on the same seeds.
 
     Either a reference `scenario` or a collected `trace`, or the path of one, which by
     default runs on 4 cores with twice the 95th percentile of its service times.
-    `load` is the arrival rate over the saturation rate of FIFO. Learned estimators
-    are fitted on transactions of another seed. Shares are fractions of 1; intervals
-    are (low, high). Raises InvalidInput for anything that cannot be run.
+    `load` is the arrival rate over the saturation rate of FIFO; for `clients` in a
+    closed loop, see Cell. Learned estimators are fitted on transactions of another
+    seed. Shares are fractions of 1; intervals are (low, high); a closed loop has no
+    lower bound (None). Raises InvalidInput for anything that cannot be run.
     """
     require(load > 0, f"load={load:g} must be positive")
     require(
         (scenario is None) != (trace is None),
         "give either a scenario or a trace: exactly one of the two",
     )
-    given = {"cores": cores, "slo_s": slo_s, "lag_s": lag_s}
-    options = {name: value for name, value in given.items() if value is not None}
+    given = {"cores": cores, "slo_s": slo_s}
+    options: dict = {name: value for name, value in given.items() if value is not None}
+    options |= {
+        "delays": delays, "batch_size": batch_size, "flush_s": flush_s,
+        "clients": clients,
+    }  # fmt: skip
     if trace is None:
         cell = scenario_cell(
             scenario or "", transactions=transactions, warehouses=warehouses, **options
@@ -438,7 +471,9 @@ def simulate_cell(
         cell = trace_cell(past, transactions=transactions, **options)
     estimate = named_estimate(estimator, cell, noise, seed=777_777)
     names = ["fifo"] if policy == "fifo" else ["fifo", policy]
-    runs = replicate(cell, names, [load], estimate, seeds=seeds, seed=seed, bound=True)
+    runs = replicate(
+        cell, names, [load], estimate, seeds=seeds, seed=seed, bound=clients is None
+    )
 
     def interval(name: str) -> Interval:
         return mean_interval(column(runs, policy, load, name))
@@ -452,16 +487,20 @@ def simulate_cell(
         "estimator": estimator,
         "load": load,
         "rate_per_s": load * cell.saturation_per_s,
+        "clients": clients,
         "seeds": seeds,
         "transactions": transactions,
         "violations": violations.value,
         "violations_ci": (violations.low, violations.high),
+        "lenient": mean(policy, "lenient"),
         "late": mean(policy, "late"),
         "dropped": mean(policy, "dropped"),
         "goodput_per_s": mean(policy, "goodput_per_s"),
         "throughput_per_s": mean(policy, "throughput_per_s"),
+        "p999_s": mean(policy, "p999_s"),
+        "wasted": mean(policy, "wasted"),
         "fifo_violations": mean("fifo", "violations"),
         "reduction": fewer.value,
         "reduction_ci": (fewer.low, fewer.high),
-        "lower_bound": mean("bound", "violations"),
+        "lower_bound": mean("bound", "violations") if clients is None else None,
     }

@@ -1,4 +1,4 @@
-"""The simulator of Part I: a sequencer in front of a deterministic database.
+"""The simulator of Part I: clients, a sequencer, and a deterministic database.
 
 Clients' transactions wait in the sequencer until a batch closes; the policy decides
 on it; what it orders goes to the log and, after the dispatch lag, books its locks in
@@ -7,21 +7,37 @@ a transaction that waits for a lock holds no core. Commit releases the locks.
 """
 
 import hashlib
-from dataclasses import replace
 
 import numpy as np
+from numba import njit
 
-from thesis_lib.checks import InvalidInput, require, vector
-from thesis_lib.sequencer.kernel import COMMITTED, LOGGED, State, advance, idle_state
-from thesis_lib.sequencer.policies import Policy
-from thesis_lib.sequencer.shadow import Mended, Published, Shadow
-from thesis_lib.sequencer.trace import F64, I64, Bool, Decision, History, Trace
+from thesis_lib.checks import require, require_all, vector
+from thesis_lib.sequencer.kernel import (
+    COMMITTED,
+    HELD,
+    LOGGED,
+    NOW,
+    STUCK,
+    Delays,
+    Front,
+    Setting,
+    State,
+    advance,
+    enter,
+    front,
+    idle_state,
+    next_decision,
+)
+from thesis_lib.sequencer.policies import Policy, decide, decide_compiled
+from thesis_lib.sequencer.shadow import Mended, Published
+from thesis_lib.sequencer.trace import F64, I64, Decision, History, Trace
 
 SPREAD = 0.2  # relative standard error that forecasts assume of the estimates
+NO_DELAYS = Delays()
 
 
 def replay(
-    trace: Trace, log: I64, dispatch_s: F64, *, cores: int, slo_s: float
+    trace: Trace, log: I64, dispatch_s: F64, *, cores: int, slo_s: float | F64
 ) -> History:
     """Run a given log: what a replica does, without a sequencer or a model.
 
@@ -50,7 +66,16 @@ def replay(
     dropped[log] = False
     decided_s = trace.arrival_s.copy()
     decided_s[log] = dispatch_s
-    return _history(trace, state, trace.arrival_s + slo_s, decided_s, dropped)
+    return History(
+        arrival_s=trace.arrival_s,
+        deadline_s=trace.arrival_s + slo_s,
+        decided_s=decided_s,
+        granted_s=state.granted_s,
+        start_s=state.start_s,
+        finish_s=state.finish_s,
+        dropped=dropped,
+        log=state.log[: state.progress[LOGGED]].copy(),
+    )
 
 
 def simulate(
@@ -59,91 +84,130 @@ def simulate(
     estimated_s: F64,
     *,
     cores: int,
-    slo_s: float,
+    slo_s: float | F64,
     batch_size: int = 10,
     flush_s: float = np.inf,
-    lag_s: float = 0.0,
+    delays: Delays = NO_DELAYS,
+    clients: int | None = None,
+    think_s: float = 0.0,
     spread: float = SPREAD,
+    compiled: bool = True,
 ) -> History:
     """Run `trace` under `policy`, which sees the estimates (n,) and no truth.
 
-    A batch closes when it holds `batch_size` transactions or `flush_s` after its
-    first, whichever comes first (the thesis knows only the former: infinity); the
-    end of the trace closes the last one. Policies that do not wait for batches
-    decide at every arrival. What a decision holds back is decided on again, with
-    what has come since, at the next commit or batch. `lag_s` passes between decision
-    and booking; `spread` is the relative standard error that the forecast's
-    probabilities assume.
+    `slo_s` is one objective or one for each transaction, (n,). Without `clients`,
+    transactions arrive when the trace says (open loop). With them, each client submits
+    the next transaction, in the order of the trace, `think_s` after its last one
+    committed or was dropped (closed loop); the arrivals of the trace are not read.
 
-    Raises InvalidInput for bad parameters, for a decision that does not partition
-    its batch, and for a policy that holds transactions with nothing left to wait for.
+    The sequencer works on one batch at a time. It takes the first `batch_size` of its
+    inbox when there are so many, or `flush_s` after the first of them arrived
+    (infinity: never), or when nobody is left who could fill the batch; works
+    `delays.sequencer_s` on each, and decides at the end. A policy may have a shorter
+    timer of its own; one that does not wait for batches takes each transaction by
+    itself. What a decision holds back is decided on again, at no cost, with what has
+    come since, at the next commit or batch. `delays.lag_s` passes between decision and
+    booking, and a worker spends `delays.worker_s` on each transaction beside its
+    service, which the forecasts add to the estimates. `spread` is the relative standard
+    error that the forecasts' probabilities assume.
+
+    A policy with `code` runs compiled, unless `compiled` is false; histories are equal
+    bit for bit. Raises InvalidInput for bad parameters, for a decision that does not
+    partition its batch, and for a policy that holds transactions with nothing left to
+    wait for.
     """
     n = len(trace)
     estimated_s = vector("estimated_s", estimated_s, np.float64, n, 0.0)
+    objective_s = np.full(n, slo_s) if np.ndim(slo_s) == 0 else slo_s
+    objective_s = vector("slo_s", objective_s, np.float64, n)
+    require_all(objective_s > 0, "slo_s", objective_s, "an objective must be positive")
     require(cores >= 1, f"cores={cores}: expected at least 1")
-    require(slo_s > 0, f"slo_s={slo_s:g} must be positive")
     require(batch_size >= 1, f"batch_size={batch_size}: expected at least 1")
     require(flush_s >= 0, f"flush_s={flush_s:g} must not be negative")
-    require(lag_s >= 0, f"lag_s={lag_s:g} must not be negative")
+    require(0 <= think_s < np.inf, f"think_s={think_s:g} must be finite and at least 0")
     require(spread >= 0, f"spread={spread:g} must not be negative")
-    if policy.rule is None:
-        passed = replay(
-            trace, np.arange(n), trace.arrival_s + lag_s, cores=cores, slo_s=slo_s
-        )
-        return replace(passed, decided_s=trace.arrival_s)
+    require(clients is None or clients >= 1, f"clients={clients}: expected at least 1")
     size = batch_size if policy.batched else 1
-    arrival_s, deadline_s = trace.arrival_s, trace.arrival_s + slo_s
+    setting = Setting(
+        closed=clients is not None,
+        think_s=float(think_s),
+        size=size,
+        flush_s=float(min(flush_s, policy.flush_s)),
+        in_flight=policy.in_flight or 0,
+        lag_s=float(delays.lag_s),
+        sequencer_s=float(delays.sequencer_s),
+    )
+    require(
+        clients is None or clients >= size or setting.flush_s < np.inf,
+        f"clients={clients} never fill a batch of {size}, and policy {policy.name!r} "
+        "flushes none: lower batch_size or set flush_s",
+    )
+    busy_s = trace.service_s + delays.worker_s
     state = idle_state(trace.keys, cores)
-    shadow: Shadow
-    if policy.shadow == "published":
-        shadow = Published(trace.keys, estimated_s, deadline_s, spread)
+    before = front(trace.arrival_s, objective_s, setting, clients or 0)
+    shadow = policy.make_shadow(
+        state, trace.keys, estimated_s + delays.worker_s, before.deadline_s, spread,
+        setting.lag_s,
+    )  # fmt: skip
+    if compiled and policy.code is not None:
+        held = _run(
+            state, before, busy_s, setting, shadow.memory, shadow.model, policy.code
+        )
     else:
-        shadow = Mended(
-            state, trace.keys, estimated_s, deadline_s, spread, lag_s,
-            policy.tolerance_s,
-        )  # fmt: skip
-    decided_s, dropped = np.full(n, np.nan), np.zeros(n, bool)
-    held = np.empty(0, np.int64)
-    seen = 0  # arrivals that have been in a batch
-    while seen < n or len(held):
-        due_s = np.inf
-        if seen < n:
-            full_s = arrival_s[min(seen + size, n) - 1]
-            due_s = min(full_s, arrival_s[seen] + flush_s)
-        now_s = advance(state, trace.service_s, due_s, len(held) > 0)
-        if now_s == np.inf:
-            raise InvalidInput(
-                f"policy {policy.name!r} holds {len(held)} transactions with nothing "
-                "left to wait for: a rule must release or drop when the database idles"
-            )
-        ids = held
-        if now_s == due_s:
-            last = np.searchsorted(arrival_s, now_s, "right")
-            upto = min(int(last), seen + size)
-            ids = np.concatenate([held, np.arange(seen, upto)])
-            seen = upto
-        room = len(ids)
+        held = _run_in_python(trace, policy, shadow, state, before, busy_s, setting)
+    require(
+        held == 0,
+        f"policy {policy.name!r} holds {held} transactions with nothing left to wait "
+        "for: a rule must release or drop when the database idles",
+    )
+    return History(
+        arrival_s=before.arrival_s,
+        deadline_s=before.deadline_s,
+        decided_s=before.decided_s,
+        granted_s=state.granted_s,
+        start_s=state.start_s,
+        finish_s=state.finish_s,
+        dropped=before.dropped,
+        log=state.log[: state.progress[LOGGED]].copy(),
+    )
+
+
+@njit(cache=True)
+def _run(state, before, busy_s, setting, memory, model, code):
+    """Everything, compiled; returns how many are held for ever."""
+    asked = np.empty(len(busy_s), np.int64)
+    none = asked[:0]
+    while True:
+        size = next_decision(state, before, busy_s, setting, asked)
+        if size <= 0:
+            return 0
+        ids = asked[:size].copy()
+        order, dropped = decide_compiled(code, memory, model, ids, before.clock_s[NOW])
+        enter(state, before, setting, order, dropped, none)
+
+
+def _run_in_python(
+    trace: Trace, policy: Policy, shadow: Published | Mended, state: State,
+    before: Front, busy_s: F64, setting: Setting,
+) -> int:  # fmt: skip
+    """The same with the policy's rule; returns how many are held for ever."""
+    asked = np.empty(len(trace), np.int64)
+    while True:
+        size = next_decision(state, before, busy_s, setting, asked)
+        if size == STUCK:
+            return int(before.counts[HELD])
+        if size == 0:
+            return 0
+        ids, now_s = asked[:size].copy(), float(before.clock_s[NOW])
+        batch = trace.batch(ids, before.deadline_s[ids], before.arrival_s[ids])
+        decision = decide(policy, shadow, batch, now_s)
+        _require_partition(decision, ids, policy.name)
+        room = size
         if policy.in_flight is not None:
             released = int(state.progress[LOGGED] - state.progress[COMMITTED])
             room = policy.in_flight - released
-            if room <= 0:
-                held = ids
-                continue
-        decision = policy.rule(
-            trace.batch(ids, deadline_s[ids]), shadow.forecast(ids, now_s), now_s
-        )
-        _require_partition(decision, ids, policy.name)
-        order, behind = decision.order[:room], decision.order[room:]
-        first = int(state.progress[LOGGED])
-        state.log[first : first + len(order)] = order
-        state.dispatch_s[first : first + len(order)] = now_s + lag_s
-        state.progress[LOGGED] += len(order)
-        decided_s[order] = now_s
-        decided_s[decision.dropped] = now_s
-        dropped[decision.dropped] = True
-        held = np.sort(np.concatenate([behind, decision.held]))
-    advance(state, trace.service_s, np.inf, False)
-    return _history(trace, state, deadline_s, decided_s, dropped)
+        held = np.sort(np.concatenate([decision.order[room:], decision.held]))
+        enter(state, before, setting, decision.order[:room], decision.dropped, held)
 
 
 def digest(history: History) -> str:
@@ -158,19 +222,4 @@ def _require_partition(decision: Decision, ids: I64, name: str) -> None:
         np.array_equal(parts, ids),
         f"policy {name!r} must put each of the {len(ids)} transactions of a batch "
         "into exactly one of order, dropped and held",
-    )
-
-
-def _history(
-    trace: Trace, state: State, deadline_s: F64, decided_s: F64, dropped: Bool
-) -> History:
-    return History(
-        arrival_s=trace.arrival_s,
-        deadline_s=deadline_s,
-        decided_s=decided_s,
-        granted_s=state.granted_s,
-        start_s=state.start_s,
-        finish_s=state.finish_s,
-        dropped=dropped,
-        log=state.log[: state.progress[LOGGED]].copy(),
     )

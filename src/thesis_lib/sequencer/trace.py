@@ -155,6 +155,17 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, rows: I64) -> Self:
+        """The batch of `rows`, in that order."""
+        return type(self)(
+            self.ids[rows],
+            self.arrival_s[rows],
+            self.deadline_s[rows],
+            self.features[rows],
+            self.keys.take(rows),
+            self.feature_names,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
@@ -244,11 +255,14 @@ class Trace:
             unit_names=(),
         )
 
-    def batch(self, ids: I64, deadline_s: F64) -> Batch:
-        """What a sequencer may see of rows `ids`, whose deadlines are given."""
+    def batch(self, ids: I64, deadline_s: F64, arrival_s: F64 | None = None) -> Batch:
+        """What a sequencer may see of rows `ids`, whose deadlines are given.
+
+        So are arrivals (b,) where they are not those of the trace, in a closed loop.
+        """
         return Batch(
             ids=np.asarray(ids, np.int64),
-            arrival_s=self.arrival_s[ids],
+            arrival_s=self.arrival_s[ids] if arrival_s is None else arrival_s,
             deadline_s=np.asarray(deadline_s, np.float64),
             features=self.features[ids],
             keys=self.keys.take(ids),

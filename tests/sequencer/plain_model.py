@@ -1,0 +1,278 @@
+"""Clients, sequencer and database in plain Python, to compare the compiled ones with.
+
+One heap of (time, rank, sequence, id), and dictionaries of deques for the locks. Slow,
+and written to be read.
+"""
+
+import copy
+import heapq
+from collections import deque
+
+import numpy as np
+
+from thesis_lib.sequencer.policies import decide
+from thesis_lib.sequencer.trace import Forecast
+
+COMMIT, DISPATCH, ARRIVAL, TAKE, DECIDE = range(5)  # at equal times, in this order
+
+
+def key_sets(keys):
+    """A list of (key, exclusive) for each transaction."""
+    return [
+        [
+            (int(keys.keys[r]), bool(keys.exclusive[r]))
+            for r in range(keys.offsets[i], keys.offsets[i + 1])
+        ]
+        for i in range(len(keys))
+    ]
+
+
+class Database:
+    """Lock table, ready queue and cores; commits and dispatches in one heap."""
+
+    def __init__(self, sets, busy_s, cores):
+        self.sets, self.busy_s, self.idle = sets, busy_s, cores
+        self.waiting, self.held = {}, {}
+        self.missing, self.ready, self.started = {}, deque(), 0
+        self.granted_s, self.start_s, self.finish_s = {}, {}, {}
+        self.heap, self.log = [], []
+
+    def append(self, i, at_s):
+        heapq.heappush(self.heap, (at_s, DISPATCH, len(self.log), i))
+        self.log.append(i)
+
+    def _grant(self, key, now):
+        queue, held = self.waiting.setdefault(key, deque()), self.held
+        while queue:
+            i, alone = queue[0]
+            if held.setdefault(key, []) and (alone or held[key][0][1]):
+                break
+            held[key].append(queue.popleft())
+            self.missing[i] -= 1
+            if self.missing[i] == 0:
+                self.granted_s[i] = now
+                self.ready.append(i)
+
+    def step(self):
+        """The next event; returns its time and kind."""
+        now, kind, _, i = heapq.heappop(self.heap)
+        if kind == COMMIT:
+            self.finish_s[i] = now
+            self.idle += 1
+            for key, alone in self.sets[i]:
+                self.held[key].remove((i, alone))
+                self._grant(key, now)
+        else:
+            self.missing[i] = len(self.sets[i])
+            if not self.sets[i]:
+                self.granted_s[i] = now
+                self.ready.append(i)
+            for key, alone in self.sets[i]:
+                self.waiting.setdefault(key, deque()).append((i, alone))
+                self._grant(key, now)
+        self._start(now)
+        return now, kind
+
+    def _start(self, now):
+        while self.ready and self.idle:
+            i = self.ready.popleft()
+            self.idle -= 1
+            self.start_s[i] = now
+            end = now + self.busy_s[i]
+            heapq.heappush(self.heap, (end, COMMIT, self.started, i))
+            self.started += 1
+
+    def in_flight(self):
+        return len(self.log) - len(self.finish_s)
+
+    def run(self, until=np.inf):
+        while self.heap and self.heap[0][0] <= until:
+            self.step()
+
+    def as_estimated(self, estimated_s, now):
+        """A copy in which nothing takes longer or shorter than estimated from now."""
+        twin = copy.deepcopy(self)
+        twin.busy_s = estimated_s
+        twin.heap = [
+            (max(now, self.start_s[i] + estimated_s[i]), kind, order, i)
+            if kind == COMMIT
+            else (at, kind, order, i)
+            for at, kind, order, i in self.heap
+        ]
+        heapq.heapify(twin.heap)
+        return twin
+
+
+class PlainShadow:
+    """Forecasts by running a copy of the database; no ghosts."""
+
+    def __init__(self, database, estimated_s, deadline_s, lag_s, tolerance_s, spread):
+        self.database, self.estimated_s = database, estimated_s
+        self.deadline_s, self.lag_s = deadline_s, lag_s
+        self.tolerance_s, self.spread = tolerance_s, spread
+
+    def _finish_s(self, ids, now):
+        twin = self.database.as_estimated(self.estimated_s, now)
+        for i in ids:
+            twin.append(i, now + self.lag_s)
+        twin.run()
+        return {i: twin.finish_s[i] for i in ids}
+
+    def peek(self, ids, now):
+        ids = [int(i) for i in ids]
+        finish_s = {}
+        if self.tolerance_s == -np.inf:
+            for i in ids:
+                finish_s |= self._finish_s([i], now)
+        kept = ids if self.tolerance_s > -np.inf else []
+        while kept:
+            finish_s |= self._finish_s(kept, now)
+            late = [
+                i for i in kept if finish_s[i] > self.deadline_s[i] + self.tolerance_s
+            ]
+            if not late:
+                break
+            kept = [i for i in kept if i != late[0]]
+        finish = np.array([finish_s[i] for i in ids])
+        return Forecast(
+            service_s=np.array([self.estimated_s[i] for i in ids]),
+            finish_s=finish,
+            p_on_time=(finish <= self.deadline_s[ids]).astype(float),
+        )
+
+    forecast = peek
+
+
+class PlainChain:
+    """The thesis' shadow: predicted ends chained along keys, and never forgotten."""
+
+    def __init__(self, sets, estimated_s, deadline_s, lag_s):
+        self.sets, self.estimated_s, self.deadline_s = sets, estimated_s, deadline_s
+        self.lag_s = lag_s
+        self.ends = {}  # key -> [last writer's end, last reader's end]
+
+    def forecast(self, ids, now):
+        finish_s = []
+        for i in ids:
+            free = now + self.lag_s
+            for key, alone in self.sets[i]:
+                writer, reader = self.ends.get(key, (0.0, 0.0))
+                free = max(free, writer, reader if alone else 0.0)
+            finish_s.append(free + self.estimated_s[i])
+            for key, alone in self.sets[i]:
+                ends = self.ends.setdefault(key, [0.0, 0.0])
+                ends[not alone] = max(ends[not alone], finish_s[-1])
+        finish = np.array(finish_s)
+        on_time = (finish <= self.deadline_s[ids]).astype(float)
+        return Forecast(self.estimated_s[ids], finish, on_time)
+
+
+def simulate_plainly(
+    trace, policy, estimated_s, *, cores, slo_s, batch_size, flush_s, delays, clients,
+    think_s,
+):  # fmt: skip
+    """What `simulate` does with spread 0, as a dictionary of columns."""
+    n = len(trace)
+    size = batch_size if policy.batched else 1
+    flush_s = min(flush_s, policy.flush_s)
+    sets = key_sets(trace.keys)
+    estimated_s = estimated_s + delays.worker_s
+    database = Database(sets, (trace.service_s + delays.worker_s).tolist(), cores)
+    deadline_s = np.full(n, np.nan)
+    arrival_s, decided_s = np.full(n, np.nan), np.full(n, np.nan)
+    dropped = np.zeros(n, bool)
+    if policy.defects.no_feedback:
+        shadow = PlainChain(sets, estimated_s, deadline_s, delays.lag_s)
+    else:
+        shadow = PlainShadow(
+            database, estimated_s, deadline_s, delays.lag_s, policy.tolerance_s, 0.0
+        )
+    events = []  # of clients and sequencer
+    sequence = iter(range(10**9))
+
+    def push(at_s, rank):
+        heapq.heappush(events, (at_s, rank, next(sequence)))
+
+    due = deque()  # arrivals, first submitted first
+    submitted = 0
+
+    def submit(at_s):
+        nonlocal submitted
+        if submitted < n:
+            due.append(submitted)
+            arrival_s[submitted], deadline_s[submitted] = at_s, at_s + slo_s[submitted]
+            submitted += 1
+            push(at_s, ARRIVAL)
+
+    if clients is None:
+        for at_s in trace.arrival_s:
+            submit(at_s)
+    else:
+        for client in range(clients):
+            submit(client * (think_s / clients))
+    arrived, inbox, working, held = 0, deque(), [], []
+    done_s, committed = np.inf, False
+    while events or database.heap:
+        if database.heap and (not events or database.heap[0][:2] < events[0][:2]):
+            now, kind = database.step()
+            if kind == COMMIT:
+                if clients is not None:
+                    submit(now + think_s)
+                if held:
+                    committed = True
+                    push(now, DECIDE)
+            continue
+        now, rank, _ = heapq.heappop(events)
+        if rank == ARRIVAL:
+            inbox.append(due.popleft())
+            arrived += 1
+            push(now, TAKE)
+            push(now + flush_s, TAKE)
+        elif rank == TAKE:
+            if done_s < np.inf or not inbox:
+                continue
+            timer = arrival_s[inbox[0]] + flush_s <= now
+            if len(inbox) >= size or timer or arrived == n:
+                working = [inbox.popleft() for _ in range(min(size, len(inbox)))]
+                done_s = now + len(working) * delays.sequencer_s
+                push(done_s, DECIDE)
+        else:
+            if not (committed or done_s == now):
+                continue
+            ids = list(held)
+            if done_s == now:
+                ids += working
+                done_s = np.inf
+                push(now, TAKE)
+            committed, held = False, []
+            room = len(ids)
+            if policy.in_flight is not None:
+                room = policy.in_flight - database.in_flight()
+                if room <= 0:
+                    held = ids
+                    continue
+            rows = np.array(ids)
+            batch = trace.batch(rows, deadline_s[rows], arrival_s[rows])
+            decision = decide(policy, shadow, batch, now)
+            for i in decision.order[:room].tolist():
+                database.append(i, now + delays.lag_s)
+                decided_s[i] = now
+            for i in decision.dropped.tolist():
+                dropped[i], decided_s[i] = True, now
+                if clients is not None:
+                    submit(now + think_s)
+            held = sorted([*decision.order[room:].tolist(), *decision.held.tolist()])
+
+    def column(times):
+        return np.array([times.get(i, np.nan) for i in range(n)])
+
+    return {
+        "arrival_s": arrival_s,
+        "deadline_s": deadline_s,
+        "decided_s": decided_s,
+        "granted_s": column(database.granted_s),
+        "start_s": column(database.start_s),
+        "finish_s": column(database.finish_s),
+        "dropped": dropped,
+        "log": np.array(database.log, np.int64),
+    }
