@@ -57,10 +57,12 @@ def test_dependence_is_the_formula_of_the_scenario():
 
 def test_refusals(trace):
     fitted = Boosted(rounds=2).fit(trace)
-    with pytest.raises(InvalidInput, match="'order_line' is unknown.*did you mean"):
+    with pytest.raises(InvalidInput, match=r"'order_line' is unknown.*did you mean"):
         dependence(fitted, trace, "payment", "order_line")
+    with pytest.raises(InvalidInput, match="type='pay' is unknown"):
+        dependence(fitted, trace, "pay", "order_lines")
+    orders = trace.take(np.flatnonzero(trace.kind == 1))
     with pytest.raises(InvalidInput, match="has no payment"):
-        rows = np.flatnonzero(trace.kind == 1)
-        dependence(fitted, trace.take(rows), "payment", "order_lines")
+        dependence(fitted, orders, "payment", "order_lines")
     with pytest.raises(InvalidInput, match="repeats=0"):
         importance(fitted, trace, repeats=0)

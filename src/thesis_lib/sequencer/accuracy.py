@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from thesis_lib.checks import require, vector
-from thesis_lib.sequencer.policies import Policy, fifo
+from thesis_lib.sequencer.policies import MENDED, Policy, fifo
 from thesis_lib.sequencer.report import Cell, Estimate, counted
 from thesis_lib.sequencer.simulate import simulate
 from thesis_lib.sequencer.trace import (
@@ -159,7 +159,7 @@ def forecast_finish(
         forecast_s[batch.ids] = forecast.finish_s
         return fifo(batch, forecast, now_s)
 
-    watched = Policy("forecast", rule, batched=False, shadow="mended")
+    watched = Policy("forecast", rule, batched=False, defects=MENDED)
     history = simulate(trace, watched, estimated_s, cores=cores, slo_s=slo_s)
     return forecast_s, history
 

@@ -4,12 +4,14 @@ Both questions are asked of the fitted estimator as it stands, one transaction t
 a time, since within a type the flags that name it explain nothing any more.
 """
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.inspection import partial_dependence, permutation_importance
 
-from thesis_lib.checks import require
+from thesis_lib.checks import choice, require
 from thesis_lib.sequencer.estimator import LatencyEstimator
 from thesis_lib.sequencer.features import columns
 from thesis_lib.sequencer.trace import F64, Batch, KeySets, Trace
@@ -31,13 +33,16 @@ class _Readable(RegressorMixin, BaseEstimator):
     def predict(self, features: F64) -> F64:
         """(b,) seconds for (b, d) features."""
         b = len(features)
+        nothing = KeySets.from_lists([[]] * b, [[]] * b)
         return self.estimator.predict(
             Batch(
                 ids=np.arange(b),
                 arrival_s=np.zeros(b),
                 deadline_s=np.full(b, np.inf),
                 features=features,
-                keys=KeySets(np.zeros(b + 1, np.int64), np.empty(0), np.empty(0, bool)),
+                keys=KeySets(
+                    np.zeros(b + 1, np.int64), np.empty(0, np.int64), np.empty(0, bool)
+                ),
                 feature_names=self.names,
             )
         )
@@ -66,7 +71,7 @@ def importance(
     for k, kind in enumerate(trace.kinds):
         of = trace.kind == k
         if of.any():
-            found = permutation_importance(
+            found: Any = permutation_importance(
                 readable, trace.features[of], trace.service_s[of], scoring=_log_error,
                 n_repeats=repeats, random_state=seed,
             )  # fmt: skip
@@ -83,12 +88,12 @@ def dependence(
     Friedman, Annals of Statistics 29(5), 2001. Raises InvalidInput for a type without
     a transaction.
     """
-    of = trace.kind == trace.kinds.index(kind)
+    of = trace.kind == trace.kinds.index(choice("type", kind, trace.kinds))
     require(bool(of.any()), f"the trace has no {kind}")
     (column,) = columns(trace, (feature,))
     features = trace.features[of]
     values = np.unique(features[:, column])
-    found = partial_dependence(
+    found: Any = partial_dependence(
         _Readable(estimator, trace.feature_names), features, [int(column)],
         custom_values={int(column): values}, kind="average",
     )  # fmt: skip
