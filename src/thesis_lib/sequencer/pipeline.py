@@ -314,8 +314,9 @@ def run_open(
     what a decision holds back is decided on again at the next commit or batch. Here
     `delays` delay nothing: forecasts allow for its lag and its work of a worker. A
     policy without batches decides on all that has come. Requests before `first` have
-    been run already, to warm the workers. Raises InvalidInput for a decision that does not partition its
-    batch, and for a policy that holds requests with nothing left to wait for.
+    been run already, to warm the workers. Raises InvalidInput for a decision that does
+    not partition its batch, and for a policy that holds requests with nothing left to
+    wait for.
     """
     n, arrival_s = len(requests.arrival_s), requests.arrival_s
     size = batch_size if policy.batched else n
