@@ -40,9 +40,7 @@ class _Readable(RegressorMixin, BaseEstimator):
                 arrival_s=np.zeros(b),
                 deadline_s=np.full(b, np.inf),
                 features=features,
-                keys=KeySets(
-                    np.zeros(b + 1, np.int64), np.empty(0, np.int64), np.empty(0, bool)
-                ),
+                keys=nothing,
                 feature_names=self.names,
             )
         )
