@@ -145,6 +145,8 @@ def test_a_batch_closes_when_it_is_full_or_its_time_is_over(flush_s, log):
     sizes, closed = [], []
 
     def note(batch, forecast, now_s):
+        if len(batch) == 0:
+            return fifo(batch, forecast, now_s)
         sizes.append(len(batch))
         closed.append((now_s - batch.arrival_s[0], now_s - batch.arrival_s[-1]))
         return fifo(batch, forecast, now_s)
@@ -165,7 +167,7 @@ def test_what_is_held_is_decided_on_again_at_a_commit(log):
     seen = []
 
     def two_at_a_time(batch, forecast, now_s):
-        seen.append(len(batch))
+        seen.extend([len(batch)] * (len(batch) > 0))
         return Decision(batch.ids[:2], batch.ids[:0], batch.ids[2:])
 
     asked = requests(log, np.zeros(N))

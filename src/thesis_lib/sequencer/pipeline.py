@@ -24,12 +24,13 @@ from thesis_lib.sequencer.kernel import (
     LOGGED,
     READY,
     STARTED,
+    Delays,
     State,
     idle_state,
 )
 from thesis_lib.sequencer.locktable import NONE, book, release
-from thesis_lib.sequencer.policies import Policy
-from thesis_lib.sequencer.shadow import Mended, Published, Shadow
+from thesis_lib.sequencer.policies import Policy, decide, decide_compiled, fifo
+from thesis_lib.sequencer.shadow import Mended, Published
 from thesis_lib.sequencer.storage import UNITS, Storage
 from thesis_lib.sequencer.trace import (
     F64,
@@ -45,6 +46,8 @@ from thesis_lib.sequencer.workers import Workers
 from thesis_lib.sequencer.workload import Log
 
 SPREAD = 0.2  # relative standard error that forecasts assume of the estimates
+
+NO_DELAYS = Delays()
 
 Append = Callable[[I64], None]  # ids that enter the total order, before they run
 
@@ -86,6 +89,7 @@ def _start(state: State, now_s: float) -> None:
             i = state.queue[state.progress[STARTED]]
             state.running[worker] = i
             state.start_s[i] = now_s
+            state.turn[worker] = state.progress[STARTED]
             state.progress[STARTED] += 1
 
 
@@ -300,30 +304,30 @@ def run_open(
     first: int = 0,
     batch_size: int = 10,
     flush_s: float = np.inf,
-    lag_s: float = 0.0,
+    delays: Delays = NO_DELAYS,
     spread: float = SPREAD,
 ) -> Run:
     """Run requests `first` to n - 1 as they come, decided on by `policy`.
 
     The live counterpart of `simulate.simulate`, with the same meaning of every option:
     a batch closes when it holds `batch_size` or `flush_s` after its first request;
-    what a decision holds back is decided on again at the next commit or batch; `lag_s`
-    is what forecasts allow for between decision and start. A policy without batches
-    decides on all that has come. Requests before `first` have been run already, to
-    warm the workers. Raises InvalidInput for a decision that does not partition its
-    batch, and for a policy that holds requests with nothing left to wait for.
+    what a decision holds back is decided on again at the next commit or batch. Here
+    `delays` delay nothing: forecasts allow for its lag and its work of a worker. A
+    policy without batches decides on all that has come. Requests before `first` have
+    been run already, to warm the workers. Raises InvalidInput for a decision that does
+    not partition its batch, and for a policy that holds requests with nothing left to
+    wait for.
     """
     n, arrival_s = len(requests.arrival_s), requests.arrival_s
     size = batch_size if policy.batched else n
-    wait_s = flush_s if policy.batched else 0.0
-    estimates = requests.keys, requests.estimated_s, requests.deadline_s
-    shadow: Shadow
-    if policy.shadow == "published":
-        shadow = Published(*estimates, spread)
-    else:
-        shadow = Mended(scheduler.state, *estimates, spread, lag_s, policy.tolerance_s)
+    wait_s = min(flush_s, policy.flush_s) if policy.batched else 0.0
+    shadow = policy.make_shadow(
+        scheduler.state, requests.keys, requests.estimated_s + delays.worker_s,
+        requests.deadline_s, spread, delays.lag_s,
+    )  # fmt: skip
     decided_s = np.zeros(n)
     held, seen = np.empty(0, np.int64), first
+    _decide(policy, shadow, requests, held, 0.0)  # compiled here, or a client waits
     scheduler.begin()
     while seen < n or len(held) or scheduler.in_flight:
         due_s = np.inf
@@ -338,19 +342,13 @@ def run_open(
             ids, seen = np.concatenate([held, np.arange(seen, upto)]), upto
         elif ended == 0 or len(held) == 0:
             continue
-        if policy.rule is None:
-            decided_s[ids] = now_s
-            scheduler.dispatch(ids)
-            continue
         room = len(ids)
         if policy.in_flight is not None:
             room = policy.in_flight - scheduler.in_flight
         if room <= 0:
             held = ids
             continue
-        forecast = shadow.forecast(ids, now_s)
-        decision = policy.rule(requests.batch(ids), forecast, now_s)
-        _require_partition(policy, ids, decision)
+        decision = _decide(policy, shadow, requests, ids, now_s)
         released, behind = decision.order[:room], decision.order[room:]
         scheduler.dispatch(released)
         decided_s[released] = decided_s[decision.dropped] = now_s
@@ -363,13 +361,24 @@ def run_open(
     return scheduler.run(arrival_s, decided_s)
 
 
-def _require_partition(policy: Policy, ids: I64, decision: Decision) -> None:
+def _decide(
+    policy: Policy, shadow: Published | Mended, requests: Requests, ids: I64,
+    now_s: float,
+) -> Decision:  # fmt: skip
+    """The decision on `ids`, compiled where the policy is."""
+    if policy.rule is fifo and policy.first is None:
+        return Decision(order=ids, dropped=ids[:0])  # whatever a forecast would say
+    if policy.code is not None:
+        code, memory, model = policy.code, shadow.memory, shadow.model
+        return Decision(*decide_compiled(code, memory, model, ids, now_s))
+    decision = decide(policy, shadow, requests.batch(ids), now_s)
     parts = np.concatenate([decision.order, decision.dropped, decision.held])
     require(
         np.array_equal(np.sort(parts), ids),
         f"policy {policy.name!r} must put each of the {len(ids)} transactions of a "
         "batch into exactly one of order, dropped and held",
     )
+    return decision
 
 
 def history(run: Run, deadline_s: F64, first: int = 0) -> History:

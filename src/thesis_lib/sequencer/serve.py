@@ -16,6 +16,7 @@ from thesis_lib.sequencer.engine import database, make_log, trace_of
 from thesis_lib.sequencer.estimator import LEARNED, LatencyEstimator, predict_all
 from thesis_lib.sequencer.estimator import estimator as named_estimator
 from thesis_lib.sequencer.features import static_features, static_names, with_features
+from thesis_lib.sequencer.kernel import Delays
 from thesis_lib.sequencer.pipeline import (
     Requests,
     Run,
@@ -38,7 +39,7 @@ from thesis_lib.stats import mean_interval
 CLIENTS, BATCH = 64, 8  # of the closed loop that measures saturation
 WARM_UP = 200  # transactions that warm the workers before a clock starts
 LEAST = 50  # transactions of a round
-LAG_S = 100e-6  # what live forecasts allow for between a decision and a start
+DELAYS = Delays(lag_s=100e-6)  # what live forecasts allow for
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +190,14 @@ def run_live(
         keys=log.keys,
         estimated_s=estimated_s,
     )
-    rule = named_policy(policy, slo_s=bench.slo_s, cores=bench.workers, lag_s=LAG_S)
+    rule = named_policy(
+        policy, slo_s=bench.slo_s, cores=bench.workers, lag_s=DELAYS.lag_s
+    )
     with Scheduler(bench.storage.copy(name), log, bench.workers) as scheduler:
         run_closed(scheduler, WARM_UP, CLIENTS, BATCH)
         run = run_open(
             scheduler, requests, rule, first=WARM_UP, batch_size=batch_size,
-            flush_s=flush_s, lag_s=LAG_S,
+            flush_s=flush_s, delays=DELAYS,
         )  # fmt: skip
     return Live(requests, run, history(run, requests.deadline_s, WARM_UP), log)
 
@@ -330,10 +333,15 @@ def _result(
         "transactions": n,
         "violations": violations.value,
         "violations_ci": (violations.low, violations.high),
+        "lenient": mean("lenient"),
         "late": mean("late"),
         "dropped": mean("dropped"),
         "goodput_per_s": mean("goodput_per_s"),
         "throughput_per_s": mean("throughput_per_s"),
+        "p50_s": mean("p50_s"),
+        "p99_s": mean("p99_s"),
+        "p999_s": mean("p999_s"),
+        "wasted": mean("wasted"),
         "fifo_violations": float(fifo.mean()),
         "reduction": fewer.value,
         "reduction_ci": (fewer.low, fewer.high),
