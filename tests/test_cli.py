@@ -52,6 +52,38 @@ ENGINE_REFUSALS = [
         "transactions=0: expected at least 1",
     ),
     (["collect", "t.parquet", "--workers", "0"], "workers=0: expected at least 1"),
+    (
+        ["serve", "--policy", "fifo", "--load", "0.5", "--seconds", "0"],
+        "seconds=0 must be positive",
+    ),
+    (
+        [
+            "serve",
+            "--policy",
+            "fifo",
+            "--load",
+            "1",
+            "--seconds",
+            "1",
+            "--estimator",
+            "oracle",
+        ],
+        "estimator 'oracle' reads service times",
+    ),
+    (
+        [
+            "serve",
+            "--policy",
+            "fifo",
+            "--load",
+            "1",
+            "--seconds",
+            "1",
+            "--deadline",
+            "5",
+        ],
+        "5",
+    ),
 ]
 
 
@@ -82,6 +114,16 @@ def test_collect_writes_a_trace_and_says_its_state(options, tmp_path):
     assert said["transactions"] == len(trace) == 200
     assert said["digest"] == trace.meta["digest"]
     assert ("service_s_r2" in trace.measured) == ("--replays" in options)
+
+
+def test_serve_prints_one_object(tmp_path):
+    options = ["--policy", "ours", "--load", "0.5", "--seconds", "0.4", "--rounds", "2"]
+    done = thesis("serve", *options, "--estimator", "linear", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["policy"] == "ours"
+    assert said["violations"] == pytest.approx(said["late"] + said["dropped"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_lists_every_command():

@@ -18,7 +18,8 @@ FLOORS = [
     "memory.store memory.measure",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
     "memory.stream memory.cost",
-    "sequencer.shadow sequencer.modelfile memory.speculate memory.quality",
+    "sequencer.shadow sequencer.modelfile sequencer.inspection "
+    "memory.speculate memory.quality",
     "sequencer.policies",
     "sequencer.pipeline sequencer.simulate",
     "sequencer.engine sequencer.clairvoyant sequencer.report sequencer.worked",

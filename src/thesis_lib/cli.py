@@ -440,6 +440,63 @@ def collect(
 
 
 @command
+def serve(
+    policy: Annotated[str, typer.Option(help="fifo, drop, reorder, hybrid, ours, …")],
+    load: Annotated[
+        float, typer.Option(help="Share of FIFO's measured saturation rate.")
+    ],
+    seconds: Annotated[float, typer.Option(help="Under each of policy and FIFO.")],
+    engine: Engine = "sqlite",
+    dsn: Dsn = None,
+    estimator: Annotated[
+        str, typer.Option(help="constant, sum-max, linear, boosted.")
+    ] = "boosted",
+    rounds: Annotated[int, typer.Option(help="Pairs of runs that share them.")] = 5,
+    workers: Processes = 2,
+    deadline: Annotated[
+        str | None,
+        typer.Option(
+            help="Service level objective, such as 12.5ms. Default: twice the 95th "
+            "percentile of the service time."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Transactions that close a batch.")] = 10,
+    flush: Annotated[str, typer.Option(help="Time that closes a batch.")] = "1ms",
+    workload: Workload = "tpcc",
+    mix: Mix = None,
+    zipf: Zipf = None,
+    warehouses: Partitions = 2,
+    seed: Annotated[int, typer.Option(help="Seed of data, log and arrivals.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure a policy live, in front of the real engine, against FIFO.
+
+    Load 1 is the saturation of FIFO on this engine, measured first by a closed loop.
+    """
+    from thesis_lib.sequencer.serve import serve as serve_
+
+    with console.status(f"serving {workload}"):
+        result = serve_(
+            engine=engine, dsn=dsn, policy=policy, estimator=estimator, load=load,
+            seconds=seconds, rounds=rounds, workers=workers,
+            slo_s=None if deadline is None else units.parse_duration(deadline),
+            seed=seed, workload=workload, mix=mix, zipf=zipf, warehouses=warehouses,
+            batch_size=batch, flush_s=units.parse_duration(flush),
+        )  # fmt: skip
+    low, high = result["reduction_ci"]
+    lines = [
+        f"violations {result['violations']:.2%} (FIFO {result['fifo_violations']:.2%},"
+        f" lower bound {result['lower_bound']:.2%})",
+        f"reduction   {result['reduction']:.1%}  [{low:.1%}, {high:.1%}]",
+        f"late {result['late']:.2%}, dropped {result['dropped']:.2%}, "
+        f"goodput {result['goodput_per_s']:.0f}/s of {result['rate_per_s']:.0f}/s; "
+        f"saturation {result['saturation_per_s']:.0f}/s, objective "
+        f"{units.format_duration(result['slo_s'])}",
+    ]
+    show(result, as_json, lines)
+
+
+@command
 def simulate(
     load: Annotated[float, typer.Option(help="Share of FIFO's saturation rate.")],
     policy: Annotated[str, typer.Option(help="fifo, drop, reorder, hybrid, ours, …")],

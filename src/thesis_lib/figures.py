@@ -303,6 +303,7 @@ _LABELS = {
     "drop-fixed": "Drop, mended",
     "reorder-fixed": "Reorder, mended",
     "hybrid-fixed": "Hybrid, mended",
+    "hybrid-no-ghosts": "Hybrid without ghosts",
     "ours": "ours",
     "bound": "lower bound",
 }
@@ -322,41 +323,66 @@ def _style(policy: str) -> dict:
     }
 
 
-def schedules(histories: dict[str, History]) -> Figure:
-    """When each transaction of one small batch runs, one panel for each policy.
+_FATES = {"on time": "#009e73", "late": "#d55e00", "dropped": "#8a8a8a"}
 
-    Bars are executions; a tick marks each deadline; dropped transactions have a cross.
+
+def _fate(history: History, i: int) -> str:
+    if history.dropped[i]:
+        return "dropped"
+    return "late" if history.late[i] else "on time"
+
+
+def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure:
+    """Schedules of one small batch, one beside the other, transactions in log order.
+
+    A thin line leads from the arrival to the start, a bar is the execution and names
+    the rows that are written, a tick is the deadline. What is dropped stands below,
+    with a cross. From the second panel on, a word marks each transaction that violates
+    its objective in one panel only, this or the first.
     """
-    first = next(iter(histories.values()))
-    n = len(first.arrival_s)
     figure, drawn = plt.subplots(
-        len(histories), 1, figsize=(WIDTH_IN, 1.45 * len(histories)),
-        sharex=True, layout="constrained",
+        1, len(histories), figsize=(WIDTH_IN, 2.5), sharex=True, layout="constrained",
+        squeeze=False,
     )  # fmt: skip
     plt.close(figure)
-    for panel, (name, history) in zip(
-        np.atleast_1d(drawn), histories.items(), strict=True
-    ):
-        for i in range(n):
-            panel.plot(
-                1e3 * history.deadline_s[i], i, marker="|", color=INK, markersize=7
-            )
-            if history.dropped[i]:
-                panel.plot(1e3 * history.decided_s[i], i, marker="x", color="#d55e00")
-                continue
-            start_ms, finish_ms = 1e3 * history.start_s[i], 1e3 * history.finish_s[i]
-            colour = "#d55e00" if history.late[i] else "#009e73"
-            panel.barh(i, finish_ms - start_ms, left=start_ms, height=0.7, color=colour)
-            panel.plot(
-                [1e3 * history.arrival_s[i], start_ms],
-                [i, i],
-                color=GREY,
-                linewidth=0.8,
-            )
-        panel.set_ylabel(_LABELS.get(name, name))
-        panel.set_yticks(range(0, n, 2))
-        panel.set_ylim(n - 0.4, -0.6)
-    np.atleast_1d(drawn)[-1].set_xlabel("time (ms)")
+    first = next(iter(histories.values()))
+    for panel, (name, history) in zip(drawn[0], histories.items(), strict=True):
+        rows = [*history.log.tolist(), *np.flatnonzero(history.dropped).tolist()]
+        for y, i in enumerate(rows):
+            fate = _fate(history, i)
+            deadline_ms = 1e3 * history.deadline_s[i]
+            panel.vlines(deadline_ms, y - 0.42, y + 0.42, color=INK, linewidth=1)
+            start_ms = 1e3 * history.decided_s[i]
+            if fate == "dropped":
+                panel.plot(start_ms, y, marker="x", color=_FATES[fate], zorder=3)
+            else:
+                start_ms = 1e3 * history.start_s[i]
+                works_ms = 1e3 * history.finish_s[i] - start_ms
+                panel.barh(y, works_ms, left=start_ms, height=0.7, color=_FATES[fate])
+                panel.text(
+                    start_ms + works_ms / 2, y, writes[i], ha="center", va="center",
+                    fontsize=7, color="white", weight="bold",
+                )  # fmt: skip
+            arrival_ms = 1e3 * history.arrival_s[i]
+            panel.hlines(y, arrival_ms, start_ms, color=GREY, linewidth=0.8)
+            if history.violated[i] != first.violated[i]:
+                word = "lost" if history.violated[i] else "saved"
+                ends_ms = np.fmax(deadline_ms, 1e3 * history.finish_s[i])
+                panel.annotate(
+                    word, (ends_ms, y), (18, 0), textcoords="offset points",
+                    va="center", ha="center", fontsize=7.5, style="italic",
+                )  # fmt: skip
+        panel.set_title(_LABELS.get(name, name), fontsize=9)
+        panel.set_yticks(range(len(rows)), [str(i) for i in rows])
+        panel.set_ylim(len(rows) - 0.4, -0.6)
+        panel.set_xlabel("time (ms)")
+        panel.grid(axis="y", visible=False)
+    drawn[0, 0].set_ylabel("transaction, in log order")
+    figure.legend(
+        handles=[Patch(color=colour, label=fate) for fate, colour in _FATES.items()],
+        loc="outside lower center",
+        ncols=3,
+    )
     return figure
 
 

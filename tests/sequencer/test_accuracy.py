@@ -1,8 +1,22 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.accuracy import log_r2, q_error, replay_ceiling
+from thesis_lib.sequencer.accuracy import (
+    auroc,
+    by_type,
+    ceilings,
+    end_to_end,
+    forecast_finish,
+    log_r2,
+    q_error,
+    replay_ceiling,
+)
+from thesis_lib.sequencer.report import noisy_estimate, scenario_cell
+from thesis_lib.sequencer.trace import KeySets, Trace
+from thesis_lib.sequencer.workload import at_rate, scenario
 
 
 def test_q_error_is_symmetric_and_at_least_one():
@@ -33,3 +47,107 @@ def test_replay_ceiling_is_the_shared_part_of_the_variance(shared, own):
     assert abs(replay_ceiling(np.exp(log_s)) - expected) < 0.02
     with pytest.raises(InvalidInput, match="at least 2"):
         replay_ceiling(np.ones((5, 1)))
+
+
+# --- By type -------------------------------------------------------------------
+
+
+def test_a_row_for_each_type_and_one_for_all():
+    trace = scenario("A", 5_000, seed=1)
+    factor = np.where(trace.kind == 0, 2.0, 0.8)
+    bounds_s = {0.9: 1.5 * trace.service_s, 0.5: trace.service_s * (trace.kind == 0)}
+    table = by_type(trace, factor * trace.service_s, bounds_s)
+    assert list(table.index) == ["all", "payment", "new order"]
+    np.testing.assert_allclose(table["q-error p95"], [2, 2, 1.25])
+    np.testing.assert_allclose(table["within 90%"], 100)
+    np.testing.assert_allclose(
+        table["within 50%"], 100 * np.array([np.mean(trace.kind == 0), 1, 0])
+    )
+    payments = trace.kind == 0
+    mae_us = 1e6 * trace.service_s[payments].mean()
+    np.testing.assert_allclose(table.loc["payment", "MAE µs"], mae_us)
+    spread = np.log(trace.service_s[payments]).var()
+    np.testing.assert_allclose(
+        table.loc["payment", "R² of log"], 1 - np.log(2) ** 2 / spread
+    )
+    assert table["transactions"].tolist() == [5_000, payments.sum(), (~payments).sum()]
+    one = by_type(trace.take(np.arange(1)), trace.service_s[:1])
+    assert np.isnan(one["R² of log"]).all()
+
+
+def test_ceilings_of_types_are_those_of_their_rows():
+    rng = np.random.default_rng(0)
+    trace = scenario("A", 4_000, seed=1)
+    replays = {
+        f"service_s_r{r}": trace.service_s * rng.lognormal(0, 0.3, len(trace))
+        for r in (1, 2, 3)
+    }
+    found = ceilings(replace(trace, measured=replays), "service_s")
+    times_s = np.column_stack(list(replays.values()))
+    assert found["all"] == replay_ceiling(times_s)
+    assert found["new order"] == replay_ceiling(times_s[trace.kind == 1])
+    with pytest.raises(InvalidInput, match="holds 0 replays of cpu_s"):
+        ceilings(replace(trace, measured=replays), "cpu_s")
+
+
+# --- End to end ------------------------------------------------------------------
+
+
+def test_auroc_counts_the_pairs_in_the_right_order():
+    rng = np.random.default_rng(4)
+    late = rng.random(200) < 0.3
+    score = np.round(late + rng.normal(0, 1, 200), 1)  # with ties
+    pairs = score[late][:, None] - score[~late]
+    expected = np.mean((pairs > 0) + 0.5 * (pairs == 0))
+    np.testing.assert_allclose(auroc(late, score), expected, rtol=1e-12)
+    np.testing.assert_allclose(auroc(~late, score), 1 - expected, rtol=1e-12)
+    assert auroc(late, np.exp(score)) == auroc(late, score)
+    assert auroc(late, late.astype(float)) == 1
+    with pytest.raises(InvalidInput, match="0 are late and 200 are not"):
+        auroc(np.zeros(200, bool), score)
+
+
+def test_a_single_queue_is_forecast_exactly_from_exact_estimates():
+    rng = np.random.default_rng(5)
+    n = 500
+    keys = KeySets.from_lists([[]] * n, [[0]] * n)
+    trace = Trace.of_jobs(
+        np.cumsum(rng.exponential(1.0, n)), rng.exponential(0.9, n), keys
+    )
+    forecast_s, history = forecast_finish(trace, trace.service_s, cores=1, slo_s=3.0)
+    np.testing.assert_allclose(forecast_s, history.finish_s, rtol=1e-12)
+    assert not history.dropped.any()
+    np.testing.assert_array_equal(history.log, np.arange(n))
+    # and without a look at what is still to run
+    other = replace(
+        trace, service_s=trace.service_s * np.where(np.arange(n) < 300, 1, 9)
+    )
+    changed_s, _ = forecast_finish(other, trace.service_s, cores=1, slo_s=3.0)
+    np.testing.assert_array_equal(changed_s[:301], forecast_s[:301])
+    assert (changed_s[310:] != forecast_s[310:]).all()
+
+
+def test_end_to_end_an_idle_machine_errs_as_its_estimates_do():
+    cell = scenario_cell("A", transactions=4_000)
+    runs = end_to_end(cell, noisy_estimate(0.2), [0.01, 0.9], seeds=2, seed=1)
+    assert runs["load"].tolist() == [0.01, 0.9, 0.01, 0.9]
+    idle = runs[runs["load"] == 0.01]
+    np.testing.assert_allclose(idle["q-error p50"], np.exp(0.6745 * 0.2), rtol=0.02)
+    np.testing.assert_allclose(idle["q-error p95"], np.exp(1.96 * 0.2), rtol=0.04)
+    assert (idle["late"] == 0).all()
+    assert idle["auroc"].isna().all()
+    again = end_to_end(cell, noisy_estimate(0.2), [0.9], seeds=2, seed=1)
+    busy = runs[runs["load"] == 0.9].reset_index(drop=True)
+    assert busy.equals(again)
+    assert (busy["auroc"].dropna() > 0.9).all()
+
+
+def test_a_forecast_reads_no_service_time_that_is_still_to_come():
+    trace = at_rate(scenario("A", 1_000, seed=2), 6_000.0, seed=3)
+    estimated_s = np.full(len(trace), 1e-3)
+    forecast_s, history = forecast_finish(trace, estimated_s, cores=8, slo_s=12.5e-3)
+    unfinished = history.finish_s > trace.arrival_s[600]
+    other = replace(trace, service_s=np.where(unfinished, 0.02, trace.service_s))
+    changed_s, _ = forecast_finish(other, estimated_s, cores=8, slo_s=12.5e-3)
+    np.testing.assert_array_equal(changed_s[:601], forecast_s[:601])
+    assert (changed_s[700:] != forecast_s[700:]).any()

@@ -5,10 +5,26 @@ be known at all, and end to end, where its estimates have gone through the shado
 schedule and the question is when a transaction commits and whether that is on time.
 """
 
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
 import numpy as np
+import pandas as pd
 
 from thesis_lib.checks import require, vector
-from thesis_lib.sequencer.trace import F64
+from thesis_lib.sequencer.policies import MENDED, Policy, fifo
+from thesis_lib.sequencer.report import Cell, Estimate, counted
+from thesis_lib.sequencer.simulate import simulate
+from thesis_lib.sequencer.trace import (
+    F64,
+    Batch,
+    Bool,
+    Decision,
+    Forecast,
+    History,
+    Trace,
+)
+from thesis_lib.sequencer.workload import at_rate
 
 
 def q_error(true_s: F64, predicted_s: F64) -> F64:
@@ -51,3 +67,135 @@ def replay_ceiling(service_s: F64) -> float:
     between = r * np.sum((mean - mean.mean()) ** 2) / (n - 1)
     within = np.sum((log_s - mean[:, None]) ** 2) / (n * (r - 1))
     return float((between - within) / (between + (r - 1) * within))
+
+
+# --- By type -------------------------------------------------------------------
+
+
+def ceilings(trace: Trace, column: str) -> pd.Series:
+    """`replay_ceiling` of `measured` columns `column`_r1, …, of each type and all.
+
+    Raises InvalidInput for a trace that was not replayed.
+    """
+    replays = [n for n in trace.measured if re.fullmatch(rf"{column}_r\d+", n)]
+    require(
+        len(replays) >= 2,
+        f"the trace holds {len(replays)} replays of {column}: collect at least 2",
+    )
+    times_s = np.column_stack([trace.measured[name] for name in replays])
+    return pd.Series(
+        {name: replay_ceiling(times_s[rows]) for name, rows in _types(trace)}
+    )
+
+
+def by_type(
+    trace: Trace, predicted_s: F64, bounds_s: Mapping[float, F64] | None = None
+) -> pd.DataFrame:
+    """How good (n,) predictions are: a row for all, then one for each type.
+
+    Columns: transactions; q-error p50, p95, p99; R² of log; MAE in µs; and, for
+    bounds (n,) by level, the percentage of the truth that each covers. A type with a
+    single transaction explains nothing: its R² is NaN.
+    """
+    q = q_error(trace.service_s, predicted_s)
+    rows = {}
+    for name, of in _types(trace):
+        true_s, guess_s = trace.service_s[of], predicted_s[of]
+        varied = len(true_s) > 1 and true_s.min() < true_s.max()
+        rows[name] = {
+            "transactions": len(true_s),
+            **{f"q-error p{p}": np.quantile(q[of], p / 100) for p in (50, 95, 99)},
+            "R² of log": log_r2(true_s, guess_s) if varied else np.nan,
+            "MAE µs": 1e6 * np.abs(true_s - guess_s).mean(),
+        } | {
+            f"within {level:.0%}": 100 * np.mean(true_s <= bound_s[of])
+            for level, bound_s in (bounds_s or {}).items()
+        }
+    return pd.DataFrame(rows).T.rename_axis("type")
+
+
+def _types(trace: Trace) -> Iterator[tuple[str, Bool]]:
+    yield "all", np.ones(len(trace), bool)
+    for k, name in enumerate(trace.kinds):
+        if (trace.kind == k).any():
+            yield name.replace("_", " "), trace.kind == k
+
+
+# --- End to end ------------------------------------------------------------------
+
+
+def auroc(late: Bool, score: F64) -> float:
+    """Probability that a late transaction has a higher score than one on time.
+
+    The area under the receiver operating characteristic; ties count one half (Mann
+    and Whitney, Annals of Mathematical Statistics 18(1), 1947). Raises InvalidInput
+    unless some are late (n,) and some are not.
+    """
+    late = np.asarray(late, bool)
+    score = vector("score", score, np.float64, len(late))
+    positive, negative = int(late.sum()), int((~late).sum())
+    require(
+        positive > 0 and negative > 0,
+        f"{positive} are late and {negative} are not: expected some of both",
+    )
+    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count - 1) / 2)[place]  # of ties the middle one
+    above = rank[late].sum() - positive * (positive + 1) / 2
+    return float(above / (positive * negative))
+
+
+def forecast_finish(
+    trace: Trace, estimated_s: F64, *, cores: int, slo_s: float
+) -> tuple[F64, History]:
+    """When each transaction was forecast to commit, on its arrival; and what happened.
+
+    First come, first served, nothing dropped, so that every forecast comes true or
+    not. The forecast (n,), in seconds, is what the shadow schedule makes of the
+    estimates (n,), of what is in the log and of the commits seen so far.
+    """
+    forecast_s = np.full(len(trace), np.nan)
+
+    def rule(batch: Batch, forecast: Forecast, now_s: float) -> Decision:
+        forecast_s[batch.ids] = forecast.finish_s
+        return fifo(batch, forecast, now_s)
+
+    watched = Policy("forecast", rule, batched=False, defects=MENDED)
+    history = simulate(trace, watched, estimated_s, cores=cores, slo_s=slo_s)
+    return forecast_s, history
+
+
+def end_to_end(
+    cell: Cell, estimate: Estimate, loads: Iterable[float], *, seeds: int, seed: int
+) -> pd.DataFrame:
+    """How good latencies are forecast on arrival, a row a load and seed.
+
+    Columns: load, seed; q-error p50, p95, p99 and MAE in µs of the latency; `late`,
+    the share that commits late; and `auroc` of being late by the forecast, NaN where
+    none or all are. Seeds are made as `report.replicate` makes them; the warm-up does
+    not count.
+    """
+    require(seeds >= 1, f"seeds={seeds}: expected at least 1")
+    rows = []
+    for number, source in enumerate(np.random.SeedSequence(seed).spawn(seeds)):
+        trace_seed, arrival_seed, estimate_seed = source.generate_state(3).tolist()
+        transactions = cell.make_trace(trace_seed)
+        estimated_s = estimate(transactions, estimate_seed)
+        for load in loads:
+            trace = at_rate(transactions, load * cell.saturation_per_s, arrival_seed)
+            forecast_s, history = forecast_finish(
+                trace, estimated_s, cores=cell.cores, slo_s=cell.slo_s
+            )
+            of = counted(len(trace))
+            true_s = history.latency_s[of]
+            guess_s = (forecast_s - trace.arrival_s)[of]
+            q, late = q_error(true_s, guess_s), history.late[of]
+            rows.append(
+                {"load": load, "seed": number}
+                | {f"q-error p{p}": np.quantile(q, p / 100) for p in (50, 95, 99)}
+                | {
+                    "MAE µs": 1e6 * np.abs(true_s - guess_s).mean(),
+                    "late": late.mean(),
+                    "auroc": auroc(late, guess_s) if 0 < late.mean() < 1 else np.nan,
+                }
+            )
+    return pd.DataFrame(rows)

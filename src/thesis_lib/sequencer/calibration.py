@@ -54,7 +54,7 @@ def ratio_bound(ratios: F64, coverage: float) -> float:
 
 def track(
     scores: F64, asked_s: F64, known_s: F64, group: I64, start: F64, level: float,
-    step: float,
+    step: float, least: F64 | None = None,
 ) -> F64:  # fmt: skip
     """(n,) offsets that follow the scores (n,) so that a share `level` stays below.
 
@@ -62,13 +62,14 @@ def track(
     by `step` x `level` whenever a score exceeded the offset that it was given, and
     falls by `step` x (1 - `level`) when it did not. Score i is given its offset at
     `asked_s[i]` and seen at `known_s[i]`, when its transaction commits; nothing else is
-    read of the future. Each group follows its own scores from `start` (groups,).
+    read of the future. Each group follows its own scores from `start` (groups,). What
+    is given is at least `least` (n,), minus infinity by default.
 
-    Of the first T scores that a group has seen, whatever they are, the share below is
-    within (offset's range + `step`) / (`step` T) of the level, as the offset moves by
-    `step` x (exceeded - (1 - level)) and returns. Angelopoulos, Candès and Tibshirani,
-    Conformal PID control (NeurIPS 2023), section 2. Raises InvalidInput for scores
-    that are known before they are asked for.
+    After T scores of a group, whatever they are, the share that exceeded what they
+    were given is 1 - level + (how far the offset has moved) / (`step` T): it converges
+    wherever offsets stay bounded. Angelopoulos, Candès and Tibshirani, Conformal PID
+    control (NeurIPS 2023), section 2. Raises InvalidInput for scores that are known
+    before they are asked for.
     """
     n = len(scores)
     scores = vector("scores", scores, np.float64, n)
@@ -82,13 +83,17 @@ def track(
     require_all(group < len(start), "group", group, f"{len(start)} groups have a start")
     by_asked = np.argsort(asked_s, kind="stable")
     by_known = np.argsort(known_s, kind="stable")
+    least = np.full(n, -np.inf) if least is None else np.asarray(least, np.float64)
+    require(len(least) == n, f"least has {len(least)} entries: expected {n}")
     return _track(
-        scores, asked_s, known_s, by_asked, by_known, group, start, level, step
+        scores, asked_s, known_s, by_asked, by_known, group, start, level, step, least
     )
 
 
 @njit(cache=True)
-def _track(scores, asked_s, known_s, by_asked, by_known, group, start, level, step):
+def _track(
+    scores, asked_s, known_s, by_asked, by_known, group, start, level, step, least
+):  # fmt: skip
     offset, given = start.copy(), np.empty(len(scores))
     seen = 0  # prefix of by_known
     for i in by_asked:
@@ -99,5 +104,5 @@ def _track(scores, asked_s, known_s, by_asked, by_known, group, start, level, st
             else:
                 offset[group[j]] -= step * (1 - level)
             seen += 1
-        given[i] = offset[group[i]]
+        given[i] = max(offset[group[i]], least[i])
     return given

@@ -25,6 +25,7 @@ from thesis_lib.sequencer.features import (
     static_features,
     static_names,
 )
+from thesis_lib.sequencer.logfile import Recovered, read_log
 from thesis_lib.sequencer.pipeline import Append, Run, Scheduler, run_closed
 from thesis_lib.sequencer.storage import UNITS, SQLite, Storage, empty_folder
 from thesis_lib.sequencer.trace import F64, Trace
@@ -63,6 +64,18 @@ def execute_serially(storage: Storage, log: Log) -> None:
     with closing(storage.session()) as session:
         for t in log.transactions:
             session.run(t)
+
+
+def replay(path: Path | str, storage: Storage, workers: int) -> Recovered:
+    """Execute a command log from its start on `storage`, which is still to be loaded.
+
+    What its writer did not finish writing was never dispatched and is left out.
+    """
+    recovered = read_log(path)
+    storage.load(recovered.log.scale, recovered.log.seed)
+    if len(recovered.log):
+        execute(storage, recovered.log, workers)
+    return recovered
 
 
 # --- Databases and workloads -------------------------------------------------

@@ -23,7 +23,7 @@ from thesis_lib.sequencer.workload import mean_one_lognormal
 T = TypeVar("T")
 SHORTEST_S = 1e-7  # one tick of the collector's clock; logarithms need a positive time
 LEVELS = (0.5, 0.9, 0.95, 0.99)  # of the quantiles that are learned and calibrated
-STEP = 0.05  # of a tracked bound, in units of the middle 80 % of its errors
+STEP = 0.1  # of a tracked bound, in units of the middle 80 % of its errors
 AIMS = ("median", "mean")
 
 
@@ -226,13 +226,14 @@ class Quantiles:
                 model.fit(older.features, log_s - self.centre)
             self.ensembles[f"{level}"] = flatten(model)
         scores = np.log(_past(newer))[:, None] - self._raw(newer.features)
-        self.offsets = np.array(
+        self.spreads = np.diff(np.quantile(scores, [0.1, 0.9], axis=0), axis=0)[0]
+        self.offsets = _offsets(scores, np.full(len(LEVELS), np.nan))
+        self.type_offsets = np.stack(
             [
-                conformal_offset(column, level)
-                for column, level in zip(scores.T, LEVELS, strict=True)
+                _offsets(scores[newer.kind == k], self.offsets)
+                for k in range(len(trace.kinds))
             ]
         )
-        self.spreads = np.diff(np.quantile(scores, [0.1, 0.9], axis=0), axis=0)[0]
         return self
 
     def _raw(self, features: F64) -> F64:
@@ -254,19 +255,25 @@ class Quantiles:
         """(n, levels) bounds as `bounds`, that follow what has committed by then.
 
         `asked_s` (n,) is when each transaction is forecast, `known_s` (n,) when it has
-        committed. Every type is followed by itself: see `calibration.track`.
+        committed. Every type is followed by itself, from where the past left it: see
+        `calibration.track`.
         """
         raw = self._raw(_features(everything(trace), self))
-        scores = np.log(_past(trace))[:, None] - raw
-        offsets = [
-            track(
-                scores[:, at], asked_s, known_s, trace.kind,
-                np.full(len(trace.kinds), self.offsets[at]), level,
-                STEP * self.spreads[at],
-            )
-            for at, level in enumerate(LEVELS)
-        ]  # fmt: skip
-        return np.exp(np.maximum.accumulate(raw + np.column_stack(offsets), axis=1))
+        require(
+            len(self.type_offsets) == len(trace.kinds),
+            f"the trace has {len(trace.kinds)} types: expected the "
+            f"{len(self.type_offsets)} that the estimator was fitted on",
+        )
+        log_s, bounds = np.log(_past(trace)), np.empty_like(raw)
+        least = np.full(len(trace), -np.inf)
+        for at, level in enumerate(LEVELS):
+            offsets = track(
+                log_s - raw[:, at], asked_s, known_s, trace.kind,
+                self.type_offsets[:, at], level, STEP * self.spreads[at],
+                least - raw[:, at],
+            )  # fmt: skip
+            bounds[:, at] = least = raw[:, at] + offsets
+        return np.exp(bounds)
 
 
 class Aimed:
@@ -421,6 +428,20 @@ def _features(batch: Batch, estimator: "Learned") -> F64:
             f"{', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
         )
     return batch.features
+
+
+def _offsets(scores: F64, otherwise: F64) -> F64:
+    """(levels,) `conformal_offset` of each column, or what to take where rows are few.
+
+    Where a level needs more scores than there are, `otherwise` is taken.
+    """
+    n = len(scores)
+    return np.array(
+        [
+            conformal_offset(column, level) if level <= n / (n + 1) else other
+            for column, level, other in zip(scores.T, LEVELS, otherwise, strict=True)
+        ]
+    )
 
 
 def _boosting(seed: int, rounds: int, **loss: Any) -> HistGradientBoostingRegressor:

@@ -35,7 +35,7 @@ from thesis_lib.sequencer.trees import Trees
 
 MODEL_VERSION = 1
 
-Kind = Literal["number", "feature", "level", "trees", "forests"]
+Kind = Literal["number", "feature", "level", "types", "trees", "forests"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ LAYOUTS = {
             "centre": "number",
             "ensembles": "forests",
             "offsets": "level",
+            "type_offsets": "types",
             "spreads": "level",
         },
     ),
@@ -187,15 +188,20 @@ def _value(
     name: str, kind: Kind, arrays: dict[str, NDArray], n_features: int
 ) -> float | NDArray | Trees | dict[str, Trees]:
     """One attribute of an estimator; what it is made of leaves `arrays`."""
-    sizes = {"number": 1, "feature": n_features, "level": len(LEVELS)}
-    if kind in sizes:
+    if kind not in ("trees", "forests"):
         require(name in arrays, f"its array {name} is missing")
         given = arrays.pop(name)
+        expected = {
+            "number": (1,),
+            "feature": (n_features,),
+            "level": (len(LEVELS),),
+            "types": (len(given), len(LEVELS)),
+        }[kind]
         require(
-            given.shape == (sizes[kind],),
-            f"its array {name} has shape {given.shape}: expected ({sizes[kind]},)",
+            given.shape == expected,
+            f"its array {name} has shape {given.shape}: expected {expected}",
         )
-        values = vector(name, given, np.float64)
+        values = vector(name, given.ravel(), np.float64).reshape(expected)
         return float(values[0]) if kind == "number" else values
     parts: dict[str, dict[str, NDArray]] = {}
     for key in [key for key in arrays if key.startswith(f"{name}/")]:

@@ -6,6 +6,7 @@ start, whole batches at a time. What it observes fills a `kernel.State`, the sam
 from which the shadow schedule forecasts in the simulator.
 """
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter, thread_time
@@ -16,22 +17,37 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from thesis_lib.checks import require
+from thesis_lib.checks import InvalidInput, require
 from thesis_lib.sequencer.kernel import (
     COMMITTED,
     DISPATCHED,
     LOGGED,
     READY,
     STARTED,
+    Delays,
     State,
     idle_state,
 )
 from thesis_lib.sequencer.locktable import NONE, book, release
+from thesis_lib.sequencer.policies import Policy, decide, decide_compiled, fifo
+from thesis_lib.sequencer.shadow import Mended, Published
 from thesis_lib.sequencer.storage import UNITS, Storage
-from thesis_lib.sequencer.trace import F64, I64, Bool
+from thesis_lib.sequencer.trace import (
+    F64,
+    I64,
+    Batch,
+    Bool,
+    Decision,
+    History,
+    KeySets,
+)
 from thesis_lib.sequencer.workers import COMMITTED as DID_COMMIT
 from thesis_lib.sequencer.workers import Workers
 from thesis_lib.sequencer.workload import Log
+
+SPREAD = 0.2  # relative standard error that forecasts assume of the estimates
+
+NO_DELAYS = Delays()
 
 Append = Callable[[I64], None]  # ids that enter the total order, before they run
 
@@ -40,7 +56,8 @@ Append = Callable[[I64], None]  # ids that enter the total order, before they ru
 class Run:
     """Times of one execution of n transactions, from its start; rows are ids.
 
-    Of a transaction that was dropped every time but the first two is NaN.
+    Of a transaction that was dropped every time but the first two is NaN. A client has
+    its answer at `notified_s`, or where its transaction was dropped at `decided_s`.
     """
 
     arrival_s: F64  # (n,) submitted by its client, or due to be
@@ -72,6 +89,7 @@ def _start(state: State, now_s: float) -> None:
             i = state.queue[state.progress[STARTED]]
             state.running[worker] = i
             state.start_s[i] = now_s
+            state.turn[worker] = state.progress[STARTED]
             state.progress[STARTED] += 1
 
 
@@ -125,6 +143,7 @@ class Scheduler:
         if not storage.one_writer:
             log = log.without_files()
         n = len(log)
+        self.log = log
         self.workers = Workers(storage, log.transactions, workers)
         self.append = append
         self.state = idle_state(log.keys, workers)
@@ -137,6 +156,7 @@ class Scheduler:
         _commit(self.state, nobody, np.empty(0), np.empty(0), 0.0)
 
     def __enter__(self) -> Self:
+        gc.freeze()  # nobody's to collect until the end: not ours, not a worker's
         self.workers.__enter__()
         self.begin()
         return self
@@ -148,6 +168,7 @@ class Scheduler:
         traceback: TracebackType | None,
     ) -> None:
         self.workers.__exit__(kind, error, traceback)
+        gc.unfreeze()
 
     def begin(self) -> None:
         """Start the clock."""
@@ -246,3 +267,130 @@ def run_closed(scheduler: Scheduler, n: int, in_flight: int, batch: int) -> Run:
         arrival_s[arrived : arrived + submitted] = scheduler.now_s()
         arrived += submitted
     return scheduler.run(arrival_s, decided_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What a sequencer may know of n requests of an open loop: no service time.
+
+    `arrival_s` are the intended times: a request that the loop reads late has waited
+    since then.
+    """
+
+    arrival_s: F64  # (n,)
+    deadline_s: F64  # (n,)
+    features: F64  # (n, d)
+    feature_names: tuple[str, ...]  # (d,)
+    keys: KeySets  # n sets
+    estimated_s: F64  # (n,) service time that an estimator expects
+
+    def batch(self, ids: I64) -> Batch:
+        """Rows `ids`, as a policy sees them."""
+        return Batch(
+            ids=ids,
+            arrival_s=self.arrival_s[ids],
+            deadline_s=self.deadline_s[ids],
+            features=self.features[ids],
+            feature_names=self.feature_names,
+            keys=self.keys.take(ids),
+        )
+
+
+def run_open(
+    scheduler: Scheduler,
+    requests: Requests,
+    policy: Policy,
+    *,
+    first: int = 0,
+    batch_size: int = 10,
+    flush_s: float = np.inf,
+    delays: Delays = NO_DELAYS,
+    spread: float = SPREAD,
+) -> Run:
+    """Run requests `first` to n - 1 as they come, decided on by `policy`.
+
+    The live counterpart of `simulate.simulate`, with the same meaning of every option:
+    a batch closes when it holds `batch_size` or `flush_s` after its first request;
+    what a decision holds back is decided on again at the next commit or batch. Here
+    `delays` delay nothing: forecasts allow for its lag and its work of a worker. A
+    policy without batches decides on all that has come. Requests before `first` have
+    been run already, to warm the workers. Raises InvalidInput for a decision that does
+    not partition its batch, and for a policy that holds requests with nothing left to
+    wait for.
+    """
+    n, arrival_s = len(requests.arrival_s), requests.arrival_s
+    size = batch_size if policy.batched else n
+    wait_s = min(flush_s, policy.flush_s) if policy.batched else 0.0
+    shadow = policy.make_shadow(
+        scheduler.state, requests.keys, requests.estimated_s + delays.worker_s,
+        requests.deadline_s, spread, delays.lag_s,
+    )  # fmt: skip
+    decided_s = np.zeros(n)
+    held, seen = np.empty(0, np.int64), first
+    _decide(policy, shadow, requests, held, 0.0)  # compiled here, or a client waits
+    scheduler.begin()
+    while seen < n or len(held) or scheduler.in_flight:
+        due_s = np.inf
+        if seen < n:
+            due_s = min(arrival_s[min(seen + size, n) - 1], arrival_s[seen] + wait_s)
+        ended = scheduler.commits(due_s - scheduler.now_s())
+        now_s = scheduler.now_s()
+        ids = held
+        if now_s >= due_s:
+            come = int(np.searchsorted(arrival_s, now_s, "right"))
+            upto = min(come, seen + size)
+            ids, seen = np.concatenate([held, np.arange(seen, upto)]), upto
+        elif ended == 0 or len(held) == 0:
+            continue
+        room = len(ids)
+        if policy.in_flight is not None:
+            room = policy.in_flight - scheduler.in_flight
+        if room <= 0:
+            held = ids
+            continue
+        decision = _decide(policy, shadow, requests, ids, now_s)
+        released, behind = decision.order[:room], decision.order[room:]
+        scheduler.dispatch(released)
+        decided_s[released] = decided_s[decision.dropped] = now_s
+        held = np.sort(np.concatenate([behind, decision.held]))
+        if len(held) and seen == n and scheduler.in_flight == 0:
+            raise InvalidInput(
+                f"policy {policy.name!r} holds {len(held)} transactions with nothing "
+                "left to wait for: a rule must release or drop when the database idles"
+            )
+    return scheduler.run(arrival_s, decided_s)
+
+
+def _decide(
+    policy: Policy, shadow: Published | Mended, requests: Requests, ids: I64,
+    now_s: float,
+) -> Decision:  # fmt: skip
+    """The decision on `ids`, compiled where the policy is."""
+    if policy.rule is fifo and policy.first is None:
+        return Decision(order=ids, dropped=ids[:0])  # whatever a forecast would say
+    if policy.code is not None:
+        code, memory, model = policy.code, shadow.memory, shadow.model
+        return Decision(*decide_compiled(code, memory, model, ids, now_s))
+    decision = decide(policy, shadow, requests.batch(ids), now_s)
+    parts = np.concatenate([decision.order, decision.dropped, decision.held])
+    require(
+        np.array_equal(np.sort(parts), ids),
+        f"policy {policy.name!r} must put each of the {len(ids)} transactions of a "
+        "batch into exactly one of order, dropped and held",
+    )
+    return decision
+
+
+def history(run: Run, deadline_s: F64, first: int = 0) -> History:
+    """What happened from request `first` on, with answers to clients as the ends."""
+    rows = slice(first, None)
+    return History(
+        arrival_s=run.arrival_s[rows],
+        deadline_s=deadline_s[rows],
+        decided_s=run.decided_s[rows],
+        granted_s=run.granted_s[rows],
+        start_s=run.start_s[rows],
+        finish_s=run.notified_s[rows],
+        dropped=np.isnan(run.finish_s[rows]),
+        log=run.log[run.log >= first] - first,
+    )

@@ -7,7 +7,6 @@ shorter than PIPE_BUF, so one pipe carries those of all workers whole.
 """
 
 import contextlib
-import gc
 import os
 import pickle
 import select
@@ -135,7 +134,6 @@ class Workers:
             return pid
         try:  # the child: whatever happens, it never returns into the caller's code
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-            gc.freeze()  # the inherited heap is not the worker's to collect
             os.close(self.give)
             os.close(self.read)
             self._work(number)

@@ -1,0 +1,352 @@
+"""A policy live: in front of the real engine, in an open loop, against FIFO.
+
+What `report.simulate_cell` simulates, measured. Every round runs the same requests at
+the same intended times twice, once under FIFO and once under the policy, each on a
+fresh copy of the database.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from thesis_lib.checks import choice, require
+from thesis_lib.sequencer.engine import database, make_log, trace_of
+from thesis_lib.sequencer.estimator import LEARNED, LatencyEstimator, predict_all
+from thesis_lib.sequencer.estimator import estimator as named_estimator
+from thesis_lib.sequencer.features import static_features, static_names, with_features
+from thesis_lib.sequencer.kernel import Delays
+from thesis_lib.sequencer.pipeline import (
+    Requests,
+    Run,
+    Scheduler,
+    history,
+    run_closed,
+    run_open,
+)
+from thesis_lib.sequencer.policies import policy as named_policy
+from thesis_lib.sequencer.report import (
+    fewest_counted_violations,
+    reduction_interval,
+    summarise,
+)
+from thesis_lib.sequencer.storage import Storage
+from thesis_lib.sequencer.trace import F64, History, Trace
+from thesis_lib.sequencer.workload import Log, poisson_arrivals
+from thesis_lib.stats import mean_interval
+
+CLIENTS, BATCH = 64, 8  # of the closed loop that measures saturation
+WARM_UP = 200  # transactions that warm the workers before a clock starts
+LEAST = 50  # transactions of a round
+DELAYS = Delays(lag_s=100e-6)  # what live forecasts allow for
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A loaded database, a long log, and what a burst of its beginning has shown."""
+
+    storage: Storage
+    log: Log
+    burst: int  # transactions at its beginning that the burst has used
+    workers: int
+    past: Trace  # of the burst
+    saturation_per_s: float  # commits of a closed loop of CLIENTS under FIFO
+    slo_s: float  # latency objective of every transaction
+
+    def requests(self, number: int, n: int) -> Log:
+        """The log of round `number`: WARM_UP transactions and n that are measured."""
+        size = WARM_UP + n
+        first = self.burst + number * size
+        require(
+            first + size <= len(self.log),
+            f"round {number} of {n} transactions needs {first + size} in the log: it "
+            f"has {len(self.log)}",
+        )
+        return part(self.log, first, first + size)
+
+
+def part(log: Log, first: int, end: int) -> Log:
+    """Transactions `first` to `end` - 1 as a log of their own, on the same data."""
+    return replace(
+        log,
+        transactions=log.transactions[first:end],
+        keys=log.keys.take(np.arange(first, end)),
+    )
+
+
+def measure_burst(
+    storage: Storage, log: Log, workers: int, name: str = "burst"
+) -> tuple[Trace, float]:
+    """Run `log` in a closed loop of CLIENTS on a copy: its trace, commits a second.
+
+    The rate is that of the transactions after the first WARM_UP, which the trace
+    leaves out too.
+    """
+    with Scheduler(storage.copy(name), log, workers) as scheduler:
+        run = run_closed(scheduler, len(log), CLIENTS, BATCH)
+    meta = {"engine": storage.engine, "workers": workers, "in_flight": CLIENTS}
+    trace = trace_of(log, [run], {**meta, "batch": BATCH})
+    ends_s = np.sort(run.finish_s)
+    rate = (len(log) - WARM_UP) / (ends_s[-1] - ends_s[WARM_UP - 1])
+    return trace.take(np.arange(WARM_UP, len(log))), float(rate)
+
+
+@contextmanager
+def bench(
+    engine: str,
+    log: Log,
+    burst: int,
+    workers: int,
+    dsn: str | None = None,
+    slo_s: float | None = None,
+) -> Iterator[Bench]:
+    """Load a database for `log` and measure its saturation on the first `burst`.
+
+    The objective defaults to twice the 95th percentile of the service times measured.
+    Raises InvalidInput for a burst of at most WARM_UP transactions.
+    """
+    require(
+        WARM_UP < burst <= len(log),
+        f"burst={burst}: expected more than {WARM_UP}, at most the log's {len(log)}",
+    )
+    with database(engine, dsn) as storage:
+        storage.load(log.scale, log.seed)
+        if not storage.one_writer:
+            log = log.without_files()
+        past, rate = measure_burst(storage, part(log, 0, burst), workers)
+        tail_s = float(np.quantile(past.service_s, 0.95))
+        yield Bench(
+            storage=storage, log=log, burst=burst, workers=workers, past=past,
+            saturation_per_s=rate, slo_s=2 * tail_s if slo_s is None else slo_s,
+        )  # fmt: skip
+
+
+def fitted(name: str, bench: Bench) -> LatencyEstimator:
+    """The learned estimator of this name, fitted on static features of the burst.
+
+    Raises InvalidInput for one that would read the service times it judges.
+    """
+    _require_learned(name)
+    return named_estimator(name).fit(with_features(bench.past, static_names(bench.log)))
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """One live run of WARM_UP + n transactions; the history is of the n."""
+
+    requests: Requests
+    run: Run
+    history: History
+    log: Log
+
+    @property
+    def trace(self) -> Trace:
+        """The transactions with the service times that this run measured.
+
+        Raises InvalidInput where a run dropped some of them.
+        """
+        require(
+            not self.history.dropped.any(),
+            "a dropped transaction has no service time: take the trace of FIFO",
+        )
+        n = len(self.log)
+        return Trace(
+            kinds=self.log.kinds,
+            kind=self.log.kind[WARM_UP:],
+            arrival_s=self.history.arrival_s,
+            service_s=(self.run.finish_s - self.run.start_s)[WARM_UP:],
+            features=self.requests.features[WARM_UP:],
+            feature_names=static_names(self.log),
+            keys=self.log.keys.take(np.arange(WARM_UP, n)),
+            units_s=np.empty((n - WARM_UP, 0)),
+            unit_names=(),
+        )
+
+
+def run_live(
+    bench: Bench,
+    log: Log,
+    policy: str,
+    arrival_s: F64,
+    estimated_s: F64,
+    *,
+    name: str,
+    batch_size: int = 10,
+    flush_s: float = np.inf,
+) -> Live:
+    """Run `log` under `policy` on a copy `name` of the database.
+
+    `arrival_s` (n,) are those of the transactions after the first WARM_UP, which a
+    closed loop runs before the clock starts; `estimated_s` is of all of them.
+    """
+    warm = np.zeros(WARM_UP)
+    arrival_s = np.concatenate([warm, arrival_s])
+    requests = Requests(
+        arrival_s=arrival_s,
+        deadline_s=arrival_s + bench.slo_s,
+        features=static_features(log),
+        feature_names=static_names(log),
+        keys=log.keys,
+        estimated_s=estimated_s,
+    )
+    rule = named_policy(
+        policy, slo_s=bench.slo_s, cores=bench.workers, lag_s=DELAYS.lag_s
+    )
+    with Scheduler(bench.storage.copy(name), log, bench.workers) as scheduler:
+        run_closed(scheduler, WARM_UP, CLIENTS, BATCH)
+        run = run_open(
+            scheduler, requests, rule, first=WARM_UP, batch_size=batch_size,
+            flush_s=flush_s, delays=DELAYS,
+        )  # fmt: skip
+    return Live(requests, run, history(run, requests.deadline_s, WARM_UP), log)
+
+
+def serve(
+    *,
+    engine: str = "sqlite",
+    dsn: str | None = None,
+    policy: str,
+    estimator: str = "boosted",
+    load: float,
+    seconds: float,
+    rounds: int = 5,
+    workers: int = 2,
+    slo_s: float | None = None,
+    seed: int = 0,
+    workload: str = "tpcc",
+    mix: str | None = None,
+    zipf: float | None = None,
+    warehouses: int = 2,
+    batch_size: int = 10,
+    flush_s: float = 1e-3,
+    burst: int = 2_000,
+) -> dict:
+    """Measure `policy` live, beside FIFO on the same requests, in `rounds` rounds.
+
+    `load` is the rate of the Poisson arrivals over the saturation of FIFO on this
+    engine, which a closed loop over `burst` transactions measures first; that burst is
+    also the past that the estimator learns from, from static features alone, and it
+    predicts a log before its run. The rounds together last `seconds` under each of the
+    two. Keys as of `report.simulate_cell`; the lower bound takes the service times
+    that the rounds under FIFO measured. Raises InvalidInput for what cannot be run.
+    """
+    require(0 < load < np.inf, f"load={load:g} must be positive and finite")
+    require(0 < seconds < np.inf, f"seconds={seconds:g} must be positive and finite")
+    require(rounds >= 1, f"rounds={rounds}: expected at least 1")
+    require(workers >= 1, f"workers={workers}: expected at least 1")
+    require(batch_size >= 1, f"batch_size={batch_size}: expected at least 1")
+    require(flush_s >= 0, f"flush_s={flush_s:g} must not be negative")
+    require(slo_s is None or slo_s > 0, f"slo_s={slo_s} must be positive")
+    named_policy(policy, slo_s=1.0, cores=workers)  # refused before anything runs
+    _require_learned(estimator)
+    options = {"warehouses": warehouses, "mix": mix, "zipf": zipf}
+    log = make_log(workload, burst, seed, **options)
+    with bench(engine, log, burst, workers, dsn, slo_s) as ready:
+        rate_per_s = load * ready.saturation_per_s
+        n = round(rate_per_s * seconds / rounds)
+        require(
+            n >= LEAST,
+            f"{seconds:g} s at {rate_per_s:.0f}/s in {rounds} rounds are {n} "
+            f"transactions each: expected at least {LEAST}; serve longer",
+        )
+        whole = make_log(workload, burst + rounds * (WARM_UP + n), seed, **options)
+        if not ready.storage.one_writer:
+            whole = whole.without_files()
+        ready = replace(ready, log=whole)
+        model = fitted(estimator, ready)
+        runs = [
+            _round(ready, r, n, model, policy, source, rate_per_s, batch_size, flush_s)
+            for r, source in enumerate(np.random.SeedSequence(seed).spawn(rounds))
+        ]
+    return _result(ready, runs, policy, estimator, load, rate_per_s, n, seconds)
+
+
+def _require_learned(name: str) -> None:
+    require(
+        name not in ("noisy", "oracle"),
+        f"estimator {name!r} reads service times, which a live run has yet to measure: "
+        f"expected one of {', '.join(LEARNED)}",
+    )
+    choice("estimator", name, LEARNED)
+
+
+def estimate(model: LatencyEstimator, log: Log) -> F64:
+    """(n,) service times that a model of static features expects of `log`."""
+    n = len(log)
+    nothing = Trace(
+        kinds=log.kinds, kind=log.kind, arrival_s=np.zeros(n), service_s=np.zeros(n),
+        features=static_features(log), feature_names=static_names(log), keys=log.keys,
+        units_s=np.empty((n, 0)), unit_names=(),
+    )  # fmt: skip
+    return predict_all(model, nothing)
+
+
+def _round(
+    ready: Bench, number: int, n: int, model: LatencyEstimator, policy: str,
+    source: np.random.SeedSequence, rate_per_s: float, batch_size: int, flush_s: float,
+) -> tuple[Live, Live]:  # fmt: skip
+    """The same requests under FIFO and under the policy, in turn the first to run."""
+    log = ready.requests(number, n)
+    arrival_s = poisson_arrivals(rate_per_s, n, np.random.default_rng(source))
+    estimated_s = estimate(model, log)
+    done = {}
+    for which, name in sorted(enumerate(("fifo", policy)), reverse=number % 2 == 1):
+        done[which] = run_live(
+            ready, log, name, arrival_s, estimated_s, name=f"round{number}-{which}",
+            batch_size=batch_size, flush_s=flush_s,
+        )  # fmt: skip
+    return done[0], done[1]
+
+
+def _result(
+    ready: Bench, runs: Sequence[tuple[Live, Live]], policy: str, estimator: str,
+    load: float, rate_per_s: float, n: int, seconds: float,
+) -> dict:  # fmt: skip
+    truths = [fifo.trace for fifo, _ in runs]
+    reports = [
+        [summarise(truth, live.history) for live in pair]
+        for truth, pair in zip(truths, runs, strict=True)
+    ]
+    fifo = np.array([report.violations for report, _ in reports])
+    ours = np.array([report.violations for _, report in reports])
+    violations, fewer = mean_interval(ours), reduction_interval(ours, fifo)
+    bounds = [
+        fewest_counted_violations(truth, cores=ready.workers, slo_s=ready.slo_s)
+        for truth in truths
+    ]
+
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(report, name) for _, report in reports]))
+
+    return {
+        "engine": ready.storage.engine,
+        "policy": policy,
+        "estimator": estimator,
+        "load": load,
+        "rate_per_s": rate_per_s,
+        "saturation_per_s": ready.saturation_per_s,
+        "slo_s": ready.slo_s,
+        "workers": ready.workers,
+        "seconds": seconds,
+        "rounds": len(runs),
+        "transactions": n,
+        "violations": violations.value,
+        "violations_ci": (violations.low, violations.high),
+        "lenient": mean("lenient"),
+        "late": mean("late"),
+        "dropped": mean("dropped"),
+        "goodput_per_s": mean("goodput_per_s"),
+        "throughput_per_s": mean("throughput_per_s"),
+        "p50_s": mean("p50_s"),
+        "p99_s": mean("p99_s"),
+        "p999_s": mean("p999_s"),
+        "wasted": mean("wasted"),
+        "fifo_violations": float(fifo.mean()),
+        "reduction": fewer.value,
+        "reduction_ci": (fewer.low, fewer.high),
+        "lower_bound": float(np.mean(bounds)),
+        "sequencer_cpu_s": float(
+            np.mean([live.run.loop_cpu_s for _, live in runs]) / n
+        ),
+    }

@@ -1,0 +1,232 @@
+"""What was logged can be executed again, after kill -9 too; nothing else can."""
+
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer.engine import database, execute, execute_serially, replay
+from thesis_lib.sequencer.logfile import (
+    LOG_VERSION,
+    MAGIC,
+    CommandLog,
+    _record,
+    read_log,
+)
+from thesis_lib.sequencer.workload import Log, Scale, YcsbScale, tpcc, ycsb
+
+SMALL, SEED = Scale(warehouses=2, customers=30, items=100), 4
+LOGS = [
+    tpcc(120, SMALL, SEED),
+    ycsb(60, YcsbScale(2, 50), SEED, mix="F", hot=0.3),
+]
+BATCHES = [np.arange(4), np.array([9, 7]), np.array([8]), np.arange(10, 60)]
+
+
+def written(log, path, batches=BATCHES):
+    """The bytes of a log of these batches, and where each record ends."""
+    ends = []
+    with CommandLog(path, log) as file:
+        for batch in batches:
+            ends.append(path.stat().st_size)
+            file.append(batch)
+    return path.read_bytes(), [*ends, path.stat().st_size]
+
+
+@pytest.mark.parametrize("log", LOGS, ids=lambda log: type(log.scale).__name__)
+@pytest.mark.parametrize("fsync", [False, True])
+def test_a_log_says_what_was_appended_in_that_order(log, fsync, tmp_path):
+    with CommandLog(tmp_path / "log", log, fsync=fsync) as file:
+        for batch in BATCHES:
+            file.append(batch)
+    found = read_log(tmp_path / "log")
+    ids = np.concatenate(BATCHES)
+    expected = Log.declare(log.scale, SEED, [log.transactions[i] for i in ids])
+    assert found.torn_bytes == 0
+    assert (found.log.scale, found.log.seed) == (log.scale, SEED)
+    assert found.log.transactions == expected.transactions
+    np.testing.assert_array_equal(found.log.keys.keys, expected.keys.keys)
+
+
+def test_a_run_logs_batch_after_batch(tmp_path):
+    log, path = LOGS[0], tmp_path / "log"
+    with database("sqlite") as storage, CommandLog(path, log) as file:
+        storage.load(log.scale, log.seed)
+        logged = []
+
+        def append(ids):
+            file.append(ids)
+            logged.append(len(read_log(path).log))
+
+        execute(storage, log, workers=2, append=append)
+        digest = storage.digest()
+    assert logged == sorted(set(logged))
+    assert len(logged) > 5
+    assert logged[-1] == len(log)
+    with database("sqlite") as again:
+        replay(path, again, workers=1)
+        assert again.digest() == digest
+
+
+def test_what_cannot_be_logged_is_not_executed():
+    log = LOGS[0]
+    with database("sqlite") as storage:
+        storage.load(log.scale, log.seed)
+        before = storage.digest()
+
+        def full(ids):
+            raise OSError("no space left on device")
+
+        with pytest.raises(OSError, match="no space left"):
+            execute(storage, log, workers=2, append=full)
+        assert storage.digest() == before
+
+
+def test_a_torn_last_record_is_left_out(tmp_path):
+    path = tmp_path / "log"
+    content, ends = written(LOGS[0], path)
+    for cut in range(ends[0], len(content)):
+        path.write_bytes(content[:cut])
+        found = read_log(path)
+        whole = max(k for k, end in enumerate(ends) if end <= cut)
+        assert len(found.log) == sum(map(len, BATCHES[:whole]))
+        assert found.torn_bytes == cut - ends[whole]
+    for cut in range(ends[0]):
+        path.write_bytes(content[:cut])
+        with pytest.raises(
+            InvalidInput, match=r"not a command log|ends within its head"
+        ):
+            read_log(path)
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_an_altered_byte_is_refused_by_its_position(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("altered") / "log"
+    content, ends = written(LOGS[1], path)
+    at = data.draw(st.integers(len(MAGIC), len(content) - 1))
+    flip = data.draw(st.integers(1, 255))
+    altered = bytearray(content)
+    altered[at] ^= flip
+    path.write_bytes(altered)
+    record = max(end for end in [len(MAGIC), *ends] if end <= at)
+    with pytest.raises(InvalidInput, match=f"altered at byte {record}, after"):
+        read_log(path)
+
+
+def test_a_missing_or_repeated_record_is_refused(tmp_path):
+    path = tmp_path / "log"
+    content, ends = written(LOGS[0], path)
+    for broken in (
+        content[: ends[1]] + content[ends[2] :],
+        content[: ends[2]] + content[ends[1] :],
+    ):
+        path.write_bytes(broken)
+        with pytest.raises(InvalidInput, match="altered at byte"):
+            read_log(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "batch", "message"),
+    [
+        (b'{"version": 9, "seed": 0, "scale": {"name": "Scale"}}', b"", "version 9"),
+        (b'{"version": 1, "seed": 0, "scale": {"name": "Big"}}', b"", "KeyError"),
+        (b'{"version": 1, "seed": 0, "scale": {"name": "Scale", "shops": 3}}', b"",
+         "does not name a database"),
+        (b'{"version": 1, "seed": 0, "scale": {"name": "Scale"}}', b'["Refund", 1]',
+         "no transaction of this version at byte"),
+        (b'{"version": 1, "seed": 0, "scale": {"name": "Scale"}}', b'["Delivery", 1]',
+         "no transaction of this version at byte"),
+    ],
+)  # fmt: skip
+def test_a_log_of_something_else_is_refused(header, batch, message, tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(MAGIC + _record(header, 0) + _record(batch, 0))
+    with pytest.raises(InvalidInput, match=message):
+        read_log(path)
+    assert LOG_VERSION == 1
+
+
+def test_a_log_never_overwrites(tmp_path):
+    path = tmp_path / "log"
+    path.write_text("precious")
+    with pytest.raises(InvalidInput, match="exists: a log is only ever appended"):
+        CommandLog(path, LOGS[0])
+    assert path.read_text() == "precious"
+    with pytest.raises(InvalidInput, match="No such file or directory; name a file"):
+        CommandLog(tmp_path / "nowhere" / "log", LOGS[0])
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        read_log(tmp_path / "missing")
+
+
+RUN = """
+import sys
+from pathlib import Path
+from thesis_lib.sequencer.engine import execute
+from thesis_lib.sequencer.logfile import CommandLog
+from thesis_lib.sequencer.storage import SQLite
+from thesis_lib.sequencer.workload import Scale, tpcc
+log = tpcc(20_000, Scale(warehouses=2, customers=30, items=100), 4)
+storage = SQLite(Path(sys.argv[1]))
+storage.load(log.scale, log.seed)
+with CommandLog(sys.argv[2], log) as file:
+    execute(storage, log, workers=2, append=file.append)
+"""
+
+
+def test_after_kill_9_every_replica_reaches_one_state(tmp_path):
+    path = tmp_path / "log"
+    run = subprocess.Popen([sys.executable, "-c", RUN, tmp_path / "db", path])
+    while not path.exists() or path.stat().st_size < 100_000:
+        assert run.poll() is None
+        time.sleep(0.002)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    found = read_log(path)
+    assert 100 < len(found.log) < 20_000
+    # Torn by hand where the kill did not: the rest of the law must not depend on it.
+    path.write_bytes(path.read_bytes()[:-3])
+    log = read_log(path).log
+    digests, engines = set(), ["sqlite"]
+    if postgres_is_here():
+        engines.append("postgresql")
+    for engine in engines:
+        for workers in (1, 4):
+            with database(engine) as storage:
+                torn = replay(path, storage, workers).torn_bytes
+                digests.add(storage.digest())
+        assert torn > 0
+    with database("sqlite") as storage:
+        storage.load(log.scale, log.seed)
+        before = storage.digest()
+        execute_serially(storage, log)
+        digests.add(storage.digest())
+    assert len(digests) == 1
+    assert before not in digests
+
+
+def test_a_log_without_a_transaction_is_the_loaded_database(tmp_path):
+    path = tmp_path / "log"
+    CommandLog(path, replace(LOGS[1])).close()
+    with database("sqlite") as storage, database("sqlite") as other:
+        assert len(replay(path, storage, 2).log) == 0
+        other.load(LOGS[1].scale, SEED)
+        assert storage.digest() == other.digest()
+        with closing(storage.session()):
+            pass
+
+
+def postgres_is_here():
+    try:
+        import thesis_lib.sequencer.postgres
+    except InvalidInput:
+        return False
+    return thesis_lib.sequencer.postgres is not None
