@@ -131,3 +131,39 @@ def test_help_lists_every_command():
     assert done.returncode == 0
     for command in ("run", "book", "outputs"):
         assert command in done.stdout
+
+
+SIMULATED = [
+    "simulate", "--scenario", "A", "--load", "1.1", "--policy", "drop", "--seeds", "2",
+    "--transactions", "500",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--clients", "9"], "clients=9 never fill a batch of 10"),
+        (["--clients", "0"], "clients=0: expected at least 1"),
+        (["--batch", "0"], "batch_size=0: expected at least 1"),
+        (["--lag", "soon"], "soon"),
+        (["--flush", "-1ms"], "-1ms"),
+    ],
+)
+def test_a_bad_option_of_the_simulator_is_refused_by_name(words, message):
+    done = thesis(*SIMULATED, *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_closed_loop_with_delays_is_simulated():
+    words = ["--clients", "60", "--batch", "20", "--flush", "1ms", "--lag", "0.2ms"]
+    words += ["--sequencing", "5us", "--overhead", "20us", "--json"]
+    done = thesis(*SIMULATED, *words)
+    assert done.returncode == 0, done.stderr
+    cell = json.loads(done.stdout)
+    assert cell["clients"] == 60
+    assert cell["lower_bound"] is None
+    assert cell["violations"] == pytest.approx(cell["late"] + cell["dropped"])
+    readable = thesis(*SIMULATED, *words[:-1])
+    assert "lower bound" not in readable.stdout

@@ -1,8 +1,17 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.policies import POLICIES, policy
+from thesis_lib.sequencer.kernel import idle_state
+from thesis_lib.sequencer.policies import (
+    AS_DESCRIBED,
+    POLICIES,
+    Defects,
+    decide,
+    policy,
+)
 from thesis_lib.sequencer.simulate import simulate
 from thesis_lib.sequencer.trace import Batch, Forecast, KeySets
 from thesis_lib.sequencer.workload import SCENARIOS, at_rate, scenario
@@ -46,6 +55,45 @@ def test_drop_reorder_and_hybrid_on_the_thesis_band():
         "hybrid": [1, 3, 5, 0, 2],
     }
     assert drops == {"drop": [4], "reorder": [], "hybrid": [4]}
+
+
+def test_the_fixed_drop_without_allowance_and_take_the_least_slack_first():
+    # Slack against 12.5 ms:  9.5   2.0   3.5   -2.0  -3.0  0.0
+    given = batch_of([3.0, 10.5, 9.0, 14.5, 15.5, 12.5])
+    slack = made("reorder", defects=Defects(stale=True)).rule(*given, 0.0)
+    assert (slack.order - 100).tolist() == [3, 5, 1, 2, 0, 4]  # 4 is hopeless
+    both = made("hybrid", defects=Defects(stale=True)).rule(*given, 0.0)
+    assert (both.order - 100).tolist() == [5, 1, 2, 0]
+    assert (both.dropped - 100).tolist() == [3, 4]
+
+
+def test_a_batch_is_forecast_again_in_its_new_order():
+    # Both write one row: whoever goes second is late, and is dropped or not for that.
+    batch, _ = batch_of([0.0, 0.0], arrival_ms=[0.0, 0.0])
+    keys = KeySets.from_lists([[], []], [[0], [0]])
+    batch = replace(batch, ids=np.arange(2), keys=keys)
+    state = idle_state(keys, 8)
+    service_s = MS * np.array([4.0, 9.0])
+
+    def decision(defects):
+        given = made("hybrid", defects=defects)
+        shadow = given.make_shadow(state, keys, service_s, batch.deadline_s, 0.0, 0.0)
+        return decide(given, shadow, batch, 0.0)
+
+    # In order of arrival they would end at 4 and 13 ms: the second has less slack.
+    kept = decision(Defects(allowance=True))
+    assert (kept.order.tolist(), kept.dropped.tolist()) == ([1, 0], [])
+    late = decision(Defects())
+    assert (late.order.tolist(), late.dropped.tolist()) == ([1], [0])
+    stale = decision(Defects(stale=True))
+    assert (stale.order.tolist(), stale.dropped.tolist()) == ([0], [1])
+
+
+def test_defects_belong_to_the_thesis_three():
+    assert made("hybrid").defects == AS_DESCRIBED
+    assert made("hybrid-fixed").defects == Defects()
+    with pytest.raises(InvalidInput, match="none of the thesis' defects"):
+        made("ours", defects=Defects())
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -3,6 +3,9 @@ import pytest
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.sequencer import report
+from thesis_lib.sequencer.estimator import cut_tail
+from thesis_lib.sequencer.kernel import Delays
+from thesis_lib.sequencer.policies import Defects
 from thesis_lib.sequencer.simulate import replay
 from thesis_lib.sequencer.workload import at_rate, scenario
 
@@ -85,3 +88,68 @@ def test_a_cell_of_a_trace_needs_no_scenario():
     assert 0 <= cell["violations"] <= 1
     with pytest.raises(InvalidInput, match="exactly one"):
         report.simulate_cell(load=1.0, policy="drop")
+
+
+def test_a_report_counts_strictly_and_leniently():
+    trace = at_rate(scenario("A", 1_000, seed=1), 9_000.0, seed=2)
+    log = np.arange(0, 1_000, 2)
+    history = replay(trace, log, trace.arrival_s[log], cores=4, slo_s=4e-3)
+    made = report.summarise(trace, history)
+    assert made.lenient == pytest.approx(made.late / (1 - made.dropped))
+    late = history.late[100:]
+    busy_s = trace.service_s[100:] * ~history.dropped[100:]
+    assert made.wasted == pytest.approx(busy_s[late].sum() / busy_s.sum())
+    assert made.p99_s <= made.p999_s <= np.nanmax(history.latency_s)
+    nothing = replay(trace, log[:0], trace.arrival_s[:0], cores=4, slo_s=4e-3)
+    empty = report.summarise(trace, nothing)
+    assert empty.wasted == 0.0
+    assert np.isnan(empty.lenient)
+
+
+def test_a_closed_loop_of_many_patient_clients_offers_its_load():
+    cell = report.scenario_cell("A", transactions=4_000, clients=2_000)
+    runs = report.replicate(
+        cell, ["fifo"], [0.5], report.noisy_estimate(), seeds=2, seed=1
+    )
+    offered_per_s = 0.5 * cell.saturation_per_s
+    made_per_s = report.column(runs, "fifo", 0.5, "throughput_per_s").mean()
+    assert made_per_s == pytest.approx(offered_per_s, rel=0.05)
+    assert cell.think_s(np.inf) == 0.0
+    with pytest.raises(InvalidInput, match="no lower bound"):
+        report.replicate(
+            cell, ["fifo"], [0.5], report.noisy_estimate(), seeds=1, seed=1, bound=True
+        )
+
+
+def test_an_ablation_starts_from_both_ends_and_changes_one_thing():
+    cell = report.scenario_cell("A", transactions=1_500)
+    made = report.ablation(
+        cell, "hybrid", 1.1, estimator="linear", past=cell.make_trace(5), seeds=2,
+        seed=3,
+    )  # fmt: skip
+    assert len(made) == 2 * (1 + len(Defects.names()))
+    ends = made[made["defect"] == ""].set_index("from")
+    assert (ends["strict_change"] == 0).all()
+    assert ends.loc["fixed", "strict"] < ends.loc["described", "strict"]
+    for start, name in (("described", "hybrid"), ("fixed", "hybrid-fixed")):
+        rows = made[made["from"] == start]
+        change = rows["strict"] - ends.loc[start, "strict"]
+        np.testing.assert_allclose(rows["strict_change"], change, atol=1e-9)
+        assert (rows["strict_low"] <= rows["strict_change"] + 1e-9).all()
+        assert (rows["strict_change"] <= rows["strict_high"] + 1e-9).all()
+        estimate = report.learned_estimate(
+            "linear",
+            cut_tail(cell.make_trace(5)) if name == "hybrid" else cell.make_trace(5),
+        )
+        again = report.replicate(cell, [name], [1.1], estimate, seeds=2, seed=3)
+        assert 100 * again["violations"].mean() == ends.loc[start, "strict"]
+
+
+def test_a_cell_in_a_closed_loop_has_no_bound():
+    cell = report.simulate_cell(
+        scenario="A", load=1.1, policy="drop", seeds=2, transactions=500, clients=80,
+        batch_size=20, flush_s=1e-3, delays=Delays(worker_s=1e-5),
+    )  # fmt: skip
+    assert cell["lower_bound"] is None
+    assert cell["clients"] == 80
+    assert 0 <= cell["lenient"] <= 1

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from thesis_lib.sequencer.kernel import LOGGED, advance, idle_state
+from thesis_lib.sequencer.kernel import LOGGED, READY, STARTED, advance, idle_state
 from thesis_lib.sequencer.shadow import Mended, Published, probability_on_time
 from thesis_lib.sequencer.trace import KeySets
 
@@ -73,6 +73,128 @@ def test_what_will_be_dropped_delays_nobody():
 def test_the_dispatch_lag_delays_every_start():
     _, shadow = mended(cores=8, lag_s=0.5)
     assert shadow.forecast(np.array([0, 4]), 0.0).finish_s.tolist() == [1.5, 16.5]
+
+
+def random_log(seed, n=120):
+    """Arrivals, true times on a core and keys of a busy database, in log order."""
+    random = np.random.default_rng(seed)
+    shared, exclusive = [], []
+    for _ in range(n):
+        touched = random.permutation(6)[: random.integers(0, 4)]
+        cut = random.integers(0, len(touched) + 1)
+        shared.append(touched[:cut].tolist())
+        exclusive.append(touched[cut:].tolist())
+    arrival_s = random.exponential(0.5, n).cumsum()
+    return arrival_s, random.exponential(1.5, n), KeySets.from_lists(shared, exclusive)
+
+
+def enter(state, i, now_s):
+    state.log[state.progress[LOGGED]] = i
+    state.dispatch_s[state.progress[LOGGED]] = now_s
+    state.progress[LOGGED] += 1
+
+
+@pytest.mark.parametrize("tolerance_s", [np.inf, 0.0, -np.inf])
+@pytest.mark.parametrize("seed", range(5))
+def test_exact_estimates_forecast_exactly_what_follows_if_nothing_comes(
+    seed, tolerance_s
+):
+    # FIFO without a lag: the forecast of every arrival, against a database in which it
+    # is the last. Later ones may overtake it while it waits for a lock.
+    arrival_s, service_s, keys = random_log(seed)
+    n, cores = len(arrival_s), 3
+    state = idle_state(keys, cores)
+    shadow = Mended(state, keys, service_s, np.full(n, 1e9), 0.0, 0.0, tolerance_s)
+    for i in range(n):
+        advance(state, service_s, arrival_s[i], False)
+        forecast_s = shadow.forecast(np.array([i]), arrival_s[i]).finish_s
+        enter(state, i, arrival_s[i])
+        alone = idle_state(keys, cores)
+        for before in range(i + 1):
+            enter(alone, before, arrival_s[before])
+        advance(alone, service_s, np.inf, False)
+        assert forecast_s[0] == alone.finish_s[i]
+
+
+def test_without_locks_later_arrivals_change_nothing_and_the_forecast_is_the_truth():
+    arrival_s, service_s, _ = random_log(7)
+    n = len(arrival_s)
+    keys = KeySets.from_lists([[]] * n, [[]] * n)
+    state = idle_state(keys, 2)
+    shadow = Mended(state, keys, service_s, np.full(n, 1e9), 0.0, 0.0, np.inf)
+    forecast_s = np.empty(n)
+    for i in range(n):
+        advance(state, service_s, arrival_s[i], False)
+        forecast_s[i] = shadow.forecast(np.array([i]), arrival_s[i]).finish_s[0]
+        enter(state, i, arrival_s[i])
+    advance(state, service_s, np.inf, False)
+    np.testing.assert_array_equal(forecast_s, state.finish_s)
+
+
+def test_a_queue_that_nobody_observed_is_taken_to_be_in_log_order():
+    arrival_s, service_s, _ = random_log(8)
+    n = len(arrival_s)
+    keys = KeySets.from_lists([[]] * n, [[]] * n)  # so it is in log order
+    state = idle_state(keys, 2)
+    for i in range(60):
+        enter(state, i, arrival_s[i])
+    advance(state, service_s, arrival_s[59], False)
+    assert state.progress[READY] > state.progress[STARTED] + 5
+    shadow = Mended(state, keys, service_s, np.full(n, 1e9), 0.0, 0.0, np.inf)
+    observed = shadow.forecast(np.arange(60, 70), arrival_s[59]).finish_s
+    state.progress[READY] = state.progress[STARTED]
+    derived = shadow.forecast(np.arange(60, 70), arrival_s[59]).finish_s
+    np.testing.assert_array_equal(observed, derived)
+
+
+@pytest.mark.parametrize("feedback", [False, True])
+@pytest.mark.parametrize("cpu", [False, True])
+def test_a_peek_leaves_no_trace(feedback, cpu):
+    arrival_s, service_s, keys = random_log(9)
+    deadline_s = arrival_s + 4.0
+    answers = []
+    for peeks in (0, 3):
+        state = idle_state(keys, 2)
+        if feedback:
+            shadow = Mended(
+                state, keys, service_s, deadline_s, 0.0, 0.0, 0.0, cpu=cpu, ghosts=True
+            )
+        else:
+            shadow = Published(
+                keys, service_s, deadline_s, 0.0, tolerance_s=0.0,
+                cores=2 if cpu else None,
+            )  # fmt: skip
+        finish_s = []
+        for i in range(0, 120, 4):
+            ids, now_s = np.arange(i, i + 4), float(arrival_s[i + 3])
+            advance(state, service_s, now_s, False)
+            for _ in range(peeks):
+                shadow.peek(ids[::-1].copy(), now_s)
+            finish_s += shadow.forecast(ids, now_s).finish_s.tolist()
+            for id_ in ids[:2]:
+                enter(state, id_, now_s)
+        answers.append(finish_s)
+    assert answers[0] == answers[1]
+
+
+def test_a_world_of_its_own_with_cores_ends_as_predicted():
+    # One core and no feedback: 0 ends at 1 s, whatever the database says.
+    shadow = Published(KEYS, SERVICE_S, FOREVER, 0.0, cores=1)
+    assert shadow.forecast(np.array([0, 4]), 0.0).finish_s.tolist() == [1.0, 17.0]
+    assert shadow.forecast(np.array([2]), 5.0).finish_s.tolist() == [21.0]
+    assert shadow.forecast(np.array([3]), 50.0).finish_s.tolist() == [58.0]
+
+
+def test_a_ghost_keeps_its_keys_until_its_predicted_end():
+    deadline_s = np.array([0.5, 1e9, 1e9, 1e9, 1e9])
+    for ghosts, expected_s in ((True, 3.0), (False, 2.5)):
+        state = idle_state(KEYS, 8)
+        shadow = Mended(
+            state, KEYS, SERVICE_S, deadline_s, 0.0, 0.0, 0.0, ghosts=ghosts
+        )
+        shadow.forecast(np.array([0]), 0.0)  # ends at 1 s: too late, and dropped
+        finish_s = shadow.forecast(np.array([1]), 0.5).finish_s
+        assert finish_s.tolist() == [expected_s]
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.2])

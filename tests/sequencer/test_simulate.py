@@ -106,10 +106,10 @@ def test_compiled_and_python_path_are_equal_bit_for_bit(name, seed):
     assert_equal(compiled, {f: getattr(python, f) for f in COLUMNS})
 
 
-@pytest.mark.parametrize("seed", range(64))
+@pytest.mark.parametrize("seed", range(128))
 def test_so_they_are_for_every_combination_of_defects(seed):
     trace, estimated_s, options = random_run(2_000 + seed)
-    bits = [bool(seed >> bit & 1) for bit in range(6)]
+    bits = [bool(seed >> bit & 1) for bit in range(7)]
     for base in ("drop", "reorder", "hybrid"):
         defects = Defects(*bits)
         given = policy(base, slo_s=9.0, cores=options["cores"], defects=defects)

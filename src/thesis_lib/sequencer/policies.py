@@ -60,6 +60,7 @@ class Defects:
     no_cpu: bool = False  # every transaction is taken to have a core of its own
     no_timer: bool = False  # a batch is flushed only when it is full
     band: bool = False  # critical is |predicted - deadline| < band, not least slack
+    allowance: bool = False  # dropped only if predicted a band after its deadline
     cut_tail: bool = False  # the estimator is fitted without the tail of its labels
 
     @classmethod
@@ -81,6 +82,7 @@ class Code(NamedTuple):
     band: bool = False  # moves by band, else by least slack
     fresh: bool = False  # forecasts again in the new order
     band_s: float = 0.0
+    allowance_s: float = 0.0
     share: float = 0.0
     seed: int = 0
 
@@ -143,9 +145,11 @@ def fifo(batch: Batch, forecast: Forecast, now_s: float) -> Decision:
     return Decision(order=batch.ids, dropped=batch.ids[:0])
 
 
-def drop(batch: Batch, forecast: Forecast, now_s: float, band_s: float) -> Decision:
-    """Drop what is forecast to end more than `band_s` after its deadline."""
-    late = forecast.finish_s > batch.deadline_s + band_s
+def drop(
+    batch: Batch, forecast: Forecast, now_s: float, allowance_s: float
+) -> Decision:
+    """Drop what is forecast to end more than `allowance_s` after its deadline."""
+    late = forecast.finish_s > batch.deadline_s + allowance_s
     return _keep(batch, np.arange(len(batch)), late)
 
 
@@ -174,11 +178,11 @@ def reorder(
 
 
 def hybrid(
-    batch: Batch, forecast: Forecast, now_s: float, band_s: float,
+    batch: Batch, forecast: Forecast, now_s: float, band_s: float, allowance_s: float,
     order: Callable[[Batch, Forecast, float], I64] = critical_first,
 ) -> Decision:  # fmt: skip
     """Drop the hopeless, then move what is critical to the front."""
-    late = forecast.finish_s > batch.deadline_s + band_s
+    late = forecast.finish_s > batch.deadline_s + allowance_s
     return _keep(batch, order(batch, forecast, band_s), late)
 
 
@@ -357,20 +361,21 @@ def _thesis(
     drops, moves = base != "reorder", base != "drop"
     fresh = moves and not defects.stale
     by = critical_first if defects.band else least_slack_first
+    allowance_s = band_s if defects.allowance else 0.0
     if drops and moves and not fresh:
-        rule = partial(hybrid, band_s=band_s, order=by)
+        rule = partial(hybrid, band_s=band_s, allowance_s=allowance_s, order=by)
     elif drops:
-        rule = partial(drop, band_s=band_s)
+        rule = partial(drop, allowance_s=allowance_s)
     else:
         rule = fifo if fresh else partial(reorder, band_s=band_s, order=by)
     return Policy(
         name,
         rule,
         defects=defects,
-        tolerance_s=band_s if drops else np.inf,
+        tolerance_s=allowance_s if drops else np.inf,
         first=partial(by, band_s=band_s) if fresh else None,
         flush_s=np.inf if defects.no_timer else flush_s,
-        code=Code(BANDED, drops, moves, defects.band, fresh, band_s),
+        code=Code(BANDED, drops, moves, defects.band, fresh, band_s, allowance_s),
     )
 
 
@@ -422,19 +427,21 @@ def decide_compiled(
     code: Code, memory: Memory, model: Model, ids: I64, now_s: float
 ) -> tuple[I64, I64]:
     """`decide` for a policy with `code`: what is ordered, and what is dropped."""
+    if code.kind == FIFO:
+        return ids, ids[:0]
     b = len(ids)
     late = np.zeros(b, np.bool_)
     if code.kind == RANDOM:
         for at in range(b):
             late[at] = _coin(code.seed, ids[at]) < code.share
-    elif code.kind == BANDED:
+    else:
         if code.fresh:
             finish_s = schedule(memory, model, ids, now_s, False)
             ids = ids[_moved(finish_s, memory.deadline_s[ids], code)]
         finish_s = schedule(memory, model, ids, now_s, True)
         deadline_s = memory.deadline_s[ids]
         if code.drops:
-            late[:] = finish_s > deadline_s + code.band_s
+            late[:] = finish_s > deadline_s + code.allowance_s
         if code.moves and not code.fresh:
             order = _moved(finish_s, deadline_s, code)
             ids, late = ids[order], late[order]

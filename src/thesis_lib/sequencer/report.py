@@ -7,7 +7,7 @@ intervals.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,12 @@ from thesis_lib.sequencer.bounds import fewest_violations
 from thesis_lib.sequencer.estimator import (
     ESTIMATORS,
     LEARNED,
+    cut_tail,
     predict_all,
 )
 from thesis_lib.sequencer.estimator import estimator as named_estimator
 from thesis_lib.sequencer.kernel import Delays
+from thesis_lib.sequencer.policies import AS_DESCRIBED, MENDED, Defects, Policy
 from thesis_lib.sequencer.policies import policy as named_policy
 from thesis_lib.sequencer.simulate import NO_DELAYS, replay, simulate
 from thesis_lib.sequencer.trace import F64, I64, History, Trace
@@ -211,6 +213,29 @@ class Cell:
             else self.clients / (load * self.saturation_per_s)
         )
 
+    def policy(self, name: str, **options) -> Policy:
+        """The policy of this name on this machine; `options` as `policies.policy`."""
+        return named_policy(
+            name, slo_s=self.slo_s, cores=self.cores, lag_s=self.delays.lag_s, **options
+        )
+
+    def arrange(self, transactions: Trace, load: float, seed: int) -> Trace:
+        """The transactions as they arrive at this load; unchanged in a closed loop."""
+        if self.clients is not None:
+            return transactions
+        return at_rate(transactions, load * self.saturation_per_s, seed)
+
+    def run(
+        self, trace: Trace, policy: Policy, estimated_s: F64, load: float
+    ) -> Report:
+        """What a policy makes of a trace from `arrange`."""
+        history = simulate(
+            trace, policy, estimated_s, cores=self.cores, slo_s=self.slo_s,
+            batch_size=self.batch_size, flush_s=self.flush_s, delays=self.delays,
+            clients=self.clients, think_s=self.think_s(load),
+        )  # fmt: skip
+        return summarise(trace, history)
+
 
 def scenario_cell(
     name: str, *, transactions: int, warehouses: int | None = None, **options
@@ -253,6 +278,12 @@ def trace_cell(
     )
 
 
+def _row(report: Report, **labels: object) -> dict[str, object]:
+    row = asdict(report)
+    by_kind = row.pop("violations_by_kind")
+    return labels | row | {f"violations:{kind}": v for kind, v in by_kind.items()}
+
+
 def replicate(
     cell: Cell,
     policies: Sequence[str],
@@ -281,29 +312,11 @@ def replicate(
         transactions = cell.make_trace(trace_seed)
         estimated_s = estimate(transactions, estimate_seed)
         for load in loads:
-            trace = transactions
-            if cell.clients is None:
-                rate_per_s = load * cell.saturation_per_s
-                trace = at_rate(transactions, rate_per_s, arrival_seed)
+            trace = cell.arrange(transactions, load, arrival_seed)
             for name in policies:
-                history = simulate(
-                    trace,
-                    named_policy(
-                        name, slo_s=cell.slo_s, cores=cell.cores,
-                        lag_s=cell.delays.lag_s, **options,
-                    ),
-                    estimated_s,
-                    cores=cell.cores, slo_s=cell.slo_s, batch_size=cell.batch_size,
-                    flush_s=cell.flush_s, delays=cell.delays, clients=cell.clients,
-                    think_s=cell.think_s(load),
-                )  # fmt: skip
-                row = asdict(summarise(trace, history))
-                by_kind = row.pop("violations_by_kind")
-                rows.append(
-                    {"load": load, "seed": number, "policy": name}
-                    | row
-                    | {f"violations:{kind}": v for kind, v in by_kind.items()}
-                )
+                policy = cell.policy(name, **options)
+                report = cell.run(trace, policy, estimated_s, load)
+                rows.append(_row(report, load=load, seed=number, policy=name))
             if bound:
                 fewest = fewest_counted_violations(
                     trace, cores=cell.cores, slo_s=cell.slo_s
@@ -404,6 +417,73 @@ def headline(runs: pd.DataFrame, load: float) -> dict[str, float]:
             f"throughput_{name}_percent": 100 * throughput / committed,
         }
     return {name: float(value) for name, value in numbers.items()}
+
+
+def difference_interval(values: F64, baseline: F64) -> Interval:
+    """mean(values) - mean(baseline) over paired (seeds,), resampled in pairs."""
+    values = np.asarray(values, np.float64)
+    baseline = np.asarray(baseline, np.float64)
+    require(
+        len(values) == len(baseline) > 0,
+        f"{len(values)} seeds against {len(baseline)}: pairs are needed",
+    )
+    return mean_interval(values - baseline)
+
+
+def ablation(
+    cell: Cell,
+    policy: str,
+    load: float,
+    *,
+    estimator: str,
+    past: Trace,
+    seeds: int,
+    seed: int,
+) -> pd.DataFrame:
+    """What each of the thesis' defects costs `policy` ("drop", "reorder", "hybrid").
+
+    One row for the policy as described, for each defect mended alone in it, for the
+    policy without any, and for each defect put back alone into that; all on the same
+    seeds. Columns: `from` ("described" or "fixed"), `defect` (empty for the two ends),
+    the strict and the lenient count in percent, and for either its difference from
+    the end it started `from`, in points, with the interval of paired seeds
+    (`strict_change`, `strict_low`, `strict_high`, and so on). The learned `estimator`
+    is fitted on `past`, and for the defect `cut_tail` on what that leaves of it.
+    """
+    require(seeds >= 1, f"seeds={seeds}: expected at least 1")
+    fits = {
+        False: learned_estimate(estimator, past),
+        True: learned_estimate(estimator, cut_tail(past)),
+    }
+    variants = {
+        (start, defect): defects if not defect else replace(
+            defects, **{defect: not getattr(defects, defect)}
+        )
+        for start, defects in (("described", AS_DESCRIBED), ("fixed", MENDED))
+        for defect in ("", *Defects.names())
+    }  # fmt: skip
+    counts = {variant: np.empty((seeds, 2)) for variant in variants}
+    for number, source in enumerate(np.random.SeedSequence(seed).spawn(seeds)):
+        trace_seed, arrival_seed = source.generate_state(2).tolist()
+        trace = cell.arrange(cell.make_trace(trace_seed), load, arrival_seed)
+        estimated_s = {cut: fit(trace, 0) for cut, fit in fits.items()}
+        for variant, defects in variants.items():
+            made = cell.policy(policy, defects=defects)
+            report = cell.run(trace, made, estimated_s[defects.cut_tail], load)
+            counts[variant][number] = report.violations, report.lenient
+    rows = []
+    for (start, defect), shares in counts.items():
+        row = {"from": start, "defect": defect}
+        for at, count in enumerate(("strict", "lenient")):
+            change = difference_interval(shares[:, at], counts[start, ""][:, at])
+            row |= {
+                count: 100 * shares[:, at].mean(),
+                f"{count}_change": 100 * change.value,
+                f"{count}_low": 100 * change.low,
+                f"{count}_high": 100 * change.high,
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 DESIGN_SEED = 31_337  # policies were chosen on its traces; evaluations use others

@@ -57,61 +57,55 @@ class Model(NamedTuple):
 class Memory(NamedTuple):
     """What a shadow knows, and room to compute in; empty where the model needs none."""
 
-    offsets: I64  # the declared keys, as in KeySets
-    keys: I64
-    exclusive: Bool
+    keys: tuple[I64, I64, Bool]  # the columns of KeySets
     estimated_s: F64  # (n,) time on a core
     deadline_s: F64  # (n,)
     world: State  # what a forecast starts from
     scratch: State  # where it is simulated; idle between forecasts
-    exclusive_end_s: F64  # (k,) predicted end of the last writer of each key
-    shared_end_s: F64  # (k,) and of the last of its readers
-    ghost_exclusive_end_s: F64  # (k,) the same of what was dropped
-    ghost_shared_end_s: F64  # (k,)
+    ends_s: tuple[F64, F64]  # (k,) predicted end of each key's last writer and reader
+    ghosts_s: tuple[F64, F64]  # (k,) the same of what was dropped
     pending: I64  # (n,) log positions that had not committed when last looked at
     counts: I64  # (2,)
 
 
-@njit(cache=True)
-def _free_at(memory, i, at_least_s):
-    """When every lock of i is predicted to be free, at the earliest `at_least_s`."""
-    exclusive_end_s, shared_end_s = memory.exclusive_end_s, memory.shared_end_s
+# A compiled function pays for every array that it is handed, so these are inlined.
+
+
+@njit(cache=True, inline="always")
+def _free_at(keys, ends_s, i, at_least_s):
+    """When every lock of i is predicted to be free, at the earliest `at_least_s`.
+
+    `keys` are the columns of KeySets, `ends_s` the ends of writers and of readers.
+    """
+    offsets, key_of, exclusive = keys
+    exclusive_end_s, shared_end_s = ends_s
     free_s = at_least_s
-    for request in range(memory.offsets[i], memory.offsets[i + 1]):
-        key = memory.keys[request]
+    for request in range(offsets[i], offsets[i + 1]):
+        key = key_of[request]
         free_s = max(free_s, exclusive_end_s[key])
-        if memory.exclusive[request]:
+        if exclusive[request]:
             free_s = max(free_s, shared_end_s[key])
     return free_s
 
 
-@njit(cache=True)
-def _ghosts_leave_at(memory, i, at_least_s):
-    """When every ghost on a key of i is predicted to have ended."""
-    free_s = at_least_s
-    for request in range(memory.offsets[i], memory.offsets[i + 1]):
-        key = memory.keys[request]
-        free_s = max(free_s, memory.ghost_exclusive_end_s[key])
-        if memory.exclusive[request]:
-            free_s = max(free_s, memory.ghost_shared_end_s[key])
-    return free_s
-
-
-@njit(cache=True)
-def _register(memory, i, finish_s, exclusive_end_s, shared_end_s):
-    for request in range(memory.offsets[i], memory.offsets[i + 1]):
-        key = memory.keys[request]
-        if memory.exclusive[request]:
+@njit(cache=True, inline="always")
+def _register(keys, ends_s, i, finish_s):
+    offsets, key_of, exclusive = keys
+    exclusive_end_s, shared_end_s = ends_s
+    for request in range(offsets[i], offsets[i + 1]):
+        key = key_of[request]
+        if exclusive[request]:
             exclusive_end_s[key] = max(exclusive_end_s[key], finish_s)
         else:
             shared_end_s[key] = max(shared_end_s[key], finish_s)
 
 
-@njit(cache=True)
-def _forget(memory, i):
-    for request in range(memory.offsets[i], memory.offsets[i + 1]):
-        memory.exclusive_end_s[memory.keys[request]] = -np.inf
-        memory.shared_end_s[memory.keys[request]] = -np.inf
+@njit(cache=True, inline="always")
+def _forget(keys, ends_s, i):
+    offsets, key_of, _ = keys
+    for request in range(offsets[i], offsets[i + 1]):
+        ends_s[0][key_of[request]] = -np.inf
+        ends_s[1][key_of[request]] = -np.inf
 
 
 @njit(cache=True)
@@ -137,101 +131,87 @@ def _look(memory):
 @njit(cache=True)
 def _chain(memory, model, ids, now_s, finish_s):
     """Forecast `ids` in turn; register what will be kept, and the ghosts."""
+    keys, estimated_s, deadline_s, _, _, ends_s, ghosts_s, _, _ = memory
     for at in range(len(ids)):
         i = ids[at]
-        free_s = _free_at(memory, i, now_s + model.lag_s)
+        free_s = _free_at(keys, ends_s, i, now_s + model.lag_s)
         if model.ghosts:
-            free_s = _ghosts_leave_at(memory, i, free_s)
-        finish_s[at] = free_s + memory.estimated_s[i]
-        if finish_s[at] <= memory.deadline_s[i] + model.tolerance_s:
-            _register(
-                memory, i, finish_s[at], memory.exclusive_end_s, memory.shared_end_s
-            )
+            free_s = _free_at(keys, ghosts_s, i, free_s)
+        finish_s[at] = free_s + estimated_s[i]
+        if finish_s[at] <= deadline_s[i] + model.tolerance_s:
+            _register(keys, ends_s, i, finish_s[at])
         elif model.ghosts:
-            _register(
-                memory, i, finish_s[at],
-                memory.ghost_exclusive_end_s, memory.ghost_shared_end_s,
-            )  # fmt: skip
+            _register(keys, ghosts_s, i, finish_s[at])
 
 
 @njit(cache=True)
 def _chain_and_undo(memory, model, ids, now_s, finish_s):
     """The same, and leave every key as it was."""
-    before_s = np.empty((4, _requests(memory, ids)))
-    _copy_ends(memory, ids, before_s, True)
-    _chain(memory, model, ids, now_s, finish_s)
-    _copy_ends(memory, ids, before_s, False)
-
-
-@njit(cache=True)
-def _requests(memory, ids):
-    total = 0
+    offsets, key_of, _ = memory.keys
+    requests = 0
     for i in ids:
-        total += memory.offsets[i + 1] - memory.offsets[i]
-    return total
-
-
-@njit(cache=True)
-def _copy_ends(memory, ids, before_s, out):
-    """Copy the ends on the keys of `ids` out to `before_s` (4, requests), or back."""
-    at = 0
-    for i in ids:
-        for request in range(memory.offsets[i], memory.offsets[i + 1]):
-            key = memory.keys[request]
-            if out:
-                before_s[0, at] = memory.exclusive_end_s[key]
-                before_s[1, at] = memory.shared_end_s[key]
-                before_s[2, at] = memory.ghost_exclusive_end_s[key]
-                before_s[3, at] = memory.ghost_shared_end_s[key]
-            else:
-                memory.exclusive_end_s[key] = before_s[0, at]
-                memory.shared_end_s[key] = before_s[1, at]
-                memory.ghost_exclusive_end_s[key] = before_s[2, at]
-                memory.ghost_shared_end_s[key] = before_s[3, at]
-            at += 1
+        requests += offsets[i + 1] - offsets[i]
+    before_s = np.empty((4, requests))
+    columns = (*memory.ends_s, *memory.ghosts_s)
+    for back in (False, True):
+        at = 0
+        for i in ids:
+            for request in range(offsets[i], offsets[i + 1]):
+                for column in range(4):
+                    if back:
+                        columns[column][key_of[request]] = before_s[column, at]
+                    else:
+                        before_s[column, at] = columns[column][key_of[request]]
+                at += 1
+        if not back:
+            _chain(memory, model, ids, now_s, finish_s)
 
 
 @njit(cache=True)
 def _chain_observed(memory, now_s):
     """Register what runs and what is in the log, as observed."""
-    world, estimated_s = memory.world, memory.estimated_s
-    _look(memory)
-    for at in range(memory.counts[PENDING]):
-        entry = memory.pending[at]
+    keys, estimated_s, _, world, _, ends_s, _, pending, counts = memory
+    for at in range(counts[PENDING]):
+        entry = pending[at]
         i = world.log[entry]
         if np.isnan(world.start_s[i]):
-            free_s = _free_at(memory, i, max(now_s, world.dispatch_s[entry]))
+            free_s = _free_at(keys, ends_s, i, max(now_s, world.dispatch_s[entry]))
             end_s = free_s + estimated_s[i]
         else:
             end_s = max(now_s, world.start_s[i] + estimated_s[i])
-        _register(memory, i, end_s, memory.exclusive_end_s, memory.shared_end_s)
+        _register(keys, ends_s, i, end_s)
 
 
 # --- Simulated forward, with the cores ------------------------------------------
 
 
 @njit(cache=True)
-def _restore(memory, now_s):
-    """Copy into the scratch database what has not committed, at `now_s`.
+def _run_forward(memory, ids, now_s, lag_s, finish_s):
+    """Finish times if the log is followed by `ids` in turn and then by nothing.
 
-    A running transaction ends one estimate after its start, now if that is past.
+    What has not committed is copied into the scratch database and runs there. What
+    runs already ends one estimate after its start, now if that is past. An id of NONE
+    is left out. Returns how many ran already: the first of the scratch queue.
     """
-    world, scratch, estimated_s = memory.world, memory.scratch, memory.estimated_s
-    table, queue, granted_s = scratch.table, scratch.queue, scratch.granted_s
-    progress = scratch.progress
-    progress[:] = 0
+    _, estimated_s, _, world, scratch, _, _, pending, counts = memory
+    log, dispatch_s, start_s = world.log, world.dispatch_s, world.start_s
+    (
+        table, to_log, to_dispatch_s, queue, granted_s, _, finished_s, running,
+        ends_s, turn, _, progress,
+    ) = scratch  # fmt: skip
+    cores = len(running)
     started = 0
-    for core in range(len(world.running)):
+    for core in range(cores):
         i = world.running[core]
-        scratch.running[core] = i
-        scratch.ends_s[core] = np.inf
-        scratch.turn[core] = world.turn[core]
+        running[core] = i
+        ends_s[core] = np.inf
+        turn[core] = world.turn[core]
         if i != NONE:
-            scratch.start_s[i] = world.start_s[i]
-            scratch.ends_s[core] = max(now_s, world.start_s[i] + estimated_s[i])
+            ends_s[core] = max(now_s, start_s[i] + estimated_s[i])
             granted_s[i] = now_s
             queue[started] = i
             started += 1
+    ran = started
     ready = started
     for at in range(world.progress[STARTED], world.progress[READY]):
         i = world.queue[at]
@@ -239,73 +219,48 @@ def _restore(memory, now_s):
         queue[ready] = i
         ready += 1
     logged = 0
-    for at in range(memory.counts[PENDING]):
-        entry = memory.pending[at]
-        i = world.log[entry]
-        if world.dispatch_s[entry] > now_s and np.isnan(world.start_s[i]):
-            scratch.log[logged] = i
-            scratch.dispatch_s[logged] = world.dispatch_s[entry]
+    for at in range(counts[PENDING]):
+        entry = pending[at]
+        i = log[entry]
+        if dispatch_s[entry] > now_s and np.isnan(start_s[i]):
+            to_log[logged] = i
+            to_dispatch_s[logged] = dispatch_s[entry]
             logged += 1
         elif book(table, i) and np.isnan(granted_s[i]):
             granted_s[i] = now_s
             queue[ready] = i
             ready += 1
-    progress[LOGGED], progress[READY], progress[STARTED] = logged, ready, started
-    return started
-
-
-@njit(cache=True)
-def _clear(memory, ids):
-    """Leave the scratch database idle, as it was found."""
-    scratch, world = memory.scratch, memory.world
-    for at in range(memory.counts[PENDING]):
-        i = world.log[memory.pending[at]]
-        scratch.granted_s[i] = np.nan
-        scratch.start_s[i] = np.nan
-        scratch.finish_s[i] = np.nan
-    for i in ids:
-        scratch.granted_s[i] = np.nan
-        scratch.start_s[i] = np.nan
-        scratch.finish_s[i] = np.nan
-
-
-@njit(cache=True)
-def _run_forward(memory, ids, now_s, lag_s, finish_s):
-    """Finish times if the log is followed by `ids` in turn and then by nothing.
-
-    An id of NONE is left out.
-    """
-    scratch = memory.scratch
-    running = _restore(memory, now_s)
-    logged = scratch.progress[LOGGED]
     for i in ids:
         if i != NONE:
-            scratch.log[logged] = i
-            scratch.dispatch_s[logged] = now_s + lag_s
+            to_log[logged] = i
+            to_dispatch_s[logged] = now_s + lag_s
             logged += 1
-    scratch.progress[LOGGED] = logged
-    _fill(scratch, memory.estimated_s, now_s)
-    advance(scratch, memory.estimated_s, np.inf, False)
+    # Observed databases may show a core that idles while something is ready.
+    core = 0
+    while started < ready and core < cores:
+        if running[core] == NONE:
+            i = queue[started]
+            running[core] = i
+            ends_s[core] = now_s + estimated_s[i]
+            turn[core] = started
+            started += 1
+        core += 1
+    progress[:] = 0
+    progress[LOGGED], progress[READY], progress[STARTED] = logged, ready, started
+    advance(scratch, estimated_s, np.inf, False)
     for at in range(len(ids)):
         if ids[at] != NONE:
-            finish_s[at] = scratch.finish_s[ids[at]]
-    return running
+            finish_s[at] = finished_s[ids[at]]
+    return ran
 
 
 @njit(cache=True)
-def _fill(state, busy_s, now_s):
-    """Start what waits for a core that idles; observed databases may show both."""
-    progress = state.progress
-    core = 0
-    while progress[STARTED] < progress[READY] and core < len(state.running):
-        if state.running[core] == NONE:
-            i = state.queue[progress[STARTED]]
-            state.running[core] = i
-            state.start_s[i] = now_s
-            state.ends_s[core] = now_s + busy_s[i]
-            state.turn[core] = progress[STARTED]
-            progress[STARTED] += 1
-        core += 1
+def _clear(memory):
+    """Leave the scratch database idle, as it was found."""
+    scratch = memory.scratch
+    queue, granted_s = scratch.queue, scratch.granted_s
+    for at in range(scratch.progress[READY]):
+        granted_s[queue[at]] = np.nan
 
 
 @njit(cache=True)
@@ -315,14 +270,15 @@ def _together(memory, model, ids, now_s, finish_s):
     All are taken to be kept; while one would end too late for that, the first such is
     taken out and the others are forecast without it.
     """
+    deadline_s, tolerance_s = memory.deadline_s, model.tolerance_s
     kept = ids.copy()
     while True:
         _run_forward(memory, kept, now_s, model.lag_s, finish_s)
-        _clear(memory, ids)
+        _clear(memory)
         late = NONE
         for at in range(len(ids)):
             i = kept[at]
-            if i != NONE and finish_s[at] > memory.deadline_s[i] + model.tolerance_s:
+            if i != NONE and finish_s[at] > deadline_s[i] + tolerance_s:
                 late = at
                 break
         if late == NONE:
@@ -337,14 +293,16 @@ def _alone(memory, model, ids, now_s, finish_s):
     It would hold its locks after its last predecessor, and start when a core is free
     and everything that held its locks before has started.
     """
-    scratch, world, estimated_s = memory.scratch, memory.world, memory.estimated_s
-    cores = len(world.running)
-    running = _run_forward(memory, ids[:0], now_s, model.lag_s, finish_s)
+    keys, estimated_s, _, world, scratch, ends_s, _, pending, counts = memory
+    log = world.log
+    ran = _run_forward(memory, ids[:0], now_s, model.lag_s, finish_s)
+    queue, finished_s = scratch.queue, scratch.finish_s
+    cores = len(scratch.running)
     free_s = np.full(cores, now_s)
-    for at in range(running):
-        free_s[at] = scratch.finish_s[scratch.queue[at]]
+    for at in range(ran):
+        free_s[at] = finished_s[queue[at]]
     # After as many of the queue as came first, the earliest time of a free core.
-    queued = scratch.progress[READY] - running
+    queued = scratch.progress[READY] - ran
     core_s = np.empty(queued + 1)
     granted_s = np.empty(queued)
     for at in range(queued + 1):
@@ -354,36 +312,33 @@ def _alone(memory, model, ids, now_s, finish_s):
                 first = core
         core_s[at] = free_s[first]
         if at < queued:
-            i = scratch.queue[running + at]
+            i = queue[ran + at]
             granted_s[at] = scratch.granted_s[i]
-            free_s[first] = scratch.finish_s[i]
-    for at in range(memory.counts[PENDING]):
-        i = world.log[memory.pending[at]]
-        end_s = scratch.finish_s[i]
-        _register(memory, i, end_s, memory.exclusive_end_s, memory.shared_end_s)
+            free_s[first] = finished_s[i]
+    _clear(memory)
+    for at in range(counts[PENDING]):
+        i = log[pending[at]]
+        _register(keys, ends_s, i, finished_s[i])
     for at in range(len(ids)):
         i = ids[at]
-        free = _free_at(memory, i, now_s + model.lag_s)
+        free = _free_at(keys, ends_s, i, now_s + model.lag_s)
         before = 0
         while before < queued and granted_s[before] < free:
             before += 1
         behind = before
         while behind < queued and granted_s[behind] <= free:
             behind += 1
-        start_s = max(free, core_s[before])
         # Of what one commit grants, who waits for a core first is a matter of ties.
-        tied = free > now_s + model.lag_s and start_s != max(free, core_s[behind])
-        if not tied:
-            start_s = max(free, core_s[behind])
+        start_s = max(free, core_s[behind])
+        tied = free > now_s + model.lag_s and start_s != max(free, core_s[before])
         finish_s[at] = np.nan if tied else start_s + estimated_s[i]
-    _clear(memory, ids)
-    for at in range(memory.counts[PENDING]):
-        _forget(memory, world.log[memory.pending[at]])
+    for at in range(counts[PENDING]):
+        _forget(keys, ends_s, log[pending[at]])
     for at in range(len(ids)):
         if np.isnan(finish_s[at]):
             one = ids[at : at + 1]
             _run_forward(memory, one, now_s, model.lag_s, finish_s[at : at + 1])
-            _clear(memory, one)
+            _clear(memory)
 
 
 # --- Both ------------------------------------------------------------------------
@@ -398,7 +353,12 @@ def schedule(
     With `remember`, a world without feedback takes what is kept into its log, and what
     will be dropped becomes a ghost if the model has ghosts.
     """
+    keys, estimated_s, deadline_s, world, _, ends_s, ghosts_s, pending, counts = memory
     finish_s = np.empty(len(ids))
+    if model.cpu and not model.feedback:
+        advance(world, estimated_s, now_s, False)
+    if model.cpu or model.feedback:
+        _look(memory)
     if not model.cpu:
         if model.feedback:
             _chain_observed(memory, now_s)
@@ -407,14 +367,11 @@ def schedule(
         else:
             _chain_and_undo(memory, model, ids, now_s, finish_s)
         if model.feedback:
-            for at in range(memory.counts[PENDING]):
-                _forget(memory, memory.world.log[memory.pending[at]])
+            for at in range(counts[PENDING]):
+                _forget(keys, ends_s, world.log[pending[at]])
             for i in ids:
-                _forget(memory, i)
+                _forget(keys, ends_s, i)
         return finish_s
-    if not model.feedback:
-        advance(memory.world, memory.estimated_s, now_s, False)
-    _look(memory)
     if model.tolerance_s == -np.inf:
         _alone(memory, model, ids, now_s, finish_s)
     else:
@@ -422,21 +379,18 @@ def schedule(
     for at in range(len(ids)):
         i = ids[at]
         if model.ghosts:
-            free_s = _ghosts_leave_at(memory, i, -np.inf)
-            finish_s[at] = max(finish_s[at], free_s + memory.estimated_s[i])
+            free_s = _free_at(keys, ghosts_s, i, -np.inf)
+            finish_s[at] = max(finish_s[at], free_s + estimated_s[i])
         if not remember:
             continue
-        if finish_s[at] > memory.deadline_s[i] + model.tolerance_s:
+        if finish_s[at] > deadline_s[i] + model.tolerance_s:
             if model.ghosts:
-                _register(
-                    memory, i, finish_s[at],
-                    memory.ghost_exclusive_end_s, memory.ghost_shared_end_s,
-                )  # fmt: skip
+                _register(keys, ghosts_s, i, finish_s[at])
         elif not model.feedback:
-            logged = memory.world.progress[LOGGED]
-            memory.world.log[logged] = i
-            memory.world.dispatch_s[logged] = now_s + model.lag_s
-            memory.world.progress[LOGGED] = logged + 1
+            logged = world.progress[LOGGED]
+            world.log[logged] = i
+            world.dispatch_s[logged] = now_s + model.lag_s
+            world.progress[LOGGED] = logged + 1
     return finish_s
 
 
@@ -468,20 +422,20 @@ class _Schedule:
     ) -> None:  # fmt: skip
         # Some models need less of what is asked for here; what they need not is empty.
         none = KeySets(np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, bool))
-        simulated = model.cpu or model.feedback
+        simulated, k = model.cpu or model.feedback, keys.n_keys
         self.spread, self.model = spread, model
         self.memory = Memory(
-            offsets=np.array(keys.offsets),
-            keys=np.array(keys.keys),
-            exclusive=np.array(keys.exclusive),
+            keys=(
+                np.array(keys.offsets),
+                np.array(keys.keys),
+                np.array(keys.exclusive),
+            ),
             estimated_s=np.array(estimated_s, np.float64),
             deadline_s=deadline_s,
             world=world,
             scratch=idle_state(keys if model.cpu else none, len(world.running)),
-            exclusive_end_s=np.full(keys.n_keys, -np.inf),
-            shared_end_s=np.full(keys.n_keys, -np.inf),
-            ghost_exclusive_end_s=np.full(keys.n_keys, -np.inf),
-            ghost_shared_end_s=np.full(keys.n_keys, -np.inf),
+            ends_s=(np.full(k, -np.inf), np.full(k, -np.inf)),
+            ghosts_s=(np.full(k, -np.inf), np.full(k, -np.inf)),
             pending=np.empty(len(keys) if simulated else 0, np.int64),
             counts=np.zeros(2, np.int64),
         )
