@@ -172,6 +172,130 @@ def q_error_curves(errors: dict[str, dict[str, F64]]) -> Figure:
     return figure
 
 
+def operating_units(
+    trace: Trace, predicted_s: Mapping[str, F64], totals_s: Mapping[str, F64]
+) -> Figure:
+    """Mean time in each unit, measured and estimated; and totals over the truth.
+
+    `predicted_s` (n,) by unit, of which `rest` is what no unit claims; `totals_s` are
+    estimates (n,) of the service time, by how they were learned.
+    """
+    figure, left, right = axes(2, height_in=3.4)
+    kinds = [k for k in range(len(trace.kinds)) if (trace.kind == k).any()]
+    measured_s = dict(zip(trace.unit_names, trace.units_s.T, strict=True))
+    measured_s["rest"] = trace.service_s - trace.units_s.sum(axis=1)
+    for shift, columns, hatch in ((-0.2, measured_s, None), (0.2, predicted_s, "////")):
+        bottom = np.zeros(len(kinds))
+        for number, unit in enumerate(measured_s):
+            column = columns.get(unit, np.zeros(len(trace)))
+            mean_us = np.array([1e6 * column[trace.kind == k].mean() for k in kinds])
+            left.bar(
+                np.arange(len(kinds)) + shift,
+                mean_us,
+                0.36,
+                bottom=bottom,
+                color=[*sns.color_palette(), GREY][number % 7],
+                label=unit if hatch is None else None,
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0,
+            )
+            bottom += mean_us
+    labels = [trace.kinds[k].replace("_", "\n") for k in kinds]
+    left.set_ylabel("mean time (µs)")
+    left.legend(title="operating unit", fontsize=7, title_fontsize=7)
+    colours = (ESTIMATOR_COLOURS["sum-max"], GREY)
+    width = 0.8 / len(totals_s)
+    for number, ((name, total_s), colour) in enumerate(
+        zip(totals_s.items(), colours, strict=True)
+    ):
+        ratio = [
+            total_s[trace.kind == k].sum() / trace.service_s[trace.kind == k].sum()
+            for k in kinds
+        ]
+        shift = (number - (len(totals_s) - 1) / 2) * width
+        right.bar(np.arange(len(kinds)) + shift, ratio, width, color=colour, label=name)
+    right.axhline(1, color=INK, linewidth=0.8)
+    right.set_ylabel("estimated over true time")
+    right.legend(fontsize=7, loc="lower left", framealpha=0.9, frameon=True)
+    for panel in (left, right):
+        panel.set_xticks(range(len(kinds)), labels, fontsize=7)
+        panel.grid(axis="x", visible=False)
+    return figure
+
+
+def coverage(
+    trace: Trace, bounds_s: Mapping[str, Mapping[float, F64]], window: int
+) -> Figure:
+    """How many times stay within their bound: over the run, and by type.
+
+    `bounds_s` (n,) by how they were made (the last one in full colour) and level. The
+    left panel counts the last `window` transactions, the right one all of a type.
+    """
+    figure, left, right = axes(2, height_in=3.2)
+    *_, last = bounds_s
+    kinds = [k for k in range(len(trace.kinds)) if (trace.kind == k).any()]
+    for name, by_level in bounds_s.items():
+        for (level, bound_s), colour in zip(
+            by_level.items(), sns.color_palette(), strict=False
+        ):
+            within = 100 * (trace.service_s <= bound_s)
+            moving = np.convolve(within, np.ones(window) / window, "valid")
+            style = (
+                {"linewidth": 1.4} if name == last else {"linestyle": ":", "alpha": 0.8}
+            )
+            at = np.arange(len(moving)) + window
+            left.plot(at, moving, color=colour, label=f"{level:.0%}, {name}", **style)
+            left.axhline(100 * level, color=colour, linewidth=0.6)
+            if name == last:
+                share = [within[trace.kind == k].mean() for k in kinds]
+                miss = np.array(share) - 100 * level
+                right.plot(miss, range(len(kinds)), "o", color=colour, alpha=0.8)
+    left.set_xlabel("held-out transactions so far")
+    left.set_ylabel(f"within the bound, of the last {window:,} (%)")
+    handles, names = left.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=7)
+    right.axvspan(-2, 2, color=GREY, alpha=0.15, linewidth=0)
+    right.axvline(0, color=INK, linewidth=0.8)
+    right.set_xlim(-4, 4)
+    labels = [trace.kinds[k].replace("_", " ") for k in kinds]
+    right.set_yticks(range(len(kinds)), labels, fontsize=8)
+    right.set_xlabel("covered less promised (points)")
+    return figure
+
+
+def hidden_patterns(
+    importance: pd.DataFrame, dependence_s: Mapping[str, pd.Series], features: int = 9
+) -> Figure:
+    """What shuffling a feature costs, by type; and estimates against one feature.
+
+    `importance` has a row a type and a column a feature, in percent; the `features`
+    that matter most anywhere are shown. `dependence_s` are mean estimates in seconds by
+    the value of a feature, by what they show.
+    """
+    figure, left, right = axes(2, height_in=3.4)
+    most = importance.max().sort_values(ascending=False).index[:features]
+    shown = importance[list(most)].T.clip(lower=0)
+    sns.heatmap(
+        shown, ax=left, cmap="crest", annot=True, fmt=".1f", annot_kws={"size": 7},
+        cbar=False, linewidths=0.5,
+    )  # fmt: skip
+    left.set_xticklabels([t.replace(" ", "\n") for t in shown.columns], rotation=0)
+    left.set_yticklabels([name.replace("_", " ") for name in shown.index], rotation=0)
+    left.tick_params(labelsize=7, length=0)
+    left.set_xlabel("")
+    left.set_ylabel("")
+    left.set_title("q-error lost by shuffling (%)", fontsize=8)
+    for (label, series), marker in zip(dependence_s.items(), "osD^v", strict=False):
+        relative = 100 * (series.to_numpy() / series.iloc[0] - 1)
+        right.plot(series.index, relative, marker=marker, ms=3, label=label)
+    right.axhline(0, color=INK, linewidth=0.6)
+    right.set_xlabel("value of the feature")
+    right.set_ylabel("mean estimate against the smallest (%)")
+    right.legend(fontsize=7)
+    return figure
+
+
 # --- Part I: service level agreements ------------------------------------------
 
 

@@ -169,7 +169,7 @@ class Boosted:
         log_s = np.log(_past(trace))
         self.centre = float(log_s.mean())
         self.feature_names = trace.feature_names
-        model = _boosting(self.seed, self.rounds, loss="squared_error")
+        model = boosting(self.seed, self.rounds, loss="squared_error")
         with one_thread():
             model.fit(trace.features, log_s - self.centre)
         self.ensemble = flatten(model)
@@ -221,7 +221,7 @@ class Quantiles:
         self.centre = float(log_s.mean())
         self.ensembles = {}
         for level in LEVELS:
-            model = _boosting(self.seed, self.rounds, loss="quantile", quantile=level)
+            model = boosting(self.seed, self.rounds, loss="quantile", quantile=level)
             with one_thread():
                 model.fit(older.features, log_s - self.centre)
             self.ensembles[f"{level}"] = flatten(model)
@@ -444,7 +444,8 @@ def _offsets(scores: F64, otherwise: F64) -> F64:
     )
 
 
-def _boosting(seed: int, rounds: int, **loss: Any) -> HistGradientBoostingRegressor:
+def boosting(seed: int, rounds: int, **loss: Any) -> HistGradientBoostingRegressor:
+    """What `Boosted` and `Quantiles` grow, not yet fitted; `loss` says for what."""
     return HistGradientBoostingRegressor(
         max_iter=rounds,
         learning_rate=0.08,

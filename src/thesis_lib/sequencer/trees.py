@@ -23,10 +23,14 @@ LEAF = -1  # in place of a feature
 
 
 @njit(cache=True)
-def _total(
+def sum_leaves(
     roots: I32, feature: I32, lower: I32, number: F64, base: float, divisor: float,
     features: F64,
 ) -> float:  # fmt: skip
+    """The estimate for one row of features (d,), for compiled code; NaN if one lacks.
+
+    The other arguments are `Trees.nodes`, in its order.
+    """
     for known in features:
         if not np.isfinite(known):
             return np.nan
@@ -40,13 +44,13 @@ def _total(
 
 
 @njit(cache=True)
-def _totals(
+def _sum_rows(
     roots: I32, feature: I32, lower: I32, number: F64, base: float, divisor: float,
     features: F64,
 ) -> F64:  # fmt: skip
     totals = np.empty(len(features))
     for row in range(len(features)):
-        totals[row] = _total(
+        totals[row] = sum_leaves(
             roots, feature, lower, number, base, divisor, features[row]
         )
     return totals
@@ -112,7 +116,7 @@ class Trees:
             features.ndim == 2 and features.shape[1] == self.n_features,
             f"features have shape {features.shape}: expected (…, {self.n_features})",
         )
-        totals = _totals(*self._nodes(), self._rounded(features))
+        totals = _sum_rows(*self.nodes(), self._rounded(features))
         if np.isnan(totals).any():
             row = int(np.argmax(np.isnan(totals)))
             column = int(np.argmin(np.isfinite(features[row])))
@@ -129,12 +133,13 @@ class Trees:
                 f"features are {features.dtype} of shape {features.shape}: expected "
                 f"float64 of shape ({self.n_features},)"
             )
-        total = _total(*self._nodes(), self._rounded(features))
+        total = sum_leaves(*self.nodes(), self._rounded(features))
         if total != total:
             raise InvalidInput(f"a feature is missing: every one of {features} counts")
         return total
 
-    def _nodes(self) -> tuple[I32, I32, I32, F64, float, float]:
+    def nodes(self) -> tuple[I32, I32, I32, F64, float, float]:
+        """What `sum_leaves` wants before the features."""
         return (
             self.roots, self.feature, self.lower, self.number, self.base, self.divisor,
         )  # fmt: skip

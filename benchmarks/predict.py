@@ -1,0 +1,146 @@
+"""One estimate at a time: flat trees against scikit-learn, on the same trees.
+
+Checks on every held-out transaction that both give the same bits, then asks each for
+one transaction after the other, in turn, round by round.
+
+    python benchmarks/predict.py
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+import psutil
+import sklearn
+from numba import njit
+
+from thesis_lib.chapters import repository
+from thesis_lib.files import write_whole
+from thesis_lib.machine import commit, identity
+from thesis_lib.paths import data_folder
+from thesis_lib.sequencer.estimator import (
+    Boosted,
+    Linear,
+    boosting,
+    everything,
+    one_thread,
+)
+from thesis_lib.sequencer.features import STATIC, with_features
+from thesis_lib.sequencer.trace import F64, Trace
+from thesis_lib.sequencer.trees import flatten, sum_leaves
+
+TRACE = "sqlite-tpcc-2w-1worker.parquet"
+PAST = 0.7
+ROUNDS = 15
+CALLS = 2_000  # a round; scikit-learn gets a tenth of them
+
+
+@njit
+def compiled(nodes, features: F64) -> float:
+    """The sum of the estimates of all rows, as compiled code would ask for them."""
+    total = 0.0
+    for row in range(len(features)):
+        total += sum_leaves(*nodes, features[row])
+    return total
+
+
+def each(ask: Callable[[F64], object], rows: F64) -> Callable[[], None]:
+    """A run that asks for one row after the other."""
+
+    def run() -> None:
+        for row in rows:
+            ask(row)
+
+    return run
+
+
+def timed(run: Callable[[], object], calls: int) -> dict[str, float]:
+    """Wall and processor microseconds of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    return {
+        "wall_us": 1e6 * (time.perf_counter() - wall) / calls,
+        "cpu_us": 1e6 * (time.process_time() - cpu) / calls,
+    }
+
+
+def main() -> None:
+    load = psutil.getloadavg()
+    whole = with_features(Trace.read(data_folder() / "traces" / TRACE), STATIC)
+    past, future = replace(whole, service_s=whole.measured["cpu_s"]).split(PAST)
+    estimator, linear = Boosted().fit(past), Linear().fit(past)
+    model = boosting(estimator.seed, estimator.rounds, loss="squared_error")
+    with one_thread():
+        model.fit(past.features, np.log(past.service_s) - estimator.centre)
+    trees = flatten(model)
+    expected = model.predict(future.features)
+    one_by_one = [trees.predict_one(row) for row in future.features]
+    np.testing.assert_array_equal(one_by_one, expected)
+    np.testing.assert_array_equal(trees.predict(future.features), expected)
+    estimates_s = [estimator.predict_one(row) for row in future.features]
+    np.testing.assert_allclose(
+        estimates_s, estimator.predict(everything(future)), rtol=1e-15
+    )
+    rows, few = future.features[:CALLS], future.features[: CALLS // 10]
+    batches = [future.take(np.array([i])) for i in range(len(few))]
+    batches = [everything(one) for one in batches]
+    nodes = trees.nodes()
+    compiled(nodes, rows)
+    runs = {
+        "scikit_learn": (each(lambda row: model.predict(row[None]), few), len(few)),
+        "flat": (each(trees.predict_one, rows), len(rows)),
+        "flat_compiled": (lambda: compiled(nodes, rows), len(rows)),
+        "estimator": (each(estimator.predict_one, rows), len(rows)),
+        "estimator_batch_of_one": (
+            lambda: [estimator.predict(batch) for batch in batches],
+            len(batches),
+        ),
+        "linear_batch_of_one": (
+            lambda: [linear.predict(batch) for batch in batches],
+            len(batches),
+        ),
+    }
+    with one_thread():
+        for run, _ in runs.values():
+            run()
+        rounds = [
+            {name: timed(run, calls) for name, (run, calls) in runs.items()}
+            for _ in range(ROUNDS)
+        ]
+    checkout = repository()
+    report = {
+        "scikit_learn": sklearn.__version__,
+        "trace": TRACE,
+        "features": len(STATIC),
+        "trees": len(trees.roots),
+        "nodes": len(trees.feature),
+        "held_out": len(future),
+        "bits_equal": True,  # asserted above, on all that is held out
+        "median_us": {
+            name: {
+                clock: median(r[name][clock] for r in rounds)
+                for clock in ("cpu_us", "wall_us")
+            }
+            for name in runs
+        },
+        "faster_than_scikit_learn": {
+            name: median(
+                r["scikit_learn"]["cpu_us"] / r[name]["cpu_us"] for r in rounds
+            )
+            for name in runs
+        },
+        "rounds": rounds,
+        "commit": commit(checkout)[0],
+        "machine": identity(),
+        "load_average": {"start": load, "end": psutil.getloadavg()},
+    }
+    target = checkout / "data" / "measurements" / "predict.json"
+    write_whole(target, json.dumps(report, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in report.items() if k != "rounds"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
