@@ -21,7 +21,8 @@ FLOORS = [
     "sequencer.shadow sequencer.modelfile memory.speculate memory.quality",
     "sequencer.policies",
     "sequencer.pipeline sequencer.simulate",
-    "sequencer.engine sequencer.clairvoyant sequencer.report sequencer.worked",
+    "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
+    "sequencer.worked",
     "sequencer.serve sequencer.accuracy figures",
     "chapters warm",
     "compare sweep",
