@@ -329,6 +329,13 @@ MUTANTS = [
         ("tests/sequencer/test_pipeline.py", "-k", "back_pressure"),
     ),
     Mutant(
+        "middleware: readers are taken to wait for readers",
+        "sequencer/middleware.py",
+        "read_s[key] = max(read_s[key], finish_s[i])",
+        "wrote_s[key] = max(wrote_s[key], finish_s[i])",
+        ("tests/sequencer/test_middleware.py",),
+    ),
+    Mutant(
         "command log: an altered record is executed",
         "sequencer/logfile.py",
         "require(crc32(found) == checksum, altered)",

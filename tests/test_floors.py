@@ -22,7 +22,8 @@ FLOORS = [
     "memory.speculate memory.quality",
     "sequencer.policies",
     "sequencer.pipeline sequencer.simulate",
-    "sequencer.engine sequencer.clairvoyant sequencer.report sequencer.worked",
+    "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
+    "sequencer.worked",
     "sequencer.serve sequencer.accuracy figures",
     "chapters warm",
     "compare sweep",

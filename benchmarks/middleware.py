@@ -1,0 +1,233 @@
+"""What the live engine adds to a transaction, and how many it passes a second.
+
+Processes against a peer of threads that share Python's interpreter lock, and batched
+against single system calls, in turn, on a database that does nothing, on SQLite and on
+PostgreSQL. Then the stages of a transaction, and the highest rate of an open loop that
+is sustained.
+
+    python benchmarks/middleware.py [ROUNDS]
+"""
+
+import json
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from time import perf_counter
+
+import numpy as np
+import psutil
+
+from thesis_lib import chapters
+from thesis_lib.files import write_whole
+from thesis_lib.machine import commit, identity, versions
+from thesis_lib.sequencer import workers as workers_
+from thesis_lib.sequencer.engine import ENGINES, database, make_log
+from thesis_lib.sequencer.features import static_features, static_names
+from thesis_lib.sequencer.locktable import book, lock_table, release
+from thesis_lib.sequencer.middleware import as_delays, overheads
+from thesis_lib.sequencer.pipeline import Requests, Run, Scheduler, run_closed, run_open
+from thesis_lib.sequencer.policies import policy
+from thesis_lib.sequencer.storage import UNITS
+from thesis_lib.sequencer.workload import Log, poisson_arrivals
+
+N, WARM_UP = 4_000, 400
+CLIENTS, BATCH = 64, 8
+QUIET = 0.2  # of the closed loop's rate: a load at which hardly anybody meets
+STEPS = 1.1 ** np.arange(-8, 9)  # rates that are tried, around the closed loop's
+
+
+class Nothing:
+    """A database whose transactions do nothing: what remains is the middleware."""
+
+    engine, one_writer = "nothing", True
+    units_s = (0.0,) * len(UNITS)
+
+    def copy(self, name: str) -> "Nothing":
+        return self
+
+    def session(self) -> "Nothing":
+        return self
+
+    def run(self, t) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+def threads(storage, log: Log, count: int) -> float:
+    """Transactions a second of the same closed loop on threads and one mutex."""
+    table, unlocked = lock_table(log.keys), np.empty(len(log), np.int64)
+    book(table, 0)  # compiled here
+    release(table, 0, unlocked)
+    ready: queue.SimpleQueue[int] = queue.SimpleQueue()
+    mutex, counts = threading.Lock(), {"arrived": 0, "booked": 0}
+    ends_s = []
+
+    def arrive() -> None:
+        counts["arrived"] += 1
+        if counts["arrived"] - counts["booked"] < BATCH and counts["arrived"] < len(
+            log
+        ):
+            return
+        for i in range(counts["booked"], counts["arrived"]):
+            if book(table, i):
+                ready.put(i)
+        counts["booked"] = counts["arrived"]
+
+    def work() -> None:
+        with closing(storage.session()) as session:
+            while (i := ready.get()) >= 0:
+                session.run(log.transactions[i])
+                with mutex:
+                    for j in unlocked[: release(table, i, unlocked)].tolist():
+                        ready.put(j)
+                    ends_s.append(perf_counter())
+                    if counts["arrived"] < len(log):
+                        arrive()
+                    if len(ends_s) == len(log):
+                        for _ in range(count):
+                            ready.put(-1)
+
+    with mutex:
+        for _ in range(CLIENTS):
+            arrive()
+    workers = [threading.Thread(target=work) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return (len(log) - WARM_UP) / (ends_s[-1] - ends_s[WARM_UP - 1])
+
+
+@contextmanager
+def single_calls() -> Iterator[None]:
+    """One id a write and one record a read, as before system calls were batched."""
+    whole = workers_.AT_ONCE, workers_.READ_BYTES
+    workers_.AT_ONCE, workers_.READ_BYTES = 1, workers_.RECORD.itemsize
+    try:
+        yield
+    finally:
+        workers_.AT_ONCE, workers_.READ_BYTES = whole
+
+
+def processes(storage, log: Log, count: int) -> tuple[float, Run]:
+    """Transactions a second of a closed loop, and its run."""
+    with Scheduler(storage, log, count) as scheduler:
+        run = run_closed(scheduler, len(log), CLIENTS, BATCH)
+    ends_s = np.sort(run.finish_s)
+    return (len(log) - WARM_UP) / (ends_s[-1] - ends_s[WARM_UP - 1]), run
+
+
+def open_loop(storage, log: Log, count: int, rate_per_s: float, seed: int) -> Run:
+    """A run at this rate under FIFO, behind a warm-up."""
+    rng = np.random.default_rng(seed)
+    due_s = poisson_arrivals(rate_per_s, len(log) - WARM_UP, rng)
+    arrival_s = np.concatenate([np.zeros(WARM_UP), due_s])
+    asked = Requests(
+        arrival_s, arrival_s + 1.0, static_features(log), static_names(log), log.keys,
+        np.zeros(len(log)),
+    )  # fmt: skip
+    with Scheduler(storage, log, count) as scheduler:
+        run_closed(scheduler, WARM_UP, CLIENTS, BATCH)
+        fifo = policy("fifo", slo_s=1.0, cores=count)
+        return run_open(scheduler, asked, fifo, first=WARM_UP)
+
+
+def sustained(run: Run) -> bool:
+    """Whether the queue at the last arrival took less than 1 % of the run to empty."""
+    return bool(run.notified_s.max() < 1.01 * run.arrival_s[-1] + 5e-3)
+
+
+def measure(loaded, log: Log, rounds: int) -> dict:
+    """Everything about one engine, by number of workers."""
+    copies = 0
+
+    def fresh():
+        nonlocal copies
+        copies += 1
+        return loaded.copy(f"m{copies}")
+
+    found = {}
+    for count in (1, 2, 4):
+        rates = {"threads": [], "processes, single calls": [], "processes": []}
+        busy, quiet, highest = [], [], []
+        for r in range(rounds):
+            rates["threads"].append(threads(fresh(), log, count))
+            with single_calls():
+                rates["processes, single calls"].append(
+                    processes(fresh(), log, count)[0]
+                )
+            rate, run = processes(fresh(), log, count)
+            rates["processes"].append(rate)
+            busy.append(overheads(run, log.keys, WARM_UP))
+            run = open_loop(fresh(), log, count, QUIET * rate, r)
+            quiet.append(overheads(run, log.keys, WARM_UP))
+            held = [0.0]
+            for step in STEPS:
+                if not sustained(open_loop(fresh(), log, count, step * rate, r)):
+                    break
+                held.append(float(step * rate))
+            highest.append(held[-1])
+        middle = sorted(range(rounds), key=lambda r: busy[r].gap_s)[rounds // 2]
+        found[str(count)] = {
+            "transactions_per_s": rates,
+            "processes over threads": float(
+                np.median(np.divide(rates["processes"], rates["threads"]))
+            ),
+            "batched over single calls": float(
+                np.median(
+                    np.divide(rates["processes"], rates["processes, single calls"])
+                )
+            ),
+            "open_loop_sustained_per_s": highest,
+            "quiet": [asdict(o) for o in quiet],
+            "busy": [asdict(o) for o in busy],
+            "delays": asdict(as_delays(quiet[middle], busy[middle])),
+        }
+    return found
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    log = make_log("tpcc", N, 0, warehouses=4)
+    before = psutil.getloadavg()
+    engines = {"nothing": measure(Nothing(), log, rounds)}
+    for engine in ENGINES:
+        with database(engine) as loaded:
+            loaded.load(log.scale, log.seed)
+            rows = log if loaded.one_writer else log.without_files()
+            engines[engine] = measure(loaded, rows, rounds)
+        print(f"measured {engine}", file=sys.stderr)
+    checkout = chapters.repository()
+    report = {
+        "engines": engines,
+        "transactions": N,
+        "clients": CLIENTS,
+        "batch": BATCH,
+        "rounds": rounds,
+        "commit": commit(checkout)[0],
+        "machine": identity(),
+        "versions": versions(),
+        "load_average": {"start": before, "end": psutil.getloadavg()},
+        "note": "times in seconds; an open loop under FIFO, batching nothing; the "
+        "server of PostgreSQL shares the cores",
+    }
+    target = checkout / "data" / "measurements" / "middleware.json"
+    write_whole(target, json.dumps(report, indent=1) + "\n")
+    for engine, by_count in engines.items():
+        for count, numbers in by_count.items():
+            print(
+                engine, count,
+                {k: round(float(np.median(v))) for k, v
+                 in numbers["transactions_per_s"].items()},
+                "sustained", np.round(np.median(numbers["open_loop_sustained_per_s"])),
+                {k: f"{1e6 * v:.0f} us" for k, v in numbers["delays"].items()},
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""What the live engine adds to a transaction, and the model of it in the simulator.
+
+A transaction is read when the loop wakes, booked, handed to a worker through a pipe,
+and its commit is heard of through another: four stages, each a difference of two
+observed instants. A fifth is what a busy engine pays between transactions: the gap from
+the instant at which worker and locks were free to the next start.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numba import njit
+
+from thesis_lib.checks import require
+from thesis_lib.sequencer.kernel import Delays
+from thesis_lib.sequencer.pipeline import Run
+from thesis_lib.sequencer.policies import policy
+from thesis_lib.sequencer.simulate import simulate
+from thesis_lib.sequencer.trace import F64, I64, KeySets, Trace
+
+PRECISION_S = 1e-7  # of a fitted delay
+
+
+@dataclass(frozen=True, slots=True)
+class Overheads:
+    """Of a transaction, in seconds: medians, but for the gap, whose mean counts.
+
+    A stage that no transaction of the run went through undisturbed is NaN.
+    """
+
+    read_s: float  # from the intended arrival to the decision
+    book_s: float  # from the decision to the booked locks
+    hand_over_s: float  # from the last lock to the start on a worker that idled
+    notify_s: float  # from the commit to the sequencer's hearing of it
+    gap_s: float  # mean, from a free worker and free locks to the start
+    loop_cpu_s: float  # processor time of sequencer and scheduler
+
+
+@njit(cache=True)
+def _locks_left_s(offsets, keys, exclusive, log, finish_s):
+    """(k,) when, by log position, every conflicting predecessor had finished."""
+    n_keys = keys.max() + 1 if len(keys) else 0
+    wrote_s, read_s = np.full(n_keys, -np.inf), np.full(n_keys, -np.inf)
+    free_s = np.empty(len(log))
+    for at in range(len(log)):
+        i = log[at]
+        free_s[at] = -np.inf
+        for request in range(offsets[i], offsets[i + 1]):
+            key = keys[request]
+            free_s[at] = max(free_s[at], wrote_s[key])
+            if exclusive[request]:
+                free_s[at] = max(free_s[at], read_s[key])
+                wrote_s[key] = max(wrote_s[key], finish_s[i])
+            else:
+                read_s[key] = max(read_s[key], finish_s[i])
+    return free_s
+
+
+def freed_s(run: Run, keys: KeySets) -> tuple[F64, F64]:
+    """By log position: when the locks and when the worker of each were left, (k,) each.
+
+    Minus infinity where nobody had them before.
+    """
+    log = run.log
+    locks_s = _locks_left_s(keys.offsets, keys.keys, keys.exclusive, log, run.finish_s)
+    workers_s = np.full(len(log), -np.inf)
+    for number in np.unique(run.worker[log]):
+        mine = np.flatnonzero(run.worker[log] == number)
+        mine = mine[np.argsort(run.start_s[log[mine]])]
+        workers_s[mine[1:]] = run.finish_s[log[mine[:-1]]]
+    return locks_s, workers_s
+
+
+def overheads(run: Run, keys: KeySets, first: int = 0) -> Overheads:
+    """What transactions `first` to n - 1 of a run paid beside their service.
+
+    Raises InvalidInput where none of them ran.
+    """
+    at: I64 = np.flatnonzero(run.log >= first)
+    require(len(at) > 0, f"no transaction from {first} on ran: nothing to measure")
+    ids = run.log[at]
+    locks_s, workers_s = (freed[at] for freed in freed_s(run, keys))
+    idle = workers_s < run.granted_s[ids]
+    free_s = np.maximum(locks_s, workers_s)
+    busy = free_s > run.sequenced_s[ids]
+
+    def median(times_s: F64) -> float:
+        return float(np.median(times_s)) if len(times_s) else np.nan
+
+    return Overheads(
+        read_s=median(run.decided_s[ids] - run.arrival_s[ids]),
+        book_s=median(run.sequenced_s[ids] - run.decided_s[ids]),
+        hand_over_s=median((run.start_s - run.granted_s)[ids[idle]]),
+        notify_s=median(run.notified_s[ids] - run.finish_s[ids]),
+        gap_s=float((run.start_s[ids] - free_s)[busy].mean()) if busy.any() else np.nan,
+        loop_cpu_s=run.loop_cpu_s / len(ids),
+    )
+
+
+def as_delays(quiet: Overheads, busy: Overheads) -> Delays:
+    """The model in the simulator, from an open loop far from saturation and a burst.
+
+    The lag is what a transaction pays that meets nobody: to be read, booked and handed
+    over, and until its answer is out. A worker is kept from the next transaction by the
+    gap of the burst, and the sequencer by the processor time that it spends there.
+    """
+    return Delays(
+        lag_s=quiet.read_s + quiet.book_s + quiet.hand_over_s + quiet.notify_s,
+        sequencer_s=busy.loop_cpu_s,
+        worker_s=busy.gap_s,
+    )
+
+
+def fit_worker_s(
+    trace: Trace, finish_s: F64, delays: Delays, *, cores: int, slo_s: float
+) -> float:
+    """The worker's overhead with which the simulator ends a FIFO run when it ended.
+
+    `trace` holds the arrivals and service times of a run under overload, `finish_s`
+    (n,) when its clients were answered. Found by bisection to 0.1 µs; 0 where the
+    simulator is the slower one without any.
+    """
+    ended_s = float(finish_s.max())
+    nothing = np.zeros(len(trace))
+
+    def late(worker_s: float) -> bool:
+        history = simulate(
+            trace, policy("fifo", slo_s=slo_s, cores=cores), nothing, cores=cores,
+            slo_s=slo_s, delays=replace(delays, worker_s=worker_s),
+        )  # fmt: skip
+        return float(history.finish_s.max()) > ended_s
+
+    low, high = 0.0, ended_s
+    while high - low > PRECISION_S:
+        middle = (low + high) / 2
+        low, high = (low, middle) if late(middle) else (middle, high)
+    return low

@@ -1,0 +1,75 @@
+"""Overheads are differences of instants, by hand and against the simulator."""
+
+import numpy as np
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer.middleware import Overheads, as_delays, freed_s, overheads
+from thesis_lib.sequencer.pipeline import Run
+from thesis_lib.sequencer.storage import UNITS
+from thesis_lib.sequencer.trace import KeySets
+
+# Two workers; 0 and 2 write the same key, 1 reads another that 3 writes.
+KEYS = KeySets.from_lists([[], [1], [], []], [[0], [], [0], [1]])
+
+
+def run(**columns):
+    n = 4
+    given = {
+        "arrival_s": [0.0, 0.0, 0.0, 0.0],
+        "decided_s": [1.0, 1.0, 1.0, 3.0],
+        "sequenced_s": [1.5, 1.5, 1.5, 3.5],
+        "granted_s": [1.5, 1.5, 5.5, 4.5],
+        "start_s": [2.0, 2.25, 6.0, 4.75],
+        "finish_s": [5.0, 4.0, 8.0, 7.0],
+        "notified_s": [5.5, 4.5, 8.5, 7.5],
+        "worker": [0.0, 1.0, 0.0, 1.0],
+        "log": np.array([0, 1, 2, 3]),
+    } | columns
+    return Run(
+        **{name: np.asarray(column) for name, column in given.items()},
+        cpu_s=np.zeros(n),
+        units_s=np.zeros((n, len(UNITS))),
+        committed=np.ones(n, bool),
+        loop_cpu_s=0.4,
+    )
+
+
+def test_who_was_waited_for():
+    locks_s, workers_s = freed_s(run(), KEYS)
+    assert locks_s.tolist() == [-np.inf, -np.inf, 5.0, 4.0]
+    assert workers_s.tolist() == [-np.inf, -np.inf, 5.0, 4.0]
+
+
+def test_readers_do_not_wait_for_readers():
+    keys = KeySets.from_lists([[0], [0], [0], []], [[], [], [], [0]])
+    assert freed_s(run(), keys)[0].tolist() == [-np.inf, -np.inf, -np.inf, 8.0]
+
+
+def test_overheads_by_hand():
+    found = overheads(run(), KEYS)
+    assert found.read_s == 1.0
+    assert found.book_s == 0.5
+    assert found.hand_over_s == np.median([0.5, 0.75, 0.5, 0.25])
+    assert found.notify_s == 0.5
+    assert found.gap_s == np.mean([1.0, 0.75])  # 2 after 0, 3 after 1
+    assert found.loop_cpu_s == 0.1
+
+
+def test_what_warmed_the_workers_does_not_count():
+    found = overheads(run(), KEYS, first=3)
+    assert (found.read_s, found.gap_s, found.loop_cpu_s) == (3.0, 0.75, 0.4)
+    with pytest.raises(InvalidInput, match="no transaction from 4 on ran"):
+        overheads(run(), KEYS, first=4)
+
+
+def test_what_was_dropped_does_not_count():
+    found = overheads(run(log=np.array([0, 2])), KEYS)
+    assert (found.gap_s, found.loop_cpu_s) == (1.0, 0.2)
+
+
+def test_the_model_adds_up():
+    quiet = Overheads(1.0, 2.0, 4.0, 8.0, np.nan, 16.0)
+    busy = Overheads(100.0, 100.0, 100.0, 100.0, 32.0, 64.0)
+    delays = as_delays(quiet, busy)
+    assert (delays.lag_s, delays.worker_s, delays.sequencer_s) == (15.0, 32.0, 64.0)
