@@ -6,7 +6,7 @@ observed instants. A fifth is what a busy engine pays between transactions: the 
 the instant at which worker and locks were free to the next start.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
@@ -14,11 +14,7 @@ from numba import njit
 from thesis_lib.checks import require
 from thesis_lib.sequencer.kernel import Delays
 from thesis_lib.sequencer.pipeline import Run
-from thesis_lib.sequencer.policies import policy
-from thesis_lib.sequencer.simulate import simulate
-from thesis_lib.sequencer.trace import F64, I64, KeySets, Trace
-
-PRECISION_S = 1e-7  # of a fitted delay
+from thesis_lib.sequencer.trace import F64, I64, KeySets
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,29 +105,3 @@ def as_delays(quiet: Overheads, busy: Overheads) -> Delays:
         sequencer_s=busy.loop_cpu_s,
         worker_s=busy.gap_s,
     )
-
-
-def fit_worker_s(
-    trace: Trace, finish_s: F64, delays: Delays, *, cores: int, slo_s: float
-) -> float:
-    """The worker's overhead with which the simulator ends a FIFO run when it ended.
-
-    `trace` holds the arrivals and service times of a run under overload, `finish_s`
-    (n,) when its clients were answered. Found by bisection to 0.1 µs; 0 where the
-    simulator is the slower one without any.
-    """
-    ended_s = float(finish_s.max())
-    nothing = np.zeros(len(trace))
-
-    def late(worker_s: float) -> bool:
-        history = simulate(
-            trace, policy("fifo", slo_s=slo_s, cores=cores), nothing, cores=cores,
-            slo_s=slo_s, delays=replace(delays, worker_s=worker_s),
-        )  # fmt: skip
-        return float(history.finish_s.max()) > ended_s
-
-    low, high = 0.0, ended_s
-    while high - low > PRECISION_S:
-        middle = (low + high) / 2
-        low, high = (low, middle) if late(middle) else (middle, high)
-    return low
