@@ -156,8 +156,8 @@ MUTANTS = [
     Mutant(
         "simulator: a dispatch precedes a commit of the same time",
         "sequencer/kernel.py",
-        "if commit_s <= dispatch_s:",
-        "if commit_s < dispatch_s:",
+        "if commit_s <= due_s:",
+        "if commit_s < due_s:",
         ("tests/sequencer/test_simulate.py",),
     ),
     Mutant(

@@ -19,7 +19,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MultipleLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from thesis_lib.sequencer import sla
+from thesis_lib.sequencer import report, sla
 from thesis_lib.sequencer.trace import F64, History, Trace
 from thesis_lib.stats import mean_interval
 from thesis_lib.units import GiB, MiB
@@ -565,6 +565,76 @@ def rates_against_load(runs: pd.DataFrame, policies: Sequence[str]) -> Figure:
         panel.set_title(title, fontsize="medium")
     drawn[0].set_ylabel("transactions per second")
     _legend_below(figure, drawn[0])
+    return figure
+
+
+def reductions(
+    runs: Mapping[str, pd.DataFrame], policies: Sequence[str], published: float
+) -> Figure:
+    """Reduction of violations against FIFO by load, in percent: a panel a scenario.
+
+    The dashed line is the `published` reduction. The axis ends at -100 %: what lies
+    below is off the picture.
+    """
+    figure, *panels = axes(len(runs), 2.9, sharey=True)
+    for panel, (scenario, rows) in zip(panels, runs.items(), strict=True):
+        loads = sorted(rows["load"].unique())
+        for policy in policies:
+            ends = [report.reduction(rows, policy, load) for load in loads]
+            style = _style(policy)
+            panel.plot(loads, [100 * e.value for e in ends], **style)
+            panel.fill_between(
+                loads, [100 * e.low for e in ends], [100 * e.high for e in ends],
+                color=style["color"], alpha=0.2, linewidth=0,
+            )  # fmt: skip
+        panel.axhline(0, color=INK, linewidth=0.8)
+        panel.axhline(published, color=INK, linewidth=0.8, linestyle="--")
+        panel.set_title(scenario, fontsize=9)
+        panel.set_xlabel("load")
+    panels[0].set_ylim(-100, 100)
+    panels[0].set_ylabel("fewer violations than FIFO (%)")
+    _legend_below(figure, panels[0])
+    return figure
+
+
+DEFECTS = {
+    "ghosts": "ghost predecessors",
+    "no_feedback": "no feedback",
+    "stale": "stale estimates",
+    "no_cpu": "no CPU term",
+    "no_timer": "no flush timer",
+    "band": "band, not slack",
+    "allowance": "drops late",
+    "cut_tail": "tail labels cut",
+}
+
+
+def ablation(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """What each defect of a policy changes, from `report.ablation`: a panel a table.
+
+    In points of the strict count, with 95 % intervals: each defect mended alone in the
+    policy as described, and put back alone into the policy without any.
+    """
+    figure, *panels = axes(len(tables), 3.3, sharey=True)
+    ends = {"described": ("mended alone", "#009e73"), "fixed": ("put back", "#d55e00")}
+    for panel, (title, rows) in zip(panels, tables.items(), strict=True):
+        for shift, (start, (label, colour)) in zip(
+            (-0.15, 0.15), ends.items(), strict=True
+        ):
+            part = rows[(rows["from"] == start) & (rows["defect"] != "")]
+            change = part["strict_change"]
+            panel.errorbar(
+                change, np.arange(len(part)) + shift,
+                xerr=[change - part["strict_low"], part["strict_high"] - change],
+                fmt="o", color=colour, markersize=4, linewidth=1.2, label=label,
+            )  # fmt: skip
+        panel.axvline(0, color=INK, linewidth=0.8)
+        panel.set_title(title, fontsize=9)
+        panel.set_xlabel("violations (points)")
+    names = [d for d in tables[next(iter(tables))]["defect"].unique() if d]
+    panels[0].set_yticks(range(len(names)), [DEFECTS[name] for name in names])
+    panels[0].invert_yaxis()
+    _legend_below(figure, panels[0])
     return figure
 
 
