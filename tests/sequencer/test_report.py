@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from thesis_lib.checks import InvalidInput
@@ -153,3 +154,16 @@ def test_a_cell_in_a_closed_loop_has_no_bound():
     assert cell["lower_bound"] is None
     assert cell["clients"] == 80
     assert 0 <= cell["lenient"] <= 1
+
+
+def test_near_is_within_a_point_or_15_percent_of_the_measured():
+    shares = [(0.02, 0.0299), (0.02, 0.0301), (0.4, 0.459), (0.4, 0.461), (0.4, 0.341)]
+    runs = pd.DataFrame(
+        [
+            {"engine": "e", "load": load, "policy": "p", "measured": m, "simulated": s}
+            for load, (m, s) in enumerate(shares)
+        ]
+    )
+    table = report.beside_measured(runs)
+    assert table["near"].tolist() == [True, False, True, False, True]
+    np.testing.assert_allclose(table["error"].iloc[0], 0.99)

@@ -588,3 +588,21 @@ def simulate_cell(
         "reduction_ci": (fewer.low, fewer.high),
         "lower_bound": mean("bound", "violations") if clients is None else None,
     }
+
+
+POINT, RELATIVE = 0.01, 0.15  # how near a simulated share must be to a measured one
+
+
+def beside_measured(runs: pd.DataFrame) -> pd.DataFrame:
+    """Measured and simulated violations of one policy and load each, in percent.
+
+    `runs` has a row a run, with `engine`, `load`, `policy`, `measured` and `simulated`
+    shares. Means over the runs; `near` where they differ by at most the larger of one
+    point and 15 % of the measured one.
+    """
+    means = runs.groupby(["engine", "load", "policy"], sort=False)[
+        ["measured", "simulated"]
+    ].mean()
+    error = means["simulated"] - means["measured"]
+    allowed = np.maximum(POINT, RELATIVE * means["measured"])
+    return (100 * means).assign(error=100 * error, near=error.abs() <= allowed)
