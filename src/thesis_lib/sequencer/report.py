@@ -600,9 +600,10 @@ def beside_measured(runs: pd.DataFrame) -> pd.DataFrame:
     shares. Means over the runs; `near` where they differ by at most the larger of one
     point and 15 % of the measured one.
     """
-    means = runs.groupby(["engine", "load", "policy"], sort=False)[
-        ["measured", "simulated"]
-    ].mean()
-    error = means["simulated"] - means["measured"]
-    allowed = np.maximum(POINT, RELATIVE * means["measured"])
-    return (100 * means).assign(error=100 * error, near=error.abs() <= allowed)
+    means = runs.pivot_table(
+        index=["engine", "load", "policy"], values=["measured", "simulated"], sort=False
+    )
+    measured = means["measured"].to_numpy(np.float64)
+    error = means["simulated"].to_numpy(np.float64) - measured
+    near = np.abs(error) <= np.maximum(POINT, RELATIVE * measured)
+    return (100 * means).assign(error=100 * error, near=near)
