@@ -1,6 +1,7 @@
 """Workers end with their parent, however it ends, and say why they fail."""
 
 import os
+import threading
 import signal
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def test_every_id_comes_back_once_with_its_outcome(count):
 class Unpicklable(Exception):
     def __init__(self, one, two):
         super().__init__(f"{one} and {two}")
+        self.lock = threading.Lock()  # cannot travel, whoever helps pickle
 
 
 @pytest.mark.parametrize(
