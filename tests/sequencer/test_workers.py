@@ -1,10 +1,10 @@
 """Workers end with their parent, however it ends, and say why they fail."""
 
 import os
-import threading
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 
