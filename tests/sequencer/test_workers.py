@@ -87,7 +87,7 @@ class Unpicklable(Exception):
     ("error", "kind", "text"),
     [
         (InvalidInput("row 3 is odd"), InvalidInput, "row 3 is odd"),
-        (KeyError("gone"), KeyError, "gone"),
+        (KeyError("gone"), RuntimeError, "KeyError: 'gone'"),
         (Unpicklable(1, 2), RuntimeError, "Unpicklable: 1 and 2"),
     ],
 )

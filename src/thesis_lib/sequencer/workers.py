@@ -7,8 +7,8 @@ shorter than PIPE_BUF, so one pipe carries those of all workers whole.
 """
 
 import contextlib
+import json
 import os
-import pickle
 import select
 import signal
 import tempfile
@@ -22,7 +22,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from thesis_lib.checks import require
+from thesis_lib.checks import InvalidInput, require
 from thesis_lib.sequencer.storage import UNITS, Session, Storage
 from thesis_lib.sequencer.trace import I64
 from thesis_lib.sequencer.workload import Transaction
@@ -55,8 +55,9 @@ class Workers:
 
     `send` hands ids over, `receive` takes what has been done. At the end of the block
     workers finish and exit; after an error they are killed. A worker whose parent is
-    gone, whatever ended it, reads the end of its pipe and exits. What a worker raises
-    is raised here; WorkerDied where one ended without raising.
+    gone, whatever ended it, reads the end of its pipe and exits. What a worker refuses
+    is refused here, any other error of it is a RuntimeError with its name and text;
+    WorkerDied where one ended without raising.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Workers:
         records = np.frombuffer(content, RECORD)
         if (records["outcome"] == FAILED).any():
             self.failure.seek(0)
-            raise pickle.load(self.failure)
+            raise _told(self.failure.readline())
         return records
 
     def _flush(self) -> None:
@@ -149,7 +150,7 @@ class Workers:
         except BrokenPipeError:  # the parent is gone
             return
         except BaseException as error:
-            self.failure.write(_pickled(error))
+            self.failure.write(_telling(error))
             self.failure.flush()
             with contextlib.suppress(BrokenPipeError):
                 os.write(self.write, PACK(-1, *nothing, number, FAILED))
@@ -197,11 +198,14 @@ def serve(
         )
 
 
-def _pickled(error: BaseException) -> bytes:
-    """The error for the parent; one that cannot travel goes as its text."""
-    try:
-        content = pickle.dumps(error)
-        pickle.loads(content)  # does it come back whole?
-    except Exception:
-        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
-    return content
+def _telling(error: BaseException) -> bytes:
+    """A line for the parent; workers that fail together write one each."""
+    refused = isinstance(error, InvalidInput)
+    text = str(error) if refused else f"{type(error).__name__}: {error}"
+    return json.dumps({"refused": refused, "text": text}).encode() + b"\n"
+
+
+def _told(line: bytes) -> InvalidInput | RuntimeError:
+    """The error of `_telling`: a refusal as such, any other by its name and text."""
+    told = json.loads(line)
+    return (InvalidInput if told["refused"] else RuntimeError)(told["text"])
