@@ -36,14 +36,19 @@ def run(**columns):
 
 
 def test_who_was_waited_for():
-    locks_s, workers_s = freed_s(run(), KEYS)
+    locks_s, workers_s = freed_s(run(), KEYS, np.arange(4))
     assert locks_s.tolist() == [-np.inf, -np.inf, 5.0, 4.0]
     assert workers_s.tolist() == [-np.inf, -np.inf, 5.0, 4.0]
 
 
 def test_readers_do_not_wait_for_readers():
     keys = KeySets.from_lists([[0], [0], [0], []], [[], [], [], [0]])
-    assert freed_s(run(), keys)[0].tolist() == [-np.inf, -np.inf, -np.inf, 8.0]
+    assert freed_s(run(), keys, np.arange(4))[0].tolist() == [
+        -np.inf,
+        -np.inf,
+        -np.inf,
+        8.0,
+    ]
 
 
 def test_overheads_by_hand():
@@ -57,8 +62,11 @@ def test_overheads_by_hand():
 
 
 def test_what_warmed_the_workers_does_not_count():
-    found = overheads(run(), KEYS, first=3)
-    assert (found.read_s, found.gap_s, found.loop_cpu_s) == (3.0, 0.75, 0.4)
+    found = overheads(run(), KEYS, first=2)
+    assert (found.read_s, found.loop_cpu_s) == (2.0, 0.2)
+    assert np.isnan(found.gap_s)  # 2 and 3 waited for 0 and 1 alone
+    another_clock = run(finish_s=[905.0, 904.0, 8.0, 7.0])
+    assert overheads(another_clock, KEYS, 2).hand_over_s == found.hand_over_s
     with pytest.raises(InvalidInput, match="no transaction from 4 on ran"):
         overheads(run(), KEYS, first=4)
 

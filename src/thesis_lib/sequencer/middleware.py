@@ -52,12 +52,12 @@ def _locks_left_s(offsets, keys, exclusive, log, finish_s):
     return free_s
 
 
-def freed_s(run: Run, keys: KeySets) -> tuple[F64, F64]:
-    """By log position: when the locks and when the worker of each were left, (k,) each.
+def freed_s(run: Run, keys: KeySets, log: I64) -> tuple[F64, F64]:
+    """When the locks and when the worker of each of `log` were left, (k,) each.
 
-    Minus infinity where nobody had them before.
+    `log` is a part of `run.log` in its order, and nobody else counts: minus infinity
+    where none of them came before.
     """
-    log = run.log
     locks_s = _locks_left_s(keys.offsets, keys.keys, keys.exclusive, log, run.finish_s)
     workers_s = np.full(len(log), -np.inf)
     for number in np.unique(run.worker[log]):
@@ -70,12 +70,12 @@ def freed_s(run: Run, keys: KeySets) -> tuple[F64, F64]:
 def overheads(run: Run, keys: KeySets, first: int = 0) -> Overheads:
     """What transactions `first` to n - 1 of a run paid beside their service.
 
+    What ran before them is left out altogether: its times may be of another clock.
     Raises InvalidInput where none of them ran.
     """
-    at: I64 = np.flatnonzero(run.log >= first)
-    require(len(at) > 0, f"no transaction from {first} on ran: nothing to measure")
-    ids = run.log[at]
-    locks_s, workers_s = (freed[at] for freed in freed_s(run, keys))
+    ids: I64 = run.log[run.log >= first]
+    require(len(ids) > 0, f"no transaction from {first} on ran: nothing to measure")
+    locks_s, workers_s = freed_s(run, keys, ids)
     idle = workers_s < run.granted_s[ids]
     free_s = np.maximum(locks_s, workers_s)
     busy = free_s > run.sequenced_s[ids]

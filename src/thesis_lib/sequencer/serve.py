@@ -17,6 +17,7 @@ from thesis_lib.sequencer.estimator import LEARNED, LatencyEstimator, predict_al
 from thesis_lib.sequencer.estimator import estimator as named_estimator
 from thesis_lib.sequencer.features import static_features, static_names, with_features
 from thesis_lib.sequencer.kernel import Delays
+from thesis_lib.sequencer.middleware import Overheads, as_delays, overheads
 from thesis_lib.sequencer.pipeline import (
     Requests,
     Run,
@@ -39,7 +40,7 @@ from thesis_lib.stats import mean_interval
 CLIENTS, BATCH = 64, 8  # of the closed loop that measures saturation
 WARM_UP = 200  # transactions that warm the workers before a clock starts
 LEAST = 50  # transactions of a round
-DELAYS = Delays(lag_s=100e-6)  # what live forecasts allow for
+QUIET = 0.2  # load at which hardly anybody meets
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,14 @@ class Bench:
     workers: int
     past: Trace  # of the burst
     saturation_per_s: float  # commits of a closed loop of CLIENTS under FIFO
+    quiet: Overheads  # of the middleware, in an open loop at a load of QUIET
+    busy: Overheads  # the same in the closed loop
     slo_s: float  # latency objective of every transaction
+
+    @property
+    def delays(self) -> Delays:
+        """What the middleware adds, for forecasts and for a simulation of it."""
+        return as_delays(self.quiet, self.busy)
 
     def requests(self, number: int, n: int) -> Log:
         """The log of round `number`: WARM_UP transactions and n that are measured."""
@@ -75,21 +83,39 @@ def part(log: Log, first: int, end: int) -> Log:
     )
 
 
-def measure_burst(
-    storage: Storage, log: Log, workers: int, name: str = "burst"
-) -> tuple[Trace, float]:
-    """Run `log` in a closed loop of CLIENTS on a copy: its trace, commits a second.
+def measure_burst(storage: Storage, log: Log, workers: int) -> Run:
+    """Run `log` in a closed loop of CLIENTS on a copy."""
+    with Scheduler(storage.copy("burst"), log, workers) as scheduler:
+        return run_closed(scheduler, len(log), CLIENTS, BATCH)
 
-    The rate is that of the transactions after the first WARM_UP, which the trace
-    leaves out too.
-    """
-    with Scheduler(storage.copy(name), log, workers) as scheduler:
-        run = run_closed(scheduler, len(log), CLIENTS, BATCH)
-    meta = {"engine": storage.engine, "workers": workers, "in_flight": CLIENTS}
-    trace = trace_of(log, [run], {**meta, "batch": BATCH})
-    ends_s = np.sort(run.finish_s)
-    rate = (len(log) - WARM_UP) / (ends_s[-1] - ends_s[WARM_UP - 1])
-    return trace.take(np.arange(WARM_UP, len(log))), float(rate)
+
+def measure_quiet(
+    storage: Storage, log: Log, workers: int, rate_per_s: float
+) -> Overheads:
+    """What the middleware adds when all but the first WARM_UP of `log` come slowly."""
+    n = len(log)
+    due_s = poisson_arrivals(rate_per_s, n - WARM_UP, np.random.default_rng(n))
+    asked = _requests(log, _behind_warm_up(due_s), np.inf, np.zeros(n))
+    fifo = named_policy("fifo", slo_s=1.0, cores=workers)
+    with Scheduler(storage.copy("quiet"), log, workers) as scheduler:
+        run_closed(scheduler, WARM_UP, CLIENTS, BATCH)
+        run = run_open(scheduler, asked, fifo, first=WARM_UP)
+    return overheads(run, log.keys, WARM_UP)
+
+
+def _behind_warm_up(arrival_s: F64) -> F64:
+    return np.concatenate([np.zeros(WARM_UP), arrival_s])
+
+
+def _requests(log: Log, arrival_s: F64, slo_s: float, estimated_s: F64) -> Requests:
+    return Requests(
+        arrival_s=arrival_s,
+        deadline_s=arrival_s + slo_s,
+        features=static_features(log),
+        feature_names=static_names(log),
+        keys=log.keys,
+        estimated_s=estimated_s,
+    )
 
 
 @contextmanager
@@ -101,10 +127,12 @@ def bench(
     dsn: str | None = None,
     slo_s: float | None = None,
 ) -> Iterator[Bench]:
-    """Load a database for `log` and measure its saturation on the first `burst`.
+    """Load a database for `log` and measure it and its middleware on the first `burst`.
 
-    The objective defaults to twice the 95th percentile of the service times measured.
-    Raises InvalidInput for a burst of at most WARM_UP transactions.
+    The rate of saturation and the past are those of the transactions after the first
+    WARM_UP of a closed loop. The objective defaults to twice the 95th percentile of the
+    service times measured. Raises InvalidInput for a burst of at most WARM_UP
+    transactions.
     """
     require(
         WARM_UP < burst <= len(log),
@@ -114,12 +142,26 @@ def bench(
         storage.load(log.scale, log.seed)
         if not storage.one_writer:
             log = log.without_files()
-        past, rate = measure_burst(storage, part(log, 0, burst), workers)
-        tail_s = float(np.quantile(past.service_s, 0.95))
+        first = part(log, 0, burst)
+        run = measure_burst(storage, first, workers)
+        meta = {"engine": storage.engine, "workers": workers, "in_flight": CLIENTS}
+        past = trace_of(first, [run], {**meta, "batch": BATCH})
+        past = past.take(np.arange(WARM_UP, burst))
+        ends_s = np.sort(run.finish_s)
+        rate = float((burst - WARM_UP) / (ends_s[-1] - ends_s[WARM_UP - 1]))
         yield Bench(
-            storage=storage, log=log, burst=burst, workers=workers, past=past,
-            saturation_per_s=rate, slo_s=2 * tail_s if slo_s is None else slo_s,
-        )  # fmt: skip
+            storage=storage,
+            log=log,
+            burst=burst,
+            workers=workers,
+            past=past,
+            saturation_per_s=rate,
+            quiet=measure_quiet(storage, first, workers, QUIET * rate),
+            busy=overheads(run, first.keys, WARM_UP),
+            slo_s=2 * float(np.quantile(past.service_s, 0.95))
+            if slo_s is None
+            else slo_s,
+        )
 
 
 def fitted(name: str, bench: Bench) -> LatencyEstimator:
@@ -180,24 +222,17 @@ def run_live(
     `arrival_s` (n,) are those of the transactions after the first WARM_UP, which a
     closed loop runs before the clock starts; `estimated_s` is of all of them.
     """
-    warm = np.zeros(WARM_UP)
-    arrival_s = np.concatenate([warm, arrival_s])
-    requests = Requests(
-        arrival_s=arrival_s,
-        deadline_s=arrival_s + bench.slo_s,
-        features=static_features(log),
-        feature_names=static_names(log),
-        keys=log.keys,
-        estimated_s=estimated_s,
-    )
+    arrival_s = _behind_warm_up(arrival_s)
+    requests = _requests(log, arrival_s, bench.slo_s, estimated_s)
+    delays = bench.delays
     rule = named_policy(
-        policy, slo_s=bench.slo_s, cores=bench.workers, lag_s=DELAYS.lag_s
+        policy, slo_s=bench.slo_s, cores=bench.workers, lag_s=delays.lag_s
     )
     with Scheduler(bench.storage.copy(name), log, bench.workers) as scheduler:
         run_closed(scheduler, WARM_UP, CLIENTS, BATCH)
         run = run_open(
             scheduler, requests, rule, first=WARM_UP, batch_size=batch_size,
-            flush_s=flush_s, delays=DELAYS,
+            flush_s=flush_s, delays=delays,
         )  # fmt: skip
     return Live(requests, run, history(run, requests.deadline_s, WARM_UP), log)
 
