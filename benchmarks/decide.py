@@ -43,7 +43,7 @@ from thesis_lib.sequencer.policies import Policy, decide, decide_compiled
 from thesis_lib.sequencer.report import Cell, noisy_estimate, scenario_cell
 from thesis_lib.sequencer.shadow import Mended, Published
 from thesis_lib.sequencer.simulate import SPREAD, simulate
-from thesis_lib.sequencer.trace import F64, I64, Trace
+from thesis_lib.sequencer.trace import F64, Trace
 from thesis_lib.sequencer.trees import sum_leaves
 
 SCENARIOS, LOADS = ("A", "C"), (0.9, 1.1, 1.5)
@@ -148,13 +148,18 @@ def run_compiled(state, before, busy_s, setting, memory, model, code, decisions_
             cost_ns[i] += took / size
         decisions_ns[number] = took
         number += 1
-        enter(state, before, setting, order, dropped, asked[:0])
+        room = size
+        if setting.in_flight > 0:
+            room = setting.in_flight
+            room -= state.progress[LOGGED] - state.progress[COMMITTED]
+        held = np.sort(order[room:])
+        enter(state, before, setting, order[:room], dropped, held)
 
 
 def compiled(case: Case) -> tuple[F64, F64]:
     """The same, compiled."""
     state, before, setting, shadow = case.prepare()
-    decisions_ns = np.empty(2 * len(case.trace))
+    decisions_ns = np.empty(2 * len(case.trace))  # an arrival and a commit each
     cost_ns, number = run_compiled(
         state, before, case.trace.service_s, setting, shadow.memory, shadow.model,
         case.policy.code, decisions_ns,
