@@ -1,7 +1,8 @@
 """Break one line at a time; every break must turn pytest or nbval red.
 
 Works on a copy of the package, never on the checkout: killed at any moment it leaves
-nothing broken behind. Run it with `make mutants`.
+nothing broken behind. Run it with `make mutants`; `scripts/mutate.py WORD…` tries those
+mutants alone whose name holds one of the words.
 """
 
 import os
@@ -536,15 +537,24 @@ def copied(scratch: str) -> Path:
     return shutil.copytree(ROOT / "src", source, ignore=ignored)
 
 
+def chosen(words: list[str]) -> list[Mutant]:
+    """The mutants whose name holds one of the words; all without a word."""
+    found = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
+    if not found:
+        sys.exit(f"no mutant is named after {', '.join(words)}: see scripts/mutate.py")
+    return found
+
+
 def main() -> None:
-    """Try every mutant; the exit status counts those that no check saw."""
+    """Try every chosen mutant; the exit status counts those that no check saw."""
+    mutants = chosen(sys.argv[1:])
     with tempfile.TemporaryDirectory() as scratch:
         source = copied(scratch)
-        for tests in sorted({mutant.tests for mutant in MUTANTS}):
+        for tests in sorted({mutant.tests for mutant in mutants}):
             if not passes(tests, source):
                 sys.exit(f"{tests} fail without a mutant: mend them first")
     survivors = []
-    for mutant in MUTANTS:
+    for mutant in mutants:
         with tempfile.TemporaryDirectory() as scratch:
             source = copied(scratch)
             write_mutant(mutant, source / "thesis_lib")
@@ -552,7 +562,7 @@ def main() -> None:
         print(f"{'SURVIVED' if survived else 'killed':<9}{mutant.name}", flush=True)
         if survived:
             survivors.append(mutant.name)
-    print(f"{len(MUTANTS) - len(survivors)} of {len(MUTANTS)} mutants killed")
+    print(f"{len(mutants) - len(survivors)} of {len(mutants)} mutants killed")
     sys.exit(len(survivors))
 
 
