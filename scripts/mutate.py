@@ -227,8 +227,22 @@ MUTANTS = [
     Mutant(
         "policy: compiled, the hopeless come first",
         "sequencer/policies.py",
-        "hopeless[order[to - 1]] > hopeless[at]",
-        "hopeless[order[to - 1]] < hopeless[at]",
+        "rank[order[to - 1]] > rank[at]",
+        "rank[order[to - 1]] < rank[at]",
+        ("tests/sequencer/test_simulate.py",),
+    ),
+    Mutant(
+        "policy: compiled, ours demotes nobody",
+        "sequencer/policies.py",
+        "rank[edd[loses]] += 2",
+        "rank[edd[loses]] += 0",
+        ("tests/sequencer/test_simulate.py",),
+    ),
+    Mutant(
+        "simulate: compiled, what is held forgets its order",
+        "sequencer/simulate.py",
+        "held = np.sort(order[room:])",
+        "held = order[room:]",
         ("tests/sequencer/test_simulate.py",),
     ),
     Mutant(
