@@ -202,7 +202,7 @@ def simulate_plainly(
             due.append(submitted)
             arrival_s[submitted], deadline_s[submitted] = at_s, at_s + slo_s[submitted]
             submitted += 1
-            push(at_s, ARRIVAL)
+            push(at_s + delays.read_s, ARRIVAL)
 
     if clients is None:
         for at_s in trace.arrival_s:
@@ -231,7 +231,7 @@ def simulate_plainly(
         elif rank == TAKE:
             if done_s < np.inf or not inbox:
                 continue
-            timer = arrival_s[inbox[0]] + flush_s <= now
+            timer = arrival_s[inbox[0]] + delays.read_s + flush_s <= now
             if len(inbox) >= size or timer or arrived == n:
                 working = [inbox.popleft() for _ in range(min(size, len(inbox)))]
                 done_s = now + len(working) * delays.sequencer_s

@@ -80,4 +80,5 @@ def test_the_model_adds_up():
     quiet = Overheads(1.0, 2.0, 4.0, 8.0, np.nan, 16.0)
     busy = Overheads(100.0, 100.0, 100.0, 100.0, 32.0, 64.0)
     delays = as_delays(quiet, busy)
-    assert (delays.lag_s, delays.worker_s, delays.sequencer_s) == (15.0, 32.0, 64.0)
+    assert (delays.read_s, delays.lag_s) == (1.0, 14.0)
+    assert (delays.worker_s, delays.sequencer_s) == (32.0, 64.0)

@@ -67,8 +67,8 @@ def random_run(seed, n=60):
     estimated_s = trace.service_s * random.lognormal(0, 0.4, n)
     if ties:
         estimated_s = np.ceil(estimated_s)
-    delay = random.choice([0.0, 1.0, 2.0], 3) if ties else random.exponential(0.3, 3)
-    delay *= random.integers(0, 2, 3)
+    delay = random.choice([0.0, 1.0, 2.0], 4) if ties else random.exponential(0.3, 4)
+    delay *= random.integers(0, 2, 4)
     delay[1] /= 8  # a binary fraction: the sequencer is not the bottleneck
     size = int(random.integers(1, 7))
     closed = seed % 3 == 0
@@ -262,7 +262,7 @@ def test_bad_parameters_are_refused(changed, says):
         simulate(trace, given, estimated_s, **{"cores": 8, "slo_s": 1.0} | changed)
 
 
-@pytest.mark.parametrize("name", ["lag_s", "sequencer_s", "worker_s"])
+@pytest.mark.parametrize("name", ["lag_s", "sequencer_s", "worker_s", "read_s"])
 @pytest.mark.parametrize("value", [-1.0, np.inf, np.nan])
 def test_delays_that_cannot_be_are_refused(name, value):
     with pytest.raises(InvalidInput, match=f"{name}="):

@@ -41,9 +41,10 @@ class Delays:
     lag_s: float = 0.0  # from a decision to the booking of its locks
     sequencer_s: float = 0.0  # the sequencer's work on each transaction, one by one
     worker_s: float = 0.0  # on a core beside the service, holding the locks
+    read_s: float = 0.0  # from a request to the sequencer's inbox
 
     def __post_init__(self) -> None:
-        for name in ("lag_s", "sequencer_s", "worker_s"):
+        for name in ("lag_s", "sequencer_s", "worker_s", "read_s"):
             value = getattr(self, name)
             require(
                 0 <= value < np.inf, f"{name}={value:g} must be finite and at least 0"
@@ -187,6 +188,7 @@ class Setting(NamedTuple):
     in_flight: int  # most that are released and uncommitted; 0 is no bound
     lag_s: float
     sequencer_s: float
+    read_s: float  # after its arrival a transaction is in the inbox
 
 
 def front(arrival_s: F64, slo_s: F64, setting: Setting, clients: int) -> Front:
@@ -234,11 +236,12 @@ def _due_s(front, setting):
     taken, submitted = counts[TAKEN], counts[SUBMITTED]
     if taken == submitted:
         return np.inf
-    due_s = arrival_s[taken] + setting.flush_s
+    read_s = setting.read_s
+    due_s = arrival_s[taken] + read_s + setting.flush_s
     if submitted - taken >= setting.size:
-        due_s = min(due_s, arrival_s[taken + setting.size - 1])
+        due_s = min(due_s, arrival_s[taken + setting.size - 1] + read_s)
     elif submitted == len(arrival_s):  # nobody will fill this batch
-        due_s = min(due_s, arrival_s[submitted - 1])
+        due_s = min(due_s, arrival_s[submitted - 1] + read_s)
     return max(due_s, clock_s[NOW])
 
 
@@ -275,7 +278,7 @@ def next_decision(
             if clock_s[DONE] == np.inf:
                 last = taken + 1
                 upto = min(taken + setting.size, counts[SUBMITTED])
-                while last < upto and arrival_s[last] <= now_s:
+                while last < upto and arrival_s[last] + setting.read_s <= now_s:
                     last += 1
                 counts[BATCHED] = last
                 clock_s[DONE] = now_s + (last - taken) * setting.sequencer_s

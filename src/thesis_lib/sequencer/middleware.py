@@ -96,12 +96,14 @@ def overheads(run: Run, keys: KeySets, first: int = 0) -> Overheads:
 def as_delays(quiet: Overheads, busy: Overheads) -> Delays:
     """The model in the simulator, from an open loop far from saturation and a burst.
 
-    The lag is what a transaction pays that meets nobody: to be read, booked and handed
-    over, and until its answer is out. A worker is kept from the next transaction by the
-    gap of the burst, and the sequencer by the processor time that it spends there.
+    To be read, and then the lag, to be booked and handed over and until the answer is
+    out, are what a transaction pays that meets nobody. A worker is kept from the next
+    transaction by the gap of the burst, and the sequencer by the processor time that it
+    spends there.
     """
     return Delays(
-        lag_s=quiet.read_s + quiet.book_s + quiet.hand_over_s + quiet.notify_s,
+        read_s=quiet.read_s,
+        lag_s=quiet.book_s + quiet.hand_over_s + quiet.notify_s,
         sequencer_s=busy.loop_cpu_s,
         worker_s=busy.gap_s,
     )

@@ -308,7 +308,7 @@ def policy(
     (2.5 ms of 12.5 ms). `drop_share` and `seed` are read by random-drop alone;
     `flight` (transactions past the sequencer for each core) and `least_p` (below
     which probability of being on time a transaction is dropped) by the policies with
-    late binding. A dispatch lag adds as many in flight as keep the cores busy over it.
+    late binding.
     `defects` replaces all (`drop`, `reorder`, `hybrid`) or none (the same `-fixed`) of
     the thesis' defects. Raises InvalidInput for an unknown name, for values out of
     range, and for defects of a policy that has none.

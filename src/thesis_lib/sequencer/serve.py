@@ -83,9 +83,7 @@ def part(log: Log, first: int, end: int) -> Log:
     )
 
 
-def measure_burst(
-    storage: Storage, log: Log, workers: int, name: str = "burst"
-) -> Run:
+def measure_burst(storage: Storage, log: Log, workers: int, name: str = "burst") -> Run:
     """Run `log` in a closed loop of CLIENTS on a copy `name` of the database."""
     with Scheduler(storage.copy(name), log, workers) as scheduler:
         return run_closed(scheduler, len(log), CLIENTS, BATCH)

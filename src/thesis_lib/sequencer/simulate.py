@@ -100,9 +100,9 @@ def simulate(
     the next transaction, in the order of the trace, `think_s` after its last one
     committed or was dropped (closed loop); the arrivals of the trace are not read.
 
-    The sequencer works on one batch at a time. It takes the first `batch_size` of its
-    inbox when there are so many, or `flush_s` after the first of them arrived
-    (infinity: never), or when nobody is left who could fill the batch; works
+    The sequencer works on one batch at a time. A transaction is in its inbox
+    `delays.read_s` after its arrival. It takes the first `batch_size` of the inbox when
+    there are so many, or `flush_s` after the first of them got there (infinity: never), or when nobody is left who could fill the batch; works
     `delays.sequencer_s` on each, and decides at the end. A policy may have a shorter
     timer of its own; one that does not wait for batches takes each transaction by
     itself. What a decision holds back is decided on again, at no cost, with what has
@@ -136,6 +136,7 @@ def simulate(
         in_flight=policy.in_flight or 0,
         lag_s=float(delays.lag_s),
         sequencer_s=float(delays.sequencer_s),
+        read_s=float(delays.read_s),
     )
     require(
         clients is None or clients >= size or setting.flush_s < np.inf,
