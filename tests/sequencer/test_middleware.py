@@ -58,7 +58,15 @@ def test_overheads_by_hand():
     assert found.hand_over_s == np.median([0.5, 0.75, 0.5, 0.25])
     assert found.notify_s == 0.5
     assert found.gap_s == np.mean([1.0, 0.75])  # 2 after 0, 3 after 1
+    assert found.turn_s == found.gap_s  # whoever had arrived was booked
     assert found.loop_cpu_s == 0.1
+
+
+def test_what_is_held_back_takes_a_turn():
+    # 2 is booked only when the worker and the key that it needs are free since 5.
+    found = overheads(run(sequenced_s=[1.5, 1.5, 5.5, 3.5]), KEYS)
+    assert found.gap_s == 0.75
+    assert found.turn_s == np.mean([1.0, 0.75])
 
 
 def test_what_warmed_the_workers_does_not_count():
@@ -77,8 +85,11 @@ def test_what_was_dropped_does_not_count():
 
 
 def test_the_model_adds_up():
-    quiet = Overheads(1.0, 2.0, 4.0, 8.0, np.nan, 16.0)
-    busy = Overheads(100.0, 100.0, 100.0, 100.0, 32.0, 64.0)
+    quiet = Overheads(1.0, 2.0, 4.0, 8.0, np.nan, np.nan, 16.0)
+    busy = Overheads(100.0, 100.0, 100.0, 100.0, 32.0, 128.0, 64.0)
     delays = as_delays(quiet, busy)
     assert (delays.read_s, delays.lag_s) == (1.0, 14.0)
     assert (delays.worker_s, delays.sequencer_s) == (32.0, 64.0)
+    late = as_delays(quiet, busy, late=True)
+    assert (late.read_s, late.lag_s) == (1.0, 128.0)
+    assert (late.worker_s, late.sequencer_s) == (0.0, 64.0)

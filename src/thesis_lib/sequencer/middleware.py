@@ -2,8 +2,9 @@
 
 A transaction is read when the loop wakes, booked, handed to a worker through a pipe,
 and its commit is heard of through another: four stages, each a difference of two
-observed instants. A fifth is what a busy engine pays between transactions: the gap from
-the instant at which worker and locks were free to the next start.
+observed instants. A fifth is what a busy engine pays between transactions, from the
+instant at which worker and locks were free to the next start: the gap of what was booked
+by then, and the turn of what had at least arrived.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from thesis_lib.sequencer.trace import F64, I64, KeySets
 
 @dataclass(frozen=True, slots=True)
 class Overheads:
-    """Of a transaction, in seconds: medians, but for the gap, whose mean counts.
+    """Of a transaction, in seconds: medians, but for gap and turn, whose means count.
 
     A stage that no transaction of the run went through undisturbed is NaN.
     """
@@ -28,7 +29,8 @@ class Overheads:
     book_s: float  # from the decision to the booked locks
     hand_over_s: float  # from the last lock to the start on a worker that idled
     notify_s: float  # from the commit to the sequencer's hearing of it
-    gap_s: float  # mean, from a free worker and free locks to the start
+    gap_s: float  # mean, from a free worker and free locks to the start of the booked
+    turn_s: float  # the same of all that had arrived, whether booked or held back
     loop_cpu_s: float  # processor time of sequencer and scheduler
 
 
@@ -78,7 +80,10 @@ def overheads(run: Run, keys: KeySets, first: int = 0) -> Overheads:
     locks_s, workers_s = freed_s(run, keys, ids)
     idle = workers_s < run.granted_s[ids]
     free_s = np.maximum(locks_s, workers_s)
-    busy = free_s > run.sequenced_s[ids]
+    wait_s = run.start_s[ids] - free_s
+
+    def mean(times_s: F64) -> float:
+        return float(times_s.mean()) if len(times_s) else np.nan
 
     def median(times_s: F64) -> float:
         return float(np.median(times_s)) if len(times_s) else np.nan
@@ -88,22 +93,26 @@ def overheads(run: Run, keys: KeySets, first: int = 0) -> Overheads:
         book_s=median(run.sequenced_s[ids] - run.decided_s[ids]),
         hand_over_s=median((run.start_s - run.granted_s)[ids[idle]]),
         notify_s=median(run.notified_s[ids] - run.finish_s[ids]),
-        gap_s=float((run.start_s[ids] - free_s)[busy].mean()) if busy.any() else np.nan,
+        gap_s=mean(wait_s[free_s > run.sequenced_s[ids]]),
+        turn_s=mean(wait_s[free_s > run.arrival_s[ids]]),
         loop_cpu_s=run.loop_cpu_s / len(ids),
     )
 
 
-def as_delays(quiet: Overheads, busy: Overheads) -> Delays:
-    """The model in the simulator, from an open loop far from saturation and a burst.
+def as_delays(quiet: Overheads, busy: Overheads, late: bool = False) -> Delays:
+    """The model in the simulator, from a run far from saturation and a busy one.
 
     To be read, and then the lag, to be booked and handed over and until the answer is
     out, are what a transaction pays that meets nobody. A worker is kept from the next
-    transaction by the gap of the burst, and the sequencer by the processor time that it
-    spends there.
+    transaction by the gap, and the sequencer by the processor time that it spends on
+    each. Under `late` binding the next is decided on when a worker is free: then the
+    lag is the turn, and there is no gap.
     """
     return Delays(
         read_s=quiet.read_s,
-        lag_s=quiet.book_s + quiet.hand_over_s + quiet.notify_s,
+        lag_s=busy.turn_s
+        if late
+        else quiet.book_s + quiet.hand_over_s + quiet.notify_s,
         sequencer_s=busy.loop_cpu_s,
-        worker_s=busy.gap_s,
+        worker_s=0.0 if late else busy.gap_s,
     )

@@ -102,7 +102,8 @@ def simulate(
 
     The sequencer works on one batch at a time. A transaction is in its inbox
     `delays.read_s` after its arrival. It takes the first `batch_size` of the inbox when
-    there are so many, or `flush_s` after the first of them got there (infinity: never), or when nobody is left who could fill the batch; works
+    there are so many, or `flush_s` after the first of them got there (infinity: never),
+    or when nobody is left who could fill the batch; works
     `delays.sequencer_s` on each, and decides at the end. A policy may have a shorter
     timer of its own; one that does not wait for batches takes each transaction by
     itself. What a decision holds back is decided on again, at no cost, with what has
