@@ -112,6 +112,27 @@ MUTANTS = [
         ("tests/sequencer/test_modelfile.py",),
     ),
     Mutant(
+        "engine: replicas share one database",
+        "sequencer/engine.py",
+        'copy = loaded[place].copy(f"replica-{number}")',
+        "copy = loaded[place]",
+        ("tests/sequencer/test_engine.py",),
+    ),
+    Mutant(
+        "engine: a database of another seed serves a replica",
+        "sequencer/engine.py",
+        "place = replica.engine, log.scale, log.seed",
+        "place = replica.engine, log.scale",
+        ("tests/sequencer/test_engine.py",),
+    ),
+    Mutant(
+        "engine: a run is killed a batch too late",
+        "sequencer/engine.py",
+        "if commands.position >= after:",
+        "if commands.position >= after + 32:",
+        ("tests/sequencer/test_engine.py",),
+    ),
+    Mutant(
         "estimator: only one of the two tails is cut",
         "sequencer/estimator.py",
         "kept = np.abs(service_s - service_s.mean()) <= limit_s",
