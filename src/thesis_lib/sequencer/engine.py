@@ -180,9 +180,10 @@ def run_until_killed(
     """Run `log` on SQLite, kill the run in its middle, and read what it leaves.
 
     The sequencer, in a process of its own, writes the command log `path`. As soon as
-    at least `after` transactions stand in it, all processes of the run, workers in the
-    middle of their transactions included, end by the signal that no process can catch
-    (kill -9). Their database is lost; the log is what remains.
+    `after` transactions stand in it, of its last batch only those that came so far, all
+    processes of the run, workers in the middle of their transactions included, end by
+    the signal that no process can catch (kill -9). Their database is lost; the log is
+    what remains.
 
     Raises InvalidInput for a path that exists, workers below 1, and an `after` at which
     nothing is logged or nothing is left to do; RuntimeError where the run ended by
@@ -209,8 +210,8 @@ def run_until_killed(
                 os.setpgid(0, 0)  # a group of its own, which its workers inherit
 
                 def append(ids: I64) -> None:
-                    commands.append(ids)
-                    if commands.position >= after:
+                    commands.append(ids[: after - commands.position])
+                    if commands.position == after:
                         os.killpg(0, signal.SIGKILL)
 
                 execute(storage, log, workers, append=append)
