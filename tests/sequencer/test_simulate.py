@@ -100,7 +100,8 @@ COMPILED = [name for name in POLICIES if policy(name, slo_s=1.0, cores=1).code]
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_and_python_path_are_equal_bit_for_bit(name, seed):
     trace, estimated_s, options = random_run(1_000 + seed)
-    given = policy(name, slo_s=9.0, cores=options["cores"])
+    lag_s = options["delays"].lag_s
+    given = policy(name, slo_s=9.0, cores=options["cores"], lag_s=lag_s)
     python = simulate(trace, given, estimated_s, compiled=False, **options)
     compiled = simulate(trace, given, estimated_s, **options)
     assert_equal(compiled, {f: getattr(python, f) for f in COLUMNS})

@@ -26,6 +26,7 @@ from thesis_lib.sequencer.shadow import (
     Model,
     Published,
     Shadow,
+    probability_on_time,
     schedule,
 )
 from thesis_lib.sequencer.trace import (
@@ -85,9 +86,12 @@ class Code(NamedTuple):
     allowance_s: float = 0.0
     share: float = 0.0
     seed: int = 0
+    least_p: float = 0.0
+    slack_s: float = np.inf  # what waits longer for a lock goes last
+    cores: int = 0  # demotes what so many cannot bring home in time; 0 is nothing
 
 
-FIFO, RANDOM, BANDED = range(3)  # kinds of code
+FIFO, RANDOM, BANDED, EDF, SJF, LATE = range(6)  # kinds of code
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,12 +331,6 @@ def policy(
         f"policy {name!r} has none of the thesis' defects: leave `defects` out, or "
         f"choose one of {', '.join(THESIS)}",
     )
-    late = {
-        "batched": False,
-        "defects": MENDED,
-        "tolerance_s": -np.inf,
-        "in_flight": max(1, round(flight * cores)),
-    }
     match name:
         case "fifo":
             return Policy(name, fifo, batched=False, code=Code(FIFO))
@@ -342,17 +340,27 @@ def policy(
             rule = partial(random_drop, share=drop_share, seed=seed)
             return Policy(name, rule, code=Code(RANDOM, share=drop_share, seed=seed))
         case "edf":
-            return Policy(name, edf)
+            return Policy(name, edf, code=Code(EDF))
         case "sjf":
-            return Policy(name, sjf)
+            return Policy(name, sjf, code=Code(SJF))
         case "late-edf":
-            return Policy(name, partial(late_edf, least_p=least_p), **late)
+            rule = partial(late_edf, least_p=least_p)
+            code = Code(LATE, least_p=least_p)
         case "startable-first":
             rule = partial(startable_first, least_p=least_p, slack_s=lag_s)
-            return Policy(name, rule, **late)
+            code = Code(LATE, least_p=least_p, slack_s=lag_s)
         case _:
             rule = partial(ours, least_p=least_p, slack_s=lag_s, cores=cores)
-            return Policy(name, rule, **late)
+            code = Code(LATE, least_p=least_p, slack_s=lag_s, cores=cores)
+    return Policy(
+        name,
+        rule,
+        batched=False,
+        defects=MENDED,
+        tolerance_s=-np.inf,
+        in_flight=max(1, round(flight * cores)),
+        code=code,
+    )
 
 
 def _thesis(
@@ -394,6 +402,22 @@ def _coin(seed, i):
 
 
 @njit(cache=True)
+def _by(rank, value):
+    """Positions (b,) by rank, then by value, stable."""
+    order = np.empty(len(value), np.int64)
+    for at in range(len(value)):  # by insertion: short, or nearly sorted
+        to = at
+        while to > 0 and (
+            rank[order[to - 1]] > rank[at]
+            or (rank[order[to - 1]] == rank[at] and value[order[to - 1]] > value[at])
+        ):
+            order[to] = order[to - 1]
+            to -= 1
+        order[to] = at
+    return order
+
+
+@njit(cache=True)
 def _moved(finish_s, deadline_s, code):
     """`critical_first` or `least_slack_first`: positions, stable."""
     order = np.empty(len(finish_s), np.int64)
@@ -405,21 +429,27 @@ def _moved(finish_s, deadline_s, code):
                     order[front] = at
                     front += 1
         return order
-    slack_s = deadline_s - finish_s
     hopeless = finish_s > deadline_s + code.band_s
-    for at in range(len(finish_s)):  # by insertion: batches are short
-        to = at
-        while to > 0 and (
-            hopeless[order[to - 1]] > hopeless[at]
-            or (
-                hopeless[order[to - 1]] == hopeless[at]
-                and slack_s[order[to - 1]] > slack_s[at]
-            )
-        ):
-            order[to] = order[to - 1]
-            to -= 1
-        order[to] = at
-    return order
+    return _by(hopeless.astype(np.int64), deadline_s - finish_s)
+
+
+@njit(cache=True)
+def _late(memory, model, ids, now_s, code):
+    """`late_edf`, `startable_first` or `ours`: positions in order, who is hopeless."""
+    finish_s = schedule(memory, model, ids, now_s, True)
+    deadline_s, service_s = memory.deadline_s[ids], memory.estimated_s[ids]
+    hopeless = probability_on_time(finish_s, deadline_s, now_s, model.spread)
+    hopeless = hopeless < code.least_p
+    rank = np.zeros(len(ids), np.int64)
+    rank[finish_s - service_s > now_s + code.slack_s] = 1
+    order = _by(rank, deadline_s)
+    if code.cores > 0:
+        edd = _by(np.zeros(len(ids), np.int64), deadline_s)
+        edd = edd[~hopeless[edd]]
+        loses = _demote(deadline_s[edd], service_s[edd], now_s, code.cores)
+        rank[edd[loses]] += 2
+        order = _by(rank, deadline_s)
+    return order, hopeless
 
 
 @njit(cache=True)
@@ -430,6 +460,12 @@ def decide_compiled(
     if code.kind == FIFO:
         return ids, ids[:0]
     b = len(ids)
+    if code.kind in (EDF, SJF):
+        by = memory.deadline_s if code.kind == EDF else memory.estimated_s
+        return ids[_by(np.zeros(b, np.int64), by[ids])], ids[:0]
+    if code.kind == LATE:
+        order, hopeless = _late(memory, model, ids, now_s, code)
+        return ids[order[~hopeless[order]]], ids[hopeless]
     late = np.zeros(b, np.bool_)
     if code.kind == RANDOM:
         for at in range(b):

@@ -52,6 +52,7 @@ class Model(NamedTuple):
     ghosts: bool
     lag_s: float  # from a decision to the booking of its locks
     tolerance_s: float  # see `Mended`
+    spread: float  # relative standard error that probabilities assume of what is left
 
 
 class Memory(NamedTuple):
@@ -417,13 +418,13 @@ class _Schedule:
     """A shadow of any model. `deadline_s` (n,) may be filled as deadlines come."""
 
     def __init__(
-        self, keys: KeySets, estimated_s: F64, deadline_s: F64, spread: float,
-        model: Model, world: State,
+        self, keys: KeySets, estimated_s: F64, deadline_s: F64, model: Model,
+        world: State,
     ) -> None:  # fmt: skip
         # Some models need less of what is asked for here; what they need not is empty.
         none = KeySets(np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, bool))
         simulated, k = model.cpu or model.feedback, keys.n_keys
-        self.spread, self.model = spread, model
+        self.model = model
         self.memory = Memory(
             keys=(
                 np.array(keys.offsets),
@@ -455,7 +456,9 @@ class _Schedule:
         return Forecast(
             service_s=memory.estimated_s[ids],
             finish_s=finish_s,
-            p_on_time=probability_on_time(finish_s, deadline_s, now_s, self.spread),
+            p_on_time=probability_on_time(
+                finish_s, deadline_s, now_s, self.model.spread
+            ),
         )
 
 
@@ -473,9 +476,10 @@ class Published(_Schedule):
         ghosts: bool = True,
     ) -> None:  # fmt: skip
         none = KeySets(np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, bool))
-        world = idle_state(none if cores is None else keys, cores or 1)
-        model = Model(False, cores is not None, ghosts, lag_s, tolerance_s)
-        super().__init__(keys, estimated_s, deadline_s, spread, model, world)
+        cpu = cores is not None
+        world = idle_state(keys if cpu else none, cores or 1)
+        model = Model(False, cpu, ghosts, lag_s, tolerance_s, float(spread))
+        super().__init__(keys, estimated_s, deadline_s, model, world)
 
 
 class Mended(_Schedule):
@@ -499,5 +503,5 @@ class Mended(_Schedule):
         spread: float, lag_s: float, tolerance_s: float, *, cpu: bool = True,
         ghosts: bool = False,
     ) -> None:  # fmt: skip
-        model = Model(True, cpu, ghosts, lag_s, tolerance_s)
-        super().__init__(keys, estimated_s, deadline_s, spread, model, state)
+        model = Model(True, cpu, ghosts, lag_s, tolerance_s, float(spread))
+        super().__init__(keys, estimated_s, deadline_s, model, state)

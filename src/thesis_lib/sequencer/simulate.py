@@ -176,14 +176,20 @@ def simulate(
 def _run(state, before, busy_s, setting, memory, model, code):
     """Everything, compiled; returns how many are held for ever."""
     asked = np.empty(len(busy_s), np.int64)
-    none = asked[:0]
     while True:
         size = next_decision(state, before, busy_s, setting, asked)
-        if size <= 0:
+        if size == STUCK:
+            return before.counts[HELD]
+        if size == 0:
             return 0
         ids = asked[:size].copy()
         order, dropped = decide_compiled(code, memory, model, ids, before.clock_s[NOW])
-        enter(state, before, setting, order, dropped, none)
+        room = size
+        if setting.in_flight > 0:
+            room = setting.in_flight
+            room -= state.progress[LOGGED] - state.progress[COMMITTED]
+        held = np.sort(order[room:])
+        enter(state, before, setting, order[:room], dropped, held)
 
 
 def _run_in_python(

@@ -1,0 +1,327 @@
+"""What estimating and deciding cost a transaction, for every policy, on one core.
+
+Runs the simulator's loop with its real shadow schedules and reads the clock before and
+after every decision, in Python and, where a policy is compiled, inside the compiled
+loop. A decision's time is shared equally by the transactions that it decides on, and a
+transaction pays its share of every decision that it takes part in, so that what is
+held back and asked for again costs again. An estimate is one row through the flat
+trees of the boosted estimator. Every history is compared with the simulator's.
+
+    python benchmarks/decide.py
+"""
+
+import ctypes
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import exp
+from statistics import median
+
+import numpy as np
+import psutil
+from numba import njit
+
+from thesis_lib.chapters import repository
+from thesis_lib.files import write_whole
+from thesis_lib.machine import commit, identity
+from thesis_lib.sequencer.estimator import Boosted
+from thesis_lib.sequencer.kernel import (
+    COMMITTED,
+    LOGGED,
+    NOW,
+    Front,
+    Setting,
+    State,
+    enter,
+    front,
+    idle_state,
+    next_decision,
+)
+from thesis_lib.sequencer.policies import Policy, decide, decide_compiled
+from thesis_lib.sequencer.report import Cell, noisy_estimate, scenario_cell
+from thesis_lib.sequencer.shadow import Mended, Published
+from thesis_lib.sequencer.simulate import SPREAD, simulate
+from thesis_lib.sequencer.trace import F64, Trace
+from thesis_lib.sequencer.trees import sum_leaves
+
+SCENARIOS, LOADS = ("A", "C"), (0.9, 1.1, 1.5)
+POLICIES = (
+    "fifo-batched", "drop", "reorder", "hybrid", "drop-fixed", "reorder-fixed",
+    "hybrid-fixed", "edf", "sjf", "late-edf", "ours",
+)  # fmt: skip
+TRANSACTIONS, SEED, PAST_SEED = 4_000, 1, 777_777
+ROUNDS = 7
+
+clock_gettime = ctypes.CDLL(None).clock_gettime
+clock_gettime.argtypes = [ctypes.c_int, ctypes.c_void_p]
+clock_gettime.restype = ctypes.c_int
+MONOTONIC = time.CLOCK_MONOTONIC
+
+
+@njit
+def read_clock(room):
+    """Nanoseconds; `room` (2,) is where the system writes them."""
+    clock_gettime(MONOTONIC, room.ctypes)
+    return room[0] * 1_000_000_000 + room[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One policy that meets one trace."""
+
+    cell: Cell
+    trace: Trace
+    estimated_s: F64
+    policy: Policy
+
+    def prepare(self) -> tuple[State, Front, Setting, Published | Mended]:
+        """What the simulator sets up before its loop, for an open loop without lag."""
+        cell, trace, policy = self.cell, self.trace, self.policy
+        setting = Setting(
+            closed=False,
+            think_s=0.0,
+            size=cell.batch_size if policy.batched else 1,
+            flush_s=float(min(cell.flush_s, policy.flush_s)),
+            in_flight=policy.in_flight or 0,
+            lag_s=0.0,
+            sequencer_s=0.0,
+        )
+        state = idle_state(trace.keys, cell.cores)
+        before = front(trace.arrival_s, np.full(len(trace), cell.slo_s), setting, 0)
+        shadow = policy.make_shadow(
+            state, trace.keys, self.estimated_s, before.deadline_s, SPREAD, 0.0
+        )
+        return state, before, setting, shadow
+
+    def check(self, state: State, before: Front) -> None:
+        """The history is the simulator's, bit for bit."""
+        history = simulate(
+            self.trace, self.policy, self.estimated_s, cores=self.cell.cores,
+            slo_s=self.cell.slo_s, batch_size=self.cell.batch_size,
+            flush_s=self.cell.flush_s,
+        )  # fmt: skip
+        np.testing.assert_array_equal(state.finish_s, history.finish_s)
+        np.testing.assert_array_equal(before.dropped, history.dropped)
+
+
+def in_python(case: Case) -> tuple[F64, F64]:
+    """Microseconds of each transaction (n,) and of each decision (d,), by the rule."""
+    state, before, setting, shadow = case.prepare()
+    trace, policy = case.trace, case.policy
+    asked = np.empty(len(trace), np.int64)
+    cost_ns, decisions_ns = np.zeros(len(trace)), []
+    while (size := next_decision(state, before, trace.service_s, setting, asked)) > 0:
+        ids, now_s = asked[:size].copy(), float(before.clock_s[NOW])
+        begin = time.perf_counter_ns()
+        batch = trace.batch(ids, before.deadline_s[ids], before.arrival_s[ids])
+        decision = decide(policy, shadow, batch, now_s)
+        took = time.perf_counter_ns() - begin
+        cost_ns[ids] += took / size
+        decisions_ns.append(took)
+        room = size
+        if policy.in_flight is not None:
+            released = int(state.progress[LOGGED] - state.progress[COMMITTED])
+            room = policy.in_flight - released
+        held = np.sort(np.concatenate([decision.order[room:], decision.held]))
+        enter(state, before, setting, decision.order[:room], decision.dropped, held)
+    case.check(state, before)
+    return cost_ns / 1e3, np.array(decisions_ns) / 1e3
+
+
+@njit
+def run_compiled(state, before, busy_s, setting, memory, model, code, decisions_ns):
+    """The loop of the simulator with a clock in it; (n,) nanoseconds and how many."""
+    room = np.empty(2, np.int64)
+    asked = np.empty(len(busy_s), np.int64)
+    cost_ns, number = np.zeros(len(busy_s)), 0
+    while True:
+        size = next_decision(state, before, busy_s, setting, asked)
+        if size <= 0:
+            return cost_ns, number
+        ids = asked[:size].copy()
+        begin = read_clock(room)
+        order, dropped = decide_compiled(code, memory, model, ids, before.clock_s[NOW])
+        took = read_clock(room) - begin
+        for i in ids:
+            cost_ns[i] += took / size
+        decisions_ns[number] = took
+        number += 1
+        room = size
+        if setting.in_flight > 0:
+            room = setting.in_flight
+            room -= state.progress[LOGGED] - state.progress[COMMITTED]
+        held = np.sort(order[room:])
+        enter(state, before, setting, order[:room], dropped, held)
+
+
+def compiled(case: Case) -> tuple[F64, F64]:
+    """The same, compiled."""
+    state, before, setting, shadow = case.prepare()
+    decisions_ns = np.empty(2 * len(case.trace))  # an arrival and a commit each
+    cost_ns, number = run_compiled(
+        state, before, case.trace.service_s, setting, shadow.memory, shadow.model,
+        case.policy.code, decisions_ns,
+    )  # fmt: skip
+    case.check(state, before)
+    return cost_ns / 1e3, decisions_ns[:number] / 1e3
+
+
+@njit
+def estimate_compiled(nodes, centre, features):
+    """Nanoseconds of each estimate (n,), and their sum so that none is left out."""
+    room = np.empty(2, np.int64)
+    took, total_s = np.empty(len(features)), 0.0
+    for row in range(len(features)):
+        begin = read_clock(room)
+        total_s += exp(centre + sum_leaves(*nodes, features[row]))
+        took[row] = read_clock(room) - begin
+    return took, total_s
+
+
+@njit
+def two_readings(times):
+    """Nanoseconds between two readings of the clock with nothing between, (times,)."""
+    room, took = np.empty(2, np.int64), np.empty(times)
+    for at in range(times):
+        begin = read_clock(room)
+        took[at] = read_clock(room) - begin
+    return took
+
+
+def estimate_in_python(model: Boosted, features: F64) -> F64:
+    """Microseconds of each estimate (n,), asked for from Python."""
+    took_ns = np.empty(len(features))
+    for at, row in enumerate(features):
+        begin = time.perf_counter_ns()
+        model.predict_one(row)
+        took_ns[at] = time.perf_counter_ns() - begin
+    return took_ns / 1e3
+
+
+def shape(times_us: F64) -> dict[str, float]:
+    """Mean and 99th percentile."""
+    return {
+        "mean_us": float(times_us.mean()),
+        "p99_us": float(np.quantile(times_us, 0.99, method="higher")),
+    }
+
+
+def cases() -> Iterable[tuple[dict, Case]]:
+    """Every policy at every load in every scenario, on the same transactions."""
+    for name in SCENARIOS:
+        cell = scenario_cell(name, transactions=TRANSACTIONS)
+        transactions = cell.make_trace(SEED)
+        estimated_s = noisy_estimate()(transactions, SEED)
+        for load in LOADS:
+            trace = cell.arrange(transactions, load, SEED)
+            for policy in POLICIES:
+                label = {"scenario": name, "load": load, "policy": policy}
+                yield label, Case(cell, trace, estimated_s, cell.policy(policy))
+
+
+def estimates() -> dict[str, dict[str, Callable[[], F64]]]:
+    """By scenario and way: a run that estimates every transaction, one by one."""
+    made = {}
+    for name in SCENARIOS:
+        cell = scenario_cell(name, transactions=TRANSACTIONS)
+        model = Boosted().fit(cell.make_trace(PAST_SEED))
+        features = cell.make_trace(SEED).features
+        nodes = model.ensemble.nodes()
+        made[name] = {
+            "compiled": lambda n=nodes, c=model.centre, f=features: (
+                estimate_compiled(n, c, f)[0] / 1e3
+            ),
+            "python": lambda m=model, f=features: estimate_in_python(m, f),
+        }
+    return made
+
+
+def one_round(
+    labelled: list[tuple[dict, Case]], estimating: dict, number: int
+) -> list[dict]:
+    """A row for each case and way; every second round runs the other way round."""
+    spent = {
+        name: {way: run() for way, run in ways.items()}
+        for name, ways in estimating.items()
+    }
+    rows = []
+    for label, case in labelled if number % 2 == 0 else reversed(labelled):
+        ways = {"python": in_python}
+        if case.policy.code is not None:
+            ways["compiled"] = compiled
+        for way, run in ways.items():
+            cost_us, decisions_us = run(case)
+            estimate_us = spent[label["scenario"]][way]
+            rows.append(
+                label
+                | {"way": way, "decisions": len(decisions_us)}
+                | {f"decide_{k}": v for k, v in shape(cost_us).items()}
+                | {f"estimate_{k}": v for k, v in shape(estimate_us).items()}
+                | {f"both_{k}": v for k, v in shape(cost_us + estimate_us).items()}
+                | {f"decision_{k}": v for k, v in shape(decisions_us).items()}
+            )
+    return rows
+
+
+def summarise(rows: list[dict]) -> list[dict]:
+    """Medians over the rounds for each case and way, beside the samples themselves."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        label = {name: v for name, v in row.items() if not name.endswith("_us")}
+        groups.setdefault(tuple(label.items()), []).append(row)
+    made = []
+    for label, group in groups.items():
+        samples = {
+            name: [round(row[name], 3) for row in group]
+            for name in group[0]
+            if name.endswith("_us")
+        }
+        medians = {name: median(values) for name, values in samples.items()}
+        made.append(dict(label) | medians | {"samples": samples})
+    return made
+
+
+def main() -> None:
+    load = psutil.getloadavg()
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core
+    labelled, estimating = list(cases()), estimates()
+    for _, case in labelled[: len(POLICIES)]:  # compiles everything
+        in_python(case)
+        if case.policy.code is not None:
+            compiled(case)
+    for ways in estimating.values():
+        for run in ways.values():
+            run()
+    begin = time.perf_counter(), time.process_time()
+    rows = [
+        row
+        for number in range(ROUNDS)
+        for row in one_round(labelled, estimating, number)
+    ]
+    wall_s, cpu_s = time.perf_counter() - begin[0], time.process_time() - begin[1]
+    checkout = repository()
+    report = {
+        "transactions": TRANSACTIONS,
+        "rounds": ROUNDS,
+        "histories_equal": True,  # asserted above, after every run
+        "clock_us": float(np.median(two_readings(10_000))) / 1e3,  # not subtracted
+        "cpu_share": cpu_s / wall_s,
+        "cases": summarise(rows),
+        "commit": commit(checkout)[0],
+        "machine": identity(),
+        "load_average": {"start": load, "end": psutil.getloadavg()},
+    }
+    target = checkout / "data" / "measurements" / "decide.json"
+    write_whole(target, json.dumps(report, indent=1) + "\n")
+    for row in report["cases"]:
+        print(
+            f"{row['scenario']} {row['load']:.1f} {row['policy']:14} {row['way']:9}"
+            f"{row['decide_mean_us']:9.2f} {row['decide_p99_us']:9.2f}"
+            f"{row['both_mean_us']:9.2f} {row['both_p99_us']:9.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
