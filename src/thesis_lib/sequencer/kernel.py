@@ -51,6 +51,9 @@ class Delays:
             )
 
 
+NO_DELAYS = Delays()
+
+
 class State(NamedTuple):
     """A deterministic database in the middle of its log.
 
