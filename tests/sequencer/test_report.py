@@ -179,14 +179,46 @@ def test_a_cell_in_a_closed_loop_has_no_bound():
     assert 0 <= cell["lenient"] <= 1
 
 
-def test_near_is_within_a_point_or_15_percent_of_the_measured():
-    shares = [(0.02, 0.0299), (0.02, 0.0301), (0.4, 0.459), (0.4, 0.461), (0.4, 0.341)]
-    runs = pd.DataFrame(
-        [
-            {"engine": "e", "load": load, "policy": "p", "measured": m, "simulated": s}
-            for load, (m, s) in enumerate(shares)
-        ]
+def live_rows(measured, **columns):
+    """Rows of live runs, of one engine and worker, policies a, b, c … in turn."""
+    return pd.DataFrame(
+        {
+            "engine": "e",
+            "workers": 1,
+            "load": 1.0,
+            "policy": list("abcdefgh"[: len(measured)]),
+            "measured": measured,
+        }
+        | columns
     )
-    table = report.beside_measured(runs)
+
+
+def test_near_is_within_a_point_or_15_percent_of_the_measured():
+    measured, simulated = zip(
+        (0.02, 0.0299), (0.02, 0.0301), (0.4, 0.459), (0.4, 0.461), (0.4, 0.341),
+        strict=True,
+    )  # fmt: skip
+    table = report.beside_measured(live_rows(measured, simulated=simulated))
     assert table["near"].tolist() == [True, False, True, False, True]
     np.testing.assert_allclose(table["error"].iloc[0], 0.99)
+
+
+def test_an_engine_is_held_against_itself_by_its_even_and_odd_repeats():
+    runs = pd.concat(
+        live_rows([share, 0.5], repeat=repeat)
+        for repeat, share in enumerate([0.1, 0.2, 0.3, 0.2])
+    )
+    table = report.measured_again(runs)
+    np.testing.assert_allclose(table["measured"], [20.0, 50.0])
+    np.testing.assert_allclose(table["again"], [20.0, 50.0])
+    other = report.measured_again(runs[runs["repeat"] < 2])
+    np.testing.assert_allclose(other["again"], [20.0, 50.0])
+    assert other["near"].tolist() == [False, True]
+
+
+def test_only_pairs_that_are_apart_have_an_order():
+    # b and c are near each other; a lies below both, d above all.
+    runs = live_rows([0.1, 0.50, 0.52, 0.9], simulated=[0.2, 0.60, 0.55, 0.58])
+    ranked = report.ranked_alike(report.beside_measured(runs))
+    assert ranked.loc[("e", 1), "pairs"] == 5
+    assert ranked.loc[("e", 1), "alike"] == 4  # b is simulated above d

@@ -3,8 +3,8 @@
 A transaction is read when the loop wakes, booked, handed to a worker through a pipe,
 and its commit is heard of through another: four stages, each a difference of two
 observed instants. A fifth is what a busy engine pays between transactions, from the
-instant at which worker and locks were free to the next start: the gap of what was booked
-by then, and the turn of what had at least arrived.
+instant at which worker and locks were free to the next start: the gap of what was
+booked by then, and the turn of what had at least arrived.
 """
 
 from dataclasses import dataclass

@@ -8,6 +8,7 @@ intervals.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from thesis_lib.sequencer.kernel import NO_DELAYS, Delays
 from thesis_lib.sequencer.policies import AS_DESCRIBED, MENDED, Defects, Policy
 from thesis_lib.sequencer.policies import policy as named_policy
 from thesis_lib.sequencer.simulate import replay, simulate
-from thesis_lib.sequencer.trace import F64, I64, History, Trace
+from thesis_lib.sequencer.trace import F64, I64, Bool, History, Trace
 from thesis_lib.sequencer.workload import (
     SCENARIOS,
     at_rate,
@@ -599,19 +600,54 @@ def simulate_cell(
 
 
 POINT, RELATIVE = 0.01, 0.15  # how near a simulated share must be to a measured one
+PLACE = ["engine", "workers", "load", "policy"]  # of a live run
 
 
-def beside_measured(runs: pd.DataFrame) -> pd.DataFrame:
-    """Measured and simulated violations of one policy and load each, in percent.
+def _near(difference: F64, measured: F64) -> Bool:
+    return np.abs(difference) <= np.maximum(POINT, RELATIVE * measured)
 
-    `runs` has a row a run, with `engine`, `load`, `policy`, `measured` and `simulated`
-    shares. Means over the runs; `near` where they differ by at most the larger of one
-    point and 15 % of the measured one.
+
+def beside_measured(runs: pd.DataFrame, model: str = "simulated") -> pd.DataFrame:
+    """Measured violations beside those of a model, at each PLACE and in percent.
+
+    `runs` has a row a run, with PLACE and the shares `measured` and `model`. Means over
+    the runs; `near` where they differ by at most the larger of one point and 15 % of
+    the measured one.
     """
-    means = runs.pivot_table(
-        index=["engine", "load", "policy"], values=["measured", "simulated"], sort=False
-    )
+    means = runs.pivot_table(index=PLACE, values=["measured", model], sort=False)
     measured = means["measured"].to_numpy(np.float64)
-    error = means["simulated"].to_numpy(np.float64) - measured
-    near = np.abs(error) <= np.maximum(POINT, RELATIVE * measured)
-    return (100 * means).assign(error=100 * error, near=near)
+    error = means[model].to_numpy(np.float64) - measured
+    return (100 * means).assign(error=100 * error, near=_near(error, measured))
+
+
+def measured_again(runs: pd.DataFrame) -> pd.DataFrame:
+    """The even `repeat`s as `measured` beside the odd ones as `again`, like a model.
+
+    How near an engine comes to itself bounds how near any model can be seen to come.
+    """
+    half = np.where(runs["repeat"] % 2 == 0, "measured", "again")
+    halves = runs.assign(half=half).pivot_table(
+        index=PLACE, columns="half", values="measured", sort=False
+    )
+    return beside_measured(halves.reset_index(), "again")
+
+
+def ranked_alike(beside: pd.DataFrame, model: str = "simulated") -> pd.DataFrame:
+    """Pairs of policies that differ where they were measured, and what a model says.
+
+    From `beside_measured`, a row for each engine and number of workers: `pairs` of
+    policies at one load whose measured shares are not near each other, and how many
+    of them the model puts in the same order (`alike`).
+    """
+    rows = []
+    for (engine, workers, _), at in beside.groupby(PLACE[:-1], sort=False):
+        for one, other in combinations(range(len(at)), 2):
+            pair = at.iloc[[one, other]]
+            measured = pair["measured"].to_numpy(np.float64) / 100
+            apart = np.diff(measured)
+            if _near(apart, measured.max(keepdims=True))[0]:
+                continue
+            alike = apart[0] * np.diff(pair[model].to_numpy(np.float64))[0] > 0
+            rows.append((engine, workers, 1, int(alike)))
+    pairs = pd.DataFrame(rows, columns=["engine", "workers", "pairs", "alike"])
+    return pd.DataFrame(pairs.groupby(["engine", "workers"], sort=False).sum())

@@ -89,6 +89,12 @@ def measure_burst(storage: Storage, log: Log, workers: int, name: str = "burst")
         return run_closed(scheduler, len(log), CLIENTS, BATCH)
 
 
+def rate(run: Run) -> float:
+    """Commits a second after the first WARM_UP of a closed loop."""
+    ends_s = np.sort(run.finish_s)
+    return float((len(ends_s) - WARM_UP) / (ends_s[-1] - ends_s[WARM_UP - 1]))
+
+
 def measure_quiet(
     storage: Storage, log: Log, workers: int, rate_per_s: float
 ) -> Overheads:
@@ -147,16 +153,15 @@ def bench(
         meta = {"engine": storage.engine, "workers": workers, "in_flight": CLIENTS}
         past = trace_of(first, [run], {**meta, "batch": BATCH})
         past = past.take(np.arange(WARM_UP, burst))
-        ends_s = np.sort(run.finish_s)
-        rate = float((burst - WARM_UP) / (ends_s[-1] - ends_s[WARM_UP - 1]))
+        saturation_per_s = rate(run)
         yield Bench(
             storage=storage,
             log=log,
             burst=burst,
             workers=workers,
             past=past,
-            saturation_per_s=rate,
-            quiet=measure_quiet(storage, first, workers, QUIET * rate),
+            saturation_per_s=saturation_per_s,
+            quiet=measure_quiet(storage, first, workers, QUIET * saturation_per_s),
             busy=overheads(run, first.keys, WARM_UP),
             slo_s=2 * float(np.quantile(past.service_s, 0.95))
             if slo_s is None
