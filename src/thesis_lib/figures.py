@@ -656,6 +656,41 @@ def misestimation(
     return figure
 
 
+def beside_measured(table: pd.DataFrame, model: str = "simulated") -> Figure:
+    """Violations of every live run's place, modelled against measured, by engine.
+
+    `table` is `report.beside_measured`'s. Mended policies have open markers; shaded is
+    what counts as near, and paler are the runs with more than one worker.
+    """
+    engines = table.index.unique("engine")
+    figure, *panels = axes(len(engines), height_in=3.9, sharey=True)
+    truth = np.linspace(0, 100, 201)
+    width = 100 * np.maximum(report.POINT, report.RELATIVE * truth / 100)
+    for panel, engine in zip(panels, engines, strict=True):
+        panel.fill_between(truth, truth - width, truth + width, color="#e9e9e9")
+        panel.plot(truth, truth, color=GREY, linewidth=0.8)
+        places = table.loc[engine].groupby(["policy", "workers"], sort=False)
+        for (policy, workers), rows in places:
+            style = _style(policy)
+            panel.plot(
+                rows["measured"],
+                rows[model],
+                linestyle="none",
+                marker=style["marker"],
+                color=style["color"],
+                markerfacecolor="none" if "-fixed" in policy else style["color"],
+                markersize=5,
+                alpha=1 if workers == 1 else 0.4,
+                label=style["label"] if workers == 1 else None,
+            )
+        panel.set(title={"sqlite": "SQLite", "postgresql": "PostgreSQL"}[engine])
+        panel.set(xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
+        panel.set_xlabel("measured (% of arrivals)")
+    panels[0].set_ylabel("simulated (% of arrivals)")
+    _legend_below(figure, panels[0])
+    return figure
+
+
 # --- Part II: memory and time ------------------------------------------------
 
 
