@@ -141,6 +141,13 @@ MUTANTS = [
         ("tests/sequencer/test_engine.py",),
     ),
     Mutant(
+        "accuracy: the least q-error has one tail",
+        "sequencer/accuracy.py",
+        "return exp(sigma * NormalDist().inv_cdf(1 - share / 2))",
+        "return exp(sigma * NormalDist().inv_cdf(1 - share))",
+        ("tests/sequencer/test_accuracy.py",),
+    ),
+    Mutant(
         "accuracy: latency bounds are calibrated on what is still to come",
         "sequencer/accuracy.py",
         "past &= history.finish_s <= begins_s",

@@ -11,6 +11,7 @@ from thesis_lib.sequencer.accuracy import (
     ceilings,
     end_to_end,
     forecast_finish,
+    least_q_error,
     log_r2,
     missing,
     q_error,
@@ -33,6 +34,21 @@ def test_q_error_is_symmetric_and_at_least_one():
     np.testing.assert_allclose(q_error(np.array([2.0]), np.array([0.5])), 4)
     with pytest.raises(InvalidInput, match="positive times"):
         q_error(np.array([0.0]), np.array([1.0]))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.05])
+def test_nobody_estimates_better_than_the_scatter_that_nobody_sees(share):
+    true_s = np.random.default_rng(3).lognormal(0, 0.4, 100_000)
+    least = least_q_error(0.4, share)
+    reached = {
+        off: np.quantile(q_error(true_s, np.full(len(true_s), np.exp(off))), 1 - share)
+        for off in (-0.2, -0.08, 0.0, 0.08, 0.2)  # the mean is 0.08 above
+    }
+    np.testing.assert_allclose(reached[0.0], least, rtol=0.01)
+    assert all(q > 1.005 * reached[0.0] for off, q in reached.items() if off)
+    assert least_q_error(0.0, share) == 1
+    with pytest.raises(InvalidInput, match="share=1 must lie in"):
+        least_q_error(0.4, 1)
 
 
 def test_log_r2_of_the_truth_and_of_its_mean():

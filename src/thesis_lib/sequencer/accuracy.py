@@ -7,6 +7,8 @@ schedule and the question is when a transaction commits and whether that is on t
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from math import exp
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,18 @@ def q_error(true_s: F64, predicted_s: F64) -> F64:
         "q-error compares positive times: some are zero or negative",
     )
     return np.maximum(true_s / predicted_s, predicted_s / true_s)
+
+
+def least_q_error(sigma: float, share: float) -> float:
+    """The q-error that a `share` of estimates exceeds at best, whoever estimates.
+
+    Where the truth is what can be known times a lognormal of `sigma` that cannot, an
+    estimate off by a factor exp(d) has a q-error of at most exp(t) with probability
+    P(|sigma Z - d| <= t), Z standard normal: most often for d = 0, whatever t.
+    """
+    require(sigma >= 0, f"sigma={sigma:g} must not be negative")
+    require(0 < share < 1, f"share={share:g} must lie in (0, 1)")
+    return exp(sigma * NormalDist().inv_cdf(1 - share / 2))
 
 
 def log_r2(true_s: F64, predicted_s: F64) -> float:
