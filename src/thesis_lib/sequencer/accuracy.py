@@ -18,7 +18,7 @@ from thesis_lib.checks import require, vector
 from thesis_lib.sequencer.calibration import conformal_offset, track
 from thesis_lib.sequencer.estimator import LEVELS, SHORTEST_S, STEP
 from thesis_lib.sequencer.policies import MENDED, Policy, fifo
-from thesis_lib.sequencer.report import Cell, Estimate, counted
+from thesis_lib.sequencer.report import Cell, Estimate, counted, paired_seeds
 from thesis_lib.sequencer.simulate import simulate
 from thesis_lib.sequencer.trace import (
     F64,
@@ -304,10 +304,9 @@ def end_to_end(
     `track_latency`, NaN for a type that comes no more. Seeds are made as
     `report.replicate` makes them; the warm-up does not count.
     """
-    require(seeds >= 1, f"seeds={seeds}: expected at least 1")
     rows = []
-    for number, source in enumerate(np.random.SeedSequence(seed).spawn(seeds)):
-        trace_seed, arrival_seed, estimate_seed = source.generate_state(3).tolist()
+    paired = enumerate(paired_seeds(seed, seeds))
+    for number, (trace_seed, arrival_seed, estimate_seed) in paired:
         transactions = cell.make_trace(trace_seed)
         estimated_s = estimate(transactions, estimate_seed)
         for load in loads:
