@@ -122,7 +122,7 @@ def measure_round(
             history = simulate(
                 trace, rule, estimated_s[WARM_UP:], cores=ready.workers,
                 slo_s=ready.slo_s, batch_size=BATCH_SIZE, flush_s=FLUSH_S,
-                delays=delays,
+                delays=delays, believed=ready.delays,
             )  # fmt: skip
             found = summarise(trace, history)
             row |= {

@@ -113,8 +113,9 @@ class PlainShadow:
 
     def _finish_s(self, ids, now):
         twin = self.database.as_estimated(self.estimated_s, now)
+        pending = [at for at, kind, _, _ in twin.heap if kind == DISPATCH]
         for i in ids:
-            twin.append(i, now + self.lag_s)
+            twin.append(i, max([now + self.lag_s, *pending]))
         twin.run()
         return {i: twin.finish_s[i] for i in ids}
 
@@ -168,24 +169,24 @@ class PlainChain:
 
 
 def simulate_plainly(
-    trace, policy, estimated_s, *, cores, slo_s, batch_size, flush_s, delays, clients,
-    think_s,
+    trace, policy, estimated_s, *, cores, slo_s, batch_size, flush_s, delays, believed,
+    clients, think_s,
 ):  # fmt: skip
     """What `simulate` does with spread 0, as a dictionary of columns."""
     n = len(trace)
     size = batch_size if policy.batched else 1
     flush_s = min(flush_s, policy.flush_s)
     sets = key_sets(trace.keys)
-    estimated_s = estimated_s + delays.worker_s
+    estimated_s = estimated_s + believed.worker_s
     database = Database(sets, (trace.service_s + delays.worker_s).tolist(), cores)
     deadline_s = np.full(n, np.nan)
     arrival_s, decided_s = np.full(n, np.nan), np.full(n, np.nan)
     dropped = np.zeros(n, bool)
     if policy.defects.no_feedback:
-        shadow = PlainChain(sets, estimated_s, deadline_s, delays.lag_s)
+        shadow = PlainChain(sets, estimated_s, deadline_s, believed.lag_s)
     else:
         shadow = PlainShadow(
-            database, estimated_s, deadline_s, delays.lag_s, policy.tolerance_s, 0.0
+            database, estimated_s, deadline_s, believed.lag_s, policy.tolerance_s, 0.0
         )
     events = []  # of clients and sequencer
     sequence = iter(range(10**9))

@@ -78,6 +78,7 @@ def random_run(seed, n=60):
         "batch_size": size,
         "flush_s": float(random.choice([0.0, 2.0, np.inf])),
         "delays": Delays(*delay.tolist()),
+        "believed": Delays(*delay[:: 1 if seed % 5 else -1].tolist()),
         "clients": size + int(random.integers(0, 9)) if closed else None,
         "think_s": float(random.choice([0.0, 3.0])) if closed else 0.0,
     }

@@ -188,7 +188,15 @@ def _chain_observed(memory, now_s):
 
 
 @njit(cache=True)
-def _run_forward(memory, ids, now_s, lag_s, finish_s):
+def _due_s(world, model, now_s):
+    """When what is decided on now books its locks: never before the end of the log."""
+    logged = world.progress[LOGGED]
+    due_s = now_s + model.lag_s
+    return max(due_s, world.dispatch_s[logged - 1]) if logged else due_s
+
+
+@njit(cache=True)
+def _run_forward(memory, ids, now_s, due_s, finish_s):
     """Finish times if the log is followed by `ids` in turn and then by nothing.
 
     What has not committed is copied into the scratch database and runs there. What
@@ -235,7 +243,7 @@ def _run_forward(memory, ids, now_s, lag_s, finish_s):
     for i in ids:
         if i != NONE:
             to_log[logged] = i
-            to_dispatch_s[logged] = now_s + lag_s
+            to_dispatch_s[logged] = due_s
             logged += 1
     # Observed databases may show a core that idles while something is ready.
     core = 0
@@ -273,9 +281,10 @@ def _together(memory, model, ids, now_s, finish_s):
     taken out and the others are forecast without it.
     """
     deadline_s, tolerance_s = memory.deadline_s, model.tolerance_s
+    due_s = _due_s(memory.world, model, now_s)
     kept = ids.copy()
     while True:
-        _run_forward(memory, kept, now_s, model.lag_s, finish_s)
+        _run_forward(memory, kept, now_s, due_s, finish_s)
         _clear(memory)
         late = NONE
         for at in range(len(ids)):
@@ -296,8 +305,8 @@ def _alone(memory, model, ids, now_s, finish_s):
     and everything that held its locks before has started.
     """
     keys, estimated_s, _, world, scratch, ends_s, _, pending, counts = memory
-    log = world.log
-    ran = _run_forward(memory, ids[:0], now_s, model.lag_s, finish_s)
+    log, due_s = world.log, _due_s(world, model, now_s)
+    ran = _run_forward(memory, ids[:0], now_s, due_s, finish_s)
     queue, finished_s = scratch.queue, scratch.finish_s
     cores = len(scratch.running)
     free_s = np.full(cores, now_s)
@@ -323,7 +332,7 @@ def _alone(memory, model, ids, now_s, finish_s):
         _register(keys, ends_s, i, finished_s[i])
     for at in range(len(ids)):
         i = ids[at]
-        free = _free_at(keys, ends_s, i, now_s + model.lag_s)
+        free = _free_at(keys, ends_s, i, due_s)
         before = 0
         while before < queued and granted_s[before] < free:
             before += 1
@@ -332,14 +341,14 @@ def _alone(memory, model, ids, now_s, finish_s):
             behind += 1
         # Of what one commit grants, who waits for a core first is a matter of ties.
         start_s = max(free, core_s[behind])
-        tied = free > now_s + model.lag_s and start_s != max(free, core_s[before])
+        tied = free > due_s and start_s != max(free, core_s[before])
         finish_s[at] = np.nan if tied else start_s + estimated_s[i]
     for at in range(counts[PENDING]):
         _forget(keys, ends_s, log[pending[at]])
     for at in range(len(ids)):
         if np.isnan(finish_s[at]):
             one = ids[at : at + 1]
-            _run_forward(memory, one, now_s, model.lag_s, finish_s[at : at + 1])
+            _run_forward(memory, one, now_s, due_s, finish_s[at : at + 1])
             _clear(memory)
 
 

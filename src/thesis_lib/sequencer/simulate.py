@@ -86,6 +86,7 @@ def simulate(
     batch_size: int = 10,
     flush_s: float = np.inf,
     delays: Delays = NO_DELAYS,
+    believed: Delays | None = None,
     clients: int | None = None,
     think_s: float = 0.0,
     spread: float = SPREAD,
@@ -107,8 +108,9 @@ def simulate(
     itself. What a decision holds back is decided on again, at no cost, with what has
     come since, at the next commit or batch. `delays.lag_s` passes between decision and
     booking, and a worker spends `delays.worker_s` on each transaction beside its
-    service, which the forecasts add to the estimates. `spread` is the relative standard
-    error that the forecasts' probabilities assume.
+    service. Forecasts allow for this lag and this work of a worker, or for those of
+    `believed` where they differ; `spread` is the relative standard error that their
+    probabilities assume.
 
     A policy with `code` runs compiled, unless `compiled` is false; histories are equal
     bit for bit. Raises InvalidInput for bad parameters, for a decision that does not
@@ -143,11 +145,12 @@ def simulate(
         "flushes none: lower batch_size or set flush_s",
     )
     busy_s = trace.service_s + delays.worker_s
+    expected = delays if believed is None else believed
     state = idle_state(trace.keys, cores)
     before = front(trace.arrival_s, objective_s, setting, clients or 0)
     shadow = policy.make_shadow(
-        state, trace.keys, estimated_s + delays.worker_s, before.deadline_s, spread,
-        setting.lag_s,
+        state, trace.keys, estimated_s + expected.worker_s, before.deadline_s, spread,
+        float(expected.lag_s),
     )  # fmt: skip
     if compiled and policy.code is not None:
         held = _run(
