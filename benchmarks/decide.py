@@ -88,6 +88,7 @@ class Case:
             lag_s=0.0,
             sequencer_s=0.0,
             read_s=0.0,
+            release_s=0.0,
         )
         state = idle_state(trace.keys, cell.cores)
         before = front(trace.arrival_s, np.full(len(trace), cell.slo_s), setting, 0)

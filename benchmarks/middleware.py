@@ -172,7 +172,7 @@ def measure(loaded, log: Log, rounds: int) -> dict:
                     break
                 held.append(float(step * rate))
             highest.append(held[-1])
-        middle = sorted(range(rounds), key=lambda r: busy[r].gap_s)[rounds // 2]
+        middle = sorted(range(rounds), key=lambda r: busy[r].turn_s)[rounds // 2]
         found[str(count)] = {
             "transactions_per_s": rates,
             "processes over threads": float(

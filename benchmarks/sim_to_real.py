@@ -98,10 +98,9 @@ def measure_round(
         )
         late = rule.in_flight is not None
         own = as_delays(ready.quiet, added[name], late)
-        gap_s = own.worker_s if late else added["fifo"].gap_s
         cases = {
             "simulated": (own_times(live, fifo), own),
-            "foretold": (fifo, replace(own, worker_s=gap_s)),
+            "foretold": (fifo, own if late else as_delays(ready.quiet, added["fifo"])),
         }
         measured = summarise(fifo, live.history)
         row = {

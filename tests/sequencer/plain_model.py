@@ -13,7 +13,9 @@ import numpy as np
 from thesis_lib.sequencer.policies import decide
 from thesis_lib.sequencer.trace import Forecast
 
-COMMIT, DISPATCH, ARRIVAL, TAKE, DECIDE = range(5)  # at equal times, in this order
+COMMIT, RELEASE, DISPATCH, ARRIVAL, TAKE, DECIDE = range(
+    6
+)  # at equal times, in this order
 
 
 def key_sets(keys):
@@ -30,8 +32,9 @@ def key_sets(keys):
 class Database:
     """Lock table, ready queue and cores; commits and dispatches in one heap."""
 
-    def __init__(self, sets, busy_s, cores):
+    def __init__(self, sets, busy_s, cores, release_s=0.0):
         self.sets, self.busy_s, self.idle = sets, busy_s, cores
+        self.release_s = release_s
         self.waiting, self.held = {}, {}
         self.missing, self.ready, self.started = {}, deque(), 0
         self.granted_s, self.start_s, self.finish_s = {}, {}, {}
@@ -59,9 +62,13 @@ class Database:
         if kind == COMMIT:
             self.finish_s[i] = now
             self.idle += 1
-            for key, alone in self.sets[i]:
-                self.held[key].remove((i, alone))
-                self._grant(key, now)
+            if self.release_s:
+                at_s = now + self.release_s
+                heapq.heappush(self.heap, (at_s, RELEASE, len(self.finish_s), i))
+            else:
+                self._release(i, now)
+        elif kind == RELEASE:
+            self._release(i, now)
         else:
             self.missing[i] = len(self.sets[i])
             if not self.sets[i]:
@@ -72,6 +79,11 @@ class Database:
                 self._grant(key, now)
         self._start(now)
         return now, kind
+
+    def _release(self, i, now):
+        for key, alone in self.sets[i]:
+            self.held[key].remove((i, alone))
+            self._grant(key, now)
 
     def _start(self, now):
         while self.ready and self.idle:
@@ -90,16 +102,27 @@ class Database:
             self.step()
 
     def as_estimated(self, estimated_s, now):
-        """A copy in which nothing takes longer or shorter than estimated from now."""
+        """A copy in which nothing takes longer or shorter than estimated from now.
+
+        What has committed has released its locks; whom that frees waits in log order.
+        """
         twin = copy.deepcopy(self)
-        twin.busy_s = estimated_s
+        twin.busy_s, twin.release_s = estimated_s, 0.0
+        for _, kind, _, i in sorted(self.heap):
+            if kind == RELEASE:
+                twin._release(i, now)
+        known = len(self.ready)
+        freed = sorted(list(twin.ready)[known:], key=twin.log.index)
+        twin.ready = deque([*self.ready, *freed])
         twin.heap = [
             (max(now, self.start_s[i] + estimated_s[i]), kind, order, i)
             if kind == COMMIT
             else (at, kind, order, i)
             for at, kind, order, i in self.heap
+            if kind != RELEASE
         ]
         heapq.heapify(twin.heap)
+        twin._start(now)
         return twin
 
 
@@ -178,7 +201,8 @@ def simulate_plainly(
     flush_s = min(flush_s, policy.flush_s)
     sets = key_sets(trace.keys)
     estimated_s = estimated_s + believed.worker_s
-    database = Database(sets, (trace.service_s + delays.worker_s).tolist(), cores)
+    busy_s = (trace.service_s + delays.worker_s).tolist()
+    database = Database(sets, busy_s, cores, delays.release_s)
     deadline_s = np.full(n, np.nan)
     arrival_s, decided_s = np.full(n, np.nan), np.full(n, np.nan)
     dropped = np.zeros(n, bool)

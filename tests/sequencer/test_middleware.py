@@ -43,12 +43,8 @@ def test_who_was_waited_for():
 
 def test_readers_do_not_wait_for_readers():
     keys = KeySets.from_lists([[0], [0], [0], []], [[], [], [], [0]])
-    assert freed_s(run(), keys, np.arange(4))[0].tolist() == [
-        -np.inf,
-        -np.inf,
-        -np.inf,
-        8.0,
-    ]
+    locks_s, _ = freed_s(run(), keys, np.arange(4))
+    assert locks_s.tolist() == [-np.inf, -np.inf, -np.inf, 8.0]
 
 
 def test_overheads_by_hand():
@@ -57,22 +53,31 @@ def test_overheads_by_hand():
     assert found.book_s == 0.5
     assert found.hand_over_s == np.median([0.5, 0.75, 0.5, 0.25])
     assert found.notify_s == 0.5
-    assert found.gap_s == np.mean([1.0, 0.75])  # 2 after 0, 3 after 1
-    assert found.turn_s == found.gap_s  # whoever had arrived was booked
+    assert found.pass_s == np.mean([1.0, 0.75])  # 2 after 0, 3 after 1
+    assert np.isnan(found.gap_s)  # both had to be granted their locks first
+    assert found.turn_s == found.pass_s  # whoever had arrived was booked
     assert found.loop_cpu_s == 0.1
+
+
+def test_a_worker_has_a_gap_where_the_next_waits_in_its_pipe():
+    # 3 waits for nobody's key: granted when booked, at 3.5, it follows 1 on its worker.
+    keys = KeySets.from_lists([[], [1], [], []], [[0], [], [0], [2]])
+    found = overheads(run(granted_s=[1.5, 1.5, 5.5, 3.5]), keys)
+    assert (found.gap_s, found.pass_s) == (0.75, 1.0)
+    assert found.turn_s == np.mean([1.0, 0.75])
 
 
 def test_what_is_held_back_takes_a_turn():
     # 2 is booked only when the worker and the key that it needs are free since 5.
     found = overheads(run(sequenced_s=[1.5, 1.5, 5.5, 3.5]), KEYS)
-    assert found.gap_s == 0.75
+    assert found.pass_s == 0.75
     assert found.turn_s == np.mean([1.0, 0.75])
 
 
 def test_what_warmed_the_workers_does_not_count():
     found = overheads(run(), KEYS, first=2)
     assert (found.read_s, found.loop_cpu_s) == (2.0, 0.2)
-    assert np.isnan(found.gap_s)  # 2 and 3 waited for 0 and 1 alone
+    assert np.isnan(found.pass_s)  # 2 and 3 waited for 0 and 1 alone
     another_clock = run(finish_s=[905.0, 904.0, 8.0, 7.0])
     assert overheads(another_clock, KEYS, 2).hand_over_s == found.hand_over_s
     with pytest.raises(InvalidInput, match="no transaction from 4 on ran"):
@@ -81,15 +86,22 @@ def test_what_warmed_the_workers_does_not_count():
 
 def test_what_was_dropped_does_not_count():
     found = overheads(run(log=np.array([0, 2])), KEYS)
-    assert (found.gap_s, found.loop_cpu_s) == (1.0, 0.2)
+    assert (found.pass_s, found.loop_cpu_s) == (1.0, 0.2)
 
 
 def test_the_model_adds_up():
-    quiet = Overheads(1.0, 2.0, 4.0, 8.0, np.nan, np.nan, 16.0)
-    busy = Overheads(100.0, 100.0, 100.0, 100.0, 32.0, 128.0, 64.0)
+    quiet = Overheads(1.0, 2.0, 4.0, 8.0, np.nan, np.nan, np.nan, 16.0)
+    busy = Overheads(100.0, 100.0, 100.0, 100.0, 32.0, 40.0, 128.0, 64.0)
     delays = as_delays(quiet, busy)
     assert (delays.read_s, delays.lag_s) == (1.0, 14.0)
-    assert (delays.worker_s, delays.sequencer_s) == (32.0, 64.0)
+    assert (delays.worker_s, delays.release_s) == (32.0, 8.0)
+    assert delays.sequencer_s == 64.0
     late = as_delays(quiet, busy, late=True)
     assert (late.read_s, late.lag_s) == (1.0, 128.0)
-    assert (late.worker_s, late.sequencer_s) == (0.0, 64.0)
+    assert (late.worker_s, late.release_s, late.sequencer_s) == (0.0, 0.0, 64.0)
+
+
+def test_what_nobody_waited_for_takes_no_time():
+    alone = Overheads(1.0, 2.0, 4.0, 8.0, np.nan, np.nan, np.nan, 16.0)
+    delays = as_delays(alone, alone)
+    assert (delays.worker_s, delays.release_s) == (0.0, 0.0)

@@ -1,3 +1,5 @@
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from plain_model import Database, key_sets, simulate_plainly
@@ -67,8 +69,8 @@ def random_run(seed, n=60):
     estimated_s = trace.service_s * random.lognormal(0, 0.4, n)
     if ties:
         estimated_s = np.ceil(estimated_s)
-    delay = random.choice([0.0, 1.0, 2.0], 4) if ties else random.exponential(0.3, 4)
-    delay *= random.integers(0, 2, 4)
+    delay = random.choice([0.0, 1.0, 2.0], 5) if ties else random.exponential(0.3, 5)
+    delay *= random.integers(0, 2, 5)
     delay[1] /= 8  # a binary fraction: the sequencer is not the bottleneck
     size = int(random.integers(1, 7))
     closed = seed % 3 == 0
@@ -263,7 +265,7 @@ def test_bad_parameters_are_refused(changed, says):
         simulate(trace, given, estimated_s, **{"cores": 8, "slo_s": 1.0} | changed)
 
 
-@pytest.mark.parametrize("name", ["lag_s", "sequencer_s", "worker_s", "read_s"])
+@pytest.mark.parametrize("name", [field.name for field in fields(Delays)])
 @pytest.mark.parametrize("value", [-1.0, np.inf, np.nan])
 def test_delays_that_cannot_be_are_refused(name, value):
     with pytest.raises(InvalidInput, match=f"{name}="):
@@ -305,3 +307,16 @@ def test_a_serial_sequencer_is_a_single_server():
     np.testing.assert_array_equal(history.decided_s, np.arange(n) + 1.0)
     np.testing.assert_array_equal(history.granted_s, history.decided_s + 0.125)
     np.testing.assert_array_equal(history.finish_s, history.start_s + 0.75)
+
+
+def test_a_lock_is_passed_on_later_than_its_core():
+    # 0 and 1 write one key, 2 another: at 1 s the core is free and takes 2, at 1.5 s
+    # the key is, but then the core is not.
+    keys = KeySets.from_lists([[]] * 3, [[0], [0], [1]])
+    trace = Trace.of_jobs(np.zeros(3), np.ones(3), keys)
+    history = simulate(
+        trace, policy("fifo", slo_s=1.0, cores=1), trace.service_s, cores=1, slo_s=9.0,
+        delays=Delays(release_s=0.5),
+    )  # fmt: skip
+    assert history.start_s.tolist() == [0.0, 2.0, 1.0]
+    assert history.granted_s.tolist() == [0.0, 1.5, 0.0]

@@ -5,7 +5,8 @@ log entry. `next_decision` moves everything until the sequencer has to decide: c
 submit, the inbox fills a batch, its timer runs, and the sequencer works on one batch at
 a time.
 
-Ties are explicit. At equal times a commit precedes a dispatch, a dispatch an arrival,
+Ties are explicit. At equal times a commit precedes a release of locks that comes later
+than its commit, this a dispatch, a dispatch an arrival,
 and an arrival what the sequencer does: if it is free it takes a batch, whether full or
 by its timer, and then it decides, once, on the batch that it has finished by now and on
 what it holds back. Commits go in the order in which the transactions started,
@@ -13,7 +14,7 @@ dispatches in log order, arrivals by number; and a commit grants its locks befor
 core takes the next ready transaction.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from thesis_lib.sequencer.locktable import NONE, LockTable, book, lock_table, re
 from thesis_lib.sequencer.trace import F64, I64, Bool, KeySets
 
 # Positions in `State.progress`.
-LOGGED, DISPATCHED, READY, STARTED, COMMITTED = range(5)
+LOGGED, DISPATCHED, READY, STARTED, COMMITTED, RELEASED = range(6)
 # Positions in `Front.counts` and `Front.clock_s`.
 SUBMITTED, TAKEN, BATCHED, HELD, ANSWERED = range(5)
 NOW, DONE = range(2)
@@ -42,12 +43,14 @@ class Delays:
     sequencer_s: float = 0.0  # the sequencer's work on each transaction, one by one
     worker_s: float = 0.0  # on a core beside the service, holding the locks
     read_s: float = 0.0  # from a request to the sequencer's inbox
+    release_s: float = 0.0  # from a commit to the release of its locks
 
     def __post_init__(self) -> None:
-        for name in ("lag_s", "sequencer_s", "worker_s", "read_s"):
-            value = getattr(self, name)
+        for field in fields(self):
+            value = getattr(self, field.name)
             require(
-                0 <= value < np.inf, f"{name}={value:g} must be finite and at least 0"
+                0 <= value < np.inf,
+                f"{field.name}={value:g} must be finite and at least 0",
             )
 
 
@@ -76,8 +79,9 @@ class State(NamedTuple):
     running: I64  # (cores,) id on each core, or NONE
     ends_s: F64  # (cores,) when it will commit, infinity on an idle core
     turn: I64  # (cores,) position in the order of starts
+    ended: I64  # (n,) ids in the order in which they committed
     unlocked: I64  # (n,) scratch for `release`
-    progress: I64  # (5,)
+    progress: I64  # (6,)
 
 
 def idle_state(keys: KeySets, cores: int) -> State:
@@ -94,25 +98,30 @@ def idle_state(keys: KeySets, cores: int) -> State:
         running=np.full(cores, NONE, np.int64),
         ends_s=np.full(cores, np.inf),
         turn=np.zeros(cores, np.int64),
+        ended=np.empty(n, np.int64),
         unlocked=np.empty(n, np.int64),
-        progress=np.zeros(5, np.int64),
+        progress=np.zeros(6, np.int64),
     )
 
 
 @njit(cache=True)
-def advance(state: State, busy_s: F64, until_s: float, stop_at_commit: bool) -> float:
+def advance(
+    state: State, busy_s: F64, until_s: float, stop_at_commit: bool,
+    release_s: float = 0.0,
+) -> float:  # fmt: skip
     """Process every event up to and including `until_s`; return the time reached.
 
-    `busy_s` (n,) is how long each transaction keeps its core and its locks. With
-    `stop_at_commit`, the time reached is that of the first commit, after every event of
-    that same time.
+    `busy_s` (n,) is how long each transaction keeps its core; its locks it keeps for
+    `release_s` more. With `stop_at_commit`, the time reached is that of the first
+    commit, after every event of that same time.
     """
     # Unpacked once: fetching a field of a tuple of arrays costs more than using it.
     (
         table, log, dispatch_s, queue, granted_s, start_s, finish_s, running, ends_s,
-        turn, unlocked, progress,
+        turn, ended, unlocked, progress,
     ) = state  # fmt: skip
     logged, dispatched = progress[LOGGED], progress[DISPATCHED]
+    released = progress[RELEASED]
     ready, started, committed = progress[READY], progress[STARTED], progress[COMMITTED]
     cores = len(running)
     while True:
@@ -125,26 +134,38 @@ def advance(state: State, busy_s: F64, until_s: float, stop_at_commit: bool) -> 
         commit_s = ends_s[core]
         due_s = dispatch_s[dispatched] if dispatched < logged else np.inf
         now_s = min(commit_s, due_s)
+        freed_s = np.inf
+        if released < committed:
+            freed_s = finish_s[ended[released]] + release_s
+            now_s = min(now_s, freed_s)
         if now_s > until_s or now_s == np.inf:
             break
-        if commit_s <= due_s:
+        freed = NONE
+        if commit_s == now_s:
             i = running[core]
             finish_s[i] = now_s
             running[core] = NONE
             ends_s[core] = np.inf
+            ended[committed] = i
             committed += 1
-            for at in range(release(table, i, unlocked)):
-                granted_s[unlocked[at]] = now_s
-                queue[ready] = unlocked[at]
-                ready += 1
+            if release_s == 0:
+                freed = i
             if stop_at_commit:
                 until_s = now_s
+        elif freed_s == now_s:
+            freed = ended[released]
         else:
             i = log[dispatched]
             dispatched += 1
             if book(table, i):
                 granted_s[i] = now_s
                 queue[ready] = i
+                ready += 1
+        if freed != NONE:
+            released += 1
+            for at in range(release(table, freed, unlocked)):
+                granted_s[unlocked[at]] = now_s
+                queue[ready] = unlocked[at]
                 ready += 1
         core = 0
         while started < ready and started - committed < cores:
@@ -158,6 +179,7 @@ def advance(state: State, busy_s: F64, until_s: float, stop_at_commit: bool) -> 
             started += 1
     progress[DISPATCHED], progress[READY] = dispatched, ready
     progress[STARTED], progress[COMMITTED] = started, committed
+    progress[RELEASED] = released
     return until_s
 
 
@@ -192,6 +214,7 @@ class Setting(NamedTuple):
     lag_s: float
     sequencer_s: float
     read_s: float  # after its arrival a transaction is in the inbox
+    release_s: float
 
 
 def front(arrival_s: F64, slo_s: F64, setting: Setting, clients: int) -> Front:
@@ -265,10 +288,11 @@ def next_decision(
     while True:
         taken, committed = counts[TAKEN], progress[COMMITTED]
         if taken == n and counts[HELD] == 0:
-            clock_s[NOW] = advance(state, busy_s, np.inf, False)
+            clock_s[NOW] = advance(state, busy_s, np.inf, False, setting.release_s)
             return 0
         due_s = _due_s(front, setting)
-        now_s = advance(state, busy_s, due_s, setting.closed or counts[HELD] > 0)
+        stop = setting.closed or counts[HELD] > 0
+        now_s = advance(state, busy_s, due_s, stop, setting.release_s)
         if now_s == np.inf:
             return STUCK
         clock_s[NOW] = now_s

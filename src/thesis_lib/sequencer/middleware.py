@@ -2,9 +2,9 @@
 
 A transaction is read when the loop wakes, booked, handed to a worker through a pipe,
 and its commit is heard of through another: four stages, each a difference of two
-observed instants. A fifth is what a busy engine pays between transactions, from the
-instant at which worker and locks were free to the next start: the gap of what was
-booked by then, and the turn of what had at least arrived.
+observed instants. The others are what a busy engine pays between two transactions: the
+gap of a worker whose next one waits in its pipe, the pass of a lock through the
+scheduler, and the turn of what the sequencer holds back until both are free.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from thesis_lib.sequencer.trace import F64, I64, KeySets
 
 @dataclass(frozen=True, slots=True)
 class Overheads:
-    """Of a transaction, in seconds: medians, but for gap and turn, whose means count.
+    """Of a transaction, in seconds: medians, but for the three whose means count.
 
     A stage that no transaction of the run went through undisturbed is NaN.
     """
@@ -29,8 +29,9 @@ class Overheads:
     book_s: float  # from the decision to the booked locks
     hand_over_s: float  # from the last lock to the start on a worker that idled
     notify_s: float  # from the commit to the sequencer's hearing of it
-    gap_s: float  # mean, from a free worker and free locks to the start of the booked
-    turn_s: float  # the same of all that had arrived, whether booked or held back
+    gap_s: float  # mean, from a free worker to the start of what had its locks
+    pass_s: float  # mean, from a last lock left to the start, if a worker was free
+    turn_s: float  # mean, from free worker and locks to the start of what had arrived
     loop_cpu_s: float  # processor time of sequencer and scheduler
 
 
@@ -80,7 +81,8 @@ def overheads(run: Run, keys: KeySets, first: int = 0) -> Overheads:
     locks_s, workers_s = freed_s(run, keys, ids)
     idle = workers_s < run.granted_s[ids]
     free_s = np.maximum(locks_s, workers_s)
-    wait_s = run.start_s[ids] - free_s
+    locked = (locks_s > run.sequenced_s[ids]) & (locks_s >= workers_s)
+    queued = workers_s >= run.granted_s[ids]
 
     def mean(times_s: F64) -> float:
         return float(times_s.mean()) if len(times_s) else np.nan
@@ -93,8 +95,9 @@ def overheads(run: Run, keys: KeySets, first: int = 0) -> Overheads:
         book_s=median(run.sequenced_s[ids] - run.decided_s[ids]),
         hand_over_s=median((run.start_s - run.granted_s)[ids[idle]]),
         notify_s=median(run.notified_s[ids] - run.finish_s[ids]),
-        gap_s=mean(wait_s[free_s > run.sequenced_s[ids]]),
-        turn_s=mean(wait_s[free_s > run.arrival_s[ids]]),
+        gap_s=mean((run.start_s[ids] - workers_s)[queued]),
+        pass_s=mean((run.start_s[ids] - locks_s)[locked]),
+        turn_s=mean((run.start_s[ids] - free_s)[free_s > run.arrival_s[ids]]),
         loop_cpu_s=run.loop_cpu_s / len(ids),
     )
 
@@ -104,15 +107,19 @@ def as_delays(quiet: Overheads, busy: Overheads, late: bool = False) -> Delays:
 
     To be read, and then the lag, to be booked and handed over and until the answer is
     out, are what a transaction pays that meets nobody. A worker is kept from the next
-    transaction by the gap, and the sequencer by the processor time that it spends on
-    each. Under `late` binding the next is decided on when a worker is free: then the
-    lag is the turn, and there is no gap.
+    transaction by the gap, a lock by what its pass takes longer than that, and the
+    sequencer by the processor time that it spends on each. Under `late` binding the
+    next is decided on when a worker is free: then the lag is the turn, and there is
+    neither. Nor is there one that nobody waited for.
     """
+    gap_s = 0.0 if late or np.isnan(busy.gap_s) else busy.gap_s
+    pass_s = 0.0 if late or np.isnan(busy.pass_s) else busy.pass_s
     return Delays(
         read_s=quiet.read_s,
         lag_s=busy.turn_s
         if late
         else quiet.book_s + quiet.hand_over_s + quiet.notify_s,
         sequencer_s=busy.loop_cpu_s,
-        worker_s=0.0 if late else busy.gap_s,
+        worker_s=gap_s,
+        release_s=max(pass_s - gap_s, 0.0),
     )

@@ -207,7 +207,7 @@ def _run_forward(memory, ids, now_s, due_s, finish_s):
     log, dispatch_s, start_s = world.log, world.dispatch_s, world.start_s
     (
         table, to_log, to_dispatch_s, queue, granted_s, _, finished_s, running,
-        ends_s, turn, _, progress,
+        ends_s, turn, _, _, progress,
     ) = scratch  # fmt: skip
     cores = len(running)
     started = 0

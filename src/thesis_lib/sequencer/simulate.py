@@ -108,9 +108,10 @@ def simulate(
     itself. What a decision holds back is decided on again, at no cost, with what has
     come since, at the next commit or batch. `delays.lag_s` passes between decision and
     booking, and a worker spends `delays.worker_s` on each transaction beside its
-    service. Forecasts allow for this lag and this work of a worker, or for those of
-    `believed` where they differ; `spread` is the relative standard error that their
-    probabilities assume.
+    service; its locks are released `delays.release_s` later. Forecasts allow for this
+    lag and this work of a worker, or for those of `believed` where they differ; what
+    has committed holds no locks for them. `spread` is the relative standard error that
+    their probabilities assume.
 
     A policy with `code` runs compiled, unless `compiled` is false; histories are equal
     bit for bit. Raises InvalidInput for bad parameters, for a decision that does not
@@ -138,6 +139,7 @@ def simulate(
         lag_s=float(delays.lag_s),
         sequencer_s=float(delays.sequencer_s),
         read_s=float(delays.read_s),
+        release_s=float(delays.release_s),
     )
     require(
         clients is None or clients >= size or setting.flush_s < np.inf,
