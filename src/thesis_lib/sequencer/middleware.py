@@ -109,11 +109,11 @@ def as_delays(quiet: Overheads, busy: Overheads, late: bool = False) -> Delays:
     out, are what a transaction pays that meets nobody. A worker is kept from the next
     transaction by the gap, a lock by what its pass takes longer than that, and the
     sequencer by the processor time that it spends on each. Under `late` binding the
-    next is decided on when a worker is free: then the lag is the turn, and there is
-    neither. Nor is there one that nobody waited for.
+    next is decided on when a worker is free: then the lag is the turn, and there is no
+    gap. Nor is there a gap or a pass that nobody waited for.
     """
     gap_s = 0.0 if late or np.isnan(busy.gap_s) else busy.gap_s
-    pass_s = 0.0 if late or np.isnan(busy.pass_s) else busy.pass_s
+    pass_s = 0.0 if np.isnan(busy.pass_s) else busy.pass_s
     return Delays(
         read_s=quiet.read_s,
         lag_s=busy.turn_s
