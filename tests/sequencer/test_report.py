@@ -222,3 +222,14 @@ def test_only_pairs_that_are_apart_have_an_order():
     ranked = report.ranked_alike(report.beside_measured(runs))
     assert ranked.loc[("e", 1), "pairs"] == 5
     assert ranked.loc[("e", 1), "alike"] == 4  # b is simulated above d
+
+
+def test_rates_of_the_middleware_are_medians_over_rounds():
+    found = {
+        "transactions_per_s": {"threads": [1.0, 9.0, 2.0], "processes": [4.0] * 3},
+        "open_loop_sustained_per_s": [3.0, 3.0, 5.0],
+    }
+    table = report.middleware_rates({"sqlite": {"1": found}})
+    assert table.loc[("sqlite", 1)].to_dict() == {
+        "threads": 2.0, "processes": 4.0, "open loop": 3.0,
+    }  # fmt: skip

@@ -6,7 +6,7 @@ estimates (common random numbers), seed by seed, so that differences have narrow
 intervals.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -651,3 +651,26 @@ def ranked_alike(beside: pd.DataFrame, model: str = "simulated") -> pd.DataFrame
             rows.append((engine, workers, 1, int(alike)))
     pairs = pd.DataFrame(rows, columns=["engine", "workers", "pairs", "alike"])
     return pd.DataFrame(pairs.groupby(["engine", "workers"], sort=False).sum())
+
+
+def middleware_rates(engines: Mapping[str, Mapping[str, Mapping]]) -> pd.DataFrame:
+    """Transactions a second that a live engine passes, by engine and workers.
+
+    `engines` is that of the record of `benchmarks/middleware.py`; medians over its
+    rounds. Closed loops of threads, of processes with one system call for each
+    transaction, and of processes as they are; and the highest rate of an open loop
+    that was sustained.
+    """
+    rows = {
+        (engine, int(workers)): {
+            how: float(np.median(rates))
+            for how, rates in {
+                **found["transactions_per_s"],
+                "open loop": found["open_loop_sustained_per_s"],
+            }.items()
+        }
+        for engine, by_workers in engines.items()
+        for workers, found in by_workers.items()
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.rename_axis(["engine", "workers"])
