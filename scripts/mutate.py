@@ -226,8 +226,8 @@ MUTANTS = [
     Mutant(
         "policy: compiled, ours demotes nobody",
         "sequencer/policies.py",
-        "rank[edd[loses]] += 2",
-        "rank[edd[loses]] += 0",
+        "rank[edd[loses]] = 2",
+        "rank[edd[loses]] = 0",
         ("tests/sequencer/test_simulate.py",),
     ),
     Mutant(
