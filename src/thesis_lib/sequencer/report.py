@@ -6,7 +6,7 @@ estimates (common random numbers), seed by seed, so that differences have narrow
 intervals.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -393,6 +393,70 @@ def against_misestimation(
     return (
         pd.concat([runs(noise, 1.0) for noise in noises], ignore_index=True),
         pd.concat([runs(NOISE, bias) for bias in biases], ignore_index=True),
+    )
+
+
+RATES = {"throughput_per_s": "all", "goodput_per_s": "on time"}  # of the commits
+
+
+def rates(
+    runs: Mapping[str, pd.DataFrame], saturation_per_s: Mapping[str, float], load: float
+) -> pd.DataFrame:
+    """Commits at one load in percent of FIFO's saturation: all, and those on time.
+
+    `runs` of `replicate` and rates by scenario. Means over the seeds: a row a policy,
+    two columns a scenario.
+    """
+    columns = {}
+    for scenario, made in runs.items():
+        means = made[made["load"] == load].groupby("policy", sort=False)[[*RATES]]
+        percent = 100 * means.mean() / saturation_per_s[scenario]
+        columns |= {(scenario, RATES[name]): percent[name] for name in RATES}
+    return pd.DataFrame(columns)
+
+
+def against_sequencing(
+    cell: Cell, policies: Sequence[str], load: float, sequencer_s: Sequence[float], *,
+    seeds: int, seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """Runs against what the sequencer works on each transaction, in seconds.
+
+    As from `replicate`, with a column `sequencer_s`; all else stays the same.
+    """
+    made = [
+        replicate(
+            replace(cell, delays=replace(cell.delays, sequencer_s=works_s)),
+            policies, [load], noisy_estimate(), seeds=seeds, seed=seed,
+        ).assign(sequencer_s=works_s)
+        for works_s in sequencer_s
+    ]  # fmt: skip
+    return pd.concat(made, ignore_index=True)
+
+
+COST_MEAN_S, COST_P99_S = 10e-6, 25e-6  # goal: estimate and decision, a transaction
+
+
+def decision_costs(cases: pd.DataFrame) -> pd.DataFrame:
+    """The worst that estimating and deciding cost at any load in any scenario.
+
+    `cases` are those of the record of `benchmarks/decide.py`. A row a policy, in
+    microseconds a transaction: mean and 99th percentile of the decision, and of the
+    decision and the estimate together, compiled; the mean of both in Python; and
+    whether the compiled two meet the goal.
+    """
+    worst = cases.groupby(["way", "policy"], sort=False).max(numeric_only=True)
+    compiled, python = worst.loc["compiled"], worst.loc["python"]
+    meets = compiled["both_mean_us"] <= 1e6 * COST_MEAN_S
+    meets &= compiled["both_p99_us"] <= 1e6 * COST_P99_S
+    return pd.DataFrame(
+        {
+            "decision": compiled["decide_mean_us"],
+            "its p99": compiled["decide_p99_us"],
+            "with estimate": compiled["both_mean_us"],
+            "p99 of both": compiled["both_p99_us"],
+            "in Python": python["both_mean_us"],
+            "meets the goal": meets,
+        }
     )
 
 
