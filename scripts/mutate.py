@@ -224,6 +224,27 @@ MUTANTS = [
         ("tests/sequencer/test_simulate.py",),
     ),
     Mutant(
+        "report: rates of every load at once",
+        "sequencer/report.py",
+        'means = made[made["load"] == load].groupby("policy", sort=False)[[*RATES]]',
+        'means = made.groupby("policy", sort=False)[[*RATES]]',
+        ("tests/sequencer/test_report.py",),
+    ),
+    Mutant(
+        "report: a sequencer that takes no time",
+        "sequencer/report.py",
+        "replace(cell, delays=replace(cell.delays, sequencer_s=works_s)),",
+        "cell,",
+        ("tests/sequencer/test_report.py",),
+    ),
+    Mutant(
+        "report: the goal of a decision is its mean alone",
+        "sequencer/report.py",
+        'meets &= compiled["both_p99_us"] <= 1e6 * COST_P99_S',
+        "meets &= True",
+        ("tests/sequencer/test_report.py",),
+    ),
+    Mutant(
         "policy: compiled, ours demotes nobody",
         "sequencer/policies.py",
         "rank[edd[loses]] = 2",

@@ -408,10 +408,10 @@ def rates(
     two columns a scenario.
     """
     columns = {}
-    for scenario, made in runs.items():
+    for place, made in runs.items():
         means = made[made["load"] == load].groupby("policy", sort=False)[[*RATES]]
-        percent = 100 * means.mean() / saturation_per_s[scenario]
-        columns |= {(scenario, RATES[name]): percent[name] for name in RATES}
+        percent = 100 * means.mean() / saturation_per_s[place]
+        columns |= {(place, RATES[name]): percent[name] for name in RATES}
     return pd.DataFrame(columns)
 
 
