@@ -1,7 +1,8 @@
 """Break one line at a time; every break must turn pytest or nbval red.
 
 Works on a copy of the package, never on the checkout: killed at any moment it leaves
-nothing broken behind. Run it with `make mutants`.
+nothing broken behind. Run it with `make mutants`; `scripts/mutate.py WORD…` tries those
+mutants alone whose name holds one of the words.
 """
 
 import os
@@ -32,6 +33,13 @@ MUTANTS = [
         "sequencer/policies.py",
         "critical = np.abs(forecast.finish_s - batch.deadline_s) < band_s",
         "critical = np.abs(forecast.finish_s - batch.deadline_s) > band_s",
+        ("tests/sequencer/test_policies.py",),
+    ),
+    Mutant(
+        "policy: compiled, the safe are called critical, as the book sees it",
+        "sequencer/policies.py",
+        "if (abs(finish_s[at] - deadline_s[at]) < code.band_s) == critical:",
+        "if (abs(finish_s[at] - deadline_s[at]) > code.band_s) == critical:",
         ("notebooks/03_enhanced_sequencer.ipynb",),
     ),
     Mutant(
@@ -110,6 +118,48 @@ MUTANTS = [
         "if batch.feature_names != names:",
         "if len(batch.feature_names) != len(names):",
         ("tests/sequencer/test_modelfile.py",),
+    ),
+    Mutant(
+        "engine: replicas share one database",
+        "sequencer/engine.py",
+        'copy = loaded[place].copy(f"replica-{number}")',
+        "copy = loaded[place]",
+        ("tests/sequencer/test_engine.py",),
+    ),
+    Mutant(
+        "engine: a database of another seed serves a replica",
+        "sequencer/engine.py",
+        "place = replica.engine, log.scale, log.seed",
+        "place = replica.engine, log.scale",
+        ("tests/sequencer/test_engine.py",),
+    ),
+    Mutant(
+        "engine: a run to be killed goes on",
+        "sequencer/engine.py",
+        "if commands.position == after:",
+        "if commands.position > after:",
+        ("tests/sequencer/test_engine.py",),
+    ),
+    Mutant(
+        "accuracy: errors of a unit are counted with their sign",
+        "sequencer/accuracy.py",
+        "unit: np.sum((measured_s[unit] - predicted_s[unit]) ** 2) for unit in taking",
+        "unit: abs(np.sum(measured_s[unit] - predicted_s[unit])) for unit in taking",
+        ("tests/sequencer/test_accuracy.py",),
+    ),
+    Mutant(
+        "accuracy: a type of which nothing was kept is forgotten",
+        "sequencer/accuracy.py",
+        "name: 100 * (1 - after.pop(name, 0) / int(of.sum()))",
+        "name: 100 * (1 - after.pop(name, int(of.sum())) / int(of.sum()))",
+        ("tests/sequencer/test_accuracy.py",),
+    ),
+    Mutant(
+        "accuracy: the truth over its prediction",
+        "sequencer/accuracy.py",
+        "name: 100 * guess_s[of].sum() / trace.service_s[of].sum()",
+        "name: 100 * trace.service_s[of].sum() / guess_s[of].sum()",
+        ("tests/sequencer/test_accuracy.py",),
     ),
     Mutant(
         "estimator: only one of the two tails is cut",
@@ -514,6 +564,230 @@ MUTANTS = [
             "tests/test_warm.py::test_nothing_outlives_an_owner_or_a_zygote_that_is_killed",
         ),
     ),
+    Mutant(
+        "calibration: one rank too low",
+        "sequencer/calibration.py",
+        "rank = int(np.ceil(level * (len(scores) + 1) - 1e-9))",
+        "rank = max(1, int(np.ceil(level * (len(scores) + 1) - 1e-9)) - 1)",
+        ("tests/sequencer/test_calibration.py",),
+    ),
+    Mutant(
+        "calibration: one rank too high",
+        "sequencer/calibration.py",
+        "rank = int(np.ceil(level * (len(scores) + 1) - 1e-9))",
+        "rank = int(np.ceil(level * (len(scores) + 1) - 1e-9)) + 1",
+        ("tests/sequencer/test_calibration.py",),
+    ),
+    Mutant(
+        "estimator: a tracked bound knows every commit at once",
+        "sequencer/estimator.py",
+        "log_s - raw[:, at], asked_s, known_s, trace.kind,",
+        "log_s - raw[:, at], asked_s, np.nextafter(asked_s, np.inf), trace.kind,",
+        ("tests/sequencer/test_estimator.py", "-k", "tracked"),
+    ),
+    Mutant(
+        "estimator: the tail is cut too far out",
+        "sequencer/estimator.py",
+        "limit_s = service_s.std() * (1 + 1e-9)",
+        "limit_s = service_s.std() * 1.1",
+        ("tests/sequencer/test_estimator.py", "-k", "cut"),
+    ),
+    Mutant(
+        "features: commits after the arrival are counted",
+        "sequencer/features.py",
+        "for done in recent:",
+        "for done in np.flatnonzero(finish_s > now - WINDOWS_S[-1]):",
+        ("tests/sequencer/test_features.py", "-k", "future"),
+    ),
+    Mutant(
+        "features: what commits within a window after the arrival has committed",
+        "sequencer/features.py",
+        "table[i] = (i - committed, first_layer, depth, *counts.ravel())",
+        "table[i] = ((finish_s[:i] > now + 1e-4).sum(), first_layer, depth, "
+        "*counts.ravel())",
+        ("tests/sequencer/test_features.py", "-k", "future"),
+    ),
+    Mutant(
+        "model file: a factor of any sign is read",
+        "sequencer/modelfile.py",
+        "require(0 < factor < np.inf,",
+        "require(True,",
+        ("tests/sequencer/test_modelfile.py", "-k", "forged"),
+    ),
+    Mutant(
+        "model file: a scale of zero is read",
+        "sequencer/modelfile.py",
+        "if name in POSITIVE:",
+        "if False:",
+        ("tests/sequencer/test_modelfile.py", "-k", "number"),
+    ),
+    Mutant(
+        "model file: a level may be missing",
+        "sequencer/modelfile.py",
+        "expected in (None, tuple(parts)),",
+        "True,",
+        ("tests/sequencer/test_modelfile.py", "-k", "level"),
+    ),
+    Mutant(
+        "model file: a tree may begin anywhere",
+        "sequencer/trees.py",
+        "bool(((self.roots >= 0) & (self.roots < m)).all()),",
+        "True,",
+        ("tests/sequencer/test_modelfile.py", "-k", "node"),
+    ),
+    Mutant(
+        "model file: a node may ask for any feature",
+        "sequencer/trees.py",
+        "bool(((asked >= 0) & (asked < self.n_features)).all()),",
+        "True,",
+        ("tests/sequencer/test_modelfile.py", "-k", "node"),
+    ),
+    Mutant(
+        "command log: what was altered passes for torn",
+        "sequencer/logfile.py",
+        "require(crc32(found) == checksum, altered)",
+        "if crc32(found) != checksum:\n        return None, at",
+        ("tests/sequencer/test_logfile.py", "-k", "altered"),
+    ),
+    Mutant(
+        "command log: a torn record in the middle is skipped",
+        "sequencer/logfile.py",
+        "require(sealed and first == position, altered)",
+        "if not (sealed and first == position):\n        return None, at",
+        ("tests/sequencer/test_logfile.py", "-k", "missing"),
+    ),
+    Mutant(
+        "command log: a number of what is not there is replayed",
+        "sequencer/logfile.py",
+        "value >= 0 and (limit is None or value < limit),",
+        "True,",
+        ("tests/sequencer/test_logfile.py", "-k", "forged"),
+    ),
+    Mutant(
+        "command log: a transaction runs before it is in the log",
+        "sequencer/pipeline.py",
+        "        if self.append is not None:\n"
+        "            self.append(ids)\n"
+        "        _dispatch(self.state, ids, self.now_s())\n",
+        "        _dispatch(self.state, ids, self.now_s())\n"
+        "        if self.append is not None:\n"
+        "            self.append(ids)\n",
+        ("tests/sequencer/test_pipeline.py", "-k", "before_anything"),
+    ),
+    Mutant(
+        "live sequencer: a request arrives when it is read",
+        "sequencer/pipeline.py",
+        "            )\n    return scheduler.run(arrival_s, decided_s)",
+        "            )\n    return scheduler.run(decided_s, decided_s)",
+        ("tests/sequencer/test_pipeline.py", "-k", "intended"),
+    ),
+    Mutant(
+        "replica: the state forgets in which order it was reached",
+        "sequencer/replica.py",
+        "state = final_state(trace.keys, commit_order(history))",
+        "state = final_state(trace.keys, np.sort(history.log))",
+        ("tests/sequencer/test_replica.py",),
+    ),
+    Mutant(
+        "replica: commits of one time go by log alone",
+        "sequencer/replica.py",
+        "return log[np.lexsort((history.start_s[log], history.finish_s[log]))]",
+        'return log[np.argsort(history.finish_s[log], kind="stable")]',
+        ("tests/sequencer/test_replica.py",),
+    ),
+    Mutant(
+        "simulator: of two commits of one time the last to start is first",
+        "sequencer/kernel.py",
+        "ends_s[other] == ends_s[core] and turn[other] < turn[core]",
+        "ends_s[other] == ends_s[core] and turn[other] > turn[core]",
+        ("tests/sequencer/test_simulate.py", "-k", "heapq"),
+    ),
+    Mutant(
+        "simulator: a timer counts from the last of a batch",
+        "sequencer/kernel.py",
+        "due_s = arrival_s[taken] + setting.flush_s",
+        "due_s = arrival_s[submitted - 1] + setting.flush_s",
+        ("tests/sequencer/test_simulate.py", "-k", "heapq"),
+    ),
+    Mutant(
+        "simulator: an answered client submits again without thinking",
+        "sequencer/kernel.py",
+        "_submit(front, answered, now_s + setting.think_s)",
+        "_submit(front, answered, now_s)",
+        ("tests/sequencer/test_simulate.py", "-k", "heapq or little"),
+    ),
+    Mutant(
+        "simulator: the compiled policy decides as of the arrival",
+        "sequencer/simulate.py",
+        "order, dropped = decide_compiled(code, memory, model, ids, "
+        "before.clock_s[NOW])",
+        "order, dropped = decide_compiled(code, memory, model, ids, "
+        "before.arrival_s[ids[0]])",
+        ("tests/sequencer/test_simulate.py", "-k", "python_path"),
+    ),
+    Mutant(
+        "simulator: service times a fiftieth too short",
+        "sequencer/kernel.py",
+        "ends_s[core] = now_s + busy_s[i]",
+        "ends_s[core] = now_s + 0.98 * busy_s[i]",
+        ("tests/sequencer/test_theory.py", "-k", "closed_form"),
+    ),
+    Mutant(
+        "theory: the second moment of a service time is its variance",
+        "sequencer/theory.py",
+        "second_moment = variance_s2 + mean_s**2",
+        "second_moment = variance_s2 + 0.98 * mean_s**2",
+        ("tests/sequencer/test_theory.py", "-k", "M/G/1"),
+    ),
+    Mutant(
+        "theory: of many servers a fiftieth too much waits",
+        "sequencer/theory.py",
+        "return waits / (servers * service_rate - arrival_rate)",
+        "return 1.02 * waits / (servers * service_rate - arrival_rate)",
+        ("tests/sequencer/test_theory.py", "-k", "M/M/2"),
+    ),
+    Mutant(
+        "shadow: the lag of a dispatch is left out",
+        "sequencer/shadow.py",
+        "to_dispatch_s[logged] = now_s + lag_s",
+        "to_dispatch_s[logged] = now_s",
+        ("tests/sequencer/test_shadow.py", "-k", "lag"),
+    ),
+    Mutant(
+        "shadow: alone, the lag of a dispatch is left out",
+        "sequencer/shadow.py",
+        "free = _free_at(keys, ends_s, i, now_s + model.lag_s)",
+        "free = _free_at(keys, ends_s, i, now_s)",
+        ("tests/sequencer/test_simulate.py", "-k", "heapq"),
+    ),
+    Mutant(
+        "ablation: another defect is mended than the one named",
+        "sequencer/report.py",
+        "defects, **{defect: not getattr(defects, defect)}",
+        "defects, **{Defects.names()[0]: not defects.ghosts}",
+        ("tests/sequencer/test_report.py", "-k", "ablation"),
+    ),
+    Mutant(
+        "beside measured: near is within 15 % of little, too",
+        "sequencer/report.py",
+        "near = np.abs(error) <= np.maximum(POINT, RELATIVE * measured)",
+        "near = np.abs(error) <= RELATIVE * measured",
+        ("tests/sequencer/test_report.py", "-k", "near"),
+    ),
+    Mutant(
+        "beside measured: near is a little further",
+        "sequencer/report.py",
+        "POINT, RELATIVE = 0.01, 0.15",
+        "POINT, RELATIVE = 0.01, 0.16",
+        ("tests/sequencer/test_report.py", "-k", "near"),
+    ),
+    Mutant(
+        "command: no number is printed as NaN",
+        "cli.py",
+        "finite = not isinstance(value, float) or math.isfinite(value)",
+        "finite = True",
+        ("tests/test_cli.py", "-k", "null"),
+    ),
 ]
 
 
@@ -564,30 +838,41 @@ def passes(tests: tuple[str, ...], source: Path) -> bool:
     return done.returncode == 0
 
 
-def copied(scratch: str) -> Path:
-    """A copy of the sources in a scratch folder."""
-    source = Path(scratch) / "src"
-    ignored = shutil.ignore_patterns("__pycache__")
-    return shutil.copytree(ROOT / "src", source, ignore=ignored)
+def copied(tree: Path, scratch: str, compiled: bool = False) -> Path:
+    """A copy of the sources in a scratch folder, with what was compiled of them or not.
+
+    Numba notices a changed function, but not a changed function that it calls.
+    """
+    ignored = None if compiled else shutil.ignore_patterns("__pycache__")
+    return shutil.copytree(tree, Path(scratch) / "src", ignore=ignored)
+
+
+def chosen(words: list[str]) -> list[Mutant]:
+    """The mutants whose name holds one of the words; all without a word."""
+    found = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
+    if not found:
+        sys.exit(f"no mutant is named after {', '.join(words)}: see scripts/mutate.py")
+    return found
 
 
 def main() -> None:
-    """Try every mutant; the exit status counts those that no check saw."""
-    with tempfile.TemporaryDirectory() as scratch:
-        source = copied(scratch)
-        for tests in sorted({mutant.tests for mutant in MUTANTS}):
-            if not passes(tests, source):
+    """Try every chosen mutant; the exit status counts those that no check saw."""
+    mutants, survivors = chosen(sys.argv[1:]), []
+    with tempfile.TemporaryDirectory() as whole:
+        base = copied(ROOT / "src", whole)
+        for tests in sorted({mutant.tests for mutant in mutants}):
+            if not passes(tests, base):
                 sys.exit(f"{tests} fail without a mutant: mend them first")
-    survivors = []
-    for mutant in MUTANTS:
-        with tempfile.TemporaryDirectory() as scratch:
-            source = copied(scratch)
-            write_mutant(mutant, source / "thesis_lib")
-            survived = passes(mutant.tests, source)
-        print(f"{'SURVIVED' if survived else 'killed':<9}{mutant.name}", flush=True)
-        if survived:
-            survivors.append(mutant.name)
-    print(f"{len(MUTANTS) - len(survivors)} of {len(MUTANTS)} mutants killed")
+        for mutant in mutants:
+            jitted = "njit" in (base / "thesis_lib" / mutant.module).read_text()
+            with tempfile.TemporaryDirectory() as scratch:
+                source = copied(base, scratch, compiled=not jitted)
+                write_mutant(mutant, source / "thesis_lib")
+                survived = passes(mutant.tests, source)
+            print(f"{'SURVIVED' if survived else 'killed':<9}{mutant.name}", flush=True)
+            if survived:
+                survivors.append(mutant.name)
+    print(f"{len(mutants) - len(survivors)} of {len(mutants)} mutants killed")
     sys.exit(len(survivors))
 
 

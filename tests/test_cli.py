@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from thesis_lib.cli import strict_json
 from thesis_lib.sequencer.trace import Trace
 
 THESIS = Path(sys.executable).with_name("thesis")
@@ -14,6 +17,27 @@ THESIS = Path(sys.executable).with_name("thesis")
 
 def thesis(*words, cwd=None):
     return subprocess.run([THESIS, *words], capture_output=True, text=True, cwd=cwd)
+
+
+def strict(text):
+    """The value of a JSON text without the numbers that JSON does not know."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(values)
+def test_printed_json_says_null_for_what_is_no_number_and_all_else_as_it_is(value):
+    lenient = json.loads(json.dumps(value), parse_constant=lambda constant: None)
+    assert strict(strict_json(value)) == lenient
 
 
 @pytest.mark.parametrize(
@@ -109,7 +133,7 @@ def test_collect_writes_a_trace_and_says_its_state(options, tmp_path):
     file = tmp_path / "t.parquet"
     done = thesis("collect", file, "--transactions", "200", "--json", *options)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    said = strict(done.stdout)
     trace = Trace.read(file)
     assert said["transactions"] == len(trace) == 200
     assert said["digest"] == trace.meta["digest"]
@@ -120,7 +144,7 @@ def test_serve_prints_one_object(tmp_path):
     options = ["--policy", "ours", "--load", "0.5", "--seconds", "0.4", "--rounds", "2"]
     done = thesis("serve", *options, "--estimator", "linear", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    said = strict(done.stdout)
     assert said["policy"] == "ours"
     assert said["violations"] == pytest.approx(said["late"] + said["dropped"])
     assert list(tmp_path.iterdir()) == []
@@ -156,12 +180,20 @@ def test_a_bad_option_of_the_simulator_is_refused_by_name(words, message):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_where_nothing_is_admitted_its_latency_is_null():
+    done = thesis(*SIMULATED, "--deadline", "1us", "--json")
+    assert done.returncode == 0, done.stderr
+    cell = strict(done.stdout)
+    assert cell["dropped"] == cell["violations"] == 1
+    assert cell["lenient"] is cell["p999_s"] is None
+
+
 def test_a_closed_loop_with_delays_is_simulated():
     words = ["--clients", "60", "--batch", "20", "--flush", "1ms", "--lag", "0.2ms"]
     words += ["--sequencing", "5us", "--overhead", "20us", "--json"]
     done = thesis(*SIMULATED, *words)
     assert done.returncode == 0, done.stderr
-    cell = json.loads(done.stdout)
+    cell = strict(done.stdout)
     assert cell["clients"] == 60
     assert cell["lower_bound"] is None
     assert cell["violations"] == pytest.approx(cell["late"] + cell["dropped"])

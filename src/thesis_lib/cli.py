@@ -44,9 +44,23 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     return app.command()(guarded)
 
 
+def strict_json(result: Any) -> str:
+    """`result` as JSON, which knows no NaN and no infinity: null stands for either."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(part) for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(part) for part in value]
+        finite = not isinstance(value, float) or math.isfinite(value)
+        return value if finite else None
+
+    return json.dumps(plain(result), allow_nan=False)
+
+
 def show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
     """Print `result` as JSON, or `lines` for people."""
-    typer.echo(json.dumps(result) if as_json else "\n".join(lines))
+    typer.echo(strict_json(result) if as_json else "\n".join(lines))
 
 
 def progress_bars(quiet: bool) -> tuple[Progress, Callable[[str, int, int], None]]:
@@ -363,7 +377,7 @@ def compare(
                 "that exists and that you may write to"
             ) from error
     if as_json:
-        typer.echo(json.dumps(compared.to_json(), allow_nan=False))
+        typer.echo(strict_json(compared.to_json()))
     elif sys.stdout.isatty():
         present.draw(compared, Console())
     else:

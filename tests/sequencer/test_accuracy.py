@@ -7,12 +7,15 @@ from thesis_lib.checks import InvalidInput
 from thesis_lib.sequencer.accuracy import (
     auroc,
     by_type,
+    by_unit,
     ceilings,
     end_to_end,
     forecast_finish,
     log_r2,
+    missing,
     q_error,
     replay_ceiling,
+    totals,
 )
 from thesis_lib.sequencer.report import noisy_estimate, scenario_cell
 from thesis_lib.sequencer.trace import KeySets, Trace
@@ -88,6 +91,67 @@ def test_ceilings_of_types_are_those_of_their_rows():
     assert found["new order"] == replay_ceiling(times_s[trace.kind == 1])
     with pytest.raises(InvalidInput, match="holds 0 replays of cpu_s"):
         ceilings(replace(trace, measured=replays), "cpu_s")
+
+
+def test_totals_are_sums_over_sums():
+    trace = scenario("A", 3_000, seed=1)
+    factor = np.where(trace.kind == 0, 2.0, 0.5)
+    table = totals(trace, {"own": trace.service_s, "skewed": factor * trace.service_s})
+    np.testing.assert_allclose(table["own"], 100, rtol=1e-12)
+    by_name = table["skewed"]
+    np.testing.assert_allclose(by_name[["payment", "new order"]], [200, 50])
+    share = trace.service_s[trace.kind == 0].sum() / trace.service_s.sum()
+    np.testing.assert_allclose(by_name["all"], 200 * share + 50 * (1 - share))
+
+
+def test_what_is_missing_is_counted_by_type():
+    trace = scenario("A", 1_000, seed=1)
+    payments = trace.take(np.flatnonzero(trace.kind == 0))
+    gone = missing(trace, payments)
+    assert gone["payment"] == 0
+    assert gone["new order"] == 100
+    np.testing.assert_allclose(gone["all"], 100 * np.mean(trace.kind == 1))
+    assert (missing(trace, trace) == 0).all()
+    with pytest.raises(InvalidInput, match="swap the arguments"):
+        missing(payments, trace)
+    with pytest.raises(InvalidInput, match="has types"):
+        missing(trace, replace(trace, kinds=("payment", "refund")))
+
+
+def units_trace():
+    """4 transactions of the units read, write and nothing, and what these leave."""
+    units_s = np.array([[1.0, 2, 0], [2, 0, 0], [3, 4, 0], [4, 0, 0]])
+    service_s = units_s.sum(axis=1) + np.array([0.5, 1, 0.5, 1])
+    keys = KeySets.from_lists([[]] * 4, [[]] * 4)
+    trace = Trace.of_jobs(np.arange(4.0), service_s, keys)
+    return replace(trace, units_s=units_s, unit_names=("read", "write", "nothing"))
+
+
+def test_units_are_judged_where_they_take_time():
+    trace = units_trace()
+    rest_s = np.array([0.5, 1, 0.5, 1])
+    guess = {
+        "read": trace.units_s[:, 0],
+        "write": np.array([1.0, 1, 4, 1]),  # errors 1, 1, 0 and 1, signs of both
+        "rest": 2 * rest_s,
+    }
+    table = by_unit(trace, guess)
+    assert list(table.index) == ["read", "write", "rest"]
+    np.testing.assert_allclose(table["of the time %"], np.array([10, 6, 3]) / 0.19)
+    np.testing.assert_allclose(table["sum %"], [100, 700 / 6, 200])
+    np.testing.assert_allclose(table["q-error p50"], [1, 1.5, 2])
+    np.testing.assert_allclose(table.loc[["read", "rest"], "q-error p95"], [1, 2])
+    assert table.loc["read", "R² of log"] == 1
+    np.testing.assert_allclose(
+        table["of the squared error %"], np.array([0, 3, 2.5]) / 0.055
+    )
+
+
+def test_units_without_a_prediction_are_refused():
+    trace = units_trace()
+    columns = dict(zip(trace.unit_names, trace.units_s.T, strict=True))
+    with pytest.raises(InvalidInput, match="expected read, write, rest"):
+        by_unit(trace, columns)
 
 
 # --- End to end ------------------------------------------------------------------

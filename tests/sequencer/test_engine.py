@@ -1,5 +1,6 @@
 import shutil
 import sqlite3
+import tempfile
 from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
@@ -9,11 +10,14 @@ import pytest
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.sequencer.engine import (
+    Replica,
     collect,
     database,
     execute,
     execute_serially,
     make_log,
+    run_until_killed,
+    states,
     trace_of,
 )
 from thesis_lib.sequencer.storage import (
@@ -324,3 +328,78 @@ def test_replays_that_differ_are_refused(monkeypatch):
     monkeypatch.setattr(SQLite, "digest", lambda storage: next(digests))
     with pytest.raises(InvalidInput, match="ended in states aaaaaaaa, bbbbbbbb"):
         collect(log=tpcc(5, SMALL, SEED), replays=2)
+
+
+# --- Replicas ----------------------------------------------------------------
+
+
+def test_replicas_of_a_log_end_in_its_serial_state_and_others_do_not(log, serial):
+    another = tpcc(N, SMALL, SEED + 1)
+    digests = states(
+        [
+            Replica(log, "sqlite", 1),
+            Replica(another, "sqlite", 2),
+            Replica(log, "sqlite", 4),
+        ]
+    )
+    assert digests[0] == digests[2] == state_digest(serial)
+    assert digests[1] != digests[0]
+
+
+def test_a_replica_of_nothing_is_the_loaded_database(loaded, log):
+    nothing = replace(log, transactions=(), keys=log.keys.take(np.arange(0)))
+    assert states([Replica(nothing, "sqlite", 2)]) == [state_digest(loaded)]
+    assert states([]) == []
+
+
+def test_a_replica_on_an_unknown_engine_is_refused(log):
+    with pytest.raises(InvalidInput, match="did you mean 'sqlite'"):
+        states([Replica(log, "sqlight", 1)])
+    with pytest.raises(InvalidInput, match="workers=0"):
+        states([Replica(log, "sqlite", 0)])
+
+
+def test_a_killed_run_leaves_a_beginning_of_its_log(log, tmp_path):
+    found = run_until_killed(log, tmp_path / "log", N // 2, workers=3)
+    n = len(found.log)
+    assert (n, found.torn_bytes) == (N // 2, 0)
+    assert found.log.transactions == log.transactions[:n]
+    beginning = replace(
+        log, transactions=log.transactions[:n], keys=log.keys.take(np.arange(n))
+    )
+    digests = states([Replica(found.log, "sqlite", 1), Replica(found.log, "sqlite", 4)])
+    with database("sqlite") as storage:
+        storage.load(log.scale, log.seed)
+        execute_serially(storage, beginning)
+        assert set(digests) == {storage.digest()}
+
+
+def test_a_killed_run_leaves_nothing_but_its_log(log, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run_until_killed(log, tmp_path / "log", 100, workers=2)
+    assert [file.name for file in tmp_path.iterdir()] == ["log"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"after": 0}, f"after=0 must lie between 1 and {N - 1}"),
+        ({"after": N}, f"after={N} must lie between 1 and {N - 1}"),
+        ({"workers": 0}, "workers=0: expected at least 1"),
+    ],
+)
+def test_a_run_that_cannot_be_killed_in_its_middle_is_refused(
+    arguments, message, log, tmp_path
+):
+    with pytest.raises(InvalidInput, match=message):
+        run_until_killed(log, tmp_path / "log", **{"after": 9, **arguments})
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_run_that_ends_by_itself_says_so(log, tmp_path, capfd):
+    stale = replace(log, seed=SEED + 1)  # its customers bear other names
+    with pytest.raises(RuntimeError, match="ended by itself with status 1"):
+        run_until_killed(stale, tmp_path / "log", N - 1, workers=1)
+    assert "InvalidInput" in capfd.readouterr().err
+    with pytest.raises(InvalidInput, match="exists"):
+        run_until_killed(log, tmp_path / "log", 9)

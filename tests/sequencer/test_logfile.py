@@ -1,11 +1,13 @@
 """What was logged can be executed again, after kill -9 too; nothing else can."""
 
+import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -18,10 +20,20 @@ from thesis_lib.sequencer.logfile import (
     LOG_VERSION,
     MAGIC,
     CommandLog,
+    _encode,
     _record,
     read_log,
 )
-from thesis_lib.sequencer.workload import Log, Scale, YcsbScale, tpcc, ycsb
+from thesis_lib.sequencer.workload import (
+    Log,
+    NewOrder,
+    Operation,
+    OrderLine,
+    Scale,
+    YcsbScale,
+    tpcc,
+    ycsb,
+)
 
 SMALL, SEED = Scale(warehouses=2, customers=30, items=100), 4
 LOGS = [
@@ -138,13 +150,22 @@ def test_a_missing_or_repeated_record_is_refused(tmp_path):
     ("header", "batch", "message"),
     [
         (b'{"version": 9, "seed": 0, "scale": {"name": "Scale"}}', b"", "version 9"),
-        (b'{"version": 1, "seed": 0, "scale": {"name": "Big"}}', b"", "KeyError"),
+        (b"[1]", b"", "has no header"),
+        (b'{"version": 1, "seed": 0, "scale": "Scale"}', b"", "has no header"),
+        (b'{"version": 1, "seed": 0, "scale": {"name": "Big"}}', b"",
+         "scale='Big' is unknown"),
+        (b'{"version": 1, "seed": 0.5, "scale": {"name": "Scale"}}', b"",
+         "seed is 0.5: expected int"),
+        (b'{"version": 1, "seed": 0, "scale": {"name": "Scale", "items": 200.5}}', b"",
+         "items is 200.5: expected int"),
+        (b'{"version": 1, "seed": 0, "scale": {"name": "Scale", "items": 9}}', b"",
+         "items=9: expected at least 100"),
         (b'{"version": 1, "seed": 0, "scale": {"name": "Scale", "shops": 3}}', b"",
          "does not name a database"),
         (b'{"version": 1, "seed": 0, "scale": {"name": "Scale"}}', b'["Refund", 1]',
-         "no transaction of this version at byte"),
+         "no transaction of this database at byte"),
         (b'{"version": 1, "seed": 0, "scale": {"name": "Scale"}}', b'["Delivery", 1]',
-         "no transaction of this version at byte"),
+         "no transaction of this database at byte"),
     ],
 )  # fmt: skip
 def test_a_log_of_something_else_is_refused(header, batch, message, tmp_path):
@@ -153,6 +174,47 @@ def test_a_log_of_something_else_is_refused(header, batch, message, tmp_path):
     with pytest.raises(InvalidInput, match=message):
         read_log(path)
     assert LOG_VERSION == 1
+
+
+ODD = [None, True, -1, 10**9, 0.5, float("nan"), "", "customer", [], [[]], {}, [3]]
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(data=st.data())
+def test_a_forged_transaction_is_refused_by_position_and_field(tmp_path_factory, data):
+    log = LOGS[data.draw(st.integers(0, 1))]
+    path = tmp_path_factory.mktemp("forged") / "log"
+    header, _ = written(log, path, [])
+    commands = [json.loads(_encode(t)) for t in log.transactions[:20]]
+    at = data.draw(st.integers(0, 19))
+    command = commands[at]
+    place = data.draw(st.integers(0, len(command) - 1))
+    name = ["type", *(f.name for f in fields(log.transactions[at]))][place]
+    if isinstance(command[place], list) and data.draw(st.booleans()):
+        row = data.draw(st.integers(0, len(command[place]) - 1))
+        command, place = command[place][row], data.draw(st.integers(0, 2))
+        kind = OrderLine if isinstance(log.transactions[at], NewOrder) else Operation
+        name = f"row {row} of {name}: {kind._fields[place]}"
+    command[place] = data.draw(st.sampled_from(ODD))
+    forged = b"\n".join(json.dumps(command).encode() for command in commands)
+    path.write_bytes(header + _record(forged, 0))
+    try:
+        found, said = read_log(path).log, ""
+    except InvalidInput as refusal:
+        found, said = None, str(refusal)
+    if found is not None:  # what a client might have sent
+        assert found.keys.n_keys <= largest_lock(log.scale) + 1
+        return
+    assert str(path) in said
+    # of a list that is none of ours its first row is named, of another type nothing
+    place = rf"({re.escape(name)}|row 0 of {name}|expected a list)"
+    assert re.search(f"transaction {at}: {place}", said)
+
+
+def largest_lock(scale):
+    if isinstance(scale, YcsbScale):
+        return scale.record(scale.files - 1, scale.records - 1)
+    return scale.stock(scale.warehouses - 1, scale.items)
 
 
 def test_a_log_never_overwrites(tmp_path):

@@ -27,6 +27,8 @@ TRACE = scenario("A", 1_500, seed=4)
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     write_model(Boosted(rounds=3).fit(TRACE), folder / "whole.npz")
+    for name in LEARNED:
+        write_model(estimator(name).fit(TRACE), folder / f"{name}.npz")
     return folder
 
 
@@ -104,9 +106,9 @@ def test_a_flipped_byte_is_refused_or_changes_nothing(folder, data):
     refused(folder / "flipped.npz")
 
 
-def rewritten(folder, change):
-    """The whole file with its header and arrays changed, the hash made to fit."""
-    with np.load(folder / "whole.npz") as file:
+def rewritten(folder, change, of="whole"):
+    """That file with its header and arrays changed, the hash made to fit."""
+    with np.load(folder / f"{of}.npz") as file:
         arrays = {name: file[name] for name in file.files}
     header = json.loads(arrays.pop("header").tobytes())
     del header["sha256"]
@@ -150,6 +152,86 @@ def updated(**entries):
 def test_a_forged_file_is_refused_for_what_does_not_fit(folder, change, message):
     with pytest.raises(InvalidInput, match=message):
         read_model(rewritten(folder, change))
+
+
+def altered(folder, data, alter):
+    """A forged file of any estimator, and the name of the array that `alter` changed.
+
+    It is given the name and the array, and returns what to write, None for nothing.
+    """
+    names = []
+
+    def change(header, arrays):
+        name = data.draw(st.sampled_from(sorted(arrays)))
+        arrays[name] = alter(name, arrays[name])
+        if arrays[name] is None:
+            del arrays[name]
+        names.append(name.rpartition("/")[2])
+
+    of = data.draw(st.sampled_from(sorted(LEARNED)))
+    return rewritten(folder, change, of), *names
+
+
+@FUZZ
+@given(st.data())
+def test_a_number_that_is_none_is_refused_by_row_and_array(folder, data):
+    rows = []
+
+    def poison(name, array):
+        rows.append(data.draw(st.integers(0, array.size - 1)))
+        positive = name in ("mean_s", "scale", "scale_s")
+        odd = [np.nan, np.inf, -np.inf, *[0.0, -1.0] * positive]
+        poisoned = array.astype(float)
+        poisoned.flat[rows[0]] = data.draw(st.sampled_from(odd))
+        return poisoned
+
+    path, name = altered(folder, data, poison)
+    with pytest.raises(InvalidInput) as refusal:
+        read_model(path)
+    assert str(path) in str(refusal.value)
+    if name in ("base", "single"):  # of trees: refused together
+        return
+    assert f"row {rows[0]} of {name} is " in str(refusal.value)
+
+
+@FUZZ
+@given(st.data())
+def test_an_array_of_another_form_is_refused_by_name(folder, data):
+    forms = [
+        lambda name, array: None,
+        lambda name, array: array[:, None],
+        lambda name, array: np.full(len(array), "x"),
+        lambda name, array: np.concatenate([array, array]),
+    ]
+    path, name = altered(folder, data, data.draw(st.sampled_from(forms)))
+    try:
+        read_model(path)
+    except InvalidInput as refusal:
+        said = str(refusal)
+    else:
+        assert name in ("roots", "type_offsets")  # more trees, or more types
+        return
+    assert str(path) in said
+    assert name in said or "expected at least one, and one of each" in said
+
+
+@pytest.mark.parametrize("part", ["roots", "feature", "lower"])
+@pytest.mark.parametrize("place", [-2, 10**6])
+def test_a_node_that_is_not_there_is_refused(folder, part, place):
+    def change(header, arrays):
+        arrays[f"forests/execute/{part}"][0] = place
+
+    with pytest.raises(InvalidInput, match=r"its trees forests/execute: .*nodes?\b"):
+        read_model(rewritten(folder, change, "sum-max"))
+
+
+def test_a_level_that_is_missing_is_refused(folder):
+    def without(header, arrays):
+        for key in [key for key in arrays if key.startswith("ensembles/0.9/")]:
+            del arrays[key]
+
+    with pytest.raises(InvalidInput, match=r"are 0\.5, 0\.95, 0\.99: expected"):
+        read_model(rewritten(folder, without, "quantiles"))
 
 
 def test_an_unchanged_rewriting_is_no_forgery(folder):

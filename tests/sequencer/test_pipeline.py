@@ -11,7 +11,7 @@ from thesis_lib.checks import InvalidInput
 from thesis_lib.sequencer import pipeline
 from thesis_lib.sequencer.engine import database, execute_serially, replay
 from thesis_lib.sequencer.features import static_features, static_names
-from thesis_lib.sequencer.kernel import COMMITTED, idle_state
+from thesis_lib.sequencer.kernel import COMMITTED, LOGGED, idle_state
 from thesis_lib.sequencer.locktable import NONE
 from thesis_lib.sequencer.logfile import CommandLog, read_log
 from thesis_lib.sequencer.pipeline import Requests, Scheduler, history, run_open
@@ -94,6 +94,21 @@ def test_what_was_decided_live_is_what_every_replica_executes(name, log, tmp_pat
         storage.load(log.scale, log.seed)
         execute_serially(storage, logged)
         assert storage.digest() == digest
+
+
+def test_a_batch_is_in_the_log_before_anything_of_it_is_dispatched(log):
+    dispatched, logged = [], [0]
+
+    def append(ids):
+        state = scheduler.state
+        dispatched.append((int(state.progress[LOGGED]), scheduler.handed))
+        logged.append(logged[-1] + len(ids))
+
+    with Scheduler(Idle(), log, 2, append) as scheduler:
+        pipeline.run_closed(scheduler, N, 8, 4)
+    assert [entries for entries, _ in dispatched] == logged[:-1]
+    assert all(handed <= entries for entries, handed in dispatched)
+    assert logged[-1] == N
 
 
 @pytest.mark.parametrize("name", ["fifo", "fifo-batched", "hybrid", "edf", "ours"])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,7 +8,7 @@ from thesis_lib.checks import InvalidInput
 from thesis_lib.sequencer import report
 from thesis_lib.sequencer.estimator import cut_tail
 from thesis_lib.sequencer.kernel import Delays
-from thesis_lib.sequencer.policies import Defects
+from thesis_lib.sequencer.policies import AS_DESCRIBED, MENDED, Defects
 from thesis_lib.sequencer.simulate import replay
 from thesis_lib.sequencer.workload import at_rate, scenario
 
@@ -144,6 +146,27 @@ def test_an_ablation_starts_from_both_ends_and_changes_one_thing():
         )
         again = report.replicate(cell, [name], [1.1], estimate, seeds=2, seed=3)
         assert 100 * again["violations"].mean() == ends.loc[start, "strict"]
+
+
+def test_an_ablation_changes_the_defect_that_it_names():
+    cell = report.scenario_cell("A", transactions=1_500)
+    past = cell.make_trace(5)
+    made = report.ablation(
+        cell, "hybrid", 1.1, estimator="linear", past=past, seeds=1, seed=3
+    ).set_index(["from", "defect"])
+    ends = {"described": AS_DESCRIBED, "fixed": MENDED}
+    for start, defects in ends.items():
+        for name in Defects.names():
+            other = replace(defects, **{name: start == "fixed"})
+            learned = cut_tail(past) if other.cut_tail else past
+            alone = report.replicate(
+                cell, ["hybrid"], [1.1], report.learned_estimate("linear", learned),
+                seeds=1, seed=3, defects=other,
+            )  # fmt: skip
+            row = made.loc[(start, name)]
+            assert row["strict"] == 100 * alone["violations"].mean()
+            assert row["lenient"] == 100 * alone["lenient"].mean()
+        assert len(made.loc[start, ["strict", "lenient"]].drop_duplicates()) > 3
 
 
 def test_a_cell_in_a_closed_loop_has_no_bound():

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from thesis_lib.checks import require, vector
+from thesis_lib.sequencer.estimator import SHORTEST_S
 from thesis_lib.sequencer.policies import MENDED, Policy, fifo
-from thesis_lib.sequencer.report import Cell, Estimate, counted
+from thesis_lib.sequencer.report import Cell, Estimate, counted, paired_seeds
 from thesis_lib.sequencer.simulate import simulate
 from thesis_lib.sequencer.trace import (
     F64,
@@ -114,6 +115,81 @@ def by_type(
     return pd.DataFrame(rows).T.rename_axis("type")
 
 
+def totals(trace: Trace, predicted_s: Mapping[str, F64]) -> pd.DataFrame:
+    """Sum of (n,) predictions over that of the truth, in percent: 100 is unbiased.
+
+    A row for all, then one for each type; a column for each prediction.
+    """
+    return pd.DataFrame(
+        {
+            label: {
+                name: 100 * guess_s[of].sum() / trace.service_s[of].sum()
+                for name, of in _types(trace)
+            }
+            for label, guess_s in predicted_s.items()
+        }
+    ).rename_axis("type")
+
+
+def missing(trace: Trace, kept: Trace) -> pd.Series:
+    """Percentage of the transactions of `trace` that are not in `kept`, by type.
+
+    Raises InvalidInput for a trace of other types, or one that holds more of a type.
+    """
+    require(
+        kept.kinds == trace.kinds,
+        f"what was kept has types {kept.kinds}: expected {trace.kinds}",
+    )
+    after = {name: int(of.sum()) for name, of in _types(kept)}
+    gone = pd.Series(
+        {
+            name: 100 * (1 - after.pop(name, 0) / int(of.sum()))
+            for name, of in _types(trace)
+        }
+    )
+    require(
+        not after and bool((gone >= 0).all()),
+        "what was kept holds more transactions than there were: swap the arguments",
+    )
+    return gone
+
+
+def by_unit(trace: Trace, predicted_s: Mapping[str, F64]) -> pd.DataFrame:
+    """Where the time goes and how well it is predicted: a row an operating unit.
+
+    `predicted_s` (n,) by unit, of which `rest` is what no unit claims. Columns: its
+    percentage of the service time; the sum of the predictions over that of the truth,
+    in percent; q-error p50 and p95 and R² of log where time was spent in it; and
+    its percentage of the squared errors of all units together. Raises InvalidInput
+    where a unit that takes time has no prediction, or another has one.
+    """
+    measured_s = dict(zip(trace.unit_names, trace.units_s.T, strict=True))
+    measured_s["rest"] = trace.service_s - trace.units_s.sum(axis=1)
+    spent = {unit: true_s > 0 for unit, true_s in measured_s.items()}
+    taking = [unit for unit, some in spent.items() if some.any()]
+    require(
+        set(taking) == set(predicted_s),
+        f"predictions are of {', '.join(predicted_s)}: expected {', '.join(taking)}",
+    )
+    squared = {
+        unit: np.sum((measured_s[unit] - predicted_s[unit]) ** 2) for unit in taking
+    }
+    rows = {}
+    for unit in taking:
+        some, true_s = spent[unit], measured_s[unit]
+        guess_s = np.maximum(predicted_s[unit][some], SHORTEST_S)
+        q = q_error(true_s[some], guess_s)
+        rows[unit] = {
+            "of the time %": 100 * true_s.sum() / trace.service_s.sum(),
+            "sum %": 100 * predicted_s[unit].sum() / true_s.sum(),
+            "q-error p50": np.quantile(q, 0.5),
+            "q-error p95": np.quantile(q, 0.95),
+            "R² of log": log_r2(true_s[some], guess_s),
+            "of the squared error %": 100 * squared[unit] / sum(squared.values()),
+        }
+    return pd.DataFrame(rows).T.rename_axis("unit")
+
+
 def _types(trace: Trace) -> Iterator[tuple[str, Bool]]:
     yield "all", np.ones(len(trace), bool)
     for k, name in enumerate(trace.kinds):
@@ -174,10 +250,9 @@ def end_to_end(
     none or all are. Seeds are made as `report.replicate` makes them; the warm-up does
     not count.
     """
-    require(seeds >= 1, f"seeds={seeds}: expected at least 1")
     rows = []
-    for number, source in enumerate(np.random.SeedSequence(seed).spawn(seeds)):
-        trace_seed, arrival_seed, estimate_seed = source.generate_state(3).tolist()
+    paired = enumerate(paired_seeds(seed, seeds))
+    for number, (trace_seed, arrival_seed, estimate_seed) in paired:
         transactions = cell.make_trace(trace_seed)
         estimated_s = estimate(transactions, estimate_seed)
         for load in loads:

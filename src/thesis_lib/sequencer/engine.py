@@ -5,12 +5,15 @@ order, and so conflicting transactions run in it whatever the number of workers:
 same log leaves the same state (Thomson et al., Calvin, SIGMOD 2012).
 """
 
+import os
 import platform
+import signal
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,10 +28,10 @@ from thesis_lib.sequencer.features import (
     static_features,
     static_names,
 )
-from thesis_lib.sequencer.logfile import Recovered, read_log
+from thesis_lib.sequencer.logfile import CommandLog, Recovered, read_log
 from thesis_lib.sequencer.pipeline import Append, Run, Scheduler, run_closed
 from thesis_lib.sequencer.storage import UNITS, SQLite, Storage, empty_folder
-from thesis_lib.sequencer.trace import F64, Trace
+from thesis_lib.sequencer.trace import F64, I64, Trace
 from thesis_lib.sequencer.workload import Log, Scale, YcsbScale, tpcc, ycsb
 
 ENGINES = ("sqlite", "postgresql")
@@ -135,6 +138,94 @@ def make_log(
         return ycsb(transactions, scale, seed, mix=mix or "A", theta=theta)
     require(zipf is None, f"zipf={zipf} belongs to the workload 'ycsb', not to 'tpcc'")
     return tpcc(transactions, Scale(warehouses=warehouses), seed, mix=mix or "spec")
+
+
+# --- Replicas ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One execution of a log: on which engine, with how many workers."""
+
+    log: Log
+    engine: str
+    workers: int
+
+
+def states(replicas: Iterable[Replica]) -> list[str]:
+    """Digest of the state that each replica reaches, in their order.
+
+    Each runs on a database of its own: replicas on one engine, of one scale and seed,
+    start from copies of what was loaded once. Raises InvalidInput for an unknown engine
+    and for workers below 1.
+    """
+    digests, loaded = [], {}
+    with ExitStack() as databases:
+        for number, replica in enumerate(replicas):
+            log = replica.log
+            place = replica.engine, log.scale, log.seed
+            if place not in loaded:
+                loaded[place] = databases.enter_context(database(replica.engine))
+                loaded[place].load(log.scale, log.seed)
+            copy = loaded[place].copy(f"replica-{number}")
+            if len(log):
+                execute(copy, log, replica.workers)
+            digests.append(copy.digest())
+    return digests
+
+
+def run_until_killed(
+    log: Log, path: Path | str, after: int, workers: int = 2
+) -> Recovered:
+    """Run `log` on SQLite, kill the run in its middle, and read what it leaves.
+
+    The sequencer, in a process of its own, writes the command log `path`. As soon as
+    `after` transactions stand in it, of its last batch only those that came so far, all
+    processes of the run, workers in the middle of their transactions included, end by
+    the signal that no process can catch (kill -9). Their database is lost; the log is
+    what remains.
+
+    Raises InvalidInput for a path that exists, workers below 1, and an `after` at which
+    nothing is logged or nothing is left to do; RuntimeError where the run ended by
+    itself, whose error is on standard error.
+    """
+    require(
+        1 <= after < len(log),
+        f"after={after} must lie between 1 and {len(log) - 1}: a run of {len(log)} "
+        "transactions is to be killed in its middle",
+    )
+    require(workers >= 1, f"workers={workers}: expected at least 1")
+    # What was killed may still be closing its files while the folder is removed.
+    with (
+        tempfile.TemporaryDirectory(
+            prefix="thesis-killed-", ignore_cleanup_errors=True
+        ) as folder,
+        CommandLog(path, log) as commands,
+    ):
+        storage = SQLite(Path(folder) / "db")
+        storage.load(log.scale, log.seed)
+        pid = os.fork()
+        if pid == 0:  # the child: whatever happens, it never returns from here
+            try:
+                os.setpgid(0, 0)  # a group of its own, which its workers inherit
+
+                def append(ids: I64) -> None:
+                    commands.append(ids[: after - commands.position])
+                    if commands.position == after:
+                        os.killpg(0, signal.SIGKILL)
+
+                execute(storage, log, workers, append=append)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        how = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if how != -signal.SIGKILL:
+        raise RuntimeError(
+            f"the run ended by itself with status {how}: expected it to be killed "
+            f"after {after} of {len(log)} transactions"
+        )
+    return read_log(path)
 
 
 # --- Collection --------------------------------------------------------------

@@ -50,6 +50,9 @@ class Delays:
             )
 
 
+NO_DELAYS = Delays()
+
+
 class State(NamedTuple):
     """A deterministic database in the middle of its log.
 

@@ -13,17 +13,19 @@ with the file, differs from one that was altered.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from struct import Struct
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_origin
 from zlib import crc32
 
-from thesis_lib.checks import InvalidInput, require
+from thesis_lib.checks import InvalidInput, choice, require
 from thesis_lib.sequencer.trace import I64
 from thesis_lib.sequencer.workload import (
+    DISTRICTS,
+    FIELDS,
+    OPERATIONS,
     TYPES,
     Log,
     NewOrder,
@@ -40,7 +42,6 @@ MAGIC = b"thesis command log\n"
 FRAME = Struct("<IIQ")  # bytes of content, its CRC-32, position of its first
 SEAL = Struct("<I")  # CRC-32 of the frame
 SCALES = {scale.__name__: scale for scale in (Scale, YcsbScale)}
-NAMES = {kind.__name__: kind for kind in TYPES}
 ROWS = {NewOrder: OrderLine, Ycsb: Operation}  # what the lists of a type consist of
 
 
@@ -83,12 +84,7 @@ class CommandLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _write(self, content: bytes) -> None:
@@ -111,7 +107,8 @@ def read_log(path: Path | str) -> Recovered:
 
     Raises InvalidInput, with the position in bytes, for a file that is no log, is of
     another version, or was altered: a record whose checksum fails, or that does not
-    continue the one before it.
+    continue the one before it. A transaction that this database cannot run is named
+    by its position in the total order and its field.
     """
     try:
         content = Path(path).read_bytes()
@@ -129,17 +126,20 @@ def read_log(path: Path | str) -> Recovered:
             "was killed before the first transaction; there is nothing to replay"
         )
     scale, seed = _read_header(header, path)
+    kinds, limits = _kinds(scale), _limits(scale)
     while True:
         batch, end = _read_record(content, at, len(transactions), path)
         if batch is None:
             break
-        try:
-            transactions += [_decode(command) for command in batch.split(b"\n")]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidInput(
-                f"log {path} holds no transaction of this version at byte {at}: "
-                f"{error!r}"
-            ) from error
+        for command in batch.split(b"\n"):
+            try:
+                transactions.append(_decode(command, kinds, limits))
+            except ValueError as error:
+                raise InvalidInput(
+                    f"log {path} holds no transaction of this database at byte {at}: "
+                    f"transaction {len(transactions)}: {error}; replay it with the "
+                    "version that wrote it"
+                ) from error
         at = end
     log = Log.declare(scale, seed, transactions)
     return Recovered(log=log, torn_bytes=len(content) - at)
@@ -175,18 +175,62 @@ def _read_record(
 def _read_header(header: bytes, path: Path | str) -> tuple[Scale | YcsbScale, int]:
     try:
         content = json.loads(header)
-        version, seed = content["version"], int(content["seed"])
-        name = content["scale"].pop("name")
-        require(
-            version == LOG_VERSION,
-            f"log {path} has version {version}: expected {LOG_VERSION}; replay it "
-            "with the version that wrote it",
-        )
-        return SCALES[name](**content["scale"]), seed
-    except (KeyError, TypeError, AttributeError) as error:
+        version, seed, sizes = content["version"], content["seed"], content["scale"]
+        name = sizes.pop("name")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidInput(f"log {path} has no header: {error!r}") from error
+    require(
+        version == LOG_VERSION,
+        f"log {path} has version {version}: expected {LOG_VERSION}; replay it "
+        "with the version that wrote it",
+    )
+    try:
+        require(type(seed) is int, f"seed is {seed!r}: expected int")
+        for field, value in sizes.items():
+            _require_field(field, value, int)
+        return SCALES[choice("scale", name, SCALES)](**sizes), seed
+    except (ValueError, TypeError) as error:
         raise InvalidInput(
-            f"the header of log {path} does not name a database: {error!r}"
+            f"the header of log {path} does not name a database: {error}"
         ) from error
+
+
+def _kinds(scale: Scale | YcsbScale) -> dict[str, type[Transaction]]:
+    """The types that a database of this scale runs, by their name in a log."""
+    ycsb = isinstance(scale, YcsbScale)
+    return {kind.__name__: kind for kind in TYPES if (kind is Ycsb) == ycsb}
+
+
+def _limits(scale: Scale | YcsbScale) -> dict[str, int]:
+    """How many there are of what a field names by its number, from 0."""
+    if isinstance(scale, YcsbScale):
+        return {
+            "partition": scale.files, "counter": scale.partitions,
+            "record": scale.records, "field": FIELDS,
+        }  # fmt: skip
+    return {
+        "warehouse": scale.warehouses, "customer_warehouse": scale.warehouses,
+        "supply_warehouse": scale.warehouses, "district": DISTRICTS,
+        "customer_district": DISTRICTS, "customer": scale.customers,
+        "item": scale.items + 1,  # the last is the unknown one
+    }  # fmt: skip
+
+
+def _require_field(
+    name: str, value: Any, declared: Any, limit: int | None = None, where: str = ""
+) -> None:
+    """Refuse a value of another type, and a number of what is not there."""
+    expected = getattr(declared, "__name__", declared)
+    require(
+        isinstance(value, declared) and not isinstance(value, bool),
+        f"{where}{name} is {value!r}: expected {expected}",
+    )
+    if isinstance(value, int):
+        require(
+            value >= 0 and (limit is None or value < limit),
+            f"{where}{name} is {value}: expected at least 0"
+            + ("" if limit is None else f" and below {limit}"),
+        )
 
 
 def _encode(t: Transaction) -> bytes:
@@ -194,13 +238,44 @@ def _encode(t: Transaction) -> bytes:
     return json.dumps([type(t).__name__, *values], separators=(",", ":")).encode()
 
 
-def _decode(command: bytes) -> Transaction:
-    name, *values = json.loads(command)
-    kind: Any = NAMES[name]
-    row: Any = ROWS.get(kind)
-    if row is not None:
-        values = [
-            tuple(row(*entry) for entry in value) if isinstance(value, list) else value
-            for value in values
-        ]
+def _decode(
+    command: bytes, kinds: Mapping[str, type[Transaction]], limits: Mapping[str, int]
+) -> Transaction:
+    content = json.loads(command)
+    require(
+        isinstance(content, list) and len(content) > 0 and isinstance(content[0], str),
+        "expected a list that begins with the name of a type",
+    )
+    name, *values = content
+    kind: Any = kinds[choice("type", name, kinds)]
+    declared = {field.name: field.type for field in fields(kind)}
+    require(
+        len(values) == len(declared),
+        f"{name} has {len(values)} fields: expected {', '.join(declared)}",
+    )
+    for at, (field, type_) in enumerate(declared.items()):
+        if get_origin(type_) is tuple:
+            _require_field(field, values[at], list)
+            values[at] = tuple(
+                _row(ROWS[kind], row, limits, f"row {k} of {field}: ")
+                for k, row in enumerate(values[at])
+            )
+        else:
+            _require_field(field, values[at], type_, limits.get(field))
     return kind(*values)
+
+
+def _row(
+    kind: type[OrderLine | Operation], row: Any, limits: Mapping[str, int], where: str
+) -> OrderLine | Operation:
+    """One entry of a list of a transaction; `where` begins a refusal."""
+    declared = kind.__annotations__
+    require(
+        isinstance(row, list) and len(row) == len(declared),
+        f"{where}{row!r}: expected {', '.join(declared)}",
+    )
+    for (field, type_), value in zip(declared.items(), row, strict=True):
+        _require_field(field, value, type_, limits.get(field), where)
+        if field == "what":
+            choice(f"{where}what", value, OPERATIONS)
+    return kind(*row)

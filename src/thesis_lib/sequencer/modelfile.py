@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from thesis_lib.checks import InvalidInput, choice, require, vector
+from thesis_lib.checks import InvalidInput, choice, require, require_all, vector
 from thesis_lib.files import write_whole
 from thesis_lib.sequencer.estimator import (
     LEVELS,
@@ -35,7 +35,8 @@ from thesis_lib.sequencer.trees import Trees
 
 MODEL_VERSION = 1
 
-Kind = Literal["number", "feature", "level", "types", "trees", "forests"]
+Kind = Literal["number", "feature", "level", "types", "trees", "forests", "levels"]
+POSITIVE = ("mean_s", "scale", "scale_s")  # of what is learned, besides being finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ LAYOUTS = {
         ("seed", "rounds", "held_back"),
         {
             "centre": "number",
-            "ensembles": "forests",
+            "ensembles": "levels",
             "offsets": "level",
             "type_offsets": "types",
             "spreads": "level",
@@ -188,7 +189,7 @@ def _value(
     name: str, kind: Kind, arrays: dict[str, NDArray], n_features: int
 ) -> float | NDArray | Trees | dict[str, Trees]:
     """One attribute of an estimator; what it is made of leaves `arrays`."""
-    if kind not in ("trees", "forests"):
+    if kind not in ("trees", "forests", "levels"):
         require(name in arrays, f"its array {name} is missing")
         given = arrays.pop(name)
         expected = {
@@ -201,18 +202,27 @@ def _value(
             given.shape == expected,
             f"its array {name} has shape {given.shape}: expected {expected}",
         )
-        values = vector(name, given.ravel(), np.float64).reshape(expected)
-        return float(values[0]) if kind == "number" else values
+        values = vector(name, given.ravel(), np.float64)
+        if name in POSITIVE:
+            require_all(values > 0, name, values, "expected a positive number")
+        return float(values[0]) if kind == "number" else values.reshape(expected)
     parts: dict[str, dict[str, NDArray]] = {}
     for key in [key for key in arrays if key.startswith(f"{name}/")]:
         _, of, part = key.split("/")
         parts.setdefault(of, {})[part] = arrays.pop(key)
     require(len(parts) > 0, f"its trees {name} are missing")
-    ensembles = {of: Trees.of_arrays(n_features, part) for of, part in parts.items()}
-    if kind == "trees":
-        require(tuple(ensembles) == ("",), f"{name} is one ensemble: {list(ensembles)}")
-        return ensembles[""]
-    return ensembles
+    expected = {"trees": ("",), "levels": tuple(map(str, LEVELS))}.get(kind)
+    require(
+        expected in (None, tuple(parts)),
+        f"its trees {name} are {', '.join(parts)}: expected {expected}",
+    )
+    ensembles = {}
+    for of, part in parts.items():
+        try:
+            ensembles[of] = Trees.of_arrays(n_features, part)
+        except (InvalidInput, KeyError) as error:
+            raise InvalidInput(f"its trees {name}/{of}: {error}") from error
+    return ensembles[""] if kind == "trees" else ensembles
 
 
 def _content_hash(header: Mapping, arrays: Mapping[str, NDArray]) -> str:

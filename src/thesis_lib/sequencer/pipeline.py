@@ -10,7 +10,6 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter, thread_time
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -22,6 +21,7 @@ from thesis_lib.sequencer.kernel import (
     COMMITTED,
     DISPATCHED,
     LOGGED,
+    NO_DELAYS,
     READY,
     STARTED,
     Delays,
@@ -30,7 +30,7 @@ from thesis_lib.sequencer.kernel import (
 )
 from thesis_lib.sequencer.locktable import NONE, book, release
 from thesis_lib.sequencer.policies import Policy, decide, decide_compiled, fifo
-from thesis_lib.sequencer.shadow import Mended, Published
+from thesis_lib.sequencer.shadow import SPREAD, Mended, Published
 from thesis_lib.sequencer.storage import UNITS, Storage
 from thesis_lib.sequencer.trace import (
     F64,
@@ -44,10 +44,6 @@ from thesis_lib.sequencer.trace import (
 from thesis_lib.sequencer.workers import COMMITTED as DID_COMMIT
 from thesis_lib.sequencer.workers import Workers
 from thesis_lib.sequencer.workload import Log
-
-SPREAD = 0.2  # relative standard error that forecasts assume of the estimates
-
-NO_DELAYS = Delays()
 
 Append = Callable[[I64], None]  # ids that enter the total order, before they run
 
@@ -161,13 +157,8 @@ class Scheduler:
         self.begin()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.workers.__exit__(kind, error, traceback)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.workers.__exit__(kind)
         gc.unfreeze()
 
     def begin(self) -> None:
@@ -372,12 +363,7 @@ def _decide(
         code, memory, model = policy.code, shadow.memory, shadow.model
         return Decision(*decide_compiled(code, memory, model, ids, now_s))
     decision = decide(policy, shadow, requests.batch(ids), now_s)
-    parts = np.concatenate([decision.order, decision.dropped, decision.held])
-    require(
-        np.array_equal(np.sort(parts), ids),
-        f"policy {policy.name!r} must put each of the {len(ids)} transactions of a "
-        "batch into exactly one of order, dropped and held",
-    )
+    decision.require_partition(ids, policy.name)
     return decision
 
 

@@ -209,13 +209,7 @@ def random_drop(
 
     Pure: the coin of a transaction depends on `seed` and its id alone.
     """
-    with np.errstate(over="ignore"):  # splitmix64 is arithmetic modulo 2**64
-        mixed = batch.ids.astype(np.uint64) + np.uint64(seed)
-        mixed = (mixed + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    coin = (mixed >> np.uint64(11)) / 2.0**53
+    coin = np.array([_coin(seed, i) for i in batch.ids.tolist()])
     return _keep(batch, np.arange(len(batch)), coin < share)
 
 

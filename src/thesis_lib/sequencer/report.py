@@ -22,10 +22,10 @@ from thesis_lib.sequencer.estimator import (
     predict_all,
 )
 from thesis_lib.sequencer.estimator import estimator as named_estimator
-from thesis_lib.sequencer.kernel import Delays
+from thesis_lib.sequencer.kernel import NO_DELAYS, Delays
 from thesis_lib.sequencer.policies import AS_DESCRIBED, MENDED, Defects, Policy
 from thesis_lib.sequencer.policies import policy as named_policy
-from thesis_lib.sequencer.simulate import NO_DELAYS, replay, simulate
+from thesis_lib.sequencer.simulate import replay, simulate
 from thesis_lib.sequencer.trace import F64, I64, History, Trace
 from thesis_lib.sequencer.workload import (
     SCENARIOS,
@@ -284,6 +284,17 @@ def _row(report: Report, **labels: object) -> dict[str, object]:
     return labels | row | {f"violations:{kind}": v for kind, v in by_kind.items()}
 
 
+def paired_seeds(seed: int, seeds: int) -> list[tuple[int, int, int]]:
+    """Seeds of transactions, arrivals and estimates for each of `seeds` replicates.
+
+    Every policy is run on the same. Raises InvalidInput for none.
+    """
+    require(seeds >= 1, f"seeds={seeds}: expected at least 1")
+    spawned = np.random.SeedSequence(seed).spawn(seeds)
+    made = (source.generate_state(3).tolist() for source in spawned)
+    return [(trace, arrivals, estimates) for trace, arrivals, estimates in made]
+
+
 def replicate(
     cell: Cell,
     policies: Sequence[str],
@@ -301,14 +312,13 @@ def replicate(
     the lower bound if asked for. `options` go to `policies.policy`. Raises InvalidInput
     for a bound on a closed loop, whose arrivals are what the policy makes of them.
     """
-    require(seeds >= 1, f"seeds={seeds}: expected at least 1")
     require(
         not bound or cell.clients is None,
         "a closed loop has no lower bound: its arrivals depend on the policy",
     )
     rows = []
-    for number, source in enumerate(np.random.SeedSequence(seed).spawn(seeds)):
-        trace_seed, arrival_seed, estimate_seed = source.generate_state(3).tolist()
+    paired = enumerate(paired_seeds(seed, seeds))
+    for number, (trace_seed, arrival_seed, estimate_seed) in paired:
         transactions = cell.make_trace(trace_seed)
         estimated_s = estimate(transactions, estimate_seed)
         for load in loads:
@@ -514,7 +524,6 @@ def ablation(
     (`strict_change`, `strict_low`, `strict_high`, and so on). The learned `estimator`
     is fitted on `past`, and for the defect `cut_tail` on what that leaves of it.
     """
-    require(seeds >= 1, f"seeds={seeds}: expected at least 1")
     fits = {
         False: learned_estimate(estimator, past),
         True: learned_estimate(estimator, cut_tail(past)),
@@ -527,8 +536,7 @@ def ablation(
         for defect in ("", *Defects.names())
     }  # fmt: skip
     counts = {variant: np.empty((seeds, 2)) for variant in variants}
-    for number, source in enumerate(np.random.SeedSequence(seed).spawn(seeds)):
-        trace_seed, arrival_seed = source.generate_state(2).tolist()
+    for number, (trace_seed, arrival_seed, _) in enumerate(paired_seeds(seed, seeds)):
         trace = cell.arrange(cell.make_trace(trace_seed), load, arrival_seed)
         estimated_s = {cut: fit(trace, 0) for cut, fit in fits.items()}
         for variant, defects in variants.items():

@@ -32,6 +32,7 @@ from thesis_lib.sequencer.kernel import (
 from thesis_lib.sequencer.locktable import NONE, book
 from thesis_lib.sequencer.trace import F64, I64, Bool, Forecast, KeySets
 
+SPREAD = 0.2  # relative standard error that forecasts assume of the estimates
 # Positions in `Memory.counts`.
 PENDING, READ = range(2)
 

@@ -16,6 +16,7 @@ from thesis_lib.sequencer.kernel import (
     COMMITTED,
     HELD,
     LOGGED,
+    NO_DELAYS,
     NOW,
     STUCK,
     Delays,
@@ -29,11 +30,8 @@ from thesis_lib.sequencer.kernel import (
     next_decision,
 )
 from thesis_lib.sequencer.policies import Policy, decide, decide_compiled
-from thesis_lib.sequencer.shadow import Mended, Published
-from thesis_lib.sequencer.trace import F64, I64, Decision, History, Trace
-
-SPREAD = 0.2  # relative standard error that forecasts assume of the estimates
-NO_DELAYS = Delays()
+from thesis_lib.sequencer.shadow import SPREAD, Mended, Published
+from thesis_lib.sequencer.trace import F64, I64, History, Trace
 
 
 def replay(
@@ -207,7 +205,7 @@ def _run_in_python(
         ids, now_s = asked[:size].copy(), float(before.clock_s[NOW])
         batch = trace.batch(ids, before.deadline_s[ids], before.arrival_s[ids])
         decision = decide(policy, shadow, batch, now_s)
-        _require_partition(decision, ids, policy.name)
+        decision.require_partition(ids, policy.name)
         room = size
         if policy.in_flight is not None:
             released = int(state.progress[LOGGED] - state.progress[COMMITTED])
@@ -219,13 +217,3 @@ def _run_in_python(
 def digest(history: History) -> str:
     """SHA-256 of the log: two replicas with equal digests executed the same."""
     return hashlib.sha256(history.log.astype("<i8").tobytes()).hexdigest()
-
-
-def _require_partition(decision: Decision, ids: I64, name: str) -> None:
-    parts = np.concatenate([decision.order, decision.dropped, decision.held])
-    parts.sort()
-    require(
-        np.array_equal(parts, ids),
-        f"policy {name!r} must put each of the {len(ids)} transactions of a batch "
-        "into exactly one of order, dropped and held",
-    )

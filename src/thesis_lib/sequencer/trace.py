@@ -184,6 +184,15 @@ class Decision:
     dropped: I64  # ids
     held: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # ids
 
+    def require_partition(self, ids: I64, policy: str) -> None:
+        """Raise InvalidInput, naming the policy, unless each of `ids` is here once."""
+        parts = np.concatenate([self.order, self.dropped, self.held])
+        require(
+            np.array_equal(np.sort(parts), np.sort(ids)),
+            f"policy {policy!r} must put each of the {len(ids)} transactions of a "
+            "batch into exactly one of order, dropped and held",
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -200,7 +209,7 @@ class Trace:
     kinds: tuple[str, ...]  # names of the transaction types
     kind: I64  # (n,) index into kinds
     arrival_s: F64  # (n,) from the start of the run
-    service_s: F64  # (n,) > 0
+    service_s: F64  # (n,) >= 0
     features: F64  # (n, d)
     feature_names: tuple[str, ...]  # (d,)
     keys: KeySets  # n sets

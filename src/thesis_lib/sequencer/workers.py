@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from struct import Struct
 from time import perf_counter, thread_time
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -88,12 +87,7 @@ class Workers:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._end(None if kind is None else signal.SIGKILL)
 
     def send(self, ids: I64) -> None:
