@@ -603,7 +603,8 @@ def against_sequencing(
         )
         for policy in policies:
             _band(panel, percent, policy, name, "sequencer_us")
-        at_us = np.geomspace(*percent["sequencer_us"].agg(["min", "max"]), 200)
+        works_s = runs["sequencer_s"].to_numpy(np.float64)
+        at_us = 1e6 * np.geomspace(works_s.min(), works_s.max(), 200)
         through = 1e8 / at_us / saturation_per_s
         panel.plot(at_us, through, ":", color=INK, linewidth=1, label="1 / cost")
         for (label, cost_us), dashes in zip(

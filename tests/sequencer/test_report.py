@@ -197,8 +197,8 @@ def test_rates_are_in_percent_of_each_scenarios_saturation():
         {
             "policy": ["fifo", "fifo", "ours", "ours", "fifo"],
             "load": [1.1, 1.1, 1.1, 1.1, 0.9],
-            "throughput_per_s": [90.0, 110.0, 120.0, 140.0, 1.0],
-            "goodput_per_s": [10.0, 30.0, 110.0, 120.0, 1.0],
+            "throughput_per_s": [90.0, 110.0, 120.0, 140.0, 900.0],
+            "goodput_per_s": [10.0, 30.0, 110.0, 120.0, 800.0],
         }
     )
     made = report.rates({"A": runs, "C": runs}, {"A": 200.0, "C": 100.0}, 1.1)
