@@ -141,6 +141,27 @@ MUTANTS = [
         ("tests/sequencer/test_engine.py",),
     ),
     Mutant(
+        "accuracy: the least q-error has one tail",
+        "sequencer/accuracy.py",
+        "return exp(sigma * NormalDist().inv_cdf(1 - share / 2))",
+        "return exp(sigma * NormalDist().inv_cdf(1 - share))",
+        ("tests/sequencer/test_accuracy.py",),
+    ),
+    Mutant(
+        "accuracy: latency bounds are calibrated on what is still to come",
+        "sequencer/accuracy.py",
+        "past &= history.finish_s <= begins_s",
+        "past &= history.finish_s < np.inf",
+        ("tests/sequencer/test_accuracy.py",),
+    ),
+    Mutant(
+        "accuracy: latency bounds of all types follow one",
+        "sequencer/accuracy.py",
+        "trace.kind[judged], start, level, step, least,",
+        "0 * trace.kind[judged], start, level, step, least,",
+        ("tests/sequencer/test_accuracy.py",),
+    ),
+    Mutant(
         "accuracy: errors of a unit are counted with their sign",
         "sequencer/accuracy.py",
         "unit: np.sum((measured_s[unit] - predicted_s[unit]) ** 2) for unit in taking",

@@ -11,11 +11,13 @@ from thesis_lib.sequencer.accuracy import (
     ceilings,
     end_to_end,
     forecast_finish,
+    least_q_error,
     log_r2,
     missing,
     q_error,
     replay_ceiling,
     totals,
+    track_latency,
 )
 from thesis_lib.sequencer.report import noisy_estimate, scenario_cell
 from thesis_lib.sequencer.trace import KeySets, Trace
@@ -32,6 +34,21 @@ def test_q_error_is_symmetric_and_at_least_one():
     np.testing.assert_allclose(q_error(np.array([2.0]), np.array([0.5])), 4)
     with pytest.raises(InvalidInput, match="positive times"):
         q_error(np.array([0.0]), np.array([1.0]))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.05])
+def test_nobody_estimates_better_than_the_scatter_that_nobody_sees(share):
+    true_s = np.random.default_rng(3).lognormal(0, 0.4, 100_000)
+    least = least_q_error(0.4, share)
+    reached = {
+        off: np.quantile(q_error(true_s, np.full(len(true_s), np.exp(off))), 1 - share)
+        for off in (-0.2, -0.08, 0.0, 0.08, 0.2)  # the mean is 0.08 above
+    }
+    np.testing.assert_allclose(reached[0.0], least, rtol=0.01)
+    assert all(q > 1.005 * reached[0.0] for off, q in reached.items() if off)
+    assert least_q_error(0.0, share) == 1
+    with pytest.raises(InvalidInput, match="share=1 must lie in"):
+        least_q_error(0.4, 1)
 
 
 def test_log_r2_of_the_truth_and_of_its_mean():
@@ -194,7 +211,10 @@ def test_a_single_queue_is_forecast_exactly_from_exact_estimates():
 def test_end_to_end_an_idle_machine_errs_as_its_estimates_do():
     cell = scenario_cell("A", transactions=4_000)
     runs = end_to_end(cell, noisy_estimate(0.2), [0.01, 0.9], seeds=2, seed=1)
-    assert runs["load"].tolist() == [0.01, 0.9, 0.01, 0.9]
+    types = ["all", "payment", "new order"]
+    assert runs["load"].tolist() == [*[0.01] * 3, *[0.9] * 3] * 2
+    assert runs["type"].tolist() == 4 * types
+    assert runs["seed"].tolist() == [0] * 6 + [1] * 6
     idle = runs[runs["load"] == 0.01]
     np.testing.assert_allclose(idle["q-error p50"], np.exp(0.6745 * 0.2), rtol=0.02)
     np.testing.assert_allclose(idle["q-error p95"], np.exp(1.96 * 0.2), rtol=0.04)
@@ -204,6 +224,46 @@ def test_end_to_end_an_idle_machine_errs_as_its_estimates_do():
     busy = runs[runs["load"] == 0.9].reset_index(drop=True)
     assert busy.equals(again)
     assert (busy["auroc"].dropna() > 0.9).all()
+
+
+@pytest.mark.parametrize("load", [0.5, 0.99])
+def test_latency_bounds_keep_their_promise_by_type_and_load(load):
+    cell = scenario_cell("A", transactions=10_000)
+    runs = end_to_end(cell, noisy_estimate(0.2), [load], seeds=1, seed=3)
+    for level in (90, 95, 99):
+        miss = (runs[f"within {level}%"] - level).abs()
+        assert miss[0] < 0.5  # all
+        assert (miss < 1).all()
+
+
+@pytest.mark.parametrize("now", [600, 1_000])
+def test_latency_bounds_read_no_commit_that_is_still_to_come(now):
+    trace = at_rate(scenario("A", 2_000, seed=2), 6_000.0, seed=3)
+    forecast_s, history = forecast_finish(
+        trace, 0.7 * trace.service_s, cores=8, slo_s=12.5e-3
+    )
+    judged, bounds_s = track_latency(trace, forecast_s, history)
+    assert judged.tolist() == [False] * 600 + [True] * 1_400
+    assert np.isnan(bounds_s[0.9][:600]).all()
+    assert (bounds_s[0.9] <= bounds_s[0.95])[judged].all()
+    unfinished = history.finish_s > trace.arrival_s[now]
+    assert unfinished[:now].any()
+    finish_s = history.finish_s + np.where(unfinished, 1.0, 0.0)
+    other = replace(history, finish_s=finish_s)
+    _, changed_s = track_latency(trace, forecast_s, other)
+    for level, bound_s in bounds_s.items():
+        known = slice(0, now + 1)
+        np.testing.assert_array_equal(changed_s[level][known], bound_s[known])
+        assert (changed_s[level][now + 100 :] != bound_s[now + 100 :]).any()
+
+
+def test_too_few_commits_promise_no_latency():
+    trace = at_rate(scenario("A", 300, seed=2), 6_000.0, seed=3)
+    forecast_s, history = forecast_finish(
+        trace, trace.service_s, cores=8, slo_s=12.5e-3
+    )
+    with pytest.raises(InvalidInput, match=r"level=0.99 cannot be promised from"):
+        track_latency(trace, forecast_s, history)
 
 
 def test_a_forecast_reads_no_service_time_that_is_still_to_come():

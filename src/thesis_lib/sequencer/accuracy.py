@@ -7,12 +7,16 @@ schedule and the question is when a transaction commits and whether that is on t
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from math import exp
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from thesis_lib.checks import require, vector
-from thesis_lib.sequencer.estimator import SHORTEST_S
+from thesis_lib.sequencer.calibration import conformal_offset, track
+from thesis_lib.sequencer.estimator import LEVELS, SHORTEST_S, STEP
 from thesis_lib.sequencer.policies import MENDED, Policy, fifo
 from thesis_lib.sequencer.report import Cell, Estimate, counted, paired_seeds
 from thesis_lib.sequencer.simulate import simulate
@@ -26,6 +30,8 @@ from thesis_lib.sequencer.trace import (
     Trace,
 )
 from thesis_lib.sequencer.workload import at_rate
+
+CALIBRATED = 0.3  # of a run, warm-up included, before its latency bounds are judged
 
 
 def q_error(true_s: F64, predicted_s: F64) -> F64:
@@ -41,6 +47,18 @@ def q_error(true_s: F64, predicted_s: F64) -> F64:
         "q-error compares positive times: some are zero or negative",
     )
     return np.maximum(true_s / predicted_s, predicted_s / true_s)
+
+
+def least_q_error(sigma: float, share: float) -> float:
+    """The q-error that a `share` of estimates exceeds at best, whoever estimates.
+
+    Where the truth is what can be known times a lognormal of `sigma` that cannot, an
+    estimate off by a factor exp(d) has a q-error of at most exp(t) with probability
+    P(|sigma Z - d| <= t), Z standard normal: most often for d = 0, whatever t.
+    """
+    require(sigma >= 0, f"sigma={sigma:g} must not be negative")
+    require(0 < share < 1, f"share={share:g} must lie in (0, 1)")
+    return exp(sigma * NormalDist().inv_cdf(1 - share / 2))
 
 
 def log_r2(true_s: F64, predicted_s: F64) -> float:
@@ -240,15 +258,51 @@ def forecast_finish(
     return forecast_s, history
 
 
+def track_latency(
+    trace: Trace, forecast_s: F64, history: History
+) -> tuple[Bool, dict[float, F64]]:
+    """Bounds on the latency that follow what has committed, and whom they are for.
+
+    The log of true over forecast latency is tracked by type, as `calibration.track`
+    does it, from what the transactions after the warm-up say that have committed when
+    the last 70 % begin to arrive. Returned are the (n,) mask of these last, and by
+    level the (n,) seconds that their latency is to stay within, NaN for the others.
+    Raises InvalidInput where too few have committed to promise the highest level.
+    """
+    true_s, guess_s = history.latency_s, forecast_s - trace.arrival_s
+    scores, at = np.log(true_s / guess_s), np.arange(len(trace))
+    judged = at >= round(CALIBRATED * len(trace))
+    begins_s = trace.arrival_s[judged][0]
+    past = ~judged & (at >= counted(len(trace)).start)
+    past &= history.finish_s <= begins_s
+    step = STEP * float(np.diff(np.quantile(scores[past], [0.1, 0.9]))[0])
+    bounds_s, least = {}, np.full(int(judged.sum()), -np.inf)
+    for level in LEVELS[1:]:
+        whole = conformal_offset(scores[past], level)
+        start = np.full(len(trace.kinds), whole)
+        for k in range(len(trace.kinds)):
+            own = scores[past & (trace.kind == k)]
+            if level <= len(own) / (len(own) + 1):
+                start[k] = conformal_offset(own, level)
+        least = track(
+            scores[judged], trace.arrival_s[judged], history.finish_s[judged],
+            trace.kind[judged], start, level, step, least,
+        )  # fmt: skip
+        bounds_s[level] = np.full(len(trace), np.nan)
+        bounds_s[level][judged] = guess_s[judged] * np.exp(least)
+    return judged, bounds_s
+
+
 def end_to_end(
     cell: Cell, estimate: Estimate, loads: Iterable[float], *, seeds: int, seed: int
 ) -> pd.DataFrame:
-    """How good latencies are forecast on arrival, a row a load and seed.
+    """How good latencies are forecast on arrival: for each load and seed, by type.
 
-    Columns: load, seed; q-error p50, p95, p99 and MAE in µs of the latency; `late`,
-    the share that commits late; and `auroc` of being late by the forecast, NaN where
-    none or all are. Seeds are made as `report.replicate` makes them; the warm-up does
-    not count.
+    Columns: load, seed, type (`all` first); q-error p50, p95, p99 and MAE in µs of the
+    latency; `late`, the share that commits late; `auroc` of being late by the forecast,
+    NaN where none or all are; and the percentage of latencies within each bound of
+    `track_latency`, NaN for a type that comes no more. Seeds are made as
+    `report.replicate` makes them; the warm-up does not count.
     """
     rows = []
     paired = enumerate(paired_seeds(seed, seeds))
@@ -260,17 +314,38 @@ def end_to_end(
             forecast_s, history = forecast_finish(
                 trace, estimated_s, cores=cell.cores, slo_s=cell.slo_s
             )
-            of = counted(len(trace))
-            true_s = history.latency_s[of]
-            guess_s = (forecast_s - trace.arrival_s)[of]
-            q, late = q_error(true_s, guess_s), history.late[of]
-            rows.append(
-                {"load": load, "seed": number}
-                | {f"q-error p{p}": np.quantile(q, p / 100) for p in (50, 95, 99)}
-                | {
-                    "MAE µs": 1e6 * np.abs(true_s - guess_s).mean(),
-                    "late": late.mean(),
-                    "auroc": auroc(late, guess_s) if 0 < late.mean() < 1 else np.nan,
-                }
-            )
+            labels = {"load": load, "seed": number}
+            rows += [labels | row for row in _judged(trace, forecast_s, history)]
     return pd.DataFrame(rows)
+
+
+def _judged(
+    trace: Trace, forecast_s: F64, history: History
+) -> Iterator[dict[str, Any]]:
+    """The columns of `end_to_end` that say how good the forecasts of one run were."""
+    counts = np.zeros(len(trace), bool)
+    counts[counted(len(trace))] = True
+    bounded, bounds_s = track_latency(trace, forecast_s, history)
+    for name, of in _types(trace):
+        of &= counts
+        if not of.any():
+            continue
+        true_s, guess_s = history.latency_s[of], (forecast_s - trace.arrival_s)[of]
+        q, late, held = q_error(true_s, guess_s), history.late[of], bounded[of]
+        yield (
+            {"type": name}
+            | {f"q-error p{p}": np.quantile(q, p / 100) for p in (50, 95, 99)}
+            | {
+                "MAE µs": 1e6 * np.abs(true_s - guess_s).mean(),
+                "late": late.mean(),
+                "auroc": auroc(late, guess_s) if 0 < late.mean() < 1 else np.nan,
+            }
+            | {
+                f"within {level:.0%}": (
+                    100 * np.mean(true_s[held] <= bound_s[of][held])
+                    if held.any()
+                    else np.nan
+                )
+                for level, bound_s in bounds_s.items()
+            }
+        )
