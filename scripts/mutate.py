@@ -227,8 +227,8 @@ MUTANTS = [
     Mutant(
         "simulator: a dispatch precedes a commit of the same time",
         "sequencer/kernel.py",
-        "if commit_s <= due_s:",
-        "if commit_s < due_s:",
+        "if commit_s == now_s:",
+        "if commit_s == now_s and commit_s < due_s:",
         ("tests/sequencer/test_simulate.py",),
     ),
     Mutant(
@@ -262,8 +262,8 @@ MUTANTS = [
     Mutant(
         "simulator: a batch leaves out what arrives as it is taken",
         "sequencer/kernel.py",
-        "while last < upto and arrival_s[last] <= now_s:",
-        "while last < upto and arrival_s[last] < now_s:",
+        "while last < upto and arrival_s[last] + setting.read_s <= now_s:",
+        "while last < upto and arrival_s[last] + setting.read_s < now_s:",
         ("tests/sequencer/test_simulate.py",),
     ),
     Mutant(
@@ -433,6 +433,34 @@ MUTANTS = [
         "room = policy.in_flight - scheduler.in_flight",
         "room = policy.in_flight - scheduler.in_flight + 1",
         ("tests/sequencer/test_pipeline.py", "-k", "back_pressure"),
+    ),
+    Mutant(
+        "middleware: what waits for a lock counts as waiting in the pipe",
+        "sequencer/middleware.py",
+        "queued = workers_s >= run.granted_s[ids]",
+        "queued = workers_s <= run.granted_s[ids]",
+        ("tests/sequencer/test_middleware.py",),
+    ),
+    Mutant(
+        "simulator: locks are free with their core",
+        "sequencer/kernel.py",
+        "if release_s == 0:",
+        "if release_s >= 0:",
+        ("tests/sequencer/test_simulate.py",),
+    ),
+    Mutant(
+        "shadow: what is decided on overtakes the log",
+        "sequencer/shadow.py",
+        "return max(due_s, world.dispatch_s[logged - 1]) if logged else due_s",
+        "return due_s",
+        ("tests/sequencer/test_simulate.py",),
+    ),
+    Mutant(
+        "ranked alike: the other way round",
+        "sequencer/report.py",
+        "alike = apart[0] * np.diff(pair[model].to_numpy(np.float64))[0] > 0",
+        "alike = apart[0] * np.diff(pair[model].to_numpy(np.float64))[0] < 0",
+        ("tests/sequencer/test_report.py",),
     ),
     Mutant(
         "middleware: readers are taken to wait for readers",
@@ -726,8 +754,8 @@ MUTANTS = [
     Mutant(
         "simulator: a timer counts from the last of a batch",
         "sequencer/kernel.py",
-        "due_s = arrival_s[taken] + setting.flush_s",
-        "due_s = arrival_s[submitted - 1] + setting.flush_s",
+        "due_s = arrival_s[taken] + read_s + setting.flush_s",
+        "due_s = arrival_s[submitted - 1] + read_s + setting.flush_s",
         ("tests/sequencer/test_simulate.py", "-k", "heapq"),
     ),
     Mutant(
@@ -770,14 +798,14 @@ MUTANTS = [
     Mutant(
         "shadow: the lag of a dispatch is left out",
         "sequencer/shadow.py",
-        "to_dispatch_s[logged] = now_s + lag_s",
+        "to_dispatch_s[logged] = due_s",
         "to_dispatch_s[logged] = now_s",
         ("tests/sequencer/test_shadow.py", "-k", "lag"),
     ),
     Mutant(
         "shadow: alone, the lag of a dispatch is left out",
         "sequencer/shadow.py",
-        "free = _free_at(keys, ends_s, i, now_s + model.lag_s)",
+        "free = _free_at(keys, ends_s, i, due_s)",
         "free = _free_at(keys, ends_s, i, now_s)",
         ("tests/sequencer/test_simulate.py", "-k", "heapq"),
     ),
@@ -791,8 +819,8 @@ MUTANTS = [
     Mutant(
         "beside measured: near is within 15 % of little, too",
         "sequencer/report.py",
-        "near = np.abs(error) <= np.maximum(POINT, RELATIVE * measured)",
-        "near = np.abs(error) <= RELATIVE * measured",
+        "return np.abs(difference) <= np.maximum(POINT, RELATIVE * measured)",
+        "return np.abs(difference) <= RELATIVE * measured",
         ("tests/sequencer/test_report.py", "-k", "near"),
     ),
     Mutant(
