@@ -68,6 +68,13 @@ def test_a_log_says_what_was_appended_in_that_order(log, fsync, tmp_path):
     np.testing.assert_array_equal(found.log.keys.keys, expected.keys.keys)
 
 
+def test_a_batch_of_none_leaves_no_record(tmp_path):
+    empty = np.empty(0, np.int64)
+    content, _ = written(LOGS[0], tmp_path / "log", [BATCHES[0], BATCHES[1]])
+    same, _ = written(LOGS[0], tmp_path / "same", [BATCHES[0], empty, BATCHES[1]])
+    assert same == content
+
+
 def test_a_run_logs_batch_after_batch(tmp_path):
     log, path = LOGS[0], tmp_path / "log"
     with database("sqlite") as storage, CommandLog(path, log) as file:

@@ -73,7 +73,12 @@ class CommandLog:
         self._write(MAGIC + _record(json.dumps(header).encode(), 0))
 
     def append(self, ids: I64) -> None:
-        """Append transactions `ids` (k,) of the log, in this order, as one batch."""
+        """Append transactions `ids` (k,) of the log, in this order, as one batch.
+
+        A batch of none leaves no record.
+        """
+        if len(ids) == 0:
+            return
         content = b"\n".join([self.commands[i] for i in ids.tolist()])
         self._write(_record(content, self.position))
         self.position += len(ids)
