@@ -61,10 +61,10 @@ MONOTONIC = time.CLOCK_MONOTONIC
 
 
 @njit
-def read_clock(room):
-    """Nanoseconds; `room` (2,) is where the system writes them."""
-    clock_gettime(MONOTONIC, room.ctypes)
-    return room[0] * 1_000_000_000 + room[1]
+def read_clock(words):
+    """Nanoseconds; `words` (2,) is where the system writes them."""
+    clock_gettime(MONOTONIC, words.ctypes)
+    return words[0] * 1_000_000_000 + words[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def in_python(case: Case) -> tuple[F64, F64]:
 @njit
 def run_compiled(state, before, busy_s, setting, memory, model, code, decisions_ns):
     """The loop of the simulator with a clock in it; (n,) nanoseconds and how many."""
-    room = np.empty(2, np.int64)
+    words = np.empty(2, np.int64)
     asked = np.empty(len(busy_s), np.int64)
     cost_ns, number = np.zeros(len(busy_s)), 0
     while True:
@@ -141,9 +141,9 @@ def run_compiled(state, before, busy_s, setting, memory, model, code, decisions_
         if size <= 0:
             return cost_ns, number
         ids = asked[:size].copy()
-        begin = read_clock(room)
+        begin = read_clock(words)
         order, dropped = decide_compiled(code, memory, model, ids, before.clock_s[NOW])
-        took = read_clock(room) - begin
+        took = read_clock(words) - begin
         for i in ids:
             cost_ns[i] += took / size
         decisions_ns[number] = took
@@ -171,22 +171,22 @@ def compiled(case: Case) -> tuple[F64, F64]:
 @njit
 def estimate_compiled(nodes, centre, features):
     """Nanoseconds of each estimate (n,), and their sum so that none is left out."""
-    room = np.empty(2, np.int64)
+    words = np.empty(2, np.int64)
     took, total_s = np.empty(len(features)), 0.0
     for row in range(len(features)):
-        begin = read_clock(room)
+        begin = read_clock(words)
         total_s += exp(centre + sum_leaves(*nodes, features[row]))
-        took[row] = read_clock(room) - begin
+        took[row] = read_clock(words) - begin
     return took, total_s
 
 
 @njit
 def two_readings(times):
     """Nanoseconds between two readings of the clock with nothing between, (times,)."""
-    room, took = np.empty(2, np.int64), np.empty(times)
+    words, took = np.empty(2, np.int64), np.empty(times)
     for at in range(times):
-        begin = read_clock(room)
-        took[at] = read_clock(room) - begin
+        begin = read_clock(words)
+        took[at] = read_clock(words) - begin
     return took
 
 

@@ -295,10 +295,31 @@ MUTANTS = [
         ("tests/sequencer/test_simulate.py",),
     ),
     Mutant(
+        "report: rates of whatever load is best",
+        "sequencer/report.py",
+        "(place, label): table(made, name)[load] / saturation_per_s[place]",
+        "(place, label): table(made, name).max(axis=1) / saturation_per_s[place]",
+        ("tests/sequencer/test_report.py",),
+    ),
+    Mutant(
+        "report: a sequencer that takes no time",
+        "sequencer/report.py",
+        "replace(cell, delays=replace(cell.delays, sequencer_s=works_s)),",
+        "cell,",
+        ("tests/sequencer/test_report.py",),
+    ),
+    Mutant(
+        "report: the goal of a decision is its mean alone",
+        "sequencer/report.py",
+        '& (p99_us["compiled"] <= 1e6 * COST_P99_S)',
+        "& True",
+        ("tests/sequencer/test_report.py",),
+    ),
+    Mutant(
         "policy: compiled, ours demotes nobody",
         "sequencer/policies.py",
-        "rank[edd[loses]] += 2",
-        "rank[edd[loses]] += 0",
+        "rank[edd[loses]] = 2",
+        "rank[edd[loses]] = 0",
         ("tests/sequencer/test_simulate.py",),
     ),
     Mutant(

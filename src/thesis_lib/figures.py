@@ -549,22 +549,76 @@ def violations_against_load(runs: pd.DataFrame, policies: Sequence[str]) -> Figu
     return figure
 
 
-def rates_against_load(runs: pd.DataFrame, policies: Sequence[str]) -> Figure:
-    """Throughput, and the part of it that is on time, against load."""
-    figure, *drawn = axes(2, height_in=3.5, sharey=True)
-    for panel, name, title in zip(
-        drawn,
-        ("throughput_per_s", "goodput_per_s"),
-        ("all commits", "commits on time"),
-        strict=True,
-    ):
+def rates_by_scenario(
+    runs: Mapping[str, pd.DataFrame],
+    saturation_per_s: Mapping[str, float],
+    policies: Sequence[str],
+) -> Figure:
+    """All commits above, those on time below, against load: a column a scenario.
+
+    In percent of the saturation of FIFO, which the vertical line marks. The dashed
+    diagonal commits everything as it comes.
+    """
+    figure, drawn = plt.subplots(
+        2, len(runs), figsize=(WIDTH_IN, 4.6), sharex=True, sharey=True,
+        layout="constrained", squeeze=False,
+    )  # fmt: skip
+    plt.close(figure)
+    for column, (scenario, rows) in enumerate(runs.items()):
+        loads = np.array(sorted(rows["load"].unique()))
+        for panel, name in zip(drawn[:, column], report.RATES, strict=True):
+            percent = rows.assign(
+                **{name: 100 * rows[name] / saturation_per_s[scenario]}
+            )
+            panel.plot(loads, 100 * loads, color=INK, linewidth=0.8, linestyle=":")
+            for policy in policies:
+                _band(panel, percent, policy, name, "load")
+            panel.axvline(1.0, color=GREY, linewidth=0.8)
+            panel.set_ylim(0, 150)
+        drawn[0, column].set_title(scenario, fontsize=9)
+        drawn[1, column].set_xlabel("load")
+    for panel, title in zip(drawn[:, 0], report.RATES.values(), strict=True):
+        panel.set_ylabel(f"commits, {title} (%)")
+    _legend_below(figure, drawn[0, 0])
+    return figure
+
+
+def against_sequencing(
+    runs: pd.DataFrame,
+    saturation_per_s: float,
+    policies: Sequence[str],
+    measured_us: Mapping[str, float],
+) -> Figure:
+    """Commits against the work of the sequencer on each transaction: all, and on time.
+
+    In percent of the saturation of FIFO. The dotted curve is what a sequencer lets
+    through that does one transaction after the other; vertical lines are costs that
+    were `measured_us`, by what they are.
+    """
+    figure, *panels = axes(2, height_in=3.5, sharey=True)
+    for panel, (name, title) in zip(panels, report.RATES.items(), strict=True):
+        percent = runs.assign(
+            sequencer_us=1e6 * runs["sequencer_s"],
+            **{name: 100 * runs[name] / saturation_per_s},
+        )
         for policy in policies:
-            _band(panel, runs, policy, name, "load")
-        panel.axvline(1.0, color=GREY, linewidth=0.8)
-        panel.set_xlabel("load, of FIFO's saturation")
-        panel.set_title(title, fontsize="medium")
-    drawn[0].set_ylabel("transactions per second")
-    _legend_below(figure, drawn[0])
+            _band(panel, percent, policy, name, "sequencer_us")
+        works_s = runs["sequencer_s"].to_numpy(np.float64)
+        at_us = 1e6 * np.geomspace(works_s.min(), works_s.max(), 200)
+        through = 1e8 / at_us / saturation_per_s
+        panel.plot(at_us, through, ":", color=INK, linewidth=1, label="1 / cost")
+        for (label, cost_us), dashes in zip(
+            measured_us.items(), ("--", "-."), strict=False
+        ):
+            panel.axvline(
+                cost_us, color=INK, linewidth=0.9, linestyle=dashes, label=label
+            )
+        panel.set_xscale("log")
+        panel.set_ylim(0, 125)
+        panel.set_xlabel("sequencer, each transaction (µs)")
+        panel.set_title(f"commits, {title}", fontsize="medium")
+    panels[0].set_ylabel("of FIFO's saturation (%)")
+    _legend_below(figure, panels[0])
     return figure
 
 

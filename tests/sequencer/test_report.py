@@ -190,3 +190,59 @@ def test_near_is_within_a_point_or_15_percent_of_the_measured():
     table = report.beside_measured(runs)
     assert table["near"].tolist() == [True, False, True, False, True]
     np.testing.assert_allclose(table["error"].iloc[0], 0.99)
+
+
+def test_rates_are_in_percent_of_each_scenarios_saturation():
+    runs = pd.DataFrame(
+        {
+            "policy": ["fifo", "fifo", "ours", "ours", "fifo"],
+            "load": [1.1, 1.1, 1.1, 1.1, 0.9],
+            "throughput_per_s": [90.0, 110.0, 120.0, 140.0, 900.0],
+            "goodput_per_s": [10.0, 30.0, 110.0, 120.0, 800.0],
+        }
+    )
+    made = report.rates({"A": runs, "C": runs}, {"A": 200.0, "C": 100.0}, 1.1)
+    assert made.loc["fifo"].to_dict() == {
+        ("A", "all"): 50.0,
+        ("A", "on time"): 10.0,
+        ("C", "all"): 100.0,
+        ("C", "on time"): 20.0,
+    }
+    assert made.loc["ours", ("C", "all")] == 130.0
+
+
+def test_a_sequencer_passes_one_over_its_work():
+    cell = report.scenario_cell("A", transactions=2_000)
+    between_s = 1 / (0.9 * cell.saturation_per_s)
+    runs = report.against_sequencing(
+        cell, ["fifo"], 0.9, [0.0, 0.1 * between_s, 2 * between_s], seeds=1, seed=3
+    )
+    free, light, heavy = runs["throughput_per_s"]
+    assert light == pytest.approx(free, rel=0.01)
+    assert heavy == pytest.approx(1 / (2 * between_s), rel=0.02)
+    assert runs["sequencer_s"].tolist() == [0.0, 0.1 * between_s, 2 * between_s]
+
+
+def test_the_cost_of_a_policy_is_its_worst_and_both_parts_have_to_meet_the_goal():
+    def case(policy, way, mean_us, p99_us):
+        return {
+            "policy": policy, "way": way, "decide_mean_us": mean_us - 1,
+            "decide_p99_us": p99_us - 1, "both_mean_us": mean_us, "both_p99_us": p99_us,
+        }  # fmt: skip
+
+    cases = pd.DataFrame(
+        [
+            case("drop", "compiled", 2.0, 9.0),
+            case("drop", "compiled", 10.0, 25.0),
+            case("drop", "python", 80.0, 90.0),
+            case("edf", "compiled", 10.1, 20.0),
+            case("edf", "python", 70.0, 90.0),
+            case("sjf", "compiled", 2.0, 25.1),
+            case("sjf", "python", 60.0, 90.0),
+        ]
+    )
+    made = report.decision_costs(cases)
+    assert made["with estimate"].tolist() == [10.0, 10.1, 2.0]
+    assert made["its p99"].tolist() == [24.0, 19.0, 24.1]
+    assert made["in Python"].tolist() == [80.0, 70.0, 60.0]
+    assert made["meets the goal"].tolist() == [True, False, False]

@@ -430,19 +430,27 @@ def _moved(finish_s, deadline_s, code):
 @njit(cache=True)
 def _late(memory, model, ids, now_s, code):
     """`late_edf`, `startable_first` or `ours`: positions in order, who is hopeless."""
+    b = len(ids)
     finish_s = schedule(memory, model, ids, now_s, True)
     deadline_s, service_s = memory.deadline_s[ids], memory.estimated_s[ids]
-    hopeless = probability_on_time(finish_s, deadline_s, now_s, model.spread)
-    hopeless = hopeless < code.least_p
-    rank = np.zeros(len(ids), np.int64)
-    rank[finish_s - service_s > now_s + code.slack_s] = 1
-    order = _by(rank, deadline_s)
+    on_time = probability_on_time(finish_s, deadline_s, now_s, model.spread)
+    hopeless = on_time < code.least_p
+    edd = _by(np.zeros(b, np.int64), deadline_s)
+    edd = edd[~hopeless[edd]]
+    rank = np.zeros(b, np.int64)
     if code.cores > 0:
-        edd = _by(np.zeros(len(ids), np.int64), deadline_s)
-        edd = edd[~hopeless[edd]]
         loses = _demote(deadline_s[edd], service_s[edd], now_s, code.cores)
-        rank[edd[loses]] += 2
-        order = _by(rank, deadline_s)
+        rank[edd[loses]] = 2
+    for at in edd:
+        if finish_s[at] - service_s[at] > now_s + code.slack_s:
+            rank[at] += 1
+    order = np.empty(len(edd), np.int64)
+    front = 0
+    for turn in range(4):
+        for at in edd:
+            if rank[at] == turn:
+                order[front] = at
+                front += 1
     return order, hopeless
 
 
@@ -459,7 +467,7 @@ def decide_compiled(
         return ids[_by(np.zeros(b, np.int64), by[ids])], ids[:0]
     if code.kind == LATE:
         order, hopeless = _late(memory, model, ids, now_s, code)
-        return ids[order[~hopeless[order]]], ids[hopeless]
+        return ids[order], ids[hopeless]
     late = np.zeros(b, np.bool_)
     if code.kind == RANDOM:
         for at in range(b):

@@ -6,7 +6,7 @@ estimates (common random numbers), seed by seed, so that differences have narrow
 intervals.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -403,6 +403,75 @@ def against_misestimation(
     return (
         pd.concat([runs(noise, 1.0) for noise in noises], ignore_index=True),
         pd.concat([runs(NOISE, bias) for bias in biases], ignore_index=True),
+    )
+
+
+RATES = {"throughput_per_s": "all", "goodput_per_s": "on time"}  # of the commits
+
+
+def rates(
+    runs: Mapping[str, pd.DataFrame], saturation_per_s: Mapping[str, float], load: float
+) -> pd.DataFrame:
+    """Commits at one load in percent of FIFO's saturation: all, and those on time.
+
+    `runs` of `replicate` and rates by scenario. Means over the seeds: a row a policy,
+    two columns a scenario.
+    """
+    columns = {
+        (place, label): table(made, name)[load] / saturation_per_s[place]
+        for place, made in runs.items()
+        for name, label in RATES.items()
+    }
+    return pd.DataFrame(columns)
+
+
+def against_sequencing(
+    cell: Cell, policies: Sequence[str], load: float, sequencer_s: Sequence[float], *,
+    seeds: int, seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """Runs against what the sequencer works on each transaction, in seconds.
+
+    As from `replicate`, with a column `sequencer_s`; all else stays the same.
+    """
+    made = [
+        replicate(
+            replace(cell, delays=replace(cell.delays, sequencer_s=works_s)),
+            policies, [load], noisy_estimate(), seeds=seeds, seed=seed,
+        ).assign(sequencer_s=works_s)
+        for works_s in sequencer_s
+    ]  # fmt: skip
+    return pd.concat(made, ignore_index=True)
+
+
+COST_MEAN_S, COST_P99_S = 10e-6, 25e-6  # goal: estimate and decision, a transaction
+
+
+def decision_costs(cases: pd.DataFrame) -> pd.DataFrame:
+    """The worst that estimating and deciding cost at any load in any scenario.
+
+    `cases` are those of the record of `benchmarks/decide.py`. A row a policy, in
+    microseconds a transaction: mean and 99th percentile of the decision, and of the
+    decision and the estimate together, compiled; the mean of both in Python; and
+    whether the compiled two meet the goal.
+    """
+    worst = cases.pivot_table(
+        index="policy",
+        columns="way",
+        values=["decide_mean_us", "decide_p99_us", "both_mean_us", "both_p99_us"],
+        aggfunc="max",
+        sort=False,
+    )
+    mean_us, p99_us = worst["both_mean_us"], worst["both_p99_us"]
+    return pd.DataFrame(
+        {
+            "decision": worst["decide_mean_us"]["compiled"],
+            "its p99": worst["decide_p99_us"]["compiled"],
+            "with estimate": mean_us["compiled"],
+            "p99 of both": p99_us["compiled"],
+            "in Python": mean_us["python"],
+            "meets the goal": (mean_us["compiled"] <= 1e6 * COST_MEAN_S)
+            & (p99_us["compiled"] <= 1e6 * COST_P99_S),
+        }
     )
 
 
