@@ -153,9 +153,9 @@ def advance(
             if stop_at_commit:
                 until_s = now_s
         elif freed_s == now_s:
-            freed = ended[released]
+            freed = int(ended[released])
         else:
-            i = log[dispatched]
+            i = int(log[dispatched])
             dispatched += 1
             if book(table, i):
                 granted_s[i] = now_s

@@ -709,7 +709,9 @@ def ranked_alike(beside: pd.DataFrame, model: str = "simulated") -> pd.DataFrame
     of them the model puts in the same order (`alike`).
     """
     rows = []
-    for (engine, workers, _), at in beside.groupby(PLACE[:-1], sort=False):
+    for place in beside.index.droplevel("policy").unique():
+        engine, workers, _ = place
+        at = beside.loc[place]
         for one, other in combinations(range(len(at)), 2):
             pair = at.iloc[[one, other]]
             measured = pair["measured"].to_numpy(np.float64) / 100
