@@ -208,7 +208,8 @@ def test_tracked_quantiles_follow_a_machine_that_slows_down():
     assert np.mean(future.service_s <= fixed_s[:, 1]) < 0.85
     other = later(future, 5_000)
     changed_s = fitted.tracked_bounds(other, asked_s, asked_s + 20e-3)
-    np.testing.assert_array_equal(changed_s[:5_000], tracked_s[:5_000])
+    # row 5,000 is known 20 ms later, when row 5,020 asks
+    np.testing.assert_array_equal(changed_s[:5_019], tracked_s[:5_019])
     assert (changed_s[5_100:] != tracked_s[5_100:]).any()
 
 

@@ -54,6 +54,17 @@ def test_the_future_does_not_show(seed):
         other[unseen] = later + rng.exponential(5e-3, unseen.sum()) + 1e-6
         after = dynamic_features(sequenced_s, other, log.keys, records)
         np.testing.assert_array_equal(after[: i + 1], before[: i + 1])
+        # Nor do the records of what has not committed, nor how much is to come.
+        others = np.where((finish_s > sequenced_s[i])[:, None], 99.0, records)
+        after = dynamic_features(sequenced_s, finish_s, log.keys, others)
+        np.testing.assert_array_equal(after[: i + 1], before[: i + 1])
+        past = slice(0, i + 1)
+        alone = dynamic_features(
+            sequenced_s[past], finish_s[past], log.keys.take(np.arange(i + 1)),
+            records[past],
+        )  # fmt: skip
+        np.testing.assert_array_equal(alone, before[: i + 1])
+        after = dynamic_features(sequenced_s, other, log.keys, records)
         assert i == 119 or not np.array_equal(after, before)  # the test can see
 
 
