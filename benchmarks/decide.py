@@ -3,10 +3,10 @@
 Runs the simulator's loop with its real shadow schedules and reads the clock before and
 after every decision, in three ways: by the rule in Python, by the compiled decision
 called from a loop in Python as the live engine does, and inside the compiled loop, as
-the simulator does. A decision's time is shared equally by the transactions that it decides on, and a
-transaction pays its share of every decision that it takes part in, so that what is
-held back and asked for again costs again. An estimate is one row through the flat
-trees of the boosted estimator. Every history is compared with the simulator's.
+the simulator does. A decision's time is shared equally by the transactions that it
+decides on, and a transaction pays its share of every decision that it takes part in, so
+that what is held back and asked for again costs again. An estimate is one row through
+the flat trees of the boosted estimator. Every history is compared with the simulator's.
 
     python benchmarks/decide.py
 """
