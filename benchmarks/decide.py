@@ -308,6 +308,13 @@ def summarise(rows: list[dict]) -> list[dict]:
     return made
 
 
+def written(report: dict) -> str:
+    """The record as JSON, a case a line."""
+    lines = ",\n".join(f"  {json.dumps(case)}" for case in report["cases"])
+    whole = json.dumps(report | {"cases": []}, indent=1)
+    return whole.replace('"cases": []', f'"cases": [\n{lines}\n ]') + "\n"
+
+
 def main() -> None:
     load = psutil.getloadavg()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core
@@ -338,7 +345,7 @@ def main() -> None:
         "load_average": {"start": load, "end": psutil.getloadavg()},
     }
     target = checkout / "data" / "measurements" / "decide.json"
-    write_whole(target, json.dumps(report, indent=1) + "\n")
+    write_whole(target, written(report))
     for row in report["cases"]:
         print(
             f"{row['scenario']} {row['load']:.1f} {row['policy']:14} {row['way']:9}"
