@@ -1,11 +1,12 @@
 """What estimating and deciding cost a transaction, for every policy, on one core.
 
 Runs the simulator's loop with its real shadow schedules and reads the clock before and
-after every decision, in Python and, where a policy is compiled, inside the compiled
-loop. A decision's time is shared equally by the transactions that it decides on, and a
-transaction pays its share of every decision that it takes part in, so that what is
-held back and asked for again costs again. An estimate is one row through the flat
-trees of the boosted estimator. Every history is compared with the simulator's.
+after every decision, in three ways: by the rule in Python, by the compiled decision
+called from a loop in Python as the live engine does, and inside the compiled loop, as
+the simulator does. A decision's time is shared equally by the transactions that it
+decides on, and a transaction pays its share of every decision that it takes part in, so
+that what is held back and asked for again costs again. An estimate is one row through
+the flat trees of the boosted estimator. Every history is compared with the simulator's.
 
     python benchmarks/decide.py
 """
@@ -43,7 +44,7 @@ from thesis_lib.sequencer.policies import Policy, decide, decide_compiled
 from thesis_lib.sequencer.report import Cell, noisy_estimate, scenario_cell
 from thesis_lib.sequencer.shadow import Mended, Published
 from thesis_lib.sequencer.simulate import SPREAD, simulate
-from thesis_lib.sequencer.trace import F64, Trace
+from thesis_lib.sequencer.trace import F64, I64, Decision, Trace
 from thesis_lib.sequencer.trees import sum_leaves
 
 SCENARIOS, LOADS = ("A", "C"), (0.9, 1.1, 1.5)
@@ -108,8 +109,27 @@ class Case:
         np.testing.assert_array_equal(before.dropped, history.dropped)
 
 
-def in_python(case: Case) -> tuple[F64, F64]:
-    """Microseconds of each transaction (n,) and of each decision (d,), by the rule."""
+Ask = Callable[[Case, Published | Mended, I64, F64, float], Decision]
+
+
+def by_rule(
+    case: Case, shadow: Published | Mended, ids: I64, deadline_s: F64, now_s: float
+) -> Decision:
+    """The decision as Python makes it."""
+    batch = case.trace.batch(ids, deadline_s[ids], case.trace.arrival_s[ids])
+    return decide(case.policy, shadow, batch, now_s)
+
+
+def by_call(
+    case: Case, shadow: Published | Mended, ids: I64, deadline_s: F64, now_s: float
+) -> Decision:
+    """The compiled decision, called from Python."""
+    code, memory, model = case.policy.code, shadow.memory, shadow.model
+    return Decision(*decide_compiled(code, memory, model, ids, now_s))
+
+
+def in_python(case: Case, ask: Ask) -> tuple[F64, F64]:
+    """Microseconds of each transaction (n,) and of each decision (d,)."""
     state, before, setting, shadow = case.prepare()
     trace, policy = case.trace, case.policy
     asked = np.empty(len(trace), np.int64)
@@ -117,8 +137,7 @@ def in_python(case: Case) -> tuple[F64, F64]:
     while (size := next_decision(state, before, trace.service_s, setting, asked)) > 0:
         ids, now_s = asked[:size].copy(), float(before.clock_s[NOW])
         begin = time.perf_counter_ns()
-        batch = trace.batch(ids, before.deadline_s[ids], before.arrival_s[ids])
-        decision = decide(policy, shadow, batch, now_s)
+        decision = ask(case, shadow, ids, before.deadline_s, now_s)
         took = time.perf_counter_ns() - begin
         cost_ns[ids] += took / size
         decisions_ns.append(took)
@@ -168,6 +187,13 @@ def compiled(case: Case) -> tuple[F64, F64]:
     )  # fmt: skip
     case.check(state, before)
     return cost_ns / 1e3, decisions_ns[:number] / 1e3
+
+
+WAYS: dict[str, Callable[[Case], tuple[F64, F64]]] = {
+    "python": lambda case: in_python(case, by_rule),
+    "called": lambda case: in_python(case, by_call),
+    "compiled": compiled,
+}
 
 
 @njit
@@ -250,12 +276,11 @@ def one_round(
     }
     rows = []
     for label, case in labelled if number % 2 == 0 else reversed(labelled):
-        ways = {"python": in_python}
-        if case.policy.code is not None:
-            ways["compiled"] = compiled
-        for way, run in ways.items():
+        for way, run in WAYS.items():
             cost_us, decisions_us = run(case)
-            estimate_us = spent[label["scenario"]][way]
+            estimate_us = spent[label["scenario"]][
+                "compiled" if way == "compiled" else "python"
+            ]
             rows.append(
                 label
                 | {"way": way, "decisions": len(decisions_us)}
@@ -285,14 +310,20 @@ def summarise(rows: list[dict]) -> list[dict]:
     return made
 
 
+def written(report: dict) -> str:
+    """The record as JSON, a case a line."""
+    lines = ",\n".join(f"  {json.dumps(case)}" for case in report["cases"])
+    whole = json.dumps(report | {"cases": []}, indent=1)
+    return whole.replace('"cases": []', f'"cases": [\n{lines}\n ]') + "\n"
+
+
 def main() -> None:
     load = psutil.getloadavg()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core
     labelled, estimating = list(cases()), estimates()
     for _, case in labelled[: len(POLICIES)]:  # compiles everything
-        in_python(case)
-        if case.policy.code is not None:
-            compiled(case)
+        for run in WAYS.values():
+            run(case)
     for ways in estimating.values():
         for run in ways.values():
             run()
@@ -316,7 +347,7 @@ def main() -> None:
         "load_average": {"start": load, "end": psutil.getloadavg()},
     }
     target = checkout / "data" / "measurements" / "decide.json"
-    write_whole(target, json.dumps(report, indent=1) + "\n")
+    write_whole(target, written(report))
     for row in report["cases"]:
         print(
             f"{row['scenario']} {row['load']:.1f} {row['policy']:14} {row['way']:9}"

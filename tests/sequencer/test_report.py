@@ -277,15 +277,19 @@ def test_the_cost_of_a_policy_is_its_worst_and_both_parts_have_to_meet_the_goal(
         [
             case("drop", "compiled", 2.0, 9.0),
             case("drop", "compiled", 10.0, 25.0),
+            case("drop", "called", 40.0, 90.0),
             case("drop", "python", 80.0, 90.0),
             case("edf", "compiled", 10.1, 20.0),
+            case("edf", "called", 30.0, 90.0),
             case("edf", "python", 70.0, 90.0),
             case("sjf", "compiled", 2.0, 25.1),
+            case("sjf", "called", 20.0, 90.0),
             case("sjf", "python", 60.0, 90.0),
         ]
     )
     made = report.decision_costs(cases)
     assert made["with estimate"].tolist() == [10.0, 10.1, 2.0]
     assert made["its p99"].tolist() == [24.0, 19.0, 24.1]
+    assert made["called"].tolist() == [40.0, 30.0, 20.0]
     assert made["in Python"].tolist() == [80.0, 70.0, 60.0]
     assert made["meets the goal"].tolist() == [True, False, False]
