@@ -711,9 +711,8 @@ def ranked_alike(beside: pd.DataFrame, model: str = "simulated") -> pd.DataFrame
     of them the model puts in the same order (`alike`).
     """
     rows = []
-    for place in beside.index.droplevel("policy").unique():
-        engine, workers, _ = place
-        at = beside.loc[place]
+    for _, at in beside.groupby(PLACE[:-1], sort=False):
+        engine, workers, *_ = at.index[0]
         for one, other in combinations(range(len(at)), 2):
             pair = at.iloc[[one, other]]
             measured = pair["measured"].to_numpy(np.float64) / 100
