@@ -713,8 +713,9 @@ def misestimation(
 def beside_measured(table: pd.DataFrame, model: str = "simulated") -> Figure:
     """Violations of every live run's place, modelled against measured, by engine.
 
-    `table` is `report.beside_measured`'s. Mended policies have open markers; shaded is
-    what counts as near, and paler are the runs with more than one worker.
+    `table` is `report.beside_measured`'s, whose intervals of the error are the bars.
+    Mended policies have open markers; shaded is what counts as near, and paler are the
+    runs with more than one worker.
     """
     engines = table.index.unique("engine")
     figure, *panels = axes(len(engines), height_in=3.9, sharey=True)
@@ -726,10 +727,13 @@ def beside_measured(table: pd.DataFrame, model: str = "simulated") -> Figure:
         places = table.loc[engine].groupby(["policy", "workers"], sort=False)
         for (policy, workers), rows in places:
             style = _style(policy)
-            panel.plot(
+            around = [rows["error"] - rows["low"], rows["high"] - rows["error"]]
+            panel.errorbar(
                 rows["measured"],
                 rows[model],
+                yerr=around,
                 linestyle="none",
+                elinewidth=0.6,
                 marker=style["marker"],
                 color=style["color"],
                 markerfacecolor="none" if "-fixed" in policy else style["color"],

@@ -211,6 +211,11 @@ def test_an_engine_is_held_against_itself_by_its_even_and_odd_repeats():
     table = report.measured_again(runs)
     np.testing.assert_allclose(table["measured"], [20.0, 50.0])
     np.testing.assert_allclose(table["again"], [20.0, 50.0])
+    paired = runs.assign(model=runs["measured"] + 0.01)  # a model one point too high
+    for end in ("low", "error", "high"):
+        np.testing.assert_allclose(report.beside_measured(paired, "model")[end], 1.0)
+    once = report.beside_measured(runs.assign(model=0.2), "model")
+    assert once["low"].iloc[0] < 0 < once["high"].iloc[0]
     other = report.measured_again(runs[runs["repeat"] < 2])
     np.testing.assert_allclose(other["again"], [20.0, 50.0])
     assert other["near"].tolist() == [False, True]

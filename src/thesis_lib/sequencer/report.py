@@ -682,13 +682,23 @@ def beside_measured(runs: pd.DataFrame, model: str = "simulated") -> pd.DataFram
     """Measured violations beside those of a model, at each PLACE and in percent.
 
     `runs` has a row a run, with PLACE and the shares `measured` and `model`. Means over
-    the runs; `near` where they differ by at most the larger of one point and 15 % of
-    the measured one.
+    the runs; the error is the model's less the measured one, run by run, with its 95 %
+    bootstrap interval (`low`, `high`). `near` where it is at most the larger of one
+    point and 15 % of the measured share.
     """
-    means = runs.pivot_table(index=PLACE, values=["measured", model], sort=False)
-    measured = means["measured"].to_numpy(np.float64)
-    error = means[model].to_numpy(np.float64) - measured
-    return (100 * means).assign(error=100 * error, near=_near(error, measured))
+    rows = {}
+    for place, at in runs.groupby(PLACE, sort=False):
+        measured, modelled = (at[c].to_numpy(np.float64) for c in ("measured", model))
+        error = mean_interval(modelled - measured)
+        rows[place] = {
+            "measured": 100 * measured.mean(),
+            model: 100 * modelled.mean(),
+            "error": 100 * error.value,
+            "low": 100 * error.low,
+            "high": 100 * error.high,
+            "near": _near(np.array([error.value]), measured.mean(keepdims=True))[0],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(PLACE)
 
 
 def measured_again(runs: pd.DataFrame) -> pd.DataFrame:
