@@ -123,12 +123,15 @@ def chapter_values():
 
 
 def contents(path):
-    """Outputs of a notebook: all that a cell shows or glues, pictures included."""
+    """Outputs of a notebook: all that a cell shows or glues, pictures included.
+
+    But for a live run, which measures the machine and not the kernel.
+    """
     cells = nbformat.read(path, as_version=4).cells
     return [
         [{k: v for k, v in o.items() if k != "execution_count"} for o in c.outputs]
         for c in cells
-        if c.cell_type == "code"
+        if c.cell_type == "code" and "serve.serve(" not in c.source
     ]
 
 

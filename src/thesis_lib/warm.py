@@ -281,6 +281,9 @@ def _become_kernel(request: dict[str, Any], parent: int) -> None:
     sys.argv = ["ipykernel_launcher", *request["arguments"]]
     if (random := sys.modules.get("numpy.random")) is not None:
         random.seed()  # or all children would draw the same "random" numbers
+    if (pandas := sys.modules.get("pandas")) is not None:
+        # Imported by no kernel it took a terminal for granted, whose width it asks for.
+        pandas.set_option("display.max_columns", 20)
     from ipykernel import kernelapp
 
     kernelapp.launch_new_instance()
