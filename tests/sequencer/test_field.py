@@ -11,16 +11,19 @@ from thesis_lib.sequencer import field
 
 ROOT = Path(__file__).parents[2]
 FIELD = field.read_field(ROOT / "data")
+CELLS = list(FIELD.cells.values())
 KEYS = re.findall(
     r"^@\w+\{([^,\s]+),", (ROOT / "book" / "references.bib").read_text(), re.MULTILINE
 )
 COLUMNS = ["feature", "system", "value", "status", "source", "place", "evidence"]
-# two features, two systems: everything that counts can be counted by hand
+# three features, two systems: everything that counts can be counted by hand
 SMALL = [
     ["fast", "other", "yes", "verified", "key", "section 1", "It is fast."],
     ["fast", "ours", "no", "verified", "a/path.py", "", "It is slow."],
     ["fair", "other", "", "not verified", "key", "", "Not read."],
     ["fair", "ours", "yes", "verified", "a/path.py", "", "It is fair."],
+    ["kind", "other", "partly", "verified", "key", "section 2", "On Sundays."],
+    ["kind", "ours", "yes", "verified", "a/path.py", "", "It is kind."],
 ]
 
 
@@ -30,7 +33,8 @@ def write(tmp_path):
 
     def write(cells):
         features = pd.DataFrame(
-            {"feature": ["fast", "fair"], "group": ["a", "b"], "definition": ["x", "y"]}
+            [["fast", "a", "x"], ["fair", "b", "y"], ["kind", "b", "z"]],
+            columns=["feature", "group", "definition"],
         )
         features.to_csv(tmp_path / field.FEATURES, index=False)
         table = pd.DataFrame(cells, columns=COLUMNS)
@@ -47,48 +51,46 @@ def changed(row, column, value):
 
 
 def test_every_source_of_another_system_is_in_the_references():
-    others = FIELD.cells[FIELD.cells["system"] != field.OURS]
-    assert set(others["source"]) <= set(KEYS)
+    others = [cell for cell in CELLS if cell.system != field.OURS]
+    assert {cell.source for cell in others} <= set(KEYS)
 
 
 def test_what_was_read_says_where():
-    read = FIELD.cells[FIELD.cells["status"] == "verified"]
-    places = read.loc[read["system"] != field.OURS, "place"]
-    assert (places != "").all()
+    others = [cell for cell in CELLS if cell.system != field.OURS]
+    assert not [c for c in others if c.status == field.VERIFIED and not c.place]
 
 
 def test_every_source_of_ours_exists_and_holds_the_name_that_the_cell_gives():
-    for cell in FIELD.cells[FIELD.cells["system"] == field.OURS].itertuples():
+    for cell in (cell for cell in CELLS if cell.system == field.OURS):
         text = (ROOT / cell.source).read_text()
         assert re.search(rf"^(class|def) {cell.place}", text, re.MULTILINE), cell
 
 
 def test_nothing_about_ours_is_unknown():
-    assert (field.symbols(FIELD)[field.OURS] != field.UNVERIFIED).all()
+    assert field.UNVERIFIED not in set(field.symbols(FIELD)[field.OURS])
 
 
 def test_a_cell_that_nobody_read_is_a_question_and_no_other_is():
-    shown = field.symbols(FIELD).stack()
-    read = FIELD.cells.set_index(["feature", "system"])["status"] == "verified"
-    assert ((shown == field.UNVERIFIED) == ~read.reindex(shown.index)).all()
+    shown = field.symbols(FIELD)
+    for cell in CELLS:
+        asked = shown.loc[cell.feature, cell.system] == field.UNVERIFIED
+        assert asked == (cell.status != field.VERIFIED), cell
 
 
 def test_a_cell_shows_the_symbol_of_its_value(write):
-    small = field.read_field(write(SMALL))
-    shown = field.symbols(small)
-    assert shown.to_dict("list") == {"other": ["●", "?"], "ours": ["○", "●"]}
-    assert field.symbols(small, "b").index.to_list() == ["fair"]
+    shown = field.symbols(field.read_field(write(SMALL)))
+    assert shown.to_dict("list") == {"other": ["●", "?", "◐"], "ours": ["○", "●", "●"]}
 
 
 def test_sources_say_where_a_cell_was_read_and_that_another_was_not(write):
-    told = field.sources(field.read_field(write(SMALL)), "other")
-    assert told["read in"].to_list() == ["key, section 1", "not read"]
-    assert told["value"].to_list() == ["●", "?"]
+    told = field.evidence(field.read_field(write(SMALL)), "other")
+    assert told["read in"].to_list() == ["key, section 1", "not read", "key, section 2"]
+    assert told["value"].to_list() == ["●", "?", "◐"]
 
 
 def test_counts_of_a_table_counted_by_hand(write):
     assert field.counts(field.read_field(write(SMALL))) == {
-        "systems": 1, "features": 2, "cells": 4, "verified": 3, "ours": 1, "ahead": 1,
+        "systems": 1, "features": 3, "cells": 6, "verified": 5, "ours": 2, "ahead": 1,
         "alone": 1, "nearest": 0, "nearest_system": "other",
     }  # fmt: skip
 
@@ -103,9 +105,9 @@ def test_counts_of_a_table_counted_by_hand(write):
         (changed(0, "source", ""), "fast of other has source ''"),
         (changed(0, "evidence", ""), "0 words of evidence"),
         (changed(0, "evidence", "word " * 26), "26 words of evidence"),
-        (changed(0, "feature", "far"), "far of other is unknown"),
-        (SMALL[:3], "fair of ours is missing"),
-        ([*SMALL, SMALL[0]], "fast of other twice"),
+        (changed(0, "feature", "far"), "feature='far' is unknown"),
+        (SMALL[:3] + SMALL[4:], "fair of ours is missing"),
+        ([*SMALL, SMALL[0]], "fast of other stands twice"),
     ],
 )
 def test_what_nobody_can_stand_for_is_refused(write, cells, says):
@@ -113,8 +115,13 @@ def test_what_nobody_can_stand_for_is_refused(write, cells, says):
         field.read_field(write(cells))
 
 
-def test_an_unknown_group_or_system_is_refused():
-    with pytest.raises(InvalidInput, match="group='sea' is unknown"):
-        field.symbols(FIELD, "sea")
+def test_an_unknown_system_is_refused():
     with pytest.raises(InvalidInput, match="system='Atlantis' is unknown"):
-        field.sources(FIELD, "Atlantis")
+        field.evidence(FIELD, "Atlantis")
+
+
+def test_every_feature_has_a_definition_of_its_own():
+    told = field.definitions(FIELD)
+    assert (told["definition"].str.len() > 0).all()
+    assert told["definition"].is_unique
+    assert told.index.is_unique
