@@ -21,7 +21,7 @@ FLOORS = [
     "sequencer.shadow sequencer.modelfile sequencer.inspection "
     "memory.speculate memory.quality",
     "sequencer.policies",
-    "sequencer.pipeline sequencer.simulate",
+    "sequencer.pipeline sequencer.simulate sequencer.partitions",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
     "sequencer.worked",
     "sequencer.serve sequencer.accuracy figures",
