@@ -134,10 +134,14 @@ def one_sequencer(cases: Sequence[Mapping]) -> pd.DataFrame:
     their product (`busy`): above 1, one sequencer cannot keep up.
     """
     made = pd.DataFrame(cases).set_index(["policy", "load", "cores"])
-    columns = made[["rate_per_s", "decide_mean_us"]].rename(
-        columns={"decide_mean_us": "decide_us"}
+    rate_per_s, decide_us = made["rate_per_s"], made["decide_mean_us"]
+    return pd.DataFrame(
+        {
+            "rate_per_s": rate_per_s,
+            "decide_us": decide_us,
+            "busy": 1e-6 * rate_per_s * decide_us,
+        }
     )
-    return columns.assign(busy=1e-6 * columns["rate_per_s"] * columns["decide_us"])
 
 
 def saturated_at(busy: pd.DataFrame) -> float:
