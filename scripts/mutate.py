@@ -316,6 +316,27 @@ MUTANTS = [
         ("tests/sequencer/test_shadow.py",),
     ),
     Mutant(
+        "policy: a capped queue forgets what is in flight",
+        "sequencer/policies.py",
+        "or (in_flight + admitted + 1) * control[TOTAL] <= room_s * control[SEEN]",
+        "or (admitted + 1) * control[TOTAL] <= room_s * control[SEEN]",
+        ("tests/sequencer/test_policies.py",),
+    ),
+    Mutant(
+        "policy: codel drops at one pace",
+        "sequencer/policies.py",
+        "control[NEXT] += interval_s / sqrt(control[COUNT])",
+        "control[NEXT] += interval_s",
+        ("tests/sequencer/test_policies.py",),
+    ),
+    Mutant(
+        "policy: compiled, least slack is earliest deadline",
+        "sequencer/policies.py",
+        "latest_s = deadline_s - by if code.kind == SLACK else by",
+        "latest_s = deadline_s if code.kind == SLACK else by",
+        ("tests/sequencer/test_simulate.py",),
+    ),
+    Mutant(
         "policy: compiled, the hopeless come first",
         "sequencer/policies.py",
         "rank[order[to - 1]] > rank[at]",

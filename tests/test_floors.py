@@ -25,7 +25,7 @@ FLOORS = [
     "sequencer.pipeline sequencer.simulate sequencer.partitions",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
     "sequencer.worked",
-    "sequencer.serve sequencer.accuracy figures",
+    "sequencer.serve sequencer.accuracy sequencer.scale figures",
     "chapters warm",
     "compare sweep",
     "present",

@@ -25,6 +25,10 @@ app = typer.Typer(
 )
 console = Console(stderr=True)
 
+POLICY_HELP = (
+    "fifo, drop, reorder, hybrid (or drop-fixed, …), queue-cap, codel, edf, sjf, "
+    "late-edf, late-sjf, least-slack, ours, …"
+)
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object and nothing else.")
 ]
@@ -455,7 +459,7 @@ def collect(
 
 @command
 def serve(
-    policy: Annotated[str, typer.Option(help="fifo, drop, reorder, hybrid, ours, …")],
+    policy: Annotated[str, typer.Option(help=POLICY_HELP)],
     load: Annotated[
         float, typer.Option(help="Share of FIFO's measured saturation rate.")
     ],
@@ -513,7 +517,7 @@ def serve(
 @command
 def simulate(
     load: Annotated[float, typer.Option(help="Share of FIFO's saturation rate.")],
-    policy: Annotated[str, typer.Option(help="fifo, drop, reorder, hybrid, ours, …")],
+    policy: Annotated[str, typer.Option(help=POLICY_HELP)],
     scenario: Annotated[str | None, typer.Option(help="A, B or C.")] = None,
     trace: Annotated[Path | None, typer.Option(help="A collected trace.")] = None,
     estimator: Annotated[str, typer.Option(help="noisy, boosted, …")] = "noisy",

@@ -133,6 +133,7 @@ class PlainShadow:
         self.database, self.estimated_s = database, estimated_s
         self.deadline_s, self.lag_s = deadline_s, lag_s
         self.tolerance_s, self.spread = tolerance_s, spread
+        self.control = np.zeros(4)
 
     def _finish_s(self, ids, now):
         twin = self.database.as_estimated(self.estimated_s, now)
@@ -162,6 +163,7 @@ class PlainShadow:
             service_s=np.array([self.estimated_s[i] for i in ids]),
             finish_s=finish,
             p_on_time=(finish <= self.deadline_s[ids]).astype(float),
+            in_flight=self.database.in_flight(),
         )
 
     forecast = peek

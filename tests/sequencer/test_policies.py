@@ -7,7 +7,9 @@ from thesis_lib.checks import InvalidInput
 from thesis_lib.sequencer.kernel import idle_state
 from thesis_lib.sequencer.policies import (
     AS_DESCRIBED,
+    INTERVAL,
     POLICIES,
+    QUEUE,
     Defects,
     decide,
     policy,
@@ -124,6 +126,79 @@ def test_edf_and_sjf_sort_by_what_they_say():
     given = batch_of([1, 1, 1], service_ms=[3, 1, 2], arrival_ms=[2, 0, 1])
     assert (made("edf").rule(*given, 0.0).order - 100).tolist() == [1, 2, 0]
     assert (made("sjf").rule(*given, 0.0).order - 100).tolist() == [1, 2, 0]
+
+
+def test_least_slack_and_late_sjf_sort_by_what_they_say_and_drop_the_hopeless():
+    # Latest start: 9.5, 10.5, 7.0 and 12.0 ms; the last is forecast to be late.
+    given = batch_of(
+        [1, 1, 1, 20], service_ms=[3, 1, 4, 0.5], arrival_ms=[0, -1, -1.5, 0]
+    )
+    slack = made("least-slack").rule(*given, 0.0)
+    assert (slack.order - 100).tolist() == [2, 0, 1]
+    shortest = made("late-sjf").rule(*given, 0.0)
+    assert (shortest.order - 100).tolist() == [1, 0, 2]
+    for decision in (slack, shortest):
+        assert decision.dropped.tolist() == [103]
+
+
+def test_a_capped_queue_takes_what_the_cores_can_finish():
+    # Of 8 cores times 12.5 ms, a share; 10 transactions are past the sequencer.
+    for service_ms in (0.51, 1.03, 2.11):
+        batch, forecast = batch_of(np.ones(200), service_ms=[service_ms] * 200)
+        forecast = replace(forecast, in_flight=10)
+        decision = made("queue-cap").rule(batch, forecast, 0.0)
+        fits = int(QUEUE * 12.5 * 8 / service_ms) - 10
+        assert (decision.order - 100).tolist() == list(range(fits))
+    huge = made("queue-cap").rule(*batch_of([1, 1], service_ms=[900, 900]), 0.0)
+    assert huge.order.tolist() == [100]  # or nothing would ever run
+
+
+def test_a_capped_queue_bounds_the_latency_at_any_load():
+    n, cores = 4_000, 8
+    given = made("queue-cap")
+    alone = replace(
+        scenario("A", n, seed=1), service_s=np.full(n, MS),
+        units_s=np.full((n, 1), MS), keys=KeySets.from_lists([[]] * n, [[]] * n),
+    )  # fmt: skip
+    for per_s in (6_000.0, 9_000.0, 40_000.0):
+        history = simulate(
+            at_rate(alone, per_s, seed=2), given, alone.service_s, cores=cores,
+            slo_s=12.5 * MS,
+        )  # fmt: skip
+        full = int(QUEUE * 12.5 * cores)  # transactions, each of a millisecond
+        assert np.nanmax(history.latency_s) <= full / cores * MS + MS
+        assert history.dropped.any() == (per_s > 8_000)
+
+
+def test_codel_drops_after_an_interval_and_then_ever_faster():
+    # Everything that comes to the front has waited too long, looked at each 0.01 ms.
+    interval_ms, control = INTERVAL * 12.5, np.zeros(4)
+    batch, forecast = batch_of(np.ones(9), arrival_ms=[-1e6] * 9)
+    drops_ms = []
+    for now_ms in np.arange(0, 8 * interval_ms, 0.01):
+        decide_at = made("codel").remembering(batch, forecast, MS * now_ms, control)
+        drops_ms += [now_ms] * len(decide_at.dropped)
+        assert [*decide_at.dropped, *decide_at.order] == batch.ids.tolist()
+    gaps = 1 / np.sqrt(np.arange(1, len(drops_ms)))
+    due_ms = interval_ms * np.concatenate([[1], 1 + np.cumsum(gaps)])
+    assert len(drops_ms) > 10
+    np.testing.assert_allclose(drops_ms, due_ms, atol=0.02)
+
+
+def test_codel_forgives_a_queue_that_was_short_once_in_the_interval():
+    control, rule = np.zeros(4), made("codel").remembering
+    late, forecast = batch_of([1.0], arrival_ms=[-1e6])
+    fresh, _ = batch_of([1.0], arrival_ms=[1e6])
+    interval_s = INTERVAL * 12.5 * MS
+    for at in range(20):
+        assert not len(rule(late, forecast, 0.9 * at * interval_s, control).dropped)
+        assert not len(
+            rule(fresh, forecast, (0.9 * at + 0.5) * interval_s, control).dropped
+        )
+    waited = rule(late, forecast, 18.9 * interval_s, control)
+    assert waited.dropped.tolist() == []  # above since just now
+    waited = rule(late, forecast, 20.0 * interval_s, control)
+    assert waited.dropped.tolist() == [100]
 
 
 def test_random_drop_drops_its_share_and_repeats():

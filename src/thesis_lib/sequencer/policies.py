@@ -13,6 +13,7 @@ the same decisions bit for bit, which a test compares.
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from thesis_lib.sequencer.shadow import (
     Model,
     Published,
     Shadow,
+    in_flight,
     probability_on_time,
     schedule,
 )
@@ -40,6 +42,7 @@ from thesis_lib.sequencer.trace import (
 )
 
 Rule = Callable[[Batch, Forecast, float], Decision]
+Remembering = Callable[[Batch, Forecast, float, F64], Decision]  # `Memory.control`
 Order = Callable[[Batch, Forecast], I64]  # positions of the whole batch
 
 # The one configuration of `ours`, chosen on design seeds (chapter 3).
@@ -47,6 +50,11 @@ BAND = 0.2  # error band of the thesis over its objective: 2.5 ms of 12.5 ms
 FLIGHT = 1.25  # transactions past the sequencer for each core
 LEAST_P = 0.8  # dropped below this probability of being on time
 
+
+# Of the baselines, shares of the objective, chosen on design seeds as well.
+QUEUE = 0.5  # work of all cores that `queue-cap` lets into the system
+TARGET, INTERVAL = 0.25, 0.1  # of `codel`
+DEPTH = 2.0  # transactions past `codel` for each core: with fewer, locks idle the cores
 
 TIMER = 0.04  # share of the objective after which a mended policy flushes a batch
 
@@ -89,9 +97,15 @@ class Code(NamedTuple):
     least_p: float = 0.0
     slack_s: float = np.inf  # what waits longer for a lock goes last
     cores: int = 0  # demotes what so many cannot bring home in time; 0 is nothing
+    room_s: float = 0.0  # of `queue_cap`
+    spare_s: float = 0.0  # of `codel`
+    interval_s: float = 0.0  # of `codel`
 
 
-FIFO, RANDOM, BANDED, EDF, SJF, LATE = range(6)  # kinds of code
+# Kinds of code, and positions in what `queue_cap` and `codel` remember.
+FIFO, RANDOM, BANDED, EDF, SJF, LATE, SLACK, SHORT, CAP, CODEL = range(10)
+SEEN, TOTAL = range(2)
+ABOVE, NEXT, COUNT, DROPPING = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +117,8 @@ class Policy:
     releases only so many of a decision's `order` that at most `in_flight` transactions
     are released and uncommitted, holds the rest, and asks the rule again at the next
     commit: late binding under back-pressure. `flush_s` is a timer of its own beside
-    that of the run. With `code`, the simulator decides without Python.
+    that of the run. With `code`, the simulator decides without Python. A rule that is
+    `remembering` is also handed an array that lasts as long as the run.
     """
 
     name: str
@@ -115,6 +130,7 @@ class Policy:
     first: Order | None = None
     flush_s: float = np.inf
     code: Code | None = None
+    remembering: Remembering | None = None  # in the place of `rule`
 
     def make_shadow(
         self, state: State, keys: KeySets, estimated_s: F64, deadline_s: F64,
@@ -135,7 +151,10 @@ def decide(policy: Policy, shadow: Shadow, batch: Batch, now_s: float) -> Decisi
     """What `policy` does at `now_s` with a batch in order of arrival."""
     if policy.first is not None:
         batch = batch.take(policy.first(batch, shadow.peek(batch.ids, now_s)))
-    return policy.rule(batch, shadow.forecast(batch.ids, now_s), now_s)
+    forecast = shadow.forecast(batch.ids, now_s)
+    if policy.remembering is not None:
+        return policy.remembering(batch, forecast, now_s, shadow.control)
+    return policy.rule(batch, forecast, now_s)
 
 
 def _keep(batch: Batch, order: I64, dropped: Bool) -> Decision:
@@ -221,6 +240,100 @@ def late_edf(
     return _keep(batch, np.argsort(batch.deadline_s, kind="stable"), hopeless)
 
 
+def least_slack(
+    batch: Batch, forecast: Forecast, now_s: float, least_p: float
+) -> Decision:
+    """As `late_edf`, but by the latest time to start: deadline less estimate."""
+    hopeless = forecast.p_on_time < least_p
+    latest_s = batch.deadline_s - forecast.service_s
+    return _keep(batch, np.argsort(latest_s, kind="stable"), hopeless)
+
+
+def late_sjf(
+    batch: Batch, forecast: Forecast, now_s: float, least_p: float
+) -> Decision:
+    """As `late_edf`, but the shortest estimated service first."""
+    hopeless = forecast.p_on_time < least_p
+    return _keep(batch, np.argsort(forecast.service_s, kind="stable"), hopeless)
+
+
+@njit(cache=True)
+def _admitted(control: F64, service_s: F64, in_flight: int, room_s: float) -> int:
+    """How many `queue_cap` lets in; `control` (4,), their mean so far, is changed."""
+    control[SEEN] += len(service_s)
+    control[TOTAL] += service_s.sum()
+    admitted = 0
+    while admitted < len(service_s) and (
+        in_flight + admitted == 0
+        or (in_flight + admitted + 1) * control[TOTAL] <= room_s * control[SEEN]
+    ):
+        admitted += 1
+    return admitted
+
+
+def queue_cap(
+    batch: Batch, forecast: Forecast, now_s: float, control: F64 | None = None, *,
+    room_s: float,
+) -> Decision:  # fmt: skip
+    """Arrival order; refuse whoever finds the system full.
+
+    Full are `room_s`, in seconds of one core, over the mean estimate of all that came
+    so far: by Little's law a cap on latency at any load, if cores are what is short.
+    `control` (4,) remembers the mean, and is changed; without, it starts.
+    """
+    order = np.arange(len(batch))
+    remembered = np.zeros(4) if control is None else control
+    fits = _admitted(remembered, forecast.service_s, forecast.in_flight, room_s)
+    return _keep(batch, order, order >= fits)
+
+
+@njit(cache=True)
+def _controlled(
+    control: F64, left_s: F64, now_s: float, spare_s: float, interval_s: float
+) -> int:
+    """How many of the front of a queue `codel` drops; `control` (4,) is changed."""
+    front = 0
+    while True:
+        above = front < len(left_s) and left_s[front] < spare_s
+        if not above:
+            control[ABOVE] = 0.0
+        elif control[ABOVE] == 0:
+            control[ABOVE] = now_s + interval_s
+        if not above or now_s < control[ABOVE]:
+            control[DROPPING] = 0.0
+            return front
+        if control[DROPPING] == 0:
+            again = now_s - control[NEXT] < interval_s
+            control[COUNT] = max(control[COUNT] - 2, 1.0) if again else 1.0
+            control[DROPPING], control[NEXT] = 1.0, now_s
+        elif now_s < control[NEXT]:
+            return front
+        else:
+            control[COUNT] += 1
+        control[NEXT] += interval_s / sqrt(control[COUNT])
+        front += 1
+
+
+def codel(
+    batch: Batch, forecast: Forecast, now_s: float, control: F64 | None = None, *,
+    spare_s: float, interval_s: float,
+) -> Decision:  # fmt: skip
+    """Arrival order; drop from the front while it has waited too long for too long.
+
+    A transaction has waited beyond the target when less than `spare_s` of its
+    objective is left. Once every one that came to the front in `interval_s` had, one is
+    dropped, and the next `interval_s` over the square root of their number later, until
+    one had not. One decision is one look at the front. `control` (4,) is what it
+    remembers, and changes; without, it starts. Nichols and Jacobson, ACM Queue 10(5),
+    2012, with the latency objective in the place of a round trip.
+    """
+    order = np.arange(len(batch))
+    remembered = np.zeros(4) if control is None else control
+    left_s = batch.deadline_s - now_s
+    front = _controlled(remembered, left_s, now_s, spare_s, interval_s)
+    return _keep(batch, order, order < front)
+
+
 def startable_first(
     batch: Batch, forecast: Forecast, now_s: float, least_p: float, slack_s: float
 ) -> Decision:
@@ -279,7 +392,8 @@ def ours(
 THESIS = ("drop", "reorder", "hybrid")
 POLICIES = (
     "fifo", *THESIS, *(f"{name}-fixed" for name in THESIS),
-    "fifo-batched", "random-drop", "edf", "sjf", "late-edf", "startable-first", "ours",
+    "fifo-batched", "random-drop", "queue-cap", "codel", "edf", "sjf", "late-edf",
+    "late-sjf", "least-slack", "startable-first", "ours",
 )  # fmt: skip
 
 
@@ -337,6 +451,26 @@ def policy(
             return Policy(name, edf, code=Code(EDF))
         case "sjf":
             return Policy(name, sjf, code=Code(SJF))
+        case "queue-cap":
+            rule = partial(queue_cap, room_s=QUEUE * slo_s * cores)
+            return Policy(
+                name, rule, batched=False, defects=MENDED, remembering=rule,
+                code=Code(CAP, room_s=QUEUE * slo_s * cores),
+            )  # fmt: skip
+        case "codel":
+            spare_s, interval_s = (1 - TARGET) * slo_s, INTERVAL * slo_s
+            rule = partial(codel, spare_s=spare_s, interval_s=interval_s)
+            return Policy(
+                name, rule, batched=False, defects=MENDED, remembering=rule,
+                in_flight=max(1, round(DEPTH * cores)),
+                code=Code(CODEL, spare_s=spare_s, interval_s=interval_s),
+            )  # fmt: skip
+        case "least-slack":
+            rule = partial(least_slack, least_p=least_p)
+            code = Code(SLACK, least_p=least_p)
+        case "late-sjf":
+            rule = partial(late_sjf, least_p=least_p)
+            code = Code(SHORT, least_p=least_p)
         case "late-edf":
             rule = partial(late_edf, least_p=least_p)
             code = Code(LATE, least_p=least_p)
@@ -465,6 +599,25 @@ def decide_compiled(
     if code.kind in (EDF, SJF):
         by = memory.deadline_s if code.kind == EDF else memory.estimated_s
         return ids[_by(np.zeros(b, np.int64), by[ids])], ids[:0]
+    if code.kind == CAP:
+        front = _admitted(
+            memory.control, memory.estimated_s[ids], in_flight(memory), code.room_s
+        )
+        return ids[:front], ids[front:]
+    if code.kind == CODEL:
+        left_s = memory.deadline_s[ids] - now_s
+        front = _controlled(
+            memory.control, left_s, now_s, code.spare_s, code.interval_s
+        )
+        return ids[front:], ids[:front]
+    if code.kind in (SLACK, SHORT):
+        finish_s = schedule(memory, model, ids, now_s, True)
+        deadline_s, by = memory.deadline_s[ids], memory.estimated_s[ids]
+        on_time = probability_on_time(finish_s, deadline_s, now_s, model.spread)
+        hopeless = on_time < code.least_p
+        latest_s = deadline_s - by if code.kind == SLACK else by
+        order = _by(np.zeros(b, np.int64), latest_s)
+        return ids[order[~hopeless[order]]], ids[hopeless]
     if code.kind == LATE:
         order, hopeless = _late(memory, model, ids, now_s, code)
         return ids[order], ids[hopeless]

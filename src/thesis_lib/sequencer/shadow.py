@@ -44,6 +44,9 @@ class Shadow(Protocol):
 
     def peek(self, ids: I64, now_s: float) -> Forecast: ...
 
+    @property
+    def control(self) -> F64: ...
+
 
 class Model(NamedTuple):
     """What a shadow takes into account."""
@@ -68,6 +71,7 @@ class Memory(NamedTuple):
     ghosts_s: tuple[F64, F64]  # (k,) the same of what was dropped
     pending: I64  # (n,) log positions that had not committed when last looked at
     counts: I64  # (2,)
+    control: F64  # (4,) what a rule remembers from one decision to the next
 
 
 # A compiled function pays for every array that it is handed, so these are inlined.
@@ -127,13 +131,20 @@ def _look(memory):
     counts[PENDING], counts[READ] = kept, world.progress[LOGGED]
 
 
+@njit(cache=True)
+def in_flight(memory: Memory) -> int:
+    """Transactions in the observed log that have not committed."""
+    _look(memory)
+    return memory.counts[PENDING]
+
+
 # --- Chained along conflicts, without a CPU term -------------------------------
 
 
 @njit(cache=True)
 def _chain(memory, model, ids, now_s, finish_s):
     """Forecast `ids` in turn; register what will be kept, and the ghosts."""
-    keys, estimated_s, deadline_s, _, _, ends_s, ghosts_s, _, _ = memory
+    keys, estimated_s, deadline_s, _, _, ends_s, ghosts_s, _, _, _ = memory
     for at in range(len(ids)):
         i = ids[at]
         free_s = _free_at(keys, ends_s, i, now_s + model.lag_s)
@@ -172,7 +183,7 @@ def _chain_and_undo(memory, model, ids, now_s, finish_s):
 @njit(cache=True)
 def _chain_observed(memory, now_s):
     """Register what runs and what is in the log, as observed."""
-    keys, estimated_s, _, world, _, ends_s, _, pending, counts = memory
+    keys, estimated_s, _, world, _, ends_s, _, pending, counts, _ = memory
     for at in range(counts[PENDING]):
         entry = pending[at]
         i = world.log[entry]
@@ -203,7 +214,7 @@ def _run_forward(memory, ids, now_s, due_s, finish_s):
     runs already ends one estimate after its start, now if that is past. An id of NONE
     is left out. Returns how many ran already: the first of the scratch queue.
     """
-    _, estimated_s, _, world, scratch, _, _, pending, counts = memory
+    _, estimated_s, _, world, scratch, _, _, pending, counts, _ = memory
     log, dispatch_s, start_s = world.log, world.dispatch_s, world.start_s
     (
         table, to_log, to_dispatch_s, queue, granted_s, _, finished_s, running,
@@ -304,7 +315,7 @@ def _alone(memory, model, ids, now_s, finish_s):
     It would hold its locks after its last predecessor, and start when a core is free
     and everything that held its locks before has started.
     """
-    keys, estimated_s, _, world, scratch, ends_s, _, pending, counts = memory
+    keys, estimated_s, _, world, scratch, ends_s, _, pending, counts, _ = memory
     log, due_s = world.log, _due_s(world, model, now_s)
     ran = _run_forward(memory, ids[:0], now_s, due_s, finish_s)
     queue, finished_s = scratch.queue, scratch.finish_s
@@ -364,7 +375,9 @@ def schedule(
     With `remember`, a world without feedback takes what is kept into its log, and what
     will be dropped becomes a ghost if the model has ghosts.
     """
-    keys, estimated_s, deadline_s, world, _, ends_s, ghosts_s, pending, counts = memory
+    (
+        keys, estimated_s, deadline_s, world, _, ends_s, ghosts_s, pending, counts, _,
+    ) = memory  # fmt: skip
     finish_s = np.empty(len(ids))
     if model.cpu and not model.feedback:
         advance(world, estimated_s, now_s, False)
@@ -449,7 +462,13 @@ class _Schedule:
             ghosts_s=(np.full(k, -np.inf), np.full(k, -np.inf)),
             pending=np.empty(len(keys) if simulated else 0, np.int64),
             counts=np.zeros(2, np.int64),
+            control=np.zeros(4),
         )
+
+    @property
+    def control(self) -> F64:
+        """(4,) what a rule remembers from one decision to the next."""
+        return self.memory.control
 
     def forecast(self, ids: I64, now_s: float) -> Forecast:
         """Forecast `ids` (b,), to be dispatched in that order, and remember them."""
@@ -469,6 +488,7 @@ class _Schedule:
             p_on_time=probability_on_time(
                 finish_s, deadline_s, now_s, self.model.spread
             ),
+            in_flight=int(memory.counts[PENDING]),
         )
 
 

@@ -174,6 +174,7 @@ class Forecast:
     service_s: F64  # (b,) own work, >= 0
     finish_s: F64  # (b,) predicted completion, waiting included
     p_on_time: F64  # (b,) probability of finishing by the deadline, in [0, 1]
+    in_flight: int = 0  # transactions before them, past the sequencer and uncommitted
 
 
 @dataclass(frozen=True, slots=True)
