@@ -163,7 +163,9 @@ def run_compiled(state, before, busy_s, setting, memory, model, code, decisions_
             return cost_ns, number
         ids = asked[:size].copy()
         begin = read_clock(words)
-        order, dropped = decide_compiled(code, memory, model, ids, before.clock_s[NOW])
+        order, dropped, hold = decide_compiled(
+            code, memory, model, ids, before.clock_s[NOW]
+        )
         took = read_clock(words) - begin
         for i in ids:
             cost_ns[i] += took / size
@@ -173,7 +175,7 @@ def run_compiled(state, before, busy_s, setting, memory, model, code, decisions_
         if setting.in_flight > 0:
             room = setting.in_flight
             room -= state.progress[LOGGED] - state.progress[COMMITTED]
-        held = np.sort(order[room:])
+        held = np.sort(np.concatenate((order[room:], hold)))
         enter(state, before, setting, order[:room], dropped, held)
 
 

@@ -365,7 +365,7 @@ MUTANTS = [
         ("tests/sequencer/test_report.py",),
     ),
     Mutant(
-        "policy: compiled, ours demotes nobody",
+        "policy: compiled, late-demote demotes nobody",
         "sequencer/policies.py",
         "rank[edd[loses]] = 2",
         "rank[edd[loses]] = 0",
@@ -374,8 +374,8 @@ MUTANTS = [
     Mutant(
         "simulate: compiled, what is held forgets its order",
         "sequencer/simulate.py",
-        "held = np.sort(order[room:])",
-        "held = order[room:]",
+        "held = np.sort(np.concatenate((order[room:], hold)))",
+        "held = np.concatenate((order[room:], hold))",
         ("tests/sequencer/test_simulate.py",),
     ),
     Mutant(
@@ -817,10 +817,8 @@ MUTANTS = [
     Mutant(
         "simulator: the compiled policy decides as of the arrival",
         "sequencer/simulate.py",
-        "order, dropped = decide_compiled(code, memory, model, ids, "
-        "before.clock_s[NOW])",
-        "order, dropped = decide_compiled(code, memory, model, ids, "
-        "before.arrival_s[ids[0]])",
+        "code, memory, model, ids, before.clock_s[NOW]",
+        "code, memory, model, ids, before.arrival_s[ids[0]]",
         ("tests/sequencer/test_simulate.py", "-k", "python_path"),
     ),
     Mutant(

@@ -21,6 +21,7 @@ FLOORS = [
     "memory.stream memory.cost",
     "sequencer.shadow sequencer.modelfile sequencer.inspection "
     "memory.speculate memory.quality",
+    "sequencer.dispatch",
     "sequencer.policies",
     "sequencer.pipeline sequencer.simulate sequencer.partitions",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "

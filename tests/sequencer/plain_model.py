@@ -7,11 +7,12 @@ and written to be read.
 import copy
 import heapq
 from collections import deque
+from math import ceil, exp, inf, log
 
 import numpy as np
 
 from thesis_lib.sequencer.policies import decide
-from thesis_lib.sequencer.trace import Forecast
+from thesis_lib.sequencer.trace import Decision, Forecast
 
 COMMIT, RELEASE, DISPATCH, ARRIVAL, TAKE, DECIDE = range(
     6
@@ -193,6 +194,161 @@ class PlainChain:
         return Forecast(self.estimated_s[ids], finish, on_time)
 
 
+class PlainLate:
+    """The rule of `ours`, over a copy of the database; spread 0."""
+
+    def __init__(self, database, estimated_s, deadline_s, lag_s, policy, groups):
+        self.database, self.given_s, self.deadline_s = database, estimated_s, deadline_s
+        self.lag_s, self.terms, self.groups = lag_s, policy.code.terms, groups
+        self.price_s = self.highest_s = policy.control[0]
+        self.pressure, self.learned = 0.0, set()
+        kinds = (len(policy.control) - 3) // 2
+        self.shares, self.weights = [0.0] * kinds, [0.0] * kinds
+        self.n, self.mx, self.my, self.xx, self.xy, self.slope = 0, 0, 0, 0.25, 0.25, 1
+        self.residuals = [1.0 if at == 31 else 0.0 for at in range(64)]
+
+    def _calibrated(self, i):
+        if self.n == 0:
+            return self.given_s[i]
+        return exp(self.my + self.slope * (log(max(self.given_s[i], 1e-9)) - self.mx))
+
+    def _learn(self, i):
+        x = log(max(self.given_s[i], 1e-9))
+        took = self.database.finish_s[i] - self.database.start_s[i]
+        y = log(max(took, 1e-9))
+        if self.n == 0:
+            self.mx = self.my = x
+        dx, dy = x - self.mx, y - self.my
+        error, rate = dy - self.slope * dx, 1 / min(self.terms.window, 50.0 + self.n)
+        self.n += 1
+        self.mx, self.my = self.mx + rate * dx, self.my + rate * dy
+        self.xx = (1 - rate) * (self.xx + rate * dx * dx)
+        self.xy = (1 - rate) * (self.xy + rate * dx * dy)
+        self.slope = min(max(self.xy / max(self.xx, 1e-9), 0.0), 1.5)
+        at = min(max(ceil(error * 16 - 1e-9) + 31, 0), 63)
+        self.residuals = [
+            share * (1 - rate) + rate * (place == at)
+            for place, share in enumerate(self.residuals)
+        ]
+
+    def _probability(self, left_s, service_s):
+        if left_s < 0:
+            return 0.0
+        if service_s <= 0:
+            return 1.0
+        below = [0.0]
+        for share in self.residuals:
+            below.append(below[-1] + share)
+        at = log(max(left_s, 1e-9) / service_s) * 16 + 32
+        if at <= 0 or at >= 64:
+            return float(at > 0)
+        low, high = below[int(at)] / below[64], below[int(at) + 1] / below[64]
+        return low + (at - int(at)) * (high - low)
+
+    def _settle(self, group, violated):
+        self.shares[group] += 0.002 * (violated - self.shares[group])
+        if self.terms.gap < inf:
+            excess = self.shares[group] - min(self.shares) - self.terms.gap
+            weight = self.weights[group] + self.terms.step * excess
+            self.weights[group] = min(max(weight, 0.0), log(100.0))
+
+    def _press(self, above):
+        self.pressure += 0.01 * (above - self.pressure)
+
+    def _outlook(self, service_s, now):
+        """When each core, and each key for its writers and readers, will be free."""
+        before, twin = self.database, self.database.as_estimated(service_s, now)
+        twin.run()
+        running = [i for i in before.start_s if i not in before.finish_s]
+        cores = sorted([now] * before.idle + [twin.finish_s[i] for i in running])
+        for i in list(twin.start_s)[len(before.start_s) :]:
+            heapq.heapreplace(cores, twin.finish_s[i])
+        ends = {}
+        for i in before.log:
+            if i not in before.finish_s:
+                self._hold(ends, i, twin.finish_s[i])
+        return cores, ends
+
+    def _hold(self, ends, i, end_s):
+        for key, alone in self.database.sets[i]:
+            held = ends.setdefault(key, [-inf, -inf])
+            held[not alone] = max(held[not alone], end_s)
+
+    def _free_s(self, ends, i, due_s):
+        for key, alone in self.database.sets[i]:
+            writer, reader = ends.get(key, (-inf, -inf))
+            due_s = max(due_s, writer, reader if alone else -inf)
+        return due_s
+
+    def _latest_s(self, reserved, i):
+        latest_s = inf
+        for key, alone in self.database.sets[i]:
+            writer, reader = reserved.get(key, (inf, inf))
+            latest_s = min(latest_s, writer, reader if alone else inf)
+        return latest_s
+
+    def _reserve(self, reserved, i, until_s):
+        for key, alone in self.database.sets[i]:
+            until = reserved.setdefault(key, [inf, inf])
+            until[not alone] = min(until[not alone], until_s)
+
+    def _observe(self):
+        ended = self.database.finish_s
+        fresh = [i for i in self.database.log if i in ended and i not in self.learned]
+        self.learned.update(fresh)
+        for i in fresh:
+            if self.terms.window > 0:
+                self._learn(i)
+        for i in fresh:
+            self._settle(self.groups[i], ended[i] > self.deadline_s[i])
+
+    def decide(self, ids, now):
+        self._observe()
+        terms, ids = self.terms, ids.tolist()
+        service_s = [self._calibrated(i) for i in range(len(self.given_s))]
+        pending = [at for at, kind, _, _ in self.database.heap if kind == DISPATCH]
+        due_s = max([now + self.lag_s, *pending])
+        cores, ends = self._outlook(service_s, now)
+        pressed = min(self.pressure / terms.full, 1.0)
+        least_p = terms.least_p + pressed * (terms.pressed_p - terms.least_p)
+        price_s, above, kept, refused = self.price_s, {}, [], []
+        for i in ids:
+            above[i] = service_s[i] > price_s * exp(self.weights[self.groups[i]])
+            left_s = self.deadline_s[i] - max(self._free_s(ends, i, due_s), cores[0])
+            if self._probability(left_s, service_s[i]) >= least_p:
+                kept.append(i)
+                continue
+            refused.append(i)
+            self._press(above[i])
+            self._settle(self.groups[i], True)
+            if not above[i]:
+                self.price_s *= exp(-terms.step)
+        hasty = terms.haste * pressed
+        kept.sort(key=lambda i: (above[i], self.deadline_s[i] + hasty * service_s[i]))
+        ahead_s = min(self.lag_s, terms.patience * exp(self.my))
+        released, reserved = [], {}
+        for i in kept:
+            if cores[0] > due_s + ahead_s:
+                break
+            free_s = self._free_s(ends, i, due_s)
+            end_s = max(free_s, cores[0]) + service_s[i]
+            if free_s > due_s + ahead_s or end_s > self._latest_s(reserved, i):
+                if not above[i]:
+                    until_s = self.deadline_s[i] - terms.reserve * service_s[i]
+                    self._reserve(reserved, i, until_s)
+                continue
+            heapq.heapreplace(cores, end_s)
+            self._hold(ends, i, end_s)
+            released.append(i)
+            self._press(above[i])
+            if above[i]:
+                dearer_s = self.price_s * exp(terms.relief * terms.step)
+                self.price_s = min(dearer_s, self.highest_s)
+        held = [i for i in kept if i not in released]
+        parts = (released, refused, held)
+        return Decision(*(np.array(part, np.int64) for part in parts))
+
+
 def simulate_plainly(
     trace, policy, estimated_s, *, cores, slo_s, batch_size, flush_s, delays, believed,
     clients, think_s,
@@ -208,7 +364,11 @@ def simulate_plainly(
     deadline_s = np.full(n, np.nan)
     arrival_s, decided_s = np.full(n, np.nan), np.full(n, np.nan)
     dropped = np.zeros(n, bool)
-    if policy.defects.no_feedback:
+    if policy.rule is None:
+        shadow = PlainLate(
+            database, estimated_s, deadline_s, believed.lag_s, policy, trace.kind
+        )
+    elif policy.defects.no_feedback:
         shadow = PlainChain(sets, estimated_s, deadline_s, believed.lag_s)
     else:
         shadow = PlainShadow(
@@ -280,7 +440,10 @@ def simulate_plainly(
                     continue
             rows = np.array(ids)
             batch = trace.batch(rows, deadline_s[rows], arrival_s[rows])
-            decision = decide(policy, shadow, batch, now)
+            if policy.rule is None:
+                decision = shadow.decide(rows, now)
+            else:
+                decision = decide(policy, shadow, batch, now)
             for i in decision.order[:room].tolist():
                 database.append(i, now + delays.lag_s)
                 decided_s[i] = now

@@ -6,6 +6,9 @@ Shafer, Algorithmic Learning in a Random World, 2005). An error here is a differ
 logarithms, the truth over the estimate, so a bound is a factor.
 """
 
+from math import erf, exp, log, sqrt
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -106,3 +109,98 @@ def _track(
             seen += 1
         given[i] = max(offset[group[i]], least[i])
     return given
+
+
+# --- While it runs: a regression, and what it leaves over --------------------------
+
+# Positions in `Online.moments`.
+COMMITS, MEAN_X, MEAN_Y, VARIANCE, COVARIANCE, SLOPE = range(6)
+BINS, BIN = 64, 1 / 16  # of the logarithm of service over calibrated estimate
+PRIOR, PRIOR_VARIANCE = 50.0, 0.25  # commits that the given estimates are worth
+STEEPEST = 1.5  # a slope beyond is noise
+LEAST_S = 1e-9  # times count as a nanosecond at least, to have a logarithm
+
+
+class Online(NamedTuple):
+    """What has been learned of estimates from the commits so far.
+
+    A regression of y, the logarithm of a service time, on x, that of its estimate, and
+    the distribution of what it leaves over, both forgetting exponentially. Estimates
+    without bias leave it at a slope of one; noise flattens it, for then large ones are
+    too large more often than not; and estimates that say nothing of the truth shrink to
+    their mean, the slope being zero.
+    """
+
+    given_s: F64  # (n,) the estimates as they were given; empty: nothing is learned
+    moments: F64  # (6,)
+    residuals: F64  # (BINS,) shares of the past, of y less the regression at x
+
+
+def trusting(given_s: F64, spread: float) -> Online:
+    """Trust the estimates (n,) as given, with a normal error of sigma `spread`."""
+    edges = BIN * (np.arange(BINS + 1) - BINS // 2)
+    below = (edges >= 0).astype(np.float64)
+    if spread > 0:
+        below = np.array([0.5 * (1 + erf(z / spread / sqrt(2))) for z in edges])
+        below[0], below[-1] = 0.0, 1.0
+    moments = np.zeros(6)
+    moments[SLOPE] = 1.0
+    moments[VARIANCE] = moments[COVARIANCE] = PRIOR_VARIANCE
+    return Online(np.array(given_s, np.float64), moments, np.diff(below))
+
+
+@njit(cache=True)
+def corrected_s(online: Online, i: int) -> float:
+    """The calibrated estimate of transaction i."""
+    given_s, moments, _ = online
+    if moments[COMMITS] == 0:
+        return given_s[i]
+    x = log(max(given_s[i], LEAST_S))
+    return exp(moments[MEAN_Y] + moments[SLOPE] * (x - moments[MEAN_X]))
+
+
+@njit(cache=True)
+def learn(online: Online, i: int, took_s: float, window: float) -> None:
+    """Transaction i took `took_s`; what is older than `window` commits fades."""
+    given_s, moments, residuals = online
+    x, y = log(max(given_s[i], LEAST_S)), log(max(took_s, LEAST_S))
+    if moments[COMMITS] == 0:
+        moments[MEAN_X] = moments[MEAN_Y] = x
+    dx, dy = x - moments[MEAN_X], y - moments[MEAN_Y]
+    error = dy - moments[SLOPE] * dx
+    rate = 1 / min(window, PRIOR + moments[COMMITS])
+    moments[COMMITS] += 1
+    moments[MEAN_X] += rate * dx
+    moments[MEAN_Y] += rate * dy
+    moments[VARIANCE] = (1 - rate) * (moments[VARIANCE] + rate * dx * dx)
+    moments[COVARIANCE] = (1 - rate) * (moments[COVARIANCE] + rate * dx * dy)
+    slope = moments[COVARIANCE] / max(moments[VARIANCE], LEAST_S)
+    moments[SLOPE] = min(max(slope, 0.0), STEEPEST)
+    at = int(np.ceil(error / BIN - 1e-9)) + BINS // 2 - 1  # bins hold their upper edge
+    residuals *= 1 - rate
+    residuals[min(max(at, 0), BINS - 1)] += rate
+
+
+@njit(cache=True)
+def shares_below(online: Online) -> F64:
+    """(BINS + 1,) the share of residuals at or below each edge of the bins."""
+    below = np.zeros(BINS + 1)
+    for at in range(BINS):
+        below[at + 1] = below[at] + online.residuals[at]
+    return below / below[BINS]
+
+
+@njit(cache=True)
+def probability_within(below: F64, left_s: float, service_s: float) -> float:
+    """The probability that one of calibrated `service_s` takes at most `left_s`."""
+    if left_s < 0:
+        return 0.0
+    if service_s <= 0:
+        return 1.0
+    at = log(max(left_s, LEAST_S) / service_s) / BIN + BINS // 2
+    if at <= 0:
+        return 0.0
+    if at >= BINS:
+        return 1.0
+    floor = int(at)
+    return below[floor] + (at - floor) * (below[floor + 1] - below[floor])

@@ -481,7 +481,9 @@ def _run(sites, memories, calendar, model, code, in_flight, delay_s, epoch_s):
             if 0 < in_flight <= released:
                 continue
             ids = held[:waiting].copy()
-            order, lost = decide_compiled(code, memories[place], model, ids, now_s)
+            order, lost, hold = decide_compiled(
+                code, memories[place], model, ids, now_s
+            )
             room = in_flight - released if in_flight > 0 else waiting
             for row in order[:room]:
                 i = owner[row]
@@ -501,7 +503,7 @@ def _run(sites, memories, calendar, model, code, in_flight, delay_s, epoch_s):
             for row in lost:
                 decided_s[owner[row]] = now_s
                 dropped[owner[row]] = True
-            kept = np.sort(order[room:])
+            kept = np.sort(np.concatenate((order[room:], hold)))
             held[: len(kept)] = kept
             counts[HELD] = len(kept)
             messages = _step(site, calendar, now_s, delay_s, place, messages)

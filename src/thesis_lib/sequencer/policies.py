@@ -20,6 +20,7 @@ import numpy as np
 from numba import njit
 
 from thesis_lib.checks import choice, require
+from thesis_lib.sequencer.dispatch import Terms, bind_late, starting
 from thesis_lib.sequencer.kernel import State
 from thesis_lib.sequencer.shadow import (
     Memory,
@@ -45,8 +46,8 @@ Rule = Callable[[Batch, Forecast, float], Decision]
 Remembering = Callable[[Batch, Forecast, float, F64], Decision]  # `Memory.control`
 Order = Callable[[Batch, Forecast], I64]  # positions of the whole batch
 
-# The one configuration of `ours`, chosen on design seeds (chapter 3).
 BAND = 0.2  # error band of the thesis over its objective: 2.5 ms of 12.5 ms
+# Of the simpler designs with late binding (chapter 3); `Terms` are those of `ours`.
 FLIGHT = 1.25  # transactions past the sequencer for each core
 LEAST_P = 0.8  # dropped below this probability of being on time
 
@@ -100,10 +101,11 @@ class Code(NamedTuple):
     room_s: float = 0.0  # of `queue_cap`
     spare_s: float = 0.0  # of `codel`
     interval_s: float = 0.0  # of `codel`
+    terms: Terms = Terms()  # of `ours`
 
 
 # Kinds of code, and positions in what `queue_cap` and `codel` remember.
-FIFO, RANDOM, BANDED, EDF, SJF, LATE, SLACK, SHORT, CAP, CODEL = range(10)
+FIFO, RANDOM, BANDED, EDF, SJF, LATE, SLACK, SHORT, CAP, CODEL, OURS = range(11)
 SEEN, TOTAL = range(2)
 ABOVE, NEXT, COUNT, DROPPING = range(4)
 
@@ -122,7 +124,7 @@ class Policy:
     """
 
     name: str
-    rule: Rule
+    rule: Rule | None  # None: `code` alone decides
     batched: bool = True
     defects: Defects = AS_DESCRIBED  # of its shadow
     tolerance_s: float = np.inf  # see shadow.Mended
@@ -131,12 +133,16 @@ class Policy:
     flush_s: float = np.inf
     code: Code | None = None
     remembering: Remembering | None = None  # in the place of `rule`
+    control: F64 | None = None  # what it remembers at first, if it learns
 
     def make_shadow(
         self, state: State, keys: KeySets, estimated_s: F64, deadline_s: F64,
-        spread: float, lag_s: float,
+        spread: float, lag_s: float, group: I64 | None = None,
     ) -> Published | Mended:  # fmt: skip
-        """The shadow that forecasts for it over a database observed in `state`."""
+        """The shadow that forecasts for it over a database observed in `state`.
+
+        `group` (n,) says whose violations are compared with whose, all alike if None.
+        """
         given = keys, estimated_s, deadline_s, spread
         ghosts, cpu = self.defects.ghosts, not self.defects.no_cpu
         if self.defects.no_feedback:
@@ -144,11 +150,21 @@ class Policy:
                 *given, lag_s=lag_s, tolerance_s=self.tolerance_s, ghosts=ghosts,
                 cores=len(state.running) if cpu else None,
             )  # fmt: skip
-        return Mended(state, *given, lag_s, self.tolerance_s, cpu=cpu, ghosts=ghosts)
+        learns = {"control": self.control, "group": group}
+        return Mended(
+            state, *given, lag_s, self.tolerance_s, cpu=cpu, ghosts=ghosts,
+            **(learns if self.control is not None else {}),
+        )  # fmt: skip
 
 
 def decide(policy: Policy, shadow: Shadow, batch: Batch, now_s: float) -> Decision:
     """What `policy` does at `now_s` with a batch in order of arrival."""
+    if policy.rule is None:
+        assert policy.code is not None
+        parts = decide_compiled(
+            policy.code, shadow.memory, shadow.model, batch.ids, now_s
+        )
+        return Decision(*parts)
     if policy.first is not None:
         batch = batch.take(policy.first(batch, shadow.peek(batch.ids, now_s)))
     forecast = shadow.forecast(batch.ids, now_s)
@@ -365,7 +381,7 @@ def _demote(deadline_s: F64, service_s: F64, now_s: float, cores: int) -> Bool:
     return loses
 
 
-def ours(
+def late_demote(
     batch: Batch,
     forecast: Forecast,
     now_s: float,
@@ -393,7 +409,7 @@ THESIS = ("drop", "reorder", "hybrid")
 POLICIES = (
     "fifo", *THESIS, *(f"{name}-fixed" for name in THESIS),
     "fifo-batched", "random-drop", "queue-cap", "codel", "edf", "sjf", "late-edf",
-    "late-sjf", "least-slack", "startable-first", "ours",
+    "late-sjf", "least-slack", "startable-first", "late-demote", "ours",
 )  # fmt: skip
 
 
@@ -409,14 +425,19 @@ def policy(
     flight: float = FLIGHT,
     least_p: float = LEAST_P,
     defects: Defects | None = None,
+    gap: float = np.inf,
+    groups: int = 1,
+    terms: Terms | None = None,
 ) -> Policy:
     """The policy of this name for a machine with `cores` and an objective `slo_s`.
 
     `band_s` is the error band of the thesis, by default a fifth of the objective
     (2.5 ms of 12.5 ms). `drop_share` and `seed` are read by random-drop alone;
     `flight` (transactions past the sequencer for each core) and `least_p` (below
-    which probability of being on time a transaction is dropped) by the policies with
-    late binding.
+    which probability of being on time a transaction is dropped) by the simpler policies
+    with late binding. `terms` replaces the configuration of `ours`; with `gap` it keeps
+    the violations of each of `groups` of transactions, as a share of them, within so
+    much of the smallest share.
     `defects` replaces all (`drop`, `reorder`, `hybrid`) or none (the same `-fixed`) of
     the thesis' defects. Raises InvalidInput for an unknown name, for values out of
     range, and for defects of a policy that has none.
@@ -427,6 +448,12 @@ def policy(
     require(0 <= drop_share <= 1, f"drop_share={drop_share:g} must lie in [0, 1]")
     require(0 <= least_p <= 1, f"least_p={least_p:g} must lie in [0, 1]")
     require(flight > 0, f"flight={flight:g} must be positive")
+    require(gap >= 0, f"gap={gap:g} must not be negative")
+    require(groups >= 1, f"groups={groups}: expected at least 1")
+    require(
+        name == "ours" or (gap == np.inf and terms is None),
+        f"policy {name!r} has neither a gap nor terms: only 'ours' has",
+    )
     band = BAND * slo_s if band_s is None else band_s
     require(band >= 0, f"band_s={band:g} must not be negative")
     base = name.removesuffix("-fixed")
@@ -477,8 +504,15 @@ def policy(
         case "startable-first":
             rule = partial(startable_first, least_p=least_p, slack_s=lag_s)
             code = Code(LATE, least_p=least_p, slack_s=lag_s)
+        case "ours":
+            terms = (Terms() if terms is None else terms)._replace(gap=gap)
+            return Policy(
+                name, None, batched=False, defects=MENDED, tolerance_s=-np.inf,
+                in_flight=2 * cores if lag_s == 0 else None,
+                code=Code(OURS, terms=terms), control=starting(slo_s, groups),
+            )  # fmt: skip
         case _:
-            rule = partial(ours, least_p=least_p, slack_s=lag_s, cores=cores)
+            rule = partial(late_demote, least_p=least_p, slack_s=lag_s, cores=cores)
             code = Code(LATE, least_p=least_p, slack_s=lag_s, cores=cores)
     return Policy(
         name,
@@ -563,7 +597,7 @@ def _moved(finish_s, deadline_s, code):
 
 @njit(cache=True)
 def _late(memory, model, ids, now_s, code):
-    """`late_edf`, `startable_first` or `ours`: positions in order, who is hopeless."""
+    """`late_edf`, `startable_first`, `late_demote`: in order, and who is hopeless."""
     b = len(ids)
     finish_s = schedule(memory, model, ids, now_s, True)
     deadline_s, service_s = memory.deadline_s[ids], memory.estimated_s[ids]
@@ -591,25 +625,31 @@ def _late(memory, model, ids, now_s, code):
 @njit(cache=True)
 def decide_compiled(
     code: Code, memory: Memory, model: Model, ids: I64, now_s: float
-) -> tuple[I64, I64]:
-    """`decide` for a policy with `code`: what is ordered, and what is dropped."""
+) -> tuple[I64, I64, I64]:
+    """`decide` for a policy with `code`: what is ordered, dropped, and held."""
+    none = ids[:0]
+    if code.kind == OURS:
+        order, refused = bind_late(code.terms, memory, model, ids, now_s)
+        held = ~refused
+        held[order] = False
+        return ids[order], ids[refused], ids[held]
     if code.kind == FIFO:
-        return ids, ids[:0]
+        return ids, none, none
     b = len(ids)
     if code.kind in (EDF, SJF):
         by = memory.deadline_s if code.kind == EDF else memory.estimated_s
-        return ids[_by(np.zeros(b, np.int64), by[ids])], ids[:0]
+        return ids[_by(np.zeros(b, np.int64), by[ids])], none, none
     if code.kind == CAP:
         front = _admitted(
             memory.control, memory.estimated_s[ids], in_flight(memory), code.room_s
         )
-        return ids[:front], ids[front:]
+        return ids[:front], ids[front:], none
     if code.kind == CODEL:
         left_s = memory.deadline_s[ids] - now_s
         front = _controlled(
             memory.control, left_s, now_s, code.spare_s, code.interval_s
         )
-        return ids[front:], ids[:front]
+        return ids[front:], ids[:front], none
     if code.kind in (SLACK, SHORT):
         finish_s = schedule(memory, model, ids, now_s, True)
         deadline_s, by = memory.deadline_s[ids], memory.estimated_s[ids]
@@ -617,10 +657,10 @@ def decide_compiled(
         hopeless = on_time < code.least_p
         latest_s = deadline_s - by if code.kind == SLACK else by
         order = _by(np.zeros(b, np.int64), latest_s)
-        return ids[order[~hopeless[order]]], ids[hopeless]
+        return ids[order[~hopeless[order]]], ids[hopeless], none
     if code.kind == LATE:
         order, hopeless = _late(memory, model, ids, now_s, code)
-        return ids[order], ids[hopeless]
+        return ids[order], ids[hopeless], none
     late = np.zeros(b, np.bool_)
     if code.kind == RANDOM:
         for at in range(b):
@@ -636,4 +676,4 @@ def decide_compiled(
         if code.moves and not code.fresh:
             order = _moved(finish_s, deadline_s, code)
             ids, late = ids[order], late[order]
-    return ids[~late], ids[late]
+    return ids[~late], ids[late], none

@@ -21,6 +21,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numba import njit
 
+from thesis_lib.sequencer.calibration import (
+    Online,
+    corrected_s,
+    learn,
+    trusting,
+)
 from thesis_lib.sequencer.kernel import (
     LOGGED,
     READY,
@@ -71,14 +77,17 @@ class Memory(NamedTuple):
     ghosts_s: tuple[F64, F64]  # (k,) the same of what was dropped
     pending: I64  # (n,) log positions that had not committed when last looked at
     counts: I64  # (2,)
-    control: F64  # (4,) what a rule remembers from one decision to the next
+    control: F64  # (4,), or as a rule asks: what it remembers between decisions
+    group: I64  # (n,) whose violations are compared with whose; of `Mended` that learns
+    online: Online  # calibration of the estimates; the same
+    latest_s: tuple[F64, F64]  # (k,) room for a rule to reserve keys in; the same
 
 
 # A compiled function pays for every array that it is handed, so these are inlined.
 
 
 @njit(cache=True, inline="always")
-def _free_at(keys, ends_s, i, at_least_s):
+def free_at(keys, ends_s, i, at_least_s):
     """When every lock of i is predicted to be free, at the earliest `at_least_s`.
 
     `keys` are the columns of KeySets, `ends_s` the ends of writers and of readers.
@@ -95,7 +104,7 @@ def _free_at(keys, ends_s, i, at_least_s):
 
 
 @njit(cache=True, inline="always")
-def _register(keys, ends_s, i, finish_s):
+def register(keys, ends_s, i, finish_s):
     offsets, key_of, exclusive = keys
     exclusive_end_s, shared_end_s = ends_s
     for request in range(offsets[i], offsets[i + 1]):
@@ -107,7 +116,7 @@ def _register(keys, ends_s, i, finish_s):
 
 
 @njit(cache=True, inline="always")
-def _forget(keys, ends_s, i):
+def forget(keys, ends_s, i):
     offsets, key_of, _ = keys
     for request in range(offsets[i], offsets[i + 1]):
         ends_s[0][key_of[request]] = -np.inf
@@ -144,17 +153,18 @@ def in_flight(memory: Memory) -> int:
 @njit(cache=True)
 def _chain(memory, model, ids, now_s, finish_s):
     """Forecast `ids` in turn; register what will be kept, and the ghosts."""
-    keys, estimated_s, deadline_s, _, _, ends_s, ghosts_s, _, _, _ = memory
+    keys, estimated_s, deadline_s = memory.keys, memory.estimated_s, memory.deadline_s
+    ends_s, ghosts_s = memory.ends_s, memory.ghosts_s
     for at in range(len(ids)):
         i = ids[at]
-        free_s = _free_at(keys, ends_s, i, now_s + model.lag_s)
+        free_s = free_at(keys, ends_s, i, now_s + model.lag_s)
         if model.ghosts:
-            free_s = _free_at(keys, ghosts_s, i, free_s)
+            free_s = free_at(keys, ghosts_s, i, free_s)
         finish_s[at] = free_s + estimated_s[i]
         if finish_s[at] <= deadline_s[i] + model.tolerance_s:
-            _register(keys, ends_s, i, finish_s[at])
+            register(keys, ends_s, i, finish_s[at])
         elif model.ghosts:
-            _register(keys, ghosts_s, i, finish_s[at])
+            register(keys, ghosts_s, i, finish_s[at])
 
 
 @njit(cache=True)
@@ -183,16 +193,16 @@ def _chain_and_undo(memory, model, ids, now_s, finish_s):
 @njit(cache=True)
 def _chain_observed(memory, now_s):
     """Register what runs and what is in the log, as observed."""
-    keys, estimated_s, _, world, _, ends_s, _, pending, counts, _ = memory
+    keys, estimated_s, _, world, _, ends_s, _, pending, counts, _, _, _, _ = memory
     for at in range(counts[PENDING]):
         entry = pending[at]
         i = world.log[entry]
         if np.isnan(world.start_s[i]):
-            free_s = _free_at(keys, ends_s, i, max(now_s, world.dispatch_s[entry]))
+            free_s = free_at(keys, ends_s, i, max(now_s, world.dispatch_s[entry]))
             end_s = free_s + estimated_s[i]
         else:
             end_s = max(now_s, world.start_s[i] + estimated_s[i])
-        _register(keys, ends_s, i, end_s)
+        register(keys, ends_s, i, end_s)
 
 
 # --- Simulated forward, with the cores ------------------------------------------
@@ -214,7 +224,7 @@ def _run_forward(memory, ids, now_s, due_s, finish_s):
     runs already ends one estimate after its start, now if that is past. An id of NONE
     is left out. Returns how many ran already: the first of the scratch queue.
     """
-    _, estimated_s, _, world, scratch, _, _, pending, counts, _ = memory
+    _, estimated_s, _, world, scratch, _, _, pending, counts, _, _, _, _ = memory
     log, dispatch_s, start_s = world.log, world.dispatch_s, world.start_s
     (
         table, to_log, to_dispatch_s, queue, granted_s, _, finished_s, running,
@@ -315,7 +325,7 @@ def _alone(memory, model, ids, now_s, finish_s):
     It would hold its locks after its last predecessor, and start when a core is free
     and everything that held its locks before has started.
     """
-    keys, estimated_s, _, world, scratch, ends_s, _, pending, counts, _ = memory
+    keys, estimated_s, _, world, scratch, ends_s, _, pending, counts, _, _, _, _ = memory
     log, due_s = world.log, _due_s(world, model, now_s)
     ran = _run_forward(memory, ids[:0], now_s, due_s, finish_s)
     queue, finished_s = scratch.queue, scratch.finish_s
@@ -340,10 +350,10 @@ def _alone(memory, model, ids, now_s, finish_s):
     _clear(memory)
     for at in range(counts[PENDING]):
         i = log[pending[at]]
-        _register(keys, ends_s, i, finished_s[i])
+        register(keys, ends_s, i, finished_s[i])
     for at in range(len(ids)):
         i = ids[at]
-        free = _free_at(keys, ends_s, i, due_s)
+        free = free_at(keys, ends_s, i, due_s)
         before = 0
         while before < queued and granted_s[before] < free:
             before += 1
@@ -355,12 +365,77 @@ def _alone(memory, model, ids, now_s, finish_s):
         tied = free > due_s and start_s != max(free, core_s[before])
         finish_s[at] = np.nan if tied else start_s + estimated_s[i]
     for at in range(counts[PENDING]):
-        _forget(keys, ends_s, log[pending[at]])
+        forget(keys, ends_s, log[pending[at]])
     for at in range(len(ids)):
         if np.isnan(finish_s[at]):
             one = ids[at : at + 1]
             _run_forward(memory, one, now_s, due_s, finish_s[at : at + 1])
             _clear(memory)
+
+
+# --- What is free, and when, after all that has been released -------------------
+
+
+@njit(cache=True)
+def learn_commits(memory: Memory, window: float) -> I64:
+    """Learn from what has committed since the last look; their ids.
+
+    What is older than `window` commits fades; with 0 nothing is learned.
+    """
+    world, pending, counts = memory.world, memory.pending, memory.counts
+    read, waiting = counts[READ], counts[PENDING]
+    seen = np.empty(waiting + world.progress[LOGGED] - read, np.int64)
+    found = 0
+    for at in range(len(seen)):
+        i = world.log[pending[at] if at < waiting else read + at - waiting]
+        if np.isnan(world.finish_s[i]):
+            continue
+        seen[found] = i
+        found += 1
+        if window > 0:
+            took_s = world.finish_s[i] - world.start_s[i]
+            learn(memory.online, i, took_s, window)
+    _look(memory)
+    return seen[:found]
+
+
+@njit(cache=True)
+def outlook(memory: Memory, model: Model, ids: I64, now_s: float) -> tuple[float, F64]:
+    """Calibrate, and predict when rows and cores are free of all that was released.
+
+    Calibrates the estimates of `ids` and of what is in flight. Returns when `ids` could
+    book their locks, and (cores,) when each core has nothing left to do; the ends of
+    rows are in `memory.ends_s`, for `free_at`, until `forget_outlook`.
+    """
+    world, pending, counts = memory.world, memory.pending, memory.counts
+    log, estimated_s = world.log, memory.estimated_s
+    for i in ids:
+        estimated_s[i] = corrected_s(memory.online, i)
+    for at in range(counts[PENDING]):
+        i = log[pending[at]]
+        estimated_s[i] = corrected_s(memory.online, i)
+    due_s = _due_s(world, model, now_s)
+    ran = _run_forward(memory, ids[:0], now_s, due_s, memory.control)
+    queue, finished_s = memory.scratch.queue, memory.scratch.finish_s
+    free_s = np.full(len(world.running), now_s)
+    for at in range(memory.scratch.progress[READY]):
+        core = at if at < ran else int(free_s.argmin())
+        free_s[core] = finished_s[queue[at]]
+    _clear(memory)
+    for at in range(counts[PENDING]):
+        i = log[pending[at]]
+        register(memory.keys, memory.ends_s, i, finished_s[i])
+    return due_s, free_s
+
+
+@njit(cache=True)
+def forget_outlook(memory: Memory, ids: I64) -> None:
+    """Leave `memory.ends_s` as `outlook` found it; `ids` may be registered as well."""
+    world, pending, counts = memory.world, memory.pending, memory.counts
+    for at in range(counts[PENDING]):
+        forget(memory.keys, memory.ends_s, world.log[pending[at]])
+    for i in ids:
+        forget(memory.keys, memory.ends_s, i)
 
 
 # --- Both ------------------------------------------------------------------------
@@ -377,6 +452,7 @@ def schedule(
     """
     (
         keys, estimated_s, deadline_s, world, _, ends_s, ghosts_s, pending, counts, _,
+        _, _, _,
     ) = memory  # fmt: skip
     finish_s = np.empty(len(ids))
     if model.cpu and not model.feedback:
@@ -392,9 +468,9 @@ def schedule(
             _chain_and_undo(memory, model, ids, now_s, finish_s)
         if model.feedback:
             for at in range(counts[PENDING]):
-                _forget(keys, ends_s, world.log[pending[at]])
+                forget(keys, ends_s, world.log[pending[at]])
             for i in ids:
-                _forget(keys, ends_s, i)
+                forget(keys, ends_s, i)
         return finish_s
     if model.tolerance_s == -np.inf:
         _alone(memory, model, ids, now_s, finish_s)
@@ -403,13 +479,13 @@ def schedule(
     for at in range(len(ids)):
         i = ids[at]
         if model.ghosts:
-            free_s = _free_at(keys, ghosts_s, i, -np.inf)
+            free_s = free_at(keys, ghosts_s, i, -np.inf)
             finish_s[at] = max(finish_s[at], free_s + estimated_s[i])
         if not remember:
             continue
         if finish_s[at] > deadline_s[i] + model.tolerance_s:
             if model.ghosts:
-                _register(keys, ghosts_s, i, finish_s[at])
+                register(keys, ghosts_s, i, finish_s[at])
         elif not model.feedback:
             logged = world.progress[LOGGED]
             world.log[logged] = i
@@ -442,11 +518,14 @@ class _Schedule:
 
     def __init__(
         self, keys: KeySets, estimated_s: F64, deadline_s: F64, model: Model,
-        world: State,
+        world: State, control: F64 | None = None, group: I64 | None = None,
     ) -> None:  # fmt: skip
         # Some models need less of what is asked for here; what they need not is empty.
         none = KeySets(np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, bool))
         simulated, k = model.cpu or model.feedback, keys.n_keys
+        learns = control is not None
+        if group is None:
+            group = np.zeros(len(keys) if learns else 0, np.int64)
         self.model = model
         self.memory = Memory(
             keys=(
@@ -462,7 +541,15 @@ class _Schedule:
             ghosts_s=(np.full(k, -np.inf), np.full(k, -np.inf)),
             pending=np.empty(len(keys) if simulated else 0, np.int64),
             counts=np.zeros(2, np.int64),
-            control=np.zeros(4),
+            control=np.array(control) if learns else np.zeros(4),
+            group=np.array(group, np.int64),
+            online=trusting(
+                np.array(estimated_s if learns else [], np.float64), model.spread
+            ),
+            latest_s=(
+                np.full(k if learns else 0, np.inf),
+                np.full(k if learns else 0, np.inf),
+            ),
         )
 
     @property
@@ -525,13 +612,15 @@ class Mended(_Schedule):
     to end later than that keeps its keys until then.
 
     The work of a forecast grows with what is in flight, once for each transaction of
-    the batch that is taken out, and not with the length of the run.
+    the batch that is taken out, and not with the length of the run. With `control`, what
+    a rule starts from, it also learns while it runs, for `dispatch.bind_late`, which
+    compares the violations of each `group` (n,).
     """
 
     def __init__(
         self, state: State, keys: KeySets, estimated_s: F64, deadline_s: F64,
         spread: float, lag_s: float, tolerance_s: float, *, cpu: bool = True,
-        ghosts: bool = False,
+        ghosts: bool = False, control: F64 | None = None, group: I64 | None = None,
     ) -> None:  # fmt: skip
         model = Model(True, cpu, ghosts, lag_s, tolerance_s, float(spread))
-        super().__init__(keys, estimated_s, deadline_s, model, state)
+        super().__init__(keys, estimated_s, deadline_s, model, state, control, group)

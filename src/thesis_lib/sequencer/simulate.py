@@ -152,7 +152,7 @@ def simulate(
     before = front(trace.arrival_s, objective_s, setting, clients or 0)
     shadow = policy.make_shadow(
         state, trace.keys, estimated_s + expected.worker_s, before.deadline_s, spread,
-        float(expected.lag_s),
+        float(expected.lag_s), trace.kind,
     )  # fmt: skip
     if compiled and policy.code is not None:
         held = _run(
@@ -188,12 +188,14 @@ def _run(state, before, busy_s, setting, memory, model, code):
         if size == 0:
             return 0
         ids = asked[:size].copy()
-        order, dropped = decide_compiled(code, memory, model, ids, before.clock_s[NOW])
+        order, dropped, hold = decide_compiled(
+            code, memory, model, ids, before.clock_s[NOW]
+        )
         room = size
         if setting.in_flight > 0:
             room = setting.in_flight
             room -= state.progress[LOGGED] - state.progress[COMMITTED]
-        held = np.sort(order[room:])
+        held = np.sort(np.concatenate((order[room:], hold)))
         enter(state, before, setting, order[:room], dropped, held)
 
 

@@ -1,0 +1,199 @@
+"""Late binding at a price: what to release now, what to hold, what to refuse.
+
+The rule of the policy `ours`. The sequencer keeps whatever cannot start at once, and
+decides on all of it again at every commit and every arrival. It learns while it runs,
+from what it may observe alone:
+
+- *calibration* (`calibration.Online`): how long the committed took, against their
+  estimates, corrects the estimates and says how probable it is to be on time;
+- *price*: the longest service that is worth its place on a core. It falls whenever a
+  shorter one has to be refused and rises whenever a longer one can start, so that
+  nothing but the load sets it;
+- *reservations*: who has to wait for a lock closes its rows to those who would hold
+  them beyond the latest time at which it can start; who ends earlier may pass.
+
+Backfilling between reservations is known from batch schedulers (Lifka, JSSPP 1995).
+"""
+
+from math import exp, log
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from thesis_lib.sequencer.calibration import MEAN_Y, probability_within, shares_below
+from thesis_lib.sequencer.shadow import (
+    Memory,
+    Model,
+    forget_outlook,
+    free_at,
+    learn_commits,
+    outlook,
+    register,
+)
+from thesis_lib.sequencer.trace import F64, I64, Bool
+
+# Positions in `Memory.control`; behind them a share of violations for each group and
+# then the logarithm of the weight of each.
+PRICE_S, HIGHEST_S, PRESSURE, GROUPS = range(4)
+HEAVIEST = log(100.0)
+PRESSED = 0.01  # weight of the last decision in `PRESSURE`
+FADING = 0.002  # weight of the last outcome in a group's share
+
+
+class Terms(NamedTuple):
+    """The one configuration of `ours`, chosen on design seeds (chapter 3)."""
+
+    step: float = 0.05  # by which the price falls at a refusal, of itself
+    relief: float = 0.3  # share of that by which it rises at a start above it
+    full: float = 0.2  # share of decisions above the price that is full pressure
+    least_p: float = 0.3  # refused below this probability of being on time,
+    pressed_p: float = 0.8  # and below this one under full pressure
+    haste: float = 2.0  # services that a deadline counts later, under full pressure
+    patience: float = 0.25  # typical services that one may wait once released
+    reserve: float = 2.0  # services from the latest start reserved to the deadline
+    window: float = 500.0  # commits that calibration remembers; with 0 there is none
+    gap: float = np.inf  # most that a group's share may exceed the smallest one
+
+
+def starting(slo_s: float, groups: int) -> F64:
+    """What `bind_late` remembers at first: everything is worth its place."""
+    control = np.zeros(GROUPS + 2 * groups)
+    control[PRICE_S] = control[HIGHEST_S] = slo_s
+    return control
+
+
+@njit(cache=True)
+def _settle(control, terms, group, violated):
+    """Who is violated more often than others, by more than the gap, weighs more."""
+    groups = (len(control) - GROUPS) // 2
+    shares = control[GROUPS : GROUPS + groups]
+    weights = control[GROUPS + groups :]
+    shares[group] += FADING * (violated - shares[group])
+    excess = shares[group] - shares.min() - terms.gap
+    if terms.gap < np.inf:
+        weights[group] = min(max(weights[group] + terms.step * excess, 0.0), HEAVIEST)
+
+
+@njit(cache=True)
+def _order(rank, key):
+    """Positions by rank, then by key, stable; by insertion, for they are few."""
+    order = np.empty(len(key), np.int64)
+    for at in range(len(key)):
+        to = at
+        while to > 0 and (
+            rank[order[to - 1]] > rank[at]
+            or (rank[order[to - 1]] == rank[at] and key[order[to - 1]] > key[at])
+        ):
+            order[to] = order[to - 1]
+            to -= 1
+        order[to] = at
+    return order
+
+
+@njit(cache=True)
+def _latest_s(memory, i):
+    """When i has to end, not to be in the way of a reservation."""
+    offsets, key_of, exclusive = memory.keys
+    writer_s, reader_s = memory.latest_s
+    latest_s = np.inf
+    for request in range(offsets[i], offsets[i + 1]):
+        key = key_of[request]
+        latest_s = min(latest_s, writer_s[key])
+        if exclusive[request]:
+            latest_s = min(latest_s, reader_s[key])
+    return latest_s
+
+
+@njit(cache=True)
+def _reserve(memory, i, latest_s):
+    """Close the rows of i to whoever would hold them beyond `latest_s`."""
+    offsets, key_of, exclusive = memory.keys
+    writer_s, reader_s = memory.latest_s
+    for request in range(offsets[i], offsets[i + 1]):
+        key = key_of[request]
+        if exclusive[request]:
+            writer_s[key] = min(writer_s[key], latest_s)
+        else:
+            reader_s[key] = min(reader_s[key], latest_s)
+
+
+@njit(cache=True)
+def _open(memory, ids):
+    """Forget every reservation."""
+    offsets, key_of, _ = memory.keys
+    writer_s, reader_s = memory.latest_s
+    for i in ids:
+        for request in range(offsets[i], offsets[i + 1]):
+            writer_s[key_of[request]] = np.inf
+            reader_s[key_of[request]] = np.inf
+
+
+@njit(cache=True)
+def bind_late(
+    terms: Terms, memory: Memory, model: Model, ids: I64, now_s: float
+) -> tuple[I64, Bool]:
+    """Which `ids` (b,) to release, as positions in order, and which to refuse.
+
+    1. Learn from what has committed, and calibrate every estimate that counts here.
+    2. Predict when each core and each row will be free of what has been released.
+    3. Refuse who would hardly be on time even if released next; how hardly rises with
+       the pressure. The price falls for each that is below it.
+    4. By deadline, which counts the later the longer a service is and the higher the
+       pressure, and behind all others who is above the price: release who finds a core
+       and its rows free and no reservation in its way; a dispatch that takes time may
+       be sent a little ahead. Who has to wait, and is not above the price, reserves.
+    """
+    b, control, ends_s = len(ids), memory.control, memory.ends_s
+    groups = (len(control) - GROUPS) // 2
+    weights = control[GROUPS + groups :]
+    for i in learn_commits(memory, terms.window):
+        late = memory.world.finish_s[i] > memory.deadline_s[i]
+        _settle(control, terms, memory.group[i], late)
+    due_s, core_s = outlook(memory, model, ids, now_s)
+    deadline_s, service_s = memory.deadline_s[ids], memory.estimated_s[ids]
+    below, core = shares_below(memory.online), core_s.argmin()
+    pressure = min(control[PRESSURE] / terms.full, 1.0)
+    least_p = terms.least_p + pressure * (terms.pressed_p - terms.least_p)
+    price_s = control[PRICE_S]
+    refused, above = np.zeros(b, np.bool_), np.zeros(b, np.bool_)
+    for at in range(b):
+        i = ids[at]
+        above[at] = service_s[at] > price_s * exp(weights[memory.group[i]])
+        start_s = max(free_at(memory.keys, ends_s, i, due_s), core_s[core])
+        left_s = deadline_s[at] - start_s
+        if probability_within(below, left_s, service_s[at]) < least_p:
+            refused[at] = True
+            control[PRESSURE] += PRESSED * (above[at] - control[PRESSURE])
+            _settle(control, terms, memory.group[i], True)
+            if not above[at]:
+                control[PRICE_S] *= exp(-terms.step)
+    order = _order(
+        above.astype(np.int64), deadline_s + terms.haste * pressure * service_s
+    )
+    typical_s = exp(memory.online.moments[MEAN_Y])
+    ahead_s = min(model.lag_s, terms.patience * typical_s)
+    released, ended = np.empty(b, np.int64), 0
+    for at in order:
+        if refused[at]:
+            continue
+        i, core = ids[at], core_s.argmin()
+        if core_s[core] > due_s + ahead_s:
+            break
+        free_s = free_at(memory.keys, ends_s, i, due_s)
+        end_s = max(free_s, core_s[core]) + service_s[at]
+        if free_s > due_s + ahead_s or end_s > _latest_s(memory, i):
+            if not above[at]:
+                _reserve(memory, i, deadline_s[at] - terms.reserve * service_s[at])
+            continue
+        core_s[core] = end_s
+        register(memory.keys, ends_s, i, end_s)
+        released[ended] = at
+        ended += 1
+        control[PRESSURE] += PRESSED * (above[at] - control[PRESSURE])
+        if above[at]:
+            dearer_s = control[PRICE_S] * exp(terms.relief * terms.step)
+            control[PRICE_S] = min(dearer_s, control[HIGHEST_S])
+    forget_outlook(memory, ids)
+    _open(memory, ids)
+    return released[:ended], refused

@@ -1,0 +1,188 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from thesis_lib.sequencer.calibration import (
+    BIN,
+    SLOPE,
+    corrected_s,
+    learn,
+    probability_within,
+    shares_below,
+    trusting,
+)
+from thesis_lib.sequencer.dispatch import Terms
+from thesis_lib.sequencer.policies import policy
+from thesis_lib.sequencer.report import scenario_cell, summarise
+from thesis_lib.sequencer.simulate import simulate
+from thesis_lib.sequencer.trace import KeySets, Trace
+from thesis_lib.sequencer.workload import at_rate, scenario
+
+MS = 1e-3
+
+
+def learned(given_s, took_s, window=500.0):
+    online = trusting(given_s, 0.2)
+    for i, took in enumerate(took_s):
+        learn(online, i, took, window)
+    return online
+
+
+def sampled(n, seed, noise):
+    """True times that scatter by a factor, and estimates that err by another."""
+    random = np.random.default_rng(seed)
+    true_s = MS * np.exp(random.normal(0, 0.6, n))
+    return true_s, true_s * np.exp(random.normal(0, noise, n)), random
+
+
+@pytest.mark.parametrize("bias", [0.5, 1.0, 3.0])
+def test_calibration_removes_a_bias(bias):
+    true_s, given_s, _ = sampled(4_000, 1, 0.2)
+    online = learned(bias * given_s, true_s, window=2_000.0)
+    corrected = np.array([corrected_s(online, i) for i in range(4_000)])
+    assert abs(np.log(corrected / true_s).mean()) < 0.03
+    assert np.log(corrected / true_s).std() < 0.21
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.5, 1.0])
+def test_calibration_shrinks_noise_as_a_regression_does(noise):
+    true_s, given_s, _ = sampled(20_000, 2, noise)
+    slope = learned(given_s, true_s, window=5_000.0).moments[SLOPE]
+    expected = 0.6**2 / (0.6**2 + noise**2)
+    assert abs(slope - expected) < 0.05
+
+
+def test_estimates_that_say_nothing_shrink_to_a_constant():
+    true_s, _, random = sampled(20_000, 3, 0.2)
+    online = learned(MS * np.exp(random.normal(0, 0.6, 20_000)), true_s, 5_000.0)
+    corrected = np.array([corrected_s(online, i) for i in range(1_000)])
+    assert np.log(corrected).std() < 0.05
+    assert abs(np.log(corrected / MS)).max() < 0.2
+
+
+def test_probabilities_are_the_shares_that_they_promise():
+    true_s, given_s, _ = sampled(20_000, 4, 0.3)
+    online = learned(given_s, true_s, window=1e9)
+    below = shares_below(online)
+    assert np.all(np.diff(below) >= 0)
+    assert (below[0], below[-1]) == (0.0, 1.0)
+    corrected = np.array([corrected_s(online, i) for i in range(20_000)])
+    for factor in (0.7, 1.0, 1.4):
+        promised = probability_within(below, factor * MS, MS)
+        assert abs(promised - np.mean(true_s <= factor * corrected)) < 0.02
+
+
+def test_exact_estimates_are_certain_on_either_side_of_the_deadline():
+    below = shares_below(trusting([MS], 0.0))
+    assert probability_within(below, MS, MS) == 1.0
+    assert probability_within(below, MS * np.exp(-BIN), MS) == 0.0
+    assert probability_within(below, -MS, MS) == 0.0
+    assert probability_within(below, 0.0, 0.0) == 1.0
+
+
+def jobs(arrival_ms, service_ms, reads, writes):
+    return Trace.of_jobs(
+        arrival_s=MS * np.array(arrival_ms),
+        service_s=MS * np.array(service_ms),
+        keys=KeySets.from_lists(reads, writes),
+    )
+
+
+def run(trace, slo_ms, cores, **options):
+    given = policy("ours", slo_s=slo_ms * MS, cores=cores, **options)
+    return simulate(
+        trace, given, trace.service_s, cores=cores, slo_s=slo_ms * MS, spread=0.0
+    )
+
+
+def test_a_writer_closes_its_row_before_readers_can_starve_it():
+    # Readers of 2 ms come every 1 ms and overlap without end. The writer must end by
+    # 10.1 ms: from 8.1 ms on, two of its services before, nobody may hold its row.
+    arrival_ms = [*range(40), 0.1]
+    order = np.argsort(arrival_ms, kind="stable")
+    reads = [[0]] * 40 + [[]]
+    writes = [[]] * 40 + [[0]]
+    trace = jobs(
+        np.array(arrival_ms)[order],
+        np.array([2.0] * 40 + [1.0])[order],
+        [reads[i] for i in order],
+        [writes[i] for i in order],
+    )
+    history = run(trace, 10.0, cores=4)
+    assert not history.violated.any()
+    assert history.latency_s[1] > 5 * MS  # it has let others pass while it could
+    starved = run(trace, 10.0, cores=4, terms=Terms(reserve=-np.inf))
+    assert starved.violated[1]
+
+
+def test_a_lock_that_is_free_goes_before_one_that_is_not():
+    # 0 writes a until 5 ms; 1 needs a, 2 does not and comes later.
+    trace = jobs([0, 0.1, 0.2], [5, 1, 1], [[]] * 3, [[0], [0], [1]])
+    history = run(trace, 20.0, cores=2)
+    assert history.log.tolist() == [0, 2, 1]
+
+
+def test_under_overload_the_long_are_given_up_and_the_price_follows_the_load():
+    cell = scenario_cell("A", transactions=6_000)
+    trace = cell.make_trace(5)
+    shares = {}
+    for load in (0.7, 1.5):
+        given = cell.arrange(trace, load, 6)
+        history = run(given, 1e3 * cell.slo_s, cell.cores)
+        long = given.service_s > np.quantile(given.service_s, 0.9)
+        shares[load] = [history.violated[rows].mean() for rows in (long, ~long)]
+    assert shares[0.7] == [0.0, 0.0]
+    assert shares[1.5][0] > 0.9
+    assert shares[1.5][1] < 0.06
+
+
+def test_no_transaction_waits_beyond_its_deadline():
+    cell = scenario_cell("A", transactions=3_000)
+    trace = cell.arrange(cell.make_trace(7), 1.5, 8)
+    history = run(trace, 1e3 * cell.slo_s, cell.cores)
+    waited_s = history.decided_s - trace.arrival_s
+    assert np.nanmax(waited_s) <= cell.slo_s + 1 * MS  # or to the next commit
+
+
+def test_time_has_no_unit():
+    # Everything twice as long: the same log, the same drops.
+    trace = at_rate(scenario("A", 1_500, seed=1), 11_000.0, seed=2)
+    slow = replace(
+        trace, arrival_s=2 * trace.arrival_s, service_s=2 * trace.service_s,
+        units_s=2 * trace.units_s,
+    )  # fmt: skip
+    terms = Terms(window=0.0)
+    one, two = (
+        run(given, slo_ms, 8, terms=terms)
+        for given, slo_ms in ((trace, 12.5), (slow, 25.0))
+    )
+    np.testing.assert_array_equal(one.log, two.log)
+    np.testing.assert_array_equal(2 * one.finish_s, two.finish_s)
+
+
+@pytest.mark.parametrize("gap", [0.2, 0.05])
+def test_a_gap_bounds_how_much_more_one_group_is_violated(gap):
+    cell = scenario_cell("A", transactions=40_000)
+    trace = cell.arrange(cell.make_trace(9), 1.5, 10)
+
+    def spread(**options):
+        history = run(trace, 1e3 * cell.slo_s, cell.cores, **options)
+        by_kind = summarise(trace, history).violations_by_kind
+        return max(by_kind.values()) - min(by_kind.values())
+
+    assert spread() > 0.25
+    assert spread(gap=gap, groups=2) < gap + 0.02
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_estimates_that_err_do_not_make_it_worse_than_fifo(noise):
+    cell = scenario_cell("A", transactions=8_000)
+    trace = cell.arrange(cell.make_trace(11), 0.99, 12)
+    random = np.random.default_rng(13)
+    estimated_s = trace.service_s * np.exp(random.normal(0.3, noise, len(trace)))
+    shares = {
+        name: cell.run(trace, cell.policy(name), estimated_s, 0.99).violations
+        for name in ("fifo", "ours")
+    }
+    assert shares["ours"] <= shares["fifo"] + 0.002
