@@ -12,8 +12,9 @@ FLOORS = [
     "checks units files",
     "paths stats machine sequencer.trace memory.spec memory.linears",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
-    "sequencer.replica sequencer.sla sequencer.trees sequencer.calibration results "
-    "memory.lowrank memory.quantise memory.lossless memory.smollm2",
+    "sequencer.replica sequencer.sla sequencer.field sequencer.trees "
+    "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "
+    "memory.smollm2",
     "claims sequencer.kernel sequencer.features sequencer.storage memory.plan "
     "memory.store memory.measure",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
