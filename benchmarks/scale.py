@@ -26,7 +26,7 @@ from thesis_lib.sequencer.workload import SCENARIOS, scenario
 
 CORES = (8, 16, 32, 64, 128, 256, 512, 1024)
 LOADS = (0.9, 1.1)
-POLICIES = ("fifo", "late-edf", "ours")
+POLICIES = ("fifo", "ours")
 SEED = 1
 ROUNDS = 3
 
