@@ -14,9 +14,11 @@ FLOORS = [
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
     "sequencer.replica sequencer.sla sequencer.trees sequencer.calibration results "
     "memory.lowrank memory.quantise memory.lossless memory.smollm2",
-    "claims sequencer.kernel sequencer.features sequencer.storage memory.plan "
+    "claims sequencer.kernel sequencer.features sequencer.storage "
+    "sequencer.misestimate memory.plan "
     "memory.store memory.measure",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
+    "sequencer.pricing "
     "memory.stream memory.cost",
     "sequencer.shadow sequencer.modelfile sequencer.inspection "
     "memory.speculate memory.quality",
@@ -24,7 +26,7 @@ FLOORS = [
     "sequencer.pipeline sequencer.simulate sequencer.partitions",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
     "sequencer.worked",
-    "sequencer.serve sequencer.accuracy figures",
+    "sequencer.serve sequencer.accuracy sequencer.robustness figures",
     "chapters warm",
     "compare sweep",
     "present",
