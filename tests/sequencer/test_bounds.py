@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -7,12 +7,14 @@ from thesis_lib.checks import InvalidInput
 from thesis_lib.sequencer.bounds import (
     exclusive_keys,
     fewest_violations,
+    is_agreeable,
     kise_ibaraki_mine,
     moore_hodgson,
     pooled_cores,
 )
 from thesis_lib.sequencer.policies import POLICIES, policy
 from thesis_lib.sequencer.simulate import simulate
+from thesis_lib.sequencer.trace import KeySets, Trace
 from thesis_lib.sequencer.workload import SCENARIOS, at_rate, scenario
 
 
@@ -92,3 +94,123 @@ def test_bounds_are_below_every_policy(name, load):
 def test_locks_alone_bound_a_lock_bound_trace():
     trace = at_rate(scenario("C", 1_000, seed=3, warehouses=1), 4_000.0, seed=4)
     assert exclusive_keys(trace, slo_s=5e-3) > pooled_cores(trace, cores=64, slo_s=5e-3)
+
+
+def slow_kise_ibaraki_mine(release, service, deadline):
+    """As published: try every job of the chain for the one to give up."""
+
+    def end_of(chain):
+        end = 0.0
+        for job in chain:
+            end = max(end, release[job]) + service[job]
+        return end
+
+    chain = []
+    for job in range(len(release)):
+        chain.append(job)
+        if end_of(chain) > deadline[job]:
+            without = [chain[:at] + chain[at + 1 :] for at in range(len(chain))]
+            chain = min(without, key=end_of)
+    return len(chain)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_tree_finds_what_trying_every_job_finds(seed):
+    random = np.random.default_rng(seed)
+    n = 150
+    release = np.sort(random.uniform(0, 100, n))
+    service = random.lognormal(-0.2, 0.8, n) * random.choice([0.5, 1.0, 2.0])
+    deadline = release + random.uniform(2, 15)
+    on_time = kise_ibaraki_mine(release, service, deadline)
+    assert feasible(np.flatnonzero(on_time), release, service, deadline)
+    assert on_time.sum() == slow_kise_ibaraki_mine(release, service, deadline)
+
+
+def fewest_by_trying(trace, cores, slo_s):
+    """Every log of every subset, each entry dispatched as soon as it can start."""
+    n, keys = len(trace), trace.keys
+    deadline_s = trace.arrival_s + slo_s
+    held = [
+        dict(
+            zip(
+                keys.keys[keys.offsets[i] : keys.offsets[i + 1]].tolist(),
+                keys.exclusive[keys.offsets[i] : keys.offsets[i + 1]].tolist(),
+                strict=True,
+            )
+        )
+        for i in range(n)
+    ]
+
+    def all_on_time(log):
+        cores_s, ran, now_s = [-np.inf] * cores, [], -np.inf
+        for i in log:
+            conflicts = [
+                end_s
+                for other, end_s in ran
+                if any(
+                    held[i][key] or held[other][key]
+                    for key in held[i].keys() & held[other].keys()
+                )
+            ]
+            now_s = max([now_s, trace.arrival_s[i], min(cores_s), *conflicts])
+            end_s = now_s + trace.service_s[i]
+            if end_s > deadline_s[i]:
+                return False
+            cores_s[cores_s.index(min(cores_s))] = end_s
+            ran.append((i, end_s))
+        return True
+
+    for size in range(n, 0, -1):
+        if any(map(all_on_time, permutations(range(n), size))):
+            return n - size
+    return n
+
+
+def tiny(seed, n=5):
+    """Few transactions on few keys, in whole units of time."""
+    random = np.random.default_rng(seed)
+    shared, exclusive = [], []
+    for _ in range(n):
+        keys = random.permutation(3)[: random.integers(1, 3)].tolist()
+        mode = random.random() < 0.6
+        shared.append(keys[1:] if mode else keys)
+        exclusive.append(keys[:1] if mode else [])
+    arrival_s = np.sort(random.integers(0, 8, n)).astype(float)
+    service_s = random.integers(1, 6, n).astype(float)
+    trace = Trace.of_jobs(arrival_s, service_s, KeySets.from_lists(shared, exclusive))
+    slo_s = float(random.integers(4, 8))
+    if seed % 3 == 0:
+        slo_s = random.integers(4, 10, n).astype(float)
+    return trace, int(random.integers(1, 4)), slo_s
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_relaxations_are_below_the_optimum_with_locks_and_cores(seed):
+    trace, cores, slo_s = tiny(seed)
+    fewest = fewest_by_trying(trace, cores, slo_s)
+    assert pooled_cores(trace, cores=cores, slo_s=slo_s) <= fewest
+    assert exclusive_keys(trace, slo_s=slo_s) <= fewest
+    if cores == 1 and is_agreeable(trace, slo_s):
+        assert fewest_violations(trace, cores=cores, slo_s=slo_s) == fewest
+
+
+def test_objectives_that_disagree_are_relaxed_to_the_latest_deadline_so_far():
+    arrival_s, none = np.array([0.0, 1.0, 2.0]), [[]] * 3
+    service_s = np.array([1.0, 4.0, 1.0])
+    trace = Trace.of_jobs(arrival_s, service_s, KeySets.from_lists(none, none))
+    mixed_s = np.array([2.0, 6.0, 2.0])
+    assert is_agreeable(trace, 6.0)
+    assert not is_agreeable(trace, mixed_s)
+    # The last is due at 4, behind one that is due at 7, and counts as due then.
+    assert pooled_cores(trace, cores=1, slo_s=mixed_s) == 0
+    assert pooled_cores(trace, cores=1, slo_s=2.0) == 1
+
+
+def test_a_run_too_long_for_the_grid_is_refused():
+    trace = Trace.of_jobs(
+        np.array([0.0, 4e5]), np.ones(2), KeySets.from_lists([[]] * 2, [[]] * 2)
+    )
+    with pytest.raises(InvalidInput, match="in pieces"):
+        pooled_cores(trace, cores=4, slo_s=1.0)
+    with pytest.raises(InvalidInput, match="nine hours"):
+        kise_ibaraki_mine(trace.arrival_s, trace.service_s, trace.arrival_s + 1)

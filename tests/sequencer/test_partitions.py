@@ -159,7 +159,7 @@ class PlainPartitions:
     def go_on(self, part, now):
         if part.has_read and part.has_heard:
             self.complete[part.i, part.place] = now
-            self.ready[part.place].append(part)
+            self.ready[part.place].appendleft(part)
             self.fill(part.place, now)
 
     def fill(self, place, now):
@@ -184,6 +184,7 @@ class PlainPartitions:
             self.sent += 1
             at_s = now + self.exchange.round_s / 2
             heapq.heappush(self.heap, (at_s, self.HEAR, self.sent, 0, part.twin))
+            self.fill(part.place, now)
             self.go_on(part, now)
         else:
             self.finish[part.i, part.place] = now
@@ -216,7 +217,7 @@ def test_equal_to_a_plain_model_bit_for_bit(seed):
     exchange = Exchange(
         round_s=float(random.choice([0.0, 1e-4, 2e-3])),
         epoch_s=float(random.choice([0.0, 1e-3])),
-        read_share=float(random.choice([0.0, 0.3, 1.0])),
+        read_share=float(random.choice([0.1, 0.5, 0.9])),
     )
     plain = PlainPartitions(work, SPEC.cores, exchange)
     plain.run()
@@ -289,6 +290,7 @@ def test_a_part_executes_when_both_have_read_and_a_delay_has_passed():
         slo_s=9.0, exchange=Exchange(round_s=0.5, epoch_s=0.5, read_share=0.5),
     )  # fmt: skip
     assert made.granted_s[1].tolist() == [1.0, 0.75]
+    assert made.read_s[1].tolist() == [1.5, 1.25]
     assert made.ready_s[1].tolist() == [1.5, 1.75]
     assert made.finish_s[1].tolist() == [2.5, 2.75]
     assert made.history.finish_s.tolist() == [1.0, 2.75]

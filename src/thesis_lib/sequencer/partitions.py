@@ -13,7 +13,7 @@ crosses. The model follows Calvin (Thomson et al., SIGMOD 2012, sections 3.1 and
   with both halves at hand, each executes the whole logic and writes its own records.
   The reads are divided, the rest is done twice.
 - *Waiting with locks.* Between the end of its reads and the arrival of the other's, a
-  part holds all its locks and no core.
+  part holds all its locks and no core. Then it is the next to get a core.
 
 Late binding stays local: a sequencer decides on what arrived there by a forecast for
 its own partition, which takes the reads of the other for delivered. What crosses counts
@@ -41,7 +41,7 @@ from thesis_lib.sequencer.kernel import (
 from thesis_lib.sequencer.locktable import NONE, book, release
 from thesis_lib.sequencer.policies import Policy, decide_compiled
 from thesis_lib.sequencer.shadow import SPREAD, Memory
-from thesis_lib.sequencer.trace import F64, I64, History, KeySets, Trace
+from thesis_lib.sequencer.trace import F64, I64, Bool, History, KeySets, Trace
 
 # What a row of a partition stands for. A local transaction is one row, WHOLE; one that
 # crosses is four in a row in each of its partitions: what is decided on, a message that
@@ -134,7 +134,7 @@ class Partitioned:
         return len(self.trace)
 
     @property
-    def crosses(self) -> np.ndarray:
+    def crosses(self) -> Bool:
         """(n,) whether a transaction needs two partitions."""
         return self.other != NONE
 
@@ -216,7 +216,7 @@ def _concatenate(sets: Sequence[KeySets]) -> KeySets:
     )
 
 
-def _some(keys: KeySets, kept: np.ndarray) -> KeySets:
+def _some(keys: KeySets, kept: Bool) -> KeySets:
     """The sets of `kept` (n,), and empty ones in place of the others."""
     sizes = np.diff(keys.offsets)
     mask = np.repeat(kept, sizes)
@@ -230,10 +230,10 @@ def _some(keys: KeySets, kept: np.ndarray) -> KeySets:
 class Rows(NamedTuple):
     """What one partition has to do with, in rows; those of a transaction are together.
 
-    A part that crosses owns two keys that nobody else uses. MESSAGE and EXECUTE share
-    one, which MESSAGE holds until the other's reads are here; READ and EXECUTE share
-    the other, so that no part executes before it has read. EXECUTE books all that READ
-    books, right behind it, and gets it when READ ends: nothing comes between.
+    A part that crosses owns a key that nobody else uses: MESSAGE holds it from the
+    beginning until the part has read and the other's reads are here, and EXECUTE needs
+    it. EXECUTE books all that READ books, right behind it, and gets it when READ ends:
+    nothing comes between.
     """
 
     owner: I64  # (r,) transaction
@@ -251,18 +251,19 @@ def _rows(work: Partitioned, place: int, exchange: Exchange) -> tuple[Rows, I64]
     member = np.repeat(np.arange(len(members)), rows)
     stage = np.arange(len(member)) - first[member]
     there = work.home[members] != place
-    both = _concatenate([work.trace.keys, work.other_keys])
-    mine = both.take(members + len(work) * there)
+    own_first = np.argsort(there, kind="stable")
+    both = _concatenate(
+        [work.trace.keys.take(members[~there]), work.other_keys.take(members[there])]
+    )
+    mine = both.take(np.argsort(own_first))
     locked = _some(mine.take(member), stage != MESSAGE)
-    # Keys of their own, numbered after all others.
-    number = np.cumsum(crosses) - 1
-    own = mine.n_keys + 2 * number[member]
-    reads = np.flatnonzero((stage == READ) | (stage == EXECUTE))
-    arrives = np.flatnonzero((stage == MESSAGE) | (stage == EXECUTE))
+    # Keys that nobody else uses, numbered after all others.
+    own = mine.n_keys + (np.cumsum(crosses) - 1)[member]
+    locks_own = np.flatnonzero((stage == MESSAGE) | (stage == EXECUTE))
     owner = np.repeat(np.arange(len(member)), np.diff(locked.offsets))
-    entry = np.concatenate([owner, reads, arrives])
-    key = np.concatenate([locked.keys, own[reads], own[arrives] + 1])
-    alone = np.concatenate([locked.exclusive, np.ones(len(reads) + len(arrives), bool)])
+    entry = np.concatenate([owner, locks_own])
+    key = np.concatenate([locked.keys, own[locks_own]])
+    alone = np.concatenate([locked.exclusive, np.ones(len(locks_own), bool)])
     by = np.argsort(entry, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(entry, minlength=len(stage)))])
     read = exchange.read_share / 2
@@ -288,24 +289,28 @@ class Site(NamedTuple):
     """
 
     state: State
-    memory: Memory  # of its sequencer's shadow
     busy_s: F64  # (r,)
     owner: I64  # (r,)
     stage: I64  # (r,)
+    heard: Bool  # (r,) MESSAGE rows that have arrived
     held: I64  # (r,) rising
     counts: I64  # (4,)
 
 
-@njit(cache=True)
-def _list_of(site):
-    sites = List()
-    sites.append(site)
-    return sites
+# The memory of a sequencer's shadow is kept apart from its site: fetching a tuple of
+# arrays from a list costs more than most events, and only decisions need that one.
 
 
 @njit(cache=True)
-def _append(sites, site):
-    sites.append(site)
+def _list_of(thing):
+    things = List()
+    things.append(thing)
+    return things
+
+
+@njit(cache=True)
+def _append(things, thing):
+    things.append(thing)
 
 
 # --- All together ----------------------------------------------------------------
@@ -322,7 +327,7 @@ class Calendar(NamedTuple):
     other: I64  # (n,)
     rows: I64  # (n, 2) first row at home, and at the other partition or NONE
     decided_s: F64  # (n,)
-    dropped: np.ndarray  # (n,) bool
+    dropped: Bool  # (n,)
     log: I64  # (n,) in the order in which they were booked
     merging: I64  # (n,) what crosses, as released by its sequencer
     booked_s: F64  # (n,) when the merge books each of these
@@ -336,46 +341,54 @@ def _step(site, calendar, now_s, delay_s, place, sent):
 
     Returns how many messages have been sent by now.
     """
-    state, _, busy_s, owner, stage, _, counts = site
+    state, busy_s, owner, stage, heard, _, counts = site
     advance(state, busy_s, now_s, False)
     for at in range(counts[SEEN], state.progress[COMMITTED]):
         row = state.ended[at]
         if stage[row] == READ:
             i = owner[row]
+            home = calendar.home[i]
             calendar.sent[sent, 0] = i
-            if calendar.home[i] == place:
-                calendar.sent[sent, 1] = calendar.other[i]
-            else:
-                calendar.sent[sent, 1] = calendar.home[i]
+            calendar.sent[sent, 1] = calendar.other[i] if home == place else home
             calendar.sent_s[sent] = now_s + delay_s
             sent += 1
-            if not np.isnan(state.granted_s[row + 1]):
-                counts[ASIDE] -= 1
+            if heard[row - READ + MESSAGE]:
+                _go_on(site, row - READ + MESSAGE, now_s)
     counts[SEEN] = state.progress[COMMITTED]
     return sent
 
 
 @njit(cache=True)
 def _deliver(site, message, now_s):
-    """The other's reads are here: a part that has read its own may execute."""
-    state, _, busy_s, _, _, _, counts = site
-    progress = state.progress
-    for at in range(release(state.table, message, state.unlocked)):
-        i = state.unlocked[at]
-        state.granted_s[i] = now_s
-        state.queue[progress[READY]] = i
-        progress[READY] += 1
-        counts[ASIDE] -= 1
-        # A core idles only where nothing else is ready.
-        if progress[STARTED] - progress[COMMITTED] < len(state.running):
-            core = 0
-            while state.running[core] != NONE:
-                core += 1
-            state.running[core] = i
-            state.start_s[i] = now_s
-            state.ends_s[core] = now_s + busy_s[i]
-            state.turn[core] = progress[STARTED]
-            progress[STARTED] += 1
+    """The other's reads are here: a part that has read its own goes on."""
+    site.heard[message] = True
+    if not np.isnan(site.state.finish_s[message - MESSAGE + READ]):
+        _go_on(site, message, now_s)
+
+
+@njit(cache=True)
+def _go_on(site, message, now_s):
+    """A part has all reads: it is granted EXECUTE, and is the next to get a core."""
+    state, busy_s, _, _, _, _, counts = site
+    queue, progress = state.queue, state.progress
+    release(state.table, message, state.unlocked)
+    i = message - MESSAGE + EXECUTE
+    state.granted_s[i] = now_s
+    counts[ASIDE] -= 1
+    for at in range(progress[READY], progress[STARTED], -1):
+        queue[at] = queue[at - 1]
+    queue[progress[STARTED]] = i
+    progress[READY] += 1
+    # Elsewhere a core idles only if nothing was ready.
+    if progress[STARTED] - progress[COMMITTED] < len(state.running):
+        core = 0
+        while state.running[core] != NONE:
+            core += 1
+        state.running[core] = i
+        state.start_s[i] = now_s
+        state.ends_s[core] = now_s + busy_s[i]
+        state.turn[core] = progress[STARTED]
+        progress[STARTED] += 1
 
 
 @njit(cache=True)
@@ -387,7 +400,7 @@ def _log(state, row, now_s):
 
 
 @njit(cache=True)
-def _run(sites, calendar, model, code, in_flight, delay_s, epoch_s):
+def _run(sites, memories, calendar, model, code, in_flight, delay_s, epoch_s):
     """Everything; returns how many transactions are held for ever.
 
     At equal times: what leaves a core, by partition; messages; what the merge books;
@@ -455,7 +468,7 @@ def _run(sites, calendar, model, code, in_flight, delay_s, epoch_s):
             if fresh[place] == NONE and not freed[place]:
                 continue
             site = sites[place]
-            state, memory, _, owner, _, held, counts = site
+            state, _, owner, _, _, held, counts = site
             waiting = counts[HELD]
             if fresh[place] != NONE:
                 held[waiting] = fresh[place]
@@ -468,7 +481,7 @@ def _run(sites, calendar, model, code, in_flight, delay_s, epoch_s):
             if 0 < in_flight <= released:
                 continue
             ids = held[:waiting].copy()
-            order, lost = decide_compiled(code, memory, model, ids, now_s)
+            order, lost = decide_compiled(code, memories[place], model, ids, now_s)
             room = in_flight - released if in_flight > 0 else waiting
             for row in order[:room]:
                 i = owner[row]
@@ -512,7 +525,8 @@ class PartitionedHistory:
 
     history: History
     granted_s: F64  # (n, 2) all locks held
-    ready_s: F64  # (n, 2) own reads done and those of the other there
+    read_s: F64  # (n, 2) own reads done; NaN also at home for what is local
+    ready_s: F64  # (n, 2) those of the other there as well; the same
     finish_s: F64  # (n, 2)
     busy_s: F64  # (partitions,)
     logs: tuple[I64, ...]  # (partitions,) of ids
@@ -553,6 +567,7 @@ def simulate_partitions(
     early_s = exchange.epoch_s + exchange.round_s
     where = np.full((n, 2), NONE, np.int64)
     places: list[Site] = []
+    memories: list[Memory] = []
     model = None
     for place in range(work.partitions):
         rows, first = _rows(work, place, exchange)
@@ -566,22 +581,24 @@ def simulate_partitions(
             state, rows.keys, estimated_s[rows.owner] * rows.busy, due_s, spread, 0.0
         )
         model = shadow.model
+        memories.append(shadow.memory)
         places.append(
             Site(
                 state=state,
-                memory=shadow.memory,
                 busy_s=trace.service_s[rows.owner] * rows.busy,
                 owner=rows.owner,
                 stage=rows.stage,
+                heard=np.zeros(len(rows.owner), np.bool_),
                 held=np.empty(len(rows.owner), np.int64),
                 counts=np.zeros(4, np.int64),
             )
         )
         for message in np.flatnonzero(rows.stage == MESSAGE).tolist():
             book(state.table, message)
-    sites = _list_of(places[0])
-    for site in places[1:]:
+    sites, shadows = _list_of(places[0]), _list_of(memories[0])
+    for site, memory in zip(places[1:], memories[1:], strict=True):
         _append(sites, site)
+        _append(shadows, memory)
     crossing = int(work.crosses.sum())
     calendar = Calendar(
         arrival_s=trace.arrival_s,
@@ -597,7 +614,7 @@ def simulate_partitions(
         sent_s=np.empty(2 * crossing),
     )
     held = _run(
-        sites, calendar, model, policy.code, policy.in_flight or 0,
+        sites, shadows, calendar, model, policy.code, policy.in_flight or 0,
         exchange.round_s / 2, float(exchange.epoch_s),
     )  # fmt: skip
     require(
@@ -612,7 +629,7 @@ def _history(
     work: Partitioned, deadline_s: F64, calendar: Calendar, places: list[Site]
 ) -> PartitionedHistory:
     n = len(work)
-    granted_s, start_s, ready_s, finish_s = np.full((4, n, 2), np.nan)
+    granted_s, start_s, read_s, ready_s, finish_s = np.full((5, n, 2), np.nan)
     for place, site in enumerate(places):
         state = site.state
         for side, here in ((0, work.home == place), (1, work.other == place)):
@@ -622,10 +639,12 @@ def _history(
             execute = row + EXECUTE * work.crosses[ids]
             granted_s[ids, side] = state.granted_s[read]
             start_s[ids, side] = state.start_s[read]
+            read_s[ids, side] = state.finish_s[read]
             ready_s[ids, side] = state.granted_s[execute]
             finish_s[ids, side] = state.finish_s[execute]
     kept = ~calendar.dropped
     local = ~work.crosses
+    read_s[local], ready_s[local] = np.nan, np.nan
     log = [site.state.log[: site.state.progress[LOGGED]] for site in places]
     first = [
         entries[site.stage[entries] != EXECUTE]
@@ -647,6 +666,7 @@ def _history(
             log=calendar.log[: kept.sum()].copy(),
         ),
         granted_s=granted_s,
+        read_s=read_s,
         ready_s=ready_s,
         finish_s=finish_s,
         busy_s=np.array(

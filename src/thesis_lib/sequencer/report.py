@@ -129,14 +129,16 @@ def summarise(trace: Trace, history: History) -> Report:
     )
 
 
-def fewest_counted_violations(trace: Trace, *, cores: int, slo_s: float) -> float:
+def fewest_counted_violations(trace: Trace, *, cores: int, slo_s: float | F64) -> float:
     """The lower bound on the share of violations after the warm-up.
 
-    The counted transactions alone, on an idle machine, are a relaxation too.
+    The counted transactions alone, on an idle machine, are a relaxation too. `slo_s` is
+    one objective or one for each transaction, (n,).
     """
     rows = np.arange(len(trace))[counted(len(trace))]
     tail = trace.take(rows)
-    return fewest_violations(tail, cores=cores, slo_s=slo_s) / len(rows)
+    objective_s = np.broadcast_to(slo_s, len(trace))[rows]
+    return fewest_violations(tail, cores=cores, slo_s=objective_s) / len(rows)
 
 
 def saturation_rate(trace: Trace, *, cores: int, precision: float = 1e-3) -> float:

@@ -1,0 +1,174 @@
+"""Part I at scale: more partitions, and how far one sequencer goes.
+
+*Weak scaling*: every partition has the cores, the transactions and the load of one, so
+that a perfect system would do the same in each. *One sequencer*: what a decision costs,
+by the cores that it decides for, against the time between two arrivals.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+import numpy as np
+import pandas as pd
+
+from thesis_lib.checks import require
+from thesis_lib.sequencer.partitions import (
+    EXCHANGE,
+    Exchange,
+    Partitioned,
+    PartitionedHistory,
+    merge,
+    simulate_partitions,
+)
+from thesis_lib.sequencer.report import (
+    Cell,
+    noisy_estimate,
+    paired_seeds,
+    summarise,
+)
+from thesis_lib.sequencer.theory import crossing_capacity
+
+OVERLOAD = 1.5  # so far above saturation, what commits is the capacity
+
+
+def weak_scaling(
+    cell: Cell,
+    policies: Sequence[str],
+    partitions: Sequence[int],
+    crossings: Sequence[float],
+    load: float,
+    *,
+    seeds: int,
+    seed: int,
+    exchange: Exchange = EXCHANGE,
+) -> pd.DataFrame:
+    """One row per number of partitions, share that crosses, seed and policy.
+
+    Every partition is one of `cell` at this load, until the first runs out of
+    arrivals; the k-th has the same transactions however many there are. One partition
+    has nothing to cross to and stands for every share. Columns: partitions, crossing,
+    seed, policy; `violations`, and of what crosses alone `violations_crossing`; commits
+    a second of each partition, all and on time, as shares of the saturation of one
+    (`throughput`, `goodput`); of the parts that cross, how long one waits for the other
+    holding its locks (`wait_s`), and how many do so at a time in a partition (`aside`).
+    """
+    rows = []
+    estimate = noisy_estimate()
+    for number, drawn in enumerate(paired_seeds(seed, seeds)):
+        trace_seed, crossing_seed, estimate_seed = drawn
+        places = [
+            cell.arrange(cell.make_trace(one), load, arrivals)
+            for one, arrivals, _ in paired_seeds(trace_seed, max(partitions))
+        ]
+        for count in partitions:
+            end_s = min(trace.arrival_s[-1] for trace in places[:count])
+            traces = [
+                trace.take(np.flatnonzero(trace.arrival_s <= end_s))
+                for trace in places[:count]
+            ]
+            for crossing in crossings:
+                work = merge(traces, crossing if count > 1 else 0.0, crossing_seed)
+                estimated_s = estimate(work.trace, estimate_seed)
+                for name in policies:
+                    made = simulate_partitions(
+                        work, cell.policy(name), estimated_s, cores=cell.cores,
+                        slo_s=cell.slo_s, exchange=exchange,
+                    )  # fmt: skip
+                    rows.append(
+                        {
+                            "partitions": count,
+                            "crossing": crossing,
+                            "seed": number,
+                            "policy": name,
+                            **_measures(work, made, cell.saturation_per_s),
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def _measures(
+    work: Partitioned, made: PartitionedHistory, saturation_per_s: float
+) -> dict[str, float]:
+    report = summarise(work.trace, made.history)
+    full_per_s = work.partitions * saturation_per_s
+    aside_s = (made.ready_s - made.read_s)[~np.isnan(made.read_s)]
+    violated = made.history.violated[work.crosses]
+    span_s = np.nanmax(made.finish_s) - work.trace.arrival_s[0]
+    return {
+        "violations": report.violations,
+        "violations_crossing": float(violated.mean()) if len(violated) else np.nan,
+        "throughput": report.throughput_per_s / full_per_s,
+        "goodput": report.goodput_per_s / full_per_s,
+        "wait_s": float(aside_s.mean()) if len(aside_s) else 0.0,
+        "aside": float(aside_s.sum() / span_s / work.partitions),
+    }
+
+
+def capacities(runs: pd.DataFrame, exchange: Exchange = EXCHANGE) -> pd.DataFrame:
+    """Throughput of `weak_scaling` at OVERLOAD, in percent of what saturates one alone.
+
+    Means over the seeds: a row a number of partitions, a column a share that crosses
+    and a policy; and, as policy "cores", what the cores alone would allow.
+    """
+    made = 100 * runs.pivot_table(
+        index="partitions",
+        columns=["crossing", "policy"],
+        values="throughput",
+        aggfunc="mean",
+    )
+    for crossing in sorted(runs["crossing"].unique()):
+        made[crossing, "cores"] = [
+            crossing_capacity(
+                1, 100.0, crossing if count > 1 else 0.0, exchange.repeated
+            )
+            for count in made.index
+        ]
+    return made.sort_index(axis=1)
+
+
+def one_sequencer(cases: Sequence[Mapping]) -> pd.DataFrame:
+    """How busy deciding keeps a single sequencer, by policy, load and cores.
+
+    `cases` are those of the record of `benchmarks/scale.py`. Columns: arrivals a second
+    (`rate_per_s`), the mean cost of a decision to a transaction (`decide_us`), and
+    their product (`busy`): above 1, one sequencer cannot keep up.
+    """
+    made = pd.DataFrame(cases).set_index(["policy", "load", "cores"])
+    rate_per_s, decide_us = made["rate_per_s"], made["decide_mean_us"]
+    return pd.DataFrame(
+        {
+            "rate_per_s": rate_per_s,
+            "decide_us": decide_us,
+            "busy": 1e-6 * rate_per_s * decide_us,
+        }
+    )
+
+
+def saturated_at(busy: pd.DataFrame) -> float:
+    """Arrivals a second at which one sequencer is always busy.
+
+    `busy` are the rows of `one_sequencer` for a policy and a load. Between two that
+    were measured, both logarithms are taken to be linear; infinity if the busiest is
+    not yet saturated. Raises InvalidInput if the smallest is already.
+    """
+    rate_per_s, share = (
+        np.asarray(busy.sort_values("rate_per_s")[name], np.float64)
+        for name in ("rate_per_s", "busy")
+    )
+    require(
+        bool(share[0] < 1),
+        f"a sequencer is busy {share[0]:g} of the time at the least rate measured, "
+        f"{rate_per_s[0]:g}/s: measure smaller ones",
+    )
+    if (share < 1).all():
+        return np.inf
+    at = int(np.argmax(share >= 1))
+    way = -np.log(share[at - 1]) / (np.log(share[at]) - np.log(share[at - 1]))
+    return float(rate_per_s[at - 1] * (rate_per_s[at] / rate_per_s[at - 1]) ** way)
+
+
+def sequencers_needed(rate_per_s: float, cell: Cell, load: float) -> int:
+    """Partitions of this cell, a sequencer each, for so many arrivals at this load."""
+    require(rate_per_s > 0, f"rate_per_s={rate_per_s:g} must be positive")
+    require(load > 0, f"load={load:g} must be positive")
+    return ceil(rate_per_s / (load * cell.saturation_per_s))

@@ -1,0 +1,124 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer.partitions import Exchange
+from thesis_lib.sequencer.policies import policy
+from thesis_lib.sequencer.report import Cell, noisy_estimate, paired_seeds, summarise
+from thesis_lib.sequencer.scale import (
+    OVERLOAD,
+    capacities,
+    one_sequencer,
+    saturated_at,
+    sequencers_needed,
+    weak_scaling,
+)
+from thesis_lib.sequencer.simulate import simulate
+from thesis_lib.sequencer.workload import SCENARIOS, scenario
+
+SPEC = SCENARIOS["A"]
+
+
+def cell(transactions, warehouses=10):
+    mean_s = scenario("A", 20_000, 1, warehouses).service_s.mean()
+    return Cell(
+        make_trace=lambda seed: scenario("A", transactions, seed, warehouses),
+        saturation_per_s=SPEC.cores / mean_s,
+        cores=SPEC.cores,
+        slo_s=SPEC.slo_s,
+    )
+
+
+@pytest.mark.parametrize("read_share", [0.0, 0.5, 1.0])
+def test_where_nothing_conflicts_capacity_is_what_the_cores_allow(read_share):
+    exchange = Exchange(read_share=read_share)
+    runs = weak_scaling(
+        cell(6_000, warehouses=50_000), ["fifo"], [1, 4], [0.0, 0.1, 0.3], OVERLOAD,
+        seeds=2, seed=1, exchange=exchange,
+    )  # fmt: skip
+    made = capacities(runs, exchange)
+    local = made[0.0, "fifo"]
+    np.testing.assert_allclose(local, 100, rtol=0.02)
+    for crossing in (0.1, 0.3):
+        cores = made[crossing, "cores"]
+        assert cores[4] == 100 / (1 + crossing * (1 - read_share))
+        assert cores[1] == 100
+        measured = 100 * made[crossing, "fifo"] / local
+        np.testing.assert_allclose(measured, cores, rtol=0.015)
+
+
+def test_locks_only_lower_it_and_more_crossing_more_so():
+    runs = weak_scaling(
+        cell(1_000), ["fifo"], [4], [0.0, 0.1, 0.3], OVERLOAD, seeds=3, seed=2
+    )
+    made = capacities(runs)
+    shares = [0.0, 0.1, 0.3]
+    measured = [made.loc[4, (share, "fifo")] for share in shares]
+    assert measured == sorted(measured, reverse=True)
+    for share, throughput in zip(shares[1:], measured[1:], strict=True):
+        assert throughput < 0.95 * made.loc[4, (share, "cores")]
+
+
+def test_one_partition_is_the_simulator_and_stands_for_every_share():
+    made = cell(500)
+    runs = weak_scaling(
+        made, ["fifo", "ours"], [1, 2], [0.0, 0.1], 1.1, seeds=1, seed=3
+    )
+    alone = runs[runs["partitions"] == 1].drop(columns="crossing")
+    zero, tenth = alone[:2], alone[2:]
+    pd.testing.assert_frame_equal(
+        zero.reset_index(drop=True), tenth.reset_index(drop=True)
+    )
+    trace_seed, _, estimate_seed = paired_seeds(3, 1)[0]
+    one, arrivals, _ = paired_seeds(trace_seed, 1)[0]
+    trace = made.arrange(made.make_trace(one), 1.1, arrivals)
+    for name in ("fifo", "ours"):
+        history = simulate(
+            trace, policy(name, slo_s=SPEC.slo_s, cores=SPEC.cores),
+            noisy_estimate()(trace, estimate_seed), cores=SPEC.cores,
+            slo_s=SPEC.slo_s,
+        )  # fmt: skip
+        expected = summarise(trace, history)
+        row = zero[zero["policy"] == name].iloc[0]
+        assert row["violations"] == expected.violations
+        assert row["goodput"] == expected.goodput_per_s / made.saturation_per_s
+
+
+def test_parts_aside_by_littles_law():
+    # Two parts for each of what crosses, for `wait_s` each, in so many partitions.
+    made, share = cell(3_000), 0.1
+    runs = weak_scaling(made, ["ours"], [4], [share], 0.7, seeds=1, seed=4)
+    row = runs.iloc[0]
+    parts_per_s = 2 * share * 0.7 * made.saturation_per_s
+    assert row["aside"] == pytest.approx(parts_per_s * row["wait_s"], rel=0.06)
+
+
+def test_a_sequencer_saturates_between_the_rates_around_it():
+    # Cost in proportion to the cores: 1 us for each, so busy = 1e-6 x 100 x cores^2.
+    cases = [
+        {
+            "policy": "ours",
+            "load": 1.1,
+            "cores": cores,
+            "rate_per_s": 100.0 * cores,
+            "decide_mean_us": float(cores),
+        }
+        for cores in (400, 10, 40)
+    ]
+    busy = one_sequencer(cases).xs(("ours", 1.1))
+    np.testing.assert_allclose(busy["busy"], [16.0, 0.01, 0.16])
+    assert saturated_at(busy) == pytest.approx(10_000.0)
+    assert saturated_at(busy[busy["busy"] < 1]) == np.inf
+    with pytest.raises(InvalidInput, match="measure smaller ones"):
+        saturated_at(busy[busy["busy"] > 1])
+
+
+def test_sequencers_are_rounded_up():
+    made = cell(10)
+    rate_per_s = 1.1 * made.saturation_per_s
+    assert sequencers_needed(3 * rate_per_s, made, 1.1) == 3
+    assert sequencers_needed(3.01 * rate_per_s, made, 1.1) == 4
+    for rate, load in ((0.0, 1.0), (1.0, 0.0)):
+        with pytest.raises(InvalidInput, match="must be positive"):
+            sequencers_needed(rate, made, load)
