@@ -175,7 +175,9 @@ def run_compiled(state, before, busy_s, setting, memory, model, code, decisions_
         if setting.in_flight > 0:
             room = setting.in_flight
             room -= state.progress[LOGGED] - state.progress[COMMITTED]
-        held = np.sort(np.concatenate((order[room:], hold)))
+        held = hold  # rises already
+        if len(order) > room:
+            held = np.sort(np.concatenate((order[room:], hold)))
         enter(state, before, setting, order[:room], dropped, held)
 
 

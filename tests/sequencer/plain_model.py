@@ -198,22 +198,22 @@ class PlainLate:
     """The rule of `ours`, over a copy of the database; spread 0."""
 
     def __init__(self, database, estimated_s, deadline_s, lag_s, policy, groups):
-        self.database, self.given_s, self.deadline_s = database, estimated_s, deadline_s
+        self.database, self.deadline_s = database, deadline_s
+        self.given = np.log(np.maximum(estimated_s, 1e-9)).tolist()
         self.lag_s, self.terms, self.groups = lag_s, policy.code.terms, groups
         self.price_s = self.highest_s = policy.control[0]
         self.pressure, self.learned = 0.0, set()
+        self.expected_s = list(estimated_s)
         kinds = (len(policy.control) - 3) // 2
         self.shares, self.weights = [0.0] * kinds, [0.0] * kinds
         self.n, self.mx, self.my, self.xx, self.xy, self.slope = 0, 0, 0, 0.25, 0.25, 1
-        self.residuals = [1.0 if at == 31 else 0.0 for at in range(64)]
+        self.residuals = [1.0 if at == 63 else 0.0 for at in range(128)]
 
     def _calibrated(self, i):
-        if self.n == 0:
-            return self.given_s[i]
-        return exp(self.my + self.slope * (log(max(self.given_s[i], 1e-9)) - self.mx))
+        return exp(self.my + self.slope * (self.given[i] - self.mx))
 
     def _learn(self, i):
-        x = log(max(self.given_s[i], 1e-9))
+        x = self.given[i]
         took = self.database.finish_s[i] - self.database.start_s[i]
         y = log(max(took, 1e-9))
         if self.n == 0:
@@ -225,25 +225,19 @@ class PlainLate:
         self.xx = (1 - rate) * (self.xx + rate * dx * dx)
         self.xy = (1 - rate) * (self.xy + rate * dx * dy)
         self.slope = min(max(self.xy / max(self.xx, 1e-9), 0.0), 1.5)
-        at = min(max(ceil(error * 16 - 1e-9) + 31, 0), 63)
+        at = min(max(ceil(error * 32 - 1e-9) + 63, 0), 127)
         self.residuals = [
             share * (1 - rate) + rate * (place == at)
             for place, share in enumerate(self.residuals)
         ]
 
-    def _probability(self, left_s, service_s):
-        if left_s < 0:
-            return 0.0
-        if service_s <= 0:
-            return 1.0
-        below = [0.0]
-        for share in self.residuals:
-            below.append(below[-1] + share)
-        at = log(max(left_s, 1e-9) / service_s) * 16 + 32
-        if at <= 0 or at >= 64:
-            return float(at > 0)
-        low, high = below[int(at)] / below[64], below[int(at) + 1] / below[64]
-        return low + (at - int(at)) * (high - low)
+    def _allowance(self, p):
+        share = 0.0
+        for place, part in enumerate(self.residuals):
+            share += part
+            if share >= p:
+                return exp((place - 63) / 32)
+        return exp(2.0)
 
     def _settle(self, group, violated):
         self.shares[group] += 0.002 * (violated - self.shares[group])
@@ -255,18 +249,24 @@ class PlainLate:
     def _press(self, above):
         self.pressure += 0.01 * (above - self.pressure)
 
-    def _outlook(self, service_s, now):
+    def _outlook(self, now):
         """When each core, and each key for its writers and readers, will be free."""
-        before, twin = self.database, self.database.as_estimated(service_s, now)
-        twin.run()
-        running = [i for i in before.start_s if i not in before.finish_s]
-        cores = sorted([now] * before.idle + [twin.finish_s[i] for i in running])
-        for i in list(twin.start_s)[len(before.start_s) :]:
-            heapq.heapreplace(cores, twin.finish_s[i])
-        ends = {}
-        for i in before.log:
-            if i not in before.finish_s:
-                self._hold(ends, i, twin.finish_s[i])
+        database, ends = self.database, {}
+        dispatch_s = {i: at for at, kind, _, i in database.heap if kind == DISPATCH}
+        pending = [i for i in database.log if i not in database.finish_s]
+        cores = [now] * database.idle
+        for i in pending:
+            if i in database.start_s:
+                end_s = max(now, database.start_s[i] + self._calibrated(i))
+                cores.append(end_s)
+                self._hold(ends, i, end_s)
+        cores.sort()
+        for i in pending:
+            if i not in database.start_s:
+                free_s = self._free_s(ends, i, dispatch_s.get(i, now))
+                end_s = max(now, max(free_s, cores[0]) + self._calibrated(i))
+                heapq.heapreplace(cores, end_s)
+                self._hold(ends, i, end_s)
         return cores, ends
 
     def _hold(self, ends, i, end_s):
@@ -292,6 +292,14 @@ class PlainLate:
             until = reserved.setdefault(key, [inf, inf])
             until[not alone] = min(until[not alone], until_s)
 
+    def _none_ends_by(self, time_s):
+        """By what was expected when it was last looked at."""
+        return all(
+            start_s + self.expected_s[i] > time_s
+            for i, start_s in self.database.start_s.items()
+            if i not in self.database.finish_s
+        )
+
     def _observe(self):
         ended = self.database.finish_s
         fresh = [i for i in self.database.log if i in ended and i not in self.learned]
@@ -303,19 +311,26 @@ class PlainLate:
             self._settle(self.groups[i], ended[i] > self.deadline_s[i])
 
     def decide(self, ids, now):
-        self._observe()
         terms, ids = self.terms, ids.tolist()
-        service_s = [self._calibrated(i) for i in range(len(self.given_s))]
+        ahead_s = min(self.lag_s, terms.patience * exp(self.my))
+        if not self.database.idle and self._none_ends_by(now + self.lag_s + ahead_s):
+            return Decision(*(np.array(part, np.int64) for part in ([], [], ids)))
+        self._observe()
         pending = [at for at, kind, _, _ in self.database.heap if kind == DISPATCH]
         due_s = max([now + self.lag_s, *pending])
-        cores, ends = self._outlook(service_s, now)
+        cores, ends = self._outlook(now)
+        database = self.database
+        for i in [*ids, *(i for i in database.log if i not in database.finish_s)]:
+            self.expected_s[i] = self._calibrated(i)
+        service_s = self.expected_s
         pressed = min(self.pressure / terms.full, 1.0)
         least_p = terms.least_p + pressed * (terms.pressed_p - terms.least_p)
+        factor = self._allowance(least_p)
         price_s, above, kept, refused = self.price_s, {}, [], []
         for i in ids:
             above[i] = service_s[i] > price_s * exp(self.weights[self.groups[i]])
-            left_s = self.deadline_s[i] - max(self._free_s(ends, i, due_s), cores[0])
-            if self._probability(left_s, service_s[i]) >= least_p:
+            start_s = max(self._free_s(ends, i, due_s), cores[0])
+            if start_s + factor * service_s[i] <= self.deadline_s[i]:
                 kept.append(i)
                 continue
             refused.append(i)
@@ -325,7 +340,6 @@ class PlainLate:
                 self.price_s *= exp(-terms.step)
         hasty = terms.haste * pressed
         kept.sort(key=lambda i: (above[i], self.deadline_s[i] + hasty * service_s[i]))
-        ahead_s = min(self.lag_s, terms.patience * exp(self.my))
         released, reserved = [], {}
         for i in kept:
             if cores[0] > due_s + ahead_s:

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 
 from thesis_lib.sequencer.calibration import (
-    BIN,
     SLOPE,
+    allowance,
     corrected_s,
     learn,
-    probability_within,
-    shares_below,
     trusting,
 )
 from thesis_lib.sequencer.dispatch import Terms
@@ -61,24 +59,20 @@ def test_estimates_that_say_nothing_shrink_to_a_constant():
     assert abs(np.log(corrected / MS)).max() < 0.2
 
 
-def test_probabilities_are_the_shares_that_they_promise():
+def test_an_allowance_keeps_the_share_that_it_promises():
     true_s, given_s, _ = sampled(20_000, 4, 0.3)
     online = learned(given_s, true_s, window=1e9)
-    below = shares_below(online)
-    assert np.all(np.diff(below) >= 0)
-    assert (below[0], below[-1]) == (0.0, 1.0)
-    corrected = np.array([corrected_s(online, i) for i in range(20_000)])
-    for factor in (0.7, 1.0, 1.4):
-        promised = probability_within(below, factor * MS, MS)
-        assert abs(promised - np.mean(true_s <= factor * corrected)) < 0.02
+    corrected_at = np.array([corrected_s(online, i) for i in range(20_000)])
+    for p in (0.1, 0.5, 0.8, 0.95):
+        kept = np.mean(true_s <= allowance(online, p) * corrected_at)
+        assert p - 0.01 < kept < p + 0.06  # rounded up to the edge of a bin
 
 
-def test_exact_estimates_are_certain_on_either_side_of_the_deadline():
-    below = shares_below(trusting([MS], 0.0))
-    assert probability_within(below, MS, MS) == 1.0
-    assert probability_within(below, MS * np.exp(-BIN), MS) == 0.0
-    assert probability_within(below, -MS, MS) == 0.0
-    assert probability_within(below, 0.0, 0.0) == 1.0
+def test_exact_estimates_are_allowed_what_they_say():
+    exact = trusting([MS], 0.0)
+    assert [allowance(exact, p) for p in (0.01, 0.3, 1.0)] == [1.0, 1.0, 1.0]
+    assert allowance(trusting([MS], 0.2), 0.5) == 1.0
+    assert allowance(trusting([MS], 0.2), 0.84134) == pytest.approx(np.exp(0.2), 0.04)
 
 
 def jobs(arrival_ms, service_ms, reads, writes):

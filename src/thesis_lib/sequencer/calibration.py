@@ -115,7 +115,7 @@ def _track(
 
 # Positions in `Online.moments`.
 COMMITS, MEAN_X, MEAN_Y, VARIANCE, COVARIANCE, SLOPE = range(6)
-BINS, BIN = 64, 1 / 16  # of the logarithm of service over calibrated estimate
+BINS, BIN = 128, 1 / 32  # of the logarithm of service over calibrated estimate
 PRIOR, PRIOR_VARIANCE = 50.0, 0.25  # commits that the given estimates are worth
 STEEPEST = 1.5  # a slope beyond is noise
 LEAST_S = 1e-9  # times count as a nanosecond at least, to have a logarithm
@@ -131,7 +131,7 @@ class Online(NamedTuple):
     their mean, the slope being zero.
     """
 
-    given_s: F64  # (n,) the estimates as they were given; empty: nothing is learned
+    given: F64  # (n,) logarithms of the estimates as given; empty: nothing is learned
     moments: F64  # (6,)
     residuals: F64  # (BINS,) shares of the past, of y less the regression at x
 
@@ -146,24 +146,21 @@ def trusting(given_s: F64, spread: float) -> Online:
     moments = np.zeros(6)
     moments[SLOPE] = 1.0
     moments[VARIANCE] = moments[COVARIANCE] = PRIOR_VARIANCE
-    return Online(np.array(given_s, np.float64), moments, np.diff(below))
+    return Online(np.log(np.maximum(given_s, LEAST_S)), moments, np.diff(below))
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def corrected_s(online: Online, i: int) -> float:
     """The calibrated estimate of transaction i."""
-    given_s, moments, _ = online
-    if moments[COMMITS] == 0:
-        return given_s[i]
-    x = log(max(given_s[i], LEAST_S))
-    return exp(moments[MEAN_Y] + moments[SLOPE] * (x - moments[MEAN_X]))
+    moments = online.moments
+    return exp(moments[MEAN_Y] + moments[SLOPE] * (online.given[i] - moments[MEAN_X]))
 
 
 @njit(cache=True)
 def learn(online: Online, i: int, took_s: float, window: float) -> None:
     """Transaction i took `took_s`; what is older than `window` commits fades."""
-    given_s, moments, residuals = online
-    x, y = log(max(given_s[i], LEAST_S)), log(max(took_s, LEAST_S))
+    given, moments, residuals = online
+    x, y = given[i], log(max(took_s, LEAST_S))
     if moments[COMMITS] == 0:
         moments[MEAN_X] = moments[MEAN_Y] = x
     dx, dy = x - moments[MEAN_X], y - moments[MEAN_Y]
@@ -182,25 +179,14 @@ def learn(online: Online, i: int, took_s: float, window: float) -> None:
 
 
 @njit(cache=True)
-def shares_below(online: Online) -> F64:
-    """(BINS + 1,) the share of residuals at or below each edge of the bins."""
-    below = np.zeros(BINS + 1)
+def allowance(online: Online, p: float) -> float:
+    """How many times its calibrated estimate a share p took at most, of the past.
+
+    Rounded up to the next edge of a bin.
+    """
+    share = 0.0
     for at in range(BINS):
-        below[at + 1] = below[at] + online.residuals[at]
-    return below / below[BINS]
-
-
-@njit(cache=True)
-def probability_within(below: F64, left_s: float, service_s: float) -> float:
-    """The probability that one of calibrated `service_s` takes at most `left_s`."""
-    if left_s < 0:
-        return 0.0
-    if service_s <= 0:
-        return 1.0
-    at = log(max(left_s, LEAST_S) / service_s) / BIN + BINS // 2
-    if at <= 0:
-        return 0.0
-    if at >= BINS:
-        return 1.0
-    floor = int(at)
-    return below[floor] + (at - floor) * (below[floor + 1] - below[floor])
+        share += online.residuals[at]
+        if share >= p:
+            return exp(BIN * (at + 1 - BINS // 2))
+    return exp(BIN * (BINS // 2))

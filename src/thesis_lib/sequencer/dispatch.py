@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from thesis_lib.sequencer.calibration import MEAN_Y, probability_within, shares_below
+from thesis_lib.sequencer.calibration import MEAN_Y, allowance
+from thesis_lib.sequencer.locktable import NONE
 from thesis_lib.sequencer.shadow import (
     Memory,
     Model,
@@ -91,11 +92,11 @@ def _order(rank, key):
     return order
 
 
-@njit(cache=True)
-def _latest_s(memory, i):
+@njit(cache=True, inline="always")
+def _latest_s(keys, reserved_s, i):
     """When i has to end, not to be in the way of a reservation."""
-    offsets, key_of, exclusive = memory.keys
-    writer_s, reader_s = memory.latest_s
+    offsets, key_of, exclusive = keys
+    writer_s, reader_s = reserved_s
     latest_s = np.inf
     for request in range(offsets[i], offsets[i + 1]):
         key = key_of[request]
@@ -105,11 +106,11 @@ def _latest_s(memory, i):
     return latest_s
 
 
-@njit(cache=True)
-def _reserve(memory, i, latest_s):
+@njit(cache=True, inline="always")
+def _reserve(keys, reserved_s, i, latest_s):
     """Close the rows of i to whoever would hold them beyond `latest_s`."""
-    offsets, key_of, exclusive = memory.keys
-    writer_s, reader_s = memory.latest_s
+    offsets, key_of, exclusive = keys
+    writer_s, reader_s = reserved_s
     for request in range(offsets[i], offsets[i + 1]):
         key = key_of[request]
         if exclusive[request]:
@@ -118,15 +119,24 @@ def _reserve(memory, i, latest_s):
             reader_s[key] = min(reader_s[key], latest_s)
 
 
+@njit(cache=True, inline="always")
+def _open(keys, reserved_s, i):
+    """Forget the reservations of i."""
+    offsets, key_of, _ = keys
+    writer_s, reader_s = reserved_s
+    for request in range(offsets[i], offsets[i + 1]):
+        writer_s[key_of[request]] = np.inf
+        reader_s[key_of[request]] = np.inf
+
+
 @njit(cache=True)
-def _open(memory, ids):
-    """Forget every reservation."""
-    offsets, key_of, _ = memory.keys
-    writer_s, reader_s = memory.latest_s
-    for i in ids:
-        for request in range(offsets[i], offsets[i + 1]):
-            writer_s[key_of[request]] = np.inf
-            reader_s[key_of[request]] = np.inf
+def _nothing_frees(memory, due_s):
+    """Every core runs something that is predicted to last beyond `due_s`."""
+    start_s, estimated_s = memory.world.start_s, memory.estimated_s
+    for i in memory.world.running:
+        if i == NONE or start_s[i] + estimated_s[i] <= due_s:
+            return False
+    return True
 
 
 @njit(cache=True)
@@ -135,6 +145,7 @@ def bind_late(
 ) -> tuple[I64, Bool]:
     """Which `ids` (b,) to release, as positions in order, and which to refuse.
 
+    0. If no core will be free for whoever is released now, hold them all.
     1. Learn from what has committed, and calibrate every estimate that counts here.
     2. Predict when each core and each row will be free of what has been released.
     3. Refuse who would hardly be on time even if released next; how hardly rises with
@@ -145,49 +156,53 @@ def bind_late(
        be sent a little ahead. Who has to wait, and is not above the price, reserves.
     """
     b, control, ends_s = len(ids), memory.control, memory.ends_s
+    refused, above = np.zeros(b, np.bool_), np.zeros(b, np.bool_)
+    typical_s = exp(memory.online.moments[MEAN_Y])
+    ahead_s = min(model.lag_s, terms.patience * typical_s)
+    if _nothing_frees(memory, now_s + model.lag_s + ahead_s):
+        return ids[:0], refused
     groups = (len(control) - GROUPS) // 2
     weights = control[GROUPS + groups :]
     for i in learn_commits(memory, terms.window):
         late = memory.world.finish_s[i] > memory.deadline_s[i]
         _settle(control, terms, memory.group[i], late)
     due_s, core_s = outlook(memory, model, ids, now_s)
+    keys, reserved_s, group = memory.keys, memory.latest_s, memory.group
     deadline_s, service_s = memory.deadline_s[ids], memory.estimated_s[ids]
-    below, core = shares_below(memory.online), core_s.argmin()
+    core = core_s.argmin()
+    rank = np.zeros(b, np.int64)
     pressure = min(control[PRESSURE] / terms.full, 1.0)
     least_p = terms.least_p + pressure * (terms.pressed_p - terms.least_p)
-    price_s = control[PRICE_S]
-    refused, above = np.zeros(b, np.bool_), np.zeros(b, np.bool_)
+    price_s, factor = control[PRICE_S], allowance(memory.online, least_p)
     for at in range(b):
         i = ids[at]
-        above[at] = service_s[at] > price_s * exp(weights[memory.group[i]])
-        start_s = max(free_at(memory.keys, ends_s, i, due_s), core_s[core])
-        left_s = deadline_s[at] - start_s
-        if probability_within(below, left_s, service_s[at]) < least_p:
+        above[at] = service_s[at] > price_s * exp(weights[group[i]])
+        start_s = max(free_at(keys, ends_s, i, due_s), core_s[core])
+        if start_s + factor * service_s[at] > deadline_s[at]:
             refused[at] = True
             control[PRESSURE] += PRESSED * (above[at] - control[PRESSURE])
-            _settle(control, terms, memory.group[i], True)
+            _settle(control, terms, group[i], True)
             if not above[at]:
                 control[PRICE_S] *= exp(-terms.step)
-    order = _order(
-        above.astype(np.int64), deadline_s + terms.haste * pressure * service_s
-    )
-    typical_s = exp(memory.online.moments[MEAN_Y])
-    ahead_s = min(model.lag_s, terms.patience * typical_s)
-    released, ended = np.empty(b, np.int64), 0
+        rank[at] = 2 * refused[at] + above[at]
+    order = _order(rank, deadline_s + terms.haste * pressure * service_s)
+    released, ended, reserves = np.empty(b, np.int64), 0, 0
     for at in order:
         if refused[at]:
-            continue
+            break
         i, core = ids[at], core_s.argmin()
         if core_s[core] > due_s + ahead_s:
             break
-        free_s = free_at(memory.keys, ends_s, i, due_s)
+        free_s = free_at(keys, ends_s, i, due_s)
         end_s = max(free_s, core_s[core]) + service_s[at]
-        if free_s > due_s + ahead_s or end_s > _latest_s(memory, i):
+        if free_s > due_s + ahead_s or end_s > _latest_s(keys, reserved_s, i):
             if not above[at]:
-                _reserve(memory, i, deadline_s[at] - terms.reserve * service_s[at])
+                latest_s = deadline_s[at] - terms.reserve * service_s[at]
+                _reserve(keys, reserved_s, i, latest_s)
+                reserves += 1
             continue
         core_s[core] = end_s
-        register(memory.keys, ends_s, i, end_s)
+        register(keys, ends_s, i, end_s)
         released[ended] = at
         ended += 1
         control[PRESSURE] += PRESSED * (above[at] - control[PRESSURE])
@@ -195,5 +210,7 @@ def bind_late(
             dearer_s = control[PRICE_S] * exp(terms.relief * terms.step)
             control[PRICE_S] = min(dearer_s, control[HIGHEST_S])
     forget_outlook(memory, ids)
-    _open(memory, ids)
+    if reserves > 0:
+        for i in ids:
+            _open(keys, reserved_s, i)
     return released[:ended], refused

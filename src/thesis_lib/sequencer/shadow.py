@@ -51,6 +51,12 @@ class Shadow(Protocol):
     def peek(self, ids: I64, now_s: float) -> Forecast: ...
 
     @property
+    def memory(self) -> "Memory": ...
+
+    @property
+    def model(self) -> "Model": ...
+
+    @property
     def control(self) -> F64: ...
 
 
@@ -325,7 +331,9 @@ def _alone(memory, model, ids, now_s, finish_s):
     It would hold its locks after its last predecessor, and start when a core is free
     and everything that held its locks before has started.
     """
-    keys, estimated_s, _, world, scratch, ends_s, _, pending, counts, _, _, _, _ = memory
+    (
+        keys, estimated_s, _, world, scratch, ends_s, _, pending, counts, _, _, _, _,
+    ) = memory  # fmt: skip
     log, due_s = world.log, _due_s(world, model, now_s)
     ran = _run_forward(memory, ids[:0], now_s, due_s, finish_s)
     queue, finished_s = scratch.queue, scratch.finish_s
@@ -382,20 +390,24 @@ def learn_commits(memory: Memory, window: float) -> I64:
 
     What is older than `window` commits fades; with 0 nothing is learned.
     """
-    world, pending, counts = memory.world, memory.pending, memory.counts
+    pending, counts, online = memory.pending, memory.counts, memory.online
+    log, logged = memory.world.log, memory.world.progress[LOGGED]
+    start_s, finish_s = memory.world.start_s, memory.world.finish_s
     read, waiting = counts[READ], counts[PENDING]
-    seen = np.empty(waiting + world.progress[LOGGED] - read, np.int64)
-    found = 0
+    seen = np.empty(waiting + logged - read, np.int64)
+    found = kept = 0
     for at in range(len(seen)):
-        i = world.log[pending[at] if at < waiting else read + at - waiting]
-        if np.isnan(world.finish_s[i]):
+        entry = pending[at] if at < waiting else read + at - waiting
+        i = int(log[entry])
+        if np.isnan(finish_s[i]):
+            pending[kept] = entry
+            kept += 1
             continue
         seen[found] = i
         found += 1
         if window > 0:
-            took_s = world.finish_s[i] - world.start_s[i]
-            learn(memory.online, i, took_s, window)
-    _look(memory)
+            learn(online, i, float(finish_s[i] - start_s[i]), window)
+    counts[PENDING], counts[READ] = kept, logged
     return seen[:found]
 
 
@@ -403,39 +415,49 @@ def learn_commits(memory: Memory, window: float) -> I64:
 def outlook(memory: Memory, model: Model, ids: I64, now_s: float) -> tuple[float, F64]:
     """Calibrate, and predict when rows and cores are free of all that was released.
 
-    Calibrates the estimates of `ids` and of what is in flight. Returns when `ids` could
-    book their locks, and (cores,) when each core has nothing left to do; the ends of
-    rows are in `memory.ends_s`, for `free_at`, until `forget_outlook`.
+    Calibrates the estimates of `ids` and of what is in flight; what waits there for a
+    core or a lock is chained in log order. Returns when `ids` could book their locks,
+    and (cores,) when each core has nothing left to do; the ends of rows are in
+    `memory.ends_s`, for `free_at`, until `forget_outlook`.
     """
     world, pending, counts = memory.world, memory.pending, memory.counts
-    log, estimated_s = world.log, memory.estimated_s
-    for i in ids:
-        estimated_s[i] = corrected_s(memory.online, i)
-    for at in range(counts[PENDING]):
-        i = log[pending[at]]
-        estimated_s[i] = corrected_s(memory.online, i)
-    due_s = _due_s(world, model, now_s)
-    ran = _run_forward(memory, ids[:0], now_s, due_s, memory.control)
-    queue, finished_s = memory.scratch.queue, memory.scratch.finish_s
-    free_s = np.full(len(world.running), now_s)
-    for at in range(memory.scratch.progress[READY]):
-        core = at if at < ran else int(free_s.argmin())
-        free_s[core] = finished_s[queue[at]]
-    _clear(memory)
-    for at in range(counts[PENDING]):
-        i = log[pending[at]]
-        register(memory.keys, memory.ends_s, i, finished_s[i])
-    return due_s, free_s
+    log, dispatch_s, start_s = world.log, world.dispatch_s, world.start_s
+    keys, estimated_s, ends_s = memory.keys, memory.estimated_s, memory.ends_s
+    online = memory.online
+    for at in range(len(ids)):
+        i = int(ids[at])
+        estimated_s[i] = corrected_s(online, i)
+    core_s = np.full(len(world.running), now_s)
+    ran = 0
+    for waits in (False, True):
+        for at in range(counts[PENDING]):
+            entry = pending[at]
+            i = int(log[entry])
+            if np.isnan(start_s[i]) != waits:
+                continue
+            estimated_s[i] = corrected_s(online, i)
+            if waits:
+                core = int(core_s.argmin())
+                booked_s = max(now_s, dispatch_s[entry])
+                begin_s = max(free_at(keys, ends_s, i, booked_s), core_s[core])
+            else:
+                core, begin_s = ran, start_s[i]
+                ran += 1
+            core_s[core] = max(now_s, begin_s + estimated_s[i])
+            register(keys, ends_s, i, core_s[core])
+    return _due_s(world, model, now_s), core_s
 
 
 @njit(cache=True)
 def forget_outlook(memory: Memory, ids: I64) -> None:
     """Leave `memory.ends_s` as `outlook` found it; `ids` may be registered as well."""
-    world, pending, counts = memory.world, memory.pending, memory.counts
-    for at in range(counts[PENDING]):
-        forget(memory.keys, memory.ends_s, world.log[pending[at]])
+    log, pending, keys, ends_s = (
+        memory.world.log, memory.pending, memory.keys, memory.ends_s,
+    )  # fmt: skip
+    for at in range(memory.counts[PENDING]):
+        forget(keys, ends_s, log[pending[at]])
     for i in ids:
-        forget(memory.keys, memory.ends_s, i)
+        forget(keys, ends_s, i)
 
 
 # --- Both ------------------------------------------------------------------------
@@ -612,9 +634,9 @@ class Mended(_Schedule):
     to end later than that keeps its keys until then.
 
     The work of a forecast grows with what is in flight, once for each transaction of
-    the batch that is taken out, and not with the length of the run. With `control`, what
-    a rule starts from, it also learns while it runs, for `dispatch.bind_late`, which
-    compares the violations of each `group` (n,).
+    the batch that is taken out, and not with the length of the run. With `control`,
+    what a rule starts from, it also learns while it runs, for `dispatch.bind_late`,
+    which compares the violations of each `group` (n,).
     """
 
     def __init__(

@@ -195,7 +195,9 @@ def _run(state, before, busy_s, setting, memory, model, code):
         if setting.in_flight > 0:
             room = setting.in_flight
             room -= state.progress[LOGGED] - state.progress[COMMITTED]
-        held = np.sort(np.concatenate((order[room:], hold)))
+        held = hold  # rises already
+        if len(order) > room:
+            held = np.sort(np.concatenate((order[room:], hold)))
         enter(state, before, setting, order[:room], dropped, held)
 
 
