@@ -12,11 +12,14 @@ FLOORS = [
     "checks units files",
     "paths stats machine sequencer.trace memory.spec memory.linears",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
-    "sequencer.replica sequencer.sla sequencer.trees sequencer.calibration results "
-    "memory.lowrank memory.quantise memory.lossless memory.smollm2",
-    "claims sequencer.kernel sequencer.features sequencer.storage memory.plan "
+    "sequencer.replica sequencer.sla sequencer.field sequencer.trees "
+    "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "
+    "memory.smollm2",
+    "claims sequencer.kernel sequencer.features sequencer.storage "
+    "sequencer.misestimate memory.plan "
     "memory.store memory.measure",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
+    "sequencer.pricing "
     "memory.stream memory.cost",
     "sequencer.shadow sequencer.modelfile sequencer.inspection "
     "memory.speculate memory.quality",
@@ -24,7 +27,7 @@ FLOORS = [
     "sequencer.pipeline sequencer.simulate sequencer.partitions",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
     "sequencer.worked",
-    "sequencer.serve sequencer.accuracy sequencer.scale figures",
+    "sequencer.serve sequencer.accuracy sequencer.robustness sequencer.scale figures",
     "chapters warm",
     "compare sweep",
     "present",

@@ -298,3 +298,37 @@ def test_the_cost_of_a_policy_is_its_worst_and_both_parts_have_to_meet_the_goal(
     assert made["called"].tolist() == [40.0, 30.0, 20.0]
     assert made["in Python"].tolist() == [80.0, 70.0, 60.0]
     assert made["meets the goal"].tolist() == [True, False, False]
+
+
+def test_each_type_has_the_objective_of_its_own():
+    cell = report.scenario_cell("A", transactions=2_000).by_type(10)
+    trace = cell.arrange(cell.make_trace(1), 0.9, 2)
+    history = cell.history(trace, cell.policy("fifo"), trace.service_s, 0.9)
+    slo_s = history.deadline_s - history.arrival_s
+    for k, kind in enumerate(trace.kinds):
+        own_s = slo_s[trace.kind == k]
+        assert np.ptp(own_s) < 1e-9, kind
+        median_s = np.median(trace.service_s[trace.kind == k])
+        assert own_s[0] == pytest.approx(10 * median_s, rel=0.1)
+    assert min(cell.objectives_s) < cell.slo_s < max(cell.objectives_s)
+    runs = report.replicate(
+        cell, ["ours"], [1.3], report.noisy_estimate(), seeds=1, seed=1, bound=True
+    )
+    bound, ours = (
+        report.column(runs, policy, 1.3, "violations")[0]
+        for policy in ("bound", "ours")
+    )
+    assert bound <= ours
+
+
+def test_the_cost_of_an_answer_is_linear_and_of_none_one():
+    trace = at_rate(scenario("A", 1_000, seed=1), 9_000.0, seed=2)
+    log = np.arange(0, 1_000, 2)
+    slo_s = 4e-3
+    history = replay(trace, log, trace.arrival_s[log], cores=4, slo_s=slo_s)
+    made = report.summarise(trace, history)
+    latency_s = history.latency_s[100:]
+    linear = np.clip(latency_s / slo_s - 1, 0, 1)
+    expected = np.where(np.isnan(latency_s), 1.0, linear).mean()
+    assert made.cost == pytest.approx(expected)
+    assert made.dropped <= made.cost <= made.violations

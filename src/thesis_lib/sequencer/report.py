@@ -27,18 +27,21 @@ from thesis_lib.sequencer.kernel import NO_DELAYS, Delays
 from thesis_lib.sequencer.policies import AS_DESCRIBED, MENDED, Defects, Policy
 from thesis_lib.sequencer.policies import policy as named_policy
 from thesis_lib.sequencer.simulate import replay, simulate
+from thesis_lib.sequencer.sla import linear_cost, type_objectives_s
 from thesis_lib.sequencer.trace import F64, I64, Bool, History, Trace
 from thesis_lib.sequencer.workload import (
     SCENARIOS,
-    at_rate,
     from_measured,
     mean_one_lognormal,
+    poisson_arrivals,
     scenario,
+    with_arrivals,
 )
 from thesis_lib.stats import Interval, bootstrap, mean_interval
 
 WARM_UP = 0.1  # share of the transactions that is run but not counted
 BACKLOG = 0.01  # share of a sustained run that its last queue takes to empty
+WORTHLESS = 2.0  # objectives after which an answer costs as much as none
 NOISE = 0.2  # sigma of the logarithm of an estimate over the truth
 
 
@@ -60,6 +63,9 @@ class Report:
     lenient: float  # late / admitted: a drop is no violation; NaN if none is admitted
     p999_s: float
     wasted: float  # share of the cores' busy time that went into late transactions
+    cost: (
+        float  # mean, linear from 0 at the objective to 1 at WORTHLESS of it or a drop
+    )
 
 
 def counted(n: int) -> slice:
@@ -100,6 +106,8 @@ def summarise(trace: Trace, history: History) -> Report:
         if (kind == k).any()
     }
     span_s = last_s - first_s
+    slo_s = (history.deadline_s - arrival_s)[rows]
+    cost = linear_cost(history.latency_s[rows], slo_s, WORTHLESS * slo_s)
     return Report(
         arrived=len(violated),
         violations=float(violated.mean()),
@@ -117,6 +125,7 @@ def summarise(trace: Trace, history: History) -> Report:
         wasted=float(busy_s[late].sum() / np.nansum(busy_s))
         if len(admitted_s)
         else 0.0,
+        cost=float(np.where(history.dropped[rows], 1.0, cost).mean()),
     )
 
 
@@ -191,12 +200,17 @@ def named_estimate(name: str, cell: "Cell", noise: float, seed: int) -> Estimate
     return noisy_estimate(0.0 if name == "oracle" else noise)
 
 
+Arrivals = Callable[[float, int, np.random.Generator], F64]  # rate, n -> (n,) times
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """Everything about an evaluation but its load, policy and seed.
 
     With `clients` the loop is closed, and a load says what these would submit if
-    answers took no time: each thinks for `clients` / (load x saturation).
+    answers took no time: each thinks for `clients` / (load x saturation). With
+    `objectives_s`, each type of transaction has an objective of its own, and `slo_s` is
+    what a policy takes for its constants.
     """
 
     make_trace: Callable[[int], Trace]  # seed -> transactions; arrivals are replaced
@@ -207,6 +221,8 @@ class Cell:
     flush_s: float = np.inf
     delays: Delays = NO_DELAYS
     clients: int | None = None
+    arrivals: Arrivals = poisson_arrivals
+    objectives_s: tuple[float, ...] | None = None
 
     def think_s(self, load: float) -> float:
         """How long a client of a closed loop thinks at this load; 0 at infinity."""
@@ -226,18 +242,43 @@ class Cell:
         """The transactions as they arrive at this load; unchanged in a closed loop."""
         if self.clients is not None:
             return transactions
-        return at_rate(transactions, load * self.saturation_per_s, seed)
+        rate_per_s, rng = load * self.saturation_per_s, np.random.default_rng(seed)
+        return with_arrivals(
+            transactions, self.arrivals(rate_per_s, len(transactions), rng)
+        )
+
+    def history(
+        self, trace: Trace, policy: Policy, estimated_s: F64, load: float
+    ) -> History:
+        """What happens to a trace from `arrange` under a policy."""
+        slo_s = self.slo_s
+        if self.objectives_s is not None:
+            slo_s = np.array(self.objectives_s)[trace.kind]
+        return simulate(
+            trace, policy, estimated_s, cores=self.cores, slo_s=slo_s,
+            batch_size=self.batch_size, flush_s=self.flush_s, delays=self.delays,
+            clients=self.clients, think_s=self.think_s(load),
+        )  # fmt: skip
 
     def run(
         self, trace: Trace, policy: Policy, estimated_s: F64, load: float
     ) -> Report:
         """What a policy makes of a trace from `arrange`."""
-        history = simulate(
-            trace, policy, estimated_s, cores=self.cores, slo_s=self.slo_s,
-            batch_size=self.batch_size, flush_s=self.flush_s, delays=self.delays,
-            clients=self.clients, think_s=self.think_s(load),
-        )  # fmt: skip
-        return summarise(trace, history)
+        return summarise(trace, self.history(trace, policy, estimated_s, load))
+
+    def by_type(self, factor: float) -> "Cell":
+        """The same with `factor` times its median service time as each type's SLA.
+
+        The medians are of a trace of their own; `slo_s` becomes the mean objective of
+        its transactions.
+        """
+        probe = self.make_trace(999_998)
+        objectives_s = type_objectives_s(probe, factor)
+        return replace(
+            self,
+            slo_s=float(objectives_s[probe.kind].mean()),
+            objectives_s=tuple(objectives_s.tolist()),
+        )
 
 
 def scenario_cell(
@@ -312,7 +353,8 @@ def replicate(
     """One row per load, seed and policy, each seed the same for every policy.
 
     Columns: load, seed, policy, then the numbers of `Report` and, as policy "bound",
-    the lower bound if asked for. `options` go to `policies.policy`. Raises InvalidInput
+    the lower bound if asked for; where types have objectives of their own it takes the
+    longest for all, and is weak. `options` go to `policies.policy`. Raises InvalidInput
     for a bound on a closed loop, whose arrivals are what the policy makes of them.
     """
     require(
@@ -331,8 +373,9 @@ def replicate(
                 report = cell.run(trace, policy, estimated_s, load)
                 rows.append(_row(report, load=load, seed=number, policy=name))
             if bound:
+                longest_s = max(cell.objectives_s or [cell.slo_s])
                 fewest = fewest_counted_violations(
-                    trace, cores=cell.cores, slo_s=cell.slo_s
+                    trace, cores=cell.cores, slo_s=longest_s
                 )
                 rows.append(
                     {"load": load, "seed": number, "policy": "bound",

@@ -1,0 +1,227 @@
+"""Policies where the world is not as assumed: wrong estimates, bursts, flash crowds.
+
+Every comparison is with FIFO on the same transactions, which asks no estimate and gains
+or loses nothing by a wrong one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from thesis_lib.checks import choice, require
+from thesis_lib.sequencer.misestimate import MISESTIMATIONS, Seen
+from thesis_lib.sequencer.report import (
+    Cell,
+    column,
+    difference_interval,
+    noisy_estimate,
+    paired_seeds,
+    replicate,
+)
+from thesis_lib.sequencer.trace import F64, I64
+from thesis_lib.sequencer.workload import flash_crowd_arrivals, mmpp2_arrivals
+
+WORSE = 0.002  # goal: never more violations than FIFO and so much
+BURSTS, BURST_S = (0.5, 1.5), 0.05  # rates of an MMPP-2 over their mean, mean sojourn
+
+
+def under_misestimation(
+    cell: Cell,
+    policies: Sequence[str],
+    loads: Sequence[float],
+    names: Sequence[str] = tuple(MISESTIMATIONS),
+    *,
+    seeds: int,
+    seed: int,
+) -> pd.DataFrame:
+    """One row per misestimation, load, seed and policy; FIFO is always among these.
+
+    Columns: misestimation, load, seed, policy and the share of violations. Raises
+    InvalidInput for an unknown misestimation.
+    """
+    for name in names:
+        choice("misestimation", name, MISESTIMATIONS)
+    rows = []
+    policies = list(dict.fromkeys(["fifo", *policies]))
+    paired = enumerate(paired_seeds(seed, seeds))
+    for number, (trace_seed, arrival_seed, estimate_seed) in paired:
+        transactions = cell.make_trace(trace_seed)
+        estimated_s = noisy_estimate()(transactions, estimate_seed)
+        for load in loads:
+            seen = Seen(cell.arrange(transactions, load, arrival_seed), estimated_s)
+            for name in names:
+                rng = np.random.default_rng([estimate_seed, 1])
+                changed = MISESTIMATIONS[name](seen, rng)
+                for policy in policies:
+                    report = cell.run(
+                        changed.trace, cell.policy(policy), changed.estimated_s, load
+                    )
+                    rows.append((name, load, number, policy, report.violations))
+    return pd.DataFrame(
+        rows, columns=["misestimation", "load", "seed", "policy", "violations"]
+    )
+
+
+def beyond_fifo(runs: pd.DataFrame, by: str = "misestimation") -> pd.DataFrame:
+    """What a policy adds to FIFO's violations, in points, over paired seeds.
+
+    `runs` as from `under_misestimation` or `replicate`, with a column `by`. A row for
+    each `by`, load and policy but FIFO: `fifo` and `policy_percent`, the difference
+    `points` with its 95 % interval (`low`, `high`), and whether `within` says that the
+    whole interval is at most WORSE.
+    """
+    rows = []
+    for _, at in runs.groupby([by, "load"], sort=False):
+        name, load = at[by].iloc[0], float(at["load"].iloc[0])
+        fifo = column(at, "fifo", load, "violations")
+        for policy in dict.fromkeys(at["policy"]):
+            if policy == "fifo":
+                continue
+            share = column(at, policy, load, "violations")
+            more = difference_interval(share, fifo)
+            rows.append(
+                {
+                    by: name,
+                    "load": load,
+                    "policy": policy,
+                    "fifo": 100 * fifo.mean(),
+                    "percent": 100 * share.mean(),
+                    "points": 100 * more.value,
+                    "low": 100 * more.low,
+                    "high": 100 * more.high,
+                    "within": more.high <= WORSE,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def bursty_arrivals(rate_per_s: float, n: int, rng: np.random.Generator) -> F64:
+    """(n,) arrivals of an MMPP-2 of this mean rate: half and one and a half of it."""
+    low, high = BURSTS
+    return mmpp2_arrivals(
+        (low * rate_per_s, high * rate_per_s), (BURST_S, BURST_S), n, rng
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """A flash crowd: for `last_s`, from `begin_s` on, `times` as many arrive.
+
+    Raises InvalidInput for a crowd that is none.
+    """
+
+    times: float
+    begin_s: float
+    last_s: float
+
+    def __post_init__(self) -> None:
+        require(self.times > 1, f"times={self.times:g} must be more than 1")
+        require(self.begin_s > 0, f"begin_s={self.begin_s:g} must be positive")
+        require(self.last_s > 0, f"last_s={self.last_s:g} must be positive")
+
+    @property
+    def end_s(self) -> float:
+        """When the rate is back."""
+        return self.begin_s + self.last_s
+
+    def arrivals(self, rate_per_s: float, n: int, rng: np.random.Generator) -> F64:
+        """(n,) arrival times; the rate is that before and after."""
+        span_s = self.begin_s, self.end_s
+        return flash_crowd_arrivals(rate_per_s, self.times * rate_per_s, span_s, n, rng)
+
+    def transactions(self, rate_per_s: float, after_s: float) -> int:
+        """As many as arrive on average up to `after_s` after the crowd."""
+        spans_s = self.begin_s + after_s + self.times * self.last_s
+        return round(rate_per_s * spans_s)
+
+
+def through_a_crowd(
+    cell: Cell,
+    crowd: Crowd,
+    policies: Sequence[str],
+    load: float,
+    *,
+    window_s: float,
+    seeds: int,
+    seed: int,
+) -> pd.DataFrame:
+    """(windows x policies) share of the arrivals of each window that violate.
+
+    Windows of `window_s` count from the end of the crowd, at which one begins; the
+    index is where they begin, in seconds. Only whole windows within the run of every
+    seed are there. Every seed counts by its arrivals.
+    """
+    require(window_s > 0, f"window_s={window_s:g} must be positive")
+    crowded = replace(cell, arrivals=crowd.arrivals)
+    counts: dict[str, list[F64]] = {policy: [] for policy in policies}
+    arrived: list[F64] = []
+    first = -int(crowd.end_s / window_s)
+    paired = paired_seeds(seed, seeds)
+    for trace_seed, arrival_seed, estimate_seed in paired:
+        transactions = cell.make_trace(trace_seed)
+        estimated_s = noisy_estimate()(transactions, estimate_seed)
+        trace = crowded.arrange(transactions, load, arrival_seed)
+        window = np.floor((trace.arrival_s - crowd.end_s) / window_s).astype(int)
+        inside = window >= first
+        at = window[inside] - first
+        arrived.append(_by_window(at, np.ones(len(at))))
+        for policy in policies:
+            history = crowded.history(trace, cell.policy(policy), estimated_s, load)
+            violated = history.violated[inside].astype(float)
+            counts[policy].append(_by_window(at, violated))
+    whole = min(len(count) for count in arrived)
+    require(
+        whole > -first,
+        f"the runs end before the crowd does, at {crowd.end_s:g} s: more transactions "
+        "are needed",
+    )
+    total = sum(count[:whole] for count in arrived)
+    shares = {
+        policy: sum(count[:whole] for count in made) / np.maximum(total, 1)
+        for policy, made in counts.items()
+    }
+    begins_s = window_s * (first + np.arange(whole))
+    return pd.DataFrame(shares, index=pd.Index(begins_s, name="from_s"))
+
+
+def _by_window(window: I64, weights: F64) -> F64:
+    """Sums of `weights` (n,) in each of the whole windows, all but the last."""
+    return np.bincount(window, weights)[:-1].astype(np.float64)
+
+
+def recovery_s(
+    shares: pd.DataFrame, crowd: Crowd, policy: str, *, tolerance: float = 0.01
+) -> float:
+    """When, after the crowd's end, violations are back to `tolerance` above before.
+
+    From `through_a_crowd`. The level before is the mean from one crowd's beginning
+    less its first tenth; the answer is where the first window begins that is within,
+    infinity if none is.
+    """
+    begins_s = shares.index.to_numpy()
+    made = shares[policy].to_numpy()
+    before = (begins_s >= -crowd.end_s + crowd.begin_s / 10) & (
+        begins_s < -crowd.last_s - np.diff(begins_s)[0] / 2
+    )
+    require(bool(before.any()), "no window ends before the crowd: make them shorter")
+    after = begins_s > -np.diff(begins_s)[0] / 2
+    back = np.flatnonzero(after & (made <= made[before].mean() + tolerance))
+    return float(max(begins_s[back[0]], 0.0)) if len(back) else np.inf
+
+
+def across(
+    cells: Mapping[str, Cell], policies: Sequence[str], loads: Sequence[float], *,
+    seeds: int, seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """Runs of `replicate` in each of `cells`, named in the column `workload`."""
+    return pd.concat(
+        [
+            replicate(
+                cell, policies, loads, noisy_estimate(), seeds=seeds, seed=seed
+            ).assign(workload=name)
+            for name, cell in cells.items()
+        ],
+        ignore_index=True,
+    )

@@ -1,0 +1,127 @@
+"""The table of features: all of it is there, and nothing that nobody read."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer import field
+
+ROOT = Path(__file__).parents[2]
+FIELD = field.read_field(ROOT / "data")
+CELLS = list(FIELD.cells.values())
+KEYS = re.findall(
+    r"^@\w+\{([^,\s]+),", (ROOT / "book" / "references.bib").read_text(), re.MULTILINE
+)
+COLUMNS = ["feature", "system", "value", "status", "source", "place", "evidence"]
+# three features, two systems: everything that counts can be counted by hand
+SMALL = [
+    ["fast", "other", "yes", "verified", "key", "section 1", "It is fast."],
+    ["fast", "ours", "no", "verified", "a/path.py", "", "It is slow."],
+    ["fair", "other", "", "not verified", "key", "", "Not read."],
+    ["fair", "ours", "yes", "verified", "a/path.py", "", "It is fair."],
+    ["kind", "other", "partly", "verified", "key", "section 2", "On Sundays."],
+    ["kind", "ours", "yes", "verified", "a/path.py", "", "It is kind."],
+]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a table and returns its folder."""
+
+    def write(cells):
+        features = pd.DataFrame(
+            [["fast", "a", "x"], ["fair", "b", "y"], ["kind", "b", "z"]],
+            columns=["feature", "group", "definition"],
+        )
+        features.to_csv(tmp_path / field.FEATURES, index=False)
+        table = pd.DataFrame(cells, columns=COLUMNS)
+        table.to_csv(tmp_path / field.CELLS, index=False)
+        return tmp_path
+
+    return write
+
+
+def changed(row, column, value):
+    cells = [list(cell) for cell in SMALL]
+    cells[row][COLUMNS.index(column)] = value
+    return cells
+
+
+def test_every_source_of_another_system_is_in_the_references():
+    others = [cell for cell in CELLS if cell.system != field.OURS]
+    assert {cell.source for cell in others} <= set(KEYS)
+
+
+def test_what_was_read_says_where():
+    others = [cell for cell in CELLS if cell.system != field.OURS]
+    assert not [c for c in others if c.status == field.VERIFIED and not c.place]
+
+
+def test_every_source_of_ours_exists_and_holds_the_name_that_the_cell_gives():
+    for cell in (cell for cell in CELLS if cell.system == field.OURS):
+        text = (ROOT / cell.source).read_text()
+        assert re.search(rf"^(class|def) {cell.place}", text, re.MULTILINE), cell
+
+
+def test_nothing_about_ours_is_unknown():
+    assert field.UNVERIFIED not in set(field.symbols(FIELD)[field.OURS])
+
+
+def test_a_cell_that_nobody_read_is_a_question_and_no_other_is():
+    shown = field.symbols(FIELD)
+    for cell in CELLS:
+        asked = shown.loc[cell.feature, cell.system] == field.UNVERIFIED
+        assert asked == (cell.status != field.VERIFIED), cell
+
+
+def test_a_cell_shows_the_symbol_of_its_value(write):
+    shown = field.symbols(field.read_field(write(SMALL)))
+    assert shown.to_dict("list") == {"other": ["●", "?", "◐"], "ours": ["○", "●", "●"]}
+
+
+def test_sources_say_where_a_cell_was_read_and_that_another_was_not(write):
+    told = field.evidence(field.read_field(write(SMALL)), "other")
+    assert told["read in"].to_list() == ["key, section 1", "not read", "key, section 2"]
+    assert told["value"].to_list() == ["●", "?", "◐"]
+
+
+def test_counts_of_a_table_counted_by_hand(write):
+    assert field.counts(field.read_field(write(SMALL))) == {
+        "systems": 1, "features": 3, "cells": 6, "verified": 5, "ours": 2, "ahead": 1,
+        "alone": 1, "nearest": 0, "nearest_system": "other",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        (changed(2, "value", "yes"), "fair of other is not verified but has the value"),
+        (changed(0, "value", "perhaps"), "value='perhaps' is unknown"),
+        (changed(0, "value", ""), "value='' is unknown"),
+        (changed(0, "status", "heard"), "status='heard' is unknown"),
+        (changed(0, "source", ""), "fast of other has source ''"),
+        (changed(0, "evidence", ""), "0 words of evidence"),
+        (changed(0, "evidence", "word " * 26), "26 words of evidence"),
+        (changed(0, "feature", "far"), "feature='far' is unknown"),
+        (SMALL[:3] + SMALL[4:], "fair of ours is missing"),
+        ([*SMALL, SMALL[0]], "fast of other stands twice"),
+    ],
+)
+def test_what_nobody_can_stand_for_is_refused(write, cells, says):
+    with pytest.raises(InvalidInput, match=re.escape(says)):
+        field.read_field(write(cells))
+
+
+def test_an_unknown_system_is_refused():
+    with pytest.raises(InvalidInput, match="system='Atlantis' is unknown"):
+        field.evidence(FIELD, "Atlantis")
+
+
+def test_every_feature_has_a_definition_of_its_own():
+    told = field.definitions(FIELD)
+    assert (told["definition"].str.len() > 0).all()
+    assert told["definition"].is_unique
+    assert told.index.is_unique

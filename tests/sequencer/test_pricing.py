@@ -1,0 +1,51 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer.features import RECORDS, columns
+from thesis_lib.sequencer.pricing import Prices, fit_prices, priced
+from thesis_lib.sequencer.workload import Scale, YcsbScale, tpcc, ycsb
+
+PRICES = Prices(4e-5, 6e-6, 1.2e-5, 2e-6)
+
+
+def test_a_fit_finds_the_prices_that_made_the_times():
+    trace = priced(tpcc(800, Scale(), seed=1), PRICES, sigma=0.0, seed=2)
+    found = fit_prices(trace)
+    for name in ("transaction_s", "read_s", "update_s", "insert_s"):
+        assert getattr(found, name) == pytest.approx(getattr(PRICES, name), abs=2e-7)
+
+
+def test_noise_leaves_the_mean_price():
+    log = ycsb(4_000, YcsbScale(), seed=1)
+    exact, noisy = (priced(log, PRICES, sigma, seed=2) for sigma in (0.0, 0.4))
+    records = exact.features[:, columns(exact, RECORDS)]
+    np.testing.assert_allclose(exact.service_s, PRICES.service_s(records))
+    ratio = noisy.service_s / exact.service_s
+    assert np.log(ratio).std() == pytest.approx(0.4, rel=0.05)
+    assert ratio.mean() == pytest.approx(1.0, abs=0.03)
+
+
+def test_rows_alone_are_locked():
+    log = tpcc(50, Scale(warehouses=3), seed=1)
+    trace = priced(log, PRICES, sigma=0.0, seed=2)
+    assert not set(trace.keys.keys) & set(log.scale.file_locks)
+    assert len(trace.keys) == 50
+
+
+def test_what_has_no_price_is_refused():
+    log = tpcc(20, Scale(), seed=1)
+    with pytest.raises(InvalidInput, match="without a price"):
+        priced(log, Prices(0.0, 0.0, 1e-5, 0.0), sigma=0.0, seed=2)
+    with pytest.raises(InvalidInput, match="sigma=-1"):
+        priced(log, PRICES, sigma=-1.0, seed=2)
+    trace = priced(log, PRICES, sigma=0.0, seed=2)
+    with pytest.raises(InvalidInput, match="collect one first"):
+        fit_prices(trace.take(np.empty(0, np.int64)))
+    nameless = replace(
+        trace, feature_names=tuple(f"x{i}" for i in range(len(trace.feature_names)))
+    )
+    with pytest.raises(InvalidInput, match="feature"):
+        fit_prices(nameless)

@@ -1,0 +1,114 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer import report, robustness
+from thesis_lib.sequencer.robustness import Crowd
+
+
+def test_unchanged_estimates_give_what_replicate_gives():
+    cell = report.scenario_cell("A", transactions=600)
+    given = {"seeds": 2, "seed": 4}
+    runs = robustness.under_misestimation(
+        cell, ["ours"], [1.1], ["none", "truth drifts to 2x"], **given
+    )
+    plain = report.replicate(
+        cell, ["fifo", "ours"], [1.1], report.noisy_estimate(), **given
+    )
+    same = runs[runs["misestimation"] == "none"]
+    for policy in ("fifo", "ours"):
+        np.testing.assert_array_equal(
+            report.column(same, policy, 1.1, "violations"),
+            report.column(plain, policy, 1.1, "violations"),
+        )
+    drifted = runs[runs["misestimation"] == "truth drifts to 2x"]
+    for policy in ("fifo", "ours"):
+        worse = report.column(drifted, policy, 1.1, "violations")
+        assert (worse > report.column(plain, policy, 1.1, "violations")).all()
+    with pytest.raises(InvalidInput, match="misestimation"):
+        robustness.under_misestimation(cell, [], [1.1], ["nonsense"], **given)
+
+
+def test_beyond_fifo_is_the_paired_difference_in_points():
+    shares = {"fifo": [0.2, 0.4, 0.3], "late": [0.201, 0.401, 0.301],
+              "worse": [0.2, 0.41, 0.3]}  # fmt: skip
+    runs = pd.DataFrame(
+        [
+            ("m", 1.0, seed, policy, share)
+            for policy, made in shares.items()
+            for seed, share in enumerate(made)
+        ],
+        columns=["misestimation", "load", "seed", "policy", "violations"],
+    )
+    made = robustness.beyond_fifo(runs).set_index("policy")
+    assert made.loc["late", "points"] == pytest.approx(0.1)
+    assert made.loc["late", "high"] == pytest.approx(0.1)
+    assert made.loc["late", "within"]
+    assert made.loc["worse", "points"] == pytest.approx(1 / 3)
+    assert not made.loc["worse", "within"]
+    np.testing.assert_allclose(made["fifo"], 30)
+
+
+def test_bursts_keep_the_mean_rate():
+    arrival_s = robustness.bursty_arrivals(7_000.0, 200_000, np.random.default_rng(3))
+    assert 200_000 / arrival_s[-1] == pytest.approx(7_000, rel=0.03)
+    in_windows = np.bincount((arrival_s / 0.01).astype(int))[:-1]
+    assert in_windows.var() > 3 * in_windows.mean()  # a Poisson process has 1
+
+
+def test_a_crowd_is_as_large_as_it_says():
+    crowd = Crowd(times=1.6, begin_s=0.3, last_s=0.2)
+    n = crowd.transactions(7_000.0, after_s=0.4)
+    arrival_s = crowd.arrivals(7_000.0, n, np.random.default_rng(1))
+    assert arrival_s[-1] == pytest.approx(crowd.end_s + 0.4, rel=0.05)
+    inside = (arrival_s >= 0.3) & (arrival_s < 0.5)
+    assert inside.sum() == pytest.approx(1.6 * 0.2 * 7_000, rel=0.1)
+    with pytest.raises(InvalidInput, match="times=1"):
+        Crowd(times=1.0, begin_s=0.3, last_s=0.2)
+
+
+def test_a_crowd_troubles_its_own_time_and_windows_count_from_its_end():
+    crowd = Crowd(times=2.0, begin_s=0.1, last_s=0.1)
+    cell = report.scenario_cell("A", transactions=3_000)
+    shares = robustness.through_a_crowd(
+        cell, crowd, ["fifo", "ours"], 0.8, window_s=0.02, seeds=2, seed=1
+    )
+    assert shares.index[0] == pytest.approx(-0.2)
+    assert 0.0 in shares.index
+    assert shares.columns.tolist() == ["fifo", "ours"]
+    during = (shares.index >= -0.06) & (shares.index < 0)
+    assert (shares[during].mean() > shares[shares.index < -0.1].mean()).all()
+    assert shares["ours"].sum() < shares["fifo"].sum()
+    with pytest.raises(InvalidInput, match="more transactions"):
+        robustness.through_a_crowd(
+            report.scenario_cell("A", transactions=500), crowd, ["fifo"], 0.8,
+            window_s=0.02, seeds=1, seed=1,
+        )  # fmt: skip
+
+
+def test_recovery_is_the_first_window_back_at_the_level_before():
+    crowd = Crowd(times=2.0, begin_s=0.04, last_s=0.02)
+    at_s = 0.01 * np.arange(-6, 6)
+    shares = pd.DataFrame(
+        {
+            "at once": [0.05] * 12,
+            "third": [0.05] * 4 + [0.5] * 4 + [0.058] * 4,
+            "barely not": [0.05] * 4 + [0.5] * 4 + [0.062] * 4,
+            "cleared": [0.05] * 4 + [0.5] * 3 + [0.0] * 5,
+        },
+        index=at_s,
+    )
+    found = {p: robustness.recovery_s(shares, crowd, p) for p in shares}
+    assert found == {
+        "at once": 0.0,
+        "third": pytest.approx(0.02),
+        "barely not": np.inf,
+        "cleared": pytest.approx(0.01),
+    }
+
+
+def test_each_workload_is_named():
+    cells = {"a": report.scenario_cell("A", transactions=300)}
+    runs = robustness.across(cells, ["fifo"], [0.9], seeds=2, seed=1)
+    assert runs["workload"].tolist() == ["a", "a"]
