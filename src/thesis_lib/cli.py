@@ -544,6 +544,10 @@ def simulate(
     clients: Annotated[
         int | None, typer.Option(help="Of a closed loop; else the loop is open.")
     ] = None,
+    gap: Annotated[
+        float | None,
+        typer.Option(help="Of ours: violations of a type above another's, as a share."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Simulate one cell of the evaluation: a policy at a load, against FIFO."""
@@ -572,6 +576,7 @@ def simulate(
             batch_size=batch,
             flush_s=math.inf if flush is None else units.parse_duration(flush),
             clients=clients,
+            gap=math.inf if gap is None else gap,
         )
     (low, high), bound = result["reduction_ci"], result["lower_bound"]
     lines = [

@@ -779,6 +779,85 @@ def ablation(tables: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
+def goals(table: pd.DataFrame) -> Figure:
+    """What is left of FIFO's violations beside the goal, from `goals.against_goals`.
+
+    A panel a row of the goals; a bar through each goal says what was to be reached.
+    """
+    rows = list(dict.fromkeys(table.index.get_level_values("row")))
+    figure, *panels = axes(len(rows), 2.9, sharey=True)
+    for panel, row in zip(panels, rows, strict=True):
+        at = table.loc[row]
+        places = np.arange(len(at))
+        left, goal = 100 - at["reduction"], 100 - at["goal"]
+        panel.errorbar(
+            places, left, yerr=[left - (100 - at["high"]), (100 - at["low"]) - left],
+            fmt=_MARKERS["ours"], color=COLOURS["ours"], markersize=6, label="ours",
+        )  # fmt: skip
+        panel.hlines(
+            goal, places - 0.35, places + 0.35, color=COLOURS["drop"], label="goal"
+        )
+        panel.set_yscale("symlog", linthresh=0.1)
+        panel.set_xticks(places, [f"{load:g}" for load in at.index])
+        panel.set_xlabel("load")
+        panel.set_title(f"scenario {row}", fontsize=9)
+    panels[0].set_ylabel("violations left of FIFO's (%)")
+    _legend_below(figure, panels[0])
+    return figure
+
+
+def ingredients(table: pd.DataFrame) -> Figure:
+    """Violations without an ingredient, from `goals.ingredients`: a panel a column."""
+    figure, *panels = axes(table.shape[1], 3.6, sharey=True)
+    places = np.arange(len(table))
+    for panel, column in zip(panels, list(table.columns), strict=True):
+        shares, (place, load) = table[column].to_numpy(np.float64), column
+        whole = shares[list(table.index).index("ours")]
+        colours = [
+            COLOURS["ours"]
+            if name == "ours"
+            else COLOURS["drop"]
+            if name.startswith(("without", "one", "never"))
+            else GREY
+            for name in table.index
+        ]
+        panel.barh(places, shares, color=colours)
+        panel.axvline(whole, color=INK, linewidth=0.8)
+        panel.bar_label(panel.containers[0], fmt="%.1f", fontsize=6, padding=2)
+        panel.set_xscale("symlog", linthresh=1.0)
+        panel.set_xlim(0, 8 * max(shares.max(), 1.0))
+        panel.set_title(f"{place}, load {load:g}", fontsize=8)
+        panel.set_xlabel("violations (%)", fontsize=8)
+        panel.tick_params(labelsize=7)
+    panels[0].set_yticks(places, list(table.index), fontsize=7)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def price_of_fairness(table: pd.DataFrame, kinds: Sequence[str]) -> Figure:
+    """What a bound on the gap costs, from `goals.price_of_fairness`.
+
+    Left: violations of each of `kinds` and of all; right: goodput with its interval.
+    """
+    figure, left, right = axes(2, 3.0)
+    places = np.arange(len(table))
+    for kind in kinds:
+        left.plot(places, table[kind], "o-", markersize=4, label=kind.replace("_", " "))
+    left.plot(places, table["violations"], "P-", color=INK, label="all")
+    left.set_ylabel("violations (%)")
+    left.legend(fontsize=7)
+    right.plot(places, table["goodput"], "P-", color=COLOURS["ours"])
+    right.fill_between(
+        places, table["low"], table["high"], color=COLOURS["ours"], alpha=0.25
+    )
+    right.set_ylabel("on time, % of FIFO's saturation")
+    labels = ["none" if np.isinf(gap) else f"{gap:g}" for gap in table["gap"]]
+    for panel in (left, right):
+        panel.set_xticks(places, labels)
+        panel.set_xlabel("gap allowed between types (points)")
+    return figure
+
+
 def misestimation(
     noise: pd.DataFrame, bias: pd.DataFrame, policies: Sequence[str]
 ) -> Figure:

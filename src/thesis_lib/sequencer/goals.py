@@ -1,0 +1,296 @@
+"""How far `ours` is from what it was to reach, and from everybody else.
+
+The goals were set before the policy was designed. Every run here is of one
+configuration and on seeds that no design has seen; what has to pass is the pessimistic
+end of an interval.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from thesis_lib.checks import require
+from thesis_lib.sequencer.dispatch import Terms
+from thesis_lib.sequencer.kernel import Delays
+from thesis_lib.sequencer.report import (
+    Cell,
+    Estimate,
+    column,
+    difference_interval,
+    noisy_estimate,
+    paired_seeds,
+    reduction,
+    replicate,
+    scenario_cell,
+)
+from thesis_lib.stats import mean_interval
+
+LOADS = (0.9, 0.95, 0.99, 1.1, 1.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A row of the goals: at each of LOADS, how much fewer violations than FIFO's.
+
+    With `regret`, also how far above the lower bound at most, both as shares of 1.
+    """
+
+    scenario: str
+    lag_s: float
+    reduction: tuple[float, ...]  # (5,)
+    regret: tuple[float, ...] | None = None  # (5,)
+
+    def cell(self, transactions: int) -> Cell:
+        """Where it is to be reached."""
+        delays = Delays(lag_s=self.lag_s)
+        return scenario_cell(self.scenario, transactions=transactions, delays=delays)
+
+
+GOALS = {
+    "A": Goal(
+        "A", 0.0, (0.95, 0.97, 0.97, 0.97, 0.86), (0.0005, 0.0005, 0.003, 0.01, 0.015)
+    ),
+    "A, lag": Goal("A", 0.5e-3, (0.50, 0.80, 0.92, 0.96, 0.84)),
+    "B": Goal("B", 0.0, (0.78, 0.87, 0.92, 0.95, 0.86)),
+}
+
+
+def run_goals(
+    *, transactions: int, seeds: int, seed: int, loads: Iterable[float] = LOADS
+) -> pd.DataFrame:
+    """FIFO, ours and the bound at every goal, as from `replicate` with a `row`."""
+    made = [
+        replicate(
+            goal.cell(transactions), ["fifo", "ours"], loads, noisy_estimate(),
+            seeds=seeds, seed=seed, bound=True,
+        ).assign(row=row)
+        for row, goal in GOALS.items()
+    ]  # fmt: skip
+    return pd.concat(made, ignore_index=True)
+
+
+def against_goals(runs: pd.DataFrame) -> pd.DataFrame:
+    """What was reached, by row and load, from `run_goals`.
+
+    In percent: mean violations of FIFO, ours and the bound; the reduction with its
+    interval (`low`, `high`), its goal, and whether the low end reaches it; and in
+    points the regret, ours above the bound, its high end, and its goal, where there is
+    one (else NaN), and whether the high end keeps it (else true).
+    """
+    rows = {}
+    for row, load in dict.fromkeys(zip(runs["row"], runs["load"], strict=True)):
+        at = runs.loc[(runs["row"] == row) & (runs["load"] == load)]
+        goal, place = GOALS[row], LOADS.index(load)
+        fewer = reduction(at, "ours", load)
+        ours, bound, fifo = (
+            column(at, name, load, "violations") for name in ("ours", "bound", "fifo")
+        )
+        above = difference_interval(ours, bound)
+        most = np.nan if goal.regret is None else goal.regret[place]
+        rows[row, load] = {
+            "fifo": 100 * fifo.mean(),
+            "ours": 100 * ours.mean(),
+            "bound": 100 * bound.mean(),
+            "reduction": 100 * fewer.value,
+            "low": 100 * fewer.low,
+            "high": 100 * fewer.high,
+            "goal": 100 * goal.reduction[place],
+            "reached": fewer.low >= goal.reduction[place],
+            "regret": 100 * above.value,
+            "at most": 100 * above.high,
+            "its goal": 100 * most,
+            "kept": not above.high > most,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["row", "load"])
+
+
+# Ours without one of its ingredients.
+WITHOUT = {
+    "ours": Terms(),
+    "without price": Terms(step=0.0),
+    "without reservations": Terms(reserve=-np.inf),
+    "without calibration": Terms(window=0.0),
+    "without haste": Terms(haste=0.0),
+    "one threshold": Terms(pressed_p=Terms().least_p),
+    "never sent ahead": Terms(patience=0.0),
+}
+
+
+def ingredients(
+    cells: Mapping[str, Cell], loads: Sequence[float], *, seeds: int, seed: int,
+    estimate: Estimate | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Violations of ours without each ingredient, and of simpler designs, in percent.
+
+    A row a variant; columns are cell and load. `late-edf`, `startable-first` and
+    `late-demote` are the earlier designs with late binding, `hybrid-fixed` decides at
+    arrival.
+    """
+    estimate = noisy_estimate() if estimate is None else estimate
+    columns = {}
+    for name, cell in cells.items():
+        made = {
+            variant: replicate(
+                cell, ["ours"], loads, estimate, seeds=seeds, seed=seed, terms=terms
+            )
+            for variant, terms in WITHOUT.items()
+        }
+        for design in ("late-demote", "startable-first", "late-edf", "hybrid-fixed"):
+            made[design] = replicate(
+                cell, [design], loads, estimate, seeds=seeds, seed=seed
+            )
+        for load in loads:
+            columns[name, load] = {
+                variant: 100 * runs["violations"][runs["load"] == load].mean()
+                for variant, runs in made.items()
+            }
+    return pd.DataFrame(columns)
+
+
+BASELINES = (
+    "fifo", "fifo-batched", "random-drop", "queue-cap", "codel", "edf", "sjf",
+    "least-slack", "late-edf", "late-sjf", "drop", "reorder", "hybrid", "drop-fixed",
+    "reorder-fixed", "hybrid-fixed", "ours",
+)  # fmt: skip
+
+
+def against_baselines(
+    cell: Cell, loads: Sequence[float], *, seeds: int, seed: int
+) -> pd.DataFrame:
+    """Every baseline beside ours, as from `replicate`.
+
+    `random-drop` refuses as large a share as ours does, at each load.
+    """
+    others = [name for name in BASELINES if name != "random-drop"]
+    runs = replicate(
+        cell, others, loads, noisy_estimate(), seeds=seeds, seed=seed, bound=True
+    )
+    blind = [
+        replicate(
+            cell, ["random-drop"], [load], noisy_estimate(), seeds=seeds, seed=seed,
+            drop_share=float(column(runs, "ours", load, "dropped").mean()),
+        )
+        for load in loads
+    ]  # fmt: skip
+    return pd.concat([runs, *blind], ignore_index=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A machine and an objective that nobody chose."""
+
+    warehouses: int
+    cores: int
+    slo_s: float
+    lag_s: float
+    load: float
+    noise: float
+
+
+def random_settings(number: int, seed: int) -> list[Setting]:
+    """`number` settings, drawn around the scenarios in every respect.
+
+    2 to 40 warehouses, 2 to 32 cores, an objective of 4 to 30 ms and, for every other,
+    a lag of 0.1 to 1 ms, all uniform in their logarithm; a load of 0.7 to 1.6 and
+    estimates with a scatter of 0.1 to 0.5, uniform. Times are rounded to the
+    microsecond, shares to a hundredth.
+    """
+    require(number >= 1, f"number={number}: expected at least 1")
+    rng = np.random.default_rng(seed)
+
+    def between(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    return [
+        Setting(
+            warehouses=round(between(2, 40)),
+            cores=round(between(2, 32)),
+            slo_s=round(between(4e-3, 30e-3), 6),
+            lag_s=round(between(0.1e-3, 1e-3), 6) if at % 2 else 0.0,
+            load=round(float(rng.uniform(0.7, 1.6)), 2),
+            noise=round(float(rng.uniform(0.1, 0.5)), 2),
+        )
+        for at in range(number)
+    ]
+
+
+def elsewhere(
+    settings: Sequence[Setting], policies: Sequence[str], *, transactions: int,
+    seeds: int, seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """A row a setting: what it is, and the violations of policies and bound.
+
+    In percent; with the reduction of ours against FIFO and its interval.
+    """
+    rows = []
+    for setting in settings:
+        cell = scenario_cell(
+            "A", transactions=transactions, warehouses=setting.warehouses,
+            cores=setting.cores, slo_s=setting.slo_s, delays=Delays(setting.lag_s),
+        )  # fmt: skip
+        runs = replicate(
+            cell, policies, [setting.load], noisy_estimate(setting.noise),
+            seeds=seeds, seed=seed, bound=True,
+        )  # fmt: skip
+        fewer = reduction(runs, "ours", setting.load)
+        shares = {
+            name: 100 * column(runs, name, setting.load, "violations").mean()
+            for name in (*policies, "bound")
+        }
+        rows.append(
+            {
+                "warehouses": setting.warehouses,
+                "cores": setting.cores,
+                "deadline, ms": 1e3 * setting.slo_s,
+                "lag, ms": 1e3 * setting.lag_s,
+                "load": setting.load,
+                "scatter": setting.noise,
+                **shares,
+                "reduction": 100 * fewer.value,
+                "low": 100 * fewer.low,
+                "high": 100 * fewer.high,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def price_of_fairness(
+    cell: Cell, gaps: Sequence[float], load: float, *, seeds: int, seed: int
+) -> pd.DataFrame:
+    """A row a gap that is allowed between types: what it costs, and what is reached.
+
+    In percent: violations in all and of each type, and on-time commits over the
+    saturation of FIFO (`goodput`), each a mean over the seeds with `low` and `high` of
+    the goodput, the mean difference between the types (`between`), and Jain's index
+    (`fairness`). An infinite gap is ours without the mode.
+    """
+    rows = []
+    for gap in gaps:
+        made = cell.make_trace(paired_seeds(seed, 1)[0][0])
+        runs = replicate(
+            cell, ["ours"], [load], noisy_estimate(), seeds=seeds, seed=seed, gap=gap,
+            groups=len(made.kinds),
+        )  # fmt: skip
+        kinds = [name for name in runs if str(name).startswith("violations:")]
+        by_kind = runs[kinds].to_numpy(np.float64)
+        goodput = mean_interval(
+            runs["goodput_per_s"].to_numpy(np.float64) / cell.saturation_per_s
+        )
+        rows.append(
+            {
+                "gap": 100 * gap,
+                "violations": 100 * runs["violations"].mean(),
+                **{
+                    str(kind).removeprefix("violations:"): 100 * runs[kind].mean()
+                    for kind in kinds
+                },
+                "between": 100 * (by_kind.max(axis=1) - by_kind.min(axis=1)).mean(),
+                "goodput": 100 * goodput.value,
+                "low": 100 * goodput.low,
+                "high": 100 * goodput.high,
+                "fairness": 100 * runs["fairness"].mean(),
+            }
+        )
+    return pd.DataFrame(rows)
