@@ -30,8 +30,8 @@ GRID = {
         "headline_load, loads, trace_loads": [[x, [x], [x]] for x in LOADS],
         "transactions": [300],
         "trace_transactions": [200],
-        "noises": [[0.2]],
-        "biases": [[1.0]],
+        "robust_loads": [[1.1]],
+        "robust_transactions": [200],
     },
     "seeds": 8,
 }
