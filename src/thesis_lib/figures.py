@@ -14,6 +14,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MultipleLocator, NullLocator
@@ -516,12 +517,20 @@ def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure
     return figure
 
 
-def _band(panel: Axes, runs: pd.DataFrame, policy: str, column: str, x: str) -> None:
-    """The mean over seeds against `x`, with its 95 % bootstrap interval shaded."""
+def _band(
+    panel: Axes, runs: pd.DataFrame, policy: str, column: str, x: str,
+    dashes: str | None = None,
+) -> None:  # fmt: skip
+    """The mean over seeds against `x`, with its 95 % bootstrap interval shaded.
+
+    The policy's own style of line, or the one that `dashes` says.
+    """
     groups = runs[runs["policy"] == policy].groupby(x)[column]
     made = {at: mean_interval(values.to_numpy()) for at, values in groups}
     at = np.array(list(made), float)
     style = _style(policy)
+    if dashes is not None:
+        style["linestyle"] = dashes
     panel.plot(at, [m.value for m in made.values()], **style)
     panel.fill_between(
         at,
@@ -625,6 +634,84 @@ def against_sequencing(
         panel.set_title(f"commits, {title}", fontsize="medium")
     panels[0].set_ylabel("of FIFO's saturation (%)")
     _legend_below(figure, panels[0])
+    return figure
+
+
+_DASHES = ("-", "--", "-.", ":")
+
+
+def weak_scaling(
+    capacity: pd.DataFrame, loaded: pd.DataFrame, policies: Sequence[str]
+) -> Figure:
+    """Capacity of FIFO, and violations at one load, against the number of partitions.
+
+    `capacity` is from `scale.capacities`, with what the cores allow as thin lines;
+    `loaded` from `scale.weak_scaling`. A style of line for each share that crosses;
+    bands are 95 % bootstrap intervals over seeds.
+    """
+    figure, left, right = axes(2, height_in=3.5)
+    shares = sorted(loaded["crossing"].unique())
+    styles = dict(zip(shares, _DASHES, strict=False))
+    for crossing, dashes in styles.items():
+        label = f"{100 * crossing:g} % cross"
+        left.plot(
+            capacity.index, capacity[crossing, "fifo"], color=COLOURS["fifo"],
+            linestyle=dashes, marker=_MARKERS["fifo"], markersize=3, label=label,
+        )  # fmt: skip
+        left.plot(
+            capacity.index, capacity[crossing, "cores"], color=INK, linestyle=dashes,
+            linewidth=0.8,
+        )  # fmt: skip
+        percent = loaded[loaded["crossing"] == crossing]
+        percent = percent.assign(violations=100 * percent["violations"])
+        for policy in policies:
+            _band(right, percent, policy, "violations", "partitions", dashes)
+    for panel in (left, right):
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(capacity.index, [f"{count}" for count in capacity.index])
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.set_xlabel("partitions")
+    left.set_ylim(0, 110)
+    left.set_ylabel("capacity of FIFO (% of one, each)")
+    left.legend(fontsize="small", loc="lower left")
+    right.set_yscale("symlog", linthresh=1)
+    right.set_ylim(0, 150)
+    right.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
+    right.set_ylabel("violations (% of arrivals)")
+    right.legend(
+        handles=[
+            Line2D([], [], color=COLOURS[policy], label=_LABELS[policy])
+            for policy in policies
+        ],
+        fontsize="small",
+        loc="lower left",
+    )
+    return figure
+
+
+def one_sequencer(busy: pd.DataFrame, policies: Sequence[str], load: float) -> Figure:
+    """Cost of a decision against arrivals a second, if one sequencer decides for all.
+
+    `busy` is from `scale.one_sequencer`. The dotted line is the time between two
+    arrivals: above it one sequencer cannot keep up.
+    """
+    figure, panel = axes(height_in=3.2)
+    for policy in policies:
+        rows = busy.xs((policy, load)).sort_index()
+        panel.plot(rows["rate_per_s"], rows["decide_us"], **_style(policy))
+        for cores, row in rows.iterrows():
+            if policy == "ours":
+                panel.annotate(
+                    f"{cores}", (row["rate_per_s"], row["decide_us"]), (0, 6),
+                    textcoords="offset points", ha="center", fontsize=7,
+                )  # fmt: skip
+    rates = np.sort(busy["rate_per_s"].to_numpy(np.float64))
+    panel.plot(rates, 1e6 / rates, ":", color=INK, label="time between two arrivals")
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.set_xlabel("arrivals a second (cores that they need)")
+    panel.set_ylabel("decision, each transaction (µs)")
+    panel.legend(fontsize="small")
     return figure
 
 

@@ -9,6 +9,7 @@ from thesis_lib.sequencer.report import Cell, noisy_estimate, paired_seeds, summ
 from thesis_lib.sequencer.scale import (
     OVERLOAD,
     capacities,
+    decision_us,
     one_sequencer,
     saturated_at,
     sequencers_needed,
@@ -107,11 +108,15 @@ def test_a_sequencer_saturates_between_the_rates_around_it():
         for cores in (400, 10, 40)
     ]
     busy = one_sequencer(cases).xs(("ours", 1.1))
-    np.testing.assert_allclose(busy["busy"], [16.0, 0.01, 0.16])
+    np.testing.assert_allclose(busy["busy"], [0.01, 0.16, 16.0])
+    assert decision_us(busy, 2_000.0) == pytest.approx(20.0)
     assert saturated_at(busy) == pytest.approx(10_000.0)
     assert saturated_at(busy[busy["busy"] < 1]) == np.inf
     with pytest.raises(InvalidInput, match="measure smaller ones"):
         saturated_at(busy[busy["busy"] > 1])
+    for outside in (999.0, 40_001.0):
+        with pytest.raises(InvalidInput, match="lies outside what was measured"):
+            decision_us(busy, outside)
 
 
 def test_sequencers_are_rounded_up():

@@ -27,6 +27,7 @@ from thesis_lib.sequencer.report import (
     summarise,
 )
 from thesis_lib.sequencer.theory import crossing_capacity
+from thesis_lib.sequencer.trace import F64
 
 OVERLOAD = 1.5  # so far above saturation, what commits is the capacity
 
@@ -133,7 +134,7 @@ def one_sequencer(cases: Sequence[Mapping]) -> pd.DataFrame:
     (`rate_per_s`), the mean cost of a decision to a transaction (`decide_us`), and
     their product (`busy`): above 1, one sequencer cannot keep up.
     """
-    made = pd.DataFrame(cases).set_index(["policy", "load", "cores"])
+    made = pd.DataFrame(cases).set_index(["policy", "load", "cores"]).sort_index()
     rate_per_s, decide_us = made["rate_per_s"], made["decide_mean_us"]
     return pd.DataFrame(
         {
@@ -144,27 +145,43 @@ def one_sequencer(cases: Sequence[Mapping]) -> pd.DataFrame:
     )
 
 
+def decision_us(busy: pd.DataFrame, rate_per_s: float) -> float:
+    """Cost of a decision to a transaction at a rate between those measured.
+
+    `busy` are the rows of `one_sequencer` for a policy and a load. Between two that
+    were measured, cost is a power of the rate. Raises InvalidInput for a rate that is
+    not between any.
+    """
+    rates_per_s, costs_us = _by_rate(busy, "decide_us")
+    require(
+        bool(rates_per_s[0] <= rate_per_s <= rates_per_s[-1]),
+        f"rate_per_s={rate_per_s:g} lies outside what was measured, "
+        f"{rates_per_s[0]:g} to {rates_per_s[-1]:g}: measure more sizes",
+    )
+    logarithm = np.interp(np.log(rate_per_s), np.log(rates_per_s), np.log(costs_us))
+    return float(np.exp(logarithm))
+
+
 def saturated_at(busy: pd.DataFrame) -> float:
     """Arrivals a second at which one sequencer is always busy.
 
-    `busy` are the rows of `one_sequencer` for a policy and a load. Between two that
-    were measured, both logarithms are taken to be linear; infinity if the busiest is
-    not yet saturated. Raises InvalidInput if the smallest is already.
+    `busy` as for `decision_us`; infinity if the largest rate measured does not saturate
+    it. Raises InvalidInput if the smallest already does.
     """
-    rate_per_s, share = (
-        np.asarray(busy.sort_values("rate_per_s")[name], np.float64)
-        for name in ("rate_per_s", "busy")
-    )
+    rates_per_s, shares = _by_rate(busy, "busy")
     require(
-        bool(share[0] < 1),
-        f"a sequencer is busy {share[0]:g} of the time at the least rate measured, "
-        f"{rate_per_s[0]:g}/s: measure smaller ones",
+        bool(shares[0] < 1),
+        f"a sequencer is busy {shares[0]:g} of the time at the least rate measured, "
+        f"{rates_per_s[0]:g}/s: measure smaller ones",
     )
-    if (share < 1).all():
+    if shares[-1] < 1:
         return np.inf
-    at = int(np.argmax(share >= 1))
-    way = -np.log(share[at - 1]) / (np.log(share[at]) - np.log(share[at - 1]))
-    return float(rate_per_s[at - 1] * (rate_per_s[at] / rate_per_s[at - 1]) ** way)
+    return float(np.exp(np.interp(0, np.log(shares), np.log(rates_per_s))))
+
+
+def _by_rate(busy: pd.DataFrame, name: str) -> tuple[F64, F64]:
+    rows = busy.sort_values("rate_per_s")
+    return rows["rate_per_s"].to_numpy(np.float64), rows[name].to_numpy(np.float64)
 
 
 def sequencers_needed(rate_per_s: float, cell: Cell, load: float) -> int:

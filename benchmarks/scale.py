@@ -1,0 +1,150 @@
+"""What a decision costs when one sequencer decides for ever more cores.
+
+The loop of `decide.py`, compiled and with a clock in it, on the workload of scenario A
+at the size of the machine: 10 warehouses and the load of 8 cores for every 8 cores, so
+that 10^5 arrivals a second take about a hundred cores and 10^6 about a thousand. A
+decision's time is shared equally by the transactions that it decides on, as there.
+Every history of the first round is compared with the simulator's.
+
+    python benchmarks/scale.py
+"""
+
+import json
+import os
+import time
+from statistics import median
+
+import numpy as np
+import psutil
+from decide import Case, run_compiled, shape, two_readings
+
+from thesis_lib.chapters import repository
+from thesis_lib.files import write_whole
+from thesis_lib.machine import commit, identity
+from thesis_lib.sequencer.report import Cell, noisy_estimate, scenario_cell
+from thesis_lib.sequencer.workload import SCENARIOS, scenario
+
+CORES = (8, 16, 32, 64, 128, 256, 512, 1024)
+LOADS = (0.9, 1.1)
+POLICIES = ("fifo", "ours")
+SEED = 1
+ROUNDS = 3
+
+
+def transactions(cores: int) -> int:
+    """Enough to outlast the objective, which is when the queue stops growing."""
+    return 4_000 + 12 * cores
+
+
+def grown(cores: int, saturation_per_s: float) -> Cell:
+    """Scenario A on so many cores, with as many warehouses for each of them."""
+    spec = SCENARIOS["A"]
+    warehouses = spec.warehouses * cores // spec.cores
+    return Cell(
+        make_trace=lambda seed: scenario("A", transactions(cores), seed, warehouses),
+        saturation_per_s=saturation_per_s * cores / spec.cores,
+        cores=cores,
+        slo_s=spec.slo_s,
+    )
+
+
+def cases() -> list[tuple[dict, Case]]:
+    """Every policy at every load and size, on the same transactions."""
+    made = []
+    one_per_s = scenario_cell("A", transactions=1).saturation_per_s
+    for cores in CORES:
+        cell = grown(cores, one_per_s)
+        trace = cell.make_trace(SEED)
+        estimated_s = noisy_estimate()(trace, SEED)
+        for load in LOADS:
+            arranged = cell.arrange(trace, load, SEED)
+            for policy in POLICIES:
+                label = {
+                    "policy": policy,
+                    "load": load,
+                    "cores": cores,
+                    "transactions": len(trace),
+                    "rate_per_s": load * cell.saturation_per_s,
+                }
+                made.append(
+                    (label, Case(cell, arranged, estimated_s, cell.policy(policy)))
+                )
+    return made
+
+
+def measure(case: Case, check: bool) -> dict[str, float]:
+    """One run: the cost of a transaction and of a decision, and how many of these."""
+    state, before, setting, shadow = case.prepare()
+    decisions_ns = np.empty(2 * len(case.trace))  # an arrival and a commit each
+    cost_ns, number = run_compiled(
+        state, before, case.trace.service_s, setting, shadow.memory, shadow.model,
+        case.policy.code, decisions_ns,
+    )  # fmt: skip
+    if check:
+        case.check(state, before)
+    return {
+        **{f"decide_{k}": v for k, v in shape(cost_ns / 1e3).items()},
+        **{f"decision_{k}": v for k, v in shape(decisions_ns[:number] / 1e3).items()},
+        "decisions": number,
+    }
+
+
+def summarise(label: dict, rounds: list[dict[str, float]]) -> dict:
+    """Medians over the rounds, beside the samples themselves."""
+    samples = {
+        name: [round(row[name], 3) for row in rounds]
+        for name in rounds[0]
+        if name.endswith("_us")
+    }
+    medians = {name: median(values) for name, values in samples.items()}
+    return (
+        label | {"decisions": rounds[0]["decisions"]} | medians | {"samples": samples}
+    )
+
+
+def written(report: dict) -> str:
+    """The record as JSON, a case a line."""
+    lines = ",\n".join(f"  {json.dumps(case)}" for case in report["cases"])
+    whole = json.dumps(report | {"cases": []}, indent=1)
+    return whole.replace('"cases": []', f'"cases": [\n{lines}\n ]') + "\n"
+
+
+def main() -> None:
+    load = psutil.getloadavg()
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core
+    labelled = cases()
+    for _, case in labelled[: len(POLICIES)]:  # compiles everything
+        measure(case, check=True)
+    begin = time.perf_counter(), time.process_time()
+    rounds = [
+        [measure(case, check=number == 0) for _, case in labelled]
+        for number in range(ROUNDS)
+    ]
+    wall_s, cpu_s = time.perf_counter() - begin[0], time.process_time() - begin[1]
+    checkout = repository()
+    report = {
+        "rounds": ROUNDS,
+        "histories_equal": True,  # asserted above, in the first round
+        "clock_us": float(np.median(two_readings(10_000))) / 1e3,  # not subtracted
+        "cpu_share": cpu_s / wall_s,
+        "cases": [
+            summarise(label, [rows[at] for rows in rounds])
+            for at, (label, _) in enumerate(labelled)
+        ],
+        "commit": commit(checkout)[0],
+        "machine": identity(),
+        "load_average": {"start": load, "end": psutil.getloadavg()},
+    }
+    target = checkout / "data" / "measurements" / "scale.json"
+    write_whole(target, written(report))
+    for row in report["cases"]:
+        busy = row["rate_per_s"] * row["decide_mean_us"] / 1e6
+        print(
+            f"{row['policy']:10} {row['load']:.1f} {row['cores']:5}"
+            f"{row['rate_per_s']:12.0f}{row['decide_mean_us']:10.2f}"
+            f"{row['decide_p99_us']:10.2f}{busy:10.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
