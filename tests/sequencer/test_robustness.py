@@ -4,9 +4,8 @@ import pytest
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.sequencer import report, robustness
-from thesis_lib.sequencer.pricing import Prices, priced
+from thesis_lib.sequencer.pricing import Prices
 from thesis_lib.sequencer.robustness import Crowd
-from thesis_lib.sequencer.workload import Scale, tpcc
 
 
 def test_unchanged_estimates_give_what_replicate_gives():
@@ -131,8 +130,8 @@ def test_a_verdict_names_the_worst():
 
 
 def test_each_workload_has_its_skew_and_its_objectives():
-    past = priced(tpcc(300, Scale(), 1), Prices(4e-5, 6e-6, 1e-5, 1e-6), 0.0, 1)
-    cells = robustness.workload_cells(past, transactions=400, seed=2)
+    prices = Prices(4e-5, 6e-6, 1e-5, 1e-6)
+    cells = robustness.workload_cells(prices, transactions=400, seed=2)
     typed = {name for name, cell in cells.items() if cell.objectives_s is not None}
     assert typed == {name for name in cells if "median" in name}
     rates = [cells[f"YCSB A, zipf {z:g}"].saturation_per_s for z in robustness.ZIPFS]

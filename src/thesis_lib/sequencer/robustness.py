@@ -12,7 +12,7 @@ import pandas as pd
 
 from thesis_lib.checks import choice, require
 from thesis_lib.sequencer.misestimate import MISESTIMATIONS, Seen
-from thesis_lib.sequencer.pricing import fit_prices, priced
+from thesis_lib.sequencer.pricing import Prices, priced
 from thesis_lib.sequencer.report import (
     Cell,
     column,
@@ -23,7 +23,7 @@ from thesis_lib.sequencer.report import (
     scenario_cell,
     trace_cell,
 )
-from thesis_lib.sequencer.trace import F64, I64, Trace
+from thesis_lib.sequencer.trace import F64, I64
 from thesis_lib.sequencer.workload import (
     SERVICE_SIGMA,
     Scale,
@@ -34,6 +34,9 @@ from thesis_lib.sequencer.workload import (
     ycsb,
 )
 
+CROWD_LOADS = 0.9, 1.5  # before and in a flash crowd
+BACK = 0.01  # so many more violations than before it count as recovered
+RECOVERS_S = 0.02  # goal: in that time
 WORSE = 0.002  # goal: never more violations than FIFO and so much
 BURSTS, BURST_S = (0.5, 1.5), 0.05  # rates of an MMPP-2 over their mean, mean sojourn
 
@@ -223,7 +226,7 @@ def _by_window(window: I64, weights: F64) -> F64:
 
 
 def recovery_s(
-    shares: pd.DataFrame, crowd: Crowd, policy: str, *, tolerance: float = 0.01
+    shares: pd.DataFrame, crowd: Crowd, policy: str, *, tolerance: float = BACK
 ) -> float:
     """When, after the crowd's end, violations are back to `tolerance` above before.
 
@@ -247,15 +250,14 @@ FACTORS = 5, 10  # objectives of a type over its median service time
 WAREHOUSES, CORES = 10, 8  # as scenario A; partitions of YCSB
 
 
-def workload_cells(past: Trace, *, transactions: int, seed: int) -> dict[str, Cell]:
+def workload_cells(prices: Prices, *, transactions: int, seed: int) -> dict[str, Cell]:
     """TPC-C and YCSB beside scenario A, with one objective for all or one a type.
 
-    Each by a name. TPC-C (as specified) and YCSB A have generated logs, priced as the
-    collected trace `past`, with the scatter of scenario A. One objective is that of A,
-    or twice the 95th percentile of the service time.
+    Each by a name. TPC-C (as specified) and YCSB A have generated logs that are priced,
+    with the scatter of scenario A. One objective is that of A, or twice the 95th
+    percentile of the service time.
     """
-    prices, n = fit_prices(past), 3 * transactions
-    scale = YcsbScale(files=WAREHOUSES)
+    n, scale = 3 * transactions, YcsbScale(files=WAREHOUSES)
     logs = {"TPC-C": tpcc(n, Scale(warehouses=WAREHOUSES), seed)} | {
         f"YCSB A, zipf {theta:g}": ycsb(n, scale, seed, theta=theta) for theta in ZIPFS
     }
