@@ -29,6 +29,48 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "bounds: the tree gives up the shorter of two",
+        "sequencer/bounds.py",
+        "    if longest[node] > length:",
+        "    if longest[node] < length:",
+        ("tests/sequencer/test_bounds.py",),
+    ),
+    Mutant(
+        "bounds: deadlines that disagree are not relaxed",
+        "sequencer/bounds.py",
+        "due = max(due, deadline[job])",
+        "due = deadline[job]",
+        ("tests/sequencer/test_bounds.py",),
+    ),
+    Mutant(
+        "clairvoyant: an exclusive lock is granted beside shared ones",
+        "sequencer/clairvoyant.py",
+        "free_s = max(free_s, locks.shared_s[key])",
+        "free_s = max(free_s, locks.exclusive_s[key])",
+        ("tests/sequencer/test_clairvoyant.py",),
+    ),
+    Mutant(
+        "clairvoyant: a move forgets that it holds up who comes after",
+        "sequencer/clairvoyant.py",
+        "if not (began_s <= at_s and until_s >= core_s[core]):",
+        "if not (began_s <= at_s):",
+        ("tests/sequencer/test_clairvoyant.py",),
+    ),
+    Mutant(
+        "clairvoyant: a window is solved with all its locks shared",
+        "sequencer/clairvoyant.py",
+        "modes = np.where(keys.exclusive[at], room, 1)",
+        "modes = np.where(keys.exclusive[at], 1, 1)",
+        ("tests/sequencer/test_clairvoyant.py",),
+    ),
+    Mutant(
+        "clairvoyant: a drop is judged by the log that came after it",
+        "sequencer/clairvoyant.py",
+        "state.progress[LOGGED] = np.searchsorted(decided_s, now_s)",
+        "state.progress[LOGGED] = len(log)",
+        ("tests/sequencer/test_clairvoyant.py",),
+    ),
+    Mutant(
         "policy: the safe are called critical",
         "sequencer/policies.py",
         "critical = np.abs(forecast.finish_s - batch.deadline_s) < band_s",

@@ -40,9 +40,9 @@ def moore_hodgson(service_s: F64, deadline_s: F64) -> Bool:
     return on_time
 
 
-def _ticks(seconds: F64, up: bool = False) -> I64:
-    """Whole ticks, rounded down or up. Raises InvalidInput where they overflow."""
-    scaled = np.ldexp(seconds, TICKS)
+def ticks(seconds: F64, up: bool = False, power: int = TICKS) -> I64:
+    """Whole ticks of 2^-power s, rounded down or up. Refuses what would overflow."""
+    scaled = np.ldexp(seconds, power)
     require(
         bool((np.abs(scaled) < 2.0**55).all()),
         f"times up to {np.abs(seconds).max():g} s: expected less than nine hours; "
@@ -206,9 +206,9 @@ def kise_ibaraki_mine(release_s: F64, service_s: F64, deadline_s: F64) -> Bool:
     )
     kept = np.zeros(n, bool)
     _kise_ibaraki_mine(
-        _ticks(release_s[order]),
-        _ticks(service_s[order]),
-        _ticks(deadline_s[order], up=True),
+        ticks(release_s[order]),
+        ticks(service_s[order]),
+        ticks(deadline_s[order], up=True),
         kept,
     )
     on_time = np.zeros(n, bool)
@@ -248,9 +248,9 @@ def _late(trace: Trace, slo_s: float | F64, rows: I64, cuts: I64, speed: int) ->
         f"{since_s[-1]:g} s on {speed} cores: expected a product below a million; "
         "bound the run in pieces",
     )
-    release, due = _ticks(since_s), _ticks(since_s + slo_s, up=True)
+    release, due = ticks(since_s), ticks(since_s + slo_s, up=True)
     return _late_of_machines(
-        cuts, release[rows] * speed, _ticks(trace.service_s)[rows], due[rows] * speed
+        cuts, release[rows] * speed, ticks(trace.service_s)[rows], due[rows] * speed
     )
 
 

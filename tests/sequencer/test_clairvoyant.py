@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+from exhaustive import fewest_by_trying, tiny
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer.bounds import fewest_violations
+from thesis_lib.sequencer.clairvoyant import search, solve, would_be_on_time
+from thesis_lib.sequencer.policies import POLICIES, policy
+from thesis_lib.sequencer.simulate import replay, simulate
+from thesis_lib.sequencer.trace import KeySets, Trace
+from thesis_lib.sequencer.workload import SCENARIOS, at_rate, scenario
+
+
+def simulated(trace, name, spec, estimated_s=None):
+    """A policy on a scenario, by default with an estimator that knows the truth."""
+    return simulate(
+        trace,
+        policy(name, slo_s=spec.slo_s, cores=spec.cores),
+        trace.service_s if estimated_s is None else estimated_s,
+        cores=spec.cores,
+        slo_s=spec.slo_s,
+    )
+
+
+def assert_is_a_schedule(trace, history, cores):
+    """Nobody starts early, without a core, or while a conflicting lock is held."""
+    log, keys = history.log, trace.keys
+    assert (np.diff(history.start_s[log]) >= 0).all()
+    assert (history.start_s[log] >= trace.arrival_s[log]).all()
+    for at, i in enumerate(log):
+        running = [j for j in log[:at] if history.finish_s[j] > history.start_s[i]]
+        assert len(running) < cores
+        mine = slice(keys.offsets[i], keys.offsets[i + 1])
+        for j in running:
+            theirs = slice(keys.offsets[j], keys.offsets[j + 1])
+            both = keys.keys[mine][:, None] == keys.keys[theirs][None]
+            modes = keys.exclusive[mine][:, None] | keys.exclusive[theirs][None]
+            assert not (both & modes).any()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_small_window_is_solved_to_its_optimum(seed):
+    trace, cores, slo_s = tiny(seed)
+    window = solve(trace, cores=cores, slo_s=slo_s)
+    assert window.solved
+    assert window.violations == fewest_by_trying(trace, cores, slo_s)
+    assert_is_a_schedule(trace, window.history, cores)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_search_finds_the_optimum_of_few_transactions(seed):
+    trace, cores, slo_s = tiny(seed)
+    found = search(trace, cores=cores, slo_s=slo_s, sweeps=50)
+    assert_is_a_schedule(trace, found, cores)
+    assert found.violated.sum() == fewest_by_trying(trace, cores, slo_s)
+
+
+@pytest.mark.parametrize(("name", "load"), [("B", 4.0), ("C", 5.0)])
+def test_relaxation_proven_bound_schedule_and_policies_come_in_this_order(name, load):
+    spec = SCENARIOS[name]
+    for seed in range(4):
+        trace = at_rate(scenario(name, 36, seed), load * 2_500, seed)
+        window = solve(trace, cores=spec.cores, slo_s=spec.slo_s, effort=1.0)
+        relaxed = fewest_violations(trace, cores=spec.cores, slo_s=spec.slo_s)
+        assert relaxed <= window.bound <= window.violations
+        for rule in POLICIES:
+            assert window.bound <= simulated(trace, rule, spec).violated.sum(), rule
+        ours = simulated(trace, "ours", spec).violated.sum()
+        assert window.violations <= ours or not window.solved
+
+
+@pytest.mark.parametrize(("name", "load"), [("A", 1.1), ("B", 0.9), ("C", 1.2)])
+def test_search_lies_between_the_bound_and_what_it_began_with(name, load):
+    spec = SCENARIOS[name]
+    rate_per_s = load * (2_500 if name == "C" else 7_500)
+    trace = at_rate(scenario(name, 1_500, seed=11), rate_per_s, seed=12)
+    begun = [simulated(trace, rule, spec) for rule in ("ours", "late-edf")]
+    before = trace.arrival_s.copy()
+    found = [
+        search(
+            trace,
+            cores=spec.cores,
+            slo_s=spec.slo_s,
+            begun=begun,
+            sweeps=sweeps,
+            seed=5,
+        )
+        for sweeps in (0, 2, 2)
+    ]
+    assert_is_a_schedule(trace, found[1], spec.cores)
+    np.testing.assert_array_equal(found[1].start_s, found[2].start_s)
+    counts = [int(history.violated.sum()) for history in found]
+    bound = fewest_violations(trace, cores=spec.cores, slo_s=spec.slo_s)
+    assert bound <= counts[1] <= counts[0]
+    assert counts[0] <= min(int(history.violated.sum()) for history in begun)
+    assert not found[1].late.any()
+    np.testing.assert_array_equal(trace.arrival_s, before)
+
+
+def test_search_takes_objectives_that_disagree():
+    spec = SCENARIOS["B"]
+    trace = at_rate(scenario("B", 800, seed=1), 8_000.0, seed=2)
+    slo_s = np.where(trace.kind == 0, spec.slo_s, 3 * spec.slo_s)
+    found = search(trace, cores=spec.cores, slo_s=slo_s, sweeps=3)
+    assert not found.late.any()
+    bound = fewest_violations(trace, cores=spec.cores, slo_s=slo_s)
+    assert bound <= found.violated.sum()
+
+
+@pytest.mark.parametrize("lag_s", [0.0, 5e-4])
+@pytest.mark.parametrize(("name", "rule"), [("B", "ours"), ("C", "hybrid-fixed")])
+def test_false_drops_equal_replaying_each_prefix_with_the_dropped(name, rule, lag_s):
+    spec = SCENARIOS[name]
+    rate_per_s = 9_000.0 if name == "B" else 3_000.0
+    trace = at_rate(scenario(name, 600, seed=21), rate_per_s, seed=22)
+    noise = np.random.default_rng(23).lognormal(0.0, 0.3, len(trace))
+    history = simulated(trace, rule, spec, trace.service_s * noise)
+    on_time = would_be_on_time(trace, history, cores=spec.cores, lag_s=lag_s)
+    dropped = np.flatnonzero(history.dropped)
+    assert 0 < on_time.sum() < len(dropped)
+    assert not on_time[~history.dropped].any()
+    for i in dropped:
+        now_s = history.decided_s[i]
+        log = history.log[history.decided_s[history.log] < now_s]
+        dispatch_s = np.append(history.decided_s[log], now_s) + lag_s
+        again = replay(
+            trace, np.append(log, i), dispatch_s, cores=spec.cores, slo_s=spec.slo_s
+        )
+        assert on_time[i] == (again.finish_s[i] <= history.deadline_s[i])
+
+
+def test_what_idles_is_never_dropped_rightly():
+    """No queue: dropping it was in vain unless it is too long."""
+    trace = Trace.of_jobs(
+        np.array([0.0, 10.0]),
+        np.array([1.0, 9.0]),
+        KeySets.from_lists([[]] * 2, [[]] * 2),
+    )
+    none = np.empty(0, np.int64)
+    history = replay(trace, none, np.empty(0), cores=1, slo_s=5.0)
+    np.testing.assert_array_equal(
+        would_be_on_time(trace, history, cores=1), [True, False]
+    )
+
+
+def test_large_windows_and_wrong_options_are_refused():
+    trace = at_rate(scenario("A", 41, seed=1), 9_000.0, seed=2)
+    with pytest.raises(InvalidInput, match="expected 1 to 40"):
+        solve(trace, cores=8, slo_s=1.0)
+    with pytest.raises(InvalidInput, match="effort"):
+        solve(trace.take(np.arange(3)), cores=8, slo_s=1.0, effort=0.0)
+    with pytest.raises(InvalidInput, match="sweeps"):
+        search(trace, cores=8, slo_s=1.0, sweeps=-1)
