@@ -798,7 +798,8 @@ def beyond_fifo(table: pd.DataFrame) -> Figure:
         at = table[table["load"] == load]
         fifo = at.groupby("misestimation", sort=False)["fifo"].first()
         panel.scatter(
-            fifo, range(len(names)), marker="|", s=130, color=GREY, label="fifo",
+            fifo, range(len(names)), marker="|", s=130, color=GREY,
+            label=_style("fifo")["label"],
         )  # fmt: skip
         for policy in dict.fromkeys(at["policy"]):
             style = _style(policy)
@@ -808,7 +809,9 @@ def beyond_fifo(table: pd.DataFrame) -> Figure:
             )  # fmt: skip
         panel.set_xscale("symlog", linthresh=0.1)
         panel.set_xlim(-0.02, 150)
-        panel.set_xlabel(f"violations (%) at a load of {load:g}")
+        panel.set_xticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
+        panel.set_title(f"load {load:g}")
+    figure.supxlabel("violations (% of arrivals)", fontsize="medium")
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     _legend_below(figure, panels[0])

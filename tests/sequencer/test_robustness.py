@@ -96,6 +96,7 @@ def test_recovery_is_the_first_window_back_at_the_level_before():
             "at once": [0.05] * 12,
             "third": [0.05] * 4 + [0.5] * 4 + [0.058] * 4,
             "barely not": [0.05] * 4 + [0.5] * 4 + [0.062] * 4,
+            "by chance": [0.05] * 4 + [0.5] * 2 + [0.0] + [0.5] + [0.0] * 4,
             "cleared": [0.05] * 4 + [0.5] * 3 + [0.0] * 5,
         },
         index=at_s,
@@ -105,6 +106,7 @@ def test_recovery_is_the_first_window_back_at_the_level_before():
         "at once": 0.0,
         "third": pytest.approx(0.02),
         "barely not": np.inf,
+        "by chance": pytest.approx(0.02),
         "cleared": pytest.approx(0.01),
     }
 

@@ -16,7 +16,7 @@ from thesis_lib.checks import require, vector
 from thesis_lib.sequencer.trace import F64, I64, Bool, KeySets, Trace
 from thesis_lib.sequencer.workload import mean_one_lognormal, on_grid
 
-WANDER_DEPTH, WANDER_PERIOD_S = 0.3, 0.5  # of the speed that stale estimates lag
+WANDER_DEPTH, WANDER_PERIOD_S = 0.3, 0.2  # of the speed that stale estimates lag
 STALE_S = 0.1  # how long they lag it
 BIAS, DRIFT, HOT, UNDERRATED = 0.3, 2.0, 0.3, 1 / 3  # see MISESTIMATIONS
 

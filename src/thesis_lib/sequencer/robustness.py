@@ -230,9 +230,9 @@ def recovery_s(
 ) -> float:
     """When, after the crowd's end, violations are back to `tolerance` above before.
 
-    From `through_a_crowd`. The level before is the mean from one crowd's beginning
-    less its first tenth; the answer is where the first window begins that is within,
-    infinity if none is.
+    From `through_a_crowd`. The level before is the mean up to the crowd, without the
+    first tenth of that time; the answer is where the first window begins that is within
+    together with the next one, infinity if none is.
     """
     begins_s = shares.index.to_numpy()
     made = shares[policy].to_numpy()
@@ -241,7 +241,8 @@ def recovery_s(
     )
     require(bool(before.any()), "no window ends before the crowd: make them shorter")
     after = begins_s > -np.diff(begins_s)[0] / 2
-    back = np.flatnonzero(after & (made <= made[before].mean() + tolerance))
+    within = after & (made <= made[before].mean() + tolerance)
+    back = np.flatnonzero(within[:-1] & within[1:])
     return float(max(begins_s[back[0]], 0.0)) if len(back) else np.inf
 
 
