@@ -50,7 +50,8 @@ from thesis_lib.sequencer.trees import sum_leaves
 SCENARIOS, LOADS = ("A", "C"), (0.9, 1.1, 1.5)
 POLICIES = (
     "fifo-batched", "drop", "reorder", "hybrid", "drop-fixed", "reorder-fixed",
-    "hybrid-fixed", "edf", "sjf", "late-edf", "ours",
+    "hybrid-fixed", "edf", "sjf", "queue-cap", "codel", "least-slack", "late-sjf",
+    "late-edf", "startable-first", "late-demote", "ours",
 )  # fmt: skip
 TRANSACTIONS, SEED, PAST_SEED = 4_000, 1, 777_777
 ROUNDS = 7

@@ -12,7 +12,8 @@ from what it may observe alone:
 - *reservations*: who has to wait for a lock closes its rows to those who would hold
   them beyond the latest time at which it can start; who ends earlier may pass.
 
-Backfilling between reservations is known from batch schedulers (Lifka, JSSPP 1995).
+Reservations that others may pass are the slack-based backfilling of batch schedulers:
+Talby and Feitelson, IPPS 1999.
 """
 
 from math import exp, log
