@@ -21,8 +21,9 @@ from decide import Case, run_compiled, shape, two_readings
 from thesis_lib.chapters import repository
 from thesis_lib.files import write_whole
 from thesis_lib.machine import commit, identity
-from thesis_lib.sequencer.report import Cell, noisy_estimate, scenario_cell
-from thesis_lib.sequencer.workload import SCENARIOS, scenario
+from thesis_lib.sequencer.report import noisy_estimate, scenario_cell
+from thesis_lib.sequencer.scale import grown
+from thesis_lib.sequencer.workload import SCENARIOS
 
 CORES = (8, 16, 32, 64, 128, 256, 512, 1024)
 LOADS = (0.9, 1.1)
@@ -36,24 +37,14 @@ def transactions(cores: int) -> int:
     return 4_000 + 12 * cores
 
 
-def grown(cores: int, saturation_per_s: float) -> Cell:
-    """Scenario A on so many cores, with as many warehouses for each of them."""
-    spec = SCENARIOS["A"]
-    warehouses = spec.warehouses * cores // spec.cores
-    return Cell(
-        make_trace=lambda seed: scenario("A", transactions(cores), seed, warehouses),
-        saturation_per_s=saturation_per_s * cores / spec.cores,
-        cores=cores,
-        slo_s=spec.slo_s,
-    )
-
-
 def cases() -> list[tuple[dict, Case]]:
     """Every policy at every load and size, on the same transactions."""
     made = []
     one_per_s = scenario_cell("A", transactions=1).saturation_per_s
     for cores in CORES:
-        cell = grown(cores, one_per_s)
+        times = cores // SCENARIOS["A"].cores
+        each = transactions(cores) // times
+        cell = grown("A", times, transactions=each, saturation_per_s=one_per_s)
         trace = cell.make_trace(SEED)
         estimated_s = noisy_estimate()(trace, SEED)
         for load in LOADS:

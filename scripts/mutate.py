@@ -963,6 +963,62 @@ MUTANTS = [
         "finite = True",
         ("tests/test_cli.py", "-k", "null"),
     ),
+    Mutant(
+        "partitions: the network takes no time",
+        "sequencer/partitions.py",
+        "calendar.sent_s[sent] = now_s + delay_s",
+        "calendar.sent_s[sent] = now_s",
+        ("tests/sequencer/test_partitions.py",),
+    ),
+    Mutant(
+        "partitions: a part executes before it has read",
+        "sequencer/partitions.py",
+        "if not np.isnan(site.state.finish_s[message - MESSAGE + READ]):",
+        "if True:",
+        ("tests/sequencer/test_partitions.py",),
+    ),
+    Mutant(
+        "partitions: what is on its way to the logs is not in flight",
+        "sequencer/partitions.py",
+        "released += counts[MERGING] - counts[ASIDE]",
+        "released -= counts[ASIDE]",
+        ("tests/sequencer/test_partitions.py",),
+    ),
+    Mutant(
+        "partitions: reads are not divided",
+        "sequencer/partitions.py",
+        "read = exchange.read_share / 2",
+        "read = exchange.read_share",
+        ("tests/sequencer/test_partitions.py",),
+    ),
+    Mutant(
+        "partitions: every epoch is over at once",
+        "sequencer/partitions.py",
+        "end_s = (np.floor(now_s / epoch_s) + 1) * epoch_s",
+        "end_s = np.floor(now_s / epoch_s) * epoch_s",
+        ("tests/sequencer/test_partitions.py",),
+    ),
+    Mutant(
+        "scale: the parts of all partitions stand aside in one",
+        "sequencer/scale.py",
+        '"aside": float(aside_s.sum() / span_s / work.partitions),',
+        '"aside": float(aside_s.sum() / span_s),',
+        ("tests/sequencer/test_scale.py",),
+    ),
+    Mutant(
+        "scale: a sequencer saturates at a tenth of its time",
+        "sequencer/scale.py",
+        "np.interp(0, np.log(shares), np.log(rates_per_s))",
+        "np.interp(0, np.log10(shares) + 1, np.log(rates_per_s))",
+        ("tests/sequencer/test_scale.py",),
+    ),
+    Mutant(
+        "scale: all work of what crosses is done twice, as the book sees it",
+        "sequencer/theory.py",
+        "return partitions * rate_per_s / (1 + crossing * repeated)",
+        "return partitions * rate_per_s / (1 + crossing)",
+        ("notebooks/04_evaluation_ml_for_db.ipynb",),
+    ),
 ]
 
 

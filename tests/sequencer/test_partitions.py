@@ -347,6 +347,32 @@ def test_in_flight_is_bounded_but_for_what_others_commit(name):
     assert np.cumsum(steps[np.lexsort((steps, times))]).max() == given.in_flight
 
 
+@pytest.mark.parametrize("name", RELEASED_LATE[1:])
+def test_what_crosses_is_in_flight_but_not_while_it_waits_for_its_other_half(name):
+    # Partition 0 sends to partition 1 and gets nothing back.
+    both = merge(traces(2, per_s=12_000.0), 0.3, 7)
+    rows = np.flatnonzero(both.home == 0)
+    work = Partitioned(
+        both.trace.take(rows),
+        2,
+        both.home[rows],
+        both.other[rows],
+        both.other_keys.take(rows),
+    )
+    made = run(work, name)
+    history, kept = made.history, ~made.history.dropped
+    crosses = work.crosses & kept
+    decided_s = history.decided_s[kept]
+    ready_s, read_s = made.ready_s[crosses, 0], made.read_s[crosses, 0]
+    begins_s = np.sort(np.concatenate([decided_s, ready_s]))
+    ends_s = np.sort(np.concatenate([made.finish_s[kept, 0], read_s]))
+    inside = np.searchsorted(begins_s, decided_s, side="right")
+    inside -= np.searchsorted(ends_s, decided_s, side="right")
+    assert (read_s < ready_s).any()
+    bound = policy(name, slo_s=SPEC.slo_s, cores=SPEC.cores).in_flight
+    assert inside.max() == bound
+
+
 # --- Refusals ----------------------------------------------------------------------
 
 

@@ -8,8 +8,11 @@ from thesis_lib.sequencer.policies import policy
 from thesis_lib.sequencer.report import Cell, noisy_estimate, paired_seeds, summarise
 from thesis_lib.sequencer.scale import (
     OVERLOAD,
+    behind_one_sequencer,
     capacities,
     decision_us,
+    grown,
+    one_or_many,
     one_sequencer,
     saturated_at,
     sequencers_needed,
@@ -117,6 +120,63 @@ def test_a_sequencer_saturates_between_the_rates_around_it():
     for outside in (999.0, 40_001.0):
         with pytest.raises(InvalidInput, match="lies outside what was measured"):
             decision_us(busy, outside)
+
+
+def test_behind_a_busy_sequencer_everything_is_late():
+    # 20 us each let 50,000 a second through: enough for 8 cores, not for 64.
+    one = cell(10)
+    cells = [
+        grown("A", times, transactions=400, saturation_per_s=one.saturation_per_s)
+        for times in (1, 8)
+    ]
+    assert cells[1].cores == 8 * SPEC.cores
+    assert cells[1].saturation_per_s == 8 * one.saturation_per_s
+    trace = cells[1].make_trace(0)
+    assert len(trace) == 3_200
+    assert trace.keys.n_keys == 8 * 10 * 11
+    cases = [
+        {
+            "policy": "ours",
+            "load": 1.1,
+            "cores": cores,
+            "rate_per_s": 1_000.0 * cores,
+            "decide_mean_us": 20.0,
+        }
+        for cores in (1, 1_000)
+    ]
+    busy = one_sequencer(cases).xs(("ours", 1.1))
+    made = behind_one_sequencer(cells, "ours", 1.1, busy, seeds=2, seed=5)
+    assert list(made.index) == [8, 64]
+    assert (made["free"] < 0.05).all()
+    assert made.loc[8, "as measured"] < 0.05
+    assert made.loc[64, "as measured"] > 0.2
+    with pytest.raises(InvalidInput, match="times=0"):
+        grown("A", 0, transactions=1, saturation_per_s=1.0)
+    with pytest.raises(InvalidInput, match="scenario='Z'"):
+        grown("Z", 1, transactions=1, saturation_per_s=1.0)
+
+
+def test_one_machine_stands_beside_as_many_cores_in_partitions():
+    runs = pd.DataFrame(
+        {
+            "partitions": [1, 1, 4, 4, 4],
+            "crossing": [0.0, 0.1, 0.0, 0.1, 0.1],
+            "policy": ["ours", "ours", "ours", "ours", "fifo"],
+            "violations": [0.01, 0.01, 0.02, 0.05, 0.9],
+        }
+    )
+    machines = pd.DataFrame(
+        {"free": [0.01, 0.02], "as measured": [0.01, 0.7]}, index=[32, 8]
+    )
+    table = one_or_many(machines, runs, "ours", 8)
+    assert list(table.columns) == [
+        "one sequencer, free",
+        "one sequencer, as measured",
+        "partitions, 0 % cross",
+        "partitions, 10 % cross",
+    ]
+    np.testing.assert_allclose(table.loc[32], [1.0, 1.0, 2.0, 5.0])
+    np.testing.assert_allclose(table.loc[8], [2.0, 70.0, 1.0, 1.0])
 
 
 def test_sequencers_are_rounded_up():

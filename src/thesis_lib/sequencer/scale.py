@@ -11,7 +11,7 @@ from math import ceil
 import numpy as np
 import pandas as pd
 
-from thesis_lib.checks import require
+from thesis_lib.checks import choice, require
 from thesis_lib.sequencer.partitions import (
     EXCHANGE,
     Exchange,
@@ -22,12 +22,14 @@ from thesis_lib.sequencer.partitions import (
 )
 from thesis_lib.sequencer.report import (
     Cell,
+    against_sequencing,
     noisy_estimate,
     paired_seeds,
     summarise,
 )
 from thesis_lib.sequencer.theory import crossing_capacity
 from thesis_lib.sequencer.trace import F64
+from thesis_lib.sequencer.workload import SCENARIOS, scenario
 
 OVERLOAD = 1.5  # so far above saturation, what commits is the capacity
 
@@ -182,6 +184,72 @@ def saturated_at(busy: pd.DataFrame) -> float:
 def _by_rate(busy: pd.DataFrame, name: str) -> tuple[F64, F64]:
     rows = busy.sort_values("rate_per_s")
     return rows["rate_per_s"].to_numpy(np.float64), rows[name].to_numpy(np.float64)
+
+
+def grown(name: str, times: int, *, transactions: int, saturation_per_s: float) -> Cell:
+    """A reference scenario, `times` as large: one machine with one sequencer.
+
+    It has as many cores, warehouses and `transactions` for each of them, and its
+    saturation is taken to be as many times that of one, `saturation_per_s`. Raises
+    InvalidInput for an unknown scenario and for less than one.
+    """
+    spec = SCENARIOS[choice("scenario", name, SCENARIOS)]
+    require(times >= 1, f"times={times}: expected at least 1")
+    return Cell(
+        make_trace=lambda seed: scenario(
+            name, times * transactions, seed, times * spec.warehouses
+        ),
+        saturation_per_s=times * saturation_per_s,
+        cores=times * spec.cores,
+        slo_s=spec.slo_s,
+    )
+
+
+def behind_one_sequencer(
+    cells: Sequence[Cell],
+    policy: str,
+    load: float,
+    busy: pd.DataFrame,
+    *,
+    seeds: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Violations behind one sequencer, free of cost and with the cost measured.
+
+    `busy` are the rows of `one_sequencer` for the policy and a load: what a decision
+    costs at the rate of each of the `cells`. Shares of 1, means over the seeds: a row
+    a cell, by its cores; columns "free" and "as measured".
+    """
+    made = {}
+    for cell in cells:
+        works_s = 1e-6 * decision_us(busy, load * cell.saturation_per_s)
+        runs = against_sequencing(
+            cell, [policy], load, [0.0, works_s], seeds=seeds, seed=seed
+        )
+        free = runs["sequencer_s"] == 0
+        made[cell.cores] = {
+            "free": runs.loc[free, "violations"].mean(),
+            "as measured": runs.loc[~free, "violations"].mean(),
+        }
+    return pd.DataFrame.from_dict(made, orient="index").rename_axis("cores")
+
+
+def one_or_many(
+    machines: pd.DataFrame, runs: pd.DataFrame, policy: str, cores: int
+) -> pd.DataFrame:
+    """Violations in percent behind one sequencer beside those of partitions.
+
+    `machines` are from `behind_one_sequencer`, `runs` from `weak_scaling` with `cores`
+    in each partition. A row a number of cores that both have.
+    """
+    chosen = runs[runs["policy"] == policy]
+    many = chosen.pivot_table(
+        index="partitions", columns="crossing", values="violations", aggfunc="mean"
+    )
+    many.index = pd.Index(cores * many.index.to_numpy(), name="cores")
+    many.columns = [f"partitions, {100 * share:g} % cross" for share in many.columns]
+    one = machines.add_prefix("one sequencer, ")
+    return 100 * one.join(many, how="inner")
 
 
 def sequencers_needed(rate_per_s: float, cell: Cell, load: float) -> int:
