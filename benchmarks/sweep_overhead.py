@@ -26,7 +26,8 @@ from thesis_lib.stats import bootstrap
 
 SMALL = {
     "seeds": 1, "transactions": 300, "loads": [1.1], "headline_load": 1.1,
-    "noises": [0.2], "biases": [1.0], "trace_transactions": 200, "trace_loads": [1.1],
+    "robust_loads": [1.1], "robust_transactions": 200, "trace_transactions": 200,
+    "trace_loads": [1.1],
 }  # fmt: skip
 SIXTEEN = {
     "profile": "smoke",

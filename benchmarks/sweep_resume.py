@@ -27,11 +27,12 @@ LOADS = [0.7, 0.8, 0.9, 0.95, 0.99, 1.1, 1.3, 1.5]
 GRID = {
     "profile": "smoke",
     "grid": {
-        "headline_load, loads, trace_loads": [[x, [x], [x]] for x in LOADS],
+        "headline_load, loads, trace_loads, robust_loads": [
+            [x, [x], [x], [x]] for x in LOADS
+        ],
         "transactions": [300],
         "trace_transactions": [200],
-        "noises": [[0.2]],
-        "biases": [[1.0]],
+        "robust_transactions": [200],
     },
     "seeds": 8,
 }

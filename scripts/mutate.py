@@ -402,8 +402,8 @@ MUTANTS = [
     Mutant(
         "robustness: recovered is what is less bad than before",
         "sequencer/robustness.py",
-        "back = np.flatnonzero(after & (made <= made[before].mean() + tolerance))",
-        "back = np.flatnonzero(after & (made <= made[before].max() + 2 * tolerance))",
+        "within = after & (made <= made[before].mean() + tolerance)",
+        "within = after & (made <= made[before].mean() + 2 * tolerance)",
         ("tests/sequencer/test_robustness.py",),
     ),
     Mutant(

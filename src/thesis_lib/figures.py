@@ -37,6 +37,9 @@ COLOURS = {
     "ours": "#009e73",
     "search": "#e69f00",
     "bound": "#222222",
+    "late-edf": "#0072b2",
+    "queue-cap": "#e69f00",
+    "codel": "#56b4e9",
 }
 
 
@@ -430,6 +433,9 @@ _LABELS = {
     "reorder-fixed": "Reorder, mended",
     "hybrid-fixed": "Hybrid, mended",
     "hybrid-no-ghosts": "Hybrid without ghosts",
+    "queue-cap": "capped queue",
+    "codel": "CoDel",
+    "late-edf": "earliest deadline, late-bound",
     "ours": "ours",
     "ours-oracle": "ours, exact estimates",
     "search": "best schedule found",
@@ -820,21 +826,59 @@ def ablation(tables: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def misestimation(
-    noise: pd.DataFrame, bias: pd.DataFrame, policies: Sequence[str]
-) -> Figure:
-    """Violations in percent against the scatter and the bias of the estimates."""
-    figure, left, right = axes(2, height_in=3.3, sharey=True)
-    for panel, runs, x, label in (
-        (left, noise, "noise", "scatter of the estimates (σ of the logarithm)"),
-        (right, bias, "bias", "estimate / truth, on average"),
-    ):
-        percent = runs.assign(violations=100 * runs["violations"])
-        for policy in policies:
-            _band(panel, percent, policy, "violations", x)
-        panel.set_xlabel(label)
-    left.set_ylabel("violations (% of arrivals)")
-    _legend_below(figure, left)
+def beyond_fifo(table: pd.DataFrame) -> Figure:
+    """Violations in percent under each misestimation, a panel a load; FIFO is a bar.
+
+    `table` is from `robustness.beyond_fifo`.
+    """
+    loads = list(dict.fromkeys(table["load"]))
+    names = list(dict.fromkeys(table["misestimation"]))
+    height_in = 1.2 + 0.27 * len(names)
+    figure, *panels = axes(len(loads), height_in=height_in, sharey=True)
+    for panel, load in zip(panels, loads, strict=True):
+        at = table[table["load"] == load]
+        fifo = at.groupby("misestimation", sort=False)["fifo"].first()
+        panel.scatter(
+            fifo, range(len(names)), marker="|", s=130, color=GREY,
+            label=_style("fifo")["label"],
+        )  # fmt: skip
+        for policy in dict.fromkeys(at["policy"]):
+            style = _style(policy)
+            panel.scatter(
+                at[at["policy"] == policy]["percent"], range(len(names)), s=22,
+                color=style["color"], label=style["label"],
+            )  # fmt: skip
+        panel.set_xscale("symlog", linthresh=0.1)
+        panel.set_xlim(-0.02, 150)
+        panel.set_xticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
+        panel.set_title(f"load {load:g}")
+    figure.supxlabel("violations (% of arrivals)", fontsize="medium")
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    _legend_below(figure, panels[0])
+    return figure
+
+
+def through_a_crowd(shares: pd.DataFrame, last_s: float) -> Figure:
+    """Violations over time, and again around the end of a crowd of `last_s`.
+
+    `shares` is from `robustness.through_a_crowd`; the crowd is shaded.
+    """
+    figure, whole, end = axes(2, height_in=3.6)
+    at_ms, percent = 1e3 * shares.index.to_numpy(), 100 * shares
+    for panel in (whole, end):
+        for policy in shares:
+            panel.step(
+                at_ms, percent[policy], where="post",
+                **_style(str(policy)) | {"marker": None, "linewidth": 1.2},
+            )  # fmt: skip
+        panel.axvspan(-1e3 * last_s, 0, color=GREY, alpha=0.15, linewidth=0)
+        panel.set_xlabel("arrival, from the end of the crowd (ms)")
+    end.set_xlim(-20, min(100, at_ms[-1]))
+    end.set_yscale("symlog", linthresh=1)
+    end.set_ylim(0, 150)
+    whole.set_ylabel("violations (% of the arrivals of a window)")
+    _legend_below(figure, whole)
     return figure
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.sequencer import report, robustness
+from thesis_lib.sequencer.pricing import Prices
 from thesis_lib.sequencer.robustness import Crowd
 
 
@@ -95,6 +96,7 @@ def test_recovery_is_the_first_window_back_at_the_level_before():
             "at once": [0.05] * 12,
             "third": [0.05] * 4 + [0.5] * 4 + [0.058] * 4,
             "barely not": [0.05] * 4 + [0.5] * 4 + [0.062] * 4,
+            "by chance": [0.05] * 4 + [0.5] * 2 + [0.0] + [0.5] + [0.0] * 4,
             "cleared": [0.05] * 4 + [0.5] * 3 + [0.0] * 5,
         },
         index=at_s,
@@ -104,11 +106,49 @@ def test_recovery_is_the_first_window_back_at_the_level_before():
         "at once": 0.0,
         "third": pytest.approx(0.02),
         "barely not": np.inf,
+        "by chance": pytest.approx(0.02),
         "cleared": pytest.approx(0.01),
     }
 
 
-def test_each_workload_is_named():
-    cells = {"a": report.scenario_cell("A", transactions=300)}
-    runs = robustness.across(cells, ["fifo"], [0.9], seeds=2, seed=1)
-    assert runs["workload"].tolist() == ["a", "a"]
+def test_a_verdict_names_the_worst():
+    table = pd.DataFrame(
+        {
+            "misestimation": ["a", "b", "c", "a"],
+            "load": [0.9, 1.1, 1.1, 1.1],
+            "policy": ["ours", "ours", "ours", "edf"],
+            "points": [-1.0, 0.3, 0.2, 9.0],
+            "low": [-2.0, 0.1, 0.2, 9.0],
+            "high": [0.1, 0.5, 0.2, 9.0],
+            "within": [True, False, True, False],
+        }
+    )
+    assert robustness.verdict(table, "ours") == {
+        "settings": 3, "within": 2, "misestimation": "b", "load": 1.1, "points": 0.3,
+        "low": 0.1, "high": 0.5,
+    }  # fmt: skip
+    with pytest.raises(InvalidInput, match="sjf"):
+        robustness.verdict(table, "sjf")
+
+
+def test_each_workload_has_its_skew_and_its_objectives():
+    prices = Prices(4e-5, 6e-6, 1e-5, 1e-6)
+    cells = robustness.workload_cells(prices, transactions=400, seed=2)
+    typed = {name for name, cell in cells.items() if cell.objectives_s is not None}
+    assert typed == {name for name in cells if "median" in name}
+    rates = [cells[f"YCSB A, zipf {z:g}"].saturation_per_s for z in robustness.ZIPFS]
+    assert rates[0] > rates[-1]  # a hot record is locked, one at a time
+    runs = robustness.across(
+        {name: cells[name] for name in ("A", "TPC-C, 5 x median")},
+        ["fifo", "ours"], [0.9, 1.2], seeds=2, seed=1,
+    )  # fmt: skip
+    table = robustness.by_workload(runs, 1.2)
+    assert table.index.tolist() == ["A", "TPC-C, 5 x median"]
+    assert table.columns.tolist() == [
+        (number, policy)
+        for number in ("violations", "cost")
+        for policy in ("fifo", "ours")
+    ]
+    one = runs.query("workload == 'A' and load == 1.2 and policy == 'ours'")
+    assert table.loc["A", ("cost", "ours")] == pytest.approx(100 * one["cost"].mean())
+    assert (table["cost"] <= table["violations"]).all(axis=None)

@@ -16,7 +16,9 @@ from thesis_lib.checks import require, vector
 from thesis_lib.sequencer.trace import F64, I64, Bool, KeySets, Trace
 from thesis_lib.sequencer.workload import mean_one_lognormal, on_grid
 
-WANDER_DEPTH, WANDER_PERIOD_S = 0.3, 0.5  # of the speed that stale estimates lag
+WANDER_DEPTH, WANDER_PERIOD_S = 0.3, 0.2  # of the speed that stale estimates lag
+STALE_S = 0.1  # how long they lag it
+BIAS, DRIFT, HOT, UNDERRATED = 0.3, 2.0, 0.3, 1 / 3  # see MISESTIMATIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,9 @@ def crowded(
     return replace(seen, trace=replace(trace, keys=trace.keys.take(donor)))
 
 
-def underrated(seen: Seen, rng: np.random.Generator, factor: float = 1 / 3) -> Seen:
+def underrated(
+    seen: Seen, rng: np.random.Generator, factor: float = UNDERRATED
+) -> Seen:
     """The estimates of exactly what locks the hottest key times `factor`."""
     require(factor > 0, f"factor={factor:g} must be positive")
     hot = locking(seen.trace.keys, hottest(seen.trace.keys))
@@ -185,13 +189,13 @@ MISESTIMATIONS: dict[str, Misestimation] = {
     "σ = 0.1": partial(scattered, sigma=0.1),
     "σ = 0.5": partial(scattered, sigma=0.5),
     "σ = 1": partial(scattered, sigma=1.0),
-    "30 % too low": partial(biased, factor=0.7),
-    "30 % too high": partial(biased, factor=1.3),
+    "30 % too low": partial(biased, factor=1 - BIAS),
+    "30 % too high": partial(biased, factor=1 + BIAS),
     "10 % of another type": partial(swapped, share=0.1),
     "50 % of another type": partial(swapped, share=0.5),
-    "100 ms stale": partial(stale, lag_s=0.1),
-    "truth drifts to 2x": partial(drifting, to=2.0),
-    "30 % move to a hot key": partial(crowded, share=0.3),
+    "100 ms stale": partial(stale, lag_s=STALE_S),
+    "truth drifts to 2x": partial(drifting, to=DRIFT),
+    "30 % move to a hot key": partial(crowded, share=HOT),
     "hot key a third": underrated,
-    "both": partial(crowded_and_underrated, share=0.3),
+    "both": partial(crowded_and_underrated, share=HOT),
 }

@@ -432,26 +432,6 @@ def table(
     )
 
 
-def against_misestimation(
-    cell: Cell, policies: Sequence[str], load: float, *, noises: Sequence[float],
-    biases: Sequence[float], seeds: int, seed: int,
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Runs against the scatter of estimates, and against their bias at scatter 0.2.
-
-    As from `replicate`, with a column `noise` or `bias`; the truth stays the same.
-    """
-
-    def runs(noise: float, bias: float) -> pd.DataFrame:
-        return replicate(
-            cell, policies, [load], noisy_estimate(noise, bias), seeds=seeds, seed=seed
-        ).assign(noise=noise, bias=bias)
-
-    return (
-        pd.concat([runs(noise, 1.0) for noise in noises], ignore_index=True),
-        pd.concat([runs(NOISE, bias) for bias in biases], ignore_index=True),
-    )
-
-
 RATES = {"throughput_per_s": "all", "goodput_per_s": "on time"}  # of the commits
 
 

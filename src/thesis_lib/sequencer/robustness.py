@@ -1,4 +1,4 @@
-"""Policies where the world is not as assumed: wrong estimates, bursts, flash crowds.
+"""Policies where the world is not as assumed: estimates, arrivals, workloads.
 
 Every comparison is with FIFO on the same transactions, which asks no estimate and gains
 or loses nothing by a wrong one.
@@ -12,6 +12,7 @@ import pandas as pd
 
 from thesis_lib.checks import choice, require
 from thesis_lib.sequencer.misestimate import MISESTIMATIONS, Seen
+from thesis_lib.sequencer.pricing import Prices, priced
 from thesis_lib.sequencer.report import (
     Cell,
     column,
@@ -19,10 +20,23 @@ from thesis_lib.sequencer.report import (
     noisy_estimate,
     paired_seeds,
     replicate,
+    scenario_cell,
+    trace_cell,
 )
 from thesis_lib.sequencer.trace import F64, I64
-from thesis_lib.sequencer.workload import flash_crowd_arrivals, mmpp2_arrivals
+from thesis_lib.sequencer.workload import (
+    SERVICE_SIGMA,
+    Scale,
+    YcsbScale,
+    flash_crowd_arrivals,
+    mmpp2_arrivals,
+    tpcc,
+    ycsb,
+)
 
+CROWD_LOADS = 0.9, 1.5  # before and in a flash crowd
+BACK = 0.01  # so many more violations than before it count as recovered
+RECOVERS_S = 0.02  # goal: in that time
 WORSE = 0.002  # goal: never more violations than FIFO and so much
 BURSTS, BURST_S = (0.5, 1.5), 0.05  # rates of an MMPP-2 over their mean, mean sojourn
 
@@ -95,6 +109,26 @@ def beyond_fifo(runs: pd.DataFrame, by: str = "misestimation") -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def verdict(table: pd.DataFrame, policy: str) -> dict[str, float | int | str]:
+    """How `policy` fares in a table of `beyond_fifo`, and where it fares worst.
+
+    `settings`, of which so many are `within`; and of the one whose interval ends
+    highest its `misestimation`, `load`, `points`, `low` and `high`.
+    """
+    at = table.loc[table["policy"] == policy]
+    require(len(at) > 0, f"no run of policy {policy!r} in this table")
+    worst = at.iloc[int(np.argmax(at["high"]))]
+    return {
+        "settings": len(at),
+        "within": int(np.sum(at["within"])),
+        "misestimation": str(worst["misestimation"]),
+        "load": float(worst["load"]),
+        "points": float(worst["points"]),
+        "low": float(worst["low"]),
+        "high": float(worst["high"]),
+    }
 
 
 def bursty_arrivals(rate_per_s: float, n: int, rng: np.random.Generator) -> F64:
@@ -192,13 +226,13 @@ def _by_window(window: I64, weights: F64) -> F64:
 
 
 def recovery_s(
-    shares: pd.DataFrame, crowd: Crowd, policy: str, *, tolerance: float = 0.01
+    shares: pd.DataFrame, crowd: Crowd, policy: str, *, tolerance: float = BACK
 ) -> float:
     """When, after the crowd's end, violations are back to `tolerance` above before.
 
-    From `through_a_crowd`. The level before is the mean from one crowd's beginning
-    less its first tenth; the answer is where the first window begins that is within,
-    infinity if none is.
+    From `through_a_crowd`. The level before is the mean up to the crowd, without the
+    first tenth of that time; the answer is where the first window begins that is within
+    together with the next one, infinity if none is.
     """
     begins_s = shares.index.to_numpy()
     made = shares[policy].to_numpy()
@@ -207,8 +241,38 @@ def recovery_s(
     )
     require(bool(before.any()), "no window ends before the crowd: make them shorter")
     after = begins_s > -np.diff(begins_s)[0] / 2
-    back = np.flatnonzero(after & (made <= made[before].mean() + tolerance))
+    within = after & (made <= made[before].mean() + tolerance)
+    back = np.flatnonzero(within[:-1] & within[1:])
     return float(max(begins_s[back[0]], 0.0)) if len(back) else np.inf
+
+
+ZIPFS = 0.0, 0.5, 0.9, 0.99  # skews of YCSB
+FACTORS = 5, 10  # objectives of a type over its median service time
+WAREHOUSES, CORES = 10, 8  # as scenario A; partitions of YCSB
+
+
+def workload_cells(prices: Prices, *, transactions: int, seed: int) -> dict[str, Cell]:
+    """TPC-C and YCSB beside scenario A, with one objective for all or one a type.
+
+    Each by a name. TPC-C (as specified) and YCSB A have generated logs that are priced,
+    with the scatter of scenario A. One objective is that of A, or twice the 95th
+    percentile of the service time.
+    """
+    n, scale = 3 * transactions, YcsbScale(files=WAREHOUSES)
+    logs = {"TPC-C": tpcc(n, Scale(warehouses=WAREHOUSES), seed)} | {
+        f"YCSB A, zipf {theta:g}": ycsb(n, scale, seed, theta=theta) for theta in ZIPFS
+    }
+    given = {"transactions": transactions, "cores": CORES}
+    made = {"A": scenario_cell("A", **given)} | {
+        name: trace_cell(priced(log, prices, SERVICE_SIGMA, seed), **given)
+        for name, log in logs.items()
+    }
+    by_type = {
+        f"{name}, {factor} x median": made[name].by_type(factor)
+        for name in ("A", "TPC-C")
+        for factor in FACTORS
+    }
+    return made | by_type
 
 
 def across(
@@ -225,3 +289,20 @@ def across(
         ],
         ignore_index=True,
     )
+
+
+def by_workload(runs: pd.DataFrame, load: float) -> pd.DataFrame:
+    """Violations and mean cost in percent at one load: a row a workload of `across`.
+
+    Columns: violations or cost, then the policy. Means over the seeds.
+    """
+    at = runs[runs["load"] == load]
+    made = at.pivot_table(
+        index="workload", columns="policy", values=["violations", "cost"], sort=False
+    )
+    order = [
+        (number, policy)
+        for number in ("violations", "cost")
+        for policy in dict.fromkeys(at["policy"])
+    ]
+    return 100 * made.loc[:, order]
