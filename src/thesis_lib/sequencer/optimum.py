@@ -19,6 +19,7 @@ from thesis_lib.sequencer.report import Cell, Estimate, noisy_estimate, paired_s
 from thesis_lib.sequencer.simulate import simulate
 from thesis_lib.sequencer.trace import F64, History, Trace
 
+IN_VAIN, IN_VAIN_LOAD = 0.01, 0.99  # the goal: so few drops in vain, up to this load
 BEGUN = ("ours", "late-edf")  # whose decisions the search begins with
 
 
