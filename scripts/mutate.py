@@ -43,6 +43,13 @@ MUTANTS = [
         ("tests/sequencer/test_bounds.py",),
     ),
     Mutant(
+        "optimum: what nobody foresees is counted as misjudged",
+        "sequencer/optimum.py",
+        '"misjudged": mean.loc["ours"] - mean.loc["ours-oracle"],',
+        '"misjudged": mean.loc["ours"] - mean.loc["search"],',
+        ("tests/sequencer/test_optimum.py",),
+    ),
+    Mutant(
         "clairvoyant: an exclusive lock is granted beside shared ones",
         "sequencer/clairvoyant.py",
         "free_s = max(free_s, locks.shared_s[key])",
