@@ -414,6 +414,13 @@ MUTANTS = [
         ("tests/sequencer/test_report.py",),
     ),
     Mutant(
+        "report: every type has the objective of the first",
+        "sequencer/report.py",
+        "slo_s = np.array(self.objectives_s)[trace.kind]",
+        "slo_s = np.array(self.objectives_s)[0 * trace.kind]",
+        ("tests/sequencer/test_report.py",),
+    ),
+    Mutant(
         "pricing: inserts are free",
         "sequencer/pricing.py",
         "return each[0] + records @ each[1:]",
