@@ -43,6 +43,13 @@ MUTANTS = [
         ("tests/sequencer/test_bounds.py",),
     ),
     Mutant(
+        "optimum: what nobody foresees is counted as misjudged",
+        "sequencer/optimum.py",
+        '"misjudged": mean.loc["ours"] - mean.loc["ours-oracle"],',
+        '"misjudged": mean.loc["ours"] - mean.loc["search"],',
+        ("tests/sequencer/test_optimum.py",),
+    ),
+    Mutant(
         "clairvoyant: an exclusive lock is granted beside shared ones",
         "sequencer/clairvoyant.py",
         "free_s = max(free_s, locks.shared_s[key])",
@@ -404,6 +411,13 @@ MUTANTS = [
         "sequencer/report.py",
         "cost=float(np.where(history.dropped[rows], 1.0, cost).mean()),",
         "cost=float(np.where(history.dropped[rows], 0.0, cost).mean()),",
+        ("tests/sequencer/test_report.py",),
+    ),
+    Mutant(
+        "report: every type has the objective of the first",
+        "sequencer/report.py",
+        "slo_s = np.array(self.objectives_s)[trace.kind]",
+        "slo_s = np.array(self.objectives_s)[0 * trace.kind]",
         ("tests/sequencer/test_report.py",),
     ),
     Mutant(

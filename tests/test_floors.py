@@ -28,8 +28,8 @@ FLOORS = [
     "sequencer.pipeline sequencer.simulate sequencer.partitions",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
     "sequencer.worked",
-    "sequencer.serve sequencer.accuracy sequencer.robustness sequencer.scale "
-    "sequencer.goals figures",
+    "sequencer.serve sequencer.accuracy sequencer.optimum sequencer.robustness "
+    "sequencer.scale sequencer.goals figures",
     "chapters warm",
     "compare sweep",
     "present",

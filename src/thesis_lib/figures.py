@@ -35,6 +35,7 @@ COLOURS = {
     "reorder": "#0072b2",
     "hybrid": "#cc79a7",
     "ours": "#009e73",
+    "search": "#e69f00",
     "bound": "#222222",
     "late-edf": "#0072b2",
     "queue-cap": "#e69f00",
@@ -436,14 +437,18 @@ _LABELS = {
     "codel": "CoDel",
     "late-edf": "earliest deadline, late-bound",
     "ours": "ours",
+    "ours-oracle": "ours, exact estimates",
+    "search": "best schedule found",
     "bound": "lower bound",
 }
 _MARKERS = {"fifo": "o", "drop": "v", "reorder": "s", "hybrid": "D", "ours": "P"}
 
 
 def _style(policy: str) -> dict:
-    """Colour by policy; a mended policy keeps its colour and is dashed."""
-    base = policy.removesuffix("-fixed").removesuffix("-batched")
+    """Colour by policy; a mended or better informed one keeps it and is dashed."""
+    base = policy
+    for suffix in ("-fixed", "-batched", "-oracle"):
+        base = base.removesuffix(suffix)
     dashed = "-" if policy == base else "--"
     return {
         "color": COLOURS.get(base, INK),
@@ -454,6 +459,12 @@ def _style(policy: str) -> dict:
     }
 
 
+DISTANCE = {
+    "bound": "nobody avoids",
+    "open": "open: bound to best schedule",
+    "unforeseen": "future arrivals, and the rule",
+    "misjudged": "errors of the estimates",
+}
 _FATES = {"on time": "#009e73", "late": "#d55e00", "dropped": "#8a8a8a"}
 
 
@@ -561,6 +572,36 @@ def violations_against_load(runs: pd.DataFrame, policies: Sequence[str]) -> Figu
     log.set_yscale("symlog", linthresh=0.1)
     log.set_ylim(0, 150)
     _legend_below(figure, linear)
+    return figure
+
+
+def distance_to_optimum(runs: pd.DataFrame, parts: pd.DataFrame) -> Figure:
+    """Violations against load from FIFO to the bound, and what those of ours are.
+
+    `runs` and `parts` as `optimum.distances` and `optimum.distance` make them; both in
+    percent of the arrivals.
+    """
+    percent = runs.assign(violations=100 * runs["violations"])
+    figure, curves, shares = axes(2, height_in=3.9)
+    for policy in ("fifo", "ours", "ours-oracle", "search", "bound"):
+        _band(curves, percent, policy, "violations", "load")
+    curves.axvline(1.0, color=GREY, linewidth=0.8)
+    curves.set_yscale("symlog", linthresh=0.1)
+    curves.set_ylim(0, 150)
+    curves.set_xlabel("load, of FIFO's saturation")
+    curves.set_ylabel("violations (% of arrivals)")
+    base, place = np.zeros(len(parts)), np.arange(len(parts))
+    for (column, label), color in zip(
+        DISTANCE.items(), (INK, "#e69f00", "#56b4e9", "#d55e00"), strict=True
+    ):
+        height = parts[column].to_numpy().clip(min=0)
+        shares.bar(place, height, bottom=base, color=color, label=label, width=0.7)
+        base += height
+    shares.set_xticks(place, [f"{load:g}" for load in parts.index])
+    shares.set_xlabel("load")
+    shares.set_ylabel("violations of ours (%)")
+    shares.legend(fontsize=7, loc="upper left")
+    _legend_below(figure, curves)
     return figure
 
 
@@ -888,9 +929,9 @@ def beyond_fifo(table: pd.DataFrame) -> Figure:
             )  # fmt: skip
         panel.set_xscale("symlog", linthresh=0.1)
         panel.set_xlim(-0.02, 150)
-        panel.set_xticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
+        panel.set_xticks([0, 0.1, 1, 10, 100], ["0", "", "1", "", "100"])
+        panel.set_xlabel("violations (%)")
         panel.set_title(f"load {load:g}")
-    figure.supxlabel("violations (% of arrivals)", fontsize="medium")
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     _legend_below(figure, panels[0])

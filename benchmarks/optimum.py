@@ -1,0 +1,95 @@
+"""How near a clairvoyant schedule comes to the bound, with more effort than a chapter.
+
+Runs FIFO, ours, a long local search and the bound on scenarios A, B, C and T, and lets
+CP-SAT work on bursts of 40 transactions; those of A have no violations. The same commit
+gives the same numbers on every machine.
+
+    python benchmarks/optimum.py
+"""
+
+import json
+import time
+
+import ortools
+import psutil
+
+from thesis_lib.chapters import repository
+from thesis_lib.files import write_whole
+from thesis_lib.machine import commit, identity
+from thesis_lib.paths import data_folder
+from thesis_lib.sequencer.optimum import (
+    distance,
+    distances,
+    summarise_windows,
+    windows,
+)
+from thesis_lib.sequencer.report import Cell, scenario_cell, trace_cell
+from thesis_lib.sequencer.trace import Trace
+
+TRACE = "sqlite-tpcc-2w.parquet"
+TRANSACTIONS = 10_000
+LOADS = (0.9, 0.95, 0.99, 1.1, 1.5)
+SEEDS, SEED = 3, 2024
+SWEEPS = 40
+WINDOWS = {"B": 3.0, "C": 8.0, "T": 4.0}  # scenario to load of the burst
+NUMBER, EFFORT = 40, 2.0
+
+
+def places() -> dict[str, Cell]:
+    """The four reference scenarios."""
+    past = Trace.read(data_folder() / "traces" / TRACE)
+    cells = {
+        name: scenario_cell(name, transactions=TRANSACTIONS) for name in ("A", "B", "C")
+    }
+    return cells | {"T": trace_cell(past, transactions=TRANSACTIONS)}
+
+
+def main() -> None:
+    load = psutil.getloadavg()
+    seconds, runs, solved = {}, {}, {}
+    for name, cell in places().items():
+        begun = time.perf_counter()
+        runs[name] = distances(
+            cell, LOADS, seeds=SEEDS, seed=SEED, sweeps=SWEEPS
+        ).astype({"seed": int})
+        seconds[f"{name} search"] = time.perf_counter() - begun
+        if name in WINDOWS:
+            begun = time.perf_counter()
+            solved[name] = windows(
+                cell, WINDOWS[name], number=NUMBER, seed=SEED, effort=EFFORT
+            )
+            seconds[f"{name} windows"] = time.perf_counter() - begun
+        print(name, distance(runs[name]).round(3), flush=True)
+    checkout = repository()
+    totals = summarise_windows(solved)
+    report = {
+        "ortools": ortools.__version__,
+        "trace": TRACE,
+        "transactions": TRANSACTIONS,
+        "seeds": SEEDS,
+        "seed": SEED,
+        "sweeps": SWEEPS,
+        "distance": {
+            name: distance(rows).reset_index().to_dict("records")
+            for name, rows in runs.items()
+        },
+        "window_loads": WINDOWS,
+        "effort": EFFORT,
+        "windows": totals.rename_axis("scenario").reset_index().to_dict("records"),
+        "runs": {
+            name: rows.astype(object).where(rows.notna(), None).to_dict("records")
+            for name, rows in runs.items()
+        },
+        "solved": {name: rows.to_dict("records") for name, rows in solved.items()},
+        "seconds": seconds,
+        "commit": commit(checkout)[0],
+        "machine": identity(),
+        "load_average": {"start": load, "end": psutil.getloadavg()},
+    }
+    target = checkout / "data" / "measurements" / "optimum.json"
+    write_whole(target, json.dumps(report, indent=1, allow_nan=False) + "\n")
+    print(totals)
+
+
+if __name__ == "__main__":
+    main()
