@@ -201,6 +201,8 @@ class PlainLate:
         self.database, self.deadline_s = database, deadline_s
         self.given = np.log(np.maximum(estimated_s, 1e-9)).tolist()
         self.lag_s, self.terms, self.groups = lag_s, policy.code.terms, groups
+        if len(policy.control) == 5:
+            self.groups = np.zeros_like(groups)  # one for all
         self.price_s = self.highest_s = policy.control[0]
         self.pressure, self.learned = 0.0, set()
         self.expected_s = list(estimated_s)

@@ -230,6 +230,15 @@ def test_late_demote_demotes_the_longest_when_not_all_can_be_on_time():
     assert len(order) == 111
 
 
+def test_a_policy_has_as_many_groups_as_it_was_made_for():
+    trace = scenario("A", 20, seed=1)
+    with pytest.raises(InvalidInput, match="group 4"):
+        made("ours", groups=2).make_shadow(
+            idle_state(trace.keys, 8), trace.keys, trace.service_s, trace.arrival_s,
+            0.2, 0.0, np.full(20, 4),
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "changed", "says"),
     [

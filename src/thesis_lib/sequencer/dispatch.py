@@ -66,9 +66,15 @@ def starting(slo_s: float, groups: int) -> F64:
 
 
 @njit(cache=True)
+def group_count(control: F64) -> int:
+    """How many groups what is remembered tells apart."""
+    return (len(control) - GROUPS) // 2
+
+
+@njit(cache=True)
 def _settle(control, terms, group, violated):
     """Who is violated more often than others, by more than the gap, weighs more."""
-    groups = (len(control) - GROUPS) // 2
+    groups = group_count(control)
     shares = control[GROUPS : GROUPS + groups]
     weights = control[GROUPS + groups :]
     shares[group] += FADING * (violated - shares[group])
@@ -162,8 +168,7 @@ def bind_late(
     ahead_s = min(model.lag_s, terms.patience * typical_s)
     if _nothing_frees(memory, now_s + model.lag_s + ahead_s):
         return ids[:0], refused
-    groups = (len(control) - GROUPS) // 2
-    weights = control[GROUPS + groups :]
+    weights = control[GROUPS + group_count(control) :]
     for i in learn_commits(memory, terms.window):
         late = memory.world.finish_s[i] > memory.deadline_s[i]
         _settle(control, terms, memory.group[i], late)

@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 
 from thesis_lib.checks import choice, require
-from thesis_lib.sequencer.dispatch import Terms, bind_late, starting
+from thesis_lib.sequencer.dispatch import Terms, bind_late, group_count, starting
 from thesis_lib.sequencer.kernel import State
 from thesis_lib.sequencer.shadow import (
     Memory,
@@ -150,10 +150,17 @@ class Policy:
                 *given, lag_s=lag_s, tolerance_s=self.tolerance_s, ghosts=ghosts,
                 cores=len(state.running) if cpu else None,
             )  # fmt: skip
-        learns = {"control": self.control, "group": group}
+        if self.control is None or group_count(self.control) == 1:
+            group = None
+        elif group is not None and len(group):
+            require(
+                int(np.max(group)) < group_count(self.control),
+                f"group {np.max(group)}: policy {self.name!r} was made for "
+                f"{group_count(self.control)} groups",
+            )
         return Mended(
             state, *given, lag_s, self.tolerance_s, cpu=cpu, ghosts=ghosts,
-            **(learns if self.control is not None else {}),
+            control=self.control, group=group,
         )  # fmt: skip
 
 

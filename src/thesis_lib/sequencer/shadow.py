@@ -427,24 +427,27 @@ def outlook(memory: Memory, model: Model, ids: I64, now_s: float) -> tuple[float
     for at in range(len(ids)):
         i = int(ids[at])
         estimated_s[i] = corrected_s(online, i)
+    for at in range(counts[PENDING]):
+        i = int(log[pending[at]])
+        estimated_s[i] = corrected_s(online, i)
     core_s = np.full(len(world.running), now_s)
-    ran = 0
+    for core in range(len(core_s)):
+        i = world.running[core]
+        if i != NONE:
+            core_s[core] = max(now_s, start_s[i] + estimated_s[i])
     for waits in (False, True):
         for at in range(counts[PENDING]):
             entry = pending[at]
             i = int(log[entry])
             if np.isnan(start_s[i]) != waits:
                 continue
-            estimated_s[i] = corrected_s(online, i)
+            end_s = max(now_s, start_s[i] + estimated_s[i])
             if waits:
                 core = int(core_s.argmin())
                 booked_s = max(now_s, dispatch_s[entry])
                 begin_s = max(free_at(keys, ends_s, i, booked_s), core_s[core])
-            else:
-                core, begin_s = ran, start_s[i]
-                ran += 1
-            core_s[core] = max(now_s, begin_s + estimated_s[i])
-            register(keys, ends_s, i, core_s[core])
+                end_s = core_s[core] = begin_s + estimated_s[i]
+            register(keys, ends_s, i, end_s)
     return _due_s(world, model, now_s), core_s
 
 

@@ -1,0 +1,31 @@
+"""Compiled code checks no index by itself; here it does."""
+
+import os
+import subprocess
+import sys
+
+RUN = """
+from thesis_lib.sequencer import report, scale
+from thesis_lib.sequencer.kernel import Delays
+for name, delays in (("A", Delays()), ("C", Delays(lag_s=5e-4))):
+    cell = report.scenario_cell(name, transactions=300, delays=delays)
+    for policy, options in (("ours", {}), ("ours", {"gap": 0.05, "groups": 2})):
+        report.replicate(
+            cell, [policy], [0.9, 1.5], report.noisy_estimate(), seeds=2, seed=1,
+            **options,
+        )
+cell = report.scenario_cell("A", transactions=200)
+scale.weak_scaling(cell, ["ours"], [2], [0.2], 1.1, seeds=1, seed=2)
+print("inside")
+"""
+
+
+def test_no_decision_reads_or_writes_beyond_its_arrays(tmp_path):
+    checked = os.environ | {
+        "NUMBA_BOUNDSCHECK": "1",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], capture_output=True, text=True, env=checked
+    )
+    assert done.stdout == "inside\n", done.stderr
