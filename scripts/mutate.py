@@ -29,10 +29,10 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
-        "bounds: the tree gives up the shorter of two",
+        "bounds: the chain forgets how long its last job waits",
         "sequencer/bounds.py",
-        "    if longest[node] > length:",
-        "    if longest[node] < length:",
+        "end = release[last] + service[last] + _wait(inner + last, least, later)",
+        "end = release[last] + service[last]",
         ("tests/sequencer/test_bounds.py",),
     ),
     Mutant(
