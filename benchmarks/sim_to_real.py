@@ -96,7 +96,7 @@ def measure_round(
         rule = policy(
             name, slo_s=ready.slo_s, cores=ready.workers, lag_s=ready.delays.lag_s
         )
-        late = rule.in_flight is not None
+        late = rule.late
         own = as_delays(ready.quiet, added[name], late)
         cases = {
             "simulated": (own_times(live, fifo), own),

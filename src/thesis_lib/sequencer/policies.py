@@ -135,6 +135,11 @@ class Policy:
     remembering: Remembering | None = None  # in the place of `rule`
     control: F64 | None = None  # what it remembers at first, if it learns
 
+    @property
+    def late(self) -> bool:
+        """It binds late: what cannot start yet is held and decided on again."""
+        return self.in_flight is not None or self.rule is None
+
     def make_shadow(
         self, state: State, keys: KeySets, estimated_s: F64, deadline_s: F64,
         spread: float, lag_s: float, group: I64 | None = None,
