@@ -28,6 +28,7 @@ from thesis_lib.sequencer.report import (
 from thesis_lib.stats import mean_interval
 
 LOADS = (0.9, 0.95, 0.99, 1.1, 1.5)
+KEEPS, KEEPS_LOAD = 0.99, 0.8  # of FIFO's commits, up to this load
 
 
 @dataclass(frozen=True, slots=True)
