@@ -228,6 +228,17 @@ def test_no_number_in_prose_is_typed(page):
     )
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_line_of_prose_disappears_as_a_comment(page):
+    lost = [
+        line
+        for text in texts(page)
+        for line in text.split("\n")
+        if line.startswith("%")
+    ]
+    assert not lost, f"to MyST a line that begins with % is a comment: {lost}"
+
+
 # --- Claims are cited, settings are true ---------------------------------------
 
 
