@@ -116,8 +116,10 @@ def chapter_values():
     return {
         "03_enhanced_sequencer": {"design_transactions": 200, "design_loads": [1.1]},
         "04_evaluation_ml_for_db": {
-            "seeds": 1, "transactions": 200, "loads": [1.1], "robust_loads": [1.1],
-            "robust_transactions": 200, "trace_transactions": 200, "trace_loads": [1.1],
+            "seeds": 1, "transactions": 200, "loads": [0.9, 1.1],
+            "robust_loads": [1.1], "robust_transactions": 200, "goal_seeds": 1,
+            "goal_transactions": 200, "fair_transactions": 400,
+            "trace_transactions": 200, "trace_loads": [1.1],
         },
     }  # fmt: skip
 
