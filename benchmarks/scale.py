@@ -9,14 +9,13 @@ Every history of the first round is compared with the simulator's.
     python benchmarks/scale.py
 """
 
-import json
 import os
 import time
 from statistics import median
 
 import numpy as np
 import psutil
-from decide import Case, run_compiled, shape, two_readings
+from decide import Case, run_compiled, shape, two_readings, written
 
 from thesis_lib.chapters import repository
 from thesis_lib.files import write_whole
@@ -91,13 +90,6 @@ def summarise(label: dict, rounds: list[dict[str, float]]) -> dict:
     return (
         label | {"decisions": rounds[0]["decisions"]} | medians | {"samples": samples}
     )
-
-
-def written(report: dict) -> str:
-    """The record as JSON, a case a line."""
-    lines = ",\n".join(f"  {json.dumps(case)}" for case in report["cases"])
-    whole = json.dumps(report | {"cases": []}, indent=1)
-    return whole.replace('"cases": []', f'"cases": [\n{lines}\n ]') + "\n"
 
 
 def main() -> None:

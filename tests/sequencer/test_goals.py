@@ -9,6 +9,7 @@ from thesis_lib.sequencer.goals import (
     LOADS,
     against_baselines,
     against_goals,
+    by_estimator,
     elsewhere,
     ingredients,
     price_of_fairness,
@@ -73,6 +74,18 @@ def test_one_command_repeats_a_cell_of_the_table():
     assert said["violations"] == column(cell, "ours", 1.5, "violations").mean()
     assert said["fifo_violations"] == column(cell, "fifo", 1.5, "violations").mean()
     assert said["lower_bound"] == column(cell, "bound", 1.5, "violations").mean()
+
+
+def test_every_estimator_is_judged_on_the_same_seeds_and_exact_ones_are_best():
+    made = by_estimator(transactions=1_500, seeds=2, seed=11, loads=[1.5])
+    assert made.columns.tolist() == ["noisy", "goal", "boosted", "constant", "oracle"]
+    assert made.index.tolist() == [(row, 1.5) for row in GOALS]
+    assert (made["oracle"] > made["noisy"]).all()
+    assert (made["noisy"] > made["constant"]).all()
+    runs = run_goals(transactions=1_500, seeds=2, seed=11, loads=[1.5])
+    table = against_goals(runs)
+    np.testing.assert_array_equal(made["noisy"], table["low"])
+    np.testing.assert_array_equal(made["goal"], table["goal"])
 
 
 def test_every_baseline_runs_and_blind_refusals_are_as_many_as_ours():

@@ -18,7 +18,7 @@ from thesis_lib.checks import require, vector
 from thesis_lib.sequencer.calibration import conformal_offset, track
 from thesis_lib.sequencer.estimator import LEVELS, SHORTEST_S, STEP
 from thesis_lib.sequencer.policies import MENDED, Policy, fifo
-from thesis_lib.sequencer.report import Cell, Estimate, counted, paired_seeds
+from thesis_lib.sequencer.report import Cell, Estimate, counted, paired_runs
 from thesis_lib.sequencer.simulate import simulate
 from thesis_lib.sequencer.trace import (
     F64,
@@ -29,7 +29,6 @@ from thesis_lib.sequencer.trace import (
     History,
     Trace,
 )
-from thesis_lib.sequencer.workload import at_rate
 
 CALIBRATED = 0.3  # of a run, warm-up included, before its latency bounds are judged
 
@@ -305,17 +304,13 @@ def end_to_end(
     `report.replicate` makes them; the warm-up does not count.
     """
     rows = []
-    paired = enumerate(paired_seeds(seed, seeds))
-    for number, (trace_seed, arrival_seed, estimate_seed) in paired:
-        transactions = cell.make_trace(trace_seed)
-        estimated_s = estimate(transactions, estimate_seed)
-        for load in loads:
-            trace = at_rate(transactions, load * cell.saturation_per_s, arrival_seed)
-            forecast_s, history = forecast_finish(
-                trace, estimated_s, cores=cell.cores, slo_s=cell.slo_s
-            )
-            labels = {"load": load, "seed": number}
-            rows += [labels | row for row in _judged(trace, forecast_s, history)]
+    paired = paired_runs(cell, loads, estimate, seeds=seeds, seed=seed)
+    for number, load, trace, estimated_s in paired:
+        forecast_s, history = forecast_finish(
+            trace, estimated_s, cores=cell.cores, slo_s=cell.slo_s
+        )
+        labels = {"load": load, "seed": number}
+        rows += [labels | row for row in _judged(trace, forecast_s, history)]
     return pd.DataFrame(rows)
 
 

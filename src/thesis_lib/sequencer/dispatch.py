@@ -27,6 +27,7 @@ from thesis_lib.sequencer.locktable import NONE
 from thesis_lib.sequencer.shadow import (
     Memory,
     Model,
+    forget,
     forget_outlook,
     free_at,
     learn_commits,
@@ -84,8 +85,8 @@ def _settle(control, terms, group, violated):
 
 
 @njit(cache=True)
-def _order(rank, key):
-    """Positions by rank, then by key, stable; by insertion, for they are few."""
+def ranked(rank: I64, key: F64) -> I64:
+    """Positions (b,) by rank, then by key, stable; by insertion, for they are few."""
     order = np.empty(len(key), np.int64)
     for at in range(len(key)):
         to = at
@@ -97,43 +98,6 @@ def _order(rank, key):
             to -= 1
         order[to] = at
     return order
-
-
-@njit(cache=True, inline="always")
-def _latest_s(keys, reserved_s, i):
-    """When i has to end, not to be in the way of a reservation."""
-    offsets, key_of, exclusive = keys
-    writer_s, reader_s = reserved_s
-    latest_s = np.inf
-    for request in range(offsets[i], offsets[i + 1]):
-        key = key_of[request]
-        latest_s = min(latest_s, writer_s[key])
-        if exclusive[request]:
-            latest_s = min(latest_s, reader_s[key])
-    return latest_s
-
-
-@njit(cache=True, inline="always")
-def _reserve(keys, reserved_s, i, latest_s):
-    """Close the rows of i to whoever would hold them beyond `latest_s`."""
-    offsets, key_of, exclusive = keys
-    writer_s, reader_s = reserved_s
-    for request in range(offsets[i], offsets[i + 1]):
-        key = key_of[request]
-        if exclusive[request]:
-            writer_s[key] = min(writer_s[key], latest_s)
-        else:
-            reader_s[key] = min(reader_s[key], latest_s)
-
-
-@njit(cache=True, inline="always")
-def _open(keys, reserved_s, i):
-    """Forget the reservations of i."""
-    offsets, key_of, _ = keys
-    writer_s, reader_s = reserved_s
-    for request in range(offsets[i], offsets[i + 1]):
-        writer_s[key_of[request]] = np.inf
-        reader_s[key_of[request]] = np.inf
 
 
 @njit(cache=True)
@@ -173,7 +137,7 @@ def bind_late(
         late = memory.world.finish_s[i] > memory.deadline_s[i]
         _settle(control, terms, memory.group[i], late)
     due_s, core_s = outlook(memory, model, ids, now_s)
-    keys, reserved_s, group = memory.keys, memory.latest_s, memory.group
+    keys, closed_s, group = memory.keys, memory.closed_s, memory.group
     deadline_s, service_s = memory.deadline_s[ids], memory.estimated_s[ids]
     core = core_s.argmin()
     rank = np.zeros(b, np.int64)
@@ -191,7 +155,7 @@ def bind_late(
             if not above[at]:
                 control[PRICE_S] *= exp(-terms.step)
         rank[at] = 2 * refused[at] + above[at]
-    order = _order(rank, deadline_s + terms.haste * pressure * service_s)
+    order = ranked(rank, deadline_s + terms.haste * pressure * service_s)
     released, ended, reserves = np.empty(b, np.int64), 0, 0
     for at in order:
         if refused[at]:
@@ -201,10 +165,10 @@ def bind_late(
             break
         free_s = free_at(keys, ends_s, i, due_s)
         end_s = max(free_s, core_s[core]) + service_s[at]
-        if free_s > due_s + ahead_s or end_s > _latest_s(keys, reserved_s, i):
+        if free_s > due_s + ahead_s or end_s > -free_at(keys, closed_s, i, -np.inf):
             if not above[at]:
                 latest_s = deadline_s[at] - terms.reserve * service_s[at]
-                _reserve(keys, reserved_s, i, latest_s)
+                register(keys, closed_s, i, -latest_s)
                 reserves += 1
             continue
         core_s[core] = end_s
@@ -218,5 +182,5 @@ def bind_late(
     forget_outlook(memory, ids)
     if reserves > 0:
         for i in ids:
-            _open(keys, reserved_s, i)
+            forget(keys, closed_s, i)
     return released[:ended], refused

@@ -15,10 +15,12 @@ from thesis_lib.checks import require
 from thesis_lib.sequencer.dispatch import Terms
 from thesis_lib.sequencer.kernel import Delays
 from thesis_lib.sequencer.report import (
+    NOISE,
     Cell,
     Estimate,
     column,
     difference_interval,
+    named_estimate,
     noisy_estimate,
     paired_seeds,
     reduction,
@@ -104,6 +106,33 @@ def against_goals(runs: pd.DataFrame) -> pd.DataFrame:
             "its goal": 100 * most,
             "kept": not above.high > most,
         }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["row", "load"])
+
+
+JUDGES = ("noisy", "boosted", "constant", "oracle")
+
+
+def by_estimator(
+    *, transactions: int, seeds: int, seed: int, loads: Iterable[float] = LOADS
+) -> pd.DataFrame:
+    """Low end of the reduction of ours, in percent, with other estimators.
+
+    A row a goal and load; a column for each of JUDGES, and the `goal`. The learned ones
+    are fitted on transactions of another seed, of which they see what the scenarios
+    have: type and lines. All on the same seeds.
+    """
+    rows: dict = {}
+    for row, goal in GOALS.items():
+        cell = goal.cell(transactions)
+        for name in JUDGES:
+            estimate = named_estimate(name, cell, NOISE, seed=777_777)
+            runs = replicate(
+                cell, ["fifo", "ours"], loads, estimate, seeds=seeds, seed=seed
+            )
+            for load in loads:
+                at = rows.setdefault((row, load), {})
+                at[name] = 100 * reduction(runs, "ours", load).low
+                at["goal"] = 100 * goal.reduction[LOADS.index(load)]
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["row", "load"])
 
 

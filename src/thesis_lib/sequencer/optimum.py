@@ -15,7 +15,13 @@ from thesis_lib.checks import require
 from thesis_lib.sequencer import report
 from thesis_lib.sequencer.bounds import fewest_violations
 from thesis_lib.sequencer.clairvoyant import LARGEST, search, solve, would_be_on_time
-from thesis_lib.sequencer.report import Cell, Estimate, noisy_estimate, paired_seeds
+from thesis_lib.sequencer.report import (
+    Cell,
+    Estimate,
+    noisy_estimate,
+    paired_runs,
+    paired_seeds,
+)
 from thesis_lib.sequencer.simulate import simulate
 from thesis_lib.sequencer.trace import F64, History, Trace
 
@@ -54,39 +60,35 @@ def distances(
     """
     estimate = noisy_estimate() if estimate is None else estimate
     rows = []
-    paired = enumerate(paired_seeds(seed, seeds))
-    for number, (trace_seed, arrival_seed, estimate_seed) in paired:
-        transactions = cell.make_trace(trace_seed)
-        estimated_s = estimate(transactions, estimate_seed)
-        for load in loads:
-            trace = cell.arrange(transactions, load, arrival_seed)
-            exact = {name: _run(cell, trace, name, trace.service_s) for name in BEGUN}
-            ours = _run(cell, trace, "ours", estimated_s)
-            made = {
-                "fifo": _run(cell, trace, "fifo", estimated_s),
-                "ours": ours,
-                "ours-oracle": exact["ours"],
-                "search": search(
-                    trace, cores=cell.cores, slo_s=cell.slo_s, sweeps=sweeps,
-                    begun=list(exact.values()), seed=number,
-                ),
-            }  # fmt: skip
-            fewest = fewest_violations(trace, cores=cell.cores, slo_s=cell.slo_s)
-            in_vain = would_be_on_time(
-                trace, ours, cores=cell.cores, lag_s=cell.delays.lag_s
-            )
-            at = {"load": load, "seed": number}
-            rows += [
-                at
-                | {
-                    "policy": name,
-                    "violations": history.violated.mean(),
-                    "dropped": history.dropped.mean(),
-                    "in_vain": in_vain.mean() if name == "ours" else np.nan,
-                }
-                for name, history in made.items()
-            ]
-            rows.append(at | {"policy": "bound", "violations": fewest / len(trace)})
+    paired = paired_runs(cell, loads, estimate, seeds=seeds, seed=seed)
+    for number, load, trace, estimated_s in paired:
+        exact = {name: _run(cell, trace, name, trace.service_s) for name in BEGUN}
+        ours = _run(cell, trace, "ours", estimated_s)
+        made = {
+            "fifo": _run(cell, trace, "fifo", estimated_s),
+            "ours": ours,
+            "ours-oracle": exact["ours"],
+            "search": search(
+                trace, cores=cell.cores, slo_s=cell.slo_s, sweeps=sweeps,
+                begun=list(exact.values()), seed=number,
+            ),
+        }  # fmt: skip
+        fewest = fewest_violations(trace, cores=cell.cores, slo_s=cell.slo_s)
+        in_vain = would_be_on_time(
+            trace, ours, cores=cell.cores, lag_s=cell.delays.lag_s
+        )
+        at = {"load": load, "seed": number}
+        rows += [
+            at
+            | {
+                "policy": name,
+                "violations": history.violated.mean(),
+                "dropped": history.dropped.mean(),
+                "in_vain": in_vain.mean() if name == "ours" else np.nan,
+            }
+            for name, history in made.items()
+        ]
+        rows.append(at | {"policy": "bound", "violations": fewest / len(trace)})
     return pd.DataFrame(rows)
 
 

@@ -20,7 +20,13 @@ import numpy as np
 from numba import njit
 
 from thesis_lib.checks import choice, require
-from thesis_lib.sequencer.dispatch import Terms, bind_late, group_count, starting
+from thesis_lib.sequencer.dispatch import (
+    Terms,
+    bind_late,
+    group_count,
+    ranked,
+    starting,
+)
 from thesis_lib.sequencer.kernel import State
 from thesis_lib.sequencer.shadow import (
     Memory,
@@ -576,22 +582,6 @@ def _coin(seed, i):
 
 
 @njit(cache=True)
-def _by(rank, value):
-    """Positions (b,) by rank, then by value, stable."""
-    order = np.empty(len(value), np.int64)
-    for at in range(len(value)):  # by insertion: short, or nearly sorted
-        to = at
-        while to > 0 and (
-            rank[order[to - 1]] > rank[at]
-            or (rank[order[to - 1]] == rank[at] and value[order[to - 1]] > value[at])
-        ):
-            order[to] = order[to - 1]
-            to -= 1
-        order[to] = at
-    return order
-
-
-@njit(cache=True)
 def _moved(finish_s, deadline_s, code):
     """`critical_first` or `least_slack_first`: positions, stable."""
     order = np.empty(len(finish_s), np.int64)
@@ -604,7 +594,7 @@ def _moved(finish_s, deadline_s, code):
                     front += 1
         return order
     hopeless = finish_s > deadline_s + code.band_s
-    return _by(hopeless.astype(np.int64), deadline_s - finish_s)
+    return ranked(hopeless.astype(np.int64), deadline_s - finish_s)
 
 
 @njit(cache=True)
@@ -615,7 +605,7 @@ def _late(memory, model, ids, now_s, code):
     deadline_s, service_s = memory.deadline_s[ids], memory.estimated_s[ids]
     on_time = probability_on_time(finish_s, deadline_s, now_s, model.spread)
     hopeless = on_time < code.least_p
-    edd = _by(np.zeros(b, np.int64), deadline_s)
+    edd = ranked(np.zeros(b, np.int64), deadline_s)
     edd = edd[~hopeless[edd]]
     rank = np.zeros(b, np.int64)
     if code.cores > 0:
@@ -650,7 +640,7 @@ def decide_compiled(
     b = len(ids)
     if code.kind in (EDF, SJF):
         by = memory.deadline_s if code.kind == EDF else memory.estimated_s
-        return ids[_by(np.zeros(b, np.int64), by[ids])], none, none
+        return ids[ranked(np.zeros(b, np.int64), by[ids])], none, none
     if code.kind == CAP:
         front = _admitted(
             memory.control, memory.estimated_s[ids], in_flight(memory), code.room_s
@@ -668,7 +658,7 @@ def decide_compiled(
         on_time = probability_on_time(finish_s, deadline_s, now_s, model.spread)
         hopeless = on_time < code.least_p
         latest_s = deadline_s - by if code.kind == SLACK else by
-        order = _by(np.zeros(b, np.int64), latest_s)
+        order = ranked(np.zeros(b, np.int64), latest_s)
         return ids[order[~hopeless[order]]], ids[hopeless], none
     if code.kind == LATE:
         order, hopeless = _late(memory, model, ids, now_s, code)

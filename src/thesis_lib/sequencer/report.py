@@ -6,7 +6,7 @@ estimates (common random numbers), seed by seed, so that differences have narrow
 intervals.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -339,6 +339,19 @@ def paired_seeds(seed: int, seeds: int) -> list[tuple[int, int, int]]:
     return [(trace, arrivals, estimates) for trace, arrivals, estimates in made]
 
 
+def paired_runs(
+    cell: Cell, loads: Iterable[float], estimate: Estimate, *, seeds: int, seed: int
+) -> Iterator[tuple[int, float, Trace, F64]]:
+    """(number of the seed, load, trace, estimates), for each seed the loads in turn."""
+    paired = enumerate(paired_seeds(seed, seeds))
+    for number, (trace_seed, arrival_seed, estimate_seed) in paired:
+        transactions = cell.make_trace(trace_seed)
+        estimated_s = estimate(transactions, estimate_seed)
+        for load in loads:
+            trace = cell.arrange(transactions, load, arrival_seed)
+            yield number, load, trace, estimated_s
+
+
 def replicate(
     cell: Cell,
     policies: Sequence[str],
@@ -362,25 +375,18 @@ def replicate(
         "a closed loop has no lower bound: its arrivals depend on the policy",
     )
     rows = []
-    paired = enumerate(paired_seeds(seed, seeds))
-    for number, (trace_seed, arrival_seed, estimate_seed) in paired:
-        transactions = cell.make_trace(trace_seed)
-        estimated_s = estimate(transactions, estimate_seed)
-        for load in loads:
-            trace = cell.arrange(transactions, load, arrival_seed)
-            for name in policies:
-                policy = cell.policy(name, **options)
-                report = cell.run(trace, policy, estimated_s, load)
-                rows.append(_row(report, load=load, seed=number, policy=name))
-            if bound:
-                longest_s = max(cell.objectives_s or [cell.slo_s])
-                fewest = fewest_counted_violations(
-                    trace, cores=cell.cores, slo_s=longest_s
-                )
-                rows.append(
-                    {"load": load, "seed": number, "policy": "bound",
-                     "violations": fewest}
-                )  # fmt: skip
+    paired = paired_runs(cell, loads, estimate, seeds=seeds, seed=seed)
+    for number, load, trace, estimated_s in paired:
+        for name in policies:
+            policy = cell.policy(name, **options)
+            report = cell.run(trace, policy, estimated_s, load)
+            rows.append(_row(report, load=load, seed=number, policy=name))
+        if bound:
+            longest_s = max(cell.objectives_s or [cell.slo_s])
+            fewest = fewest_counted_violations(trace, cores=cell.cores, slo_s=longest_s)
+            rows.append(
+                {"load": load, "seed": number, "policy": "bound", "violations": fewest}
+            )
     return pd.DataFrame(rows)
 
 

@@ -86,7 +86,7 @@ class Memory(NamedTuple):
     control: F64  # (4,), or as a rule asks: what it remembers between decisions
     group: I64  # (n,) whose violations are compared with whose; of `Mended` that learns
     online: Online  # calibration of the estimates; the same
-    latest_s: tuple[F64, F64]  # (k,) room for a rule to reserve keys in; the same
+    closed_s: tuple[F64, F64]  # (k,) like `ends_s`, of minus the time: reservations
 
 
 # A compiled function pays for every array that it is handed, so these are inlined.
@@ -571,9 +571,9 @@ class _Schedule:
             online=trusting(
                 np.array(estimated_s if learns else [], np.float64), model.spread
             ),
-            latest_s=(
-                np.full(k if learns else 0, np.inf),
-                np.full(k if learns else 0, np.inf),
+            closed_s=(
+                np.full(k if learns else 0, -np.inf),
+                np.full(k if learns else 0, -np.inf),
             ),
         )
 
