@@ -14,7 +14,7 @@ FLOORS = [
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
     "sequencer.replica sequencer.sla sequencer.field sequencer.trees "
     "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "
-    "memory.smollm2 memory.store",
+    "memory.smollm2 memory.confine memory.store",
     "claims sequencer.kernel sequencer.features sequencer.storage "
     "sequencer.misestimate memory.plan "
     "memory.measure",
