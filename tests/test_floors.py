@@ -17,7 +17,7 @@ FLOORS = [
     "memory.smollm2 memory.confine memory.store",
     "claims sequencer.kernel sequencer.features sequencer.storage "
     "sequencer.misestimate memory.plan "
-    "memory.measure",
+    "memory.measure memory.packed",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
     "sequencer.pricing "
     "memory.stream memory.synth memory.cost",
