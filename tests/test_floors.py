@@ -12,15 +12,15 @@ FLOORS = [
     "checks units files",
     "paths stats machine sequencer.trace memory.spec memory.linears",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
-    "sequencer.replica sequencer.sla sequencer.field sequencer.trees "
-    "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "
-    "memory.smollm2",
+    "sequencer.replica sequencer.sla sequencer.trees "
+    "sequencer.calibration field results memory.lowrank memory.quantise "
+    "memory.lossless memory.smollm2",
     "claims sequencer.kernel sequencer.features sequencer.storage "
     "sequencer.misestimate memory.plan "
     "memory.store memory.measure",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
     "sequencer.pricing "
-    "memory.stream memory.cost",
+    "memory.stream memory.cost memory.published",
     "sequencer.shadow sequencer.modelfile sequencer.inspection "
     "memory.speculate memory.quality",
     "sequencer.dispatch",
