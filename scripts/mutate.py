@@ -29,6 +29,27 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "confine: who was killed at its limit is said to have ended",
+        "memory/confine.py",
+        "killed=watch.killed if group is None else group.kills() > 0,",
+        "killed=watch.killed,",
+        ("tests/memory/test_confine.py",),
+    ),
+    Mutant(
+        "confine: the command starts outside its group",
+        "memory/confine.py",
+        '_JOIN = \'echo 0 > "$0" && exec "$@"\'',
+        "_JOIN = 'exec \"$@\"'",
+        ("tests/memory/test_confine.py",),
+    ),
+    Mutant(
+        "measure: the cap of a GPU outlives its run",
+        "memory/measure.py",
+        "self._cuda.set_per_process_memory_fraction(1.0, self._device)",
+        "pass",
+        ("tests/memory/test_measure.py",),
+    ),
+    Mutant(
         "bounds: the chain forgets how long its last job waits",
         "sequencer/bounds.py",
         "end = release[last] + service[last] + _wait(inner + last, least, later)",

@@ -168,8 +168,8 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
-def _largest_resident(process: psutil.Process) -> int:
-    """Largest resident set that a process has had, in bytes; 0 once it is gone."""
+def largest_resident_bytes(process: psutil.Process) -> int:
+    """Largest resident set that a process has had (VmHWM); 0 once it is gone."""
     try:
         status = Path(f"/proc/{process.pid}/status")
         if status.is_file():
@@ -197,7 +197,7 @@ class Watch:
         this = psutil.Process()
         while not self._done.wait(_SAMPLE_S):
             self._loads.append(psutil.getloadavg()[0])
-            peaks = [_largest_resident(p) for p in this.children(recursive=True)]
+            peaks = [largest_resident_bytes(p) for p in this.children(recursive=True)]
             self.peak_memory_bytes = max([self.peak_memory_bytes, *peaks])
 
     @property

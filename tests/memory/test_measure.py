@@ -6,6 +6,7 @@ import torch
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.memory.measure import (
+    CudaCap,
     DeviceBudget,
     Measurement,
     compute_rates,
@@ -13,6 +14,7 @@ from thesis_lib.memory.measure import (
     interleave,
 )
 from thesis_lib.memory.spec import ModelSpec
+from thesis_lib.units import MiB
 
 SPEC = ModelSpec("small", 10, 256, 512, 4, 2, 64, 1000, tied=True)
 
@@ -116,3 +118,73 @@ def test_rates_are_recovered_from_a_line():
 )
 def test_crossing_interpolates(level, expected):
     assert crossing([1, 8, 16], [1.0, 3.0, 3.0], level) == expected
+
+
+class FakeCuda:
+    """The allocator of a device of 1,000 MiB, of which its context holds 300."""
+
+    def __init__(self):
+        self.total = 1000 * MiB
+        self.fraction = 1.0
+        self.reserved = self.allocated = self.most = 0
+
+    def reserve(self, n_bytes):
+        if self.reserved + n_bytes > self.fraction * self.total:
+            raise torch.OutOfMemoryError("past the fraction")
+        self.reserved += n_bytes
+        self.most = max(self.most, self.reserved)
+
+    def mem_get_info(self, device):
+        return self.total - self.reserved - 300 * MiB, self.total
+
+    def set_per_process_memory_fraction(self, fraction, device):
+        self.fraction = fraction
+
+    def reset_peak_memory_stats(self, device):
+        self.most = self.reserved
+
+    def max_memory_allocated(self, device):
+        return self.most - 2 * MiB
+
+    def max_memory_reserved(self, device):
+        return self.most
+
+    def memory_reserved(self, device):
+        return self.reserved
+
+    def synchronize(self, device):
+        pass
+
+    def empty_cache(self):
+        self.reserved = 0
+
+
+def test_the_cap_of_a_gpu_is_set_measured_and_lifted_again():
+    cuda = FakeCuda()
+    cuda.reserve(900 * MiB)  # of an earlier run: given back and forgotten
+    with CudaCap(100 * MiB, cuda=cuda) as cap:
+        cuda.reserve(90 * MiB)
+        cuda.reserved -= 50 * MiB
+        cap.look()
+        assert (cap.reserved_bytes, cap.allocated_bytes) == (90 * MiB, 88 * MiB)
+        assert cap.context_bytes == 300 * MiB
+        with pytest.raises(torch.OutOfMemoryError):
+            cuda.reserve(61 * MiB)
+        cuda.reserve(60 * MiB)  # 100 MiB exactly
+    assert cap.reserved_bytes == 100 * MiB
+    assert cuda.fraction == 1.0
+
+
+def test_the_cap_of_a_gpu_is_lifted_after_an_error_too():
+    cuda = FakeCuda()
+    with pytest.raises(torch.OutOfMemoryError), CudaCap(MiB, cuda=cuda):
+        cuda.reserve(2 * MiB)
+    assert cuda.fraction == 1.0
+
+
+@pytest.mark.parametrize("limit_bytes", [0, -1, 1001 * MiB])
+def test_a_cap_that_a_gpu_cannot_have_is_refused(limit_bytes):
+    cuda = FakeCuda()
+    with pytest.raises(InvalidInput), CudaCap(limit_bytes, cuda=cuda):
+        pass
+    assert cuda.fraction == 1.0

@@ -4,7 +4,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -80,6 +80,53 @@ class DeviceBudget(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor):
                 self.charge(leaf)
         return result
+
+
+class CudaCap:
+    """The physical check on a GPU: the allocator may reserve `limit_bytes` at most.
+
+    A context manager around everything that allocates. PyTorch raises
+    torch.OutOfMemoryError past the limit. After it, `allocated_bytes` and
+    `reserved_bytes` are the peaks of tensors and of the allocator's blocks, and
+    `context_bytes` is what the device holds beside them: the CUDA context, which no
+    fraction limits, and other processes. Raises InvalidInput for a limit that is not
+    positive or that the device does not have.
+    """
+
+    def __init__(self, limit_bytes: int, device: int = 0, cuda: Any = None) -> None:
+        require(limit_bytes > 0, f"limit_bytes={limit_bytes} must be positive")
+        self.limit_bytes = limit_bytes
+        self.allocated_bytes = self.reserved_bytes = self.context_bytes = 0
+        self._device = device
+        self._cuda = torch.cuda if cuda is None else cuda
+
+    def __enter__(self) -> Self:
+        _, total_bytes = self._cuda.mem_get_info(self._device)
+        require(
+            self.limit_bytes <= total_bytes,
+            f"limit of {self.limit_bytes / MiB:.0f} MiB on a device of "
+            f"{total_bytes / MiB:.0f} MiB: expected a part of it; lower the limit",
+        )
+        self._cuda.empty_cache()
+        self._cuda.reset_peak_memory_stats(self._device)
+        fraction = self.limit_bytes / total_bytes
+        self._cuda.set_per_process_memory_fraction(fraction, self._device)
+        return self
+
+    def look(self) -> None:
+        """Bring the three numbers up to date."""
+        self._cuda.synchronize(self._device)
+        free_bytes, total_bytes = self._cuda.mem_get_info(self._device)
+        self.allocated_bytes = self._cuda.max_memory_allocated(self._device)
+        self.reserved_bytes = self._cuda.max_memory_reserved(self._device)
+        now_bytes = self._cuda.memory_reserved(self._device)
+        self.context_bytes = total_bytes - free_bytes - now_bytes
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.look()
+        finally:
+            self._cuda.set_per_process_memory_fraction(1.0, self._device)
 
 
 @dataclass(frozen=True, slots=True)
