@@ -155,6 +155,20 @@ MUTANTS = [
         ("tests/test_field.py",),
     ),
     Mutant(
+        "schedule: a buffer receives while its layer computes",
+        "memory/schedule.py",
+        "free_s[buffer] = end_s",
+        "free_s[buffer] = starts_s",
+        ("tests/memory/test_schedule.py",),
+    ),
+    Mutant(
+        "figures: the rows of the ring are its passes",
+        "figures.py",
+        "row = visit.buffer if visit.buffer >= 0 else buffers",
+        "row = visit.step if visit.buffer >= 0 else buffers",
+        ("tests/test_figures.py",),
+    ),
+    Mutant(
         "published: packets have no headers",
         "memory/published.py",
         "return self.raw_bytes_per_s * _PAYLOAD_BYTES / packet",

@@ -20,7 +20,8 @@ FLOORS = [
     "memory.measure",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
     "sequencer.pricing "
-    "memory.stream memory.synth memory.cost memory.published",
+    "memory.stream memory.synth memory.cost memory.published "
+    "memory.schedule",
     "sequencer.shadow sequencer.modelfile sequencer.inspection "
     "memory.speculate memory.quality",
     "sequencer.dispatch",
