@@ -37,10 +37,12 @@ from thesis_lib.memory.checkpoint import (
 from thesis_lib.memory.linears import replace
 from thesis_lib.memory.quantise import BLOCK, OUTLIER, bitsandbytes
 from thesis_lib.memory.store import SafetensorsStore, allocate
+from thesis_lib.units import KiB
 
 LAYOUTS = {"nf4": ("avx512", "blocks"), "int8": ("rows",)}
 KINDS = tuple(LAYOUTS)
 _TOGETHER = 32  # outputs that the kernel for AVX512-BF16 computes side by side
+_SLACK = 64 * KiB  # what a kernel of a matrix product keeps for itself
 _SLAB = 2**21  # weights quantised at a time
 _THREADS = os.cpu_count() or 1
 
@@ -148,8 +150,8 @@ def _four_bit(weight: Tensor, fill: Callable[..., None], codes: Tensor) -> Tenso
     """Fill the `codes` of a matrix (m, n); its scales, float32 (m, n / 64)."""
     m, n = weight.shape
     absmax = torch.empty(m, n // BLOCK)
-    book = bitsandbytes().functional.get_4bit_type("nf4", device="cpu")
-    bounds = ((book[:-1] + book[1:]) / 2).numpy()  # nearest level; NF4 ascends
+    levels = _nf4_levels()
+    bounds = ((levels[:-1] + levels[1:]) / 2).numpy()  # they ascend
 
     def quantise(start: int, stop: int) -> None:
         blocks = weight[start:stop].float().view(stop - start, -1, BLOCK)
@@ -249,7 +251,8 @@ def _side_by_side(nibbles, codes):
 class PackedLinear(nn.Module):
     """A linear layer over packed weights, which `functional_call` puts in its place.
 
-    Its state, on the meta device until then, is what `pack_layer` writes.
+    Its state, on the meta device until then, is what `pack_layer` writes. The 16 levels
+    of NF4 belong to the format: a buffer that no checkpoint stores.
     """
 
     codes: Tensor
@@ -270,14 +273,29 @@ class PackedLinear(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.in_features} to {self.out_features}"
 
+    def scratch_bytes(self, rows: int) -> int:
+        """The most that the kernel holds beside inputs, weights and output.
+
+        For `rows` rows of 16-bit inputs. Its own buffers show to no meter of tensors.
+        """
+        raise NotImplementedError
+
 
 class _AVX512(PackedLinear):
     absmax: Tensor
+    levels: Tensor
+
+    def __init__(self, dense: nn.Linear, kind: str, layout: str) -> None:
+        super().__init__(dense, kind, layout)
+        self.register_buffer("levels", _nf4_levels(), persistent=False)
+
+    def scratch_bytes(self, rows: int) -> int:
+        return 0
 
     def forward(self, hidden: Tensor) -> Tensor:
         shape = [self.out_features, self.in_features]
         out = torch.ops.bitsandbytes.gemv_4bit.default(  # of any number of rows
-            hidden, self.codes, shape, self.absmax, _code_book(), BLOCK
+            hidden, self.codes, shape, self.absmax, self.levels, BLOCK
         )
         if self.bias is not None:
             out += self.bias
@@ -286,6 +304,11 @@ class _AVX512(PackedLinear):
 
 class _Blocks(PackedLinear):
     absmax: Tensor
+
+    def scratch_bytes(self, rows: int) -> int:
+        m, n = self.out_features, self.in_features
+        # The matrix in 16 bits and as the product lays it out, and sums of rows.
+        return 4 * m * n + 4 * rows * (m + n) + _SLACK
 
     def forward(self, hidden: Tensor) -> Tensor:
         return torch.ops.bitsandbytes.gemm_4bit.default(
@@ -302,22 +325,45 @@ class _Blocks(PackedLinear):
 class _Rows(PackedLinear):
     SCB: Tensor
 
+    def scratch_bytes(self, rows: int) -> int:
+        m, n = self.out_features, self.in_features
+        # Input: in float16, its magnitudes, scaled, rounded; output: whole numbers,
+        # scales, two products. Were every input column an outlier, then the matrix as
+        # int8 and twice as float32.
+        return rows * (16 * n + 20 * m) + 9 * m * n + _SLACK
+
     def forward(self, hidden: Tensor) -> Tensor:
-        rows = hidden.reshape(-1, self.in_features)
-        codes, scales, outliers = bitsandbytes().functional.int8_vectorwise_quant(
-            rows.half(), threshold=OUTLIER
-        )
-        out, _ = torch.ops.bitsandbytes.int8_mixed_scaled_mm(
-            rows, codes, self.codes, scales, self.SCB, outliers, self.bias
-        )
-        return out.reshape(*hidden.shape[:-1], self.out_features)
+        return _int8_linear(hidden, self.codes, self.SCB, self.bias)
+
+
+@torch.library.custom_op("thesis_lib::int8_linear", mutates_args=())
+def _int8_linear(
+    hidden: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None
+) -> Tensor:
+    """LLM.int8(), whose number of outliers is known only when it runs.
+
+    Behind one operator, so that a rehearsal without data passes over it.
+    """
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    quantised, row_scales, outliers = bitsandbytes().functional.int8_vectorwise_quant(
+        rows.half(), threshold=OUTLIER
+    )
+    out, _ = torch.ops.bitsandbytes.int8_mixed_scaled_mm(
+        rows, quantised, codes, row_scales, scales, outliers, bias
+    )
+    return out.reshape(*hidden.shape[:-1], len(codes))
+
+
+@_int8_linear.register_fake
+def _(hidden: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    return hidden.new_empty(*hidden.shape[:-1], codes.shape[0])
 
 
 _LINEAR = {"avx512": _AVX512, "blocks": _Blocks, "rows": _Rows}
 
 
 @cache
-def _code_book() -> Tensor:
+def _nf4_levels() -> Tensor:
     return bitsandbytes().functional.get_4bit_type("nf4", device="cpu")
 
 
