@@ -10,17 +10,17 @@ import thesis_lib
 PACKAGE = Path(thesis_lib.__file__).parent
 FLOORS = [
     "checks units files",
-    "paths stats machine sequencer.trace memory.spec memory.linears",
+    "paths stats machine sequencer.trace memory.spec memory.linears memory.checkpoint",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
     "sequencer.replica sequencer.sla sequencer.field sequencer.trees "
     "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "
-    "memory.smollm2 memory.confine",
+    "memory.smollm2 memory.confine memory.store",
     "claims sequencer.kernel sequencer.features sequencer.storage "
     "sequencer.misestimate memory.plan "
-    "memory.store memory.measure",
+    "memory.measure",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
     "sequencer.pricing "
-    "memory.stream memory.cost",
+    "memory.stream memory.synth memory.cost",
     "sequencer.shadow sequencer.modelfile sequencer.inspection "
     "memory.speculate memory.quality",
     "sequencer.dispatch",

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from thesis_lib import units
-from thesis_lib.checks import InvalidInput
+from thesis_lib.checks import InvalidInput, choice
 from thesis_lib.files import write_whole
 
 app = typer.Typer(
@@ -67,12 +67,14 @@ def show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
     typer.echo(strict_json(result) if as_json else "\n".join(lines))
 
 
-def progress_bars(quiet: bool) -> tuple[Progress, Callable[[str, int, int], None]]:
-    """Bars on standard error, one for each chapter, and the function to move them."""
+def progress_bars(
+    quiet: bool, unit: str = "cell", verb: str = "executed"
+) -> tuple[Progress, Callable[[str, int, int], None]]:
+    """Bars on standard error, one for each name, and the function to move them."""
     bars = Progress(
         TextColumn("{task.description:<32}"),
         BarColumn(),
-        TextColumn("cell {task.completed:.0f}/{task.total:.0f}"),
+        TextColumn(unit + " {task.completed:.0f}/{task.total:.0f}"),
         TimeElapsedColumn(),
         console=console,
         disable=quiet,
@@ -83,9 +85,9 @@ def progress_bars(quiet: bool) -> tuple[Progress, Callable[[str, int, int], None
         if name not in tasks:
             tasks[name] = bars.add_task(name, total=total)
         bars.update(tasks[name], completed=done)
-        # A log has no bar to redraw: say each chapter's end there.
+        # A log has no bar to redraw: say each one's end there.
         if not quiet and not console.is_terminal and done == total:
-            typer.echo(f"executed {name}", err=True)
+            typer.echo(f"{verb} {name}", err=True)
 
     return bars, move
 
@@ -636,6 +638,45 @@ def generate(
         f"{result['tokens']} tokens, {units.format_duration(result['s_per_token'])} "
         f"each; peak {units.format_size(result['device_peak_bytes'])} of "
         f"{device_memory}; read {units.format_size(result['bytes_read'])}",
+    ]
+    show(result, as_json, lines)
+
+
+@command
+def synth(
+    geometry: Annotated[
+        str, typer.Argument(metavar="GEOMETRY", help="Such as llama-65b.")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    distinct_layers: Annotated[
+        int | None,
+        typer.Option(help="Layers stored; others are hard links. Default: all."),
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Depth. Default: that of the geometry.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+    weights: Annotated[str, typer.Option(help="bf16.")] = "bf16",
+    as_json: Json = False,
+) -> None:
+    """Write a seeded random checkpoint of a true geometry, to measure systems with."""
+    from thesis_lib.memory.synth import WEIGHTS, synthesise
+
+    bars, move = progress_bars(quiet=as_json, unit="layer", verb="wrote")
+    with bars:
+        result = synthesise(
+            geometry,
+            output,
+            distinct_layers,
+            layers,
+            seed,
+            WEIGHTS[choice("weights", weights, WEIGHTS)],
+            lambda done, total: move(geometry, done, total),
+        )
+    lines = [
+        f"{result['layers']} layers, {result['distinct_layers']} of them distinct: "
+        f"{units.format_size(result['bytes'])} to read, "
+        f"{units.format_size(result['distinct_bytes'])} on disk in {output}",
     ]
     show(result, as_json, lines)
 

@@ -9,30 +9,34 @@ import json
 import math
 import mmap
 import os
-import re
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from thesis_lib.checks import InvalidInput, require
+from thesis_lib.memory.checkpoint import (
+    ALIGNMENT,
+    INDEX,
+    ITEM_BYTES,
+    MANIFEST,
+    MANIFEST_VERSION,
+    OUTER,
+    SINGLE,
+    checksum,
+    renumbered,
+    split_name,
+)
 from thesis_lib.units import KiB, MiB
 
-OUTER = -1  # the "layer" of everything outside the stack: embedding, norm, head
-ALIGNMENT = 4096  # direct I/O wants offsets, lengths and addresses in whole blocks
 CHUNK_BYTES = 1 * MiB  # one request to the disk
 READERS = 4  # requests in flight
 _GAP_BYTES = 64 * KiB  # reading a smaller gap costs less than a second request
 _HEADER_LIMIT = 100 * MiB  # the format's own limit
-
-_LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\.(.+)")
-_ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
 
 
 class StoreDamaged(InvalidInput):
@@ -104,6 +108,31 @@ class _Part:
     @property
     def nbytes(self) -> int:
         return sum(extent.span for extent in self.extents)
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Which tensors the index promises in which file; none for a single file.
+
+    With `distinct` D the file of layer l is that of layer l mod D under another name,
+    and the tensors inside carry the number l mod D.
+    """
+
+    files: Mapping[Path, tuple[str, ...]]
+    distinct: int | None = None
+
+    def outward(self, path: Path, name: str) -> str:
+        """What the checkpoint calls the tensor that its file calls `name`."""
+        layer, _ = split_name(name)
+        if self.distinct is None or layer == OUTER:
+            return name
+        number, *others = {split_name(promised)[0] for promised in self.files[path]}
+        if others or number % self.distinct != layer:
+            raise StoreDamaged(
+                f"weight file {path} holds {name} where one of {self.distinct} "
+                f"distinct layers was expected as layer {number}; write it again"
+            )
+        return renumbered(name, number)
 
 
 def _floor(n_bytes: int) -> int:
@@ -237,6 +266,16 @@ class _File:
             os.posix_fadvise(self.buffered, offset, filled, os.POSIX_FADV_DONTNEED)
         return filled
 
+    def sha256(self) -> str:
+        """Of the whole file as it is on the disk now."""
+        digest, block = hashlib.sha256(), allocate(8 * MiB)
+        size = self.identity[2]
+        for at in range(0, size, len(block)):
+            needed = min(len(block), size - at)
+            self.read(block, at, needed)
+            digest.update(block[:needed])
+        return digest.hexdigest()
+
     def close(self) -> None:
         for descriptor in (self.buffered, self.direct):
             if descriptor is not None:
@@ -246,8 +285,26 @@ class _File:
 class _Reads:
     """The chunks of one layer in flight."""
 
-    def __init__(self, chunks: list[Future[None]], files: Sequence[_File]) -> None:
-        self._chunks, self._files = chunks, files
+    def __init__(self, files: Sequence[_File], check: Callable[[], None]) -> None:
+        self._files, self._check = files, check
+        self._chunks: list[Future[None]] = []
+        self._left = 0
+        self._lock = threading.Lock()
+
+    def start(
+        self, pool: ThreadPoolExecutor, reads: Sequence[Callable[[], None]]
+    ) -> None:
+        """Queue the reads; whichever ends last looks at the layer as a whole."""
+        self._left = len(reads)
+        self._chunks = [pool.submit(self._run, read) for read in reads]
+
+    def _run(self, read: Callable[[], None]) -> None:
+        read()
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self._check()
 
     def wait(self) -> None:
         wait(self._chunks)  # all of them, or a late one would write after an error
@@ -261,21 +318,33 @@ class SafetensorsStore:
     """The layers of a safetensors checkpoint, one file or sharded, read on demand.
 
     `mode` says how: "direct" bypasses the page cache, "buffered" goes through it and
-    drops the pages behind each read. `bytes_read` counts what was asked of the disk.
+    drops the pages behind each read. `kind` says what the layers hold: "dense", or the
+    format of a packed checkpoint. `bytes_read` counts what was asked of the disk.
+
+    Every file is held against its size, identity, time and header before and after
+    each read, and what this project wrote against a checksum of the bytes that came.
+    `verify` first reads all files and holds them against the SHA-256 of the manifest.
     Raises StoreDamaged for a file that is missing, truncated, altered or of another
     format, both when the store is opened and when a layer is read.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, verify: bool = False) -> None:
         self.folder = Path(folder)
         self.bytes_read = 0
+        manifest = _read_manifest(self.folder)
+        self.kind = str(manifest.get("kind", "dense"))
         self._lock = threading.Lock()
         self._files: list[_File] = []
         self._pool: ThreadPoolExecutor | None = None
         try:
-            for path in _shards(self.folder):
+            index = _read_index(self.folder)
+            for path in index.files:
                 self._files.append(_File(path))
-            self._parts = _partition(list(self._tensors()), self.folder)
+            tensors = list(self._tensors(index))
+            self._parts = _partition(tensors, self.folder)
+            self._sums = _checksums(manifest, [file.path for file in self._files])
+            if verify:
+                self._verify(manifest)
         except BaseException:
             self.close()
             raise
@@ -313,14 +382,15 @@ class SafetensorsStore:
             len(buffer) >= part.nbytes,
             f"layer {layer} needs a buffer of {part.nbytes} bytes, not {len(buffer)}",
         )
-        chunks = [
-            self._pool.submit(self._read, file, target, offset, needed)
-            for file, target, offset, needed in self._requests(part, buffer)
-        ]
         files = [
             self._files[i] for i in sorted({extent.file for extent in part.extents})
         ]
-        return _Reads(chunks, files)
+        reads = _Reads(files, partial(self._check, part, buffer))
+        reads.start(
+            self._pool,
+            [partial(self._read, *wanted) for wanted in self._requests(part, buffer)],
+        )
+        return reads
 
     def close(self) -> None:
         """Wait for reads in flight and close the files."""
@@ -371,12 +441,56 @@ class SafetensorsStore:
         with self._lock:
             self.bytes_read += filled
 
-    def _tensors(self) -> Iterator[_Tensor]:
+    def _check(self, part: _Part, buffer: memoryview) -> None:
+        """Hold the bytes of a layer that has arrived against the manifest."""
+        for extent in part.extents:
+            file, expected = self._files[extent.file], self._sums.get(extent.file)
+            if expected is None:
+                continue
+            begin = extent.at + file.data_start - extent.start
+            content = buffer[begin : extent.at + extent.end - extent.start]
+            if checksum(content).hexdigest() != expected:
+                raise StoreDamaged(
+                    f"weight file {file.path} does not have the checksum that its "
+                    f"{MANIFEST} recorded: its bytes were altered; write the "
+                    "checkpoint again"
+                )
+
+    def _verify(self, manifest: Mapping[str, Any]) -> None:
+        """Hold every file whole against the manifest; one under two names once."""
+        entries = manifest.get("files", {})
+        unknown = [f.path.name for f in self._files if f.path.name not in entries]
+        if unknown:
+            raise InvalidInput(
+                f"{self.folder} has no {MANIFEST} with the SHA-256 of "
+                f"{', '.join(unknown)}: there is nothing to verify it against; read "
+                "without verifying, which still notices a file that changes"
+            )
+        hashes: dict[tuple[int, ...], str] = {}
+        for file in self._files:
+            if file.identity not in hashes:
+                hashes[file.identity] = file.sha256()
+            if hashes[file.identity] != entries[file.path.name]["sha256"]:
+                raise StoreDamaged(
+                    f"weight file {file.path} does not have the SHA-256 that its "
+                    f"{MANIFEST} recorded: it was altered; copy or write it again"
+                )
+
+    def _tensors(self, index: _Index) -> Iterator[_Tensor]:
         for number, file in enumerate(self._files):
-            for name, entry in file.header.items():
+            names = {index.outward(file.path, name): name for name in file.header}
+            missing = set(index.files[file.path]) - set(names)
+            if missing:
+                raise StoreDamaged(
+                    f"weight file {file.path} does not hold {min(missing)}, which "
+                    f"{INDEX} promises in it: the two are of different checkpoints; "
+                    "copy it again"
+                )
+            for name, inside in names.items():
+                entry = file.header[inside]
                 start, end = entry["data_offsets"]
                 dtype, shape = entry["dtype"], tuple(entry["shape"])
-                size = _ITEM_BYTES.get(dtype)
+                size = ITEM_BYTES.get(dtype)
                 if size is None or end - start != size * math.prod(shape) or start < 0:
                     raise StoreDamaged(
                         f"weight file {file.path}: {name} is {dtype} {list(shape)} in "
@@ -392,19 +506,56 @@ class SafetensorsStore:
                 yield _Tensor(name, dtype, shape, number, begin, begin + end - start)
 
 
-def _shards(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, each named by it once."""
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """What the writer of a checkpoint left beside it, if it did."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_text())
+        version, files = manifest["version"], manifest["files"]
+        whole = all({"bytes", "sha256"} <= {*entry} for entry in files.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreDamaged(
+            f"{path} is not a manifest ({type(error).__name__}): write the checkpoint "
+            "again"
+        ) from error
+    if version != MANIFEST_VERSION or not whole:
+        raise StoreDamaged(
+            f"{path} is a manifest of version {version!r}: expected version "
+            f"{MANIFEST_VERSION} with bytes and sha256 of each file; write the "
+            "checkpoint again"
+        )
+    return manifest
+
+
+def _checksums(manifest: Mapping[str, Any], paths: Sequence[Path]) -> dict[int, str]:
+    """The checksum of the tensors of each file, by its number, where there is one."""
+    files = manifest.get("files", {})
+    return {
+        number: files[path.name]["xxh3_64"]
+        for number, path in enumerate(paths)
+        if "xxh3_64" in files.get(path.name, {})
+    }
+
+
+def _read_index(folder: Path) -> _Index:
+    index = folder / INDEX
+    if (folder / SINGLE).is_file():
+        return _Index({folder / SINGLE: ()})
     if not index.is_file():
         raise StoreDamaged(
-            f"{folder} has neither {single.name} nor {index.name}: expected a "
+            f"{folder} has neither {SINGLE} nor {INDEX}: expected a "
             "safetensors checkpoint; convert other formats with save_pretrained"
         )
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        content = json.loads(index.read_text())
+        distinct = content.get("metadata", {}).get("distinct_layers")
+        names: dict[str, list[str]] = {}
+        for tensor, name in content["weight_map"].items():
+            names.setdefault(name, []).append(tensor)
+        if distinct is not None and distinct <= 0:
+            raise ValueError
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise StoreDamaged(
             f"{index} is not an index of safetensors ({type(error).__name__}): "
@@ -413,15 +564,17 @@ def _shards(folder: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name:
             raise StoreDamaged(f"{index} points outside its folder, to {name!r}")
-    return [folder / name for name in names]
+    return _Index(
+        {folder / name: tuple(inside) for name, inside in sorted(names.items())},
+        distinct,
+    )
 
 
 def _partition(tensors: Iterable[_Tensor], folder: Path) -> dict[int, _Part]:
     """The tensors by layer; those outside the stack under OUTER."""
     by_layer: dict[int, dict[str, _Tensor]] = {OUTER: {}}
     for tensor in tensors:
-        match = _LAYER.fullmatch(tensor.name)
-        layer, name = (int(match[1]), match[2]) if match else (OUTER, tensor.name)
+        layer, name = split_name(tensor.name)
         named = by_layer.setdefault(layer, {})
         if name in named:
             raise StoreDamaged(f"{folder}: {tensor.name} appears in two files")

@@ -1,0 +1,191 @@
+"""Seeded random checkpoints of true geometries, for measurements of systems.
+
+The weights of the largest published models are not distributed with this project, and
+how fast a model streams does not depend on what its weights say. What this module
+writes is an ordinary checkpoint in every respect but meaning.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from scipy.stats import norm
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from thesis_lib.checks import choice, require
+from thesis_lib.memory.checkpoint import (
+    OUTER,
+    Entry,
+    file_bytes,
+    in_file_order,
+    new_checkpoint,
+    split_name,
+)
+from thesis_lib.memory.spec import ModelSpec, geometry
+from thesis_lib.units import MiB
+
+KINDS = ("dense",)
+WEIGHTS = {"bf16": "dense"}  # what the command calls them
+_STD = 0.02  # what most published models start from
+_BLOCK = 4 * MiB  # weights drawn from one generator
+_THREADS = os.cpu_count() or 1
+
+
+def synthesise(
+    model: ModelSpec | str,
+    out: Path | str,
+    distinct_layers: int | None = None,
+    layers: int | None = None,
+    seed: int = 0,
+    kind: str = "dense",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Write a checkpoint of a geometry with Gaussian weights into the new folder `out`.
+
+    Matrices have mean 0 and the standard deviation 0.02, or less where a matrix has
+    more inputs than that keeps at unit gain; norms are one. `layers` cuts the stack.
+    With `distinct_layers` D the file of layer l >= D is a hard link to that of layer
+    l mod D, and index and manifest say so: the stack is as long to read and shorter
+    to store. A layer depends on `seed` and on its number alone.
+
+    All or nothing: the work is done beside `out`, a layer in memory at a time, and
+    takes its place by one rename. `progress` hears of layers done and of all. Returns
+    `bytes` of all names, `distinct_bytes` of the files under them and `layers`.
+
+    Raises InvalidInput for an unknown geometry, for numbers out of range, for a target
+    that exists and, before anything is written, for a disk that is too small.
+    """
+    spec = geometry(model) if isinstance(model, str) else model
+    choice("kind", kind, KINDS)
+    count = spec.layers if layers is None else layers
+    require(
+        0 < count <= spec.layers,
+        f"layers={count}: expected 1 to {spec.layers}, the depth of {spec.name}",
+    )
+    distinct = count if distinct_layers is None else distinct_layers
+    require(
+        0 < distinct <= count,
+        f"distinct_layers={distinct}: expected 1 to {count}, the layers of the stack",
+    )
+    config = configuration(spec, count)
+    parts = _parts(config)
+    written = (OUTER, *range(distinct))
+    distinct_bytes = sum(file_bytes(parts[part]) for part in written)
+    with new_checkpoint(Path(out), distinct_bytes) as checkpoint:
+        config.save_pretrained(checkpoint.folder)
+        for done, part in enumerate(written):
+            entries = in_file_order(parts[part])
+            checkpoint.write(part, entries, _contents(entries, (seed, part + 1)))
+            if progress is not None:
+                progress(done, distinct)
+        for layer in range(distinct, count):
+            checkpoint.link(layer, layer % distinct)
+        linked = {"distinct_layers": distinct} if distinct < count else {}
+        checkpoint.finish(
+            kind=kind, geometry=spec.name, layers=count, seed=seed, **linked
+        )
+        total = checkpoint.bytes
+    return {
+        "bytes": total,
+        "distinct_bytes": distinct_bytes,
+        "layers": count,
+        "distinct_layers": distinct,
+        "weights": kind,
+    }
+
+
+def configuration(spec: ModelSpec, layers: int | None = None) -> PretrainedConfig:
+    """The transformers configuration of a published geometry, in bfloat16.
+
+    `layers` replaces the depth.
+    """
+    shared = {
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.hidden,
+        "num_hidden_layers": spec.layers if layers is None else layers,
+        "num_attention_heads": spec.heads,
+        "tie_word_embeddings": spec.tied,
+        "dtype": "bfloat16",
+    }
+    if spec.positions:
+        return transformers.OPTConfig(
+            **shared,
+            ffn_dim=spec.intermediate,
+            word_embed_proj_dim=spec.hidden,
+            max_position_embeddings=spec.positions - 2,  # the table has two more
+            architectures=["OPTForCausalLM"],
+        )
+    shared |= {
+        "intermediate_size": spec.intermediate,
+        "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_dim,
+    }
+    if spec.name.startswith("mistral"):
+        return transformers.MistralConfig(
+            **shared, sliding_window=None, architectures=["MistralForCausalLM"]
+        )
+    return transformers.LlamaConfig(
+        **shared,
+        attention_bias=spec.attention_bias,
+        mlp_bias=spec.mlp_bias,
+        architectures=["LlamaForCausalLM"],
+    )
+
+
+def _parts(config: PretrainedConfig) -> dict[int, dict[str, Entry]]:
+    """Type and shape of every parameter, by layer, those outside the stack first."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    parts: dict[int, dict[str, Entry]] = {OUTER: {}}
+    for name, parameter in model.named_parameters():  # a tied head is named once
+        part = parts.setdefault(split_name(name)[0], {})
+        part[name] = "BF16", tuple(parameter.shape)
+    return parts
+
+
+def _contents(
+    entries: Mapping[str, Entry], seed: tuple[int, ...]
+) -> Iterator[memoryview]:
+    """The bytes of one tensor after the other."""
+    for number, (name, (_, shape)) in enumerate(entries.items()):
+        if len(shape) == 1 and name.endswith(".weight"):
+            tensor = torch.ones(shape, dtype=torch.bfloat16)  # a norm
+        else:
+            std = min(_STD, 1 / math.sqrt(shape[-1]))
+            tensor = gaussian(shape, std, (*seed, number))
+        yield tensor.view(torch.uint8).numpy().data.cast("B")
+
+
+@cache
+def _quantiles(std: float) -> np.ndarray:
+    """The bit patterns of 2^16 equally likely values of a normal law, in bfloat16."""
+    likely = (np.arange(2**16) + 0.5) / 2**16
+    values = torch.from_numpy(std * norm.ppf(likely)).to(torch.bfloat16)
+    return values.view(torch.int16).numpy()
+
+
+def gaussian(shape: tuple[int, ...], std: float, seed: tuple[int, ...]) -> Tensor:
+    """Normal weights of mean 0 in bfloat16, the same for any number of threads.
+
+    Each is one of 2^16 equally likely quantiles, which costs a fraction of a transform
+    and leaves what bfloat16 tells of the law: tails end at 4.3 standard deviations.
+    """
+    table = _quantiles(std)
+    drawn = np.empty(math.prod(shape), np.int16)
+
+    def fill(block: int) -> None:
+        part = drawn[block * _BLOCK : (block + 1) * _BLOCK]
+        draw = np.random.Generator(np.random.SFC64([*seed, block]))
+        part[:] = table[draw.integers(0, 2**16, len(part), np.uint16)]
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(fill, range(-(-len(drawn) // _BLOCK))))
+    return torch.from_numpy(drawn).view(torch.bfloat16).view(shape)
