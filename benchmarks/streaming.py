@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,12 @@ from thesis_lib.memory.confine import (
     read_from_disk_bytes,
 )
 from thesis_lib.memory.plan import MemoryPlan, PlanInfeasible
-from thesis_lib.memory.spec import Machine, ModelSpec
+from thesis_lib.memory.spec import Machine, ModelSpec, geometry
 from thesis_lib.memory.stream import StreamedModel, plan_checkpoint
 from thesis_lib.memory.synth import synthesise
 from thesis_lib.paths import cache_folder, root
 from thesis_lib.stats import bootstrap
-from thesis_lib.units import GiB, MiB, format_size, parse_size
+from thesis_lib.units import MiB, format_size, parse_size
 
 SYSTEMS = ("ours", "accelerate", "mmap", "airllm")
 PACKED = "ours-nf4"  # the same geometry in packed NF4: another checkpoint
@@ -55,6 +56,7 @@ ATTEMPTS = 3  # of one run, until its two drains agree
 # What the interpreter, torch and transformers hold beside the tensors of a model.
 RUNTIME_BYTES = 320 * MiB
 DRAINS, DRAIN_WARM_UP = 3, 1
+DRAINED = ("drain_before_s", "drain_after_s")
 POINTS = 300  # of the memory of one run, kept for the figure
 
 Step = Callable[[Tensor], Tensor]  # new tokens, (1, t), to logits, (1, 1, vocab)
@@ -66,9 +68,11 @@ def prompt_of(tokens: int, vocab: int) -> Tensor:
     return torch.randint(0, vocab, (1, tokens), generator=draw)
 
 
-def deepest_plan(folder: Path, limit_bytes: int, prompt: int, context: int):
+def deepest_plan(
+    folder: Path, device_bytes: int, prompt: int, context: int
+) -> MemoryPlan:
     """The plan with three staging buffers, or two where three do not fit."""
-    machine = Machine(limit_bytes - RUNTIME_BYTES, 2e9)
+    machine = Machine(device_bytes, 2e9)
     for ring in (3, 2):
         try:
             return plan_checkpoint(
@@ -179,7 +183,10 @@ def work_alone(given: argparse.Namespace) -> dict[str, Any]:
         loading_s = time.perf_counter() - start
         return {"load_s": loading_s, **decode(step, prompt, given.steps)}
     context = given.prompt + given.steps + 1
-    made = deepest_plan(folder, parse_size(given.cap), given.prompt, context)
+    device_bytes = parse_size(given.cap) - RUNTIME_BYTES
+    if given.device_memory:
+        device_bytes = parse_size(given.device_memory)
+    made = deepest_plan(folder, device_bytes, given.prompt, context)
     with StreamedModel(folder, made) as model:
         loading_s = time.perf_counter() - start
         if given.worker == "drain":
@@ -213,8 +220,8 @@ def launch(system: str, given: argparse.Namespace, capped: bool = True) -> dict:
     split = Path(given.work) / "airllm"
     forget_pages([*folder.glob("*.safetensors"), *split.rglob("*.safetensors")])
     words = [sys.executable, __file__, "--worker", "ours" if packed else system]
-    for name in ("work", "cap", "prompt"):
-        words += [f"--{name}", str(getattr(given, name))]
+    for name in ("work", "cap", "prompt", "device_memory"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
     words += ["--checkpoint", str(folder), "--steps", str(given.warm_up + given.steps)]
     limit_bytes = parse_size(given.cap) if capped else psutil.virtual_memory().total
     done = confine(words, limit_bytes, look_s=0.1)
@@ -318,7 +325,9 @@ def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
         if summary[system]["killed"]:
             continue
         steps[system] = [s for run in own for s in run["seconds"][warm_up:]]
-        beside = [s for run in own for s in run["drain_before_s"] + run["drain_after_s"]]
+        beside = [
+            s for run in own for s in run["drain_before_s"] + run["drain_after_s"]
+        ]
         drains += beside
         read = [n for run in own for n in run["read_bytes"][warm_up:]]
         summary[system] |= {
@@ -354,9 +363,9 @@ def require_room(work: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(work).free
     if free_bytes < needed_bytes:
         raise InvalidInput(
-            f"{work} has {format_size(free_bytes)} of disk free, the checkpoint and the "
-            f"copy that AirLLM makes need {format_size(needed_bytes)}: free some, or "
-            "name another folder with --work"
+            f"{work} has {format_size(free_bytes)} of disk free, the checkpoint and "
+            f"the copy that AirLLM makes need {format_size(needed_bytes)}: free some, "
+            "or name another folder with --work"
         )
 
 
@@ -370,9 +379,9 @@ def prepare(given: argparse.Namespace, systems: list[str]) -> dict[str, Any]:
         if kind == "nf4" and PACKED not in systems:
             continue
         if not (folder / "config.json").is_file():
-            spec = geometry_of(given.geometry, given.layers)
+            spec = replace(geometry(given.geometry), layers=given.layers)
             require_room(work, spec.total_bytes * (2 if kind == "dense" else 1))
-            synthesise(spec, folder, seed=0, kind=kind)
+            synthesise(given.geometry, folder, layers=given.layers, kind=kind)
         sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
         made[name] = {"bytes": sum(sizes), "files": len(sizes)}
     if "airllm" in systems and not (work / "airllm" / "splitted_model").is_dir():
@@ -460,15 +469,6 @@ def report(run: dict[str, Any], warm_up: int) -> None:
     )
 
 
-def geometry_of(name: str, layers: int) -> ModelSpec:
-    """A published geometry with another number of layers."""
-    from dataclasses import replace
-
-    from thesis_lib.memory.spec import geometry
-
-    return replace(geometry(name), name=f"{name}-{layers}", layers=layers)
-
-
 def arguments(words: list[str] | None) -> argparse.Namespace:
     """The command line; sizes as '2GiB'."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -476,7 +476,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--geometry", default="llama2-7b")
     add("--layers", type=int, default=16)
     add("--cap", default="2GiB", help="hard limit of each process, page cache included")
-    add("--systems", default=",".join((*SYSTEMS, PACKED)))
+    add("--device-memory", default="", help="of our plan; default: cap less runtime")
+    add("--systems", default=",".join(SYSTEMS))
     add("--rounds", type=int, default=1, help="each forwards and backwards once")
     add("--prompt", type=int, default=16, help="tokens")
     add("--warm-up", type=int, default=2, help="tokens of each run that do not count")
