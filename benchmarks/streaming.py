@@ -122,16 +122,39 @@ def load_mmap(folder: Path, work: Path) -> Step:
     return transformers_step(model.eval())
 
 
+def numbered(folder: Path, out: Path) -> Path:
+    """The same files under the names that transformers would give them, as links.
+
+    AirLLM reads the number of a shard out of its name.
+    """
+    if out.is_dir():
+        return out
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    names = {
+        file: f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
+        for i, file in enumerate(files)
+    }
+    out.mkdir()
+    for file, name in names.items():
+        (out / name).hardlink_to(folder / file)
+    index["weight_map"] = {k: names[v] for k, v in index["weight_map"].items()}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copy(folder / "config.json", out)
+    return out
+
+
 def airllm(folder: Path, work: Path) -> Any:
-    """AirLLM on its own copy of the checkpoint, which it splits when it has none."""
+    """AirLLM on its own layout of the checkpoint, which it makes when it has none."""
     from airllm.airllm_base import AirLLMBaseModel
 
     class Untokenised(AirLLMBaseModel):
         def get_tokenizer(self, hf_token: str | None = None) -> None:
             """Random weights have no words."""
 
+    source = numbered(folder, work / "numbered")
     split = work / "airllm"
-    return Untokenised(folder, device="cpu", layer_shards_saving_path=split)
+    return Untokenised(source, device="cpu", layer_shards_saving_path=split)
 
 
 def load_airllm(folder: Path, work: Path) -> Step:
@@ -364,8 +387,8 @@ def require_room(work: Path, needed_bytes: int) -> None:
     if free_bytes < needed_bytes:
         raise InvalidInput(
             f"{work} has {format_size(free_bytes)} of disk free, the checkpoint and "
-            f"the copy that AirLLM makes need {format_size(needed_bytes)}: free some, "
-            "or name another folder with --work"
+            f"what AirLLM copies of it need {format_size(needed_bytes)}: free some, or "
+            "name another folder with --work"
         )
 
 
@@ -380,7 +403,8 @@ def prepare(given: argparse.Namespace, systems: list[str]) -> dict[str, Any]:
             continue
         if not (folder / "config.json").is_file():
             spec = replace(geometry(given.geometry), layers=given.layers)
-            require_room(work, spec.total_bytes * (2 if kind == "dense" else 1))
+            copied = 2 * (spec.embedding_bytes + spec.head_bytes)
+            require_room(work, spec.total_bytes + copied)
             synthesise(given.geometry, folder, layers=given.layers, kind=kind)
         sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
         made[name] = {"bytes": sum(sizes), "files": len(sizes)}

@@ -22,7 +22,7 @@ FLOORS = [
     "sequencer.pricing "
     "memory.stream memory.synth memory.cost",
     "sequencer.shadow sequencer.modelfile sequencer.inspection "
-    "memory.speculate memory.quality",
+    "memory.speculate memory.quality memory.trial",
     "sequencer.dispatch",
     "sequencer.policies",
     "sequencer.pipeline sequencer.simulate sequencer.partitions",
