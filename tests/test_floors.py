@@ -12,7 +12,7 @@ FLOORS = [
     "checks units files",
     "paths stats machine sequencer.trace memory.spec memory.linears memory.checkpoint",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
-    "sequencer.replica sequencer.sla sequencer.field sequencer.trees "
+    "sequencer.replica field sequencer.sla sequencer.trees "
     "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "
     "memory.smollm2 memory.confine memory.store",
     "claims sequencer.kernel sequencer.features sequencer.storage "
@@ -20,7 +20,8 @@ FLOORS = [
     "memory.measure",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
     "sequencer.pricing "
-    "memory.stream memory.synth memory.cost",
+    "memory.stream memory.synth memory.cost memory.published "
+    "memory.schedule",
     "sequencer.shadow sequencer.modelfile sequencer.inspection "
     "memory.speculate memory.quality memory.trial",
     "sequencer.dispatch",

@@ -15,7 +15,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import ConnectionPatch, Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MultipleLocator, NullLocator
 from numpy.typing import ArrayLike
@@ -1006,18 +1006,250 @@ def beside_measured(table: pd.DataFrame, model: str = "simulated") -> Figure:
 def memory_parts(
     parts_bytes: Mapping[str, int], model_bytes: int, limit_bytes: int
 ) -> Figure:
-    """A plan's parts beside the whole model, and the limit that they must not cross."""
-    figure, drawn = axes(height_in=2.2)
-    drawn.barh("resident model", model_bytes / MiB, color=GREY)
+    """A plan's parts beside the whole model, and the limit that they must not cross.
+
+    Where the limit is a small share of the model, the plan has an axis of its own,
+    and the shaded cone says which part of the upper one it shows.
+    """
+    unit, name = (GiB, "GiB") if limit_bytes >= GiB else (MiB, "MiB")
+    zooms = model_bytes > 4 * limit_bytes
+    figure, drawn = plt.subplots(
+        1 + zooms,
+        1,
+        figsize=(WIDTH_IN, 3.0 if zooms else 2.2),
+        layout="constrained",
+    )
+    plt.close(figure)
+    whole, plan = drawn if zooms else (drawn, drawn)
+    whole.barh("resident model", model_bytes / unit, color=GREY)
     left = 0.0
-    for name, n_bytes in parts_bytes.items():
-        drawn.barh("streamed plan", n_bytes / MiB, left=left, label=name)
-        left += n_bytes / MiB
-    drawn.axvline(limit_bytes / MiB, color=INK, linestyle="--", label="budget")
-    drawn.invert_yaxis()
-    drawn.set_xlabel("device memory (MiB)")
-    drawn.grid(axis="y", visible=False)
+    for part, n_bytes in parts_bytes.items():
+        plan.barh("streamed plan", n_bytes / unit, left=left, label=part)
+        left += n_bytes / unit
+    plan.axvline(
+        limit_bytes / unit, color=INK, linestyle="--",
+        label=f"budget, {limit_bytes / unit:g} {name}",
+    )  # fmt: skip
+    plan.grid(axis="y", visible=False)
+    if zooms:
+        whole.axvline(limit_bytes / unit, color=INK, linestyle="--")
+        whole.grid(axis="y", visible=False)
+        plan.set_xlim(0, 1.12 * limit_bytes / unit)
+        for end in plan.get_xlim():
+            cone = ConnectionPatch(
+                (end, 0), (end, 1), whole.get_xaxis_transform(),
+                plan.get_xaxis_transform(), axesA=whole, axesB=plan, color=GREY,
+                linewidth=0.8,
+            )  # fmt: skip
+            figure.add_artist(cone)
+    else:
+        plan.invert_yaxis()
+    plan.set_xlabel(f"device memory ({name})")
     figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+# A state or a tool keeps its colour on every page.
+RING_COLOURS = ("#0072b2", "#d55e00", "#009e73")  # of the passes, in turn
+SPAN_COLOURS = {
+    "read": "#0072b2",
+    "copy": "#e69f00",
+    "compute": "#009e73",
+    "wait": "#d55e00",
+}
+PEER_COLOURS = {
+    "ours": COLOURS["ours"],
+    "accelerate": "#d55e00",
+    "AirLLM": "#cc79a7",
+    "mmap": "#0072b2",
+}
+PEER_MARKERS = {"ours": "o", "accelerate": "s", "AirLLM": "^", "mmap": "D"}
+
+
+def ring_picture(visits: Sequence[Any], until_s: float | None = None) -> Figure:
+    """Which layer each buffer of the ring receives, holds and computes, over time.
+
+    `visits` are those of `memory.schedule`: `step`, `layer`, `buffer` (negative for a
+    resident layer), `receives_s`, `ready_s`, `starts_s` and `ends_s`. A row is a
+    buffer, a colour a pass; numbers are layers, counted from one.
+    """
+    buffers = 1 + max(visit.buffer for visit in visits)
+    resident = any(visit.buffer < 0 for visit in visits)
+    rows = buffers + resident
+    figure, drawn = axes(height_in=1.4 + 0.42 * rows)
+    end_s = max(visit.ends_s for visit in visits) if until_s is None else until_s
+    for visit in visits:
+        row = visit.buffer if visit.buffer >= 0 else buffers
+        colour = RING_COLOURS[visit.step % len(RING_COLOURS)]
+        for start, stop, height, style in (
+            (visit.receives_s, visit.ready_s, 0.72, {"alpha": 0.3}),
+            (visit.ready_s, visit.starts_s, 0.14, {"alpha": 0.6}),
+            (visit.starts_s, visit.ends_s, 0.72, {}),
+        ):
+            moves = visit.buffer >= 0 or not style  # a resident layer only computes
+            if moves and start < min(stop, end_s):
+                drawn.barh(
+                    row, stop - start, height, start, color=colour, linewidth=0, **style
+                )
+        # the number stands where a layer arrives, or where one that stays computes
+        moves = visit.buffer >= 0
+        ends = (
+            (visit.receives_s, visit.ready_s)
+            if moves
+            else (visit.starts_s, visit.ends_s)
+        )
+        if sum(ends) / 2 < end_s:
+            drawn.text(
+                sum(ends) / 2, row, str(visit.layer + 1), ha="center", va="center",
+                fontsize=7, color=INK if moves else "white",
+            )  # fmt: skip
+    for step in sorted({visit.step for visit in visits}):
+        done_s = max(visit.ends_s for visit in visits if visit.step == step)
+        if done_s < end_s:
+            drawn.axvline(done_s, color=INK, linestyle=":", linewidth=1)
+    names = [f"buffer {number}" for number in range(buffers)]
+    drawn.set_yticks(range(rows), names + ["resident"] * resident)
+    drawn.set_ylim(rows - 0.5, -0.5)
+    drawn.set_xlim(0, end_s)
+    drawn.set_xlabel("time (s)")
+    drawn.grid(axis="y", visible=False)
+    figure.legend(
+        handles=[
+            Patch(color=INK, alpha=0.3, label="receives"),
+            Line2D([], [], color=INK, alpha=0.6, linewidth=3, label="holds"),
+            Patch(color=INK, label="computes"),
+            *(
+                Patch(color=RING_COLOURS[step], label=f"pass {step + 1}")
+                for step in range(min(visits[-1].step + 1, len(RING_COLOURS)))
+            ),
+        ],
+        loc="outside lower center",
+        ncols=6,
+        fontsize=8,
+    )
+    return figure
+
+
+def token_timeline(spans: Sequence[Any]) -> Figure:
+    """What happened when during one step, a row for each kind of span.
+
+    `spans` have `kind` (read, copy, compute or wait), `layer`, `start_s` and `end_s`;
+    time is counted from the first of them. Reads that overlap lie above each other.
+    """
+    kinds = [kind for kind in SPAN_COLOURS if any(s.kind == kind for s in spans)]
+    figure, drawn = axes(height_in=0.9 + 0.5 * len(kinds))
+    zero_s = min(span.start_s for span in spans)
+    for row, kind in enumerate(kinds):
+        mine = sorted((s for s in spans if s.kind == kind), key=lambda s: s.start_s)
+        lanes: list[float] = []  # the end of the last span in each
+        placed = []
+        for span in mine:
+            lane = next(
+                (i for i, end in enumerate(lanes) if end <= span.start_s), len(lanes)
+            )
+            lanes[lane : lane + 1] = [span.end_s]
+            placed.append((lane, span))
+        height = 0.8 / max(1, len(lanes))
+        for lane, span in placed:
+            drawn.barh(
+                row - 0.4 + (lane + 0.5) * height,
+                1e3 * (span.end_s - span.start_s),
+                0.9 * height,
+                1e3 * (span.start_s - zero_s),
+                color=SPAN_COLOURS[kind],
+                alpha=0.55 + 0.4 * (span.layer % 2),  # neighbours are told apart
+                linewidth=0,
+            )
+    drawn.set_yticks(range(len(kinds)), kinds)
+    drawn.set_ylim(len(kinds) - 0.5, -0.5)
+    drawn.set_xlim(0, 1e3 * (max(span.end_s for span in spans) - zero_s))
+    drawn.set_xlabel("time (ms)")
+    drawn.grid(axis="y", visible=False)
+    return figure
+
+
+def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
+    """Peak memory against seconds a token, a point for each system; both are logs.
+
+    `runs` has a row for each system with `peak_bytes`, `s_per_token`, `low_s` and
+    `high_s`; what lies right of the dashed line did not keep the budget.
+    """
+    figure, drawn = axes(height_in=3.2)
+    for name, row in runs.iterrows():
+        tool = next((tool for tool in PEER_COLOURS if tool in str(name)), None)
+        colour = PEER_COLOURS.get(tool or "", GREY)
+        drawn.errorbar(
+            row.peak_bytes / GiB,
+            row.s_per_token,
+            yerr=[[row.s_per_token - row.low_s], [row.high_s - row.s_per_token]],
+            fmt=PEER_MARKERS.get(tool or "", "v"),
+            color=colour,
+            capsize=3,
+        )
+        drawn.annotate(
+            str(name), (row.peak_bytes / GiB, row.s_per_token), (-7, 6),
+            textcoords="offset points", ha="right", color=colour, fontsize=8,
+        )  # fmt: skip
+    drawn.set(xscale="log", yscale="log")
+    low = runs["peak_bytes"].min() / GiB
+    high = max(limit_bytes, runs["peak_bytes"].max()) / GiB
+    drawn.set_xlim(low / 1.7, 1.25 * high)
+    drawn.set_ylim(runs["low_s"].min() / 1.5, runs["high_s"].max() * 1.5)
+    drawn.axvline(
+        limit_bytes / GiB, color=INK, linestyle="--",
+        label=f"budget, {limit_bytes / GiB:g} GiB",
+    )  # fmt: skip
+    for axis in (drawn.xaxis, drawn.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
+        axis.set_tick_params(which="both", labelsize=7)
+    drawn.set_xlabel("peak memory (GiB)")
+    drawn.set_ylabel("time per token (s)")
+    drawn.legend(loc="upper left")
+    return figure
+
+
+def roofline_stream(
+    tokens: Sequence[float],
+    measured_s: Sequence[float],
+    io_s: float,
+    weights_s: float,
+    token_s: float,
+    crossover: tuple[float, float, float],
+) -> Figure:
+    """Time of a pass against its tokens: the floor of reading and the line of compute.
+
+    `io_s` is the drain, `weights_s` one pass over weights in memory and `token_s` the
+    products of one token more; `crossover` is predicted, with the ends of its interval.
+    Both axes are logarithmic; the measured points (n,) belong to `tokens` (n,).
+    """
+    figure, drawn = axes(height_in=3.2)
+    at, low, high = crossover
+    span = np.geomspace(min(*tokens, at) / 1.5, max(*tokens, at) * 1.5, 200)
+    compute_s = weights_s + token_s * span
+    drawn.axhline(io_s, color=SPAN_COLOURS["read"], linestyle="--", linewidth=1)
+    drawn.plot(span, compute_s, color=SPAN_COLOURS["compute"], ls="--", lw=1)
+    drawn.plot(span, np.maximum(io_s, compute_s), color=INK, label="predicted")
+    drawn.plot(tokens, measured_s, "o", color=COLOURS["ours"], label="measured")
+    drawn.axvspan(low, high, color=GREY, alpha=0.25, linewidth=0, label="crossover")
+    drawn.axvline(at, color=GREY, linewidth=1)
+    drawn.annotate(
+        "reading", (span[-1], io_s), (-4, -10), textcoords="offset points",
+        ha="right", fontsize=8, color=SPAN_COLOURS["read"],
+    )  # fmt: skip
+    drawn.annotate(
+        "computing", (span[0], compute_s[0]), (4, 3), textcoords="offset points",
+        fontsize=8, color=SPAN_COLOURS["compute"],
+    )  # fmt: skip
+    drawn.set(xscale="log", yscale="log", xlim=(span[0], span[-1]))
+    drawn.set_xticks(tokens, [f"{count:g}" for count in tokens])
+    drawn.xaxis.set_minor_locator(NullLocator())
+    drawn.yaxis.set_major_formatter("{x:g}")
+    drawn.yaxis.set_minor_formatter("{x:g}")
+    drawn.tick_params(axis="y", which="both", labelsize=7)
+    drawn.set_xlabel("new tokens in a pass, all sequences together")
+    drawn.set_ylabel("time of a pass (s)")
+    drawn.legend(loc="upper left")
     return figure
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from thesis_lib.checks import choice, require
 from thesis_lib.paths import data_folder
 
-FEATURES, CELLS = "field_features.csv", "field.csv"
+PART_ONE, PART_TWO = "field", "offloading_field"  # the tables of `data/`
 VALUES = {"yes": "●", "partly": "◐", "no": "○", "moot": "–"}
 UNVERIFIED = "?"
 VERIFIED = "verified"
@@ -66,21 +66,27 @@ class Field:
         return [self.cells[row.feature, system].value for row in self.features]
 
 
-def read_field(folder: Path | None = None) -> Field:
-    """The table of `folder`, by default of `data/`.
+def files(name: str) -> tuple[str, str]:
+    """The names of the files with the features and with the cells of a table."""
+    return f"{name}_features.csv", f"{name}.csv"
+
+
+def read_field(folder: Path | None = None, name: str = PART_ONE) -> Field:
+    """The table `name` of `folder`, by default that of Part I in `data/`.
 
     Raises InvalidInput for a cell that is missing, twice, without source or evidence,
     with a value that is none of VALUES, or with a value that nobody verified.
     """
     folder = data_folder() if folder is None else folder
-    features = tuple(Feature(**row) for row in _rows(folder / FEATURES))
+    rows, table = files(name)
+    features = tuple(Feature(**row) for row in _rows(folder / rows))
     cells: dict[tuple[str, str], Cell] = {}
-    for row in _rows(folder / CELLS):
+    for row in _rows(folder / table):
         cell = Cell(**row)
         where = f"{cell.feature} of {cell.system}"
         require(
             (cell.feature, cell.system) not in cells,
-            f"{where} stands twice in {CELLS}: expected one row for each feature and "
+            f"{where} stands twice in {table}: expected one row for each feature and "
             "system; remove one",
         )
         _check(cell, where)
@@ -88,12 +94,12 @@ def read_field(folder: Path | None = None) -> Field:
     field = Field(features, cells)
     known = {row.feature for row in features}
     for feature in {feature for feature, _ in cells}:
-        choice(f"{CELLS}: feature", feature, known)
+        choice(f"{table}: feature", feature, known)
     for system in field.systems:
         for feature in known:
             require(
                 (feature, system) in cells,
-                f"{feature} of {system} is missing in {CELLS}: expected a row for each "
+                f"{feature} of {system} is missing in {table}: expected a row for each "
                 "feature and system; write it, not verified if it was not read",
             )
     return field

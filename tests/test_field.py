@@ -1,4 +1,4 @@
-"""The table of features: all of it is there, and nothing that nobody read."""
+"""The tables of features: they are complete, and nothing that nobody read."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from thesis_lib import field
 from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer import field
 
-ROOT = Path(__file__).parents[2]
-FIELD = field.read_field(ROOT / "data")
-CELLS = list(FIELD.cells.values())
+ROOT = Path(__file__).parents[1]
+FIELDS = {
+    name: field.read_field(ROOT / "data", name)
+    for name in (field.PART_ONE, field.PART_TWO)
+}
+CELLS = [cell for table in FIELDS.values() for cell in table.cells.values()]
 KEYS = re.findall(
     r"^@\w+\{([^,\s]+),", (ROOT / "book" / "references.bib").read_text(), re.MULTILINE
 )
@@ -36,9 +39,10 @@ def write(tmp_path):
             [["fast", "a", "x"], ["fair", "b", "y"], ["kind", "b", "z"]],
             columns=["feature", "group", "definition"],
         )
-        features.to_csv(tmp_path / field.FEATURES, index=False)
+        rows, cells_name = field.files(field.PART_ONE)
+        features.to_csv(tmp_path / rows, index=False)
         table = pd.DataFrame(cells, columns=COLUMNS)
-        table.to_csv(tmp_path / field.CELLS, index=False)
+        table.to_csv(tmp_path / cells_name, index=False)
         return tmp_path
 
     return write
@@ -66,13 +70,15 @@ def test_every_source_of_ours_exists_and_holds_the_name_that_the_cell_gives():
         assert re.search(rf"^(class|def) {cell.place}", text, re.MULTILINE), cell
 
 
-def test_nothing_about_ours_is_unknown():
-    assert field.UNVERIFIED not in set(field.symbols(FIELD)[field.OURS])
+@pytest.mark.parametrize("table", FIELDS.values(), ids=FIELDS)
+def test_nothing_about_ours_is_unknown(table):
+    assert field.UNVERIFIED not in set(field.symbols(table)[field.OURS])
 
 
-def test_a_cell_that_nobody_read_is_a_question_and_no_other_is():
-    shown = field.symbols(FIELD)
-    for cell in CELLS:
+@pytest.mark.parametrize("table", FIELDS.values(), ids=FIELDS)
+def test_a_cell_that_nobody_read_is_a_question_and_no_other_is(table):
+    shown = field.symbols(table)
+    for cell in table.cells.values():
         asked = shown.loc[cell.feature, cell.system] == field.UNVERIFIED
         assert asked == (cell.status != field.VERIFIED), cell
 
@@ -117,11 +123,12 @@ def test_what_nobody_can_stand_for_is_refused(write, cells, says):
 
 def test_an_unknown_system_is_refused():
     with pytest.raises(InvalidInput, match="system='Atlantis' is unknown"):
-        field.evidence(FIELD, "Atlantis")
+        field.evidence(FIELDS[field.PART_ONE], "Atlantis")
 
 
-def test_every_feature_has_a_definition_of_its_own():
-    told = field.definitions(FIELD)
+@pytest.mark.parametrize("table", FIELDS.values(), ids=FIELDS)
+def test_every_feature_has_a_definition_of_its_own(table):
+    told = field.definitions(table)
     assert (told["definition"].str.len() > 0).all()
     assert told["definition"].is_unique
     assert told.index.is_unique

@@ -1,0 +1,158 @@
+"""What the figures of Part II draw is what they were given, and can be read."""
+
+from itertools import combinations, pairwise
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from thesis_lib import figures
+from thesis_lib.memory import schedule
+from thesis_lib.memory.plan import least_device_bytes, plan
+from thesis_lib.memory.spec import Machine, ModelSpec
+from thesis_lib.units import GiB, MiB
+
+TINY = ModelSpec("tiny", 5, 256, 512, 4, 4, 64, 1000, tied=True)
+
+
+def visits(ring, extra=0, steps=3):
+    """A schedule that is limited by reading, with `extra` resident layers."""
+    least = least_device_bytes(TINY, ring=ring, context=8)
+    spare = extra * plan(TINY, Machine(least, 1), ring=ring, context=8).staging_bytes
+    machine = Machine(least + spare, 1e7, weight_bytes_per_s=2e7)
+    made = plan(TINY, machine, ring=ring, context=8)
+    return schedule.ring_schedule(made, steps)
+
+
+def bars(ax):
+    """Left, width, row and colour of each horizontal bar."""
+    return [
+        (
+            bar.get_x(),
+            bar.get_width(),
+            round(bar.get_y() + bar.get_height() / 2),
+            to_hex(bar.get_facecolor()),
+        )
+        for bar in ax.patches
+    ]
+
+
+@pytest.fixture(autouse=True)
+def theme():
+    figures.theme()
+
+
+@pytest.mark.parametrize(("ring", "extra"), [(1, 0), (2, 0), (3, 0), (3, 1)])
+def test_the_ring_is_drawn_as_it_was_scheduled(ring, extra):
+    made = visits(ring, extra)
+    (ax,) = figures.ring_picture(made).axes
+    drawn = bars(ax)
+    for visit in made:
+        row = ring if visit.buffer < 0 else visit.buffer
+        colour = figures.RING_COLOURS[visit.step]
+        spans = [(visit.starts_s, visit.ends_s)]
+        if visit.buffer >= 0:
+            spans.append((visit.receives_s, visit.ready_s))
+        for start, end in spans:
+            assert any(
+                (left, width) == pytest.approx((start, end - start))
+                and (at, shade) == (row, colour)
+                for left, width, at, shade in drawn
+            )
+    assert [text.get_text() for text in ax.texts] == [str(v.layer + 1) for v in made]
+    assert len(ax.get_yticks()) == ring + (extra > 0)
+
+
+def test_no_two_bars_of_a_buffer_lie_on_each_other():
+    (ax,) = figures.ring_picture(visits(3)).axes
+    for row in range(3):
+        mine = sorted(bar[:2] for bar in bars(ax) if bar[2] == row)
+        assert all(b[0] >= a[0] + a[1] - 1e-9 for a, b in pairwise(mine))
+
+
+def test_the_picture_of_the_ring_ends_where_it_is_told_to():
+    made = visits(2)
+    end_s = made[TINY.layers].ends_s
+    (ax,) = figures.ring_picture(made, until_s=end_s).axes
+    assert ax.get_xlim() == (0, end_s)
+    assert all(bar[0] < end_s for bar in bars(ax))
+
+
+def span(kind, layer, start_s, end_s):
+    return SimpleNamespace(kind=kind, layer=layer, start_s=start_s, end_s=end_s)
+
+
+def test_a_timeline_has_a_row_for_each_kind_and_counts_from_its_first_span():
+    spans = [
+        span("read", 0, 10.0, 10.4),
+        span("read", 1, 10.1, 10.5),  # overlaps the first: a lane of its own
+        span("compute", 0, 10.4, 10.6),
+        span("wait", 1, 10.2, 10.4),
+    ]
+    (ax,) = figures.token_timeline(spans).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "read",
+        "compute",
+        "wait",
+    ]
+    assert sorted(bar[0] for bar in bars(ax)) == pytest.approx([0, 100, 200, 400])
+    boxes = [bar.get_bbox() for bar in ax.patches]
+    overlapping = [
+        (a, b)
+        for a, b in combinations(boxes, 2)
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1e-6
+        and min(a.y1, b.y1) - max(a.y0, b.y0) > 1e-6
+    ]
+    assert not overlapping
+
+
+def test_systems_stand_at_their_memory_and_time_beside_the_budget():
+    runs = pd.DataFrame(
+        {
+            "peak_bytes": [1.5 * GiB, 1.9 * GiB, 1.8 * GiB],
+            "s_per_token": [2.0, 4.0, 8.0],
+            "low_s": [1.9, 3.9, 7.5],
+            "high_s": [2.1, 4.2, 9.0],
+        },
+        index=["ours, bf16", "accelerate", "something new"],
+    )
+    (ax,) = figures.memory_against_time(runs, 2 * GiB).axes
+    points = [c.lines[0].get_xydata()[0] for c in ax.containers]
+    assert [tuple(point) for point in points] == [(1.5, 2.0), (1.9, 4.0), (1.8, 8.0)]
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert ax.get_legend().get_texts()[0].get_text() == "budget, 2 GiB"
+    colours = {text.get_text(): to_hex(text.get_color()) for text in ax.texts}
+    assert colours["ours, bf16"] == figures.PEER_COLOURS["ours"]
+    assert colours["something new"] == figures.GREY
+
+
+def test_the_roofline_is_the_larger_of_its_two_lines():
+    tokens, seconds = [1, 16, 256], [2.0, 2.1, 5.0]
+    (ax,) = figures.roofline_stream(
+        tokens, seconds, 2.0, 0.4, 0.02, (80.0, 70.0, 95.0)
+    ).axes
+    lines = {line.get_label(): line for line in ax.lines}
+    at, predicted_s = lines["predicted"].get_data()
+    for count, value in zip(at, predicted_s, strict=True):
+        assert value == pytest.approx(max(2.0, 0.4 + 0.02 * count))
+    assert list(lines["measured"].get_ydata()) == seconds
+
+
+@pytest.mark.parametrize(
+    ("model", "limit", "panels", "unit"),
+    [(120 * GiB, 8 * GiB, 2, "GiB"), (256 * MiB, 96 * MiB, 1, "MiB")],
+)
+def test_parts_of_a_plan_can_be_read_however_large_the_model(
+    model, limit, panels, unit
+):
+    parts = {"embedding": limit // 4, "ring": limit // 2}
+    figure = figures.memory_parts(parts, model, limit)
+    assert len(figure.axes) == panels
+    plan_axis = figure.axes[-1]
+    assert unit in plan_axis.get_xlabel()
+    widest = max(bar[0] + bar[1] for bar in bars(plan_axis)[-2:])
+    scale = GiB if unit == "GiB" else MiB
+    assert widest == pytest.approx(0.75 * limit / scale)
+    if panels == 2:
+        assert plan_axis.get_xlim()[1] < 1.2 * limit / scale
