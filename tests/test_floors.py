@@ -14,18 +14,14 @@ FLOORS = [
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
     "sequencer.replica field sequencer.sla sequencer.trees "
     "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "
-    "memory.smollm2 memory.confine memory.store",
+    "memory.smollm2 memory.confine memory.store memory.measure",
     "claims sequencer.kernel sequencer.features sequencer.storage "
-    "sequencer.misestimate memory.plan "
-    "memory.measure",
+    "sequencer.misestimate memory.architectures memory.ring memory.transport",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
-    "sequencer.pricing "
-    "memory.stream memory.synth memory.cost memory.published "
-    "memory.schedule",
-    "sequencer.shadow sequencer.modelfile sequencer.inspection "
-    "memory.speculate memory.quality memory.trial",
-    "sequencer.dispatch",
-    "sequencer.policies",
+    "sequencer.pricing memory.rehearsal memory.synth",
+    "sequencer.shadow sequencer.modelfile sequencer.inspection memory.plan",
+    "sequencer.dispatch memory.stream memory.cost memory.published memory.schedule",
+    "sequencer.policies memory.speculate memory.quality memory.trial",
     "sequencer.pipeline sequencer.simulate sequencer.partitions",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
     "sequencer.worked",

@@ -62,7 +62,7 @@ def test_each_remedy_that_is_named_works():
         plan(spec, Machine(size, 2e9), **options)
     numbers = re.search(
         r"give it (\d+) MiB more, or use a ring of (\d+) instead of 3, or "
-        r"shorten the context from 512 to about (\d+) positions, or "
+        r"shorten the context from 512 to (\d+) positions, or "
         r"lower the batch from 2 to (\d+)",
         str(refusal.value),
     )
@@ -104,7 +104,9 @@ def test_host_memory_takes_layers_off_the_disk():
     spec = geometry("llama-65b")
     machine = Machine(8 * GiB, 2e9, host_bytes=64 * GiB, link_bytes_per_s=25e9)
     made = plan(spec, machine)
-    assert made.host_layers == 64 * GiB // made.staging_bytes
+    # Two buffers of host memory are for what passes from the disk to the device.
+    assert made.host_layers == 64 * GiB // made.staging_bytes - made.bounces
+    assert made.bounces == 2
     assert made.disk_layers == spec.layers - made.host_layers
     assert made.host_peak_bytes <= 64 * GiB
     assert made.step_s() < plan(spec, machine.with_memory(8 * GiB)).step_s()

@@ -1,8 +1,9 @@
 """Streaming changes where bytes live, not what the model says."""
 
-import random
+from itertools import pairwise
 
 import pytest
+import tiny
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -19,6 +20,7 @@ from thesis_lib.memory.stream import (
     generate_text,
     measure_decoding,
     measure_passes,
+    open_streamed,
     plan_checkpoint,
 )
 from thesis_lib.units import MiB
@@ -80,29 +82,6 @@ def test_streamed_logits_equal_resident_logits(tmp_path, dtype, ring, resident):
             assert torch.equal(twin.step(row, own), expected)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"tie_word_embeddings": True},
-        {"num_key_value_heads": 6},
-        {"attention_bias": True, "mlp_bias": True},
-        {"num_hidden_layers": 1},
-    ],
-    ids=str,
-)
-def test_every_llama_shape_streams_exactly(tmp_path, changes):
-    model = write_tiny(tmp_path, **changes)
-    made = plan_checkpoint(
-        tmp_path, Machine(2**40, 1e9), context=16, pass_tokens=7, ring=1
-    )
-    size = made.device_peak_bytes - made.staging_bytes * made.resident_layers
-    tight = Machine(size + made.staging_bytes, 1e9)
-    made = plan_checkpoint(tmp_path, tight, context=16, pass_tokens=7, ring=1)
-    tokens = random_tokens(2, 1, 7)
-    with torch.no_grad(), StreamedModel(tmp_path, made) as twin:
-        assert torch.equal(twin.logits(tokens), model(tokens, use_cache=False).logits)
-
-
 def test_shards_stream_exactly(tmp_path):
     model = write_tiny(tmp_path)
     (tmp_path / "model.safetensors").unlink()
@@ -117,60 +96,17 @@ def test_shards_stream_exactly(tmp_path):
 
 def test_greedy_tokens_are_those_of_the_resident_model(tmp_path):
     model = write_tiny(tmp_path)
-    made = plan_tight(tmp_path, context=30, pass_tokens=6)
+    made = plan_tight(tmp_path, context=30, pass_tokens=6, generating=True)
     tokens = random_tokens(4, 1, 6)
     with StreamedModel(tmp_path, made) as twin:
-        new = twin.generate(tokens, 20)
+        new = twin.generate(
+            tokens, max_new_tokens=20, do_sample=False, eos_token_id=None
+        )
     with torch.no_grad():
         expected = model.generate(
             tokens, max_new_tokens=20, do_sample=False, eos_token_id=None
         )
-    assert torch.equal(torch.cat([tokens, new], 1), expected)
-
-
-@pytest.mark.parametrize("seed", range(24))
-def test_measured_peak_is_at_most_the_planned_one(tmp_path, seed):
-    draw = random.Random(seed)
-    kv_heads, group, head_dim = draw.choice([1, 2, 3]), draw.choice([1, 3]), 8
-    heads = kv_heads * group
-    write_tiny(
-        tmp_path,
-        seed,
-        dtype=draw.choice([torch.bfloat16, torch.float32]),
-        vocab_size=draw.choice([50, 3000]),
-        hidden_size=heads * draw.choice([2, 8, 32]),
-        intermediate_size=draw.choice([16, 400]),
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        tie_word_embeddings=draw.random() < 0.5,
-    )
-    batch, context = draw.choice([1, 3]), draw.choice([8, 24, 240])
-    tokens = draw.choice([context, context // 2, max(1, context // 8)])
-    made = plan_tight(
-        tmp_path,
-        draw.choice([0, 1, 2]),
-        draw.choice([1, 2]),
-        batch=batch,
-        context=context,
-        pass_tokens=tokens,
-        logit_tokens=draw.choice([1, tokens]),
-    )
-    row = random_tokens(seed, batch, tokens, vocab=50)
-    keep = made.logit_tokens
-    with (
-        StreamedModel(tmp_path, made) as twin,
-        DeviceBudget(made.device_peak_bytes) as budget,
-    ):
-        twin.charge(budget)
-        cache = twin.new_cache()
-        for _ in range(context // tokens):
-            twin.step(row, cache, keep)
-        del cache
-        twin.step(row, None, keep)
-    buffers = made.ring + made.resident_layers
-    weights = made.outer_bytes + (buffers - 1) * made.staging_bytes
-    assert weights < budget.peak_bytes <= made.device_peak_bytes
+    assert torch.equal(new, expected)
 
 
 def test_a_budget_below_the_resident_set_is_refused_twice(tmp_path):
@@ -194,7 +130,7 @@ def test_a_pass_reads_the_streamed_layers_once(tmp_path, resident):
     with StreamedModel(tmp_path, made) as twin:
         twin.step(random_tokens(0, 1, 1), None)
         store = twin._opened()
-        sizes = [store.nbytes(i) for i in twin._streamed]
+        sizes = [store.nbytes(i) for i in twin._ring.layers]
         store._pool.shutdown(wait=True)  # what is in flight lands
         ahead = sizes[: made.ring]
         whole = twin.bytes_read
@@ -257,11 +193,8 @@ def test_other_architectures_and_other_plans_are_refused(tmp_path):
     with pytest.raises(InvalidInput, match="plan is for first"):
         StreamedModel(second, made)
     config = second / "config.json"
-    config.write_text(config.read_text().replace('"llama"', '"mistral"'))
-    with pytest.raises(InvalidInput, match="mistral"):
-        StreamedModel(second, made)
-    config.write_text(config.read_text().replace('"mistral"', '"opt"'))
-    with pytest.raises(InvalidInput, match="opt"):
+    config.write_text(config.read_text().replace('"llama"', '"gpt2"'))
+    with pytest.raises(InvalidInput, match="gpt2"):
         StreamedModel(second, made)
 
 
@@ -272,15 +205,6 @@ def test_a_type_that_config_does_not_declare_is_refused(tmp_path):
     made = plan_tight(tmp_path, context=8)
     with pytest.raises(InvalidInput, match="BF16"), StreamedModel(tmp_path, made):
         pass
-
-
-def test_plans_for_host_memory_are_refused(tmp_path):
-    write_tiny(tmp_path)
-    least = plan_tight(tmp_path, context=8).device_peak_bytes
-    machine = Machine(least, 1e9, host_bytes=10 * MiB, link_bytes_per_s=1e10)
-    made = plan_checkpoint(tmp_path, machine, context=8, ring=2)
-    with pytest.raises(InvalidInput, match="host_bytes=0"):
-        StreamedModel(tmp_path, made)
 
 
 def test_timings_have_the_promised_shape(tmp_path):
@@ -341,3 +265,75 @@ def test_plans_are_described_for_checkpoints_and_geometries():
     assert small["rates"] == {"disk_bytes_per_s": 1e9, "disk": "given"}
     with pytest.raises(InvalidInput, match="llama-65b"):
         describe_plan("nothing-here", 2**30)
+
+
+def test_an_interrupted_pass_leaves_a_model_that_goes_on(tmp_path):
+    model = write_tiny(tmp_path)
+    made = plan_tight(tmp_path, 1, ring=2, context=8, pass_tokens=8)
+    row = random_tokens(1, 1, 8)
+    with torch.no_grad(), StreamedModel(tmp_path, made) as twin:
+        layer = twin.model.model.layers[3].layer
+        forward = layer.self_attn.forward
+        layer.self_attn.forward = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            twin.logits(row)
+        layer.self_attn.forward = forward
+        for _ in range(2):
+            expected = model(row, use_cache=False).logits
+            assert torch.equal(twin.logits(row), expected)
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("host", [None, 1])
+def test_a_timeline_has_every_layer_once_and_in_order(tmp_path, host):
+    write_tiny(tmp_path)
+    made = tiny.plan_tight(tmp_path, 1, 2, host, context=8)
+    token = torch.zeros((1, 1), dtype=torch.long)
+    with StreamedModel(tmp_path, made) as twin:
+        twin.step(token, None)
+        with twin.timeline() as spans:
+            twin.step(token, None)
+        done = len(spans)
+        twin.step(token, None)
+        assert len(spans) == done
+    assert all(span.end_s >= span.start_s for span in spans)
+    computed = [span for span in spans if span.kind == "compute"]
+    assert [span.layer for span in computed] == list(range(LAYERS))
+    for before, after in pairwise(computed):
+        assert after.start_s >= before.end_s
+    streamed = [i for i in range(LAYERS) if made.is_streamed(i)]
+    for kind in ("read", "wait"):
+        assert [span.layer for span in spans if span.kind == kind] == streamed
+    started = {span.layer: span.start_s for span in computed}
+    for span in spans:
+        if span.kind in ("read", "wait"):
+            assert span.end_s <= started[span.layer]
+
+
+def test_two_lines_are_changed(tmp_path):
+    model = write_tiny(tmp_path)
+    prompt = {"input_ids": random_tokens(1, 1, 9)}
+    prompt["attention_mask"] = torch.ones_like(prompt["input_ids"])
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    with open_streamed(tmp_path, 2**20, context=16) as twin:
+        own = twin.generate(**prompt, **options)
+    assert torch.equal(own, model.generate(**prompt, **options))
+    with pytest.raises(PlanInfeasible, match="short by"):
+        open_streamed(tmp_path, 2**14)
+    steps = plan_tight(tmp_path, context=16)
+    refused = pytest.raises(InvalidInput, match="generating=True")
+    with StreamedModel(tmp_path, steps) as twin, refused:
+        twin.generate(**prompt, **options)
+
+
+def test_another_device_needs_host_memory_and_has_to_be_there(tmp_path):
+    write_tiny(tmp_path)
+    with pytest.raises(InvalidInput, match="host_bytes"):
+        StreamedModel(tmp_path, plan_tight(tmp_path, context=8), device="cuda")
+    made = tiny.plan_tight(tmp_path, 0, 2, 1, context=8)
+    if not torch.cuda.is_available():
+        with pytest.raises(InvalidInput, match="cuda is not available"):
+            StreamedModel(tmp_path, made, device="cuda").__enter__()

@@ -4,7 +4,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -127,6 +127,16 @@ class CudaCap:
             self.look()
         finally:
             self._cuda.set_per_process_memory_fraction(1.0, self._device)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What was done for a layer, and when: seconds of `time.perf_counter`."""
+
+    kind: Literal["read", "copy", "compute", "wait"]
+    layer: int
+    start_s: float
+    end_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,24 @@
 """Where each layer lives, what the device holds at most, and how long a step takes.
 
-A plan is arithmetic: it is refused before anything is allocated, and what it promises
-is an upper bound that the meter of `measure` checks.
+A plan is refused before anything is allocated. What the buffers and the cache hold is
+arithmetic; what a step allocates on the way is rehearsed on tensors without memory.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from thesis_lib.checks import InvalidInput, require
+from thesis_lib.checks import InvalidInput, choice, require
+from thesis_lib.memory.architectures import configure
+from thesis_lib.memory.rehearsal import Shape, rehearse
 from thesis_lib.memory.spec import Machine, ModelSpec
 from thesis_lib.units import MiB
 
 Limit = Literal["link", "disk", "compute"]
+
+WEIGHTS = {"bf16": "dense", "nf4": "nf4", "int8": "int8"}  # kinds of a store by format
+BOUNCES = 2  # buffers of host memory on the way from the disk to another device
 
 _BLOCK_BYTES = 4096  # staging buffers hold whole blocks of the disk
 
@@ -43,8 +48,11 @@ class MemoryPlan:
     staging_bytes: int  # of one buffer
     outer_bytes: int  # embedding, final norm and head
     kv_bytes: int
-    activation_bytes: int  # upper bound of everything a step allocates
+    activation_bytes: int  # everything else that a step holds at its worst moment
     layer_read_bytes: int  # of one layer, as the disk delivers it
+    kind: str = "dense"  # of the store: dense, nf4 or int8
+    bounces: int = 0  # buffers of host memory between disk and device
+    generating: bool = False  # whether transformers' generate is covered
 
     @property
     def device_peak_bytes(self) -> int:
@@ -59,8 +67,8 @@ class MemoryPlan:
 
     @property
     def host_peak_bytes(self) -> int:
-        """Weights that host memory holds for the device."""
-        return self.host_layers * self.staging_bytes
+        """What host memory holds for the device: its layers, and those on the way."""
+        return (self.host_layers + self.bounces) * self.staging_bytes
 
     @property
     def streamed_layers(self) -> int:
@@ -101,11 +109,18 @@ class MemoryPlan:
         """Predicted seconds of a step in the steady state.
 
         With one staging buffer reading and computing take turns; with more they
-        overlap and the slower one remains.
+        overlap and the slower one remains. Where computing is the slower one, the
+        seconds that reading takes from the processor are added.
         """
+        reading, computing = self.transfer_s(), self.compute_s(tokens)
         if self.ring == 1:
-            return self.transfer_s() + self.compute_s(tokens)
-        return max(self.transfer_s(), self.compute_s(tokens))
+            return reading + computing
+        return max(reading, computing + self.machine.theft * reading)
+
+    def step_interval_s(self, tokens: int = 1) -> tuple[float, float]:
+        """The interval of `step_s` that the spread of the machine's rates gives."""
+        seconds, spread = self.step_s(tokens), self.machine.spread
+        return seconds * (1 - spread), seconds * (1 + spread)
 
     @property
     def predicted_s_per_token(self) -> float:
@@ -125,10 +140,19 @@ class MemoryPlan:
 
         Zero where computing exceeds reading from the first token.
         """
-        reading = self.transfer_s()
+        reading = (1 - self.machine.theft) * self.transfer_s()
         weights = self.spec.total_bytes / self.machine.weight_bytes_per_s
         rate = self.machine.flops_per_s / self.spec.flops_per_token()
         return max(0.0, (reading - weights) * rate)
+
+    def tier(self, layer: int) -> Literal["device", "host", "disk"]:
+        """Where `layer` lives: streamed layers of the two tiers alternate evenly."""
+        if not self.is_streamed(layer):
+            return "device"
+        rank = sum(self.is_streamed(i) for i in range(layer))
+        streamed, disk = self.streamed_layers, self.disk_layers
+        on_disk = (rank + 1) * disk // streamed > rank * disk // streamed
+        return "disk" if on_disk else "host"
 
     def is_streamed(self, layer: int) -> bool:
         """Whether `layer` moves in each step.
@@ -150,6 +174,7 @@ class MemoryPlan:
             "host_peak_bytes": self.host_peak_bytes,
             "bytes_per_token": self.bytes_per_token,
             "predicted_s_per_token": self.predicted_s_per_token,
+            "predicted_s_interval": [s / self.batch for s in self.step_interval_s()],
             "limit": self.limit,
             "tiers": {
                 "device": self.resident_layers,
@@ -159,6 +184,7 @@ class MemoryPlan:
             "ring": self.ring,
             "batch": self.batch,
             "context": self.context,
+            "weights": self.kind,
             "parts_bytes": {
                 "embedding and head": self.outer_bytes,
                 "staging ring": self.ring * self.staging_bytes,
@@ -167,44 +193,6 @@ class MemoryPlan:
                 "activations": self.activation_bytes,
             },
         }
-
-
-def activation_bound(
-    spec: ModelSpec, batch: int, pass_tokens: int, context: int, logit_tokens: int
-) -> int:
-    """Bytes that a step allocates at most beside weights and cache.
-
-    Follows the tensors that are alive together in each part of a LLaMA layer. Scratch
-    memory inside kernels is not a tensor and not counted.
-    """
-    rows = batch * pass_tokens
-    item = spec.dtype_bytes
-    hidden = rows * spec.hidden
-    query = rows * spec.heads * spec.head_dim
-    key = rows * spec.kv_heads * spec.head_dim
-    # Alive throughout: tokens, positions, rotary tables (with their float32 making),
-    # the causal mask (with the comparisons that it is made from).
-    always = 8 * rows + 8 * pass_tokens + rows * spec.head_dim * (2 * item)
-    always += 16 * batch * context  # generated tokens
-    always += rows * context
-    making = rows * spec.head_dim * 4 * 4 + 3 * rows * context + 16 * (rows + context)
-    # The residual, and float32 copies of it.
-    norm = 2 * hidden * item + 2 * hidden * 4 + rows * 8
-    # The residual, its norm, query, key, value; then one of: the rotation of the
-    # query, the cache's copy of one layer, keys and values repeated for each head
-    # with the mask in the weights' type, the output in two layouts.
-    projected = (2 * hidden + query + 2 * key) * item
-    rotation = (4 * query + key) * item
-    copies = batch * context * spec.kv_heads * spec.head_dim * item
-    repeated = 2 * batch * context * spec.heads * spec.head_dim * item
-    scores = rows * context * item * 2 + rows * spec.heads * 4
-    attention = projected + max(
-        rotation, query * item + 2 * copies + repeated + scores + 3 * query * item
-    )
-    # The residual, its norm, and three vectors of the feed-forward block.
-    feed_forward = (3 * hidden + 3 * rows * spec.intermediate) * item
-    logits = batch * logit_tokens * spec.vocab * item + 2 * hidden * item
-    return always + max(making + hidden * item, norm, attention, feed_forward, logits)
 
 
 def plan(
@@ -217,16 +205,24 @@ def plan(
     logit_tokens: int | None = None,
     layer_read_bytes: Sequence[int] | None = None,
     outer_read_bytes: int | None = None,
+    kind: str = "dense",
+    config: Any = None,
+    generating: bool = False,
 ) -> MemoryPlan:
     """Place the layers of `spec` on `machine`: as many resident as fit.
 
     The embedding, the final norm and the head stay on the device, then come `ring`
     staging buffers, the cache of `batch` sequences of `context` positions and the
     activations of a step; every layer that still fits is resident, the next ones live
-    in host memory, the rest is read from disk each step. A store knows the exact
-    sizes of its reads: give them as `layer_read_bytes` (one per layer) and
-    `outer_read_bytes`. Raises PlanInfeasible before anything is allocated.
+    in host memory, the rest is read from disk each step. With `generating` the step
+    is one of transformers' `generate`, sampling included, and beams count as
+    sequences. `kind` is that of the weights: dense, nf4 or int8.
+
+    A store knows the exact sizes of its reads: give them as `layer_read_bytes` (one
+    per layer) and `outer_read_bytes`, and the checkpoint's configuration as `config`.
+    Raises PlanInfeasible before anything is allocated.
     """
+    choice("kind", kind, tuple(WEIGHTS.values()))
     require(batch > 0 and ring > 0, f"batch={batch} and ring={ring} must be positive")
     require(
         0 < pass_tokens <= context,
@@ -237,8 +233,21 @@ def plan(
         0 < logit_tokens <= pass_tokens,
         f"logit_tokens={logit_tokens} must lie in 1 to pass_tokens={pass_tokens}",
     )
+    require(
+        not spec.positions or context <= spec.positions - 2,
+        f"context={context} is longer than the {spec.positions - 2} positions that "
+        f"{spec.name} has learned",
+    )
+    shape = Shape(batch, context, pass_tokens, logit_tokens, generating)
+    config = configure(spec) if config is None else config
+    needs = rehearse(config, shape, kind)
+
+    def needed(shape: Shape) -> int:
+        other = rehearse(config, shape, kind)
+        return other.kv_bytes + other.activation_bytes
+
     if layer_read_bytes is None:
-        read = _blocks(spec.layer_bytes)
+        read = _blocks(needs.layer_bytes)
         staging = read + _BLOCK_BYTES  # a layer may straddle one block more
     else:
         require(
@@ -250,10 +259,8 @@ def plan(
     if outer_read_bytes is None:
         outer_read_bytes = _blocks(spec.embedding_bytes + spec.head_bytes)
         outer_read_bytes += 3 * _BLOCK_BYTES
-    rotary_bytes = 2 * spec.head_dim * 4  # frequencies, kept twice
-    outer = outer_read_bytes + rotary_bytes
-    kv = spec.kv_bytes(batch, context)
-    activation = activation_bound(spec, batch, pass_tokens, context, logit_tokens)
+    outer = outer_read_bytes + needs.table_bytes
+    kv, activation = needs.kv_bytes, needs.activation_bytes
     fixed = outer + kv + activation
     spare = machine.device_bytes - fixed
     if spare >= spec.layers * staging:
@@ -268,10 +275,10 @@ def plan(
                 f"{activation / MiB:.1f} activations) but the device offers "
                 f"{machine.device_bytes / MiB:.1f} MiB: short by "
                 f"{short / MiB:.1f} MiB; "
-                + _remedy(spec, batch, context, ring, staging, kv, activation, short)
+                + _remedy(short, ring, staging, shape, needed)
             )
         resident = (spare - ring * staging) // staging
-    host = min(spec.layers - resident, machine.host_bytes // staging)
+    host, bounces = _host_layers(machine, spec.layers - resident, staging)
     return MemoryPlan(
         spec=spec,
         machine=machine,
@@ -288,7 +295,27 @@ def plan(
         kv_bytes=kv,
         activation_bytes=activation,
         layer_read_bytes=read,
+        kind=kind,
+        bounces=bounces,
+        generating=generating,
     )
+
+
+def _host_layers(machine: Machine, layers: int, staging: int) -> tuple[int, int]:
+    """How many layers host memory holds, and how many buffers it keeps for others."""
+    if machine.host_bytes == 0:
+        return 0, 0
+    buffers = machine.host_bytes // staging
+    if buffers >= layers:
+        return layers, 0
+    if buffers < BOUNCES:
+        raise PlanInfeasible(
+            f"host memory of {machine.host_bytes / MiB:.1f} MiB holds {buffers} layers "
+            f"of {staging / MiB:.1f} MiB: expected {BOUNCES} buffers at least for what "
+            f"comes from disk; give it {BOUNCES * staging / MiB:.1f} MiB, or none "
+            "where the device is the processor"
+        )
+    return buffers - BOUNCES, BOUNCES
 
 
 def least_device_bytes(spec: ModelSpec, ring: int = 3, **options: Any) -> int:
@@ -304,24 +331,49 @@ def _blocks(n_bytes: int) -> int:
 
 
 def _remedy(
-    spec: ModelSpec,
-    batch: int,
-    context: int,
-    ring: int,
-    staging: int,
-    kv: int,
-    activation: int,
-    short: int,
+    short: int, ring: int, staging: int, shape: Shape, needs: Callable[[Shape], int]
 ) -> str:
-    """The smallest single changes that would make the plan feasible."""
+    """The smallest single changes that would make the plan feasible.
+
+    `needs` tells the bytes of the cache and the activations of another shape.
+    """
     ways = [f"give it {math.ceil(short / MiB)} MiB more"]
     buffers = math.ceil(short / staging)
     if buffers < ring:
         ways.append(f"use a ring of {ring - buffers} instead of {ring}")
-    if short < kv and short <= (kv // context) * (context - 1):
-        shorter = context - math.ceil(short / (kv / context))
-        ways.append(f"shorten the context from {context} to about {shorter} positions")
-    if batch > 1 and short < (kv + activation) * (batch - 1) // batch:
-        smaller = batch - math.ceil(short * batch / (kv + activation))
-        ways.append(f"lower the batch from {batch} to {smaller}")
+    allowed = needs(shape) - short
+    context = _largest(
+        lambda n: needs(replace(shape, context=n)) <= allowed,
+        shape.pass_tokens,
+        shape.context,
+    )
+    if context:
+        ways.append(f"shorten the context from {shape.context} to {context} positions")
+    batch = _largest(
+        lambda n: needs(replace(shape, batch=n)) <= allowed, 1, shape.batch
+    )
+    if batch:
+        ways.append(f"lower the batch from {shape.batch} to {batch}")
+    new = _largest(
+        lambda n: (
+            needs(
+                replace(shape, pass_tokens=n, logit_tokens=min(n, shape.logit_tokens))
+            )
+            <= allowed
+        ),
+        1,
+        shape.pass_tokens,
+    )
+    if new:
+        ways.append(f"lower the tokens of a pass from {shape.pass_tokens} to {new}")
     return ", or ".join(ways)
+
+
+def _largest(fits: Callable[[int], bool], least: int, most: int) -> int:
+    """The largest n in [least, most) for which `fits`, by bisection; 0 for none."""
+    if least >= most or not fits(least):
+        return 0
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if fits(middle) else (least, middle)
+    return least

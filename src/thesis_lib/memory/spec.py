@@ -12,6 +12,21 @@ from thesis_lib.checks import InvalidInput, choice, require
 
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
+# What `config.json` cannot say, because the code of the architecture says it: shape
+# fields of `ModelSpec` by transformers' model_type.
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True},
+    "gemma": {},
+    "gemma2": {"layer_norms": 4},
+    "gemma3_text": {"layer_norms": 4, "qk_norm": True},
+    "opt": {"gated": False, "norm_bias": True},
+    "gpt_neox": {"gated": False, "norm_bias": True, "mlp_bias": True},
+}
+ARCHITECTURES = tuple(_FAMILIES)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
@@ -19,6 +34,7 @@ class ModelSpec:
 
     A gated feed-forward block has three matrices (LLaMA), a plain one two (OPT).
     `positions` counts the rows of a learned position table, 0 for rotary ones.
+    `architecture` is transformers' model_type.
     """
 
     name: str
@@ -32,10 +48,14 @@ class ModelSpec:
     tied: bool  # the output head is the embedding
     dtype_bytes: int = 2  # a weight, an activation, a key or a value
     gated: bool = True
-    attention_bias: bool = False
+    attention_bias: bool = False  # on all four projections
+    qkv_bias: bool = False  # on three of them
     mlp_bias: bool = False
     norm_bias: bool = False
+    layer_norms: int = 2  # of the hidden state, in one layer
+    qk_norm: bool = False  # one more for queries and one for keys, of a head's size
     positions: int = 0
+    architecture: str = "llama"
 
     def __post_init__(self) -> None:
         for field in ("layers", "hidden", "intermediate", "heads", "kv_heads"):
@@ -65,24 +85,43 @@ class ModelSpec:
                 f"{path} cannot be read ({type(error).__name__}): expected the "
                 "config.json of a transformers checkpoint"
             ) from error
-        architecture = str(config.get("model_type"))
-        choice(f"model_type in {path}:", architecture, ("llama", "mistral"))
+        family = str(config.get("model_type"))
+        choice(f"model_type in {path}:", family, ARCHITECTURES)
         try:
             heads = config["num_attention_heads"]
             dtype = config.get("dtype") or config["torch_dtype"]
+            opt = family == "opt"
+            require(
+                not opt
+                or config.get("word_embed_proj_dim", config["hidden_size"])
+                == config["hidden_size"],
+                f"{path}: word_embed_proj_dim={config.get('word_embed_proj_dim')} "
+                f"differs from hidden_size={config['hidden_size']}: expected "
+                "embeddings of the hidden size",
+            )
+            biased = bool(config.get("enable_bias", True)) if opt else False
+            shape: dict[str, Any] = {
+                "attention_bias": config.get(
+                    "attention_bias", biased or family == "gpt_neox"
+                ),
+                "mlp_bias": biased or config.get("mlp_bias", False),
+                "positions": config["max_position_embeddings"] + 2 if opt else 0,
+            }
             return cls(
                 name=path.resolve().parent.name,
                 layers=config["num_hidden_layers"],
                 hidden=config["hidden_size"],
-                intermediate=config["intermediate_size"],
+                intermediate=config["ffn_dim" if opt else "intermediate_size"],
                 heads=heads,
                 kv_heads=config.get("num_key_value_heads") or heads,
                 head_dim=config.get("head_dim") or config["hidden_size"] // heads,
                 vocab=config["vocab_size"],
-                tied=bool(config.get("tie_word_embeddings", False)),
+                tied=bool(
+                    config.get("tie_word_embeddings", opt or family.startswith("gemma"))
+                ),
                 dtype_bytes=_DTYPE_BYTES[dtype],
-                attention_bias=bool(config.get("attention_bias", False)),
-                mlp_bias=bool(config.get("mlp_bias", False)),
+                architecture=family,
+                **(shape | _FAMILIES[family]),
             )
         except KeyError as error:
             raise InvalidInput(
@@ -99,9 +138,13 @@ class ModelSpec:
     @property
     def layer_parameters(self) -> int:
         """Parameters of one decoder layer, biases and norms included."""
-        count = self.layer_matrix_parameters + 2 * self._norm_parameters
+        count = self.layer_matrix_parameters + self.layer_norms * self._norm_parameters
+        if self.attention_bias or self.qkv_bias:
+            count += self.head_dim * (self.heads + 2 * self.kv_heads)
         if self.attention_bias:
-            count += self.head_dim * (self.heads + 2 * self.kv_heads) + self.hidden
+            count += self.hidden
+        if self.qk_norm:
+            count += 2 * self.head_dim
         if self.mlp_bias:
             count += (2 if self.gated else 1) * self.intermediate + self.hidden
         return count
@@ -165,6 +208,8 @@ class Machine:
     link_bytes_per_s: float = float("inf")  # host memory to device
     weight_bytes_per_s: float = float("inf")  # weights read by a one-token pass
     flops_per_s: float = float("inf")  # matrix products of a long pass
+    theft: float = 0.0  # seconds of computing that a second of reading takes away
+    spread: float = 0.0  # relative half-width of a predicted time
 
     def __post_init__(self) -> None:
         require(
@@ -183,6 +228,11 @@ class Machine:
                 f"{rate}={getattr(self, rate):g} must be positive",
             )
 
+        require(
+            0 <= self.theft < 1 and 0 <= self.spread < 1,
+            f"theft={self.theft:g} and spread={self.spread:g} must lie in [0, 1)",
+        )
+
     def with_memory(self, device_bytes: int, host_bytes: int = 0) -> Self:
         """The same rates with other sizes."""
         return replace(self, device_bytes=device_bytes, host_bytes=host_bytes)
@@ -197,7 +247,18 @@ _GEOMETRIES = {
         ModelSpec("llama2-7b", 32, 4096, 11008, 32, 32, 128, 32000, tied=False),
         ModelSpec("llama2-13b", 40, 5120, 13824, 40, 40, 128, 32000, tied=False),
         ModelSpec("llama2-70b", 80, 8192, 28672, 64, 8, 128, 32000, tied=False),
-        ModelSpec("mistral-7b", 32, 4096, 14336, 32, 8, 128, 32000, tied=False),
+        ModelSpec(
+            "mistral-7b",
+            32,
+            4096,
+            14336,
+            32,
+            8,
+            128,
+            32000,
+            tied=False,
+            architecture="mistral",
+        ),
         ModelSpec(
             "opt-66b",
             layers=64,
@@ -213,6 +274,7 @@ _GEOMETRIES = {
             mlp_bias=True,
             norm_bias=True,
             positions=2050,
+            architecture="opt",
         ),
     )
 }

@@ -11,6 +11,7 @@ import mmap
 import os
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -46,8 +47,11 @@ class StoreDamaged(InvalidInput):
 class Ticket(Protocol):
     """A read in flight."""
 
-    def wait(self) -> None:
-        """Return when the buffer is filled; raise what went wrong otherwise."""
+    def wait(self) -> tuple[float, float]:
+        """Return when the buffer is filled; raise what went wrong otherwise.
+
+        The seconds of `time.perf_counter` between which it was being filled.
+        """
         ...
 
 
@@ -289,6 +293,7 @@ class _Reads:
         self._files, self._check = files, check
         self._chunks: list[Future[None]] = []
         self._left = 0
+        self._span = math.nan, math.nan
         self._lock = threading.Lock()
 
     def start(
@@ -296,6 +301,7 @@ class _Reads:
     ) -> None:
         """Queue the reads; whichever ends last looks at the layer as a whole."""
         self._left = len(reads)
+        self._span = time.perf_counter(), math.inf
         self._chunks = [pool.submit(self._run, read) for read in reads]
 
     def _run(self, read: Callable[[], None]) -> None:
@@ -305,13 +311,15 @@ class _Reads:
             last = self._left == 0
         if last:
             self._check()
+            self._span = self._span[0], time.perf_counter()
 
-    def wait(self) -> None:
+    def wait(self) -> tuple[float, float]:
         wait(self._chunks)  # all of them, or a late one would write after an error
         for chunk in self._chunks:
             chunk.result()
         for file in self._files:  # after the reads: nothing changed under them
             file.verify()
+        return self._span
 
 
 class SafetensorsStore:

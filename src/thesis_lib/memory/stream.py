@@ -1,36 +1,54 @@
 """A model larger than the device: its layers stream through a fixed ring of buffers.
 
-Composition, not hooks: one decoder layer without weights of its own is called once
-for each layer of the model, its parameters being views of the staging buffer that
-holds that layer now.
+Composition, not hooks: the stack of a transformers model is filled with layers that
+own no weights and are lent them for the time of a call, as views of the staging
+buffer that holds the layer now. Everything else is transformers' own forward and its
+own `generate`.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
-from transformers import AutoTokenizer, DynamicCache, LlamaConfig
-from transformers.masking_utils import create_causal_mask
-from transformers.models.llama.modeling_llama import (
-    LlamaDecoderLayer,
-    LlamaRMSNorm,
-    LlamaRotaryEmbedding,
-)
+from transformers import AutoTokenizer, DynamicCache, GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from thesis_lib.checks import InvalidInput, require
 from thesis_lib.memory import smollm2
-from thesis_lib.memory.measure import DeviceBudget, Measurement, fingerprint, interleave
+from thesis_lib.memory.architectures import read_config, skeleton, stack
+from thesis_lib.memory.measure import (
+    DeviceBudget,
+    Measurement,
+    Span,
+    fingerprint,
+    interleave,
+)
 from thesis_lib.memory.plan import MemoryPlan, plan
+from thesis_lib.memory.ring import Ring
 from thesis_lib.memory.spec import Machine, ModelSpec, geometries, geometry
-from thesis_lib.memory.store import OUTER, SafetensorsStore, Ticket, allocate
+from thesis_lib.memory.store import (
+    OUTER,
+    SafetensorsStore,
+    StoreDamaged,
+    Ticket,
+    allocate,
+)
+from thesis_lib.memory.transport import (
+    Device,
+    FromDisk,
+    Slot,
+    ThroughHost,
+    Transport,
+    open_device,
+)
 from thesis_lib.units import format_size
 
 # Rates that nobody measured here: a solid-state disk on four lanes of PCIe 4, and
@@ -42,134 +60,255 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "F32": torch.float32,
+    "U8": torch.uint8,
+    "I8": torch.int8,
 }
-_EMBEDDING, _NORM, _HEAD = (
-    "model.embed_tokens.weight",
-    "model.norm.weight",
-    "lm_head.weight",
-)
+# What a file calls otherwise than the code does.
+_ALIASES = {"embed_out.weight": "lm_head.weight"}
+# Tables that older checkpoints store although the code computes them.
+_COMPUTED = ("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias")
 
 
-class _Slot:
-    """One staging buffer, and the same memory as a tensor."""
+class _Lent(nn.Module):
+    """A decoder layer without weights, which are lent to it for the time of a call."""
 
-    def __init__(self, nbytes: int) -> None:
-        self.memory = allocate(nbytes)
-        self.tensor = torch.frombuffer(self.memory, dtype=torch.uint8)
+    def __init__(self, layer: nn.Module, number: int, owner: "StreamedModel") -> None:
+        super().__init__()
+        self.layer, self.number = layer, number
+        self._owner = (owner,)  # not a module: hidden from parameters() and the like
+
+    def forward(self, hidden: Tensor, *args: Any, **options: Any) -> Any:
+        with self._owner[0]._lend(self.number, hidden, options.get("cache")) as weights:
+            return functional_call(self.layer, weights, (hidden, *args), options)
+
+
+class _Observed:
+    """A ticket whose waiting is counted."""
+
+    def __init__(self, ticket: Ticket, layer: int, owner: "StreamedModel") -> None:
+        self._ticket, self._layer, self._owner = ticket, layer, owner
+
+    def wait(self) -> tuple[float, float]:
+        start = time.perf_counter()
+        span = self._ticket.wait()
+        end = time.perf_counter()
+        self._owner.stall_s += end - start
+        self._owner._note("read", self._layer, *span)
+        self._owner._note("wait", self._layer, start, end)
+        return span
 
 
 class StreamedModel:
-    """A LLaMA checkpoint that runs inside a plan's device memory, on the processor.
+    """A checkpoint that runs inside a plan's device memory.
 
     A context manager: entering allocates the buffers, reads what stays resident and
-    starts to fill the ring; leaving closes the files. Logits are bitwise those of the
-    resident transformers model for the same dtype, shapes and chunking. Raises
-    InvalidInput for another architecture, for a plan of another checkpoint, and for a
-    step that the plan does not cover.
+    starts to fill the ring; leaving closes the files. `model` is the transformers
+    model, whose `generate` is `generate` here. Logits are bitwise those of the
+    resident transformers model for the same dtype, shapes and chunking.
+
+    `device` is "cpu" or "cuda". With `verify` every byte of the files is hashed
+    first. Raises InvalidInput for another architecture, for a plan of another
+    checkpoint, and for a step that the plan does not cover; StoreDamaged for files
+    that are not what they were.
     """
 
-    def __init__(self, folder: Path | str, plan: MemoryPlan) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        plan: MemoryPlan,
+        device: str | torch.device = "cpu",
+        verify: bool = False,
+    ) -> None:
         self.folder = Path(folder)
         self.plan = plan
-        self.spec = _llama_spec(self.folder)
+        self.spec = ModelSpec.from_config(self.folder)
+        self.device = torch.device(device)
         require(
             self.spec == plan.spec,
             f"the plan is for {plan.spec.name}, whose geometry is not that of "
             f"{self.folder}: plan with the ModelSpec of this folder",
         )
         require(
-            plan.host_layers == 0,
-            f"the plan keeps {plan.host_layers} layers in host memory, but layers "
-            "stream from disk to the processor's own memory: plan with host_bytes=0",
+            self.device.type == "cpu" or plan.host_layers + plan.bounces > 0,
+            f"the plan has no host memory, without which nothing reaches {device}: "
+            "plan with host_bytes",
         )
         self.stall_s = 0.0  # time that computing has waited for reading
+        self._verify = verify
         self._store: SafetensorsStore | None = None
-        self._streamed = [i for i in range(self.spec.layers) if plan.is_streamed(i)]
+        self._transport: Transport | None = None
+        self._spans: list[Span] | None = None
 
     def __enter__(self) -> Self:
-        store = SafetensorsStore(self.folder)
         try:
-            self._open(store)
+            self._open()
         except BaseException:
-            store.close()
+            self.close()
             raise
-        self._store = store
         return self
 
-    def _open(self, store: SafetensorsStore) -> None:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for reads in flight, close the files and give the memory back."""
+        if self._transport is not None:
+            if self._ring is not None:
+                self._ring.settle()
+            self._transport.close()
+            self._transport = None
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+        # Views keep their buffers alive: let go of both.
+        self._slots, self._resident, self._views = [], {}, {}
+        self._ring = self._model = None
+
+    def _open(self) -> None:
         plan = self.plan
+        self._ring: Ring[Slot] | None = None
+        self._slots: list[Slot] = []
+        self._resident: dict[int, dict[str, Tensor]] = {}
+        self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._model: Any = None
+        store = self._store = SafetensorsStore(self.folder, verify=self._verify)
+        config = read_config(self.folder)
+        model = skeleton(config, plan.kind)
+        self._check(store, model)
+        device = open_device(self.device)
+        tiers = {i: plan.tier(i) for i in range(self.spec.layers)}
+        self._transport = (
+            ThroughHost(
+                store,
+                device,
+                [i for i, tier in tiers.items() if tier == "host"],
+                plan.bounces,
+                max(plan.staging_bytes, store.nbytes(OUTER) if plan.bounces else 0),
+            )
+            if plan.host_layers + plan.bounces
+            else FromDisk(store)
+        )
+        outer = Slot(store.nbytes(OUTER), self.device)
+        kept = {
+            layer: Slot(store.nbytes(layer), self.device)
+            for layer, tier in tiers.items()
+            if tier == "device"
+        }
+        ring = [Slot(plan.staging_bytes, self.device) for _ in range(plan.ring)]
+        self._slots = [outer, *kept.values(), *ring]
+        reads = [self._bring(store, device, OUTER, outer)]
+        reads += [self._bring(store, device, i, slot) for i, slot in kept.items()]
+        for read in reads:
+            read.wait()
+        self._resident = {i: _views(store, i, slot) for i, slot in kept.items()}
+        self._attach(store, model, outer)
+        self._model = model
+        streamed = [i for i, tier in tiers.items() if tier != "device"]
+        self._ring = Ring(streamed, ring, self._fetch)
+
+    def _bring(
+        self, store: SafetensorsStore, device: Device, layer: int, slot: Slot
+    ) -> Ticket:
+        """Start to read what will stay on the device."""
+        if slot.memory is not None:
+            return store.read_layer(layer, slot.memory)
+        memory = allocate(store.nbytes(layer))
+        span = store.read_layer(layer, memory).wait()
+        source = torch.frombuffer(memory, dtype=torch.uint8)
+        device.finish(device.copy(slot.tensor, source, device.mark()))
+        return _Landed(span)
+
+    def _check(self, store: SafetensorsStore, model: Any) -> None:
+        """Refuse files that are not those of the plan and of the architecture."""
+        plan, folder = self.plan, self.folder
         if store.layers != self.spec.layers:
             raise InvalidInput(
-                f"{self.folder} stores {store.layers} layers but its config.json says "
+                f"{folder} stores {store.layers} layers but its config.json says "
                 f"{self.spec.layers}: copy the checkpoint again"
             )
+        require(
+            store.kind == plan.kind,
+            f"{folder} holds {store.kind} weights but the plan is for {plan.kind}: "
+            "make the plan with plan_checkpoint",
+        )
         needed = max(store.nbytes(i) for i in range(store.layers))
         if needed > plan.staging_bytes or store.nbytes(OUTER) > plan.outer_bytes:
             raise InvalidInput(
-                f"a layer of {self.folder} needs a buffer of {format_size(needed)}, "
+                f"a layer of {folder} needs a buffer of {format_size(needed)}, "
                 f"the plan has {format_size(plan.staging_bytes)}: make the plan with "
                 "plan_checkpoint, which knows the sizes in the files"
             )
-        config = LlamaConfig.from_pretrained(self.folder, attn_implementation="sdpa")
-        self._config = config
-        with torch.device("meta"):
-            self._layer = LlamaDecoderLayer(config, 0).eval()
-            self._norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self._rotary = LlamaRotaryEmbedding(config)
-        names = {name for name, _ in self._layer.named_parameters()}
-        for layer in range(OUTER, store.layers):
-            for placed in store.placements(layer):
-                if _DTYPES.get(placed.dtype) != config.dtype:
-                    raise InvalidInput(
-                        f"{placed.name} of {self.folder} is {placed.dtype} where "
-                        f"config.json says {config.dtype}: save it in one type"
-                    )
-        for layer in range(store.layers):
-            stored = {placed.name for placed in store.placements(layer)}
-            if stored != names:
-                odd = ", ".join(sorted(stored ^ names))
+        prefix, layers = stack(model)
+        for number, layer in enumerate(layers):
+            self._compare(
+                store, number, dict(layer.state_dict()), f"layer {number} of {folder}"
+            )
+        outside = {
+            name: tensor
+            for name, tensor in model.named_parameters()
+            if not name.startswith(f"{prefix}.")
+        }
+        self._compare(store, OUTER, outside, f"{folder}, outside its layers,")
+
+    def _compare(
+        self,
+        store: SafetensorsStore,
+        layer: int,
+        expected: Mapping[str, Tensor],
+        place: str,
+    ) -> None:
+        names = _rename(store, layer, expected)
+        placed = {names[p.name]: p for p in store.placements(layer) if p.name in names}
+        if placed.keys() != expected.keys():
+            odd = ", ".join(sorted(placed.keys() ^ expected.keys()))
+            raise InvalidInput(
+                f"{place} does not have the tensors of a {self.spec.architecture} "
+                f"model: {odd} missing or unexpected"
+            )
+        for name, tensor in expected.items():
+            stored = placed[name]
+            if _DTYPES.get(stored.dtype) != tensor.dtype or stored.shape != tuple(
+                tensor.shape
+            ):
                 raise InvalidInput(
-                    f"layer {layer} of {self.folder} does not have the tensors of a "
-                    f"LLaMA layer: {odd} missing or unexpected"
+                    f"{name} in {place} is {stored.dtype} {list(stored.shape)} where "
+                    f"config.json asks for {tensor.dtype} {list(tensor.shape)}: the "
+                    "two do not belong together; copy the checkpoint again"
                 )
 
-        outer = _Slot(store.nbytes(OUTER))
-        resident = {
-            layer: _Slot(store.nbytes(layer))
-            for layer in range(store.layers)
-            if layer not in self._streamed
+    def _attach(self, store: SafetensorsStore, model: Any, outer: Slot) -> None:
+        """Give the model its outer weights, and layers that borrow theirs."""
+        prefix, layers = stack(model)
+        outside = {
+            name: tensor
+            for name, tensor in model.named_parameters()
+            if not name.startswith(f"{prefix}.")
         }
-        ring = [_Slot(plan.staging_bytes) for _ in range(plan.ring)]
-        reads = [store.read_layer(OUTER, outer.memory)]
-        reads += [store.read_layer(i, slot.memory) for i, slot in resident.items()]
-        for read in reads:
-            read.wait()
+        names = _rename(store, OUTER, outside)
+        for name, view in _views(store, OUTER, outer).items():
+            if name in names:
+                _assign(model, names[name], nn.Parameter(view, requires_grad=False))
+        if self.spec.tied:
+            model.get_output_embeddings().weight = model.get_input_embeddings().weight
+        for name, table in list(model.named_buffers()):
+            if not name.startswith(f"{prefix}."):
+                _assign(model, name, table.to(self.device))
+        self._names = {
+            number: _rename(store, number, dict(layer.state_dict()))
+            for number, layer in enumerate(layers)
+        }
+        for number, layer in enumerate(layers):
+            layers[number] = _Lent(layer, number, self)
+        file = self.folder / "generation_config.json"
+        model.generation_config = (
+            GenerationConfig.from_pretrained(self.folder)
+            if file.is_file()
+            else GenerationConfig.from_model_config(model.config)
+        )
 
-        weights = _views(store, OUTER, outer)
-        absent = {_EMBEDDING, _NORM, *(() if self.spec.tied else (_HEAD,))} - {*weights}
-        if absent:
-            raise InvalidInput(
-                f"{self.folder} lacks {', '.join(sorted(absent))}: expected a LLaMA "
-                "causal language model"
-            )
-        self._embedding = weights[_EMBEDDING]
-        self._norm_weight = {"weight": weights[_NORM]}
-        self._head = self._embedding if self.spec.tied else weights[_HEAD]
-
-        self._slots = [outer, *resident.values(), *ring]
-        self._resident = {i: _views(store, i, slot) for i, slot in resident.items()}
-        self._pending: deque[tuple[int, _Slot, Ticket]] = deque()
-        for at, slot in enumerate(ring):
-            self._prefetch(store, at, slot)
-
-    def __exit__(self, *_: object) -> None:
-        store, self._store = self._store, None
-        if store is not None:
-            store.close()
-            # Views keep their buffers alive: let go of both.
-            self._slots, self._resident, self._norm_weight = [], {}, {}
-            self._embedding = self._head = torch.empty(0)
-            self._pending.clear()
+    def _fetch(self, layer: int, slot: Slot) -> Ticket:
+        assert self._transport is not None  # the ring lives as long as the transport
+        return _Observed(self._transport.fetch(layer, slot), layer, self)
 
     def _opened(self) -> SafetensorsStore:
         if self._store is None:
@@ -177,6 +316,17 @@ class StreamedModel:
                 "the streamed model is closed: use it inside `with StreamedModel(…)`"
             )
         return self._store
+
+    @property
+    def model(self) -> Any:
+        """The transformers model whose layers are streamed."""
+        self._opened()
+        return self._model
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+        return self.model.config
 
     @property
     def bytes_read(self) -> int:
@@ -190,13 +340,12 @@ class StreamedModel:
 
     def charge(self, budget: DeviceBudget) -> None:
         """Count the buffers, which were allocated before the meter could see them."""
-        self._opened()
         budget.charge(*(slot.tensor for slot in self._slots))
-        budget.charge(*self._rotary.buffers())
+        budget.charge(*self.model.buffers())
 
     def new_cache(self) -> DynamicCache:
         """An empty cache of keys and values."""
-        return DynamicCache(config=self._config)
+        return DynamicCache(config=self.config)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits of all positions, (b, t, vocab), of `tokens`, (b, t), uncached."""
@@ -211,91 +360,126 @@ class StreamedModel:
         `keep` asks for the last positions only, (b, keep, vocab).
         """
         self._opened()
-        past = 0 if cache is None else cache.get_seq_length()
-        keep = tokens.shape[-1] if keep is None else keep
-        self._admit(tokens, past, keep)
-        hidden = functional.embedding(tokens, self._embedding)
-        positions = (torch.arange(tokens.shape[1]) + past).unsqueeze(0)
-        mask = create_causal_mask(
-            config=self._config,
-            inputs_embeds=hidden,
-            attention_mask=None,
-            cache=cache,
-            position_ids=positions,
-        )
-        rotation = self._rotary(hidden, position_ids=positions)
-
-        def compute(layer: int, weights: dict[str, Tensor]) -> None:
-            nonlocal hidden
-            self._layer.self_attn.layer_idx = layer
-            hidden = functional_call(
-                self._layer,
-                weights,
-                (hidden,),
-                {
-                    "attention_mask": mask,
-                    "position_embeddings": rotation,
-                    "position_ids": positions,
-                    "cache": cache,
-                    "use_cache": cache is not None,
-                },
-            )
-
-        self._pass(compute)
-        hidden = functional_call(self._norm, self._norm_weight, (hidden,))
-        # Flat rows: for a slice of three dimensions torch would copy the whole head.
-        kept = hidden[:, -keep:].flatten(0, 1)
-        return functional.linear(kept, self._head).unflatten(0, (-1, keep))
-
-    def drain(self) -> None:
-        """The reads of one step through the same ring, without computing."""
-        self._pass(lambda layer, weights: None)
-
-    def generate(self, tokens: Tensor, n: int) -> Tensor:
-        """The `n` tokens, (b, n), that greedy decoding appends to `tokens`, (b, t)."""
-        require(n > 0, f"n={n}: ask for at least one token")
-        cache, new = self.new_cache(), [tokens]
-        for _ in range(n):
-            logits = self.step(new[-1], cache, keep=1)
-            new.append(logits[:, -1].argmax(-1, keepdim=True))
-            del logits  # or they would be alive during the next step
-        return torch.cat(new[1:], dim=1)
-
-    def _pass(self, compute: Callable[[int, dict[str, Tensor]], None]) -> None:
-        """Call `compute(layer, weights)` in order, and keep the ring full.
-
-        A buffer is refilled as soon as its layer is done, with the layer one ring
-        ahead; after the last layer comes the first one of the next step.
-        """
-        store = self._opened()
-        try:
-            for layer in range(self.spec.layers):
-                if layer in self._resident:
-                    compute(layer, self._resident[layer])
-                    continue
-                at, slot, ticket = self._pending.popleft()
-                start = time.perf_counter()
-                ticket.wait()
-                self.stall_s += time.perf_counter() - start
-                compute(layer, _views(store, layer, slot))
-                self._prefetch(store, (at + self.plan.ring), slot)
-        except BaseException:
-            # The ring has stopped between two layers: another step would mix them.
-            self.__exit__()
-            raise
-
-    def _prefetch(self, store: SafetensorsStore, at: int, slot: _Slot) -> None:
-        at %= len(self._streamed)
-        ticket = store.read_layer(self._streamed[at], slot.memory)
-        self._pending.append((at, slot, ticket))
-
-    def _admit(self, tokens: Tensor, past: int, keep: int) -> None:
-        plan = self.plan
         require(
             tokens.ndim == 2 and tokens.numel() > 0,
             f"tokens have shape {tuple(tokens.shape)}: expected (batch, tokens)",
         )
-        batch, new = tokens.shape
+        keep = tokens.shape[1] if keep is None else keep
+        past = 0 if cache is None else cache.get_seq_length()
+        self._admit(tokens.shape[0], tokens.shape[1], past, keep)
+        options = {} if cache is None else {"cache": cache}
+        return self._model(
+            tokens, use_cache=cache is not None, logits_to_keep=keep, **options
+        ).logits
+
+    @torch.no_grad()
+    def prefill(self, tokens: Tensor, cache: DynamicCache) -> Tensor:
+        """Logits of the last position, (b, 1, vocab), of a prompt of any length.
+
+        Passes of `plan.pass_tokens` tokens, in order.
+        """
+        *first, last = tokens.split(self.plan.pass_tokens, dim=1)
+        for part in first:
+            self.step(part, cache, keep=1)
+        return self.step(last, cache, keep=1)
+
+    def generate(self, input_ids: Tensor, **options: Any) -> Any:
+        """As transformers' `generate`: sampling, beams, streamers, stopping criteria.
+
+        A prompt longer than a pass of the plan goes in several.
+        """
+        self._opened()
+        require(
+            self.plan.generating,
+            "the plan covers single steps, not generate: make it with generating=True",
+        )
+        if input_ids.shape[1] > self.plan.pass_tokens:
+            options = {"prefill_chunk_size": self.plan.pass_tokens} | options
+        return self._model.generate(input_ids, **options)
+
+    def drain(self) -> None:
+        """The reads of one step through the same ring, without computing."""
+        self._opened()
+        assert self._ring is not None
+        with self._alive():
+            for layer in self._ring.layers:
+                with self._ring.hold(layer):
+                    continue
+
+    @contextmanager
+    def timeline(self) -> Iterator[list[Span]]:
+        """A list that fills with what is read, computed and waited for meanwhile.
+
+        On another device than the processor every layer is then waited for, so that
+        its seconds are its own.
+        """
+        spans: list[Span] = []
+        self._spans = spans
+        try:
+            yield spans
+        finally:
+            self._spans = None
+
+    def _note(self, kind: Any, layer: int, start_s: float, end_s: float) -> None:
+        if self._spans is not None:
+            self._spans.append(Span(kind, layer, start_s, end_s))
+
+    @contextmanager
+    def _lend(
+        self, layer: int, hidden: Tensor, cache: DynamicCache | None
+    ) -> Iterator[dict[str, Tensor]]:
+        """The weights of `layer` while it computes.
+
+        A buffer is refilled as soon as its layer is done. An interrupted pass leaves
+        the ring between two layers; the next one starts it anew.
+        """
+        self._opened()
+        ring = self._ring
+        assert ring is not None
+        if layer == 0:
+            past = 0 if cache is None else cache.get_seq_length()
+            self._admit(hidden.shape[0], hidden.shape[1], past)
+            if not ring.at_start:
+                ring.rewind()
+        with self._alive():
+            if layer in self._resident:
+                with self._computing(layer):
+                    yield self._resident[layer]
+                return
+            with ring.hold(layer) as slot, self._computing(layer):
+                yield self._weights(layer, slot)
+
+    @contextmanager
+    def _computing(self, layer: int) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self._spans is not None:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self._note("compute", layer, start, time.perf_counter())
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Close the model for good when a file turns out to be damaged."""
+        try:
+            yield
+        except StoreDamaged:
+            self.close()
+            raise
+
+    def _weights(self, layer: int, slot: Slot) -> dict[str, Tensor]:
+        key = layer, id(slot)
+        if key not in self._views:
+            names = self._names[layer]
+            self._views[key] = {
+                names[name]: view
+                for name, view in _views(self._opened(), layer, slot).items()
+                if name in names
+            }
+        return self._views[key]
+
+    def _admit(self, batch: int, new: int, past: int, keep: int = 1) -> None:
+        plan = self.plan
         if (
             batch > plan.batch
             or new > plan.pass_tokens
@@ -310,24 +494,57 @@ class StreamedModel:
             )
 
 
-def _views(store: SafetensorsStore, layer: int, slot: _Slot) -> dict[str, Tensor]:
+class _Landed:
+    """A ticket of a read that is over."""
+
+    def __init__(self, span: tuple[float, float]) -> None:
+        self._span = span
+
+    def wait(self) -> tuple[float, float]:
+        return self._span
+
+
+def _views(store: SafetensorsStore, layer: int, slot: Slot) -> dict[str, Tensor]:
     """The tensors of `layer` inside the memory of `slot`, without a copy."""
     return {
         placed.name: slot.tensor[placed.start : placed.start + placed.nbytes]
         .view(_DTYPES[placed.dtype])
         .view(placed.shape)
         for placed in store.placements(layer)
+        if placed.dtype in _DTYPES
     }
 
 
-def _llama_spec(folder: Path) -> ModelSpec:
-    spec = ModelSpec.from_config(folder)
-    config = LlamaConfig.from_pretrained(folder)
-    if config.model_type != "llama":
-        raise InvalidInput(
-            f"{folder} is a {config.model_type} model: this version streams LLaMA"
-        )
-    return spec
+def _rename(
+    store: SafetensorsStore, layer: int, expected: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Stored names of a layer's tensors to those of the architecture.
+
+    Some checkpoints leave the name of the base model away, some store tables that
+    the code computes; those and a copy of a tied head are left out. Other names are
+    kept, to be refused.
+    """
+    stems = {name.split(".", 1)[-1]: name for name in expected}
+    names = {}
+    for placed in store.placements(layer):
+        name = placed.name
+        if _ALIASES.get(name, name) in expected:
+            names[name] = _ALIASES.get(name, name)
+        elif layer == OUTER and name in stems:
+            names[name] = stems[name]
+        elif not name.endswith(_COMPUTED) and not (
+            layer == OUTER and name == "lm_head.weight"
+        ):
+            names[name] = name
+    return names
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a parameter or a table in the place that the dotted `name` has."""
+    parent, _, attribute = name.rpartition(".")
+    module = model.get_submodule(parent)
+    table = module._buffers if attribute in module._buffers else module._parameters
+    table[attribute] = tensor  # type: ignore[assignment]
 
 
 def plan_checkpoint(
@@ -338,11 +555,12 @@ def plan_checkpoint(
     ring: int = 3,
     pass_tokens: int = 1,
     logit_tokens: int | None = None,
+    generating: bool = False,
 ) -> MemoryPlan:
     """As `plan`, for a checkpoint: with the sizes of the reads that its files need."""
     with SafetensorsStore(folder) as store:
         layer_read_bytes = [store.nbytes(layer) for layer in range(store.layers)]
-        outer_read_bytes = store.nbytes(OUTER)
+        outer_read_bytes, kind = store.nbytes(OUTER), store.kind
     return plan(
         ModelSpec.from_config(folder),
         machine,
@@ -353,7 +571,41 @@ def plan_checkpoint(
         logit_tokens=logit_tokens,
         layer_read_bytes=layer_read_bytes,
         outer_read_bytes=outer_read_bytes,
+        kind=kind,
+        config=read_config(folder),
+        generating=generating,
     )
+
+
+def open_streamed(
+    checkpoint: Path | str,
+    device_bytes: int,
+    host_bytes: int = 0,
+    batch: int = 1,
+    context: int = 512,
+    ring: int = 3,
+    pass_tokens: int = 64,
+    device: str | torch.device = "cpu",
+    verify: bool = False,
+) -> StreamedModel:
+    """A checkpoint for transformers' `generate`, in `device_bytes`, or a refusal.
+
+    To be used in a `with` statement, in the place of `from_pretrained`. `batch` counts
+    sequences, beams included; `context` positions, prompt and answer together; a
+    prompt longer than `pass_tokens` goes in several passes. Raises PlanInfeasible
+    before anything is allocated.
+    """
+    made = plan_checkpoint(
+        checkpoint,
+        Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S, host_bytes=host_bytes),
+        batch=batch,
+        context=context,
+        ring=ring,
+        pass_tokens=min(pass_tokens, context),
+        logit_tokens=1,
+        generating=True,
+    )
+    return StreamedModel(checkpoint, made, device, verify)
 
 
 def disk_bytes_per_s(folder: Path | str, seconds: float = 1.0) -> float:
@@ -522,12 +774,29 @@ def describe_plan(
     return {**made.summary(), "rates": rates}
 
 
+class _Clock(BaseStreamer):
+    """The moments at which transformers' generate had chosen a token."""
+
+    def __init__(self) -> None:
+        self.moments: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        """Called with the prompt, then after each token."""
+        self.moments.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Called once, at the end."""
+
+
 def generate_text(
     checkpoint: str,
     device_bytes: int,
     prompt: str,
     max_new_tokens: int = 32,
     ring: int = 3,
+    host_bytes: int = 0,
+    device: str = "cpu",
+    verify: bool = False,
 ) -> dict[str, Any]:
     """Greedy continuation of `prompt` by a streamed model, as the command prints it.
 
@@ -539,9 +808,9 @@ def generate_text(
     folder = _checkpoint_folder(checkpoint)
     with smollm2.quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokens = tokenizer(prompt, return_tensors="pt").input_ids
+    tokens = tokenizer(prompt, return_tensors="pt").input_ids.to(device)
     require(tokens.numel() > 0, "the prompt is empty: give at least one word")
-    machine = Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S)
+    machine = Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S, host_bytes=host_bytes)
     made = plan_checkpoint(
         folder,
         machine,
@@ -549,33 +818,34 @@ def generate_text(
         ring=ring,
         pass_tokens=tokens.shape[1],
         logit_tokens=1,
+        generating=True,
     )
-    seconds: list[float] = []
-    written: list[int] = []
-    with StreamedModel(folder, made) as model, DeviceBudget(device_bytes) as budget:
+    clock = _Clock()
+    with (
+        StreamedModel(folder, made, device, verify) as model,
+        DeviceBudget(device_bytes, device) as budget,
+    ):
         model.charge(budget)
-        cache, new = model.new_cache(), tokens
-        for _ in range(max_new_tokens):
-            start = time.perf_counter()
-            logits = model.step(new, cache, keep=1)
-            seconds.append(time.perf_counter() - start)
-            new = logits[:, -1].argmax(-1, keepdim=True)
-            del logits  # or they would be alive during the next step
-            if int(new) == tokenizer.eos_token_id:
-                break
-            written.append(int(new))
+        written = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            streamer=clock,
+        )[0, tokens.shape[1] :]
         bytes_read = model.bytes_read
         drained: list[float] = []
         for _ in range(3):
             start = time.perf_counter()
             model.drain()
             drained.append(time.perf_counter() - start)
-    decoding_s = float(np.median(seconds[1:] or seconds))
+    seconds = np.diff(clock.moments)
+    decoding_s = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
     return {
         "text": tokenizer.decode(written, skip_special_tokens=True),
         "tokens": len(written),
         "s_per_token": decoding_s,
-        "first_token_s": seconds[0],
+        "first_token_s": float(seconds[0]),
         "device_bytes": device_bytes,
         "device_peak_bytes": budget.peak_bytes,
         "planned_peak_bytes": made.device_peak_bytes,

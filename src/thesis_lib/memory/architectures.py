@@ -1,0 +1,109 @@
+"""The decoders that can be streamed, as transformers itself defines them.
+
+A skeleton is the model of a configuration without a single weight: every parameter
+is on the meta device, and only the small tables that no file holds are real.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from thesis_lib.checks import InvalidInput, require
+from thesis_lib.memory.smollm2 import quiet
+from thesis_lib.memory.spec import ModelSpec
+
+_DTYPES = {2: torch.bfloat16, 4: torch.float32}
+
+
+def configure(spec: ModelSpec) -> Any:
+    """The transformers configuration of a geometry, for models without a file.
+
+    The context is long enough for any plan; learned positions have their own number.
+    """
+    if spec.architecture == "opt":
+        shape: dict[str, Any] = {
+            "ffn_dim": spec.intermediate,
+            "word_embed_proj_dim": spec.hidden,
+            "max_position_embeddings": spec.positions - 2,
+            "enable_bias": spec.mlp_bias,
+        }
+    else:
+        shape = {
+            "intermediate_size": spec.intermediate,
+            "num_key_value_heads": spec.kv_heads,
+            "head_dim": spec.head_dim,
+            "max_position_embeddings": 2**17,
+        }
+    if spec.architecture == "llama":
+        shape |= {"attention_bias": spec.attention_bias, "mlp_bias": spec.mlp_bias}
+    elif spec.architecture == "mistral":
+        shape |= {"sliding_window": None}
+    return AutoConfig.for_model(
+        spec.architecture,
+        vocab_size=spec.vocab,
+        hidden_size=spec.hidden,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        tie_word_embeddings=spec.tied,
+        dtype=_DTYPES[spec.dtype_bytes],
+        **shape,
+    )
+
+
+def read_config(folder: Path | str) -> Any:
+    """The transformers configuration of a checkpoint that can be streamed.
+
+    Raises InvalidInput for a file that is missing, unreadable or of another
+    architecture.
+    """
+    ModelSpec.from_config(folder)  # refuses by name, before transformers guesses
+    with quiet():
+        return AutoConfig.from_pretrained(folder)
+
+
+def skeleton(config: Any, kind: str = "dense") -> Any:
+    """The causal language model of `config` without weights, in eval mode.
+
+    Parameters are on the meta device; tables that no checkpoint holds (rotary
+    frequencies, an embedding's scale) are computed on the processor.
+    """
+    with quiet(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype).eval()
+    for name, module in list(model.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            _fill_tables(model, name, module, config)
+    require(kind == "dense", f"kind={kind!r}: expected dense weights")
+    return model
+
+
+def stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The uniform stack of decoder layers, and its dotted name in the model."""
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and name.endswith("layers")
+    ]
+    if len(found) != 1:
+        raise InvalidInput(
+            f"{type(model).__name__} has {len(found)} stacks of layers: expected a "
+            "decoder with one"
+        )
+    return found[0]
+
+
+def _fill_tables(model: nn.Module, name: str, module: nn.Module, config: Any) -> None:
+    """Compute the buffers of `module`, which no checkpoint stores."""
+    if name.endswith("rotary_emb"):
+        model.set_submodule(name, type(module)(config))
+    elif hasattr(module, "scalar_embed_scale"):
+        scale = torch.tensor(module.scalar_embed_scale, dtype=config.dtype)
+        module.register_buffer("embed_scale", scale, persistent=False)
+    else:
+        tables = ", ".join(key for key, _ in module.named_buffers(recurse=False))
+        raise InvalidInput(
+            f"{name} of {type(model).__name__} has tables ({tables}) that this version "
+            f"cannot compute: expected one of the architectures that it streams"
+        )

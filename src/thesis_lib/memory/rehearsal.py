@@ -1,0 +1,195 @@
+"""What a step will allocate, to the byte, before anything is allocated.
+
+A rehearsal runs transformers' own code on fake tensors, which have shapes and
+storages but no memory, under the meter that watches the real step. Both see the same
+operators in the same order, so the rehearsed peak is not an estimate of the metered
+one: it is equal to it, for the same shapes.
+"""
+
+import copy
+import json
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from transformers import AutoConfig, DynamicCache
+from transformers.generation.logits_process import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from thesis_lib.checks import require
+from thesis_lib.memory.architectures import skeleton, stack
+from thesis_lib.memory.measure import DeviceBudget
+from thesis_lib.memory.smollm2 import quiet
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The largest step that a plan admits."""
+
+    batch: int  # sequences; beams count as sequences
+    context: int  # positions in the cache of one sequence, the new ones included
+    pass_tokens: int  # new tokens of one sequence
+    logit_tokens: int  # positions of one sequence whose logits are kept
+    generating: bool = False  # whether transformers' generate chooses the tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """Bytes that steps of a shape hold at most, beside the weights."""
+
+    layer_bytes: int  # of the weights of one decoder layer
+    table_bytes: int  # what no checkpoint holds: rotary frequencies and the like
+    kv_bytes: int  # keys and values at the full context
+    activation_bytes: int  # everything else that is alive at the worst moment
+
+
+def rehearse(config: Any, shape: Shape, kind: str = "dense") -> Rehearsal:
+    """Run the extreme steps of `shape` without memory, and meter them.
+
+    The longest pass onto an empty and onto an almost full cache, a single token at
+    the full context, and a pass without a cache; with `generating` also what
+    transformers does to the logits in between, sampling and beams included. Layers
+    of one type are alike, so one of each type is rehearsed and counted as often as it
+    occurs.
+    """
+    require(
+        0 < shape.pass_tokens <= shape.context
+        and 0 < shape.logit_tokens <= shape.pass_tokens
+        and shape.batch > 0,
+        f"{shape} is no step: expected a positive batch and "
+        "0 < logit_tokens <= pass_tokens <= context",
+    )
+    return _rehearse(config.to_json_string(use_diff=False), shape, kind)
+
+
+@lru_cache(maxsize=4096)
+def _rehearse(text: str, shape: Shape, kind: str) -> Rehearsal:
+    known = json.loads(text)
+    with quiet():
+        config = AutoConfig.for_model(known.pop("model_type"), **known)
+    short, counts = _shorten(config)
+    model = skeleton(short, kind)
+    layers = stack(model)[1]
+    tables = sum(b.nbytes for n, b in model.named_buffers() if ".layers." not in n)
+    layer_bytes = sum(t.nbytes for t in layers[-1].state_dict().values())
+    stage = _Stage(model, short, shape)
+    past = {shape.context - shape.pass_tokens, 0, shape.context - 1}
+    rests = [stage.rest(0, None)]
+    kv_bytes = 0
+    for before in sorted(past):
+        new = min(shape.pass_tokens, shape.context - before)
+        rest, caches = stage.cached(before, new, counts)
+        kv_bytes = max(kv_bytes, caches)
+        rests.append(rest)
+    return Rehearsal(layer_bytes, tables, kv_bytes, max(rests) - kv_bytes)
+
+
+def _shorten(config: Any) -> tuple[Any, Counter[int]]:
+    """A stack of the last layers that has every type, and how often each stands.
+
+    The counter maps positions in the short stack to the layers that it stands for.
+    Every type comes after another layer, as its input and the embedding are two
+    tensors there and one in the first layer.
+    """
+    n = config.num_hidden_layers
+    types = list(getattr(config, "layer_types", None) or ["full_attention"] * n)
+    length = 1
+    while length < n and set(types[-length:][1:]) != set(types):
+        length += 1
+    short = copy.deepcopy(config)
+    short.num_hidden_layers = length
+    if getattr(config, "layer_types", None):
+        short.layer_types = types[-length:]
+    last = {kind: position for position, kind in enumerate(types[-length:])}
+    counts = Counter(range(length))
+    for kind in types[:-length]:
+        counts[last[kind]] += 1
+    return short, counts
+
+
+class _Stage:
+    """A model with fake weights, and the meter that watches it."""
+
+    def __init__(self, model: Any, config: Any, shape: Shape) -> None:
+        self.model, self.config, self.shape = model, config, shape
+        self.mode = FakeTensorMode(allow_non_fake_inputs=False)
+        held = dict(model.named_parameters()) | dict(model.named_buffers())
+        with self.mode:
+            self.weights = {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                for name, tensor in held.items()
+            }
+
+    def cached(self, past: int, new: int, counts: Counter[int]) -> tuple[int, int]:
+        """Peak beside the weights, and the cache at its end, of all layers.
+
+        The step of `new` tokens comes after `past` ones.
+        """
+        with self.mode:
+            meter = self._meter()
+            with meter, torch.no_grad():
+                cache = DynamicCache(config=self.config)
+                if past:
+                    self._forward(past, 1, cache)
+                    meter.peak_bytes = meter.bytes
+                self._step(new, cache)
+            held: Any = cache.layers  # of the kinds that keep keys and values
+            caches = [layer.keys.nbytes + layer.values.nbytes for layer in held]
+        absent = sum(caches[at] * (counts[at] - 1) for at in counts)
+        return meter.peak_bytes - self.weight_bytes + absent, sum(caches) + absent
+
+    def rest(self, past: int, cache: None) -> int:
+        """Peak beside the weights of the longest pass without a cache."""
+        with self.mode:
+            meter = self._meter()
+            with meter, torch.no_grad():
+                self._forward(self.shape.pass_tokens, self.shape.logit_tokens, cache)
+        return meter.peak_bytes - self.weight_bytes
+
+    def _meter(self) -> DeviceBudget:
+        meter = DeviceBudget()
+        meter.charge(*self.weights.values())
+        self.weight_bytes = meter.bytes
+        return meter
+
+    def _step(self, new: int, cache: Any) -> None:
+        logits = self._forward(new, min(self.shape.logit_tokens, new), cache)
+        if self.shape.generating:
+            _choose(logits, self.shape)
+
+    def _forward(self, new: int, keep: int, cache: Any) -> Tensor:
+        row = torch.zeros((self.shape.batch, new), dtype=torch.long)
+        options = {"use_cache": cache is not None, "logits_to_keep": keep}
+        if cache is not None:
+            options["cache"] = cache
+        return functional_call(self.model, self.weights, (row,), options).logits
+
+
+def _choose(logits: Tensor, shape: Shape) -> None:
+    """What transformers' generate does to the logits of a step, at most.
+
+    Sampling with temperature, top-k and top-p, which holds more than a greedy choice,
+    and the log-probabilities of a beam search beside the tokens so far.
+    """
+    tokens: Any = torch.zeros((shape.batch, shape.context), dtype=torch.long)
+    mask = torch.ones_like(tokens)
+    scores = logits[:, -1].to(copy=True, dtype=torch.float32)
+    warped: Any = scores
+    for warper in (
+        TemperatureLogitsWarper(0.7),
+        TopKLogitsWarper(50),
+        TopPLogitsWarper(0.9),
+    ):
+        warped = warper(tokens, warped)
+    probabilities = torch.softmax(warped, dim=-1)
+    torch.multinomial(probabilities, num_samples=1)
+    torch.cat([tokens, tokens[:, :1]], dim=-1)
+    del mask

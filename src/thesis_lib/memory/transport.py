@@ -1,0 +1,281 @@
+"""How a layer reaches the staging buffer in which it is computed.
+
+On the processor the disk fills the buffer itself. On another device a layer comes
+from host memory, or from the disk by way of host memory, through a copy that runs
+beside the arithmetic.
+"""
+
+import ctypes
+import queue
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory.store import SafetensorsStore, Ticket, allocate
+
+
+class Slot:
+    """A buffer of one layer on a device; on the processor also as plain memory."""
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        self.memory: memoryview | None = None
+        if device.type == "cpu":
+            self.memory = allocate(nbytes)
+            self.tensor = torch.frombuffer(self.memory, dtype=torch.uint8)
+        else:
+            self.tensor = torch.empty(nbytes, dtype=torch.uint8, device=device)
+
+
+class Device(Protocol):
+    """Copies beside the arithmetic, and the events that order the two."""
+
+    def mark(self) -> Any:
+        """An event: everything that has been computed so far."""
+        ...
+
+    def copy(self, target: Tensor, source: Tensor, after: Any) -> Any:
+        """Copy once `after` has happened; the event of its end."""
+        ...
+
+    def follow(self, event: Any) -> None:
+        """Let the arithmetic from now on come after `event`."""
+        ...
+
+    def finish(self, event: Any) -> None:
+        """Return when `event` has happened."""
+        ...
+
+    def pin(self, memory: memoryview) -> None:
+        """Let the device read `memory` without the help of the processor."""
+        ...
+
+    def unpin(self, memory: memoryview) -> None:
+        """Undo `pin`."""
+        ...
+
+
+class Processor:
+    """The processor as its own device: a copy is over when it returns."""
+
+    def mark(self) -> None:
+        """Nothing: what was computed before is over."""
+
+    def copy(self, target: Tensor, source: Tensor, after: None) -> None:
+        """Copy now."""
+        target.copy_(source)
+
+    def follow(self, event: None) -> None:
+        """Nothing: the copy is over."""
+
+    def finish(self, event: None) -> None:
+        """Nothing: the copy is over."""
+
+    def pin(self, memory: memoryview) -> None:
+        """Nothing: the memory is the processor's own."""
+
+    def unpin(self, memory: memoryview) -> None:
+        """Nothing."""
+
+
+class Cuda:
+    """A graphics card: copies on a stream of their own, from page-locked memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def mark(self) -> Any:
+        """An event on the stream that computes."""
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def copy(self, target: Tensor, source: Tensor, after: Any) -> Any:
+        """Enqueue a copy behind `after` on the copying stream."""
+        event = torch.cuda.Event()
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            self._stream.wait_event(after)
+            target.copy_(source, non_blocking=True)
+            event.record(self._stream)
+        return event
+
+    def follow(self, event: Any) -> None:
+        """Let the computing stream wait for `event`; the host goes on."""
+        torch.cuda.current_stream(self._device).wait_event(event)
+
+    def finish(self, event: Any) -> None:
+        """Let the host wait for `event`."""
+        event.synchronize()
+
+    def pin(self, memory: memoryview) -> None:
+        """Page-lock memory that exists, whole pages, with nothing rounded up.
+
+        Raises InvalidInput where the driver refuses.
+        """
+        driver: Any = torch.cuda.cudart()
+        code = driver.cudaHostRegister(_address(memory), len(memory), 0)
+        if int(code) != 0:
+            raise InvalidInput(
+                f"the driver refuses to page-lock {len(memory)} bytes (CUDA error "
+                f"{int(code)}): lower host_bytes, or raise the limit of locked memory"
+            )
+
+    def unpin(self, memory: memoryview) -> None:
+        """Unlock the pages."""
+        driver: Any = torch.cuda.cudart()
+        driver.cudaHostUnregister(_address(memory))
+
+
+def _address(memory: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def open_device(device: torch.device) -> Device:
+    """The copies of a device. Raises InvalidInput for one that is not there."""
+    if device.type == "cpu":
+        return Processor()
+    if device.type == "cuda" and torch.cuda.is_available():
+        return Cuda(device)
+    raise InvalidInput(
+        f"device {device} is not available: expected cpu, or cuda on a machine with a "
+        "CUDA device and a torch that was built for it"
+    )
+
+
+class Transport(Protocol):
+    """Fills the staging buffers of one model."""
+
+    def fetch(self, layer: int, slot: Slot) -> Ticket:
+        """Start to bring `layer` into `slot`, after what is computed there now."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what is in flight and give host memory back."""
+        ...
+
+
+class FromDisk:
+    """The disk fills the buffer itself: nothing is copied."""
+
+    def __init__(self, store: SafetensorsStore) -> None:
+        self._store = store
+
+    def fetch(self, layer: int, slot: Slot) -> Ticket:
+        """Start to read `layer` into the memory of `slot`."""
+        if slot.memory is None:
+            raise InvalidInput(
+                "a buffer on another device cannot be filled by the disk"
+            )
+        return self._store.read_layer(layer, slot.memory)
+
+    def close(self) -> None:
+        """Nothing: the store is closed by its owner."""
+
+
+class ThroughHost:
+    """Layers that host memory holds, and others that pass through it from the disk.
+
+    `host` names the layers that are read once and stay in host memory; `bounces`
+    buffers of `staging_bytes` are for the others.
+    """
+
+    def __init__(
+        self,
+        store: SafetensorsStore,
+        device: Device,
+        host: Sequence[int],
+        bounces: int,
+        staging_bytes: int,
+    ) -> None:
+        self._store, self._device = store, device
+        self._memories: list[memoryview] = []
+        self._reader = ThreadPoolExecutor(max(bounces, 1), "weights-read")
+        self._copier = ThreadPoolExecutor(1, "weights-copy")
+        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        try:
+            self._host = {layer: self._allocate(store.nbytes(layer)) for layer in host}
+            for _ in range(bounces):
+                self._free.put(self._allocate(staging_bytes))
+            for ticket in [store.read_layer(i, m) for i, m in self._host.items()]:
+                ticket.wait()
+        except BaseException:
+            self.close()
+            raise
+
+    def _allocate(self, nbytes: int) -> memoryview:
+        memory = allocate(nbytes)
+        self._device.pin(memory)
+        self._memories.append(memory)
+        return memory
+
+    def fetch(self, layer: int, slot: Slot) -> Ticket:
+        """Start to bring `layer` into `slot`, by way of host memory if need be."""
+        computed = self._device.mark()
+        if layer in self._host:
+            source: Future[_Filled] | _Filled = _Filled(self._host[layer], None)
+        else:
+            source = self._reader.submit(self._read, layer)
+        copied = self._copier.submit(self._copy, layer, source, slot, computed)
+        return _Copied(copied, self._device)
+
+    def _read(self, layer: int) -> "_Filled":
+        bounce = self._free.get()
+        try:
+            return _Filled(bounce, self._store.read_layer(layer, bounce).wait())
+        except BaseException:
+            self._free.put(bounce)
+            raise
+
+    def _copy(
+        self, layer: int, source: Any, slot: Slot, computed: Any
+    ) -> tuple[Any, tuple[float, float]]:
+        filled = source.result() if isinstance(source, Future) else source
+        try:
+            nbytes = self._store.nbytes(layer)
+            start = time.perf_counter()
+            event = self._device.copy(
+                slot.tensor[:nbytes],
+                torch.frombuffer(filled.memory, dtype=torch.uint8)[:nbytes],
+                computed,
+            )
+            if filled.span is not None:  # the buffer may be filled again afterwards
+                self._device.finish(event)
+            end = time.perf_counter()
+        finally:
+            if filled.span is not None:
+                self._free.put(filled.memory)
+        return event, (start if filled.span is None else filled.span[0], end)
+
+    def close(self) -> None:
+        """Wait for what is in flight and give host memory back."""
+        self._reader.shutdown(wait=True, cancel_futures=True)
+        self._copier.shutdown(wait=True, cancel_futures=True)
+        while self._memories:
+            self._device.unpin(self._memories.pop())
+        self._host = {}
+
+
+class _Filled:
+    """A layer in host memory; `span` is that of its read, None if it stays there."""
+
+    def __init__(self, memory: memoryview, span: tuple[float, float] | None) -> None:
+        self.memory, self.span = memory, span
+
+
+class _Copied:
+    """A copy in flight."""
+
+    def __init__(
+        self, copied: Future[tuple[Any, tuple[float, float]]], device: Device
+    ) -> None:
+        self._copied, self._device = copied, device
+
+    def wait(self) -> tuple[float, float]:
+        event, span = self._copied.result()
+        self._device.follow(event)
+        return span

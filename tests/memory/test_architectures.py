@@ -1,0 +1,233 @@
+"""Every architecture: its bytes, its tables, and the same bits as transformers."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory.architectures import configure, read_config, skeleton, stack
+from thesis_lib.memory.measure import DeviceBudget
+from thesis_lib.memory.spec import ARCHITECTURES, ModelSpec, geometries, geometry
+from thesis_lib.memory.stream import StreamedModel
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folder and resident model by architecture, each written once."""
+    made = {}
+
+    def get(architecture):
+        if architecture not in made:
+            folder = tmp_path_factory.mktemp(architecture)
+            made[architecture] = folder, tiny.write(folder, architecture)
+        return made[architecture]
+
+    return get
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_arithmetic_counts_the_parameters_of_transformers(
+    tmp_path, architecture, tied
+):
+    model = tiny.write(tmp_path, architecture, tie_word_embeddings=tied)
+    spec = ModelSpec.from_config(tmp_path)
+    assert spec.parameters == sum(p.numel() for p in model.parameters())
+    layer = stack(model)[1][0]
+    assert spec.layer_parameters == sum(p.numel() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("name", geometries())
+def test_a_published_geometry_is_a_configuration_of_as_many_parameters(name):
+    model = skeleton(configure(geometry(name)))
+    assert sum(p.numel() for p in model.parameters()) == geometry(name).parameters
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tables_that_no_file_holds_are_those_of_transformers(models, architecture):
+    folder, model = models(architecture)
+    bare = skeleton(read_config(folder))
+    expected = dict(model.named_buffers())
+    for name, table in bare.named_buffers():
+        assert table.dtype == expected[name].dtype
+        assert torch.equal(table, expected[name])
+    assert all(parameter.is_meta for parameter in bare.parameters())
+
+
+@pytest.mark.parametrize(
+    ("ring", "resident", "host"),
+    [(1, 0, None), (2, 0, None), (3, 0, None), (1, 2, None), (2, 0, 1), (1, 0, 0)],
+)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_streamed_logits_are_those_of_transformers(
+    models, architecture, ring, resident, host
+):
+    folder, model = models(architecture)
+    made = tiny.plan_tight(
+        folder, resident, ring, host, batch=3, context=24, pass_tokens=9
+    )
+    assert (made.host_layers, made.bounces) == ((0, 0) if host is None else (host, 2))
+    with torch.no_grad(), StreamedModel(folder, made) as twin:
+        for batch in (1, 3):  # the second pass starts from a ring that wrapped around
+            row = tiny.tokens(batch, batch, 9)
+            assert torch.equal(twin.logits(row), model(row, use_cache=False).logits)
+            cache, own = twin.new_cache(), twin.new_cache()
+            for chunk in (9, 1, 1, 5, 1):
+                row = tiny.tokens(chunk, batch, chunk)
+                expected = model(row, cache=cache, use_cache=True).logits
+                assert torch.equal(twin.step(row, own), expected)
+
+
+class StopAfter(StoppingCriteria):
+    """Stops all sequences at a length."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __call__(self, input_ids, scores, **options):
+        return torch.full((len(input_ids),), input_ids.shape[1] >= self.length)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": False},
+        {"do_sample": True, "top_p": 0.9, "top_k": 20, "temperature": 1.3},
+        {"do_sample": False, "num_beams": 3},
+        {"do_sample": True, "num_beams": 2, "num_return_sequences": 2},
+    ],
+    ids=["greedy", "sampled", "beams", "sampled-beams"],
+)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_generate_is_that_of_transformers_within_the_plan(
+    models, architecture, options
+):
+    folder, model = models(architecture)
+    made = tiny.plan_tight(
+        folder, batch=6, context=24, pass_tokens=5, logit_tokens=1, generating=True
+    )
+    prompt = tiny.tokens(7, 2, 5)
+    options = {**options, "max_new_tokens": 12, "pad_token_id": 0}
+    with (
+        StreamedModel(folder, made) as twin,
+        DeviceBudget(made.device_peak_bytes) as budget,
+    ):
+        twin.charge(budget)
+        torch.manual_seed(3)
+        own = twin.generate(prompt, **options)
+        stop = StoppingCriteriaList([StopAfter(8)])
+        short = twin.generate(prompt[:1], stopping_criteria=stop, max_new_tokens=9)
+    torch.manual_seed(3)
+    assert torch.equal(own, model.generate(prompt, **options))
+    assert short.shape == (1, 8)
+
+
+def test_padded_sequences_are_masked_as_in_transformers(models):
+    folder, model = models("llama")
+    made = tiny.plan_tight(
+        folder, batch=2, context=20, pass_tokens=6, logit_tokens=1, generating=True
+    )
+    prompt, mask = tiny.tokens(1, 2, 6), torch.ones(2, 6, dtype=torch.long)
+    mask[0, :3] = 0
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    with StreamedModel(folder, made) as twin:
+        own = twin.generate(prompt, attention_mask=mask, **options)
+    assert torch.equal(own, model.generate(prompt, attention_mask=mask, **options))
+
+
+def test_a_long_prompt_goes_in_passes(models):
+    folder, model = models("qwen2")
+    made = tiny.plan_tight(
+        folder, context=40, pass_tokens=8, logit_tokens=1, generating=True
+    )
+    prompt = tiny.tokens(1, 1, 30)
+    options = {"max_new_tokens": 6, "do_sample": False}
+    with torch.no_grad(), StreamedModel(folder, made) as twin:
+        own = twin.generate(prompt, **options)
+        last = twin.prefill(prompt, twin.new_cache())
+        cache = twin.new_cache()
+        for part in prompt.split(8, dim=1):
+            expected = model(part, cache=cache, use_cache=True, logits_to_keep=1).logits
+    chunked = model.generate(prompt, prefill_chunk_size=8, **options)
+    assert torch.equal(own, chunked)
+    assert torch.equal(last, expected)
+
+
+def test_hidden_states_can_be_asked_for(models):
+    folder, model = models("llama")
+    made = tiny.plan_tight(folder, context=8, pass_tokens=8)
+    row = tiny.tokens(1, 1, 8)
+    with torch.no_grad(), StreamedModel(folder, made) as twin:
+        own = twin.model(row, output_hidden_states=True).hidden_states
+        expected = model(row, output_hidden_states=True).hidden_states
+    assert len(own) == len(expected) == tiny.LAYERS + 1
+    assert all(torch.equal(a, b) for a, b in zip(own, expected, strict=True))
+
+
+def rewrite(folder, change):
+    """Save the tensors of a checkpoint again, after `change` of their dictionary."""
+    path = folder / "model.safetensors"
+    tensors = change(load_file(path))
+    path.unlink()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("architecture", ["opt", "gpt_neox", "llama"])
+def test_older_checkpoints_stream_from_the_names_they_have(tmp_path, architecture):
+    model = tiny.write(tmp_path, architecture)
+
+    def age(tensors):
+        table = torch.ones(4)
+        prefix = stack(model)[0]
+        aged = dict(tensors) | {f"{prefix}.0.self_attn.rotary_emb.inv_freq": table}
+        aged |= {f"{prefix}.1.attention.masked_bias": table.clone()}
+        if architecture == "opt":  # saved from the base model
+            aged = {name.removeprefix("model."): value for name, value in aged.items()}
+            aged["lm_head.weight"] = aged["decoder.embed_tokens.weight"].clone()
+        return aged
+
+    rewrite(tmp_path, age)
+    made = tiny.plan_tight(tmp_path, context=8, pass_tokens=8)
+    row = tiny.tokens(2, 1, 8)
+    with torch.no_grad(), StreamedModel(tmp_path, made) as twin:
+        assert torch.equal(twin.logits(row), model(row, use_cache=False).logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"intermediate_size": 96}, "mlp.*asks for .*96"),
+        ({"vocab_size": 212}, r"embed_tokens.*asks for .*212"),
+        ({"num_hidden_layers": 5}, "stores 4 layers but its config.json says 5"),
+        ({"attention_bias": True}, "bias missing"),
+    ],
+)
+def test_a_checkpoint_that_disagrees_with_its_config_is_refused(
+    tmp_path, change, named
+):
+    tiny.write(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    made = (
+        tiny.plan_checkpoint(tmp_path, tiny.Machine(2**40, 1e9), context=8)
+        if (change.get("num_hidden_layers") is None)
+        else None
+    )
+    if made is None:
+        with pytest.raises(InvalidInput, match="4 read sizes for 5 layers"):
+            tiny.plan_checkpoint(tmp_path, tiny.Machine(2**40, 1e9), context=8)
+        return
+    with pytest.raises(InvalidInput, match=named), StreamedModel(tmp_path, made):
+        pass
+
+
+def test_other_architectures_are_refused_by_name(tmp_path):
+    tiny.write(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"llama"', '"mamba"'))
+    with pytest.raises(InvalidInput, match="mamba"):
+        read_config(tmp_path)

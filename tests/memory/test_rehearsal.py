@@ -1,0 +1,101 @@
+"""What is rehearsed without memory is what the meter sees, to the byte."""
+
+import random
+
+import pytest
+import tiny
+import torch
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory.architectures import configure, read_config
+from thesis_lib.memory.measure import DeviceBudget
+from thesis_lib.memory.rehearsal import Shape, rehearse
+from thesis_lib.memory.spec import ARCHITECTURES, geometry
+from thesis_lib.memory.stream import StreamedModel
+
+ROW = 8  # bytes of a token's number, which the caller holds
+
+
+def metered(folder, made):
+    """The peak of the extreme steps that a plan admits."""
+    with StreamedModel(folder, made) as twin, DeviceBudget() as budget:
+        twin.charge(budget)
+        keep, new = made.logit_tokens, made.pass_tokens
+        twin.step(tiny.tokens(0, made.batch, new), None, keep)
+        cache = twin.new_cache()
+        past = made.context - new
+        while past:
+            chunk = min(past, new)
+            twin.step(tiny.tokens(1, made.batch, chunk), cache, 1)
+            past -= chunk
+        twin.step(tiny.tokens(2, made.batch, new), cache, keep)
+        del cache
+        if made.context > 1:
+            cache, past = twin.new_cache(), made.context - 1
+            while past:
+                chunk = min(past, new)
+                twin.step(tiny.tokens(1, made.batch, chunk), cache, 1)
+                past -= chunk
+            twin.step(tiny.tokens(2, made.batch, 1), cache, 1)
+    return budget.peak_bytes
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_planned_peak_is_the_metered_one(tmp_path, architecture):
+    draw = random.Random(architecture)
+    tiny.write(
+        tmp_path,
+        architecture,
+        dtype=draw.choice([torch.bfloat16, torch.float32]),
+        vocab_size=draw.choice([211, 3000]),
+        tie_word_embeddings=draw.random() < 0.5,
+    )
+    for _ in range(6):
+        context = draw.choice([8, 24, 60])
+        new = draw.choice([1, context, context // 2])
+        made = tiny.plan_tight(
+            tmp_path,
+            draw.choice([0, 1, 2]),
+            draw.choice([1, 2]),
+            batch=draw.choice([1, 3]),
+            context=context,
+            pass_tokens=new,
+            logit_tokens=draw.choice([1, new]),
+        )
+        peak = metered(tmp_path, made)
+        assert peak <= made.device_peak_bytes
+        # The rest: the caller's tokens, and the ends of buffers in whole blocks.
+        slack = made.device_peak_bytes - peak - ROW * made.batch * new
+        assert slack <= 4096 * (1 + made.resident_layers)
+
+
+def test_a_rehearsal_of_65_billion_parameters_needs_no_memory():
+    config = configure(geometry("llama-65b"))
+    needs = rehearse(config, Shape(1, 512, 1, 1))
+    assert needs.kv_bytes == geometry("llama-65b").kv_bytes(1, 512)
+    assert needs.layer_bytes == geometry("llama-65b").layer_bytes
+    # A token's intermediate results are small beside a copy of one layer's keys.
+    assert 512 * 8192 * 2 <= needs.activation_bytes < 4 * 512 * 8192 * 2
+
+
+def test_more_of_anything_needs_more(tmp_path):
+    tiny.write(tmp_path)
+    config = read_config(tmp_path)
+    base = rehearse(config, Shape(2, 24, 4, 2))
+    for shape in (Shape(3, 24, 4, 2), Shape(2, 48, 4, 2), Shape(2, 24, 8, 2)):
+        more = rehearse(config, shape)
+        assert more.kv_bytes + more.activation_bytes > (
+            base.kv_bytes + base.activation_bytes
+        )
+    chosen = rehearse(config, Shape(2, 24, 4, 2, generating=True))
+    assert chosen.activation_bytes >= base.activation_bytes
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [Shape(0, 8, 1, 1), Shape(1, 8, 9, 1), Shape(1, 8, 4, 5), Shape(1, 8, 0, 0)],
+)
+def test_shapes_that_are_no_step_are_refused(tmp_path, shape):
+    tiny.write(tmp_path)
+    with pytest.raises(InvalidInput, match="is no step"):
+        rehearse(read_config(tmp_path), shape)

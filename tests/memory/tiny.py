@@ -1,0 +1,71 @@
+"""Tiny random models of every architecture that is streamed, on disk and resident."""
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from thesis_lib.memory import smollm2
+from thesis_lib.memory.spec import Machine
+from thesis_lib.memory.stream import plan_checkpoint
+
+VOCAB, LAYERS = 211, 4
+_SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+_GROUPED = {"intermediate_size": 80, "num_key_value_heads": 2, "head_dim": 8}
+SHAPES = {
+    "llama": _GROUPED,
+    "mistral": {**_GROUPED, "sliding_window": 7},
+    "qwen2": {"intermediate_size": 80, "num_key_value_heads": 2},
+    "qwen3": _GROUPED,
+    "opt": {"ffn_dim": 80, "word_embed_proj_dim": 48},
+    "gpt_neox": {"intermediate_size": 80},
+    "gemma": _GROUPED,
+    "gemma2": {**_GROUPED, "sliding_window": 7},
+    "gemma3_text": {
+        **_GROUPED,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+}
+
+
+def write(folder, architecture="llama", seed=0, dtype=torch.bfloat16, **changes):
+    """A random model of the architecture, saved in `folder` and loaded from it."""
+    torch.manual_seed(seed)
+    shape = {**_SHAPE, **SHAPES[architecture], **changes}
+    with smollm2.quiet():
+        config = AutoConfig.for_model(architecture, **shape, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config).to(dtype)
+        # Norms and biases start as ones and zeros, which would hide a wrong order.
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        model.save_pretrained(folder)
+        return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def plan_tight(folder, resident=0, ring=2, host=None, **options):
+    """The plan with room for `resident` layers, and for `host` in host memory."""
+    ample = plan_checkpoint(folder, Machine(2**50, 1e9), ring=ring, **options)
+    fixed = ample.outer_bytes + ample.kv_bytes + ample.activation_bytes
+    host_bytes = 0 if host is None else (host + 2) * ample.staging_bytes
+    machine = Machine(
+        fixed + (ring + resident) * ample.staging_bytes, 1e9, host_bytes=host_bytes
+    )
+    made = plan_checkpoint(folder, machine, ring=ring, **options)
+    layers = ample.spec.layers
+    assert made.resident_layers in (resident, layers)
+    return made
+
+
+def tokens(seed, batch, n, vocab=VOCAB):
+    """Random token ids, (batch, n)."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(0, vocab, (batch, n), generator=draw)
