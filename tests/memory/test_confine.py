@@ -153,7 +153,9 @@ folder, device_bytes = sys.argv[1], int(sys.argv[2])
 made = plan_checkpoint(folder, Machine(device_bytes, 1e9), ring=2, context=8)
 with StreamedModel(folder, made) as model, DeviceBudget(device_bytes) as budget:
     model.charge(budget)
-    model.generate(torch.ones(1, 1, dtype=torch.long), 4)
+    cache = model.new_cache()
+    for _ in range(4):
+        model.step(torch.ones(1, 1, dtype=torch.long), cache, keep=1)
 print(json.dumps([made.device_peak_bytes, budget.peak_bytes]))
 """
 
