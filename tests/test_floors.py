@@ -16,7 +16,8 @@ FLOORS = [
     "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "
     "memory.smollm2 memory.confine memory.store memory.measure",
     "claims sequencer.kernel sequencer.features sequencer.storage "
-    "sequencer.misestimate memory.architectures memory.ring memory.transport",
+    "sequencer.misestimate memory.architectures memory.ring memory.transport "
+    "memory.packed",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
     "sequencer.pricing memory.rehearsal memory.synth",
     "sequencer.shadow sequencer.modelfile sequencer.inspection memory.plan",

@@ -656,7 +656,7 @@ def synth(
         int | None, typer.Option(help="Depth. Default: that of the geometry.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
-    weights: Annotated[str, typer.Option(help="bf16.")] = "bf16",
+    weights: Annotated[str, typer.Option(help="bf16, nf4 or int8.")] = "bf16",
     as_json: Json = False,
 ) -> None:
     """Write a seeded random checkpoint of a true geometry, to measure systems with."""

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from thesis_lib.checks import InvalidInput
 from thesis_lib.cli import app
 from thesis_lib.memory import checkpoint, smollm2, spec, synth
+from thesis_lib.memory.packed import KINDS, layout_here, pack_checkpoint
 from thesis_lib.memory.spec import ModelSpec, geometries, geometry
 from thesis_lib.memory.store import OUTER, SafetensorsStore, StoreDamaged, allocate
 from thesis_lib.memory.synth import configuration, gaussian, synthesise
@@ -103,6 +104,22 @@ def test_the_same_seed_gives_the_same_bytes_for_any_number_of_threads(
     assert not {layer["mlp.up_proj.weight"] for layer in b[1:]} & {
         layer["mlp.up_proj.weight"] for layer in c[1:]
     }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_weights_are_the_dense_ones_packed(tmp_path, kind):
+    square = replace(TINY, intermediate=128)  # what fills the blocks of NF4
+    dense = synthesise(square, tmp_path / "dense", seed=2)
+    packed = synthesise(
+        square, tmp_path / "packed", seed=2, kind=kind, distinct_layers=3
+    )
+    pack_checkpoint(tmp_path / "dense", tmp_path / "after", kind)
+    straight, after = everything(tmp_path / "packed"), everything(tmp_path / "after")
+    assert straight[:4] == after[:4]
+    assert straight[4] == straight[1]
+    assert packed["bytes"] < dense["bytes"]
+    with SafetensorsStore(tmp_path / "packed", verify=True) as store:
+        assert (store.kind, store.layout) == (kind, layout_here(kind))
 
 
 def test_weights_follow_the_normal_law():

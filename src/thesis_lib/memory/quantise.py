@@ -103,7 +103,7 @@ def nf4_levels() -> F64:
 def levels(kind: str) -> F64:
     """The 16 levels of bitsandbytes' own 4-bit code book, ascending."""
     choice("kind", kind, ("nf4", "fp4"))
-    book = _bitsandbytes().functional.get_4bit_type(kind, device="cpu")
+    book = bitsandbytes().functional.get_4bit_type(kind, device="cpu")
     return np.sort(book.double().numpy())
 
 
@@ -133,7 +133,7 @@ def quantise(
 
 
 def _int8(layer: nn.Linear) -> nn.Module:
-    bnb = _bitsandbytes()
+    bnb = bitsandbytes()
     device = layer.weight.device
     quantised = bnb.nn.Linear8bitLt(
         layer.in_features,
@@ -156,7 +156,7 @@ def _four_bit(layer: nn.Linear, name: str, kind: str) -> nn.Module:
             f"{name} has {layer.in_features} inputs and {layer.out_features} outputs: "
             f"4-bit kernels expect multiples of {BLOCK} and 32; leave it out of names"
         )
-    bnb = _bitsandbytes()
+    bnb = bitsandbytes()
     device = layer.weight.device
     quantised = bnb.nn.Linear4bit(
         layer.in_features,
@@ -185,7 +185,7 @@ def dequantise(layer: nn.Module) -> Tensor:
     Raises InvalidInput for a layer that `quantise` did not make, and for a 4-bit one
     that a forward pass has laid out anew.
     """
-    functional = _bitsandbytes().functional
+    functional = bitsandbytes().functional
     weight: Any = getattr(layer, "weight", None)
     state = getattr(weight, "quant_state", None)
     if state is not None:
@@ -252,7 +252,7 @@ def _row_scales(layer: nn.Module) -> Iterable[Tensor]:
 
 
 @cache
-def _bitsandbytes() -> ModuleType:
+def bitsandbytes() -> ModuleType:
     """bitsandbytes, imported on first use and without its expected log lines."""
     for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).addFilter(

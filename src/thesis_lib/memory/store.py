@@ -326,8 +326,9 @@ class SafetensorsStore:
     """The layers of a safetensors checkpoint, one file or sharded, read on demand.
 
     `mode` says how: "direct" bypasses the page cache, "buffered" goes through it and
-    drops the pages behind each read. `kind` says what the layers hold: "dense", or the
-    format of a packed checkpoint. `bytes_read` counts what was asked of the disk.
+    drops the pages behind each read. `kind` says what the layers hold: "dense", or of a
+    packed checkpoint "nf4" or "int8", in `layout`. `bytes_read` counts what was asked
+    of the disk.
 
     Every file is held against its size, identity, time and header before and after
     each read, and what this project wrote against a checksum of the bytes that came.
@@ -340,7 +341,7 @@ class SafetensorsStore:
         self.folder = Path(folder)
         self.bytes_read = 0
         manifest = _read_manifest(self.folder)
-        self.kind = str(manifest.get("kind", "dense"))
+        self.kind, self.layout = _format(self.folder, manifest)
         self._lock = threading.Lock()
         self._files: list[_File] = []
         self._pool: ThreadPoolExecutor | None = None
@@ -350,6 +351,7 @@ class SafetensorsStore:
                 self._files.append(_File(path))
             tensors = list(self._tensors(index))
             self._parts = _partition(tensors, self.folder)
+            self._prefix = _prefix(tensors, self.folder)
             self._sums = _checksums(manifest, [file.path for file in self._files])
             if verify:
                 self._verify(manifest)
@@ -372,6 +374,10 @@ class SafetensorsStore:
     def tensor_bytes(self, layer: int) -> int:
         """Bytes of the tensors of `layer` alone."""
         return sum(tensor.nbytes for tensor in self._part(layer).placements)
+
+    def full_name(self, layer: int, name: str) -> str:
+        """What the checkpoint calls a tensor of `placements(layer)`."""
+        return name if layer == OUTER else f"{self._prefix}layers.{layer}.{name}"
 
     def placements(self, layer: int) -> tuple[Placement, ...]:
         """The tensors of `layer` and where `read_layer` puts them."""
@@ -576,6 +582,44 @@ def _read_index(folder: Path) -> _Index:
         {folder / name: tuple(inside) for name, inside in sorted(names.items())},
         distinct,
     )
+
+
+def _format(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, str]:
+    """Kind and layout of the layers, on which manifest and configuration agree."""
+    found = str(manifest.get("kind", "dense")), str(manifest.get("layout", ""))
+    said = "dense", ""
+    if (path := folder / "config.json").is_file():
+        try:
+            packing = json.loads(path.read_text()).get("quantization_config") or {}
+            if packing.get("quant_method") == "thesis_lib":
+                said = packing["kind"], packing["layout"]
+        except (ValueError, KeyError, AttributeError) as error:
+            raise StoreDamaged(
+                f"{path} is not the configuration of a checkpoint "
+                f"({type(error).__name__}): copy it again"
+            ) from error
+        if said != found:
+            raise StoreDamaged(
+                f"{folder} holds {' '.join(said).strip()} weights by its config.json "
+                f"but {' '.join(found).strip()} ones by its {MANIFEST}: one of the two "
+                "is missing or of another checkpoint; copy the folder again"
+            )
+    return found
+
+
+def _prefix(tensors: Iterable[_Tensor], folder: Path) -> str:
+    """What stands before `layers.` in the names of a stack."""
+    found = {
+        tensor.name.split("layers.")[0]
+        for tensor in tensors
+        if split_name(tensor.name)[0] != OUTER
+    }
+    if len(found) != 1:
+        raise StoreDamaged(
+            f"{folder} holds several stacks of layers, {', '.join(sorted(found))}: "
+            "expected one"
+        )
+    return found.pop()
 
 
 def _partition(tensors: Iterable[_Tensor], folder: Path) -> dict[int, _Part]:

@@ -29,11 +29,18 @@ from thesis_lib.memory.checkpoint import (
     new_checkpoint,
     split_name,
 )
+from thesis_lib.memory.packed import (
+    KINDS,
+    contents,
+    describe,
+    layout_here,
+    pack_layer,
+    packed_entries,
+)
 from thesis_lib.memory.spec import ModelSpec, geometry
 from thesis_lib.units import MiB
 
-KINDS = ("dense",)
-WEIGHTS = {"bf16": "dense"}  # what the command calls them
+WEIGHTS = {"bf16": "dense", **{kind: kind for kind in KINDS}}  # as the command says
 _STD = 0.02  # what most published models start from
 _BLOCK = 4 * MiB  # weights drawn from one generator
 _THREADS = os.cpu_count() or 1
@@ -51,8 +58,9 @@ def synthesise(
     """Write a checkpoint of a geometry with Gaussian weights into the new folder `out`.
 
     Matrices have mean 0 and the standard deviation 0.02, or less where a matrix has
-    more inputs than that keeps at unit gain; norms are one. `layers` cuts the stack.
-    With `distinct_layers` D the file of layer l >= D is a hard link to that of layer
+    more inputs than that keeps at unit gain; norms are one. `kind` is "dense" for
+    bfloat16, or "nf4" or "int8" for layers packed so. `layers` cuts the stack. With
+    `distinct_layers` D the file of layer l >= D is a hard link to that of layer
     l mod D, and index and manifest say so: the stack is as long to read and shorter
     to store. A layer depends on `seed` and on its number alone.
 
@@ -64,7 +72,7 @@ def synthesise(
     that exists and, before anything is written, for a disk that is too small.
     """
     spec = geometry(model) if isinstance(model, str) else model
-    choice("kind", kind, KINDS)
+    choice("kind", kind, WEIGHTS.values())
     count = spec.layers if layers is None else layers
     require(
         0 < count <= spec.layers,
@@ -76,21 +84,29 @@ def synthesise(
         f"distinct_layers={distinct}: expected 1 to {count}, the layers of the stack",
     )
     config = configuration(spec, count)
-    parts = _parts(config)
+    parts, packing = _parts(config), {}
+    files = dict(parts)
+    if kind != "dense":
+        packing = {"layout": layout_here(kind)}
+        config.quantization_config = describe(kind, **packing)
+        for layer in range(count):
+            files[layer] = packed_entries(parts[layer], kind, **packing)
     written = (OUTER, *range(distinct))
-    distinct_bytes = sum(file_bytes(parts[part]) for part in written)
+    distinct_bytes = sum(file_bytes(files[part]) for part in written)
     with new_checkpoint(Path(out), distinct_bytes) as checkpoint:
         config.save_pretrained(checkpoint.folder)
         for done, part in enumerate(written):
-            entries = in_file_order(parts[part])
-            checkpoint.write(part, entries, _contents(entries, (seed, part + 1)))
+            tensors = _draw(parts[part], (seed, part + 1))
+            if part != OUTER and kind != "dense":
+                tensors = _pack(tensors, files[part], kind)
+            checkpoint.write(part, files[part], contents(t for _, t in tensors))
             if progress is not None:
                 progress(done, distinct)
         for layer in range(distinct, count):
             checkpoint.link(layer, layer % distinct)
         linked = {"distinct_layers": distinct} if distinct < count else {}
         checkpoint.finish(
-            kind=kind, geometry=spec.name, layers=count, seed=seed, **linked
+            kind=kind, **packing, geometry=spec.name, layers=count, seed=seed, **linked
         )
         total = checkpoint.bytes
     return {
@@ -151,17 +167,26 @@ def _parts(config: PretrainedConfig) -> dict[int, dict[str, Entry]]:
     return parts
 
 
-def _contents(
+def _draw(
     entries: Mapping[str, Entry], seed: tuple[int, ...]
-) -> Iterator[memoryview]:
-    """The bytes of one tensor after the other."""
-    for number, (name, (_, shape)) in enumerate(entries.items()):
+) -> Iterator[tuple[str, Tensor]]:
+    """One tensor after the other, with its name, in the order of the file."""
+    for number, (name, (_, shape)) in enumerate(in_file_order(entries).items()):
         if len(shape) == 1 and name.endswith(".weight"):
-            tensor = torch.ones(shape, dtype=torch.bfloat16)  # a norm
+            yield name, torch.ones(shape, dtype=torch.bfloat16)  # a norm
         else:
             std = min(_STD, 1 / math.sqrt(shape[-1]))
-            tensor = gaussian(shape, std, (*seed, number))
-        yield tensor.view(torch.uint8).numpy().data.cast("B")
+            yield name, gaussian(shape, std, (*seed, number))
+
+
+def _pack(
+    tensors: Iterator[tuple[str, Tensor]], entries: Mapping[str, Entry], kind: str
+) -> Iterator[tuple[str, Tensor]]:
+    """The same packed, in the order of the file that holds `entries`."""
+    packed: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        packed |= pack_layer({name: tensor}, kind)
+    yield from ((name, packed[name]) for name in in_file_order(entries))
 
 
 @cache
