@@ -171,7 +171,7 @@ MUTANTS = [
     Mutant(
         "published: packets have no headers",
         "memory/published.py",
-        "return self.raw_bytes_per_s * _PAYLOAD_BYTES / packet",
+        "return self.raw_bytes_per_s * PAYLOAD_BYTES / packet",
         "return self.raw_bytes_per_s",
         ("tests/memory/test_published.py",),
     ),

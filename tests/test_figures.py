@@ -127,16 +127,37 @@ def test_systems_stand_at_their_memory_and_time_beside_the_budget():
     assert colours["something new"] == figures.GREY
 
 
-def test_the_roofline_is_the_larger_of_its_two_lines():
-    tokens, seconds = [1, 16, 256], [2.0, 2.1, 5.0]
-    (ax,) = figures.roofline_stream(
-        tokens, seconds, 2.0, 0.4, 0.02, (80.0, 70.0, 95.0)
-    ).axes
+@pytest.mark.parametrize(
+    ("at", "found", "crossovers"), [(80.0, None, 1), (80.0, 90.0, 2), (0.0, 90.0, 1)]
+)
+def test_the_roofline_is_the_larger_of_its_two_lines(at, found, crossovers):
+    tokens, seconds = [1, 16, 256], {"streamed": [2.0, 2.1, 5.0]}
+    figure = figures.roofline_stream(
+        tokens, seconds, 2.0, 0.4, 0.02, (at, 0.9 * at, 1.2 * at), found
+    )
+    (ax,) = figure.axes
     lines = {line.get_label(): line for line in ax.lines}
-    at, predicted_s = lines["predicted"].get_data()
-    for count, value in zip(at, predicted_s, strict=True):
+    span, predicted_s = lines["predicted"].get_data()
+    for count, value in zip(span, predicted_s, strict=True):
         assert value == pytest.approx(max(2.0, 0.4 + 0.02 * count))
-    assert list(lines["measured"].get_ydata()) == seconds
+    assert list(lines["streamed"].get_ydata()) == seconds["streamed"]
+    assert sum(label.startswith("crossover") for label in lines) == crossovers
+
+
+def test_published_times_stand_at_their_place_and_in_the_look_of_their_copy():
+    table = pd.DataFrame(
+        {
+            "published_s": [4.0, 10.0],
+            "predicted_s": [4.2, 3.0],
+            "copy": ["pinned", "pageable"],
+        }
+    )
+    (ax,) = figures.published_times(table, 0.25).axes
+    lines = {line.get_label(): line for line in ax.lines}
+    for row in table.itertuples():
+        line = lines[f"copy {row.copy}"]
+        assert line.get_xydata().tolist() == [[row.published_s, row.predicted_s]]
+        assert line.get_color() == figures.COPY_LOOKS[row.copy][0]
 
 
 @pytest.mark.parametrize(

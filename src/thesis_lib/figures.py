@@ -1211,36 +1211,49 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
 
 def roofline_stream(
     tokens: Sequence[float],
-    measured_s: Sequence[float],
+    measured_s: Mapping[str, Sequence[float]],
     io_s: float,
     weights_s: float,
     token_s: float,
-    crossover: tuple[float, float, float],
+    predicted: tuple[float, float, float],
+    found: float | None,
 ) -> Figure:
     """Time of a pass against its tokens: the floor of reading and the line of compute.
 
     `io_s` is the drain, `weights_s` one pass over weights in memory and `token_s` the
-    products of one token more; `crossover` is predicted, with the ends of its interval.
-    Both axes are logarithmic; the measured points (n,) belong to `tokens` (n,).
+    products of one token more; `predicted` is where they cross, with the ends of its
+    interval, and `found` where the measured ones do, None if nowhere. Both axes are
+    logarithmic; the measured points (n,), by what they are, belong to `tokens` (n,).
     """
-    figure, drawn = axes(height_in=3.2)
-    at, low, high = crossover
-    span = np.geomspace(min(*tokens, at) / 1.5, max(*tokens, at) * 1.5, 200)
+    figure, drawn = axes()
+    at, low, high = predicted
+    crossing = at if at > 0 else tokens[0]
+    span = np.geomspace(min(*tokens, crossing) / 1.5, max(*tokens, crossing) * 1.5, 200)
     compute_s = weights_s + token_s * span
-    drawn.axhline(io_s, color=SPAN_COLOURS["read"], linestyle="--", linewidth=1)
-    drawn.plot(span, compute_s, color=SPAN_COLOURS["compute"], ls="--", lw=1)
+    reads, computes = SPAN_COLOURS["read"], SPAN_COLOURS["compute"]
+    drawn.axhline(io_s, color=reads, linestyle="--", linewidth=1)
+    drawn.plot(span, compute_s, color=computes, linestyle="--", linewidth=1)
     drawn.plot(span, np.maximum(io_s, compute_s), color=INK, label="predicted")
-    drawn.plot(tokens, measured_s, "o", color=COLOURS["ours"], label="measured")
-    drawn.axvspan(low, high, color=GREY, alpha=0.25, linewidth=0, label="crossover")
-    drawn.axvline(at, color=GREY, linewidth=1)
-    drawn.annotate(
-        "reading", (span[-1], io_s), (-4, -10), textcoords="offset points",
-        ha="right", fontsize=8, color=SPAN_COLOURS["read"],
-    )  # fmt: skip
-    drawn.annotate(
-        "computing", (span[0], compute_s[0]), (4, 3), textcoords="offset points",
-        fontsize=8, color=SPAN_COLOURS["compute"],
-    )  # fmt: skip
+    for (name, seconds), marker, face in zip(
+        measured_s.items(), "os", (COLOURS["ours"], "white"), strict=False
+    ):
+        drawn.plot(
+            tokens, seconds, marker, color=COLOURS["ours"], markerfacecolor=face,
+            label=name,
+        )  # fmt: skip
+    if at > 0:
+        drawn.axvspan(low, high, color=GREY, alpha=0.25, linewidth=0)
+        drawn.axvline(at, color=GREY, linewidth=1, label="crossover, predicted")
+    if found is not None:
+        drawn.axvline(found, color=INK, linestyle=":", label="crossover, measured")
+    for name, end, offset, side, colour in (
+        ("reading", (span[-1], io_s), (-4, -10), "right", reads),
+        ("computing", (span[0], compute_s[0]), (4, 3), "left", computes),
+    ):
+        drawn.annotate(
+            name, end, offset, textcoords="offset points", ha=side, fontsize=8,
+            color=colour,
+        )  # fmt: skip
     drawn.set(xscale="log", yscale="log", xlim=(span[0], span[-1]))
     drawn.set_xticks(tokens, [f"{count:g}" for count in tokens])
     drawn.xaxis.set_minor_locator(NullLocator())
@@ -1249,6 +1262,42 @@ def roofline_stream(
     drawn.tick_params(axis="y", which="both", labelsize=7)
     drawn.set_xlabel("new tokens in a pass, all sequences together")
     drawn.set_ylabel("time of a pass (s)")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+COPY_LOOKS = {  # how host memory crosses the link: colour and marker
+    "pinned": (COLOURS["ours"], "o"),
+    "unknown": (GREY, "D"),
+    "pageable": (COLOURS["drop"], "s"),
+}
+
+
+def published_times(table: pd.DataFrame, tolerance: float) -> Figure:
+    """Predicted against published time, a point a row, with the band of the goal.
+
+    `table` has columns published_s, predicted_s and copy, one of COPY_LOOKS. Below the
+    diagonal a system took longer than its link would have.
+    """
+    figure, drawn = axes(height_in=3.8)
+    times = table[["published_s", "predicted_s"]].to_numpy()
+    line = np.array([0.6 * times.min(), 1.7 * times.max()])
+    drawn.fill_between(
+        line, line * (1 - tolerance), line * (1 + tolerance), color=GREY, alpha=0.25,
+        linewidth=0, label=f"within {100 * tolerance:.0f} %",
+    )  # fmt: skip
+    drawn.plot(line, line, color=INK, linewidth=0.8)
+    for copy, (colour, marker) in COPY_LOOKS.items():
+        rows = table[table["copy"] == copy]
+        drawn.plot(
+            rows["published_s"], rows["predicted_s"], marker, color=colour, alpha=0.8,
+            label=f"copy {copy}",
+        )  # fmt: skip
+    drawn.set(xscale="log", yscale="log", xlim=line, ylim=line)
+    for axis in (drawn.xaxis, drawn.yaxis):
+        axis.set_major_formatter("{x:g}")
+    drawn.set_xlabel("published: seconds of a step, or of a whole run")
+    drawn.set_ylabel("predicted (s)")
     drawn.legend(loc="upper left")
     return figure
 
@@ -1288,31 +1337,6 @@ def step_times(seconds: Mapping[str, Sequence[float]]) -> Figure:
     drawn.set_xlim(left=0)
     drawn.set_xlabel("time of one decoding step (ms)")
     drawn.grid(axis="y", visible=False)
-    return figure
-
-
-def io_against_compute(
-    tokens: Sequence[int],
-    seconds: Mapping[str, Sequence[float]],
-    crossovers: Mapping[str, float | None],
-) -> Figure:
-    """Time of a pass against its tokens, and where computing overtakes reading.
-
-    A crossover that was not found, None, is not drawn.
-    """
-    figure, drawn = axes()
-    for name, samples in seconds.items():
-        drawn.plot(tokens, 1e3 * np.asarray(samples), "o-", label=name)
-    for (name, at), style in zip(crossovers.items(), ("--", ":"), strict=False):
-        if at is not None:
-            drawn.axvline(at, color=INK, linestyle=style, label=name)
-    drawn.set_xscale("log", base=2)
-    drawn.set_xticks(tokens, [str(t) for t in tokens])
-    drawn.minorticks_off()
-    drawn.set_ylim(bottom=0)
-    drawn.set_xlabel("new tokens in a pass")
-    drawn.set_ylabel("time of a pass (ms)")
-    drawn.legend()
     return figure
 
 

@@ -103,6 +103,14 @@ def test_the_table_has_a_row_for_each_figure_in_its_own_unit():
         if made.row.unit == "tokens/s":
             ratio = 1 / ratio
         assert ratio == pytest.approx(made.ratio)
+        assert line["ratio"] == made.ratio
+
+
+def test_counts_add_up():
+    counted = published.counts(MADE)
+    assert counted["pinned"] + counted["others"] == counted["rows"] == len(ROWS)
+    assert counted["pinned_within"] <= counted["pinned"] <= counted["steps"]
+    assert counted["pinned_within"] <= counted["within"]
 
 
 @pytest.fixture

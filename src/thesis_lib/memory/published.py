@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from thesis_lib.checks import InvalidInput, choice, require
@@ -20,6 +21,10 @@ from thesis_lib.memory.spec import Machine, ModelSpec, geometries, geometry
 from thesis_lib.paths import data_folder
 
 CARDS, ROWS = "offloading_cards.csv", "offloading_published.csv"
+HEADINGS = {  # of columns that readers are shown, for `rename`
+    "ratio": "predicted over published time",
+    "copy": "host memory",
+}
 UNITS = ("s/token", "tokens/s")
 COPIES = ("pinned", "pageable", "unknown")
 TOLERANCE = 0.25  # of the goal: predicted over published time lies within it of one
@@ -30,7 +35,7 @@ _ENCODING = 128 / 130
 # A completion carries at most the payload that the standard sets by default (PLX,
 # PEX 8532, section 8.4.1.3) behind a header of three double words and two more of
 # framing, sequence number and checksum (Intel, AN 456, Throughput for Posted Writes).
-_PAYLOAD_BYTES, _OVERHEAD_BYTES = 128, 20
+PAYLOAD_BYTES, OVERHEAD_BYTES = 128, 20
 _HOST_BYTES = 2**50  # what does not fit on the card fits in host memory
 _RING = {True: 2, False: 1}  # buffers, by whether anything is fetched ahead
 _CONTEXT = 512  # positions where a source does not say; hardly moves a second
@@ -81,8 +86,8 @@ class Card:
     @property
     def link_bytes_per_s(self) -> float:
         """What is left for data in packets of the standard's default size."""
-        packet = _PAYLOAD_BYTES + _OVERHEAD_BYTES
-        return self.raw_bytes_per_s * _PAYLOAD_BYTES / packet
+        packet = PAYLOAD_BYTES + OVERHEAD_BYTES
+        return self.raw_bytes_per_s * PAYLOAD_BYTES / packet
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +267,7 @@ def predictions(folder: Path | None = None) -> list[Prediction]:
 
 
 def table(made: list[Prediction]) -> pd.DataFrame:
-    """Published and predicted, a row each, in the unit of the source."""
+    """Published and predicted, a row each, in the unit of the source and in seconds."""
     return pd.DataFrame(
         [
             {
@@ -271,16 +276,39 @@ def table(made: list[Prediction]) -> pd.DataFrame:
                 "device": each.row.device,
                 "bits": each.row.bits,
                 "batch": each.row.batch,
+                "copy": each.row.copy,
                 "unit": each.row.unit,
                 "published": each.row.figure,
                 "predicted": _in_unit(each.predicted_s, each.row),
                 "bound": _in_unit(each.bound_s, each.row),
-                "predicted over published time": each.ratio,
-                "host copy": each.row.copy,
+                "published_s": each.row.published_s,
+                "predicted_s": each.predicted_s,
+                "ratio": each.ratio,
             }
             for each in made
         ]
     )
+
+
+def counts(made: list[Prediction]) -> dict[str, float]:
+    """How many rows there are and how many meet the goal, by kind.
+
+    `steps` are figures of one decoding step at batch one, `pinned` those of them whose
+    host memory is pinned; their median ratio beside that of all others.
+    """
+    steps = [each for each in made if each.row.unit == "s/token"]
+    pinned = [each for each in steps if each.row.copy == "pinned"]
+    others = [each for each in made if each not in pinned]
+    return {
+        "rows": len(made),
+        "within": sum(each.is_within for each in made),
+        "steps": len(steps),
+        "pinned": len(pinned),
+        "pinned_within": sum(each.is_within for each in pinned),
+        "pinned_median": float(np.median([each.ratio for each in pinned])),
+        "others": len(others),
+        "others_median": float(np.median([each.ratio for each in others])),
+    }
 
 
 def _in_unit(seconds: float, row: Row) -> float:
