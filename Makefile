@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help book test smoke full lab outputs mutants proof gpu lint clean lock setup
+.PHONY: help book test smoke full lab outputs mutants proof headline gpu lint clean lock setup
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -51,11 +51,15 @@ lint: $(READY) ## ruff and pyright
 proof: $(READY) ## laws that take minutes
 	$(BIN)/pytest -m proof
 
-gpu: ## needs a CUDA device: the checks of it, then chapter 6 (PROFILE=default)
+headline: $(READY) ## a 65B geometry in 8 GiB and in 4: says disk and time first (ARGS=)
+	$(BIN)/python benchmarks/headline.py $(ARGS)
+
+gpu: ## needs a CUDA device: its checks, a 65B geometry in 8 GiB, chapter 6 (PROFILE=default)
 	@sh scripts/require_gpu.sh
 	@$(MAKE) --no-print-directory $(READY)
 	@sh scripts/require_gpu.sh $(BIN)/python
 	$(BIN)/pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/thesis run 6 --profile $(PROFILE)
 
 mutants: $(READY) ## break one line at a time; each must turn a check red

@@ -22,7 +22,7 @@ FLOORS = [
     "sequencer.pricing memory.rehearsal memory.synth",
     "sequencer.shadow sequencer.modelfile sequencer.inspection memory.plan",
     "sequencer.dispatch memory.stream memory.cost memory.published memory.schedule",
-    "sequencer.policies memory.speculate memory.quality",
+    "sequencer.policies memory.speculate memory.quality memory.trial",
     "sequencer.pipeline sequencer.simulate sequencer.partitions",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
     "sequencer.worked",

@@ -10,7 +10,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = PROJECT["optional-dependencies"]
+EXTRAS = dict(PROJECT["optional-dependencies"])
+PEERS = [Requirement(text) for text in EXTRAS.pop("peers")]  # in no environment of ours
 DECLARED = [
     Requirement(text)
     for text in [*PROJECT["dependencies"], *(r for e in EXTRAS.values() for r in e)]
@@ -48,6 +49,13 @@ def test_every_dependency_but_torch_is_pinned_within_its_range():
             (specifier,) = pin.specifier
             assert specifier.operator == "=="
             assert requirement.specifier.contains(specifier.version), pin
+
+
+def test_peers_are_pinned_where_they_are_declared_and_locked_nowhere():
+    for peer in PEERS:
+        (specifier,) = peer.specifier
+        assert specifier.operator == "=="
+        assert canonicalize_name(peer.name) not in locked()
 
 
 def test_the_locks_hold_neither_torch_nor_what_it_brings_nor_an_address():

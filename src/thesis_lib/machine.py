@@ -250,6 +250,18 @@ def commit(folder: Path) -> tuple[str, bool]:
     return (head[:12], changes == "") if head else ("no repository", False)
 
 
+def provenance(folder: Path) -> dict[str, Any]:
+    """What a record of `folder`'s benchmarks was made by: commit, machine, versions."""
+    head, clean = commit(folder)
+    return {
+        "commit": head,
+        "clean": clean,
+        "kernel": platform.release(),
+        "machine": identity(),
+        "versions": versions(),
+    }
+
+
 def lock_hash(checkout: Path) -> str:
     """SHA-256 of the files that pin the environment."""
     return file_hash(checkout.glob("requirements*.lock"))

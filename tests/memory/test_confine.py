@@ -45,6 +45,9 @@ def test_a_command_that_fits_keeps_its_output_and_its_code(proc):
     assert (done.returncode, done.killed) == (0, False)
     assert done.stdout == f"{30 * MiB}\n"
     assert 30 * MiB < done.peak_bytes <= done.limit_bytes
+    seconds, held, anonymous = zip(*done.use, strict=True)
+    assert list(seconds) == sorted(seconds)
+    assert max(anonymous) <= max(held) <= done.peak_bytes
     assert done.how == (how_confined() if proc == module.PROC else "uncapped")
     failed = confine([sys.executable, "-c", "raise SystemExit(3)"], MiB * 99, proc=proc)
     assert (failed.returncode, failed.killed) == (3, False)
@@ -108,6 +111,8 @@ def test_the_page_cache_counts(tmp_path):
     idle = confine([sys.executable, "-c", "pass", file], 64 * MiB)
     assert not read.killed
     assert idle.peak_bytes + 20 * MiB < read.peak_bytes <= 64 * MiB
+    most_bytes = max(anonymous_bytes for _, _, anonymous_bytes in read.use)
+    assert most_bytes < read.peak_bytes - 20 * MiB  # and is told apart
 
 
 def test_bytes_read_are_those_of_the_disk_children_included(tmp_path):
@@ -148,7 +153,9 @@ folder, device_bytes = sys.argv[1], int(sys.argv[2])
 made = plan_checkpoint(folder, Machine(device_bytes, 1e9), ring=2, context=8)
 with StreamedModel(folder, made) as model, DeviceBudget(device_bytes) as budget:
     model.charge(budget)
-    model.generate(torch.ones(1, 1, dtype=torch.long), 4)
+    cache = model.new_cache()
+    for _ in range(4):
+        model.step(torch.ones(1, 1, dtype=torch.long), cache, keep=1)
 print(json.dumps([made.device_peak_bytes, budget.peak_bytes]))
 """
 
@@ -198,7 +205,8 @@ def fake_kernel(monkeypatch, events="oom 0\noom_kill 0\n"):
             "memory.max": "max",
             "memory.swap.max": "max",
             "memory.peak": str(12 * MiB),
-            "memory.current": "0",
+            "memory.current": str(11 * MiB),
+            "memory.stat": f"file 4096\nanon {7 * MiB}\nanon_thp 0\n",
             "memory.events": events,
         }.items():
             (folder / name).write_text(text)
@@ -231,6 +239,7 @@ def test_version_2_finds_the_nearest_group_that_hands_memory_down(
     done = confine([sys.executable, "-c", "print(1)"], 64 * MiB, proc=proc)
     assert (done.how, done.killed, done.stdout) == ("cgroup v2", False, "1\n")
     assert done.peak_bytes == 12 * MiB
+    assert {row[1:] for row in done.use} == {(11 * MiB, 7 * MiB)}
     (parent, files), *others = seen
     assert parent == "app"
     assert not others

@@ -28,7 +28,7 @@ from thesis_lib.units import format_size
 How = Literal["cgroup v1", "cgroup v2", "uncapped"]
 
 PROC = Path("/proc")
-_LOOK_S = 0.02  # between two looks at a running command
+_LOOK_S = 0.02  # between two looks at an ending command
 _EMPTY_S = 5.0  # until a killed group must be empty
 # The shell joins the group and becomes the command: no page is charged elsewhere.
 _JOIN = 'echo 0 > "$0" && exec "$@"'
@@ -51,6 +51,9 @@ class Confined:
     read_bytes: int | None  # from storage, with its children; None: not known here
     stdout: str  # empty where the output was not captured
     stderr: str
+    # At each look: seconds since the start, bytes held, and those of them that are no
+    # page cache; uncapped both are the largest resident set of one.
+    use: tuple[tuple[float, int, int], ...] = ()
 
     def check(self) -> "Confined":
         """This, or OverLimit if the command was killed at its limit."""
@@ -69,13 +72,15 @@ def confine(
     env: Mapping[str, str] | None = None,
     cwd: Path | str | None = None,
     capture: bool = True,
+    look_s: float = 0.02,
     proc: Path = PROC,
 ) -> Confined:
     """Run a command that may hold `limit_bytes` of memory at most, and wait for it.
 
     Swap counts too, or is forbidden. The group is removed afterwards, whatever
     happens, and processes that the command left in it are killed. Without `capture`
-    the command writes to this process's own streams. Raises InvalidInput for a limit
+    the command writes to this process's own streams. Every `look_s` seconds its use is
+    noted. Raises InvalidInput for a limit
     that is not positive; a command that is killed is reported, not raised.
     """
     require(limit_bytes > 0, f"limit_bytes={limit_bytes} must be positive")
@@ -93,7 +98,7 @@ def confine(
                 stdout=out if capture else None,
                 stderr=err if capture else None,
             )
-            watch = _Watch(process, group, limit_bytes)
+            watch = _Watch(process, group, limit_bytes, look_s)
             try:
                 read_bytes = watch.wait()
             finally:
@@ -110,6 +115,7 @@ def confine(
                 read_bytes=read_bytes,
                 stdout=_text(out),
                 stderr=_text(err),
+                use=tuple(watch.use),
             )
     finally:
         if group is not None:
@@ -162,6 +168,7 @@ class _Group:
     how: How
     peak: str  # file with the largest number of bytes so far
     usage: str  # file with the number of bytes now
+    anonymous: str  # entry of memory.stat that counts what is no page cache
     events: str  # file that counts kills
 
     @property
@@ -175,9 +182,17 @@ class _Group:
                 return int(path.read_text())
         return 0
 
+    def use_bytes(self) -> tuple[int, int]:
+        """Bytes now, and those of them that are no page cache."""
+        now = int((self.folder / self.usage).read_text())
+        return now, self._entry("memory.stat", self.anonymous)
+
     def kills(self) -> int:
-        text = (self.folder / self.events).read_text()
-        hit = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
+        return self._entry(self.events, "oom_kill")
+
+    def _entry(self, file: str, name: str) -> int:
+        text = (self.folder / file).read_text()
+        hit = re.search(rf"^{name} (\d+)$", text, re.MULTILINE)
         return int(hit[1]) if hit else 0
 
     def remove(self) -> None:
@@ -233,6 +248,7 @@ def _limited(parent: Path, version: int, limit_bytes: int) -> _Group:
                 "cgroup v1",
                 "memory.max_usage_in_bytes",
                 "memory.usage_in_bytes",
+                "total_rss",
                 "memory.oom_control",
             )
             (folder / "memory.limit_in_bytes").write_text(str(limit_bytes))
@@ -242,7 +258,12 @@ def _limited(parent: Path, version: int, limit_bytes: int) -> _Group:
                 both.write_text(str(limit_bytes))
         else:
             group = _Group(
-                folder, "cgroup v2", "memory.peak", "memory.current", "memory.events"
+                folder,
+                "cgroup v2",
+                "memory.peak",
+                "memory.current",
+                "anon",
+                "memory.events",
             )
             (folder / "memory.max").write_text(str(limit_bytes))
             swap = folder / "memory.swap.max"
@@ -297,21 +318,28 @@ class _Watch:
     """Waits for a command and keeps what is gone once it is reaped."""
 
     def __init__(
-        self, process: subprocess.Popen, group: _Group | None, limit_bytes: int
+        self,
+        process: subprocess.Popen,
+        group: _Group | None,
+        limit_bytes: int,
+        look_s: float,
     ) -> None:
         self._process = process
         self._group = group
         self._limit_bytes = limit_bytes
+        self._look_s = look_s
         self.peak_bytes = 0
         self.killed = False
+        self.use: list[tuple[float, int, int]] = []
 
     def wait(self) -> int | None:
         """Return when the command has ended: the bytes it read from storage."""
-        read_bytes = None
+        read_bytes, start = None, time.perf_counter()
         while not self._has_ended():
-            self._look()
+            now_bytes, anonymous_bytes = self._look()
+            self.use.append((time.perf_counter() - start, now_bytes, anonymous_bytes))
             read_bytes = read_from_disk_bytes(self._process.pid)
-            time.sleep(_LOOK_S)
+            time.sleep(self._look_s)
         # Ended but not reaped: its counters still stand.
         ended_bytes = read_from_disk_bytes(self._process.pid)
         self._process.wait()
@@ -325,17 +353,19 @@ class _Watch:
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return os.waitid(os.P_PID, self._process.pid, flags) is not None
 
-    def _look(self) -> None:
+    def _look(self) -> tuple[int, int]:
         if self._group is not None:
             self.peak_bytes = max(self.peak_bytes, self._group.peak_bytes())
-            return
-        for process in _family(self._process.pid):
-            self.peak_bytes = max(self.peak_bytes, largest_resident_bytes(process))
+            return self._group.use_bytes()
+        family = _family(self._process.pid)
+        most_bytes = max(map(largest_resident_bytes, family), default=0)
+        self.peak_bytes = max(self.peak_bytes, most_bytes)
         if self.peak_bytes > self._limit_bytes:
             self.killed = True
-            for process in reversed(_family(self._process.pid)):
+            for process in reversed(family):
                 with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
                     process.kill()
+        return most_bytes, most_bytes
 
 
 def _family(pid: int) -> list[psutil.Process]:

@@ -1,0 +1,524 @@
+"""A model that does not fit: ours beside accelerate, AirLLM and mapped files.
+
+The same checkpoint of random weights, the same hard limit of memory that counts the
+page cache, the same prompt and the same greedy tokens; each system in a process and a
+control group of its own, from a cold page cache. They take turns forwards and
+backwards, and the same reads without computing (`drain`) are timed before and after
+each: a run whose two drains differ by more than 5 % is repeated.
+
+    pip install -e .[peers]
+    python benchmarks/streaming.py [--help]
+
+Runs that were made are kept in the working folder: the command resumes, and with
+`--runs N` it stops after N of them.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.files import write_whole
+from thesis_lib.machine import provenance
+from thesis_lib.memory import smollm2
+from thesis_lib.memory.confine import (
+    Confined,
+    confine,
+    forget_pages,
+    read_from_disk_bytes,
+)
+from thesis_lib.memory.plan import MemoryPlan, PlanInfeasible
+from thesis_lib.memory.spec import Machine, ModelSpec, geometry
+from thesis_lib.memory.stream import StreamedModel, plan_checkpoint
+from thesis_lib.memory.synth import synthesise
+from thesis_lib.paths import cache_folder, root
+from thesis_lib.stats import bootstrap
+from thesis_lib.units import MiB, format_size, parse_size
+
+SYSTEMS = ("ours", "accelerate", "mmap", "airllm")
+PACKED = "ours-nf4"  # the same geometry in packed NF4: another checkpoint
+OF_PEER = {"accelerate": "accelerate", "airllm": "airllm"}  # its distribution
+DRIFT = 0.05
+ATTEMPTS = 2  # of one run, until its two drains agree
+# What the interpreter, torch and transformers hold beside the tensors of a model.
+RUNTIME_BYTES = 320 * MiB
+DRAINS, DRAIN_WARM_UP = 4, 2
+DRAINED = ("drain_before_s", "drain_after_s")
+POINTS = 300  # of the memory of one run, kept for the figure
+
+Step = Callable[[Tensor], Tensor]  # new tokens, (1, t), to logits, (1, 1, vocab)
+
+
+def prompt_of(tokens: int, vocab: int) -> Tensor:
+    """A fixed prompt, (1, tokens)."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(0, vocab, (1, tokens), generator=draw)
+
+
+def deepest_plan(
+    folder: Path, device_bytes: int, prompt: int, context: int
+) -> MemoryPlan:
+    """The plan with three staging buffers, or two where three do not fit."""
+    machine = Machine(device_bytes, 2e9)
+    for ring in (3, 2):
+        try:
+            return plan_checkpoint(
+                folder,
+                machine,
+                context=context,
+                ring=ring,
+                pass_tokens=prompt,
+                logit_tokens=1,
+            )
+        except PlanInfeasible:
+            if ring == 2:
+                raise
+    raise AssertionError
+
+
+def transformers_step(model: Any) -> Step:
+    """One step of a transformers model with its cache inside."""
+    cache: dict[str, Any] = {}
+
+    def step(tokens: Tensor) -> Tensor:
+        done = model(tokens, use_cache=True, logits_to_keep=1, **cache)
+        cache["cache"] = done.past_key_values
+        return done.logits
+
+    return step
+
+
+def load_accelerate(folder: Path, work: Path) -> Step:
+    """Layers on disk as accelerate offloads them; embedding and head in memory."""
+    spec = ModelSpec.from_config(folder)
+    outer = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    places = dict.fromkeys(outer, "cpu")
+    places |= {f"model.layers.{layer}": "disk" for layer in range(spec.layers)}
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.bfloat16,
+        device_map=places,
+        offload_folder=work / "offload",
+    )
+    return transformers_step(model.eval())
+
+
+def load_mmap(folder: Path, work: Path) -> Step:
+    """Parameters that are views of mapped safetensors: the kernel pages them in."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    return transformers_step(model.eval())
+
+
+def numbered(folder: Path, out: Path) -> Path:
+    """The same files under the names that transformers would give them, as links.
+
+    AirLLM reads the number of a shard out of its name.
+    """
+    if out.is_dir():
+        return out
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    names = {
+        file: f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
+        for i, file in enumerate(files)
+    }
+    out.mkdir()
+    for file, name in names.items():
+        (out / name).hardlink_to(folder / file)
+    index["weight_map"] = {k: names[v] for k, v in index["weight_map"].items()}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copy(folder / "config.json", out)
+    return out
+
+
+def airllm(folder: Path, work: Path) -> Any:
+    """AirLLM on its own layout of the checkpoint, which it makes when it has none."""
+    from airllm.airllm_base import AirLLMBaseModel
+
+    class Untokenised(AirLLMBaseModel):
+        def get_tokenizer(self, hf_token: str | None = None) -> None:
+            """Random weights have no words."""
+
+    source = numbered(folder, work / "numbered")
+    split = work / "airllm"
+    return Untokenised(source, device="cpu", layer_shards_saving_path=split)
+
+
+def load_airllm(folder: Path, work: Path) -> Step:
+    """AirLLM's streaming hooks around the model of transformers."""
+    return transformers_step(airllm(folder, work).model)
+
+
+LOADERS = {
+    "accelerate": load_accelerate,
+    "mmap": load_mmap,
+    "airllm": load_airllm,
+}
+
+
+def decode(step: Step, prompt: Tensor, steps: int) -> dict[str, Any]:
+    """Greedy decoding: seconds, bytes read and the token of each step, first apart."""
+    new, tokens = prompt, []
+    seconds: list[float] = []
+    read = [read_from_disk_bytes() or 0]
+    with torch.no_grad():
+        for _ in range(1 + steps):
+            start = time.perf_counter()
+            logits = step(new)
+            new = logits[:, -1].argmax(-1, keepdim=True)
+            seconds.append(time.perf_counter() - start)
+            read.append(read_from_disk_bytes() or 0)
+            tokens.append(int(new))
+            del logits
+    return {
+        "first_token_s": seconds[0],
+        "seconds": seconds[1:],
+        "read_bytes": np.diff(read)[1:].tolist(),
+        "tokens": tokens,
+    }
+
+
+def work_alone(given: argparse.Namespace) -> dict[str, Any]:
+    """What one system does inside its limit; the report that its process prints."""
+    folder, work = Path(given.checkpoint), Path(given.work)
+    vocab = ModelSpec.from_config(folder).vocab
+    prompt = prompt_of(given.prompt, vocab)
+    if given.worker == "split":
+        airllm(folder, work)
+        return {}
+    start = time.perf_counter()
+    if given.worker in LOADERS:
+        with smollm2.quiet():
+            step = LOADERS[given.worker](folder, work)
+        loading_s = time.perf_counter() - start
+        return {"load_s": loading_s, **decode(step, prompt, given.steps)}
+    context = given.prompt + given.steps + 1
+    device_bytes = parse_size(given.cap) - RUNTIME_BYTES
+    if given.device_memory:
+        device_bytes = parse_size(given.device_memory)
+    made = deepest_plan(folder, device_bytes, given.prompt, context)
+    with StreamedModel(folder, made) as model:
+        loading_s = time.perf_counter() - start
+        if given.worker == "drain":
+            return {"seconds": drain(model), "plan": outline(made)}
+        cache = model.new_cache()
+        found = decode(lambda new: model.step(new, cache, keep=1), prompt, given.steps)
+        return {"load_s": loading_s, **found, "plan": outline(made)}
+
+
+def drain(model: StreamedModel) -> list[float]:
+    """Seconds of the reads of one token, computing nothing; the first are left out."""
+    seconds = []
+    for _ in range(DRAIN_WARM_UP + DRAINS):
+        start = time.perf_counter()
+        model.drain()
+        seconds.append(time.perf_counter() - start)
+    return seconds[DRAIN_WARM_UP:]
+
+
+def outline(made: MemoryPlan) -> dict[str, Any]:
+    """Of a plan, what a record keeps."""
+    kept = ("device_peak_bytes", "bytes_per_token", "ring", "tiers", "parts_bytes")
+    summary = made.summary()
+    return {name: summary[name] for name in kept}
+
+
+def launch(system: str, given: argparse.Namespace, capped: bool = True) -> dict:
+    """Run one system in its own process and group, cold; its report and its use."""
+    packed = system == PACKED
+    folder = Path(given.work) / ("nf4" if packed else "checkpoint")
+    split = Path(given.work) / "airllm"
+    forget_pages([*folder.glob("*.safetensors"), *split.rglob("*.safetensors")])
+    words = [sys.executable, __file__, "--worker", "ours" if packed else system]
+    for name in ("work", "cap", "prompt", "device_memory"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
+    words += ["--checkpoint", str(folder), "--steps", str(given.warm_up + given.steps)]
+    limit_bytes = parse_size(given.cap) if capped else psutil.virtual_memory().total
+    done = confine(words, limit_bytes, look_s=0.1)
+    if done.killed:
+        return {"killed": True, **physical(done)}
+    if done.returncode:
+        raise RuntimeError(f"{system} ended with {done.returncode}:\n{done.stderr}")
+    report = json.loads(done.stdout.splitlines()[-1])
+    return {"killed": False, **report, **physical(done)}
+
+
+def physical(done: Confined) -> dict[str, Any]:
+    """What the kernel counted of one run."""
+    every = max(1, -(-len(done.use) // POINTS))
+    return {
+        "how": done.how,
+        "limit_bytes": done.limit_bytes,
+        "peak_bytes": done.peak_bytes,
+        "process_s": done.seconds,
+        "process_read_bytes": done.read_bytes,
+        "use": [[round(s, 2), *n_bytes] for s, *n_bytes in done.use[::every]],
+    }
+
+
+def order(systems: list[str], rounds: int) -> list[str]:
+    """Forwards and backwards, `rounds` times: a drift that is linear cancels out."""
+    return [*systems, *reversed(systems)] * rounds
+
+
+def drift(before_s: list[float], after_s: list[float]) -> float:
+    """Relative difference of the medians of two drains."""
+    before, after = float(np.median(before_s)), float(np.median(after_s))
+    return abs(after - before) / min(after, before)
+
+
+def is_settled(run: dict[str, Any]) -> bool:
+    """Whether the machine was the same before and after a run."""
+    return drift(run["drain_before_s"], run["drain_after_s"]) <= DRIFT
+
+
+def kept(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the attempts at each turn the one that counts: settled, else the steadiest."""
+    chosen: dict[int, dict[str, Any]] = {}
+    for run in runs:
+        best = chosen.get(run["turn"])
+        if best is None or steadiness(run) < steadiness(best):
+            chosen[run["turn"]] = run
+    return [chosen[turn] for turn in sorted(chosen)]
+
+
+def steadiness(run: dict[str, Any]) -> float:
+    return drift(run["drain_before_s"], run["drain_after_s"])
+
+
+def next_turn(runs: list[dict[str, Any]], turns: int) -> int | None:
+    """The first turn that no settled run and not all its attempts have filled."""
+    for turn in range(turns):
+        tried = [run for run in runs if run["turn"] == turn]
+        if not any(map(is_settled, tried)) and len(tried) < ATTEMPTS:
+            return turn
+    return None
+
+
+def spread(seconds: list[float]) -> dict[str, Any]:
+    """Median, quartiles and a bootstrap interval of the median."""
+    values = np.asarray(seconds)
+    low, high = bootstrap(len(values), lambda rows: np.median(values[rows], axis=1))
+    quarter, half, three = np.percentile(values, [25, 50, 75])
+    return {
+        "median_s": float(half),
+        "quartiles_s": [float(quarter), float(three)],
+        "interval_s": [low, high],
+        "samples": len(values),
+    }
+
+
+def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
+    """How many times faster, with the ends of its bootstrap interval.
+
+    Steps at the same place of both systems' runs are resampled together.
+    """
+    n = min(len(slow), len(fast))
+    a, b = np.asarray(slow[:n]), np.asarray(fast[:n])
+    low, high = bootstrap(
+        n, lambda rows: np.median(a[rows], axis=1) / np.median(b[rows], axis=1)
+    )
+    return {"times": float(np.median(a) / np.median(b)), "low": low, "high": high}
+
+
+def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
+    """Per system what a step takes, reads and holds, and how ours compares."""
+    summary: dict[str, Any] = {}
+    steps: dict[str, list[float]] = {}
+    drains: list[float] = []
+    for system in dict.fromkeys(run["system"] for run in runs):
+        own = [run for run in runs if run["system"] == system]
+        summary[system] = {
+            "killed": any(run["killed"] for run in own),
+            "peak_bytes": max(run["peak_bytes"] for run in own),
+        }
+        if summary[system]["killed"]:
+            continue
+        steps[system] = [s for run in own for s in run["seconds"][warm_up:]]
+        beside = [
+            s for run in own for s in run["drain_before_s"] + run["drain_after_s"]
+        ]
+        drains += beside
+        read = [n for run in own for n in run["read_bytes"][warm_up:]]
+        summary[system] |= {
+            **spread(steps[system]),
+            "first_token_s": [run["first_token_s"] for run in own],
+            "load_s": [run["load_s"] for run in own],
+            "read_bytes_per_token": float(np.median(read)),
+            "drain_s": float(np.median(beside)),
+        }
+        if system == "ours":
+            fraction = float(np.median(beside) / np.median(steps[system]))
+            summary[system]["fraction_of_drain"] = fraction
+    for system in steps:
+        if system != "ours":
+            summary[system]["ours_is_faster"] = ratio(steps[system], steps["ours"])
+    if PACKED in steps and "accelerate" in steps:
+        packed = ratio(steps["accelerate"], steps[PACKED])
+        summary[PACKED]["is_faster_than_accelerate"] = packed
+    dense = {
+        tuple(run["tokens"])
+        for run in runs
+        if not run["killed"] and run["system"] != PACKED
+    }
+    return {
+        "systems": summary,
+        "tokens_identical": len(dense) == 1,
+        "drain": spread(drains),
+    }
+
+
+def require_room(work: Path, needed_bytes: int) -> None:
+    """Raises InvalidInput where the folder's disk has less."""
+    free_bytes = shutil.disk_usage(work).free
+    if free_bytes < needed_bytes:
+        raise InvalidInput(
+            f"{work} has {format_size(free_bytes)} of disk free, the checkpoint and "
+            f"what AirLLM copies of it need {format_size(needed_bytes)}: free some, or "
+            "name another folder with --work"
+        )
+
+
+def prepare(given: argparse.Namespace, systems: list[str]) -> dict[str, Any]:
+    """Write the checkpoints that are missing; what they are."""
+    work = Path(given.work)
+    work.mkdir(parents=True, exist_ok=True)
+    made = {}
+    for name, kind in (("checkpoint", "dense"), ("nf4", "nf4")):
+        folder = work / name
+        if kind == "nf4" and PACKED not in systems:
+            continue
+        if not (folder / "config.json").is_file():
+            spec = replace(geometry(given.geometry), layers=given.layers)
+            copied = 2 * (spec.embedding_bytes + spec.head_bytes)
+            require_room(work, spec.total_bytes + copied)
+            synthesise(given.geometry, folder, layers=given.layers, kind=kind)
+        sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
+        made[name] = {"bytes": sum(sizes), "files": len(sizes)}
+    if "airllm" in systems and not (work / "airllm" / "splitted_model").is_dir():
+        launch("split", given, capped=False)
+    return made
+
+
+def main(words: list[str] | None = None) -> None:
+    """Make the runs that are missing, then the record."""
+    given = arguments(words)
+    if given.worker:
+        print(json.dumps(work_alone(given)))
+        return
+    systems = given.systems.split(",")
+    for system in systems:
+        if (name := OF_PEER.get(system)) is not None:
+            metadata.version(name)  # raises: pip install -e .[peers]
+    checkpoints = prepare(given, systems)
+    log = Path(given.work) / "runs.jsonl"
+    text = log.read_text() if log.is_file() else ""
+    runs = [json.loads(line) for line in text.splitlines()]
+    turns = order(systems, given.rounds)
+    before: list[float] | None = None
+    for _ in range(given.runs):
+        turn = next_turn(runs, len(turns))
+        if turn is None:
+            break
+        before = before or launch("drain", given)["seconds"]
+        run = launch(turns[turn], given)
+        after = launch("drain", given)["seconds"]
+        run |= {"system": turns[turn], "turn": turn, "at": time.time()}
+        run |= {"drain_before_s": before, "drain_after_s": after}
+        runs.append(run)
+        with log.open("a") as file:
+            file.write(json.dumps(run) + "\n")
+        report(run, given.warm_up)
+        before = after
+    if next_turn(runs, len(turns)) is not None:
+        print(f"{log} holds {len(runs)} runs and is not complete", file=sys.stderr)
+        return
+    write_record(given, runs, checkpoints)
+
+
+def write_record(
+    given: argparse.Namespace, runs: list[dict[str, Any]], checkpoints: dict
+) -> None:
+    """Every run, and what they say together."""
+    checkout = root()
+    assert checkout is not None
+    summary = summarise(kept(runs), given.warm_up)
+    versions = {name: metadata.version(d) for name, d in OF_PEER.items()}
+    record = {
+        "summary": summary,
+        "geometry": given.geometry,
+        "layers": given.layers,
+        "checkpoints": checkpoints,
+        "limit_bytes": parse_size(given.cap),
+        "prompt_tokens": given.prompt,
+        "warm_up": given.warm_up,
+        "steps": given.steps,
+        "drift": DRIFT,
+        **provenance(checkout),
+        "peers": versions,
+        "runs": runs,
+        "note": "bf16 on the processor, random weights, greedy; every system keeps "
+        "embedding and head in memory but AirLLM, which has no choice; a limit of "
+        "control group counts the page cache",
+    }
+    write_whole(Path(given.out), json.dumps(record, indent=1) + "\n")
+    print(json.dumps(summary, indent=1))
+
+
+def report(run: dict[str, Any], warm_up: int) -> None:
+    """One line about a run."""
+    step = "killed"
+    if not run["killed"]:
+        step = f"{np.median(run['seconds'][warm_up:]):.2f} s a token"
+    print(
+        f"{run['turn']}: {run['system']}: {step}, peak "
+        f"{format_size(run['peak_bytes'])} ({run['how']}), drains "
+        f"{np.median(run['drain_before_s']):.2f} and "
+        f"{np.median(run['drain_after_s']):.2f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def arguments(words: list[str] | None) -> argparse.Namespace:
+    """The command line; sizes as '2GiB'."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--geometry", default="llama2-7b")
+    add("--layers", type=int, default=16)
+    add("--cap", default="2GiB", help="hard limit of each process, page cache included")
+    add("--device-memory", default="", help="of our plan; default: cap less runtime")
+    add("--systems", default=",".join(SYSTEMS))
+    add("--rounds", type=int, default=1, help="each forwards and backwards once")
+    add("--prompt", type=int, default=16, help="tokens")
+    add("--warm-up", type=int, default=2, help="tokens of each run that do not count")
+    add("--steps", type=int, default=10, help="tokens of each run that count")
+    add("--runs", type=int, default=sys.maxsize, help="stop after so many")
+    add("--work", default=None, help="folder of checkpoints and runs")
+    add("--out", default=None, help="the record")
+    add("--worker", default=None, help=argparse.SUPPRESS)
+    add("--checkpoint", default=None, help=argparse.SUPPRESS)
+    given = parser.parse_args(words)
+    given.work = given.work or str(cache_folder("streaming"))
+    checkout = root()
+    given.out = given.out or str(
+        (checkout or Path()) / "data" / "measurements" / "streaming.json"
+    )
+    return given
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""A streamed model against its own link: steps and the same reads without computing.
+
+For models so large that a step takes a minute: few steps, each between two drains.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thesis_lib.checks import require
+from thesis_lib.memory.confine import read_from_disk_bytes
+
+
+class Streamed(Protocol):
+    """What a trial asks of a model; `StreamedModel` has it."""
+
+    def step(self, tokens: Tensor, cache, keep: int | None = None) -> Tensor:
+        """Logits, (b, keep, vocab), of new tokens, (b, t)."""
+        ...
+
+    def drain(self) -> None:
+        """The reads of one step, without computing."""
+        ...
+
+    def new_cache(self):
+        """An empty cache."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Greedy decoding, a drain before and after each step that counts."""
+
+    first_token_s: float
+    warm_up_s: tuple[float, ...]  # of steps that do not count
+    step_s: tuple[float, ...]  # (n,)
+    drain_s: tuple[float, ...]  # (n + 1,) before, between and after the steps
+    read_bytes: int | None  # from storage, by these drains and steps; None: not known
+    tokens: tuple[tuple[int, ...], ...]  # of every step, by sequence
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.drain_s) == len(self.step_s) + 1 > 1,
+            f"{len(self.step_s)} steps and {len(self.drain_s)} drains: expected a "
+            "drain before each step and one after the last",
+        )
+
+    @property
+    def fractions(self) -> tuple[float, ...]:
+        """Of each step: time of the drains beside it over its own time, (n,)."""
+        drain = np.asarray(self.drain_s)
+        beside = (drain[:-1] + drain[1:]) / 2
+        return tuple((beside / np.asarray(self.step_s)).tolist())
+
+    @property
+    def fraction_of_drain(self) -> float:
+        """The median of `fractions`: a slow drift of the link cancels out."""
+        return float(np.median(self.fractions))
+
+    @property
+    def read_bytes_per_step(self) -> float | None:
+        """Bytes from storage in one pass over the layers, drains included.
+
+        Over all passes together: reads of the next pass are in flight between two.
+        """
+        passes = len(self.step_s) + len(self.drain_s)
+        return None if self.read_bytes is None else self.read_bytes / passes
+
+    @property
+    def s_per_step(self) -> float:
+        """Median seconds of a step."""
+        return float(np.median(self.step_s))
+
+
+def run_trial(
+    model: Streamed,
+    prompt: Tensor,
+    steps: int,
+    warm_up: int = 1,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Trial:
+    """Decode greedily after `prompt`, (b, t): `warm_up` steps, then `steps` that count.
+
+    `tell` hears a line about each. Raises InvalidInput without a step that counts.
+    """
+    require(steps > 0 and warm_up >= 0, f"steps={steps}, warm_up={warm_up}: too few")
+    cache, new = model.new_cache(), prompt
+    tokens: list[tuple[int, ...]] = []
+
+    def decode(name: str) -> float:
+        nonlocal new
+        start = time.perf_counter()
+        logits = model.step(new, cache, keep=1)
+        new = logits[:, -1].argmax(-1, keepdim=True)
+        tokens.append(tuple(new[:, 0].tolist()))  # waits for a device
+        seconds = time.perf_counter() - start
+        tell(f"{name}: {seconds:.3f} s")
+        return seconds
+
+    def drain() -> float:
+        start = time.perf_counter()
+        model.drain()
+        if prompt.is_cuda:
+            torch.cuda.synchronize(prompt.device)
+        seconds = time.perf_counter() - start
+        tell(f"drain: {seconds:.3f} s")
+        return seconds
+
+    first_token_s = decode("first token")
+    warm_up_s = [decode(f"warm-up {i + 1} of {warm_up}") for i in range(warm_up)]
+    before = read_from_disk_bytes()
+    step_s, drain_s = [], [drain()]
+    for i in range(steps):
+        step_s.append(decode(f"step {i + 1} of {steps}"))
+        drain_s.append(drain())
+    after = read_from_disk_bytes()
+    return Trial(
+        first_token_s,
+        tuple(warm_up_s),
+        tuple(step_s),
+        tuple(drain_s),
+        None if before is None or after is None else after - before,
+        tuple(tokens),
+    )
+
+
+def thinned(points: Sequence[Sequence[float]], most: int = 300) -> list[list[float]]:
+    """At most `most` of the rows, evenly, the first among them."""
+    every = max(1, -(-len(points) // most))
+    return [list(row) for row in points[::every]]

@@ -1,0 +1,105 @@
+"""A trial puts each step between two drains and forgets the warm-up."""
+
+import pytest
+import torch
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory import trial as module
+from thesis_lib.memory.trial import Trial, run_trial, thinned
+
+VOCAB = 11
+
+
+class Clock:
+    """A clock that only the model below moves."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+class Model:
+    """Takes 1 s to drain and 1.25 s to step; each reads 100 bytes."""
+
+    def __init__(self, clock):
+        self.clock = clock
+        self.done = []
+        self.read = 0
+
+    def new_cache(self):
+        return []
+
+    def step(self, tokens, cache, keep=None):
+        cache.append(tokens)
+        self.clock.now += 1.25 * (5 if len(cache) == 1 else 1)
+        self.read += 100
+        self.done.append("step")
+        logits = torch.zeros(len(tokens), 1, VOCAB)
+        logits[:, 0, (tokens[:, -1] + 1) % VOCAB] = 1
+        return logits
+
+    def drain(self):
+        self.clock.now += 1.0
+        self.read += 100
+        self.done.append("drain")
+
+
+@pytest.fixture
+def model(monkeypatch):
+    clock = Clock()
+    made = Model(clock)
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "read_from_disk_bytes", lambda: made.read)
+    return made
+
+
+def test_each_step_stands_between_two_drains(model):
+    lines = []
+    trial = run_trial(model, torch.tensor([[3, 4]]), 2, warm_up=3, tell=lines.append)
+    order = ["step"] * 4 + ["drain", "step", "drain", "step", "drain"]
+    assert model.done == order
+    assert len(lines) == len(order)
+    assert trial.first_token_s == 6.25
+    assert trial.warm_up_s == (1.25,) * 3
+    assert trial.step_s == (1.25,) * 2
+    assert trial.drain_s == (1.0,) * 3
+    assert trial.read_bytes == 500  # without the warm-up
+    assert trial.read_bytes_per_step == 100
+    assert trial.tokens == tuple((t,) for t in range(5, 11))
+    assert trial.fraction_of_drain == pytest.approx(0.8)
+    assert trial.s_per_step == 1.25
+
+
+def test_a_drift_of_the_link_cancels_out():
+    """The link slows by a tenth at each look; every step waits for it and no more."""
+    pace = [1.1**i for i in range(7)]
+    trial = Trial(1.0, (), tuple(pace[1::2]), tuple(pace[::2]), None, ((1,),))
+    assert trial.fraction_of_drain == pytest.approx(1, abs=0.005)
+
+
+def test_a_system_that_counts_no_bytes_gives_none(model, monkeypatch):
+    monkeypatch.setattr(module, "read_from_disk_bytes", lambda: None)
+    trial = run_trial(model, torch.tensor([[3]]), 1)
+    assert trial.read_bytes is None
+    assert trial.read_bytes_per_step is None
+
+
+@pytest.mark.parametrize(("steps", "warm_up"), [(0, 1), (1, -1)])
+def test_a_trial_without_a_step_is_refused(model, steps, warm_up):
+    with pytest.raises(InvalidInput, match="too few"):
+        run_trial(model, torch.tensor([[3]]), steps, warm_up)
+    with pytest.raises(InvalidInput, match="drain before each step"):
+        Trial(1.0, (), (1.0,), (1.0,), None, ())
+
+
+@pytest.mark.parametrize("n", [0, 1, 299, 300, 301, 1000])
+def test_thinning_keeps_the_first_row_and_the_order(n):
+    rows = [(float(i), i) for i in range(n)]
+    kept = thinned(rows)
+    assert len(kept) <= 300
+    assert kept == sorted(kept)
+    assert kept[:1] == [list(row) for row in rows[:1]]
+    if n <= 300:
+        assert len(kept) == n
