@@ -150,8 +150,8 @@ def _four_bit(weight: Tensor, fill: Callable[..., None], codes: Tensor) -> Tenso
     """Fill the `codes` of a matrix (m, n); its scales, float32 (m, n / 64)."""
     m, n = weight.shape
     absmax = torch.empty(m, n // BLOCK)
-    levels = _nf4_levels()
-    bounds = ((levels[:-1] + levels[1:]) / 2).numpy()  # they ascend
+    book = _code_book()
+    bounds = ((book[:-1] + book[1:]) / 2).numpy()  # nearest level; NF4 ascends
 
     def quantise(start: int, stop: int) -> None:
         blocks = weight[start:stop].float().view(stop - start, -1, BLOCK)
@@ -251,8 +251,7 @@ def _side_by_side(nibbles, codes):
 class PackedLinear(nn.Module):
     """A linear layer over packed weights, which `functional_call` puts in its place.
 
-    Its state, on the meta device until then, is what `pack_layer` writes. The 16 levels
-    of NF4 belong to the format: a buffer that no checkpoint stores.
+    Its state, on the meta device until then, is what `pack_layer` writes.
     """
 
     codes: Tensor
@@ -283,11 +282,11 @@ class PackedLinear(nn.Module):
 
 class _AVX512(PackedLinear):
     absmax: Tensor
-    levels: Tensor
+    book: Tensor
 
     def __init__(self, dense: nn.Linear, kind: str, layout: str) -> None:
         super().__init__(dense, kind, layout)
-        self.register_buffer("levels", _nf4_levels(), persistent=False)
+        self.register_buffer("book", _code_book(), persistent=False)
 
     def scratch_bytes(self, rows: int) -> int:
         return 0
@@ -295,7 +294,7 @@ class _AVX512(PackedLinear):
     def forward(self, hidden: Tensor) -> Tensor:
         shape = [self.out_features, self.in_features]
         out = torch.ops.bitsandbytes.gemv_4bit.default(  # of any number of rows
-            hidden, self.codes, shape, self.absmax, self.levels, BLOCK
+            hidden, self.codes, shape, self.absmax, self.book, BLOCK
         )
         if self.bias is not None:
             out += self.bias
@@ -333,37 +332,38 @@ class _Rows(PackedLinear):
         return rows * (16 * n + 20 * m) + 9 * m * n + _SLACK
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return _int8_linear(hidden, self.codes, self.SCB, self.bias)
+        rows = hidden.reshape(-1, self.in_features)
+        out = _mixed_product(rows, self.codes, self.SCB, self.bias)
+        return out.reshape(*hidden.shape[:-1], self.out_features)
 
 
-@torch.library.custom_op("thesis_lib::int8_linear", mutates_args=())
-def _int8_linear(
-    hidden: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None
+@torch.library.custom_op("thesis_lib::int8_mixed_product", mutates_args=())
+def _mixed_product(
+    rows: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """LLM.int8(), whose number of outliers is known only when it runs.
+    """The product of LLM.int8(), by bitsandbytes.
 
-    Behind one operator, so that a rehearsal without data passes over it.
+    An operator of its own: how many columns are computed in 16 bits depends on the
+    values, and a rehearsal has none.
     """
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    quantised, row_scales, outliers = bitsandbytes().functional.int8_vectorwise_quant(
+    inputs, input_scales, outliers = bitsandbytes().functional.int8_vectorwise_quant(
         rows.half(), threshold=OUTLIER
     )
-    out, _ = torch.ops.bitsandbytes.int8_mixed_scaled_mm(
-        rows, quantised, codes, row_scales, scales, outliers, bias
-    )
-    return out.reshape(*hidden.shape[:-1], len(codes))
+    return torch.ops.bitsandbytes.int8_mixed_scaled_mm(
+        rows, inputs, codes, input_scales, scales, outliers, bias
+    )[0]
 
 
-@_int8_linear.register_fake
-def _(hidden: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    return hidden.new_empty(*hidden.shape[:-1], codes.shape[0])
+@_mixed_product.register_fake
+def _(rows: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    return rows.new_empty(rows.shape[0], codes.shape[0])
 
 
 _LINEAR = {"avx512": _AVX512, "blocks": _Blocks, "rows": _Rows}
 
 
 @cache
-def _nf4_levels() -> Tensor:
+def _code_book() -> Tensor:
     return bitsandbytes().functional.get_4bit_type("nf4", device="cpu")
 
 
