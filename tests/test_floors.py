@@ -16,14 +16,15 @@ FLOORS = [
     "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "
     "memory.smollm2 memory.confine memory.store memory.measure",
     "claims sequencer.kernel sequencer.features sequencer.storage "
-    "sequencer.misestimate memory.architectures memory.ring memory.transport "
-    "memory.packed",
+    "sequencer.misestimate memory.packed memory.ring memory.transport",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
-    "sequencer.pricing memory.rehearsal memory.synth",
-    "sequencer.shadow sequencer.modelfile sequencer.inspection memory.plan",
-    "sequencer.dispatch memory.stream memory.cost memory.published memory.schedule",
-    "sequencer.policies memory.speculate memory.quality memory.trial",
-    "sequencer.pipeline sequencer.simulate sequencer.partitions",
+    "sequencer.pricing memory.architectures",
+    "sequencer.shadow sequencer.modelfile sequencer.inspection memory.rehearsal "
+    "memory.synth",
+    "sequencer.dispatch memory.plan",
+    "sequencer.policies memory.stream memory.cost memory.published memory.schedule",
+    "sequencer.pipeline sequencer.simulate sequencer.partitions memory.speculate "
+    "memory.quality memory.trial",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
     "sequencer.worked",
     "sequencer.serve sequencer.accuracy sequencer.optimum sequencer.robustness "

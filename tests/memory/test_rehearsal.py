@@ -9,6 +9,7 @@ import torch
 from thesis_lib.checks import InvalidInput
 from thesis_lib.memory.architectures import configure, read_config
 from thesis_lib.memory.measure import DeviceBudget
+from thesis_lib.memory.packed import pack_checkpoint
 from thesis_lib.memory.rehearsal import Shape, rehearse
 from thesis_lib.memory.spec import ARCHITECTURES, geometry
 from thesis_lib.memory.stream import StreamedModel
@@ -67,6 +68,19 @@ def test_the_planned_peak_is_the_metered_one(tmp_path, architecture):
         # The rest: the caller's tokens, and the ends of buffers in whole blocks.
         slack = made.device_peak_bytes - peak - ROW * made.batch * new
         assert slack <= 4096 * (1 + made.resident_layers)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_packed_weights_are_rehearsed_as_they_run(tmp_path, kind):
+    wide = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 16}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    tiny.write(tmp_path / "dense", **wide, **heads)
+    pack_checkpoint(tmp_path / "dense", tmp_path / kind, kind)
+    for new in (1, 9):
+        options = {"batch": 2, "context": 24, "pass_tokens": new}
+        made = tiny.plan_tight(tmp_path / kind, 1, 2, **options)
+        slack = made.device_peak_bytes - metered(tmp_path / kind, made)
+        assert 0 <= slack <= ROW * 2 * new + 2 * 4096
 
 
 def test_a_rehearsal_of_65_billion_parameters_needs_no_memory():

@@ -15,16 +15,18 @@ from typer.testing import CliRunner
 from thesis_lib.checks import InvalidInput
 from thesis_lib.cli import app
 from thesis_lib.memory import checkpoint, smollm2, spec, synth
+from thesis_lib.memory.architectures import configure
 from thesis_lib.memory.packed import KINDS, layout_here, pack_checkpoint
 from thesis_lib.memory.spec import ModelSpec, geometries, geometry
 from thesis_lib.memory.store import OUTER, SafetensorsStore, StoreDamaged, allocate
-from thesis_lib.memory.synth import configuration, gaussian, synthesise
+from thesis_lib.memory.synth import gaussian, synthesise
 
 TINY = ModelSpec("tiny", 4, 64, 96, 4, 2, 16, 100, tied=False)
-MISTRAL = replace(TINY, name="mistral-tiny")
+MISTRAL = replace(TINY, name="mistral-tiny", architecture="mistral")
 OPT = ModelSpec(
     "opt-tiny", 3, 64, 128, 4, 4, 16, 100, tied=True,
     gated=False, attention_bias=True, mlp_bias=True, norm_bias=True, positions=34,
+    architecture="opt",
 )  # fmt: skip
 
 
@@ -70,7 +72,7 @@ def test_transformers_loads_what_was_written(tmp_path, tiny):
 
 @pytest.mark.parametrize("name", geometries())
 def test_the_configuration_of_a_geometry_is_that_geometry(name):
-    parts = synth._parts(configuration(geometry(name)))
+    parts = synth._parts(configure(geometry(name)))
     assert len(parts) - 1 == geometry(name).layers
     n_bytes = sum(
         checkpoint.nbytes(e) for part in parts.values() for e in part.values()

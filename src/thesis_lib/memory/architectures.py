@@ -9,9 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+)
 
-from thesis_lib.checks import InvalidInput, require
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory.packed import swap_linears
 from thesis_lib.memory.smollm2 import quiet
 from thesis_lib.memory.spec import ModelSpec
 
@@ -19,10 +24,7 @@ _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 
 def configure(spec: ModelSpec) -> Any:
-    """The transformers configuration of a geometry, for models without a file.
-
-    The context is long enough for any plan; learned positions have their own number.
-    """
+    """The transformers configuration of a geometry, for models without a file."""
     if spec.architecture == "opt":
         shape: dict[str, Any] = {
             "ffn_dim": spec.intermediate,
@@ -35,13 +37,12 @@ def configure(spec: ModelSpec) -> Any:
             "intermediate_size": spec.intermediate,
             "num_key_value_heads": spec.kv_heads,
             "head_dim": spec.head_dim,
-            "max_position_embeddings": 2**17,
         }
     if spec.architecture == "llama":
         shape |= {"attention_bias": spec.attention_bias, "mlp_bias": spec.mlp_bias}
     elif spec.architecture == "mistral":
         shape |= {"sliding_window": None}
-    return AutoConfig.for_model(
+    config: Any = AutoConfig.for_model(
         spec.architecture,
         vocab_size=spec.vocab,
         hidden_size=spec.hidden,
@@ -51,6 +52,9 @@ def configure(spec: ModelSpec) -> Any:
         dtype=_DTYPES[spec.dtype_bytes],
         **shape,
     )
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    config.architectures = [model.__name__]
+    return config
 
 
 def read_config(folder: Path | str) -> Any:
@@ -61,21 +65,26 @@ def read_config(folder: Path | str) -> Any:
     """
     ModelSpec.from_config(folder)  # refuses by name, before transformers guesses
     with quiet():
-        return AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
+    vars(config).pop("quantization_config", None)  # the store says it, and says more
+    return config
 
 
-def skeleton(config: Any, kind: str = "dense") -> Any:
+def skeleton(config: Any, kind: str = "dense", layout: str | None = None) -> Any:
     """The causal language model of `config` without weights, in eval mode.
 
     Parameters are on the meta device; tables that no checkpoint holds (rotary
-    frequencies, an embedding's scale) are computed on the processor.
+    frequencies, an embedding's scale) are computed on the processor. With a `kind`
+    the decoder layers take packed weights, in the `layout` of this machine or another.
     """
     with quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=config.dtype).eval()
     for name, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             _fill_tables(model, name, module, config)
-    require(kind == "dense", f"kind={kind!r}: expected dense weights")
+    if kind != "dense":
+        for layer in stack(model)[1]:
+            swap_linears(layer, kind, layout)
     return model
 
 

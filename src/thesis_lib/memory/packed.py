@@ -273,11 +273,16 @@ class PackedLinear(nn.Module):
 
 class _AVX512(PackedLinear):
     absmax: Tensor
+    book: Tensor
+
+    def __init__(self, dense: nn.Linear, kind: str, layout: str) -> None:
+        super().__init__(dense, kind, layout)
+        self.register_buffer("book", _code_book(), persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         shape = [self.out_features, self.in_features]
         out = torch.ops.bitsandbytes.gemv_4bit.default(  # of any number of rows
-            hidden, self.codes, shape, self.absmax, _code_book(), BLOCK
+            hidden, self.codes, shape, self.absmax, self.book, BLOCK
         )
         if self.bias is not None:
             out += self.bias
@@ -304,13 +309,30 @@ class _Rows(PackedLinear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         rows = hidden.reshape(-1, self.in_features)
-        codes, scales, outliers = bitsandbytes().functional.int8_vectorwise_quant(
-            rows.half(), threshold=OUTLIER
-        )
-        out, _ = torch.ops.bitsandbytes.int8_mixed_scaled_mm(
-            rows, codes, self.codes, scales, self.SCB, outliers, self.bias
-        )
+        out = _mixed_product(rows, self.codes, self.SCB, self.bias)
         return out.reshape(*hidden.shape[:-1], self.out_features)
+
+
+@torch.library.custom_op("thesis_lib::int8_mixed_product", mutates_args=())
+def _mixed_product(
+    rows: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The product of LLM.int8(), by bitsandbytes.
+
+    An operator of its own: how many columns are computed in 16 bits depends on the
+    values, and a rehearsal has none.
+    """
+    inputs, input_scales, outliers = bitsandbytes().functional.int8_vectorwise_quant(
+        rows.half(), threshold=OUTLIER
+    )
+    return torch.ops.bitsandbytes.int8_mixed_scaled_mm(
+        rows, inputs, codes, input_scales, scales, outliers, bias
+    )[0]
+
+
+@_mixed_product.register_fake
+def _(rows: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    return rows.new_empty(rows.shape[0], codes.shape[0])
 
 
 _LINEAR = {"avx512": _AVX512, "blocks": _Blocks, "rows": _Rows}

@@ -206,6 +206,7 @@ def plan(
     layer_read_bytes: Sequence[int] | None = None,
     outer_read_bytes: int | None = None,
     kind: str = "dense",
+    layout: str | None = None,
     config: Any = None,
     generating: bool = False,
 ) -> MemoryPlan:
@@ -216,7 +217,8 @@ def plan(
     activations of a step; every layer that still fits is resident, the next ones live
     in host memory, the rest is read from disk each step. With `generating` the step
     is one of transformers' `generate`, sampling included, and beams count as
-    sequences. `kind` is that of the weights: dense, nf4 or int8.
+    sequences. `kind` is that of the weights, dense, nf4 or int8, and `layout` the one
+    of packed weights, by default that of this machine.
 
     A store knows the exact sizes of its reads: give them as `layer_read_bytes` (one
     per layer) and `outer_read_bytes`, and the checkpoint's configuration as `config`.
@@ -240,10 +242,10 @@ def plan(
     )
     shape = Shape(batch, context, pass_tokens, logit_tokens, generating)
     config = configure(spec) if config is None else config
-    needs = rehearse(config, shape, kind)
+    needs = rehearse(config, shape, kind, layout)
 
     def needed(shape: Shape) -> int:
-        other = rehearse(config, shape, kind)
+        other = rehearse(config, shape, kind, layout)
         return other.kv_bytes + other.activation_bytes
 
     if layer_read_bytes is None:

@@ -51,7 +51,9 @@ class Rehearsal:
     activation_bytes: int  # everything else that is alive at the worst moment
 
 
-def rehearse(config: Any, shape: Shape, kind: str = "dense") -> Rehearsal:
+def rehearse(
+    config: Any, shape: Shape, kind: str = "dense", layout: str | None = None
+) -> Rehearsal:
     """Run the extreme steps of `shape` without memory, and meter them.
 
     The longest pass onto an empty and onto an almost full cache, a single token at
@@ -67,19 +69,22 @@ def rehearse(config: Any, shape: Shape, kind: str = "dense") -> Rehearsal:
         f"{shape} is no step: expected a positive batch and "
         "0 < logit_tokens <= pass_tokens <= context",
     )
-    return _rehearse(config.to_json_string(use_diff=False), shape, kind)
+    return _rehearse(config.to_json_string(use_diff=False), shape, kind, layout)
 
 
 @lru_cache(maxsize=4096)
-def _rehearse(text: str, shape: Shape, kind: str) -> Rehearsal:
+def _rehearse(text: str, shape: Shape, kind: str, layout: str | None) -> Rehearsal:
     known = json.loads(text)
     with quiet():
         config = AutoConfig.for_model(known.pop("model_type"), **known)
     short, counts = _shorten(config)
-    model = skeleton(short, kind)
+    model = skeleton(short, kind, layout)
     layers = stack(model)[1]
-    tables = sum(b.nbytes for n, b in model.named_buffers() if ".layers." not in n)
+    tables = {
+        b.untyped_storage().data_ptr(): b for b in model.buffers() if not b.is_meta
+    }
     layer_bytes = sum(t.nbytes for t in layers[-1].state_dict().values())
+    table_bytes = sum(table.untyped_storage().nbytes() for table in tables.values())
     stage = _Stage(model, short, shape)
     past = {shape.context - shape.pass_tokens, 0, shape.context - 1}
     rests = [stage.rest(0, None)]
@@ -89,7 +94,7 @@ def _rehearse(text: str, shape: Shape, kind: str) -> Rehearsal:
         rest, caches = stage.cached(before, new, counts)
         kv_bytes = max(kv_bytes, caches)
         rests.append(rest)
-    return Rehearsal(layer_bytes, tables, kv_bytes, max(rests) - kv_bytes)
+    return Rehearsal(layer_bytes, table_bytes, kv_bytes, max(rests) - kv_bytes)
 
 
 def _shorten(config: Any) -> tuple[Any, Counter[int]]:
@@ -137,14 +142,19 @@ class _Stage:
             meter = self._meter()
             with meter, torch.no_grad():
                 cache = DynamicCache(config=self.config)
-                if past:
-                    self._forward(past, 1, cache)
-                    meter.peak_bytes = meter.bytes
+                # The pass before left its mark: a window is a view of what it had.
+                before = min(past, self.shape.pass_tokens)
+                for tokens in (past - before, before):
+                    if tokens:
+                        self._forward(tokens, 1, cache)
+                then = _held(cache)
+                meter.peak_bytes = meter.bytes
                 self._step(new, cache)
-            held: Any = cache.layers  # of the kinds that keep keys and values
-            caches = [layer.keys.nbytes + layer.values.nbytes for layer in held]
-        absent = sum(caches[at] * (counts[at] - 1) for at in counts)
-        return meter.peak_bytes - self.weight_bytes + absent, sum(caches) + absent
+                now = _held(cache)
+        # Layers that are not rehearsed hold what they held, or what they will hold.
+        absent = {at: (counts[at] - 1) * max(now[at], then.get(at, 0)) for at in counts}
+        peak = meter.peak_bytes - self.weight_bytes + sum(absent.values())
+        return peak, sum(now[at] * counts[at] for at in counts)
 
     def rest(self, past: int, cache: None) -> int:
         """Peak beside the weights of the longest pass without a cache."""
@@ -171,6 +181,22 @@ class _Stage:
         if cache is not None:
             options["cache"] = cache
         return functional_call(self.model, self.weights, (row,), options).logits
+
+
+def _held(cache: Any) -> dict[int, int]:
+    """Bytes of the keys and values of each layer that has any.
+
+    A window is a view, and its storage is what counts.
+    """
+    return {
+        at: sum(
+            value.untyped_storage().nbytes()
+            for value in vars(layer).values()
+            if isinstance(value, Tensor)
+        )
+        for at, layer in enumerate(cache.layers)
+        if layer.is_initialized
+    }
 
 
 def _choose(logits: Tensor, shape: Shape) -> None:

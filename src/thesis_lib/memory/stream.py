@@ -173,7 +173,7 @@ class StreamedModel:
         self._model: Any = None
         store = self._store = SafetensorsStore(self.folder, verify=self._verify)
         config = read_config(self.folder)
-        model = skeleton(config, plan.kind)
+        model = skeleton(config, store.kind, store.layout or None)
         self._check(store, model)
         device = open_device(self.device)
         tiers = {i: plan.tier(i) for i in range(self.spec.layers)}
@@ -560,7 +560,8 @@ def plan_checkpoint(
     """As `plan`, for a checkpoint: with the sizes of the reads that its files need."""
     with SafetensorsStore(folder) as store:
         layer_read_bytes = [store.nbytes(layer) for layer in range(store.layers)]
-        outer_read_bytes, kind = store.nbytes(OUTER), store.kind
+        outer_read_bytes = store.nbytes(OUTER)
+        kind, layout = store.kind, store.layout or None
     return plan(
         ModelSpec.from_config(folder),
         machine,
@@ -572,6 +573,7 @@ def plan_checkpoint(
         layer_read_bytes=layer_read_bytes,
         outer_read_bytes=outer_read_bytes,
         kind=kind,
+        layout=layout,
         config=read_config(folder),
         generating=generating,
     )

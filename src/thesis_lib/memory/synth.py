@@ -9,18 +9,19 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from scipy.stats import norm
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from thesis_lib.checks import choice, require
+from thesis_lib.memory.architectures import configure
 from thesis_lib.memory.checkpoint import (
     OUTER,
     Entry,
@@ -83,7 +84,7 @@ def synthesise(
         0 < distinct <= count,
         f"distinct_layers={distinct}: expected 1 to {count}, the layers of the stack",
     )
-    config = configuration(spec, count)
+    config = configure(replace(spec, layers=count))
     parts, packing = _parts(config), {}
     files = dict(parts)
     if kind != "dense":
@@ -116,44 +117,6 @@ def synthesise(
         "distinct_layers": distinct,
         "weights": kind,
     }
-
-
-def configuration(spec: ModelSpec, layers: int | None = None) -> PretrainedConfig:
-    """The transformers configuration of a published geometry, in bfloat16.
-
-    `layers` replaces the depth.
-    """
-    shared = {
-        "vocab_size": spec.vocab,
-        "hidden_size": spec.hidden,
-        "num_hidden_layers": spec.layers if layers is None else layers,
-        "num_attention_heads": spec.heads,
-        "tie_word_embeddings": spec.tied,
-        "dtype": "bfloat16",
-    }
-    if spec.positions:
-        return transformers.OPTConfig(
-            **shared,
-            ffn_dim=spec.intermediate,
-            word_embed_proj_dim=spec.hidden,
-            max_position_embeddings=spec.positions - 2,  # the table has two more
-            architectures=["OPTForCausalLM"],
-        )
-    shared |= {
-        "intermediate_size": spec.intermediate,
-        "num_key_value_heads": spec.kv_heads,
-        "head_dim": spec.head_dim,
-    }
-    if spec.name.startswith("mistral"):
-        return transformers.MistralConfig(
-            **shared, sliding_window=None, architectures=["MistralForCausalLM"]
-        )
-    return transformers.LlamaConfig(
-        **shared,
-        attention_bias=spec.attention_bias,
-        mlp_bias=spec.mlp_bias,
-        architectures=["LlamaForCausalLM"],
-    )
 
 
 def _parts(config: PretrainedConfig) -> dict[int, dict[str, Entry]]:
