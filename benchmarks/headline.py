@@ -349,7 +349,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--layers", type=int, default=None, help="of the stack; default: all")
     add("--weights", default="bf16,nf4", help="kinds of weights, one store each")
     add("--limits", default="8GiB,4GiB", help="hard limits, page cache included")
-    add("--runtime", default="384MiB", help="of a limit, kept for the interpreter")
+    add("--runtime", default="512MiB", help="of a limit, for interpreter and kernels")
     add("--reserve", default="10GB", help="of the disk, kept free")
     add("--minutes", type=float, default=90, help="refuse what takes longer")
     add("--steps", type=int, default=3, help="tokens that count, a drain around each")
