@@ -162,6 +162,13 @@ MUTANTS = [
         ("tests/memory/test_schedule.py",),
     ),
     Mutant(
+        "records: a run on a processor is told as one on a GPU",
+        "memory/records.py",
+        'if record is None or record["device"] != "cuda":',
+        "if record is None:",
+        ("tests/memory/test_records.py",),
+    ),
+    Mutant(
         "figures: the rows of the ring are its passes",
         "figures.py",
         "row = visit.buffer if visit.buffer >= 0 else buffers",

@@ -3,6 +3,7 @@
 from itertools import combinations, pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
@@ -142,6 +143,17 @@ def test_the_roofline_is_the_larger_of_its_two_lines(at, found, crossovers):
         assert value == pytest.approx(max(2.0, 0.4 + 0.02 * count))
     assert list(lines["streamed"].get_ydata()) == seconds["streamed"]
     assert sum(label.startswith("crossover") for label in lines) == crossovers
+
+
+def test_memory_over_time_has_a_panel_a_system_and_two_lines_in_each():
+    samples = np.array([[0.0, GiB, GiB / 2], [1.0, 2 * GiB, GiB]])
+    figure = figures.memory_over_time({"ours": samples, "mmap": 2 * samples}, 2 * GiB)
+    assert [ax.get_title() for ax in figure.axes] == ["ours", "mmap"]
+    held, private, limit = figure.axes[0].lines
+    assert list(held.get_ydata()) == [1.0, 2.0]
+    assert list(private.get_ydata()) == [0.5, 1.0]
+    assert limit.get_ydata()[0] == 2.0
+    assert len(figures.memory_over_time({"ours": samples}, GiB).axes) == 1
 
 
 def test_published_times_stand_at_their_place_and_in_the_look_of_their_copy():

@@ -14,7 +14,7 @@ FLOORS = [
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
     "sequencer.replica field sequencer.sla sequencer.trees "
     "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "
-    "memory.smollm2 memory.confine memory.store memory.measure",
+    "memory.smollm2 memory.confine memory.store memory.measure memory.records",
     "claims sequencer.kernel sequencer.features sequencer.storage "
     "sequencer.misestimate memory.packed memory.ring memory.transport",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "

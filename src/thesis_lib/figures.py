@@ -1172,9 +1172,11 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
     """Peak memory against seconds a token, a point for each system; both are logs.
 
     `runs` has a row for each system with `peak_bytes`, `s_per_token`, `low_s` and
-    `high_s`; what lies right of the dashed line did not keep the budget.
+    `high_s`; what lies right of the dashed line did not keep the budget. A system
+    without a time, which was killed at its limit, is left out.
     """
     figure, drawn = axes(height_in=3.2)
+    runs = runs.dropna(subset=["s_per_token"])
     for name, row in runs.iterrows():
         tool = next((tool for tool in PEER_COLOURS if tool in str(name)), None)
         colour = PEER_COLOURS.get(tool or "", GREY)
@@ -1206,6 +1208,39 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
     drawn.set_xlabel("peak memory (GiB)")
     drawn.set_ylabel("time per token (s)")
     drawn.legend(loc="upper left")
+    return figure
+
+
+def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Figure:
+    """What the kernel counts of each system's process from its start, and its limit.
+
+    `runs` are samples (n, 3) by system: seconds, bytes held with the page cache, and
+    bytes held without it, which are dotted.
+    """
+    figure, *panels = axes(len(runs), height_in=2.6, sharey=True)
+    panels = panels if len(runs) > 1 else [panels[0]]
+    for panel, (name, samples) in zip(panels, runs.items(), strict=True):
+        tool = next((tool for tool in PEER_COLOURS if tool in name), None)
+        colour = PEER_COLOURS.get(tool or "", GREY)
+        seconds, held, private = samples.T
+        panel.plot(seconds, held / GiB, color=colour, linewidth=1.2)
+        panel.plot(seconds, private / GiB, ":", color=colour, linewidth=1.2)
+        panel.axhline(limit_bytes / GiB, color=INK, linestyle="--", linewidth=1)
+        panel.set_title(name, fontsize=8)
+        panel.set_xlabel("time (s)", fontsize=8)
+        panel.tick_params(labelsize=7)
+    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylabel("memory (GiB)", fontsize=8)
+    figure.legend(
+        handles=[
+            Line2D([], [], color=INK, label="all that is counted"),
+            Line2D([], [], color=INK, linestyle=":", label="without page cache"),
+            Line2D([], [], color=INK, linestyle="--", label="limit"),
+        ],
+        loc="outside lower center",
+        ncols=3,
+        fontsize=8,
+    )
     return figure
 
 

@@ -1,0 +1,164 @@
+"""Runs too long for a chapter, as their records tell them.
+
+`benchmarks/streaming.py`, `headline.py` and `gpu.py` write one record each. A record
+that nobody has made yet is no error: its tables are empty, and what a chapter says of
+it is that it has not been measured.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.paths import data_folder
+from thesis_lib.units import format_duration, format_size
+
+# What readers call a system of a record.
+SYSTEMS = {
+    "ours": "ours",
+    "ours-nf4": "ours, NF4",
+    "accelerate": "accelerate",
+    "mmap": "mmap",
+    "airllm": "AirLLM",
+}
+MISSING = "not measured yet"
+PEERS = ["peak_bytes", "s_per_token", "low_s", "high_s", "read_bytes", "times_slower"]
+HEADLINE = [
+    "limit_bytes", "peak_bytes", "logical_bytes", "planned_bytes", "read_bytes",
+    "planned_read_bytes", "s_per_token", "predicted_s", "fraction_of_drain",
+]  # fmt: skip
+
+
+def read_record(name: str, folder: Path | None = None) -> dict[str, Any] | None:
+    """The record `name` of `data/measurements`; None where nobody has made it.
+
+    Raises InvalidInput for a file that is no JSON object.
+    """
+    folder = data_folder() / "measurements" if folder is None else folder
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise InvalidInput(
+            f"{path} is no record ({error}): make it again with its script"
+        ) from error
+    if not isinstance(record, dict):
+        raise InvalidInput(f"{path} is no record: expected an object; make it again")
+    return record
+
+
+def peers(record: dict[str, Any] | None) -> pd.DataFrame:
+    """A row a system: peak and bytes read, seconds of a token with their interval.
+
+    `times_slower` is over ours in bf16, NaN for ours. A system that was killed at the
+    limit has its peak and no time.
+    """
+    systems = record["summary"]["systems"] if record else {}
+    rows = {}
+    for system, found in systems.items():
+        low, high = found.get("interval_s", (np.nan, np.nan))
+        rows[SYSTEMS.get(system, system)] = {
+            "peak_bytes": found["peak_bytes"],
+            "s_per_token": found.get("median_s", np.nan),
+            "low_s": low,
+            "high_s": high,
+            "read_bytes": found.get("read_bytes_per_token", np.nan),
+            "times_slower": found.get("ours_is_faster", {}).get("times", np.nan),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=PEERS)
+
+
+def use(record: dict[str, Any] | None) -> dict[str, NDArray]:
+    """Of the first run of each system: seconds, bytes held, and those without cache.
+
+    Arrays (n, 3), by the name that readers see.
+    """
+    runs: dict[str, NDArray] = {}
+    for run in record["runs"] if record else []:
+        name = SYSTEMS.get(run["system"]) or str(run["system"])
+        if run.get("use") and name not in runs:
+            runs[name] = np.asarray(run["use"], float)
+    return runs
+
+
+def headline(record: dict[str, Any] | None) -> pd.DataFrame:
+    """A row a part: what was promised and what the kernel and the clock counted.
+
+    `peak_bytes` is the kernel's, `logical_bytes` the meter's, `planned_bytes` the
+    plan's, without the interpreter; bytes read are of one token, and the fraction is
+    that of the same reads without computing.
+    """
+    rows = {}
+    for part in (record["parts"] if record else {}).values():
+        name = f"{part['weights']}, {part['distinct_layers']} distinct layers"
+        rows[f"{name}, {format_size(part['limit_bytes'])}"] = {
+            "limit_bytes": part["limit_bytes"],
+            "peak_bytes": part["peak_bytes"],
+            "logical_bytes": part["logical_peak_bytes"],
+            "planned_bytes": part["planned_peak_bytes"],
+            "read_bytes": part["read_bytes_per_token"] or np.nan,
+            "planned_read_bytes": part["planned_bytes_per_token"],
+            "s_per_token": part["s_per_token"],
+            "predicted_s": part["predicted_s_per_token"],
+            "fraction_of_drain": part["fraction_of_drain"],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=HEADLINE)
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Sizes, times and shares as a reader wants them; columns without their units."""
+    shown = pd.DataFrame(index=table.index)
+    for column in table:
+        name, values = str(column), table[column]
+        if name.endswith("_bytes"):
+            shown[name.removesuffix("_bytes").replace("_", " ")] = [
+                MISSING if pd.isna(value) else format_size(value) for value in values
+            ]
+        elif name.startswith("fraction"):
+            shown[name.replace("_", " ")] = [f"{100 * value:.1f} %" for value in values]
+        elif name.endswith(("_s", "s_per_token")):
+            label = "time a token" if name == "s_per_token" else name[:-2]
+            shown[label] = [
+                MISSING if pd.isna(value) else format_duration(value)
+                for value in values
+            ]
+        else:
+            shown[name.replace("_", " ")] = [
+                "" if pd.isna(value) else f"{value:.2f}" for value in values
+            ]
+    return shown
+
+
+def gpu_sentence(record: dict[str, Any] | None) -> str:
+    """What the run on a GPU found, in a sentence; that there was none yet, if so."""
+    if record is None or record["device"] != "cuda":
+        return (
+            "Nobody has run it on a GPU for this book yet: `make gpu` writes the "
+            "record that this sentence would tell."
+        )
+    name = record["machine"]["gpus"][0]["name"]
+    whole = record["parts"].get("whole", {})
+    if "s_per_token" not in whole:
+        why = whole.get("skipped") or whole.get("failed") or "it ran out of memory"
+        return f"On one {name} the run of the whole geometry has no result: {why}."
+    return (
+        f"On one {name}, within {format_size(whole['limit_bytes'])} of its memory, a "
+        f"token of {record['geometry']} takes {format_duration(whole['s_per_token'])}, "
+        f"{100 * whole['fraction_of_link']:.1f} % of the rate of pinned copies, where "
+        f"{format_duration(whole['predicted_s_per_token'])} were predicted; "
+        f"{format_size(whole['reserved_bytes'])} were reserved at most."
+    )
+
+
+def origin(record: dict[str, Any] | None) -> str:
+    """Where a record comes from: processor, cores and commit."""
+    if record is None:
+        return MISSING
+    machine = record["machine"]
+    return f"{machine['cpu']}, {machine['cores']} cores, commit {record['commit'][:7]}"

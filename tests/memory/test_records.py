@@ -1,0 +1,147 @@
+"""Records are told as they are, and a record that is missing is no error."""
+
+import json
+
+import numpy as np
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory import records
+from thesis_lib.units import GiB, MiB
+
+STREAMING = {
+    "summary": {
+        "systems": {
+            "ours": {
+                "killed": False,
+                "peak_bytes": GiB,
+                "median_s": 2.0,
+                "interval_s": [1.9, 2.1],
+                "read_bytes_per_token": 7e9,
+            },
+            "airllm": {
+                "killed": False,
+                "peak_bytes": 2 * GiB,
+                "median_s": 6.0,
+                "interval_s": [5.5, 7.0],
+                "read_bytes_per_token": 7e9,
+                "ours_is_faster": {"times": 3.0, "low": 2.8, "high": 3.1},
+            },
+            "mmap": {"killed": True, "peak_bytes": 2 * GiB},
+        }
+    },
+    "runs": [
+        {"system": "ours", "use": [[0.1, 10, 4], [0.2, 20, 8]]},
+        {"system": "airllm", "use": [[0.1, 30, 30]]},
+        {"system": "ours", "use": [[0.3, 99, 99]]},
+    ],
+}
+HEADLINE = {
+    "parts": {
+        "bf16-8192MiB": {
+            "weights": "bf16",
+            "distinct_layers": 8,
+            "limit_bytes": 8 * GiB,
+            "peak_bytes": 5 * GiB,
+            "logical_peak_bytes": 4.5 * GiB,
+            "planned_peak_bytes": 4.6 * GiB,
+            "read_bytes_per_token": None,
+            "planned_bytes_per_token": 1.3e11,
+            "s_per_token": 65.0,
+            "predicted_s_per_token": 64.0,
+            "fraction_of_drain": 0.97,
+        }
+    }
+}
+GPU = {
+    "device": "cuda",
+    "geometry": "llama-65b",
+    "commit": "0123456789",
+    "machine": {"cpu": "a processor", "cores": 2, "gpus": [{"name": "a card"}]},
+    "parts": {
+        "whole": {
+            "limit_bytes": 8 * GiB,
+            "s_per_token": 5.2,
+            "fraction_of_link": 0.98,
+            "predicted_s_per_token": 5.1,
+            "reserved_bytes": 7.5 * GiB,
+        }
+    },
+}
+
+
+def test_peers_have_their_times_and_the_killed_one_its_peak_alone():
+    table = records.peers(STREAMING)
+    assert list(table.index) == ["ours", "AirLLM", "mmap"]
+    assert table.loc["AirLLM", "times_slower"] == 3.0
+    assert table.loc["AirLLM", ["s_per_token", "low_s", "high_s"]].tolist() == [
+        6.0,
+        5.5,
+        7.0,
+    ]
+    assert np.isnan(table.loc["mmap", "s_per_token"])
+    assert table.loc["mmap", "peak_bytes"] == 2 * GiB
+
+
+def test_use_is_that_of_the_first_run_of_each_system():
+    found = records.use(STREAMING)
+    assert found["ours"].tolist() == [[0.1, 10, 4], [0.2, 20, 8]]
+    assert list(found) == ["ours", "AirLLM"]
+
+
+def test_the_headline_has_promise_and_count_side_by_side():
+    (row,) = records.headline(HEADLINE).to_dict("records")
+    assert row["planned_bytes"] >= row["logical_bytes"]
+    assert row["s_per_token"] == 65.0
+    assert np.isnan(row["read_bytes"])  # not known is not zero
+    (name,) = records.headline(HEADLINE).index
+    assert name == "bf16, 8 distinct layers, 8 GiB"
+
+
+def test_readers_see_units_and_what_is_not_known():
+    shown = records.readable(records.headline(HEADLINE))
+    (row,) = shown.to_dict("records")
+    assert row["peak"] == "5 GiB"
+    assert row["read"] == records.MISSING
+    assert row["time a token"] == "65 s"
+    assert row["fraction of drain"] == "97.0 %"
+    assert records.readable(records.peers(STREAMING)).loc["mmap", "time a token"] == (
+        records.MISSING
+    )
+
+
+def test_a_record_that_nobody_made_gives_empty_tables_and_says_so(tmp_path):
+    assert records.read_record("headline", tmp_path) is None
+    assert records.peers(None).empty
+    assert records.headline(None).empty
+    assert records.readable(records.headline(None)).empty
+    assert records.use(None) == {}
+    assert "Nobody has run it on a GPU" in records.gpu_sentence(None)
+    assert records.origin(None) == records.MISSING
+
+
+def test_a_run_of_the_script_on_a_processor_is_no_run_on_a_gpu():
+    assert records.gpu_sentence(GPU | {"device": "cpu"}) == records.gpu_sentence(None)
+
+
+def test_a_gpu_is_told_with_its_limit_and_its_link():
+    said = records.gpu_sentence(GPU)
+    assert said.startswith("On one a card, within 8 GiB of its memory")
+    assert "5.2 s, 98.0 % of the rate" in said
+    left_out = GPU | {
+        "parts": {"whole": {"skipped": "about 9 min where 2 min were left"}}
+    }
+    assert "no result: about 9 min" in records.gpu_sentence(left_out)
+    assert records.origin(GPU) == "a processor, 2 cores, commit 0123456"
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_what_is_no_record_is_refused(tmp_path, text):
+    (tmp_path / "gpu.json").write_text(text)
+    with pytest.raises(InvalidInput, match="is no record"):
+        records.read_record("gpu", tmp_path)
+
+
+def test_a_record_is_read_back(tmp_path):
+    (tmp_path / "gpu.json").write_text(json.dumps({"limit": MiB}))
+    assert records.read_record("gpu", tmp_path) == {"limit": MiB}
