@@ -1,12 +1,14 @@
 """Packed weights compute what bitsandbytes computes in memory, bit for bit."""
 
 import copy
+import itertools
 import json
 import os
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, OPTConfig
 
@@ -150,6 +152,43 @@ def test_the_state_of_a_swapped_layer_is_what_packing_writes(kind, layout):
         assert sum(t.nbytes for t in found.values()) < sum(
             t.nbytes for t in tensors.values()
         )
+
+
+@pytest.mark.parametrize(("kind", "layout"), FORMATS)
+def test_a_packed_layer_can_be_rehearsed_without_data(kind, layout):
+    layer = on_meta(dense(M, N, True), kind, layout)
+    held = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    with FakeTensorMode(allow_non_fake_inputs=False), torch.no_grad():
+        weights = {
+            name: torch.empty(t.shape, dtype=t.dtype, device="cpu")
+            for name, t in held.items()
+        }
+        hidden = torch.empty(2, 5, N, dtype=torch.bfloat16)
+        out = functional_call(layer, weights, (hidden,))
+    assert (tuple(out.shape), out.dtype) == ((2, 5, M), torch.bfloat16)
+
+
+@pytest.mark.parametrize(("kind", "layout"), FORMATS)
+@pytest.mark.parametrize("outliers", [0, 3, N])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_kernels_hold_no_more_than_they_say(kind, layout, outliers, tokens):
+    layer = dense(512, N, True)
+    ours = on_meta(layer, kind, layout)
+    views = pack_layer(
+        {f"0.{k}": v for k, v in layer.state_dict().items()}, kind, layout
+    )
+    hidden = torch.ones(1, tokens, N, dtype=torch.bfloat16)
+    hidden[:, :, :outliers] = 4 * OUTLIER
+    with torch.no_grad():
+        functional_call(ours, views, (hidden,))
+        with torch.profiler.profile(profile_memory=True) as seen:
+            out = functional_call(ours, views, (hidden,))
+    steps = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = [e.nbytes() for e in sorted(steps, key=lambda e: e.start_ns())]
+    assert sum(changes) >= out.nbytes  # allocations and what was given back
+    peak = max(itertools.accumulate(changes))
+    said = out.nbytes + ours[0].scratch_bytes(tokens)
+    assert peak <= said + 64 * len(changes)  # an allocation is rounded up
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import struct
 
 import pytest
@@ -10,6 +12,7 @@ from safetensors.torch import save_file
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.memory import store as module
+from thesis_lib.memory.checkpoint import new_checkpoint, split_name
 from thesis_lib.memory.store import (
     ALIGNMENT,
     OUTER,
@@ -193,9 +196,9 @@ def truncate(path):
 
 
 def overwrite(path):
-    status = path.stat()
-    save_file(tensors(seed=1), path)
-    assert path.stat().st_size == status.st_size
+    """Same size, inode and header; other weights and another time."""
+    status, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-100] + bytes(100))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
 
@@ -207,15 +210,96 @@ def relabel(path):
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-@pytest.mark.parametrize("damage", [grow, truncate, overwrite, relabel, os.unlink])
-def test_a_file_that_changes_while_open_is_named_when_read(tmp_path, damage):
-    path = write(tmp_path, tensors())
+def replace(path):
+    """Another file under the same name, size, time and header."""
+    os.replace(shutil.copy2(path, path.with_name("twin")), path)
+
+
+def write_with_manifest(folder, made):
+    """As this project writes: a file for each layer, and a checksum of each."""
+    parts = {}
+    for name, tensor in made.items():
+        parts.setdefault(split_name(name)[0], {})[name] = tensor
+    with new_checkpoint(folder / "new", 0) as new:
+        for layer, part in parts.items():
+            entries = {name: ("BF16", tuple(t.shape)) for name, t in part.items()}
+            raw = [t.view(torch.uint8).flatten().numpy().data for t in part.values()]
+            new.write(layer, entries, raw)
+        new.finish(kind="dense")
+    for file in (folder / "new").iterdir():
+        file.rename(folder / file.name)
+    return folder / f"layer-{LAYERS - 1:04d}.safetensors"
+
+
+@pytest.mark.parametrize("layout", [write, write_with_manifest])
+@pytest.mark.parametrize(
+    "damage", [grow, truncate, overwrite, relabel, replace, os.unlink]
+)
+def test_a_file_that_changes_while_open_is_named_when_read(tmp_path, layout, damage):
+    path = layout(tmp_path, tensors())
     with SafetensorsStore(tmp_path) as store:
         buffer = allocate(store.nbytes(LAYERS - 1))
         store.read_layer(LAYERS - 1, buffer).wait()
         damage(path)
-        with pytest.raises(StoreDamaged, match=r"model\.safetensors"):
+        with pytest.raises(StoreDamaged, match=re.escape(path.name)):
             store.read_layer(LAYERS - 1, buffer).wait()
+
+
+def flip(path):
+    """One bit of the last tensor, under the same size, inode and times."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_one_bit_is_noticed_where_a_checksum_was_recorded(
+    tmp_path, monkeypatch, direct
+):
+    made = tensors()
+    path = write_with_manifest(tmp_path, made)
+    monkeypatch.setattr(module, "CHUNK_BYTES", ALIGNMENT)  # many reads to a layer
+    if not direct:
+        monkeypatch.setattr(module._File, "_open_direct", lambda self: None)
+    with SafetensorsStore(tmp_path, verify=True) as store:
+        for i in range(LAYERS):
+            for name, tensor in read(store, i).items():
+                assert torch.equal(tensor, made[f"model.layers.{i}.{name}"])
+        flip(path)
+        read(store, 0)
+        with pytest.raises(StoreDamaged, match=rf"{path.name} does not have the check"):
+            read(store, LAYERS - 1)
+    with SafetensorsStore(tmp_path) as store, pytest.raises(StoreDamaged):
+        read(store, LAYERS - 1)
+    with pytest.raises(StoreDamaged, match=rf"{path.name} does not have the SHA-256"):
+        SafetensorsStore(tmp_path, verify=True)
+
+
+def test_what_has_no_manifest_cannot_be_verified(tmp_path):
+    write(tmp_path, tensors())
+    with pytest.raises(InvalidInput, match=r"no manifest\.json.*model\.safetensors"):
+        SafetensorsStore(tmp_path, verify=True)
+
+
+def test_an_index_that_promises_what_a_file_does_not_hold_is_refused(tmp_path):
+    write_sharded(tmp_path, tensors())
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.layers.1.mlp.up_proj.bias"] = "a.safetensors"
+    index.write_text(json.dumps(content))
+    with pytest.raises(StoreDamaged, match=r"a\.safetensors does not hold model\.lay"):
+        SafetensorsStore(tmp_path)
+
+
+def test_two_stacks_are_refused(tmp_path):
+    made = tensors()
+    write(tmp_path, made | {"vision.layers.2.a.weight": torch.ones(3)})
+    with pytest.raises(StoreDamaged, match="several stacks"):
+        SafetensorsStore(tmp_path)
 
 
 def test_wrong_requests_are_refused(tmp_path):

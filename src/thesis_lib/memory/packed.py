@@ -37,10 +37,12 @@ from thesis_lib.memory.checkpoint import (
 from thesis_lib.memory.linears import replace
 from thesis_lib.memory.quantise import BLOCK, OUTLIER, bitsandbytes
 from thesis_lib.memory.store import SafetensorsStore, allocate
+from thesis_lib.units import KiB
 
 LAYOUTS = {"nf4": ("avx512", "blocks"), "int8": ("rows",)}
 KINDS = tuple(LAYOUTS)
 _TOGETHER = 32  # outputs that the kernel for AVX512-BF16 computes side by side
+_SLACK = 64 * KiB  # what a kernel of a matrix product keeps for itself
 _SLAB = 2**21  # weights quantised at a time
 _THREADS = os.cpu_count() or 1
 
@@ -148,7 +150,7 @@ def _four_bit(weight: Tensor, fill: Callable[..., None], codes: Tensor) -> Tenso
     """Fill the `codes` of a matrix (m, n); its scales, float32 (m, n / 64)."""
     m, n = weight.shape
     absmax = torch.empty(m, n // BLOCK)
-    book = bitsandbytes().functional.get_4bit_type("nf4", device="cpu")
+    book = _code_book()
     bounds = ((book[:-1] + book[1:]) / 2).numpy()  # nearest level; NF4 ascends
 
     def quantise(start: int, stop: int) -> None:
@@ -270,6 +272,13 @@ class PackedLinear(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.in_features} to {self.out_features}"
 
+    def scratch_bytes(self, rows: int) -> int:
+        """The most that the kernel holds beside inputs, weights and output.
+
+        For `rows` rows of 16-bit inputs. Its own buffers show to no meter of tensors.
+        """
+        raise NotImplementedError
+
 
 class _AVX512(PackedLinear):
     absmax: Tensor
@@ -278,6 +287,9 @@ class _AVX512(PackedLinear):
     def __init__(self, dense: nn.Linear, kind: str, layout: str) -> None:
         super().__init__(dense, kind, layout)
         self.register_buffer("book", _code_book(), persistent=False)
+
+    def scratch_bytes(self, rows: int) -> int:
+        return 0
 
     def forward(self, hidden: Tensor) -> Tensor:
         shape = [self.out_features, self.in_features]
@@ -291,6 +303,11 @@ class _AVX512(PackedLinear):
 
 class _Blocks(PackedLinear):
     absmax: Tensor
+
+    def scratch_bytes(self, rows: int) -> int:
+        m, n = self.out_features, self.in_features
+        # The matrix in 16 bits and as the product lays it out, and sums of rows.
+        return 4 * m * n + 4 * rows * (m + n) + _SLACK
 
     def forward(self, hidden: Tensor) -> Tensor:
         return torch.ops.bitsandbytes.gemm_4bit.default(
@@ -306,6 +323,13 @@ class _Blocks(PackedLinear):
 
 class _Rows(PackedLinear):
     SCB: Tensor
+
+    def scratch_bytes(self, rows: int) -> int:
+        m, n = self.out_features, self.in_features
+        # Input: in float16, its magnitudes, scaled, rounded; output: whole numbers,
+        # scales, two products. Were every input column an outlier, then the matrix as
+        # int8 and twice as float32.
+        return rows * (16 * n + 20 * m) + 9 * m * n + _SLACK
 
     def forward(self, hidden: Tensor) -> Tensor:
         rows = hidden.reshape(-1, self.in_features)
