@@ -156,6 +156,16 @@ def test_memory_over_time_has_a_panel_a_system_and_two_lines_in_each():
     assert len(figures.memory_over_time({"ours": samples}, GiB).axes) == 1
 
 
+def test_a_figure_without_its_record_says_so():
+    runs = pd.DataFrame(columns=["peak_bytes", "s_per_token", "low_s", "high_s"])
+    for figure in (
+        figures.memory_against_time(runs, GiB),
+        figures.memory_over_time({}, GiB),
+    ):
+        (ax,) = figure.axes
+        assert [text.get_text() for text in ax.texts] == ["not measured yet"]
+
+
 def test_published_times_stand_at_their_place_and_in_the_look_of_their_copy():
     table = pd.DataFrame(
         {

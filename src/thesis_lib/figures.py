@@ -1168,6 +1168,14 @@ def token_timeline(spans: Sequence[Any]) -> Figure:
     return figure
 
 
+def _not_measured() -> Figure:
+    """The place of a figure whose record nobody has made yet."""
+    figure, drawn = axes(height_in=1.0)
+    drawn.set_axis_off()
+    drawn.text(0.5, 0.5, "not measured yet", ha="center", va="center", color=GREY)
+    return figure
+
+
 def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
     """Peak memory against seconds a token, a point for each system; both are logs.
 
@@ -1175,8 +1183,10 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
     `high_s`; what lies right of the dashed line did not keep the budget. A system
     without a time, which was killed at its limit, is left out.
     """
-    figure, drawn = axes(height_in=3.2)
     runs = runs.dropna(subset=["s_per_token"])
+    if runs.empty:
+        return _not_measured()
+    figure, drawn = axes(height_in=3.2)
     for name, row in runs.iterrows():
         tool = next((tool for tool in PEER_COLOURS if tool in str(name)), None)
         colour = PEER_COLOURS.get(tool or "", GREY)
@@ -1217,6 +1227,8 @@ def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Figure:
     `runs` are samples (n, 3) by system: seconds, bytes held with the page cache, and
     bytes held without it, which are dotted.
     """
+    if not runs:
+        return _not_measured()
     figure, *panels = axes(len(runs), height_in=2.6, sharey=True)
     panels = panels if len(runs) > 1 else [panels[0]]
     for panel, (name, samples) in zip(panels, runs.items(), strict=True):

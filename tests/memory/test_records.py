@@ -10,12 +10,15 @@ from thesis_lib.memory import records
 from thesis_lib.units import GiB, MiB
 
 STREAMING = {
+    "limit_bytes": 2 * GiB,
     "summary": {
+        "tokens_identical": True,
         "systems": {
             "ours": {
                 "killed": False,
                 "peak_bytes": GiB,
                 "median_s": 2.0,
+                "fraction_of_drain": 0.961,
                 "interval_s": [1.9, 2.1],
                 "read_bytes_per_token": 7e9,
             },
@@ -28,7 +31,7 @@ STREAMING = {
                 "ours_is_faster": {"times": 3.0, "low": 2.8, "high": 3.1},
             },
             "mmap": {"killed": True, "peak_bytes": 2 * GiB},
-        }
+        },
     },
     "runs": [
         {"system": "ours", "use": [[0.1, 10, 4], [0.2, 20, 8]]},
@@ -42,6 +45,7 @@ HEADLINE = {
             "weights": "bf16",
             "distinct_layers": 8,
             "limit_bytes": 8 * GiB,
+            "label": "random weights",
             "peak_bytes": 5 * GiB,
             "logical_peak_bytes": 4.5 * GiB,
             "planned_peak_bytes": 4.6 * GiB,
@@ -118,6 +122,30 @@ def test_a_record_that_nobody_made_gives_empty_tables_and_says_so(tmp_path):
     assert records.use(None) == {}
     assert "Nobody has run it on a GPU" in records.gpu_sentence(None)
     assert records.origin(None) == records.MISSING
+
+
+def test_prose_gets_words_and_never_a_number_that_nobody_measured():
+    words = records.peer_words(STREAMING)
+    assert words["limit"] == "2 GiB"
+    assert words["ours_s"] == "2.00"
+    assert words["airllm_times"] == "3.00 (2.80 to 3.10)"
+    assert words["fraction"] == "96.1"
+    assert words["tokens"] == "the same"
+    assert words["mmap_s"] == words["packed_times"] == records.MISSING
+    headline = records.headline_words(HEADLINE)
+    assert headline["bf16_s"] == "65.0"
+    assert headline["bf16_peak_gib"] == "5.00"
+    assert headline["bf16_percent"] == "97.0"
+    assert headline["bf16_read_gb"] == headline["nf4_s"] == records.MISSING
+    assert set(records.peer_words(None).values()) == {records.MISSING}
+    assert set(records.headline_words(None).values()) == {records.MISSING}
+
+
+def test_the_larger_limit_is_the_one_that_prose_tells():
+    (part,) = HEADLINE["parts"].values()
+    smaller = part | {"limit_bytes": 4 * GiB, "s_per_token": 70.0}
+    both = {"parts": {"a": smaller, "b": part, "c": smaller}}
+    assert records.headline_words(both)["bf16_s"] == "65.0"
 
 
 def test_a_run_of_the_script_on_a_processor_is_no_run_on_a_gpu():

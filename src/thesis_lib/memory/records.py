@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.paths import data_folder
-from thesis_lib.units import format_duration, format_size
+from thesis_lib.units import GiB, format_duration, format_size
 
 # What readers call a system of a record.
 SYSTEMS = {
@@ -154,6 +154,59 @@ def gpu_sentence(record: dict[str, Any] | None) -> str:
         f"{format_duration(whole['predicted_s_per_token'])} were predicted; "
         f"{format_size(whole['reserved_bytes'])} were reserved at most."
     )
+
+
+def peer_words(record: dict[str, Any] | None) -> dict[str, str]:
+    """What prose says of the peers, ready to be glued; MISSING where it was not made.
+
+    How many times longer than ours each system needs for a token, with the ends of the
+    interval, what share of the drain ours reaches, and whether all wrote the same.
+    """
+    summary: dict[str, Any] = record["summary"] if record else {"systems": {}}
+    systems = summary["systems"]
+    words = {"limit": format_size(record["limit_bytes"]) if record else MISSING}
+    for system in SYSTEMS:
+        found = systems.get(system, {})
+        name = system.replace("-", "_")
+        words[f"{name}_s"] = _worded(found.get("median_s"), "{:.2f}")
+        faster = found.get("ours_is_faster")
+        words[f"{name}_times"] = (
+            "{times:.2f} ({low:.2f} to {high:.2f})".format(**faster)
+            if faster
+            else MISSING
+        )
+    ours = systems.get("ours", {})
+    fraction = ours.get("fraction_of_drain")
+    words["fraction"] = _worded(fraction and 100 * fraction, "{:.1f}")
+    packed = systems.get("ours-nf4", {}).get("is_faster_than_accelerate")
+    words["packed_times"] = _worded(packed and packed["times"], "{:.2f}")
+    identical = {True: "the same", False: "NOT the same", None: MISSING}
+    words["tokens"] = identical[summary.get("tokens_identical")]
+    return words
+
+
+def headline_words(record: dict[str, Any] | None) -> dict[str, str]:
+    """What prose says of the headline: of each kind of weights, in the larger limit."""
+    words = {}
+    parts = list((record["parts"] if record else {}).values())
+    for kind in ("bf16", "nf4"):
+        mine = [part for part in parts if part["weights"] == kind]
+        part = max(mine, key=lambda each: each["limit_bytes"], default={})
+        fraction = part.get("fraction_of_drain")
+        read = part.get("read_bytes_per_token")
+        peak = part.get("peak_bytes")
+        words |= {
+            f"{kind}_s": _worded(part.get("s_per_token"), "{:.1f}"),
+            f"{kind}_percent": _worded(fraction and 100 * fraction, "{:.1f}"),
+            f"{kind}_read_gb": _worded(read and read / 1e9, "{:.1f}"),
+            f"{kind}_peak_gib": _worded(peak and peak / GiB, "{:.2f}"),
+            f"{kind}_label": part.get("label", MISSING),
+        }
+    return words
+
+
+def _worded(value: float | None, form: str) -> str:
+    return MISSING if value is None else form.format(value)
 
 
 def origin(record: dict[str, Any] | None) -> str:
