@@ -205,6 +205,75 @@ def headline_words(record: dict[str, Any] | None) -> dict[str, str]:
     return words
 
 
+def certificate_words(record: dict[str, Any] | None) -> dict[str, str]:
+    """What prose says of the plans that were run at their limits."""
+    metered = record["logical"] if record else []
+    grouped = record["physical"] if record else []
+    over = [
+        (row["planned_bytes"] - row["metered_bytes"]) / row["device_bytes"]
+        for row in metered
+    ]
+    kept = [row for row in grouped if not row["killed"]]
+    beyond = [
+        1 - row["peak_bytes"] / (row["before_bytes"] + row["planned_bytes"])
+        for row in kept
+    ]
+    return {
+        "plans": str(len(metered)) if metered else MISSING,
+        "exceeded": str(sum(share < 0 for share in over)) if over else MISSING,
+        "over_median": _percent(over, 0.5),
+        "over_most": _percent(over, 1.0),
+        "groups": str(len(grouped)) if grouped else MISSING,
+        "killed": str(len(grouped) - len(kept)) if grouped else MISSING,
+        "host_median": _percent(beyond, 0.5),
+        "host_least": _percent(beyond, 0.0),
+        "host_most": _percent(beyond, 1.0),
+    }
+
+
+PREDICTION = ["batch", "tokens", "limit", "predicted_s", "measured_s", "error"]
+
+
+def predictions(record: dict[str, Any] | None) -> pd.DataFrame:
+    """A row a plan: its step, what bounds it, seconds predicted and measured.
+
+    `error` is relative to the measured median.
+    """
+    rows = []
+    for plan in record["prediction"]["plans"] if record else []:
+        measured = float(np.median(plan["seconds"]))
+        error = plan["predicted_s"] / measured - 1
+        rows.append(
+            [
+                plan["batch"], plan["pass_tokens"], plan["limit"],
+                plan["predicted_s"], measured, error,
+            ]
+        )  # fmt: skip
+    return pd.DataFrame(rows, columns=PREDICTION)
+
+
+def prediction_words(record: dict[str, Any] | None) -> dict[str, str]:
+    """What prose says of predicted times and of the predicted crossover."""
+    errors = predictions(record)["error"].abs()
+    cross = record["crossover"] if record else {}
+    found = cross.get("measured_tokens")
+    return {
+        "plans": str(len(errors)) if len(errors) else MISSING,
+        "error_median": _percent(errors, 0.5),
+        "error_p95": _percent(errors, 0.95),
+        "crossover": _worded(cross.get("predicted_tokens"), "{:.0f}"),
+        "crossover_found": _worded(found, "{:.0f}"),
+        "crossover_error": _worded(
+            found and 100 * abs(cross["predicted_tokens"] / found - 1), "{:.0f}"
+        ),
+    }
+
+
+def _percent(shares: Any, q: float) -> str:
+    values = np.asarray(shares, float)
+    return f"{100 * float(np.quantile(values, q)):.2f}" if len(values) else MISSING
+
+
 def _worded(value: float | None, form: str) -> str:
     return MISSING if value is None else form.format(value)
 
