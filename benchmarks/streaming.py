@@ -469,7 +469,8 @@ def write_record(
     checkout = root()
     assert checkout is not None
     summary = summarise(kept(runs), given.warm_up)
-    versions = {name: metadata.version(d) for name, d in OF_PEER.items()}
+    named = dict.fromkeys(run["system"] for run in runs)
+    versions = {n: metadata.version(OF_PEER[n]) for n in named if n in OF_PEER}
     record = {
         "summary": summary,
         "geometry": given.geometry,

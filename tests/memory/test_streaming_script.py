@@ -46,7 +46,7 @@ def test_systems_take_turns_forwards_and_backwards(script):
 
 def test_every_turn_is_tried_once_before_one_is_repeated(script):
     """The drains of turn 0 differ by 10 %: it is repeated last, twice at most."""
-    loose, steady = run_of(0, after=1.1), [run_of(1), run_of(2, after=1.05)]
+    loose, steady = run_of(0, after=1.1), [run_of(1), run_of(2, after=1.04)]
     assert script.next_turn([], 3) == 0
     assert script.next_turn([loose], 3) == 1
     assert script.next_turn([loose, *steady], 3) == 0
