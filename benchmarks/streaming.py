@@ -15,6 +15,7 @@ Runs that were made are kept in the working folder: the command resumes, and wit
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -53,8 +54,9 @@ PACKED = "ours-nf4"  # the same geometry in packed NF4: another checkpoint
 OF_PEER = {"accelerate": "accelerate", "airllm": "airllm"}  # its distribution
 DRIFT = 0.05
 ATTEMPTS = 2  # of one run, until its two drains agree
-# What the interpreter, torch and transformers hold beside the tensors of a model.
-RUNTIME_BYTES = 320 * MiB
+# What interpreter, torch, transformers and the scratch memory of kernels hold beside
+# the tensors of a model.
+RUNTIME_BYTES = 512 * MiB
 DRAINS, DRAIN_WARM_UP = 4, 2
 DRAINED = ("drain_before_s", "drain_after_s")
 POINTS = 300  # of the memory of one run, kept for the figure
@@ -300,12 +302,17 @@ def steadiness(run: dict[str, Any]) -> float:
 
 
 def next_turn(runs: list[dict[str, Any]], turns: int) -> int | None:
-    """The first turn that no settled run and not all its attempts have filled."""
-    for turn in range(turns):
-        tried = [run for run in runs if run["turn"] == turn]
-        if not any(map(is_settled, tried)) and len(tried) < ATTEMPTS:
-            return turn
-    return None
+    """The first turn of those least often tried that has no settled run yet.
+
+    None once every turn is settled or has had all its attempts.
+    """
+    tried = [[run for run in runs if run["turn"] == turn] for turn in range(turns)]
+    left = [
+        turn
+        for turn, own in enumerate(tried)
+        if not any(map(is_settled, own)) and len(own) < ATTEMPTS
+    ]
+    return min(left, key=lambda turn: len(tried[turn]), default=None)
 
 
 def spread(seconds: list[float]) -> dict[str, Any]:
@@ -348,9 +355,7 @@ def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
         if summary[system]["killed"]:
             continue
         steps[system] = [s for run in own for s in run["seconds"][warm_up:]]
-        beside = [
-            s for run in own for s in run["drain_before_s"] + run["drain_after_s"]
-        ]
+        beside = [s for run in own for side in DRAINED for s in run[side]]
         drains += beside
         read = [n for run in own for n in run["read_bytes"][warm_up:]]
         summary[system] |= {
@@ -359,6 +364,8 @@ def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
             "load_s": [run["load_s"] for run in own],
             "read_bytes_per_token": float(np.median(read)),
             "drain_s": float(np.median(beside)),
+            "drains_per_step": float(np.median(steps[system]) / np.median(beside)),
+            "settled": all(map(is_settled, own)),
         }
         if system == "ours":
             fraction = float(np.median(beside) / np.median(steps[system]))
@@ -433,6 +440,7 @@ def main(words: list[str] | None = None) -> None:
         turn = next_turn(runs, len(turns))
         if turn is None:
             break
+        os.sync()  # what others wrote would be written back during the run
         before = before or launch("drain", given)["seconds"]
         run = launch(turns[turn], given)
         after = launch("drain", given)["seconds"]

@@ -2,7 +2,9 @@
 
 import json
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,34 @@ def test_an_interrupt_leaves_neither_process_nor_group(monkeypatch):
         confine(hold(5, 60), 200 * MiB)
     assert started[0].returncode == -9
     assert not groups()
+
+
+def test_the_group_of_a_killed_caller_is_swept_by_the_next_one(tmp_path):
+    if how_confined() == "uncapped":
+        return
+    waits = "import sys; print('here', flush=True); sys.stdin.read()"
+    calls = (
+        "import sys; from thesis_lib.memory.confine import confine;"
+        "confine(sys.argv[1:], 1 << 28, capture=False)"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, "-c", calls, sys.executable, "-c", waits],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert caller.stdout.readline() == b"here\n"
+    (parent, _), *_ = module._parents(module.PROC)
+    left = list(parent.glob(f"thesis-{caller.pid}-*"))
+    caller.kill()
+    caller.wait()
+    assert len(left) == 1
+    how_confined()
+    assert left[0].exists()  # its command still runs
+    caller.stdin.close()  # and ends
+    until = time.monotonic() + 10
+    while left[0].exists() and time.monotonic() < until:
+        how_confined()
+    assert not left[0].exists()
 
 
 def test_the_page_cache_counts(tmp_path):

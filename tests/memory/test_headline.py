@@ -116,6 +116,17 @@ def test_it_resumes_where_it_was_killed_and_cleans_up(script, tmp_path, monkeypa
     assert len(tokens) == 1  # the limit changes where bytes live, not what is said
 
 
+def test_packed_weights_stream_in_the_same_way(script, tmp_path):
+    given = words(tmp_path, "--weights", "nf4", "--limits", "1000MiB")
+    script.main([*given, "--runtime", "993MiB"], SPEC)
+    record = json.loads((tmp_path / "record.json").read_text())
+    (part,) = record["parts"].values()
+    assert part["label"] == "random nf4 weights, all 6 layers distinct"
+    assert part["logical_peak_bytes"] <= part["planned_peak_bytes"]
+    assert 0 < part["planned_bytes_per_token"] < 0.3 * 6 * SPEC.layer_bytes
+    assert not list((tmp_path / "work").iterdir())
+
+
 def test_a_limit_that_is_too_small_ends_the_run_by_name(script, tmp_path, monkeypatch):
     """A runtime that is underestimated: the plan fits, the process does not."""
     given = words(tmp_path, "--limits", "60MiB", "--runtime", "40MiB")

@@ -77,8 +77,9 @@ def confine(
 ) -> Confined:
     """Run a command that may hold `limit_bytes` of memory at most, and wait for it.
 
-    Swap counts too, or is forbidden. The group is removed afterwards, whatever
-    happens, and processes that the command left in it are killed. Without `capture`
+    Swap counts too, or is forbidden. The group is removed afterwards, after an
+    interrupt too, and processes that the command left in it are killed; what a killed
+    caller leaves, the next call removes. Without `capture`
     the command writes to this process's own streams. Every `look_s` seconds its use is
     noted. Raises InvalidInput for a limit
     that is not positive; a command that is killed is reported, not raised.
@@ -235,6 +236,7 @@ def _open_group(limit_bytes: int, proc: Path) -> _Group | None:
 
 def _limited(parent: Path, version: int, limit_bytes: int) -> _Group:
     """A child of `parent` with a hard limit. Raises OSError, and leaves nothing."""
+    _sweep(parent)
     folder = parent / f"thesis-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     if version == 2:
         enabled = parent / "cgroup.subtree_control"
@@ -273,6 +275,14 @@ def _limited(parent: Path, version: int, limit_bytes: int) -> _Group:
         _unmake(folder)
         raise
     return group
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the empty groups of processes that were killed and could not do it."""
+    for folder in parent.glob("thesis-*-*"):
+        if not psutil.pid_exists(int(folder.name.split("-")[1])):
+            with contextlib.suppress(OSError):  # its command still runs in it
+                _unmake(folder)
 
 
 def _parents(proc: Path) -> Iterator[tuple[Path, int]]:

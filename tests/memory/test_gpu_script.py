@@ -1,0 +1,130 @@
+"""All of the GPU's measurement but the GPU: on the processor, with a small geometry."""
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory.confine import Confined
+from thesis_lib.memory.spec import ModelSpec
+from thesis_lib.units import MiB
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+SPEC = ModelSpec("small", 6, 512, 1024, 8, 8, 64, 1000, tied=False)
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("gpu", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def words(tmp_path, *more):
+    return [
+        "--device", "cpu", "--limit", "24MiB", "--host-memory", "16MiB",
+        "--distinct", "3", "--peer-layers", "4", "--peers", "accelerate",
+        "--reserve", "0B", "--steps", "2", "--warm-up", "1",
+        "--work", str(tmp_path / "work"), "--out", str(tmp_path / "gpu.json"), *more,
+    ]  # fmt: skip
+
+
+def test_on_a_processor_it_measures_all_but_the_device(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script.util, "find_spec", lambda name: None)
+    script.main(words(tmp_path), SPEC)
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert {"commit", "clean", "machine", "versions", "seconds"} <= record.keys()
+    assert (record["geometry"], record["device"]) == ("small", "cpu")
+    whole, few = record["parts"]["whole"], record["parts"]["ours"]
+    assert (whole["layers"], whole["distinct_layers"]) == (6, 3)
+    assert (few["layers"], few["distinct_layers"]) == (4, 3)
+    assert "not installed" in record["parts"]["accelerate"]["skipped"]
+    assert whole["plan"]["tiers"]["host"] > 0  # host memory and disk together
+    assert whole["plan"]["tiers"]["disk"] > 0
+    for part in (whole, few):
+        assert part["logical_peak_bytes"] <= part["planned_peak_bytes"]
+        assert part["planned_peak_bytes"] < part["limit_bytes"] == 24 * MiB
+        assert part["how"] == "uncapped"
+        moved = part["bytes_per_token"] / part["s_per_token"]
+        assert part["fraction_of_link"] == pytest.approx(
+            moved / max(part["link_bytes_per_s"])
+        )
+    assert not list((tmp_path / "work").glob("*/config.json"))  # the stores are gone
+
+
+def test_what_the_time_does_not_allow_is_left_out_and_said_so(
+    script, tmp_path, monkeypatch
+):
+    """Each part takes 10 s and is foreseen at 15: the third does not fit into 30."""
+    now_s, ran = [0.0], []
+
+    def launch(system, folder, given, host):
+        ran.append((system, folder.name))
+        now_s[0] += 10
+        return {"s_per_token": 1.0, "trial": {"tokens": [[1]]}}
+
+    clock = SimpleNamespace(perf_counter=lambda: now_s[0], strftime=time.strftime)
+    monkeypatch.setattr(script, "time", clock)
+    monkeypatch.setattr(script, "launch", launch)
+    monkeypatch.setattr(script, "link_rate", lambda device, copies: 2e9)
+    monkeypatch.setattr(script.util, "find_spec", lambda name: object())
+    given = script.arguments(words(tmp_path, "--minutes", "0.5"))
+    found = script.measure(given, SPEC)
+    assert ran == [("ours", "whole"), ("ours", "few")]
+    assert "were left" in found["parts"]["accelerate"]["skipped"]
+    assert found["tokens_identical"] is None
+
+
+def test_tokens_are_compared_between_systems_of_the_same_model(script):
+    def part(*tokens):
+        return {"trial": {"tokens": [[token] for token in tokens]}}
+
+    whole, ours = part(9, 9), part(1, 2)
+    assert script.identical({"whole": whole, "ours": ours}) is None
+    assert script.identical({"ours": ours, "whole": whole, "peer": part(1, 2)}) is True
+    assert script.identical({"ours": ours, "peer": part(1, 3)}) is False
+    assert script.identical({"ours": ours, "peer": {"skipped": "no time"}}) is None
+
+
+def test_a_part_that_fails_is_reported_and_the_others_go_on(
+    script, tmp_path, monkeypatch
+):
+    def confine(words, limit_bytes, **options):
+        return Confined("uncapped", limit_bytes, 1, True, -9, 0.1, None, "", "")
+
+    monkeypatch.setattr(script, "confine", confine)
+    given = script.arguments(words(tmp_path, "--peers", ""))
+    found = script.measure(given, SPEC)["parts"]
+    assert set(found) == {"whole", "ours"}
+    for part in found.values():
+        assert (part["failed"], part["killed"]) == ("ended with -9", True)
+        assert script.outcome("ours", part) == "ours: ended with -9"
+
+
+def test_memory_that_does_not_suffice_is_a_result(script, tmp_path, monkeypatch):
+    def full(given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
+
+    monkeypatch.setattr(script, "run_peer", full)
+    report = tmp_path / "report.json"
+    script.main(words(tmp_path, "--worker", "accelerate", "--report", str(report)))
+    found = json.loads(report.read_text())
+    assert found["out_of_memory"] == "CUDA out of memory. Tried to allocate"
+
+
+def test_without_a_device_or_disk_it_refuses(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="sees no CUDA device"):
+        script.main(["--work", str(tmp_path / "work")])
+    with pytest.raises(SystemExit, match="has room for 0 layers of small"):
+        script.main(words(tmp_path, "--reserve", "999TiB"), SPEC)
+    with pytest.raises(InvalidInput, match="device='tpu' is unknown"):
+        script.main(["--device", "tpu"])
