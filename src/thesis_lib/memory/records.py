@@ -190,7 +190,7 @@ def peers_sentence(record: dict[str, Any] | None) -> str:
 
 
 def headline_sentence(record: dict[str, Any] | None, weights: str) -> str:
-    """What the run of the claimed size found, in its largest limit, or that none did."""
+    """What the run of the claimed size found in its largest limit, or that none did."""
     parts = [
         part
         for part in (record["parts"] if record else {}).values()
