@@ -280,6 +280,7 @@ def measure(given: argparse.Namespace, spec: ModelSpec) -> dict[str, Any]:
     host = host_bytes(given)
     distinct = distinct_layers(spec, 2, given)
     rate, _ = drain(work)
+    (work / "drain.bin").unlink(missing_ok=True)
     given.disk_rate = rate or 1e9
     link = link_rate(torch.device(given.device), copies=4)
     held = min(spec.layers, host // spec.layer_bytes)

@@ -252,6 +252,7 @@ def headline(given: argparse.Namespace, ask: Callable[[str], None] = tell) -> No
     stores = survey(given.spec, left, free_bytes, parse_size(given.reserve))
     stores = [standing_store(work, store) for store in stores]
     rate, how = drain(work) if stores else (None, "")
+    (work / "drain.bin").unlink(missing_ok=True)
     passes = 1 + given.warm_up + 2 * given.steps + 1
     seconds = {
         store.folder: predicted_s(store, given.spec, len(limits), passes, rate or 1e9)

@@ -272,8 +272,13 @@ def physical(done: Confined) -> dict[str, Any]:
 
 
 def order(systems: list[str], rounds: int) -> list[str]:
-    """Forwards and backwards, `rounds` times: a drift that is linear cancels out."""
-    return [*systems, *reversed(systems)] * rounds
+    """Forwards and backwards, `rounds` times: a drift that is linear cancels out.
+
+    The packed model comes last: it has another checkpoint, and others to be beside.
+    """
+    dense = [system for system in systems if system != PACKED]
+    packed = [PACKED] * (len(systems) - len(dense))
+    return [*dense, *reversed(dense)] * rounds + packed * 2 * rounds
 
 
 def drift(before_s: list[float], after_s: list[float]) -> float:
@@ -464,7 +469,8 @@ def write_record(
     checkout = root()
     assert checkout is not None
     summary = summarise(kept(runs), given.warm_up)
-    versions = {name: metadata.version(d) for name, d in OF_PEER.items()}
+    named = dict.fromkeys(run["system"] for run in runs)
+    versions = {n: metadata.version(OF_PEER[n]) for n in named if n in OF_PEER}
     record = {
         "summary": summary,
         "geometry": given.geometry,
@@ -509,7 +515,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--layers", type=int, default=16)
     add("--cap", default="2GiB", help="hard limit of each process, page cache included")
     add("--device-memory", default="", help="of our plan; default: cap less runtime")
-    add("--systems", default=",".join(SYSTEMS))
+    add("--systems", default=",".join((*SYSTEMS, PACKED)))
     add("--rounds", type=int, default=1, help="each forwards and backwards once")
     add("--prompt", type=int, default=16, help="tokens")
     add("--warm-up", type=int, default=2, help="tokens of each run that do not count")

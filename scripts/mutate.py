@@ -29,6 +29,13 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "trial: a step is held against the drain after it alone",
+        "memory/trial.py",
+        "beside = (drain[:-1] + drain[1:]) / 2",
+        "beside = drain[1:]",
+        ("tests/memory/test_trial.py",),
+    ),
+    Mutant(
         "confine: who was killed at its limit is said to have ended",
         "memory/confine.py",
         "killed=watch.killed if group is None else group.kills() > 0,",

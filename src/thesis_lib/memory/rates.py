@@ -40,7 +40,7 @@ def measure_machine(
     reads, and is 0 where it does not. `spread` is half the range of the middle half
     of the drains, over their median: how far this disk agrees with itself.
     """
-    tight = _least(folder, ring, max(tokens))
+    tight = plan_streamed(folder, 1, max(tokens), max(tokens), ring)
     draw = torch.Generator().manual_seed(seed)
     reading: list[float] = []
     computing: dict[int, list[float]] = {n: [] for n in tokens}
@@ -83,11 +83,17 @@ def measure_machine(
     )
 
 
-def _least(folder: Path | str, ring: int, tokens: int) -> MemoryPlan:
-    """The plan of a checkpoint in which every layer is streamed."""
+def plan_streamed(
+    folder: Path | str, batch: int, context: int, pass_tokens: int, ring: int
+) -> MemoryPlan:
+    """The plan of a checkpoint on the smallest device: every layer is streamed.
+
+    Of its machine only the memory is known.
+    """
     options: dict[str, Any] = {
-        "context": tokens,
-        "pass_tokens": tokens,
+        "batch": batch,
+        "context": context,
+        "pass_tokens": pass_tokens,
         "logit_tokens": 1,
         "ring": ring,
     }
