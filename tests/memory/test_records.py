@@ -196,3 +196,39 @@ def test_what_is_no_record_is_refused(tmp_path, text):
 def test_a_record_is_read_back(tmp_path):
     (tmp_path / "gpu.json").write_text(json.dumps({"limit": MiB}))
     assert records.read_record("gpu", tmp_path) == {"limit": MiB}
+
+
+def test_a_certificate_counts_what_exceeded_and_what_was_killed():
+    row = {"device_bytes": 1000, "planned_bytes": 900}
+    group = {"killed": False, "before_bytes": 100, "planned_bytes": 300}
+    record = {
+        "logical": [row | {"metered_bytes": m} for m in (900, 890, 910)],
+        "physical": [
+            group | {"peak_bytes": 360}, group | {"peak_bytes": 400}, {"killed": True},
+        ],
+    }  # fmt: skip
+    words = records.certificate_words(record)
+    assert (words["plans"], words["exceeded"]) == ("3", "1")
+    assert (words["over_median"], words["over_most"]) == ("0.00", "1.00")
+    assert (words["groups"], words["killed"]) == ("3", "1")
+    assert (words["host_least"], words["host_most"]) == ("0.00", "10.00")
+    assert set(records.certificate_words(None).values()) == {records.MISSING}
+
+
+def test_predictions_are_held_against_the_median():
+    plan = {"batch": 2, "pass_tokens": 1, "limit": "disk"}
+    record = {
+        "prediction": {
+            "plans": [
+                plan | {"predicted_s": 1.1, "seconds": [1.0, 1.0, 9.0]},
+                plan | {"predicted_s": 2.0, "seconds": [2.0]},
+            ]
+        },
+        "crossover": {"predicted_tokens": 110.0, "measured_tokens": 100.0},
+    }
+    table = records.predictions(record)
+    assert table["error"].tolist() == pytest.approx([0.1, 0.0])
+    words = records.prediction_words(record)
+    assert (words["plans"], words["error_median"]) == ("2", "5.00")
+    assert (words["crossover"], words["crossover_error"]) == ("110", "10")
+    assert set(records.prediction_words(None).values()) == {records.MISSING}

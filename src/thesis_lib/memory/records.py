@@ -258,11 +258,13 @@ def predictions(record: dict[str, Any] | None) -> pd.DataFrame:
 
 def prediction_words(record: dict[str, Any] | None) -> dict[str, str]:
     """What prose says of predicted times and of the predicted crossover."""
-    errors = predictions(record)["error"].abs()
+    table = predictions(record)
+    errors = table["error"].abs()
     cross = record["crossover"] if record else {}
     found = cross.get("measured_tokens")
     return {
         "plans": str(len(errors)) if len(errors) else MISSING,
+        "most_sequences": str(table["batch"].max()) if len(errors) else MISSING,
         "error_median": _percent(errors, 0.5),
         "error_p95": _percent(errors, 0.95),
         "crossover": _worded(cross.get("predicted_tokens"), "{:.0f}"),
