@@ -199,3 +199,20 @@ def test_parts_of_a_plan_can_be_read_however_large_the_model(
     assert widest == pytest.approx(0.75 * limit / scale)
     if panels == 2:
         assert plan_axis.get_xlim()[1] < 1.2 * limit / scale
+
+
+def test_predicted_times_stand_on_the_diagonal_when_they_are_right():
+    plans = pd.DataFrame(
+        {
+            "predicted_s": [0.1, 0.2, 1.0],
+            "measured_s": [0.1, 0.2, 2.0],
+            "limit": ["disk", "disk", "compute"],
+        }
+    )
+    (ax,) = figures.predicted_times(plans).axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert lines["bound by disk"] == [[0.1, 0.1], [0.2, 0.2]]
+    assert lines["bound by compute"] == [[2.0, 1.0]]
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    (empty,) = figures.predicted_times(plans.iloc[:0]).axes
+    assert [text.get_text() for text in empty.texts] == ["not measured yet"]

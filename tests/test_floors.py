@@ -24,7 +24,7 @@ FLOORS = [
     "sequencer.dispatch memory.plan",
     "sequencer.policies memory.stream memory.cost memory.published memory.schedule",
     "sequencer.pipeline sequencer.simulate sequencer.partitions memory.speculate "
-    "memory.quality memory.trial",
+    "memory.quality memory.trial memory.rates",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
     "sequencer.worked",
     "sequencer.serve sequencer.accuracy sequencer.optimum sequencer.robustness "

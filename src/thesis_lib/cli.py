@@ -597,23 +597,38 @@ def plan(
     model: Annotated[str, typer.Argument(help="Folder, smollm2 or llama-65b, …")],
     device_memory: Annotated[str, typer.Option(help="Such as 8GiB.")],
     host_memory: Annotated[str, typer.Option(help="Such as 32GiB.")] = "0B",
-    batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
+    weights: Annotated[
+        str, typer.Option(help="Of a geometry: bf16, nf4 or int8.")
+    ] = "bf16",
+    batch: Annotated[int, typer.Option(help="Sequences, beams included.")] = 1,
     context: Annotated[int, typer.Option(help="Positions of a sequence.")] = 512,
+    pass_tokens: Annotated[int, typer.Option(help="Tokens of a sequence a pass.")] = 1,
+    ring: Annotated[int, typer.Option(help="Staging buffers.")] = 3,
     as_json: Json = False,
 ) -> None:
     """Certify the peak memory of a streamed model and predict its time, or refuse."""
-    from thesis_lib.memory.stream import describe_plan
+    from thesis_lib.memory.plan import WEIGHTS
+    from thesis_lib.memory.rates import describe_plan
 
-    result = describe_plan(
-        model, size(device_memory), size(host_memory), batch=batch, context=context
-    )
+    with console.status("planning"):
+        result = describe_plan(
+            model,
+            size(device_memory),
+            size(host_memory),
+            batch,
+            context,
+            ring,
+            pass_tokens,
+            WEIGHTS[choice("weights", weights, WEIGHTS)],
+        )
     tiers = ", ".join(f"{n} layers on {tier}" for tier, n in result["tiers"].items())
     rates = ", ".join(f"{name} {value}" for name, value in result["rates"].items())
+    low, high = (units.format_duration(s) for s in result["predicted_s_interval"])
     lines = [
         f"device peak {units.format_size(result['device_peak_bytes'])}, "
         f"host peak {units.format_size(result['host_peak_bytes'])}; {tiers}",
-        f"predicted {units.format_duration(result['predicted_s_per_token'])} a token, "
-        f"bound by {result['limit']}; {rates}",
+        f"predicted {units.format_duration(result['predicted_s_per_token'])} a token "
+        f"({low} to {high}), bound by {result['limit']}; {rates}",
     ]
     show(result, as_json, lines)
 
@@ -624,6 +639,12 @@ def generate(
     device_memory: Annotated[str, typer.Option(help="Such as 128MiB.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 32,
+    host_memory: Annotated[
+        str, typer.Option(help="For layers beside the device, such as 32GiB.")
+    ] = "0B",
+    ring: Annotated[int, typer.Option(help="Staging buffers.")] = 3,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    verify: Annotated[bool, typer.Option(help="Hash every file first.")] = False,
     as_json: Json = False,
 ) -> None:
     """Generate greedily from a model that streams through a memory budget."""
@@ -631,7 +652,14 @@ def generate(
 
     with console.status("generating"):
         result = generate_text(
-            checkpoint, size(device_memory), prompt, max_new_tokens=max_new_tokens
+            checkpoint,
+            size(device_memory),
+            prompt,
+            max_new_tokens,
+            ring,
+            size(host_memory),
+            device,
+            verify,
         )
     lines = [
         result["text"],

@@ -1221,6 +1221,33 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
     return figure
 
 
+def predicted_times(plans: pd.DataFrame) -> Figure:
+    """Predicted seconds of a step against measured ones, a point for each plan.
+
+    `plans` has `predicted_s`, `measured_s` and `limit`; the band is 12 % to each side.
+    """
+    if plans.empty:
+        return _not_measured()
+    figure, drawn = axes(height_in=3.2)
+    low = 0.8 * plans[["predicted_s", "measured_s"]].min().min()
+    high = 1.25 * plans[["predicted_s", "measured_s"]].max().max()
+    ends = np.array([low, high])
+    drawn.fill_between(ends, 0.88 * ends, 1.12 * ends, color=GREY, alpha=0.2)
+    drawn.plot(ends, ends, color=INK, linewidth=0.8)
+    for (limit, rows), marker, colour in zip(
+        plans.groupby("limit"), "os", ("C0", "C1"), strict=False
+    ):
+        drawn.plot(
+            rows.measured_s, rows.predicted_s, marker, color=colour, markersize=5,
+            label=f"bound by {limit}", alpha=0.8,
+        )  # fmt: skip
+    drawn.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+    drawn.set_xlabel("measured time of a step (s)")
+    drawn.set_ylabel("predicted (s)")
+    drawn.legend(loc="upper left")
+    return figure
+
+
 def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Figure:
     """What the kernel counts of each system's process from its start, and its limit.
 

@@ -1,5 +1,6 @@
 """Every architecture: its bytes, its tables, and the same bits as transformers."""
 
+import copy
 import json
 
 import pytest
@@ -9,7 +10,13 @@ from safetensors.torch import load_file, save_file
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.architectures import configure, read_config, skeleton, stack
+from thesis_lib.memory.architectures import (
+    configure,
+    flatten_head,
+    read_config,
+    skeleton,
+    stack,
+)
 from thesis_lib.memory.measure import DeviceBudget
 from thesis_lib.memory.spec import ARCHITECTURES, ModelSpec, geometries, geometry
 from thesis_lib.memory.stream import StreamedModel
@@ -122,7 +129,8 @@ def test_generate_is_that_of_transformers_within_the_plan(
         stop = StoppingCriteriaList([StopAfter(8)])
         short = twin.generate(prompt[:1], stopping_criteria=stop, max_new_tokens=9)
     torch.manual_seed(3)
-    assert torch.equal(own, model.generate(prompt, **options))
+    twin = flatten_head(copy.deepcopy(model))
+    assert torch.equal(own, twin.generate(prompt, **options))
     assert short.shape == (1, 8)
 
 
@@ -136,7 +144,8 @@ def test_padded_sequences_are_masked_as_in_transformers(models):
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     with StreamedModel(folder, made) as twin:
         own = twin.generate(prompt, attention_mask=mask, **options)
-    assert torch.equal(own, model.generate(prompt, attention_mask=mask, **options))
+    twin = flatten_head(copy.deepcopy(model))
+    assert torch.equal(own, twin.generate(prompt, attention_mask=mask, **options))
 
 
 def test_a_long_prompt_goes_in_passes(models):
@@ -231,3 +240,14 @@ def test_other_architectures_are_refused_by_name(tmp_path):
     file.write_text(file.read_text().replace('"llama"', '"mamba"'))
     with pytest.raises(InvalidInput, match="mamba"):
         read_config(tmp_path)
+
+
+def test_a_flat_head_keeps_the_bits_and_multiplies_rows(models):
+    _, model = models("llama")
+    flat = flatten_head(copy.deepcopy(model))
+    hidden = torch.randn(3, 5, 48, dtype=torch.bfloat16)
+    head, rows = model.get_output_embeddings(), flat.get_output_embeddings()
+    with torch.no_grad():
+        assert torch.equal(rows(hidden), head(hidden))
+        assert torch.equal(rows(hidden[:1, -1:]), head(hidden[:1, -1:]))
+        assert torch.equal(rows(hidden[:, -1:])[:, 0], head(hidden[:, -1]))

@@ -109,8 +109,13 @@ def test_rates_are_recovered_from_a_line():
     tokens = np.array([1, 8, 64])
     seconds = SPEC.total_bytes / 20e9 + tokens * SPEC.flops_per_token() / 3e11
     assert compute_rates(SPEC, tokens, seconds) == pytest.approx((20e9, 3e11))
+    # Times that fall show no products, and none that are the same.
+    assert compute_rates(SPEC, tokens, seconds[::-1])[1] == np.inf
+    weights, products = compute_rates(SPEC, tokens, tokens * 1e-3)
+    assert weights > 1e6 * SPEC.total_bytes
+    assert products == pytest.approx(SPEC.flops_per_token() / 1e-3)
     with pytest.raises(InvalidInput, match="positive"):
-        compute_rates(SPEC, tokens, seconds[::-1])
+        compute_rates(SPEC, tokens, np.zeros(3))
 
 
 @pytest.mark.parametrize(

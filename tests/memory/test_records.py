@@ -124,28 +124,51 @@ def test_a_record_that_nobody_made_gives_empty_tables_and_says_so(tmp_path):
     assert records.origin(None) == records.MISSING
 
 
-def test_prose_gets_words_and_never_a_number_that_nobody_measured():
-    words = records.peer_words(STREAMING)
-    assert words["limit"] == "2 GiB"
-    assert words["ours_s"] == "2.00"
-    assert words["airllm_times"] == "3.00 (2.80 to 3.10)"
-    assert words["fraction"] == "96.1"
-    assert words["tokens"] == "the same"
-    assert words["mmap_s"] == words["packed_times"] == records.MISSING
-    headline = records.headline_words(HEADLINE)
-    assert headline["bf16_s"] == "65.0"
-    assert headline["bf16_peak_gib"] == "5.00"
-    assert headline["bf16_percent"] == "97.0"
-    assert headline["bf16_read_gb"] == headline["nf4_s"] == records.MISSING
-    assert set(records.peer_words(None).values()) == {records.MISSING}
-    assert set(records.headline_words(None).values()) == {records.MISSING}
+def test_sentences_tell_what_was_found_and_never_what_nobody_measured():
+    said = records.peers_sentence(STREAMING)
+    assert said.startswith("Ours takes 2 s a token, 96.1 % of what the drain allows.")
+    assert "AirLLM 3.00 times as long (2.80 to 3.10), mmap was killed at" in said
+    assert said.endswith("All wrote the same tokens.")
+    said = records.headline_sentence(HEADLINE, "bf16")
+    assert "8 GiB a token takes 65 s, at 97.0 % of the drain; the kernel" in said
+    assert said.endswith("at most 5 GiB (random weights).")
+    for none in (
+        records.headline_sentence(HEADLINE, "nf4"),
+        records.headline_sentence(None, "bf16"),
+        records.peers_sentence(None),
+    ):
+        assert none.endswith("recorded yet.")
+
+
+def test_other_tokens_and_packed_weights_are_told():
+    packed = {
+        "killed": False,
+        "peak_bytes": GiB,
+        "median_s": 0.5,
+        "is_faster_than_accelerate": {"times": 6.5, "low": 6.0, "high": 7.0},
+    }
+    summary = STREAMING["summary"]
+    other = STREAMING | {
+        "summary": {
+            "systems": summary["systems"] | {"ours-nf4": packed},
+            "tokens_identical": False,
+        }
+    }
+    said = records.peers_sentence(other)
+    assert "All wrote NOT the same tokens." in said
+    assert said.endswith(
+        "500 ms a token and is 6.50 times as fast as accelerate in 16 bits."
+    )
 
 
 def test_the_larger_limit_is_the_one_that_prose_tells():
     (part,) = HEADLINE["parts"].values()
+    read = part | {"read_bytes_per_token": 1.3e11}
     smaller = part | {"limit_bytes": 4 * GiB, "s_per_token": 70.0}
-    both = {"parts": {"a": smaller, "b": part, "c": smaller}}
-    assert records.headline_words(both)["bf16_s"] == "65.0"
+    both = {"parts": {"a": smaller, "b": read, "c": smaller}}
+    said = records.headline_sentence(both, "bf16")
+    assert "takes 65 s" in said
+    assert "130.0 GB were read for each" in said
 
 
 def test_a_run_of_the_script_on_a_processor_is_no_run_on_a_gpu():
@@ -173,3 +196,39 @@ def test_what_is_no_record_is_refused(tmp_path, text):
 def test_a_record_is_read_back(tmp_path):
     (tmp_path / "gpu.json").write_text(json.dumps({"limit": MiB}))
     assert records.read_record("gpu", tmp_path) == {"limit": MiB}
+
+
+def test_a_certificate_counts_what_exceeded_and_what_was_killed():
+    row = {"device_bytes": 1000, "planned_bytes": 900}
+    group = {"killed": False, "before_bytes": 100, "planned_bytes": 300}
+    record = {
+        "logical": [row | {"metered_bytes": m} for m in (900, 890, 910)],
+        "physical": [
+            group | {"peak_bytes": 360}, group | {"peak_bytes": 400}, {"killed": True},
+        ],
+    }  # fmt: skip
+    words = records.certificate_words(record)
+    assert (words["plans"], words["exceeded"]) == ("3", "1")
+    assert (words["over_median"], words["over_most"]) == ("0.00", "1.00")
+    assert (words["groups"], words["killed"]) == ("3", "1")
+    assert (words["host_least"], words["host_most"]) == ("0.00", "10.00")
+    assert set(records.certificate_words(None).values()) == {records.MISSING}
+
+
+def test_predictions_are_held_against_the_median():
+    plan = {"batch": 2, "pass_tokens": 1, "limit": "disk"}
+    record = {
+        "prediction": {
+            "plans": [
+                plan | {"predicted_s": 1.1, "seconds": [1.0, 1.0, 9.0]},
+                plan | {"predicted_s": 2.0, "seconds": [2.0]},
+            ]
+        },
+        "crossover": {"predicted_tokens": 110.0, "measured_tokens": 100.0},
+    }
+    table = records.predictions(record)
+    assert table["error"].tolist() == pytest.approx([0.1, 0.0])
+    words = records.prediction_words(record)
+    assert (words["plans"], words["error_median"]) == ("2", "5.00")
+    assert (words["crossover"], words["crossover_error"]) == ("110", "10")
+    assert set(records.prediction_words(None).values()) == {records.MISSING}

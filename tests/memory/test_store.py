@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import struct
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,6 +108,44 @@ def test_without_direct_input_the_page_cache_serves_the_same_bytes(
         assert store.mode == "buffered"
         for name, tensor in read(store, 1).items():
             assert torch.equal(tensor, made[f"model.layers.1.{name}"])
+
+
+@pytest.mark.parametrize("refuses", ["open", "preadv"])
+def test_a_file_system_that_refuses_direct_input_is_read_buffered(
+    tmp_path, monkeypatch, refuses
+):
+    made = tensors()
+    write(tmp_path, made)
+    opened = {}
+
+    def open_(path, flags, *rest, real=os.open):
+        if refuses == "open" and flags & os.O_DIRECT:
+            raise OSError(22, "Invalid argument")
+        descriptor = real(path, flags, *rest)
+        opened[descriptor] = flags
+        return descriptor
+
+    def preadv(descriptor, buffers, offset, real=os.preadv):
+        if refuses == "preadv" and opened.get(descriptor, 0) & os.O_DIRECT:
+            raise OSError(22, "Invalid argument")
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(module.os, "open", open_)
+    monkeypatch.setattr(module.os, "preadv", preadv)
+    with SafetensorsStore(tmp_path) as store:
+        assert store.mode == "buffered"
+        for name, tensor in read(store, 1).items():
+            assert torch.equal(tensor, made[f"model.layers.1.{name}"])
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a tmpfs")
+def test_a_file_system_in_memory_serves_the_same_bytes():
+    made = tensors()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        write(Path(folder), made)
+        with SafetensorsStore(folder) as store:
+            for name, tensor in read(store, 1).items():
+                assert torch.equal(tensor, made[f"model.layers.1.{name}"])
 
 
 def test_many_reads_in_flight_do_not_mix(tmp_path):

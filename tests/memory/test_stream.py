@@ -11,11 +11,11 @@ from thesis_lib.checks import InvalidInput
 from thesis_lib.memory import smollm2
 from thesis_lib.memory.measure import DeviceBudget
 from thesis_lib.memory.plan import PlanInfeasible
+from thesis_lib.memory.rates import describe_plan
 from thesis_lib.memory.spec import Machine
 from thesis_lib.memory.store import StoreDamaged
 from thesis_lib.memory.stream import (
     StreamedModel,
-    describe_plan,
     disk_bytes_per_s,
     generate_text,
     measure_decoding,
@@ -261,7 +261,7 @@ def test_plans_are_described_for_checkpoints_and_geometries():
     assert big["rates"]["disk"] == "assumed"
     assert big["feasible"]
     assert sum(big["tiers"].values()) == 80
-    small = describe_plan("smollm2", 96 * MiB, disk_rate=1e9)
+    small = describe_plan("smollm2", 96 * MiB, machine=Machine(1, 1e9))
     assert small["rates"] == {"disk_bytes_per_s": 1e9, "disk": "given"}
     with pytest.raises(InvalidInput, match="llama-65b"):
         describe_plan("nothing-here", 2**30)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -85,6 +85,32 @@ def skeleton(config: Any, kind: str = "dense", layout: str | None = None) -> Any
     if kind != "dense":
         for layer in stack(model)[1]:
             swap_linears(layer, kind, layout)
+    return flatten_head(model)
+
+
+class FlatHead(nn.Linear):
+    """An output head that takes rows.
+
+    transformers keeps the last positions of each sequence as a slice, and for a slice
+    of several sequences torch passes over the whole matrix once for each of them.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = super().forward(input.flatten(0, -2))
+        return rows.unflatten(0, input.shape[:-1])
+
+
+def flatten_head(model: Any) -> Any:
+    """Put a `FlatHead` with the same weights in the place of a model's output head.
+
+    Returns the model. Logits are the same bits, but for slices of several sequences,
+    where torch would take another kernel.
+    """
+    head = model.get_output_embeddings()
+    with torch.device("meta"):
+        flat = FlatHead(head.in_features, head.out_features, head.bias is not None)
+    flat.weight, flat.bias = head.weight, head.bias
+    model.set_output_embeddings(flat)
     return model
 
 

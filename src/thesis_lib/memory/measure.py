@@ -1,5 +1,6 @@
 """Metering: bytes that live on the device, and seconds that repeat."""
 
+import math
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -203,24 +205,26 @@ def interleave(
 def compute_rates(
     spec: ModelSpec, tokens: Sequence[int], seconds: Sequence[float]
 ) -> tuple[float, float]:
-    """Weight bytes and floating point operations per second of a resident model.
+    """Weight bytes and floating point operations per second of arithmetic alone.
 
     The line through the seconds of a step of each number of tokens with the least
-    squared relative residuals, since times scatter in proportion: its intercept is
-    one pass over the weights, its slope the products of one token. Raises
-    InvalidInput for timings that do not rise.
+    squared relative residuals, since times scatter in proportion, and with neither
+    part negative: its intercept is one pass over the weights, its slope the products
+    of one token. A part that the timings do not show is infinitely fast. Raises
+    InvalidInput for fewer than two times, and for times that are not positive.
     """
     require(
-        len(tokens) == len(seconds) >= 2,
-        f"{len(tokens)} token counts for {len(seconds)} times: expected two or more",
+        len(tokens) == len(seconds) >= 2 and min(seconds) > 0,
+        f"{len(tokens)} token counts for {len(seconds)} times: expected two or more, "
+        "and positive ones",
     )
-    slope, intercept = np.polyfit(tokens, seconds, 1, w=1 / np.asarray(seconds))
-    require(
-        slope > 0 and intercept > 0,
-        f"a step takes {intercept:.3g} s and {slope:.3g} s a token more: expected both "
-        "positive; measure longer steps on a quieter machine",
+    taken = np.asarray(seconds)
+    parts = np.stack([np.ones(len(taken)), np.asarray(tokens)], axis=1)
+    (intercept, slope), _ = nnls(parts / taken[:, None], np.ones(len(taken)))
+    return (
+        spec.total_bytes / intercept if intercept > 0 else math.inf,
+        spec.flops_per_token() / slope if slope > 0 else math.inf,
     )
-    return spec.total_bytes / float(intercept), spec.flops_per_token() / float(slope)
 
 
 def crossing(

@@ -135,15 +135,17 @@ class MemoryPlan:
         over_link = self.bytes_per_step / self.machine.link_bytes_per_s
         return "link" if over_link >= self.transfer_s() else "disk"
 
-    def crossover_tokens(self) -> float:
+    def crossover_tokens(self, reading_s: float | None = None) -> float:
         """New tokens in a step, all sequences together, at which compute meets IO.
 
-        Zero where computing exceeds reading from the first token.
+        For reads of `reading_s` seconds, by default those predicted. Zero where
+        computing exceeds reading from the first token, and a million at most.
         """
-        reading = (1 - self.machine.theft) * self.transfer_s()
+        reading = self.transfer_s() if reading_s is None else reading_s
+        reading *= 1 - self.machine.theft
         weights = self.spec.total_bytes / self.machine.weight_bytes_per_s
         rate = self.machine.flops_per_s / self.spec.flops_per_token()
-        return max(0.0, (reading - weights) * rate)
+        return min(max(0.0, (reading - weights) * rate), 1e6)
 
     def tier(self, layer: int) -> Literal["device", "host", "disk"]:
         """Where `layer` lives: streamed layers of the two tiers alternate evenly."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.paths import data_folder
-from thesis_lib.units import GiB, format_duration, format_size
+from thesis_lib.units import format_duration, format_size
 
 # What readers call a system of a record.
 SYSTEMS = {
@@ -139,7 +139,7 @@ def gpu_sentence(record: dict[str, Any] | None) -> str:
     """What the run on a GPU found, in a sentence; that there was none yet, if so."""
     if record is None or record["device"] != "cuda":
         return (
-            "Nobody has run it on a GPU for this book yet: `make gpu` writes the "
+            "Nobody has run it on a GPU for this book yet: make gpu writes the "
             "record that this sentence would tell."
         )
     name = record["machine"]["gpus"][0]["name"]
@@ -156,53 +156,128 @@ def gpu_sentence(record: dict[str, Any] | None) -> str:
     )
 
 
-def peer_words(record: dict[str, Any] | None) -> dict[str, str]:
-    """What prose says of the peers, ready to be glued; MISSING where it was not made.
-
-    How many times longer than ours each system needs for a token, with the ends of the
-    interval, what share of the drain ours reaches, and whether all wrote the same.
-    """
-    summary: dict[str, Any] = record["summary"] if record else {"systems": {}}
-    systems = summary["systems"]
-    words = {"limit": format_size(record["limit_bytes"]) if record else MISSING}
-    for system in SYSTEMS:
-        found = systems.get(system, {})
-        name = system.replace("-", "_")
-        words[f"{name}_s"] = _worded(found.get("median_s"), "{:.2f}")
+def peers_sentence(record: dict[str, Any] | None) -> str:
+    """What the comparison with other systems found; that there was none yet, if so."""
+    if record is None:
+        return "The comparison has not been recorded yet."
+    systems = record["summary"]["systems"]
+    ours = systems["ours"]
+    told = [
+        f"Ours takes {format_duration(ours['median_s'])} a token, "
+        f"{100 * ours['fraction_of_drain']:.1f} % of what the drain allows."
+    ]
+    times = []
+    for system, found in systems.items():
         faster = found.get("ours_is_faster")
-        words[f"{name}_times"] = (
-            "{times:.2f} ({low:.2f} to {high:.2f})".format(**faster)
-            if faster
-            else MISSING
+        name = SYSTEMS.get(system, system)
+        if found["killed"]:
+            times.append(f"{name} was killed at the limit")
+        elif faster and system != "ours-nf4":
+            times.append(
+                f"{name} {faster['times']:.2f} times as long "
+                f"({faster['low']:.2f} to {faster['high']:.2f})"
+            )
+    told.append(f"Of the others, {', '.join(times)}.")
+    same = "the same" if record["summary"]["tokens_identical"] else "NOT the same"
+    told.append(f"All wrote {same} tokens.")
+    packed = systems.get("ours-nf4", {})
+    if faster := packed.get("is_faster_than_accelerate"):
+        told.append(
+            f"Packed in NF4, ours takes {format_duration(packed['median_s'])} a token "
+            f"and is {faster['times']:.2f} times as fast as accelerate in 16 bits."
         )
-    ours = systems.get("ours", {})
-    fraction = ours.get("fraction_of_drain")
-    words["fraction"] = _worded(fraction and 100 * fraction, "{:.1f}")
-    packed = systems.get("ours-nf4", {}).get("is_faster_than_accelerate")
-    words["packed_times"] = _worded(packed and packed["times"], "{:.2f}")
-    identical = {True: "the same", False: "NOT the same", None: MISSING}
-    words["tokens"] = identical[summary.get("tokens_identical")]
-    return words
+    return " ".join(told)
 
 
-def headline_words(record: dict[str, Any] | None) -> dict[str, str]:
-    """What prose says of the headline: of each kind of weights, in the larger limit."""
-    words = {}
-    parts = list((record["parts"] if record else {}).values())
-    for kind in ("bf16", "nf4"):
-        mine = [part for part in parts if part["weights"] == kind]
-        part = max(mine, key=lambda each: each["limit_bytes"], default={})
-        fraction = part.get("fraction_of_drain")
-        read = part.get("read_bytes_per_token")
-        peak = part.get("peak_bytes")
-        words |= {
-            f"{kind}_s": _worded(part.get("s_per_token"), "{:.1f}"),
-            f"{kind}_percent": _worded(fraction and 100 * fraction, "{:.1f}"),
-            f"{kind}_read_gb": _worded(read and read / 1e9, "{:.1f}"),
-            f"{kind}_peak_gib": _worded(peak and peak / GiB, "{:.2f}"),
-            f"{kind}_label": part.get("label", MISSING),
-        }
-    return words
+def headline_sentence(record: dict[str, Any] | None, weights: str) -> str:
+    """What the run of the claimed size found in its largest limit, or that none did."""
+    parts = [
+        part
+        for part in (record["parts"] if record else {}).values()
+        if part["weights"] == weights
+    ]
+    if not parts:
+        return f"No run with {weights} weights has been recorded yet."
+    part = max(parts, key=lambda each: each["limit_bytes"])
+    read = part["read_bytes_per_token"]
+    reads = f"{read / 1e9:.1f} GB were read for each, and " if read else ""
+    return (
+        f"Inside a hard limit of {format_size(part['limit_bytes'])} a token takes "
+        f"{format_duration(part['s_per_token'])}, at "
+        f"{100 * part['fraction_of_drain']:.1f} % of the drain; {reads}the kernel "
+        f"counted at most {format_size(part['peak_bytes'])} ({part['label']})."
+    )
+
+
+def certificate_words(record: dict[str, Any] | None) -> dict[str, str]:
+    """What prose says of the plans that were run at their limits."""
+    metered = record["logical"] if record else []
+    grouped = record["physical"] if record else []
+    over = [
+        (row["planned_bytes"] - row["metered_bytes"]) / row["device_bytes"]
+        for row in metered
+    ]
+    kept = [row for row in grouped if not row["killed"]]
+    beyond = [
+        1 - row["peak_bytes"] / (row["before_bytes"] + row["planned_bytes"])
+        for row in kept
+    ]
+    return {
+        "plans": str(len(metered)) if metered else MISSING,
+        "exceeded": str(sum(share < 0 for share in over)) if over else MISSING,
+        "over_median": _percent(over, 0.5),
+        "over_most": _percent(over, 1.0),
+        "groups": str(len(grouped)) if grouped else MISSING,
+        "killed": str(len(grouped) - len(kept)) if grouped else MISSING,
+        "host_median": _percent(beyond, 0.5),
+        "host_least": _percent(beyond, 0.0),
+        "host_most": _percent(beyond, 1.0),
+    }
+
+
+PREDICTION = ["batch", "tokens", "limit", "predicted_s", "measured_s", "error"]
+
+
+def predictions(record: dict[str, Any] | None) -> pd.DataFrame:
+    """A row a plan: its step, what bounds it, seconds predicted and measured.
+
+    `error` is relative to the measured median.
+    """
+    rows = []
+    for plan in record["prediction"]["plans"] if record else []:
+        measured = float(np.median(plan["seconds"]))
+        error = plan["predicted_s"] / measured - 1
+        rows.append(
+            [
+                plan["batch"], plan["pass_tokens"], plan["limit"],
+                plan["predicted_s"], measured, error,
+            ]
+        )  # fmt: skip
+    return pd.DataFrame(rows, columns=PREDICTION)
+
+
+def prediction_words(record: dict[str, Any] | None) -> dict[str, str]:
+    """What prose says of predicted times and of the predicted crossover."""
+    table = predictions(record)
+    errors = table["error"].abs()
+    cross = record["crossover"] if record else {}
+    found = cross.get("measured_tokens")
+    return {
+        "plans": str(len(errors)) if len(errors) else MISSING,
+        "most_sequences": str(table["batch"].max()) if len(errors) else MISSING,
+        "error_median": _percent(errors, 0.5),
+        "error_p95": _percent(errors, 0.95),
+        "crossover": _worded(cross.get("predicted_tokens"), "{:.0f}"),
+        "crossover_found": _worded(found, "{:.0f}"),
+        "crossover_error": _worded(
+            found and 100 * abs(cross["predicted_tokens"] / found - 1), "{:.0f}"
+        ),
+    }
+
+
+def _percent(shares: Any, q: float) -> str:
+    values = np.asarray(shares, float)
+    return f"{100 * float(np.quantile(values, q)):.2f}" if len(values) else MISSING
 
 
 def _worded(value: float | None, form: str) -> str:

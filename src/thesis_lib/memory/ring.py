@@ -34,21 +34,21 @@ class Ring(Generic[Buffer]):
             len(buffers) > 0 or len(layers) == 0,
             f"no buffer for {len(layers)} layers: expected one at least",
         )
-        self.layers, self._buffers, self._fetch = tuple(layers), tuple(buffers), fetch
+        self.layers, self.buffers, self._fetch = tuple(layers), tuple(buffers), fetch
         self._pending: deque[tuple[int, Buffer, Ticket]] = deque()
         self.rewind()
 
     @property
     def at_start(self) -> bool:
         """Whether the first layer is the next one."""
-        whole = len(self._pending) == len(self._buffers)  # none lost by an exception
+        whole = len(self._pending) == len(self.buffers)  # none lost by an exception
         return not self.layers or (whole and self._pending[0][0] == 0)
 
     def rewind(self) -> None:
         """Start to fetch the first layers, after what is in flight has landed."""
         self.settle()
         if self.layers:
-            for at, buffer in enumerate(self._buffers):
+            for at, buffer in enumerate(self.buffers):
                 self._refill(at, buffer)
 
     def settle(self) -> None:
@@ -75,7 +75,7 @@ class Ring(Generic[Buffer]):
         at, buffer, ticket = self._pending.popleft()
         ticket.wait()
         yield buffer
-        self._refill(at + len(self._buffers), buffer)
+        self._refill(at + len(self.buffers), buffer)
 
     def _refill(self, at: int, buffer: Buffer) -> None:
         at %= len(self.layers)

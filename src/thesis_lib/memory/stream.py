@@ -33,7 +33,7 @@ from thesis_lib.memory.measure import (
 )
 from thesis_lib.memory.plan import MemoryPlan, plan
 from thesis_lib.memory.ring import Ring
-from thesis_lib.memory.spec import Machine, ModelSpec, geometries, geometry
+from thesis_lib.memory.spec import Machine, ModelSpec, geometries
 from thesis_lib.memory.store import (
     OUTER,
     SafetensorsStore,
@@ -135,6 +135,7 @@ class StreamedModel:
         )
         self.stall_s = 0.0  # time that computing has waited for reading
         self._verify = verify
+        self._still = False  # whether steps compute without reading
         self._store: SafetensorsStore | None = None
         self._transport: Transport | None = None
         self._spans: list[Span] | None = None
@@ -401,10 +402,28 @@ class StreamedModel:
         """The reads of one step through the same ring, without computing."""
         self._opened()
         assert self._ring is not None
+        if not self._ring.at_start:
+            self._ring.rewind()
         with self._alive():
             for layer in self._ring.layers:
                 with self._ring.hold(layer):
                     continue
+
+    @contextmanager
+    def without_reading(self) -> Iterator[None]:
+        """Steps in here compute with what the buffers happen to hold.
+
+        The arithmetic of a step alone, as `drain` is its reading: for its seconds,
+        never for its answers.
+        """
+        self._opened()
+        assert self._ring is not None
+        self._ring.settle()
+        self._still = True
+        try:
+            yield
+        finally:
+            self._still = False
 
     @contextmanager
     def timeline(self) -> Iterator[list[Span]]:
@@ -439,12 +458,15 @@ class StreamedModel:
         if layer == 0:
             past = 0 if cache is None else cache.get_seq_length()
             self._admit(hidden.shape[0], hidden.shape[1], past)
-            if not ring.at_start:
+            if not ring.at_start and not self._still:
                 ring.rewind()
         with self._alive():
             if layer in self._resident:
                 with self._computing(layer):
                     yield self._resident[layer]
+                return
+            if self._still:
+                yield self._weights(layer, ring.buffers[layer % self.plan.ring])
                 return
             with ring.hold(layer) as slot, self._computing(layer):
                 yield self._weights(layer, slot)
@@ -739,43 +761,6 @@ def measure_passes(
     return timings
 
 
-def describe_plan(
-    model: str,
-    device_bytes: int,
-    host_bytes: int = 0,
-    batch: int = 1,
-    context: int = 512,
-    ring: int = 3,
-    disk_rate: float | None = None,
-) -> dict[str, Any]:
-    """The plan for a folder, `smollm2` or a known geometry, as the command prints it.
-
-    Without a `disk_rate` in bytes per second, that of a checkpoint is measured and
-    that of a geometry assumed; "rates" says which. Raises PlanInfeasible.
-    """
-    folder = None if model in geometries() else _checkpoint_folder(model)
-    origin = "given"
-    if disk_rate is None and folder is not None:
-        origin, disk_rate = "measured", disk_bytes_per_s(folder)
-    elif disk_rate is None:
-        origin, disk_rate = "assumed", ASSUMED_DISK_BYTES_PER_S
-    machine = Machine(
-        device_bytes,
-        disk_rate,
-        host_bytes=host_bytes,
-        link_bytes_per_s=ASSUMED_LINK_BYTES_PER_S if host_bytes else float("inf"),
-    )
-    made = (
-        plan(geometry(model), machine, batch, context, ring)
-        if folder is None
-        else plan_checkpoint(folder, machine, batch, context, ring)
-    )
-    rates: dict[str, Any] = {"disk_bytes_per_s": disk_rate, "disk": origin}
-    if host_bytes:
-        rates |= {"link_bytes_per_s": ASSUMED_LINK_BYTES_PER_S, "link": "assumed"}
-    return {**made.summary(), "rates": rates}
-
-
 class _Clock(BaseStreamer):
     """The moments at which transformers' generate had chosen a token."""
 
@@ -807,7 +792,7 @@ def generate_text(
     of a decoding step.
     """
     require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
-    folder = _checkpoint_folder(checkpoint)
+    folder = checkpoint_folder(checkpoint)
     with smollm2.quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder)
     tokens = tokenizer(prompt, return_tensors="pt").input_ids.to(device)
@@ -857,7 +842,11 @@ def generate_text(
     }
 
 
-def _checkpoint_folder(name: str) -> Path:
+def checkpoint_folder(name: str) -> Path:
+    """The folder of a checkpoint, or of the packaged model for `smollm2`.
+
+    Raises InvalidInput for a folder without a configuration.
+    """
     if name == "smollm2":
         return smollm2.checkpoint()
     if (Path(name) / "config.json").is_file():

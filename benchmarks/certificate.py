@@ -1,0 +1,212 @@
+"""Plans against what they promise: random ones, run at their limits.
+
+Logical: tiny random models of every architecture and random plans (batch, context,
+tokens of a pass, ring, resident layers, layers by way of host memory, transformers'
+generate), each run through the steps that need the most, under the meter. Physical:
+random plans of a real model, each in a control group whose limit is what the plan
+promises beside the interpreter, so that a plan that promises too little is killed.
+
+    python benchmarks/certificate.py [--logical 500] [--physical 20]
+"""
+
+import argparse
+import json
+import random
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thesis_lib.checks import require
+from thesis_lib.files import write_whole
+from thesis_lib.machine import provenance
+from thesis_lib.memory import smollm2
+from thesis_lib.memory.confine import confine
+from thesis_lib.memory.measure import DeviceBudget
+from thesis_lib.memory.plan import MemoryPlan
+from thesis_lib.memory.spec import ARCHITECTURES, Machine, ModelSpec
+from thesis_lib.memory.stream import StreamedModel, plan_checkpoint
+from thesis_lib.paths import root
+from thesis_lib.units import MiB
+
+sys.path.insert(0, str(root() / "tests" / "memory"))
+import tiny
+
+SHAPES = (  # models of an architecture
+    {"vocab_size": 211, "tie_word_embeddings": True},
+    {"vocab_size": 3000, "tie_word_embeddings": False, "dtype": torch.float32},
+)
+SLACK = 1.02  # of the interpreter's share of a group's limit, which varies
+PAGES_BYTES = 24 * MiB  # of a group's limit, for tables of pages and kernel memory
+
+
+def run_at_its_limits(folder: Path, made: MemoryPlan) -> int:
+    """The metered peak of the steps of a plan that need the most."""
+    batch, new, keep = made.batch, made.pass_tokens, made.logit_tokens
+    with StreamedModel(folder, made) as model, DeviceBudget() as budget:
+        model.charge(budget)
+        if made.generating:
+            prompt = tiny.tokens(0, batch, new)
+            model.generate(
+                prompt,
+                max_new_tokens=made.context - new,
+                do_sample=True,
+                top_p=0.9,
+                pad_token_id=0,
+                eos_token_id=None,
+            )
+            return budget.peak_bytes
+        model.step(tiny.tokens(0, batch, new), None, keep)
+        cache, past = model.new_cache(), 0
+        while past < made.context:
+            chunk = min(new, made.context - past)
+            model.step(tiny.tokens(past, batch, chunk), cache, min(keep, chunk))
+            past += chunk
+    return budget.peak_bytes
+
+
+def logical(plans: int, seed: int) -> list[dict[str, Any]]:
+    """Random plans of random models, and what the meter saw."""
+    draw, rows = random.Random(seed), []
+    with tempfile.TemporaryDirectory() as home:
+        folders = []
+        for architecture in ARCHITECTURES:
+            for number, shape in enumerate(SHAPES):
+                folder = Path(home) / f"{architecture}-{number}"
+                tiny.write(folder, architecture, seed=number, **shape)
+                folders.append((architecture, folder))
+        for number in range(plans):
+            architecture, folder = draw.choice(folders)
+            generating = draw.random() < 0.2
+            context = draw.choice([8, 17, 32, 60])
+            # A last pass of full length needs the most.
+            lengths = [n for n in range(1, context + 1) if context % n == 0]
+            new = draw.choice(lengths[:-1] if generating else lengths)
+            made = tiny.plan_tight(
+                folder,
+                draw.choice([0, 0, 1, 2]),
+                draw.choice([1, 2, 3]),
+                draw.choice([None, None, 0, 1]),
+                batch=draw.choice([1, 2, 5]),
+                context=context,
+                pass_tokens=new,
+                logit_tokens=1 if generating else draw.choice([1, new]),
+                generating=generating,
+            )
+            rows.append(
+                {
+                    "architecture": architecture,
+                    "batch": made.batch,
+                    "context": made.context,
+                    "pass_tokens": made.pass_tokens,
+                    "logit_tokens": made.logit_tokens,
+                    "ring": made.ring,
+                    "tiers": made.summary()["tiers"],
+                    "generating": generating,
+                    "device_bytes": made.machine.device_bytes,
+                    "planned_bytes": made.device_peak_bytes,
+                    "metered_bytes": run_at_its_limits(folder, made),
+                }
+            )
+            if number % 50 == 49:
+                print(f"{number + 1} of {plans} plans", flush=True)
+    return rows
+
+
+def choose(draw: random.Random, folder: Path) -> MemoryPlan:
+    """A random plan of a real model, with less memory than its weights."""
+    context = draw.choice([32, 64, 128, 256])
+    new = draw.choice([1, 16, 32])
+    options = {
+        "batch": draw.choice([1, 2, 4, 8]),
+        "context": context,
+        "pass_tokens": new,
+        "logit_tokens": 1,
+        "ring": draw.choice([2, 3, 4]),
+    }
+    ample = plan_checkpoint(folder, Machine(2**50, 1e9), **options)
+    fixed = ample.outer_bytes + ample.kv_bytes + ample.activation_bytes
+    layers = options["ring"] + draw.randrange(ModelSpec.from_config(folder).layers // 2)
+    size = fixed + layers * ample.staging_bytes
+    return plan_checkpoint(folder, Machine(size, 1e9), **options)
+
+
+def child(folder: Path, seed: int) -> None:
+    """Inside a group: run a plan at its limits, and say what the process held."""
+    made = choose(random.Random(seed), folder)
+    torch.set_num_threads(2)
+    before = held_bytes("VmRSS")
+    metered = run_at_its_limits(folder, made)
+    print(
+        json.dumps(
+            {
+                "before_bytes": before,
+                "peak_bytes": held_bytes("VmHWM"),
+                "metered_bytes": metered,
+                "planned_bytes": made.device_peak_bytes,
+                "batch": made.batch,
+                "context": made.context,
+                "ring": made.ring,
+                "tiers": made.summary()["tiers"],
+            }
+        )
+    )
+
+
+def held_bytes(name: str) -> int:
+    """Memory of this process as the kernel counts it."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(rf"{name}:\s+(\d+) kB", status)
+    require(found is not None, f"/proc/self/status has no {name}: expected Linux")
+    return 1024 * int(found[1]) if found else 0
+
+
+def physical(plans: int, seed: int) -> list[dict[str, Any]]:
+    """Random plans of SmolLM2, each in a group that holds what the plan promises."""
+    folder, rows = smollm2.checkpoint(), []
+    for number in range(plans):
+        made = choose(random.Random(seed + number), folder)
+        words = [sys.executable, __file__, "--child", str(seed + number)]
+        free = confine(words, 2**33).check()
+        before = json.loads(free.stdout.splitlines()[-1])["before_bytes"]
+        limit = round(SLACK * before) + made.device_peak_bytes + PAGES_BYTES
+        done = confine(words, limit)
+        row = {"limit_bytes": limit, "killed": done.killed, "how": done.how}
+        if not done.killed:
+            row |= json.loads(done.stdout.splitlines()[-1])
+        rows.append(row)
+        print(f"{number + 1} of {plans} groups: {row}", flush=True)
+    return rows
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--logical", type=int, default=500, help="plans metered")
+    parser.add_argument("--physical", type=int, default=20, help="plans in groups")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--out", type=Path, default=root() / "data/measurements/certificate.json"
+    )
+    given = parser.parse_args()
+    if given.child is not None:
+        child(smollm2.checkpoint(), given.child)
+        return
+    start = time.perf_counter()
+    record = {
+        **provenance(root()),
+        "seed": given.seed,
+        "logical": logical(given.logical, given.seed),
+        "physical": physical(given.physical, given.seed),
+    }
+    record["seconds"] = time.perf_counter() - start
+    write_whole(given.out, json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The time that a plan predicts beside the time that its steps take.
+
+The rates of computing are measured once, the rate of the disk before each plan, as
+`thesis plan` does; none of them in the run that is predicted. Random plans of a real
+model: batch 1 to 256, tokens of a pass, ring and memory. Then the tokens of a pass at
+which computing meets reading, predicted from the same rates and found by longer and
+longer passes.
+
+    python benchmarks/prediction.py [--plans 40] [--checkpoint FOLDER]
+"""
+
+import argparse
+import json
+import random
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from thesis_lib.files import write_whole
+from thesis_lib.machine import provenance
+from thesis_lib.memory.measure import crossing
+from thesis_lib.memory.plan import MemoryPlan
+from thesis_lib.memory.rates import measure_machine, plan_streamed
+from thesis_lib.memory.spec import Machine
+from thesis_lib.memory.stream import (
+    StreamedModel,
+    checkpoint_folder,
+    disk_bytes_per_s,
+    plan_checkpoint,
+)
+from thesis_lib.paths import root
+
+WARM_UP, STEPS = 2, 7
+SEQUENCES = (1, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+PASSES = (1, 1, 1, 4, 16, 64)
+MOST = 256  # tokens of all sequences in a pass
+COUNTS = (1, 16, 32, 48, 64, 96, 128, 192, 256)  # of the crossover
+
+
+def choose(draw: random.Random, folder: Path, machine: Machine) -> MemoryPlan:
+    """A random plan in which layers are streamed."""
+    new = draw.choice(PASSES)
+    batch = draw.choice([n for n in SEQUENCES if n * new <= MOST])
+    ring = draw.choice([2, 3, 4])
+    least = plan_streamed(folder, batch, new + 8, new, ring)
+    # Up to two thirds of the layers resident.
+    resident = draw.randrange(2 * least.spec.layers // 3)
+    size = least.device_peak_bytes + resident * least.staging_bytes
+    return plan_checkpoint(
+        folder,
+        replace(machine, device_bytes=size),
+        batch=batch,
+        context=new + 8,
+        ring=ring,
+        pass_tokens=new,
+        logit_tokens=1,
+    )
+
+
+def time_steps(model: StreamedModel, batch: int, new: int) -> list[float]:
+    """Seconds of steps of random tokens, each onto an empty cache."""
+    row = torch.randint(0, model.spec.vocab, (batch, new))
+    seconds = []
+    for _ in range(WARM_UP + STEPS):
+        cache = model.new_cache()
+        start = time.perf_counter()
+        model.step(row, cache, keep=1)
+        seconds.append(time.perf_counter() - start)
+    return seconds[WARM_UP:]
+
+
+def predict(folder: Path, plans: int, seed: int) -> dict[str, Any]:
+    """Random plans: predicted seconds of a step, and measured ones."""
+    draw, rows = random.Random(seed), []
+    machine = measure_machine(folder)
+    print(machine, flush=True)
+    for number in range(plans):
+        rate = disk_bytes_per_s(folder, seconds=1.0)
+        made = choose(draw, folder, replace(machine, disk_bytes_per_s=rate))
+        with StreamedModel(folder, made) as model:
+            seconds = time_steps(model, made.batch, made.pass_tokens)
+        row = {
+            "batch": made.batch,
+            "pass_tokens": made.pass_tokens,
+            "ring": made.ring,
+            "resident_layers": made.resident_layers,
+            "limit": "compute"
+            if made.compute_s(made.pass_tokens) > made.transfer_s()
+            else "disk",
+            "disk_bytes_per_s": rate,
+            "predicted_s": made.step_s(made.pass_tokens),
+            "seconds": seconds,
+        }
+        rows.append(row)
+        error = row["predicted_s"] / float(np.median(seconds)) - 1
+        print(
+            f"{number + 1} of {plans}: {made.batch} x {made.pass_tokens}, ring "
+            f"{made.ring}, {made.resident_layers} resident, {row['limit']}: "
+            f"predicted {row['predicted_s']:.4f} s, error {error:+.1%}",
+            flush=True,
+        )
+    return {"rates": asdict(machine), "plans": rows}
+
+
+def cross(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
+    """Where a pass begins to take longer than its reads, predicted and found."""
+    machine = measure_machine(folder)
+    made = plan_streamed(folder, 1, max(COUNTS), max(COUNTS), 3)
+    draw = torch.Generator().manual_seed(seed)
+    drains: list[float] = []
+    passes: dict[int, list[float]] = {n: [] for n in COUNTS}
+    with StreamedModel(folder, made) as model:
+        for turn in range(rounds + 1):
+            for n in COUNTS:
+                row = torch.randint(0, model.spec.vocab, (1, n), generator=draw)
+                start = time.perf_counter()
+                model.drain()
+                middle = time.perf_counter()
+                stalled = model.stall_s
+                model.step(row, model.new_cache(), keep=1)
+                whole = time.perf_counter() - middle
+                if turn:  # the first one warms up
+                    drains.append(middle - start)
+                    passes[n].append(whole - (model.stall_s - stalled))
+    computing = {n: float(np.median(seconds)) for n, seconds in passes.items()}
+    drain_s = float(np.median(drains))
+    fitted = replace(
+        made, machine=replace(machine, disk_bytes_per_s=made.bytes_per_step / drain_s)
+    )
+    return {
+        "rates": asdict(machine),
+        "drain_s": drain_s,
+        "computing_s": {str(n): seconds for n, seconds in computing.items()},
+        "predicted_tokens": fitted.crossover_tokens(),
+        "measured_tokens": crossing(list(computing), [*computing.values()], drain_s),
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", default="smollm2", help="folder or smollm2")
+    parser.add_argument("--plans", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=5, help="of the crossover")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--out", type=Path, default=root() / "data/measurements/prediction.json"
+    )
+    given = parser.parse_args()
+    folder = checkpoint_folder(given.checkpoint)
+    record = {
+        **provenance(root()),
+        "checkpoint": given.checkpoint,
+        "prediction": predict(folder, given.plans, given.seed),
+        "crossover": cross(folder, given.rounds, given.seed),
+    }
+    write_whole(given.out, json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

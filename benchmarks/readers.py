@@ -1,0 +1,142 @@
+"""How layers reach memory fastest, and what it costs the processor.
+
+Threads that read a checkpoint around the page cache, one to sixteen of them and a
+quarter to eight mebibytes at a time, into huge pages and into small ones, and threads
+that read through the cache; with and without the checksum of every read. All variants
+take turns, each from where the last one stopped, so that none reads what another has
+just brought. CPU time counts user and kernel time of this process; on few cores it is
+taken from computing.
+
+    python benchmarks/readers.py CHECKPOINT [ROUNDS]
+
+CHECKPOINT: of a few gigabytes, more than the page cache may keep, such as
+`thesis synth llama2-7b FOLDER --layers 8` writes.
+"""
+
+import json
+import resource
+import sys
+from collections import deque
+from collections.abc import Iterator
+from itertools import cycle, islice
+from mmap import mmap
+from pathlib import Path
+from time import perf_counter
+from unittest.mock import patch
+
+import numpy as np
+import psutil
+
+from thesis_lib.chapters import repository
+from thesis_lib.files import write_whole
+from thesis_lib.machine import provenance
+from thesis_lib.memory import store as module
+from thesis_lib.memory.confine import forget_pages
+from thesis_lib.memory.store import SafetensorsStore, allocate
+from thesis_lib.units import KiB, MiB
+
+SAMPLE_BYTES = 2**30  # at least, in whole layers
+BUFFERS = 3  # as in the ring of a streamed model
+VARIANTS = [
+    *(
+        ("direct", readers, chunk, True, True)
+        for readers in (1, 2, 4, 8, 16)
+        for chunk in (256 * KiB, MiB, 4 * MiB, 8 * MiB)
+    ),
+    ("direct", 4, 4 * MiB, False, True),
+    ("direct", 4, MiB, True, False),
+    ("direct", 4, 4 * MiB, True, False),
+    ("buffered", 4, 4 * MiB, True, True),
+    ("buffered", 4, 4 * MiB, False, True),
+]  # mode, threads, bytes a request, whether checksums are compared and pages huge
+
+
+def cpu_s() -> float:
+    """CPU time of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def sample(folder: Path, variant: tuple, layers: Iterator[int]) -> dict[str, float]:
+    """Read about SAMPLE_BYTES as the variant says; seconds by the wall and of CPU."""
+    mode, readers, chunk, checked, huge = variant
+    direct = module._File._open_direct if mode == "direct" else lambda self: None
+    with (
+        patch.multiple(module, READERS=readers, CHUNK_BYTES=chunk),
+        patch.object(module._File, "_open_direct", direct),
+        SafetensorsStore(folder) as store,
+    ):
+        if store.mode != mode:
+            sys.exit(f"the file system of {folder} has no direct input: choose another")
+        if not checked:
+            store._sums = {}
+        made = allocate if huge else lambda n_bytes: memoryview(mmap(-1, n_bytes))
+        buffers = deque(made(store.nbytes(0)) for _ in range(BUFFERS))
+        for buffer in buffers:  # first touch of the memory is not the disk's
+            np.frombuffer(buffer, np.uint8)[:: 4 * KiB] = 1
+        forget_pages(folder.glob("*.safetensors"))
+        flying: deque = deque()
+        start, cpu = perf_counter(), cpu_s()
+        for layer in islice(layers, -(-SAMPLE_BYTES // store.nbytes(0))):
+            if len(flying) == BUFFERS:
+                flying.popleft().wait()
+            flying.append(store.read_layer(layer, buffers[0]))
+            buffers.rotate(-1)
+        for ticket in flying:
+            ticket.wait()
+        n_bytes = store.bytes_read
+        wall_s, used_s = perf_counter() - start, cpu_s() - cpu
+    return {"gb_per_s": n_bytes / wall_s / 1e9, "cpu_s_per_gb": used_s / n_bytes * 1e9}
+
+
+def main() -> None:
+    """Measure, print, and keep the record."""
+    if len(sys.argv) < 2:
+        sys.exit("name a checkpoint: python benchmarks/readers.py CHECKPOINT [ROUNDS]")
+    folder = Path(sys.argv[1])
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 4
+    with SafetensorsStore(folder) as store:
+        layers = cycle(range(store.layers))
+        stored = sum(map(store.tensor_bytes, range(store.layers)))
+    load = psutil.getloadavg()
+    samples: list[list[dict[str, float]]] = [[] for _ in VARIANTS]
+    for number in range(rounds):  # forwards and backwards in turn
+        order = range(len(VARIANTS))
+        for i in order if number % 2 == 0 else reversed(order):
+            samples[i].append(sample(folder, VARIANTS[i], layers))
+    rows = [
+        {
+            "mode": mode, "threads": threads, "chunk_bytes": chunk, "checksum": checked,
+            "huge_pages": huge,
+            **{
+                name: [round(one[name], 4) for one in taken]
+                for name in ("gb_per_s", "cpu_s_per_gb")
+            },
+        }
+        for (mode, threads, chunk, checked, huge), taken in zip(
+            VARIANTS, samples, strict=True
+        )
+    ]  # fmt: skip
+    for row in rows:
+        print(
+            f"{row['mode']:<9}{row['threads']:>3} x {row['chunk_bytes'] // KiB:>5} KiB "
+            f"{'checked' if row['checksum'] else '':<8}"
+            f"{'huge' if row['huge_pages'] else 'small':<6}"
+            f"{np.median(row['gb_per_s']):6.2f} GB/s "
+            f"{np.median(row['cpu_s_per_gb']):6.3f} CPU s/GB"
+        )
+    report = {
+        **provenance(repository()),
+        "layers_bytes": stored,
+        "sample_bytes": SAMPLE_BYTES,
+        "buffers": BUFFERS,
+        "load_average": {"start": load, "end": psutil.getloadavg()},
+        "rows": rows,
+    }
+    target = repository() / "data" / "measurements" / "readers.json"
+    write_whole(target, json.dumps(report, indent=1) + "\n")
+    print(target)
+
+
+if __name__ == "__main__":
+    main()

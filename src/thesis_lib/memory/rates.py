@@ -1,0 +1,169 @@
+"""What a machine does with one checkpoint, and the time that a plan may promise on it.
+
+Three rates are measured apart, none of them in the run that is predicted: how fast
+the layers arrive, how fast they compute while nothing is read, and what reading takes
+from the processor.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from thesis_lib.memory.measure import compute_rates
+from thesis_lib.memory.plan import MemoryPlan, plan
+from thesis_lib.memory.spec import Machine, geometries, geometry
+from thesis_lib.memory.stream import (
+    ASSUMED_DISK_BYTES_PER_S,
+    ASSUMED_LINK_BYTES_PER_S,
+    StreamedModel,
+    checkpoint_folder,
+    plan_checkpoint,
+)
+
+
+def measure_machine(
+    folder: Path | str,
+    tokens: Sequence[int] = (1, 32, 128),
+    rounds: int = 5,
+    ring: int = 3,
+    seed: int = 0,
+) -> Machine:
+    """The rates of this machine for one checkpoint, with no layer resident.
+
+    Steps of each number of `tokens` take turns with the same reads alone, `rounds`
+    times. `theft` comes from the longest step, where it computes longer than it
+    reads, and is 0 where it does not. `spread` is half the range of the middle half
+    of the drains, over their median: how far this disk agrees with itself.
+    """
+    tight = plan_streamed(folder, 1, max(tokens), max(tokens), ring)
+    draw = torch.Generator().manual_seed(seed)
+    reading: list[float] = []
+    computing: dict[int, list[float]] = {n: [] for n in tokens}
+    whole: list[float] = []
+    with StreamedModel(folder, tight) as model:
+        rows = {
+            n: torch.randint(0, model.spec.vocab, (1, n), generator=draw)
+            for n in tokens
+        }
+
+        def step(n: int) -> None:
+            model.step(rows[n], model.new_cache(), keep=1)
+
+        step(max(tokens))
+        for _ in range(rounds):
+            for n in tokens:
+                with model.without_reading():
+                    step(n)  # whatever the change of tokens has cost, once
+                    computing[n].append(_seconds(lambda n=n: step(n)))
+            model.drain()
+            reading.append(_seconds(model.drain))
+            whole.append(_seconds(lambda: step(max(tokens))))
+    reading_s = float(np.median(reading))
+    medians = {n: float(np.median(samples)) for n, samples in computing.items()}
+    weight_rate, flops = compute_rates(tight.spec, list(medians), [*medians.values()])
+    longest_s = medians[max(tokens)]
+    stolen_s = float(np.median(whole)) - longest_s
+    low, high = np.quantile(reading, (0.25, 0.75))
+    return Machine(
+        device_bytes=tight.machine.device_bytes,
+        disk_bytes_per_s=tight.bytes_per_step / reading_s,
+        weight_bytes_per_s=weight_rate,
+        flops_per_s=flops,
+        theft=(
+            float(np.clip(stolen_s / reading_s, 0, 0.9))
+            if longest_s > reading_s
+            else 0.0
+        ),
+        spread=min(float(high - low) / 2 / reading_s, 0.9),
+    )
+
+
+def plan_streamed(
+    folder: Path | str, batch: int, context: int, pass_tokens: int, ring: int
+) -> MemoryPlan:
+    """The plan of a checkpoint on the smallest device: every layer is streamed.
+
+    Of its machine only the memory is known.
+    """
+    options: dict[str, Any] = {
+        "batch": batch,
+        "context": context,
+        "pass_tokens": pass_tokens,
+        "logit_tokens": 1,
+        "ring": ring,
+    }
+    ample = plan_checkpoint(folder, Machine(2**62, 1.0), **options)
+    fixed = ample.outer_bytes + ample.kv_bytes + ample.activation_bytes
+    size = fixed + min(ring, ample.spec.layers) * ample.staging_bytes
+    return plan_checkpoint(folder, Machine(size, 1.0), **options)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def describe_plan(
+    model: str,
+    device_bytes: int,
+    host_bytes: int = 0,
+    batch: int = 1,
+    context: int = 512,
+    ring: int = 3,
+    pass_tokens: int = 1,
+    kind: str = "dense",
+    machine: Machine | None = None,
+) -> dict[str, Any]:
+    """The plan for a folder, `smollm2` or a known geometry, as the command prints it.
+
+    Without a `machine`, the rates of this one are measured for a checkpoint and those
+    of a geometry assumed; "rates" says which. Raises PlanInfeasible, before anything
+    is measured.
+    """
+    options: dict[str, Any] = {
+        "batch": batch,
+        "context": context,
+        "ring": ring,
+        "pass_tokens": pass_tokens,
+        "logit_tokens": 1,
+    }
+    origin = "given"
+    if model in geometries():
+        if machine is None:
+            origin = "assumed"
+            machine = Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S)
+        machine = _with_host(machine, device_bytes, host_bytes)
+        made = plan(geometry(model), machine, kind=kind, **options)
+    else:
+        folder = checkpoint_folder(model)
+        blind = _with_host(Machine(device_bytes, 1.0), device_bytes, host_bytes)
+        made = plan_checkpoint(folder, blind, **options)
+        if machine is None:
+            origin = "measured"
+            machine = measure_machine(folder)
+        made = replace(made, machine=_with_host(machine, device_bytes, host_bytes))
+    rates: dict[str, Any] = {
+        "disk_bytes_per_s": made.machine.disk_bytes_per_s,
+        "disk": origin,
+    }
+    if origin == "measured":
+        rates |= {
+            "weight_bytes_per_s": made.machine.weight_bytes_per_s,
+            "flops_per_s": made.machine.flops_per_s,
+            "spread": made.machine.spread,
+        }
+    if host_bytes:
+        rates |= {"link_bytes_per_s": ASSUMED_LINK_BYTES_PER_S, "link": "assumed"}
+    return {**made.summary(), "rates": rates}
+
+
+def _with_host(machine: Machine, device_bytes: int, host_bytes: int) -> Machine:
+    link = ASSUMED_LINK_BYTES_PER_S if host_bytes else float("inf")
+    sized = machine.with_memory(device_bytes, host_bytes)
+    return replace(sized, link_bytes_per_s=link)
