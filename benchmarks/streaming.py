@@ -456,10 +456,11 @@ def main(words: list[str] | None = None) -> None:
             file.write(json.dumps(run) + "\n")
         report(run, given.warm_up)
         before = after
-    if next_turn(runs, len(turns)) is not None:
+    left = next_turn(runs, len(turns))
+    if left is not None:
         print(f"{log} holds {len(runs)} runs and is not complete", file=sys.stderr)
-        return
-    write_record(given, runs, checkpoints)
+    if runs and (left is None or given.partial):
+        write_record(given, runs, checkpoints)
 
 
 def write_record(
@@ -471,8 +472,10 @@ def write_record(
     summary = summarise(kept(runs), given.warm_up)
     named = dict.fromkeys(run["system"] for run in runs)
     versions = {n: metadata.version(OF_PEER[n]) for n in named if n in OF_PEER}
+    turns = order(given.systems.split(","), given.rounds)
     record = {
         "summary": summary,
+        "complete": {run["turn"] for run in runs} == set(range(len(turns))),
         "geometry": given.geometry,
         "layers": given.layers,
         "checkpoints": checkpoints,
@@ -521,6 +524,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--warm-up", type=int, default=2, help="tokens of each run that do not count")
     add("--steps", type=int, default=10, help="tokens of each run that count")
     add("--runs", type=int, default=sys.maxsize, help="stop after so many")
+    add("--partial", action="store_true", help="the record of the runs there are")
     add("--work", default=None, help="folder of checkpoints and runs")
     add("--out", default=None, help="the record")
     add("--worker", default=None, help=argparse.SUPPRESS)
