@@ -450,6 +450,7 @@ def main(words: list[str] | None = None) -> None:
         run = launch(turns[turn], given)
         after = launch("drain", given)["seconds"]
         run |= {"system": turns[turn], "turn": turn, "at": time.time()}
+        run["commit"] = provenance(checkout())["commit"]
         run |= {"drain_before_s": before, "drain_after_s": after}
         runs.append(run)
         with log.open("a") as file:
@@ -463,12 +464,18 @@ def main(words: list[str] | None = None) -> None:
         write_record(given, runs, checkpoints)
 
 
+def checkout() -> Path:
+    """The checkout that this script belongs to."""
+    found = root()
+    if found is None:
+        raise InvalidInput("thesis_lib is not imported from a checkout: install it")
+    return found
+
+
 def write_record(
     given: argparse.Namespace, runs: list[dict[str, Any]], checkpoints: dict
 ) -> None:
     """Every run, and what they say together."""
-    checkout = root()
-    assert checkout is not None
     summary = summarise(kept(runs), given.warm_up)
     named = dict.fromkeys(run["system"] for run in runs)
     versions = {n: metadata.version(OF_PEER[n]) for n in named if n in OF_PEER}
@@ -484,7 +491,7 @@ def write_record(
         "warm_up": given.warm_up,
         "steps": given.steps,
         "drift": DRIFT,
-        **provenance(checkout),
+        **provenance(checkout()),
         "peers": versions,
         "runs": runs,
         "note": "bf16 on the processor, random weights, greedy; every system keeps "
@@ -531,9 +538,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--checkpoint", default=None, help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     given.work = given.work or str(cache_folder("streaming"))
-    checkout = root()
     given.out = given.out or str(
-        (checkout or Path()) / "data" / "measurements" / "streaming.json"
+        checkout() / "data" / "measurements" / "streaming.json"
     )
     return given
 
