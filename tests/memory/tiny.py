@@ -54,7 +54,7 @@ def write(folder, architecture="llama", seed=0, dtype=torch.bfloat16, **changes)
 def plan_tight(folder, resident=0, ring=2, host=None, **options):
     """The plan with room for `resident` layers, and for `host` in host memory."""
     ample = plan_checkpoint(folder, Machine(2**50, 1e9), ring=ring, **options)
-    fixed = ample.outer_bytes + ample.kv_bytes + ample.activation_bytes
+    fixed = ample.device_peak_bytes - ample.spec.layers * ample.staging_bytes
     host_bytes = 0 if host is None else (host + 2) * ample.staging_bytes
     machine = Machine(
         fixed + (ring + resident) * ample.staging_bytes, 1e9, host_bytes=host_bytes

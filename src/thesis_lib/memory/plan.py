@@ -53,6 +53,7 @@ class MemoryPlan:
     kind: str = "dense"  # of the store: dense, nf4 or int8
     bounces: int = 0  # buffers of host memory between disk and device
     generating: bool = False  # whether transformers' generate is covered
+    scratch_bytes: int = 0  # what kernels take within an operator
 
     @property
     def device_peak_bytes(self) -> int:
@@ -63,6 +64,7 @@ class MemoryPlan:
             + buffers * self.staging_bytes
             + self.kv_bytes
             + self.activation_bytes
+            + self.scratch_bytes
         )
 
     @property
@@ -192,7 +194,7 @@ class MemoryPlan:
                 "staging ring": self.ring * self.staging_bytes,
                 "resident layers": self.resident_layers * self.staging_bytes,
                 "keys and values": self.kv_bytes,
-                "activations": self.activation_bytes,
+                "activations": self.activation_bytes + self.scratch_bytes,
             },
         }
 
@@ -248,7 +250,7 @@ def plan(
 
     def needed(shape: Shape) -> int:
         other = rehearse(config, shape, kind, layout)
-        return other.kv_bytes + other.activation_bytes
+        return other.kv_bytes + other.activation_bytes + other.scratch_bytes
 
     if layer_read_bytes is None:
         read = _blocks(needs.layer_bytes)
@@ -265,7 +267,7 @@ def plan(
         outer_read_bytes += 3 * _BLOCK_BYTES
     outer = outer_read_bytes + needs.table_bytes
     kv, activation = needs.kv_bytes, needs.activation_bytes
-    fixed = outer + kv + activation
+    fixed = outer + kv + activation + needs.scratch_bytes
     spare = machine.device_bytes - fixed
     if spare >= spec.layers * staging:
         resident, ring = spec.layers, 0
@@ -276,7 +278,7 @@ def plan(
                 f"{spec.name} needs {(fixed + ring * staging) / MiB:.1f} MiB of device "
                 f"memory ({outer / MiB:.1f} embedding and head, {ring} staging buffers "
                 f"of {staging / MiB:.1f}, {kv / MiB:.1f} keys and values, "
-                f"{activation / MiB:.1f} activations) but the device offers "
+                f"{(fixed - outer - kv) / MiB:.1f} activations) but the device offers "
                 f"{machine.device_bytes / MiB:.1f} MiB: short by "
                 f"{short / MiB:.1f} MiB; "
                 + _remedy(short, ring, staging, shape, needed)
@@ -302,6 +304,7 @@ def plan(
         kind=kind,
         bounces=bounces,
         generating=generating,
+        scratch_bytes=needs.scratch_bytes,
     )
 
 

@@ -98,8 +98,8 @@ def plan_streamed(
         "ring": ring,
     }
     ample = plan_checkpoint(folder, Machine(2**62, 1.0), **options)
-    fixed = ample.outer_bytes + ample.kv_bytes + ample.activation_bytes
-    size = fixed + min(ring, ample.spec.layers) * ample.staging_bytes
+    kept = ample.spec.layers - min(ring, ample.spec.layers)
+    size = ample.device_peak_bytes - kept * ample.staging_bytes
     return plan_checkpoint(folder, Machine(size, 1.0), **options)
 
 

@@ -27,6 +27,7 @@ from transformers.generation.logits_process import (
 from thesis_lib.checks import require
 from thesis_lib.memory.architectures import skeleton, stack
 from thesis_lib.memory.measure import DeviceBudget
+from thesis_lib.memory.packed import PackedLinear
 from thesis_lib.memory.smollm2 import quiet
 
 
@@ -49,6 +50,7 @@ class Rehearsal:
     table_bytes: int  # what no checkpoint holds: rotary frequencies and the like
     kv_bytes: int  # keys and values at the full context
     activation_bytes: int  # everything else that is alive at the worst moment
+    scratch_bytes: int = 0  # what kernels of packed layers take, unseen by a meter
 
 
 def rehearse(
@@ -94,7 +96,15 @@ def _rehearse(text: str, shape: Shape, kind: str, layout: str | None) -> Rehears
         rest, caches = stage.cached(before, new, counts)
         kv_bytes = max(kv_bytes, caches)
         rests.append(rest)
-    return Rehearsal(layer_bytes, table_bytes, kv_bytes, max(rests) - kv_bytes)
+    scratch = max(
+        (
+            part.scratch_bytes(shape.batch * shape.pass_tokens)
+            for part in layers.modules()
+            if isinstance(part, PackedLinear)
+        ),
+        default=0,
+    )
+    return Rehearsal(layer_bytes, table_bytes, kv_bytes, max(rests) - kv_bytes, scratch)
 
 
 def _shorten(config: Any) -> tuple[Any, Counter[int]]:

@@ -1,0 +1,71 @@
+"""Rates are measured apart, and a plan that rests on them says on which."""
+
+import math
+
+import pytest
+import tiny
+import torch
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory.plan import PlanInfeasible
+from thesis_lib.memory.rates import describe_plan, measure_machine, plan_streamed
+from thesis_lib.memory.spec import Machine
+from thesis_lib.memory.stream import StreamedModel
+
+
+def test_the_smallest_device_streams_every_layer(tmp_path):
+    tiny.write(tmp_path)
+    made = plan_streamed(tmp_path, 2, 16, 4, ring=2)
+    assert (made.ring, made.resident_layers) == (2, 0)
+    assert made.device_peak_bytes == made.machine.device_bytes
+
+
+def test_rates_are_positive_and_their_spread_is_a_share(tmp_path):
+    tiny.write(tmp_path)
+    machine = measure_machine(tmp_path, tokens=(1, 16), rounds=2)
+    assert 0 < machine.disk_bytes_per_s < math.inf
+    assert machine.weight_bytes_per_s > 0
+    assert machine.flops_per_s > 0
+    assert 0 <= machine.theft < 1
+    assert 0 <= machine.spread < 1
+
+
+def test_computing_alone_reads_nothing_and_leaves_the_model_right(tmp_path):
+    model = tiny.write(tmp_path)
+    made = tiny.plan_tight(tmp_path, 1, 2, context=8, pass_tokens=8)
+    row = tiny.tokens(1, 1, 8)
+    expected = model(row, use_cache=False).logits
+    with torch.no_grad(), StreamedModel(tmp_path, made) as twin:
+        with twin.without_reading():
+            before = twin.bytes_read
+            assert twin.logits(row).shape == expected.shape
+            assert twin.bytes_read == before
+        twin.drain()
+        assert torch.equal(twin.logits(row), expected)
+
+
+def test_a_plan_says_where_its_rates_come_from(tmp_path):
+    tiny.write(tmp_path)
+    least = plan_streamed(tmp_path, 1, 32, 1, ring=3).device_peak_bytes
+    measured = describe_plan(str(tmp_path), least, context=32)
+    assert measured["rates"]["disk"] == "measured"
+    low, high = measured["predicted_s_interval"]
+    assert low <= measured["predicted_s_per_token"] <= high
+    given = describe_plan(str(tmp_path), least, context=32, machine=Machine(1, 1e9))
+    assert given["rates"] == {"disk_bytes_per_s": 1e9, "disk": "given"}
+    with pytest.raises(PlanInfeasible):
+        describe_plan(str(tmp_path), least // 2, context=32)
+    with pytest.raises(InvalidInput, match="not a checkpoint"):
+        describe_plan("nowhere", least)
+
+
+def test_packed_geometries_are_planned_without_a_file():
+    dense = describe_plan("llama-65b", 8 * 2**30)
+    packed = describe_plan("llama-65b", 8 * 2**30, kind="nf4")
+    ratio = dense["bytes_per_token"] / packed["bytes_per_token"]
+    # Half a byte and the scales of blocks of 64 for each weight, streamed layers only.
+    assert packed["tiers"]["device"] > dense["tiers"]["device"] == 0
+    assert ratio > 16 / 4.5
+    with_host = describe_plan("llama-65b", 8 * 2**30, host_bytes=64 * 2**30)
+    assert with_host["tiers"]["host"] > 0
+    assert with_host["rates"]["link"] == "assumed"
