@@ -450,29 +450,39 @@ def main(words: list[str] | None = None) -> None:
         run = launch(turns[turn], given)
         after = launch("drain", given)["seconds"]
         run |= {"system": turns[turn], "turn": turn, "at": time.time()}
+        run["commit"] = provenance(checkout())["commit"]
         run |= {"drain_before_s": before, "drain_after_s": after}
         runs.append(run)
         with log.open("a") as file:
             file.write(json.dumps(run) + "\n")
         report(run, given.warm_up)
         before = after
-    if next_turn(runs, len(turns)) is not None:
+    left = next_turn(runs, len(turns))
+    if left is not None:
         print(f"{log} holds {len(runs)} runs and is not complete", file=sys.stderr)
-        return
-    write_record(given, runs, checkpoints)
+    if runs and (left is None or given.partial):
+        write_record(given, runs, checkpoints)
+
+
+def checkout() -> Path:
+    """The checkout that this script belongs to."""
+    found = root()
+    if found is None:
+        raise InvalidInput("thesis_lib is not imported from a checkout: install it")
+    return found
 
 
 def write_record(
     given: argparse.Namespace, runs: list[dict[str, Any]], checkpoints: dict
 ) -> None:
     """Every run, and what they say together."""
-    checkout = root()
-    assert checkout is not None
     summary = summarise(kept(runs), given.warm_up)
     named = dict.fromkeys(run["system"] for run in runs)
     versions = {n: metadata.version(OF_PEER[n]) for n in named if n in OF_PEER}
+    turns = order(given.systems.split(","), given.rounds)
     record = {
         "summary": summary,
+        "complete": {run["turn"] for run in runs} == set(range(len(turns))),
         "geometry": given.geometry,
         "layers": given.layers,
         "checkpoints": checkpoints,
@@ -481,7 +491,7 @@ def write_record(
         "warm_up": given.warm_up,
         "steps": given.steps,
         "drift": DRIFT,
-        **provenance(checkout),
+        **provenance(checkout()),
         "peers": versions,
         "runs": runs,
         "note": "bf16 on the processor, random weights, greedy; every system keeps "
@@ -521,15 +531,15 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--warm-up", type=int, default=2, help="tokens of each run that do not count")
     add("--steps", type=int, default=10, help="tokens of each run that count")
     add("--runs", type=int, default=sys.maxsize, help="stop after so many")
+    add("--partial", action="store_true", help="the record of the runs there are")
     add("--work", default=None, help="folder of checkpoints and runs")
     add("--out", default=None, help="the record")
     add("--worker", default=None, help=argparse.SUPPRESS)
     add("--checkpoint", default=None, help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     given.work = given.work or str(cache_folder("streaming"))
-    checkout = root()
     given.out = given.out or str(
-        (checkout or Path()) / "data" / "measurements" / "streaming.json"
+        checkout() / "data" / "measurements" / "streaming.json"
     )
     return given
 

@@ -126,8 +126,11 @@ def test_one_command_measures_resumes_and_writes_the_record(
     script.main([*words, "--runs", "1"])
     assert "holds 1 runs and is not complete" in capsys.readouterr().err
     assert not out.exists()
+    script.main([*words, "--runs", "0", "--partial"])
+    assert not json.loads(out.read_text())["complete"]
     script.main(words)
     record = json.loads(out.read_text())
+    assert record["complete"]
     assert {"commit", "clean", "machine", "versions", "kernel"} <= record.keys()
     assert [run["system"] for run in record["runs"]] == [
         "ours", "mmap", "mmap", "ours",
