@@ -209,6 +209,22 @@ def headline_sentence(record: dict[str, Any] | None, weights: str) -> str:
     )
 
 
+def headline_numbers(record: dict[str, Any] | None) -> dict[str, float]:
+    """The run of the claimed size in 16 bits in its largest limit; empty without one."""
+    parts = (record["parts"] if record else {}).values()
+    mine = [part for part in parts if part["weights"] == "bf16"]
+    if not mine:
+        return {}
+    part = max(mine, key=lambda each: each["limit_bytes"])
+    return {
+        "headline_limit_gib": part["limit_bytes"] / GiB,
+        "headline_peak_gib": part["peak_bytes"] / GiB,
+        "headline_s_per_token": part["s_per_token"],
+        "headline_fraction_percent": 100 * part["fraction_of_drain"],
+        "headline_distinct_layers": part["distinct_layers"],
+    }
+
+
 def certificate_words(record: dict[str, Any] | None) -> dict[str, str]:
     """What prose says of the plans that were run at their limits."""
     metered = record["logical"] if record else []
