@@ -1,17 +1,18 @@
 """The time that a plan predicts beside the time that its steps take.
 
 The rates of computing are measured once, the rate of the disk before each plan, as
-`thesis plan` does; none of them in the run that is predicted. Random plans of a real
-model: batch 1 to 256, tokens of a pass, ring and memory. Then the tokens of a pass at
-which computing meets reading, predicted from the same rates and found by longer and
-longer passes.
+`thesis plan` does; none of them in the run that is predicted. Random plans of a few layers of the
+geometry of LLaMA-2-7B: batch 1 to 256, tokens of a pass, ring and memory. Then the
+tokens of a pass at which computing meets reading, predicted from the same rates and
+found by longer and longer passes.
 
-    python benchmarks/prediction.py [--plans 40] [--checkpoint FOLDER]
+    python benchmarks/prediction.py [--plans 20] [--layers 6] [--checkpoint FOLDER]
 """
 
 import argparse
 import json
 import random
+import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,17 +25,22 @@ from thesis_lib.files import write_whole
 from thesis_lib.machine import provenance
 from thesis_lib.memory.measure import crossing
 from thesis_lib.memory.plan import MemoryPlan
-from thesis_lib.memory.rates import measure_machine, plan_streamed
+from thesis_lib.memory.rates import (
+    drain_bytes_per_s,
+    measure_machine,
+    plan_streamed,
+)
 from thesis_lib.memory.spec import Machine
 from thesis_lib.memory.stream import (
     StreamedModel,
     checkpoint_folder,
-    disk_bytes_per_s,
     plan_checkpoint,
 )
-from thesis_lib.paths import root
+from thesis_lib.memory.synth import synthesise
+from thesis_lib.paths import cache_folder, root
 
-WARM_UP, STEPS = 2, 7
+GEOMETRY = "llama2-7b"
+WARM_UP, STEPS = 1, 5
 SEQUENCES = (1, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 PASSES = (1, 1, 1, 4, 16, 64)
 MOST = 256  # tokens of all sequences in a pass
@@ -79,7 +85,7 @@ def predict(folder: Path, plans: int, seed: int) -> dict[str, Any]:
     machine = measure_machine(folder)
     print(machine, flush=True)
     for number in range(plans):
-        rate = disk_bytes_per_s(folder, seconds=1.0)
+        rate = drain_bytes_per_s(folder, drains=3)
         made = choose(draw, folder, replace(machine, disk_bytes_per_s=rate))
         with StreamedModel(folder, made) as model:
             seconds = time_steps(model, made.batch, made.pass_tokens)
@@ -143,21 +149,27 @@ def cross(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", default="smollm2", help="folder or smollm2")
-    parser.add_argument("--plans", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=5, help="of the crossover")
+    parser.add_argument("--checkpoint", help="folder or smollm2, instead of a new one")
+    parser.add_argument("--layers", type=int, default=6, help="of the new one")
+    parser.add_argument("--plans", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3, help="of the crossover")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--out", type=Path, default=root() / "data/measurements/prediction.json"
     )
     given = parser.parse_args()
-    folder = checkpoint_folder(given.checkpoint)
-    record = {
-        **provenance(root()),
-        "checkpoint": given.checkpoint,
-        "prediction": predict(folder, given.plans, given.seed),
-        "crossover": cross(folder, given.rounds, given.seed),
-    }
+    with tempfile.TemporaryDirectory(dir=cache_folder("benchmarks")) as home:
+        if given.checkpoint is None:
+            folder = Path(home) / f"{GEOMETRY}-{given.layers}"
+            synthesise(GEOMETRY, folder, layers=given.layers)
+        else:
+            folder = checkpoint_folder(given.checkpoint)
+        record = {
+            **provenance(root()),
+            "checkpoint": folder.name,
+            "prediction": predict(folder, given.plans, given.seed),
+            "crossover": cross(folder, given.rounds, given.seed),
+        }
     write_whole(given.out, json.dumps(record, indent=1) + "\n")
 
 

@@ -111,13 +111,15 @@ class MemoryPlan:
         """Predicted seconds of a step in the steady state.
 
         With one staging buffer reading and computing take turns; with more they
-        overlap and the slower one remains. Where computing is the slower one, the
-        seconds that reading takes from the processor are added.
+        overlap and the slower one remains, and what the other one takes from it.
         """
         reading, computing = self.transfer_s(), self.compute_s(tokens)
         if self.ring == 1:
             return reading + computing
-        return max(reading, computing + self.machine.theft * reading)
+        return max(
+            reading + self.machine.drag * computing,
+            computing + self.machine.theft * reading,
+        )
 
     def step_interval_s(self, tokens: int = 1) -> tuple[float, float]:
         """The interval of `step_s` that the spread of the machine's rates gives."""

@@ -28,7 +28,7 @@ from thesis_lib.memory.stream import (
 
 def measure_machine(
     folder: Path | str,
-    tokens: Sequence[int] = (1, 32, 128),
+    tokens: Sequence[int] = (1, 16, 64, 192),
     rounds: int = 5,
     ring: int = 3,
     seed: int = 0,
@@ -36,15 +36,16 @@ def measure_machine(
     """The rates of this machine for one checkpoint, with no layer resident.
 
     Steps of each number of `tokens` take turns with the same reads alone, `rounds`
-    times. `theft` comes from the longest step, where it computes longer than it
-    reads, and is 0 where it does not. `spread` is half the range of the middle half
+    times. What the two take from each other comes from whole steps: `drag` from the
+    shortest, where it reads longer than it computes, `theft` from the longest, where
+    it computes longer; else they are 0. `spread` is half the range of the middle half
     of the drains, over their median: how far this disk agrees with itself.
     """
     tight = plan_streamed(folder, 1, max(tokens), max(tokens), ring)
     draw = torch.Generator().manual_seed(seed)
     reading: list[float] = []
     computing: dict[int, list[float]] = {n: [] for n in tokens}
-    whole: list[float] = []
+    whole: dict[int, list[float]] = {n: [] for n in (min(tokens), max(tokens))}
     with StreamedModel(folder, tight) as model:
         rows = {
             n: torch.randint(0, model.spec.vocab, (1, n), generator=draw)
@@ -62,25 +63,37 @@ def measure_machine(
                     computing[n].append(_seconds(lambda n=n: step(n)))
             model.drain()
             reading.append(_seconds(model.drain))
-            whole.append(_seconds(lambda: step(max(tokens))))
+            for n, samples in whole.items():
+                samples.append(_seconds(lambda n=n: step(n)))
+                reading.append(_seconds(model.drain))
     reading_s = float(np.median(reading))
     medians = {n: float(np.median(samples)) for n, samples in computing.items()}
     weight_rate, flops = compute_rates(tight.spec, list(medians), [*medians.values()])
-    longest_s = medians[max(tokens)]
-    stolen_s = float(np.median(whole)) - longest_s
+    shortest_s, longest_s = medians[min(tokens)], medians[max(tokens)]
+    drag = (float(np.median(whole[min(tokens)])) - reading_s) / shortest_s
+    theft = (float(np.median(whole[max(tokens)])) - longest_s) / reading_s
     low, high = np.quantile(reading, (0.25, 0.75))
     return Machine(
         device_bytes=tight.machine.device_bytes,
         disk_bytes_per_s=tight.bytes_per_step / reading_s,
         weight_bytes_per_s=weight_rate,
         flops_per_s=flops,
-        theft=(
-            float(np.clip(stolen_s / reading_s, 0, 0.9))
-            if longest_s > reading_s
-            else 0.0
-        ),
+        theft=float(np.clip(theft, 0, 0.9)) if longest_s > reading_s else 0.0,
+        drag=float(np.clip(drag, 0, 0.9)) if reading_s > shortest_s else 0.0,
         spread=min(float(high - low) / 2 / reading_s, 0.9),
     )
+
+
+def drain_bytes_per_s(folder: Path | str, drains: int = 5, ring: int = 3) -> float:
+    """The median rate at which a ring of buffers is filled with layers, bytes a second.
+
+    Nothing is computed, every layer is streamed, and one drain before warms up.
+    """
+    tight = plan_streamed(folder, 1, 1, 1, ring)
+    with StreamedModel(folder, tight) as model:
+        model.drain()
+        seconds = [_seconds(model.drain) for _ in range(drains)]
+    return tight.bytes_per_step / float(np.median(seconds))
 
 
 def plan_streamed(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.paths import data_folder
-from thesis_lib.units import format_duration, format_size
+from thesis_lib.units import GiB, format_duration, format_size
 
 # What readers call a system of a record.
 SYSTEMS = {
@@ -210,7 +210,7 @@ def headline_sentence(record: dict[str, Any] | None, weights: str) -> str:
 
 
 def headline_numbers(record: dict[str, Any] | None) -> dict[str, float]:
-    """The run of the claimed size in 16 bits in its largest limit; empty without one."""
+    """The run of the claimed size in 16 bits, in its largest limit; {} without one."""
     parts = (record["parts"] if record else {}).values()
     mine = [part for part in parts if part["weights"] == "bf16"]
     if not mine:

@@ -209,6 +209,7 @@ class Machine:
     weight_bytes_per_s: float = float("inf")  # weights read by a one-token pass
     flops_per_s: float = float("inf")  # matrix products of a long pass
     theft: float = 0.0  # seconds of computing that a second of reading takes away
+    drag: float = 0.0  # seconds of reading that a second of computing takes away
     spread: float = 0.0  # relative half-width of a predicted time
 
     def __post_init__(self) -> None:
@@ -229,8 +230,10 @@ class Machine:
             )
 
         require(
-            0 <= self.theft < 1 and 0 <= self.spread < 1,
-            f"theft={self.theft:g} and spread={self.spread:g} must lie in [0, 1)",
+            max(self.theft, self.drag, self.spread) < 1
+            and min(self.theft, self.drag, self.spread) >= 0,
+            f"theft={self.theft:g}, drag={self.drag:g} and spread={self.spread:g} must "
+            "lie in [0, 1)",
         )
 
     def with_memory(self, device_bytes: int, host_bytes: int = 0) -> Self:
