@@ -1,8 +1,8 @@
 """The time that a plan predicts beside the time that its steps take.
 
 The rates of computing are measured once, the rate of the disk before each plan, as
-`thesis plan` does; none of them in the run that is predicted. Random plans of a few layers of the
-geometry of LLaMA-2-7B: batch 1 to 256, tokens of a pass, ring and memory. Then the
+`thesis plan` does; none of them in the run that is predicted. Random plans of a few
+layers of the geometry of LLaMA-2-7B: batch 1 to 256, tokens of a pass, ring and memory. Then the
 tokens of a pass at which computing meets reading, predicted from the same rates and
 found by longer and longer passes.
 
@@ -11,6 +11,7 @@ found by longer and longer passes.
 
 import argparse
 import json
+import os
 import random
 import tempfile
 import time
@@ -162,6 +163,7 @@ def main() -> None:
         if given.checkpoint is None:
             folder = Path(home) / f"{GEOMETRY}-{given.layers}"
             synthesise(GEOMETRY, folder, layers=given.layers)
+            os.sync()  # or its pages would be written while it is read
         else:
             folder = checkpoint_folder(given.checkpoint)
         record = {
