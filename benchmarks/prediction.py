@@ -2,9 +2,9 @@
 
 The rates of computing are measured once, the rate of the disk before each plan, as
 `thesis plan` does; none of them in the run that is predicted. Random plans of a few
-layers of the geometry of LLaMA-2-7B: batch 1 to 256, tokens of a pass, ring and memory. Then the
-tokens of a pass at which computing meets reading, predicted from the same rates and
-found by longer and longer passes.
+layers of the geometry of LLaMA-2-7B: batch 1 to 256, tokens of a pass, ring and
+memory. Then the tokens of a pass at which computing meets reading, predicted from the
+same rates and found by longer and longer passes.
 
     python benchmarks/prediction.py [--plans 20] [--layers 6] [--checkpoint FOLDER]
 """
