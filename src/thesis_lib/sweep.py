@@ -445,8 +445,13 @@ def _outcomes(
     flying: dict[Future, Point] = {}
     landed: queue.SimpleQueue[Future] = queue.SimpleQueue()
 
+    lost = (
+        "the scheduler was lost: what was finished is written; start it and run the "
+        "same command again"
+    )
+
     def top_up() -> None:
-        while waiting and len(flying) < max(1, _threads(client)):
+        while waiting and len(flying) < room():
             point = waiting.pop()
             future = client.submit(
                 task,
@@ -460,6 +465,12 @@ def _outcomes(
             flying[future] = point
             future.add_done_callback(landed.put)
 
+    def room() -> int:
+        try:
+            return max(1, _threads(client))
+        except OSError as error:  # before the futures have heard of it
+            raise InvalidInput(lost) from error
+
     top_up()
     while flying:
         try:
@@ -468,11 +479,7 @@ def _outcomes(
             top_up()
             continue
         point = flying.pop(future)
-        require(
-            not future.cancelled(),
-            "the scheduler was lost: what was finished is written; start it and run "
-            "the same command again",
-        )
+        require(not future.cancelled(), lost)
         top_up()
         error: Any = future.exception()
         if isinstance(error, KilledWorker):
