@@ -232,3 +232,8 @@ def test_predictions_are_held_against_the_median():
     assert (words["plans"], words["error_median"]) == ("2", "5.00")
     assert (words["crossover"], words["crossover_error"]) == ("110", "10")
     assert set(records.prediction_words(None).values()) == {records.MISSING}
+    made = record | {"machine": {"cpu": "a processor", "cores": 2}, "commit": "0" * 40}
+    said = records.prediction_sentence(made)
+    assert "5.00 % in the median" in said
+    assert "predicted at 110 tokens and found at 100" in said
+    assert records.prediction_sentence(None) == "It has not been recorded yet."

@@ -291,6 +291,20 @@ def prediction_words(record: dict[str, Any] | None) -> dict[str, str]:
     }
 
 
+def prediction_sentence(record: dict[str, Any] | None) -> str:
+    """What was found of predicted times and of the predicted crossover, if anything."""
+    if record is None:
+        return "It has not been recorded yet."
+    words = prediction_words(record)
+    return (
+        f"Over {words['plans']} plans with up to {words['most_sequences']} sequences "
+        f"the error is {words['error_median']} % in the median and "
+        f"{words['error_p95']} % at the 95th percentile. From the same rates the "
+        f"crossover is predicted at {words['crossover']} tokens and found at "
+        f"{words['crossover_found']}. The record is of {origin(record)}."
+    )
+
+
 def _percent(shares: Any, q: float) -> str:
     values = np.asarray(shares, float)
     return f"{100 * float(np.quantile(values, q)):.2f}" if len(values) else MISSING
