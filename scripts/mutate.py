@@ -379,6 +379,13 @@ MUTANTS = [
         ("tests/memory/test_rehearsal.py",),
     ),
     Mutant(
+        "rehearsal: the choice of a token leaves nothing behind",
+        "memory/rehearsal.py",
+        "                if new > 1:\n                    left = ()",
+        "                left = ()",
+        ("tests/memory/test_rehearsal.py",),
+    ),
+    Mutant(
         "transport: a layer from the disk is copied before it has come",
         "memory/transport.py",
         "return _Filled(bounce, self._store.read_layer(layer, bounce).wait())",

@@ -1,12 +1,10 @@
 """All of the GPU's measurement but the GPU: on the processor, with a small geometry."""
 
-import importlib.util
 import json
-import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
+import benchmark
 import pytest
 import torch
 
@@ -15,17 +13,12 @@ from thesis_lib.memory.confine import Confined
 from thesis_lib.memory.spec import ModelSpec
 from thesis_lib.units import MiB
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 SPEC = ModelSpec("small", 6, 512, 1024, 8, 8, 64, 1000, tied=False)
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("gpu", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu"] = module
-    spec.loader.exec_module(module)
-    return module
+    return benchmark.load("gpu")
 
 
 def words(tmp_path, *more):

@@ -1,10 +1,8 @@
 """The headline on a small geometry: surveyed, capped, resumed, and cleaned up after."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
+import benchmark
 import pytest
 
 from thesis_lib.checks import InvalidInput
@@ -12,17 +10,12 @@ from thesis_lib.memory.confine import how_confined
 from thesis_lib.memory.spec import ModelSpec, geometry
 from thesis_lib.units import MiB
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "headline.py"
 SPEC = ModelSpec("small", 6, 512, 1024, 8, 8, 64, 1000, tied=False)
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("headline", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["headline"] = module
-    spec.loader.exec_module(module)
-    return module
+    return benchmark.load("headline")
 
 
 def words(tmp_path, *more):

@@ -70,6 +70,48 @@ def test_the_planned_peak_is_the_metered_one(tmp_path, architecture):
         assert slack <= 4096 * (1 + made.resident_layers)
 
 
+CHOICES = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True, "top_k": 50, "temperature": 0.8},
+    "top-p": {"do_sample": True, "top_p": 0.9},
+    "beams": {"do_sample": False, "num_beams": 2},
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "opt"])
+def test_generate_keeps_its_plan_with_many_words_pads_and_passes(
+    tmp_path, architecture, choice
+):
+    tiny.write(tmp_path, architecture, vocab_size=3000)
+    draw = random.Random(f"{architecture}, {choice}")
+    for prompt, new in ((4, 4), (12, 4), (9, 9)):
+        rows = draw.choice([1, 3])
+        beams = CHOICES[choice].get("num_beams", 1)
+        made = tiny.plan_tight(
+            tmp_path,
+            draw.choice([0, 1]),
+            batch=rows * beams,
+            context=24,
+            pass_tokens=new,
+            logit_tokens=1,
+            generating=True,
+        )
+        mask = torch.ones((rows, prompt), dtype=torch.long)
+        mask[0, : draw.choice([0, 2])] = 0
+        with StreamedModel(tmp_path, made) as twin, DeviceBudget() as budget:
+            twin.charge(budget)
+            twin.generate(
+                tiny.tokens(0, rows, prompt, 3000),
+                attention_mask=mask,
+                max_new_tokens=24 - prompt,
+                pad_token_id=0,
+                eos_token_id=None,
+                **CHOICES[choice],
+            )
+        assert budget.peak_bytes <= made.device_peak_bytes
+
+
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_packed_weights_are_rehearsed_as_they_run(tmp_path, kind):
     wide = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 16}

@@ -1,10 +1,8 @@
 """Peers are compared in turn, under one limit, and only where the disk stood still."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
+import benchmark
 import numpy as np
 import pytest
 from test_stream import write_tiny
@@ -13,16 +11,10 @@ from thesis_lib.checks import InvalidInput
 from thesis_lib.memory.confine import how_confined
 from thesis_lib.units import MiB
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "streaming.py"
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("streaming", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["streaming"] = module
-    spec.loader.exec_module(module)
-    return module
+    return benchmark.load("streaming")
 
 
 def run_of(turn, system="ours", before=1.0, after=1.0, seconds=(9.0, 1.0, 1.2), **more):

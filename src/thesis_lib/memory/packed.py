@@ -14,6 +14,7 @@ where the processor has AVX512-BF16: 32 outputs side by side and bfloat16 scales
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -248,7 +249,7 @@ def _side_by_side(nibbles, codes):
                     flat[at + 1] = upper[2 * k + 1] << 4 | lower[2 * k + 1]
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(nn.Module, ABC):
     """A linear layer over packed weights, which `functional_call` puts in its place.
 
     Its state, on the meta device until then, is what `pack_layer` writes.
@@ -272,12 +273,12 @@ class PackedLinear(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.in_features} to {self.out_features}"
 
+    @abstractmethod
     def scratch_bytes(self, rows: int) -> int:
         """The most that the kernel holds beside inputs, weights and output.
 
         For `rows` rows of 16-bit inputs. Its own buffers show to no meter of tensors.
         """
-        raise NotImplementedError
 
 
 class _AVX512(PackedLinear):

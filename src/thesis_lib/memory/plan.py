@@ -111,13 +111,14 @@ class MemoryPlan:
         """Predicted seconds of a step in the steady state.
 
         With one staging buffer reading and computing take turns; with more they
-        overlap and the slower one remains, and what the other one takes from it.
+        overlap and the slower one remains, and what the other one takes from it: of
+        computing it is the pass over the weights that uses the memory's bandwidth.
         """
         reading, computing = self.transfer_s(), self.compute_s(tokens)
         if self.ring == 1:
             return reading + computing
         return max(
-            reading + self.machine.drag * computing,
+            reading + self.machine.drag * self.compute_s(0),
             computing + self.machine.theft * reading,
         )
 

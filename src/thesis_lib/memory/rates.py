@@ -16,7 +16,7 @@ import torch
 
 from thesis_lib.memory.measure import compute_rates
 from thesis_lib.memory.plan import MemoryPlan, plan
-from thesis_lib.memory.spec import Machine, geometries, geometry
+from thesis_lib.memory.spec import Machine, ModelSpec, geometries, geometry
 from thesis_lib.memory.stream import (
     ASSUMED_DISK_BYTES_PER_S,
     ASSUMED_LINK_BYTES_PER_S,
@@ -28,7 +28,7 @@ from thesis_lib.memory.stream import (
 
 def measure_machine(
     folder: Path | str,
-    tokens: Sequence[int] = (1, 16, 64, 192),
+    tokens: Sequence[int] = (1, 16, 64, 256),
     rounds: int = 5,
     ring: int = 3,
     seed: int = 0,
@@ -36,11 +36,15 @@ def measure_machine(
     """The rates of this machine for one checkpoint, with no layer resident.
 
     Steps of each number of `tokens` take turns with the same reads alone, `rounds`
-    times. What the two take from each other comes from whole steps: `drag` from the
-    shortest, where it reads longer than it computes, `theft` from the longest, where
-    it computes longer; else they are 0. `spread` is half the range of the middle half
-    of the drains, over their median: how far this disk agrees with itself.
+    times; none is longer than the positions that the model has learned. What the two
+    take from each other comes from whole steps: `drag` from the shortest, where it
+    reads longer than it passes over the weights, `theft` from the longest, where it
+    computes longer; else they are 0. `spread` is half the range of the middle half of
+    the drains, over their median: how far this disk agrees with itself.
     """
+    positions = ModelSpec.from_config(Path(folder)).positions
+    if positions:
+        tokens = [n for n in tokens if n <= positions - 2]
     tight = plan_streamed(folder, 1, max(tokens), max(tokens), ring)
     draw = torch.Generator().manual_seed(seed)
     reading: list[float] = []
@@ -69,17 +73,21 @@ def measure_machine(
     reading_s = float(np.median(reading))
     medians = {n: float(np.median(samples)) for n, samples in computing.items()}
     weight_rate, flops = compute_rates(tight.spec, list(medians), [*medians.values()])
-    shortest_s, longest_s = medians[min(tokens)], medians[max(tokens)]
-    drag = (float(np.median(whole[min(tokens)])) - reading_s) / shortest_s
-    theft = (float(np.median(whole[max(tokens)])) - longest_s) / reading_s
+    longest_s = medians[max(tokens)]
+    weights_s = tight.spec.total_bytes / weight_rate
+    drag = theft = 0.0
+    if reading_s > weights_s > 0:
+        drag = (float(np.median(whole[min(tokens)])) - reading_s) / weights_s
+    if longest_s > reading_s:
+        theft = (float(np.median(whole[max(tokens)])) - longest_s) / reading_s
     low, high = np.quantile(reading, (0.25, 0.75))
     return Machine(
         device_bytes=tight.machine.device_bytes,
         disk_bytes_per_s=tight.bytes_per_step / reading_s,
         weight_bytes_per_s=weight_rate,
         flops_per_s=flops,
-        theft=float(np.clip(theft, 0, 0.9)) if longest_s > reading_s else 0.0,
-        drag=float(np.clip(drag, 0, 0.9)) if reading_s > shortest_s else 0.0,
+        theft=float(np.clip(theft, 0, 0.9)),
+        drag=float(np.clip(drag, 0, 0.9)),
         spread=min(float(high - low) / 2 / reading_s, 0.9),
     )
 

@@ -154,13 +154,17 @@ class _Stage:
                 cache = DynamicCache(config=self.config)
                 # The pass before left its mark: a window is a view of what it had.
                 before = min(past, self.shape.pass_tokens)
-                for tokens in (past - before, before):
-                    if tokens:
-                        self._forward(tokens, 1, cache)
+                if past > before:
+                    self._forward(past - before, 1, cache)
+                # So did the choice of a token: it lives on while the next one is made.
+                left = self._step(before, cache) if before else ()
+                if new > 1:
+                    left = ()
                 then = _held(cache)
                 meter.peak_bytes = meter.bytes
                 self._step(new, cache)
                 now = _held(cache)
+                del left
         # Layers that are not rehearsed hold what they held, or what they will hold.
         absent = {at: (counts[at] - 1) * max(now[at], then.get(at, 0)) for at in counts}
         peak = meter.peak_bytes - self.weight_bytes + sum(absent.values())
@@ -180,16 +184,24 @@ class _Stage:
         self.weight_bytes = meter.bytes
         return meter
 
-    def _step(self, new: int, cache: Any) -> None:
+    def _step(self, new: int, cache: Any) -> tuple[Tensor, ...]:
+        """A step, and what of the choice of its token outlives it."""
         logits = self._forward(new, min(self.shape.logit_tokens, new), cache)
-        if self.shape.generating:
-            _choose(logits, self.shape)
+        return _choose(logits, self.shape) if self.shape.generating else ()
 
     def _forward(self, new: int, keep: int, cache: Any) -> Tensor:
-        row = torch.zeros((self.shape.batch, new), dtype=torch.long)
-        options = {"use_cache": cache is not None, "logits_to_keep": keep}
+        batch = self.shape.batch
+        row = torch.zeros((batch, new), dtype=torch.long)
+        options: dict[str, Any] = {
+            "use_cache": cache is not None,
+            "logits_to_keep": keep,
+        }
         if cache is not None:
             options["cache"] = cache
+            if self.shape.generating:  # which always says what is padding
+                seen = cache.get_seq_length() + new
+                options["attention_mask"] = torch.ones((batch, seen), dtype=torch.long)
+                options["position_ids"] = row.clone()
         return functional_call(self.model, self.weights, (row,), options).logits
 
 
@@ -209,14 +221,14 @@ def _held(cache: Any) -> dict[int, int]:
     }
 
 
-def _choose(logits: Tensor, shape: Shape) -> None:
+def _choose(logits: Tensor, shape: Shape) -> tuple[Tensor, ...]:
     """What transformers' generate does to the logits of a step, at most.
 
     Sampling with temperature, top-k and top-p, which holds more than a greedy choice,
-    and the log-probabilities of a beam search beside the tokens so far.
+    and the log-probabilities of a beam search beside the tokens so far. Returns what
+    its loop still holds while the next step runs.
     """
     tokens: Any = torch.zeros((shape.batch, shape.context), dtype=torch.long)
-    mask = torch.ones_like(tokens)
     scores = logits[:, -1].to(copy=True, dtype=torch.float32)
     warped: Any = scores
     for warper in (
@@ -226,6 +238,6 @@ def _choose(logits: Tensor, shape: Shape) -> None:
     ):
         warped = warper(tokens, warped)
     probabilities = torch.softmax(warped, dim=-1)
-    torch.multinomial(probabilities, num_samples=1)
-    torch.cat([tokens, tokens[:, :1]], dim=-1)
-    del mask
+    chosen = torch.multinomial(probabilities, num_samples=1)
+    longer = torch.cat([tokens, chosen], dim=-1)
+    return tokens, scores, warped, probabilities, chosen, longer

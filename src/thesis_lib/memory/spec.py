@@ -209,7 +209,7 @@ class Machine:
     weight_bytes_per_s: float = float("inf")  # weights read by a one-token pass
     flops_per_s: float = float("inf")  # matrix products of a long pass
     theft: float = 0.0  # seconds of computing that a second of reading takes away
-    drag: float = 0.0  # seconds of reading that a second of computing takes away
+    drag: float = 0.0  # seconds of reading that a second over weights takes away
     spread: float = 0.0  # relative half-width of a predicted time
 
     def __post_init__(self) -> None:
