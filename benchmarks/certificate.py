@@ -168,13 +168,14 @@ def held_bytes(name: str) -> int:
 def physical(plans: int, seed: int) -> list[dict[str, Any]]:
     """Random plans of SmolLM2, each in a group that holds what the plan promises."""
     folder, rows = smollm2.checkpoint(), []
+    words = [sys.executable, __file__, "--child"]
+    free = [confine([*words, str(seed)], 2**33).check() for _ in range(3)]
+    told = [json.loads(run.stdout.splitlines()[-1]) for run in free]
+    before = max(run["before_bytes"] for run in told)
     for number in range(plans):
         made = choose(random.Random(seed + number), folder)
-        words = [sys.executable, __file__, "--child", str(seed + number)]
-        free = confine(words, 2**33).check()
-        before = json.loads(free.stdout.splitlines()[-1])["before_bytes"]
         limit = round(SLACK * before) + made.device_peak_bytes + PAGES_BYTES
-        done = confine(words, limit)
+        done = confine([*words, str(seed + number)], limit)
         row = {"limit_bytes": limit, "killed": done.killed, "how": done.how}
         if not done.killed:
             row |= json.loads(done.stdout.splitlines()[-1])

@@ -154,7 +154,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6, help="of the new one")
     parser.add_argument("--plans", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3, help="of the crossover")
-    parser.add_argument("--seed", type=int, default=0)
+    # The plans of seed 0 were looked at while the formula of a step was sought.
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--out", type=Path, default=root() / "data/measurements/prediction.json"
     )

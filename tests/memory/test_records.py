@@ -199,19 +199,24 @@ def test_a_record_is_read_back(tmp_path):
 
 
 def test_a_certificate_counts_what_exceeded_and_what_was_killed():
-    row = {"device_bytes": 1000, "planned_bytes": 900}
-    group = {"killed": False, "before_bytes": 100, "planned_bytes": 300}
+    row = {"device_bytes": 1000, "planned_bytes": 900, "generating": False}
+    group = {"killed": False, "limit_bytes": 400}
     record = {
-        "logical": [row | {"metered_bytes": m} for m in (900, 890, 910)],
+        "logical": [
+            *(row | {"metered_bytes": m} for m in (900, 890, 910)),
+            row | {"metered_bytes": 880, "generating": True},
+        ],
         "physical": [
             group | {"peak_bytes": 360}, group | {"peak_bytes": 400}, {"killed": True},
         ],
     }  # fmt: skip
     words = records.certificate_words(record)
-    assert (words["plans"], words["exceeded"]) == ("3", "1")
-    assert (words["over_median"], words["over_most"]) == ("0.00", "1.00")
+    assert (words["plans"], words["steps"], words["generated"]) == ("4", "3", "1")
+    assert (words["steps_exceeded"], words["generated_exceeded"]) == ("1", "0")
+    assert (words["steps_over_median"], words["steps_over_most"]) == ("0.00", "1.00")
+    assert words["generated_over_most"] == "2.00"
     assert (words["groups"], words["killed"]) == ("3", "1")
-    assert (words["host_least"], words["host_most"]) == ("0.00", "10.00")
+    assert (words["left_least"], words["left_most"]) == ("0.00", "10.00")
     assert set(records.certificate_words(None).values()) == {records.MISSING}
 
 

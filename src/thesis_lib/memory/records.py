@@ -226,28 +226,35 @@ def headline_numbers(record: dict[str, Any] | None) -> dict[str, float]:
 
 
 def certificate_words(record: dict[str, Any] | None) -> dict[str, str]:
-    """What prose says of the plans that were run at their limits."""
+    """What prose says of the plans that were run at their limits.
+
+    Steps and whole runs of transformers' generate apart: the first are rehearsed as
+    they are run, the second for the greediest way to choose a token.
+    """
+    words = {}
     metered = record["logical"] if record else []
+    for name, generating in (("steps", False), ("generated", True)):
+        over = [
+            (row["planned_bytes"] - row["metered_bytes"]) / row["device_bytes"]
+            for row in metered
+            if row["generating"] is generating
+        ]
+        words |= {
+            name: str(len(over)) if over else MISSING,
+            f"{name}_exceeded": str(sum(s < 0 for s in over)) if over else MISSING,
+            f"{name}_over_median": _percent(over, 0.5),
+            f"{name}_over_most": _percent(over, 1.0),
+        }
     grouped = record["physical"] if record else []
-    over = [
-        (row["planned_bytes"] - row["metered_bytes"]) / row["device_bytes"]
-        for row in metered
-    ]
     kept = [row for row in grouped if not row["killed"]]
-    beyond = [
-        1 - row["peak_bytes"] / (row["before_bytes"] + row["planned_bytes"])
-        for row in kept
-    ]
-    return {
+    left = [1 - row["peak_bytes"] / row["limit_bytes"] for row in kept]
+    return words | {
         "plans": str(len(metered)) if metered else MISSING,
-        "exceeded": str(sum(share < 0 for share in over)) if over else MISSING,
-        "over_median": _percent(over, 0.5),
-        "over_most": _percent(over, 1.0),
         "groups": str(len(grouped)) if grouped else MISSING,
         "killed": str(len(grouped) - len(kept)) if grouped else MISSING,
-        "host_median": _percent(beyond, 0.5),
-        "host_least": _percent(beyond, 0.0),
-        "host_most": _percent(beyond, 1.0),
+        "left_median": _percent(left, 0.5),
+        "left_least": _percent(left, 0.0),
+        "left_most": _percent(left, 1.0),
     }
 
 
