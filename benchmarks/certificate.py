@@ -50,15 +50,15 @@ def run_at_its_limits(folder: Path, made: MemoryPlan) -> int:
     with StreamedModel(folder, made) as model, DeviceBudget() as budget:
         model.charge(budget)
         if made.generating:
-            prompt = tiny.tokens(0, batch, new)
-            model.generate(
-                prompt,
-                max_new_tokens=made.context - new,
-                do_sample=True,
-                top_p=0.9,
-                pad_token_id=0,
-                eos_token_id=None,
-            )
+            for length in (new, made.context):  # of the prompt: a pass, or all of it
+                model.generate(
+                    tiny.tokens(0, batch, length),
+                    max_new_tokens=made.context + 1 - length,
+                    do_sample=True,
+                    top_p=0.9,
+                    pad_token_id=0,
+                    eos_token_id=None,
+                )
             return budget.peak_bytes
         model.step(tiny.tokens(0, batch, new), None, keep)
         cache, past = model.new_cache(), 0

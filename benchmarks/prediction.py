@@ -45,7 +45,7 @@ WARM_UP, STEPS = 1, 5
 SEQUENCES = (1, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 PASSES = (1, 1, 1, 4, 16, 64)
 MOST = 256  # tokens of all sequences in a pass
-COUNTS = (1, 16, 32, 48, 64, 96, 128, 192, 256)  # of the crossover
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.85, 1.0, 1.15, 1.3, 1.5)  # of the predicted crossover
 
 
 def choose(draw: random.Random, folder: Path, machine: Machine) -> MemoryPlan:
@@ -116,13 +116,16 @@ def predict(folder: Path, plans: int, seed: int) -> dict[str, Any]:
 def cross(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
     """Where a pass begins to take longer than its reads, predicted and found."""
     machine = measure_machine(folder)
-    made = plan_streamed(folder, 1, max(COUNTS), max(COUNTS), 3)
+    expected = replace(plan_streamed(folder, 1, 1, 1, 3), machine=machine)
+    ahead = max(expected.crossover_tokens(), len(SHARES) / SHARES[0])
+    counts = [round(share * ahead) for share in SHARES]
+    made = plan_streamed(folder, 1, max(counts), max(counts), 3)
     draw = torch.Generator().manual_seed(seed)
     drains: list[float] = []
-    passes: dict[int, list[float]] = {n: [] for n in COUNTS}
+    passes: dict[int, list[float]] = {n: [] for n in counts}
     with StreamedModel(folder, made) as model:
         for turn in range(rounds + 1):
-            for n in COUNTS:
+            for n in counts:
                 row = torch.randint(0, model.spec.vocab, (1, n), generator=draw)
                 start = time.perf_counter()
                 model.drain()

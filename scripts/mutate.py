@@ -381,8 +381,8 @@ MUTANTS = [
     Mutant(
         "rehearsal: the choice of a token leaves nothing behind",
         "memory/rehearsal.py",
-        "                if new > 1:\n                    left = ()",
-        "                left = ()",
+        "return _choose(logits, run) if new == 1 else (logits,)",
+        "return ()",
         ("tests/memory/test_rehearsal.py",),
     ),
     Mutant(

@@ -37,19 +37,22 @@ def measure_machine(
 
     Steps of each number of `tokens` take turns with the same reads alone, `rounds`
     times; none is longer than the positions that the model has learned. What the two
-    take from each other comes from whole steps: `drag` from the shortest, where it
-    reads longer than it passes over the weights, `theft` from the longest, where it
-    computes longer; else they are 0. `spread` is half the range of the middle half of
-    the drains, over their median: how far this disk agrees with itself.
+    take from each other comes from whole steps: `drag` from how much longer the
+    shortest takes than the reads right before and after it, where it reads longer than
+    it passes over the weights, `theft` from how much longer the longest computes than
+    without reading beside it. `spread` is half the range of the middle half of the
+    drains, over their median: how far this disk agrees with itself.
     """
     positions = ModelSpec.from_config(Path(folder)).positions
     if positions:
         tokens = [n for n in tokens if n <= positions - 2]
-    tight = plan_streamed(folder, 1, max(tokens), max(tokens), ring)
+    shortest, longest = min(tokens), max(tokens)
+    tight = plan_streamed(folder, 1, longest, longest, ring)
     draw = torch.Generator().manual_seed(seed)
     reading: list[float] = []
     computing: dict[int, list[float]] = {n: [] for n in tokens}
-    whole: dict[int, list[float]] = {n: [] for n in (min(tokens), max(tokens))}
+    longer: list[float] = []  # a shortest step than the reads beside it
+    beside: list[float] = []  # the computing of a longest step, with reads beside it
     with StreamedModel(folder, tight) as model:
         rows = {
             n: torch.randint(0, model.spec.vocab, (1, n), generator=draw)
@@ -59,7 +62,7 @@ def measure_machine(
         def step(n: int) -> None:
             model.step(rows[n], model.new_cache(), keep=1)
 
-        step(max(tokens))
+        step(longest)
         for _ in range(rounds):
             for n in tokens:
                 with model.without_reading():
@@ -67,19 +70,21 @@ def measure_machine(
                     computing[n].append(_seconds(lambda n=n: step(n)))
             model.drain()
             reading.append(_seconds(model.drain))
-            for n, samples in whole.items():
-                samples.append(_seconds(lambda n=n: step(n)))
+            for _ in range(2):
+                taken = _seconds(lambda: step(shortest))
                 reading.append(_seconds(model.drain))
+                longer.append(taken - (reading[-2] + reading[-1]) / 2)
+            stalled = model.stall_s
+            taken = _seconds(lambda: step(longest))
+            beside.append(taken - (model.stall_s - stalled))
+            reading.append(_seconds(model.drain))
     reading_s = float(np.median(reading))
     medians = {n: float(np.median(samples)) for n, samples in computing.items()}
     weight_rate, flops = compute_rates(tight.spec, list(medians), [*medians.values()])
-    longest_s = medians[max(tokens)]
     weights_s = tight.spec.total_bytes / weight_rate
-    drag = theft = 0.0
-    if reading_s > weights_s > 0:
-        drag = (float(np.median(whole[min(tokens)])) - reading_s) / weights_s
-    if longest_s > reading_s:
-        theft = (float(np.median(whole[max(tokens)])) - longest_s) / reading_s
+    drag = float(np.median(longer)) / weights_s if reading_s > weights_s > 0 else 0.0
+    beside_s = float(np.median(beside))
+    theft = (beside_s - medians[longest]) / min(beside_s, reading_s)
     low, high = np.quantile(reading, (0.25, 0.75))
     return Machine(
         device_bytes=tight.machine.device_bytes,

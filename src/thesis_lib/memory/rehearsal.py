@@ -89,7 +89,7 @@ def _rehearse(text: str, shape: Shape, kind: str, layout: str | None) -> Rehears
     table_bytes = sum(table.untyped_storage().nbytes() for table in tables.values())
     stage = _Stage(model, short, shape)
     past = {shape.context - shape.pass_tokens, 0, shape.context - 1}
-    rests = [stage.rest(0, None)]
+    rests = [stage.rest()]
     kv_bytes = 0
     for before in sorted(past):
         new = min(shape.pass_tokens, shape.context - before)
@@ -152,17 +152,18 @@ class _Stage:
             meter = self._meter()
             with meter, torch.no_grad():
                 cache = DynamicCache(config=self.config)
+                run = self._run()
                 # The pass before left its mark: a window is a view of what it had.
                 before = min(past, self.shape.pass_tokens)
                 if past > before:
-                    self._forward(past - before, 1, cache)
-                # So did the choice of a token: it lives on while the next one is made.
-                left = self._step(before, cache) if before else ()
-                if new > 1:
-                    left = ()
+                    self._forward(past - before, 1, cache, run)
+                left = self._leave(before, new, cache, run) if before else ()
                 then = _held(cache)
                 meter.peak_bytes = meter.bytes
-                self._step(new, cache)
+                keep = min(self.shape.logit_tokens, new)
+                logits = self._forward(new, keep, cache, run)
+                if run is not None:
+                    _choose(logits, run)
                 now = _held(cache)
                 del left
         # Layers that are not rehearsed hold what they held, or what they will hold.
@@ -170,12 +171,13 @@ class _Stage:
         peak = meter.peak_bytes - self.weight_bytes + sum(absent.values())
         return peak, sum(now[at] * counts[at] for at in counts)
 
-    def rest(self, past: int, cache: None) -> int:
+    def rest(self) -> int:
         """Peak beside the weights of the longest pass without a cache."""
         with self.mode:
             meter = self._meter()
             with meter, torch.no_grad():
-                self._forward(self.shape.pass_tokens, self.shape.logit_tokens, cache)
+                new, keep = self.shape.pass_tokens, self.shape.logit_tokens
+                self._forward(new, keep)
         return meter.peak_bytes - self.weight_bytes
 
     def _meter(self) -> DeviceBudget:
@@ -184,25 +186,55 @@ class _Stage:
         self.weight_bytes = meter.bytes
         return meter
 
-    def _step(self, new: int, cache: Any) -> tuple[Tensor, ...]:
-        """A step, and what of the choice of its token outlives it."""
-        logits = self._forward(new, min(self.shape.logit_tokens, new), cache)
-        return _choose(logits, self.shape) if self.shape.generating else ()
+    def _run(self) -> "_Run | None":
+        """What transformers' generate holds from its first pass to its last."""
+        if not self.shape.generating:
+            return None
+        batch, context = self.shape.batch, self.shape.context
+        return _Run(
+            prompt=torch.ones((batch, context), dtype=torch.long),
+            mask=torch.ones((batch, context), dtype=torch.long),
+            positions=torch.ones((batch, context), dtype=torch.long),
+            tokens=torch.ones((batch, context + 1), dtype=torch.long),
+        )
 
-    def _forward(self, new: int, keep: int, cache: Any) -> Tensor:
-        batch = self.shape.batch
-        row = torch.zeros((batch, new), dtype=torch.long)
+    def _leave(
+        self, before: int, new: int, cache: Any, run: "_Run | None"
+    ) -> tuple[Tensor, ...]:
+        """What a pass leaves alive for the next one, of `new` tokens.
+
+        In a run of generate the logits of a part of the prompt, or a token's choice.
+        """
+        logits = self._forward(before, 1, cache, run)
+        if run is None:
+            return ()
+        return _choose(logits, run) if new == 1 else (logits,)
+
+    def _forward(
+        self, new: int, keep: int, cache: Any = None, run: "_Run | None" = None
+    ) -> Tensor:
+        row = torch.zeros((self.shape.batch, new), dtype=torch.long)
         options: dict[str, Any] = {
             "use_cache": cache is not None,
             "logits_to_keep": keep,
         }
         if cache is not None:
             options["cache"] = cache
-            if self.shape.generating:  # which always says what is padding
-                seen = cache.get_seq_length() + new
-                options["attention_mask"] = torch.ones((batch, seen), dtype=torch.long)
-                options["position_ids"] = row.clone()
+        if cache is not None and run is not None:
+            past = cache.get_seq_length()
+            options["attention_mask"] = run.mask[:, : past + new]
+            options["position_ids"] = run.positions[:, past : past + new].clone()
         return functional_call(self.model, self.weights, (row,), options).logits
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Of a run of transformers' generate: whole numbers, (batch, context) each."""
+
+    prompt: Tensor
+    mask: Tensor
+    positions: Tensor
+    tokens: Tensor  # (batch, context + 1)
 
 
 def _held(cache: Any) -> dict[int, int]:
@@ -221,14 +253,14 @@ def _held(cache: Any) -> dict[int, int]:
     }
 
 
-def _choose(logits: Tensor, shape: Shape) -> tuple[Tensor, ...]:
+def _choose(logits: Tensor, run: _Run) -> tuple[Tensor, ...]:
     """What transformers' generate does to the logits of a step, at most.
 
     Sampling with temperature, top-k and top-p, which holds more than a greedy choice,
     and the log-probabilities of a beam search beside the tokens so far. Returns what
     its loop still holds while the next step runs.
     """
-    tokens: Any = torch.zeros((shape.batch, shape.context), dtype=torch.long)
+    tokens: Any = run.tokens
     scores = logits[:, -1].to(copy=True, dtype=torch.float32)
     warped: Any = scores
     for warper in (
@@ -239,5 +271,5 @@ def _choose(logits: Tensor, shape: Shape) -> tuple[Tensor, ...]:
         warped = warper(tokens, warped)
     probabilities = torch.softmax(warped, dim=-1)
     chosen = torch.multinomial(probabilities, num_samples=1)
-    longer = torch.cat([tokens, chosen], dim=-1)
-    return tokens, scores, warped, probabilities, chosen, longer
+    torch.cat([tokens, chosen], dim=-1)
+    return scores, warped, probabilities, chosen
