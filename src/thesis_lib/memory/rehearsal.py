@@ -196,6 +196,7 @@ class _Stage:
             mask=torch.ones((batch, context), dtype=torch.long),
             positions=torch.ones((batch, context), dtype=torch.long),
             tokens=torch.ones((batch, context + 1), dtype=torch.long),
+            beams=torch.ones((2, batch, context + 1), dtype=torch.long),
         )
 
     def _leave(
@@ -235,6 +236,7 @@ class _Run:
     mask: Tensor
     positions: Tensor
     tokens: Tensor  # (batch, context + 1)
+    beams: Tensor  # (2, batch, context + 1): those that run and those that ended
 
 
 def _held(cache: Any) -> dict[int, int]:
