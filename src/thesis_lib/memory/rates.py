@@ -36,10 +36,11 @@ def measure_machine(
     """The rates of this machine for one checkpoint, with no layer resident.
 
     Steps of each number of `tokens` take turns with the same reads alone, `rounds`
-    times; none is longer than the positions that the model has learned. What the two
-    take from each other comes from whole steps: `drag` from how much longer the
-    shortest takes than the reads right before and after it, where it reads longer than
-    it passes over the weights, `theft` from how much longer the longest computes than
+    times, each after one of its kind, which leaves the ring as full as the next one
+    will find it; none is longer than the positions that the model has learned. What
+    the two take from each other comes from whole steps: `drag` from how much longer
+    the shortest takes than the reads right before it, where it reads longer than it
+    passes over the weights, `theft` from how much longer the longest computes than
     without reading beside it. `spread` is half the range of the middle half of the
     drains, over their median: how far this disk agrees with itself.
     """
@@ -51,8 +52,8 @@ def measure_machine(
     draw = torch.Generator().manual_seed(seed)
     reading: list[float] = []
     computing: dict[int, list[float]] = {n: [] for n in tokens}
-    longer: list[float] = []  # a shortest step than the reads beside it
-    beside: list[float] = []  # the computing of a longest step, with reads beside it
+    longer: dict[int, list[float]] = {shortest: [], longest: []}  # than its reads
+    within: dict[int, list[float]] = {shortest: [], longest: []}  # computing, in a step
     with StreamedModel(folder, tight) as model:
         rows = {
             n: torch.randint(0, model.spec.vocab, (1, n), generator=draw)
@@ -68,23 +69,23 @@ def measure_machine(
                 with model.without_reading():
                     step(n)  # whatever the change of tokens has cost, once
                     computing[n].append(_seconds(lambda n=n: step(n)))
-            model.drain()
-            reading.append(_seconds(model.drain))
-            for _ in range(2):
-                taken = _seconds(lambda: step(shortest))
+            for n in (shortest, longest):
+                model.drain()
                 reading.append(_seconds(model.drain))
-                longer.append(taken - (reading[-2] + reading[-1]) / 2)
-            stalled = model.stall_s
-            taken = _seconds(lambda: step(longest))
-            beside.append(taken - (model.stall_s - stalled))
-            reading.append(_seconds(model.drain))
+                step(n)
+                stalled = model.stall_s
+                taken = _seconds(lambda n=n: step(n))
+                longer[n].append(taken - reading[-1])
+                within[n].append(taken - (model.stall_s - stalled))
     reading_s = float(np.median(reading))
     medians = {n: float(np.median(samples)) for n, samples in computing.items()}
     weight_rate, flops = compute_rates(tight.spec, list(medians), [*medians.values()])
     weights_s = tight.spec.total_bytes / weight_rate
-    drag = float(np.median(longer)) / weights_s if reading_s > weights_s > 0 else 0.0
-    beside_s = float(np.median(beside))
-    theft = (beside_s - medians[longest]) / min(beside_s, reading_s)
+    drag = 0.0
+    if reading_s > weights_s > 0:
+        drag = float(np.median(longer[shortest])) / weights_s
+    within_s = float(np.median(within[longest]))
+    theft = (within_s - medians[longest]) / min(within_s, reading_s)
     low, high = np.quantile(reading, (0.25, 0.75))
     return Machine(
         device_bytes=tight.machine.device_bytes,
