@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -231,13 +232,13 @@ def test_without_a_rate_the_plan_of_the_card_gives_one():
 
 
 def test_predicted_machines_each_have_their_own_rate():
-    asked = {"model": "llama2-70b", "weights": "nf4", "mix": MIX}
-    cheap = deployment.summarise("rtx-3090", **asked)
-    large = deployment.summarise("h100", **asked)
+    asked = partial(deployment.summarise, weights="nf4", mix=MIX)
+    cheap = asked("rtx-3090", model="llama2-70b")
+    large = asked("h100", model="llama2-70b")
     assert large["tokens_per_s"] > 5 * cheap["tokens_per_s"]
     same = "owned_usd_per_million_tokens"
     assert large[same] == cheap[same]
-    crowd = deployment.summarise("h100", batch=128, **asked)
+    crowd = asked("h100", batch=128, model="llama-65b")
     assert crowd[same] is crowd["break_even_tokens"] is None
     assert crowd["usd_per_million_tokens"] < large["usd_per_million_tokens"]
 
@@ -275,3 +276,9 @@ def test_a_method_is_checked():
         Method("fp4", "fp4")
     with pytest.raises(InvalidInput, match="coded=0"):
         replace(Method("lossless"), coded=0.0)
+
+
+def test_a_volume_is_worded():
+    assert deployment.volume(1_234_567.8) == "from 1,234,568 tokens a month"
+    assert deployment.volume(0.0) == "from the first token"
+    assert deployment.volume(math.inf) == "at no volume"

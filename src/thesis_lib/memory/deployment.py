@@ -54,6 +54,19 @@ PARTS = {
     "storage_usd_per_gb": "storage",
     "usd_per_kwh": "electricity",
 }
+LABELS = {  # of the inputs, for readers
+    "card_usd": "used card (USD)",
+    "host_usd": "host (USD)",
+    "memory_usd_per_gb": "memory (USD/GB)",
+    "storage_usd_per_gb": "storage (USD/GB)",
+    "usd_per_kwh": "electricity (USD/kWh)",
+    "usd_per_hour": "rent (USD/h)",
+    "months": "written off over (months)",
+    "watts": "power (W)",
+    "pue": "power overhead (times)",
+    "utilisation": "utilisation (share)",
+    "link_gb_per_s": "link (GB/s)",
+}
 STORAGE_GB = 1000  # of an owned machine
 _HOST_BYTES = 2**50  # what does not fit on the card fits in host memory
 _SYSTEM_GB, _MODULE_GB = 16, 32  # memory beside the weights; memory is sold by modules
@@ -220,7 +233,7 @@ def table(
         hourly = each.count * prices[each.item].usd
         rows[each.name] = {
             "basis": _PREDICTED,
-            "machine": f"{each.count} x {each.item}",
+            "machine": f"{each.count} × {each.item}",
             "batch": each.batch,
             "first_token_s": timing.first_token_s,
             "token_s": timing.token_s,
@@ -238,7 +251,7 @@ def table(
         )
         rows[name] = {
             "basis": "measured",
-            "machine": f"1 x {item}",
+            "machine": f"1 × {item}",
             "batch": 1,
             "first_token_s": math.nan,
             "token_s": 1 / rate.value,
@@ -458,6 +471,13 @@ def _predict_item(
         )
     method = Method(weights, WEIGHTS[choice("weights", weights, WEIGHTS)], batch=batch)
     return predict(geometry(model), method, mix, item, read_cards()[CARDS[base]])
+
+
+def volume(tokens: float) -> str:
+    """From how many tokens a month on, in words; at no volume where it is infinite."""
+    if math.isinf(tokens):
+        return "at no volume"
+    return f"from {tokens:,.0f} tokens a month" if tokens else "from the first token"
 
 
 def _finite(value: float) -> float | None:
