@@ -212,8 +212,9 @@ _PAGE = """\
   font: inherit; accent-color: #0072b2; }
 .cost-calculator output { font-variant-numeric: tabular-nums; }
 .cost-calculator :focus-visible { outline: 3px solid #d55e00; outline-offset: 2px; }
-.cost-calculator .cc-result { margin: .8rem 0 0; }
-.cost-calculator .cc-table { overflow-x: auto; }
+.cost-calculator .cc-result { margin: .8rem 0; }
+.cost-calculator .cc-table { overflow-x: auto; margin-top: 1rem; }
+.cost-calculator thead th:first-child { text-align: left; }
 .cost-calculator td { text-align: right; font-variant-numeric: tabular-nums; }
 .cost-calculator th[scope=row] { text-align: left; font-weight: 400; }
 .cost-calculator tr[aria-current=true] > * { font-weight: 700; }
@@ -240,7 +241,7 @@ html[data-theme=light] .cost-calculator { color-scheme: light; }
 </form>
 <div class="cc-table" tabindex="0" role="region" aria-label="Costs by method">
 <table class="dataframe">
-<caption>US dollars a million tokens, and times, at these values.</caption>
+<caption>Times, and USD a million tokens</caption>
 <thead><tr><th scope="col">method</th>@HEADINGS@</tr></thead>
 <tbody>
 @ROWS@
