@@ -216,3 +216,32 @@ def test_predicted_times_stand_on_the_diagonal_when_they_are_right():
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     (empty,) = figures.predicted_times(plans.iloc[:0]).axes
     assert [text.get_text() for text in empty.texts] == ["not measured yet"]
+
+
+def test_a_bill_ends_where_the_machine_does_and_crossings_are_marked():
+    tokens = np.array([1e6, 2e6, 4e6])
+    bills = {"rent": [1.0, 2.0, 4.0], "bought": [1.5, 1.6, np.inf]}
+    (ax,) = figures.monthly_bills(tokens, bills, [(1.5e6, 1.5)]).axes
+    named = {line.get_label(): line for line in ax.lines}
+    assert list(named["bought"].get_ydata()) == [1.5, 1.6, np.inf]
+    (end,) = [line for line in ax.lines if line.get_marker() == "|"]
+    assert end.get_xydata().tolist() == [[2e6, 1.6]]
+    (dot,) = [line for line in ax.lines if line.get_marker() == "o"]
+    assert dot.get_xydata().tolist() == [[1.5e6, 1.5]]
+
+
+def test_a_tornado_has_its_largest_bar_on_top_with_the_inputs_at_its_ends():
+    def bar(name, low, high, at_low, at_high):
+        each = SimpleNamespace(low=low, high=high)
+        swing = abs(at_high - at_low)
+        return SimpleNamespace(
+            name=name, range=each, at_low=at_low, at_high=at_high, swing=swing
+        )
+
+    drawn = [bar("u", 0.1, 1, 90, 9), bar("p", 1, 2, 10, 20), bar("z", 1, 1, 15, 15)]
+    (ax,) = figures.tornado(drawn, 15.0, {"u": "use", "p": "price", "z": "none"}).axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["use", "price"]
+    boxes = [(patch.get_x(), patch.get_width()) for patch in ax.patches]
+    assert boxes == [(9, 81), (10, 10)]
+    assert ax.yaxis_inverted()
+    assert [text.get_text() for text in ax.texts] == ["1", "0.1", "1", "2"]

@@ -14,7 +14,8 @@ FLOORS = [
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
     "sequencer.replica field sequencer.sla sequencer.trees "
     "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "
-    "memory.smollm2 memory.confine memory.store memory.measure memory.records",
+    "memory.smollm2 memory.confine memory.store memory.measure memory.records "
+    "memory.prices memory.sensitivity",
     "claims sequencer.kernel sequencer.features sequencer.storage "
     "sequencer.misestimate memory.packed memory.ring memory.transport",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
@@ -24,9 +25,9 @@ FLOORS = [
     "sequencer.dispatch memory.plan",
     "sequencer.policies memory.stream memory.cost memory.published memory.schedule",
     "sequencer.pipeline sequencer.simulate sequencer.partitions memory.speculate "
-    "memory.quality memory.trial memory.rates",
+    "memory.quality memory.trial memory.rates memory.deployment",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
-    "sequencer.worked",
+    "sequencer.worked memory.calculator",
     "sequencer.serve sequencer.accuracy sequencer.optimum sequencer.robustness "
     "sequencer.scale sequencer.goals figures",
     "chapters warm",

@@ -711,20 +711,67 @@ def synth(
 
 @command
 def cost(
-    tokens_per_s: Annotated[float, typer.Option(help="Measured throughput.")],
-    gpu: Annotated[str, typer.Option(help="An item of data/prices.csv.")],
-    utilisation: Annotated[float, typer.Option(help="Busy share of hours.")] = 1.0,
+    gpu: Annotated[
+        str, typer.Option(help="An item of data/prices.csv, paid by the hour.")
+    ] = "rtx-3090",
+    tokens_per_s: Annotated[
+        float | None, typer.Option(help="Generated tokens a second.")
+    ] = None,
+    between: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Interval of that rate."),
+    ] = None,
+    record: Annotated[
+        str | None,
+        typer.Option(help="Take the rate of a run, such as headline:bf16-8192MiB."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="Geometry, where the rate is to be predicted.")
+    ] = "llama-65b",
+    weights: Annotated[str, typer.Option(help="bf16, nf4 or int8.")] = "bf16",
+    batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
+    utilisation: Annotated[
+        float, typer.Option(help="Busy share of the hours paid for.")
+    ] = 1.0,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ITEM=USD", help="A price of your own; repeatable."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Cost of a million tokens, rented and owned, and where they break even."""
-    from thesis_lib.memory.cost import summarise
+    """Cost of a million tokens, rented and owned, and where they break even.
 
-    result = summarise(gpu, tokens_per_s, utilisation)
+    The rate is given, taken from a record, or else predicted for MODEL on the card.
+    """
+    from thesis_lib.memory.deployment import summarise
+    from thesis_lib.memory.prices import parse_override
+
+    with console.status("pricing"):
+        result = summarise(
+            gpu,
+            tokens_per_s,
+            between,
+            record,
+            model,
+            weights,
+            batch,
+            utilisation=utilisation,
+            override=parse_override(price or []),
+        )
+
+    def dollars(name: str) -> str:
+        if result[f"{name}_tokens"] is None:
+            return "not to be had"
+        interval = result[f"{name}_interval"]
+        ends = "" if interval is None else " ({:,.2f} to {:,.2f})".format(*interval)
+        return f"${result[f'{name}_tokens']:,.2f}{ends}"
+
     even = result["break_even_tokens"]
     lines = [
-        f"${result['usd_per_million_tokens']:.2f} per million tokens rented at "
+        f"{dollars('usd_per_million')} per million tokens rented at "
         f"${result['usd_per_hour']:.2f}/h ({result['price_status']}, "
-        f"{result['price_date']}), ${result['owned_usd_per_million_tokens']:.2f} owned",
+        f"{result['price_date']}), {dollars('owned_usd_per_million')} owned; "
+        f"{result['tokens_per_s']:.4g} tokens/s {result['basis']}",
         "owning never pays"
         if even is None
         else f"owning pays from {even:.3g} tokens a month",

@@ -17,7 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, Patch
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MultipleLocator, NullLocator
+from matplotlib.ticker import (
+    LogLocator,
+    MultipleLocator,
+    NullLocator,
+    ScalarFormatter,
+)
 from numpy.typing import ArrayLike
 
 from thesis_lib.sequencer import report, sla
@@ -1527,20 +1532,80 @@ def decode_times(samples_s: Mapping[str, ArrayLike]) -> Figure:
     return figure
 
 
-def cost_by_utilisation(
-    utilisation: ArrayLike, curves: Mapping[str, ArrayLike]
+def monthly_bills(
+    tokens: ArrayLike,
+    bills: Mapping[str, ArrayLike],
+    crossings: Sequence[tuple[float, float]],
 ) -> Figure:
-    """US dollars per million tokens (u,) of each option against utilisation (u,)."""
-    figure, axis = axes(height_in=4.0)
-    for name, usd in curves.items():
-        axis.plot(100 * np.asarray(utilisation, float), usd, label=name)
+    """US dollars a month (n,) of each option against tokens a month (n,).
+
+    An option ends where its dollars are infinite. `crossings` are points at which one
+    option begins to cost less than another.
+    """
+    figure, axis = axes(height_in=4.2)
+    for (name, usd), dashes in zip(
+        bills.items(), ("-", "--", ":", "-.", (0, (5, 1, 1, 1))), strict=False
+    ):
+        (line,) = axis.plot(tokens, usd, linestyle=dashes, label=name)
+        end = np.flatnonzero(np.isfinite(np.asarray(usd, float)))
+        if len(end) < np.size(tokens):
+            last = end[-1]
+            axis.plot(
+                np.asarray(tokens)[last],
+                np.asarray(usd)[last],
+                "|",
+                color=line.get_color(),
+                markersize=10,
+            )
+    for at, usd in crossings:
+        axis.plot(at, usd, "o", color=INK, markersize=5, zorder=3)
     axis.set(
-        xlabel="utilisation, % of the hours paid for",
-        ylabel="US$ per million tokens",
+        xlabel="generated tokens a month",
+        ylabel="US$ a month",
         xscale="log",
         yscale="log",
     )
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    return figure
+
+
+SWING = "#56b4e9"
+
+
+def tornado(bars: Sequence[Any], base: float, labels: Mapping[str, str]) -> Figure:
+    """How far a cost moves over the range of each input, the largest on top.
+
+    `bars` are those of `sensitivity.tornado`, `base` the cost with every input at its
+    value; an input that moves nothing is left out.
+    """
+    shown = [bar for bar in bars if bar.swing > 0]
+    figure, axis = axes(height_in=0.8 + 0.32 * len(shown))
+    for row, bar in enumerate(shown):
+        ends = sorted([(bar.at_low, bar.range.low), (bar.at_high, bar.range.high)])
+        usd, inputs = zip(*ends, strict=True)
+        axis.barh(row, usd[1] - usd[0], left=usd[0], height=0.6, color=SWING)
+        for at, value, side, gap in zip(
+            usd, inputs, ("right", "left"), (-4, 4), strict=True
+        ):
+            axis.annotate(
+                f"{value:,.4g}",
+                (at, row),
+                xytext=(gap, 0),
+                textcoords="offset points",
+                ha=side,
+                va="center",
+                fontsize=7,
+            )
+    axis.axvline(base, color=INK, linewidth=1)
+    axis.set_yticks(range(len(shown)), [labels[bar.name] for bar in shown])
+    axis.set_ylim(len(shown) - 0.5, -0.5)
+    axis.set(xlabel="US$ per million tokens", xscale="log")
+    ends = [usd for bar in shown for usd in (bar.at_low, bar.at_high)]
+    axis.set_xlim(min(ends) / 1.25, max(ends) * 1.25)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.grid(axis="y", visible=False)
     return figure
 
 

@@ -1,108 +1,104 @@
 """What a million tokens cost: rented by the hour, or on hardware of one's own.
 
-Prices are data with a date, a source and a status; nobody's price is built in.
+Rates are tokens a second, measured or predicted; prices come from `prices.py`. A cost
+falls as the rate rises, so that the ends of a measured rate are those of its cost.
 """
 
-import csv
-import datetime
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from thesis_lib.checks import InvalidInput, choice, require
-from thesis_lib.paths import data_folder
+from thesis_lib.checks import require
+from thesis_lib.stats import Interval
 
-COLUMNS = ("item", "usd", "per", "date", "source", "status")
-UNITS = ("hour", "unit", "kWh")
-STATUSES = ("LOOKED-UP", "ASSUMED")
 HOURS_PER_MONTH = 365.25 * 24 / 12
 HEADINGS = {  # of the columns that readers are shown, for `rename`
-    "s_per_step": "s a step",
+    "first_token_s": "s to the first token",
+    "token_s": "s a token",
+    "tokens_per_s": "tokens a s",
     "usd_per_hour": "USD an hour",
     "usd_per_million": "USD a million tokens",
+    "low": "from",
+    "high": "to",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
-    """US dollars per hour, per unit or per kWh, and where they come from.
+class Mix:
+    """A request: so many tokens are read, so many written. Costs are per token written.
 
-    ASSUMED says that nobody looked the price up: it is an example to override.
+    Reading is charged to what is written, because one pass reads a prompt that a pass
+    each has to write.
     """
 
-    item: str
-    usd: float
-    per: str
-    date: datetime.date
-    source: str
-    status: str
+    prompt_tokens: int
+    generated_tokens: int
 
-
-def read_prices(
-    path: Path | str | None = None, override: Mapping[str, float] | None = None
-) -> dict[str, Price]:
-    """The price table, `data/prices.csv` by default, by item.
-
-    `override` replaces dollars item by item, and the replaced prices say so. Raises
-    InvalidInput for other columns, a repeated item, an amount that is not positive,
-    an unknown unit or status, a date that is not ISO 8601, an empty source, and an
-    override of an item that the table lacks.
-    """
-    path = data_folder() / "prices.csv" if path is None else Path(path)
-    require(path.is_file(), f"price table {path} does not exist: expected a CSV file")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
+    def __post_init__(self) -> None:
         require(
-            tuple(rows.fieldnames or ()) == COLUMNS,
-            f"{path.name} has columns {', '.join(rows.fieldnames or ())}: expected "
-            f"{', '.join(COLUMNS)}",
+            self.prompt_tokens > 0 and self.generated_tokens > 0,
+            f"prompt_tokens={self.prompt_tokens} and generated_tokens="
+            f"{self.generated_tokens} must be positive",
         )
-        prices: dict[str, Price] = {}
-        for line, row in enumerate(rows, start=2):
-            try:
-                price = _parse(row)
-            except ValueError as error:
-                raise InvalidInput(f"{path.name}, line {line}: {error}") from error
-            require(
-                price.item not in prices,
-                f"{path.name}, line {line}: {price.item} is listed twice",
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a batch takes: its prompts and first tokens, then each further step."""
+
+    first_token_s: float
+    step_s: float
+    batch: int = 1  # sequences that make tokens in a step
+    tokens_per_step: float = 1.0  # of one sequence, on average; above 1 by speculation
+
+    def __post_init__(self) -> None:
+        require(
+            self.first_token_s > 0 and self.step_s > 0,
+            f"first_token_s={self.first_token_s:g} and step_s={self.step_s:g} must be "
+            "positive",
+        )
+        require(
+            self.batch >= 1 and self.tokens_per_step >= 1,
+            f"batch={self.batch} and tokens_per_step={self.tokens_per_step:g} must be "
+            "at least 1",
+        )
+
+    @property
+    def token_s(self) -> float:
+        """Seconds between two tokens of one sequence."""
+        return self.step_s / self.tokens_per_step
+
+    def tokens_per_s(self, mix: Mix) -> float:
+        """Generated tokens a second of the batch, prompts included in the time."""
+        further = (mix.generated_tokens - 1) * self.token_s
+        return self.batch * mix.generated_tokens / (self.first_token_s + further)
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The latency that a use can bear: a chat little, a batch overnight any."""
+
+    first_token_s: float = math.inf
+    token_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        require(
+            self.first_token_s > 0 and self.token_s > 0,
+            f"objectives of {self.first_token_s:g} s and {self.token_s:g} s must be "
+            "positive",
+        )
+
+    def missed(self, timing: Timing) -> str:
+        """What `timing` misses of the objective, in words; empty where it meets it."""
+        misses = [
+            f"{found:.3g} s {what} instead of {most:g} s"
+            for what, found, most in (
+                ("to the first token", timing.first_token_s, self.first_token_s),
+                ("a token", timing.token_s, self.token_s),
             )
-            prices[price.item] = price
-    for item, usd in (override or {}).items():
-        choice("item", item, prices)
-        require(usd > 0, f"{item}={usd:g} must be a positive number of dollars")
-        prices[item] = Price(
-            item,
-            usd,
-            prices[item].per,
-            datetime.date.today(),
-            "given as an override",
-            "ASSUMED",
-        )
-    return prices
-
-
-def _parse(row: dict[str, Any]) -> Price:
-    missing = [name for name in COLUMNS if not row.get(name)]
-    require(
-        not missing and None not in row,
-        f"{', '.join(missing) or 'an extra field'} does not fit the header: expected "
-        f"{len(COLUMNS)} fields, none empty",
-    )
-    usd = float(row["usd"])
-    require(
-        math.isfinite(usd) and usd > 0, f"usd={row['usd']} must be a positive amount"
-    )
-    return Price(
-        item=row["item"],
-        usd=usd,
-        per=choice("per", row["per"], UNITS),
-        date=datetime.date.fromisoformat(row["date"]),
-        source=row["source"],
-        status=choice("status", row["status"], STATUSES),
-    )
+            if found > most
+        ]
+        return " and ".join(misses)
 
 
 def usd_per_million_tokens(
@@ -115,8 +111,79 @@ def usd_per_million_tokens(
     price or rate that is not positive.
     """
     _require_rate(tokens_per_s, utilisation)
-    require(usd_per_hour > 0, f"usd_per_hour={usd_per_hour:g} must be positive")
+    require(
+        math.isfinite(usd_per_hour) and usd_per_hour > 0,
+        f"usd_per_hour={usd_per_hour:g} must be positive and finite",
+    )
     return usd_per_hour / (3600 * tokens_per_s * utilisation) * 1e6
+
+
+def over_interval(cost: Callable[[float], float], rate: Interval) -> Interval:
+    """The interval of a cost that falls with the rate: its ends change places."""
+    return Interval(cost(rate.value), cost(rate.high), cost(rate.low))
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What a month of a machine costs: a part that is due, and a part by the token."""
+
+    fixed_usd: float
+    usd_per_million: float
+    most_tokens: float = math.inf  # that the machine can make in a month
+
+    def __post_init__(self) -> None:
+        require(
+            self.fixed_usd >= 0 and self.usd_per_million >= 0 and self.most_tokens > 0,
+            f"fixed_usd={self.fixed_usd:g} and usd_per_million="
+            f"{self.usd_per_million:g} must not be negative, most_tokens="
+            f"{self.most_tokens:g} must be positive",
+        )
+
+    def usd(self, tokens: float) -> float:
+        """Dollars for `tokens` in a month; infinite beyond what the machine makes."""
+        if tokens > self.most_tokens:
+            return math.inf
+        return self.fixed_usd + self.usd_per_million * tokens / 1e6
+
+
+def metered_bill(
+    usd_per_hour: float, tokens_per_s: float, utilisation: float = 1.0
+) -> Bill:
+    """Rent by the hour for the hours in use: nothing is due in an idle month.
+
+    As many such machines can be rented as the tokens need.
+    """
+    return Bill(0.0, usd_per_million_tokens(usd_per_hour, tokens_per_s, utilisation))
+
+
+def reserved_bill(usd_per_hour: float, tokens_per_s: float) -> Bill:
+    """Rent for all hours of the month, used or not."""
+    _require_rate(tokens_per_s, 1.0)
+    require(usd_per_hour > 0, f"usd_per_hour={usd_per_hour:g} must be positive")
+    return Bill(usd_per_hour * HOURS_PER_MONTH, 0.0, most_tokens(tokens_per_s))
+
+
+def most_tokens(tokens_per_s: float) -> float:
+    """What a machine makes in a month without a pause."""
+    return tokens_per_s * 3600 * HOURS_PER_MONTH
+
+
+def break_even_tokens(bill: Bill, other: Bill) -> float:
+    """The smallest volume of a month from which `bill` is no dearer than `other`.
+
+    Zero where that holds from the start, and infinite where it never does. Beyond what
+    a machine can make its bill is infinite.
+    """
+    extra = bill.fixed_usd - other.fixed_usd
+    saved = (other.usd_per_million - bill.usd_per_million) / 1e6
+    tokens = math.inf
+    if extra <= 0:
+        tokens = 0.0
+    elif saved > 0:
+        tokens = extra / saved
+    if tokens > other.most_tokens:  # what the other cannot make, it cannot make cheaper
+        return other.most_tokens if bill.most_tokens > other.most_tokens else math.inf
+    return tokens if tokens <= bill.most_tokens else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +215,11 @@ class Owned:
         """Dollars an hour while it works."""
         return self.watts / 1000 * self.pue * self.usd_per_kwh
 
+    def energy_usd_per_million(self, tokens_per_s: float) -> float:
+        """Dollars of electricity per million tokens: all that idle hardware costs."""
+        _require_rate(tokens_per_s, 1.0)
+        return self.energy_usd_per_hour / (3600 * tokens_per_s) * 1e6
+
     def usd_per_million_tokens(
         self, tokens_per_s: float, utilisation: float = 1.0
     ) -> float:
@@ -156,26 +228,13 @@ class Owned:
         per_hour = self.capital_usd_per_hour / utilisation + self.energy_usd_per_hour
         return per_hour / (3600 * tokens_per_s) * 1e6
 
-    def break_even_tokens(
-        self, tokens_per_s: float, rent_usd_per_million: float
-    ) -> float:
-        """Tokens a month from which owning costs less than renting.
-
-        Infinite where it never does: where energy alone costs more than the rent, or
-        where the machine cannot make that many tokens in a month.
-        """
-        _require_rate(tokens_per_s, 1.0)
-        require(
-            rent_usd_per_million > 0,
-            f"rent_usd_per_million={rent_usd_per_million:g} must be positive",
+    def bill(self, tokens_per_s: float) -> Bill:
+        """What a month of it costs."""
+        return Bill(
+            self.capex_usd / self.months,
+            self.energy_usd_per_million(tokens_per_s),
+            most_tokens(tokens_per_s),
         )
-        energy = self.energy_usd_per_hour / (3600 * tokens_per_s)
-        saved = rent_usd_per_million / 1e6 - energy
-        if saved <= 0:
-            return math.inf
-        tokens = self.capex_usd / self.months / saved
-        most = tokens_per_s * 3600 * HOURS_PER_MONTH
-        return tokens if tokens <= most else math.inf
 
 
 def floor_s(moved_bytes: float, link_bytes_per_s: float) -> float:
@@ -205,49 +264,6 @@ def verify_above_floor(
         "cross it; measure with cold caches",
     )
     return floor / seconds
-
-
-def summarise(
-    gpu: str,
-    tokens_per_s: float,
-    utilisation: float = 1.0,
-    override: Mapping[str, float] | None = None,
-) -> dict[str, Any]:
-    """What `thesis cost` prints: rent against owning a used card with its host.
-
-    Keys `usd_per_million_tokens`, `break_even_tokens` (a month, None where owning
-    never pays), and the price with its date, source and status. Owning is assumed
-    to mean the table's used card and host over 36 months at 350 W.
-    """
-    prices = read_prices(override=override)
-    rented = choice("gpu", gpu, [p.item for p in prices.values() if p.per == "hour"])
-    rent = usd_per_million_tokens(prices[rented].usd, tokens_per_s, utilisation)
-    owned = owned_workstation(prices)
-    tokens = owned.break_even_tokens(tokens_per_s, rent)
-    return {
-        "usd_per_million_tokens": rent,
-        "break_even_tokens": tokens if math.isfinite(tokens) else None,
-        "gpu": rented,
-        "tokens_per_s": tokens_per_s,
-        "utilisation": utilisation,
-        "usd_per_hour": prices[rented].usd,
-        "owned_usd_per_million_tokens": owned.usd_per_million_tokens(
-            tokens_per_s, utilisation
-        ),
-        "price_date": prices[rented].date.isoformat(),
-        "price_source": prices[rented].source,
-        "price_status": prices[rented].status,
-    }
-
-
-def owned_workstation(prices: Mapping[str, Price]) -> Owned:
-    """The table's used card in its host, written off over 36 months, at 350 W."""
-    return Owned(
-        capex_usd=prices["rtx-3090-used"].usd + prices["host-64gb-nvme"].usd,
-        months=36,
-        watts=350,
-        usd_per_kwh=prices["electricity"].usd,
-    )
 
 
 def _require_rate(tokens_per_s: float, utilisation: float) -> None:

@@ -1,0 +1,116 @@
+"""The page without its script; `tests/browser/test_calculator.py` runs the script."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory import calculator
+from thesis_lib.memory.calculator import SLIDERS, Slider, results, shown
+from thesis_lib.memory.cost import Mix
+from thesis_lib.memory.deployment import Configuration
+
+MIX = Mix(64, 16)
+STREAMED = [
+    Configuration("bf16 </script>", "card", 1, 1e11, 2e10, 0.1, 0.6, 1, 1.0),
+    Configuration("nf4, batch", "card", 1, 1.5e10, 2e10, 0.1, 4.0, 8, 2.5),
+]
+RESIDENT = [(Configuration("resident", "h100", 2, 0, 5e10, 0.03, 0.7, 16, 1.0), 2.5)]
+VALUES = {
+    "card_usd": 750.0, "host_usd": 500.0, "memory_usd_per_gb": 12.0,
+    "storage_usd_per_gb": 0.08, "usd_per_kwh": 0.18, "usd_per_hour": 0.39,
+    "months": 36.0, "watts": 450.0, "pue": 1.1, "utilisation": 0.5,
+    "link_gb_per_s": 25.5,
+}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text of each cell."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.rows, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1].append(data)
+
+
+@pytest.fixture(scope="module")
+def text():
+    return calculator.calculator(STREAMED, RESIDENT, MIX, VALUES)
+
+
+def test_without_scripts_the_table_says_what_python_says(text):
+    page = Page(text)
+    rows = [row for row in page.rows if row[0] != "method"]
+    assert [row[0] for row in rows] == ["bf16 </script>", "nf4, batch", "resident"]
+    for row, each in zip(rows, STREAMED, strict=False):
+        found = results(each, MIX, VALUES)
+        assert row[1:] == [shown(found[name]) for name in calculator.COLUMNS]
+    mine = results(RESIDENT[0][0], MIX, VALUES, usd_per_hour=2.5)
+    assert rows[-1][3:] == [shown(mine["rented_usd"]), "–", "–"]
+
+
+def test_every_control_has_a_label_and_nothing_reaches_outside(text):
+    page = Page(text)
+    labelled = {attrs.get("for") for tag, attrs in page.tags if tag == "label"}
+    controls = [a for tag, a in page.tags if tag in ("input", "select")]
+    assert len(controls) == len(SLIDERS) + 1
+    assert all(attrs["id"] in labelled for attrs in controls)
+    assert not re.search(r"https?://|\bsrc=|\bimport\b", text)
+
+
+def test_the_data_cannot_end_its_script(text):
+    (data,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
+    assert json.loads(data)["rows"][0]["name"] == "bf16 </script>"
+    assert "@" not in re.sub(r"@media", "", text)  # no place was left open
+
+
+def test_a_slider_returns_to_the_value_of_its_position():
+    for slider in SLIDERS:
+        for position in (0, 1, 50, calculator.STEPS):
+            assert slider.position(slider.value(position)) == position
+        assert slider.value(0) == slider.low
+        assert slider.value(calculator.STEPS) == pytest.approx(slider.high)
+
+
+def test_break_even_is_where_owning_costs_the_rent():
+    found = results(STREAMED[0], MIX, VALUES)
+    even = found["even_tokens"] / 1e6
+    assert found["monthly_usd"] + found["energy_usd"] * even == pytest.approx(
+        found["rented_usd"] * even
+    )
+    assert results(STREAMED[0], MIX, {**VALUES, "usd_per_hour": 0.01})[
+        "even_tokens"
+    ] == (math.inf)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(141.928, "142"), (0.012345, "0.0123"), (1_234_567.0, "1,230,000"),
+     (1.5, "1.5"), (math.inf, "never")],
+)  # fmt: skip
+def test_numbers_have_three_digits(value, text):
+    assert shown(value) == text
+
+
+def test_half_a_comparison_is_refused():
+    with pytest.raises(InvalidInput, match="some of each"):
+        calculator.calculator(STREAMED, [], MIX, VALUES)
+    with pytest.raises(InvalidInput, match="slider price"):
+        Slider("price", "Price", "USD", 2.0, 1.0)

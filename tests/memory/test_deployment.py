@@ -1,0 +1,284 @@
+"""Configurations follow their plans, records stay above their floors, costs add up."""
+
+import json
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory import deployment
+from thesis_lib.memory.cost import (
+    Mix,
+    Objective,
+    break_even_tokens,
+    floor_s,
+    metered_bill,
+    usd_per_million_tokens,
+    verify_above_floor,
+)
+from thesis_lib.memory.deployment import Method
+from thesis_lib.memory.plan import PlanInfeasible
+from thesis_lib.memory.prices import read_prices, read_quantities
+from thesis_lib.memory.published import read_cards
+from thesis_lib.memory.records import read_record
+from thesis_lib.memory.sensitivity import draw, values
+from thesis_lib.memory.spec import geometry
+from thesis_lib.stats import bootstrap
+
+DATA = Path(__file__).parents[2] / "data"
+PRICES = read_prices(DATA / "prices.csv")
+QUANTITIES = read_quantities(DATA / "deployment.csv")
+CARDS = read_cards(DATA)
+SPEC, MIX, LINK = geometry("llama2-70b"), Mix(64, 16), 20e9
+CARD = CARDS["GeForce RTX 3090"]
+MEASUREMENTS = DATA / "measurements"
+
+
+@pytest.fixture(autouse=True)
+def shipped(monkeypatch):
+    monkeypatch.setenv("THESIS_DATA", str(DATA))
+
+
+def predict(method, item="rtx-3090", card=CARD, count=1, link=LINK):
+    return deployment.predict(SPEC, method, MIX, item, card, count, link)
+
+
+@pytest.fixture(scope="module")
+def dense():
+    return predict(Method("bf16"))
+
+
+@pytest.fixture(scope="module")
+def resident():
+    method = Method("resident", batch=4)
+    return predict(method, "h100", CARDS["H100 PCIe"], count=2)
+
+
+def test_a_configuration_takes_the_time_of_its_plan(dense, resident):
+    for made, method, card, count in (
+        (dense, Method("bf16"), CARD, 1),
+        (resident, Method("resident", batch=4), CARDS["H100 PCIe"], 2),
+    ):
+        plan = deployment.make_plan(SPEC, method, MIX, card, count, LINK)
+        assert made.timing.step_s == pytest.approx(plan.step_s())
+        assert made.timing.first_token_s == pytest.approx(
+            plan.step_s(MIX.prompt_tokens)
+        )
+        assert made.read_bytes == plan.bytes_per_step
+    assert dense.timing.step_s == pytest.approx(floor_s(dense.read_bytes, LINK))
+    assert resident.read_bytes == 0
+    bound_s = SPEC.total_bytes / (2 * CARDS["H100 PCIe"].memory_bytes_per_s)
+    assert resident.timing.step_s == pytest.approx(bound_s, rel=0.02)
+
+
+def test_coding_moves_fewer_bytes_and_speculation_takes_fewer_passes(dense):
+    coded = predict(Method("lossless", coded=0.7))
+    assert coded.read_bytes == pytest.approx(0.7 * dense.read_bytes, rel=1e-6)
+    assert coded.timing.step_s == pytest.approx(0.7 * dense.timing.step_s, rel=1e-6)
+    speculated = predict(Method("speculation", tokens_per_step=2.5))
+    assert speculated.timing.step_s == dense.timing.step_s
+    assert speculated.timing.token_s == pytest.approx(dense.timing.token_s / 2.5)
+    packed = predict(Method("nf4", "nf4"))
+    # fewer bytes a layer, and more layers stay on the card
+    assert packed.read_bytes < 0.26 * dense.read_bytes
+    assert dense.memory_gb >= dense.read_bytes / 1e9 + 16 > dense.memory_gb - 32
+
+
+def test_a_batch_whose_keys_and_values_do_not_fit_is_refused():
+    with pytest.raises(PlanInfeasible, match="lower the batch"):
+        predict(Method("bf16", batch=1024))
+
+
+def test_the_table_prices_what_it_times(dense, resident):
+    rates = deployment.recorded_rates(read_record("headline", MEASUREMENTS), None)
+    name, rate = next(iter(rates.items()))
+    made = deployment.table(
+        [dense, resident], PRICES, MIX, 0.5, {name: ("cpu-2-cores", rate)}
+    )
+    assert list(made.index) == ["bf16", "resident", name]
+    for each in (dense, resident):
+        assert made.usd_per_million[each.name] == pytest.approx(
+            usd_per_million_tokens(
+                each.count * PRICES[each.item].usd, each.timing.tokens_per_s(MIX), 0.5
+            )
+        )
+    found = made.loc[name]
+    assert found.low <= found.usd_per_million <= found.high
+    assert made.usd_per_million["bf16"] > 10 * made.usd_per_million["resident"]
+
+
+def test_the_objective_rules_out_by_name(dense, resident):
+    step_s = dense.timing.token_s
+    assert deployment.excluded([dense, resident], Objective()) == {}
+    ruled_out = deployment.excluded([dense, resident], Objective(token_s=step_s / 2))
+    assert list(ruled_out) == ["bf16"]
+    assert "s a token" in ruled_out["bf16"]
+
+
+def test_the_arithmetic_of_the_sensitivities_is_that_of_the_model(dense):
+    ranges = deployment.inputs(PRICES, QUANTITIES, "rtx-3090", link_gb_per_s=LINK / 1e9)
+    at = values(ranges)
+    found = deployment.evaluate(dense, MIX, at)
+    owned = deployment.workstation(PRICES, QUANTITIES, dense.memory_gb)
+    rate = dense.timing.tokens_per_s(MIX)
+    assert found["tokens_per_s"] == pytest.approx(rate)
+    assert found["token_s"] == pytest.approx(dense.timing.token_s)
+    assert found["rented_usd"] == pytest.approx(
+        usd_per_million_tokens(at["usd_per_hour"], rate, at["utilisation"])
+    )
+    assert found["owned_usd"] == pytest.approx(
+        owned.usd_per_million_tokens(rate, at["utilisation"])
+    )
+    assert found["energy_usd"] == pytest.approx(owned.energy_usd_per_million(rate))
+    assert found["monthly_usd"] == pytest.approx(owned.bill(rate).fixed_usd)
+
+
+def test_all_draws_are_evaluated_at_once(dense):
+    ranges = deployment.inputs(PRICES, QUANTITIES, "rtx-3090")
+    drawn = draw(ranges, draws=20)
+    together = deployment.evaluate(dense, MIX, drawn)["owned_usd"]
+    one = {name: float(value[7]) for name, value in drawn.items()}
+    assert together[7] == pytest.approx(
+        deployment.evaluate(dense, MIX, one)["owned_usd"]
+    )
+    assert np.all(together > 0)
+    with pytest.raises(InvalidInput, match="input='links'"):
+        deployment.inputs(PRICES, QUANTITIES, "rtx-3090", links=1.0)
+
+
+def committed(name):
+    record = read_record(name, MEASUREMENTS)
+    assert record is not None
+    return record
+
+
+def test_on_record_no_run_is_faster_than_the_upper_limit_of_its_link():
+    for part in committed("headline")["parts"].values():
+        drains = np.asarray(part["trial"]["drain_s"])
+        # of the drains, the bytes are those of the plan
+        low_s, _ = bootstrap(
+            len(drains), lambda rows, d=drains: np.median(d[rows], axis=1)
+        )
+        link = part["planned_bytes_per_token"] / low_s
+        share = verify_above_floor(
+            part["s_per_token"], part["read_bytes_per_token"], link
+        )
+        assert 0.8 < share <= 1
+    summary = committed("streaming")["summary"]
+    ours = summary["systems"]["ours"]
+    link = ours["read_bytes_per_token"] / summary["drain"]["interval_s"][0]
+    for found in summary["systems"].values():
+        verify_above_floor(found["median_s"], found["read_bytes_per_token"], link)
+
+
+def test_a_record_gives_the_rate_of_its_median_within_its_interval():
+    streaming = committed("streaming")
+    rates = deployment.recorded_rates(committed("headline"), streaming)
+    ours = streaming["summary"]["systems"]["ours"]
+    assert rates["streaming:ours"].value == pytest.approx(1 / ours["median_s"])
+    assert all(rate.low <= rate.value <= rate.high for rate in rates.values())
+    assert deployment.recorded_rates(None, None) == {}
+
+
+def test_the_summary_adds_up():
+    found = deployment.summarise("rtx-3090", tokens_per_s=0.8, utilisation=0.5)
+    assert found["usd_per_million_tokens"] == usd_per_million_tokens(
+        PRICES["rtx-3090"].usd, 0.8, 0.5
+    )
+    owned = deployment.workstation(PRICES, QUANTITIES, 64)
+    assert found["break_even_tokens"] == break_even_tokens(
+        owned.bill(0.8), metered_bill(PRICES["rtx-3090"].usd, 0.8, 0.5)
+    )
+    assert found["owned_usd"] == owned.capex_usd
+    assert found["usd_per_million_interval"] is None
+    assert found["break_even_interval"] is None
+    assert found["price_status"] == PRICES["rtx-3090"].status
+    dear = deployment.summarise(
+        "rtx-3090", 0.8, utilisation=0.5, override={"rtx-3090": 39.0}
+    )
+    assert dear["usd_per_million_tokens"] == pytest.approx(
+        39.0 / PRICES["rtx-3090"].usd * found["usd_per_million_tokens"]
+    )
+    never = deployment.summarise("rtx-3090", 0.8, override={"rtx-3090": 0.01})
+    assert never["break_even_tokens"] is None
+
+
+def test_a_rate_with_an_interval_gives_one_to_every_cost():
+    found = deployment.summarise(tokens_per_s=2.0, between=(1.8, 2.5))
+    for key in ("usd_per_million", "owned_usd_per_million", "break_even"):
+        low, high = found[f"{key}_interval"]
+        assert low < found[f"{key}_tokens"] < high
+    assert found["usd_per_million_interval"] == pytest.approx(
+        [found["usd_per_million_tokens"] * 2.0 / rate for rate in (2.5, 1.8)]
+    )
+    recorded = deployment.summarise(
+        "cpu-2-cores", record="streaming:ours", folder=MEASUREMENTS
+    )
+    assert recorded["basis"] == "measured, streaming:ours"
+    low, high = recorded["usd_per_million_interval"]
+    assert low < recorded["usd_per_million_tokens"] < high
+
+
+def test_without_a_rate_the_plan_of_the_card_gives_one():
+    found = deployment.summarise(model="llama2-70b", weights="nf4", mix=MIX)
+    made = predict(Method("nf4", "nf4"), link=CARD.link_bytes_per_s)
+    assert found["basis"] == "predicted"
+    assert found["tokens_per_s"] == pytest.approx(made.timing.tokens_per_s(MIX))
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_predicted_machines_each_have_their_own_rate():
+    asked = partial(deployment.summarise, weights="nf4", mix=MIX)
+    cheap = asked("rtx-3090", model="llama2-70b")
+    large = asked("h100", model="llama2-70b")
+    assert large["tokens_per_s"] > 5 * cheap["tokens_per_s"]
+    same = "owned_usd_per_million_tokens"
+    assert large[same] == cheap[same]
+    crowd = asked("h100", batch=128, model="llama-65b")
+    assert crowd[same] is crowd["break_even_tokens"] is None
+    assert crowd["usd_per_million_tokens"] < large["usd_per_million_tokens"]
+
+
+def test_a_reserved_machine_is_compared_by_the_month():
+    found = deployment.summarise("rtx-a6000-reserved", tokens_per_s=0.8)
+    # an idle month of it costs more than one of the owned machine
+    assert found["break_even_tokens"] == 0
+    assert deployment.base_item("rtx-a6000-reserved") == "rtx-a6000"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gpu": "electricity", "tokens_per_s": 1.0}, "gpu='electricity'"),
+        ({"tokens_per_s": 0.0}, "tokens_per_s=0"),
+        ({"tokens_per_s": math.inf}, "tokens_per_s=inf"),
+        ({"tokens_per_s": 1.0, "between": (1.1, 2.0)}, "in that order"),
+        ({"between": (1.0, 2.0)}, "needs the rate"),
+        ({"tokens_per_s": 1.0, "record": "streaming:ours"}, "exclude each other"),
+        ({"record": "streaming:theirs"}, "record='streaming:theirs'"),
+        ({"tokens_per_s": 1.0, "utilisation": 0.0}, "utilisation=0"),
+        ({"gpu": "cpu-2-cores"}, "no data sheet is known for cpu-2-cores"),
+        ({"model": "llama-66b"}, "model='llama-66b'"),
+        ({"weights": "int4"}, "weights='int4'"),
+    ],
+)
+def test_a_question_without_an_answer_is_refused(options, words):
+    with pytest.raises(InvalidInput, match=words):
+        deployment.summarise(folder=MEASUREMENTS, **options)
+
+
+def test_a_method_is_checked():
+    with pytest.raises(InvalidInput, match="kind='fp4'"):
+        Method("fp4", "fp4")
+    with pytest.raises(InvalidInput, match="coded=0"):
+        replace(Method("lossless"), coded=0.0)
+
+
+def test_a_volume_is_worded():
+    assert deployment.volume(1_234_567.8) == "from 1,234,568 tokens a month"
+    assert deployment.volume(0.0) == "from the first token"
+    assert deployment.volume(math.inf) == "at no volume"
