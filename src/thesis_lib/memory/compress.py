@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from thesis_lib.checks import InvalidInput, choice
 from thesis_lib.memory.architectures import read_config
+from thesis_lib.memory.coded import code_checkpoint
 from thesis_lib.memory.packed import KINDS, pack_checkpoint
 from thesis_lib.memory.quality import perplexity, read_tokens
 from thesis_lib.memory.rates import plan_streamed
@@ -19,6 +20,7 @@ from thesis_lib.memory.smollm2 import quiet
 from thesis_lib.memory.stream import StreamedModel, checkpoint_folder
 from thesis_lib.paths import data_folder
 
+WEIGHTS = (*KINDS, "lossless")
 HELD_OUT = "sense_and_sensibility.txt"  # no calibration reads it
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -36,10 +38,10 @@ def compress(
 ) -> dict[str, Any]:
     """Write `checkpoint` smaller into the new folder `out`, as the command prints it.
 
-    `weights` is a format of packed weights. Returns the bytes of the tensors and the
-    perplexity before and after: of `tokens` tokens of *Sense and Sensibility* in
-    windows of `context`, through streamed models. Without `tokens`, or for a checkpoint
-    without a tokenizer, perplexities are None.
+    `weights` is a format of packed weights, or lossless. Returns the bytes of the
+    tensors and the perplexity before and after: of `tokens` tokens of *Sense and
+    Sensibility* in windows of `context`, through streamed models. Without `tokens`, or
+    for a checkpoint without a tokenizer, perplexities are None.
 
     Raises InvalidInput where no way of compressing is asked for, and as its writer
     does, with nothing written then.
@@ -60,14 +62,16 @@ def _writer(weights: str | None) -> Writer:
     """The one place where options become a way to write a checkpoint."""
     if weights is None:
         raise InvalidInput(f"no compression is asked for: give weights {_listed()}")
-    kind = choice("weights", weights, KINDS)
+    kind = choice("weights", weights, WEIGHTS)
+    if kind == "lossless":
+        return code_checkpoint
     return lambda folder, out, progress: pack_checkpoint(
         folder, out, kind, progress=progress
     )
 
 
 def _listed() -> str:
-    return f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
+    return f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
 
 
 def held_out_perplexity(folder: Path, tokens: int, context: int) -> float | None:
