@@ -24,7 +24,7 @@ from thesis_lib.memory.checkpoint import (
     new_checkpoint,
 )
 from thesis_lib.memory.packed import copy_description, describe
-from thesis_lib.memory.store import SafetensorsStore, allocate
+from thesis_lib.memory.store import DECODERS, SafetensorsStore, allocate
 
 KIND = "lossless"
 LAYOUT = "patched"
@@ -106,3 +106,14 @@ def _read(
     entries = in_file_order({name: (p.dtype, p.shape) for name, p in places.items()})
     spans = [(places[name].start, places[name].nbytes) for name in entries]
     return entries, [buffer[start : start + size] for start, size in spans]
+
+
+def decoder_bytes_per_s(folder: Path | str, rounds: int = 5) -> float:
+    """The rate at which the decoders of a store write a layer of `folder`, from memory.
+
+    Decoded bytes a second, with nothing else at work.
+    """
+    with SafetensorsStore(folder) as store:
+        stream = store.read_stream(0)
+        decoded_bytes = store.tensor_bytes(0)
+    return lossless.decode_bytes_per_s(stream, decoded_bytes, DECODERS, rounds)

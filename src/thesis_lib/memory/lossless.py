@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
@@ -97,6 +98,65 @@ def buffer_bytes(coded_bytes: int, decoded_bytes: int) -> int:
 def scratch_bytes(threads: int) -> int:
     """What so many decoding threads hold beside that memory."""
     return threads * (CHUNK_BYTES + _HEADER.size)
+
+
+@dataclass(frozen=True, slots=True)
+class FieldBits:
+    """Entropies of the fields of bfloat16 numbers, in bits of a number."""
+
+    sign: float  # of 1 bit
+    exponent: float  # of 8
+    mantissa: float  # of 7
+
+    @property
+    def ideal_ratio(self) -> float:
+        """The fewest bytes of any code of one field after the other, over all bytes."""
+        return (self.sign + self.exponent + self.mantissa) / 16
+
+
+def field_bits(words: U16) -> FieldBits:
+    """The entropies of the fields of bfloat16 bit patterns, (n,), n > 0."""
+
+    def entropy(field: U16) -> float:
+        shares = np.bincount(field) / len(words)
+        shares = shares[shares > 0]
+        return float(-(shares * np.log2(shares)).sum())
+
+    return FieldBits(
+        entropy(words >> 15), entropy(words >> 7 & 0xFF), entropy(words & 0x7F)
+    )
+
+
+def effective_bytes_per_s(
+    link_bytes_per_s: float, ratio: float, decode_bytes_per_s: float
+) -> float:
+    """Decoded bytes a second behind a link that carries `ratio` of each.
+
+    Coding pays where it is more than the link: a ratio below one, and a decoder that
+    is faster than the link.
+    """
+    return min(link_bytes_per_s / ratio, decode_bytes_per_s)
+
+
+def decode_bytes_per_s(
+    stream: U8, decoded_bytes: int, threads: int = 1, rounds: int = 5
+) -> float:
+    """The median rate at which a stream in memory is decoded, by so many threads."""
+    buffer = np.empty(buffer_bytes(len(stream), decoded_bytes), np.uint8)
+    start = len(buffer) - len(stream)
+    scratch = Scratch(threads)
+    seconds = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(rounds + 1):
+            buffer[start:] = stream
+            decoding = InPlace(buffer, start, decoded_bytes, pool, scratch)
+            begin = time.perf_counter()
+            for share in range(threads):  # a job of its own for each thread
+                ends = (len(stream) * np.array([share, share + 1])) // threads
+                decoding.arrive(*map(int, ends))
+            decoding.finish()
+            seconds.append(time.perf_counter() - begin)
+    return decoded_bytes / float(np.median(seconds[1:]))
 
 
 class Scratch:

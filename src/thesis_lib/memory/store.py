@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -527,6 +527,26 @@ class SafetensorsStore:
             self._compare(extent.file, digest.hexdigest())
 
         return _Decoded(reads, decoding, check, file.path)
+
+    def read_stream(self, layer: int) -> lossless.U8:
+        """The code of a layer of a lossless checkpoint as it lies on the disk, (n,).
+
+        Raises InvalidInput for another checkpoint.
+        """
+        part = self._part(layer)
+        require(
+            part.decoded_bytes is not None,
+            f"layer {layer} of {self.folder} is not in code: expected a checkpoint "
+            "that was compressed with lossless weights",
+        )
+        buffer = allocate(part.read_bytes)
+        (extent,) = part.extents
+        moved = _Part((replace(extent, at=0),), ())
+        for wanted in self._requests(moved, buffer):
+            self._read(*wanted)
+        begin, end = self._files[extent.file].coded or (0, 0)
+        stream = np.frombuffer(buffer, np.uint8)
+        return stream[begin - extent.start : end - extent.start]
 
     def close(self) -> None:
         """Wait for reads in flight and close the files."""
