@@ -10,7 +10,8 @@ import thesis_lib
 PACKAGE = Path(thesis_lib.__file__).parent
 FLOORS = [
     "checks units files",
-    "paths stats machine sequencer.trace memory.spec memory.linears memory.checkpoint",
+    "paths stats machine sequencer.trace memory.spec memory.linears memory.checkpoint "
+    "memory.lossless",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
     "sequencer.replica field sequencer.sla sequencer.trees "
     "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "
@@ -19,7 +20,7 @@ FLOORS = [
     "claims sequencer.kernel sequencer.features sequencer.storage "
     "sequencer.misestimate memory.packed memory.ring memory.transport",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
-    "sequencer.pricing memory.architectures",
+    "sequencer.pricing memory.architectures memory.coded",
     "sequencer.shadow sequencer.modelfile sequencer.inspection memory.rehearsal "
     "memory.synth",
     "sequencer.dispatch memory.plan",

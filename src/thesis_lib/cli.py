@@ -598,7 +598,7 @@ def plan(
     device_memory: Annotated[str, typer.Option(help="Such as 8GiB.")],
     host_memory: Annotated[str, typer.Option(help="Such as 32GiB.")] = "0B",
     weights: Annotated[
-        str, typer.Option(help="Of a geometry: bf16, nf4 or int8.")
+        str, typer.Option(help="Of a geometry: bf16, nf4, int8 or lossless.")
     ] = "bf16",
     batch: Annotated[int, typer.Option(help="Sequences, beams included.")] = 1,
     context: Annotated[int, typer.Option(help="Positions of a sequence.")] = 512,
@@ -684,7 +684,7 @@ def synth(
         int | None, typer.Option(help="Depth. Default: that of the geometry.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
-    weights: Annotated[str, typer.Option(help="bf16, nf4 or int8.")] = "bf16",
+    weights: Annotated[str, typer.Option(help="bf16, nf4, int8 or lossless.")] = "bf16",
     as_json: Json = False,
 ) -> None:
     """Write a seeded random checkpoint of a true geometry, to measure systems with."""
@@ -706,6 +706,41 @@ def synth(
         f"{units.format_size(result['bytes'])} to read, "
         f"{units.format_size(result['distinct_bytes'])} on disk in {output}",
     ]
+    show(result, as_json, lines)
+
+
+@command
+def compress(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or smollm2.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    weights: Annotated[str | None, typer.Option(help="nf4, int8 or lossless.")] = None,
+    tokens: Annotated[
+        int, typer.Option(help="Held-out tokens that perplexities are of; 0 for none.")
+    ] = 4096,
+    as_json: Json = False,
+) -> None:
+    """Write a smaller checkpoint that streams, and measure what it costs in quality."""
+    from thesis_lib.memory.compress import compress as compress_
+
+    bars, move = progress_bars(quiet=as_json, unit="layer", verb="wrote")
+    with bars:
+        result = compress_(
+            checkpoint,
+            output,
+            weights,
+            tokens,
+            progress=lambda done, total: move(str(output), done, total),
+        )
+    before, after = result["bytes_before"], result["bytes_after"]
+    lines = [
+        f"{units.format_size(before)} became {units.format_size(after)} "
+        f"({after / before:.3f}) in {output}"
+    ]
+    if result["perplexity_before"] is not None:
+        lines.append(
+            f"perplexity on {result['tokens']} held-out tokens "
+            f"{result['perplexity_before']:.3f}, then {result['perplexity_after']:.3f}"
+        )
     show(result, as_json, lines)
 
 

@@ -242,3 +242,39 @@ def test_predictions_are_held_against_the_median():
     assert "5.00 % in the median" in said
     assert "predicted at 110 tokens and found at 100" in said
     assert records.prediction_sentence(None) == "It has not been recorded yet."
+
+
+def test_the_lossless_record_is_told_in_ratios_of_medians():
+    stream = {
+        "geometry": "llama2-7b",
+        "layers": 8,
+        "device_bytes": 2**31,
+        "bytes_per_step": {"bf16": 1000, "lossless": 694},
+        "decode_bytes_per_s": 5.25e9,
+        "equal_logits": True,
+        "seconds": {
+            "bf16 drain": [2.9, 3.0, 9.0],
+            "lossless drain": [2.0, 2.0, 2.0],
+            "bf16 step": [3.0],
+            "lossless step": [2.4],
+        },
+    }
+    codecs = [
+        {"weights": "Gaussian", "codec": "ours", "threads": n, "ratio": 0.69,
+         "bytes": 10**9, "seconds": [0.5 / n, 0.25 / n, 0.1 / n]}
+        for n in (1, 2)
+    ]  # fmt: skip
+    machine = {"cpu": "a processor", "cores": 2}
+    record = {
+        "stream": stream, "codecs": codecs, "machine": machine, "commit": "0123456789",
+    }  # fmt: skip
+    said = records.lossless_sentence(record)
+    for words in ("0.694 of the bytes", "2.0 GiB", "1.50 times", "1.25 times, with the",
+                  "5.2 GB/s", "a processor, 2 cores, commit 0123456"):  # fmt: skip
+        assert words in said, (words, said)
+    stream["equal_logits"] = False
+    assert "NOT the same logits" in records.lossless_sentence(record)
+    (row,) = records.lossless_codecs(record).to_dict("records")
+    assert (row["one thread"], row["two threads"], row["ratio"]) == (4, 8, 0.69)
+    assert records.MISSING in records.lossless_sentence(None)
+    assert records.lossless_codecs(None).empty

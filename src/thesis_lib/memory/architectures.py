@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.packed import swap_linears
+from thesis_lib.memory.packed import KINDS, swap_linears
 from thesis_lib.memory.smollm2 import quiet
 from thesis_lib.memory.spec import ModelSpec
 
@@ -74,15 +74,16 @@ def skeleton(config: Any, kind: str = "dense", layout: str | None = None) -> Any
     """The causal language model of `config` without weights, in eval mode.
 
     Parameters are on the meta device; tables that no checkpoint holds (rotary
-    frequencies, an embedding's scale) are computed on the processor. With a `kind`
-    the decoder layers take packed weights, in the `layout` of this machine or another.
+    frequencies, an embedding's scale) are computed on the processor. With a `kind` of
+    packed weights the decoder layers take those, in the `layout` of this machine or
+    another; lossless weights are dense ones by the time that a layer sees them.
     """
     with quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=config.dtype).eval()
     for name, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             _fill_tables(model, name, module, config)
-    if kind != "dense":
+    if kind in KINDS:
         for layer in stack(model)[1]:
             swap_linears(layer, kind, layout)
     return flatten_head(model)

@@ -5,6 +5,7 @@ the layers arrive, how fast they compute while nothing is read, and what reading
 from the processor.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,16 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from thesis_lib.memory.coded import decoder_bytes_per_s
 from thesis_lib.memory.measure import compute_rates
 from thesis_lib.memory.plan import MemoryPlan, plan
 from thesis_lib.memory.spec import Machine, ModelSpec, geometries, geometry
+from thesis_lib.memory.store import SafetensorsStore
 from thesis_lib.memory.stream import (
+    ASSUMED_DECODE_BYTES_PER_S,
     ASSUMED_DISK_BYTES_PER_S,
     ASSUMED_LINK_BYTES_PER_S,
     StreamedModel,
     checkpoint_folder,
     plan_checkpoint,
 )
+
+_NEARLY = 0.9  # of the time of reads through a decoder: who takes it is their limit
 
 
 def measure_machine(
@@ -110,8 +116,27 @@ def drain_bytes_per_s(folder: Path | str, drains: int = 5, ring: int = 3) -> flo
     return tight.bytes_per_step / float(np.median(seconds))
 
 
+def with_decoder(machine: Machine, folder: Path | str) -> Machine:
+    """A measured machine that knows how fast it decodes a lossless checkpoint.
+
+    Its reads went through the decoder: where that alone takes nearly as long as they
+    did, it was what they waited for, and is given their rate.
+    """
+    with SafetensorsStore(folder) as store:
+        ratio = store.read_bytes(0) / store.tensor_bytes(0)
+    through = machine.disk_bytes_per_s / ratio
+    alone = decoder_bytes_per_s(folder)
+    waited = alone < through / _NEARLY
+    return replace(machine, decode_bytes_per_s=through if waited else alone)
+
+
 def plan_streamed(
-    folder: Path | str, batch: int, context: int, pass_tokens: int, ring: int
+    folder: Path | str,
+    batch: int,
+    context: int,
+    pass_tokens: int,
+    ring: int,
+    logit_tokens: int = 1,
 ) -> MemoryPlan:
     """The plan of a checkpoint on the smallest device: every layer is streamed.
 
@@ -121,7 +146,7 @@ def plan_streamed(
         "batch": batch,
         "context": context,
         "pass_tokens": pass_tokens,
-        "logit_tokens": 1,
+        "logit_tokens": logit_tokens,
         "ring": ring,
     }
     ample = plan_checkpoint(folder, Machine(2**62, 1.0), **options)
@@ -164,7 +189,10 @@ def describe_plan(
     if model in geometries():
         if machine is None:
             origin = "assumed"
-            machine = Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S)
+            decoder = ASSUMED_DECODE_BYTES_PER_S if kind == "lossless" else math.inf
+            machine = Machine(
+                device_bytes, ASSUMED_DISK_BYTES_PER_S, decode_bytes_per_s=decoder
+            )
         machine = _with_host(machine, device_bytes, host_bytes)
         made = plan(geometry(model), machine, kind=kind, **options)
     else:
@@ -174,11 +202,16 @@ def describe_plan(
         if machine is None:
             origin = "measured"
             machine = measure_machine(folder)
+            if made.kind == "lossless":
+                machine = with_decoder(machine, folder)
         made = replace(made, machine=_with_host(machine, device_bytes, host_bytes))
     rates: dict[str, Any] = {
         "disk_bytes_per_s": made.machine.disk_bytes_per_s,
         "disk": origin,
     }
+    if made.kind == "lossless":
+        rates |= {"decode_bytes_per_s": made.machine.decode_bytes_per_s}
+        rates |= {"ratio": "estimated" if model in geometries() else "of the files"}
     if origin == "measured":
         rates |= {
             "weight_bytes_per_s": made.machine.weight_bytes_per_s,

@@ -1,6 +1,6 @@
 """Runs too long for a chapter, as their records tell them.
 
-`benchmarks/streaming.py`, `headline.py` and `gpu.py` write one record each. A record
+`benchmarks/streaming.py`, `headline.py`, `gpu.py` and others write one record each. A record
 that nobody has made yet is no error: its tables are empty, and what a chapter says of
 it is that it has not been measured.
 """
@@ -309,6 +309,48 @@ def prediction_sentence(record: dict[str, Any] | None) -> str:
         f"{words['error_p95']} % at the 95th percentile. From the same rates the "
         f"crossover is predicted at {words['crossover']} tokens and found at "
         f"{words['crossover_found']}. The record is of {origin(record)}."
+    )
+
+
+def lossless_codecs(record: dict[str, Any] | None) -> pd.DataFrame:
+    """A row a codec and origin of weights: bytes that remain, and decoded GB a second.
+
+    Columns weights, codec, ratio, and one for each number of threads.
+    """
+    columns = ["weights", "codec", "ratio", "one thread", "two threads"]
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for found in record["codecs"] if record else []:
+        key = found["weights"], found["codec"]
+        row = rows.setdefault(
+            key, {"weights": key[0], "codec": key[1], "ratio": found["ratio"]}
+        )
+        rate = found["bytes"] / float(np.median(found["seconds"])) / 1e9
+        row[columns[2 + found["threads"]]] = rate
+    return pd.DataFrame([*rows.values()], columns=columns)
+
+
+def lossless_sentence(record: dict[str, Any] | None) -> str:
+    """What streaming in code gained over streaming the same weights, if measured."""
+    if record is None:
+        return f"How much faster the stream becomes is {MISSING}."
+    stream = record["stream"]
+    medians = {
+        name: float(np.median(seconds)) for name, seconds in stream["seconds"].items()
+    }
+    drain, step = (
+        medians[f"bf16 {kind}"] / medians[f"lossless {kind}"]
+        for kind in ("drain", "step")
+    )
+    share = stream["bytes_per_step"]["lossless"] / stream["bytes_per_step"]["bf16"]
+    same = "the same" if stream["equal_logits"] else "NOT the same"
+    return (
+        f"Of {stream['layers']} layers of the geometry {stream['geometry']} "
+        f"{share:.3f} of the bytes are read in code, and in the same "
+        f"{format_size(stream['device_bytes'])} and from the same disk the reads alone "
+        f"are {drain:.2f} times as fast as in bf16, a step of one token {step:.2f} "
+        f"times, with {same} logits. Alone, the decoders write "
+        f"{stream['decode_bytes_per_s'] / 1e9:.1f} GB/s. The record is of "
+        f"{origin(record)}."
     )
 
 

@@ -52,9 +52,11 @@ from thesis_lib.memory.transport import (
 from thesis_lib.units import format_size
 
 # Rates that nobody measured here: a solid-state disk on four lanes of PCIe 4, and
-# sixteen lanes to a graphics card. A plan that rests on them says so.
+# sixteen lanes to a graphics card, and two cores that decode. A plan that rests on them
+# says so.
 ASSUMED_DISK_BYTES_PER_S = 7e9
 ASSUMED_LINK_BYTES_PER_S = 25.5e9
+ASSUMED_DECODE_BYTES_PER_S = 10e9
 
 _DTYPES = {
     "BF16": torch.bfloat16,
@@ -342,6 +344,7 @@ class StreamedModel:
     def charge(self, budget: DeviceBudget) -> None:
         """Count the buffers, which were allocated before the meter could see them."""
         budget.charge(*(slot.tensor for slot in self._slots))
+        budget.charge(*map(torch.from_numpy, self._opened().scratch.buffers))
         budget.charge(*self.model.buffers())
 
     def new_cache(self) -> DynamicCache:
@@ -581,7 +584,8 @@ def plan_checkpoint(
 ) -> MemoryPlan:
     """As `plan`, for a checkpoint: with the sizes of the reads that its files need."""
     with SafetensorsStore(folder) as store:
-        layer_read_bytes = [store.nbytes(layer) for layer in range(store.layers)]
+        layer_read_bytes = [store.read_bytes(layer) for layer in range(store.layers)]
+        layer_buffer_bytes = [store.nbytes(layer) for layer in range(store.layers)]
         outer_read_bytes = store.nbytes(OUTER)
         kind, layout = store.kind, store.layout or None
     return plan(
@@ -593,6 +597,7 @@ def plan_checkpoint(
         pass_tokens=pass_tokens,
         logit_tokens=logit_tokens,
         layer_read_bytes=layer_read_bytes,
+        layer_buffer_bytes=layer_buffer_bytes,
         outer_read_bytes=outer_read_bytes,
         kind=kind,
         layout=layout,

@@ -1,0 +1,307 @@
+"""What a lossless code of bfloat16 weights saves, and what decoding it costs.
+
+First the codecs, on a layer of SmolLM2 and on Gaussian weights: the bytes that remain,
+and the rate at which one and two threads decode them from memory to memory. Then the
+stream: the same random weights, dense and in code, through plans of the same memory on
+the same disk, in turn: the reads alone, and steps of one token.
+
+    python benchmarks/lossless.py [--layers 8] [--rounds 5] [--mib 64]
+
+Needs `pip install -e .[codecs]`, and 0.7 GB of disk for each layer.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import torch
+import zipnn
+import zstandard
+from numba import njit
+
+from thesis_lib.files import write_whole
+from thesis_lib.machine import provenance
+from thesis_lib.memory import lossless, smollm2
+from thesis_lib.memory.measure import interleave
+from thesis_lib.memory.plan import MemoryPlan
+from thesis_lib.memory.rates import measure_machine, plan_streamed, with_decoder
+from thesis_lib.memory.spec import Machine
+from thesis_lib.memory.store import SafetensorsStore, allocate
+from thesis_lib.memory.stream import StreamedModel, plan_checkpoint
+from thesis_lib.memory.synth import gaussian, synthesise
+from thesis_lib.paths import cache_folder, root
+from thesis_lib.units import MiB
+
+GEOMETRY = "llama2-7b"
+U8 = lossless.U8
+# Of one chunk: to bytes, and back into the memory of the chunk.
+Codec = tuple[Callable[[U8], Any], Callable[[Any, U8], None]]
+
+
+def ours() -> Codec:
+    """The patched code of this project."""
+    return lossless._encode_chunk, lossless._decode_chunk
+
+
+def shuffled(codec: blosc2.Codec, level: int) -> Codec:
+    """blosc2: bytes of the same weight of all numbers side by side, then a codec."""
+    options = {
+        "codec": codec,
+        "clevel": level,
+        "typesize": 2,
+        "filters": [blosc2.Filter.SHUFFLE],
+    }
+
+    def code(chunk: U8) -> bytes:
+        return blosc2.compress2(chunk, nthreads=1, **options)
+
+    def decode(coded: bytes, out: U8) -> None:
+        blosc2.decompress2(coded, dst=out, nthreads=1)
+
+    return code, decode
+
+
+@njit(cache=True, nogil=True)
+def _part(words, noise, exponents):
+    for i in range(len(words)):
+        noise[i] = (words[i] & 0x7F) | (words[i] >> 8 & 0x80)
+        exponents[i] = words[i] >> 7 & 0xFF
+
+
+@njit(cache=True, nogil=True)
+def _join(noise, exponents, words):
+    for i in range(len(words)):
+        value = np.uint16(noise[i])
+        value = np.uint16(np.uint16(value | np.uint16(value << 8)) & 0x807F)
+        words[i] = value | np.uint16(np.uint16(exponents[i]) << 7)
+
+
+def planes(level: int) -> Codec:
+    """Sign and mantissa as they are, zstandard over the exponents."""
+
+    def code(chunk: U8) -> tuple[U8, bytes]:
+        noise, exponents = np.empty((2, len(chunk) // 2), np.uint8)
+        _part(chunk.view(np.uint16), noise, exponents)
+        return noise, zstandard.ZstdCompressor(level=level).compress(exponents.data)
+
+    def decode(coded: tuple[U8, bytes], out: U8) -> None:
+        noise, packed = coded
+        exponents = zstandard.ZstdDecompressor().decompress(packed)
+        _join(noise, np.frombuffer(exponents, np.uint8), out.view(np.uint16))
+
+    return code, decode
+
+
+def zipped() -> Codec:
+    """zipnn: a Huffman code of the exponents."""
+    options = {"bytearray_dtype": "bfloat16", "threads": 1, "input_format": "byte"}
+
+    def code(chunk: U8) -> bytes:
+        return bytes(zipnn.ZipNN(**options).compress(chunk.tobytes()))
+
+    def decode(coded: bytes, out: U8) -> None:
+        out[:] = np.frombuffer(zipnn.ZipNN(**options).decompress(coded), np.uint8)
+
+    return code, decode
+
+
+CODECS = {
+    "ours": ours(),
+    "blosc2 zstd 1": shuffled(blosc2.Codec.ZSTD, 1),
+    "blosc2 zstd 3": shuffled(blosc2.Codec.ZSTD, 3),
+    "blosc2 lz4 1": shuffled(blosc2.Codec.LZ4, 1),
+    "zstandard 1, exponents": planes(1),
+    "zstandard -1, exponents": planes(-1),
+    "zipnn": zipped(),
+}
+
+
+def weights(n_bytes: int) -> dict[str, U8]:
+    """Bytes of bfloat16 numbers, by origin."""
+    with SafetensorsStore(smollm2.checkpoint()) as store:
+        buffer = allocate(store.nbytes(0))
+        store.read_layer(0, buffer).wait()
+        placed = store.placements(0)
+        memory = np.frombuffer(buffer, np.uint8)
+        layer = np.concatenate([memory[p.start : p.start + p.nbytes] for p in placed])
+    drawn = gaussian((n_bytes // 2,), 0.02, (0,)).view(torch.uint8).numpy()
+    times = -(-n_bytes // len(layer))
+    return {"SmolLM2": np.tile(layer, times)[:n_bytes], "Gaussian": drawn}
+
+
+def size(coded: Any) -> int:
+    """Bytes of a coded chunk, or of its parts."""
+    return sum(map(len, coded)) if isinstance(coded, tuple) else len(coded)
+
+
+def decode_all(pool: Executor, decode: Any, coded: list[Any], out: list[U8]) -> None:
+    """Every chunk to its place."""
+    list(pool.map(decode, coded, out))
+
+
+def compare_codecs(n_bytes: int, chunk_bytes: int, rounds: int) -> list[dict[str, Any]]:
+    """Ratio and seconds of decoding, a row for each codec and origin.
+
+    Codecs take turns in every round. Each is checked to give the same bytes.
+    """
+    blosc2.set_nthreads(1)
+    rows = []
+    for origin, plain in weights(n_bytes).items():
+        chunks = np.split(plain, range(chunk_bytes, n_bytes, chunk_bytes))
+        out = np.zeros_like(plain)
+        targets = np.split(out, range(chunk_bytes, n_bytes, chunk_bytes))
+        coded = {name: list(map(code, chunks)) for name, (code, _) in CODECS.items()}
+        for threads in (1, 2):
+            with ThreadPoolExecutor(threads) as pool:
+                steps = {
+                    name: partial(decode_all, pool, decode, coded[name], targets)
+                    for name, (_, decode) in CODECS.items()
+                }
+                for step in steps.values():
+                    out[:] = 0
+                    step()
+                    assert np.array_equal(out, plain)
+                samples = interleave(steps, rounds, warmup=1)
+            for name, seconds in samples.items():
+                row = {
+                    "weights": origin,
+                    "codec": name,
+                    "threads": threads,
+                    "ratio": sum(map(size, coded[name])) / n_bytes,
+                    "bytes": n_bytes,
+                    "seconds": seconds,
+                }
+                rows.append(row)
+                print(
+                    f"{origin}, {name}, {threads} threads: {row['ratio']:.4f}, "
+                    f"{n_bytes / np.median(seconds) / 1e9:.2f} GB/s",
+                    flush=True,
+                )
+    return rows
+
+
+def same_memory(folders: dict[str, Path], ring: int) -> dict[str, MemoryPlan]:
+    """Plans that stream every layer, of the memory of the larger one."""
+    tight = {
+        name: plan_streamed(folder, 1, 16, 1, ring) for name, folder in folders.items()
+    }
+    most = max(made.device_peak_bytes for made in tight.values())
+    return {
+        name: plan_checkpoint(
+            folder, Machine(most, 1.0), context=16, logit_tokens=1, ring=ring
+        )
+        for name, folder in folders.items()
+    }
+
+
+def time_passes(model: StreamedModel) -> dict[str, float]:
+    """Seconds of a drain and of a step of one token, each from an empty ring.
+
+    What a pass has asked for on behalf of the next one has landed before the clock of
+    anybody else starts.
+    """
+    row = torch.tensor([[1]])
+    passes: dict[str, Callable[[], object]] = {
+        "drain": model.drain,
+        "step": lambda: model.step(row, model.new_cache(), keep=1),
+    }
+    seconds = {}
+    for kind, run in passes.items():
+        start = time.perf_counter()
+        run()
+        seconds[kind] = time.perf_counter() - start
+        with model.without_reading():
+            continue
+    return seconds
+
+
+def compare_streams(
+    home: Path, layers: int, rounds: int, ring: int, distinct: int | None
+) -> dict[str, Any]:
+    """Seconds of the reads alone and of steps, dense and in code, in turn."""
+    folders = {"bf16": home / "dense", "lossless": home / "coded"}
+    for name, kind in (("bf16", "dense"), ("lossless", "lossless")):
+        synthesise(
+            GEOMETRY, folders[name], layers=layers, distinct_layers=distinct, kind=kind
+        )
+    os.sync()  # or pages would be written while others are read
+    plans = same_memory(folders, ring)
+    row = torch.tensor([[1]])
+    with (
+        StreamedModel(folders["bf16"], plans["bf16"]) as dense,
+        StreamedModel(folders["lossless"], plans["lossless"]) as coded,
+    ):
+        models = {"bf16": dense, "lossless": coded}
+        equal = torch.equal(
+            *(model.step(row, model.new_cache(), keep=1) for model in models.values())
+        )
+        for model in models.values():
+            with model.without_reading():
+                continue
+        before = {name: model.bytes_read for name, model in models.items()}
+        samples: dict[str, list[float]] = {}
+        for turn in range(rounds):
+            for name in list(models)[:: 1 if turn % 2 else -1]:
+                for kind, seconds in time_passes(models[name]).items():
+                    samples.setdefault(f"{name} {kind}", []).append(seconds)
+        read = {n: (m.bytes_read - before[n]) / rounds for n, m in models.items()}
+    decoder = with_decoder(measure_machine(folders["lossless"]), folders["lossless"])
+    medians = {name: float(np.median(seconds)) for name, seconds in samples.items()}
+    summary = {
+        kind: medians[f"bf16 {kind}"] / medians[f"lossless {kind}"]
+        for kind in ("drain", "step")
+    }
+    print(f"times as fast as bf16: {summary}, equal logits: {equal}", flush=True)
+    return {
+        "geometry": GEOMETRY,
+        "layers": layers,
+        "ring": ring,
+        "device_bytes": plans["bf16"].machine.device_bytes,
+        "resident_layers": {n: made.resident_layers for n, made in plans.items()},
+        "planned_peak_bytes": {n: m.device_peak_bytes for n, m in plans.items()},
+        "bytes_per_step": {n: made.bytes_per_step for n, made in plans.items()},
+        "read_bytes_per_round": read,
+        "decoded_bytes_per_step": plans["lossless"].decoded_bytes_per_step,
+        "decode_bytes_per_s": decoder.decode_bytes_per_s,
+        "equal_logits": equal,
+        "seconds": samples,
+        "times_as_fast": summary,
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mib", type=int, default=64, help="of weights to decode")
+    parser.add_argument("--layers", type=int, default=8, help="of the streamed model")
+    parser.add_argument("--distinct", type=int, help="of them; all by default")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ring", type=int, default=3)
+    parser.add_argument(
+        "--out", type=Path, default=root() / "data/measurements/lossless.json"
+    )
+    given = parser.parse_args()
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=cache_folder("benchmarks")) as home:
+        record = {
+            **provenance(root()),
+            "codecs": compare_codecs(given.mib * MiB, MiB, given.rounds),
+            "stream": compare_streams(
+                Path(home), given.layers, given.rounds, given.ring, given.distinct
+            ),
+        }
+    record["seconds"] = time.perf_counter() - start
+    write_whole(given.out, json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

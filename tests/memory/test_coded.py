@@ -1,0 +1,264 @@
+"""A coded checkpoint streams the bits of the dense one, in no more memory."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from typer.testing import CliRunner
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.cli import app
+from thesis_lib.memory import lossless
+from thesis_lib.memory.checkpoint import OUTER
+from thesis_lib.memory.coded import code_checkpoint, decoder_bytes_per_s
+from thesis_lib.memory.measure import DeviceBudget
+from thesis_lib.memory.packed import pack_checkpoint
+from thesis_lib.memory.plan import least_device_bytes, plan
+from thesis_lib.memory.rates import with_decoder
+from thesis_lib.memory.spec import Machine, geometry
+from thesis_lib.memory.store import (
+    DECODERS,
+    SafetensorsStore,
+    StoreDamaged,
+    allocate,
+)
+from thesis_lib.memory.stream import StreamedModel
+from thesis_lib.memory.synth import synthesise
+
+WIDE = {"hidden_size": 384, "intermediate_size": 640}  # layers of several chunks
+OPTIONS = {"context": 24, "pass_tokens": 9}
+
+
+def coded(tmp_path, architecture="llama", **changes):
+    """The resident model, and the folder of its code."""
+    model = tiny.write(tmp_path / "dense", architecture, **changes)
+    code_checkpoint(tmp_path / "dense", tmp_path / "coded")
+    return model, tmp_path / "coded"
+
+
+def read(store, layer):
+    """The bytes of each tensor of a layer."""
+    buffer = allocate(store.nbytes(layer))
+    store.read_layer(layer, buffer).wait()
+    return {
+        p.name: (p.dtype, p.shape, bytes(buffer[p.start : p.start + p.nbytes]))
+        for p in store.placements(layer)
+    }
+
+
+def test_the_store_gives_the_tensors_of_the_dense_checkpoint(tmp_path):
+    tiny.write(tmp_path / "dense", **WIDE)
+    said = code_checkpoint(tmp_path / "dense", tmp_path / "coded")
+    with (
+        SafetensorsStore(tmp_path / "dense") as dense,
+        SafetensorsStore(tmp_path / "coded", verify=True) as store,
+    ):
+        parts = range(OUTER, dense.layers)
+        assert (store.kind, store.layers) == ("lossless", dense.layers)
+        for layer in parts:
+            assert read(store, layer) == read(dense, layer)
+            assert store.tensor_bytes(layer) == dense.tensor_bytes(layer)
+        assert sum(map(dense.tensor_bytes, parts)) == said["bytes_before"]
+        # What was read are the streams, in whole blocks.
+        streams = [len(store.read_stream(layer)) for layer in parts]
+        assert sum(streams) == said["bytes_after"] < 0.72 * said["bytes_before"]
+        blocks = [math.ceil(n / 4096) * 4096 for n in streams]
+        assert [store.read_bytes(layer) for layer in parts] == blocks
+        before = store.bytes_read
+        read(store, 0)
+        size = len(store.read_stream(0))
+        assert size <= store.bytes_read - before <= 2 * store.read_bytes(0)
+    files = (tmp_path / "coded").glob("*.safetensors")
+    held = sum(file.stat().st_size for file in files)
+    assert sum(streams) < held < sum(streams) + len(streams) * 8192
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "opt", "gemma2"])
+def test_streamed_logits_equal_those_of_the_resident_model(tmp_path, architecture):
+    model, folder = coded(tmp_path, architecture)
+    rows = tiny.tokens(1, 2, 9)
+    for ring, resident in ((1, 0), (2, 1), (3, 0)):
+        made = tiny.plan_tight(folder, resident, ring, batch=2, **OPTIONS)
+        assert (made.kind, made.ring) == ("lossless", ring)
+        budget = DeviceBudget(made.device_peak_bytes)
+        with torch.no_grad(), StreamedModel(folder, made) as streamed, budget:
+            streamed.charge(budget)
+            for seed in range(3):
+                rows = tiny.tokens(seed, 2, 9)
+                expected = model(rows, logits_to_keep=0).logits
+                assert torch.equal(streamed.logits(rows), expected)
+        assert 0.5 * made.device_peak_bytes < budget.peak_bytes
+        assert budget.peak_bytes <= made.device_peak_bytes
+
+
+def test_layers_of_several_chunks_stream_too(tmp_path):
+    model, folder = coded(tmp_path, **WIDE)
+    with SafetensorsStore(folder) as store:
+        assert lossless.chunks(store.tensor_bytes(0)) > 1
+    made = tiny.plan_tight(folder, 0, 2, **OPTIONS)
+    rows = tiny.tokens(0, 1, 9)
+    with torch.no_grad(), StreamedModel(folder, made) as streamed:
+        for _ in range(3):
+            assert torch.equal(streamed.logits(rows), model(rows).logits)
+
+
+def test_a_plan_knows_both_sizes_of_a_layer(tmp_path):
+    _, folder = coded(tmp_path, **WIDE)
+    dense = tiny.plan_tight(tmp_path / "dense", 0, 2, **OPTIONS)
+    made = tiny.plan_tight(folder, 0, 2, **OPTIONS)
+    with SafetensorsStore(folder) as store:
+        sizes = [store.read_bytes(layer) for layer in range(store.layers)]
+        assert made.staging_bytes == max(map(store.nbytes, range(store.layers)))
+        assert made.layer_decoded_bytes == store.tensor_bytes(0)
+    assert made.layer_read_bytes == math.ceil(np.mean(sizes))
+    assert made.bytes_per_step < 0.72 * dense.bytes_per_step
+    more = made.device_peak_bytes - dense.device_peak_bytes
+    blocks = abs(more - lossless.scratch_bytes(DECODERS)) / 4096
+    assert blocks < 4 * 4  # one read and its padding, four buffers at most
+
+
+def test_the_slowest_of_disk_decoder_and_arithmetic_is_the_limit():
+    spec = geometry("llama2-7b")
+    least = least_device_bytes(spec, kind="lossless")
+    fast = Machine(least, 1e9, decode_bytes_per_s=9e9, weight_bytes_per_s=1e12)
+    made = plan(spec, fast, kind="lossless")
+    dense = plan(spec, fast.with_memory(least_device_bytes(spec)))
+    layers = spec.layers * spec.layer_bytes
+    assert made.limit == "disk"
+    ratio = made.transfer_s() / dense.transfer_s()
+    assert ratio == pytest.approx(lossless.RATIO, abs=1e-4)
+    slow = Machine(least, 1e9, decode_bytes_per_s=1e9, weight_bytes_per_s=1e12)
+    made = plan(spec, slow, kind="lossless")
+    assert (made.limit, made.decode_s()) == ("decode", layers / 1e9)
+    assert made.step_s() == made.transfer_s() == made.decode_s()
+    linked = Machine(least, 1e9, 2 * least, 0.5e9, 2e9, 1e12)
+    made = plan(spec, linked, kind="lossless")
+    assert (made.limit, made.transfer_s()) == ("link", layers / 0.5e9)
+    assert plan(spec, slow, kind="dense", ring=2).decode_s() == 0
+
+
+def test_a_measured_machine_knows_whether_it_waits_for_the_decoder(tmp_path):
+    _, folder = coded(tmp_path, **WIDE)
+    alone = decoder_bytes_per_s(folder, rounds=3)
+    with SafetensorsStore(folder) as store:
+        ratio = store.read_bytes(0) / store.tensor_bytes(0)
+    quick = with_decoder(Machine(2**30, 1e15), folder)  # reads that never wait
+    assert quick.decode_bytes_per_s == pytest.approx(1e15 / ratio)
+    tardy = with_decoder(Machine(2**30, 1e3), folder)
+    assert alone / 50 < tardy.decode_bytes_per_s < 50 * alone
+
+
+def test_random_weights_in_code_are_the_random_weights(tmp_path):
+    spec = tiny_spec()
+    for kind in ("dense", "lossless"):
+        said = synthesise(spec, tmp_path / kind, distinct_layers=2, kind=kind)
+        files = {f.stat().st_ino: f for f in (tmp_path / kind).glob("*.safetensors")}
+        assert said["distinct_bytes"] == sum(f.stat().st_size for f in files.values())
+    with (
+        SafetensorsStore(tmp_path / "dense") as dense,
+        SafetensorsStore(tmp_path / "lossless") as store,
+    ):
+        assert store.layers == dense.layers == 4
+        for layer in range(OUTER, 4):
+            assert read(store, layer) == read(dense, layer)
+
+
+def tiny_spec():
+    """LLaMA with four small layers."""
+    return replace(
+        geometry("llama2-7b"), layers=4, hidden=128, intermediate=256, heads=4,
+        kv_heads=4, head_dim=32, vocab=100,
+    )  # fmt: skip
+
+
+def damage(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("at", [4096, 4100, 4104, 4170, 20_000, -1])
+def test_a_flipped_bit_is_refused_and_named(tmp_path, at):
+    _, folder = coded(tmp_path)
+    damage(folder / "layer-0001.safetensors", at)
+    made = tiny.plan_tight(folder, 0, 2, **OPTIONS)
+    with (
+        pytest.raises(StoreDamaged, match=r"layer-0001\.safetensors.*altered"),
+        StreamedModel(folder, made) as model,
+    ):
+        model.logits(tiny.tokens(0, 1, 4))
+    with pytest.raises(StoreDamaged, match=r"layer-0001\.safetensors.*SHA-256"):
+        SafetensorsStore(folder, verify=True)
+
+
+def test_a_layer_in_the_place_of_another_is_refused(tmp_path):
+    _, folder = coded(tmp_path)
+    spare = folder / "layer-0001.safetensors"
+    names = (spare, folder / "layer-0002.safetensors")
+    # The header keeps its own names; the code after it is another's, of another length.
+    shutil.copyfile(names[0], names[1])
+    with pytest.raises(StoreDamaged, match="layer-0002"):
+        SafetensorsStore(folder)
+
+
+def test_a_header_that_does_not_say_what_is_coded_is_refused(tmp_path):
+    _, folder = coded(tmp_path)
+    path = folder / "layer-0001.safetensors"
+    content = path.read_bytes()
+    for old, new, said in (
+        (b'\\"data_offsets\\"', b'\\"data_0ffsets\\"', "not of what"),
+        (b"[0,", b"[2,", "holes"),
+    ):
+        head, rest = content[:4096], content[4096:]
+        assert old in head
+        path.write_bytes(head.replace(old, new) + rest)
+        with pytest.raises(StoreDamaged, match=rf"layer-0001\.safetensors.*{said}"):
+            SafetensorsStore(folder)
+
+
+def test_what_cannot_be_coded_is_refused_by_name(tmp_path):
+    for dtype, name in ((torch.float32, "F32"), (torch.float16, "F16")):
+        tiny.write(tmp_path / name, dtype=dtype)
+        with pytest.raises(
+            InvalidInput, match=f"weight in .* is {name}: expected BF16"
+        ):
+            code_checkpoint(tmp_path / name, tmp_path / "out")
+    _, folder = coded(tmp_path)
+    with pytest.raises(InvalidInput, match="packed as lossless already"):
+        code_checkpoint(folder, tmp_path / "out")
+    with pytest.raises(InvalidInput, match="packed as lossless already"):
+        pack_checkpoint(folder, tmp_path / "out", "int8")
+    with (
+        SafetensorsStore(tmp_path / "dense") as dense,
+        pytest.raises(InvalidInput, match="not in code"),
+    ):
+        dense.read_stream(0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_codes_plans_and_generates(tmp_path):
+    tiny.write(tmp_path / "dense")
+
+    def said(*words):
+        done = CliRunner().invoke(app, [*map(str, words), "--json"])
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)
+
+    made = said(
+        *("compress", tmp_path / "dense", tmp_path / "out"), "--weights", "lossless"
+    )
+    assert made["weights"] == "lossless"
+    assert made["bytes_after"] < made["bytes_before"]
+    geometry = said(
+        *("plan", "llama2-7b", "--device-memory", "2GiB"), "--weights", "lossless"
+    )
+    assert geometry["weights"] == "lossless"
+    assert geometry["rates"]["ratio"] == "estimated"
+    dense = said("plan", "llama2-7b", "--device-memory", "2GiB")
+    share = geometry["bytes_per_token"] / dense["bytes_per_token"]
+    assert share == pytest.approx(lossless.RATIO, abs=1e-3)
