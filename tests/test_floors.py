@@ -13,14 +13,16 @@ FLOORS = [
     "paths stats machine sequencer.trace memory.spec memory.linears memory.checkpoint",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
     "sequencer.replica field sequencer.sla sequencer.trees "
-    "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "
-    "memory.smollm2 memory.confine memory.store memory.measure memory.records",
+    "sequencer.calibration results memory.lowrank memory.fisher memory.quantise "
+    "memory.lossless memory.smollm2 memory.confine memory.store memory.measure "
+    "memory.records",
     "claims sequencer.kernel sequencer.features sequencer.storage "
-    "sequencer.misestimate memory.packed memory.ring memory.transport",
+    "sequencer.misestimate memory.packed memory.allocation memory.factored "
+    "memory.ring memory.transport",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
     "sequencer.pricing memory.architectures",
     "sequencer.shadow sequencer.modelfile sequencer.inspection memory.rehearsal "
-    "memory.synth",
+    "memory.synth memory.refine",
     "sequencer.dispatch memory.plan",
     "sequencer.policies memory.stream memory.cost memory.published memory.schedule",
     "sequencer.pipeline sequencer.simulate sequencer.partitions memory.speculate "

@@ -340,8 +340,8 @@ class SafetensorsStore:
 
     `mode` says how: "direct" bypasses the page cache, "buffered" goes through it and
     drops the pages behind each read. `kind` says what the layers hold: "dense", or of a
-    packed checkpoint "nf4" or "int8", in `layout`. `bytes_read` counts what was asked
-    of the disk.
+    packed checkpoint "nf4" or "int8", in `layout`, or of a factored one "lowrank".
+    `bytes_read` counts what was asked of the disk.
 
     Every file is held against its size, identity, time and header before and after
     each read, and what this project wrote against a checksum of the bytes that came.
