@@ -10,23 +10,23 @@ import thesis_lib
 PACKAGE = Path(thesis_lib.__file__).parent
 FLOORS = [
     "checks units files",
-    "paths stats machine sequencer.trace memory.spec memory.linears memory.checkpoint",
+    "paths stats machine sequencer.trace memory.spec memory.linears memory.checkpoint "
+    "memory.lossless",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
     "sequencer.replica field sequencer.sla sequencer.trees "
     "sequencer.calibration results memory.lowrank memory.fisher memory.quantise "
-    "memory.lossless memory.smollm2 memory.confine memory.store memory.measure "
-    "memory.records",
+    "memory.smollm2 memory.confine memory.store memory.measure memory.records",
     "claims sequencer.kernel sequencer.features sequencer.storage "
     "sequencer.misestimate memory.packed memory.allocation memory.factored "
     "memory.ring memory.transport",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
-    "sequencer.pricing memory.architectures",
+    "sequencer.pricing memory.architectures memory.coded",
     "sequencer.shadow sequencer.modelfile sequencer.inspection memory.rehearsal "
     "memory.synth memory.refine",
     "sequencer.dispatch memory.plan",
     "sequencer.policies memory.stream memory.cost memory.published memory.schedule",
     "sequencer.pipeline sequencer.simulate sequencer.partitions memory.speculate "
-    "memory.quality memory.trial memory.rates",
+    "memory.quality memory.trial memory.rates memory.calibrated",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
     "sequencer.worked memory.compress",
     "sequencer.serve sequencer.accuracy sequencer.optimum sequencer.robustness "

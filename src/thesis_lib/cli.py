@@ -598,7 +598,7 @@ def plan(
     device_memory: Annotated[str, typer.Option(help="Such as 8GiB.")],
     host_memory: Annotated[str, typer.Option(help="Such as 32GiB.")] = "0B",
     weights: Annotated[
-        str, typer.Option(help="Of a geometry: bf16, nf4 or int8.")
+        str, typer.Option(help="Of a geometry: bf16, nf4, int8 or lossless.")
     ] = "bf16",
     batch: Annotated[int, typer.Option(help="Sequences, beams included.")] = 1,
     context: Annotated[int, typer.Option(help="Positions of a sequence.")] = 512,
@@ -684,7 +684,7 @@ def synth(
         int | None, typer.Option(help="Depth. Default: that of the geometry.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
-    weights: Annotated[str, typer.Option(help="bf16, nf4 or int8.")] = "bf16",
+    weights: Annotated[str, typer.Option(help="bf16, nf4, int8 or lossless.")] = "bf16",
     as_json: Json = False,
 ) -> None:
     """Write a seeded random checkpoint of a true geometry, to measure systems with."""
@@ -713,7 +713,13 @@ def synth(
 def compress(
     checkpoint: Annotated[str, typer.Argument(help="Folder or smollm2.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    weights: Annotated[str | None, typer.Option(help="nf4 or int8.")] = None,
+    weights: Annotated[str | None, typer.Option(help="nf4, int8 or lossless.")] = None,
+    rank_ratio: Annotated[
+        float | None, typer.Option(help="Share of entries kept in factors, 0 to 1.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="UTF-8 text for the factors; a novel.")
+    ] = None,
     tokens: Annotated[
         int, typer.Option(help="Held-out tokens that perplexities are of; 0 for none.")
     ] = 4096,
@@ -730,6 +736,8 @@ def compress(
             weights,
             tokens,
             progress=lambda done, total: move(str(output), done, total),
+            rank_ratio=rank_ratio,
+            calibration=calibration,
         )
     before, after = result["bytes_before"], result["bytes_after"]
     lines = [

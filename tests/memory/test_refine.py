@@ -164,7 +164,7 @@ def test_ranks_are_those_asked_for_and_the_model_is_as_it_was(model):
 
 def test_text_too_short_for_a_gram_is_refused_by_name(model):
     short = tiny.tokens(1, 1, 48)
-    with pytest.raises(InvalidInput, match="48 tokens .* expected 80 at least"):
+    with pytest.raises(InvalidInput, match=r"48 tokens .* expected 80 at least"):
         factorise_blocks(model, short, uniform_ranks(model, 0.5))
     require_tokens(model, 80)
 

@@ -17,7 +17,7 @@ from transformers import (
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.memory import factored
-from thesis_lib.memory.packed import swap_linears
+from thesis_lib.memory.packed import KINDS, swap_linears
 from thesis_lib.memory.smollm2 import quiet
 from thesis_lib.memory.spec import ModelSpec
 
@@ -78,8 +78,9 @@ def skeleton(config: Any, kind: str = "dense", layout: str | None = None) -> Any
     """The causal language model of `config` without weights, in eval mode.
 
     Parameters are on the meta device; tables that no checkpoint holds (rotary
-    frequencies, an embedding's scale) are computed on the processor. With a `kind`
-    the decoder layers take packed weights, in the `layout` of this machine or another.
+    frequencies, an embedding's scale) are computed on the processor. With a `kind` of
+    packed weights the decoder layers take those, in the `layout` of this machine or
+    another; lossless weights are dense ones by the time that a layer sees them.
     """
     with quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=config.dtype).eval()
@@ -89,7 +90,7 @@ def skeleton(config: Any, kind: str = "dense", layout: str | None = None) -> Any
     if kind == factored.KIND:
         for layer, ranks in zip(stack(model)[1], _ranks(config), strict=True):
             factored.swap_factors(layer, ranks)
-    elif kind != "dense":
+    if kind in KINDS:
         for layer in stack(model)[1]:
             swap_linears(layer, kind, layout)
     return flatten_head(model)

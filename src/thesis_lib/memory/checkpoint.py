@@ -29,6 +29,7 @@ ALIGNMENT = 4096  # direct I/O wants offsets, lengths and addresses in whole blo
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"
+CODED = "coded"  # the one tensor of a lossless file, and what its header calls its own
 MANIFEST_VERSION = 1
 
 ITEM_BYTES = {
@@ -73,15 +74,29 @@ def in_file_order(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     return dict(sorted(entries.items(), key=lambda item: -ITEM_BYTES[item[1][0]]))
 
 
-def _header(entries: Mapping[str, Entry]) -> bytes:
-    """A safetensors header, padded so that the tensors begin on a block."""
-    content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def _described(entries: Mapping[str, Entry]) -> dict[str, Any]:
+    """Tensors one after the other, in the words of a safetensors header."""
+    content: dict[str, Any] = {}
     at = 0
     for name, entry in entries.items():
         end = at + nbytes(entry)
         dtype, shape = entry
         content[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, end]}
         at = end
+    return content
+
+
+def _header(
+    entries: Mapping[str, Entry], coded: Mapping[str, Entry] | None = None
+) -> bytes:
+    """A safetensors header, padded so that the tensors begin on a block.
+
+    `coded` are the tensors whose code the one tensor of the file is.
+    """
+    metadata = {"format": "pt"}
+    if coded is not None:
+        metadata[CODED] = json.dumps(_described(coded), separators=(",", ":"))
+    content = {"__metadata__": metadata, **_described(entries)}
     text = json.dumps(content, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return struct.pack("<Q", len(text)) + text
@@ -106,16 +121,18 @@ class NewCheckpoint:
         layer: int,
         entries: Mapping[str, Entry],
         contents: Iterable[memoryview],
+        coded: Mapping[str, Entry] | None = None,
     ) -> None:
         """Write the file of a layer: `contents` in the order of `in_file_order`.
 
-        Contents may be made one after the other: none is kept.
+        Contents may be made one after the other: none is kept. If they are the code of
+        other tensors, `coded` are those, in the order in which they were coded.
         """
         name = file_name(layer)
-        self._weight_map |= dict.fromkeys(entries, name)
+        self._weight_map |= dict.fromkeys(entries if coded is None else coded, name)
         ordered = in_file_order(entries)
         whole, tensors = hashlib.sha256(), checksum()
-        header = _header(ordered)
+        header = _header(ordered, coded)
         path = self.folder / name
         with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
             file.write(header)

@@ -5,13 +5,16 @@ is asked for, and measures the same held-out tokens before and after.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from thesis_lib.checks import InvalidInput, choice
+from thesis_lib.checks import InvalidInput, choice, require
 from thesis_lib.memory.architectures import read_config
+from thesis_lib.memory.calibrated import CALIBRATION_TEXT, factor_checkpoint
+from thesis_lib.memory.coded import code_checkpoint
 from thesis_lib.memory.packed import KINDS, pack_checkpoint
 from thesis_lib.memory.quality import perplexity, read_tokens
 from thesis_lib.memory.rates import plan_streamed
@@ -19,6 +22,7 @@ from thesis_lib.memory.smollm2 import quiet
 from thesis_lib.memory.stream import StreamedModel, checkpoint_folder
 from thesis_lib.paths import data_folder
 
+WEIGHTS = (*KINDS, "lossless")
 HELD_OUT = "sense_and_sensibility.txt"  # no calibration reads it
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -33,41 +37,64 @@ def compress(
     tokens: int = 4096,
     context: int = 512,
     progress: Progress | None = None,
+    rank_ratio: float | None = None,
+    calibration: Path | str | None = None,
 ) -> dict[str, Any]:
     """Write `checkpoint` smaller into the new folder `out`, as the command prints it.
 
-    `weights` is a format of packed weights. Returns the bytes of the tensors and the
-    perplexity before and after: of `tokens` tokens of *Sense and Sensibility* in
+    `weights` is a format of packed weights, or lossless; `rank_ratio` the share of the
+    entries of the layers' matrices that low-rank factors keep, calibrated on the UTF-8
+    text `calibration`, by default *Persuasion*. Returns the bytes of the tensors and
+    the perplexity before and after: of `tokens` tokens of *Sense and Sensibility* in
     windows of `context`, through streamed models. Without `tokens`, or for a checkpoint
     without a tokenizer, perplexities are None.
 
-    Raises InvalidInput where no way of compressing is asked for, and as its writer
-    does, with nothing written then.
+    Raises InvalidInput where no way of compressing is asked for, or two, and as its
+    writer does, with nothing written then.
     """
     folder, out = checkpoint_folder(checkpoint), Path(out)
-    written = _writer(weights)(folder, out, progress)
+    written = _writer(weights, rank_ratio, calibration)(folder, out, progress)
     before = held_out_perplexity(folder, tokens, context)
     return {
         **written,
         "weights": weights,
+        "rank_ratio": rank_ratio,
         "perplexity_before": before,
         "perplexity_after": held_out_perplexity(out, tokens, context),
         "tokens": 0 if before is None else tokens,
     }
 
 
-def _writer(weights: str | None) -> Writer:
+def _writer(
+    weights: str | None, rank_ratio: float | None, calibration: Path | str | None
+) -> Writer:
     """The one place where options become a way to write a checkpoint."""
+    require(
+        weights is None or rank_ratio is None,
+        f"weights={weights!r} and rank_ratio={rank_ratio} are two compressions: give "
+        "one of them",
+    )
+    require(
+        calibration is None or rank_ratio is not None,
+        "a calibration text is for low-rank factors alone: give rank_ratio with it",
+    )
+    if rank_ratio is not None:
+        text = CALIBRATION_TEXT if calibration is None else Path(calibration)
+        return partial(factor_checkpoint, rank_ratio=rank_ratio, text=text)
     if weights is None:
-        raise InvalidInput(f"no compression is asked for: give weights {_listed()}")
-    kind = choice("weights", weights, KINDS)
+        raise InvalidInput(
+            f"no compression is asked for: give weights {_listed()}, or a rank_ratio"
+        )
+    kind = choice("weights", weights, WEIGHTS)
+    if kind == "lossless":
+        return code_checkpoint
     return lambda folder, out, progress: pack_checkpoint(
         folder, out, kind, progress=progress
     )
 
 
 def _listed() -> str:
-    return f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
+    return f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
 
 
 def held_out_perplexity(folder: Path, tokens: int, context: int) -> float | None:

@@ -398,6 +398,17 @@ def describe(kind: str, layout: str) -> dict[str, Any]:
     return {"quant_method": "thesis_lib", "kind": kind, "layout": layout}
 
 
+def copy_description(folder: Path, out: Path, packing: dict[str, Any]) -> None:
+    """Copy configuration and tokenizer, and say how the weights are packed."""
+    for path in folder.iterdir():
+        if path.suffix in {".json", ".txt", ".model", ".jinja"}:
+            shutil.copyfile(path, out / path.name)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = packing
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (out / "config.json").write_text(text + "\n")
+
+
 def pack_checkpoint(
     folder: Path | str,
     out: Path | str,
@@ -437,13 +448,7 @@ def pack_checkpoint(
         }
         needed = sum(file_bytes(part) for part in named.values())
         with new_checkpoint(Path(out), needed) as checkpoint:
-            for path in folder.iterdir():
-                if path.suffix in {".json", ".txt", ".model", ".jinja"}:
-                    shutil.copyfile(path, checkpoint.folder / path.name)
-            config = json.loads((folder / "config.json").read_text())
-            config["quantization_config"] = describe(kind, layout)
-            text = json.dumps(config, indent=2, sort_keys=True)
-            (checkpoint.folder / "config.json").write_text(text + "\n")
+            copy_description(folder, checkpoint.folder, describe(kind, layout))
             for layer in range(OUTER, store.layers):
                 buffer = allocate(store.nbytes(layer))
                 store.read_layer(layer, buffer).wait()

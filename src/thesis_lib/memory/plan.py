@@ -10,15 +10,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from thesis_lib.checks import InvalidInput, choice, require
-from thesis_lib.memory import factored
+from thesis_lib.memory import factored, lossless
 from thesis_lib.memory.architectures import configure
 from thesis_lib.memory.rehearsal import Shape, rehearse
 from thesis_lib.memory.spec import Machine, ModelSpec
+from thesis_lib.memory.store import DECODERS
 from thesis_lib.units import MiB
 
-Limit = Literal["link", "disk", "compute"]
+Limit = Literal["link", "disk", "decode", "compute"]
 
-WEIGHTS = {"bf16": "dense", "nf4": "nf4", "int8": "int8"}  # kinds of a store by format
+# Kinds of a store by format.
+WEIGHTS = {"bf16": "dense", "nf4": "nf4", "int8": "int8", "lossless": "lossless"}
 BOUNCES = 2  # buffers of host memory on the way from the disk to another device
 
 _BLOCK_BYTES = 4096  # staging buffers hold whole blocks of the disk
@@ -51,10 +53,11 @@ class MemoryPlan:
     kv_bytes: int
     activation_bytes: int  # everything else that a step holds at its worst moment
     layer_read_bytes: int  # of one layer, as the disk delivers it
-    kind: str = "dense"  # of the store: dense, nf4, int8 or lowrank
+    kind: str = "dense"  # of the store: dense, nf4, int8, lossless or lowrank
     bounces: int = 0  # buffers of host memory between disk and device
     generating: bool = False  # whether transformers' generate is covered
-    scratch_bytes: int = 0  # what kernels take within an operator
+    scratch_bytes: int = 0  # what kernels take within an operator, and decoders
+    layer_decoded_bytes: int | None = None  # of a lossless layer in its buffer
 
     @property
     def device_peak_bytes(self) -> int:
@@ -80,21 +83,33 @@ class MemoryPlan:
 
     @property
     def bytes_per_step(self) -> int:
-        """Bytes that reach the device in a step."""
+        """Bytes that move in a step, as the disk has them."""
         return self.streamed_layers * self.layer_read_bytes
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes that reach the device for one generated token of one sequence."""
+        """Bytes that move for one generated token of one sequence."""
         return self.bytes_per_step / self.batch
+
+    @property
+    def decoded_bytes_per_step(self) -> int:
+        """Bytes that reach the device in a step: a code is longer once decoded."""
+        layer = self.layer_decoded_bytes or self.layer_read_bytes
+        return self.streamed_layers * layer
 
     def transfer_s(self) -> float:
         """Seconds in which the streamed layers reach the device.
 
-        Disk and link work at the same time; the slower one is the bound.
+        Disk, decoder and link work at the same time; the slowest one is the bound.
         """
         disk = self.disk_layers * self.layer_read_bytes / self.machine.disk_bytes_per_s
-        return max(disk, self.bytes_per_step / self.machine.link_bytes_per_s)
+        link = self.decoded_bytes_per_step / self.machine.link_bytes_per_s
+        return max(disk, link, self.decode_s())
+
+    def decode_s(self) -> float:
+        """Seconds in which the layers that come from the disk are decoded, if coded."""
+        decoded = self.disk_layers * (self.layer_decoded_bytes or 0)
+        return decoded / self.machine.decode_bytes_per_s
 
     def compute_s(self, tokens: int = 1) -> float:
         """Seconds of arithmetic in a step of `tokens` new tokens a sequence.
@@ -137,8 +152,10 @@ class MemoryPlan:
         """What bounds a step of one token a sequence."""
         if self.compute_s() >= self.transfer_s():
             return "compute"
-        over_link = self.bytes_per_step / self.machine.link_bytes_per_s
-        return "link" if over_link >= self.transfer_s() else "disk"
+        over_link = self.decoded_bytes_per_step / self.machine.link_bytes_per_s
+        if over_link >= self.transfer_s():
+            return "link"
+        return "decode" if self.decode_s() >= self.transfer_s() else "disk"
 
     def crossover_tokens(self, reading_s: float | None = None) -> float:
         """New tokens in a step, all sequences together, at which compute meets IO.
@@ -211,6 +228,7 @@ def plan(
     pass_tokens: int = 1,
     logit_tokens: int | None = None,
     layer_read_bytes: Sequence[int] | None = None,
+    layer_buffer_bytes: Sequence[int] | None = None,
     outer_read_bytes: int | None = None,
     kind: str = "dense",
     layout: str | None = None,
@@ -224,11 +242,13 @@ def plan(
     activations of a step; every layer that still fits is resident, the next ones live
     in host memory, the rest is read from disk each step. With `generating` the step
     is one of transformers' `generate`, sampling included, and beams count as
-    sequences. `kind` is that of the weights, dense, nf4, int8 or lowrank, and `layout`
-    the one of packed weights, by default that of this machine.
+    sequences. `kind` is that of the weights, dense, nf4, int8, lossless or lowrank, and
+    `layout` the one of packed weights, by default that of this machine.
 
     A store knows the exact sizes of its reads: give them as `layer_read_bytes` (one
-    per layer) and `outer_read_bytes`, and the checkpoint's configuration as `config`.
+    per layer) and `outer_read_bytes`, with `layer_buffer_bytes` where a layer takes
+    more once it is decoded, and the checkpoint's configuration as `config`. Without,
+    the size of a lossless layer is estimated from the ratio of a normal law.
     Raises PlanInfeasible before anything is allocated.
     """
     choice("kind", kind, (*WEIGHTS.values(), factored.KIND))
@@ -258,19 +278,26 @@ def plan(
     if layer_read_bytes is None:
         read = _blocks(needs.layer_bytes)
         staging = read + _BLOCK_BYTES  # a layer may straddle one block more
+        if kind == "lossless":
+            read = _blocks(math.ceil(lossless.RATIO * needs.layer_bytes))
+            decoded = lossless.buffer_bytes(read, needs.layer_bytes)
+            staging = _blocks(decoded) + _BLOCK_BYTES
     else:
         require(
             len(layer_read_bytes) == spec.layers,
             f"{len(layer_read_bytes)} read sizes for {spec.layers} layers",
         )
         read = math.ceil(sum(layer_read_bytes) / spec.layers)
-        staging = max(layer_read_bytes)
+        staging = max(layer_buffer_bytes or layer_read_bytes)
     if outer_read_bytes is None:
         outer_read_bytes = _blocks(spec.embedding_bytes + spec.head_bytes)
         outer_read_bytes += 3 * _BLOCK_BYTES
     outer = outer_read_bytes + needs.table_bytes
     kv, activation = needs.kv_bytes, needs.activation_bytes
-    fixed = outer + kv + activation + needs.scratch_bytes
+    scratch = needs.scratch_bytes
+    if kind == "lossless":
+        scratch += lossless.scratch_bytes(DECODERS)
+    fixed = outer + kv + activation + scratch
     spare = machine.device_bytes - fixed
     if spare >= spec.layers * staging:
         resident, ring = spec.layers, 0
@@ -307,7 +334,8 @@ def plan(
         kind=kind,
         bounces=bounces,
         generating=generating,
-        scratch_bytes=needs.scratch_bytes,
+        scratch_bytes=scratch,
+        layer_decoded_bytes=needs.layer_bytes if kind == "lossless" else None,
     )
 
 

@@ -159,41 +159,17 @@ def read_tokens(
     Raises InvalidInput for a missing file and for a text that is too short.
     """
     path = Path(path)
+    require(path.is_file(), f"text {path} does not exist: expected a UTF-8 file")
     require(
         n_tokens > 0 and offset >= 0,
         f"n_tokens={n_tokens} must be positive and offset={offset} not negative",
     )
-    ids = _token_ids(tokenizer, path)
+    ids = tokenizer(
+        path.read_text(encoding="utf-8"), add_special_tokens=False, verbose=False
+    )["input_ids"]
     if offset + n_tokens > len(ids):
         raise InvalidInput(
             f"{path.name} has {len(ids):,} tokens: {n_tokens:,} from {offset:,} on go "
             "past its end; ask for fewer or start earlier"
         )
     return torch.tensor(ids[offset : offset + n_tokens])
-
-
-def read_windows(
-    tokenizer: Any, path: Path | str, windows: int, context: int
-) -> Tensor:
-    """At most `windows` windows of a UTF-8 text, (w, context), evenly spread over it.
-
-    Windows do not overlap: a short text has fewer. Raises InvalidInput for a missing
-    file and for a text shorter than one window.
-    """
-    path = Path(path)
-    ids = torch.tensor(_token_ids(tokenizer, path))
-    require(
-        len(ids) >= context,
-        f"{path.name} has {len(ids):,} tokens: expected {context:,} at least, one "
-        "window; give a longer text",
-    )
-    count = min(windows, len(ids) // context)
-    last = len(ids) - context
-    starts = [last * at // max(count - 1, 1) for at in range(count)]
-    return torch.stack([ids[at : at + context] for at in starts])
-
-
-def _token_ids(tokenizer: Any, path: Path) -> list[int]:
-    require(path.is_file(), f"text {path} does not exist: expected a UTF-8 file")
-    text = path.read_text(encoding="utf-8")
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

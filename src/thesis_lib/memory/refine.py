@@ -35,8 +35,8 @@ SHRINKAGE = 0.01  # of the mean second moment, towards the matrix as it was
 class Refinement:
     """How the factors and norms of a block are trained: Adam, one window a step."""
 
-    steps: int = 64
-    rate: float = 2e-4  # decays to zero along half a cosine
+    steps: int = 32
+    rate: float = 5e-5  # decays to zero along half a cosine
     seed: int = 0
     held_out: float = 0.25  # share of the windows that judge whether it has helped
 

@@ -206,6 +206,7 @@ class Machine:
     disk_bytes_per_s: float  # disk to staging buffer
     host_bytes: int = 0
     link_bytes_per_s: float = float("inf")  # host memory to device
+    decode_bytes_per_s: float = float("inf")  # what decoders write of lossless weights
     weight_bytes_per_s: float = float("inf")  # weights read by a one-token pass
     flops_per_s: float = float("inf")  # matrix products of a long pass
     theft: float = 0.0  # seconds of computing that a second of reading takes away
@@ -221,6 +222,7 @@ class Machine:
         for rate in (
             "disk_bytes_per_s",
             "link_bytes_per_s",
+            "decode_bytes_per_s",
             "weight_bytes_per_s",
             "flops_per_s",
         ):

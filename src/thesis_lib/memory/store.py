@@ -20,9 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import numpy as np
+
 from thesis_lib.checks import InvalidInput, require
+from thesis_lib.memory import lossless
 from thesis_lib.memory.checkpoint import (
     ALIGNMENT,
+    CODED,
     INDEX,
     ITEM_BYTES,
     MANIFEST,
@@ -41,6 +45,7 @@ from thesis_lib.units import KiB, MiB
 # times the processor's time, and the pages count against a hard limit of memory.
 CHUNK_BYTES = 4 * MiB  # one request to the disk
 READERS = 4  # requests in flight
+DECODERS = 2  # threads that decode what has arrived, of a lossless checkpoint
 _GAP_BYTES = 64 * KiB  # reading a smaller gap costs less than a second request
 _HEADER_LIMIT = 100 * MiB  # the format's own limit
 
@@ -109,13 +114,18 @@ class _Extent:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A layer: the extents to read, and the tensors inside them."""
+    """A layer: the extents to read, and the tensors inside them, or in their code."""
 
     extents: tuple[_Extent, ...]
     placements: tuple[Placement, ...]
+    decoded_bytes: int | None = None  # of a lossless layer
 
     @property
     def nbytes(self) -> int:
+        return max((extent.at + extent.span for extent in self.extents), default=0)
+
+    @property
+    def read_bytes(self) -> int:
         return sum(extent.span for extent in self.extents)
 
 
@@ -185,7 +195,10 @@ class _File:
         self.direct: int | None = None
         try:
             self.identity = self._identify()
-            self.header, self.data_start = self._parse()
+            self.header, self.data_start, metadata = self._parse()
+            self.coded: tuple[int, int] | None = None
+            if CODED in metadata:
+                self.header, self.coded = self._parse_coded(metadata[CODED])
             self.digest = self._digest()
             self.direct = self._open_direct()
         except BaseException:
@@ -202,7 +215,7 @@ class _File:
             ) from error
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
-    def _parse(self) -> tuple[dict[str, Any], int]:
+    def _parse(self) -> tuple[dict[str, Any], int, dict[str, str]]:
         size = self.identity[2]
         prefix = os.pread(self.buffered, 8, 0)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
@@ -213,10 +226,8 @@ class _File:
             )
         try:
             header = json.loads(os.pread(self.buffered, length, 8))
-            header.pop("__metadata__", None)
-            spans = [entry["data_offsets"] for entry in header.values()]
-            last = max((end for _, end in spans), default=0)
-            total = sum(end - start for start, end in spans)
+            metadata = header.pop("__metadata__", None) or {}
+            last, total = _extent_and_sum(header)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise StoreDamaged(
                 f"weight file {self.path} has an unreadable header "
@@ -233,7 +244,27 @@ class _File:
                 f"weight file {self.path} has {size} bytes where its header promises "
                 f"{expected}: it is truncated or overwritten; copy it again"
             )
-        return header, 8 + length
+        return header, 8 + length, metadata
+
+    def _parse_coded(self, text: str) -> tuple[dict[str, Any], tuple[int, int]]:
+        """The tensors that the one tensor of the file is the code of, and its span."""
+        try:
+            ((name, entry),) = self.header.items()
+            start, end = entry["data_offsets"]
+            header = json.loads(text)
+            last, total = _extent_and_sum(header)
+            whole = name == CODED and last == total > 0
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreDamaged(
+                f"weight file {self.path} says that it is coded but not of what "
+                f"({type(error).__name__}): write the checkpoint again"
+            ) from error
+        if not whole:
+            raise StoreDamaged(
+                f"weight file {self.path} codes tensors with holes between them: write "
+                "the checkpoint again"
+            )
+        return header, (self.data_start + start, self.data_start + end)
 
     def _digest(self) -> bytes:
         return hashlib.sha256(os.pread(self.buffered, self.data_start, 0)).digest()
@@ -299,6 +330,13 @@ class _File:
                 os.close(descriptor)
 
 
+def _extent_and_sum(header: Mapping[str, Any]) -> tuple[int, int]:
+    """Where the last tensor of a header ends, and the bytes of all."""
+    spans = [entry["data_offsets"] for entry in header.values()]
+    last = max((end for _, end in spans), default=0)
+    return last, sum(end - start for start, end in spans)
+
+
 class _Reads:
     """The chunks of one layer in flight."""
 
@@ -335,13 +373,42 @@ class _Reads:
         return self._span
 
 
+class _Decoded:
+    """A read in flight whose bytes are decoded as they arrive."""
+
+    def __init__(
+        self,
+        reads: _Reads,
+        decoding: lossless.InPlace,
+        check: Callable[[], None],
+        path: Path,
+    ) -> None:
+        self._reads, self._decoding = reads, decoding
+        self._check, self._path = check, path
+
+    def wait(self) -> tuple[float, float]:
+        try:
+            start, _ = self._reads.wait()
+            self._decoding.finish()
+            self._check()
+        except lossless.CodeDamaged as error:
+            raise StoreDamaged(
+                f"weight file {self._path} was altered ({error}): write the checkpoint "
+                "again"
+            ) from error
+        finally:
+            self._decoding.settle()
+        return start, self._decoding.end_s
+
+
 class SafetensorsStore:
     """The layers of a safetensors checkpoint, one file or sharded, read on demand.
 
     `mode` says how: "direct" bypasses the page cache, "buffered" goes through it and
     drops the pages behind each read. `kind` says what the layers hold: "dense", or of a
-    packed checkpoint "nf4" or "int8", in `layout`, or of a factored one "lowrank".
-    `bytes_read` counts what was asked of the disk.
+    packed checkpoint "nf4" or "int8", in `layout`, of a factored one "lowrank", or
+    "lossless" where the file is the code of dense tensors, which are decoded in the
+    buffer while it fills. `bytes_read` counts what was asked of the disk.
 
     Every file is held against its size, identity, time and header before and after
     each read, and what this project wrote against a checksum of the bytes that came.
@@ -363,7 +430,8 @@ class SafetensorsStore:
             for path in index.files:
                 self._files.append(_File(path))
             tensors = list(self._tensors(index))
-            self._parts = _partition(tensors, self.folder)
+            coded = {i: file.coded for i, file in enumerate(self._files) if file.coded}
+            self._parts = _partition(tensors, self.folder, coded)
             self._prefix = _prefix(tensors, self.folder)
             self._sums = _checksums(manifest, [file.path for file in self._files])
             if verify:
@@ -374,6 +442,8 @@ class SafetensorsStore:
         direct = all(file.direct is not None for file in self._files)
         self.mode = "direct" if direct else "buffered"
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="weights")
+        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+        self.scratch = lossless.Scratch(DECODERS if coded else 0)
 
     @property
     def layers(self) -> int:
@@ -381,8 +451,12 @@ class SafetensorsStore:
         return len(self._parts) - 1
 
     def nbytes(self, layer: int) -> int:
-        """Bytes of a buffer for `layer`, and of its read: whole blocks."""
+        """Bytes of a buffer for `layer`: whole blocks."""
         return self._part(layer).nbytes
+
+    def read_bytes(self, layer: int) -> int:
+        """Bytes that a read of `layer` asks of the disk: whole blocks."""
+        return self._part(layer).read_bytes
 
     def tensor_bytes(self, layer: int) -> int:
         """Bytes of the tensors of `layer` alone."""
@@ -412,6 +486,8 @@ class SafetensorsStore:
         files = [
             self._files[i] for i in sorted({extent.file for extent in part.extents})
         ]
+        if part.decoded_bytes is not None:
+            return self._read_coded(part, part.decoded_bytes, buffer, files)
         reads = _Reads(files, partial(self._check, part, buffer))
         reads.start(
             self._pool,
@@ -419,10 +495,44 @@ class SafetensorsStore:
         )
         return reads
 
+    def _read_coded(
+        self, part: _Part, decoded_bytes: int, buffer: memoryview, files: list[_File]
+    ) -> Ticket:
+        """Start to read the code of a layer and to decode it in `buffer`."""
+        assert self._pool is not None
+        (extent,), (file,) = part.extents, files
+        begin, end = file.coded or (0, 0)
+        shift = extent.at - extent.start  # from the file to the buffer
+        digest = checksum()
+        decoding = lossless.InPlace(
+            np.frombuffer(buffer, np.uint8)[: end + shift],
+            begin + shift,
+            decoded_bytes,
+            self._decoders,
+            self.scratch,
+            digest,
+        )
+
+        def read(file: _File, target: memoryview, offset: int, needed: int) -> None:
+            self._read(file, target, offset, needed)
+            decoding.arrive(max(offset - begin, 0), offset + needed - begin)
+
+        reads = _Reads(files, lambda: None)
+        reads.start(
+            self._pool,
+            [partial(read, *wanted) for wanted in self._requests(part, buffer)],
+        )
+
+        def check() -> None:
+            self._compare(extent.file, digest.hexdigest())
+
+        return _Decoded(reads, decoding, check, file.path)
+
     def close(self) -> None:
         """Wait for reads in flight and close the files."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+            self._decoders.shutdown(wait=True, cancel_futures=True)
             self._pool = None
         while self._files:
             self._files.pop().close()
@@ -471,17 +581,21 @@ class SafetensorsStore:
     def _check(self, part: _Part, buffer: memoryview) -> None:
         """Hold the bytes of a layer that has arrived against the manifest."""
         for extent in part.extents:
-            file, expected = self._files[extent.file], self._sums.get(extent.file)
-            if expected is None:
+            file = self._files[extent.file]
+            if extent.file not in self._sums:
                 continue
             begin = extent.at + file.data_start - extent.start
             content = buffer[begin : extent.at + extent.end - extent.start]
-            if checksum(content).hexdigest() != expected:
-                raise StoreDamaged(
-                    f"weight file {file.path} does not have the checksum that its "
-                    f"{MANIFEST} recorded: its bytes were altered; write the "
-                    "checkpoint again"
-                )
+            self._compare(extent.file, checksum(content).hexdigest())
+
+    def _compare(self, number: int, found: str) -> None:
+        """Hold the checksum of a file's tensors against the manifest, if it has one."""
+        if found != self._sums.get(number, found):
+            raise StoreDamaged(
+                f"weight file {self._files[number].path} does not have the checksum "
+                f"that its {MANIFEST} recorded: its bytes were altered; write the "
+                "checkpoint again"
+            )
 
     def _verify(self, manifest: Mapping[str, Any]) -> None:
         """Hold every file whole against the manifest; one under two names once."""
@@ -523,7 +637,8 @@ class SafetensorsStore:
                         f"weight file {file.path}: {name} is {dtype} {list(shape)} in "
                         f"{end - start} bytes, which do not agree; copy it again"
                     )
-                begin = file.data_start + start
+                # Of a coded file: in what it decodes to.
+                begin = start + (0 if file.coded else file.data_start)
                 if begin % size:
                     raise StoreDamaged(
                         f"weight file {file.path}: {name} starts at byte {begin}, not "
@@ -635,8 +750,13 @@ def _prefix(tensors: Iterable[_Tensor], folder: Path) -> str:
     return found.pop()
 
 
-def _partition(tensors: Iterable[_Tensor], folder: Path) -> dict[int, _Part]:
-    """The tensors by layer; those outside the stack under OUTER."""
+def _partition(
+    tensors: Iterable[_Tensor], folder: Path, coded: Mapping[int, tuple[int, int]]
+) -> dict[int, _Part]:
+    """The tensors by layer; those outside the stack under OUTER.
+
+    `coded` has the span of the code in each file, by number, that holds one.
+    """
     by_layer: dict[int, dict[str, _Tensor]] = {OUTER: {}}
     for tensor in tensors:
         layer, name = split_name(tensor.name)
@@ -650,7 +770,37 @@ def _partition(tensors: Iterable[_Tensor], folder: Path) -> dict[int, _Part]:
             f"{folder} holds layers {sorted(set(by_layer) - {OUTER})}: "
             "expected an unbroken stack from 0; a shard is missing"
         )
-    return {layer: _lay_out(named) for layer, named in sorted(by_layer.items())}
+    users: dict[int, set[int]] = {}  # layers in each file
+    for layer, named in by_layer.items():
+        for tensor in named.values():
+            users.setdefault(tensor.file, set()).add(layer)
+    parts = {}
+    for layer, named in sorted(by_layer.items()):
+        files = {tensor.file for tensor in named.values()}
+        if not files & coded.keys():
+            parts[layer] = _lay_out(named)
+            continue
+        if len(files) > 1 or any(len(users[file]) > 1 for file in files):
+            raise StoreDamaged(
+                f"{folder} codes layer {layer} together with others: expected a file "
+                "for each layer; write the checkpoint again"
+            )
+        (number,) = files
+        parts[layer] = _lay_out_coded(named, number, *coded[number])
+    return parts
+
+
+def _lay_out_coded(
+    named: dict[str, _Tensor], number: int, start: int, end: int
+) -> _Part:
+    """One read to the end of the buffer, decoded to its front."""
+    decoded = max(tensor.end for tensor in named.values())
+    at = _ceil(lossless.buffer_bytes(end - start, decoded) - (end - start))
+    placements = tuple(
+        Placement(name, t.dtype, t.shape, t.start, t.end - t.start)
+        for name, t in named.items()
+    )
+    return _Part((_Extent(number, _floor(start), end, at),), placements, decoded)
 
 
 def _lay_out(named: dict[str, _Tensor]) -> _Part:

@@ -342,6 +342,7 @@ class StreamedModel:
     def charge(self, budget: DeviceBudget) -> None:
         """Count the buffers, which were allocated before the meter could see them."""
         budget.charge(*(slot.tensor for slot in self._slots))
+        budget.charge(*map(torch.from_numpy, self._opened().scratch.buffers))
         budget.charge(*self.model.buffers())
 
     def new_cache(self) -> DynamicCache:
@@ -581,7 +582,8 @@ def plan_checkpoint(
 ) -> MemoryPlan:
     """As `plan`, for a checkpoint: with the sizes of the reads that its files need."""
     with SafetensorsStore(folder) as store:
-        layer_read_bytes = [store.nbytes(layer) for layer in range(store.layers)]
+        layer_read_bytes = [store.read_bytes(layer) for layer in range(store.layers)]
+        layer_buffer_bytes = [store.nbytes(layer) for layer in range(store.layers)]
         outer_read_bytes = store.nbytes(OUTER)
         kind, layout = store.kind, store.layout or None
     return plan(
@@ -593,6 +595,7 @@ def plan_checkpoint(
         pass_tokens=pass_tokens,
         logit_tokens=logit_tokens,
         layer_read_bytes=layer_read_bytes,
+        layer_buffer_bytes=layer_buffer_bytes,
         outer_read_bytes=outer_read_bytes,
         kind=kind,
         layout=layout,

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from thesis_lib.checks import choice, require
+from thesis_lib.memory import coded
 from thesis_lib.memory.architectures import configure
 from thesis_lib.memory.checkpoint import (
     OUTER,
     Entry,
+    NewCheckpoint,
     file_bytes,
     in_file_order,
     new_checkpoint,
@@ -41,7 +43,8 @@ from thesis_lib.memory.packed import (
 from thesis_lib.memory.spec import ModelSpec, geometry
 from thesis_lib.units import MiB
 
-WEIGHTS = {"bf16": "dense", **{kind: kind for kind in KINDS}}  # as the command says
+# As the command says.
+WEIGHTS = {"bf16": "dense", **{kind: kind for kind in KINDS}, "lossless": coded.KIND}
 _STD = 0.02  # what most published models start from
 _BLOCK = 4 * MiB  # weights drawn from one generator
 _THREADS = os.cpu_count() or 1
@@ -60,7 +63,8 @@ def synthesise(
 
     Matrices have mean 0 and the standard deviation 0.02, or less where a matrix has
     more inputs than that keeps at unit gain; norms are one. `kind` is "dense" for
-    bfloat16, or "nf4" or "int8" for layers packed so. `layers` cuts the stack. With
+    bfloat16, or "nf4" or "int8" for layers packed so, or "lossless" for a code of the
+    dense ones. `layers` cuts the stack. With
     `distinct_layers` D the file of layer l >= D is a hard link to that of layer
     l mod D, and index and manifest say so: the stack is as long to read and shorter
     to store. A layer depends on `seed` and on its number alone.
@@ -88,21 +92,28 @@ def synthesise(
     parts, packing = _parts(config), {}
     files = dict(parts)
     if kind != "dense":
-        packing = {"layout": layout_here(kind)}
+        layout = coded.LAYOUT if kind == coded.KIND else layout_here(kind)
+        packing = {"layout": layout}
         config.quantization_config = describe(kind, **packing)
+    if kind in KINDS:
         for layer in range(count):
             files[layer] = packed_entries(parts[layer], kind, **packing)
     written = (OUTER, *range(distinct))
-    distinct_bytes = sum(file_bytes(files[part]) for part in written)
-    with new_checkpoint(Path(out), distinct_bytes) as checkpoint:
+    needed = sum(file_bytes(files[part]) for part in written)  # or less, in code
+    with new_checkpoint(Path(out), needed) as checkpoint:
         config.save_pretrained(checkpoint.folder)
         for done, part in enumerate(written):
             tensors = _draw(parts[part], (seed, part + 1))
-            if part != OUTER and kind != "dense":
+            if part != OUTER and kind in KINDS:
                 tensors = _pack(tensors, files[part], kind)
-            checkpoint.write(part, files[part], contents(t for _, t in tensors))
+            write = partial(
+                coded.write_coded if kind == coded.KIND else NewCheckpoint.write,
+                checkpoint,
+            )
+            write(part, files[part], contents(t for _, t in tensors))
             if progress is not None:
                 progress(done, distinct)
+        distinct_bytes = checkpoint.bytes
         for layer in range(distinct, count):
             checkpoint.link(layer, layer % distinct)
         linked = {"distinct_layers": distinct} if distinct < count else {}
