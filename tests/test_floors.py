@@ -18,11 +18,12 @@ FLOORS = [
     "memory.smollm2 memory.confine memory.store memory.measure memory.records "
     "memory.prices memory.sensitivity",
     "claims sequencer.kernel sequencer.features sequencer.storage "
-    "sequencer.misestimate memory.packed memory.ring memory.transport",
+    "sequencer.misestimate memory.packed memory.allocation memory.factored "
+    "memory.ring memory.transport",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
     "sequencer.pricing memory.architectures memory.coded",
     "sequencer.shadow sequencer.modelfile sequencer.inspection memory.rehearsal "
-    "memory.synth",
+    "memory.synth memory.refine",
     "sequencer.dispatch memory.plan",
     "sequencer.policies memory.stream memory.cost memory.published memory.schedule",
     "sequencer.pipeline sequencer.simulate sequencer.partitions memory.speculate "

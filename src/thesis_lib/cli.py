@@ -714,6 +714,12 @@ def compress(
     checkpoint: Annotated[str, typer.Argument(help="Folder or smollm2.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     weights: Annotated[str | None, typer.Option(help="nf4, int8 or lossless.")] = None,
+    rank_ratio: Annotated[
+        float | None, typer.Option(help="Share of entries kept in factors, 0 to 1.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="UTF-8 text for the factors; a novel.")
+    ] = None,
     tokens: Annotated[
         int, typer.Option(help="Held-out tokens that perplexities are of; 0 for none.")
     ] = 4096,
@@ -730,6 +736,8 @@ def compress(
             weights,
             tokens,
             progress=lambda done, total: move(str(output), done, total),
+            rank_ratio=rank_ratio,
+            calibration=calibration,
         )
     before, after = result["bytes_before"], result["bytes_after"]
     lines = [

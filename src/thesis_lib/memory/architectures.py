@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from thesis_lib.checks import InvalidInput
+from thesis_lib.memory import factored
 from thesis_lib.memory.packed import KINDS, swap_linears
 from thesis_lib.memory.smollm2 import quiet
 from thesis_lib.memory.spec import ModelSpec
@@ -66,7 +67,10 @@ def read_config(folder: Path | str) -> Any:
     ModelSpec.from_config(folder)  # refuses by name, before transformers guesses
     with quiet():
         config = AutoConfig.from_pretrained(folder)
-    vars(config).pop("quantization_config", None)  # the store says it, and says more
+    packing = vars(config).pop("quantization_config", None) or {}
+    # The store says how layers are packed, and says more; ranks are of each layer.
+    if packing.get("kind") == factored.KIND:
+        config.factor_ranks = factored.read_ranks(folder)
     return config
 
 
@@ -83,10 +87,24 @@ def skeleton(config: Any, kind: str = "dense", layout: str | None = None) -> Any
     for name, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             _fill_tables(model, name, module, config)
+    if kind == factored.KIND:
+        for layer, ranks in zip(stack(model)[1], _ranks(config), strict=True):
+            factored.swap_factors(layer, ranks)
     if kind in KINDS:
         for layer in stack(model)[1]:
             swap_linears(layer, kind, layout)
     return flatten_head(model)
+
+
+def _ranks(config: Any) -> factored.Ranks:
+    """The ranks of each layer, which only a checkpoint's configuration has."""
+    ranks = getattr(config, "factor_ranks", None)
+    if ranks is None:
+        raise InvalidInput(
+            "the configuration has no ranks of factors: expected that of a factored "
+            "checkpoint, as read_config(folder) returns it"
+        )
+    return ranks
 
 
 class FlatHead(nn.Linear):

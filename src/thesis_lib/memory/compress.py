@@ -5,13 +5,15 @@ is asked for, and measures the same held-out tokens before and after.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from thesis_lib.checks import InvalidInput, choice
+from thesis_lib.checks import InvalidInput, choice, require
 from thesis_lib.memory.architectures import read_config
+from thesis_lib.memory.calibrated import CALIBRATION_TEXT, factor_checkpoint
 from thesis_lib.memory.coded import code_checkpoint
 from thesis_lib.memory.packed import KINDS, pack_checkpoint
 from thesis_lib.memory.quality import perplexity, read_tokens
@@ -35,33 +37,54 @@ def compress(
     tokens: int = 4096,
     context: int = 512,
     progress: Progress | None = None,
+    rank_ratio: float | None = None,
+    calibration: Path | str | None = None,
 ) -> dict[str, Any]:
     """Write `checkpoint` smaller into the new folder `out`, as the command prints it.
 
-    `weights` is a format of packed weights, or lossless. Returns the bytes of the
-    tensors and the perplexity before and after: of `tokens` tokens of *Sense and
-    Sensibility* in windows of `context`, through streamed models. Without `tokens`, or
-    for a checkpoint without a tokenizer, perplexities are None.
+    `weights` is a format of packed weights, or lossless; `rank_ratio` the share of the
+    entries of the layers' matrices that low-rank factors keep, calibrated on the UTF-8
+    text `calibration`, by default *Persuasion*. Returns the bytes of the tensors and
+    the perplexity before and after: of `tokens` tokens of *Sense and Sensibility* in
+    windows of `context`, through streamed models. Without `tokens`, or for a checkpoint
+    without a tokenizer, perplexities are None.
 
-    Raises InvalidInput where no way of compressing is asked for, and as its writer
-    does, with nothing written then.
+    Raises InvalidInput where no way of compressing is asked for, or two, and as its
+    writer does, with nothing written then.
     """
     folder, out = checkpoint_folder(checkpoint), Path(out)
-    written = _writer(weights)(folder, out, progress)
+    written = _writer(weights, rank_ratio, calibration)(folder, out, progress)
     before = held_out_perplexity(folder, tokens, context)
     return {
         **written,
         "weights": weights,
+        "rank_ratio": rank_ratio,
         "perplexity_before": before,
         "perplexity_after": held_out_perplexity(out, tokens, context),
         "tokens": 0 if before is None else tokens,
     }
 
 
-def _writer(weights: str | None) -> Writer:
+def _writer(
+    weights: str | None, rank_ratio: float | None, calibration: Path | str | None
+) -> Writer:
     """The one place where options become a way to write a checkpoint."""
+    require(
+        weights is None or rank_ratio is None,
+        f"weights={weights!r} and rank_ratio={rank_ratio} are two compressions: give "
+        "one of them",
+    )
+    require(
+        calibration is None or rank_ratio is not None,
+        "a calibration text is for low-rank factors alone: give rank_ratio with it",
+    )
+    if rank_ratio is not None:
+        text = CALIBRATION_TEXT if calibration is None else Path(calibration)
+        return partial(factor_checkpoint, rank_ratio=rank_ratio, text=text)
     if weights is None:
-        raise InvalidInput(f"no compression is asked for: give weights {_listed()}")
+        raise InvalidInput(
+            f"no compression is asked for: give weights {_listed()}, or a rank_ratio"
+        )
     kind = choice("weights", weights, WEIGHTS)
     if kind == "lossless":
         return code_checkpoint

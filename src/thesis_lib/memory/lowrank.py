@@ -6,8 +6,9 @@ itself or, given the Gram matrix of the layer's inputs, of W as those inputs see
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import cpu_count
 from typing import Any
@@ -23,6 +24,7 @@ from thesis_lib.checks import InvalidInput, require
 from thesis_lib.memory.linears import linears, replace
 
 F64 = NDArray[np.float64]
+BLIND = 1e-4  # of the mean sensitivity: what every output matters at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +75,21 @@ def whitened_low_rank(weight: ArrayLike, gram: ArrayLike, rank: int) -> tuple[F6
     return decompose(weight, gram).factors(rank)
 
 
-def decompose(weight: ArrayLike, gram: ArrayLike | None = None) -> Decomposition:
+def decompose(
+    weight: ArrayLike,
+    gram: ArrayLike | None = None,
+    sensitivity: ArrayLike | None = None,
+) -> Decomposition:
     """The factors of every rank of an (m, n) matrix, computed in float64.
 
     With `gram` (n, n) they are whitened: the singular values are those of W S with
     G = S Sᵀ. A singular G, from fewer inputs than features, leaves a smaller top
-    rank: what no input excites is dropped.
+    rank: what no input excites is dropped. With `sensitivity` (m, m) = T Tᵀ as well,
+    the second moment of the loss's gradient at the outputs, they are those of Tᵀ W S,
+    and their squares estimate what the *loss* loses, not the layer: the Kronecker
+    factorisation of the Fisher information, Martens and Grosse, ICML 2015.
+
+    Whitened values below 1e-8 of the largest are lost in rounding.
     """
     matrix = np.asarray(weight, np.float64)
     require(
@@ -86,31 +97,47 @@ def decompose(weight: ArrayLike, gram: ArrayLike | None = None) -> Decomposition
         f"weight of shape {matrix.shape} must be a finite matrix",
     )
     if gram is None:
+        require(sensitivity is None, "a sensitivity needs a gram beside it: give both")
         left, values, right = np.linalg.svd(matrix, full_matrices=False)
         return Decomposition(left, right, values)
+    m, n = matrix.shape
+    spread, gather = _root(_moments("gram", gram, n))
+    if sensitivity is None:
+        left, values, right = _fast_svd(matrix @ spread)
+        return Decomposition(left, right @ gather, values)
+    moments = _moments("sensitivity", sensitivity, m)
+    blind = BLIND * np.trace(moments) / m
+    outward, inward = _root(moments + blind * np.eye(m))
+    left, values, right = _fast_svd(outward.T @ matrix @ spread)
+    return Decomposition(inward.T @ left, right @ gather, values)
 
-    moments = np.asarray(gram, np.float64)
-    n = matrix.shape[1]
+
+def _moments(name: str, moments: ArrayLike, size: int) -> F64:
+    found = np.asarray(moments, np.float64)
     require(
-        moments.shape == (n, n),
-        f"gram has shape {moments.shape}: expected ({n}, {n}), one row per input",
+        found.shape == (size, size),
+        f"{name} has shape {found.shape}: expected ({size}, {size})",
     )
     require(
-        bool(np.isfinite(moments).all())
-        and np.allclose(moments, moments.T, rtol=1e-9, atol=1e-12 * np.trace(moments)),
-        "gram must be finite and symmetric: expected the sum of x xᵀ over inputs x",
+        bool(np.isfinite(found).all())
+        and np.allclose(found, found.T, rtol=1e-9, atol=1e-12 * np.trace(found)),
+        f"{name} must be finite and symmetric: expected a sum of x xᵀ over vectors x",
     )
+    return found
+
+
+def _root(moments: F64) -> tuple[F64, F64]:
+    """S (n, k) with S Sᵀ = moments, and a left inverse (k, n) of it."""
     try:
         lower = cholesky(moments, lower=True, check_finite=False)
     except LinAlgError:
-        return _decompose_singular(matrix, moments)
-    left, values, right = np.linalg.svd(matrix @ lower, full_matrices=False)
-    unwhitened = solve_triangular(lower, right.T, lower=True, trans=1).T
-    return Decomposition(left, unwhitened, values)
+        return _singular_root(moments)
+    eye = np.eye(len(moments))
+    return lower, solve_triangular(lower, eye, lower=True, overwrite_b=True)
 
 
-def _decompose_singular(matrix: F64, moments: F64) -> Decomposition:
-    """Whitening by eigenvectors, of the directions that carry any input."""
+def _singular_root(moments: F64) -> tuple[F64, F64]:
+    """By eigenvectors, of the directions that carry any input."""
     eigenvalues, vectors = np.linalg.eigh(moments)
     largest = max(eigenvalues[-1], 0.0)
     noise = len(moments) * np.finfo(np.float64).eps * largest
@@ -120,10 +147,23 @@ def _decompose_singular(matrix: F64, moments: F64) -> Decomposition:
         "expected a sum of x xᵀ, whose eigenvalues are not negative and not all zero",
     )
     excited = eigenvalues > noise
-    root = np.sqrt(eigenvalues[excited])
-    basis = vectors[:, excited]
-    left, values, right = np.linalg.svd(matrix @ (basis * root), full_matrices=False)
-    return Decomposition(left, (right / root) @ basis.T, values)
+    root, basis = np.sqrt(eigenvalues[excited]), vectors[:, excited]
+    return basis * root, (basis / root).T
+
+
+def _fast_svd(matrix: F64) -> tuple[F64, F64, F64]:
+    """The thin singular value decomposition by eigenvectors of the smaller Gram.
+
+    Several times faster than a bidiagonalisation, at half of its digits.
+    """
+    if len(matrix) > len(matrix.T):
+        left, values, right = _fast_svd(matrix.T)
+        return right.T, values, left.T
+    squares, vectors = np.linalg.eigh(matrix @ matrix.T)
+    values = np.sqrt(np.maximum(squares[::-1], 0.0))
+    left = vectors[:, ::-1]
+    scale = np.where(values > 0, values, 1.0)
+    return left, values, (left.T @ matrix) / scale[:, None]
 
 
 def break_even_rank(m: int, n: int) -> float:
@@ -138,7 +178,7 @@ def rank_for_ratio(m: int, n: int, ratio: float) -> int | None:
     None where factors would not save: from a ratio of 1 on, or when even rank 1 is
     too large. The matrix then stays dense.
     """
-    require(ratio > 0, f"ratio={ratio:g} must be positive: the share of entries kept")
+    require(0 < ratio <= 1, f"ratio={ratio:g} must lie in (0, 1]: the share kept")
     rank = int(ratio * break_even_rank(m, n) * (1 + 1e-12))
     return rank if ratio < 1 and rank >= 1 else None
 
@@ -226,26 +266,31 @@ def decompose_layers(
     model: nn.Module,
     grams: Mapping[str, F64] | None = None,
     names: Iterable[str] | None = None,
+    sensitivities: Mapping[str, F64] | None = None,
 ) -> dict[str, Decomposition]:
     """Decompose each linear layer once, for factors of any ratio below 1.
 
     Factors are kept in float32 and up to the break-even rank: beyond it nobody
-    stores them. Raises InvalidInput where `grams` lacks a layer.
+    stores them. Raises InvalidInput where `grams` or `sensitivities` lack a layer, and
+    for a weight or a moment that is none, by the layer's name.
     """
     chosen = linears(model, names)
-    missing = [name for name in chosen if grams is not None and name not in grams]
-    require(
-        not missing,
-        f"grams hold no entry for {', '.join(missing)}: expected one for every layer, "
-        "as gram_matrices(model, batches) returns them",
-    )
+    for what, given in (("grams", grams), ("sensitivities", sensitivities)):
+        missing = [name for name in chosen if given is not None and name not in given]
+        require(
+            not missing,
+            f"{what} hold no entry for {', '.join(missing)}: expected one for every "
+            "layer, of the same model",
+        )
 
     def decompose_one(name: str) -> Decomposition:
         layer = chosen[name]
-        whole = decompose(
-            layer.weight.detach().double().cpu().numpy(),
-            None if grams is None else grams[name],
-        )
+        with naming(name):
+            whole = decompose(
+                layer.weight.detach().double().cpu().numpy(),
+                None if grams is None else grams[name],
+                None if sensitivities is None else sensitivities[name],
+            )
         top = int(break_even_rank(layer.out_features, layer.in_features))
         return Decomposition(
             whole.left[:, :top].astype(np.float32),
@@ -264,20 +309,55 @@ def with_factors(
     """A copy of the model with each decomposed layer at `ratio` of its entries.
 
     The model itself is unchanged. Layers that factors would not shrink stay dense;
-    factors take the dtype and device of the weight that they replace.
+    factors take the dtype and device of the weight that they replace. Raises
+    InvalidInput for a ratio outside (0, 1].
     """
+    return with_ranks(
+        model, decompositions, uniform_ranks(model, ratio, decompositions)
+    )
+
+
+def uniform_ranks(
+    model: nn.Module, ratio: float, names: Iterable[str] | None = None
+) -> dict[str, int | None]:
+    """The ranks at which each linear layer keeps `ratio` of its own entries."""
+    return {
+        name: rank_for_ratio(layer.out_features, layer.in_features, ratio)
+        for name, layer in linears(model, names).items()
+    }
+
+
+def with_ranks(
+    model: nn.Module,
+    decompositions: Mapping[str, Decomposition],
+    ranks: Mapping[str, int | None],
+) -> nn.Module:
+    """A copy of the model with factors of these ranks; None leaves a layer dense."""
     twin = copy.deepcopy(model)
-    for name, layer in linears(twin, decompositions).items():
-        rank = rank_for_ratio(layer.out_features, layer.in_features, ratio)
-        if rank is None:
-            continue
-        rank = min(rank, len(decompositions[name].left.T))  # a singular Gram has less
-        left, right = (
-            torch.from_numpy(factor).to(layer.weight)
-            for factor in decompositions[name].factors(rank)
-        )
-        replace(twin, name, LowRankLinear(left, right, layer.bias))
+    for name in linears(twin, ranks):
+        if (rank := ranks[name]) is not None:
+            # A singular Gram has less of them.
+            rank = min(rank, len(decompositions[name].left.T))
+            replace_by_factors(twin, name, *decompositions[name].factors(rank))
     return twin
+
+
+def replace_by_factors(
+    model: nn.Module, name: str, left: NDArray, right: NDArray
+) -> None:
+    """Put factors in the place of a linear layer, with its type, device and bias."""
+    layer = linears(model, [name])[name]
+    factors = (torch.from_numpy(factor).to(layer.weight) for factor in (left, right))
+    replace(model, name, LowRankLinear(*factors, layer.bias))
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Say which layer a refusal is about."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise InvalidInput(f"{name}: {error}") from error
 
 
 def factorise(

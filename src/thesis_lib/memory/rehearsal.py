@@ -26,6 +26,7 @@ from transformers.generation.logits_process import (
 
 from thesis_lib.checks import require
 from thesis_lib.memory.architectures import skeleton, stack
+from thesis_lib.memory.factored import largest_ranks
 from thesis_lib.memory.measure import DeviceBudget
 from thesis_lib.memory.packed import PackedLinear
 from thesis_lib.memory.smollm2 import quiet
@@ -123,6 +124,8 @@ def _shorten(config: Any) -> tuple[Any, Counter[int]]:
     short.num_hidden_layers = length
     if getattr(config, "layer_types", None):
         short.layer_types = types[-length:]
+    if ranks := getattr(config, "factor_ranks", None):
+        short.factor_ranks = [largest_ranks(ranks)] * length
     last = {kind: position for position, kind in enumerate(types[-length:])}
     counts = Counter(range(length))
     for kind in types[:-length]:

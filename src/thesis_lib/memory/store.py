@@ -406,9 +406,9 @@ class SafetensorsStore:
 
     `mode` says how: "direct" bypasses the page cache, "buffered" goes through it and
     drops the pages behind each read. `kind` says what the layers hold: "dense", or of a
-    packed checkpoint "nf4" or "int8", in `layout`, or "lossless" where the file is the
-    code of dense tensors, which are decoded in the buffer while it fills. `bytes_read`
-    counts what was asked of the disk.
+    packed checkpoint "nf4" or "int8", in `layout`, of a factored one "lowrank", or
+    "lossless" where the file is the code of dense tensors, which are decoded in the
+    buffer while it fills. `bytes_read` counts what was asked of the disk.
 
     Every file is held against its size, identity, time and header before and after
     each read, and what this project wrote against a checksum of the bytes that came.

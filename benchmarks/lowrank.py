@@ -1,0 +1,195 @@
+"""What each step of the low-rank method buys, on SmolLM2.
+
+Plain truncation; whitened by the inputs; weighted by what the loss minds as well; with
+ranks spread over all matrices instead of one ratio for each; calibrated layer after
+layer behind compressed ones; and with the factors of each block trained. Every step
+contains those before it. Calibration reads windows of *Persuasion*, other ones for each
+seed, and never its last part, on which settings were chosen; evaluation reads *Sense
+and Sensibility*, and any text that is given, in windows without overlap.
+
+Points are written as they come, and a second run goes on where the first one ended.
+
+    python benchmarks/lowrank.py [--seeds 3] [--text NAME=FILE]…
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thesis_lib.checks import require
+from thesis_lib.files import write_whole
+from thesis_lib.machine import provenance
+from thesis_lib.memory import smollm2
+from thesis_lib.memory.allocation import allocate_ranks, spectra
+from thesis_lib.memory.fisher import sensitivities
+from thesis_lib.memory.linears import linears
+from thesis_lib.memory.lowrank import (
+    decompose_layers,
+    gram_matrices,
+    uniform_ranks,
+    with_ranks,
+)
+from thesis_lib.memory.quality import perplexity, read_tokens
+from thesis_lib.memory.quantise import weight_bytes
+from thesis_lib.memory.refine import Refinement, factorise_blocks
+from thesis_lib.paths import data_folder, root
+
+CONTEXT = 512  # tokens of a window
+RATIOS = (0.8, 0.6, 0.9, 0.7, 0.5)  # the one of the goal first
+METHODS = ("plain", "whitened", "weighted", "allocated", "sequential", "refined")
+LAST_TOKEN = 98_000  # of Persuasion, for calibration; settings were chosen behind it
+BLOCK_WINDOWS = 16  # of the calibration windows, for what goes layer after layer
+EXTRA_SEEDS = ("whitened", "weighted", "allocated")  # at every ratio; all at the first
+
+
+class Calibration:
+    """What one calibration set says of the model; nothing is computed unasked."""
+
+    def __init__(self, model: Any, text: Tensor, windows: int, seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        starts = torch.randint(0, LAST_TOKEN - CONTEXT, (windows,), generator=draw)
+        self.model, self.seed = model, seed
+        self.windows = torch.stack([text[at : at + CONTEXT] for at in starts.tolist()])
+
+    @cached_property
+    def grams(self) -> dict[str, Any]:
+        return gram_matrices(self.model, self.windows[:, None])
+
+    @cached_property
+    def sensitivities(self) -> dict[str, Any]:
+        return sensitivities(self.model, self.windows, self.seed)
+
+    @cached_property
+    def whitened(self) -> dict[str, Any]:
+        return decompose_layers(self.model, self.grams)
+
+    @cached_property
+    def weighted(self) -> dict[str, Any]:
+        return decompose_layers(
+            self.model, self.grams, sensitivities=self.sensitivities
+        )
+
+    @cached_property
+    def plain(self) -> dict[str, Any]:
+        return decompose_layers(self.model)
+
+    def compressed(self, method: str, ratio: float) -> Any:
+        """The model at `ratio` by the steps up to `method`."""
+        if method in ("plain", "whitened", "weighted"):
+            ranks = uniform_ranks(self.model, ratio)
+            return with_ranks(self.model, getattr(self, method), ranks)
+        ranks = allocate_ranks(spectra(self.model, self.weighted), ratio)
+        if method == "allocated":
+            return with_ranks(self.model, self.weighted, ranks)
+        return factorise_blocks(
+            self.model,
+            self.windows[:BLOCK_WINDOWS],
+            ranks,
+            self.sensitivities,
+            refinement=Refinement() if method == "refined" else None,
+        )
+
+
+def wanted(seeds: int) -> Iterator[tuple[int, float, str]]:
+    """The points in the order of their worth: seed, ratio, method."""
+    for seed in range(seeds):
+        for ratio in RATIOS:
+            for method in METHODS:
+                if seed == 0 or (
+                    method != "plain" and (ratio == RATIOS[0] or method in EXTRA_SEEDS)
+                ):
+                    yield seed, ratio, method
+
+
+def evaluate(model: Any, texts: dict[str, Tensor], names: list[str]) -> dict[str, Any]:
+    """Bytes, and the negative log-likelihood of each window of each text."""
+    return {
+        "bytes": weight_bytes(model),
+        "layer_bytes": weight_bytes(model, names),
+        "nll": {
+            name: perplexity(model, tokens, CONTEXT).nll.tolist()
+            for name, tokens in texts.items()
+        },
+    }
+
+
+def settings(given: argparse.Namespace, texts: dict[str, Tensor]) -> dict[str, Any]:
+    """What must be equal for points to stand in one record."""
+    return {
+        "model": "SmolLM2-135M-Instruct",
+        "context": CONTEXT,
+        "calibration_windows": given.windows,
+        "block_windows": min(BLOCK_WINDOWS, given.windows),
+        "evaluation_tokens": {name: len(tokens) - 1 for name, tokens in texts.items()},
+        "refinement": {"steps": Refinement().steps, "rate": Refinement().rate},
+    }
+
+
+def started(out: Path, fixed: dict[str, Any]) -> dict[str, Any]:
+    """The record that is there, to go on with, or a new one."""
+    fresh = {**provenance(root()), "settings": fixed, "points": []}
+    if not out.is_file():
+        return fresh
+    found = json.loads(out.read_text())
+    require(
+        found["settings"] == fixed,
+        f"{out} was made with other settings, {found['settings']}: expected {fixed}; "
+        "give another --out or remove it",
+    )
+    return {**fresh, "dense": found["dense"], "points": found["points"]}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3, help="calibration sets")
+    parser.add_argument("--windows", type=int, default=32, help="of 512 tokens each")
+    parser.add_argument("--tokens", type=int, default=16_384, help="of each text")
+    parser.add_argument(
+        "--text", action="append", default=[], help="NAME=FILE of another domain"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=root() / "data/measurements/lowrank.json"
+    )
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    model, tokenizer = smollm2.load()
+    novels = data_folder() / "text"
+    files = {"sense_and_sensibility": novels / "sense_and_sensibility.txt"}
+    files |= {name: Path(file) for name, file in (t.split("=") for t in given.text)}
+    texts = {n: read_tokens(tokenizer, f, given.tokens + 1) for n, f in files.items()}
+    calibration_text = read_tokens(tokenizer, novels / "persuasion.txt", LAST_TOKEN)
+    names = list(linears(model))
+    record = started(given.out, settings(given, texts))
+    if "dense" not in record:
+        record["dense"] = evaluate(model, texts, names)
+    done = {(p["seed"], p["ratio"], p["method"]) for p in record["points"]}
+    calibration = None
+    for seed, ratio, method in wanted(given.seeds):
+        if (seed, ratio, method) in done:
+            continue
+        start = time.perf_counter()
+        if calibration is None or calibration.seed != seed:
+            calibration = Calibration(model, calibration_text, given.windows, seed)
+        twin = calibration.compressed(method, ratio)
+        point = {"seed": seed, "ratio": ratio, "method": method}
+        point |= evaluate(twin, texts, names) | {"commit": record["commit"]}
+        record["points"].append(point)
+        write_whole(given.out, json.dumps(record, indent=1) + "\n")
+        delta = {
+            name: (sum(nll) - sum(record["dense"]["nll"][name])) / given.tokens
+            for name, nll in point["nll"].items()
+        }
+        took = time.perf_counter() - start
+        print(seed, ratio, method, delta, f"{took:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

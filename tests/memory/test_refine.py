@@ -1,0 +1,177 @@
+"""Each layer is calibrated on what compressed ones give it, and then trained."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from numpy.linalg import norm
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory.architectures import stack
+from thesis_lib.memory.factored import ranks_of
+from thesis_lib.memory.linears import linears
+from thesis_lib.memory.lowrank import (
+    LowRankLinear,
+    decompose,
+    decompose_layers,
+    gram_matrices,
+    uniform_ranks,
+    with_ranks,
+)
+from thesis_lib.memory.refine import (
+    Blocks,
+    Refinement,
+    best_matrix,
+    factorise_blocks,
+    require_tokens,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    made = tiny.write(tmp_path_factory.mktemp("refine"), dtype=torch.float32)
+    with torch.no_grad():
+        for layer in linears(made).values():
+            layer.weight *= 4  # so that an error in one layer is felt in the next
+    return made
+
+
+WINDOWS = tiny.tokens(1, 8, 24)
+
+
+def streams(seed=0, n=12, rows=300):
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((9, n))
+    x = rng.standard_normal((n, rows)) * np.geomspace(10, 0.1, n)[:, None]
+    seen = x + 0.3 * rng.standard_normal((n, n)) @ x + rng.standard_normal((n, rows))
+    return weight, x, seen
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_best_matrix_is_the_least_squares_one(seed):
+    weight, x, seen = streams(seed)
+    best = best_matrix(weight, x @ seen.T, seen @ seen.T)
+    expected = np.linalg.lstsq(seen.T, (weight @ x).T, rcond=None)[0].T
+    np.testing.assert_allclose(best, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 8])
+def test_its_truncation_is_the_best_of_its_rank(rank):
+    weight, x, seen = streams()
+    cross, gram = x @ seen.T, seen @ seen.T
+    parts = decompose(best_matrix(weight, cross, gram), gram)
+    left, right = parts.factors(rank)
+    loss = norm(weight @ x - left @ right @ seen)
+    least = norm(weight @ x - best_matrix(weight, cross, gram) @ seen)
+    assert loss**2 == pytest.approx(least**2 + parts.tail(rank) ** 2)
+    blind = decompose(weight, x @ x.T).factors(rank)  # calibrated upstream of it
+    assert loss < norm(weight @ x - blind[0] @ blind[1] @ seen)
+    for step in range(20):
+        rng = np.random.default_rng(step)
+        other = (left + 0.01 * rng.standard_normal(left.shape)) @ (
+            right + 0.01 * rng.standard_normal(right.shape)
+        )
+        assert loss < norm(weight @ x - other @ seen)
+
+
+def test_an_unchanged_input_leaves_the_matrix():
+    weight, x, _ = streams()
+    np.testing.assert_allclose(best_matrix(weight, x @ x.T, x @ x.T), weight)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "opt", "gpt_neox"])
+def test_blocks_in_a_row_are_the_model(tmp_path, architecture):
+    model = tiny.write(tmp_path, architecture)
+    with torch.no_grad():
+        blocks = Blocks(model, WINDOWS[:2])
+        whole = model(WINDOWS[1:2], use_cache=False, output_hidden_states=True)
+        hidden = blocks.hidden[1]
+        for number, layer in enumerate(blocks.layers):
+            assert torch.equal(hidden, whole.hidden_states[number])
+            hidden = blocks.run(number, layer, hidden)
+
+
+def test_matrices_that_share_an_input_are_one_group(model):
+    names = list(linears(stack(model)[1][0]))
+    with torch.no_grad():
+        groups = Blocks(model, WINDOWS[:1]).groups(0, names)
+    assert [sorted(name.split(".")[1] for name in group) for group in groups] == [
+        ["k_proj", "q_proj", "v_proj"],
+        ["o_proj"],
+        ["gate_proj", "up_proj"],
+        ["down_proj"],
+    ]
+
+
+def hidden_error(model, twin, windows):
+    with torch.no_grad():
+        exact, found = (
+            each.model(windows, use_cache=False).last_hidden_state
+            for each in (model, twin)
+        )
+    return float((exact - found).norm())
+
+
+def test_calibration_behind_compressed_layers_loses_less(model):
+    ranks = uniform_ranks(model, 0.5)
+    grams = gram_matrices(model, list(WINDOWS[:, None]))
+    alone = with_ranks(model, decompose_layers(model, grams), ranks)
+    behind = factorise_blocks(model, WINDOWS, ranks, shrinkage=1e-6)
+    first = stack(behind)[1][0].self_attn.q_proj  # which has nothing upstream
+    same = stack(alone)[1][0].self_attn.q_proj
+    torch.testing.assert_close(
+        first.left @ first.right, same.left @ same.right, atol=1e-3, rtol=1e-3
+    )
+    assert hidden_error(model, behind, WINDOWS) < hidden_error(model, alone, WINDOWS)
+
+
+def test_refinement_loses_less_on_windows_that_it_has_not_read(model):
+    ranks = uniform_ranks(model, 0.5)
+    windows, fresh = tiny.tokens(3, 24, 32), tiny.tokens(9, 8, 32)
+    # So much shrinkage hides the inputs, and leaves something to be learned.
+    plain = factorise_blocks(model, windows, ranks, shrinkage=1e6)
+    trained = factorise_blocks(
+        model, windows, ranks, refinement=Refinement(60, 3e-3), shrinkage=1e6
+    )
+    before, after = (hidden_error(model, twin, fresh) for twin in (plain, trained))
+    assert after < before, (after, before)
+
+
+def test_a_refinement_that_does_not_help_is_undone(model):
+    ranks = uniform_ranks(model, 0.5)
+    plain = factorise_blocks(model, WINDOWS, ranks).state_dict()
+    harmful = Refinement(steps=3, rate=10.0)
+    kept = factorise_blocks(model, WINDOWS, ranks, refinement=harmful).state_dict()
+    assert all(torch.equal(plain[name], kept[name]) for name in plain)
+
+
+def test_ranks_are_those_asked_for_and_the_model_is_as_it_was(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ranks = uniform_ranks(model, 0.5)
+    ranks["model.layers.1.mlp.up_proj"] = None
+    twin = factorise_blocks(model, WINDOWS, ranks)
+    found = {
+        f"model.layers.{number}.{name}": rank
+        for number, layer in enumerate(ranks_of(twin, 4))
+        for name, rank in layer.items()
+    }
+    assert found == {name: rank for name, rank in ranks.items() if rank is not None}
+    assert not any(isinstance(part, LowRankLinear) for part in model.modules())
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_text_too_short_for_a_gram_is_refused_by_name(model):
+    short = tiny.tokens(1, 1, 48)
+    with pytest.raises(InvalidInput, match=r"48 tokens .* expected 80 at least"):
+        factorise_blocks(model, short, uniform_ranks(model, 0.5))
+    require_tokens(model, 80)
+
+
+def test_a_singular_gram_is_refused_by_name(model):
+    with pytest.raises(InvalidInput, match="gram \\(3, 3\\) is singular"):
+        best_matrix(np.ones((2, 3)), np.zeros((3, 3)), np.diag([1.0, 1.0, 0.0]))
+    same = torch.ones(8, 24, dtype=torch.long)  # one token: its input has rank one
+    with pytest.raises(InvalidInput, match=r"layers\.0\.self_attn\..*singular"):
+        factorise_blocks(model, same, uniform_ranks(model, 0.5), shrinkage=0.0)
