@@ -26,7 +26,7 @@ FLOORS = [
     "sequencer.pipeline sequencer.simulate sequencer.partitions memory.speculate "
     "memory.quality memory.trial memory.rates",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
-    "sequencer.worked",
+    "sequencer.worked memory.compress",
     "sequencer.serve sequencer.accuracy sequencer.optimum sequencer.robustness "
     "sequencer.scale sequencer.goals figures",
     "chapters warm",

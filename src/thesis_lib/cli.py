@@ -710,6 +710,41 @@ def synth(
 
 
 @command
+def compress(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or smollm2.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    weights: Annotated[str | None, typer.Option(help="nf4 or int8.")] = None,
+    tokens: Annotated[
+        int, typer.Option(help="Held-out tokens that perplexities are of; 0 for none.")
+    ] = 4096,
+    as_json: Json = False,
+) -> None:
+    """Write a smaller checkpoint that streams, and measure what it costs in quality."""
+    from thesis_lib.memory.compress import compress as compress_
+
+    bars, move = progress_bars(quiet=as_json, unit="layer", verb="wrote")
+    with bars:
+        result = compress_(
+            checkpoint,
+            output,
+            weights,
+            tokens,
+            progress=lambda done, total: move(str(output), done, total),
+        )
+    before, after = result["bytes_before"], result["bytes_after"]
+    lines = [
+        f"{units.format_size(before)} became {units.format_size(after)} "
+        f"({after / before:.3f}) in {output}"
+    ]
+    if result["perplexity_before"] is not None:
+        lines.append(
+            f"perplexity on {result['tokens']} held-out tokens "
+            f"{result['perplexity_before']:.3f}, then {result['perplexity_after']:.3f}"
+        )
+    show(result, as_json, lines)
+
+
+@command
 def cost(
     tokens_per_s: Annotated[float, typer.Option(help="Measured throughput.")],
     gpu: Annotated[str, typer.Option(help="An item of data/prices.csv.")],

@@ -97,7 +97,12 @@ def drain_bytes_per_s(folder: Path | str, drains: int = 5, ring: int = 3) -> flo
 
 
 def plan_streamed(
-    folder: Path | str, batch: int, context: int, pass_tokens: int, ring: int
+    folder: Path | str,
+    batch: int,
+    context: int,
+    pass_tokens: int,
+    ring: int,
+    logit_tokens: int = 1,
 ) -> MemoryPlan:
     """The plan of a checkpoint on the smallest device: every layer is streamed.
 
@@ -107,7 +112,7 @@ def plan_streamed(
         "batch": batch,
         "context": context,
         "pass_tokens": pass_tokens,
-        "logit_tokens": 1,
+        "logit_tokens": logit_tokens,
         "ring": ring,
     }
     ample = plan_checkpoint(folder, Machine(2**62, 1.0), **options)

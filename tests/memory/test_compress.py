@@ -1,0 +1,58 @@
+"""One command for every format: bytes and perplexities are those of the two models."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.cli import app
+from thesis_lib.memory.compress import HELD_OUT, compress
+from thesis_lib.memory.quality import perplexity, read_tokens
+from thesis_lib.paths import data_folder
+
+
+def give_tokenizer(folder):
+    """One token for each character of a word."""
+    letters = {"[UNK]": 0} | {chr(code): code for code in range(32, 127)}
+    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    made.save_pretrained(folder)
+    return made
+
+
+def test_perplexity_before_is_that_of_the_resident_model(tmp_path):
+    model = tiny.write(tmp_path / "dense")
+    tokenizer = give_tokenizer(tmp_path / "dense")
+    said = compress(str(tmp_path / "dense"), tmp_path / "out", "int8", 100, 24)
+    ids = read_tokens(tokenizer, data_folder() / "text" / HELD_OUT, 100)
+    assert len(set(ids.tolist())) > 10
+    expected = perplexity(model, ids, 24).value
+    assert said["perplexity_before"] == expected
+    assert 0.9 * expected < said["perplexity_after"] < 1.1 * expected
+    assert said["perplexity_after"] != expected
+    assert said["bytes_before"] == sum(p.nbytes for p in model.parameters())
+    assert said["bytes_after"] < said["bytes_before"]
+
+
+def test_a_checkpoint_without_a_tokenizer_has_no_perplexity(tmp_path):
+    tiny.write(tmp_path / "dense")
+    words = ["compress", str(tmp_path / "dense"), str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*words, "--weights", "int8", "--json"])
+    said = json.loads(done.stdout)
+    assert said["perplexity_before"] is said["perplexity_after"] is None
+    assert (said["weights"], said["tokens"], said["layers"]) == ("int8", 0, 4)
+
+
+def test_a_wish_that_is_missing_or_unknown_is_refused(tmp_path):
+    tiny.write(tmp_path / "dense", dtype=torch.float32)
+    with pytest.raises(InvalidInput, match="no compression is asked for: give weights"):
+        compress(str(tmp_path / "dense"), tmp_path / "out")
+    with pytest.raises(InvalidInput, match="weights='fp4' is unknown"):
+        compress(str(tmp_path / "dense"), tmp_path / "out", "fp4")
+    assert not (tmp_path / "out").exists()
