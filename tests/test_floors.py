@@ -10,17 +10,19 @@ import thesis_lib
 PACKAGE = Path(thesis_lib.__file__).parent
 FLOORS = [
     "checks units files",
-    "paths stats machine sequencer.trace memory.spec memory.linears memory.checkpoint",
+    "paths stats machine sequencer.trace memory.spec memory.linears memory.checkpoint "
+    "memory.calibrated",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
     "sequencer.replica field sequencer.sla sequencer.trees "
     "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "
-    "memory.smollm2 memory.confine memory.store memory.measure memory.records",
+    "memory.smollm2 memory.confine memory.store memory.measure memory.records "
+    "memory.corrected",
     "claims sequencer.kernel sequencer.features sequencer.storage "
-    "sequencer.misestimate memory.packed memory.ring memory.transport",
+    "sequencer.misestimate memory.packed memory.ring memory.transport memory.bits",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
     "sequencer.pricing memory.architectures",
     "sequencer.shadow sequencer.modelfile sequencer.inspection memory.rehearsal "
-    "memory.synth",
+    "memory.synth memory.fewbits",
     "sequencer.dispatch memory.plan",
     "sequencer.policies memory.stream memory.cost memory.published memory.schedule",
     "sequencer.pipeline sequencer.simulate sequencer.partitions memory.speculate "

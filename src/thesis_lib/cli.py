@@ -714,6 +714,18 @@ def compress(
     checkpoint: Annotated[str, typer.Argument(help="Folder or smollm2.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     weights: Annotated[str | None, typer.Option(help="nf4 or int8.")] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Of a weight, in the place of a format: 2 to 4.")
+    ] = None,
+    correction_rank: Annotated[
+        int, typer.Option(help="Of the factors beside each matrix of few bits.")
+    ] = 0,
+    group: Annotated[
+        int, typer.Option(help="Inputs that share a scale, with bits.")
+    ] = 64,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Text, with bits. Default: Persuasion.")
+    ] = None,
     tokens: Annotated[
         int, typer.Option(help="Held-out tokens that perplexities are of; 0 for none.")
     ] = 4096,
@@ -730,6 +742,10 @@ def compress(
             weights,
             tokens,
             progress=lambda done, total: move(str(output), done, total),
+            bits=bits,
+            correction_rank=correction_rank,
+            group=group,
+            calibration=calibration,
         )
     before, after = result["bytes_before"], result["bytes_after"]
     lines = [

@@ -16,6 +16,8 @@ from transformers import (
 )
 
 from thesis_lib.checks import InvalidInput
+from thesis_lib.memory.bits import KIND as BITS
+from thesis_lib.memory.bits import swap_bits
 from thesis_lib.memory.packed import swap_linears
 from thesis_lib.memory.smollm2 import quiet
 from thesis_lib.memory.spec import ModelSpec
@@ -84,7 +86,10 @@ def skeleton(config: Any, kind: str = "dense", layout: str | None = None) -> Any
             _fill_tables(model, name, module, config)
     if kind != "dense":
         for layer in stack(model)[1]:
-            swap_linears(layer, kind, layout)
+            if kind == BITS:
+                swap_bits(layer, layout or "")
+            else:
+                swap_linears(layer, kind, layout)
     return flatten_head(model)
 
 

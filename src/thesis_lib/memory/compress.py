@@ -8,10 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from thesis_lib.checks import InvalidInput, choice
+from thesis_lib.checks import InvalidInput, choice, require
 from thesis_lib.memory.architectures import read_config
+from thesis_lib.memory.calibrated import Grid
+from thesis_lib.memory.corrected import Recipe
+from thesis_lib.memory.fewbits import (
+    matrices,
+    quantise_model,
+    require_calibratable,
+    sensitivities,
+    write_bits,
+)
 from thesis_lib.memory.packed import KINDS, pack_checkpoint
 from thesis_lib.memory.quality import perplexity, read_tokens
 from thesis_lib.memory.rates import plan_streamed
@@ -19,6 +29,9 @@ from thesis_lib.memory.smollm2 import quiet
 from thesis_lib.memory.stream import StreamedModel, checkpoint_folder
 from thesis_lib.paths import data_folder
 
+WIDTHS = (2, 3, 4)  # bits that the command writes
+CALIBRATION = "persuasion.txt"
+CALIBRATION_TOKENS = 8192
 HELD_OUT = "sense_and_sensibility.txt"  # no calibration reads it
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -33,23 +46,39 @@ def compress(
     tokens: int = 4096,
     context: int = 512,
     progress: Progress | None = None,
+    bits: int | None = None,
+    correction_rank: int = 0,
+    group: int = 64,
+    calibration: Path | str | None = None,
 ) -> dict[str, Any]:
     """Write `checkpoint` smaller into the new folder `out`, as the command prints it.
 
-    `weights` is a format of packed weights. Returns the bytes of the tensors and the
-    perplexity before and after: of `tokens` tokens of *Sense and Sensibility* in
-    windows of `context`, through streamed models. Without `tokens`, or for a checkpoint
-    without a tokenizer, perplexities are None.
+    `weights` is a format of packed weights. `bits` in its place asks for GPTQ with a
+    scale for each `group` inputs, and with a `correction_rank` for factors of that rank
+    beside each matrix; it is calibrated on a text, by default *Persuasion*.
+
+    Returns the bytes of the tensors and the perplexity before and after: of `tokens`
+    tokens of *Sense and Sensibility* in windows of `context`, through streamed models.
+    Without `tokens`, or for a checkpoint without a tokenizer, perplexities are None.
 
     Raises InvalidInput where no way of compressing is asked for, and as its writer
     does, with nothing written then.
     """
     folder, out = checkpoint_folder(checkpoint), Path(out)
-    written = _writer(weights)(folder, out, progress)
+    if bits is None:
+        require(
+            correction_rank == 0 and calibration is None,
+            "a correction rank and a calibration text belong to bits: give 2, 3 or 4",
+        )
+        writer = _writer(weights)
+    else:
+        require(weights is None, f"bits={bits} and weights={weights!r}: give one")
+        writer = _bits_writer(bits, correction_rank, group, calibration, context)
+    written = writer(folder, out, progress)
     before = held_out_perplexity(folder, tokens, context)
     return {
         **written,
-        "weights": weights,
+        "weights": weights or f"{bits} bits",
         "perplexity_before": before,
         "perplexity_after": held_out_perplexity(out, tokens, context),
         "tokens": 0 if before is None else tokens,
@@ -59,11 +88,69 @@ def compress(
 def _writer(weights: str | None) -> Writer:
     """The one place where options become a way to write a checkpoint."""
     if weights is None:
-        raise InvalidInput(f"no compression is asked for: give weights {_listed()}")
+        raise InvalidInput(
+            f"no compression is asked for: give weights {_listed()}, or bits 2, 3 or 4"
+        )
     kind = choice("weights", weights, KINDS)
     return lambda folder, out, progress: pack_checkpoint(
         folder, out, kind, progress=progress
     )
+
+
+def _bits_writer(
+    bits: int, rank: int, group: int, calibration: Path | str | None, context: int
+) -> Writer:
+    """What writes few bits. The whole model is in memory while it is calibrated."""
+    require(bits in WIDTHS, f"bits={bits} must be one of 2, 3, 4")
+    recipe = Recipe(Grid(bits, group), rank)
+    text = data_folder() / "text" / CALIBRATION if calibration is None else calibration
+
+    def write(folder: Path, out: Path, progress: Progress | None) -> dict[str, Any]:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        windows = calibration_windows(tokenizer, text, context)
+
+        def quantise():
+            with quiet():
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=torch.bfloat16
+                ).eval()
+            require_calibratable(model, windows)
+            _, stored = quantise_model(
+                model,
+                windows,
+                dict.fromkeys(matrices(model), recipe),
+                sensitivities(model, windows) if rank else None,
+                progress=progress,
+            )
+            return stored
+
+        return write_bits(folder, out, recipe, quantise)
+
+    return write
+
+
+def calibration_windows(
+    tokenizer: Any, text: Path | str, context: int, most: int = CALIBRATION_TOKENS
+) -> list[torch.Tensor]:
+    """Windows (1, context) of a text, evenly spread, of `most` tokens together.
+
+    Of a shorter text all whole windows. Raises InvalidInput for a missing file, and for
+    a text without one whole window.
+    """
+    text = Path(text)
+    require(text.is_file(), f"text {text} does not exist: expected a UTF-8 file")
+    words = text.read_text(encoding="utf-8")
+    ids = tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
+    available = len(ids) // context
+    require(
+        available > 0,
+        f"calibration text {text.name} has {len(ids)} tokens: give at least "
+        f"{context:,}, a whole window",
+    )
+    count = min(available, max(most // context, 1))
+    places = [i * available // count for i in range(count)]
+    return [torch.tensor([ids[i * context : (i + 1) * context]]) for i in places]
 
 
 def _listed() -> str:
