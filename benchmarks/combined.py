@@ -28,12 +28,11 @@ from thesis_lib.memory.fewbits import (
     Offer,
     alike,
     allocate,
+    judge,
     matrices,
-    offers,
     quantise_model,
     sensitivities,
 )
-from thesis_lib.memory.lowrank import gram_matrices
 from thesis_lib.memory.quality import Perplexity, perplexity, read_tokens
 from thesis_lib.memory.quantise import quantise, weight_bytes
 from thesis_lib.paths import data_folder, root
@@ -59,33 +58,20 @@ def calibration_set(tokens: Tensor, seed: int) -> list[Tensor]:
     return [tokens[None, i * CONTEXT : (i + 1) * CONTEXT] for i in places]
 
 
-def judge(model: nn.Module, windows: list[Tensor]) -> dict[str, list[Offer]]:
+def choices_for(model: nn.Module, windows: list[Tensor]) -> dict[str, list[Offer]]:
     """Offers for the matrices of a layer, summed over the layers that are judged."""
-    prefix, _ = stack(model)
-    outer = sensitivities(model, windows[:OUTER_WINDOWS])
-    grams = gram_matrices(
-        model,
-        windows[:OUTER_WINDOWS],
-        [
-            f"{prefix}.{name}"
-            for name in outer
-            if int(name.split(".")[0]) in LAYERS_JUDGED
-        ],
-    )
+    names = [
+        name for name in matrices(model) if int(name.split(".")[0]) in LAYERS_JUDGED
+    ]
+    recipes = [
+        Recipe(Grid(bits, group), rank)
+        for bits in (2, 3, 4)
+        for group in GROUPS
+        for rank in RANKS
+    ]
     found: dict[str, list[list[Offer]]] = {}
-    for name, layer in matrices(model).items():
-        number, _, inner = name.partition(".")
-        if int(number) not in LAYERS_JUDGED:
-            continue
-        weight = layer.weight.detach().double().numpy()
-        recipes = [
-            Recipe(Grid(bits, group), rank)
-            for bits in (2, 3, 4)
-            for group in GROUPS
-            for rank in RANKS
-        ]
-        made = offers(weight, grams[f"{prefix}.{name}"], outer[name], recipes)
-        found.setdefault(inner, []).append(made)
+    for name, made in judge(model, windows[:OUTER_WINDOWS], names, recipes).items():
+        found.setdefault(name.partition(".")[2], []).append(made)
     return {inner: alike(some) for inner, some in found.items()}
 
 
@@ -313,7 +299,7 @@ def main() -> None:
     ledger = Ledger(given.out, settings)
     judged = weights * len(LAYERS_JUDGED) // LAYERS
     planned = ledger.plans(
-        lambda: plans(judge(model, calibration_set(persuasion, 0)), judged)
+        lambda: plans(choices_for(model, calibration_set(persuasion, 0)), judged)
     )
     for seed in range(given.seeds):
         windows = calibration_set(persuasion, seed)

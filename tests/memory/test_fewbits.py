@@ -19,6 +19,7 @@ from thesis_lib.memory.fewbits import (
     offers,
     quantise_model,
     sensitivities,
+    shares,
     write_bits,
 )
 from thesis_lib.memory.lowrank import gram_matrices
@@ -110,6 +111,11 @@ def test_an_offer_without_a_rank_is_what_gptq_loses(model):
     assert made[0].loss > made[1].loss > made[2].loss
     assert made[2].loss < 1e-6 * made[0].loss
     assert [one.nbytes for one in made] == [r.nbytes(80, 48) for r in both]
+    table = shares(made, both[1])
+    assert table.loc[3, 4].tolist() == [1, 1]
+    assert table.loss[3, 0] == pytest.approx(made[0].loss / made[1].loss)
+    with pytest.raises(InvalidInput, match="not among the 3 offers"):
+        shares(made, Recipe(Grid(4, 16)))
     (first, *_) = alike([made, made])
     assert (first.nbytes, first.loss) == (2 * made[0].nbytes, 2 * made[0].loss)
 

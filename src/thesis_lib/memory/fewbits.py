@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from thesis_lib.checks import require
+from thesis_lib.checks import InvalidInput, require
 from thesis_lib.memory import bits
 from thesis_lib.memory.architectures import stack
 from thesis_lib.memory.calibrated import DAMPING, Grid, Whitening, gptq, whitening
@@ -65,14 +66,16 @@ def matrices(model: nn.Module) -> dict[str, nn.Linear]:
     return linears(stack(model)[1])
 
 
-def sensitivities(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, F64]:
+def sensitivities(
+    model: nn.Module, batches: Iterable[Tensor], names: Iterable[str] | None = None
+) -> dict[str, F64]:
     """S = Σ g gᵀ over the gradients g at all outputs of each matrix, (m, m).
 
-    By the name of the matrix in the stack, such as `0.mlp.up_proj`.
+    By the name of the matrix in the stack, such as `0.mlp.up_proj`; `names` chooses.
     Gradients of the negative log-likelihood of the next token, summed over `batches`
     of token ids (b, t). Weights and their gradients are left as they are.
     """
-    chosen = matrices(model)
+    chosen = linears(stack(model)[1], names)
     totals: dict[str, Tensor] = {}
 
     def observe(name: str):
@@ -148,6 +151,50 @@ def _squared_singular_values(matrix: F64) -> F64:
     """Descending; from the smaller one of its two products with itself."""
     wide = matrix if len(matrix) <= len(matrix.T) else matrix.T
     return np.maximum(np.linalg.eigvalsh(wide @ wide.T)[::-1], 0)
+
+
+def judge(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    names: Sequence[str],
+    recipes: Sequence[Recipe],
+) -> dict[str, list[Offer]]:
+    """`offers` for matrices of a model, by names such as `0.mlp.up_proj`.
+
+    Inputs and gradients are those of the model as it is, on `batches` of token ids
+    (b, t). Raises InvalidInput as `require_calibratable` does.
+    """
+    require_calibratable(model, batches)
+    chosen = linears(stack(model)[1], names)
+    outer = sensitivities(model, batches, names)
+    prefix, _ = stack(model)
+    grams = gram_matrices(model, batches, [f"{prefix}.{name}" for name in names])
+    return {
+        name: offers(
+            layer.weight.detach().double().numpy(),
+            grams[f"{prefix}.{name}"],
+            outer[name],
+            recipes,
+        )
+        for name, layer in chosen.items()
+    }
+
+
+def shares(some: Sequence[Offer], reference: Recipe) -> pd.DataFrame:
+    """Bytes and loss of each offer, over those of the reference.
+
+    Indexed by bits and rank; columns `bytes` and `loss`. Raises InvalidInput without
+    an offer of the reference.
+    """
+    base = next((one for one in some if one.recipe == reference), None)
+    if base is None:
+        raise InvalidInput(f"{reference} is not among the {len(some)} offers")
+    index = pd.MultiIndex.from_tuples(
+        [(one.recipe.grid.bits, one.recipe.rank) for one in some],
+        names=["bits", "rank"],
+    )
+    rows = [(one.nbytes / base.nbytes, one.loss / base.loss) for one in some]
+    return pd.DataFrame(rows, index=index, columns=["bytes", "loss"])
 
 
 def alike(some: Iterable[Sequence[Offer]]) -> list[Offer]:
@@ -342,10 +389,10 @@ def write_bits(
     """Write the checkpoint `folder` with matrices in few bits into the new `out`.
 
     `recipes` are by the names of matrices in a layer, such as `mlp.up_proj`, or one
-    for all. `quantise` finds what is stored of each, by names such as `0.mlp.up_proj`; it is
-    called once the files are known to be dense and to fit. Everything else keeps its
-    bytes. All or nothing, as `new_checkpoint`. Returns `bytes_before` and `bytes_after`
-    of the tensors, and `layers`.
+    for all. `quantise` finds what is stored of each, by names such as `0.mlp.up_proj`;
+    it is called once the files are known to be dense and to fit. Everything else keeps
+    its bytes. All or nothing, as `new_checkpoint`. Returns `bytes_before` and
+    `bytes_after` of the tensors, and `layers`.
 
     Raises InvalidInput for a checkpoint that is packed already, and for one that is
     not in bfloat16.
