@@ -121,20 +121,15 @@ def plans(choices: Mapping[str, list[Offer]], weights: int) -> dict[str, Plan]:
         "mixed gptq 3.25": Plan(
             "GPTQ, mixed", shared(3.25, lambda one: one.rank == 0), always=True
         ),
-        "corrected 3.25, 3 bits": Plan(
-            "corrected, 3 bits",
-            shared(3.25, lambda one: one.grid.bits == 3),
-            both=True,
-            always=True,
-        ),
-        "corrected 2.75": corrected(2.75),
         "corrected 2.25": corrected(2.25),
         "gptq 2": Plan("GPTQ", uniform(inner, 2, 64)),
         "gptq 4": Plan("GPTQ", uniform(inner, 4, 64)),
-        "corrected 3.75": corrected(3.75),
         "corrected 4.25": corrected(4.25),
+        "corrected 2.75": corrected(2.75),
         "corrected 3.25, inputs": Plan("corrected, inputs only", best.recipes),
-        "gptq 3, 192": Plan("GPTQ", uniform(inner, 3, 192)),
+        "corrected 3.25, 3 bits": Plan(
+            "corrected, 3 bits", shared(3.25, lambda one: one.grid.bits == 3), both=True
+        ),
     }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import eigh, solve
+from scipy.linalg import eigh
 
 from thesis_lib.checks import require
 from thesis_lib.memory.calibrated import Grid, Quantised, Whitening, gptq
@@ -117,15 +117,16 @@ def correct(
     left, right = _zeros(for_left, recipe.rank, m), _zeros(for_right, recipe.rank, n)
     found = Corrected(base, left, right)
     least = metric.loss(matrix - found.restore())
-    for _ in range(rounds):
+    for number in range(rounds):
+        if number > 0:
+            rest = matrix - left.restore().T @ right.restore()
+            base = gptq(rest, metric.inputs, recipe.grid)
         left, right = quantised_factors(matrix - base.restore(), metric, recipe)
         tried = Corrected(base, left, right)
         loss = metric.loss(matrix - tried.restore())
         if loss >= least:
             break
         found, least = tried, loss
-        rest = matrix - left.restore().T @ right.restore()
-        base = gptq(rest, metric.inputs, recipe.grid)
     return found
 
 
@@ -146,7 +147,10 @@ def quantised_factors(
     stored = gptq(left.T, outputs, for_left)
     rounded = stored.restore().T
     weighed = rounded[outputs.order].T @ outputs.root @ outputs.root.T
-    right = solve(weighed @ rounded[outputs.order], weighed @ error[outputs.order])
+    # A least-norm solution, should rounding have made two components alike.
+    right, *_ = np.linalg.lstsq(
+        weighed @ rounded[outputs.order], weighed @ error[outputs.order], rcond=None
+    )
     return stored, gptq(right, metric.inputs, for_right)
 
 
