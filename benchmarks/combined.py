@@ -22,7 +22,7 @@ from thesis_lib.machine import provenance
 from thesis_lib.memory import smollm2
 from thesis_lib.memory.architectures import stack
 from thesis_lib.memory.bits import layout_of, recipes_of
-from thesis_lib.memory.calibrated import Grid, round_to_nearest
+from thesis_lib.memory.rounding import Grid, round_to_nearest
 from thesis_lib.memory.corrected import Recipe
 from thesis_lib.memory.fewbits import (
     Offer,

@@ -43,11 +43,11 @@ MUTANTS = [
         ("tests/memory/test_confine.py",),
     ),
     Mutant(
-        "calibrated: no error is made good beyond its group",
-        "memory/calibrated.py",
+        "rounding: no error is made good beyond its group",
+        "memory/rounding.py",
         "work[:, stop:] -= errors @ given.inverse[start:stop, stop:]",
         "work[:, stop:] -= 0 * errors @ given.inverse[start:stop, stop:]",
-        ("tests/memory/test_calibrated.py",),
+        ("tests/memory/test_rounding.py",),
     ),
     Mutant(
         "corrected: a round that made it worse is kept",

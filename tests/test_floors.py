@@ -11,7 +11,7 @@ PACKAGE = Path(thesis_lib.__file__).parent
 FLOORS = [
     "checks units files",
     "paths stats machine sequencer.trace memory.spec memory.linears memory.checkpoint "
-    "memory.calibrated",
+    "memory.rounding",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
     "sequencer.replica field sequencer.sla sequencer.trees "
     "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "

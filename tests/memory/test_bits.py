@@ -7,7 +7,7 @@ import torch
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.memory import bits
-from thesis_lib.memory.calibrated import Grid, whitening
+from thesis_lib.memory.rounding import Grid, whitening
 from thesis_lib.memory.checkpoint import nbytes
 from thesis_lib.memory.corrected import Metric, Recipe, correct
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.calibrated import Grid, gptq, whitening
+from thesis_lib.memory.rounding import Grid, gptq, whitening
 from thesis_lib.memory.corrected import Metric, Recipe, correct, left_factor
 
 M, N, GROUP = 40, 64, 16

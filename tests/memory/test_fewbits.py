@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.calibrated import Grid, gptq, whitening
+from thesis_lib.memory.rounding import Grid, gptq, whitening
 from thesis_lib.memory.corrected import Metric, Recipe
 from thesis_lib.memory.fewbits import (
     Offer,

@@ -15,7 +15,7 @@ from numba import njit
 from torch import Tensor, nn
 
 from thesis_lib.checks import InvalidInput, require
-from thesis_lib.memory.calibrated import Grid, Quantised
+from thesis_lib.memory.rounding import Grid, Quantised
 from thesis_lib.memory.checkpoint import Entry
 from thesis_lib.memory.corrected import Corrected, Recipe
 from thesis_lib.memory.linears import linears, replace

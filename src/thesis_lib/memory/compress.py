@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from thesis_lib.checks import InvalidInput, choice, require
 from thesis_lib.memory.architectures import read_config
-from thesis_lib.memory.calibrated import Grid
+from thesis_lib.memory.rounding import Grid
 from thesis_lib.memory.corrected import Recipe
 from thesis_lib.memory.fewbits import (
     matrices,

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
 
 from thesis_lib.checks import require
-from thesis_lib.memory.calibrated import Grid, Quantised, Whitening, gptq
+from thesis_lib.memory.rounding import Grid, Quantised, Whitening, gptq
 
 F64 = NDArray[np.float64]
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from thesis_lib.checks import InvalidInput, require
 from thesis_lib.memory import bits
 from thesis_lib.memory.architectures import stack
-from thesis_lib.memory.calibrated import DAMPING, Grid, Whitening, gptq, whitening
+from thesis_lib.memory.rounding import DAMPING, Grid, Whitening, gptq, whitening
 from thesis_lib.memory.checkpoint import (
     OUTER,
     Entry,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.calibrated import (
+from thesis_lib.memory.rounding import (
     DAMPING,
     SHRINKS,
     Grid,
