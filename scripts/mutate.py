@@ -43,6 +43,28 @@ MUTANTS = [
         ("tests/memory/test_confine.py",),
     ),
     Mutant(
+        "rounding: no error is made good beyond its group",
+        "memory/rounding.py",
+        "work[:, stop:] -= errors @ given.inverse[start:stop, stop:]",
+        "work[:, stop:] -= 0 * errors @ given.inverse[start:stop, stop:]",
+        ("tests/memory/test_rounding.py",),
+    ),
+    Mutant(
+        "corrected: a round that made it worse is kept",
+        "memory/corrected.py",
+        "        if loss >= least:",
+        "        if loss >= 2 * least:",
+        ("tests/memory/test_corrected.py",),
+    ),
+    Mutant(
+        "fewbits: layers are calibrated on what the dense ones hand them",
+        "memory/fewbits.py",
+        "        hidden = [block(each) for each in hidden]",
+        "        hidden = [_Called(stack(model)[1][number], options[number])(each) "
+        "for each in hidden]",
+        ("tests/memory/test_fewbits.py",),
+    ),
+    Mutant(
         "confine: the command starts outside its group",
         "memory/confine.py",
         '_JOIN = \'echo 0 > "$0" && exec "$@"\'',

@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 from thesis_lib import figures
 from thesis_lib.memory import schedule
 from thesis_lib.memory.plan import least_device_bytes, plan
+from thesis_lib.memory.records import few_bits
 from thesis_lib.memory.spec import Machine, ModelSpec
 from thesis_lib.units import GiB, MiB
 
@@ -161,6 +162,7 @@ def test_a_figure_without_its_record_says_so():
     for figure in (
         figures.memory_against_time(runs, GiB),
         figures.memory_over_time({}, GiB),
+        figures.bits_and_perplexity(few_bits(None)),
     ):
         (ax,) = figure.axes
         assert [text.get_text() for text in ax.texts] == ["not measured yet"]
@@ -245,3 +247,20 @@ def test_a_tornado_has_its_largest_bar_on_top_with_the_inputs_at_its_ends():
     assert boxes == [(9, 81), (10, 10)]
     assert ax.yaxis_inverted()
     assert [text.get_text() for text in ax.texts] == ["1", "0.1", "1", "2"]
+
+
+def test_methods_are_lines_over_bits_and_the_dense_model_a_level():
+    table = pd.DataFrame(
+        [
+            ["GPTQ", 4.25, 26.0, 25.5, 26.5],
+            ["GPTQ", 3.25, 40.0, 40.0, 40.0],
+            ["bf16", 16.0, 24.0, 24.0, 24.0],
+        ],
+        columns=["method", "bits", "perplexity", "low", "high"],
+    )
+    (ax,) = figures.bits_and_perplexity(table).axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["bf16", "GPTQ"]
+    (line,) = [line for line in ax.get_lines() if line.get_marker() == "o"]
+    assert line.get_xdata().tolist() == [3.25, 4.25]
+    (level,) = [line for line in ax.get_lines() if line.get_linestyle() == ":"]
+    assert set(level.get_ydata()) == {24.0}

@@ -717,8 +717,16 @@ def compress(
     rank_ratio: Annotated[
         float | None, typer.Option(help="Share of entries kept in factors, 0 to 1.")
     ] = None,
+    bits: Annotated[int | None, typer.Option(help="Of a weight, 2 to 4.")] = None,
+    correction_rank: Annotated[
+        int, typer.Option(help="Of the factors beside each matrix of few bits.")
+    ] = 0,
+    group: Annotated[
+        int, typer.Option(help="Inputs that share a scale, with bits.")
+    ] = 64,
     calibration: Annotated[
-        Path | None, typer.Option(help="UTF-8 text for the factors; a novel.")
+        Path | None,
+        typer.Option(help="UTF-8 text, with rank ratio or bits. Default: Persuasion."),
     ] = None,
     tokens: Annotated[
         int, typer.Option(help="Held-out tokens that perplexities are of; 0 for none.")
@@ -737,6 +745,9 @@ def compress(
             tokens,
             progress=lambda done, total: move(str(output), done, total),
             rank_ratio=rank_ratio,
+            bits=bits,
+            correction_rank=correction_rank,
+            group=group,
             calibration=calibration,
         )
     before, after = result["bytes_before"], result["bytes_after"]

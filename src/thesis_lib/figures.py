@@ -1518,6 +1518,34 @@ def bytes_and_perplexity(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def bits_and_perplexity(table: pd.DataFrame) -> Figure:
+    """Perplexity on a logarithmic axis against bits a weight, a line for each method.
+
+    Columns: method, bits, perplexity, low, high. A method without bits below 16 is a
+    level that the others are measured against.
+    """
+    if table.empty:
+        return _not_measured()
+    figure, axis = axes(height_in=3.6)
+    for method, rows in table.groupby("method", sort=False):
+        if rows.bits.min() >= 16:
+            axis.axhline(rows.perplexity.mean(), color=GREY, ls=":", label=str(method))
+            continue
+        ordered = rows.sort_values("bits")
+        spread = [ordered.perplexity - ordered.low, ordered.high - ordered.perplexity]
+        axis.errorbar(
+            ordered.bits, ordered.perplexity, yerr=spread, fmt="o-", capsize=3,
+            label=str(method),
+        )  # fmt: skip
+    axis.set(
+        xlabel="bits a weight, scales and factors counted",
+        ylabel="perplexity per token",
+        yscale="log",
+    )
+    axis.legend()
+    return figure
+
+
 def decode_times(samples_s: Mapping[str, ArrayLike]) -> Figure:
     """Milliseconds of one decoding step per method: every sample, and the median."""
     figure, axis = axes(height_in=0.9 + 0.4 * len(samples_s))

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from thesis_lib.checks import InvalidInput
 from thesis_lib.cli import app
 from thesis_lib.memory.compress import HELD_OUT, compress
+from thesis_lib.memory.fewbits import matrices
 from thesis_lib.memory.quality import perplexity, read_tokens
 from thesis_lib.paths import data_folder
 
@@ -55,4 +56,46 @@ def test_a_wish_that_is_missing_or_unknown_is_refused(tmp_path):
         compress(str(tmp_path / "dense"), tmp_path / "out")
     with pytest.raises(InvalidInput, match="weights='fp4' is unknown"):
         compress(str(tmp_path / "dense"), tmp_path / "out", "fp4")
+    assert not (tmp_path / "out").exists()
+
+
+def test_few_bits_are_calibrated_on_the_text_that_is_given(tmp_path):
+    model = tiny.write(tmp_path / "dense")
+    give_tokenizer(tmp_path / "dense")
+    text = tmp_path / "text.txt"
+    text.write_text("a quick brown fox jumps over the lazy dog; " * 30)
+    words = ["compress", str(tmp_path / "dense"), "--bits", "3", "--group", "16"]
+    few = ["--calibration", str(text), "--tokens", "100", "--json"]
+    said = []
+    for name, rank in (("plain", "0"), ("corrected", "4")):
+        options = [*words, str(tmp_path / name), "--correction-rank", rank, *few]
+        done = CliRunner().invoke(app, options)
+        assert done.exit_code == 0, done.output
+        said.append(json.loads(done.stdout))
+    weights = sum(layer.weight.numel() for layer in matrices(model).values())
+    rest = said[0]["bytes_before"] - 2 * weights
+    assert said[0]["bytes_after"] - rest == weights * 3 // 8 + 2 * weights // 16
+    assert said[0]["bytes_after"] < said[1]["bytes_after"] < said[1]["bytes_before"]
+    assert said[0]["perplexity_after"] != said[1]["perplexity_after"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bits": 5}, "bits=5 must be one of 2, 3, 4"),
+        ({"bits": 3, "weights": "nf4"}, "give one"),
+        ({"correction_rank": 4, "weights": "int8"}, "belong to bits"),
+        ({"bits": 3, "group": 32}, "group=32 does not divide"),
+        ({"bits": 3, "calibration": "none.txt"}, r"none\.txt does not exist"),
+        ({"bits": 3, "group": 16, "context": 64}, "too short .* at least 80 tokens"),
+        ({"bits": 3, "context": 128}, "has 64 tokens: give at least 128"),
+    ],
+)
+def test_few_bits_that_cannot_be_are_refused(tmp_path, options, words):
+    tiny.write(tmp_path / "dense")
+    give_tokenizer(tmp_path / "dense")
+    (tmp_path / "short.txt").write_text("x" * 64)
+    given = {"calibration": tmp_path / "short.txt"} if "context" in options else {}
+    with pytest.raises(InvalidInput, match=words):
+        compress(str(tmp_path / "dense"), tmp_path / "out", **given | options)
     assert not (tmp_path / "out").exists()

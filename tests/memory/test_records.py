@@ -278,3 +278,45 @@ def test_the_lossless_record_is_told_in_ratios_of_medians():
     assert (row["one thread"], row["two threads"], row["ratio"]) == (4, 8, 0.69)
     assert records.MISSING in records.lossless_sentence(None)
     assert records.lossless_codecs(None).empty
+
+
+def few(seeds=3, ours=30.0, high=0.9):
+    def system(method, bits, values, ratio=None):
+        found = {"method": method, "bits": bits, "perplexities": values}
+        return found | ({"ratio_to_gptq_3": ratio} if ratio else {})
+
+    return {
+        "summary": {
+            "gptq 3": system("GPTQ", 3.25, [40.0] * seeds),
+            "mixed gptq 3.25": system(
+                "GPTQ, mixed", 3.24, [36.0] * seeds, [[0.9, 0.8, 1.0]] * seeds
+            ),
+            "corrected 3.25": system(
+                "corrected",
+                3.2,
+                [ours - 1, ours, ours + 1][:seeds],
+                [[ours / 40, 0.7, high]] * seeds,
+            ),
+        }
+    }
+
+
+def test_few_bits_have_the_mean_and_the_spread_of_their_seeds():
+    table = records.few_bits(few())
+    assert table.bits.is_monotonic_increasing
+    row = table.loc["corrected 3.25"]
+    assert (row.perplexity, row.low, row.high, row.ratio) == (30, 29, 31, 0.75)
+    assert np.isnan(table.loc["gptq 3"].ratio)
+    assert records.few_bits(None).empty
+
+
+def test_few_bits_are_told_with_their_verdict():
+    said = records.few_bits_sentence(few())
+    assert "40.00 (40.00 to 40.00) at 3.250 bits" in said
+    assert "0.750 times that of three bits, between 0.700 and 0.900" in said
+    assert "3 calibration sets" in said
+    assert "the correction beats calibrated" in said
+    assert "does not beat" in records.few_bits_sentence(few(high=1.01))
+    assert "one calibration set" in records.few_bits_sentence(few(seeds=1))
+    assert "not been recorded" in records.few_bits_sentence(None)
+    assert "not been recorded" in records.few_bits_sentence({"summary": {}})

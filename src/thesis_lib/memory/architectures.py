@@ -17,6 +17,8 @@ from transformers import (
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.memory import factored
+from thesis_lib.memory.bits import KIND as BITS
+from thesis_lib.memory.bits import swap_bits
 from thesis_lib.memory.packed import KINDS, swap_linears
 from thesis_lib.memory.smollm2 import quiet
 from thesis_lib.memory.spec import ModelSpec
@@ -90,7 +92,10 @@ def skeleton(config: Any, kind: str = "dense", layout: str | None = None) -> Any
     if kind == factored.KIND:
         for layer, ranks in zip(stack(model)[1], _ranks(config), strict=True):
             factored.swap_factors(layer, ranks)
-    if kind in KINDS:
+    elif kind == BITS:
+        for layer in stack(model)[1]:
+            swap_bits(layer, layout or "")
+    elif kind in KINDS:
         for layer in stack(model)[1]:
             swap_linears(layer, kind, layout)
     return flatten_head(model)

@@ -5,24 +5,37 @@ is asked for, and measures the same held-out tokens before and after.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from thesis_lib.checks import InvalidInput, choice, require
 from thesis_lib.memory.architectures import read_config
 from thesis_lib.memory.calibrated import CALIBRATION_TEXT, factor_checkpoint
 from thesis_lib.memory.coded import code_checkpoint
+from thesis_lib.memory.corrected import Recipe
+from thesis_lib.memory.fewbits import (
+    matrices,
+    quantise_model,
+    require_calibratable,
+    sensitivities,
+    write_bits,
+)
 from thesis_lib.memory.packed import KINDS, pack_checkpoint
 from thesis_lib.memory.quality import perplexity, read_tokens
 from thesis_lib.memory.rates import plan_streamed
+from thesis_lib.memory.rounding import Grid
 from thesis_lib.memory.smollm2 import quiet
 from thesis_lib.memory.stream import StreamedModel, checkpoint_folder
 from thesis_lib.paths import data_folder
 
 WEIGHTS = (*KINDS, "lossless")
+WIDTHS = (2, 3, 4)  # bits that the command writes
+CALIBRATION_TOKENS = 8192  # of few bits
 HELD_OUT = "sense_and_sensibility.txt"  # no calibration reads it
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -38,59 +51,146 @@ def compress(
     context: int = 512,
     progress: Progress | None = None,
     rank_ratio: float | None = None,
+    bits: int | None = None,
+    correction_rank: int = 0,
+    group: int = 64,
     calibration: Path | str | None = None,
 ) -> dict[str, Any]:
     """Write `checkpoint` smaller into the new folder `out`, as the command prints it.
 
     `weights` is a format of packed weights, or lossless; `rank_ratio` the share of the
-    entries of the layers' matrices that low-rank factors keep, calibrated on the UTF-8
-    text `calibration`, by default *Persuasion*. Returns the bytes of the tensors and
-    the perplexity before and after: of `tokens` tokens of *Sense and Sensibility* in
-    windows of `context`, through streamed models. Without `tokens`, or for a checkpoint
-    without a tokenizer, perplexities are None.
+    entries of the layers' matrices that low-rank factors keep; `bits` asks for GPTQ
+    with a scale for each `group` inputs, and with a `correction_rank` for factors of
+    that rank beside each matrix. One of the three; factors and few bits are calibrated
+    on the UTF-8 text `calibration`, by default *Persuasion*.
+
+    Returns the bytes of the tensors and the perplexity before and after: of `tokens`
+    tokens of *Sense and Sensibility* in windows of `context`, through streamed models.
+    Without `tokens`, or for a checkpoint without a tokenizer, perplexities are None.
 
     Raises InvalidInput where no way of compressing is asked for, or two, and as its
     writer does, with nothing written then.
     """
     folder, out = checkpoint_folder(checkpoint), Path(out)
-    written = _writer(weights, rank_ratio, calibration)(folder, out, progress)
+    text = None if calibration is None else Path(calibration)
+    wish = Wish(weights, rank_ratio, bits, correction_rank, group, text)
+    written = _writer(wish, context)(folder, out, progress)
     before = held_out_perplexity(folder, tokens, context)
     return {
         **written,
         "weights": weights,
         "rank_ratio": rank_ratio,
+        "bits": bits,
         "perplexity_before": before,
         "perplexity_after": held_out_perplexity(out, tokens, context),
         "tokens": 0 if before is None else tokens,
     }
 
 
-def _writer(
-    weights: str | None, rank_ratio: float | None, calibration: Path | str | None
-) -> Writer:
-    """The one place where options become a way to write a checkpoint."""
-    require(
-        weights is None or rank_ratio is None,
-        f"weights={weights!r} and rank_ratio={rank_ratio} are two compressions: give "
-        "one of them",
-    )
-    require(
-        calibration is None or rank_ratio is not None,
-        "a calibration text is for low-rank factors alone: give rank_ratio with it",
-    )
-    if rank_ratio is not None:
-        text = CALIBRATION_TEXT if calibration is None else Path(calibration)
-        return partial(factor_checkpoint, rank_ratio=rank_ratio, text=text)
-    if weights is None:
-        raise InvalidInput(
-            f"no compression is asked for: give weights {_listed()}, or a rank_ratio"
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One way to compress, and what belongs to it alone."""
+
+    weights: str | None = None
+    rank_ratio: float | None = None
+    bits: int | None = None
+    correction_rank: int = 0
+    group: int = 64
+    calibration: Path | None = None
+
+    def __post_init__(self) -> None:
+        asked = {
+            name: getattr(self, name)
+            for name in ("weights", "rank_ratio", "bits")
+            if getattr(self, name) is not None
+        }
+        if not asked:
+            raise InvalidInput(
+                f"no compression is asked for: give weights {_listed()}, or a "
+                "rank_ratio, or bits 2, 3 or 4"
+            )
+        require(
+            len(asked) == 1,
+            f"{' and '.join(f'{n}={v!r}' for n, v in asked.items())} are two "
+            "compressions: give one of them",
         )
-    kind = choice("weights", weights, WEIGHTS)
+        require(
+            self.correction_rank == 0 or self.bits is not None,
+            f"correction_rank={self.correction_rank} belongs to bits: give 2, 3 or 4",
+        )
+        require(
+            self.calibration is None or self.weights is None,
+            f"weights={self.weights!r} are not calibrated: a calibration text is for "
+            "rank_ratio and for bits",
+        )
+
+
+def _writer(wish: Wish, context: int) -> Writer:
+    """The one place where a wish becomes a way to write a checkpoint."""
+    text = CALIBRATION_TEXT if wish.calibration is None else wish.calibration
+    if wish.rank_ratio is not None:
+        return partial(factor_checkpoint, rank_ratio=wish.rank_ratio, text=text)
+    if wish.bits is not None:
+        require(wish.bits in WIDTHS, f"bits={wish.bits} must be one of 2, 3, 4")
+        recipe = Recipe(Grid(wish.bits, wish.group), wish.correction_rank)
+        return _bits_writer(recipe, text, context)
+    kind = choice("weights", wish.weights, WEIGHTS)
     if kind == "lossless":
         return code_checkpoint
     return lambda folder, out, progress: pack_checkpoint(
         folder, out, kind, progress=progress
     )
+
+
+def _bits_writer(recipe: Recipe, text: Path, context: int) -> Writer:
+    """What writes few bits. The whole model is in memory while it is calibrated."""
+
+    def write(folder: Path, out: Path, progress: Progress | None) -> dict[str, Any]:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        windows = calibration_windows(tokenizer, text, context)
+
+        def quantise():
+            with quiet():
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=torch.bfloat16
+                ).eval()
+            require_calibratable(model, windows)
+            _, stored = quantise_model(
+                model,
+                windows,
+                dict.fromkeys(matrices(model), recipe),
+                sensitivities(model, windows) if recipe.rank else None,
+                progress=progress,
+            )
+            return stored
+
+        return write_bits(folder, out, recipe, quantise)
+
+    return write
+
+
+def calibration_windows(
+    tokenizer: Any, text: Path | str, context: int, most: int = CALIBRATION_TOKENS
+) -> list[torch.Tensor]:
+    """Windows (1, context) of a text, evenly spread, of `most` tokens together.
+
+    Of a shorter text all whole windows. Raises InvalidInput for a missing file, and for
+    a text without one whole window.
+    """
+    text = Path(text)
+    require(text.is_file(), f"text {text} does not exist: expected a UTF-8 file")
+    words = text.read_text(encoding="utf-8")
+    ids = tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
+    available = len(ids) // context
+    require(
+        available > 0,
+        f"calibration text {text.name} has {len(ids)} tokens: give at least "
+        f"{context:,}, a whole window",
+    )
+    count = min(available, max(most // context, 1))
+    places = [i * available // count for i in range(count)]
+    return [torch.tensor([ids[i * context : (i + 1) * context]]) for i in places]
 
 
 def _listed() -> str:

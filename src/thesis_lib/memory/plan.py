@@ -12,6 +12,7 @@ from typing import Any, Literal
 from thesis_lib.checks import InvalidInput, choice, require
 from thesis_lib.memory import factored, lossless
 from thesis_lib.memory.architectures import configure
+from thesis_lib.memory.bits import KIND as BITS
 from thesis_lib.memory.rehearsal import Shape, rehearse
 from thesis_lib.memory.spec import Machine, ModelSpec
 from thesis_lib.memory.store import DECODERS
@@ -53,7 +54,7 @@ class MemoryPlan:
     kv_bytes: int
     activation_bytes: int  # everything else that a step holds at its worst moment
     layer_read_bytes: int  # of one layer, as the disk delivers it
-    kind: str = "dense"  # of the store: dense, nf4, int8, lossless or lowrank
+    kind: str = "dense"  # of the store: dense, nf4, int8, lossless, lowrank or bits
     bounces: int = 0  # buffers of host memory between disk and device
     generating: bool = False  # whether transformers' generate is covered
     scratch_bytes: int = 0  # what kernels take within an operator, and decoders
@@ -243,8 +244,9 @@ def plan(
     activations of a step; every layer that still fits is resident, the next ones live
     in host memory, the rest is read from disk each step. With `generating` the step
     is one of transformers' `generate`, sampling included, and beams count as
-    sequences. `kind` is that of the weights, dense, nf4, int8, lossless or lowrank, and
-    `layout` the one of packed weights, by default that of this machine.
+    sequences. `kind` is that of the weights, dense, nf4, int8, lossless, lowrank or
+    bits, and `layout` the one of packed weights, by default that of this machine, but
+    for bits the recipes.
 
     A store knows the exact sizes of its reads: give them as `layer_read_bytes` (one
     per layer) and `outer_read_bytes`, with `layer_buffer_bytes` where a layer takes
@@ -252,7 +254,7 @@ def plan(
     the size of a lossless layer is estimated from the ratio of a normal law.
     Raises PlanInfeasible before anything is allocated.
     """
-    choice("kind", kind, (*WEIGHTS.values(), factored.KIND))
+    choice("kind", kind, (*WEIGHTS.values(), factored.KIND, BITS))
     require(batch > 0 and ring > 0, f"batch={batch} and ring={ring} must be positive")
     require(
         0 < pass_tokens <= context,

@@ -1,8 +1,8 @@
 """Runs too long for a chapter, as their records tell them.
 
-`benchmarks/streaming.py`, `headline.py`, `gpu.py` and others write one record each. A record
-that nobody has made yet is no error: its tables are empty, and what a chapter says of
-it is that it has not been measured.
+`benchmarks/streaming.py`, `headline.py`, `gpu.py` and others write one record each. A
+record that nobody has made yet is no error: its tables are empty, and what a chapter
+says of it is that it has not been measured.
 """
 
 import json
@@ -361,6 +361,61 @@ def _percent(shares: Any, q: float) -> str:
 
 def _worded(value: float | None, form: str) -> str:
     return MISSING if value is None else form.format(value)
+
+
+FEW_BITS = ["method", "bits", "perplexity", "low", "high", "ratio"]
+
+
+def few_bits(record: dict[str, Any] | None) -> pd.DataFrame:
+    """A row a system: bits a weight, and perplexity over its seeds.
+
+    `perplexity` is their mean, `low` and `high` the least and the largest; `ratio` is
+    over GPTQ of three bits with the same calibration sets, NaN for itself.
+    """
+    rows = {}
+    for system, found in (record["summary"] if record else {}).items():
+        values = found["perplexities"]
+        ratios = [ratio for ratio, _, _ in found.get("ratio_to_gptq_3", [])]
+        rows[system] = {
+            "method": found["method"],
+            "bits": found["bits"],
+            "perplexity": float(np.mean(values)),
+            "low": min(values),
+            "high": max(values),
+            "ratio": float(np.mean(ratios)) if ratios else np.nan,
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=FEW_BITS)
+    return table.sort_values(["bits", "perplexity"], ascending=[True, False])
+
+
+def few_bits_sentence(record: dict[str, Any] | None) -> str:
+    """What the comparison at 3.25 bits found, if anything."""
+    summary = record["summary"] if record else {}
+    names = ("gptq 3", "mixed gptq 3.25", "corrected 3.25")
+    if record is None or not all(name in summary for name in names):
+        return "The comparison has not been recorded yet."
+    plain, mixed, ours = (_seeds_worded(summary[name]) for name in names)
+    ratios = summary["corrected 3.25"]["ratio_to_gptq_3"]
+    low, high = min(r[1] for r in ratios), max(r[2] for r in ratios)
+    verdict = "beats" if high < 1 else "does not beat"
+    seeds = len(summary["corrected 3.25"]["perplexities"])
+    return (
+        f"GPTQ with three bits everywhere has a perplexity of {plain}, GPTQ with "
+        f"widths and groups shared out {mixed}, and with corrections {ours}: "
+        f"{np.mean([r[0] for r in ratios]):.3f} times that of three bits, between "
+        f"{low:.3f} and {high:.3f} with all windows and {_counted(seeds)} considered. "
+        f"At equal bytes the correction {verdict} calibrated rounding here."
+    )
+
+
+def _seeds_worded(found: dict[str, Any]) -> str:
+    values = found["perplexities"]
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{spread} at {found['bits']:.3f} bits"
+
+
+def _counted(seeds: int) -> str:
+    return "one calibration set" if seeds == 1 else f"{seeds} calibration sets"
 
 
 def origin(record: dict[str, Any] | None) -> str:

@@ -26,6 +26,7 @@ from transformers.generation.logits_process import (
 
 from thesis_lib.checks import require
 from thesis_lib.memory.architectures import skeleton, stack
+from thesis_lib.memory.bits import BitsLinear
 from thesis_lib.memory.factored import largest_ranks
 from thesis_lib.memory.measure import DeviceBudget
 from thesis_lib.memory.packed import PackedLinear
@@ -101,7 +102,7 @@ def _rehearse(text: str, shape: Shape, kind: str, layout: str | None) -> Rehears
         (
             part.scratch_bytes(shape.batch * shape.pass_tokens)
             for part in layers.modules()
-            if isinstance(part, PackedLinear)
+            if isinstance(part, PackedLinear | BitsLinear)
         ),
         default=0,
     )

@@ -1,0 +1,314 @@
+"""Perplexity against bits a weight: rounding, GPTQ, NF4, and GPTQ with a correction.
+
+Calibrates on *Persuasion* with several draws of windows, shares bytes out on a part of
+the first draw, and scores *Sense and Sensibility*, which neither reads. What it has
+scored it keeps, with the commit, and goes on from there when it is started again.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thesis_lib.checks import require
+from thesis_lib.files import write_whole
+from thesis_lib.machine import provenance
+from thesis_lib.memory import smollm2
+from thesis_lib.memory.architectures import stack
+from thesis_lib.memory.bits import layout_of, recipes_of
+from thesis_lib.memory.corrected import Recipe
+from thesis_lib.memory.fewbits import (
+    Offer,
+    alike,
+    allocate,
+    judge,
+    matrices,
+    quantise_model,
+    sensitivities,
+)
+from thesis_lib.memory.quality import Perplexity, perplexity, read_tokens
+from thesis_lib.memory.quantise import quantise, weight_bytes
+from thesis_lib.memory.rounding import Grid, round_to_nearest
+from thesis_lib.paths import data_folder, root
+
+Recipes = Mapping[str, Recipe]  # by the name of a matrix in its layer
+
+CONTEXT = 512
+WINDOWS = 16  # of a calibration set
+OUTER_WINDOWS = 8  # of those, for gradients
+CALIBRATION_TOKENS = 80_000  # of Persuasion, which windows are drawn from
+VALIDATION = (90_000, 4_097)  # tokens of Persuasion: offset and number
+HELD_OUT_TOKENS = 16_385
+GROUPS = (64, 192)
+RANKS = (0, 4, 8, 16, 32)
+LAYERS = 30
+LAYERS_JUDGED = range(2, LAYERS, 6)  # whose offers stand for all
+ROUNDS = 2
+
+
+def calibration_set(tokens: Tensor, seed: int) -> list[Tensor]:
+    """Windows of the calibration text, drawn without overlap, each (1, context)."""
+    places = np.random.default_rng(seed).permutation(len(tokens) // CONTEXT)[:WINDOWS]
+    return [tokens[None, i * CONTEXT : (i + 1) * CONTEXT] for i in places]
+
+
+def choices_for(model: nn.Module, windows: list[Tensor]) -> dict[str, list[Offer]]:
+    """Offers for the matrices of a layer, summed over the layers that are judged."""
+    names = [
+        name for name in matrices(model) if int(name.split(".")[0]) in LAYERS_JUDGED
+    ]
+    recipes = [
+        Recipe(Grid(bits, group), rank)
+        for bits in (2, 3, 4)
+        for group in GROUPS
+        for rank in RANKS
+    ]
+    found: dict[str, list[list[Offer]]] = {}
+    for name, made in judge(model, windows[:OUTER_WINDOWS], names, recipes).items():
+        found.setdefault(name.partition(".")[2], []).append(made)
+    return {inner: alike(some) for inner, some in found.items()}
+
+
+def shared_out(
+    choices: Mapping[str, list[Offer]],
+    bits: float,
+    weights: int,
+    admit: Callable[[Recipe], bool],
+) -> Recipes:
+    """The best recipes at `bits` for each of so many weights, of those admitted."""
+    admitted = {
+        name: [one for one in some if admit(one.recipe)]
+        for name, some in choices.items()
+    }
+    return allocate(admitted, int(bits * weights / 8))
+
+
+def uniform(inner: list[str], bits: int, group: int, rank: int = 0) -> Recipes:
+    """One recipe for all."""
+    return dict.fromkeys(inner, Recipe(Grid(bits, group), rank))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is scored: recipes, whether in both metrics, whether for every seed."""
+
+    method: str
+    recipes: Recipes
+    both: bool = False
+    always: bool = False
+
+
+def plans(choices: Mapping[str, list[Offer]], weights: int) -> dict[str, Plan]:
+    """By name; goal 8 compares those for every seed, which come first."""
+    inner = list(choices)
+
+    def shared(bits: float, admit: Callable[[Recipe], bool]) -> Recipes:
+        return shared_out(choices, bits, weights, admit)
+
+    def corrected(bits: float, always: bool = False) -> Plan:
+        return Plan("corrected", shared(bits, lambda _: True), True, always)
+
+    best = corrected(3.25, always=True)
+    return {
+        "gptq 3": Plan("GPTQ", uniform(inner, 3, 64), always=True),
+        "corrected 3.25": best,
+        "mixed gptq 3.25": Plan(
+            "GPTQ, mixed", shared(3.25, lambda one: one.rank == 0), always=True
+        ),
+        "corrected 2.25": corrected(2.25),
+        "gptq 2": Plan("GPTQ", uniform(inner, 2, 64)),
+        "gptq 4": Plan("GPTQ", uniform(inner, 4, 64)),
+        "corrected 4.25": corrected(4.25),
+        "corrected 2.75": corrected(2.75),
+        "corrected 3.25, inputs": Plan("corrected, inputs only", best.recipes),
+        "corrected 3.25, 3 bits": Plan(
+            "corrected, 3 bits", shared(3.25, lambda one: one.grid.bits == 3), both=True
+        ),
+    }
+
+
+def rounded(model: nn.Module, bits: int) -> tuple[nn.Module, int]:
+    """A copy with every matrix rounded to the nearest level, and its bytes."""
+    twin, _ = smollm2.load()
+    twin.load_state_dict(model.state_dict())
+    total = 0
+    for layer in matrices(twin).values():
+        found = round_to_nearest(layer.weight.detach().double().numpy(), Grid(bits, 64))
+        layer.weight.data.copy_(torch.from_numpy(found.restore()))
+        total += found.nbytes
+    return twin, total
+
+
+def scored(model: Any, held_out: Tensor, validation: Tensor) -> dict[str, Any]:
+    """Perplexities, and the raw sums that they are made of."""
+    found = perplexity(model, held_out, CONTEXT)
+    return {
+        "perplexity": found.value,
+        "validation_perplexity": perplexity(model, validation, CONTEXT).value,
+        "nll": found.nll.tolist(),
+        "counts": found.counts.tolist(),
+    }
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each system: bits a weight, perplexities by seed, ratio to GPTQ's, paired."""
+    by_seed: dict[tuple[str, int], Perplexity] = {
+        (run["system"], run["seed"]): Perplexity(
+            np.array(run["nll"]), np.array(run["counts"])
+        )
+        for run in runs
+    }
+    found: dict[str, Any] = {}
+    for run in runs:
+        entry = found.setdefault(
+            run["system"],
+            {"method": run["method"], "bits": run["bits"], "perplexities": []},
+        )
+        entry["perplexities"].append(run["perplexity"])
+        base = by_seed.get(("gptq 3", run["seed"]))
+        if base is not None and run["system"] != "gptq 3":
+            ratio = by_seed[run["system"], run["seed"]].ratio(base)
+            entry.setdefault("ratio_to_gptq_3", []).append(ratio)
+    return found
+
+
+class Ledger:
+    """The record on the disk, one run after the other."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        self.record: dict[str, Any] = {**provenance(_root()), **settings, "runs": []}
+        if path.is_file():
+            before = json.loads(path.read_text())
+            self.record |= {key: before[key] for key in ("plans", "runs")}
+
+    def plans(self, make: Callable[[], dict[str, Plan]]) -> dict[str, Plan]:
+        """What is to be scored, of which only the first start makes its mind up."""
+        if "plans" not in self.record:
+            self.record["plans"] = {
+                name: [plan.method, layout_of(plan.recipes), plan.both, plan.always]
+                for name, plan in make().items()
+            }
+        return {
+            name: Plan(method, recipes_of(layout), both, always)
+            for name, (method, layout, both, always) in self.record["plans"].items()
+        }
+
+    def lacks(self, system: str, seed: int) -> bool:
+        """Whether this is still to be scored."""
+        done = {(run["system"], run["seed"]) for run in self.record["runs"]}
+        return (system, seed) not in done
+
+    def keep(
+        self, system: str, method: str, seed: int, nbytes: int, found: dict[str, Any]
+    ) -> None:
+        """Add a run and write the record."""
+        bits = 8 * nbytes / self.record["weights"]
+        self.record["runs"].append(
+            {"system": system, "method": method, "seed": seed, "bytes": nbytes}
+            | {"bits": bits, "commit": self.record["commit"]}
+            | found
+        )
+        self.record["summary"] = summary(self.record["runs"])
+        write_whole(self.path, json.dumps(self.record, indent=1) + "\n")
+        print(
+            f"{system}, seed {seed}: {bits:.3f} bits, {found['perplexity']:.3f} "
+            f"({found['validation_perplexity']:.3f})",
+            flush=True,
+        )
+
+
+def score_calibrated(
+    ledger: Ledger,
+    planned: Mapping[str, Plan],
+    model: nn.Module,
+    windows: list[Tensor],
+    seed: int,
+    texts: tuple[Tensor, Tensor],
+) -> None:
+    """Score what is calibrated on the windows of one seed."""
+    outer: dict[str, Any] | None = None
+    for system, plan in planned.items():
+        if not ledger.lacks(system, seed) or (seed > 0 and not plan.always):
+            continue
+        if plan.both and outer is None:
+            outer = sensitivities(model, windows[:OUTER_WINDOWS])
+        twin, stored = quantise_model(
+            model,
+            windows,
+            {name: plan.recipes[name.partition(".")[2]] for name in matrices(model)},
+            outer if plan.both else None,
+            rounds=ROUNDS,
+        )
+        nbytes = sum(one.nbytes for one in stored.values())
+        ledger.keep(system, plan.method, seed, nbytes, scored(twin, *texts))
+
+
+def score_others(
+    ledger: Ledger, model: nn.Module, weights: int, texts: tuple[Tensor, Tensor]
+) -> None:
+    """Score what no text calibrates: the model itself, rounding and NF4."""
+    if ledger.lacks("dense", 0):
+        ledger.keep("dense", "bf16", 0, 2 * weights, scored(model, *texts))
+    for bits in (2, 3, 4):
+        if ledger.lacks(f"nearest {bits}", 0):
+            twin, nbytes = rounded(model, bits)
+            ledger.keep(f"nearest {bits}", "rounding", 0, nbytes, scored(twin, *texts))
+    if ledger.lacks("nf4", 0):
+        twin = quantise(model, "nf4")
+        prefix, _ = stack(model)
+        nbytes = weight_bytes(twin, [f"{prefix}.{name}" for name in matrices(model)])
+        ledger.keep("nf4", "NF4", 0, nbytes, scored(twin, *texts))
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--out", type=Path, default=_root() / "data/measurements/combined.json"
+    )
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    model, tokenizer = smollm2.load()
+    folder = data_folder() / "text"
+    persuasion = read_tokens(tokenizer, folder / "persuasion.txt", CALIBRATION_TOKENS)
+    offset, length = VALIDATION
+    texts = (
+        read_tokens(tokenizer, folder / "sense_and_sensibility.txt", HELD_OUT_TOKENS),
+        read_tokens(tokenizer, folder / "persuasion.txt", length, offset),
+    )
+    weights = sum(layer.weight.numel() for layer in matrices(model).values())
+    settings = {
+        "context": CONTEXT,
+        "calibration_tokens": WINDOWS * CONTEXT,
+        "held_out_tokens": HELD_OUT_TOKENS - 1,
+        "weights": weights,
+    }
+    ledger = Ledger(given.out, settings)
+    judged = weights * len(LAYERS_JUDGED) // LAYERS
+    planned = ledger.plans(
+        lambda: plans(choices_for(model, calibration_set(persuasion, 0)), judged)
+    )
+    for seed in range(given.seeds):
+        windows = calibration_set(persuasion, seed)
+        score_calibrated(ledger, planned, model, windows, seed, texts)
+        if seed == 0:
+            score_others(ledger, model, weights, texts)
+
+
+def _root() -> Path:
+    folder = root()
+    require(folder is not None, "run this script from a checkout")
+    assert folder is not None
+    return folder
+
+
+if __name__ == "__main__":
+    main()

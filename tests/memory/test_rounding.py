@@ -1,0 +1,156 @@
+"""Rounding alone, and rounding for given inputs, against what defines them."""
+
+import numpy as np
+import pytest
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory.rounding import (
+    DAMPING,
+    SHRINKS,
+    Grid,
+    calibration_loss,
+    gptq,
+    round_to_nearest,
+    whitening,
+)
+
+
+def matrix(m=24, n=64, seed=0):
+    return np.random.default_rng(seed).standard_normal((m, n))
+
+
+def gram(n=64, rows=300, seed=1):
+    """Of inputs that depend on each other and differ in strength a hundredfold."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((n, n)) * np.geomspace(10, 0.1, n)[:, None]
+    x = rng.standard_normal((rows, n)) @ mixing
+    return x.T @ x
+
+
+def damped(moments):
+    return moments + DAMPING * np.trace(moments) / len(moments) * np.eye(len(moments))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_nearest_level_is_within_half_a_step(bits):
+    weight = matrix()
+    weight[3, :16] = 0
+    grid = Grid(bits, 16)
+    found = round_to_nearest(weight, grid)
+    step = np.repeat(found.scales, 16, axis=1)
+    # The largest weight meets the last level but for the rounding of the scale.
+    slack = 2.0**-8 * grid.middle
+    assert np.all(np.abs(weight - found.restore()) <= step * (0.5 + slack) + 1e-300)
+    assert found.codes.max() <= 2**bits - 1
+    assert not found.restore()[3, :16].any()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_levels_stand_evenly_about_zero(bits):
+    grid = Grid(bits, 8)
+    levels = np.arange(2**bits) - grid.middle
+    assert np.array_equal(levels, -levels[::-1])
+    again = round_to_nearest(np.resize(levels, (1, 8 * 2 ** (bits - 1))), grid)
+    assert again.grid.nbytes(1, 64) == 8 * bits + 2 * 8
+
+
+@pytest.mark.parametrize("group", [8, 16, 64])
+def test_rounding_what_was_rounded_changes_nothing(group):
+    once = round_to_nearest(matrix(), Grid(3, group))
+    twice = round_to_nearest(once.restore(), Grid(3, group))
+    assert np.array_equal(once.codes, twice.codes)
+    assert np.array_equal(once.scales, twice.scales)
+
+
+def textbook(weight, moments, grid):
+    """GPTQ as it is defined: after each input the inverse of the rest is taken anew."""
+    weight, n = weight.copy(), len(moments)
+    hessian = damped(moments)
+    restored = np.zeros_like(weight)
+    left = list(whitening(moments, grid.group).order)
+    scale = np.zeros(len(weight))
+    while left:
+        inverse = np.linalg.inv(hessian[np.ix_(left, left)])
+        if len(left) % grid.group == 0:
+            members, scale = left[: grid.group], np.zeros(len(weight))
+            importance = []
+            for k in range(grid.group):
+                rest = left[k:]
+                importance.append(1 / np.linalg.inv(hessian[np.ix_(rest, rest)])[0, 0])
+            for row, values in enumerate(weight[:, members]):
+                tried = SHRINKS * np.abs(values).max() / grid.middle
+                levels = np.floor(values / tried[:, None] + grid.middle + 0.5)
+                levels = np.clip(levels, 0, 2 * grid.middle) - grid.middle
+                errors = (values - tried[:, None] * levels) ** 2 @ importance
+                scale[row] = float32_as_bfloat16(tried[np.argmin(errors)])
+        j = left.pop(0)
+        level = np.floor(weight[:, j] / scale + grid.middle + 0.5)
+        level = np.clip(level, 0, 2 * grid.middle) - grid.middle
+        restored[:, j] = scale * level
+        error = (weight[:, j] - restored[:, j]) / inverse[0, 0]
+        weight[:, left] -= np.outer(error, inverse[0, 1:])
+    assert n == len(restored.T)
+    return restored
+
+
+def float32_as_bfloat16(value):
+    bits = np.float32(value).view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return float(np.uint32(rounded).view(np.float32))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("group", [8, 32])
+def test_gptq_is_its_definition(bits, group):
+    weight, moments, grid = matrix(6, 32), gram(32), Grid(bits, group)
+    found = gptq(weight, whitening(moments, group), grid).restore()
+    np.testing.assert_allclose(found, textbook(weight, moments, grid), atol=1e-12)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_errors_that_are_made_good_cost_less(bits):
+    weight, moments, grid = matrix(), gram(), Grid(bits, 16)
+    plain = weight - round_to_nearest(weight, grid).restore()
+    made_good = weight - gptq(weight, whitening(moments, 16), grid).restore()
+    assert calibration_loss(made_good, moments) < 0.6 * calibration_loss(plain, moments)
+
+
+def test_independent_inputs_leave_nothing_to_make_good():
+    """Of a diagonal Gram, no scale of which is searched, GPTQ is rounding."""
+    weight = matrix()
+    weight /= np.abs(weight).reshape(24, -1, 16).max(-1).repeat(16, -1).reshape(24, 64)
+    grid = Grid(8, 16)  # where a smaller scale never pays
+    found = gptq(weight, whitening(np.diag(np.ones(64)), 16), grid)
+    assert np.array_equal(found.codes, round_to_nearest(weight, grid).codes)
+
+
+def test_the_whitened_error_has_the_loss():
+    weight, moments = matrix(), gram()
+    made = whitening(moments, 16)
+    assert sorted(made.order) == list(range(64))
+    expected = calibration_loss(weight, damped(moments))
+    assert np.sum(made.whiten(weight) ** 2) == pytest.approx(expected, rel=1e-10)
+    np.testing.assert_allclose(made.root @ made.inverse, np.eye(64), atol=1e-9)
+    power = np.diag(moments)[made.order].reshape(-1, 16)
+    assert np.all(np.diff(power, axis=1) <= 0)
+    assert np.all(np.diff(power.sum(axis=1)) <= 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: Grid(5, 16), "bits=5 must be one of 2, 3, 4"),
+        (lambda: Grid(3, 12), "group=12 must be a positive multiple of 8"),
+        (lambda: whitening(gram(), 24), "group=24 does not divide 64"),
+        (lambda: whitening(gram(), 16, 0.0), "damping=0 must be positive"),
+        (lambda: whitening(np.zeros((64, 64)), 16), "not all of them zero"),
+        (lambda: whitening(np.full((64, 64), np.nan), 16), "finite"),
+        (lambda: whitening(np.eye(64) - 2 * np.eye(64)[::-1], 16), "semidefinite"),
+        (lambda: round_to_nearest(matrix(4, 60), Grid(3, 16)), "does not divide 60"),
+        (lambda: round_to_nearest(matrix() * np.nan, Grid(3, 16)), "finite"),
+        (lambda: gptq(matrix(), whitening(gram(), 16), Grid(3, 32)), "groups of 16"),
+    ],
+)
+def test_what_cannot_be_quantised_is_refused(call, words):
+    with pytest.raises(InvalidInput, match=words):
+        call()
