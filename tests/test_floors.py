@@ -18,13 +18,13 @@ FLOORS = [
     "claims sequencer.kernel sequencer.features sequencer.storage "
     "sequencer.misestimate memory.packed memory.ring memory.transport",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
-    "sequencer.pricing memory.architectures",
+    "sequencer.pricing memory.architectures memory.rowwise",
     "sequencer.shadow sequencer.modelfile sequencer.inspection memory.rehearsal "
     "memory.synth",
     "sequencer.dispatch memory.plan",
     "sequencer.policies memory.stream memory.cost memory.published memory.schedule",
     "sequencer.pipeline sequencer.simulate sequencer.partitions memory.speculate "
-    "memory.quality memory.trial memory.rates",
+    "memory.quality memory.trial memory.rates memory.batch",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
     "sequencer.worked",
     "sequencer.serve sequencer.accuracy sequencer.optimum sequencer.robustness "

@@ -40,6 +40,7 @@ class Shape:
     pass_tokens: int  # new tokens of one sequence
     logit_tokens: int  # positions of one sequence whose logits are kept
     generating: bool = False  # whether transformers' generate chooses the tokens
+    padded: bool = False  # whether sequences differ in length, and are masked
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +188,17 @@ class _Stage:
 
     def _forward(self, new: int, keep: int, cache: Any) -> Tensor:
         row = torch.zeros((self.shape.batch, new), dtype=torch.long)
-        options = {"use_cache": cache is not None, "logits_to_keep": keep}
+        options: dict[str, Any] = {
+            "use_cache": cache is not None,
+            "logits_to_keep": keep,
+        }
         if cache is not None:
             options["cache"] = cache
+        if self.shape.padded:
+            past = 0 if cache is None else cache.get_seq_length()
+            seen = (self.shape.batch, past + new)
+            options["attention_mask"] = torch.ones(seen, dtype=torch.long)
+            options["position_ids"] = torch.zeros_like(row)
         return functional_call(self.model, self.weights, (row,), options).logits
 
 
