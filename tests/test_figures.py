@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from thesis_lib import figures
-from thesis_lib.memory import schedule
+from thesis_lib.memory import records, schedule
 from thesis_lib.memory.plan import least_device_bytes, plan
 from thesis_lib.memory.spec import Machine, ModelSpec
 from thesis_lib.units import GiB, MiB
@@ -161,6 +161,7 @@ def test_a_figure_without_its_record_says_so():
     for figure in (
         figures.memory_against_time(runs, GiB),
         figures.memory_over_time({}, GiB),
+        figures.speculation(records.speculation(None)),
     ):
         (ax,) = figure.axes
         assert [text.get_text() for text in ax.texts] == ["not measured yet"]

@@ -25,7 +25,7 @@ def prompts():
 def made_for(folder, sequences):
     """A plan on the smallest device that has room for so many."""
     ample = batch.plan_batches(
-        folder, Machine(2**50, 1e9), LENGTHS[:sequences] + [12], NEW, pass_tokens=5
+        folder, Machine(2**50, 1e9), [*LENGTHS[:sequences], 12], NEW, pass_tokens=5
     )
     streamed = ample.spec.layers - 3  # which a ring of three leaves out
     size = ample.device_peak_bytes - streamed * ample.staging_bytes
@@ -117,4 +117,9 @@ def test_nothing_to_continue_is_refused(tmp_path):
         for texts in ([], [[1], []]):
             with pytest.raises(InvalidInput, match="a token at least in each"):
                 batch.generate_batches(streamed, texts, NEW)
-    assert torch.equal(batch.pad_left([[1], [2, 3]], 0)[1], torch.tensor([[0, 1], [1, 1]]))
+
+
+def test_padding_is_on_the_left_and_masked():
+    tokens, mask = batch.pad_left([[1], [2, 3]], pad=9)
+    assert torch.equal(tokens, torch.tensor([[9, 1], [2, 3]]))
+    assert torch.equal(mask, torch.tensor([[0, 1], [1, 1]]))

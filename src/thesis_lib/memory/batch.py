@@ -28,8 +28,8 @@ def plan_batches(
     """
     require(
         len(lengths) > 0 and min(lengths) > 0 and max_new_tokens > 0,
-        f"{len(lengths)} prompts, the shortest of {min(lengths, default=0)} tokens, and "
-        f"max_new_tokens={max_new_tokens}: expected one or more of each",
+        f"{len(lengths)} prompts, the shortest of {min(lengths, default=0)} tokens, "
+        f"and max_new_tokens={max_new_tokens}: expected one or more of each",
     )
 
     def made(batch: int) -> MemoryPlan:
@@ -48,9 +48,7 @@ def plan_batches(
     best, beyond = made(1), len(lengths) + 1
     while beyond - best.batch > 1:
         # The largest first: often all prompts fit at once.
-        batch = (
-            len(lengths) if beyond > len(lengths) else (best.batch + beyond) // 2
-        )
+        batch = len(lengths) if beyond > len(lengths) else (best.batch + beyond) // 2
         try:
             best = made(batch)
         except PlanInfeasible:

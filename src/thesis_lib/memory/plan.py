@@ -224,8 +224,9 @@ def plan(
     activations of a step; every layer that still fits is resident, the next ones live
     in host memory, the rest is read from disk each step. With `generating` the step
     is one of transformers' `generate`, sampling included, and beams count as
-    sequences; with `padded` the sequences may differ in length. `kind` is that of the weights, dense, nf4 or int8, and `layout` the one
-    of packed weights, by default that of this machine.
+    sequences; with `padded` the sequences may differ in length. `kind` is that of the
+    weights, dense, nf4 or int8, and `layout` the one of packed weights, by default
+    that of this machine.
 
     A store knows the exact sizes of its reads: give them as `layer_read_bytes` (one
     per layer) and `outer_read_bytes`, and the checkpoint's configuration as `config`.
