@@ -48,7 +48,10 @@ def test_printed_json_says_null_for_what_is_no_number_and_all_else_as_it_is(valu
         (["run", "1", "-p", "nonsense"], "expected NAME=VALUE"),
         (["run", "--profile", "huge"], "expected one of smoke, default, full"),
         (
-            "generate smollm2 --device-memory 1GiB --prompt a --draft smollm2".split(),
+            [
+                *("generate", "smollm2", "--device-memory", "1GiB"),
+                *("--prompt", "a", "--draft", "smollm2"),
+            ],
             "add --speculate",
         ),
     ],
