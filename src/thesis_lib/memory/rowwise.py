@@ -125,12 +125,12 @@ def _attention_by_rows(base: str) -> str:
         # single token of a single sequence sees all that its window has room for.
         eager = sys.modules[type(module).__module__].eager_attention_forward
         single = AttentionInterface().get_interface(base, eager)
-        window = options.get("sliding_window")
+        window = options.get("sliding_window") or sys.maxsize
         n = query.shape[2]
 
         def row(i: int) -> Tensor:
             end = key.shape[2] - n + i + 1
-            full = window is not None and end >= window
+            full = end >= window
             seen = slice(end - window if full else 0, end)
             mask = _hides_nothing(base, query, window) if full else None
             one = query[:, :, i : i + 1]

@@ -25,7 +25,7 @@ from scipy.stats import norm
 from torch import Tensor
 from transformers import AutoTokenizer, DynamicCache
 
-from thesis_lib.checks import require
+from thesis_lib.checks import InvalidInput, require
 from thesis_lib.memory import smollm2
 from thesis_lib.memory.measure import DeviceBudget, compute_rates
 from thesis_lib.memory.plan import MemoryPlan
@@ -160,23 +160,38 @@ def calibrate(
     """Try passes of `sizes` random tokens beside as many passes of one.
 
     Sizes that the plan does not cover are left out, and so are those whose bits differ.
-    Nothing is read, but for one drain: which kernel runs depends on shapes alone.
+    Which kernel runs depends on shapes alone, so that buffers serve with the weights
+    that they hold, and are read anew only where those give no finite numbers. Raises
+    InvalidInput for a model that gives none either.
     """
     plan = model.plan
     largest = min(plan.logit_tokens, plan.pass_tokens, plan.context - 1)
     tried = sorted({size for size in sizes if 1 < size <= largest})
-    rows, exact, seconds = Rowwise(model.model), [1], {}
     start = time.perf_counter()
     model.drain()
     drain_s = time.perf_counter() - start
-    with model.without_reading():
-        single, seconds[1] = _fingerprints(model, max(tried, default=1), 1, seed)
-        for size in tried:
-            _fingerprints(model, size, size, seed, rows)  # tries its linear layers
-            found, seconds[size] = _fingerprints(model, size, size, seed, rows)
-            if found == single[:size]:
-                exact.append(size)
-    return Verifier(rows, tuple(exact), _with_rates(plan, drain_s, seconds))
+    try:
+        with model.without_reading():
+            rows, seconds = _try_sizes(model, tried, seed)
+    except InvalidInput:
+        rows, seconds = _try_sizes(model, tried, seed)
+    exact = tuple(size for size, (same, _) in seconds.items() if same)
+    timed = {size: taken for size, (_, taken) in seconds.items()}
+    return Verifier(rows, exact, _with_rates(plan, drain_s, timed))
+
+
+def _try_sizes(
+    model: StreamedModel, tried: Sequence[int], seed: int
+) -> tuple[Rowwise, dict[int, tuple[bool, float]]]:
+    """Of each size, 1 included: whether its bits are those of 1, and its seconds."""
+    rows = Rowwise(model.model)
+    single, single_s = _fingerprints(model, max(tried, default=1), 1, seed)
+    found = {1: (True, single_s)}
+    for size in tried:
+        _fingerprints(model, size, size, seed, rows)  # tries its linear layers
+        together, seconds = _fingerprints(model, size, size, seed, rows)
+        found[size] = together == single[:size], seconds
+    return rows, found
 
 
 def _fingerprints(
@@ -184,8 +199,8 @@ def _fingerprints(
 ) -> tuple[list[bytes], float]:
     """A hash for each token, of its logits, keys and values; and seconds of a pass.
 
-    Of the last pass. Raises InvalidInput for logits that are not finite, since their
-    bits say nothing.
+    Those of the last pass, without its waiting for reads. Raises InvalidInput for
+    logits that are not finite, since their bits say nothing.
     """
     draw = torch.Generator().manual_seed(seed)
     row = torch.randint(0, model.spec.vocab, (1, tokens + 1), generator=draw)
@@ -193,17 +208,18 @@ def _fingerprints(
     cache, hashes, seconds = _new_cache(model), [], math.inf
     model.step(row[:, :1], cache, keep=1)
     for part in row[:, 1:].split(size, dim=1):
-        start = time.perf_counter()
+        start, stalled_s = time.perf_counter(), model.stall_s
         with rows.passing() if rows else nullcontext():
             logits = model.step(part, cache, keep=size)
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start - (model.stall_s - stalled_s)
         require(
             all(bool(torch.isfinite(one).all()) for one in logits[0]),
             f"{model.folder} has logits that are not finite: look for NaN in its files",
         )
         hashes += [hashlib.blake2b(_bytes(one)) for one in logits[0]]
         del logits  # or they would be held beside the next ones
-    for layer in cache.layers:
+    layers: Any = cache.layers
+    for layer in layers:
         for values in (layer.keys, layer.values):
             for i, found in enumerate(hashes):
                 found.update(_bytes(values[:, :, i - len(hashes)]))
