@@ -29,6 +29,27 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "speculate: refused proposals stay in the cache",
+        "memory/speculate.py",
+        "        cache.crop(taken - len(proposed))",
+        "        cache.crop(0)",
+        ("tests/memory/test_speculate.py",),
+    ),
+    Mutant(
+        "rowwise: kernels that mix rows are given them all",
+        "memory/rowwise.py",
+        "            apart = self._mixing[call]",
+        "            apart = False",
+        ("tests/memory/test_speculate.py",),
+    ),
+    Mutant(
+        "batch: what is written comes in the order of the blocks",
+        "memory/batch.py",
+        "    return [written[i] for i in range(len(prompts))]",
+        "    return [written[i] for i in order]",
+        ("tests/memory/test_batch.py",),
+    ),
+    Mutant(
         "trial: a step is held against the drain after it alone",
         "memory/trial.py",
         "beside = (drain[:-1] + drain[1:]) / 2",

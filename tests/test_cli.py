@@ -47,6 +47,13 @@ def test_printed_json_says_null_for_what_is_no_number_and_all_else_as_it_is(valu
         (["run", "1", "-p", "nonsense=3"], "parameter 'nonsense' is unknown"),
         (["run", "1", "-p", "nonsense"], "expected NAME=VALUE"),
         (["run", "--profile", "huge"], "expected one of smoke, default, full"),
+        (
+            [
+                *("generate", "smollm2", "--device-memory", "1GiB"),
+                *("--prompt", "a", "--draft", "smollm2"),
+            ],
+            "add --speculate",
+        ),
     ],
 )
 def test_bad_input_is_refused_with_one_sentence(words, message):

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from thesis_lib import figures
-from thesis_lib.memory import schedule
+from thesis_lib.memory import records, schedule
 from thesis_lib.memory.plan import least_device_bytes, plan
 from thesis_lib.memory.records import few_bits
 from thesis_lib.memory.spec import Machine, ModelSpec
@@ -163,6 +163,7 @@ def test_a_figure_without_its_record_says_so():
         figures.memory_against_time(runs, GiB),
         figures.memory_over_time({}, GiB),
         figures.bits_and_perplexity(few_bits(None)),
+        figures.speculation(records.speculation(None)),
     ):
         (ax,) = figure.axes
         assert [text.get_text() for text in ax.texts] == ["not measured yet"]

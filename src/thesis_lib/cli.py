@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from thesis_lib import units
-from thesis_lib.checks import InvalidInput, choice
+from thesis_lib.checks import InvalidInput, choice, require
 from thesis_lib.files import write_whole
 
 app = typer.Typer(
@@ -645,21 +645,38 @@ def generate(
     ring: Annotated[int, typer.Option(help="Staging buffers.")] = 3,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     verify: Annotated[bool, typer.Option(help="Hash every file first.")] = False,
+    speculate: Annotated[
+        bool, typer.Option(help="Verify several proposed tokens a pass; same text.")
+    ] = False,
+    draft: Annotated[
+        str | None,
+        typer.Option(help="Resident checkpoint that proposes; else the text itself."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Generate greedily from a model that streams through a memory budget."""
+    from thesis_lib.memory.speculate import speculate_text
     from thesis_lib.memory.stream import generate_text
 
+    require(
+        speculate or draft is None,
+        f"--draft {draft} proposes tokens that nobody verifies: add --speculate",
+    )
+    given: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "device_bytes": size(device_memory),
+        "prompt": prompt,
+        "max_new_tokens": max_new_tokens,
+        "ring": ring,
+        "host_bytes": size(host_memory),
+        "device": device,
+        "verify": verify,
+    }
     with console.status("generating"):
-        result = generate_text(
-            checkpoint,
-            size(device_memory),
-            prompt,
-            max_new_tokens,
-            ring,
-            size(host_memory),
-            device,
-            verify,
+        result = (
+            speculate_text(**given, draft=draft)
+            if speculate
+            else generate_text(**given)
         )
     lines = [
         result["text"],
@@ -667,6 +684,12 @@ def generate(
         f"each; peak {units.format_size(result['device_peak_bytes'])} of "
         f"{device_memory}; read {units.format_size(result['bytes_read'])}",
     ]
+    if speculate:
+        lines.append(
+            f"{result['passes']} passes, {result['accepted']} proposals accepted, "
+            f"{result['tokens_per_pass']:.2f} tokens a pass, "
+            f"{result['fallbacks']} kernels verify one token at a time"
+        )
     show(result, as_json, lines)
 
 

@@ -1253,6 +1253,45 @@ def predicted_times(plans: pd.DataFrame) -> Figure:
     return figure
 
 
+def expected_tokens(
+    depths: Sequence[int], curves: Mapping[str, Sequence[float]]
+) -> Figure:
+    """Expected tokens of a pass against its proposals, a named curve an acceptance."""
+    figure, drawn = axes(height_in=2.8)
+    for name, tokens in curves.items():
+        drawn.plot(depths, tokens, marker="o", markersize=3, label=name)
+    drawn.set_xlabel("proposals of a pass")
+    drawn.set_ylabel("expected tokens of a pass")
+    drawn.legend(loc="upper left")
+    return figure
+
+
+def speculation(table: pd.DataFrame) -> Figure:
+    """Tokens a pass and speed over plain decoding, a row for each way to propose.
+
+    `table` is that of `memory.records.speculation`; bars are its intervals, and the
+    dashed line is plain decoding.
+    """
+    if table.empty:
+        return _not_measured()
+    figure, (left, right) = axes(columns=2, height_in=0.9 + 0.4 * len(table))
+    rows = np.arange(len(table))[::-1]
+    for drawn, value, low, high, label in (
+        (left, "tokens_per_pass", "low", "high", "tokens a pass"),
+        (right, "times_faster", "times_low", "times_high", "times plain decoding"),
+    ):
+        middle = table[value]
+        drawn.errorbar(
+            middle, rows, xerr=[middle - table[low], table[high] - middle],
+            fmt="o", color="C0", capsize=3,
+        )  # fmt: skip
+        drawn.axvline(1, color=INK, linestyle="--", linewidth=0.8)
+        drawn.set_xlabel(label)
+        drawn.set_ylim(-0.6, len(table) - 0.4)
+        drawn.set_yticks(rows, list(table.index) if drawn is left else [""] * len(rows))
+    return figure
+
+
 def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Figure:
     """What the kernel counts of each system's process from its start, and its limit.
 

@@ -320,3 +320,61 @@ def test_few_bits_are_told_with_their_verdict():
     assert "one calibration set" in records.few_bits_sentence(few(seeds=1))
     assert "not been recorded" in records.few_bits_sentence(None)
     assert "not been recorded" in records.few_bits_sentence({"summary": {}})
+
+
+def spoken(domain, lookup, plain, identical=True, **others):
+    systems = {"plain": plain, "lookup": lookup, **others}
+    keys = ("passes", "acceptance", "seconds")
+    return {
+        "domain": domain,
+        "tokens": 13,
+        "identical": identical,
+        "systems": {
+            name: dict(zip(keys, values, strict=True))
+            for name, values in systems.items()
+        },
+    }
+
+
+SPECULATE = {
+    "commit": "0123456789",
+    "machine": {"cpu": "a processor", "cores": 2},
+    "loops": {"prose": 2, "repeating": 1},
+    "steps": {"tiny": {"drain": [1.0], "1": [2.0, 2.0], "8": [2.1], "64": [2.4, 9, 2]}},
+    "prompts": [
+        spoken("prose", (12, 0.1, 2.0), (12, 0, 2.0)),
+        spoken("prose", (6, 0.3, 1.0), (12, 0, 2.0), identical=False),
+        spoken(
+            "repeating",
+            (3, 0.9, 0.5),
+            (12, 0, 2.0),
+            **{"draft": (4, 0.8, 1.0), "plain beside": (12, 0, 1.5)},
+        ),
+    ],
+}
+
+
+def test_speculation_is_told_against_plain_decoding_in_the_same_memory():
+    table = records.speculation(SPECULATE)
+    assert list(table.index) == [
+        "prose, lookup",
+        "repeating, lookup",
+        "repeating, draft",
+    ]
+    prose, lookup, draft = (row for _, row in table.iterrows())
+    assert (prose.prompts, prose.identical) == (2, 1)
+    assert prose.tokens_per_pass == pytest.approx((12 / 12 + 12 / 6) / 2)
+    assert prose.times_faster == pytest.approx((1 + 2) / 2)
+    assert prose.low <= prose.tokens_per_pass <= prose.high
+    assert (lookup.tokens_per_pass, lookup.times_faster) == (4, 4)
+    assert (draft.tokens_per_pass, draft.times_faster) == (3, 1.5)
+    sentence = records.speculation_sentence(SPECULATE)
+    assert "in 3 of 4 continuations" in sentence
+    assert "3 continuations that ran into a loop" in sentence
+    assert "1.20 times as long with 64" in records.batch_sentence(SPECULATE)
+
+
+def test_speculation_that_nobody_measured_is_said_so():
+    assert records.speculation(None).empty
+    assert "not been measured" in records.speculation_sentence(None)
+    assert "not been measured" in records.batch_sentence(None)

@@ -236,6 +236,7 @@ def plan(
     layout: str | None = None,
     config: Any = None,
     generating: bool = False,
+    padded: bool = False,
 ) -> MemoryPlan:
     """Place the layers of `spec` on `machine`: as many resident as fit.
 
@@ -244,9 +245,9 @@ def plan(
     activations of a step; every layer that still fits is resident, the next ones live
     in host memory, the rest is read from disk each step. With `generating` the step
     is one of transformers' `generate`, sampling included, and beams count as
-    sequences. `kind` is that of the weights, dense, nf4, int8, lossless, lowrank or
-    bits, and `layout` the one of packed weights, by default that of this machine, but
-    for bits the recipes.
+    sequences; with `padded` the sequences may differ in length. `kind` is that of the
+    weights, dense, nf4, int8, lossless, lowrank or bits, and `layout` the one of packed
+    weights, by default that of this machine, but for bits the recipes.
 
     A store knows the exact sizes of its reads: give them as `layer_read_bytes` (one
     per layer) and `outer_read_bytes`, with `layer_buffer_bytes` where a layer takes
@@ -270,7 +271,7 @@ def plan(
         f"context={context} is longer than the {spec.positions - 2} positions that "
         f"{spec.name} has learned",
     )
-    shape = Shape(batch, context, pass_tokens, logit_tokens, generating)
+    shape = Shape(batch, context, pass_tokens, logit_tokens, generating, padded)
     config = configure(spec) if config is None else config
     needs = rehearse(config, shape, kind, layout)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.paths import data_folder
+from thesis_lib.stats import mean_interval
 from thesis_lib.units import GiB, format_duration, format_size
 
 # What readers call a system of a record.
@@ -352,6 +353,98 @@ def lossless_sentence(record: dict[str, Any] | None) -> str:
         f"{stream['decode_bytes_per_s'] / 1e9:.1f} GB/s. The record is of "
         f"{origin(record)}."
     )
+
+
+SPECULATION = [
+    "prompts", "identical", "acceptance", "tokens_per_pass", "low", "high",
+    "times_faster", "times_low", "times_high",
+]  # fmt: skip
+BASELINES = {"lookup": "plain", "draft": "plain beside"}  # in the same memory
+
+
+def speculation(record: dict[str, Any] | None) -> pd.DataFrame:
+    """A row for each domain and way to propose, means over prompts with intervals.
+
+    `identical` counts prompts whose tokens are those of plain decoding, `low` and
+    `high` belong to `tokens_per_pass`. `times_faster` is tokens a second over plain
+    decoding in the same memory, which keeps more layers where a draft takes none of it.
+    """
+    rows = {}
+    prompts = record["prompts"] if record else []
+    for domain in dict.fromkeys(row["domain"] for row in prompts):
+        for draft, plain in BASELINES.items():
+            mine = [
+                row
+                for row in prompts
+                if row["domain"] == domain and draft in row["systems"]
+            ]
+            if not mine:
+                continue
+            took = [row["systems"][draft] for row in mine]
+            tokens = mean_interval(
+                np.array(
+                    [
+                        (row["tokens"] - 1) / run["passes"]
+                        for row, run in zip(mine, took, strict=True)
+                    ]
+                )
+            )
+            times = mean_interval(
+                np.array(
+                    [
+                        row["systems"][plain]["seconds"] / run["seconds"]
+                        for row, run in zip(mine, took, strict=True)
+                    ]
+                )
+            )
+            rows[f"{domain}, {draft}"] = [
+                len(mine), sum(row["identical"] for row in mine),
+                float(np.mean([run["acceptance"] for run in took])),
+                tokens.value, tokens.low, tokens.high,
+                times.value, times.low, times.high,
+            ]  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index", columns=SPECULATION)
+
+
+def speculation_sentence(record: dict[str, Any] | None) -> str:
+    """What speculation over streamed weights brought, if anybody measured it."""
+    if record is None:
+        return "It has not been measured yet."
+    table = speculation(record)
+    same, all_ = int(table["identical"].sum()), int(table["prompts"].sum())
+    parts = [
+        f"{row.tokens_per_pass:.2f} tokens a pass ({row.low:.2f} to {row.high:.2f}) "
+        f"and {row.times_faster:.2f} times the tokens a second ({row.times_low:.2f} to "
+        f"{row.times_high:.2f}) for {name}"
+        for name, row in table.iterrows()
+    ]
+    return (
+        f"The tokens were those of plain decoding in {same} of {all_} continuations. "
+        f"In the mean over prompts, with 95 % intervals: {'; '.join(parts)}. "
+        f"{sum(record['loops'].values())} continuations that ran into a loop were left "
+        f"out. The record is of {origin(record)}."
+    )
+
+
+def batch_sentence(record: dict[str, Any] | None) -> str:
+    """What a step of many sequences took over that of one, if anybody measured it."""
+    if record is None:
+        return "It has not been measured yet."
+    parts = []
+    for model, steps in record["steps"].items():
+        seconds = {name: float(np.median(each)) for name, each in steps.items()}
+        counts = sorted(
+            (int(name) for name in seconds if name != "drain"), reverse=True
+        )
+        parts.append(
+            f"a step of {model} takes "
+            + " and ".join(
+                f"{seconds[str(n)] / seconds['1']:.2f} times as long with {n} sequences"
+                for n in counts[:-1]
+            )
+            + " as with one"
+        )
+    return f"In the median, {'; '.join(parts)}. The record is of {origin(record)}."
 
 
 def _percent(shares: Any, q: float) -> str:

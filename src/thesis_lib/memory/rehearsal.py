@@ -42,6 +42,7 @@ class Shape:
     pass_tokens: int  # new tokens of one sequence
     logit_tokens: int  # positions of one sequence whose logits are kept
     generating: bool = False  # whether transformers' generate chooses the tokens
+    padded: bool = False  # whether sequences differ in length, and are masked
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,10 +226,14 @@ class _Stage:
         }
         if cache is not None:
             options["cache"] = cache
-        if cache is not None and run is not None:
-            past = cache.get_seq_length()
+        past = 0 if cache is None else cache.get_seq_length()
+        if run is not None:
             options["attention_mask"] = run.mask[:, : past + new]
             options["position_ids"] = run.positions[:, past : past + new].clone()
+        elif self.shape.padded:
+            seen = (self.shape.batch, past + new)
+            options["attention_mask"] = torch.ones(seen, dtype=torch.long)
+            options["position_ids"] = torch.zeros_like(row)
         return functional_call(self.model, self.weights, (row,), options).logits
 
 

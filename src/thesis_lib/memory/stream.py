@@ -581,6 +581,7 @@ def plan_checkpoint(
     pass_tokens: int = 1,
     logit_tokens: int | None = None,
     generating: bool = False,
+    padded: bool = False,
 ) -> MemoryPlan:
     """As `plan`, for a checkpoint: with the sizes of the reads that its files need."""
     with SafetensorsStore(folder) as store:
@@ -603,6 +604,7 @@ def plan_checkpoint(
         layout=layout,
         config=read_config(folder),
         generating=generating,
+        padded=padded,
     )
 
 

@@ -1,0 +1,307 @@
+"""Whatever a draft proposes, the tokens are those of plain greedy decoding."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from thesis_lib.checks import InvalidInput
+from thesis_lib.memory import rowwise, smollm2, speculate
+from thesis_lib.memory.measure import DeviceBudget
+from thesis_lib.memory.rowwise import Rowwise
+from thesis_lib.memory.spec import Machine
+from thesis_lib.memory.stream import StreamedModel, generate_text
+from thesis_lib.units import MiB
+
+NEW = 24
+
+
+class Scripted:
+    """A draft that knows the answer and spoils a share of it."""
+
+    def __init__(self, answer, wrong, seed=0):
+        self.answer, self.wrong = answer, wrong
+        self.draw = random.Random(seed)
+
+    def propose(self, tokens, k):
+        """The next tokens of the answer, some of them replaced."""
+        done = next(
+            n
+            for n in range(len(self.answer), -1, -1)
+            if tuple(tokens[len(tokens) - n :]) == self.answer[:n]
+        )
+        return [
+            (token + 1) % tiny.VOCAB if self.draw.random() < self.wrong else token
+            for token in self.answer[done : done + k]
+        ]
+
+
+def plan_tight(folder, prompt, new=NEW, resident=1):
+    """A plan that streams most layers and covers passes of every size."""
+    return tiny.plan_tight(
+        folder, resident, context=prompt + new, pass_tokens=20, logit_tokens=17
+    )
+
+
+def calibrated(streamed):
+    """A verifier that is sure of all sizes, on a machine whose link decides."""
+    verifier = speculate.calibrate(streamed)
+    assert verifier.sizes == (1, *speculate.SIZES)
+    return replace(verifier, plan=streamed.plan)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("architecture", tiny.SHAPES)
+def test_tokens_are_those_of_plain_decoding_for_any_draft(
+    tmp_path, architecture, dtype
+):
+    model = tiny.write(tmp_path, architecture, dtype=dtype)
+    prompt = tiny.tokens(2, 1, 9)
+    made = plan_tight(tmp_path, 9)
+    with StreamedModel(tmp_path, made) as streamed:
+        plain = speculate.decode_greedily(streamed, prompt, NEW)
+        assert plain.passes == NEW - 1
+        verifier = calibrated(streamed)
+        for wrong in (0.0, 0.3, 1.0):
+            with DeviceBudget(made.device_peak_bytes) as budget:
+                streamed.charge(budget)
+                found = speculate.decode_greedily(
+                    streamed, prompt, NEW, Scripted(plain.tokens, wrong), verifier
+                )
+            assert found.tokens == plain.tokens
+            assert budget.peak_bytes <= made.device_peak_bytes
+            if wrong == 0.0:
+                assert found.passes < plain.passes / 3
+                assert found.acceptance == 1
+            if wrong == 1.0:
+                assert found.passes == plain.passes
+                assert found.acceptance == 0
+    with torch.no_grad():
+        expected = model.generate(prompt, max_new_tokens=NEW, do_sample=False)
+    assert plain.tokens == tuple(expected[0, 9:].tolist())
+
+
+def test_ties_are_broken_as_in_plain_decoding(tmp_path):
+    tiny.write(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    head = weights["lm_head.weight"]
+    head[1::2] = head[:-1:2]  # every token has a twin with the very same logit
+    save_file(weights, file, metadata={"format": "pt"})
+    with smollm2.quiet():
+        model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    prompt = tiny.tokens(3, 1, 5)
+    with torch.no_grad():
+        expected = model.generate(prompt, max_new_tokens=NEW, do_sample=False)
+    with StreamedModel(tmp_path, plan_tight(tmp_path, 5)) as streamed:
+        plain = speculate.decode_greedily(streamed, prompt, NEW)
+        assert plain.tokens == tuple(expected[0, 5:].tolist())
+        twins = tuple(token ^ 1 for token in plain.tokens)
+        for draft in (Scripted(plain.tokens, 0.2), Twins(plain.tokens, twins)):
+            found = speculate.decode_greedily(
+                streamed, prompt, NEW, draft, calibrated(streamed)
+            )
+            assert found.tokens == plain.tokens
+
+
+class Twins:
+    """A draft whose every proposal has the logit of the answer, but comes second."""
+
+    def __init__(self, answer, twins):
+        self.inner, self.twins = (
+            Scripted(answer, 0.0),
+            dict(zip(answer, twins, strict=True)),
+        )
+
+    def propose(self, tokens, k):
+        """The other token of each pair."""
+        return [self.twins[token] for token in self.inner.propose(tokens, k)]
+
+
+def test_rows_of_a_joint_pass_are_not_those_of_single_tokens(tmp_path):
+    # What `rowwise` is for: without it the cache itself would differ.
+    tiny.write(tmp_path, dtype=torch.float32)
+    row = tiny.tokens(4, 1, 9)
+    with StreamedModel(tmp_path, plan_tight(tmp_path, 9)) as streamed:
+        single, joint = streamed.new_cache(), streamed.new_cache()
+        for i in range(9):
+            streamed.step(row[:, i : i + 1], single)
+        streamed.step(row, joint)
+        assert not torch.equal(single.layers[-1].keys, joint.layers[-1].keys)
+        apart, rows = streamed.new_cache(), Rowwise(streamed.model)
+        with rows.passing():
+            streamed.step(row, apart)
+        assert torch.equal(single.layers[-1].keys, apart.layers[-1].keys)
+        assert sum(rows.mixing.values()) > 0
+
+
+def test_a_size_whose_bits_differ_is_left_out(tmp_path, monkeypatch):
+    tiny.write(tmp_path, dtype=torch.float32)
+    monkeypatch.setattr(rowwise, "_mixes_rows", lambda *_, **__: False)
+    with StreamedModel(tmp_path, plan_tight(tmp_path, 9)) as streamed:
+        verifier = speculate.calibrate(streamed)
+        assert verifier.sizes == (1,)
+        prompt = tiny.tokens(2, 1, 9)
+        plain = speculate.decode_greedily(streamed, prompt, NEW)
+        draft = Scripted(plain.tokens, 0.0)
+        found = speculate.decode_greedily(streamed, prompt, NEW, draft, verifier)
+        assert found.tokens == plain.tokens
+        assert found.passes == plain.passes
+
+
+def test_a_resident_draft_of_the_model_itself_is_always_right(tmp_path):
+    tiny.write(tmp_path)
+    prompt = tiny.tokens(5, 1, 6)
+    small = speculate.open_draft(tmp_path, 6 + NEW)
+    made = plan_tight(tmp_path, 6)
+    together = made.device_peak_bytes + small.plan.device_peak_bytes
+    machine = Machine(together, 1e9)
+    beside = speculate.plan_speculation(tmp_path, machine, 6, NEW, 2, small.plan)
+    assert beside.streamed_layers > 0
+    assert beside.device_peak_bytes + small.plan.device_peak_bytes <= together
+    with (
+        StreamedModel(tmp_path, beside) as streamed,
+        small,
+        DeviceBudget(together) as budget,
+    ):
+        streamed.charge(budget)
+        small.charge(budget)
+        plain = speculate.decode_greedily(streamed, prompt, NEW)
+        verifier = calibrated(streamed)
+        draft = speculate.ModelDraft(small)
+        found = speculate.decode_greedily(streamed, prompt, NEW, draft, verifier)
+        assert found.tokens == plain.tokens
+        # A draft decodes single tokens after another prefill: nearly always right.
+        assert found.acceptance > 0.9
+        # Asked again, it forgets what was not accepted.
+        other = list(plain.tokens[:3])
+        assert draft.propose(other, 4) == speculate.ModelDraft(small).propose(other, 4)
+    with pytest.raises(InvalidInput, match="draft would be streamed"):
+        speculate.ModelDraft(streamed)
+    tight = Machine(small.plan.device_peak_bytes, 1e9)
+    with pytest.raises(InvalidInput, match="smaller draft or more memory"):
+        speculate.plan_speculation(tmp_path, tight, 6, NEW, 2, small.plan)
+
+
+@pytest.mark.parametrize(
+    ("text", "k", "expected"),
+    [
+        ([1, 2, 3, 9, 1, 2], 2, [3, 9]),
+        ([1, 2, 3, 1, 2, 4, 1, 2], 1, [4]),  # of equal matches the latest
+        ([7, 1, 2, 3, 8, 1, 2, 4, 7, 1, 2], 1, [3]),  # of all the longest
+        ([1, 2, 3, 4], 3, []),
+        ([5, 6, 5], 3, []),  # one token is too short a match
+        ([5, 5, 5], 4, [5]),
+        ([5], 4, []),
+    ],
+)
+def test_lookup_proposes_what_followed_the_longest_match(text, k, expected):
+    assert speculate.PromptLookup().propose(text, k) == expected
+
+
+def test_lookup_is_the_plain_search():
+    draw = random.Random(0)
+    lookup = speculate.PromptLookup(least=2, most=4)
+    for _ in range(200):
+        text = [draw.randrange(3) for _ in range(draw.randrange(2, 30))]
+        expected = []
+        for n in range(min(4, len(text) - 1), 1, -1):
+            starts = [i for i in range(len(text) - n) if text[i : i + n] == text[-n:]]
+            if starts:
+                expected = text[starts[-1] + n :][:5]
+                break
+        assert lookup.propose(text, 5) == expected
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("depth", [0, 1, 7])
+def test_expected_tokens_are_those_of_a_simulation(acceptance, depth):
+    draws = np.random.default_rng(0).random((40_000, depth)) < acceptance
+    tokens = 1 + np.cumprod(draws, axis=1).sum(axis=1)
+    stderr = tokens.std() / len(tokens) ** 0.5
+    expected = speculate.expected_tokens(acceptance, depth)
+    assert abs(tokens.mean() - expected) <= 4 * stderr
+    if acceptance < 1:
+        closed = (1 - acceptance ** (depth + 1)) / (1 - acceptance)
+        assert expected == pytest.approx(closed)
+
+
+def test_the_depth_is_the_best_of_all_and_never_slower_than_none():
+    draw = random.Random(1)
+    for _ in range(300):
+        acceptance, slope, draft_s = draw.random(), draw.random(), draw.random() / 5
+
+        def step_s(tokens, slope=slope):
+            return max(1.0, slope * tokens)
+
+        def rate(depth, a=acceptance, step_s=step_s, draft_s=draft_s):
+            seconds = step_s(depth + 1) + depth * draft_s
+            return speculate.expected_tokens(a, depth) / seconds
+
+        depth = speculate.choose_depth(acceptance, step_s, (1, 3, 7, 15), draft_s)
+        assert rate(depth) == max(rate(n) for n in (0, 1, 3, 7, 15))
+    assert speculate.choose_depth(0.0, step_s, (1, 3)) == 0
+    assert speculate.choose_depth(1.0, lambda _: 1.0, (1, 3)) == 3
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_the_interval_holds_the_acceptance_as_often_as_it_says(share):
+    draws = np.random.default_rng(0).binomial(200, share, 4000)
+    held = [
+        low <= share <= high
+        for low, high in (speculate.acceptance_interval(int(n), 200) for n in draws)
+    ]
+    assert 0.93 < np.mean(held) < 0.98
+    assert speculate.acceptance_interval(0, 0) == (0, 1)
+
+
+def test_a_text_ends_after_the_token_that_stops_it(tmp_path):
+    tiny.write(tmp_path)
+    prompt = tiny.tokens(2, 1, 9)
+    with StreamedModel(tmp_path, plan_tight(tmp_path, 9)) as streamed:
+        plain = speculate.decode_greedily(streamed, prompt, NEW)
+        stop = plain.tokens[10]
+        whole = plain.tokens[: plain.tokens.index(stop) + 1]
+        draft, verifier = Scripted(plain.tokens, 0.0), calibrated(streamed)
+        for options in ((), (draft, verifier)):
+            found = speculate.decode_greedily(
+                streamed, prompt, NEW, *options, stop=(stop,)
+            )
+            assert found.tokens == whole
+
+
+def test_what_cannot_be_done_is_refused(tmp_path):
+    tiny.write(tmp_path)
+    with StreamedModel(tmp_path, plan_tight(tmp_path, 9)) as streamed:
+        with pytest.raises(InvalidInput, match="expected one sequence"):
+            speculate.decode_greedily(streamed, tiny.tokens(0, 2, 4), 4)
+        with pytest.raises(InvalidInput, match="max_new_tokens=0"):
+            speculate.decode_greedily(streamed, tiny.tokens(0, 1, 4), 0)
+        with pytest.raises(InvalidInput, match="belong together"):
+            speculate.decode_greedily(
+                streamed, tiny.tokens(0, 1, 4), 4, speculate.PromptLookup()
+            )
+    with pytest.raises(InvalidInput, match="0 < least"):
+        speculate.PromptLookup(3, 2)
+    with pytest.raises(InvalidInput, match="acceptance=2"):
+        speculate.expected_tokens(2, 2)
+    with pytest.raises(InvalidInput, match="accepted=3"):
+        speculate.acceptance_interval(3, 2)
+
+
+@pytest.mark.parametrize("draft", [None, "smollm2"])
+def test_the_command_writes_the_text_of_plain_generation(draft):
+    options = {"device_bytes": 500 * MiB, "max_new_tokens": 12}
+    prompt = "one two three four five six one two three"
+    plain = generate_text("smollm2", prompt=prompt, **options)
+    found = speculate.speculate_text("smollm2", prompt=prompt, draft=draft, **options)
+    assert found["text"] == plain["text"]
+    assert found["tokens"] == plain["tokens"] == 12
+    assert found["device_peak_bytes"] <= found["planned_peak_bytes"]
+    assert found["passes"] + found["accepted"] >= 11
+    assert found["tokens_per_pass"] == pytest.approx(11 / found["passes"])
