@@ -9,29 +9,28 @@ import thesis_lib
 
 PACKAGE = Path(thesis_lib.__file__).parent
 FLOORS = [
-    "checks units files",
-    "paths stats machine sequencer.trace memory.spec memory.linears memory.checkpoint "
-    "memory.lossless",
+    "checks units files memory.rowwise",
+    "paths stats machine sequencer.trace memory.spec memory.linears "
+    "memory.checkpoint memory.rounding",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
-    "sequencer.replica field sequencer.sla sequencer.trees "
-    "sequencer.calibration results memory.lowrank memory.quantise memory.lossless "
-    "memory.smollm2 memory.confine memory.store memory.measure memory.records "
-    "memory.prices memory.sensitivity",
+    "sequencer.replica field sequencer.sla sequencer.trees sequencer.calibration "
+    "results memory.lowrank memory.quantise memory.lossless memory.smollm2 "
+    "memory.confine memory.measure memory.records memory.prices memory.sensitivity "
+    "memory.corrected memory.fisher",
     "claims sequencer.kernel sequencer.features sequencer.storage "
-    "sequencer.misestimate memory.packed memory.allocation memory.factored "
-    "memory.ring memory.transport",
+    "sequencer.misestimate memory.allocation memory.bits memory.store",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
-    "sequencer.pricing memory.architectures memory.coded",
-    "sequencer.shadow sequencer.modelfile sequencer.inspection memory.rehearsal "
-    "memory.synth memory.refine",
-    "sequencer.dispatch memory.plan",
-    "sequencer.policies memory.stream memory.cost memory.published memory.schedule",
-    "sequencer.pipeline sequencer.simulate sequencer.partitions memory.speculate "
-    "memory.quality memory.trial memory.rates memory.deployment",
+    "sequencer.pricing memory.factored memory.packed memory.ring memory.transport",
+    "sequencer.shadow sequencer.modelfile sequencer.inspection memory.architectures "
+    "memory.coded",
+    "sequencer.dispatch memory.fewbits memory.refine memory.rehearsal memory.synth",
+    "sequencer.policies memory.cost memory.calibrated memory.plan",
+    "sequencer.pipeline sequencer.simulate sequencer.partitions memory.quality "
+    "memory.trial memory.published memory.schedule memory.stream",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
-    "sequencer.worked memory.calculator",
+    "sequencer.worked memory.batch memory.deployment memory.rates memory.speculate",
     "sequencer.serve sequencer.accuracy sequencer.optimum sequencer.robustness "
-    "sequencer.scale sequencer.goals figures",
+    "sequencer.scale sequencer.goals figures memory.calculator memory.compress",
     "chapters warm",
     "compare sweep",
     "present",
