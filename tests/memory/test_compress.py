@@ -84,7 +84,7 @@ def test_few_bits_are_calibrated_on_the_text_that_is_given(tmp_path):
     [
         ({"bits": 5}, "bits=5 must be one of 2, 3, 4"),
         ({"bits": 3, "weights": "nf4"}, "give one"),
-        ({"correction_rank": 4, "weights": "int8"}, "belong to bits"),
+        ({"correction_rank": 4, "weights": "int8"}, "belongs to bits"),
         ({"bits": 3, "group": 32}, "group=32 does not divide"),
         ({"bits": 3, "calibration": "none.txt"}, r"none\.txt does not exist"),
         ({"bits": 3, "group": 16, "context": 64}, "too short .* at least 80 tokens"),
