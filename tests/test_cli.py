@@ -157,6 +157,19 @@ def test_serve_prints_one_object(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_cost_prints_one_object_with_intervals_and_takes_prices():
+    words = ["cost", "--tokens-per-s", "2", "--between", "1.5", "2.5"]
+    done = thesis(*words, "--price", "rtx-3090=0.72", "--json")
+    found = strict(done.stdout)
+    assert found["usd_per_million_tokens"] == pytest.approx(100)
+    assert found["usd_per_million_interval"] == pytest.approx([80, 400 / 3])
+    low, high = found["break_even_interval"]
+    assert low < found["break_even_tokens"] < high
+    refused = thesis(*words, "--price", "rtx-3090")
+    assert refused.returncode == 2
+    assert "expected ITEM=USD" in refused.stderr
+
+
 def test_help_lists_every_command():
     done = thesis("--help")
     assert done.returncode == 0

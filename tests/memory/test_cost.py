@@ -165,6 +165,9 @@ def test_a_reserved_machine_is_due_idle_or_not_and_costs_the_rent_when_full():
     # It beats a small machine from what the small one cannot make.
     small = Bill(60.0, 10.0, 5e6)
     assert break_even_tokens(bill, small) == 5e6
+    # What is dearer and makes no more never pays.
+    for most in (5e6, 4e6):
+        assert break_even_tokens(Bill(100.0, 20.0, most), small) == math.inf
 
 
 @given(positive, st.floats(1, 3), st.floats(1, 3))
