@@ -1,8 +1,8 @@
 """Runs too long for a chapter, as their records tell them.
 
-`benchmarks/streaming.py`, `headline.py`, `gpu.py` and others write one record each. A record
-that nobody has made yet is no error: its tables are empty, and what a chapter says of
-it is that it has not been measured.
+`benchmarks/streaming.py`, `headline.py`, `gpu.py` and others write one record each. A
+record that nobody has made yet is no error: its tables are empty, and what a chapter
+says of it is that it has not been measured.
 """
 
 import json
