@@ -121,7 +121,7 @@ class FieldBits:
 def field_bits(words: U16) -> FieldBits:
     """The entropies of the fields of bfloat16 bit patterns, (n,), n > 0."""
 
-    def entropy(field: U16) -> float:
+    def entropy(field: NDArray[Any]) -> float:
         shares = np.bincount(field) / len(words)
         shares = shares[shares > 0]
         return float(-(shares * np.log2(shares)).sum())
