@@ -11,7 +11,9 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = dict(PROJECT["optional-dependencies"])
-PEERS = [Requirement(text) for text in EXTRAS.pop("peers")]  # in no environment of ours
+PEERS = [  # in no environment of ours
+    Requirement(text) for extra in ("peers", "codecs") for text in EXTRAS.pop(extra)
+]
 DECLARED = [
     Requirement(text)
     for text in [*PROJECT["dependencies"], *(r for e in EXTRAS.values() for r in e)]

@@ -80,6 +80,16 @@ def write_coded(
     return len(stream)
 
 
+def read_words(folder: Path | str, layer: int) -> lossless.U16:
+    """The bit patterns of all bfloat16 numbers of a layer, (n,).
+
+    Raises InvalidInput for a checkpoint of another type, and as the store does.
+    """
+    with SafetensorsStore(folder) as store:
+        _require_codable(store)
+        return np.frombuffer(b"".join(_read(store, layer)[1]), np.uint16)
+
+
 def _require_codable(store: SafetensorsStore) -> None:
     require(
         store.kind == "dense",

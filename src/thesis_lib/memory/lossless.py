@@ -38,10 +38,14 @@ CHUNK_BYTES = MiB  # decoded, of all chunks but the last
 RATIO = 0.70  # of weights drawn from a normal law; no trained layer is far from it
 
 _THREADS = os.cpu_count() or 1
-_COMMON, _RARE = 7, 15  # exponents with a code of three bits, and with one of four
+CODE_BITS = 3  # of the rank of an exponent
+_COMMON, _RARE = (
+    2**CODE_BITS - 1,
+    15,
+)  # exponents with a code of those, and of four bits
 _LANES = 64  # words that one vector of bits serves, side by side
 _TILE = 16 * _LANES  # words of one tile: bit k of lane l belongs to word k * 64 + l
-_PLANES_BYTES = 3 * _TILE // 8
+_PLANES_BYTES = CODE_BITS * _TILE // 8
 # Bytes of the chunk, and decoded; tiles; escapes from three bits and from four; the
 # exponents by rank.
 _HEADER = struct.Struct("<IIIII22s22x")
@@ -117,7 +121,7 @@ class FieldBits:
 def field_bits(words: U16) -> FieldBits:
     """The entropies of the fields of bfloat16 bit patterns, (n,), n > 0."""
 
-    def entropy(field: U16) -> float:
+    def entropy(field: NDArray[Any]) -> float:
         shares = np.bincount(field) / len(words)
         shares = shares[shares > 0]
         return float(-(shares * np.log2(shares)).sum())
