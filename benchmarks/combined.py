@@ -111,10 +111,12 @@ def plans(choices: Mapping[str, list[Offer]], weights: int) -> dict[str, Plan]:
     def shared(bits: float, admit: Callable[[Recipe], bool]) -> Recipes:
         return shared_out(choices, bits, weights, admit)
 
-    def corrected(bits: float, always: bool = False) -> Plan:
-        return Plan("corrected", shared(bits, lambda _: True), True, always)
+    def corrected(bits: float) -> Plan:
+        return Plan("corrected", shared(bits, lambda _: True), both=True)
 
-    best = corrected(3.25, always=True)
+    # Of one width: narrower matrices lost more in a trial than their offers said.
+    three = shared(3.25, lambda one: one.grid.bits == 3)
+    best = Plan("corrected", three, both=True, always=True)
     return {
         "gptq 3": Plan("GPTQ", uniform(inner, 3, 64), always=True),
         "corrected 3.25": best,
@@ -127,8 +129,8 @@ def plans(choices: Mapping[str, list[Offer]], weights: int) -> dict[str, Plan]:
         "corrected 4.25": corrected(4.25),
         "corrected 2.75": corrected(2.75),
         "corrected 3.25, inputs": Plan("corrected, inputs only", best.recipes),
-        "corrected 3.25, 3 bits": Plan(
-            "corrected, 3 bits", shared(3.25, lambda one: one.grid.bits == 3), both=True
+        "corrected 3.25, any width": Plan(
+            "corrected, any width", shared(3.25, lambda _: True), both=True
         ),
     }
 
