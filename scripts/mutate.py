@@ -403,9 +403,30 @@ MUTANTS = [
     Mutant(
         "low rank: the whitening is left out",
         "memory/lowrank.py",
-        "left, values, right = np.linalg.svd(matrix @ lower, full_matrices=False)",
-        "left, values, right = np.linalg.svd(matrix, full_matrices=False)",
+        "left, values, right = _fast_svd(matrix @ spread)",
+        "left, values, right = _fast_svd(matrix)",
         ("tests/memory/test_lowrank.py",),
+    ),
+    Mutant(
+        "allocation: a matrix never stays dense",
+        "memory/allocation.py",
+        "return np.append(single[: last - 1], jump[last - 1]), last",
+        "return single[: last - 1], last",
+        ("tests/memory/test_allocation.py",),
+    ),
+    Mutant(
+        "low rank: a layer is calibrated on inputs that it will not see",
+        "memory/refine.py",
+        "x_seen = blocks.inputs(number, layers[1], seen, group[0])",
+        "x_seen = x",
+        ("tests/memory/test_refine.py",),
+    ),
+    Mutant(
+        "factors: a step is rehearsed with the ranks of one layer for all",
+        "memory/rehearsal.py",
+        "short.factor_ranks = [largest_ranks(ranks)] * length",
+        "short.factor_ranks = list(ranks[-length:])",
+        ("tests/memory/test_factored.py",),
     ),
     Mutant(
         "quantiser: one level too many",

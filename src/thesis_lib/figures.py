@@ -1492,7 +1492,7 @@ def perplexity_by_ratio(
 ) -> Figure:
     """Perplexity of each method (r,) against the share of entries kept (r,)."""
     figure, axis = axes(height_in=3.0)
-    for (name, values), marker in zip(curves.items(), "osD^", strict=False):
+    for (name, values), marker in zip(curves.items(), "osD^vP", strict=False):
         axis.plot(ratios, np.asarray(values, float), marker=marker, label=name)
     axis.axhline(dense, color=INK, linewidth=1, label="dense")
     axis.set(

@@ -6,6 +6,7 @@ from torch import nn
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.memory.lowrank import (
+    BLIND,
     LowRankLinear,
     break_even_rank,
     decompose,
@@ -98,6 +99,55 @@ def test_fewer_inputs_than_features_still_meet_the_law(rank):
     )
     if rank == 20:
         assert loss < 1e-7 * scale
+
+
+def sensitivity(m=64, seed=2):
+    """The second moment of gradients that differ in strength as inputs do."""
+    gradients = inputs(m, 300, seed)
+    return gradients.T @ gradients / 300
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (48, 64)])
+@pytest.mark.parametrize("rank", [1, 8, 31])
+def test_weighted_loss_is_the_dropped_spectrum(shape, rank):
+    weight, x = matrix(*shape), inputs(shape[1])
+    gram, minded = x.T @ x, sensitivity(shape[0])
+    minded += np.eye(len(minded)) * np.trace(minded) / len(minded)  # beyond BLIND
+    parts = decompose(weight, gram, minded)
+    left, right = parts.factors(rank)
+
+    def loss(error):
+        return np.trace(minded @ error @ gram @ error.T)
+
+    # What every output matters at least is added once more.
+    floor = BLIND * np.trace(minded) / len(minded)
+    error = weight - left @ right
+    added = floor * np.trace(error @ gram @ error.T)
+    np.testing.assert_allclose(loss(error) + added, parts.tail(rank) ** 2, rtol=1e-6)
+    other, seen = whitened_low_rank(weight, gram, rank)
+    assert loss(error) < loss(weight - other @ seen)
+
+
+def test_outputs_that_matter_alike_change_nothing():
+    weight, x = matrix(), inputs()
+    gram = x.T @ x
+    whitened = decompose(weight, gram)
+    weighted = decompose(weight, gram, 4 * np.eye(64))
+    np.testing.assert_allclose(
+        weighted.values, 2 * np.sqrt(1 + BLIND) * whitened.values, rtol=1e-9
+    )
+    for a, b in zip(whitened.factors(7), weighted.factors(7), strict=True):
+        assert a.shape == b.shape
+    np.testing.assert_allclose(
+        np.matmul(*weighted.factors(7)), np.matmul(*whitened.factors(7)), atol=1e-8
+    )
+
+
+def test_a_sensitivity_without_a_gram_or_of_another_shape_is_refused():
+    with pytest.raises(InvalidInput, match="needs a gram"):
+        decompose(matrix(), None, np.eye(64))
+    with pytest.raises(InvalidInput, match=r"sensitivity has shape \(48, 48\)"):
+        decompose(matrix(), np.eye(48), np.eye(48))
 
 
 @pytest.mark.parametrize(
@@ -242,6 +292,22 @@ def test_whitened_layers_lose_less_on_their_own_inputs():
     plain = factorise(model, 0.4, names=["0"])[0](batch)
     whitened = factorise(model, 0.4, grams, names=["0"])[0](batch)
     assert (whitened - exact).norm() < 0.5 * (plain - exact).norm()
+
+
+def test_a_layer_that_cannot_be_decomposed_is_refused_by_name():
+    model = network()
+    with torch.no_grad():
+        model[2].weight[0, 0] = torch.nan
+    with pytest.raises(InvalidInput, match=r"^2: weight .* must be a finite matrix"):
+        decompose_layers(model)
+    with pytest.raises(InvalidInput, match=r"^0: gram has eigenvalues"):
+        decompose_layers(model, {"0": np.zeros((24, 24))}, ["0"])
+
+
+def test_ratios_outside_the_unit_interval_are_refused():
+    for ratio in (0.0, -0.5, 1.5):
+        with pytest.raises(InvalidInput, match=r"must lie in \(0, 1\]"):
+            factorise(network(), ratio)
 
 
 def test_a_missing_gram_and_an_unknown_layer_are_refused():

@@ -378,3 +378,49 @@ def test_speculation_that_nobody_measured_is_said_so():
     assert records.speculation(None).empty
     assert "not been measured" in records.speculation_sentence(None)
     assert "not been measured" in records.batch_sentence(None)
+
+
+def lowrank_record(tokens=10):
+    """Two calibration sets at one ratio, and one step at another."""
+    nats = {
+        ("plain", 0): 9.0,
+        ("whitened", 0): 4.0,
+        ("whitened", 1): 4.4,
+        ("allocated", 0): 3.3,
+        ("allocated", 1): 3.3,
+    }
+    points = [
+        {
+            "seed": seed,
+            "ratio": 0.8,
+            "method": method,
+            "nll": {records.HELD_OUT: [tokens * each / 4, tokens * each * 3 / 4]},
+        }
+        for (method, seed), each in nats.items()
+    ]
+    points.append({**points[1], "ratio": 0.5})
+    return {
+        "settings": {"evaluation_tokens": {records.HELD_OUT: tokens}},
+        "dense": {"nll": {records.HELD_OUT: [12.0, 20.0]}},
+        "points": points,
+    }
+
+
+def test_steps_of_the_low_rank_method_are_told_at_their_ratio():
+    curves, dense = records.lowrank_curves(lowrank_record())
+    assert dense == pytest.approx(np.exp(3.2))
+    assert list(curves.index) == [0.5, 0.8]
+    assert curves.loc[0.8, "whitened"] == pytest.approx(np.exp(4.2))
+    assert np.isnan(curves.loc[0.5, "plain"])
+    words = records.lowrank_words(lowrank_record(), 0.8)
+    assert words["left_whitened"] == "100"
+    assert words["left_allocated"] == "10"  # 0.1 of the 1.0 nats that whitening loses
+    assert words["plain_least"] == f"{np.exp(9.0 - 4.2):,.0f}"
+    assert words["refined"] == records.MISSING
+
+
+def test_a_low_rank_record_that_is_missing_is_no_error():
+    curves, dense = records.lowrank_curves(None)
+    assert len(curves) == 0
+    assert np.isnan(dense)
+    assert set(records.lowrank_words(None, 0.8).values()) == {records.MISSING}

@@ -126,15 +126,16 @@ def test_calibration_behind_compressed_layers_loses_less(model):
 
 
 def test_refinement_loses_less_on_windows_that_it_has_not_read(model):
-    ranks = uniform_ranks(model, 0.5)
-    windows, fresh = tiny.tokens(3, 24, 32), tiny.tokens(9, 8, 32)
+    first = "model.layers.0."
+    ranks = {n: 2 if n.startswith(first) else None for n in linears(model)}
+    windows, fresh = tiny.tokens(3, 60, 48), tiny.tokens(9, 8, 48)
     # So much shrinkage hides the inputs, and leaves something to be learned.
     plain = factorise_blocks(model, windows, ranks, shrinkage=1e6)
     trained = factorise_blocks(
-        model, windows, ranks, refinement=Refinement(60, 3e-3), shrinkage=1e6
+        model, windows, ranks, refinement=Refinement(60, 1e-4), shrinkage=1e6
     )
     before, after = (hidden_error(model, twin, fresh) for twin in (plain, trained))
-    assert after < before, (after, before)
+    assert after < before
 
 
 def test_a_refinement_that_does_not_help_is_undone(model):

@@ -517,3 +517,65 @@ def origin(record: dict[str, Any] | None) -> str:
         return MISSING
     machine = record["machine"]
     return f"{machine['cpu']}, {machine['cores']} cores, commit {record['commit'][:7]}"
+
+
+# The steps of the low-rank method, each on top of those before it.
+STEPS = {
+    "plain": "plain",
+    "whitened": "whitened",
+    "weighted": "+ sensitivity",
+    "allocated": "+ allocation",
+    "sequential": "+ sequential",
+    "refined": "+ refinement",
+}
+HELD_OUT = "sense_and_sensibility"  # the text of the record that calibration never saw
+
+
+def lowrank_curves(
+    record: dict[str, Any] | None, text: str = HELD_OUT
+) -> tuple[pd.DataFrame, float]:
+    """Perplexity by ratio (rows) and step (columns), and that of the dense model.
+
+    Over several calibration sets the geometric mean; NaN where no point was made, and
+    for the dense model without a record.
+    """
+    if record is None:
+        return pd.DataFrame(columns=list(STEPS.values())), np.nan
+    tokens = record["settings"]["evaluation_tokens"][text]
+    points = pd.DataFrame(
+        {
+            "ratio": point["ratio"],
+            "step": STEPS[point["method"]],
+            "nats": sum(point["nll"][text]) / tokens,
+        }
+        for point in record["points"]
+    )
+    table = points.pivot_table("nats", "ratio", "step").reindex(columns=STEPS.values())
+    dense = sum(record["dense"]["nll"][text]) / tokens
+    return np.exp(table), float(np.exp(dense))
+
+
+def lowrank_words(record: dict[str, Any] | None, ratio: float) -> dict[str, str]:
+    """What prose says of the steps at one ratio: perplexities, and what is left.
+
+    `left_…` is the increase of the logarithm of the perplexity, in per cent of that of
+    plain whitening; `plain_least` the least of plain over whitened at any ratio.
+    """
+    curves, dense = lowrank_curves(record)
+    curves = curves.rename(columns={shown: step for step, shown in STEPS.items()})
+    found = curves.loc[ratio] if ratio in curves.index else pd.Series(dtype=float)
+    lost = np.log(found.astype(float) / dense)
+    words = {"dense": _worded_number(dense, "{:.2f}")}
+    for step in STEPS:
+        words[step] = _worded_number(found.get(step, np.nan), "{:,.2f}")
+        share = 100 * lost.get(step, np.nan) / lost.get("whitened", np.nan)
+        words[f"left_{step}"] = _worded_number(share, "{:.0f}")
+    times = (curves["plain"] / curves["whitened"]).dropna()
+    words["plain_least"] = _worded_number(
+        times.min() if len(times) else np.nan, "{:,.0f}"
+    )
+    return words
+
+
+def _worded_number(value: float, form: str) -> str:
+    return MISSING if np.isnan(value) else form.format(value)
