@@ -32,7 +32,7 @@ def made_for(folder, sequences):
     return batch.plan_batches(folder, Machine(size, 1e9), LENGTHS, NEW, pass_tokens=5)
 
 
-@pytest.mark.parametrize("architecture", tiny.SHAPES)
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "opt"])
 def test_tokens_are_those_of_the_same_padded_block(tmp_path, architecture):
     model = flatten_head(copy.deepcopy(tiny.write(tmp_path, architecture)))
     planned = made_for(tmp_path, 2)
