@@ -86,7 +86,7 @@ def read_ranks(folder: Path | str) -> list[dict[str, int]]:
     """
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text())
-    ranks = (config.get("quantization_config") or {}).get("ranks")
+    ranks: Any = (config.get("quantization_config") or {}).get("ranks")
     whole = (
         isinstance(ranks, list)
         and len(ranks) == config.get("num_hidden_layers")

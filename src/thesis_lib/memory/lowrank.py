@@ -347,8 +347,8 @@ def replace_by_factors(
 ) -> None:
     """Put factors in the place of a linear layer, with its type, device and bias."""
     layer = linears(model, [name])[name]
-    factors = (torch.from_numpy(factor).to(layer.weight) for factor in (left, right))
-    replace(model, name, LowRankLinear(*factors, layer.bias))
+    outer, inner = (torch.from_numpy(f).to(layer.weight) for f in (left, right))
+    replace(model, name, LowRankLinear(outer, inner, layer.bias))
 
 
 @contextmanager

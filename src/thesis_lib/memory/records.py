@@ -542,17 +542,15 @@ def lowrank_curves(
     if record is None:
         return pd.DataFrame(columns=list(STEPS.values())), np.nan
     tokens = record["settings"]["evaluation_tokens"][text]
-    points = pd.DataFrame(
-        {
-            "ratio": point["ratio"],
-            "step": STEPS[point["method"]],
-            "nats": sum(point["nll"][text]) / tokens,
-        }
-        for point in record["points"]
-    )
-    table = points.pivot_table("nats", "ratio", "step").reindex(columns=STEPS.values())
-    dense = sum(record["dense"]["nll"][text]) / tokens
-    return np.exp(table), float(np.exp(dense))
+    nats: dict[tuple[float, str], list[float]] = {}
+    for point in record["points"]:
+        at = point["ratio"], STEPS[point["method"]]
+        nats.setdefault(at, []).append(sum(point["nll"][text]) / tokens)
+    ratios = sorted({ratio for ratio, _ in nats})
+    table = pd.DataFrame(np.nan, index=ratios, columns=list(STEPS.values()))
+    for (ratio, step), found in nats.items():
+        table.loc[ratio, step] = np.exp(np.mean(found))
+    return table, float(np.exp(sum(record["dense"]["nll"][text]) / tokens))
 
 
 def lowrank_words(record: dict[str, Any] | None, ratio: float) -> dict[str, str]:
@@ -562,18 +560,21 @@ def lowrank_words(record: dict[str, Any] | None, ratio: float) -> dict[str, str]
     plain whitening; `plain_least` the least of plain over whitened at any ratio.
     """
     curves, dense = lowrank_curves(record)
-    curves = curves.rename(columns={shown: step for step, shown in STEPS.items()})
-    found = curves.loc[ratio] if ratio in curves.index else pd.Series(dtype=float)
-    lost = np.log(found.astype(float) / dense)
+    at = list(curves.index).index(ratio) if ratio in curves.index else None
+    found = {
+        step: np.nan if at is None else float(curves[shown].to_numpy()[at])
+        for step, shown in STEPS.items()
+    }
     words = {"dense": _worded_number(dense, "{:.2f}")}
-    for step in STEPS:
-        words[step] = _worded_number(found.get(step, np.nan), "{:,.2f}")
-        share = 100 * lost.get(step, np.nan) / lost.get("whitened", np.nan)
-        words[f"left_{step}"] = _worded_number(share, "{:.0f}")
-    times = (curves["plain"] / curves["whitened"]).dropna()
-    words["plain_least"] = _worded_number(
-        times.min() if len(times) else np.nan, "{:,.0f}"
+    for step, value in found.items():
+        words[step] = _worded_number(value, "{:,.2f}")
+        share = np.log(value / dense) / np.log(found["whitened"] / dense)
+        words[f"left_{step}"] = _worded_number(100 * share, "{:.0f}")
+    plain, whitened = (
+        curves[STEPS[step]].to_numpy(float) for step in ("plain", "whitened")
     )
+    times = [p / w for p, w in zip(plain, whitened, strict=True) if np.isfinite(p / w)]
+    words["plain_least"] = _worded_number(min(times, default=np.nan), "{:,.0f}")
     return words
 
 

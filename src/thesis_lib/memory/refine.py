@@ -182,13 +182,17 @@ def factorise_blocks(
     exact, seen = list(blocks.hidden), list(blocks.hidden)
     for number, layer in enumerate(stack(twin)[1]):
         dense, place = blocks.layers[number], f"{blocks.prefix}.{number}"
-        wanted = [n for n in linears(dense) if ranks.get(f"{place}.{n}") is not None]
-        for group in blocks.groups(number, wanted):
+        wanted = {
+            name: rank
+            for name in linears(dense)
+            if (rank := ranks.get(f"{place}.{name}")) is not None
+        }
+        for group in blocks.groups(number, list(wanted)):
             cross, gram = _moments(blocks, number, (dense, layer), (exact, seen), group)
             ridge = shrinkage * np.trace(gram) / len(gram) * np.eye(len(gram))
             for name in group:
                 whole = f"{place}.{name}"
-                weight = dense.get_submodule(name).weight.double().cpu().numpy()
+                weight = linears(dense)[name].weight.double().cpu().numpy()
                 with naming(whole):
                     best = best_matrix(weight, cross + ridge, gram + ridge)
                     parts = decompose(
@@ -196,7 +200,7 @@ def factorise_blocks(
                         gram + ridge,
                         None if sensitivities is None else sensitivities[whole],
                     )
-                replace_by_factors(layer, name, *parts.factors(ranks[whole]))
+                replace_by_factors(layer, name, *parts.factors(wanted[name]))
         exact = [blocks.run(number, dense, hidden) for hidden in exact]
         if refinement is not None:
             _refine(blocks, number, layer, seen, exact, refinement)
