@@ -169,6 +169,23 @@ def test_a_figure_without_its_record_says_so():
         assert [text.get_text() for text in ax.texts] == ["not measured yet"]
 
 
+def test_ways_to_propose_stand_beside_plain_decoding():
+    table = pd.DataFrame(
+        [[2.0, 1.5, 3.0, 1.8, 1.2, 2.5], [1.1, 1.0, 1.2, 0.9, 0.8, 1.0]],
+        index=["repeating, lookup", "prose, lookup"],
+        columns=[
+            *("tokens_per_pass", "low", "high"),
+            *("times_faster", "times_low", "times_high"),
+        ],
+    )
+    left, right = figures.speculation(table).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == list(table.index)
+    for drawn, value in ((left, "tokens_per_pass"), (right, "times_faster")):
+        plain, *_ = (line for line in drawn.lines if line.get_linestyle() == "--")
+        assert plain.get_xdata()[0] == 1
+        assert list(drawn.lines[0].get_xdata()) == list(table[value])
+
+
 def test_published_times_stand_at_their_place_and_in_the_look_of_their_copy():
     table = pd.DataFrame(
         {

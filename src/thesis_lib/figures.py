@@ -1274,7 +1274,7 @@ def speculation(table: pd.DataFrame) -> Figure:
     """
     if table.empty:
         return _not_measured()
-    figure, (left, right) = axes(columns=2, height_in=0.9 + 0.4 * len(table))
+    figure, left, right = axes(columns=2, height_in=0.9 + 0.4 * len(table))
     rows = np.arange(len(table))[::-1]
     for drawn, value, low, high, label in (
         (left, "tokens_per_pass", "low", "high", "tokens a pass"),

@@ -411,7 +411,8 @@ def speculation_sentence(record: dict[str, Any] | None) -> str:
     if record is None:
         return "It has not been measured yet."
     table = speculation(record)
-    same, all_ = int(table["identical"].sum()), int(table["prompts"].sum())
+    same = sum(row["identical"] for row in record["prompts"])
+    all_ = len(record["prompts"])
     parts = [
         f"{row.tokens_per_pass:.2f} tokens a pass ({row.low:.2f} to {row.high:.2f}) "
         f"and {row.times_faster:.2f} times the tokens a second ({row.times_low:.2f} to "
