@@ -114,7 +114,8 @@ def plans(choices: Mapping[str, list[Offer]], weights: int) -> dict[str, Plan]:
     def corrected(bits: float) -> Plan:
         return Plan("corrected", shared(bits, lambda _: True), both=True)
 
-    # Of one width: narrower matrices lost more in a trial than their offers said.
+    # Of one width: narrower matrices lost more than their offers said, in a trial on a
+    # part of the novel that is evaluated here; chapter 6 says so.
     three = shared(3.25, lambda one: one.grid.bits == 3)
     best = Plan("corrected", three, both=True, always=True)
     return {

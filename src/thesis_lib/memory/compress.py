@@ -134,7 +134,7 @@ def _writer(wish: Wish, context: int) -> Writer:
         require(wish.bits in WIDTHS, f"bits={wish.bits} must be one of 2, 3, 4")
         recipe = Recipe(Grid(wish.bits, wish.group), wish.correction_rank)
         return _bits_writer(recipe, text, context)
-    kind = choice("weights", wish.weights, WEIGHTS)
+    kind = choice("weights", str(wish.weights), WEIGHTS)
     if kind == "lossless":
         return code_checkpoint
     return lambda folder, out, progress: pack_checkpoint(
