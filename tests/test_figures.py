@@ -282,3 +282,10 @@ def test_methods_are_lines_over_bits_and_the_dense_model_a_level():
     assert line.get_xdata().tolist() == [3.25, 4.25]
     (level,) = [line for line in ax.get_lines() if line.get_linestyle() == ":"]
     assert set(level.get_ydata()) == {24.0}
+
+
+def test_methods_without_a_ratio_are_not_measured_yet():
+    (axis,) = figures.perplexity_by_ratio([], {"plain": []}, np.nan).axes
+    assert [text.get_text() for text in axis.texts] == ["not measured yet"]
+    (axis,) = figures.perplexity_by_ratio([0.8], {"plain": [9.0]}, 2.0).axes
+    assert axis.get_yscale() == "log"

@@ -1491,6 +1491,8 @@ def perplexity_by_ratio(
     ratios: ArrayLike, curves: Mapping[str, ArrayLike], dense: float
 ) -> Figure:
     """Perplexity of each method (r,) against the share of entries kept (r,)."""
+    if np.size(ratios) == 0:
+        return _not_measured()
     figure, axis = axes(height_in=3.0)
     for (name, values), marker in zip(curves.items(), "osD^vP", strict=False):
         axis.plot(ratios, np.asarray(values, float), marker=marker, label=name)
