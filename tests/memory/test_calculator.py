@@ -1,4 +1,4 @@
-"""The page without its script; `tests/browser/test_calculator.py` runs the script."""
+"""The page without its script; `tests/browser/test_sliders.py` runs the script."""
 
 import json
 import math
