@@ -4,7 +4,8 @@ The same checkpoint of random weights, the same hard limit of memory that counts
 page cache, the same prompt and the same greedy tokens; each system in a process and a
 control group of its own, from a cold page cache. They take turns forwards and
 backwards, and the same reads without computing (`drain`) are timed before and after
-each: a run whose two drains differ by more than 5 % is repeated.
+each: a run whose two drains differ by more than 5 % is repeated. Behind them come ours
+with the same geometry packed in NF4, and with the same weights in a lossless code.
 
     pip install -e .[peers]
     python benchmarks/streaming.py [--help]
@@ -50,7 +51,9 @@ from thesis_lib.stats import bootstrap
 from thesis_lib.units import MiB, format_size, parse_size
 
 SYSTEMS = ("ours", "accelerate", "mmap", "airllm")
-PACKED = "ours-nf4"  # the same geometry in packed NF4: another checkpoint
+# The same geometry in other checkpoints: in NF4, and in a code that keeps every bit.
+PACKED = {"ours-nf4": "nf4", "ours-lossless": "lossless"}
+EXACT = "lossless"
 OF_PEER = {"accelerate": "accelerate", "airllm": "airllm"}  # its distribution
 DRIFT = 0.05
 ATTEMPTS = 2  # of one run, until its two drains agree
@@ -240,11 +243,11 @@ def outline(made: MemoryPlan) -> dict[str, Any]:
 
 def launch(system: str, given: argparse.Namespace, capped: bool = True) -> dict:
     """Run one system in its own process and group, cold; its report and its use."""
-    packed = system == PACKED
-    folder = Path(given.work) / ("nf4" if packed else "checkpoint")
+    folder = Path(given.work) / PACKED.get(system, "checkpoint")
     split = Path(given.work) / "airllm"
     forget_pages([*folder.glob("*.safetensors"), *split.rglob("*.safetensors")])
-    words = [sys.executable, __file__, "--worker", "ours" if packed else system]
+    worker = "ours" if system in PACKED else system
+    words = [sys.executable, __file__, "--worker", worker]
     for name in ("work", "cap", "prompt", "device_memory"):
         words += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
     words += ["--checkpoint", str(folder), "--steps", str(given.warm_up + given.steps)]
@@ -274,11 +277,12 @@ def physical(done: Confined) -> dict[str, Any]:
 def order(systems: list[str], rounds: int) -> list[str]:
     """Forwards and backwards, `rounds` times: a drift that is linear cancels out.
 
-    The packed model comes last: it has another checkpoint, and others to be beside.
+    Packed models come last: they have other checkpoints, and others to be beside.
     """
-    dense = [system for system in systems if system != PACKED]
-    packed = [PACKED] * (len(systems) - len(dense))
-    return [*dense, *reversed(dense)] * rounds + packed * 2 * rounds
+    dense = [system for system in systems if system not in PACKED]
+    packed = [system for system in systems if system in PACKED]
+    after = [system for system in packed for _ in range(2 * rounds)]
+    return [*dense, *reversed(dense)] * rounds + after
 
 
 def drift(before_s: list[float], after_s: list[float]) -> float:
@@ -378,17 +382,18 @@ def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
     for system in steps:
         if system != "ours":
             summary[system]["ours_is_faster"] = ratio(steps[system], steps["ours"])
-    if PACKED in steps and "accelerate" in steps:
-        packed = ratio(steps["accelerate"], steps[PACKED])
-        summary[PACKED]["is_faster_than_accelerate"] = packed
-    dense = {
+    for system in PACKED:
+        if system in steps and "accelerate" in steps:
+            faster = ratio(steps["accelerate"], steps[system])
+            summary[system]["is_faster_than_accelerate"] = faster
+    exact = {
         tuple(run["tokens"])
         for run in runs
-        if not run["killed"] and run["system"] != PACKED
+        if not run["killed"] and PACKED.get(run["system"], EXACT) == EXACT
     }
     return {
         "systems": summary,
-        "tokens_identical": len(dense) == 1,
+        "tokens_identical": len(exact) == 1,
         "drain": spread(drains),
     }
 
@@ -409,10 +414,10 @@ def prepare(given: argparse.Namespace, systems: list[str]) -> dict[str, Any]:
     work = Path(given.work)
     work.mkdir(parents=True, exist_ok=True)
     made = {}
-    for name, kind in (("checkpoint", "dense"), ("nf4", "nf4")):
+    wanted = {"checkpoint": "dense"}
+    wanted |= {PACKED[name]: PACKED[name] for name in systems if name in PACKED}
+    for name, kind in wanted.items():
         folder = work / name
-        if kind == "nf4" and PACKED not in systems:
-            continue
         if not (folder / "config.json").is_file():
             spec = replace(geometry(given.geometry), layers=given.layers)
             copied = 2 * (spec.embedding_bytes + spec.head_bytes)
@@ -525,7 +530,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--layers", type=int, default=16)
     add("--cap", default="2GiB", help="hard limit of each process, page cache included")
     add("--device-memory", default="", help="of our plan; default: cap less runtime")
-    add("--systems", default=",".join((*SYSTEMS, PACKED)))
+    add("--systems", default=",".join((*SYSTEMS, *PACKED)))
     add("--rounds", type=int, default=1, help="each forwards and backwards once")
     add("--prompt", type=int, default=16, help="tokens")
     add("--warm-up", type=int, default=2, help="tokens of each run that do not count")

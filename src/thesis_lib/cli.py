@@ -598,8 +598,11 @@ def plan(
     device_memory: Annotated[str, typer.Option(help="Such as 8GiB.")],
     host_memory: Annotated[str, typer.Option(help="Such as 32GiB.")] = "0B",
     weights: Annotated[
-        str, typer.Option(help="Of a geometry: bf16, nf4, int8 or lossless.")
-    ] = "bf16",
+        str | None,
+        typer.Option(
+            help="Of a geometry: bf16 (so if not given), nf4, int8, lossless."
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Sequences, beams included.")] = 1,
     context: Annotated[int, typer.Option(help="Positions of a sequence.")] = 512,
     pass_tokens: Annotated[int, typer.Option(help="Tokens of a sequence a pass.")] = 1,
@@ -619,7 +622,7 @@ def plan(
             context,
             ring,
             pass_tokens,
-            WEIGHTS[choice("weights", weights, WEIGHTS)],
+            None if weights is None else WEIGHTS[choice("weights", weights, WEIGHTS)],
         )
     tiers = ", ".join(f"{n} layers on {tier}" for tier, n in result["tiers"].items())
     rates = ", ".join(f"{name} {value}" for name, value in result["rates"].items())

@@ -4,6 +4,7 @@ import itertools
 import math
 
 import pytest
+from costs import MIX, RESIDENT, STREAMED, VALUES
 
 from thesis_lib.memory.calculator import (
     SLIDERS,
@@ -18,18 +19,6 @@ from thesis_lib.memory.deployment import Configuration
 pytestmark = pytest.mark.browser
 
 CHAPTER = "notebooks/06_evaluation_system_for_ml.html"
-MIX = Mix(64, 16)
-STREAMED = [
-    Configuration("bf16", "card", 1, 1e11, 2e10, 0.1, 0.6, 1, 1.0),
-    Configuration("nf4, batch", "card", 1, 1.5e10, 2e10, 0.9, 4.0, 8, 2.5),
-]
-RESIDENT = [(Configuration("resident", "h100", 2, 0, 5e10, 0.03, 0.7, 16, 1.0), 2.5)]
-VALUES = {
-    "card_usd": 750.0, "host_usd": 500.0, "memory_usd_per_gb": 12.0,
-    "storage_usd_per_gb": 0.08, "usd_per_kwh": 0.18, "usd_per_hour": 0.39,
-    "months": 36.0, "watts": 450.0, "pue": 1.1, "utilisation": 0.5,
-    "link_gb_per_s": 25.5,
-}  # fmt: skip
 
 
 @pytest.fixture

@@ -8,7 +8,12 @@ import torch
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.memory.plan import PlanInfeasible
-from thesis_lib.memory.rates import describe_plan, measure_machine, plan_streamed
+from thesis_lib.memory.rates import (
+    describe_plan,
+    drain_bytes_per_s,
+    measure_machine,
+    plan_streamed,
+)
 from thesis_lib.memory.spec import Machine
 from thesis_lib.memory.stream import StreamedModel
 
@@ -57,6 +62,28 @@ def test_a_plan_says_where_its_rates_come_from(tmp_path):
         describe_plan(str(tmp_path), least // 2, context=32)
     with pytest.raises(InvalidInput, match="not a checkpoint"):
         describe_plan("nowhere", least)
+
+
+def test_a_model_as_long_as_its_ring_is_measured_while_it_moves(tmp_path):
+    tiny.write(tmp_path / "two", num_hidden_layers=2)
+    machine = measure_machine(tmp_path / "two", tokens=(1, 8), rounds=1)
+    assert machine.disk_bytes_per_s > 0 < machine.weight_bytes_per_s
+    tiny.write(tmp_path / "one", num_hidden_layers=1)
+    with pytest.raises(InvalidInput, match="nothing is streamed"):
+        measure_machine(tmp_path / "one")
+    with pytest.raises(InvalidInput, match="nothing is streamed"):
+        drain_bytes_per_s(tmp_path / "one")
+
+
+def test_a_checkpoint_is_planned_as_what_it_holds(tmp_path):
+    tiny.write(tmp_path)
+    machine = Machine(1, 1e9)
+    found = describe_plan(
+        str(tmp_path), 2**30, context=32, kind="dense", machine=machine
+    )
+    assert found["weights"] == "dense"
+    with pytest.raises(InvalidInput, match=r"dense weights, not nf4: .* compress"):
+        describe_plan(str(tmp_path), 2**30, context=32, kind="nf4", machine=machine)
 
 
 def test_packed_geometries_are_planned_without_a_file():

@@ -157,7 +157,8 @@ def test_other_tokens_and_packed_weights_are_told():
     said = records.peers_sentence(other)
     assert "All wrote NOT the same tokens." in said
     assert said.endswith(
-        "500 ms a token and is 6.50 times as fast as accelerate in 16 bits."
+        "500 ms a token and is 6.50 times as fast as accelerate in 16 bits "
+        "(6.00 to 7.00)."
     )
 
 

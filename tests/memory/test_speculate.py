@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -186,6 +187,29 @@ def test_a_resident_draft_of_the_model_itself_is_always_right(tmp_path):
     tight = Machine(small.plan.device_peak_bytes, 1e9)
     with pytest.raises(InvalidInput, match="smaller draft or more memory"):
         speculate.plan_speculation(tmp_path, tight, 6, NEW, 2, small.plan)
+
+
+def test_one_slow_proposal_does_not_end_a_draft(tmp_path, monkeypatch):
+    tiny.write(tmp_path)
+    prompt, now = tiny.tokens(5, 1, 6), [0.0]
+    with StreamedModel(tmp_path, plan_tight(tmp_path, 6)) as streamed:
+        plain = speculate.decode_greedily(streamed, prompt, NEW)
+        verifier = calibrated(streamed)
+        slow_s = 30 * verifier.plan.step_s()
+
+        class WrongAndSlowAtFirst(Scripted):
+            def propose(self, tokens, k):
+                self.wrong = float(now[0] == 0)
+                now[0] = slow_s
+                return super().propose(tokens, k)
+
+        clock = SimpleNamespace(perf_counter=lambda: now[0])
+        monkeypatch.setattr(speculate, "time", clock)
+        draft = WrongAndSlowAtFirst(plain.tokens, 0.0)
+        found = speculate.decode_greedily(streamed, prompt, NEW, draft, verifier)
+        assert found.tokens == plain.tokens
+        assert found.proposed[0] > 0 == found.proposed[1]
+        assert sum(found.proposed[1:]) > 0
 
 
 @pytest.mark.parametrize(

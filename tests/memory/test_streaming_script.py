@@ -33,7 +33,9 @@ def test_systems_take_turns_forwards_and_backwards(script):
     for system in "abc":
         places = [i for i, name in enumerate(turns) if name == system]
         assert np.mean(places) == middle
-    assert script.order(["a", script.PACKED, "b"], 1) == [*"abba"] + [script.PACKED] * 2
+    nf4, coded = script.PACKED
+    assert script.order(["a", nf4, "b"], 1) == [*"abba", nf4, nf4]
+    assert script.order(["a", nf4, coded], 1) == ["a", "a", nf4, nf4, coded, coded]
 
 
 def test_every_turn_is_tried_once_before_one_is_repeated(script):
@@ -60,7 +62,9 @@ def test_medians_leave_out_the_warm_up_and_compare_with_ours(script):
         run_of(0, before=0.8, after=0.8),
         run_of(1, "slow", seconds=(9.0, 2.0, 2.4), before=0.8, after=0.8),
         run_of(2, "dead", killed=True, before=0.8, after=0.8),
-        run_of(3, script.PACKED, seconds=(9.0, 0.5, 0.6), tokens=[4], after=0.8),
+        run_of(3, "ours-nf4", seconds=(9.0, 0.5, 0.6), tokens=[4], after=0.8),
+        run_of(4, "accelerate", seconds=(9.0, 5.0, 6.0), before=0.8, after=0.8),
+        run_of(5, "ours-lossless", seconds=(9.0, 0.8, 0.8), before=0.8, after=0.8),
     ]
     found = script.summarise(runs, warm_up=1)
     systems = found["systems"]
@@ -70,10 +74,16 @@ def test_medians_leave_out_the_warm_up_and_compare_with_ours(script):
     assert systems["slow"]["read_bytes_per_token"] == 100
     assert systems["dead"] == {"killed": True, "peak_bytes": 7}
     assert systems["ours"]["settled"]
-    assert not systems[script.PACKED]["settled"]
-    assert found["tokens_identical"]  # a packed model may say something else
-    runs[1]["tokens"] = [1, 2, 4]
-    assert not script.summarise(runs, warm_up=1)["tokens_identical"]
+    assert not systems["ours-nf4"]["settled"]
+    over = {n: systems[n]["is_faster_than_accelerate"]["times"] for n in script.PACKED}
+    assert over == {
+        "ours-nf4": pytest.approx(10), "ours-lossless": pytest.approx(5.5 / 0.8)
+    }  # fmt: skip
+    assert found["tokens_identical"]  # rounded weights may say something else
+    for exact in (1, 5):
+        spoilt = [*runs]
+        spoilt[exact] = {**runs[exact], "tokens": [1, 2, 4]}
+        assert not script.summarise(spoilt, warm_up=1)["tokens_identical"]
 
 
 def test_links_carry_the_names_that_another_system_reads(script, tmp_path):

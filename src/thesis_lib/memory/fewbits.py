@@ -6,8 +6,6 @@ hand it.
 """
 
 import copy
-import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -34,7 +32,7 @@ from thesis_lib.memory.checkpoint import (
 from thesis_lib.memory.corrected import ROUNDS, Corrected, Metric, Recipe, correct
 from thesis_lib.memory.linears import linears
 from thesis_lib.memory.lowrank import gram_matrices
-from thesis_lib.memory.packed import contents, describe, is_matrix
+from thesis_lib.memory.packed import contents, copy_description, describe, is_matrix
 from thesis_lib.memory.rounding import DAMPING, Grid, Whitening, gptq, whitening
 from thesis_lib.memory.store import SafetensorsStore
 from thesis_lib.memory.store import allocate as allocate_buffer
@@ -424,13 +422,7 @@ def write_bits(
         needed = sum(file_bytes(part) for part in named.values())
         with new_checkpoint(Path(out), needed) as checkpoint:
             stored = quantise()
-            for path in folder.iterdir():
-                if path.suffix in {".json", ".txt", ".model", ".jinja"}:
-                    shutil.copyfile(path, checkpoint.folder / path.name)
-            config = json.loads((folder / "config.json").read_text())
-            config["quantization_config"] = describe(bits.KIND, layout)
-            text = json.dumps(config, indent=2, sort_keys=True)
-            (checkpoint.folder / "config.json").write_text(text + "\n")
+            copy_description(folder, checkpoint.folder, describe(bits.KIND, layout))
             for layer in range(OUTER, store.layers):
                 tensors = _packed_layer(store, layer, stored)
                 ordered = [tensors[name] for name in in_file_order(after[layer])]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from thesis_lib.checks import require
 from thesis_lib.memory.coded import decoder_bytes_per_s
 from thesis_lib.memory.measure import compute_rates
 from thesis_lib.memory.plan import MemoryPlan, plan
@@ -49,12 +50,15 @@ def measure_machine(
     passes over the weights, `theft` from how much longer the longest computes than
     without reading beside it. `spread` is half the range of the middle half of the
     drains, over their median: how far this disk agrees with itself.
+
+    The ring is shorter than the model, or nothing would move. Raises InvalidInput for a
+    model of one layer.
     """
     positions = ModelSpec.from_config(Path(folder)).positions
     if positions:
         tokens = [n for n in tokens if n <= positions - 2]
     shortest, longest = min(tokens), max(tokens)
-    tight = plan_streamed(folder, 1, longest, longest, ring)
+    tight = plan_streamed(folder, 1, longest, longest, _moving(folder, ring))
     draw = torch.Generator().manual_seed(seed)
     reading: list[float] = []
     computing: dict[int, list[float]] = {n: [] for n in tokens}
@@ -107,13 +111,25 @@ def measure_machine(
 def drain_bytes_per_s(folder: Path | str, drains: int = 5, ring: int = 3) -> float:
     """The median rate at which a ring of buffers is filled with layers, bytes a second.
 
-    Nothing is computed, every layer is streamed, and one drain before warms up.
+    Nothing is computed, every layer is streamed, and one drain before warms up. Raises
+    InvalidInput for a model of one layer.
     """
-    tight = plan_streamed(folder, 1, 1, 1, ring)
+    tight = plan_streamed(folder, 1, 1, 1, _moving(folder, ring))
     with StreamedModel(folder, tight) as model:
         model.drain()
         seconds = [_seconds(model.drain) for _ in range(drains)]
     return tight.bytes_per_step / float(np.median(seconds))
+
+
+def _moving(folder: Path | str, ring: int) -> int:
+    """The staging buffers, of `ring` at most, that leave layers to be streamed."""
+    layers = ModelSpec.from_config(Path(folder)).layers
+    require(
+        layers > 1,
+        f"{folder} has {layers} layer, which stays in its buffer: nothing is streamed "
+        "that could be timed; give the rates as a machine",
+    )
+    return min(ring, layers - 1)
 
 
 def with_decoder(machine: Machine, folder: Path | str) -> Machine:
@@ -169,14 +185,15 @@ def describe_plan(
     context: int = 512,
     ring: int = 3,
     pass_tokens: int = 1,
-    kind: str = "dense",
+    kind: str | None = None,
     machine: Machine | None = None,
 ) -> dict[str, Any]:
     """The plan for a folder, `smollm2` or a known geometry, as the command prints it.
 
+    `kind` is that of a geometry's weights, by default dense; a checkpoint has its own.
     Without a `machine`, the rates of this one are measured for a checkpoint and those
     of a geometry assumed; "rates" says which. Raises PlanInfeasible, before anything
-    is measured.
+    is measured, and InvalidInput for a checkpoint of another kind than is asked for.
     """
     options: dict[str, Any] = {
         "batch": batch,
@@ -194,11 +211,16 @@ def describe_plan(
                 device_bytes, ASSUMED_DISK_BYTES_PER_S, decode_bytes_per_s=decoder
             )
         machine = _with_host(machine, device_bytes, host_bytes)
-        made = plan(geometry(model), machine, kind=kind, **options)
+        made = plan(geometry(model), machine, kind=kind or "dense", **options)
     else:
         folder = checkpoint_folder(model)
         blind = _with_host(Machine(device_bytes, 1.0), device_bytes, host_bytes)
         made = plan_checkpoint(folder, blind, **options)
+        require(
+            kind in (None, made.kind),
+            f"{model} holds {made.kind} weights, not {kind}: plan it as it is, or "
+            "write another one with `thesis compress`",
+        )
         if machine is None:
             origin = "measured"
             machine = measure_machine(folder)

@@ -22,6 +22,7 @@ from thesis_lib.units import GiB, format_duration, format_size
 SYSTEMS = {
     "ours": "ours",
     "ours-nf4": "ours, NF4",
+    "ours-lossless": "ours, lossless code",
     "accelerate": "accelerate",
     "mmap": "mmap",
     "airllm": "AirLLM",
@@ -173,7 +174,7 @@ def peers_sentence(record: dict[str, Any] | None) -> str:
         name = SYSTEMS.get(system, system)
         if found["killed"]:
             times.append(f"{name} was killed at the limit")
-        elif faster and system != "ours-nf4":
+        elif faster and not system.startswith("ours-"):
             times.append(
                 f"{name} {faster['times']:.2f} times as long "
                 f"({faster['low']:.2f} to {faster['high']:.2f})"
@@ -181,12 +182,18 @@ def peers_sentence(record: dict[str, Any] | None) -> str:
     told.append(f"Of the others, {', '.join(times)}.")
     same = "the same" if record["summary"]["tokens_identical"] else "NOT the same"
     told.append(f"All wrote {same} tokens.")
-    packed = systems.get("ours-nf4", {})
-    if faster := packed.get("is_faster_than_accelerate"):
-        told.append(
-            f"Packed in NF4, ours takes {format_duration(packed['median_s'])} a token "
-            f"and is {faster['times']:.2f} times as fast as accelerate in 16 bits."
-        )
+    ways = {
+        "ours-lossless": "With the same weights in the lossless code",
+        "ours-nf4": "Packed in NF4",
+    }
+    for system, way in ways.items():
+        packed = systems.get(system, {})
+        if faster := packed.get("is_faster_than_accelerate"):
+            told.append(
+                f"{way}, ours takes {format_duration(packed['median_s'])} a token and "
+                f"is {faster['times']:.2f} times as fast as accelerate in 16 bits "
+                f"({faster['low']:.2f} to {faster['high']:.2f})."
+            )
     return " ".join(told)
 
 

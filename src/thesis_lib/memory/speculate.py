@@ -41,6 +41,7 @@ from thesis_lib.stats import LEVEL
 from thesis_lib.units import format_size
 
 SIZES = (2, 4, 8, 16)  # tokens of a pass that verifies, tried in this order
+FORGET = 0.9  # what a pass without proposals leaves of the time of one
 
 
 class Draft(Protocol):
@@ -348,9 +349,11 @@ def decode_greedily(
 
     With a `draft` its proposals are verified, as many a pass as its acceptance so far
     and the times of the `verifier` make worthwhile; of the interval of the acceptance
-    the upper end is believed, so that a draft is tried before it is given up. Tokens
-    are those that are written without a draft, and end after one of `stop`. The plan
-    has to cover the prompt and `max_new_tokens` more.
+    the upper end is believed, so that a draft is tried before it is given up; of its
+    times the least, and less of it with each pass that proposes nothing, so that one
+    slow proposal does not end it. Tokens are those that are written without a draft,
+    and end after one of `stop`. The plan has to cover the prompt and `max_new_tokens`
+    more.
     """
     require(
         prompt.ndim == 2 and prompt.shape[0] == 1 and prompt.numel() > 0,
@@ -365,7 +368,7 @@ def decode_greedily(
     end = len(text) + max_new_tokens
     text += _choose(model.prefill(prompt, cache))
     cache.activate_past_recording()  # a window gives back what is refused
-    run, draft_s = Speculation((), (), (), ()), 0.0
+    run, draft_s, least_s = Speculation((), (), (), ()), 0.0, math.inf
     while len(text) < end and text[-1] not in stop:
         start, proposed = time.perf_counter(), []
         if draft and verifier:
@@ -378,7 +381,8 @@ def decode_greedily(
             )
             proposed = draft.propose(text, depth) if depth else []
             if proposed:
-                draft_s = (time.perf_counter() - start) / len(proposed)
+                least_s = min(least_s, (time.perf_counter() - start) / len(proposed))
+            draft_s = least_s if proposed else FORGET * draft_s
             proposed = proposed[: max(n for n in depths if n <= len(proposed))]
         row = torch.tensor([[text[-1], *proposed]], device=prompt.device)
         with verifier.rows.passing() if verifier and proposed else nullcontext():
