@@ -38,7 +38,8 @@ full: $(READY) ## the published evaluation: the book, then the grids of chapters
 	$(BIN)/thesis sweep 6 data/grids/06_evaluation.yml --workers 1
 
 test: lint ## everything: lint, types, laws, nbval, the strict book, the browser
-	$(BIN)/pytest -m 'not browser and not proof and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile \
+	  -m 'not browser and not proof and not gpu'
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
 	$(MAKE) book PROFILE=smoke
 	$(BIN)/pytest -m browser tests/browser
