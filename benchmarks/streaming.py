@@ -56,7 +56,7 @@ PACKED = {"ours-nf4": "nf4", "ours-lossless": "lossless"}
 EXACT = "lossless"
 OF_PEER = {"accelerate": "accelerate", "airllm": "airllm"}  # its distribution
 DRIFT = 0.05
-ATTEMPTS = 2  # of one run, until its two drains agree
+ATTEMPTS = 4  # of one run, until its two drains agree
 # What interpreter, torch, transformers and the scratch memory of kernels hold beside
 # the tensors of a model.
 RUNTIME_BYTES = 512 * MiB
