@@ -29,6 +29,7 @@ STREAMING = {
                 "interval_s": [5.5, 7.0],
                 "read_bytes_per_token": 7e9,
                 "ours_is_faster": {"times": 3.0, "low": 2.8, "high": 3.1},
+                "drains_per_step": 3.12,
             },
             "mmap": {"killed": True, "peak_bytes": 2 * GiB},
         },
@@ -156,6 +157,7 @@ def test_other_tokens_and_packed_weights_are_told():
     }
     said = records.peers_sentence(other)
     assert "All wrote NOT the same tokens." in said
+    assert "bound every such factor: AirLLM 3.12." in said
     assert said.endswith(
         "500 ms a token and is 6.50 times as fast as accelerate in 16 bits "
         "(6.00 to 7.00)."

@@ -180,6 +180,16 @@ def peers_sentence(record: dict[str, Any] | None) -> str:
                 f"({faster['low']:.2f} to {faster['high']:.2f})"
             )
     told.append(f"Of the others, {', '.join(times)}.")
+    bounds = [
+        f"{SYSTEMS.get(system, system)} {found['drains_per_step']:.2f}"
+        for system, found in systems.items()
+        if not (found["killed"] or system.startswith("ours"))
+    ]
+    if bounds:
+        told.append(
+            "Their steps over the drain, which is as fast as these bytes can be read "
+            f"here, bound every such factor: {', '.join(bounds)}."
+        )
     same = "the same" if record["summary"]["tokens_identical"] else "NOT the same"
     told.append(f"All wrote {same} tokens.")
     ways = {
