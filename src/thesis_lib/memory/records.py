@@ -202,9 +202,16 @@ def peers_sentence(record: dict[str, Any] | None) -> str:
             told.append(
                 f"{way}, ours takes {format_duration(packed['median_s'])} a token and "
                 f"is {faster['times']:.2f} times as fast as accelerate in 16 bits "
-                f"({faster['low']:.2f} to {faster['high']:.2f})."
+                f"({faster['low']:.2f} to {faster['high']:.2f})"
+                + _over_mapped_files(systems, packed)
+                + "."
             )
     return " ".join(told)
+
+
+def _over_mapped_files(systems: dict[str, Any], packed: dict[str, Any]) -> str:
+    mapped = systems.get("mmap", {}).get("median_s")
+    return f" and {mapped / packed['median_s']:.2f} times as mmap" if mapped else ""
 
 
 def headline_sentence(record: dict[str, Any] | None, weights: str) -> str:
