@@ -1,8 +1,9 @@
 """Perplexity against bits a weight: rounding, GPTQ, NF4, and GPTQ with a correction.
 
 Calibrates on *Persuasion* with several draws of windows, shares bytes out on a part of
-the first draw, and scores *Sense and Sensibility*, which neither reads. What it has
-scored it keeps, with the commit, and goes on from there when it is started again.
+the first draw, and scores *Sense and Sensibility* and, as another domain, the *Jargon
+File*, which neither reads. What it has scored it keeps, with the commit, and goes on
+from there when it is started again.
 """
 
 import argparse
@@ -148,36 +149,53 @@ def rounded(model: nn.Module, bits: int) -> tuple[nn.Module, int]:
     return twin, total
 
 
-def scored(model: Any, held_out: Tensor, validation: Tensor) -> dict[str, Any]:
-    """Perplexities, and the raw sums that they are made of."""
-    found = perplexity(model, held_out, CONTEXT)
-    return {
-        "perplexity": found.value,
-        "validation_perplexity": perplexity(model, validation, CONTEXT).value,
-        "nll": found.nll.tolist(),
-        "counts": found.counts.tolist(),
-    }
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Tokens that are scored; no method reads them."""
+
+    held_out: Tensor
+    other: Tensor  # of another domain
+    validation: Tensor  # of the novel that calibration reads, behind what it reads
+
+    def scored(self, model: Any) -> dict[str, Any]:
+        """Perplexities, and the raw sums that they are made of."""
+        found = perplexity(model, self.held_out, CONTEXT)
+        other = perplexity(model, self.other, CONTEXT)
+        return {
+            "perplexity": found.value,
+            "other_perplexity": other.value,
+            "validation_perplexity": perplexity(model, self.validation, CONTEXT).value,
+            "nll": found.nll.tolist(),
+            "other_nll": other.nll.tolist(),
+            "counts": found.counts.tolist(),
+        }
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Of each system: bits a weight, perplexities by seed, ratio to GPTQ's, paired."""
-    by_seed: dict[tuple[str, int], Perplexity] = {
-        (run["system"], run["seed"]): Perplexity(
-            np.array(run["nll"]), np.array(run["counts"])
-        )
-        for run in runs
-    }
+
+    def by_seed(nll: str) -> dict[tuple[str, int], Perplexity]:
+        return {
+            (run["system"], run["seed"]): Perplexity(
+                np.array(run[nll]), np.array(run["counts"])
+            )
+            for run in runs
+        }
+
+    domains = {"": by_seed("nll"), "other_": by_seed("other_nll")}
     found: dict[str, Any] = {}
     for run in runs:
         entry = found.setdefault(
             run["system"],
-            {"method": run["method"], "bits": run["bits"], "perplexities": []},
+            {"method": run["method"], "bits": run["bits"]},
         )
-        entry["perplexities"].append(run["perplexity"])
-        base = by_seed.get(("gptq 3", run["seed"]))
-        if base is not None and run["system"] != "gptq 3":
-            ratio = by_seed[run["system"], run["seed"]].ratio(base)
-            entry.setdefault("ratio_to_gptq_3", []).append(ratio)
+        for domain, runs_of in domains.items():
+            own = runs_of[run["system"], run["seed"]]
+            entry.setdefault(f"{domain}perplexities", []).append(own.value)
+            base = runs_of.get(("gptq 3", run["seed"]))
+            if base is not None and run["system"] != "gptq 3":
+                ratios = entry.setdefault(f"{domain}ratio_to_gptq_3", [])
+                ratios.append(own.ratio(base))
     return found
 
 
@@ -222,6 +240,7 @@ class Ledger:
         write_whole(self.path, json.dumps(self.record, indent=1) + "\n")
         print(
             f"{system}, seed {seed}: {bits:.3f} bits, {found['perplexity']:.3f} "
+            f"and {found['other_perplexity']:.3f} "
             f"({found['validation_perplexity']:.3f})",
             flush=True,
         )
@@ -233,7 +252,7 @@ def score_calibrated(
     model: nn.Module,
     windows: list[Tensor],
     seed: int,
-    texts: tuple[Tensor, Tensor],
+    texts: Texts,
 ) -> None:
     """Score what is calibrated on the windows of one seed."""
     outer: dict[str, Any] | None = None
@@ -250,24 +269,22 @@ def score_calibrated(
             rounds=ROUNDS,
         )
         nbytes = sum(one.nbytes for one in stored.values())
-        ledger.keep(system, plan.method, seed, nbytes, scored(twin, *texts))
+        ledger.keep(system, plan.method, seed, nbytes, texts.scored(twin))
 
 
-def score_others(
-    ledger: Ledger, model: nn.Module, weights: int, texts: tuple[Tensor, Tensor]
-) -> None:
+def score_others(ledger: Ledger, model: nn.Module, weights: int, texts: Texts) -> None:
     """Score what no text calibrates: the model itself, rounding and NF4."""
     if ledger.lacks("dense", 0):
-        ledger.keep("dense", "bf16", 0, 2 * weights, scored(model, *texts))
+        ledger.keep("dense", "bf16", 0, 2 * weights, texts.scored(model))
     for bits in (2, 3, 4):
         if ledger.lacks(f"nearest {bits}", 0):
             twin, nbytes = rounded(model, bits)
-            ledger.keep(f"nearest {bits}", "rounding", 0, nbytes, scored(twin, *texts))
+            ledger.keep(f"nearest {bits}", "rounding", 0, nbytes, texts.scored(twin))
     if ledger.lacks("nf4", 0):
         twin = quantise(model, "nf4")
         prefix, _ = stack(model)
         nbytes = weight_bytes(twin, [f"{prefix}.{name}" for name in matrices(model)])
-        ledger.keep("nf4", "NF4", 0, nbytes, scored(twin, *texts))
+        ledger.keep("nf4", "NF4", 0, nbytes, texts.scored(twin))
 
 
 def main() -> None:
@@ -283,8 +300,9 @@ def main() -> None:
     folder = data_folder() / "text"
     persuasion = read_tokens(tokenizer, folder / "persuasion.txt", CALIBRATION_TOKENS)
     offset, length = VALIDATION
-    texts = (
+    texts = Texts(
         read_tokens(tokenizer, folder / "sense_and_sensibility.txt", HELD_OUT_TOKENS),
+        read_tokens(tokenizer, folder / "jargon.txt", HELD_OUT_TOKENS),
         read_tokens(tokenizer, folder / "persuasion.txt", length, offset),
     )
     weights = sum(layer.weight.numel() for layer in matrices(model).values())

@@ -5,7 +5,8 @@ ranks spread over all matrices instead of one ratio for each; calibrated layer a
 layer behind compressed ones; and with the factors of each block trained. Every step
 contains those before it. Calibration reads windows of *Persuasion*, other ones for each
 seed, and never its last part, on which settings were chosen; evaluation reads *Sense
-and Sensibility*, and any text that is given, in windows without overlap.
+and Sensibility*, the *Jargon File*, and any text that is given, in windows without
+overlap.
 
 Points are written as they come, and a second run goes on where the first one ended.
 
@@ -42,6 +43,7 @@ from thesis_lib.memory.refine import Refinement, factorise_blocks
 from thesis_lib.paths import data_folder, root
 
 CONTEXT = 512  # tokens of a window
+HELD_OUT = ("sense_and_sensibility", "jargon")  # two domains, in data/text/
 RATIOS = (0.8, 0.6, 0.9, 0.7, 0.5)  # the one of the goal first
 METHODS = ("plain", "whitened", "weighted", "allocated", "sequential", "refined")
 LAST_TOKEN = 98_000  # of Persuasion, for calibration; settings were chosen behind it
@@ -162,7 +164,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model, tokenizer = smollm2.load()
     novels = data_folder() / "text"
-    files = {"sense_and_sensibility": novels / "sense_and_sensibility.txt"}
+    files = {name: novels / f"{name}.txt" for name in HELD_OUT}
     files |= {name: Path(file) for name, file in (t.split("=") for t in given.text)}
     texts = {n: read_tokens(tokenizer, f, given.tokens + 1) for n, f in files.items()}
     calibration_text = read_tokens(tokenizer, novels / "persuasion.txt", LAST_TOKEN)
