@@ -401,6 +401,20 @@ MUTANTS = [
         ("tests/sequencer/test_estimator.py",),
     ),
     Mutant(
+        "pareto: who is beaten in one quantity alone is of the front",
+        "memory/pareto.py",
+        "better = (costs[:, None] < costs[None]).any(axis=-1)",
+        "better = (costs[:, None] < costs[None]).all(axis=-1)",
+        ("tests/memory/test_pareto_record.py",),
+    ),
+    Mutant(
+        "pareto: one who wins on one text is told as the winner",
+        "memory/pareto.py",
+        "beating = these if beating is None else beating & these",
+        "beating = these if beating is None else beating | these",
+        ("tests/memory/test_pareto_record.py",),
+    ),
+    Mutant(
         "low rank: the whitening is left out",
         "memory/lowrank.py",
         "left, values, right = _fast_svd(matrix @ spread)",

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from thesis_lib import figures
-from thesis_lib.memory import records, schedule
+from thesis_lib.memory import pareto, records, schedule
 from thesis_lib.memory.plan import least_device_bytes, plan
 from thesis_lib.memory.records import few_bits
 from thesis_lib.memory.spec import Machine, ModelSpec
@@ -164,6 +164,7 @@ def test_a_figure_without_its_record_says_so():
         figures.memory_over_time({}, GiB),
         figures.bits_and_perplexity(few_bits(None)),
         figures.speculation(records.speculation(None)),
+        figures.pareto(pareto.ways(None)),
     ):
         (ax,) = figure.axes
         assert [text.get_text() for text in ax.texts] == ["not measured yet"]
@@ -289,3 +290,65 @@ def test_methods_without_a_ratio_are_not_measured_yet():
     assert [text.get_text() for text in axis.texts] == ["not measured yet"]
     (axis,) = figures.perplexity_by_ratio([0.8], {"plain": [9.0]}, 2.0).axes
     assert axis.get_yscale() == "log"
+
+
+def ways(timed):
+    """Two texts, three ways of which `low rank 0.8` loses, and perhaps times."""
+    rows = [
+        ["bf16", "16 bits", 2e8, 20.0, 1.0, 90.0],
+        ["GPTQ 3", "GPTQ", 5e7, 24.0, 1.2, 30.0],
+        ["low rank 0.8", "low rank", 1.5e8, 30.0, 1.5, 70.0],
+        ["something new", "something new", 4e7, 2e6, 1e5, np.nan],
+    ]
+    return pd.DataFrame(
+        [
+            {
+                "name": name, "text": text, "family": kind, "bytes": n_bytes,
+                "perplexity": value, "low": 0.9 * value, "high": 1.1 * value,
+                "ratio": ratio, "token_s": seconds / 1e3 if timed else np.nan,
+                "front": name != "low rank 0.8",
+                "time_front": name in ("bf16", "GPTQ 3"),
+            }
+            for text in ("one", "two")
+            for name, kind, n_bytes, value, ratio, seconds in rows
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("timed", "panels"), [(False, 2), (True, 3)])
+def test_ways_stand_at_their_cost_and_loss_and_losers_are_hollow(timed, panels):
+    drawn = figures.pareto(ways(timed)).axes
+    assert len(drawn) == panels
+    for ax, scale in zip(drawn, ("bytes", "bytes", "time"), strict=False):
+        points = [c.lines[0] for c in ax.containers]
+        found = {tuple(line.get_xydata()[0]) for line in points}
+        expected = {
+            "bytes": {
+                (200, 0),
+                (50, np.log(1.2)),
+                (150, np.log(1.5)),
+                (40, np.log(1e5)),
+            },
+            "time": {(90, 0), (30, np.log(1.2)), (70, np.log(1.5))},
+        }[scale]
+        assert np.allclose(sorted(found), sorted(expected))
+        hollow = [line for line in points if line.get_markerfacecolor() == "white"]
+        assert [line.get_xdata()[0] for line in hollow] == pytest.approx(
+            [150 if scale == "bytes" else 70]
+        )
+        (front,) = (line for line in ax.lines if line.get_drawstyle() == "steps-post")
+        assert list(front.get_xdata()) == sorted(front.get_xdata())
+        assert list(front.get_ydata()) == sorted(front.get_ydata(), reverse=True)
+        assert ax.get_ylim()[1] > max(line.get_ydata()[0] for line in points)
+
+
+def test_labels_of_ways_do_not_lie_on_each_other():
+    table = ways(False)
+    table["bytes"] = [5.0e7, 5.1e7, 5.2e7, 5.05e7] * 2
+    figure = figures.pareto(table)
+    for ax in figure.axes:
+        assert [text.get_text() for text in ax.texts] == [
+            "bf16", "3", "0.8", "something new",
+        ]  # fmt: skip
+        boxes = [text.get_window_extent() for text in ax.texts]
+        assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))

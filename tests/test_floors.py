@@ -28,7 +28,8 @@ FLOORS = [
     "sequencer.pipeline sequencer.simulate sequencer.partitions memory.quality "
     "memory.trial memory.published memory.schedule memory.stream",
     "sequencer.engine sequencer.middleware sequencer.clairvoyant sequencer.report "
-    "sequencer.worked memory.batch memory.deployment memory.rates memory.speculate",
+    "sequencer.worked memory.batch memory.deployment memory.rates memory.speculate "
+    "memory.pareto",
     "sequencer.serve sequencer.accuracy sequencer.optimum sequencer.robustness "
     "sequencer.scale sequencer.goals figures memory.calculator memory.compress",
     "chapters warm",

@@ -17,12 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, Patch
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.ticker import (
     LogLocator,
     MultipleLocator,
     NullLocator,
     ScalarFormatter,
 )
+from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
 from thesis_lib.sequencer import report, sla
@@ -1585,6 +1587,124 @@ def bits_and_perplexity(table: pd.DataFrame) -> Figure:
     )
     axis.legend()
     return figure
+
+
+WAY_LOOKS = {  # by the family of `memory.pareto`: colour and marker
+    "16 bits": (INK, "o"),
+    "bitsandbytes": ("#e69f00", "s"),
+    "GPTQ": ("#0072b2", "^"),
+    "GPTQ, corrected": ("#009e73", "D"),
+    "low rank": ("#d55e00", "v"),
+    "rounding": ("#cc79a7", "X"),
+}
+# Ticks of an axis of logarithms of ratios, linear below the least one over one.
+TIMES = (1, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 4, 10, 100, 10_000, 1_000_000)
+
+
+def pareto(table: pd.DataFrame) -> Figure:
+    """Perplexity over that of 16 bits against bytes, a panel a text, and against time.
+
+    `table` is that of `memory.pareto.ways`. The line is the front; ways that lose are
+    hollow. Time has a panel, of the first text, once a way has been timed.
+    """
+    if table.empty:
+        return _not_measured()
+    texts = list(dict.fromkeys(table.text))
+    places = [(text, "bytes", 1e6, "front") for text in texts]
+    if table.token_s.notna().any():
+        places.append((texts[0], "token_s", 1e-3, "time_front"))
+    figure, grid = plt.subplots(
+        len(places), 1, figsize=(WIDTH_IN, 0.6 + 2.7 * len(places)),
+        layout="constrained", squeeze=False,
+    )  # fmt: skip
+    plt.close(figure)
+    for drawn, (text, column, unit, front) in zip(grid[:, 0], places, strict=True):
+        rows = table[(table.text == text) & table[column].notna()]
+        _ways(drawn, rows[column] / unit, rows, rows[front])
+        drawn.set_title(text, fontsize=8, loc="left")
+        label = "bytes of the decoder layers (MB)"
+        drawn.set_xlabel(
+            label if column == "bytes" else "time of a streamed token (ms)"
+        )
+    handles = [
+        Line2D([], [], color=look[0], marker=look[1], linestyle="", label=kind)
+        for kind, look in WAY_LOOKS.items()
+        if kind in set(table.family)
+    ]
+    handles.append(Line2D([], [], color=GREY, linewidth=1, label="front"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7)
+    figure.draw_without_rendering()  # where a label has room shows in the final layout
+    for drawn in grid[:, 0]:
+        _move_apart(drawn)
+    return figure
+
+
+def _ways(drawn: Axes, at: pd.Series, rows: pd.DataFrame, front: pd.Series) -> None:
+    """One panel: ways at their cost `at`, higher the more nats they lose."""
+    dense = rows.perplexity / rows.ratio
+    lost, low, high = (
+        np.log(rows[end] / dense) for end in ("perplexity", "low", "high")
+    )
+    below, above = (lost - low).clip(lower=0), (high - lost).clip(lower=0)  # rounding
+    kept = at[front].sort_values(kind="stable").index
+    drawn.step(at[kept], lost[kept], where="post", color=GREY, linewidth=1, zorder=1)
+    for i, row in rows.iterrows():
+        colour, marker = WAY_LOOKS.get(row.family, (GREY, "P"))
+        drawn.errorbar(
+            at[i], lost[i], yerr=[[below[i]], [above[i]]], fmt=marker,
+            color=colour, mfc=colour if front[i] else "white", markersize=5,
+            capsize=2, linewidth=0.9,
+        )  # fmt: skip
+        label = drawn.annotate(
+            _short(row["name"]), (at[i], lost[i]), textcoords="offset points",
+            xytext=(0, 0), ha="center", va="center", fontsize=6.5,
+        )  # fmt: skip
+        label.set_in_layout(False)
+    top = 1.6 * max(high.max(), np.log(TIMES[2]))
+    drawn.set_xscale("log")
+    drawn.set_yscale("symlog", linthresh=np.log(TIMES[1]), linscale=0.4)
+    drawn.set_xlim(at.min() / 1.1, at.max() * 1.2)
+    drawn.set_ylim(min(1.3 * low.min(), -0.4 * np.log(TIMES[1])), top)
+    ticks = [times for times in TIMES if np.log(times) < top]
+    drawn.set_yticks(np.log(ticks), [f"{times:,}" for times in ticks])
+    drawn.yaxis.set_minor_locator(NullLocator())
+    drawn.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    drawn.xaxis.set_minor_locator(NullLocator())
+    drawn.xaxis.set_major_formatter("{x:g}")
+    drawn.tick_params(labelsize=7)
+    drawn.set_ylabel("times the perplexity of bf16", fontsize=8)
+    drawn.xaxis.label.set_fontsize(8)
+
+
+def _move_apart(drawn: Axes) -> None:
+    """Give each label, of those around its point, the place with the least under it."""
+    labels = [text for text in drawn.texts if isinstance(text, Annotation)]
+    per_point = drawn.figure.dpi / 72
+    at = [drawn.transData.transform(label.xy) for label in labels]
+    taken = [Bbox.from_extents(*(x - 4 * per_point), *(x + 4 * per_point)) for x in at]
+    for label in labels:
+        size = label.get_window_extent()
+        aside, above = size.width / per_point / 2 + 5, 8
+        places = [(0, above), (aside, 0), (-aside, 0), (0, -above)]
+        places += [(x, y) for y in (above, -above) for x in (aside, -aside)]
+        places += [(x, 2 * y) for x, y in places[4:]]
+        boxes = [size.translated(*(per_point * np.array(place))) for place in places]
+        covered = [sum(_overlap(box, other) for other in taken) for box in boxes]
+        best = int(np.argmin(np.round(covered)))
+        label.set_position(places[best])
+        taken.append(boxes[best])
+
+
+def _overlap(one: Bbox, other: Bbox) -> float:
+    common = Bbox.intersection(one, other)
+    return common.width * common.height if common else 0.0
+
+
+def _short(name: str) -> str:
+    """The name of a way without what the colour says of it."""
+    for word in ("GPTQ ", "low rank ", "nearest "):
+        name = name.removeprefix(word)
+    return name.replace(" + rank ", "+")
 
 
 def decode_times(samples_s: Mapping[str, ArrayLike]) -> Figure:

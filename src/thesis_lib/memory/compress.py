@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from thesis_lib.checks import InvalidInput, choice, require
@@ -26,7 +27,7 @@ from thesis_lib.memory.fewbits import (
     write_bits,
 )
 from thesis_lib.memory.packed import KINDS, pack_checkpoint
-from thesis_lib.memory.quality import perplexity, read_tokens
+from thesis_lib.memory.quality import Perplexity, perplexity, read_tokens
 from thesis_lib.memory.rates import plan_streamed
 from thesis_lib.memory.rounding import Grid
 from thesis_lib.memory.smollm2 import quiet
@@ -74,7 +75,7 @@ def compress(
     folder, out = checkpoint_folder(checkpoint), Path(out)
     text = None if calibration is None else Path(calibration)
     wish = Wish(weights, rank_ratio, bits, correction_rank, group, text)
-    written = _writer(wish, context)(folder, out, progress)
+    written = write_compressed(folder, out, wish, context, progress)
     before = held_out_perplexity(folder, tokens, context)
     return {
         **written,
@@ -123,6 +124,22 @@ class Wish:
             f"weights={self.weights!r} are not calibrated: a calibration text is for "
             "rank_ratio and for bits",
         )
+
+
+def write_compressed(
+    folder: Path | str,
+    out: Path | str,
+    wish: Wish,
+    context: int = 512,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write the checkpoint `folder` as `wish` says into the new folder `out`.
+
+    Few bits are calibrated on windows of `context` tokens. Returns at least
+    `bytes_before` and `bytes_after` of the tensors, and `layers`. Raises InvalidInput
+    for a format or a number of bits that is unknown, and as the writer does.
+    """
+    return _writer(wish, context)(Path(folder), Path(out), progress)
 
 
 def _writer(wish: Wish, context: int) -> Writer:
@@ -211,6 +228,14 @@ def held_out_perplexity(folder: Path, tokens: int, context: int) -> float | None
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = read_tokens(tokenizer, data_folder() / "text" / HELD_OUT, tokens)
+    return streamed_perplexity(folder, ids, context).value
+
+
+def streamed_perplexity(folder: Path | str, tokens: Tensor, context: int) -> Perplexity:
+    """Perplexity of a checkpoint on one text, tokens (n,), with every layer streamed.
+
+    In windows of `context` tokens without overlap.
+    """
     made = plan_streamed(folder, 1, context, context, ring=3, logit_tokens=context)
     with StreamedModel(folder, made) as model:
-        return perplexity(model.logits, ids, context).value
+        return perplexity(model.logits, tokens, context)

@@ -1,0 +1,499 @@
+"""Every way to make SmolLM2 smaller: its bytes, its perplexity, its streamed time.
+
+A point is a checkpoint that the package writes, or a format that exists in memory only
+and has bytes and perplexity but no time. What is calibrated is so on each third of
+*Persuasion*; all are scored on two texts that no calibration reads, in windows without
+overlap. Then the checkpoints of the first third, in one process and in turns: the
+reads of a step alone, and greedy tokens at batch 1, in device memory of a third of the
+16-bit weights.
+
+The record is written after every stage and a second run goes on where the first one
+ended. Time on a quiet machine: `--keep` leaves the checkpoints of the first third in
+the work folder, and `--time` times them again.
+
+    python benchmarks/pareto.py [--sets 3] [--only NAME]… [--keep] [--time]
+"""
+
+import argparse
+import copy
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from thesis_lib.checks import InvalidInput, choice, require
+from thesis_lib.files import write_whole
+from thesis_lib.machine import provenance
+from thesis_lib.memory import smollm2
+from thesis_lib.memory.architectures import stack
+from thesis_lib.memory.compress import Wish, streamed_perplexity, write_compressed
+from thesis_lib.memory.fewbits import matrices
+from thesis_lib.memory.lowrank import factorise
+from thesis_lib.memory.plan import PlanInfeasible
+from thesis_lib.memory.quality import perplexity, read_tokens
+from thesis_lib.memory.quantise import quantise, weight_bytes
+from thesis_lib.memory.rounding import Grid, round_to_nearest
+from thesis_lib.memory.spec import Machine
+from thesis_lib.memory.store import SafetensorsStore
+from thesis_lib.memory.stream import StreamedModel, plan_checkpoint
+from thesis_lib.paths import cache_folder, data_folder, root
+
+CONTEXT = 512  # tokens of a window
+PARTS = 3  # of the calibration text
+CALIBRATION = "persuasion.txt"
+TEXTS = ("sense_and_sensibility", "jargon")  # fiction, and technical English
+GROUP = 64  # weights that share a scale
+SHARE = 3  # of so many parts of the 16-bit weights the device holds one
+PROMPT, RING = 32, 3  # of the timing: tokens, and buffers
+TOKENS = 3  # timed at a turn, after one that is not
+
+Twin = Callable[[nn.Module], tuple[nn.Module, int]]  # the copy, and its bytes
+
+
+def nearest(model: nn.Module, bits: int) -> tuple[nn.Module, int]:
+    """Every matrix of the layers rounded to the nearest level."""
+    twin = copy.deepcopy(model)
+    total = weight_bytes(twin)
+    for layer in matrices(twin).values():
+        found = round_to_nearest(
+            layer.weight.detach().double().numpy(), Grid(bits, GROUP)
+        )
+        total += found.nbytes - layer.weight.nbytes
+        layer.weight.data.copy_(torch.from_numpy(found.restore()))
+    return twin, total
+
+
+def in_memory(model: nn.Module, kind: str) -> tuple[nn.Module, int]:
+    """As bitsandbytes quantises a model in memory, scales quantised once more."""
+    twin = quantise(model, kind)
+    return twin, weight_bytes(twin)  # before a first pass lays codes out anew
+
+
+def truncated(model: nn.Module, ratio: float) -> tuple[nn.Module, int]:
+    """Every matrix by its plain singular value decomposition, one ratio for all."""
+    twin = factorise(model, ratio)
+    return twin, weight_bytes(twin)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A way to store the model: what the package writes, or a copy in memory.
+
+    Neither is the model as it is.
+    """
+
+    name: str
+    wish: Wish | None = None
+    twin: Twin | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether another calibration text makes another checkpoint."""
+        return self.wish is not None and self.wish.weights is None
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a record says of it: the parts of its wish that were asked for."""
+        asked = {
+            part.name: getattr(self.wish, part.name)
+            for part in fields(Wish)
+            if self.wish and getattr(self.wish, part.name) != part.default
+        }
+        return {"wish": asked, "stored": self.twin is None}
+
+
+def few(bits: int, rank: int = 0) -> Wish:
+    """GPTQ, with a correction where there is a rank."""
+    return Wish(bits=bits, correction_rank=rank, group=GROUP)
+
+
+POINTS = (  # in the order of their worth
+    Point("bf16"),
+    Point("NF4", Wish("nf4")),
+    Point("GPTQ 3", few(3)),
+    Point("low rank 0.8", Wish(rank_ratio=0.8)),
+    Point("GPTQ 3 + rank 16", few(3, 16)),
+    Point("GPTQ 4", few(4)),
+    Point("int8", Wish("int8")),
+    Point("lossless", Wish("lossless")),
+    Point("GPTQ 2", few(2)),
+    Point("low rank 0.9", Wish(rank_ratio=0.9)),
+    Point("GPTQ 2 + rank 16", few(2, 16)),
+    Point("low rank 0.6", Wish(rank_ratio=0.6)),
+    Point("GPTQ 3 + rank 8", few(3, 8)),
+    Point("GPTQ 2 + rank 8", few(2, 8)),
+    Point("nearest 4", twin=partial(nearest, bits=4)),
+    Point("nearest 3", twin=partial(nearest, bits=3)),
+    Point("NF4, double", twin=partial(in_memory, kind="nf4")),
+    Point("FP4, double", twin=partial(in_memory, kind="fp4")),
+    Point("plain SVD 0.8", twin=partial(truncated, ratio=0.8)),
+    Point("nearest 2", twin=partial(nearest, bits=2)),
+)
+
+
+def wanted(points: Sequence[Point], sets: int) -> Iterator[tuple[Point, int]]:
+    """Each point with the number of its calibration set: the first set of all first."""
+    for number in range(sets):
+        for point in points:
+            if number == 0 or point.calibrated:
+                yield point, number
+
+
+def split_text(text: str, parts: int = PARTS) -> list[str]:
+    """Consecutive parts of nearly as many characters, each from a new paragraph on."""
+    starts = [found.end() for found in re.finditer(r"\n\n+", text)]
+    require(
+        len(starts) >= parts - 1,
+        f"{len(starts) + 1} paragraphs do not make {parts} parts: give a longer text",
+    )
+    cuts = [
+        min(starts, key=lambda at: abs(at - len(text) * part / parts))
+        for part in range(1, parts)
+    ]
+    return [text[begin:end] for begin, end in pairwise([0, *cuts, len(text)])]
+
+
+def write_parts(text: Path, folder: Path) -> list[Path]:
+    """The parts of a calibration text as files of `folder`."""
+    files = []
+    for number, part in enumerate(split_text(text.read_text(encoding="utf-8"))):
+        files.append(folder / f"{text.stem}-{number + 1}.txt")
+        write_whole(files[-1], part)
+    return files
+
+
+class Record:
+    """The record on the disk, written whole after every stage.
+
+    Raises InvalidInput for one that was made with other `settings`.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        made_by = provenance(root())
+        self.content: dict[str, Any] = {**made_by, "settings": settings, "points": []}
+        if path.is_file():
+            before = json.loads(path.read_text())
+            require(
+                before["settings"] == settings,
+                f"{path} was made with other settings, {before['settings']}: expected "
+                f"{settings}; give another --out or remove it",
+            )
+            kept = {name: before[name] for name in ("points", "timing") & before.keys()}
+            self.content |= kept
+
+    def entry(self, point: Point, number: int) -> dict[str, Any]:
+        """What is known of a point, to be filled in."""
+        known = {"name": point.name, "set": number, **point.described}
+        for found in self.content["points"]:
+            if (found["name"], found["set"]) == (point.name, number):
+                require(
+                    all(found[key] == value for key, value in known.items()),
+                    f"{self.path} knows {point.name!r} as {found['wish']}: expected "
+                    f"{known['wish']}; give another --out or remove it",
+                )
+                return found
+        self.content["points"].append(known)
+        return known
+
+    def write(self) -> None:
+        """Replace the file by what is known now."""
+        write_whole(self.path, json.dumps(self.content, indent=1) + "\n")
+
+
+class Sweep:
+    """The model, the texts that score it, and where its checkpoints are written."""
+
+    def __init__(
+        self,
+        dense: Path,
+        work: Path,
+        texts: Mapping[str, Tensor],
+        calibration: Sequence[Path],
+        context: int = CONTEXT,
+    ) -> None:
+        self.dense, self.work, self.texts = dense, work, texts
+        self.calibration, self.context = calibration, context
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model as it is, resident."""
+        with smollm2.quiet():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                self.dense, dtype=torch.bfloat16
+            )
+        return loaded.eval()
+
+    @cached_property
+    def layer_parameters(self) -> int:
+        """Entries of all tensors of the decoder layers."""
+        _, layers = stack(self.model)
+        return sum(tensor.numel() for tensor in layers.parameters())
+
+    def folder(self, point: Point, number: int) -> Path:
+        """Where the checkpoint of a point lies, or is to lie."""
+        if point.wish is None:
+            return self.dense
+        slug = re.sub(r"[^a-z0-9.]+", "-", point.name.lower())
+        return self.work / f"{slug}-{number + 1}"
+
+    def remove(self, point: Point, number: int) -> None:
+        """Remove the checkpoint of a point; the model itself stays."""
+        if point.wish is not None:
+            shutil.rmtree(self.folder(point, number), ignore_errors=True)
+
+    def written(self, point: Point, number: int, record: Record) -> Path:
+        """The checkpoint of a point, written unless it is there and in the record.
+
+        One that was cut off or altered is removed and made again.
+        """
+        entry, folder = record.entry(point, number), self.folder(point, number)
+        if "bytes" in entry and is_whole(folder):
+            return folder
+        self.remove(point, number)
+        if point.wish is not None:
+            wish = point.wish
+            if point.calibrated:
+                wish = replace(wish, calibration=self.calibration[number])
+            write_compressed(self.dense, folder, wish, self.context)
+        entry |= self._sized(stored_bytes(folder), stored_layer_bytes(folder))
+        record.write()
+        return folder
+
+    def score(self, point: Point, number: int, record: Record) -> None:
+        """Fill in what the record lacks of a point, text by text."""
+        entry = record.entry(point, number)
+        scores = entry.setdefault("nll", {})
+        lacking = {n: text for n, text in self.texts.items() if n not in scores}
+        if not lacking:
+            return
+        if point.twin is None:
+            folder = self.written(point, number, record)
+            score = partial(streamed_perplexity, folder)
+        else:
+            twin, n_bytes = point.twin(self.model)
+            rest = weight_bytes(self.model) - 2 * self.layer_parameters
+            entry |= self._sized(n_bytes, n_bytes - rest)
+            score = partial(perplexity, twin)
+        for name, tokens in lacking.items():
+            scores[name] = score(tokens, context=self.context).nll.tolist()
+            entry["commit"] = record.content["commit"]
+            record.write()
+
+    def _sized(self, n_bytes: int, layer_bytes: int) -> dict[str, Any]:
+        bits = 8 * layer_bytes / self.layer_parameters
+        return {"bytes": n_bytes, "layer_bytes": layer_bytes, "layer_bits": bits}
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file of a checkpoint is the one that its manifest records."""
+    try:
+        with SafetensorsStore(folder, verify=True):
+            return True
+    except InvalidInput:
+        return False
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes of the weight files of a checkpoint."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def stored_layer_bytes(folder: Path) -> int:
+    """Bytes of the tensors of the decoder layers, or of their code."""
+    with SafetensorsStore(folder) as store:
+        if store.kind == "lossless":
+            return sum(len(store.read_stream(layer)) for layer in range(store.layers))
+        return sum(store.tensor_bytes(layer) for layer in range(store.layers))
+
+
+class Decoding:
+    """A greedy continuation at batch 1, token by token."""
+
+    def __init__(self, model: StreamedModel, prompt: Tensor) -> None:
+        self.model, self.cache = model, model.new_cache()
+        self.tokens = [int(model.prefill(prompt, self.cache).argmax())]
+
+    def step(self) -> None:
+        """One more token."""
+        row = torch.tensor([self.tokens[-1:]])
+        self.tokens.append(int(self.model.step(row, self.cache, keep=1).argmax()))
+
+    def turn(self) -> tuple[float, list[float]]:
+        """Seconds of a drain and of some tokens, each behind one of its kind.
+
+        What came before leaves the ring as full as the next one will. What the last
+        token has asked for on behalf of the next one then lands, before the clock of
+        anybody else starts.
+        """
+        self.model.drain()
+        drain_s = _seconds(self.model.drain)
+        self.step()
+        token_s = [_seconds(self.step) for _ in range(TOKENS)]
+        with self.model.without_reading():
+            return drain_s, token_s
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def time_stores(
+    folders: Mapping[str, Path], device_bytes: int, prompt: Tensor, rounds: int
+) -> dict[str, Any]:
+    """Seconds of tokens and of drains of each checkpoint, forwards and backwards.
+
+    By name; one that does not fit into `device_bytes` has the refusal instead.
+    """
+    found: dict[str, Any] = {}
+    positions = prompt.shape[1] + (TOKENS + 1) * (2 * rounds + 1)
+    with ExitStack() as opened:
+        runs = {}
+        for name, folder in folders.items():
+            try:
+                made = plan_checkpoint(
+                    folder,
+                    Machine(device_bytes, 1.0),
+                    context=positions,
+                    ring=RING,
+                    pass_tokens=prompt.shape[1],
+                    logit_tokens=1,
+                )
+            except PlanInfeasible as error:
+                found[name] = {"refused": str(error)}
+                continue
+            model = opened.enter_context(StreamedModel(folder, made))
+            runs[name] = Decoding(model, prompt)
+            runs[name].turn()  # whatever happens once, happens here
+            found[name] = {
+                "resident_layers": made.resident_layers,
+                "bytes_per_step": made.bytes_per_step,
+                "planned_peak_bytes": made.device_peak_bytes,
+                "drain_s": [],
+                "token_s": [],
+            }
+        for _ in range(rounds):
+            for name in (*runs, *reversed(list(runs))):
+                drain_s, token_s = runs[name].turn()
+                found[name]["drain_s"].append(drain_s)
+                found[name]["token_s"] += token_s
+        for name, run in runs.items():
+            found[name]["tokens"] = run.tokens
+    return found
+
+
+def time_points(sweep: Sweep, record: Record, rounds: int) -> None:
+    """Time every checkpoint of the first set that the record knows."""
+    known = {entry["name"] for entry in record.content["points"] if "bytes" in entry}
+    points = [p for p in POINTS if p.twin is None and p.name in known]
+    require(
+        len(points) > 0,
+        f"{record.path} knows no checkpoint to be timed: score some points first",
+    )
+    folders = {point.name: sweep.written(point, 0, record) for point in points}
+    device_bytes = stored_bytes(sweep.dense) // SHARE
+    prompt = next(iter(sweep.texts.values()))[None, :PROMPT]
+    load = psutil.getloadavg()
+    systems = time_stores(folders, device_bytes, prompt, rounds)
+    record.content["timing"] = {
+        **provenance(root()),
+        "load_average": {"start": load, "end": psutil.getloadavg()},
+        "threads": torch.get_num_threads(),
+        "device_bytes": device_bytes,
+        "prompt_tokens": prompt.shape[1],
+        "systems": systems,
+    }
+    record.write()
+
+
+def run(
+    sweep: Sweep, record: Record, points: Sequence[Point], sets: int, keep: bool
+) -> None:
+    """Score all points. Checkpoints of the first set stay, to be timed."""
+    for point, number in wanted(points, sets):
+        start = time.perf_counter()
+        sweep.score(point, number, record)
+        if number > 0 and not keep:
+            sweep.remove(point, number)
+        entry = record.entry(point, number)
+        nats = {
+            name: sum(nll) / (len(sweep.texts[name]) - 1)
+            for name, nll in entry["nll"].items()
+        }
+        took = time.perf_counter() - start
+        print(
+            f"{point.name}, set {number + 1}: {entry['bytes']:,} bytes, "
+            f"{entry['layer_bits']:.3f} bits, nats {nats}, {took:.0f} s",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--sets", type=int, default=PARTS, help="calibration sets, at most 3"
+    )
+    parser.add_argument("--tokens", type=int, default=16_384, help="of each text")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="score this point; no timing"
+    )
+    parser.add_argument("--time", action="store_true", help="only time, anew")
+    parser.add_argument("--rounds", type=int, default=5, help="of the timing")
+    parser.add_argument("--keep", action="store_true", help="the checkpoints")
+    parser.add_argument("--work", type=Path, help="folder of the checkpoints")
+    parser.add_argument(
+        "--out", type=Path, default=root() / "data/measurements/pareto.json"
+    )
+    given = parser.parse_args()
+    require(
+        1 <= given.sets <= PARTS, f"--sets {given.sets}: expected 1 to {PARTS} of them"
+    )
+    by_name = {point.name: point for point in POINTS}
+    names = [choice("--only", name, by_name) for name in given.only or by_name]
+    work = cache_folder("pareto") if given.work is None else given.work
+    work.mkdir(parents=True, exist_ok=True)
+    dense = smollm2.checkpoint()
+    tokenizer = AutoTokenizer.from_pretrained(dense)
+    novels = data_folder() / "text"
+    texts = {
+        name: read_tokens(tokenizer, novels / f"{name}.txt", given.tokens + 1)
+        for name in TEXTS
+    }
+    settings = {
+        "model": "SmolLM2-135M-Instruct",
+        "context": CONTEXT,
+        "evaluation_tokens": {name: len(ids) - 1 for name, ids in texts.items()},
+        "calibration": {"text": CALIBRATION, "parts": PARTS},
+        "group": GROUP,
+    }
+    record = Record(given.out, settings)
+    sweep = Sweep(dense, work, texts, write_parts(novels / CALIBRATION, work))
+    threads = torch.get_num_threads()
+    if not given.time:
+        torch.set_num_threads(1)
+        run(sweep, record, [by_name[name] for name in names], given.sets, given.keep)
+        torch.set_num_threads(threads)
+    if given.time or (given.only is None and "timing" not in record.content):
+        time_points(sweep, record, given.rounds)
+    if not given.time and not given.keep and given.only is None:
+        for point in POINTS:
+            sweep.remove(point, 0)
+
+
+if __name__ == "__main__":
+    main()
