@@ -1619,7 +1619,7 @@ def pareto(table: pd.DataFrame) -> Figure:
     )  # fmt: skip
     plt.close(figure)
     for drawn, (text, column, unit, front) in zip(grid[:, 0], places, strict=True):
-        rows = table[(table.text == text) & table[column].notna()]
+        rows: Any = table[(table.text == text) & table[column].notna()]
         _ways(drawn, rows[column] / unit, rows, rows[front])
         drawn.set_title(text, fontsize=8, loc="left")
         label = "bytes of the decoder layers (MB)"
@@ -1639,8 +1639,8 @@ def pareto(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _ways(drawn: Axes, at: pd.Series, rows: pd.DataFrame, front: pd.Series) -> None:
-    """One panel: ways at their cost `at`, higher the more nats they lose."""
+def _ways(drawn: Axes, at: Any, rows: Any, front: Any) -> None:
+    """One panel: the rows at their cost `at`, higher the more nats they lose."""
     dense = rows.perplexity / rows.ratio
     lost, low, high = (
         np.log(rows[end] / dense) for end in ("perplexity", "low", "high")
