@@ -1682,7 +1682,7 @@ def _move_apart(drawn: Axes) -> None:
     per_point = drawn.figure.dpi / 72
     at = [drawn.transData.transform(label.xy) for label in labels]
     taken = [Bbox.from_extents(*(x - 4 * per_point), *(x + 4 * per_point)) for x in at]
-    for label in labels:
+    for own, label in enumerate(labels):
         size = label.get_window_extent()
         aside, above = size.width / per_point / 2 + 5, 8
         places = [(0, above), (aside, 0), (-aside, 0), (0, -above)]
@@ -1690,9 +1690,15 @@ def _move_apart(drawn: Axes) -> None:
         places += [(x, 2 * y) for x, y in places[4:]]
         boxes = [size.translated(*(per_point * np.array(place))) for place in places]
         covered = [sum(_overlap(box, other) for other in taken) for box in boxes]
-        best = int(np.argmin(np.round(covered)))
+        strange = [any(_away(b, x) < _away(b, at[own]) for x in at) for b in boxes]
+        best = int(np.argmin(np.round(covered) + 1e3 * np.array(strange)))
         label.set_position(places[best])
         taken.append(boxes[best])
+
+
+def _away(box: Bbox, point: F64) -> float:
+    """How far a point is from a box, for a label that stands beside another's."""
+    return float(np.hypot(*np.maximum(0, np.maximum(box.min - point, point - box.max))))
 
 
 def _overlap(one: Bbox, other: Bbox) -> float:
