@@ -1619,7 +1619,7 @@ def pareto(table: pd.DataFrame) -> Figure:
     )  # fmt: skip
     plt.close(figure)
     for drawn, (text, column, unit, front) in zip(grid[:, 0], places, strict=True):
-        rows = table[(table.text == text) & table[column].notna()]
+        rows: Any = table[(table.text == text) & table[column].notna()]
         _ways(drawn, rows[column] / unit, rows, rows[front])
         drawn.set_title(text, fontsize=8, loc="left")
         label = "bytes of the decoder layers (MB)"
@@ -1639,8 +1639,8 @@ def pareto(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _ways(drawn: Axes, at: pd.Series, rows: pd.DataFrame, front: pd.Series) -> None:
-    """One panel: ways at their cost `at`, higher the more nats they lose."""
+def _ways(drawn: Axes, at: Any, rows: Any, front: Any) -> None:
+    """One panel: the rows at their cost `at`, higher the more nats they lose."""
     dense = rows.perplexity / rows.ratio
     lost, low, high = (
         np.log(rows[end] / dense) for end in ("perplexity", "low", "high")
@@ -1682,7 +1682,7 @@ def _move_apart(drawn: Axes) -> None:
     per_point = drawn.figure.dpi / 72
     at = [drawn.transData.transform(label.xy) for label in labels]
     taken = [Bbox.from_extents(*(x - 4 * per_point), *(x + 4 * per_point)) for x in at]
-    for label in labels:
+    for own, label in enumerate(labels):
         size = label.get_window_extent()
         aside, above = size.width / per_point / 2 + 5, 8
         places = [(0, above), (aside, 0), (-aside, 0), (0, -above)]
@@ -1690,9 +1690,15 @@ def _move_apart(drawn: Axes) -> None:
         places += [(x, 2 * y) for x, y in places[4:]]
         boxes = [size.translated(*(per_point * np.array(place))) for place in places]
         covered = [sum(_overlap(box, other) for other in taken) for box in boxes]
-        best = int(np.argmin(np.round(covered)))
+        strange = [any(_away(b, x) < _away(b, at[own]) for x in at) for b in boxes]
+        best = int(np.argmin(np.round(covered) + 1e3 * np.array(strange)))
         label.set_position(places[best])
         taken.append(boxes[best])
+
+
+def _away(box: Bbox, point: F64) -> float:
+    """How far a point is from a box, for a label that stands beside another's."""
+    return float(np.hypot(*np.maximum(0, np.maximum(box.min - point, point - box.max))))
 
 
 def _overlap(one: Bbox, other: Bbox) -> float:

@@ -121,7 +121,7 @@ def test_a_loser_is_told_with_the_cheapest_that_beats_it_everywhere():
     cheaper = entry("GPTQ 2", 2, 0.4, 0.9)  # beats it on fiction alone
     said = pareto.words(record(BF16, NF4, POOR, cheaper))
     assert "low rank 0.8 (12.00 bits a weight, 1.65 and 1.82 times" in said["low_rank"]
-    assert "to NF4 (4.00 bits a weight, 1.22 and 1.49 times" in said["low_rank"]
+    assert "by NF4 (4.00 bits a weight, 1.22 and 1.49 times" in said["low_rank"]
     assert "Of 1 such ways 0 are of a front." in said["low_rank"]
     better = entry("low rank 0.9", 3, 0.1, 0.1, wish={"rank_ratio": 0.9})
     said = pareto.words(record(BF16, NF4, POOR, better))

@@ -47,7 +47,8 @@ def pareto_front(first: ArrayLike, second: ArrayLike) -> NDArray[np.bool_]:
     costs = np.column_stack([np.asarray(first, float), np.asarray(second, float)])
     as_good = (costs[:, None] <= costs[None]).all(axis=-1)
     better = (costs[:, None] < costs[None]).any(axis=-1)
-    return ~(as_good & better).any(axis=0) & np.isfinite(costs).all(axis=1)
+    beaten = (as_good & better).any(axis=0)
+    return np.logical_and(~beaten, np.isfinite(costs).all(axis=1))
 
 
 def family(name: str) -> str:
@@ -131,7 +132,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     texts = [f"{text}{of}" for text in TEXTS.values() for of in ("", " (times)")]
     columns = ["bits a weight", "layers (MB)", *texts, "ms a token", "front"]
     rows: dict[str, dict[str, str]] = {}
-    for row in table.sort_values("bytes", ascending=False, kind="stable").itertuples():
+    for row in _each(table.sort_values("bytes", ascending=False, kind="stable")):
         shown = rows.setdefault(str(row.name), dict.fromkeys(columns, ""))
         shown["bits a weight"] = f"{row.bits:.2f}"
         shown["layers (MB)"] = f"{row.bytes / 1e6:.1f}"
@@ -175,7 +176,7 @@ def front_sentence(table: pd.DataFrame) -> str:
         return "The front has not been measured yet."
     parts = []
     for text, rows in table.groupby("text", sort=False):
-        names = rows[rows.front].sort_values("bytes")["name"]
+        names = _chosen(rows, rows.front).sort_values("bytes")["name"]
         parts.append(
             f"On {text} {len(names)} of {len(rows)} are of the front, from few bytes "
             f"to many: {_listed(names)}."
@@ -209,27 +210,27 @@ def family_sentence(table: pd.DataFrame, kind: str) -> str:
     if mine.empty:
         return "It has not been measured yet."
     names = list(dict.fromkeys(mine["name"]))
-    won = [name for name in names if mine[mine["name"] == name].front.any()]
+    won = [name for name in names if mine.front[mine["name"] == name].any()]
     lost = [
-        f"{name} ({_priced(table, name)}) to {winner} ({_priced(table, winner)})"
+        f"{name} ({_priced(table, name)}) by {winner} ({_priced(table, winner)})"
         for name in names
         if name not in won and (winner := _winner(table, name))
     ]
     found = f"Of {len(names)} such ways {len(won)} {_is(len(won))} of a front"
     found += f": {_listed(won)}." if won else "."
-    return f"{found} On all texts lose {'; '.join(lost)}." if lost else found
+    return f"{found} Beaten on all texts: {'; '.join(lost)}." if lost else found
 
 
 def _winner(table: pd.DataFrame, name: str) -> str | None:
     """The way with the fewest bytes that beats this one on each of its texts."""
     beating: set[str] | None = None
-    for row in table[table["name"] == name].itertuples():
-        rows = table[table.text == row.text]
+    for row in _each(table[table["name"] == name]):
+        rows = _chosen(table, table.text == row.text)
         as_good = (rows.bytes <= row.bytes) & (rows.perplexity <= row.perplexity)
         better = (rows.bytes < row.bytes) | (rows.perplexity < row.perplexity)
         these = set(rows[as_good & better]["name"])
         beating = these if beating is None else beating & these
-    least = table[table["name"].isin(beating or ())].sort_values("bytes")
+    least = _chosen(table, table["name"].isin(list(beating or ()))).sort_values("bytes")
     return None if least.empty else str(least["name"].iloc[0])
 
 
@@ -259,11 +260,11 @@ def time_sentence(record: dict[str, Any] | None) -> str:
     )
     found = [f"The device has {format_size(timing['device_bytes'])}."]
     for text, rows in table.groupby("text", sort=False):
-        front = rows[rows.time_front].sort_values("token_s")
+        front = _chosen(rows, rows.time_front).sort_values("token_s")
         parts = [
             f"{row.name} ({1e3 * row.token_s:.0f} ms, {_rounded(row.ratio)} "
             "times the perplexity)"
-            for row in front.itertuples()
+            for row in _each(front)
         ]
         if parts:
             found.append(f"On {text} the front of time is {_listed(parts)}.")
@@ -285,6 +286,16 @@ def time_sentence(record: dict[str, Any] | None) -> str:
     if refused:
         found.append(f"{_listed(refused)} {_does(len(refused))} not fit.")
     return " ".join([*found, f"These times are of {origin(timing)}."])
+
+
+def _each(table: Any) -> list[Any]:
+    """Rows with columns as attributes, which pandas does not declare."""
+    return list(table.itertuples())
+
+
+def _chosen(table: pd.DataFrame, which: Any) -> pd.DataFrame:
+    """The rows of a mask: pandas does not declare that these are a table."""
+    return table.loc[which, :]
 
 
 def _listed(names: Any) -> str:
