@@ -323,6 +323,14 @@ def test_few_bits_are_told_with_their_verdict():
     assert "one calibration set" in records.few_bits_sentence(few(seeds=1))
     assert "not been recorded" in records.few_bits_sentence(None)
     assert "not been recorded" in records.few_bits_sentence({"summary": {}})
+    assert "Jargon" not in said
+    record = few()
+    for found, value in zip(
+        record["summary"].values(), (50.0, 48.0, 45.0), strict=True
+    ):
+        found["other_perplexities"] = [value, value]
+    said = records.few_bits_sentence(record)
+    assert "The Jargon File, a text of another domain, these factors are 0.900" in said
 
 
 def spoken(domain, lookup, plain, identical=True, **others):

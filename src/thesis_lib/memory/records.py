@@ -526,7 +526,25 @@ def few_bits_sentence(record: dict[str, Any] | None) -> str:
         f"{np.mean([r[0] for r in ratios]):.3f} times that of three bits, between "
         f"{low:.3f} and {high:.3f} with all windows and {_counted(seeds)} considered, "
         f"and {over_mixed:.3f} times that of the shared-out GPTQ. "
+        f"{_elsewhere(summary)}"
         f"At equal bytes the correction {verdict} calibrated rounding here."
+    )
+
+
+def _elsewhere(summary: dict[str, Any]) -> str:
+    """The same comparison on the text of the other domain, where it was scored."""
+    means = {
+        name: float(np.mean(found["other_perplexities"]))
+        for name, found in summary.items()
+        if "other_perplexities" in found
+    }
+    names = ("corrected 3.25", "gptq 3", "mixed gptq 3.25")
+    if not all(name in means for name in names):
+        return ""
+    ours, plain, mixed = (means[name] for name in names)
+    return (
+        f"On The Jargon File, a text of another domain, these factors are "
+        f"{ours / plain:.3f} and {ours / mixed:.3f}. "
     )
 
 
