@@ -272,7 +272,8 @@ def test_the_lossless_record_is_told_in_ratios_of_medians():
         "stream": stream, "codecs": codecs, "machine": machine, "commit": "0123456789",
     }  # fmt: skip
     said = records.lossless_sentence(record)
-    for words in ("0.694 of the bytes", "could be 1.44 times", "2 GiB", "1.50 times", "1.25 times, with the",
+    for words in ("0.694 of the bytes", "could be 1.44 times", "2 GiB",
+                  "1.50 times", "1.25 times, with the",
                   "5.2 GB/s", "a processor, 2 cores, commit 0123456"):  # fmt: skip
         assert words in said, (words, said)
     stream["equal_logits"] = False
