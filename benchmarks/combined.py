@@ -257,7 +257,7 @@ def score_calibrated(
     """Score what is calibrated on the windows of one seed."""
     outer: dict[str, Any] | None = None
     for system, plan in planned.items():
-        if not ledger.lacks(system, seed) or (seed > 0 and not plan.always):
+        if not ledger.lacks(system, seed):
             continue
         if plan.both and outer is None:
             outer = sensitivities(model, windows[:OUTER_WINDOWS])
@@ -317,11 +317,12 @@ def main() -> None:
     planned = ledger.plans(
         lambda: plans(choices_for(model, calibration_set(persuasion, 0)), judged)
     )
-    for seed in range(given.seeds):
+    score_others(ledger, model, weights, texts)
+    compared = {name: plan for name, plan in planned.items() if plan.always}
+    rounds = [(compared, seed) for seed in range(given.seeds)] + [(planned, 0)]
+    for some, seed in rounds:
         windows = calibration_set(persuasion, seed)
-        score_calibrated(ledger, planned, model, windows, seed, texts)
-        if seed == 0:
-            score_others(ledger, model, weights, texts)
+        score_calibrated(ledger, some, model, windows, seed, texts)
 
 
 def _root() -> Path:
