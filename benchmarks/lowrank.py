@@ -16,7 +16,6 @@ Points are written as they come, and a second run goes on where the first one en
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,7 @@ HELD_OUT = ("sense_and_sensibility", "jargon")  # two domains, in data/text/
 RATIOS = (0.8, 0.6, 0.9, 0.7, 0.5)  # the one of the goal first
 METHODS = ("plain", "whitened", "weighted", "allocated", "sequential", "refined")
 LAST_TOKEN = 98_000  # of Persuasion, for calibration; settings were chosen behind it
+SLOW = ("sequential", "refined")
 BLOCK_WINDOWS = 16  # of the calibration windows, for what goes layer after layer
 EXTRA_SEEDS = ("whitened", "weighted", "allocated")  # at every ratio; all at the first
 
@@ -99,15 +99,28 @@ class Calibration:
         )
 
 
-def wanted(seeds: int) -> Iterator[tuple[int, float, str]]:
-    """The points in the order of their worth: seed, ratio, method."""
-    for seed in range(seeds):
-        for ratio in RATIOS:
-            for method in METHODS:
-                if seed == 0 or (
-                    method != "plain" and (ratio == RATIOS[0] or method in EXTRA_SEEDS)
-                ):
-                    yield seed, ratio, method
+def wanted(seeds: int) -> list[tuple[int, float, str]]:
+    """The points in the order of their worth: seed, ratio, method.
+
+    All steps at the ratio of the goal, the quick ones at the others, the same for the
+    other seeds, and at last the slow steps at the other ratios.
+    """
+    points = [
+        (seed, ratio, method)
+        for seed in range(seeds)
+        for ratio in RATIOS
+        for method in METHODS
+        if seed == 0
+        or (method != "plain" and (ratio == RATIOS[0] or method in EXTRA_SEEDS))
+    ]
+
+    def stage(point: tuple[int, float, str]) -> int:
+        seed, ratio, method = point
+        if ratio == RATIOS[0]:
+            return min(seed, 1)
+        return (2 if seed else 0) if method not in SLOW else 3
+
+    return sorted(points, key=stage)
 
 
 def evaluate(model: Any, texts: dict[str, Tensor], names: list[str]) -> dict[str, Any]:
