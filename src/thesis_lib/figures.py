@@ -1206,8 +1206,9 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
             capsize=3,
         )
         drawn.annotate(
-            str(name), (row.peak_bytes / GiB, row.s_per_token), (-7, 6),
-            textcoords="offset points", ha="right", color=colour, fontsize=8,
+            str(name), (row.peak_bytes / GiB, row.s_per_token), (0, 0),
+            textcoords="offset points", ha="center", va="center", color=colour,
+            fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 0.5, "alpha": 0.8},
         )  # fmt: skip
     drawn.set(xscale="log", yscale="log")
     low = runs["peak_bytes"].min() / GiB
@@ -1218,14 +1219,21 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
         limit_bytes / GiB, color=INK, linestyle="--",
         label=f"budget, {limit_bytes / GiB:g} GiB",
     )  # fmt: skip
-    for axis in (drawn.xaxis, drawn.yaxis):
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("{x:g}")
-        axis.set_tick_params(which="both", labelsize=7)
+    _round_ticks(drawn)
     drawn.set_xlabel("peak memory (GiB)")
     drawn.set_ylabel("time per token (s)")
     drawn.legend(loc="upper left")
+    figure.draw_without_rendering()  # where a label has room shows in the final layout
+    _move_apart(drawn)
     return figure
+
+
+def _round_ticks(drawn: Axes) -> None:
+    """On logarithmic axes: ticks at one, two and five, as plain numbers."""
+    for axis in (drawn.xaxis, drawn.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
 
 
 def predicted_times(plans: pd.DataFrame) -> Figure:
@@ -1249,6 +1257,7 @@ def predicted_times(plans: pd.DataFrame) -> Figure:
             label=f"bound by {limit}", alpha=0.8,
         )  # fmt: skip
     drawn.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+    _round_ticks(drawn)
     drawn.set_xlabel("measured time of a step (s)")
     drawn.set_ylabel("predicted (s)")
     drawn.legend(loc="upper left")
