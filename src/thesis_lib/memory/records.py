@@ -387,6 +387,8 @@ SPECULATION = [
     "times_faster", "times_low", "times_high",
 ]  # fmt: skip
 HEADINGS = {  # of the columns that readers are shown, for `rename`
+    "one thread": "one thread (GB/s)",
+    "two threads": "two threads (GB/s)",
     "tokens_per_pass": "tokens a pass",
     "low": "from",
     "high": "to",
