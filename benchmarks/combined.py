@@ -317,12 +317,12 @@ def main() -> None:
     planned = ledger.plans(
         lambda: plans(choices_for(model, calibration_set(persuasion, 0)), judged)
     )
-    score_others(ledger, model, weights, texts)
+    sets = [calibration_set(persuasion, seed) for seed in range(given.seeds)]
     compared = {name: plan for name, plan in planned.items() if plan.always}
-    rounds = [(compared, seed) for seed in range(given.seeds)] + [(planned, 0)]
-    for some, seed in rounds:
-        windows = calibration_set(persuasion, seed)
-        score_calibrated(ledger, some, model, windows, seed, texts)
+    for seed, windows in enumerate(sets):
+        score_calibrated(ledger, compared, model, windows, seed, texts)
+    score_others(ledger, model, weights, texts)
+    score_calibrated(ledger, planned, model, sets[0], 0, texts)
 
 
 def _root() -> Path:
