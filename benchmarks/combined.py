@@ -295,6 +295,7 @@ def main() -> None:
         "--out", type=Path, default=_root() / "data/measurements/combined.json"
     )
     given = parser.parse_args()
+    require(given.seeds > 0, f"--seeds {given.seeds}: expected at least one")
     torch.set_num_threads(1)
     model, tokenizer = smollm2.load()
     folder = data_folder() / "text"
