@@ -36,6 +36,20 @@ MUTANTS = [
         ("tests/memory/test_speculate.py",),
     ),
     Mutant(
+        "speculate: one slow proposal is believed for ever",
+        "memory/speculate.py",
+        "FORGET = 0.9",
+        "FORGET = 1.0",
+        ("tests/memory/test_speculate.py",),
+    ),
+    Mutant(
+        "rates: a ring as long as the model is drained of nothing",
+        "memory/rates.py",
+        "    return min(ring, layers - 1)",
+        "    return ring",
+        ("tests/memory/test_rates.py",),
+    ),
+    Mutant(
         "rowwise: kernels that mix rows are given them all",
         "memory/rowwise.py",
         "            apart = self._mixing[call]",

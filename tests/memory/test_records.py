@@ -162,6 +162,10 @@ def test_other_tokens_and_packed_weights_are_told():
         "500 ms a token and is 6.50 times as fast as accelerate in 16 bits "
         "(6.00 to 7.00)."
     )
+    mapped = {**summary["systems"]["airllm"], "median_s": 4.2}
+    systems = {**other["summary"]["systems"], "mmap": mapped}
+    said = records.peers_sentence({"summary": {**other["summary"], "systems": systems}})
+    assert said.endswith("(6.00 to 7.00) and 8.40 times as fast as mmap.")
 
 
 def test_the_larger_limit_is_the_one_that_prose_tells():
