@@ -258,12 +258,14 @@ def test_the_lossless_record_is_told_in_ratios_of_medians():
         "device_bytes": 2**31,
         "bytes_per_step": {"bf16": 1000, "lossless": 694},
         "decode_bytes_per_s": 5.25e9,
+        "decoded_bytes_per_step": 2_625_000_000,
         "equal_logits": True,
         "seconds": {
-            "bf16 drain": [2.9, 3.0, 9.0],
-            "lossless drain": [2.0, 2.0, 2.0],
-            "bf16 step": [3.0],
-            "lossless step": [2.4],
+            "bf16 drain": [[2.9, 3.0, 9.0], [3.0, 3.0, 3.0]],
+            "lossless drain": [[2.0, 2.0, 2.0], [2.0, 2.0, 9.0]],
+            "bf16 token": [[3.0], [3.6]],
+            "lossless token": [[2.0], [3.0]],
+            "lossless compute": [[0.25], [0.25]],
         },
     }
     codecs = [
@@ -277,8 +279,8 @@ def test_the_lossless_record_is_told_in_ratios_of_medians():
     }  # fmt: skip
     said = records.lossless_sentence(record)
     for words in ("0.694 of the bytes", "could be 1.44 times", "2 GiB",
-                  "1.50 times", "1.25 times, with the",
-                  "5.2 GB/s", "a processor, 2 cores, commit 0123456"):  # fmt: skip
+                  "1.50 (1.50 to 1.50) times", "1.32 (1.20 to 1.50) times, with the",
+                  "5.2 GB/s", "cores 0.75 s, and the reads 2.00 s", "a processor, 2 cores, commit 0123456"):  # fmt: skip
         assert words in said, (words, said)
     stream["equal_logits"] = False
     assert "NOT the same logits" in records.lossless_sentence(record)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.paths import data_folder
-from thesis_lib.stats import mean_interval
+from thesis_lib.stats import bootstrap, mean_interval
 from thesis_lib.units import GiB, format_duration, format_size
 
 # What readers call a system of a record.
@@ -361,25 +361,39 @@ def lossless_sentence(record: dict[str, Any] | None) -> str:
     if record is None:
         return f"How much faster the stream becomes is {MISSING}."
     stream = record["stream"]
-    medians = {
-        name: float(np.median(seconds)) for name, seconds in stream["seconds"].items()
+    turns = {
+        name: np.array([np.median(turn) for turn in seconds])
+        for name, seconds in stream["seconds"].items()
     }
-    drain, step = (
-        medians[f"bf16 {kind}"] / medians[f"lossless {kind}"]
-        for kind in ("drain", "step")
+    medians = {name: float(np.median(of_turns)) for name, of_turns in turns.items()}
+    drain, token = (
+        _times_as_fast(turns[f"bf16 {kind}"], turns[f"lossless {kind}"])
+        for kind in ("drain", "token")
     )
     share = stream["bytes_per_step"]["lossless"] / stream["bytes_per_step"]["bf16"]
     same = "the same" if stream["equal_logits"] else "NOT the same"
+    decoding = stream["decoded_bytes_per_step"] / stream["decode_bytes_per_s"]
+    busy = decoding + medians["lossless compute"]
     return (
         f"Of {stream['layers']} layers of the geometry {stream['geometry']} "
         f"{share:.3f} of the bytes are read in code, for which a disk alone could be "
         f"{1 / share:.2f} times as fast; in the same "
         f"{format_size(stream['device_bytes'])} and from the same disk the reads alone "
-        f"are {drain:.2f} times as fast as in bf16, a step of one token {step:.2f} "
-        f"times, with {same} logits. Alone, the decoders write "
-        f"{stream['decode_bytes_per_s'] / 1e9:.1f} GB/s. The record is of "
-        f"{origin(record)}."
+        f"are {drain} times as fast as in bf16, and tokens that follow one another "
+        f"{token} times, with {same} logits. Alone, the decoders write "
+        f"{stream['decode_bytes_per_s'] / 1e9:.1f} GB/s: decoding and computing a token "
+        f"take the cores {busy:.2f} s, and the reads "
+        f"{medians['lossless drain']:.2f} s. The record is of {origin(record)}."
     )
+
+
+def _times_as_fast(slow: NDArray[np.float64], fast: NDArray[np.float64]) -> str:
+    """The ratio of two medians over turns, (n,) seconds each, with its interval."""
+    low, high = bootstrap(
+        len(slow),
+        lambda rows: np.median(slow[rows], axis=1) / np.median(fast[rows], axis=1),
+    )
+    return f"{np.median(slow) / np.median(fast):.2f} ({low:.2f} to {high:.2f})"
 
 
 SPECULATION = [
