@@ -542,6 +542,20 @@ MUTANTS = [
         ("tests/memory/test_packed.py",),
     ),
     Mutant(
+        "bits: ties are rounded away from zero",
+        "memory/bits.py",
+        "np.uint16((word + np.uint32(0x7FFF) + odd) >> np.uint32(16))",
+        "np.uint16((word + np.uint32(0x8000)) >> np.uint32(16))",
+        ("tests/memory/test_bits.py",),
+    ),
+    Mutant(
+        "bits: a correction stops at the last four components",
+        "memory/bits.py",
+        "    for k in range(whole, len(left)):",
+        "    for k in range(whole, len(left) - 1):",
+        ("tests/memory/test_bits.py",),
+    ),
+    Mutant(
         "lossless: a chunk is decoded where its code still lies",
         "memory/lossless.py",
         "            np.copyto(coded, self._buffer[read : read + size])",

@@ -280,7 +280,8 @@ def test_the_lossless_record_is_told_in_ratios_of_medians():
     said = records.lossless_sentence(record)
     for words in ("0.694 of the bytes", "could be 1.44 times", "2 GiB",
                   "1.50 (1.50 to 1.50) times", "1.32 (1.20 to 1.50) times, with the",
-                  "5.2 GB/s", "cores 0.75 s, and the reads 2.00 s", "a processor, 2 cores, commit 0123456"):  # fmt: skip
+                  "5.2 GB/s", "cores 0.75 s a token, and the reads 2.00 s",
+                  "a processor, 2 cores, commit 0123456"):  # fmt: skip
         assert words in said, (words, said)
     stream["equal_logits"] = False
     assert "NOT the same logits" in records.lossless_sentence(record)

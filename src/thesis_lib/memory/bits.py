@@ -21,7 +21,6 @@ from thesis_lib.memory.linears import linears, replace
 from thesis_lib.memory.rounding import Grid, Quantised
 
 KIND = "bits"
-_SLAB = 64  # outputs restored at a time
 
 
 def layout_of(recipes: Mapping[str, Recipe]) -> str:
@@ -109,14 +108,7 @@ def _restore(codes: Tensor, scales: Tensor, factors: list[Tensor]) -> Tensor:
     m, n = codes.shape[0], 8 * codes.shape[2]
     out = torch.empty(m, n, dtype=torch.bfloat16)
     left, right = _factors(factors, m, n)
-    slab = np.empty((min(_SLAB, m), n))
-    for start in range(0, m, _SLAB):
-        part = slab[: min(_SLAB, m - start)]
-        rows = slice(start, start + len(part))
-        steps = scales[rows].double().numpy()
-        _decode(codes[rows].numpy(), steps, part)
-        _add_product(left[:, rows], right, part)
-        out[rows] = torch.from_numpy(part)
+    _restore_rows(codes.numpy(), _words(scales), left, right, _words(out))
     return out
 
 
@@ -125,40 +117,129 @@ def _(codes: Tensor, scales: Tensor, factors: list[Tensor]) -> Tensor:
     return codes.new_empty(codes.shape[0], 8 * codes.shape[2], dtype=torch.bfloat16)
 
 
+def _words(numbers: Tensor) -> np.ndarray:
+    """The memory of a tensor in bfloat16, a type that numpy does not know."""
+    return numbers.view(torch.uint16).numpy()
+
+
 def _factors(factors: list[Tensor], m: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Lᵀ (r, m) and R (r, n), in float64."""
     if not factors:
         return np.empty((0, m)), np.empty((0, n))
     left, right = np.empty((len(factors[0]), m)), np.empty((len(factors[0]), n))
     for into, codes, scales in ((left, *factors[:2]), (right, *factors[2:])):
-        _decode(codes.numpy(), scales.double().numpy(), into)
+        _decode_rows(codes.numpy(), _words(scales), into)
     return left, right
 
 
 @njit(cache=True, nogil=True)
-def _decode(codes, scales, out):
-    """Fill `out`, (m, n), from planes (m, bits, n / 8) and scales (m, groups)."""
-    m, bits, eighth = codes.shape
-    group = 8 * eighth // scales.shape[1]
-    middle = (2**bits - 1) / 2
-    for row in range(m):
-        for byte in range(eighth):
-            scale = scales[row, 8 * byte // group]
-            for k in range(8):
-                code = 0
-                for bit in range(bits):
-                    code |= (codes[row, bit, byte] >> k & 1) << bit
-                out[row, 8 * byte + k] = scale * (code - middle)
+def _restore_rows(planes, scales, left, right, out):
+    """Fill `out`, (m, n), with the bits of bfloat16 numbers, two rows after the other.
+
+    `left`, (r, m), and `right`, (r, n), are empty without a correction. Scaled codes
+    have few digits: they are exact in either precision.
+    """
+    m, n = out.shape
+    codes, steps = np.empty(n // 8, np.uint64), np.empty(scales.shape[1], np.uint32)
+    single = np.empty(n, np.float32)
+    if len(left) == 0:
+        for row in range(m):
+            _decode(planes[row], scales[row], codes, steps, single)
+            _round(single.view(np.uint32), out[row])
+        return
+    pair = np.empty((2, n))
+    for row in range(0, m, 2):  # the rows of a factored matrix fill bytes: m is even
+        for i in range(2):
+            _decode(planes[row + i], scales[row + i], codes, steps, pair[i])
+        _add_components(left[:, row : row + 2], right, pair)
+        for i in range(2):
+            single[:] = pair[i]
+            _round(single.view(np.uint32), out[row + i])
 
 
 @njit(cache=True, nogil=True)
-def _add_product(left, right, out):
-    """Add Lᵀ's transpose, (m, r), times R, (r, n), one component after the other."""
-    for row in range(out.shape[0]):
-        for k in range(len(left)):
-            factor = left[k, row]
-            for column in range(out.shape[1]):
-                out[row, column] += factor * right[k, column]
+def _decode_rows(planes, scales, out):
+    """Fill `out`, (m, n) in float64, from planes (m, bits, n / 8) and their scales."""
+    codes = np.empty(out.shape[1] // 8, np.uint64)
+    steps = np.empty(scales.shape[1], np.uint32)
+    for row in range(len(out)):
+        _decode(planes[row], scales[row], codes, steps, out[row])
+
+
+@njit(cache=True, nogil=True)
+def _decode(planes, scales, codes, steps, out):
+    """One row. `codes`, (n / 8,), and `steps`, one a scale, are room to work in."""
+    _spread(planes, codes)
+    _widen(scales, steps)
+    _scale(codes.view(np.uint8), steps.view(np.float32), len(planes), out)
+
+
+# The eight bits of a byte as eight bytes.
+_SPREAD = np.unpackbits(
+    np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"
+).view(np.uint64)[:, 0]
+
+
+@njit(cache=True, nogil=True)
+def _spread(planes, codes):
+    """Eight codes, a byte each, to every word of `codes`, from planes (bits, n / 8)."""
+    for byte in range(len(codes)):
+        codes[byte] = _SPREAD[planes[0, byte]]
+    for bit in range(1, len(planes)):
+        plane, shift = planes[bit], np.uint64(bit)
+        for byte in range(len(codes)):
+            codes[byte] |= _SPREAD[plane[byte]] << shift
+
+
+@njit(cache=True, nogil=True)
+def _widen(halves, words):
+    """The bits of bfloat16 numbers to those of the same ones in float32."""
+    for i in range(len(halves)):
+        words[i] = np.uint32(halves[i]) << np.uint32(16)
+
+
+@njit(cache=True, nogil=True)
+def _scale(codes, scales, bits, out):
+    """Levels, (n,), of codes in as many groups as there are scales."""
+    group = len(codes) // len(scales)
+    middle = np.float32((2**bits - 1) / 2)
+    for g in range(len(scales)):
+        scale, start, end = scales[g], g * group, (g + 1) * group
+        source, target = codes[start:end], out[start:end]
+        for i in range(group):
+            target[i] = scale * (np.float32(np.int32(source[i])) - middle)
+
+
+@njit(cache=True, nogil=True)
+def _add_components(left, right, rows):
+    """Add left[k, i] right[k] to rows[i], one k after the other.
+
+    `left` (r, 2), `right` (r, n), `rows` (2, n). What limits it is loading `right`:
+    hence two rows and four components at once.
+    """
+    first, second = rows[0], rows[1]
+    whole = len(left) // 4 * 4
+    for k in range(0, whole, 4):
+        a, b, c, d = left[k, 0], left[k + 1, 0], left[k + 2, 0], left[k + 3, 0]
+        e, f, g, h = left[k, 1], left[k + 1, 1], left[k + 2, 1], left[k + 3, 1]
+        one, two, three, four = right[k], right[k + 1], right[k + 2], right[k + 3]
+        for i in range(len(first)):
+            w, x, y, z = one[i], two[i], three[i], four[i]
+            first[i] = first[i] + a * w + b * x + c * y + d * z
+            second[i] = second[i] + e * w + f * x + g * y + h * z
+    for k in range(whole, len(left)):
+        for i in range(len(first)):
+            first[i] += left[k, 0] * right[k, i]
+            second[i] += left[k, 1] * right[k, i]
+
+
+@njit(cache=True, nogil=True)
+def _round(words, halves):
+    """The bits of float32 numbers to those of the nearest in bfloat16, ties to even."""
+    for i in range(len(words)):
+        word = words[i]
+        odd = word >> np.uint32(16) & np.uint32(1)
+        halves[i] = np.uint16((word + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
 class BitsLinear(nn.Module):
@@ -183,12 +264,12 @@ class BitsLinear(nn.Module):
     def scratch_bytes(self, rows: int) -> int:
         """What restoring holds beside the matrix, whatever the number of rows.
 
-        In float64: some rows of it, their scales, and the factors, the longer one with
-        its scales.
+        Of a row its codes, its scales, and its numbers in float32. With factors both
+        of them in float64, and two rows.
         """
         m, n, recipe = self.out_features, self.in_features, self.recipe
-        slab = min(_SLAB, m) * (n + n // recipe.grid.group)
-        return 8 * (slab + recipe.rank * (m + 2 * n))
+        row = n + 4 * n + 4 * (n // recipe.grid.group)
+        return row + (8 * (recipe.rank * (m + n) + 2 * n) if recipe.rank else 0)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (…, n) to (…, m)."""

@@ -381,8 +381,8 @@ def lossless_sentence(record: dict[str, Any] | None) -> str:
         f"{format_size(stream['device_bytes'])} and from the same disk the reads alone "
         f"are {drain} times as fast as in bf16, and tokens that follow one another "
         f"{token} times, with {same} logits. Alone, the decoders write "
-        f"{stream['decode_bytes_per_s'] / 1e9:.1f} GB/s: decoding and computing a token "
-        f"take the cores {busy:.2f} s, and the reads "
+        f"{stream['decode_bytes_per_s'] / 1e9:.1f} GB/s: decoding and computing take "
+        f"the cores {busy:.2f} s a token, and the reads "
         f"{medians['lossless drain']:.2f} s. The record is of {origin(record)}."
     )
 
