@@ -292,6 +292,25 @@ def test_methods_without_a_ratio_are_not_measured_yet():
     assert axis.get_yscale() == "log"
 
 
+def test_losses_have_a_panel_a_text_and_ticks_in_times():
+    table = pd.DataFrame(
+        [
+            [text, ratio, step, times, 0.9 * times, 1.1 * times]
+            for text in ("fiction", "technical English")
+            for ratio in (0.6, 0.8)
+            for step, times in (("plain", 1e5), ("whitened", 2.0))
+        ],
+        columns=["text", "ratio", "step", "times", "low", "high"],
+    )
+    drawn = figures.losses_by_ratio(table).axes
+    assert [ax.get_title(loc="left") for ax in drawn] == list(dict.fromkeys(table.text))
+    ticks = dict(zip(drawn[0].get_yticks(), drawn[0].get_yticklabels(), strict=True))
+    assert ticks[np.log(10_000)].get_text() == "10,000"
+    assert drawn[0].get_xlim()[0] > drawn[0].get_xlim()[1]
+    (nothing,) = figures.losses_by_ratio(table[:0]).axes
+    assert [text.get_text() for text in nothing.texts] == ["not measured yet"]
+
+
 def ways(timed):
     """Two texts, three ways of which `low rank 0.8` loses, and perhaps times."""
     rows = [

@@ -31,7 +31,8 @@ FLOORS = [
     "sequencer.worked memory.batch memory.deployment memory.rates memory.speculate "
     "memory.pareto",
     "sequencer.serve sequencer.accuracy sequencer.optimum sequencer.robustness "
-    "sequencer.scale sequencer.goals figures memory.calculator memory.compress",
+    "sequencer.scale sequencer.goals figures memory.calculator memory.compress "
+    "memory.steps",
     "chapters warm",
     "compare sweep",
     "present",

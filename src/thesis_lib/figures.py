@@ -1519,6 +1519,48 @@ def perplexity_by_ratio(
     return figure
 
 
+def losses_by_ratio(table: pd.DataFrame) -> Figure:
+    """Perplexity over that of the dense model against the share kept, a panel a text.
+
+    `table` is that of `memory.steps.curves`. The axis is logarithmic in the logarithm:
+    steps that lose little and truncation that ruins the model can both be read.
+    """
+    if table.empty:
+        return _not_measured()
+    texts = list(dict.fromkeys(table.text))
+    figure, grid = plt.subplots(
+        1, len(texts), figsize=(WIDTH_IN, 3.6), layout="constrained", squeeze=False,
+        sharey=True,
+    )  # fmt: skip
+    plt.close(figure)
+    for drawn, text in zip(grid[0], texts, strict=True):
+        rows: Any = table[table.text == text]
+        for (step, own), marker in zip(
+            rows.groupby("step", sort=False), "osD^vP", strict=False
+        ):
+            lost, low, high = (np.log(own[end]) for end in ("times", "low", "high"))
+            drawn.errorbar(
+                own.ratio, lost, yerr=[lost - low, high - lost], marker=marker,
+                markersize=4, capsize=2, linewidth=1, label=step,
+            )  # fmt: skip
+        drawn.set_title(text, fontsize=8, loc="left")
+        drawn.set_xlabel("share of entries kept", fontsize=8)
+        drawn.set_xticks(sorted(set(table.ratio)))
+        drawn.set_yscale("log")
+        drawn.tick_params(labelsize=7)
+        drawn.invert_xaxis()
+    first = grid[0, 0]
+    least, most = np.log(table.low.min()) / 1.2, 1.2 * np.log(table.high.max())
+    first.set_ylim(least, most)
+    ticks = [times for times in TIMES if least < np.log(times) < most]
+    first.set_yticks(np.log(ticks), [f"{times:,}" for times in ticks])
+    first.yaxis.set_minor_locator(NullLocator())
+    first.set_ylabel("times the perplexity of the dense model", fontsize=8)
+    handles, names = first.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=7)
+    return figure
+
+
 def quantisation_levels(blocks: ArrayLike, books: Mapping[str, ArrayLike]) -> Figure:
     """A histogram of weights over their block's largest, above rows of levels."""
     figure, (top, bottom) = plt.subplots(

@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from thesis_lib.memory.quality import Perplexity
+from thesis_lib.memory.quality import Perplexity, pooled_ratio, window_tokens
 from thesis_lib.memory.records import origin
-from thesis_lib.stats import I64
 from thesis_lib.units import format_size
 
 DENSE = "bf16"  # what all others are held against
@@ -87,8 +86,7 @@ def _rows(record: dict[str, Any]) -> list[list[Any]]:
             continue
         ((_, dense),) = scores[DENSE]
         for name, found in scores.items():
-            ratios = np.array([score.ratio(dense) for _, score in found])
-            ratio = float(np.exp(np.log(ratios[:, 0]).mean()))
+            ratio, low, high = pooled_ratio([score for _, score in found], dense)
             tokens_s = timed.get(name, {}).get("token_s", [])
             rows.append(
                 [
@@ -96,8 +94,7 @@ def _rows(record: dict[str, Any]) -> list[list[Any]]:
                     called, family(name), len(found),
                     float(np.mean([entry["layer_bytes"] for entry, _ in found])),
                     float(np.mean([entry["layer_bits"] for entry, _ in found])),
-                    dense.value * ratio,
-                    dense.value * ratios[:, 1].min(), dense.value * ratios[:, 2].max(),
+                    dense.value * ratio, dense.value * low, dense.value * high,
                     ratio, float(np.median(tokens_s)) if tokens_s else np.nan,
                     False, False,
                 ]
@@ -109,18 +106,14 @@ def _scores(
     record: dict[str, Any], text: str
 ) -> dict[str, list[tuple[dict[str, Any], Perplexity]]]:
     """Entries of each way with their scores on one text, a calibration set each."""
+    settings = record["settings"]
+    counts = window_tokens(settings["evaluation_tokens"][text], settings["context"])
     found: dict[str, list[tuple[dict[str, Any], Perplexity]]] = {}
     for entry in record["points"]:
         if nll := entry.get("nll", {}).get(text):
-            score = Perplexity(np.array(nll, float), _counts(record["settings"], text))
+            score = Perplexity(np.array(nll, float), counts)
             found.setdefault(entry["name"], []).append((entry, score))
     return found
-
-
-def _counts(settings: dict[str, Any], text: str) -> I64:
-    """Tokens that each window scores: the context, and what is left for the last."""
-    tokens = settings["evaluation_tokens"][text]
-    return np.diff([*range(0, tokens, settings["context"]), tokens])
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -136,8 +129,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         shown = rows.setdefault(str(row.name), dict.fromkeys(columns, ""))
         shown["bits a weight"] = f"{row.bits:.2f}"
         shown["layers (MB)"] = f"{row.bytes / 1e6:.1f}"
-        shown[row.text] = _rounded(row.perplexity)
-        shown[f"{row.text} (times)"] = _rounded(row.ratio, 3)
+        shown[row.text] = rounded(row.perplexity)
+        shown[f"{row.text} (times)"] = rounded(row.ratio, 3)
         if np.isfinite(row.token_s):
             shown["ms a token"] = f"{1e3 * row.token_s:.1f}"
         if row.front:
@@ -236,11 +229,11 @@ def _winner(table: pd.DataFrame, name: str) -> str | None:
 
 def _priced(table: pd.DataFrame, name: str) -> str:
     rows = table[table["name"] == name]
-    times = _listed([_rounded(ratio) for ratio in rows.ratio])
+    times = _listed([rounded(ratio) for ratio in rows.ratio])
     return f"{rows.bits.iloc[0]:.2f} bits a weight, {times} times the perplexity"
 
 
-def _rounded(value: float, digits: int = 2) -> str:
+def rounded(value: float, digits: int = 2) -> str:
     """Without decimals that nobody needs where a model is destroyed."""
     return f"{value:,.{digits if value < 100 else 0}f}"
 
@@ -262,7 +255,7 @@ def time_sentence(record: dict[str, Any] | None) -> str:
     for text, rows in table.groupby("text", sort=False):
         front = _chosen(rows, rows.time_front).sort_values("token_s")
         parts = [
-            f"{row.name} ({1e3 * row.token_s:.0f} ms, {_rounded(row.ratio)} "
+            f"{row.name} ({1e3 * row.token_s:.0f} ms, {rounded(row.ratio)} "
             "times the perplexity)"
             for row in _each(front)
         ]

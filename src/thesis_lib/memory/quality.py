@@ -1,6 +1,6 @@
 """What compression costs: perplexity on text that no calibration has seen, and time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,28 @@ class Perplexity:
         difference = self.nll - reference.nll
         low, high = _interval(difference, self.counts, level, seed)
         return self.value / reference.value, low, high
+
+
+def pooled_ratio(
+    scores: Sequence[Perplexity], reference: Perplexity
+) -> tuple[float, float, float]:
+    """Over a reference, of scores that differ by the luck of a calibration.
+
+    (ratio, low, high): the geometric mean, and the outermost ends of the paired 95 %
+    intervals of `Perplexity.ratio`, so that they cover windows and calibrations. Raises
+    InvalidInput for scores of other windows.
+    """
+    ratios = np.array([score.ratio(reference) for score in scores])
+    mean = float(np.exp(np.log(ratios[:, 0]).mean()))
+    return mean, float(ratios[:, 1].min()), float(ratios[:, 2].max())
+
+
+def window_tokens(tokens: int, context: int) -> I64:
+    """How many of `tokens` each window scores that does not overlap the one before.
+
+    The context each, and what is left for the last, (w,).
+    """
+    return np.diff([*range(0, tokens, context), tokens])
 
 
 def _interval(nll: F64, counts: I64, level: float, seed: int) -> tuple[float, float]:
