@@ -33,10 +33,11 @@ from thesis_lib.files import write_whole
 from thesis_lib.machine import provenance
 from thesis_lib.memory import lossless, smollm2
 from thesis_lib.memory.measure import interleave
+from thesis_lib.memory.pages import allocate
 from thesis_lib.memory.plan import MemoryPlan
 from thesis_lib.memory.rates import measure_machine, plan_streamed, with_decoder
 from thesis_lib.memory.spec import Machine
-from thesis_lib.memory.store import SafetensorsStore, allocate
+from thesis_lib.memory.store import SafetensorsStore
 from thesis_lib.memory.stream import StreamedModel, plan_checkpoint
 from thesis_lib.memory.synth import gaussian, synthesise
 from thesis_lib.paths import cache_folder, root

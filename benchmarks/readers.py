@@ -32,7 +32,8 @@ from thesis_lib.files import write_whole
 from thesis_lib.machine import provenance
 from thesis_lib.memory import store as module
 from thesis_lib.memory.confine import forget_pages
-from thesis_lib.memory.store import SafetensorsStore, allocate
+from thesis_lib.memory.pages import allocate
+from thesis_lib.memory.store import SafetensorsStore
 from thesis_lib.units import KiB, MiB
 
 SAMPLE_BYTES = 2**30  # at least, in whole layers

@@ -35,6 +35,31 @@ def test_packed_tensors_stand_for_the_same_weights(recipe):
     assert sum(tensor.nbytes for tensor in packed.values()) == found.nbytes
 
 
+@pytest.mark.parametrize("recipe", RECIPES[:2], ids=str)
+@pytest.mark.parametrize("workers", [2, 3, 7])
+def test_threads_restore_the_same_matrix(recipe, workers, monkeypatch):
+    found = stored(recipe)
+    monkeypatch.setattr(bits, "_SHARE", 48 * 80 // workers)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    started = []
+    pool = bits.ThreadPoolExecutor
+    monkeypatch.setattr(
+        bits, "ThreadPoolExecutor", lambda n: started.append(n) or pool(n)
+    )
+    expected = torch.from_numpy(found.restore()).to(torch.bfloat16)
+    assert torch.equal(bits.unpack(bits.pack(found)), expected)
+    assert started == [workers]
+
+
+def test_a_matrix_in_huge_pages_is_the_same_and_no_larger(monkeypatch):
+    found = stored(RECIPES[1])
+    monkeypatch.setattr(bits, "_RETURNED", 0)
+    restored = bits.unpack(bits.pack(found))
+    expected = torch.from_numpy(found.restore()).to(torch.bfloat16)
+    assert torch.equal(restored, expected)
+    assert restored.untyped_storage().nbytes() == expected.nbytes
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_entries_are_those_of_packed_tensors(recipe):
     packed = bits.pack(stored(recipe))

@@ -18,15 +18,11 @@ from thesis_lib.memory.checkpoint import OUTER
 from thesis_lib.memory.coded import code_checkpoint, decoder_bytes_per_s
 from thesis_lib.memory.measure import DeviceBudget
 from thesis_lib.memory.packed import pack_checkpoint
+from thesis_lib.memory.pages import allocate
 from thesis_lib.memory.plan import least_device_bytes, plan
 from thesis_lib.memory.rates import with_decoder
 from thesis_lib.memory.spec import Machine, geometry
-from thesis_lib.memory.store import (
-    DECODERS,
-    SafetensorsStore,
-    StoreDamaged,
-    allocate,
-)
+from thesis_lib.memory.store import DECODERS, SafetensorsStore, StoreDamaged
 from thesis_lib.memory.stream import StreamedModel
 from thesis_lib.memory.synth import synthesise
 

@@ -24,8 +24,9 @@ from thesis_lib.memory.packed import (
     packed_entries,
     swap_linears,
 )
+from thesis_lib.memory.pages import allocate
 from thesis_lib.memory.quantise import OUTLIER, bitsandbytes
-from thesis_lib.memory.store import OUTER, SafetensorsStore, StoreDamaged, allocate
+from thesis_lib.memory.store import OUTER, SafetensorsStore, StoreDamaged
 
 HAS_AVX512 = bool(bitsandbytes().functional.has_avx512bf16())
 FORMATS = [

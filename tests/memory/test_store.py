@@ -15,13 +15,8 @@ from safetensors.torch import save_file
 from thesis_lib.checks import InvalidInput
 from thesis_lib.memory import store as module
 from thesis_lib.memory.checkpoint import new_checkpoint, split_name
-from thesis_lib.memory.store import (
-    ALIGNMENT,
-    OUTER,
-    SafetensorsStore,
-    StoreDamaged,
-    allocate,
-)
+from thesis_lib.memory.pages import allocate
+from thesis_lib.memory.store import ALIGNMENT, OUTER, SafetensorsStore, StoreDamaged
 
 LAYERS = 3
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

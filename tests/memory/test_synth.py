@@ -17,8 +17,9 @@ from thesis_lib.cli import app
 from thesis_lib.memory import checkpoint, smollm2, spec, synth
 from thesis_lib.memory.architectures import configure
 from thesis_lib.memory.packed import KINDS, layout_here, pack_checkpoint
+from thesis_lib.memory.pages import allocate
 from thesis_lib.memory.spec import ModelSpec, geometries, geometry
-from thesis_lib.memory.store import OUTER, SafetensorsStore, StoreDamaged, allocate
+from thesis_lib.memory.store import OUTER, SafetensorsStore, StoreDamaged
 from thesis_lib.memory.synth import gaussian, synthesise
 
 TINY = ModelSpec("tiny", 4, 64, 96, 4, 2, 16, 100, tied=False)

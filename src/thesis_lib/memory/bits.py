@@ -8,6 +8,8 @@ dense model that holds the restored weights.
 
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise, starmap
 
 import numpy as np
 import torch
@@ -18,9 +20,14 @@ from thesis_lib.checks import InvalidInput, require
 from thesis_lib.memory.checkpoint import Entry
 from thesis_lib.memory.corrected import Corrected, Recipe
 from thesis_lib.memory.linears import linears, replace
+from thesis_lib.memory.pages import allocate
 from thesis_lib.memory.rounding import Grid, Quantised
+from thesis_lib.units import MiB
 
 KIND = "bits"
+_RETURNED = 32 * MiB  # from here on the C library never keeps what it is given back
+_WORKERS = 8
+_SHARE = 2**22  # weights, at least, that one of several threads restores
 
 
 def layout_of(recipes: Mapping[str, Recipe]) -> str:
@@ -106,10 +113,40 @@ _FACTORS = ("left_codes", "left_scales", "right_codes", "right_scales")
 def _restore(codes: Tensor, scales: Tensor, factors: list[Tensor]) -> Tensor:
     """An operator of its own: a rehearsal has no codes, and a meter sees its result."""
     m, n = codes.shape[0], 8 * codes.shape[2]
-    out = torch.empty(m, n, dtype=torch.bfloat16)
+    out = _empty(m, n)
     left, right = _factors(factors, m, n)
-    _restore_rows(codes.numpy(), _words(scales), left, right, _words(out))
+    planes, steps, words = codes.numpy(), _words(scales), _words(out)
+
+    def restore(rows: slice) -> None:
+        _restore_rows(planes[rows], steps[rows], left[:, rows], right, words[rows])
+
+    # A thread that computes with torch waits for the next product busily, for about a
+    # millisecond: what is restored in less is restored sooner by one thread alone.
+    workers = min(_shares(m, n), torch.get_num_threads())
+    ends = [2 * (share * m // (2 * workers)) for share in range(workers)] + [m]
+    if workers == 1:
+        restore(slice(m))
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(restore, starmap(slice, pairwise(ends))))
     return out
+
+
+def _empty(m: int, n: int) -> Tensor:
+    """Room for a matrix (m, n) in bfloat16.
+
+    What the system gives back to the kernel after every use comes in huge pages:
+    touching a new page takes longer than restoring what it holds.
+    """
+    if 2 * m * n < _RETURNED:
+        return torch.empty(m, n, dtype=torch.bfloat16)
+    memory = allocate(2 * m * n)
+    return torch.frombuffer(memory, dtype=torch.bfloat16).view(m, n)
+
+
+def _shares(m: int, n: int) -> int:
+    """By how many threads at most a matrix (m, n) is restored."""
+    return max(1, min(_WORKERS, m * n // _SHARE))
 
 
 @_restore.register_fake
@@ -264,12 +301,14 @@ class BitsLinear(nn.Module):
     def scratch_bytes(self, rows: int) -> int:
         """What restoring holds beside the matrix, whatever the number of rows.
 
-        Of a row its codes, its scales, and its numbers in float32. With factors both
-        of them in float64, and two rows.
+        Each thread has the codes of a row, its scales, and its numbers in float32, and
+        with factors two rows in float64. The factors are in float64 too.
         """
         m, n, recipe = self.out_features, self.in_features, self.recipe
         row = n + 4 * n + 4 * (n // recipe.grid.group)
-        return row + (8 * (recipe.rank * (m + n) + 2 * n) if recipe.rank else 0)
+        if recipe.rank:
+            row += 8 * 2 * n
+        return _shares(m, n) * row + 8 * recipe.rank * (m + n)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (…, n) to (…, m)."""

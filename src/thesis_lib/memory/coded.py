@@ -24,7 +24,8 @@ from thesis_lib.memory.checkpoint import (
     new_checkpoint,
 )
 from thesis_lib.memory.packed import copy_description, describe
-from thesis_lib.memory.store import DECODERS, SafetensorsStore, allocate
+from thesis_lib.memory.pages import allocate
+from thesis_lib.memory.store import DECODERS, SafetensorsStore
 
 KIND = "lossless"
 LAYOUT = "patched"

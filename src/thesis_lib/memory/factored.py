@@ -27,7 +27,8 @@ from thesis_lib.memory.checkpoint import (
 )
 from thesis_lib.memory.linears import linears, replace
 from thesis_lib.memory.lowrank import LowRankLinear
-from thesis_lib.memory.store import SafetensorsStore, allocate
+from thesis_lib.memory.pages import allocate
+from thesis_lib.memory.store import SafetensorsStore
 
 KIND, LAYOUT = "lowrank", "factors"
 Ranks = Sequence[Mapping[str, int]]  # by layer: rank of each factorised matrix

@@ -33,9 +33,9 @@ from thesis_lib.memory.corrected import ROUNDS, Corrected, Metric, Recipe, corre
 from thesis_lib.memory.linears import linears
 from thesis_lib.memory.lowrank import gram_matrices
 from thesis_lib.memory.packed import contents, copy_description, describe, is_matrix
+from thesis_lib.memory.pages import allocate as allocate_buffer
 from thesis_lib.memory.rounding import DAMPING, Grid, Whitening, gptq, whitening
 from thesis_lib.memory.store import SafetensorsStore
-from thesis_lib.memory.store import allocate as allocate_buffer
 
 F64 = NDArray[np.float64]
 

@@ -36,8 +36,9 @@ from thesis_lib.memory.checkpoint import (
     new_checkpoint,
 )
 from thesis_lib.memory.linears import replace
+from thesis_lib.memory.pages import allocate
 from thesis_lib.memory.quantise import BLOCK, OUTLIER, bitsandbytes
-from thesis_lib.memory.store import SafetensorsStore, allocate
+from thesis_lib.memory.store import SafetensorsStore
 from thesis_lib.units import KiB
 
 LAYOUTS = {"nf4": ("avx512", "blocks"), "int8": ("rows",)}

@@ -7,14 +7,12 @@ before the first read, and reads straight into memory that the caller owns.
 import hashlib
 import json
 import math
-import mmap
 import os
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +35,7 @@ from thesis_lib.memory.checkpoint import (
     renumbered,
     split_name,
 )
+from thesis_lib.memory.pages import allocate
 from thesis_lib.units import KiB, MiB
 
 # What measured best (benchmarks/readers.py): larger requests take less of the
@@ -165,19 +164,6 @@ def _ceil(n_bytes: int) -> int:
 def staging_bytes(layer_bytes: int) -> int:
     """The largest buffer that one contiguous layer can need, alignment included."""
     return _ceil(layer_bytes) + ALIGNMENT
-
-
-def allocate(nbytes: int) -> memoryview:
-    """Zeroed memory that direct I/O can fill: a buffer that starts on a page.
-
-    In huge pages where the system grants them: a request of the disk is a list of
-    pages, and one of few long entries is served almost twice as fast.
-    """
-    memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel built without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)[:nbytes]
 
 
 class _File:
@@ -474,7 +460,7 @@ class SafetensorsStore:
         """Start to read `layer` into `buffer`, which the caller keeps until `wait`.
 
         Raises InvalidInput for a buffer that is too small, and in direct mode for one
-        that does not start on a block: use `allocate`.
+        that does not start on a block: use `pages.allocate`.
         """
         part = self._part(layer)
         if self._pool is None:
@@ -593,7 +579,7 @@ class SafetensorsStore:
             raise StoreDamaged(
                 f"weight file {file.path} cannot be read at byte {offset} "
                 f"({error.strerror}): check the disk, and read into buffers from "
-                "`store.allocate`, which start on a block"
+                "`pages.allocate`, which start on a block"
             ) from error
         with self._lock:
             self.bytes_read += filled

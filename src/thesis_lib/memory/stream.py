@@ -31,16 +31,11 @@ from thesis_lib.memory.measure import (
     fingerprint,
     interleave,
 )
+from thesis_lib.memory.pages import allocate
 from thesis_lib.memory.plan import MemoryPlan, plan
 from thesis_lib.memory.ring import Ring
 from thesis_lib.memory.spec import Machine, ModelSpec, geometries
-from thesis_lib.memory.store import (
-    OUTER,
-    SafetensorsStore,
-    StoreDamaged,
-    Ticket,
-    allocate,
-)
+from thesis_lib.memory.store import OUTER, SafetensorsStore, StoreDamaged, Ticket
 from thesis_lib.memory.transport import (
     Device,
     FromDisk,

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.store import SafetensorsStore, Ticket, allocate
+from thesis_lib.memory.pages import allocate
+from thesis_lib.memory.store import SafetensorsStore, Ticket
 
 
 class Slot:
