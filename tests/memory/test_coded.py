@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +25,12 @@ from thesis_lib.memory.pages import allocate
 from thesis_lib.memory.plan import least_device_bytes, plan
 from thesis_lib.memory.rates import with_decoder
 from thesis_lib.memory.spec import Machine, geometry
-from thesis_lib.memory.store import DECODERS, SafetensorsStore, StoreDamaged
+from thesis_lib.memory.store import (
+    DECODERS,
+    SafetensorsStore,
+    StoreDamaged,
+    _give_way,
+)
 from thesis_lib.memory.stream import StreamedModel
 from thesis_lib.memory.synth import synthesise
 
@@ -258,3 +266,12 @@ def test_the_command_codes_plans_and_generates(tmp_path):
     dense = said("plan", "llama2-7b", "--device-memory", "2GiB")
     share = geometry["bytes_per_token"] / dense["bytes_per_token"]
     assert share == pytest.approx(lossless.RATIO, abs=1e-3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority")
+def test_decoders_give_way_to_the_arithmetic():
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    with ThreadPoolExecutor(1, initializer=_give_way) as pool:
+        theirs = pool.submit(os.getpriority, os.PRIO_PROCESS, 0).result()
+    assert theirs == 19
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
