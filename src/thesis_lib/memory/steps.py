@@ -114,7 +114,7 @@ def words(record: dict[str, Any] | None, ratio: float) -> dict[str, str]:
     times = [
         _at(table, text, kept, "plain", "times")
         / _at(table, text, kept, "whitened", "times")
-        for text, kept in {(row.text, row.ratio) for row in _each(table)}
+        for text, kept in set(zip(table.text, table.ratio, strict=True))
     ]
     least = min((each for each in times if np.isfinite(each)), default=np.nan)
     said["plain_least"] = _worded(least, "{:,.0f}")
@@ -130,11 +130,6 @@ def _at(
         (table.text == text) & (table.ratio == ratio) & (table.step == STEPS[method])
     ]
     return float(rows[column].iloc[0]) if len(rows) else np.nan
-
-
-def _each(table: Any) -> list[Any]:
-    """Rows with columns as attributes, which pandas does not declare."""
-    return list(table.itertuples())
 
 
 def _worded(value: float, form: str) -> str:
