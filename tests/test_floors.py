@@ -10,7 +10,7 @@ import thesis_lib
 PACKAGE = Path(thesis_lib.__file__).parent
 FLOORS = [
     "checks units files memory.rowwise memory.pages",
-    "paths stats machine sequencer.trace memory.spec memory.linears "
+    "paths parameters stats machine sequencer.trace memory.spec memory.linears "
     "memory.checkpoint memory.rounding",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
     "sequencer.replica field sequencer.sla sequencer.trees sequencer.calibration "

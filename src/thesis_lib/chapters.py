@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 import nbformat
@@ -35,6 +34,7 @@ from thesis_lib.claims import FILE as CLAIMS_FILE
 from thesis_lib.claims import claim_hash
 from thesis_lib.files import content_hash, file_hash, write_whole
 from thesis_lib.machine import Watch, commit, describe, identity, lock_hash, versions
+from thesis_lib.parameters import TYPES, Limits, Parameter, limits_of, refuse
 from thesis_lib.paths import cache_folder, data_folder, root
 from thesis_lib.results import OldRecord, Record
 
@@ -44,13 +44,6 @@ CUSTOM = "custom"  # the profile of a run whose parameters are the reader's own
 KEPT = {"nbval-check-output", "keep_output"}  # tags of cells whose outputs are stored
 
 Progress = Callable[[str, int, int], None]  # chapter, cells done, cells in all
-
-_TYPES: dict[str, type | UnionType] = {
-    "int": int,
-    "float": int | float,
-    "str": str,
-    "bool": bool,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,31 +62,6 @@ class Chapter:
 
     def load(self) -> nbformat.NotebookNode:
         return nbformat.read(self.path, as_version=4)
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One papermill parameter: its declared type, smoke value and description."""
-
-    name: str
-    type_name: str  # 'int', 'float', 'str', 'bool' or 'list[…]' of one of these
-    smoke: Any
-    help: str
-
-    def fits(self, value: Any) -> bool:
-        """Whether `value` has the declared type."""
-        is_list = self.type_name.startswith("list[")
-        element = self.type_name.removeprefix("list[").removesuffix("]")
-        wanted = _TYPES[element]
-
-        def is_one(item: Any) -> bool:
-            if isinstance(item, bool):
-                return element == "bool"
-            return isinstance(item, wanted)
-
-        if is_list:
-            return isinstance(value, list) and all(is_one(item) for item in value)
-        return is_one(value)
 
 
 def repository() -> Path:
@@ -136,19 +104,26 @@ def select(names: Iterable[str]) -> list[Chapter]:
 
 
 def parameters(chapter: Chapter) -> dict[str, Parameter]:
-    """The parameters that a chapter declares, with their smoke values."""
+    """The parameters that a chapter declares, with their smoke values and limits."""
+    limits = {}
+    for cell in chapter.load().cells:
+        if "limits" in cell.metadata.get("tags", []):
+            limits = limits_of(cell.source)
     declared = {}
     for name, found in inspect_notebook(chapter.path).items():
-        type_name = str(found["inferred_type_name"])
-        element = type_name.removeprefix("list[").removesuffix("]")
+        parameter = Parameter(
+            name,
+            str(found["inferred_type_name"]),
+            ast.literal_eval(found["default"]),
+            found["help"],
+            limits.get(name, Limits()),
+        )
         require(
-            element in _TYPES,
-            f"{chapter.name}: parameter {name} has type {type_name!r}: annotate it "
-            f"with one of {', '.join(_TYPES)} or a list of one",
+            parameter.element in TYPES,
+            f"{chapter.name}: parameter {name} has type {parameter.type_name!r}: "
+            f"annotate it with one of {', '.join(TYPES)} or a list of one",
         )
-        declared[name] = Parameter(
-            name, type_name, ast.literal_eval(found["default"]), found["help"]
-        )
+        declared[name] = parameter
     return declared
 
 
@@ -190,9 +165,9 @@ def assignment(text: str) -> tuple[str, Any]:
 
 
 def listing(declared: Mapping[str, Parameter], values: Mapping[str, Any]) -> str:
-    """Parameters, a line each: name, type, value where nothing else is said, unit."""
+    """Parameters, a line each: name, type, value where nothing else is said, limits."""
     return "\n".join(
-        f"  {p.name}: {p.type_name} = {values[p.name]!r}  {p.help}".rstrip()
+        f"  {p.name}: {p.type_name} = {values[p.name]!r}  {p.help} [{p.limits.text}]"
         for p in declared.values()
         if p.name != PROFILE_PARAMETER
     )
@@ -203,8 +178,8 @@ def resolve(
 ) -> dict[str, dict[str, Any]]:
     """Every parameter of every chosen chapter, by chapter name.
 
-    Raises InvalidInput for a parameter that no chosen chapter has and for a value of
-    another type than declared, with the list of those that exist.
+    Raises InvalidInput for a parameter that no chosen chapter has and for a value that
+    its chapter does not allow, with the list of those that exist.
     """
     profiled = profile_values(profile)
     resolved, known, defaults = {}, {}, {}
@@ -222,13 +197,13 @@ def resolve(
             PROFILE_PARAMETER not in given,
             f"parameter {PROFILE_PARAMETER} is not set by hand: use --profile",
         )
-        for name, value in (standard | given).items():
-            require(
-                declared[name].fits(value),
-                f"parameter {name}={value!r} of {chapter.name} has the wrong type: "
-                f"expected {declared[name].type_name}, as in\n"
-                f"{listing(declared, standard)}",
-            )
+        try:
+            refuse(declared.values(), standard | given)
+        except InvalidInput as error:
+            raise InvalidInput(
+                f"{chapter.name} cannot run: {error}; expected\n"
+                f"{listing(declared, standard)}"
+            ) from error
         values = standard | given
         if values != standard and PROFILE_PARAMETER in declared:
             values[PROFILE_PARAMETER] = CUSTOM

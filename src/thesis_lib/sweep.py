@@ -35,11 +35,12 @@ from filelock import FileLock, Timeout
 
 from thesis_lib import chapters, units, warm
 from thesis_lib.chapters import CUSTOM, PROFILE_PARAMETER, Chapter
-from thesis_lib.checks import InvalidInput, require
+from thesis_lib.checks import InvalidInput, choice, require
 from thesis_lib.claims import FILE as CLAIMS_FILE
 from thesis_lib.claims import read_claims
 from thesis_lib.files import content_hash, file_hash, write_whole
 from thesis_lib.machine import identity, versions
+from thesis_lib.parameters import refuse
 from thesis_lib.paths import data_folder
 from thesis_lib.results import OldRecord, Record
 
@@ -143,7 +144,9 @@ def _settings(
             "for each parameter of the axis",
         )
         setting = dict(zip(names, parts, strict=True))
-        chapters.resolve([chapter], profile, setting)
+        for name in names:
+            choice(f"parameter of {chapter.name} in {path.name}", name, declared)
+        refuse([declared[name] for name in names], setting)
         found.append(
             {n: _as_declared(declared[n].type_name, v) for n, v in setting.items()}
         )
@@ -196,9 +199,10 @@ def read_grid(path: Path, chapter: Chapter) -> Grid:
         count <= MOST_POINTS,
         f"{path} has {count} points, more than {MOST_POINTS}: list fewer values",
     )
-    every = []
+    every, declared = [], chapters.parameters(chapter)
     for combination in itertools.product(*settings.values()):
         values = functools.reduce(operator.or_, combination, standard)
+        refuse(declared.values(), values)
         if values != standard and PROFILE_PARAMETER in values:
             values[PROFILE_PARAMETER] = CUSTOM
         every.append(values)

@@ -1,0 +1,250 @@
+"""What the parameters of a chapter may be: declared in it, checked before it runs.
+
+A chapter declares its parameters in the cell tagged `parameters`: name, type, smoke
+value and a comment. The cell tagged `limits` behind it says of each what is allowed, a
+line for each, and checks the values that run, whatever put them there:
+
+    parameters.check(
+        globals(),
+        '''
+        seeds     2 .. 100 runs; work
+        loads     0.3 .. 2.5 of saturation; 1 .. 12 items
+        context   16 .. text_tokens tokens
+        kinds     int8 | nf4 | fp4; 0 .. 3 items
+        ''',
+    )
+
+A bound may be another parameter. The items of a list are distinct. `work` marks what
+the time of a chapter grows with.
+"""
+
+import ast
+import inspect
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any
+
+import numpy as np
+
+from thesis_lib.checks import require
+
+TYPES: dict[str, type | UnionType] = {
+    "int": int,
+    "float": int | float,
+    "str": str,
+    "bool": bool,
+}
+
+Bound = float | str  # a number, or the name of the parameter that has it
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a value may be; `text` says it."""
+
+    text: str = "any value"
+    low: Bound = -math.inf
+    high: Bound = math.inf
+    words: tuple[str, ...] = ()  # instead of a range
+    fewest: int = 0  # items of a list
+    most: int = 1000
+    work: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> "Limits":
+        """Read 'LOW .. HIGH unit; N .. M items; work' or 'A | B; …'."""
+        span, *rest = (part.strip() for part in text.split(";"))
+        read: dict[str, Any] = {}
+        if found := re.fullmatch(r"(\S+) \.\. (\S+)(?: .+)?", span):
+            read |= {"low": _bound(found[1]), "high": _bound(found[2])}
+        else:
+            read["words"] = tuple(word.strip() for word in span.split("|"))
+        for part in rest:
+            if items := re.fullmatch(r"(\d+) \.\. (\d+) items", part):
+                read |= {"fewest": int(items[1]), "most": int(items[2])}
+            else:
+                require(part == "work", f"limit {part!r} of {text!r} cannot be read")
+                read["work"] = True
+        return cls(text, **read)
+
+    def bounds(self, values: Mapping[str, Any]) -> tuple[float, float]:
+        """Both ends, those that are parameters among `values`; without, there is none.
+
+        A list stands for its largest item.
+        """
+
+        def number(bound: Bound, otherwise: float) -> float:
+            if isinstance(bound, str):
+                value = values.get(bound, otherwise)
+                return max(value) if isinstance(value, list) else value
+            return bound
+
+        return number(self.low, -math.inf), number(self.high, math.inf)
+
+
+def _bound(text: str) -> Bound:
+    try:
+        return float(text)
+    except ValueError:
+        require(text.isidentifier(), f"bound {text!r} is no number and no parameter")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter: its declared type, smoke value, description and limits."""
+
+    name: str
+    type_name: str  # 'int', 'float', 'str', 'bool' or 'list[…]' of one of these
+    smoke: Any
+    help: str
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def element(self) -> str:
+        """The declared type, of the items where it is a list."""
+        return self.type_name.removeprefix("list[").removesuffix("]")
+
+    @property
+    def is_list(self) -> bool:
+        return self.type_name != self.element
+
+    def fits(self, value: Any) -> bool:
+        """Whether `value` has the declared type."""
+
+        def is_one(item: Any) -> bool:
+            if isinstance(item, bool):
+                return self.element == "bool"
+            return isinstance(item, TYPES[self.element])
+
+        if self.is_list:
+            return isinstance(value, list) and all(map(is_one, value))
+        return is_one(value)
+
+    def refusal(self, value: Any, values: Mapping[str, Any]) -> str | None:
+        """Why `value` is not allowed beside the `values` of others, None if it is.
+
+        A bound that is a parameter not among `values` is not held against it.
+        """
+        if not self.fits(value):
+            return (
+                f"{self.name}={value!r} has the wrong type: expected {self.type_name}"
+            )
+        limits, items = self.limits, value if self.is_list else [value]
+        low, high = limits.bounds(values)
+        good = (
+            all(item in limits.words for item in items)
+            if limits.words
+            else self.element not in ("int", "float")
+            or all(low <= item <= high for item in items)
+        )
+        if self.is_list:
+            good &= limits.fewest <= len(items) <= limits.most
+            good &= len(set(items)) == len(items)
+        if good:
+            return None
+        named = [b for b in (limits.low, limits.high) if isinstance(b, str)]
+        beside = "".join(
+            f", {name}={values[name]!r}" for name in named if name in values
+        )
+        distinct = ", each once" if self.is_list else ""
+        return f"{self.name}={value!r} is outside {limits.text}{distinct}{beside}"
+
+    def draw(self, values: Mapping[str, Any], random: np.random.Generator) -> Any:
+        """A random allowed value; what is `work` is at most the smoke value.
+
+        A third of the numbers are at an end of their range.
+        """
+        if self.element == "bool":
+            return bool(random.integers(2))
+        if not self.is_list:
+            return self._draw_one(values, random)
+        fewest, most = self.limits.fewest, min(self.limits.most, 3)
+        items = {
+            self._draw_one(values, random)
+            for _ in range(int(random.integers(fewest, most + 1)))
+        }
+        while len(items) < fewest:
+            items.add(self._draw_one(values, random))
+        return list(random.permutation(sorted(items)).tolist())
+
+    def _draw_one(self, values: Mapping[str, Any], random: np.random.Generator) -> Any:
+        if self.limits.words:
+            return str(random.choice(self.limits.words))
+        low, high = self.limits.bounds(values)
+        if self.limits.work:
+            smoke = max(self.smoke) if self.is_list else self.smoke
+            high = min(high, max(smoke, low))
+        share = random.choice([0.0, 1.0, random.random()], p=[1 / 6, 1 / 6, 2 / 3])
+        if low > 0 and high / low > 100:
+            value = low * (high / low) ** share
+        else:
+            value = low + (high - low) * share
+        value = min(max(value, low), high)
+        return round(value) if self.element == "int" else float(value)
+
+
+def refuse(declared: Iterable[Parameter], values: Mapping[str, Any]) -> None:
+    """Raise InvalidInput that names each of `values` that is not allowed."""
+    refusals = [
+        refusal
+        for parameter in declared
+        if parameter.name in values
+        and (refusal := parameter.refusal(values[parameter.name], values))
+    ]
+    require(not refusals, "parameter " + "; parameter ".join(refusals))
+
+
+def draw(
+    declared: Mapping[str, Parameter],
+    random: np.random.Generator,
+    fixed: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A random allowed value of every parameter, but for those that are `fixed`."""
+    values = dict(fixed)
+
+    def settle(name: str) -> None:
+        if name not in values:
+            limits = declared[name].limits
+            for bound in (limits.low, limits.high):
+                if isinstance(bound, str):
+                    settle(bound)
+            values[name] = declared[name].draw(values, random)
+
+    for name in declared:
+        settle(name)
+    return values
+
+
+def read_limits(text: str) -> dict[str, Limits]:
+    """The limits of a `limits` cell's text, by parameter."""
+    lines = [line.split(maxsplit=1) for line in text.strip().splitlines()]
+    return {name: Limits.parse(rest) for name, rest in lines}
+
+
+def limits_of(source: str) -> dict[str, Limits]:
+    """The limits in the source of a `limits` cell, which is not executed."""
+    (text,) = (
+        node.args[1]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("check")
+    )
+    return read_limits(ast.literal_eval(text))
+
+
+def check(values: Mapping[str, Any], text: str) -> None:
+    """Refuse the values of a running chapter that its limits do not allow.
+
+    `values` is the namespace of the chapter, with the annotations of its parameters.
+    Raises InvalidInput that names each.
+    """
+    annotations = values["__annotations__"]
+    limits = read_limits(text)
+    kinds = {name: inspect.formatannotation(annotations[name]) for name in limits}
+    refuse(
+        [Parameter(name, kinds[name], None, "", limits[name]) for name in limits],
+        values,
+    )

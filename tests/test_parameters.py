@@ -1,0 +1,142 @@
+"""Any parameters that are allowed bring a chapter to its end; others are refused."""
+
+import os
+
+import numpy as np
+import pytest
+
+from thesis_lib import chapters
+from thesis_lib.chapters import CUSTOM, PROFILE_PARAMETER, ChapterFailed
+from thesis_lib.checks import InvalidInput
+from thesis_lib.machine import commit
+from thesis_lib.parameters import Limits, Parameter, check, draw, limits_of, refuse
+
+VARIED = [c for c in chapters.chapters() if len(chapters.parameters(c)) > 1]
+by_name = pytest.mark.parametrize("chapter", VARIED, ids=lambda c: c.name)
+
+LIMITS = """
+    seeds     2 .. 100 runs; work
+    loads     0.5 .. 2 of saturation; 1 .. 3 items
+    context   16 .. tokens tokens
+    tokens    32 .. 4096 tokens
+    kinds     int8 | nf4; 0 .. 2 items
+"""
+
+
+def declare(name, type_name, smoke):
+    source = f"parameters.check(globals(), '''{LIMITS}''')"
+    return Parameter(name, type_name, smoke, "", limits_of(source)[name])
+
+
+DECLARED = {
+    p.name: p
+    for p in [
+        declare("seeds", "int", 4),
+        declare("loads", "list[float]", [0.9]),
+        declare("context", "int", 16),
+        declare("tokens", "int", 32),
+        declare("kinds", "list[str]", ["nf4"]),
+    ]
+}
+SMOKE = {name: parameter.smoke for name, parameter in DECLARED.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seeds", 1),
+        ("seeds", 101),
+        ("seeds", True),
+        ("loads", []),
+        ("loads", [0.4]),
+        ("loads", [0.9, 0.9]),
+        ("loads", [0.6, 0.7, 0.8, 0.9]),
+        ("loads", [float("nan")]),
+        ("context", 33),
+        ("kinds", ["fp4"]),
+    ],
+)
+def test_a_value_outside_is_refused_by_name(name, value):
+    with pytest.raises(InvalidInput, match=f"parameter {name}="):
+        refuse(DECLARED.values(), SMOKE | {name: value})
+
+
+def test_a_bound_that_is_a_parameter_moves_with_it():
+    refuse(DECLARED.values(), SMOKE | {"context": 33, "tokens": 33})
+
+
+def test_a_running_chapter_refuses_what_papermill_was_given():
+    namespace = {"__annotations__": {"seeds": int}, "seeds": 1}
+    with pytest.raises(InvalidInput, match=r"seeds=1 is outside 2 \.\. 100 runs"):
+        check(namespace, "seeds  2 .. 100 runs")
+    check(namespace | {"seeds": 2}, "seeds  2 .. 100 runs")
+
+
+def test_what_is_drawn_is_allowed_and_reaches_both_ends():
+    random = np.random.default_rng(0)
+    drawn = [draw(DECLARED, random, {}) for _ in range(400)]
+    for values in drawn:
+        refuse(DECLARED.values(), values)
+    assert {values["seeds"] for values in drawn} == {2, 3, 4}  # work: to smoke
+    assert {16, 4096} <= {values["context"] for values in drawn}
+    assert {0, 1, 2} == {len(values["kinds"]) for values in drawn}
+
+
+def test_limits_that_say_nothing_allow_everything():
+    refuse([Parameter("x", "float", 0.0, "", Limits())], {"x": -1e300})
+
+
+@by_name
+def test_every_parameter_has_its_limits(chapter):
+    """A range with its unit or the words that it may be; bools need none."""
+    for parameter in chapters.parameters(chapter).values():
+        limits = parameter.limits
+        ranged = limits.words or " .. " in limits.text.split(";")[0]
+        assert parameter.element == "bool" or ranged, parameter.name
+        if not limits.words and parameter.element in ("int", "float"):
+            assert len(limits.text.split(";")[0].split()) > 3, f"{parameter.name}: unit"
+
+
+def random_sets(chapter, count, seed):
+    """Sets of allowed parameters; half of each is as in profile smoke."""
+    declared = chapters.parameters(chapter)
+    random = np.random.default_rng([seed, chapter.number])
+    smoke = {name: parameter.smoke for name, parameter in declared.items()}
+    while count:
+        kept = {name: smoke[name] for name in smoke if random.integers(2)}
+        values = draw(declared, random, kept | {PROFILE_PARAMETER: CUSTOM})
+        # A bound may have moved away from a value that was kept.
+        if not any(p.refusal(values[n], values) for n, p in declared.items()):
+            count -= 1
+            yield values
+
+
+def run_to_the_end(chapter, count, seed, folder):
+    """Run a chapter with random parameters; a line for each set that stopped it."""
+    stopped = []
+    for values in random_sets(chapter, count, seed):
+        try:
+            chapters.produce(
+                chapter, values, CUSTOM, folder / "run.ipynb", lambda *_: None
+            )
+        except ChapterFailed as error:
+            standard = chapters.parameters(chapter)
+            changed = {n: v for n, v in values.items() if v != standard[n].smoke}
+            stopped.append(f"{error} with {changed}")
+    return stopped
+
+
+@by_name
+def test_random_parameters_bring_a_chapter_to_its_end(chapter, tmp_path):
+    """Three sets, drawn anew by each commit."""
+    head, _ = commit(chapters.repository())
+    stopped = run_to_the_end(chapter, 3, int(head[:8], 16), tmp_path)
+    assert not stopped, "\n".join(stopped)
+
+
+@pytest.mark.proof
+@by_name
+def test_a_hundred_random_sets_bring_a_chapter_to_its_end(chapter, tmp_path):
+    seed = int(os.environ.get("PARAMETER_SEED", "17"))
+    stopped = run_to_the_end(chapter, 100, seed, tmp_path)
+    assert not stopped, "\n".join(stopped)
