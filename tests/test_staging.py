@@ -8,6 +8,7 @@ from test_compare import CLAIMS_TEXT, record
 
 from thesis_lib import book, chapters
 from thesis_lib.book import render, stage
+from thesis_lib.chapters import CUSTOM
 from thesis_lib.checks import InvalidInput
 from thesis_lib.files import content_hash
 
@@ -64,8 +65,43 @@ def test_without_a_reference_or_claims_the_page_says_so(checkout):
 
 def test_provenance_says_with_what_each_chapter_was_made(checkout):
     text = staged(checkout, "provenance_table.txt")
-    for part in ("`c0ffee`", "llllllll", "256 MiB", "0.50, 0.90", "float64", "seed"):
+    for part in ("`c0ffee`", "llllllll", "256 MiB", "0.50, 0.90", "float64"):
         assert part in text, part
+
+
+DECLARED = nbformat.v4.new_code_cell(
+    "seeds: int = 2  # paired seeds", metadata={"tags": ["parameters"]}
+)
+LIMITS = nbformat.v4.new_code_cell(
+    "parameters.check(globals(), 'seeds  2 .. 100 runs; work')",
+    metadata={"tags": ["limits"]},
+)
+
+
+def test_the_page_of_parameters_says_what_is_allowed_and_what_ran(checkout):
+    notebook = nbformat.v4.new_notebook(cells=[DECLARED, LIMITS])
+    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python"}
+    nbformat.write(notebook, checkout / "notebooks" / "04_evaluation.ipynb")
+    text = staged(checkout, "parameters_table.txt")
+    assert "| `seeds` | paired seeds | 2 .. 100 runs; work | `6` |" in text
+
+
+@pytest.mark.parametrize("profile", ["smoke", CUSTOM])
+def test_a_number_is_marked_absent_only_where_the_readers_parameters_left_it_out(
+    checkout, profile
+):
+    cited = "{glue:text}`here:.1f` {glue:text}`gone:.1f`"
+    made = record("04_evaluation", here=1.0)
+    made.parameters["profile"] = profile
+    prose = nbformat.v4.new_markdown_cell(cited)
+    write_result(checkout, nbformat.v4.new_notebook(cells=[prose]), made)
+    page = "{glue:text}`../notebooks/04_evaluation.ipynb::gone:.1f`"
+    (checkout / "book" / "page.md").write_text(page)
+    absent = {"smoke": False, CUSTOM: True}[profile]
+    assert (staged(checkout, "page.md") == book.ABSENT) == absent
+    text = (checkout / "source" / "notebooks" / "04_evaluation.ipynb").read_text()
+    assert "`here:.1f`" in text
+    assert ("gone" not in text) == absent
 
 
 def test_staging_the_same_results_gives_the_same_hash(checkout):

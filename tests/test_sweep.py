@@ -17,6 +17,7 @@ import pandas as pd
 import psutil
 import pytest
 import synthetic
+import test_compare
 from synthetic import notes, wait_until, write_grid
 
 from thesis_lib import chapters, sweep
@@ -357,11 +358,36 @@ def test_a_point_that_fails_keeps_its_notebook_and_stops_no_other(checkout, tmp_
     page = (output / "summary.html").read_text()
     assert "&lt;thirteen&gt; &amp; unlucky" in page
     assert "<thirteen>" not in page
+    assert page.count("no point finished with x=13.0: ") == 1
     # what failed is executed again, what did not is not
     grid = write_grid(checkout, "grid: {x: [1, 13, 2]}\n")
     status, result, _ = synthetic.sweep(checkout, grid, output, "--workers", "1")
     assert status != 0
     assert (result["done"], result["failed"], result["executed"]) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("failed", "phrase"),
+    [
+        ({(1, 4), (1, 5)}, "no point finished with x=1"),
+        ({(1, 4)}, "only together: x=1, seed=4"),
+        ({(1, 4), (1, 5), (2, 4), (2, 5)}, "no point finished to compare it with"),
+    ],
+)
+def test_the_parameter_that_made_a_point_fail_is_named(
+    checkout, chapter, tmp_path, failed, phrase
+):
+    grid = read(checkout, chapter, "{grid: {x: [1, 2]}, seeds: [4, 5]}")
+    failures, records = [], {}
+    for point in grid.points:
+        if (point.values["x"], point.values["seed"]) in failed:
+            failures.append(sweep.Failure(point, "stopped", "here"))
+        else:
+            made = test_compare.record("03_tiny")
+            records[point.name] = dataclasses.replace(made, parameters=point.values)
+    told = sweep.culprits(sweep.Sweep(grid, tmp_path, records, failures, 4))
+    assert len(told) == len(failed)
+    assert all(text.startswith(phrase) for text in told.values())
 
 
 def test_a_scheduler_that_does_not_answer_is_refused_in_time(

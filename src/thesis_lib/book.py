@@ -1,8 +1,8 @@
 """Render executed chapters as the book: stage them, then call Jupyter Book.
 
 Papermill executes and Jupyter Book only renders, so that no number can come from a
-cache that does not know the package. The pages "Your hardware" and "Provenance" are
-written here, from the records of the chapters.
+cache that does not know the package. The pages "Your hardware", "Parameters" and
+"Provenance" are written here, from the records of the chapters.
 """
 
 import hashlib
@@ -17,7 +17,16 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from thesis_lib.chapters import chapters, claimed, repository, storage
+from thesis_lib.chapters import (
+    CUSTOM,
+    PROFILE_PARAMETER,
+    Chapter,
+    chapters,
+    claimed,
+    parameters,
+    repository,
+    storage,
+)
 from thesis_lib.checks import InvalidInput, require
 from thesis_lib.claims import read_claims
 from thesis_lib.compare import Run, compare, number, read_reference
@@ -37,7 +46,30 @@ from thesis_lib.units import format_duration, format_size
 STAMP = "rendered.sha256"
 
 
-def _stage_notebook(executed: Path) -> str:
+_CITED = re.compile(
+    r"\{glue:text\}`(?:(?:[./]|notebooks/)*(?P<chapter>\d\d_\w+)\.ipynb::)?"
+    r"(?P<name>\w+)(?::[^`]*)?`"
+)
+ABSENT = "– *(not computed with these parameters)*"
+
+
+def _mark_absent(text: str, page: str, records: dict[str, Record]) -> str:
+    """Say of each number that prose cites where the reader's parameters left it out.
+
+    `page` is the chapter that the text stands in. At the parameters of a profile every
+    number is there, and one that is not stops the build.
+    """
+
+    def mark(cited: re.Match) -> str:
+        record = records.get(cited["chapter"] or page)
+        if record is None or record.parameters.get(PROFILE_PARAMETER) != CUSTOM:
+            return cited[0]
+        return cited[0] if cited["name"] in record.numbers else ABSENT
+
+    return _CITED.sub(mark, text)
+
+
+def _stage_notebook(executed: Path, records: dict[str, Record]) -> str:
     """The notebook as readers see it: inputs folded, one parameters cell.
 
     Raises InvalidInput if the run wrote to standard error: a reader would see it.
@@ -50,6 +82,8 @@ def _stage_notebook(executed: Path) -> str:
         cell.metadata.pop("papermill", None)
         if injected and "parameters" in cell_tags:
             continue  # the values that ran follow, in the injected cell
+        if cell.cell_type == "markdown":
+            cell.source = _mark_absent(cell.source, executed.stem, records)
         if cell.cell_type == "code":
             for output in cell.outputs:
                 require(
@@ -118,17 +152,25 @@ def _provenance(records: list[Record]) -> str:
     lines += [
         "## Versions",
         *markdown_table(["Distribution", "Version"], map(list, versions.items())),
-        "## Parameters",
-        *markdown_table(
-            ["Chapter", "Parameter", "Value", ""],
-            [
-                [str(number(r)), f"`{name}`", f"`{value}`", "seed" * (name in r.seeds)]
-                for r in records
-                for name, value in r.parameters.items()
-            ],
-        ),
     ]
     return "\n".join(lines)
+
+
+def _parameter_lines(chapter: Chapter, record: Record) -> list[str]:
+    """What a chapter's parameters are, may be and were, as MyST Markdown."""
+    rows = [
+        [
+            f"`{name}`",
+            markdown(p.help),
+            markdown("true or false" if p.element == "bool" else p.limits.text),
+            f"`{record.parameters.get(name, p.smoke)}`",
+        ]
+        for name, p in parameters(chapter).items()
+        if name != PROFILE_PARAMETER
+    ]
+    head = ["Parameter", "What it is", "Allowed", "This run"]
+    title = f"## Chapter {chapter.number}, profile `{record.profile}`"
+    return [title, *markdown_table(head, rows)] if rows else []
 
 
 def _escaped(
@@ -223,10 +265,20 @@ def stage(executed: Path, source: Path) -> str:
     (source / "notebooks").mkdir(parents=True)
     shutil.copytree(checkout / "book", source / "book")
     _stage_config(checkout, source)
-    for notebook, _ in results:
-        (source / "notebooks" / notebook.name).write_text(_stage_notebook(notebook))
     records = [record for _, record in results]
+    by_chapter = {record.chapter: record for record in records}
+    for notebook, _ in results:
+        staged = _stage_notebook(notebook, by_chapter)
+        (source / "notebooks" / notebook.name).write_text(staged)
+    for page in (source / "book").glob("*.md"):
+        page.write_text(_mark_absent(page.read_text(), page.stem, by_chapter))
     (source / "book" / "provenance_table.txt").write_text(_provenance(records))
+    lines = [
+        line
+        for chapter in chapters()
+        for line in _parameter_lines(chapter, by_chapter[chapter.name])
+    ]
+    (source / "book" / "parameters_table.txt").write_text("\n".join(lines))
     _stage_your_hardware(records, source / "book")
     files = [path for path in source.rglob("*") if path.is_file()]
     names = "\n".join(str(path.relative_to(source)) for path in sorted(files))

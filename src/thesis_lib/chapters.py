@@ -208,13 +208,23 @@ def resolve(
         if values != standard and PROFILE_PARAMETER in declared:
             values[PROFILE_PARAMETER] = CUSTOM
         resolved[chapter.name] = values
-    for name in overrides:
-        require(
-            name in known,
-            f"parameter {name!r} is unknown in {', '.join(resolved)}: expected "
-            + (f"one of\n{listing(known, defaults)}" if known else "none"),
-        )
+    refuse_unknown(overrides, known, defaults, ", ".join(resolved))
     return resolved
+
+
+def refuse_unknown(
+    names: Iterable[str],
+    declared: Mapping[str, Parameter],
+    values: Mapping[str, Any],
+    where: str,
+) -> None:
+    """Raise InvalidInput for a name that is not declared, with those that are."""
+    for name in names:
+        require(
+            name in declared,
+            f"parameter {name!r} is unknown in {where}: expected "
+            + (f"one of\n{listing(declared, values)}" if declared else "none"),
+        )
 
 
 def _imported(source: str) -> set[str]:
@@ -508,8 +518,11 @@ def _run_one(
         record = produce(chapter, values, profile, partial, progress)
     except ChapterFailed as error:
         partial.replace(failed)
+        standard = resolve([chapter], profile, {})[chapter.name]
+        own = [f"{n}={v!r}" for n, v in values.items() if v != standard.get(n)]
+        beside = f" with {', '.join(own)} (otherwise as in {profile})" if own else ""
         raise InvalidInput(
-            f"{error}; earlier results are as they were; see {failed}"
+            f"{error}{beside}; earlier results are as they were; see {failed}"
         ) from error
     # Killed between these two, the notebook is not the one of its record: not fresh.
     write_whole(output, partial.read_bytes())

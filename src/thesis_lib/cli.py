@@ -243,8 +243,9 @@ def sweep(
         first = done.failures[0]
         raise InvalidInput(
             f"{len(done.failures)} of {len(points.points)} points failed, first "
-            f"{first.point.name} on {first.host}: {first.sentence}; notebooks and "
-            f"tracebacks of all are in {folder / 'points'}"
+            f"{first.point.name} on {first.host} "
+            f"({sweep_.culprits(done)[first.point.name]}): {first.sentence}; "
+            f"notebooks and tracebacks of all are in {folder / 'points'}"
         )
 
 

@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 
 from thesis_lib import chapters, units, warm
 from thesis_lib.chapters import CUSTOM, PROFILE_PARAMETER, Chapter
-from thesis_lib.checks import InvalidInput, choice, require
+from thesis_lib.checks import InvalidInput, require
 from thesis_lib.claims import FILE as CLAIMS_FILE
 from thesis_lib.claims import read_claims
 from thesis_lib.files import content_hash, file_hash, write_whole
@@ -144,8 +144,8 @@ def _settings(
             "for each parameter of the axis",
         )
         setting = dict(zip(names, parts, strict=True))
-        for name in names:
-            choice(f"parameter of {chapter.name} in {path.name}", name, declared)
+        smoke = {name: parameter.smoke for name, parameter in declared.items()}
+        chapters.refuse_unknown(names, declared, smoke, chapter.name)
         refuse([declared[name] for name in names], setting)
         found.append(
             {n: _as_declared(declared[n].type_name, v) for n, v in setting.items()}
@@ -756,10 +756,36 @@ def _points_table(sweep: Sweep, table: pd.DataFrame, shown: list[Headline]) -> s
     return _table(headers, rows)
 
 
+def culprits(sweep: Sweep) -> dict[str, str]:
+    """Which parameter made each failed point fail, in one phrase, by point.
+
+    Those whose value no finished point has. Where each value has finished beside
+    others, it is their combination; where nothing has finished, nothing can be told.
+    """
+    names = [name for axis in sweep.grid.axes for name in _names(axis)]
+    finished = [record.parameters for record in sweep.records.values()]
+    phrases = {}
+    for failure in sweep.failures:
+        values = failure.point.values
+        alone = [
+            f"{name}={values[name]}"
+            for name in names
+            if all(other[name] != values[name] for other in finished)
+        ]
+        if not finished:
+            phrases[failure.point.name] = "no point finished to compare it with"
+        elif alone:
+            phrases[failure.point.name] = f"no point finished with {', '.join(alone)}"
+        else:
+            shown = ", ".join(f"{name}={values[name]}" for name in names)
+            phrases[failure.point.name] = f"only together: {shown}"
+    return phrases
+
+
 def _failures_section(sweep: Sweep) -> str:
     if not sweep.failures:
         return ""
-    items = []
+    items, phrases = [], culprits(sweep)
     for failure in sweep.failures:
         files = _files(sweep.output / "points", failure.point.name)
         text = files["traceback"].read_text()
@@ -770,7 +796,8 @@ def _failures_section(sweep: Sweep) -> str:
             else ""
         )
         items.append(
-            f"<details><summary>{name}: {html.escape(failure.sentence)}</summary>\n"
+            f"<details><summary>{name}: {html.escape(phrases[failure.point.name])}: "
+            f"{html.escape(failure.sentence)}</summary>\n"
             f"<p>On {html.escape(failure.host)}; {notebook}"
             f'<a href="points/{name}.traceback.txt">traceback</a>.</p>\n'
             f"<pre>{html.escape(text[-4000:])}</pre></details>"
