@@ -223,6 +223,30 @@ def remarks(comparison: Comparison, run: str) -> list[str]:
     ]
 
 
+def doubt_lines(doubted: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Which times of a run should not be believed, and what to do; [] for none."""
+    if not doubted:
+        return []
+    lines = ["not to be believed:"]
+    for chapter, names in doubted.items():
+        for why, same in _grouped(names).items():
+            lines.append(f"  {chapter}: {', '.join(same)} ({why})")
+    numbers = " ".join(str(int(chapter.split("_")[0])) for chapter in doubted)
+    lines.append(
+        "end what else runs on this machine and measure again, with the same options: "
+        f"thesis run {numbers} --again"
+    )
+    return lines
+
+
+def _grouped(doubted: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names that share a reason, by reason."""
+    by_why: dict[str, list[str]] = {}
+    for name, why in doubted.items():
+        by_why.setdefault(why, []).append(name)
+    return by_why
+
+
 def whose(comparison: Comparison) -> str:
     """Whether the first run was made where the reference was; '' if it was not."""
     if len(comparison.machines) < 2:
@@ -551,6 +575,29 @@ def book_lines(comparison: Comparison, run: str, figure: str | None) -> list[str
             "",
         ]
     return lines
+
+
+def doubt_section(doubted: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The section of the book's page to which the marks of doubt lead."""
+    if not doubted:
+        return []
+    lines = [
+        "(sec-doubts)=",
+        "## Times in doubt",
+        "",
+        "These times of this run should not be believed, and are marked wherever the "
+        "book cites them. They were measured while something else ran, each try of "
+        "them, or differ from the reference by more than the rates of the two machines "
+        "say. To measure again, end what else runs and give `thesis run` the chapter "
+        "and `--again`.",
+        "",
+    ]
+    for chapter, names in doubted.items():
+        for why, same in _grouped(names).items():
+            listed = ", ".join(f"`{name}`" for name in same)
+            lines.append(f"- Chapter {int(chapter.split('_')[0])}, {listed}: "
+                         f"{markdown(why)}.")  # fmt: skip
+    return [*lines, ""]
 
 
 def durations_lines(records: Sequence[Record]) -> list[str]:
