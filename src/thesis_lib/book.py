@@ -134,7 +134,9 @@ def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Publ
         require(not wrong, f"{path.name} contradicts itself: {'; '.join(wrong)}")
         known = doubted.get(record.chapter, {})
         for word, cases in choices(notebook).items():
-            for name in {n for rule in cases if rule for n in names_in(rule)} & {*known}:
+            for name in {n for rule in cases if rule for n in names_in(rule)} & {
+                *known
+            }:
                 known[word] = known[name]
     return Published({record.chapter: record for _, record in results}, doubted)
 

@@ -446,7 +446,7 @@ def glued(notebook: nbformat.NotebookNode) -> dict[str, Any]:
 def choices(notebook: nbformat.NotebookNode) -> dict[str, dict[str, str]]:
     """The cases that decided each word of an executed notebook (`results.choose`)."""
     return {
-        noted["name"]: noted["rules"]
+        noted["name"]: dict(noted["rules"])
         for noted, _ in _glue(notebook)
         if noted.get("rules")
     }

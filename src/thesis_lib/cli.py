@@ -162,14 +162,10 @@ def run(
         typer.echo(f"waiting for another run of {name} in {folder}", err=True)
 
     with bars:
-        outcome = chapters.run(
-            chosen, profile, overrides, folder, move, waiting, again
-        )
+        outcome = chapters.run(chosen, profile, overrides, folder, move, waiting, again)
     seconds = time.perf_counter() - clock
     made = compare_.Run("this run", tuple(record for record, _ in outcome))
-    compared = compare_.compare(
-        [made], read_claims().claims, compare_.read_reference()
-    )
+    compared = compare_.compare([made], read_claims().claims, compare_.read_reference())
     doubted = compare_.doubts(compared, made)
     show(
         {

@@ -75,7 +75,8 @@ def choose(name: str, cases: Mapping[str, str]) -> str:
         f"{name}: the last of its cases must be '', for all that the others leave",
     )
     word = decided(cases, _published)
-    _glue({name: word}, rules=dict(cases))
+    # pairs, for a notebook keeps no order of keys
+    _glue({name: word}, rules=[list(case) for case in cases.items()])
     return word
 
 

@@ -761,9 +761,7 @@ def measure_passes(
             resident_s=float(np.median(samples["resident"])),
         )
 
-    rows = [
-        torch.randint(0, model.spec.vocab, (1, t), generator=draw) for t in tokens
-    ]
+    rows = [torch.randint(0, model.spec.vocab, (1, t), generator=draw) for t in tokens]
     with torch.no_grad():
         return [undisturbed(lambda row=row: timed(row)) for row in rows]
 
