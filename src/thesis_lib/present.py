@@ -127,6 +127,17 @@ def format_quantity(
     return f"{text} ({low} to {high})"
 
 
+def as_change(reduction: Quantity) -> tuple[Quantity, str]:
+    """A reduction as a positive quantity, and whether it is 'fewer' or 'more'."""
+    assert not isinstance(reduction.value, str)  # a reduction is a number
+    if reduction.value >= 0:
+        return reduction, "fewer"
+    low, high = reduction.low, reduction.high
+    if low is None or high is None:
+        return Quantity(-reduction.value), "more"
+    return Quantity(-reduction.value, -high, -low), "more"
+
+
 def title(claim: Claim) -> str:
     """What a claim says, with its unit."""
     return f"{claim.says} ({claim.unit})" if claim.unit else claim.says
@@ -662,14 +673,15 @@ def readme(text: str, claims: Mapping[str, Claim], reference: Run, profile: str)
     for key in block[2].split():
         claim = claims[choice("claim in README.md", key, claims)]
         value = reference_value(claim, profile, reference)
-        rows.append(
-            [
-                claim.says,
-                published_amount(claim),
-                f"**{format_quantity(value, claim, digits=3)}** {claim.unit}".strip(),
-                _ELSEWHERE[claim.kind],
-            ]
-        )
+        unit, published = claim.unit, published_amount(claim)
+        if claim.change and value is not None:
+            value, word = as_change(value)
+            unit = f"{unit} {word}"
+        if claim.change and claim.published is not None:
+            published += " fewer"
+        amount = f"**{format_quantity(value, claim, digits=3)}** {unit}".strip()
+        says = claim.change or claim.says
+        rows.append([says, published, amount, _ELSEWHERE[claim.kind]])
     head = ["", "Published", "Here", "On another machine"]
     table = "\n".join(markdown_table(head, rows))
     return README_BLOCK.sub(lambda hit: f"{hit[1]}{table}\n{hit[3]}", text)

@@ -133,9 +133,10 @@ def publish_change(name: str, words: tuple[str, str] = ("fewer", "more")) -> Non
 
     From the published `name`, and `name_low` and `name_high` where they are: `name_by`,
     `name_by_low` and `name_by_high`, whose sign makes `name_by` positive, and
-    `name_word`, one of `words`.
+    `name_word`, one of `words`; `name_word_zh` is the same in Chinese.
     """
-    choose(f"{name}_word", {f"{name} < 0": words[1], "": words[0]})
+    for ending, (less, more) in {"word": words, "word_zh": ("減少", "增加")}.items():
+        choose(f"{name}_{ending}", {f"{name} < 0": more, "": less})
     value = _published[name]
     ends = [_published.get(f"{name}_{end}") for end in ("low", "high")]
     turned = -1 if float(value) < 0 else 1

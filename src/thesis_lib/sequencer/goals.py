@@ -207,6 +207,67 @@ def against_baselines(
     return pd.concat([runs, *blind], ignore_index=True)
 
 
+# What anybody might try first, beside FIFO.
+SIMPLE = ("queue-cap", "codel", "edf", "sjf", "least-slack", "late-edf", "late-sjf")
+LEARNED, CONSTANT = "boosted", "constant"
+
+
+def learning(cell: Cell, load: float, *, seeds: int, seed: int) -> pd.DataFrame:
+    """What `ours` owes to a learned estimator at one load, as from `replicate`.
+
+    FIFO, SIMPLE, `ours` and the lower bound with boosted trees, and `ours` once more
+    with a constant, as `ours-constant`. Both are fitted on transactions of another seed,
+    and all run on the same ones.
+    """
+    setting = {"seeds": seeds, "seed": seed}
+    estimates = [
+        named_estimate(name, cell, NOISE, seed=777_777) for name in (LEARNED, CONSTANT)
+    ]
+    learned = replicate(
+        cell, ["fifo", *SIMPLE, "ours"], [load], estimates[0], bound=True, **setting
+    )
+    blind = replicate(cell, ["ours"], [load], estimates[1], **setting)
+    return pd.concat(
+        [learned, blind.assign(policy=f"ours-{CONSTANT}")], ignore_index=True
+    )
+
+
+def worth_of_learning(runs: pd.DataFrame, load: float) -> dict[str, float | str]:
+    """The numbers that the front pages rest on, in percent, from `learning`.
+
+    Violations of each; reductions against FIFO with their ends; what learning saves over
+    a constant, and over the best of SIMPLE, which is named; and the points that are left
+    to the lower bound.
+    """
+    violations = 100 * runs.groupby("policy")["violations"].mean()
+    best = str(violations[list(SIMPLE)].idxmin())
+    reductions = {
+        "reduction_learned": ("ours", "fifo"),
+        "reduction_constant": (f"ours-{CONSTANT}", "fifo"),
+        "reduction_codel": ("codel", "fifo"),
+        "reduction_simple": (best, "fifo"),
+        "learned_over_constant": ("ours", f"ours-{CONSTANT}"),
+        "learned_over_simple": ("ours", best),
+    }
+    numbers: dict[str, float | str] = {
+        "learned_percent": violations["ours"],
+        "constant_percent": violations[f"ours-{CONSTANT}"],
+        "simple_percent": violations[best],
+        "simple_best": best,
+        "codel_percent": violations["codel"],
+        "learned_bound_percent": violations["bound"],
+        "learned_regret": violations["ours"] - violations["bound"],
+    }
+    for name, (policy, baseline) in reductions.items():
+        found = reduction(runs, policy, load, baseline)
+        numbers |= {
+            name: 100 * found.value,
+            f"{name}_low": 100 * found.low,
+            f"{name}_high": 100 * found.high,
+        }
+    return numbers
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """A machine and an objective that nobody chose."""
