@@ -4,4 +4,4 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import thesis_lib  # noqa: E402, F401  # before torch: it says how threads wait
+import thesis_lib  # noqa: F401  # before torch: it says how threads wait

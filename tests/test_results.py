@@ -98,9 +98,13 @@ def test_a_rule_over_what_was_not_published_and_cases_without_an_end_are_refused
 
 @pytest.mark.parametrize(
     ("ends", "says"),
-    [((-1.3, -2.0, -0.6), (1.3, 0.6, 2.0, "more")), ((36, 30, 40), (36, 30, 40, "fewer")),
-     ((-0.5, -1.0, 0.2), (0.5, -0.2, 1.0, "more")), ((0, -1, 1), (0, -1, 1, "fewer"))],
-)  # fmt: skip
+    [
+        ((-1.3, -2.0, -0.6), (1.3, 0.6, 2.0, "more")),
+        ((36, 30, 40), (36, 30, 40, "fewer")),
+        ((-0.5, -1.0, 0.2), (0.5, -0.2, 1.0, "more")),
+        ((0, -1, 1), (0, -1, 1, "fewer")),
+    ],
+)
 def test_a_negative_reduction_is_published_as_more(ends, says):
     results.publish(dict(zip(("x", "x_low", "x_high"), ends, strict=True)))
     results.publish_change("x")

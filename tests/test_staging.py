@@ -181,9 +181,8 @@ def with_times(checkout, pace="slow", **changes):
     )
     cell.metadata["mystnb"] = {"figure": {"caption": CITED}, "image": {"alt": CITED}}
     cells = [nbformat.v4.new_markdown_cell(CITED), cell]
-    write_result(
-        checkout, nbformat.v4.new_notebook(cells=cells), record("06_evaluation", pace=pace, **changes)
-    )  # fmt: skip
+    made = record("06_evaluation", pace=pace, **changes)
+    write_result(checkout, nbformat.v4.new_notebook(cells=cells), made)
     record("06_evaluation").write(checkout / "data/reference/smoke/06_evaluation.json")
     for name, start in (("page", ""), ("page_zh", "---\nlang: zh-Hant\n---\n")):
         (checkout / "book" / f"{name}.md").write_text(start + ELSEWHERE)
@@ -239,7 +238,7 @@ def test_a_page_whose_words_contradict_its_numbers_is_refused(checkout):
 
 
 def test_an_alternative_text_cites_only_what_its_chapter_published(checkout):
-    none = book.Published({"x": {"a": 1.25}}, {})
+    none = book.Published({"x": record("x", a=1.25)}, {})
     assert none.plain("a is {glue:text}`a:.1f`", "x") == "a is 1.2"
     with pytest.raises(InvalidInput, match="cites b"):
         none.plain("{glue:text}`b`", "x")

@@ -5,9 +5,9 @@ deterministic database) and imports without torch; `thesis_lib.memory` is Part I
 (a model larger than the device's memory).
 
 Threads of OpenMP that wait for each other sleep here, instead of spinning: where
-somebody else has a core, one that spins takes from the other what it is waiting for, and
-a streamed token becomes many times slower (`benchmarks/beside.py`). OpenMP reads its
-settings when torch loads it, so this package has to be imported first.
+somebody else has a core, one that spins takes from the other what it is waiting for,
+and a streamed token becomes many times slower (`benchmarks/beside.py`). OpenMP reads
+its settings when torch loads it, so this package has to be imported first.
 """
 
 import os
@@ -19,9 +19,9 @@ __version__ = "0.1.0"
 if "OMP_WAIT_POLICY" not in os.environ:
     if "torch" in sys.modules:
         warnings.warn(
-            "torch was imported before thesis_lib, so its threads spin while they wait, "
-            "and are slow beside other processes: import thesis_lib first, or set "
-            "OMP_WAIT_POLICY=PASSIVE",
+            "torch was imported before thesis_lib, so its threads spin while they "
+            "wait, and are slow beside other processes: import thesis_lib first, or "
+            "set OMP_WAIT_POLICY=PASSIVE",
             stacklevel=2,
         )
     else:

@@ -453,7 +453,7 @@ def choices(notebook: nbformat.NotebookNode) -> dict[str, dict[str, str]]:
 
 
 def contradictions(notebook: nbformat.NotebookNode) -> list[str]:
-    """Words of an executed notebook that are not those of its numbers, each explained."""
+    """Words of an executed notebook that its numbers do not give, each explained."""
     numbers = glued(notebook)
     return [
         f"{name} is {numbers[name]!r}, but its numbers say {word!r}"

@@ -47,7 +47,8 @@ _LEAST_S = 0.05  # the system counts in ticks of a hundredth
 _LEAST_BYTES = 64 * 2**20
 _PATIENCE_S = 30.0  # beyond which a measurement is not repeated
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def cpu_model() -> str:
@@ -264,8 +265,8 @@ class Usage:
         scarce = self.idle_s < _IDLE_CORES * self.wall_s
         if self.others_s > _LEAST_S and taken > _OTHER_CORES and scarce:
             found.append(
-                f"others took {taken:.2f} cores, it {self.own_s / self.wall_s:.2f}, and "
-                f"was interrupted {self.switches:,} times"
+                f"others took {taken:.2f} cores, it {self.own_s / self.wall_s:.2f}, "
+                f"and was interrupted {self.switches:,} times"
             )
         moved = self.disk_bytes - self.own_bytes
         if moved > _LEAST_BYTES and moved > _OTHER_BYTES * self.own_bytes > 0:
@@ -282,8 +283,8 @@ def undisturbed(measure: Callable[[], T], tries: int = 3) -> T:
     """What `measure` returns, repeated while others disturb it, `tries` times at most.
 
     The least disturbed one counts, and where that was disturbed too `disturbances`
-    says so. A measurement is not begun again after half a minute. Within another one it
-    is a part of that, and is only made.
+    says so. A measurement is not begun again after half a minute. Within another one
+    it is a part of that, and is only made.
     """
     global _asked, _watching
     if _watching:

@@ -22,7 +22,7 @@ GLUED = "application/papermill.record/"  # where papermill keeps what is not sho
 _published: dict[str, Number] = {}
 
 
-def publish(numbers: Mapping[str, Real | str]) -> None:
+def publish(numbers: Mapping[str, Real | float | str]) -> None:
     """Glue each number under its name, so that prose on any page can cite it.
 
     Floats stay floats: prose rounds with `{glue:text}`name:.1f``. Raises InvalidInput
@@ -31,7 +31,7 @@ def publish(numbers: Mapping[str, Real | str]) -> None:
     _glue(numbers)
 
 
-def publish_timed(numbers: Mapping[str, Real | str]) -> None:
+def publish_timed(numbers: Mapping[str, Real | float | str]) -> None:
     """Publish numbers that the clock of this run decided, in the cell that measured.
 
     Those whose measurement was disturbed say so: `thesis run` names them and the book
@@ -40,7 +40,7 @@ def publish_timed(numbers: Mapping[str, Real | str]) -> None:
     _glue(numbers, disturbed=list(disturbances()))
 
 
-def _glue(numbers: Mapping[str, Real | str], **noted: object) -> None:
+def _glue(numbers: Mapping[str, Real | float | str], **noted: object) -> None:
     """Glue numbers with what is `noted` of all of them, where it is anything."""
     from IPython.display import display  # of the kernel, no dependency of the package
 
@@ -105,8 +105,8 @@ def names_in(rule: str) -> set[str]:
             )
             require(
                 known,
-                f"rule {rule!r} holds a {type(node).__name__}: expected names, numbers, "
-                "comparisons and + - * /, and, or, not",
+                f"rule {rule!r} holds a {type(node).__name__}: expected names, "
+                "numbers, comparisons and + - * /, and, or, not",
             )
     return names
 
