@@ -265,7 +265,7 @@ def calls(chapter: Path, name: str) -> Iterator[ast.Call]:
 
 
 def pattern(node: ast.expr | None) -> str:
-    """The names that a literal stands for, as a regular expression; '' for no literal."""
+    """The names that a literal stands for, as a regular expression; '' for none."""
     if isinstance(node, ast.Constant):
         return re.escape(str(node.value))
     if isinstance(node, ast.JoinedStr):
