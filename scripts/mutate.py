@@ -29,6 +29,55 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "machine: a disturbed measurement is not repeated",
+        "machine.py",
+        "if not used.disturbance or len(made) >= tries or spent_s > _PATIENCE_S:",
+        "if True:",
+        ("tests/test_machine.py",),
+    ),
+    Mutant(
+        "machine: others are never in the way",
+        "machine.py",
+        "        scarce = self.idle_s < _IDLE_CORES * self.wall_s",
+        "        scarce = False",
+        ("tests/test_machine.py",),
+    ),
+    Mutant(
+        "results: what was disturbed is published as if it were not",
+        "results.py",
+        "    _glue(numbers, disturbed=list(disturbances()))",
+        "    _glue(numbers)",
+        ("tests/test_chapters.py",),
+    ),
+    Mutant(
+        "results: an increase is published as a reduction",
+        "results.py",
+        "    turned = -1 if float(value) < 0 else 1",
+        "    turned = 1",
+        ("tests/test_results.py",),
+    ),
+    Mutant(
+        "compare: an unexpected time is believed",
+        "compare.py",
+        '        if held.verdict.word == "UNEXPECTED" and record is not None:',
+        "        if False and record is not None:",
+        ("tests/test_staging.py",),
+    ),
+    Mutant(
+        "book: a time in doubt is cited without a mark",
+        "book.py",
+        'return hit[0] + mark * (hit["name"] in self.doubted.get(chapter, {}))',
+        "return hit[0]",
+        ("tests/test_staging.py",),
+    ),
+    Mutant(
+        "book: words may contradict the numbers of their page",
+        "book.py",
+        "        wrong = contradictions(notebook)",
+        "        wrong = []",
+        ("tests/test_staging.py",),
+    ),
+    Mutant(
         "speculate: refused proposals stay in the cache",
         "memory/speculate.py",
         "        cache.crop(taken - len(proposed))",

@@ -111,6 +111,41 @@ def test_what_is_fresh_is_skipped_and_what_changed_is_executed(checkout):
     assert Record.read(folder / "01_first.json").parameters["seeds"] == 3
 
 
+def test_a_fresh_chapter_is_executed_again_when_asked(checkout):
+    folder = checkout / "out"
+    run(select(["1"]), "smoke", {}, folder, quiet)
+    again = run(select(["1"]), "smoke", {}, folder, quiet, again=True)
+    assert [new for _, new in again] == [True]
+
+
+MEASURED = """
+from thesis_lib import machine, results
+machine._disturbances.append("others took 1.90 cores")
+results.publish_timed({"step_s": 0.5})
+results.publish({"bytes": 3})
+results.choose("pace", {"step_s > 0.3": "slow", "": "fast"})
+results.publish_timed({"rate_per_s": 2.0})
+machine.undisturbed(lambda: machine._disturbances.clear(), tries=1)
+machine._disturbances.clear()
+results.publish_timed({"later_s": 1.0})
+"""
+
+
+def test_a_record_names_the_numbers_whose_measurement_was_disturbed(checkout):
+    path = checkout / "notebooks" / "02_second.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source = MEASURED
+    nbformat.write(notebook, path)
+    ((record, _),) = run(select(["2"]), "smoke", {}, checkout / "out", quiet)
+    assert record.numbers == {
+        "step_s": 0.5, "bytes": 3, "pace": "slow", "rate_per_s": 2.0, "later_s": 1.0,
+        "disturbed": "step_s rate_per_s", "disturbed_by": "others took 1.90 cores",
+    }  # fmt: skip
+    executed = nbformat.read(checkout / "out" / "02_second.ipynb", as_version=4)
+    assert chapters.choices(executed) == {"pace": {"step_s > 0.3": "slow", "": "fast"}}
+    assert chapters.contradictions(executed) == []
+
+
 def test_a_failure_keeps_earlier_results_and_says_where(checkout):
     folder = checkout / "out"
     run(select(["1"]), "smoke", {}, folder, quiet)

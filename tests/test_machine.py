@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -84,3 +85,140 @@ def test_a_commit_says_whether_what_results_depend_on_is_in_it(tmp_path, git):
     (tmp_path / "src" / "new").unlink()
     (tmp_path / "src" / "f").write_text("2")
     assert machine.commit(tmp_path) == (head, False)
+
+
+# --- A measurement that others disturb ------------------------------------------
+
+
+def used(others=0.0, own=1.0, cores=2, moved=0, disk=0):
+    """What two readings tell that are a second apart."""
+    idle = max(cores - own - others, 0.0)
+    return machine.Usage(1.0, own, own + others, idle, 0.0, 0, moved, disk)
+
+
+@pytest.mark.parametrize(
+    ("usage", "disturbed"),
+    [
+        (used(), False),
+        (used(others=0.05), False),  # what a system does by itself
+        (used(others=0.9), True),
+        (used(others=1.8, own=0.2), True),
+        (used(others=2, own=2, cores=16), False),  # there is room for both
+        (used(others=3, own=13, cores=16), True),
+        (machine.Usage(1.0, 1.0, 1.0, 0.5, 0.5, 0, 0, 0), True),  # by the host
+        (used(moved=2 * 10**9, disk=2 * 10**9), False),
+        (used(moved=10**9, disk=2 * 10**9), True),
+        (used(moved=0, disk=2 * 10**9), False),  # it does not use the disk
+    ],
+)
+def test_others_disturb_where_they_take_what_a_measurement_needs(usage, disturbed):
+    assert bool(usage.disturbance) == disturbed
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """What others are said to take during each call of the measurements that follow."""
+    taken, clock = [], [0.0, 0.0]
+
+    def read():
+        if read.inside:
+            clock[0] += 1.0
+            clock[1] += taken.pop(0)
+        read.inside = not read.inside
+        return machine.Usage(clock[0], clock[0], clock[0] + clock[1], 0.0, 0.0, 0, 0, 0)
+
+    read.inside = False
+    monkeypatch.setattr(machine.Usage, "read", read)
+    machine.disturbances()  # asked: the next measurement begins anew
+    return taken
+
+
+def test_a_disturbed_measurement_is_repeated_and_the_quiet_one_counts(loads):
+    loads += [0.9, 0.0]
+    made = iter("ab")
+    assert machine.undisturbed(lambda: next(made)) == "b"
+    assert machine.disturbances() == ()
+
+
+def test_the_least_disturbed_counts_is_marked_and_the_mark_ends(loads):
+    loads += [0.9, 0.3, 0.6]
+    made = iter("abc")
+    assert machine.undisturbed(lambda: next(made), tries=3) == "b"
+    assert "0.30 cores" in machine.disturbances()[0]
+    assert machine.disturbances()  # as long as nothing else is measured
+    loads += [0.0]
+    machine.undisturbed(lambda: None)
+    assert machine.disturbances() == ()
+
+
+def test_marks_add_up_until_they_are_asked_for(loads):
+    loads += [0.5, 0.0, 0.7]
+    for _ in range(3):
+        machine.undisturbed(lambda: None, tries=1)
+    assert len(machine.disturbances()) == 2
+
+
+def test_what_is_measured_within_a_measurement_is_a_part_of_it(loads):
+    loads += [0.9, 0.0]
+    inner = machine.measurement(lambda: calls.append("inner"))
+    calls = []
+    machine.undisturbed(lambda: (calls.append("outer"), inner()))
+    assert calls == ["outer", "inner"] * 2
+    assert not loads
+
+
+def test_a_long_measurement_is_not_made_twice(loads, monkeypatch):
+    loads += [0.9]
+    monkeypatch.setattr(machine, "_PATIENCE_S", 0.0)
+    machine.undisturbed(lambda: None)
+    assert machine.disturbances()
+    assert not loads
+
+
+def test_a_measurement_that_fails_leaves_the_watch_ready(loads):
+    loads += [0.0]
+
+    def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        machine.undisturbed(fail)
+    machine.Usage.read()  # the end that the failure left out
+    loads += [0.8]
+    machine.undisturbed(lambda: None, tries=1)
+    assert machine.disturbances()
+
+
+def test_a_reading_tells_the_own_family_from_others():
+    """A child counts as its own, and everybody together as no less than that."""
+    code = "from time import perf_counter as t\nend = t() + 0.3\nwhile t() < end: pass"
+    start = machine.Usage.read()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    used = machine.Usage.read().since(start)
+    assert used.own_s > 0
+    assert used.wall_s > 0.3
+    assert used.busy_s >= used.own_s - 0.1  # ticks of two clocks
+    assert used.others_s >= 0
+
+
+def test_threads_of_openmp_wait_passively_unless_told_otherwise():
+    code = "import os, thesis_lib; print(os.environ['OMP_WAIT_POLICY'])"
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+        if given:
+            environment["OMP_WAIT_POLICY"] = given
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True,
+            env=environment, check=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == expected
+
+
+def test_torch_before_the_package_is_said_once_and_in_one_sentence():
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    code = "import sys; sys.modules['torch'] = sys; import thesis_lib"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env=environment, check=True,
+    )  # fmt: skip
+    assert "import thesis_lib first" in done.stderr

@@ -117,3 +117,19 @@ def test_the_commit_hook_keeps_exactly_those_outputs(tmp_path):
         shutil.copy(chapter.path, copy)
         subprocess.run([*command, str(copy)], check=True)
         assert copy.read_bytes() == chapter.path.read_bytes(), chapter.name
+
+
+def test_no_chapter_imports_torch_before_the_package_has_said_how_threads_wait():
+    for chapter in CHAPTERS:
+        imported = [
+            (name or "").partition(".")[0]
+            for node in ast.walk(ast.parse(chapters.code(chapter.load())))
+            for name in (
+                [node.module]
+                if isinstance(node, ast.ImportFrom)
+                else [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else []
+            )
+        ]
+        assert "torch" not in imported[: imported.index("thesis_lib")], chapter.name

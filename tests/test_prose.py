@@ -1,4 +1,6 @@
-"""No number in prose is typed: glue, citations and settings carry them all.
+"""No number in prose is typed, nor what a comparison of times comes to.
+
+Glue, citations and settings carry the numbers.
 
 The linter reads what a reader reads: text, captions and alternative texts of the
 chapters, the pages of the book and the README. It takes away code, mathematics, links
@@ -7,6 +9,7 @@ that the same sentence cites, or a setting of `data/claims.yml`, which is compar
 the constant in the code.
 """
 
+import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
@@ -239,6 +242,143 @@ def test_no_line_of_prose_disappears_as_a_comment(page):
     assert not lost, f"to MyST a line that begins with % is a comment: {lost}"
 
 
+# --- Which of two times is longer is decided by a cell --------------------------
+
+COMPARED = re.compile(
+    r"\b(?:(?:slow|fast|long|short|quick|soon|high|low|larg|small|great|cheap)e?er|"
+    r"more|less|fewer|better|worse|most|least|exceed\w*|overtak\w+|outweigh\w*|hardly|"
+    r"almost|nearly|barely|because|as (?:long|fast|slow|much|many) as|close to)\b|"
+    r"慢|快|較|更|不到|超過",
+    re.IGNORECASE,
+)
+
+
+def calls(chapter: Path, name: str) -> Iterator[ast.Call]:
+    """The calls of `results.name` in a chapter."""
+    for cell in nbformat.read(chapter, as_version=4).cells:
+        if cell.cell_type == "code":
+            for node in ast.walk(ast.parse(cell.source)):
+                called = node.func if isinstance(node, ast.Call) else None
+                if isinstance(called, ast.Attribute) and called.attr == name:
+                    assert isinstance(node, ast.Call)
+                    yield node
+
+
+def pattern(node: ast.expr | None) -> str:
+    """The names that a literal stands for, as a regular expression; '' for none."""
+    if isinstance(node, ast.Constant):
+        return re.escape(str(node.value))
+    if isinstance(node, ast.JoinedStr):
+        return "".join(pattern(part) or r"\w+" for part in node.values)
+    return ""
+
+
+def timed_names(chapter: Path) -> set[str]:
+    """What a chapter publishes as decided by the clock of its run, as patterns."""
+    return {
+        name
+        for call in calls(chapter, "publish_timed")
+        for node in ast.walk(call)
+        for key in (
+            node.keys
+            if isinstance(node, ast.Dict)
+            else [node.key]
+            if isinstance(node, ast.DictComp)
+            else []
+        )
+        if (name := pattern(key))
+    }
+
+
+def words_of(chapter: Path) -> set[str]:
+    """The words of a chapter that its numbers decide, as patterns."""
+    return {
+        name + ending
+        for function, ending in (("choose", ""), ("publish_change", "_word(_zh)?"))
+        for call in calls(chapter, function)
+        if (name := pattern(call.args[0]))
+    }
+
+
+def among(cited: set[tuple[str, int | None]], named: set) -> bool:
+    """Whether a name that is cited is one of those that a chapter publishes."""
+    return any(
+        chapter == home and re.fullmatch(known, name)
+        for name, home in cited
+        for known, chapter in named
+    )
+
+
+NUMBERED = {int(page.name[:2]): page for page in PAGES if page.suffix == ".ipynb"}
+TIMED = {(name, n) for n, page in NUMBERED.items() for name in timed_names(page)}
+DECIDED = {(name, n) for n, page in NUMBERED.items() for name in words_of(page)}
+
+
+def typed_comparisons(
+    text: str, home: int | None, timed: set = TIMED, words: set = DECIDED
+) -> list[str]:
+    """Sentences that cite a time of the run and compare it in words of their own."""
+    return [
+        sentence
+        for passage in passages(text)
+        for sentence in sentences(passage)
+        if among(cited := citations(sentence, home), timed)
+        and not among(cited, words)
+        and COMPARED.search(bare(sentence))
+    ]
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "It takes {glue:text}`step_s:.2f` s, because weights arrive slowly.",
+        "Reading takes {glue:text}`step_s:.2f` s and computing longer.",
+        "| a | {glue:text}`step_s:.2f` s | slower |",
+        "每個詞元費時 {glue:text}`../notebooks/06_x.ipynb::step_s:.3f` 秒，較慢。",
+    ],
+)
+def test_a_typed_comparison_of_times_is_found(planted):
+    timed, words = {("step_s", 6)}, {("bound", 6)}
+    assert typed_comparisons(planted, 6, timed, words)
+    carried = planted.replace("{glue", "{glue:text}`bound:s` {glue", 1)
+    assert not typed_comparisons(carried, 6, timed, words)
+    assert not typed_comparisons(planted, 6, {("other_s", 6)}, words)
+
+
+def test_the_names_of_times_and_of_words_are_read_from_the_calls(tmp_path):
+    source = (
+        "results.publish_timed({'step_s': 1} | {'rate_per_s': 2})\n"
+        "results.publish_timed({f'{kind}_ms': 1 for kind in kinds})\n"
+        "results.publish({'bytes': 3})\n"
+        "results.choose('bound', {'step_s > 1': 'slow', '': 'fast'})\n"
+        "results.publish_change('saved')"
+    )
+    cells = [nbformat.v4.new_code_cell(source)]
+    page = tmp_path / "06_x.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), page)
+    timed = {(name, 6) for name in timed_names(page)}
+    for name in ("step_s", "rate_per_s", "nf4_ms"):
+        assert among({(name, 6)}, timed), name
+    assert not among({("bytes", 6), ("step_s", 5)}, timed)
+    assert among({("bound", 6)}, {(name, 6) for name in words_of(page)})
+    assert among({("saved_word", 6)}, {(name, 6) for name in words_of(page)})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_comparison_of_times_is_typed(page):
+    home = int(page.name[:2]) if page.suffix == ".ipynb" else None
+    found = [hit for text in texts(page) for hit in typed_comparisons(text, home)]
+    assert not found, "\n".join(
+        ["let a cell decide it (results.choose), or say it without comparing:", *found]
+    )
+
+
+def test_every_claim_of_a_time_is_published_as_one():
+    times = {(key, c["chapter"]) for key, c in CLAIMS.items() if c["kind"] == "time"}
+    untimed = [time for time in times if not among({time}, TIMED)]
+    assert not untimed, "publish them with results.publish_timed"
+
+
 # --- Claims are cited, settings are true ---------------------------------------
 
 
@@ -254,7 +394,11 @@ def citations(markdown: str, home: int | None = None) -> set[tuple[str, int | No
 
 
 def uncited(claims: Mapping[str, Mapping], cited: set[tuple[str, int | None]]) -> list:
-    """Published names of claims, ends of intervals included, that no page cites."""
+    """Published names of claims, ends of intervals included, that no page cites.
+
+    A reduction is cited as well by what `results.publish_change` makes of it.
+    """
+    cited = cited | {(re.sub(r"_by(_low|_high)?$", r"\1", n), c) for n, c in cited}
     return [
         name
         for key, claim in claims.items()
@@ -269,6 +413,9 @@ def test_an_uncited_claim_is_found():
     assert uncited(claims, citations(page, home=4)) == ["lost", "moved"]
     assert uncited({"kept": {"chapter": 4, "low": "low", "high": "kept"}},
                    citations(page, home=4)) == ["low"]  # fmt: skip
+    ends = {"chapter": 4, "low": "saved_low", "high": "saved_high"}
+    said = "{glue:text}`saved_by:.1f` % ({glue:text}`saved_by_low` to 3)"
+    assert uncited({"saved": ends}, citations(said, home=4)) == ["saved_high"]
 
 
 def test_every_claim_is_cited_from_its_chapter():

@@ -65,3 +65,48 @@ def test_check_reports_agreement_and_disagreement():
     assert results.check("x", 1.06, 1.0, rtol=0.05).startswith("x: 1.06 differs")
     with pytest.raises(InvalidInput):
         results.check("x", 1.0, 1.0, rtol=5)
+
+
+# --- Words that numbers decide -------------------------------------------------
+
+
+def test_the_first_case_that_holds_gives_the_word():
+    cases = {"a > 2 * b": "much more", "a > b and not b < 0": "more", "": "no more"}
+    words = [
+        results.decided(cases, {"a": a, "b": b})
+        for a, b in [(5, 2), (3, 2), (2, 2), (-1, -1)]
+    ]
+    assert words == ["much more", "more", "no more", "much more"]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["print('x')", "a.real > 1", "a[0]", "[x for x in a]", "a if b else c", "'a' < b",
+     "a >", "lambda: a", "a := 3", "a ** 1000000"],
+)  # fmt: skip
+def test_a_rule_is_a_comparison_and_nothing_else(rule):
+    with pytest.raises(InvalidInput, match="rule"):
+        results.decided({rule: "x", "": "y"}, {"a": 1, "b": 2, "c": 3})
+
+
+def test_a_rule_over_what_was_not_published_and_cases_without_an_end_are_refused():
+    with pytest.raises(InvalidInput, match="compares nowhere"):
+        results.choose("word", {"nowhere > 1": "x", "": "y"})
+    with pytest.raises(InvalidInput, match="must be ''"):
+        results.choose("word", {"1 > 0": "x"})
+
+
+@pytest.mark.parametrize(
+    ("ends", "says"),
+    [
+        ((-1.3, -2.0, -0.6), (1.3, 0.6, 2.0, "more")),
+        ((36, 30, 40), (36, 30, 40, "fewer")),
+        ((-0.5, -1.0, 0.2), (0.5, -0.2, 1.0, "more")),
+        ((0, -1, 1), (0, -1, 1, "fewer")),
+    ],
+)
+def test_a_negative_reduction_is_published_as_more(ends, says):
+    results.publish(dict(zip(("x", "x_low", "x_high"), ends, strict=True)))
+    results.publish_change("x")
+    names = ("x_by", "x_by_low", "x_by_high", "x_word")
+    assert tuple(results.published()[name] for name in names) == says

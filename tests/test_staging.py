@@ -153,3 +153,92 @@ def test_a_folder_that_cannot_be_written_is_a_refusal(checkout):
     (checkout / "file").write_text("")
     with pytest.raises(InvalidInput, match="cannot be written"):
         render(checkout / "executed", checkout / "file" / "out")
+
+
+# --- Times in doubt, words that numbers decide ---------------------------------
+
+CITED = "{glue:text}`token_s:.1f` s, {glue:text}`ppl:.1f`, {glue:text}`pace:s`"
+ELSEWHERE = "{glue:text}`../notebooks/06_evaluation.ipynb::token_s:.2f` s"
+MARK = " {ref}`(in doubt) <sec-doubts>`"
+
+
+def glued(name, value, **noted):
+    """The output by which a cell publishes a number."""
+    return nbformat.v4.new_output(
+        "display_data",
+        data={"text/plain": repr(value)},
+        metadata={"scrapbook": {"name": name, "mime_prefix": "", **noted}},
+    )
+
+
+def with_times(checkout, pace="slow", **changes):
+    """A chapter whose text cites a time, in text, caption and alternative text."""
+    made = record("06_evaluation", **changes)
+    rules = [["token_s > 0.3", "slow"], ["", "fast"]]
+    outputs = [glued(name, value) for name, value in made.numbers.items()]
+    cell = nbformat.v4.new_code_cell(
+        "1", outputs=[*outputs, glued("pace", pace, rules=rules)]
+    )
+    cell.metadata["mystnb"] = {"figure": {"caption": CITED}, "image": {"alt": CITED}}
+    cells = [nbformat.v4.new_markdown_cell(CITED), cell]
+    made = record("06_evaluation", pace=pace, **changes)
+    write_result(checkout, nbformat.v4.new_notebook(cells=cells), made)
+    record("06_evaluation").write(checkout / "data/reference/smoke/06_evaluation.json")
+    for name, start in (("page", ""), ("page_zh", "---\nlang: zh-Hant\n---\n")):
+        (checkout / "book" / f"{name}.md").write_text(start + ELSEWHERE)
+    stage(checkout / "executed", checkout / "source")
+    notebook = nbformat.read(
+        checkout / "source" / "notebooks" / "06_evaluation.ipynb", as_version=4
+    )
+    shown = notebook.cells[1].metadata["mystnb"]
+    book_pages = [
+        (checkout / "source" / "book" / f"{name}.md").read_text()
+        for name in ("page", "page_zh")
+    ]
+    return (
+        notebook.cells[0].source, shown["figure"]["caption"], shown["image"]["alt"],
+        *book_pages, (checkout / "source/book/your_hardware_results.txt").read_text(),
+    )  # fmt: skip
+
+
+def test_a_time_that_is_as_expected_is_not_marked(checkout):
+    text, caption, alt, page, _, hardware = with_times(checkout)
+    assert text == caption == CITED
+    assert alt == "0.4 s, 20.0, slow"
+    assert page == ELSEWHERE
+    assert "doubt" not in hardware
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"token_s": 4.0},  # ten times the reference, on the same machine
+        {"disturbed": "token_s", "disturbed_by": "others took 1.90 cores"},
+    ],
+    ids=["unexpected", "disturbed"],
+)
+def test_a_time_in_doubt_is_marked_on_every_page_that_cites_it(checkout, changes):
+    text, caption, alt, page, chinese, hardware = with_times(checkout, **changes)
+    first, second, third = CITED.split(", ")
+    assert text == caption == f"{first[:-2]}{MARK} s, {second}, {third}{MARK}"
+    assert alt.count("(in doubt)") == 2
+    assert page == ELSEWHERE[:-2] + MARK + " s"
+    assert chinese.endswith(" {ref}`（存疑） <sec-doubts>` s")
+    assert "(sec-doubts)=" in hardware
+    assert "`token_s`" in hardware
+    assert changes.get("disturbed_by", "10.00 times") in hardware
+
+
+def test_a_page_whose_words_contradict_its_numbers_is_refused(checkout):
+    with pytest.raises(
+        InvalidInput, match="pace is 'fast', but its numbers say 'slow'"
+    ):
+        with_times(checkout, pace="fast")
+    with_times(checkout, pace="fast", token_s=0.2)
+
+
+def test_an_alternative_text_cites_only_what_its_chapter_published(checkout):
+    none = book.Published({"x": record("x", a=1.25)}, {})
+    assert none.plain("a is {glue:text}`a:.1f`", "x") == "a is 1.2"
+    with pytest.raises(InvalidInput, match="cites b"):
+        none.plain("{glue:text}`b`", "x")

@@ -11,7 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -22,68 +23,147 @@ from thesis_lib.chapters import (
     PROFILE_PARAMETER,
     Chapter,
     chapters,
+    choices,
     claimed,
+    contradictions,
     parameters,
     repository,
     storage,
 )
 from thesis_lib.checks import InvalidInput, require
 from thesis_lib.claims import read_claims
-from thesis_lib.compare import Run, compare, number, read_reference
+from thesis_lib.compare import (
+    Comparison,
+    Run,
+    compare,
+    doubts,
+    number,
+    read_reference,
+)
 from thesis_lib.files import content_hash, file_hash
 from thesis_lib.present import (
     book_lines,
     chart,
+    doubt_section,
     durations_lines,
     machine_table,
     markdown,
     markdown_table,
     meanings_lines,
 )
-from thesis_lib.results import Record
+from thesis_lib.results import Record, names_in
 from thesis_lib.units import format_duration, format_size
 
 STAMP = "rendered.sha256"
 
-
 _CITED = re.compile(
-    r"\{glue:text\}`(?:(?:[./]|notebooks/)*(?P<chapter>\d\d_\w+)\.ipynb::)?"
-    r"(?P<name>\w+)(?::[^`]*)?`"
+    r"\{glue:text\}`(?:(?P<path>[^`:]*?)(?P<chapter>\d\d_\w+)\.ipynb::)?"
+    r"(?P<name>\w+)(?::(?P<form>[^`]*))?`"
 )
+MARKS = {"en": "(in doubt)", "zh-Hant": "（存疑）"}
 ABSENT = "– *(not computed with these parameters)*"
 
 
-def _mark_absent(text: str, page: str, records: dict[str, Record]) -> str:
-    """Say of each number that prose cites where the reader's parameters left it out.
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the chapters of a run published, and what of it should not be believed."""
 
-    `page` is the chapter that the text stands in. At the parameters of a profile every
-    number is there, and one that is not stops the build.
+    records: Mapping[str, Record]  # by chapter
+    doubted: Mapping[str, Mapping[str, str]]  # by chapter and name, with the reason
+
+    def _absent(self, chapter: str, name: str) -> bool:
+        """Whether the reader's parameters left a number out.
+
+        At the parameters of a profile every number is there, and one that is not stops
+        the build.
+        """
+        record = self.records.get(chapter)
+        return (
+            record is not None
+            and record.parameters.get(PROFILE_PARAMETER) == CUSTOM
+            and name not in record.numbers
+        )
+
+    def mark(self, text: str, home: str = "", language: str = "en") -> str:
+        """MyST text that says of each number it cites whether it is absent or doubted.
+
+        `home` is the chapter that the text stands in. A doubt leads to its reason.
+        """
+
+        def marked(hit: re.Match) -> str:
+            chapter = hit["chapter"] or home
+            if self._absent(chapter, hit["name"]):
+                return ABSENT
+            mark = f" {{ref}}`{MARKS[language]} <sec-doubts>`"
+            return hit[0] + mark * (hit["name"] in self.doubted.get(chapter, {}))
+
+        return _CITED.sub(marked, text)
+
+    def plain(self, text: str, home: str) -> str:
+        """Text that can hold no role, such as an alternative one: filled and marked.
+
+        Raises InvalidInput for a name that the chapter did not publish.
+        """
+
+        def filled(hit: re.Match) -> str:
+            chapter, name = hit["chapter"] or home, hit["name"]
+            if self._absent(chapter, name):
+                return "(not computed)"
+            numbers = self.records[chapter].numbers if chapter in self.records else {}
+            require(
+                name in numbers,
+                f"an alternative text of {home} cites {name}, which {chapter} did not "
+                "publish: publish it, or correct the text",
+            )
+            mark = f" {MARKS['en']}" * (name in self.doubted.get(chapter, {}))
+            return format(numbers[name], hit["form"] or "") + mark
+
+        return _CITED.sub(filled, text)
+
+
+def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Published:
+    """What the chapters published; a word is in doubt with a number that decided it.
+
+    Raises InvalidInput for a page whose words contradict its numbers.
     """
+    run = Run(compared.labels[0], tuple(record for _, record in results))
+    doubted = doubts(compared, run)
+    for path, record in results:
+        notebook = nbformat.read(path, as_version=4)
+        wrong = contradictions(notebook)
+        require(not wrong, f"{path.name} contradicts itself: {'; '.join(wrong)}")
+        known = doubted.get(record.chapter, {})
+        for word, cases in choices(notebook).items():
+            for name in {n for rule in cases if rule for n in names_in(rule)} & {
+                *known
+            }:
+                known[word] = known[name]
+    return Published({record.chapter: record for _, record in results}, doubted)
 
-    def mark(cited: re.Match) -> str:
-        record = records.get(cited["chapter"] or page)
-        if record is None or record.parameters.get(PROFILE_PARAMETER) != CUSTOM:
-            return cited[0]
-        return cited[0] if cited["name"] in record.numbers else ABSENT
 
-    return _CITED.sub(mark, text)
-
-
-def _stage_notebook(executed: Path, records: dict[str, Record]) -> str:
+def _stage_notebook(executed: Path, published: Published) -> str:
     """The notebook as readers see it: inputs folded, one parameters cell.
 
-    Raises InvalidInput if the run wrote to standard error: a reader would see it.
+    Times in doubt are marked, and alternative texts filled in. Raises InvalidInput if
+    the run wrote to standard error: a reader would see it.
     """
-    notebook = nbformat.read(executed, as_version=4)
+    notebook, home = nbformat.read(executed, as_version=4), executed.stem
     tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
     injected = any("injected-parameters" in t for t in tags)
     kept = []
     for cell, cell_tags in zip(notebook.cells, tags, strict=True):
         cell.metadata.pop("papermill", None)
+        if cell.cell_type == "markdown":
+            cell.source = published.mark(cell.source, home)
+        shown = cell.metadata.get("mystnb", {})
+        if "caption" in shown.get("figure", {}):
+            shown["figure"]["caption"] = published.mark(
+                shown["figure"]["caption"], home
+            )
+        if "alt" in shown.get("image", {}):
+            shown["image"]["alt"] = published.plain(shown["image"]["alt"], home)
         if injected and "parameters" in cell_tags:
             continue  # the values that ran follow, in the injected cell
-        if cell.cell_type == "markdown":
-            cell.source = _mark_absent(cell.source, executed.stem, records)
         if cell.cell_type == "code":
             for output in cell.outputs:
                 require(
@@ -181,16 +261,16 @@ def _escaped(
     return first, others
 
 
-def _stage_your_hardware(records: list[Record], folder: Path) -> None:
+def _stage_your_hardware(
+    compared: Comparison, reference: Run, published: Published, folder: Path
+) -> None:
     """Write the generated parts of the page "Your hardware" beside it."""
-    here, reference = Run("this machine", tuple(records)), read_reference()
-    compared = compare([here], read_claims().claims, reference)
-    figure = "your_hardware.svg"
-    if drawn := chart(compared, here.label):
+    figure, label = "your_hardware.svg", compared.labels[0]
+    if drawn := chart(compared, label):
         (folder / figure).write_text(drawn)
-    lines = book_lines(compared, here.label, figure if drawn else None)
+    lines = book_lines(compared, label, figure if drawn else None)
     parts = {
-        "results": lines,
+        "results": lines + doubt_section(published.doubted),
         "durations": durations_lines(reference.records),
         "meanings": meanings_lines(),
     }
@@ -266,20 +346,24 @@ def stage(executed: Path, source: Path) -> str:
     shutil.copytree(checkout / "book", source / "book")
     _stage_config(checkout, source)
     records = [record for _, record in results]
-    by_chapter = {record.chapter: record for record in records}
+    here, reference = Run("this machine", tuple(records)), read_reference()
+    compared = compare([here], read_claims().claims, reference)
+    published = _published(results, compared)
     for notebook, _ in results:
-        staged = _stage_notebook(notebook, by_chapter)
+        staged = _stage_notebook(notebook, published)
         (source / "notebooks" / notebook.name).write_text(staged)
-    for page in (source / "book").glob("*.md"):
-        page.write_text(_mark_absent(page.read_text(), page.stem, by_chapter))
+    for page in sorted((source / "book").glob("*.md")):
+        text = page.read_text()
+        language = "zh-Hant" if "lang: zh-Hant" in text else "en"
+        page.write_text(published.mark(text, language=language))
     (source / "book" / "provenance_table.txt").write_text(_provenance(records))
     lines = [
         line
         for chapter in chapters()
-        for line in _parameter_lines(chapter, by_chapter[chapter.name])
+        for line in _parameter_lines(chapter, published.records[chapter.name])
     ]
     (source / "book" / "parameters_table.txt").write_text("\n".join(lines))
-    _stage_your_hardware(records, source / "book")
+    _stage_your_hardware(compared, reference, published, source / "book")
     files = [path for path in source.rglob("*") if path.is_file()]
     names = "\n".join(str(path.relative_to(source)) for path in sorted(files))
     locks = file_hash(checkout.glob("requirements*.lock"))

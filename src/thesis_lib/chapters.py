@@ -36,7 +36,7 @@ from thesis_lib.files import content_hash, file_hash, write_whole
 from thesis_lib.machine import Watch, commit, describe, identity, lock_hash, versions
 from thesis_lib.parameters import TYPES, Limits, Parameter, limits_of, refuse
 from thesis_lib.paths import cache_folder, data_folder, root
-from thesis_lib.results import OldRecord, Record
+from thesis_lib.results import OldRecord, Record, decided
 
 PROFILES = ("smoke", "default", "full")
 PROFILE_PARAMETER = "profile"  # set here, so that a chapter knows its references
@@ -416,17 +416,50 @@ def produce(
     )
 
 
-def glued(notebook: nbformat.NotebookNode) -> dict[str, Any]:
-    """The numbers that an executed notebook glued, by name."""
-    numbers = {}
+def _glue(notebook: nbformat.NotebookNode) -> Iterator[tuple[dict, Any]]:
+    """What an executed notebook glued: what is noted of it, and its value."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            name = output.get("metadata", {}).get("scrapbook", {}).get("name")
-            if name:
-                mime = output["metadata"]["scrapbook"].get("mime_prefix", "")
-                text = output["data"].get(f"{mime}text/plain")
-                numbers[name] = ast.literal_eval(text)
+            noted = output.get("metadata", {}).get("scrapbook", {})
+            if noted.get("name"):
+                text = output["data"].get(f"{noted.get('mime_prefix', '')}text/plain")
+                yield noted, ast.literal_eval(text)
+
+
+def glued(notebook: nbformat.NotebookNode) -> dict[str, Any]:
+    """The numbers that an executed notebook glued, by name.
+
+    Where a measurement was disturbed, `disturbed` names the numbers that rest on it and
+    `disturbed_by` says what went on.
+    """
+    numbers, disturbed = {}, {}
+    for noted, value in _glue(notebook):
+        numbers[noted["name"]] = value
+        if noted.get("disturbed"):
+            disturbed[noted["name"]] = noted["disturbed"]
+    if disturbed:
+        causes = dict.fromkeys(cause for found in disturbed.values() for cause in found)
+        numbers |= {"disturbed": " ".join(disturbed), "disturbed_by": "; ".join(causes)}
     return numbers
+
+
+def choices(notebook: nbformat.NotebookNode) -> dict[str, dict[str, str]]:
+    """The cases that decided each word of an executed notebook (`results.choose`)."""
+    return {
+        noted["name"]: dict(noted["rules"])
+        for noted, _ in _glue(notebook)
+        if noted.get("rules")
+    }
+
+
+def contradictions(notebook: nbformat.NotebookNode) -> list[str]:
+    """Words of an executed notebook that its numbers do not give, each explained."""
+    numbers = glued(notebook)
+    return [
+        f"{name} is {numbers[name]!r}, but its numbers say {word!r}"
+        for name, cases in choices(notebook).items()
+        if (word := decided(cases, numbers)) != numbers[name]
+    ]
 
 
 def fresh(folder: Path, chapter: Chapter, wanted_key: str) -> Record | None:
@@ -507,11 +540,12 @@ def _run_one(
     profile: str,
     folder: Path,
     progress: Progress,
+    again: bool,
 ) -> tuple[Record, bool]:
     """Produce a chapter in `folder` unless it is fresh; the caller holds its lock."""
     wanted, output = content_key(chapter, values), folder / f"{chapter.name}.ipynb"
     failed = output.with_suffix(".failed.ipynb")
-    if (record := fresh(folder, chapter, wanted)) is not None:
+    if not again and (record := fresh(folder, chapter, wanted)) is not None:
         return record, False
     partial = folder / f".{chapter.name}.partial.ipynb"
     try:
@@ -539,8 +573,12 @@ def run(
     output: Path,
     progress: Progress,
     on_wait: Callable[[str], None] = lambda name: None,
+    again: bool = False,
 ) -> list[tuple[Record, bool]]:
     """Execute the chapters that are not fresh: (record, whether it was executed).
+
+    All of them with `again`: a measurement is fresh when nothing it depends on has
+    changed, and may yet be one that others disturbed.
 
     Everything is checked before anything runs. A chapter that fails raises
     InvalidInput and leaves earlier results, its own included, as they were. Another
@@ -554,7 +592,7 @@ def run(
             name = chapter.name
             with claimed(output / name, lambda name=name: on_wait(name)):
                 outcome.append(
-                    _run_one(chapter, resolved[name], profile, output, progress)
+                    _run_one(chapter, resolved[name], profile, output, progress, again)
                 )
     return outcome
 

@@ -41,6 +41,7 @@ class Claim:
     low: str | None = None  # published names of the ends of its 95 % interval
     high: str | None = None
     published: dict | None = None  # value, unit and source of a figure of the thesis
+    change: str = ""  # of a reduction: what there is so many percent fewer or more of
     reference: dict = field(default_factory=dict)  # profile to value
 
 

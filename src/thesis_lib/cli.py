@@ -139,10 +139,18 @@ def run(
         Path | None,
         typer.Option(help="Folder of results. Default: build/chapters/PROFILE."),
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="Execute fresh ones too: to measure without disturbance."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Re-execute chapters with papermill; skip those whose result is fresh."""
-    from thesis_lib import chapters
+    from thesis_lib import chapters, present
+    from thesis_lib import compare as compare_
+    from thesis_lib.claims import read_claims
 
     overrides = dict(chapters.assignment(text) for text in parameter or [])
     chosen = chapters.select(names or [])
@@ -154,8 +162,11 @@ def run(
         typer.echo(f"waiting for another run of {name} in {folder}", err=True)
 
     with bars:
-        outcome = chapters.run(chosen, profile, overrides, folder, move, waiting)
+        outcome = chapters.run(chosen, profile, overrides, folder, move, waiting, again)
     seconds = time.perf_counter() - clock
+    made = compare_.Run("this run", tuple(record for record, _ in outcome))
+    compared = compare_.compare([made], read_claims().claims, compare_.read_reference())
+    doubted = compare_.doubts(compared, made)
     show(
         {
             "chapters": [
@@ -165,13 +176,14 @@ def run(
             "profile": profile,
             "seconds": round(seconds, 1),
             "output": str(folder),
+            "not_to_be_believed": doubted,
         },
         as_json,
         [
             f"{r.chapter:<32} {f'executed in {r.seconds:.0f} s' if new else 'fresh'}"
             for r, new in outcome
         ]
-        + [f"results in {folder}"],
+        + [f"results in {folder}", *present.doubt_lines(doubted)],
     )
 
 
@@ -311,6 +323,15 @@ def claims(
     records = chapters.read_records(checkout / "build" / "chapters" / profile)
     numbers = {k: v for record in records for k, v in record.numbers.items()}
     if update:
+        timed = {key for key, c in claims_.read_claims().claims.items() if c.follows}
+        for record in records:
+            lost = timed.intersection(str(record.numbers.get("disturbed", "")).split())
+            require(
+                not lost,
+                f"{', '.join(sorted(lost))} of {record.chapter} cannot become "
+                f"references: {record.numbers.get('disturbed_by')}; measure again when "
+                f"nothing else runs, with `thesis run {record.chapter} --again`",
+            )
         changed = claims_.store_references(
             numbers, profile, checkout / "data" / claims_.FILE
         )

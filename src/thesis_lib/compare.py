@@ -437,6 +437,25 @@ def compare(
     )
 
 
+def doubts(compared: Comparison, run: Run) -> dict[str, dict[str, str]]:
+    """Times of a run that should not be believed, by chapter and name, each with why.
+
+    Those whose measurement others disturbed, and claims whose verdict is UNEXPECTED.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for record in run.records:
+        names = str(record.numbers.get("disturbed", "")).split()
+        cause = f"disturbed: {record.numbers.get('disturbed_by', '')}"
+        found[record.chapter] = dict.fromkeys(names, cause)
+    for row, held in compared.held(run.label):
+        record = run.record(row.claim.chapter, row.profile)
+        if held.verdict.word == "UNEXPECTED" and record is not None:
+            why = [found[record.chapter].get(row.claim.key, "")]
+            why.append(f"UNEXPECTED, {held.verdict.text}")
+            found[record.chapter][row.claim.key] = "; ".join(filter(None, why))
+    return {chapter: names for chapter, names in found.items() if names}
+
+
 def compare_named(names: Sequence[str], claims: Mapping[str, Claim]) -> Comparison:
     """Compare runs by name: the first is what the others are held against.
 

@@ -13,10 +13,13 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 import psutil
@@ -34,6 +37,18 @@ SOURCES = ("src", "notebooks", "data", "book", "pyproject.toml")
 _DRAIN_BYTES = 256 * 2**20
 _CHUNK_BYTES = 4 * 2**20
 _SAMPLE_S = 0.25
+
+# Others disturb a measurement when they take more than this of a core while less than
+# another one is idle, or of the disk more than this share of what the process moved.
+_OTHER_CORES = 0.1
+_IDLE_CORES = 1.0
+_OTHER_BYTES = 0.25
+_LEAST_S = 0.05  # the system counts in ticks of a hundredth
+_LEAST_BYTES = 64 * 2**20
+_PATIENCE_S = 30.0  # beyond which a measurement is not repeated
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def cpu_model() -> str:
@@ -178,6 +193,143 @@ def largest_resident_bytes(process: psutil.Process) -> int:
         return process.memory_info().rss
     except (OSError, psutil.Error):
         return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What this process with its children, and everybody else, have used.
+
+    A reading counts from some start; the difference of two is of the time between.
+    """
+
+    wall_s: float
+    own_s: float  # processor, children included
+    busy_s: float  # processor, everybody, on the cores that this process may use
+    idle_s: float
+    stolen_s: float  # by other guests of the same host
+    switches: int  # of this process, against its will
+    own_bytes: int  # from and to disks
+    disk_bytes: int  # of the disk that moved most
+
+    @classmethod
+    def read(cls) -> Self:
+        """The reading of now; what the system does not tell counts as nothing."""
+        this = psutil.Process()
+        family, own_s, own_bytes = [this], 0.0, 0
+        with suppress(psutil.Error):
+            family += this.children(recursive=True)
+        for process in family:
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                own_s += times.user + times.system
+                if hasattr(process, "io_counters"):
+                    moved = process.io_counters()
+                    own_bytes += moved.read_bytes + moved.write_bytes
+        waited = os.times()
+        cores = psutil.cpu_times(percpu=True)
+        if hasattr(os, "sched_getaffinity"):
+            mine = os.sched_getaffinity(0)
+            cores = [core for i, core in enumerate(cores) if i in mine]
+        disks = {}
+        with suppress(OSError, RuntimeError):
+            disks = psutil.disk_io_counters(perdisk=True) or {}
+        return cls(
+            wall_s=time.perf_counter(),
+            own_s=own_s + waited.children_user + waited.children_system,
+            busy_s=sum(c.user + c.system + getattr(c, "nice", 0.0) for c in cores),
+            idle_s=sum(c.idle + getattr(c, "iowait", 0.0) for c in cores),
+            stolen_s=sum(getattr(c, "steal", 0.0) for c in cores),
+            switches=this.num_ctx_switches().involuntary,
+            own_bytes=own_bytes,
+            disk_bytes=max(
+                (d.read_bytes + d.write_bytes for d in disks.values()), default=0
+            ),
+        )
+
+    def since(self, start: "Usage") -> "Usage":
+        """What was used between two readings."""
+        return Usage(
+            *(getattr(self, f) - getattr(start, f) for f in self.__dataclass_fields__)
+        )
+
+    @property
+    def others_s(self) -> float:
+        """Processor time that this process did not get for its own."""
+        return max(self.busy_s - self.own_s, 0.0) + self.stolen_s
+
+    @property
+    def disturbance(self) -> str:
+        """What others did to a measurement between two readings; '' for nothing."""
+        found = []
+        taken = self.others_s / self.wall_s
+        scarce = self.idle_s < _IDLE_CORES * self.wall_s
+        if self.others_s > _LEAST_S and taken > _OTHER_CORES and scarce:
+            found.append(
+                f"others took {taken:.2f} cores, it {self.own_s / self.wall_s:.2f}, "
+                f"and was interrupted {self.switches:,} times"
+            )
+        moved = self.disk_bytes - self.own_bytes
+        if moved > _LEAST_BYTES and moved > _OTHER_BYTES * self.own_bytes > 0:
+            found.append(f"others moved {moved / 1e6:,.0f} MB on its disk")
+        return "; ".join(found)
+
+
+_disturbances: list[str] = []  # of the measurements since the last that was asked for
+_asked = False
+_watching = False
+
+
+def undisturbed(measure: Callable[[], T], tries: int = 3) -> T:
+    """What `measure` returns, repeated while others disturb it, `tries` times at most.
+
+    The least disturbed one counts, and where that was disturbed too `disturbances`
+    says so. A measurement is not begun again after half a minute. Within another one
+    it is a part of that, and is only made.
+    """
+    global _asked, _watching
+    if _watching:
+        return measure()
+    if _asked:
+        _disturbances.clear()
+        _asked = False
+    begun, made = time.perf_counter(), []
+    _watching = True
+    try:
+        while True:
+            start = Usage.read()
+            result = measure()
+            used = Usage.read().since(start)
+            made.append((used.others_s / used.wall_s, used.disturbance, result))
+            spent_s = time.perf_counter() - begun
+            if not used.disturbance or len(made) >= tries or spent_s > _PATIENCE_S:
+                break
+    finally:
+        _watching = False
+    _, disturbance, result = min(made, key=lambda one: (one[1] != "", one[0]))
+    if disturbance:
+        _disturbances.append(disturbance)
+    return result
+
+
+def measurement(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that times something, called again while others disturb it."""
+
+    @functools.wraps(function)
+    def watched(*args: P.args, **options: P.kwargs) -> T:
+        return undisturbed(lambda: function(*args, **options))
+
+    return watched
+
+
+def disturbances() -> tuple[str, ...]:
+    """What disturbed the measurements of this process since it last asked and measured.
+
+    They stay until the next measurement begins, so that all that is published of one
+    hears the same.
+    """
+    global _asked
+    _asked = True
+    return tuple(dict.fromkeys(_disturbances))
 
 
 class Watch:

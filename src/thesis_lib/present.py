@@ -127,6 +127,17 @@ def format_quantity(
     return f"{text} ({low} to {high})"
 
 
+def as_change(reduction: Quantity) -> tuple[Quantity, str]:
+    """A reduction as a positive quantity, and whether it is 'fewer' or 'more'."""
+    assert not isinstance(reduction.value, str)  # a reduction is a number
+    if reduction.value >= 0:
+        return reduction, "fewer"
+    low, high = reduction.low, reduction.high
+    if low is None or high is None:
+        return Quantity(-reduction.value), "more"
+    return Quantity(-reduction.value, -high, -low), "more"
+
+
 def title(claim: Claim) -> str:
     """What a claim says, with its unit."""
     return f"{claim.says} ({claim.unit})" if claim.unit else claim.says
@@ -221,6 +232,30 @@ def remarks(comparison: Comparison, run: str) -> list[str]:
         f"{text}"
         for (chapter, word, text), count in grouped.items()
     ]
+
+
+def doubt_lines(doubted: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Which times of a run should not be believed, and what to do; [] for none."""
+    if not doubted:
+        return []
+    lines = ["not to be believed:"]
+    for chapter, names in doubted.items():
+        for why, same in _grouped(names).items():
+            lines.append(f"  {chapter}: {', '.join(same)} ({why})")
+    numbers = " ".join(str(int(chapter.split("_")[0])) for chapter in doubted)
+    lines.append(
+        "end what else runs on this machine and measure again, with the same options: "
+        f"thesis run {numbers} --again"
+    )
+    return lines
+
+
+def _grouped(doubted: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names that share a reason, by reason."""
+    by_why: dict[str, list[str]] = {}
+    for name, why in doubted.items():
+        by_why.setdefault(why, []).append(name)
+    return by_why
 
 
 def whose(comparison: Comparison) -> str:
@@ -553,6 +588,29 @@ def book_lines(comparison: Comparison, run: str, figure: str | None) -> list[str
     return lines
 
 
+def doubt_section(doubted: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The section of the book's page to which the marks of doubt lead."""
+    if not doubted:
+        return []
+    lines = [
+        "(sec-doubts)=",
+        "## Times in doubt",
+        "",
+        "These times of this run should not be believed, and are marked wherever the "
+        "book cites them. They were measured while something else ran, each try of "
+        "them, or differ from the reference by more than the rates of the two machines "
+        "say. To measure again, end what else runs and give `thesis run` the chapter "
+        "and `--again`.",
+        "",
+    ]
+    for chapter, names in doubted.items():
+        for why, same in _grouped(names).items():
+            listed = ", ".join(f"`{name}`" for name in same)
+            lines.append(f"- Chapter {int(chapter.split('_')[0])}, {listed}: "
+                         f"{markdown(why)}.")  # fmt: skip
+    return [*lines, ""]
+
+
 def durations_lines(records: Sequence[Record]) -> list[str]:
     """What a run takes, by profile, as the committed reference run took it."""
     profiles = list(dict.fromkeys(record.profile for record in records))
@@ -615,14 +673,15 @@ def readme(text: str, claims: Mapping[str, Claim], reference: Run, profile: str)
     for key in block[2].split():
         claim = claims[choice("claim in README.md", key, claims)]
         value = reference_value(claim, profile, reference)
-        rows.append(
-            [
-                claim.says,
-                published_amount(claim),
-                f"**{format_quantity(value, claim, digits=3)}** {claim.unit}".strip(),
-                _ELSEWHERE[claim.kind],
-            ]
-        )
+        unit, published = claim.unit, published_amount(claim)
+        if claim.change and value is not None:
+            value, word = as_change(value)
+            unit = f"{unit} {word}"
+        if claim.change and claim.published is not None:
+            published += " fewer"
+        amount = f"**{format_quantity(value, claim, digits=3)}** {unit}".strip()
+        says = claim.change or claim.says
+        rows.append([says, published, amount, _ELSEWHERE[claim.kind]])
     head = ["", "Published", "Here", "On another machine"]
     table = "\n".join(markdown_table(head, rows))
     return README_BLOCK.sub(lambda hit: f"{hit[1]}{table}\n{hit[3]}", text)

@@ -1,5 +1,6 @@
 """Headline numbers and their records: published, checked, read back strictly."""
 
+import ast
 import json
 import math
 from collections.abc import Mapping
@@ -11,21 +12,37 @@ from typing import Any, Self, get_args, get_origin
 
 from thesis_lib.checks import InvalidInput, require
 from thesis_lib.files import write_whole
+from thesis_lib.machine import disturbances
 
 RECORD_VERSION = 2
 
 Number = float | int | str
 
+GLUED = "application/papermill.record/"  # where papermill keeps what is not shown
 _published: dict[str, Number] = {}
 
 
-def publish(numbers: Mapping[str, Real | str]) -> None:
+def publish(numbers: Mapping[str, Real | float | str]) -> None:
     """Glue each number under its name, so that prose on any page can cite it.
 
     Floats stay floats: prose rounds with `{glue:text}`name:.1f``. Raises InvalidInput
     for a name that is no identifier and for a number that is not finite.
     """
-    from myst_nb import glue  # a book dependency, not one of the package
+    _glue(numbers)
+
+
+def publish_timed(numbers: Mapping[str, Real | float | str]) -> None:
+    """Publish numbers that the clock of this run decided, in the cell that measured.
+
+    Those whose measurement was disturbed say so: `thesis run` names them and the book
+    marks each place that cites them (`thesis_lib.machine.undisturbed`).
+    """
+    _glue(numbers, disturbed=list(disturbances()))
+
+
+def _glue(numbers: Mapping[str, Real | float | str], **noted: object) -> None:
+    """Glue numbers with what is `noted` of all of them, where it is anything."""
+    from IPython.display import display  # of the kernel, no dependency of the package
 
     for name, value in numbers.items():
         require(
@@ -37,7 +54,96 @@ def publish(numbers: Mapping[str, Real | str]) -> None:
             f"{name}={plain} cannot be published: expected a finite number or a word",
         )
         _published[name] = plain
-        glue(name, plain, display=False)
+        book = {"name": name, "mime_prefix": GLUED}  # as myst_nb.glue writes it
+        book |= {key: note for key, note in noted.items() if note}
+        display(
+            {f"{GLUED}text/plain": repr(plain)}, raw=True, metadata={"scrapbook": book}
+        )
+
+
+def choose(name: str, cases: Mapping[str, str]) -> str:
+    """Publish, as `name`, the wording that published numbers decide; return it.
+
+    `cases` are tried in order. Each is a comparison of published names and numbers,
+    with `+ - * /`, `and`, `or` and `not`; the last is "", for all else. The rules go
+    with the word, so that it can be held against the numbers that the page has in the
+    end (`contradiction`). Raises InvalidInput for a rule that is something else and
+    for a name in it that is not published.
+    """
+    require(
+        list(cases)[-1:] == [""],
+        f"{name}: the last of its cases must be '', for all that the others leave",
+    )
+    word = decided(cases, _published)
+    # pairs, for a notebook keeps no order of keys
+    _glue({name: word}, rules=[list(case) for case in cases.items()])
+    return word
+
+
+_OPERATORS = (
+    ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Compare, ast.boolop, ast.cmpop, ast.Load,
+    ast.Not, ast.USub, ast.Add, ast.Sub, ast.Mult, ast.Div,
+)  # fmt: skip
+
+
+def names_in(rule: str) -> set[str]:
+    """The published names that a rule of `choose` compares.
+
+    Raises InvalidInput for anything that is no comparison of names and numbers.
+    """
+    try:
+        tree = ast.parse(rule, mode="eval").body
+    except SyntaxError as error:
+        raise InvalidInput(f"rule {rule!r} cannot be read: {error.msg}") from error
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        else:
+            known = isinstance(node, _OPERATORS) or (
+                isinstance(node, ast.Constant) and isinstance(node.value, int | float)
+            )
+            require(
+                known,
+                f"rule {rule!r} holds a {type(node).__name__}: expected names, "
+                "numbers, comparisons and + - * /, and, or, not",
+            )
+    return names
+
+
+def decided(cases: Mapping[str, str], numbers: Mapping[str, Number]) -> str:
+    """The word of the first case that `numbers` fulfil; see `choose`."""
+    for rule, word in cases.items():
+        if not rule:
+            return word
+        missing = sorted(names_in(rule) - numbers.keys())
+        require(
+            not missing,
+            f"rule {rule!r} compares {', '.join(missing)}, which nothing has published "
+            "so far: publish it first",
+        )
+        # nothing but the nodes that `names_in` lets pass
+        if eval(compile(rule, "rule", "eval"), {"__builtins__": {}}, dict(numbers)):
+            return word
+    raise InvalidInput("no case holds: the last must be ''")
+
+
+def publish_change(name: str, words: tuple[str, str] = ("fewer", "more")) -> None:
+    """Publish a reduction in percent as prose says it: '1.3 % more', '34 % fewer'.
+
+    From the published `name`, and `name_low` and `name_high` where they are: `name_by`,
+    `name_by_low` and `name_by_high`, whose sign makes `name_by` positive, and
+    `name_word`, one of `words`; `name_word_zh` is the same in Chinese.
+    """
+    for ending, (less, more) in {"word": words, "word_zh": ("減少", "增加")}.items():
+        choose(f"{name}_{ending}", {f"{name} < 0": more, "": less})
+    value = _published[name]
+    ends = [_published.get(f"{name}_{end}") for end in ("low", "high")]
+    turned = -1 if float(value) < 0 else 1
+    publish({f"{name}_by": turned * float(value)})
+    if None not in ends:
+        low, high = sorted(turned * float(end) for end in ends if end is not None)
+        publish({f"{name}_by_low": low, f"{name}_by_high": high})
 
 
 def published() -> dict[str, Number]:

@@ -232,10 +232,8 @@ def _kernels(chapter: Chapter) -> Iterator[type | None]:
     source = chapters.code(chapter.load())
     package = sorted(chapters.modules(source))
     modules = warm.imports(source)
-    # What the package imports within its functions costs as much as the rest, and so
-    # does what publishing a number imports in its turn.
+    # What the package imports within its functions costs as much as the rest.
     modules += [name for path in package for name in warm.imports(path.read_text())]
-    modules.append("myst_nb.ext.glue")
     if not warm.supported(modules):
         yield None
         return

@@ -3,20 +3,33 @@ import pandas as pd
 import pytest
 
 from thesis_lib.checks import InvalidInput
+from thesis_lib.sequencer.dispatch import Terms
 from thesis_lib.sequencer.goals import (
     BASELINES,
     GOALS,
     LOADS,
+    SIMPLE,
     against_baselines,
     against_goals,
     by_estimator,
+    censored,
+    constants,
     elsewhere,
     ingredients,
+    learning,
     price_of_fairness,
     random_settings,
     run_goals,
+    worth_of_learning,
 )
-from thesis_lib.sequencer.report import column, scenario_cell, simulate_cell
+from thesis_lib.sequencer.report import (
+    DESIGN_SEED,
+    column,
+    noisy_estimate,
+    replicate,
+    scenario_cell,
+    simulate_cell,
+)
 
 
 def runs_of(row, shares):
@@ -134,3 +147,70 @@ def test_fairness_costs_goodput_and_brings_types_together():
     assert fair.between < free.between - 10
     assert fair.goodput < free.goodput
     assert fair.payment > free.payment
+
+
+# --- What the headline rests on -----------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small():
+    return scenario_cell("A", transactions=600)
+
+
+def test_what_learning_is_worth_is_what_the_same_runs_say(small):
+    runs = learning(small, 1.3, seeds=2, seed=5)
+    worth = worth_of_learning(runs, 1.3)
+    mean = {
+        name: column(runs, name, 1.3, "violations").mean()
+        for name in runs["policy"].unique()
+    }
+    assert mean[worth["simple_best"]] == min(mean[name] for name in SIMPLE)
+    assert worth["learned_percent"] == 100 * mean["ours"]
+    assert worth["learned_regret"] == 100 * mean["ours"] - 100 * mean["bound"]
+    for name, policy, baseline in (
+        ("reduction_learned", "ours", "fifo"),
+        ("reduction_constant", "ours-constant", "fifo"),
+        ("learned_over_constant", "ours", "ours-constant"),
+        ("learned_over_simple", "ours", worth["simple_best"]),
+    ):
+        expected = 100 * (1 - mean[policy] / mean[baseline])
+        assert worth[name] == pytest.approx(expected), name
+        assert worth[f"{name}_low"] <= worth[f"{name}_high"], name
+
+
+def test_a_learned_estimate_is_not_the_truth_and_a_constant_is_neither(small):
+    """The columns are of three estimators, on the same transactions."""
+    runs = learning(small, 1.3, seeds=1, seed=5)
+    exact = replicate(small, ["ours"], [1.3], noisy_estimate(0.0), seeds=1, seed=5)
+    counts = {
+        column(runs, "ours", 1.3, "violations")[0],
+        column(runs, "ours-constant", 1.3, "violations")[0],
+        column(exact, "ours", 1.3, "violations")[0],
+    }
+    assert len(counts) == 3
+
+
+def test_constants_are_varied_one_at_a_time_from_the_configuration_itself(small):
+    table = constants(small, [1.3], seeds=1)
+    plain = replicate(
+        small, ["ours"], [1.3], noisy_estimate(), seeds=1, seed=DESIGN_SEED
+    )
+    assert len(table) == 7
+    assert table.iloc[0, 0] == 100 * plain["violations"].mean()
+    assert (table.iloc[1:, 0] != table.iloc[0, 0]).any()
+
+
+def test_what_is_censored_is_held_against_the_line_of_the_admitted(small):
+    sides = censored(small, 1.5, seeds=2)
+    assert sides["share"].sum() == pytest.approx(100)
+    promised = 100 * Terms().pressed_p
+    assert sides.loc["admitted", "within"] == pytest.approx(promised, abs=0.5)
+    assert sides.loc["admitted", "50 %"] == pytest.approx(1, abs=0.1)
+    # what is given up under pressure is long, in truth as well
+    assert sides.loc["refused", "service (ms)"] > sides.loc["admitted", "service (ms)"]
+    assert (sides["10 %"] < sides["50 %"]).all()
+    assert (sides["50 %"] < sides["90 %"]).all()
+
+
+def test_where_nothing_is_refused_there_is_no_row_of_it(small):
+    assert list(censored(small, 0.3, seeds=1).index) == ["admitted"]

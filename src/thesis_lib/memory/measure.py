@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from thesis_lib.checks import require
-from thesis_lib.machine import identity
+from thesis_lib.machine import identity, undisturbed
 from thesis_lib.memory.spec import ModelSpec
 from thesis_lib.stats import LEVEL, bootstrap
 from thesis_lib.units import MiB
@@ -187,19 +187,24 @@ def interleave(
 ) -> dict[str, tuple[float, ...]]:
     """Seconds of each step, `2 * rounds` samples, forwards and backwards in turn.
 
-    The order A B B A cancels a drift of the machine that is linear in time.
+    The order A B B A cancels a drift of the machine that is linear in time. Rounds that
+    others disturbed are taken again (`undisturbed`).
     """
     require(rounds > 0 and warmup >= 0, f"rounds={rounds}, warmup={warmup}: too few")
-    samples: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         for _ in range(warmup):
             step()
-    for _ in range(rounds):
-        for name in (*steps, *reversed(list(steps))):
-            start = time.perf_counter()
-            steps[name]()
-            samples[name].append(time.perf_counter() - start)
-    return {name: tuple(values) for name, values in samples.items()}
+
+    def sampled() -> dict[str, tuple[float, ...]]:
+        samples: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(rounds):
+            for name in (*steps, *reversed(list(steps))):
+                start = time.perf_counter()
+                steps[name]()
+                samples[name].append(time.perf_counter() - start)
+        return {name: tuple(values) for name, values in samples.items()}
+
+    return undisturbed(sampled)
 
 
 def compute_rates(

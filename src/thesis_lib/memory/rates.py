@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from thesis_lib.checks import require
+from thesis_lib.machine import measurement
 from thesis_lib.memory.coded import decoder_bytes_per_s
 from thesis_lib.memory.measure import compute_rates
 from thesis_lib.memory.plan import MemoryPlan, plan
@@ -33,6 +34,7 @@ from thesis_lib.memory.stream import (
 _NEARLY = 0.9  # of the time of reads through a decoder: who takes it is their limit
 
 
+@measurement
 def measure_machine(
     folder: Path | str,
     tokens: Sequence[int] = (1, 16, 64, 256),
@@ -108,6 +110,7 @@ def measure_machine(
     )
 
 
+@measurement
 def drain_bytes_per_s(folder: Path | str, drains: int = 5, ring: int = 3) -> float:
     """The median rate at which a ring of buffers is filled with layers, bytes a second.
 

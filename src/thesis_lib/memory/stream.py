@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, DynamicCache, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from thesis_lib.checks import InvalidInput, require
+from thesis_lib.machine import undisturbed
 from thesis_lib.memory import smollm2
 from thesis_lib.memory.architectures import read_config, skeleton, stack
 from thesis_lib.memory.measure import (
@@ -693,16 +694,19 @@ def measure_decoding(
         resident(last, cache=twin, use_cache=True)
         twin.crop(-1)
 
-    with torch.no_grad():
-        resident(prompt, cache=twin, use_cache=True, logits_to_keep=1)
+    def sampled() -> tuple[dict[str, tuple[float, ...]], int]:
         before, warmup = model.bytes_read, 2
         samples = interleave(
             {"drain": model.drain, "streamed": streamed, "resident": in_memory},
             rounds,
             warmup,
         )
-    passes = 2 * (2 * rounds + warmup)  # of drain and streamed together
-    n_bytes = round((model.bytes_read - before) / passes)
+        passes = 2 * (2 * rounds + warmup)  # of drain and streamed together
+        return samples, round((model.bytes_read - before) / passes)
+
+    with torch.no_grad():
+        resident(prompt, cache=twin, use_cache=True, logits_to_keep=1)
+        samples, n_bytes = undisturbed(sampled)
     return {
         name: Measurement(
             name,
@@ -731,36 +735,35 @@ def measure_passes(
 ) -> list[PassTiming]:
     """Time a pass of each number of random tokens: reading, streamed and resident."""
     draw = torch.Generator().manual_seed(seed)
-    timings = []
-    for t in tokens:
-        row = torch.randint(0, model.spec.vocab, (1, t), generator=draw)
+
+    def timed(row: Tensor) -> PassTiming:
         computing: list[float] = []
 
-        def streamed(row: Tensor = row, computing: list[float] = computing) -> None:
+        def streamed() -> None:
             stalled, start = model.stall_s, time.perf_counter()
             model.step(row, model.new_cache(), keep=1)
             passed = time.perf_counter() - start
             computing.append(passed - (model.stall_s - stalled))
 
-        def in_memory(row: Tensor = row) -> None:
+        def in_memory() -> None:
             resident(row, use_cache=True, logits_to_keep=1)
 
-        with torch.no_grad():
-            samples = interleave(
-                {"drain": model.drain, "streamed": streamed, "resident": in_memory},
-                rounds,
-                warmup=1,
-            )
-        timings.append(
-            PassTiming(
-                t,
-                drain_s=float(np.median(samples["drain"])),
-                streamed_s=float(np.median(samples["streamed"])),
-                computing_s=float(np.median(computing[1:])),
-                resident_s=float(np.median(samples["resident"])),
-            )
+        samples = interleave(
+            {"drain": model.drain, "streamed": streamed, "resident": in_memory},
+            rounds,
+            warmup=1,
         )
-    return timings
+        return PassTiming(
+            row.shape[1],
+            drain_s=float(np.median(samples["drain"])),
+            streamed_s=float(np.median(samples["streamed"])),
+            computing_s=float(np.median(computing[1:])),
+            resident_s=float(np.median(samples["resident"])),
+        )
+
+    rows = [torch.randint(0, model.spec.vocab, (1, t), generator=draw) for t in tokens]
+    with torch.no_grad():
+        return [undisturbed(lambda row=row: timed(row)) for row in rows]
 
 
 class _Clock(BaseStreamer):

@@ -15,6 +15,7 @@ from thesis_lib.checks import require
 from thesis_lib.sequencer.dispatch import Terms
 from thesis_lib.sequencer.kernel import Delays
 from thesis_lib.sequencer.report import (
+    DESIGN_SEED,
     NOISE,
     Cell,
     Estimate,
@@ -22,10 +23,12 @@ from thesis_lib.sequencer.report import (
     difference_interval,
     named_estimate,
     noisy_estimate,
+    paired_runs,
     paired_seeds,
     reduction,
     replicate,
     scenario_cell,
+    table,
 )
 from thesis_lib.stats import mean_interval
 
@@ -136,6 +139,67 @@ def by_estimator(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["row", "load"])
 
 
+def constants(cell: Cell, loads: Sequence[float], *, seeds: int) -> pd.DataFrame:
+    """Violations of `ours` in percent, by load, with its constants halved and doubled.
+
+    On design seeds; the first row is the configuration itself.
+    """
+    varied = {("as it is", ""): Terms()} | {
+        (name, word): Terms()._replace(**{name: factor * getattr(Terms(), name)})
+        for name in ("step", "relief", "window")
+        for word, factor in (("half", 0.5), ("twice", 2.0))
+    }
+    rows = {
+        row: table(
+            replicate(
+                cell, ["ours"], loads, noisy_estimate(), seeds=seeds, seed=DESIGN_SEED,
+                terms=terms,
+            )
+        ).loc["ours"]
+        for row, terms in varied.items()
+    }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["constant", ""])
+
+
+def censored(cell: Cell, load: float, *, seeds: int) -> pd.DataFrame:
+    """What `ours` admits and what it refuses, in truth, on design seeds.
+
+    The calibration sees the admitted alone. Its line, of the logarithm of the time on
+    that of the estimate, is fitted here to all of these, and the residuals of both rows
+    are from it: `within` is the share of a row, in percent, that took no longer than
+    the factor within which a share `pressed_p` of the admitted stayed, and quantiles
+    are factors too. `share` is of the arrivals, in percent; medians are in
+    milliseconds. Without a row `refused` where nothing was.
+    """
+    kept, truth_s, believed_s = [], [], []
+    runs = paired_runs(cell, [load], noisy_estimate(), seeds=seeds, seed=DESIGN_SEED)
+    for _, _, trace, estimated_s in runs:
+        history = cell.history(trace, cell.policy("ours"), estimated_s, load)
+        kept.append(~history.dropped)
+        truth_s.append(trace.service_s)
+        believed_s.append(estimated_s)
+    admitted, y, x = (
+        np.concatenate(kept), np.log(np.concatenate(truth_s)),
+        np.log(np.concatenate(believed_s)),
+    )  # fmt: skip
+    slope, intercept = np.polyfit(x[admitted], y[admitted], 1)
+    residual = y - slope * x - intercept
+    edge = np.quantile(residual[admitted], Terms().pressed_p)
+    rows = {}
+    for name, part in {"admitted": admitted, "refused": ~admitted}.items():
+        if part.any():
+            rows[name] = {
+                "share": 100 * part.mean(),
+                "estimate (ms)": 1e3 * np.exp(np.median(x[part])),
+                "service (ms)": 1e3 * np.exp(np.median(y[part])),
+                "within": 100 * (residual[part] <= edge).mean(),
+            } | {
+                f"{100 * q:.0f} %": np.exp(np.quantile(residual[part], q))
+                for q in (0.1, 0.5, 0.9)
+            }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 # Ours without one of its ingredients.
 WITHOUT = {
     "ours": Terms(),
@@ -205,6 +269,70 @@ def against_baselines(
         for load in loads
     ]  # fmt: skip
     return pd.concat([runs, *blind], ignore_index=True)
+
+
+# What anybody might try first, beside FIFO.
+SIMPLE = ("queue-cap", "codel", "edf", "sjf", "least-slack", "late-edf", "late-sjf")
+LEARNED, CONSTANT = "boosted", "constant"
+
+
+def learning(cell: Cell, load: float, *, seeds: int, seed: int) -> pd.DataFrame:
+    """What `ours` owes to a learned estimator at one load, as from `replicate`.
+
+    FIFO, SIMPLE, `ours` and the lower bound with boosted trees, and `ours` once more
+    with a constant, as `ours-constant`. Both are fitted on transactions of another
+    seed, and all run on the same ones.
+    """
+    estimates = [
+        named_estimate(name, cell, NOISE, seed=777_777) for name in (LEARNED, CONSTANT)
+    ]
+    rivals = ["fifo", *SIMPLE, "ours"]
+    learned = replicate(
+        cell, rivals, [load], estimates[0], seeds=seeds, seed=seed, bound=True
+    )
+    blind = replicate(cell, ["ours"], [load], estimates[1], seeds=seeds, seed=seed)
+    return pd.concat(
+        [learned, blind.assign(policy=f"ours-{CONSTANT}")], ignore_index=True
+    )
+
+
+def worth_of_learning(runs: pd.DataFrame, load: float) -> dict[str, float | str]:
+    """The numbers that the front pages rest on, in percent, from `learning`.
+
+    Violations of each; reductions against FIFO with their ends; what learning saves
+    over a constant, and over the best of SIMPLE, which is named; and the points that
+    are left to the lower bound.
+    """
+    violations = {
+        policy: 100 * float(column(runs, policy, load, "violations").mean())
+        for policy in runs["policy"].unique()
+    }
+    best = min(SIMPLE, key=lambda policy: violations[policy])
+    reductions = {
+        "reduction_learned": ("ours", "fifo"),
+        "reduction_constant": (f"ours-{CONSTANT}", "fifo"),
+        "reduction_codel": ("codel", "fifo"),
+        "reduction_simple": (best, "fifo"),
+        "learned_over_constant": ("ours", f"ours-{CONSTANT}"),
+        "learned_over_simple": ("ours", best),
+    }
+    numbers: dict[str, float | str] = {
+        "learned_percent": violations["ours"],
+        "constant_percent": violations[f"ours-{CONSTANT}"],
+        "simple_percent": violations[best],
+        "simple_best": best,
+        "codel_percent": violations["codel"],
+        "learned_bound_percent": violations["bound"],
+        "learned_regret": violations["ours"] - violations["bound"],
+    }
+    for name, (policy, baseline) in reductions.items():
+        found = reduction(runs, policy, load, baseline)
+        numbers |= {
+            name: 100 * found.value,
+            f"{name}_low": 100 * found.low,
+            f"{name}_high": 100 * found.high,
+        }
+    return numbers
 
 
 @dataclass(frozen=True, slots=True)

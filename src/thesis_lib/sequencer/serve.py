@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from thesis_lib.checks import choice, require
+from thesis_lib.machine import measurement
 from thesis_lib.sequencer.engine import database, make_log, trace_of
 from thesis_lib.sequencer.estimator import LEARNED, LatencyEstimator, predict_all
 from thesis_lib.sequencer.estimator import estimator as named_estimator
@@ -242,6 +243,7 @@ def run_live(
     return Live(requests, run, history(run, requests.deadline_s, WARM_UP), log)
 
 
+@measurement
 def serve(
     *,
     engine: str = "sqlite",

@@ -1,0 +1,182 @@
+"""What a busy process beside the book does to its times: threads that spin or sleep.
+
+A token of SmolLM2, streamed through 96 MiB and resident, and the reads alone: alone on
+the machine, beside one process that never rests, and beside two. Threads of OpenMP that
+wait for each other *spin* as torch has it by itself, or *sleep* as `thesis_lib` sets it
+(OMP_WAIT_POLICY=PASSIVE); the two take turns, each in a process of its own that rests
+while the other measures. Ratios are to the same way alone, within a round.
+
+    python benchmarks/beside.py [ROUNDS]
+
+Each round takes about half a minute on a machine that is otherwise idle.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from thesis_lib.chapters import repository
+from thesis_lib.files import write_whole
+from thesis_lib.machine import provenance
+from thesis_lib.stats import bootstrap
+
+WAYS = {"spinning": "300000", "sleeping": "0"}  # turns of GNU's loop before it sleeps
+BESIDE = (0, 1, 2)
+STEPS = ("drain", "streamed", "resident")
+BUDGET_MIB, CONTEXT, SAMPLES = 96, 256, 3  # SAMPLES: half of those of each step
+GOAL = 2.5  # most that a time may grow by when one of two cores is taken
+
+
+def measure() -> None:
+    """The child: a measurement for each line of standard input, as JSON."""
+    from thesis_lib.machine import undisturbed
+    from thesis_lib.memory import smollm2, spec, stream
+    from thesis_lib.units import MiB
+
+    folder = smollm2.checkpoint()
+    resident, tokenizer = smollm2.load()
+    sentence = "It is a truth universally acknowledged, that a single man"
+    prompt = tokenizer(sentence, return_tensors="pt").input_ids
+    plan = stream.plan_checkpoint(
+        folder,
+        spec.Machine(BUDGET_MIB * MiB, 1e9),
+        context=CONTEXT,
+        pass_tokens=CONTEXT,
+        logit_tokens=1,
+    )
+    with stream.StreamedModel(folder, plan) as model:
+        print("ready", flush=True)
+        for _ in sys.stdin:
+            used = time.process_time()
+            runs = undisturbed(
+                lambda: stream.measure_decoding(model, resident, prompt, SAMPLES),
+                tries=1,
+            )
+            taken = {name: run.median_s for name, run in runs.items()}
+            print(json.dumps(taken | {"cpu_s": time.process_time() - used}), flush=True)
+
+
+@contextmanager
+def child(spins: str) -> Iterator[subprocess.Popen]:
+    """A process that measures; its threads wait for so many turns before they sleep."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"GOMP_SPINCOUNT": spins},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        if process.stdout.readline().strip() != "ready":
+            sys.exit("a measuring process did not start: see its message above")
+        yield process
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+@contextmanager
+def busy(number: int) -> Iterator[None]:
+    """So many processes that never rest."""
+    beside = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(number)
+    ]
+    try:
+        time.sleep(0.3)
+        yield
+    finally:
+        for process in beside:
+            process.kill()
+            process.wait()
+
+
+def ask(process: subprocess.Popen) -> dict[str, float]:
+    """One measurement of a child."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+def summarise(samples: list[dict]) -> list[dict]:
+    """A row for each way, number beside and step: its median, and its growth.
+
+    The growth is the median over the rounds of the time over the same alone, with its
+    95 % bootstrap interval.
+    """
+    rows = []
+    for way in WAYS:
+        for beside in BESIDE:
+            for step in STEPS:
+                taken, alone = (
+                    np.array(
+                        [
+                            s[step]
+                            for s in samples
+                            if (s["way"], s["beside"]) == (way, number)
+                        ]
+                    )
+                    for number in (beside, 0)
+                )
+                grown = taken / alone
+                low, high = bootstrap(
+                    len(grown), lambda rows, grown=grown: np.median(grown[rows], axis=1)
+                )
+                rows.append(
+                    {
+                        "way": way, "beside": beside, "step": step,
+                        "median_s": float(np.median(taken)),
+                        "grown": float(np.median(grown)), "low": low, "high": high,
+                    }
+                )  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """Measure, print, and keep the record."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+    load, samples = psutil.getloadavg(), []
+    with ExitStack() as stack:
+        ways = {name: stack.enter_context(child(spins)) for name, spins in WAYS.items()}
+        for number in range(rounds):
+            for beside in BESIDE:
+                with busy(beside):
+                    order = list(ways) if number % 2 == 0 else list(reversed(ways))
+                    for way in order:
+                        told = {"round": number, "way": way, "beside": beside}
+                        samples.append(told | ask(ways[way]))
+            print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    rows = summarise(samples)
+    for row in rows:
+        print(
+            f"{row['way']:<9} beside {row['beside']}: {row['step']:<9}"
+            f"{row['median_s']:8.4f} s, {row['grown']:6.2f} times "
+            f"({row['low']:.2f} to {row['high']:.2f})"
+        )
+    report = {
+        **provenance(repository()),
+        "rounds": rounds,
+        "goal": GOAL,
+        "load_average": {"start": load, "end": psutil.getloadavg()},
+        "rows": rows,
+        "samples": samples,
+    }
+    target: Path = repository() / "data" / "measurements" / "beside.json"
+    write_whole(target, json.dumps(report, indent=1) + "\n")
+    print(target)
+
+
+if __name__ == "__main__":
+    measure() if "--child" in sys.argv else main()
