@@ -20,6 +20,7 @@ LIMITS = """
     context   16 .. tokens tokens
     tokens    32 .. 4096 tokens
     kinds     int8 | nf4; 0 .. 2 items
+    budget    6.5*seeds+tokens .. 8192 MiB
 """
 
 
@@ -36,6 +37,7 @@ DECLARED = {
         declare("context", "int", 16),
         declare("tokens", "int", 32),
         declare("kinds", "list[str]", ["nf4"]),
+        declare("budget", "int", 64),
     ]
 }
 SMOKE = {name: parameter.smoke for name, parameter in DECLARED.items()}
@@ -54,6 +56,7 @@ SMOKE = {name: parameter.smoke for name, parameter in DECLARED.items()}
         ("loads", [float("nan")]),
         ("context", 33),
         ("kinds", ["fp4"]),
+        ("budget", 57),
     ],
 )
 def test_a_value_outside_is_refused_by_name(name, value):
@@ -63,6 +66,20 @@ def test_a_value_outside_is_refused_by_name(name, value):
 
 def test_a_bound_that_is_a_parameter_moves_with_it():
     refuse(DECLARED.values(), SMOKE | {"context": 33, "tokens": 33})
+
+
+def test_a_bound_may_be_arithmetic_of_others_and_is_said():
+    refuse(DECLARED.values(), SMOKE | {"budget": 58})
+    with pytest.raises(InvalidInput, match=r"tokens=32, seeds=5: 65 \.\. 8192"):
+        refuse(DECLARED.values(), SMOKE | {"seeds": 5})
+    with pytest.raises(InvalidInput, match="tokens='32' has the wrong type"):
+        refuse(DECLARED.values(), SMOKE | {"tokens": "32"})
+
+
+@pytest.mark.parametrize("bound", ["2**seeds", "print(1)", "6+", "a.b"])
+def test_a_bound_that_is_no_arithmetic_is_refused(bound):
+    with pytest.raises(InvalidInput, match="bound"):
+        Limits.parse(f"{bound} .. 3 runs")
 
 
 def test_a_running_chapter_refuses_what_papermill_was_given():
