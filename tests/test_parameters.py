@@ -9,7 +9,12 @@ from thesis_lib import chapters
 from thesis_lib.chapters import CUSTOM, PROFILE_PARAMETER, ChapterFailed
 from thesis_lib.checks import InvalidInput
 from thesis_lib.machine import commit
+from thesis_lib.memory import smollm2
+from thesis_lib.memory.plan import least_device_bytes
+from thesis_lib.memory.spec import Machine, geometry
+from thesis_lib.memory.stream import plan_checkpoint
 from thesis_lib.parameters import Limits, Parameter, check, draw, limits_of, refuse
+from thesis_lib.units import GiB, MiB
 
 VARIED = [c for c in chapters.chapters() if len(chapters.parameters(c)) > 1]
 by_name = pytest.mark.parametrize("chapter", VARIED, ids=lambda c: c.name)
@@ -112,6 +117,38 @@ def test_every_parameter_has_its_limits(chapter):
         assert parameter.element == "bool" or ranged, parameter.name
         if not limits.words and parameter.element in ("int", "float"):
             assert len(limits.text.split(";")[0].split()) > 3, f"{parameter.name}: unit"
+
+
+def least(chapter, name, values):
+    """The smallest value that the limits of a chapter allow beside others."""
+    (found,) = [c for c in VARIED if c.number == chapter]
+    return chapters.parameters(found)[name].limits.bounds(values)[0]
+
+
+def test_every_budget_that_is_allowed_holds_its_plan_and_few_more_would():
+    """Chapters 5 and 6, for random rings, contexts and passes of the small model."""
+    folder, random = smollm2.checkpoint(), np.random.default_rng(0)
+    for trial in range(30):
+        ring, tokens = int(random.integers(1, 9)), int(random.integers(64, 1025))
+        for chapter, values, shape in (
+            (5, {"plan_context": tokens}, {"context": tokens}),
+            (
+                6,
+                {"pass_tokens": tokens},
+                {"context": tokens, "pass_tokens": tokens, "logit_tokens": 26},
+            ),
+        ):
+            ample = plan_checkpoint(folder, Machine(2**62, 1.0), **shape)
+            moving = ample.spec.layers - ring
+            needed = (ample.device_peak_bytes - moving * ample.staging_bytes) / MiB
+            low = least(chapter, "budget_mib", values | {"ring": ring})
+            assert needed <= low <= needed + 4, (trial, chapter, ring, tokens)
+
+
+def test_every_device_that_is_allowed_holds_the_large_plans():
+    for chapter, names in ((5, ("llama2-13b", "opt-66b")), (6, ("llama-65b",))):
+        needed = max(least_device_bytes(geometry(name)) for name in names) / GiB
+        assert needed <= least(chapter, "device_gib", {}) < needed + 1
 
 
 def random_sets(chapter, count, seed):

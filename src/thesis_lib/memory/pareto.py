@@ -268,12 +268,12 @@ def time_sentence(record: dict[str, Any] | None) -> str:
     if token_s:
         over = {name: token_s[name] / drain_s[name] for name in token_s}
         least, most = (pick(over, key=lambda n: over[n]) for pick in (min, max))
-        kept = runs[most]["resident_layers"]
+        kept = runs[most].get("resident_layers")
+        place = f"with {kept} of its layers on the device " if kept else ""
         found.append(
-            f"A token of {least} takes {over[least]:.2f} times what the same reads take "
-            f"alone, one of {most} {over[most]:.1f} times: with {kept} of its layers on "
-            f"the device {1e3 * drain_s[most]:.0f} ms of its {1e3 * token_s[most]:.0f} "
-            "are reads."
+            f"A token of {least} takes {over[least]:.2f} times what the same reads "
+            f"take alone, one of {most} {over[most]:.1f} times: {place}"
+            f"{1e3 * drain_s[most]:.0f} ms of its {1e3 * token_s[most]:.0f} are reads."
         )
     if {DENSE, "lossless"} <= runs.keys():
         same = runs[DENSE]["tokens"] == runs["lossless"]["tokens"]
