@@ -249,6 +249,8 @@ def test_a_bill_ends_where_the_machine_does_and_crossings_are_marked():
     assert end.get_xydata().tolist() == [[2e6, 1.6]]
     (dot,) = [line for line in ax.lines if line.get_marker() == "o"]
     assert dot.get_xydata().tolist() == [[1.5e6, 1.5]]
+    none = figures.monthly_bills(tokens, {"slow": [np.inf] * 3}, [])
+    assert not [line for line in none.axes[0].lines if line.get_marker() == "|"]
 
 
 def test_a_tornado_has_its_largest_bar_on_top_with_the_inputs_at_its_ends():

@@ -9,7 +9,12 @@ from thesis_lib import chapters
 from thesis_lib.chapters import CUSTOM, PROFILE_PARAMETER, ChapterFailed
 from thesis_lib.checks import InvalidInput
 from thesis_lib.machine import commit
+from thesis_lib.memory import smollm2
+from thesis_lib.memory.plan import least_device_bytes
+from thesis_lib.memory.spec import Machine, geometry
+from thesis_lib.memory.stream import plan_checkpoint
 from thesis_lib.parameters import Limits, Parameter, check, draw, limits_of, refuse
+from thesis_lib.units import GiB, MiB
 
 VARIED = [c for c in chapters.chapters() if len(chapters.parameters(c)) > 1]
 by_name = pytest.mark.parametrize("chapter", VARIED, ids=lambda c: c.name)
@@ -20,6 +25,7 @@ LIMITS = """
     context   16 .. tokens tokens
     tokens    32 .. 4096 tokens
     kinds     int8 | nf4; 0 .. 2 items
+    budget    6.5*seeds+tokens .. 8192 MiB
 """
 
 
@@ -36,6 +42,7 @@ DECLARED = {
         declare("context", "int", 16),
         declare("tokens", "int", 32),
         declare("kinds", "list[str]", ["nf4"]),
+        declare("budget", "int", 64),
     ]
 }
 SMOKE = {name: parameter.smoke for name, parameter in DECLARED.items()}
@@ -54,6 +61,7 @@ SMOKE = {name: parameter.smoke for name, parameter in DECLARED.items()}
         ("loads", [float("nan")]),
         ("context", 33),
         ("kinds", ["fp4"]),
+        ("budget", 57),
     ],
 )
 def test_a_value_outside_is_refused_by_name(name, value):
@@ -63,6 +71,20 @@ def test_a_value_outside_is_refused_by_name(name, value):
 
 def test_a_bound_that_is_a_parameter_moves_with_it():
     refuse(DECLARED.values(), SMOKE | {"context": 33, "tokens": 33})
+
+
+def test_a_bound_may_be_arithmetic_of_others_and_is_said():
+    refuse(DECLARED.values(), SMOKE | {"budget": 58})
+    with pytest.raises(InvalidInput, match=r"tokens=32, seeds=5: 65 \.\. 8192"):
+        refuse(DECLARED.values(), SMOKE | {"seeds": 5})
+    with pytest.raises(InvalidInput, match="tokens='32' has the wrong type"):
+        refuse(DECLARED.values(), SMOKE | {"tokens": "32"})
+
+
+@pytest.mark.parametrize("bound", ["2**seeds", "print(1)", "6+", "a.b"])
+def test_a_bound_that_is_no_arithmetic_is_refused(bound):
+    with pytest.raises(InvalidInput, match="bound"):
+        Limits.parse(f"{bound} .. 3 runs")
 
 
 def test_a_running_chapter_refuses_what_papermill_was_given():
@@ -95,6 +117,38 @@ def test_every_parameter_has_its_limits(chapter):
         assert parameter.element == "bool" or ranged, parameter.name
         if not limits.words and parameter.element in ("int", "float"):
             assert len(limits.text.split(";")[0].split()) > 3, f"{parameter.name}: unit"
+
+
+def least(chapter, name, values):
+    """The smallest value that the limits of a chapter allow beside others."""
+    (found,) = [c for c in VARIED if c.number == chapter]
+    return chapters.parameters(found)[name].limits.bounds(values)[0]
+
+
+def test_every_budget_that_is_allowed_holds_its_plan_and_few_more_would():
+    """Chapters 5 and 6, for random rings, contexts and passes of the small model."""
+    folder, random = smollm2.checkpoint(), np.random.default_rng(0)
+    for trial in range(8):
+        ring, tokens = int(random.integers(1, 9)), int(random.integers(64, 1025))
+        for chapter, values, shape in (
+            (5, {"plan_context": tokens}, {"context": tokens}),
+            (
+                6,
+                {"pass_tokens": tokens},
+                {"context": tokens, "pass_tokens": tokens, "logit_tokens": 26},
+            ),
+        ):
+            ample = plan_checkpoint(folder, Machine(2**62, 1.0), **shape)
+            moving = ample.spec.layers - ring
+            needed = (ample.device_peak_bytes - moving * ample.staging_bytes) / MiB
+            low = least(chapter, "budget_mib", values | {"ring": ring})
+            assert needed <= low <= needed + 4, (trial, chapter, ring, tokens)
+
+
+def test_every_device_that_is_allowed_holds_the_large_plans():
+    for chapter, names in ((5, ("llama2-13b", "opt-66b")), (6, ("llama-65b",))):
+        needed = max(least_device_bytes(geometry(name)) for name in names) / GiB
+        assert needed <= least(chapter, "device_gib", {}) < needed + 1
 
 
 def random_sets(chapter, count, seed):

@@ -1794,7 +1794,7 @@ def monthly_bills(
     ):
         (line,) = axis.plot(tokens, usd, linestyle=dashes, label=name)
         end = np.flatnonzero(np.isfinite(np.asarray(usd, float)))
-        if len(end) < np.size(tokens):
+        if 0 < len(end) < np.size(tokens):
             last = end[-1]
             axis.plot(
                 np.asarray(tokens)[last],

@@ -14,13 +14,15 @@ line for each, and checks the values that run, whatever put them there:
         ''',
     )
 
-A bound may be another parameter. The items of a list are distinct. `work` marks what
-the time of a chapter grows with.
+A bound may be another parameter, or arithmetic of others without spaces, such as
+`54+7*ring`; a list stands there for its largest item. The items of a list are distinct.
+`work` marks what the time of a chapter grows with.
 """
 
 import ast
 import inspect
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +33,11 @@ import numpy as np
 
 from thesis_lib.checks import require
 
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+}
 TYPES: dict[str, type | UnionType] = {
     "int": int,
     "float": int | float,
@@ -38,7 +45,7 @@ TYPES: dict[str, type | UnionType] = {
     "bool": bool,
 }
 
-Bound = float | str  # a number, or the name of the parameter that has it
+Bound = float | str  # a number, or what it is of other parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +77,59 @@ class Limits:
                 read["work"] = True
         return cls(text, **read)
 
+    @property
+    def others(self) -> list[str]:
+        """The parameters that the bounds are made of."""
+        return list(dict.fromkeys([*_names(self.low), *_names(self.high)]))
+
     def bounds(self, values: Mapping[str, Any]) -> tuple[float, float]:
-        """Both ends, those that are parameters among `values`; without, there is none.
-
-        A list stands for its largest item.
-        """
-
-        def number(bound: Bound, otherwise: float) -> float:
-            if isinstance(bound, str):
-                value = values.get(bound, otherwise)
-                return max(value) if isinstance(value, list) else value
-            return bound
-
-        return number(self.low, -math.inf), number(self.high, math.inf)
+        """Both ends for `values` of other parameters; without these, there is none."""
+        return (
+            _number(self.low, values, -math.inf),
+            _number(self.high, values, math.inf),
+        )
 
 
 def _bound(text: str) -> Bound:
     try:
         return float(text)
     except ValueError:
-        require(text.isidentifier(), f"bound {text!r} is no number and no parameter")
-        return text
+        pass
+    try:
+        nodes = [*ast.walk(ast.parse(text, mode="eval").body)]
+    except SyntaxError:
+        nodes = []
+    allowed = (ast.Name, ast.Load, ast.Constant, ast.BinOp, *_OPERATORS)
+    require(
+        bool(nodes) and all(isinstance(node, allowed) for node in nodes),
+        f"bound {text!r} is no number and no arithmetic of parameters",
+    )
+    return text
+
+
+def _names(bound: Bound) -> list[str]:
+    if not isinstance(bound, str):
+        return []
+    nodes = ast.walk(ast.parse(bound, mode="eval"))
+    return [node.id for node in nodes if isinstance(node, ast.Name)]
+
+
+def _number(bound: Bound, values: Mapping[str, Any], otherwise: float) -> float:
+    """What a bound is among `values`; `otherwise` where one that it needs is not."""
+
+    def of(node: ast.expr) -> float:
+        if isinstance(node, ast.BinOp):
+            return _OPERATORS[type(node.op)](of(node.left), of(node.right))
+        if isinstance(node, ast.Name):
+            value = values[node.id]
+            return max(value) if isinstance(value, list) else value
+        return ast.literal_eval(node)
+
+    if not isinstance(bound, str):
+        return bound
+    if any(values.get(name) in (None, []) for name in _names(bound)):
+        return otherwise
+    return of(ast.parse(bound, mode="eval").body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +173,7 @@ class Parameter:
                 f"{self.name}={value!r} has the wrong type: expected {self.type_name}"
             )
         limits, items = self.limits, value if self.is_list else [value]
-        low, high = limits.bounds(values)
+        low, high = self._ends(values)
         good = (
             all(item in limits.words for item in items)
             if limits.words
@@ -146,10 +185,10 @@ class Parameter:
             good &= len(set(items)) == len(items)
         if good:
             return None
-        named = [b for b in (limits.low, limits.high) if isinstance(b, str)]
-        beside = "".join(
-            f", {name}={values[name]!r}" for name in named if name in values
-        )
+        named = [name for name in limits.others if name in values]
+        beside = "".join(f", {name}={values[name]!r}" for name in named)
+        if named:
+            beside += f": {low:g} .. {high:g}"
         distinct = ", each once" if self.is_list else ""
         return f"{self.name}={value!r} is outside {limits.text}{distinct}{beside}"
 
@@ -174,7 +213,7 @@ class Parameter:
     def _draw_one(self, values: Mapping[str, Any], random: np.random.Generator) -> Any:
         if self.limits.words:
             return str(random.choice(self.limits.words))
-        low, high = self.limits.bounds(values)
+        low, high = self._ends(values)
         if self.limits.work:
             smoke = max(self.smoke) if self.is_list else self.smoke
             high = min(high, max(smoke, low))
@@ -186,14 +225,25 @@ class Parameter:
         value = min(max(value, low), high)
         return round(value) if self.element == "int" else float(value)
 
+    def _ends(self, values: Mapping[str, Any]) -> tuple[float, float]:
+        """The least and the largest value: of whole numbers where it is one."""
+        low, high = self.limits.bounds(values)
+        if self.element != "int":
+            return low, high
+        return (
+            math.ceil(low) if math.isfinite(low) else low,
+            math.floor(high) if math.isfinite(high) else high,
+        )
+
 
 def refuse(declared: Iterable[Parameter], values: Mapping[str, Any]) -> None:
     """Raise InvalidInput that names each of `values` that is not allowed."""
+    given = [p for p in declared if p.name in values]
+    sound = {p.name: values[p.name] for p in given if p.fits(values[p.name])}
     refusals = [
         refusal
-        for parameter in declared
-        if parameter.name in values
-        and (refusal := parameter.refusal(values[parameter.name], values))
+        for parameter in given
+        if (refusal := parameter.refusal(values[parameter.name], sound))
     ]
     require(not refusals, "parameter " + "; parameter ".join(refusals))
 
@@ -208,10 +258,8 @@ def draw(
 
     def settle(name: str) -> None:
         if name not in values:
-            limits = declared[name].limits
-            for bound in (limits.low, limits.high):
-                if isinstance(bound, str):
-                    settle(bound)
+            for other in declared[name].limits.others:
+                settle(other)
             values[name] = declared[name].draw(values, random)
 
     for name in declared:

@@ -75,6 +75,31 @@ def test_a_configuration_takes_the_time_of_its_plan(dense, resident):
     assert resident.timing.step_s == pytest.approx(bound_s, rel=0.02)
 
 
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("most", [1, 7, 64])
+def test_the_largest_batch_is_the_last_that_a_plan_holds(most, resident):
+    card, mix = CARDS["H100 PCIe"], Mix(1024, 1024)
+    method = Method("bf16")
+    found = deployment.most_sequences(SPEC, method, mix, card, most, 2, resident)
+
+    def holds(batch):
+        made = deployment.make_plan(SPEC, replace(method, batch=batch), mix, card, 2)
+        return not resident or made.streamed_layers == 0
+
+    assert 1 <= found <= most
+    assert holds(found)
+    if found < most and resident:
+        assert not holds(found + 1)
+    elif found < most:
+        with pytest.raises(PlanInfeasible):
+            holds(found + 1)
+
+
+def test_a_card_that_holds_no_sequence_has_no_batch():
+    long = Mix(60_000, 1)
+    assert deployment.most_sequences(SPEC, Method("bf16"), long, CARD, 4) == 0
+
+
 def test_coding_moves_fewer_bytes_and_speculation_takes_fewer_passes(dense):
     coded = predict(Method("lossless", coded=0.7))
     assert coded.read_bytes == pytest.approx(0.7 * dense.read_bytes, rel=1e-6)

@@ -74,6 +74,23 @@ def test_the_model_is_as_it_was(model):
         assert torch.equal(value, before[name])
 
 
+def test_windows_of_one_length_are_those_of_a_tensor(model):
+    windows = tiny.tokens(3, 3, 9)
+    together = sensitivities(model, windows, seed=2)
+    apart = sensitivities(model, [*windows], seed=2)
+    for name, found in together.items():
+        np.testing.assert_array_equal(found, apart[name])
+
+
+def test_a_shorter_window_counts_by_its_tokens(model):
+    long, short = tiny.tokens(3, 1, 12)[0], tiny.tokens(4, 1, 5)[0]
+    both = sensitivities(model, [long, short], seed=2)
+    first = sensitivities(model, [long], seed=2)
+    for name, found in both.items():
+        rest = 17 * found - 12 * first[name]  # the sum over the short one alone
+        assert np.linalg.eigvalsh(rest).min() >= -1e-5 * np.trace(found)
+
+
 def test_what_has_no_gradient_is_refused(model):
     with pytest.raises(InvalidInput, match="expected \\(windows, tokens\\)"):
         sensitivities(model, tiny.tokens(1, 2, 8)[0])

@@ -9,6 +9,8 @@ from thesis_lib.memory.measure import (
     CudaCap,
     DeviceBudget,
     Measurement,
+    Span,
+    busy_shares,
     compute_rates,
     crossing,
     interleave,
@@ -35,6 +37,28 @@ def test_a_storage_is_charged_once_and_released():
         del other
         assert budget.bytes == 0
     assert budget.peak_bytes == 8000
+
+
+def test_busy_shares_are_those_of_a_clock_that_looks_at_every_moment():
+    random = np.random.default_rng(0)
+    for trial in range(200):
+        starts = random.integers(0, 40, 8)
+        spans = [
+            Span(kind, i, float(start), float(start + random.integers(0, 15)))
+            for i, start in enumerate(starts)
+            for kind in random.choice(["read", "compute", "wait"], 2, replace=False)
+        ]
+        first = min(span.start_s for span in spans)
+        moments = np.arange(first, max(span.end_s for span in spans)) + 0.5
+        found = busy_shares(spans)
+        for kind in ("read", "copy", "compute", "wait"):
+            busy = [
+                any(s.kind == kind and s.start_s < at < s.end_s for s in spans)
+                for at in moments
+            ]
+            assert found[kind] == pytest.approx(np.mean(busy)), (trial, kind)
+    with pytest.raises(InvalidInput, match="no span"):
+        busy_shares([])
 
 
 def test_a_temporary_counts_while_it_lives():

@@ -136,7 +136,8 @@ def test_time_has_a_front_of_its_own_and_says_who_did_not_fit():
     said = pareto.words(made)["time"]
     assert "lossless (1500 ms, 1.00 times" in said
     assert "16-bit model takes 2000 ms" in said
-    assert "between 1.25 and 2.00 times" in said
+    assert "A token of lossless takes 1.25 times" in said
+    assert "one of bf16 2.0 times: 1000 ms of its 2000 are reads" in said
     assert "wrote the tokens" in said
     assert "low rank 0.8 does not fit" in said
     assert "commit fedcba9" in said
@@ -167,9 +168,9 @@ def test_sets_that_are_missing_are_counted():
     sets = [entry("GPTQ 3", 3, 0, 0, number=n) for n in range(3)]
     said = pareto.sets_sentence
     assert said(record(BF16, NF4)) == "Nothing that is calibrated has been scored yet."
-    assert "So far 1 of 3" in said(record(BF16, sets[0]))
-    assert "So far 1 to 2 of 3" in said(record(*sets[:2], POOR))
-    assert said(record(*sets)) == "All 3 calibration sets have been used."
+    assert "stands on 1 of these 3; of GPTQ 3 that" in said(record(BF16, sets[0]))
+    assert "stands on 1 to 2 of these 3" in said(record(*sets[:2], POOR))
+    assert "all 3" in said(record(*sets))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from thesis_lib.memory.quality import (
     compare,
     perplexity,
     read_tokens,
+    readable,
     token_step,
 )
 
@@ -140,6 +141,18 @@ def test_a_comparison_is_relative_to_its_reference():
         assert table.loc["worse", column] == pytest.approx(2)
     with pytest.raises(InvalidInput, match="reference"):
         compare({"exact": exact}, "dense")
+
+
+def test_a_single_window_has_a_value_and_no_interval():
+    one = Perplexity(np.array([3.0]), np.array([2]))
+    worse = Perplexity(one.nll + 2 * math.log(2), one.counts)
+    table = compare({"one": one, "worse": worse}, "one")
+    assert list(table.perplexity) == pytest.approx([one.value, 2 * one.value])
+    assert list(table.ratio) == pytest.approx([1, 2])
+    ends = ["low", "high", "ratio_low", "ratio_high"]
+    assert table[ends].isna().all(axis=None)
+    shown = readable(table, 3)
+    assert (shown.loc["worse", ["ratio", "ratio to"]] == ["2", "–"]).all()
 
 
 def test_a_step_is_one_pass_of_one_token():

@@ -6,6 +6,7 @@ that were recorded stand beside such predictions, with the intervals of their sa
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,13 @@ from thesis_lib.memory.cost import (
     reserved_bill,
     usd_per_million_tokens,
 )
-from thesis_lib.memory.plan import WEIGHTS, MemoryPlan, PlanInfeasible, plan
+from thesis_lib.memory.plan import (
+    WEIGHTS,
+    MemoryPlan,
+    PlanInfeasible,
+    least_device_bytes,
+    plan,
+)
 from thesis_lib.memory.prices import Price, Quantity, read_prices, read_quantities
 from thesis_lib.memory.published import Card, read_cards
 from thesis_lib.memory.records import read_record
@@ -175,18 +182,43 @@ def make_plan(
         weight_bytes_per_s=count * card.memory_bytes_per_s,
         flops_per_s=count * (card.flops_per_s or math.inf),
     )
-    made = plan(
-        spec,
-        machine,
-        batch=method.batch,
-        context=mix.prompt_tokens + mix.generated_tokens,
-        ring=_RING,
-        pass_tokens=mix.prompt_tokens,
-        logit_tokens=1,
-        kind=method.kind,
-    )
+    made = plan(spec, machine, ring=_RING, **_request(method, mix))
     read_bytes = round(made.layer_read_bytes * method.coded)
     return replace(made, layer_read_bytes=read_bytes)
+
+
+def _request(method: Method, mix: Mix) -> dict[str, Any]:
+    """What `plan` has to know of whole requests."""
+    return {
+        "batch": method.batch,
+        "context": mix.prompt_tokens + mix.generated_tokens,
+        "pass_tokens": mix.prompt_tokens,
+        "logit_tokens": 1,
+        "kind": method.kind,
+    }
+
+
+def most_sequences(
+    spec: ModelSpec,
+    method: Method,
+    mix: Mix,
+    card: Card,
+    most: int,
+    count: int = 1,
+    resident: bool = False,
+) -> int:
+    """The largest batch, of `most` at most, that `count` cards hold with its requests.
+
+    With `resident` they hold all layers beside it, else a ring of buffers. 0 where not
+    even one sequence fits.
+    """
+    buffers = spec.layers if resident else _RING
+
+    def needed(batch: int) -> int:
+        request = _request(replace(method, batch=batch), mix)
+        return least_device_bytes(spec, ring=buffers, **request)
+
+    return bisect_right(range(1, most + 1), count * card.memory_bytes, key=needed)
 
 
 def recorded_rates(

@@ -1,6 +1,6 @@
 """How much the loss minds an error at each output of a linear layer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,25 +15,27 @@ F64 = NDArray[np.float64]
 
 def sensitivities(
     model: nn.Module,
-    windows: Tensor,
+    windows: Sequence[Tensor] | Tensor,
     seed: int = 0,
     names: Iterable[str] | None = None,
 ) -> dict[str, F64]:
     """The second moment of the loss's gradient at the outputs of each linear layer.
 
     A = E[g gᵀ] (m, m) over tokens, with g the gradient of the summed negative
-    log-likelihood of a window at the layer's output for one token. `windows` (w, t) are
-    token ids; the labels are drawn from the model's own predictions, as the Fisher
-    information asks, so that no text is learned. `model` is a causal language model; it
-    is observed, never changed. With the inputs' Gram matrix beside it this is the
-    curvature of the loss in the layer's weights, Martens and Grosse, ICML 2015.
+    log-likelihood of a window at the layer's output for one token. `windows` are token
+    ids, (w, t) or (t,) each; the labels are drawn from the model's own predictions, as
+    the Fisher information asks, so that no text is learned. `model` is a causal
+    language model; it is observed, never changed. With the inputs' Gram matrix beside
+    it this is the curvature of the loss in the layer's weights, Martens and Grosse,
+    ICML 2015.
 
     Raises InvalidInput for windows of another shape, and for a layer that no gradient
     reaches.
     """
+    shapes = sorted({tuple(window.shape) for window in windows})
     require(
-        windows.ndim == 2 and windows.shape[1] > 1,
-        f"windows have shape {tuple(windows.shape)}: expected (windows, tokens)",
+        bool(shapes) and all(len(shape) == 1 and shape[0] > 1 for shape in shapes),
+        f"windows have shapes {shapes}: expected (windows, tokens), two tokens or more",
     )
     chosen = linears(model, names)
     draw = torch.Generator().manual_seed(seed)
@@ -45,13 +47,14 @@ def sensitivities(
         for name, gradient in _gradients(model, chosen, window, draw).items():
             rows = gradient.reshape(-1, gradient.shape[-1]).float().cpu()
             totals[name] += rows.T @ rows
+    tokens = sum(len(window) for window in windows)
     blind = [name for name, total in totals.items() if not bool(total.any())]
     if blind:
         raise InvalidInput(
             f"no gradient reached {len(blind)} of {len(chosen)} layers, such as "
             f"{blind[0]}: choose layers that the logits depend on"
         )
-    return {name: total.numpy() / windows.numel() for name, total in totals.items()}
+    return {name: total.numpy() / tokens for name, total in totals.items()}
 
 
 @torch.enable_grad()

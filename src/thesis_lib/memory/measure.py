@@ -141,6 +141,26 @@ class Span:
     end_s: float
 
 
+def busy_shares(spans: Sequence[Span]) -> dict[str, float]:
+    """For each kind, the share of the time in which at least one of its spans ran.
+
+    Of the time from the first start to the last end, in [0, 1]; spans may overlap.
+    Raises InvalidInput without a span.
+    """
+    require(len(spans) > 0, "no span was noted: expected those of one step or more")
+    whole_s = max(s.end_s for s in spans) - min(s.start_s for s in spans)
+    shares = {}
+    for kind in ("read", "copy", "compute", "wait"):
+        busy_s, until_s = 0.0, -math.inf
+        for start_s, end_s in sorted(
+            (s.start_s, s.end_s) for s in spans if s.kind == kind
+        ):
+            busy_s += max(0.0, end_s - max(start_s, until_s))
+            until_s = max(until_s, end_s)
+        shares[kind] = busy_s / whole_s if whole_s else 0.0
+    return shares
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """Repeated timings of one step, with what they cost and where they ran."""

@@ -188,9 +188,11 @@ def sets_sentence(record: dict[str, Any] | None) -> str:
     least, most = min(counts.values()), max(counts.values())
     parts = record["settings"]["calibration"]["parts"]
     if least == most == parts:
-        return f"All {parts} calibration sets have been used."
+        return f"Every calibrated way stands on all {parts} of them."
     seen = f"{least}" if least == most else f"{least} to {most}"
-    return f"So far {seen} of {parts} calibration sets have been used."
+    alone = [name for name, count in counts.items() if count == 1]
+    luck = f"; of {_listed(alone)} that luck is unknown" if alone else ""
+    return f"A calibrated way stands on {seen} of these {parts}{luck}."
 
 
 def family_sentence(table: pd.DataFrame, kind: str) -> str:
@@ -264,10 +266,14 @@ def time_sentence(record: dict[str, Any] | None) -> str:
     if DENSE in token_s:
         found.append(f"The 16-bit model takes {1e3 * token_s[DENSE]:.0f} ms a token.")
     if token_s:
-        over = [token_s[name] / drain_s[name] for name in token_s]
+        over = {name: token_s[name] / drain_s[name] for name in token_s}
+        least, most = (pick(over, key=lambda n: over[n]) for pick in (min, max))
+        kept = runs[most].get("resident_layers")
+        place = f"with {kept} of its layers on the device " if kept else ""
         found.append(
-            f"A token takes between {min(over):.2f} and {max(over):.2f} times what the "
-            "same reads take alone."
+            f"A token of {least} takes {over[least]:.2f} times what the same reads "
+            f"take alone, one of {most} {over[most]:.1f} times: {place}"
+            f"{1e3 * drain_s[most]:.0f} ms of its {1e3 * token_s[most]:.0f} are reads."
         )
     if {DENSE, "lossless"} <= runs.keys():
         same = runs[DENSE]["tokens"] == runs["lossless"]["tokens"]

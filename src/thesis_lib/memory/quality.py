@@ -1,5 +1,6 @@
 """What compression costs: perplexity on text that no calibration has seen, and time."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,17 +146,29 @@ def perplexity(
 def compare(scores: Mapping[str, Perplexity], reference: str) -> pd.DataFrame:
     """One row a score: perplexity, its interval, and the paired ratio with its own.
 
-    Columns perplexity, low, high, ratio, ratio_low, ratio_high; intervals of 95 %.
-    Raises InvalidInput for an unknown reference and for scores of other windows.
+    Columns perplexity, low, high, ratio, ratio_low, ratio_high; intervals of 95 %, NaN
+    where the text is a single window. Raises InvalidInput for an unknown reference and
+    for scores of other windows.
     """
     base = scores[choice("reference", reference, scores)]
+    blank = [math.nan, math.nan]
+    single = len(base.counts) == 1
     return pd.DataFrame(
         {
-            name: [score.value, *score.interval(), *score.ratio(base)]
+            name: [score.value, *blank, score.value / base.value, *blank]
+            if single
+            else [score.value, *score.interval(), *score.ratio(base)]
             for name, score in scores.items()
         },
         index=["perplexity", "low", "high", "ratio", "ratio_low", "ratio_high"],
     ).T
+
+
+def readable(table: pd.DataFrame, digits: int) -> pd.DataFrame:
+    """The table of `compare` as readers see it, with so many significant digits."""
+    return table.rename(columns=HEADINGS).map(
+        lambda value: "–" if math.isnan(value) else f"{value:.{digits}g}"
+    )
 
 
 def token_step(model: Callable[[Tensor], Any], token: int) -> Callable[[], object]:

@@ -114,11 +114,19 @@ def headline(record: dict[str, Any] | None) -> pd.DataFrame:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Sizes, times and shares as a reader wants them; columns without their units."""
+    """Sizes, times and shares as a reader wants them; columns without their units.
+
+    What is read is told in 10^9 bytes, as rates are.
+    """
     shown = pd.DataFrame(index=table.index)
     for column in table:
         name, values = str(column), table[column]
-        if name.endswith("_bytes"):
+        if name.endswith("read_bytes"):
+            shown[name.removesuffix("_bytes").replace("_", " ")] = [
+                MISSING if pd.isna(value) else f"{value / 1e9:.1f} GB"
+                for value in values
+            ]
+        elif name.endswith("_bytes"):
             shown[name.removesuffix("_bytes").replace("_", " ")] = [
                 MISSING if pd.isna(value) else format_size(value) for value in values
             ]
@@ -237,13 +245,25 @@ def headline_sentence(record: dict[str, Any] | None, weights: str) -> str:
 
 
 def headline_numbers(record: dict[str, Any] | None) -> dict[str, float]:
-    """The run of the claimed size in 16 bits, in its largest limit; {} without one."""
+    """The run of the claimed size in 16 bits, in its largest limit; {} without one.
+
+    What its plan was and read is left out where the record lacks it.
+    """
     parts = (record["parts"] if record else {}).values()
     mine = [part for part in parts if part["weights"] == "bf16"]
     if not mine:
         return {}
     part = max(mine, key=lambda each: each["limit_bytes"])
-    return {
+    told = {}
+    if made := part.get("plan"):
+        told = {
+            "headline_context": made["context"],
+            "headline_resident": made["tiers"]["device"],
+            "headline_read_gb": made["bytes_per_token"] / 1e9,
+            "headline_predicted_s": part["predicted_s_per_token"],
+            "headline_link_gb_per_s": part["predicted_at_bytes_per_s"] / 1e9,
+        }
+    return told | {
         "headline_limit_gib": part["limit_bytes"] / GiB,
         "headline_peak_gib": part["peak_bytes"] / GiB,
         "headline_s_per_token": part["s_per_token"],
