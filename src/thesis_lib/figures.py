@@ -27,6 +27,7 @@ from matplotlib.ticker import (
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
+from thesis_lib.checks import require
 from thesis_lib.sequencer import report, sla
 from thesis_lib.sequencer.trace import F64, History, Trace
 from thesis_lib.stats import mean_interval
@@ -537,7 +538,7 @@ def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure
 
 def _band(
     panel: Axes, runs: pd.DataFrame, policy: str, column: str, x: str,
-    dashes: str | None = None,
+    dashes: str | tuple | None = None,
 ) -> None:  # fmt: skip
     """The mean over seeds against `x`, with its 95 % bootstrap interval shaded.
 
@@ -637,9 +638,13 @@ def rates_by_scenario(
             for policy in policies:
                 _band(panel, percent, policy, name, "load")
             panel.axvline(1.0, color=GREY, linewidth=0.8)
-            panel.set_ylim(0, 150)
         drawn[0, column].set_title(scenario, fontsize=9)
         drawn[1, column].set_xlabel("load")
+    most = max(
+        100 * rows["throughput_per_s"].max() / saturation_per_s[scenario]
+        for scenario, rows in runs.items()
+    )
+    drawn[0, 0].set_ylim(0, max(150, 1.05 * most))
     for panel, title in zip(drawn[:, 0], report.RATES.values(), strict=True):
         panel.set_ylabel(f"commits, {title} (%)")
     _legend_below(figure, drawn[0, 0])
@@ -677,7 +682,8 @@ def against_sequencing(
                 cost_us, color=INK, linewidth=0.9, linestyle=dashes, label=label
             )
         panel.set_xscale("log")
-        panel.set_ylim(0, 125)
+        committed = runs["throughput_per_s"].max() / saturation_per_s
+        panel.set_ylim(0, max(125, 105 * committed))
         panel.set_xlabel("sequencer, each transaction (µs)")
         panel.set_title(f"commits, {title}", fontsize="medium")
     panels[0].set_ylabel("of FIFO's saturation (%)")
@@ -685,7 +691,10 @@ def against_sequencing(
     return figure
 
 
-_DASHES = ("-", "--", "-.", ":")
+_DASHES = (
+    "-", "--", "-.", ":", (0, (8, 2)), (0, (1, 4)), (0, (6, 2, 1, 2, 1, 2)),
+    (0, (2, 1)),
+)  # fmt: skip
 
 
 def weak_scaling(
@@ -699,6 +708,11 @@ def weak_scaling(
     """
     figure, left, right = axes(2, height_in=3.5)
     shares = sorted(loaded["crossing"].unique())
+    require(
+        len(shares) <= len(_DASHES),
+        f"{len(shares)} shares that cross: expected at most {len(_DASHES)}, each with "
+        "its style of line",
+    )
     styles = dict(zip(shares, _DASHES, strict=False))
     for crossing, dashes in styles.items():
         label = f"{100 * crossing:g} % cross"
@@ -719,7 +733,7 @@ def weak_scaling(
         panel.set_xticks(capacity.index, [f"{count}" for count in capacity.index])
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xlabel("partitions")
-    left.set_ylim(0, 110)
+    left.set_ylim(0, max(110, 1.05 * capacity.to_numpy().max()))
     left.set_ylabel("capacity of FIFO (% of one, each)")
     left.legend(fontsize="small", loc="lower left")
     right.set_yscale("symlog", linthresh=1)
