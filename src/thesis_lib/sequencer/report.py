@@ -438,6 +438,21 @@ def table(
     )
 
 
+def spans(runs: Mapping[str, pd.DataFrame], policy: str) -> dict[str, float]:
+    """The least and the most reduction of a policy over the loads, in percent.
+
+    `runs` of `replicate` by scenario; named `<policy>_least_<scenario>` and so on.
+    """
+    numbers = {}
+    for place, made in runs.items():
+        each = [reduction(made, policy, load).value for load in made["load"].unique()]
+        numbers |= {
+            f"{policy}_least_{place}": 100 * min(each),
+            f"{policy}_most_{place}": 100 * max(each),
+        }
+    return numbers
+
+
 RATES = {"throughput_per_s": "all", "goodput_per_s": "on time"}  # of the commits
 
 
