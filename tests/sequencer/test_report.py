@@ -240,6 +240,19 @@ def test_rates_of_the_middleware_are_medians_over_rounds():
     }  # fmt: skip
 
 
+def test_a_span_is_from_the_worst_to_the_best_load_of_each_scenario():
+    shares = {("fifo", 0.9): 0.2, ("fifo", 1.1): 0.5, ("x", 0.9): 0.3, ("x", 1.1): 0.1}
+    runs = pd.DataFrame(
+        [(policy, load, 0, share) for (policy, load), share in shares.items()],
+        columns=["policy", "load", "seed", "violations"],
+    )
+    one = runs[runs["load"] == 1.1]
+    found = report.spans({"A": runs, "B": one}, "x")
+    assert found == pytest.approx(
+        {"x_least_A": -50, "x_most_A": 80, "x_least_B": 80, "x_most_B": 80}
+    )
+
+
 def test_rates_are_in_percent_of_each_scenarios_saturation():
     runs = pd.DataFrame(
         {

@@ -120,6 +120,9 @@ def test_a_sequencer_saturates_between_the_rates_around_it():
     for outside in (999.0, 40_001.0):
         with pytest.raises(InvalidInput, match="lies outside what was measured"):
             decision_us(busy, outside)
+    assert decision_us(busy, 20, "cores") == pytest.approx(20.0)
+    with pytest.raises(InvalidInput, match="cores=401 lies outside"):
+        decision_us(busy, 401, "cores")
 
 
 def test_behind_a_busy_sequencer_everything_is_late():
@@ -150,6 +153,9 @@ def test_behind_a_busy_sequencer_everything_is_late():
     assert (made["free"] < 0.05).all()
     assert made.loc[8, "as measured"] < 0.05
     assert made.loc[64, "as measured"] > 0.2
+    # A machine is priced by its cores at any load, also one below those measured.
+    idle = behind_one_sequencer(cells, "ours", 0.01, busy, seeds=2, seed=5)
+    assert (idle == 0).all(axis=None)
     with pytest.raises(InvalidInput, match="times=0"):
         grown("A", 0, transactions=1, saturation_per_s=1.0)
     with pytest.raises(InvalidInput, match="scenario='Z'"):
