@@ -559,6 +559,11 @@ def _band(
     )  # fmt: skip
 
 
+def _whiskers(value: pd.Series, low: pd.Series, high: pd.Series) -> F64:
+    """(2, n) lengths of error bars; none where rounding puts an end past the value."""
+    return np.array([value - low, high - value]).clip(min=0)
+
+
 def _legend_below(figure: Figure, panel: Axes) -> None:
     """One legend for all panels, where it can hide no curve."""
     handles, labels = panel.get_legend_handles_labels()
@@ -834,7 +839,7 @@ def ablation(tables: Mapping[str, pd.DataFrame]) -> Figure:
             change = part["strict_change"]
             panel.errorbar(
                 change, np.arange(len(part)) + shift,
-                xerr=[change - part["strict_low"], part["strict_high"] - change],
+                xerr=_whiskers(change, part["strict_low"], part["strict_high"]),
                 fmt="o", color=colour, markersize=4, linewidth=1.2, label=label,
             )  # fmt: skip
         panel.axvline(0, color=INK, linewidth=0.8)
@@ -859,7 +864,7 @@ def goals(table: pd.DataFrame) -> Figure:
         places = np.arange(len(at))
         left, goal = 100 - at["reduction"], 100 - at["goal"]
         panel.errorbar(
-            places, left, yerr=[left - (100 - at["high"]), (100 - at["low"]) - left],
+            places, left, yerr=_whiskers(left, 100 - at["high"], 100 - at["low"]),
             fmt=_MARKERS["ours"], color=COLOURS["ours"], markersize=6, label="ours",
         )  # fmt: skip
         panel.hlines(
@@ -999,7 +1004,7 @@ def beside_measured(table: pd.DataFrame, model: str = "simulated") -> Figure:
         places = table.loc[engine].groupby(["policy", "workers"], sort=False)
         for (policy, workers), rows in places:
             style = _style(policy)
-            around = [rows["error"] - rows["low"], rows["high"] - rows["error"]]
+            around = _whiskers(rows["error"], rows["low"], rows["high"])
             panel.errorbar(
                 rows["measured"],
                 rows[model],

@@ -9,8 +9,15 @@ from thesis_lib.sequencer import report
 from thesis_lib.sequencer.estimator import cut_tail
 from thesis_lib.sequencer.kernel import Delays
 from thesis_lib.sequencer.policies import AS_DESCRIBED, MENDED, Defects
+from thesis_lib.sequencer.pricing import Prices, priced
 from thesis_lib.sequencer.simulate import replay
-from thesis_lib.sequencer.workload import at_rate, scenario
+from thesis_lib.sequencer.workload import (
+    Scale,
+    at_rate,
+    from_measured,
+    scenario,
+    tpcc,
+)
 
 
 def test_jain_is_one_for_equals_and_one_over_k_for_a_monopoly():
@@ -332,6 +339,20 @@ def test_each_type_has_the_objective_of_its_own():
         for policy in ("bound", "ours")
     )
     assert bound <= ours
+
+
+def test_a_type_that_is_rare_has_an_objective_in_the_shortest_traces():
+    log = tpcc(300, Scale(warehouses=2), 5)
+    past = priced(log, Prices(1e-4, 1e-6, 2e-6, 3e-6), 0.2, 5)
+    for number in range(40):
+        cell = report.Cell(
+            make_trace=lambda seed, number=number: from_measured(
+                past, 100, 1_000_003 * number + seed
+            ),
+            saturation_per_s=4_000.0, cores=4, slo_s=0.01,
+        ).by_type(5)  # fmt: skip
+        assert np.isfinite(cell.objectives_s).all(), number
+        assert min(cell.objectives_s) < cell.slo_s < max(cell.objectives_s), number
 
 
 def test_the_cost_of_an_answer_is_linear_and_of_none_one():

@@ -96,7 +96,10 @@ def _measures(
     full_per_s = work.partitions * saturation_per_s
     aside_s = (made.ready_s - made.read_s)[~np.isnan(made.read_s)]
     violated = made.history.violated[work.crosses]
-    span_s = np.nanmax(made.finish_s) - work.trace.arrival_s[0]
+    until_s = work.trace.arrival_s[-1:]  # of a run in which nothing commits
+    if not np.isnan(made.finish_s).all():
+        until_s = made.finish_s
+    span_s = np.nanmax(until_s) - work.trace.arrival_s[0]
     return {
         "violations": report.violations,
         "violations_crossing": float(violated.mean()) if len(violated) else np.nan,
