@@ -420,3 +420,11 @@ def test_every_share_that_crosses_has_a_line_of_its_own(partitions):
     more = pd.concat([loaded, loaded.assign(crossing=0.7)])
     with pytest.raises(InvalidInput, match="9 shares that cross"):
         figures.weak_scaling(capacity, more, ["fifo"])
+
+
+def test_an_interval_whose_end_was_rounded_past_its_value_is_drawn():
+    percent = {"reduction": 50.0, "low": 40.0, "high": 50 - 1e-13, "goal": 45.0}
+    index = pd.MultiIndex.from_tuples([("A", 0.9)], names=["row", "load"])
+    (panel,) = figures.goals(pd.DataFrame(percent, index=index)).axes
+    bar = panel.containers[0].lines[2][0].get_segments()[0]
+    np.testing.assert_allclose(bar[:, 1], [50, 60])

@@ -559,9 +559,9 @@ def _band(
     )  # fmt: skip
 
 
-def _whiskers(value: pd.Series, low: pd.Series, high: pd.Series) -> F64:
+def _whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> F64:
     """(2, n) lengths of error bars; none where rounding puts an end past the value."""
-    return np.array([value - low, high - value]).clip(min=0)
+    return np.clip([np.subtract(value, low), np.subtract(high, value)], 0, None)
 
 
 def _legend_below(figure: Figure, panel: Axes) -> None:
