@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -96,6 +98,15 @@ def test_parts_aside_by_littles_law():
     row = runs.iloc[0]
     parts_per_s = 2 * share * 0.7 * made.saturation_per_s
     assert row["aside"] == pytest.approx(parts_per_s * row["wait_s"], rel=0.06)
+
+
+def test_where_everything_is_dropped_nothing_stands_aside():
+    hopeless = replace(cell(200), slo_s=1e-6)
+    (row,) = weak_scaling(
+        hopeless, ["ours"], [2], [0.5], 1.0, seeds=1, seed=4
+    ).to_dict("records")  # fmt: skip
+    assert row["violations"] == row["violations_crossing"] == 1
+    assert row["throughput"] == row["wait_s"] == row["aside"] == 0
 
 
 def test_a_sequencer_saturates_between_the_rates_around_it():
