@@ -271,8 +271,9 @@ def serve(
     engine, which a closed loop over `burst` transactions measures first; that burst is
     also the past that the estimator learns from, from static features alone, and it
     predicts a log before its run. The rounds together last `seconds` under each of the
-    two, or longer, where that is less than `fewest` transactions a round. Keys as of `report.simulate_cell`; the lower bound takes the service times
-    that the rounds under FIFO measured. Raises InvalidInput for what cannot be run.
+    two, or longer, where that is less than `fewest` transactions a round. Keys as of
+    `report.simulate_cell`; the lower bound takes the service times that the rounds
+    under FIFO measured. Raises InvalidInput for what cannot be run.
     """
     require(0 < load < np.inf, f"load={load:g} must be positive and finite")
     require(0 < seconds < np.inf, f"seconds={seconds:g} must be positive and finite")
