@@ -1377,6 +1377,27 @@ MUTANTS = [
         ("tests/test_cli.py", "-k", "null"),
     ),
     Mutant(
+        "clairvoyant: a solver that was stopped at once has proven everything",
+        "sequencer/clairvoyant.py",
+        "return Window(first, 0)  # it ended",
+        "return Window(first, n)  # it ended",
+        ("tests/sequencer/test_clairvoyant.py", "-k", "stopped"),
+    ),
+    Mutant(
+        "report: a rare type has no objective in short traces",
+        "sequencer/report.py",
+        "probe = next(whole, self.make_trace(PROBE_SEED))",
+        "probe = self.make_trace(PROBE_SEED)",
+        ("tests/sequencer/test_report.py", "-k", "rare"),
+    ),
+    Mutant(
+        "robustness: what a misestimation adds is all that there is",
+        "sequencer/robustness.py",
+        'at.loc[list(names)] - at.loc["none"]',
+        "at.loc[list(names)]",
+        ("tests/sequencer/test_robustness.py", "-k", "adds"),
+    ),
+    Mutant(
         "partitions: the network takes no time",
         "sequencer/partitions.py",
         "calendar.sent_s[sent] = now_s + delay_s",

@@ -1,4 +1,4 @@
-"""What the figures of Part II draw is what they were given, and can be read."""
+"""What the figures draw is what they were given, and can be read."""
 
 from itertools import combinations, pairwise
 from types import SimpleNamespace
@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from thesis_lib import figures
+from thesis_lib.checks import InvalidInput
 from thesis_lib.memory import pareto, records, schedule
 from thesis_lib.memory.plan import least_device_bytes, plan
 from thesis_lib.memory.records import few_bits
@@ -373,3 +374,59 @@ def test_labels_of_ways_do_not_lie_on_each_other():
         ]  # fmt: skip
         boxes = [text.get_window_extent() for text in ax.texts]
         assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+
+
+@pytest.mark.parametrize("load", [0.1, 3.0])
+def test_commits_stay_within_their_panels(load):
+    made = [1_000.0 * load] * 2
+    runs = pd.DataFrame(
+        {
+            "load": [load] * 2, "seed": [0, 1], "policy": ["ours"] * 2,
+            "throughput_per_s": made, "goodput_per_s": made,
+            "sequencer_s": [1e-6] * 2,
+        }
+    )  # fmt: skip
+    for figure in (
+        figures.rates_by_scenario({"A": runs}, {"A": 1_000.0}, ["ours"]),
+        figures.against_sequencing(runs, 1_000.0, ["ours"], {}),
+    ):
+        for panel in figure.axes:
+            assert panel.get_ylim()[1] > 100 * load
+
+
+@pytest.mark.parametrize("partitions", [[1], [1, 4]])
+def test_every_share_that_crosses_has_a_line_of_its_own(partitions):
+    shares = [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
+    loaded = pd.DataFrame(
+        [
+            (count, share, seed, "fifo", share)
+            for count in partitions
+            for share in shares
+            for seed in range(2)
+        ],
+        columns=["partitions", "crossing", "seed", "policy", "violations"],
+    )
+    capacity = pd.DataFrame(
+        {(share, of): 120.0 for share in shares for of in ("fifo", "cores")},
+        index=partitions,
+    )
+    left, right = figures.weak_scaling(capacity, loaded, ["fifo"]).axes
+    for panel in (left, right):
+        styles = {
+            str(line._unscaled_dash_pattern) + line.get_linestyle()
+            for line in panel.lines
+            if line.get_color() == figures.COLOURS["fifo"]
+        }
+        assert len(styles) == len(shares)
+    assert left.get_ylim()[1] > 120
+    more = pd.concat([loaded, loaded.assign(crossing=0.7)])
+    with pytest.raises(InvalidInput, match="9 shares that cross"):
+        figures.weak_scaling(capacity, more, ["fifo"])
+
+
+def test_an_interval_whose_end_was_rounded_past_its_value_is_drawn():
+    percent = {"reduction": 50.0, "low": 40.0, "high": 50 - 1e-13, "goal": 45.0}
+    index = pd.MultiIndex.from_tuples([("A", 0.9)], names=["row", "load"])
+    (panel,) = figures.goals(pd.DataFrame(percent, index=index)).axes
+    bar = panel.containers[0].lines[2][0].get_segments()[0]
+    np.testing.assert_allclose(bar[:, 1], [50, 60])

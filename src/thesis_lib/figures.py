@@ -27,6 +27,7 @@ from matplotlib.ticker import (
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
+from thesis_lib.checks import require
 from thesis_lib.sequencer import report, sla
 from thesis_lib.sequencer.trace import F64, History, Trace
 from thesis_lib.stats import mean_interval
@@ -537,7 +538,7 @@ def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure
 
 def _band(
     panel: Axes, runs: pd.DataFrame, policy: str, column: str, x: str,
-    dashes: str | None = None,
+    dashes: str | tuple | None = None,
 ) -> None:  # fmt: skip
     """The mean over seeds against `x`, with its 95 % bootstrap interval shaded.
 
@@ -556,6 +557,11 @@ def _band(
         [m.high for m in made.values()],
         color=style["color"], alpha=0.2, linewidth=0,
     )  # fmt: skip
+
+
+def _whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> F64:
+    """(2, n) lengths of error bars; none where rounding puts an end past the value."""
+    return np.clip([np.subtract(value, low), np.subtract(high, value)], 0, None)
 
 
 def _legend_below(figure: Figure, panel: Axes) -> None:
@@ -637,9 +643,13 @@ def rates_by_scenario(
             for policy in policies:
                 _band(panel, percent, policy, name, "load")
             panel.axvline(1.0, color=GREY, linewidth=0.8)
-            panel.set_ylim(0, 150)
         drawn[0, column].set_title(scenario, fontsize=9)
         drawn[1, column].set_xlabel("load")
+    most = max(
+        100 * rows["throughput_per_s"].max() / saturation_per_s[scenario]
+        for scenario, rows in runs.items()
+    )
+    drawn[0, 0].set_ylim(0, max(150, 1.05 * most))
     for panel, title in zip(drawn[:, 0], report.RATES.values(), strict=True):
         panel.set_ylabel(f"commits, {title} (%)")
     _legend_below(figure, drawn[0, 0])
@@ -677,7 +687,8 @@ def against_sequencing(
                 cost_us, color=INK, linewidth=0.9, linestyle=dashes, label=label
             )
         panel.set_xscale("log")
-        panel.set_ylim(0, 125)
+        committed = runs["throughput_per_s"].max() / saturation_per_s
+        panel.set_ylim(0, max(125, 105 * committed))
         panel.set_xlabel("sequencer, each transaction (µs)")
         panel.set_title(f"commits, {title}", fontsize="medium")
     panels[0].set_ylabel("of FIFO's saturation (%)")
@@ -685,7 +696,10 @@ def against_sequencing(
     return figure
 
 
-_DASHES = ("-", "--", "-.", ":")
+_DASHES = (
+    "-", "--", "-.", ":", (0, (8, 2)), (0, (1, 4)), (0, (6, 2, 1, 2, 1, 2)),
+    (0, (2, 1)),
+)  # fmt: skip
 
 
 def weak_scaling(
@@ -699,6 +713,11 @@ def weak_scaling(
     """
     figure, left, right = axes(2, height_in=3.5)
     shares = sorted(loaded["crossing"].unique())
+    require(
+        len(shares) <= len(_DASHES),
+        f"{len(shares)} shares that cross: expected at most {len(_DASHES)}, each with "
+        "its style of line",
+    )
     styles = dict(zip(shares, _DASHES, strict=False))
     for crossing, dashes in styles.items():
         label = f"{100 * crossing:g} % cross"
@@ -719,7 +738,7 @@ def weak_scaling(
         panel.set_xticks(capacity.index, [f"{count}" for count in capacity.index])
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xlabel("partitions")
-    left.set_ylim(0, 110)
+    left.set_ylim(0, max(110, 1.05 * capacity.to_numpy().max()))
     left.set_ylabel("capacity of FIFO (% of one, each)")
     left.legend(fontsize="small", loc="lower left")
     right.set_yscale("symlog", linthresh=1)
@@ -820,7 +839,7 @@ def ablation(tables: Mapping[str, pd.DataFrame]) -> Figure:
             change = part["strict_change"]
             panel.errorbar(
                 change, np.arange(len(part)) + shift,
-                xerr=[change - part["strict_low"], part["strict_high"] - change],
+                xerr=_whiskers(change, part["strict_low"], part["strict_high"]),
                 fmt="o", color=colour, markersize=4, linewidth=1.2, label=label,
             )  # fmt: skip
         panel.axvline(0, color=INK, linewidth=0.8)
@@ -845,7 +864,7 @@ def goals(table: pd.DataFrame) -> Figure:
         places = np.arange(len(at))
         left, goal = 100 - at["reduction"], 100 - at["goal"]
         panel.errorbar(
-            places, left, yerr=[left - (100 - at["high"]), (100 - at["low"]) - left],
+            places, left, yerr=_whiskers(left, 100 - at["high"], 100 - at["low"]),
             fmt=_MARKERS["ours"], color=COLOURS["ours"], markersize=6, label="ours",
         )  # fmt: skip
         panel.hlines(
@@ -985,7 +1004,7 @@ def beside_measured(table: pd.DataFrame, model: str = "simulated") -> Figure:
         places = table.loc[engine].groupby(["policy", "workers"], sort=False)
         for (policy, workers), rows in places:
             style = _style(policy)
-            around = [rows["error"] - rows["low"], rows["high"] - rows["error"]]
+            around = _whiskers(rows["error"], rows["low"], rows["high"])
             panel.errorbar(
                 rows["measured"],
                 rows[model],

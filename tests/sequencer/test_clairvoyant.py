@@ -69,6 +69,15 @@ def test_relaxation_proven_bound_schedule_and_policies_come_in_this_order(name, 
         assert window.violations <= ours or not window.solved
 
 
+def test_a_solver_that_is_stopped_at_once_proves_nothing_false():
+    spec = SCENARIOS["B"]
+    for seed in range(4):
+        trace = at_rate(scenario("B", 36, seed), 10_000, seed)
+        for effort in (1e-9, 1e-5, 1e-3):
+            window = solve(trace, cores=spec.cores, slo_s=spec.slo_s, effort=effort)
+            assert window.bound <= window.violations, (seed, effort)
+
+
 @pytest.mark.parametrize(("name", "load"), [("A", 1.1), ("B", 0.9), ("C", 1.2)])
 def test_search_lies_between_the_bound_and_what_it_began_with(name, load):
     spec = SCENARIOS[name]

@@ -9,8 +9,15 @@ from thesis_lib.sequencer import report
 from thesis_lib.sequencer.estimator import cut_tail
 from thesis_lib.sequencer.kernel import Delays
 from thesis_lib.sequencer.policies import AS_DESCRIBED, MENDED, Defects
+from thesis_lib.sequencer.pricing import Prices, priced
 from thesis_lib.sequencer.simulate import replay
-from thesis_lib.sequencer.workload import at_rate, scenario
+from thesis_lib.sequencer.workload import (
+    Scale,
+    at_rate,
+    from_measured,
+    scenario,
+    tpcc,
+)
 
 
 def test_jain_is_one_for_equals_and_one_over_k_for_a_monopoly():
@@ -240,6 +247,19 @@ def test_rates_of_the_middleware_are_medians_over_rounds():
     }  # fmt: skip
 
 
+def test_a_span_is_from_the_worst_to_the_best_load_of_each_scenario():
+    shares = {("fifo", 0.9): 0.2, ("fifo", 1.1): 0.5, ("x", 0.9): 0.3, ("x", 1.1): 0.1}
+    runs = pd.DataFrame(
+        [(policy, load, 0, share) for (policy, load), share in shares.items()],
+        columns=["policy", "load", "seed", "violations"],
+    )
+    one = runs[runs["load"] == 1.1]
+    found = report.spans({"A": runs, "B": one}, "x")
+    assert found == pytest.approx(
+        {"x_least_A": -50, "x_most_A": 80, "x_least_B": 80, "x_most_B": 80}
+    )
+
+
 def test_rates_are_in_percent_of_each_scenarios_saturation():
     runs = pd.DataFrame(
         {
@@ -319,6 +339,20 @@ def test_each_type_has_the_objective_of_its_own():
         for policy in ("bound", "ours")
     )
     assert bound <= ours
+
+
+def test_a_type_that_is_rare_has_an_objective_in_the_shortest_traces():
+    log = tpcc(300, Scale(warehouses=2), 5)
+    past = priced(log, Prices(1e-4, 1e-6, 2e-6, 3e-6), 0.2, 5)
+    for number in range(40):
+        cell = report.Cell(
+            make_trace=lambda seed, number=number: from_measured(
+                past, 100, 1_000_003 * number + seed
+            ),
+            saturation_per_s=4_000.0, cores=4, slo_s=0.01,
+        ).by_type(5)  # fmt: skip
+        assert np.isfinite(cell.objectives_s).all(), number
+        assert min(cell.objectives_s) < cell.slo_s < max(cell.objectives_s), number
 
 
 def test_the_cost_of_an_answer_is_linear_and_of_none_one():

@@ -152,3 +152,20 @@ def test_each_workload_has_its_skew_and_its_objectives():
     one = runs.query("workload == 'A' and load == 1.2 and policy == 'ours'")
     assert table.loc["A", ("cost", "ours")] == pytest.approx(100 * one["cost"].mean())
     assert (table["cost"] <= table["violations"]).all(axis=None)
+
+
+def test_what_a_misestimation_adds_is_its_worst_against_good_estimates():
+    percent = {
+        ("none", 0.9): 1.0, ("none", 1.5): 10.0, ("low", 0.9): 1.5,
+        ("low", 1.5): 9.0, ("high", 0.9): 0.5, ("high", 1.5): 12.0,
+    }  # fmt: skip
+    table = pd.DataFrame(
+        [(name, load, "ours", share) for (name, load), share in percent.items()]
+        + [
+            (name, load, "other", 50 * share) for (name, load), share in percent.items()
+        ],
+        columns=["misestimation", "load", "policy", "percent"],
+    )
+    assert robustness.added(table, "ours", ["low"]) == pytest.approx(0.5)
+    assert robustness.added(table, "ours", ["low", "high"]) == pytest.approx(2.0)
+    assert robustness.added(table, "ours", ["none"]) == 0

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -98,6 +100,15 @@ def test_parts_aside_by_littles_law():
     assert row["aside"] == pytest.approx(parts_per_s * row["wait_s"], rel=0.06)
 
 
+def test_where_everything_is_dropped_nothing_stands_aside():
+    hopeless = replace(cell(200), slo_s=1e-6)
+    (row,) = weak_scaling(
+        hopeless, ["ours"], [2], [0.5], 1.0, seeds=1, seed=4
+    ).to_dict("records")  # fmt: skip
+    assert row["violations"] == row["violations_crossing"] == 1
+    assert row["throughput"] == row["wait_s"] == row["aside"] == 0
+
+
 def test_a_sequencer_saturates_between_the_rates_around_it():
     # Cost in proportion to the cores: 1 us for each, so busy = 1e-6 x 100 x cores^2.
     cases = [
@@ -120,6 +131,9 @@ def test_a_sequencer_saturates_between_the_rates_around_it():
     for outside in (999.0, 40_001.0):
         with pytest.raises(InvalidInput, match="lies outside what was measured"):
             decision_us(busy, outside)
+    assert decision_us(busy, 20, "cores") == pytest.approx(20.0)
+    with pytest.raises(InvalidInput, match="cores=401 lies outside"):
+        decision_us(busy, 401, "cores")
 
 
 def test_behind_a_busy_sequencer_everything_is_late():
@@ -150,6 +164,9 @@ def test_behind_a_busy_sequencer_everything_is_late():
     assert (made["free"] < 0.05).all()
     assert made.loc[8, "as measured"] < 0.05
     assert made.loc[64, "as measured"] > 0.2
+    # A machine is priced by its cores at any load, also one below those measured.
+    idle = behind_one_sequencer(cells, "ours", 0.01, busy, seeds=2, seed=5)
+    assert (idle == 0).all(axis=None)
     with pytest.raises(InvalidInput, match="times=0"):
         grown("A", 0, transactions=1, saturation_per_s=1.0)
     with pytest.raises(InvalidInput, match="scenario='Z'"):

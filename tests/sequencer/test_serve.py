@@ -69,6 +69,13 @@ def test_serve_says_what_simulate_says():
     assert result["lower_bound"] <= result["fifo_violations"]
 
 
+def test_a_slow_engine_is_given_the_time_that_the_fewest_transactions_take():
+    result = serve(policy="fifo", load=0.5, seconds=1e-6, rounds=2, burst=300,
+                   estimator="constant", slo_s=0.05, fewest=60)  # fmt: skip
+    assert result["transactions"] == 60
+    assert result["seconds"] == 2 * 60 / result["rate_per_s"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

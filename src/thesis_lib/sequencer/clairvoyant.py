@@ -527,10 +527,9 @@ def solve(
     solver.parameters.random_seed = seed
     solver.parameters.linearization_level = 2
     solver.parameters.max_deterministic_time = effort
-    status = solver.solve(model)
+    if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        return Window(first, 0)  # it ended before it knew anything: nothing is proven
     bound = n - int(np.floor(solver.best_objective_bound + 1e-6))
-    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return Window(first, bound)
     log = np.array([i for i in range(n) if solver.boolean_value(present[i])], np.int64)
     log = log[np.argsort([solver.value(starts[i]) for i in log], kind="stable")]
     jobs, locks = _problem(trace, slo_s)

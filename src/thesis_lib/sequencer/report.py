@@ -42,6 +42,8 @@ from thesis_lib.stats import Interval, bootstrap, mean_interval
 WARM_UP = 0.1  # share of the transactions that is run but not counted
 BACKLOG = 0.01  # share of a sustained run that its last queue takes to empty
 WORTHLESS = 2.0  # objectives after which an answer costs as much as none
+PROBE_SEED = 999_998  # of the trace that objectives of types are taken from
+PROBES_OF_TYPES = 100  # short traces in which a rare type is looked for
 NOISE = 0.2  # sigma of the logarithm of an estimate over the truth
 
 
@@ -269,10 +271,13 @@ class Cell:
     def by_type(self, factor: float) -> "Cell":
         """The same with `factor` times its median service time as each type's SLA.
 
-        The medians are of a trace of their own; `slo_s` becomes the mean objective of
-        its transactions.
+        The medians are of a trace of their own, which holds every type that this
+        workload has; `slo_s` becomes the mean objective of its transactions.
         """
-        probe = self.make_trace(999_998)
+        seeds = range(PROBE_SEED, PROBE_SEED - PROBES_OF_TYPES, -1)
+        probes = map(self.make_trace, seeds)
+        whole = (p for p in probes if len(np.unique(p.kind)) == len(p.kinds))
+        probe = next(whole, self.make_trace(PROBE_SEED))
         objectives_s = type_objectives_s(probe, factor)
         return replace(
             self,
@@ -436,6 +441,21 @@ def table(
     return factor * runs.pivot_table(
         index="policy", columns="load", values=column, aggfunc="mean", sort=False
     )
+
+
+def spans(runs: Mapping[str, pd.DataFrame], policy: str) -> dict[str, float]:
+    """The least and the most reduction of a policy over the loads, in percent.
+
+    `runs` of `replicate` by scenario; named `<policy>_least_<scenario>` and so on.
+    """
+    numbers = {}
+    for place, made in runs.items():
+        each = [reduction(made, policy, load).value for load in made["load"].unique()]
+        numbers |= {
+            f"{policy}_least_{place}": 100 * min(each),
+            f"{policy}_most_{place}": 100 * max(each),
+        }
+    return numbers
 
 
 RATES = {"throughput_per_s": "all", "goodput_per_s": "on time"}  # of the commits

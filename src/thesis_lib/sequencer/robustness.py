@@ -131,6 +131,17 @@ def verdict(table: pd.DataFrame, policy: str) -> dict[str, float | int | str]:
     }
 
 
+def added(table: pd.DataFrame, policy: str, names: Sequence[str]) -> float:
+    """The most that any of the misestimations `names` adds to a policy, in points.
+
+    From a table of `beyond_fifo`: against its violations under "none" at the same load.
+    """
+    at = table.loc[table["policy"] == policy].pivot_table(
+        index="misestimation", columns="load", values="percent"
+    )
+    return float((at.loc[list(names)] - at.loc["none"]).to_numpy().max())
+
+
 def bursty_arrivals(rate_per_s: float, n: int, rng: np.random.Generator) -> F64:
     """(n,) arrivals of an MMPP-2 of this mean rate: half and one and a half of it."""
     low, high = BURSTS
@@ -251,6 +262,11 @@ FACTORS = 5, 10  # objectives of a type over its median service time
 WAREHOUSES, CORES = 10, 8  # as scenario A; partitions of YCSB
 
 
+def ycsb_name(at: int) -> str:
+    """What `workload_cells` calls YCSB A with the skew of this place in ZIPFS."""
+    return f"YCSB A, zipf {ZIPFS[at]:g}"
+
+
 def workload_cells(prices: Prices, *, transactions: int, seed: int) -> dict[str, Cell]:
     """TPC-C and YCSB beside scenario A, with one objective for all or one a type.
 
@@ -260,7 +276,8 @@ def workload_cells(prices: Prices, *, transactions: int, seed: int) -> dict[str,
     """
     n, scale = 3 * transactions, YcsbScale(files=WAREHOUSES)
     logs = {"TPC-C": tpcc(n, Scale(warehouses=WAREHOUSES), seed)} | {
-        f"YCSB A, zipf {theta:g}": ycsb(n, scale, seed, theta=theta) for theta in ZIPFS
+        ycsb_name(at): ycsb(n, scale, seed, theta=theta)
+        for at, theta in enumerate(ZIPFS)
     }
     given = {"transactions": transactions, "cores": CORES}
     made = {"A": scenario_cell("A", **given)} | {

@@ -96,7 +96,10 @@ def _measures(
     full_per_s = work.partitions * saturation_per_s
     aside_s = (made.ready_s - made.read_s)[~np.isnan(made.read_s)]
     violated = made.history.violated[work.crosses]
-    span_s = np.nanmax(made.finish_s) - work.trace.arrival_s[0]
+    until_s = work.trace.arrival_s[-1:]  # of a run in which nothing commits
+    if not np.isnan(made.finish_s).all():
+        until_s = made.finish_s
+    span_s = np.nanmax(until_s) - work.trace.arrival_s[0]
     return {
         "violations": report.violations,
         "violations_crossing": float(violated.mean()) if len(violated) else np.nan,
@@ -147,21 +150,20 @@ def one_sequencer(cases: Sequence[Mapping]) -> pd.DataFrame:
     )
 
 
-def decision_us(busy: pd.DataFrame, rate_per_s: float) -> float:
-    """Cost of a decision to a transaction at a rate between those measured.
+def decision_us(busy: pd.DataFrame, at: float, by: str = "rate_per_s") -> float:
+    """Cost of a decision to a transaction between the sizes that were measured.
 
-    `busy` are the rows of `one_sequencer` for a policy and a load. Between two that
-    were measured, cost is a power of the rate. Raises InvalidInput for a rate that is
-    not between any.
+    `busy` are the rows of `one_sequencer` for a policy and a load, `at` a number of
+    arrivals a second or, `by` "cores", of cores. Between two that were measured, cost
+    is a power of it. Raises InvalidInput for what is not between any.
     """
-    rates_per_s, costs_us = _by_rate(busy, "decide_us")
+    measured, costs_us = _in_order(busy, by, "decide_us")
     require(
-        bool(rates_per_s[0] <= rate_per_s <= rates_per_s[-1]),
-        f"rate_per_s={rate_per_s:g} lies outside what was measured, "
-        f"{rates_per_s[0]:g} to {rates_per_s[-1]:g}: measure more sizes",
+        bool(measured[0] <= at <= measured[-1]),
+        f"{by}={at:g} lies outside what was measured, {measured[0]:g} to "
+        f"{measured[-1]:g}: measure more sizes",
     )
-    logarithm = np.interp(np.log(rate_per_s), np.log(rates_per_s), np.log(costs_us))
-    return float(np.exp(logarithm))
+    return float(np.exp(np.interp(np.log(at), np.log(measured), np.log(costs_us))))
 
 
 def saturated_at(busy: pd.DataFrame) -> float:
@@ -170,7 +172,7 @@ def saturated_at(busy: pd.DataFrame) -> float:
     `busy` as for `decision_us`; infinity if the largest rate measured does not saturate
     it. Raises InvalidInput if the smallest already does.
     """
-    rates_per_s, shares = _by_rate(busy, "busy")
+    rates_per_s, shares = _in_order(busy, "rate_per_s", "busy")
     require(
         bool(shares[0] < 1),
         f"a sequencer is busy {shares[0]:g} of the time at the least rate measured, "
@@ -181,9 +183,9 @@ def saturated_at(busy: pd.DataFrame) -> float:
     return float(np.exp(np.interp(0, np.log(shares), np.log(rates_per_s))))
 
 
-def _by_rate(busy: pd.DataFrame, name: str) -> tuple[F64, F64]:
-    rows = busy.sort_values("rate_per_s")
-    return rows["rate_per_s"].to_numpy(np.float64), rows[name].to_numpy(np.float64)
+def _in_order(busy: pd.DataFrame, by: str, name: str) -> tuple[F64, F64]:
+    rows = busy.reset_index().sort_values(by)
+    return rows[by].to_numpy(np.float64), rows[name].to_numpy(np.float64)
 
 
 def grown(name: str, times: int, *, transactions: int, saturation_per_s: float) -> Cell:
@@ -216,13 +218,14 @@ def behind_one_sequencer(
 ) -> pd.DataFrame:
     """Violations behind one sequencer, free of cost and with the cost measured.
 
-    `busy` are the rows of `one_sequencer` for the policy and a load: what a decision
-    costs at the rate of each of the `cells`. Shares of 1, means over the seeds: a row
-    a cell, by its cores; columns "free" and "as measured".
+    `busy` are the rows of `one_sequencer` for the policy and the load at which its
+    decisions were measured: what one costs for as many cores as each of the `cells`
+    has, whatever its `load`. Shares of 1, means over the seeds: a row a cell, by its
+    cores; columns "free" and "as measured".
     """
     made = {}
     for cell in cells:
-        works_s = 1e-6 * decision_us(busy, load * cell.saturation_per_s)
+        works_s = 1e-6 * decision_us(busy, cell.cores, "cores")
         runs = against_sequencing(
             cell, [policy], load, [0.0, works_s], seeds=seeds, seed=seed
         )

@@ -263,6 +263,7 @@ def serve(
     batch_size: int = 10,
     flush_s: float = 1e-3,
     burst: int = 2_000,
+    fewest: int = 0,
 ) -> dict:
     """Measure `policy` live, beside FIFO on the same requests, in `rounds` rounds.
 
@@ -270,8 +271,9 @@ def serve(
     engine, which a closed loop over `burst` transactions measures first; that burst is
     also the past that the estimator learns from, from static features alone, and it
     predicts a log before its run. The rounds together last `seconds` under each of the
-    two. Keys as of `report.simulate_cell`; the lower bound takes the service times
-    that the rounds under FIFO measured. Raises InvalidInput for what cannot be run.
+    two, or longer, where that is less than `fewest` transactions a round. Keys as of
+    `report.simulate_cell`; the lower bound takes the service times that the rounds
+    under FIFO measured. Raises InvalidInput for what cannot be run.
     """
     require(0 < load < np.inf, f"load={load:g} must be positive and finite")
     require(0 < seconds < np.inf, f"seconds={seconds:g} must be positive and finite")
@@ -287,6 +289,8 @@ def serve(
     with bench(engine, log, burst, workers, dsn, slo_s) as ready:
         rate_per_s = load * ready.saturation_per_s
         n = round(rate_per_s * seconds / rounds)
+        if n < fewest:
+            n, seconds = fewest, rounds * fewest / rate_per_s
         require(
             n >= LEAST,
             f"{seconds:g} s at {rate_per_s:.0f}/s in {rounds} rounds are {n} "
