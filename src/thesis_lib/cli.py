@@ -865,3 +865,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

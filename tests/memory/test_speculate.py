@@ -45,7 +45,12 @@ class Scripted:
 def plan_tight(folder, prompt, new=NEW, resident=1):
     """A plan that streams most layers and covers passes of every size."""
     return tiny.plan_tight(
-        folder, resident, context=prompt + new, pass_tokens=20, logit_tokens=17
+        folder,
+        resident,
+        context=prompt + new,
+        pass_tokens=20,
+        logit_tokens=17,
+        rollback=16,
     )
 
 

@@ -44,7 +44,7 @@ def measure_machine(
 
     Steps of each number of `tokens` take turns with the same reads alone, `rounds`
     times, each after one of its kind, which leaves the ring as full as the next one
-    will find it; none is longer than the positions that the model has learned. What
+    will find it; none is longer than the positions that the model was made for. What
     the two take from each other comes from whole steps: `drag` from how much longer
     the shortest takes than the reads right before it, where it reads longer than it
     passes over the weights, `theft` from how much longer the longest computes than
@@ -54,9 +54,9 @@ def measure_machine(
     The ring is shorter than the model, or nothing would move. Raises InvalidInput for a
     model of one layer.
     """
-    positions = ModelSpec.from_config(Path(folder)).positions
-    if positions:
-        tokens = [n for n in tokens if n <= positions - 2]
+    longest = ModelSpec.from_config(Path(folder)).most_positions
+    if longest:
+        tokens = [n for n in tokens if n <= longest]
     shortest, longest = min(tokens), max(tokens)
     tight = plan_streamed(folder, 1, longest, longest, _moving(folder, ring))
     draw = torch.Generator().manual_seed(seed)
@@ -166,9 +166,8 @@ def plan_streamed(
         "ring": ring,
     }
     ample = plan_checkpoint(folder, Machine(2**62, 1.0), **options)
-    kept = ample.spec.layers - min(ring, ample.spec.layers)
-    size = ample.device_peak_bytes - kept * ample.staging_bytes
-    return plan_checkpoint(folder, Machine(size, 1.0), **options)
+    least = Machine(ample.least_device_bytes(ring), 1.0)
+    return plan_checkpoint(folder, least, **options)
 
 
 def _seconds(work: Callable[[], object]) -> float:
