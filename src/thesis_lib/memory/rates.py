@@ -19,17 +19,19 @@ from thesis_lib.checks import require
 from thesis_lib.memory.coded import decoder_bytes_per_s
 from thesis_lib.memory.measure import compute_rates
 from thesis_lib.memory.plan import MemoryPlan, plan
+from thesis_lib.memory.prices import read_quantities
+from thesis_lib.memory.published import read_cards
 from thesis_lib.memory.spec import Machine, ModelSpec, geometries, geometry
 from thesis_lib.memory.store import SafetensorsStore
 from thesis_lib.memory.stream import (
     ASSUMED_DECODE_BYTES_PER_S,
     ASSUMED_DISK_BYTES_PER_S,
-    ASSUMED_LINK_BYTES_PER_S,
     StreamedModel,
     checkpoint_folder,
     plan_checkpoint,
 )
 
+ASSUMED_CARD = "GeForce RTX 3090"  # whose data sheet bounds the computing of a geometry
 _NEARLY = 0.9  # of the time of reads through a decoder: who takes it is their limit
 
 
@@ -191,7 +193,8 @@ def describe_plan(
 
     `kind` is that of a geometry's weights, by default dense; a checkpoint has its own.
     Without a `machine`, the rates of this one are measured for a checkpoint and those
-    of a geometry assumed; "rates" says which. Raises PlanInfeasible, before anything
+    of a geometry assumed, computing at the bounds of a card's data sheet; "rates" says
+    which. Raises PlanInfeasible, before anything
     is measured, and InvalidInput for a checkpoint of another kind than is asked for.
     """
     options: dict[str, Any] = {
@@ -206,8 +209,13 @@ def describe_plan(
         if machine is None:
             origin = "assumed"
             decoder = ASSUMED_DECODE_BYTES_PER_S if kind == "lossless" else math.inf
+            card = read_cards()[ASSUMED_CARD]
             machine = Machine(
-                device_bytes, ASSUMED_DISK_BYTES_PER_S, decode_bytes_per_s=decoder
+                device_bytes,
+                ASSUMED_DISK_BYTES_PER_S,
+                decode_bytes_per_s=decoder,
+                weight_bytes_per_s=card.memory_bytes_per_s,
+                flops_per_s=card.flops_per_s or math.inf,
             )
         machine = _with_host(machine, device_bytes, host_bytes)
         made = plan(geometry(model), machine, kind=kind or "dense", **options)
@@ -233,18 +241,22 @@ def describe_plan(
     if made.kind == "lossless":
         rates |= {"decode_bytes_per_s": made.machine.decode_bytes_per_s}
         rates |= {"ratio": "estimated" if model in geometries() else "of the files"}
-    if origin == "measured":
+    if origin == "assumed":
+        rates |= {"compute": ASSUMED_CARD}
+    if origin != "given":
         rates |= {
             "weight_bytes_per_s": made.machine.weight_bytes_per_s,
             "flops_per_s": made.machine.flops_per_s,
-            "spread": made.machine.spread,
         }
+    if origin == "measured":
+        rates |= {"spread": made.machine.spread}
     if host_bytes:
-        rates |= {"link_bytes_per_s": ASSUMED_LINK_BYTES_PER_S, "link": "assumed"}
+        link = made.machine.link_bytes_per_s
+        rates |= {"link_bytes_per_s": link, "link": "assumed"}
     return {**made.summary(), "rates": rates}
 
 
 def _with_host(machine: Machine, device_bytes: int, host_bytes: int) -> Machine:
-    link = ASSUMED_LINK_BYTES_PER_S if host_bytes else float("inf")
+    link = 1e9 * read_quantities()["link_gb_per_s"].value if host_bytes else math.inf
     sized = machine.with_memory(device_bytes, host_bytes)
     return replace(sized, link_bytes_per_s=link)

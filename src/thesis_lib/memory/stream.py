@@ -46,11 +46,9 @@ from thesis_lib.memory.transport import (
 )
 from thesis_lib.units import format_size
 
-# Rates that nobody measured here: a solid-state disk on four lanes of PCIe 4, and
-# sixteen lanes to a graphics card, and two cores that decode. A plan that rests on them
-# says so.
+# Rates that nobody measured here: a solid-state disk on four lanes of PCIe 4, and two
+# cores that decode. A plan that rests on them says so.
 ASSUMED_DISK_BYTES_PER_S = 7e9
-ASSUMED_LINK_BYTES_PER_S = 25.5e9
 ASSUMED_DECODE_BYTES_PER_S = 10e9
 
 _NEW_TOKENS = 20  # that transformers generates where nothing says how many
