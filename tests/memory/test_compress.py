@@ -5,8 +5,6 @@ import json
 import pytest
 import tiny
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from thesis_lib.checks import InvalidInput
@@ -18,19 +16,9 @@ from thesis_lib.memory.quality import perplexity, read_tokens
 from thesis_lib.paths import data_folder
 
 
-def give_tokenizer(folder):
-    """One token for each character of a word."""
-    letters = {"[UNK]": 0} | {chr(code): code for code in range(32, 127)}
-    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    made.save_pretrained(folder)
-    return made
-
-
 def test_perplexities_before_are_those_of_the_resident_model_on_each_domain(tmp_path):
     model = tiny.write(tmp_path / "dense")
-    tokenizer = give_tokenizer(tmp_path / "dense")
+    tokenizer = tiny.give_tokenizer(tmp_path / "dense")
     said = compress(str(tmp_path / "dense"), tmp_path / "out", "int8", 100, 24)
     assert list(said["domains"]) == list(TEXTS.values())
     for (text, domain), found in zip(
@@ -52,7 +40,7 @@ def test_perplexities_before_are_those_of_the_resident_model_on_each_domain(tmp_
 
 def test_more_tokens_than_a_text_has_are_refused_before_anything_is_written(tmp_path):
     tiny.write(tmp_path / "dense")
-    give_tokenizer(tmp_path / "dense")
+    tiny.give_tokenizer(tmp_path / "dense")
     with pytest.raises(InvalidInput, match="ask for fewer"):
         compress(str(tmp_path / "dense"), tmp_path / "out", "int8", 10**6)
     assert not (tmp_path / "out").exists()
@@ -79,7 +67,7 @@ def test_a_wish_that_is_missing_or_unknown_is_refused(tmp_path):
 
 def test_few_bits_are_calibrated_on_the_text_that_is_given(tmp_path):
     model = tiny.write(tmp_path / "dense")
-    give_tokenizer(tmp_path / "dense")
+    tiny.give_tokenizer(tmp_path / "dense")
     text = tmp_path / "text.txt"
     text.write_text("a quick brown fox jumps over the lazy dog; " * 30)
     words = ["compress", str(tmp_path / "dense"), "--bits", "3", "--group", "16"]
@@ -111,7 +99,7 @@ def test_few_bits_are_calibrated_on_the_text_that_is_given(tmp_path):
 )
 def test_few_bits_that_cannot_be_are_refused(tmp_path, options, words):
     tiny.write(tmp_path / "dense")
-    give_tokenizer(tmp_path / "dense")
+    tiny.give_tokenizer(tmp_path / "dense")
     (tmp_path / "short.txt").write_text("x" * 64)
     given = {"calibration": tmp_path / "short.txt"} if "context" in options else {}
     with pytest.raises(InvalidInput, match=words):

@@ -72,8 +72,8 @@ def compress(
     first, *Sense and Sensibility*. Without `tokens`, or for a checkpoint without a
     tokenizer, they are None and `domains` is empty.
 
-    Raises InvalidInput where no way of compressing is asked for, or two, for more tokens
-    than a text has, and as its writer does, with nothing written then.
+    Raises InvalidInput where no way of compressing is asked for, or two, for more
+    tokens than a text has, and as its writer does, with nothing written then.
     """
     folder, out = checkpoint_folder(checkpoint), Path(out)
     text = None if calibration is None else Path(calibration)

@@ -385,13 +385,14 @@ def summarise(
     """What `thesis cost` prints: rent against owning a used card with its host.
 
     The rate is given, with an interval if `between` says so; or it is that of a run on
-    record in `folder`, such as headline:bf16-8192MiB; or the plan of `model` promises it
-    on so many `cards` of the item, over which the weights that do not fit are streamed:
-    `streamed_layers` counts them, None for another rate. Keys `usd_per_million_tokens`
-    and `break_even_tokens` (a month, None where owning never pays) with their intervals,
-    None where the rate has none. Owning means the used card of the tables in its host: a
-    predicted rate is that of each machine, and the keys of owning are None where the
-    batch does not fit it, and for a rate that is not predicted and is of another machine.
+    record in `folder`, such as headline:bf16-8192MiB; or the plan of `model` promises
+    it on so many `cards` of the item, over which the weights that do not fit are
+    streamed: `streamed_layers` counts them, None for another rate. Keys
+    `usd_per_million_tokens` and `break_even_tokens` (a month, None where owning never
+    pays) with their intervals, None where the rate has none. Owning means the used card
+    of the tables in its host: a predicted rate is that of each machine. The keys of
+    owning are None where the batch does not fit it, and for a rate that is not
+    predicted and is of another machine.
     """
     require(cards > 0, f"cards={cards} must be positive")
     prices, quantities = read_prices(override=override), read_quantities()

@@ -252,8 +252,8 @@ def plan(
     activations of a step; every layer that still fits is resident, the next ones live
     in host memory, the rest is read from disk each step. With `generating` the step
     is one of transformers' `generate`, sampling included, and beams count as
-    sequences; with `padded` the sequences may differ in length; with `rollback` passes of
-    `logit_tokens` may be verified as `speculate` does. `kind` is that of the
+    sequences; with `padded` the sequences may differ in length; with `rollback` passes
+    of `logit_tokens` may be verified as `speculate` does. `kind` is that of the
     weights, dense, nf4, int8, lossless, lowrank or bits, and `layout` the one of packed
     weights, by default that of this machine, but for bits the recipes.
 

@@ -67,8 +67,8 @@ def rehearse(
     The longest pass onto an empty and onto an almost full cache, a single token at
     the full context, and a pass without a cache; with `generating` also what
     transformers does to the logits in between, sampling and beams included; with
-    `rollback` also passes of `logit_tokens` whose rows are kept apart, and the trials of
-    their kernels. Layers of one type are alike, so one of each type is rehearsed and
+    `rollback` also passes of `logit_tokens` whose rows are kept apart, and the trials
+    of their kernels. Layers of one type are alike, so one of each type is rehearsed and
     counted as often as it occurs.
     """
     require(
@@ -176,10 +176,11 @@ class _Stage:
         return peak, held
 
     def verified(self, counts: Counter[int]) -> list[int]:
-        """Peaks beside the weights of what `speculate` does with a cache, of all layers.
+        """Peaks beside the weights of what `speculate` does, of all layers.
 
-        The trial of kernels after one token; a pass of `logit_tokens` rows kept apart at
-        the end of the context; and a token there after others that may be given back.
+        The trial of kernels after one token; a pass of `logit_tokens` rows kept apart
+        at the end of the context; and a token there after others that may be given
+        back.
         """
         verified, back = self.shape.logit_tokens, self.shape.rollback
         peaks = []
@@ -231,7 +232,7 @@ class _Stage:
         step: Callable[[], Tensor],
         counts: Counter[int],
     ) -> tuple[int, int]:
-        """Peak of `step` beside the weights, and the cache at its end, of all layers."""
+        """Peak of `step` beside the weights and the cache at its end, of all layers."""
         then = _held(cache)
         meter.peak_bytes = meter.bytes
         logits = step()

@@ -34,8 +34,8 @@ class ModelSpec:
     """The geometry of a uniform stack of decoder layers.
 
     A gated feed-forward block has three matrices (LLaMA), a plain one two (OPT).
-    `positions` counts the rows of a learned position table, 0 for rotary ones; `context`
-    the positions that the model was made for, 0 where nothing says.
+    `positions` counts the rows of a learned position table, 0 for rotary ones;
+    `context` the positions that the model was made for, 0 where nothing says.
     `architecture` is transformers' model_type.
     """
 
@@ -212,7 +212,9 @@ def _longest(config: dict[str, Any], path: Path) -> int:
     longest = config.get("max_position_embeddings") or 0
     ropes = [config.get("rope_parameters"), config.get("rope_scaling")]
     # Some families have one for each type of layer.
-    ropes += [part for rope in ropes if isinstance(rope, dict) for part in rope.values()]
+    ropes += [
+        part for rope in ropes if isinstance(rope, dict) for part in rope.values()
+    ]
     for rope in ropes:
         if not isinstance(rope, dict):
             continue

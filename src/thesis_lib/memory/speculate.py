@@ -104,8 +104,8 @@ class ModelDraft:
         )
         require(
             model.plan.rollback > 0,
-            "the plan of the draft has no tokens to give back: make it with rollback, as "
-            "open_draft does",
+            "the plan of the draft has no tokens to give back: make it with rollback, "
+            "as open_draft does",
         )
         self.model = model
         self._cache = model.new_cache()
@@ -135,7 +135,7 @@ class ModelDraft:
         return proposed
 
     def _read(self, row: Tensor) -> Tensor:
-        """Logits, (1, 1, vocab), after text that is not given back: windows keep none."""
+        """Logits, (1, 1, vocab), after text of which nothing will be given back."""
         *first, last = row.split(self.model.plan.pass_tokens, dim=1)
         for part in first:
             self.model.step(part, self._cache, keep=1)
@@ -192,8 +192,8 @@ def calibrate(
     plan = model.plan
     require(
         plan.rollback > 0,
-        "the plan covers no trials of kernels: make it with rollback, as plan_speculation "
-        "does",
+        "the plan covers no trials of kernels: make it with rollback, as "
+        "plan_speculation does",
     )
     largest = min(plan.logit_tokens, plan.pass_tokens, plan.context - 1)
     tried = sorted({size for size in sizes if 1 < size <= largest})
@@ -402,8 +402,8 @@ def decode_greedily(
     end = len(text) + max_new_tokens
     require(
         end - 1 <= model.plan.context,  # the last token is not stored
-        f"a prompt of {len(text)} tokens and an answer of {max_new_tokens} but the plan "
-        f"is for a context of {model.plan.context}: make it for a longer one",
+        f"a prompt of {len(text)} tokens and an answer of {max_new_tokens} leave the "
+        f"context of {model.plan.context} that is planned: make a longer plan",
     )
     text += _choose(model.prefill(prompt, cache))
     cache.activate_past_recording()  # a window gives back what is refused

@@ -793,7 +793,7 @@ def measure_passes(
 def enforced(limit_bytes: int, device: str | torch.device) -> Iterator[DeviceBudget]:
     """The meter that enforces a budget, and refuses in a sentence what exceeds it.
 
-    Raises InvalidInput in the place of torch.OutOfMemoryError, the device's own included.
+    Raises InvalidInput in the place of torch.OutOfMemoryError, also the device's own.
     """
     try:
         with DeviceBudget(limit_bytes, device) as budget:
