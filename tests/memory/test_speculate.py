@@ -371,7 +371,7 @@ def speculate_at_random(folder, seed):
 
 
 def test_random_budgets_are_kept_or_refused(tmp_path):
-    admitted = [speculate_at_random(tmp_path / str(i), i) for i in range(10)]
+    admitted = [speculate_at_random(tmp_path / str(i), i) for i in range(5)]
     assert any(admitted)
 
 
@@ -403,11 +403,11 @@ def test_every_short_answer_of_a_real_model_keeps_the_plan_that_admits_it():
         speculate_in_the_least_memory(new)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_one_to_sixteen_new_tokens_keep_the_plan(tmp_path, dtype):
-    draw = random.Random(str(dtype))
+def test_one_to_sixteen_new_tokens_keep_the_plan(tmp_path):
+    draw = random.Random(0)
     for new in range(1, 17):
         folder = tmp_path / str(new)
+        dtype = draw.choice([torch.bfloat16, torch.float32])
         tiny.write(folder, draw.choice(list(tiny.SHAPES)), dtype=dtype)
         ample = speculate.plan_speculation(folder, Machine(2**50, 1e9), 5, new, 2)
         least = Machine(ample.least_device_bytes(2), 1e9)
