@@ -522,7 +522,8 @@ MUTANTS = [
     Mutant(
         "stream: weights are opened before the family is known",
         "memory/stream.py",
-        "    spec = ModelSpec.from_config(folder)\n    with SafetensorsStore(folder) as store:",
+        "    spec = ModelSpec.from_config(folder)\n"
+        "    with SafetensorsStore(folder) as store:",
         "    with SafetensorsStore(folder) as store:\n"
         "        spec = ModelSpec.from_config(folder)",
         ("tests/memory/test_architectures.py",),
