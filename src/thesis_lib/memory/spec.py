@@ -27,6 +27,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 }
 ARCHITECTURES = tuple(_FAMILIES)
 _ROPES = ("default", "linear", "llama3", "yarn")
+_ENDLESS = 2**31  # positions that no model has: a number that says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,13 @@ def _longest(config: dict[str, Any], path: Path) -> int:
     Raises InvalidInput for a scaling that depends on the length of the text so far: a
     plan is made before there is any.
     """
-    longest = config.get("max_position_embeddings") or 0
+
+    def number(name: str, of: dict[str, Any]) -> float:
+        value = of.get(name)
+        known = isinstance(value, int | float) and 0 < value < _ENDLESS
+        return value if known else 0
+
+    longest = number("max_position_embeddings", config)
     ropes = [config.get("rope_parameters"), config.get("rope_scaling")]
     # Some families have one for each type of layer.
     ropes += [
@@ -224,12 +231,9 @@ def _longest(config: dict[str, Any], path: Path) -> int:
             f"rope_type {kind!r} in {path} is not streamed: expected one of "
             f"{', '.join(_ROPES)}, whose frequencies no text changes",
         )
-        before, factor = (
-            rope.get(name) for name in ("original_max_position_embeddings", "factor")
-        )
-        if isinstance(before, int | float) and isinstance(factor, int | float):
-            longest = max(longest, int(before * factor))
-    return longest
+        before = number("original_max_position_embeddings", rope)
+        longest = max(longest, before * number("factor", rope))
+    return int(longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,19 +285,23 @@ class Machine:
         return replace(self, device_bytes=device_bytes, host_bytes=host_bytes)
 
 
-def _llama(name: str, *shape: int, context: int) -> ModelSpec:
-    return ModelSpec(name, *shape, 128, 32000, tied=False, context=context)
-
-
 # Hugo Touvron and others (LLaMA, 2023; Llama 2, 2023), Susan Zhang and others
 # (OPT, 2022) and Albert Jiang and others (Mistral 7B, 2023) publish these shapes.
 _GEOMETRIES = {
     spec.name: spec
     for spec in (
-        _llama("llama-65b", 80, 8192, 22016, 64, 64, context=2048),
-        _llama("llama2-7b", 32, 4096, 11008, 32, 32, context=4096),
-        _llama("llama2-13b", 40, 5120, 13824, 40, 40, context=4096),
-        _llama("llama2-70b", 80, 8192, 28672, 64, 8, context=4096),
+        ModelSpec(
+            "llama-65b", 80, 8192, 22016, 64, 64, 128, 32000, tied=False, context=2048
+        ),
+        ModelSpec(
+            "llama2-7b", 32, 4096, 11008, 32, 32, 128, 32000, tied=False, context=4096
+        ),
+        ModelSpec(
+            "llama2-13b", 40, 5120, 13824, 40, 40, 128, 32000, tied=False, context=4096
+        ),
+        ModelSpec(
+            "llama2-70b", 80, 8192, 28672, 64, 8, 128, 32000, tied=False, context=4096
+        ),
         ModelSpec(
             "mistral-7b",
             32,
