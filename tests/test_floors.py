@@ -38,6 +38,7 @@ FLOORS = [
     "present",
     "book",
     "cli",
+    "__main__",
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 # Within a floor, only this one is built on its neighbour.

@@ -803,11 +803,11 @@ def compress(
         f"{units.format_size(before)} became {units.format_size(after)} "
         f"({after / before:.3f}) in {output}"
     ]
-    if result["perplexity_before"] is not None:
-        lines.append(
-            f"perplexity on {result['tokens']} held-out tokens "
-            f"{result['perplexity_before']:.3f}, then {result['perplexity_after']:.3f}"
-        )
+    lines += [
+        f"perplexity on {result['tokens']} held-out tokens of {domain} "
+        f"{found['perplexity_before']:.3f}, then {found['perplexity_after']:.3f}"
+        for domain, found in result["domains"].items()
+    ]
     show(result, as_json, lines)
 
 
@@ -832,6 +832,9 @@ def cost(
     ] = "llama-65b",
     weights: Annotated[str, typer.Option(help="bf16, nf4 or int8.")] = "bf16",
     batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
+    cards: Annotated[
+        int, typer.Option(help="Of the item, side by side: two h100 hold llama-65b.")
+    ] = 1,
     utilisation: Annotated[
         float, typer.Option(help="Busy share of the hours paid for.")
     ] = 1.0,
@@ -859,6 +862,7 @@ def cost(
             batch,
             utilisation=utilisation,
             override=parse_override(price or []),
+            cards=cards,
         )
 
     def dollars(name: str) -> str:
@@ -868,16 +872,24 @@ def cost(
         ends = "" if interval is None else " ({:,.2f} to {:,.2f})".format(*interval)
         return f"${result[f'{name}_tokens']:,.2f}{ends}"
 
-    even = result["break_even_tokens"]
+    even, streamed = result["break_even_tokens"], result["streamed_layers"]
+    held = {None: "", 0: ", all layers resident"}.get(
+        streamed, f", {streamed} layers streamed"
+    )
     lines = [
-        f"{dollars('usd_per_million')} per million tokens rented at "
-        f"${result['usd_per_hour']:.2f}/h ({result['price_status']}, "
-        f"{result['price_date']}), {dollars('owned_usd_per_million')} owned; "
-        f"{result['tokens_per_s']:.4g} tokens/s {result['basis']}",
-        "owning never pays"
-        if even is None
-        else f"owning pays from {even:.3g} tokens a month",
+        f"{dollars('usd_per_million')} per million tokens on {cards} × {gpu}{held}, "
+        f"rented at ${result['usd_per_hour']:.2f}/h ({result['price_status']}, "
+        f"{result['price_date']}); {result['tokens_per_s']:.4g} tokens/s "
+        f"{result['basis']}"
     ]
+    if result["owned_usd_per_million_tokens"] is None:
+        lines.append(f"no rate is known for the machine to buy, {result['owned_item']}")
+    else:
+        pays = "never pays" if even is None else f"pays from {even:.3g} tokens a month"
+        lines.append(
+            f"{dollars('owned_usd_per_million')} on a bought {result['owned_item']} "
+            f"with its host; owning {pays}"
+        )
     show(result, as_json, lines)
 
 
@@ -886,3 +898,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

@@ -7,9 +7,10 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import AutoConfig, StoppingCriteria, StoppingCriteriaList
 
 from thesis_lib.checks import InvalidInput
+from thesis_lib.memory import smollm2
 from thesis_lib.memory.architectures import (
     configure,
     flatten_head,
@@ -17,9 +18,12 @@ from thesis_lib.memory.architectures import (
     skeleton,
     stack,
 )
+from thesis_lib.memory.compress import compress
 from thesis_lib.memory.measure import DeviceBudget
+from thesis_lib.memory.rates import describe_plan
 from thesis_lib.memory.spec import ARCHITECTURES, ModelSpec, geometries, geometry
-from thesis_lib.memory.stream import StreamedModel
+from thesis_lib.memory.speculate import speculate_text
+from thesis_lib.memory.stream import StreamedModel, generate_text
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +244,80 @@ def test_other_architectures_are_refused_by_name(tmp_path):
     file.write_text(file.read_text().replace('"llama"', '"mamba"'))
     with pytest.raises(InvalidInput, match="mamba"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["falcon", "gpt2", "bloom", "t5", "mixtral", "phi3"])
+def test_a_family_that_is_not_streamed_is_refused_before_its_weights_are_opened(
+    tmp_path, family
+):
+    with smollm2.quiet():
+        AutoConfig.for_model(family).save_pretrained(tmp_path)
+    runs = [
+        lambda: describe_plan(str(tmp_path), 2**30),
+        lambda: tiny.plan_checkpoint(tmp_path, tiny.Machine(2**40, 1e9)),
+        lambda: generate_text(str(tmp_path), 2**30, "a"),
+        lambda: speculate_text(str(tmp_path), 2**30, "a"),
+        lambda: compress(str(tmp_path), tmp_path / "out", "int8"),
+    ]
+    for run in runs:  # there are no weights at all
+        with pytest.raises(InvalidInput, match=f"{family}.* expected one of llama"):
+            run()
+
+
+ROPES = [
+    {"rope_type": "linear", "factor": 2.0},
+    {
+        "rope_type": "llama3",
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+]
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "mistral", "qwen2", "gpt_neox", "gemma3_text"]
+)
+def test_scaled_rotary_tables_give_the_bits_of_transformers(
+    tmp_path, architecture, rope
+):
+    scaling = {"rope_theta": 1e4} | rope
+    if architecture == "gemma3_text":  # a table for each type of layer
+        plain = {"rope_theta": 1e4, "rope_type": "default"}
+        scaling = {"full_attention": scaling, "sliding_attention": plain}
+    model = tiny.write(tmp_path, architecture, rope_parameters=scaling)
+    made = tiny.plan_tight(tmp_path, context=60, pass_tokens=50)
+    with torch.no_grad(), StreamedModel(tmp_path, made) as twin:
+        cache, own = twin.new_cache(), twin.new_cache()
+        for chunk in (50, 1, 9):
+            row = tiny.tokens(chunk, 1, chunk)
+            expected = model(row, cache=cache, use_cache=True).logits
+            assert torch.equal(twin.step(row, own), expected)
+
+
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize("kind", ["dynamic", "longrope", "mrope"])
+def test_frequencies_that_the_text_changes_are_refused_by_name(tmp_path, kind, key):
+    tiny.write(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("rope_parameters")
+    for rope in (
+        {"rope_type": kind, "factor": 2.0},
+        {"type": kind, "factor": 2.0},
+        {"full_attention": {"rope_type": kind}},
+    ):
+        file.write_text(json.dumps(config | {key: rope}))
+        (tmp_path / "model.safetensors").unlink(missing_ok=True)
+        with pytest.raises(InvalidInput, match=f"rope_type '{kind}' .* llama3"):
+            tiny.plan_checkpoint(tmp_path, tiny.Machine(2**40, 1e9))
 
 
 def test_a_flat_head_keeps_the_bits_and_multiplies_rows(models):

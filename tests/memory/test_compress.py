@@ -5,40 +5,45 @@ import json
 import pytest
 import tiny
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.cli import app
-from thesis_lib.memory.compress import HELD_OUT, compress
+from thesis_lib.memory.compress import compress
 from thesis_lib.memory.fewbits import matrices
+from thesis_lib.memory.pareto import TEXTS
 from thesis_lib.memory.quality import perplexity, read_tokens
 from thesis_lib.paths import data_folder
 
 
-def give_tokenizer(folder):
-    """One token for each character of a word."""
-    letters = {"[UNK]": 0} | {chr(code): code for code in range(32, 127)}
-    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    made.save_pretrained(folder)
-    return made
-
-
-def test_perplexity_before_is_that_of_the_resident_model(tmp_path):
+def test_perplexities_before_are_those_of_the_resident_model_on_each_domain(tmp_path):
     model = tiny.write(tmp_path / "dense")
-    tokenizer = give_tokenizer(tmp_path / "dense")
+    tokenizer = tiny.give_tokenizer(tmp_path / "dense")
     said = compress(str(tmp_path / "dense"), tmp_path / "out", "int8", 100, 24)
-    ids = read_tokens(tokenizer, data_folder() / "text" / HELD_OUT, 100)
-    assert len(set(ids.tolist())) > 10
-    expected = perplexity(model, ids, 24).value
-    assert said["perplexity_before"] == expected
-    assert 0.9 * expected < said["perplexity_after"] < 1.1 * expected
-    assert said["perplexity_after"] != expected
+    assert list(said["domains"]) == list(TEXTS.values())
+    for (text, domain), found in zip(
+        TEXTS.items(), said["domains"].values(), strict=True
+    ):
+        path = data_folder() / "text" / f"{text}.txt"
+        ids = read_tokens(tokenizer, path, 100)
+        assert len(set(ids.tolist())) > 10
+        expected = perplexity(model, ids, 24).value
+        assert found["perplexity_before"] == expected, domain
+        assert 0.9 * expected < found["perplexity_after"] < 1.1 * expected
+        assert found["perplexity_after"] != expected
+    first, second = said["domains"].values()
+    assert first != second
+    assert first.items() <= said.items()
     assert said["bytes_before"] == sum(p.nbytes for p in model.parameters())
     assert said["bytes_after"] < said["bytes_before"]
+
+
+def test_more_tokens_than_a_text_has_are_refused_before_anything_is_written(tmp_path):
+    tiny.write(tmp_path / "dense")
+    tiny.give_tokenizer(tmp_path / "dense")
+    with pytest.raises(InvalidInput, match="ask for fewer"):
+        compress(str(tmp_path / "dense"), tmp_path / "out", "int8", 10**6)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_without_a_tokenizer_has_no_perplexity(tmp_path):
@@ -47,6 +52,7 @@ def test_a_checkpoint_without_a_tokenizer_has_no_perplexity(tmp_path):
     done = CliRunner().invoke(app, [*words, "--weights", "int8", "--json"])
     said = json.loads(done.stdout)
     assert said["perplexity_before"] is said["perplexity_after"] is None
+    assert said["domains"] == {}
     assert (said["weights"], said["tokens"], said["layers"]) == ("int8", 0, 4)
 
 
@@ -61,7 +67,7 @@ def test_a_wish_that_is_missing_or_unknown_is_refused(tmp_path):
 
 def test_few_bits_are_calibrated_on_the_text_that_is_given(tmp_path):
     model = tiny.write(tmp_path / "dense")
-    give_tokenizer(tmp_path / "dense")
+    tiny.give_tokenizer(tmp_path / "dense")
     text = tmp_path / "text.txt"
     text.write_text("a quick brown fox jumps over the lazy dog; " * 30)
     words = ["compress", str(tmp_path / "dense"), "--bits", "3", "--group", "16"]
@@ -93,7 +99,7 @@ def test_few_bits_are_calibrated_on_the_text_that_is_given(tmp_path):
 )
 def test_few_bits_that_cannot_be_are_refused(tmp_path, options, words):
     tiny.write(tmp_path / "dense")
-    give_tokenizer(tmp_path / "dense")
+    tiny.give_tokenizer(tmp_path / "dense")
     (tmp_path / "short.txt").write_text("x" * 64)
     given = {"calibration": tmp_path / "short.txt"} if "context" in options else {}
     with pytest.raises(InvalidInput, match=words):

@@ -36,6 +36,7 @@ CARDS = read_cards(DATA)
 SPEC, MIX, LINK = geometry("llama2-70b"), Mix(64, 16), 20e9
 CARD = CARDS["GeForce RTX 3090"]
 MEASUREMENTS = DATA / "measurements"
+NOTEBOOK = DATA.parent / "notebooks" / "06_evaluation_system_for_ml.ipynb"
 
 
 @pytest.fixture(autouse=True)
@@ -250,7 +251,7 @@ def test_a_rate_with_an_interval_gives_one_to_every_cost():
 
 def test_without_a_rate_the_plan_of_the_card_gives_one():
     found = deployment.summarise(model="llama2-70b", weights="nf4", mix=MIX)
-    made = predict(Method("nf4", "nf4"), link=CARD.link_bytes_per_s)
+    made = predict(Method("nf4", "nf4"), link=deployment.assumed_link(CARD))
     assert found["basis"] == "predicted"
     assert found["tokens_per_s"] == pytest.approx(made.timing.tokens_per_s(MIX))
     assert json.loads(json.dumps(found)) == found
@@ -268,8 +269,62 @@ def test_predicted_machines_each_have_their_own_rate():
     assert crowd["usd_per_million_tokens"] < large["usd_per_million_tokens"]
 
 
+def test_a_rate_of_another_machine_is_not_that_of_the_owned_one():
+    for gpu, price in PRICES.items():
+        if price.per != "hour":
+            continue
+        for cards in (1, 2):
+            found = deployment.summarise(gpu, tokens_per_s=1.0, cards=cards)
+            is_owned = deployment.base_item(gpu) == "rtx-3090" and cards == 1
+            for key in ("owned_usd_per_million", "electricity_usd_per_million"):
+                assert (found[f"{key}_tokens"] is not None) == is_owned, (gpu, key)
+            assert found["usd_per_hour"] == cards * price.usd
+
+
+def test_the_command_and_the_chapter_price_the_same_machines_alike():
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    tagged = next(c for c in cells if "parameters" in c["metadata"].get("tags", ()))
+    chapter = {}
+    exec("".join(tagged["source"]), chapter)
+    mix = Mix(chapter["prompt_tokens"], chapter["written_tokens"])
+    link = 1e9 * chapter["link_gb_per_s"]
+    assert mix == deployment.MIX
+    assert link == deployment.assumed_link(CARD)
+    spec, crowd = geometry("llama-65b"), chapter["resident_batch"]
+    options = [
+        (Method(name, kind, batch=batch), "rtx-3090", CARD, 1, link)
+        for name, kind, batch in (
+            ("bf16", "dense", 1),
+            ("int8", "int8", 1),
+            ("nf4", "nf4", 1),
+            ("nf4", "nf4", chapter["offloaded_batch"]),
+        )
+    ] + [(Method("bf16", batch=crowd), "h100", CARDS["H100 PCIe"], 2, None)]
+    for method, item, card, count, given in options:
+        made = deployment.predict(spec, method, mix, item, card, count, given)
+        usd = deployment.table([made], PRICES, mix, chapter["utilisation"])
+        found = deployment.summarise(
+            item, weights=method.name, batch=method.batch, cards=count
+        )
+        assert found["usd_per_million_tokens"] == usd.usd_per_million.item()
+        assert found["streamed_layers"] == made.streamed_layers
+        assert (made.streamed_layers == 0) == (item == "h100")
+
+
+def test_a_link_with_more_lanes_carries_more():
+    h100 = CARDS["H100 PCIe"]
+    assert deployment.assumed_link(h100) == pytest.approx(
+        deployment.assumed_link(CARD) * h100.link_bytes_per_s / CARD.link_bytes_per_s
+    )
+    assert all(
+        deployment.assumed_link(card) < card.link_bytes_per_s for card in CARDS.values()
+    )
+
+
 def test_a_reserved_machine_is_compared_by_the_month():
-    found = deployment.summarise("rtx-a6000-reserved", tokens_per_s=0.8)
+    found = deployment.summarise(
+        "rtx-a6000-reserved", model="llama2-70b", weights="nf4"
+    )
     # an idle month of it costs more than one of the owned machine
     assert found["break_even_tokens"] == 0
     assert deployment.base_item("rtx-a6000-reserved") == "rtx-a6000"
@@ -286,6 +341,7 @@ def test_a_reserved_machine_is_compared_by_the_month():
         ({"tokens_per_s": 1.0, "record": "streaming:ours"}, "exclude each other"),
         ({"record": "streaming:theirs"}, "record='streaming:theirs'"),
         ({"tokens_per_s": 1.0, "utilisation": 0.0}, "utilisation=0"),
+        ({"cards": 0}, "cards=0 must be positive"),
         ({"gpu": "cpu-2-cores"}, "no data sheet is known for cpu-2-cores"),
         ({"model": "llama-66b"}, "model='llama-66b'"),
         ({"weights": "int4"}, "weights='int4'"),

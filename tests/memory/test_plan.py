@@ -7,7 +7,9 @@ from itertools import pairwise
 import pytest
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.plan import PlanInfeasible, least_device_bytes, plan
+from thesis_lib.memory.plan import WEIGHTS, PlanInfeasible, least_device_bytes, plan
+from thesis_lib.memory.published import read_cards
+from thesis_lib.memory.rates import describe_plan
 from thesis_lib.memory.spec import Machine, ModelSpec, geometries, geometry
 from thesis_lib.units import GiB, MiB
 
@@ -114,6 +116,26 @@ def test_host_memory_takes_layers_off_the_disk():
     assert everything.disk_layers == 0
     assert everything.limit == "link"
     assert everything.step_s() == everything.bytes_per_step / 25e9
+
+
+@pytest.mark.parametrize("name", geometries())
+def test_no_plan_of_a_geometry_promises_a_token_in_no_time(name):
+    spec, card = geometry(name), read_cards()["GeForce RTX 3090"]
+    bound_s = spec.total_bytes / card.memory_bytes_per_s
+    for kind in WEIGHTS.values():
+        for size, host in ((8, 0), (24, 512), (1024, 0), (1024, 512)):
+            found = describe_plan(name, size * GiB, host * GiB, kind=kind)
+            assert found["predicted_s_per_token"] > bound_s * 0.999
+            assert found["rates"]["compute"] == card.device
+
+
+@pytest.mark.parametrize("name", geometries())
+def test_a_context_beyond_the_positions_of_a_model_is_refused(name):
+    spec = geometry(name)
+    longest = spec.most_positions
+    assert plan(spec, DISK.with_memory(2**50), context=longest).context == longest
+    with pytest.raises(InvalidInput, match=f"{longest} positions that {name}"):
+        plan(spec, DISK.with_memory(2**50), context=longest + 1)
 
 
 def test_a_resident_model_is_bound_by_compute():

@@ -69,6 +69,31 @@ def test_a_config_that_cannot_be_described_is_refused_by_name(tmp_path, change, 
         ModelSpec.from_config(tmp_path)
 
 
+def test_positions_are_those_of_the_config_or_of_its_scaling(tmp_path):
+    config = json.loads((smollm2.checkpoint() / "config.json").read_text())
+    for positions, rope, expected in (
+        (8192, {"rope_type": "default"}, 8192),
+        (8192, {"rope_type": "linear", "factor": 4.0}, 8192),
+        (
+            32768,
+            {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+            131072,
+        ),
+        (
+            131072,
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "original_max_position_embeddings": 8192,
+            },
+            131072,
+        ),
+    ):
+        changed = {"max_position_embeddings": positions, "rope_parameters": rope}
+        (tmp_path / "config.json").write_text(json.dumps(config | changed))
+        assert ModelSpec.from_config(tmp_path).most_positions == expected, rope
+
+
 def test_absent_config_and_unknown_geometry_are_refused(tmp_path):
     with pytest.raises(InvalidInput, match=r"config\.json"):
         ModelSpec.from_config(tmp_path)

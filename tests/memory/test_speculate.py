@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from thesis_lib.checks import InvalidInput
 from thesis_lib.memory import rowwise, smollm2, speculate
 from thesis_lib.memory.measure import DeviceBudget
+from thesis_lib.memory.plan import PlanInfeasible
 from thesis_lib.memory.rowwise import Rowwise
 from thesis_lib.memory.spec import Machine
 from thesis_lib.memory.stream import StreamedModel, generate_text
@@ -45,7 +47,12 @@ class Scripted:
 def plan_tight(folder, prompt, new=NEW, resident=1):
     """A plan that streams most layers and covers passes of every size."""
     return tiny.plan_tight(
-        folder, resident, context=prompt + new, pass_tokens=20, logit_tokens=17
+        folder,
+        resident,
+        context=prompt + new,
+        pass_tokens=20,
+        logit_tokens=17,
+        rollback=16,
     )
 
 
@@ -316,6 +323,129 @@ def test_what_cannot_be_done_is_refused(tmp_path):
         speculate.expected_tokens(2, 2)
     with pytest.raises(InvalidInput, match="accepted=3"):
         speculate.acceptance_interval(3, 2)
+
+
+def speculate_at_random(folder, seed):
+    """Whether a random budget was admitted, for a random model, prompt and answer."""
+    draw = random.Random(seed)
+
+    def written(name):
+        architecture = draw.choice(list(tiny.SHAPES))
+        changes = {"vocab_size": vocab, "initializer_range": draw.choice([0.02, 0.3])}
+        if "sliding_window" in tiny.SHAPES[architecture]:
+            changes["sliding_window"] = draw.choice([3, 7, 24])
+        dtype = draw.choice([torch.bfloat16, torch.float32])
+        tiny.write(folder / name, architecture, seed, dtype, **changes)
+        tiny.give_tokenizer(folder / name)
+        return folder / name
+
+    vocab = draw.choice([211, 3000])
+    model, draft = written("model"), None
+    prompt = "".join(draw.choices("abc ", k=draw.randint(1, 30)))
+    new, ring = draw.randint(1, 20), draw.choice([1, 2, 3])
+    held = None
+    if draw.random() < 0.4:
+        draft = written("draft")
+        held = speculate.open_draft(draft, len(prompt) + new).plan
+    ample = speculate.plan_speculation(
+        model, Machine(2**50, 1e9), len(prompt), new, ring, held
+    )
+    least = ample.least_device_bytes(ring) + (held.device_peak_bytes if held else 0)
+    spare = draw.choice([0, draw.randint(-50_000, 3 * ample.staging_bytes)])
+    try:
+        found = speculate.speculate_text(
+            str(model),
+            max(1, least + spare),
+            prompt,
+            new,
+            None if draft is None else str(draft),
+            ring,
+        )
+    except PlanInfeasible:
+        assert spare < 0, seed  # less than what the largest passes need
+        return False
+    peaks = found["device_peak_bytes"], found["planned_peak_bytes"], least + spare
+    assert sorted(peaks) == list(peaks), seed
+    assert found["tokens"] <= new
+    return True
+
+
+def test_random_budgets_are_kept_or_refused(tmp_path):
+    admitted = [speculate_at_random(tmp_path / str(i), i) for i in range(5)]
+    assert any(admitted)
+
+
+@pytest.mark.proof
+def test_hundreds_of_random_budgets_are_kept_or_refused(tmp_path):
+    seeds = range(1000, 1300)
+    admitted = [speculate_at_random(tmp_path / str(seed), seed) for seed in seeds]
+    assert sum(admitted) >= 200
+
+
+def speculate_in_the_least_memory(new):
+    """What the smallest budget that an answer of `new` tokens is admitted in gives."""
+    prompt = "The capital of France is"  # five tokens
+    folder = smollm2.checkpoint()
+    ample = speculate.plan_speculation(folder, Machine(2**50, 1e9), 5, new)
+    least = ample.least_device_bytes(3)
+    found = speculate.speculate_text("smollm2", least, prompt, new)
+    assert found["device_peak_bytes"] <= found["planned_peak_bytes"] <= least, new
+    return found
+
+
+def test_a_short_answer_of_a_real_model_keeps_the_plan_that_admits_it():
+    assert speculate_in_the_least_memory(8)["text"].startswith(" Paris")
+
+
+@pytest.mark.proof
+def test_every_short_answer_of_a_real_model_keeps_the_plan_that_admits_it():
+    for new in range(1, 17):
+        speculate_in_the_least_memory(new)
+
+
+def test_one_to_sixteen_new_tokens_keep_the_plan(tmp_path):
+    draw = random.Random(0)
+    for new in range(1, 17):
+        folder = tmp_path / str(new)
+        dtype = draw.choice([torch.bfloat16, torch.float32])
+        tiny.write(folder, draw.choice(list(tiny.SHAPES)), dtype=dtype)
+        ample = speculate.plan_speculation(folder, Machine(2**50, 1e9), 5, new, 2)
+        least = Machine(ample.least_device_bytes(2), 1e9)
+        made = speculate.plan_speculation(folder, least, 5, new, 2)
+        with StreamedModel(folder, made) as streamed, DeviceBudget() as budget:
+            streamed.charge(budget)
+            verifier = speculate.calibrate(streamed)
+            draft = speculate.PromptLookup(1, 2)
+            prompt = tiny.tokens(2, 1, 5)
+            speculate.decode_greedily(streamed, prompt, new, draft, verifier)
+        assert budget.peak_bytes <= made.device_peak_bytes, new
+
+
+def test_less_memory_verifies_fewer_tokens_before_it_is_refused(tmp_path):
+    tiny.write(tmp_path, vocab_size=3000)
+    plan = partial(speculate.plan_speculation, tmp_path)
+    ample = plan(Machine(2**50, 1e9), 5, 16, 2)
+    least = ample.least_device_bytes(2)
+    assert plan(Machine(least, 1e9), 5, 16, 2).logit_tokens == 16
+    floor = plan(Machine(2**50, 1e9), 5, 1, 2).least_device_bytes(2)
+    steps = range(least - 1024, floor + 8192, -4096)
+    sizes = [plan(Machine(size, 1e9), 5, 16, 2).logit_tokens for size in steps]
+    with pytest.raises(PlanInfeasible):
+        plan(Machine(floor - 1, 1e9), 5, 16, 2)
+    assert sorted(set(sizes)) == [1, *speculate.SIZES[:-1]]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_plan_without_trials_is_not_calibrated(tmp_path):
+    tiny.write(tmp_path)
+    made = tiny.plan_tight(tmp_path, context=24, pass_tokens=9)
+    refused = pytest.raises(InvalidInput, match="no trials of kernels")
+    with StreamedModel(tmp_path, made) as streamed, refused:
+        speculate.calibrate(streamed)
+    whole = tiny.plan_tight(tmp_path, tiny.LAYERS, context=24)
+    refused = pytest.raises(InvalidInput, match="no tokens to give back")
+    with StreamedModel(tmp_path, whole) as resident, refused:
+        speculate.ModelDraft(resident)
 
 
 @pytest.mark.parametrize("draft", [None, "smollm2"])

@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 import tiny
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers.generation.streamers import BaseStreamer
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.memory import smollm2
@@ -13,10 +14,12 @@ from thesis_lib.memory.measure import DeviceBudget
 from thesis_lib.memory.plan import PlanInfeasible
 from thesis_lib.memory.rates import describe_plan
 from thesis_lib.memory.spec import Machine
+from thesis_lib.memory.speculate import decode_greedily
 from thesis_lib.memory.store import StoreDamaged
 from thesis_lib.memory.stream import (
     StreamedModel,
     disk_bytes_per_s,
+    enforced,
     generate_text,
     measure_decoding,
     measure_passes,
@@ -169,6 +172,59 @@ def test_leaving_gives_the_memory_back(tmp_path):
             assert budget.bytes > made.staging_bytes
         rotary_bytes = 2 * 4 * twin.spec.head_dim
         assert budget.bytes <= rotary_bytes
+
+
+def test_what_would_leave_the_context_is_refused_before_anything_is_written(tmp_path):
+    write_tiny(tmp_path)
+    made = plan_tight(tmp_path, context=20, pass_tokens=8, generating=True)
+    prompt, written = random_tokens(0, 1, 6), []
+
+    class Written(BaseStreamer):
+        def put(self, value):
+            """Called with the prompt first."""
+            written.append(value)
+
+        def end(self):
+            """Called at the end."""
+
+    config = GenerationConfig(max_new_tokens=16, do_sample=False)
+    with StreamedModel(tmp_path, made) as twin:
+
+        def generate(**options):
+            written.clear()
+            return twin.generate(prompt, streamer=Written(), **options)
+
+        for beyond in (
+            {"max_new_tokens": 16},
+            {"max_length": 22},
+            {"generation_config": config},
+            {},  # 20, as transformers has it
+        ):
+            with pytest.raises(InvalidInput, match="context of 20"):
+                generate(**beyond)
+            assert not written
+            with torch.no_grad(), pytest.raises(InvalidInput, match="context of 20"):
+                decode_greedily(twin, prompt, 16)
+        # The last token is not stored.
+        for within in ({"max_new_tokens": 15}, {"max_length": 21}):
+            assert generate(**within).shape == (1, 21)
+        assert len(decode_greedily(twin, prompt, 15).tokens) == 15
+        twin.model.generation_config.max_length = 21
+        assert generate().shape == (1, 21)
+
+
+def test_a_text_beyond_the_positions_of_the_model_is_refused_by_name():
+    with pytest.raises(InvalidInput, match="8192 positions that smollm2"):
+        generate_text("smollm2", 2**40, "The capital", max_new_tokens=8192)
+
+
+def test_an_overrun_is_one_sentence():
+    with (
+        pytest.raises(InvalidInput, match=r"budget of 0\.00 MiB exceeded") as refusal,
+        enforced(1000, "cpu"),
+    ):
+        torch.zeros(1001, dtype=torch.uint8)
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_file_that_changes_mid_stream_stops_the_model(tmp_path):

@@ -1,7 +1,8 @@
 """Tiny random models of every architecture that is streamed, on disk and resident."""
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from thesis_lib.memory import smollm2
 from thesis_lib.memory.spec import Machine
@@ -69,3 +70,13 @@ def tokens(seed, batch, n, vocab=VOCAB):
     """Random token ids, (batch, n)."""
     draw = torch.Generator().manual_seed(seed)
     return torch.randint(0, vocab, (batch, n), generator=draw)
+
+
+def give_tokenizer(folder):
+    """One token for each character of a word."""
+    letters = {"[UNK]": 0} | {chr(code): code for code in range(32, 127)}
+    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    made.save_pretrained(folder)
+    return made

@@ -45,6 +45,8 @@ def configure(spec: ModelSpec) -> Any:
         shape |= {"attention_bias": spec.attention_bias, "mlp_bias": spec.mlp_bias}
     elif spec.architecture == "mistral":
         shape |= {"sliding_window": None}
+    if spec.context:
+        shape |= {"max_position_embeddings": spec.context}
     config: Any = AutoConfig.for_model(
         spec.architecture,
         vocab_size=spec.vocab,

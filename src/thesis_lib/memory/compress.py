@@ -4,7 +4,7 @@ What writes each format lives beside its arithmetic; this module chooses the one
 is asked for, and measures the same held-out tokens before and after.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from thesis_lib.memory.fewbits import (
     write_bits,
 )
 from thesis_lib.memory.packed import KINDS, pack_checkpoint
+from thesis_lib.memory.pareto import TEXTS
 from thesis_lib.memory.quality import Perplexity, perplexity, read_tokens
 from thesis_lib.memory.rates import plan_streamed
 from thesis_lib.memory.rounding import Grid
@@ -37,7 +38,6 @@ from thesis_lib.paths import data_folder
 WEIGHTS = (*KINDS, "lossless")
 WIDTHS = (2, 3, 4)  # bits that the command writes
 CALIBRATION_TOKENS = 8192  # of few bits
-HELD_OUT = "sense_and_sensibility.txt"  # no calibration reads it
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 Progress = Callable[[int, int], None]  # layers done, and of all
@@ -65,26 +65,36 @@ def compress(
     that rank beside each matrix. One of the three; factors and few bits are calibrated
     on the UTF-8 text `calibration`, by default *Persuasion*.
 
-    Returns the bytes of the tensors and the perplexity before and after: of `tokens`
-    tokens of *Sense and Sensibility* in windows of `context`, through streamed models.
-    Without `tokens`, or for a checkpoint without a tokenizer, perplexities are None.
+    Returns the bytes of the tensors and the perplexities before and after, of `tokens`
+    tokens of each held-out text in windows of `context`, through streamed models:
+    `domains` has those of all by the name of the domain, since a calibration serves
+    texts like its own best, `perplexity_before` and `perplexity_after` are those of the
+    first, *Sense and Sensibility*. Without `tokens`, or for a checkpoint without a
+    tokenizer, they are None and `domains` is empty.
 
-    Raises InvalidInput where no way of compressing is asked for, or two, and as its
-    writer does, with nothing written then.
+    Raises InvalidInput where no way of compressing is asked for, or two, for more
+    tokens than a text has, and as its writer does, with nothing written then.
     """
     folder, out = checkpoint_folder(checkpoint), Path(out)
     text = None if calibration is None else Path(calibration)
     wish = Wish(weights, rank_ratio, bits, correction_rank, group, text)
+    texts = held_out_texts(folder, tokens)
     written = write_compressed(folder, out, wish, context, progress)
-    before = held_out_perplexity(folder, tokens, context)
+    before = held_out_perplexities(folder, texts, context)
+    after = held_out_perplexities(out, texts, context)
+    first = next(iter(TEXTS.values()))
     return {
         **written,
         "weights": weights,
         "rank_ratio": rank_ratio,
         "bits": bits,
-        "perplexity_before": before,
-        "perplexity_after": held_out_perplexity(out, tokens, context),
-        "tokens": 0 if before is None else tokens,
+        "perplexity_before": before.get(first),
+        "perplexity_after": after.get(first),
+        "domains": {
+            name: {"perplexity_before": before[name], "perplexity_after": after[name]}
+            for name in texts
+        },
+        "tokens": tokens if texts else 0,
     }
 
 
@@ -214,21 +224,35 @@ def _listed() -> str:
     return f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
 
 
-def held_out_perplexity(folder: Path, tokens: int, context: int) -> float | None:
-    """Perplexity of a checkpoint on the first `tokens` tokens of a held-out novel.
+def held_out_texts(folder: Path, tokens: int) -> dict[str, Tensor]:
+    """By domain, the first tokens (n,) of each text that no calibration reads.
 
-    Through the streamed model, every layer read from the disk for each window, so that
-    a checkpoint larger than the memory has one too. None without tokens to score or a
-    tokenizer to make them.
+    None without tokens to score or a tokenizer to make them. Raises InvalidInput for a
+    text that is shorter.
     """
     if tokens == 0 or not any((folder / name).is_file() for name in _TOKENIZER):
-        return None
-    longest = getattr(read_config(folder), "max_position_embeddings", context)
-    context = min(context, longest)
+        return {}
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = read_tokens(tokenizer, data_folder() / "text" / HELD_OUT, tokens)
-    return streamed_perplexity(folder, ids, context).value
+    return {
+        domain: read_tokens(tokenizer, data_folder() / "text" / f"{text}.txt", tokens)
+        for text, domain in TEXTS.items()
+    }
+
+
+def held_out_perplexities(
+    folder: Path, texts: Mapping[str, Tensor], context: int
+) -> dict[str, float]:
+    """Perplexities of a checkpoint on tokens by domain, (n,) each.
+
+    Through the streamed model, every layer read from the disk for each window, so that
+    a checkpoint larger than the memory has them too.
+    """
+    longest = getattr(read_config(folder), "max_position_embeddings", context)
+    return {
+        domain: streamed_perplexity(folder, ids, min(context, longest)).value
+        for domain, ids in texts.items()
+    }
 
 
 def streamed_perplexity(folder: Path | str, tokens: Tensor, context: int) -> Perplexity:

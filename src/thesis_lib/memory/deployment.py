@@ -37,7 +37,7 @@ from thesis_lib.memory.plan import (
     plan,
 )
 from thesis_lib.memory.prices import Price, Quantity, read_prices, read_quantities
-from thesis_lib.memory.published import Card, read_cards
+from thesis_lib.memory.published import Card, raw_bytes_per_s, read_cards
 from thesis_lib.memory.records import read_record
 from thesis_lib.memory.sensitivity import Range
 from thesis_lib.memory.spec import Machine, ModelSpec, geometry
@@ -111,6 +111,7 @@ class Configuration:
     first_compute_s: float  # of the pass over the prompts
     batch: int
     tokens_per_step: float
+    streamed_layers: int = 0
 
     @property
     def timing(self) -> Timing:
@@ -148,8 +149,8 @@ def predict(
     """What the plan of `spec` on `count` cards promises, each step at its bound.
 
     Several cards share the weights and the work without loss: a bound as well. Products
-    read weights in 16 bits, in whatever format they came. The link is that of the
-    card's data sheet unless given. Raises PlanInfeasible where the batch does not fit.
+    read weights in 16 bits, in whatever format they came. The link is `assumed_link`
+    unless given. Raises PlanInfeasible where the batch does not fit.
     """
     made = make_plan(spec, method, mix, card, count, link_bytes_per_s)
     return Configuration(
@@ -162,7 +163,17 @@ def predict(
         first_compute_s=made.compute_s(mix.prompt_tokens),
         batch=method.batch,
         tokens_per_step=method.tokens_per_step,
+        streamed_layers=made.streamed_layers,
     )
+
+
+def assumed_link(card: Card) -> float:
+    """Bytes a second that reach a card: the table's, where it has 16 lanes of PCIe 4.
+
+    More or less in proportion, where its lanes carry more or less than those.
+    """
+    lanes = card.raw_bytes_per_s / raw_bytes_per_s(4, 16)
+    return 1e9 * read_quantities()["link_gb_per_s"].value * lanes
 
 
 def make_plan(
@@ -178,7 +189,7 @@ def make_plan(
         device_bytes=count * card.memory_bytes,
         disk_bytes_per_s=math.inf,
         host_bytes=_HOST_BYTES,
-        link_bytes_per_s=link_bytes_per_s or card.link_bytes_per_s,
+        link_bytes_per_s=link_bytes_per_s or assumed_link(card),
         weight_bytes_per_s=count * card.memory_bytes_per_s,
         flops_per_s=count * (card.flops_per_s or math.inf),
     )
@@ -401,17 +412,21 @@ def summarise(
     utilisation: float = 1.0,
     override: Mapping[str, float] | None = None,
     folder: Path | None = None,
+    cards: int = 1,
 ) -> dict[str, Any]:
     """What `thesis cost` prints: rent against owning a used card with its host.
 
     The rate is given, with an interval if `between` says so; or it is that of a run on
-    record in `folder`, such as headline:bf16-8192MiB; or the plan of `model` on the
-    card promises it. Keys `usd_per_million_tokens` and `break_even_tokens` (a month,
-    None where owning never pays) with their intervals, None where the rate has none.
-    Owning means the used card of the tables in its host: a rate that is not predicted
-    counts for both machines, a predicted one is that of each, and the keys of owning
-    are None where the batch does not fit it.
+    record in `folder`, such as headline:bf16-8192MiB; or the plan of `model` promises
+    it on so many `cards` of the item, over which the weights that do not fit are
+    streamed: `streamed_layers` counts them, None for another rate. Keys
+    `usd_per_million_tokens` and `break_even_tokens` (a month, None where owning never
+    pays) with their intervals, None where the rate has none. Owning means the used card
+    of the tables in its host: a predicted rate is that of each machine. The keys of
+    owning are None where the batch does not fit it, and for a rate that is not
+    predicted and is of another machine.
     """
+    require(cards > 0, f"cards={cards} must be positive")
     prices, quantities = read_prices(override=override), read_quantities()
     hourly = [price.item for price in prices.values() if price.per == "hour"]
     price = prices[choice("gpu", gpu, hourly)]
@@ -424,7 +439,9 @@ def summarise(
         between is None or tokens_per_s is not None,
         "an interval needs the rate that lies in it: give tokens_per_s as well",
     )
-    memory_gb, own_rate = 2 * _MODULE_GB, None
+    is_owned = base_item(gpu) == OWNED_ITEM and cards == 1
+    memory_gb, own_rate = 2 * _MODULE_GB, None if is_owned else math.nan
+    streamed_layers = None
     if tokens_per_s is not None:
         low, high = between or (tokens_per_s, tokens_per_s)
         require(
@@ -440,7 +457,9 @@ def summarise(
         rate, basis = found[choice("record", record, found)], f"measured, {record}"
     else:
         asked = (model, weights, batch, mix or MIX)
-        found = _predict_item(gpu, *asked).timing.tokens_per_s(asked[-1])
+        made = _predict_item(gpu, *asked, cards)
+        streamed_layers = made.streamed_layers
+        found = made.timing.tokens_per_s(asked[-1])
         rate, basis = Interval(found, found, found), _PREDICTED
         try:
             mine = _predict_item(OWNED_ITEM, *asked)
@@ -448,19 +467,19 @@ def summarise(
             own_rate = math.nan
         else:
             memory_gb, own_rate = mine.memory_gb, mine.timing.tokens_per_s(asked[-1])
-    owned = workstation(prices, quantities, memory_gb)
+    owned, usd_per_hour = workstation(prices, quantities, memory_gb), cards * price.usd
 
     def costs(r: float) -> dict[str, float]:
         """Both machines at the rate `r`, the owned one at its own where predicted."""
         own = r if own_rate is None else own_rate
         found = {
-            "usd_per_million": usd_per_million_tokens(price.usd, r, utilisation),
+            "usd_per_million": usd_per_million_tokens(usd_per_hour, r, utilisation),
             "break_even": math.inf,
             "owned_usd_per_million": math.nan,
             "electricity_usd_per_million": math.nan,
         }
         if math.isfinite(own):
-            rent = rented_bill(gpu, price.usd, r, utilisation)
+            rent = rented_bill(gpu, usd_per_hour, r, utilisation)
             found["break_even"] = break_even_tokens(owned.bill(own), rent)
             found["owned_usd_per_million"] = owned.usd_per_million_tokens(
                 own, utilisation
@@ -480,11 +499,14 @@ def summarise(
         )
     return result | {
         "gpu": gpu,
+        "cards": cards,
+        "streamed_layers": streamed_layers,
         "tokens_per_s": rate.value,
         "tokens_per_s_interval": None if sharp else [rate.low, rate.high],
         "basis": basis,
         "utilisation": utilisation,
-        "usd_per_hour": price.usd,
+        "usd_per_hour": usd_per_hour,
+        "owned_item": OWNED_CARD,
         "owned_usd": owned.capex_usd,
         "price_date": price.date.isoformat(),
         "price_source": price.source,
@@ -493,7 +515,7 @@ def summarise(
 
 
 def _predict_item(
-    item: str, model: str, weights: str, batch: int, mix: Mix
+    item: str, model: str, weights: str, batch: int, mix: Mix, cards: int = 1
 ) -> Configuration:
     base = base_item(item)
     if base not in CARDS:
@@ -502,7 +524,8 @@ def _predict_item(
             f"give tokens_per_s or record, or one of {', '.join(CARDS)}"
         )
     method = Method(weights, WEIGHTS[choice("weights", weights, WEIGHTS)], batch=batch)
-    return predict(geometry(model), method, mix, item, read_cards()[CARDS[base]])
+    card = read_cards()[CARDS[base]]
+    return predict(geometry(model), method, mix, item, card, cards)
 
 
 def volume(tokens: float) -> str:

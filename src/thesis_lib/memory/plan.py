@@ -57,6 +57,7 @@ class MemoryPlan:
     kind: str = "dense"  # of the store: dense, nf4, int8, lossless, lowrank or bits
     bounces: int = 0  # buffers of host memory between disk and device
     generating: bool = False  # whether transformers' generate is covered
+    rollback: int = 0  # tokens that the cache can give back after verifying them
     scratch_bytes: int = 0  # what kernels take within an operator, and decoders
     layer_decoded_bytes: int | None = None  # of a lossless layer in its buffer
 
@@ -71,6 +72,11 @@ class MemoryPlan:
             + self.activation_bytes
             + self.scratch_bytes
         )
+
+    def least_device_bytes(self, ring: int) -> int:
+        """What the device would hold with no layer resident and so many buffers."""
+        spared = self.ring + self.resident_layers - min(ring, self.spec.layers)
+        return self.device_peak_bytes - spared * self.staging_bytes
 
     @property
     def host_peak_bytes(self) -> int:
@@ -237,6 +243,7 @@ def plan(
     config: Any = None,
     generating: bool = False,
     padded: bool = False,
+    rollback: int = 0,
 ) -> MemoryPlan:
     """Place the layers of `spec` on `machine`: as many resident as fit.
 
@@ -245,7 +252,8 @@ def plan(
     activations of a step; every layer that still fits is resident, the next ones live
     in host memory, the rest is read from disk each step. With `generating` the step
     is one of transformers' `generate`, sampling included, and beams count as
-    sequences; with `padded` the sequences may differ in length. `kind` is that of the
+    sequences; with `padded` the sequences may differ in length; with `rollback` passes
+    of `logit_tokens` may be verified as `speculate` does. `kind` is that of the
     weights, dense, nf4, int8, lossless, lowrank or bits, and `layout` the one of packed
     weights, by default that of this machine, but for bits the recipes.
 
@@ -267,11 +275,13 @@ def plan(
         f"logit_tokens={logit_tokens} must lie in 1 to pass_tokens={pass_tokens}",
     )
     require(
-        not spec.positions or context <= spec.positions - 2,
-        f"context={context} is longer than the {spec.positions - 2} positions that "
-        f"{spec.name} has learned",
+        not spec.most_positions or context <= spec.most_positions,
+        f"context={context}, prompt and answer together, is longer than the "
+        f"{spec.most_positions} positions that {spec.name} was made for: shorten it",
     )
-    shape = Shape(batch, context, pass_tokens, logit_tokens, generating, padded)
+    shape = Shape(
+        batch, context, pass_tokens, logit_tokens, generating, padded, rollback
+    )
     config = configure(spec) if config is None else config
     needs = rehearse(config, shape, kind, layout)
 
@@ -338,6 +348,7 @@ def plan(
         kind=kind,
         bounces=bounces,
         generating=generating,
+        rollback=rollback,
         scratch_bytes=scratch,
         layer_decoded_bytes=needs.layer_bytes if kind == "lossless" else None,
     )
@@ -363,9 +374,7 @@ def _host_layers(machine: Machine, layers: int, staging: int) -> tuple[int, int]
 def least_device_bytes(spec: ModelSpec, ring: int = 3, **options: Any) -> int:
     """The smallest device on which `plan` with these options is feasible."""
     boundless = Machine(device_bytes=2**63, disk_bytes_per_s=1)
-    ample = plan(spec, boundless, ring=ring, **options)
-    buffers = min(ring, spec.layers)
-    return ample.device_peak_bytes - (spec.layers - buffers) * ample.staging_bytes
+    return plan(spec, boundless, ring=ring, **options).least_device_bytes(ring)
 
 
 def _blocks(n_bytes: int) -> int:

@@ -65,6 +65,11 @@ _GEOMETRIES = {
 }  # fmt: skip
 
 
+def raw_bytes_per_s(generation: int, lanes: int) -> float:
+    """What lanes of a generation of PCIe carry, packet headers included."""
+    return lanes * _TRANSFERS_PER_S[generation] * _ENCODING / 8
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
     """A graphics card, or several that share one link, as the data sheets have it."""
@@ -80,8 +85,7 @@ class Card:
     @property
     def raw_bytes_per_s(self) -> float:
         """What the link carries, packet headers included: nothing is ever faster."""
-        transfers = _TRANSFERS_PER_S[self.pcie_generation]
-        return self.pcie_lanes * transfers * _ENCODING / 8
+        return raw_bytes_per_s(self.pcie_generation, self.pcie_lanes)
 
     @property
     def link_bytes_per_s(self) -> float:

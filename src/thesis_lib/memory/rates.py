@@ -20,17 +20,19 @@ from thesis_lib.machine import measurement
 from thesis_lib.memory.coded import decoder_bytes_per_s
 from thesis_lib.memory.measure import compute_rates
 from thesis_lib.memory.plan import MemoryPlan, plan
+from thesis_lib.memory.prices import read_quantities
+from thesis_lib.memory.published import read_cards
 from thesis_lib.memory.spec import Machine, ModelSpec, geometries, geometry
 from thesis_lib.memory.store import SafetensorsStore
 from thesis_lib.memory.stream import (
     ASSUMED_DECODE_BYTES_PER_S,
     ASSUMED_DISK_BYTES_PER_S,
-    ASSUMED_LINK_BYTES_PER_S,
     StreamedModel,
     checkpoint_folder,
     plan_checkpoint,
 )
 
+ASSUMED_CARD = "GeForce RTX 3090"  # whose data sheet bounds the computing of a geometry
 _NEARLY = 0.9  # of the time of reads through a decoder: who takes it is their limit
 
 
@@ -46,7 +48,7 @@ def measure_machine(
 
     Steps of each number of `tokens` take turns with the same reads alone, `rounds`
     times, each after one of its kind, which leaves the ring as full as the next one
-    will find it; none is longer than the positions that the model has learned. What
+    will find it; none is longer than the positions that the model was made for. What
     the two take from each other comes from whole steps: `drag` from how much longer
     the shortest takes than the reads right before it, where it reads longer than it
     passes over the weights, `theft` from how much longer the longest computes than
@@ -56,9 +58,9 @@ def measure_machine(
     The ring is shorter than the model, or nothing would move. Raises InvalidInput for a
     model of one layer.
     """
-    positions = ModelSpec.from_config(Path(folder)).positions
-    if positions:
-        tokens = [n for n in tokens if n <= positions - 2]
+    longest = ModelSpec.from_config(Path(folder)).most_positions
+    if longest:
+        tokens = [n for n in tokens if n <= longest]
     shortest, longest = min(tokens), max(tokens)
     tight = plan_streamed(folder, 1, longest, longest, _moving(folder, ring))
     draw = torch.Generator().manual_seed(seed)
@@ -169,9 +171,8 @@ def plan_streamed(
         "ring": ring,
     }
     ample = plan_checkpoint(folder, Machine(2**62, 1.0), **options)
-    kept = ample.spec.layers - min(ring, ample.spec.layers)
-    size = ample.device_peak_bytes - kept * ample.staging_bytes
-    return plan_checkpoint(folder, Machine(size, 1.0), **options)
+    least = Machine(ample.least_device_bytes(ring), 1.0)
+    return plan_checkpoint(folder, least, **options)
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -195,7 +196,8 @@ def describe_plan(
 
     `kind` is that of a geometry's weights, by default dense; a checkpoint has its own.
     Without a `machine`, the rates of this one are measured for a checkpoint and those
-    of a geometry assumed; "rates" says which. Raises PlanInfeasible, before anything
+    of a geometry assumed, computing at the bounds of a card's data sheet; "rates" says
+    which. Raises PlanInfeasible, before anything
     is measured, and InvalidInput for a checkpoint of another kind than is asked for.
     """
     options: dict[str, Any] = {
@@ -210,8 +212,13 @@ def describe_plan(
         if machine is None:
             origin = "assumed"
             decoder = ASSUMED_DECODE_BYTES_PER_S if kind == "lossless" else math.inf
+            card = read_cards()[ASSUMED_CARD]
             machine = Machine(
-                device_bytes, ASSUMED_DISK_BYTES_PER_S, decode_bytes_per_s=decoder
+                device_bytes,
+                ASSUMED_DISK_BYTES_PER_S,
+                decode_bytes_per_s=decoder,
+                weight_bytes_per_s=card.memory_bytes_per_s,
+                flops_per_s=card.flops_per_s or math.inf,
             )
         machine = _with_host(machine, device_bytes, host_bytes)
         made = plan(geometry(model), machine, kind=kind or "dense", **options)
@@ -237,18 +244,22 @@ def describe_plan(
     if made.kind == "lossless":
         rates |= {"decode_bytes_per_s": made.machine.decode_bytes_per_s}
         rates |= {"ratio": "estimated" if model in geometries() else "of the files"}
-    if origin == "measured":
+    if origin == "assumed":
+        rates |= {"compute": ASSUMED_CARD}
+    if origin != "given":
         rates |= {
             "weight_bytes_per_s": made.machine.weight_bytes_per_s,
             "flops_per_s": made.machine.flops_per_s,
-            "spread": made.machine.spread,
         }
+    if origin == "measured":
+        rates |= {"spread": made.machine.spread}
     if host_bytes:
-        rates |= {"link_bytes_per_s": ASSUMED_LINK_BYTES_PER_S, "link": "assumed"}
+        link = made.machine.link_bytes_per_s
+        rates |= {"link_bytes_per_s": link, "link": "assumed"}
     return {**made.summary(), "rates": rates}
 
 
 def _with_host(machine: Machine, device_bytes: int, host_bytes: int) -> Machine:
-    link = ASSUMED_LINK_BYTES_PER_S if host_bytes else float("inf")
+    link = 1e9 * read_quantities()["link_gb_per_s"].value if host_bytes else math.inf
     sized = machine.with_memory(device_bytes, host_bytes)
     return replace(sized, link_bytes_per_s=link)

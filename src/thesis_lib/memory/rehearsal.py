@@ -9,8 +9,9 @@ one: it is equal to it, for the same shapes.
 import copy
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from thesis_lib.memory.bits import BitsLinear
 from thesis_lib.memory.factored import largest_ranks
 from thesis_lib.memory.measure import DeviceBudget
 from thesis_lib.memory.packed import PackedLinear
+from thesis_lib.memory.rowwise import Rowwise
 from thesis_lib.memory.smollm2 import quiet
 
 
@@ -43,6 +45,7 @@ class Shape:
     logit_tokens: int  # positions of one sequence whose logits are kept
     generating: bool = False  # whether transformers' generate chooses the tokens
     padded: bool = False  # whether sequences differ in length, and are masked
+    rollback: int = 0  # tokens that the cache can give back after verifying them
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +66,10 @@ def rehearse(
 
     The longest pass onto an empty and onto an almost full cache, a single token at
     the full context, and a pass without a cache; with `generating` also what
-    transformers does to the logits in between, sampling and beams included. Layers
-    of one type are alike, so one of each type is rehearsed and counted as often as it
-    occurs.
+    transformers does to the logits in between, sampling and beams included; with
+    `rollback` also passes of `logit_tokens` whose rows are kept apart, and the trials
+    of their kernels. Layers of one type are alike, so one of each type is rehearsed and
+    counted as often as it occurs.
     """
     require(
         0 < shape.pass_tokens <= shape.context
@@ -73,6 +77,12 @@ def rehearse(
         and shape.batch > 0,
         f"{shape} is no step: expected a positive batch and "
         "0 < logit_tokens <= pass_tokens <= context",
+    )
+    require(
+        shape.rollback == 0
+        or (shape.batch == 1 and 0 < shape.rollback <= shape.context),
+        f"rollback={shape.rollback} of {shape.batch} sequences of {shape.context} "
+        "positions: expected one sequence, and at most its positions",
     )
     return _rehearse(config.to_json_string(use_diff=False), shape, kind, layout)
 
@@ -99,6 +109,8 @@ def _rehearse(text: str, shape: Shape, kind: str, layout: str | None) -> Rehears
         rest, caches = stage.cached(before, new, counts)
         kv_bytes = max(kv_bytes, caches)
         rests.append(rest)
+    if shape.rollback:
+        rests += stage.verified(counts)
     scratch = max(
         (
             part.scratch_bytes(shape.batch * shape.pass_tokens)
@@ -156,25 +168,87 @@ class _Stage:
         with self.mode:
             meter = self._meter()
             with meter, torch.no_grad():
-                cache = DynamicCache(config=self.config)
                 run = self._run()
-                # The pass before left its mark: a window is a view of what it had.
-                before = min(past, self.shape.pass_tokens)
-                if past > before:
-                    self._forward(past - before, 1, cache, run)
-                left = self._leave(before, new, cache, run) if before else ()
-                then = _held(cache)
-                meter.peak_bytes = meter.bytes
-                keep = min(self.shape.logit_tokens, new)
-                logits = self._forward(new, keep, cache, run)
-                if run is not None:
-                    _choose(logits, run)
-                now = _held(cache)
+                cache, left = self._filled(past, new, run)
+                step = partial(self._choosing, new, cache, run)
+                peak, held = self._extreme(meter, cache, step, counts)
                 del left
+        return peak, held
+
+    def verified(self, counts: Counter[int]) -> list[int]:
+        """Peaks beside the weights of what `speculate` does, of all layers.
+
+        The trial of kernels after one token; a pass of `logit_tokens` rows kept apart
+        at the end of the context; and a token there after others that may be given
+        back.
+        """
+        verified, back = self.shape.logit_tokens, self.shape.rollback
+        peaks = []
+        with self.mode:
+            rows = Rowwise(self.model, rehearsing=True)
+
+            def together(cache: Any) -> Tensor:
+                with rows.passing():
+                    return self._forward(verified, verified, cache)
+
+            def one(cache: Any) -> Tensor:
+                return self._forward(1, 1, cache)
+
+            passes = [(self.shape.context - back, back - 1, one)]
+            if verified > 1:
+                late = self.shape.context - verified
+                passes += [(min(1, late), 0, together), (late, 0, together)]
+            for past, before, step in passes:
+                meter = self._meter()
+                with meter, torch.no_grad():
+                    text = torch.ones((1, self.shape.context), dtype=torch.long)
+                    cache, left = self._filled(past, verified, None)
+                    cache.activate_past_recording()
+                    if before:
+                        self._forward(before, 1, cache)
+                    peaks.append(
+                        self._extreme(meter, cache, partial(step, cache), counts)[0]
+                    )
+                    del text, left
+        return peaks
+
+    def _filled(
+        self, past: int, new: int, run: "_Run | None"
+    ) -> tuple[DynamicCache, tuple[Tensor, ...]]:
+        """A cache of `past` tokens, and what their last pass leaves beside it.
+
+        That pass left its mark in the cache too: a window is a view of what it had.
+        """
+        cache = DynamicCache(config=self.config)
+        before = min(past, self.shape.pass_tokens)
+        if past > before:
+            self._forward(past - before, 1, cache, run)
+        return cache, self._leave(before, new, cache, run) if before else ()
+
+    def _extreme(
+        self,
+        meter: DeviceBudget,
+        cache: DynamicCache,
+        step: Callable[[], Tensor],
+        counts: Counter[int],
+    ) -> tuple[int, int]:
+        """Peak of `step` beside the weights and the cache at its end, of all layers."""
+        then = _held(cache)
+        meter.peak_bytes = meter.bytes
+        logits = step()
+        now = _held(cache)
+        del logits
         # Layers that are not rehearsed hold what they held, or what they will hold.
         absent = {at: (counts[at] - 1) * max(now[at], then.get(at, 0)) for at in counts}
         peak = meter.peak_bytes - self.weight_bytes + sum(absent.values())
         return peak, sum(now[at] * counts[at] for at in counts)
+
+    def _choosing(self, new: int, cache: DynamicCache, run: "_Run | None") -> Tensor:
+        """The step of `new` tokens, and in a run of generate the choice after it."""
+        logits = self._forward(new, min(self.shape.logit_tokens, new), cache, run)
+        if run is not None:
+            _choose(logits, run)
+        return logits
 
     def rest(self) -> int:
         """Peak beside the weights of the longest pass without a cache."""

@@ -26,6 +26,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"gated": False, "norm_bias": True, "mlp_bias": True},
 }
 ARCHITECTURES = tuple(_FAMILIES)
+_ROPES = ("default", "linear", "llama3", "yarn")
+_ENDLESS = 2**31  # positions that no model has: a number that says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,8 @@ class ModelSpec:
     """The geometry of a uniform stack of decoder layers.
 
     A gated feed-forward block has three matrices (LLaMA), a plain one two (OPT).
-    `positions` counts the rows of a learned position table, 0 for rotary ones.
+    `positions` counts the rows of a learned position table, 0 for rotary ones;
+    `context` the positions that the model was made for, 0 where nothing says.
     `architecture` is transformers' model_type.
     """
 
@@ -55,6 +58,7 @@ class ModelSpec:
     layer_norms: int = 2  # of the hidden state, in one layer
     qk_norm: bool = False  # one more for queries and one for keys, of a head's size
     positions: int = 0
+    context: int = 0
     architecture: str = "llama"
 
     def __post_init__(self) -> None:
@@ -120,6 +124,7 @@ class ModelSpec:
                     config.get("tie_word_embeddings", opt or family.startswith("gemma"))
                 ),
                 dtype_bytes=_DTYPE_BYTES[dtype],
+                context=_longest(config, path),
                 architecture=family,
                 **(shape | _FAMILIES[family]),
             )
@@ -128,6 +133,11 @@ class ModelSpec:
                 f"{path} lacks or has an unknown {error.args[0]!r}: expected a full "
                 f"configuration with a dtype among {', '.join(_DTYPE_BYTES)}"
             ) from error
+
+    @property
+    def most_positions(self) -> int:
+        """The longest sequence that the model was made for; 0 where nothing says."""
+        return self.positions - 2 if self.positions else self.context
 
     @property
     def layer_matrix_parameters(self) -> int:
@@ -194,6 +204,38 @@ class ModelSpec:
         return 2 * (matrices + attention)
 
 
+def _longest(config: dict[str, Any], path: Path) -> int:
+    """The positions that a configuration is made for, its rotary scaling included.
+
+    Raises InvalidInput for a scaling that depends on the length of the text so far: a
+    plan is made before there is any.
+    """
+
+    def number(name: str, of: dict[str, Any]) -> float:
+        value = of.get(name)
+        known = isinstance(value, int | float) and 0 < value < _ENDLESS
+        return value if known else 0
+
+    longest = number("max_position_embeddings", config)
+    ropes = [config.get("rope_parameters"), config.get("rope_scaling")]
+    # Some families have one for each type of layer.
+    ropes += [
+        part for rope in ropes if isinstance(rope, dict) for part in rope.values()
+    ]
+    for rope in ropes:
+        if not isinstance(rope, dict):
+            continue
+        kind = rope.get("rope_type") or rope.get("type") or _ROPES[0]
+        require(
+            kind in _ROPES,
+            f"rope_type {kind!r} in {path} is not streamed: expected one of "
+            f"{', '.join(_ROPES)}, whose frequencies no text changes",
+        )
+        before = number("original_max_position_embeddings", rope)
+        longest = max(longest, before * number("factor", rope))
+    return int(longest)
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What a plan needs to know of a machine. Sizes in bytes, rates per second.
@@ -248,10 +290,18 @@ class Machine:
 _GEOMETRIES = {
     spec.name: spec
     for spec in (
-        ModelSpec("llama-65b", 80, 8192, 22016, 64, 64, 128, 32000, tied=False),
-        ModelSpec("llama2-7b", 32, 4096, 11008, 32, 32, 128, 32000, tied=False),
-        ModelSpec("llama2-13b", 40, 5120, 13824, 40, 40, 128, 32000, tied=False),
-        ModelSpec("llama2-70b", 80, 8192, 28672, 64, 8, 128, 32000, tied=False),
+        ModelSpec(
+            "llama-65b", 80, 8192, 22016, 64, 64, 128, 32000, tied=False, context=2048
+        ),
+        ModelSpec(
+            "llama2-7b", 32, 4096, 11008, 32, 32, 128, 32000, tied=False, context=4096
+        ),
+        ModelSpec(
+            "llama2-13b", 40, 5120, 13824, 40, 40, 128, 32000, tied=False, context=4096
+        ),
+        ModelSpec(
+            "llama2-70b", 80, 8192, 28672, 64, 8, 128, 32000, tied=False, context=4096
+        ),
         ModelSpec(
             "mistral-7b",
             32,
@@ -262,6 +312,7 @@ _GEOMETRIES = {
             128,
             32000,
             tied=False,
+            context=8192,
             architecture="mistral",
         ),
         ModelSpec(

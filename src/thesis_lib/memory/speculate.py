@@ -14,7 +14,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, DynamicCache
 
 from thesis_lib.checks import InvalidInput, require
 from thesis_lib.memory import smollm2
-from thesis_lib.memory.measure import DeviceBudget, compute_rates
+from thesis_lib.memory.measure import compute_rates
 from thesis_lib.memory.plan import MemoryPlan
 from thesis_lib.memory.rowwise import Rowwise
 from thesis_lib.memory.spec import Machine
@@ -35,6 +35,7 @@ from thesis_lib.memory.stream import (
     ASSUMED_DISK_BYTES_PER_S,
     StreamedModel,
     checkpoint_folder,
+    enforced,
     plan_checkpoint,
 )
 from thesis_lib.stats import LEVEL
@@ -101,15 +102,21 @@ class ModelDraft:
             f"{model.plan.streamed_layers} layers of the draft would be streamed: "
             "expected a plan with every layer resident; give it more memory",
         )
+        require(
+            model.plan.rollback > 0,
+            "the plan of the draft has no tokens to give back: make it with rollback, "
+            "as open_draft does",
+        )
         self.model = model
-        self._cache = _new_cache(model)
+        self._cache = model.new_cache()
         self._held: list[int] = []  # tokens whose keys and values are in the cache
 
     def propose(self, tokens: Sequence[int], k: int) -> list[int]:
         """The `k` tokens that the draft would write after `tokens`, or none.
 
-        None where its plan has no room for them.
+        None where its plan has no room for them, and no more than it can give back.
         """
+        k = min(k, self.model.plan.rollback)
         if k < 1 or len(tokens) + k - 1 > self.model.plan.context:
             return []
         same = 0
@@ -119,13 +126,29 @@ class ModelDraft:
             same += 1
         if self._held:
             self._cache.crop(same - len(self._held))
-        new, proposed = list(tokens[same:]), []
-        for _ in range(k):
-            row = torch.tensor([new], device=self.model.device)
-            new = _choose(self.model.prefill(row, self._cache))
-            proposed += new
+        row = torch.tensor([tokens[same:]], device=self.model.device)
+        proposed = _choose(self._read(row))
+        while len(proposed) < k:
+            row = torch.tensor([proposed[-1:]], device=self.model.device)
+            proposed += _choose(self.model.step(row, self._cache))
         self._held = [*tokens, *proposed[:-1]]
         return proposed
+
+    def _read(self, row: Tensor) -> Tensor:
+        """Logits, (1, 1, vocab), after text of which nothing will be given back."""
+        *first, last = row.split(self.model.plan.pass_tokens, dim=1)
+        for part in first:
+            self.model.step(part, self._cache, keep=1)
+            self._settle()
+        logits = self.model.step(last, self._cache, keep=1)
+        self._settle()
+        self._cache.activate_past_recording()
+        return logits
+
+    def _settle(self) -> None:
+        """Cut windows, which record what they had once something has been proposed."""
+        if self._held:
+            self._cache.crop(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,19 +186,25 @@ def calibrate(
     Sizes that the plan does not cover are left out, and so are those whose bits differ.
     Which kernel runs depends on shapes alone, so that buffers serve with the weights
     that they hold, and are read anew only where those give no finite numbers. Raises
-    InvalidInput for a model that gives none either.
+    InvalidInput for a model that gives none either, and for a plan without `rollback`,
+    which does not cover the trials.
     """
     plan = model.plan
+    require(
+        plan.rollback > 0,
+        "the plan covers no trials of kernels: make it with rollback, as "
+        "plan_speculation does",
+    )
     largest = min(plan.logit_tokens, plan.pass_tokens, plan.context - 1)
     tried = sorted({size for size in sizes if 1 < size <= largest})
     start = time.perf_counter()
     model.drain()
     drain_s = time.perf_counter() - start
-    try:
-        with model.without_reading():
-            rows, seconds = _try_sizes(model, tried, seed)
-    except InvalidInput:
-        rows, seconds = _try_sizes(model, tried, seed)
+    found = None
+    with suppress(InvalidInput), model.without_reading():
+        found = _try_sizes(model, tried, seed)
+    # Not in an except block, whose error would keep what the first try held.
+    rows, seconds = found or _try_sizes(model, tried, seed)
     exact = tuple(size for size, (same, _) in seconds.items() if same)
     timed = {size: taken for size, (_, taken) in seconds.items()}
     return Verifier(rows, exact, _with_rates(plan, drain_s, timed))
@@ -214,7 +243,7 @@ def _fingerprints(
             logits = model.step(part, cache, keep=size)
         seconds = time.perf_counter() - start - (model.stall_s - stalled_s)
         require(
-            all(bool(torch.isfinite(one).all()) for one in logits[0]),
+            all(_is_finite(one) for one in logits[0]),
             f"{model.folder} has logits that are not finite: look for NaN in its files",
         )
         hashes += [hashlib.blake2b(_bytes(one)) for one in logits[0]]
@@ -225,6 +254,11 @@ def _fingerprints(
             for i, found in enumerate(hashes):
                 found.update(_bytes(values[:, :, i - len(hashes)]))
     return [found.digest() for found in hashes], seconds
+
+
+def _is_finite(row: Tensor) -> bool:
+    """Whether all of `row` is finite, without a second row."""
+    return all(math.isfinite(end) for end in torch.aminmax(row))
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -366,6 +400,11 @@ def decode_greedily(
     )
     cache, text = model.new_cache(), prompt[0].tolist()
     end = len(text) + max_new_tokens
+    require(
+        end - 1 <= model.plan.context,  # the last token is not stored
+        f"a prompt of {len(text)} tokens and an answer of {max_new_tokens} leave the "
+        f"context of {model.plan.context} that is planned: make a longer plan",
+    )
     text += _choose(model.prefill(prompt, cache))
     cache.activate_past_recording()  # a window gives back what is refused
     run, draft_s, least_s = Speculation((), (), (), ()), 0.0, math.inf
@@ -424,9 +463,9 @@ def plan_speculation(
     """The plan of a checkpoint that verifies proposals after a prompt.
 
     The prompt goes in one pass, and a pass that verifies is one of the largest of
-    `SIZES` that is of use. A resident `draft` lives on the same device: its peak comes
-    off the memory first. Raises PlanInfeasible, and InvalidInput where the draft alone
-    is too large.
+    `SIZES` that is of use and fits: without memory for two tokens it verifies none. A
+    resident `draft` lives on the same device: its peak comes off the memory first.
+    Raises PlanInfeasible, and InvalidInput where the draft alone is too large.
     """
     held = draft.device_peak_bytes if draft else 0
     require(
@@ -434,17 +473,25 @@ def plan_speculation(
         f"the draft holds {format_size(held)} of {format_size(machine.device_bytes)}: "
         "expected room for the model beside it; take a smaller draft or more memory",
     )
-    context = prompt_tokens + max_new_tokens
-    # One row of logits more than a pass keeps, for the trials of its kernels.
-    logit_tokens = min(max(n for n in (1, *SIZES) if n <= max_new_tokens) + 1, context)
-    return plan_checkpoint(
-        folder,
-        replace(machine, device_bytes=machine.device_bytes - held),
-        context=context,
-        ring=ring,
-        pass_tokens=max(prompt_tokens, logit_tokens),
-        logit_tokens=logit_tokens,
-    )
+    left = replace(machine, device_bytes=machine.device_bytes - held)
+
+    def made(machine: Machine, verified: int) -> MemoryPlan:
+        return plan_checkpoint(
+            folder,
+            machine,
+            context=prompt_tokens + max_new_tokens,
+            ring=ring,
+            pass_tokens=max(prompt_tokens, verified),
+            logit_tokens=verified,
+            rollback=verified,
+        )
+
+    for verified in sorted(SIZES, reverse=True):
+        if verified <= max_new_tokens:
+            ample = made(replace(left, device_bytes=2**62), verified)
+            if ample.least_device_bytes(ring) <= left.device_bytes:
+                return made(left, verified)
+    return made(left, 1)
 
 
 def open_draft(
@@ -458,6 +505,7 @@ def open_draft(
         context=context,
         pass_tokens=min(64, context),
         logit_tokens=1,
+        rollback=min(SIZES[-1], context),
     )
     return StreamedModel(folder, made, device)
 
@@ -509,7 +557,7 @@ def speculate_text(
                 f"{model.spec.vocab}: expected a draft with the same tokenizer",
             )
             proposer = ModelDraft(stack.enter_context(resident))
-        budget = stack.enter_context(DeviceBudget(device_bytes, device))
+        budget = stack.enter_context(enforced(device_bytes, device))
         for each in (model, resident):
             if each is not None:
                 each.charge(budget)

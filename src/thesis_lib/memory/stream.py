@@ -47,12 +47,12 @@ from thesis_lib.memory.transport import (
 )
 from thesis_lib.units import format_size
 
-# Rates that nobody measured here: a solid-state disk on four lanes of PCIe 4, and
-# sixteen lanes to a graphics card, and two cores that decode. A plan that rests on them
-# says so.
+# Rates that nobody measured here: a solid-state disk on four lanes of PCIe 4, and two
+# cores that decode. A plan that rests on them says so.
 ASSUMED_DISK_BYTES_PER_S = 7e9
-ASSUMED_LINK_BYTES_PER_S = 25.5e9
 ASSUMED_DECODE_BYTES_PER_S = 10e9
+
+_NEW_TOKENS = 20  # that transformers generates where nothing says how many
 
 _DTYPES = {
     "BF16": torch.bfloat16,
@@ -386,16 +386,36 @@ class StreamedModel:
     def generate(self, input_ids: Tensor, **options: Any) -> Any:
         """As transformers' `generate`: sampling, beams, streamers, stopping criteria.
 
-        A prompt longer than a pass of the plan goes in several.
+        A prompt longer than a pass of the plan goes in several. Raises InvalidInput,
+        with nothing written, where prompt and answer may be longer than the context.
         """
         self._opened()
         require(
             self.plan.generating,
             "the plan covers single steps, not generate: make it with generating=True",
         )
+        self._require_room(input_ids.shape[1], options)
         if input_ids.shape[1] > self.plan.pass_tokens:
             options = {"prefill_chunk_size": self.plan.pass_tokens} | options
         return self._model.generate(input_ids, **options)
+
+    def _require_room(self, prompt_tokens: int, options: Mapping[str, Any]) -> None:
+        """Refuse what may leave the plan when half of it is written."""
+        configs = options.get("generation_config"), self._model.generation_config
+
+        def wish(name: str) -> int | None:
+            wishes = [options.get(name), *(getattr(c, name, None) for c in configs)]
+            return next((found for found in wishes if found is not None), None)
+
+        new, longest = wish("max_new_tokens"), wish("max_length")
+        if new is not None or longest is None:
+            longest = prompt_tokens + (_NEW_TOKENS if new is None else new)
+        require(
+            longest - 1 <= self.plan.context,  # the last token is not stored
+            f"a prompt of {prompt_tokens} tokens and its answer may have {longest} but "
+            f"the plan is for a context of {self.plan.context}: give fewer "
+            "max_new_tokens, or make the plan for a longer context",
+        )
 
     def drain(self) -> None:
         """The reads of one step through the same ring, without computing."""
@@ -578,15 +598,20 @@ def plan_checkpoint(
     logit_tokens: int | None = None,
     generating: bool = False,
     padded: bool = False,
+    rollback: int = 0,
 ) -> MemoryPlan:
-    """As `plan`, for a checkpoint: with the sizes of the reads that its files need."""
+    """As `plan`, for a checkpoint: with the sizes of the reads that its files need.
+
+    Raises InvalidInput for another architecture before a file of weights is opened.
+    """
+    spec = ModelSpec.from_config(folder)
     with SafetensorsStore(folder) as store:
         layer_read_bytes = [store.read_bytes(layer) for layer in range(store.layers)]
         layer_buffer_bytes = [store.nbytes(layer) for layer in range(store.layers)]
         outer_read_bytes = store.nbytes(OUTER)
         kind, layout = store.kind, store.layout or None
     return plan(
-        ModelSpec.from_config(folder),
+        spec,
         machine,
         batch=batch,
         context=context,
@@ -601,6 +626,7 @@ def plan_checkpoint(
         config=read_config(folder),
         generating=generating,
         padded=padded,
+        rollback=rollback,
     )
 
 
@@ -766,6 +792,19 @@ def measure_passes(
         return [undisturbed(lambda row=row: timed(row)) for row in rows]
 
 
+@contextmanager
+def enforced(limit_bytes: int, device: str | torch.device) -> Iterator[DeviceBudget]:
+    """The meter that enforces a budget, and refuses in a sentence what exceeds it.
+
+    Raises InvalidInput in the place of torch.OutOfMemoryError, also the device's own.
+    """
+    try:
+        with DeviceBudget(limit_bytes, device) as budget:
+            yield budget
+    except torch.OutOfMemoryError as error:
+        raise InvalidInput(str(error).splitlines()[0]) from error
+
+
 class _Clock(BaseStreamer):
     """The moments at which transformers' generate had chosen a token."""
 
@@ -815,7 +854,7 @@ def generate_text(
     clock = _Clock()
     with (
         StreamedModel(folder, made, device, verify) as model,
-        DeviceBudget(device_bytes, device) as budget,
+        enforced(device_bytes, device) as budget,
     ):
         model.charge(budget)
         written = model.generate(
@@ -850,11 +889,13 @@ def generate_text(
 def checkpoint_folder(name: str) -> Path:
     """The folder of a checkpoint, or of the packaged model for `smollm2`.
 
-    Raises InvalidInput for a folder without a configuration.
+    Raises InvalidInput for a folder without a configuration, and for one of a model
+    that is not streamed, whatever its weights are.
     """
     if name == "smollm2":
         return smollm2.checkpoint()
     if (Path(name) / "config.json").is_file():
+        ModelSpec.from_config(name)
         return Path(name)
     raise InvalidInput(
         f"{name!r} is not a checkpoint: expected a folder with a config.json or "

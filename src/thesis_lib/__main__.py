@@ -1,0 +1,6 @@
+"""`python -m thesis_lib` is the command `thesis`."""
+
+from thesis_lib.cli import main
+
+if __name__ == "__main__":
+    main()
