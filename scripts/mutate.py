@@ -630,9 +630,30 @@ MUTANTS = [
     Mutant(
         "store: a checksum is recorded but not compared",
         "memory/store.py",
-        "if checksum(content).hexdigest() != expected:",
-        "if not checksum(content).hexdigest():",
+        "        if found != self._sums.get(number, found):",
+        "        if not found:",
         ("tests/memory/test_store.py",),
+    ),
+    Mutant(
+        "store: tensors may overlap where a hole makes up for it",
+        "memory/store.py",
+        "        if span.start != end:",
+        "        if span.start > sum(s.end - s.start for s in spans):",
+        ("tests/memory/test_store.py", "-k", "overlap"),
+    ),
+    Mutant(
+        "store: a time that was put back hides a change",
+        "memory/store.py",
+        "            status.st_ctime_ns,\n",
+        "",
+        ("tests/memory/test_store.py", "-k", "changes_while_open"),
+    ),
+    Mutant(
+        "checks: a pipe is opened as a file",
+        "checks.py",
+        "    if not stat.S_ISREG(os.fstat(descriptor).st_mode):",
+        "    if False:",
+        ("tests/test_checks.py", "-k", "regular"),
     ),
     Mutant(
         "store: a linked layer keeps the number of its origin",

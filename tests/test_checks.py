@@ -1,7 +1,9 @@
+import os
+
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput, choice, vector
+from thesis_lib.checks import InvalidInput, choice, open_regular, vector
 
 
 def test_an_unknown_choice_names_the_options_and_the_nearest():
@@ -40,3 +42,15 @@ def test_what_is_no_number_is_refused_by_name():
             vector("x", values, np.float64)
     with pytest.raises(InvalidInput, match="row 1 of x is nan"):
         vector("x", [1.0, None], np.float64)
+
+
+def test_only_a_regular_file_is_opened_and_nobody_waits_for_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("pipe", "device", "loop", ".", "absent"):
+        with pytest.raises(OSError, match="regular|many|No such"):
+            os.close(open_regular(tmp_path / name))
+    (tmp_path / "file").write_text("{}")
+    (tmp_path / "link").symlink_to("file")
+    os.close(open_regular(tmp_path / "link"))

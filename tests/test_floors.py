@@ -18,7 +18,8 @@ FLOORS = [
     "memory.confine memory.measure memory.records memory.prices memory.sensitivity "
     "memory.corrected memory.fisher",
     "claims sequencer.kernel sequencer.features sequencer.storage "
-    "sequencer.misestimate memory.allocation memory.bits memory.store",
+    "sequencer.misestimate memory.allocation memory.bits memory.store "
+    "memory.pretrained",
     "sequencer.postgres sequencer.estimator sequencer.workers sequencer.logfile "
     "sequencer.pricing memory.factored memory.packed memory.ring memory.transport",
     "sequencer.shadow sequencer.modelfile sequencer.inspection memory.architectures "

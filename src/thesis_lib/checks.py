@@ -4,11 +4,25 @@ A message says what was wrong, what was expected and what to do. Nothing here
 repairs an input.
 """
 
+import json
+import math
+import os
+import stat
 from collections.abc import Iterable
 from difflib import get_close_matches
+from errno import EINVAL
+from pathlib import Path
+from reprlib import Repr
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+JSON_LIMIT_BYTES = 2**26  # of a file that describes others
+
+_BRIEF = Repr()
+_BRIEF.maxlevel, _BRIEF.maxlong = 3, 60
+_BRIEF.maxstring = _BRIEF.maxother = 120
 
 
 class InvalidInput(ValueError):
@@ -28,7 +42,8 @@ def choice(name: str, value: str, allowed: Iterable[str]) -> str:
         near = get_close_matches(value, options, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InvalidInput(
-            f"{name}={value!r} is unknown: expected one of {', '.join(options)}{hint}"
+            f"{name}={shown(value)} is unknown: expected one of {', '.join(options)}"
+            f"{hint}"
         )
     return value
 
@@ -75,3 +90,98 @@ def require_all(good: NDArray, name: str, values: NDArray, expected: str) -> Non
     if not good.all():
         row = int(np.argmin(good))
         raise InvalidInput(f"row {row} of {name} is {values[row]}: {expected}")
+
+
+def shown(value: Any) -> str:
+    """A value that came from a file, for a sentence: short, on one line, printable."""
+    return _BRIEF.repr(value)
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor of a regular file, by whatever links its name leads there.
+
+    Raises OSError for what is not there, and for a pipe, a device or a folder, which
+    may keep a reader waiting or never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def read_object(
+    path: Path,
+    expected: str,
+    refusal: type[InvalidInput] = InvalidInput,
+    most_bytes: int = JSON_LIMIT_BYTES,
+) -> dict[str, Any]:
+    """The JSON object in a file, as `parse_object`. Raises `refusal`."""
+    try:
+        with open(open_regular(path), "rb") as file:
+            raw = file.read(most_bytes + 1)
+    except OSError as error:
+        raise refusal(
+            f"{path} cannot be read ({error.strerror}): expected {expected}"
+        ) from error
+    if len(raw) > most_bytes:
+        raise refusal(f"{path} is longer than {most_bytes} bytes: expected {expected}")
+    return parse_object(raw, str(path), expected, refusal)
+
+
+def parse_object(
+    raw: bytes, name: str, expected: str, refusal: type[InvalidInput] = InvalidInput
+) -> dict[str, Any]:
+    """The one JSON object that the bytes `raw` are.
+
+    Raises `refusal` for anything that readers of JSON differ about: another encoding
+    than UTF-8, a name given twice, a number that is not finite, half a character, and
+    nesting without end.
+    """
+
+    def refuse(what: str, cause: BaseException | None = None) -> NoReturn:
+        raise refusal(f"{name} {what}: expected {expected}; copy it again") from cause
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                refuse(f"says {shown(name)} twice")
+            found[name] = value
+        return found
+
+    def finite(text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number):
+            refuse(f"has the number {text[:20]}, which is not finite")
+        return number
+
+    try:
+        text = raw.decode("utf-8")
+        found = json.loads(
+            text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite
+        )
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except InvalidInput:
+        raise
+    except (ValueError, RecursionError) as error:
+        refuse(f"is not readable JSON ({type(error).__name__})", error)
+    if not isinstance(found, dict):
+        refuse("holds no JSON object")
+    return found
+
+
+def whole(
+    value: Any,
+    name: str,
+    least: int,
+    most: int,
+    refusal: type[InvalidInput] = InvalidInput,
+) -> int:
+    """Return `value` if a file gave it as a whole number from `least` to `most`."""
+    if type(value) is not int or not least <= value <= most:
+        raise refusal(
+            f"{name} is {shown(value)}: expected a whole number from {least} to {most}"
+        )
+    return value

@@ -669,7 +669,14 @@ def generate(
     ] = "0B",
     ring: Annotated[int, typer.Option(help="Staging buffers.")] = 3,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    verify: Annotated[bool, typer.Option(help="Hash every file first.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            help="Read every file first and hold it against the SHA-256 of the "
+            "checkpoint's manifest, for damage from before this run; a change during "
+            "it is noticed without."
+        ),
+    ] = False,
     speculate: Annotated[
         bool, typer.Option(help="Verify several proposed tokens a pass; same text.")
     ] = False,

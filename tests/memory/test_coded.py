@@ -215,8 +215,8 @@ def test_a_header_that_does_not_say_what_is_coded_is_refused(tmp_path):
     path = folder / "layer-0001.safetensors"
     content = path.read_bytes()
     for old, new, said in (
-        (b'\\"data_offsets\\"', b'\\"data_0ffsets\\"', "not of what"),
-        (b"[0,", b"[2,", "holes"),
+        (b'\\"data_offsets\\"', b'\\"data_0ffsets\\"', "of what it codes"),
+        (b"[0,", b"[2,", "do not agree"),
     ):
         head, rest = content[:4096], content[4096:]
         assert old in head

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.memory import store as module
@@ -185,15 +186,68 @@ def edited_header(path, edit):
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
 
 
-def test_tensors_that_overlap_are_refused(tmp_path):
+def test_an_overlap_with_an_equal_hole_is_refused(tmp_path):
+    """The sum of all bytes is then that of a whole file."""
     path = write(tmp_path, tensors())
 
     def overlap(header):
-        first, second = list(header)[-2:]
+        first, second = (f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1))
         header[first]["data_offsets"] = header[second]["data_offsets"]
 
     edited_header(path, overlap)
     with pytest.raises(StoreDamaged, match="overlapping"):
+        SafetensorsStore(tmp_path)
+
+
+HEADERS = {
+    "a hole": lambda h: [e["data_offsets"].__setitem__(0, 2) for e in _first(h)],
+    "an end before its start": lambda h: [
+        e["data_offsets"].reverse() for e in _first(h)
+    ],
+    "true for one": lambda h: [e["shape"].append(True) for e in _first(h)],
+    "half a number": lambda h: [e["shape"].append(1.0) for e in _first(h)],
+    "a negative shape": lambda h: [e.update(shape=[-1, -50, 37]) for e in _first(h)],
+    "three offsets": lambda h: [e["data_offsets"].append(0) for e in _first(h)],
+    "a shape beyond 64 bits": lambda h: [e.update(shape=[2**64, 0]) for e in _first(h)],
+    "an unknown type": lambda h: [e.update(dtype="BF17") for e in _first(h)],
+    "a type that is no text": lambda h: [e.update(dtype=["BF16"]) for e in _first(h)],
+    "no type": lambda h: [e.pop("dtype") for e in _first(h)],
+    "no object": lambda h: h.update({next(iter(h)): [1]}),
+    "metadata that is no text": lambda h: h.update(__metadata__={"format": 1}),
+}
+
+
+def _first(header):
+    """The tensor at the front of the file."""
+    named = [e for name, e in header.items() if name != "__metadata__"]
+    return [min(named, key=lambda entry: entry["data_offsets"])]
+
+
+@pytest.mark.parametrize("edit", HEADERS.values(), ids=HEADERS)
+def test_what_the_library_refuses_in_a_header_is_refused(tmp_path, edit):
+    path = write(tmp_path, tensors())
+    load_file(path)
+    edited_header(path, edit)
+    with pytest.raises(SafetensorError):
+        load_file(path)
+    with pytest.raises(StoreDamaged):
+        SafetensorsStore(tmp_path)
+
+
+def test_a_name_given_twice_is_refused(tmp_path):
+    """Readers differ about which of the two is meant."""
+    path = write(tmp_path, tensors())
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = content[8 : 8 + length].rstrip()
+    name, entry = next(
+        item for item in json.loads(header).items() if item[0] != "__metadata__"
+    )
+    header = header[:-1] + f",{json.dumps(name)}:{json.dumps(entry)}}}".encode()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + length :])
+    load_file(path)
+    with pytest.raises(StoreDamaged, match="twice"):
         SafetensorsStore(tmp_path)
 
 
@@ -250,6 +304,17 @@ def replace(path):
     os.replace(shutil.copy2(path, path.with_name("twin")), path)
 
 
+def flip(path):
+    """One bit of the last tensor, under the same size, inode and times."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def write_with_manifest(folder, made):
     """As this project writes: a file for each layer, and a checksum of each."""
     parts = {}
@@ -268,7 +333,7 @@ def write_with_manifest(folder, made):
 
 @pytest.mark.parametrize("layout", [write, write_with_manifest])
 @pytest.mark.parametrize(
-    "damage", [grow, truncate, overwrite, relabel, replace, os.unlink]
+    "damage", [grow, truncate, overwrite, relabel, flip, replace, os.unlink]
 )
 def test_a_file_that_changes_while_open_is_named_when_read(tmp_path, layout, damage):
     path = layout(tmp_path, tensors())
@@ -278,17 +343,6 @@ def test_a_file_that_changes_while_open_is_named_when_read(tmp_path, layout, dam
         damage(path)
         with pytest.raises(StoreDamaged, match=re.escape(path.name)):
             store.read_layer(LAYERS - 1, buffer).wait()
-
-
-def flip(path):
-    """One bit of the last tensor, under the same size, inode and times."""
-    status = path.stat()
-    with path.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        last = file.read(1)[0]
-        file.seek(-1, os.SEEK_END)
-        file.write(bytes([last ^ 1]))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 @pytest.mark.parametrize("direct", [True, False])

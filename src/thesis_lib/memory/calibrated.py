@@ -6,16 +6,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from thesis_lib.checks import InvalidInput, require
+from thesis_lib.checks import require
 from thesis_lib.memory.allocation import allocate_ranks, spectra
-from thesis_lib.memory.architectures import read_config
+from thesis_lib.memory.architectures import load_resident
 from thesis_lib.memory.factored import require_dense, write_factors
 from thesis_lib.memory.fisher import sensitivities
 from thesis_lib.memory.lowrank import decompose_layers, gram_matrices
+from thesis_lib.memory.pretrained import (
+    encode,
+    read_text,
+    read_tokenizer,
+    require_known,
+)
 from thesis_lib.memory.refine import factorise_blocks, require_tokens
-from thesis_lib.memory.smollm2 import quiet
 from thesis_lib.memory.store import SafetensorsStore
 from thesis_lib.paths import data_folder
 
@@ -51,19 +55,12 @@ def factor_checkpoint(
     )
     with SafetensorsStore(folder) as store:
         require_dense(store)
-    config = read_config(folder)
-    context = min(context, getattr(config, "max_position_embeddings", context))
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(folder).eval()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError) as error:
-            raise InvalidInput(
-                f"{folder} has no tokenizer that can be read: calibration needs one; "
-                "copy that of the model into the folder"
-            ) from error
+    model = load_resident(folder)
+    context = min(context, getattr(model.config, "max_position_embeddings", context))
+    tokenizer = read_tokenizer(folder)
     require_finite(model)
     ids = read_windows(tokenizer, text, windows, context)
+    require_known(ids.flatten().tolist(), model.config.vocab_size)
     require_tokens(model, ids.numel())
     minded = sensitivities(model, ids)
     parts = decompose_layers(
@@ -92,16 +89,11 @@ def read_windows(
     They do not overlap: a short text has fewer. Raises InvalidInput for a missing file
     and for a text shorter than one window.
     """
-    path = Path(path)
-    require(path.is_file(), f"text {path} does not exist: expected a UTF-8 file")
-    text = path.read_text(encoding="utf-8")
-    ids = torch.tensor(
-        tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    )
+    ids = torch.tensor(encode(tokenizer, read_text(path), add_special_tokens=False))
     require(
         len(ids) >= context,
-        f"{path.name} has {len(ids):,} tokens: expected {context:,} at least, one "
-        "window; give a longer text",
+        f"{Path(path).name} has {len(ids):,} tokens: expected {context:,} at least, "
+        "one window; give a longer text",
     )
     count = min(windows, len(ids) // context)
     last = len(ids) - context

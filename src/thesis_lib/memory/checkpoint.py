@@ -39,7 +39,9 @@ ITEM_BYTES = {
 
 checksum = xxhash.xxh3_64  # of the tensors of a file, cheap enough for every read
 
-_LAYER = re.compile(r"(.*?\.)?layers\.(\d+)\.(.+)")
+LAYER_DIGITS = 7  # of the number of a layer, at most
+# A number as it is printed: 01 or ٣ would be a second name of a layer.
+_LAYER = re.compile(rf"(.*?\.)?layers\.(0|[1-9][0-9]{{0,{LAYER_DIGITS - 1}}})\.(.+)")
 
 Shape = tuple[int, ...]
 Entry = tuple[str, Shape]  # the type as safetensors writes it, and the shape

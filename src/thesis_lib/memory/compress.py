@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from thesis_lib.checks import InvalidInput, choice, require
-from thesis_lib.memory.architectures import read_config
+from thesis_lib.memory.architectures import (
+    load_resident,
+    read_config,
+    require_checkpoint,
+)
 from thesis_lib.memory.calibrated import CALIBRATION_TEXT, factor_checkpoint
 from thesis_lib.memory.coded import code_checkpoint
 from thesis_lib.memory.corrected import Recipe
@@ -28,10 +31,17 @@ from thesis_lib.memory.fewbits import (
 )
 from thesis_lib.memory.packed import KINDS, pack_checkpoint
 from thesis_lib.memory.pareto import TEXTS
+from thesis_lib.memory.pretrained import (
+    encode,
+    read_text,
+    read_tokenizer,
+    require_known,
+)
 from thesis_lib.memory.quality import Perplexity, perplexity, read_tokens
 from thesis_lib.memory.rates import plan_streamed
 from thesis_lib.memory.rounding import Grid
-from thesis_lib.memory.smollm2 import quiet
+from thesis_lib.memory.spec import ModelSpec
+from thesis_lib.memory.store import SafetensorsStore
 from thesis_lib.memory.stream import StreamedModel, checkpoint_folder
 from thesis_lib.paths import data_folder
 
@@ -149,7 +159,12 @@ def write_compressed(
     `bytes_before` and `bytes_after` of the tensors, and `layers`. Raises InvalidInput
     for a format or a number of bits that is unknown, and as the writer does.
     """
-    return _writer(wish, context)(Path(folder), Path(out), progress)
+    write = _writer(wish, context)
+    with SafetensorsStore(folder) as store:
+        dense = store.kind == "dense"
+    if dense:  # what is compressed already, its writer refuses
+        require_checkpoint(folder)
+    return write(Path(folder), Path(out), progress)
 
 
 def _writer(wish: Wish, context: int) -> Writer:
@@ -173,15 +188,13 @@ def _bits_writer(recipe: Recipe, text: Path, context: int) -> Writer:
     """What writes few bits. The whole model is in memory while it is calibrated."""
 
     def write(folder: Path, out: Path, progress: Progress | None) -> dict[str, Any]:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        windows = calibration_windows(tokenizer, text, context)
+        windows = calibration_windows(read_tokenizer(folder), text, context)
+        require_known(
+            torch.cat(windows).flatten().tolist(), ModelSpec.from_config(folder).vocab
+        )
 
         def quantise():
-            with quiet():
-                model = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=torch.bfloat16
-                ).eval()
+            model = load_resident(folder, torch.bfloat16)
             require_calibratable(model, windows)
             _, stored = quantise_model(
                 model,
@@ -205,14 +218,11 @@ def calibration_windows(
     Of a shorter text all whole windows. Raises InvalidInput for a missing file, and for
     a text without one whole window.
     """
-    text = Path(text)
-    require(text.is_file(), f"text {text} does not exist: expected a UTF-8 file")
-    words = text.read_text(encoding="utf-8")
-    ids = tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = encode(tokenizer, read_text(text), add_special_tokens=False)
     available = len(ids) // context
     require(
         available > 0,
-        f"calibration text {text.name} has {len(ids)} tokens: give at least "
+        f"calibration text {Path(text).name} has {len(ids)} tokens: give at least "
         f"{context:,}, a whole window",
     )
     count = min(available, max(most // context, 1))
@@ -232,12 +242,14 @@ def held_out_texts(folder: Path, tokens: int) -> dict[str, Tensor]:
     """
     if tokens == 0 or not any((folder / name).is_file() for name in _TOKENIZER):
         return {}
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    return {
+    tokenizer, vocab = read_tokenizer(folder), ModelSpec.from_config(folder).vocab
+    texts = {
         domain: read_tokens(tokenizer, data_folder() / "text" / f"{text}.txt", tokens)
         for text, domain in TEXTS.items()
     }
+    for ids in texts.values():
+        require_known(ids.tolist(), vocab)
+    return texts
 
 
 def held_out_perplexities(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thesis_lib.checks import InvalidInput, require
+from thesis_lib.checks import InvalidInput, read_object, require, shown
 from thesis_lib.memory.checkpoint import (
     OUTER,
     Entry,
@@ -86,18 +86,21 @@ def read_ranks(folder: Path | str) -> list[dict[str, int]]:
     Raises InvalidInput where it does not list those of every layer.
     """
     path = Path(folder) / "config.json"
-    config = json.loads(path.read_text())
-    ranks: Any = (config.get("quantization_config") or {}).get("ranks")
-    whole = (
+    config = read_object(path, "the configuration of a factored checkpoint")
+    packing = config.get("quantization_config")
+    ranks: Any = packing.get("ranks") if isinstance(packing, dict) else None
+    complete = (
         isinstance(ranks, list)
         and len(ranks) == config.get("num_hidden_layers")
         and all(isinstance(layer, dict) for layer in ranks)
+        and all(type(rank) is int for layer in ranks for rank in layer.values())
     )
-    if not whole:
+    if not complete:
         raise InvalidInput(
             f"{path} does not list the ranks of a factored checkpoint: expected one "
-            f"object for each of {config.get('num_hidden_layers')} layers; write the "
-            "checkpoint again"
+            f"object of whole numbers for each of "
+            f"{shown(config.get('num_hidden_layers'))} layers; write the checkpoint "
+            "again"
         )
     return ranks
 
@@ -150,7 +153,9 @@ def write_factors(
             for path in folder.iterdir():
                 if path.suffix in {".json", ".txt", ".model", ".jinja"}:
                     shutil.copyfile(path, checkpoint.folder / path.name)
-            config = json.loads((folder / "config.json").read_text())
+            config = read_object(
+                folder / "config.json", "the configuration of a checkpoint"
+            )
             config["quantization_config"] = {
                 "quant_method": "thesis_lib",
                 "kind": KIND,

@@ -35,6 +35,7 @@ U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
 
 CHUNK_BYTES = MiB  # decoded, of all chunks but the last
+MOST_DECODED = 2  # bytes from one: sign and mantissa of a number are kept as they are
 RATIO = 0.70  # of weights drawn from a normal law; no trained layer is far from it
 
 _THREADS = os.cpu_count() or 1

@@ -26,7 +26,7 @@ import torch
 from numba import njit
 from torch import Tensor, nn
 
-from thesis_lib.checks import choice, require
+from thesis_lib.checks import choice, read_object, require
 from thesis_lib.memory.checkpoint import (
     OUTER,
     Entry,
@@ -405,7 +405,7 @@ def copy_description(folder: Path, out: Path, packing: dict[str, Any]) -> None:
     for path in folder.iterdir():
         if path.suffix in {".json", ".txt", ".model", ".jinja"}:
             shutil.copyfile(path, out / path.name)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_object(folder / "config.json", "the configuration of a checkpoint")
     config["quantization_config"] = packing
     text = json.dumps(config, indent=2, sort_keys=True)
     (out / "config.json").write_text(text + "\n")

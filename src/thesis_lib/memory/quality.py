@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from thesis_lib.checks import InvalidInput, choice, require
+from thesis_lib.memory.pretrained import encode, read_text
 from thesis_lib.stats import F64, I64, LEVEL, bootstrap
 
 HEADINGS = {  # of the columns that readers are shown, for `rename`
@@ -193,18 +194,15 @@ def read_tokens(
 
     Raises InvalidInput for a missing file and for a text that is too short.
     """
-    path = Path(path)
-    require(path.is_file(), f"text {path} does not exist: expected a UTF-8 file")
+    text = read_text(path)
     require(
         n_tokens > 0 and offset >= 0,
         f"n_tokens={n_tokens} must be positive and offset={offset} not negative",
     )
-    ids = tokenizer(
-        path.read_text(encoding="utf-8"), add_special_tokens=False, verbose=False
-    )["input_ids"]
+    ids = encode(tokenizer, text, add_special_tokens=False)
     if offset + n_tokens > len(ids):
         raise InvalidInput(
-            f"{path.name} has {len(ids):,} tokens: {n_tokens:,} from {offset:,} on go "
-            "past its end; ask for fewer or start earlier"
+            f"{Path(path).name} has {len(ids):,} tokens: {n_tokens:,} from "
+            f"{offset:,} on go past its end; ask for fewer or start earlier"
         )
     return torch.tensor(ids[offset : offset + n_tokens])

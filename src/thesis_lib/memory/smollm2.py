@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 from transformers.utils import logging
 
-from thesis_lib.checks import InvalidInput
+from thesis_lib.checks import InvalidInput, read_object
 from thesis_lib.paths import cache_folder
 
 SOURCE_BITS = 4  # of a weight in the packaged file: its matrices are Q4_1
@@ -175,9 +175,9 @@ def _verify(folder: Path) -> None:
         "and it is converted again"
     )
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        version, entries = manifest["version"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = read_object(folder / MANIFEST, "what the conversion wrote")
+        version, entries = manifest["version"], dict(manifest["files"])
+    except (InvalidInput, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(refusal.format("incomplete, without a manifest")) from error
     if version != MANIFEST_VERSION:
         raise InvalidInput(refusal.format(f"of version {version}, not the current one"))
@@ -193,11 +193,11 @@ def _entry(path: Path) -> dict[str, Any]:
     status = path.stat()
     return {
         "bytes": status.st_size,
-        "sha256": _sha256(path, status.st_size, status.st_mtime_ns),
+        "sha256": _sha256(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns),
     }
 
 
-@lru_cache(maxsize=64)  # a file of this size and time is hashed once a process
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+@lru_cache(maxsize=64)  # a file of this size and times is hashed once a process
+def _sha256(path: Path, size: int, mtime_ns: int, ctime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

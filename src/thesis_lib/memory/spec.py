@@ -3,14 +3,16 @@
 Nothing here allocates: a model is its geometry, a machine is its rates.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from thesis_lib.checks import InvalidInput, choice, require
+from thesis_lib.checks import InvalidInput, choice, read_object, require, shown, whole
 
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+# Of every size that a file gives, so that no product of them leaves 64 bits: several
+# times what any published model has.
+_LARGEST, _DEEPEST, _LONGEST = 2**20, 2**13, 2**31 - 1
 
 # What `config.json` cannot say, because the code of the architecture says it: shape
 # fields of `ModelSpec` by transformers' model_type.
@@ -82,56 +84,67 @@ class ModelSpec:
         """
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
-        try:
-            config: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InvalidInput(
-                f"{path} cannot be read ({type(error).__name__}): expected the "
-                "config.json of a transformers checkpoint"
-            ) from error
-        family = str(config.get("model_type"))
-        choice(f"model_type in {path}:", family, ARCHITECTURES)
-        try:
-            heads = config["num_attention_heads"]
-            dtype = config.get("dtype") or config["torch_dtype"]
-            opt = family == "opt"
+        config = read_object(path, "the config.json of a transformers checkpoint")
+        family = choice(
+            f"model_type in {path}:", str(config.get("model_type")), ARCHITECTURES
+        )
+        opt = family == "opt"
+
+        def count(name: str, otherwise: int | None = None, most: int = _LARGEST) -> int:
+            if otherwise is not None and config.get(name) is None:
+                return otherwise
+            return whole(config[name], f"{name} in {path}", 1, most)
+
+        def flag(name: str, otherwise: bool) -> bool:
+            value = config.get(name, otherwise)
             require(
-                not opt
-                or config.get("word_embed_proj_dim", config["hidden_size"])
-                == config["hidden_size"],
-                f"{path}: word_embed_proj_dim={config.get('word_embed_proj_dim')} "
-                f"differs from hidden_size={config['hidden_size']}: expected "
-                "embeddings of the hidden size",
+                isinstance(value, bool),
+                f"{name} in {path} is {shown(value)}: expected true or false",
             )
-            biased = bool(config.get("enable_bias", True)) if opt else False
+            return value
+
+        try:
+            heads, hidden = count("num_attention_heads"), count("hidden_size")
+            positions = count(
+                "max_position_embeddings", most=_LARGEST if opt else _LONGEST
+            )
+            if opt:
+                width = count("word_embed_proj_dim", hidden)
+                require(
+                    width == hidden,
+                    f"{path}: word_embed_proj_dim={width} differs from "
+                    f"hidden_size={hidden}: expected embeddings of the hidden size",
+                )
+            biased = opt and flag("enable_bias", True)
             shape: dict[str, Any] = {
-                "attention_bias": config.get(
+                "attention_bias": flag(
                     "attention_bias", biased or family == "gpt_neox"
                 ),
-                "mlp_bias": biased or config.get("mlp_bias", False),
-                "positions": config["max_position_embeddings"] + 2 if opt else 0,
+                "mlp_bias": biased or flag("mlp_bias", False),
+                "positions": positions + 2 if opt else 0,
             }
+            dtype = config.get("dtype") or config["torch_dtype"]
             return cls(
                 name=path.resolve().parent.name,
-                layers=config["num_hidden_layers"],
-                hidden=config["hidden_size"],
-                intermediate=config["ffn_dim" if opt else "intermediate_size"],
+                layers=count("num_hidden_layers", most=_DEEPEST),
+                hidden=hidden,
+                intermediate=count("ffn_dim" if opt else "intermediate_size"),
                 heads=heads,
-                kv_heads=config.get("num_key_value_heads") or heads,
-                head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-                vocab=config["vocab_size"],
-                tied=bool(
-                    config.get("tie_word_embeddings", opt or family.startswith("gemma"))
-                ),
-                dtype_bytes=_DTYPE_BYTES[dtype],
+                kv_heads=count("num_key_value_heads", heads),
+                head_dim=count("head_dim", max(1, hidden // heads)),
+                vocab=count("vocab_size"),
+                tied=flag("tie_word_embeddings", opt or family.startswith("gemma")),
+                dtype_bytes=_DTYPE_BYTES[
+                    choice(f"dtype in {path}:", str(dtype), _DTYPE_BYTES)
+                ],
                 context=_longest(config, path),
                 architecture=family,
                 **(shape | _FAMILIES[family]),
             )
         except KeyError as error:
             raise InvalidInput(
-                f"{path} lacks or has an unknown {error.args[0]!r}: expected a full "
-                f"configuration with a dtype among {', '.join(_DTYPE_BYTES)}"
+                f"{path} lacks {error.args[0]!r}: expected a full configuration with a "
+                f"dtype among {', '.join(_DTYPE_BYTES)}"
             ) from error
 
     @property
@@ -144,6 +157,14 @@ class ModelSpec:
         """Weights that one token multiplies in one layer."""
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
         return attention + (3 if self.gated else 2) * self.hidden * self.intermediate
+
+    @property
+    def matrix_outputs(self) -> tuple[int, ...]:
+        """How many outputs the matrices of a layer have, each number once or more."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        together = self.architecture == "gpt_neox"  # one matrix for all three
+        attention = (queries + 2 * keys,) if together else (queries, keys)
+        return (*attention, self.intermediate, self.hidden)
 
     @property
     def layer_parameters(self) -> int:
@@ -228,7 +249,7 @@ def _longest(config: dict[str, Any], path: Path) -> int:
         kind = rope.get("rope_type") or rope.get("type") or _ROPES[0]
         require(
             kind in _ROPES,
-            f"rope_type {kind!r} in {path} is not streamed: expected one of "
+            f"rope_type {shown(kind)} in {path} is not streamed: expected one of "
             f"{', '.join(_ROPES)}, whose frequencies no text changes",
         )
         before = number("original_max_position_embeddings", rope)

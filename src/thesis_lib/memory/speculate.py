@@ -23,14 +23,15 @@ import numpy as np
 import torch
 from scipy.stats import norm
 from torch import Tensor
-from transformers import AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 
 from thesis_lib.checks import InvalidInput, require
-from thesis_lib.memory import smollm2
+from thesis_lib.memory.architectures import read_config
 from thesis_lib.memory.measure import compute_rates
 from thesis_lib.memory.plan import MemoryPlan
+from thesis_lib.memory.pretrained import decode, encode, read_tokenizer
 from thesis_lib.memory.rowwise import Rowwise
-from thesis_lib.memory.spec import Machine
+from thesis_lib.memory.spec import Machine, ModelSpec
 from thesis_lib.memory.stream import (
     ASSUMED_DISK_BYTES_PER_S,
     StreamedModel,
@@ -38,6 +39,7 @@ from thesis_lib.memory.stream import (
     enforced,
     plan_checkpoint,
 )
+from thesis_lib.memory.transport import find_device
 from thesis_lib.stats import LEVEL
 from thesis_lib.units import format_size
 
@@ -529,9 +531,10 @@ def speculate_text(
     """
     require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
     folder = checkpoint_folder(checkpoint)
-    with smollm2.quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokens = tokenizer(prompt, return_tensors="pt").input_ids.to(device)
+    spec, place = ModelSpec.from_config(folder), find_device(device)
+    read_config(folder)  # or the tokenizer, which reads it too, would be blamed
+    tokenizer = read_tokenizer(folder)
+    tokens = torch.tensor([encode(tokenizer, prompt, spec.vocab)], device=place)
     require(tokens.numel() > 0, "the prompt is empty: give at least one word")
     with ExitStack() as stack:
         proposer = PromptLookup()
@@ -572,7 +575,7 @@ def speculate_text(
         drain_s = time.perf_counter() - start
     decoding_s = sum(found.seconds)
     return {
-        "text": tokenizer.decode(list(found.tokens), skip_special_tokens=True),
+        "text": decode(tokenizer, found.tokens),
         "tokens": len(found.tokens),
         "s_per_token": decoding_s / max(1, len(found.tokens) - 1),
         "first_token_s": total_s - decoding_s,

@@ -5,7 +5,6 @@ before the first read, and reads straight into memory that the caller owns.
 """
 
 import hashlib
-import json
 import math
 import os
 import struct
@@ -17,17 +16,26 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
 import numpy as np
 
-from thesis_lib.checks import InvalidInput, require
+from thesis_lib.checks import (
+    InvalidInput,
+    open_regular,
+    parse_object,
+    read_object,
+    require,
+    shown,
+    whole,
+)
 from thesis_lib.memory import lossless
 from thesis_lib.memory.checkpoint import (
     ALIGNMENT,
     CODED,
     INDEX,
     ITEM_BYTES,
+    LAYER_DIGITS,
     MANIFEST,
     MANIFEST_VERSION,
     OUTER,
@@ -37,6 +45,7 @@ from thesis_lib.memory.checkpoint import (
     split_name,
 )
 from thesis_lib.memory.pages import allocate
+from thesis_lib.memory.spec import ModelSpec
 from thesis_lib.units import KiB, MiB
 
 # What measured best (benchmarks/readers.py): larger requests take less of the
@@ -47,7 +56,10 @@ CHUNK_BYTES = 4 * MiB  # one request to the disk
 READERS = 4  # requests in flight
 DECODERS = 2  # threads that decode what has arrived, of a lossless checkpoint
 _GAP_BYTES = 64 * KiB  # reading a smaller gap costs less than a second request
-_HEADER_LIMIT = 100 * MiB  # the format's own limit
+_HEADER_LIMIT = 10**8  # bytes, the format's own limit
+_NAME_LIMIT = 255  # bytes of a file's name, that of Linux
+_MOST_DIMENSIONS = 8
+_MOST_LAYERS_SHOWN = 8
 
 
 class StoreDamaged(InvalidInput):
@@ -86,6 +98,17 @@ class Placement:
     shape: tuple[int, ...]
     start: int  # byte offset in the buffer
     nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A tensor as the header of its file describes it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # byte offset after the header, or in what the file codes
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +169,9 @@ class _Index:
         if self.distinct is None or layer == OUTER:
             return name
         number, *others = {split_name(promised)[0] for promised in self.files[path]}
-        if others or number % self.distinct != layer:
+        if others or number == OUTER or number % self.distinct != layer:
             raise StoreDamaged(
-                f"weight file {path} holds {name} where one of {self.distinct} "
+                f"weight file {path} holds {_bare(name)} where one of {self.distinct} "
                 f"distinct layers was expected as layer {number}; write it again"
             )
         return renumbered(name, number)
@@ -173,7 +196,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.buffered = os.open(path, os.O_RDONLY)
+            self.buffered = open_regular(path)
         except OSError as error:
             raise StoreDamaged(
                 f"weight file {path} cannot be opened ({error.strerror}): expected the "
@@ -182,17 +205,18 @@ class _File:
         self.direct: int | None = None
         try:
             self.identity = self._identify()
-            self.header, self.data_start, metadata = self._parse()
+            self.spans, self.data_start, metadata = self._parse()
             self.coded: tuple[int, int] | None = None
             if CODED in metadata:
-                self.header, self.coded = self._parse_coded(metadata[CODED])
+                self.spans, self.coded = self._parse_coded(metadata[CODED])
             self.digest = self._digest()
             self.direct = self._open_direct()
         except BaseException:
             self.close()
             raise
 
-    def _identify(self) -> tuple[int, int, int, int]:
+    def _identify(self) -> tuple[int, ...]:
+        """What every way to write into a file changes, a time put back included."""
         try:
             status = os.stat(self.path)
         except OSError as error:
@@ -200,58 +224,56 @@ class _File:
                 f"weight file {self.path} has gone ({error.strerror}): "
                 "put the checkpoint back and open it again"
             ) from error
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        return (
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )
 
-    def _parse(self) -> tuple[dict[str, Any], int, dict[str, str]]:
+    def _parse(self) -> tuple[dict[str, _Span], int, dict[str, str]]:
         size = self.identity[2]
-        prefix = os.pread(self.buffered, 8, 0)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
-            raise StoreDamaged(
-                f"weight file {self.path} ({size} bytes) is truncated or not "
-                "safetensors: expected a header length and a header first"
-            )
         try:
-            header = json.loads(os.pread(self.buffered, length, 8))
-            metadata = header.pop("__metadata__", None) or {}
-            last, total = _extent_and_sum(header)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            prefix = os.pread(self.buffered, 8, 0)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+                raise StoreDamaged(
+                    f"weight file {self.path} ({size} bytes) is truncated or not "
+                    "safetensors: expected a header length and a header first"
+                )
+            raw = os.pread(self.buffered, length, 8)
+        except OSError as error:
             raise StoreDamaged(
-                f"weight file {self.path} has an unreadable header "
-                f"({type(error).__name__}): expected safetensors"
+                f"weight file {self.path} cannot be read ({error.strerror}): check the "
+                "disk"
             ) from error
-        if total != last:
-            raise StoreDamaged(
-                f"weight file {self.path} has overlapping tensors or holes between "
-                "them: expected safetensors, which allows neither"
-            )
-        expected = 8 + length + last
+        spans, metadata = _read_header(raw, f"weight file {self.path}")
+        expected = 8 + length + max((span.end for span in spans.values()), default=0)
         if size != expected:
             raise StoreDamaged(
                 f"weight file {self.path} has {size} bytes where its header promises "
                 f"{expected}: it is truncated or overwritten; copy it again"
             )
-        return header, 8 + length, metadata
+        return spans, 8 + length, metadata
 
-    def _parse_coded(self, text: str) -> tuple[dict[str, Any], tuple[int, int]]:
+    def _parse_coded(self, text: str) -> tuple[dict[str, _Span], tuple[int, int]]:
         """The tensors that the one tensor of the file is the code of, and its span."""
-        try:
-            ((name, entry),) = self.header.items()
-            start, end = entry["data_offsets"]
-            header = json.loads(text)
-            last, total = _extent_and_sum(header)
-            whole = name == CODED and last == total > 0
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        place = f"weight file {self.path}"
+        if self.spans.keys() != {CODED}:
             raise StoreDamaged(
-                f"weight file {self.path} says that it is coded but not of what "
-                f"({type(error).__name__}): write the checkpoint again"
-            ) from error
-        if not whole:
-            raise StoreDamaged(
-                f"weight file {self.path} codes tensors with holes between them: write "
-                "the checkpoint again"
+                f"{place} says that it is coded but holds "
+                f"{shown(list(self.spans))}: write the checkpoint again"
             )
-        return header, (self.data_start + start, self.data_start + end)
+        spans, _ = _read_header(text.encode(), f"{place}, of what it codes,")
+        code = self.spans[CODED]
+        decoded = max((span.end for span in spans.values()), default=0)
+        if not 0 < decoded <= lossless.MOST_DECODED * (code.end - code.start):
+            raise StoreDamaged(
+                f"{place} says that {code.end - code.start} bytes are the code of "
+                f"{decoded}, which no code is: write the checkpoint again"
+            )
+        return spans, (self.data_start + code.start, self.data_start + code.end)
 
     def _digest(self) -> bytes:
         return hashlib.sha256(os.pread(self.buffered, self.data_start, 0)).digest()
@@ -317,11 +339,74 @@ class _File:
                 os.close(descriptor)
 
 
-def _extent_and_sum(header: Mapping[str, Any]) -> tuple[int, int]:
-    """Where the last tensor of a header ends, and the bytes of all."""
-    spans = [entry["data_offsets"] for entry in header.values()]
-    last = max((end for _, end in spans), default=0)
-    return last, sum(end - start for start, end in spans)
+def _read_header(raw: bytes, place: str) -> tuple[dict[str, _Span], dict[str, str]]:
+    """The tensors of a safetensors header, in the order of their bytes; its metadata.
+
+    Holds them to what the safetensors library does (`Metadata::validate`): offsets
+    that are whole numbers, each tensor starting where the one before ends, shape times
+    type its bytes. Of what the library tolerates it also refuses a name or a field
+    given twice, other fields, and tensors without entries. `place` begins the sentence.
+    """
+
+    def refuse(what: str) -> NoReturn:
+        raise StoreDamaged(f"{place} {what}; copy it again")
+
+    header = parse_object(raw, place, "the header of safetensors", StoreDamaged)
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
+        refuse(f"has the metadata {shown(metadata)}: expected texts by name")
+    spans = [_read_span(name, entry, refuse) for name, entry in header.items()]
+    spans.sort(key=lambda span: (span.start, span.end))
+    end = 0
+    for span in spans:
+        if span.start != end:
+            what = "overlaps another" if span.start < end else "comes after a hole"
+            refuse(
+                f"has overlapping tensors or holes between them: {shown(span.name)} "
+                f"starts at byte {span.start}, which {what}, as {end} was expected"
+            )
+        end = span.end
+    return {span.name: span for span in spans}, metadata
+
+
+def _read_span(name: str, entry: Any, refuse: Callable[[str], NoReturn]) -> _Span:
+    """One entry of a header, of the right types and of as many bytes as it says."""
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+        refuse(
+            f"describes {shown(name)} as {shown(entry)}: expected "
+            f"{', '.join(sorted(_FIELDS))}"
+        )
+    dtype, shape, offsets = (
+        entry[field] for field in ("dtype", "shape", "data_offsets")
+    )
+    size = ITEM_BYTES.get(dtype) if isinstance(dtype, str) else None
+    if (
+        size is None
+        or not _are_sizes(shape)
+        or not _are_sizes(offsets)
+        or len(offsets) != 2
+        or len(shape) > _MOST_DIMENSIONS
+        or not offsets[1] - offsets[0] == size * math.prod(shape) > 0
+    ):
+        refuse(
+            f"has {shown(name)} as {shown(dtype)} {shown(shape)} at the bytes "
+            f"{shown(offsets)}, which do not agree: expected a known type, and whole "
+            "numbers of which those of the shape fill those of the bytes"
+        )
+    return _Span(name, dtype, tuple(shape), *offsets)
+
+
+_FIELDS = {"dtype", "shape", "data_offsets"}
+
+
+def _are_sizes(value: Any) -> bool:
+    """Whether a JSON value is a list of numbers that 64 bits count."""
+    return isinstance(value, list) and all(
+        type(part) is int and 0 <= part < 2**64 for part in value
+    )
 
 
 def _give_way() -> None:
@@ -407,10 +492,15 @@ class SafetensorsStore:
     "lossless" where the file is the code of dense tensors, which are decoded in the
     buffer while it fills. `bytes_read` counts what was asked of the disk.
 
-    Every file is held against its size, identity, time and header before and after
-    each read, and what this project wrote against a checksum of the bytes that came.
-    `verify` first reads all files and holds them against the SHA-256 of the manifest.
-    Raises StoreDamaged for a file that is missing, truncated, altered or of another
+    Every file is held against its size, identity, times and header before and after
+    each read: of those the time of the last change to the file itself cannot be put
+    back, so that nothing is written into an open checkpoint unnoticed. What this
+    project wrote is held against a checksum of the bytes that came as well. What was
+    done to a file before it was opened only a record from then can tell: `verify`
+    first reads all files and holds them against the SHA-256 of the manifest.
+
+    Headers are held to what the safetensors library demands of them. Raises
+    StoreDamaged for a file that is missing, truncated, altered or of another
     format, both when the store is opened and when a layer is read.
     """
 
@@ -448,6 +538,35 @@ class SafetensorsStore:
     def layers(self) -> int:
         """The number of decoder layers."""
         return len(self._parts) - 1
+
+    def require_geometry(self, spec: ModelSpec) -> None:
+        """Refuse a geometry that these files cannot have, before anything is built.
+
+        Compares the number of layers, the token table and the outputs of the matrices
+        of every layer, however they are packed. Raises InvalidInput.
+        """
+        if self.layers != spec.layers:
+            raise InvalidInput(
+                f"{self.folder} stores {self.layers} layers but its config.json says "
+                f"{spec.layers}: copy the checkpoint again"
+            )
+        tables = {placed.shape for placed in self.placements(OUTER)}
+        if (spec.vocab, spec.hidden) not in tables:
+            raise InvalidInput(
+                f"{self.folder} stores no table of {spec.vocab} tokens by "
+                f"{spec.hidden} entries, which its config.json says it has: copy the "
+                "checkpoint again"
+            )
+        for layer in range(self.layers):
+            shapes = [placed.shape for placed in self.placements(layer)]
+            outputs = {shape[0] for shape in shapes if len(shape) > 1}
+            missing = set(spec.matrix_outputs) - outputs
+            if missing:
+                raise InvalidInput(
+                    f"layer {layer} of {self.folder} stores no matrix of "
+                    f"{min(missing)} outputs, which its config.json asks for: copy the "
+                    "checkpoint again"
+                )
 
     def nbytes(self, layer: int) -> int:
         """Bytes of a buffer for `layer`: whole blocks."""
@@ -638,56 +757,64 @@ class SafetensorsStore:
 
     def _tensors(self, index: _Index) -> Iterator[_Tensor]:
         for number, file in enumerate(self._files):
-            names = {index.outward(file.path, name): name for name in file.header}
+            names = {index.outward(file.path, name): name for name in file.spans}
             missing = set(index.files[file.path]) - set(names)
             if missing:
                 raise StoreDamaged(
-                    f"weight file {file.path} does not hold {min(missing)}, which "
-                    f"{INDEX} promises in it: the two are of different checkpoints; "
-                    "copy it again"
+                    f"weight file {file.path} does not hold {_bare(min(missing))}, "
+                    f"which {INDEX} promises in it: the two are of different "
+                    "checkpoints; copy it again"
                 )
             for name, inside in names.items():
-                entry = file.header[inside]
-                start, end = entry["data_offsets"]
-                dtype, shape = entry["dtype"], tuple(entry["shape"])
-                size = ITEM_BYTES.get(dtype)
-                if size is None or end - start != size * math.prod(shape) or start < 0:
-                    raise StoreDamaged(
-                        f"weight file {file.path}: {name} is {dtype} {list(shape)} in "
-                        f"{end - start} bytes, which do not agree; copy it again"
-                    )
+                span = file.spans[inside]
                 # Of a coded file: in what it decodes to.
-                begin = start + (0 if file.coded else file.data_start)
+                shift = 0 if file.coded else file.data_start
+                begin, size = span.start + shift, ITEM_BYTES[span.dtype]
                 if begin % size:
                     raise StoreDamaged(
-                        f"weight file {file.path}: {name} starts at byte {begin}, not "
-                        f"a multiple of {size}, and cannot be used in place; "
-                        "save the checkpoint again with safetensors"
+                        f"weight file {file.path}: {_bare(name)} starts at byte "
+                        f"{begin}, not a multiple of {size}, and cannot be used in "
+                        "place; save the checkpoint again with safetensors"
                     )
-                yield _Tensor(name, dtype, shape, number, begin, begin + end - start)
+                yield _Tensor(
+                    name, span.dtype, span.shape, number, begin, span.end + shift
+                )
+
+
+def _bare(name: str) -> str:
+    """A tensor's name for a sentence, without the quotes."""
+    return shown(name)[1:-1]
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     """What the writer of a checkpoint left beside it, if it did."""
     path = folder / MANIFEST
-    if not path.is_file():
+    if not path.exists():
         return {}
-    try:
-        manifest = json.loads(path.read_text())
-        version, files = manifest["version"], manifest["files"]
-        whole = all({"bytes", "sha256"} <= {*entry} for entry in files.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    manifest = read_object(path, "the manifest of a checkpoint", StoreDamaged)
+    version, files = manifest.get("version"), manifest.get("files")
+    if (
+        type(version) is not int
+        or version != MANIFEST_VERSION
+        or not isinstance(files, dict)
+        or not all(map(_is_recorded, files.values()))
+    ):
         raise StoreDamaged(
-            f"{path} is not a manifest ({type(error).__name__}): write the checkpoint "
-            "again"
-        ) from error
-    if version != MANIFEST_VERSION or not whole:
-        raise StoreDamaged(
-            f"{path} is a manifest of version {version!r}: expected version "
+            f"{path} is a manifest of version {shown(version)}: expected version "
             f"{MANIFEST_VERSION} with bytes and sha256 of each file; write the "
             "checkpoint again"
         )
     return manifest
+
+
+def _is_recorded(entry: Any) -> bool:
+    """Whether a manifest says of a file what it has to."""
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("bytes")) is int
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("xxh3_64", ""), str)
+    )
 
 
 def _checksums(manifest: Mapping[str, Any], paths: Sequence[Path]) -> dict[int, str]:
@@ -709,25 +836,42 @@ def _read_index(folder: Path) -> _Index:
             f"{folder} has neither {SINGLE} nor {INDEX}: expected a "
             "safetensors checkpoint; convert other formats with save_pretrained"
         )
-    try:
-        content = json.loads(index.read_text())
-        distinct = content.get("metadata", {}).get("distinct_layers")
-        names: dict[str, list[str]] = {}
-        for tensor, name in content["weight_map"].items():
-            names.setdefault(name, []).append(tensor)
-        if distinct is not None and distinct <= 0:
-            raise ValueError
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    content = read_object(index, "an index of safetensors", StoreDamaged)
+    weight_map, metadata = content.get("weight_map"), content.get("metadata") or {}
+    if not isinstance(weight_map, dict) or not isinstance(metadata, dict):
         raise StoreDamaged(
-            f"{index} is not an index of safetensors ({type(error).__name__}): "
-            "copy it again"
-        ) from error
-    for name in names:
-        if Path(name).name != name:
-            raise StoreDamaged(f"{index} points outside its folder, to {name!r}")
+            f"{index} is not an index of safetensors: expected the objects weight_map "
+            "and metadata; copy it again"
+        )
+    distinct = metadata.get("distinct_layers")
+    if distinct is not None:
+        name = f"distinct_layers in {index}"
+        distinct = whole(distinct, name, 1, 10**LAYER_DIGITS, StoreDamaged)
+    names: dict[str, list[str]] = {}
+    for tensor, name in weight_map.items():
+        if not _is_file_name(name):
+            raise StoreDamaged(
+                f"{index} points outside its folder, with {shown(name)} for "
+                f"{_bare(tensor)}: expected the name of a file beside it; copy it again"
+            )
+        names.setdefault(name, []).append(tensor)
     return _Index(
         {folder / name: tuple(inside) for name, inside in sorted(names.items())},
         distinct,
+    )
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether a name can only be that of a file in the folder where it is said.
+
+    A link of that name may lead elsewhere: hubs keep their files so.
+    """
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and "/" not in name
+        and name not in {"", ".", ".."}
+        and len(name.encode()) <= _NAME_LIMIT
     )
 
 
@@ -735,20 +879,21 @@ def _format(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, str]:
     """Kind and layout of the layers, on which manifest and configuration agree."""
     found = str(manifest.get("kind", "dense")), str(manifest.get("layout", ""))
     said = "dense", ""
-    if (path := folder / "config.json").is_file():
-        try:
-            packing = json.loads(path.read_text()).get("quantization_config") or {}
-            if packing.get("quant_method") == "thesis_lib":
-                said = packing["kind"], packing["layout"]
-        except (ValueError, KeyError, AttributeError) as error:
+    if (path := folder / "config.json").exists():
+        config = read_object(path, "the configuration of a checkpoint", StoreDamaged)
+        packing = config.get("quantization_config") or {}
+        if not isinstance(packing, dict):
             raise StoreDamaged(
-                f"{path} is not the configuration of a checkpoint "
-                f"({type(error).__name__}): copy it again"
-            ) from error
+                f"{path} describes how weights are packed as {shown(packing)}: "
+                "expected an object; copy it again"
+            )
+        if packing.get("quant_method") == "thesis_lib":
+            said = str(packing.get("kind")), str(packing.get("layout"))
         if said != found:
             raise StoreDamaged(
-                f"{folder} holds {' '.join(said).strip()} weights by its config.json "
-                f"but {' '.join(found).strip()} ones by its {MANIFEST}: one of the two "
+                f"{folder} holds {_bare(' '.join(said).strip())} weights by its "
+                f"config.json but {_bare(' '.join(found).strip())} ones by its "
+                f"{MANIFEST}: one of the two "
                 "is missing or of another checkpoint; copy the folder again"
             )
     return found
@@ -763,7 +908,7 @@ def _prefix(tensors: Iterable[_Tensor], folder: Path) -> str:
     }
     if len(found) != 1:
         raise StoreDamaged(
-            f"{folder} holds several stacks of layers, {', '.join(sorted(found))}: "
+            f"{folder} holds several stacks of layers, {shown(sorted(found))}: "
             "expected one"
         )
     return found.pop()
@@ -781,12 +926,17 @@ def _partition(
         layer, name = split_name(tensor.name)
         named = by_layer.setdefault(layer, {})
         if name in named:
-            raise StoreDamaged(f"{folder}: {tensor.name} appears in two files")
+            raise StoreDamaged(
+                f"{folder}: {_bare(tensor.name)} appears in two files; copy it again"
+            )
         named[name] = tensor
     expected = set(range(OUTER, len(by_layer) - 1))
     if set(by_layer) != expected or len(by_layer) == 1:
+        numbers = sorted(set(by_layer) - {OUTER})
+        more = ", …" if len(numbers) > _MOST_LAYERS_SHOWN else ""
         raise StoreDamaged(
-            f"{folder} holds layers {sorted(set(by_layer) - {OUTER})}: "
+            f"{folder} holds layers "
+            f"[{', '.join(map(str, numbers[:_MOST_LAYERS_SHOWN]))}{more}]: "
             "expected an unbroken stack from 0; a shard is missing"
         )
     users: dict[int, set[int]] = {}  # layers in each file

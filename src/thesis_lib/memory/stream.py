@@ -18,13 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import AutoTokenizer, DynamicCache, GenerationConfig
+from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from thesis_lib.checks import InvalidInput, require
 from thesis_lib.machine import undisturbed
 from thesis_lib.memory import smollm2
-from thesis_lib.memory.architectures import read_config, skeleton, stack
+from thesis_lib.memory.architectures import (
+    TIED_HEAD,
+    TORCH_DTYPES,
+    read_config,
+    renamed,
+    require_tensors,
+    skeleton,
+    stack,
+)
 from thesis_lib.memory.measure import (
     DeviceBudget,
     Measurement,
@@ -34,6 +42,12 @@ from thesis_lib.memory.measure import (
 )
 from thesis_lib.memory.pages import allocate
 from thesis_lib.memory.plan import MemoryPlan, plan
+from thesis_lib.memory.pretrained import (
+    decode,
+    encode,
+    read_generation,
+    read_tokenizer,
+)
 from thesis_lib.memory.ring import Ring
 from thesis_lib.memory.spec import Machine, ModelSpec, geometries
 from thesis_lib.memory.store import OUTER, SafetensorsStore, StoreDamaged, Ticket
@@ -43,6 +57,7 @@ from thesis_lib.memory.transport import (
     Slot,
     ThroughHost,
     Transport,
+    find_device,
     open_device,
 )
 from thesis_lib.units import format_size
@@ -53,18 +68,7 @@ ASSUMED_DISK_BYTES_PER_S = 7e9
 ASSUMED_DECODE_BYTES_PER_S = 10e9
 
 _NEW_TOKENS = 20  # that transformers generates where nothing says how many
-
-_DTYPES = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-}
-# What a file calls otherwise than the code does.
-_ALIASES = {"embed_out.weight": "lm_head.weight"}
-# Tables that older checkpoints store although the code computes them.
-_COMPUTED = ("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias")
+_ROWS = 64  # compared at a time
 
 
 class _Lent(nn.Module):
@@ -120,7 +124,7 @@ class StreamedModel:
         self.folder = Path(folder)
         self.plan = plan
         self.spec = ModelSpec.from_config(self.folder)
-        self.device = torch.device(device)
+        self.device = find_device(device)
         require(
             self.spec == plan.spec,
             f"the plan is for {plan.spec.name}, whose geometry is not that of "
@@ -171,6 +175,7 @@ class StreamedModel:
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._model: Any = None
         store = self._store = SafetensorsStore(self.folder, verify=self._verify)
+        store.require_geometry(self.spec)
         config = read_config(self.folder)
         model = skeleton(config, store.kind, store.layout or None)
         self._check(store, model)
@@ -220,11 +225,6 @@ class StreamedModel:
     def _check(self, store: SafetensorsStore, model: Any) -> None:
         """Refuse files that are not those of the plan and of the architecture."""
         plan, folder = self.plan, self.folder
-        if store.layers != self.spec.layers:
-            raise InvalidInput(
-                f"{folder} stores {store.layers} layers but its config.json says "
-                f"{self.spec.layers}: copy the checkpoint again"
-            )
         require(
             store.kind == plan.kind,
             f"{folder} holds {store.kind} weights but the plan is for {plan.kind}: "
@@ -237,43 +237,7 @@ class StreamedModel:
                 f"the plan has {format_size(plan.staging_bytes)}: make the plan with "
                 "plan_checkpoint, which knows the sizes in the files"
             )
-        prefix, layers = stack(model)
-        for number, layer in enumerate(layers):
-            self._compare(
-                store, number, dict(layer.state_dict()), f"layer {number} of {folder}"
-            )
-        outside = {
-            name: tensor
-            for name, tensor in model.named_parameters()
-            if not name.startswith(f"{prefix}.")
-        }
-        self._compare(store, OUTER, outside, f"{folder}, outside its layers,")
-
-    def _compare(
-        self,
-        store: SafetensorsStore,
-        layer: int,
-        expected: Mapping[str, Tensor],
-        place: str,
-    ) -> None:
-        names = _rename(store, layer, expected)
-        placed = {names[p.name]: p for p in store.placements(layer) if p.name in names}
-        if placed.keys() != expected.keys():
-            odd = ", ".join(sorted(placed.keys() ^ expected.keys()))
-            raise InvalidInput(
-                f"{place} does not have the tensors of a {self.spec.architecture} "
-                f"model: {odd} missing or unexpected"
-            )
-        for name, tensor in expected.items():
-            stored = placed[name]
-            if _DTYPES.get(stored.dtype) != tensor.dtype or stored.shape != tuple(
-                tensor.shape
-            ):
-                raise InvalidInput(
-                    f"{name} in {place} is {stored.dtype} {list(stored.shape)} where "
-                    f"config.json asks for {tensor.dtype} {list(tensor.shape)}: the "
-                    "two do not belong together; copy the checkpoint again"
-                )
+        require_tensors(store, self.spec, model)
 
     def _attach(self, store: SafetensorsStore, model: Any, outer: Slot) -> None:
         """Give the model its outer weights, and layers that borrow theirs."""
@@ -283,27 +247,30 @@ class StreamedModel:
             for name, tensor in model.named_parameters()
             if not name.startswith(f"{prefix}.")
         }
-        names = _rename(store, OUTER, outside)
-        for name, view in _views(store, OUTER, outer).items():
+        names = renamed(store, OUTER, outside)
+        views = _views(store, OUTER, outer)
+        for name, view in views.items():
             if name in names:
                 _assign(model, names[name], nn.Parameter(view, requires_grad=False))
         if self.spec.tied:
-            model.get_output_embeddings().weight = model.get_input_embeddings().weight
+            table = model.get_input_embeddings().weight
+            require(
+                TIED_HEAD not in views or _are_equal(views[TIED_HEAD], table),
+                f"{TIED_HEAD} of {self.folder} is not its token table, although its "
+                "config.json says that the two are tied: set tie_word_embeddings to "
+                "what the model was trained with",
+            )
+            model.get_output_embeddings().weight = table
         for name, table in list(model.named_buffers()):
             if not name.startswith(f"{prefix}."):
                 _assign(model, name, table.to(self.device))
         self._names = {
-            number: _rename(store, number, dict(layer.state_dict()))
+            number: renamed(store, number, dict(layer.state_dict()))
             for number, layer in enumerate(layers)
         }
         for number, layer in enumerate(layers):
             layers[number] = _Lent(layer, number, self)
-        file = self.folder / "generation_config.json"
-        model.generation_config = (
-            GenerationConfig.from_pretrained(self.folder)
-            if file.is_file()
-            else GenerationConfig.from_model_config(model.config)
-        )
+        model.generation_config = read_generation(self.folder, model.config)
 
     def _fetch(self, layer: int, slot: Slot) -> Ticket:
         assert self._transport is not None  # the ring lives as long as the transport
@@ -549,35 +516,18 @@ def _views(store: SafetensorsStore, layer: int, slot: Slot) -> dict[str, Tensor]
     """The tensors of `layer` inside the memory of `slot`, without a copy."""
     return {
         placed.name: slot.tensor[placed.start : placed.start + placed.nbytes]
-        .view(_DTYPES[placed.dtype])
+        .view(TORCH_DTYPES[placed.dtype])
         .view(placed.shape)
         for placed in store.placements(layer)
-        if placed.dtype in _DTYPES
+        if placed.dtype in TORCH_DTYPES
     }
 
 
-def _rename(
-    store: SafetensorsStore, layer: int, expected: Mapping[str, Tensor]
-) -> dict[str, str]:
-    """Stored names of a layer's tensors to those of the architecture.
-
-    Some checkpoints leave the name of the base model away, some store tables that
-    the code computes; those and a copy of a tied head are left out. Other names are
-    kept, to be refused.
-    """
-    stems = {name.split(".", 1)[-1]: name for name in expected}
-    names = {}
-    for placed in store.placements(layer):
-        name = placed.name
-        if _ALIASES.get(name, name) in expected:
-            names[name] = _ALIASES.get(name, name)
-        elif layer == OUTER and name in stems:
-            names[name] = stems[name]
-        elif not name.endswith(_COMPUTED) and not (
-            layer == OUTER and name == "lm_head.weight"
-        ):
-            names[name] = name
-    return names
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two matrices are the same, without room for a comparison of all."""
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and all(
+        map(torch.equal, one.split(_ROWS), other.split(_ROWS))
+    )
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -610,6 +560,8 @@ def plan_checkpoint(
         layer_buffer_bytes = [store.nbytes(layer) for layer in range(store.layers)]
         outer_read_bytes = store.nbytes(OUTER)
         kind, layout = store.kind, store.layout or None
+        spec = ModelSpec.from_config(folder)
+        store.require_geometry(spec)
     return plan(
         spec,
         machine,
@@ -837,9 +789,10 @@ def generate_text(
     """
     require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
     folder = checkpoint_folder(checkpoint)
-    with smollm2.quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokens = tokenizer(prompt, return_tensors="pt").input_ids.to(device)
+    spec, place = ModelSpec.from_config(folder), find_device(device)
+    read_config(folder)  # or the tokenizer, which reads it too, would be blamed
+    tokenizer = read_tokenizer(folder)
+    tokens = torch.tensor([encode(tokenizer, prompt, spec.vocab)], device=place)
     require(tokens.numel() > 0, "the prompt is empty: give at least one word")
     machine = Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S, host_bytes=host_bytes)
     made = plan_checkpoint(
@@ -873,7 +826,7 @@ def generate_text(
     seconds = np.diff(clock.moments)
     decoding_s = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
     return {
-        "text": tokenizer.decode(written, skip_special_tokens=True),
+        "text": decode(tokenizer, written.tolist()),
         "tokens": len(written),
         "s_per_token": decoding_s,
         "first_token_s": float(seconds[0]),

@@ -136,16 +136,25 @@ def _address(memory: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-def open_device(device: torch.device) -> Device:
-    """The copies of a device. Raises InvalidInput for one that is not there."""
-    if device.type == "cpu":
-        return Processor()
-    if device.type == "cuda" and torch.cuda.is_available():
-        return Cuda(device)
+def find_device(device: torch.device | str) -> torch.device:
+    """The device of a name, such as cpu or cuda:1. Raises InvalidInput without one."""
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")  # of no name that torch knows
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < here):
+        return found
     raise InvalidInput(
         f"device {device} is not available: expected cpu, or cuda on a machine with a "
         "CUDA device and a torch that was built for it"
     )
+
+
+def open_device(device: torch.device) -> Device:
+    """The copies of a device. Raises InvalidInput for one that is not there."""
+    found = find_device(device)
+    return Processor() if found.type == "cpu" else Cuda(found)
 
 
 class Transport(Protocol):
