@@ -18,7 +18,7 @@ import safetensors
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from test_compress import give_tokenizer
+from tiny import give_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
