@@ -237,8 +237,8 @@ def _listed() -> str:
 def held_out_texts(folder: Path, tokens: int) -> dict[str, Tensor]:
     """By domain, the first tokens (n,) of each text that no calibration reads.
 
-    None without tokens to score or a tokenizer to make them. Raises InvalidInput for a
-    text that is shorter.
+    None of them without tokens to score or a tokenizer to make them. Raises
+    InvalidInput for a text that is shorter.
     """
     if tokens == 0 or not any((folder / name).is_file() for name in _TOKENIZER):
         return {}

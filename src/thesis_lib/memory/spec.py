@@ -234,8 +234,9 @@ def _longest(config: dict[str, Any], path: Path) -> int:
 
     def number(name: str, of: dict[str, Any]) -> float:
         value = of.get(name)
-        known = isinstance(value, int | float) and 0 < value < _ENDLESS
-        return value if known else 0
+        if isinstance(value, int | float) and 0 < value < _ENDLESS:
+            return value
+        return 0
 
     longest = number("max_position_embeddings", config)
     ropes = [config.get("rope_parameters"), config.get("rope_scaling")]
