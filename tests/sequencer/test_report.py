@@ -51,6 +51,26 @@ def test_saturation_is_where_an_endless_backlog_drains(name):
     assert cell.saturation_per_s == pytest.approx(drained_per_s, rel=0.03)
 
 
+def test_load_one_is_the_mean_of_independent_probes_within_its_interval():
+    drawn = []
+
+    def make(n, seed):
+        drawn.append((n, seed))
+        return scenario("A", n, seed)
+
+    full = report.saturation(make, cores=8)
+    assert len(set(drawn)) == len(drawn) == report.PROBES
+    rates = [report.saturation_rate(scenario("A", *of), cores=8) for of in drawn]
+    assert full.value == pytest.approx(np.mean(rates))
+    assert min(rates) < full.low < full.value < full.high < max(rates)
+    fresh = [report.saturation_rate(scenario("A", 20_000, s), cores=8) for s in range(9)]
+    stderr = np.std(fresh, ddof=1) * np.sqrt(1 / len(fresh) + 1 / len(rates))
+    assert abs(np.mean(fresh) - full.value) < 4 * stderr
+    cell = report.scenario_cell("A", transactions=100)
+    assert cell.saturation_per_s == full.value
+    assert cell.saturation_ci == (full.low, full.high)
+
+
 def test_a_paired_reduction_cancels_what_the_seeds_share():
     hard = np.random.default_rng(1).uniform(0.1, 0.9, 20)
     made = report.reduction_interval(0.64 * hard, hard)

@@ -8,6 +8,7 @@ intervals.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -45,6 +46,8 @@ WORTHLESS = 2.0  # objectives after which an answer costs as much as none
 PROBE_SEED = 999_998  # of the trace that objectives of types are taken from
 PROBES_OF_TYPES = 100  # short traces in which a rare type is looked for
 NOISE = 0.2  # sigma of the logarithm of an estimate over the truth
+PROBES, PROBE_TRANSACTIONS = 16, 20_000  # that a saturation rate is the mean of
+PROBE_SEED = 999_999
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,32 @@ def saturation_rate(trace: Trace, *, cores: int, precision: float = 1e-3) -> flo
     return low
 
 
+def saturation(
+    make_trace: Callable[[int, int], Trace], *, cores: int, probes: int = PROBES
+) -> Interval:
+    """The saturation rate of a workload, per second, and its 95 % interval.
+
+    `make_trace(n, seed)` draws transactions and arrivals. One probe of finite length
+    differs from the next by its draws, so the rate is the mean `saturation_rate` of
+    independent probes of PROBE_TRANSACTIONS each. Load 1 is this mean.
+    """
+    require(probes >= 1, f"probes={probes}: expected at least 1")
+    seeds = np.random.SeedSequence(PROBE_SEED).generate_state(probes).tolist()
+    rates_per_s = [
+        saturation_rate(make_trace(PROBE_TRANSACTIONS, seed), cores=cores)
+        for seed in seeds
+    ]
+    return mean_interval(np.array(rates_per_s))
+
+
+@cache
+def scenario_saturation(name: str, warehouses: int | None, cores: int) -> Interval:
+    """`saturation` of a reference scenario on so many cores."""
+    return saturation(
+        lambda n, seed: scenario(name, n, seed, warehouses), cores=cores
+    )
+
+
 Estimate = Callable[[Trace, int], F64]  # (trace, seed) -> (n,) seconds
 
 
@@ -212,7 +241,8 @@ class Cell:
     With `clients` the loop is closed, and a load says what these would submit if
     answers took no time: each thinks for `clients` / (load x saturation). With
     `objectives_s`, each type of transaction has an objective of its own, and `slo_s` is
-    what a policy takes for its constants.
+    what a policy takes for its constants. `saturation_ci` are the ends of the interval
+    of the rate that load 1 stands for, None where it was not measured by probes.
     """
 
     make_trace: Callable[[int], Trace]  # seed -> transactions; arrivals are replaced
@@ -225,6 +255,7 @@ class Cell:
     clients: int | None = None
     arrivals: Arrivals = poisson_arrivals
     objectives_s: tuple[float, ...] | None = None
+    saturation_ci: tuple[float, float] | None = None
 
     def think_s(self, load: float) -> float:
         """How long a client of a closed loop thinks at this load; 0 at infinity."""
@@ -289,16 +320,17 @@ class Cell:
 def scenario_cell(
     name: str, *, transactions: int, warehouses: int | None = None, **options
 ) -> Cell:
-    """A reference scenario, its saturation measured on 20,000 transactions of its own.
+    """A reference scenario, its `saturation` measured on transactions of its own.
 
     `options` go to Cell.
     """
     spec = SCENARIOS[choice("scenario", name, SCENARIOS)]
     options = {"cores": spec.cores, "slo_s": spec.slo_s} | options
-    probe = scenario(name, 20_000, seed=999_999, warehouses=warehouses)
+    full = scenario_saturation(name, warehouses, options["cores"])
     return Cell(
         make_trace=lambda seed: scenario(name, transactions, seed, warehouses),
-        saturation_per_s=saturation_rate(probe, cores=options["cores"]),
+        saturation_per_s=full.value,
+        saturation_ci=(full.low, full.high),
         **options,
     )
 
@@ -311,16 +343,19 @@ def trace_cell(
     slo_s: float | None = None,
     **options,
 ) -> Cell:
-    """A collected trace replayed as an open loop (scenario T).
+    """A collected trace in an open loop with arrivals of its own making (scenario T).
 
-    The objective defaults to twice the 95th percentile of the service time, which is
-    the unloaded latency. `options` go to Cell.
+    What a trace of a closed loop says of its arrivals is what the engine made of them,
+    so here they are new: a Poisson process, a seed each. The objective defaults to
+    twice the 95th percentile of the service time, which is the unloaded latency.
+    `options` go to Cell.
     """  # fmt: skip
     tail_s = float(np.quantile(past.service_s, 0.95))
-    probe = from_measured(past, 20_000, seed=999_999)
+    full = saturation(lambda n, seed: from_measured(past, n, seed), cores=cores)
     return Cell(
         make_trace=lambda seed: from_measured(past, transactions, seed),
-        saturation_per_s=saturation_rate(probe, cores=cores),
+        saturation_per_s=full.value,
+        saturation_ci=(full.low, full.high),
         cores=cores,
         slo_s=2 * tail_s if slo_s is None else slo_s,
         **options,
