@@ -63,7 +63,9 @@ def test_load_one_is_the_mean_of_independent_probes_within_its_interval():
     rates = [report.saturation_rate(scenario("A", *of), cores=8) for of in drawn]
     assert full.value == pytest.approx(np.mean(rates))
     assert min(rates) < full.low < full.value < full.high < max(rates)
-    fresh = [report.saturation_rate(scenario("A", 20_000, s), cores=8) for s in range(9)]
+    fresh = [
+        report.saturation_rate(scenario("A", 20_000, s), cores=8) for s in range(9)
+    ]
     stderr = np.std(fresh, ddof=1) * np.sqrt(1 / len(fresh) + 1 / len(rates))
     assert abs(np.mean(fresh) - full.value) < 4 * stderr
     cell = report.scenario_cell("A", transactions=100)

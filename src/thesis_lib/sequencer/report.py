@@ -191,9 +191,7 @@ def saturation(
 @cache
 def scenario_saturation(name: str, warehouses: int | None, cores: int) -> Interval:
     """`saturation` of a reference scenario on so many cores."""
-    return saturation(
-        lambda n, seed: scenario(name, n, seed, warehouses), cores=cores
-    )
+    return saturation(lambda n, seed: scenario(name, n, seed, warehouses), cores=cores)
 
 
 Estimate = Callable[[Trace, int], F64]  # (trace, seed) -> (n,) seconds
