@@ -22,6 +22,7 @@ from thesis_lib.sequencer.workload import mean_one_lognormal
 
 T = TypeVar("T")
 SHORTEST_S = 1e-7  # one tick of the collector's clock; logarithms need a positive time
+FAR = 300.0  # logarithm of a time in seconds that nothing measured comes near
 LEVELS = (0.5, 0.9, 0.95, 0.99)  # of the quantiles that are learned and calibrated
 STEP = 0.1  # of a tracked bound, in units of the middle 80 % of its errors
 AIMS = ("median", "mean")
@@ -66,7 +67,8 @@ class Linear:
     """Ridge regression of log service time on standardised features.
 
     A product of factors, so an estimate is always positive; it estimates the
-    geometric mean, which under scatter lies below the mean.
+    geometric mean, which under scatter lies below the mean. However far from the past
+    a feature is, an estimate is finite: its logarithm ends at FAR.
     """
 
     name = "linear"
@@ -90,8 +92,10 @@ class Linear:
     def predict(self, batch: Batch) -> F64:
         """(b,) seconds."""
         slope = _fitted(self.slope, self.name)
-        features = (_features(batch, self) - self.centre) / self.scale
-        return np.exp(self.intercept + features @ slope)
+        with np.errstate(over="ignore"):
+            features = (_features(batch, self) - self.centre) / self.scale
+        log_s = self.intercept + np.clip(features, -1e100, 1e100) @ slope
+        return np.exp(np.clip(log_s, -FAR, FAR))
 
 
 class SumMax:
