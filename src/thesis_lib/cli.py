@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from thesis_lib import units
-from thesis_lib.checks import InvalidInput, choice, require
+from thesis_lib.checks import InvalidInput, Lost, choice, require
 from thesis_lib.files import write_whole
 
 app = typer.Typer(
@@ -44,6 +44,9 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         except InvalidInput as error:
             typer.echo(f"thesis: {error}", err=True)
             raise typer.Exit(2) from None
+        except Lost as error:
+            typer.echo(f"thesis: {error}", err=True)
+            raise typer.Exit(1) from None
 
     return app.command()(guarded)
 
@@ -459,6 +462,7 @@ def collect(
 
     if not output.parent.is_dir():
         raise InvalidInput(f"folder {output.parent} does not exist: create it first")
+    require(not output.is_dir(), f"{output} is a folder: name a file")
     clock = time.perf_counter()
     with console.status(f"running {workload}"):
         log = engine_.make_log(
@@ -467,7 +471,13 @@ def collect(
         trace = engine_.collect(
             engine, workers=workers, replays=replays, log=log, dsn=dsn
         )
-    trace.write(output)
+    try:
+        trace.write(output)
+    except OSError as error:
+        raise Lost(
+            f"the trace cannot be written to {output}: {error.strerror}; make room or "
+            "name another file, and collect it again"
+        ) from error
     result = {
         "transactions": len(trace),
         "digest": trace.meta["digest"],
