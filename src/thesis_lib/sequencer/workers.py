@@ -132,9 +132,9 @@ class Workers:
             return pid
         try:  # the child: whatever happens, it never returns into the caller's code
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-            for number in (signal.SIGTERM, signal.SIGHUP):
-                if callable(signal.getsignal(number)):  # what the parent clears up
-                    signal.signal(number, signal.SIG_DFL)
+            for end in (signal.SIGTERM, signal.SIGHUP):
+                if callable(signal.getsignal(end)):  # clears up what is the parent's
+                    signal.signal(end, signal.SIG_DFL)
             os.close(self.give)
             os.close(self.read)
             self._work(number)
