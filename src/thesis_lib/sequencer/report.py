@@ -47,7 +47,7 @@ PROBE_SEED = 999_998  # of the trace that objectives of types are taken from
 PROBES_OF_TYPES = 100  # short traces in which a rare type is looked for
 NOISE = 0.2  # sigma of the logarithm of an estimate over the truth
 PROBES, PROBE_TRANSACTIONS = 16, 20_000  # that a saturation rate is the mean of
-PROBE_SEED = 999_999
+SATURATION_SEED = 999_999
 FITTED = 0.5  # share of a replayed trace, its first, that an estimator is fitted on
 LEAST_FITTED = 100  # transactions there
 
@@ -182,7 +182,7 @@ def saturation(
     independent probes of PROBE_TRANSACTIONS each. Load 1 is this mean.
     """
     require(probes >= 1, f"probes={probes}: expected at least 1")
-    seeds = np.random.SeedSequence(PROBE_SEED).generate_state(probes).tolist()
+    seeds = np.random.SeedSequence(SATURATION_SEED).generate_state(probes).tolist()
     rates_per_s = [
         saturation_rate(make_trace(PROBE_TRANSACTIONS, seed), cores=cores)
         for seed in seeds
@@ -352,7 +352,7 @@ def trace_cell(
     slo_s: float | None = None,
     **options,
 ) -> Cell:
-    """A collected trace in an open loop with arrivals of its own making (scenario T).
+    """A collected trace as the transactions of an open loop (scenario T).
 
     What a trace of a closed loop says of its arrivals is what the engine made of them,
     so here they are new: a Poisson process, a seed each. The objective defaults to
