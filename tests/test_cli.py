@@ -5,12 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thesis_lib.cli import strict_json
-from thesis_lib.sequencer.trace import Trace
+from thesis_lib.sequencer.trace import KeySets, Trace
 
 THESIS = Path(sys.executable).with_name("thesis")
 
@@ -127,6 +128,48 @@ def test_a_bad_option_of_the_engine_is_refused_by_name(words, message, tmp_path)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def bare_trace(tmp_path_factory):
+    """A trace without features."""
+    file = tmp_path_factory.mktemp("traces") / "bare.parquet"
+    keys = KeySets.from_lists([[]] * 400, [[f"row {k % 3}"] for k in range(400)])
+    Trace.of_jobs(np.arange(400) / 64, np.full(400, 0.01), keys).write(file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scenario", "A"], "a scenario has no arrivals of its own: give the load"),
+        (
+            ["--trace", "FILE", "--warehouses", "4"],
+            "warehouses=4 belongs to a scenario",
+        ),
+        (["--trace", "FILE", "--estimator", "boosted"], "of which the trace has none"),
+        (["--trace", "FILE", "--transactions", "401"], "expected 1 to the 400"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused_with_one_sentence(
+    words, message, bare_trace
+):
+    words = [str(bare_trace) if word == "FILE" else word for word in words]
+    done = thesis("simulate", "--policy", "ours", *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_trace_is_replayed_as_it_is_and_the_command_says_so(bare_trace):
+    words = ["--trace", str(bare_trace), "--policy", "drop", "--estimator", "constant"]
+    said = strict(thesis("simulate", *words, "--json").stdout)
+    assert said["rate_per_s"] == pytest.approx(64)
+    assert (said["arrivals"], said["fitted_on"]) == ("its own", 200)
+    assert said["reduction_ci"] is None
+    told = thesis("simulate", *words)
+    assert told.returncode == 0
+    assert "arrivals: its own; 200 transactions, estimator constant" in told.stdout
 
 
 @pytest.mark.parametrize(

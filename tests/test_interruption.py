@@ -1,11 +1,15 @@
 """What a run survives: kill -9, another run beside it, a full disk, a read-only one."""
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from pathlib import Path
 
 import nbformat
 import psutil
@@ -192,3 +196,107 @@ def test_a_record_of_a_newer_version_is_refused_and_left_alone(checkout, tmp_pat
     assert run.returncode == 1
     assert "written by a newer version" in said
     assert path.read_text() == '{"version": 99}'
+
+
+# --- Databases and workers that die in the middle of a run ---------------------
+
+THESIS = Path(sys.executable).with_name("thesis")
+COMMANDS = {
+    "collect": ["collect", "OUT", "--transactions", "9000", "--replays", "99"],
+    "serve": ["serve", "--policy", "ours", "--load", "0.3", "--seconds", "60"],
+}
+
+
+def words(process):
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+def living_in(folder):
+    """Processes whose command or working directory names a folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(folder) in " ".join([process.cwd(), *process.cmdline()]):
+                found.append(process)
+    return found
+
+
+def server_in(folder):
+    """The first process of the PostgreSQL below a folder, and that of one session."""
+    first = next(p for p in living_in(folder) if words(p)[0].endswith("/postgres"))
+    sessions = [p for p in first.children() if "thesis_" in " ".join(words(p))]
+    return first, sessions[0]
+
+
+@pytest.mark.parametrize(
+    ("engine", "command", "what"),
+    [
+        ("sqlite", "collect", "worker"),
+        ("sqlite", "serve", "worker"),
+        ("sqlite", "collect", "SIGHUP"),
+        ("sqlite", "serve", "SIGTERM"),
+        ("postgresql", "collect", "server"),
+        pytest.param("postgresql", "serve", "session", marks=pytest.mark.proof),
+        ("postgresql", "collect", "SIGTERM"),
+        pytest.param("postgresql", "serve", "SIGHUP", marks=pytest.mark.proof),
+    ],
+)
+def test_what_dies_in_the_middle_is_told_and_cleared_away(engine, command, what):
+    if engine == "postgresql":
+        pytest.importorskip("psycopg")
+    # the path of a socket must be short
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
+        os.chmod(folder, 0o755)  # a server does not run as root
+        environment = os.environ | {"TMPDIR": folder}
+        given = [
+            f"{folder}/out.parquet" if w == "OUT" else w for w in COMMANDS[command]
+        ]
+        run = subprocess.Popen(
+            [str(THESIS), *given, "--engine", engine],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        this = psutil.Process(run.pid)
+
+        def workers():
+            mine = words(this)
+            return [p for p in this.children() if mine and words(p) == mine]
+
+        def strike():
+            """End what this is about; nothing where it has just been replaced."""
+            with contextlib.suppress(psutil.Error, StopIteration, IndexError):
+                match what:
+                    case "worker":
+                        workers()[0].kill()
+                    case "server" | "session":
+                        server_in(folder)[what == "session"].kill()
+                    case _:
+                        run.send_signal(signal.Signals[what])
+
+        def running():
+            assert run.poll() is None, run.communicate()
+            return len(workers()) >= 2
+
+        wait_for(running, "the workers")
+        pids = [p.pid for p in workers()]
+        strike()
+        expected = -signal.Signals[what] if what.startswith("SIG") else 1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.wait(timeout=10)
+        if expected == 1 and run.poll() is None:
+            strike()
+        said, told = run.communicate(timeout=90)
+        assert (run.returncode, said) == (expected, ""), told
+        if expected == 1:
+            assert len(told.strip().splitlines()) == 1, told
+            assert re.search(r"in the middle|cannot connect", told)
+        else:
+            assert "Traceback" not in told
+        assert not any(map(psutil.pid_exists, pids))
+        assert living_in(folder) == []
+        # but for the lock that keeps servers from starting all at once
+        assert set(os.listdir(folder)) <= {".lockfile"}

@@ -1,4 +1,4 @@
-"""Refusals: one exception for bad input, and the checks that raise it.
+"""Refusals: one exception for bad input, the checks that raise it, and one for losses.
 
 A message says what was wrong, what was expected and what to do. Nothing here
 repairs an input.
@@ -27,6 +27,13 @@ _BRIEF.maxstring = _BRIEF.maxother = 120
 
 class InvalidInput(ValueError):
     """An argument, a parameter or a file that cannot be used as it is."""
+
+
+class Lost(RuntimeError):
+    """What a run stands on has ended in its middle: a database, a worker, a disk.
+
+    It is nobody's input; the message says what was heard of the cause.
+    """
 
 
 def require(condition: bool, message: str) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from thesis_lib import units
-from thesis_lib.checks import InvalidInput, choice, require
+from thesis_lib.checks import InvalidInput, Lost, choice, require
 from thesis_lib.files import write_whole
 
 app = typer.Typer(
@@ -44,6 +44,9 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         except InvalidInput as error:
             typer.echo(f"thesis: {error}", err=True)
             raise typer.Exit(2) from None
+        except Lost as error:
+            typer.echo(f"thesis: {error}", err=True)
+            raise typer.Exit(1) from None
 
     return app.command()(guarded)
 
@@ -459,6 +462,7 @@ def collect(
 
     if not output.parent.is_dir():
         raise InvalidInput(f"folder {output.parent} does not exist: create it first")
+    require(not output.is_dir(), f"{output} is a folder: name a file")
     clock = time.perf_counter()
     with console.status(f"running {workload}"):
         log = engine_.make_log(
@@ -467,7 +471,13 @@ def collect(
         trace = engine_.collect(
             engine, workers=workers, replays=replays, log=log, dsn=dsn
         )
-    trace.write(output)
+    try:
+        trace.write(output)
+    except OSError as error:
+        raise Lost(
+            f"the trace cannot be written to {output}: {error.strerror}; make room or "
+            "name another file, and collect it again"
+        ) from error
     result = {
         "transactions": len(trace),
         "digest": trace.meta["digest"],
@@ -540,15 +550,32 @@ def serve(
 
 @command
 def simulate(
-    load: Annotated[float, typer.Option(help="Share of FIFO's saturation rate.")],
     policy: Annotated[str, typer.Option(help=POLICY_HELP)],
+    load: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of FIFO's saturation rate. Of a trace, stretches its arrivals; "
+            "without, they stay as they are."
+        ),
+    ] = None,
     scenario: Annotated[str | None, typer.Option(help="A, B or C.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="A collected trace.")] = None,
-    estimator: Annotated[str, typer.Option(help="noisy, boosted, …")] = "noisy",
+    trace: Annotated[
+        Path | None, typer.Option(help="A trace, replayed with its own arrivals.")
+    ] = None,
+    estimator: Annotated[
+        str,
+        typer.Option(
+            help="noisy, boosted, …; of a trace, a learned one is fitted on the first "
+            "half and the rest is replayed."
+        ),
+    ] = "noisy",
     noise: Annotated[float, typer.Option(help="Sigma of `noisy`.")] = 0.2,
     seeds: Annotated[int, typer.Option(help="Paired seeds.")] = 5,
     seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
-    transactions: Annotated[int, typer.Option(help="For each seed.")] = 20_000,
+    transactions: Annotated[
+        int | None,
+        typer.Option(help="For each seed. Default: 20,000; of a trace, all of them."),
+    ] = None,
     warehouses: Annotated[int | None, typer.Option(help="Of the scenario.")] = None,
     cores: Annotated[int | None, typer.Option(help="Of the scenario.")] = None,
     deadline: Annotated[
@@ -602,11 +629,16 @@ def simulate(
             clients=clients,
             gap=math.inf if gap is None else gap,
         )
-    (low, high), bound = result["reduction_ci"], result["lower_bound"]
+    ends, bound = result["reduction_ci"], result["lower_bound"]
+    learned = f", fitted on {result['fitted_on']} others" * (result["fitted_on"] > 0)
     lines = [
         f"violations {result['violations']:.2%} (FIFO {result['fifo_violations']:.2%}"
         + (")" if bound is None else f", lower bound {bound:.2%})"),
-        f"reduction   {result['reduction']:.1%}  [{low:.1%}, {high:.1%}]",
+        f"reduction   {result['reduction']:.1%}"
+        + ("" if ends is None else "  [{:.1%}, {:.1%}]".format(*ends)),
+        f"load {result['load']:.3g} of {result['saturation_per_s']:.0f}/s, arrivals: "
+        f"{result['arrivals']}; {result['transactions']} transactions, estimator "
+        f"{estimator}{learned}",
         f"late {result['late']:.2%}, dropped {result['dropped']:.2%}, "
         f"goodput {result['goodput_per_s']:.0f}/s, "
         f"throughput {result['throughput_per_s']:.0f}/s",

@@ -234,6 +234,93 @@ def test_a_level_that_is_missing_is_refused(folder):
         read_model(rewritten(folder, without, "quantiles"))
 
 
+FORGED = [
+    *(1e308, -1e308, 1.7e308, 1e200, -1e200, 710.0, -750.0, 1e17, 301.0, -301.0),
+    *(5e-324, 1e-308, 0.0, -1.0, 2.0, np.nan, np.inf, 2**31 - 1, 2**31, -(2**31)),
+]
+
+
+def assert_predicts_times(estimator, seed):
+    """Finite and positive, whatever the features that a trace may have."""
+    random = np.random.default_rng(0)
+    wild = random.standard_normal((200, 3)) * 10.0 ** random.integers(
+        -300, 300, (200, 3)
+    )
+    for features in (TRACE.features[:200], wild):
+        trace = replace(TRACE.take(np.arange(200)), features=features)
+        predicted_s = [predict_all(estimator, trace)]
+        base = getattr(estimator, "base", estimator)
+        if base.name == "quantiles":
+            predicted_s.append(base.bounds(everything(trace)))
+            after_s = trace.arrival_s + 1.0
+            predicted_s.append(base.tracked_bounds(trace, trace.arrival_s, after_s))
+        if base.name == "boosted":
+            predicted_s.append(np.array([base.predict_one(features[0])]))
+        for each_s in predicted_s:
+            assert np.isfinite(each_s).all(), seed
+            assert (each_s > 0).all(), seed
+
+
+def forge(folder, seed):
+    """Read a file of which up to three numbers were forged; whether it was refused."""
+    random = np.random.default_rng(seed)
+
+    def change(header, arrays):
+        if random.random() < 0.2:
+            header["aim"] = ["mean", 0.2, float(random.choice(FORGED))]
+        for _ in range(random.integers(1, 4)):
+            array = arrays[name := random.choice(sorted(arrays))]
+            value = random.choice(FORGED)
+            if array.dtype.kind != "f" and np.isfinite(value):
+                value = np.clip(value, -(2.0**31), 2.0**31 - 1)
+            forged = array.astype(float) if not np.isfinite(value) else array.copy()
+            places = [random.integers(array.size), slice(None)]
+            forged.flat[places[int(random.random() < 0.3)]] = value
+            arrays[name] = forged
+
+    path = rewritten(folder, change, str(random.choice(sorted(LEARNED))))
+    try:
+        estimator = read_model(path)
+    except InvalidInput:
+        return True
+    assert_predicts_times(estimator, seed)
+    return False
+
+
+def test_a_forged_number_is_refused_or_still_predicts_times(folder):
+    refusals = [forge(folder, seed) for seed in range(300)]
+    assert 0.2 < np.mean(refusals) < 1.0
+
+
+@pytest.mark.proof
+def test_so_are_many(folder):
+    for seed in range(1_000, 21_000):
+        forge(folder, seed)
+
+
+@pytest.mark.parametrize(
+    ("of", "array", "value"),
+    [
+        ("constant", "mean_s", 1e308),
+        ("linear", "slope", 1e308),
+        ("linear", "intercept", 710.0),
+        ("sum-max", "scale_s", 1e308),
+        ("sum-max", "forests/execute/number", 1e308),
+        ("sum-max", "forests/execute/base", 1e-308),
+        ("boosted", "centre", 710.0),
+        ("boosted", "ensemble//number", 1e308),
+        ("boosted", "ensemble//number", 30.0),
+        ("quantiles", "ensembles/0.9/number", -1e308),
+        ("quantiles", "offsets", 1e308),
+        ("quantiles", "type_offsets", -1e308),
+        ("quantiles", "spreads", 1e308),
+    ],
+)
+def test_a_number_that_predicts_no_time_is_refused(folder, of, array, value):
+    with pytest.raises(InvalidInput, match=r"exp\(|finite ones"):
+        read_model(rewritten(folder, lambda _, arrays: arrays[array].fill(value), of))
+
+
 def test_an_unchanged_rewriting_is_no_forgery(folder):
     assert refused(rewritten(folder, lambda header, arrays: None)) == ""
 

@@ -1,14 +1,17 @@
 """A server comes and goes without a trace, and its address hides its password."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 import traceback
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from thesis_lib.checks import InvalidInput
+from thesis_lib.checks import InvalidInput, Lost
 from thesis_lib.sequencer.workload import YcsbScale
 
 postgres = pytest.importorskip("thesis_lib.sequencer.postgres")
@@ -58,6 +61,68 @@ def test_a_database_and_its_copies_are_dropped_after_an_error(dsn):
         raise ZeroDivisionError
     session.close()
     assert names(dsn) == before
+
+
+def sessions(dsn, database):
+    with closing(postgres.connect(dsn)) as server:
+        found = server.execute(
+            "SELECT pid FROM pg_stat_activity WHERE starts_with(datname, $1)",
+            (database,),
+        ).fetchall()
+    return [pid for (pid,) in found]
+
+
+def ask_until_it_fails(session):
+    for _ in range(200):
+        session.connection.execute("SELECT 1")
+        time.sleep(0.05)
+
+
+def test_a_server_that_lost_a_session_is_waited_for_and_left_clean(dsn):
+    before = names(dsn)
+    told = pytest.raises(Lost, match="failed in the middle of the work: ")
+    with told, postgres.postgres_database(dsn) as made:
+        made.load(TINY, 0)
+        session = made.session()
+        (pid,) = sessions(dsn, made.database)
+        os.kill(pid, signal.SIGKILL)  # all sessions end, and the server recovers
+        ask_until_it_fails(session)
+    assert names(dsn) == before
+
+
+def test_what_stays_on_a_server_that_is_gone_is_said_beside_the_cause(monkeypatch):
+    monkeypatch.setattr(postgres, "STOP_S", 0.5)
+    with postgres.postgres_server() as own:
+        data = folder(own)
+        cause = r"failed in the middle.*moreover, the databases named thesis_\w+\* may"
+        told = pytest.raises(Lost, match=cause)
+        with told, postgres.postgres_database(own) as made:
+            made.load(TINY, 0)
+            session = made.session()
+            first = postgres._postmaster(data)
+            assert first is not None
+            first.kill()
+            ask_until_it_fails(session)
+    assert not data.exists()
+    assert postgres._living_in(data) == []
+
+
+@pytest.mark.skipif(not Path("/proc/sysvipc/shm").exists(), reason="needs Linux")
+def test_a_killed_server_leaves_no_memory_behind():
+    with pytest.raises(ZeroDivisionError), postgres.postgres_server() as own:  # noqa: PT012
+        first = postgres._postmaster(folder(own))
+        assert first is not None
+        mapped = {Path(m.path) for m in first.memory_maps() if "/dev/shm/" in m.path}
+        line = (folder(own) / "postmaster.pid").read_text().splitlines()[6]
+        number = line.split()[1]
+        held = Path("/proc/sysvipc/shm").read_text().split()
+        assert number in held
+        assert mapped
+        assert all(file.exists() for file in mapped)
+        first.kill()
+        raise ZeroDivisionError
+    assert not any(file.exists() for file in mapped)
+    assert number not in Path("/proc/sysvipc/shm").read_text().split()
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ import pytest
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.sequencer import report
-from thesis_lib.sequencer.estimator import cut_tail
+from thesis_lib.sequencer.estimator import ESTIMATORS, cut_tail
 from thesis_lib.sequencer.kernel import Delays
 from thesis_lib.sequencer.policies import AS_DESCRIBED, MENDED, Defects
+from thesis_lib.sequencer.policies import policy as named_policy
 from thesis_lib.sequencer.pricing import Prices, priced
-from thesis_lib.sequencer.simulate import replay
+from thesis_lib.sequencer.simulate import replay, simulate
+from thesis_lib.sequencer.trace import KeySets, Trace
 from thesis_lib.sequencer.workload import (
     Scale,
     at_rate,
@@ -49,6 +51,28 @@ def test_saturation_is_where_an_endless_backlog_drains(name):
     all_at_once = replay(trace, log, np.zeros(len(trace)), cores=cell.cores, slo_s=1.0)
     drained_per_s = len(trace) / all_at_once.finish_s.max()
     assert cell.saturation_per_s == pytest.approx(drained_per_s, rel=0.03)
+
+
+def test_load_one_is_the_mean_of_independent_probes_within_its_interval():
+    drawn = []
+
+    def make(n, seed):
+        drawn.append((n, seed))
+        return scenario("A", n, seed)
+
+    full = report.saturation(make, cores=8)
+    assert len(set(drawn)) == len(drawn) == report.PROBES
+    rates = [report.saturation_rate(scenario("A", *of), cores=8) for of in drawn]
+    assert full.value == pytest.approx(np.mean(rates))
+    assert min(rates) < full.low < full.value < full.high < max(rates)
+    fresh = [
+        report.saturation_rate(scenario("A", 20_000, s), cores=8) for s in range(9)
+    ]
+    stderr = np.std(fresh, ddof=1) * np.sqrt(1 / len(fresh) + 1 / len(rates))
+    assert abs(np.mean(fresh) - full.value) < 4 * stderr
+    cell = report.scenario_cell("A", transactions=100)
+    assert cell.saturation_per_s == full.value
+    assert cell.saturation_ci == (full.low, full.high)
 
 
 def test_a_paired_reduction_cancels_what_the_seeds_share():
@@ -98,6 +122,190 @@ def test_a_cell_of_a_trace_needs_no_scenario():
     assert 0 <= cell["violations"] <= 1
     with pytest.raises(InvalidInput, match="exactly one"):
         report.simulate_cell(load=1.0, policy="drop")
+
+
+# --- A trace of the user's own -------------------------------------------------
+
+
+def bursty(n=600, seed=3, origin_s=2.0**20):
+    """Transactions that come ten at a time, from some instant of some clock on."""
+    trace = scenario("A", n, seed)
+    random = np.random.default_rng(seed)
+    gaps_s = np.where(np.arange(n) % 10 == 0, random.integers(1, 9, n), 0) / 2.0**10
+    return replace(trace, arrival_s=origin_s + np.cumsum(gaps_s))
+
+
+@pytest.mark.parametrize("policy", ["fifo", "ours", "hybrid"])
+def test_a_trace_is_replayed_with_the_arrivals_that_it_has(policy):
+    trace = bursty()
+    said = report.simulate_cell(
+        trace=trace, policy=policy, estimator="oracle", cores=3, slo_s=8e-3, seeds=3
+    )
+    made = named_policy(policy, slo_s=8e-3, cores=3)
+    history = simulate(trace, made, trace.service_s, cores=3, slo_s=8e-3)
+    expected = report.summarise(trace, history)
+    assert 0.01 < expected.violations < 0.99
+    assert said["violations"] == expected.violations
+    assert said["p999_s"] == pytest.approx(expected.p999_s, abs=1e-9)
+    assert (said["arrivals"], said["transactions"]) == ("its own", len(trace))
+    span_s = trace.arrival_s[-1] - trace.arrival_s[0]
+    assert said["rate_per_s"] == pytest.approx((len(trace) - 1) / span_s)
+    assert said["load"] == said["rate_per_s"] / said["saturation_per_s"]
+    assert said["violations_ci"] is None  # one sample, and nothing drawn for it
+    assert said["reduction_ci"] is None
+
+
+def test_a_load_stretches_the_arrivals_of_a_trace_and_keeps_their_pattern():
+    trace = bursty()
+    for load in (0.3, 1.7):
+        cell, at = report.replay_cell(trace, load)
+        assert at == load
+        for seed in (1, 2):
+            arranged = cell.arrange(cell.make_trace(seed), load, seed)
+            np.testing.assert_array_equal(arranged.service_s, trace.service_s)
+            gaps_s, before_s = np.diff(arranged.arrival_s), np.diff(trace.arrival_s)
+            factor = gaps_s.sum() / before_s.sum()
+            np.testing.assert_allclose(gaps_s, factor * before_s, atol=1e-12)
+            rate_per_s = load * cell.saturation_per_s
+            assert 1 / gaps_s.mean() == pytest.approx(rate_per_s)
+    own = report.simulate_cell(trace=trace, policy="drop", estimator="noisy", seeds=2)
+    again = report.simulate_cell(
+        trace=trace, policy="drop", estimator="noisy", seeds=2, load=own["load"]
+    )
+    assert own["violations"] == pytest.approx(again["violations"], abs=2e-3)
+    assert again["arrivals"] == "its own, stretched"
+    assert len(own["violations_ci"]) == 2
+
+
+@pytest.mark.parametrize("estimator", ["constant", "linear", "boosted"])
+def test_an_estimator_is_judged_on_what_came_after_its_past(estimator):
+    trace = at_rate(scenario("A", 1_000, seed=5), 3_600.0, seed=6)
+    said = report.simulate_cell(
+        trace=trace, policy="ours", estimator=estimator, slo_s=9e-3
+    )
+    past, future = trace.split(0.5)
+    estimated_s = report.learned_estimate(estimator, past)(future, 0)
+    made = named_policy("ours", slo_s=9e-3, cores=4)
+    history = simulate(future, made, estimated_s, cores=4, slo_s=9e-3)
+    assert said["violations"] == report.summarise(future, history).violations
+    assert (said["fitted_on"], said["transactions"], said["seeds"]) == (500, 500, 1)
+
+
+def without_features(trace):
+    return replace(trace, features=np.empty((len(trace), 0)), feature_names=())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"scenario": "A"}, "no arrivals of its own: give the load"),
+        ({"trace": bursty(), "warehouses": 4}, "warehouses=4 belongs to a scenario"),
+        ({"trace": bursty(), "clients": 50}, "give the load that they would submit"),
+        ({"trace": bursty(), "transactions": 601}, "expected 1 to the 600"),
+        (
+            {"trace": bursty(), "transactions": 301, "estimator": "constant"},
+            "expected 1 to the 300",
+        ),
+        (
+            {"trace": bursty(199), "estimator": "boosted"},
+            "199 transactions are too few for estimator 'boosted'.*at least 200",
+        ),
+        *(
+            (
+                {"trace": without_features(bursty()), "estimator": name},
+                f"{name} estimator learns from features, of which the trace has none",
+            )
+            for name in ("linear", "boosted", "sum-max")
+        ),
+        (
+            {"trace": replace(bursty(), arrival_s=np.ones(600))},
+            "all arrive at 1 s: expected arrivals that spread",
+        ),
+        (
+            {"trace": replace(bursty(), service_s=np.zeros(600))},
+            "take 0 s each in the mean: expected a trace of service times in seconds",
+        ),
+        (
+            {
+                "trace": replace(bursty(), features=np.full((600, 3), 1e200)),
+                "estimator": "linear",
+            },
+            "row 0 of feature:is_payment is 1e.200: beyond",
+        ),
+        ({"trace": at_rate(bursty(9), 9.0, 1)}, "a report needs at least 10"),
+    ],
+)
+def test_a_trace_that_cannot_be_replayed_is_refused(given, message):
+    with pytest.raises(InvalidInput, match=message):
+        report.simulate_cell(policy="drop", **given)
+
+
+def any_trace(random):
+    """A trace such as nobody would collect, but may write."""
+    n = int(random.choice([1, 9, 12, 60, 210, 400, 700, 900]))
+    features = int(random.integers(0, 4))
+    scale = 10.0 ** random.choice([-300, -30, -6, -3, -3, -3, 0, 6, 12, 300])
+    service_s = random.lognormal(0, 1, n) * 10.0 ** random.choice(
+        [-300, -9, -3, -3, 12]
+    )
+    keys = [random.permutation(5)[: random.integers(0, 4)].tolist() for _ in range(n)]
+    of = random.choice([1, 2**31, 2**50])
+    known = random.standard_normal((n, features)) * 10.0 ** random.choice(
+        [0, 0, 0, 25, 300]
+    )
+    return Trace(
+        kinds=("one", "other"),
+        kind=random.integers(0, 2, n),
+        arrival_s=np.sort(random.choice([-1.0, 1.0]) * random.exponential(scale, n)),
+        service_s=np.where(
+            random.random(n) < random.choice([0, 0, 0, 0.3, 0.99]), 0.0, service_s
+        ),
+        features=known if random.random() < 0.7 else np.ones((n, features)),
+        feature_names=tuple(f"f{k}" for k in range(features)),
+        keys=KeySets.from_lists([[]] * n, [[of * key for key in row] for row in keys]),
+        units_s=np.empty((n, 0)),
+        unit_names=(),
+    )
+
+
+def replay_any(seed):
+    """Simulate such a trace with random options; whether it was refused."""
+    random = np.random.default_rng(seed)
+    given = {
+        "load": random.choice([None, 1e-3, 0.8, 1.2, 50.0]),
+        "policy": str(random.choice(["fifo", "drop", "hybrid", "ours", "codel"])),
+        "estimator": str(random.choice(ESTIMATORS)),
+        "clients": random.choice([None, None, 20]),
+        "transactions": random.choice([None, None, 50]),
+        "seeds": 1,
+    }
+    try:
+        said = report.simulate_cell(trace=any_trace(random), **given)
+    except InvalidInput as refusal:
+        return str(refusal)
+    for name in ("violations", "fifo_violations", "reduction", "late", "dropped"):
+        assert np.isfinite(said[name]), (seed, name)
+    for name in ("load", "rate_per_s", "goodput_per_s", "throughput_per_s"):
+        assert 0 <= said[name] < np.inf, (seed, name)
+    return None
+
+
+def test_any_trace_is_replayed_or_refused():
+    refusals = [replay_any(seed) for seed in range(40)]
+    assert 4 < sum(refusal is None for refusal in refusals) < 36
+
+
+@pytest.mark.proof
+def test_so_are_many():
+    for seed in range(1_000, 2_500):
+        replay_any(seed)
+
+
+def test_an_estimator_without_features_needs_none():
+    trace = without_features(bursty())
+    for estimator in ("constant", "noisy", "oracle"):
+        said = report.simulate_cell(trace=trace, policy="drop", estimator=estimator)
+        assert 0 <= said["violations"] <= 1
 
 
 def test_a_report_counts_strictly_and_leniently():

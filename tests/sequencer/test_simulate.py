@@ -1,4 +1,5 @@
-from dataclasses import fields
+from dataclasses import fields, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -135,6 +136,38 @@ def test_so_they_are_for_every_combination_of_defects(seed):
         python = simulate(trace, given, estimated_s, compiled=False, **options)
         compiled = simulate(trace, given, estimated_s, **options)
         assert_equal(compiled, {f: getattr(python, f) for f in COLUMNS})
+
+
+def renamed(keys, random):
+    """The same key sets under other names: integers far apart, or text."""
+    names = random.choice(2**40, keys.n_keys, replace=False) * 2**20
+    if random.random() < 0.5:
+        return KeySets(keys.offsets, names[keys.keys], keys.exclusive)
+    rows = [
+        [
+            (f"key {names[key]}", mode)
+            for key, mode in zip(keys.keys[a:b], keys.exclusive[a:b], strict=True)
+        ]
+        for a, b in pairwise(keys.offsets)
+    ]
+    return KeySets.from_lists(
+        *([[key for key, x in row if x == mode] for row in rows] for mode in (0, 1))
+    )
+
+
+@pytest.mark.parametrize("name", ["fifo", "drop", "reorder", "hybrid", "ours", "codel"])
+def test_what_a_key_is_called_changes_nothing(name):
+    for seed in range(20):
+        trace, estimated_s, options = random_run(seed)
+        random = np.random.default_rng(seed)
+        other = replace(trace, keys=renamed(trace.keys, random))
+        made = policy(name, slo_s=8.0, cores=options["cores"])
+        first = simulate(trace, made, estimated_s, **options)
+        second = simulate(other, made, estimated_s, **options)
+        for column in COLUMNS:
+            np.testing.assert_array_equal(
+                getattr(first, column), getattr(second, column), err_msg=f"{seed=}"
+            )
 
 
 @pytest.mark.parametrize("log", [[0, 1, 1], [0, 3], [-1]])

