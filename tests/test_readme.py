@@ -11,8 +11,8 @@ import typer
 from thesis_lib.checks import InvalidInput
 from thesis_lib.claims import read_claims
 from thesis_lib.cli import app
-from thesis_lib.compare import read_reference
-from thesis_lib.present import readme
+from thesis_lib.compare import Quantity, read_reference
+from thesis_lib.present import as_change, readme
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -55,3 +55,18 @@ def test_a_readme_without_its_table_or_with_an_unknown_claim_is_refused():
     unknown = "<!-- claims: nonsense -->\n<!-- end of claims -->"
     with pytest.raises(InvalidInput, match="nonsense"):
         readme(unknown, claims, reference, "default")
+
+
+def test_a_negative_reduction_is_printed_as_more():
+    claims, reference = read_claims().claims, read_reference()
+    changed = {key: c for key, c in claims.items() if c.change}
+    assert len(changed) > 5
+    shown = f"<!-- claims: {' '.join(changed)} -->\n<!-- end of claims -->"
+    table = readme(shown, claims, reference, "default")
+    assert "**−" not in table
+    for value, low, high in ((-1.3, -2.0, -0.6), (-0.5, -1.0, 0.2), (36.0, 30.0, 40.0)):
+        said, word = as_change(Quantity(value, low, high))
+        sign = {"more": -1, "fewer": 1}[word]
+        assert said.value == abs(value)
+        assert sorted([sign * said.low, sign * said.high]) == [low, high]
+    assert as_change(Quantity(-1.0)) == (Quantity(1.0), "more")

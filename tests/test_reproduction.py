@@ -1,13 +1,18 @@
 """The same commit in two fresh clones, and on other Pythons, gives the same numbers."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
+from thesis_lib import chapters
+from thesis_lib.book import Published
 from thesis_lib.claims import read_claims
+from thesis_lib.compare import Run, compare, doubts, read_reference
 from thesis_lib.results import Record
 
 ROOT = Path(__file__).parents[1]
@@ -59,3 +64,31 @@ def test_exact_claims_are_bit_for_bit_those_of_another_clone(tmp_path):
     for claim in exact:
         assert len({repr(numbers[claim.key]) for numbers in runs}) == 1, claim.key
         assert runs[0][claim.key] == claim.reference["smoke"], claim.key
+
+
+@pytest.mark.proof
+def test_pages_made_beside_a_busy_process_do_not_contradict_themselves(tmp_path):
+    """One core is taken: the words are those of the numbers, and times say so."""
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        chosen = chapters.select(["5", "6"])
+        outcome = chapters.run(
+            chosen, "smoke", {}, tmp_path, lambda name, done, total: None
+        )
+    finally:
+        busy.kill()
+        busy.wait()
+    made = Run("beside", tuple(record for record, _ in outcome))
+    doubted = doubts(compare([made], read_claims().claims, read_reference()), made)
+    for record in made.records:
+        path = tmp_path / f"{record.chapter}.ipynb"
+        executed = nbformat.read(path, as_version=4)
+        assert chapters.contradictions(executed) == []
+        written = Published({record.chapter: record}, doubted)
+        for cell in executed.cells:
+            if cell.cell_type == "markdown":
+                marked = written.mark(cell.source, record.chapter)
+                for name in doubted.get(record.chapter, {}):
+                    role = rf"\{{glue:text\}}`{name}(?::[^`]*)?`"
+                    behind = re.findall(rf"{role}(.{{0,7}})", marked)
+                    assert set(behind) <= {" {ref}`"}, f"{name} in: {marked}"

@@ -525,6 +525,7 @@ def serve(
 
     Load 1 is the saturation of FIFO on this engine, measured first by a closed loop.
     """
+    from thesis_lib.machine import disturbances
     from thesis_lib.sequencer.serve import serve as serve_
 
     with console.status(f"serving {workload}"):
@@ -545,6 +546,8 @@ def serve(
         f"saturation {result['saturation_per_s']:.0f}/s, objective "
         f"{units.format_duration(result['slo_s'])}",
     ]
+    result["disturbed"] = list(disturbances())
+    lines += [f"not to be believed: {why}" for why in result["disturbed"]]
     show(result, as_json, lines)
 
 
