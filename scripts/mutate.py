@@ -478,6 +478,27 @@ MUTANTS = [
         ("tests/memory/test_pareto_record.py",),
     ),
     Mutant(
+        "measure: reads that overlap count twice",
+        "memory/measure.py",
+        "busy_s += max(0.0, end_s - max(start_s, until_s))",
+        "busy_s += end_s - start_s",
+        ("tests/memory/test_measure.py",),
+    ),
+    Mutant(
+        "deployment: a resident batch leaves room for a ring alone",
+        "memory/deployment.py",
+        "buffers = spec.layers if resident else _RING",
+        "buffers = _RING",
+        ("tests/memory/test_deployment.py",),
+    ),
+    Mutant(
+        "parameters: a bound forgets the other parameters that it is made of",
+        "parameters.py",
+        "return _OPERATORS[type(node.op)](of(node.left), of(node.right))",
+        "return of(node.left)",
+        ("tests/test_parameters.py",),
+    ),
+    Mutant(
         "low rank: the whitening is left out",
         "memory/lowrank.py",
         "left, values, right = _fast_svd(matrix @ spread)",

@@ -130,15 +130,18 @@ def test_every_budget_that_is_allowed_holds_its_plan_and_few_more_would():
     folder, random = smollm2.checkpoint(), np.random.default_rng(0)
     for trial in range(8):
         ring, tokens = int(random.integers(1, 9)), int(random.integers(64, 1025))
-        for chapter, values, shape in (
-            (5, {"plan_context": tokens}, {"context": tokens}),
-            (
-                6,
-                {"pass_tokens": tokens},
-                {"context": tokens, "pass_tokens": tokens, "logit_tokens": 26},
-            ),
+        for chapter, values, (new, kept) in (
+            (5, {"plan_context": tokens}, (1, 1)),  # tokens of a pass, logits kept
+            (6, {"pass_tokens": tokens}, (tokens, 26)),
         ):
-            ample = plan_checkpoint(folder, Machine(2**62, 1.0), **shape)
+            ample = plan_checkpoint(
+                folder,
+                Machine(2**62, 1.0),
+                context=tokens,
+                ring=ring,
+                pass_tokens=new,
+                logit_tokens=kept,
+            )
             moving = ample.spec.layers - ring
             needed = (ample.device_peak_bytes - moving * ample.staging_bytes) / MiB
             low = least(chapter, "budget_mib", values | {"ring": ring})

@@ -150,7 +150,7 @@ def test_a_single_window_has_a_value_and_no_interval():
     assert list(table.perplexity) == pytest.approx([one.value, 2 * one.value])
     assert list(table.ratio) == pytest.approx([1, 2])
     ends = ["low", "high", "ratio_low", "ratio_high"]
-    assert table[ends].isna().all(axis=None)
+    assert table[ends].isna().to_numpy().all()
     shown = readable(table, 3)
     assert (shown.loc["worse", ["ratio", "ratio to"]] == ["2", "–"]).all()
 

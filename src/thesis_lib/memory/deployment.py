@@ -68,7 +68,7 @@ LABELS = {  # of the inputs, for readers
     "storage_usd_per_gb": "storage (USD/GB)",
     "usd_per_kwh": "electricity (USD/kWh)",
     "usd_per_hour": "rent (USD/h)",
-    "months": "written off over (months)",
+    "months": "writing off (months)",
     "watts": "power (W)",
     "pue": "power overhead (times)",
     "utilisation": "utilisation (share)",
