@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from thesis_lib.sequencer.calibration import MEAN_Y, allowance
+from thesis_lib.sequencer.calibration import MEAN_Y, allowance, corrected_s, probe, refuted
 from thesis_lib.sequencer.locktable import NONE
 from thesis_lib.sequencer.shadow import (
     Memory,
@@ -56,6 +56,7 @@ class Terms(NamedTuple):
     patience: float = 0.25  # typical services that one may wait once released
     reserve: float = 2.0  # services from the latest start reserved to the deadline
     window: float = 500.0  # commits that calibration remembers; with 0 there is none
+    probe: float = 50.0  # one in so many doubted on its estimate alone may go in
     gap: float = np.inf  # most that a group's share may exceed the smallest one
 
 
@@ -86,18 +87,31 @@ def _settle(control, terms, group, violated):
 
 @njit(cache=True)
 def ranked(rank: I64, key: F64) -> I64:
-    """Positions (b,) by rank, then by key, stable; by insertion, for they are few."""
-    order = np.empty(len(key), np.int64)
-    for at in range(len(key)):
-        to = at
-        while to > 0 and (
-            rank[order[to - 1]] > rank[at]
-            or (rank[order[to - 1]] == rank[at] and key[order[to - 1]] > key[at])
-        ):
-            order[to] = order[to - 1]
-            to -= 1
-        order[to] = at
-    return order
+    """Positions (b,) by rank, then by key, stable."""
+    by_key = np.argsort(key, kind="mergesort")
+    return by_key[np.argsort(rank[by_key], kind="mergesort")]
+
+
+@njit(cache=True, inline="always")
+def _before(rank, key, one, other):
+    if rank[one] != rank[other]:
+        return rank[one] < rank[other]
+    return key[one] < key[other] or (key[one] == key[other] and one < other)
+
+
+@njit(cache=True)
+def _sift(heap, size, at, rank, key):
+    """Move what stands at `at` down until nothing below comes before it."""
+    moved = heap[at]
+    while 2 * at + 1 < size:
+        below = 2 * at + 1
+        if below + 1 < size and _before(rank, key, heap[below + 1], heap[below]):
+            below += 1
+        if not _before(rank, key, heap[below], moved):
+            break
+        heap[at] = heap[below]
+        at = below
+    heap[at] = moved
 
 
 @njit(cache=True)
@@ -130,6 +144,11 @@ def bind_late(
     refused, above = np.zeros(b, np.bool_), np.zeros(b, np.bool_)
     typical_s = exp(memory.online.moments[MEAN_Y])
     ahead_s = min(model.lag_s, terms.patience * typical_s)
+    online = memory.online
+    for at in range(b - 1, -1, -1):
+        if not np.isnan(online.asked_s[ids[at]]):
+            break
+        online.asked_s[ids[at]] = now_s
     if _nothing_frees(memory, now_s + model.lag_s + ahead_s):
         return ids[:0], refused
     weights = control[GROUPS + group_count(control) :]
@@ -146,20 +165,35 @@ def bind_late(
     price_s, factor = control[PRICE_S], allowance(memory.online, least_p)
     for at in range(b):
         i = ids[at]
+        needs_s = factor * service_s[at]
+        if terms.window > 0 and online.asked_s[i] + needs_s > deadline_s[at]:
+            if not online.probes[i]:
+                probe(online, i, least_p, terms.probe)
+                service_s[at] = memory.estimated_s[i] = corrected_s(online, i)
         above[at] = service_s[at] > price_s * exp(weights[group[i]])
+        if online.probes[i]:
+            needs_s = 0.0
+            above[at] |= not refuted(online, i, least_p)
         start_s = max(free_at(keys, ends_s, i, due_s), core_s[core])
-        if start_s + factor * service_s[at] > deadline_s[at]:
+        if start_s + needs_s > deadline_s[at]:
             refused[at] = True
             control[PRESSURE] += PRESSED * (above[at] - control[PRESSURE])
             _settle(control, terms, group[i], True)
             if not above[at]:
                 control[PRICE_S] *= exp(-terms.step)
         rank[at] = 2 * refused[at] + above[at]
-    order = ranked(rank, deadline_s + terms.haste * pressure * service_s)
+    key = deadline_s + terms.haste * pressure * service_s
+    heap, size = np.arange(b), b  # few of it are needed, so it is not sorted
+    for at in range(b // 2 - 1, -1, -1):
+        _sift(heap, size, at, rank, key)
     released, ended, reserves = np.empty(b, np.int64), 0, 0
-    for at in order:
+    while size > 0:
+        at = heap[0]
         if refused[at]:
             break
+        size -= 1
+        heap[0] = heap[size]
+        _sift(heap, size, 0, rank, key)
         i, core = ids[at], core_s.argmin()
         if core_s[core] > due_s + ahead_s:
             break

@@ -652,6 +652,7 @@ def simulate_cell(
     flush_s: float = np.inf,
     clients: int | None = None,
     noise: float = NOISE,
+    bias: float = 1.0,
     gap: float = np.inf,
 ) -> dict:
     """One cell of the evaluation, beside FIFO and the lower bound on the same seeds.
@@ -660,12 +661,16 @@ def simulate_cell(
     default runs on 4 cores with twice the 95th percentile of its service times.
     `load` is the arrival rate over the saturation rate of FIFO; for `clients` in a
     closed loop, see Cell. Learned estimators are fitted on transactions of another
-    seed. `gap` bounds, for ours, how much larger the share of violations of one type
+    seed. `bias` multiplies every estimate. `gap` bounds, for ours, how much larger the share of violations of one type
     may be than of another. Shares are fractions of 1; intervals are (low, high); a
     closed loop has no lower bound (None). Raises InvalidInput for anything that
     cannot be run.
     """
     require(load > 0, f"load={load:g} must be positive")
+    require(
+        0 < bias < np.inf,
+        f"bias={bias:g}: expected a positive, finite factor; 1 leaves estimates alone",
+    )
     require(
         (scenario is None) != (trace is None),
         "give either a scenario or a trace: exactly one of the two",
@@ -684,13 +689,17 @@ def simulate_cell(
         past = trace if isinstance(trace, Trace) else Trace.read(trace)
         cell = trace_cell(past, transactions=transactions, **options)
     estimate = named_estimate(estimator, cell, noise, seed=777_777)
+
+    def biased(trace: Trace, seed: int) -> F64:
+        return bias * estimate(trace, seed)
+
     setting = {"seeds": seeds, "seed": seed}
-    runs = replicate(cell, ["fifo"], [load], estimate, bound=clients is None, **setting)
+    runs = replicate(cell, ["fifo"], [load], biased, bound=clients is None, **setting)
     if policy != "fifo":
         fair: dict = {}
         if gap < np.inf:
             fair = {"gap": gap, "groups": len(cell.make_trace(seed).kinds)}
-        tried = replicate(cell, [policy], [load], estimate, **setting, **fair)
+        tried = replicate(cell, [policy], [load], biased, **setting, **fair)
         runs = pd.concat([runs, tried], ignore_index=True)
 
     def interval(name: str) -> Interval:
