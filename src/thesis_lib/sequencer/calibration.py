@@ -120,7 +120,7 @@ PRIOR, PRIOR_VARIANCE = 50.0, 0.25  # commits that the given estimates are worth
 STEEPEST = 1.5  # a slope beyond is noise
 LEAST_S = 1e-9  # times count as a nanosecond at least, to have a logarithm
 OCTAVES = 64  # of estimates, from 2^-32 s on
-FITTED, UNKNOWN = 0.1, 0.3  # weight of an octave's last probe in `fits`; at first
+FITTED, UNKNOWN = 0.1, 0.25  # weight of an octave's last probe in `fits`; at first
 
 
 class Online(NamedTuple):
