@@ -211,7 +211,7 @@ class PlainLate:
         self.n, self.mx, self.my, self.xx, self.xy, self.slope = 0, 0, 0, 0.25, 0.25, 1
         self.residuals = [1.0 if at == 63 else 0.0 for at in range(128)]
         self.typical_y, self.asked_s, self.probes = 0.0, {}, set()
-        self.fits, self.claims = {}, {}  # by octave
+        self.fits, self.doubts = {}, {}  # by octave
 
     def _calibrated(self, i):
         y = self.my + self.slope * (self.given[i] - self.mx)
@@ -227,9 +227,9 @@ class PlainLate:
 
     def _doubt(self, i, least_p):
         octave = self._octave(i)
-        claims = self.claims.get(octave, 0)
-        self.claims[octave] = claims + 1
-        if self._refuted(i, least_p) or claims % self.terms.probe == 0:
+        doubts = self.doubts.get(octave, 0)
+        self.doubts[octave] = doubts + 1
+        if self._refuted(i, least_p) or doubts % self.terms.probe == 0:
             self.probes.add(i)
 
     def _learn(self, i):
@@ -376,7 +376,7 @@ class PlainLate:
         hasty = terms.haste * pressed
         kept.sort(key=lambda i: (above[i], self.deadline_s[i] + hasty * service_s[i]))
         released, reserved = [], {}
-        for i in kept:
+        for turn, i in enumerate(kept, 1):
             if cores[0] > due_s + ahead_s:
                 break
             free_s = self._free_s(ends, i, due_s)
@@ -389,7 +389,7 @@ class PlainLate:
             heapq.heapreplace(cores, end_s)
             self._hold(ends, i, end_s)
             released.append(i)
-            self._press(above[i])
+            self._press(above[i] and turn < len(kept))
             if above[i]:
                 dearer_s = self.price_s * exp(terms.relief * terms.step)
                 self.price_s = min(dearer_s, self.highest_s)

@@ -120,7 +120,7 @@ PRIOR, PRIOR_VARIANCE = 50.0, 0.25  # commits that the given estimates are worth
 STEEPEST = 1.5  # a slope beyond is noise
 LEAST_S = 1e-9  # times count as a nanosecond at least, to have a logarithm
 OCTAVES = 64  # of estimates, from 2^-32 s on
-FITTED, UNKNOWN = 0.1, 0.25  # weight of an octave's last probe in `fits`; at first
+FITTED, UNKNOWN = 0.1, 0.25  # weight of the last probe in `fits`, and its first value
 
 
 class Online(NamedTuple):
@@ -131,15 +131,19 @@ class Online(NamedTuple):
     without bias leave it at a slope of one; noise flattens it, for then large ones are
     too large more often than not; and estimates that say nothing of the truth shrink to
     their mean, the slope being zero.
+
+    It learns from commits, so what is never released must be tried: of *probes* it
+    notes, by the octave of their estimates, how many would have fitted into the time
+    that they had when they were first seen, whatever they then waited for.
     """
 
     given: F64  # (n,) logarithms of the estimates as given; empty: nothing is learned
     moments: F64  # (7,)
     residuals: F64  # (BINS,) shares of the past, of y less the regression at x
-    fits: F64  # (OCTAVES,) share of its commits that took no longer than they had
-    claims: F64  # (OCTAVES,) that were doubted on their estimates alone
+    fits: F64  # (OCTAVES,) share of the last probes that fitted
+    doubts: F64  # (OCTAVES,) how many have been doubted
     asked_s: F64  # (n,) when first decided on; NaN before
-    probes: Bool  # (n,) whose estimates are not believed
+    probes: Bool  # (n,)
 
 
 def trusting(given_s: F64, spread: float) -> Online:
@@ -157,7 +161,7 @@ def trusting(given_s: F64, spread: float) -> Online:
         moments=moments,
         residuals=np.diff(below),
         fits=np.full(OCTAVES, UNKNOWN),
-        claims=np.zeros(OCTAVES),
+        doubts=np.zeros(OCTAVES),
         asked_s=np.full(n, np.nan),
         probes=np.zeros(n, np.bool_),
     )
@@ -165,7 +169,10 @@ def trusting(given_s: F64, spread: float) -> Online:
 
 @njit(cache=True, inline="always")
 def corrected_s(online: Online, i: int) -> float:
-    """The calibrated estimate of transaction i; of a probe at most what is typical."""
+    """The calibrated estimate of transaction i; of a probe at most the typical service.
+
+    Before the first commit nothing is typical, and a probe takes no time.
+    """
     moments = online.moments
     y = moments[MEAN_Y] + moments[SLOPE] * (online.given[i] - moments[MEAN_X])
     if online.probes[i]:
@@ -183,16 +190,21 @@ def _octave(online: Online, i: int) -> int:
 
 @njit(cache=True)
 def refuted(online: Online, i: int, least_p: float) -> bool:
-    """Of probes estimated like i, a share `least_p` or more has shown to fit."""
+    """A share `least_p` or more of the probes estimated like i has fitted."""
     return online.fits[_octave(online, i)] >= least_p
 
 
 @njit(cache=True)
-def probe(online: Online, i: int, least_p: float, one_in: float) -> None:
-    """Transaction i is doubted on its estimate alone: make it a probe if it is due."""
+def doubt(online: Online, i: int, least_p: float, one_in: float) -> None:
+    """Transaction i would be refused on its estimate alone; it may become a probe.
+
+    Every one does where such estimates are refuted; elsewhere the first of its octave
+    and then one in `one_in`. Of d that are doubted rightly, at most 1 + d / `one_in` in
+    each octave are therefore released for nothing.
+    """
     octave = _octave(online, i)
-    due = online.claims[octave] % one_in == 0
-    online.claims[octave] += 1
+    due = online.doubts[octave] % one_in == 0
+    online.doubts[octave] += 1
     online.probes[i] = due or refuted(online, i, least_p)
 
 
@@ -200,7 +212,10 @@ def probe(online: Online, i: int, least_p: float, one_in: float) -> None:
 def learn(
     online: Online, i: int, took_s: float, window: float, left_s: float = np.inf
 ) -> None:
-    """Transaction i took `took_s`; what is older than `window` commits fades."""
+    """Transaction i took `took_s`; what is older than `window` commits fades.
+
+    A probe fitted if it had `left_s` or more when it was first seen.
+    """
     given, moments, residuals = online.given, online.moments, online.residuals
     x, y = given[i], log(max(took_s, LEAST_S))
     if moments[COMMITS] == 0:

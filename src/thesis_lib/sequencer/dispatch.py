@@ -6,6 +6,8 @@ from what it may observe alone:
 
 - *calibration* (`calibration.Online`): how long the committed took, against their
   estimates, corrects the estimates and says how probable it is to be on time;
+- *probes*: a refusal that rests on an estimate alone teaches nothing, since only
+  commits do. So some of those go in all the same (`calibration.doubt`);
 - *price*: the longest service that is worth its place on a core. It falls whenever a
   shorter one has to be refused and rises whenever a longer one can start, so that
   nothing but the load sets it;
@@ -22,7 +24,13 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from thesis_lib.sequencer.calibration import MEAN_Y, allowance, corrected_s, probe, refuted
+from thesis_lib.sequencer.calibration import (
+    MEAN_Y,
+    allowance,
+    corrected_s,
+    doubt,
+    refuted,
+)
 from thesis_lib.sequencer.locktable import NONE
 from thesis_lib.sequencer.shadow import (
     Memory,
@@ -49,14 +57,14 @@ class Terms(NamedTuple):
 
     step: float = 0.05  # by which the price falls at a refusal, of itself
     relief: float = 0.3  # share of that by which it rises at a start above it
-    full: float = 0.2  # share of decisions above the price that is full pressure
+    full: float = 0.2  # share of decisions that press which is full pressure
     least_p: float = 0.3  # refused below this probability of being on time,
     pressed_p: float = 0.8  # and below this one under full pressure
     haste: float = 2.0  # services that a deadline counts later, under full pressure
     patience: float = 0.25  # typical services that one may wait once released
     reserve: float = 2.0  # services from the latest start reserved to the deadline
     window: float = 500.0  # commits that calibration remembers; with 0 there is none
-    probe: float = 50.0  # one in so many doubted on its estimate alone may go in
+    probe: float = 50.0  # of so many doubted on estimates alone, one goes in
     gap: float = np.inf  # most that a group's share may exceed the smallest one
 
 
@@ -134,11 +142,18 @@ def bind_late(
     1. Learn from what has committed, and calibrate every estimate that counts here.
     2. Predict when each core and each row will be free of what has been released.
     3. Refuse who would hardly be on time even if released next; how hardly rises with
-       the pressure. The price falls for each that is below it.
+       the pressure. The price falls for each that is below it. Whom its estimate alone
+       would refuse, had nobody been there when it was first seen, is doubted: it may be
+       a probe, which is refused only once its time is up, and counts as above the price
+       until estimates like its own are refuted.
     4. By deadline, which counts the later the longer a service is and the higher the
        pressure, and behind all others who is above the price: release who finds a core
        and its rows free and no reservation in its way; a dispatch that takes time may
        be sent a little ahead. Who has to wait, and is not above the price, reserves.
+
+    A decision presses if it refuses who is above the price, or releases it while
+    somebody else waits; the share of such decisions is the pressure. The work is one
+    look at each of `ids`, and the logarithm of b for each that step 4 comes to.
     """
     b, control, ends_s = len(ids), memory.control, memory.ends_s
     refused, above = np.zeros(b, np.bool_), np.zeros(b, np.bool_)
@@ -166,10 +181,10 @@ def bind_late(
     for at in range(b):
         i = ids[at]
         needs_s = factor * service_s[at]
-        if terms.window > 0 and online.asked_s[i] + needs_s > deadline_s[at]:
-            if not online.probes[i]:
-                probe(online, i, least_p, terms.probe)
-                service_s[at] = memory.estimated_s[i] = corrected_s(online, i)
+        alone = online.asked_s[i] + needs_s > deadline_s[at]
+        if alone and not online.probes[i] and terms.window > 0:
+            doubt(online, i, least_p, terms.probe)
+            service_s[at] = memory.estimated_s[i] = corrected_s(online, i)
         above[at] = service_s[at] > price_s * exp(weights[group[i]])
         if online.probes[i]:
             needs_s = 0.0
@@ -209,7 +224,8 @@ def bind_late(
         register(keys, ends_s, i, end_s)
         released[ended] = at
         ended += 1
-        control[PRESSURE] += PRESSED * (above[at] - control[PRESSURE])
+        presses = above[at] and size > 0 and not refused[heap[0]]
+        control[PRESSURE] += PRESSED * (presses - control[PRESSURE])
         if above[at]:
             dearer_s = control[PRICE_S] * exp(terms.relief * terms.step)
             control[PRICE_S] = min(dearer_s, control[HIGHEST_S])

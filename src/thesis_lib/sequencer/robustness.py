@@ -38,7 +38,9 @@ CROWD_LOADS = 0.9, 1.5  # before and in a flash crowd
 BACK = 0.01  # so many more violations than before it count as recovered
 RECOVERS_S = 0.02  # goal: in that time
 WORSE = 0.002  # goal: never more violations than FIFO and so much
-LEARNING = 4_000  # arrivals under wrong estimates before those that `under_anything` counts
+LEARNING = (
+    4_000  # arrivals under wrong estimates before those that `under_anything` counts
+)
 BURSTS, BURST_S = (0.5, 1.5), 0.05  # rates of an MMPP-2 over their mean, mean sojourn
 
 
