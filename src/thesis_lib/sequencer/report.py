@@ -529,6 +529,28 @@ def decision_costs(cases: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def crowded_numbers(crowded: dict) -> dict[str, float]:
+    """The published numbers of what decisions cost where much is held, by name.
+
+    `crowded` is that part of the record of `benchmarks/decide.py`.
+    """
+    cases = pd.DataFrame(crowded["cases"])
+    took_us = cases.pivot_table(
+        index=["load", "slo_s"], columns="code", values="decision_us"
+    )
+    ratio = took_us["before"] / took_us["now"]
+    return {
+        "crowded_load_least": cases["load"].min(),
+        "crowded_load_most": cases["load"].max(),
+        "crowded_slo_least_ms": 1e3 * cases["slo_s"].min(),
+        "crowded_slo_most_ms": 1e3 * cases["slo_s"].max(),
+        "crowded_least_us": took_us["now"].min(),
+        "crowded_most_us": took_us["now"].max(),
+        "crowded_least_ratio": ratio.min(),
+        "crowded_most_ratio": ratio.max(),
+    }
+
+
 def headline(runs: pd.DataFrame, load: float) -> dict[str, float]:
     """The published numbers at one load, in percent, by their published names."""
     numbers = {
@@ -661,10 +683,10 @@ def simulate_cell(
     default runs on 4 cores with twice the 95th percentile of its service times.
     `load` is the arrival rate over the saturation rate of FIFO; for `clients` in a
     closed loop, see Cell. Learned estimators are fitted on transactions of another
-    seed. `bias` multiplies every estimate. `gap` bounds, for ours, how much larger the share of violations of one type
-    may be than of another. Shares are fractions of 1; intervals are (low, high); a
-    closed loop has no lower bound (None). Raises InvalidInput for anything that
-    cannot be run.
+    seed; every estimate is multiplied by `bias`. `gap` bounds, for ours, how much
+    larger the share of violations of one type may be than of another. Shares are
+    fractions of 1; intervals are (low, high); a closed loop has no lower bound (None).
+    Raises InvalidInput for anything that cannot be run.
     """
     require(load > 0, f"load={load:g} must be positive")
     require(
