@@ -223,7 +223,7 @@ class PlainLate:
         return min(max(floor(self.given[i] / log(2)) + 32, 0), 63)
 
     def _refuted(self, i, least_p):
-        return self.fits.get(self._octave(i), 0.5) >= least_p
+        return self.fits.get(self._octave(i), 0.25) >= least_p
 
     def _doubt(self, i, least_p):
         octave = self._octave(i)
@@ -253,7 +253,7 @@ class PlainLate:
         self.typical_y += (y - self.typical_y) / min(self.terms.window, self.n)
         if i in self.probes:
             octave, left_s = self._octave(i), self.deadline_s[i] - self.asked_s[i]
-            share = self.fits.get(octave, 0.5)
+            share = self.fits.get(octave, 0.25)
             self.fits[octave] = share + 0.1 * ((took <= left_s) - share)
 
     def _allowance(self, p):

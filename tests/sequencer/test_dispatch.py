@@ -91,7 +91,7 @@ def run(trace, slo_ms, cores, estimated_s=None, **options):
 
 def test_a_heap_gives_the_order_of_a_stable_sort():
     random = np.random.default_rng(1)
-    for case in range(300):
+    for _ in range(300):
         b = int(random.integers(0, 40))
         rank, key = random.integers(0, 4, b), random.integers(0, 9, b).astype(float)
         heap, taken = np.arange(b), []
