@@ -65,7 +65,7 @@ POLICIES = (
 )  # fmt: skip
 TRANSACTIONS, SEED, PAST_SEED = 4_000, 1, 777_777
 ROUNDS = 7
-CROWD = 2_000  # transactions of a crowded run
+CROWD, CROWDED_ROUNDS = 4_000, 5  # transactions of a crowded run
 CROWDED_LOADS, CROWDED_SLO_S = (1.1, 10.0, 30.0), (0.0125, 0.125, 1.0)
 
 clock_gettime = ctypes.CDLL(None).clock_gettime
@@ -374,7 +374,7 @@ def in_turn(earlier: Path | None) -> list[dict]:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
     found: dict[str, list[list[dict]]] = {name: [] for name in sources}
-    for number in range(ROUNDS + 1):  # the first compiles
+    for number in range(CROWDED_ROUNDS + 1):  # the first compiles
         for name in sorted(sources, reverse=bool(number % 2)):
             asked, answered = workers[name].stdin, workers[name].stdout
             assert asked is not None
@@ -403,7 +403,7 @@ def renew_crowded(earlier: Path | None) -> None:
     report["crowded"] = {
         "cases": rows,
         "transactions": CROWD,
-        "rounds": ROUNDS,
+        "rounds": CROWDED_ROUNDS,
         "commit": commit(checkout)[0],
         "before": commit(earlier)[0] if earlier else None,
         "machine": identity(),

@@ -10,7 +10,7 @@ from thesis_lib.sequencer.calibration import (
     learn,
     trusting,
 )
-from thesis_lib.sequencer.dispatch import Terms, _sift, ranked
+from thesis_lib.sequencer.dispatch import Terms, heaped, pop, ranked
 from thesis_lib.sequencer.policies import policy
 from thesis_lib.sequencer.report import scenario_cell, summarise
 from thesis_lib.sequencer.simulate import simulate
@@ -94,13 +94,8 @@ def test_a_heap_gives_the_order_of_a_stable_sort():
     for _ in range(300):
         b = int(random.integers(0, 40))
         rank, key = random.integers(0, 4, b), random.integers(0, 9, b).astype(float)
-        heap, taken = np.arange(b), []
-        for at in range(b // 2 - 1, -1, -1):
-            _sift(heap, b, at, rank, key)
-        for size in range(b - 1, -1, -1):
-            taken.append(int(heap[0]))
-            heap[0] = heap[size]
-            _sift(heap, size, 0, rank, key)
+        heap = heaped(rank, key)
+        taken = [pop(heap, size, rank, key) for size in range(b, 0, -1)]
         assert taken == np.lexsort((key, rank)).tolist() == ranked(rank, key).tolist()
 
 

@@ -183,29 +183,24 @@ def corrected_s(online: Online, i: int) -> float:
 
 
 @njit(cache=True)
-def _octave(online: Online, i: int) -> int:
-    octave = int(np.floor(online.given[i] / log(2.0))) + OCTAVES // 2
-    return min(max(octave, 0), OCTAVES - 1)
-
-
-@njit(cache=True)
-def refuted(online: Online, i: int, least_p: float) -> bool:
-    """A share `least_p` or more of the probes estimated like i has fitted."""
-    return online.fits[_octave(online, i)] >= least_p
+def octave(given: float) -> int:
+    """Position in `fits` and `doubts` of an estimate of which this is the logarithm."""
+    return min(max(int(np.floor(given / log(2.0))) + OCTAVES // 2, 0), OCTAVES - 1)
 
 
 @njit(cache=True)
 def doubt(online: Online, i: int, least_p: float, one_in: float) -> None:
     """Transaction i would be refused on its estimate alone; it may become a probe.
 
-    Every one does where such estimates are refuted; elsewhere the first of its octave
-    and then one in `one_in`. Of d that are doubted rightly, at most 1 + d / `one_in` in
-    each octave are therefore released for nothing.
+    Every one does where such estimates are refuted, since a share `least_p` or more of
+    the probes of its octave fitted; elsewhere the first of its octave and then one in
+    `one_in`. Of d that are doubted rightly, at most 1 + d / `one_in` in each octave are
+    therefore released for nothing.
     """
-    octave = _octave(online, i)
-    due = online.doubts[octave] % one_in == 0
-    online.doubts[octave] += 1
-    online.probes[i] = due or refuted(online, i, least_p)
+    at = octave(online.given[i])
+    due = online.doubts[at] % one_in == 0
+    online.doubts[at] += 1
+    online.probes[i] = due or online.fits[at] >= least_p
 
 
 @njit(cache=True)
@@ -235,8 +230,8 @@ def learn(
     residuals[min(max(at, 0), BINS - 1)] += rate
     moments[TYPICAL_Y] += (y - moments[TYPICAL_Y]) / min(window, moments[COMMITS])
     if online.probes[i]:
-        octave = _octave(online, i)
-        online.fits[octave] += FITTED * ((took_s <= left_s) - online.fits[octave])
+        fits, at = online.fits, octave(x)
+        fits[at] += FITTED * ((took_s <= left_s) - fits[at])
 
 
 @njit(cache=True)

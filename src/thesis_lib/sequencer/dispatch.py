@@ -29,7 +29,7 @@ from thesis_lib.sequencer.calibration import (
     allowance,
     corrected_s,
     doubt,
-    refuted,
+    octave,
 )
 from thesis_lib.sequencer.locktable import NONE
 from thesis_lib.sequencer.shadow import (
@@ -107,7 +107,7 @@ def _before(rank, key, one, other):
     return key[one] < key[other] or (key[one] == key[other] and one < other)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _sift(heap, size, at, rank, key):
     """Move what stands at `at` down until nothing below comes before it."""
     moved = heap[at]
@@ -120,6 +120,24 @@ def _sift(heap, size, at, rank, key):
         heap[at] = heap[below]
         at = below
     heap[at] = moved
+
+
+@njit(cache=True)
+def heaped(rank: I64, key: F64) -> I64:
+    """Positions (b,) as a heap: `pop` takes them in the order of `ranked`."""
+    heap = np.arange(len(key))
+    for at in range(len(heap) // 2 - 1, -1, -1):
+        _sift(heap, len(heap), at, rank, key)
+    return heap
+
+
+@njit(cache=True)
+def pop(heap: I64, size: int, rank: I64, key: F64) -> int:
+    """The first of a heap of `size` positions, which has one less behind that."""
+    first = heap[0]
+    heap[0] = heap[size - 1]
+    _sift(heap, size - 1, 0, rank, key)
+    return first
 
 
 @njit(cache=True)
@@ -159,11 +177,12 @@ def bind_late(
     refused, above = np.zeros(b, np.bool_), np.zeros(b, np.bool_)
     typical_s = exp(memory.online.moments[MEAN_Y])
     ahead_s = min(model.lag_s, terms.patience * typical_s)
-    online = memory.online
+    online, fits = memory.online, memory.online.fits
+    given, asked_s, probes = online.given, online.asked_s, online.probes
     for at in range(b - 1, -1, -1):
-        if not np.isnan(online.asked_s[ids[at]]):
+        if not np.isnan(asked_s[ids[at]]):
             break
-        online.asked_s[ids[at]] = now_s
+        asked_s[ids[at]] = now_s
     if _nothing_frees(memory, now_s + model.lag_s + ahead_s):
         return ids[:0], refused
     weights = control[GROUPS + group_count(control) :]
@@ -181,14 +200,14 @@ def bind_late(
     for at in range(b):
         i = ids[at]
         needs_s = factor * service_s[at]
-        alone = online.asked_s[i] + needs_s > deadline_s[at]
-        if alone and not online.probes[i] and terms.window > 0:
+        alone = asked_s[i] + needs_s > deadline_s[at]
+        if alone and not probes[i] and terms.window > 0:
             doubt(online, i, least_p, terms.probe)
             service_s[at] = memory.estimated_s[i] = corrected_s(online, i)
         above[at] = service_s[at] > price_s * exp(weights[group[i]])
-        if online.probes[i]:
+        if probes[i]:
             needs_s = 0.0
-            above[at] |= not refuted(online, i, least_p)
+            above[at] |= fits[octave(given[i])] < least_p
         start_s = max(free_at(keys, ends_s, i, due_s), core_s[core])
         if start_s + needs_s > deadline_s[at]:
             refused[at] = True
@@ -198,20 +217,15 @@ def bind_late(
                 control[PRICE_S] *= exp(-terms.step)
         rank[at] = 2 * refused[at] + above[at]
     key = deadline_s + terms.haste * pressure * service_s
-    heap, size = np.arange(b), b  # few of it are needed, so it is not sorted
-    for at in range(b // 2 - 1, -1, -1):
-        _sift(heap, size, at, rank, key)
+    heap, size = heaped(rank, key), b  # few are taken from it
     released, ended, reserves = np.empty(b, np.int64), 0, 0
     while size > 0:
-        at = heap[0]
-        if refused[at]:
+        core = core_s.argmin()
+        if refused[heap[0]] or core_s[core] > due_s + ahead_s:
             break
+        at = pop(heap, size, rank, key)
         size -= 1
-        heap[0] = heap[size]
-        _sift(heap, size, 0, rank, key)
-        i, core = ids[at], core_s.argmin()
-        if core_s[core] > due_s + ahead_s:
-            break
+        i = ids[at]
         free_s = free_at(keys, ends_s, i, due_s)
         end_s = max(free_s, core_s[core]) + service_s[at]
         if free_s > due_s + ahead_s or end_s > -free_at(keys, closed_s, i, -np.inf):
