@@ -833,8 +833,8 @@ MUTANTS = [
     Mutant(
         "policy: compiled, the hopeless come first",
         "sequencer/dispatch.py",
-        "return by_key[np.argsort(rank[by_key], kind=\"mergesort\")]",
-        "return by_key[np.argsort(-rank[by_key], kind=\"mergesort\")]",
+        'return by_key[np.argsort(rank[by_key], kind="mergesort")]',
+        'return by_key[np.argsort(-rank[by_key], kind="mergesort")]',
         ("tests/sequencer/test_simulate.py",),
     ),
     Mutant(
