@@ -207,7 +207,7 @@ def bind_late(
         above[at] = service_s[at] > price_s * exp(weights[group[i]])
         if probes[i]:
             needs_s = 0.0
-            above[at] |= fits[octave(given[i])] < least_p
+            above[at] |= fits[octave(float(given[i]))] < least_p
         start_s = max(free_at(keys, ends_s, i, due_s), core_s[core])
         if start_s + needs_s > deadline_s[at]:
             refused[at] = True

@@ -172,7 +172,7 @@ def under_anything(
         )
         estimated_s = noisy_estimate()(transactions, int(rng.integers(2**31)))
         trace = cell.arrange(transactions, load, int(rng.integers(2**31)))
-        after = int(rng.choice([0, rng.integers(n - 2 * LEARNING + 1)]))
+        after = int(rng.choice([0, int(rng.integers(n - 2 * LEARNING + 1))]))
         seen = anything(Seen(trace, estimated_s), rng, after)
         row = {"cell": name, "load": load, "objective": times, "after": after}
         for label, tried in (("fifo", "fifo"), ("policy", policy)):
