@@ -9,15 +9,25 @@ that what is held back and asked for again costs again. An estimate is one row t
 the flat trees of the boosted estimator. Every history is compared with the simulator's.
 
     python benchmarks/decide.py
+
+What is held grows with the load and with the objective. `--crowded` measures the
+compiled decision of `ours` up to loads and objectives at which thousands wait, in
+processor time, and renews that part of the record alone; with `--beside EARLIER`, a
+checkout of this repository, it runs that one in turn with this one, in processes of
+their own, and records both.
 """
 
+import argparse
 import ctypes
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import exp
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -55,17 +65,19 @@ POLICIES = (
 )  # fmt: skip
 TRANSACTIONS, SEED, PAST_SEED = 4_000, 1, 777_777
 ROUNDS = 7
+CROWD, CROWDED_ROUNDS = 4_000, 5  # transactions of a crowded run
+CROWDED_LOADS, CROWDED_SLO_S = (1.1, 10.0, 30.0), (0.0125, 0.125, 1.0)
 
 clock_gettime = ctypes.CDLL(None).clock_gettime
 clock_gettime.argtypes = [ctypes.c_int, ctypes.c_void_p]
 clock_gettime.restype = ctypes.c_int
-MONOTONIC = time.CLOCK_MONOTONIC
+MONOTONIC, PROCESSOR = time.CLOCK_MONOTONIC, time.CLOCK_THREAD_CPUTIME_ID
 
 
 @njit
-def read_clock(words):
+def read_clock(words, clock=MONOTONIC):
     """Nanoseconds; `words` (2,) is where the system writes them."""
-    clock_gettime(MONOTONIC, words.ctypes)
+    clock_gettime(clock, words.ctypes)
     return words[0] * 1_000_000_000 + words[1]
 
 
@@ -153,7 +165,9 @@ def in_python(case: Case, ask: Ask) -> tuple[F64, F64]:
 
 
 @njit
-def run_compiled(state, before, busy_s, setting, memory, model, code, decisions_ns):
+def run_compiled(
+    state, before, busy_s, setting, memory, model, code, decisions_ns, clock
+):
     """The loop of the simulator with a clock in it; (n,) nanoseconds and how many."""
     words = np.empty(2, np.int64)
     asked = np.empty(len(busy_s), np.int64)
@@ -163,11 +177,11 @@ def run_compiled(state, before, busy_s, setting, memory, model, code, decisions_
         if size <= 0:
             return cost_ns, number
         ids = asked[:size].copy()
-        begin = read_clock(words)
+        begin = read_clock(words, clock)
         order, dropped, hold = decide_compiled(
             code, memory, model, ids, before.clock_s[NOW]
         )
-        took = read_clock(words) - begin
+        took = read_clock(words, clock) - begin
         for i in ids:
             cost_ns[i] += took / size
         decisions_ns[number] = took
@@ -182,13 +196,13 @@ def run_compiled(state, before, busy_s, setting, memory, model, code, decisions_
         enter(state, before, setting, order[:room], dropped, held)
 
 
-def compiled(case: Case) -> tuple[F64, F64]:
+def compiled(case: Case, clock: int = MONOTONIC) -> tuple[F64, F64]:
     """The same, compiled."""
     state, before, setting, shadow = case.prepare()
     decisions_ns = np.empty(2 * len(case.trace))  # an arrival and a commit each
     cost_ns, number = run_compiled(
         state, before, case.trace.service_s, setting, shadow.memory, shadow.model,
-        case.policy.code, decisions_ns,
+        case.policy.code, decisions_ns, clock,
     )  # fmt: skip
     case.check(state, before)
     return cost_ns / 1e3, decisions_ns[:number] / 1e3
@@ -322,7 +336,104 @@ def written(report: dict) -> str:
     return whole.replace('"cases": []', f'"cases": [\n{lines}\n ]') + "\n"
 
 
+def crowd() -> list[dict]:
+    """The mean processor time of a decision of `ours` where ever more is held."""
+    rows = []
+    for slo_s in CROWDED_SLO_S:
+        cell = scenario_cell("A", transactions=CROWD, slo_s=slo_s)
+        transactions = cell.make_trace(SEED)
+        estimated_s = noisy_estimate()(transactions, SEED)
+        for load in CROWDED_LOADS:
+            trace = cell.arrange(transactions, load, SEED)
+            case = Case(cell, trace, estimated_s, cell.policy("ours"))
+            cost_us, decisions_us = compiled(case, PROCESSOR)
+            rows.append(
+                {
+                    "load": load,
+                    "slo_s": slo_s,
+                    "decisions": len(decisions_us),
+                    "decision_us": float(decisions_us.mean()),
+                    "p99_us": shape(decisions_us)["p99_us"],
+                    "each_us": float(cost_us.mean()),  # its share of every decision
+                }
+            )
+    return rows
+
+
+def in_turn(earlier: Path | None) -> list[dict]:
+    """Medians of `crowd` over rounds, of this checkout and of an `earlier` one.
+
+    Each has a process, which answers every line that it is sent with a round.
+    """
+    sources = {"now": repository()} | ({"before": earlier} if earlier else {})
+    workers = {}
+    for name, source in sources.items():
+        path = {"PYTHONPATH": str(Path(source).resolve() / "src")}
+        workers[name] = subprocess.Popen(
+            [sys.executable, __file__, "--crowd"], env=os.environ | path,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    found: dict[str, list[list[dict]]] = {name: [] for name in sources}
+    for number in range(CROWDED_ROUNDS + 1):  # the first compiles
+        for name in sorted(sources, reverse=bool(number % 2)):
+            asked, answered = workers[name].stdin, workers[name].stdout
+            assert asked is not None
+            assert answered is not None
+            print(file=asked, flush=True)
+            found[name].append(json.loads(answered.readline()))
+    for worker in workers.values():
+        worker.communicate()
+    return [
+        {
+            "code": name,
+            **{key: median(row[key] for row in same) for key in same[0]},
+            "samples_us": [round(row["decision_us"], 3) for row in same],
+        }
+        for name, rounds in found.items()
+        for same in zip(*rounds[1:], strict=True)
+    ]
+
+
+def renew_crowded(earlier: Path | None) -> None:
+    """Measure what is crowded and write that part of the record."""
+    load, rows = psutil.getloadavg(), in_turn(earlier)
+    checkout = repository()
+    target = checkout / "data" / "measurements" / "decide.json"
+    report = json.loads(target.read_text())
+    report["crowded"] = {
+        "cases": rows,
+        "transactions": CROWD,
+        "rounds": CROWDED_ROUNDS,
+        "commit": commit(checkout)[0],
+        "before": commit(earlier)[0] if earlier else None,
+        "machine": identity(),
+        "load_average": {"start": load, "end": psutil.getloadavg()},
+    }
+    write_whole(target, written(report))
+    for row in rows:
+        print(
+            f"{row['code']:7}{row['load']:6.1f}{1e3 * row['slo_s']:8.1f} ms"
+            f"{row['decision_us']:10.2f}{row['p99_us']:10.2f}{row['each_us']:10.2f}"
+        )
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--crowded", action="store_true")
+    parser.add_argument("--beside", type=Path, metavar="EARLIER")
+    parser.add_argument("--crowd", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.crowd:
+        for _ in sys.stdin:
+            print(json.dumps(crowd()), flush=True)
+    elif given.crowded:
+        renew_crowded(given.beside)
+    else:
+        everything()
+
+
+def everything() -> None:
+    """All policies in all ways; what is crowded stays as recorded."""
     load = psutil.getloadavg()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core
     labelled, estimating = list(cases()), estimates()
@@ -352,6 +463,7 @@ def main() -> None:
         "load_average": {"start": load, "end": psutil.getloadavg()},
     }
     target = checkout / "data" / "measurements" / "decide.json"
+    report["crowded"] = json.loads(target.read_text())["crowded"]
     write_whole(target, written(report))
     for row in report["cases"]:
         print(

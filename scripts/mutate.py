@@ -874,9 +874,9 @@ MUTANTS = [
     ),
     Mutant(
         "policy: compiled, the hopeless come first",
-        "sequencer/policies.py",
-        "rank[order[to - 1]] > rank[at]",
-        "rank[order[to - 1]] < rank[at]",
+        "sequencer/dispatch.py",
+        'return by_key[np.argsort(rank[by_key], kind="mergesort")]',
+        'return by_key[np.argsort(-rank[by_key], kind="mergesort")]',
         ("tests/sequencer/test_simulate.py",),
     ),
     Mutant(
@@ -934,6 +934,27 @@ MUTANTS = [
         "excess = shares[group] - shares.min() - terms.gap",
         "excess = shares.max() - shares[group] - terms.gap",
         ("tests/sequencer/test_dispatch.py",),
+    ),
+    Mutant(
+        "ours: nobody who is doubted is tried",
+        "sequencer/calibration.py",
+        "online.probes[i] = due or online.fits[at] >= least_p",
+        "online.probes[i] = False",
+        ("tests/sequencer/test_dispatch.py",),
+    ),
+    Mutant(
+        "ours: a heap forgets who came first",
+        "sequencer/dispatch.py",
+        "key[one] == key[other] and one < other",
+        "key[one] == key[other] and one > other",
+        ("tests/sequencer/test_dispatch.py",),
+    ),
+    Mutant(
+        "report: a bias that nobody sees",
+        "sequencer/report.py",
+        "return bias * estimate(trace, seed)",
+        "return estimate(trace, seed)",
+        ("tests/sequencer/test_report.py",),
     ),
     Mutant(
         "ours: calibration forgets the slope",

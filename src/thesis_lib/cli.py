@@ -573,6 +573,7 @@ def simulate(
         ),
     ] = "noisy",
     noise: Annotated[float, typer.Option(help="Sigma of `noisy`.")] = 0.2,
+    bias: Annotated[float, typer.Option(help="Multiplies every estimate.")] = 1.0,
     seeds: Annotated[int, typer.Option(help="Paired seeds.")] = 5,
     seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
     transactions: Annotated[
@@ -616,6 +617,7 @@ def simulate(
             policy=policy,
             estimator=estimator,
             noise=noise,
+            bias=bias,
             seeds=seeds,
             seed=seed,
             transactions=transactions,

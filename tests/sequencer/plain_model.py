@@ -7,7 +7,7 @@ and written to be read.
 import copy
 import heapq
 from collections import deque
-from math import ceil, exp, inf, log
+from math import ceil, exp, floor, inf, log
 
 import numpy as np
 
@@ -210,9 +210,27 @@ class PlainLate:
         self.shares, self.weights = [0.0] * kinds, [0.0] * kinds
         self.n, self.mx, self.my, self.xx, self.xy, self.slope = 0, 0, 0, 0.25, 0.25, 1
         self.residuals = [1.0 if at == 63 else 0.0 for at in range(128)]
+        self.typical_y, self.asked_s, self.probes = 0.0, {}, set()
+        self.fits, self.doubts = {}, {}  # by octave
 
     def _calibrated(self, i):
-        return exp(self.my + self.slope * (self.given[i] - self.mx))
+        y = self.my + self.slope * (self.given[i] - self.mx)
+        if i in self.probes:
+            return exp(min(y, self.typical_y)) if self.n else 0.0
+        return exp(y)
+
+    def _octave(self, i):
+        return min(max(floor(self.given[i] / log(2)) + 32, 0), 63)
+
+    def _refuted(self, i, least_p):
+        return self.fits.get(self._octave(i), 0.25) >= least_p
+
+    def _doubt(self, i, least_p):
+        octave = self._octave(i)
+        doubts = self.doubts.get(octave, 0)
+        self.doubts[octave] = doubts + 1
+        if self._refuted(i, least_p) or doubts % self.terms.probe == 0:
+            self.probes.add(i)
 
     def _learn(self, i):
         x = self.given[i]
@@ -232,6 +250,11 @@ class PlainLate:
             share * (1 - rate) + rate * (place == at)
             for place, share in enumerate(self.residuals)
         ]
+        self.typical_y += (y - self.typical_y) / min(self.terms.window, self.n)
+        if i in self.probes:
+            octave, left_s = self._octave(i), self.deadline_s[i] - self.asked_s[i]
+            share = self.fits.get(octave, 0.25)
+            self.fits[octave] = share + 0.1 * ((took <= left_s) - share)
 
     def _allowance(self, p):
         share = 0.0
@@ -315,6 +338,8 @@ class PlainLate:
     def decide(self, ids, now):
         terms, ids = self.terms, ids.tolist()
         ahead_s = min(self.lag_s, terms.patience * exp(self.my))
+        for i in ids:
+            self.asked_s.setdefault(i, now)
         if not self.database.idle and self._none_ends_by(now + self.lag_s + ahead_s):
             return Decision(*(np.array(part, np.int64) for part in ([], [], ids)))
         self._observe()
@@ -330,9 +355,17 @@ class PlainLate:
         factor = self._allowance(least_p)
         price_s, above, kept, refused = self.price_s, {}, [], []
         for i in ids:
+            needs_s = factor * service_s[i]
+            doubted = self.asked_s[i] + needs_s > self.deadline_s[i]
+            if terms.window > 0 and doubted and i not in self.probes:
+                self._doubt(i, least_p)
+                service_s[i] = self._calibrated(i)
             above[i] = service_s[i] > price_s * exp(self.weights[self.groups[i]])
+            if i in self.probes:
+                needs_s = 0.0
+                above[i] = above[i] or not self._refuted(i, least_p)
             start_s = max(self._free_s(ends, i, due_s), cores[0])
-            if start_s + factor * service_s[i] <= self.deadline_s[i]:
+            if start_s + needs_s <= self.deadline_s[i]:
                 kept.append(i)
                 continue
             refused.append(i)
@@ -343,7 +376,7 @@ class PlainLate:
         hasty = terms.haste * pressed
         kept.sort(key=lambda i: (above[i], self.deadline_s[i] + hasty * service_s[i]))
         released, reserved = [], {}
-        for i in kept:
+        for turn, i in enumerate(kept, 1):
             if cores[0] > due_s + ahead_s:
                 break
             free_s = self._free_s(ends, i, due_s)
@@ -356,7 +389,7 @@ class PlainLate:
             heapq.heapreplace(cores, end_s)
             self._hold(ends, i, end_s)
             released.append(i)
-            self._press(above[i])
+            self._press(above[i] and turn < len(kept))
             if above[i]:
                 dearer_s = self.price_s * exp(terms.relief * terms.step)
                 self.price_s = min(dearer_s, self.highest_s)

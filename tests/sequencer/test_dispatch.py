@@ -10,7 +10,7 @@ from thesis_lib.sequencer.calibration import (
     learn,
     trusting,
 )
-from thesis_lib.sequencer.dispatch import Terms
+from thesis_lib.sequencer.dispatch import Terms, heaped, pop, ranked
 from thesis_lib.sequencer.policies import policy
 from thesis_lib.sequencer.report import scenario_cell, summarise
 from thesis_lib.sequencer.simulate import simulate
@@ -83,11 +83,59 @@ def jobs(arrival_ms, service_ms, reads, writes):
     )
 
 
-def run(trace, slo_ms, cores, **options):
+def run(trace, slo_ms, cores, estimated_s=None, **options):
     given = policy("ours", slo_s=slo_ms * MS, cores=cores, **options)
-    return simulate(
-        trace, given, trace.service_s, cores=cores, slo_s=slo_ms * MS, spread=0.0
-    )
+    said_s = trace.service_s if estimated_s is None else estimated_s
+    return simulate(trace, given, said_s, cores=cores, slo_s=slo_ms * MS, spread=0.0)
+
+
+def test_a_heap_gives_the_order_of_a_stable_sort():
+    random = np.random.default_rng(1)
+    for _ in range(300):
+        b = int(random.integers(0, 40))
+        rank, key = random.integers(0, 4, b), random.integers(0, 9, b).astype(float)
+        heap = heaped(rank, key)
+        taken = [pop(heap, size, rank, key) for size in range(b, 0, -1)]
+        assert taken == np.lexsort((key, rank)).tolist() == ranked(rank, key).tolist()
+
+
+def apart(n, service_ms):
+    """Alone in the system, one after the other."""
+    return jobs(100.0 * np.arange(n), [service_ms] * n, [[]] * n, [[]] * n)
+
+
+def test_of_the_hopeless_the_first_goes_in_and_then_one_in_so_many():
+    history = run(apart(50, 20.0), 10.0, cores=1, terms=Terms(probe=7.0))
+    assert history.log.tolist() == list(range(0, 50, 7))
+
+
+def test_one_probe_that_fits_refutes_estimates_of_its_octave():
+    trace = apart(50, 1.0)
+    assert run(trace, 10.0, 1, np.full(50, 1e6)).log.tolist() == list(range(50))
+    # ... and of no other: each octave has its own first probe, and then its own hits.
+    said_s = np.where(np.arange(50) % 2, 1e6, 1e2)
+    assert run(trace, 10.0, 1, said_s).log.tolist() == list(range(50))
+    # Two cores: while the first probe runs, nothing is known yet.
+    early = jobs([0, 0.5, 2], [1, 1, 1], [[]] * 3, [[]] * 3)
+    assert run(early, 10.0, 2, np.full(3, 1e6)).log.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("wrong", ["all", "one type", "from mid-run", "a constant"])
+def test_no_estimator_stops_it_for_good(wrong):
+    cell, n = scenario_cell("A", transactions=9_000), 9_000
+    trace = cell.arrange(cell.make_trace(21), 0.8, 22)
+    worse = {
+        "all": np.ones(n, bool),
+        "one type": trace.kind == 1,
+        "from mid-run": np.arange(n) > 3_000,
+        "a constant": np.ones(n, bool),
+    }[wrong]
+    said_s = np.where(worse, 1e3 * trace.service_s, trace.service_s)
+    if wrong == "a constant":
+        said_s = np.full(n, 15 * MS)
+    given = cell.policy("ours"), cell.policy("fifo")
+    ours, fifo = (cell.history(trace, p, said_s, 0.8).violated[7_000:] for p in given)
+    assert ours.mean() <= fifo.mean() + 0.002
 
 
 def test_a_writer_closes_its_row_before_readers_can_starve_it():

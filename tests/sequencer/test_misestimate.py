@@ -119,6 +119,23 @@ def test_only_the_hot_key_is_underrated():
     assert 0.05 < hot.mean() < 0.2
 
 
+def test_anything_changes_estimates_alone_and_from_its_row_on():
+    before, ratios = seen(), []
+    for case in range(200):
+        made = misestimate.anything(before, rng(case), after=1_000)
+        assert made.trace is before.trace
+        np.testing.assert_array_equal(
+            made.estimated_s[:1_000], before.estimated_s[:1_000]
+        )
+        ratios.append(made.estimated_s[1_000:] / before.estimated_s[1_000:])
+        again = misestimate.anything(before, rng(case), after=1_000)
+        np.testing.assert_array_equal(made.estimated_s, again.estimated_s)
+    assert np.min(ratios) < 1e-5
+    assert np.max(ratios) > 1e5
+    alike = [np.ptp(ratio) < 1e-9 * np.max(ratio) for ratio in ratios]
+    assert 0.05 < np.mean(alike) < 0.3
+
+
 @pytest.mark.parametrize(
     ("change", "options", "says"),
     [

@@ -114,6 +114,39 @@ def test_a_cell_answers_what_the_command_promises(estimator):
     assert cell["violations_ci"][0] <= cell["violations"] <= cell["violations_ci"][1]
 
 
+def test_a_bias_multiplies_what_every_estimator_says():
+    given = {"scenario": "A", "load": 1.1, "seeds": 1, "transactions": 500}
+    for name in ("noisy", "linear"):
+        plain, biased = (
+            report.simulate_cell(policy="sjf", estimator=name, bias=bias, **given)
+            for bias in (1.0, 1024.0)
+        )
+        assert plain == biased  # who is shorter than whom has not changed
+        lost = report.simulate_cell(
+            policy="late-edf", estimator=name, bias=1024.0, **given
+        )
+        assert lost["dropped"] == 1.0
+    for bias in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(InvalidInput, match=f"bias={bias:g}"):
+            report.simulate_cell(policy="ours", bias=bias, **given)
+
+
+def test_crowded_numbers_are_the_extremes():
+    rows = [("now", 1.1, 2.0), ("before", 1.1, 3.0), ("now", 30.0, 5.0),
+            ("before", 30.0, 50.0)]  # fmt: skip
+    cases = [
+        {"code": code, "load": load, "slo_s": 0.1, "decision_us": took_us}
+        for code, load, took_us in rows
+    ]
+    made = report.crowded_numbers({"cases": cases})
+    assert made == {
+        "crowded_load_least": 1.1, "crowded_load_most": 30.0,
+        "crowded_slo_least_ms": 100.0, "crowded_slo_most_ms": 100.0,
+        "crowded_least_us": 2.0, "crowded_most_us": 5.0,
+        "crowded_least_ratio": 1.5, "crowded_most_ratio": 10.0,
+    }  # fmt: skip
+
+
 def test_a_cell_of_a_trace_needs_no_scenario():
     cell = report.simulate_cell(
         trace=scenario("A", 2_000, seed=1), load=0.9, policy="drop", seeds=2,

@@ -2,10 +2,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from thesis_lib import paths
 from thesis_lib.checks import InvalidInput
 from thesis_lib.sequencer import report, robustness
 from thesis_lib.sequencer.pricing import Prices
 from thesis_lib.sequencer.robustness import Crowd
+from thesis_lib.sequencer.trace import Trace
 
 
 def test_unchanged_estimates_give_what_replicate_gives():
@@ -29,6 +31,41 @@ def test_unchanged_estimates_give_what_replicate_gives():
         assert (worse > report.column(plain, policy, 1.1, "violations")).all()
     with pytest.raises(InvalidInput, match="misestimation"):
         robustness.under_misestimation(cell, [], [1.1], ["nonsense"], **given)
+
+
+def cells_of(transactions):
+    made = {
+        f"{name} on {cores}": report.scenario_cell(
+            name, transactions=transactions, cores=cores
+        )
+        for name, cores in (("A", 8), ("A", 2), ("B", 8), ("B", 16), ("C", 16))
+    }
+    past = Trace.read(paths.data_folder() / "traces" / "sqlite-tpcc-2w.parquet")
+    return made | {"T": report.trace_cell(past, transactions=transactions)}
+
+
+def require_within(cells, cases, seed):
+    made = robustness.under_anything(cells, "ours", cases=cases, seed=seed)
+    beyond = made[made["policy"] > made["fifo"] + robustness.WORSE]
+    assert len(beyond) == 0, f"seed {seed}:\n{beyond}"
+
+
+def test_whatever_is_wrong_with_estimates_ours_ends_where_fifo_does():
+    require_within(cells_of(9_000), cases=12, seed=5)
+
+
+@pytest.mark.proof
+def test_a_thousand_misestimations_of_a_fresh_seed():
+    cells = cells_of(12_000)
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    for part in range(50):
+        require_within(cells, cases=20, seed=seed + part)
+
+
+def test_runs_that_leave_nothing_to_count_are_refused():
+    cells = {"A": report.scenario_cell("A", transactions=500)}
+    with pytest.raises(InvalidInput, match="500 transactions"):
+        robustness.under_anything(cells, "ours", cases=1, seed=1)
 
 
 def test_beyond_fifo_is_the_paired_difference_in_points():

@@ -106,8 +106,10 @@ def test_ours_equals_a_plain_model_bit_for_bit(seed):
         groups=1 if seed % 4 == 3 else len(trace.kinds),
         gap=np.inf if seed % 3 else 0.01,
         lag_s=options["delays"].lag_s if seed % 2 else 0.0,
-        terms=Terms(window=40.0 * (seed % 4)),
+        terms=Terms(window=40.0 * (seed % 4), probe=float(1 + seed % 5)),
     )  # fmt: skip
+    if seed % 2:  # every other estimate is far off, so that there are probes
+        estimated_s[:: 2 + seed % 3] *= 10.0 ** (seed % 7 - 2)
     history = simulate(trace, given, estimated_s, spread=0.0, **options)
     assert_equal(history, simulate_plainly(trace, given, estimated_s, **options))
 

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from thesis_lib.checks import require, require_all, vector
-from thesis_lib.sequencer.trace import F64, I64
+from thesis_lib.sequencer.trace import F64, I64, Bool
 
 
 def on_time_probability(slack_ratio: F64, ratios: F64) -> F64:
@@ -114,11 +114,13 @@ def _track(
 # --- While it runs: a regression, and what it leaves over --------------------------
 
 # Positions in `Online.moments`.
-COMMITS, MEAN_X, MEAN_Y, VARIANCE, COVARIANCE, SLOPE = range(6)
+COMMITS, MEAN_X, MEAN_Y, VARIANCE, COVARIANCE, SLOPE, TYPICAL_Y = range(7)
 BINS, BIN = 128, 1 / 32  # of the logarithm of service over calibrated estimate
 PRIOR, PRIOR_VARIANCE = 50.0, 0.25  # commits that the given estimates are worth
 STEEPEST = 1.5  # a slope beyond is noise
 LEAST_S = 1e-9  # times count as a nanosecond at least, to have a logarithm
+OCTAVES = 64  # of estimates, from 2^-32 s on
+FITTED, UNKNOWN = 0.1, 0.25  # weight of the last probe in `fits`, and its first value
 
 
 class Online(NamedTuple):
@@ -129,11 +131,19 @@ class Online(NamedTuple):
     without bias leave it at a slope of one; noise flattens it, for then large ones are
     too large more often than not; and estimates that say nothing of the truth shrink to
     their mean, the slope being zero.
+
+    It learns from commits, so what is never released must be tried: of *probes* it
+    notes, by the octave of their estimates, how many would have fitted into the time
+    that they had when they were first seen, whatever they then waited for.
     """
 
     given: F64  # (n,) logarithms of the estimates as given; empty: nothing is learned
-    moments: F64  # (6,)
+    moments: F64  # (7,)
     residuals: F64  # (BINS,) shares of the past, of y less the regression at x
+    fits: F64  # (OCTAVES,) share of the last probes that fitted
+    doubts: F64  # (OCTAVES,) how many have been doubted
+    asked_s: F64  # (n,) when first decided on; NaN before
+    probes: Bool  # (n,)
 
 
 def trusting(given_s: F64, spread: float) -> Online:
@@ -143,23 +153,65 @@ def trusting(given_s: F64, spread: float) -> Online:
     if spread > 0:
         below = np.array([0.5 * (1 + erf(z / spread / sqrt(2))) for z in edges])
         below[0], below[-1] = 0.0, 1.0
-    moments = np.zeros(6)
+    moments, n = np.zeros(7), len(given_s)
     moments[SLOPE] = 1.0
     moments[VARIANCE] = moments[COVARIANCE] = PRIOR_VARIANCE
-    return Online(np.log(np.maximum(given_s, LEAST_S)), moments, np.diff(below))
+    return Online(
+        given=np.log(np.maximum(given_s, LEAST_S)),
+        moments=moments,
+        residuals=np.diff(below),
+        fits=np.full(OCTAVES, UNKNOWN),
+        doubts=np.zeros(OCTAVES),
+        asked_s=np.full(n, np.nan),
+        probes=np.zeros(n, np.bool_),
+    )
 
 
 @njit(cache=True, inline="always")
 def corrected_s(online: Online, i: int) -> float:
-    """The calibrated estimate of transaction i."""
+    """The calibrated estimate of transaction i; of a probe at most the typical service.
+
+    Before the first commit nothing is typical, and a probe takes no time.
+    """
     moments = online.moments
-    return exp(moments[MEAN_Y] + moments[SLOPE] * (online.given[i] - moments[MEAN_X]))
+    y = moments[MEAN_Y] + moments[SLOPE] * (online.given[i] - moments[MEAN_X])
+    if online.probes[i]:
+        if moments[COMMITS] == 0:
+            return 0.0
+        y = min(y, moments[TYPICAL_Y])
+    return exp(y)
 
 
 @njit(cache=True)
-def learn(online: Online, i: int, took_s: float, window: float) -> None:
-    """Transaction i took `took_s`; what is older than `window` commits fades."""
-    given, moments, residuals = online
+def octave(given: float) -> int:
+    """Position in `fits` and `doubts` of an estimate of which this is the logarithm."""
+    return min(max(int(np.floor(given / log(2.0))) + OCTAVES // 2, 0), OCTAVES - 1)
+
+
+@njit(cache=True)
+def doubt(online: Online, i: int, least_p: float, one_in: float) -> None:
+    """Transaction i would be refused on its estimate alone; it may become a probe.
+
+    Every one does where such estimates are refuted, since a share `least_p` or more of
+    the probes of its octave fitted; elsewhere the first of its octave and then one in
+    `one_in`. Of d that are doubted rightly, at most 1 + d / `one_in` in each octave are
+    therefore released for nothing.
+    """
+    at = octave(online.given[i])
+    due = online.doubts[at] % one_in == 0
+    online.doubts[at] += 1
+    online.probes[i] = due or online.fits[at] >= least_p
+
+
+@njit(cache=True)
+def learn(
+    online: Online, i: int, took_s: float, window: float, left_s: float = np.inf
+) -> None:
+    """Transaction i took `took_s`; what is older than `window` commits fades.
+
+    A probe fitted if it had `left_s` or more when it was first seen.
+    """
+    given, moments, residuals = online.given, online.moments, online.residuals
     x, y = given[i], log(max(took_s, LEAST_S))
     if moments[COMMITS] == 0:
         moments[MEAN_X] = moments[MEAN_Y] = x
@@ -176,6 +228,10 @@ def learn(online: Online, i: int, took_s: float, window: float) -> None:
     at = int(np.ceil(error / BIN - 1e-9)) + BINS // 2 - 1  # bins hold their upper edge
     residuals *= 1 - rate
     residuals[min(max(at, 0), BINS - 1)] += rate
+    moments[TYPICAL_Y] += (y - moments[TYPICAL_Y]) / min(window, moments[COMMITS])
+    if online.probes[i]:
+        fits, at = online.fits, octave(x)
+        fits[at] += FITTED * ((took_s <= left_s) - fits[at])
 
 
 @njit(cache=True)

@@ -6,6 +6,8 @@ from what it may observe alone:
 
 - *calibration* (`calibration.Online`): how long the committed took, against their
   estimates, corrects the estimates and says how probable it is to be on time;
+- *probes*: a refusal that rests on an estimate alone teaches nothing, since only
+  commits do. So some of those go in all the same (`calibration.doubt`);
 - *price*: the longest service that is worth its place on a core. It falls whenever a
   shorter one has to be refused and rises whenever a longer one can start, so that
   nothing but the load sets it;
@@ -22,7 +24,13 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from thesis_lib.sequencer.calibration import MEAN_Y, allowance
+from thesis_lib.sequencer.calibration import (
+    MEAN_Y,
+    allowance,
+    corrected_s,
+    doubt,
+    octave,
+)
 from thesis_lib.sequencer.locktable import NONE
 from thesis_lib.sequencer.shadow import (
     Memory,
@@ -49,13 +57,14 @@ class Terms(NamedTuple):
 
     step: float = 0.05  # by which the price falls at a refusal, of itself
     relief: float = 0.3  # share of that by which it rises at a start above it
-    full: float = 0.2  # share of decisions above the price that is full pressure
+    full: float = 0.2  # share of decisions that press which is full pressure
     least_p: float = 0.3  # refused below this probability of being on time,
     pressed_p: float = 0.8  # and below this one under full pressure
     haste: float = 2.0  # services that a deadline counts later, under full pressure
     patience: float = 0.25  # typical services that one may wait once released
     reserve: float = 2.0  # services from the latest start reserved to the deadline
     window: float = 500.0  # commits that calibration remembers; with 0 there is none
+    probe: float = 50.0  # of so many doubted on estimates alone, one goes in
     gap: float = np.inf  # most that a group's share may exceed the smallest one
 
 
@@ -86,18 +95,49 @@ def _settle(control, terms, group, violated):
 
 @njit(cache=True)
 def ranked(rank: I64, key: F64) -> I64:
-    """Positions (b,) by rank, then by key, stable; by insertion, for they are few."""
-    order = np.empty(len(key), np.int64)
-    for at in range(len(key)):
-        to = at
-        while to > 0 and (
-            rank[order[to - 1]] > rank[at]
-            or (rank[order[to - 1]] == rank[at] and key[order[to - 1]] > key[at])
-        ):
-            order[to] = order[to - 1]
-            to -= 1
-        order[to] = at
-    return order
+    """Positions (b,) by rank, then by key, stable."""
+    by_key = np.argsort(key, kind="mergesort")
+    return by_key[np.argsort(rank[by_key], kind="mergesort")]
+
+
+@njit(cache=True, inline="always")
+def _before(rank, key, one, other):
+    if rank[one] != rank[other]:
+        return rank[one] < rank[other]
+    return key[one] < key[other] or (key[one] == key[other] and one < other)
+
+
+@njit(cache=True, inline="always")
+def _sift(heap, size, at, rank, key):
+    """Move what stands at `at` down until nothing below comes before it."""
+    moved = heap[at]
+    while 2 * at + 1 < size:
+        below = 2 * at + 1
+        if below + 1 < size and _before(rank, key, heap[below + 1], heap[below]):
+            below += 1
+        if not _before(rank, key, heap[below], moved):
+            break
+        heap[at] = heap[below]
+        at = below
+    heap[at] = moved
+
+
+@njit(cache=True)
+def heaped(rank: I64, key: F64) -> I64:
+    """Positions (b,) as a heap: `pop` takes them in the order of `ranked`."""
+    heap = np.arange(len(key))
+    for at in range(len(heap) // 2 - 1, -1, -1):
+        _sift(heap, len(heap), at, rank, key)
+    return heap
+
+
+@njit(cache=True)
+def pop(heap: I64, size: int, rank: I64, key: F64) -> int:
+    """The first of a heap of `size` positions, which has one less behind that."""
+    first = heap[0]
+    heap[0] = heap[size - 1]
+    _sift(heap, size - 1, 0, rank, key)
+    return first
 
 
 @njit(cache=True)
@@ -120,16 +160,29 @@ def bind_late(
     1. Learn from what has committed, and calibrate every estimate that counts here.
     2. Predict when each core and each row will be free of what has been released.
     3. Refuse who would hardly be on time even if released next; how hardly rises with
-       the pressure. The price falls for each that is below it.
+       the pressure. The price falls for each that is below it. Whom its estimate alone
+       would refuse, had nobody been there when it was first seen, is doubted: it may be
+       a probe, which is refused only once its time is up, and counts as above the price
+       until estimates like its own are refuted.
     4. By deadline, which counts the later the longer a service is and the higher the
        pressure, and behind all others who is above the price: release who finds a core
        and its rows free and no reservation in its way; a dispatch that takes time may
        be sent a little ahead. Who has to wait, and is not above the price, reserves.
+
+    A decision presses if it refuses who is above the price, or releases it while
+    somebody else waits; the share of such decisions is the pressure. The work is one
+    look at each of `ids`, and the logarithm of b for each that step 4 comes to.
     """
     b, control, ends_s = len(ids), memory.control, memory.ends_s
     refused, above = np.zeros(b, np.bool_), np.zeros(b, np.bool_)
     typical_s = exp(memory.online.moments[MEAN_Y])
     ahead_s = min(model.lag_s, terms.patience * typical_s)
+    online, fits = memory.online, memory.online.fits
+    given, asked_s, probes = online.given, online.asked_s, online.probes
+    for at in range(b - 1, -1, -1):
+        if not np.isnan(asked_s[ids[at]]):
+            break
+        asked_s[ids[at]] = now_s
     if _nothing_frees(memory, now_s + model.lag_s + ahead_s):
         return ids[:0], refused
     weights = control[GROUPS + group_count(control) :]
@@ -146,23 +199,33 @@ def bind_late(
     price_s, factor = control[PRICE_S], allowance(memory.online, least_p)
     for at in range(b):
         i = ids[at]
+        needs_s = factor * service_s[at]
+        alone = asked_s[i] + needs_s > deadline_s[at]
+        if alone and not probes[i] and terms.window > 0:
+            doubt(online, i, least_p, terms.probe)
+            service_s[at] = memory.estimated_s[i] = corrected_s(online, i)
         above[at] = service_s[at] > price_s * exp(weights[group[i]])
+        if probes[i]:
+            needs_s = 0.0
+            above[at] |= fits[octave(float(given[i]))] < least_p
         start_s = max(free_at(keys, ends_s, i, due_s), core_s[core])
-        if start_s + factor * service_s[at] > deadline_s[at]:
+        if start_s + needs_s > deadline_s[at]:
             refused[at] = True
             control[PRESSURE] += PRESSED * (above[at] - control[PRESSURE])
             _settle(control, terms, group[i], True)
             if not above[at]:
                 control[PRICE_S] *= exp(-terms.step)
         rank[at] = 2 * refused[at] + above[at]
-    order = ranked(rank, deadline_s + terms.haste * pressure * service_s)
+    key = deadline_s + terms.haste * pressure * service_s
+    heap, size = heaped(rank, key), b  # few are taken from it
     released, ended, reserves = np.empty(b, np.int64), 0, 0
-    for at in order:
-        if refused[at]:
+    while size > 0:
+        core = core_s.argmin()
+        if refused[heap[0]] or core_s[core] > due_s + ahead_s:
             break
-        i, core = ids[at], core_s.argmin()
-        if core_s[core] > due_s + ahead_s:
-            break
+        at = pop(heap, size, rank, key)
+        size -= 1
+        i = ids[at]
         free_s = free_at(keys, ends_s, i, due_s)
         end_s = max(free_s, core_s[core]) + service_s[at]
         if free_s > due_s + ahead_s or end_s > -free_at(keys, closed_s, i, -np.inf):
@@ -175,7 +238,8 @@ def bind_late(
         register(keys, ends_s, i, end_s)
         released[ended] = at
         ended += 1
-        control[PRESSURE] += PRESSED * (above[at] - control[PRESSURE])
+        presses = above[at] and size > 0 and not refused[heap[0]]
+        control[PRESSURE] += PRESSED * (presses - control[PRESSURE])
         if above[at]:
             dearer_s = control[PRICE_S] * exp(terms.relief * terms.step)
             control[PRICE_S] = min(dearer_s, control[HIGHEST_S])

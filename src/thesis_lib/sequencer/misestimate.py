@@ -19,6 +19,7 @@ from thesis_lib.sequencer.workload import mean_one_lognormal, on_grid
 WANDER_DEPTH, WANDER_PERIOD_S = 0.3, 0.2  # of the speed that stale estimates lag
 STALE_S = 0.1  # how long they lag it
 BIAS, DRIFT, HOT, UNDERRATED = 0.3, 2.0, 0.3, 1 / 3  # see MISESTIMATIONS
+DECADES = 1.5, 6.0  # of a factor of `anything`, either way: as likely few as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,41 @@ def underrated(
 def crowded_and_underrated(seen: Seen, rng: np.random.Generator, share: float) -> Seen:
     """Both at once: what moved to the hottest key is underrated there."""
     return underrated(crowded(seen, rng, share), rng)
+
+
+def anything(seen: Seen, rng: np.random.Generator, after: int = 0) -> Seen:
+    """Estimates that are wrong in a way drawn at random, from row `after` on.
+
+    Every estimate is multiplied, or those of some types, or of some transactions; or it
+    is a constant, somebody else's, the truth's with a scatter of up to several decades,
+    or a power of the truth, negative ones included.
+    """
+    said_s, n = seen.estimated_s, len(seen.trace)
+    typical_s, types = float(np.median(said_s)), len(seen.trace.kinds)
+
+    def factor() -> float:
+        most = rng.choice(DECADES)
+        return 10 ** rng.uniform(-most, most)
+
+    match int(rng.integers(7)):
+        case 0:
+            wrong_s = factor() * said_s
+        case 1:
+            factors = [factor() if rng.random() < 0.5 else 1.0 for _ in range(types)]
+            wrong_s = np.array(factors)[seen.trace.kind] * said_s
+        case 2:
+            share = 10 ** rng.uniform(-2.5, 0)
+            wrong_s = np.where(rng.random(n) < share, factor(), 1.0) * said_s
+        case 3:
+            wrong_s = np.full(n, factor() * typical_s)
+        case 4:
+            wrong_s = rng.permutation(said_s)
+        case 5:
+            wrong_s = said_s * rng.lognormal(0, rng.uniform(0, max(DECADES)), n)
+        case _:
+            wrong_s = typical_s * (said_s / typical_s) ** rng.uniform(-2, 2)
+    turned = np.arange(n) >= after
+    return replace(seen, estimated_s=np.where(turned, wrong_s, said_s))
 
 
 MISESTIMATIONS: dict[str, Misestimation] = {

@@ -623,6 +623,28 @@ def decision_costs(cases: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def crowded_numbers(crowded: dict) -> dict[str, float]:
+    """The published numbers of what decisions cost where much is held, by name.
+
+    `crowded` is that part of the record of `benchmarks/decide.py`.
+    """
+    cases = pd.DataFrame(crowded["cases"])
+    took_us = cases.pivot_table(
+        index=["load", "slo_s"], columns="code", values="decision_us"
+    )
+    ratio = took_us["before"] / took_us["now"]
+    return {
+        "crowded_load_least": cases["load"].min(),
+        "crowded_load_most": cases["load"].max(),
+        "crowded_slo_least_ms": 1e3 * cases["slo_s"].min(),
+        "crowded_slo_most_ms": 1e3 * cases["slo_s"].max(),
+        "crowded_least_us": took_us["now"].min(),
+        "crowded_most_us": took_us["now"].max(),
+        "crowded_least_ratio": ratio.min(),
+        "crowded_most_ratio": ratio.max(),
+    }
+
+
 def headline(runs: pd.DataFrame, load: float) -> dict[str, float]:
     """The published numbers at one load, in percent, by their published names."""
     numbers = {
@@ -768,6 +790,7 @@ def simulate_cell(
     flush_s: float = np.inf,
     clients: int | None = None,
     noise: float = NOISE,
+    bias: float = 1.0,
     gap: float = np.inf,
 ) -> dict:
     """One cell of the evaluation, beside FIFO and the lower bound on the same seeds.
@@ -781,13 +804,18 @@ def simulate_cell(
 
     Learned estimators are fitted on transactions of another seed; those of a trace on
     its first half, FITTED of its transactions by arrival, and only what came later is
-    replayed, or its first `transactions`. A replayed trace is one sample: its intervals
+    replayed, or its first `transactions`. Every estimate is multiplied by `bias`. A
+    replayed trace is one sample: its intervals
     are over the noise of the estimates, None where they have none. `gap` bounds, for
     ours, how much larger the share of violations of one type may be than of another.
     Shares are fractions of 1; intervals are (low, high); a closed loop has no lower
     bound (None). Raises InvalidInput for anything that cannot be run.
     """
     require(load is None or load > 0, f"load={load} must be positive")
+    require(
+        0 < bias < np.inf,
+        f"bias={bias:g}: expected a positive, finite factor; 1 leaves estimates alone",
+    )
     require(
         (scenario is None) != (trace is None),
         "give either a scenario or a trace: exactly one of the two",
@@ -833,13 +861,17 @@ def simulate_cell(
         )
         drawn = estimator == "noisy"
         seeds = seeds if drawn else min(seeds, 1)  # each would be the same
+
+    def biased(trace: Trace, seed: int) -> F64:
+        return bias * estimate(trace, seed)
+
     setting = {"seeds": seeds, "seed": seed}
-    runs = replicate(cell, ["fifo"], [load], estimate, bound=clients is None, **setting)
+    runs = replicate(cell, ["fifo"], [load], biased, bound=clients is None, **setting)
     if policy != "fifo":
         fair: dict = {}
         if gap < np.inf:
             fair = {"gap": gap, "groups": len(cell.make_trace(seed).kinds)}
-        tried = replicate(cell, [policy], [load], estimate, **setting, **fair)
+        tried = replicate(cell, [policy], [load], biased, **setting, **fair)
         runs = pd.concat([runs, tried], ignore_index=True)
 
     def interval(name: str) -> Interval:

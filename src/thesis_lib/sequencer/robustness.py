@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from thesis_lib.checks import choice, require
-from thesis_lib.sequencer.misestimate import MISESTIMATIONS, Seen
+from thesis_lib.sequencer.misestimate import MISESTIMATIONS, Seen, anything
 from thesis_lib.sequencer.pricing import Prices, priced
 from thesis_lib.sequencer.report import (
     Cell,
@@ -38,6 +38,9 @@ CROWD_LOADS = 0.9, 1.5  # before and in a flash crowd
 BACK = 0.01  # so many more violations than before it count as recovered
 RECOVERS_S = 0.02  # goal: in that time
 WORSE = 0.002  # goal: never more violations than FIFO and so much
+LEARNING = (
+    4_000  # arrivals under wrong estimates before those that `under_anything` counts
+)
 BURSTS, BURST_S = (0.5, 1.5), 0.05  # rates of an MMPP-2 over their mean, mean sojourn
 
 
@@ -140,6 +143,43 @@ def added(table: pd.DataFrame, policy: str, names: Sequence[str]) -> float:
         index="misestimation", columns="load", values="percent"
     )
     return float((at.loc[list(names)] - at.loc["none"]).to_numpy().max())
+
+
+def under_anything(
+    cells: Mapping[str, Cell], policy: str, *, cases: int, seed: int,
+    loads: tuple[float, float] = (0.3, 1.5), objectives: Sequence[float] = (0.5, 1, 2),
+) -> pd.DataFrame:  # fmt: skip
+    """One row per case: a random misestimation somewhere, FIFO, and a policy.
+
+    Drawn are one of `cells`, a load between `loads`, the objective as a multiple of the
+    cell's, what is wrong with the estimates (`misestimate.anything`), and whether from
+    the start or from which row on. The shares of violations `fifo` and `policy` are of
+    what arrives LEARNING transactions later or after that. Columns: cell, load,
+    objective, after, fifo, policy. Raises InvalidInput for runs of fewer than twice
+    LEARNING transactions.
+    """
+    rows = []
+    for source in np.random.SeedSequence(seed).spawn(cases):
+        rng = np.random.default_rng(source)
+        name = str(rng.choice(list(cells)))
+        load, times = float(rng.uniform(*loads)), float(rng.choice(objectives))
+        cell = replace(cells[name], slo_s=times * cells[name].slo_s)
+        transactions = cell.make_trace(int(rng.integers(2**31)))
+        n = len(transactions)
+        require(
+            n >= 2 * LEARNING,
+            f"{n} transactions: {2 * LEARNING} are needed, half of them to learn from",
+        )
+        estimated_s = noisy_estimate()(transactions, int(rng.integers(2**31)))
+        trace = cell.arrange(transactions, load, int(rng.integers(2**31)))
+        after = int(rng.choice([0, int(rng.integers(n - 2 * LEARNING + 1))]))
+        seen = anything(Seen(trace, estimated_s), rng, after)
+        row = {"cell": name, "load": load, "objective": times, "after": after}
+        for label, tried in (("fifo", "fifo"), ("policy", policy)):
+            made = cell.history(trace, cell.policy(tried), seen.estimated_s, load)
+            row[label] = float(made.violated[after + LEARNING :].mean())
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def bursty_arrivals(rate_per_s: float, n: int, rng: np.random.Generator) -> F64:

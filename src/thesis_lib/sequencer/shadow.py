@@ -406,7 +406,8 @@ def learn_commits(memory: Memory, window: float) -> I64:
         seen[found] = i
         found += 1
         if window > 0:
-            learn(online, i, float(finish_s[i] - start_s[i]), window)
+            left_s = memory.deadline_s[i] - online.asked_s[i]
+            learn(online, i, float(finish_s[i] - start_s[i]), window, left_s)
     counts[PENDING], counts[READ] = kept, logged
     return seen[:found]
 
