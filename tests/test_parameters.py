@@ -154,6 +154,14 @@ def test_every_device_that_is_allowed_holds_the_large_plans():
         assert needed <= least(chapter, "device_gib", {}) < needed + 1
 
 
+def test_every_request_that_is_allowed_is_as_long_as_the_large_model_is_made_for():
+    (found,) = [c for c in VARIED if c.number == 6]
+    longest = chapters.parameters(found)["written_tokens"].limits
+    for prompt in (1, 512, 2047):
+        _, most = longest.bounds({"prompt_tokens": prompt})
+        assert prompt + most == geometry("llama-65b").most_positions
+
+
 def random_sets(chapter, count, seed):
     """Sets of allowed parameters; half of each is as in profile smoke."""
     declared = chapters.parameters(chapter)
