@@ -943,10 +943,10 @@ MUTANTS = [
         ("tests/sequencer/test_dispatch.py",),
     ),
     Mutant(
-        "ours: a heap forgets who came first",
+        "ours: by insertion, who came later goes first",
         "sequencer/dispatch.py",
-        "key[one] == key[other] and one < other",
-        "key[one] == key[other] and one > other",
+        "and key[order[to - 1]] > key[at])",
+        "and key[order[to - 1]] >= key[at])",
         ("tests/sequencer/test_dispatch.py",),
     ),
     Mutant(

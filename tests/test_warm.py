@@ -114,10 +114,10 @@ def test_what_cannot_be_imported_fails_in_its_own_cell(tmp_path):
 
 def chapter_values():
     return {
-        "03_enhanced_sequencer": {"design_transactions": 200, "design_loads": [1.1]},
+        "03_enhanced_sequencer": {"design_transactions": 300, "design_loads": [1.1]},
         "04_evaluation_ml_for_db": {
-            "seeds": 1, "transactions": 200, "loads": [0.9, 1.1],
-            "robust_loads": [1.1], "robust_transactions": 200, "goal_seeds": 1,
+            "seeds": 2, "transactions": 200, "loads": [0.9, 1.1],
+            "robust_loads": [1.1], "robust_transactions": 200, "goal_seeds": 2,
             "goal_transactions": 200, "fair_transactions": 400,
             "trace_transactions": 200, "trace_loads": [1.1],
         },

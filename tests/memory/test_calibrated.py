@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from test_compress import give_tokenizer
+from tiny import give_tokenizer
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.memory.calibrated import (

@@ -125,7 +125,7 @@ def test_ranks_that_are_missing_or_impossible_are_refused(tmp_path):
     def altered(value):
         config["quantization_config"]["ranks"] = value
         file.write_text(json.dumps(config))
-        return plan_checkpoint(folder, Machine(2**40, 1e9))
+        return plan_checkpoint(folder, Machine(2**40, 1e9), context=32)
 
     for value, words in (
         (None, "does not list the ranks"),
@@ -139,7 +139,7 @@ def test_ranks_that_are_missing_or_impossible_are_refused(tmp_path):
 
 def test_a_geometry_without_ranks_has_no_plan(tmp_path):
     tiny.write(tmp_path / "dense")
-    made = plan_checkpoint(tmp_path / "dense", Machine(2**40, 1e9))
+    made = plan_checkpoint(tmp_path / "dense", Machine(2**40, 1e9), context=32)
     with pytest.raises(InvalidInput, match="no ranks of factors"):
         plan(
             made.spec,

@@ -6,7 +6,7 @@ import shutil
 import benchmark
 import pytest
 import tiny
-from test_compress import give_tokenizer
+from tiny import give_tokenizer
 
 from thesis_lib.checks import InvalidInput
 from thesis_lib.memory.quality import perplexity, read_tokens

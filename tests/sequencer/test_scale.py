@@ -103,7 +103,7 @@ def test_parts_aside_by_littles_law():
 def test_where_everything_is_dropped_nothing_stands_aside():
     hopeless = replace(cell(200), slo_s=1e-6)
     (row,) = weak_scaling(
-        hopeless, ["ours"], [2], [0.5], 1.0, seeds=1, seed=4
+        hopeless, ["late-edf"], [2], [0.5], 1.0, seeds=1, seed=4
     ).to_dict("records")  # fmt: skip
     assert row["violations"] == row["violations_crossing"] == 1
     assert row["throughput"] == row["wait_s"] == row["aside"] == 0
