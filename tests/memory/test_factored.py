@@ -145,5 +145,6 @@ def test_a_geometry_without_ranks_has_no_plan(tmp_path):
             made.spec,
             Machine(2**40, 1e9),
             kind="lowrank",
+            context=32,
             config=read_config(tmp_path / "dense"),
         )
