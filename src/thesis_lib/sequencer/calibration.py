@@ -168,18 +168,24 @@ def trusting(given_s: F64, spread: float) -> Online:
 
 
 @njit(cache=True, inline="always")
-def corrected_s(online: Online, i: int) -> float:
-    """The calibrated estimate of transaction i; of a probe at most the typical service.
-
-    Before the first commit nothing is typical, and a probe takes no time.
-    """
+def regressed_s(online: Online, i: int) -> float:
+    """The calibrated estimate of transaction i that is no probe."""
     moments = online.moments
-    y = moments[MEAN_Y] + moments[SLOPE] * (online.given[i] - moments[MEAN_X])
-    if online.probes[i]:
-        if moments[COMMITS] == 0:
-            return 0.0
-        y = min(y, moments[TYPICAL_Y])
-    return exp(y)
+    return exp(moments[MEAN_Y] + moments[SLOPE] * (online.given[i] - moments[MEAN_X]))
+
+
+@njit(cache=True, inline="always")
+def typical_s(online: Online) -> float:
+    """The typical service, or nothing before the first commit."""
+    moments = online.moments
+    return exp(moments[TYPICAL_Y]) if moments[COMMITS] > 0 else 0.0
+
+
+@njit(cache=True, inline="always")
+def corrected_s(online: Online, i: int) -> float:
+    """The calibrated estimate of transaction i, of a probe at most the typical one."""
+    took_s = regressed_s(online, i)
+    return min(took_s, typical_s(online)) if online.probes[i] else took_s
 
 
 @njit(cache=True)

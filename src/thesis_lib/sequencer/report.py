@@ -633,15 +633,18 @@ def crowded_numbers(crowded: dict) -> dict[str, float]:
         index=["load", "slo_s"], columns="code", values="decision_us"
     )
     ratio = took_us["before"] / took_us["now"]
+    ends = {
+        "crowded_load": cases["load"],
+        "crowded_slo_ms": 1e3 * cases["slo_s"],
+        "crowded_us": took_us["now"],
+        "crowded_ratio": ratio,
+    }
     return {
-        "crowded_load_least": cases["load"].min(),
-        "crowded_load_most": cases["load"].max(),
-        "crowded_slo_least_ms": 1e3 * cases["slo_s"].min(),
-        "crowded_slo_most_ms": 1e3 * cases["slo_s"].max(),
-        "crowded_least_us": took_us["now"].min(),
-        "crowded_most_us": took_us["now"].max(),
-        "crowded_least_ratio": ratio.min(),
-        "crowded_most_ratio": ratio.max(),
+        name.replace("crowded_", "crowded_least_", 1): float(values.min())
+        for name, values in ends.items()
+    } | {
+        name.replace("crowded_", "crowded_most_", 1): float(values.max())
+        for name, values in ends.items()
     }
 
 

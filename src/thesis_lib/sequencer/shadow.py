@@ -25,7 +25,9 @@ from thesis_lib.sequencer.calibration import (
     Online,
     corrected_s,
     learn,
+    regressed_s,
     trusting,
+    typical_s,
 )
 from thesis_lib.sequencer.kernel import (
     LOGGED,
@@ -424,10 +426,14 @@ def outlook(memory: Memory, model: Model, ids: I64, now_s: float) -> tuple[float
     world, pending, counts = memory.world, memory.pending, memory.counts
     log, dispatch_s, start_s = world.log, world.dispatch_s, world.start_s
     keys, estimated_s, ends_s = memory.keys, memory.estimated_s, memory.ends_s
-    online = memory.online
+    online, probes = memory.online, memory.online.probes
+    most_s = typical_s(online)
     for at in range(len(ids)):
         i = int(ids[at])
-        estimated_s[i] = corrected_s(online, i)
+        estimated_s[i] = regressed_s(online, i)
+    for at in range(len(ids)):  # apart, so that the exponentials of all are vectors
+        if probes[ids[at]]:
+            estimated_s[ids[at]] = min(estimated_s[ids[at]], most_s)
     for at in range(counts[PENDING]):
         i = int(log[pending[at]])
         estimated_s[i] = corrected_s(online, i)
