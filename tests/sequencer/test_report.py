@@ -140,8 +140,8 @@ def test_crowded_numbers_are_the_extremes():
     ]
     made = report.crowded_numbers({"cases": cases})
     assert made == {
-        "crowded_load_least": 1.1, "crowded_load_most": 30.0,
-        "crowded_slo_least_ms": 100.0, "crowded_slo_most_ms": 100.0,
+        "crowded_least_load": 1.1, "crowded_most_load": 30.0,
+        "crowded_least_slo_ms": 100.0, "crowded_most_slo_ms": 100.0,
         "crowded_least_us": 2.0, "crowded_most_us": 5.0,
         "crowded_least_ratio": 1.5, "crowded_most_ratio": 10.0,
     }  # fmt: skip
