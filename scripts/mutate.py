@@ -340,8 +340,8 @@ MUTANTS = [
     Mutant(
         "trees: forests compare in double precision",
         "sequencer/trees.py",
-        "return features.astype(np.float32).astype(np.float64)",
-        "return features.astype(np.float64)",
+        "return kept.astype(np.float32).astype(np.float64)",
+        "return kept.astype(np.float64)",
         ("tests/sequencer/test_trees.py",),
     ),
     Mutant(
@@ -1321,8 +1321,8 @@ MUTANTS = [
     Mutant(
         "model file: a factor of any sign is read",
         "sequencer/modelfile.py",
-        "require(0 < factor < np.inf,",
-        "require(True,",
+        "0 < factor < np.inf and abs(np.log(factor)) <= FAR",
+        "True",
         ("tests/sequencer/test_modelfile.py", "-k", "forged"),
     ),
     Mutant(
@@ -1465,8 +1465,8 @@ MUTANTS = [
     Mutant(
         "shadow: alone, the lag of a dispatch is left out",
         "sequencer/shadow.py",
-        "free = _free_at(keys, ends_s, i, due_s)",
-        "free = _free_at(keys, ends_s, i, now_s)",
+        "free = free_at(keys, ends_s, i, due_s)",
+        "free = free_at(keys, ends_s, i, now_s)",
         ("tests/sequencer/test_simulate.py", "-k", "heapq"),
     ),
     Mutant(
