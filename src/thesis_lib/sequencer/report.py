@@ -632,19 +632,16 @@ def crowded_numbers(crowded: dict) -> dict[str, float]:
     took_us = cases.pivot_table(
         index=["load", "slo_s"], columns="code", values="decision_us"
     )
-    ratio = took_us["before"] / took_us["now"]
     ends = {
-        "crowded_load": cases["load"],
-        "crowded_slo_ms": 1e3 * cases["slo_s"],
-        "crowded_us": took_us["now"],
-        "crowded_ratio": ratio,
+        "load": cases["load"],
+        "slo_ms": 1e3 * cases["slo_s"],
+        "us": took_us["now"],
+        "ratio": took_us["before"] / took_us["now"],
     }
     return {
-        name.replace("crowded_", "crowded_least_", 1): float(values.min())
+        f"crowded_{end}_{name}": float(find(values.to_numpy()))
         for name, values in ends.items()
-    } | {
-        name.replace("crowded_", "crowded_most_", 1): float(values.max())
-        for name, values in ends.items()
+        for end, find in (("least", np.min), ("most", np.max))
     }
 
 
