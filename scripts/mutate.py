@@ -492,11 +492,47 @@ MUTANTS = [
         ("tests/memory/test_deployment.py",),
     ),
     Mutant(
+        "parameters: a list may hold anything once or twice",
+        "parameters.py",
+        "            good &= len(set(items)) == len(items)",
+        "            pass",
+        ("tests/test_parameters.py", "-k", "refused"),
+    ),
+    Mutant(
+        "parameters: plain papermill checks nothing",
+        "parameters.py",
+        "    limits = read_limits(text)\n    kinds",
+        "    limits = {}\n    kinds",
+        ("tests/test_parameters.py", "-k", "papermill"),
+    ),
+    Mutant(
+        "book: an absent number is cited as if it were there",
+        "book.py",
+        "            and record.parameters.get(PROFILE_PARAMETER) == CUSTOM",
+        "            and False",
+        ("tests/test_staging.py", "-k", "absent"),
+    ),
+    Mutant(
+        "sweep: every parameter is a culprit",
+        "sweep.py",
+        "if all(other[name] != values[name] for other in finished)",
+        "if True",
+        ("tests/test_sweep.py", "-k", "named"),
+    ),
+    Mutant(
+        "results: a word is printed above the prose",
+        "results.py",
+        "    _glue({name: word}, rules=[list(case) for case in cases.items()])",
+        "    _glue({name: word}, rules=[list(case) for case in cases.items()])\n"
+        "    return word",
+        ("tests/test_chapters.py", "-k", "disturbed"),
+    ),
+    Mutant(
         "parameters: a bound forgets the other parameters that it is made of",
         "parameters.py",
         "return _OPERATORS[type(node.op)](of(node.left), of(node.right))",
         "return of(node.left)",
-        ("tests/test_parameters.py",),
+        ("tests/test_parameters.py", "-k", "bound or calculated"),
     ),
     Mutant(
         "low rank: the whitening is left out",

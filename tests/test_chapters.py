@@ -128,6 +128,7 @@ results.publish_timed({"rate_per_s": 2.0})
 machine.undisturbed(lambda: machine._disturbances.clear(), tries=1)
 machine._disturbances.clear()
 results.publish_timed({"later_s": 1.0})
+results.choose("last", {"": "none"})
 """
 
 
@@ -139,11 +140,16 @@ def test_a_record_names_the_numbers_whose_measurement_was_disturbed(checkout):
     ((record, _),) = run(select(["2"]), "smoke", {}, checkout / "out", quiet)
     assert record.numbers == {
         "step_s": 0.5, "bytes": 3, "pace": "slow", "rate_per_s": 2.0, "later_s": 1.0,
-        "disturbed": "step_s rate_per_s", "disturbed_by": "others took 1.90 cores",
+        "last": "none", "disturbed": "step_s rate_per_s",
+        "disturbed_by": "others took 1.90 cores",
     }  # fmt: skip
     executed = nbformat.read(checkout / "out" / "02_second.ipynb", as_version=4)
-    assert chapters.choices(executed) == {"pace": {"step_s > 0.3": "slow", "": "fast"}}
+    assert chapters.choices(executed) == {
+        "pace": {"step_s > 0.3": "slow", "": "fast"}, "last": {"": "none"}
+    }  # fmt: skip
     assert chapters.contradictions(executed) == []
+    shown = {o.output_type for cell in executed.cells for o in cell.get("outputs", [])}
+    assert shown == {"display_data"}  # glued, and no word is printed above the prose
 
 
 def test_a_failure_keeps_earlier_results_and_says_where(checkout):

@@ -231,25 +231,19 @@ def test_no_number_in_prose_is_typed(page):
     )
 
 
+def lines(page):
+    return [line for text in texts(page) for line in text.split("\n")]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_directive_is_undone_by_a_role_in_its_argument(page):
-    undone = [
-        line
-        for text in texts(page)
-        for line in text.split("\n")
-        if re.match(r"\s*```+\{[\w:-]+\}.*`", line)
-    ]
+    undone = [line for line in lines(page) if re.match(r"\s*```+\{[\w:-]+\}.*`", line)]
     assert not undone, f"no fence of backticks has one in its first line: {undone}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_line_of_prose_disappears_as_a_comment(page):
-    lost = [
-        line
-        for text in texts(page)
-        for line in text.split("\n")
-        if line.startswith("%")
-    ]
+    lost = [line for line in lines(page) if line.startswith("%")]
     assert not lost, f"to MyST a line that begins with % is a comment: {lost}"
 
 

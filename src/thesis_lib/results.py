@@ -61,8 +61,8 @@ def _glue(numbers: Mapping[str, Real | float | str], **noted: object) -> None:
         )
 
 
-def choose(name: str, cases: Mapping[str, str]) -> str:
-    """Publish, as `name`, the wording that published numbers decide; return it.
+def choose(name: str, cases: Mapping[str, str]) -> None:
+    """Publish, as `name`, the wording that published numbers decide.
 
     `cases` are tried in order. Each is a comparison of published names and numbers,
     with `+ - * /`, `and`, `or` and `not`; the last is "", for all else. The rules go
@@ -77,7 +77,6 @@ def choose(name: str, cases: Mapping[str, str]) -> str:
     word = decided(cases, _published)
     # pairs, for a notebook keeps no order of keys
     _glue({name: word}, rules=[list(case) for case in cases.items()])
-    return word
 
 
 _OPERATORS = (
