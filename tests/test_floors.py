@@ -9,7 +9,7 @@ import thesis_lib
 
 PACKAGE = Path(thesis_lib.__file__).parent
 FLOORS = [
-    "checks units files memory.rowwise memory.pages",
+    "checks units files rules memory.rowwise memory.pages",
     "paths parameters stats machine sequencer.trace memory.spec memory.linears "
     "memory.checkpoint memory.rounding",
     "sequencer.workload sequencer.theory sequencer.locktable sequencer.bounds "
@@ -42,8 +42,8 @@ FLOORS = [
     "__main__",
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
-# Within a floor, only this one is built on its neighbour.
-NEIGHBOURS = {("units", "checks")}
+# Within a floor, only these are built on a neighbour.
+NEIGHBOURS = {("units", "checks"), ("rules", "checks")}
 
 
 def modules():

@@ -86,7 +86,7 @@ def test_a_bound_may_be_arithmetic_of_others_and_is_said():
 
 @pytest.mark.parametrize("bound", ["2**seeds", "print(1)", "6+", "a.b"])
 def test_a_bound_that_is_no_arithmetic_is_refused(bound):
-    with pytest.raises(InvalidInput, match="bound"):
+    with pytest.raises(InvalidInput, match="rule"):
         Limits.parse(f"{bound} .. 3 runs")
 
 

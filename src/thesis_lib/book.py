@@ -51,7 +51,8 @@ from thesis_lib.present import (
     markdown_table,
     meanings_lines,
 )
-from thesis_lib.results import Record, names_in
+from thesis_lib.results import Record
+from thesis_lib.rules import names_in
 from thesis_lib.units import format_duration, format_size
 
 STAMP = "rendered.sha256"

@@ -22,7 +22,6 @@ A bound may be another parameter, or arithmetic of others without spaces, such a
 import ast
 import inspect
 import math
-import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -32,12 +31,8 @@ from typing import Any
 import numpy as np
 
 from thesis_lib.checks import require
+from thesis_lib.rules import names_in, value_of
 
-_OPERATORS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-}
 TYPES: dict[str, type | UnionType] = {
     "int": int,
     "float": int | float,
@@ -45,7 +40,7 @@ TYPES: dict[str, type | UnionType] = {
     "bool": bool,
 }
 
-Bound = float | str  # a number, or what it is of other parameters
+Bound = float | str  # a number, or a rule that makes it of other parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,56 +75,35 @@ class Limits:
     @property
     def others(self) -> list[str]:
         """The parameters that the bounds are made of."""
-        return list(dict.fromkeys([*_names(self.low), *_names(self.high)]))
+        rules = [bound for bound in (self.low, self.high) if isinstance(bound, str)]
+        return list(dict.fromkeys(name for rule in rules for name in names_in(rule)))
 
     def bounds(self, values: Mapping[str, Any]) -> tuple[float, float]:
-        """Both ends for `values` of other parameters; without these, there is none."""
-        return (
-            _number(self.low, values, -math.inf),
-            _number(self.high, values, math.inf),
-        )
+        """Both ends for `values` of other parameters; without these, there is none.
+
+        A list stands for its largest item.
+        """
+        numbers = {
+            name: max(value) if isinstance(value, list) else value
+            for name in self.others
+            if (value := values.get(name)) not in (None, [])
+        }
+
+        def end(bound: Bound, otherwise: float) -> float:
+            if not isinstance(bound, str):
+                return bound
+            known = all(name in numbers for name in names_in(bound))
+            return value_of(bound, numbers) if known else otherwise
+
+        return end(self.low, -math.inf), end(self.high, math.inf)
 
 
 def _bound(text: str) -> Bound:
     try:
         return float(text)
     except ValueError:
-        pass
-    try:
-        nodes = [*ast.walk(ast.parse(text, mode="eval").body)]
-    except SyntaxError:
-        nodes = []
-    allowed = (ast.Name, ast.Load, ast.Constant, ast.BinOp, *_OPERATORS)
-    require(
-        bool(nodes) and all(isinstance(node, allowed) for node in nodes),
-        f"bound {text!r} is no number and no arithmetic of parameters",
-    )
-    return text
-
-
-def _names(bound: Bound) -> list[str]:
-    if not isinstance(bound, str):
-        return []
-    nodes = ast.walk(ast.parse(bound, mode="eval"))
-    return [node.id for node in nodes if isinstance(node, ast.Name)]
-
-
-def _number(bound: Bound, values: Mapping[str, Any], otherwise: float) -> float:
-    """What a bound is among `values`; `otherwise` where one that it needs is not."""
-
-    def of(node: ast.expr) -> float:
-        if isinstance(node, ast.BinOp):
-            return _OPERATORS[type(node.op)](of(node.left), of(node.right))
-        if isinstance(node, ast.Name):
-            value = values[node.id]
-            return max(value) if isinstance(value, list) else value
-        return ast.literal_eval(node)
-
-    if not isinstance(bound, str):
-        return bound
-    if any(values.get(name) in (None, []) for name in _names(bound)):
-        return otherwise
-    return of(ast.parse(bound, mode="eval").body)
+        names_in(text)
+        return text
 
 
 @dataclass(frozen=True, slots=True)

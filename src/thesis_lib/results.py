@@ -1,6 +1,5 @@
 """Headline numbers and their records: published, checked, read back strictly."""
 
-import ast
 import json
 import math
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any, Self, get_args, get_origin
 from thesis_lib.checks import InvalidInput, require
 from thesis_lib.files import write_whole
 from thesis_lib.machine import disturbances
+from thesis_lib.rules import names_in, value_of
 
 RECORD_VERSION = 2
 
@@ -79,50 +79,18 @@ def choose(name: str, cases: Mapping[str, str]) -> None:
     _glue({name: word}, rules=[list(case) for case in cases.items()])
 
 
-_OPERATORS = (
-    ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Compare, ast.boolop, ast.cmpop, ast.Load,
-    ast.Not, ast.USub, ast.Add, ast.Sub, ast.Mult, ast.Div,
-)  # fmt: skip
-
-
-def names_in(rule: str) -> set[str]:
-    """The published names that a rule of `choose` compares.
-
-    Raises InvalidInput for anything that is no comparison of names and numbers.
-    """
-    try:
-        tree = ast.parse(rule, mode="eval").body
-    except SyntaxError as error:
-        raise InvalidInput(f"rule {rule!r} cannot be read: {error.msg}") from error
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            names.add(node.id)
-        else:
-            known = isinstance(node, _OPERATORS) or (
-                isinstance(node, ast.Constant) and isinstance(node.value, int | float)
-            )
-            require(
-                known,
-                f"rule {rule!r} holds a {type(node).__name__}: expected names, "
-                "numbers, comparisons and + - * /, and, or, not",
-            )
-    return names
-
-
 def decided(cases: Mapping[str, str], numbers: Mapping[str, Number]) -> str:
     """The word of the first case that `numbers` fulfil; see `choose`."""
     for rule, word in cases.items():
         if not rule:
             return word
-        missing = sorted(names_in(rule) - numbers.keys())
+        missing = [name for name in names_in(rule) if name not in numbers]
         require(
             not missing,
             f"rule {rule!r} compares {', '.join(missing)}, which nothing has published "
             "so far: publish it first",
         )
-        # nothing but the nodes that `names_in` lets pass
-        if eval(compile(rule, "rule", "eval"), {"__builtins__": {}}, dict(numbers)):
+        if value_of(rule, numbers):
             return word
     raise InvalidInput("no case holds: the last must be ''")
 
