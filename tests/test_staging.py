@@ -1,5 +1,6 @@
 """What the book is rendered from: results that belong together, pages from records."""
 
+import json
 import threading
 
 import nbformat
@@ -84,6 +85,24 @@ def test_the_page_of_parameters_says_what_is_allowed_and_what_ran(checkout):
     nbformat.write(notebook, checkout / "notebooks" / "04_evaluation.ipynb")
     text = staged(checkout, "parameters_table.txt")
     assert "| `seeds` | paired seeds | 2 .. 100 runs; work | `6` |" in text
+
+
+def test_the_large_runs_are_told_from_their_record(checkout):
+    assert "not been recorded" in staged(checkout, "parameters_large.txt")
+    run = {
+        "commit": "c0ffee", "points": 4, "failed": {"a": "b"}, "workers": 2,
+        "point_s": {"sum": 7200.0, "median": 1.0, "most": 60.0},
+        "rows": [{"load": 0.9, "points": 2, "FIFO (%)": [12.0, 11.0, 13.0]}],
+    }  # fmt: skip
+    full = {"commit": "beef", "seconds": {"a": 60.0, "b": 120.0},
+            "peak_memory_bytes": 2**30}  # fmt: skip
+    folder = checkout / "data" / "measurements"
+    folder.mkdir()
+    (folder / "grids.json").write_text(json.dumps({"g": run, "full": full}))
+    text = staged(checkout, "parameters_large.txt")
+    assert "| `g` | 4 | 1 | 120 min, 60 s | 2 | `c0ffee` |" in text
+    assert "took 3 min and 1 GiB at most, at `beef`." in text
+    assert "| 0.9 | 2 | 12 (11 to 13) |" in text
 
 
 @pytest.mark.parametrize("profile", ["smoke", CUSTOM])

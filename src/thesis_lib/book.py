@@ -6,6 +6,7 @@ cache that does not know the package. The pages "Your hardware", "Parameters" an
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -41,6 +42,7 @@ from thesis_lib.compare import (
     read_reference,
 )
 from thesis_lib.files import content_hash, file_hash
+from thesis_lib.paths import data_folder
 from thesis_lib.present import (
     book_lines,
     chart,
@@ -254,6 +256,57 @@ def _parameter_lines(chapter: Chapter, record: Record) -> list[str]:
     return [title, *markdown_table(head, rows)] if rows else []
 
 
+def _large_runs() -> list[str]:
+    """What `benchmarks/grids.py` recorded of the large runs, as MyST Markdown."""
+    path = data_folder() / "measurements" / "grids.json"
+    if not path.is_file():
+        return ["The large grids and the profile `full` have not been recorded yet."]
+    record = json.loads(path.read_text())
+    full = record.pop("full", None)
+    lines = markdown_table(
+        [
+            "Grid",
+            "Points",
+            "Failed",
+            "Time of all, of the longest",
+            "Workers",
+            "Commit",
+        ],
+        [
+            [
+                f"`{name}`",
+                str(run["points"]),
+                str(len(run["failed"])),
+                f"{format_duration(run['point_s']['sum'])}, "
+                f"{format_duration(run['point_s']['most'])}",
+                str(run["workers"]),
+                f"`{run['commit']}`",
+            ]
+            for name, run in record.items()
+        ],
+    )
+    if full is not None:
+        lines += [
+            f"The profile `full` took {format_duration(sum(full['seconds'].values()))} "
+            f"and {format_size(full['peak_memory_bytes'])} at most, at "
+            f"`{full['commit']}`.",
+            "",
+        ]
+    for name, run in record.items():
+        shown = [
+            [
+                f"{value[0]:.3g} ({value[1]:.3g} to {value[2]:.3g})"
+                if isinstance(value, list) and row["points"] > 1
+                else f"{value[0] if isinstance(value, list) else value:.4g}"
+                for value in row.values()
+            ]
+            for row in run["rows"]
+        ]
+        head = [markdown(column) for column in run["rows"][0]]
+        lines += [f"### `{name}`", *markdown_table(head, shown)]
+    return lines
+
+
 def _escaped(
     head: list[str], rows: list[list[str]]
 ) -> tuple[list[str], list[list[str]]]:
@@ -364,6 +417,8 @@ def stage(executed: Path, source: Path) -> str:
         for line in _parameter_lines(chapter, published.records[chapter.name])
     ]
     (source / "book" / "parameters_table.txt").write_text("\n".join(lines))
+    large = "\n".join(_large_runs())
+    (source / "book" / "parameters_large.txt").write_text(large)
     _stage_your_hardware(compared, reference, published, source / "book")
     files = [path for path in source.rglob("*") if path.is_file()]
     names = "\n".join(str(path.relative_to(source)) for path in sorted(files))

@@ -1,0 +1,110 @@
+"""The large grids of chapters 4 and 6, run once, and what the profile `full` took.
+
+A grid goes on where it was stopped, as `thesis sweep` does; times are summed over its
+points, whichever call executed them. `full` tells the times of an executed profile.
+
+    python benchmarks/grids.py [04_evaluation] [06_evaluation] [full]
+"""
+
+import json
+import sys
+
+import pandas as pd
+
+from thesis_lib import chapters, sweep
+from thesis_lib.files import write_whole
+from thesis_lib.machine import identity, provenance
+from thesis_lib.stats import mean_interval
+
+# By grid: the chapter, how many workers (None: one a core), and what is shown of it.
+GRIDS: dict[str, tuple[str, int | None, dict[str, str]]] = {
+    "04_evaluation": (
+        "4",
+        None,
+        {
+            "fifo_violations_percent": "FIFO, violations (%)",
+            "ours_violations_percent": "ours (%)",
+            "lower_bound_percent": "lower bound (%)",
+        },
+    ),
+    "06_evaluation": (
+        "6",
+        1,
+        {
+            "stream_peak_mib": "peak (MiB)",
+            "stream_s_per_token": "streamed token (s)",
+            "stream_slowdown": "times a resident one",
+        },
+    ),
+}
+
+
+def rows(made: sweep.Sweep, shown: dict[str, str]) -> list[dict]:
+    """For each value of the axes but the seed, the means of the numbers shown.
+
+    With their 95 % bootstrap intervals where there is more than one point.
+    """
+    table = sweep.gather(made)
+    axes = [name for name in made.grid.varied if name != sweep.SEED]
+    by = table.groupby([f"parameter.{name}" for name in axes], sort=False)
+    found = []
+    for values, points in by:
+        row: dict = dict(zip(axes, map(float, values), strict=True))
+        row["points"] = len(points)
+        for name, label in shown.items():
+            of = mean_interval(points[f"number.{name}"].to_numpy())
+            row[label] = [of.value, of.low, of.high]
+        found.append(row)
+    return found
+
+
+def run(name: str) -> dict:
+    """Execute what is left of a grid; the record of all of it."""
+    number, workers, shown = GRIDS[name]
+    (chapter,) = chapters.select([number])
+    checkout = chapters.repository()
+    grid = sweep.read_grid(checkout / "data" / "grids" / f"{name}.yml", chapter)
+    made = sweep.run(
+        grid,
+        checkout / "build" / "sweeps" / f"{chapter.name}-{name}",
+        workers,
+        None,
+        True,
+        lambda done, failed, running, total: print(name, done, failed, "of", total),
+    )
+    seconds = pd.Series([record.seconds for record in made.records.values()])
+    return provenance(checkout) | {
+        "chapter": chapter.number,
+        "points": len(grid.points),
+        "failed": {f.point.name: f.sentence for f in made.failures},
+        "workers": workers or identity()["cores"],
+        "point_s": {
+            "sum": float(seconds.sum()),
+            "median": float(seconds.median()),
+            "most": float(seconds.max()),
+        },
+        "rows": rows(made, shown),
+    }
+
+
+def full() -> dict:
+    """What the chapters of the executed profile `full` took."""
+    checkout = chapters.repository()
+    records = chapters.read_records(checkout / "build" / "chapters" / "full")
+    return provenance(checkout) | {
+        "seconds": {record.chapter: record.seconds for record in records},
+        "peak_memory_bytes": max(record.peak_memory_bytes for record in records),
+    }
+
+
+def main() -> None:
+    target = chapters.repository() / "data" / "measurements" / "grids.json"
+    report = json.loads(target.read_text()) if target.is_file() else {}
+    for name in sys.argv[1:] or [*GRIDS, "full"]:
+        report[name] = full() if name == "full" else run(name)
+        write_whole(target, json.dumps(report, indent=1) + "\n")
+        print(json.dumps(report[name], indent=1))
+
+
+if __name__ == "__main__":
+    main()
