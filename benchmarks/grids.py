@@ -48,8 +48,8 @@ def rows(made: sweep.Sweep, shown: dict[str, str]) -> list[dict]:
     axes = [name for name in made.grid.varied if name != sweep.SEED]
     by = table.groupby([f"parameter.{name}" for name in axes], sort=False)
     found = []
-    for values, points in by:
-        row: dict = dict(zip(axes, map(float, values), strict=True))
+    for _, points in by:
+        row: dict = {name: float(points[f"parameter.{name}"].iloc[0]) for name in axes}
         row["points"] = len(points)
         for name, label in shown.items():
             of = mean_interval(points[f"number.{name}"].to_numpy())
