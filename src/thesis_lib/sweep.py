@@ -349,6 +349,7 @@ def _connect(workers: int | None, scheduler: str | None) -> Iterator[Any]:
                 f"{environ}.OMP_NUM_THREADS": threads,
                 f"{environ}.MKL_NUM_THREADS": threads,
                 f"{environ}.OPENBLAS_NUM_THREADS": threads,
+                f"{environ}.LOKY_MAX_CPU_COUNT": threads,  # processes of run_grid
             }
         ),
         LocalCluster(

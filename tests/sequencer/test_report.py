@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thesis_lib.checks import InvalidInput
+from thesis_lib.checks import InvalidInput, require
 from thesis_lib.sequencer import report
 from thesis_lib.sequencer.estimator import ESTIMATORS, cut_tail
 from thesis_lib.sequencer.kernel import Delays
@@ -96,6 +96,29 @@ def test_replicates_are_paired_and_repeat():
     for name in ("fifo", "drop", "bound"):
         first, second = (report.column(runs, name, 1.1, "violations") for runs in again)
         np.testing.assert_array_equal(first, second)
+
+
+def test_rows_are_the_same_for_any_number_of_processes(monkeypatch):
+    cell = report.scenario_cell("A", transactions=600)
+    estimate = report.learned_estimate("boosted", cell.make_trace(5))
+
+    def runs(processes: int) -> pd.DataFrame:
+        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", str(processes))
+        return report.replicate(
+            cell, ["fifo", "ours"], [0.9, 1.1], estimate, seeds=2, seed=4, bound=True
+        )
+
+    pd.testing.assert_frame_equal(runs(1), runs(2), check_exact=True)
+
+
+def test_a_point_that_fails_in_another_process_is_named_here(monkeypatch):
+    def measure(at: int) -> list[dict]:
+        require(at < 2, f"point {at} has no rows")
+        return [{"at": at}]
+
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
+    with pytest.raises(InvalidInput, match="point 2 has no rows"):
+        report.run_grid(measure, [(at,) for at in range(4)])
 
 
 @pytest.mark.parametrize("estimator", ["noisy", "oracle", "constant", "linear"])

@@ -18,7 +18,7 @@ from thesis_lib.checks import require, vector
 from thesis_lib.sequencer.calibration import conformal_offset, track
 from thesis_lib.sequencer.estimator import LEVELS, SHORTEST_S, STEP
 from thesis_lib.sequencer.policies import MENDED, Policy, fifo
-from thesis_lib.sequencer.report import Cell, Estimate, counted, paired_runs
+from thesis_lib.sequencer.report import Cell, Estimate, counted, run_paired
 from thesis_lib.sequencer.simulate import simulate
 from thesis_lib.sequencer.trace import (
     F64,
@@ -303,15 +303,16 @@ def end_to_end(
     `track_latency`, NaN for a type that comes no more. Seeds are made as
     `report.replicate` makes them; the warm-up does not count.
     """
-    rows = []
-    paired = paired_runs(cell, loads, estimate, seeds=seeds, seed=seed)
-    for number, load, trace, estimated_s in paired:
+
+    def measure(
+        number: int, load: float, trace: Trace, estimated_s: F64
+    ) -> Iterator[dict]:
         forecast_s, history = forecast_finish(
             trace, estimated_s, cores=cell.cores, slo_s=cell.slo_s
         )
-        labels = {"load": load, "seed": number}
-        rows += [labels | row for row in _judged(trace, forecast_s, history)]
-    return pd.DataFrame(rows)
+        return _judged(trace, forecast_s, history)
+
+    return run_paired(measure, cell, loads, estimate, seeds=seeds, seed=seed)
 
 
 def _judged(

@@ -5,7 +5,7 @@ configuration and on seeds that no design has seen; what has to pass is the pess
 end of an interval.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +23,14 @@ from thesis_lib.sequencer.report import (
     difference_interval,
     named_estimate,
     noisy_estimate,
-    paired_runs,
     paired_seeds,
     reduction,
     replicate,
+    run_paired,
     scenario_cell,
     table,
 )
+from thesis_lib.sequencer.trace import F64, Trace
 from thesis_lib.stats import mean_interval
 
 LOADS = (0.9, 0.95, 0.99, 1.1, 1.5)
@@ -171,17 +172,24 @@ def censored(cell: Cell, load: float, *, seeds: int) -> pd.DataFrame:
     are factors too. `share` is of the arrivals, in percent; medians are in
     milliseconds. Without a row `refused` where nothing was.
     """
-    kept, truth_s, believed_s = [], [], []
-    runs = paired_runs(cell, [load], noisy_estimate(), seeds=seeds, seed=DESIGN_SEED)
-    for _, _, trace, estimated_s in runs:
+
+    def measure(
+        number: int, load: float, trace: Trace, estimated_s: F64
+    ) -> Iterator[dict]:
         history = cell.history(trace, cell.policy("ours"), estimated_s, load)
-        kept.append(~history.dropped)
-        truth_s.append(trace.service_s)
-        believed_s.append(estimated_s)
-    admitted, y, x = (
-        np.concatenate(kept), np.log(np.concatenate(truth_s)),
-        np.log(np.concatenate(believed_s)),
-    )  # fmt: skip
+        yield {
+            "admitted": ~history.dropped,
+            "truth_s": trace.service_s,
+            "estimated_s": estimated_s,
+        }
+
+    runs = run_paired(
+        measure, cell, [load], noisy_estimate(), seeds=seeds, seed=DESIGN_SEED
+    )
+    admitted = np.concatenate(runs["admitted"].to_list())
+    y, x = (
+        np.log(np.concatenate(runs[n].to_list())) for n in ("truth_s", "estimated_s")
+    )
     slope, intercept = np.polyfit(x[admitted], y[admitted], 1)
     residual = y - slope * x - intercept
     edge = np.quantile(residual[admitted], Terms().pressed_p)

@@ -6,7 +6,7 @@ policy from that schedule is what it does not know and does not do; what separat
 schedule from the bound is open.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,9 @@ from thesis_lib.sequencer.report import (
     Cell,
     Estimate,
     noisy_estimate,
-    paired_runs,
     paired_seeds,
+    run_grid,
+    run_paired,
 )
 from thesis_lib.sequencer.simulate import simulate
 from thesis_lib.sequencer.trace import F64, History, Trace
@@ -59,9 +60,10 @@ def distances(
     of `ours` that would have been on time, of all arrivals. `sweeps` as in `search`.
     """
     estimate = noisy_estimate() if estimate is None else estimate
-    rows = []
-    paired = paired_runs(cell, loads, estimate, seeds=seeds, seed=seed)
-    for number, load, trace, estimated_s in paired:
+
+    def measure(
+        number: int, load: float, trace: Trace, estimated_s: F64
+    ) -> Iterator[dict]:
         exact = {name: _run(cell, trace, name, trace.service_s) for name in BEGUN}
         ours = _run(cell, trace, "ours", estimated_s)
         made = {
@@ -77,19 +79,16 @@ def distances(
         in_vain = would_be_on_time(
             trace, ours, cores=cell.cores, lag_s=cell.delays.lag_s
         )
-        at = {"load": load, "seed": number}
-        rows += [
-            at
-            | {
+        for name, history in made.items():
+            yield {
                 "policy": name,
                 "violations": history.violated.mean(),
                 "dropped": history.dropped.mean(),
                 "in_vain": in_vain.mean() if name == "ours" else np.nan,
             }
-            for name, history in made.items()
-        ]
-        rows.append(at | {"policy": "bound", "violations": fewest / len(trace)})
-    return pd.DataFrame(rows)
+        yield {"policy": "bound", "violations": fewest / len(trace)}
+
+    return run_paired(measure, cell, loads, estimate, seeds=seeds, seed=seed)
 
 
 def windows(
@@ -111,25 +110,24 @@ def windows(
     )
     estimated_s = noisy_estimate()(trace, estimate_seed)
     place = {"cores": cell.cores, "slo_s": cell.slo_s}
-    rows = []
-    for at in range(number):
+
+    def measure(at: int) -> Iterator[dict]:
         inside = np.arange(at * LARGEST, (at + 1) * LARGEST)
         window = trace.take(inside)
         solved = solve(window, **place, effort=effort)
         exact = [_run(cell, window, name, window.service_s) for name in BEGUN]
         noisy = _run(cell, window, "ours", estimated_s[inside])
-        rows.append(
-            {
-                "relaxed": fewest_violations(window, **place),
-                "proven": solved.bound,
-                "found": solved.violations,
-                "search": search(window, **place, begun=exact).violated.sum(),
-                "oracle": exact[0].violated.sum(),
-                "ours": noisy.violated.sum(),
-                "fifo": _run(cell, window, "fifo", estimated_s[inside]).violated.sum(),
-            }
-        )
-    return pd.DataFrame(rows).astype(int)
+        yield {
+            "relaxed": fewest_violations(window, **place),
+            "proven": solved.bound,
+            "found": solved.violations,
+            "search": search(window, **place, begun=exact).violated.sum(),
+            "oracle": exact[0].violated.sum(),
+            "ours": noisy.violated.sum(),
+            "fifo": _run(cell, window, "fifo", estimated_s[inside]).violated.sum(),
+        }
+
+    return run_grid(measure, [(at,) for at in range(number)]).astype(int)
 
 
 def summarise_windows(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 
 from thesis_lib.checks import InvalidInput, choice, require
 from thesis_lib.sequencer.bounds import fewest_violations
@@ -438,17 +439,62 @@ def paired_seeds(seed: int, seeds: int) -> list[tuple[int, int, int]]:
     return [(trace, arrivals, estimates) for trace, arrivals, estimates in made]
 
 
-def paired_runs(
-    cell: Cell, loads: Iterable[float], estimate: Estimate, *, seeds: int, seed: int
-) -> Iterator[tuple[int, float, Trace, F64]]:
-    """(number of the seed, load, trace, estimates), for each seed the loads in turn."""
-    paired = enumerate(paired_seeds(seed, seeds))
-    for number, (trace_seed, arrival_seed, estimate_seed) in paired:
+Point = tuple[int, tuple[int, int, int], float]
+
+
+def paired_points(loads: Iterable[float], *, seeds: int, seed: int) -> list[Point]:
+    """(number of the seed, its `paired_seeds`, load): for each seed the loads in turn."""
+    loads = list(loads)
+    return [
+        (number, drawn, load)
+        for number, drawn in enumerate(paired_seeds(seed, seeds))
+        for load in loads
+    ]
+
+
+def run_grid(
+    measure: Callable[..., Iterable[dict]], points: Iterable[tuple]
+) -> pd.DataFrame:
+    """The rows of `measure(*point)` for every point, in the order of the points.
+
+    As many processes as there are cores share the points; LOKY_MAX_CPU_COUNT makes it
+    fewer. A point brings its own seeds, so that the rows do not depend on how many.
+    """
+    # Arrays that joblib maps from a file are read-only, another type to numba.
+    measured = Parallel(n_jobs=-1, max_nbytes=None)(
+        delayed(_rows_of)(measure, point) for point in points
+    )
+    return pd.DataFrame([row for rows in measured or [] for row in rows])
+
+
+def _rows_of(measure: Callable[..., Iterable[dict]], point: tuple) -> list[dict]:
+    return list(measure(*point))
+
+
+def run_paired(
+    measure: Callable[[int, float, Trace, F64], Iterable[dict]],
+    cell: Cell,
+    loads: Iterable[float],
+    estimate: Estimate,
+    *,
+    seeds: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Rows of `measure(number of the seed, load, trace, estimates)`, by seed and load.
+
+    They begin with the columns `load` and `seed`. What has the same number of the seed
+    has the same transactions and estimates, whatever it is compared with.
+    """
+
+    def rows(number: int, drawn: tuple[int, int, int], load: float) -> Iterator[dict]:
+        trace_seed, arrival_seed, estimate_seed = drawn
         transactions = cell.make_trace(trace_seed)
         estimated_s = estimate(transactions, estimate_seed)
-        for load in loads:
-            trace = cell.arrange(transactions, load, arrival_seed)
-            yield number, load, trace, estimated_s
+        trace = cell.arrange(transactions, load, arrival_seed)
+        for row in measure(number, load, trace, estimated_s):
+            yield {"load": load, "seed": number} | row
+
+    return run_grid(rows, paired_points(loads, seeds=seeds, seed=seed))
 
 
 def replicate(
@@ -473,20 +519,19 @@ def replicate(
         not bound or cell.clients is None,
         "a closed loop has no lower bound: its arrivals depend on the policy",
     )
-    rows = []
-    paired = paired_runs(cell, loads, estimate, seeds=seeds, seed=seed)
-    for number, load, trace, estimated_s in paired:
+
+    def measure(
+        number: int, load: float, trace: Trace, estimated_s: F64
+    ) -> Iterator[dict]:
         for name in policies:
             policy = cell.policy(name, **options)
-            report = cell.run(trace, policy, estimated_s, load)
-            rows.append(_row(report, load=load, seed=number, policy=name))
+            yield _row(cell.run(trace, policy, estimated_s, load), policy=name)
         if bound:
             longest_s = max(cell.objectives_s or [cell.slo_s])
             fewest = fewest_counted_violations(trace, cores=cell.cores, slo_s=longest_s)
-            rows.append(
-                {"load": load, "seed": number, "policy": "bound", "violations": fewest}
-            )
-    return pd.DataFrame(rows)
+            yield {"policy": "bound", "violations": fewest}
+
+    return run_paired(measure, cell, loads, estimate, seeds=seeds, seed=seed)
 
 
 def reduction_interval(violations: F64, baseline: F64) -> Interval:
@@ -710,18 +755,33 @@ def ablation(
         for start, defects in (("described", AS_DESCRIBED), ("fixed", MENDED))
         for defect in ("", *Defects.names())
     }  # fmt: skip
-    counts = {variant: np.empty((seeds, 2)) for variant in variants}
-    for number, (trace_seed, arrival_seed, _) in enumerate(paired_seeds(seed, seeds)):
+
+    def measure(number: int, drawn: tuple[int, int, int]) -> Iterator[dict]:
+        trace_seed, arrival_seed, _ = drawn
         trace = cell.arrange(cell.make_trace(trace_seed), load, arrival_seed)
         estimated_s = {cut: fit(trace, 0) for cut, fit in fits.items()}
-        for variant, defects in variants.items():
+        for (start, defect), defects in variants.items():
             made = cell.policy(policy, defects=defects)
             report = cell.run(trace, made, estimated_s[defects.cut_tail], load)
-            counts[variant][number] = report.violations, report.lenient
+            yield {
+                "from": start,
+                "defect": defect,
+                "strict": report.violations,
+                "lenient": report.lenient,
+            }
+
+    runs = run_grid(measure, enumerate(paired_seeds(seed, seeds)))
+    both = ["strict", "lenient"]
+    counts = {
+        (start, defect): runs.query("`from` == @start and defect == @defect")[
+            both
+        ].to_numpy()
+        for start, defect in variants
+    }
     rows = []
     for (start, defect), shares in counts.items():
         row = {"from": start, "defect": defect}
-        for at, count in enumerate(("strict", "lenient")):
+        for at, count in enumerate(both):
             change = difference_interval(shares[:, at], counts[start, ""][:, at])
             row |= {
                 count: 100 * shares[:, at].mean(),

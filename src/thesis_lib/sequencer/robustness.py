@@ -4,7 +4,7 @@ Every comparison is with FIFO on the same transactions, which asks no estimate a
 or loses nothing by a wrong one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,12 +18,14 @@ from thesis_lib.sequencer.report import (
     column,
     difference_interval,
     noisy_estimate,
-    paired_seeds,
+    paired_points,
     replicate,
+    run_grid,
+    run_paired,
     scenario_cell,
     trace_cell,
 )
-from thesis_lib.sequencer.trace import F64, I64
+from thesis_lib.sequencer.trace import F64, I64, Trace
 from thesis_lib.sequencer.workload import (
     SERVICE_SIGMA,
     Scale,
@@ -60,25 +62,31 @@ def under_misestimation(
     """
     for name in names:
         choice("misestimation", name, MISESTIMATIONS)
-    rows = []
     policies = list(dict.fromkeys(["fifo", *policies]))
-    paired = enumerate(paired_seeds(seed, seeds))
-    for number, (trace_seed, arrival_seed, estimate_seed) in paired:
+
+    def measure(
+        number: int, drawn: tuple[int, int, int], load: float
+    ) -> Iterator[dict]:
+        trace_seed, arrival_seed, estimate_seed = drawn
         transactions = cell.make_trace(trace_seed)
         estimated_s = noisy_estimate()(transactions, estimate_seed)
-        for load in loads:
-            seen = Seen(cell.arrange(transactions, load, arrival_seed), estimated_s)
-            for name in names:
-                rng = np.random.default_rng([estimate_seed, 1])
-                changed = MISESTIMATIONS[name](seen, rng)
-                for policy in policies:
-                    report = cell.run(
-                        changed.trace, cell.policy(policy), changed.estimated_s, load
-                    )
-                    rows.append((name, load, number, policy, report.violations))
-    return pd.DataFrame(
-        rows, columns=["misestimation", "load", "seed", "policy", "violations"]
-    )
+        seen = Seen(cell.arrange(transactions, load, arrival_seed), estimated_s)
+        for name in names:
+            rng = np.random.default_rng([estimate_seed, 1])
+            changed = MISESTIMATIONS[name](seen, rng)
+            for policy in policies:
+                report = cell.run(
+                    changed.trace, cell.policy(policy), changed.estimated_s, load
+                )
+                yield {
+                    "misestimation": name,
+                    "load": load,
+                    "seed": number,
+                    "policy": policy,
+                    "violations": report.violations,
+                }
+
+    return run_grid(measure, paired_points(loads, seeds=seeds, seed=seed))
 
 
 def beyond_fifo(runs: pd.DataFrame, by: str = "misestimation") -> pd.DataFrame:
@@ -240,22 +248,30 @@ def through_a_crowd(
     """
     require(window_s > 0, f"window_s={window_s:g} must be positive")
     crowded = replace(cell, arrivals=crowd.arrivals)
-    counts: dict[str, list[F64]] = {policy: [] for policy in policies}
-    arrived: list[F64] = []
     first = -int(crowd.end_s / window_s)
-    paired = paired_seeds(seed, seeds)
-    for trace_seed, arrival_seed, estimate_seed in paired:
-        transactions = cell.make_trace(trace_seed)
-        estimated_s = noisy_estimate()(transactions, estimate_seed)
-        trace = crowded.arrange(transactions, load, arrival_seed)
+
+    def measure(
+        number: int, load: float, trace: Trace, estimated_s: F64
+    ) -> Iterator[dict]:
         window = np.floor((trace.arrival_s - crowd.end_s) / window_s).astype(int)
         inside = window >= first
         at = window[inside] - first
-        arrived.append(_by_window(at, np.ones(len(at))))
-        for policy in policies:
-            history = crowded.history(trace, cell.policy(policy), estimated_s, load)
-            violated = history.violated[inside].astype(float)
-            counts[policy].append(_by_window(at, violated))
+        arrived = _by_window(at, np.ones(len(at)))
+        violated = {
+            policy: crowded.history(
+                trace, cell.policy(policy), estimated_s, load
+            ).violated
+            for policy in policies
+        }
+        yield {"arrived": arrived} | {
+            policy: _by_window(at, of[inside].astype(float))
+            for policy, of in violated.items()
+        }
+
+    runs = run_paired(
+        measure, crowded, [load], noisy_estimate(), seeds=seeds, seed=seed
+    )
+    arrived = runs["arrived"]
     whole = min(len(count) for count in arrived)
     require(
         whole > -first,
@@ -264,8 +280,8 @@ def through_a_crowd(
     )
     total = sum(count[:whole] for count in arrived)
     shares = {
-        policy: sum(count[:whole] for count in made) / np.maximum(total, 1)
-        for policy, made in counts.items()
+        policy: sum(count[:whole] for count in runs[policy]) / np.maximum(total, 1)
+        for policy in policies
     }
     begins_s = window_s * (first + np.arange(whole))
     return pd.DataFrame(shares, index=pd.Index(begins_s, name="from_s"))
