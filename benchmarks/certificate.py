@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory_limit import confine
 
 from thesis_lib.checks import require
 from thesis_lib.files import write_whole
 from thesis_lib.machine import provenance
 from thesis_lib.memory import smollm2
-from thesis_lib.memory.confine import confine
 from thesis_lib.memory.measure import DeviceBudget
 from thesis_lib.memory.plan import MemoryPlan
 from thesis_lib.memory.spec import ARCHITECTURES, Machine, ModelSpec

@@ -25,6 +25,8 @@ from typing import Any
 
 import psutil
 import torch
+from memory_limit import confine
+from timed_decode import run_trial
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -32,13 +34,11 @@ from thesis_lib.checks import InvalidInput, choice, require
 from thesis_lib.files import write_whole
 from thesis_lib.machine import drain, provenance
 from thesis_lib.memory import smollm2
-from thesis_lib.memory.confine import confine
 from thesis_lib.memory.measure import CudaCap, DeviceBudget
 from thesis_lib.memory.plan import MemoryPlan, PlanInfeasible
 from thesis_lib.memory.spec import Machine, ModelSpec, geometry
 from thesis_lib.memory.stream import StreamedModel, plan_checkpoint
 from thesis_lib.memory.synth import synthesise
-from thesis_lib.memory.trial import run_trial
 from thesis_lib.paths import cache_folder, root
 from thesis_lib.units import MiB, format_duration, format_size, parse_size
 

@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory_limit import confine, forget_pages, how_confined
+from timed_decode import run_trial, thinned
 
 from thesis_lib.checks import InvalidInput, choice, require
 from thesis_lib.files import write_whole
 from thesis_lib.machine import drain, provenance
-from thesis_lib.memory.confine import confine, forget_pages, how_confined
 from thesis_lib.memory.measure import DeviceBudget
 from thesis_lib.memory.plan import MemoryPlan, PlanInfeasible
 from thesis_lib.memory.spec import Machine, ModelSpec, geometry
 from thesis_lib.memory.stream import StreamedModel, disk_bytes_per_s, plan_checkpoint
 from thesis_lib.memory.synth import synthesise
-from thesis_lib.memory.trial import run_trial, thinned
 from thesis_lib.paths import cache_folder, root
 from thesis_lib.units import MiB, format_duration, format_size, parse_size
 

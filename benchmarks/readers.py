@@ -26,12 +26,12 @@ from unittest.mock import patch
 
 import numpy as np
 import psutil
+from memory_limit import forget_pages
 
 from thesis_lib.chapters import repository
 from thesis_lib.files import write_whole
 from thesis_lib.machine import provenance
 from thesis_lib.memory import store as module
-from thesis_lib.memory.confine import forget_pages
 from thesis_lib.memory.pages import allocate
 from thesis_lib.memory.store import SafetensorsStore
 from thesis_lib.units import KiB, MiB

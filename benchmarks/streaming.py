@@ -29,6 +29,12 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from memory_limit import (
+    Confined,
+    confine,
+    forget_pages,
+    read_from_disk_bytes,
+)
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -36,12 +42,6 @@ from thesis_lib.checks import InvalidInput
 from thesis_lib.files import write_whole
 from thesis_lib.machine import provenance
 from thesis_lib.memory import smollm2
-from thesis_lib.memory.confine import (
-    Confined,
-    confine,
-    forget_pages,
-    read_from_disk_bytes,
-)
 from thesis_lib.memory.plan import MemoryPlan, PlanInfeasible
 from thesis_lib.memory.spec import Machine, ModelSpec, geometry
 from thesis_lib.memory.stream import StreamedModel, plan_checkpoint

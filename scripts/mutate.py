@@ -1478,20 +1478,6 @@ MUTANTS = [
         ("tests/sequencer/test_theory.py", "-k", "closed_form"),
     ),
     Mutant(
-        "theory: the second moment of a service time is its variance",
-        "sequencer/theory.py",
-        "second_moment = variance_s2 + mean_s**2",
-        "second_moment = variance_s2 + 0.98 * mean_s**2",
-        ("tests/sequencer/test_theory.py", "-k", "M/G/1"),
-    ),
-    Mutant(
-        "theory: of many servers a fiftieth too much waits",
-        "sequencer/theory.py",
-        "return waits / (servers * service_rate - arrival_rate)",
-        "return 1.02 * waits / (servers * service_rate - arrival_rate)",
-        ("tests/sequencer/test_theory.py", "-k", "M/M/2"),
-    ),
-    Mutant(
         "shadow: the lag of a dispatch is left out",
         "sequencer/shadow.py",
         "to_dispatch_s[logged] = due_s",
@@ -1605,7 +1591,7 @@ MUTANTS = [
     ),
     Mutant(
         "scale: all work of what crosses is done twice, as the book sees it",
-        "sequencer/theory.py",
+        "sequencer/scale.py",
         "return partitions * rate_per_s / (1 + crossing * repeated)",
         "return partitions * rate_per_s / (1 + crossing)",
         ("notebooks/04_evaluation_ml_for_db.ipynb",),

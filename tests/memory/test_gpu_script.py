@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import benchmark
 import pytest
 import torch
+from memory_limit import Confined
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.confine import Confined
 from thesis_lib.memory.spec import ModelSpec
 from thesis_lib.units import MiB
 

@@ -4,9 +4,9 @@ import json
 
 import benchmark
 import pytest
+from memory_limit import how_confined
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.confine import how_confined
 from thesis_lib.memory.spec import ModelSpec, geometry
 from thesis_lib.units import MiB
 

@@ -5,10 +5,10 @@ import json
 import benchmark
 import numpy as np
 import pytest
+from memory_limit import how_confined
 from test_stream import write_tiny
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.confine import how_confined
 from thesis_lib.units import MiB
 
 

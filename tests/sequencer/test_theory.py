@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import queueing
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer import theory
+from thesis_lib.sequencer.scale import crossing_capacity
 from thesis_lib.sequencer.simulate import replay
 from thesis_lib.sequencer.trace import KeySets, Trace
 
@@ -45,9 +46,9 @@ def uniform(random, n):
 
 
 CASES = {
-    "M/M/1": (0.5, exponential, 1, theory.mm1_mean_wait(0.5, 1.0), 100),
-    "M/G/1": (0.6, uniform, 1, theory.mg1_mean_wait(0.6, 1.0, 1 / 12), 100),
-    "M/M/2": (1.0, exponential, 2, theory.mmc_mean_wait(1.0, 1.0, 2), 180),
+    "M/M/1": (0.5, exponential, 1, queueing.mm1_mean_wait(0.5, 1.0), 100),
+    "M/G/1": (0.6, uniform, 1, queueing.mg1_mean_wait(0.6, 1.0, 1 / 12), 100),
+    "M/M/2": (1.0, exponential, 2, queueing.mmc_mean_wait(1.0, 1.0, 2), 180),
 }
 
 
@@ -66,7 +67,7 @@ def test_share_of_late_agrees_with_the_closed_form():
     for seed in np.random.SeedSequence(8).spawn(40):
         history, counted = simulated(seed, 0.5, exponential, 1)
         late.append(float(history.late[counted].mean()))
-    expected = theory.mm1_late(0.5, 1.0, 1.0)
+    expected = queueing.mm1_late(0.5, 1.0, 1.0)
     assert agree(late, expected)
     assert not agree(late, 1.02 * expected)
 
@@ -102,31 +103,31 @@ def test_little_holds_on_every_path():
 
 
 def test_the_forms_agree_where_they_meet():
-    assert theory.mg1_mean_wait(0.7, 1.0, 1.0) == pytest.approx(
-        theory.mm1_mean_wait(0.7, 1.0)
+    assert queueing.mg1_mean_wait(0.7, 1.0, 1.0) == pytest.approx(
+        queueing.mm1_mean_wait(0.7, 1.0)
     )
-    assert theory.mmc_mean_wait(0.7, 1.0, 1) == pytest.approx(
-        theory.mm1_mean_wait(0.7, 1.0)
+    assert queueing.mmc_mean_wait(0.7, 1.0, 1) == pytest.approx(
+        queueing.mm1_mean_wait(0.7, 1.0)
     )
-    assert theory.erlang_c(2, 1.0) == pytest.approx(1 / 3)
+    assert queueing.erlang_c(2, 1.0) == pytest.approx(1 / 3)
 
 
 def test_a_window_of_no_length_has_no_dispersion():
     with pytest.raises(InvalidInput, match="window_s=0"):
-        theory.mmpp2_dispersion((1.0, 2.0), (1.0, 1.0), 0.0)
+        queueing.mmpp2_dispersion((1.0, 2.0), (1.0, 1.0), 0.0)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, 1.2])
 def test_no_steady_state_is_refused(rate):
     with pytest.raises(InvalidInput, match="no steady state"):
-        theory.mm1_mean_wait(rate, 1.0)
+        queueing.mm1_mean_wait(rate, 1.0)
 
 
 def test_the_capacity_of_cores_that_repeat_what_crosses():
-    assert theory.crossing_capacity(4, 100.0, 0.0, 0.5) == 400.0
-    assert theory.crossing_capacity(4, 100.0, 0.5, 0.5) == 320.0
-    assert theory.crossing_capacity(1, 100.0, 1.0, 0.0) == 100.0
-    assert theory.crossing_capacity(1, 100.0, 1.0, 1.0) == 50.0
+    assert crossing_capacity(4, 100.0, 0.0, 0.5) == 400.0
+    assert crossing_capacity(4, 100.0, 0.5, 0.5) == 320.0
+    assert crossing_capacity(1, 100.0, 1.0, 0.0) == 100.0
+    assert crossing_capacity(1, 100.0, 1.0, 1.0) == 50.0
 
 
 @pytest.mark.parametrize(
@@ -140,4 +141,4 @@ def test_the_capacity_of_cores_that_repeat_what_crosses():
 )
 def test_a_capacity_that_cannot_be_is_refused(given, says):
     with pytest.raises(InvalidInput, match=says):
-        theory.crossing_capacity(*given)
+        crossing_capacity(*given)

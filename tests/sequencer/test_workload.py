@@ -6,9 +6,9 @@ from math import isqrt
 
 import numpy as np
 import pytest
+import queueing
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer import theory
 from thesis_lib.sequencer.workload import (
     DISTRICTS,
     FIELDS,
@@ -89,8 +89,8 @@ def test_modulated_arrivals_have_the_mean_and_dispersion_of_theory(
     rates_per_s, window_s
 ):
     horizon_s = 200.0
-    mean = window_s * theory.mmpp2_mean_rate(rates_per_s, SOJOURNS_S)
-    expected = theory.mmpp2_dispersion(rates_per_s, SOJOURNS_S, window_s)
+    mean = window_s * queueing.mmpp2_mean_rate(rates_per_s, SOJOURNS_S)
+    expected = queueing.mmpp2_dispersion(rates_per_s, SOJOURNS_S, window_s)
     means, dispersions = [], []
     for seed in np.random.SeedSequence(5).spawn(80):
         arrival_s = mmpp2(seed, rates_per_s)
@@ -107,14 +107,14 @@ def test_modulated_arrivals_have_the_mean_and_dispersion_of_theory(
 
 def test_modulated_arrivals_begin_in_equilibrium():
     first = np.array([np.sum(mmpp2(seed, n=60) < 0.1) for seed in range(4_000)])
-    mean = 0.1 * theory.mmpp2_mean_rate(RATES_PER_S, SOJOURNS_S)
+    mean = 0.1 * queueing.mmpp2_mean_rate(RATES_PER_S, SOJOURNS_S)
     assert abs(first.mean() - mean) < 4 * first.std() / np.sqrt(len(first))
 
 
 def test_one_rate_is_no_modulation():
     plain = poisson_arrivals(80.0, 5_000, np.random.default_rng(6))
     np.testing.assert_allclose(mmpp2(6, (80.0, 80.0), 5_000), plain, rtol=1e-12)
-    limit = theory.mmpp2_dispersion((80.0, 80.0), SOJOURNS_S, np.inf)
+    limit = queueing.mmpp2_dispersion((80.0, 80.0), SOJOURNS_S, np.inf)
     assert limit == 1.0
 
 

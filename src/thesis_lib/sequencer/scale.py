@@ -5,7 +5,7 @@ that a perfect system would do the same in each. *One sequencer*: what a decisio
 by the cores that it decides for, against the time between two arrivals.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 
 import numpy as np
@@ -25,9 +25,9 @@ from thesis_lib.sequencer.report import (
     against_sequencing,
     noisy_estimate,
     paired_seeds,
+    run_grid,
     summarise,
 )
-from thesis_lib.sequencer.theory import crossing_capacity
 from thesis_lib.sequencer.trace import F64
 from thesis_lib.sequencer.workload import SCENARIOS, scenario
 
@@ -55,38 +55,39 @@ def weak_scaling(
     (`throughput`, `goodput`); of the parts that cross, how long one waits for the other
     holding its locks (`wait_s`), and how many do so at a time in a partition (`aside`).
     """
-    rows = []
     estimate = noisy_estimate()
-    for number, drawn in enumerate(paired_seeds(seed, seeds)):
+
+    def measure(number: int, drawn: tuple[int, int, int], count: int) -> Iterator[dict]:
         trace_seed, crossing_seed, estimate_seed = drawn
         places = [
             cell.arrange(cell.make_trace(one), load, arrivals)
-            for one, arrivals, _ in paired_seeds(trace_seed, max(partitions))
+            for one, arrivals, _ in paired_seeds(trace_seed, count)
         ]
-        for count in partitions:
-            end_s = min(trace.arrival_s[-1] for trace in places[:count])
-            traces = [
-                trace.take(np.flatnonzero(trace.arrival_s <= end_s))
-                for trace in places[:count]
-            ]
-            for crossing in crossings:
-                work = merge(traces, crossing if count > 1 else 0.0, crossing_seed)
-                estimated_s = estimate(work.trace, estimate_seed)
-                for name in policies:
-                    made = simulate_partitions(
-                        work, cell.policy(name), estimated_s, cores=cell.cores,
-                        slo_s=cell.slo_s, exchange=exchange,
-                    )  # fmt: skip
-                    rows.append(
-                        {
-                            "partitions": count,
-                            "crossing": crossing,
-                            "seed": number,
-                            "policy": name,
-                            **_measures(work, made, cell.saturation_per_s),
-                        }
-                    )
-    return pd.DataFrame(rows)
+        end_s = min(trace.arrival_s[-1] for trace in places)
+        traces = [
+            trace.take(np.flatnonzero(trace.arrival_s <= end_s)) for trace in places
+        ]
+        for crossing in crossings:
+            work = merge(traces, crossing if count > 1 else 0.0, crossing_seed)
+            estimated_s = estimate(work.trace, estimate_seed)
+            for name in policies:
+                made = simulate_partitions(
+                    work, cell.policy(name), estimated_s, cores=cell.cores,
+                    slo_s=cell.slo_s, exchange=exchange,
+                )  # fmt: skip
+                yield {
+                    "partitions": count,
+                    "crossing": crossing,
+                    "seed": number,
+                    "policy": name,
+                } | _measures(work, made, cell.saturation_per_s)
+
+    points = (
+        (number, drawn, count)
+        for number, drawn in enumerate(paired_seeds(seed, seeds))
+        for count in partitions
+    )
+    return run_grid(measure, points)
 
 
 def _measures(
@@ -108,6 +109,23 @@ def _measures(
         "wait_s": float(aside_s.mean()) if len(aside_s) else 0.0,
         "aside": float(aside_s.sum() / span_s / work.partitions),
     }
+
+
+def crossing_capacity(
+    partitions: int, rate_per_s: float, crossing: float, repeated: float
+) -> float:
+    """Most transactions a second that the cores of all partitions can do.
+
+    One partition saturates at `rate_per_s`, a share `crossing` of the transactions
+    crosses, and one of these is a share `repeated` more work than a local one. Waiting
+    for each other is not in it, so that locks can only make it less. Raises
+    InvalidInput for shares outside [0, 1] and for no partition.
+    """
+    require(partitions >= 1, f"partitions={partitions}: expected at least 1")
+    require(rate_per_s > 0, f"rate_per_s={rate_per_s:g} must be positive")
+    for name, share in (("crossing", crossing), ("repeated", repeated)):
+        require(0 <= share <= 1, f"{name}={share:g} must lie in [0, 1]")
+    return partitions * rate_per_s / (1 + crossing * repeated)
 
 
 def capacities(runs: pd.DataFrame, exchange: Exchange = EXCHANGE) -> pd.DataFrame:

@@ -70,7 +70,7 @@ def mmpp2_arrivals(
     `sojourns_s[k]`; the chain starts in equilibrium, so the process is stationary. Of
     the rates one may be zero: bursts and silence. Two calls with equal seeds draw the
     same states, and the same arrivals measured in work, whatever the rates.
-    `theory.mmpp2_mean_rate` and `theory.mmpp2_dispersion` are its closed forms.
+    Heffes and Lucantoni, IEEE JSAC 4(6), 1986, have its mean and dispersion.
     Raises InvalidInput for rates and times that describe no such process.
     Heffes and Lucantoni, IEEE JSAC 4(6), 1986.
     """

@@ -1,11 +1,11 @@
 """A trial puts each step between two drains and forgets the warm-up."""
 
 import pytest
+import timed_decode as module
 import torch
+from timed_decode import Trial, run_trial, thinned
 
 from thesis_lib.checks import InvalidInput
-from thesis_lib.memory import trial as module
-from thesis_lib.memory.trial import Trial, run_trial, thinned
 
 VOCAB = 11
 

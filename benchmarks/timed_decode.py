@@ -10,10 +10,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from memory_limit import read_from_disk_bytes
 from torch import Tensor
 
 from thesis_lib.checks import require
-from thesis_lib.memory.confine import read_from_disk_bytes
 
 
 class Streamed(Protocol):

@@ -7,12 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import memory_limit as module
 import pytest
-from test_stream import plan_tight, write_tiny
-
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory import confine as module
-from thesis_lib.memory.confine import (
+from memory_limit import (
     Confined,
     OverLimit,
     confine,
@@ -20,10 +17,14 @@ from thesis_lib.memory.confine import (
     how_confined,
     read_from_disk_bytes,
 )
+from test_stream import plan_tight, write_tiny
+
+from thesis_lib.checks import InvalidInput
 from thesis_lib.units import MiB
 
 NOWHERE = Path("/nowhere")  # a system without control groups
 PLACES = [module.PROC, NOWHERE]
+FIND = f"import sys; sys.path.append({str(Path(module.__file__).parent)!r})"
 HOLD = "import time; held = bytearray({0} << 20); time.sleep({1}); print(len(held))"
 
 
@@ -106,7 +107,7 @@ def test_the_group_of_a_killed_caller_is_swept_by_the_next_one(tmp_path):
         return
     waits = "import sys; print('here', flush=True); sys.stdin.read()"
     calls = (
-        "import sys; from thesis_lib.memory.confine import confine;"
+        f"{FIND}; from memory_limit import confine;"
         "confine(sys.argv[1:], 1 << 28, capture=False)"
     )
     caller = subprocess.Popen(
@@ -314,6 +315,6 @@ def test_a_confined_result_that_fits_is_returned_by_its_check():
 
 
 def test_torch_is_not_needed_to_confine():
-    lines = "import sys, thesis_lib.memory.confine; print('torch' in sys.modules)"
+    lines = f"{FIND}; import memory_limit; print('torch' in sys.modules)"
     done = confine([sys.executable, "-c", lines], 500 * MiB)
     assert done.stdout == "False\n", done.stderr

@@ -99,20 +99,3 @@ def mmpp2_dispersion(
     seen = 1 + math.expm1(-leave * window_s) / (leave * window_s)
     mean = mmpp2_mean_rate(rates_per_s, sojourns_s)
     return 1 + 2 * variance / (mean * leave) * seen
-
-
-def crossing_capacity(
-    partitions: int, rate_per_s: float, crossing: float, repeated: float
-) -> float:
-    """Most transactions a second that the cores of all partitions can do.
-
-    One partition saturates at `rate_per_s`, a share `crossing` of the transactions
-    crosses, and one of these is a share `repeated` more work than a local one. Waiting
-    for each other is not in it, so that locks can only make it less. Raises
-    InvalidInput for shares outside [0, 1] and for no partition.
-    """
-    require(partitions >= 1, f"partitions={partitions}: expected at least 1")
-    require(rate_per_s > 0, f"rate_per_s={rate_per_s:g} must be positive")
-    for name, share in (("crossing", crossing), ("repeated", repeated)):
-        require(0 <= share <= 1, f"{name}={share:g} must lie in [0, 1]")
-    return partitions * rate_per_s / (1 + crossing * repeated)
