@@ -443,7 +443,7 @@ Point = tuple[int, tuple[int, int, int], float]
 
 
 def paired_points(loads: Iterable[float], *, seeds: int, seed: int) -> list[Point]:
-    """(number of the seed, its `paired_seeds`, load): for each seed the loads in turn."""
+    """(number of the seed, its `paired_seeds`, load), for each seed the loads."""
     loads = list(loads)
     return [
         (number, drawn, load)
