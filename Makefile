@@ -45,10 +45,11 @@ test: lint ## everything: lint, types, laws, nbval, a sweep, the strict book, th
 	$(MAKE) book PROFILE=smoke
 	$(BIN)/pytest -m browser tests/browser
 
-lint: $(READY) ## ruff and pyright
+lint: $(READY) ## ruff, pyright, and which room may import which
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 
 proof: $(READY) ## laws that take minutes
 	$(BIN)/pytest -m proof

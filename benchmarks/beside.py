@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from thesis_lib.chapters import repository
-from thesis_lib.files import write_whole
-from thesis_lib.machine import provenance
-from thesis_lib.stats import bootstrap
+from thesis_lib.book.execute.chapters import repository
+from thesis_lib.common.files import write_whole
+from thesis_lib.common.provenance import provenance
+from thesis_lib.common.stats import bootstrap
 
 WAYS = {"spinning": "300000", "sleeping": "0"}  # turns of GNU's loop before it sleeps
 BESIDE = (0, 1, 2)
@@ -37,27 +37,29 @@ GOAL = 2.5  # most that a time may grow by when one of two cores is taken
 
 def measure() -> None:
     """The child: a measurement for each line of standard input, as JSON."""
-    from thesis_lib.machine import undisturbed
-    from thesis_lib.memory import smollm2, spec, stream
-    from thesis_lib.units import MiB
+    from thesis_lib.common.provenance import undisturbed
+    from thesis_lib.common.units import MiB
+    from thesis_lib.memory.evaluate import timing
+    from thesis_lib.memory.model import smollm2, spec
+    from thesis_lib.memory.offload import offloaded_model
 
     folder = smollm2.checkpoint()
     resident, tokenizer = smollm2.load()
     sentence = "It is a truth universally acknowledged, that a single man"
     prompt = tokenizer(sentence, return_tensors="pt").input_ids
-    plan = stream.plan_checkpoint(
+    plan = offloaded_model.plan_checkpoint(
         folder,
         spec.Machine(BUDGET_MIB * MiB, 1e9),
         context=CONTEXT,
         pass_tokens=CONTEXT,
         logit_tokens=1,
     )
-    with stream.StreamedModel(folder, plan) as model:
+    with offloaded_model.StreamedModel(folder, plan) as model:
         print("ready", flush=True)
         for _ in sys.stdin:
             used = time.process_time()
             runs = undisturbed(
-                lambda: stream.measure_decoding(model, resident, prompt, SAMPLES),
+                lambda: timing.measure_decoding(model, resident, prompt, SAMPLES),
                 tries=1,
             )
             taken = {name: run.median_s for name, run in runs.items()}

@@ -22,16 +22,15 @@ from typing import Any
 import torch
 from memory_limit import confine
 
-from thesis_lib.checks import require
-from thesis_lib.files import write_whole
-from thesis_lib.machine import provenance
-from thesis_lib.memory import smollm2
-from thesis_lib.memory.measure import DeviceBudget
-from thesis_lib.memory.plan import MemoryPlan
-from thesis_lib.memory.spec import ARCHITECTURES, Machine, ModelSpec
-from thesis_lib.memory.stream import StreamedModel, plan_checkpoint
-from thesis_lib.paths import root
-from thesis_lib.units import MiB
+from thesis_lib.common.errors import require
+from thesis_lib.common.files import root, write_whole
+from thesis_lib.common.provenance import provenance
+from thesis_lib.common.units import MiB
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.spec import ARCHITECTURES, Machine, ModelSpec
+from thesis_lib.memory.offload.measure import DeviceBudget
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
+from thesis_lib.memory.offload.plan import MemoryPlan
 
 sys.path.insert(0, str(root() / "tests" / "memory"))
 import tiny

@@ -17,26 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thesis_lib.checks import require
-from thesis_lib.files import write_whole
-from thesis_lib.machine import provenance
-from thesis_lib.memory import smollm2
-from thesis_lib.memory.architectures import stack
-from thesis_lib.memory.bits import layout_of, recipes_of
-from thesis_lib.memory.corrected import Recipe
-from thesis_lib.memory.fewbits import (
+from thesis_lib.common.errors import require
+from thesis_lib.common.files import data_folder, root, write_whole
+from thesis_lib.common.provenance import provenance
+from thesis_lib.memory.compress.bit_allocation import (
     Offer,
     alike,
     allocate,
     judge,
     matrices,
     quantise_model,
-    sensitivities,
 )
-from thesis_lib.memory.quality import Perplexity, perplexity, read_tokens
-from thesis_lib.memory.quantise import quantise, weight_bytes
-from thesis_lib.memory.rounding import Grid, round_to_nearest
-from thesis_lib.paths import data_folder, root
+from thesis_lib.memory.compress.bit_allocation import empirical_fisher as sensitivities
+from thesis_lib.memory.compress.gptq import round_to_nearest
+from thesis_lib.memory.evaluate.perplexity import Perplexity, perplexity, read_tokens
+from thesis_lib.memory.formats.bitplanes import layout_of, recipes_of
+from thesis_lib.memory.formats.low_bit import Grid, Recipe
+from thesis_lib.memory.formats.nf4 import quantise, weight_bytes
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.offload.architectures import stack
 
 Recipes = Mapping[str, Recipe]  # by the name of a matrix in its layer
 

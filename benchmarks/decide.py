@@ -34,11 +34,10 @@ import numpy as np
 import psutil
 from numba import njit
 
-from thesis_lib.chapters import repository
-from thesis_lib.files import write_whole
-from thesis_lib.machine import commit, identity
-from thesis_lib.sequencer.estimator import Boosted
-from thesis_lib.sequencer.kernel import (
+from thesis_lib.book.execute.chapters import repository
+from thesis_lib.common.files import write_whole
+from thesis_lib.common.provenance import commit, identity
+from thesis_lib.sequencer.core.events import (
     COMMITTED,
     LOGGED,
     NOW,
@@ -50,12 +49,13 @@ from thesis_lib.sequencer.kernel import (
     idle_state,
     next_decision,
 )
-from thesis_lib.sequencer.policies import Policy, decide, decide_compiled
-from thesis_lib.sequencer.report import Cell, noisy_estimate, scenario_cell
-from thesis_lib.sequencer.shadow import Mended, Published
-from thesis_lib.sequencer.simulate import SPREAD, simulate
-from thesis_lib.sequencer.trace import F64, I64, Decision, Trace
-from thesis_lib.sequencer.trees import sum_leaves
+from thesis_lib.sequencer.core.trace import F64, I64, Decision, Trace
+from thesis_lib.sequencer.estimators.models import Boosted
+from thesis_lib.sequencer.estimators.trees import sum_leaves
+from thesis_lib.sequencer.experiments.cells import Cell, noisy_estimate, scenario_cell
+from thesis_lib.sequencer.policies.lookahead import SPREAD, Mended, Published
+from thesis_lib.sequencer.policies.registry import Policy, decide, decide_compiled
+from thesis_lib.sequencer.simulator.simulator import simulate
 
 SCENARIOS, LOADS = ("A", "C"), (0.9, 1.1, 1.5)
 POLICIES = (

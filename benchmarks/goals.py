@@ -9,10 +9,10 @@ loads, 20 paired seeds of 100,000 transactions each, on the seeds of chapter 4.
 import json
 import sys
 
-from thesis_lib.chapters import repository
-from thesis_lib.files import write_whole
-from thesis_lib.machine import commit, identity
-from thesis_lib.sequencer.goals import against_goals, run_goals
+from thesis_lib.book.execute.chapters import repository
+from thesis_lib.common.files import write_whole
+from thesis_lib.common.provenance import commit, identity
+from thesis_lib.sequencer.experiments.goals import against_goals, run_goals
 
 SEED = 2024
 KEPT = ["row", "load", "seed", "policy", "violations", "late", "dropped",

@@ -11,10 +11,10 @@ import sys
 
 import pandas as pd
 
-from thesis_lib import chapters, sweep
-from thesis_lib.files import write_whole
-from thesis_lib.machine import identity, provenance
-from thesis_lib.stats import mean_interval
+from thesis_lib.book.execute import chapters, sweep
+from thesis_lib.common.files import write_whole
+from thesis_lib.common.provenance import identity, provenance
+from thesis_lib.common.stats import mean_interval
 
 # By grid: the chapter, how many workers (None: one a core), and what is shown of it.
 GRIDS: dict[str, tuple[str, int | None, dict[str, str]]] = {

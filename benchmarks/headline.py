@@ -25,16 +25,19 @@ import torch
 from memory_limit import confine, forget_pages, how_confined
 from timed_decode import run_trial, thinned
 
-from thesis_lib.checks import InvalidInput, choice, require
-from thesis_lib.files import write_whole
-from thesis_lib.machine import drain, provenance
-from thesis_lib.memory.measure import DeviceBudget
-from thesis_lib.memory.plan import MemoryPlan, PlanInfeasible
-from thesis_lib.memory.spec import Machine, ModelSpec, geometry
-from thesis_lib.memory.stream import StreamedModel, disk_bytes_per_s, plan_checkpoint
-from thesis_lib.memory.synth import synthesise
-from thesis_lib.paths import cache_folder, root
-from thesis_lib.units import MiB, format_duration, format_size, parse_size
+from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.files import cache_folder, root, write_whole
+from thesis_lib.common.provenance import drain, provenance
+from thesis_lib.common.units import MiB, format_duration, format_size, parse_size
+from thesis_lib.memory.compress.random_weights import synthesise
+from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
+from thesis_lib.memory.offload.measure import DeviceBudget
+from thesis_lib.memory.offload.offloaded_model import (
+    StreamedModel,
+    disk_bytes_per_s,
+    plan_checkpoint,
+)
+from thesis_lib.memory.offload.plan import MemoryPlan, PlanInfeasible
 
 # Bits of a parameter in each kind of weights, scales included.
 BITS = {"bf16": 16.0, "nf4": 4.25}

@@ -29,19 +29,19 @@ import zipnn
 import zstandard
 from numba import njit
 
-from thesis_lib.files import write_whole
-from thesis_lib.machine import provenance
-from thesis_lib.memory import lossless, smollm2
-from thesis_lib.memory.measure import interleave
-from thesis_lib.memory.pages import allocate
-from thesis_lib.memory.plan import MemoryPlan
-from thesis_lib.memory.rates import measure_machine, plan_streamed, with_decoder
-from thesis_lib.memory.spec import Machine
-from thesis_lib.memory.store import SafetensorsStore
-from thesis_lib.memory.stream import StreamedModel, plan_checkpoint
-from thesis_lib.memory.synth import gaussian, synthesise
-from thesis_lib.paths import cache_folder, root
-from thesis_lib.units import MiB
+from thesis_lib.common.files import cache_folder, root, write_whole
+from thesis_lib.common.provenance import provenance
+from thesis_lib.common.units import MiB
+from thesis_lib.memory.compress.random_weights import gaussian, synthesise
+from thesis_lib.memory.formats import lossless
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.checkpoint import allocate
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload.measure import interleave
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
+from thesis_lib.memory.offload.plan import MemoryPlan
+from thesis_lib.memory.offload.rates import measure_machine, plan_streamed, with_decoder
+from thesis_lib.memory.offload.store import SafetensorsStore
 
 GEOMETRY = "llama2-7b"
 DRIFT = 0.05  # of drains on a disk that is at rest

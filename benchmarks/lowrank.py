@@ -23,23 +23,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thesis_lib.checks import require
-from thesis_lib.files import write_whole
-from thesis_lib.machine import provenance
-from thesis_lib.memory import smollm2
-from thesis_lib.memory.allocation import allocate_ranks, spectra
-from thesis_lib.memory.fisher import sensitivities
-from thesis_lib.memory.linears import linears
-from thesis_lib.memory.lowrank import (
+from thesis_lib.common.errors import require
+from thesis_lib.common.files import data_folder, root, write_whole
+from thesis_lib.common.provenance import provenance
+from thesis_lib.memory.compress.blockwise import Refinement, factorise_blocks
+from thesis_lib.memory.compress.fisher import sensitivities
+from thesis_lib.memory.compress.svd import (
+    allocate_ranks,
     decompose_layers,
     gram_matrices,
+    spectra,
     uniform_ranks,
     with_ranks,
 )
-from thesis_lib.memory.quality import perplexity, read_tokens
-from thesis_lib.memory.quantise import weight_bytes
-from thesis_lib.memory.refine import Refinement, factorise_blocks
-from thesis_lib.paths import data_folder, root
+from thesis_lib.memory.evaluate.perplexity import perplexity, read_tokens
+from thesis_lib.memory.formats.nf4 import weight_bytes
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.linears import linears
 
 CONTEXT = 512  # tokens of a window
 HELD_OUT = ("sense_and_sensibility", "jargon")  # two domains, in data/text/

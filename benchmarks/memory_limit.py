@@ -21,9 +21,9 @@ from typing import IO, Literal
 
 import psutil
 
-from thesis_lib.checks import InvalidInput, require
-from thesis_lib.machine import largest_resident_bytes
-from thesis_lib.units import format_size
+from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.provenance import largest_resident_bytes
+from thesis_lib.common.units import format_size
 
 How = Literal["cgroup v1", "cgroup v2", "uncapped"]
 

@@ -20,18 +20,25 @@ from time import perf_counter
 import numpy as np
 import psutil
 
-from thesis_lib import chapters
-from thesis_lib.files import write_whole
-from thesis_lib.machine import commit, identity, versions
-from thesis_lib.sequencer import workers as workers_
-from thesis_lib.sequencer.engine import ENGINES, database, make_log
-from thesis_lib.sequencer.features import static_features, static_names
-from thesis_lib.sequencer.locktable import book, lock_table, release
-from thesis_lib.sequencer.middleware import as_delays, overheads
-from thesis_lib.sequencer.pipeline import Requests, Run, Scheduler, run_closed, run_open
-from thesis_lib.sequencer.policies import policy
-from thesis_lib.sequencer.storage import UNITS
-from thesis_lib.sequencer.workload import Log, poisson_arrivals
+from thesis_lib.book.execute import chapters
+from thesis_lib.common.files import write_whole
+from thesis_lib.common.provenance import commit, identity, versions
+from thesis_lib.sequencer.core.locks import book, lock_table, release
+from thesis_lib.sequencer.engine import workers as workers_
+from thesis_lib.sequencer.engine.engine import ENGINES, database, make_log
+from thesis_lib.sequencer.engine.overheads import as_delays, overheads
+from thesis_lib.sequencer.engine.scheduler import (
+    Requests,
+    Run,
+    Scheduler,
+    run_closed,
+    run_open,
+)
+from thesis_lib.sequencer.engine.storage import UNITS
+from thesis_lib.sequencer.policies.registry import policy
+from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
+from thesis_lib.sequencer.workload.features import static_features, static_names
+from thesis_lib.sequencer.workload.transactions import Log
 
 N, WARM_UP = 4_000, 400
 CLIENTS, BATCH = 64, 8

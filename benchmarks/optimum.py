@@ -13,18 +13,17 @@ import time
 import ortools
 import psutil
 
-from thesis_lib.chapters import repository
-from thesis_lib.files import write_whole
-from thesis_lib.machine import commit, identity
-from thesis_lib.paths import data_folder
-from thesis_lib.sequencer.optimum import (
+from thesis_lib.book.execute.chapters import repository
+from thesis_lib.common.files import data_folder, write_whole
+from thesis_lib.common.provenance import commit, identity
+from thesis_lib.sequencer.core.trace import Trace
+from thesis_lib.sequencer.experiments.cells import Cell, scenario_cell, trace_cell
+from thesis_lib.sequencer.experiments.goals import (
     distance,
     distances,
     summarise_windows,
     windows,
 )
-from thesis_lib.sequencer.report import Cell, scenario_cell, trace_cell
-from thesis_lib.sequencer.trace import Trace
 
 TRACE = "sqlite-tpcc-2w.parquet"
 TRANSACTIONS = 10_000

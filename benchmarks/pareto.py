@@ -33,22 +33,26 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from thesis_lib.checks import InvalidInput, choice, require
-from thesis_lib.files import write_whole
-from thesis_lib.machine import provenance
-from thesis_lib.memory import smollm2
-from thesis_lib.memory.architectures import stack
-from thesis_lib.memory.compress import Wish, streamed_perplexity, write_compressed
-from thesis_lib.memory.fewbits import matrices
-from thesis_lib.memory.lowrank import factorise
-from thesis_lib.memory.plan import PlanInfeasible
-from thesis_lib.memory.quality import perplexity, read_tokens
-from thesis_lib.memory.quantise import quantise, weight_bytes
-from thesis_lib.memory.rounding import Grid, round_to_nearest
-from thesis_lib.memory.spec import Machine
-from thesis_lib.memory.store import SafetensorsStore
-from thesis_lib.memory.stream import StreamedModel, plan_checkpoint
-from thesis_lib.paths import cache_folder, data_folder, root
+from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.files import cache_folder, data_folder, root, write_whole
+from thesis_lib.common.provenance import provenance
+from thesis_lib.memory.compress.bit_allocation import matrices
+from thesis_lib.memory.compress.convert import (
+    Wish,
+    streamed_perplexity,
+    write_compressed,
+)
+from thesis_lib.memory.compress.gptq import round_to_nearest
+from thesis_lib.memory.compress.svd import factorise
+from thesis_lib.memory.evaluate.perplexity import perplexity, read_tokens
+from thesis_lib.memory.formats.low_bit import Grid
+from thesis_lib.memory.formats.nf4 import quantise, weight_bytes
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload.architectures import stack
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
+from thesis_lib.memory.offload.plan import PlanInfeasible
+from thesis_lib.memory.offload.store import SafetensorsStore
 
 CONTEXT = 512  # tokens of a window
 PARTS = 3  # of the calibration text

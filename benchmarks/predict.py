@@ -17,20 +17,19 @@ import psutil
 import sklearn
 from numba import njit
 
-from thesis_lib.chapters import repository
-from thesis_lib.files import write_whole
-from thesis_lib.machine import commit, identity
-from thesis_lib.paths import data_folder
-from thesis_lib.sequencer.estimator import (
+from thesis_lib.book.execute.chapters import repository
+from thesis_lib.common.files import data_folder, write_whole
+from thesis_lib.common.provenance import commit, identity
+from thesis_lib.sequencer.core.trace import F64, Trace
+from thesis_lib.sequencer.estimators.models import (
     Boosted,
     Linear,
     boosting,
     everything,
     one_thread,
 )
-from thesis_lib.sequencer.features import STATIC, with_features
-from thesis_lib.sequencer.trace import F64, Trace
-from thesis_lib.sequencer.trees import flatten, sum_leaves
+from thesis_lib.sequencer.estimators.trees import flatten, sum_leaves
+from thesis_lib.sequencer.workload.features import STATIC, with_features
 
 TRACE = "sqlite-tpcc-2w-1worker.parquet"
 PAST = 0.7

@@ -24,23 +24,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from thesis_lib.files import write_whole
-from thesis_lib.machine import provenance
-from thesis_lib.memory.measure import crossing
-from thesis_lib.memory.plan import MemoryPlan
-from thesis_lib.memory.rates import (
-    drain_bytes_per_s,
-    measure_machine,
-    plan_streamed,
-)
-from thesis_lib.memory.spec import Machine
-from thesis_lib.memory.stream import (
+from thesis_lib.common.files import cache_folder, root, write_whole
+from thesis_lib.common.provenance import provenance
+from thesis_lib.memory.compress.random_weights import synthesise
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload.measure import crossing
+from thesis_lib.memory.offload.offloaded_model import (
     StreamedModel,
     checkpoint_folder,
     plan_checkpoint,
 )
-from thesis_lib.memory.synth import synthesise
-from thesis_lib.paths import cache_folder, root
+from thesis_lib.memory.offload.plan import MemoryPlan
+from thesis_lib.memory.offload.rates import (
+    drain_bytes_per_s,
+    measure_machine,
+    plan_streamed,
+)
 
 GEOMETRY = "llama2-7b"
 WARM_UP, STEPS, DRAINS = 1, 5, 3

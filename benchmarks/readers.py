@@ -28,13 +28,13 @@ import numpy as np
 import psutil
 from memory_limit import forget_pages
 
-from thesis_lib.chapters import repository
-from thesis_lib.files import write_whole
-from thesis_lib.machine import provenance
-from thesis_lib.memory import store as module
-from thesis_lib.memory.pages import allocate
-from thesis_lib.memory.store import SafetensorsStore
-from thesis_lib.units import KiB, MiB
+from thesis_lib.book.execute.chapters import repository
+from thesis_lib.common.files import write_whole
+from thesis_lib.common.provenance import provenance
+from thesis_lib.common.units import KiB, MiB
+from thesis_lib.memory.model.checkpoint import allocate
+from thesis_lib.memory.offload import store as module
+from thesis_lib.memory.offload.store import SafetensorsStore
 
 SAMPLE_BYTES = 2**30  # at least, in whole layers
 BUFFERS = 3  # as in the ring of a streamed model

@@ -17,12 +17,12 @@ import numpy as np
 import psutil
 from decide import Case, run_compiled, shape, two_readings, written
 
-from thesis_lib.chapters import repository
-from thesis_lib.files import write_whole
-from thesis_lib.machine import commit, identity
-from thesis_lib.sequencer.report import noisy_estimate, scenario_cell
-from thesis_lib.sequencer.scale import grown
-from thesis_lib.sequencer.workload import SCENARIOS
+from thesis_lib.book.execute.chapters import repository
+from thesis_lib.common.files import write_whole
+from thesis_lib.common.provenance import commit, identity
+from thesis_lib.sequencer.experiments.cells import noisy_estimate, scenario_cell
+from thesis_lib.sequencer.experiments.scaling import grown
+from thesis_lib.sequencer.workload.scenarios import SCENARIOS
 
 CORES = (8, 16, 32, 64, 128, 256, 512, 1024)
 LOADS = (0.9, 1.1)

@@ -18,35 +18,33 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from thesis_lib import chapters
-from thesis_lib.files import write_whole
-from thesis_lib.machine import commit, identity, versions
-from thesis_lib.sequencer.engine import ENGINES, make_log
-from thesis_lib.sequencer.estimator import LatencyEstimator
-from thesis_lib.sequencer.middleware import as_delays, overheads
-from thesis_lib.sequencer.policies import policy
-from thesis_lib.sequencer.report import (
+from thesis_lib.book.execute import chapters
+from thesis_lib.common.files import write_whole
+from thesis_lib.common.provenance import commit, identity, versions
+from thesis_lib.sequencer.core.trace import Trace
+from thesis_lib.sequencer.engine.engine import ENGINES, make_log
+from thesis_lib.sequencer.engine.overheads import as_delays, overheads
+from thesis_lib.sequencer.estimators.models import LatencyEstimator
+from thesis_lib.sequencer.experiments.live import (
     PLACE,
-    beside_measured,
-    measured_again,
-    ranked_alike,
-    summarise,
-)
-from thesis_lib.sequencer.serve import (
     WARM_UP,
     Bench,
     Live,
     bench,
+    beside_measured,
     estimate,
     fitted,
     measure_burst,
+    measured_again,
     part,
+    ranked_alike,
     rate,
     run_live,
 )
-from thesis_lib.sequencer.simulate import simulate
-from thesis_lib.sequencer.trace import Trace
-from thesis_lib.sequencer.workload import poisson_arrivals
+from thesis_lib.sequencer.experiments.metrics import summarise
+from thesis_lib.sequencer.policies.registry import policy
+from thesis_lib.sequencer.simulator.simulator import simulate
+from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 
 POLICIES = ("fifo", "drop", "hybrid", "drop-fixed", "hybrid-fixed", "ours")
 LOADS = (0.8, 0.9, 1.0, 1.1, 1.2)

@@ -24,14 +24,15 @@ import psutil
 import simpy
 from simpy.resources.base import BaseResource, Get, Put
 
-from thesis_lib.chapters import repository
-from thesis_lib.files import write_whole
-from thesis_lib.machine import commit, identity
-from thesis_lib.sequencer.replica import state_digest
-from thesis_lib.sequencer.report import saturation_rate
-from thesis_lib.sequencer.simulate import replay
-from thesis_lib.sequencer.trace import F64, I64, History, Trace
-from thesis_lib.sequencer.workload import SCENARIOS, at_rate, scenario
+from thesis_lib.book.execute.chapters import repository
+from thesis_lib.common.files import write_whole
+from thesis_lib.common.provenance import commit, identity
+from thesis_lib.sequencer.core.trace import F64, I64, History, Trace
+from thesis_lib.sequencer.experiments.cells import saturation_rate
+from thesis_lib.sequencer.simulator.replica import state_digest
+from thesis_lib.sequencer.simulator.simulator import replay
+from thesis_lib.sequencer.workload.arrivals import at_rate
+from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 CASES = [("A", 0.9), ("A", 1.5), ("C", 0.9)]  # scenario, load
 PEER_TRANSACTIONS = 20_000

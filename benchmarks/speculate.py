@@ -25,14 +25,11 @@ from typing import Any
 
 import torch
 
-from thesis_lib.files import write_whole
-from thesis_lib.machine import provenance
-from thesis_lib.memory import smollm2
-from thesis_lib.memory.measure import interleave
-from thesis_lib.memory.packed import pack_checkpoint
-from thesis_lib.memory.rates import plan_streamed
-from thesis_lib.memory.spec import Machine
-from thesis_lib.memory.speculate import (
+from thesis_lib.common.files import cache_folder, data_folder, root, write_whole
+from thesis_lib.common.provenance import provenance
+from thesis_lib.memory.compress.random_weights import synthesise
+from thesis_lib.memory.compress.writers import pack_checkpoint
+from thesis_lib.memory.decode.speculative import (
     Draft,
     ModelDraft,
     PromptLookup,
@@ -42,9 +39,11 @@ from thesis_lib.memory.speculate import (
     open_draft,
     plan_speculation,
 )
-from thesis_lib.memory.stream import StreamedModel
-from thesis_lib.memory.synth import synthesise
-from thesis_lib.paths import cache_folder, data_folder, root
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload.measure import interleave
+from thesis_lib.memory.offload.offloaded_model import StreamedModel
+from thesis_lib.memory.offload.rates import plan_streamed
 
 SHARE = 1 / 3  # of the weights that the device holds
 PROMPT = 160  # tokens at most

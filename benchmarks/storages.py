@@ -16,13 +16,16 @@ from time import perf_counter
 import numpy as np
 import psutil
 
-from thesis_lib import chapters
-from thesis_lib.files import write_whole
-from thesis_lib.machine import commit, identity, versions
-from thesis_lib.sequencer.postgres import connect, postgres_database
-from thesis_lib.sequencer.storage import UNITS, SQLite, Storage
-from thesis_lib.sequencer.workload import Log, Scale, YcsbScale, tpcc, ycsb
-from thesis_lib.stats import bootstrap
+from thesis_lib.book.execute import chapters
+from thesis_lib.common.files import write_whole
+from thesis_lib.common.provenance import commit, identity, versions
+from thesis_lib.common.stats import bootstrap
+from thesis_lib.sequencer.engine.postgres import connect, postgres_database
+from thesis_lib.sequencer.engine.sqlite import SQLite
+from thesis_lib.sequencer.engine.storage import UNITS, Storage
+from thesis_lib.sequencer.workload.tpcc import tpcc
+from thesis_lib.sequencer.workload.transactions import Log, Scale, YcsbScale
+from thesis_lib.sequencer.workload.ycsb import ycsb
 
 BLOCK, WARM_UP = 100, 5  # transactions to a block; blocks that are not counted
 

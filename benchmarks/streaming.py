@@ -38,17 +38,16 @@ from memory_limit import (
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.files import write_whole
-from thesis_lib.machine import provenance
-from thesis_lib.memory import smollm2
-from thesis_lib.memory.plan import MemoryPlan, PlanInfeasible
-from thesis_lib.memory.spec import Machine, ModelSpec, geometry
-from thesis_lib.memory.stream import StreamedModel, plan_checkpoint
-from thesis_lib.memory.synth import synthesise
-from thesis_lib.paths import cache_folder, root
-from thesis_lib.stats import bootstrap
-from thesis_lib.units import MiB, format_size, parse_size
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.files import cache_folder, root, write_whole
+from thesis_lib.common.provenance import provenance
+from thesis_lib.common.stats import bootstrap
+from thesis_lib.common.units import MiB, format_size, parse_size
+from thesis_lib.memory.compress.random_weights import synthesise
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
+from thesis_lib.memory.offload.plan import MemoryPlan, PlanInfeasible
 
 SYSTEMS = ("ours", "accelerate", "mmap", "airllm")
 # The same geometry in other checkpoints: in NF4, and in a code that keeps every bit.

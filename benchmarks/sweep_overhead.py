@@ -19,10 +19,10 @@ import papermill
 import psutil
 import yaml
 
-from thesis_lib import chapters, sweep, warm
-from thesis_lib.files import write_whole
-from thesis_lib.machine import commit, identity, versions
-from thesis_lib.stats import bootstrap
+from thesis_lib.book.execute import chapters, sweep, warm
+from thesis_lib.common.files import write_whole
+from thesis_lib.common.provenance import commit, identity, versions
+from thesis_lib.common.stats import bootstrap
 
 SMALL = {
     "seeds": 1, "transactions": 300, "loads": [1.1], "headline_load": 1.1,

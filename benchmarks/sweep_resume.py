@@ -19,9 +19,9 @@ import pandas as pd
 import psutil
 import yaml
 
-from thesis_lib import chapters
-from thesis_lib.files import write_whole
-from thesis_lib.machine import commit, identity
+from thesis_lib.book.execute import chapters
+from thesis_lib.common.files import write_whole
+from thesis_lib.common.provenance import commit, identity
 
 LOADS = [0.7, 0.8, 0.9, 0.95, 0.99, 1.1, 1.3, 1.5]
 GRID = {
@@ -39,7 +39,7 @@ GRID = {
 
 
 def command(grid: Path, output: Path) -> list[str]:
-    program = "from thesis_lib.cli import main; main()"
+    program = "from thesis_lib.cli.main import main; main()"
     return [
         sys.executable, "-c", program, "sweep", "4", str(grid), "--workers", "2",
         "--output", str(output), "--json",

@@ -13,7 +13,7 @@ import torch
 from memory_limit import read_from_disk_bytes
 from torch import Tensor
 
-from thesis_lib.checks import require
+from thesis_lib.common.errors import require
 
 
 class Streamed(Protocol):

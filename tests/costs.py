@@ -1,7 +1,7 @@
 """Two ways to stream a model and one to hold it, and prices, for the calculator."""
 
-from thesis_lib.memory.cost import Mix
-from thesis_lib.memory.deployment import Configuration
+from thesis_lib.memory.cost.cost import Mix
+from thesis_lib.memory.cost.deployment import Configuration
 
 MIX = Mix(64, 16)
 STREAMED = [

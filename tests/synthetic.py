@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 
 import thesis_lib
-from thesis_lib.paths import cache_folder
+from thesis_lib.common.files import cache_folder
 
 NAME = "03_tiny"
 PARAMETERS = """
@@ -29,7 +29,8 @@ bulk_bytes: int = 0  # bytes of output
 BEGIN = """
 import os, signal, time
 import numpy as np
-from thesis_lib import results, units
+from thesis_lib.book.execute import records
+from thesis_lib.common import units
 
 def note(what):
     if path := os.environ.get("THESIS_NOTES"):
@@ -51,7 +52,7 @@ if x == 66:
     time.sleep(60)
 print("#" * bulk_bytes)
 draws = np.random.default_rng(seed).normal(size=3)
-results.publish({"double": 2 * x, "draw": float(draws[0]), "word": f"<{x}>"})
+records.publish({"double": 2 * x, "draw": float(draws[0]), "word": f"<{x}>"})
 note("ended")
 """
 
@@ -95,7 +96,8 @@ def environment(checkout: Path, **more: str) -> dict[str, str]:
 def command(*words: str) -> list[str]:
     """`thesis` with these words, of the package that PYTHONPATH names."""
     return [
-        sys.executable, "-P", "-c", "from thesis_lib.cli import main; main()", *words,
+        sys.executable, "-P", "-c", "from thesis_lib.cli.main import main; main()",
+        *words,
     ]  # fmt: skip
 
 

@@ -1,10 +1,16 @@
 import nbformat
 import pytest
 
-from thesis_lib import chapters
-from thesis_lib.chapters import assignment, parameters, resolve, run, select
-from thesis_lib.checks import InvalidInput
-from thesis_lib.results import Record
+from thesis_lib.book.execute import chapters
+from thesis_lib.book.execute.chapters import (
+    assignment,
+    parameters,
+    resolve,
+    run,
+    select,
+)
+from thesis_lib.book.execute.records import Record
+from thesis_lib.common.errors import InvalidInput
 
 
 def quiet(name, done, total):
@@ -32,7 +38,7 @@ def checkout(tmp_path, monkeypatch):
     values = "seeds: int = 2  # paired seeds\nloads: list[float] = [0.5]  # of capacity"
     tagged = v4.new_code_cell(values, metadata={"tags": ["parameters"]})
     write("01_first.ipynb", tagged, v4.new_code_cell("print(seeds * 10, loads)"))
-    write("02_second.ipynb", v4.new_code_cell("from thesis_lib import units"))
+    write("02_second.ipynb", v4.new_code_cell("from thesis_lib.common import units"))
     (tmp_path / "data" / "params" / "default.yml").write_text(
         "01_first: {seeds: 5, loads: [0.5, 1]}\n"
     )
@@ -119,16 +125,17 @@ def test_a_fresh_chapter_is_executed_again_when_asked(checkout):
 
 
 MEASURED = """
-from thesis_lib import machine, results
-machine._disturbances.append("others took 1.90 cores")
-results.publish_timed({"step_s": 0.5})
-results.publish({"bytes": 3})
-results.choose("pace", {"step_s > 0.3": "slow", "": "fast"})
-results.publish_timed({"rate_per_s": 2.0})
-machine.undisturbed(lambda: machine._disturbances.clear(), tries=1)
-machine._disturbances.clear()
-results.publish_timed({"later_s": 1.0})
-results.choose("last", {"": "none"})
+from thesis_lib.book.execute import records
+from thesis_lib.common import provenance
+provenance._disturbances.append("others took 1.90 cores")
+records.publish_timed({"step_s": 0.5})
+records.publish({"bytes": 3})
+records.choose("pace", {"step_s > 0.3": "slow", "": "fast"})
+records.publish_timed({"rate_per_s": 2.0})
+provenance.undisturbed(lambda: provenance._disturbances.clear(), tries=1)
+provenance._disturbances.clear()
+records.publish_timed({"later_s": 1.0})
+records.choose("last", {"": "none"})
 """
 
 
@@ -172,12 +179,12 @@ def test_a_key_changes_with_the_modules_a_chapter_imports_and_no_others(
     first, second = select([])
     before = [chapters.content_key(c, {}) for c in (first, second)]
     changed = checkout / "units.py"
-    changed.write_text("from thesis_lib import checks\n")
+    changed.write_text("from thesis_lib.common import errors\n")
     original = chapters.module_file
     monkeypatch.setattr(
         chapters,
         "module_file",
-        lambda name: changed if name == "thesis_lib.units" else original(name),
+        lambda name: changed if name == "thesis_lib.common.units" else original(name),
     )
     after = [chapters.content_key(c, {}) for c in (first, second)]
     assert before[0] == after[0]
@@ -211,6 +218,9 @@ def test_a_key_changes_with_measurements_where_a_chapter_reads_them(checkout):
 
 
 def test_imports_are_followed_through_the_package():
-    found = {p.name for p in chapters.modules("from thesis_lib import results")}
-    assert {"results.py", "checks.py"} <= found
-    assert "cli.py" not in found
+    source = "from thesis_lib.book.execute import records"
+    found = {path.name for path in chapters.modules(source)}
+    assert {"records.py", "errors.py"} <= found
+    behind = {p.name for p in chapters.modules("from thesis_lib import sequencer")}
+    assert {"grid.py", "admission.py"} <= behind
+    assert "main.py" not in found

@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput, choice, open_regular, vector
+from thesis_lib.common.errors import InvalidInput, choice, open_regular, vector
 
 
 def test_an_unknown_choice_names_the_options_and_the_nearest():

@@ -2,10 +2,16 @@ import math
 
 import pytest
 
-from thesis_lib import claims, results
-from thesis_lib.checks import InvalidInput
-from thesis_lib.claims import Claim, judge, read_claims, report, store_references
-from thesis_lib.compare import read_reference
+from thesis_lib.book.compare.comparison import read_reference
+from thesis_lib.book.execute import claims, records
+from thesis_lib.book.execute.claims import (
+    Claim,
+    judge,
+    read_claims,
+    report,
+    store_references,
+)
+from thesis_lib.common.errors import InvalidInput
 
 FILE = """
 # The first line is a remark.
@@ -21,7 +27,7 @@ claims:
   step_s: {chapter: 6, says: T, unit: s, kind: time, follows: drain, factor: 2,
     reference: {smoke: 0.1}}
 settings:
-  - {text: "95 %", attribute: "thesis_lib.stats:LEVEL", factor: 100}
+  - {text: "95 %", attribute: "thesis_lib.common.stats:LEVEL", factor: 100}
 """
 
 
@@ -30,7 +36,7 @@ def path(tmp_path, monkeypatch):
     path = tmp_path / "claims.yml"
     path.write_text(FILE)
     monkeypatch.setenv("THESIS_DATA", str(tmp_path))
-    monkeypatch.setattr(results, "_published", {})
+    monkeypatch.setattr(records, "_published", {})
     return path
 
 
@@ -129,7 +135,7 @@ def test_a_claim_that_no_chapter_publishes_is_not_stored(path):
 
 def test_a_chapter_reports_what_holds_and_names_what_does_not(path, monkeypatch):
     def with_numbers(**numbers):
-        monkeypatch.setattr(results, "_published", numbers)
+        monkeypatch.setattr(records, "_published", numbers)
 
     store_references({"share": 0.3, "quality": 30.0, "step_s": 0.1}, "smoke", path)
     with_numbers(share=0.3)

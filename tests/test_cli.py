@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thesis_lib.cli import strict_json
-from thesis_lib.sequencer.trace import KeySets, Trace
+from thesis_lib.cli.common import strict_json
+from thesis_lib.sequencer.core.trace import KeySets, Trace
 
 THESIS = Path(sys.executable).with_name("thesis")
 

@@ -7,11 +7,8 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from thesis_lib import present
-from thesis_lib.checks import InvalidInput
-from thesis_lib.claims import Claim, read_claims
-from thesis_lib.cli import app
-from thesis_lib.compare import (
+from thesis_lib.book.compare import present
+from thesis_lib.book.compare.comparison import (
     Quantity,
     Run,
     compare,
@@ -20,7 +17,10 @@ from thesis_lib.compare import (
     ratio,
     read_reference,
 )
-from thesis_lib.results import Record
+from thesis_lib.book.execute.claims import Claim, read_claims
+from thesis_lib.book.execute.records import Record
+from thesis_lib.cli.main import app
+from thesis_lib.common.errors import InvalidInput
 
 CLAIMS_TEXT = """\
 claims:

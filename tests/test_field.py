@@ -6,13 +6,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from thesis_lib import field
-from thesis_lib.checks import InvalidInput
+from thesis_lib.book.tables import related_work
+from thesis_lib.common.errors import InvalidInput
 
 ROOT = Path(__file__).parents[1]
 FIELDS = {
-    name: field.read_field(ROOT / "data", name)
-    for name in (field.PART_ONE, field.PART_TWO)
+    name: related_work.read_field(ROOT / "data", name)
+    for name in (related_work.PART_ONE, related_work.PART_TWO)
 }
 CELLS = [cell for table in FIELDS.values() for cell in table.cells.values()]
 KEYS = re.findall(
@@ -39,7 +39,7 @@ def write(tmp_path):
             [["fast", "a", "x"], ["fair", "b", "y"], ["kind", "b", "z"]],
             columns=["feature", "group", "definition"],
         )
-        rows, cells_name = field.files(field.PART_ONE)
+        rows, cells_name = related_work.files(related_work.PART_ONE)
         features.to_csv(tmp_path / rows, index=False)
         table = pd.DataFrame(cells, columns=COLUMNS)
         table.to_csv(tmp_path / cells_name, index=False)
@@ -55,47 +55,49 @@ def changed(row, column, value):
 
 
 def test_every_source_of_another_system_is_in_the_references():
-    others = [cell for cell in CELLS if cell.system != field.OURS]
+    others = [cell for cell in CELLS if cell.system != related_work.OURS]
     assert {cell.source for cell in others} <= set(KEYS)
 
 
 def test_what_was_read_says_where():
-    others = [cell for cell in CELLS if cell.system != field.OURS]
-    assert not [c for c in others if c.status == field.VERIFIED and not c.place]
+    others = [cell for cell in CELLS if cell.system != related_work.OURS]
+    assert not [c for c in others if c.status == related_work.VERIFIED and not c.place]
 
 
 def test_every_source_of_ours_exists_and_holds_the_name_that_the_cell_gives():
-    for cell in (cell for cell in CELLS if cell.system == field.OURS):
+    for cell in (cell for cell in CELLS if cell.system == related_work.OURS):
         text = (ROOT / cell.source).read_text()
         assert re.search(rf"^(class|def) {cell.place}", text, re.MULTILINE), cell
 
 
 @pytest.mark.parametrize("table", FIELDS.values(), ids=FIELDS)
 def test_nothing_about_ours_is_unknown(table):
-    assert field.UNVERIFIED not in set(field.symbols(table)[field.OURS])
+    assert related_work.UNVERIFIED not in set(
+        related_work.symbols(table)[related_work.OURS]
+    )
 
 
 @pytest.mark.parametrize("table", FIELDS.values(), ids=FIELDS)
 def test_a_cell_that_nobody_read_is_a_question_and_no_other_is(table):
-    shown = field.symbols(table)
+    shown = related_work.symbols(table)
     for cell in table.cells.values():
-        asked = shown.loc[cell.feature, cell.system] == field.UNVERIFIED
-        assert asked == (cell.status != field.VERIFIED), cell
+        asked = shown.loc[cell.feature, cell.system] == related_work.UNVERIFIED
+        assert asked == (cell.status != related_work.VERIFIED), cell
 
 
 def test_a_cell_shows_the_symbol_of_its_value(write):
-    shown = field.symbols(field.read_field(write(SMALL)))
+    shown = related_work.symbols(related_work.read_field(write(SMALL)))
     assert shown.to_dict("list") == {"other": ["●", "?", "◐"], "ours": ["○", "●", "●"]}
 
 
 def test_sources_say_where_a_cell_was_read_and_that_another_was_not(write):
-    told = field.evidence(field.read_field(write(SMALL)), "other")
+    told = related_work.evidence(related_work.read_field(write(SMALL)), "other")
     assert told["read in"].to_list() == ["key, section 1", "not read", "key, section 2"]
     assert told["value"].to_list() == ["●", "?", "◐"]
 
 
 def test_counts_of_a_table_counted_by_hand(write):
-    assert field.counts(field.read_field(write(SMALL))) == {
+    assert related_work.counts(related_work.read_field(write(SMALL))) == {
         "systems": 1, "features": 3, "cells": 6, "verified": 5, "ours": 2, "ahead": 1,
         "alone": 1, "nearest": 0, "nearest_system": "other",
     }  # fmt: skip
@@ -118,17 +120,17 @@ def test_counts_of_a_table_counted_by_hand(write):
 )
 def test_what_nobody_can_stand_for_is_refused(write, cells, says):
     with pytest.raises(InvalidInput, match=re.escape(says)):
-        field.read_field(write(cells))
+        related_work.read_field(write(cells))
 
 
 def test_an_unknown_system_is_refused():
     with pytest.raises(InvalidInput, match="system='Atlantis' is unknown"):
-        field.evidence(FIELDS[field.PART_ONE], "Atlantis")
+        related_work.evidence(FIELDS[related_work.PART_ONE], "Atlantis")
 
 
 @pytest.mark.parametrize("table", FIELDS.values(), ids=FIELDS)
 def test_every_feature_has_a_definition_of_its_own(table):
-    told = field.definitions(table)
+    told = related_work.definitions(table)
     assert (told["definition"].str.len() > 0).all()
     assert told["definition"].is_unique
     assert told.index.is_unique

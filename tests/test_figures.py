@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from thesis_lib import figures
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory import pareto, records, schedule
-from thesis_lib.memory.plan import least_device_bytes, plan
-from thesis_lib.memory.records import few_bits
-from thesis_lib.memory.spec import Machine, ModelSpec
-from thesis_lib.units import GiB, MiB
+from thesis_lib.book import figures
+from thesis_lib.book.tables import measurements, pareto, ring_schedule
+from thesis_lib.book.tables.measurements import few_bits
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.units import GiB, MiB
+from thesis_lib.memory.model.spec import Machine, ModelSpec
+from thesis_lib.memory.offload.plan import least_device_bytes, plan
 
 TINY = ModelSpec("tiny", 5, 256, 512, 4, 4, 64, 1000, tied=True)
 
@@ -25,7 +25,7 @@ def visits(ring, extra=0, steps=3):
     spare = extra * plan(TINY, Machine(least, 1), ring=ring, context=8).staging_bytes
     machine = Machine(least + spare, 1e7, weight_bytes_per_s=2e7)
     made = plan(TINY, machine, ring=ring, context=8)
-    return schedule.ring_schedule(made, steps)
+    return ring_schedule.ring_schedule(made, steps)
 
 
 def bars(ax):
@@ -164,7 +164,7 @@ def test_a_figure_without_its_record_says_so():
         figures.memory_against_time(runs, GiB),
         figures.memory_over_time({}, GiB),
         figures.bits_and_perplexity(few_bits(None)),
-        figures.speculation(records.speculation(None)),
+        figures.speculation(measurements.speculation(None)),
         figures.pareto(pareto.ways(None)),
     ):
         (ax,) = figure.axes

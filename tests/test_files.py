@@ -1,6 +1,6 @@
 import pytest
 
-from thesis_lib.files import content_hash, file_hash, write_whole
+from thesis_lib.common.files import content_hash, file_hash, write_whole
 
 
 def test_a_hash_of_files_sees_content_and_name(tmp_path):

@@ -15,13 +15,13 @@ import nbformat
 import psutil
 import pytest
 
-from thesis_lib.results import Record
+from thesis_lib.book.execute.records import Record
 
 DRIVER = """
 import sys
 from pathlib import Path
-from thesis_lib import chapters
-from thesis_lib.checks import InvalidInput
+from thesis_lib.book.execute import chapters
+from thesis_lib.common.errors import InvalidInput
 
 checkout, output = map(Path, sys.argv[1:])
 chapters.root = lambda: checkout

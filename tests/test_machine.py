@@ -4,20 +4,20 @@ import sys
 
 import pytest
 
-from thesis_lib import machine
+from thesis_lib.common import provenance
 
 
 def test_the_identity_of_a_machine_is_stable_and_complete():
-    assert machine.identity() == machine.identity()
-    assert machine.identity().keys() == {
+    assert provenance.identity() == provenance.identity()
+    assert provenance.identity().keys() == {
         "cpu", "cores", "memory_bytes", "system", "python", "gpus", "torch",
     }  # fmt: skip
 
 
 def test_torch_is_named_without_being_imported():
     code = (
-        "import sys; from thesis_lib import machine;"
-        "print(machine.identity()['torch']); assert 'torch' not in sys.modules"
+        "import sys; from thesis_lib.common import provenance;"
+        "print(provenance.identity()['torch']); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -31,29 +31,29 @@ def test_a_gpu_is_read_from_the_answer_of_its_driver(tmp_path, monkeypatch):
     command.write_text("#!/bin/sh\necho 'Some GPU 24GB, 555.42, 24564'\n")
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    machine.gpus.cache_clear()
-    assert machine.gpus() == (("Some GPU 24GB", "555.42", 24564 * 2**20),)
+    provenance.gpus.cache_clear()
+    assert provenance.gpus() == (("Some GPU 24GB", "555.42", 24564 * 2**20),)
     command.write_text("#!/bin/sh\nexit 9\n")
-    machine.gpus.cache_clear()
-    assert machine.gpus() == ()
-    machine.gpus.cache_clear()
+    provenance.gpus.cache_clear()
+    assert provenance.gpus() == ()
+    provenance.gpus.cache_clear()
 
 
 def test_the_rates_of_a_machine_are_measured_or_say_why_not(tmp_path):
-    rate, how = machine.drain(tmp_path)
+    rate, how = provenance.drain(tmp_path)
     assert rate is not None
     assert rate > 0
     assert how in ("direct", "buffered")
-    rate, how = machine.drain(tmp_path / "absent")
+    rate, how = provenance.drain(tmp_path / "absent")
     assert rate is None
     assert how == "not measured: No such file or directory"
-    assert machine.matmul_flops_per_s(size=64) > 0
+    assert provenance.matmul_flops_per_s(size=64) > 0
 
 
 def test_a_watch_sees_the_memory_of_the_processes_it_watches():
     n_bytes = 300 * 2**20
     code = f"import time; x = bytearray({n_bytes}); time.sleep(1)"
-    with machine.Watch() as watch:
+    with provenance.Watch() as watch:
         subprocess.run([sys.executable, "-c", code], check=True)
     assert n_bytes < watch.peak_memory_bytes < 1.3 * n_bytes
     load = watch.load_average
@@ -70,21 +70,21 @@ def git(tmp_path):
 
 
 def test_a_commit_says_whether_what_results_depend_on_is_in_it(tmp_path, git):
-    assert machine.commit(tmp_path) == ("no repository", False)
+    assert provenance.commit(tmp_path) == ("no repository", False)
     git("init", "-q")
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "f").write_text("1")
     git("add", "src")
     git("commit", "-qm", "first")
-    head, clean = machine.commit(tmp_path)
+    head, clean = provenance.commit(tmp_path)
     assert clean
     (tmp_path / "note").write_text("not a source")
-    assert machine.commit(tmp_path) == (head, True)
+    assert provenance.commit(tmp_path) == (head, True)
     (tmp_path / "src" / "new").write_text("a source, not yet added")
-    assert machine.commit(tmp_path) == (head, False)
+    assert provenance.commit(tmp_path) == (head, False)
     (tmp_path / "src" / "new").unlink()
     (tmp_path / "src" / "f").write_text("2")
-    assert machine.commit(tmp_path) == (head, False)
+    assert provenance.commit(tmp_path) == (head, False)
 
 
 # --- A measurement that others disturb ------------------------------------------
@@ -93,7 +93,7 @@ def test_a_commit_says_whether_what_results_depend_on_is_in_it(tmp_path, git):
 def used(others=0.0, own=1.0, cores=2, moved=0, disk=0):
     """What two readings tell that are a second apart."""
     idle = max(cores - own - others, 0.0)
-    return machine.Usage(1.0, own, own + others, idle, 0.0, 0, moved, disk)
+    return provenance.Usage(1.0, own, own + others, idle, 0.0, 0, moved, disk)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def used(others=0.0, own=1.0, cores=2, moved=0, disk=0):
         (used(others=1.8, own=0.2), True),
         (used(others=2, own=2, cores=16), False),  # there is room for both
         (used(others=3, own=13, cores=16), True),
-        (machine.Usage(1.0, 1.0, 1.0, 0.5, 0.5, 0, 0, 0), True),  # by the host
+        (provenance.Usage(1.0, 1.0, 1.0, 0.5, 0.5, 0, 0, 0), True),  # by the host
         (used(moved=2 * 10**9, disk=2 * 10**9), False),
         (used(moved=10**9, disk=2 * 10**9), True),
         (used(moved=0, disk=2 * 10**9), False),  # it does not use the disk
@@ -125,53 +125,55 @@ def loads(monkeypatch):
             clock[0] += 1.0
             clock[1] += taken.pop(0)
         read.inside = not read.inside
-        return machine.Usage(clock[0], clock[0], clock[0] + clock[1], 0.0, 0.0, 0, 0, 0)
+        return provenance.Usage(
+            clock[0], clock[0], clock[0] + clock[1], 0.0, 0.0, 0, 0, 0
+        )
 
     read.inside = False
-    monkeypatch.setattr(machine.Usage, "read", read)
-    machine.disturbances()  # asked: the next measurement begins anew
+    monkeypatch.setattr(provenance.Usage, "read", read)
+    provenance.disturbances()  # asked: the next measurement begins anew
     return taken
 
 
 def test_a_disturbed_measurement_is_repeated_and_the_quiet_one_counts(loads):
     loads += [0.9, 0.0]
     made = iter("ab")
-    assert machine.undisturbed(lambda: next(made)) == "b"
-    assert machine.disturbances() == ()
+    assert provenance.undisturbed(lambda: next(made)) == "b"
+    assert provenance.disturbances() == ()
 
 
 def test_the_least_disturbed_counts_is_marked_and_the_mark_ends(loads):
     loads += [0.9, 0.3, 0.6]
     made = iter("abc")
-    assert machine.undisturbed(lambda: next(made), tries=3) == "b"
-    assert "0.30 cores" in machine.disturbances()[0]
-    assert machine.disturbances()  # as long as nothing else is measured
+    assert provenance.undisturbed(lambda: next(made), tries=3) == "b"
+    assert "0.30 cores" in provenance.disturbances()[0]
+    assert provenance.disturbances()  # as long as nothing else is measured
     loads += [0.0]
-    machine.undisturbed(lambda: None)
-    assert machine.disturbances() == ()
+    provenance.undisturbed(lambda: None)
+    assert provenance.disturbances() == ()
 
 
 def test_marks_add_up_until_they_are_asked_for(loads):
     loads += [0.5, 0.0, 0.7]
     for _ in range(3):
-        machine.undisturbed(lambda: None, tries=1)
-    assert len(machine.disturbances()) == 2
+        provenance.undisturbed(lambda: None, tries=1)
+    assert len(provenance.disturbances()) == 2
 
 
 def test_what_is_measured_within_a_measurement_is_a_part_of_it(loads):
     loads += [0.9, 0.0]
-    inner = machine.measurement(lambda: calls.append("inner"))
+    inner = provenance.measurement(lambda: calls.append("inner"))
     calls = []
-    machine.undisturbed(lambda: (calls.append("outer"), inner()))
+    provenance.undisturbed(lambda: (calls.append("outer"), inner()))
     assert calls == ["outer", "inner"] * 2
     assert not loads
 
 
 def test_a_long_measurement_is_not_made_twice(loads, monkeypatch):
     loads += [0.9]
-    monkeypatch.setattr(machine, "_PATIENCE_S", 0.0)
-    machine.undisturbed(lambda: None)
-    assert machine.disturbances()
+    monkeypatch.setattr(provenance, "_PATIENCE_S", 0.0)
+    provenance.undisturbed(lambda: None)
+    assert provenance.disturbances()
     assert not loads
 
 
@@ -182,19 +184,19 @@ def test_a_measurement_that_fails_leaves_the_watch_ready(loads):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        machine.undisturbed(fail)
-    machine.Usage.read()  # the end that the failure left out
+        provenance.undisturbed(fail)
+    provenance.Usage.read()  # the end that the failure left out
     loads += [0.8]
-    machine.undisturbed(lambda: None, tries=1)
-    assert machine.disturbances()
+    provenance.undisturbed(lambda: None, tries=1)
+    assert provenance.disturbances()
 
 
 def test_a_reading_tells_the_own_family_from_others():
     """A child counts as its own, and everybody together as no less than that."""
     code = "from time import perf_counter as t\nend = t() + 0.3\nwhile t() < end: pass"
-    start = machine.Usage.read()
+    start = provenance.Usage.read()
     subprocess.run([sys.executable, "-c", code], check=True)
-    used = machine.Usage.read().since(start)
+    used = provenance.Usage.read().since(start)
     assert used.own_s > 0
     assert used.wall_s > 0.3
     assert used.busy_s >= used.own_s - 0.1  # ticks of two clocks

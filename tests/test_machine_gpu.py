@@ -2,7 +2,7 @@
 
 import pytest
 
-from thesis_lib import machine
+from thesis_lib.common import provenance
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -12,7 +12,7 @@ pytestmark = [
 
 
 def test_the_gpus_of_a_record_are_those_that_torch_sees():
-    named = machine.identity()["gpus"]
+    named = provenance.identity()["gpus"]
     assert named
     for index in range(torch.cuda.device_count()):
         seen = torch.cuda.get_device_properties(index)
@@ -28,4 +28,4 @@ def test_the_gpus_of_a_record_are_those_that_torch_sees():
 
 
 def test_a_record_names_the_cuda_that_torch_was_built_for():
-    assert f"CUDA {torch.version.cuda}" in machine.identity()["torch"]
+    assert f"CUDA {torch.version.cuda}" in provenance.identity()["torch"]

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 import yaml
 
-from thesis_lib import chapters
+from thesis_lib.book.execute import chapters
 
 ROOT = Path(__file__).parents[1]
 # Fixed by the thesis: a chapter's title and the sections that it must have, in order.

@@ -6,16 +6,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thesis_lib import chapters
-from thesis_lib.chapters import CUSTOM, PROFILE_PARAMETER, Chapter, ChapterFailed
-from thesis_lib.checks import InvalidInput
-from thesis_lib.machine import commit
-from thesis_lib.memory import smollm2
-from thesis_lib.memory.plan import least_device_bytes
-from thesis_lib.memory.spec import Machine, geometry
-from thesis_lib.memory.stream import plan_checkpoint
-from thesis_lib.parameters import Limits, Parameter, check, draw, limits_of, refuse
-from thesis_lib.units import GiB, MiB
+from thesis_lib.book.execute import chapters
+from thesis_lib.book.execute.chapters import (
+    CUSTOM,
+    PROFILE_PARAMETER,
+    Chapter,
+    ChapterFailed,
+)
+from thesis_lib.book.execute.parameters import (
+    Limits,
+    Parameter,
+    check,
+    draw,
+    limits_of,
+    refuse,
+)
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.provenance import commit
+from thesis_lib.common.units import GiB, MiB
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.spec import Machine, geometry
+from thesis_lib.memory.offload.offloaded_model import plan_checkpoint
+from thesis_lib.memory.offload.plan import least_device_bytes
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = map(Chapter, sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")))

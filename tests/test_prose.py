@@ -20,7 +20,7 @@ import nbformat
 import pytest
 import yaml
 
-from thesis_lib.present import README_BLOCK
+from thesis_lib.book.compare.present import README_BLOCK
 
 ROOT = Path(__file__).parents[1]
 CONTENT = yaml.safe_load((ROOT / "data" / "claims.yml").read_text())
@@ -259,7 +259,7 @@ COMPARED = re.compile(
 
 
 def calls(chapter: Path, name: str) -> Iterator[ast.Call]:
-    """The calls of `results.name` in a chapter."""
+    """The calls of `records.name` in a chapter."""
     for cell in nbformat.read(chapter, as_version=4).cells:
         if cell.cell_type == "code":
             for node in ast.walk(ast.parse(cell.source)):
@@ -352,11 +352,11 @@ def test_a_typed_comparison_of_times_is_found(planted):
 
 def test_the_names_of_times_and_of_words_are_read_from_the_calls(tmp_path):
     source = (
-        "results.publish_timed({'step_s': 1} | {'rate_per_s': 2})\n"
-        "results.publish_timed({f'{kind}_ms': 1 for kind in kinds})\n"
-        "results.publish({'bytes': 3})\n"
-        "results.choose('bound', {'step_s > 1': 'slow', '': 'fast'})\n"
-        "results.publish_change('saved')"
+        "records.publish_timed({'step_s': 1} | {'rate_per_s': 2})\n"
+        "records.publish_timed({f'{kind}_ms': 1 for kind in kinds})\n"
+        "records.publish({'bytes': 3})\n"
+        "records.choose('bound', {'step_s > 1': 'slow', '': 'fast'})\n"
+        "records.publish_change('saved')"
     )
     cells = [nbformat.v4.new_code_cell(source)]
     page = tmp_path / "06_x.ipynb"
@@ -374,14 +374,14 @@ def test_no_comparison_of_times_is_typed(page):
     home = int(page.name[:2]) if page.suffix == ".ipynb" else None
     found = [hit for text in texts(page) for hit in typed_comparisons(text, home)]
     assert not found, "\n".join(
-        ["let a cell decide it (results.choose), or say it without comparing:", *found]
+        ["let a cell decide it (records.choose), or say it without comparing:", *found]
     )
 
 
 def test_every_claim_of_a_time_is_published_as_one():
     times = {(key, c["chapter"]) for key, c in CLAIMS.items() if c["kind"] == "time"}
     untimed = [time for time in times if not among({time}, TIMED)]
-    assert not untimed, "publish them with results.publish_timed"
+    assert not untimed, "publish them with records.publish_timed"
 
 
 # --- Claims are cited, settings are true ---------------------------------------
@@ -401,7 +401,7 @@ def citations(markdown: str, home: int | None = None) -> set[tuple[str, int | No
 def uncited(claims: Mapping[str, Mapping], cited: set[tuple[str, int | None]]) -> list:
     """Published names of claims, ends of intervals included, that no page cites.
 
-    A reduction is cited as well by what `results.publish_change` makes of it.
+    A reduction is cited as well by what `records.publish_change` makes of it.
     """
     cited = cited | {(re.sub(r"_by(_low|_high)?$", r"\1", n), c) for n, c in cited}
     return [

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.claims import read_claims
-from thesis_lib.cli import app
-from thesis_lib.compare import Quantity, read_reference
-from thesis_lib.present import as_change, readme
+from thesis_lib.book.compare.comparison import Quantity, read_reference
+from thesis_lib.book.compare.present import as_change, readme
+from thesis_lib.book.execute.claims import read_claims
+from thesis_lib.cli.main import app
+from thesis_lib.common.errors import InvalidInput
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

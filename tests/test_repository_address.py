@@ -5,8 +5,8 @@ import subprocess
 import pytest
 import yaml
 
-from thesis_lib import book
-from thesis_lib.checks import InvalidInput
+from thesis_lib.book import render
+from thesis_lib.common.errors import InvalidInput
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def add_origin(checkout, address):
 )
 def test_an_origin_on_github_is_the_address_in_one_form(checkout, address):
     add_origin(checkout, address)
-    assert book.repository_address(checkout) == "https://github.com/example/thesis"
+    assert render.repository_address(checkout) == "https://github.com/example/thesis"
 
 
 @pytest.mark.parametrize(
@@ -51,34 +51,34 @@ def test_an_origin_on_github_is_the_address_in_one_form(checkout, address):
 )
 def test_another_origin_is_no_address(checkout, address):
     add_origin(checkout, address)
-    assert book.repository_address(checkout) is None
+    assert render.repository_address(checkout) is None
 
 
 def test_dots_in_a_name_are_kept(checkout):
     add_origin(checkout, "git@github.com:example/thesis.io.git")
-    assert book.repository_address(checkout) == "https://github.com/example/thesis.io"
+    assert render.repository_address(checkout) == "https://github.com/example/thesis.io"
 
 
 def test_the_environment_comes_before_the_origin_and_that_before_the_configuration(
     checkout, monkeypatch
 ):
-    assert book.repository_address(checkout) is None
+    assert render.repository_address(checkout) is None
     config = {"repository": {"url": "https://github.com/third/thesis"}}
     (checkout / "_config.yml").write_text(yaml.safe_dump(config))
-    assert book.repository_address(checkout) == "https://github.com/third/thesis"
+    assert render.repository_address(checkout) == "https://github.com/third/thesis"
     add_origin(checkout, "https://github.com/second/thesis")
-    assert book.repository_address(checkout) == "https://github.com/second/thesis"
+    assert render.repository_address(checkout) == "https://github.com/second/thesis"
     monkeypatch.setenv("THESIS_REPOSITORY", "https://github.com/first/thesis")
-    assert book.repository_address(checkout) == "https://github.com/first/thesis"
+    assert render.repository_address(checkout) == "https://github.com/first/thesis"
 
 
 def test_what_was_set_by_hand_and_is_no_address_is_refused(checkout, monkeypatch):
     (checkout / "_config.yml").write_text("repository: {url: example/thesis}\n")
     with pytest.raises(InvalidInput, match=r"_config\.yml is 'example/thesis'"):
-        book.repository_address(checkout)
+        render.repository_address(checkout)
     monkeypatch.setenv("THESIS_REPOSITORY", "https://example.org/thesis")
     with pytest.raises(InvalidInput, match="THESIS_REPOSITORY is 'https://example"):
-        book.repository_address(checkout)
+        render.repository_address(checkout)
 
 
 def test_the_repository_around_an_unpacked_copy_does_not_answer_for_it(checkout):
@@ -86,7 +86,7 @@ def test_the_repository_around_an_unpacked_copy_does_not_answer_for_it(checkout)
     inside = checkout / "unpacked"
     inside.mkdir()
     (inside / "_config.yml").write_text("{}\n")
-    assert book.repository_address(inside) is None
+    assert render.repository_address(inside) is None
 
 
 def test_what_sphinx_reads_carries_the_address_only_where_there_is_one(
@@ -94,10 +94,10 @@ def test_what_sphinx_reads_carries_the_address_only_where_there_is_one(
 ):
     source = tmp_path_factory.mktemp("source")
     before = (checkout / "_config.yml").read_text()
-    book._stage_config(checkout, source)
+    render._stage_config(checkout, source)
     assert (source / "_config.yml").read_text() == before
     add_origin(checkout, "https://github.com/example/thesis")
-    book._stage_config(checkout, source)
+    render._stage_config(checkout, source)
     staged = yaml.safe_load((source / "_config.yml").read_text())
     context = staged["sphinx"]["config"]["html_context"]
     assert context == {"thesis_repository": "https://github.com/example/thesis"}

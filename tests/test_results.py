@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from thesis_lib import results
-from thesis_lib.checks import InvalidInput
-from thesis_lib.results import OldRecord, Record
+from thesis_lib.book.execute import records
+from thesis_lib.book.execute.records import OldRecord, Record
+from thesis_lib.common.errors import InvalidInput
 
 
 def record():
@@ -57,14 +57,14 @@ def test_a_number_that_json_does_not_know_is_not_written():
 
 def test_a_number_that_is_not_finite_is_not_published():
     with pytest.raises(InvalidInput, match="expected a finite number"):
-        results.publish({"a": float("inf")})
+        records.publish({"a": float("inf")})
 
 
 def test_check_reports_agreement_and_disagreement():
-    assert results.check("x", 1.04, 1.0, rtol=0.05) == "x: ok"
-    assert results.check("x", 1.06, 1.0, rtol=0.05).startswith("x: 1.06 differs")
+    assert records.check("x", 1.04, 1.0, rtol=0.05) == "x: ok"
+    assert records.check("x", 1.06, 1.0, rtol=0.05).startswith("x: 1.06 differs")
     with pytest.raises(InvalidInput):
-        results.check("x", 1.0, 1.0, rtol=5)
+        records.check("x", 1.0, 1.0, rtol=5)
 
 
 # --- Words that numbers decide -------------------------------------------------
@@ -73,7 +73,7 @@ def test_check_reports_agreement_and_disagreement():
 def test_the_first_case_that_holds_gives_the_word():
     cases = {"a > 2 * b": "much more", "a > b and not b < 0": "more", "": "no more"}
     words = [
-        results.decided(cases, {"a": a, "b": b})
+        records.decided(cases, {"a": a, "b": b})
         for a, b in [(5, 2), (3, 2), (2, 2), (-1, -1)]
     ]
     assert words == ["much more", "more", "no more", "much more"]
@@ -86,14 +86,14 @@ def test_the_first_case_that_holds_gives_the_word():
 )  # fmt: skip
 def test_a_rule_is_a_comparison_and_nothing_else(rule):
     with pytest.raises(InvalidInput, match="rule"):
-        results.decided({rule: "x", "": "y"}, {"a": 1, "b": 2, "c": 3})
+        records.decided({rule: "x", "": "y"}, {"a": 1, "b": 2, "c": 3})
 
 
 def test_a_rule_over_what_was_not_published_and_cases_without_an_end_are_refused():
     with pytest.raises(InvalidInput, match="compares nowhere"):
-        results.choose("word", {"nowhere > 1": "x", "": "y"})
+        records.choose("word", {"nowhere > 1": "x", "": "y"})
     with pytest.raises(InvalidInput, match="must be ''"):
-        results.choose("word", {"1 > 0": "x"})
+        records.choose("word", {"1 > 0": "x"})
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_rule_over_what_was_not_published_and_cases_without_an_end_are_refused
     ],
 )
 def test_a_negative_reduction_is_published_as_more(ends, says):
-    results.publish(dict(zip(("x", "x_low", "x_high"), ends, strict=True)))
-    results.publish_change("x")
+    records.publish(dict(zip(("x", "x_low", "x_high"), ends, strict=True)))
+    records.publish_change("x")
     names = ("x_by", "x_by_low", "x_by_high", "x_word")
-    assert tuple(results.published()[name] for name in names) == says
+    assert tuple(records.published()[name] for name in names) == says

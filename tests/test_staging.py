@@ -7,11 +7,12 @@ import nbformat
 import pytest
 from test_compare import CLAIMS_TEXT, record
 
-from thesis_lib import book, chapters
-from thesis_lib.book import render, stage
-from thesis_lib.chapters import CUSTOM
-from thesis_lib.checks import InvalidInput
-from thesis_lib.files import content_hash
+from thesis_lib.book import render as render_room
+from thesis_lib.book.execute import chapters
+from thesis_lib.book.execute.chapters import CUSTOM
+from thesis_lib.book.render import ABSENT, Published, render, stage
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.files import content_hash
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_a_number_is_marked_absent_only_where_the_readers_parameters_left_it_out
     page = "{glue:text}`../notebooks/04_evaluation.ipynb::gone:.1f`"
     (checkout / "book" / "page.md").write_text(page)
     absent = {"smoke": False, CUSTOM: True}[profile]
-    assert (staged(checkout, "page.md") == book.ABSENT) == absent
+    assert (staged(checkout, "page.md") == ABSENT) == absent
     text = (checkout / "source" / "notebooks" / "04_evaluation.ipynb").read_text()
     assert "`here:.1f`" in text
     assert ("gone" not in text) == absent
@@ -155,7 +156,7 @@ def test_two_renderings_of_one_book_take_turns(checkout, monkeypatch):
         waited.append(1)
         second_waits.set()
 
-    monkeypatch.setattr(book, "_render", rendered)
+    monkeypatch.setattr(render_room, "_render", rendered)
     both = [
         threading.Thread(target=render, args=(checkout, checkout / "book_out", waits))
         for _ in range(2)
@@ -257,7 +258,7 @@ def test_a_page_whose_words_contradict_its_numbers_is_refused(checkout):
 
 
 def test_an_alternative_text_cites_only_what_its_chapter_published(checkout):
-    none = book.Published({"x": record("x", a=1.25)}, {})
+    none = Published({"x": record("x", a=1.25)}, {})
     assert none.plain("a is {glue:text}`a:.1f`", "x") == "a is 1.2"
     with pytest.raises(InvalidInput, match="cites b"):
         none.plain("{glue:text}`b`", "x")

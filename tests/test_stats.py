@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.stats import bootstrap, mean_interval
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.stats import bootstrap, mean_interval
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():

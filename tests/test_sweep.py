@@ -20,9 +20,10 @@ import synthetic
 import test_compare
 from synthetic import notes, wait_until, write_grid
 
-from thesis_lib import chapters, sweep
-from thesis_lib.checks import InvalidInput
-from thesis_lib.results import RECORD_VERSION, Record
+from thesis_lib.book.execute import chapters, sweep
+from thesis_lib.book.execute.records import RECORD_VERSION, Record
+from thesis_lib.common import files
+from thesis_lib.common.errors import InvalidInput
 
 
 def quiet(*numbers):
@@ -192,7 +193,7 @@ def test_a_disk_that_fills_up_costs_no_finished_point(
 ):
     """The disk is a fake here; tests/test_hosts.py has a real one, for root."""
     grid = read(checkout, chapter, "grid: {x: [1, 2, 3, 4]}")
-    writes, write_whole = itertools.count(1), sweep.write_whole
+    writes, write_whole = itertools.count(1), files.write_whole
 
     def full(path, content):
         if next(writes) >= 6:  # the record of the third point: its notebook is there

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from thesis_lib import figures
+from thesis_lib.book import figures
 
 ROOT = Path(__file__).parents[1]
 MODELS = pd.read_csv(ROOT / "data" / "model_sizes.csv")

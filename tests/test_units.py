@@ -1,7 +1,7 @@
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.units import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.units import (
     GiB,
     format_duration,
     format_size,

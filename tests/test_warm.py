@@ -16,9 +16,9 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from synthetic import wait_until
 
-from thesis_lib import chapters, warm
+from thesis_lib.book.execute import chapters, warm
 
-MODULES = ["json", "numpy", "thesis_lib.figures", "thesis_lib.units"]
+MODULES = ["json", "numpy", "thesis_lib.book.figures.style", "thesis_lib.common.units"]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_imports_are_found_wherever_they_stand():
 def test_kernels_share_no_state(zygote, tmp_path):
     cells = (
         "import sys, os, json, random, numpy\n"
-        "from thesis_lib import units\n"
+        "from thesis_lib.common import units\n"
         "print(getattr(units, 'left_behind', 'clean'), os.environ.get('LEFT'), "
         "hasattr(sys, 'left'), json.left if hasattr(json, 'left') else '')",
         "units.left_behind = sys.left = 1\nos.environ['LEFT'] = 'x'\n"
@@ -208,7 +208,7 @@ def test_a_kernel_that_dies_is_a_failure_and_not_a_wait(zygote, tmp_path):
 
 OWNER = """
 import os, sys, time
-from thesis_lib import warm
+from thesis_lib.book.execute import warm
 zygote = warm.Zygote(["json"])
 kernel = zygote.fork(["--log-level=CRITICAL"], os.environ, sys.argv[1])
 print(zygote.pid, kernel.pid, flush=True)
@@ -252,11 +252,11 @@ def test_threads_of_an_owner_share_a_zygote(zygote, tmp_path):
 
 def test_only_what_survives_a_fork_is_forked(monkeypatch, tmp_path):
     monkeypatch.setattr(warm, "CUDA_DEVICE", tmp_path / "absent")
-    assert warm.supported(["torch", "thesis_lib.memory.stream"])
+    assert warm.supported(["torch", "thesis_lib.memory.offload.offloaded_model"])
     monkeypatch.setattr(warm, "CUDA_DEVICE", tmp_path)
-    assert warm.supported(["numpy", "thesis_lib.sequencer.report"])
+    assert warm.supported(["numpy", "thesis_lib.sequencer.experiments.metrics"])
     assert not warm.supported(["numpy", "torch.nn"])
-    assert not warm.supported(["thesis_lib.memory.stream"])
+    assert not warm.supported(["thesis_lib.memory.offload.offloaded_model"])
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not warm.supported(["numpy"])
 

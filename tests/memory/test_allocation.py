@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.allocation import Spectrum, allocate_ranks
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.svd import Spectrum, allocate_ranks
 
 
 def spectra(seed, shapes=((9, 12), (7, 7), (12, 6))):

@@ -9,21 +9,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, StoppingCriteria, StoppingCriteriaList
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory import smollm2
-from thesis_lib.memory.architectures import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.convert import compress_checkpoint
+from thesis_lib.memory.cost.planning import describe_plan
+from thesis_lib.memory.decode.generate import generate_text
+from thesis_lib.memory.decode.speculative import speculate_text
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.spec import ARCHITECTURES, ModelSpec, geometries, geometry
+from thesis_lib.memory.offload.architectures import (
     configure,
     flatten_head,
     read_config,
     skeleton,
     stack,
 )
-from thesis_lib.memory.compress import compress
-from thesis_lib.memory.measure import DeviceBudget
-from thesis_lib.memory.rates import describe_plan
-from thesis_lib.memory.spec import ARCHITECTURES, ModelSpec, geometries, geometry
-from thesis_lib.memory.speculate import speculate_text
-from thesis_lib.memory.stream import StreamedModel, generate_text
+from thesis_lib.memory.offload.measure import DeviceBudget
+from thesis_lib.memory.offload.offloaded_model import StreamedModel
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +255,7 @@ def test_a_family_that_is_not_streamed_is_refused_before_its_weights_are_opened(
         lambda: tiny.plan_checkpoint(tmp_path, tiny.Machine(2**40, 1e9)),
         lambda: generate_text(str(tmp_path), 2**30, "a"),
         lambda: speculate_text(str(tmp_path), 2**30, "a"),
-        lambda: compress(str(tmp_path), tmp_path / "out", "int8"),
+        lambda: compress_checkpoint(str(tmp_path), tmp_path / "out", "int8"),
     ]
     for run in runs:  # there are no weights at all
         with pytest.raises(InvalidInput, match=f"{family}.* expected one of llama"):

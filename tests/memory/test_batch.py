@@ -6,13 +6,14 @@ import pytest
 import tiny
 import torch
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory import batch
-from thesis_lib.memory.architectures import flatten_head
-from thesis_lib.memory.measure import DeviceBudget
-from thesis_lib.memory.plan import PlanInfeasible
-from thesis_lib.memory.spec import Machine
-from thesis_lib.memory.stream import StreamedModel
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.decode import batch
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload import offloaded_model
+from thesis_lib.memory.offload.architectures import flatten_head
+from thesis_lib.memory.offload.measure import DeviceBudget
+from thesis_lib.memory.offload.offloaded_model import StreamedModel
+from thesis_lib.memory.offload.plan import PlanInfeasible
 
 LENGTHS = [3, 11, 7, 7, 1, 9, 12]
 NEW = 6
@@ -66,7 +67,7 @@ def test_the_block_is_the_largest_that_fits(tmp_path):
         assert planned.batch >= sequences + 1
         if planned.batch < len(LENGTHS):
             with pytest.raises(PlanInfeasible):
-                batch.plan_checkpoint(
+                offloaded_model.plan_checkpoint(
                     tmp_path,
                     planned.machine,
                     batch=planned.batch + 1,

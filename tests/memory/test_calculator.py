@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import pytest
 from costs import MIX, RESIDENT, STREAMED, VALUES
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory import calculator
-from thesis_lib.memory.calculator import SLIDERS, Slider, results, shown
+from thesis_lib.book.tables import calculator
+from thesis_lib.book.tables.calculator import SLIDERS, Slider, results, shown
+from thesis_lib.common.errors import InvalidInput
 
 
 class Page(HTMLParser):

@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import give_tokenizer
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.calibrated import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.convert import (
     CALIBRATION_TEXT,
+    compress_checkpoint,
     factor_checkpoint,
     read_windows,
 )
-from thesis_lib.memory.compress import compress
-from thesis_lib.memory.factored import read_ranks
-from thesis_lib.memory.store import SafetensorsStore
+from thesis_lib.memory.formats.lowrank import read_ranks
+from thesis_lib.memory.offload.store import SafetensorsStore
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def entries(folder):
 
 def test_the_ratio_is_one_of_all_matrices_together(dense, tmp_path):
     moved = []
-    said = compress(
+    said = compress_checkpoint(
         str(dense),
         tmp_path / "out",
         tokens=100,
@@ -76,7 +76,7 @@ def test_windows_are_spread_over_the_text_and_never_overlap(dense, tmp_path):
 @pytest.mark.parametrize("ratio", [0.0, -1.0, 1.5, float("nan")])
 def test_ratios_outside_the_unit_interval_are_refused(dense, tmp_path, ratio):
     with pytest.raises(InvalidInput, match=r"rank_ratio=.* must lie in"):
-        compress(str(dense), tmp_path / "out", rank_ratio=ratio)
+        compress_checkpoint(str(dense), tmp_path / "out", rank_ratio=ratio)
     assert not (tmp_path / "out").exists()
 
 
@@ -84,7 +84,9 @@ def test_text_that_is_too_short_is_told_how_much_is_needed(dense, tmp_path):
     text = tmp_path / "short.txt"
     text.write_text("Too short for eighty inputs, with no more than one window of it.")
     with pytest.raises(InvalidInput, match=r"64 tokens .* expected 80 at least"):
-        compress(str(dense), tmp_path / "out", rank_ratio=0.5, calibration=text)
+        compress_checkpoint(
+            str(dense), tmp_path / "out", rank_ratio=0.5, calibration=text
+        )
 
 
 def test_damaged_and_compressed_checkpoints_are_refused(dense, tmp_path):
@@ -105,6 +107,8 @@ def test_damaged_and_compressed_checkpoints_are_refused(dense, tmp_path):
 
 def test_two_ways_at_once_are_refused(dense, tmp_path):
     with pytest.raises(InvalidInput, match="two compressions"):
-        compress(str(dense), tmp_path / "out", "int8", rank_ratio=0.5)
+        compress_checkpoint(str(dense), tmp_path / "out", "int8", rank_ratio=0.5)
     with pytest.raises(InvalidInput, match="are not calibrated"):
-        compress(str(dense), tmp_path / "out", "int8", calibration=CALIBRATION_TEXT)
+        compress_checkpoint(
+            str(dense), tmp_path / "out", "int8", calibration=CALIBRATION_TEXT
+        )

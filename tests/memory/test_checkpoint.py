@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.checkpoint import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.model.checkpoint import (
     ALIGNMENT,
     INDEX,
     OUTER,
@@ -126,7 +126,7 @@ def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch):
     def refuse(*names):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("thesis_lib.memory.checkpoint.os.link", refuse)
+    monkeypatch.setattr("thesis_lib.memory.model.checkpoint.os.link", refuse)
     with new_checkpoint(tmp_path / "model", 0) as new:
         new.write(0, LAYER, contents(draw(LAYER)))
         with pytest.raises(InvalidInput, match="refuses hard links"):

@@ -14,25 +14,23 @@ import tiny
 import torch
 from typer.testing import CliRunner
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.cli import app
-from thesis_lib.memory import lossless
-from thesis_lib.memory.checkpoint import OUTER
-from thesis_lib.memory.coded import code_checkpoint, decoder_bytes_per_s
-from thesis_lib.memory.measure import DeviceBudget
-from thesis_lib.memory.packed import pack_checkpoint
-from thesis_lib.memory.pages import allocate
-from thesis_lib.memory.plan import least_device_bytes, plan
-from thesis_lib.memory.rates import with_decoder
-from thesis_lib.memory.spec import Machine, geometry
-from thesis_lib.memory.store import (
+from thesis_lib.cli.main import app
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.random_weights import synthesise
+from thesis_lib.memory.compress.writers import code_checkpoint, pack_checkpoint
+from thesis_lib.memory.formats import lossless
+from thesis_lib.memory.model.checkpoint import OUTER, allocate
+from thesis_lib.memory.model.spec import Machine, geometry
+from thesis_lib.memory.offload.measure import DeviceBudget
+from thesis_lib.memory.offload.offloaded_model import StreamedModel
+from thesis_lib.memory.offload.plan import least_device_bytes, plan
+from thesis_lib.memory.offload.rates import decoder_bytes_per_s, with_decoder
+from thesis_lib.memory.offload.store import (
     DECODERS,
     SafetensorsStore,
     StoreDamaged,
     _give_way,
 )
-from thesis_lib.memory.stream import StreamedModel
-from thesis_lib.memory.synth import synthesise
 
 WIDE = {"hidden_size": 384, "intermediate_size": 640}  # layers of several chunks
 OPTIONS = {"context": 24, "pass_tokens": 9}

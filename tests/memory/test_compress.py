@@ -7,19 +7,20 @@ import tiny
 import torch
 from typer.testing import CliRunner
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.cli import app
-from thesis_lib.memory.compress import compress
-from thesis_lib.memory.fewbits import matrices
-from thesis_lib.memory.pareto import TEXTS
-from thesis_lib.memory.quality import perplexity, read_tokens
-from thesis_lib.paths import data_folder
+from thesis_lib.cli.main import app
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.files import data_folder
+from thesis_lib.memory.compress.bit_allocation import matrices
+from thesis_lib.memory.compress.convert import compress_checkpoint
+from thesis_lib.memory.evaluate.perplexity import TEXTS, perplexity, read_tokens
 
 
 def test_perplexities_before_are_those_of_the_resident_model_on_each_domain(tmp_path):
     model = tiny.write(tmp_path / "dense")
     tokenizer = tiny.give_tokenizer(tmp_path / "dense")
-    said = compress(str(tmp_path / "dense"), tmp_path / "out", "int8", 100, 24)
+    said = compress_checkpoint(
+        str(tmp_path / "dense"), tmp_path / "out", "int8", 100, 24
+    )
     assert list(said["domains"]) == list(TEXTS.values())
     for (text, domain), found in zip(
         TEXTS.items(), said["domains"].values(), strict=True
@@ -42,7 +43,7 @@ def test_more_tokens_than_a_text_has_are_refused_before_anything_is_written(tmp_
     tiny.write(tmp_path / "dense")
     tiny.give_tokenizer(tmp_path / "dense")
     with pytest.raises(InvalidInput, match="ask for fewer"):
-        compress(str(tmp_path / "dense"), tmp_path / "out", "int8", 10**6)
+        compress_checkpoint(str(tmp_path / "dense"), tmp_path / "out", "int8", 10**6)
     assert not (tmp_path / "out").exists()
 
 
@@ -59,9 +60,9 @@ def test_a_checkpoint_without_a_tokenizer_has_no_perplexity(tmp_path):
 def test_a_wish_that_is_missing_or_unknown_is_refused(tmp_path):
     tiny.write(tmp_path / "dense", dtype=torch.float32)
     with pytest.raises(InvalidInput, match="no compression is asked for: give weights"):
-        compress(str(tmp_path / "dense"), tmp_path / "out")
+        compress_checkpoint(str(tmp_path / "dense"), tmp_path / "out")
     with pytest.raises(InvalidInput, match="weights='fp4' is unknown"):
-        compress(str(tmp_path / "dense"), tmp_path / "out", "fp4")
+        compress_checkpoint(str(tmp_path / "dense"), tmp_path / "out", "fp4")
     assert not (tmp_path / "out").exists()
 
 
@@ -103,5 +104,7 @@ def test_few_bits_that_cannot_be_are_refused(tmp_path, options, words):
     (tmp_path / "short.txt").write_text("x" * 64)
     given = {"calibration": tmp_path / "short.txt"} if "context" in options else {}
     with pytest.raises(InvalidInput, match=words):
-        compress(str(tmp_path / "dense"), tmp_path / "out", **given | options)
+        compress_checkpoint(
+            str(tmp_path / "dense"), tmp_path / "out", **given | options
+        )
     assert not (tmp_path / "out").exists()

@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.corrected import Metric, Recipe, correct, left_factor
-from thesis_lib.memory.rounding import Grid, gptq, whitening
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.gptq import (
+    Metric,
+    correct,
+    gptq,
+    left_factor,
+    whitening,
+)
+from thesis_lib.memory.formats.low_bit import Grid, Recipe
 
 M, N, GROUP = 40, 64, 16
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.cost import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.stats import Interval
+from thesis_lib.memory.cost.cost import (
     HOURS_PER_MONTH,
     Bill,
     Mix,
@@ -23,7 +24,6 @@ from thesis_lib.memory.cost import (
     usd_per_million_tokens,
     verify_above_floor,
 )
-from thesis_lib.stats import Interval
 
 
 def test_one_token_a_second_for_3600_s_at_one_dollar():

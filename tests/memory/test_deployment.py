@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory import deployment
-from thesis_lib.memory.cost import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.files import read_record
+from thesis_lib.common.stats import bootstrap
+from thesis_lib.memory.cost import deployment
+from thesis_lib.memory.cost.cost import (
     Mix,
     Objective,
     break_even_tokens,
@@ -20,14 +22,11 @@ from thesis_lib.memory.cost import (
     usd_per_million_tokens,
     verify_above_floor,
 )
-from thesis_lib.memory.deployment import Method
-from thesis_lib.memory.plan import PlanInfeasible
-from thesis_lib.memory.prices import read_prices, read_quantities
-from thesis_lib.memory.published import read_cards
-from thesis_lib.memory.records import read_record
-from thesis_lib.memory.sensitivity import draw, values
-from thesis_lib.memory.spec import geometry
-from thesis_lib.stats import bootstrap
+from thesis_lib.memory.cost.deployment import Method, draw, values
+from thesis_lib.memory.cost.prices import read_prices, read_quantities
+from thesis_lib.memory.cost.published import read_cards
+from thesis_lib.memory.model.spec import geometry
+from thesis_lib.memory.offload.plan import PlanInfeasible
 
 DATA = Path(__file__).parents[2] / "data"
 PRICES = read_prices(DATA / "prices.csv")

@@ -7,21 +7,21 @@ import tiny
 import torch
 from test_rehearsal import ROW, metered
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.architectures import read_config
-from thesis_lib.memory.factored import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.writers import pack_checkpoint, write_factors
+from thesis_lib.memory.formats.lowrank import (
+    LowRankLinear,
     largest_ranks,
     ranks_of,
     read_ranks,
-    write_factors,
 )
-from thesis_lib.memory.linears import linears, replace
-from thesis_lib.memory.lowrank import LowRankLinear
-from thesis_lib.memory.packed import pack_checkpoint
-from thesis_lib.memory.plan import plan
-from thesis_lib.memory.spec import Machine
-from thesis_lib.memory.store import OUTER, SafetensorsStore
-from thesis_lib.memory.stream import StreamedModel, plan_checkpoint
+from thesis_lib.memory.model.checkpoint import OUTER
+from thesis_lib.memory.model.linears import linears, replace
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload.architectures import read_config
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
+from thesis_lib.memory.offload.plan import plan
+from thesis_lib.memory.offload.store import SafetensorsStore
 
 
 def factor_randomly(model, seed=0):

@@ -8,24 +8,24 @@ import pytest
 import tiny
 import torch
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.corrected import Metric, Recipe
-from thesis_lib.memory.fewbits import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.bit_allocation import (
     Offer,
     alike,
     allocate,
     matrices,
     offers,
     quantise_model,
-    sensitivities,
     shares,
-    write_bits,
 )
-from thesis_lib.memory.lowrank import gram_matrices
-from thesis_lib.memory.measure import DeviceBudget
-from thesis_lib.memory.rates import plan_streamed
-from thesis_lib.memory.rounding import Grid, gptq, whitening
-from thesis_lib.memory.stream import StreamedModel
+from thesis_lib.memory.compress.bit_allocation import empirical_fisher as sensitivities
+from thesis_lib.memory.compress.gptq import Metric, gptq, whitening
+from thesis_lib.memory.compress.svd import gram_matrices
+from thesis_lib.memory.compress.writers import write_bits
+from thesis_lib.memory.formats.low_bit import Grid, Recipe
+from thesis_lib.memory.offload.measure import DeviceBudget
+from thesis_lib.memory.offload.offloaded_model import StreamedModel
+from thesis_lib.memory.offload.rates import plan_streamed
 
 PLAIN, CORRECTED = Recipe(Grid(3, 16)), Recipe(Grid(2, 16), 4)
 

@@ -6,9 +6,9 @@ import tiny
 import torch
 from torch import nn
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.fisher import sensitivities
-from thesis_lib.memory.linears import linears
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.fisher import sensitivities
+from thesis_lib.memory.model.linears import linears
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from memory_limit import Confined
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.spec import ModelSpec
-from thesis_lib.units import MiB
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.units import MiB
+from thesis_lib.memory.model.spec import ModelSpec
 
 SPEC = ModelSpec("small", 6, 512, 1024, 8, 8, 64, 1000, tied=False)
 

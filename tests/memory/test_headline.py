@@ -6,9 +6,9 @@ import benchmark
 import pytest
 from memory_limit import how_confined
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.spec import ModelSpec, geometry
-from thesis_lib.units import MiB
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.units import MiB
+from thesis_lib.memory.model.spec import ModelSpec, geometry
 
 SPEC = ModelSpec("small", 6, 512, 1024, 8, 8, 64, 1000, tied=False)
 

@@ -22,15 +22,15 @@ from tiny import give_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.cli import app
-from thesis_lib.memory.checkpoint import INDEX, MANIFEST, SINGLE
-from thesis_lib.memory.compress import compress
-from thesis_lib.memory.pages import allocate
-from thesis_lib.memory.smollm2 import quiet
-from thesis_lib.memory.spec import Machine
-from thesis_lib.memory.store import OUTER, SafetensorsStore
-from thesis_lib.memory.stream import generate_text, plan_checkpoint
+from thesis_lib.cli.main import app
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.convert import compress_checkpoint
+from thesis_lib.memory.decode.generate import generate_text
+from thesis_lib.memory.model.checkpoint import INDEX, MANIFEST, OUTER, SINGLE, allocate
+from thesis_lib.memory.model.smollm2 import quiet
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload.offloaded_model import plan_checkpoint
+from thesis_lib.memory.offload.store import SafetensorsStore
 
 PROMPT, NEW, MEMORY = "so is it", 3, 2**26
 KINDS = {
@@ -139,7 +139,9 @@ def look(folder):
         lambda: plan_checkpoint(folder, Machine(MEMORY, 1e9), context=16)
     )
     out = folder.with_name("out")
-    copying = refused(lambda: compress(str(folder), out, "lossless", tokens=0))
+    copying = refused(
+        lambda: compress_checkpoint(str(folder), out, "lossless", tokens=0)
+    )
     shutil.rmtree(out, ignore_errors=True)
     assert generating or not (planning or copying)
     if not generating:
@@ -360,7 +362,9 @@ def test_a_size_that_the_files_do_not_have_is_refused_before_anything_is_built(
         changed = {"word_embed_proj_dim": size} if name == "hidden_size" else {}
         path.write_text(json.dumps(config | {name: size} | changed))
         assert refused(lambda: plan_checkpoint(folder, Machine(MEMORY, 1e9))), name
-        assert refused(lambda: compress(str(folder), tmp_path / "out", "int8")), name
+        assert refused(
+            lambda: compress_checkpoint(str(folder), tmp_path / "out", "int8")
+        ), name
     assert not (tmp_path / "out").exists()
 
 
@@ -394,7 +398,7 @@ def test_tokens_that_the_model_does_not_know_are_refused(folders, tmp_path):
     path.write_text(json.dumps(content))
     assert refused(lambda: generate_text(str(folder), MEMORY, PROMPT, NEW))
     with pytest.raises(InvalidInput):
-        compress(str(folder), tmp_path / "out", "lossless", tokens=100)
+        compress_checkpoint(str(folder), tmp_path / "out", "lossless", tokens=100)
 
 
 @pytest.mark.parametrize("device", ["foo", "cuda:99", "meta", "mps", ""])

@@ -1,8 +1,8 @@
 import pytest
 from torch import nn
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.linears import linears, names_in_layers, replace
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.model.linears import linears, names_in_layers, replace
 
 
 class Model(nn.Module):

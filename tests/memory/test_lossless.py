@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from thesis_lib.memory import lossless
+from thesis_lib.memory.formats import lossless
 
 TILE_BYTES = 2048  # of what is coded together
 

@@ -4,10 +4,9 @@ import torch
 from numpy.linalg import norm
 from torch import nn
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.lowrank import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.svd import (
     BLIND,
-    LowRankLinear,
     break_even_rank,
     decompose,
     decompose_layers,
@@ -19,6 +18,7 @@ from thesis_lib.memory.lowrank import (
     whitened_low_rank,
     with_factors,
 )
+from thesis_lib.memory.formats.lowrank import LowRankLinear
 
 
 def matrix(m=64, n=48, seed=0):

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.measure import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.units import MiB
+from thesis_lib.memory.model.spec import ModelSpec
+from thesis_lib.memory.offload.measure import (
     CudaCap,
     DeviceBudget,
     Measurement,
@@ -15,8 +17,6 @@ from thesis_lib.memory.measure import (
     crossing,
     interleave,
 )
-from thesis_lib.memory.spec import ModelSpec
-from thesis_lib.units import MiB
 
 SPEC = ModelSpec("small", 10, 256, 512, 4, 2, 64, 1000, tied=True)
 

@@ -19,8 +19,8 @@ from memory_limit import (
 )
 from test_stream import plan_tight, write_tiny
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.units import MiB
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.units import MiB
 
 NOWHERE = Path("/nowhere")  # a system without control groups
 PLACES = [module.PROC, NOWHERE]
@@ -176,9 +176,9 @@ def test_a_limit_that_is_no_limit_is_refused():
 STREAM = """
 import json, sys
 import torch
-from thesis_lib.memory.measure import DeviceBudget
-from thesis_lib.memory.spec import Machine
-from thesis_lib.memory.stream import StreamedModel, plan_checkpoint
+from thesis_lib.memory.offload.measure import DeviceBudget
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 
 folder, device_bytes = sys.argv[1], int(sys.argv[2])
 made = plan_checkpoint(folder, Machine(device_bytes, 1e9), ring=2, context=8)

@@ -12,21 +12,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, OPTConfig
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory import packed, smollm2
-from thesis_lib.memory.checkpoint import MANIFEST, nbytes
-from thesis_lib.memory.packed import (
-    KINDS,
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.writers import pack_checkpoint
+from thesis_lib.memory.formats import nf4
+from thesis_lib.memory.formats.nf4 import (
     LAYOUTS,
+    OUTLIER,
+    bitsandbytes,
     layout_here,
-    pack_checkpoint,
     pack_layer,
     packed_entries,
     swap_linears,
 )
-from thesis_lib.memory.pages import allocate
-from thesis_lib.memory.quantise import OUTLIER, bitsandbytes
-from thesis_lib.memory.store import OUTER, SafetensorsStore, StoreDamaged
+from thesis_lib.memory.formats.nf4 import PACKED_KINDS as KINDS
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.checkpoint import MANIFEST, OUTER, allocate, nbytes
+from thesis_lib.memory.offload.store import SafetensorsStore, StoreDamaged
 
 HAS_AVX512 = bool(bitsandbytes().functional.has_avx512bf16())
 FORMATS = [
@@ -298,7 +299,7 @@ def test_what_cannot_be_packed_is_refused(tmp_path):
 
 
 def test_a_layout_that_this_machine_cannot_run_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr(packed, "_runs", lambda layout: layout != "avx512")
+    monkeypatch.setattr(nf4, "_runs", lambda layout: layout != "avx512")
     assert layout_here("nf4") == "blocks"
     layer = nn.Sequential(nn.Linear(64, 64, device="meta"))
     with pytest.raises(InvalidInput, match=r"'avx512' need.*pack.*layout='blocks'"):

@@ -8,9 +8,9 @@ import pytest
 import tiny
 from tiny import give_tokenizer
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.quality import perplexity, read_tokens
-from thesis_lib.paths import data_folder
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.files import data_folder
+from thesis_lib.memory.evaluate.perplexity import perplexity, read_tokens
 
 TEXTS = ("sense_and_sensibility", "persuasion")
 CONTEXT = 24

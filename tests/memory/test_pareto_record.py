@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from thesis_lib.memory import pareto
-from thesis_lib.memory.pareto import pareto_front, ways
+from thesis_lib.book.tables import pareto
+from thesis_lib.book.tables.pareto import pareto_front, ways
+from thesis_lib.memory.evaluate import perplexity
 
-FICTION, JARGON = pareto.TEXTS
+FICTION, JARGON = perplexity.TEXTS
 WISHES = {"NF4": {"weights": "nf4"}, "lossless": {"weights": "lossless"}}
 
 
@@ -20,7 +21,7 @@ def entry(name, bits, *shifts, number=0, wish=None):
         "layer_bits": bits,
         "nll": {
             text: [4 * (2 + shift), 4 * (3 + shift), 2 * (1 + shift)]
-            for text, shift in zip(pareto.TEXTS, shifts, strict=False)
+            for text, shift in zip(perplexity.TEXTS, shifts, strict=False)
         },
     }
 
@@ -85,7 +86,7 @@ def test_what_was_not_measured_is_of_no_front_and_beats_nobody():
 
 def test_a_shift_of_all_tokens_is_its_exponential_and_has_no_spread():
     table = ways(record(BF16, NF4)).set_index(["name", "text"])
-    for text, shift in zip(pareto.TEXTS.values(), (0.2, 0.4), strict=True):
+    for text, shift in zip(perplexity.TEXTS.values(), (0.2, 0.4), strict=True):
         dense, found = table.loc[("bf16", text)], table.loc[("NF4", text)]
         assert dense.perplexity == pytest.approx(np.exp(22 / 10))
         assert found.ratio == pytest.approx(np.exp(shift))

@@ -6,12 +6,17 @@ from itertools import pairwise
 
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.plan import WEIGHTS, PlanInfeasible, least_device_bytes, plan
-from thesis_lib.memory.published import read_cards
-from thesis_lib.memory.rates import describe_plan
-from thesis_lib.memory.spec import Machine, ModelSpec, geometries, geometry
-from thesis_lib.units import GiB, MiB
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.units import GiB, MiB
+from thesis_lib.memory.cost.planning import describe_plan
+from thesis_lib.memory.cost.published import read_cards
+from thesis_lib.memory.model.spec import Machine, ModelSpec, geometries, geometry
+from thesis_lib.memory.offload.plan import (
+    WEIGHTS,
+    PlanInfeasible,
+    least_device_bytes,
+    plan,
+)
 
 SMALL = ModelSpec("small", 10, 256, 512, 4, 2, 64, 1000, tied=True)
 DISK = Machine(8 * GiB, 2e9)

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.prices import parse_override, read_prices, read_quantities
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.cost.prices import parse_override, read_prices, read_quantities
 
 DATA = Path(__file__).parents[2] / "data"
 HEADER = "item,usd,low,high,per,date,source,status\n"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory import published
-from thesis_lib.memory.spec import geometry
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.cost import published
+from thesis_lib.memory.model.spec import geometry
 
 ROOT = Path(__file__).parents[2]
 CARDS = published.read_cards(ROOT / "data")

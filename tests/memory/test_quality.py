@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.quality import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.evaluate.perplexity import (
     Perplexity,
     compare,
     perplexity,

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.quantise import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.formats.nf4 import (
     BITS,
     BLOCK,
     SCALE_BLOCK,

@@ -6,16 +6,16 @@ import pytest
 import tiny
 import torch
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.plan import PlanInfeasible
-from thesis_lib.memory.rates import (
-    describe_plan,
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.cost.planning import describe_plan
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload.offloaded_model import StreamedModel
+from thesis_lib.memory.offload.plan import PlanInfeasible
+from thesis_lib.memory.offload.rates import (
     drain_bytes_per_s,
     measure_machine,
     plan_streamed,
 )
-from thesis_lib.memory.spec import Machine
-from thesis_lib.memory.stream import StreamedModel
 
 
 def test_the_smallest_device_streams_every_layer(tmp_path):

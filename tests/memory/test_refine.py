@@ -6,25 +6,24 @@ import tiny
 import torch
 from numpy.linalg import norm
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.architectures import stack
-from thesis_lib.memory.factored import ranks_of
-from thesis_lib.memory.linears import linears
-from thesis_lib.memory.lowrank import (
-    LowRankLinear,
-    decompose,
-    decompose_layers,
-    gram_matrices,
-    uniform_ranks,
-    with_ranks,
-)
-from thesis_lib.memory.refine import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.blockwise import (
     Blocks,
     Refinement,
     best_matrix,
     factorise_blocks,
     require_tokens,
 )
+from thesis_lib.memory.compress.svd import (
+    decompose,
+    decompose_layers,
+    gram_matrices,
+    uniform_ranks,
+    with_ranks,
+)
+from thesis_lib.memory.formats.lowrank import LowRankLinear, ranks_of
+from thesis_lib.memory.model.linears import linears
+from thesis_lib.memory.offload.architectures import stack
 
 
 @pytest.fixture(scope="module")

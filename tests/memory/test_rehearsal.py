@@ -6,13 +6,14 @@ import pytest
 import tiny
 import torch
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.architectures import configure, read_config
-from thesis_lib.memory.measure import DeviceBudget
-from thesis_lib.memory.packed import layout_here, pack_checkpoint
-from thesis_lib.memory.rehearsal import Shape, rehearse
-from thesis_lib.memory.spec import ARCHITECTURES, geometry
-from thesis_lib.memory.stream import StreamedModel
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.writers import pack_checkpoint
+from thesis_lib.memory.formats.nf4 import layout_here
+from thesis_lib.memory.model.spec import ARCHITECTURES, geometry
+from thesis_lib.memory.offload.architectures import configure, read_config
+from thesis_lib.memory.offload.measure import DeviceBudget
+from thesis_lib.memory.offload.offloaded_model import StreamedModel
+from thesis_lib.memory.offload.peak_memory import Shape, rehearse
 
 ROW = 8  # bytes of a token's number, which the caller holds
 

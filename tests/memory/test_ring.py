@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.ring import Ring
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.offload.transfer import Ring
 
 PARTS = 3  # chunks of a read, which land in any order
 

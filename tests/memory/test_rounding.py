@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.rounding import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.gptq import (
     DAMPING,
     SHRINKS,
-    Grid,
     calibration_loss,
     gptq,
     round_to_nearest,
     whitening,
 )
+from thesis_lib.memory.formats.low_bit import Grid
 
 
 def matrix(m=24, n=64, seed=0):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory.sensitivity import Range, draw, tornado, values
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.cost.deployment import Range, draw, tornado, values
 
 RANGES = {
     "price": Range(2.0, 1.0, 8.0),

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory import smollm2
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.model import smollm2
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import json
 import pytest
 from safetensors import safe_open
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory import smollm2
-from thesis_lib.memory.spec import Machine, ModelSpec, geometries, geometry
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.spec import Machine, ModelSpec, geometries, geometry
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory import rowwise, smollm2, speculate
-from thesis_lib.memory.measure import DeviceBudget
-from thesis_lib.memory.plan import PlanInfeasible
-from thesis_lib.memory.rowwise import Rowwise
-from thesis_lib.memory.spec import Machine
-from thesis_lib.memory.stream import StreamedModel, generate_text
-from thesis_lib.units import MiB
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.units import MiB
+from thesis_lib.memory.decode import speculative
+from thesis_lib.memory.decode.generate import generate_text
+from thesis_lib.memory.model import batch_invariant, smollm2
+from thesis_lib.memory.model.batch_invariant import Rowwise
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload.measure import DeviceBudget
+from thesis_lib.memory.offload.offloaded_model import StreamedModel
+from thesis_lib.memory.offload.plan import PlanInfeasible
 
 NEW = 24
 
@@ -58,8 +60,8 @@ def plan_tight(folder, prompt, new=NEW, resident=1):
 
 def calibrated(streamed):
     """A verifier that is sure of all sizes, on a machine whose link decides."""
-    verifier = speculate.calibrate(streamed)
-    assert verifier.sizes == (1, *speculate.SIZES)
+    verifier = speculative.calibrate(streamed)
+    assert verifier.sizes == (1, *speculative.SIZES)
     return replace(verifier, plan=streamed.plan)
 
 
@@ -72,13 +74,13 @@ def test_tokens_are_those_of_plain_decoding_for_any_draft(
     prompt = tiny.tokens(2, 1, 9)
     made = plan_tight(tmp_path, 9)
     with StreamedModel(tmp_path, made) as streamed:
-        plain = speculate.decode_greedily(streamed, prompt, NEW)
+        plain = speculative.decode_greedily(streamed, prompt, NEW)
         assert plain.passes == NEW - 1
         verifier = calibrated(streamed)
         for wrong in (0.0, 0.3, 1.0):
             with DeviceBudget(made.device_peak_bytes) as budget:
                 streamed.charge(budget)
-                found = speculate.decode_greedily(
+                found = speculative.decode_greedily(
                     streamed, prompt, NEW, Scripted(plain.tokens, wrong), verifier
                 )
             assert found.tokens == plain.tokens
@@ -107,11 +109,11 @@ def test_ties_are_broken_as_in_plain_decoding(tmp_path):
     with torch.no_grad():
         expected = model.generate(prompt, max_new_tokens=NEW, do_sample=False)
     with StreamedModel(tmp_path, plan_tight(tmp_path, 5)) as streamed:
-        plain = speculate.decode_greedily(streamed, prompt, NEW)
+        plain = speculative.decode_greedily(streamed, prompt, NEW)
         assert plain.tokens == tuple(expected[0, 5:].tolist())
         twins = tuple(token ^ 1 for token in plain.tokens)
         for draft in (Scripted(plain.tokens, 0.2), Twins(plain.tokens, twins)):
-            found = speculate.decode_greedily(
+            found = speculative.decode_greedily(
                 streamed, prompt, NEW, draft, calibrated(streamed)
             )
             assert found.tokens == plain.tokens
@@ -150,14 +152,14 @@ def test_rows_of_a_joint_pass_are_not_those_of_single_tokens(tmp_path):
 
 def test_a_size_whose_bits_differ_is_left_out(tmp_path, monkeypatch):
     tiny.write(tmp_path, dtype=torch.float32)
-    monkeypatch.setattr(rowwise, "_mixes_rows", lambda *_, **__: False)
+    monkeypatch.setattr(batch_invariant, "_mixes_rows", lambda *_, **__: False)
     with StreamedModel(tmp_path, plan_tight(tmp_path, 9)) as streamed:
-        verifier = speculate.calibrate(streamed)
+        verifier = speculative.calibrate(streamed)
         assert verifier.sizes == (1,)
         prompt = tiny.tokens(2, 1, 9)
-        plain = speculate.decode_greedily(streamed, prompt, NEW)
+        plain = speculative.decode_greedily(streamed, prompt, NEW)
         draft = Scripted(plain.tokens, 0.0)
-        found = speculate.decode_greedily(streamed, prompt, NEW, draft, verifier)
+        found = speculative.decode_greedily(streamed, prompt, NEW, draft, verifier)
         assert found.tokens == plain.tokens
         assert found.passes == plain.passes
 
@@ -165,11 +167,11 @@ def test_a_size_whose_bits_differ_is_left_out(tmp_path, monkeypatch):
 def test_a_resident_draft_of_the_model_itself_is_always_right(tmp_path):
     tiny.write(tmp_path)
     prompt = tiny.tokens(5, 1, 6)
-    small = speculate.open_draft(tmp_path, 6 + NEW)
+    small = speculative.open_draft(tmp_path, 6 + NEW)
     made = plan_tight(tmp_path, 6)
     together = made.device_peak_bytes + small.plan.device_peak_bytes
     machine = Machine(together, 1e9)
-    beside = speculate.plan_speculation(tmp_path, machine, 6, NEW, 2, small.plan)
+    beside = speculative.plan_speculation(tmp_path, machine, 6, NEW, 2, small.plan)
     assert beside.streamed_layers > 0
     assert beside.device_peak_bytes + small.plan.device_peak_bytes <= together
     with (
@@ -179,28 +181,30 @@ def test_a_resident_draft_of_the_model_itself_is_always_right(tmp_path):
     ):
         streamed.charge(budget)
         small.charge(budget)
-        plain = speculate.decode_greedily(streamed, prompt, NEW)
+        plain = speculative.decode_greedily(streamed, prompt, NEW)
         verifier = calibrated(streamed)
-        draft = speculate.ModelDraft(small)
-        found = speculate.decode_greedily(streamed, prompt, NEW, draft, verifier)
+        draft = speculative.ModelDraft(small)
+        found = speculative.decode_greedily(streamed, prompt, NEW, draft, verifier)
         assert found.tokens == plain.tokens
         # A draft decodes single tokens after another prefill: nearly always right.
         assert found.acceptance > 0.9
         # Asked again, it forgets what was not accepted.
         other = list(plain.tokens[:3])
-        assert draft.propose(other, 4) == speculate.ModelDraft(small).propose(other, 4)
+        assert draft.propose(other, 4) == speculative.ModelDraft(small).propose(
+            other, 4
+        )
     with pytest.raises(InvalidInput, match="draft would be streamed"):
-        speculate.ModelDraft(streamed)
+        speculative.ModelDraft(streamed)
     tight = Machine(small.plan.device_peak_bytes, 1e9)
     with pytest.raises(InvalidInput, match="smaller draft or more memory"):
-        speculate.plan_speculation(tmp_path, tight, 6, NEW, 2, small.plan)
+        speculative.plan_speculation(tmp_path, tight, 6, NEW, 2, small.plan)
 
 
 def test_one_slow_proposal_does_not_end_a_draft(tmp_path, monkeypatch):
     tiny.write(tmp_path)
     prompt, now = tiny.tokens(5, 1, 6), [0.0]
     with StreamedModel(tmp_path, plan_tight(tmp_path, 6)) as streamed:
-        plain = speculate.decode_greedily(streamed, prompt, NEW)
+        plain = speculative.decode_greedily(streamed, prompt, NEW)
         verifier = calibrated(streamed)
         slow_s = 30 * verifier.plan.step_s()
 
@@ -211,9 +215,9 @@ def test_one_slow_proposal_does_not_end_a_draft(tmp_path, monkeypatch):
                 return super().propose(tokens, k)
 
         clock = SimpleNamespace(perf_counter=lambda: now[0])
-        monkeypatch.setattr(speculate, "time", clock)
+        monkeypatch.setattr(speculative, "time", clock)
         draft = WrongAndSlowAtFirst(plain.tokens, 0.0)
-        found = speculate.decode_greedily(streamed, prompt, NEW, draft, verifier)
+        found = speculative.decode_greedily(streamed, prompt, NEW, draft, verifier)
         assert found.tokens == plain.tokens
         assert found.proposed[0] > 0 == found.proposed[1]
         assert sum(found.proposed[1:]) > 0
@@ -232,12 +236,12 @@ def test_one_slow_proposal_does_not_end_a_draft(tmp_path, monkeypatch):
     ],
 )
 def test_lookup_proposes_what_followed_the_longest_match(text, k, expected):
-    assert speculate.PromptLookup().propose(text, k) == expected
+    assert speculative.PromptLookup().propose(text, k) == expected
 
 
 def test_lookup_is_the_plain_search():
     draw = random.Random(0)
-    lookup = speculate.PromptLookup(least=2, most=4)
+    lookup = speculative.PromptLookup(least=2, most=4)
     for _ in range(200):
         text = [draw.randrange(3) for _ in range(draw.randrange(2, 30))]
         expected = []
@@ -255,7 +259,7 @@ def test_expected_tokens_are_those_of_a_simulation(acceptance, depth):
     draws = np.random.default_rng(0).random((40_000, depth)) < acceptance
     tokens = 1 + np.cumprod(draws, axis=1).sum(axis=1)
     stderr = tokens.std() / len(tokens) ** 0.5
-    expected = speculate.expected_tokens(acceptance, depth)
+    expected = speculative.expected_tokens(acceptance, depth)
     assert abs(tokens.mean() - expected) <= 4 * stderr
     if acceptance < 1:
         closed = (1 - acceptance ** (depth + 1)) / (1 - acceptance)
@@ -272,12 +276,12 @@ def test_the_depth_is_the_best_of_all_and_never_slower_than_none():
 
         def rate(depth, a=acceptance, step_s=step_s, draft_s=draft_s):
             seconds = step_s(depth + 1) + depth * draft_s
-            return speculate.expected_tokens(a, depth) / seconds
+            return speculative.expected_tokens(a, depth) / seconds
 
-        depth = speculate.choose_depth(acceptance, step_s, (1, 3, 7, 15), draft_s)
+        depth = speculative.choose_depth(acceptance, step_s, (1, 3, 7, 15), draft_s)
         assert rate(depth) == max(rate(n) for n in (0, 1, 3, 7, 15))
-    assert speculate.choose_depth(0.0, step_s, (1, 3)) == 0
-    assert speculate.choose_depth(1.0, lambda _: 1.0, (1, 3)) == 3
+    assert speculative.choose_depth(0.0, step_s, (1, 3)) == 0
+    assert speculative.choose_depth(1.0, lambda _: 1.0, (1, 3)) == 3
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
@@ -285,22 +289,22 @@ def test_the_interval_holds_the_acceptance_as_often_as_it_says(share):
     draws = np.random.default_rng(0).binomial(200, share, 4000)
     held = [
         low <= share <= high
-        for low, high in (speculate.acceptance_interval(int(n), 200) for n in draws)
+        for low, high in (speculative.acceptance_interval(int(n), 200) for n in draws)
     ]
     assert 0.93 < np.mean(held) < 0.98
-    assert speculate.acceptance_interval(0, 0) == (0, 1)
+    assert speculative.acceptance_interval(0, 0) == (0, 1)
 
 
 def test_a_text_ends_after_the_token_that_stops_it(tmp_path):
     tiny.write(tmp_path)
     prompt = tiny.tokens(2, 1, 9)
     with StreamedModel(tmp_path, plan_tight(tmp_path, 9)) as streamed:
-        plain = speculate.decode_greedily(streamed, prompt, NEW)
+        plain = speculative.decode_greedily(streamed, prompt, NEW)
         stop = plain.tokens[10]
         whole = plain.tokens[: plain.tokens.index(stop) + 1]
         draft, verifier = Scripted(plain.tokens, 0.0), calibrated(streamed)
         for options in ((), (draft, verifier)):
-            found = speculate.decode_greedily(
+            found = speculative.decode_greedily(
                 streamed, prompt, NEW, *options, stop=(stop,)
             )
             assert found.tokens == whole
@@ -310,19 +314,19 @@ def test_what_cannot_be_done_is_refused(tmp_path):
     tiny.write(tmp_path)
     with StreamedModel(tmp_path, plan_tight(tmp_path, 9)) as streamed:
         with pytest.raises(InvalidInput, match="expected one sequence"):
-            speculate.decode_greedily(streamed, tiny.tokens(0, 2, 4), 4)
+            speculative.decode_greedily(streamed, tiny.tokens(0, 2, 4), 4)
         with pytest.raises(InvalidInput, match="max_new_tokens=0"):
-            speculate.decode_greedily(streamed, tiny.tokens(0, 1, 4), 0)
+            speculative.decode_greedily(streamed, tiny.tokens(0, 1, 4), 0)
         with pytest.raises(InvalidInput, match="belong together"):
-            speculate.decode_greedily(
-                streamed, tiny.tokens(0, 1, 4), 4, speculate.PromptLookup()
+            speculative.decode_greedily(
+                streamed, tiny.tokens(0, 1, 4), 4, speculative.PromptLookup()
             )
     with pytest.raises(InvalidInput, match="0 < least"):
-        speculate.PromptLookup(3, 2)
+        speculative.PromptLookup(3, 2)
     with pytest.raises(InvalidInput, match="acceptance=2"):
-        speculate.expected_tokens(2, 2)
+        speculative.expected_tokens(2, 2)
     with pytest.raises(InvalidInput, match="accepted=3"):
-        speculate.acceptance_interval(3, 2)
+        speculative.acceptance_interval(3, 2)
 
 
 def speculate_at_random(folder, seed):
@@ -346,14 +350,14 @@ def speculate_at_random(folder, seed):
     held = None
     if draw.random() < 0.4:
         draft = written("draft")
-        held = speculate.open_draft(draft, len(prompt) + new).plan
-    ample = speculate.plan_speculation(
+        held = speculative.open_draft(draft, len(prompt) + new).plan
+    ample = speculative.plan_speculation(
         model, Machine(2**50, 1e9), len(prompt), new, ring, held
     )
     least = ample.least_device_bytes(ring) + (held.device_peak_bytes if held else 0)
     spare = draw.choice([0, draw.randint(-50_000, 3 * ample.staging_bytes)])
     try:
-        found = speculate.speculate_text(
+        found = speculative.speculate_text(
             str(model),
             max(1, least + spare),
             prompt,
@@ -386,9 +390,9 @@ def speculate_in_the_least_memory(new):
     """What the smallest budget that an answer of `new` tokens is admitted in gives."""
     prompt = "The capital of France is"  # five tokens
     folder = smollm2.checkpoint()
-    ample = speculate.plan_speculation(folder, Machine(2**50, 1e9), 5, new)
+    ample = speculative.plan_speculation(folder, Machine(2**50, 1e9), 5, new)
     least = ample.least_device_bytes(3)
-    found = speculate.speculate_text("smollm2", least, prompt, new)
+    found = speculative.speculate_text("smollm2", least, prompt, new)
     assert found["device_peak_bytes"] <= found["planned_peak_bytes"] <= least, new
     return found
 
@@ -409,21 +413,21 @@ def test_one_to_sixteen_new_tokens_keep_the_plan(tmp_path):
         folder = tmp_path / str(new)
         dtype = draw.choice([torch.bfloat16, torch.float32])
         tiny.write(folder, draw.choice(list(tiny.SHAPES)), dtype=dtype)
-        ample = speculate.plan_speculation(folder, Machine(2**50, 1e9), 5, new, 2)
+        ample = speculative.plan_speculation(folder, Machine(2**50, 1e9), 5, new, 2)
         least = Machine(ample.least_device_bytes(2), 1e9)
-        made = speculate.plan_speculation(folder, least, 5, new, 2)
+        made = speculative.plan_speculation(folder, least, 5, new, 2)
         with StreamedModel(folder, made) as streamed, DeviceBudget() as budget:
             streamed.charge(budget)
-            verifier = speculate.calibrate(streamed)
-            draft = speculate.PromptLookup(1, 2)
+            verifier = speculative.calibrate(streamed)
+            draft = speculative.PromptLookup(1, 2)
             prompt = tiny.tokens(2, 1, 5)
-            speculate.decode_greedily(streamed, prompt, new, draft, verifier)
+            speculative.decode_greedily(streamed, prompt, new, draft, verifier)
         assert budget.peak_bytes <= made.device_peak_bytes, new
 
 
 def test_less_memory_verifies_fewer_tokens_before_it_is_refused(tmp_path):
     tiny.write(tmp_path, vocab_size=3000)
-    plan = partial(speculate.plan_speculation, tmp_path)
+    plan = partial(speculative.plan_speculation, tmp_path)
     ample = plan(Machine(2**50, 1e9), 5, 16, 2)
     least = ample.least_device_bytes(2)
     assert plan(Machine(least, 1e9), 5, 16, 2).logit_tokens == 16
@@ -432,7 +436,7 @@ def test_less_memory_verifies_fewer_tokens_before_it_is_refused(tmp_path):
     sizes = [plan(Machine(size, 1e9), 5, 16, 2).logit_tokens for size in steps]
     with pytest.raises(PlanInfeasible):
         plan(Machine(floor - 1, 1e9), 5, 16, 2)
-    assert sorted(set(sizes)) == [1, *speculate.SIZES[:-1]]
+    assert sorted(set(sizes)) == [1, *speculative.SIZES[:-1]]
     assert sizes == sorted(sizes, reverse=True)
 
 
@@ -441,11 +445,11 @@ def test_a_plan_without_trials_is_not_calibrated(tmp_path):
     made = tiny.plan_tight(tmp_path, context=24, pass_tokens=9)
     refused = pytest.raises(InvalidInput, match="no trials of kernels")
     with StreamedModel(tmp_path, made) as streamed, refused:
-        speculate.calibrate(streamed)
+        speculative.calibrate(streamed)
     whole = tiny.plan_tight(tmp_path, tiny.LAYERS, context=24)
     refused = pytest.raises(InvalidInput, match="no tokens to give back")
     with StreamedModel(tmp_path, whole) as resident, refused:
-        speculate.ModelDraft(resident)
+        speculative.ModelDraft(resident)
 
 
 @pytest.mark.parametrize("draft", [None, "smollm2"])
@@ -453,7 +457,7 @@ def test_the_command_writes_the_text_of_plain_generation(draft):
     options = {"device_bytes": 500 * MiB, "max_new_tokens": 12}
     prompt = "one two three four five six one two three"
     plain = generate_text("smollm2", prompt=prompt, **options)
-    found = speculate.speculate_text("smollm2", prompt=prompt, draft=draft, **options)
+    found = speculative.speculate_text("smollm2", prompt=prompt, draft=draft, **options)
     assert found["text"] == plain["text"]
     assert found["tokens"] == plain["tokens"] == 12
     assert found["device_peak_bytes"] <= found["planned_peak_bytes"]

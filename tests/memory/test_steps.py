@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from thesis_lib.memory import steps
-from thesis_lib.memory.records import MISSING
+from thesis_lib.book.tables import low_rank_steps
+from thesis_lib.book.tables.measurements import MISSING
 
 FIRST, SECOND = "sense_and_sensibility", "jargon"
 
@@ -48,8 +48,8 @@ def cell(table, text, ratio, step):
 
 
 def test_a_step_is_told_over_the_dense_model_and_over_whitening():
-    table = steps.curves(record())
-    assert list(table.columns) == steps.CURVES
+    table = low_rank_steps.curves(record())
+    assert list(table.columns) == low_rank_steps.CURVES
     whitened = cell(table, "fiction", 0.8, "whitened")
     assert whitened.sets == 2
     assert whitened.perplexity == pytest.approx(np.exp(4.2))  # a geometric mean
@@ -66,14 +66,14 @@ def test_a_step_is_told_over_the_dense_model_and_over_whitening():
 
 
 def test_what_prose_says_of_one_ratio():
-    words = steps.words(record(), 0.8)
+    words = low_rank_steps.words(record(), 0.8)
     assert words["dense"] == f"{np.exp(3.2):.2f}"
     assert words["left_allocated"] == words["other_left_allocated"] == "10"
     least = np.exp(9.0 - 4.2)  # of the two texts: the other one has its square
     assert words["plain_least"] == f"{least:,.0f}"
     assert words["ratios"] == "2"
     assert words["refined"] == words["other_left_refined"] == MISSING
-    shown = steps.readable(steps.curves(record()), 0.8)
+    shown = low_rank_steps.readable(low_rank_steps.curves(record()), 0.8)
     assert list(shown.index) == [
         "plain", "whitened", "+ allocation", "+ sequential",
     ]  # fmt: skip
@@ -82,6 +82,6 @@ def test_what_prose_says_of_one_ratio():
 
 
 def test_a_record_that_is_missing_is_no_error():
-    assert steps.curves(None).empty
-    assert steps.readable(steps.curves(None), 0.8).empty
-    assert set(steps.words(None, 0.8).values()) == {MISSING}
+    assert low_rank_steps.curves(None).empty
+    assert low_rank_steps.readable(low_rank_steps.curves(None), 0.8).empty
+    assert set(low_rank_steps.words(None, 0.8).values()) == {MISSING}

@@ -13,11 +13,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory import store as module
-from thesis_lib.memory.checkpoint import new_checkpoint, split_name
-from thesis_lib.memory.pages import allocate
-from thesis_lib.memory.store import ALIGNMENT, OUTER, SafetensorsStore, StoreDamaged
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.model.checkpoint import (
+    ALIGNMENT,
+    OUTER,
+    allocate,
+    new_checkpoint,
+    split_name,
+)
+from thesis_lib.memory.offload import store as module
+from thesis_lib.memory.offload.store import SafetensorsStore, StoreDamaged
 
 LAYERS = 3
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

@@ -8,25 +8,24 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.memory import smollm2
-from thesis_lib.memory.measure import DeviceBudget
-from thesis_lib.memory.plan import PlanInfeasible
-from thesis_lib.memory.rates import describe_plan
-from thesis_lib.memory.spec import Machine
-from thesis_lib.memory.speculate import decode_greedily
-from thesis_lib.memory.store import StoreDamaged
-from thesis_lib.memory.stream import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.units import MiB
+from thesis_lib.memory.cost.planning import describe_plan
+from thesis_lib.memory.decode.generate import generate_text
+from thesis_lib.memory.decode.speculative import decode_greedily
+from thesis_lib.memory.evaluate.timing import measure_decoding, measure_passes
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload.measure import DeviceBudget
+from thesis_lib.memory.offload.offloaded_model import (
     StreamedModel,
     disk_bytes_per_s,
     enforced,
-    generate_text,
-    measure_decoding,
-    measure_passes,
     open_streamed,
     plan_checkpoint,
 )
-from thesis_lib.units import MiB
+from thesis_lib.memory.offload.plan import PlanInfeasible
+from thesis_lib.memory.offload.store import StoreDamaged
 
 LAYERS = 5
 

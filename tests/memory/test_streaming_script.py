@@ -8,8 +8,8 @@ import pytest
 from memory_limit import how_confined
 from test_stream import write_tiny
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.units import MiB
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.units import MiB
 
 
 @pytest.fixture(scope="module")

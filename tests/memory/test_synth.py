@@ -12,15 +12,18 @@ from scipy.stats import kstest
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.cli import app
-from thesis_lib.memory import checkpoint, smollm2, spec, synth
-from thesis_lib.memory.architectures import configure
-from thesis_lib.memory.packed import KINDS, layout_here, pack_checkpoint
-from thesis_lib.memory.pages import allocate
-from thesis_lib.memory.spec import ModelSpec, geometries, geometry
-from thesis_lib.memory.store import OUTER, SafetensorsStore, StoreDamaged
-from thesis_lib.memory.synth import gaussian, synthesise
+from thesis_lib.cli.main import app
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress import random_weights
+from thesis_lib.memory.compress.random_weights import gaussian, synthesise
+from thesis_lib.memory.compress.writers import pack_checkpoint
+from thesis_lib.memory.formats.nf4 import PACKED_KINDS as KINDS
+from thesis_lib.memory.formats.nf4 import layout_here
+from thesis_lib.memory.model import checkpoint, smollm2, spec
+from thesis_lib.memory.model.checkpoint import OUTER, allocate
+from thesis_lib.memory.model.spec import ModelSpec, geometries, geometry
+from thesis_lib.memory.offload.architectures import configure
+from thesis_lib.memory.offload.store import SafetensorsStore, StoreDamaged
 
 TINY = ModelSpec("tiny", 4, 64, 96, 4, 2, 16, 100, tied=False)
 MISTRAL = replace(TINY, name="mistral-tiny", architecture="mistral")
@@ -73,7 +76,7 @@ def test_transformers_loads_what_was_written(tmp_path, tiny):
 
 @pytest.mark.parametrize("name", geometries())
 def test_the_configuration_of_a_geometry_is_that_geometry(name):
-    parts = synth._parts(configure(geometry(name)))
+    parts = random_weights._parts(configure(geometry(name)))
     assert len(parts) - 1 == geometry(name).layers
     n_bytes = sum(
         checkpoint.nbytes(e) for part in parts.values() for e in part.values()
@@ -97,9 +100,9 @@ def test_linked_layers_are_read_under_their_own_numbers(tmp_path):
 def test_the_same_seed_gives_the_same_bytes_for_any_number_of_threads(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(synth, "_BLOCK", 1000)
+    monkeypatch.setattr(random_weights, "_BLOCK", 1000)
     synthesise(TINY, tmp_path / "a", seed=5)
-    monkeypatch.setattr(synth, "_THREADS", 1)
+    monkeypatch.setattr(random_weights, "_THREADS", 1)
     synthesise(TINY, tmp_path / "b", seed=5, layers=2)
     synthesise(TINY, tmp_path / "c", seed=6, layers=2)
     a, b, c = (everything(tmp_path / name) for name in "abc")

@@ -5,7 +5,7 @@ import timed_decode as module
 import torch
 from timed_decode import Trial, run_trial, thinned
 
-from thesis_lib.checks import InvalidInput
+from thesis_lib.common.errors import InvalidInput
 
 VOCAB = 11
 

@@ -4,9 +4,9 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from thesis_lib.memory import smollm2
-from thesis_lib.memory.spec import Machine
-from thesis_lib.memory.stream import plan_checkpoint
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload.offloaded_model import plan_checkpoint
 
 VOCAB, LAYERS = 211, 4
 _SHAPE = {

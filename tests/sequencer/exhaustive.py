@@ -4,7 +4,7 @@ from itertools import permutations
 
 import numpy as np
 
-from thesis_lib.sequencer.trace import KeySets, Trace
+from thesis_lib.sequencer.core.trace import KeySets, Trace
 
 
 def fewest_by_trying(trace, cores, slo_s):

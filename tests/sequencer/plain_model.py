@@ -11,8 +11,8 @@ from math import ceil, exp, floor, inf, log
 
 import numpy as np
 
-from thesis_lib.sequencer.policies import decide
-from thesis_lib.sequencer.trace import Decision, Forecast
+from thesis_lib.sequencer.core.trace import Decision, Forecast
+from thesis_lib.sequencer.policies.registry import decide
 
 COMMIT, RELEASE, DISPATCH, ARRIVAL, TAKE, DECIDE = range(
     6

@@ -8,7 +8,7 @@ The last two are of arrivals alone, those of a Markov-modulated Poisson process.
 
 import math
 
-from thesis_lib.checks import require
+from thesis_lib.common.errors import require
 
 
 def _require_steady(arrival_rate: float, capacity: float) -> None:

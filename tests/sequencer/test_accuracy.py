@@ -3,25 +3,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.accuracy import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import KeySets, Trace
+from thesis_lib.sequencer.estimators.accuracy import (
     auroc,
     by_type,
     by_unit,
     ceilings,
-    end_to_end,
-    forecast_finish,
     least_q_error,
     log_r2,
     missing,
     q_error,
     replay_ceiling,
     totals,
+)
+from thesis_lib.sequencer.experiments.cells import noisy_estimate, scenario_cell
+from thesis_lib.sequencer.experiments.forecasts import (
+    end_to_end,
+    forecast_finish,
     track_latency,
 )
-from thesis_lib.sequencer.report import noisy_estimate, scenario_cell
-from thesis_lib.sequencer.trace import KeySets, Trace
-from thesis_lib.sequencer.workload import at_rate, scenario
+from thesis_lib.sequencer.workload.arrivals import at_rate
+from thesis_lib.sequencer.workload.scenarios import scenario
 
 
 def test_q_error_is_symmetric_and_at_least_one():

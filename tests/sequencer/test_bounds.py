@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from exhaustive import fewest_by_trying, tiny
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.bounds import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import KeySets, Trace
+from thesis_lib.sequencer.optimum.bounds import (
     exclusive_keys,
     fewest_violations,
     is_agreeable,
@@ -13,10 +14,10 @@ from thesis_lib.sequencer.bounds import (
     moore_hodgson,
     pooled_cores,
 )
-from thesis_lib.sequencer.policies import POLICIES, policy
-from thesis_lib.sequencer.simulate import simulate
-from thesis_lib.sequencer.trace import KeySets, Trace
-from thesis_lib.sequencer.workload import SCENARIOS, at_rate, scenario
+from thesis_lib.sequencer.policies.registry import POLICIES, policy
+from thesis_lib.sequencer.simulator.simulator import simulate
+from thesis_lib.sequencer.workload.arrivals import at_rate
+from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 
 def feasible(jobs, release, service, deadline):

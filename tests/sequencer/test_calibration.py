@@ -1,40 +1,29 @@
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.calibration import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.estimators.conformal import (
     conformal_offset,
-    on_time_probability,
-    ratio_bound,
     track,
 )
 
 
 def test_coverage_equals_the_promised_probability():
-    """Over many calibration lists, the k-th ratio covers k / (m + 1) exactly."""
+    """Over many calibration lists, the k-th score covers k / (m + 1) exactly."""
     rng = np.random.default_rng(3)
     lists, m = 40_000, 19
-    ratios = np.sort(rng.lognormal(0.1, 0.5, (lists, m)), axis=1)
+    scores = rng.lognormal(0.1, 0.5, (lists, m))
     fresh = rng.lognormal(0.1, 0.5, lists)
     for coverage in (0.05, 0.5, 0.9, 0.95):
-        bounds = np.array([ratio_bound(row, coverage) for row in ratios])
+        bounds = np.array([conformal_offset(row, coverage) for row in scores])
         stderr = np.sqrt(coverage * (1 - coverage) / lists)
         assert abs(np.mean(fresh <= bounds) - coverage) < 4 * stderr
-        at_bound = on_time_probability(bounds[:1], ratios[0])
-        np.testing.assert_allclose(at_bound, coverage)
 
 
-def test_probability_rises_with_slack_and_ends_at_the_ends():
-    ratios = np.array([0.5, 1.0, 2.0])
-    np.testing.assert_allclose(
-        on_time_probability(np.array([-1.0, 0.4, 0.5, 1.5, 2.0, 9.0]), ratios),
-        np.array([0, 0, 1, 2, 3, 3]) / 4,
-    )
-    with pytest.raises(InvalidInput, match="sorted"):
-        on_time_probability(np.ones(1), ratios[::-1])
+def test_no_more_is_promised_than_so_few_scores_allow():
     for coverage in (0.0, 0.8, 1.0):
         with pytest.raises(InvalidInput, match="cannot be promised from 3 scores"):
-            ratio_bound(ratios, coverage)
+            conformal_offset(np.array([0.5, 1.0, 2.0]), coverage)
 
 
 # --- Bounds that follow a drift -----------------------------------------------

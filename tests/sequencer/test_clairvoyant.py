@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 from exhaustive import fewest_by_trying, tiny
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.bounds import fewest_violations
-from thesis_lib.sequencer.clairvoyant import search, solve, would_be_on_time
-from thesis_lib.sequencer.policies import POLICIES, policy
-from thesis_lib.sequencer.simulate import replay, simulate
-from thesis_lib.sequencer.trace import KeySets, Trace
-from thesis_lib.sequencer.workload import SCENARIOS, at_rate, scenario
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import KeySets, Trace
+from thesis_lib.sequencer.optimum.bounds import fewest_violations
+from thesis_lib.sequencer.optimum.cpsat import solve
+from thesis_lib.sequencer.optimum.local_search import search, would_be_on_time
+from thesis_lib.sequencer.policies.registry import POLICIES, policy
+from thesis_lib.sequencer.simulator.simulator import replay, simulate
+from thesis_lib.sequencer.workload.arrivals import at_rate
+from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 
 def simulated(trace, name, spec, estimated_s=None):

@@ -3,19 +3,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thesis_lib.sequencer.calibration import (
+from thesis_lib.sequencer.core.trace import KeySets, Trace
+from thesis_lib.sequencer.experiments.cells import scenario_cell
+from thesis_lib.sequencer.experiments.metrics import summarise
+from thesis_lib.sequencer.policies.admission import Terms, ranked
+from thesis_lib.sequencer.policies.recalibration import (
     SLOPE,
     allowance,
     corrected_s,
     learn,
     trusting,
 )
-from thesis_lib.sequencer.dispatch import Terms, ranked
-from thesis_lib.sequencer.policies import policy
-from thesis_lib.sequencer.report import scenario_cell, summarise
-from thesis_lib.sequencer.simulate import simulate
-from thesis_lib.sequencer.trace import KeySets, Trace
-from thesis_lib.sequencer.workload import at_rate, scenario
+from thesis_lib.sequencer.policies.registry import policy
+from thesis_lib.sequencer.simulator.simulator import simulate
+from thesis_lib.sequencer.workload.arrivals import at_rate
+from thesis_lib.sequencer.workload.scenarios import scenario
 
 MS = 1e-3
 

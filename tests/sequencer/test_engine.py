@@ -8,8 +8,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.engine import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import Trace
+from thesis_lib.sequencer.engine.engine import (
     Replica,
     collect,
     database,
@@ -20,23 +21,22 @@ from thesis_lib.sequencer.engine import (
     states,
     trace_of,
 )
-from thesis_lib.sequencer.storage import (
-    UNITS,
+from thesis_lib.sequencer.engine.sqlite import (
     SQLite,
     load,
     state_digest,
     warehouse_file,
 )
-from thesis_lib.sequencer.trace import Trace
-from thesis_lib.sequencer.workload import (
+from thesis_lib.sequencer.engine.storage import UNITS
+from thesis_lib.sequencer.workload.tpcc import tpcc
+from thesis_lib.sequencer.workload.transactions import (
     Delivery,
     NewOrder,
     Payment,
     Scale,
     YcsbScale,
-    tpcc,
-    ycsb,
 )
+from thesis_lib.sequencer.workload.ycsb import ycsb
 
 SMALL = Scale(warehouses=3, customers=30, items=100)
 N, SEED = 500, 4
@@ -131,7 +131,7 @@ def test_workers_really_run_at_the_same_time(runs):
 
 
 def test_both_engines_and_any_number_of_workers_reach_one_state():
-    postgres = pytest.importorskip("thesis_lib.sequencer.postgres")
+    postgres = pytest.importorskip("thesis_lib.sequencer.engine.postgres")
     logs = [tpcc(300, SMALL, SEED), ycsb(300, YcsbScale(3, 200), SEED, hot=0.1)]
     overlapped = set()  # engines that ran two at once, whatever else the machine did
     for log in logs:

@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.estimator import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import KeySets, Trace
+from thesis_lib.sequencer.estimators.models import (
     AIMS,
     ESTIMATORS,
     LEARNED,
@@ -19,10 +20,8 @@ from thesis_lib.sequencer.estimator import (
     estimator,
     everything,
     predict_all,
-    ratio_quantiles,
 )
-from thesis_lib.sequencer.trace import KeySets, Trace
-from thesis_lib.sequencer.workload import scenario
+from thesis_lib.sequencer.workload.scenarios import scenario
 
 
 @pytest.fixture(scope="module")
@@ -251,11 +250,3 @@ def test_refusals(trace):
     with pytest.raises(InvalidInput, match="knows 1500 transactions"):
         predict_all(Oracle(past), trace)
     assert {estimator(name, truth=trace).name for name in ESTIMATORS} == set(ESTIMATORS)
-
-
-def test_ratios_carry_the_bias(trace):
-    class TwiceTheTruth(Oracle):
-        def predict(self, batch):
-            return 2 * super().predict(batch)
-
-    np.testing.assert_allclose(ratio_quantiles(TwiceTheTruth(trace), trace), 0.5)

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.features import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import KeySets
+from thesis_lib.sequencer.workload.features import (
     DYNAMIC,
     STATIC,
     declared_records,
@@ -11,8 +12,9 @@ from thesis_lib.sequencer.features import (
     static_names,
     with_features,
 )
-from thesis_lib.sequencer.trace import KeySets
-from thesis_lib.sequencer.workload import (
+from thesis_lib.sequencer.workload.scenarios import scenario
+from thesis_lib.sequencer.workload.tpcc import tpcc
+from thesis_lib.sequencer.workload.transactions import (
     Log,
     NewOrder,
     Operation,
@@ -21,8 +23,6 @@ from thesis_lib.sequencer.workload import (
     Scale,
     Ycsb,
     YcsbScale,
-    scenario,
-    tpcc,
 )
 
 SMALL = Scale(warehouses=2, customers=60, items=200)

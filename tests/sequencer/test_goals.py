@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.dispatch import Terms
-from thesis_lib.sequencer.goals import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.experiments.cells import noisy_estimate, scenario_cell
+from thesis_lib.sequencer.experiments.goals import (
     BASELINES,
     GOALS,
     LOADS,
@@ -22,14 +22,9 @@ from thesis_lib.sequencer.goals import (
     run_goals,
     worth_of_learning,
 )
-from thesis_lib.sequencer.report import (
-    DESIGN_SEED,
-    column,
-    noisy_estimate,
-    replicate,
-    scenario_cell,
-    simulate_cell,
-)
+from thesis_lib.sequencer.experiments.grid import DESIGN_SEED, replicate, simulate_cell
+from thesis_lib.sequencer.experiments.metrics import column
+from thesis_lib.sequencer.policies.admission import Terms
 
 
 def runs_of(row, shares):

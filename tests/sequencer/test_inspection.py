@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.estimator import Boosted, Linear
-from thesis_lib.sequencer.inspection import dependence, importance
-from thesis_lib.sequencer.workload import scenario
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.estimators.inspection import dependence, importance
+from thesis_lib.sequencer.estimators.models import Boosted, Linear
+from thesis_lib.sequencer.workload.scenarios import scenario
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from thesis_lib.sequencer.locktable import NONE, book, lock_table, release
-from thesis_lib.sequencer.trace import KeySets
+from thesis_lib.sequencer.core.locks import NONE, book, lock_table, release
+from thesis_lib.sequencer.core.trace import KeySets
 
 
 def random_key_sets(seed, n=60, n_keys=6):

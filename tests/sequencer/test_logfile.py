@@ -14,9 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.engine import database, execute, execute_serially, replay
-from thesis_lib.sequencer.logfile import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.engine.command_log import (
     LOG_VERSION,
     MAGIC,
     CommandLog,
@@ -24,16 +23,22 @@ from thesis_lib.sequencer.logfile import (
     _record,
     read_log,
 )
-from thesis_lib.sequencer.workload import (
+from thesis_lib.sequencer.engine.engine import (
+    database,
+    execute,
+    execute_serially,
+    replay,
+)
+from thesis_lib.sequencer.workload.tpcc import tpcc
+from thesis_lib.sequencer.workload.transactions import (
     Log,
     NewOrder,
     Operation,
     OrderLine,
     Scale,
     YcsbScale,
-    tpcc,
-    ycsb,
 )
+from thesis_lib.sequencer.workload.ycsb import ycsb
 
 SMALL, SEED = Scale(warehouses=2, customers=30, items=100), 4
 LOGS = [
@@ -239,10 +244,11 @@ def test_a_log_never_overwrites(tmp_path):
 RUN = """
 import sys
 from pathlib import Path
-from thesis_lib.sequencer.engine import execute
-from thesis_lib.sequencer.logfile import CommandLog
-from thesis_lib.sequencer.storage import SQLite
-from thesis_lib.sequencer.workload import Scale, tpcc
+from thesis_lib.sequencer.engine.engine import execute
+from thesis_lib.sequencer.engine.command_log import CommandLog
+from thesis_lib.sequencer.engine.sqlite import SQLite
+from thesis_lib.sequencer.workload.tpcc import tpcc
+from thesis_lib.sequencer.workload.transactions import Scale
 log = tpcc(20_000, Scale(warehouses=2, customers=30, items=100), 4)
 storage = SQLite(Path(sys.argv[1]))
 storage.load(log.scale, log.seed)
@@ -295,7 +301,7 @@ def test_a_log_without_a_transaction_is_the_loaded_database(tmp_path):
 
 def postgres_is_here():
     try:
-        import thesis_lib.sequencer.postgres
+        import thesis_lib.sequencer.engine.postgres
     except InvalidInput:
         return False
-    return thesis_lib.sequencer.postgres is not None
+    return thesis_lib.sequencer.engine.postgres is not None

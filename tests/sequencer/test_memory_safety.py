@@ -5,17 +5,17 @@ import subprocess
 import sys
 
 RUN = """
-from thesis_lib.sequencer import report, scale
-from thesis_lib.sequencer.kernel import Delays
+from thesis_lib.sequencer.experiments import cells, grid, scaling
+from thesis_lib.sequencer.core.events import Delays
 for name, delays in (("A", Delays()), ("C", Delays(lag_s=5e-4))):
-    cell = report.scenario_cell(name, transactions=300, delays=delays)
+    cell = cells.scenario_cell(name, transactions=300, delays=delays)
     for policy, options in (("ours", {}), ("ours", {"gap": 0.05, "groups": 2})):
-        report.replicate(
-            cell, [policy], [0.9, 1.5], report.noisy_estimate(), seeds=2, seed=1,
+        grid.replicate(
+            cell, [policy], [0.9, 1.5], cells.noisy_estimate(), seeds=2, seed=1,
             **options,
         )
-cell = report.scenario_cell("A", transactions=200)
-scale.weak_scaling(cell, ["ours"], [2], [0.2], 1.1, seeds=1, seed=2)
+cell = cells.scenario_cell("A", transactions=200)
+scaling.weak_scaling(cell, ["ours"], [2], [0.2], 1.1, seeds=1, seed=2)
 print("inside")
 """
 

@@ -3,11 +3,16 @@
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.middleware import Overheads, as_delays, freed_s, overheads
-from thesis_lib.sequencer.pipeline import Run
-from thesis_lib.sequencer.storage import UNITS
-from thesis_lib.sequencer.trace import KeySets
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import KeySets
+from thesis_lib.sequencer.engine.overheads import (
+    Overheads,
+    as_delays,
+    freed_s,
+    overheads,
+)
+from thesis_lib.sequencer.engine.scheduler import Run
+from thesis_lib.sequencer.engine.storage import UNITS
 
 # Two workers; 0 and 2 write the same key, 1 reads another that 3 writes.
 KEYS = KeySets.from_lists([[], [1], [], []], [[0], [], [0], [1]])

@@ -3,10 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer import misestimate
-from thesis_lib.sequencer.misestimate import MISESTIMATIONS, Seen
-from thesis_lib.sequencer.workload import at_rate, scenario
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.workload import perturbations
+from thesis_lib.sequencer.workload.arrivals import at_rate
+from thesis_lib.sequencer.workload.perturbations import MISESTIMATIONS, Seen
+from thesis_lib.sequencer.workload.scenarios import scenario
 
 N = 4_000
 TRUTH_CHANGES = {"100 ms stale", "truth drifts to 2x", "30 % move to a hot key", "both"}
@@ -37,7 +38,7 @@ def test_a_misestimation_repeats_and_changes_the_truth_only_where_it_says(name):
 
 @pytest.mark.parametrize("sigma", [0.0, 0.1, 0.5, 1.0])
 def test_scatter_has_its_sigma_and_mean_one(sigma):
-    made = misestimate.scattered(seen(), rng(), sigma)
+    made = perturbations.scattered(seen(), rng(), sigma)
     ratio = made.estimated_s / made.trace.service_s
     assert np.log(ratio).std() == pytest.approx(sigma, rel=0.05)
     spread = np.sqrt(np.expm1(sigma**2) / N)
@@ -49,7 +50,7 @@ def test_a_swap_exchanges_between_types_and_keeps_the_whole(share):
     before = seen()
     # Every estimate is its own row, so that a swap shows who it came from.
     before = replace(before, estimated_s=np.arange(1.0, N + 1))
-    after = misestimate.swapped(before, rng(), share).estimated_s
+    after = perturbations.swapped(before, rng(), share).estimated_s
     np.testing.assert_array_equal(np.sort(after), before.estimated_s)
     source = after.astype(int) - 1
     moved = np.flatnonzero(source != np.arange(N))
@@ -63,12 +64,12 @@ def test_a_swap_among_one_type_is_refused():
     before = seen()
     alone = replace(before.trace, kind=np.zeros(N, np.int64))
     with pytest.raises(InvalidInput, match="ask for less"):
-        misestimate.swapped(replace(before, trace=alone), rng(), 0.1)
+        perturbations.swapped(replace(before, trace=alone), rng(), 0.1)
 
 
 def test_stale_estimates_are_those_of_a_moment_ago():
     before, lag_s, period_s = seen(rate_per_s=2_000.0), 0.1, 0.5
-    made = misestimate.stale(before, rng(), lag_s, depth=0.3, period_s=period_s)
+    made = perturbations.stale(before, rng(), lag_s, depth=0.3, period_s=period_s)
     at_s = before.trace.arrival_s
     truth = made.trace.service_s / before.trace.service_s
     said = made.estimated_s / before.estimated_s
@@ -79,13 +80,13 @@ def test_stale_estimates_are_those_of_a_moment_ago():
     assert truth.max() == pytest.approx(1.3, abs=1e-3)
     whole = at_s < period_s * int(at_s[-1] / period_s)
     assert truth[whole].mean() == pytest.approx(1.0, abs=0.02)
-    fresh = misestimate.stale(before, rng(), 0.0)
+    fresh = perturbations.stale(before, rng(), 0.0)
     np.testing.assert_array_equal(fresh.estimated_s, fresh.trace.service_s)
 
 
 def test_a_drift_goes_all_the_way_and_is_not_estimated():
     before = seen()
-    made = misestimate.drifting(before, rng(), to=2.0)
+    made = perturbations.drifting(before, rng(), to=2.0)
     factor = made.trace.service_s / before.trace.service_s
     assert (np.diff(factor) >= -1e-12).all()
     assert (factor[0], factor[-1]) == pytest.approx((1.0, 2.0))
@@ -95,10 +96,11 @@ def test_a_drift_goes_all_the_way_and_is_not_estimated():
 
 def test_a_crowd_moves_its_share_to_the_hot_key_and_nobody_before():
     before = seen()
-    made = misestimate.crowded(before, rng(), share=0.3)
-    key = misestimate.hottest(before.trace.keys)
+    made = perturbations.crowded(before, rng(), share=0.3)
+    key = perturbations.hottest(before.trace.keys)
     was, now = (
-        misestimate.locking(keys, key) for keys in (before.trace.keys, made.trace.keys)
+        perturbations.locking(keys, key)
+        for keys in (before.trace.keys, made.trace.keys)
     )
     half = N // 2
     np.testing.assert_array_equal(was[:half], now[:half])
@@ -111,8 +113,10 @@ def test_a_crowd_moves_its_share_to_the_hot_key_and_nobody_before():
 
 def test_only_the_hot_key_is_underrated():
     before = seen()
-    made = misestimate.underrated(before, rng())
-    hot = misestimate.locking(before.trace.keys, misestimate.hottest(before.trace.keys))
+    made = perturbations.underrated(before, rng())
+    hot = perturbations.locking(
+        before.trace.keys, perturbations.hottest(before.trace.keys)
+    )
     ratio = made.estimated_s / before.estimated_s
     np.testing.assert_allclose(ratio[hot], 1 / 3)
     assert (ratio[~hot] == 1).all()
@@ -122,13 +126,13 @@ def test_only_the_hot_key_is_underrated():
 def test_anything_changes_estimates_alone_and_from_its_row_on():
     before, ratios = seen(), []
     for case in range(200):
-        made = misestimate.anything(before, rng(case), after=1_000)
+        made = perturbations.anything(before, rng(case), after=1_000)
         assert made.trace is before.trace
         np.testing.assert_array_equal(
             made.estimated_s[:1_000], before.estimated_s[:1_000]
         )
         ratios.append(made.estimated_s[1_000:] / before.estimated_s[1_000:])
-        again = misestimate.anything(before, rng(case), after=1_000)
+        again = perturbations.anything(before, rng(case), after=1_000)
         np.testing.assert_array_equal(made.estimated_s, again.estimated_s)
     assert np.min(ratios) < 1e-5
     assert np.max(ratios) > 1e5
@@ -139,13 +143,13 @@ def test_anything_changes_estimates_alone_and_from_its_row_on():
 @pytest.mark.parametrize(
     ("change", "options", "says"),
     [
-        (misestimate.scattered, {"sigma": -1.0}, "sigma=-1"),
-        (misestimate.biased, {"factor": 0.0}, "factor=0"),
-        (misestimate.swapped, {"share": 1.5}, "share=1.5"),
-        (misestimate.stale, {"lag_s": -0.1}, "lag_s=-0.1"),
-        (misestimate.stale, {"lag_s": 0.1, "depth": 1.0}, "depth=1"),
-        (misestimate.drifting, {"to": 0.0}, "to=0"),
-        (misestimate.crowded, {"share": 2.0}, "share=2"),
+        (perturbations.scattered, {"sigma": -1.0}, "sigma=-1"),
+        (perturbations.biased, {"factor": 0.0}, "factor=0"),
+        (perturbations.swapped, {"share": 1.5}, "share=1.5"),
+        (perturbations.stale, {"lag_s": -0.1}, "lag_s=-0.1"),
+        (perturbations.stale, {"lag_s": 0.1, "depth": 1.0}, "depth=1"),
+        (perturbations.drifting, {"to": 0.0}, "to=0"),
+        (perturbations.crowded, {"share": 2.0}, "share=2"),
     ],
 )
 def test_what_cannot_be_is_refused(change, options, says):

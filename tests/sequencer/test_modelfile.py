@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer import modelfile
-from thesis_lib.sequencer.estimator import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.estimators import modelfile
+from thesis_lib.sequencer.estimators.modelfile import read_model, write_model
+from thesis_lib.sequencer.estimators.models import (
     AIMS,
     LEARNED,
     Boosted,
@@ -17,8 +18,7 @@ from thesis_lib.sequencer.estimator import (
     everything,
     predict_all,
 )
-from thesis_lib.sequencer.modelfile import read_model, write_model
-from thesis_lib.sequencer.workload import scenario
+from thesis_lib.sequencer.workload.scenarios import scenario
 
 TRACE = scenario("A", 1_500, seed=4)
 

@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.optimum import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.experiments.cells import Cell, scenario_cell
+from thesis_lib.sequencer.experiments.goals import (
     distance,
     distances,
     summarise_windows,
     windows,
 )
-from thesis_lib.sequencer.report import Cell, scenario_cell
-from thesis_lib.sequencer.workload import SCENARIOS, scenario
+from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 
 def cell(name, transactions, **options):

@@ -4,17 +4,18 @@ from collections import deque
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.partitions import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import Decision, KeySets, Trace
+from thesis_lib.sequencer.policies.registry import Policy, policy
+from thesis_lib.sequencer.simulator.partitions import (
     Exchange,
     Partitioned,
     merge,
     simulate_partitions,
 )
-from thesis_lib.sequencer.policies import Policy, policy
-from thesis_lib.sequencer.simulate import replay, simulate
-from thesis_lib.sequencer.trace import Decision, KeySets, Trace
-from thesis_lib.sequencer.workload import SCENARIOS, at_rate, scenario
+from thesis_lib.sequencer.simulator.simulator import replay, simulate
+from thesis_lib.sequencer.workload.arrivals import at_rate
+from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 SPEC = SCENARIOS["A"]
 RELEASED_LATE = ("fifo", "late-edf", "startable-first", "ours")

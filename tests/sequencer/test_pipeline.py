@@ -7,18 +7,27 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer import pipeline
-from thesis_lib.sequencer.engine import database, execute_serially, replay
-from thesis_lib.sequencer.features import static_features, static_names
-from thesis_lib.sequencer.kernel import COMMITTED, LOGGED, idle_state
-from thesis_lib.sequencer.locktable import NONE
-from thesis_lib.sequencer.logfile import CommandLog, read_log
-from thesis_lib.sequencer.pipeline import Requests, Scheduler, history, run_open
-from thesis_lib.sequencer.policies import Policy, fifo, policy
-from thesis_lib.sequencer.storage import UNITS
-from thesis_lib.sequencer.trace import Decision, KeySets
-from thesis_lib.sequencer.workload import Scale, poisson_arrivals, tpcc
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.events import COMMITTED, LOGGED, idle_state
+from thesis_lib.sequencer.core.locks import NONE
+from thesis_lib.sequencer.core.trace import Decision, KeySets
+from thesis_lib.sequencer.engine.command_log import CommandLog, read_log
+from thesis_lib.sequencer.engine.engine import database, execute_serially, replay
+from thesis_lib.sequencer.engine.scheduler import (
+    Requests,
+    Scheduler,
+    _commit,
+    _dispatch,
+    history,
+    run_closed,
+    run_open,
+)
+from thesis_lib.sequencer.engine.storage import UNITS
+from thesis_lib.sequencer.policies.registry import Policy, fifo, policy
+from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
+from thesis_lib.sequencer.workload.features import static_features, static_names
+from thesis_lib.sequencer.workload.tpcc import tpcc
+from thesis_lib.sequencer.workload.transactions import Scale
 
 SMALL, SEED, N = Scale(warehouses=2, customers=30, items=100), 4, 400
 
@@ -105,7 +114,7 @@ def test_a_batch_is_in_the_log_before_anything_of_it_is_dispatched(log):
         logged.append(logged[-1] + len(ids))
 
     with Scheduler(Idle(), log, 2, append) as scheduler:
-        pipeline.run_closed(scheduler, N, 8, 4)
+        run_closed(scheduler, N, 8, 4)
     assert [entries for entries, _ in dispatched] == logged[:-1]
     assert all(handed <= entries for entries, handed in dispatched)
     assert logged[-1] == N
@@ -214,7 +223,7 @@ def test_warm_transactions_are_no_part_of_the_loop(log):
     arrival_s = np.concatenate([np.zeros(first), np.linspace(0, 1e-2, N - first)])
     asked = requests(log, arrival_s)
     with Scheduler(Idle(), log, 2) as scheduler:
-        pipeline.run_closed(scheduler, first, 8, 4)
+        run_closed(scheduler, first, 8, 4)
         run = run_open(scheduler, asked, policy("fifo", slo_s=1, cores=2), first=first)
     happened = history(run, asked.deadline_s, first)
     np.testing.assert_array_equal(happened.log, np.arange(N - first))
@@ -228,8 +237,8 @@ def free(n):
 
 def test_the_observed_state_knows_who_must_be_running():
     state = idle_state(free(5), 2)
-    advance = partial(pipeline._commit, state)
-    pipeline._dispatch(state, np.array([3, 1, 4]), 1.0)
+    advance = partial(_commit, state)
+    _dispatch(state, np.array([3, 1, 4]), 1.0)
     assert state.running.tolist() == [3, 1]
     assert state.start_s[[3, 1]].tolist() == [1.0, 1.0]
     assert np.isnan(state.start_s[4])
@@ -248,8 +257,8 @@ def test_the_observed_state_knows_who_must_be_running():
 
 def test_a_lock_is_granted_when_its_holder_was_heard_to_commit():
     state = idle_state(KeySets.from_lists([[], []], [[0], [0]]), 2)
-    pipeline._dispatch(state, np.array([1, 0]), 1.0)
+    _dispatch(state, np.array([1, 0]), 1.0)
     assert state.running.tolist() == [1, NONE]
-    pipeline._commit(state, np.array([1]), np.array([1.1]), np.array([2.0]), 2.5)
+    _commit(state, np.array([1]), np.array([1.1]), np.array([2.0]), 2.5)
     assert (state.granted_s[0], state.start_s[0]) == (2.5, 2.5)
     assert state.running.tolist() == [0, NONE]

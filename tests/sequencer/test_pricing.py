@@ -3,10 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.features import RECORDS, columns
-from thesis_lib.sequencer.pricing import Prices, fit_prices, priced
-from thesis_lib.sequencer.workload import Scale, YcsbScale, tpcc, ycsb
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.workload.features import RECORDS, columns
+from thesis_lib.sequencer.workload.scenarios import Prices, fit_prices, priced
+from thesis_lib.sequencer.workload.tpcc import tpcc
+from thesis_lib.sequencer.workload.transactions import Scale, YcsbScale
+from thesis_lib.sequencer.workload.ycsb import ycsb
 
 PRICES = Prices(4e-5, 6e-6, 1.2e-5, 2e-6)
 

@@ -3,11 +3,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.replica import commit_order, final_state, state_digest
-from thesis_lib.sequencer.simulate import replay
-from thesis_lib.sequencer.trace import KeySets, Trace
-from thesis_lib.sequencer.workload import at_rate, scenario
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import KeySets, Trace
+from thesis_lib.sequencer.simulator.replica import (
+    commit_order,
+    final_state,
+    state_digest,
+)
+from thesis_lib.sequencer.simulator.simulator import replay
+from thesis_lib.sequencer.workload.arrivals import at_rate
+from thesis_lib.sequencer.workload.scenarios import scenario
 
 
 def random_key_sets(seed, n=40, n_keys=6):

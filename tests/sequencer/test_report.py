@@ -4,35 +4,36 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thesis_lib.checks import InvalidInput, require
-from thesis_lib.sequencer import report
-from thesis_lib.sequencer.estimator import ESTIMATORS, cut_tail
-from thesis_lib.sequencer.kernel import Delays
-from thesis_lib.sequencer.policies import AS_DESCRIBED, MENDED, Defects
-from thesis_lib.sequencer.policies import policy as named_policy
-from thesis_lib.sequencer.pricing import Prices, priced
-from thesis_lib.sequencer.simulate import replay, simulate
-from thesis_lib.sequencer.trace import KeySets, Trace
-from thesis_lib.sequencer.workload import (
-    Scale,
-    at_rate,
+from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.sequencer.core.events import Delays
+from thesis_lib.sequencer.core.trace import KeySets, Trace
+from thesis_lib.sequencer.estimators.models import ESTIMATORS, cut_tail
+from thesis_lib.sequencer.experiments import cells, grid, live, metrics, scaling
+from thesis_lib.sequencer.policies.registry import AS_DESCRIBED, MENDED, Defects
+from thesis_lib.sequencer.policies.registry import policy as named_policy
+from thesis_lib.sequencer.simulator.simulator import replay, simulate
+from thesis_lib.sequencer.workload.arrivals import at_rate
+from thesis_lib.sequencer.workload.scenarios import (
+    Prices,
     from_measured,
+    priced,
     scenario,
-    tpcc,
 )
+from thesis_lib.sequencer.workload.tpcc import tpcc
+from thesis_lib.sequencer.workload.transactions import Scale
 
 
 def test_jain_is_one_for_equals_and_one_over_k_for_a_monopoly():
-    assert report.jain(np.full(5, 0.3)) == pytest.approx(1.0)
-    assert report.jain(np.array([1.0, 0, 0, 0])) == pytest.approx(0.25)
-    assert report.jain(np.zeros(3)) == 1.0
+    assert metrics.jain(np.full(5, 0.3)) == pytest.approx(1.0)
+    assert metrics.jain(np.array([1.0, 0, 0, 0])) == pytest.approx(0.25)
+    assert metrics.jain(np.zeros(3)) == 1.0
 
 
 def test_a_report_counts_what_happened():
     trace = at_rate(scenario("A", 1_000, seed=1), 9_000.0, seed=2)
     log = np.arange(0, 1_000, 2)  # every other one is dropped
     history = replay(trace, log, trace.arrival_s[log], cores=4, slo_s=4e-3)
-    made = report.summarise(trace, history)
+    made = metrics.summarise(trace, history)
     assert made.arrived == 900
     assert made.dropped == 0.5
     assert made.violations == pytest.approx(made.late + made.dropped)
@@ -45,7 +46,7 @@ def test_a_report_counts_what_happened():
 
 @pytest.mark.parametrize("name", ["A", "C"])
 def test_saturation_is_where_an_endless_backlog_drains(name):
-    cell = report.scenario_cell(name, transactions=100)
+    cell = cells.scenario_cell(name, transactions=100)
     trace = scenario(name, 20_000, seed=5)
     log = np.arange(len(trace))
     all_at_once = replay(trace, log, np.zeros(len(trace)), cores=cell.cores, slo_s=1.0)
@@ -60,51 +61,51 @@ def test_load_one_is_the_mean_of_independent_probes_within_its_interval():
         drawn.append((n, seed))
         return scenario("A", n, seed)
 
-    full = report.saturation(make, cores=8)
-    assert len(set(drawn)) == len(drawn) == report.PROBES
-    rates = [report.saturation_rate(scenario("A", *of), cores=8) for of in drawn]
+    full = cells.saturation(make, cores=8)
+    assert len(set(drawn)) == len(drawn) == cells.PROBES
+    rates = [cells.saturation_rate(scenario("A", *of), cores=8) for of in drawn]
     assert full.value == pytest.approx(np.mean(rates))
     assert min(rates) < full.low < full.value < full.high < max(rates)
-    fresh = [
-        report.saturation_rate(scenario("A", 20_000, s), cores=8) for s in range(9)
-    ]
+    fresh = [cells.saturation_rate(scenario("A", 20_000, s), cores=8) for s in range(9)]
     stderr = np.std(fresh, ddof=1) * np.sqrt(1 / len(fresh) + 1 / len(rates))
     assert abs(np.mean(fresh) - full.value) < 4 * stderr
-    cell = report.scenario_cell("A", transactions=100)
+    cell = cells.scenario_cell("A", transactions=100)
     assert cell.saturation_per_s == full.value
     assert cell.saturation_ci == (full.low, full.high)
 
 
 def test_a_paired_reduction_cancels_what_the_seeds_share():
     hard = np.random.default_rng(1).uniform(0.1, 0.9, 20)
-    made = report.reduction_interval(0.64 * hard, hard)
+    made = metrics.reduction_interval(0.64 * hard, hard)
     assert made.value == pytest.approx(0.36)
     assert made.low == pytest.approx(0.36)
     assert made.high == pytest.approx(0.36)
-    assert report.reduction_interval(np.ones(3), np.zeros(3)).value == 0.0
+    assert metrics.reduction_interval(np.ones(3), np.zeros(3)).value == 0.0
     with pytest.raises(InvalidInput, match="pairs"):
-        report.reduction_interval(np.ones(3), np.ones(4))
+        metrics.reduction_interval(np.ones(3), np.ones(4))
 
 
 def test_replicates_are_paired_and_repeat():
-    cell = report.scenario_cell("A", transactions=600)
-    estimate = report.noisy_estimate()
+    cell = cells.scenario_cell("A", transactions=600)
+    estimate = cells.noisy_estimate()
     again = [
-        report.replicate(cell, names, [1.1], estimate, seeds=2, seed=4, bound=True)
+        grid.replicate(cell, names, [1.1], estimate, seeds=2, seed=4, bound=True)
         for names in (["fifo", "drop"], ["drop", "fifo"])
     ]
     for name in ("fifo", "drop", "bound"):
-        first, second = (report.column(runs, name, 1.1, "violations") for runs in again)
+        first, second = (
+            metrics.column(runs, name, 1.1, "violations") for runs in again
+        )
         np.testing.assert_array_equal(first, second)
 
 
 def test_rows_are_the_same_for_any_number_of_processes(monkeypatch):
-    cell = report.scenario_cell("A", transactions=600)
-    estimate = report.learned_estimate("boosted", cell.make_trace(5))
+    cell = cells.scenario_cell("A", transactions=600)
+    estimate = cells.learned_estimate("boosted", cell.make_trace(5))
 
     def runs(processes: int) -> pd.DataFrame:
         monkeypatch.setenv("LOKY_MAX_CPU_COUNT", str(processes))
-        return report.replicate(
+        return grid.replicate(
             cell, ["fifo", "ours"], [0.9, 1.1], estimate, seeds=2, seed=4, bound=True
         )
 
@@ -118,12 +119,12 @@ def test_a_point_that_fails_in_another_process_is_named_here(monkeypatch):
 
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
     with pytest.raises(InvalidInput, match="point 2 has no rows"):
-        report.run_grid(measure, [(at,) for at in range(4)])
+        grid.run_grid(measure, [(at,) for at in range(4)])
 
 
 @pytest.mark.parametrize("estimator", ["noisy", "oracle", "constant", "linear"])
 def test_a_cell_answers_what_the_command_promises(estimator):
-    cell = report.simulate_cell(
+    cell = grid.simulate_cell(
         scenario="A", load=1.1, policy="ours", estimator=estimator,
         seeds=2, transactions=500,
     )  # fmt: skip
@@ -141,17 +142,17 @@ def test_a_bias_multiplies_what_every_estimator_says():
     given = {"scenario": "A", "load": 1.1, "seeds": 1, "transactions": 500}
     for name in ("noisy", "linear"):
         plain, biased = (
-            report.simulate_cell(policy="sjf", estimator=name, bias=bias, **given)
+            grid.simulate_cell(policy="sjf", estimator=name, bias=bias, **given)
             for bias in (1.0, 1024.0)
         )
         assert plain == biased  # who is shorter than whom has not changed
-        lost = report.simulate_cell(
+        lost = grid.simulate_cell(
             policy="late-edf", estimator=name, bias=1024.0, **given
         )
         assert lost["dropped"] == 1.0
     for bias in (0.0, -1.0, np.inf, np.nan):
         with pytest.raises(InvalidInput, match=f"bias={bias:g}"):
-            report.simulate_cell(policy="ours", bias=bias, **given)
+            grid.simulate_cell(policy="ours", bias=bias, **given)
 
 
 def test_crowded_numbers_are_the_extremes():
@@ -161,7 +162,7 @@ def test_crowded_numbers_are_the_extremes():
         {"code": code, "load": load, "slo_s": 0.1, "decision_us": took_us}
         for code, load, took_us in rows
     ]
-    made = report.crowded_numbers({"cases": cases})
+    made = scaling.crowded_numbers({"cases": cases})
     assert made == {
         "crowded_least_load": 1.1, "crowded_most_load": 30.0,
         "crowded_least_slo_ms": 100.0, "crowded_most_slo_ms": 100.0,
@@ -171,13 +172,13 @@ def test_crowded_numbers_are_the_extremes():
 
 
 def test_a_cell_of_a_trace_needs_no_scenario():
-    cell = report.simulate_cell(
+    cell = grid.simulate_cell(
         trace=scenario("A", 2_000, seed=1), load=0.9, policy="drop", seeds=2,
         transactions=500,
     )  # fmt: skip
     assert 0 <= cell["violations"] <= 1
     with pytest.raises(InvalidInput, match="exactly one"):
-        report.simulate_cell(load=1.0, policy="drop")
+        grid.simulate_cell(load=1.0, policy="drop")
 
 
 # --- A trace of the user's own -------------------------------------------------
@@ -194,12 +195,12 @@ def bursty(n=600, seed=3, origin_s=2.0**20):
 @pytest.mark.parametrize("policy", ["fifo", "ours", "hybrid"])
 def test_a_trace_is_replayed_with_the_arrivals_that_it_has(policy):
     trace = bursty()
-    said = report.simulate_cell(
+    said = grid.simulate_cell(
         trace=trace, policy=policy, estimator="oracle", cores=3, slo_s=8e-3, seeds=3
     )
     made = named_policy(policy, slo_s=8e-3, cores=3)
     history = simulate(trace, made, trace.service_s, cores=3, slo_s=8e-3)
-    expected = report.summarise(trace, history)
+    expected = metrics.summarise(trace, history)
     assert 0.01 < expected.violations < 0.99
     assert said["violations"] == expected.violations
     assert said["p999_s"] == pytest.approx(expected.p999_s, abs=1e-9)
@@ -214,7 +215,7 @@ def test_a_trace_is_replayed_with_the_arrivals_that_it_has(policy):
 def test_a_load_stretches_the_arrivals_of_a_trace_and_keeps_their_pattern():
     trace = bursty()
     for load in (0.3, 1.7):
-        cell, at = report.replay_cell(trace, load)
+        cell, at = cells.replay_cell(trace, load)
         assert at == load
         for seed in (1, 2):
             arranged = cell.arrange(cell.make_trace(seed), load, seed)
@@ -224,8 +225,8 @@ def test_a_load_stretches_the_arrivals_of_a_trace_and_keeps_their_pattern():
             np.testing.assert_allclose(gaps_s, factor * before_s, atol=1e-12)
             rate_per_s = load * cell.saturation_per_s
             assert 1 / gaps_s.mean() == pytest.approx(rate_per_s)
-    own = report.simulate_cell(trace=trace, policy="drop", estimator="noisy", seeds=2)
-    again = report.simulate_cell(
+    own = grid.simulate_cell(trace=trace, policy="drop", estimator="noisy", seeds=2)
+    again = grid.simulate_cell(
         trace=trace, policy="drop", estimator="noisy", seeds=2, load=own["load"]
     )
     assert own["violations"] == pytest.approx(again["violations"], abs=2e-3)
@@ -236,14 +237,14 @@ def test_a_load_stretches_the_arrivals_of_a_trace_and_keeps_their_pattern():
 @pytest.mark.parametrize("estimator", ["constant", "linear", "boosted"])
 def test_an_estimator_is_judged_on_what_came_after_its_past(estimator):
     trace = at_rate(scenario("A", 1_000, seed=5), 3_600.0, seed=6)
-    said = report.simulate_cell(
+    said = grid.simulate_cell(
         trace=trace, policy="ours", estimator=estimator, slo_s=9e-3
     )
     past, future = trace.split(0.5)
-    estimated_s = report.learned_estimate(estimator, past)(future, 0)
+    estimated_s = cells.learned_estimate(estimator, past)(future, 0)
     made = named_policy("ours", slo_s=9e-3, cores=4)
     history = simulate(future, made, estimated_s, cores=4, slo_s=9e-3)
-    assert said["violations"] == report.summarise(future, history).violations
+    assert said["violations"] == metrics.summarise(future, history).violations
     assert (said["fitted_on"], said["transactions"], said["seeds"]) == (500, 500, 1)
 
 
@@ -293,7 +294,7 @@ def without_features(trace):
 )
 def test_a_trace_that_cannot_be_replayed_is_refused(given, message):
     with pytest.raises(InvalidInput, match=message):
-        report.simulate_cell(policy="drop", **given)
+        grid.simulate_cell(policy="drop", **given)
 
 
 def any_trace(random):
@@ -336,7 +337,7 @@ def replay_any(seed):
         "seeds": 1,
     }
     try:
-        said = report.simulate_cell(trace=any_trace(random), **given)
+        said = grid.simulate_cell(trace=any_trace(random), **given)
     except InvalidInput as refusal:
         return str(refusal)
     for name in ("violations", "fifo_violations", "reduction", "late", "dropped"):
@@ -360,7 +361,7 @@ def test_so_are_many():
 def test_an_estimator_without_features_needs_none():
     trace = without_features(bursty())
     for estimator in ("constant", "noisy", "oracle"):
-        said = report.simulate_cell(trace=trace, policy="drop", estimator=estimator)
+        said = grid.simulate_cell(trace=trace, policy="drop", estimator=estimator)
         assert 0 <= said["violations"] <= 1
 
 
@@ -368,36 +369,36 @@ def test_a_report_counts_strictly_and_leniently():
     trace = at_rate(scenario("A", 1_000, seed=1), 9_000.0, seed=2)
     log = np.arange(0, 1_000, 2)
     history = replay(trace, log, trace.arrival_s[log], cores=4, slo_s=4e-3)
-    made = report.summarise(trace, history)
+    made = metrics.summarise(trace, history)
     assert made.lenient == pytest.approx(made.late / (1 - made.dropped))
     late = history.late[100:]
     busy_s = trace.service_s[100:] * ~history.dropped[100:]
     assert made.wasted == pytest.approx(busy_s[late].sum() / busy_s.sum())
     assert made.p99_s <= made.p999_s <= np.nanmax(history.latency_s)
     nothing = replay(trace, log[:0], trace.arrival_s[:0], cores=4, slo_s=4e-3)
-    empty = report.summarise(trace, nothing)
+    empty = metrics.summarise(trace, nothing)
     assert empty.wasted == 0.0
     assert np.isnan(empty.lenient)
 
 
 def test_a_closed_loop_of_many_patient_clients_offers_its_load():
-    cell = report.scenario_cell("A", transactions=4_000, clients=2_000)
-    runs = report.replicate(
-        cell, ["fifo"], [0.5], report.noisy_estimate(), seeds=2, seed=1
+    cell = cells.scenario_cell("A", transactions=4_000, clients=2_000)
+    runs = grid.replicate(
+        cell, ["fifo"], [0.5], cells.noisy_estimate(), seeds=2, seed=1
     )
     offered_per_s = 0.5 * cell.saturation_per_s
-    made_per_s = report.column(runs, "fifo", 0.5, "throughput_per_s").mean()
+    made_per_s = metrics.column(runs, "fifo", 0.5, "throughput_per_s").mean()
     assert made_per_s == pytest.approx(offered_per_s, rel=0.05)
     assert cell.think_s(np.inf) == 0.0
     with pytest.raises(InvalidInput, match="no lower bound"):
-        report.replicate(
-            cell, ["fifo"], [0.5], report.noisy_estimate(), seeds=1, seed=1, bound=True
+        grid.replicate(
+            cell, ["fifo"], [0.5], cells.noisy_estimate(), seeds=1, seed=1, bound=True
         )
 
 
 def test_an_ablation_starts_from_both_ends_and_changes_one_thing():
-    cell = report.scenario_cell("A", transactions=1_500)
-    made = report.ablation(
+    cell = cells.scenario_cell("A", transactions=1_500)
+    made = grid.ablation(
         cell, "hybrid", 1.1, estimator="linear", past=cell.make_trace(5), seeds=2,
         seed=3,
     )  # fmt: skip
@@ -411,18 +412,18 @@ def test_an_ablation_starts_from_both_ends_and_changes_one_thing():
         np.testing.assert_allclose(rows["strict_change"], change, atol=1e-9)
         assert (rows["strict_low"] <= rows["strict_change"] + 1e-9).all()
         assert (rows["strict_change"] <= rows["strict_high"] + 1e-9).all()
-        estimate = report.learned_estimate(
+        estimate = cells.learned_estimate(
             "linear",
             cut_tail(cell.make_trace(5)) if name == "hybrid" else cell.make_trace(5),
         )
-        again = report.replicate(cell, [name], [1.1], estimate, seeds=2, seed=3)
+        again = grid.replicate(cell, [name], [1.1], estimate, seeds=2, seed=3)
         assert 100 * again["violations"].mean() == ends.loc[start, "strict"]
 
 
 def test_an_ablation_changes_the_defect_that_it_names():
-    cell = report.scenario_cell("A", transactions=1_500)
+    cell = cells.scenario_cell("A", transactions=1_500)
     past = cell.make_trace(5)
-    made = report.ablation(
+    made = grid.ablation(
         cell, "hybrid", 1.1, estimator="linear", past=past, seeds=1, seed=3
     ).set_index(["from", "defect"])
     ends = {"described": AS_DESCRIBED, "fixed": MENDED}
@@ -430,8 +431,8 @@ def test_an_ablation_changes_the_defect_that_it_names():
         for name in Defects.names():
             other = replace(defects, **{name: start == "fixed"})
             learned = cut_tail(past) if other.cut_tail else past
-            alone = report.replicate(
-                cell, ["hybrid"], [1.1], report.learned_estimate("linear", learned),
+            alone = grid.replicate(
+                cell, ["hybrid"], [1.1], cells.learned_estimate("linear", learned),
                 seeds=1, seed=3, defects=other,
             )  # fmt: skip
             row = made.loc[(start, name)]
@@ -441,7 +442,7 @@ def test_an_ablation_changes_the_defect_that_it_names():
 
 
 def test_a_cell_in_a_closed_loop_has_no_bound():
-    cell = report.simulate_cell(
+    cell = grid.simulate_cell(
         scenario="A", load=1.1, policy="drop", seeds=2, transactions=500, clients=80,
         batch_size=20, flush_s=1e-3, delays=Delays(worker_s=1e-5),
     )  # fmt: skip
@@ -469,7 +470,7 @@ def test_near_is_within_a_point_or_15_percent_of_the_measured():
         (0.02, 0.0299), (0.02, 0.0301), (0.4, 0.459), (0.4, 0.461), (0.4, 0.341),
         strict=True,
     )  # fmt: skip
-    table = report.beside_measured(live_rows(measured, simulated=simulated))
+    table = live.beside_measured(live_rows(measured, simulated=simulated))
     assert table["near"].tolist() == [True, False, True, False, True]
     np.testing.assert_allclose(table["error"].iloc[0], 0.99)
 
@@ -479,15 +480,15 @@ def test_an_engine_is_held_against_itself_by_its_even_and_odd_repeats():
         live_rows([share, 0.5], repeat=repeat)
         for repeat, share in enumerate([0.1, 0.2, 0.3, 0.2])
     )
-    table = report.measured_again(runs)
+    table = live.measured_again(runs)
     np.testing.assert_allclose(table["measured"], [20.0, 50.0])
     np.testing.assert_allclose(table["again"], [20.0, 50.0])
     paired = runs.assign(model=runs["measured"] + 0.01)  # a model one point too high
     for end in ("low", "error", "high"):
-        np.testing.assert_allclose(report.beside_measured(paired, "model")[end], 1.0)
-    once = report.beside_measured(runs.assign(model=0.2), "model")
+        np.testing.assert_allclose(live.beside_measured(paired, "model")[end], 1.0)
+    once = live.beside_measured(runs.assign(model=0.2), "model")
     assert once["low"].iloc[0] < 0 < once["high"].iloc[0]
-    other = report.measured_again(runs[runs["repeat"] < 2])
+    other = live.measured_again(runs[runs["repeat"] < 2])
     np.testing.assert_allclose(other["again"], [20.0, 50.0])
     assert other["near"].tolist() == [False, True]
 
@@ -495,7 +496,7 @@ def test_an_engine_is_held_against_itself_by_its_even_and_odd_repeats():
 def test_only_pairs_that_are_apart_have_an_order():
     # b and c are near each other; a lies below both, d above all.
     runs = live_rows([0.1, 0.50, 0.52, 0.9], simulated=[0.2, 0.60, 0.55, 0.58])
-    ranked = report.ranked_alike(report.beside_measured(runs))
+    ranked = live.ranked_alike(live.beside_measured(runs))
     assert ranked.loc[("e", 1), "pairs"] == 5
     assert ranked.loc[("e", 1), "alike"] == 4  # b is simulated above d
 
@@ -505,7 +506,7 @@ def test_rates_of_the_middleware_are_medians_over_rounds():
         "transactions_per_s": {"threads": [1.0, 9.0, 2.0], "processes": [4.0] * 3},
         "open_loop_sustained_per_s": [3.0, 3.0, 5.0],
     }
-    table = report.middleware_rates({"sqlite": {"1": found}})
+    table = live.middleware_rates({"sqlite": {"1": found}})
     assert table.loc[("sqlite", 1)].to_dict() == {
         "threads": 2.0, "processes": 4.0, "open loop": 3.0,
     }  # fmt: skip
@@ -518,7 +519,7 @@ def test_a_span_is_from_the_worst_to_the_best_load_of_each_scenario():
         columns=["policy", "load", "seed", "violations"],
     )
     one = runs[runs["load"] == 1.1]
-    found = report.spans({"A": runs, "B": one}, "x")
+    found = metrics.spans({"A": runs, "B": one}, "x")
     assert found == pytest.approx(
         {"x_least_A": -50, "x_most_A": 80, "x_least_B": 80, "x_most_B": 80}
     )
@@ -533,7 +534,7 @@ def test_rates_are_in_percent_of_each_scenarios_saturation():
             "goodput_per_s": [10.0, 30.0, 110.0, 120.0, 800.0],
         }
     )
-    made = report.rates({"A": runs, "C": runs}, {"A": 200.0, "C": 100.0}, 1.1)
+    made = metrics.rates({"A": runs, "C": runs}, {"A": 200.0, "C": 100.0}, 1.1)
     assert made.loc["fifo"].to_dict() == {
         ("A", "all"): 50.0,
         ("A", "on time"): 10.0,
@@ -544,9 +545,9 @@ def test_rates_are_in_percent_of_each_scenarios_saturation():
 
 
 def test_a_sequencer_passes_one_over_its_work():
-    cell = report.scenario_cell("A", transactions=2_000)
+    cell = cells.scenario_cell("A", transactions=2_000)
     between_s = 1 / (0.9 * cell.saturation_per_s)
-    runs = report.against_sequencing(
+    runs = grid.against_sequencing(
         cell, ["fifo"], 0.9, [0.0, 0.1 * between_s, 2 * between_s], seeds=1, seed=3
     )
     free, light, heavy = runs["throughput_per_s"]
@@ -576,7 +577,7 @@ def test_the_cost_of_a_policy_is_its_worst_and_both_parts_have_to_meet_the_goal(
             case("sjf", "python", 60.0, 90.0),
         ]
     )
-    made = report.decision_costs(cases)
+    made = scaling.decision_costs(cases)
     assert made["with estimate"].tolist() == [10.0, 10.1, 2.0]
     assert made["its p99"].tolist() == [24.0, 19.0, 24.1]
     assert made["called"].tolist() == [40.0, 30.0, 20.0]
@@ -585,7 +586,7 @@ def test_the_cost_of_a_policy_is_its_worst_and_both_parts_have_to_meet_the_goal(
 
 
 def test_each_type_has_the_objective_of_its_own():
-    cell = report.scenario_cell("A", transactions=2_000).by_type(10)
+    cell = cells.scenario_cell("A", transactions=2_000).by_type(10)
     trace = cell.arrange(cell.make_trace(1), 0.9, 2)
     history = cell.history(trace, cell.policy("fifo"), trace.service_s, 0.9)
     slo_s = history.deadline_s - history.arrival_s
@@ -595,11 +596,11 @@ def test_each_type_has_the_objective_of_its_own():
         median_s = np.median(trace.service_s[trace.kind == k])
         assert own_s[0] == pytest.approx(10 * median_s, rel=0.1)
     assert min(cell.objectives_s) < cell.slo_s < max(cell.objectives_s)
-    runs = report.replicate(
-        cell, ["ours"], [1.3], report.noisy_estimate(), seeds=1, seed=1, bound=True
+    runs = grid.replicate(
+        cell, ["ours"], [1.3], cells.noisy_estimate(), seeds=1, seed=1, bound=True
     )
     bound, ours = (
-        report.column(runs, policy, 1.3, "violations")[0]
+        metrics.column(runs, policy, 1.3, "violations")[0]
         for policy in ("bound", "ours")
     )
     assert bound <= ours
@@ -609,7 +610,7 @@ def test_a_type_that_is_rare_has_an_objective_in_the_shortest_traces():
     log = tpcc(300, Scale(warehouses=2), 5)
     past = priced(log, Prices(1e-4, 1e-6, 2e-6, 3e-6), 0.2, 5)
     for number in range(40):
-        cell = report.Cell(
+        cell = cells.Cell(
             make_trace=lambda seed, number=number: from_measured(
                 past, 100, 1_000_003 * number + seed
             ),
@@ -624,7 +625,7 @@ def test_the_cost_of_an_answer_is_linear_and_of_none_one():
     log = np.arange(0, 1_000, 2)
     slo_s = 4e-3
     history = replay(trace, log, trace.arrival_s[log], cores=4, slo_s=slo_s)
-    made = report.summarise(trace, history)
+    made = metrics.summarise(trace, history)
     latency_s = history.latency_s[100:]
     linear = np.clip(latency_s / slo_s - 1, 0, 1)
     expected = np.where(np.isnan(latency_s), 1.0, linear).mean()

@@ -2,46 +2,49 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thesis_lib import paths
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer import report, robustness
-from thesis_lib.sequencer.pricing import Prices
-from thesis_lib.sequencer.robustness import Crowd
-from thesis_lib.sequencer.trace import Trace
+from thesis_lib.common import files
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import Trace
+from thesis_lib.sequencer.experiments import grid, metrics, robustness
+from thesis_lib.sequencer.experiments.cells import (
+    noisy_estimate,
+    scenario_cell,
+    trace_cell,
+)
+from thesis_lib.sequencer.experiments.robustness import Crowd
+from thesis_lib.sequencer.workload.scenarios import Prices
 
 
 def test_unchanged_estimates_give_what_replicate_gives():
-    cell = report.scenario_cell("A", transactions=600)
+    cell = scenario_cell("A", transactions=600)
     given = {"seeds": 2, "seed": 4}
     runs = robustness.under_misestimation(
         cell, ["ours"], [1.1], ["none", "truth drifts to 2x"], **given
     )
-    plain = report.replicate(
-        cell, ["fifo", "ours"], [1.1], report.noisy_estimate(), **given
-    )
+    plain = grid.replicate(cell, ["fifo", "ours"], [1.1], noisy_estimate(), **given)
     same = runs[runs["misestimation"] == "none"]
     for policy in ("fifo", "ours"):
         np.testing.assert_array_equal(
-            report.column(same, policy, 1.1, "violations"),
-            report.column(plain, policy, 1.1, "violations"),
+            metrics.column(same, policy, 1.1, "violations"),
+            metrics.column(plain, policy, 1.1, "violations"),
         )
     drifted = runs[runs["misestimation"] == "truth drifts to 2x"]
     for policy in ("fifo", "ours"):
-        worse = report.column(drifted, policy, 1.1, "violations")
-        assert (worse > report.column(plain, policy, 1.1, "violations")).all()
+        worse = metrics.column(drifted, policy, 1.1, "violations")
+        assert (worse > metrics.column(plain, policy, 1.1, "violations")).all()
     with pytest.raises(InvalidInput, match="misestimation"):
         robustness.under_misestimation(cell, [], [1.1], ["nonsense"], **given)
 
 
 def cells_of(transactions):
     made = {
-        f"{name} on {cores}": report.scenario_cell(
+        f"{name} on {cores}": scenario_cell(
             name, transactions=transactions, cores=cores
         )
         for name, cores in (("A", 8), ("A", 2), ("B", 8), ("B", 16), ("C", 16))
     }
-    past = Trace.read(paths.data_folder() / "traces" / "sqlite-tpcc-2w.parquet")
-    return made | {"T": report.trace_cell(past, transactions=transactions)}
+    past = Trace.read(files.data_folder() / "traces" / "sqlite-tpcc-2w.parquet")
+    return made | {"T": trace_cell(past, transactions=transactions)}
 
 
 def require_within(cells, cases, seed):
@@ -63,7 +66,7 @@ def test_a_thousand_misestimations_of_a_fresh_seed():
 
 
 def test_runs_that_leave_nothing_to_count_are_refused():
-    cells = {"A": report.scenario_cell("A", transactions=500)}
+    cells = {"A": scenario_cell("A", transactions=500)}
     with pytest.raises(InvalidInput, match="500 transactions"):
         robustness.under_anything(cells, "ours", cases=1, seed=1)
 
@@ -108,7 +111,7 @@ def test_a_crowd_is_as_large_as_it_says():
 
 def test_a_crowd_troubles_its_own_time_and_windows_count_from_its_end():
     crowd = Crowd(times=2.0, begin_s=0.1, last_s=0.1)
-    cell = report.scenario_cell("A", transactions=3_000)
+    cell = scenario_cell("A", transactions=3_000)
     shares = robustness.through_a_crowd(
         cell, crowd, ["fifo", "ours"], 0.8, window_s=0.02, seeds=2, seed=1
     )
@@ -120,7 +123,7 @@ def test_a_crowd_troubles_its_own_time_and_windows_count_from_its_end():
     assert shares["ours"].sum() < shares["fifo"].sum()
     with pytest.raises(InvalidInput, match="more transactions"):
         robustness.through_a_crowd(
-            report.scenario_cell("A", transactions=500), crowd, ["fifo"], 0.8,
+            scenario_cell("A", transactions=500), crowd, ["fifo"], 0.8,
             window_s=0.02, seeds=1, seed=1,
         )  # fmt: skip
 

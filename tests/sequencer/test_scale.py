@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.partitions import Exchange
-from thesis_lib.sequencer.policies import policy
-from thesis_lib.sequencer.report import Cell, noisy_estimate, paired_seeds, summarise
-from thesis_lib.sequencer.scale import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.experiments.cells import Cell, noisy_estimate
+from thesis_lib.sequencer.experiments.grid import paired_seeds
+from thesis_lib.sequencer.experiments.metrics import summarise
+from thesis_lib.sequencer.experiments.scaling import (
     OVERLOAD,
     behind_one_sequencer,
     capacities,
@@ -20,8 +20,10 @@ from thesis_lib.sequencer.scale import (
     sequencers_needed,
     weak_scaling,
 )
-from thesis_lib.sequencer.simulate import simulate
-from thesis_lib.sequencer.workload import SCENARIOS, scenario
+from thesis_lib.sequencer.policies.registry import policy
+from thesis_lib.sequencer.simulator.partitions import Exchange
+from thesis_lib.sequencer.simulator.simulator import simulate
+from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 SPEC = SCENARIOS["A"]
 

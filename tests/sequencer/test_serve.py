@@ -3,11 +3,18 @@
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.engine import make_log
-from thesis_lib.sequencer.report import simulate_cell
-from thesis_lib.sequencer.serve import WARM_UP, bench, estimate, fitted, run_live, serve
-from thesis_lib.sequencer.workload import poisson_arrivals
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.engine.engine import make_log
+from thesis_lib.sequencer.experiments.grid import simulate_cell
+from thesis_lib.sequencer.experiments.live import (
+    WARM_UP,
+    bench,
+    estimate,
+    fitted,
+    run_live,
+    serve,
+)
+from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 
 N, BURST = 300, 300
 

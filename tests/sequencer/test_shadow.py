@@ -1,9 +1,13 @@
 import numpy as np
 import pytest
 
-from thesis_lib.sequencer.kernel import LOGGED, READY, STARTED, advance, idle_state
-from thesis_lib.sequencer.shadow import Mended, Published, probability_on_time
-from thesis_lib.sequencer.trace import KeySets
+from thesis_lib.sequencer.core.events import LOGGED, READY, STARTED, advance, idle_state
+from thesis_lib.sequencer.core.trace import KeySets
+from thesis_lib.sequencer.policies.lookahead import (
+    Mended,
+    Published,
+    probability_on_time,
+)
 
 # 0 and 1 write key 0, 2 reads it, 3 reads it too, 4 touches key 1 only.
 KEYS = KeySets.from_lists([[], [], [0], [0], []], [[0], [0], [], [], [1]])

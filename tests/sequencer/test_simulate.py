@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from plain_model import Database, key_sets, simulate_plainly
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.dispatch import Terms
-from thesis_lib.sequencer.kernel import Delays
-from thesis_lib.sequencer.policies import POLICIES, Defects, Policy, policy
-from thesis_lib.sequencer.simulate import digest, replay, simulate
-from thesis_lib.sequencer.trace import Decision, KeySets, Trace
-from thesis_lib.sequencer.workload import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.events import Delays
+from thesis_lib.sequencer.core.trace import Decision, KeySets, Trace
+from thesis_lib.sequencer.policies.admission import Terms
+from thesis_lib.sequencer.policies.registry import POLICIES, Defects, Policy, policy
+from thesis_lib.sequencer.simulator.simulator import digest, replay, simulate
+from thesis_lib.sequencer.workload.arrivals import at_rate
+from thesis_lib.sequencer.workload.scenarios import (
     SCENARIOS,
-    at_rate,
     mean_one_lognormal,
     scenario,
 )

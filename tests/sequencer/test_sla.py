@@ -1,44 +1,47 @@
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer import sla
-from thesis_lib.sequencer.workload import scenario
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.experiments import metrics
+from thesis_lib.sequencer.workload.scenarios import scenario
 
 
 def test_the_constant_objective_follows_the_quantile():
     unloaded_s = np.arange(1, 101) / 100
-    assert sla.constant_objective_s(unloaded_s) == 2 * 0.96
-    assert sla.constant_objective_s(unloaded_s, 1.0, 1.0) == 1.0
+    assert metrics.constant_objective_s(unloaded_s) == 2 * 0.96
+    assert metrics.constant_objective_s(unloaded_s, 1.0, 1.0) == 1.0
 
 
 def test_half_of_each_type_takes_at_most_its_objective_over_the_factor():
     trace = scenario("A", 4_001, seed=1)
-    slo_s = sla.type_objectives_s(trace, 5.0)
+    slo_s = metrics.type_objectives_s(trace, 5.0)
     for k in range(2):
         within = trace.service_s[trace.kind == k] <= slo_s[k] / 5
         assert abs(within.mean() - 0.5) < 1e-3
     one_type = trace.take(np.flatnonzero(trace.kind == 1))
-    assert sla.type_objectives_s(one_type, 5.0)[0] == np.inf
+    assert metrics.type_objectives_s(one_type, 5.0)[0] == np.inf
 
 
 def test_costs_are_the_corners_of_their_lines():
     latency_s = np.array([0.0, 1.0, 1.5, 2.0, 3.0, 9.0])
-    np.testing.assert_array_equal(sla.step_cost(latency_s, 1.0), [0, 0, 1, 1, 1, 1])
+    np.testing.assert_array_equal(metrics.step_cost(latency_s, 1.0), [0, 0, 1, 1, 1, 1])
     np.testing.assert_array_equal(
-        sla.linear_cost(latency_s, 1.0, 3.0), [0, 0, 0.25, 0.5, 1, 1]
+        metrics.linear_cost(latency_s, 1.0, 3.0), [0, 0, 0.25, 0.5, 1, 1]
     )
     # Soft is never dearer than firm, and firm is its limit.
-    assert (sla.linear_cost(latency_s, 1.0, 3.0) <= sla.step_cost(latency_s, 1.0)).all()
+    assert (
+        metrics.linear_cost(latency_s, 1.0, 3.0) <= metrics.step_cost(latency_s, 1.0)
+    ).all()
     np.testing.assert_array_equal(
-        sla.linear_cost(latency_s, 1.0, 1.0 + 1e-9), sla.step_cost(latency_s, 1.0)
+        metrics.linear_cost(latency_s, 1.0, 1.0 + 1e-9),
+        metrics.step_cost(latency_s, 1.0),
     )
 
 
 def test_a_tail_is_kept_by_its_share_and_a_drop_is_no_answer():
     latency_s = np.concatenate([np.arange(1.0, 101.0), [5.0, np.nan]])
     kind = np.repeat([0, 1], [100, 2])
-    tails = sla.tails_s(latency_s, kind, 3, quantile=0.9)
+    tails = metrics.tails_s(latency_s, kind, 3, quantile=0.9)
     assert (latency_s[:100] <= tails[0]).mean() >= 0.9
     assert (latency_s[:100] < tails[0]).mean() <= 0.91
     np.testing.assert_array_equal(tails[1:], [np.inf, np.inf])
@@ -47,11 +50,11 @@ def test_a_tail_is_kept_by_its_share_and_a_drop_is_no_answer():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: sla.linear_cost(np.ones(2), 1.0, 1.0), "must be later"),
-        (lambda: sla.constant_objective_s(np.ones(2), 0.0), "factor=0"),
-        (lambda: sla.constant_objective_s(np.ones(2), 1.0, 0.0), "quantile=0"),
-        (lambda: sla.type_objectives_s(scenario("A", 4, 1), -1.0), "factor=-1"),
-        (lambda: sla.tails_s(np.ones(2), np.zeros(2), 1, 2.0), "quantile=2"),
+        (lambda: metrics.linear_cost(np.ones(2), 1.0, 1.0), "must be later"),
+        (lambda: metrics.constant_objective_s(np.ones(2), 0.0), "factor=0"),
+        (lambda: metrics.constant_objective_s(np.ones(2), 1.0, 0.0), "quantile=0"),
+        (lambda: metrics.type_objectives_s(scenario("A", 4, 1), -1.0), "factor=-1"),
+        (lambda: metrics.tails_s(np.ones(2), np.zeros(2), 1, 2.0), "quantile=2"),
     ],
 )
 def test_agreements_that_are_none_are_refused(call, says):

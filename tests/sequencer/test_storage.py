@@ -10,20 +10,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.engine import execute, execute_serially
-from thesis_lib.sequencer.storage import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.engine.engine import execute, execute_serially
+from thesis_lib.sequencer.engine.sqlite import SQLite, warehouse_file
+from thesis_lib.sequencer.engine.sqlite import connect as connect_file
+from thesis_lib.sequencer.engine.storage import (
     FIELD,
     TABLES,
     UNITS,
-    SQLite,
     Stale,
     canonical_digest,
     initial_rows,
-    warehouse_file,
 )
-from thesis_lib.sequencer.storage import connect as connect_file
-from thesis_lib.sequencer.workload import (
+from thesis_lib.sequencer.workload.tpcc import tpcc
+from thesis_lib.sequencer.workload.transactions import (
     UNRESOLVED,
     Log,
     NewOrder,
@@ -32,9 +32,8 @@ from thesis_lib.sequencer.workload import (
     Payment,
     Scale,
     YcsbScale,
-    tpcc,
-    ycsb,
 )
+from thesis_lib.sequencer.workload.ycsb import ycsb
 
 SMALL, RECORDS = Scale(warehouses=2, customers=60, items=100), YcsbScale(2, 400)
 SEED = 4
@@ -50,7 +49,7 @@ ENGINES = ["sqlite", "postgresql"]
 @pytest.fixture(scope="module")
 def databases(tmp_path_factory):
     """A function from engine, scale and seed to a database with that state."""
-    postgres = pytest.importorskip("thesis_lib.sequencer.postgres")
+    postgres = pytest.importorskip("thesis_lib.sequencer.engine.postgres")
     folder, kept = tmp_path_factory.mktemp("databases"), {}
     with postgres.postgres_database() as empty:
 

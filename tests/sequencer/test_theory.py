@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import queueing
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.scale import crossing_capacity
-from thesis_lib.sequencer.simulate import replay
-from thesis_lib.sequencer.trace import KeySets, Trace
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import KeySets, Trace
+from thesis_lib.sequencer.experiments.scaling import crossing_capacity
+from thesis_lib.sequencer.simulator.simulator import replay
 
 
 def queue(arrival_s, service_s):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.trace import MOST_KEYS, Batch, KeySets, Trace
-from thesis_lib.sequencer.workload import scenario
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import MOST_KEYS, Batch, KeySets, Trace
+from thesis_lib.sequencer.workload.scenarios import scenario
 
 
 def traces_agree(a, b):

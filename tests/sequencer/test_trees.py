@@ -5,8 +5,8 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from threadpoolctl import threadpool_limits
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.trees import LEAF, Trees, flatten
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.estimators.trees import LEAF, Trees, flatten
 
 
 def past(seed, n=800, d=5):

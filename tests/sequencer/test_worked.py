@@ -2,9 +2,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from thesis_lib.sequencer.bounds import fewest_violations
-from thesis_lib.sequencer.policies import AS_DESCRIBED
-from thesis_lib.sequencer.worked import forecasts, outcomes, run_worked, worked_batch
+from thesis_lib.book.tables.worked_example import (
+    forecasts,
+    outcomes,
+    run_worked,
+    worked_batch,
+)
+from thesis_lib.sequencer.optimum.bounds import fewest_violations
+from thesis_lib.sequencer.policies.registry import AS_DESCRIBED
 
 
 def test_the_worked_batch_is_forecast_as_worked_by_hand():

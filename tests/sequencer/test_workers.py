@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from thesis_lib.checks import InvalidInput, Lost
-from thesis_lib.sequencer.storage import UNITS
-from thesis_lib.sequencer.workers import (
+from thesis_lib.common.errors import InvalidInput, Lost
+from thesis_lib.sequencer.engine.storage import UNITS
+from thesis_lib.sequencer.engine.workers import (
     COMMITTED,
     RECORD,
     ROLLED_BACK,
@@ -135,7 +135,7 @@ PARENT = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
 from test_workers import Storage
-from thesis_lib.sequencer.workers import Workers
+from thesis_lib.sequencer.engine.workers import Workers
 with Workers(Storage(), [], 3) as workers:
     print(*workers.pids, flush=True)
     time.sleep(600)

@@ -8,12 +8,26 @@ import numpy as np
 import pytest
 import queueing
 
-from thesis_lib.checks import InvalidInput
-from thesis_lib.sequencer.workload import (
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.workload.arrivals import (
+    at_rate,
+    flash_crowd_arrivals,
+    mmpp2_arrivals,
+    on_grid,
+    poisson_arrivals,
+    with_arrivals,
+)
+from thesis_lib.sequencer.workload.scenarios import (
+    SCENARIOS,
+    from_measured,
+    mean_one_lognormal,
+    scenario,
+)
+from thesis_lib.sequencer.workload.tpcc import tpcc
+from thesis_lib.sequencer.workload.transactions import (
     DISTRICTS,
     FIELDS,
     OPERATIONS,
-    SCENARIOS,
     TPCC_MIXES,
     YCSB_MIXES,
     ZIPF_LARGEST,
@@ -29,22 +43,11 @@ from thesis_lib.sequencer.workload import (
     StockLevel,
     Ycsb,
     YcsbScale,
-    Zipf,
-    at_rate,
     customer_names,
     declared_locks,
-    flash_crowd_arrivals,
-    from_measured,
     last_name,
-    mean_one_lognormal,
-    mmpp2_arrivals,
-    on_grid,
-    poisson_arrivals,
-    scenario,
-    tpcc,
-    with_arrivals,
-    ycsb,
 )
+from thesis_lib.sequencer.workload.ycsb import Zipf, ycsb
 
 SMALL = Scale(warehouses=3, customers=60, items=200)
 
@@ -492,11 +495,14 @@ def test_a_ycsb_scale_out_of_range_is_refused(wrong):
 
 DIGEST = """
 import hashlib
-from thesis_lib.sequencer.report import noisy_estimate
+from thesis_lib.sequencer.experiments.cells import noisy_estimate
 import numpy as np
-from thesis_lib.sequencer.workload import (
-    YcsbScale, at_rate, flash_crowd_arrivals, mmpp2_arrivals, scenario, ycsb
+from thesis_lib.sequencer.workload.arrivals import (
+    at_rate, flash_crowd_arrivals, mmpp2_arrivals
 )
+from thesis_lib.sequencer.workload.scenarios import scenario
+from thesis_lib.sequencer.workload.transactions import YcsbScale
+from thesis_lib.sequencer.workload.ycsb import ycsb
 trace = at_rate(scenario("A", 4_000, seed=5), 5_000, seed=7)
 made = (
     trace.arrival_s, trace.service_s, noisy_estimate(0.2)(trace, 3),

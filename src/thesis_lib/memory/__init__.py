@@ -1,7 +1,20 @@
-"""Part II: systems for machine learning. The only half that imports torch."""
+"""Part II: a model larger than the memory of its device. The half that imports torch.
+
+    from thesis_lib import memory
+
+    with memory.open_streamed(folder, device_bytes=8 * 2**30) as model:
+        model.generate(**prompt, max_new_tokens=20)  # transformers' own tokens
+
+The names of this page are those that last; everything else may move between rooms.
+"""
 
 import warnings
+
+import lazy_loader
 
 # transformers imports tqdm, which in a notebook asks for widgets that a printed book
 # could not show.
 warnings.filterwarnings("ignore", message="IProgress not found")
+
+# The stub beside this file says where each name lives; one is imported when it is used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,1 @@
+"""What makes a thesis of it: chapters executed, compared and rendered."""

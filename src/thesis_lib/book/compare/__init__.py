@@ -1,0 +1,1 @@
+"""Runs held against the references, for a terminal, a page, the README."""

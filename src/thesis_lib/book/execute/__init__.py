@@ -1,0 +1,1 @@
+"""Run chapters with papermill: parameters, records, claims, sweeps."""

@@ -1,0 +1,306 @@
+"""What the parameters of a chapter may be: declared in it, checked before it runs.
+
+A chapter declares its parameters in the cell tagged `parameters`: name, type, smoke
+value and a comment. The cell tagged `limits` behind it says of each what is allowed, a
+line for each, and checks the values that run, whatever put them there:
+
+    parameters.check(
+        globals(),
+        '''
+        seeds     2 .. 100 runs; work
+        loads     0.3 .. 2.5 of saturation; 1 .. 12 items
+        context   16 .. text_tokens tokens
+        kinds     int8 | nf4 | fp4; 0 .. 3 items
+        ''',
+    )
+
+A bound may be another parameter, or arithmetic of others without spaces, such as
+`54+7*ring`; a list stands there for its largest item. The items of a list are distinct.
+`work` marks what the time of a chapter grows with.
+"""
+
+import ast
+import inspect
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any
+
+import numpy as np
+
+from thesis_lib.common.errors import InvalidInput, require
+
+TYPES: dict[str, type | UnionType] = {
+    "int": int,
+    "float": int | float,
+    "str": str,
+    "bool": bool,
+}
+
+Bound = float | str  # a number, or a rule that makes it of other parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a value may be; `text` says it."""
+
+    text: str = "any value"
+    low: Bound = -math.inf
+    high: Bound = math.inf
+    words: tuple[str, ...] = ()  # instead of a range
+    fewest: int = 0  # items of a list
+    most: int = 1000
+    work: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> "Limits":
+        """Read 'LOW .. HIGH unit; N .. M items; work' or 'A | B; …'."""
+        span, *rest = (part.strip() for part in text.split(";"))
+        read: dict[str, Any] = {}
+        if found := re.fullmatch(r"(\S+) \.\. (\S+)(?: .+)?", span):
+            read |= {"low": _bound(found[1]), "high": _bound(found[2])}
+        else:
+            read["words"] = tuple(word.strip() for word in span.split("|"))
+        for part in rest:
+            if items := re.fullmatch(r"(\d+) \.\. (\d+) items", part):
+                read |= {"fewest": int(items[1]), "most": int(items[2])}
+            else:
+                require(part == "work", f"limit {part!r} of {text!r} cannot be read")
+                read["work"] = True
+        return cls(text, **read)
+
+    @property
+    def others(self) -> list[str]:
+        """The parameters that the bounds are made of."""
+        rules = [bound for bound in (self.low, self.high) if isinstance(bound, str)]
+        return list(dict.fromkeys(name for rule in rules for name in names_in(rule)))
+
+    def bounds(self, values: Mapping[str, Any]) -> tuple[float, float]:
+        """Both ends for `values` of other parameters; without these, there is none.
+
+        A list stands for its largest item.
+        """
+        numbers = {
+            name: max(value) if isinstance(value, list) else value
+            for name in self.others
+            if (value := values.get(name)) not in (None, [])
+        }
+
+        def end(bound: Bound, otherwise: float) -> float:
+            if not isinstance(bound, str):
+                return bound
+            known = all(name in numbers for name in names_in(bound))
+            return value_of(bound, numbers) if known else otherwise
+
+        return end(self.low, -math.inf), end(self.high, math.inf)
+
+
+def _bound(text: str) -> Bound:
+    try:
+        return float(text)
+    except ValueError:
+        names_in(text)
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter: its declared type, smoke value, description and limits."""
+
+    name: str
+    type_name: str  # 'int', 'float', 'str', 'bool' or 'list[…]' of one of these
+    smoke: Any
+    help: str
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def element(self) -> str:
+        """The declared type, of the items where it is a list."""
+        return self.type_name.removeprefix("list[").removesuffix("]")
+
+    @property
+    def is_list(self) -> bool:
+        return self.type_name != self.element
+
+    def fits(self, value: Any) -> bool:
+        """Whether `value` has the declared type."""
+
+        def is_one(item: Any) -> bool:
+            if isinstance(item, bool):
+                return self.element == "bool"
+            return isinstance(item, TYPES[self.element])
+
+        if self.is_list:
+            return isinstance(value, list) and all(map(is_one, value))
+        return is_one(value)
+
+    def refusal(self, value: Any, values: Mapping[str, Any]) -> str | None:
+        """Why `value` is not allowed beside the `values` of others, None if it is.
+
+        A bound that is a parameter not among `values` is not held against it.
+        """
+        if not self.fits(value):
+            return (
+                f"{self.name}={value!r} has the wrong type: expected {self.type_name}"
+            )
+        limits, items = self.limits, value if self.is_list else [value]
+        low, high = self._ends(values)
+        good = (
+            all(item in limits.words for item in items)
+            if limits.words
+            else self.element not in ("int", "float")
+            or all(low <= item <= high for item in items)
+        )
+        if self.is_list:
+            good &= limits.fewest <= len(items) <= limits.most
+            good &= len(set(items)) == len(items)
+        if good:
+            return None
+        named = [name for name in limits.others if name in values]
+        beside = "".join(f", {name}={values[name]!r}" for name in named)
+        if named:
+            beside += f": {low:g} .. {high:g}"
+        distinct = ", each once" if self.is_list else ""
+        return f"{self.name}={value!r} is outside {limits.text}{distinct}{beside}"
+
+    def draw(self, values: Mapping[str, Any], random: np.random.Generator) -> Any:
+        """A random allowed value; what is `work` is at most the smoke value.
+
+        A third of the numbers are at an end of their range.
+        """
+        if self.element == "bool":
+            return bool(random.integers(2))
+        if not self.is_list:
+            return self._draw_one(values, random)
+        fewest, most = self.limits.fewest, min(self.limits.most, 3)
+        items = {
+            self._draw_one(values, random)
+            for _ in range(int(random.integers(fewest, most + 1)))
+        }
+        while len(items) < fewest:
+            items.add(self._draw_one(values, random))
+        return list(random.permutation(sorted(items)).tolist())
+
+    def _draw_one(self, values: Mapping[str, Any], random: np.random.Generator) -> Any:
+        if self.limits.words:
+            return str(random.choice(self.limits.words))
+        low, high = self._ends(values)
+        if self.limits.work:
+            smoke = max(self.smoke) if self.is_list else self.smoke
+            high = min(high, max(smoke, low))
+        share = random.choice([0.0, 1.0, random.random()], p=[1 / 6, 1 / 6, 2 / 3])
+        if low > 0 and high / low > 100:
+            value = low * (high / low) ** share
+        else:
+            value = low + (high - low) * share
+        value = min(max(value, low), high)
+        return round(value) if self.element == "int" else float(value)
+
+    def _ends(self, values: Mapping[str, Any]) -> tuple[float, float]:
+        """The least and the largest value: of whole numbers where it is one."""
+        low, high = self.limits.bounds(values)
+        if self.element != "int":
+            return low, high
+        return (
+            math.ceil(low) if math.isfinite(low) else low,
+            math.floor(high) if math.isfinite(high) else high,
+        )
+
+
+def refuse(declared: Iterable[Parameter], values: Mapping[str, Any]) -> None:
+    """Raise InvalidInput that names each of `values` that is not allowed."""
+    given = [p for p in declared if p.name in values]
+    sound = {p.name: values[p.name] for p in given if p.fits(values[p.name])}
+    refusals = [
+        refusal
+        for parameter in given
+        if (refusal := parameter.refusal(values[parameter.name], sound))
+    ]
+    require(not refusals, "parameter " + "; parameter ".join(refusals))
+
+
+def draw(
+    declared: Mapping[str, Parameter],
+    random: np.random.Generator,
+    fixed: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A random allowed value of every parameter, but for those that are `fixed`."""
+    values = dict(fixed)
+
+    def settle(name: str) -> None:
+        if name not in values:
+            for other in declared[name].limits.others:
+                settle(other)
+            values[name] = declared[name].draw(values, random)
+
+    for name in declared:
+        settle(name)
+    return values
+
+
+def read_limits(text: str) -> dict[str, Limits]:
+    """The limits of a `limits` cell's text, by parameter."""
+    lines = [line.split(maxsplit=1) for line in text.strip().splitlines()]
+    return {name: Limits.parse(rest) for name, rest in lines}
+
+
+def limits_of(source: str) -> dict[str, Limits]:
+    """The limits in the source of a `limits` cell, which is not executed."""
+    (text,) = (
+        node.args[1]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("check")
+    )
+    return read_limits(ast.literal_eval(text))
+
+
+def check(values: Mapping[str, Any], text: str) -> None:
+    """Refuse the values of a running chapter that its limits do not allow.
+
+    `values` is the namespace of the chapter, with the annotations of its parameters.
+    Raises InvalidInput that names each.
+    """
+    annotations = values["__annotations__"]
+    limits = read_limits(text)
+    kinds = {name: inspect.formatannotation(annotations[name]) for name in limits}
+    refuse(
+        [Parameter(name, kinds[name], None, "", limits[name]) for name in limits],
+        values,
+    )
+
+
+_ALLOWED = (
+    ast.Name, ast.Load, ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Compare, ast.boolop,
+    ast.cmpop, ast.Not, ast.USub, ast.Add, ast.Sub, ast.Mult, ast.Div,
+)  # fmt: skip
+
+
+def names_in(rule: str) -> list[str]:
+    """The names that a rule is made of, each once, in order.
+
+    Raises InvalidInput for anything but names, numbers, comparisons, `+ - * /`, `and`,
+    `or` and `not`.
+    """
+    try:
+        nodes = [*ast.walk(ast.parse(rule, mode="eval").body)]
+    except SyntaxError as error:
+        raise InvalidInput(f"rule {rule!r} cannot be read: {error.msg}") from error
+    for node in nodes:
+        known = isinstance(node, _ALLOWED) or (
+            isinstance(node, ast.Constant) and isinstance(node.value, int | float)
+        )
+        require(
+            known,
+            f"rule {rule!r} holds a {type(node).__name__}: expected names, numbers, "
+            "comparisons and + - * /, and, or, not",
+        )
+    return list(dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name)))
+
+
+def value_of(rule: str, numbers: Mapping[str, Any]) -> Any:
+    """What a rule comes to among `numbers`. Raises InvalidInput as `names_in` does, and
+    KeyError for a name that is not among them."""
+    known = {name: numbers[name] for name in names_in(rule)}
+    return eval(compile(rule, "rule", "eval"), {"__builtins__": {}}, known)

@@ -1,0 +1,223 @@
+"""Headline numbers and their records: published, checked, read back strictly."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from numbers import Real
+from pathlib import Path
+from types import UnionType
+from typing import Any, Self, get_args, get_origin
+
+from thesis_lib.book.execute.parameters import names_in, value_of
+from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.files import write_whole
+from thesis_lib.common.provenance import disturbances
+
+RECORD_VERSION = 2
+
+Number = float | int | str
+
+GLUED = "application/papermill.record/"  # where papermill keeps what is not shown
+_published: dict[str, Number] = {}
+
+
+def publish(numbers: Mapping[str, Real | float | str]) -> None:
+    """Glue each number under its name, so that prose on any page can cite it.
+
+    Floats stay floats: prose rounds with `{glue:text}`name:.1f``. Raises InvalidInput
+    for a name that is no identifier and for a number that is not finite.
+    """
+    _glue(numbers)
+
+
+def publish_timed(numbers: Mapping[str, Real | float | str]) -> None:
+    """Publish numbers that the clock of this run decided, in the cell that measured.
+
+    Those whose measurement was disturbed say so: `thesis run` names them and the book
+    marks each place that cites them (`thesis_lib.common.provenance.undisturbed`).
+    """
+    _glue(numbers, disturbed=list(disturbances()))
+
+
+def _glue(numbers: Mapping[str, Real | float | str], **noted: object) -> None:
+    """Glue numbers with what is `noted` of all of them, where it is anything."""
+    from IPython.display import display  # of the kernel, no dependency of the package
+
+    for name, value in numbers.items():
+        require(
+            name.isidentifier(), f"{name!r} cannot be a glue name: use an identifier"
+        )
+        plain = value if isinstance(value, str | int) else float(value)
+        require(
+            isinstance(plain, str) or math.isfinite(plain),
+            f"{name}={plain} cannot be published: expected a finite number or a word",
+        )
+        _published[name] = plain
+        book = {"name": name, "mime_prefix": GLUED}  # as myst_nb.glue writes it
+        book |= {key: note for key, note in noted.items() if note}
+        display(
+            {f"{GLUED}text/plain": repr(plain)}, raw=True, metadata={"scrapbook": book}
+        )
+
+
+def choose(name: str, cases: Mapping[str, str]) -> None:
+    """Publish, as `name`, the wording that published numbers decide.
+
+    `cases` are tried in order. Each is a comparison of published names and numbers,
+    with `+ - * /`, `and`, `or` and `not`; the last is "", for all else. The rules go
+    with the word, so that it can be held against the numbers that the page has in the
+    end (`contradiction`). Raises InvalidInput for a rule that is something else and
+    for a name in it that is not published.
+    """
+    require(
+        list(cases)[-1:] == [""],
+        f"{name}: the last of its cases must be '', for all that the others leave",
+    )
+    word = decided(cases, _published)
+    # pairs, for a notebook keeps no order of keys
+    _glue({name: word}, rules=[list(case) for case in cases.items()])
+
+
+def decided(cases: Mapping[str, str], numbers: Mapping[str, Number]) -> str:
+    """The word of the first case that `numbers` fulfil; see `choose`."""
+    for rule, word in cases.items():
+        if not rule:
+            return word
+        missing = [name for name in names_in(rule) if name not in numbers]
+        require(
+            not missing,
+            f"rule {rule!r} compares {', '.join(missing)}, which nothing has published "
+            "so far: publish it first",
+        )
+        if value_of(rule, numbers):
+            return word
+    raise InvalidInput("no case holds: the last must be ''")
+
+
+def publish_change(name: str, words: tuple[str, str] = ("fewer", "more")) -> None:
+    """Publish a reduction in percent as prose says it: '1.3 % more', '34 % fewer'.
+
+    From the published `name`, and `name_low` and `name_high` where they are: `name_by`,
+    `name_by_low` and `name_by_high`, whose sign makes `name_by` positive, and
+    `name_word`, one of `words`; `name_word_zh` is the same in Chinese.
+    """
+    for ending, (less, more) in {"word": words, "word_zh": ("減少", "增加")}.items():
+        choose(f"{name}_{ending}", {f"{name} < 0": more, "": less})
+    value = _published[name]
+    ends = [_published.get(f"{name}_{end}") for end in ("low", "high")]
+    turned = -1 if float(value) < 0 else 1
+    publish({f"{name}_by": turned * float(value)})
+    if None not in ends:
+        low, high = sorted(turned * float(end) for end in ends if end is not None)
+        publish({f"{name}_by_low": low, f"{name}_by_high": high})
+
+
+def published() -> dict[str, Number]:
+    """Everything that this process has published so far, by name."""
+    return dict(_published)
+
+
+def check(name: str, value: float, expected: float, rtol: float) -> str:
+    """'name: ok' if value is within rtol of expected; a plain report otherwise.
+
+    For cells that nbval compares: the text is the same on every machine that agrees.
+    Raises InvalidInput for an rtol outside [0, 1).
+    """
+    if not 0 <= rtol < 1:
+        raise InvalidInput(f"rtol={rtol:g} must lie in [0, 1): it is a fraction")
+    if abs(value - expected) <= rtol * abs(expected):
+        return f"{name}: ok"
+    return f"{name}: {value:.6g} differs from {expected:.6g} by more than {rtol:.0%}"
+
+
+class OldRecord(InvalidInput):
+    """A record of an earlier version: what it describes has to be made again."""
+
+
+def _is(value: Any, declared: Any) -> bool:
+    """Whether a value read from JSON has the declared type of a field."""
+    kind = get_origin(declared) or declared
+    if kind is UnionType:
+        return any(_is(value, option) for option in get_args(declared))
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One executed chapter: what it ran with, where, for how long, and its numbers."""
+
+    chapter: str
+    profile: str
+    parameters: dict
+    seeds: dict  # those of the parameters that seed or count random draws
+    key: str  # hash of all that the chapter depends on, the machine apart
+    notebook_sha256: str  # of the executed notebook beside this record
+    commit: str
+    clean: bool  # whether what results depend on was committed
+    lock_sha256: str
+    machine: dict  # as `thesis_lib.common.provenance.describe`
+    versions: dict
+    precision: str  # what the chapter computed in, as it published it
+    started: str  # ISO 8601, UTC
+    seconds: float
+    peak_memory_bytes: int  # largest resident set of one process of the run
+    load_average: dict  # start, mean, most: of one minute, of the whole machine
+    numbers: dict  # published names to values
+
+    def to_json(self) -> str:
+        """Strict JSON: no NaN, keys in order, the version first to be read."""
+        content = {"version": RECORD_VERSION, **asdict(self)}
+        return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: Path | str) -> Self:
+        """Read what `to_json` wrote; `where` names its place in a refusal.
+
+        Raises OldRecord for an earlier version, InvalidInput for anything else that
+        this version would not have written.
+        """
+        try:
+            content = json.loads(text)
+            version = content.pop("version")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidInput(
+                f"{where} is not a record of a run ({error!r}): expected JSON as "
+                "`thesis run` writes it; delete it and run the chapter again"
+            ) from error
+        if isinstance(version, int) and version > RECORD_VERSION:
+            raise InvalidInput(
+                f"{where} was written by a newer version of this project (record "
+                f"version {version}, expected at most {RECORD_VERSION}): update this "
+                "checkout, or choose another output folder; nothing was changed"
+            )
+        if version != RECORD_VERSION:
+            raise OldRecord(
+                f"{where} is a record of version {version!r}, expected "
+                f"{RECORD_VERSION}: run the chapter again"
+            )
+        declared = {field.name: field.type for field in fields(cls)}
+        odd = sorted(declared.keys() ^ content.keys()) or [
+            name for name, kind in declared.items() if not _is(content[name], kind)
+        ]
+        require(
+            not odd,
+            f"{where} is not a record of version {RECORD_VERSION}: missing, unknown or "
+            f"of another type: {', '.join(odd)}; delete it and run the chapter again",
+        )
+        return cls(**content)
+
+    def write(self, path: Path) -> None:
+        """Write JSON; an existing record is replaced only by a complete one."""
+        write_whole(path, self.to_json())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what `write` wrote. Raises InvalidInput for anything else."""
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"record {path} cannot be read: {error}") from error
+        return cls.from_json(text, path)

@@ -1,0 +1,909 @@
+"""One chapter over a grid of parameters, on the processes of Dask.
+
+Workers share no file system with the client. A task carries the point's parameters
+and its content key; the worker executes it from its own checkout, whose key must be
+the same, and returns the notebook and the record. The client alone writes, each point
+as it arrives: whatever is killed, what was written stays, and is not executed again.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import html
+import io
+import itertools
+import json
+import logging
+import operator
+import queue
+import re
+import socket
+import tempfile
+import threading
+import traceback
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from filelock import FileLock, Timeout
+
+from thesis_lib.book.execute import chapters, warm
+from thesis_lib.book.execute.chapters import CUSTOM, PROFILE_PARAMETER, Chapter
+from thesis_lib.book.execute.claims import FILE as CLAIMS_FILE
+from thesis_lib.book.execute.claims import read_claims
+from thesis_lib.book.execute.parameters import refuse
+from thesis_lib.book.execute.records import OldRecord, Record
+from thesis_lib.common import units
+from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.files import content_hash, data_folder, file_hash, write_whole
+from thesis_lib.common.provenance import identity, versions
+
+SEED = "seed"  # the parameter that `seeds` in a grid file sets
+MOST_POINTS = 100_000
+CONNECT_S = 10  # how long a scheduler may take to answer
+DEATHS = 2  # workers that one point may take with it; with one more it has failed
+_LOOK_S = 1.0  # how often workers that joined are looked for
+
+Progress = Callable[[int, int, int, int], None]  # done, failed, running, in all
+
+
+# --- the grid ----------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One run of a sweep; `name` is that of its files, and holds part of the key."""
+
+    name: str
+    values: dict[str, Any]  # every parameter of the chapter
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A chapter, and every combination of what its axes list.
+
+    An axis is a parameter, or several, as 'a, b', that take their values together.
+    """
+
+    path: Path
+    chapter: Chapter
+    profile: str
+    axes: dict[str, list]
+    points: tuple[Point, ...]
+
+    @property
+    def varied(self) -> list[str]:
+        """The first parameter of each axis with more than one value, in order."""
+        return [
+            _names(axis)[0] for axis, values in self.axes.items() if len(values) > 1
+        ]
+
+
+def _names(axis: str) -> list[str]:
+    """The parameters of an axis."""
+    return [name.strip() for name in str(axis).split(",")]
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML whose mappings name no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for name, count in Counter(map(str, names)).items():
+            if count > 1:
+                raise yaml.YAMLError(f"{name} is given {count} times")
+        return super().construct_mapping(node, deep)
+
+
+def _seeds(content: dict[str, Any], path: Path) -> Any:
+    """The seeds that a grid file lists, or spawns from its own `seed`."""
+    seeds, root_seed = content.get("seeds"), content.get("seed")
+    counts = isinstance(seeds, int) and not isinstance(seeds, bool)
+    require(
+        root_seed is None or (counts and isinstance(root_seed, int)),
+        f"seed={root_seed!r} in {path} must be a number, beside a number of seeds that "
+        "are spawned from it: leave it out, or write seeds: 5",
+    )
+    if not counts or seeds is None:
+        return seeds
+    require(seeds >= 1, f"seeds={seeds} in {path} must be at least 1")
+    return np.random.SeedSequence(root_seed or 0).generate_state(seeds).tolist()
+
+
+def _as_declared(type_name: str, value: Any) -> Any:
+    """`value`, whole numbers as floats where the parameter is one: 1 and 1.0 are one
+    point."""
+    if type_name == "float":
+        return float(value)
+    return [float(item) for item in value] if type_name == "list[float]" else value
+
+
+def _settings(
+    chapter: Chapter, profile: str, axis: str, values: Any, path: Path
+) -> list[dict[str, Any]]:
+    """What each value of an axis sets, by parameter. Raises InvalidInput."""
+    declared, names = chapters.parameters(chapter), _names(axis)
+    require(
+        isinstance(values, list) and bool(values),
+        f"{axis}={values!r} in {path} must be a list of at least one value, such as "
+        "[0.9, 1.1]",
+    )
+    found = []
+    for value in values:
+        parts = value if len(names) > 1 else [value]
+        require(
+            isinstance(parts, list) and len(parts) == len(names),
+            f"{value!r} of {axis} in {path} must be a list of {len(names)}: one value "
+            "for each parameter of the axis",
+        )
+        setting = dict(zip(names, parts, strict=True))
+        smoke = {name: parameter.smoke for name, parameter in declared.items()}
+        chapters.refuse_unknown(names, declared, smoke, chapter.name)
+        refuse([declared[name] for name in names], setting)
+        found.append(
+            {n: _as_declared(declared[n].type_name, v) for n, v in setting.items()}
+        )
+    once = {json.dumps(setting) for setting in found}
+    require(
+        len(once) == len(found),
+        f"{axis} in {path} lists a value twice: every point must differ; list each "
+        "value once",
+    )
+    return found
+
+
+def _slug(values: Mapping[str, Any]) -> str:
+    text = ",".join(f"{name}={value}" for name, value in values.items())
+    return re.sub(r"[^\w.=,+-]+", "_", text)[:80]
+
+
+def read_grid(path: Path, chapter: Chapter) -> Grid:
+    """Read a grid file and check all of it. Raises InvalidInput; nothing has run then.
+
+    Points are in the order of the axes, the last of which, the seed, turns fastest.
+    """
+    try:
+        content = yaml.load(path.read_text(), _Strict)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidInput(f"grid {path} cannot be read: {error}") from error
+    known = {"profile", "grid", "seeds", "seed"}
+    require(
+        isinstance(content, dict) and content.keys() <= known,
+        f"{path} must map {', '.join(sorted(known))} and nothing else: expected\n"
+        "  profile: smoke\n  grid:\n    PARAMETER: [VALUE, …]\n  seeds: [1, 2, 3]",
+    )
+    axes = content.get("grid") or {}
+    require(isinstance(axes, dict), f"grid in {path} must map parameters to lists")
+    seeds = _seeds(content, path)
+    if seeds is not None:
+        require(SEED not in axes, f"{path} gives {SEED} in grid and as seeds: keep one")
+        axes = axes | {SEED: seeds}
+    require(bool(axes), f"{path} is an empty grid: list values of a parameter in grid")
+    profile = content.get("profile", "smoke")
+    standard = chapters.resolve([chapter], profile, {})[chapter.name]
+    settings = {
+        axis: _settings(chapter, profile, axis, values, path)
+        for axis, values in axes.items()
+    }
+    for name, times in Counter(n for axis in axes for n in _names(axis)).items():
+        require(times == 1, f"{name} is in {times} axes of {path}: keep one")
+    count = int(np.prod([float(len(values)) for values in axes.values()]))
+    require(
+        count <= MOST_POINTS,
+        f"{path} has {count} points, more than {MOST_POINTS}: list fewer values",
+    )
+    every, declared = [], chapters.parameters(chapter)
+    for combination in itertools.product(*settings.values()):
+        values = functools.reduce(operator.or_, combination, standard)
+        refuse(declared.values(), values)
+        if values != standard and PROFILE_PARAMETER in values:
+            values[PROFILE_PARAMETER] = CUSTOM
+        every.append(values)
+    grid = Grid(path, chapter, profile, axes, ())
+    points = []
+    for values, key in zip(every, chapters.content_keys(chapter, every), strict=True):
+        shown = {n: values[n] for n in grid.varied} or {"chapter": chapter.number}
+        points.append(Point(f"{_slug(shown)}-{key[:10]}", values, key))
+    return dataclasses.replace(grid, points=tuple(points))
+
+
+# --- on a worker -------------------------------------------------------------
+_nursery = threading.Lock()
+_zygotes: dict[str, warm.Zygote] = {}
+_users: Counter[str] = Counter()
+
+
+@contextlib.contextmanager
+def _kernels(chapter: Chapter) -> Iterator[type | None]:
+    """The kernel manager for a chapter: of warm kernels, None where they are cold.
+
+    A zygote serves every point of this process until the code that it has imported
+    is no longer that of the checkout.
+    """
+    source = chapters.code(chapter.load())
+    package = sorted(chapters.modules(source))
+    modules = warm.imports(source)
+    # What the package imports within its functions costs as much as the rest.
+    modules += [name for path in package for name in warm.imports(path.read_text())]
+    if not warm.supported(modules):
+        yield None
+        return
+    stamp = json.dumps([modules, file_hash(package), versions()])
+    with _nursery:
+        for other in [s for s in _zygotes if s != stamp and not _users[s]]:
+            _zygotes.pop(other).close()
+        if stamp not in _zygotes:
+            _zygotes[stamp] = warm.Zygote(modules)
+        _users[stamp] += 1
+    try:
+        yield warm.kernel_manager(_zygotes[stamp])
+    finally:
+        with _nursery:
+            _users[stamp] -= 1
+
+
+def _failure(error: BaseException, host: str, notebook: Path | None) -> dict[str, Any]:
+    text = getattr(error, "traceback", None) or "".join(
+        traceback.format_exception(error)
+    )
+    kept = notebook if notebook is not None and notebook.is_file() else None
+    return {
+        "host": host,
+        "failed": str(error) or type(error).__name__,
+        "traceback": text,
+        "notebook": kept.read_bytes() if kept else None,
+    }
+
+
+def execute(name: str, values: dict[str, Any], profile: str, key: str) -> dict:
+    """On a worker: execute a point of chapter `name` from the worker's own checkout.
+
+    Nothing outside a temporary folder is written. Returns the notebook's bytes with
+    the text of its record; where the point failed, with the sentence and traceback.
+    """
+    host = socket.gethostname()
+    try:
+        (chapter,) = chapters.select([name])
+        require(
+            chapters.content_key(chapter, values) == key,
+            f"this worker on {host} has other code, data or versions in "
+            f"{chapters.repository()}: bring it to the commit and environment of the "
+            "client, and start the worker again",
+        )
+    except InvalidInput as error:
+        return _failure(error, host, None)
+    with tempfile.TemporaryDirectory(prefix="thesis-point-") as scratch:
+        path = Path(scratch) / f"{name}.ipynb"
+        try:
+            with _kernels(chapter) as manager:
+                record = chapters.produce(
+                    chapter, values, profile, path, lambda *_: None, manager
+                )
+        # Whatever stops a point is that point's failure, and not the worker's.
+        except Exception as error:
+            return _failure(error, host, path)
+        record = dataclasses.replace(record, machine=record.machine | {"host": host})
+        return {
+            "host": host,
+            "record": record.to_json(),
+            "notebook": path.read_bytes(),
+        }
+
+
+def _task() -> Callable[..., dict]:
+    """What a worker is sent: a local function, which the scheduler reads unimported."""
+
+    def on_worker(*arguments: Any) -> dict:
+        from thesis_lib.book.execute import sweep
+
+        return sweep.execute(*arguments)
+
+    return on_worker
+
+
+# --- on the client -----------------------------------------------------------
+@contextlib.contextmanager
+def _connect(workers: int | None, scheduler: str | None) -> Iterator[Any]:
+    """A client of the scheduler at an address, or of workers on this machine."""
+    from dask import config
+    from distributed import Client, LocalCluster
+
+    # What goes wrong is said once, by us; Dask's own log would say it in pages.
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout=CONNECT_S, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise InvalidInput(
+                f"the scheduler {scheduler} did not answer within {CONNECT_S} s: "
+                "expected the address of a running `dask scheduler`, such as "
+                "tcp://10.0.0.1:8786"
+            ) from error
+        with client:
+            yield client
+        return
+    cores = identity()["cores"]
+    count = cores if workers is None else workers
+    require(count >= 1, f"workers={count} must be at least 1")
+    threads = max(1, cores // count)
+    environ = "distributed.nanny.pre-spawn-environ"
+    with (
+        tempfile.TemporaryDirectory(prefix="thesis-sweep-") as scratch,
+        config.set(
+            {
+                "distributed.scheduler.allowed-failures": DEATHS,
+                # Dask would give every kernel one thread, whatever the machine has.
+                f"{environ}.OMP_NUM_THREADS": threads,
+                f"{environ}.MKL_NUM_THREADS": threads,
+                f"{environ}.OPENBLAS_NUM_THREADS": threads,
+                f"{environ}.LOKY_MAX_CPU_COUNT": threads,  # processes of run_grid
+            }
+        ),
+        LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="",  # none
+            local_directory=scratch,
+            memory_limit=None,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A point that failed: what in one sentence, where, and the traceback."""
+
+    point: Point
+    sentence: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a sweep came to; `records` hold its finished points, by name."""
+
+    grid: Grid
+    output: Path
+    records: dict[str, Record]
+    failures: list[Failure]
+    executed: int  # points that this call executed, failed ones among them
+
+
+def _files(folder: Path, name: str) -> dict[str, Path]:
+    return {
+        "notebook": folder / f"{name}.ipynb",
+        "record": folder / f"{name}.json",
+        "failed": folder / f"{name}.failed.ipynb",
+        "traceback": folder / f"{name}.traceback.txt",
+    }
+
+
+def _finished(grid: Grid, folder: Path) -> dict[str, Record]:
+    """The records of the points that are whole in `folder`.
+
+    Raises InvalidInput for a record that is newer than this code, or damaged.
+    """
+    found = {}
+    for point in grid.points:
+        files = _files(folder, point.name)
+        if not files["record"].is_file():
+            continue
+        try:
+            record = Record.read(files["record"])
+        except OldRecord:
+            continue
+        notebook = files["notebook"]
+        whole = notebook.is_file() and content_hash(notebook) == record.notebook_sha256
+        if whole and record.key == point.key:
+            found[point.name] = record
+    return found
+
+
+def _store(point: Point, outcome: dict, folder: Path) -> Record | Failure:
+    """Write what a worker returned; a record comes last, once its notebook is there."""
+    files = _files(folder, point.name)
+    if "failed" in outcome:
+        if outcome["notebook"] is not None:
+            write_whole(files["failed"], outcome["notebook"])
+        write_whole(files["traceback"], outcome["traceback"].rstrip() + "\n")
+        return Failure(point, outcome["failed"], outcome["host"])
+    record = Record.from_json(outcome["record"], f"a record from {outcome['host']}")
+    write_whole(files["notebook"], outcome["notebook"])
+    write_whole(files["record"], outcome["record"])
+    files["failed"].unlink(missing_ok=True)
+    files["traceback"].unlink(missing_ok=True)
+    return record
+
+
+def _outcomes(
+    client: Any, grid: Grid, points: Sequence[Point]
+) -> Iterator[tuple[Point, dict]]:
+    """Execute points on the cluster; each with its outcome, as they arrive.
+
+    No more are submitted than there are threads: Dask blames the death of a worker on
+    all that it was given, and workers that join later are to find something to do.
+    """
+    from distributed import Future, KilledWorker
+
+    run = uuid.uuid4().hex[:8]  # two sweeps may share a scheduler
+    task = _task()
+    waiting = list(reversed(points))
+    flying: dict[Future, Point] = {}
+    landed: queue.SimpleQueue[Future] = queue.SimpleQueue()
+
+    lost = (
+        "the scheduler was lost: what was finished is written; start it and run the "
+        "same command again"
+    )
+
+    def top_up() -> None:
+        while waiting and len(flying) < room():
+            point = waiting.pop()
+            future = client.submit(
+                task,
+                grid.chapter.name,
+                point.values,
+                grid.profile,
+                point.key,
+                key=f"{point.name}-{run}",
+                pure=False,
+            )
+            flying[future] = point
+            future.add_done_callback(landed.put)
+
+    def room() -> int:
+        try:
+            return max(1, _threads(client))
+        except OSError as error:  # before the futures have heard of it
+            raise InvalidInput(lost) from error
+
+    top_up()
+    while flying:
+        try:
+            future = landed.get(timeout=_LOOK_S)
+        except queue.Empty:
+            top_up()
+            continue
+        point = flying.pop(future)
+        require(not future.cancelled(), lost)
+        top_up()
+        error: Any = future.exception()
+        if isinstance(error, KilledWorker):
+            died = InvalidInput(
+                f"{error.allowed_failures + 1} workers died while they executed this "
+                "point: killed, or out of memory"
+            )
+            yield point, _failure(died, error.last_worker.address, None)
+        elif error is not None:  # nothing that a point did: `execute` returns that
+            yield point, _failure(error, "the cluster", None)
+        else:
+            yield point, future.result()
+        future.release()
+
+
+def run(
+    grid: Grid,
+    output: Path,
+    workers: int | None,
+    scheduler: str | None,
+    resume: bool,
+    progress: Progress,
+    on_wait: Callable[[str], None] = lambda sentence: None,
+) -> Sweep:
+    """Execute the points of a grid that `output` does not hold; gather all of them.
+
+    On `workers` processes of this machine (None: one a core), or on the cluster of a
+    `scheduler`. Raises InvalidInput where it cannot start or cannot write; a point that
+    fails is in `failures`, with its notebook and traceback in the folder `points`.
+    """
+    require(
+        workers is None or scheduler is None,
+        "--workers and --scheduler were both given: the scheduler's cluster has its "
+        "own workers; leave one out",
+    )
+    with chapters.storage(output), _alone(output):
+        try:
+            return _run(grid, output, workers, scheduler, resume, progress, on_wait)
+        except KeyboardInterrupt as error:
+            raise InvalidInput(
+                f"interrupted: what was finished is in {output}; run the same command "
+                "again for the rest"
+            ) from error
+
+
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Hold the lock of an output folder, which the system gives up for the dead."""
+    (output / "points").mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / ".sweep.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InvalidInput(
+            f"another sweep is writing to {output}: wait for it, or name another "
+            "folder with --output"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run(
+    grid: Grid,
+    output: Path,
+    workers: int | None,
+    scheduler: str | None,
+    resume: bool,
+    progress: Progress,
+    on_wait: Callable[[str], None],
+) -> Sweep:
+    points = output / "points"
+    for leftover in points.glob(".*.partial"):  # of a client that was killed
+        leftover.unlink()
+    finished = _finished(grid, points)
+    records = finished if resume else {}
+    wanted = [point for point in grid.points if point.name not in records]
+    failures: list[Failure] = []
+    total = len(grid.points)
+    progress(len(records), 0, 0, total)
+    if wanted:
+        with _connect(workers, scheduler) as client:
+            if not client.scheduler_info()["workers"]:
+                on_wait(f"{scheduler} has no workers yet: waiting for the first")
+                client.wait_for_workers(1)
+            left = len(wanted)
+            progress(len(records), 0, min(left, _threads(client)), total)
+            for point, outcome in _outcomes(client, grid, wanted):
+                match _store(point, outcome, points):
+                    case Failure() as failure:
+                        failures.append(failure)
+                    case record:
+                        records[point.name] = record
+                left -= 1
+                running = min(left, _threads(client))
+                progress(len(records), len(failures), running, total)
+    sweep = Sweep(grid, output, records, failures, len(wanted))
+    table = gather(sweep)
+    parquet = io.BytesIO()
+    table.to_parquet(parquet, index=False)
+    write_whole(output / "results.parquet", parquet.getvalue())
+    write_whole(output / "summary.html", summarise(sweep, table))
+    return sweep
+
+
+def _threads(client: Any) -> int:
+    return sum(client.nthreads().values())
+
+
+# --- the gathered results ----------------------------------------------------
+def _cell(value: Any) -> Any:
+    return str(value) if isinstance(value, list | dict) else value
+
+
+def gather(sweep: Sweep) -> pd.DataFrame:
+    """One row for each finished point, in the order of the grid.
+
+    `parameter.NAME` (lists as text) and `number.NAME` for whatever the chapter
+    published, and the provenance: `point`, `chapter`, `key`, `commit`, `clean`,
+    `host`, `cpu`, `started`, `seconds`, `peak_memory_bytes`, `load_average`.
+    """
+    rows = []
+    for point in sweep.grid.points:
+        record = sweep.records.get(point.name)
+        if record is None:
+            continue
+        rows.append(
+            {"point": point.name}
+            | {f"parameter.{n}": _cell(v) for n, v in record.parameters.items()}
+            | {f"number.{n}": v for n, v in record.numbers.items()}
+            | {
+                "chapter": record.chapter,
+                "key": record.key,
+                "commit": record.commit,
+                "clean": record.clean,
+                "host": record.machine.get("host", "unknown"),
+                "cpu": record.machine["cpu"],
+                "started": record.started,
+                "seconds": float(record.seconds),
+                "peak_memory_bytes": record.peak_memory_bytes,
+                "load_average": float(record.load_average["mean"]),
+            }
+        )
+    table = pd.DataFrame(rows)
+    for name in table.columns:
+        # A column of Parquet has one type; some numbers are words in some points.
+        values = table[name].dropna()
+        if any(isinstance(value, str) for value in values):
+            table[name] = table[name].map(lambda v: v if pd.isna(v) else str(v))
+        elif name.startswith("number."):
+            table[name] = table[name].astype(float)
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """A number that the summary shows: its column, what it says and its unit."""
+
+    column: str
+    says: str
+    unit: str
+
+
+MOST_HEADLINES, MOST_COLUMNS = 12, 6  # in figures, in the table of points
+
+
+def headlines(chapter: Chapter, table: pd.DataFrame) -> list[Headline]:
+    """The chapter's claims that vary over a sweep; all its numbers if it has none."""
+    numeric = [
+        name
+        for name in table.columns
+        if name.startswith("number.") and pd.api.types.is_float_dtype(table[name])
+    ]
+    # What a chapter publishes of its own parameters is no result.
+    given = {tuple(table[name]) for name in table if name.startswith("parameter.")}
+    varying = [
+        name
+        for name in numeric
+        if len(set(table[name])) > 1 and tuple(table[name]) not in given
+    ]
+    claims = []
+    if (data_folder() / CLAIMS_FILE).is_file():
+        claims = [
+            Headline(f"number.{claim.key}", claim.says, claim.unit)
+            for claim in read_claims().of_chapter(chapter.number)
+            if f"number.{claim.key}" in varying
+        ]
+    plain = [
+        Headline(name, name.removeprefix("number.").replace("_", " "), "")
+        for name in varying or numeric
+        if not name.endswith(("_low", "_high"))  # ends of an interval
+    ]
+    return (claims or plain)[:MOST_HEADLINES]
+
+
+def _figures(sweep: Sweep, table: pd.DataFrame, shown: list[Headline]) -> list[str]:
+    """The headline numbers against the first axis that varies, as inline SVG."""
+    from thesis_lib.book import figures
+
+    free = [name for name in sweep.grid.varied if name != SEED]
+    axis = free[0] if free else _names(next(iter(sweep.grid.axes)))[0]
+    line = free[1] if len(free) > 1 else None
+    declared = chapters.parameters(sweep.grid.chapter)
+    drawn = []
+    for headline in shown:
+        figure = figures.sweep_lines(
+            table[f"parameter.{axis}"].tolist(),
+            table[headline.column].to_numpy(),
+            None if line is None else table[f"parameter.{line}"].map(str).tolist(),
+            xlabel=f"{axis}: {declared[axis].help}" if declared[axis].help else axis,
+            ylabel=headline.says + (f" ({headline.unit})" if headline.unit else ""),
+            legend=line or "",
+        )
+        label = html.escape(f"{headline.says} against {axis}")
+        drawn.append(
+            f'<figure role="img" aria-label="{label}">{figures.as_svg(figure)}</figure>'
+        )
+    return drawn
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table; every cell is HTML already, numbers to the right."""
+
+    def cell(tag: str, text: str) -> str:
+        number = re.fullmatch(r"[−\-+\d.,e]+", text) is not None
+        return f"<{tag}{' class=n' if number else ''}>{text}</{tag}>"
+
+    head = "".join(f"<th>{header}</th>" for header in headers)
+    body = "\n".join(
+        "<tr>" + "".join(cell("td", text) for text in row) + "</tr>" for row in rows
+    )
+    return (
+        f"<div class=wide><table><thead><tr>{head}</tr></thead>\n"
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.4g}".replace("-", "−")
+    return html.escape(str(value))
+
+
+def _points_table(sweep: Sweep, table: pd.DataFrame, shown: list[Headline]) -> str:
+    names = sweep.grid.varied or [_names(axis)[0] for axis in sweep.grid.axes]
+    shown = shown[:MOST_COLUMNS]
+    headers = [
+        *map(html.escape, names),
+        *(
+            html.escape(h.says) + (f" ({html.escape(h.unit)})" if h.unit else "")
+            for h in shown
+        ),
+        "seconds", "peak memory", "load", "host", "notebook",
+    ]  # fmt: skip
+    rows = [
+        [
+            *(_number(row[f"parameter.{name}"]) for name in names),
+            *(_number(row[headline.column]) for headline in shown),
+            f"{row['seconds']:.1f}",
+            html.escape(units.format_size(row["peak_memory_bytes"])),
+            f"{row['load_average']:.2f}",
+            html.escape(row["host"]),
+            f'<a href="points/{html.escape(row["point"])}.ipynb">open</a>',
+        ]
+        for row in table.to_dict("records")
+    ]
+    return _table(headers, rows)
+
+
+def culprits(sweep: Sweep) -> dict[str, str]:
+    """Which parameter made each failed point fail, in one phrase, by point.
+
+    Those whose value no finished point has. Where each value has finished beside
+    others, it is their combination; where nothing has finished, nothing can be told.
+    """
+    names = [name for axis in sweep.grid.axes for name in _names(axis)]
+    finished = [record.parameters for record in sweep.records.values()]
+    phrases = {}
+    for failure in sweep.failures:
+        values = failure.point.values
+        alone = [
+            f"{name}={values[name]}"
+            for name in names
+            if all(other[name] != values[name] for other in finished)
+        ]
+        if not finished:
+            phrases[failure.point.name] = "no point finished to compare it with"
+        elif alone:
+            phrases[failure.point.name] = f"no point finished with {', '.join(alone)}"
+        else:
+            shown = ", ".join(f"{name}={values[name]}" for name in names)
+            phrases[failure.point.name] = f"only together: {shown}"
+    return phrases
+
+
+def _failures_section(sweep: Sweep) -> str:
+    if not sweep.failures:
+        return ""
+    items, phrases = [], culprits(sweep)
+    for failure in sweep.failures:
+        files = _files(sweep.output / "points", failure.point.name)
+        text = files["traceback"].read_text()
+        name = html.escape(failure.point.name)
+        notebook = (
+            f'<a href="points/{name}.failed.ipynb">notebook so far</a>, '
+            if files["failed"].is_file()
+            else ""
+        )
+        items.append(
+            f"<details><summary>{name}: {html.escape(phrases[failure.point.name])}: "
+            f"{html.escape(failure.sentence)}</summary>\n"
+            f"<p>On {html.escape(failure.host)}; {notebook}"
+            f'<a href="points/{name}.traceback.txt">traceback</a>.</p>\n'
+            f"<pre>{html.escape(text[-4000:])}</pre></details>"
+        )
+    return f"<h2>Failures</h2>\n{''.join(items)}"
+
+
+def _provenance(sweep: Sweep, table: pd.DataFrame) -> str:
+    records = list(sweep.records.values())
+    hosts = Counter((r.machine.get("host", "unknown"), r.machine["cpu"],
+                     r.machine["cores"], r.machine["memory_bytes"])
+                    for r in records)  # fmt: skip
+    machines = _table(
+        ["host", "processor", "cores", "memory", "points"],
+        [
+            [
+                html.escape(host),
+                html.escape(cpu),
+                str(cores),
+                html.escape(units.format_size(memory)),
+                str(count),
+            ]
+            for (host, cpu, cores, memory), count in sorted(hosts.items())
+        ],
+    )
+    commits = sorted({f"{r.commit}{'' if r.clean else ' with changes'}"
+                      for r in records})  # fmt: skip
+    started = sorted(table["started"])
+    facts = {
+        "commit": ", ".join(commits),
+        "environment (locks)": ", ".join(sorted({r.lock_sha256[:12] for r in records})),
+        "Python": ", ".join(sorted({r.machine["python"] for r in records})),
+        "first point started": started[0],
+        "last point started": started[-1],
+        "seconds of all points": f"{table['seconds'].sum():.0f}",
+    }
+    listed = "".join(
+        f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items()
+    )
+    return f"<h2>Where and how</h2>\n<dl>{listed}</dl>\n{machines}"
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #222; --paper: #fff; --rule: #e3e3e3;
+  --soft: #6a6a6a; --link: #0060a8; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --paper: #16181c;
+  --rule: #363a41; --soft: #a2a6ad; --link: #7fc1f5; } }
+body { margin: 2.5rem auto; max-width: 68rem; padding: 0 1.25rem; color: var(--ink);
+  background: var(--paper); font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .3rem; }
+h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+a { color: var(--link); }
+.soft, figcaption, dt { color: var(--soft); }
+.figures { display: grid; gap: 1.5rem 2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); }
+figure { margin: 0; }
+svg { width: 100%; height: auto; color: var(--ink); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .86rem; width: 100%; }
+th { text-align: left; font-weight: 600; vertical-align: bottom; }
+th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--rule); }
+td.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.5rem; }
+dd { margin: 0; overflow-wrap: anywhere; }
+pre { overflow-x: auto; font-size: .82rem; border: 1px solid var(--rule);
+  padding: .8rem; }
+details { margin: .4rem 0; }
+"""
+
+
+def summarise(sweep: Sweep, table: pd.DataFrame) -> str:
+    """One page of HTML that needs nothing beside it: figures, points, provenance."""
+    grid = sweep.grid
+    title = f"Sweep of chapter {grid.chapter.number}: {grid.path.stem}"
+    shown = headlines(grid.chapter, table) if len(table) else []
+    axes = "".join(
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(', '.join(map(str, values)))}"
+        "</dd>"
+        for name, values in grid.axes.items()
+    )
+    state = (
+        f"{len(sweep.records)} of {len(grid.points)} points are finished"
+        f"{f', {len(sweep.failures)} failed' if sweep.failures else ''}."
+    )
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p class=soft>{html.escape(grid.chapter.name)}, other parameters as in "
+        f"profile {html.escape(grid.profile)}. {state}</p>",
+        f"<dl>{axes}</dl>",
+    ]
+    if len(table):
+        free = [name for name in grid.varied if name != SEED]
+        pooled = [*free[2:], *([SEED] if SEED in grid.varied else [])]
+        note = "Each point is one run; lines join the means"
+        note += f" over {', '.join(pooled)}" if pooled else ""
+        parts += [
+            "<h2>Headline numbers</h2>",
+            f"<p class=soft>{html.escape(note)}. Bands are 95 % bootstrap intervals of "
+            "the mean, where there are three runs or more. All numbers are in "
+            '<a href="results.parquet">results.parquet</a>.</p>',
+            '<div class="figures">',
+            *_figures(sweep, table, shown),
+            "</div>",
+        ]
+    parts.append(_failures_section(sweep))
+    if len(table):
+        parts += [
+            "<h2>Points</h2>",
+            _points_table(sweep, table, shown),
+            _provenance(sweep, table),
+        ]
+    body = "\n".join(part for part in parts if part)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )

@@ -1,0 +1,479 @@
+"""Render executed chapters as the book: stage them, then call Jupyter Book.
+
+Papermill executes and Jupyter Book only renders, so that no number can come from a
+cache that does not know the package. The pages "Your hardware", "Parameters" and
+"Provenance" are written here, from the records of the chapters.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import yaml
+
+from thesis_lib.book.compare.comparison import (
+    Comparison,
+    Run,
+    compare,
+    doubts,
+    number,
+    read_reference,
+)
+from thesis_lib.book.compare.present import (
+    book_lines,
+    chart,
+    doubt_section,
+    durations_lines,
+    machine_table,
+    markdown,
+    markdown_table,
+    meanings_lines,
+)
+from thesis_lib.book.execute.chapters import (
+    CUSTOM,
+    PROFILE_PARAMETER,
+    Chapter,
+    chapters,
+    choices,
+    claimed,
+    contradictions,
+    parameters,
+    repository,
+    storage,
+)
+from thesis_lib.book.execute.claims import read_claims
+from thesis_lib.book.execute.parameters import names_in
+from thesis_lib.book.execute.records import Record
+from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.files import content_hash, data_folder, file_hash
+from thesis_lib.common.units import format_duration, format_size
+
+STAMP = "rendered.sha256"
+
+_CITED = re.compile(
+    r"\{glue:text\}`(?:(?P<path>[^`:]*?)(?P<chapter>\d\d_\w+)\.ipynb::)?"
+    r"(?P<name>\w+)(?::(?P<form>[^`]*))?`"
+)
+
+MARKS = {"en": "(in doubt)", "zh-Hant": "（存疑）"}
+ABSENT = "– *(not computed with these parameters)*"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the chapters of a run published, and what of it should not be believed."""
+
+    records: Mapping[str, Record]  # by chapter
+    doubted: Mapping[str, Mapping[str, str]]  # by chapter and name, with the reason
+
+    def _absent(self, chapter: str, name: str) -> bool:
+        """Whether the reader's parameters left a number out.
+
+        At the parameters of a profile every number is there, and one that is not stops
+        the build.
+        """
+        record = self.records.get(chapter)
+        return (
+            record is not None
+            and record.parameters.get(PROFILE_PARAMETER) == CUSTOM
+            and name not in record.numbers
+        )
+
+    def mark(self, text: str, home: str = "", language: str = "en") -> str:
+        """MyST text that says of each number it cites whether it is absent or doubted.
+
+        `home` is the chapter that the text stands in. A doubt leads to its reason.
+        """
+
+        def marked(hit: re.Match) -> str:
+            chapter = hit["chapter"] or home
+            if self._absent(chapter, hit["name"]):
+                return ABSENT
+            mark = f" {{ref}}`{MARKS[language]} <sec-doubts>`"
+            return hit[0] + mark * (hit["name"] in self.doubted.get(chapter, {}))
+
+        return _CITED.sub(marked, text)
+
+    def plain(self, text: str, home: str) -> str:
+        """Text that can hold no role, such as an alternative one: filled and marked.
+
+        Raises InvalidInput for a name that the chapter did not publish.
+        """
+
+        def filled(hit: re.Match) -> str:
+            chapter, name = hit["chapter"] or home, hit["name"]
+            if self._absent(chapter, name):
+                return "(not computed)"
+            numbers = self.records[chapter].numbers if chapter in self.records else {}
+            require(
+                name in numbers,
+                f"an alternative text of {home} cites {name}, which {chapter} did not "
+                "publish: publish it, or correct the text",
+            )
+            mark = f" {MARKS['en']}" * (name in self.doubted.get(chapter, {}))
+            return format(numbers[name], hit["form"] or "") + mark
+
+        return _CITED.sub(filled, text)
+
+
+def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Published:
+    """What the chapters published; a word is in doubt with a number that decided it.
+
+    Raises InvalidInput for a page whose words contradict its numbers.
+    """
+    run = Run(compared.labels[0], tuple(record for _, record in results))
+    doubted = doubts(compared, run)
+    for path, record in results:
+        notebook = nbformat.read(path, as_version=4)
+        wrong = contradictions(notebook)
+        require(not wrong, f"{path.name} contradicts itself: {'; '.join(wrong)}")
+        known = doubted.get(record.chapter, {})
+        for word, cases in choices(notebook).items():
+            for name in {n for rule in cases if rule for n in names_in(rule)} & {
+                *known
+            }:
+                known[word] = known[name]
+    return Published({record.chapter: record for _, record in results}, doubted)
+
+
+def _stage_notebook(executed: Path, published: Published) -> str:
+    """The notebook as readers see it: inputs folded, one parameters cell.
+
+    Times in doubt are marked, and alternative texts filled in. Raises InvalidInput if
+    the run wrote to standard error: a reader would see it.
+    """
+    notebook, home = nbformat.read(executed, as_version=4), executed.stem
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+    injected = any("injected-parameters" in t for t in tags)
+    kept = []
+    for cell, cell_tags in zip(notebook.cells, tags, strict=True):
+        cell.metadata.pop("papermill", None)
+        if cell.cell_type == "markdown":
+            cell.source = published.mark(cell.source, home)
+        shown = cell.metadata.get("mystnb", {})
+        if "caption" in shown.get("figure", {}):
+            shown["figure"]["caption"] = published.mark(
+                shown["figure"]["caption"], home
+            )
+        if "alt" in shown.get("image", {}):
+            shown["image"]["alt"] = published.plain(shown["image"]["alt"], home)
+        if injected and "parameters" in cell_tags:
+            continue  # the values that ran follow, in the injected cell
+        if cell.cell_type == "code":
+            for output in cell.outputs:
+                require(
+                    output.get("name") != "stderr",
+                    f"{executed.name} wrote to standard error: "
+                    f"{str(output.get('text'))[:200]!r}; mend the cell that starts "
+                    f"{cell.source[:60]!r}",
+                )
+            if not {"hide-input", "remove-input", "remove-cell"} & set(cell_tags):
+                cell.metadata["tags"] = [*cell_tags, "hide-input"]
+        kept.append(cell)
+    notebook.cells = kept
+    notebook.metadata.pop("papermill", None)
+    return nbformat.writes(notebook)
+
+
+def _results(executed: Path) -> list[tuple[Path, Record]]:
+    """The executed notebook and the record of every chapter.
+
+    Raises InvalidInput where a chapter has none, or a notebook that its record does
+    not describe: numbers of one run would stand under the name of another.
+    """
+    found = []
+    for chapter in chapters():
+        notebook = executed / f"{chapter.name}.ipynb"
+        path = notebook.with_suffix(".json")
+        again = f"run it with `thesis run {chapter.number}`"
+        require(
+            notebook.is_file() and path.is_file(),
+            f"chapter {chapter.name} has no result in {executed}: {again} first",
+        )
+        record = Record.read(path)
+        require(
+            content_hash(notebook) == record.notebook_sha256,
+            f"{notebook} is not the notebook that its record describes (a run was "
+            f"killed between the two, or it was edited): {again} again",
+        )
+        found.append((notebook, record))
+    return found
+
+
+def _provenance(records: list[Record]) -> str:
+    """The generated part of the page "Provenance", as MyST Markdown."""
+    here = Run("this run", tuple(records))
+    head, rows = machine_table(compare([here], {}, here))
+    lines = ["## Machine", *markdown_table(*_escaped(head, rows))]
+    table = [
+        [
+            str(number(r)),
+            r.profile,
+            f"`{r.commit}`{'' if r.clean else ', with changes'}",
+            r.started[:16].replace("T", " "),
+            format_duration(r.seconds),
+            format_size(r.peak_memory_bytes),
+            ", ".join(f"{r.load_average.get(n, 0):.2f}" for n in ("mean", "most")),
+            markdown(r.precision),
+        ]
+        for r in records
+    ]
+    head = [
+        "Chapter", "Profile", "Commit", "Started (UTC)", "Run time", "Peak memory",
+        "Load, mean and most", "Precision",
+    ]  # fmt: skip
+    lines += ["## Runs", *markdown_table(head, table)]
+    versions = records[0].versions
+    lines += [
+        "## Versions",
+        *markdown_table(["Distribution", "Version"], map(list, versions.items())),
+    ]
+    return "\n".join(lines)
+
+
+def _parameter_lines(chapter: Chapter, record: Record) -> list[str]:
+    """What a chapter's parameters are, may be and were, as MyST Markdown."""
+    rows = [
+        [
+            f"`{name}`",
+            markdown(p.help),
+            markdown("true or false" if p.element == "bool" else p.limits.text),
+            f"`{record.parameters.get(name, p.smoke)}`",
+        ]
+        for name, p in parameters(chapter).items()
+        if name != PROFILE_PARAMETER
+    ]
+    head = ["Parameter", "What it is", "Allowed", "This run"]
+    title = f"## Chapter {chapter.number}, profile `{record.profile}`"
+    return [title, *markdown_table(head, rows)] if rows else []
+
+
+def _large_runs() -> list[str]:
+    """What `benchmarks/grids.py` recorded of the large runs, as MyST Markdown."""
+    path = data_folder() / "measurements" / "grids.json"
+    if not path.is_file():
+        return ["The large grids and the profile `full` have not been recorded yet."]
+    record = json.loads(path.read_text())
+    full = record.pop("full", None)
+    lines = markdown_table(
+        [
+            "Grid",
+            "Points",
+            "Failed",
+            "Time of all, of the longest",
+            "Workers",
+            "Commit",
+        ],
+        [
+            [
+                f"`{name}`",
+                str(run["points"]),
+                str(len(run["failed"])),
+                f"{format_duration(run['point_s']['sum'])}, "
+                f"{format_duration(run['point_s']['most'])}",
+                str(run["workers"]),
+                f"`{run['commit']}`",
+            ]
+            for name, run in record.items()
+        ],
+    )
+    if full is not None:
+        lines += [
+            f"The profile `full` took {format_duration(sum(full['seconds'].values()))} "
+            f"and {format_size(full['peak_memory_bytes'])} at most, at "
+            f"`{full['commit']}`.",
+            "",
+        ]
+    for name, run in record.items():
+        shown = [
+            [
+                f"{value[0]:.3g} ({value[1]:.3g} to {value[2]:.3g})"
+                if isinstance(value, list) and row["points"] > 1
+                else f"{value[0] if isinstance(value, list) else value:.4g}"
+                for value in row.values()
+            ]
+            for row in run["rows"]
+        ]
+        head = [markdown(column) for column in run["rows"][0]]
+        lines += [f"### `{name}`", *markdown_table(head, shown)]
+    return lines
+
+
+def _escaped(
+    head: list[str], rows: list[list[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table of text, as Markdown."""
+    first, *others = ([markdown(cell) for cell in row] for row in [head, *rows])
+    return first, others
+
+
+def _stage_your_hardware(
+    compared: Comparison, reference: Run, published: Published, folder: Path
+) -> None:
+    """Write the generated parts of the page "Your hardware" beside it."""
+    figure, label = "your_hardware.svg", compared.labels[0]
+    if drawn := chart(compared, label):
+        (folder / figure).write_text(drawn)
+    lines = book_lines(compared, label, figure if drawn else None)
+    parts = {
+        "results": lines + doubt_section(published.doubted),
+        "durations": durations_lines(reference.records),
+        "meanings": meanings_lines(),
+    }
+    for name, part in parts.items():
+        (folder / f"your_hardware_{name}.txt").write_text("\n".join(part))
+
+
+_GITHUB = re.compile(
+    r"(?:https?://(?:[^@/]+@)?|ssh://git@|git@)github\.com[:/]"
+    r"(?P<owner>[\w-]+)/(?P<name>[\w.-]+?)(?:\.git)?/?"
+)
+
+
+def repository_address(checkout: Path) -> str | None:
+    """Where readers find this repository on GitHub, None where that is not known.
+
+    The first of: THESIS_REPOSITORY in the environment, the remote `origin` where it is
+    on GitHub, `repository.url` in _config.yml. Of the form https://github.com/OWNER/NAME
+    whatever form it was given in, and without a name or password.
+
+    Raises InvalidInput if what was set by hand is no address of a GitHub repository.
+    """
+
+    def canonical(address: str) -> str | None:
+        found = _GITHUB.fullmatch(address.strip())
+        return found and f"https://github.com/{found['owner']}/{found['name']}"
+
+    def set_by_hand(where: str, address: str) -> str:
+        known = canonical(address)
+        if known is None:
+            raise InvalidInput(
+                f"{where} is {address!r}: expected the address of a GitHub repository, "
+                "such as https://github.com/OWNER/NAME; correct or remove it"
+            )
+        return known
+
+    if address := os.environ.get("THESIS_REPOSITORY"):
+        return set_by_hand("THESIS_REPOSITORY", address)
+    # Asked elsewhere, git would answer for a repository around this folder.
+    if (checkout / ".git").exists() and shutil.which("git"):
+        command = ["git", "-C", str(checkout), "remote", "get-url", "origin"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0 and (known := canonical(done.stdout)):
+            return known
+    config = yaml.safe_load((checkout / "_config.yml").read_text())
+    if address := (config.get("repository") or {}).get("url"):
+        return set_by_hand("repository.url in _config.yml", address)
+    return None
+
+
+def _stage_config(checkout: Path, source: Path) -> None:
+    """Copy _config.yml, with the repository's address for the launch buttons."""
+    address = repository_address(checkout)
+    if address is None:
+        shutil.copy2(checkout / "_config.yml", source)
+        return
+    config = yaml.safe_load((checkout / "_config.yml").read_text())
+    config["sphinx"]["config"]["html_context"]["thesis_repository"] = address
+    (source / "_config.yml").write_text(
+        yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+    )
+
+
+def stage(executed: Path, source: Path) -> str:
+    """Lay out what Jupyter Book reads in `source`; return the hash of all of it.
+
+    Raises InvalidInput where a chapter has no result in `executed`.
+    """
+    checkout, results = repository(), _results(executed)
+    if source.exists():
+        shutil.rmtree(source)
+    (source / "notebooks").mkdir(parents=True)
+    shutil.copytree(checkout / "book", source / "book")
+    _stage_config(checkout, source)
+    records = [record for _, record in results]
+    here, reference = Run("this machine", tuple(records)), read_reference()
+    compared = compare([here], read_claims().claims, reference)
+    published = _published(results, compared)
+    for notebook, _ in results:
+        staged = _stage_notebook(notebook, published)
+        (source / "notebooks" / notebook.name).write_text(staged)
+    for page in sorted((source / "book").glob("*.md")):
+        text = page.read_text()
+        language = "zh-Hant" if "lang: zh-Hant" in text else "en"
+        page.write_text(published.mark(text, language=language))
+    (source / "book" / "provenance_table.txt").write_text(_provenance(records))
+    lines = [
+        line
+        for chapter in chapters()
+        for line in _parameter_lines(chapter, published.records[chapter.name])
+    ]
+    (source / "book" / "parameters_table.txt").write_text("\n".join(lines))
+    large = "\n".join(_large_runs())
+    (source / "book" / "parameters_large.txt").write_text(large)
+    _stage_your_hardware(compared, reference, published, source / "book")
+    files = [path for path in source.rglob("*") if path.is_file()]
+    names = "\n".join(str(path.relative_to(source)) for path in sorted(files))
+    locks = file_hash(checkout.glob("requirements*.lock"))
+    return hashlib.sha256(f"{names}{file_hash(files)}{locks}".encode()).hexdigest()
+
+
+def render(
+    executed: Path, output: Path, on_wait: Callable[[], None] = lambda: None
+) -> tuple[Path, bool]:
+    """Build the book strictly: (its first page, whether anything was built).
+
+    Nothing is built when what would be read has not changed. A failed build raises
+    InvalidInput and leaves the previous book as it was. Another rendering into the
+    same folder is waited for, after `on_wait`.
+    """
+    with storage(output):
+        output.mkdir(parents=True, exist_ok=True)
+        with claimed(output, on_wait):
+            return _render(executed, output)
+
+
+def _render(executed: Path, output: Path) -> tuple[Path, bool]:
+    """Build the book; the caller holds the lock of `output`."""
+    digest = stage(executed, output / "source")
+    html, stamp = output / "html", output / STAMP
+    index = html / "index.html"
+    if stamp.is_file() and stamp.read_text() == digest and index.is_file():
+        return index, False
+    scratch = output / "scratch"
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    command = [
+        str(Path(sys.executable).with_name("jupyter-book")), "build",
+        str(output / "source"),
+        "--toc", str(output / "source" / "book" / "_toc.yml"),
+        "--path-output", str(scratch),
+        "-W", "--keep-going", "--all",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    report = output / "build.log"
+    report.write_text(done.stdout + done.stderr)
+    if done.returncode != 0:
+        warnings = [
+            line
+            for line in (done.stdout + done.stderr).splitlines()
+            if "WARNING" in line or "ERROR" in line
+        ]
+        raise InvalidInput(
+            "the book does not build without warnings: expected none, see "
+            f"{report}\n" + "\n".join(warnings[:20])
+        )
+    if html.exists():
+        shutil.rmtree(html)
+    (scratch / "_build" / "html").rename(html)
+    shutil.rmtree(scratch)
+    stamp.write_text(digest)
+    return index, True

@@ -1,0 +1,351 @@
+"""Commands that execute, compare and render the book."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from thesis_lib.cli.common import (
+    Json,
+    command,
+    console,
+    progress_bars,
+    show,
+    strict_json,
+)
+from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.files import write_whole
+
+
+def sweep_bar(
+    name: str, total: int, quiet: bool
+) -> tuple[Progress, Callable[[int, int, int, int], None]]:
+    """One bar on standard error for the points of a sweep, and what moves it."""
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(
+            "{task.fields[done]} done, {task.fields[failed]} failed, "
+            "{task.fields[running]} running of {task.total:.0f}"
+        ),
+        TimeElapsedColumn(),
+        console=console,
+        disable=quiet,
+    )
+    task = bars.add_task(name, total=total, done=0, failed=0, running=0)
+    said = [0]
+
+    def move(done: int, failed: int, running: int, total: int) -> None:
+        bars.update(
+            task, completed=done + failed, total=total,
+            done=done, failed=failed, running=running,
+        )  # fmt: skip
+        # A log has no bar to redraw: ten lines of it are enough.
+        come = 10 * (done + failed) // total
+        if not quiet and not console.is_terminal and come != said[0]:
+            said[0] = come
+            typer.echo(f"{name}: {done} done, {failed} failed of {total}", err=True)
+
+    return bars, move
+
+
+@command
+def run(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CHAPTER]…", help="Numbers or names; all by default."),
+    ] = None,
+    profile: Annotated[str, typer.Option(help="smoke, default or full.")] = "default",
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", metavar="NAME=VALUE", help="Set a parameter; repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of results. Default: build/chapters/PROFILE."),
+    ] = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="Execute fresh ones too: to measure without disturbance."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Re-execute chapters with papermill; skip those whose result is fresh."""
+    from thesis_lib.book.compare import comparison as compare_
+    from thesis_lib.book.compare import present
+    from thesis_lib.book.execute import chapters
+    from thesis_lib.book.execute.claims import read_claims
+
+    overrides = dict(chapters.assignment(text) for text in parameter or [])
+    chosen = chapters.select(names or [])
+    folder = output or chapters.repository() / "build" / "chapters" / profile
+    clock = time.perf_counter()
+    bars, move = progress_bars(quiet=as_json)
+
+    def waiting(name: str) -> None:
+        typer.echo(f"waiting for another run of {name} in {folder}", err=True)
+
+    with bars:
+        outcome = chapters.run(chosen, profile, overrides, folder, move, waiting, again)
+    seconds = time.perf_counter() - clock
+    made = compare_.Run("this run", tuple(record for record, _ in outcome))
+    compared = compare_.compare([made], read_claims().claims, compare_.read_reference())
+    doubted = compare_.doubts(compared, made)
+    show(
+        {
+            "chapters": [
+                {"chapter": r.chapter, "executed": executed, "seconds": r.seconds}
+                for r, executed in outcome
+            ],
+            "profile": profile,
+            "seconds": round(seconds, 1),
+            "output": str(folder),
+            "not_to_be_believed": doubted,
+        },
+        as_json,
+        [
+            f"{r.chapter:<32} {f'executed in {r.seconds:.0f} s' if new else 'fresh'}"
+            for r, new in outcome
+        ]
+        + [f"results in {folder}", *present.doubt_lines(doubted)],
+    )
+
+
+@command
+def sweep(
+    chapter: Annotated[str, typer.Argument(help="Number or name.")],
+    grid: Annotated[
+        Path,
+        typer.Argument(
+            metavar="GRID.yml",
+            help="profile:, grid: {PARAMETER: [VALUE, …]}, and seeds: [1, 2] or how "
+            "many to spawn from seed:.",
+        ),
+    ],
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on this machine. Default: its cores.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask cluster: tcp://HOST:8786.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of results. Default: build/sweeps/CHAPTER-GRID."),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume", help="Keep the points that the folder holds."
+        ),
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Execute a chapter at every point of a grid, on local processes or a cluster."""
+    from thesis_lib.book.execute import chapters
+    from thesis_lib.book.execute import sweep as sweep_
+
+    (chosen,) = chapters.select([chapter])
+    points = sweep_.read_grid(grid, chosen)
+    folder = output or (
+        chapters.repository() / "build" / "sweeps" / f"{chosen.name}-{grid.stem}"
+    )
+    bars, move = sweep_bar(chosen.name, len(points.points), quiet=as_json)
+    with bars:
+        done = sweep_.run(
+            points,
+            folder,
+            workers,
+            scheduler,
+            resume,
+            move,
+            on_wait=lambda sentence: typer.echo(sentence, err=True),
+        )
+    show(
+        {
+            "runs": len(points.points),
+            "done": len(done.records),
+            "failed": len(done.failures),
+            "executed": done.executed,
+            "output": str(folder),
+        },
+        as_json,
+        [
+            f"{len(done.records)} of {len(points.points)} points done, {done.executed} "
+            "executed now",
+            f"results in {folder / 'results.parquet'}, {folder / 'summary.html'}",
+        ],
+    )
+    if done.failures:
+        first = done.failures[0]
+        raise InvalidInput(
+            f"{len(done.failures)} of {len(points.points)} points failed, first "
+            f"{first.point.name} on {first.host} "
+            f"({sweep_.culprits(done)[first.point.name]}): {first.sentence}; "
+            f"notebooks and tracebacks of all are in {folder / 'points'}"
+        )
+
+
+@command
+def book(
+    profile: Annotated[str, typer.Option(help="smoke, default or full.")] = "default",
+    as_json: Json = False,
+) -> None:
+    """Render the executed chapters of a profile as the book, warnings as errors."""
+    from thesis_lib.book import render as book_
+    from thesis_lib.book.execute import chapters
+
+    build = chapters.repository() / "build"
+
+    def waiting() -> None:
+        typer.echo("waiting for another rendering of the same book", err=True)
+
+    with console.status("rendering the book"):
+        index, built = book_.render(
+            build / "chapters" / profile, build / "book" / profile, waiting
+        )
+    state = "rendered" if built else "up to date"
+    show(
+        {"index": str(index), "built": built},
+        as_json,
+        [f"The book is {state}. Open it in a browser:", f"  {index.as_uri()}"],
+    )
+
+
+@command
+def outputs(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CHAPTER]…", help="Numbers or names; all by default."),
+    ] = None,
+) -> None:
+    """Execute notebooks at their smoke values and store what nbval compares."""
+    from thesis_lib.book.execute import chapters
+
+    scratch = chapters.repository() / "build" / "outputs"
+    bars, move = progress_bars(quiet=False)
+    with bars:
+        chapters.store_outputs(chapters.select(names or []), scratch, move)
+
+
+@command
+def claims(
+    profile: Annotated[str, typer.Option(help="smoke, default or full.")] = "default",
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update", help="Make this run the reference of the claims and the book."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Hold an executed profile against the claims, or make it their reference."""
+    from thesis_lib.book.compare import comparison as compare_
+    from thesis_lib.book.compare import present
+    from thesis_lib.book.execute import chapters
+    from thesis_lib.book.execute import claims as claims_
+
+    checkout = chapters.repository()
+    records = chapters.read_records(checkout / "build" / "chapters" / profile)
+    numbers = {k: v for record in records for k, v in record.numbers.items()}
+    if update:
+        timed = {key for key, c in claims_.read_claims().claims.items() if c.follows}
+        for record in records:
+            lost = timed.intersection(str(record.numbers.get("disturbed", "")).split())
+            require(
+                not lost,
+                f"{', '.join(sorted(lost))} of {record.chapter} cannot become "
+                f"references: {record.numbers.get('disturbed_by')}; measure again when "
+                f"nothing else runs, with `thesis run {record.chapter} --again`",
+            )
+        changed = claims_.store_references(
+            numbers, profile, checkout / "data" / claims_.FILE
+        )
+        folder = checkout / "data" / "reference" / profile
+        folder.mkdir(parents=True, exist_ok=True)
+        for record in records:
+            record.write(folder / f"{record.chapter}.json")
+        if profile == "default":  # the profile of the published book
+            page = checkout / "README.md"
+            known, reference = claims_.read_claims().claims, compare_.read_reference()
+            page.write_text(present.readme(page.read_text(), known, reference, profile))
+        show(
+            {"changed": changed, "reference": str(folder)},
+            as_json,
+            [f"{changed} references changed; the run is kept in {folder}"],
+        )
+        return
+    known = claims_.read_claims().claims
+    verdicts = {
+        key: claims_.judge(claim, numbers.get(key), claim.reference.get(profile))
+        for key, claim in known.items()
+    }
+    show(
+        {"claims": {k: {"word": v.word, "good": v.good} for k, v in verdicts.items()}},
+        as_json,
+        [f"{key:<44} {v.word:<18} {v.text}" for key, v in verdicts.items()],
+    )
+    wrong = [key for key, verdict in verdicts.items() if not verdict.good]
+    if wrong:
+        raise InvalidInput(f"{len(wrong)} claims do not hold: {', '.join(wrong)}")
+
+
+@command
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN…",
+            help="Folders that `thesis run` wrote, or the word `reference`.",
+        ),
+    ],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write one HTML page.")
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="End with status 1 if an exact claim differs or a tolerance is "
+            "exceeded.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Put runs of different machines side by side, claim by claim.
+
+    One RUN is held against the committed reference of its profile. Of several, the
+    first is what the others are held against.
+    """
+    from thesis_lib.book.compare import comparison as compare_
+    from thesis_lib.book.compare import present
+    from thesis_lib.book.execute.claims import read_claims
+
+    compared = compare_.compare_named(runs, read_claims().claims)
+    if html is not None:
+        try:
+            write_whole(html, present.html_page(compared))
+        except OSError as error:
+            raise InvalidInput(
+                f"{html} cannot be written: {error.strerror}; name a file in a folder "
+                "that exists and that you may write to"
+            ) from error
+    if as_json:
+        typer.echo(strict_json(compared.to_json()))
+    elif sys.stdout.isatty():
+        present.draw(compared, Console())
+    else:
+        typer.echo("\n".join(present.plain(compared)))
+    if strict and not compared.any_held:
+        raise InvalidInput(
+            "--strict found no claim that could be held: expected a run with the "
+            "parameters of its reference; see the verdicts above"
+        )
+    if strict and compared.broken:
+        raise typer.Exit(1)

@@ -1,0 +1,104 @@
+"""What commands share: the application, refusals in one sentence, bars, JSON."""
+
+import functools
+import json
+import math
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from thesis_lib.common import units
+from thesis_lib.common.errors import InvalidInput, Lost
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A thesis that runs: re-execute its chapters, use its two halves.",
+)
+
+console = Console(stderr=True)
+
+EXTRAS = "estimators,optimum,memory,postgresql,book,cluster"
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+]
+
+
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Register `function` as a command whose refusals are one sentence."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **options: Any) -> None:
+        try:
+            function(*args, **options)
+        except InvalidInput as error:
+            typer.echo(f"thesis: {error}", err=True)
+            raise typer.Exit(2) from None
+        except Lost as error:
+            typer.echo(f"thesis: {error}", err=True)
+            raise typer.Exit(1) from None
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("thesis_lib"):
+                raise
+            typer.echo(
+                f"thesis: this command needs the package {error.name}, which is not "
+                f"installed: pip install 'thesis-lib[{EXTRAS}]' brings all that any "
+                "command needs",
+                err=True,
+            )
+            raise typer.Exit(1) from None
+
+    return app.command()(guarded)
+
+
+def strict_json(result: Any) -> str:
+    """`result` as JSON, which knows no NaN and no infinity: null stands for either."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(part) for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(part) for part in value]
+        finite = not isinstance(value, float) or math.isfinite(value)
+        return value if finite else None
+
+    return json.dumps(plain(result), allow_nan=False)
+
+
+def show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+    """Print `result` as JSON, or `lines` for people."""
+    typer.echo(strict_json(result) if as_json else "\n".join(lines))
+
+
+def progress_bars(
+    quiet: bool, unit: str = "cell", verb: str = "executed"
+) -> tuple[Progress, Callable[[str, int, int], None]]:
+    """Bars on standard error, one for each name, and the function to move them."""
+    bars = Progress(
+        TextColumn("{task.description:<32}"),
+        BarColumn(),
+        TextColumn(unit + " {task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=quiet,
+    )
+    tasks: dict[str, Any] = {}
+
+    def move(name: str, done: int, total: int) -> None:
+        if name not in tasks:
+            tasks[name] = bars.add_task(name, total=total)
+        bars.update(tasks[name], completed=done)
+        # A log has no bar to redraw: say each one's end there.
+        if not quiet and not console.is_terminal and done == total:
+            typer.echo(f"{verb} {name}", err=True)
+
+    return bars, move
+
+
+def size(text: str) -> int:
+    """Bytes of an option such as 8GiB."""
+    return units.parse_size(text)

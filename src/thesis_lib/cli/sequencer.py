@@ -1,0 +1,240 @@
+"""Commands of Part I: collect a trace, serve it, simulate policies."""
+
+import math
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thesis_lib.cli.common import Json, command, console, show
+from thesis_lib.common import units
+from thesis_lib.common.errors import InvalidInput, Lost, require
+
+POLICY_HELP = (
+    "fifo, drop, reorder, hybrid (or drop-fixed, …), queue-cap, codel, edf, sjf, "
+    "late-edf, late-sjf, least-slack, ours, …"
+)
+
+Engine = Annotated[str, typer.Option(help="sqlite or postgresql.")]
+Dsn = Annotated[
+    str | None,
+    typer.Option(help="PostgreSQL server. Default: a temporary one of this machine."),
+]
+Workload = Annotated[str, typer.Option(help="tpcc or ycsb.")]
+Mix = Annotated[
+    str | None,
+    typer.Option(help="tpcc: spec, new-order/payment; ycsb: A, B, C, F."),
+]
+Zipf = Annotated[float | None, typer.Option(help="Skew of ycsb. Default: 0.99.")]
+Partitions = Annotated[int, typer.Option(help="Warehouses or partitions, a file each.")]
+Processes = Annotated[int, typer.Option(help="Worker processes.")]
+
+
+@command
+def collect(
+    output: Annotated[Path, typer.Argument(metavar="OUT.parquet")],
+    engine: Engine = "sqlite",
+    dsn: Dsn = None,
+    transactions: Annotated[int, typer.Option(help="Length of the log.")] = 20_000,
+    workers: Processes = 2,
+    workload: Workload = "tpcc",
+    mix: Mix = None,
+    zipf: Zipf = None,
+    warehouses: Partitions = 2,
+    replays: Annotated[int, typer.Option(help="Runs of the same log.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of data and log.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run a workload on the real deterministic engine and write a trace."""
+    from thesis_lib.sequencer.engine import engine as engine_
+
+    if not output.parent.is_dir():
+        raise InvalidInput(f"folder {output.parent} does not exist: create it first")
+    require(not output.is_dir(), f"{output} is a folder: name a file")
+    clock = time.perf_counter()
+    with console.status(f"running {workload}"):
+        log = engine_.make_log(
+            workload, transactions, seed, warehouses=warehouses, mix=mix, zipf=zipf
+        )
+        trace = engine_.collect(
+            engine, workers=workers, replays=replays, log=log, dsn=dsn
+        )
+    try:
+        trace.write(output)
+    except OSError as error:
+        raise Lost(
+            f"the trace cannot be written to {output}: {error.strerror}; make room or "
+            "name another file, and collect it again"
+        ) from error
+    result = {
+        "transactions": len(trace),
+        "digest": trace.meta["digest"],
+        "seconds": round(time.perf_counter() - clock, 1),
+        "output": str(output),
+    }
+    show(
+        result,
+        as_json,
+        [f"{len(trace)} transactions in {output}", f"state {trace.meta['digest']}"],
+    )
+
+
+@command
+def serve(
+    policy: Annotated[str, typer.Option(help=POLICY_HELP)],
+    load: Annotated[
+        float, typer.Option(help="Share of FIFO's measured saturation rate.")
+    ],
+    seconds: Annotated[float, typer.Option(help="Under each of policy and FIFO.")],
+    engine: Engine = "sqlite",
+    dsn: Dsn = None,
+    estimator: Annotated[
+        str, typer.Option(help="constant, sum-max, linear, boosted.")
+    ] = "boosted",
+    rounds: Annotated[int, typer.Option(help="Pairs of runs that share them.")] = 5,
+    workers: Processes = 2,
+    deadline: Annotated[
+        str | None,
+        typer.Option(
+            help="Service level objective, such as 12.5ms. Default: twice the 95th "
+            "percentile of the service time."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Transactions that close a batch.")] = 10,
+    flush: Annotated[str, typer.Option(help="Time that closes a batch.")] = "1ms",
+    workload: Workload = "tpcc",
+    mix: Mix = None,
+    zipf: Zipf = None,
+    warehouses: Partitions = 2,
+    seed: Annotated[int, typer.Option(help="Seed of data, log and arrivals.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure a policy live, in front of the real engine, against FIFO.
+
+    Load 1 is the saturation of FIFO on this engine, measured first by a closed loop.
+    """
+    from thesis_lib.common.provenance import disturbances
+    from thesis_lib.sequencer.experiments.live import serve as serve_
+
+    with console.status(f"serving {workload}"):
+        result = serve_(
+            engine=engine, dsn=dsn, policy=policy, estimator=estimator, load=load,
+            seconds=seconds, rounds=rounds, workers=workers,
+            slo_s=None if deadline is None else units.parse_duration(deadline),
+            seed=seed, workload=workload, mix=mix, zipf=zipf, warehouses=warehouses,
+            batch_size=batch, flush_s=units.parse_duration(flush),
+        )  # fmt: skip
+    low, high = result["reduction_ci"]
+    lines = [
+        f"violations {result['violations']:.2%} (FIFO {result['fifo_violations']:.2%},"
+        f" lower bound {result['lower_bound']:.2%})",
+        f"reduction   {result['reduction']:.1%}  [{low:.1%}, {high:.1%}]",
+        f"late {result['late']:.2%}, dropped {result['dropped']:.2%}, "
+        f"goodput {result['goodput_per_s']:.0f}/s of {result['rate_per_s']:.0f}/s; "
+        f"saturation {result['saturation_per_s']:.0f}/s, objective "
+        f"{units.format_duration(result['slo_s'])}",
+    ]
+    result["disturbed"] = list(disturbances())
+    lines += [f"not to be believed: {why}" for why in result["disturbed"]]
+    show(result, as_json, lines)
+
+
+@command
+def simulate(
+    policy: Annotated[str, typer.Option(help=POLICY_HELP)],
+    load: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of FIFO's saturation rate. Of a trace, stretches its arrivals; "
+            "without, they stay as they are."
+        ),
+    ] = None,
+    scenario: Annotated[str | None, typer.Option(help="A, B or C.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="A trace, replayed with its own arrivals.")
+    ] = None,
+    estimator: Annotated[
+        str,
+        typer.Option(
+            help="noisy, boosted, …; of a trace, a learned one is fitted on the first "
+            "half and the rest is replayed."
+        ),
+    ] = "noisy",
+    noise: Annotated[float, typer.Option(help="Sigma of `noisy`.")] = 0.2,
+    bias: Annotated[float, typer.Option(help="Multiplies every estimate.")] = 1.0,
+    seeds: Annotated[int, typer.Option(help="Paired seeds.")] = 5,
+    seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    transactions: Annotated[
+        int | None,
+        typer.Option(help="For each seed. Default: 20,000; of a trace, all of them."),
+    ] = None,
+    warehouses: Annotated[int | None, typer.Option(help="Of the scenario.")] = None,
+    cores: Annotated[int | None, typer.Option(help="Of the scenario.")] = None,
+    deadline: Annotated[
+        str | None, typer.Option(help="Service level objective, such as 12.5ms.")
+    ] = None,
+    lag: Annotated[str, typer.Option(help="Decision to dispatch, as 0.5ms.")] = "0s",
+    sequencing: Annotated[
+        str, typer.Option(help="The sequencer's work on a transaction, as 5us.")
+    ] = "0s",
+    overhead: Annotated[
+        str, typer.Option(help="On a worker beside each service, as 20us.")
+    ] = "0s",
+    batch: Annotated[int, typer.Option(help="Transactions that fill a batch.")] = 10,
+    flush: Annotated[
+        str | None, typer.Option(help="Timer of a batch, such as 1ms; else none.")
+    ] = None,
+    clients: Annotated[
+        int | None, typer.Option(help="Of a closed loop; else the loop is open.")
+    ] = None,
+    gap: Annotated[
+        float | None,
+        typer.Option(help="Of ours: violations of a type above another's, as a share."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Simulate one cell of the evaluation: a policy at a load, against FIFO."""
+    from thesis_lib.sequencer.core.events import Delays
+    from thesis_lib.sequencer.experiments.grid import simulate_cell
+
+    with console.status("simulating"):
+        result = simulate_cell(
+            scenario=scenario,
+            trace=trace,
+            load=load,
+            policy=policy,
+            estimator=estimator,
+            noise=noise,
+            bias=bias,
+            seeds=seeds,
+            seed=seed,
+            transactions=transactions,
+            warehouses=warehouses,
+            cores=cores,
+            slo_s=None if deadline is None else units.parse_duration(deadline),
+            delays=Delays(
+                units.parse_duration(lag),
+                units.parse_duration(sequencing),
+                units.parse_duration(overhead),
+            ),
+            batch_size=batch,
+            flush_s=math.inf if flush is None else units.parse_duration(flush),
+            clients=clients,
+            gap=math.inf if gap is None else gap,
+        )
+    ends, bound = result["reduction_ci"], result["lower_bound"]
+    learned = f", fitted on {result['fitted_on']} others" * (result["fitted_on"] > 0)
+    lines = [
+        f"violations {result['violations']:.2%} (FIFO {result['fifo_violations']:.2%}"
+        + (")" if bound is None else f", lower bound {bound:.2%})"),
+        f"reduction   {result['reduction']:.1%}"
+        + ("" if ends is None else "  [{:.1%}, {:.1%}]".format(*ends)),
+        f"load {result['load']:.3g} of {result['saturation_per_s']:.0f}/s, arrivals: "
+        f"{result['arrivals']}; {result['transactions']} transactions, estimator "
+        f"{estimator}{learned}",
+        f"late {result['late']:.2%}, dropped {result['dropped']:.2%}, "
+        f"goodput {result['goodput_per_s']:.0f}/s, "
+        f"throughput {result['throughput_per_s']:.0f}/s",
+    ]
+    show(result, as_json, lines)

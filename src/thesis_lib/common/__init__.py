@@ -1,0 +1,1 @@
+"""What every room may use: refusals, units, files, intervals, provenance."""

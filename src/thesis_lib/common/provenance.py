@@ -1,0 +1,420 @@
+"""The machine that a number was made on: what it is, what it can do, how busy it was.
+
+Torch is named without being imported, so that Part I needs none, and a GPU is asked
+through its driver's own command.
+"""
+
+import functools
+import mmap
+import os
+import platform
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any, ParamSpec, Self, TypeVar
+
+import numpy as np
+import psutil
+
+from thesis_lib.common.files import file_hash, write_whole
+
+# The distributions whose version can change a number on the page.
+DISTRIBUTIONS = (
+    "numpy", "scipy", "numba", "scikit-learn", "pandas", "pyarrow", "torch",
+    "transformers", "bitsandbytes", "safetensors", "papermill", "jupyter-book",
+)  # fmt: skip
+
+# What a result depends on; files beside them may change without making it doubtful.
+SOURCES = ("src", "notebooks", "data", "book", "pyproject.toml")
+
+_DRAIN_BYTES = 256 * 2**20
+_CHUNK_BYTES = 4 * 2**20
+_SAMPLE_S = 0.25
+
+# Others disturb a measurement when they take more than this of a core while less than
+# another one is idle, or of the disk more than this share of what the process moved.
+_OTHER_CORES = 0.1
+_IDLE_CORES = 1.0
+_OTHER_BYTES = 0.25
+_LEAST_S = 0.05  # the system counts in ticks of a hundredth
+_LEAST_BYTES = 64 * 2**20
+_PATIENCE_S = 30.0  # beyond which a measurement is not repeated
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux: the platform module knows less, but something
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def gpus() -> tuple[tuple[str, str, int], ...]:
+    """(name, driver, memory in bytes) of each GPU that the NVIDIA driver reports."""
+    query = "--query-gpu=name,driver_version,memory.total"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    if shutil.which(command[0]) is None:
+        return ()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        return ()  # a driver without a device
+    rows = [line.split(", ") for line in done.stdout.splitlines() if line.strip()]
+    return tuple((name, driver, int(mib) * 2**20) for name, driver, mib in rows)
+
+
+@functools.cache
+def torch_build() -> str:
+    """Version of torch and what it was built for, such as '2.13.0+cpu, cpu'."""
+    found = util.find_spec("torch")
+    if found is None or found.origin is None:
+        return "not installed"
+    text = (Path(found.origin).parent / "version.py").read_text()
+
+    def named(name: str) -> str | None:
+        hit = re.search(rf"^{name}\b[^=]*= '([^']+)'", text, re.MULTILINE)
+        return hit[1] if hit else None
+
+    backends = [f"{n.upper()} {named(n)}" for n in ("cuda", "hip") if named(n)]
+    version = named("__version__") or metadata.version("torch")
+    return f"{version}, {', '.join(backends) or 'CPU'}"
+
+
+def identity() -> dict[str, Any]:
+    """What a result belongs to: processor, cores, memory (bytes), system, GPUs, torch.
+
+    Equal from one call to the next on the same machine and environment.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "cpu": cpu_model(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count() or 1,
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "gpus": [
+            {"name": name, "driver": driver, "memory_bytes": n_bytes}
+            for name, driver, n_bytes in gpus()
+        ],
+        "torch": torch_build(),
+    }
+
+
+def _read_around(path: Path, flags: int) -> float:
+    """Bytes per second of reading a whole file once, four chunks in flight."""
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    size, flight = os.fstat(descriptor).st_size, 4
+    # an anonymous map is aligned to pages, as direct input demands
+    buffers = [mmap.mmap(-1, _CHUNK_BYTES) for _ in range(flight)]
+
+    def read(part: int) -> None:
+        for at in range(part * _CHUNK_BYTES, size, flight * _CHUNK_BYTES):
+            os.preadv(descriptor, [buffers[part]], at)
+
+    try:
+        with ThreadPoolExecutor(flight) as pool:
+            start = time.perf_counter()
+            list(pool.map(read, range(flight)))
+            return size / (time.perf_counter() - start)
+    finally:
+        os.close(descriptor)
+
+
+def drain(folder: Path) -> tuple[float | None, str]:
+    """Rate at which the disk of `folder` gives a file up, and how it was read.
+
+    Bytes per second, the median of three readings of 256 MiB with nothing computed
+    beside them, past the page cache ("direct") where the file system allows it. The
+    file is made on demand. (None, why) where it cannot be measured.
+    """
+    if not hasattr(os, "preadv"):
+        return None, "not measured: this system has no positioned reads"
+    path = folder / "drain.bin"
+    try:
+        if not path.is_file() or path.stat().st_size != _DRAIN_BYTES:
+            block = np.random.default_rng(0).bytes(_CHUNK_BYTES)
+            write_whole(path, block * (_DRAIN_BYTES // _CHUNK_BYTES))
+        direct = getattr(os, "O_DIRECT", 0)
+        try:
+            rates, how = [_read_around(path, direct) for _ in range(3)], "direct"
+        except OSError:  # a file system without direct input
+            rates, how = [_read_around(path, 0) for _ in range(3)], "buffered"
+    except OSError as error:
+        return None, f"not measured: {error.strerror}"
+    return float(np.median(rates)), how if direct else "buffered"
+
+
+def matmul_flops_per_s(size: int = 1024, repeats: int = 20) -> float:
+    """Operations per second of the processor's float32 matrix product, at best."""
+    matrix = np.ones((size, size), np.float32)
+    np.matmul(matrix, matrix)  # the first one starts the threads
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        np.matmul(matrix, matrix)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+@functools.cache
+def describe(folder: Path) -> dict[str, Any]:
+    """`identity`, and two measured rates: of the disk of `folder` and of the processor.
+
+    Takes about a second, once in a process.
+    """
+    rate, how = drain(folder)
+    return identity() | {
+        "drain_bytes_per_s": rate,
+        "drain_how": how,
+        "matmul_flops_per_s": matmul_flops_per_s(),
+    }
+
+
+def largest_resident_bytes(process: psutil.Process) -> int:
+    """Largest resident set that a process has had (VmHWM); 0 once it is gone."""
+    try:
+        status = Path(f"/proc/{process.pid}/status")
+        if status.is_file():
+            hit = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+            return 1024 * int(hit[1]) if hit else 0
+        return process.memory_info().rss
+    except (OSError, psutil.Error):
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What this process with its children, and everybody else, have used.
+
+    A reading counts from some start; the difference of two is of the time between.
+    """
+
+    wall_s: float
+    own_s: float  # processor, children included
+    busy_s: float  # processor, everybody, on the cores that this process may use
+    idle_s: float
+    stolen_s: float  # by other guests of the same host
+    switches: int  # of this process, against its will
+    own_bytes: int  # from and to disks
+    disk_bytes: int  # of the disk that moved most
+
+    @classmethod
+    def read(cls) -> Self:
+        """The reading of now; what the system does not tell counts as nothing."""
+        this = psutil.Process()
+        family, own_s, own_bytes = [this], 0.0, 0
+        with suppress(psutil.Error):
+            family += this.children(recursive=True)
+        for process in family:
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                own_s += times.user + times.system
+                if hasattr(process, "io_counters"):
+                    moved = process.io_counters()
+                    own_bytes += moved.read_bytes + moved.write_bytes
+        waited = os.times()
+        cores = psutil.cpu_times(percpu=True)
+        if hasattr(os, "sched_getaffinity"):
+            mine = os.sched_getaffinity(0)
+            cores = [core for i, core in enumerate(cores) if i in mine]
+        disks = {}
+        with suppress(OSError, RuntimeError):
+            disks = psutil.disk_io_counters(perdisk=True) or {}
+        return cls(
+            wall_s=time.perf_counter(),
+            own_s=own_s + waited.children_user + waited.children_system,
+            busy_s=sum(c.user + c.system + getattr(c, "nice", 0.0) for c in cores),
+            idle_s=sum(c.idle + getattr(c, "iowait", 0.0) for c in cores),
+            stolen_s=sum(getattr(c, "steal", 0.0) for c in cores),
+            switches=this.num_ctx_switches().involuntary,
+            own_bytes=own_bytes,
+            disk_bytes=max(
+                (d.read_bytes + d.write_bytes for d in disks.values()), default=0
+            ),
+        )
+
+    def since(self, start: "Usage") -> "Usage":
+        """What was used between two readings."""
+        return Usage(
+            *(getattr(self, f) - getattr(start, f) for f in self.__dataclass_fields__)
+        )
+
+    @property
+    def others_s(self) -> float:
+        """Processor time that this process did not get for its own."""
+        return max(self.busy_s - self.own_s, 0.0) + self.stolen_s
+
+    @property
+    def disturbance(self) -> str:
+        """What others did to a measurement between two readings; '' for nothing."""
+        found = []
+        taken = self.others_s / self.wall_s
+        scarce = self.idle_s < _IDLE_CORES * self.wall_s
+        if self.others_s > _LEAST_S and taken > _OTHER_CORES and scarce:
+            found.append(
+                f"others took {taken:.2f} cores, it {self.own_s / self.wall_s:.2f}, "
+                f"and was interrupted {self.switches:,} times"
+            )
+        moved = self.disk_bytes - self.own_bytes
+        if moved > _LEAST_BYTES and moved > _OTHER_BYTES * self.own_bytes > 0:
+            found.append(f"others moved {moved / 1e6:,.0f} MB on its disk")
+        return "; ".join(found)
+
+
+_disturbances: list[str] = []  # of the measurements since the last that was asked for
+_asked = False
+_watching = False
+
+
+def undisturbed(measure: Callable[[], T], tries: int = 3) -> T:
+    """What `measure` returns, repeated while others disturb it, `tries` times at most.
+
+    The least disturbed one counts, and where that was disturbed too `disturbances`
+    says so. A measurement is not begun again after half a minute. Within another one
+    it is a part of that, and is only made.
+    """
+    global _asked, _watching
+    if _watching:
+        return measure()
+    if _asked:
+        _disturbances.clear()
+        _asked = False
+    begun, made = time.perf_counter(), []
+    _watching = True
+    try:
+        while True:
+            start = Usage.read()
+            result = measure()
+            used = Usage.read().since(start)
+            made.append((used.others_s / used.wall_s, used.disturbance, result))
+            spent_s = time.perf_counter() - begun
+            if not used.disturbance or len(made) >= tries or spent_s > _PATIENCE_S:
+                break
+    finally:
+        _watching = False
+    _, disturbance, result = min(made, key=lambda one: (one[1] != "", one[0]))
+    if disturbance:
+        _disturbances.append(disturbance)
+    return result
+
+
+def measurement(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that times something, called again while others disturb it."""
+
+    @functools.wraps(function)
+    def watched(*args: P.args, **options: P.kwargs) -> T:
+        return undisturbed(lambda: function(*args, **options))
+
+    return watched
+
+
+def disturbances() -> tuple[str, ...]:
+    """What disturbed the measurements of this process since it last asked and measured.
+
+    They stay until the next measurement begins, so that all that is published of one
+    hears the same.
+    """
+    global _asked
+    _asked = True
+    return tuple(dict.fromkeys(_disturbances))
+
+
+class Watch:
+    """Samples, while a run lasts, the memory of its processes and the load.
+
+    `peak_memory_bytes` is the largest resident set of one process below this one;
+    `load_average` the system's one-minute load at the start, its mean and its most.
+    """
+
+    def __init__(self) -> None:
+        self.peak_memory_bytes = 0
+        self._loads = [psutil.getloadavg()[0]]
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def _sample(self) -> None:
+        this = psutil.Process()
+        while not self._done.wait(_SAMPLE_S):
+            self._loads.append(psutil.getloadavg()[0])
+            peaks = [largest_resident_bytes(p) for p in this.children(recursive=True)]
+            self.peak_memory_bytes = max([self.peak_memory_bytes, *peaks])
+
+    @property
+    def load_average(self) -> dict[str, float]:
+        return {
+            "start": round(self._loads[0], 2),
+            "mean": round(float(np.mean(self._loads)), 2),
+            "most": round(max(self._loads), 2),
+        }
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the distributions that can change a number."""
+    return {name: _version(name) for name in DISTRIBUTIONS}
+
+
+@functools.cache  # a worker of a sweep asks for every point
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def commit(folder: Path) -> tuple[str, bool]:
+    """The commit that `folder` is at, and whether what results depend on is committed.
+
+    ('no repository', False) outside a checkout or without git.
+    """
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True
+        )
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        head = git("rev-parse", "HEAD")
+        changes = git("status", "--porcelain", "--", *SOURCES, "requirements*.lock")
+    except FileNotFoundError:
+        return "no repository", False
+    return (head[:12], changes == "") if head else ("no repository", False)
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """What a record of `folder`'s benchmarks was made by: commit, machine, versions."""
+    head, clean = commit(folder)
+    return {
+        "commit": head,
+        "clean": clean,
+        "kernel": platform.release(),
+        "machine": identity(),
+        "versions": versions(),
+    }
+
+
+def lock_hash(checkout: Path) -> str:
+    """SHA-256 of the files that pin the environment."""
+    return file_hash(checkout.glob("requirements*.lock"))

@@ -1,0 +1,55 @@
+"""Sizes in bytes and durations in seconds, as people write and read them."""
+
+import re
+
+from thesis_lib.common.errors import InvalidInput
+
+KiB, MiB, GiB, TiB = 2**10, 2**20, 2**30, 2**40
+MICROSECONDS, MILLISECONDS = 1e-6, 1e-3
+
+_BYTES = {
+    "B": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB, "TiB": TiB,
+    "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+}  # fmt: skip
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
+
+
+def _quantity(text: str, scale: dict, what: str, example: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-zµ]+)\s*", text)
+    if match is None or match[2] not in scale:
+        raise InvalidInput(
+            f"{what} {text!r} cannot be read: expected a number and one of "
+            f"{', '.join(scale)}, such as {example}"
+        )
+    return float(match[1]) * scale[match[2]]
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as '8GiB'. Raises InvalidInput without a known unit."""
+    return round(_quantity(text, _BYTES, "size", "8GiB"))
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a duration such as '12.5ms'. Raises InvalidInput without a unit."""
+    return _quantity(text, _SECONDS, "duration", "12.5ms")
+
+
+def format_size(n_bytes: float) -> str:
+    """A size with a binary unit and three significant digits: '1.50 GiB'."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if abs(size := n_bytes / _BYTES[unit]) >= 1:
+            # between 1000 and 1024 three digits would be written as a power of ten
+            return f"{size:.0f} {unit}" if abs(size) >= 999.5 else f"{size:.3g} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration with a readable unit and three significant digits: '12.5 ms'."""
+    if abs(seconds) >= 120:
+        return f"{seconds / 60:.3g} min"
+    if abs(seconds) >= 1 or seconds == 0:
+        return f"{seconds:.3g} s"
+    for unit in ("ms", "µs"):
+        if abs(seconds) >= _SECONDS[unit]:
+            return f"{seconds / _SECONDS[unit]:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"

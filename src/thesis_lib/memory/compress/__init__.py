@@ -1,0 +1,1 @@
+"""Fewer bytes by calibration: low rank, GPTQ, bit allocation; writing the result."""

@@ -1,0 +1,372 @@
+"""A checkpoint in factors that were calibrated on a text, from one ratio alone."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.files import data_folder
+from thesis_lib.memory.compress.bit_allocation import (
+    empirical_fisher,
+    matrices,
+    quantise_model,
+    require_calibratable,
+)
+from thesis_lib.memory.compress.blockwise import factorise_blocks, require_tokens
+from thesis_lib.memory.compress.fisher import sensitivities
+from thesis_lib.memory.compress.svd import (
+    allocate_ranks,
+    decompose_layers,
+    gram_matrices,
+    spectra,
+)
+from thesis_lib.memory.compress.writers import (
+    code_checkpoint,
+    pack_checkpoint,
+    require_dense,
+    write_bits,
+    write_factors,
+)
+from thesis_lib.memory.evaluate.perplexity import (
+    TEXTS,
+    Perplexity,
+    perplexity,
+    read_tokens,
+)
+from thesis_lib.memory.formats.low_bit import Grid, Recipe
+from thesis_lib.memory.formats.nf4 import PACKED_KINDS
+from thesis_lib.memory.model.pretrained import (
+    encode,
+    read_text,
+    read_tokenizer,
+    require_known,
+)
+from thesis_lib.memory.model.spec import ModelSpec
+from thesis_lib.memory.offload.architectures import (
+    load_resident,
+    read_config,
+    require_checkpoint,
+)
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, checkpoint_folder
+from thesis_lib.memory.offload.rates import plan_streamed
+from thesis_lib.memory.offload.store import SafetensorsStore
+
+CALIBRATION_TEXT = data_folder() / "text" / "persuasion.txt"
+WINDOWS, CONTEXT = 32, 512  # of the calibration text
+
+
+def factor_checkpoint(
+    folder: Path | str,
+    out: Path | str,
+    progress: Callable[[int, int], None] | None = None,
+    rank_ratio: float = 0.8,
+    text: Path | str = CALIBRATION_TEXT,
+    windows: int = WINDOWS,
+    context: int = CONTEXT,
+) -> dict[str, Any]:
+    """Write the checkpoint `folder` in low-rank factors into the new folder `out`.
+
+    The factors keep `rank_ratio` of the entries of all matrices of the layers
+    together. Ranks go where an entry saves most loss, and layers are calibrated one
+    after the other, on at most `windows` windows of `context` tokens of `text`. The
+    model is in memory meanwhile, and the moments of its layers in double precision.
+    `progress` hears of layers done and of all. Returns what `write_factors` does.
+
+    Raises InvalidInput for a ratio outside (0, 1], a checkpoint that is compressed
+    already, that has no tokenizer or weights that are not finite, and a text too short
+    for the Gram matrix of a layer.
+    """
+    folder = Path(folder)
+    require(
+        0 < rank_ratio <= 1,
+        f"rank_ratio={rank_ratio:g} must lie in (0, 1]: the share of entries kept",
+    )
+    with SafetensorsStore(folder) as store:
+        require_dense(store)
+    model = load_resident(folder)
+    context = min(context, getattr(model.config, "max_position_embeddings", context))
+    tokenizer = read_tokenizer(folder)
+    require_finite(model)
+    ids = read_windows(tokenizer, text, windows, context)
+    require_known(ids.flatten().tolist(), model.config.vocab_size)
+    require_tokens(model, ids.numel())
+    minded = sensitivities(model, ids)
+    parts = decompose_layers(
+        model, gram_matrices(model, ids[:, None]), sensitivities=minded
+    )
+    ranks = allocate_ranks(spectra(model, parts), rank_ratio)
+    twin = factorise_blocks(model, ids, ranks, minded, progress=progress)
+    return write_factors(folder, out, twin)
+
+
+def require_finite(model: nn.Module) -> None:
+    """Refuse a model with weights that are not numbers, by their name."""
+    for name, weight in model.named_parameters():
+        require(
+            bool(torch.isfinite(weight).all()),
+            f"{name} holds weights that are not finite: the checkpoint is damaged; "
+            "copy it again",
+        )
+
+
+def read_windows(
+    tokenizer: Any, path: Path | str, windows: int, context: int
+) -> Tensor:
+    """At most `windows` windows of a UTF-8 text, (w, context), evenly spread over it.
+
+    They do not overlap: a short text has fewer. Raises InvalidInput for a missing file
+    and for a text shorter than one window.
+    """
+    ids = torch.tensor(encode(tokenizer, read_text(path), add_special_tokens=False))
+    require(
+        len(ids) >= context,
+        f"{Path(path).name} has {len(ids):,} tokens: expected {context:,} at least, "
+        "one window; give a longer text",
+    )
+    count = min(windows, len(ids) // context)
+    last = len(ids) - context
+    starts = [last * at // max(count - 1, 1) for at in range(count)]
+    return torch.stack([ids[at : at + context] for at in starts])
+
+
+WEIGHTS = (*PACKED_KINDS, "lossless")
+
+WIDTHS = (2, 3, 4)  # bits that the command writes
+CALIBRATION_TOKENS = 8192  # of few bits
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+Progress = Callable[[int, int], None]  # layers done, and of all
+Writer = Callable[[Path, Path, Progress | None], dict[str, Any]]
+
+
+def compress_checkpoint(
+    checkpoint: str,
+    out: Path | str,
+    weights: str | None = None,
+    tokens: int = 4096,
+    context: int = 512,
+    progress: Progress | None = None,
+    rank_ratio: float | None = None,
+    bits: int | None = None,
+    correction_rank: int = 0,
+    group: int = 64,
+    calibration: Path | str | None = None,
+) -> dict[str, Any]:
+    """Write `checkpoint` smaller into the new folder `out`, as the command prints it.
+
+    `weights` is a format of packed weights, or lossless; `rank_ratio` the share of the
+    entries of the layers' matrices that low-rank factors keep; `bits` asks for GPTQ
+    with a scale for each `group` inputs, and with a `correction_rank` for factors of
+    that rank beside each matrix. One of the three; factors and few bits are calibrated
+    on the UTF-8 text `calibration`, by default *Persuasion*.
+
+    Returns the bytes of the tensors and the perplexities before and after, of `tokens`
+    tokens of each held-out text in windows of `context`, through streamed models:
+    `domains` has those of all by the name of the domain, since a calibration serves
+    texts like its own best, `perplexity_before` and `perplexity_after` are those of the
+    first, *Sense and Sensibility*. Without `tokens`, or for a checkpoint without a
+    tokenizer, they are None and `domains` is empty.
+
+    Raises InvalidInput where no way of compressing is asked for, or two, for more
+    tokens than a text has, and as its writer does, with nothing written then.
+
+    >>> from thesis_lib.memory import compress_checkpoint
+    >>> said = compress_checkpoint("smollm2", folder / "nf4", weights="nf4", tokens=0)
+    >>> round(said["bytes_after"] / said["bytes_before"], 2)
+    0.42
+    """
+    folder, out = checkpoint_folder(checkpoint), Path(out)
+    text = None if calibration is None else Path(calibration)
+    wish = Wish(weights, rank_ratio, bits, correction_rank, group, text)
+    texts = held_out_texts(folder, tokens)
+    written = write_compressed(folder, out, wish, context, progress)
+    before = held_out_perplexities(folder, texts, context)
+    after = held_out_perplexities(out, texts, context)
+    first = next(iter(TEXTS.values()))
+    return {
+        **written,
+        "weights": weights,
+        "rank_ratio": rank_ratio,
+        "bits": bits,
+        "perplexity_before": before.get(first),
+        "perplexity_after": after.get(first),
+        "domains": {
+            name: {"perplexity_before": before[name], "perplexity_after": after[name]}
+            for name in texts
+        },
+        "tokens": tokens if texts else 0,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One way to compress, and what belongs to it alone."""
+
+    weights: str | None = None
+    rank_ratio: float | None = None
+    bits: int | None = None
+    correction_rank: int = 0
+    group: int = 64
+    calibration: Path | None = None
+
+    def __post_init__(self) -> None:
+        asked = {
+            name: getattr(self, name)
+            for name in ("weights", "rank_ratio", "bits")
+            if getattr(self, name) is not None
+        }
+        if not asked:
+            raise InvalidInput(
+                f"no compression is asked for: give weights {_listed()}, or a "
+                "rank_ratio, or bits 2, 3 or 4"
+            )
+        require(
+            len(asked) == 1,
+            f"{' and '.join(f'{n}={v!r}' for n, v in asked.items())} are two "
+            "compressions: give one of them",
+        )
+        require(
+            self.correction_rank == 0 or self.bits is not None,
+            f"correction_rank={self.correction_rank} belongs to bits: give 2, 3 or 4",
+        )
+        require(
+            self.calibration is None or self.weights is None,
+            f"weights={self.weights!r} are not calibrated: a calibration text is for "
+            "rank_ratio and for bits",
+        )
+
+
+def write_compressed(
+    folder: Path | str,
+    out: Path | str,
+    wish: Wish,
+    context: int = 512,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write the checkpoint `folder` as `wish` says into the new folder `out`.
+
+    Few bits are calibrated on windows of `context` tokens. Returns at least
+    `bytes_before` and `bytes_after` of the tensors, and `layers`. Raises InvalidInput
+    for a format or a number of bits that is unknown, and as the writer does.
+    """
+    write = _writer(wish, context)
+    with SafetensorsStore(folder) as store:
+        dense = store.kind == "dense"
+    if dense:  # what is compressed already, its writer refuses
+        require_checkpoint(folder)
+    return write(Path(folder), Path(out), progress)
+
+
+def _writer(wish: Wish, context: int) -> Writer:
+    """The one place where a wish becomes a way to write a checkpoint."""
+    text = CALIBRATION_TEXT if wish.calibration is None else wish.calibration
+    if wish.rank_ratio is not None:
+        return partial(factor_checkpoint, rank_ratio=wish.rank_ratio, text=text)
+    if wish.bits is not None:
+        require(wish.bits in WIDTHS, f"bits={wish.bits} must be one of 2, 3, 4")
+        recipe = Recipe(Grid(wish.bits, wish.group), wish.correction_rank)
+        return _bits_writer(recipe, text, context)
+    kind = choice("weights", str(wish.weights), WEIGHTS)
+    if kind == "lossless":
+        return code_checkpoint
+    return lambda folder, out, progress: pack_checkpoint(
+        folder, out, kind, progress=progress
+    )
+
+
+def _bits_writer(recipe: Recipe, text: Path, context: int) -> Writer:
+    """What writes few bits. The whole model is in memory while it is calibrated."""
+
+    def write(folder: Path, out: Path, progress: Progress | None) -> dict[str, Any]:
+        windows = calibration_windows(read_tokenizer(folder), text, context)
+        require_known(
+            torch.cat(windows).flatten().tolist(), ModelSpec.from_config(folder).vocab
+        )
+
+        def quantise():
+            model = load_resident(folder, torch.bfloat16)
+            require_calibratable(model, windows)
+            _, stored = quantise_model(
+                model,
+                windows,
+                dict.fromkeys(matrices(model), recipe),
+                empirical_fisher(model, windows) if recipe.rank else None,
+                progress=progress,
+            )
+            return stored
+
+        return write_bits(folder, out, recipe, quantise)
+
+    return write
+
+
+def calibration_windows(
+    tokenizer: Any, text: Path | str, context: int, most: int = CALIBRATION_TOKENS
+) -> list[torch.Tensor]:
+    """Windows (1, context) of a text, evenly spread, of `most` tokens together.
+
+    Of a shorter text all whole windows. Raises InvalidInput for a missing file, and for
+    a text without one whole window.
+    """
+    ids = encode(tokenizer, read_text(text), add_special_tokens=False)
+    available = len(ids) // context
+    require(
+        available > 0,
+        f"calibration text {Path(text).name} has {len(ids)} tokens: give at least "
+        f"{context:,}, a whole window",
+    )
+    count = min(available, max(most // context, 1))
+    places = [i * available // count for i in range(count)]
+    return [torch.tensor([ids[i * context : (i + 1) * context]]) for i in places]
+
+
+def _listed() -> str:
+    return f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
+
+
+def held_out_texts(folder: Path, tokens: int) -> dict[str, Tensor]:
+    """By domain, the first tokens (n,) of each text that no calibration reads.
+
+    None of them without tokens to score or a tokenizer to make them. Raises
+    InvalidInput for a text that is shorter.
+    """
+    if tokens == 0 or not any((folder / name).is_file() for name in _TOKENIZER):
+        return {}
+    tokenizer, vocab = read_tokenizer(folder), ModelSpec.from_config(folder).vocab
+    texts = {
+        domain: read_tokens(tokenizer, data_folder() / "text" / f"{text}.txt", tokens)
+        for text, domain in TEXTS.items()
+    }
+    for ids in texts.values():
+        require_known(ids.tolist(), vocab)
+    return texts
+
+
+def held_out_perplexities(
+    folder: Path, texts: Mapping[str, Tensor], context: int
+) -> dict[str, float]:
+    """Perplexities of a checkpoint on tokens by domain, (n,) each.
+
+    Through the streamed model, every layer read from the disk for each window, so that
+    a checkpoint larger than the memory has them too.
+    """
+    longest = getattr(read_config(folder), "max_position_embeddings", context)
+    return {
+        domain: streamed_perplexity(folder, ids, min(context, longest)).value
+        for domain, ids in texts.items()
+    }
+
+
+def streamed_perplexity(folder: Path | str, tokens: Tensor, context: int) -> Perplexity:
+    """Perplexity of a checkpoint on one text, tokens (n,), with every layer streamed.
+
+    In windows of `context` tokens without overlap.
+    """
+    made = plan_streamed(folder, 1, context, context, ring=3, logit_tokens=context)
+    with StreamedModel(folder, made) as model:
+        return perplexity(model.logits, tokens, context)

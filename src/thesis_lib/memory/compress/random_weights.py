@@ -1,0 +1,205 @@
+"""Seeded random checkpoints of true geometries, for measurements of systems.
+
+The weights of the largest published models are not distributed with this project, and
+how fast a model streams does not depend on what its weights say. What this module
+writes is an ordinary checkpoint in every respect but meaning.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import norm
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from thesis_lib.common.errors import choice, require
+from thesis_lib.common.units import MiB
+from thesis_lib.memory.compress import writers
+from thesis_lib.memory.compress.writers import contents, describe
+from thesis_lib.memory.formats import lossless
+from thesis_lib.memory.formats.nf4 import (
+    PACKED_KINDS,
+    layout_here,
+    pack_layer,
+    packed_entries,
+)
+from thesis_lib.memory.model.checkpoint import (
+    OUTER,
+    Entry,
+    NewCheckpoint,
+    file_bytes,
+    in_file_order,
+    new_checkpoint,
+    split_name,
+)
+from thesis_lib.memory.model.spec import ModelSpec, geometry
+from thesis_lib.memory.offload.architectures import configure
+
+# As the command says.
+WEIGHTS = {
+    "bf16": "dense",
+    **{kind: kind for kind in PACKED_KINDS},
+    "lossless": lossless.CODED_KIND,
+}
+
+_STD = 0.02  # what most published models start from
+_BLOCK = 4 * MiB  # weights drawn from one generator
+_THREADS = os.cpu_count() or 1
+
+
+def synthesise(
+    model: ModelSpec | str,
+    out: Path | str,
+    distinct_layers: int | None = None,
+    layers: int | None = None,
+    seed: int = 0,
+    kind: str = "dense",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Write a checkpoint of a geometry with Gaussian weights into the new folder `out`.
+
+    Matrices have mean 0 and the standard deviation 0.02, or less where a matrix has
+    more inputs than that keeps at unit gain; norms are one. `kind` is "dense" for
+    bfloat16, or "nf4" or "int8" for layers packed so, or "lossless" for a code of the
+    dense ones. `layers` cuts the stack. With
+    `distinct_layers` D the file of layer l >= D is a hard link to that of layer
+    l mod D, and index and manifest say so: the stack is as long to read and shorter
+    to store. A layer depends on `seed` and on its number alone.
+
+    All or nothing: the work is done beside `out`, a layer in memory at a time, and
+    takes its place by one rename. `progress` hears of layers done and of all. Returns
+    `bytes` of all names, `distinct_bytes` of the files under them and `layers`.
+
+    Raises InvalidInput for an unknown geometry, for numbers out of range, for a target
+    that exists and, before anything is written, for a disk that is too small.
+
+    >>> from thesis_lib.memory import ModelSpec, synthesise
+    >>> spec = ModelSpec("tiny", layers=2, hidden=64, intermediate=128, heads=4,
+    ...                  kv_heads=2, head_dim=16, vocab=256, tied=True)
+    >>> synthesise(spec, folder / "tiny")["layers"]
+    2
+    """
+    spec = geometry(model) if isinstance(model, str) else model
+    choice("kind", kind, WEIGHTS.values())
+    count = spec.layers if layers is None else layers
+    require(
+        0 < count <= spec.layers,
+        f"layers={count}: expected 1 to {spec.layers}, the depth of {spec.name}",
+    )
+    distinct = count if distinct_layers is None else distinct_layers
+    require(
+        0 < distinct <= count,
+        f"distinct_layers={distinct}: expected 1 to {count}, the layers of the stack",
+    )
+    config = configure(replace(spec, layers=count))
+    parts, packing = _parts(config), {}
+    files = dict(parts)
+    if kind != "dense":
+        layout = (
+            lossless.CODED_LAYOUT if kind == lossless.CODED_KIND else layout_here(kind)
+        )
+        packing = {"layout": layout}
+        config.quantization_config = describe(kind, **packing)
+    if kind in PACKED_KINDS:
+        for layer in range(count):
+            files[layer] = packed_entries(parts[layer], kind, **packing)
+    written = (OUTER, *range(distinct))
+    needed = sum(file_bytes(files[part]) for part in written)  # or less, in code
+    with new_checkpoint(Path(out), needed) as checkpoint:
+        config.save_pretrained(checkpoint.folder)
+        for done, part in enumerate(written):
+            tensors = _draw(parts[part], (seed, part + 1))
+            if part != OUTER and kind in PACKED_KINDS:
+                tensors = _pack(tensors, files[part], kind)
+            write = partial(
+                writers.write_coded
+                if kind == lossless.CODED_KIND
+                else NewCheckpoint.write,
+                checkpoint,
+            )
+            write(part, files[part], contents(t for _, t in tensors))
+            if progress is not None:
+                progress(done, distinct)
+        distinct_bytes = checkpoint.bytes
+        for layer in range(distinct, count):
+            checkpoint.link(layer, layer % distinct)
+        linked = {"distinct_layers": distinct} if distinct < count else {}
+        checkpoint.finish(
+            kind=kind, **packing, geometry=spec.name, layers=count, seed=seed, **linked
+        )
+        total = checkpoint.bytes
+    return {
+        "bytes": total,
+        "distinct_bytes": distinct_bytes,
+        "layers": count,
+        "distinct_layers": distinct,
+        "weights": kind,
+    }
+
+
+def _parts(config: PretrainedConfig) -> dict[int, dict[str, Entry]]:
+    """Type and shape of every parameter, by layer, those outside the stack first."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    parts: dict[int, dict[str, Entry]] = {OUTER: {}}
+    for name, parameter in model.named_parameters():  # a tied head is named once
+        part = parts.setdefault(split_name(name)[0], {})
+        part[name] = "BF16", tuple(parameter.shape)
+    return parts
+
+
+def _draw(
+    entries: Mapping[str, Entry], seed: tuple[int, ...]
+) -> Iterator[tuple[str, Tensor]]:
+    """One tensor after the other, with its name, in the order of the file."""
+    for number, (name, (_, shape)) in enumerate(in_file_order(entries).items()):
+        if len(shape) == 1 and name.endswith(".weight"):
+            yield name, torch.ones(shape, dtype=torch.bfloat16)  # a norm
+        else:
+            std = min(_STD, 1 / math.sqrt(shape[-1]))
+            yield name, gaussian(shape, std, (*seed, number))
+
+
+def _pack(
+    tensors: Iterator[tuple[str, Tensor]], entries: Mapping[str, Entry], kind: str
+) -> Iterator[tuple[str, Tensor]]:
+    """The same packed, in the order of the file that holds `entries`."""
+    packed: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        packed |= pack_layer({name: tensor}, kind)
+    yield from ((name, packed[name]) for name in in_file_order(entries))
+
+
+@cache
+def _quantiles(std: float) -> np.ndarray:
+    """The bit patterns of 2^16 equally likely values of a normal law, in bfloat16."""
+    likely = (np.arange(2**16) + 0.5) / 2**16
+    values = torch.from_numpy(std * norm.ppf(likely)).to(torch.bfloat16)
+    return values.view(torch.int16).numpy()
+
+
+def gaussian(shape: tuple[int, ...], std: float, seed: tuple[int, ...]) -> Tensor:
+    """Normal weights of mean 0 in bfloat16, the same for any number of threads.
+
+    Each is one of 2^16 equally likely quantiles, which costs a fraction of a transform
+    and leaves what bfloat16 tells of the law: tails end at 4.3 standard deviations.
+    """
+    table = _quantiles(std)
+    drawn = np.empty(math.prod(shape), np.int16)
+
+    def fill(block: int) -> None:
+        part = drawn[block * _BLOCK : (block + 1) * _BLOCK]
+        draw = np.random.Generator(np.random.SFC64([*seed, block]))
+        part[:] = table[draw.integers(0, 2**16, len(part), np.uint16)]
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(fill, range(-(-len(drawn) // _BLOCK))))
+    return torch.from_numpy(drawn).view(torch.bfloat16).view(shape)

@@ -1,0 +1,1 @@
+"""What a token costs, rented or bought, measured or published."""

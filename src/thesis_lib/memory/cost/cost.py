@@ -1,0 +1,277 @@
+"""What a million tokens cost: rented by the hour, or on hardware of one's own.
+
+Rates are tokens a second, measured or predicted; prices come from `prices.py`. A cost
+falls as the rate rises, so that the ends of a measured rate are those of its cost.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from thesis_lib.common.errors import require
+from thesis_lib.common.stats import Interval
+
+HOURS_PER_MONTH = 365.25 * 24 / 12
+HEADINGS = {  # of the columns that readers are shown, for `rename`
+    "first_token_s": "s to the first token",
+    "token_s": "s a token",
+    "tokens_per_s": "tokens a s",
+    "usd_per_hour": "USD an hour",
+    "usd_per_million": "USD a million tokens",
+    "low": "from",
+    "high": "to",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """A request: so many tokens are read, so many written. Costs are per token written.
+
+    Reading is charged to what is written, because one pass reads a prompt that a pass
+    each has to write.
+    """
+
+    prompt_tokens: int
+    generated_tokens: int
+
+    def __post_init__(self) -> None:
+        require(
+            self.prompt_tokens > 0 and self.generated_tokens > 0,
+            f"prompt_tokens={self.prompt_tokens} and generated_tokens="
+            f"{self.generated_tokens} must be positive",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a batch takes: its prompts and first tokens, then each further step."""
+
+    first_token_s: float
+    step_s: float
+    batch: int = 1  # sequences that make tokens in a step
+    tokens_per_step: float = 1.0  # of one sequence, on average; above 1 by speculation
+
+    def __post_init__(self) -> None:
+        require(
+            self.first_token_s > 0 and self.step_s > 0,
+            f"first_token_s={self.first_token_s:g} and step_s={self.step_s:g} must be "
+            "positive",
+        )
+        require(
+            self.batch >= 1 and self.tokens_per_step >= 1,
+            f"batch={self.batch} and tokens_per_step={self.tokens_per_step:g} must be "
+            "at least 1",
+        )
+
+    @property
+    def token_s(self) -> float:
+        """Seconds between two tokens of one sequence."""
+        return self.step_s / self.tokens_per_step
+
+    def tokens_per_s(self, mix: Mix) -> float:
+        """Generated tokens a second of the batch, prompts included in the time."""
+        further = (mix.generated_tokens - 1) * self.token_s
+        return self.batch * mix.generated_tokens / (self.first_token_s + further)
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The latency that a use can bear: a chat little, a batch overnight any."""
+
+    first_token_s: float = math.inf
+    token_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        require(
+            self.first_token_s > 0 and self.token_s > 0,
+            f"objectives of {self.first_token_s:g} s and {self.token_s:g} s must be "
+            "positive",
+        )
+
+    def missed(self, timing: Timing) -> str:
+        """What `timing` misses of the objective, in words; empty where it meets it."""
+        misses = [
+            f"{found:.3g} s {what} instead of {most:g} s"
+            for what, found, most in (
+                ("to the first token", timing.first_token_s, self.first_token_s),
+                ("a token", timing.token_s, self.token_s),
+            )
+            if found > most
+        ]
+        return " and ".join(misses)
+
+
+def usd_per_million_tokens(
+    usd_per_hour: float, tokens_per_s: float, utilisation: float = 1.0
+) -> float:
+    """Dollars per million tokens on a machine that is paid by the hour.
+
+    `utilisation` is the share of the paid hours in which tokens are made, at
+    `tokens_per_s`. Raises InvalidInput for a utilisation outside (0, 1] and for a
+    price or rate that is not positive.
+    """
+    _require_rate(tokens_per_s, utilisation)
+    require(
+        math.isfinite(usd_per_hour) and usd_per_hour > 0,
+        f"usd_per_hour={usd_per_hour:g} must be positive and finite",
+    )
+    return usd_per_hour / (3600 * tokens_per_s * utilisation) * 1e6
+
+
+def over_interval(cost: Callable[[float], float], rate: Interval) -> Interval:
+    """The interval of a cost that falls with the rate: its ends change places."""
+    return Interval(cost(rate.value), cost(rate.high), cost(rate.low))
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What a month of a machine costs: a part that is due, and a part by the token."""
+
+    fixed_usd: float
+    usd_per_million: float
+    most_tokens: float = math.inf  # that the machine can make in a month
+
+    def __post_init__(self) -> None:
+        require(
+            self.fixed_usd >= 0 and self.usd_per_million >= 0 and self.most_tokens > 0,
+            f"fixed_usd={self.fixed_usd:g} and usd_per_million="
+            f"{self.usd_per_million:g} must not be negative, most_tokens="
+            f"{self.most_tokens:g} must be positive",
+        )
+
+    def usd(self, tokens: float) -> float:
+        """Dollars for `tokens` in a month; infinite beyond what the machine makes."""
+        if tokens > self.most_tokens:
+            return math.inf
+        return self.fixed_usd + self.usd_per_million * tokens / 1e6
+
+
+def metered_bill(
+    usd_per_hour: float, tokens_per_s: float, utilisation: float = 1.0
+) -> Bill:
+    """Rent by the hour for the hours in use: nothing is due in an idle month.
+
+    As many such machines can be rented as the tokens need.
+    """
+    return Bill(0.0, usd_per_million_tokens(usd_per_hour, tokens_per_s, utilisation))
+
+
+def reserved_bill(usd_per_hour: float, tokens_per_s: float) -> Bill:
+    """Rent for all hours of the month, used or not."""
+    _require_rate(tokens_per_s, 1.0)
+    require(usd_per_hour > 0, f"usd_per_hour={usd_per_hour:g} must be positive")
+    return Bill(usd_per_hour * HOURS_PER_MONTH, 0.0, most_tokens(tokens_per_s))
+
+
+def most_tokens(tokens_per_s: float) -> float:
+    """What a machine makes in a month without a pause."""
+    return tokens_per_s * 3600 * HOURS_PER_MONTH
+
+
+def break_even_tokens(bill: Bill, other: Bill) -> float:
+    """The smallest volume of a month from which `bill` is no dearer than `other`.
+
+    Zero where that holds from the start, and infinite where it never does. Beyond what
+    a machine can make its bill is infinite.
+    """
+    extra = bill.fixed_usd - other.fixed_usd
+    saved = (other.usd_per_million - bill.usd_per_million) / 1e6
+    tokens = math.inf
+    if extra <= 0:
+        tokens = 0.0
+    elif saved > 0:
+        tokens = extra / saved
+    if tokens > other.most_tokens:  # what the other cannot make, it cannot make cheaper
+        return other.most_tokens if bill.most_tokens > other.most_tokens else math.inf
+    return tokens if tokens <= bill.most_tokens else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A machine of one's own: bought once, written off, and fed with electricity."""
+
+    capex_usd: float
+    months: float  # over which the purchase is written off
+    watts: float  # while it makes tokens; off or negligible otherwise
+    usd_per_kwh: float
+    pue: float = 1.0  # power drawn in all over power of the machine
+
+    def __post_init__(self) -> None:
+        for name in ("capex_usd", "months", "usd_per_kwh"):
+            require(
+                getattr(self, name) > 0,
+                f"{name}={getattr(self, name):g} must be positive",
+            )
+        require(self.watts >= 0, f"watts={self.watts:g} must not be negative")
+        require(self.pue >= 1, f"pue={self.pue:g} must be at least 1")
+
+    @property
+    def capital_usd_per_hour(self) -> float:
+        """Dollars an hour whether it works or not."""
+        return self.capex_usd / (self.months * HOURS_PER_MONTH)
+
+    @property
+    def energy_usd_per_hour(self) -> float:
+        """Dollars an hour while it works."""
+        return self.watts / 1000 * self.pue * self.usd_per_kwh
+
+    def energy_usd_per_million(self, tokens_per_s: float) -> float:
+        """Dollars of electricity per million tokens: all that idle hardware costs."""
+        _require_rate(tokens_per_s, 1.0)
+        return self.energy_usd_per_hour / (3600 * tokens_per_s) * 1e6
+
+    def usd_per_million_tokens(
+        self, tokens_per_s: float, utilisation: float = 1.0
+    ) -> float:
+        """Dollars per million tokens: capital by the month, energy by the token."""
+        _require_rate(tokens_per_s, utilisation)
+        per_hour = self.capital_usd_per_hour / utilisation + self.energy_usd_per_hour
+        return per_hour / (3600 * tokens_per_s) * 1e6
+
+    def bill(self, tokens_per_s: float) -> Bill:
+        """What a month of it costs."""
+        return Bill(
+            self.capex_usd / self.months,
+            self.energy_usd_per_million(tokens_per_s),
+            most_tokens(tokens_per_s),
+        )
+
+
+def floor_s(moved_bytes: float, link_bytes_per_s: float) -> float:
+    """Seconds that moving `moved_bytes` over a link takes at the very least."""
+    require(
+        moved_bytes >= 0 and link_bytes_per_s > 0,
+        f"moved_bytes={moved_bytes:g} and link_bytes_per_s={link_bytes_per_s:g}: "
+        "expected none negative and a positive rate",
+    )
+    return moved_bytes / link_bytes_per_s
+
+
+def verify_above_floor(
+    seconds: float, moved_bytes: float, link_bytes_per_s: float
+) -> float:
+    """The share of the link that a measured time used, in (0, 1].
+
+    `link_bytes_per_s` is the upper confidence limit of the measured link. Raises
+    InvalidInput for a time below the floor: such a record counted bytes that were
+    not moved, and must not become a price.
+    """
+    floor = floor_s(moved_bytes, link_bytes_per_s)
+    require(
+        seconds >= floor and seconds > 0,
+        f"{seconds:.4g} s for {moved_bytes:.4g} bytes is less than the {floor:.4g} s "
+        f"that a link of {link_bytes_per_s:.4g} bytes/s needs: the bytes did not all "
+        "cross it; measure with cold caches",
+    )
+    return floor / seconds
+
+
+def _require_rate(tokens_per_s: float, utilisation: float) -> None:
+    require(
+        math.isfinite(tokens_per_s) and tokens_per_s > 0,
+        f"tokens_per_s={tokens_per_s:g} must be positive and finite",
+    )
+    require(
+        0 < utilisation <= 1,
+        f"utilisation={utilisation:g} must lie in (0, 1]: the busy share of paid hours",
+    )

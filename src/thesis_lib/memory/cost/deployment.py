@@ -1,0 +1,610 @@
+"""What a result owes to each of its inputs: one at a time, and all of them at once."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.files import read_record
+from thesis_lib.common.stats import F64, Interval, bootstrap
+from thesis_lib.memory.cost.cost import (
+    HOURS_PER_MONTH,
+    Bill,
+    Mix,
+    Objective,
+    Owned,
+    Timing,
+    break_even_tokens,
+    metered_bill,
+    over_interval,
+    reserved_bill,
+    usd_per_million_tokens,
+)
+from thesis_lib.memory.cost.prices import Price, Quantity, read_prices, read_quantities
+from thesis_lib.memory.cost.published import Card, raw_bytes_per_s, read_cards
+from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
+from thesis_lib.memory.offload.plan import (
+    WEIGHTS,
+    MemoryPlan,
+    PlanInfeasible,
+    least_device_bytes,
+    plan,
+)
+
+Evaluate = Callable[[Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """An input as it is believed to be, and between what it may lie. All positive."""
+
+    value: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.low <= self.value <= self.high < np.inf,
+            f"low={self.low:g}, value={self.value:g}, high={self.high:g}: expected "
+            "positive numbers in that order",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """The result with one input at its low and its high, all others at their value."""
+
+    name: str
+    range: Range
+    at_low: float
+    at_high: float
+
+    @property
+    def swing(self) -> float:
+        """How far the result moves over the range of this input."""
+        return abs(self.at_high - self.at_low)
+
+
+def values(ranges: Mapping[str, Range]) -> dict[str, float]:
+    """Each input as it is believed to be."""
+    return {name: each.value for name, each in ranges.items()}
+
+
+def tornado(evaluate: Evaluate, ranges: Mapping[str, Range]) -> list[Bar]:
+    """A bar for each input, the one that moves the result furthest first."""
+    base = values(ranges)
+    bars = [
+        Bar(
+            name,
+            each,
+            float(evaluate(base | {name: each.low})),
+            float(evaluate(base | {name: each.high})),
+        )
+        for name, each in ranges.items()
+    ]
+    return sorted(bars, key=lambda bar: bar.swing, reverse=True)
+
+
+def draw(
+    ranges: Mapping[str, Range], draws: int = 10_000, seed: int = 0
+) -> dict[str, F64]:
+    """Independent random inputs, (draws,) each, for a result that takes arrays.
+
+    The logarithm of an input has a triangular density over its range with the mode at
+    its value: prices err by factors. An input without a range is a constant. Each
+    input has a stream of its own, so that leaving one out does not move the others.
+    """
+    require(draws > 0, f"draws={draws} must be positive")
+    return {
+        name: _draw(each, draws, [seed, *name.encode()])
+        for name, each in ranges.items()
+    }
+
+
+def _draw(each: Range, draws: int, seed: list[int]) -> F64:
+    if each.low == each.high:
+        return np.full(draws, each.value)
+    low, mode, high = np.log([each.low, each.value, each.high])
+    return np.exp(np.random.default_rng(seed).triangular(low, mode, high, draws))
+
+
+CARDS = {  # by the item that prices it, whatever the terms of the rent
+    "rtx-3090": "GeForce RTX 3090",
+    "rtx-4090": "GeForce RTX 4090",
+    "rtx-a6000": "RTX A6000",
+    "h100": "H100 PCIe",
+}
+TERMS = ("-spot", "-reserved")
+RESERVED = TERMS[1]  # due for every hour of the month
+OWNED_ITEM, OWNED_CARD = "rtx-3090", "rtx-3090-used"  # as rented and as bought
+MIX = Mix(512, 128)  # where a question does not say
+# Parts of an owned machine: what the table prices, by the name of the input.
+PARTS = {
+    "card_usd": OWNED_CARD,
+    "host_usd": "host",
+    "memory_usd_per_gb": "memory",
+    "storage_usd_per_gb": "storage",
+    "usd_per_kwh": "electricity",
+}
+LABELS = {  # of the inputs, for readers
+    "card_usd": "used card (USD)",
+    "host_usd": "host (USD)",
+    "memory_usd_per_gb": "memory (USD/GB)",
+    "storage_usd_per_gb": "storage (USD/GB)",
+    "usd_per_kwh": "electricity (USD/kWh)",
+    "usd_per_hour": "rent (USD/h)",
+    "months": "writing off (months)",
+    "watts": "power (W)",
+    "pue": "power overhead (times)",
+    "utilisation": "utilisation (share)",
+    "link_gb_per_s": "link (GB/s)",
+}
+STORAGE_GB = 1000  # of an owned machine
+_HOST_BYTES = 2**50  # what does not fit on the card fits in host memory
+_SYSTEM_GB, _MODULE_GB = 16, 32  # memory beside the weights; memory is sold by modules
+_RING = 3  # staging buffers
+_PREDICTED = "predicted"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to hold the weights, and what a pass over them brings."""
+
+    name: str
+    kind: str = "dense"  # of the weights: dense, nf4 or int8
+    coded: float = 1.0  # bytes that cross the link over bytes of the streamed layers
+    tokens_per_step: float = 1.0  # of one sequence
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        choice("kind", self.kind, tuple(WEIGHTS.values()))
+        require(
+            0 < self.coded <= 1, f"coded={self.coded:g} must lie in (0, 1]: a share"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a step reads and computes, and the machine that is paid for it."""
+
+    name: str
+    item: str  # of the price table
+    count: int  # machines of that item
+    read_bytes: float  # that cross the link in a step
+    link_bytes_per_s: float
+    compute_s: float  # of a step
+    first_compute_s: float  # of the pass over the prompts
+    batch: int
+    tokens_per_step: float
+    streamed_layers: int = 0
+
+    @property
+    def timing(self) -> Timing:
+        """Reading and computing overlap: the slower one remains."""
+        reading_s = self.read_bytes / self.link_bytes_per_s
+        return Timing(
+            max(reading_s, self.first_compute_s),
+            max(reading_s, self.compute_s),
+            self.batch,
+            self.tokens_per_step,
+        )
+
+    @property
+    def memory_gb(self) -> int:
+        """Host memory that holds what is streamed, and a system, in whole modules."""
+        return _MODULE_GB * math.ceil((self.read_bytes / 1e9 + _SYSTEM_GB) / _MODULE_GB)
+
+
+def base_item(item: str) -> str:
+    """The item without the terms of its rent: rtx-a6000 for rtx-a6000-spot."""
+    for terms in TERMS:
+        item = item.removesuffix(terms)
+    return item
+
+
+def predict(
+    spec: ModelSpec,
+    method: Method,
+    mix: Mix,
+    item: str,
+    card: Card,
+    count: int = 1,
+    link_bytes_per_s: float | None = None,
+) -> Configuration:
+    """What the plan of `spec` on `count` cards promises, each step at its bound.
+
+    Several cards share the weights and the work without loss: a bound as well. Products
+    read weights in 16 bits, in whatever format they came. The link is `assumed_link`
+    unless given. Raises PlanInfeasible where the batch does not fit.
+    """
+    made = make_plan(spec, method, mix, card, count, link_bytes_per_s)
+    return Configuration(
+        name=method.name,
+        item=item,
+        count=count,
+        read_bytes=made.bytes_per_step,
+        link_bytes_per_s=made.machine.link_bytes_per_s,
+        compute_s=made.compute_s(),
+        first_compute_s=made.compute_s(mix.prompt_tokens),
+        batch=method.batch,
+        tokens_per_step=method.tokens_per_step,
+        streamed_layers=made.streamed_layers,
+    )
+
+
+def assumed_link(card: Card) -> float:
+    """Bytes a second that reach a card: the table's, where it has 16 lanes of PCIe 4.
+
+    More or less in proportion, where its lanes carry more or less than those.
+    """
+    lanes = card.raw_bytes_per_s / raw_bytes_per_s(4, 16)
+    return 1e9 * read_quantities()["link_gb_per_s"].value * lanes
+
+
+def make_plan(
+    spec: ModelSpec,
+    method: Method,
+    mix: Mix,
+    card: Card,
+    count: int = 1,
+    link_bytes_per_s: float | None = None,
+) -> MemoryPlan:
+    """The plan of a method for whole requests; host memory holds what does not fit."""
+    machine = Machine(
+        device_bytes=count * card.memory_bytes,
+        disk_bytes_per_s=math.inf,
+        host_bytes=_HOST_BYTES,
+        link_bytes_per_s=link_bytes_per_s or assumed_link(card),
+        weight_bytes_per_s=count * card.memory_bytes_per_s,
+        flops_per_s=count * (card.flops_per_s or math.inf),
+    )
+    made = plan(spec, machine, ring=_RING, **_request(method, mix))
+    read_bytes = round(made.layer_read_bytes * method.coded)
+    return replace(made, layer_read_bytes=read_bytes)
+
+
+def _request(method: Method, mix: Mix) -> dict[str, Any]:
+    """What `plan` has to know of whole requests."""
+    return {
+        "batch": method.batch,
+        "context": mix.prompt_tokens + mix.generated_tokens,
+        "pass_tokens": mix.prompt_tokens,
+        "logit_tokens": 1,
+        "kind": method.kind,
+    }
+
+
+def most_sequences(
+    spec: ModelSpec,
+    method: Method,
+    mix: Mix,
+    card: Card,
+    most: int,
+    count: int = 1,
+    resident: bool = False,
+) -> int:
+    """The largest batch, of `most` at most, that `count` cards hold with its requests.
+
+    With `resident` they hold all layers beside it, else a ring of buffers. 0 where not
+    even one sequence fits.
+    """
+    buffers = spec.layers if resident else _RING
+
+    def needed(batch: int) -> int:
+        request = _request(replace(method, batch=batch), mix)
+        return least_device_bytes(spec, ring=buffers, **request)
+
+    return bisect_right(range(1, most + 1), count * card.memory_bytes, key=needed)
+
+
+def recorded_rates(
+    headline: Mapping[str, Any] | None, streaming: Mapping[str, Any] | None
+) -> dict[str, Interval]:
+    """Tokens a second of decoding, with their interval, of the runs on record.
+
+    Keys name the record and the run in it, such as headline:bf16-8192MiB. The runs of
+    the claimed size have few steps, and their interval is hardly wider than their
+    extremes.
+    """
+    rates = {}
+    for name, part in (headline["parts"] if headline else {}).items():
+        steps = np.asarray(part["trial"]["step_s"], float)
+        low, high = bootstrap(
+            len(steps), lambda rows, steps=steps: np.median(steps[rows], axis=1)
+        )
+        rates[f"headline:{name}"] = _rate(float(np.median(steps)), low, high)
+    for name, found in (streaming["summary"]["systems"] if streaming else {}).items():
+        if "interval_s" in found:
+            rates[f"streaming:{name}"] = _rate(found["median_s"], *found["interval_s"])
+    return rates
+
+
+def _rate(seconds: float, low: float, high: float) -> Interval:
+    return Interval(1 / seconds, 1 / high, 1 / low)
+
+
+def table(
+    configurations: Iterable[Configuration],
+    prices: Mapping[str, Price],
+    mix: Mix,
+    utilisation: float = 1.0,
+    measured: Mapping[str, tuple[str, Interval]] | None = None,
+) -> pd.DataFrame:
+    """A row a configuration: its times, its rate and what a million tokens cost.
+
+    `measured` holds, by name, the item that prices the machine and the rate of
+    decoding: such a row has an interval, and no time to the first token.
+    """
+    rows = {}
+    for each in configurations:
+        timing, rate = each.timing, each.timing.tokens_per_s(mix)
+        hourly = each.count * prices[each.item].usd
+        rows[each.name] = {
+            "basis": _PREDICTED,
+            "machine": f"{each.count} × {each.item}",
+            "batch": each.batch,
+            "first_token_s": timing.first_token_s,
+            "token_s": timing.token_s,
+            "tokens_per_s": rate,
+            "usd_per_hour": hourly,
+            "usd_per_million": usd_per_million_tokens(hourly, rate, utilisation),
+            "low": math.nan,
+            "high": math.nan,
+        }
+    for name, (item, rate) in (measured or {}).items():
+        hourly = prices[item].usd
+        usd = over_interval(
+            lambda r, hourly=hourly: usd_per_million_tokens(hourly, r, utilisation),
+            rate,
+        )
+        rows[name] = {
+            "basis": "measured",
+            "machine": f"1 × {item}",
+            "batch": 1,
+            "first_token_s": math.nan,
+            "token_s": 1 / rate.value,
+            "tokens_per_s": rate.value,
+            "usd_per_hour": hourly,
+            "usd_per_million": usd.value,
+            "low": usd.low,
+            "high": usd.high,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def excluded(
+    configurations: Iterable[Configuration], objective: Objective
+) -> dict[str, str]:
+    """By name, each configuration that the objective rules out, and what it misses."""
+    found = {each.name: objective.missed(each.timing) for each in configurations}
+    return {name: why for name, why in found.items() if why}
+
+
+def workstation(
+    prices: Mapping[str, Price],
+    quantities: Mapping[str, Quantity],
+    memory_gb: float,
+) -> Owned:
+    """A used card in its host with so much memory, written off as the tables say."""
+    capex_usd = prices[OWNED_CARD].usd + prices["host"].usd
+    capex_usd += memory_gb * prices["memory"].usd + STORAGE_GB * prices["storage"].usd
+    return Owned(
+        capex_usd=capex_usd,
+        months=quantities["months"].value,
+        watts=quantities["watts"].value,
+        usd_per_kwh=prices["electricity"].usd,
+        pue=quantities["pue"].value,
+    )
+
+
+def inputs(
+    prices: Mapping[str, Price],
+    quantities: Mapping[str, Quantity],
+    rented: str,
+    **fixed: float,
+) -> dict[str, Range]:
+    """Everything that `evaluate` reads, with its range, by name.
+
+    `rented` is the item that pays for an hour of rent; `fixed` puts another value with
+    no range in the place of a table's.
+    """
+    ranges = {
+        name: Range(prices[item].usd, prices[item].low, prices[item].high)
+        for name, item in (PARTS | {"usd_per_hour": rented}).items()
+    }
+    ranges |= {
+        name: Range(each.value, each.low, each.high)
+        for name, each in quantities.items()
+    }
+    for name, value in fixed.items():
+        choice("input", name, ranges)
+        ranges[name] = Range(value, value, value)
+    return ranges
+
+
+def evaluate(
+    configuration: Configuration, mix: Mix, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Times, rate and costs at `values`, the inputs by name: numbers or arrays (n,).
+
+    The same arithmetic as `cost.py`, unchecked, for sensitivities and for the page's
+    calculator, whose script repeats it. `utilisation` is of the hours paid for, those
+    of rent and those of the owned machine alike.
+    """
+    reading_s = configuration.read_bytes / (values["link_gb_per_s"] * 1e9)
+    first_s = np.maximum(reading_s, configuration.first_compute_s)
+    step_s = np.maximum(reading_s, configuration.compute_s)
+    token_s = step_s / configuration.tokens_per_step
+    batch_s = first_s + (mix.generated_tokens - 1) * token_s
+    tokens_per_s = configuration.batch * mix.generated_tokens / batch_s
+    million_h = 1e6 / (3600 * tokens_per_s)  # hours that a million tokens take
+
+    capex_usd = values["card_usd"] + values["host_usd"]
+    capex_usd = capex_usd + values["memory_usd_per_gb"] * configuration.memory_gb
+    capex_usd = capex_usd + values["storage_usd_per_gb"] * STORAGE_GB
+    monthly_usd = capex_usd / values["months"]
+    energy_usd = values["watts"] / 1000 * values["pue"] * values["usd_per_kwh"]
+    hourly_usd = configuration.count * values["usd_per_hour"]
+    capital_usd = monthly_usd / HOURS_PER_MONTH / values["utilisation"]
+    return {
+        "token_s": token_s,
+        "tokens_per_s": tokens_per_s,
+        "rented_usd": hourly_usd / values["utilisation"] * million_h,
+        "energy_usd": energy_usd * million_h,
+        "owned_usd": (capital_usd + energy_usd) * million_h,
+        "monthly_usd": monthly_usd,
+    }
+
+
+def rented_bill(
+    item: str, usd_per_hour: float, tokens_per_s: float, utilisation: float = 1.0
+) -> Bill:
+    """The bill of a month on the terms that the name of the item states."""
+    if item.endswith(RESERVED):
+        return reserved_bill(usd_per_hour, tokens_per_s)
+    return metered_bill(usd_per_hour, tokens_per_s, utilisation)
+
+
+def summarise(
+    gpu: str = "rtx-3090",
+    tokens_per_s: float | None = None,
+    between: tuple[float, float] | None = None,
+    record: str | None = None,
+    model: str = "llama-65b",
+    weights: str = "bf16",
+    batch: int = 1,
+    mix: Mix | None = None,
+    utilisation: float = 1.0,
+    override: Mapping[str, float] | None = None,
+    folder: Path | None = None,
+    cards: int = 1,
+) -> dict[str, Any]:
+    """What `thesis cost` prints: rent against owning a used card with its host.
+
+    The rate is given, with an interval if `between` says so; or it is that of a run on
+    record in `folder`, such as headline:bf16-8192MiB; or the plan of `model` promises
+    it on so many `cards` of the item, over which the weights that do not fit are
+    streamed: `streamed_layers` counts them, None for another rate. Keys
+    `usd_per_million_tokens` and `break_even_tokens` (a month, None where owning never
+    pays) with their intervals, None where the rate has none. Owning means the used card
+    of the tables in its host: a predicted rate is that of each machine. The keys of
+    owning are None where the batch does not fit it, and for a rate that is not
+    predicted and is of another machine.
+    """
+    require(cards > 0, f"cards={cards} must be positive")
+    prices, quantities = read_prices(override=override), read_quantities()
+    hourly = [price.item for price in prices.values() if price.per == "hour"]
+    price = prices[choice("gpu", gpu, hourly)]
+    require(
+        tokens_per_s is None or record is None,
+        f"tokens_per_s={tokens_per_s} and record={record!r} exclude each other: give "
+        "one of them",
+    )
+    require(
+        between is None or tokens_per_s is not None,
+        "an interval needs the rate that lies in it: give tokens_per_s as well",
+    )
+    is_owned = base_item(gpu) == OWNED_ITEM and cards == 1
+    memory_gb, own_rate = 2 * _MODULE_GB, None if is_owned else math.nan
+    streamed_layers = None
+    if tokens_per_s is not None:
+        low, high = between or (tokens_per_s, tokens_per_s)
+        require(
+            0 < low <= tokens_per_s <= high < math.inf,
+            f"tokens_per_s={tokens_per_s:g} between {low:g} and {high:g}: expected "
+            "positive numbers in that order",
+        )
+        rate, basis = Interval(tokens_per_s, low, high), "given"
+    elif record is not None:
+        found = recorded_rates(
+            read_record("headline", folder), read_record("streaming", folder)
+        )
+        rate, basis = found[choice("record", record, found)], f"measured, {record}"
+    else:
+        asked = (model, weights, batch, mix or MIX)
+        made = _predict_item(gpu, *asked, cards)
+        streamed_layers = made.streamed_layers
+        found = made.timing.tokens_per_s(asked[-1])
+        rate, basis = Interval(found, found, found), _PREDICTED
+        try:
+            mine = _predict_item(OWNED_ITEM, *asked)
+        except PlanInfeasible:
+            own_rate = math.nan
+        else:
+            memory_gb, own_rate = mine.memory_gb, mine.timing.tokens_per_s(asked[-1])
+    owned, usd_per_hour = workstation(prices, quantities, memory_gb), cards * price.usd
+
+    def costs(r: float) -> dict[str, float]:
+        """Both machines at the rate `r`, the owned one at its own where predicted."""
+        own = r if own_rate is None else own_rate
+        found = {
+            "usd_per_million": usd_per_million_tokens(usd_per_hour, r, utilisation),
+            "break_even": math.inf,
+            "owned_usd_per_million": math.nan,
+            "electricity_usd_per_million": math.nan,
+        }
+        if math.isfinite(own):
+            rent = rented_bill(gpu, usd_per_hour, r, utilisation)
+            found["break_even"] = break_even_tokens(owned.bill(own), rent)
+            found["owned_usd_per_million"] = owned.usd_per_million_tokens(
+                own, utilisation
+            )
+            found["electricity_usd_per_million"] = owned.energy_usd_per_million(own)
+        return found
+
+    sharp = rate.low == rate.high
+    at, fast, slow = (costs(r) for r in (rate.value, rate.high, rate.low))
+    result: dict[str, Any] = {}
+    for name, value in at.items():
+        result[f"{name}_tokens"] = _finite(value)
+        # break-even grows with the rate, all other costs fall with it
+        ends = (slow, fast) if name == "break_even" else (fast, slow)
+        result[f"{name}_interval"] = (
+            None if sharp else [_finite(end[name]) for end in ends]
+        )
+    return result | {
+        "gpu": gpu,
+        "cards": cards,
+        "streamed_layers": streamed_layers,
+        "tokens_per_s": rate.value,
+        "tokens_per_s_interval": None if sharp else [rate.low, rate.high],
+        "basis": basis,
+        "utilisation": utilisation,
+        "usd_per_hour": usd_per_hour,
+        "owned_item": OWNED_CARD,
+        "owned_usd": owned.capex_usd,
+        "price_date": price.date.isoformat(),
+        "price_source": price.source,
+        "price_status": price.status,
+    }
+
+
+def _predict_item(
+    item: str, model: str, weights: str, batch: int, mix: Mix, cards: int = 1
+) -> Configuration:
+    base = base_item(item)
+    if base not in CARDS:
+        raise InvalidInput(
+            f"no data sheet is known for {item}, so that its rate cannot be predicted: "
+            f"give tokens_per_s or record, or one of {', '.join(CARDS)}"
+        )
+    method = Method(weights, WEIGHTS[choice("weights", weights, WEIGHTS)], batch=batch)
+    card = read_cards()[CARDS[base]]
+    return predict(geometry(model), method, mix, item, card, cards)
+
+
+def volume(tokens: float) -> str:
+    """From how many tokens a month on, in words; at no volume where it is infinite."""
+    if math.isinf(tokens):
+        return "at no volume"
+    return f"from {tokens:,.0f} tokens a month" if tokens else "from the first token"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""Text from a streamed model: one prompt, many, or by speculation."""

@@ -1,0 +1,109 @@
+"""Text from a streamed model, as `thesis generate` prints it."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from thesis_lib.common.errors import require
+from thesis_lib.memory.model.pretrained import decode, encode, read_tokenizer
+from thesis_lib.memory.model.spec import Machine, ModelSpec
+from thesis_lib.memory.offload.architectures import read_config
+from thesis_lib.memory.offload.offloaded_model import (
+    ASSUMED_DISK_BYTES_PER_S,
+    StreamedModel,
+    checkpoint_folder,
+    enforced,
+    plan_checkpoint,
+)
+from thesis_lib.memory.offload.transfer import find_device
+
+
+class _Clock(BaseStreamer):
+    """The moments at which transformers' generate had chosen a token."""
+
+    def __init__(self) -> None:
+        self.moments: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        """Called with the prompt, then after each token."""
+        self.moments.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Called once, at the end."""
+
+
+def generate_text(
+    checkpoint: str,
+    device_bytes: int,
+    prompt: str,
+    max_new_tokens: int = 32,
+    ring: int = 3,
+    host_bytes: int = 0,
+    device: str = "cpu",
+    verify: bool = False,
+) -> dict[str, Any]:
+    """Greedy continuation of `prompt` by a streamed model, as the command prints it.
+
+    The meter enforces `device_bytes` throughout. Stops at the end-of-text token. The
+    fraction of the link is the time of the same reads without computing over the time
+    of a decoding step.
+
+    >>> from thesis_lib.memory import generate_text
+    >>> said = generate_text("smollm2", 96 * 2**20, "The capital of France is", 4)
+    >>> said["text"].strip(), said["device_peak_bytes"] <= 96 * 2**20
+    ('Paris.', True)
+    """
+    require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
+    folder = checkpoint_folder(checkpoint)
+    spec, place = ModelSpec.from_config(folder), find_device(device)
+    read_config(folder)  # or the tokenizer, which reads it too, would be blamed
+    tokenizer = read_tokenizer(folder)
+    tokens = torch.tensor([encode(tokenizer, prompt, spec.vocab)], device=place)
+    require(tokens.numel() > 0, "the prompt is empty: give at least one word")
+    machine = Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S, host_bytes=host_bytes)
+    made = plan_checkpoint(
+        folder,
+        machine,
+        context=tokens.shape[1] + max_new_tokens,
+        ring=ring,
+        pass_tokens=tokens.shape[1],
+        logit_tokens=1,
+        generating=True,
+    )
+    clock = _Clock()
+    with (
+        StreamedModel(folder, made, device, verify) as model,
+        enforced(device_bytes, device) as budget,
+    ):
+        model.charge(budget)
+        written = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            streamer=clock,
+        )[0, tokens.shape[1] :]
+        bytes_read = model.bytes_read
+        drained: list[float] = []
+        for _ in range(3):
+            start = time.perf_counter()
+            model.drain()
+            drained.append(time.perf_counter() - start)
+    seconds = np.diff(clock.moments)
+    decoding_s = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
+    return {
+        "text": decode(tokenizer, written.tolist()),
+        "tokens": len(written),
+        "s_per_token": decoding_s,
+        "first_token_s": float(seconds[0]),
+        "device_bytes": device_bytes,
+        "device_peak_bytes": budget.peak_bytes,
+        "planned_peak_bytes": made.device_peak_bytes,
+        "model_bytes": made.spec.total_bytes,
+        "bytes_read": bytes_read,
+        "fraction_of_link": float(np.median(drained)) / decoding_s,
+    }

@@ -1,0 +1,216 @@
+"""What compression costs: perplexity on text that no calibration has seen, and time."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.stats import F64, I64, LEVEL, bootstrap
+from thesis_lib.memory.model.pretrained import encode, read_text
+
+TEXTS = {"sense_and_sensibility": "fiction", "jargon": "technical English"}
+
+HEADINGS = {  # of the columns that readers are shown, for `rename`
+    "bytes_percent": "bytes (%)",
+    "low": "from",
+    "high": "to",
+    "ratio_low": "ratio from",
+    "ratio_high": "ratio to",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """exp of the mean negative log-likelihood of a token, window by window."""
+
+    nll: F64  # (w,) nats, summed over the tokens that a window scores
+    counts: I64  # (w,) tokens that a window scores
+
+    @property
+    def tokens(self) -> int:
+        """Tokens scored."""
+        return int(self.counts.sum())
+
+    @property
+    def value(self) -> float:
+        """Perplexity over all tokens scored."""
+        return float(np.exp(self.nll.sum() / self.tokens))
+
+    def interval(self, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
+        """Bootstrap interval over windows, for text of this kind.
+
+        Windows are resampled whole, because tokens within one depend on each other.
+        Raises InvalidInput with fewer than two windows.
+        """
+        return _interval(self.nll, self.counts, level, seed)
+
+    def ratio(
+        self, reference: "Perplexity", level: float = LEVEL, seed: int = 0
+    ) -> tuple[float, float, float]:
+        """This perplexity over the reference's, with a paired bootstrap interval.
+
+        (ratio, low, high). Both must have scored the same windows: the difficulty of
+        the text then cancels, and the interval is much tighter than either one's.
+        """
+        require(
+            np.array_equal(self.counts, reference.counts),
+            f"{self.tokens} tokens against {reference.tokens}: expected both to score "
+            "the same windows of the same text",
+        )
+        difference = self.nll - reference.nll
+        low, high = _interval(difference, self.counts, level, seed)
+        return self.value / reference.value, low, high
+
+
+def pooled_ratio(
+    scores: Sequence[Perplexity], reference: Perplexity
+) -> tuple[float, float, float]:
+    """Over a reference, of scores that differ by the luck of a calibration.
+
+    (ratio, low, high): the geometric mean, and the outermost ends of the paired 95 %
+    intervals of `Perplexity.ratio`, so that they cover windows and calibrations. Raises
+    InvalidInput for scores of other windows.
+    """
+    ratios = np.array([score.ratio(reference) for score in scores])
+    mean = float(np.exp(np.log(ratios[:, 0]).mean()))
+    return mean, float(ratios[:, 1].min()), float(ratios[:, 2].max())
+
+
+def window_tokens(tokens: int, context: int) -> I64:
+    """How many of `tokens` each window scores that does not overlap the one before.
+
+    The context each, and what is left for the last, (w,).
+    """
+    return np.diff([*range(0, tokens, context), tokens])
+
+
+def _interval(nll: F64, counts: I64, level: float, seed: int) -> tuple[float, float]:
+    n = len(nll)
+    require(n >= 2, f"{n} window has no spread: score at least two for an interval")
+
+    def means(rows: I64) -> F64:
+        return nll[rows].sum(axis=1) / counts[rows].sum(axis=1)
+
+    low, high = bootstrap(n, means, level, seed=seed)
+    return float(np.exp(low)), float(np.exp(high))
+
+
+@torch.inference_mode()
+def perplexity(
+    model: Callable[[Tensor], Any],
+    tokens: Tensor,
+    context: int,
+    stride: int | None = None,
+) -> Perplexity:
+    """Perplexity of a causal model on one text, tokens (n,).
+
+    Windows of at most `context` inputs advance by `stride`, by default without
+    overlap. Each scores the next tokens that no window before it has scored, so all
+    but the first token of the text are scored exactly once whatever the stride; a
+    smaller stride gives each token more context and takes longer. `model` maps ids
+    (1, t) to logits (1, t, vocabulary), or to an object that has them as `logits`.
+
+    Raises InvalidInput for a stride outside [1, context] or fewer than two tokens.
+
+    >>> import torch
+    >>> from thesis_lib.memory import perplexity
+    >>> uniform = lambda ids: torch.zeros(1, ids.shape[1], 50)  # knows nothing
+    >>> round(perplexity(uniform, torch.arange(20), context=8).value, 3)
+    50.0
+    """
+    step = context if stride is None else stride
+    require(
+        1 <= step <= context,
+        f"stride={step} must lie in [1, context={context}]: no token may be skipped",
+    )
+    require(
+        tokens.ndim == 1 and len(tokens) >= 2,
+        f"tokens have shape {tuple(tokens.shape)}: expected one text of two or more",
+    )
+    inputs = len(tokens) - 1
+    nll, counts, scored = [], [], 0
+    while scored < inputs:
+        # The first window scores all of its context; later ones add one stride each.
+        start = 0 if scored == 0 else scored + step - context
+        end = min(start + context, inputs)
+        window = tokens[start:end]
+        output = model(window[None])
+        new = end - scored
+        logits = getattr(output, "logits", output)[0, -new:].float()
+        targets = tokens[scored + 1 : end + 1].to(logits.device)
+        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        nll.append(float(loss))
+        counts.append(new)
+        scored = end
+    return Perplexity(np.array(nll), np.array(counts, np.int64))
+
+
+def compare(scores: Mapping[str, Perplexity], reference: str) -> pd.DataFrame:
+    """One row a score: perplexity, its interval, and the paired ratio with its own.
+
+    Columns perplexity, low, high, ratio, ratio_low, ratio_high; intervals of 95 %, NaN
+    where the text is a single window. Raises InvalidInput for an unknown reference and
+    for scores of other windows.
+    """
+    base = scores[choice("reference", reference, scores)]
+    blank = [math.nan, math.nan]
+    single = len(base.counts) == 1
+    return pd.DataFrame(
+        {
+            name: [score.value, *blank, score.value / base.value, *blank]
+            if single
+            else [score.value, *score.interval(), *score.ratio(base)]
+            for name, score in scores.items()
+        },
+        index=["perplexity", "low", "high", "ratio", "ratio_low", "ratio_high"],
+    ).T
+
+
+def readable(table: pd.DataFrame, digits: int) -> pd.DataFrame:
+    """The table of `compare` as readers see it, with so many significant digits."""
+    return table.rename(columns=HEADINGS).map(
+        lambda value: "–" if math.isnan(value) else f"{value:.{digits}g}"
+    )
+
+
+def token_step(model: Callable[[Tensor], Any], token: int) -> Callable[[], object]:
+    """One pass of a single token, to be timed: every weight is read once.
+
+    The context is empty. Attention over a longer one costs the same whatever the
+    format of the weights, and would blur the comparison.
+    """
+    ids = torch.tensor([[token]])
+
+    @torch.inference_mode()
+    def step() -> object:
+        return model(ids)
+
+    return step
+
+
+def read_tokens(
+    tokenizer: Any, path: Path | str, n_tokens: int, offset: int = 0
+) -> Tensor:
+    """`n_tokens` consecutive tokens of a UTF-8 text from token `offset` on, (n,).
+
+    Raises InvalidInput for a missing file and for a text that is too short.
+    """
+    text = read_text(path)
+    require(
+        n_tokens > 0 and offset >= 0,
+        f"n_tokens={n_tokens} must be positive and offset={offset} not negative",
+    )
+    ids = encode(tokenizer, text, add_special_tokens=False)
+    if offset + n_tokens > len(ids):
+        raise InvalidInput(
+            f"{Path(path).name} has {len(ids):,} tokens: {n_tokens:,} from "
+            f"{offset:,} on go past its end; ask for fewer or start earlier"
+        )
+    return torch.tensor(ids[offset : offset + n_tokens])

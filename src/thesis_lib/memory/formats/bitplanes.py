@@ -1,0 +1,332 @@
+"""Checkpoints of two to four bits a weight, with or without a correction of low rank.
+
+A matrix lies on the disk as what `correct` found: codes in planes of one bit, scales,
+and the same of its two factors. A layer that computes with it restores the matrix into
+memory of its own, which a plan counts, and multiplies by it: logits are those of a
+dense model that holds the restored weights.
+"""
+
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise, starmap
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor, nn
+
+from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.units import MiB
+from thesis_lib.memory.formats.low_bit import Corrected, Grid, Quantised, Recipe
+from thesis_lib.memory.model.checkpoint import Entry, allocate
+from thesis_lib.memory.model.linears import linears, replace
+
+BITS_KIND = "bits"
+
+_RETURNED = 32 * MiB  # from here on the C library never keeps what it is given back
+_WORKERS = 8
+_SHARE = 2**22  # weights, at least, that one of several threads restores
+
+
+def layout_of(recipes: Mapping[str, Recipe]) -> str:
+    """How a checkpoint names the recipes of the matrices of a layer.
+
+    By their names in the layer, such as mlp.up_proj=3b192+8r4b: three bits, a scale
+    for each 192 inputs, and factors of rank 8 in four bits. All layers are alike.
+    """
+    return " ".join(
+        f"{name}={one.grid.bits}b{one.grid.group}+{one.rank}r{one.factor_bits}b"
+        for name, one in sorted(recipes.items())
+    )
+
+
+def recipes_of(layout: str) -> dict[str, Recipe]:
+    """The recipes that a layout names. Raises InvalidInput for any other text."""
+    found: dict[str, Recipe] = {}
+    for part in layout.split(" "):
+        match = re.fullmatch(r"(.+)=(\d+)b(\d+)\+(\d+)r(\d+)b", part)
+        if match is None:
+            raise InvalidInput(
+                f"layout {part!r} names no recipe: expected a matrix with its bits, "
+                "group, rank and bits of factors, such as mlp.up_proj=3b192+8r4b"
+            )
+        bits, group, rank, factor_bits = map(int, match.groups()[1:])
+        found[match[1]] = Recipe(Grid(bits, group), rank, factor_bits)
+    return found
+
+
+def entries(recipe: Recipe, m: int, n: int) -> dict[str, Entry]:
+    """Types and shapes of what is stored of a matrix (m, n)."""
+    stored = _quantised_entries(recipe.grid, "", m, n)
+    if recipe.rank:
+        left, right = recipe.factor_grids(m)
+        stored |= _quantised_entries(left, "left_", recipe.rank, m)
+        stored |= _quantised_entries(right, "right_", recipe.rank, n)
+    return stored
+
+
+def _quantised_entries(grid: Grid, prefix: str, m: int, n: int) -> dict[str, Entry]:
+    require(
+        n % grid.group == 0,
+        f"group={grid.group} does not divide {n} inputs: expected a divisor",
+    )
+    return {
+        f"{prefix}codes": ("U8", (m, grid.bits, n // 8)),
+        f"{prefix}scales": ("BF16", (m, n // grid.group)),
+    }
+
+
+def pack(stored: Corrected) -> dict[str, Tensor]:
+    """The tensors that a checkpoint keeps of a matrix, as `entries` describes them."""
+    packed = _pack_quantised(stored.base, "")
+    if stored.left is not None and stored.right is not None:
+        packed |= _pack_quantised(stored.left, "left_")
+        packed |= _pack_quantised(stored.right, "right_")
+    return packed
+
+
+def _pack_quantised(stored: Quantised, prefix: str) -> dict[str, Tensor]:
+    planes = np.arange(stored.grid.bits, dtype=np.uint8)[:, None]
+    bits = stored.codes[:, None, :] >> planes & 1
+    return {
+        f"{prefix}codes": torch.from_numpy(np.packbits(bits, -1, bitorder="little")),
+        f"{prefix}scales": torch.from_numpy(stored.scales).to(torch.bfloat16),
+    }
+
+
+def unpack(packed: Mapping[str, Tensor]) -> Tensor:
+    """The matrix (m, n) in bfloat16 that packed tensors stand for.
+
+    Bit for bit what `Corrected.restore` computes, rounded.
+    """
+    left = packed.get("left_codes")
+    factors = [] if left is None else [packed[name] for name in _FACTORS]
+    return _restore(packed["codes"], packed["scales"], factors)
+
+
+_FACTORS = ("left_codes", "left_scales", "right_codes", "right_scales")
+
+
+@torch.library.custom_op("thesis_lib::restore_bits", mutates_args=())
+def _restore(codes: Tensor, scales: Tensor, factors: list[Tensor]) -> Tensor:
+    """An operator of its own: a rehearsal has no codes, and a meter sees its result."""
+    m, n = codes.shape[0], 8 * codes.shape[2]
+    out = _empty(m, n)
+    left, right = _factors(factors, m, n)
+    planes, steps, words = codes.numpy(), _words(scales), _words(out)
+
+    def restore(rows: slice) -> None:
+        _restore_rows(planes[rows], steps[rows], left[:, rows], right, words[rows])
+
+    # A thread that computes with torch waits for the next product busily, for about a
+    # millisecond: what is restored in less is restored sooner by one thread alone.
+    workers = min(_shares(m, n), torch.get_num_threads())
+    ends = [2 * (share * m // (2 * workers)) for share in range(workers)] + [m]
+    if workers == 1:
+        restore(slice(m))
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(restore, starmap(slice, pairwise(ends))))
+    return out
+
+
+def _empty(m: int, n: int) -> Tensor:
+    """Room for a matrix (m, n) in bfloat16.
+
+    What the system gives back to the kernel after every use comes in huge pages:
+    touching a new page takes longer than restoring what it holds.
+    """
+    if 2 * m * n < _RETURNED:
+        return torch.empty(m, n, dtype=torch.bfloat16)
+    memory = allocate(2 * m * n)
+    return torch.frombuffer(memory, dtype=torch.bfloat16).view(m, n)
+
+
+def _shares(m: int, n: int) -> int:
+    """By how many threads at most a matrix (m, n) is restored."""
+    return max(1, min(_WORKERS, m * n // _SHARE))
+
+
+@_restore.register_fake
+def _(codes: Tensor, scales: Tensor, factors: list[Tensor]) -> Tensor:
+    return codes.new_empty(codes.shape[0], 8 * codes.shape[2], dtype=torch.bfloat16)
+
+
+def _words(numbers: Tensor) -> np.ndarray:
+    """The memory of a tensor in bfloat16, a type that numpy does not know."""
+    return numbers.view(torch.uint16).numpy()
+
+
+def _factors(factors: list[Tensor], m: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lᵀ (r, m) and R (r, n), in float64."""
+    if not factors:
+        return np.empty((0, m)), np.empty((0, n))
+    left, right = np.empty((len(factors[0]), m)), np.empty((len(factors[0]), n))
+    for into, codes, scales in ((left, *factors[:2]), (right, *factors[2:])):
+        _decode_rows(codes.numpy(), _words(scales), into)
+    return left, right
+
+
+@njit(cache=True, nogil=True)
+def _restore_rows(planes, scales, left, right, out):
+    """Fill `out`, (m, n), with the bits of bfloat16 numbers, two rows after the other.
+
+    `left`, (r, m), and `right`, (r, n), are empty without a correction. Scaled codes
+    have few digits: they are exact in either precision.
+    """
+    m, n = out.shape
+    codes, steps = np.empty(n // 8, np.uint64), np.empty(scales.shape[1], np.uint32)
+    single = np.empty(n, np.float32)
+    if len(left) == 0:
+        for row in range(m):
+            _decode(planes[row], scales[row], codes, steps, single)
+            _round(single.view(np.uint32), out[row])
+        return
+    pair = np.empty((2, n))
+    for row in range(0, m, 2):  # the rows of a factored matrix fill bytes: m is even
+        for i in range(2):
+            _decode(planes[row + i], scales[row + i], codes, steps, pair[i])
+        _add_components(left[:, row : row + 2], right, pair)
+        for i in range(2):
+            single[:] = pair[i]
+            _round(single.view(np.uint32), out[row + i])
+
+
+@njit(cache=True, nogil=True)
+def _decode_rows(planes, scales, out):
+    """Fill `out`, (m, n) in float64, from planes (m, bits, n / 8) and their scales."""
+    codes = np.empty(out.shape[1] // 8, np.uint64)
+    steps = np.empty(scales.shape[1], np.uint32)
+    for row in range(len(out)):
+        _decode(planes[row], scales[row], codes, steps, out[row])
+
+
+@njit(cache=True, nogil=True)
+def _decode(planes, scales, codes, steps, out):
+    """One row. `codes`, (n / 8,), and `steps`, one a scale, are room to work in."""
+    _spread(planes, codes)
+    _widen(scales, steps)
+    _scale(codes.view(np.uint8), steps.view(np.float32), len(planes), out)
+
+
+# The eight bits of a byte as eight bytes.
+_SPREAD = np.unpackbits(
+    np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"
+).view(np.uint64)[:, 0]
+
+
+@njit(cache=True, nogil=True)
+def _spread(planes, codes):
+    """Eight codes, a byte each, to every word of `codes`, from planes (bits, n / 8)."""
+    for byte in range(len(codes)):
+        codes[byte] = _SPREAD[planes[0, byte]]
+    for bit in range(1, len(planes)):
+        plane, shift = planes[bit], np.uint64(bit)
+        for byte in range(len(codes)):
+            codes[byte] |= _SPREAD[plane[byte]] << shift
+
+
+@njit(cache=True, nogil=True)
+def _widen(halves, words):
+    """The bits of bfloat16 numbers to those of the same ones in float32."""
+    for i in range(len(halves)):
+        words[i] = np.uint32(halves[i]) << np.uint32(16)
+
+
+@njit(cache=True, nogil=True)
+def _scale(codes, scales, bits, out):
+    """Levels, (n,), of codes in as many groups as there are scales."""
+    group = len(codes) // len(scales)
+    middle = np.float32((2**bits - 1) / 2)
+    for g in range(len(scales)):
+        scale, start, end = scales[g], g * group, (g + 1) * group
+        source, target = codes[start:end], out[start:end]
+        for i in range(group):
+            target[i] = scale * (np.float32(np.int32(source[i])) - middle)
+
+
+@njit(cache=True, nogil=True)
+def _add_components(left, right, rows):
+    """Add left[k, i] right[k] to rows[i], one k after the other.
+
+    `left` (r, 2), `right` (r, n), `rows` (2, n). What limits it is loading `right`:
+    hence two rows and four components at once.
+    """
+    first, second = rows[0], rows[1]
+    whole = len(left) // 4 * 4
+    for k in range(0, whole, 4):
+        a, b, c, d = left[k, 0], left[k + 1, 0], left[k + 2, 0], left[k + 3, 0]
+        e, f, g, h = left[k, 1], left[k + 1, 1], left[k + 2, 1], left[k + 3, 1]
+        one, two, three, four = right[k], right[k + 1], right[k + 2], right[k + 3]
+        for i in range(len(first)):
+            w, x, y, z = one[i], two[i], three[i], four[i]
+            first[i] = first[i] + a * w + b * x + c * y + d * z
+            second[i] = second[i] + e * w + f * x + g * y + h * z
+    for k in range(whole, len(left)):
+        for i in range(len(first)):
+            first[i] += left[k, 0] * right[k, i]
+            second[i] += left[k, 1] * right[k, i]
+
+
+@njit(cache=True, nogil=True)
+def _round(words, halves):
+    """The bits of float32 numbers to those of the nearest in bfloat16, ties to even."""
+    for i in range(len(words)):
+        word = words[i]
+        odd = word >> np.uint32(16) & np.uint32(1)
+        halves[i] = np.uint16((word + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+
+class BitsLinear(nn.Module):
+    """A linear layer that restores its matrix for the time of a product.
+
+    Its state, on the meta device until it is lent one, is what `pack` writes.
+    """
+
+    def __init__(self, dense: nn.Linear, recipe: Recipe) -> None:
+        super().__init__()
+        self.in_features, self.out_features = dense.in_features, dense.out_features
+        self.recipe = recipe
+        found = entries(recipe, dense.out_features, dense.in_features)
+        for name, (dtype, shape) in found.items():
+            torch_dtype = torch.uint8 if dtype == "U8" else torch.bfloat16
+            self.register_buffer(name, torch.empty(shape, dtype=torch_dtype))
+        self.bias = dense.bias
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} to {self.out_features}, {self.recipe}"
+
+    def scratch_bytes(self, rows: int) -> int:
+        """What restoring holds beside the matrix, whatever the number of rows.
+
+        Each thread has the codes of a row, its scales, and its numbers in float32, and
+        with factors two rows in float64. The factors are in float64 too.
+        """
+        m, n, recipe = self.out_features, self.in_features, self.recipe
+        row = n + 4 * n + 4 * (n // recipe.grid.group)
+        if recipe.rank:
+            row += 8 * 2 * n
+        return _shares(m, n) * row + 8 * recipe.rank * (m + n)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map (…, n) to (…, m)."""
+        weight = unpack(dict(self.named_buffers()))
+        return nn.functional.linear(hidden, weight, self.bias)
+
+
+def swap_bits(layer: nn.Module, layout: str) -> nn.Module:
+    """Replace every `nn.Linear` of a decoder layer on the meta device, in place.
+
+    As `nf4.swap_linears`, with a recipe in the place of a kind. Returns the layer.
+    Raises InvalidInput for a layout that lacks one of them.
+    """
+    recipes = recipes_of(layout)
+    for name, dense in linears(layer).items():
+        require(
+            name in recipes,
+            f"layout {layout!r} has no recipe for {name}: it is another architecture's",
+        )
+        with torch.device("meta"):
+            replace(layer, name, BitsLinear(dense, recipes[name]))
+    return layer

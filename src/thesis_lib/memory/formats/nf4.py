@@ -1,0 +1,619 @@
+"""Fewer bits a weight: a reference quantiser, and bitsandbytes' int8, NF4 and FP4.
+
+`absmax_quantise` is the definition to reason with. `quantise` puts the layers of
+bitsandbytes, with their own kernels, in the place of a model's linear layers.
+"""
+
+import copy
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
+from torch import Tensor, nn
+
+from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.units import KiB
+from thesis_lib.memory.model.checkpoint import Entry
+from thesis_lib.memory.model.linears import linears, replace
+
+F64 = NDArray[np.float64]
+
+BITS = (2, 3, 4, 8)
+KINDS = ("int8", "nf4", "fp4")
+BLOCK = 64  # weights that share one scale in the 4-bit kinds
+SCALE_BLOCK = 256  # scales that share one scale of scales
+OUTLIER = 6.0  # LLM.int8() computes input columns beyond this in 16 bits
+
+# Said by bitsandbytes on import and on every int8 product; neither tells a user of
+# this module what it could do: the hub is not needed, and float16 is what int8 uses.
+_EXPECTED_LOG = ("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be")
+
+
+def absmax_quantise(block: ArrayLike, bits: int) -> tuple[NDArray[np.int8], float]:
+    """Codes and step of one block: x ≈ codes * step, to within half a step.
+
+    The block's largest magnitude gets the largest code, 2^(bits − 1) − 1; codes are
+    symmetric about zero, so the most negative code of two's complement is unused. A
+    block of zeros has step 0. Codes have the block's shape. Raises InvalidInput for
+    bits other than 2, 3, 4 or 8, and for values that are not finite.
+    """
+    require(bits in BITS, f"bits={bits} must be one of 2, 3, 4, 8")
+    values = np.asarray(block, np.float64)
+    require(
+        values.size > 0 and bool(np.isfinite(values).all()),
+        f"block of shape {values.shape} must hold finite values, at least one",
+    )
+    largest = float(np.abs(values).max())
+    if largest == 0:
+        return np.zeros(values.shape, np.int8), 0.0
+    step = largest / (2 ** (bits - 1) - 1)
+    require(
+        step >= np.finfo(np.float64).tiny,
+        f"block with a largest magnitude of {largest:g} is too small for a step in "
+        "float64: scale it up",
+    )
+    return np.rint(values / step).astype(np.int8), step
+
+
+def blockwise_error(weight: ArrayLike, bits: int, block: int = BLOCK) -> float:
+    """Relative Frobenius error of absmax quantisation in blocks of `block` entries.
+
+    Blocks run along the rows of a matrix (m, n); n must be a multiple of `block`.
+    """
+    blocks = normalised_blocks(weight, block)
+    top = 2 ** (bits - 1) - 1
+    require(bits in BITS, f"bits={bits} must be one of 2, 3, 4, 8")
+    scale = np.abs(np.asarray(weight, np.float64).reshape(-1, block)).max(axis=1)
+    error = (blocks - np.rint(blocks * top) / top) * scale[:, None]
+    return float(np.linalg.norm(error) / np.linalg.norm(blocks * scale[:, None]))
+
+
+def normalised_blocks(weight: ArrayLike, block: int = BLOCK) -> F64:
+    """Blocks of a matrix's rows over their largest magnitude, (blocks, block).
+
+    Blocks of zeros stay zero. Raises InvalidInput for rows that blocks do not tile.
+    """
+    matrix = np.asarray(weight, np.float64)
+    require(
+        matrix.ndim == 2 and matrix.shape[1] % block == 0,
+        f"weight of shape {matrix.shape} does not split into blocks of {block}: "
+        "expected a matrix whose rows are a multiple of it",
+    )
+    blocks = matrix.reshape(-1, block)
+    largest = np.abs(blocks).max(axis=1, keepdims=True)
+    return np.divide(blocks, largest, out=np.zeros_like(blocks), where=largest > 0)
+
+
+def nf4_levels() -> F64:
+    """The 16 levels of NormalFloat4, ascending from -1 to 1, zero among them.
+
+    Eight quantiles of the standard normal above zero and seven below it, each side
+    spaced evenly in probability and scaled to end at one. Dettmers et al., QLoRA,
+    NeurIPS 2023; the outermost probability is that of bitsandbytes.
+    """
+    outermost = 0.9677083
+    above = norm.ppf(np.linspace(0.5, outermost, 9)[1:])
+    below = -norm.ppf(np.linspace(0.5, outermost, 8)[1:])
+    return np.concatenate([below[::-1] / above[-1], [0.0], above / above[-1]])
+
+
+def levels(kind: str) -> F64:
+    """The 16 levels of bitsandbytes' own 4-bit code book, ascending."""
+    choice("kind", kind, ("nf4", "fp4"))
+    book = bitsandbytes().functional.get_4bit_type(kind, device="cpu")
+    return np.sort(book.double().numpy())
+
+
+def quantise(
+    model: nn.Module, kind: str, names: Iterable[str] | None = None
+) -> nn.Module:
+    """A copy of the model with its linear layers in int8, NF4 or FP4.
+
+    int8 is LLM.int8(): one scale per output row, input columns with an entry beyond
+    6 computed in 16 bits. NF4 and FP4 share a scale among 64 weights and quantise
+    the scales once more (double quantisation). The embedding and the output head
+    keep their precision; `names` chooses layers. The model itself is unchanged.
+
+    Raises InvalidInput for another kind, for a model that is not in eval mode, and
+    for layers that 4-bit kernels cannot take (inputs a multiple of 64, outputs of
+    32). On a CPU with AVX512-BF16 the first forward pass of a 4-bit layer lays its
+    codes out anew and unfolds its scales to bfloat16: count stored bytes before it.
+    """
+    choice("kind", kind, KINDS)
+    require(not model.training, "model is in training mode: call model.eval() before")
+    twin = copy.deepcopy(model)
+    for name, layer in linears(twin, names).items():
+        replace(
+            twin,
+            name,
+            _int8(layer) if kind == "int8" else _in_four_bits(layer, name, kind),
+        )
+    return twin.eval()
+
+
+def _int8(layer: nn.Linear) -> nn.Module:
+    bnb = bitsandbytes()
+    device = layer.weight.device
+    quantised = bnb.nn.Linear8bitLt(
+        layer.in_features,
+        layer.out_features,
+        bias=False,
+        has_fp16_weights=False,
+        threshold=OUTLIER,
+        device="meta",
+    )
+    quantised.weight = bnb.nn.Int8Params(
+        layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False
+    )
+    quantised.bias = layer.bias
+    return quantised.to(device)
+
+
+def _in_four_bits(layer: nn.Linear, name: str, kind: str) -> nn.Module:
+    if layer.in_features % BLOCK or layer.out_features % 32:
+        raise InvalidInput(
+            f"{name} has {layer.in_features} inputs and {layer.out_features} outputs: "
+            f"4-bit kernels expect multiples of {BLOCK} and 32; leave it out of names"
+        )
+    bnb = bitsandbytes()
+    device = layer.weight.device
+    quantised = bnb.nn.Linear4bit(
+        layer.in_features,
+        layer.out_features,
+        bias=False,
+        compute_dtype=layer.weight.dtype,
+        quant_type=kind,
+        compress_statistics=True,
+        device="meta",
+    )
+    quantised.weight = bnb.nn.Params4bit(
+        layer.weight.data.cpu(),
+        requires_grad=False,
+        quant_type=kind,
+        compress_statistics=True,
+        blocksize=BLOCK,
+        module=quantised,
+    )
+    quantised.bias = layer.bias
+    return quantised.to(device)
+
+
+def dequantise(layer: nn.Module) -> Tensor:
+    """The weight (m, n) that a quantised layer stands for, from its stored bytes.
+
+    Raises InvalidInput for a layer that `quantise` did not make, and for a 4-bit one
+    that a forward pass has laid out anew.
+    """
+    functional = bitsandbytes().functional
+    weight: Any = getattr(layer, "weight", None)
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        require(
+            not getattr(state, "packing_format_for_cpu", False),
+            "layer was laid out anew by its first forward pass: dequantise before it",
+        )
+        return functional.dequantize_4bit(weight.data, state)
+    for scales in _row_scales(layer):
+        return functional.int8_vectorwise_dequant(weight.data, scales)
+    raise InvalidInput(
+        f"{type(layer).__name__} is not quantised: expected a layer of quantise(…)"
+    )
+
+
+def four_bit_bytes(weights: int) -> int:
+    """Bytes of one matrix of that many weights in NF4 or FP4, doubly quantised.
+
+    Half a byte for each, a byte for the scale of each block of 64, and four bytes
+    for each 256 scales and once for their mean.
+    """
+    require(
+        weights > 0 and weights % BLOCK == 0,
+        f"weights={weights} must be a positive multiple of {BLOCK}, the block",
+    )
+    scales = weights // BLOCK
+    return weights // 2 + scales + 4 * -(-scales // SCALE_BLOCK) + 4
+
+
+def weight_bytes(model: nn.Module, names: Iterable[str] | None = None) -> int:
+    """Bytes that the weights of a model hold, or those of the submodules in `names`.
+
+    Every tensor counts as it is now, scales and biases included, and one that is
+    shared counts once. The 16 or 256 levels of a code book, constants of the format,
+    do not count.
+    """
+    parts = [model] if names is None else [model.get_submodule(n) for n in names]
+    held = {
+        (tensor.untyped_storage().data_ptr(), tensor.storage_offset()): tensor
+        for part in parts
+        for layer in part.modules()
+        for tensor in _tensors(layer)
+    }
+    return sum(tensor.nbytes for tensor in held.values())
+
+
+def _tensors(layer: nn.Module) -> Iterable[Tensor]:
+    """The weights that a layer owns itself, with what bitsandbytes keeps beside."""
+    yield from layer.parameters(recurse=False)
+    weight = getattr(layer, "weight", None)
+    if (state := getattr(weight, "quant_state", None)) is not None:
+        yield state.absmax
+        if state.nested:
+            yield state.state2.absmax
+            yield state.offset
+    yield from _row_scales(layer)
+
+
+def _row_scales(layer: nn.Module) -> Iterable[Tensor]:
+    """The scales of an int8 layer, which move at its first forward pass."""
+    for holder in (getattr(layer, "weight", None), getattr(layer, "state", None)):
+        if (scales := getattr(holder, "SCB", None)) is not None:
+            yield scales
+
+
+@cache
+def bitsandbytes() -> ModuleType:
+    """bitsandbytes, imported on first use and without its expected log lines."""
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).addFilter(
+            lambda record: not record.msg.startswith(_EXPECTED_LOG)
+        )
+    import bitsandbytes
+
+    return bitsandbytes
+
+
+LAYOUTS = {"nf4": ("avx512", "blocks"), "int8": ("rows",)}
+
+PACKED_KINDS = tuple(LAYOUTS)
+
+_TOGETHER = 32  # outputs that the kernel for AVX512-BF16 computes side by side
+_SLACK = 64 * KiB  # what a kernel of a matrix product keeps for itself
+_SLAB = 2**21  # weights quantised at a time
+_THREADS = os.cpu_count() or 1
+
+
+def layout_here(kind: str) -> str:
+    """The fastest layout of a kind that this machine can run."""
+    choice("kind", kind, PACKED_KINDS)
+    return next(layout for layout in LAYOUTS[kind] if _runs(layout))
+
+
+def require_layout(kind: str, layout: str) -> str:
+    """Return `layout`, or refuse one that is unknown or that cannot run here."""
+    choice("kind", kind, PACKED_KINDS)
+    choice(f"layout of {kind}", layout, LAYOUTS[kind])
+    require(
+        _runs(layout),
+        f"weights in the layout {layout!r} need a processor with AVX512-BF16, which "
+        f"this one lacks: pack the checkpoint again with layout={LAYOUTS[kind][-1]!r}",
+    )
+    return layout
+
+
+def _runs(layout: str) -> bool:
+    return layout != "avx512" or bool(bitsandbytes().functional.has_avx512bf16())
+
+
+def pack_layer(
+    tensors: Mapping[str, Tensor], kind: str, layout: str | None = None
+) -> dict[str, Tensor]:
+    """The packed tensors of one decoder layer, from its dense ones.
+
+    Names are relative to the layer. A matrix `a.weight`, (m, n), becomes `a.codes` and
+    the scales `a.absmax` (NF4) or `a.SCB` (int8); all else, biases and norms, stays as
+    it is. The codes are those of bitsandbytes, bit for bit; scales are not quantised
+    once more. `layout` is that of this machine unless given.
+
+    Raises InvalidInput for another kind or layout, for weights that are not finite, and
+    for a matrix that does not fill the blocks of NF4.
+    """
+    layout = layout_here(kind) if layout is None else layout
+    choice(f"layout of {kind}", layout, LAYOUTS[kind])
+    packed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not is_matrix(name, tuple(tensor.shape)):
+            packed[name] = tensor
+            continue
+        module = name.removesuffix(".weight")
+        _require_shape(module, tensor.shape[0], tensor.shape[1], kind)
+        codes, scales = _PACK[layout](tensor)
+        require(
+            bool(torch.isfinite(scales).all()),
+            f"{name} holds weights that are not finite: they cannot be quantised",
+        )
+        packed |= {f"{module}.codes": codes, f"{module}.{_SCALES[kind]}": scales}
+    return packed
+
+
+def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of a decoder layer is the weight of an `nn.Linear`."""
+    return len(shape) == 2 and name.endswith(".weight")
+
+
+def packed_entries(
+    entries: Mapping[str, Entry], kind: str, layout: str
+) -> dict[str, Entry]:
+    """Types and shapes of what `pack_layer` makes of tensors of these."""
+    packed: dict[str, Entry] = {}
+    for name, (dtype, shape) in entries.items():
+        if not is_matrix(name, shape):
+            packed[name] = dtype, shape
+            continue
+        module = name.removesuffix(".weight")
+        m, n = shape
+        _require_shape(module, m, n, kind)
+        codes, scales = _FORMAT[layout](m, n)
+        packed |= {f"{module}.codes": codes, f"{module}.{_SCALES[kind]}": scales}
+    return packed
+
+
+_SCALES = {"nf4": "absmax", "int8": "SCB"}
+_FORMAT: dict[str, Callable[[int, int], tuple[Entry, Entry]]] = {
+    "avx512": lambda m, n: (("U8", (m, n // 2)), ("BF16", (n // BLOCK, m))),
+    "blocks": lambda m, n: (("U8", (m, n // 2)), ("F32", (m, n // BLOCK))),
+    "rows": lambda m, n: (("I8", (m, n)), ("F32", (m,))),
+}
+_DTYPES = {
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def _require_shape(name: str, m: int, n: int, kind: str) -> None:
+    require(
+        kind != "nf4" or (n % BLOCK == 0 and m % _TOGETHER == 0),
+        f"{name} has {n} inputs and {m} outputs: 4-bit kernels expect multiples of "
+        f"{BLOCK} and {_TOGETHER}; use int8",
+    )
+
+
+def _four_bit(weight: Tensor, fill: Callable[..., None], codes: Tensor) -> Tensor:
+    """Fill the `codes` of a matrix (m, n); its scales, float32 (m, n / 64)."""
+    m, n = weight.shape
+    absmax = torch.empty(m, n // BLOCK)
+    book = _code_book()
+    bounds = ((book[:-1] + book[1:]) / 2).numpy()  # nearest level; NF4 ascends
+
+    def quantise(start: int, stop: int) -> None:
+        blocks = weight[start:stop].float().view(stop - start, -1, BLOCK)
+        largest = blocks.abs().amax(-1)
+        absmax[start:stop] = largest
+        inverse = 1.0 / largest.clamp(min=1e-38)
+        nibbles = np.empty((stop - start, n), np.uint8)
+        _nearest(blocks.view(-1, n).numpy(), inverse.numpy(), bounds, nibbles)
+        fill(nibbles, codes[start:stop].numpy())
+
+    _by_rows(m, n, quantise)
+    return absmax
+
+
+def _by_rows(m: int, n: int, work: Callable[[int, int], None]) -> None:
+    """Call `work(start, stop)` for slabs of rows, on all cores."""
+    rows = max(_SLAB // n // _TOGETHER, 1) * _TOGETHER
+    with ThreadPoolExecutor(_THREADS) as pool:
+        done = [pool.submit(work, i, min(i + rows, m)) for i in range(0, m, rows)]
+        for slab in done:
+            slab.result()
+
+
+def _pack_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
+    codes = torch.empty(weight.shape[0], weight.shape[1] // 2, dtype=torch.uint8)
+    return codes, _four_bit(weight, _in_pairs, codes)
+
+
+def _pack_avx512(weight: Tensor) -> tuple[Tensor, Tensor]:
+    codes = torch.empty(weight.shape[0], weight.shape[1] // 2, dtype=torch.uint8)
+    absmax = _four_bit(weight, _side_by_side, codes)
+    return codes, absmax.T.to(torch.bfloat16).contiguous()
+
+
+def _pack_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    m, n = weight.shape
+    codes, scales = torch.empty(m, n, dtype=torch.int8), torch.empty(m)
+
+    def quantise(start: int, stop: int) -> None:
+        rows = weight[start:stop].half()  # as bitsandbytes does first
+        codes[start:stop], scales[start:stop], _ = (
+            bitsandbytes().functional.int8_vectorwise_quant(rows)
+        )
+
+    _by_rows(m, n, quantise)
+    return codes, scales
+
+
+_PACK = {"avx512": _pack_avx512, "blocks": _pack_blocks, "rows": _pack_rows}
+
+
+@njit(cache=True, nogil=True)
+def _nearest(rows, inverse, bounds, codes):
+    """The code of each entry of `rows`, (m, n), scaled by `inverse`, (m, n / 64)."""
+    m, n = rows.shape
+    scaled = np.empty(64, np.float32)
+    for row in range(m):
+        for block in range(n // 64):
+            factor = inverse[row, block]
+            values = rows[row, block * 64 : block * 64 + 64]
+            into = codes[row, block * 64 : block * 64 + 64]
+            for k in range(64):
+                scaled[k] = min(max(values[k] * factor, np.float32(-1)), np.float32(1))
+                into[k] = 0
+            for bound in bounds:
+                for k in range(64):
+                    into[k] += scaled[k] > bound
+
+
+@njit(cache=True, nogil=True)
+def _in_pairs(nibbles, codes):
+    """Neighbours of a row in one byte, the first in its upper half."""
+    m, half = codes.shape
+    for row in range(m):
+        for k in range(half):
+            codes[row, k] = nibbles[row, 2 * k] << 4 | nibbles[row, 2 * k + 1]
+
+
+@njit(cache=True, nogil=True)
+def _side_by_side(nibbles, codes):
+    """32 rows side by side, row r in the lower and r + 16 in the upper half.
+
+    In tiles of 64 columns, whose reads and writes stay in the first cache.
+    """
+    m, half = codes.shape
+    flat = codes.reshape(-1)
+    for first in range(0, m, 32):
+        for tile in range(0, half, 32):
+            for row in range(16):
+                lower, upper = nibbles[first + row], nibbles[first + row + 16]
+                for k in range(tile, tile + 32):
+                    at = first * half + 32 * k + 2 * row
+                    flat[at] = upper[2 * k] << 4 | lower[2 * k]
+                    flat[at + 1] = upper[2 * k + 1] << 4 | lower[2 * k + 1]
+
+
+class PackedLinear(nn.Module, ABC):
+    """A linear layer over packed weights, which `functional_call` puts in its place.
+
+    Its state, on the meta device until then, is what `pack_layer` writes.
+    """
+
+    codes: Tensor
+    bias: Tensor | None
+
+    def __init__(self, dense: nn.Linear, kind: str, layout: str) -> None:
+        super().__init__()
+        self.in_features, self.out_features = dense.in_features, dense.out_features
+        for name, (dtype, shape) in zip(
+            ("codes", _SCALES[kind]),
+            _FORMAT[layout](dense.out_features, dense.in_features),
+            strict=True,
+        ):
+            empty = torch.empty(shape, dtype=_DTYPES[dtype], device="meta")
+            self.register_buffer(name, empty)
+        self.bias = dense.bias
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} to {self.out_features}"
+
+    @abstractmethod
+    def scratch_bytes(self, rows: int) -> int:
+        """The most that the kernel holds beside inputs, weights and output.
+
+        For `rows` rows of 16-bit inputs. Its own buffers show to no meter of tensors.
+        """
+
+
+class _AVX512(PackedLinear):
+    absmax: Tensor
+    book: Tensor
+
+    def __init__(self, dense: nn.Linear, kind: str, layout: str) -> None:
+        super().__init__(dense, kind, layout)
+        self.register_buffer("book", _code_book(), persistent=False)
+
+    def scratch_bytes(self, rows: int) -> int:
+        return 0
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        shape = [self.out_features, self.in_features]
+        out = torch.ops.bitsandbytes.gemv_4bit.default(  # of any number of rows
+            hidden, self.codes, shape, self.absmax, self.book, BLOCK
+        )
+        if self.bias is not None:
+            out += self.bias
+        return out
+
+
+class _Blocks(PackedLinear):
+    absmax: Tensor
+
+    def scratch_bytes(self, rows: int) -> int:
+        m, n = self.out_features, self.in_features
+        # The matrix in 16 bits and as the product lays it out, and sums of rows.
+        return 4 * m * n + 4 * rows * (m + n) + _SLACK
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.ops.bitsandbytes.gemm_4bit.default(
+            hidden,
+            self.codes.view(-1, 1),
+            [self.out_features, self.in_features],
+            self.absmax.view(-1),
+            BLOCK,
+            "nf4",
+            bias=self.bias,
+        )
+
+
+class _Rows(PackedLinear):
+    SCB: Tensor
+
+    def scratch_bytes(self, rows: int) -> int:
+        m, n = self.out_features, self.in_features
+        # Input: in float16, its magnitudes, scaled, rounded; output: whole numbers,
+        # scales, two products. Were every input column an outlier, then the matrix as
+        # int8 and twice as float32.
+        return rows * (16 * n + 20 * m) + 9 * m * n + _SLACK
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        rows = hidden.reshape(-1, self.in_features)
+        out = _mixed_product(rows, self.codes, self.SCB, self.bias)
+        return out.reshape(*hidden.shape[:-1], self.out_features)
+
+
+@torch.library.custom_op("thesis_lib::int8_mixed_product", mutates_args=())
+def _mixed_product(
+    rows: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The product of LLM.int8(), by bitsandbytes.
+
+    An operator of its own: how many columns are computed in 16 bits depends on the
+    values, and a rehearsal has none.
+    """
+    inputs, input_scales, outliers = bitsandbytes().functional.int8_vectorwise_quant(
+        rows.half(), threshold=OUTLIER
+    )
+    return torch.ops.bitsandbytes.int8_mixed_scaled_mm(
+        rows, inputs, codes, input_scales, scales, outliers, bias
+    )[0]
+
+
+@_mixed_product.register_fake
+def _(rows: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    return rows.new_empty(rows.shape[0], codes.shape[0])
+
+
+_LINEAR = {"avx512": _AVX512, "blocks": _Blocks, "rows": _Rows}
+
+
+@cache
+def _code_book() -> Tensor:
+    return bitsandbytes().functional.get_4bit_type("nf4", device="cpu")
+
+
+def swap_linears(layer: nn.Module, kind: str, layout: str | None = None) -> nn.Module:
+    """Replace every `nn.Linear` of a decoder layer on the meta device, in place.
+
+    The names, shapes and types of its state are then those that `pack_layer` writes,
+    and `torch.func.functional_call` runs it on views of them. Returns the layer. Raises
+    InvalidInput for a layer without linear layers, and for a layout that this machine
+    cannot run.
+    """
+    layout = require_layout(kind, layout_here(kind) if layout is None else layout)
+    found = {n: part for n, part in layer.named_modules() if type(part) is nn.Linear}
+    require(bool(found), f"{type(layer).__name__} holds no nn.Linear to pack")
+    for name, dense in found.items():
+        _require_shape(name, dense.out_features, dense.in_features, kind)
+        replace(layer, name, _LINEAR[layout](dense, kind, layout))
+    return layer

@@ -1,0 +1,173 @@
+"""Passes of several tokens whose rows have the bits of passes of a single token.
+
+A product with five rows is not five products with one: kernels sum in another order,
+and attention is divided into other blocks. A token chosen from such logits may differ
+where the two largest are near each other, and a margin between them does not help for
+long, since the keys and values that the pass leaves in the cache differ as well. So the
+rows are kept apart instead, where they have to be. Attention always takes one row at a
+time, over the keys that a single token would have seen, and so do functions whose bits
+depend on where in a vector register a number lies; linear layers only where the kernel
+of their shape was found to mix rows, on this machine. Weights are still read once.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface
+
+# Cheap beside a linear layer, and never the same for a row and for a part of a pass.
+_APART = frozenset(
+    {
+        functional.silu,
+        functional.gelu,
+        functional.layer_norm,
+        torch.tanh,
+        torch.cos,
+        torch.sin,
+    }
+)
+
+# A sum in another order rounds to other 16 bits in about one output of three thousand.
+_OUTPUTS = 2**15
+Mixing = dict[tuple[Any, ...], bool]  # by what a kernel is chosen by: does it mix rows?
+
+
+class Rowwise:
+    """Keeps the rows of a pass apart, for one sequence of a transformers model.
+
+    With `rehearsing` it holds the most that it can hold: trials run to their end, since
+    tensors without memory have no bits to compare, and every kernel then mixes rows.
+    """
+
+    def __init__(self, model: Any, rehearsing: bool = False) -> None:
+        self._config = model.config
+        self._tries = _mixes_at_worst if rehearsing else _mixes_rows
+        self.mixing: Mixing = {}
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Around a pass. The first of a number of rows also tries its linear layers."""
+        base = self._config._attn_implementation
+        self._config._attn_implementation = _attention_by_rows(base)
+        try:
+            with _Apart(self.mixing, self._tries):
+                yield
+        finally:
+            self._config._attn_implementation = base
+
+
+class _Apart(TorchFunctionMode):
+    """Gives the rows of calls that would mix them to calls of their own."""
+
+    def __init__(self, mixing: Mixing, tries: Callable[..., bool]) -> None:
+        super().__init__()
+        self._mixing, self._tries = mixing, tries
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
+    ) -> Any:
+        options = kwargs or {}
+        if func is functional.linear:
+            call = (args[0].dtype, *(a.shape for a in args if a is not None))
+            if call not in self._mixing:
+                self._mixing[call] = self._tries(*args, **options)
+            apart = self._mixing[call]
+        else:
+            apart = func in _APART and args[0].ndim > 1
+        return _one_by_one(func, args, options) if apart else func(*args, **options)
+
+
+def _one_by_one(func: Any, args: tuple, options: dict[str, Any]) -> Tensor:
+    x, *others = args
+    # A row of its own lies where a tensor begins: kernels look at the alignment.
+    rows = (func(row.clone(), *others, **options) for row in x.split(1, dim=-2))
+    return _gather(rows, x.shape[-2], dim=-2)
+
+
+def _gather(rows: Iterable[Tensor], n: int, dim: int) -> Tensor:
+    """`n` tensors side by side in `dim`, of which one at a time is held."""
+    together: Any = None
+    for i, row in enumerate(rows):
+        if together is None:
+            shape = list(row.shape)
+            shape[dim] = n
+            together = row.new_empty(shape)
+        together.narrow(dim, i, 1).copy_(row)
+    return together
+
+
+def _mixes_rows(x: Tensor, *weights: Any, **options: Any) -> bool:
+    """Whether some bit of a linear layer depends on how many rows it is given."""
+    draw = torch.Generator(x.device).manual_seed(0)
+    outputs = x.shape[-2] * len(weights[0])
+    draws = range(-(-_OUTPUTS // outputs))
+    return any(_differs(draw, torch.equal, x, *weights, **options) for _ in draws)
+
+
+def _mixes_at_worst(x: Tensor, *weights: Any, **options: Any) -> bool:
+    """True, and on the way all that `_mixes_rows` may hold: it holds one draw."""
+    draw = torch.Generator(x.device)
+    _differs(draw, lambda row, found: True, x, *weights, **options)
+    return True
+
+
+def _differs(
+    draw: torch.Generator,
+    equal: Callable[..., bool],
+    x: Tensor,
+    *weights: Any,
+    **options: Any,
+) -> bool:
+    """Whether a row of a draw is not `equal` to the same row computed alone."""
+    drawn = torch.randn(x.shape, generator=draw, dtype=x.dtype, device=x.device)
+    together = functional.linear(drawn, *weights, **options)
+    pairs = zip(drawn.split(1, dim=-2), together.split(1, dim=-2), strict=True)
+    return not all(
+        equal(functional.linear(alone.clone(), *weights, **options), found)
+        for alone, found in pairs
+    )
+
+
+def _attention_by_rows(base: str) -> str:
+    """The name under which transformers finds attention of `base`, row by row."""
+    name = f"{base}_by_rows"
+    if name in AttentionInterface._global_mapping:
+        return name
+
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, _: Any, **options: Any
+    ) -> tuple[Tensor, None]:
+        # No mask is made for an implementation that transformers does not know: a
+        # single token of a single sequence sees all that its window has room for.
+        eager = sys.modules[type(module).__module__].eager_attention_forward
+        single = AttentionInterface().get_interface(base, eager)
+        window = options.get("sliding_window") or sys.maxsize
+        n = query.shape[2]
+
+        def row(i: int) -> Tensor:
+            end = key.shape[2] - n + i + 1
+            full = end >= window
+            seen = slice(end - window if full else 0, end)
+            mask = _hides_nothing(base, query, window) if full else None
+            one = query[:, :, i : i + 1]
+            return single(
+                module, one, key[:, :, seen], value[:, :, seen], mask, **options
+            )[0]
+
+        return _gather(map(row, range(n)), n, dim=1), None
+
+    AttentionInterface.register(name, attend)
+    return name
+
+
+def _hides_nothing(base: str, query: Tensor, window: int) -> Tensor:
+    """The mask that transformers makes for a token whose window is full."""
+    if base == "eager":
+        return query.new_zeros((1, 1, 1, window))
+    return query.new_ones((1, 1, 1, window), dtype=torch.bool)

@@ -1,0 +1,66 @@
+"""The linear layers of a model: what compression replaces, by name.
+
+The output head and the embedding stay as they are: in small models they share one
+matrix, and a lookup table is not a matrix product.
+"""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from thesis_lib.common.errors import InvalidInput, require
+
+
+def linears(
+    model: nn.Module, names: Iterable[str] | None = None
+) -> dict[str, nn.Linear]:
+    """Every `nn.Linear` of the model but its output head, or those of `names`.
+
+    Maps dotted names to layers, in the model's order. Raises InvalidInput for a
+    model without any, and for names that are not among them.
+    """
+    find_head = getattr(model, "get_output_embeddings", lambda: None)
+    head = find_head()
+    found = {
+        name: layer
+        for name, layer in model.named_modules()
+        if type(layer) is nn.Linear and layer is not head
+    }
+    require(
+        bool(found), f"{type(model).__name__} holds no nn.Linear apart from its head"
+    )
+    if names is None:
+        return found
+    chosen = list(names)
+    unknown = [name for name in chosen if name not in found]
+    if unknown:
+        raise InvalidInput(
+            f"{', '.join(unknown)} not among the {len(found)} linear layers of "
+            f"{type(model).__name__}: expected names such as {next(iter(found))}"
+        )
+    return {name: found[name] for name in chosen}
+
+
+def names_in_layers(model: nn.Module, layers: Iterable[int]) -> list[str]:
+    """Names of the linear layers in the decoder layers of these numbers.
+
+    Raises InvalidInput for a number that the model does not have.
+    """
+    number = {
+        name: next((int(part) for part in name.split(".") if part.isdigit()), -1)
+        for name in linears(model)
+    }
+    wanted = set(layers)
+    unknown = wanted - set(number.values())
+    require(
+        not unknown,
+        f"no decoder layer {', '.join(map(str, sorted(unknown)))}: expected numbers "
+        f"from 0 to {max(number.values())}",
+    )
+    return [name for name, layer in number.items() if layer in wanted]
+
+
+def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put `layer` in the place that the dotted `name` has in `model`."""
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, layer)

@@ -1,0 +1,215 @@
+"""What transformers makes of the files that come with a model, or a refusal.
+
+Configuration, tokenizer and generation settings are files of somebody else, and
+transformers raises whatever comes up where it cannot use them. Here, and only around
+its own calls, that becomes one sentence.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig
+
+from thesis_lib.common.errors import InvalidInput, read_object, require, shown
+from thesis_lib.memory.model.smollm2 import quiet
+
+_MOST_WORDS = 200  # characters of what transformers said
+
+
+@contextmanager
+def transformers_reads(what: str, expected: str) -> Iterator[None]:
+    """A call of transformers, without its chatter, that depends on a user's file.
+
+    Raises InvalidInput for whatever it raises: `what` went wrong, and what was
+    `expected`.
+    """
+    try:
+        with quiet():
+            yield
+    except InvalidInput:
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split())
+        said = "".join(c if c.isprintable() else "?" for c in words)[:_MOST_WORDS]
+        raise InvalidInput(
+            f"{what} ({type(error).__name__}: {said}): expected {expected}"
+        ) from error
+
+
+def read_tokenizer(folder: Path | str) -> Any:
+    """The tokenizer of a checkpoint. Raises InvalidInput where none can be read."""
+    with transformers_reads(
+        f"{folder} has no tokenizer that can be read",
+        "the files of one; copy those of the model into the folder",
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
+
+
+def read_text(path: Path | str) -> str:
+    """A text to make tokens of. Raises InvalidInput for a file that is not UTF-8."""
+    path = Path(path)
+    require(path.is_file(), f"text {path} does not exist: expected a UTF-8 file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(
+            f"text {path} cannot be read ({type(error).__name__}): expected a UTF-8 "
+            "file"
+        ) from error
+
+
+def encode(
+    tokenizer: Any, text: str, vocab: int | None = None, **options: Any
+) -> list[int]:
+    """The tokens of a text, as the tokenizer makes them, for a model of `vocab` tokens.
+
+    Raises InvalidInput for a tokenizer that fails, or that knows more tokens.
+    """
+    with transformers_reads("the tokenizer fails", "one that can encode the text"):
+        made = tokenizer(text, verbose=False, **options)["input_ids"]
+        ids = [int(token) for token in made]
+    require_known(ids, vocab)
+    return ids
+
+
+def require_known(tokens: Sequence[int], vocab: int | None) -> None:
+    """Refuse tokens that a model of `vocab` tokens does not have."""
+    least, most = min(tokens, default=0), max(tokens, default=0)
+    require(
+        least >= 0 and (vocab is None or most < vocab),
+        f"the tokenizer makes tokens from {least} to {most} of the text where the "
+        f"model knows {vocab}: expected the tokenizer of this model; copy it again",
+    )
+
+
+def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """The text of tokens, without special ones. Raises InvalidInput as `encode`."""
+    with transformers_reads("the tokenizer fails", "one that decodes what it encodes"):
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+def read_generation(folder: Path | str, config: Any) -> GenerationConfig:
+    """How a checkpoint wants text to be generated: its file, or its configuration.
+
+    Settings that transformers does not know have no effect there and are left out.
+    Raises InvalidInput for a value that its `generate` would choke on, and for a
+    setting that needs more than one model with a cache that grows.
+    """
+    path = Path(folder) / "generation_config.json"
+    if path.exists():
+        said = read_object(path, "the generation settings of a checkpoint")
+    else:
+        path = Path(folder) / "config.json"
+        with transformers_reads(f"{path} cannot be used", "settings of generate"):
+            said = GenerationConfig.from_model_config(config).to_dict()
+    known = GenerationConfig().to_dict()
+    given = {
+        name: value
+        for name, value in said.items()
+        if name in known and value is not None and name not in _REMARKS
+    }
+    for name, value in given.items():
+        expected, allows = _SETTINGS.get(name, _UNSUPPORTED)
+        require(
+            allows(value),
+            f"{path} sets {name} to {shown(value)}: expected {expected}; remove the "
+            "setting or correct it",
+        )
+    require(
+        given.get("num_return_sequences", 1) <= given.get("num_beams", 1),
+        f"{path} wants more sequences back than it has beams: expected as many at most",
+    )
+    with transformers_reads(f"{path} cannot be used", "settings of generate"):
+        return GenerationConfig.from_dict(given)
+
+
+def _is_whole(value: Any, least: int = 0) -> bool:
+    return type(value) is int and least <= value < 2**31
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return type(value) in (int, float) and least <= value <= most
+
+
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_whole, value))
+
+
+_Setting = tuple[str, Callable[[Any], bool]]  # what is expected, and whether it is that
+_UNSUPPORTED: _Setting = "nothing, as it is not supported", lambda value: not value
+_SWITCH: _Setting = "true or false", lambda value: isinstance(value, bool)
+_COUNT: _Setting = "a whole number", _is_whole
+_SHARE: _Setting = "a number from 0 to 1", lambda value: _is_number(value, 0, 1)
+_POSITIVE: _Setting = (
+    "a positive number with a decimal point",
+    lambda value: type(value) is float and 0 < value < 1e6,
+)
+
+_TOKEN: _Setting = "a token", lambda value: _is_whole(value, -1)
+_TOKENS: _Setting = "a list of tokens", _are_tokens
+_REMARKS = {"_from_model_config", "transformers_version"}
+_SETTINGS: dict[str, _Setting] = {
+    "max_length": _COUNT,
+    "max_new_tokens": ("a positive whole number", lambda value: _is_whole(value, 1)),
+    "min_length": _COUNT,
+    "min_new_tokens": _COUNT,
+    "num_beams": ("a positive whole number", lambda value: _is_whole(value, 1)),
+    "num_return_sequences": (
+        "a positive whole number",
+        lambda value: _is_whole(value, 1),
+    ),
+    "early_stopping": (
+        "true, false or 'never'",
+        lambda value: isinstance(value, bool) or value == "never",
+    ),
+    "do_sample": _SWITCH,
+    "use_cache": ("true", lambda value: value is True),
+    "cache_implementation": (
+        "a cache that grows",
+        lambda value: value in ("dynamic", "hybrid"),
+    ),
+    "disable_compile": _SWITCH,
+    "renormalize_logits": _SWITCH,
+    "remove_invalid_values": _SWITCH,
+    "temperature": _POSITIVE,
+    "top_k": _COUNT,
+    "top_p": _SHARE,
+    "min_p": _SHARE,
+    "typical_p": _SHARE,
+    "epsilon_cutoff": _SHARE,
+    "eta_cutoff": _SHARE,
+    "length_penalty": ("a number", lambda value: _is_number(value, -1e6, 1e6)),
+    "repetition_penalty": _POSITIVE,
+    "no_repeat_ngram_size": _COUNT,
+    "suppress_tokens": _TOKENS,
+    "begin_suppress_tokens": _TOKENS,
+    "bad_words_ids": (
+        "lists of tokens",
+        lambda value: (
+            isinstance(value, list) and bool(value) and all(map(_are_tokens, value))
+        ),
+    ),
+    "forced_bos_token_id": _TOKEN,
+    "forced_eos_token_id": _TOKEN,
+    "pad_token_id": _TOKEN,
+    "bos_token_id": _TOKEN,
+    "eos_token_id": (
+        "a token or a list of tokens",
+        lambda value: _is_whole(value, -1) or _are_tokens(value),
+    ),
+    # Of no effect on one decoder that is given its tokens.
+    "diversity_penalty": ("0", lambda value: _is_number(value, 0, 0)),
+    "encoder_repetition_penalty": ("1", lambda value: _is_number(value, 1, 1)),
+    "encoder_no_repeat_ngram_size": ("0", lambda value: _is_number(value, 0, 0)),
+    "num_beam_groups": ("1", lambda value: _is_number(value, 1, 1)),
+    "decoder_start_token_id": _TOKEN,
+    "guidance_scale": ("1", lambda value: _is_number(value, 1, 1)),
+    "num_assistant_tokens": _COUNT,
+    "num_assistant_tokens_schedule": ("a word", lambda value: isinstance(value, str)),
+    "assistant_confidence_threshold": _SHARE,
+    "assistant_lookbehind": _COUNT,
+    "target_lookbehind": _COUNT,
+}

@@ -1,0 +1,391 @@
+"""Byte and FLOP arithmetic of a decoder-only transformer, and of a machine.
+
+Nothing here allocates: a model is its geometry, a machine is its rates.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from thesis_lib.common.errors import (
+    InvalidInput,
+    choice,
+    read_object,
+    require,
+    shown,
+    whole,
+)
+
+_DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+# Of every size that a file gives, so that no product of them leaves 64 bits: several
+# times what any published model has.
+_LARGEST, _DEEPEST, _LONGEST = 2**20, 2**13, 2**31 - 1
+
+# What `config.json` cannot say, because the code of the architecture says it: shape
+# fields of `ModelSpec` by transformers' model_type.
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True},
+    "gemma": {},
+    "gemma2": {"layer_norms": 4},
+    "gemma3_text": {"layer_norms": 4, "qk_norm": True},
+    "opt": {"gated": False, "norm_bias": True},
+    "gpt_neox": {"gated": False, "norm_bias": True, "mlp_bias": True},
+}
+ARCHITECTURES = tuple(_FAMILIES)
+_ROPES = ("default", "linear", "llama3", "yarn")
+_ENDLESS = 2**31  # positions that no model has: a number that says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The geometry of a uniform stack of decoder layers.
+
+    A gated feed-forward block has three matrices (LLaMA), a plain one two (OPT).
+    `positions` counts the rows of a learned position table, 0 for rotary ones;
+    `context` the positions that the model was made for, 0 where nothing says.
+    `architecture` is transformers' model_type.
+
+    >>> from thesis_lib.memory import ModelSpec
+    >>> spec = ModelSpec("tiny", layers=2, hidden=64, intermediate=128, heads=4,
+    ...                  kv_heads=2, head_dim=16, vocab=256, tied=True)
+    >>> spec.parameters, spec.layer_bytes
+    (90432, 73984)
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool  # the output head is the embedding
+    dtype_bytes: int = 2  # a weight, an activation, a key or a value
+    gated: bool = True
+    attention_bias: bool = False  # on all four projections
+    qkv_bias: bool = False  # on three of them
+    mlp_bias: bool = False
+    norm_bias: bool = False
+    layer_norms: int = 2  # of the hidden state, in one layer
+    qk_norm: bool = False  # one more for queries and one for keys, of a head's size
+    positions: int = 0
+    context: int = 0
+    architecture: str = "llama"
+
+    def __post_init__(self) -> None:
+        for field in ("layers", "hidden", "intermediate", "heads", "kv_heads"):
+            require(
+                getattr(self, field) > 0,
+                f"{self.name}: {field}={getattr(self, field)} must be positive",
+            )
+        require(
+            self.heads % self.kv_heads == 0,
+            f"{self.name}: heads={self.heads} must be a multiple of "
+            f"kv_heads={self.kv_heads}",
+        )
+
+    @classmethod
+    def from_config(cls, path: Path | str) -> Self:
+        """The geometry in a transformers `config.json`, or in the folder of one.
+
+        Raises InvalidInput for a missing or unreadable file, and for an
+        architecture whose bytes this arithmetic does not describe.
+        """
+        path = Path(path)
+        path = path / "config.json" if path.is_dir() else path
+        config = read_object(path, "the config.json of a transformers checkpoint")
+        family = choice(
+            f"model_type in {path}:", str(config.get("model_type")), ARCHITECTURES
+        )
+        opt = family == "opt"
+
+        def count(name: str, otherwise: int | None = None, most: int = _LARGEST) -> int:
+            if otherwise is not None and config.get(name) is None:
+                return otherwise
+            return whole(config[name], f"{name} in {path}", 1, most)
+
+        def flag(name: str, otherwise: bool) -> bool:
+            value = config.get(name, otherwise)
+            require(
+                isinstance(value, bool),
+                f"{name} in {path} is {shown(value)}: expected true or false",
+            )
+            return value
+
+        try:
+            heads, hidden = count("num_attention_heads"), count("hidden_size")
+            positions = count(
+                "max_position_embeddings", most=_LARGEST if opt else _LONGEST
+            )
+            if opt:
+                width = count("word_embed_proj_dim", hidden)
+                require(
+                    width == hidden,
+                    f"{path}: word_embed_proj_dim={width} differs from "
+                    f"hidden_size={hidden}: expected embeddings of the hidden size",
+                )
+            biased = opt and flag("enable_bias", True)
+            shape: dict[str, Any] = {
+                "attention_bias": flag(
+                    "attention_bias", biased or family == "gpt_neox"
+                ),
+                "mlp_bias": biased or flag("mlp_bias", False),
+                "positions": positions + 2 if opt else 0,
+            }
+            dtype = config.get("dtype") or config["torch_dtype"]
+            return cls(
+                name=path.resolve().parent.name,
+                layers=count("num_hidden_layers", most=_DEEPEST),
+                hidden=hidden,
+                intermediate=count("ffn_dim" if opt else "intermediate_size"),
+                heads=heads,
+                kv_heads=count("num_key_value_heads", heads),
+                head_dim=count("head_dim", max(1, hidden // heads)),
+                vocab=count("vocab_size"),
+                tied=flag("tie_word_embeddings", opt or family.startswith("gemma")),
+                dtype_bytes=_DTYPE_BYTES[
+                    choice(f"dtype in {path}:", str(dtype), _DTYPE_BYTES)
+                ],
+                context=_longest(config, path),
+                architecture=family,
+                **(shape | _FAMILIES[family]),
+            )
+        except KeyError as error:
+            raise InvalidInput(
+                f"{path} lacks {error.args[0]!r}: expected a full configuration with a "
+                f"dtype among {', '.join(_DTYPE_BYTES)}"
+            ) from error
+
+    @property
+    def most_positions(self) -> int:
+        """The longest sequence that the model was made for; 0 where nothing says."""
+        return self.positions - 2 if self.positions else self.context
+
+    @property
+    def layer_matrix_parameters(self) -> int:
+        """Weights that one token multiplies in one layer."""
+        attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
+        return attention + (3 if self.gated else 2) * self.hidden * self.intermediate
+
+    @property
+    def matrix_outputs(self) -> tuple[int, ...]:
+        """How many outputs the matrices of a layer have, each number once or more."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        together = self.architecture == "gpt_neox"  # one matrix for all three
+        attention = (queries + 2 * keys,) if together else (queries, keys)
+        return (*attention, self.intermediate, self.hidden)
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one decoder layer, biases and norms included."""
+        count = self.layer_matrix_parameters + self.layer_norms * self._norm_parameters
+        if self.attention_bias or self.qkv_bias:
+            count += self.head_dim * (self.heads + 2 * self.kv_heads)
+        if self.attention_bias:
+            count += self.hidden
+        if self.qk_norm:
+            count += 2 * self.head_dim
+        if self.mlp_bias:
+            count += (2 if self.gated else 1) * self.intermediate + self.hidden
+        return count
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model; a tied head counts once."""
+        outer = (self.vocab + self.positions) * self.hidden + self._norm_parameters
+        head = 0 if self.tied else self.vocab * self.hidden
+        return self.layers * self.layer_parameters + outer + head
+
+    @property
+    def _norm_parameters(self) -> int:
+        return (2 if self.norm_bias else 1) * self.hidden
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of one decoder layer."""
+        return self.layer_parameters * self.dtype_bytes
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Bytes of the token table and of learned positions."""
+        return (self.vocab + self.positions) * self.hidden * self.dtype_bytes
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes after the last layer: the final norm, and the head unless tied."""
+        head = 0 if self.tied else self.vocab * self.hidden
+        return (head + self._norm_parameters) * self.dtype_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of every weight: what a checkpoint's tensors hold."""
+        return self.parameters * self.dtype_bytes
+
+    def kv_bytes(self, batch: int, context: int) -> int:
+        """Bytes of the keys and values of `batch` sequences of `context` tokens."""
+        row = self.kv_heads * self.head_dim * self.dtype_bytes
+        return 2 * self.layers * batch * context * row
+
+    def flops_per_token(self, context: int = 0) -> int:
+        """Multiplications and additions of one token that attends to `context`."""
+        matrices = self.layers * self.layer_matrix_parameters
+        matrices += self.vocab * self.hidden
+        attention = self.layers * 2 * context * self.heads * self.head_dim
+        return 2 * (matrices + attention)
+
+
+def _longest(config: dict[str, Any], path: Path) -> int:
+    """The positions that a configuration is made for, its rotary scaling included.
+
+    Raises InvalidInput for a scaling that depends on the length of the text so far: a
+    plan is made before there is any.
+    """
+
+    def number(name: str, of: dict[str, Any]) -> float:
+        value = of.get(name)
+        if isinstance(value, int | float) and 0 < value < _ENDLESS:
+            return value
+        return 0
+
+    longest = number("max_position_embeddings", config)
+    ropes = [config.get("rope_parameters"), config.get("rope_scaling")]
+    # Some families have one for each type of layer.
+    ropes += [
+        part for rope in ropes if isinstance(rope, dict) for part in rope.values()
+    ]
+    for rope in ropes:
+        if not isinstance(rope, dict):
+            continue
+        kind = rope.get("rope_type") or rope.get("type") or _ROPES[0]
+        require(
+            kind in _ROPES,
+            f"rope_type {shown(kind)} in {path} is not streamed: expected one of "
+            f"{', '.join(_ROPES)}, whose frequencies no text changes",
+        )
+        before = number("original_max_position_embeddings", rope)
+        longest = max(longest, before * number("factor", rope))
+    return int(longest)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a plan needs to know of a machine. Sizes in bytes, rates per second.
+
+    `host_bytes` is host memory that may hold weights, apart from the device. Where
+    the device is the processor itself, layers come straight from the disk.
+
+    >>> from thesis_lib.memory import Machine
+    >>> Machine(device_bytes=8 * 2**30, disk_bytes_per_s=3e9).host_bytes
+    0
+    """
+
+    device_bytes: int
+    disk_bytes_per_s: float  # disk to staging buffer
+    host_bytes: int = 0
+    link_bytes_per_s: float = float("inf")  # host memory to device
+    decode_bytes_per_s: float = float("inf")  # what decoders write of lossless weights
+    weight_bytes_per_s: float = float("inf")  # weights read by a one-token pass
+    flops_per_s: float = float("inf")  # matrix products of a long pass
+    theft: float = 0.0  # seconds of computing that a second of reading takes away
+    drag: float = 0.0  # seconds of reading that a second over weights takes away
+    spread: float = 0.0  # relative half-width of a predicted time
+
+    def __post_init__(self) -> None:
+        require(
+            self.device_bytes > 0 and self.host_bytes >= 0,
+            f"device_bytes={self.device_bytes} must be positive and "
+            f"host_bytes={self.host_bytes} not negative",
+        )
+        for rate in (
+            "disk_bytes_per_s",
+            "link_bytes_per_s",
+            "decode_bytes_per_s",
+            "weight_bytes_per_s",
+            "flops_per_s",
+        ):
+            require(
+                getattr(self, rate) > 0,
+                f"{rate}={getattr(self, rate):g} must be positive",
+            )
+
+        require(
+            max(self.theft, self.drag, self.spread) < 1
+            and min(self.theft, self.drag, self.spread) >= 0,
+            f"theft={self.theft:g}, drag={self.drag:g} and spread={self.spread:g} must "
+            "lie in [0, 1)",
+        )
+
+    def with_memory(self, device_bytes: int, host_bytes: int = 0) -> Self:
+        """The same rates with other sizes."""
+        return replace(self, device_bytes=device_bytes, host_bytes=host_bytes)
+
+
+# Hugo Touvron and others (LLaMA, 2023; Llama 2, 2023), Susan Zhang and others
+# (OPT, 2022) and Albert Jiang and others (Mistral 7B, 2023) publish these shapes.
+_GEOMETRIES = {
+    spec.name: spec
+    for spec in (
+        ModelSpec(
+            "llama-65b", 80, 8192, 22016, 64, 64, 128, 32000, tied=False, context=2048
+        ),
+        ModelSpec(
+            "llama2-7b", 32, 4096, 11008, 32, 32, 128, 32000, tied=False, context=4096
+        ),
+        ModelSpec(
+            "llama2-13b", 40, 5120, 13824, 40, 40, 128, 32000, tied=False, context=4096
+        ),
+        ModelSpec(
+            "llama2-70b", 80, 8192, 28672, 64, 8, 128, 32000, tied=False, context=4096
+        ),
+        ModelSpec(
+            "mistral-7b",
+            32,
+            4096,
+            14336,
+            32,
+            8,
+            128,
+            32000,
+            tied=False,
+            context=8192,
+            architecture="mistral",
+        ),
+        ModelSpec(
+            "opt-66b",
+            layers=64,
+            hidden=9216,
+            intermediate=36864,
+            heads=72,
+            kv_heads=72,
+            head_dim=128,
+            vocab=50272,
+            tied=True,
+            gated=False,
+            attention_bias=True,
+            mlp_bias=True,
+            norm_bias=True,
+            positions=2050,
+            architecture="opt",
+        ),
+    )
+}
+
+
+def geometries() -> tuple[str, ...]:
+    """The names that `geometry` knows."""
+    return tuple(_GEOMETRIES)
+
+
+def geometry(name: str) -> ModelSpec:
+    """A published geometry in 16-bit weights. Raises InvalidInput for another name.
+
+    >>> from thesis_lib.memory import geometry
+    >>> llama = geometry("llama-65b")
+    >>> llama.layers, round(llama.total_bytes / 1e9, 1)  # 16-bit weights, GB
+    (80, 130.6)
+    """
+    return _GEOMETRIES[choice("model", name, _GEOMETRIES)]

@@ -1,0 +1,308 @@
+"""The decoders that can be streamed, as transformers itself defines them.
+
+A skeleton is the model of a configuration without a single weight: every parameter
+is on the meta device, and only the small tables that no file holds are real.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+
+from thesis_lib.common.errors import InvalidInput, shown
+from thesis_lib.memory.formats import lowrank
+from thesis_lib.memory.formats.bitplanes import BITS_KIND as BITS
+from thesis_lib.memory.formats.bitplanes import swap_bits
+from thesis_lib.memory.formats.nf4 import PACKED_KINDS, swap_linears
+from thesis_lib.memory.model.checkpoint import OUTER
+from thesis_lib.memory.model.pretrained import transformers_reads
+from thesis_lib.memory.model.spec import ModelSpec
+from thesis_lib.memory.offload.store import SafetensorsStore
+
+TORCH_DTYPES = {  # by the names of safetensors
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+}
+TIED_HEAD = "lm_head.weight"
+
+_DTYPES = {2: torch.bfloat16, 4: torch.float32}
+# What a file calls otherwise than the code does.
+_ALIASES = {"embed_out.weight": TIED_HEAD}
+# Tables that older checkpoints store although the code computes them.
+_COMPUTED = ("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias")
+_MOST_SHOWN = 6
+
+
+def configure(spec: ModelSpec) -> Any:
+    """The transformers configuration of a geometry, for models without a file."""
+    if spec.architecture == "opt":
+        shape: dict[str, Any] = {
+            "ffn_dim": spec.intermediate,
+            "word_embed_proj_dim": spec.hidden,
+            "max_position_embeddings": spec.positions - 2,
+            "enable_bias": spec.mlp_bias,
+        }
+    else:
+        shape = {
+            "intermediate_size": spec.intermediate,
+            "num_key_value_heads": spec.kv_heads,
+            "head_dim": spec.head_dim,
+        }
+    if spec.architecture == "llama":
+        shape |= {"attention_bias": spec.attention_bias, "mlp_bias": spec.mlp_bias}
+    elif spec.architecture == "mistral":
+        shape |= {"sliding_window": None}
+    if spec.context:
+        shape |= {"max_position_embeddings": spec.context}
+    config: Any = AutoConfig.for_model(
+        spec.architecture,
+        vocab_size=spec.vocab,
+        hidden_size=spec.hidden,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        tie_word_embeddings=spec.tied,
+        dtype=_DTYPES[spec.dtype_bytes],
+        **shape,
+    )
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    config.architectures = [model.__name__]
+    return config
+
+
+def read_config(folder: Path | str) -> Any:
+    """The transformers configuration of a checkpoint that can be streamed.
+
+    Raises InvalidInput for a file that is missing, unreadable or of another
+    architecture.
+    """
+    spec = ModelSpec.from_config(folder)  # refuses by name, where transformers guesses
+    with transformers_reads(
+        f"{Path(folder) / 'config.json'} cannot be used",
+        "the configuration of a model of its model_type",
+    ):
+        config = AutoConfig.from_pretrained(folder)
+    for name, ours in (
+        ("num_hidden_layers", spec.layers),
+        ("num_attention_heads", spec.heads),
+        ("num_key_value_heads", spec.kv_heads),
+        ("head_dim", spec.head_dim),
+        ("hidden_size", spec.hidden),
+        ("vocab_size", spec.vocab),
+        ("tie_word_embeddings", spec.tied),
+    ):
+        theirs = getattr(config, name, ours)
+        if theirs is not None and theirs != ours:
+            raise InvalidInput(
+                f"{Path(folder) / 'config.json'} leaves {name} to whoever reads it: "
+                f"transformers assumes {theirs}, and {ours} was expected; say which"
+            )
+    packing = vars(config).pop("quantization_config", None)
+    packing = packing if isinstance(packing, dict) else {}  # the store refuses others
+    # The store says how layers are packed, and says more; ranks are of each layer.
+    if packing.get("kind") == lowrank.LOW_RANK_KIND:
+        config.factor_ranks = lowrank.read_ranks(folder)
+    return config
+
+
+def skeleton(config: Any, kind: str = "dense", layout: str | None = None) -> Any:
+    """The causal language model of `config` without weights, in eval mode.
+
+    Parameters are on the meta device; tables that no checkpoint holds (rotary
+    frequencies, an embedding's scale) are computed on the processor. With a `kind` of
+    packed weights the decoder layers take those, in the `layout` of this machine or
+    another; lossless weights are dense ones by the time that a layer sees them.
+    """
+    with (
+        transformers_reads(
+            "the configuration gives no model", f"one of the type {config.model_type}"
+        ),
+        torch.device("meta"),
+    ):
+        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype).eval()
+    for name, module in list(model.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            _fill_tables(model, name, module, config)
+    if kind == lowrank.LOW_RANK_KIND:
+        for layer, ranks in zip(stack(model)[1], _ranks(config), strict=True):
+            lowrank.swap_factors(layer, ranks)
+    elif kind == BITS:
+        for layer in stack(model)[1]:
+            swap_bits(layer, layout or "")
+    elif kind in PACKED_KINDS:
+        for layer in stack(model)[1]:
+            swap_linears(layer, kind, layout)
+    return flatten_head(model)
+
+
+def require_checkpoint(folder: Path | str) -> Any:
+    """The configuration of a checkpoint whose files hold the model that it describes.
+
+    For who will hand the folder to transformers, which asks less. Raises InvalidInput
+    for other files.
+    """
+    spec = ModelSpec.from_config(folder)
+    with SafetensorsStore(folder) as store:
+        store.require_geometry(spec)
+        config = read_config(folder)
+        model = skeleton(config, store.kind, store.layout or None)
+        require_tensors(store, spec, model)
+    return config
+
+
+def load_resident(folder: Path | str, dtype: torch.dtype | None = None) -> Any:
+    """The whole model of a dense checkpoint, in memory and in eval mode.
+
+    Raises InvalidInput as `require_checkpoint`.
+    """
+    require_checkpoint(folder)
+    with transformers_reads(f"{folder} cannot be loaded", "a dense checkpoint"):
+        options = {} if dtype is None else {"dtype": dtype}
+        return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+
+
+def require_tensors(store: SafetensorsStore, spec: ModelSpec, model: Any) -> None:
+    """Refuse files without the tensors of `model`, or with others.
+
+    Names, types and shapes. Raises InvalidInput.
+    """
+    store.require_geometry(spec)
+    prefix, layers = stack(model)
+    for number, layer in enumerate(layers):
+        place = f"layer {number} of {store.folder}"
+        _compare(store, spec, number, dict(layer.state_dict()), place)
+    outside = {
+        name: tensor
+        for name, tensor in model.named_parameters()
+        if not name.startswith(f"{prefix}.")
+    }
+    _compare(store, spec, OUTER, outside, f"{store.folder}, outside its layers,")
+
+
+def _compare(
+    store: SafetensorsStore,
+    spec: ModelSpec,
+    layer: int,
+    expected: Mapping[str, Tensor],
+    place: str,
+) -> None:
+    names = renamed(store, layer, expected)
+    placed = {names[p.name]: p for p in store.placements(layer) if p.name in names}
+    if placed.keys() != expected.keys():
+        odd = [shown(name)[1:-1] for name in sorted(placed.keys() ^ expected.keys())]
+        more = ", …" if len(odd) > _MOST_SHOWN else ""
+        raise InvalidInput(
+            f"{place} does not have the tensors of a {spec.architecture} model: "
+            f"{', '.join(odd[:_MOST_SHOWN])}{more} missing or unexpected"
+        )
+    for name, tensor in expected.items():
+        stored = placed[name]
+        if TORCH_DTYPES.get(stored.dtype) != tensor.dtype or stored.shape != tuple(
+            tensor.shape
+        ):
+            raise InvalidInput(
+                f"{name} in {place} is {stored.dtype} {list(stored.shape)} where "
+                f"config.json asks for {tensor.dtype} {list(tensor.shape)}: the two do "
+                "not belong together; copy the checkpoint again"
+            )
+
+
+def renamed(
+    store: SafetensorsStore, layer: int, expected: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Stored names of a layer's tensors to those of the architecture.
+
+    Some checkpoints leave the name of the base model away, some store tables that
+    the code computes; those and a copy of a tied head are left out. Other names are
+    kept, to be refused, as is a second name of the same tensor.
+    """
+    stems = {name.split(".", 1)[-1]: name for name in expected}
+    stored = {placed.name for placed in store.placements(layer)}
+    names = {}
+    for name in sorted(stored):
+        alias = _ALIASES.get(name, name)
+        stem = stems.get(name) if layer == OUTER else None
+        if alias in expected and (alias == name or alias not in stored):
+            names[name] = alias
+        elif stem is not None and stem not in stored:
+            names[name] = stem
+        elif not name.endswith(_COMPUTED) and not (
+            layer == OUTER and name == TIED_HEAD
+        ):
+            names[name] = name
+    return names
+
+
+def _ranks(config: Any) -> lowrank.Ranks:
+    """The ranks of each layer, which only a checkpoint's configuration has."""
+    ranks = getattr(config, "factor_ranks", None)
+    if ranks is None:
+        raise InvalidInput(
+            "the configuration has no ranks of factors: expected that of a factored "
+            "checkpoint, as read_config(folder) returns it"
+        )
+    return ranks
+
+
+class FlatHead(nn.Linear):
+    """An output head that takes rows.
+
+    transformers keeps the last positions of each sequence as a slice, and for a slice
+    of several sequences torch passes over the whole matrix once for each of them.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = super().forward(input.flatten(0, -2))
+        return rows.unflatten(0, input.shape[:-1])
+
+
+def flatten_head(model: Any) -> Any:
+    """Put a `FlatHead` with the same weights in the place of a model's output head.
+
+    Returns the model. Logits are the same bits, but for slices of several sequences,
+    where torch would take another kernel.
+    """
+    head = model.get_output_embeddings()
+    with torch.device("meta"):
+        flat = FlatHead(head.in_features, head.out_features, head.bias is not None)
+    flat.weight, flat.bias = head.weight, head.bias
+    model.set_output_embeddings(flat)
+    return model
+
+
+def stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The uniform stack of decoder layers, and its dotted name in the model."""
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and name.endswith("layers")
+    ]
+    if len(found) != 1:
+        raise InvalidInput(
+            f"{type(model).__name__} has {len(found)} stacks of layers: expected a "
+            "decoder with one"
+        )
+    return found[0]
+
+
+def _fill_tables(model: nn.Module, name: str, module: nn.Module, config: Any) -> None:
+    """Compute the buffers of `module`, which no checkpoint stores."""
+    if name.endswith("rotary_emb"):
+        with transformers_reads(
+            "the configuration gives no rotary table", "rope parameters that do"
+        ):
+            model.set_submodule(name, type(module)(config))
+    elif hasattr(module, "scalar_embed_scale"):
+        scale = torch.tensor(module.scalar_embed_scale, dtype=config.dtype)
+        module.register_buffer("embed_scale", scale, persistent=False)
+    else:
+        tables = ", ".join(key for key, _ in module.named_buffers(recurse=False))
+        raise InvalidInput(
+            f"{name} of {type(model).__name__} has tables ({tables}) that this version "
+            f"cannot compute: expected one of the architectures that it streams"
+        )

@@ -1,0 +1,674 @@
+"""A model larger than the device: its layers stream through a fixed ring of buffers.
+
+Composition, not hooks: the stack of a transformers model is filled with layers that
+own no weights and are lent them for the time of a call, as views of the staging
+buffer that holds the layer now. Everything else is transformers' own forward and its
+own `generate`.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import DynamicCache
+
+from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.units import format_size
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.checkpoint import OUTER, allocate
+from thesis_lib.memory.model.pretrained import read_generation
+from thesis_lib.memory.model.spec import Machine, ModelSpec, geometries
+from thesis_lib.memory.offload.architectures import (
+    TIED_HEAD,
+    TORCH_DTYPES,
+    read_config,
+    renamed,
+    require_tensors,
+    skeleton,
+    stack,
+)
+from thesis_lib.memory.offload.measure import DeviceBudget, Span
+from thesis_lib.memory.offload.plan import MemoryPlan, plan
+from thesis_lib.memory.offload.store import SafetensorsStore, StoreDamaged, Ticket
+from thesis_lib.memory.offload.transfer import (
+    Device,
+    FromDisk,
+    Ring,
+    Slot,
+    ThroughHost,
+    Transport,
+    find_device,
+    open_device,
+)
+
+# Rates that nobody measured here: a solid-state disk on four lanes of PCIe 4, and two
+# cores that decode. A plan that rests on them says so.
+ASSUMED_DISK_BYTES_PER_S = 7e9
+ASSUMED_DECODE_BYTES_PER_S = 10e9
+
+_NEW_TOKENS = 20  # that transformers generates where nothing says how many
+_ROWS = 64  # compared at a time
+
+
+class _Lent(nn.Module):
+    """A decoder layer without weights, which are lent to it for the time of a call."""
+
+    def __init__(self, layer: nn.Module, number: int, owner: "StreamedModel") -> None:
+        super().__init__()
+        self.layer, self.number = layer, number
+        self._owner = (owner,)  # not a module: hidden from parameters() and the like
+
+    def forward(self, hidden: Tensor, *args: Any, **options: Any) -> Any:
+        with self._owner[0]._lend(self.number, hidden, options.get("cache")) as weights:
+            return functional_call(self.layer, weights, (hidden, *args), options)
+
+
+class _Observed:
+    """A ticket whose waiting is counted."""
+
+    def __init__(self, ticket: Ticket, layer: int, owner: "StreamedModel") -> None:
+        self._ticket, self._layer, self._owner = ticket, layer, owner
+
+    def wait(self) -> tuple[float, float]:
+        start = time.perf_counter()
+        span = self._ticket.wait()
+        end = time.perf_counter()
+        self._owner.stall_s += end - start
+        self._owner._note("read", self._layer, *span)
+        self._owner._note("wait", self._layer, start, end)
+        return span
+
+
+class StreamedModel:
+    """A checkpoint that runs inside a plan's device memory.
+
+    A context manager: entering allocates the buffers, reads what stays resident and
+    starts to fill the ring; leaving closes the files. `model` is the transformers
+    model, whose `generate` is `generate` here. Logits are bitwise those of the
+    resident transformers model for the same dtype, shapes and chunking.
+
+    `device` is "cpu" or "cuda". With `verify` every byte of the files is hashed
+    first. Raises InvalidInput for another architecture, for a plan of another
+    checkpoint, and for a step that the plan does not cover; StoreDamaged for files
+    that are not what they were.
+
+    >>> import torch
+    >>> from thesis_lib.memory import Machine, StreamedModel, plan_checkpoint
+    >>> from thesis_lib.memory.model import smollm2
+    >>> checkpoint = smollm2.checkpoint()
+    >>> plan = plan_checkpoint(checkpoint, Machine(96 * 2**20, 1e9), pass_tokens=4)
+    >>> with StreamedModel(checkpoint, plan) as model:
+    ...     model.logits(torch.tensor([[1, 2, 3, 4]])).shape
+    torch.Size([1, 4, 49152])
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        plan: MemoryPlan,
+        device: str | torch.device = "cpu",
+        verify: bool = False,
+    ) -> None:
+        self.folder = Path(folder)
+        self.plan = plan
+        self.spec = ModelSpec.from_config(self.folder)
+        self.device = find_device(device)
+        require(
+            self.spec == plan.spec,
+            f"the plan is for {plan.spec.name}, whose geometry is not that of "
+            f"{self.folder}: plan with the ModelSpec of this folder",
+        )
+        require(
+            self.device.type == "cpu" or plan.host_layers + plan.bounces > 0,
+            f"the plan has no host memory, without which nothing reaches {device}: "
+            "plan with host_bytes",
+        )
+        self.stall_s = 0.0  # time that computing has waited for reading
+        self._verify = verify
+        self._still = False  # whether steps compute without reading
+        self._store: SafetensorsStore | None = None
+        self._transport: Transport | None = None
+        self._spans: list[Span] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for reads in flight, close the files and give the memory back."""
+        if self._transport is not None:
+            if self._ring is not None:
+                self._ring.settle()
+            self._transport.close()
+            self._transport = None
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+        # Views keep their buffers alive: let go of both.
+        self._slots, self._resident, self._views = [], {}, {}
+        self._ring = self._model = None
+
+    def _open(self) -> None:
+        plan = self.plan
+        self._ring: Ring[Slot] | None = None
+        self._slots: list[Slot] = []
+        self._resident: dict[int, dict[str, Tensor]] = {}
+        self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._model: Any = None
+        store = self._store = SafetensorsStore(self.folder, verify=self._verify)
+        store.require_geometry(self.spec)
+        config = read_config(self.folder)
+        model = skeleton(config, store.kind, store.layout or None)
+        self._check(store, model)
+        device = open_device(self.device)
+        tiers = {i: plan.tier(i) for i in range(self.spec.layers)}
+        self._transport = (
+            ThroughHost(
+                store,
+                device,
+                [i for i, tier in tiers.items() if tier == "host"],
+                plan.bounces,
+                max(plan.staging_bytes, store.nbytes(OUTER) if plan.bounces else 0),
+            )
+            if plan.host_layers + plan.bounces
+            else FromDisk(store)
+        )
+        outer = Slot(store.nbytes(OUTER), self.device)
+        kept = {
+            layer: Slot(store.nbytes(layer), self.device)
+            for layer, tier in tiers.items()
+            if tier == "device"
+        }
+        ring = [Slot(plan.staging_bytes, self.device) for _ in range(plan.ring)]
+        self._slots = [outer, *kept.values(), *ring]
+        reads = [self._bring(store, device, OUTER, outer)]
+        reads += [self._bring(store, device, i, slot) for i, slot in kept.items()]
+        for read in reads:
+            read.wait()
+        self._resident = {i: _views(store, i, slot) for i, slot in kept.items()}
+        self._attach(store, model, outer)
+        self._model = model
+        streamed = [i for i, tier in tiers.items() if tier != "device"]
+        self._ring = Ring(streamed, ring, self._fetch)
+
+    def _bring(
+        self, store: SafetensorsStore, device: Device, layer: int, slot: Slot
+    ) -> Ticket:
+        """Start to read what will stay on the device."""
+        if slot.memory is not None:
+            return store.read_layer(layer, slot.memory)
+        memory = allocate(store.nbytes(layer))
+        span = store.read_layer(layer, memory).wait()
+        source = torch.frombuffer(memory, dtype=torch.uint8)
+        device.finish(device.copy(slot.tensor, source, device.mark()))
+        return _Landed(span)
+
+    def _check(self, store: SafetensorsStore, model: Any) -> None:
+        """Refuse files that are not those of the plan and of the architecture."""
+        plan, folder = self.plan, self.folder
+        require(
+            store.kind == plan.kind,
+            f"{folder} holds {store.kind} weights but the plan is for {plan.kind}: "
+            "make the plan with plan_checkpoint",
+        )
+        needed = max(store.nbytes(i) for i in range(store.layers))
+        if needed > plan.staging_bytes or store.nbytes(OUTER) > plan.outer_bytes:
+            raise InvalidInput(
+                f"a layer of {folder} needs a buffer of {format_size(needed)}, "
+                f"the plan has {format_size(plan.staging_bytes)}: make the plan with "
+                "plan_checkpoint, which knows the sizes in the files"
+            )
+        require_tensors(store, self.spec, model)
+
+    def _attach(self, store: SafetensorsStore, model: Any, outer: Slot) -> None:
+        """Give the model its outer weights, and layers that borrow theirs."""
+        prefix, layers = stack(model)
+        outside = {
+            name: tensor
+            for name, tensor in model.named_parameters()
+            if not name.startswith(f"{prefix}.")
+        }
+        names = renamed(store, OUTER, outside)
+        views = _views(store, OUTER, outer)
+        for name, view in views.items():
+            if name in names:
+                _assign(model, names[name], nn.Parameter(view, requires_grad=False))
+        if self.spec.tied:
+            table = model.get_input_embeddings().weight
+            require(
+                TIED_HEAD not in views or _are_equal(views[TIED_HEAD], table),
+                f"{TIED_HEAD} of {self.folder} is not its token table, although its "
+                "config.json says that the two are tied: set tie_word_embeddings to "
+                "what the model was trained with",
+            )
+            model.get_output_embeddings().weight = table
+        for name, table in list(model.named_buffers()):
+            if not name.startswith(f"{prefix}."):
+                _assign(model, name, table.to(self.device))
+        self._names = {
+            number: renamed(store, number, dict(layer.state_dict()))
+            for number, layer in enumerate(layers)
+        }
+        for number, layer in enumerate(layers):
+            layers[number] = _Lent(layer, number, self)
+        model.generation_config = read_generation(self.folder, model.config)
+
+    def _fetch(self, layer: int, slot: Slot) -> Ticket:
+        assert self._transport is not None  # the ring lives as long as the transport
+        return _Observed(self._transport.fetch(layer, slot), layer, self)
+
+    def _opened(self) -> SafetensorsStore:
+        if self._store is None:
+            raise InvalidInput(
+                "the streamed model is closed: use it inside `with StreamedModel(…)`"
+            )
+        return self._store
+
+    @property
+    def model(self) -> Any:
+        """The transformers model whose layers are streamed."""
+        self._opened()
+        return self._model
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+        return self.model.config
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes asked of the disk so far."""
+        return self._opened().bytes_read
+
+    @property
+    def mode(self) -> str:
+        """How the disk is read: "direct" or "buffered"."""
+        return self._opened().mode
+
+    def charge(self, budget: DeviceBudget) -> None:
+        """Count the buffers, which were allocated before the meter could see them."""
+        budget.charge(*(slot.tensor for slot in self._slots))
+        budget.charge(*map(torch.from_numpy, self._opened().scratch.buffers))
+        budget.charge(*self.model.buffers())
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache of keys and values."""
+        return DynamicCache(config=self.config)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits of all positions, (b, t, vocab), of `tokens`, (b, t), uncached."""
+        return self.step(tokens, None)
+
+    @torch.no_grad()
+    def step(
+        self, tokens: Tensor, cache: DynamicCache | None, keep: int | None = None
+    ) -> Tensor:
+        """Logits, (b, t, vocab), of new `tokens`, (b, t), after those in `cache`.
+
+        `keep` asks for the last positions only, (b, keep, vocab).
+        """
+        self._opened()
+        require(
+            tokens.ndim == 2 and tokens.numel() > 0,
+            f"tokens have shape {tuple(tokens.shape)}: expected (batch, tokens)",
+        )
+        keep = tokens.shape[1] if keep is None else keep
+        past = 0 if cache is None else cache.get_seq_length()
+        self._admit(tokens.shape[0], tokens.shape[1], past, keep)
+        options = {} if cache is None else {"cache": cache}
+        return self._model(
+            tokens, use_cache=cache is not None, logits_to_keep=keep, **options
+        ).logits
+
+    @torch.no_grad()
+    def prefill(self, tokens: Tensor, cache: DynamicCache) -> Tensor:
+        """Logits of the last position, (b, 1, vocab), of a prompt of any length.
+
+        Passes of `plan.pass_tokens` tokens, in order.
+        """
+        *first, last = tokens.split(self.plan.pass_tokens, dim=1)
+        for part in first:
+            self.step(part, cache, keep=1)
+        return self.step(last, cache, keep=1)
+
+    def generate(self, input_ids: Tensor, **options: Any) -> Any:
+        """As transformers' `generate`: sampling, beams, streamers, stopping criteria.
+
+        A prompt longer than a pass of the plan goes in several. Raises InvalidInput,
+        with nothing written, where prompt and answer may be longer than the context.
+        """
+        self._opened()
+        require(
+            self.plan.generating,
+            "the plan covers single steps, not generate: make it with generating=True",
+        )
+        self._require_room(input_ids.shape[1], options)
+        if input_ids.shape[1] > self.plan.pass_tokens:
+            options = {"prefill_chunk_size": self.plan.pass_tokens} | options
+        return self._model.generate(input_ids, **options)
+
+    def _require_room(self, prompt_tokens: int, options: Mapping[str, Any]) -> None:
+        """Refuse what may leave the plan when half of it is written."""
+        configs = options.get("generation_config"), self._model.generation_config
+
+        def wish(name: str) -> int | None:
+            wishes = [options.get(name), *(getattr(c, name, None) for c in configs)]
+            return next((found for found in wishes if found is not None), None)
+
+        new, longest = wish("max_new_tokens"), wish("max_length")
+        if new is not None or longest is None:
+            longest = prompt_tokens + (_NEW_TOKENS if new is None else new)
+        require(
+            longest - 1 <= self.plan.context,  # the last token is not stored
+            f"a prompt of {prompt_tokens} tokens and its answer may have {longest} but "
+            f"the plan is for a context of {self.plan.context}: give fewer "
+            "max_new_tokens, or make the plan for a longer context",
+        )
+
+    def drain(self) -> None:
+        """The reads of one step through the same ring, without computing."""
+        self._opened()
+        assert self._ring is not None
+        if not self._ring.at_start:
+            self._ring.rewind()
+        with self._alive():
+            for layer in self._ring.layers:
+                with self._ring.hold(layer):
+                    continue
+
+    @contextmanager
+    def without_reading(self) -> Iterator[None]:
+        """Steps in here compute with what the buffers happen to hold.
+
+        The arithmetic of a step alone, as `drain` is its reading: for its seconds,
+        never for its answers.
+        """
+        self._opened()
+        assert self._ring is not None
+        self._ring.settle()
+        self._still = True
+        try:
+            yield
+        finally:
+            self._still = False
+
+    @contextmanager
+    def timeline(self) -> Iterator[list[Span]]:
+        """A list that fills with what is read, computed and waited for meanwhile.
+
+        On another device than the processor every layer is then waited for, so that
+        its seconds are its own.
+        """
+        spans: list[Span] = []
+        self._spans = spans
+        try:
+            yield spans
+        finally:
+            self._spans = None
+
+    def _note(self, kind: Any, layer: int, start_s: float, end_s: float) -> None:
+        if self._spans is not None:
+            self._spans.append(Span(kind, layer, start_s, end_s))
+
+    @contextmanager
+    def _lend(
+        self, layer: int, hidden: Tensor, cache: DynamicCache | None
+    ) -> Iterator[dict[str, Tensor]]:
+        """The weights of `layer` while it computes.
+
+        A buffer is refilled as soon as its layer is done. An interrupted pass leaves
+        the ring between two layers; the next one starts it anew.
+        """
+        self._opened()
+        ring = self._ring
+        assert ring is not None
+        if layer == 0:
+            past = 0 if cache is None else cache.get_seq_length()
+            self._admit(hidden.shape[0], hidden.shape[1], past)
+            if not ring.at_start and not self._still:
+                ring.rewind()
+        with self._alive():
+            if layer in self._resident:
+                with self._computing(layer):
+                    yield self._resident[layer]
+                return
+            if self._still:
+                yield self._weights(layer, ring.buffers[layer % self.plan.ring])
+                return
+            with ring.hold(layer) as slot, self._computing(layer):
+                yield self._weights(layer, slot)
+
+    @contextmanager
+    def _computing(self, layer: int) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self._spans is not None:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self._note("compute", layer, start, time.perf_counter())
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Close the model for good when a file turns out to be damaged."""
+        try:
+            yield
+        except StoreDamaged:
+            self.close()
+            raise
+
+    def _weights(self, layer: int, slot: Slot) -> dict[str, Tensor]:
+        key = layer, id(slot)
+        if key not in self._views:
+            names = self._names[layer]
+            self._views[key] = {
+                names[name]: view
+                for name, view in _views(self._opened(), layer, slot).items()
+                if name in names
+            }
+        return self._views[key]
+
+    def _admit(self, batch: int, new: int, past: int, keep: int = 1) -> None:
+        plan = self.plan
+        if (
+            batch > plan.batch
+            or new > plan.pass_tokens
+            or past + new > plan.context
+            or not 0 < keep <= min(new, plan.logit_tokens)
+        ):
+            raise InvalidInput(
+                f"a step of {batch} x {new} tokens after {past}, keeping the logits of "
+                f"{keep}, is outside the plan: batch {plan.batch}, "
+                f"{plan.pass_tokens} tokens a pass, context {plan.context}, logits of "
+                f"{plan.logit_tokens}; make a larger plan"
+            )
+
+
+class _Landed:
+    """A ticket of a read that is over."""
+
+    def __init__(self, span: tuple[float, float]) -> None:
+        self._span = span
+
+    def wait(self) -> tuple[float, float]:
+        return self._span
+
+
+def _views(store: SafetensorsStore, layer: int, slot: Slot) -> dict[str, Tensor]:
+    """The tensors of `layer` inside the memory of `slot`, without a copy."""
+    return {
+        placed.name: slot.tensor[placed.start : placed.start + placed.nbytes]
+        .view(TORCH_DTYPES[placed.dtype])
+        .view(placed.shape)
+        for placed in store.placements(layer)
+        if placed.dtype in TORCH_DTYPES
+    }
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two matrices are the same, without room for a comparison of all."""
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and all(
+        map(torch.equal, one.split(_ROWS), other.split(_ROWS))
+    )
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a parameter or a table in the place that the dotted `name` has."""
+    parent, _, attribute = name.rpartition(".")
+    module = model.get_submodule(parent)
+    table = module._buffers if attribute in module._buffers else module._parameters
+    table[attribute] = tensor  # type: ignore[assignment]
+
+
+def plan_checkpoint(
+    folder: Path | str,
+    machine: Machine,
+    batch: int = 1,
+    context: int = 512,
+    ring: int = 3,
+    pass_tokens: int = 1,
+    logit_tokens: int | None = None,
+    generating: bool = False,
+    padded: bool = False,
+    rollback: int = 0,
+) -> MemoryPlan:
+    """As `plan`, for a checkpoint: with the sizes of the reads that its files need.
+
+    Raises InvalidInput for another architecture before a file of weights is opened.
+
+    >>> from thesis_lib.memory import Machine, plan_checkpoint
+    >>> from thesis_lib.memory.model import smollm2
+    >>> made = plan_checkpoint(smollm2.checkpoint(), Machine(96 * 2**20, 1e9))
+    >>> made.resident_layers, made.disk_layers
+    (1, 29)
+    """
+    spec = ModelSpec.from_config(folder)
+    with SafetensorsStore(folder) as store:
+        layer_read_bytes = [store.read_bytes(layer) for layer in range(store.layers)]
+        layer_buffer_bytes = [store.nbytes(layer) for layer in range(store.layers)]
+        outer_read_bytes = store.nbytes(OUTER)
+        kind, layout = store.kind, store.layout or None
+        spec = ModelSpec.from_config(folder)
+        store.require_geometry(spec)
+    return plan(
+        spec,
+        machine,
+        batch=batch,
+        context=context,
+        ring=ring,
+        pass_tokens=pass_tokens,
+        logit_tokens=logit_tokens,
+        layer_read_bytes=layer_read_bytes,
+        layer_buffer_bytes=layer_buffer_bytes,
+        outer_read_bytes=outer_read_bytes,
+        kind=kind,
+        layout=layout,
+        config=read_config(folder),
+        generating=generating,
+        padded=padded,
+        rollback=rollback,
+    )
+
+
+def open_streamed(
+    checkpoint: Path | str,
+    device_bytes: int,
+    host_bytes: int = 0,
+    batch: int = 1,
+    context: int = 512,
+    ring: int = 3,
+    pass_tokens: int = 64,
+    device: str | torch.device = "cpu",
+    verify: bool = False,
+) -> StreamedModel:
+    """A checkpoint for transformers' `generate`, in `device_bytes`, or a refusal.
+
+    To be used in a `with` statement, in the place of `from_pretrained`. `batch` counts
+    sequences, beams included; `context` positions, prompt and answer together; a
+    prompt longer than `pass_tokens` goes in several passes. Raises PlanInfeasible
+    before anything is allocated.
+
+    >>> import torch
+    >>> from thesis_lib.memory import open_streamed
+    >>> from thesis_lib.memory.model import smollm2
+    >>> prompt = torch.tensor([[504, 3575, 282]])
+    >>> with open_streamed(smollm2.checkpoint(), 96 * 2**20, context=8) as model:
+    ...     model.generate(prompt, max_new_tokens=3, do_sample=False)
+    tensor([[ 504, 3575,  282,  260, 1797, 1918]])
+    """
+    made = plan_checkpoint(
+        checkpoint,
+        Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S, host_bytes=host_bytes),
+        batch=batch,
+        context=context,
+        ring=ring,
+        pass_tokens=min(pass_tokens, context),
+        logit_tokens=1,
+        generating=True,
+    )
+    return StreamedModel(checkpoint, made, device, verify)
+
+
+def disk_bytes_per_s(folder: Path | str, seconds: float = 1.0) -> float:
+    """The rate at which layers of a checkpoint reach memory, through three buffers.
+
+    Reads whole layers, around the stack, until `seconds` have passed.
+    """
+    with SafetensorsStore(folder) as store:
+        size = max(store.nbytes(layer) for layer in range(store.layers))
+        buffers = deque(allocate(size) for _ in range(3))
+        for buffer in buffers:  # first touch of the memory, not of the disk
+            store.read_layer(0, buffer).wait()
+        flying: deque[Ticket] = deque()
+        before, start, layer = store.bytes_read, time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            flying.append(store.read_layer(layer % store.layers, buffers[0]))
+            buffers.rotate(-1)
+            layer += 1
+            if len(flying) == len(buffers):
+                flying.popleft().wait()
+        for ticket in flying:
+            ticket.wait()
+        return (store.bytes_read - before) / (time.perf_counter() - start)
+
+
+@contextmanager
+def enforced(limit_bytes: int, device: str | torch.device) -> Iterator[DeviceBudget]:
+    """The meter that enforces a budget, and refuses in a sentence what exceeds it.
+
+    Raises InvalidInput in the place of torch.OutOfMemoryError, also the device's own.
+    """
+    try:
+        with DeviceBudget(limit_bytes, device) as budget:
+            yield budget
+    except torch.OutOfMemoryError as error:
+        raise InvalidInput(str(error).splitlines()[0]) from error
+
+
+def checkpoint_folder(name: str) -> Path:
+    """The folder of a checkpoint, or of the packaged model for `smollm2`.
+
+    Raises InvalidInput for a folder without a configuration, and for one of a model
+    that is not streamed, whatever its weights are.
+    """
+    if name == "smollm2":
+        return smollm2.checkpoint()
+    if (Path(name) / "config.json").is_file():
+        ModelSpec.from_config(name)
+        return Path(name)
+    raise InvalidInput(
+        f"{name!r} is not a checkpoint: expected a folder with a config.json or "
+        f"'smollm2' (a plan also knows {', '.join(geometries())})"
+    )

@@ -1,0 +1,446 @@
+"""Where each layer lives, what the device holds at most, and how long a step takes.
+
+A plan is refused before anything is allocated. What the buffers and the cache hold is
+arithmetic; what a step allocates on the way is rehearsed on tensors without memory.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.units import MiB
+from thesis_lib.memory.formats import lossless, lowrank
+from thesis_lib.memory.formats.bitplanes import BITS_KIND as BITS
+from thesis_lib.memory.model.spec import Machine, ModelSpec
+from thesis_lib.memory.offload.architectures import configure
+from thesis_lib.memory.offload.peak_memory import Shape, rehearse
+from thesis_lib.memory.offload.store import DECODERS
+
+Limit = Literal["link", "disk", "decode", "compute"]
+
+# Kinds of a store by format.
+WEIGHTS = {"bf16": "dense", "nf4": "nf4", "int8": "int8", "lossless": "lossless"}
+BOUNCES = 2  # buffers of host memory on the way from the disk to another device
+
+_BLOCK_BYTES = 4096  # staging buffers hold whole blocks of the disk
+
+
+class PlanInfeasible(InvalidInput):
+    """The model cannot run in this memory, and what would have to change.
+
+    >>> from thesis_lib.memory import Machine, geometry, plan
+    >>> plan(geometry("llama-65b"), Machine(2**30, 3e9))
+    Traceback (most recent call last):
+    thesis_lib.memory.offload.plan.PlanInfeasible: ...
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """A placement of the layers with a certified peak and a predicted time.
+
+    A step is one pass over all layers: `pass_tokens` new tokens in each of `batch`
+    sequences at most, whose keys and values reach `context` at the end.
+
+    >>> from thesis_lib.memory import Machine, geometry, plan
+    >>> made = plan(geometry("llama-65b"), Machine(8 * 2**30, 3e9), kind="nf4")
+    >>> made.device_peak_bytes <= 8 * 2**30, made.ring
+    (True, 3)
+    """
+
+    spec: ModelSpec
+    machine: Machine
+    batch: int
+    context: int  # most positions in the cache of one sequence
+    pass_tokens: int  # most new tokens of one sequence in a step
+    logit_tokens: int  # most positions of one sequence whose logits are kept
+    resident_layers: int  # on the device, read once
+    host_layers: int  # in host memory, copied each step
+    disk_layers: int  # read from disk each step
+    ring: int  # staging buffers: one computing, the others being filled
+    staging_bytes: int  # of one buffer
+    outer_bytes: int  # embedding, final norm and head
+    kv_bytes: int
+    activation_bytes: int  # everything else that a step holds at its worst moment
+    layer_read_bytes: int  # of one layer, as the disk delivers it
+    kind: str = "dense"  # of the store: dense, nf4, int8, lossless, lowrank or bits
+    bounces: int = 0  # buffers of host memory between disk and device
+    generating: bool = False  # whether transformers' generate is covered
+    rollback: int = 0  # tokens that the cache can give back after verifying them
+    scratch_bytes: int = 0  # what kernels take within an operator, and decoders
+    layer_decoded_bytes: int | None = None  # of a lossless layer in its buffer
+
+    @property
+    def device_peak_bytes(self) -> int:
+        """What the device holds at most."""
+        buffers = self.ring + self.resident_layers
+        return (
+            self.outer_bytes
+            + buffers * self.staging_bytes
+            + self.kv_bytes
+            + self.activation_bytes
+            + self.scratch_bytes
+        )
+
+    def least_device_bytes(self, ring: int) -> int:
+        """What the device would hold with no layer resident and so many buffers."""
+        spared = self.ring + self.resident_layers - min(ring, self.spec.layers)
+        return self.device_peak_bytes - spared * self.staging_bytes
+
+    @property
+    def host_peak_bytes(self) -> int:
+        """What host memory holds for the device: its layers, and those on the way."""
+        return (self.host_layers + self.bounces) * self.staging_bytes
+
+    @property
+    def streamed_layers(self) -> int:
+        """Layers that move in each step."""
+        return self.host_layers + self.disk_layers
+
+    @property
+    def bytes_per_step(self) -> int:
+        """Bytes that move in a step, as the disk has them."""
+        return self.streamed_layers * self.layer_read_bytes
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes that move for one generated token of one sequence."""
+        return self.bytes_per_step / self.batch
+
+    @property
+    def decoded_bytes_per_step(self) -> int:
+        """Bytes that reach the device in a step: a code is longer once decoded."""
+        layer = self.layer_decoded_bytes or self.layer_read_bytes
+        return self.streamed_layers * layer
+
+    def transfer_s(self) -> float:
+        """Seconds in which the streamed layers reach the device.
+
+        Disk, decoder and link work at the same time; the slowest one is the bound.
+        """
+        disk = self.disk_layers * self.layer_read_bytes / self.machine.disk_bytes_per_s
+        link = self.decoded_bytes_per_step / self.machine.link_bytes_per_s
+        return max(disk, link, self.decode_s())
+
+    def decode_s(self) -> float:
+        """Seconds in which the layers that come from the disk are decoded, if coded."""
+        decoded = self.disk_layers * (self.layer_decoded_bytes or 0)
+        return decoded / self.machine.decode_bytes_per_s
+
+    def compute_s(self, tokens: int = 1) -> float:
+        """Seconds of arithmetic in a step of `tokens` new tokens a sequence.
+
+        Reading every weight once, and the matrix products on top: on a processor the
+        two hardly overlap.
+        """
+        flops = self.batch * tokens * self.spec.flops_per_token()
+        return (
+            self.spec.total_bytes / self.machine.weight_bytes_per_s
+            + flops / self.machine.flops_per_s
+        )
+
+    def step_s(self, tokens: int = 1) -> float:
+        """Predicted seconds of a step in the steady state.
+
+        With one staging buffer reading and computing take turns; with more they
+        overlap and the slower one remains, and what the other one takes from it: of
+        computing it is the pass over the weights that uses the memory's bandwidth.
+        """
+        reading, computing = self.transfer_s(), self.compute_s(tokens)
+        if self.ring == 1:
+            return reading + computing
+        return max(
+            reading + self.machine.drag * self.compute_s(0),
+            computing + self.machine.theft * reading,
+        )
+
+    def step_interval_s(self, tokens: int = 1) -> tuple[float, float]:
+        """The interval of `step_s` that the spread of the machine's rates gives."""
+        seconds, spread = self.step_s(tokens), self.machine.spread
+        return seconds * (1 - spread), seconds * (1 + spread)
+
+    @property
+    def predicted_s_per_token(self) -> float:
+        """Predicted seconds for one generated token of one sequence."""
+        return self.step_s() / self.batch
+
+    @property
+    def limit(self) -> Limit:
+        """What bounds a step of one token a sequence."""
+        if self.compute_s() >= self.transfer_s():
+            return "compute"
+        over_link = self.decoded_bytes_per_step / self.machine.link_bytes_per_s
+        if over_link >= self.transfer_s():
+            return "link"
+        return "decode" if self.decode_s() >= self.transfer_s() else "disk"
+
+    def crossover_tokens(self, reading_s: float | None = None) -> float:
+        """New tokens in a step, all sequences together, at which compute meets IO.
+
+        For reads of `reading_s` seconds, by default those predicted. Zero where
+        computing exceeds reading from the first token, and a million at most.
+        """
+        reading = self.transfer_s() if reading_s is None else reading_s
+        reading *= 1 - self.machine.theft
+        weights = self.spec.total_bytes / self.machine.weight_bytes_per_s
+        rate = self.machine.flops_per_s / self.spec.flops_per_token()
+        return min(max(0.0, (reading - weights) * rate), 1e6)
+
+    def tier(self, layer: int) -> Literal["device", "host", "disk"]:
+        """Where `layer` lives: streamed layers of the two tiers alternate evenly."""
+        if not self.is_streamed(layer):
+            return "device"
+        rank = sum(self.is_streamed(i) for i in range(layer))
+        streamed, disk = self.streamed_layers, self.disk_layers
+        on_disk = (rank + 1) * disk // streamed > rank * disk // streamed
+        return "disk" if on_disk else "host"
+
+    def is_streamed(self, layer: int) -> bool:
+        """Whether `layer` moves in each step.
+
+        Resident layers are spread evenly, so that the reader never waits long for a
+        free buffer.
+        """
+        layers, streamed = self.spec.layers, self.streamed_layers
+        return (layer + 1) * streamed // layers > layer * streamed // layers
+
+    def summary(self) -> dict[str, Any]:
+        """The plan under the names of the command's JSON."""
+        return {
+            "feasible": True,
+            "model": self.spec.name,
+            "model_bytes": self.spec.total_bytes,
+            "device_bytes": self.machine.device_bytes,
+            "device_peak_bytes": self.device_peak_bytes,
+            "host_peak_bytes": self.host_peak_bytes,
+            "bytes_per_token": self.bytes_per_token,
+            "predicted_s_per_token": self.predicted_s_per_token,
+            "predicted_s_interval": [s / self.batch for s in self.step_interval_s()],
+            "limit": self.limit,
+            "tiers": {
+                "device": self.resident_layers,
+                "host": self.host_layers,
+                "disk": self.disk_layers,
+            },
+            "ring": self.ring,
+            "batch": self.batch,
+            "context": self.context,
+            "weights": self.kind,
+            "parts_bytes": {
+                "embedding and head": self.outer_bytes,
+                "staging ring": self.ring * self.staging_bytes,
+                "resident layers": self.resident_layers * self.staging_bytes,
+                "keys and values": self.kv_bytes,
+                "activations": self.activation_bytes + self.scratch_bytes,
+            },
+        }
+
+
+def plan(
+    spec: ModelSpec,
+    machine: Machine,
+    batch: int = 1,
+    context: int = 512,
+    ring: int = 3,
+    pass_tokens: int = 1,
+    logit_tokens: int | None = None,
+    layer_read_bytes: Sequence[int] | None = None,
+    layer_buffer_bytes: Sequence[int] | None = None,
+    outer_read_bytes: int | None = None,
+    kind: str = "dense",
+    layout: str | None = None,
+    config: Any = None,
+    generating: bool = False,
+    padded: bool = False,
+    rollback: int = 0,
+) -> MemoryPlan:
+    """Place the layers of `spec` on `machine`: as many resident as fit.
+
+    The embedding, the final norm and the head stay on the device, then come `ring`
+    staging buffers, the cache of `batch` sequences of `context` positions and the
+    activations of a step; every layer that still fits is resident, the next ones live
+    in host memory, the rest is read from disk each step. With `generating` the step
+    is one of transformers' `generate`, sampling included, and beams count as
+    sequences; with `padded` the sequences may differ in length; with `rollback` passes
+    of `logit_tokens` may be verified as `speculate` does. `kind` is that of the
+    weights, dense, nf4, int8, lossless, lowrank or bits, and `layout` the one of packed
+    weights, by default that of this machine, but for bits the recipes.
+
+    A store knows the exact sizes of its reads: give them as `layer_read_bytes` (one
+    per layer) and `outer_read_bytes`, with `layer_buffer_bytes` where a layer takes
+    more once it is decoded, and the checkpoint's configuration as `config`. Without,
+    the size of a lossless layer is estimated from the ratio of a normal law.
+    Raises PlanInfeasible before anything is allocated.
+
+    >>> from thesis_lib.memory import Machine, geometry, plan
+    >>> made = plan(geometry("llama-65b"), Machine(8 * 2**30, 3e9), kind="nf4")
+    >>> made.resident_layers, made.disk_layers
+    (11, 69)
+    """
+    choice("kind", kind, (*WEIGHTS.values(), lowrank.LOW_RANK_KIND, BITS))
+    require(batch > 0 and ring > 0, f"batch={batch} and ring={ring} must be positive")
+    require(
+        0 < pass_tokens <= context,
+        f"pass_tokens={pass_tokens} must lie in 1 to context={context}",
+    )
+    logit_tokens = pass_tokens if logit_tokens is None else logit_tokens
+    require(
+        0 < logit_tokens <= pass_tokens,
+        f"logit_tokens={logit_tokens} must lie in 1 to pass_tokens={pass_tokens}",
+    )
+    require(
+        not spec.most_positions or context <= spec.most_positions,
+        f"context={context}, prompt and answer together, is longer than the "
+        f"{spec.most_positions} positions that {spec.name} was made for: shorten it",
+    )
+    shape = Shape(
+        batch, context, pass_tokens, logit_tokens, generating, padded, rollback
+    )
+    config = configure(spec) if config is None else config
+    needs = rehearse(config, shape, kind, layout)
+
+    def needed(shape: Shape) -> int:
+        other = rehearse(config, shape, kind, layout)
+        return other.kv_bytes + other.activation_bytes + other.scratch_bytes
+
+    if layer_read_bytes is None:
+        read = _blocks(needs.layer_bytes)
+        staging = read + _BLOCK_BYTES  # a layer may straddle one block more
+        if kind == "lossless":
+            read = _blocks(math.ceil(lossless.RATIO * needs.layer_bytes))
+            decoded = lossless.buffer_bytes(read, needs.layer_bytes)
+            staging = _blocks(decoded) + _BLOCK_BYTES
+    else:
+        require(
+            len(layer_read_bytes) == spec.layers,
+            f"{len(layer_read_bytes)} read sizes for {spec.layers} layers",
+        )
+        read = math.ceil(sum(layer_read_bytes) / spec.layers)
+        staging = max(layer_buffer_bytes or layer_read_bytes)
+    if outer_read_bytes is None:
+        outer_read_bytes = _blocks(spec.embedding_bytes + spec.head_bytes)
+        outer_read_bytes += 3 * _BLOCK_BYTES
+    outer = outer_read_bytes + needs.table_bytes
+    kv, activation = needs.kv_bytes, needs.activation_bytes
+    scratch = needs.scratch_bytes
+    if kind == "lossless":
+        scratch += lossless.scratch_bytes(DECODERS)
+    fixed = outer + kv + activation + scratch
+    spare = machine.device_bytes - fixed
+    if spare >= spec.layers * staging:
+        resident, ring = spec.layers, 0
+    else:
+        short = ring * staging - spare
+        if short > 0:
+            raise PlanInfeasible(
+                f"{spec.name} needs {(fixed + ring * staging) / MiB:.1f} MiB of device "
+                f"memory ({outer / MiB:.1f} embedding and head, {ring} staging buffers "
+                f"of {staging / MiB:.1f}, {kv / MiB:.1f} keys and values, "
+                f"{(fixed - outer - kv) / MiB:.1f} activations) but the device offers "
+                f"{machine.device_bytes / MiB:.1f} MiB: short by "
+                f"{short / MiB:.1f} MiB; "
+                + _remedy(short, ring, staging, shape, needed)
+            )
+        resident = (spare - ring * staging) // staging
+    host, bounces = _host_layers(machine, spec.layers - resident, staging)
+    return MemoryPlan(
+        spec=spec,
+        machine=machine,
+        batch=batch,
+        context=context,
+        pass_tokens=pass_tokens,
+        logit_tokens=logit_tokens,
+        resident_layers=resident,
+        host_layers=host,
+        disk_layers=spec.layers - resident - host,
+        ring=ring,
+        staging_bytes=staging,
+        outer_bytes=outer,
+        kv_bytes=kv,
+        activation_bytes=activation,
+        layer_read_bytes=read,
+        kind=kind,
+        bounces=bounces,
+        generating=generating,
+        rollback=rollback,
+        scratch_bytes=scratch,
+        layer_decoded_bytes=needs.layer_bytes if kind == "lossless" else None,
+    )
+
+
+def _host_layers(machine: Machine, layers: int, staging: int) -> tuple[int, int]:
+    """How many layers host memory holds, and how many buffers it keeps for others."""
+    if machine.host_bytes == 0:
+        return 0, 0
+    buffers = machine.host_bytes // staging
+    if buffers >= layers:
+        return layers, 0
+    if buffers < BOUNCES:
+        raise PlanInfeasible(
+            f"host memory of {machine.host_bytes / MiB:.1f} MiB holds {buffers} layers "
+            f"of {staging / MiB:.1f} MiB: expected {BOUNCES} buffers at least for what "
+            f"comes from disk; give it {BOUNCES * staging / MiB:.1f} MiB, or none "
+            "where the device is the processor"
+        )
+    return buffers - BOUNCES, BOUNCES
+
+
+def least_device_bytes(spec: ModelSpec, ring: int = 3, **options: Any) -> int:
+    """The smallest device on which `plan` with these options is feasible."""
+    boundless = Machine(device_bytes=2**63, disk_bytes_per_s=1)
+    return plan(spec, boundless, ring=ring, **options).least_device_bytes(ring)
+
+
+def _blocks(n_bytes: int) -> int:
+    return -(-n_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
+
+
+def _remedy(
+    short: int, ring: int, staging: int, shape: Shape, needs: Callable[[Shape], int]
+) -> str:
+    """The smallest single changes that would make the plan feasible.
+
+    `needs` tells the bytes of the cache and the activations of another shape.
+    """
+    ways = [f"give it {math.ceil(short / MiB)} MiB more"]
+    buffers = math.ceil(short / staging)
+    if buffers < ring:
+        ways.append(f"use a ring of {ring - buffers} instead of {ring}")
+    allowed = needs(shape) - short
+    context = _largest(
+        lambda n: needs(replace(shape, context=n)) <= allowed,
+        shape.pass_tokens,
+        shape.context,
+    )
+    if context:
+        ways.append(f"shorten the context from {shape.context} to {context} positions")
+    batch = _largest(
+        lambda n: needs(replace(shape, batch=n)) <= allowed, 1, shape.batch
+    )
+    if batch:
+        ways.append(f"lower the batch from {shape.batch} to {batch}")
+    new = _largest(
+        lambda n: (
+            needs(
+                replace(shape, pass_tokens=n, logit_tokens=min(n, shape.logit_tokens))
+            )
+            <= allowed
+        ),
+        1,
+        shape.pass_tokens,
+    )
+    if new:
+        ways.append(f"lower the tokens of a pass from {shape.pass_tokens} to {new}")
+    return ", or ".join(ways)
+
+
+def _largest(fits: Callable[[int], bool], least: int, most: int) -> int:
+    """The largest n in [least, most) for which `fits`, by bisection; 0 for none."""
+    if least >= most or not fits(least):
+        return 0
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if fits(middle) else (least, middle)
+    return least

@@ -1,0 +1,189 @@
+"""What a machine does with one checkpoint, and the time that a plan may promise on it.
+
+Three rates are measured apart, none of them in the run that is predicted: how fast
+the layers arrive, how fast they compute while nothing is read, and what reading takes
+from the processor.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from thesis_lib.common.errors import require
+from thesis_lib.common.provenance import measurement
+from thesis_lib.memory.formats import lossless
+from thesis_lib.memory.model.spec import Machine, ModelSpec
+from thesis_lib.memory.offload.measure import compute_rates
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
+from thesis_lib.memory.offload.plan import MemoryPlan
+from thesis_lib.memory.offload.store import DECODERS, SafetensorsStore
+
+
+def decoder_bytes_per_s(folder: Path | str, rounds: int = 5) -> float:
+    """The rate at which the decoders of a store write a layer of `folder`, from memory.
+
+    Decoded bytes a second, with nothing else at work.
+    """
+    with SafetensorsStore(folder) as store:
+        stream = store.read_stream(0)
+        decoded_bytes = store.tensor_bytes(0)
+    return lossless.decode_bytes_per_s(stream, decoded_bytes, DECODERS, rounds)
+
+
+_NEARLY = 0.9  # of the time of reads through a decoder: who takes it is their limit
+
+
+@measurement
+def measure_machine(
+    folder: Path | str,
+    tokens: Sequence[int] = (1, 16, 64, 256),
+    rounds: int = 5,
+    ring: int = 3,
+    seed: int = 0,
+) -> Machine:
+    """The rates of this machine for one checkpoint, with no layer resident.
+
+    Steps of each number of `tokens` take turns with the same reads alone, `rounds`
+    times, each after one of its kind, which leaves the ring as full as the next one
+    will find it; none is longer than the positions that the model was made for. What
+    the two take from each other comes from whole steps: `drag` from how much longer
+    the shortest takes than the reads right before it, where it reads longer than it
+    passes over the weights, `theft` from how much longer the longest computes than
+    without reading beside it. `spread` is half the range of the middle half of the
+    drains, over their median: how far this disk agrees with itself.
+
+    The ring is shorter than the model, or nothing would move. Raises InvalidInput for a
+    model of one layer.
+
+    >>> from thesis_lib.memory import measure_machine
+    >>> from thesis_lib.memory.model import smollm2
+    >>> machine = measure_machine(smollm2.checkpoint(), tokens=(1, 16), rounds=1)
+    >>> machine.disk_bytes_per_s > 0
+    True
+    """
+    longest = ModelSpec.from_config(Path(folder)).most_positions
+    if longest:
+        tokens = [n for n in tokens if n <= longest]
+    shortest, longest = min(tokens), max(tokens)
+    tight = plan_streamed(folder, 1, longest, longest, _moving(folder, ring))
+    draw = torch.Generator().manual_seed(seed)
+    reading: list[float] = []
+    computing: dict[int, list[float]] = {n: [] for n in tokens}
+    longer: dict[int, list[float]] = {shortest: [], longest: []}  # than its reads
+    within: dict[int, list[float]] = {shortest: [], longest: []}  # computing, in a step
+    with StreamedModel(folder, tight) as model:
+        rows = {
+            n: torch.randint(0, model.spec.vocab, (1, n), generator=draw)
+            for n in tokens
+        }
+
+        def step(n: int) -> None:
+            model.step(rows[n], model.new_cache(), keep=1)
+
+        step(longest)
+        for _ in range(rounds):
+            for n in tokens:
+                with model.without_reading():
+                    step(n)  # whatever the change of tokens has cost, once
+                    computing[n].append(_seconds(lambda n=n: step(n)))
+            for n in (shortest, longest):
+                model.drain()
+                reading.append(_seconds(model.drain))
+                step(n)
+                stalled = model.stall_s
+                taken = _seconds(lambda n=n: step(n))
+                longer[n].append(taken - reading[-1])
+                within[n].append(taken - (model.stall_s - stalled))
+    reading_s = float(np.median(reading))
+    medians = {n: float(np.median(samples)) for n, samples in computing.items()}
+    weight_rate, flops = compute_rates(tight.spec, list(medians), [*medians.values()])
+    weights_s = tight.spec.total_bytes / weight_rate
+    drag = 0.0
+    if reading_s > weights_s > 0:
+        drag = float(np.median(longer[shortest])) / weights_s
+    within_s = float(np.median(within[longest]))
+    theft = (within_s - medians[longest]) / min(within_s, reading_s)
+    low, high = np.quantile(reading, (0.25, 0.75))
+    return Machine(
+        device_bytes=tight.machine.device_bytes,
+        disk_bytes_per_s=tight.bytes_per_step / reading_s,
+        weight_bytes_per_s=weight_rate,
+        flops_per_s=flops,
+        theft=float(np.clip(theft, 0, 0.9)),
+        drag=float(np.clip(drag, 0, 0.9)),
+        spread=min(float(high - low) / 2 / reading_s, 0.9),
+    )
+
+
+@measurement
+def drain_bytes_per_s(folder: Path | str, drains: int = 5, ring: int = 3) -> float:
+    """The median rate at which a ring of buffers is filled with layers, bytes a second.
+
+    Nothing is computed, every layer is streamed, and one drain before warms up. Raises
+    InvalidInput for a model of one layer.
+    """
+    tight = plan_streamed(folder, 1, 1, 1, _moving(folder, ring))
+    with StreamedModel(folder, tight) as model:
+        model.drain()
+        seconds = [_seconds(model.drain) for _ in range(drains)]
+    return tight.bytes_per_step / float(np.median(seconds))
+
+
+def _moving(folder: Path | str, ring: int) -> int:
+    """The staging buffers, of `ring` at most, that leave layers to be streamed."""
+    layers = ModelSpec.from_config(Path(folder)).layers
+    require(
+        layers > 1,
+        f"{folder} has {layers} layer, which stays in its buffer: nothing is streamed "
+        "that could be timed; give the rates as a machine",
+    )
+    return min(ring, layers - 1)
+
+
+def with_decoder(machine: Machine, folder: Path | str) -> Machine:
+    """A measured machine that knows how fast it decodes a lossless checkpoint.
+
+    Its reads went through the decoder: where that alone takes nearly as long as they
+    did, it was what they waited for, and is given their rate.
+    """
+    with SafetensorsStore(folder) as store:
+        ratio = store.read_bytes(0) / store.tensor_bytes(0)
+    through = machine.disk_bytes_per_s / ratio
+    alone = decoder_bytes_per_s(folder)
+    waited = alone < through / _NEARLY
+    return replace(machine, decode_bytes_per_s=through if waited else alone)
+
+
+def plan_streamed(
+    folder: Path | str,
+    batch: int,
+    context: int,
+    pass_tokens: int,
+    ring: int,
+    logit_tokens: int = 1,
+) -> MemoryPlan:
+    """The plan of a checkpoint on the smallest device: every layer is streamed.
+
+    Of its machine only the memory is known.
+    """
+    options: dict[str, Any] = {
+        "batch": batch,
+        "context": context,
+        "pass_tokens": pass_tokens,
+        "logit_tokens": logit_tokens,
+        "ring": ring,
+    }
+    ample = plan_checkpoint(folder, Machine(2**62, 1.0), **options)
+    least = Machine(ample.least_device_bytes(ring), 1.0)
+    return plan_checkpoint(folder, least, **options)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

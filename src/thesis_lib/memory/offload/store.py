@@ -1,0 +1,990 @@
+"""Where the weights of a streamed model come from: a layer at a time, from disk.
+
+The store parses the safetensors headers itself, so that it knows every byte range
+before the first read, and reads straight into memory that the caller owns.
+"""
+
+import hashlib
+import math
+import os
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, Self
+
+import numpy as np
+
+from thesis_lib.common.errors import (
+    InvalidInput,
+    open_regular,
+    parse_object,
+    read_object,
+    require,
+    shown,
+    whole,
+)
+from thesis_lib.common.units import KiB, MiB
+from thesis_lib.memory.formats import lossless
+from thesis_lib.memory.model.checkpoint import (
+    ALIGNMENT,
+    CODED,
+    INDEX,
+    ITEM_BYTES,
+    LAYER_DIGITS,
+    MANIFEST,
+    MANIFEST_VERSION,
+    OUTER,
+    SINGLE,
+    allocate,
+    checksum,
+    renumbered,
+    split_name,
+)
+from thesis_lib.memory.model.spec import ModelSpec
+
+# What measured best (benchmarks/readers.py): larger requests take less of the
+# processor, more of them in flight bring no more bytes. A ring of io_uring with as many
+# requests was as fast and cost as much; reading through the page cache costs several
+# times the processor's time, and the pages count against a hard limit of memory.
+CHUNK_BYTES = 4 * MiB  # one request to the disk
+READERS = 4  # requests in flight
+DECODERS = 2  # threads that decode what has arrived, of a lossless checkpoint
+_GAP_BYTES = 64 * KiB  # reading a smaller gap costs less than a second request
+_HEADER_LIMIT = 10**8  # bytes, the format's own limit
+_NAME_LIMIT = 255  # bytes of a file's name, that of Linux
+_MOST_DIMENSIONS = 8
+_MOST_LAYERS_SHOWN = 8
+
+
+class StoreDamaged(InvalidInput):
+    """A weight file that is missing, truncated, altered or not safetensors."""
+
+
+class Ticket(Protocol):
+    """A read in flight."""
+
+    def wait(self) -> tuple[float, float]:
+        """Return when the buffer is filled; raise what went wrong otherwise.
+
+        The seconds of `time.perf_counter` between which it was being filled.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One tensor of a layer, and where it lies in the buffer."""
+
+    name: str  # within the layer, or the full name outside the stack
+    dtype: str  # as safetensors writes it: BF16, F32, …
+    shape: tuple[int, ...]
+    start: int  # byte offset in the buffer
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A tensor as the header of its file describes it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # byte offset after the header, or in what the file codes
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: int
+    start: int  # byte offset in the file
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """One contiguous range of a file, in whole blocks, and its place in a buffer."""
+
+    file: int
+    start: int
+    end: int  # of the last tensor, not rounded
+    at: int  # byte offset in the buffer
+
+    @property
+    def span(self) -> int:
+        return _ceil(self.end - self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A layer: the extents to read, and the tensors inside them, or in their code."""
+
+    extents: tuple[_Extent, ...]
+    placements: tuple[Placement, ...]
+    decoded_bytes: int | None = None  # of a lossless layer
+
+    @property
+    def nbytes(self) -> int:
+        return max((extent.at + extent.span for extent in self.extents), default=0)
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(extent.span for extent in self.extents)
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Which tensors the index promises in which file; none for a single file.
+
+    With `distinct` D the file of layer l is that of layer l mod D under another name,
+    and the tensors inside carry the number l mod D.
+    """
+
+    files: Mapping[Path, tuple[str, ...]]
+    distinct: int | None = None
+
+    def outward(self, path: Path, name: str) -> str:
+        """What the checkpoint calls the tensor that its file calls `name`."""
+        layer, _ = split_name(name)
+        if self.distinct is None or layer == OUTER:
+            return name
+        number, *others = {split_name(promised)[0] for promised in self.files[path]}
+        if others or number == OUTER or number % self.distinct != layer:
+            raise StoreDamaged(
+                f"weight file {path} holds {_bare(name)} where one of {self.distinct} "
+                f"distinct layers was expected as layer {number}; write it again"
+            )
+        return renumbered(name, number)
+
+
+def _floor(n_bytes: int) -> int:
+    return n_bytes // ALIGNMENT * ALIGNMENT
+
+
+def _ceil(n_bytes: int) -> int:
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def staging_bytes(layer_bytes: int) -> int:
+    """The largest buffer that one contiguous layer can need, alignment included."""
+    return _ceil(layer_bytes) + ALIGNMENT
+
+
+class _File:
+    """An open safetensors file, its header, and what it looked like when opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.buffered = open_regular(path)
+        except OSError as error:
+            raise StoreDamaged(
+                f"weight file {path} cannot be opened ({error.strerror}): expected the "
+                "safetensors file that the checkpoint names; copy the checkpoint again"
+            ) from error
+        self.direct: int | None = None
+        try:
+            self.identity = self._identify()
+            self.spans, self.data_start, metadata = self._parse()
+            self.coded: tuple[int, int] | None = None
+            if CODED in metadata:
+                self.spans, self.coded = self._parse_coded(metadata[CODED])
+            self.digest = self._digest()
+            self.direct = self._open_direct()
+        except BaseException:
+            self.close()
+            raise
+
+    def _identify(self) -> tuple[int, ...]:
+        """What every way to write into a file changes, a time put back included."""
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise StoreDamaged(
+                f"weight file {self.path} has gone ({error.strerror}): "
+                "put the checkpoint back and open it again"
+            ) from error
+        return (
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )
+
+    def _parse(self) -> tuple[dict[str, _Span], int, dict[str, str]]:
+        size = self.identity[2]
+        try:
+            prefix = os.pread(self.buffered, 8, 0)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+                raise StoreDamaged(
+                    f"weight file {self.path} ({size} bytes) is truncated or not "
+                    "safetensors: expected a header length and a header first"
+                )
+            raw = os.pread(self.buffered, length, 8)
+        except OSError as error:
+            raise StoreDamaged(
+                f"weight file {self.path} cannot be read ({error.strerror}): check the "
+                "disk"
+            ) from error
+        spans, metadata = _read_header(raw, f"weight file {self.path}")
+        expected = 8 + length + max((span.end for span in spans.values()), default=0)
+        if size != expected:
+            raise StoreDamaged(
+                f"weight file {self.path} has {size} bytes where its header promises "
+                f"{expected}: it is truncated or overwritten; copy it again"
+            )
+        return spans, 8 + length, metadata
+
+    def _parse_coded(self, text: str) -> tuple[dict[str, _Span], tuple[int, int]]:
+        """The tensors that the one tensor of the file is the code of, and its span."""
+        place = f"weight file {self.path}"
+        if self.spans.keys() != {CODED}:
+            raise StoreDamaged(
+                f"{place} says that it is coded but holds "
+                f"{shown(list(self.spans))}: write the checkpoint again"
+            )
+        spans, _ = _read_header(text.encode(), f"{place}, of what it codes,")
+        code = self.spans[CODED]
+        decoded = max((span.end for span in spans.values()), default=0)
+        if not 0 < decoded <= lossless.MOST_DECODED * (code.end - code.start):
+            raise StoreDamaged(
+                f"{place} says that {code.end - code.start} bytes are the code of "
+                f"{decoded}, which no code is: write the checkpoint again"
+            )
+        return spans, (self.data_start + code.start, self.data_start + code.end)
+
+    def _digest(self) -> bytes:
+        return hashlib.sha256(os.pread(self.buffered, self.data_start, 0)).digest()
+
+    def _open_direct(self) -> int | None:
+        """A descriptor that bypasses the page cache, where the file system has one."""
+        flag = getattr(os, "O_DIRECT", 0)
+        if not flag:
+            return None
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | flag)
+        except OSError:
+            return None
+        try:
+            os.preadv(descriptor, [allocate(ALIGNMENT)], 0)
+        except OSError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def verify(self) -> None:
+        """Raise StoreDamaged unless the file is the one that was opened."""
+        if self._identify() != self.identity or self._digest() != self.digest:
+            raise StoreDamaged(
+                f"weight file {self.path} has changed since it was opened (size, time "
+                "or header): the model would mix two checkpoints; open it again"
+            )
+
+    def read(self, target: memoryview, offset: int, needed: int) -> int:
+        """Fill `target` from `offset`; at least `needed` bytes, or StoreDamaged.
+
+        A request in whole blocks may end past the end of the file, hence `needed`.
+        """
+        descriptor = self.buffered if self.direct is None else self.direct
+        filled = 0
+        while filled < needed:
+            n_bytes = os.preadv(descriptor, [target[filled:]], offset + filled)
+            if n_bytes == 0:
+                raise StoreDamaged(
+                    f"weight file {self.path} ends at byte {offset + filled}, before "
+                    f"byte {offset + needed} that its header promises: truncated while "
+                    "open; copy it again"
+                )
+            filled += n_bytes
+        if self.direct is None and hasattr(os, "posix_fadvise"):
+            # Keeps the page cache from holding the model that the budget excludes.
+            os.posix_fadvise(self.buffered, offset, filled, os.POSIX_FADV_DONTNEED)
+        return filled
+
+    def sha256(self) -> str:
+        """Of the whole file as it is on the disk now."""
+        digest, block = hashlib.sha256(), allocate(8 * MiB)
+        size = self.identity[2]
+        for at in range(0, size, len(block)):
+            needed = min(len(block), size - at)
+            self.read(block, at, needed)
+            digest.update(block[:needed])
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        for descriptor in (self.buffered, self.direct):
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _read_header(raw: bytes, place: str) -> tuple[dict[str, _Span], dict[str, str]]:
+    """The tensors of a safetensors header, in the order of their bytes; its metadata.
+
+    Holds them to what the safetensors library does (`Metadata::validate`): offsets
+    that are whole numbers, each tensor starting where the one before ends, shape times
+    type its bytes. Of what the library tolerates it also refuses a name or a field
+    given twice, other fields, and tensors without entries. `place` begins the sentence.
+    """
+
+    def refuse(what: str) -> NoReturn:
+        raise StoreDamaged(f"{place} {what}; copy it again")
+
+    header = parse_object(raw, place, "the header of safetensors", StoreDamaged)
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
+        refuse(f"has the metadata {shown(metadata)}: expected texts by name")
+    spans = [_read_span(name, entry, refuse) for name, entry in header.items()]
+    spans.sort(key=lambda span: (span.start, span.end))
+    end = 0
+    for span in spans:
+        if span.start != end:
+            what = "overlaps another" if span.start < end else "comes after a hole"
+            refuse(
+                f"has overlapping tensors or holes between them: {shown(span.name)} "
+                f"starts at byte {span.start}, which {what}, as {end} was expected"
+            )
+        end = span.end
+    return {span.name: span for span in spans}, metadata
+
+
+def _read_span(name: str, entry: Any, refuse: Callable[[str], NoReturn]) -> _Span:
+    """One entry of a header, of the right types and of as many bytes as it says."""
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+        refuse(
+            f"describes {shown(name)} as {shown(entry)}: expected "
+            f"{', '.join(sorted(_FIELDS))}"
+        )
+    dtype, shape, offsets = (
+        entry[field] for field in ("dtype", "shape", "data_offsets")
+    )
+    size = ITEM_BYTES.get(dtype) if isinstance(dtype, str) else None
+    if (
+        size is None
+        or not _are_sizes(shape)
+        or not _are_sizes(offsets)
+        or len(offsets) != 2
+        or len(shape) > _MOST_DIMENSIONS
+        or not offsets[1] - offsets[0] == size * math.prod(shape) > 0
+    ):
+        refuse(
+            f"has {shown(name)} as {shown(dtype)} {shown(shape)} at the bytes "
+            f"{shown(offsets)}, which do not agree: expected a known type, and whole "
+            "numbers of which those of the shape fill those of the bytes"
+        )
+    return _Span(name, dtype, tuple(shape), *offsets)
+
+
+_FIELDS = {"dtype", "shape", "data_offsets"}
+
+
+def _are_sizes(value: Any) -> bool:
+    """Whether a JSON value is a list of numbers that 64 bits count."""
+    return isinstance(value, list) and all(
+        type(part) is int and 0 <= part < 2**64 for part in value
+    )
+
+
+def _give_way() -> None:
+    """Let this thread run where no other one wants the core.
+
+    A layer is decoded well before it is needed, but its arithmetic has to wait for the
+    slowest of the threads that share it. Linux alone has a priority for each thread.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+class _Reads:
+    """The chunks of one layer in flight."""
+
+    def __init__(self, files: Sequence[_File], check: Callable[[], None]) -> None:
+        self._files, self._check = files, check
+        self._chunks: list[Future[None]] = []
+        self._left = 0
+        self._span = math.nan, math.nan
+        self._lock = threading.Lock()
+
+    def start(
+        self, pool: ThreadPoolExecutor, reads: Sequence[Callable[[], None]]
+    ) -> None:
+        """Queue the reads; whichever ends last looks at the layer as a whole."""
+        self._left = len(reads)
+        self._span = time.perf_counter(), math.inf
+        self._chunks = [pool.submit(self._run, read) for read in reads]
+
+    def _run(self, read: Callable[[], None]) -> None:
+        read()
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self._check()
+            self._span = self._span[0], time.perf_counter()
+
+    def wait(self) -> tuple[float, float]:
+        wait(self._chunks)  # all of them, or a late one would write after an error
+        for chunk in self._chunks:
+            chunk.result()
+        for file in self._files:  # after the reads: nothing changed under them
+            file.verify()
+        return self._span
+
+
+class _Decoded:
+    """A read in flight whose bytes are decoded as they arrive."""
+
+    def __init__(
+        self,
+        reads: _Reads,
+        decoding: lossless.InPlace,
+        check: Callable[[], None],
+        path: Path,
+    ) -> None:
+        self._reads, self._decoding = reads, decoding
+        self._check, self._path = check, path
+
+    def wait(self) -> tuple[float, float]:
+        try:
+            start, _ = self._reads.wait()
+            self._decoding.finish()
+            self._check()
+        except lossless.CodeDamaged as error:
+            raise StoreDamaged(
+                f"weight file {self._path} was altered ({error}): write the checkpoint "
+                "again"
+            ) from error
+        finally:
+            self._decoding.settle()
+        return start, self._decoding.end_s
+
+
+class SafetensorsStore:
+    """The layers of a safetensors checkpoint, one file or sharded, read on demand.
+
+    `mode` says how: "direct" bypasses the page cache, "buffered" goes through it and
+    drops the pages behind each read. `kind` says what the layers hold: "dense", or of a
+    packed checkpoint "nf4" or "int8", in `layout`, of a factored one "lowrank", or
+    "lossless" where the file is the code of dense tensors, which are decoded in the
+    buffer while it fills. `bytes_read` counts what was asked of the disk.
+
+    Every file is held against its size, identity, times and header before and after
+    each read: of those the time of the last change to the file itself cannot be put
+    back, so that nothing is written into an open checkpoint unnoticed. What this
+    project wrote is held against a checksum of the bytes that came as well. What was
+    done to a file before it was opened only a record from then can tell: `verify`
+    first reads all files and holds them against the SHA-256 of the manifest.
+
+    Headers are held to what the safetensors library demands of them. Raises
+    StoreDamaged for a file that is missing, truncated, altered or of another
+    format, both when the store is opened and when a layer is read.
+    """
+
+    def __init__(self, folder: Path | str, verify: bool = False) -> None:
+        self.folder = Path(folder)
+        self.bytes_read = 0
+        manifest = _read_manifest(self.folder)
+        self.kind, self.layout = _format(self.folder, manifest)
+        self._lock = threading.Lock()
+        self._files: list[_File] = []
+        self._pool: ThreadPoolExecutor | None = None
+        try:
+            index = _read_index(self.folder)
+            for path in index.files:
+                self._files.append(_File(path))
+            tensors = list(self._tensors(index))
+            coded = {i: file.coded for i, file in enumerate(self._files) if file.coded}
+            self._parts = _partition(tensors, self.folder, coded)
+            self._prefix = _prefix(tensors, self.folder)
+            self._sums = _checksums(manifest, [file.path for file in self._files])
+            if verify:
+                self._verify(manifest)
+        except BaseException:
+            self.close()
+            raise
+        direct = all(file.direct is not None for file in self._files)
+        self.mode = "direct" if direct else "buffered"
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="weights")
+        self._decoders = ThreadPoolExecutor(
+            DECODERS, thread_name_prefix="decode", initializer=_give_way
+        )
+        self.scratch = lossless.Scratch(DECODERS if coded else 0)
+
+    @property
+    def layers(self) -> int:
+        """The number of decoder layers."""
+        return len(self._parts) - 1
+
+    def require_geometry(self, spec: ModelSpec) -> None:
+        """Refuse a geometry that these files cannot have, before anything is built.
+
+        Compares the number of layers, the token table and the outputs of the matrices
+        of every layer, however they are packed. Raises InvalidInput.
+        """
+        if self.layers != spec.layers:
+            raise InvalidInput(
+                f"{self.folder} stores {self.layers} layers but its config.json says "
+                f"{spec.layers}: copy the checkpoint again"
+            )
+        tables = {placed.shape for placed in self.placements(OUTER)}
+        if (spec.vocab, spec.hidden) not in tables:
+            raise InvalidInput(
+                f"{self.folder} stores no table of {spec.vocab} tokens by "
+                f"{spec.hidden} entries, which its config.json says it has: copy the "
+                "checkpoint again"
+            )
+        for layer in range(self.layers):
+            shapes = [placed.shape for placed in self.placements(layer)]
+            outputs = {shape[0] for shape in shapes if len(shape) > 1}
+            missing = set(spec.matrix_outputs) - outputs
+            if missing:
+                raise InvalidInput(
+                    f"layer {layer} of {self.folder} stores no matrix of "
+                    f"{min(missing)} outputs, which its config.json asks for: copy the "
+                    "checkpoint again"
+                )
+
+    def nbytes(self, layer: int) -> int:
+        """Bytes of a buffer for `layer`: whole blocks."""
+        return self._part(layer).nbytes
+
+    def read_bytes(self, layer: int) -> int:
+        """Bytes that a read of `layer` asks of the disk: whole blocks."""
+        return self._part(layer).read_bytes
+
+    def tensor_bytes(self, layer: int) -> int:
+        """Bytes of the tensors of `layer` alone."""
+        return sum(tensor.nbytes for tensor in self._part(layer).placements)
+
+    def full_name(self, layer: int, name: str) -> str:
+        """What the checkpoint calls a tensor of `placements(layer)`."""
+        return name if layer == OUTER else f"{self._prefix}layers.{layer}.{name}"
+
+    def placements(self, layer: int) -> tuple[Placement, ...]:
+        """The tensors of `layer` and where `read_layer` puts them."""
+        return self._part(layer).placements
+
+    def read_layer(self, layer: int, buffer: memoryview) -> Ticket:
+        """Start to read `layer` into `buffer`, which the caller keeps until `wait`.
+
+        Raises InvalidInput for a buffer that is too small, and in direct mode for one
+        that does not start on a block: use `checkpoint.allocate`.
+        """
+        part = self._part(layer)
+        if self._pool is None:
+            raise InvalidInput(f"the store of {self.folder} is closed: open it again")
+        require(
+            len(buffer) >= part.nbytes,
+            f"layer {layer} needs a buffer of {part.nbytes} bytes, not {len(buffer)}",
+        )
+        files = [
+            self._files[i] for i in sorted({extent.file for extent in part.extents})
+        ]
+        if part.decoded_bytes is not None:
+            return self._read_coded(part, part.decoded_bytes, buffer, files)
+        reads = _Reads(files, partial(self._check, part, buffer))
+        reads.start(
+            self._pool,
+            [partial(self._read, *wanted) for wanted in self._requests(part, buffer)],
+        )
+        return reads
+
+    def _read_coded(
+        self, part: _Part, decoded_bytes: int, buffer: memoryview, files: list[_File]
+    ) -> Ticket:
+        """Start to read the code of a layer and to decode it in `buffer`."""
+        assert self._pool is not None
+        (extent,), (file,) = part.extents, files
+        begin, end = file.coded or (0, 0)
+        shift = extent.at - extent.start  # from the file to the buffer
+        digest = checksum()
+        decoding = lossless.InPlace(
+            np.frombuffer(buffer, np.uint8)[: end + shift],
+            begin + shift,
+            decoded_bytes,
+            self._decoders,
+            self.scratch,
+            digest,
+        )
+
+        def read(file: _File, target: memoryview, offset: int, needed: int) -> None:
+            self._read(file, target, offset, needed)
+            decoding.arrive(max(offset - begin, 0), offset + needed - begin)
+
+        reads = _Reads(files, lambda: None)
+        reads.start(
+            self._pool,
+            [partial(read, *wanted) for wanted in self._requests(part, buffer)],
+        )
+
+        def check() -> None:
+            self._compare(extent.file, digest.hexdigest())
+
+        return _Decoded(reads, decoding, check, file.path)
+
+    def read_stream(self, layer: int) -> lossless.U8:
+        """The code of a layer of a lossless checkpoint as it lies on the disk, (n,).
+
+        Raises InvalidInput for another checkpoint.
+        """
+        part = self._part(layer)
+        require(
+            part.decoded_bytes is not None,
+            f"layer {layer} of {self.folder} is not in code: expected a checkpoint "
+            "that was compressed with lossless weights",
+        )
+        buffer = allocate(part.read_bytes)
+        (extent,) = part.extents
+        moved = _Part((replace(extent, at=0),), ())
+        for wanted in self._requests(moved, buffer):
+            self._read(*wanted)
+        begin, end = self._files[extent.file].coded or (0, 0)
+        stream = np.frombuffer(buffer, np.uint8)
+        return stream[begin - extent.start : end - extent.start]
+
+    def close(self) -> None:
+        """Wait for reads in flight and close the files."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._decoders.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+        while self._files:
+            self._files.pop().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _part(self, layer: int) -> _Part:
+        if layer not in self._parts:
+            raise InvalidInput(
+                f"layer {layer} does not exist: {self.folder} has layers 0 to "
+                f"{self.layers - 1}"
+            )
+        return self._parts[layer]
+
+    def _requests(
+        self, part: _Part, buffer: memoryview
+    ) -> Iterator[tuple[_File, memoryview, int, int]]:
+        for extent in part.extents:
+            needed = extent.end - extent.start
+            for at in range(0, extent.span, CHUNK_BYTES):
+                size = min(CHUNK_BYTES, extent.span - at)
+                target = buffer[extent.at + at : extent.at + at + size]
+                yield (
+                    self._files[extent.file],
+                    target,
+                    extent.start + at,
+                    min(size, needed - at),
+                )
+
+    def _read(self, file: _File, target: memoryview, offset: int, needed: int) -> None:
+        try:
+            filled = file.read(target, offset, needed)
+        except OSError as error:
+            raise StoreDamaged(
+                f"weight file {file.path} cannot be read at byte {offset} "
+                f"({error.strerror}): check the disk, and read into buffers from "
+                "`checkpoint.allocate`, which start on a block"
+            ) from error
+        with self._lock:
+            self.bytes_read += filled
+
+    def _check(self, part: _Part, buffer: memoryview) -> None:
+        """Hold the bytes of a layer that has arrived against the manifest."""
+        for extent in part.extents:
+            file = self._files[extent.file]
+            if extent.file not in self._sums:
+                continue
+            begin = extent.at + file.data_start - extent.start
+            content = buffer[begin : extent.at + extent.end - extent.start]
+            self._compare(extent.file, checksum(content).hexdigest())
+
+    def _compare(self, number: int, found: str) -> None:
+        """Hold the checksum of a file's tensors against the manifest, if it has one."""
+        if found != self._sums.get(number, found):
+            raise StoreDamaged(
+                f"weight file {self._files[number].path} does not have the checksum "
+                f"that its {MANIFEST} recorded: its bytes were altered; write the "
+                "checkpoint again"
+            )
+
+    def _verify(self, manifest: Mapping[str, Any]) -> None:
+        """Hold every file whole against the manifest; one under two names once."""
+        entries = manifest.get("files", {})
+        unknown = [f.path.name for f in self._files if f.path.name not in entries]
+        if unknown:
+            raise InvalidInput(
+                f"{self.folder} has no {MANIFEST} with the SHA-256 of "
+                f"{', '.join(unknown)}: there is nothing to verify it against; read "
+                "without verifying, which still notices a file that changes"
+            )
+        hashes: dict[tuple[int, ...], str] = {}
+        for file in self._files:
+            if file.identity not in hashes:
+                hashes[file.identity] = file.sha256()
+            if hashes[file.identity] != entries[file.path.name]["sha256"]:
+                raise StoreDamaged(
+                    f"weight file {file.path} does not have the SHA-256 that its "
+                    f"{MANIFEST} recorded: it was altered; copy or write it again"
+                )
+
+    def _tensors(self, index: _Index) -> Iterator[_Tensor]:
+        for number, file in enumerate(self._files):
+            names = {index.outward(file.path, name): name for name in file.spans}
+            missing = set(index.files[file.path]) - set(names)
+            if missing:
+                raise StoreDamaged(
+                    f"weight file {file.path} does not hold {_bare(min(missing))}, "
+                    f"which {INDEX} promises in it: the two are of different "
+                    "checkpoints; copy it again"
+                )
+            for name, inside in names.items():
+                span = file.spans[inside]
+                # Of a coded file: in what it decodes to.
+                shift = 0 if file.coded else file.data_start
+                begin, size = span.start + shift, ITEM_BYTES[span.dtype]
+                if begin % size:
+                    raise StoreDamaged(
+                        f"weight file {file.path}: {_bare(name)} starts at byte "
+                        f"{begin}, not a multiple of {size}, and cannot be used in "
+                        "place; save the checkpoint again with safetensors"
+                    )
+                yield _Tensor(
+                    name, span.dtype, span.shape, number, begin, span.end + shift
+                )
+
+
+def _bare(name: str) -> str:
+    """A tensor's name for a sentence, without the quotes."""
+    return shown(name)[1:-1]
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """What the writer of a checkpoint left beside it, if it did."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    manifest = read_object(path, "the manifest of a checkpoint", StoreDamaged)
+    version, files = manifest.get("version"), manifest.get("files")
+    if (
+        type(version) is not int
+        or version != MANIFEST_VERSION
+        or not isinstance(files, dict)
+        or not all(map(_is_recorded, files.values()))
+    ):
+        raise StoreDamaged(
+            f"{path} is a manifest of version {shown(version)}: expected version "
+            f"{MANIFEST_VERSION} with bytes and sha256 of each file; write the "
+            "checkpoint again"
+        )
+    return manifest
+
+
+def _is_recorded(entry: Any) -> bool:
+    """Whether a manifest says of a file what it has to."""
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("bytes")) is int
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("xxh3_64", ""), str)
+    )
+
+
+def _checksums(manifest: Mapping[str, Any], paths: Sequence[Path]) -> dict[int, str]:
+    """The checksum of the tensors of each file, by its number, where there is one."""
+    files = manifest.get("files", {})
+    return {
+        number: files[path.name]["xxh3_64"]
+        for number, path in enumerate(paths)
+        if "xxh3_64" in files.get(path.name, {})
+    }
+
+
+def _read_index(folder: Path) -> _Index:
+    index = folder / INDEX
+    if (folder / SINGLE).is_file():
+        return _Index({folder / SINGLE: ()})
+    if not index.is_file():
+        raise StoreDamaged(
+            f"{folder} has neither {SINGLE} nor {INDEX}: expected a "
+            "safetensors checkpoint; convert other formats with save_pretrained"
+        )
+    content = read_object(index, "an index of safetensors", StoreDamaged)
+    weight_map, metadata = content.get("weight_map"), content.get("metadata") or {}
+    if not isinstance(weight_map, dict) or not isinstance(metadata, dict):
+        raise StoreDamaged(
+            f"{index} is not an index of safetensors: expected the objects weight_map "
+            "and metadata; copy it again"
+        )
+    distinct = metadata.get("distinct_layers")
+    if distinct is not None:
+        name = f"distinct_layers in {index}"
+        distinct = whole(distinct, name, 1, 10**LAYER_DIGITS, StoreDamaged)
+    names: dict[str, list[str]] = {}
+    for tensor, name in weight_map.items():
+        if not _is_file_name(name):
+            raise StoreDamaged(
+                f"{index} points outside its folder, with {shown(name)} for "
+                f"{_bare(tensor)}: expected the name of a file beside it; copy it again"
+            )
+        names.setdefault(name, []).append(tensor)
+    return _Index(
+        {folder / name: tuple(inside) for name, inside in sorted(names.items())},
+        distinct,
+    )
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether a name can only be that of a file in the folder where it is said.
+
+    A link of that name may lead elsewhere: hubs keep their files so.
+    """
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and "/" not in name
+        and name not in {"", ".", ".."}
+        and len(name.encode()) <= _NAME_LIMIT
+    )
+
+
+def _format(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, str]:
+    """Kind and layout of the layers, on which manifest and configuration agree."""
+    found = str(manifest.get("kind", "dense")), str(manifest.get("layout", ""))
+    said = "dense", ""
+    if (path := folder / "config.json").exists():
+        config = read_object(path, "the configuration of a checkpoint", StoreDamaged)
+        packing = config.get("quantization_config") or {}
+        if not isinstance(packing, dict):
+            raise StoreDamaged(
+                f"{path} describes how weights are packed as {shown(packing)}: "
+                "expected an object; copy it again"
+            )
+        if packing.get("quant_method") == "thesis_lib":
+            said = str(packing.get("kind")), str(packing.get("layout"))
+        if said != found:
+            raise StoreDamaged(
+                f"{folder} holds {_bare(' '.join(said).strip())} weights by its "
+                f"config.json but {_bare(' '.join(found).strip())} ones by its "
+                f"{MANIFEST}: one of the two "
+                "is missing or of another checkpoint; copy the folder again"
+            )
+    return found
+
+
+def _prefix(tensors: Iterable[_Tensor], folder: Path) -> str:
+    """What stands before `layers.` in the names of a stack."""
+    found = {
+        tensor.name.split("layers.")[0]
+        for tensor in tensors
+        if split_name(tensor.name)[0] != OUTER
+    }
+    if len(found) != 1:
+        raise StoreDamaged(
+            f"{folder} holds several stacks of layers, {shown(sorted(found))}: "
+            "expected one"
+        )
+    return found.pop()
+
+
+def _partition(
+    tensors: Iterable[_Tensor], folder: Path, coded: Mapping[int, tuple[int, int]]
+) -> dict[int, _Part]:
+    """The tensors by layer; those outside the stack under OUTER.
+
+    `coded` has the span of the code in each file, by number, that holds one.
+    """
+    by_layer: dict[int, dict[str, _Tensor]] = {OUTER: {}}
+    for tensor in tensors:
+        layer, name = split_name(tensor.name)
+        named = by_layer.setdefault(layer, {})
+        if name in named:
+            raise StoreDamaged(
+                f"{folder}: {_bare(tensor.name)} appears in two files; copy it again"
+            )
+        named[name] = tensor
+    expected = set(range(OUTER, len(by_layer) - 1))
+    if set(by_layer) != expected or len(by_layer) == 1:
+        numbers = sorted(set(by_layer) - {OUTER})
+        more = ", …" if len(numbers) > _MOST_LAYERS_SHOWN else ""
+        raise StoreDamaged(
+            f"{folder} holds layers "
+            f"[{', '.join(map(str, numbers[:_MOST_LAYERS_SHOWN]))}{more}]: "
+            "expected an unbroken stack from 0; a shard is missing"
+        )
+    users: dict[int, set[int]] = {}  # layers in each file
+    for layer, named in by_layer.items():
+        for tensor in named.values():
+            users.setdefault(tensor.file, set()).add(layer)
+    parts = {}
+    for layer, named in sorted(by_layer.items()):
+        files = {tensor.file for tensor in named.values()}
+        if not files & coded.keys():
+            parts[layer] = _lay_out(named)
+            continue
+        if len(files) > 1 or any(len(users[file]) > 1 for file in files):
+            raise StoreDamaged(
+                f"{folder} codes layer {layer} together with others: expected a file "
+                "for each layer; write the checkpoint again"
+            )
+        (number,) = files
+        parts[layer] = _lay_out_coded(named, number, *coded[number])
+    return parts
+
+
+def _lay_out_coded(
+    named: dict[str, _Tensor], number: int, start: int, end: int
+) -> _Part:
+    """One read to the end of the buffer, decoded to its front."""
+    decoded = max(tensor.end for tensor in named.values())
+    at = _ceil(lossless.buffer_bytes(end - start, decoded) - (end - start))
+    placements = tuple(
+        Placement(name, t.dtype, t.shape, t.start, t.end - t.start)
+        for name, t in named.items()
+    )
+    return _Part((_Extent(number, _floor(start), end, at),), placements, decoded)
+
+
+def _lay_out(named: dict[str, _Tensor]) -> _Part:
+    """Few large reads: neighbours in a file share an extent."""
+    extents: list[_Extent] = []
+    placements: list[Placement] = []
+    order = sorted(named.items(), key=lambda item: (item[1].file, item[1].start))
+    at = 0
+    for position, (name, tensor) in enumerate(order):
+        last = extents[-1] if position else None
+        if (
+            last is not None
+            and last.file == tensor.file
+            and tensor.start <= last.end + _GAP_BYTES
+        ):
+            extents[-1] = _Extent(last.file, last.start, tensor.end, last.at)
+        else:
+            at += last.span if last is not None else 0
+            start = _floor(tensor.start)
+            extents.append(_Extent(tensor.file, start, tensor.end, at))
+        placements.append(
+            Placement(
+                name,
+                tensor.dtype,
+                tensor.shape,
+                extents[-1].at + tensor.start - extents[-1].start,
+                tensor.end - tensor.start,
+            )
+        )
+    return _Part(tuple(extents), tuple(placements))

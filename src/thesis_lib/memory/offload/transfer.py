@@ -1,0 +1,369 @@
+"""A fixed number of buffers through which the layers of a model pass, for ever.
+
+The ring knows numbers and tickets, no tensors: whoever owns it says how a layer is
+fetched into a buffer, and what a buffer is.
+"""
+
+import ctypes
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.memory.model.checkpoint import allocate
+from thesis_lib.memory.offload.store import SafetensorsStore, Ticket
+
+Buffer = TypeVar("Buffer")
+
+
+class Ring(Generic[Buffer]):
+    """Staging buffers that are filled one after the other, in the order of use.
+
+    `fetch(layer, buffer)` starts to fill a buffer and returns a ticket. A buffer is
+    refilled as soon as its layer is done, with the layer one ring ahead; after the
+    last layer comes the first one again. Layers have to be held in the order of
+    `layers`, from the first: `rewind` starts anew after an interruption.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        buffers: Sequence[Buffer],
+        fetch: Callable[[int, Buffer], Ticket],
+    ) -> None:
+        require(
+            len(buffers) > 0 or len(layers) == 0,
+            f"no buffer for {len(layers)} layers: expected one at least",
+        )
+        self.layers, self.buffers, self._fetch = tuple(layers), tuple(buffers), fetch
+        self._pending: deque[tuple[int, Buffer, Ticket]] = deque()
+        self.rewind()
+
+    @property
+    def at_start(self) -> bool:
+        """Whether the first layer is the next one."""
+        whole = len(self._pending) == len(self.buffers)  # none lost by an exception
+        return not self.layers or (whole and self._pending[0][0] == 0)
+
+    def rewind(self) -> None:
+        """Start to fetch the first layers, after what is in flight has landed."""
+        self.settle()
+        if self.layers:
+            for at, buffer in enumerate(self.buffers):
+                self._refill(at, buffer)
+
+    def settle(self) -> None:
+        """Wait until nothing is in flight, whatever became of it, and forget it."""
+        while self._pending:
+            _, _, ticket = self._pending.popleft()
+            # Nobody will use the layer: what went wrong with it is of no interest.
+            with _ignored():
+                ticket.wait()
+
+    @contextmanager
+    def hold(self, layer: int) -> Iterator[Buffer]:
+        """The buffer of the next layer, which must be `layer`, once it is full.
+
+        On leaving it is refilled. Raises what went wrong with the read, and
+        InvalidInput for a layer out of turn.
+        """
+        expected = self.layers[self._pending[0][0]] if self._pending else None
+        if layer != expected:
+            raise InvalidInput(
+                f"layer {layer} is asked for where layer {expected} comes next: call "
+                "the layers in order, or rewind the ring"
+            )
+        at, buffer, ticket = self._pending.popleft()
+        ticket.wait()
+        yield buffer
+        self._refill(at + len(self.buffers), buffer)
+
+    def _refill(self, at: int, buffer: Buffer) -> None:
+        at %= len(self.layers)
+        self._pending.append((at, buffer, self._fetch(self.layers[at], buffer)))
+
+
+@contextmanager
+def _ignored() -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        return
+
+
+class Slot:
+    """A buffer of one layer on a device; on the processor also as plain memory."""
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        self.memory: memoryview | None = None
+        if device.type == "cpu":
+            self.memory = allocate(nbytes)
+            self.tensor = torch.frombuffer(self.memory, dtype=torch.uint8)
+        else:
+            self.tensor = torch.empty(nbytes, dtype=torch.uint8, device=device)
+
+
+class Device(Protocol):
+    """Copies beside the arithmetic, and the events that order the two."""
+
+    def mark(self) -> Any:
+        """An event: everything that has been computed so far."""
+        ...
+
+    def copy(self, target: Tensor, source: Tensor, after: Any) -> Any:
+        """Copy once `after` has happened; the event of its end."""
+        ...
+
+    def follow(self, event: Any) -> None:
+        """Let the arithmetic from now on come after `event`."""
+        ...
+
+    def finish(self, event: Any) -> None:
+        """Return when `event` has happened."""
+        ...
+
+    def pin(self, memory: memoryview) -> None:
+        """Let the device read `memory` without the help of the processor."""
+        ...
+
+    def unpin(self, memory: memoryview) -> None:
+        """Undo `pin`."""
+        ...
+
+
+class Processor:
+    """The processor as its own device: a copy is over when it returns."""
+
+    def mark(self) -> None:
+        """Nothing: what was computed before is over."""
+
+    def copy(self, target: Tensor, source: Tensor, after: None) -> None:
+        """Copy now."""
+        target.copy_(source)
+
+    def follow(self, event: None) -> None:
+        """Nothing: the copy is over."""
+
+    def finish(self, event: None) -> None:
+        """Nothing: the copy is over."""
+
+    def pin(self, memory: memoryview) -> None:
+        """Nothing: the memory is the processor's own."""
+
+    def unpin(self, memory: memoryview) -> None:
+        """Nothing."""
+
+
+class Cuda:
+    """A graphics card: copies on a stream of their own, from page-locked memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def mark(self) -> Any:
+        """An event on the stream that computes."""
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def copy(self, target: Tensor, source: Tensor, after: Any) -> Any:
+        """Enqueue a copy behind `after` on the copying stream."""
+        event = torch.cuda.Event()
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            self._stream.wait_event(after)
+            target.copy_(source, non_blocking=True)
+            event.record(self._stream)
+        return event
+
+    def follow(self, event: Any) -> None:
+        """Let the computing stream wait for `event`; the host goes on."""
+        torch.cuda.current_stream(self._device).wait_event(event)
+
+    def finish(self, event: Any) -> None:
+        """Let the host wait for `event`."""
+        event.synchronize()
+
+    def pin(self, memory: memoryview) -> None:
+        """Page-lock memory that exists, whole pages, with nothing rounded up.
+
+        Raises InvalidInput where the driver refuses.
+        """
+        driver: Any = torch.cuda.cudart()
+        code = driver.cudaHostRegister(_address(memory), len(memory), 0)
+        if int(code) != 0:
+            raise InvalidInput(
+                f"the driver refuses to page-lock {len(memory)} bytes (CUDA error "
+                f"{int(code)}): lower host_bytes, or raise the limit of locked memory"
+            )
+
+    def unpin(self, memory: memoryview) -> None:
+        """Unlock the pages."""
+        driver: Any = torch.cuda.cudart()
+        driver.cudaHostUnregister(_address(memory))
+
+
+def _address(memory: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def find_device(device: torch.device | str) -> torch.device:
+    """The device of a name, such as cpu or cuda:1. Raises InvalidInput without one."""
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")  # of no name that torch knows
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < here):
+        return found
+    raise InvalidInput(
+        f"device {device} is not available: expected cpu, or cuda on a machine with a "
+        "CUDA device and a torch that was built for it"
+    )
+
+
+def open_device(device: torch.device) -> Device:
+    """The copies of a device. Raises InvalidInput for one that is not there."""
+    found = find_device(device)
+    return Processor() if found.type == "cpu" else Cuda(found)
+
+
+class Transport(Protocol):
+    """Fills the staging buffers of one model."""
+
+    def fetch(self, layer: int, slot: Slot) -> Ticket:
+        """Start to bring `layer` into `slot`, after what is computed there now."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what is in flight and give host memory back."""
+        ...
+
+
+class FromDisk:
+    """The disk fills the buffer itself: nothing is copied."""
+
+    def __init__(self, store: SafetensorsStore) -> None:
+        self._store = store
+
+    def fetch(self, layer: int, slot: Slot) -> Ticket:
+        """Start to read `layer` into the memory of `slot`."""
+        if slot.memory is None:
+            raise InvalidInput(
+                "a buffer on another device cannot be filled by the disk"
+            )
+        return self._store.read_layer(layer, slot.memory)
+
+    def close(self) -> None:
+        """Nothing: the store is closed by its owner."""
+
+
+class ThroughHost:
+    """Layers that host memory holds, and others that pass through it from the disk.
+
+    `host` names the layers that are read once and stay in host memory; `bounces`
+    buffers of `staging_bytes` are for the others.
+    """
+
+    def __init__(
+        self,
+        store: SafetensorsStore,
+        device: Device,
+        host: Sequence[int],
+        bounces: int,
+        staging_bytes: int,
+    ) -> None:
+        self._store, self._device = store, device
+        self._memories: list[memoryview] = []
+        self._reader = ThreadPoolExecutor(max(bounces, 1), "weights-read")
+        self._copier = ThreadPoolExecutor(1, "weights-copy")
+        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        try:
+            self._host = {layer: self._allocate(store.nbytes(layer)) for layer in host}
+            for _ in range(bounces):
+                self._free.put(self._allocate(staging_bytes))
+            for ticket in [store.read_layer(i, m) for i, m in self._host.items()]:
+                ticket.wait()
+        except BaseException:
+            self.close()
+            raise
+
+    def _allocate(self, nbytes: int) -> memoryview:
+        memory = allocate(nbytes)
+        self._device.pin(memory)
+        self._memories.append(memory)
+        return memory
+
+    def fetch(self, layer: int, slot: Slot) -> Ticket:
+        """Start to bring `layer` into `slot`, by way of host memory if need be."""
+        computed = self._device.mark()
+        if layer in self._host:
+            source: Future[_Filled] | _Filled = _Filled(self._host[layer], None)
+        else:
+            source = self._reader.submit(self._read, layer)
+        copied = self._copier.submit(self._copy, layer, source, slot, computed)
+        return _Copied(copied, self._device)
+
+    def _read(self, layer: int) -> "_Filled":
+        bounce = self._free.get()
+        try:
+            return _Filled(bounce, self._store.read_layer(layer, bounce).wait())
+        except BaseException:
+            self._free.put(bounce)
+            raise
+
+    def _copy(
+        self, layer: int, source: Any, slot: Slot, computed: Any
+    ) -> tuple[Any, tuple[float, float]]:
+        filled = source.result() if isinstance(source, Future) else source
+        try:
+            nbytes = self._store.nbytes(layer)
+            start = time.perf_counter()
+            event = self._device.copy(
+                slot.tensor[:nbytes],
+                torch.frombuffer(filled.memory, dtype=torch.uint8)[:nbytes],
+                computed,
+            )
+            if filled.span is not None:  # the buffer may be filled again afterwards
+                self._device.finish(event)
+            end = time.perf_counter()
+        finally:
+            if filled.span is not None:
+                self._free.put(filled.memory)
+        return event, (start if filled.span is None else filled.span[0], end)
+
+    def close(self) -> None:
+        """Wait for what is in flight and give host memory back."""
+        self._reader.shutdown(wait=True, cancel_futures=True)
+        self._copier.shutdown(wait=True, cancel_futures=True)
+        while self._memories:
+            self._device.unpin(self._memories.pop())
+        self._host = {}
+
+
+class _Filled:
+    """A layer in host memory; `span` is that of its read, None if it stays there."""
+
+    def __init__(self, memory: memoryview, span: tuple[float, float] | None) -> None:
+        self.memory, self.span = memory, span
+
+
+class _Copied:
+    """A copy in flight."""
+
+    def __init__(
+        self, copied: Future[tuple[Any, tuple[float, float]]], device: Device
+    ) -> None:
+        self._copied, self._device = copied, device
+
+    def wait(self) -> tuple[float, float]:
+        event, span = self._copied.result()
+        self._device.follow(event)
+        return span

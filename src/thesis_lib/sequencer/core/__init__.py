@@ -1,0 +1,1 @@
+"""The values of Part I, the ordered lock table, the event loop."""

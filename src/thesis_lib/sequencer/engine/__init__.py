@@ -1,0 +1,1 @@
+"""The same policies live, on SQLite and PostgreSQL: storages, workers, command log."""

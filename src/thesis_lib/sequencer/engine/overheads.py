@@ -1,0 +1,125 @@
+"""What the live engine adds to a transaction, and the model of it in the simulator.
+
+A transaction is read when the loop wakes, booked, handed to a worker through a pipe,
+and its commit is heard of through another: four stages, each a difference of two
+observed instants. The others are what a busy engine pays between two transactions: the
+gap of a worker whose next one waits in its pipe, the pass of a lock through the
+scheduler, and the turn of what the sequencer holds back until both are free.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from thesis_lib.common.errors import require
+from thesis_lib.sequencer.core.events import Delays
+from thesis_lib.sequencer.core.trace import F64, I64, KeySets
+from thesis_lib.sequencer.engine.scheduler import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Overheads:
+    """Of a transaction, in seconds: medians, but for the three whose means count.
+
+    A stage that no transaction of the run went through undisturbed is NaN.
+    """
+
+    read_s: float  # from the intended arrival to the decision
+    book_s: float  # from the decision to the booked locks
+    hand_over_s: float  # from the last lock to the start on a worker that idled
+    notify_s: float  # from the commit to the sequencer's hearing of it
+    gap_s: float  # mean, from a free worker to the start of what had its locks
+    pass_s: float  # mean, from a last lock left to the start, if a worker was free
+    turn_s: float  # mean, from free worker and locks to the start of what had arrived
+    loop_cpu_s: float  # processor time of sequencer and scheduler
+
+
+@njit(cache=True)
+def _locks_left_s(offsets, keys, exclusive, log, finish_s):
+    """(k,) when, by log position, every conflicting predecessor had finished."""
+    n_keys = keys.max() + 1 if len(keys) else 0
+    wrote_s, read_s = np.full(n_keys, -np.inf), np.full(n_keys, -np.inf)
+    free_s = np.empty(len(log))
+    for at in range(len(log)):
+        i = log[at]
+        free_s[at] = -np.inf
+        for request in range(offsets[i], offsets[i + 1]):
+            key = keys[request]
+            free_s[at] = max(free_s[at], wrote_s[key])
+            if exclusive[request]:
+                free_s[at] = max(free_s[at], read_s[key])
+                wrote_s[key] = max(wrote_s[key], finish_s[i])
+            else:
+                read_s[key] = max(read_s[key], finish_s[i])
+    return free_s
+
+
+def freed_s(run: Run, keys: KeySets, log: I64) -> tuple[F64, F64]:
+    """When the locks and when the worker of each of `log` were left, (k,) each.
+
+    `log` is a part of `run.log` in its order, and nobody else counts: minus infinity
+    where none of them came before.
+    """
+    locks_s = _locks_left_s(keys.offsets, keys.keys, keys.exclusive, log, run.finish_s)
+    workers_s = np.full(len(log), -np.inf)
+    for number in np.unique(run.worker[log]):
+        mine = np.flatnonzero(run.worker[log] == number)
+        mine = mine[np.argsort(run.start_s[log[mine]])]
+        workers_s[mine[1:]] = run.finish_s[log[mine[:-1]]]
+    return locks_s, workers_s
+
+
+def overheads(run: Run, keys: KeySets, first: int = 0) -> Overheads:
+    """What transactions `first` to n - 1 of a run paid beside their service.
+
+    What ran before them is left out altogether: its times may be of another clock.
+    Raises InvalidInput where none of them ran.
+    """
+    ids: I64 = run.log[run.log >= first]
+    require(len(ids) > 0, f"no transaction from {first} on ran: nothing to measure")
+    locks_s, workers_s = freed_s(run, keys, ids)
+    idle = workers_s < run.granted_s[ids]
+    free_s = np.maximum(locks_s, workers_s)
+    locked = (locks_s > run.sequenced_s[ids]) & (locks_s >= workers_s)
+    queued = workers_s >= run.granted_s[ids]
+
+    def mean(times_s: F64) -> float:
+        return float(times_s.mean()) if len(times_s) else np.nan
+
+    def median(times_s: F64) -> float:
+        return float(np.median(times_s)) if len(times_s) else np.nan
+
+    return Overheads(
+        read_s=median(run.decided_s[ids] - run.arrival_s[ids]),
+        book_s=median(run.sequenced_s[ids] - run.decided_s[ids]),
+        hand_over_s=median((run.start_s - run.granted_s)[ids[idle]]),
+        notify_s=median(run.notified_s[ids] - run.finish_s[ids]),
+        gap_s=mean((run.start_s[ids] - workers_s)[queued]),
+        pass_s=mean((run.start_s[ids] - locks_s)[locked]),
+        turn_s=mean((run.start_s[ids] - free_s)[free_s > run.arrival_s[ids]]),
+        loop_cpu_s=run.loop_cpu_s / len(ids),
+    )
+
+
+def as_delays(quiet: Overheads, busy: Overheads, late: bool = False) -> Delays:
+    """The model in the simulator, from a run far from saturation and a busy one.
+
+    To be read, and then the lag, to be booked and handed over and until the answer is
+    out, are what a transaction pays that meets nobody. A worker is kept from the next
+    transaction by the gap, a lock by what its pass takes longer than that, and the
+    sequencer by the processor time that it spends on each. Under `late` binding the
+    next is decided on when a worker is free: then the lag is the turn, and there is no
+    gap. Nor is there a gap or a pass that nobody waited for.
+    """
+    gap_s = 0.0 if late or np.isnan(busy.gap_s) else busy.gap_s
+    pass_s = 0.0 if np.isnan(busy.pass_s) else busy.pass_s
+    return Delays(
+        read_s=quiet.read_s,
+        lag_s=busy.turn_s
+        if late
+        else quiet.book_s + quiet.hand_over_s + quiet.notify_s,
+        sequencer_s=busy.loop_cpu_s,
+        worker_s=gap_s,
+        release_s=max(pass_s - gap_s, 0.0),
+    )

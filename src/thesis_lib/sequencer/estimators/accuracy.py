@@ -1,0 +1,218 @@
+"""How good an estimate is: against the truth, beside what replays have in common.
+
+An estimator is judged twice: on service times, where the replay ceiling says what can
+be known at all, and end to end, where its estimates have gone through the shadow
+schedule and the question is when a transaction commits and whether that is on time.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from math import exp
+from statistics import NormalDist
+
+import numpy as np
+import pandas as pd
+
+from thesis_lib.common.errors import require, vector
+from thesis_lib.sequencer.core.trace import F64, Bool, Trace
+from thesis_lib.sequencer.estimators.models import SHORTEST_S
+
+
+def q_error(true_s: F64, predicted_s: F64) -> F64:
+    """(n,) max(true / predicted, predicted / true): 1 is exact, symmetric.
+
+    Raises InvalidInput for times that are not positive. Moerkotte, Neumann and
+    Steidl, VLDB 2009.
+    """
+    true_s = vector("true_s", true_s, np.float64)
+    predicted_s = vector("predicted_s", predicted_s, np.float64, len(true_s))
+    require(
+        bool((true_s > 0).all() and (predicted_s > 0).all()),
+        "q-error compares positive times: some are zero or negative",
+    )
+    return np.maximum(true_s / predicted_s, predicted_s / true_s)
+
+
+def least_q_error(sigma: float, share: float) -> float:
+    """The q-error that a `share` of estimates exceeds at best, whoever estimates.
+
+    Where the truth is what can be known times a lognormal of `sigma` that cannot, an
+    estimate off by a factor exp(d) has a q-error of at most exp(t) with probability
+    P(|sigma Z - d| <= t), Z standard normal: most often for d = 0, whatever t.
+    """
+    require(sigma >= 0, f"sigma={sigma:g} must not be negative")
+    require(0 < share < 1, f"share={share:g} must lie in (0, 1)")
+    return exp(sigma * NormalDist().inv_cdf(1 - share / 2))
+
+
+def log_r2(true_s: F64, predicted_s: F64) -> float:
+    """Share of the variance of log service time that the prediction explains."""
+    log_true, log_predicted = np.log(true_s), np.log(predicted_s)
+    spread = np.sum((log_true - log_true.mean()) ** 2)
+    require(bool(spread > 0), "all true times are equal: nothing to explain")
+    return float(1 - np.sum((log_true - log_predicted) ** 2) / spread)
+
+
+def replay_ceiling(service_s: F64) -> float:
+    """The log R² that no estimator can pass, from (n, r) replays of one input.
+
+    The intraclass correlation of log service time in a one-way random effects model:
+    what replays of the same transaction share. Shrout and Fleiss, Psychological
+    Bulletin 86 (1979), ICC(1,1). Raises InvalidInput for fewer than two replays.
+    """
+    n, r = service_s.shape
+    require(
+        n >= 2 and r >= 2,
+        f"{n} transactions replayed {r} times: expected at least 2 and 2",
+    )
+    log_s = np.log(service_s)
+    mean = log_s.mean(axis=1)
+    between = r * np.sum((mean - mean.mean()) ** 2) / (n - 1)
+    within = np.sum((log_s - mean[:, None]) ** 2) / (n * (r - 1))
+    return float((between - within) / (between + (r - 1) * within))
+
+
+# --- By type -------------------------------------------------------------------
+def ceilings(trace: Trace, column: str) -> pd.Series:
+    """`replay_ceiling` of `measured` columns `column`_r1, …, of each type and all.
+
+    Raises InvalidInput for a trace that was not replayed.
+    """
+    replays = [n for n in trace.measured if re.fullmatch(rf"{column}_r\d+", n)]
+    require(
+        len(replays) >= 2,
+        f"the trace holds {len(replays)} replays of {column}: collect at least 2",
+    )
+    times_s = np.column_stack([trace.measured[name] for name in replays])
+    return pd.Series(
+        {name: replay_ceiling(times_s[rows]) for name, rows in rows_by_type(trace)}
+    )
+
+
+def by_type(
+    trace: Trace, predicted_s: F64, bounds_s: Mapping[float, F64] | None = None
+) -> pd.DataFrame:
+    """How good (n,) predictions are: a row for all, then one for each type.
+
+    Columns: transactions; q-error p50, p95, p99; R² of log; MAE in µs; and, for
+    bounds (n,) by level, the percentage of the truth that each covers. A type with a
+    single transaction explains nothing: its R² is NaN.
+    """
+    q = q_error(trace.service_s, predicted_s)
+    rows = {}
+    for name, of in rows_by_type(trace):
+        true_s, guess_s = trace.service_s[of], predicted_s[of]
+        varied = len(true_s) > 1 and true_s.min() < true_s.max()
+        rows[name] = {
+            "transactions": len(true_s),
+            **{f"q-error p{p}": np.quantile(q[of], p / 100) for p in (50, 95, 99)},
+            "R² of log": log_r2(true_s, guess_s) if varied else np.nan,
+            "MAE µs": 1e6 * np.abs(true_s - guess_s).mean(),
+        } | {
+            f"within {level:.0%}": 100 * np.mean(true_s <= bound_s[of])
+            for level, bound_s in (bounds_s or {}).items()
+        }
+    return pd.DataFrame(rows).T.rename_axis("type")
+
+
+def totals(trace: Trace, predicted_s: Mapping[str, F64]) -> pd.DataFrame:
+    """Sum of (n,) predictions over that of the truth, in percent: 100 is unbiased.
+
+    A row for all, then one for each type; a column for each prediction.
+    """
+    return pd.DataFrame(
+        {
+            label: {
+                name: 100 * guess_s[of].sum() / trace.service_s[of].sum()
+                for name, of in rows_by_type(trace)
+            }
+            for label, guess_s in predicted_s.items()
+        }
+    ).rename_axis("type")
+
+
+def missing(trace: Trace, kept: Trace) -> pd.Series:
+    """Percentage of the transactions of `trace` that are not in `kept`, by type.
+
+    Raises InvalidInput for a trace of other types, or one that holds more of a type.
+    """
+    require(
+        kept.kinds == trace.kinds,
+        f"what was kept has types {kept.kinds}: expected {trace.kinds}",
+    )
+    after = {name: int(of.sum()) for name, of in rows_by_type(kept)}
+    gone = pd.Series(
+        {
+            name: 100 * (1 - after.pop(name, 0) / int(of.sum()))
+            for name, of in rows_by_type(trace)
+        }
+    )
+    require(
+        not after and bool((gone >= 0).all()),
+        "what was kept holds more transactions than there were: swap the arguments",
+    )
+    return gone
+
+
+def by_unit(trace: Trace, predicted_s: Mapping[str, F64]) -> pd.DataFrame:
+    """Where the time goes and how well it is predicted: a row an operating unit.
+
+    `predicted_s` (n,) by unit, of which `rest` is what no unit claims. Columns: its
+    percentage of the service time; the sum of the predictions over that of the truth,
+    in percent; q-error p50 and p95 and R² of log where time was spent in it; and
+    its percentage of the squared errors of all units together. Raises InvalidInput
+    where a unit that takes time has no prediction, or another has one.
+    """
+    measured_s = dict(zip(trace.unit_names, trace.units_s.T, strict=True))
+    measured_s["rest"] = trace.service_s - trace.units_s.sum(axis=1)
+    spent = {unit: true_s > 0 for unit, true_s in measured_s.items()}
+    taking = [unit for unit, some in spent.items() if some.any()]
+    require(
+        set(taking) == set(predicted_s),
+        f"predictions are of {', '.join(predicted_s)}: expected {', '.join(taking)}",
+    )
+    squared = {
+        unit: np.sum((measured_s[unit] - predicted_s[unit]) ** 2) for unit in taking
+    }
+    rows = {}
+    for unit in taking:
+        some, true_s = spent[unit], measured_s[unit]
+        guess_s = np.maximum(predicted_s[unit][some], SHORTEST_S)
+        q = q_error(true_s[some], guess_s)
+        rows[unit] = {
+            "of the time %": 100 * true_s.sum() / trace.service_s.sum(),
+            "sum %": 100 * predicted_s[unit].sum() / true_s.sum(),
+            "q-error p50": np.quantile(q, 0.5),
+            "q-error p95": np.quantile(q, 0.95),
+            "R² of log": log_r2(true_s[some], guess_s),
+            "of the squared error %": 100 * squared[unit] / sum(squared.values()),
+        }
+    return pd.DataFrame(rows).T.rename_axis("unit")
+
+
+def rows_by_type(trace: Trace) -> Iterator[tuple[str, Bool]]:
+    yield "all", np.ones(len(trace), bool)
+    for k, name in enumerate(trace.kinds):
+        if (trace.kind == k).any():
+            yield name.replace("_", " "), trace.kind == k
+
+
+# --- End to end ------------------------------------------------------------------
+def auroc(late: Bool, score: F64) -> float:
+    """Probability that a late transaction has a higher score than one on time.
+
+    The area under the receiver operating characteristic; ties count one half (Mann
+    and Whitney, Annals of Mathematical Statistics 18(1), 1947). Raises InvalidInput
+    unless some are late (n,) and some are not.
+    """
+    late = np.asarray(late, bool)
+    score = vector("score", score, np.float64, len(late))
+    positive, negative = int(late.sum()), int((~late).sum())
+    require(
+        positive > 0 and negative > 0,
+        f"{positive} are late and {negative} are not: expected some of both",
+    )
+    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count - 1) / 2)[place]  # of ties the middle one
+    above = rank[late].sum() - positive * (positive + 1) / 2
+    return float(above / (positive * negative))

@@ -1,0 +1,1 @@
+"""Policies compared: cells, metrics, grids, robustness, scale, live runs."""

@@ -1,0 +1,343 @@
+"""What an evaluation runs in: transactions, arrivals, estimates, cores and objectives.
+
+Load 1 is the rate at which FIFO saturates, measured on transactions of its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+from thesis_lib.common.errors import choice, require
+from thesis_lib.common.stats import Interval, mean_interval
+from thesis_lib.sequencer.core.events import NO_DELAYS, Delays
+from thesis_lib.sequencer.core.trace import F64, History, Trace
+from thesis_lib.sequencer.estimators.models import ESTIMATORS, LEARNED, predict_all
+from thesis_lib.sequencer.estimators.models import estimator as named_estimator
+from thesis_lib.sequencer.experiments.metrics import (
+    Report,
+    counted,
+    summarise,
+    type_objectives_s,
+)
+from thesis_lib.sequencer.policies.registry import Policy
+from thesis_lib.sequencer.policies.registry import policy as named_policy
+from thesis_lib.sequencer.simulator.simulator import replay, simulate
+from thesis_lib.sequencer.workload.arrivals import poisson_arrivals, with_arrivals
+from thesis_lib.sequencer.workload.scenarios import (
+    SCENARIOS,
+    from_measured,
+    mean_one_lognormal,
+    scenario,
+)
+
+BACKLOG = 0.01  # share of a sustained run that its last queue takes to empty
+
+PROBE_SEED = 999_998  # of the trace that objectives of types are taken from
+PROBES_OF_TYPES = 100  # short traces in which a rare type is looked for
+NOISE = 0.2  # sigma of the logarithm of an estimate over the truth
+PROBES, PROBE_TRANSACTIONS = 16, 20_000  # that a saturation rate is the mean of
+SATURATION_SEED = 999_999
+
+
+def saturation_rate(trace: Trace, *, cores: int, precision: float = 1e-3) -> float:
+    """The highest rate, per second, that FIFO with its locks sustains.
+
+    The arrivals of `trace` are stretched. A rate is sustained if the queue built up
+    by the last arrival takes less than 1 % of the run to empty; the largest such rate
+    is found by bisection to a relative `precision`.
+    """
+    require(len(trace) >= 100, f"{len(trace)} transactions: expected at least 100")
+    require(0 < precision < 1, f"precision={precision:g} must lie in (0, 1)")
+    unit_s = trace.arrival_s / trace.arrival_s[-1] * len(trace)  # one a second
+    log = np.arange(len(trace))
+
+    def sustained(rate_per_s: float) -> bool:
+        arrival_s = unit_s / rate_per_s
+        history = replay(trace, log, arrival_s, cores=cores, slo_s=1.0)
+        return float(history.finish_s.max()) < (1 + BACKLOG) * arrival_s[-1]
+
+    low, high = 0.0, 2 * cores / float(trace.service_s.mean())
+    while high - low > precision * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if sustained(middle) else (low, middle)
+    return low
+
+
+def saturation(
+    make_trace: Callable[[int, int], Trace], *, cores: int, probes: int = PROBES
+) -> Interval:
+    """The saturation rate of a workload, per second, and its 95 % interval.
+
+    `make_trace(n, seed)` draws transactions and arrivals. One probe of finite length
+    differs from the next by its draws, so the rate is the mean `saturation_rate` of
+    independent probes of PROBE_TRANSACTIONS each. Load 1 is this mean.
+    """
+    require(probes >= 1, f"probes={probes}: expected at least 1")
+    seeds = np.random.SeedSequence(SATURATION_SEED).generate_state(probes).tolist()
+    rates_per_s = [
+        saturation_rate(make_trace(PROBE_TRANSACTIONS, seed), cores=cores)
+        for seed in seeds
+    ]
+    return mean_interval(np.array(rates_per_s))
+
+
+@cache
+def scenario_saturation(name: str, warehouses: int | None, cores: int) -> Interval:
+    """`saturation` of a reference scenario on so many cores."""
+    return saturation(lambda n, seed: scenario(name, n, seed, warehouses), cores=cores)
+
+
+Estimate = Callable[[Trace, int], F64]  # (trace, seed) -> (n,) seconds
+
+
+def noisy_estimate(noise: float = NOISE, bias: float = 1.0) -> Estimate:
+    """True service times, times a mean-one lognormal of sigma `noise`, times `bias`.
+
+    Named for what it is: an estimator of known quality, not a learned one.
+
+    >>> from thesis_lib.sequencer import noisy_estimate, scenario
+    >>> trace = scenario("A", n=3, seed=2)
+    >>> (noisy_estimate(noise=0.2, bias=2.0)(trace, 1) / trace.service_s).round(2)
+    array([2.1 , 2.31, 2.09])
+    """
+    require(noise >= 0, f"noise={noise:g} must not be negative")
+    require(bias > 0, f"bias={bias:g} must be positive")
+
+    def estimate(trace: Trace, seed: int) -> F64:
+        rng = np.random.default_rng(seed)
+        return trace.service_s * bias * mean_one_lognormal(noise, len(trace), rng)
+
+    return estimate
+
+
+def learned_estimate(name: str, past: Trace) -> Estimate:
+    """The learned estimator of this name, fitted once on a `past` trace.
+
+    >>> from thesis_lib.sequencer import learned_estimate, scenario
+    >>> estimate = learned_estimate("linear", scenario("A", 500, seed=1))
+    >>> (1e3 * estimate(scenario("A", 3, seed=2), 0)).round(2)  # milliseconds
+    array([0.47, 0.47, 0.47])
+    """
+    model = named_estimator(name).fit(past)
+    return lambda trace, seed: predict_all(model, trace)
+
+
+def named_estimate(name: str, cell: "Cell", noise: float, seed: int) -> Estimate:
+    """Any estimator by name; a learned one is fitted on a trace of this `seed`.
+
+    Raises InvalidInput for an unknown name.
+    """
+    choice("estimator", name, ESTIMATORS)
+    if name in LEARNED:
+        return learned_estimate(name, cell.make_trace(seed))
+    return noisy_estimate(0.0 if name == "oracle" else noise)
+
+
+Arrivals = Callable[[float, int, np.random.Generator], F64]  # rate, n -> (n,) times
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Everything about an evaluation but its load, policy and seed.
+
+    With `clients` the loop is closed, and a load says what these would submit if
+    answers took no time: each thinks for `clients` / (load x saturation). With
+    `objectives_s`, each type of transaction has an objective of its own, and `slo_s` is
+    what a policy takes for its constants. `saturation_ci` are the ends of the interval
+    of the rate that load 1 stands for, None where it was not measured by probes.
+
+    >>> from thesis_lib.sequencer import Cell, scenario
+    >>> make_trace = lambda seed: scenario("A", n=500, seed=seed)
+    >>> cell = Cell(make_trace, saturation_per_s=7_500.0, cores=8, slo_s=0.0125)
+    >>> trace = cell.arrange(cell.make_trace(1), load=1.1, seed=2)  # Poisson arrivals
+    >>> report = cell.run(trace, cell.policy("fifo"), trace.service_s, load=1.1)
+    >>> round(report.violations, 3)
+    0.307
+    """
+
+    make_trace: Callable[[int], Trace]  # seed -> transactions; arrivals are replaced
+    saturation_per_s: float
+    cores: int
+    slo_s: float
+    batch_size: int = 10
+    flush_s: float = np.inf
+    delays: Delays = NO_DELAYS
+    clients: int | None = None
+    arrivals: Arrivals = poisson_arrivals
+    objectives_s: tuple[float, ...] | None = None
+    saturation_ci: tuple[float, float] | None = None
+
+    def think_s(self, load: float) -> float:
+        """How long a client of a closed loop thinks at this load; 0 at infinity."""
+        return (
+            0.0
+            if self.clients is None
+            else self.clients / (load * self.saturation_per_s)
+        )
+
+    def policy(self, name: str, **options) -> Policy:
+        """The policy of this name on this machine; `options` as `policy`."""
+        return named_policy(
+            name, slo_s=self.slo_s, cores=self.cores, lag_s=self.delays.lag_s, **options
+        )
+
+    def arrange(self, transactions: Trace, load: float, seed: int) -> Trace:
+        """The transactions as they arrive at this load; unchanged in a closed loop.
+
+        Raises InvalidInput where the last is so late that the objective is lost in the
+        precision of its time.
+        """
+        if self.clients is not None:
+            return transactions
+        rate_per_s, rng = load * self.saturation_per_s, np.random.default_rng(seed)
+        arrival_s = self.arrivals(rate_per_s, len(transactions), rng)
+        require(
+            arrival_s[-1] <= 2.0**40 * self.slo_s,
+            f"arrivals go on until {arrival_s[-1]:g} s, where an objective of "
+            f"{self.slo_s:g} s is lost in the precision of a time: expected seconds, "
+            "and a higher load or fewer transactions",
+        )
+        return with_arrivals(transactions, arrival_s)
+
+    def history(
+        self, trace: Trace, policy: Policy, estimated_s: F64, load: float
+    ) -> History:
+        """What happens to a trace from `arrange` under a policy."""
+        slo_s = self.slo_s
+        if self.objectives_s is not None:
+            slo_s = np.array(self.objectives_s)[trace.kind]
+        return simulate(
+            trace, policy, estimated_s, cores=self.cores, slo_s=slo_s,
+            batch_size=self.batch_size, flush_s=self.flush_s, delays=self.delays,
+            clients=self.clients, think_s=self.think_s(load),
+        )  # fmt: skip
+
+    def run(
+        self, trace: Trace, policy: Policy, estimated_s: F64, load: float
+    ) -> Report:
+        """What a policy makes of a trace from `arrange`."""
+        return summarise(trace, self.history(trace, policy, estimated_s, load))
+
+    def by_type(self, factor: float) -> "Cell":
+        """The same with `factor` times its median service time as each type's SLA.
+
+        The medians are of a trace of their own, which holds every type that this
+        workload has; `slo_s` becomes the mean objective of its transactions.
+        """
+        seeds = range(PROBE_SEED, PROBE_SEED - PROBES_OF_TYPES, -1)
+        probes = map(self.make_trace, seeds)
+        whole = (p for p in probes if len(np.unique(p.kind)) == len(p.kinds))
+        probe = next(whole, self.make_trace(PROBE_SEED))
+        objectives_s = type_objectives_s(probe, factor)
+        return replace(
+            self,
+            slo_s=float(objectives_s[probe.kind].mean()),
+            objectives_s=tuple(objectives_s.tolist()),
+        )
+
+
+def scenario_cell(
+    name: str, *, transactions: int, warehouses: int | None = None, **options
+) -> Cell:
+    """A reference scenario, its `saturation` measured on transactions of its own.
+
+    `options` go to Cell.
+
+    >>> from thesis_lib.sequencer import scenario_cell
+    >>> cell = scenario_cell("A", transactions=500)
+    >>> cell.cores, cell.slo_s, round(cell.saturation_per_s)
+    (8, 0.0125, 7581)
+    """
+    spec = SCENARIOS[choice("scenario", name, SCENARIOS)]
+    options = {"cores": spec.cores, "slo_s": spec.slo_s} | options
+    full = scenario_saturation(name, warehouses, options["cores"])
+    return Cell(
+        make_trace=lambda seed: scenario(name, transactions, seed, warehouses),
+        saturation_per_s=full.value,
+        saturation_ci=(full.low, full.high),
+        **options,
+    )
+
+
+def trace_cell(
+    past: Trace,
+    *,
+    transactions: int,
+    cores: int = 4,
+    slo_s: float | None = None,
+    **options,
+) -> Cell:
+    """A collected trace as the transactions of an open loop (scenario T).
+
+    What a trace of a closed loop says of its arrivals is what the engine made of them,
+    so here they are new: a Poisson process, a seed each. The objective defaults to
+    twice the 95th percentile of the service time, which is the unloaded latency.
+    `options` go to Cell.
+
+    >>> from thesis_lib.sequencer import scenario, trace_cell
+    >>> cell = trace_cell(scenario("A", 500, seed=1), transactions=200, cores=4)
+    >>> round(1e3 * cell.slo_s, 2), round(cell.saturation_per_s)
+    (5.93, 3487)
+    """  # fmt: skip
+    with np.errstate(over="ignore"):
+        mean_s = float(past.service_s.mean()) if len(past) else 0.0
+    require(
+        1e-9 <= mean_s <= 1e9,
+        f"the {len(past)} transactions take {mean_s:g} s each in the mean: expected "
+        "a trace of service times in seconds",
+    )
+    if slo_s is None:
+        slo_s = 2 * float(np.quantile(past.service_s, 0.95))
+        require(
+            slo_s > 0,
+            "19 of 20 transactions take no time, so twice the 95th percentile of their "
+            "service times is no objective: give one",
+        )
+    full = saturation(lambda n, seed: from_measured(past, n, seed), cores=cores)
+    return Cell(
+        make_trace=lambda seed: from_measured(past, transactions, seed),
+        saturation_per_s=full.value,
+        saturation_ci=(full.low, full.high),
+        cores=cores,
+        slo_s=slo_s,
+        **options,
+    )
+
+
+def replay_cell(
+    judged: Trace, load: float | None = None, **options
+) -> tuple[Cell, float]:
+    """A trace replayed with the arrivals that it has, and the load that they are.
+
+    With a `load`, its inter-arrival times are all stretched by one factor, so that
+    their mean is that of the load and their pattern stays. Load 1 is the saturation
+    rate of the same transactions as a Poisson process. `options` as of `trace_cell`; in
+    a closed loop, where arrivals are not read, a load is needed. Raises InvalidInput
+    for arrivals that have no rate.
+    """
+    cell = trace_cell(judged, transactions=len(judged), **options)
+    since_s = judged.arrival_s - judged.arrival_s[0]
+    own_per_s = np.inf
+    if cell.clients is None:
+        rows = counted(len(judged))
+        require(
+            0 < since_s[-1] < np.inf and since_s[-1] > since_s[rows][0],
+            f"the last {len(since_s[rows])} transactions of the trace all arrive at "
+            f"{judged.arrival_s[-1]:g} s: expected arrivals that spread; a closed loop "
+            "(clients) needs none",
+        )
+        own_per_s = (len(judged) - 1) / float(since_s[-1])
+    else:
+        require(
+            load is not None,
+            "clients of a closed loop arrive when they have their answers, not as the "
+            "trace says: give the load that they would submit if those took no time",
+        )
+
+    def arrivals(rate_per_s: float, n: int, rng: np.random.Generator) -> F64:
+        return since_s if load is None else since_s * (own_per_s / rate_per_s)
+
+    at = own_per_s / cell.saturation_per_s if load is None else load
+    return replace(cell, make_trace=lambda seed: judged, arrivals=arrivals), at

@@ -1,0 +1,137 @@
+"""How well latencies are forecast on arrival, through queues and locks."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from thesis_lib.sequencer.core.trace import (
+    F64,
+    Batch,
+    Bool,
+    Decision,
+    Forecast,
+    History,
+    Trace,
+)
+from thesis_lib.sequencer.estimators.accuracy import auroc, q_error, rows_by_type
+from thesis_lib.sequencer.estimators.conformal import conformal_offset, track
+from thesis_lib.sequencer.estimators.models import LEVELS, STEP
+from thesis_lib.sequencer.experiments.cells import Cell, Estimate
+from thesis_lib.sequencer.experiments.grid import run_paired
+from thesis_lib.sequencer.experiments.metrics import counted
+from thesis_lib.sequencer.policies.registry import MENDED, Policy, fifo
+from thesis_lib.sequencer.simulator.simulator import simulate
+
+CALIBRATED = 0.3  # of a run, warm-up included, before its latency bounds are judged
+
+
+def forecast_finish(
+    trace: Trace, estimated_s: F64, *, cores: int, slo_s: float
+) -> tuple[F64, History]:
+    """When each transaction was forecast to commit, on its arrival; and what happened.
+
+    First come, first served, nothing dropped, so that every forecast comes true or
+    not. The forecast (n,), in seconds, is what the shadow schedule makes of the
+    estimates (n,), of what is in the log and of the commits seen so far.
+    """
+    forecast_s = np.full(len(trace), np.nan)
+
+    def rule(batch: Batch, forecast: Forecast, now_s: float) -> Decision:
+        forecast_s[batch.ids] = forecast.finish_s
+        return fifo(batch, forecast, now_s)
+
+    watched = Policy("forecast", rule, batched=False, defects=MENDED)
+    history = simulate(trace, watched, estimated_s, cores=cores, slo_s=slo_s)
+    return forecast_s, history
+
+
+def track_latency(
+    trace: Trace, forecast_s: F64, history: History
+) -> tuple[Bool, dict[float, F64]]:
+    """Bounds on the latency that follow what has committed, and whom they are for.
+
+    The log of true over forecast latency is tracked by type, as `conformal.track`
+    does it, from what the transactions after the warm-up say that have committed when
+    the last 70 % begin to arrive. Returned are the (n,) mask of these last, and by
+    level the (n,) seconds that their latency is to stay within, NaN for the others.
+    Raises InvalidInput where too few have committed to promise the highest level.
+    """
+    true_s, guess_s = history.latency_s, forecast_s - trace.arrival_s
+    scores, at = np.log(true_s / guess_s), np.arange(len(trace))
+    judged = at >= round(CALIBRATED * len(trace))
+    begins_s = trace.arrival_s[judged][0]
+    past = ~judged & (at >= counted(len(trace)).start)
+    past &= history.finish_s <= begins_s
+    step = STEP * float(np.diff(np.quantile(scores[past], [0.1, 0.9]))[0])
+    bounds_s, least = {}, np.full(int(judged.sum()), -np.inf)
+    for level in LEVELS[1:]:
+        whole = conformal_offset(scores[past], level)
+        start = np.full(len(trace.kinds), whole)
+        for k in range(len(trace.kinds)):
+            own = scores[past & (trace.kind == k)]
+            if level <= len(own) / (len(own) + 1):
+                start[k] = conformal_offset(own, level)
+        least = track(
+            scores[judged], trace.arrival_s[judged], history.finish_s[judged],
+            trace.kind[judged], start, level, step, least,
+        )  # fmt: skip
+        bounds_s[level] = np.full(len(trace), np.nan)
+        bounds_s[level][judged] = guess_s[judged] * np.exp(least)
+    return judged, bounds_s
+
+
+def end_to_end(
+    cell: Cell, estimate: Estimate, loads: Iterable[float], *, seeds: int, seed: int
+) -> pd.DataFrame:
+    """How good latencies are forecast on arrival: for each load and seed, by type.
+
+    Columns: load, seed, type (`all` first); q-error p50, p95, p99 and MAE in µs of the
+    latency; `late`, the share that commits late; `auroc` of being late by the forecast,
+    NaN where none or all are; and the percentage of latencies within each bound of
+    `track_latency`, NaN for a type that comes no more. Seeds are made as
+    `grid.replicate` makes them; the warm-up does not count.
+    """
+
+    def measure(
+        number: int, load: float, trace: Trace, estimated_s: F64
+    ) -> Iterator[dict]:
+        forecast_s, history = forecast_finish(
+            trace, estimated_s, cores=cell.cores, slo_s=cell.slo_s
+        )
+        return _judged(trace, forecast_s, history)
+
+    return run_paired(measure, cell, loads, estimate, seeds=seeds, seed=seed)
+
+
+def _judged(
+    trace: Trace, forecast_s: F64, history: History
+) -> Iterator[dict[str, Any]]:
+    """The columns of `end_to_end` that say how good the forecasts of one run were."""
+    counts = np.zeros(len(trace), bool)
+    counts[counted(len(trace))] = True
+    bounded, bounds_s = track_latency(trace, forecast_s, history)
+    for name, of in rows_by_type(trace):
+        of &= counts
+        if not of.any():
+            continue
+        true_s, guess_s = history.latency_s[of], (forecast_s - trace.arrival_s)[of]
+        q, late, held = q_error(true_s, guess_s), history.late[of], bounded[of]
+        yield (
+            {"type": name}
+            | {f"q-error p{p}": np.quantile(q, p / 100) for p in (50, 95, 99)}
+            | {
+                "MAE µs": 1e6 * np.abs(true_s - guess_s).mean(),
+                "late": late.mean(),
+                "auroc": auroc(late, guess_s) if 0 < late.mean() < 1 else np.nan,
+            }
+            | {
+                f"within {level:.0%}": (
+                    100 * np.mean(true_s[held] <= bound_s[of][held])
+                    if held.any()
+                    else np.nan
+                )
+                for level, bound_s in bounds_s.items()
+            }
+        )

@@ -1,0 +1,614 @@
+"""How far `ours` is from what it was to reach, and from everybody else.
+
+The goals were set before the policy was designed. Every run here is of one
+configuration and on seeds that no design has seen; what has to pass is the pessimistic
+end of an interval.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from thesis_lib.common.errors import require
+from thesis_lib.common.stats import mean_interval
+from thesis_lib.sequencer.core.events import Delays
+from thesis_lib.sequencer.core.trace import F64, History, Trace
+from thesis_lib.sequencer.experiments import metrics
+from thesis_lib.sequencer.experiments.cells import (
+    NOISE,
+    Cell,
+    Estimate,
+    named_estimate,
+    noisy_estimate,
+    scenario_cell,
+)
+from thesis_lib.sequencer.experiments.grid import (
+    DESIGN_SEED,
+    paired_seeds,
+    replicate,
+    run_grid,
+    run_paired,
+)
+from thesis_lib.sequencer.experiments.metrics import (
+    column,
+    difference_interval,
+    reduction,
+    table,
+)
+from thesis_lib.sequencer.optimum.bounds import fewest_violations
+from thesis_lib.sequencer.optimum.cpsat import LARGEST, solve
+from thesis_lib.sequencer.optimum.local_search import search, would_be_on_time
+from thesis_lib.sequencer.policies.admission import Terms
+from thesis_lib.sequencer.simulator.simulator import simulate
+
+LOADS = (0.9, 0.95, 0.99, 1.1, 1.5)
+KEEPS, KEEPS_LOAD = 0.99, 0.8  # of FIFO's commits, up to this load
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A row of the goals: at each of LOADS, how much fewer violations than FIFO's.
+
+    With `regret`, also how far above the lower bound at most, both as shares of 1.
+    """
+
+    scenario: str
+    lag_s: float
+    reduction: tuple[float, ...]  # (5,)
+    regret: tuple[float, ...] | None = None  # (5,)
+
+    def cell(self, transactions: int) -> Cell:
+        """Where it is to be reached."""
+        delays = Delays(lag_s=self.lag_s)
+        return scenario_cell(self.scenario, transactions=transactions, delays=delays)
+
+
+GOALS = {
+    "A": Goal(
+        "A", 0.0, (0.95, 0.97, 0.97, 0.97, 0.86), (0.0005, 0.0005, 0.003, 0.01, 0.015)
+    ),
+    "A, lag": Goal("A", 0.5e-3, (0.50, 0.80, 0.92, 0.96, 0.84)),
+    "B": Goal("B", 0.0, (0.78, 0.87, 0.92, 0.95, 0.86)),
+}
+
+
+def run_goals(
+    *, transactions: int, seeds: int, seed: int, loads: Iterable[float] = LOADS
+) -> pd.DataFrame:
+    """FIFO, ours and the bound at every goal, as from `replicate` with a `row`."""
+    made = [
+        replicate(
+            goal.cell(transactions), ["fifo", "ours"], loads, noisy_estimate(),
+            seeds=seeds, seed=seed, bound=True,
+        ).assign(row=row)
+        for row, goal in GOALS.items()
+    ]  # fmt: skip
+    return pd.concat(made, ignore_index=True)
+
+
+def against_goals(runs: pd.DataFrame) -> pd.DataFrame:
+    """What was reached, by row and load, from `run_goals`.
+
+    In percent: mean violations of FIFO, ours and the bound; the reduction with its
+    interval (`low`, `high`), its goal, and whether the low end reaches it; and in
+    points the regret, ours above the bound, its high end, and its goal, where there is
+    one (else NaN), and whether the high end keeps it (else true).
+    """
+    rows = {}
+    for row, load in dict.fromkeys(zip(runs["row"], runs["load"], strict=True)):
+        at = runs.loc[(runs["row"] == row) & (runs["load"] == load)]
+        goal, place = GOALS[row], LOADS.index(load)
+        fewer = reduction(at, "ours", load)
+        ours, bound, fifo = (
+            column(at, name, load, "violations") for name in ("ours", "bound", "fifo")
+        )
+        above = difference_interval(ours, bound)
+        most = np.nan if goal.regret is None else goal.regret[place]
+        rows[row, load] = {
+            "fifo": 100 * fifo.mean(),
+            "ours": 100 * ours.mean(),
+            "bound": 100 * bound.mean(),
+            "reduction": 100 * fewer.value,
+            "low": 100 * fewer.low,
+            "high": 100 * fewer.high,
+            "goal": 100 * goal.reduction[place],
+            "reached": fewer.low >= goal.reduction[place],
+            "regret": 100 * above.value,
+            "at most": 100 * above.high,
+            "its goal": 100 * most,
+            "kept": not above.high > most,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["row", "load"])
+
+
+JUDGES = ("noisy", "boosted", "constant", "oracle")
+
+
+def by_estimator(
+    *, transactions: int, seeds: int, seed: int, loads: Iterable[float] = LOADS
+) -> pd.DataFrame:
+    """Low end of the reduction of ours, in percent, with other estimators.
+
+    A row a goal and load; a column for each of JUDGES, and the `goal`. The learned ones
+    are fitted on transactions of another seed, of which they see what the scenarios
+    have: type and lines. All on the same seeds.
+    """
+    rows: dict = {}
+    for row, goal in GOALS.items():
+        cell = goal.cell(transactions)
+        for name in JUDGES:
+            estimate = named_estimate(name, cell, NOISE, seed=777_777)
+            runs = replicate(
+                cell, ["fifo", "ours"], loads, estimate, seeds=seeds, seed=seed
+            )
+            for load in loads:
+                at = rows.setdefault((row, load), {})
+                at[name] = 100 * reduction(runs, "ours", load).low
+                at["goal"] = 100 * goal.reduction[LOADS.index(load)]
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["row", "load"])
+
+
+def constants(cell: Cell, loads: Sequence[float], *, seeds: int) -> pd.DataFrame:
+    """Violations of `ours` in percent, by load, with its constants halved and doubled.
+
+    On design seeds; the first row is the configuration itself.
+    """
+    varied = {("as it is", ""): Terms()} | {
+        (name, word): Terms()._replace(**{name: factor * getattr(Terms(), name)})
+        for name in ("step", "relief", "window")
+        for word, factor in (("half", 0.5), ("twice", 2.0))
+    }
+    rows = {
+        row: table(
+            replicate(
+                cell, ["ours"], loads, noisy_estimate(), seeds=seeds, seed=DESIGN_SEED,
+                terms=terms,
+            )
+        ).loc["ours"]
+        for row, terms in varied.items()
+    }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["constant", ""])
+
+
+def censored(cell: Cell, load: float, *, seeds: int) -> pd.DataFrame:
+    """What `ours` admits and what it refuses, in truth, on design seeds.
+
+    The calibration sees the admitted alone. Its line, of the logarithm of the time on
+    that of the estimate, is fitted here to all of these, and the residuals of both rows
+    are from it: `within` is the share of a row, in percent, that took no longer than
+    the factor within which a share `pressed_p` of the admitted stayed, and quantiles
+    are factors too. `share` is of the arrivals, in percent; medians are in
+    milliseconds. Without a row `refused` where nothing was.
+    """
+
+    def measure(
+        number: int, load: float, trace: Trace, estimated_s: F64
+    ) -> Iterator[dict]:
+        history = cell.history(trace, cell.policy("ours"), estimated_s, load)
+        yield {
+            "admitted": ~history.dropped,
+            "truth_s": trace.service_s,
+            "estimated_s": estimated_s,
+        }
+
+    runs = run_paired(
+        measure, cell, [load], noisy_estimate(), seeds=seeds, seed=DESIGN_SEED
+    )
+    admitted = np.concatenate(runs["admitted"].to_list())
+    y, x = (
+        np.log(np.concatenate(runs[n].to_list())) for n in ("truth_s", "estimated_s")
+    )
+    slope, intercept = np.polyfit(x[admitted], y[admitted], 1)
+    residual = y - slope * x - intercept
+    edge = np.quantile(residual[admitted], Terms().pressed_p)
+    rows = {}
+    for name, part in {"admitted": admitted, "refused": ~admitted}.items():
+        if part.any():
+            rows[name] = {
+                "share": 100 * part.mean(),
+                "estimate (ms)": 1e3 * np.exp(np.median(x[part])),
+                "service (ms)": 1e3 * np.exp(np.median(y[part])),
+                "within": 100 * (residual[part] <= edge).mean(),
+            } | {
+                f"{100 * q:.0f} %": np.exp(np.quantile(residual[part], q))
+                for q in (0.1, 0.5, 0.9)
+            }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+# Ours without one of its ingredients.
+WITHOUT = {
+    "ours": Terms(),
+    "without price": Terms(step=0.0),
+    "without reservations": Terms(reserve=-np.inf),
+    "without calibration": Terms(window=0.0),
+    "without haste": Terms(haste=0.0),
+    "one threshold": Terms(pressed_p=Terms().least_p),
+    "never sent ahead": Terms(patience=0.0),
+}
+
+
+def ingredients(
+    cells: Mapping[str, Cell], loads: Sequence[float], *, seeds: int, seed: int,
+    estimate: Estimate | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Violations of ours without each ingredient, and of simpler designs, in percent.
+
+    A row a variant; columns are cell and load. `late-edf`, `startable-first` and
+    `late-demote` are the earlier designs with late binding, `hybrid-fixed` decides at
+    arrival.
+    """
+    estimate = noisy_estimate() if estimate is None else estimate
+    columns = {}
+    for name, cell in cells.items():
+        made = {
+            variant: replicate(
+                cell, ["ours"], loads, estimate, seeds=seeds, seed=seed, terms=terms
+            )
+            for variant, terms in WITHOUT.items()
+        }
+        for design in ("late-demote", "startable-first", "late-edf", "hybrid-fixed"):
+            made[design] = replicate(
+                cell, [design], loads, estimate, seeds=seeds, seed=seed
+            )
+        for load in loads:
+            columns[name, load] = {
+                variant: 100 * runs["violations"][runs["load"] == load].mean()
+                for variant, runs in made.items()
+            }
+    return pd.DataFrame(columns)
+
+
+BASELINES = (
+    "fifo", "fifo-batched", "random-drop", "queue-cap", "codel", "edf", "sjf",
+    "least-slack", "late-edf", "late-sjf", "drop", "reorder", "hybrid", "drop-fixed",
+    "reorder-fixed", "hybrid-fixed", "ours",
+)  # fmt: skip
+
+
+def against_baselines(
+    cell: Cell, loads: Sequence[float], *, seeds: int, seed: int
+) -> pd.DataFrame:
+    """Every baseline beside ours, as from `replicate`.
+
+    `random-drop` refuses as large a share as ours does, at each load.
+    """
+    others = [name for name in BASELINES if name != "random-drop"]
+    runs = replicate(
+        cell, others, loads, noisy_estimate(), seeds=seeds, seed=seed, bound=True
+    )
+    blind = [
+        replicate(
+            cell, ["random-drop"], [load], noisy_estimate(), seeds=seeds, seed=seed,
+            drop_share=float(column(runs, "ours", load, "dropped").mean()),
+        )
+        for load in loads
+    ]  # fmt: skip
+    return pd.concat([runs, *blind], ignore_index=True)
+
+
+# What anybody might try first, beside FIFO.
+SIMPLE = ("queue-cap", "codel", "edf", "sjf", "least-slack", "late-edf", "late-sjf")
+LEARNED, CONSTANT = "boosted", "constant"
+
+
+def learning(cell: Cell, load: float, *, seeds: int, seed: int) -> pd.DataFrame:
+    """What `ours` owes to a learned estimator at one load, as from `replicate`.
+
+    FIFO, SIMPLE, `ours` and the lower bound with boosted trees, and `ours` once more
+    with a constant, as `ours-constant`. Both are fitted on transactions of another
+    seed, and all run on the same ones.
+    """
+    estimates = [
+        named_estimate(name, cell, NOISE, seed=777_777) for name in (LEARNED, CONSTANT)
+    ]
+    rivals = ["fifo", *SIMPLE, "ours"]
+    learned = replicate(
+        cell, rivals, [load], estimates[0], seeds=seeds, seed=seed, bound=True
+    )
+    blind = replicate(cell, ["ours"], [load], estimates[1], seeds=seeds, seed=seed)
+    return pd.concat(
+        [learned, blind.assign(policy=f"ours-{CONSTANT}")], ignore_index=True
+    )
+
+
+def worth_of_learning(runs: pd.DataFrame, load: float) -> dict[str, float | str]:
+    """The numbers that the front pages rest on, in percent, from `learning`.
+
+    Violations of each; reductions against FIFO with their ends; what learning saves
+    over a constant, and over the best of SIMPLE, which is named; and the points that
+    are left to the lower bound.
+    """
+    violations = {
+        policy: 100 * float(column(runs, policy, load, "violations").mean())
+        for policy in runs["policy"].unique()
+    }
+    best = min(SIMPLE, key=lambda policy: violations[policy])
+    reductions = {
+        "reduction_learned": ("ours", "fifo"),
+        "reduction_constant": (f"ours-{CONSTANT}", "fifo"),
+        "reduction_codel": ("codel", "fifo"),
+        "reduction_simple": (best, "fifo"),
+        "learned_over_constant": ("ours", f"ours-{CONSTANT}"),
+        "learned_over_simple": ("ours", best),
+    }
+    numbers: dict[str, float | str] = {
+        "learned_percent": violations["ours"],
+        "constant_percent": violations[f"ours-{CONSTANT}"],
+        "simple_percent": violations[best],
+        "simple_best": best,
+        "codel_percent": violations["codel"],
+        "learned_bound_percent": violations["bound"],
+        "learned_regret": violations["ours"] - violations["bound"],
+    }
+    for name, (policy, baseline) in reductions.items():
+        found = reduction(runs, policy, load, baseline)
+        numbers |= {
+            name: 100 * found.value,
+            f"{name}_low": 100 * found.low,
+            f"{name}_high": 100 * found.high,
+        }
+    return numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A machine and an objective that nobody chose."""
+
+    warehouses: int
+    cores: int
+    slo_s: float
+    lag_s: float
+    load: float
+    noise: float
+
+
+def random_settings(number: int, seed: int) -> list[Setting]:
+    """`number` settings, drawn around the scenarios in every respect.
+
+    2 to 40 warehouses, 2 to 32 cores, an objective of 4 to 30 ms and, for every other,
+    a lag of 0.1 to 1 ms, all uniform in their logarithm; a load of 0.7 to 1.6 and
+    estimates with a scatter of 0.1 to 0.5, uniform. Times are rounded to the
+    microsecond, shares to a hundredth.
+    """
+    require(number >= 1, f"number={number}: expected at least 1")
+    rng = np.random.default_rng(seed)
+
+    def between(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    return [
+        Setting(
+            warehouses=round(between(2, 40)),
+            cores=round(between(2, 32)),
+            slo_s=round(between(4e-3, 30e-3), 6),
+            lag_s=round(between(0.1e-3, 1e-3), 6) if at % 2 else 0.0,
+            load=round(float(rng.uniform(0.7, 1.6)), 2),
+            noise=round(float(rng.uniform(0.1, 0.5)), 2),
+        )
+        for at in range(number)
+    ]
+
+
+def elsewhere(
+    settings: Sequence[Setting], policies: Sequence[str], *, transactions: int,
+    seeds: int, seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """A row a setting: what it is, and the violations of policies and bound.
+
+    In percent; with the reduction of ours against FIFO and its interval.
+    """
+    rows = []
+    for setting in settings:
+        cell = scenario_cell(
+            "A", transactions=transactions, warehouses=setting.warehouses,
+            cores=setting.cores, slo_s=setting.slo_s, delays=Delays(setting.lag_s),
+        )  # fmt: skip
+        runs = replicate(
+            cell, policies, [setting.load], noisy_estimate(setting.noise),
+            seeds=seeds, seed=seed, bound=True,
+        )  # fmt: skip
+        fewer = reduction(runs, "ours", setting.load)
+        shares = {
+            name: 100 * column(runs, name, setting.load, "violations").mean()
+            for name in (*policies, "bound")
+        }
+        rows.append(
+            {
+                "warehouses": setting.warehouses,
+                "cores": setting.cores,
+                "deadline, ms": 1e3 * setting.slo_s,
+                "lag, ms": 1e3 * setting.lag_s,
+                "load": setting.load,
+                "scatter": setting.noise,
+                **shares,
+                "reduction": 100 * fewer.value,
+                "low": 100 * fewer.low,
+                "high": 100 * fewer.high,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def price_of_fairness(
+    cell: Cell, gaps: Sequence[float], load: float, *, seeds: int, seed: int
+) -> pd.DataFrame:
+    """A row a gap that is allowed between types: what it costs, and what is reached.
+
+    In percent: violations in all and of each type, and on-time commits over the
+    saturation of FIFO (`goodput`), each a mean over the seeds with `low` and `high` of
+    the goodput, the mean difference between the types (`between`), and Jain's index
+    (`fairness`). An infinite gap is ours without the mode.
+    """
+    rows = []
+    for gap in gaps:
+        made = cell.make_trace(paired_seeds(seed, 1)[0][0])
+        runs = replicate(
+            cell, ["ours"], [load], noisy_estimate(), seeds=seeds, seed=seed, gap=gap,
+            groups=len(made.kinds),
+        )  # fmt: skip
+        kinds = [name for name in runs if str(name).startswith("violations:")]
+        by_kind = runs[kinds].to_numpy(np.float64)
+        goodput = mean_interval(
+            runs["goodput_per_s"].to_numpy(np.float64) / cell.saturation_per_s
+        )
+        rows.append(
+            {
+                "gap": 100 * gap,
+                "violations": 100 * runs["violations"].mean(),
+                **{
+                    str(kind).removeprefix("violations:"): 100 * runs[kind].mean()
+                    for kind in kinds
+                },
+                "between": 100 * (by_kind.max(axis=1) - by_kind.min(axis=1)).mean(),
+                "goodput": 100 * goodput.value,
+                "low": 100 * goodput.low,
+                "high": 100 * goodput.high,
+                "fairness": 100 * runs["fairness"].mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+IN_VAIN, IN_VAIN_LOAD = 0.01, 0.99  # the goal: so few drops in vain, up to this load
+BEGUN = ("ours", "late-edf")  # whose decisions the search begins with
+
+
+def _run(cell: Cell, trace: Trace, policy: str, estimated_s: F64) -> History:
+    require(
+        cell.clients is None,
+        "a closed loop has no optimum: its arrivals depend on the policy",
+    )
+    return simulate(
+        trace, cell.policy(policy), estimated_s, cores=cell.cores, slo_s=cell.slo_s,
+        batch_size=cell.batch_size, flush_s=cell.flush_s, delays=cell.delays,
+    )  # fmt: skip
+
+
+def distances(
+    cell: Cell,
+    loads: Iterable[float],
+    *,
+    seeds: int,
+    seed: int,
+    sweeps: int,
+    estimate: Estimate | None = None,
+) -> pd.DataFrame:
+    """One row per load, seed and policy, from FIFO down to the bound.
+
+    The policies are `fifo` and `ours` with `estimate` (by default `noisy`),
+    `ours-oracle` with the true service times, `search`, the best schedule found that
+    knows the future as well, and `bound`. Unlike in `report`, every transaction counts,
+    the first included: a schedule and a bound are about the same ones. Columns: load,
+    seed, policy, `violations` and `dropped`, of all arrivals, and `in_vain`, the drops
+    of `ours` that would have been on time, of all arrivals. `sweeps` as in `search`.
+    """
+    estimate = noisy_estimate() if estimate is None else estimate
+
+    def measure(
+        number: int, load: float, trace: Trace, estimated_s: F64
+    ) -> Iterator[dict]:
+        exact = {name: _run(cell, trace, name, trace.service_s) for name in BEGUN}
+        ours = _run(cell, trace, "ours", estimated_s)
+        made = {
+            "fifo": _run(cell, trace, "fifo", estimated_s),
+            "ours": ours,
+            "ours-oracle": exact["ours"],
+            "search": search(
+                trace, cores=cell.cores, slo_s=cell.slo_s, sweeps=sweeps,
+                begun=list(exact.values()), seed=number,
+            ),
+        }  # fmt: skip
+        fewest = fewest_violations(trace, cores=cell.cores, slo_s=cell.slo_s)
+        in_vain = would_be_on_time(
+            trace, ours, cores=cell.cores, lag_s=cell.delays.lag_s
+        )
+        for name, history in made.items():
+            yield {
+                "policy": name,
+                "violations": history.violated.mean(),
+                "dropped": history.dropped.mean(),
+                "in_vain": in_vain.mean() if name == "ours" else np.nan,
+            }
+        yield {"policy": "bound", "violations": fewest / len(trace)}
+
+    return run_paired(measure, cell, loads, estimate, seeds=seeds, seed=seed)
+
+
+def windows(
+    cell: Cell, load: float, *, number: int, seed: int, effort: float
+) -> pd.DataFrame:
+    """One row per window of 40 transactions that arrive at `load` and find it idle.
+
+    Columns, violations of 40: `relaxed`, the bound of `bounds`; `proven`, what CP-SAT
+    has proven; `found`, its best schedule; `search`, without CP-SAT; `oracle` and
+    `ours`, ours with true and with noisy service times; `fifo`. `effort` as in
+    `cpsat.solve`.
+    """
+    ((trace_seed, arrival_seed, estimate_seed),) = paired_seeds(seed, 1)
+    trace = cell.arrange(cell.make_trace(trace_seed), load, arrival_seed)
+    require(
+        1 <= number <= len(trace) // LARGEST,
+        f"number={number} windows of {LARGEST}: expected at least 1, and as many as "
+        f"the {len(trace)} transactions of a trace hold",
+    )
+    estimated_s = noisy_estimate()(trace, estimate_seed)
+    place = {"cores": cell.cores, "slo_s": cell.slo_s}
+
+    def measure(at: int) -> Iterator[dict]:
+        inside = np.arange(at * LARGEST, (at + 1) * LARGEST)
+        window = trace.take(inside)
+        solved = solve(window, **place, effort=effort)
+        exact = [_run(cell, window, name, window.service_s) for name in BEGUN]
+        noisy = _run(cell, window, "ours", estimated_s[inside])
+        yield {
+            "relaxed": fewest_violations(window, **place),
+            "proven": solved.bound,
+            "found": solved.violations,
+            "search": search(window, **place, begun=exact).violated.sum(),
+            "oracle": exact[0].violated.sum(),
+            "ours": noisy.violated.sum(),
+            "fifo": _run(cell, window, "fifo", estimated_s[inside]).violated.sum(),
+        }
+
+    return run_grid(measure, [(at,) for at in range(number)]).astype(int)
+
+
+def summarise_windows(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Totals of `windows` by name: how many, how many solved, then violations."""
+    rows = {
+        name: {
+            "windows": len(runs),
+            "solved": int(np.sum(runs["proven"] == runs["found"])),
+        }
+        | runs.sum().to_dict()
+        for name, runs in solved.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").astype(int)
+
+
+def distance(runs: pd.DataFrame) -> pd.DataFrame:
+    """Where the violations of ours come from, in percent of arrivals, by load.
+
+    Means over the seeds of `distances`. Columns: `ours`, and how it adds up: `bound`,
+    which nobody avoids; `open`, from there to the best schedule found, where the
+    optimum lies; `unforeseen`, from there to ours with true service times, which knows
+    no arrival before it comes; `misjudged`, the rest, by the errors of its estimates.
+    Then drops in vain, of arrivals (`in_vain`) and of the drops (`of_drops`).
+    """
+    mean = metrics.table(runs)
+    dropped = np.asarray(metrics.table(runs, "dropped").loc["ours"])
+    in_vain = np.asarray(metrics.table(runs, "in_vain").loc["ours"])
+    return pd.DataFrame(
+        {
+            "ours": mean.loc["ours"],
+            "bound": mean.loc["bound"],
+            "open": mean.loc["search"] - mean.loc["bound"],
+            "unforeseen": mean.loc["ours-oracle"] - mean.loc["search"],
+            "misjudged": mean.loc["ours"] - mean.loc["ours-oracle"],
+            "in_vain": in_vain,
+            "of_drops": 100 * in_vain / np.where(dropped > 0, dropped, 1.0),
+        }
+    )

@@ -1,0 +1,510 @@
+"""A policy live: in front of the real engine, in an open loop, against FIFO.
+
+What `grid.simulate_cell` simulates, measured. Every round runs the same requests at
+the same intended times twice, once under FIFO and once under the policy, each on a
+fresh copy of the database.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from thesis_lib.common.errors import choice, require
+from thesis_lib.common.provenance import undisturbed
+from thesis_lib.common.stats import mean_interval
+from thesis_lib.sequencer.core.events import Delays
+from thesis_lib.sequencer.core.trace import F64, Bool, History, Trace
+from thesis_lib.sequencer.engine.engine import database, make_log, trace_of
+from thesis_lib.sequencer.engine.overheads import Overheads, as_delays, overheads
+from thesis_lib.sequencer.engine.scheduler import (
+    Requests,
+    Run,
+    Scheduler,
+    history,
+    run_closed,
+    run_open,
+)
+from thesis_lib.sequencer.engine.storage import Storage
+from thesis_lib.sequencer.estimators.models import (
+    LEARNED,
+    LatencyEstimator,
+    predict_all,
+)
+from thesis_lib.sequencer.estimators.models import estimator as named_estimator
+from thesis_lib.sequencer.experiments.metrics import (
+    fewest_counted_violations,
+    reduction_interval,
+    summarise,
+)
+from thesis_lib.sequencer.policies.registry import policy as named_policy
+from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
+from thesis_lib.sequencer.workload.features import (
+    static_features,
+    static_names,
+    with_features,
+)
+from thesis_lib.sequencer.workload.transactions import Log
+
+POINT, RELATIVE = 0.01, 0.15  # how near a simulated share must be to a measured one
+PLACE = ["engine", "workers", "load", "policy"]  # of a live run
+
+
+def _near(difference: F64, measured: F64) -> Bool:
+    return np.abs(difference) <= np.maximum(POINT, RELATIVE * measured)
+
+
+def beside_measured(runs: pd.DataFrame, model: str = "simulated") -> pd.DataFrame:
+    """Measured violations beside those of a model, at each PLACE and in percent.
+
+    `runs` has a row a run, with PLACE and the shares `measured` and `model`. Means over
+    the runs; the error is the model's less the measured one, run by run, with its 95 %
+    bootstrap interval (`low`, `high`). `near` where it is at most the larger of one
+    point and 15 % of the measured share.
+    """
+    rows = {}
+    for place, at in runs.groupby(PLACE, sort=False):
+        measured, modelled = (at[c].to_numpy(np.float64) for c in ("measured", model))
+        error = mean_interval(modelled - measured)
+        rows[place] = {
+            "measured": 100 * measured.mean(),
+            model: 100 * modelled.mean(),
+            "error": 100 * error.value,
+            "low": 100 * error.low,
+            "high": 100 * error.high,
+            "near": _near(np.array([error.value]), measured.mean(keepdims=True))[0],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(PLACE)
+
+
+def measured_again(runs: pd.DataFrame) -> pd.DataFrame:
+    """The even `repeat`s as `measured` beside the odd ones as `again`, like a model.
+
+    How near an engine comes to itself bounds how near any model can be seen to come.
+    """
+    half = np.where(runs["repeat"] % 2 == 0, "measured", "again")
+    halves = runs.assign(half=half).pivot_table(
+        index=PLACE, columns="half", values="measured", sort=False
+    )
+    return beside_measured(halves.reset_index(), "again")
+
+
+def ranked_alike(beside: pd.DataFrame, model: str = "simulated") -> pd.DataFrame:
+    """Pairs of policies that differ where they were measured, and what a model says.
+
+    From `beside_measured`, a row for each engine and number of workers: `pairs` of
+    policies at one load whose measured shares are not near each other, and how many
+    of them the model puts in the same order (`alike`).
+    """
+    rows = []
+    for _, at in beside.groupby(PLACE[:-1], sort=False):
+        engine, workers, *_ = at.index[0]
+        for one, other in combinations(range(len(at)), 2):
+            pair = at.iloc[[one, other]]
+            measured = pair["measured"].to_numpy(np.float64) / 100
+            apart = np.diff(measured)
+            if _near(apart, measured.max(keepdims=True))[0]:
+                continue
+            alike = apart[0] * np.diff(pair[model].to_numpy(np.float64))[0] > 0
+            rows.append((engine, workers, 1, int(alike)))
+    pairs = pd.DataFrame(rows, columns=["engine", "workers", "pairs", "alike"])
+    return pd.DataFrame(pairs.groupby(["engine", "workers"], sort=False).sum())
+
+
+def middleware_rates(engines: Mapping[str, Mapping[str, Mapping]]) -> pd.DataFrame:
+    """Transactions a second that a live engine passes, by engine and workers.
+
+    `engines` is that of the record of `benchmarks/middleware.py`; medians over its
+    rounds. Closed loops of threads, of processes with one system call for each
+    transaction, and of processes as they are; and the highest rate of an open loop
+    that was sustained.
+    """
+    rows = {
+        (engine, int(workers)): {
+            how: float(np.median(rates))
+            for how, rates in {
+                **found["transactions_per_s"],
+                "open loop": found["open_loop_sustained_per_s"],
+            }.items()
+        }
+        for engine, by_workers in engines.items()
+        for workers, found in by_workers.items()
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.rename_axis(["engine", "workers"])
+
+
+CLIENTS, BATCH = 64, 8  # of the closed loop that measures saturation
+WARM_UP = 200  # transactions that warm the workers before a clock starts
+LEAST = 50  # transactions of a round
+QUIET = 0.2  # load at which hardly anybody meets
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A loaded database, a long log, and what a burst of its beginning has shown."""
+
+    storage: Storage
+    log: Log
+    burst: int  # transactions at its beginning that the burst has used
+    workers: int
+    past: Trace  # of the burst
+    saturation_per_s: float  # commits of a closed loop of CLIENTS under FIFO
+    quiet: Overheads  # of the middleware, in an open loop at a load of QUIET
+    busy: Overheads  # the same in the closed loop
+    slo_s: float  # latency objective of every transaction
+
+    @property
+    def delays(self) -> Delays:
+        """What the middleware adds, for forecasts and for a simulation of it."""
+        return as_delays(self.quiet, self.busy)
+
+    def requests(self, number: int, n: int) -> Log:
+        """The log of round `number`: WARM_UP transactions and n that are measured."""
+        size = WARM_UP + n
+        first = self.burst + number * size
+        require(
+            first + size <= len(self.log),
+            f"round {number} of {n} transactions needs {first + size} in the log: it "
+            f"has {len(self.log)}",
+        )
+        return part(self.log, first, first + size)
+
+
+def part(log: Log, first: int, end: int) -> Log:
+    """Transactions `first` to `end` - 1 as a log of their own, on the same data."""
+    return replace(
+        log,
+        transactions=log.transactions[first:end],
+        keys=log.keys.take(np.arange(first, end)),
+    )
+
+
+def measure_burst(storage: Storage, log: Log, workers: int, name: str = "burst") -> Run:
+    """Run `log` in a closed loop of CLIENTS on a copy `name` of the database."""
+    with Scheduler(storage.copy(name), log, workers) as scheduler:
+        return run_closed(scheduler, len(log), CLIENTS, BATCH)
+
+
+def rate(run: Run) -> float:
+    """Commits a second after the first WARM_UP of a closed loop."""
+    ends_s = np.sort(run.finish_s)
+    return float((len(ends_s) - WARM_UP) / (ends_s[-1] - ends_s[WARM_UP - 1]))
+
+
+def measure_quiet(
+    storage: Storage, log: Log, workers: int, rate_per_s: float
+) -> Overheads:
+    """What the middleware adds when all but the first WARM_UP of `log` come slowly."""
+    n = len(log)
+    due_s = poisson_arrivals(rate_per_s, n - WARM_UP, np.random.default_rng(n))
+    asked = _requests(log, _behind_warm_up(due_s), np.inf, np.zeros(n))
+    fifo = named_policy("fifo", slo_s=1.0, cores=workers)
+    with Scheduler(storage.copy("quiet"), log, workers) as scheduler:
+        run_closed(scheduler, WARM_UP, CLIENTS, BATCH)
+        run = run_open(scheduler, asked, fifo, first=WARM_UP)
+    return overheads(run, log.keys, WARM_UP)
+
+
+def _behind_warm_up(arrival_s: F64) -> F64:
+    return np.concatenate([np.zeros(WARM_UP), arrival_s])
+
+
+def _requests(log: Log, arrival_s: F64, slo_s: float, estimated_s: F64) -> Requests:
+    return Requests(
+        arrival_s=arrival_s,
+        deadline_s=arrival_s + slo_s,
+        features=static_features(log),
+        feature_names=static_names(log),
+        keys=log.keys,
+        estimated_s=estimated_s,
+    )
+
+
+@contextmanager
+def bench(
+    engine: str,
+    log: Log,
+    burst: int,
+    workers: int,
+    dsn: str | None = None,
+    slo_s: float | None = None,
+) -> Iterator[Bench]:
+    """Load a database for `log` and measure it and its middleware on the first `burst`.
+
+    The rate of saturation and the past are those of the transactions after the first
+    WARM_UP of a closed loop. The objective defaults to twice the 95th percentile of the
+    service times measured. Raises InvalidInput for a burst of at most WARM_UP
+    transactions.
+    """
+    require(
+        WARM_UP < burst <= len(log),
+        f"burst={burst}: expected more than {WARM_UP}, at most the log's {len(log)}",
+    )
+    with database(engine, dsn) as storage:
+        storage.load(log.scale, log.seed)
+        if not storage.one_writer:
+            log = log.without_files()
+        first = part(log, 0, burst)
+        run = measure_burst(storage, first, workers)
+        meta = {"engine": storage.engine, "workers": workers, "in_flight": CLIENTS}
+        past = trace_of(first, [run], {**meta, "batch": BATCH})
+        past = past.take(np.arange(WARM_UP, burst))
+        saturation_per_s = rate(run)
+        yield Bench(
+            storage=storage,
+            log=log,
+            burst=burst,
+            workers=workers,
+            past=past,
+            saturation_per_s=saturation_per_s,
+            quiet=measure_quiet(storage, first, workers, QUIET * saturation_per_s),
+            busy=overheads(run, first.keys, WARM_UP),
+            slo_s=2 * float(np.quantile(past.service_s, 0.95))
+            if slo_s is None
+            else slo_s,
+        )
+
+
+def fitted(name: str, bench: Bench) -> LatencyEstimator:
+    """The learned estimator of this name, fitted on static features of the burst.
+
+    Raises InvalidInput for one that would read the service times it judges.
+    """
+    _require_learned(name)
+    return named_estimator(name).fit(with_features(bench.past, static_names(bench.log)))
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """One live run of WARM_UP + n transactions; the history is of the n."""
+
+    requests: Requests
+    run: Run
+    history: History
+    log: Log
+
+    @property
+    def trace(self) -> Trace:
+        """The transactions with the service times that this run measured.
+
+        Raises InvalidInput where a run dropped some of them.
+        """
+        require(
+            not self.history.dropped.any(),
+            "a dropped transaction has no service time: take the trace of FIFO",
+        )
+        n = len(self.log)
+        return Trace(
+            kinds=self.log.kinds,
+            kind=self.log.kind[WARM_UP:],
+            arrival_s=self.history.arrival_s,
+            service_s=(self.run.finish_s - self.run.start_s)[WARM_UP:],
+            features=self.requests.features[WARM_UP:],
+            feature_names=static_names(self.log),
+            keys=self.log.keys.take(np.arange(WARM_UP, n)),
+            units_s=np.empty((n - WARM_UP, 0)),
+            unit_names=(),
+        )
+
+
+def run_live(
+    bench: Bench,
+    log: Log,
+    policy: str,
+    arrival_s: F64,
+    estimated_s: F64,
+    *,
+    name: str,
+    batch_size: int = 10,
+    flush_s: float = np.inf,
+) -> Live:
+    """Run `log` under `policy` on a copy `name` of the database.
+
+    `arrival_s` (n,) are those of the transactions after the first WARM_UP, which a
+    closed loop runs before the clock starts; `estimated_s` is of all of them.
+    """
+    arrival_s = _behind_warm_up(arrival_s)
+    requests = _requests(log, arrival_s, bench.slo_s, estimated_s)
+    delays = bench.delays
+    rule = named_policy(
+        policy, slo_s=bench.slo_s, cores=bench.workers, lag_s=delays.lag_s
+    )
+    with Scheduler(bench.storage.copy(name), log, bench.workers) as scheduler:
+        run_closed(scheduler, WARM_UP, CLIENTS, BATCH)
+        run = run_open(
+            scheduler, requests, rule, first=WARM_UP, batch_size=batch_size,
+            flush_s=flush_s, delays=delays,
+        )  # fmt: skip
+    return Live(requests, run, history(run, requests.deadline_s, WARM_UP), log)
+
+
+def serve(
+    *,
+    engine: str = "sqlite",
+    dsn: str | None = None,
+    policy: str,
+    estimator: str = "boosted",
+    load: float,
+    seconds: float,
+    rounds: int = 5,
+    workers: int = 2,
+    slo_s: float | None = None,
+    seed: int = 0,
+    workload: str = "tpcc",
+    mix: str | None = None,
+    zipf: float | None = None,
+    warehouses: int = 2,
+    batch_size: int = 10,
+    flush_s: float = 1e-3,
+    burst: int = 2_000,
+    fewest: int = 0,
+) -> dict:
+    """Measure `policy` live, beside FIFO on the same requests, in `rounds` rounds.
+
+    `load` is the rate of the Poisson arrivals over the saturation of FIFO on this
+    engine, which a closed loop over `burst` transactions measures first; that burst is
+    also the past that the estimator learns from, from static features alone, and it
+    predicts a log before its run. The rounds together last `seconds` under each of the
+    two, or longer, where that is less than `fewest` transactions a round. Keys as of
+    `grid.simulate_cell`; the lower bound takes the service times that the rounds
+    under FIFO measured. Raises InvalidInput for what cannot be run.
+
+    >>> from thesis_lib.sequencer import serve
+    >>> short = {"seconds": 0.2, "rounds": 2, "burst": 400, "fewest": 50}
+    >>> result = serve(policy="ours", load=1.0, estimator="constant", **short)
+    >>> 0 <= result["violations"] <= 1
+    True
+    """
+    require(0 < load < np.inf, f"load={load:g} must be positive and finite")
+    require(0 < seconds < np.inf, f"seconds={seconds:g} must be positive and finite")
+    require(rounds >= 1, f"rounds={rounds}: expected at least 1")
+    require(workers >= 1, f"workers={workers}: expected at least 1")
+    require(batch_size >= 1, f"batch_size={batch_size}: expected at least 1")
+    require(flush_s >= 0, f"flush_s={flush_s:g} must not be negative")
+    require(slo_s is None or slo_s > 0, f"slo_s={slo_s} must be positive")
+    named_policy(policy, slo_s=1.0, cores=workers)  # refused before anything runs
+    _require_learned(estimator)
+    options = {"warehouses": warehouses, "mix": mix, "zipf": zipf}
+    log = make_log(workload, burst, seed, **options)
+
+    def measured() -> dict:
+        with bench(engine, log, burst, workers, dsn, slo_s) as ready:
+            rate_per_s = load * ready.saturation_per_s
+            lasting_s = max(seconds, rounds * fewest / rate_per_s)
+            n = max(round(rate_per_s * seconds / rounds), fewest)
+            require(
+                n >= LEAST,
+                f"{seconds:g} s at {rate_per_s:.0f}/s in {rounds} rounds are {n} "
+                f"transactions each: expected at least {LEAST}; serve longer",
+            )
+            whole = make_log(workload, burst + rounds * (WARM_UP + n), seed, **options)
+            if not ready.storage.one_writer:
+                whole = whole.without_files()
+            ready = replace(ready, log=whole)
+            model = fitted(estimator, ready)
+            runs = [
+                _round(
+                    ready, r, n, model, policy, source, rate_per_s, batch_size, flush_s
+                )
+                for r, source in enumerate(np.random.SeedSequence(seed).spawn(rounds))
+            ]
+        return _result(ready, runs, policy, estimator, load, rate_per_s, n, lasting_s)
+
+    # a server's processes are none of ours, and would pass for somebody else's
+    return undisturbed(measured) if engine == "sqlite" else measured()
+
+
+def _require_learned(name: str) -> None:
+    require(
+        name not in ("noisy", "oracle"),
+        f"estimator {name!r} reads service times, which a live run has yet to measure: "
+        f"expected one of {', '.join(LEARNED)}",
+    )
+    choice("estimator", name, LEARNED)
+
+
+def estimate(model: LatencyEstimator, log: Log) -> F64:
+    """(n,) service times that a model of static features expects of `log`."""
+    n = len(log)
+    nothing = Trace(
+        kinds=log.kinds, kind=log.kind, arrival_s=np.zeros(n), service_s=np.zeros(n),
+        features=static_features(log), feature_names=static_names(log), keys=log.keys,
+        units_s=np.empty((n, 0)), unit_names=(),
+    )  # fmt: skip
+    return predict_all(model, nothing)
+
+
+def _round(
+    ready: Bench, number: int, n: int, model: LatencyEstimator, policy: str,
+    source: np.random.SeedSequence, rate_per_s: float, batch_size: int, flush_s: float,
+) -> tuple[Live, Live]:  # fmt: skip
+    """The same requests under FIFO and under the policy, in turn the first to run."""
+    log = ready.requests(number, n)
+    arrival_s = poisson_arrivals(rate_per_s, n, np.random.default_rng(source))
+    estimated_s = estimate(model, log)
+    done = {}
+    for which, name in sorted(enumerate(("fifo", policy)), reverse=number % 2 == 1):
+        done[which] = run_live(
+            ready, log, name, arrival_s, estimated_s, name=f"round{number}-{which}",
+            batch_size=batch_size, flush_s=flush_s,
+        )  # fmt: skip
+    return done[0], done[1]
+
+
+def _result(
+    ready: Bench, runs: Sequence[tuple[Live, Live]], policy: str, estimator: str,
+    load: float, rate_per_s: float, n: int, seconds: float,
+) -> dict:  # fmt: skip
+    truths = [fifo.trace for fifo, _ in runs]
+    reports = [
+        [summarise(truth, live.history) for live in pair]
+        for truth, pair in zip(truths, runs, strict=True)
+    ]
+    fifo = np.array([report.violations for report, _ in reports])
+    ours = np.array([report.violations for _, report in reports])
+    violations, fewer = mean_interval(ours), reduction_interval(ours, fifo)
+    bounds = [
+        fewest_counted_violations(truth, cores=ready.workers, slo_s=ready.slo_s)
+        for truth in truths
+    ]
+
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(report, name) for _, report in reports]))
+
+    return {
+        "engine": ready.storage.engine,
+        "policy": policy,
+        "estimator": estimator,
+        "fitted_on": len(ready.past),
+        "arrivals": "Poisson",
+        "load": load,
+        "rate_per_s": rate_per_s,
+        "saturation_per_s": ready.saturation_per_s,
+        "slo_s": ready.slo_s,
+        "workers": ready.workers,
+        "seconds": seconds,
+        "rounds": len(runs),
+        "transactions": n,
+        "violations": violations.value,
+        "violations_ci": (violations.low, violations.high),
+        "lenient": mean("lenient"),
+        "late": mean("late"),
+        "dropped": mean("dropped"),
+        "goodput_per_s": mean("goodput_per_s"),
+        "throughput_per_s": mean("throughput_per_s"),
+        "p50_s": mean("p50_s"),
+        "p99_s": mean("p99_s"),
+        "p999_s": mean("p999_s"),
+        "wasted": mean("wasted"),
+        "fifo_violations": float(fifo.mean()),
+        "reduction": fewer.value,
+        "reduction_ci": (fewer.low, fewer.high),
+        "lower_bound": float(np.mean(bounds)),
+        "sequencer_cpu_s": float(
+            np.mean([live.run.loop_cpu_s for _, live in runs]) / n
+        ),
+    }

@@ -1,0 +1,307 @@
+"""What a run amounts to: violations, goodput, tails, fairness, and intervals.
+
+The headline is the strict count: a transaction violates its objective if it commits
+late or is dropped. Policies are compared on the same transactions, arrivals and
+estimates (common random numbers), seed by seed, so that differences have narrow
+intervals.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from thesis_lib.common.errors import require
+from thesis_lib.common.stats import Interval, bootstrap, mean_interval
+from thesis_lib.sequencer.core.trace import F64, I64, History, Trace
+from thesis_lib.sequencer.optimum.bounds import fewest_violations
+
+WARM_UP = 0.1  # share of the transactions that is run but not counted
+
+WORTHLESS = 2.0  # objectives after which an answer costs as much as none
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Shares are of the counted arrivals; rates over the counted arrivals' time."""
+
+    arrived: int
+    violations: float  # (late + dropped) / arrived
+    late: float
+    dropped: float
+    goodput_per_s: float  # commits on time
+    throughput_per_s: float  # commits
+    p50_s: float  # latency of what was admitted; NaN if nothing was
+    p95_s: float
+    p99_s: float
+    violations_by_kind: dict[str, float]
+    fairness: float  # Jain's index of the kinds' attainments, 1 is fair
+    lenient: float  # late / admitted: a drop is no violation; NaN if none is admitted
+    p999_s: float
+    wasted: float  # share of the cores' busy time that went into late transactions
+    cost: (
+        float  # mean, linear from 0 at the objective to 1 at WORTHLESS of it or a drop
+    )
+
+
+def counted(n: int) -> slice:
+    """The rows that count: all after the warm-up."""
+    return slice(round(WARM_UP * n), None)
+
+
+def jain(shares: F64) -> float:
+    """Jain's fairness index of (k,) shares: 1 if equal, 1/k if one has everything.
+
+    Jain, Chiu and Hawe, DEC Research Report TR-301, 1984. All zero counts as equal.
+    """
+    shares = np.asarray(shares, np.float64)
+    squares = float((shares**2).sum())
+    if squares == 0:
+        return 1.0
+    return float(shares.sum()) ** 2 / (len(shares) * squares)
+
+
+def summarise(trace: Trace, history: History) -> Report:
+    """The report of one run. Raises InvalidInput for fewer than 10 transactions.
+
+    >>> from thesis_lib.sequencer import policy, scenario, simulate, summarise
+    >>> fifo = policy("fifo", slo_s=0.0125, cores=8)
+    >>> trace = scenario("A", n=100, seed=1)
+    >>> history = simulate(trace, fifo, trace.service_s, cores=8, slo_s=0.0125)
+    >>> report = summarise(trace, history)
+    >>> report.arrived, report.violations  # without the warm-up
+    (90, 0.0)
+    """
+    n = len(trace)
+    require(n >= 10, f"{n} transactions: a report needs at least 10")
+    rows = counted(n)
+    arrival_s = history.arrival_s
+    first_s, last_s = arrival_s[rows][0], arrival_s[-1]
+    in_time = (history.finish_s > first_s) & (history.finish_s <= last_s)
+    on_time = in_time & ~history.violated
+    admitted_s = history.latency_s[rows][~history.dropped[rows]]
+    tails = np.full(4, np.nan)
+    if len(admitted_s):
+        tails = np.quantile(admitted_s, [0.5, 0.95, 0.99, 0.999], method="higher")
+    late, busy_s = history.late[rows], (history.finish_s - history.start_s)[rows]
+    violated, kind = history.violated[rows], trace.kind[rows]
+    by_kind = {
+        name: float(violated[kind == k].mean())
+        for k, name in enumerate(trace.kinds)
+        if (kind == k).any()
+    }
+    span_s = last_s - first_s
+    slo_s = (history.deadline_s - arrival_s)[rows]
+    cost = linear_cost(history.latency_s[rows], slo_s, WORTHLESS * slo_s)
+    return Report(
+        arrived=len(violated),
+        violations=float(violated.mean()),
+        late=float(late.mean()),
+        dropped=float(history.dropped[rows].mean()),
+        goodput_per_s=float(on_time.sum() / span_s),
+        throughput_per_s=float(in_time.sum() / span_s),
+        p50_s=float(tails[0]),
+        p95_s=float(tails[1]),
+        p99_s=float(tails[2]),
+        violations_by_kind=by_kind,
+        fairness=jain(1 - np.array(list(by_kind.values()))),
+        lenient=float(late.sum() / len(admitted_s)) if len(admitted_s) else np.nan,
+        p999_s=float(tails[3]),
+        wasted=float(busy_s[late].sum() / np.nansum(busy_s))
+        if len(admitted_s)
+        else 0.0,
+        cost=float(np.where(history.dropped[rows], 1.0, cost).mean()),
+    )
+
+
+def fewest_counted_violations(trace: Trace, *, cores: int, slo_s: float | F64) -> float:
+    """The lower bound on the share of violations after the warm-up.
+
+    The counted transactions alone, on an idle machine, are a relaxation too. `slo_s` is
+    one objective or one for each transaction, (n,).
+    """
+    rows = np.arange(len(trace))[counted(len(trace))]
+    tail = trace.take(rows)
+    objective_s = np.broadcast_to(slo_s, len(trace))[rows]
+    return fewest_violations(tail, cores=cores, slo_s=objective_s) / len(rows)
+
+
+def reduction_interval(violations: F64, baseline: F64) -> Interval:
+    """1 - mean(violations) / mean(baseline) over paired (seeds,), resampled in pairs.
+
+    Raises InvalidInput for unequal numbers of seeds; 0 where the baseline has no
+    violation in a resample.
+    """
+    violations = np.asarray(violations, np.float64)
+    baseline = np.asarray(baseline, np.float64)
+    require(
+        len(violations) == len(baseline) > 0,
+        f"{len(violations)} seeds against {len(baseline)}: pairs are needed",
+    )
+
+    def reductions(picks: I64) -> F64:
+        ours, theirs = violations[picks].mean(axis=1), baseline[picks].mean(axis=1)
+        safe = np.where(theirs > 0, theirs, 1.0)
+        return np.where(theirs > 0, 1 - ours / safe, 0.0)
+
+    value = 0.0 if baseline.mean() == 0 else 1 - violations.mean() / baseline.mean()
+    return Interval(float(value), *bootstrap(len(violations), reductions))
+
+
+def column(runs: pd.DataFrame, policy: str, load: float, name: str) -> F64:
+    """(seeds,) one column of `replicate` for a policy and a load, by seed."""
+    rows = runs.loc[(runs["policy"] == policy) & (runs["load"] == load)]
+    require(len(rows) > 0, f"no run of policy {policy!r} at load {load:g}")
+    return np.asarray(rows[name])[np.argsort(np.asarray(rows["seed"]))]
+
+
+def reduction(
+    runs: pd.DataFrame, policy: str, load: float, baseline: str = "fifo"
+) -> Interval:
+    """Share by which `policy` has fewer violations than `baseline` at this load.
+
+    >>> import pandas as pd
+    >>> from thesis_lib.sequencer import reduction
+    >>> policies, seeds = ["fifo", "fifo", "ours", "ours"], [0, 1, 0, 1]
+    >>> shares = {"load": 1.1, "violations": [0.4, 0.6, 0.1, 0.15]}
+    >>> runs = pd.DataFrame({"policy": policies, "seed": seeds} | shares)
+    >>> reduction(runs, "ours", 1.1)
+    Interval(value=0.75, low=0.75, high=0.75)
+    """
+    return reduction_interval(
+        column(runs, policy, load, "violations"),
+        column(runs, baseline, load, "violations"),
+    )
+
+
+def table(
+    runs: pd.DataFrame, column: str = "violations", factor: float = 100.0
+) -> pd.DataFrame:
+    """Means of one column over the seeds: a row a policy, a column a load."""
+    return factor * runs.pivot_table(
+        index="policy", columns="load", values=column, aggfunc="mean", sort=False
+    )
+
+
+def spans(runs: Mapping[str, pd.DataFrame], policy: str) -> dict[str, float]:
+    """The least and the most reduction of a policy over the loads, in percent.
+
+    `runs` of `replicate` by scenario; named `<policy>_least_<scenario>` and so on.
+    """
+    numbers = {}
+    for place, made in runs.items():
+        each = [reduction(made, policy, load).value for load in made["load"].unique()]
+        numbers |= {
+            f"{policy}_least_{place}": 100 * min(each),
+            f"{policy}_most_{place}": 100 * max(each),
+        }
+    return numbers
+
+
+RATES = {"throughput_per_s": "all", "goodput_per_s": "on time"}  # of the commits
+
+
+def rates(
+    runs: Mapping[str, pd.DataFrame], saturation_per_s: Mapping[str, float], load: float
+) -> pd.DataFrame:
+    """Commits at one load in percent of FIFO's saturation: all, and those on time.
+
+    `runs` of `replicate` and rates by scenario. Means over the seeds: a row a policy,
+    two columns a scenario.
+    """
+    columns = {
+        (place, label): table(made, name)[load] / saturation_per_s[place]
+        for place, made in runs.items()
+        for name, label in RATES.items()
+    }
+    return pd.DataFrame(columns)
+
+
+def headline(runs: pd.DataFrame, load: float) -> dict[str, float]:
+    """The published numbers at one load, in percent, by their published names."""
+    numbers = {
+        "fifo_violations_percent": 100
+        * column(runs, "fifo", load, "violations").mean(),
+        "lower_bound_percent": 100 * column(runs, "bound", load, "violations").mean(),
+    }
+    committed = column(runs, "fifo", load, "throughput_per_s").mean()
+    for policy in ("drop", "reorder", "hybrid", "hybrid-fixed", "ours"):
+        name = policy.replace("-", "_")
+        share = column(runs, policy, load, "violations").mean()
+        fewer = reduction(runs, policy, load)
+        throughput = column(runs, policy, load, "throughput_per_s").mean()
+        numbers |= {
+            f"{name}_violations_percent": 100 * share,
+            f"reduction_{name}": 100 * fewer.value,
+            f"reduction_{name}_low": 100 * fewer.low,
+            f"reduction_{name}_high": 100 * fewer.high,
+            f"throughput_{name}_percent": 100 * throughput / committed,
+        }
+    return {name: float(value) for name, value in numbers.items()}
+
+
+def difference_interval(values: F64, baseline: F64) -> Interval:
+    """mean(values) - mean(baseline) over paired (seeds,), resampled in pairs."""
+    values = np.asarray(values, np.float64)
+    baseline = np.asarray(baseline, np.float64)
+    require(
+        len(values) == len(baseline) > 0,
+        f"{len(values)} seeds against {len(baseline)}: pairs are needed",
+    )
+    return mean_interval(values - baseline)
+
+
+def constant_objective_s(
+    unloaded_s: F64, factor: float = 2.0, quantile: float = 0.95
+) -> float:
+    """One objective for all: `factor` times a quantile of unloaded latencies (n,)."""
+    require(factor > 0, f"factor={factor:g} must be positive")
+    require(0 < quantile <= 1, f"quantile={quantile:g} must lie in (0, 1]")
+    return factor * float(np.quantile(unloaded_s, quantile, method="higher"))
+
+
+def type_objectives_s(trace: Trace, factor: float) -> F64:
+    """(k,) an objective a type: `factor` times its median service time.
+
+    Service is all that an unloaded transaction takes. A type that the trace does not
+    hold has none: infinity.
+    """
+    require(factor > 0, f"factor={factor:g} must be positive")
+    rows = [trace.kind == k for k in range(len(trace.kinds))]
+    return np.array(
+        [factor * np.median(trace.service_s[r]) if r.any() else np.inf for r in rows]
+    )
+
+
+def step_cost(latency_s: F64, slo_s: float | F64) -> F64:
+    """(n,) cost under a firm agreement: whatever is late is worth nothing."""
+    return (np.asarray(latency_s) > slo_s).astype(np.float64)
+
+
+def linear_cost(latency_s: F64, slo_s: float | F64, worthless_s: float | F64) -> F64:
+    """(n,) cost under a soft agreement: from 0 at the objective to 1 at `worthless_s`.
+
+    Raises InvalidInput unless the latter is later; the limit is `step_cost`.
+    """
+    require(
+        bool((np.asarray(worthless_s) > slo_s).all()),
+        f"worthless_s={worthless_s} must be later than slo_s={slo_s}",
+    )
+    late_s = np.asarray(latency_s) - slo_s
+    return np.clip(late_s / (np.asarray(worthless_s) - slo_s), 0.0, 1.0)
+
+
+def tails_s(latency_s: F64, kind: I64, kinds: int, quantile: float = 0.99) -> F64:
+    """(kinds,) latency that a share `quantile` of each class stays within.
+
+    A promise for a class, not for a transaction: kept if the tail is no later than the
+    objective. A dropped transaction has latency NaN and is never answered: infinity. So
+    is the tail of a class without a transaction.
+    """
+    require(0 < quantile <= 1, f"quantile={quantile:g} must lie in (0, 1]")
+    answered_s = np.where(np.isnan(latency_s), np.inf, latency_s)
+    rows = [answered_s[kind == k] for k in range(kinds)]
+    return np.array(
+        [np.quantile(r, quantile, method="higher") if len(r) else np.inf for r in rows]
+    )

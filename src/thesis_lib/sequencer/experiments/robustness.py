@@ -1,0 +1,378 @@
+"""Policies where the world is not as assumed: estimates, arrivals, workloads.
+
+Every comparison is with FIFO on the same transactions, which asks no estimate and gains
+or loses nothing by a wrong one.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from thesis_lib.common.errors import choice, require
+from thesis_lib.sequencer.core.trace import F64, I64, Trace
+from thesis_lib.sequencer.experiments.cells import (
+    Cell,
+    noisy_estimate,
+    scenario_cell,
+    trace_cell,
+)
+from thesis_lib.sequencer.experiments.grid import (
+    paired_points,
+    replicate,
+    run_grid,
+    run_paired,
+)
+from thesis_lib.sequencer.experiments.metrics import column, difference_interval
+from thesis_lib.sequencer.workload.arrivals import flash_crowd_arrivals, mmpp2_arrivals
+from thesis_lib.sequencer.workload.perturbations import MISESTIMATIONS, Seen, anything
+from thesis_lib.sequencer.workload.scenarios import SERVICE_SIGMA, Prices, priced
+from thesis_lib.sequencer.workload.tpcc import tpcc
+from thesis_lib.sequencer.workload.transactions import Scale, YcsbScale
+from thesis_lib.sequencer.workload.ycsb import ycsb
+
+CROWD_LOADS = 0.9, 1.5  # before and in a flash crowd
+BACK = 0.01  # so many more violations than before it count as recovered
+RECOVERS_S = 0.02  # goal: in that time
+WORSE = 0.002  # goal: never more violations than FIFO and so much
+LEARNING = (
+    4_000  # arrivals under wrong estimates before those that `under_anything` counts
+)
+
+BURSTS, BURST_S = (0.5, 1.5), 0.05  # rates of an MMPP-2 over their mean, mean sojourn
+
+
+def under_misestimation(
+    cell: Cell,
+    policies: Sequence[str],
+    loads: Sequence[float],
+    names: Sequence[str] = tuple(MISESTIMATIONS),
+    *,
+    seeds: int,
+    seed: int,
+) -> pd.DataFrame:
+    """One row per misestimation, load, seed and policy; FIFO is always among these.
+
+    Columns: misestimation, load, seed, policy and the share of violations. Raises
+    InvalidInput for an unknown misestimation.
+    """
+    for name in names:
+        choice("misestimation", name, MISESTIMATIONS)
+    policies = list(dict.fromkeys(["fifo", *policies]))
+
+    def measure(
+        number: int, drawn: tuple[int, int, int], load: float
+    ) -> Iterator[dict]:
+        trace_seed, arrival_seed, estimate_seed = drawn
+        transactions = cell.make_trace(trace_seed)
+        estimated_s = noisy_estimate()(transactions, estimate_seed)
+        seen = Seen(cell.arrange(transactions, load, arrival_seed), estimated_s)
+        for name in names:
+            rng = np.random.default_rng([estimate_seed, 1])
+            changed = MISESTIMATIONS[name](seen, rng)
+            for policy in policies:
+                report = cell.run(
+                    changed.trace, cell.policy(policy), changed.estimated_s, load
+                )
+                yield {
+                    "misestimation": name,
+                    "load": load,
+                    "seed": number,
+                    "policy": policy,
+                    "violations": report.violations,
+                }
+
+    return run_grid(measure, paired_points(loads, seeds=seeds, seed=seed))
+
+
+def beyond_fifo(runs: pd.DataFrame, by: str = "misestimation") -> pd.DataFrame:
+    """What a policy adds to FIFO's violations, in points, over paired seeds.
+
+    `runs` as from `under_misestimation` or `replicate`, with a column `by`. A row for
+    each `by`, load and policy but FIFO: `fifo` and `policy_percent`, the difference
+    `points` with its 95 % interval (`low`, `high`), and whether `within` says that the
+    whole interval is at most WORSE.
+    """
+    rows = []
+    for _, at in runs.groupby([by, "load"], sort=False):
+        name, load = at[by].iloc[0], float(at["load"].iloc[0])
+        fifo = column(at, "fifo", load, "violations")
+        for policy in dict.fromkeys(at["policy"]):
+            if policy == "fifo":
+                continue
+            share = column(at, policy, load, "violations")
+            more = difference_interval(share, fifo)
+            rows.append(
+                {
+                    by: name,
+                    "load": load,
+                    "policy": policy,
+                    "fifo": 100 * fifo.mean(),
+                    "percent": 100 * share.mean(),
+                    "points": 100 * more.value,
+                    "low": 100 * more.low,
+                    "high": 100 * more.high,
+                    "within": more.high <= WORSE,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def verdict(table: pd.DataFrame, policy: str) -> dict[str, float | int | str]:
+    """How `policy` fares in a table of `beyond_fifo`, and where it fares worst.
+
+    `settings`, of which so many are `within`; and of the one whose interval ends
+    highest its `misestimation`, `load`, `points`, `low` and `high`.
+    """
+    at = table.loc[table["policy"] == policy]
+    require(len(at) > 0, f"no run of policy {policy!r} in this table")
+    worst = at.iloc[int(np.argmax(at["high"]))]
+    return {
+        "settings": len(at),
+        "within": int(np.sum(at["within"])),
+        "misestimation": str(worst["misestimation"]),
+        "load": float(worst["load"]),
+        "points": float(worst["points"]),
+        "low": float(worst["low"]),
+        "high": float(worst["high"]),
+    }
+
+
+def added(table: pd.DataFrame, policy: str, names: Sequence[str]) -> float:
+    """The most that any of the misestimations `names` adds to a policy, in points.
+
+    From a table of `beyond_fifo`: against its violations under "none" at the same load.
+    """
+    at = table.loc[table["policy"] == policy].pivot_table(
+        index="misestimation", columns="load", values="percent"
+    )
+    return float((at.loc[list(names)] - at.loc["none"]).to_numpy().max())
+
+
+def under_anything(
+    cells: Mapping[str, Cell], policy: str, *, cases: int, seed: int,
+    loads: tuple[float, float] = (0.3, 1.5), objectives: Sequence[float] = (0.5, 1, 2),
+) -> pd.DataFrame:  # fmt: skip
+    """One row per case: a random misestimation somewhere, FIFO, and a policy.
+
+    Drawn are one of `cells`, a load between `loads`, the objective as a multiple of the
+    cell's, what is wrong with the estimates (`perturbations.anything`), and whether
+    from the start or from which row on. The shares of violations `fifo` and `policy`
+    are of what arrives LEARNING transactions later or after that. Columns: cell, load,
+    objective, after, fifo, policy. Raises InvalidInput for runs of fewer than twice
+    LEARNING transactions.
+    """
+    rows = []
+    for source in np.random.SeedSequence(seed).spawn(cases):
+        rng = np.random.default_rng(source)
+        name = str(rng.choice(list(cells)))
+        load, times = float(rng.uniform(*loads)), float(rng.choice(objectives))
+        cell = replace(cells[name], slo_s=times * cells[name].slo_s)
+        transactions = cell.make_trace(int(rng.integers(2**31)))
+        n = len(transactions)
+        require(
+            n >= 2 * LEARNING,
+            f"{n} transactions: {2 * LEARNING} are needed, half of them to learn from",
+        )
+        estimated_s = noisy_estimate()(transactions, int(rng.integers(2**31)))
+        trace = cell.arrange(transactions, load, int(rng.integers(2**31)))
+        after = int(rng.choice([0, int(rng.integers(n - 2 * LEARNING + 1))]))
+        seen = anything(Seen(trace, estimated_s), rng, after)
+        row = {"cell": name, "load": load, "objective": times, "after": after}
+        for label, tried in (("fifo", "fifo"), ("policy", policy)):
+            made = cell.history(trace, cell.policy(tried), seen.estimated_s, load)
+            row[label] = float(made.violated[after + LEARNING :].mean())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def bursty_arrivals(rate_per_s: float, n: int, rng: np.random.Generator) -> F64:
+    """(n,) arrivals of an MMPP-2 of this mean rate: half and one and a half of it."""
+    low, high = BURSTS
+    return mmpp2_arrivals(
+        (low * rate_per_s, high * rate_per_s), (BURST_S, BURST_S), n, rng
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """A flash crowd: for `last_s`, from `begin_s` on, `times` as many arrive.
+
+    Raises InvalidInput for a crowd that is none.
+    """
+
+    times: float
+    begin_s: float
+    last_s: float
+
+    def __post_init__(self) -> None:
+        require(self.times > 1, f"times={self.times:g} must be more than 1")
+        require(self.begin_s > 0, f"begin_s={self.begin_s:g} must be positive")
+        require(self.last_s > 0, f"last_s={self.last_s:g} must be positive")
+
+    @property
+    def end_s(self) -> float:
+        """When the rate is back."""
+        return self.begin_s + self.last_s
+
+    def arrivals(self, rate_per_s: float, n: int, rng: np.random.Generator) -> F64:
+        """(n,) arrival times; the rate is that before and after."""
+        span_s = self.begin_s, self.end_s
+        return flash_crowd_arrivals(rate_per_s, self.times * rate_per_s, span_s, n, rng)
+
+    def transactions(self, rate_per_s: float, after_s: float) -> int:
+        """As many as arrive on average up to `after_s` after the crowd."""
+        spans_s = self.begin_s + after_s + self.times * self.last_s
+        return round(rate_per_s * spans_s)
+
+
+def through_a_crowd(
+    cell: Cell,
+    crowd: Crowd,
+    policies: Sequence[str],
+    load: float,
+    *,
+    window_s: float,
+    seeds: int,
+    seed: int,
+) -> pd.DataFrame:
+    """(windows x policies) share of the arrivals of each window that violate.
+
+    Windows of `window_s` count from the end of the crowd, at which one begins; the
+    index is where they begin, in seconds. Only whole windows within the run of every
+    seed are there. Every seed counts by its arrivals.
+    """
+    require(window_s > 0, f"window_s={window_s:g} must be positive")
+    crowded = replace(cell, arrivals=crowd.arrivals)
+    first = -int(crowd.end_s / window_s)
+
+    def measure(
+        number: int, load: float, trace: Trace, estimated_s: F64
+    ) -> Iterator[dict]:
+        window = np.floor((trace.arrival_s - crowd.end_s) / window_s).astype(int)
+        inside = window >= first
+        at = window[inside] - first
+        arrived = _by_window(at, np.ones(len(at)))
+        violated = {
+            policy: crowded.history(
+                trace, cell.policy(policy), estimated_s, load
+            ).violated
+            for policy in policies
+        }
+        yield {"arrived": arrived} | {
+            policy: _by_window(at, of[inside].astype(float))
+            for policy, of in violated.items()
+        }
+
+    runs = run_paired(
+        measure, crowded, [load], noisy_estimate(), seeds=seeds, seed=seed
+    )
+    arrived = runs["arrived"]
+    whole = min(len(count) for count in arrived)
+    require(
+        whole > -first,
+        f"the runs end before the crowd does, at {crowd.end_s:g} s: more transactions "
+        "are needed",
+    )
+    total = sum(count[:whole] for count in arrived)
+    shares = {
+        policy: sum(count[:whole] for count in runs[policy]) / np.maximum(total, 1)
+        for policy in policies
+    }
+    begins_s = window_s * (first + np.arange(whole))
+    return pd.DataFrame(shares, index=pd.Index(begins_s, name="from_s"))
+
+
+def _by_window(window: I64, weights: F64) -> F64:
+    """Sums of `weights` (n,) in each of the whole windows, all but the last."""
+    return np.bincount(window, weights)[:-1].astype(np.float64)
+
+
+def recovery_s(
+    shares: pd.DataFrame, crowd: Crowd, policy: str, *, tolerance: float = BACK
+) -> float:
+    """When, after the crowd's end, violations are back to `tolerance` above before.
+
+    From `through_a_crowd`. The level before is the mean up to the crowd, without the
+    first tenth of that time; the answer is where the first window begins that is within
+    together with the next one, infinity if none is.
+    """
+    begins_s = shares.index.to_numpy()
+    made = shares[policy].to_numpy()
+    before = (begins_s >= -crowd.end_s + crowd.begin_s / 10) & (
+        begins_s < -crowd.last_s - np.diff(begins_s)[0] / 2
+    )
+    require(bool(before.any()), "no window ends before the crowd: make them shorter")
+    after = begins_s > -np.diff(begins_s)[0] / 2
+    within = after & (made <= made[before].mean() + tolerance)
+    back = np.flatnonzero(within[:-1] & within[1:])
+    return float(max(begins_s[back[0]], 0.0)) if len(back) else np.inf
+
+
+ZIPFS = 0.0, 0.5, 0.9, 0.99  # skews of YCSB
+FACTORS = 5, 10  # objectives of a type over its median service time
+WAREHOUSES, CORES = 10, 8  # as scenario A; partitions of YCSB
+
+
+def ycsb_name(at: int) -> str:
+    """What `workload_cells` calls YCSB A with the skew of this place in ZIPFS."""
+    return f"YCSB A, zipf {ZIPFS[at]:g}"
+
+
+def workload_cells(prices: Prices, *, transactions: int, seed: int) -> dict[str, Cell]:
+    """TPC-C and YCSB beside scenario A, with one objective for all or one a type.
+
+    Each by a name. TPC-C (as specified) and YCSB A have generated logs that are priced,
+    with the scatter of scenario A. One objective is that of A, or twice the 95th
+    percentile of the service time.
+    """
+    n, scale = 3 * transactions, YcsbScale(files=WAREHOUSES)
+    logs = {"TPC-C": tpcc(n, Scale(warehouses=WAREHOUSES), seed)} | {
+        ycsb_name(at): ycsb(n, scale, seed, theta=theta)
+        for at, theta in enumerate(ZIPFS)
+    }
+    given = {"transactions": transactions, "cores": CORES}
+    made = {"A": scenario_cell("A", **given)} | {
+        name: trace_cell(priced(log, prices, SERVICE_SIGMA, seed), **given)
+        for name, log in logs.items()
+    }
+    by_type = {
+        f"{name}, {factor} x median": made[name].by_type(factor)
+        for name in ("A", "TPC-C")
+        for factor in FACTORS
+    }
+    return made | by_type
+
+
+def across(
+    cells: Mapping[str, Cell], policies: Sequence[str], loads: Sequence[float], *,
+    seeds: int, seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """Runs of `replicate` in each of `cells`, named in the column `workload`."""
+    return pd.concat(
+        [
+            replicate(
+                cell, policies, loads, noisy_estimate(), seeds=seeds, seed=seed
+            ).assign(workload=name)
+            for name, cell in cells.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def by_workload(runs: pd.DataFrame, load: float) -> pd.DataFrame:
+    """Violations and mean cost in percent at one load: a row a workload of `across`.
+
+    Columns: violations or cost, then the policy. Means over the seeds.
+    """
+    at = runs[runs["load"] == load]
+    made = at.pivot_table(
+        index="workload", columns="policy", values=["violations", "cost"], sort=False
+    )
+    order = [
+        (number, policy)
+        for number in ("violations", "cost")
+        for policy in dict.fromkeys(at["policy"])
+    ]
+    return 100 * made.loc[:, order]

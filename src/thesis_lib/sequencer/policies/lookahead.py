@@ -1,0 +1,648 @@
+"""The shadow schedule: when would each transaction of a batch commit?
+
+A shadow knows estimated times on a core and declared keys, never a true service time.
+It differs in three things:
+
+- *feedback*: whether it starts from the database as observed at every decision, or from
+  a world of its own in which everything ends as predicted;
+- the *CPU term*: whether it simulates the cores and their one ready queue, exactly as
+  the kernel does, or chains estimates along conflicts as if every transaction had a
+  core of its own (the maximum of the operating-unit model);
+- *ghosts*: whether a transaction that is dropped keeps its keys until its predicted
+  end.
+
+`Published` is the thesis' shadow, without the first two and with ghosts; `Mended` is
+the opposite. Anything between is a parameter.
+"""
+
+from math import erf, sqrt
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numba import njit
+
+from thesis_lib.sequencer.core.events import (
+    LOGGED,
+    READY,
+    STARTED,
+    State,
+    advance,
+    idle_state,
+)
+from thesis_lib.sequencer.core.locks import NONE, book
+from thesis_lib.sequencer.core.trace import F64, I64, Bool, Forecast, KeySets
+from thesis_lib.sequencer.policies.recalibration import (
+    Online,
+    corrected_s,
+    learn,
+    regressed_s,
+    trusting,
+    typical_s,
+)
+
+SPREAD = 0.2  # relative standard error that forecasts assume of the estimates
+# Positions in `Memory.counts`.
+PENDING, READ = range(2)
+
+
+class Shadow(Protocol):
+    """Forecasts a batch; what it remembers between batches is its own affair."""
+
+    def forecast(self, ids: I64, now_s: float) -> Forecast: ...
+
+    def peek(self, ids: I64, now_s: float) -> Forecast: ...
+
+    @property
+    def memory(self) -> "Memory": ...
+
+    @property
+    def model(self) -> "Model": ...
+
+    @property
+    def control(self) -> F64: ...
+
+
+class Model(NamedTuple):
+    """What a shadow takes into account."""
+
+    feedback: bool
+    cpu: bool
+    ghosts: bool
+    lag_s: float  # from a decision to the booking of its locks
+    tolerance_s: float  # see `Mended`
+    spread: float  # relative standard error that probabilities assume of what is left
+
+
+class Memory(NamedTuple):
+    """What a shadow knows, and room to compute in; empty where the model needs none."""
+
+    keys: tuple[I64, I64, Bool]  # the columns of KeySets
+    estimated_s: F64  # (n,) time on a core
+    deadline_s: F64  # (n,)
+    world: State  # what a forecast starts from
+    scratch: State  # where it is simulated; idle between forecasts
+    ends_s: tuple[F64, F64]  # (k,) predicted end of each key's last writer and reader
+    ghosts_s: tuple[F64, F64]  # (k,) the same of what was dropped
+    pending: I64  # (n,) log positions that had not committed when last looked at
+    counts: I64  # (2,)
+    control: F64  # (4,), or as a rule asks: what it remembers between decisions
+    group: I64  # (n,) whose violations are compared with whose; of `Mended` that learns
+    online: Online  # calibration of the estimates; the same
+    closed_s: tuple[F64, F64]  # (k,) like `ends_s`, of minus the time: reservations
+
+
+# A compiled function pays for every array that it is handed, so these are inlined.
+@njit(cache=True, inline="always")
+def free_at(keys, ends_s, i, at_least_s):
+    """When every lock of i is predicted to be free, at the earliest `at_least_s`.
+
+    `keys` are the columns of KeySets, `ends_s` the ends of writers and of readers.
+    """
+    offsets, key_of, exclusive = keys
+    exclusive_end_s, shared_end_s = ends_s
+    free_s = at_least_s
+    for request in range(offsets[i], offsets[i + 1]):
+        key = key_of[request]
+        free_s = max(free_s, exclusive_end_s[key])
+        if exclusive[request]:
+            free_s = max(free_s, shared_end_s[key])
+    return free_s
+
+
+@njit(cache=True, inline="always")
+def register(keys, ends_s, i, finish_s):
+    offsets, key_of, exclusive = keys
+    exclusive_end_s, shared_end_s = ends_s
+    for request in range(offsets[i], offsets[i + 1]):
+        key = key_of[request]
+        if exclusive[request]:
+            exclusive_end_s[key] = max(exclusive_end_s[key], finish_s)
+        else:
+            shared_end_s[key] = max(shared_end_s[key], finish_s)
+
+
+@njit(cache=True, inline="always")
+def forget(keys, ends_s, i):
+    offsets, key_of, _ = keys
+    for request in range(offsets[i], offsets[i + 1]):
+        ends_s[0][key_of[request]] = -np.inf
+        ends_s[1][key_of[request]] = -np.inf
+
+
+@njit(cache=True)
+def _look(memory):
+    """Bring the list of log entries that have not committed up to date."""
+    world, pending, counts = memory.world, memory.pending, memory.counts
+    log, finish_s = world.log, world.finish_s
+    kept = 0
+    for at in range(counts[PENDING]):
+        if np.isnan(finish_s[log[pending[at]]]):
+            pending[kept] = pending[at]
+            kept += 1
+    for at in range(counts[READ], world.progress[LOGGED]):
+        if np.isnan(finish_s[log[at]]):
+            pending[kept] = at
+            kept += 1
+    counts[PENDING], counts[READ] = kept, world.progress[LOGGED]
+
+
+@njit(cache=True)
+def in_flight(memory: Memory) -> int:
+    """Transactions in the observed log that have not committed."""
+    _look(memory)
+    return memory.counts[PENDING]
+
+
+# --- Chained along conflicts, without a CPU term -------------------------------
+@njit(cache=True)
+def _chain(memory, model, ids, now_s, finish_s):
+    """Forecast `ids` in turn; register what will be kept, and the ghosts."""
+    keys, estimated_s, deadline_s = memory.keys, memory.estimated_s, memory.deadline_s
+    ends_s, ghosts_s = memory.ends_s, memory.ghosts_s
+    for at in range(len(ids)):
+        i = ids[at]
+        free_s = free_at(keys, ends_s, i, now_s + model.lag_s)
+        if model.ghosts:
+            free_s = free_at(keys, ghosts_s, i, free_s)
+        finish_s[at] = free_s + estimated_s[i]
+        if finish_s[at] <= deadline_s[i] + model.tolerance_s:
+            register(keys, ends_s, i, finish_s[at])
+        elif model.ghosts:
+            register(keys, ghosts_s, i, finish_s[at])
+
+
+@njit(cache=True)
+def _chain_and_undo(memory, model, ids, now_s, finish_s):
+    """The same, and leave every key as it was."""
+    offsets, key_of, _ = memory.keys
+    requests = 0
+    for i in ids:
+        requests += offsets[i + 1] - offsets[i]
+    before_s = np.empty((4, requests))
+    columns = (*memory.ends_s, *memory.ghosts_s)
+    for back in (False, True):
+        at = 0
+        for i in ids:
+            for request in range(offsets[i], offsets[i + 1]):
+                for column in range(4):
+                    if back:
+                        columns[column][key_of[request]] = before_s[column, at]
+                    else:
+                        before_s[column, at] = columns[column][key_of[request]]
+                at += 1
+        if not back:
+            _chain(memory, model, ids, now_s, finish_s)
+
+
+@njit(cache=True)
+def _chain_observed(memory, now_s):
+    """Register what runs and what is in the log, as observed."""
+    keys, estimated_s, _, world, _, ends_s, _, pending, counts, _, _, _, _ = memory
+    for at in range(counts[PENDING]):
+        entry = pending[at]
+        i = world.log[entry]
+        if np.isnan(world.start_s[i]):
+            free_s = free_at(keys, ends_s, i, max(now_s, world.dispatch_s[entry]))
+            end_s = free_s + estimated_s[i]
+        else:
+            end_s = max(now_s, world.start_s[i] + estimated_s[i])
+        register(keys, ends_s, i, end_s)
+
+
+# --- Simulated forward, with the cores ------------------------------------------
+@njit(cache=True)
+def _due_s(world, model, now_s):
+    """When what is decided on now books its locks: never before the end of the log."""
+    logged = world.progress[LOGGED]
+    due_s = now_s + model.lag_s
+    return max(due_s, world.dispatch_s[logged - 1]) if logged else due_s
+
+
+@njit(cache=True)
+def _run_forward(memory, ids, now_s, due_s, finish_s):
+    """Finish times if the log is followed by `ids` in turn and then by nothing.
+
+    What has not committed is copied into the scratch database and runs there. What
+    runs already ends one estimate after its start, now if that is past. An id of NONE
+    is left out. Returns how many ran already: the first of the scratch queue.
+    """
+    _, estimated_s, _, world, scratch, _, _, pending, counts, _, _, _, _ = memory
+    log, dispatch_s, start_s = world.log, world.dispatch_s, world.start_s
+    (
+        table, to_log, to_dispatch_s, queue, granted_s, _, finished_s, running,
+        ends_s, turn, _, _, progress,
+    ) = scratch  # fmt: skip
+    cores = len(running)
+    started = 0
+    for core in range(cores):
+        i = world.running[core]
+        running[core] = i
+        ends_s[core] = np.inf
+        turn[core] = world.turn[core]
+        if i != NONE:
+            ends_s[core] = max(now_s, start_s[i] + estimated_s[i])
+            granted_s[i] = now_s
+            queue[started] = i
+            started += 1
+    ran = started
+    ready = started
+    for at in range(world.progress[STARTED], world.progress[READY]):
+        i = world.queue[at]
+        granted_s[i] = now_s
+        queue[ready] = i
+        ready += 1
+    logged = 0
+    for at in range(counts[PENDING]):
+        entry = pending[at]
+        i = log[entry]
+        if dispatch_s[entry] > now_s and np.isnan(start_s[i]):
+            to_log[logged] = i
+            to_dispatch_s[logged] = dispatch_s[entry]
+            logged += 1
+        elif book(table, i) and np.isnan(granted_s[i]):
+            granted_s[i] = now_s
+            queue[ready] = i
+            ready += 1
+    for i in ids:
+        if i != NONE:
+            to_log[logged] = i
+            to_dispatch_s[logged] = due_s
+            logged += 1
+    # Observed databases may show a core that idles while something is ready.
+    core = 0
+    while started < ready and core < cores:
+        if running[core] == NONE:
+            i = queue[started]
+            running[core] = i
+            ends_s[core] = now_s + estimated_s[i]
+            turn[core] = started
+            started += 1
+        core += 1
+    progress[:] = 0
+    progress[LOGGED], progress[READY], progress[STARTED] = logged, ready, started
+    advance(scratch, estimated_s, np.inf, False)
+    for at in range(len(ids)):
+        if ids[at] != NONE:
+            finish_s[at] = finished_s[ids[at]]
+    return ran
+
+
+@njit(cache=True)
+def _clear(memory):
+    """Leave the scratch database idle, as it was found."""
+    scratch = memory.scratch
+    queue, granted_s = scratch.queue, scratch.granted_s
+    for at in range(scratch.progress[READY]):
+        granted_s[queue[at]] = np.nan
+
+
+@njit(cache=True)
+def _together(memory, model, ids, now_s, finish_s):
+    """Forecast `ids` as the part of the log that is kept of them.
+
+    All are taken to be kept; while one would end too late for that, the first such is
+    taken out and the others are forecast without it.
+    """
+    deadline_s, tolerance_s = memory.deadline_s, model.tolerance_s
+    due_s = _due_s(memory.world, model, now_s)
+    kept = ids.copy()
+    while True:
+        _run_forward(memory, kept, now_s, due_s, finish_s)
+        _clear(memory)
+        late = NONE
+        for at in range(len(ids)):
+            i = kept[at]
+            if i != NONE and finish_s[at] > deadline_s[i] + tolerance_s:
+                late = at
+                break
+        if late == NONE:
+            return
+        kept[late] = NONE
+
+
+@njit(cache=True)
+def _alone(memory, model, ids, now_s, finish_s):
+    """Forecast each of `ids` as if it were released next, alone.
+
+    It would hold its locks after its last predecessor, and start when a core is free
+    and everything that held its locks before has started.
+    """
+    (
+        keys, estimated_s, _, world, scratch, ends_s, _, pending, counts, _, _, _, _,
+    ) = memory  # fmt: skip
+    log, due_s = world.log, _due_s(world, model, now_s)
+    ran = _run_forward(memory, ids[:0], now_s, due_s, finish_s)
+    queue, finished_s = scratch.queue, scratch.finish_s
+    cores = len(scratch.running)
+    free_s = np.full(cores, now_s)
+    for at in range(ran):
+        free_s[at] = finished_s[queue[at]]
+    # After as many of the queue as came first, the earliest time of a free core.
+    queued = scratch.progress[READY] - ran
+    core_s = np.empty(queued + 1)
+    granted_s = np.empty(queued)
+    for at in range(queued + 1):
+        first = 0
+        for core in range(1, cores):
+            if free_s[core] < free_s[first]:
+                first = core
+        core_s[at] = free_s[first]
+        if at < queued:
+            i = queue[ran + at]
+            granted_s[at] = scratch.granted_s[i]
+            free_s[first] = finished_s[i]
+    _clear(memory)
+    for at in range(counts[PENDING]):
+        i = log[pending[at]]
+        register(keys, ends_s, i, finished_s[i])
+    for at in range(len(ids)):
+        i = ids[at]
+        free = free_at(keys, ends_s, i, due_s)
+        before = 0
+        while before < queued and granted_s[before] < free:
+            before += 1
+        behind = before
+        while behind < queued and granted_s[behind] <= free:
+            behind += 1
+        # Of what one commit grants, who waits for a core first is a matter of ties.
+        start_s = max(free, core_s[behind])
+        tied = free > due_s and start_s != max(free, core_s[before])
+        finish_s[at] = np.nan if tied else start_s + estimated_s[i]
+    for at in range(counts[PENDING]):
+        forget(keys, ends_s, log[pending[at]])
+    for at in range(len(ids)):
+        if np.isnan(finish_s[at]):
+            one = ids[at : at + 1]
+            _run_forward(memory, one, now_s, due_s, finish_s[at : at + 1])
+            _clear(memory)
+
+
+# --- What is free, and when, after all that has been released -------------------
+@njit(cache=True)
+def learn_commits(memory: Memory, window: float) -> I64:
+    """Learn from what has committed since the last look; their ids.
+
+    What is older than `window` commits fades; with 0 nothing is learned.
+    """
+    pending, counts, online = memory.pending, memory.counts, memory.online
+    log, logged = memory.world.log, memory.world.progress[LOGGED]
+    start_s, finish_s = memory.world.start_s, memory.world.finish_s
+    read, waiting = counts[READ], counts[PENDING]
+    seen = np.empty(waiting + logged - read, np.int64)
+    found = kept = 0
+    for at in range(len(seen)):
+        entry = pending[at] if at < waiting else read + at - waiting
+        i = int(log[entry])
+        if np.isnan(finish_s[i]):
+            pending[kept] = entry
+            kept += 1
+            continue
+        seen[found] = i
+        found += 1
+        if window > 0:
+            left_s = memory.deadline_s[i] - online.asked_s[i]
+            learn(online, i, float(finish_s[i] - start_s[i]), window, left_s)
+    counts[PENDING], counts[READ] = kept, logged
+    return seen[:found]
+
+
+@njit(cache=True)
+def outlook(memory: Memory, model: Model, ids: I64, now_s: float) -> tuple[float, F64]:
+    """Calibrate, and predict when rows and cores are free of all that was released.
+
+    Calibrates the estimates of `ids` and of what is in flight; what waits there for a
+    core or a lock is chained in log order. Returns when `ids` could book their locks,
+    and (cores,) when each core has nothing left to do; the ends of rows are in
+    `memory.ends_s`, for `free_at`, until `forget_outlook`.
+    """
+    world, pending, counts = memory.world, memory.pending, memory.counts
+    log, dispatch_s, start_s = world.log, world.dispatch_s, world.start_s
+    keys, estimated_s, ends_s = memory.keys, memory.estimated_s, memory.ends_s
+    online, probes = memory.online, memory.online.probes
+    most_s = typical_s(online)
+    for at in range(len(ids)):
+        i = int(ids[at])
+        estimated_s[i] = regressed_s(online, i)
+    for at in range(len(ids)):  # apart, so that the exponentials of all are vectors
+        if probes[ids[at]]:
+            estimated_s[ids[at]] = min(estimated_s[ids[at]], most_s)
+    for at in range(counts[PENDING]):
+        i = int(log[pending[at]])
+        estimated_s[i] = corrected_s(online, i)
+    core_s = np.full(len(world.running), now_s)
+    for core in range(len(core_s)):
+        i = world.running[core]
+        if i != NONE:
+            core_s[core] = max(now_s, start_s[i] + estimated_s[i])
+    for waits in (False, True):
+        for at in range(counts[PENDING]):
+            entry = pending[at]
+            i = int(log[entry])
+            if np.isnan(start_s[i]) != waits:
+                continue
+            end_s = max(now_s, start_s[i] + estimated_s[i])
+            if waits:
+                core = int(core_s.argmin())
+                booked_s = max(now_s, dispatch_s[entry])
+                begin_s = max(free_at(keys, ends_s, i, booked_s), core_s[core])
+                end_s = core_s[core] = begin_s + estimated_s[i]
+            register(keys, ends_s, i, end_s)
+    return _due_s(world, model, now_s), core_s
+
+
+@njit(cache=True)
+def forget_outlook(memory: Memory, ids: I64) -> None:
+    """Leave `memory.ends_s` as `outlook` found it; `ids` may be registered as well."""
+    log, pending, keys, ends_s = (
+        memory.world.log, memory.pending, memory.keys, memory.ends_s,
+    )  # fmt: skip
+    for at in range(memory.counts[PENDING]):
+        forget(keys, ends_s, log[pending[at]])
+    for i in ids:
+        forget(keys, ends_s, i)
+
+
+# --- Both ------------------------------------------------------------------------
+@njit(cache=True)
+def schedule(
+    memory: Memory, model: Model, ids: I64, now_s: float, remember: bool
+) -> F64:
+    """Predicted finish (b,) of `ids`, to be dispatched in that order after the lag.
+
+    With `remember`, a world without feedback takes what is kept into its log, and what
+    will be dropped becomes a ghost if the model has ghosts.
+    """
+    (
+        keys, estimated_s, deadline_s, world, _, ends_s, ghosts_s, pending, counts, _,
+        _, _, _,
+    ) = memory  # fmt: skip
+    finish_s = np.empty(len(ids))
+    if model.cpu and not model.feedback:
+        advance(world, estimated_s, now_s, False)
+    if model.cpu or model.feedback:
+        _look(memory)
+    if not model.cpu:
+        if model.feedback:
+            _chain_observed(memory, now_s)
+        if remember:
+            _chain(memory, model, ids, now_s, finish_s)
+        else:
+            _chain_and_undo(memory, model, ids, now_s, finish_s)
+        if model.feedback:
+            for at in range(counts[PENDING]):
+                forget(keys, ends_s, world.log[pending[at]])
+            for i in ids:
+                forget(keys, ends_s, i)
+        return finish_s
+    if model.tolerance_s == -np.inf:
+        _alone(memory, model, ids, now_s, finish_s)
+    else:
+        _together(memory, model, ids, now_s, finish_s)
+    for at in range(len(ids)):
+        i = ids[at]
+        if model.ghosts:
+            free_s = free_at(keys, ghosts_s, i, -np.inf)
+            finish_s[at] = max(finish_s[at], free_s + estimated_s[i])
+        if not remember:
+            continue
+        if finish_s[at] > deadline_s[i] + model.tolerance_s:
+            if model.ghosts:
+                register(keys, ghosts_s, i, finish_s[at])
+        elif not model.feedback:
+            logged = world.progress[LOGGED]
+            world.log[logged] = i
+            world.dispatch_s[logged] = now_s + model.lag_s
+            world.progress[LOGGED] = logged + 1
+    return finish_s
+
+
+@njit(cache=True)
+def probability_on_time(
+    finish_s: F64, deadline_s: F64, now_s: float, spread: float
+) -> F64:
+    """P(finish <= deadline) where the time left is normal with this relative spread.
+
+    All (b,). A spread of 0 trusts the forecast: the probability is 0 or 1.
+    """
+    on_time = np.empty(len(finish_s))
+    for at in range(len(finish_s)):
+        slack_s = deadline_s[at] - finish_s[at]
+        scale_s = spread * (finish_s[at] - now_s)
+        if scale_s > 0:
+            on_time[at] = 0.5 * (1 + erf(slack_s / scale_s / sqrt(2)))
+        else:
+            on_time[at] = 1.0 if slack_s >= 0 else 0.0
+    return on_time
+
+
+class _Schedule:
+    """A shadow of any model. `deadline_s` (n,) may be filled as deadlines come."""
+
+    def __init__(
+        self, keys: KeySets, estimated_s: F64, deadline_s: F64, model: Model,
+        world: State, control: F64 | None = None, group: I64 | None = None,
+    ) -> None:  # fmt: skip
+        # Some models need less of what is asked for here; what they need not is empty.
+        none = KeySets(np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, bool))
+        simulated, k = model.cpu or model.feedback, keys.n_keys
+        learns = control is not None
+        if group is None:
+            group = np.zeros(len(keys) if learns else 0, np.int64)
+        self.model = model
+        self.memory = Memory(
+            keys=(
+                np.array(keys.offsets),
+                np.array(keys.keys),
+                np.array(keys.exclusive),
+            ),
+            estimated_s=np.array(estimated_s, np.float64),
+            deadline_s=deadline_s,
+            world=world,
+            scratch=idle_state(keys if model.cpu else none, len(world.running)),
+            ends_s=(np.full(k, -np.inf), np.full(k, -np.inf)),
+            ghosts_s=(np.full(k, -np.inf), np.full(k, -np.inf)),
+            pending=np.empty(len(keys) if simulated else 0, np.int64),
+            counts=np.zeros(2, np.int64),
+            control=np.array(control) if learns else np.zeros(4),
+            group=np.array(group, np.int64),
+            online=trusting(
+                np.array(estimated_s if learns else [], np.float64), model.spread
+            ),
+            closed_s=(
+                np.full(k if learns else 0, -np.inf),
+                np.full(k if learns else 0, -np.inf),
+            ),
+        )
+
+    @property
+    def control(self) -> F64:
+        """(4,) what a rule remembers from one decision to the next."""
+        return self.memory.control
+
+    def forecast(self, ids: I64, now_s: float) -> Forecast:
+        """Forecast `ids` (b,), to be dispatched in that order, and remember them."""
+        return self._forecast(ids, now_s, True)
+
+    def peek(self, ids: I64, now_s: float) -> Forecast:
+        """The same, but nothing is remembered."""
+        return self._forecast(ids, now_s, False)
+
+    def _forecast(self, ids: I64, now_s: float, remember: bool) -> Forecast:
+        memory = self.memory
+        finish_s = schedule(memory, self.model, ids, now_s, remember)
+        deadline_s = memory.deadline_s[ids]
+        return Forecast(
+            service_s=memory.estimated_s[ids],
+            finish_s=finish_s,
+            p_on_time=probability_on_time(
+                finish_s, deadline_s, now_s, self.model.spread
+            ),
+            in_flight=int(memory.counts[PENDING]),
+        )
+
+
+class Published(_Schedule):
+    """A shadow without feedback: whatever it has kept ends when it was predicted to.
+
+    Without `cores` every transaction is taken to have one of its own. With `ghosts`,
+    as in the thesis, what is dropped stays registered like the rest; without, what is
+    forecast to end after its deadline + `tolerance_s` is taken to be dropped.
+    """
+
+    def __init__(
+        self, keys: KeySets, estimated_s: F64, deadline_s: F64, spread: float, *,
+        lag_s: float = 0.0, tolerance_s: float = np.inf, cores: int | None = None,
+        ghosts: bool = True,
+    ) -> None:  # fmt: skip
+        none = KeySets(np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, bool))
+        cpu = cores is not None
+        world = idle_state(keys if cpu else none, cores or 1)
+        model = Model(False, cpu, ghosts, lag_s, tolerance_s, float(spread))
+        super().__init__(keys, estimated_s, deadline_s, model, world)
+
+
+class Mended(_Schedule):
+    """A shadow made anew at every decision from what is observed in `state`.
+
+    Observed are the log, starts and commits; never a service time (`State` says what
+    must be filled). Only what is in the log and has not committed counts, and it is
+    simulated forward as the kernel would run it: a forecast with exact estimates is
+    exact for what follows the log, if nothing comes later. In the batch, a transaction
+    delays the others if it is itself forecast to end by its deadline + `tolerance_s`:
+    infinity counts all, minus infinity none, which forecasts each as if it were
+    released next. Without `cpu` the cores are left out, with `ghosts` what is forecast
+    to end later than that keeps its keys until then.
+
+    The work of a forecast grows with what is in flight, once for each transaction of
+    the batch that is taken out, and not with the length of the run. With `control`,
+    what a rule starts from, it also learns while it runs, for `admission.bind_late`,
+    which compares the violations of each `group` (n,).
+    """
+
+    def __init__(
+        self, state: State, keys: KeySets, estimated_s: F64, deadline_s: F64,
+        spread: float, lag_s: float, tolerance_s: float, *, cpu: bool = True,
+        ghosts: bool = False, control: F64 | None = None, group: I64 | None = None,
+    ) -> None:  # fmt: skip
+        model = Model(True, cpu, ghosts, lag_s, tolerance_s, float(spread))
+        super().__init__(keys, estimated_s, deadline_s, model, state, control, group)

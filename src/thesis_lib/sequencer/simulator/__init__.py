@@ -1,0 +1,1 @@
+"""A policy on a trace, on one partition or on many; what a replica ends up with."""

@@ -1,0 +1,237 @@
+"""The simulator of Part I: clients, a sequencer, and a deterministic database.
+
+Clients' transactions wait in the sequencer until a batch closes; the policy decides
+on it; what it orders goes to the log and, after the dispatch lag, books its locks in
+log order. Transactions that hold all their locks wait for a core in one FIFO queue;
+a transaction that waits for a lock holds no core. Commit releases the locks.
+"""
+
+import hashlib
+
+import numpy as np
+from numba import njit
+
+from thesis_lib.common.errors import require, require_all, vector
+from thesis_lib.sequencer.core.events import (
+    COMMITTED,
+    HELD,
+    LOGGED,
+    NO_DELAYS,
+    NOW,
+    STUCK,
+    Delays,
+    Front,
+    Setting,
+    State,
+    advance,
+    enter,
+    front,
+    idle_state,
+    next_decision,
+)
+from thesis_lib.sequencer.core.trace import F64, I64, History, Trace
+from thesis_lib.sequencer.policies.lookahead import SPREAD, Mended, Published
+from thesis_lib.sequencer.policies.registry import Policy, decide, decide_compiled
+
+
+def replay(
+    trace: Trace, log: I64, dispatch_s: F64, *, cores: int, slo_s: float | F64
+) -> History:
+    """Run a given log: what a replica does, without a sequencer or a model.
+
+    `log` holds ids in total order, each at most once; `dispatch_s`, as long and
+    rising, says when each books its locks. Transactions outside the log count as
+    dropped at their arrival. Raises InvalidInput for a log that is none.
+    """
+    n = len(trace)
+    log = vector("log", log, np.int64, minimum=0)
+    dispatch_s = vector("dispatch_s", dispatch_s, np.float64, len(log))
+    require(
+        len(log) == 0 or (int(log.max()) < n and int(np.bincount(log).max()) == 1),
+        f"the log must name transactions 0 to {n - 1}, each at most once",
+    )
+    require(
+        bool((np.diff(dispatch_s) >= 0).all()),
+        "dispatch_s falls somewhere: the log is dispatched in its own order",
+    )
+    require(cores >= 1, f"cores={cores}: expected at least 1")
+    state = idle_state(trace.keys, cores)
+    state.log[: len(log)] = log
+    state.dispatch_s[: len(log)] = dispatch_s
+    state.progress[LOGGED] = len(log)
+    advance(state, trace.service_s, np.inf, False)
+    dropped = np.ones(n, bool)
+    dropped[log] = False
+    decided_s = trace.arrival_s.copy()
+    decided_s[log] = dispatch_s
+    return History(
+        arrival_s=trace.arrival_s,
+        deadline_s=trace.arrival_s + slo_s,
+        decided_s=decided_s,
+        granted_s=state.granted_s,
+        start_s=state.start_s,
+        finish_s=state.finish_s,
+        dropped=dropped,
+        log=state.log[: state.progress[LOGGED]].copy(),
+    )
+
+
+def simulate(
+    trace: Trace,
+    policy: Policy,
+    estimated_s: F64,
+    *,
+    cores: int,
+    slo_s: float | F64,
+    batch_size: int = 10,
+    flush_s: float = np.inf,
+    delays: Delays = NO_DELAYS,
+    believed: Delays | None = None,
+    clients: int | None = None,
+    think_s: float = 0.0,
+    spread: float = SPREAD,
+    compiled: bool = True,
+) -> History:
+    """Run `trace` under `policy`, which sees the estimates (n,) and no truth.
+
+    `slo_s` is one objective or one for each transaction, (n,). Without `clients`,
+    transactions arrive when the trace says (open loop). With them, each client submits
+    the next transaction, in the order of the trace, `think_s` after its last one
+    committed or was dropped (closed loop); the arrivals of the trace are not read.
+
+    The sequencer works on one batch at a time. A transaction is in its inbox
+    `delays.read_s` after its arrival. It takes the first `batch_size` of the inbox when
+    there are so many, or `flush_s` after the first of them got there (infinity: never),
+    or when nobody is left who could fill the batch; works
+    `delays.sequencer_s` on each, and decides at the end. A policy may have a shorter
+    timer of its own; one that does not wait for batches takes each transaction by
+    itself. What a decision holds back is decided on again, at no cost, with what has
+    come since, at the next commit or batch. `delays.lag_s` passes between decision and
+    booking, and a worker spends `delays.worker_s` on each transaction beside its
+    service; its locks are released `delays.release_s` later. Forecasts allow for this
+    lag and this work of a worker, or for those of `believed` where they differ; what
+    has committed holds no locks for them. `spread` is the relative standard error that
+    their probabilities assume.
+
+    A policy with `code` runs compiled, unless `compiled` is false; histories are equal
+    bit for bit. Raises InvalidInput for bad parameters, for a decision that does not
+    partition its batch, and for a policy that holds transactions with nothing left to
+    wait for.
+
+    >>> from thesis_lib.sequencer import policy, scenario, simulate
+    >>> ours = policy("ours", slo_s=0.0125, cores=8)
+    >>> trace = scenario("A", n=100, seed=1)
+    >>> history = simulate(trace, ours, trace.service_s, cores=8, slo_s=0.0125)
+    >>> int(history.late.sum()), int(history.dropped.sum())
+    (0, 0)
+    """
+    n = len(trace)
+    estimated_s = vector("estimated_s", estimated_s, np.float64, n, 0.0)
+    objective_s = np.full(n, slo_s) if np.ndim(slo_s) == 0 else slo_s
+    objective_s = vector("slo_s", objective_s, np.float64, n)
+    require_all(objective_s > 0, "slo_s", objective_s, "an objective must be positive")
+    require(cores >= 1, f"cores={cores}: expected at least 1")
+    require(batch_size >= 1, f"batch_size={batch_size}: expected at least 1")
+    require(flush_s >= 0, f"flush_s={flush_s:g} must not be negative")
+    require(0 <= think_s < np.inf, f"think_s={think_s:g} must be finite and at least 0")
+    require(spread >= 0, f"spread={spread:g} must not be negative")
+    require(clients is None or clients >= 1, f"clients={clients}: expected at least 1")
+    size = batch_size if policy.batched else 1
+    setting = Setting(
+        closed=clients is not None,
+        think_s=float(think_s),
+        size=size,
+        flush_s=float(min(flush_s, policy.flush_s)),
+        in_flight=policy.in_flight or 0,
+        lag_s=float(delays.lag_s),
+        sequencer_s=float(delays.sequencer_s),
+        read_s=float(delays.read_s),
+        release_s=float(delays.release_s),
+    )
+    require(
+        clients is None or clients >= size or setting.flush_s < np.inf,
+        f"clients={clients} never fill a batch of {size}, and policy {policy.name!r} "
+        "flushes none: lower batch_size or set flush_s",
+    )
+    busy_s = trace.service_s + delays.worker_s
+    expected = delays if believed is None else believed
+    state = idle_state(trace.keys, cores)
+    before = front(trace.arrival_s, objective_s, setting, clients or 0)
+    shadow = policy.make_shadow(
+        state, trace.keys, estimated_s + expected.worker_s, before.deadline_s, spread,
+        float(expected.lag_s), trace.kind,
+    )  # fmt: skip
+    if compiled and policy.code is not None:
+        held = _run(
+            state, before, busy_s, setting, shadow.memory, shadow.model, policy.code
+        )
+    else:
+        held = _run_in_python(trace, policy, shadow, state, before, busy_s, setting)
+    require(
+        held == 0,
+        f"policy {policy.name!r} holds {held} transactions with nothing left to wait "
+        "for: a rule must release or drop when the database idles",
+    )
+    return History(
+        arrival_s=before.arrival_s,
+        deadline_s=before.deadline_s,
+        decided_s=before.decided_s,
+        granted_s=state.granted_s,
+        start_s=state.start_s,
+        finish_s=state.finish_s,
+        dropped=before.dropped,
+        log=state.log[: state.progress[LOGGED]].copy(),
+    )
+
+
+@njit(cache=True)
+def _run(state, before, busy_s, setting, memory, model, code):
+    """Everything, compiled; returns how many are held for ever."""
+    asked = np.empty(len(busy_s), np.int64)
+    while True:
+        size = next_decision(state, before, busy_s, setting, asked)
+        if size == STUCK:
+            return before.counts[HELD]
+        if size == 0:
+            return 0
+        ids = asked[:size].copy()
+        order, dropped, hold = decide_compiled(
+            code, memory, model, ids, before.clock_s[NOW]
+        )
+        room = size
+        if setting.in_flight > 0:
+            room = setting.in_flight
+            room -= state.progress[LOGGED] - state.progress[COMMITTED]
+        held = hold  # rises already
+        if len(order) > room:
+            held = np.sort(np.concatenate((order[room:], hold)))
+        enter(state, before, setting, order[:room], dropped, held)
+
+
+def _run_in_python(
+    trace: Trace, policy: Policy, shadow: Published | Mended, state: State,
+    before: Front, busy_s: F64, setting: Setting,
+) -> int:  # fmt: skip
+    """The same with the policy's rule; returns how many are held for ever."""
+    asked = np.empty(len(trace), np.int64)
+    while True:
+        size = next_decision(state, before, busy_s, setting, asked)
+        if size == STUCK:
+            return int(before.counts[HELD])
+        if size == 0:
+            return 0
+        ids, now_s = asked[:size].copy(), float(before.clock_s[NOW])
+        batch = trace.batch(ids, before.deadline_s[ids], before.arrival_s[ids])
+        decision = decide(policy, shadow, batch, now_s)
+        decision.require_partition(ids, policy.name)
+        room = size
+        if policy.in_flight is not None:
+            released = int(state.progress[LOGGED] - state.progress[COMMITTED])
+            room = policy.in_flight - released
+        held = np.sort(np.concatenate([decision.order[room:], decision.held]))
+        enter(state, before, setting, decision.order[:room], decision.dropped, held)
+
+
+def digest(history: History) -> str:
+    """SHA-256 of the log: two replicas with equal digests executed the same."""
+    return hashlib.sha256(history.log.astype("<i8").tobytes()).hexdigest()
