@@ -7,6 +7,8 @@ name in a manifest refers to one that exists.
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,8 @@ import typer
 import yaml
 from distributed.cli import dask_scheduler, dask_worker
 
-from thesis_lib import chapters, sweep
-from thesis_lib.cli import app
+from thesis_lib.book.execute import chapters, sweep
+from thesis_lib.cli.main import app
 
 CHECKOUT = Path(__file__).parents[1]
 EXAMPLES = CHECKOUT / "examples"
@@ -123,3 +125,14 @@ def test_what_was_never_run_says_so(name):
     (line,) = [x for x in (EXAMPLES / "README.md").read_text().splitlines()
                if f"| `{name}` |" in x]  # fmt: skip
     assert "**unrun on a real cluster.**" in line
+
+
+SCRIPTS = sorted(EXAMPLES.glob("*/*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_an_example_is_short_and_prints_what_is_stored_beside_it(script):
+    assert len(script.read_text().splitlines()) <= 30
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == script.with_suffix(".out").read_text()

@@ -1,0 +1,59 @@
+"""The two front doors: which names last, and the example of each."""
+
+import doctest
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from thesis_lib import memory, sequencer
+from thesis_lib.memory.model import smollm2
+
+DOORS = {
+    sequencer: """
+        Cell History LatencyEstimator POLICIES Trace collect estimator fewest_violations
+        learned_estimate noisy_estimate policy predict_all reduction replicate scenario
+        scenario_cell serve simulate summarise trace_cell
+    """,
+    memory: """
+        Machine MemoryPlan ModelSpec PlanInfeasible StreamedModel compress_checkpoint
+        generate_text geometry measure_machine open_streamed perplexity plan
+        plan_checkpoint speculate_text synthesise
+    """,
+}
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+def test_the_names_of_a_door_are_pinned(door):
+    assert sorted(door.__all__) == DOORS[door].split()
+    assert set(door.__all__) <= set(dir(door))
+
+
+def documented() -> Iterator:
+    for door in DOORS:
+        for name in door.__all__:
+            if name != "POLICIES":  # a tuple of names
+                yield pytest.param(getattr(door, name), id=f"{door.__name__}.{name}")
+
+
+@pytest.mark.parametrize("thing", list(documented()))
+def test_the_example_of_a_name_is_what_it_does(thing, tmp_path, capsys):
+    (example,) = doctest.DocTestFinder(recurse=False).find(
+        thing, thing.__name__, globs={"folder": tmp_path}
+    )
+    assert example.examples, "a name that lasts has an example in its docstring"
+    smollm2.checkpoint()  # made on demand: not what an example shows
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    outcome = doctest.DocTestRunner(optionflags=options).run(example)
+    assert not outcome.failed, capsys.readouterr().out
+
+
+def test_part_one_needs_no_torch_and_a_door_loads_what_is_asked_for():
+    code = (
+        "import sys; from thesis_lib import sequencer;"
+        "assert 'numba' not in sys.modules;"
+        "sequencer.scenario_cell; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
