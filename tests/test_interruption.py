@@ -230,6 +230,15 @@ def server_in(folder):
     return first, sessions[0]
 
 
+@pytest.fixture
+def hanging_up():
+    """A signal of hanging up ends a process, though this one may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hanging_up")
 @pytest.mark.parametrize(
     ("engine", "command", "what"),
     [

@@ -133,7 +133,7 @@ def contents(path):
     return [
         [{k: v for k, v in o.items() if k != "execution_count"} for o in c.outputs]
         for c in cells
-        if c.cell_type == "code" and "serve.serve(" not in c.source
+        if c.cell_type == "code" and "= serve(" not in c.source
     ]
 
 
