@@ -30,10 +30,12 @@ _BLOCK_BYTES = 4096  # staging buffers hold whole blocks of the disk
 class PlanInfeasible(InvalidInput):
     """The model cannot run in this memory, and what would have to change.
 
-    >>> from thesis_lib.memory import Machine, geometry, plan
-    >>> plan(geometry("llama-65b"), Machine(2**30, 3e9))
-    Traceback (most recent call last):
-    thesis_lib.memory.offload.plan.PlanInfeasible: ...
+    >>> from thesis_lib.memory import Machine, PlanInfeasible, geometry, plan
+    >>> try:
+    ...     plan(geometry("llama-65b"), Machine(2**30, 3e9))
+    ... except PlanInfeasible as refusal:
+    ...     print(str(refusal).split("; ")[-1])
+    give it 5897 MiB more
     """
 
 

@@ -462,9 +462,6 @@ def policy(
     >>> from thesis_lib.sequencer import POLICIES, policy
     >>> policy("ours", slo_s=0.0125, cores=8).name in POLICIES
     True
-    >>> policy("best", slo_s=0.0125, cores=8)
-    Traceback (most recent call last):
-    thesis_lib.common.errors.InvalidInput: ...
     """
     choice("policy", name, POLICIES)
     require(slo_s > 0, f"slo_s={slo_s:g} must be positive")
