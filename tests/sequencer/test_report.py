@@ -112,14 +112,17 @@ def test_rows_are_the_same_for_any_number_of_processes(monkeypatch):
     pd.testing.assert_frame_equal(runs(1), runs(2), check_exact=True)
 
 
-def test_a_point_that_fails_in_another_process_is_named_here(monkeypatch):
+def test_a_grid_keeps_its_order_and_names_the_point_that_fails(monkeypatch):
     def measure(at: int) -> list[dict]:
-        require(at < 2, f"point {at} has no rows")
+        require(at != 9, f"point {at} has no rows")
         return [{"at": at}]
 
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
-    with pytest.raises(InvalidInput, match="point 2 has no rows"):
-        grid.run_grid(measure, [(at,) for at in range(4)])
+    for processes in ("1", "2"):
+        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", processes)
+        made = grid.run_grid(measure, [(at,) for at in range(9)])
+        assert made["at"].to_list() == list(range(9))
+        with pytest.raises(InvalidInput, match="point 9 has no rows"):
+            grid.run_grid(measure, [(at,) for at in range(7, 12)])
 
 
 @pytest.mark.parametrize("estimator", ["noisy", "oracle", "constant", "linear"])
