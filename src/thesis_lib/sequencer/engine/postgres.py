@@ -84,18 +84,16 @@ def postgres_server() -> Iterator[str]:
             yield dsn
         finally:
             atexit.unregister(server._cleanup)  # it has no folder any more by then
-            locks = [data / "postmaster.pid", *data.glob(".s.PGSQL.*")]
-            if _postmaster(data) is None and locks[0].exists():
+            _stop(data)
+            if (data / "postmaster.pid").exists():
                 # Killed: it is started again to take its shared memory with it, which
                 # the locks forbid as long as nobody has asked how its process ended.
                 _kill(_living_in(data))
-                for lock in locks:
+                for lock in [data / "postmaster.pid", *data.glob(".s.PGSQL.*")]:
                     lock.unlink(missing_ok=True)
                 with suppress(OSError, subprocess.SubprocessError, AssertionError):
                     server.ensure_postgres_running()
-            if (process := _postmaster(data)) is not None:
-                process.send_signal(signal.SIGINT)  # end every session, and stop
-                psutil.wait_procs([process], timeout=STOP_S)
+                _stop(data)
             _kill(_living_in(data))
 
 
@@ -118,6 +116,14 @@ def _postmaster(data: Path) -> psutil.Process | None:
         pid = int((data / "postmaster.pid").read_text().splitlines()[0])
         return next((p for p in _living_in(data) if p.pid == pid), None)
     return None
+
+
+def _stop(data: Path) -> None:
+    """End every session of a server, and the server, which then removes its lock."""
+    if (process := _postmaster(data)) is not None:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGINT)
+        psutil.wait_procs([process], timeout=STOP_S)
 
 
 def _kill(processes: list[psutil.Process]) -> None:
