@@ -1,8 +1,8 @@
 """What a point of a sweep costs beside its own computing, and what workers gain.
 
-The same notebooks are executed by papermill with a cold kernel, with a warm one, and,
-for a small point of chapter 4, by a worker of Dask on top of that; in turn, so that a
-busy minute meets all alike. Then the same sixteen points run on one and on two workers.
+A small point of chapter 4 is executed by papermill alone and by a worker of Dask; in
+turn, so that a busy minute meets both alike. Then sixteen points run on one worker and
+on two.
 
     python benchmarks/sweep_overhead.py [ROUNDS]
 """
@@ -13,13 +13,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import nbformat
 import numpy as np
-import papermill
 import psutil
 import yaml
 
-from thesis_lib.book.execute import chapters, sweep, warm
+from thesis_lib.book.execute import chapters, sweep
 from thesis_lib.common.files import write_whole
 from thesis_lib.common.provenance import commit, identity, versions
 from thesis_lib.common.stats import bootstrap
@@ -38,34 +36,6 @@ SIXTEEN = {
 
 def quiet(*numbers):
     """Progress that nobody watches."""
-
-
-def imports_of(number: str, folder: Path) -> Path:
-    """A notebook that holds the imports of a chapter and nothing else."""
-    (chapter,) = chapters.select([number])
-    notebook = chapter.load()
-    lines = chapters.code(notebook).splitlines()
-    wanted = [line for line in lines if line.startswith(("import ", "from "))]
-    v4 = nbformat.v4
-    small = v4.new_notebook(
-        cells=[v4.new_code_cell("\n".join(wanted))], metadata=notebook.metadata
-    )
-    path = folder / f"imports_{chapter.name}.ipynb"
-    nbformat.write(small, path)
-    return path
-
-
-def execute(path: Path, manager: type | None) -> None:
-    """Papermill alone, with a cold or a warm kernel."""
-    papermill.execute_notebook(
-        str(path),
-        str(path.with_suffix(".out.ipynb")),
-        kernel_name="python3",
-        progress_bar=False,
-        cwd=str(path.parent),
-        extra_arguments=["--log-level=CRITICAL"],
-        **({} if manager is None else {"kernel_manager_class": manager}),
-    )
 
 
 def timed(action) -> float:
@@ -87,26 +57,15 @@ def ratio(over: list[float], under: list[float]) -> dict[str, float]:
     }
 
 
-def overhead(rounds: int, folder: Path) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each execution, by notebook and by way, a round at a time."""
+def overhead(rounds: int, folder: Path) -> dict[str, list[float]]:
+    """Seconds of each execution of the small point, by way, a round at a time."""
     (chapter,) = chapters.select(["4"])
     (values,) = chapters.resolve([chapter], "smoke", SMALL).values()
     key = chapters.content_key(chapter, values)
-    parts = {"imports of Part I": "4", "imports of Part II": "6"}
-    paths = {name: imports_of(number, folder) for name, number in parts.items()}
-    zygotes = {
-        name: warm.Zygote(warm.imports(nbformat.read(path, 4).cells[0].source))
-        for name, path in paths.items()
-    }
-    point = "small point of chapter 4"
-    samples = {name: {"cold": [], "warm": []} for name in paths}
-    samples[point] = {"cold": [], "warm": [], "Dask": []}
     output = folder / "point.ipynb"
-    with sweep._connect(1, None) as client, sweep._kernels(chapter) as manager:
+    samples = {"cold": [], "Dask": []}
+    with sweep._connect(1, None) as client:
         task = sweep._task()
-
-        def produce(kind):
-            chapters.produce(chapter, values, "smoke", output, quiet, kind)
 
         def submit():
             future = client.submit(task, chapter.name, values, "smoke", key, pure=False)
@@ -114,25 +73,16 @@ def overhead(rounds: int, folder: Path) -> dict[str, dict[str, list[float]]]:
             assert "record" in outcome, outcome["failed"]
 
         ways = {
-            (name, "cold"): lambda path=path: execute(path, None)
-            for name, path in paths.items()
+            "cold": lambda: chapters.produce(chapter, values, "smoke", output, quiet),
+            "Dask": submit,
         }
-        for name, path in paths.items():
-            forked = warm.kernel_manager(zygotes[name])
-            ways[name, "warm"] = lambda path=path, kind=forked: execute(path, kind)
-        ways[point, "cold"] = lambda: produce(None)
-        ways[point, "warm"] = lambda: produce(manager)
-        ways[point, "Dask"] = submit
         for action in ways.values():
             action()  # compiles, fills caches, measures the machine; not counted
         order = np.random.default_rng(0)
         for number in range(rounds):
-            for index in order.permutation(len(ways)):
-                (name, way), action = list(ways.items())[index]
-                samples[name][way].append(timed(action))
+            for way in order.permutation(list(ways)):
+                samples[way].append(timed(ways[way]))
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
-    for zygote in zygotes.values():
-        zygote.close()
     return samples
 
 
@@ -176,14 +126,11 @@ def main() -> None:
         samples = overhead(rounds, Path(name))
         workers = efficiency(max(2, rounds // 4), Path(name))
     summary = {
-        name: {f"median {way} (s)": float(np.median(ways[way])) for way in ways}
-        | {"cold over warm": ratio(ways["cold"], ways["warm"])}
-        | (
-            {"Dask over warm": ratio(ways["Dask"], ways["warm"])}
-            if "Dask" in ways
-            else {}
-        )
-        for name, ways in samples.items()
+        "small point of chapter 4": {
+            f"median {way} (s)": float(np.median(seconds))
+            for way, seconds in samples.items()
+        }
+        | {"Dask over cold": ratio(samples["Dask"], samples["cold"])}
     }
     for field in ("whole_s", "points_s"):
         one, two = ([row[field] for row in workers[count]] for count in ("1", "2"))

@@ -32,8 +32,7 @@ claims:
     low: wins_low
     high: wins_high
     published: {value: 36, source: thesis}
-    reference: {smoke: 95.9}
-  setting: {chapter: 4, says: Setting, unit: "", kind: exact, reference: {smoke: A}}
+  setting: {chapter: 4, says: Setting, unit: "", kind: exact}
   ppl:
     chapter: 6
     says: Perplexity
@@ -43,7 +42,6 @@ claims:
     why: kernels round
     low: ppl_low
     high: ppl_high
-    reference: {smoke: 20.0}
   token_s:
     chapter: 6
     says: Time of a token
@@ -53,7 +51,6 @@ claims:
     factor: 1.5
     low: token_low
     high: token_high
-    reference: {smoke: 0.4}
 """
 NUMBERS = {
     "04_evaluation": {
@@ -106,11 +103,11 @@ def data(tmp_path, monkeypatch):
 
 
 def words(compared):
-    return {row.claim.key: row.runs[0].verdict.word for row in compared.rows}
+    return {row.claim.key: row.verdict for row in compared.table.itertuples()}
 
 
 def one(compared, key):
-    return next(row for row in compared.rows if row.claim.key == key).runs[0]
+    return next(r for r in compared.table.itertuples() if r.claim.key == key)
 
 
 # --- Laws ---------------------------------------------------------------------
@@ -121,7 +118,7 @@ def test_equal_runs_hold_in_everything(claims):
     assert words(compared) == {
         "wins": "equal", "setting": "equal", "ppl": "agrees", "token_s": "as expected",
     }  # fmt: skip
-    assert not compared.broken
+    assert not len(compared.broken)
     assert one(compared, "wins").difference == Quantity(0)
 
 
@@ -129,7 +126,7 @@ def test_the_last_bit_of_an_exact_claim_is_a_difference(claims):
     flipped = record("04_evaluation", wins=math.nextafter(95.9, 0))
     compared = compare([run("b", flipped)], claims, run("a"))
     assert words(compared)["wins"] == "DIFFERS"
-    assert [row.claim.key for row, _ in compared.broken] == ["wins"]
+    assert [claim.key for claim in compared.broken["claim"]] == ["wins"]
     assert one(compared, "wins").difference.value != 0
 
 
@@ -147,17 +144,17 @@ def test_a_tolerance_ends_where_it_says(claims):
 def test_other_parameters_are_not_comparable_whatever_the_values(claims):
     other = replace(record("04_evaluation"), parameters={"seeds": 20, "profile": "x"})
     compared = compare([run("b", other)], claims, run("a"))
-    verdict = one(compared, "wins").verdict
-    assert verdict.word == "not comparable"
-    assert verdict.text == "other parameters (seeds=20 instead of 6)"
+    held = one(compared, "wins")
+    assert held.verdict == "not comparable"
+    assert held.text == "other parameters (seeds=20 instead of 6)"
     assert words(compared)["ppl"] == "not run"
-    assert not compared.broken
+    assert not len(compared.broken)
     assert not compared.any_held
 
 
 def test_many_other_parameters_are_counted_not_listed(claims):
     other = replace(record("04_evaluation"), parameters=dict.fromkeys("abcde", 1))
-    text = one(compare([run("b", other)], claims, run("a")), "wins").verdict.text
+    text = one(compare([run("b", other)], claims, run("a")), "wins").text
     assert text.endswith("c=1 instead of nothing and 3 more)")
 
 
@@ -193,8 +190,8 @@ def test_a_time_on_a_disk_twice_as_fast_is_expected_at_half(claims, token_s, wor
     held = one(compared, "token_s")
     assert held.expected == pytest.approx(0.5)
     assert held.ratio.value == pytest.approx(token_s / 0.4)
-    assert held.verdict.word == word
-    assert not compared.broken  # a time breaks nothing
+    assert held.verdict == word
+    assert not len(compared.broken)  # a time breaks nothing
 
 
 def test_a_disk_read_in_another_way_predicts_nothing(claims):
@@ -202,7 +199,7 @@ def test_a_disk_read_in_another_way_predicts_nothing(claims):
     other = replace(other, machine=other.machine | {"drain_how": "buffered"})
     held = one(compare([run("b", other)], claims, run("a")), "token_s")
     assert held.expected is None
-    assert held.verdict.word == "expected to differ"
+    assert held.verdict == "expected to differ"
 
 
 def test_a_claim_that_a_run_does_not_publish_does_not_hold(claims):
@@ -228,19 +225,6 @@ def test_chapters_of_different_profiles_are_each_held_against_their_own(claims):
         "wins": "equal", "setting": "equal", "ppl": "no reference",
         "token_s": "no reference",
     }  # fmt: skip
-
-
-def test_custom_values_without_a_record_of_the_reference_are_not_comparable(
-    data, claims
-):
-    (data / "reference" / "smoke" / "04_evaluation.json").unlink()
-    mine = record("04_evaluation")
-    custom = replace(mine, parameters=mine.parameters | {"profile": "custom"})
-    reference = read_reference()
-    assert words(compare([run("b", mine)], claims, reference))["wins"] == "equal"
-    assert words(compare([run("b", custom)], claims, reference))["wins"] == (
-        "not comparable"
-    )
 
 
 def test_no_claims_is_a_comparison_of_machines(claims):

@@ -23,40 +23,29 @@ def add_origin(checkout, address):
     subprocess.run(command, check=True)
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "https://github.com/example/thesis",
-        "https://github.com/example/thesis/",
-        "https://github.com/example/thesis.git",
-        "https://somebody:secret@github.com/example/thesis.git",
-        "git@github.com:example/thesis.git",
-        "ssh://git@github.com/example/thesis.git",
-    ],
-)
-def test_an_origin_on_github_is_the_address_in_one_form(checkout, address):
-    add_origin(checkout, address)
-    assert render.repository_address(checkout) == "https://github.com/example/thesis"
+HERE = "https://github.com/example/thesis"
 
 
 @pytest.mark.parametrize(
-    "address",
+    ("origin", "address"),
     [
-        "https://gitlab.com/example/thesis",
-        "https://github.com.example.org/example/thesis",
-        "https://notgithub.com/example/thesis",
-        "https://github.com/example",
-        "/srv/github.com/example/thesis",
+        (f"{HERE}/", HERE),
+        ("https://somebody:secret@github.com/example/thesis.git", HERE),
+        ("git@github.com:example/thesis.io.git", f"{HERE}.io"),
+        ("ssh://git@github.com/example/thesis.git", HERE),
+        ("https://github.com.example.org/example/thesis", None),
+        ("https://notgithub.com/example/thesis", None),
+        ("https://github.com/example", None),
+        ("/srv/github.com/example/thesis", None),
     ],
 )
-def test_another_origin_is_no_address(checkout, address):
-    add_origin(checkout, address)
-    assert render.repository_address(checkout) is None
-
-
-def test_dots_in_a_name_are_kept(checkout):
-    add_origin(checkout, "git@github.com:example/thesis.io.git")
-    assert render.repository_address(checkout) == "https://github.com/example/thesis.io"
+def test_an_origin_on_github_is_the_address_in_one_form(checkout, origin, address):
+    add_origin(checkout, origin)
+    assert render.repository_address(checkout) == address
+    inside = checkout / "unpacked"  # is another copy, for which git would answer
+    inside.mkdir()
+    (inside / "_config.yml").write_text("{}\n")
+    assert render.repository_address(inside) is None
 
 
 def test_the_environment_comes_before_the_origin_and_that_before_the_configuration(
@@ -81,14 +70,6 @@ def test_what_was_set_by_hand_and_is_no_address_is_refused(checkout, monkeypatch
         render.repository_address(checkout)
 
 
-def test_the_repository_around_an_unpacked_copy_does_not_answer_for_it(checkout):
-    add_origin(checkout, "https://github.com/around/it")
-    inside = checkout / "unpacked"
-    inside.mkdir()
-    (inside / "_config.yml").write_text("{}\n")
-    assert render.repository_address(inside) is None
-
-
 def test_what_sphinx_reads_carries_the_address_only_where_there_is_one(
     checkout, tmp_path_factory
 ):
@@ -96,8 +77,7 @@ def test_what_sphinx_reads_carries_the_address_only_where_there_is_one(
     before = (checkout / "_config.yml").read_text()
     render._stage_config(checkout, source)
     assert (source / "_config.yml").read_text() == before
-    add_origin(checkout, "https://github.com/example/thesis")
+    add_origin(checkout, HERE)
     render._stage_config(checkout, source)
     staged = yaml.safe_load((source / "_config.yml").read_text())
-    context = staged["sphinx"]["config"]["html_context"]
-    assert context == {"thesis_repository": "https://github.com/example/thesis"}
+    assert staged["sphinx"]["config"]["html_context"] == {"thesis_repository": HERE}

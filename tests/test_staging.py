@@ -17,7 +17,7 @@ from thesis_lib.common.files import content_hash
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A checkout of two executed chapters, with claims and a reference of one."""
+    """A checkout of two executed chapters, with claims and a reference of both."""
     names = ("04_evaluation", "06_evaluation")
     for part in ("notebooks", "book", "executed", "data/reference/smoke"):
         (tmp_path / part).mkdir(parents=True)
@@ -29,7 +29,9 @@ def checkout(tmp_path, monkeypatch):
         notebook = nbformat.v4.new_notebook(cells=[cell])
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
         write_result(tmp_path, notebook, record(name))
-    record(names[0]).write(tmp_path / "data/reference/smoke" / f"{names[0]}.json")
+        rate = 1e9 if name == names[0] else None
+        made = record(name, rate=rate)
+        made.write(tmp_path / "data/reference/smoke" / f"{name}.json")
     monkeypatch.setattr(chapters, "root", lambda: tmp_path)
     monkeypatch.setenv("THESIS_DATA", str(tmp_path / "data"))
     return tmp_path
@@ -59,7 +61,8 @@ def test_the_page_of_the_readers_hardware_is_written_from_the_records(checkout):
 
 
 def test_without_a_reference_or_claims_the_page_says_so(checkout):
-    (checkout / "data/reference/smoke/04_evaluation.json").unlink()
+    for path in checkout.glob("data/reference/smoke/*.json"):
+        path.unlink()
     (checkout / "data" / "claims.yml").write_text("claims: {}\n")
     assert staged(checkout, "your_hardware_results.txt").startswith("There is no claim")
     assert "No reference run" in staged(checkout, "your_hardware_durations.txt")

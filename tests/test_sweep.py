@@ -97,8 +97,8 @@ def test_a_number_of_seeds_spawns_as_many_and_always_the_same(checkout, chapter)
         ("grid: {x: [1, fast]}", "x='fast' has the wrong type: .*float"),
         ("grid: {seed: [1.5]}", "seed=1.5 has the wrong type: expected int"),
         ("grid: {words: [a]}", r"words='a' .* expected list\[str\]"),
-        ("grid: {x: 1}", "x=1 in .* must be a list"),
-        ("grid: {x: []}", "must be a list of at least one"),
+        ("grid: {x: 1}", r"grid\.x: Input should be a valid array"),
+        ("grid: {x: []}", r"grid\.x: List should have at least 1"),
         ("grid: {'x, words': [[1]]}", r"\[1\] of x, words in .* must be a list of 2"),
         ("grid: {'x, y': [[1, 2]]}", "'y' is unknown"),
         ("grid: {'x, seed': [[1, 2]], seed: [3]}", "seed is in 2 axes"),
@@ -107,12 +107,12 @@ def test_a_number_of_seeds_spawns_as_many_and_always_the_same(checkout, chapter)
         ("grid: {x: [1, 1.0]}", "x in .* lists a value twice"),
         ("grid: {x: [1], x: [2]}", "x is given 2 times"),
         ("{grid: {seed: [1]}, seeds: [2]}", "gives seed in grid and as seeds"),
-        ("{grid: {x: [1]}, seeds: 0}", "seeds=0 in .* must be at least 1"),
+        ("{grid: {x: [1]}, seeds: 0}", "seeds.*greater than or equal to 1"),
         ("{grid: {x: [1]}, seed: 3}", "seed=3 in .* beside a number of seeds"),
-        ("{grid: {x: [1]}, prfile: smoke}", "profile, seed, seeds and nothing else"),
+        ("{grid: {x: [1]}, prfile: smoke}", "prfile: .*expected\n  profile: smoke"),
         ("{grid: {x: [1]}, profile: huge}", "expected one of smoke, default, full"),
-        ("{grid: {x: [1]}, seeds: yes}", "seed=True in .* must be a list"),
-        ("[1, 2]", "nothing else"),
+        ("{grid: {x: [1]}, seeds: yes}", "is no grid: seeds"),
+        ("[1, 2]", "is no grid: it: "),
         ("grid: [x", "cannot be read"),
     ],
 )
@@ -251,8 +251,9 @@ def test_a_record_from_a_newer_version_is_refused_and_kept(
 
 def test_two_sweeps_do_not_write_to_one_folder(checkout, chapter, cluster, tmp_path):
     grid = read(checkout, chapter, "grid: {x: [1]}")
+    (tmp_path / "points").mkdir()
     with (
-        sweep._alone(tmp_path),
+        chapters.claimed(tmp_path / "sweep", quiet),
         pytest.raises(InvalidInput, match="another sweep is writing"),
     ):
         run(grid, tmp_path)
@@ -287,7 +288,7 @@ def test_a_sweep_killed_half_way_loses_no_finished_point_and_repeats_none(
     client.wait()
     gone, alive = psutil.wait_procs(family, timeout=30)
     assert alive == []
-    assert len(gone) >= 4  # two workers, two zygotes and their kernels
+    assert len(gone) >= 3  # two workers and a kernel
     kept = {path: path.read_bytes() for path in output.glob("points/*.json")}
     assert len(kept) < 8
     recorded = {
@@ -470,7 +471,7 @@ def test_the_summary_stands_alone_and_holds_every_point(
     done = run(grid, tmp_path)
     page = (tmp_path / "summary.html").read_text()
     assert page.count("<svg") == 1
-    assert page.count("<tr>") == 1 + len(grid.points) + 2
+    assert page.count("<tr>") == 2 + len(grid.points) + 1
     for outside in ("http://", "https://", "<script", "<img", "@import"):
         assert outside not in page.replace("http://www.w3.org", "")
     assert "prefers-color-scheme: dark" in page
@@ -482,7 +483,7 @@ def test_the_summary_stands_alone_and_holds_every_point(
 def test_claims_that_vary_are_the_headlines(checkout, chapter, cluster, tmp_path):
     (checkout / "data" / "claims.yml").write_text(
         "claims:\n  double:\n    chapter: 3\n    says: Twice <x>\n    unit: '%'\n"
-        "    kind: exact\n    reference: {}\n"
+        "    kind: exact\n"
     )
     grid = read(checkout, chapter, "grid: {x: [1, 2]}")
     done = run(grid, tmp_path)

@@ -6,7 +6,6 @@ cache that does not know the package. The pages "Your hardware", "Parameters" an
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -24,7 +23,6 @@ from thesis_lib.book.compare.comparison import (
     Run,
     compare,
     doubts,
-    number,
     read_reference,
 )
 from thesis_lib.book.compare.present import (
@@ -53,7 +51,7 @@ from thesis_lib.book.execute.claims import read_claims
 from thesis_lib.book.execute.parameters import names_in
 from thesis_lib.book.execute.records import Record
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.common.files import content_hash, data_folder, file_hash
+from thesis_lib.common.files import content_hash, file_hash, read_record
 from thesis_lib.common.units import format_duration, format_size
 
 STAMP = "rendered.sha256"
@@ -215,7 +213,7 @@ def _provenance(records: list[Record]) -> str:
     lines = ["## Machine", *markdown_table(*_escaped(head, rows))]
     table = [
         [
-            str(number(r)),
+            str(r.number),
             r.profile,
             f"`{r.commit}`{'' if r.clean else ', with changes'}",
             r.started[:16].replace("T", " "),
@@ -258,10 +256,9 @@ def _parameter_lines(chapter: Chapter, record: Record) -> list[str]:
 
 def _large_runs() -> list[str]:
     """What `benchmarks/grids.py` recorded of the large runs, as MyST Markdown."""
-    path = data_folder() / "measurements" / "grids.json"
-    if not path.is_file():
+    record = read_record("grids")
+    if record is None:
         return ["The large grids and the profile `full` have not been recorded yet."]
-    record = json.loads(path.read_text())
     full = record.pop("full", None)
     lines = markdown_table(
         [

@@ -18,7 +18,7 @@ from thesis_lib.cli.common import (
     show,
     strict_json,
 )
-from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import write_whole
 
 
@@ -253,24 +253,9 @@ def claims(
 
     checkout = chapters.repository()
     records = chapters.read_records(checkout / "build" / "chapters" / profile)
-    numbers = {k: v for record in records for k, v in record.numbers.items()}
     if update:
-        timed = {key for key, c in claims_.read_claims().claims.items() if c.follows}
-        for record in records:
-            lost = timed.intersection(str(record.numbers.get("disturbed", "")).split())
-            require(
-                not lost,
-                f"{', '.join(sorted(lost))} of {record.chapter} cannot become "
-                f"references: {record.numbers.get('disturbed_by')}; measure again when "
-                f"nothing else runs, with `thesis run {record.chapter} --again`",
-            )
-        changed = claims_.store_references(
-            numbers, profile, checkout / "data" / claims_.FILE
-        )
-        folder = checkout / "data" / "reference" / profile
-        folder.mkdir(parents=True, exist_ok=True)
-        for record in records:
-            record.write(folder / f"{record.chapter}.json")
+        folder = checkout / "data" / claims_.REFERENCE / profile
+        changed = claims_.store_references(records, profile, checkout / "data")
         if profile == "default":  # the profile of the published book
             page = checkout / "README.md"
             known, reference = claims_.read_claims().claims, compare_.read_reference()
@@ -282,6 +267,7 @@ def claims(
         )
         return
     known = claims_.read_claims().claims
+    numbers = {k: v for record in records for k, v in record.numbers.items()}
     verdicts = {
         key: claims_.judge(claim, numbers.get(key), claim.reference.get(profile))
         for key, claim in known.items()
@@ -347,5 +333,5 @@ def compare(
             "--strict found no claim that could be held: expected a run with the "
             "parameters of its reference; see the verdicts above"
         )
-    if strict and compared.broken:
+    if strict and len(compared.broken):
         raise typer.Exit(1)

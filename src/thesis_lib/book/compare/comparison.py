@@ -1,7 +1,8 @@
 """Hold runs of different machines against a reference, claim by claim.
 
 A run is the records of a folder. What must be equal, what may differ and by how much
-is said by the claims; a number is only held against one of the same parameters.
+is said by the claims; a number is only held against one of the same parameters. What
+comes of it is one table, with a row for each claim in each run.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,18 +10,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from thesis_lib.book.execute.chapters import (
-    CUSTOM,
     PROFILE_PARAMETER,
     PROFILES,
     read_records,
 )
-from thesis_lib.book.execute.claims import RATES, Claim, Verdict, expected_ratio, judge
+from thesis_lib.book.execute.claims import (
+    RATES,
+    REFERENCE,
+    Claim,
+    Verdict,
+    expected_ratio,
+    judge,
+    reference_records,
+)
 from thesis_lib.book.execute.records import Number, Record
 from thesis_lib.common.errors import require
 from thesis_lib.common.files import data_folder
 
-REFERENCE = "reference"  # the word for the committed run, and its label
 RESOURCES = {"drain": "disk", "compute": "processor"}
 
 # Verdicts that say neither good nor bad: nothing was held against anything.
@@ -36,15 +45,13 @@ class Run:
     committed: bool = False  # the reference of the claims: `data/reference`
 
     def record(self, chapter: int, profile: str) -> Record | None:
-        """Its record of a chapter: of `profile` if there is one, of another if not."""
-        found = [r for r in self.records if number(r) == chapter]
-        same = [r for r in found if r.profile == profile]
-        return next(iter(same or found), None)
+        """Its record of a chapter: of `profile` if there is one, of another if not.
 
-    def of_profiles(self, pairs: set[tuple[int, str]]) -> "Run":
-        """The same run with the records of some (chapter, profile) alone."""
-        kept = tuple(r for r in self.records if (number(r), r.profile) in pairs)
-        return Run(self.label, kept, self.committed)
+        The committed run has several profiles, and no other stands for one of them.
+        """
+        found = [r for r in self.records if r.number == chapter]
+        same = [r for r in found if r.profile == profile]
+        return next(iter(same or ([] if self.committed else found)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,36 +61,6 @@ class Quantity:
     value: Number
     low: float | None = None
     high: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What became of a claim in one run."""
-
-    run: str
-    value: Quantity | None
-    difference: Quantity | None  # to the reference
-    ratio: Quantity | None  # to the reference; of a time
-    expected: float | None  # of a time: the ratio that the machine's rate predicts
-    demand: str
-    verdict: Verdict
-
-    @property
-    def state(self) -> str:
-        """'good', 'bad' or, where nothing could be held, 'open'."""
-        if self.verdict.word in OPEN:
-            return "open"
-        return "good" if self.verdict.good else "bad"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One claim, at one profile, in every run."""
-
-    claim: Claim
-    profile: str
-    reference: Quantity | None
-    runs: tuple[Held, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,93 +82,99 @@ class Machine:
     ratio: float | None  # of the run times of the chapters that can be compared
 
 
+COLUMNS = (
+    "claim",  # Claim
+    "kind",  # of it
+    "profile",
+    "reference",  # Quantity or None, as `value`, `difference` and `ratio`
+    "run",
+    "value",
+    "difference",  # to the reference
+    "ratio",  # to the reference; of a time
+    "expected",  # of a time: the ratio that the machine's rate predicts, or None
+    "demand",
+    "verdict",  # one word
+    "good",
+    "text",  # of the verdict
+    "state",  # 'good', 'bad' or, where nothing could be held, 'open'
+)
+
+
+def each(table: pd.DataFrame) -> Iterable[Any]:
+    """The rows of a table, whose columns are their attributes."""
+    return table.itertuples()
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All rows and machines; the reference's machine comes first where it is known."""
+    """All claims and machines; the reference's machine comes first where it is known.
+
+    `table` has the columns COLUMNS and a row for each claim, profile and run.
+    """
 
     reference: str
     committed: bool
     labels: tuple[str, ...]  # of the runs, the reference apart
-    rows: tuple[Row, ...]
+    table: pd.DataFrame
     machines: tuple[Machine, ...]
 
-    def of_kind(self, kind: str) -> list[Row]:
-        return [row for row in self.rows if row.claim.kind == kind]
-
-    def held(self, run: str) -> list[tuple[Row, Held]]:
-        """Each claim with what became of it in `run`."""
-        return [(row, one) for row in self.rows for one in row.runs if one.run == run]
+    def of(self, run: str) -> pd.DataFrame:
+        """What became of each claim in one run."""
+        return self.table.loc[self.table["run"] == run]
 
     @property
-    def broken(self) -> list[tuple[Row, Held]]:
+    def broken(self) -> pd.DataFrame:
         """Claims that had to hold and do not; times are not among them."""
-        return [
-            (row, held)
-            for row in self.rows
-            for held in row.runs
-            if held.state == "bad" and row.claim.kind != "time"
-        ]
+        bad = self.table["state"] == "bad"
+        return self.table.loc[bad & (self.table["kind"] != "time")]
 
     @property
     def any_held(self) -> bool:
         """Whether there is a claim of any run that holds or does not, times apart."""
-        return any(
-            held.state != "open" and row.claim.kind != "time"
-            for row in self.rows
-            for held in row.runs
-        )
+        held = self.table["state"] != "open"
+        return bool((held & (self.table["kind"] != "time")).any())
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
+        rows: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in each(self.table):
+            claim: Claim = row.claim
+            entry = {
+                "claim": claim.key,
+                "chapter": claim.chapter,
+                "says": claim.says,
+                "unit": claim.unit,
+                "kind": claim.kind,
+                "profile": row.profile,
+                "published": claim.published,
+                "reference": row.reference and asdict(row.reference),
+                "runs": [],
+            }
+            rows.setdefault((claim.key, row.profile), entry)["runs"].append(
+                {
+                    "run": row.run,
+                    "value": row.value and asdict(row.value),
+                    "difference": row.difference and asdict(row.difference),
+                    "ratio": row.ratio and asdict(row.ratio),
+                    "expected_ratio": row.expected,
+                    "demand": row.demand,
+                    "verdict": row.verdict,
+                    "good": row.good,
+                    "text": row.text,
+                }
+            )
         return {
             "reference": self.reference,
-            "rows": [_row_json(row) for row in self.rows],
+            "rows": list(rows.values()),
             "machines": [asdict(machine) for machine in self.machines],
         }
 
 
-def _row_json(row: Row) -> dict[str, Any]:
-    claim = row.claim
-    return {
-        "claim": claim.key,
-        "chapter": claim.chapter,
-        "says": claim.says,
-        "unit": claim.unit,
-        "kind": claim.kind,
-        "profile": row.profile,
-        "published": claim.published,
-        "reference": row.reference and asdict(row.reference),
-        "runs": [
-            {
-                "run": held.run,
-                "value": held.value and asdict(held.value),
-                "difference": held.difference and asdict(held.difference),
-                "ratio": held.ratio and asdict(held.ratio),
-                "expected_ratio": held.expected,
-                "demand": held.demand,
-                "verdict": held.verdict.word,
-                "good": held.verdict.good,
-                "text": held.verdict.text,
-            }
-            for held in row.runs
-        ],
-    }
-
-
 # --- What is read ------------------------------------------------------------
-def number(record: Record) -> int:
-    """The number of a record's chapter."""
-    return int(record.chapter.split("_")[0])
-
-
 def read_reference(folder: Path | None = None) -> Run:
     """The committed reference run, of every profile; without records if none is."""
-    folder = folder or data_folder() / "reference"
-    found = [
-        f for f in sorted(folder.glob("*")) if f.is_dir() and any(f.glob("*.json"))
-    ]
-    records = tuple(record for part in found for record in read_records(part))
-    return Run(REFERENCE, records, committed=True)
+    folder = folder or data_folder() / REFERENCE
+    return Run(REFERENCE, tuple(reference_records(folder)), committed=True)
 
 
 def read_run(name: str) -> Run:
@@ -203,7 +186,7 @@ def read_run(name: str) -> Run:
         reference = read_reference()
         require(
             bool(reference.records),
-            f"no reference run is committed: expected {data_folder() / 'reference'}/"
+            f"no reference run is committed: expected {data_folder() / REFERENCE}/"
             "PROFILE with records; `thesis claims --update` writes it",
         )
         return reference
@@ -217,14 +200,14 @@ def read_run(name: str) -> Run:
 
 
 # --- What is compared --------------------------------------------------------
-def quantity(claim: Claim, numbers: Mapping[str, Number]) -> Quantity | None:
-    """The value of a claim among published numbers, with its interval."""
-    if claim.key not in numbers:
+def quantity(claim: Claim, record: Record | None) -> Quantity | None:
+    """The value of a claim in a record, with its interval."""
+    if record is None or claim.key not in record.numbers:
         return None
-    low, high = (numbers.get(name or "") for name in (claim.low, claim.high))
+    low, high = (record.numbers.get(name or "") for name in (claim.low, claim.high))
     if isinstance(low, str | None) or isinstance(high, str | None):
-        return Quantity(numbers[claim.key])
-    return Quantity(numbers[claim.key], low, high)
+        return Quantity(record.numbers[claim.key])
+    return Quantity(record.numbers[claim.key], low, high)
 
 
 def _ends(*quantities: Quantity) -> list[float] | None:
@@ -299,14 +282,11 @@ def demand(claim: Claim, expected: float | None) -> str:
     )
 
 
-def _hold(claim: Claim, profile: str, run: Run, reference: Run) -> Held:
-    """What becomes of a claim in one run."""
+def _hold(claim: Claim, profile: str, run: Run, reference: Run) -> dict[str, Any]:
+    """What becomes of a claim in one run: a row of the table."""
     mine = run.record(claim.chapter, profile)
     theirs = reference.record(claim.chapter, profile)
-    if theirs is not None and reference.committed and theirs.profile != profile:
-        theirs = None
-    value = quantity(claim, mine.numbers) if mine else None
-    base = reference_value(claim, profile, reference)
+    value, base = quantity(claim, mine), quantity(claim, theirs)
     rates = comparable_rates(mine, theirs) if mine and theirs else None
     is_time = claim.kind == "time"
     expected = expected_ratio(claim, rates) if is_time else None
@@ -314,9 +294,9 @@ def _hold(claim: Claim, profile: str, run: Run, reference: Run) -> Held:
 
     if mine is None:
         verdict = Verdict("not run", True, f"chapter {claim.chapter} is not in it")
-    elif base is None:
+    elif base is None or theirs is None:
         verdict = Verdict("no reference", True, "nothing to compare with")
-    elif other := _unlike(mine, theirs, profile):
+    elif other := other_parameters(mine, theirs):
         verdict = Verdict("not comparable", True, f"other parameters ({other})")
         expected = None
     else:
@@ -327,38 +307,29 @@ def _hold(claim: Claim, profile: str, run: Run, reference: Run) -> Held:
             parted = difference(value, base)
             if parted and claim.kind == "exact":
                 parted = Quantity(parted.value)
-    return Held(
-        run.label, value, parted, apart, expected, demand(claim, expected), verdict
-    )
-
-
-def _unlike(mine: Record, theirs: Record | None, profile: str) -> str:
-    """Why a record cannot be held against the reference's values; '' if it can."""
-    if theirs is not None:
-        return other_parameters(mine, theirs)
-    if mine.profile != profile:
-        return f"profile {mine.profile} instead of {profile}"
-    if mine.parameters.get(PROFILE_PARAMETER) == CUSTOM:
-        return f"set by hand, instead of those of profile {profile}"
-    return ""
-
-
-def reference_value(claim: Claim, profile: str, reference: Run) -> Quantity | None:
-    """The value that a claim is held against, with its interval."""
-    record = reference.record(claim.chapter, profile)
-    if reference.committed:
-        if profile not in claim.reference:
-            return None
-        same = record is not None and record.profile == profile
-        numbers = record.numbers if record is not None and same else {}
-        return quantity(claim, {**numbers, claim.key: claim.reference[profile]})
-    return quantity(claim, record.numbers) if record else None
+    held = "good" if verdict.good else "bad"
+    return {
+        "claim": claim,
+        "kind": claim.kind,
+        "profile": profile,
+        "reference": base,
+        "run": run.label,
+        "value": value,
+        "difference": parted,
+        "ratio": apart,
+        "expected": expected,
+        "demand": demand(claim, expected),
+        "verdict": verdict.word,
+        "good": verdict.good,
+        "text": verdict.text,
+        "state": "open" if verdict.word in OPEN else held,
+    }
 
 
 def _profiles(chapter: int, runs: Iterable[Run]) -> list[str]:
     """Profiles of a chapter in some runs, or of other chapters where it is in none."""
     records = [record for run in runs for record in run.records]
-    found = {r.profile for r in records if number(r) == chapter}
+    found = {r.profile for r in records if r.number == chapter}
     found = found or {r.profile for r in records[:1]}
     order = {name: place for place, name in enumerate(PROFILES)}
     return sorted(found, key=lambda name: (order.get(name, len(order)), name))
@@ -367,22 +338,19 @@ def _profiles(chapter: int, runs: Iterable[Run]) -> list[str]:
 def describe_machine(run: Run, reference: Run) -> Machine:
     """What a run was made on and with, beside its reference."""
     records = run.records
-    ours = theirs = 0.0
+    mine_s = theirs_s = 0.0
     for record in records:
-        other = reference.record(number(record), record.profile)
+        other = reference.record(record.number, record.profile)
         if other is not None and not other_parameters(record, other):
-            ours, theirs = ours + record.seconds, theirs + other.seconds
+            mine_s, theirs_s = mine_s + record.seconds, theirs_s + other.seconds
     watched = [r for r in records if {"mean", "most"} <= r.load_average.keys()]
     loads = [(r.load_average["mean"], r.seconds) for r in watched]
     total_s = sum(seconds for _, seconds in loads)
     locks = tuple(dict.fromkeys(r.lock_sha256 for r in records))
+    machines = [r.machine for r in records]
     return Machine(
         run=run.label,
-        machines=tuple(
-            machine
-            for place, machine in enumerate(r.machine for r in records)
-            if machine not in [r.machine for r in records[:place]]
-        ),
+        machines=tuple(m for i, m in enumerate(machines) if m not in machines[:i]),
         commits=tuple(dict.fromkeys(r.commit for r in records)),
         clean=all(r.clean for r in records),
         lock_sha256=locks,
@@ -393,47 +361,44 @@ def describe_machine(run: Run, reference: Run) -> Machine:
         started=min(r.started for r in records),
         chapters=len(records),
         seconds=sum(r.seconds for r in records),
-        ratio=ours / theirs if theirs and run.label != reference.label else None,
+        ratio=mine_s / theirs_s if theirs_s and run.label != reference.label else None,
     )
 
 
 def compare(
     runs: Sequence[Run], claims: Mapping[str, Claim], reference: Run
 ) -> Comparison:
-    """Hold each run against the reference, a row for each claim.
+    """Hold each run against the reference, claim by claim.
 
     Against the committed reference, which has several profiles, a claim has a row for
     each profile that its chapter was run with. Raises InvalidInput for a run that
     shares no chapter with a reference that is itself a run.
     """
     if not reference.committed:
-        known = {number(record) for record in reference.records}
+        known = {record.number for record in reference.records}
         for run in runs:
             require(
-                bool(known & {number(record) for record in run.records}),
+                bool(known & {record.number for record in run.records}),
                 f"runs {reference.label} and {run.label} have no chapter in common: "
                 "expected two runs of the same chapters; run them with `thesis run`",
             )
     whose = runs if reference.committed else [reference]
-    rows = tuple(
-        Row(
-            claim,
-            profile,
-            reference_value(claim, profile, reference),
-            tuple(_hold(claim, profile, run, reference) for run in runs),
-        )
+    rows = [
+        _hold(claim, profile, run, reference)
         for claim in claims.values()
         for profile in _profiles(claim.chapter, whose)
-    )
+        for run in runs
+    ]
     if reference.committed:
-        pairs = {(number(r), r.profile) for run in runs for r in run.records}
-        reference = reference.of_profiles(pairs)
+        pairs = {(r.number, r.profile) for run in runs for r in run.records}
+        kept = [r for r in reference.records if (r.number, r.profile) in pairs]
+        reference = Run(reference.label, tuple(kept), committed=True)
     columns = [reference, *(run for run in runs if run.label != reference.label)]
     return Comparison(
         reference.label,
         reference.committed,
         tuple(run.label for run in runs),
-        rows,
+        pd.DataFrame(rows, columns=COLUMNS, dtype=object),
         tuple(describe_machine(run, reference) for run in columns if run.records),
     )
 
@@ -448,11 +413,11 @@ def doubts(compared: Comparison, run: Run) -> dict[str, dict[str, str]]:
         names = str(record.numbers.get("disturbed", "")).split()
         cause = f"disturbed: {record.numbers.get('disturbed_by', '')}"
         found[record.chapter] = dict.fromkeys(names, cause)
-    for row, held in compared.held(run.label):
+    for row in each(compared.of(run.label)):
         record = run.record(row.claim.chapter, row.profile)
-        if held.verdict.word == "UNEXPECTED" and record is not None:
+        if row.verdict == "UNEXPECTED" and record is not None:
             why = [found[record.chapter].get(row.claim.key, "")]
-            why.append(f"UNEXPECTED, {held.verdict.text}")
+            why.append(f"UNEXPECTED, {row.text}")
             found[record.chapter][row.claim.key] = "; ".join(filter(None, why))
     return {chapter: names for chapter, names in found.items() if names}
 

@@ -1,10 +1,12 @@
-"""A comparison of runs as people read it: in a terminal, in the book, on one page."""
+"""A comparison of runs as people read it: in a terminal, in the book, on one page.
 
+Every form shows the one table of `words`, some of its columns at a time.
+"""
+
+import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
-from string import Template
 from typing import Any
 
 import pandas as pd
@@ -16,15 +18,14 @@ from thesis_lib.book import figures
 from thesis_lib.book.compare.comparison import (
     RESOURCES,
     Comparison,
-    Held,
     Machine,
     Quantity,
-    Row,
     Run,
-    number,
-    reference_value,
+    each,
+    quantity,
 )
 from thesis_lib.book.execute.claims import Claim
+from thesis_lib.book.execute.pages import render_page
 from thesis_lib.book.execute.records import Number, Record
 from thesis_lib.common.errors import choice, require
 from thesis_lib.common.units import format_duration, format_size
@@ -68,6 +69,7 @@ MEANINGS = {
     "not published": "the chapter ran and did not publish the number.",
 }
 
+_NONE = "–"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -141,55 +143,101 @@ def title(claim: Claim) -> str:
     return f"{claim.says} ({claim.unit})" if claim.unit else claim.says
 
 
-def apart(held: Held) -> str:
+def apart(row: Any) -> str:
     """The difference to the reference, or the ratio of a time."""
-    if held.ratio is not None:
-        return f"× {format_quantity(held.ratio, digits=3)}"
-    return format_quantity(held.difference, digits=2, signed=True)
+    if row.ratio is not None:
+        return f"× {format_quantity(row.ratio, digits=3)}"
+    return format_quantity(row.difference, digits=2, signed=True)
 
 
-def expected(row: Row, held: Held) -> str:
+def _band(row: Any) -> tuple[float, float]:
+    """The least and the largest ratio in which a time was to be expected; or NaN."""
+    expected = math.nan if row.expected is None else row.expected
+    return expected / (row.claim.factor or 1), expected * (row.claim.factor or 1)
+
+
+def expected(row: Any) -> str:
     """The ratio to the reference in which a time was to be expected."""
-    if held.expected is None:
-        return f"the {RESOURCES[row.claim.follows or '']}"
-    factor = row.claim.factor or 1
-    low, high = held.expected / factor, held.expected * factor
-    return (
-        f"× {format_number(held.expected, digits=3)} "
-        f"({format_number(low, digits=2)} to {format_number(high, digits=2)}), "
-        f"the {RESOURCES[row.claim.follows or '']}"
-    )
+    resource = f"the {RESOURCES[row.claim.follows]}"
+    if row.expected is None:
+        return resource
+    low, high = (format_number(end, digits=2) for end in _band(row))
+    return f"× {format_number(row.expected, digits=3)} ({low} to {high}), {resource}"
+
+
+def published_amount(claim: Claim) -> str:
+    """What the thesis published, in its own unit; a dash for nothing."""
+    if claim.published is None:
+        return _NONE
+    unit = claim.published.get("unit", claim.unit)
+    return f"{format_number(claim.published['value'])} {unit}".strip()
+
+
+def words(comparison: Comparison) -> pd.DataFrame:
+    """The table of a comparison with a text in every cell; by kind, as KINDS has them.
+
+    `published` is an amount, and `source` the key of its work or ''.
+    """
+    rows = [
+        {
+            "kind": kind,
+            "state": row.state,
+            "key": row.claim.key,
+            "profile": row.profile,
+            "chapter": str(row.claim.chapter),
+            "claim": title(row.claim),
+            "run": row.run,
+            "value": format_quantity(row.value, row.claim),
+            "reference": format_quantity(row.reference, row.claim),
+            "apart": apart(row),
+            "allowed": f"{100 * (row.claim.rtol or 0):.2g} %",
+            "expected": expected(row) if kind == "time" else "",
+            "demand": row.demand,
+            "published": published_amount(row.claim),
+            "source": (row.claim.published or {}).get("source", ""),
+            "verdict": row.verdict,
+            "text": row.text,
+        }
+        for kind in KINDS
+        for row in each(comparison.table.loc[comparison.table["kind"] == kind])
+    ]
+    columns = ["kind", "state", "run", "profile", "source"]  # of no claim at all
+    return pd.DataFrame(rows, columns=None if rows else columns, dtype=object)
+
+
+def _with_source(table: pd.DataFrame, form: str) -> list[str]:
+    """What was published with its work, as `form` puts it; a dash for nothing."""
+    pairs = zip(table["published"], table["source"], strict=True)
+    return [form.format(p, s) if s else p for p, s in pairs]
 
 
 # --- Sentences ---------------------------------------------------------------
-def _counts(comparison: Comparison, run: str, kind: str) -> tuple[int, int]:
-    """Claims of a kind that hold in a run, and how many could be held."""
-    states = [h.state for row, h in comparison.held(run) if row.claim.kind == kind]
-    return states.count("good"), len(states) - states.count("open")
-
-
 def _of(good: int, held: int, what: str) -> str:
     return f"all {held} {what}" if good == held > 1 else f"{good} of {held} {what}"
 
 
 def headline(comparison: Comparison, run: str) -> str:
     """What came of a run, in two sentences."""
-    held = {kind: _counts(comparison, run, kind) for kind in KINDS}
-    if not any(total for _, total in held.values()):
-        words = {h.verdict.word for _, h in comparison.held(run)}
-        if not words:
+    table = comparison.of(run)
+    held = table.loc[table["state"] != "open"]
+    if held.empty:
+        verdicts = set(table["verdict"])
+        if not verdicts:
             return "There is no claim to hold this run against."
-        if words == {"no reference"}:
-            profiles = dict.fromkeys(row.profile for row in comparison.rows)
+        if verdicts == {"no reference"}:
+            profiles = dict.fromkeys(comparison.table["profile"])
             return (
                 f"There is no reference run of profile {', '.join(profiles)} yet, so "
                 "no claim could be held against one. The values of this run follow."
             )
         return (
-            f"No claim of this run could be held: {' or '.join(sorted(words))}. "
+            f"No claim of this run could be held: {' or '.join(sorted(verdicts))}. "
             "Its own values follow."
         )
-    (exact, of_exact), (near, of_near), (timed, of_timed) = held.values()
+    states = [held.loc[held["kind"] == kind, "state"] for kind in KINDS]
+    (exact, of_exact), (near, of_near), (timed, of_timed) = (
+        (int((state == "good").sum()), len(state)) for state in states
+    )
     parts = []
     if of_exact:
         parts.append(f"{_of(exact, of_exact, 'exact claims')} are equal bit for bit")
@@ -208,17 +256,17 @@ def headline(comparison: Comparison, run: str) -> str:
 
 def remarks(comparison: Comparison, run: str) -> list[str]:
     """What does not hold, each by name; what could not be held, by chapter."""
-    if {held.verdict.word for _, held in comparison.held(run)} == {"no reference"}:
+    table = comparison.of(run)
+    if set(table["verdict"]) == {"no reference"}:
         return []  # the headline says so
     wrong, grouped = [], {}
-    for row, held in comparison.held(run):
-        verdict = held.verdict
-        if held.state == "bad":
-            wrong.append(f"{row.claim.says}: {verdict.word}, {verdict.text}")
-        elif held.state == "open":
-            why = (row.claim.chapter, verdict.word, verdict.text)
-            if verdict.word == "expected to differ":
-                why = (row.claim.chapter, verdict.word, "its rate is not known there")
+    for row in each(table):
+        if row.state == "bad":
+            wrong.append(f"{row.claim.says}: {row.verdict}, {row.text}")
+        elif row.state == "open":
+            unknown = row.verdict == "expected to differ"
+            text = "its rate is not known there" if unknown else row.text
+            why = (row.claim.chapter, row.verdict, text)
             grouped[why] = grouped.get(why, 0) + 1
     commits = {commit for machine in comparison.machines for commit in machine.commits}
     if wrong and len(commits) > 1:
@@ -276,9 +324,6 @@ def _identity(machine: dict) -> dict:
 
 
 # --- Machines ----------------------------------------------------------------
-_NONE = "–"
-
-
 def _known(value: Any, show: Callable[[Any], str] = str) -> str:
     return "not known" if value is None else show(value)
 
@@ -349,122 +394,66 @@ def machine_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 _STYLES = {"good": "green", "bad": "bold red", "open": "dim"}
 
 
-def claim_table(comparison: Comparison) -> tuple[list[str], list[list[str]], list[str]]:
-    """Head, rows and state of each row: a row for each claim in each run."""
-    several = len(comparison.labels) > 1
-    profiles = {row.profile for row in comparison.rows}
-    head = ["ch.", "claim", "published", "reference", "value", "apart", "verdict"]
-    if several:
-        head.insert(4, "run")
-    if len(profiles) > 1:
-        head.insert(1, "profile")
-    rows, states = [], []
-    for kind in KINDS:
-        for row in comparison.of_kind(kind):
-            for held in row.runs:
-                cells = [
-                    str(row.claim.chapter),
-                    title(row.claim),
-                    _published(row.claim),
-                    format_quantity(row.reference, row.claim),
-                    format_quantity(held.value, row.claim),
-                    apart(held),
-                    held.verdict.word,
-                ]
-                if several:
-                    cells.insert(4, held.run)
-                if len(profiles) > 1:
-                    cells.insert(1, row.profile)
-                rows.append(cells)
-                states.append(held.state)
-    return head, rows, states
-
-
-def _published(claim: Claim) -> str:
-    if claim.published is None:
-        return "–"
-    return f"{published_amount(claim)} [{claim.published['source']}]"
-
-
-def published_amount(claim: Claim) -> str:
-    """What the thesis published, in its own unit; a dash for nothing."""
-    if claim.published is None:
-        return _NONE
-    unit = claim.published.get("unit", claim.unit)
-    return f"{format_number(claim.published['value'])} {unit}".strip()
-
-
-def aligned(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table of plain text; nothing is cut."""
-    every = [list(head), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*every, strict=True)]
-    return [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-        for row in every
-    ]
-
-
-def sentences(comparison: Comparison) -> list[str]:
-    """The headline of each run, and what there is to remark."""
-    lines = []
-    for run in comparison.labels:
-        lines += [f"{run}: {headline(comparison, run)}"]
-        lines += [f"  {remark}" for remark in remarks(comparison, run)]
-    return lines
-
-
-def plain(comparison: Comparison) -> list[str]:
-    """The whole comparison as lines of text."""
-    head, rows, _ = claim_table(comparison)
-    parts = [aligned(*machine_table(comparison)), aligned(head, rows)]
-    return [line for part in parts for line in [*part, ""]] + sentences(comparison)
-
-
-def draw(comparison: Comparison, console: Console) -> None:
-    """Print the whole comparison on a terminal; the verdict is never cut."""
+def _grid(head: Iterable[str], rows: Iterable[Iterable[str | Text]]) -> Table:
+    """A table without lines, whose cells are folded where they are too long."""
     table = Table(box=None, pad_edge=False)
-    head, rows = machine_table(comparison)
     for name in head:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
+        table.add_row(*(c if isinstance(c, Text) else Text(c) for c in row))
+    return table
+
+
+def draw(comparison: Comparison, console: Console) -> None:
+    """Print the whole comparison; the verdict is never cut."""
+    console.print(_grid(*machine_table(comparison)))
     console.print()
-    head, rows, states = claim_table(comparison)
-    table = Table(box=None, pad_edge=False)
-    for name in head:
-        table.add_column(name, overflow="fold", no_wrap=name == "verdict")
-    table.columns[-1].min_width = max([len(row[-1]) for row in rows], default=1)
-    for row, state in zip(rows, states, strict=True):
-        table.add_row(*map(Text, row[:-1]), Text(row[-1], _STYLES[state]))
-    console.print(table)
-    console.print()
-    for line in sentences(comparison):
-        console.print(Text(line))
+    table = words(comparison)
+    several = {"run": "run"} if len(comparison.labels) > 1 else {}
+    profiles = {"profile": "profile"} if len(set(table["profile"])) > 1 else {}
+    head = {
+        "chapter": "ch.", **profiles, "claim": "claim", "published": "published",
+        "reference": "reference", **several, "value": "value", "apart": "apart",
+        "verdict": "verdict",
+    }  # fmt: skip
+    if len(table):
+        cells = table.assign(
+            published=_with_source(table, "{} [{}]"),
+            verdict=[
+                Text(verdict, _STYLES[state])
+                for verdict, state in zip(table["verdict"], table["state"], strict=True)
+            ],
+        )
+        drawn = _grid(head.values(), cells[[*head]].values)
+        drawn.columns[-1].no_wrap = True
+        drawn.columns[-1].min_width = max(map(len, table["verdict"]))
+        console.print(drawn)
+        console.print()
+    for run in comparison.labels:
+        console.print(Text(f"{run}: {headline(comparison, run)}"))
+        for remark in remarks(comparison, run):
+            console.print(Text(f"  {remark}"))
+
+
+def plain(comparison: Comparison) -> list[str]:
+    """The whole comparison as lines of text of any length, of which nothing is cut."""
+    text = io.StringIO()
+    draw(comparison, Console(file=text, width=100_000, color_system=None))
+    return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
 # --- A figure ----------------------------------------------------------------
-def ratios(comparison: Comparison, run: str) -> pd.DataFrame:
-    """What `figures.against_reference` draws of a run: its times."""
-    rows = []
-    for row, held in comparison.held(run):
-        if held.ratio is None:
-            continue
-        band = (math.nan, math.nan)
-        if held.expected is not None:
-            factor = row.claim.factor or 1
-            band = (held.expected / factor, held.expected * factor)
-        ends = (held.ratio.low, held.ratio.high)
-        ends = [math.nan if end is None else end for end in ends]
-        rows.append([row.claim.says, held.ratio.value, *ends, *band, held.verdict.good])
-    columns = ["says", "ratio", "low", "high", "expected_low", "expected_high", "good"]
-    return pd.DataFrame(rows, columns=columns)
-
-
 def chart(comparison: Comparison, run: str) -> str:
-    """The figure of a run as SVG; '' where there is nothing to draw."""
-    table = ratios(comparison, run)
-    return figures.as_svg(figures.against_reference(table)) if len(table) else ""
+    """The times of a run over their reference as SVG; '' where there is none."""
+    rows = []
+    for row in each(comparison.of(run)):
+        if row.ratio is not None:
+            ends = (row.ratio.low, row.ratio.high)
+            ends = [math.nan if end is None else end for end in ends]
+            rows.append([row.claim.says, row.ratio.value, *ends, *_band(row), row.good])
+    columns = ["says", "ratio", "low", "high", "expected_low", "expected_high", "good"]
+    times = pd.DataFrame(rows, columns=columns)
+    return figures.as_svg(figures.against_reference(times)) if rows else ""
 
 
 # --- In the book -------------------------------------------------------------
@@ -477,61 +466,41 @@ def markdown(text: str) -> str:
 
 
 def markdown_table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], css: str | None = None
+    head: Iterable[str], rows: Iterable[Sequence[str]], css: str | None = None
 ) -> list[str]:
     """Lines of a table whose cells are Markdown already; blank lines around it."""
-    every = [head, ["---"] * len(head), *rows]
+    names = list(head)
+    every = [names, ["---"] * len(names), *rows]
     lines = [f"| {' | '.join(cells)} |" for cells in every]
     if css is not None:
         lines = ["```{table}", f":class: {css}", "", *lines, "```"]
     return ["", *lines, ""]
 
 
-def _verdict(held: Held) -> str:
-    return f"[{markdown(held.verdict.word)}]{{.verdict-{held.state}}}"
+_OF_KIND = {  # columns of one kind alone, with their heads in the book
+    "exact": {},
+    "tolerance": {"apart": "Difference", "allowed": "Allowed"},
+    "time": {"apart": "Ratio", "expected": "Expected ratio"},
+}
 
 
-def _cited(claim: Claim) -> str:
-    if claim.published is None:
-        return "–"
-    value = markdown(published_amount(claim))
-    return f"{value} {{cite}}`{claim.published['source']}`"
-
-
-def _kind_lines(comparison: Comparison, kind: str, run: str) -> list[str]:
-    """The claims of one kind: a heading, what they are, a table."""
-    found = [
-        (row, held) for row, held in comparison.held(run) if row.claim.kind == kind
-    ]
+def _kind_lines(table: pd.DataFrame, kind: str) -> list[str]:
+    """The claims of one kind, of `words` of one run: a heading, a text, a table."""
+    table = table.loc[table["kind"] == kind]
     heading, text = KINDS[kind]
     lines = [f"## {heading}", "", text, ""]
-    if not found:
+    if not len(table):
         return [*lines, "This book has no claim of this kind.", ""]
-    head = ["Ch.", "Claim", "Verdict", "This machine", "Reference"]
-    head += {
-        "exact": [], "tolerance": ["Difference", "Allowed"],
-        "time": ["Ratio", "Expected ratio"],
-    }[kind]  # fmt: skip
-    published = any(row.claim.published for row, _ in found)
-    rows = []
-    for row, held in found:
-        claim = row.claim
-        cells = [
-            markdown(title(claim)),
-            markdown(format_quantity(held.value, claim)),
-            markdown(format_quantity(row.reference, claim)),
-        ]
-        cells = [str(claim.chapter), cells[0], _verdict(held), *cells[1:]]
-        if kind == "tolerance":
-            cells += [markdown(apart(held)), f"{100 * (claim.rtol or 0):.2g} %"]
-        if kind == "time":
-            cells += [markdown(apart(held)), markdown(expected(row, held))]
-        rows.append([*cells, *([_cited(claim)] if published else [])])
-    head += ["Published"] if published else []
-    lines += markdown_table(head, rows, "claims")
-    if kind == "tolerance":
-        lines += _reasons([row.claim for row, _ in found])
-    return lines
+    head = {
+        "chapter": "Ch.", "claim": "Claim", "verdict": "Verdict",
+        "value": "This machine", "reference": "Reference", **_OF_KIND[kind],
+    }  # fmt: skip
+    if any(table["source"]):
+        head["published"] = "Published"
+    cells = table.map(markdown).assign(source=table["source"])
+    cells["published"] = _with_source(cells, "{} {{cite}}`{}`")
+    cells["verdict"] = "[" + cells["verdict"] + "]{.verdict-" + table["state"] + "}"
+    return lines + markdown_table(head.values(), cells[[*head]].values, "claims")
 
 
 def _reasons(claims: Iterable[Claim]) -> list[str]:
@@ -541,7 +510,7 @@ def _reasons(claims: Iterable[Claim]) -> list[str]:
         grouped.setdefault(claim.why, []).append(claim.says)
     listed = [f"- *{markdown(why)}*: {markdown('; '.join(says))}."
               for why, says in grouped.items()]  # fmt: skip
-    return ["Why they may differ at all:", "", *listed, ""]
+    return ["Why they may differ at all:", "", *listed, ""] if listed else []
 
 
 def book_lines(comparison: Comparison, run: str, figure: str | None) -> list[str]:
@@ -549,20 +518,22 @@ def book_lines(comparison: Comparison, run: str, figure: str | None) -> list[str
 
     `figure` names the file of the chart, where there is one.
     """
+    head, rows = machine_table(comparison)
     lines = [
         " ".join(filter(None, [headline(comparison, run), whose(comparison)])),
         "",
         *(f"- {markdown(remark)}" for remark in remarks(comparison, run)),
         "",
         "## The machines",
+        *markdown_table(
+            map(markdown, head), [[markdown(cell) for cell in row] for row in rows]
+        ),
     ]
-    head, rows = machine_table(comparison)
-    lines += markdown_table(
-        [markdown(cell) for cell in head],
-        [[markdown(cell) for cell in row] for row in rows],
-    )
+    table, near = words(comparison), comparison.of(run)
     for kind in KINDS:
-        lines += _kind_lines(comparison, kind, run)
+        lines += _kind_lines(table.loc[table["run"] == run], kind)
+        if kind == "tolerance":
+            lines += _reasons(near.loc[near["kind"] == kind, "claim"])
     if figure is not None:
         lines += [
             f"```{{figure}} {figure}",
@@ -617,7 +588,7 @@ def durations_lines(records: Sequence[Record]) -> list[str]:
                 f"`{profile}`",
                 str(len(chosen)),
                 format_duration(sum(record.seconds for record in chosen)),
-                f"{format_duration(longest.seconds)}, chapter {number(longest)}",
+                f"{format_duration(longest.seconds)}, chapter {longest.number}",
                 format_size(peak),
                 markdown(" / ".join(dict.fromkeys(hosts))),
             ]
@@ -663,7 +634,7 @@ def readme(text: str, claims: Mapping[str, Claim], reference: Run, profile: str)
     rows = []
     for key in block[2].split():
         claim = claims[choice("claim in README.md", key, claims)]
-        value = reference_value(claim, profile, reference)
+        value = quantity(claim, reference.record(claim.chapter, profile))
         unit, published = claim.unit, published_amount(claim)
         if claim.change and value is not None:
             value, word = as_change(value)
@@ -679,182 +650,41 @@ def readme(text: str, claims: Mapping[str, Claim], reference: Run, profile: str)
 
 
 # --- One page ----------------------------------------------------------------
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root {
-  color-scheme: light dark;
-  --page: #fcfcfa; --ink: #1f2328; --muted: #5c6570; --line: #dcdfe3; --card: #ffffff;
-  --good: #00694b; --good-ground: #dff3ea; --bad: #a5280f; --bad-ground: #fde4dd;
-  --open: #525b66; --open-ground: #eceef1;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #14171a; --ink: #e4e7ea; --muted: #9aa4ae; --line: #323941;
-    --card: #1b1f24; --good: #6fdcb4; --good-ground: #12382c; --bad: #ff9d86;
-    --bad-ground: #4a1d13; --open: #b4bdc6; --open-ground: #2a3037;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0; background: var(--page); color: var(--ink);
-  font: 16px/1.55 "Source Sans 3", "Noto Sans", "Segoe UI", "Helvetica Neue", Arial,
-    sans-serif;
-}
-main { max-width: 72rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
-h2 { font-size: 1.3rem; margin: 2.6rem 0 .3rem; }
-p { max-width: 46rem; margin: .3rem 0 1rem; }
-.lead { color: var(--muted); }
-section.run {
-  background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
-  padding: .9rem 1.1rem; margin: 1rem 0;
-}
-section.run h3 { margin: 0; font-size: 1rem; overflow-wrap: anywhere; }
-section.run p { margin: .2rem 0 0; }
-section.run ul { margin: .5rem 0 0; padding-left: 1.2rem; color: var(--muted); }
-section.run li { overflow-wrap: anywhere; }
-table { border-collapse: collapse; width: 100%; margin: .8rem 0; }
-th, td {
-  text-align: left; vertical-align: top; padding: .45rem .9rem .45rem 0;
-  border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums;
-  overflow-wrap: break-word;
-}
-thead th { color: var(--muted); font-weight: 600; font-size: .85rem; }
-tbody th { font-weight: 400; }
-.verdict {
-  display: inline-block; white-space: nowrap; border-radius: 1rem; padding: 0 .6rem;
-  font-size: .9rem; font-weight: 600;
-}
-.good { color: var(--good); background: var(--good-ground); }
-.bad { color: var(--bad); background: var(--bad-ground); }
-.open { color: var(--open); background: var(--open-ground); }
-.small { color: var(--muted); font-size: .85rem; display: block; }
-figure { margin: 1.2rem 0; max-width: 38rem; }
-figure svg { width: 100%; height: auto; }
-figcaption { color: var(--muted); font-size: .9rem; }
-dt { margin-top: .5rem; font-weight: 600; }
-dd { margin: 0 0 .2rem; max-width: 46rem; }
-@media (max-width: 48rem) {
-  main { padding: 1.2rem .9rem 3rem; }
-  thead { display: none; }
-  table, tbody, tr, th, td { display: block; width: 100%; }
-  tr {
-    border: 1px solid var(--line); border-radius: .6rem; background: var(--card);
-    padding: .5rem .8rem; margin: .7rem 0;
-  }
-  th, td { border: 0; padding: .15rem 0; }
-  tbody th { font-weight: 600; }
-  td.none { display: none; }
-  td[data-label]::before {
-    content: attr(data-label) ": "; color: var(--muted); font-size: .85rem;
-  }
-}
-</style>
-</head>
-<body>
-<main>
-<h1>$title</h1>
-$body
-</main>
-</body>
-</html>
-""")
-
-
-def _html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table whose cells are HTML already; on a small screen each row is a card."""
-    none = ' class="none"'  # left out where a row is a card
-    lines = ["<table>", "<thead><tr>"]
-    lines += [f'<th scope="col">{escape(name)}</th>' for name in head]
-    lines += ["</tr></thead>", "<tbody>"]
-    for first, *others in rows:
-        lines.append(f'<tr><th scope="row">{first}</th>')
-        lines += [
-            f'<td data-label="{escape(name)}"{none if cell == "–" else ""}>{cell}</td>'
-            for name, cell in zip(head[1:], others, strict=True)
-        ]
-        lines.append("</tr>")
-    return [*lines, "</tbody>", "</table>"]
-
-
-def _kind_html(comparison: Comparison, kind: str) -> list[str]:
-    """The claims of one kind as a section of the page."""
-    rows = comparison.of_kind(kind)
-    if not rows:
-        return []
-    heading, text = KINDS[kind]
-    several = len(comparison.labels) > 1
-    head = ["Claim", "Verdict", *(["Run"] if several else []), "Value", "Reference"]
-    demands = kind != "exact"  # its heading says what is demanded
-    head.append("Ratio" if kind == "time" else "Difference")
-    head += ["What it must be", "Published"] if demands else ["Published"]
-    cells = []
-    for row in rows:
-        claim = row.claim
-        says = (
-            f'{escape(title(claim))}<span class="small">chapter {claim.chapter}, '
-            f"{escape(row.profile)}: {escape(claim.key)}</span>"
-        )
-        for held in row.runs:
-            chip = (
-                f'<span class="verdict {held.state}">{escape(held.verdict.word)}</span>'
-            )
-            if held.state == "bad" or held.verdict.word == "not comparable":
-                chip += f'<span class="small">{escape(held.verdict.text)}</span>'
-            texts = [
-                *([held.run] if several else []),
-                format_quantity(held.value, claim),
-                format_quantity(row.reference, claim),
-                apart(held),
-                *([held.demand] if demands else []),
-                _published(claim),
-            ]
-            cells.append([says, chip, *map(escape, texts)])
-    return [
-        f"<h2>{escape(heading)}</h2>",
-        f"<p>{escape(text)}</p>",
-        *_html_table(head, cells),
-    ]
-
-
 def html_page(comparison: Comparison) -> str:
     """The whole comparison as one file that needs no other and no network."""
-    against = (
-        "the committed reference run" if comparison.committed else comparison.reference
+    table = words(comparison)
+    if len(table):
+        table["published"] = _with_source(table, "{} [{}]")
+    kinds = []
+    for kind, (heading, text) in KINDS.items():
+        columns = {
+            "run": "Run", "value": "Value", "reference": "Reference",
+            "apart": "Ratio" if kind == "time" else "Difference",
+            "demand": "What it must be", "published": "Published",
+        }  # fmt: skip
+        if len(comparison.labels) == 1:
+            del columns["run"]
+        if kind == "exact":
+            del columns["demand"]  # its heading says what is demanded
+        rows = table.loc[table["kind"] == kind].to_dict("records")
+        found = {"heading": heading, "text": text, "columns": columns, "rows": rows}
+        kinds += [found] if rows else []
+    return render_page(
+        "compare.html",
+        title="Runs beside their reference",
+        against="the committed reference run"
+        if comparison.committed
+        else comparison.reference,
+        runs=[
+            {
+                "label": run,
+                "headline": headline(comparison, run),
+                "remarks": remarks(comparison, run),
+                "chart": chart(comparison, run),
+            }
+            for run in comparison.labels
+        ],
+        machines=machine_table(comparison),
+        kinds=kinds,
+        meanings=MEANINGS,
     )
-    lines = [f'<p class="lead">Held against {escape(against)}, claim by claim.</p>']
-    for run in comparison.labels:
-        lines += [
-            '<section class="run">',
-            f"<h3>{escape(run)}</h3>",
-            f"<p>{escape(headline(comparison, run))}</p>",
-        ]
-        if found := remarks(comparison, run):
-            lines += ["<ul>", *(f"<li>{escape(r)}</li>" for r in found), "</ul>"]
-        lines.append("</section>")
-    head, rows = machine_table(comparison)
-    lines += ["<h2>The machines</h2>"]
-    lines += _html_table(head, [[escape(cell) for cell in row] for row in rows])
-    for kind in KINDS:
-        lines += _kind_html(comparison, kind)
-    for run in comparison.labels:
-        if drawn := chart(comparison, run):
-            lines += [
-                "<figure>",
-                drawn,
-                f"<figcaption>Times of {escape(run)} over those of {escape(against)}. "
-                "A dot in the grey band is as expected from the measured rates, a "
-                "cross is not.</figcaption>",
-                "</figure>",
-            ]
-    lines += ["<h2>What each verdict means</h2>", "<dl>"]
-    for word, meaning in MEANINGS.items():
-        lines.append(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>")
-    lines.append("</dl>")
-    heading = escape("Runs beside their reference")
-    return _PAGE.substitute(title=heading, body="\n".join(lines))

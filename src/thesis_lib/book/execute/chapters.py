@@ -381,12 +381,8 @@ def _execute(
     values: Mapping[str, Any],
     path: Path,
     progress: Progress,
-    manager: type | str | None = None,
 ) -> nbformat.NotebookNode:
     """Execute a chapter into the notebook `path`. Raises ChapterFailed."""
-    options: dict[str, Any] = (
-        {} if manager is None else {"kernel_manager_class": manager}
-    )
     try:
         papermill.execute_notebook(
             str(chapter.path),
@@ -399,7 +395,6 @@ def _execute(
             # No note on the local transport, nor on the interrupt before the end.
             extra_arguments=["--log-level=CRITICAL"],
             on_cell=lambda done, total: progress(chapter.name, done, total),
-            **options,
         )
     except PapermillExecutionError as error:
         raise ChapterFailed(chapter, path, error) from error
@@ -412,20 +407,17 @@ def produce(
     profile: str,
     path: Path,
     progress: Progress,
-    manager: type | str | None = None,
 ) -> Record:
     """Execute a chapter into the notebook `path`; the record of it, not yet written.
 
-    `manager` is a kernel manager of jupyter_client, or its import string, where the
-    kernel is to be started in another way. Raises ChapterFailed, which leaves the
-    notebook so far at `path`.
+    Raises ChapterFailed, which leaves the notebook so far at `path`.
     """
     checkout = repository()
     wanted, (head, clean) = content_key(chapter, values), commit(checkout)
     host = describe(cache_folder())
     started, clock = datetime.now(UTC), time.perf_counter()
     with Watch() as watch:
-        notebook = _execute(chapter, values, path, progress, manager)
+        notebook = _execute(chapter, values, path, progress)
     numbers = glued(notebook)
     return Record(
         chapter=chapter.name,
@@ -498,24 +490,33 @@ def contradictions(notebook: nbformat.NotebookNode) -> list[str]:
     ]
 
 
-def fresh(folder: Path, chapter: Chapter, wanted_key: str) -> Record | None:
-    """The record of a result in `folder` that has `wanted_key`, if there is one.
+def read_whole(path: Path) -> Record | None:
+    """The record `path` if its notebook stands beside it, as it describes it.
 
-    A result of another machine is not fresh, nor one of an earlier version of records.
-    Raises InvalidInput for a record that is newer than this code, or damaged.
+    None for one of an earlier version of records, and where there is none. Raises
+    InvalidInput for a record that is newer than this code, or damaged.
     """
-    path = folder / f"{chapter.name}.json"
     if not path.is_file():
         return None
     try:
         record = Record.read(path)
     except OldRecord:
         return None
-    here = identity()
-    same_machine = {name: record.machine.get(name) for name in here} == here
     notebook = path.with_suffix(".ipynb")
     whole = notebook.is_file() and content_hash(notebook) == record.notebook_sha256
-    return record if record.key == wanted_key and same_machine and whole else None
+    return record if whole else None
+
+
+def fresh(folder: Path, chapter: Chapter, wanted_key: str) -> Record | None:
+    """The record of a whole result in `folder` that has `wanted_key`, if there is one.
+
+    A result of another machine is not fresh. Raises InvalidInput as `read_whole`.
+    """
+    record = read_whole(folder / f"{chapter.name}.json")
+    if record is None or record.key != wanted_key:
+        return None
+    here = identity()
+    return record if {name: record.machine.get(name) for name in here} == here else None
 
 
 def read_records(folder: Path) -> list[Record]:

@@ -6,35 +6,40 @@ linear algebra round differently; *times* are expected to differ, in proportion 
 measured rate of the machine.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, get_args
 
 import yaml
 
-from thesis_lib.book.execute.records import Number, published
-from thesis_lib.common.errors import InvalidInput, choice, require
-from thesis_lib.common.files import data_folder, write_whole
+from thesis_lib.book.execute.records import STRICT, Number, Record, published, read_as
+from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.files import data_folder
 
-KINDS = ("exact", "tolerance", "time")
+Kind = Literal["exact", "tolerance", "time"]
+KINDS: tuple[str, ...] = get_args(Kind)
 RATES = {"drain": "drain_bytes_per_s", "compute": "matmul_flops_per_s"}
 FILE = "claims.yml"
+REFERENCE = "reference"  # the committed run: its folder of records, and its name
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One headline number: where it is published, what kind it is, what it must be."""
+    """One headline number: where it is published, what kind it is, what it must be.
 
+    Raises InvalidInput where it has what belongs to another kind.
+    """
+
+    __pydantic_config__: ClassVar = STRICT
     key: str  # the name under which its chapter publishes it
     chapter: int
     says: str
     unit: str
-    kind: str  # one of KINDS
+    kind: Kind
     rtol: float | None = None  # of a tolerance: share of the reference
     why: str = ""  # of a tolerance: what makes it differ
-    follows: str | None = None  # of a time: the rate of the machine that it follows
+    follows: Literal["drain", "compute"] | None = None  # of a time: a rate (RATES)
     inverse: bool = False  # of a time: whether it is itself a rate or speed
     factor: float | None = None  # of a time: how far from the prediction is expected
     low: str | None = None  # published names of the ends of its 95 % interval
@@ -43,11 +48,35 @@ class Claim:
     change: str = ""  # of a reduction: what there is so many percent fewer or more of
     reference: dict = field(default_factory=dict)  # profile to value
 
+    def __post_init__(self) -> None:
+        where, near = f"claim {self.key}", self.rtol is not None and 0 < self.rtol < 1
+        require(
+            (near and bool(self.why)) == (self.kind == "tolerance"),
+            f"{where}: a tolerance, and nothing else, has rtol in (0, 1) and why",
+        )
+        require(
+            (self.follows is not None and (self.factor or 0) > 1)
+            == (self.kind == "time"),
+            f"{where}: a time, and nothing else, has follows and a factor above 1",
+        )
+        require(
+            (self.low is None) == (self.high is None),
+            f"{where} has one end of an interval: give low and high, or neither",
+        )
+        names = {"value", "source"}
+        require(
+            self.published is None
+            or names <= self.published.keys() <= names | {"unit"},
+            f"{where}: published has a value, a source and, if it is not the claim's, "
+            "a unit, and nothing else",
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
     """A constant that prose may state as text, and where the code has it."""
 
+    __pydantic_config__: ClassVar = STRICT
     text: str
     attribute: str  # module:path.of.attributes
     factor: float = 1.0
@@ -57,62 +86,47 @@ class Setting:
 class Claims:
     """The whole file."""
 
+    __pydantic_config__: ClassVar = STRICT
     claims: dict[str, Claim]
-    settings: tuple[Setting, ...]
+    settings: tuple[Setting, ...] = ()
 
     def of_chapter(self, number: int) -> list[Claim]:
         return [claim for claim in self.claims.values() if claim.chapter == number]
 
 
-def _check(claim: Claim) -> Claim:
-    where = f"claim {claim.key}"
-    choice(f"{where}: kind", claim.kind, KINDS)
-    require(
-        isinstance(claim.chapter, int) and bool(claim.says),
-        f"{where} needs a chapter (a number) and what it says",
-    )
-    require(
-        (claim.rtol is not None and 0 < claim.rtol < 1 and bool(claim.why))
-        == (claim.kind == "tolerance"),
-        f"{where}: a tolerance, and nothing else, has rtol in (0, 1) and why",
-    )
-    require(
-        (claim.follows is not None and (claim.factor or 0) > 1)
-        == (claim.kind == "time"),
-        f"{where}: a time, and nothing else, has follows and a factor above 1",
-    )
-    if claim.follows is not None:
-        choice(f"{where}: follows", claim.follows, RATES)
-    require(
-        (claim.low is None) == (claim.high is None),
-        f"{where} has one end of an interval: give low and high, or neither",
-    )
-    require(
-        claim.published is None
-        or {"value", "source"} <= claim.published.keys() <= {"value", "source", "unit"},
-        f"{where}: published has a value, a source and, if it is not the claim's, a "
-        "unit, and nothing else",
-    )
-    return claim
-
-
 def read_claims(path: Path | None = None) -> Claims:
-    """Read `data/claims.yml`, or another file. Raises InvalidInput if malformed."""
+    """Read `data/claims.yml`, or another file, and the references beside it.
+
+    A claim's reference in a profile is what its chapter published in the committed run
+    of that profile. Raises InvalidInput if malformed.
+    """
     path = path or data_folder() / FILE
+    wrong, remedy = f"{path} cannot be read as claims", "see data/README.md"
     try:
         content = yaml.safe_load(path.read_text())
+        known = dict(content["claims"] or {})
+        entries = {key: dict(entry) for key, entry in known.items()}
+    except (OSError, yaml.YAMLError, LookupError, ValueError, TypeError) as error:
+        raise InvalidInput(f"{wrong}: {error!r}; {remedy}") from error
+    runs = reference_records(path.parent / REFERENCE)
+    for key, entry in entries.items():
         require(
-            isinstance(content, dict) and content.keys() <= {"claims", "settings"},
-            f"{path} must hold claims and settings, and nothing else",
+            "reference" not in entry,
+            f"{path} gives a reference of claim {key}: expected it in the records of "
+            f"{REFERENCE}/ alone; delete that line",
         )
-        claims = {
-            key: _check(Claim(key=key, **entry))
-            for key, entry in (content.get("claims") or {}).items()
+        entry["key"] = key
+        entry["reference"] = {
+            record.profile: record.numbers[key]
+            for record in runs
+            if record.number == entry.get("chapter") and key in record.numbers
         }
-        settings = tuple(Setting(**entry) for entry in content.get("settings") or [])
-    except (OSError, yaml.YAMLError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"{path} cannot be read as claims: {error}") from error
-    return Claims(claims, settings)
+    return read_as(Claims, content | {"claims": entries}, wrong, remedy)
+
+
+def reference_records(folder: Path) -> list[Record]:
+    """The records of the committed runs of all profiles; [] where there is none."""
+    return [Record.read(path) for path in sorted(folder.glob("*/[0-9][0-9]_*.json"))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,30 +235,39 @@ def report(chapter: int, profile: str) -> str:
     )
 
 
-def store_references(numbers: Mapping[str, Number], profile: str, path: Path) -> int:
-    """Write `numbers` as the references of a profile; how many claims they changed.
+def store_references(
+    records: Sequence[Record], profile: str, folder: Path | None = None
+) -> int:
+    """Make a run the reference of a profile; how many claims that changed.
 
-    Everything else in the file, comments among it, stays as it is. Raises InvalidInput
-    for a claim whose number is not there.
+    `folder` is the data folder. Raises InvalidInput, and writes nothing, for a claim
+    whose number is not there and for a time whose measurement was disturbed.
     """
-    text, changed = path.read_text(), 0
-    for key, claim in read_claims(path).claims.items():
+    folder = folder or data_folder()
+    known = read_claims(folder / FILE).claims
+    numbers = {name: value for r in records for name, value in r.numbers.items()}
+    for key, claim in known.items():
         require(
             key in numbers,
             f"claim {key} is published by no chapter of this run: publish it in "
-            f"chapter {claim.chapter}, or delete it from {path}",
+            f"chapter {claim.chapter}, or delete it from {folder / FILE}",
         )
-        reference = claim.reference | {profile: numbers[key]}
-        changed += reference != claim.reference
-        flow = yaml.safe_dump(
-            reference, default_flow_style=True, width=10_000, sort_keys=False
-        ).strip()
-        entry = rf"(^  {key}:(?:(?!\n  \S).)*?reference: )\{{[^}}]*\}}"
-        block = re.compile(entry, re.MULTILINE | re.DOTALL)
-        text, count = block.subn(lambda hit, flow=flow: hit[1] + flow, text, count=1)
-        require(count == 1, f"claim {key} in {path} has no line `reference: {{}}`")
-    write_whole(path, text)
-    return changed
+    timed = {key for key, claim in known.items() if claim.follows}
+    for record in records:
+        lost = timed.intersection(str(record.numbers.get("disturbed", "")).split())
+        require(
+            not lost,
+            f"{', '.join(sorted(lost))} of {record.chapter} cannot become "
+            f"references: {record.numbers.get('disturbed_by')}; measure again when "
+            f"nothing else runs, with `thesis run {record.chapter} --again`",
+        )
+    target = folder / REFERENCE / profile
+    target.mkdir(parents=True, exist_ok=True)
+    for record in records:
+        record.write(target / f"{record.chapter}.json")
+    return sum(
+        claim.reference.get(profile) != numbers[key] for key, claim in known.items()
+    )
 
 
 def claim_hash(chapter: int, profile: Any) -> list:

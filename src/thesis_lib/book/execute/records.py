@@ -3,11 +3,10 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from numbers import Real
 from pathlib import Path
-from types import UnionType
-from typing import Any, Self, get_args, get_origin
+from typing import Any, ClassVar, Self, TypeVar
 
 from thesis_lib.book.execute.parameters import names_in, value_of
 from thesis_lib.common.errors import InvalidInput, require
@@ -135,20 +134,35 @@ class OldRecord(InvalidInput):
     """A record of an earlier version: what it describes has to be made again."""
 
 
-def _is(value: Any, declared: Any) -> bool:
-    """Whether a value read from JSON has the declared type of a field."""
-    kind = get_origin(declared) or declared
-    if kind is UnionType:
-        return any(_is(value, option) for option in get_args(declared))
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, int | float if kind is float else kind)
+STRICT = {"extra": "forbid", "strict": True}  # what pydantic refuses in a file
+T = TypeVar("T")
+
+
+def read_as(kind: type[T], content: Any, wrong: str, remedy: str) -> T:
+    """What a file of YAML or JSON holds, as a `kind`: each field of its declared type.
+
+    Raises InvalidInput: what is `wrong`, each field that is missing, unknown or of
+    another type, with what was expected of it, and the `remedy`.
+    """
+    from pydantic import TypeAdapter, ValidationError  # no kernel waits for it
+
+    try:
+        # As JSON, in which an object stands for a dataclass and 1 for no bool.
+        text = json.dumps(content, default=str)
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        found = "; ".join(
+            f"{'.'.join(map(str, each['loc'])) or 'it'}: {each['msg']}"
+            for each in error.errors()
+        )
+        raise InvalidInput(f"{wrong}: {found}; {remedy}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """One executed chapter: what it ran with, where, for how long, and its numbers."""
 
+    __pydantic_config__: ClassVar = STRICT
     chapter: str
     profile: str
     parameters: dict
@@ -166,6 +180,11 @@ class Record:
     peak_memory_bytes: int  # largest resident set of one process of the run
     load_average: dict  # start, mean, most: of one minute, of the whole machine
     numbers: dict  # published names to values
+
+    @property
+    def number(self) -> int:
+        """The number of its chapter."""
+        return int(self.chapter.split("_")[0])
 
     def to_json(self) -> str:
         """Strict JSON: no NaN, keys in order, the version first to be read."""
@@ -198,16 +217,12 @@ class Record:
                 f"{where} is a record of version {version!r}, expected "
                 f"{RECORD_VERSION}: run the chapter again"
             )
-        declared = {field.name: field.type for field in fields(cls)}
-        odd = sorted(declared.keys() ^ content.keys()) or [
-            name for name, kind in declared.items() if not _is(content[name], kind)
-        ]
-        require(
-            not odd,
-            f"{where} is not a record of version {RECORD_VERSION}: missing, unknown or "
-            f"of another type: {', '.join(odd)}; delete it and run the chapter again",
+        return read_as(
+            cls,
+            content,
+            f"{where} is not a record of version {RECORD_VERSION}",
+            "delete it and run the chapter again",
         )
-        return cls(**content)
 
     def write(self, path: Path) -> None:
         """Write JSON; an existing record is replaced only by a complete one."""

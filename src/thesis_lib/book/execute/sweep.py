@@ -9,7 +9,6 @@ as it arrives: whatever is killed, what was written stays, and is not executed a
 import contextlib
 import dataclasses
 import functools
-import html
 import io
 import itertools
 import json
@@ -19,30 +18,30 @@ import queue
 import re
 import socket
 import tempfile
-import threading
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import yaml
-from filelock import FileLock, Timeout
+from pydantic import Field
 
-from thesis_lib.book.execute import chapters, warm
+from thesis_lib.book.execute import chapters
 from thesis_lib.book.execute.chapters import CUSTOM, PROFILE_PARAMETER, Chapter
 from thesis_lib.book.execute.claims import FILE as CLAIMS_FILE
 from thesis_lib.book.execute.claims import read_claims
+from thesis_lib.book.execute.pages import render_page
 from thesis_lib.book.execute.parameters import refuse
-from thesis_lib.book.execute.records import OldRecord, Record
+from thesis_lib.book.execute.records import STRICT, Record, read_as
 from thesis_lib.common import units
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.common.files import content_hash, data_folder, file_hash, write_whole
-from thesis_lib.common.provenance import identity, versions
+from thesis_lib.common.files import data_folder, write_whole
+from thesis_lib.common.provenance import identity
 
 SEED = "seed"  # the parameter that `seeds` in a grid file sets
 MOST_POINTS = 100_000
@@ -100,19 +99,38 @@ class _Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _seeds(content: dict[str, Any], path: Path) -> Any:
-    """The seeds that a grid file lists, or spawns from its own `seed`."""
-    seeds, root_seed = content.get("seeds"), content.get("seed")
-    counts = isinstance(seeds, int) and not isinstance(seeds, bool)
-    require(
-        root_seed is None or (counts and isinstance(root_seed, int)),
-        f"seed={root_seed!r} in {path} must be a number, beside a number of seeds that "
-        "are spawned from it: leave it out, or write seeds: 5",
+@dataclass(frozen=True, slots=True)
+class _GridFile:
+    """What a grid file may hold."""
+
+    __pydantic_config__: ClassVar = STRICT
+    profile: str = "smoke"
+    grid: dict[str, Annotated[list, Field(min_length=1)]] | None = None
+    seeds: Annotated[int, Field(ge=1)] | Annotated[list, Field(min_length=1)] | None = (
+        None
     )
-    if not counts or seeds is None:
-        return seeds
-    require(seeds >= 1, f"seeds={seeds} in {path} must be at least 1")
-    return np.random.SeedSequence(root_seed or 0).generate_state(seeds).tolist()
+    seed: int | None = None  # that a number of `seeds` are spawned from
+
+    def axes(self, path: Path) -> dict[str, list]:
+        """The values of every axis, seeds last. Raises InvalidInput."""
+        axes, seeds = dict(self.grid or {}), self.seeds
+        require(
+            self.seed is None or isinstance(seeds, int),
+            f"seed={self.seed!r} in {path} must stand beside a number of seeds, which "
+            "are spawned from it: leave it out, or write seeds: 5",
+        )
+        if isinstance(seeds, int):
+            root_seed = np.random.SeedSequence(self.seed or 0)
+            seeds = root_seed.generate_state(seeds).tolist()
+        if seeds is not None:
+            require(
+                SEED not in axes, f"{path} gives {SEED} in grid and as seeds: keep one"
+            )
+            axes[SEED] = seeds
+        require(
+            bool(axes), f"{path} is an empty grid: list values of a parameter in grid"
+        )
+        return axes
 
 
 def _as_declared(type_name: str, value: Any) -> Any:
@@ -124,15 +142,10 @@ def _as_declared(type_name: str, value: Any) -> Any:
 
 
 def _settings(
-    chapter: Chapter, profile: str, axis: str, values: Any, path: Path
+    chapter: Chapter, axis: str, values: list, path: Path
 ) -> list[dict[str, Any]]:
     """What each value of an axis sets, by parameter. Raises InvalidInput."""
     declared, names = chapters.parameters(chapter), _names(axis)
-    require(
-        isinstance(values, list) and bool(values),
-        f"{axis}={values!r} in {path} must be a list of at least one value, such as "
-        "[0.9, 1.1]",
-    )
     found = []
     for value in values:
         parts = value if len(names) > 1 else [value]
@@ -171,24 +184,12 @@ def read_grid(path: Path, chapter: Chapter) -> Grid:
         content = yaml.load(path.read_text(), _Strict)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidInput(f"grid {path} cannot be read: {error}") from error
-    known = {"profile", "grid", "seeds", "seed"}
-    require(
-        isinstance(content, dict) and content.keys() <= known,
-        f"{path} must map {', '.join(sorted(known))} and nothing else: expected\n"
-        "  profile: smoke\n  grid:\n    PARAMETER: [VALUE, …]\n  seeds: [1, 2, 3]",
-    )
-    axes = content.get("grid") or {}
-    require(isinstance(axes, dict), f"grid in {path} must map parameters to lists")
-    seeds = _seeds(content, path)
-    if seeds is not None:
-        require(SEED not in axes, f"{path} gives {SEED} in grid and as seeds: keep one")
-        axes = axes | {SEED: seeds}
-    require(bool(axes), f"{path} is an empty grid: list values of a parameter in grid")
-    profile = content.get("profile", "smoke")
+    form = "  profile: smoke\n  grid:\n    PARAMETER: [VALUE, …]\n  seeds: [1, 2, 3]"
+    file = read_as(_GridFile, content, f"{path} is no grid", f"expected\n{form}")
+    axes, profile = file.axes(path), file.profile
     standard = chapters.resolve([chapter], profile, {})[chapter.name]
     settings = {
-        axis: _settings(chapter, profile, axis, values, path)
-        for axis, values in axes.items()
+        axis: _settings(chapter, axis, values, path) for axis, values in axes.items()
     }
     for name, times in Counter(n for axis in axes for n in _names(axis)).items():
         require(times == 1, f"{name} is in {times} axes of {path}: keep one")
@@ -213,40 +214,6 @@ def read_grid(path: Path, chapter: Chapter) -> Grid:
 
 
 # --- on a worker -------------------------------------------------------------
-_nursery = threading.Lock()
-_zygotes: dict[str, warm.Zygote] = {}
-_users: Counter[str] = Counter()
-
-
-@contextlib.contextmanager
-def _kernels(chapter: Chapter) -> Iterator[type | None]:
-    """The kernel manager for a chapter: of warm kernels, None where they are cold.
-
-    A zygote serves every point of this process until the code that it has imported
-    is no longer that of the checkout.
-    """
-    source = chapters.code(chapter.load())
-    package = sorted(chapters.modules(source))
-    modules = warm.imports(source)
-    # What the package imports within its functions costs as much as the rest.
-    modules += [name for path in package for name in warm.imports(path.read_text())]
-    if not warm.supported(modules):
-        yield None
-        return
-    stamp = json.dumps([modules, file_hash(package), versions()])
-    with _nursery:
-        for other in [s for s in _zygotes if s != stamp and not _users[s]]:
-            _zygotes.pop(other).close()
-        if stamp not in _zygotes:
-            _zygotes[stamp] = warm.Zygote(modules)
-        _users[stamp] += 1
-    try:
-        yield warm.kernel_manager(_zygotes[stamp])
-    finally:
-        with _nursery:
-            _users[stamp] -= 1
-
-
 def _failure(error: BaseException, host: str, notebook: Path | None) -> dict[str, Any]:
     text = getattr(error, "traceback", None) or "".join(
         traceback.format_exception(error)
@@ -280,10 +247,7 @@ def execute(name: str, values: dict[str, Any], profile: str, key: str) -> dict:
     with tempfile.TemporaryDirectory(prefix="thesis-point-") as scratch:
         path = Path(scratch) / f"{name}.ipynb"
         try:
-            with _kernels(chapter) as manager:
-                record = chapters.produce(
-                    chapter, values, profile, path, lambda *_: None, manager
-                )
+            record = chapters.produce(chapter, values, profile, path, lambda *_: None)
         # Whatever stops a point is that point's failure, and not the worker's.
         except Exception as error:
             return _failure(error, host, path)
@@ -397,15 +361,8 @@ def _finished(grid: Grid, folder: Path) -> dict[str, Record]:
     found = {}
     for point in grid.points:
         files = _files(folder, point.name)
-        if not files["record"].is_file():
-            continue
-        try:
-            record = Record.read(files["record"])
-        except OldRecord:
-            continue
-        notebook = files["notebook"]
-        whole = notebook.is_file() and content_hash(notebook) == record.notebook_sha256
-        if whole and record.key == point.key:
+        record = chapters.read_whole(files["record"])
+        if record is not None and record.key == point.key:
             found[point.name] = record
     return found
 
@@ -512,32 +469,23 @@ def run(
         "--workers and --scheduler were both given: the scheduler's cluster has its "
         "own workers; leave one out",
     )
-    with chapters.storage(output), _alone(output):
+
+    def busy() -> None:
+        raise InvalidInput(
+            f"another sweep is writing to {output}: wait for it, or name another "
+            "folder with --output"
+        )
+
+    with chapters.storage(output):
+        (output / "points").mkdir(parents=True, exist_ok=True)
         try:
-            return _run(grid, output, workers, scheduler, resume, progress, on_wait)
+            with chapters.claimed(output / "sweep", busy):
+                return _run(grid, output, workers, scheduler, resume, progress, on_wait)
         except KeyboardInterrupt as error:
             raise InvalidInput(
                 f"interrupted: what was finished is in {output}; run the same command "
                 "again for the rest"
             ) from error
-
-
-@contextlib.contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Hold the lock of an output folder, which the system gives up for the dead."""
-    (output / "points").mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / ".sweep.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InvalidInput(
-            f"another sweep is writing to {output}: wait for it, or name another "
-            "folder with --output"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _run(
@@ -640,6 +588,11 @@ class Headline:
     says: str
     unit: str
 
+    @property
+    def title(self) -> str:
+        """What it says, with its unit."""
+        return self.says + (f" ({self.unit})" if self.unit else "")
+
 
 MOST_HEADLINES, MOST_COLUMNS = 12, 6  # in figures, in the table of points
 
@@ -673,78 +626,54 @@ def headlines(chapter: Chapter, table: pd.DataFrame) -> list[Headline]:
     return (claims or plain)[:MOST_HEADLINES]
 
 
-def _figures(sweep: Sweep, table: pd.DataFrame, shown: list[Headline]) -> list[str]:
-    """The headline numbers against the first axis that varies, as inline SVG."""
+def _figures(
+    sweep: Sweep, table: pd.DataFrame, shown: list[Headline]
+) -> list[tuple[str, str]]:
+    """The headline numbers against the first axis that varies: what it is, and SVG."""
     from thesis_lib.book import figures
 
     free = [name for name in sweep.grid.varied if name != SEED]
     axis = free[0] if free else _names(next(iter(sweep.grid.axes)))[0]
     line = free[1] if len(free) > 1 else None
-    declared = chapters.parameters(sweep.grid.chapter)
+    described = chapters.parameters(sweep.grid.chapter)[axis].help
     drawn = []
     for headline in shown:
         figure = figures.sweep_lines(
             table[f"parameter.{axis}"].tolist(),
             table[headline.column].to_numpy(),
             None if line is None else table[f"parameter.{line}"].map(str).tolist(),
-            xlabel=f"{axis}: {declared[axis].help}" if declared[axis].help else axis,
-            ylabel=headline.says + (f" ({headline.unit})" if headline.unit else ""),
+            xlabel=f"{axis}: {described}" if described else axis,
+            ylabel=headline.title,
             legend=line or "",
         )
-        label = html.escape(f"{headline.says} against {axis}")
-        drawn.append(
-            f'<figure role="img" aria-label="{label}">{figures.as_svg(figure)}</figure>'
-        )
+        drawn.append((f"{headline.says} against {axis}", figures.as_svg(figure)))
     return drawn
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table; every cell is HTML already, numbers to the right."""
-
-    def cell(tag: str, text: str) -> str:
-        number = re.fullmatch(r"[−\-+\d.,e]+", text) is not None
-        return f"<{tag}{' class=n' if number else ''}>{text}</{tag}>"
-
-    head = "".join(f"<th>{header}</th>" for header in headers)
-    body = "\n".join(
-        "<tr>" + "".join(cell("td", text) for text in row) + "</tr>" for row in rows
-    )
-    return (
-        f"<div class=wide><table><thead><tr>{head}</tr></thead>\n"
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
 
 
 def _number(value: Any) -> str:
     if isinstance(value, float):
         return "" if np.isnan(value) else f"{value:.4g}".replace("-", "−")
-    return html.escape(str(value))
+    return str(value)
 
 
-def _points_table(sweep: Sweep, table: pd.DataFrame, shown: list[Headline]) -> str:
+def _points(
+    sweep: Sweep, table: pd.DataFrame, shown: list[Headline]
+) -> tuple[list[str], dict[str, list[str]]]:
+    """The table of points as text: the head, and the cells of each by its name."""
     names = sweep.grid.varied or [_names(axis)[0] for axis in sweep.grid.axes]
     shown = shown[:MOST_COLUMNS]
-    headers = [
-        *map(html.escape, names),
-        *(
-            html.escape(h.says) + (f" ({html.escape(h.unit)})" if h.unit else "")
-            for h in shown
-        ),
-        "seconds", "peak memory", "load", "host", "notebook",
-    ]  # fmt: skip
-    rows = [
-        [
-            *(_number(row[f"parameter.{name}"]) for name in names),
-            *(_number(row[headline.column]) for headline in shown),
+    columns = [f"parameter.{name}" for name in names] + [h.column for h in shown]
+    head = [*names, *(h.title for h in shown), "seconds", "peak memory", "load", "host"]
+    return head, {
+        row["point"]: [
+            *(_number(row[column]) for column in columns),
             f"{row['seconds']:.1f}",
-            html.escape(units.format_size(row["peak_memory_bytes"])),
+            units.format_size(row["peak_memory_bytes"]),
             f"{row['load_average']:.2f}",
-            html.escape(row["host"]),
-            f'<a href="points/{html.escape(row["point"])}.ipynb">open</a>',
+            row["host"],
         ]
         for row in table.to_dict("records")
-    ]
-    return _table(headers, rows)
+    }
 
 
 def culprits(sweep: Sweep) -> dict[str, str]:
@@ -773,137 +702,68 @@ def culprits(sweep: Sweep) -> dict[str, str]:
     return phrases
 
 
-def _failures_section(sweep: Sweep) -> str:
-    if not sweep.failures:
-        return ""
-    items, phrases = [], culprits(sweep)
-    for failure in sweep.failures:
-        files = _files(sweep.output / "points", failure.point.name)
-        text = files["traceback"].read_text()
-        name = html.escape(failure.point.name)
-        notebook = (
-            f'<a href="points/{name}.failed.ipynb">notebook so far</a>, '
-            if files["failed"].is_file()
-            else ""
-        )
-        items.append(
-            f"<details><summary>{name}: {html.escape(phrases[failure.point.name])}: "
-            f"{html.escape(failure.sentence)}</summary>\n"
-            f"<p>On {html.escape(failure.host)}; {notebook}"
-            f'<a href="points/{name}.traceback.txt">traceback</a>.</p>\n'
-            f"<pre>{html.escape(text[-4000:])}</pre></details>"
-        )
-    return f"<h2>Failures</h2>\n{''.join(items)}"
+def _provenance(records: Collection[Record]) -> dict[str, str]:
+    commits = {f"{r.commit}{'' if r.clean else ' with changes'}" for r in records}
+    return {
+        "commit": ", ".join(sorted(commits)),
+        "environment (locks)": ", ".join(sorted({r.lock_sha256[:12] for r in records})),
+        "Python": ", ".join(sorted({r.machine["python"] for r in records})),
+        "first point started": min(r.started for r in records),
+        "last point started": max(r.started for r in records),
+        "seconds of all points": f"{sum(r.seconds for r in records):.0f}",
+    }
 
 
-def _provenance(sweep: Sweep, table: pd.DataFrame) -> str:
-    records = list(sweep.records.values())
+def _machines(records: Iterable[Record]) -> list[list[str]]:
+    """Host, processor, cores, memory and number of points of each machine."""
     hosts = Counter((r.machine.get("host", "unknown"), r.machine["cpu"],
                      r.machine["cores"], r.machine["memory_bytes"])
                     for r in records)  # fmt: skip
-    machines = _table(
-        ["host", "processor", "cores", "memory", "points"],
-        [
-            [
-                html.escape(host),
-                html.escape(cpu),
-                str(cores),
-                html.escape(units.format_size(memory)),
-                str(count),
-            ]
-            for (host, cpu, cores, memory), count in sorted(hosts.items())
-        ],
-    )
-    commits = sorted({f"{r.commit}{'' if r.clean else ' with changes'}"
-                      for r in records})  # fmt: skip
-    started = sorted(table["started"])
-    facts = {
-        "commit": ", ".join(commits),
-        "environment (locks)": ", ".join(sorted({r.lock_sha256[:12] for r in records})),
-        "Python": ", ".join(sorted({r.machine["python"] for r in records})),
-        "first point started": started[0],
-        "last point started": started[-1],
-        "seconds of all points": f"{table['seconds'].sum():.0f}",
-    }
-    listed = "".join(
-        f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items()
-    )
-    return f"<h2>Where and how</h2>\n<dl>{listed}</dl>\n{machines}"
-
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #222; --paper: #fff; --rule: #e3e3e3;
-  --soft: #6a6a6a; --link: #0060a8; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --paper: #16181c;
-  --rule: #363a41; --soft: #a2a6ad; --link: #7fc1f5; } }
-body { margin: 2.5rem auto; max-width: 68rem; padding: 0 1.25rem; color: var(--ink);
-  background: var(--paper); font: 16px/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .3rem; }
-h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-a { color: var(--link); }
-.soft, figcaption, dt { color: var(--soft); }
-.figures { display: grid; gap: 1.5rem 2rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); }
-figure { margin: 0; }
-svg { width: 100%; height: auto; color: var(--ink); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .86rem; width: 100%; }
-th { text-align: left; font-weight: 600; vertical-align: bottom; }
-th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--rule); }
-td.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.5rem; }
-dd { margin: 0; overflow-wrap: anywhere; }
-pre { overflow-x: auto; font-size: .82rem; border: 1px solid var(--rule);
-  padding: .8rem; }
-details { margin: .4rem 0; }
-"""
+    return [
+        [host, cpu, str(cores), units.format_size(memory), str(count)]
+        for (host, cpu, cores, memory), count in sorted(hosts.items())
+    ]
 
 
 def summarise(sweep: Sweep, table: pd.DataFrame) -> str:
     """One page of HTML that needs nothing beside it: figures, points, provenance."""
-    grid = sweep.grid
-    title = f"Sweep of chapter {grid.chapter.number}: {grid.path.stem}"
-    shown = headlines(grid.chapter, table) if len(table) else []
-    axes = "".join(
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(', '.join(map(str, values)))}"
-        "</dd>"
-        for name, values in grid.axes.items()
-    )
-    state = (
-        f"{len(sweep.records)} of {len(grid.points)} points are finished"
-        f"{f', {len(sweep.failures)} failed' if sweep.failures else ''}."
-    )
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f"<p class=soft>{html.escape(grid.chapter.name)}, other parameters as in "
-        f"profile {html.escape(grid.profile)}. {state}</p>",
-        f"<dl>{axes}</dl>",
-    ]
+    grid, phrases = sweep.grid, culprits(sweep)
+    failures = []
+    for failure in sweep.failures:
+        files = _files(sweep.output / "points", failure.point.name)
+        failures.append(
+            {
+                "point": failure.point.name,
+                "phrase": phrases[failure.point.name],
+                "sentence": failure.sentence,
+                "host": failure.host,
+                "notebook": files["failed"].is_file(),
+                "traceback": files["traceback"].read_text()[-4000:],
+            }
+        )
+    state = f"{len(sweep.records)} of {len(grid.points)} points are finished"
+    failed = f", {len(failures)} failed" if failures else ""
+    page = {
+        "title": f"Sweep of chapter {grid.chapter.number}: {grid.path.stem}",
+        "chapter": grid.chapter.name,
+        "profile": grid.profile,
+        "state": f"{state}{failed}.",
+        "axes": {name: ", ".join(map(str, v)) for name, v in grid.axes.items()},
+        "failures": failures,
+        "points": {},
+    }
     if len(table):
+        shown = headlines(grid.chapter, table)
+        head, points = _points(sweep, table, shown)
         free = [name for name in grid.varied if name != SEED]
         pooled = [*free[2:], *([SEED] if SEED in grid.varied else [])]
-        note = "Each point is one run; lines join the means"
-        note += f" over {', '.join(pooled)}" if pooled else ""
-        parts += [
-            "<h2>Headline numbers</h2>",
-            f"<p class=soft>{html.escape(note)}. Bands are 95 % bootstrap intervals of "
-            "the mean, where there are three runs or more. All numbers are in "
-            '<a href="results.parquet">results.parquet</a>.</p>',
-            '<div class="figures">',
-            *_figures(sweep, table, shown),
-            "</div>",
-        ]
-    parts.append(_failures_section(sweep))
-    if len(table):
-        parts += [
-            "<h2>Points</h2>",
-            _points_table(sweep, table, shown),
-            _provenance(sweep, table),
-        ]
-    body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
-    )
+        over = f" over {', '.join(pooled)}" if pooled else ""
+        page |= {
+            "note": f"Each point is one run; lines join the means{over}",
+            "figures": _figures(sweep, table, shown),
+            "columns": head,
+            "points": points,
+            "provenance": _provenance(sweep.records.values()),
+            "machines": _machines(sweep.records.values()),
+        }
+    return render_page("sweep.html", **page)
