@@ -4,14 +4,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from thesis_lib.cli.common import (
     Json,
+    bars_of,
     command,
     console,
     progress_bars,
@@ -21,21 +20,19 @@ from thesis_lib.cli.common import (
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import write_whole
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 
 def sweep_bar(
     name: str, total: int, quiet: bool
-) -> tuple[Progress, Callable[[int, int, int, int], None]]:
+) -> tuple["Progress", Callable[[int, int, int, int], None]]:
     """One bar on standard error for the points of a sweep, and what moves it."""
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn(
-            "{task.fields[done]} done, {task.fields[failed]} failed, "
-            "{task.fields[running]} running of {task.total:.0f}"
-        ),
-        TimeElapsedColumn(),
-        console=console,
-        disable=quiet,
+    bars = bars_of(
+        quiet,
+        "{task.description}",
+        "{task.fields[done]} done, {task.fields[failed]} failed, "
+        "{task.fields[running]} running of {task.total:.0f}",
     )
     task = bars.add_task(name, total=total, done=0, failed=0, running=0)
     said = [0]
@@ -325,6 +322,8 @@ def compare(
     if as_json:
         typer.echo(strict_json(compared.to_json()))
     elif sys.stdout.isatty():
+        from rich.console import Console
+
         present.draw(compared, Console())
     else:
         typer.echo("\n".join(present.plain(compared)))

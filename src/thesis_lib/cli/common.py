@@ -4,14 +4,16 @@ import functools
 import json
 import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from thesis_lib.common import units
 from thesis_lib.common.errors import InvalidInput, Lost
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,17 +76,24 @@ def show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
     typer.echo(strict_json(result) if as_json else "\n".join(lines))
 
 
+def bars_of(quiet: bool, name: str, state: str) -> "Progress":
+    """Bars on standard error: a name, the bar, the state and the time that passed."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn(name), BarColumn(), TextColumn(state), TimeElapsedColumn(),
+        console=console, disable=quiet,
+    )  # fmt: skip
+
+
 def progress_bars(
     quiet: bool, unit: str = "cell", verb: str = "executed"
-) -> tuple[Progress, Callable[[str, int, int], None]]:
+) -> tuple["Progress", Callable[[str, int, int], None]]:
     """Bars on standard error, one for each name, and the function to move them."""
-    bars = Progress(
-        TextColumn("{task.description:<32}"),
-        BarColumn(),
-        TextColumn(unit + " {task.completed:.0f}/{task.total:.0f}"),
-        TimeElapsedColumn(),
-        console=console,
-        disable=quiet,
+    bars = bars_of(
+        quiet,
+        "{task.description:<32}",
+        unit + " {task.completed:.0f}/{task.total:.0f}",
     )
     tasks: dict[str, Any] = {}
 

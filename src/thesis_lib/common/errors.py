@@ -13,10 +13,10 @@ from difflib import get_close_matches
 from errno import EINVAL
 from pathlib import Path
 from reprlib import Repr
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+if TYPE_CHECKING:  # the command line refuses much without an array
+    from numpy.typing import ArrayLike, NDArray
 
 JSON_LIMIT_BYTES = 2**26  # of a file that describes others
 
@@ -57,17 +57,19 @@ def choice(name: str, value: str, allowed: Iterable[str]) -> str:
 
 def vector(
     name: str,
-    values: ArrayLike,
+    values: "ArrayLike",
     dtype: type | str,
     length: int | None = None,
     minimum: float | None = None,
-) -> NDArray:
+) -> "NDArray":
     """Return `values` as a contiguous vector of `dtype`, shape (length,).
 
     Raises InvalidInput for another rank or length, for values that `dtype` cannot
     hold exactly, for NaN or infinity, and for values below `minimum`. Of values it
     names the first that is wrong and its row, counted from 0.
     """
+    import numpy as np
+
     given = np.asarray(values)
     require(given.ndim == 1, f"{name} has shape {given.shape}: expected one dimension")
     if length is not None:
@@ -92,10 +94,10 @@ def vector(
     return array
 
 
-def require_all(good: NDArray, name: str, values: NDArray, expected: str) -> None:
+def require_all(good: "NDArray", name: str, values: "NDArray", expected: str) -> None:
     """Raise InvalidInput for the first row, from 0, whose value is not `good` (n,)."""
     if not good.all():
-        row = int(np.argmin(good))
+        row = int(good.argmin())
         raise InvalidInput(f"row {row} of {name} is {values[row]}: {expected}")
 
 
