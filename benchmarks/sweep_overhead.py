@@ -8,7 +8,6 @@ busy minute meets all alike. Then the same sixteen points run on one and on two 
 """
 
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,13 +15,10 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import papermill
-import psutil
 import yaml
+from record import Record, command, ratio, seconds_of, tell
 
 from thesis_lib.book.execute import chapters, sweep, warm
-from thesis_lib.common.files import write_whole
-from thesis_lib.common.provenance import commit, identity, versions
-from thesis_lib.common.stats import bootstrap
 
 SMALL = {
     "seeds": 1, "transactions": 300, "loads": [1.1], "headline_load": 1.1,
@@ -68,25 +64,6 @@ def execute(path: Path, manager: type | None) -> None:
     )
 
 
-def timed(action) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def ratio(over: list[float], under: list[float]) -> dict[str, float]:
-    """Ratio of medians with its 95 % bootstrap interval, rounds resampled whole."""
-    a, b = np.array(over), np.array(under)
-    ends = bootstrap(
-        len(a), lambda rows: np.median(a[rows], axis=1) / np.median(b[rows], axis=1)
-    )
-    return {
-        "ratio": float(np.median(a) / np.median(b)),
-        "low": ends[0],
-        "high": ends[1],
-    }
-
-
 def overhead(rounds: int, folder: Path) -> dict[str, dict[str, list[float]]]:
     """Seconds of each execution, by notebook and by way, a round at a time."""
     (chapter,) = chapters.select(["4"])
@@ -129,8 +106,8 @@ def overhead(rounds: int, folder: Path) -> dict[str, dict[str, list[float]]]:
         for number in range(rounds):
             for index in order.permutation(len(ways)):
                 (name, way), action = list(ways.items())[index]
-                samples[name][way].append(timed(action))
-            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+                samples[name][way].append(seconds_of(action))
+            tell(f"round {number + 1} of {rounds}")
     for zygote in zygotes.values():
         zygote.close()
     return samples
@@ -164,17 +141,19 @@ def efficiency(rounds: int, folder: Path) -> dict[str, list[dict[str, float]]]:
                     "points_s": (last - first) / (len(finished) - 2 - workers),
                 }
             )
-            print(f"{workers} workers: {samples[str(workers)][-1]}", file=sys.stderr)
+            tell(f"{workers} workers: {samples[str(workers)][-1]}")
     return samples
 
 
-def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 12
-    checkout = chapters.repository()
-    load = psutil.getloadavg()
+def main(words: list[str] | None = None) -> None:
+    """Measure, print, and keep the record."""
+    parser = command(__doc__, "sweep_overhead")
+    parser.add_argument("rounds", nargs="?", type=int, default=12)
+    given = parser.parse_args(words)
+    record = Record(given.out)
     with tempfile.TemporaryDirectory() as name:
-        samples = overhead(rounds, Path(name))
-        workers = efficiency(max(2, rounds // 4), Path(name))
+        samples = overhead(given.rounds, Path(name))
+        workers = efficiency(max(2, given.rounds // 4), Path(name))
     summary = {
         name: {f"median {way} (s)": float(np.median(ways[way])) for way in ways}
         | {"cold over warm": ratio(ways["cold"], ways["warm"])}
@@ -189,21 +168,14 @@ def main() -> None:
         one, two = ([row[field] for row in workers[count]] for count in ("1", "2"))
         halves = ratio(one, [2 * value for value in two])
         summary[f"efficiency of 2 workers, {field}"] = halves
-    report = {
-        "summary": summary,
-        "overhead_s": samples,
-        "workers": workers,
-        "rounds": rounds,
-        "commit": commit(checkout)[0],
-        "machine": identity(),
-        "versions": versions(),
-        "load_average": {"start": load, "end": psutil.getloadavg()},
-        "note": "the client and its scheduler run on the same cores as the workers",
-    }
-    target = checkout / "data" / "measurements" / "sweep_overhead.json"
-    target.parent.mkdir(exist_ok=True)
-    write_whole(target, json.dumps(report, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
+    record.write(
+        summary=summary,
+        overhead_s=samples,
+        workers=workers,
+        rounds=given.rounds,
+        note="the client and its scheduler run on the same cores as the workers",
+    )
 
 
 if __name__ == "__main__":
