@@ -4,6 +4,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 PROFILE ?= default
 FOLDER ?= notebooks
+TESTS ?= tests
 ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
@@ -12,6 +13,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help book test smoke full lab outputs mutants proof headline gpu lint clean lock setup
+.PHONY: release coverage sizes
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -64,6 +66,25 @@ gpu: ## needs a CUDA device: its checks, a 65B geometry in 8 GiB, chapter 6 (PRO
 	$(BIN)/pytest -m gpu
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/thesis run 6 --profile $(PROFILE)
+
+release: $(READY) ## before a release: the default book anew, its claims, strict build, wheel
+	$(MAKE) book PROFILE=default
+	$(BIN)/thesis claims --profile default
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(BIN)/pytest tests/test_wheel.py tests/test_packaging.py
+
+coverage: $(READY) ## share of lines that the laws execute, by room (TESTS=tests)
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q \
+	  -m 'not browser and not proof and not gpu' $(TESTS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered --show-missing
+	@for room in $$(find src/thesis_lib -name __init__.py | sort | xargs -n1 dirname); do \
+	  printf '%-40s %4s %%\n' $$room \
+	    $$($(BIN)/coverage report --format=total --include="$$room/*"); done
+
+sizes: $(READY) ## lines by room, and of what CONTRIBUTING.md limits
+	$(BIN)/python scripts/sizes.py
 
 mutants: $(READY) ## break one line at a time; each must turn a check red
 	$(BIN)/python scripts/mutate.py

@@ -18,14 +18,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from itertools import product
 
 import numpy as np
-import psutil
+from record import Record, command, tell
 
-from thesis_lib.book.execute.chapters import repository
-from thesis_lib.common.files import write_whole
-from thesis_lib.common.provenance import provenance
 from thesis_lib.common.stats import bootstrap
 
 WAYS = {"spinning": "300000", "sleeping": "0"}  # turns of GNU's loop before it sleeps
@@ -118,48 +115,44 @@ def summarise(samples: list[dict]) -> list[dict]:
     The growth is the median over the rounds of the time over the same alone, with its
     95 % bootstrap interval.
     """
+
+    def taken(way: str, beside: int, step: str) -> np.ndarray:
+        found = [s[step] for s in samples if (s["way"], s["beside"]) == (way, beside)]
+        return np.array(found)
+
     rows = []
-    for way in WAYS:
-        for beside in BESIDE:
-            for step in STEPS:
-                taken, alone = (
-                    np.array(
-                        [
-                            s[step]
-                            for s in samples
-                            if (s["way"], s["beside"]) == (way, number)
-                        ]
-                    )
-                    for number in (beside, 0)
-                )
-                grown = taken / alone
-                low, high = bootstrap(
-                    len(grown), lambda rows, grown=grown: np.median(grown[rows], axis=1)
-                )
-                rows.append(
-                    {
-                        "way": way, "beside": beside, "step": step,
-                        "median_s": float(np.median(taken)),
-                        "grown": float(np.median(grown)), "low": low, "high": high,
-                    }
-                )  # fmt: skip
+    for way, beside, step in product(WAYS, BESIDE, STEPS):
+        seconds = taken(way, beside, step)
+        grown = seconds / taken(way, 0, step)
+        low, high = bootstrap(
+            len(grown), lambda rows, grown=grown: np.median(grown[rows], axis=1)
+        )
+        rows.append(
+            {
+                "way": way, "beside": beside, "step": step,
+                "median_s": float(np.median(seconds)),
+                "grown": float(np.median(grown)), "low": low, "high": high,
+            }
+        )  # fmt: skip
     return rows
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Measure, print, and keep the record."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    load, samples = psutil.getloadavg(), []
+    parser = command(__doc__, "beside")
+    parser.add_argument("rounds", nargs="?", type=int, default=10)
+    given = parser.parse_args(words)
+    record, samples = Record(given.out), []
     with ExitStack() as stack:
         ways = {name: stack.enter_context(child(spins)) for name, spins in WAYS.items()}
-        for number in range(rounds):
+        for number in range(given.rounds):
             for beside in BESIDE:
                 with busy(beside):
                     order = list(ways) if number % 2 == 0 else list(reversed(ways))
                     for way in order:
                         told = {"round": number, "way": way, "beside": beside}
                         samples.append(told | ask(ways[way]))
-            print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+            tell(f"round {number + 1} of {given.rounds}")
     rows = summarise(samples)
     for row in rows:
         print(
@@ -167,17 +160,7 @@ def main() -> None:
             f"{row['median_s']:8.4f} s, {row['grown']:6.2f} times "
             f"({row['low']:.2f} to {row['high']:.2f})"
         )
-    report = {
-        **provenance(repository()),
-        "rounds": rounds,
-        "goal": GOAL,
-        "load_average": {"start": load, "end": psutil.getloadavg()},
-        "rows": rows,
-        "samples": samples,
-    }
-    target: Path = repository() / "data" / "measurements" / "beside.json"
-    write_whole(target, json.dumps(report, indent=1) + "\n")
-    print(target)
+    record.write(rounds=given.rounds, goal=GOAL, rows=rows, samples=samples)
 
 
 if __name__ == "__main__":

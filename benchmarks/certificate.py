@@ -15,16 +15,15 @@ import random
 import re
 import sys
 import tempfile
-import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from memory_limit import confine
+from record import Record, checkout, command, seconds_of, tell
 
 from thesis_lib.common.errors import require
-from thesis_lib.common.files import root, write_whole
-from thesis_lib.common.provenance import provenance
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.spec import ARCHITECTURES, Machine, ModelSpec
@@ -32,7 +31,7 @@ from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 from thesis_lib.memory.offload.plan import MemoryPlan
 
-sys.path.insert(0, str(root() / "tests" / "memory"))
+sys.path.insert(0, str(checkout() / "tests" / "memory"))
 import tiny
 
 SHAPES = (  # models of an architecture
@@ -71,15 +70,18 @@ def run_at_its_limits(folder: Path, made: MemoryPlan) -> int:
 def logical(plans: int, seed: int) -> list[dict[str, Any]]:
     """Random plans of random models, and what the meter saw."""
     draw, rows = random.Random(seed), []
+    drawn = [(name, shape) for name in ARCHITECTURES for shape in range(len(SHAPES))]
     with tempfile.TemporaryDirectory() as home:
-        folders = []
-        for architecture in ARCHITECTURES:
-            for number, shape in enumerate(SHAPES):
-                folder = Path(home) / f"{architecture}-{number}"
-                tiny.write(folder, architecture, seed=number, **shape)
-                folders.append((architecture, folder))
+
+        @cache
+        def written(architecture: str, shape: int) -> Path:
+            folder = Path(home) / f"{architecture}-{shape}"
+            tiny.write(folder, architecture, seed=shape, **SHAPES[shape])
+            return folder
+
         for number in range(plans):
-            architecture, folder = draw.choice(folders)
+            architecture, shape = draw.choice(drawn)
+            folder = written(architecture, shape)
             generating = draw.random() < 0.2
             context = draw.choice([8, 17, 32, 60])
             # A last pass of full length needs the most.
@@ -112,7 +114,7 @@ def logical(plans: int, seed: int) -> list[dict[str, Any]]:
                 }
             )
             if number % 50 == 49:
-                print(f"{number + 1} of {plans} plans", flush=True)
+                tell(f"{number + 1} of {plans} plans")
     return rows
 
 
@@ -168,9 +170,10 @@ def physical(plans: int, seed: int) -> list[dict[str, Any]]:
     """Random plans of SmolLM2, each in a group that holds what the plan promises."""
     folder, rows = smollm2.checkpoint(), []
     words = [sys.executable, __file__, "--child"]
-    free = [confine([*words, str(seed)], 2**33).check() for _ in range(3)]
+    probes = 3 if plans else 0
+    free = [confine([*words, str(seed)], 2**33).check() for _ in range(probes)]
     told = [json.loads(run.stdout.splitlines()[-1]) for run in free]
-    before = max(run["before_bytes"] for run in told)
+    before = max((run["before_bytes"] for run in told), default=0)
     for number in range(plans):
         made = choose(random.Random(seed + number), folder)
         limit = round(SLACK * before) + made.device_peak_bytes + PAGES_BYTES
@@ -179,33 +182,29 @@ def physical(plans: int, seed: int) -> list[dict[str, Any]]:
         if not done.killed:
             row |= json.loads(done.stdout.splitlines()[-1])
         rows.append(row)
-        print(f"{number + 1} of {plans} groups: {row}", flush=True)
+        tell(f"{number + 1} of {plans} groups: {row}")
     return rows
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, "certificate")
     parser.add_argument("--logical", type=int, default=500, help="plans metered")
     parser.add_argument("--physical", type=int, default=20, help="plans in groups")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--out", type=Path, default=root() / "data/measurements/certificate.json"
-    )
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     if given.child is not None:
         child(smollm2.checkpoint(), given.child)
         return
-    start = time.perf_counter()
-    record = {
-        **provenance(root()),
-        "seed": given.seed,
-        "logical": logical(given.logical, given.seed),
-        "physical": physical(given.physical, given.seed),
-    }
-    record["seconds"] = time.perf_counter() - start
-    write_whole(given.out, json.dumps(record, indent=1) + "\n")
+    record = Record(given.out)
+    record.content["seed"] = given.seed
+
+    def measure() -> None:
+        record.content["logical"] = logical(given.logical, given.seed)
+        record.content["physical"] = physical(given.physical, given.seed)
+
+    record.write(seconds=seconds_of(measure))
 
 
 if __name__ == "__main__":

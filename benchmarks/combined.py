@@ -6,20 +6,17 @@ File*, which neither reads. What it has scored it keeps, with the commit, and go
 from there when it is started again.
 """
 
-import argparse
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from record import Record, command
 from torch import Tensor, nn
 
 from thesis_lib.common.errors import require
-from thesis_lib.common.files import data_folder, root, write_whole
-from thesis_lib.common.provenance import provenance
+from thesis_lib.common.files import data_folder
 from thesis_lib.memory.compress.bit_allocation import (
     Offer,
     alike,
@@ -198,45 +195,33 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-class Ledger:
-    """The record on the disk, one run after the other."""
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path = path
-        self.record: dict[str, Any] = {**provenance(_root()), **settings, "runs": []}
-        if path.is_file():
-            before = json.loads(path.read_text())
-            self.record |= {key: before[key] for key in ("plans", "runs")}
+class Ledger(Record):
+    """The record, one run after the other."""
 
     def plans(self, make: Callable[[], dict[str, Plan]]) -> dict[str, Plan]:
         """What is to be scored, of which only the first start makes its mind up."""
-        if "plans" not in self.record:
-            self.record["plans"] = {
+        if "plans" not in self.content:
+            self.content["plans"] = {
                 name: [plan.method, layout_of(plan.recipes), plan.both, plan.always]
                 for name, plan in make().items()
             }
         return {
             name: Plan(method, recipes_of(layout), both, always)
-            for name, (method, layout, both, always) in self.record["plans"].items()
+            for name, (method, layout, both, always) in self.content["plans"].items()
         }
 
     def lacks(self, system: str, seed: int) -> bool:
         """Whether this is still to be scored."""
-        done = {(run["system"], run["seed"]) for run in self.record["runs"]}
-        return (system, seed) not in done
+        return self.find(system=system, seed=seed) is None
 
     def keep(
         self, system: str, method: str, seed: int, nbytes: int, found: dict[str, Any]
     ) -> None:
         """Add a run and write the record."""
-        bits = 8 * nbytes / self.record["weights"]
-        self.record["runs"].append(
-            {"system": system, "method": method, "seed": seed, "bytes": nbytes}
-            | {"bits": bits, "commit": self.record["commit"]}
-            | found
-        )
-        self.record["summary"] = summary(self.record["runs"])
-        write_whole(self.path, json.dumps(self.record, indent=1) + "\n")
+        bits = 8 * nbytes / self.content["weights"]
+        label = {"system": system, "method": method, "seed": seed}
+        self.add({**label, "bytes": nbytes, "bits": bits, **found})
+        self.write(summary=summary(self.points))
         print(
             f"{system}, seed {seed}: {bits:.3f} bits, {found['perplexity']:.3f} "
             f"and {found['other_perplexity']:.3f} "
@@ -286,33 +271,35 @@ def score_others(ledger: Ledger, model: nn.Module, weights: int, texts: Texts) -
         ledger.keep("nf4", "NF4", 0, nbytes, texts.scored(twin))
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command(__doc__, "combined", resumes=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--out", type=Path, default=_root() / "data/measurements/combined.json"
-    )
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     require(given.seeds > 0, f"--seeds {given.seeds}: expected at least one")
     torch.set_num_threads(1)
     model, tokenizer = smollm2.load()
-    folder = data_folder() / "text"
-    persuasion = read_tokens(tokenizer, folder / "persuasion.txt", CALIBRATION_TOKENS)
-    offset, length = VALIDATION
+
+    def tokens(name: str, number: int, offset: int = 0) -> Tensor:
+        path = data_folder() / "text" / f"{name}.txt"
+        return read_tokens(tokenizer, path, number, offset)
+
+    persuasion = tokens("persuasion", CALIBRATION_TOKENS)
     texts = Texts(
-        read_tokens(tokenizer, folder / "sense_and_sensibility.txt", HELD_OUT_TOKENS),
-        read_tokens(tokenizer, folder / "jargon.txt", HELD_OUT_TOKENS),
-        read_tokens(tokenizer, folder / "persuasion.txt", length, offset),
+        tokens("sense_and_sensibility", HELD_OUT_TOKENS),
+        tokens("jargon", HELD_OUT_TOKENS),
+        tokens("persuasion", VALIDATION[1], VALIDATION[0]),
     )
     weights = sum(layer.weight.numel() for layer in matrices(model).values())
-    settings = {
+    ledger = Ledger(
+        given.out, None, ("plans", "runs", "summary"), given.elsewhere, points="runs"
+    )
+    ledger.content |= {
         "context": CONTEXT,
         "calibration_tokens": WINDOWS * CONTEXT,
         "held_out_tokens": HELD_OUT_TOKENS - 1,
         "weights": weights,
     }
-    ledger = Ledger(given.out, settings)
     judged = weights * len(LAYERS_JUDGED) // LAYERS
     planned = ledger.plans(
         lambda: plans(choices_for(model, calibration_set(persuasion, 0)), judged)
@@ -323,13 +310,6 @@ def main() -> None:
         score_calibrated(ledger, compared, model, windows, seed, texts)
     score_others(ledger, model, weights, texts)
     score_calibrated(ledger, planned, model, sets[0], 0, texts)
-
-
-def _root() -> Path:
-    folder = root()
-    require(folder is not None, "run this script from a checkout")
-    assert folder is not None
-    return folder
 
 
 if __name__ == "__main__":

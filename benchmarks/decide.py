@@ -33,10 +33,9 @@ from statistics import median
 import numpy as np
 import psutil
 from numba import njit
+from record import Record, checkout, command, medians, own_core, renew
 
-from thesis_lib.book.execute.chapters import repository
-from thesis_lib.common.files import write_whole
-from thesis_lib.common.provenance import commit, identity
+from thesis_lib.common.provenance import commit
 from thesis_lib.sequencer.core.events import (
     COMMITTED,
     LOGGED,
@@ -317,23 +316,7 @@ def summarise(rows: list[dict]) -> list[dict]:
     for row in rows:
         label = {name: v for name, v in row.items() if not name.endswith("_us")}
         groups.setdefault(tuple(label.items()), []).append(row)
-    made = []
-    for label, group in groups.items():
-        samples = {
-            name: [round(row[name], 3) for row in group]
-            for name in group[0]
-            if name.endswith("_us")
-        }
-        medians = {name: median(values) for name, values in samples.items()}
-        made.append(dict(label) | medians | {"samples": samples})
-    return made
-
-
-def written(report: dict) -> str:
-    """The record as JSON, a case a line."""
-    lines = ",\n".join(f"  {json.dumps(case)}" for case in report["cases"])
-    whole = json.dumps(report | {"cases": []}, indent=1)
-    return whole.replace('"cases": []', f'"cases": [\n{lines}\n ]') + "\n"
+    return [medians(dict(label), group) for label, group in groups.items()]
 
 
 def crowd() -> list[dict]:
@@ -365,7 +348,7 @@ def in_turn(earlier: Path | None) -> list[dict]:
 
     Each has a process, which answers every line that it is sent with a round.
     """
-    sources = {"now": repository()} | ({"before": earlier} if earlier else {})
+    sources = {"now": checkout()} | ({"before": earlier} if earlier else {})
     workers = {}
     for name, source in sources.items():
         path = {"PYTHONPATH": str(Path(source).resolve() / "src")}
@@ -394,22 +377,14 @@ def in_turn(earlier: Path | None) -> list[dict]:
     ]
 
 
-def renew_crowded(earlier: Path | None) -> None:
+def renew_crowded(earlier: Path | None, out: Path) -> None:
     """Measure what is crowded and write that part of the record."""
     load, rows = psutil.getloadavg(), in_turn(earlier)
-    checkout = repository()
-    target = checkout / "data" / "measurements" / "decide.json"
-    report = json.loads(target.read_text())
-    report["crowded"] = {
-        "cases": rows,
-        "transactions": CROWD,
-        "rounds": CROWDED_ROUNDS,
-        "commit": commit(checkout)[0],
-        "before": commit(earlier)[0] if earlier else None,
-        "machine": identity(),
-        "load_average": {"start": load, "end": psutil.getloadavg()},
-    }
-    write_whole(target, written(report))
+    renew(
+        out, "crowded", "cases", cases=rows, transactions=CROWD, rounds=CROWDED_ROUNDS,
+        before=commit(earlier)[0] if earlier else None,
+        load_average={"start": load, "end": psutil.getloadavg()},
+    )  # fmt: skip
     for row in rows:
         print(
             f"{row['code']:7}{row['load']:6.1f}{1e3 * row['slo_s']:8.1f} ms"
@@ -417,25 +392,10 @@ def renew_crowded(earlier: Path | None) -> None:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--crowded", action="store_true")
-    parser.add_argument("--beside", type=Path, metavar="EARLIER")
-    parser.add_argument("--crowd", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.crowd:
-        for _ in sys.stdin:
-            print(json.dumps(crowd()), flush=True)
-    elif given.crowded:
-        renew_crowded(given.beside)
-    else:
-        everything()
-
-
-def everything() -> None:
+def everything(out: Path) -> None:
     """All policies in all ways; what is crowded stays as recorded."""
-    load = psutil.getloadavg()
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core
+    record = Record(out, resume=["crowded"], elsewhere=True, points="cases")
+    own_core()
     labelled, estimating = list(cases()), estimates()
     for _, case in labelled[: len(POLICIES)]:  # compiles everything
         for run in WAYS.values():
@@ -450,27 +410,37 @@ def everything() -> None:
         for row in one_round(labelled, estimating, number)
     ]
     wall_s, cpu_s = time.perf_counter() - begin[0], time.process_time() - begin[1]
-    checkout = repository()
-    report = {
-        "transactions": TRANSACTIONS,
-        "rounds": ROUNDS,
-        "histories_equal": True,  # asserted above, after every run
-        "clock_us": float(np.median(two_readings(10_000))) / 1e3,  # not subtracted
-        "cpu_share": cpu_s / wall_s,
-        "cases": summarise(rows),
-        "commit": commit(checkout)[0],
-        "machine": identity(),
-        "load_average": {"start": load, "end": psutil.getloadavg()},
-    }
-    target = checkout / "data" / "measurements" / "decide.json"
-    report["crowded"] = json.loads(target.read_text())["crowded"]
-    write_whole(target, written(report))
-    for row in report["cases"]:
+    record.write(
+        "cases",
+        transactions=TRANSACTIONS,
+        rounds=ROUNDS,
+        histories_equal=True,  # asserted above, after every run
+        clock_us=float(np.median(two_readings(10_000))) / 1e3,  # not subtracted
+        cpu_share=cpu_s / wall_s,
+        cases=summarise(rows),
+    )
+    for row in record.points:
         print(
             f"{row['scenario']} {row['load']:.1f} {row['policy']:14} {row['way']:9}"
             f"{row['decide_mean_us']:9.2f} {row['decide_p99_us']:9.2f}"
             f"{row['both_mean_us']:9.2f} {row['both_p99_us']:9.2f}"
         )
+
+
+def main(words: list[str] | None = None) -> None:
+    """The command."""
+    parser = command(__doc__, "decide")
+    parser.add_argument("--crowded", action="store_true")
+    parser.add_argument("--beside", type=Path, metavar="EARLIER")
+    parser.add_argument("--crowd", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(words)
+    if given.crowd:
+        for _ in sys.stdin:
+            print(json.dumps(crowd()), flush=True)
+    elif given.crowded:
+        renew_crowded(given.beside, given.out)
+    else:
+        everything(given.out)
 
 
 if __name__ == "__main__":

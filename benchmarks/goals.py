@@ -7,11 +7,9 @@ loads, 20 paired seeds of 100,000 transactions each, on the seeds of chapter 4.
 """
 
 import json
-import sys
 
-from thesis_lib.book.execute.chapters import repository
-from thesis_lib.common.files import write_whole
-from thesis_lib.common.provenance import commit, identity
+from record import Record, command
+
 from thesis_lib.sequencer.experiments.goals import against_goals, run_goals
 
 SEED = 2024
@@ -19,23 +17,18 @@ KEPT = ["row", "load", "seed", "policy", "violations", "late", "dropped",
         "goodput_per_s", "throughput_per_s"]  # fmt: skip
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Run, print, and keep the record."""
-    given = [int(word) for word in sys.argv[1:]]
-    seeds, transactions = (*given, *(20, 100_000)[len(given) :])
-    runs = run_goals(transactions=transactions, seeds=seeds, seed=SEED)
+    parser = command(__doc__, "goals")
+    parser.add_argument("seeds", nargs="?", type=int, default=20)
+    parser.add_argument("transactions", nargs="?", type=int, default=100_000)
+    given = parser.parse_args(words)
+    record = Record(given.out)
+    size = {"seeds": given.seeds, "transactions": given.transactions, "seed": SEED}
+    runs = run_goals(**size)
     print(against_goals(runs).round(2).to_string())
-    record = {
-        "machine": identity(),
-        "commit": commit(repository())[0],
-        "seed": SEED,
-        "seeds": seeds,
-        "transactions": transactions,
-        "runs": json.loads(runs[KEPT].to_json(orient="records", double_precision=8)),
-    }
-    path = repository() / "data" / "measurements" / "goals.json"
-    write_whole(path, json.dumps(record, indent=1) + "\n")
-    print(path)
+    rows = runs[KEPT].to_json(orient="records", double_precision=8)
+    record.write(**size, runs=json.loads(rows))
 
 
 if __name__ == "__main__":

@@ -17,40 +17,33 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from memory_limit import confine
-from timed_decode import run_trial
+from record import Record, command, tell
+from streaming import offloaded, untokenised
+from timed_decode import confined_report, deepest_plan, stream_store
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from thesis_lib.common.errors import InvalidInput, choice, require
-from thesis_lib.common.files import cache_folder, root, write_whole
-from thesis_lib.common.provenance import drain, provenance
+from thesis_lib.common.files import cache_folder, write_whole
+from thesis_lib.common.provenance import drain
 from thesis_lib.common.units import MiB, format_duration, format_size, parse_size
 from thesis_lib.memory.compress.random_weights import synthesise
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
-from thesis_lib.memory.offload.measure import CudaCap, DeviceBudget
-from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
-from thesis_lib.memory.offload.plan import MemoryPlan, PlanInfeasible
+from thesis_lib.memory.offload.measure import CudaCap
 
 PEERS = {"accelerate": "accelerate", "airllm": "airllm"}  # their distributions
+RINGS = (4, 3, 2, 1)
 SLACK_BYTES = 256 * MiB  # of the fraction, for what kernels allocate by themselves
 COPY_BYTES = 64 * MiB  # one copy of the link's rate
 WRITE_BYTES_PER_S = 0.6e9  # of a store, for the time told beforehand
 PEER_SLOWDOWN = 6  # at most, of a peer's step against the link: for the time too
-
-
-def tell(line: str) -> None:
-    """Progress, on the stream of complaints."""
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 def wait(device: torch.device) -> None:
@@ -97,94 +90,41 @@ def physical(cap: CudaCap | None) -> dict[str, Any]:
     }
 
 
-def deepest_plan(folder: Path, machine: Machine, context: int) -> MemoryPlan:
-    """The plan with the deepest ring that fits."""
-    for ring in (4, 3, 2):
-        with contextlib.suppress(PlanInfeasible):
-            return plan_checkpoint(
-                folder, machine, context=context, ring=ring, logit_tokens=1
-            )
-    return plan_checkpoint(folder, machine, context=context, ring=1, logit_tokens=1)
-
-
 def stream(given: argparse.Namespace) -> dict[str, Any]:
     """Ours: plan, stream, and time each step beside its drain and the link."""
     folder, device = Path(given.checkpoint), torch.device(given.device)
     limit_bytes = parse_size(given.limit)
-    device_bytes = limit_bytes - min(SLACK_BYTES, limit_bytes // 8)
-    prompt = torch.ones(1, 1, dtype=torch.long, device=device)
     with capped(limit_bytes, device) as cap:
         before = link_rate(device)
         machine = Machine(
-            device_bytes,
+            limit_bytes - min(SLACK_BYTES, limit_bytes // 8),
             given.disk_rate,
             host_bytes=parse_size(given.host_memory),
             link_bytes_per_s=before,
         )
-        made = deepest_plan(folder, machine, 2 + given.warm_up + given.steps)
-        start = time.perf_counter()
-        with (
-            StreamedModel(folder, made, device=given.device) as model,
-            DeviceBudget(device_bytes, device) as budget,
-        ):
-            model.charge(budget)
-            loading_s = time.perf_counter() - start
-            trial = run_trial(model, prompt, given.steps, given.warm_up, tell)
+        context = 2 + given.warm_up + given.steps
+        made = deepest_plan(folder, machine, RINGS, context=context)
+        trial, found = stream_store(
+            folder, made, given.steps, given.warm_up, tell, given.device
+        )
         after = link_rate(device)
-    moved = made.bytes_per_step
     return {
-        "trial": asdict(trial),
-        "s_per_token": trial.s_per_step,
-        "fraction_of_drain": trial.fraction_of_drain,
+        **found,
         "link_bytes_per_s": [before, after],
-        "fraction_of_link": moved / trial.s_per_step / max(before, after),
-        "logical_peak_bytes": budget.peak_bytes,
-        "planned_peak_bytes": made.device_peak_bytes,
-        "predicted_s_per_token": made.predicted_s_per_token,
+        "fraction_of_link": made.bytes_per_step / trial.s_per_step / max(before, after),
         "bytes_per_token": made.bytes_per_token,
-        "plan": made.summary(),
-        "load_s": loading_s,
         **physical(cap),
     }
 
 
-def accelerate(folder: Path, work: Path, device: str) -> Any:
-    """Layers in host memory as accelerate offloads them, the rest on the device."""
-    spec = ModelSpec.from_config(folder)
-    outer = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+def load_peer(system: str, folder: Path, work: Path, device: str) -> Any:
+    """Layers in host memory as accelerate offloads them, or read by AirLLM."""
+    if system == "airllm":
+        place = "cuda:0" if device == "cuda" else device
+        return untokenised(folder, work, place).model
     place = 0 if device == "cuda" else device
     where = "cpu" if device == "cuda" else "disk"  # or there were nothing to offload
-    places: dict[str, Any] = dict.fromkeys(outer, place)
-    places |= {f"model.layers.{layer}": where for layer in range(spec.layers)}
-    return AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.bfloat16,
-        device_map=places,
-        offload_folder=work / "offload",
-    ).eval()
-
-
-def airllm(folder: Path, work: Path, device: str) -> Any:
-    """AirLLM, which reads each layer from disk."""
-    from airllm.airllm_base import AirLLMBaseModel
-    from streaming import numbered  # beside this script
-
-    class Untokenised(AirLLMBaseModel):
-        def get_tokenizer(self, hf_token: str | None = None) -> None:
-            """Random weights have no words."""
-
-    place = "cuda:0" if device == "cuda" else device
-    return Untokenised(
-        numbered(folder, work / "numbered"),
-        device=place,
-        layer_shards_saving_path=work / "airllm",
-    ).model
-
-
-LOADERS: dict[str, Callable[[Path, Path, str], Any]] = {
-    "accelerate": accelerate,
-    "airllm": airllm,
-}
+    return offloaded(folder, work, place, where)
 
 
 def run_peer(given: argparse.Namespace) -> dict[str, Any]:
@@ -195,8 +135,9 @@ def run_peer(given: argparse.Namespace) -> dict[str, Any]:
     with capped(parse_size(given.limit), device) as cap, torch.no_grad():
         start = time.perf_counter()
         with smollm2.quiet():
-            load = LOADERS[given.worker]
-            model = load(Path(given.checkpoint), Path(given.work), given.device)
+            model = load_peer(
+                given.worker, Path(given.checkpoint), Path(given.work), given.device
+            )
         loading_s = time.perf_counter() - start
         for _ in range(1 + given.warm_up + given.steps):
             start = time.perf_counter()
@@ -231,17 +172,15 @@ def work_alone(given: argparse.Namespace) -> None:
 
 def launch(system: str, folder: Path, given: argparse.Namespace, host: int) -> dict:
     """Run one part and wait for it; a part that fails is reported, not fatal."""
-    report = Path(given.work) / "report.json"
-    report.unlink(missing_ok=True)
-    words = [sys.executable, __file__, "--worker", system, "--checkpoint", folder]
-    words += ["--report", report, "--host-memory", f"{host}B"]
+    words: list[Any] = [sys.executable, __file__, "--worker", system]
+    words += ["--checkpoint", folder, "--host-memory", f"{host}B"]
     for name in ("device", "limit", "steps", "warm_up", "work", "disk_rate"):
         words += [f"--{name.replace('_', '-')}", getattr(given, name)]
-    done = confine(words, psutil.virtual_memory().total, capture=False, look_s=0.25)
-    if not report.is_file():
+    done, found = confined_report(
+        words, Path(given.work) / "report.json", psutil.virtual_memory().total
+    )
+    if found is None:
         return {"failed": f"ended with {done.returncode}", "killed": done.killed}
-    found = json.loads(report.read_text())
-    report.unlink()
     return {
         **found,
         "limit_bytes": parse_size(given.limit),
@@ -365,7 +304,7 @@ def outcome(name: str, part: dict[str, Any]) -> str:
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
     """The command line; sizes as '8GiB'."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, "gpu")
     add = parser.add_argument
     add("--device", default="cuda", help="cuda or cpu")
     add("--geometry", default="llama-65b")
@@ -379,7 +318,6 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=5, help="tokens that count, a drain around each")
     add("--warm-up", type=int, default=2, help="tokens after the first that do not")
     add("--work", default=None, help="folder of the stores")
-    add("--out", default=None, help="the record")
     for hidden in ("--worker", "--checkpoint", "--report"):
         add(hidden, default=None, help=argparse.SUPPRESS)
     add("--disk-rate", type=float, default=1e9, help=argparse.SUPPRESS)
@@ -401,31 +339,25 @@ def main(words: list[str] | None = None, spec: ModelSpec | None = None) -> None:
             "this torch sees no CUDA device: run it where there is one, or with "
             "--device cpu",
         )
-        checkout = root()
-        require(checkout is not None, "thesis_lib is not imported from a checkout")
-        assert checkout is not None
         chosen = geometry(given.geometry) if spec is None else spec
-        record = measure(given, chosen)
+        record, found = Record(given.out), measure(given, chosen)
     except InvalidInput as refusal:
         sys.exit(str(refusal))
-    record = {
-        "geometry": chosen.name,
-        "device": given.device,
-        "steps": given.steps,
-        "warm_up": given.warm_up,
-        **record,
-        **provenance(checkout),
-        "peers": {
+    record.write(
+        geometry=chosen.name,
+        device=given.device,
+        steps=given.steps,
+        warm_up=given.warm_up,
+        **found,
+        peers={
             peer: metadata.version(name)
             for peer, name in PEERS.items()
             if util.find_spec(peer) is not None
         },
-        "note": "random bf16 weights; layers beyond the distinct ones are hard links "
+        note="random bf16 weights; layers beyond the distinct ones are hard links "
         "to them, each with a place of its own in host memory",
-    }
-    out = Path(given.out or checkout / "data" / "measurements" / "gpu.json")
-    write_whole(out, json.dumps(record, indent=1) + "\n")
-    for name, part in record["parts"].items():
+    )
+    for name, part in found["parts"].items():
         print(outcome(name, part))
 
 

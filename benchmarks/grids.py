@@ -7,13 +7,12 @@ points, whichever call executed them. `full` tells the times of an executed prof
 """
 
 import json
-import sys
 
 import pandas as pd
+from record import checkout, command, renew
 
 from thesis_lib.book.execute import chapters, sweep
-from thesis_lib.common.files import write_whole
-from thesis_lib.common.provenance import identity, provenance
+from thesis_lib.common.provenance import identity
 from thesis_lib.common.stats import mean_interval
 
 # By grid: the chapter, how many workers (None: one a core), and what is shown of it.
@@ -62,18 +61,17 @@ def run(name: str) -> dict:
     """Execute what is left of a grid; the record of all of it."""
     number, workers, shown = GRIDS[name]
     (chapter,) = chapters.select([number])
-    checkout = chapters.repository()
-    grid = sweep.read_grid(checkout / "data" / "grids" / f"{name}.yml", chapter)
+    grid = sweep.read_grid(checkout() / "data" / "grids" / f"{name}.yml", chapter)
     made = sweep.run(
         grid,
-        checkout / "build" / "sweeps" / f"{chapter.name}-{name}",
+        checkout() / "build" / "sweeps" / f"{chapter.name}-{name}",
         workers,
         None,
         True,
         lambda done, failed, running, total: print(name, done, failed, "of", total),
     )
     seconds = pd.Series([record.seconds for record in made.records.values()])
-    return provenance(checkout) | {
+    return {
         "chapter": chapter.number,
         "points": len(grid.points),
         "failed": {f.point.name: f.sentence for f in made.failures},
@@ -89,21 +87,22 @@ def run(name: str) -> dict:
 
 def full() -> dict:
     """What the chapters of the executed profile `full` took."""
-    checkout = chapters.repository()
-    records = chapters.read_records(checkout / "build" / "chapters" / "full")
-    return provenance(checkout) | {
+    records = chapters.read_records(checkout() / "build" / "chapters" / "full")
+    return {
         "seconds": {record.chapter: record.seconds for record in records},
         "peak_memory_bytes": max(record.peak_memory_bytes for record in records),
     }
 
 
-def main() -> None:
-    target = chapters.repository() / "data" / "measurements" / "grids.json"
-    report = json.loads(target.read_text()) if target.is_file() else {}
-    for name in sys.argv[1:] or [*GRIDS, "full"]:
-        report[name] = full() if name == "full" else run(name)
-        write_whole(target, json.dumps(report, indent=1) + "\n")
-        print(json.dumps(report[name], indent=1))
+def main(words: list[str] | None = None) -> None:
+    """The named grids, or all of them and the profile."""
+    parser = command(__doc__, "grids")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    given = parser.parse_args(words)
+    for name in given.names or [*GRIDS, "full"]:
+        found = full() if name == "full" else run(name)
+        renew(given.out, name, **found)
+        print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -16,28 +16,21 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from memory_limit import confine, forget_pages, how_confined
-from timed_decode import run_trial, thinned
+from memory_limit import forget_pages, how_confined
+from record import Record, command, made_by, tell
+from timed_decode import confined_report, deepest_plan, stream_store, thinned
 
 from thesis_lib.common.errors import InvalidInput, choice, require
-from thesis_lib.common.files import cache_folder, root, write_whole
-from thesis_lib.common.provenance import drain, provenance
+from thesis_lib.common.files import cache_folder, write_whole
+from thesis_lib.common.provenance import drain
 from thesis_lib.common.units import MiB, format_duration, format_size, parse_size
 from thesis_lib.memory.compress.random_weights import synthesise
 from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
-from thesis_lib.memory.offload.measure import DeviceBudget
-from thesis_lib.memory.offload.offloaded_model import (
-    StreamedModel,
-    disk_bytes_per_s,
-    plan_checkpoint,
-)
-from thesis_lib.memory.offload.plan import MemoryPlan, PlanInfeasible
+from thesis_lib.memory.offload.offloaded_model import disk_bytes_per_s
 
 # Bits of a parameter in each kind of weights, scales included.
 BITS = {"bf16": 16.0, "nf4": 4.25}
@@ -104,89 +97,52 @@ def predicted_s(
     return writing + limits * (streaming + OVERHEAD_S)
 
 
-def part_name(store: Store, limit_bytes: int) -> str:
-    """The name of a store under a limit, in the working folder and the record."""
-    return f"{store.weights}-{limit_bytes // MiB}MiB"
-
-
-def deepest_plan(folder: Path, device_bytes: int, rate: float, context: int):
-    """The plan with the deepest ring that fits: reads overlap computing from two on."""
-    for ring in RINGS:
-        try:
-            return plan_checkpoint(
-                folder,
-                Machine(device_bytes, rate),
-                context=context,
-                ring=ring,
-                logit_tokens=1,
-            )
-        except PlanInfeasible:
-            if ring == RINGS[-1]:
-                raise
-    raise AssertionError
-
-
-def tell(line: str) -> None:
-    """Progress, on the stream of complaints."""
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+def part_name(weights: str, limit_bytes: int) -> str:
+    """The name of weights under a limit, in the working folder and the record."""
+    return f"{weights}-{limit_bytes // MiB}MiB"
 
 
 def stream(given: argparse.Namespace) -> None:
     """Inside the limit: plan, stream, measure; the report goes to a file."""
-    folder = Path(given.checkpoint)
-    device_bytes, rate = parse_size(given.device_memory), given.disk_rate
+    folder, rate = Path(given.checkpoint), given.disk_rate
+    machine = Machine(parse_size(given.device_memory), rate)
     context = 2 + given.warm_up + given.steps
-    made: MemoryPlan = deepest_plan(folder, device_bytes, rate, context)
+    made = deepest_plan(folder, machine, RINGS, context=context)
     tell(
         f"plan: ring {made.ring}, {made.resident_layers} resident layers, peak "
         f"{format_size(made.device_peak_bytes)}, {made.step_s():.2f} s a token at "
         f"{rate / 1e9:.2f} GB/s"
     )
-    prompt = torch.ones(1, 1, dtype=torch.long)
-    with StreamedModel(folder, made) as model, DeviceBudget(device_bytes) as budget:
-        model.charge(budget)
-        trial = run_trial(model, prompt, given.steps, given.warm_up, tell)
-        mode = model.mode
-    report = {
-        "trial": asdict(trial),
-        "s_per_token": trial.s_per_step,
+    trial, found = stream_store(folder, made, given.steps, given.warm_up, tell)
+    found |= {
         "fractions": trial.fractions,
-        "fraction_of_drain": trial.fraction_of_drain,
-        "logical_peak_bytes": budget.peak_bytes,
-        "planned_peak_bytes": made.device_peak_bytes,
         "read_bytes_per_token": trial.read_bytes_per_step,
         "planned_bytes_per_token": made.bytes_per_token,
-        "predicted_s_per_token": made.predicted_s_per_token,
         "predicted_at_bytes_per_s": rate,
-        "plan": made.summary(),
-        "mode": mode,
     }
-    write_whole(Path(given.report), json.dumps(report, indent=1) + "\n")
+    write_whole(Path(given.report), json.dumps(found) + "\n")
 
 
 def run_part(
     store: Store, folder: Path, limit_bytes: int, given: argparse.Namespace
 ) -> dict[str, Any]:
     """Stream a store in its own group; the report with what the kernel counted."""
-    report = Path(given.work) / f"{part_name(store, limit_bytes)}.report.json"
-    report.unlink(missing_ok=True)
     device_bytes = limit_bytes - parse_size(given.runtime)
     require(
         device_bytes > 0,
         f"a limit of {format_size(limit_bytes)} leaves nothing beside the "
         f"{given.runtime} of the interpreter and torch: raise --limits",
     )
-    words = [sys.executable, __file__, "--checkpoint", folder, "--report", report]
+    words: list[Any] = [sys.executable, __file__, "--checkpoint", folder]
     words += ["--device-memory", f"{device_bytes}B", "--steps", given.steps]
     # Outside the limit: three buffers of whole layers may be more than it holds.
     rate = disk_bytes_per_s(folder, seconds=given.rate_s)
     words += ["--warm-up", given.warm_up, "--disk-rate", rate]
     forget_pages(folder.glob("*.safetensors"))
-    done = confine(words, limit_bytes, capture=False, look_s=0.25).check()
-    if done.returncode:
+    done, found = confined_report(words, Path(given.work) / "report.json", limit_bytes)
+    done.check()
+    if done.returncode or found is None:
         raise SystemExit(f"{words[1]} ended with {done.returncode}, see above")
-    found = json.loads(report.read_text())
-    report.unlink()
     return {
         "weights": store.weights,
         "layers": store.layers,
@@ -234,18 +190,13 @@ def write_store(store: Store, folder: Path, given: argparse.Namespace) -> float:
     return time.perf_counter() - start
 
 
-def headline(given: argparse.Namespace, ask: Callable[[str], None] = tell) -> None:
-    """Every part that is missing, store by store, then the record."""
-    work = Path(given.work)
-    work.mkdir(parents=True, exist_ok=True)
-    limits = [parse_size(text) for text in given.limits.split(",")]
-    weights = given.weights.split(",")
-    done = {path.stem: json.loads(path.read_text()) for path in work.glob("*.part")}
-    left = [
-        kind
-        for kind in weights
-        if any(f"{kind}-{limit // MiB}MiB" not in done for limit in limits)
-    ]
+def survey_left(
+    work: Path, left: list[str], given: argparse.Namespace
+) -> tuple[list[Store], float, str]:
+    """Stores that are still to be streamed, the rate of the disk, and how it was read.
+
+    What stands there of an earlier, killed run counts as free.
+    """
     standing = sum(
         path.stat().st_size
         for kind in left
@@ -254,23 +205,28 @@ def headline(given: argparse.Namespace, ask: Callable[[str], None] = tell) -> No
     free_bytes = shutil.disk_usage(work).free + standing
     stores = survey(given.spec, left, free_bytes, parse_size(given.reserve))
     stores = [standing_store(work, store) for store in stores]
-    rate, how = drain(work) if stores else (None, "")
+    rate, how = drain(work) if stores else (None, "nothing left to do")
     (work / "drain.bin").unlink(missing_ok=True)
+    return stores, rate or 1e9, how
+
+
+def announce(
+    stores: list[Store], rate: float, how: str, limits: int, given: argparse.Namespace
+) -> None:
+    """Say what the stores take. Raises InvalidInput for more time than is allowed."""
     passes = 1 + given.warm_up + 2 * given.steps + 1
-    seconds = {
-        store.folder: predicted_s(store, given.spec, len(limits), passes, rate or 1e9)
-        for store in stores
-    }
+    total_s = 0.0
     for store in stores:
-        ask(
+        seconds = predicted_s(store, given.spec, limits, passes, rate)
+        total_s += seconds
+        tell(
             f"{label(store)}: {format_size(store.bytes)} of disk, about "
-            f"{format_duration(seconds[store.folder])}"
+            f"{format_duration(seconds)}"
         )
-    total_s = sum(seconds.values())
-    ask(
-        f"in all about {format_duration(total_s)} at "
-        f"{(rate or 1e9) / 1e9:.2f} GB/s ({how or 'nothing left to do'}); limits by "
-        f"{how_confined()}; the stores go into {work}, one at a time, and are removed"
+    tell(
+        f"in all about {format_duration(total_s)} at {rate / 1e9:.2f} GB/s ({how}); "
+        f"limits by {how_confined()}; the stores go into {given.work}, one at a time, "
+        "and are removed"
     )
     if total_s > 60 * given.minutes:
         raise InvalidInput(
@@ -278,40 +234,50 @@ def headline(given: argparse.Namespace, ask: Callable[[str], None] = tell) -> No
             f"{given.minutes:g} minutes allowed: allow more with --minutes, or take "
             "fewer --steps, --limits or --weights"
         )
+
+
+def headline(given: argparse.Namespace) -> None:
+    """Every part that is missing, store by store, then the record."""
+    work = Path(given.work)
+    work.mkdir(parents=True, exist_ok=True)
+    limits = [parse_size(text) for text in given.limits.split(",")]
+    weights = given.weights.split(",")
+    names = {(k, limit): part_name(k, limit) for k in weights for limit in limits}
+    settings = {
+        "geometry": given.spec.name,
+        "parameters": given.spec.total_bytes // given.spec.dtype_bytes,
+        "steps": given.steps,
+        "warm_up": given.warm_up,
+    }
+    record = Record(given.out)
+    done = Record(work / "parts.json", settings, ["points"], given.elsewhere)
+    missing = [key for key, name in names.items() if not done.find(name=name)]
+    left = list(dict.fromkeys(kind for kind, _ in missing))
+    stores, rate, how = survey_left(work, left, given)
+    announce(stores, rate, how, len(limits), given)
     if given.dry_run:
         return
     for store in stores:
         folder = work / store.folder
         writing_s = write_store(store, folder, given)
-        for limit in limits:
-            name = part_name(store, limit)
-            if name in done:
+        for kind, limit in missing:
+            if kind != store.weights:
                 continue
+            name = names[kind, limit]
             tell(f"{name}: {label(store)}, in {format_size(limit)}")
-            done[name] = run_part(store, folder, limit, given)
-            done[name]["writing_s"] = writing_s
-            done[name] |= provenance(checkout())
-            write_whole(work / f"{name}.part", json.dumps(done[name]) + "\n")
-            tell(outcome(name, done[name]))
+            part = run_part(store, folder, limit, given) | {"writing_s": writing_s}
+            done.add({"name": name, **part, **made_by()})
+            tell(outcome(name, part))
         shutil.rmtree(folder)
-    record = {
-        "geometry": given.spec.name,
-        "parameters": given.spec.total_bytes // given.spec.dtype_bytes,
-        "steps": given.steps,
-        "warm_up": given.warm_up,
-        **provenance(checkout()),
-        "parts": {
-            f"{kind}-{limit // MiB}MiB": done[f"{kind}-{limit // MiB}MiB"]
-            for kind in weights
-            for limit in limits
-        },
-        "note": "device and host are one memory: the limit holds the interpreter, the "
+    parts = {name: done.find(name=name) or {} for name in names.values()}
+    record.write(
+        **settings,
+        parts=parts,
+        note="device and host are one memory: the limit holds the interpreter, the "
         "page cache and everything else of the process; bytes from /proc/self/io",
-    }
-    write_whole(Path(given.out), json.dumps(record, indent=1) + "\n")
-    for path in work.glob("*.part"):
-        path.unlink()
-    for name, part in record["parts"].items():
+    )
+    done.path.unlink(missing_ok=True)
+    for name, part in parts.items():
         print(outcome(name, part))
 
 
@@ -338,17 +304,9 @@ def outcome(name: str, part: dict[str, Any]) -> str:
     )
 
 
-def checkout() -> Path:
-    """The checkout that this script belongs to."""
-    found = root()
-    require(found is not None, "thesis_lib is not imported from a checkout: install it")
-    assert found is not None
-    return found
-
-
 def arguments(words: list[str] | None) -> argparse.Namespace:
     """The command line; sizes as '8GiB'."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, "headline", resumes=True)
     add = parser.add_argument
     add("--geometry", default="llama-65b")
     add("--layers", type=int, default=None, help="of the stack; default: all")
@@ -361,14 +319,12 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--warm-up", type=int, default=1, help="tokens after the first that do not")
     add("--rate-s", type=float, default=3.0, help="seconds of measuring the disk")
     add("--work", default=None, help="folder of the stores")
-    add("--out", default=None, help="the record")
     add("--dry-run", action="store_true", help="say what it takes, and stop")
     add("--disk-rate", type=float, default=1e9, help=argparse.SUPPRESS)
     for hidden in ("--checkpoint", "--report", "--device-memory"):
         add(hidden, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     given.work = given.work or str(cache_folder("headline"))
-    given.out = given.out or str(checkout() / "data" / "measurements" / "headline.json")
     return given
 
 

@@ -11,26 +11,21 @@ arithmetic alone.
 Needs `pip install -e .[codecs]`, and 0.7 GB of disk for each layer.
 """
 
-import argparse
-import json
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
 import torch
-import zipnn
-import zstandard
 from numba import njit
+from record import Record, command, seconds_of
 
-from thesis_lib.common.files import cache_folder, root, write_whole
-from thesis_lib.common.provenance import provenance
+from thesis_lib.common.errors import choice
+from thesis_lib.common.files import cache_folder
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.compress.random_weights import gaussian, synthesise
 from thesis_lib.memory.formats import lossless
@@ -56,10 +51,13 @@ def ours() -> Codec:
     return lossless._encode_chunk, lossless._decode_chunk
 
 
-def shuffled(codec: blosc2.Codec, level: int) -> Codec:
+def shuffled(codec: str, level: int) -> Codec:
     """blosc2: bytes of the same weight of all numbers side by side, then a codec."""
+    import blosc2
+
+    blosc2.set_nthreads(1)
     options = {
-        "codec": codec,
+        "codec": blosc2.Codec[codec],
         "clevel": level,
         "typesize": 2,
         "filters": [blosc2.Filter.SHUFFLE],
@@ -91,6 +89,7 @@ def _join(noise, exponents, words):
 
 def planes(level: int) -> Codec:
     """Sign and mantissa as they are, zstandard over the exponents."""
+    import zstandard
 
     def code(chunk: U8) -> tuple[U8, bytes]:
         noise, exponents = np.empty((2, len(chunk) // 2), np.uint8)
@@ -107,6 +106,8 @@ def planes(level: int) -> Codec:
 
 def zipped() -> Codec:
     """zipnn: a Huffman code of the exponents."""
+    import zipnn
+
     options = {"bytearray_dtype": "bfloat16", "threads": 1, "input_format": "byte"}
 
     def code(chunk: U8) -> bytes:
@@ -118,14 +119,14 @@ def zipped() -> Codec:
     return code, decode
 
 
-CODECS = {
-    "ours": ours(),
-    "blosc2 zstd 1": shuffled(blosc2.Codec.ZSTD, 1),
-    "blosc2 zstd 3": shuffled(blosc2.Codec.ZSTD, 3),
-    "blosc2 lz4 1": shuffled(blosc2.Codec.LZ4, 1),
-    "zstandard 1, exponents": planes(1),
-    "zstandard -1, exponents": planes(-1),
-    "zipnn": zipped(),
+CODECS: dict[str, Callable[[], Codec]] = {  # imported when they are asked for
+    "ours": ours,
+    "blosc2 zstd 1": partial(shuffled, "ZSTD", 1),
+    "blosc2 zstd 3": partial(shuffled, "ZSTD", 3),
+    "blosc2 lz4 1": partial(shuffled, "LZ4", 1),
+    "zstandard 1, exponents": partial(planes, 1),
+    "zstandard -1, exponents": partial(planes, -1),
+    "zipnn": zipped,
 }
 
 
@@ -152,23 +153,24 @@ def decode_all(pool: Executor, decode: Any, coded: list[Any], out: list[U8]) -> 
     list(pool.map(decode, coded, out))
 
 
-def compare_codecs(n_bytes: int, chunk_bytes: int, rounds: int) -> list[dict[str, Any]]:
+def compare_codecs(
+    codecs: dict[str, Codec], n_bytes: int, chunk_bytes: int, rounds: int
+) -> list[dict[str, Any]]:
     """Ratio and seconds of decoding, a row for each codec and origin.
 
     Codecs take turns in every round. Each is checked to give the same bytes.
     """
-    blosc2.set_nthreads(1)
     rows = []
     for origin, plain in weights(n_bytes).items():
         chunks = np.split(plain, range(chunk_bytes, n_bytes, chunk_bytes))
         out = np.zeros_like(plain)
         targets = np.split(out, range(chunk_bytes, n_bytes, chunk_bytes))
-        coded = {name: list(map(code, chunks)) for name, (code, _) in CODECS.items()}
+        coded = {name: list(map(code, chunks)) for name, (code, _) in codecs.items()}
         for threads in (1, 2):
             with ThreadPoolExecutor(threads) as pool:
                 steps = {
                     name: partial(decode_all, pool, decode, coded[name], targets)
-                    for name, (_, decode) in CODECS.items()
+                    for name, (_, decode) in codecs.items()
                 }
                 for step in steps.values():
                     out[:] = 0
@@ -228,12 +230,7 @@ def time_passes(model: StreamedModel) -> dict[str, list[float]]:
 def _repeat(run: Callable[[], object]) -> list[float]:
     """Seconds of `REPEATS` runs behind one that is not timed."""
     run()
-    seconds = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return seconds
+    return [seconds_of(run) for _ in range(REPEATS)]
 
 
 def settle(model: StreamedModel, most: int = 60) -> list[float]:
@@ -243,9 +240,7 @@ def settle(model: StreamedModel, most: int = 60) -> list[float]:
     """
     seconds: list[float] = []
     for _ in range(most):
-        start = time.perf_counter()
-        model.drain()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(seconds_of(model.drain))
         if len(seconds) > 4 and max(seconds[-2:]) <= (1 + DRIFT) * min(seconds):
             break
     return seconds
@@ -304,29 +299,31 @@ def compare_streams(
     }
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mib", type=int, default=64, help="of weights to decode")
-    parser.add_argument("--layers", type=int, default=8, help="of the streamed model")
-    parser.add_argument("--distinct", type=int, help="of them; all by default")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ring", type=int, default=3)
-    parser.add_argument(
-        "--out", type=Path, default=root() / "data/measurements/lossless.json"
-    )
-    given = parser.parse_args()
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=cache_folder("benchmarks")) as home:
-        record = {
-            **provenance(root()),
-            "codecs": compare_codecs(given.mib * MiB, MiB, given.rounds),
-            "stream": compare_streams(
+    parser = command(__doc__, "lossless")
+    add = parser.add_argument
+    add("--mib", type=float, default=64, help="of weights to decode")
+    add("--codecs", default=";".join(CODECS), help="names, separated by ;")
+    add("--layers", type=int, default=8, help="of the streamed model")
+    add("--distinct", type=int, help="of them; all by default")
+    add("--rounds", type=int, default=5)
+    add("--ring", type=int, default=3)
+    given = parser.parse_args(words)
+    names = [choice("--codecs", name, CODECS) for name in given.codecs.split(";")]
+    codecs = {name: CODECS[name]() for name in names}
+    record = Record(given.out)
+
+    def measure() -> None:
+        n_bytes = int(given.mib * MiB)
+        rows = compare_codecs(codecs, n_bytes, MiB, given.rounds)
+        record.content["codecs"] = rows
+        with tempfile.TemporaryDirectory(dir=cache_folder("benchmarks")) as home:
+            record.content["stream"] = compare_streams(
                 Path(home), given.layers, given.rounds, given.ring, given.distinct
-            ),
-        }
-    record["seconds"] = time.perf_counter() - start
-    write_whole(given.out, json.dumps(record, indent=1) + "\n")
+            )
+
+    record.write(seconds=seconds_of(measure))
 
 
 if __name__ == "__main__":

@@ -14,18 +14,16 @@ Points are written as they come, and a second run goes on where the first one en
 """
 
 import argparse
-import json
 import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from record import Record, command
 from torch import Tensor
 
-from thesis_lib.common.errors import require
-from thesis_lib.common.files import data_folder, root, write_whole
-from thesis_lib.common.provenance import provenance
+from thesis_lib.common.files import data_folder
 from thesis_lib.memory.compress.blockwise import Refinement, factorise_blocks
 from thesis_lib.memory.compress.fisher import sensitivities
 from thesis_lib.memory.compress.svd import (
@@ -147,33 +145,16 @@ def settings(given: argparse.Namespace, texts: dict[str, Tensor]) -> dict[str, A
     }
 
 
-def started(out: Path, fixed: dict[str, Any]) -> dict[str, Any]:
-    """The record that is there, to go on with, or a new one."""
-    fresh = {**provenance(root()), "settings": fixed, "points": []}
-    if not out.is_file():
-        return fresh
-    found = json.loads(out.read_text())
-    require(
-        found["settings"] == fixed,
-        f"{out} was made with other settings, {found['settings']}: expected {fixed}; "
-        "give another --out or remove it",
-    )
-    return {**fresh, "dense": found["dense"], "points": found["points"]}
-
-
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, "lowrank", resumes=True)
     parser.add_argument("--seeds", type=int, default=3, help="calibration sets")
     parser.add_argument("--windows", type=int, default=32, help="of 512 tokens each")
     parser.add_argument("--tokens", type=int, default=16_384, help="of each text")
     parser.add_argument(
         "--text", action="append", default=[], help="NAME=FILE of another domain"
     )
-    parser.add_argument(
-        "--out", type=Path, default=root() / "data/measurements/lowrank.json"
-    )
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     torch.set_num_threads(1)
     model, tokenizer = smollm2.load()
     novels = data_folder() / "text"
@@ -181,25 +162,24 @@ def main() -> None:
     files |= {name: Path(file) for name, file in (t.split("=") for t in given.text)}
     texts = {n: read_tokens(tokenizer, f, given.tokens + 1) for n, f in files.items()}
     calibration_text = read_tokens(tokenizer, novels / "persuasion.txt", LAST_TOKEN)
+    record = Record(
+        given.out, settings(given, texts), ("dense", "points"), given.elsewhere
+    )
     names = list(linears(model))
-    record = started(given.out, settings(given, texts))
-    if "dense" not in record:
-        record["dense"] = evaluate(model, texts, names)
-    done = {(p["seed"], p["ratio"], p["method"]) for p in record["points"]}
+    if "dense" not in record.content:
+        record.content["dense"] = evaluate(model, texts, names)
     calibration = None
     for seed, ratio, method in wanted(given.seeds):
-        if (seed, ratio, method) in done:
+        key = {"seed": seed, "ratio": ratio, "method": method}
+        if record.find(**key):
             continue
         start = time.perf_counter()
         if calibration is None or calibration.seed != seed:
             calibration = Calibration(model, calibration_text, given.windows, seed)
         twin = calibration.compressed(method, ratio)
-        point = {"seed": seed, "ratio": ratio, "method": method}
-        point |= evaluate(twin, texts, names) | {"commit": record["commit"]}
-        record["points"].append(point)
-        write_whole(given.out, json.dumps(record, indent=1) + "\n")
+        point = record.add({**key, **evaluate(twin, texts, names)})
         delta = {
-            name: (sum(nll) - sum(record["dense"]["nll"][name])) / given.tokens
+            name: (sum(nll) - sum(record.content["dense"]["nll"][name])) / given.tokens
             for name, nll in point["nll"].items()
         }
         took = time.perf_counter() - start

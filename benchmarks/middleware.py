@@ -8,9 +8,7 @@ is sustained.
     python benchmarks/middleware.py [ROUNDS]
 """
 
-import json
 import queue
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,11 +16,8 @@ from dataclasses import asdict
 from time import perf_counter
 
 import numpy as np
-import psutil
+from record import Record, command, tell
 
-from thesis_lib.book.execute import chapters
-from thesis_lib.common.files import write_whole
-from thesis_lib.common.provenance import commit, identity, versions
 from thesis_lib.sequencer.core.locks import book, lock_table, release
 from thesis_lib.sequencer.engine import workers as workers_
 from thesis_lib.sequencer.engine.engine import ENGINES, database, make_log
@@ -42,6 +37,7 @@ from thesis_lib.sequencer.workload.transactions import Log
 
 N, WARM_UP = 4_000, 400
 CLIENTS, BATCH = 64, 8
+WORKERS = (1, 2, 4)
 QUIET = 0.2  # of the closed loop's rate: a load at which hardly anybody meets
 STEPS = 1.1 ** np.arange(-8, 9)  # rates that are tried, around the closed loop's
 
@@ -149,6 +145,11 @@ def sustained(run: Run) -> bool:
     return bool(run.notified_s.max() < 1.01 * run.arrival_s[-1] + 5e-3)
 
 
+def times(over: list[float], under: list[float]) -> float:
+    """Median over the rounds of one rate over the other."""
+    return float(np.median(np.divide(over, under)))
+
+
 def measure(loaded, log: Log, rounds: int) -> dict:
     """Everything about one engine, by number of workers."""
     copies = 0
@@ -159,15 +160,16 @@ def measure(loaded, log: Log, rounds: int) -> dict:
         return loaded.copy(f"m{copies}")
 
     found = {}
-    for count in (1, 2, 4):
-        rates = {"threads": [], "processes, single calls": [], "processes": []}
+    for count in WORKERS:
+        rates: dict[str, list[float]] = {
+            "threads": [], "processes, single calls": [], "processes": [],
+        }  # fmt: skip
         busy, quiet, highest = [], [], []
         for r in range(rounds):
             rates["threads"].append(threads(fresh(), log, count))
             with single_calls():
-                rates["processes, single calls"].append(
-                    processes(fresh(), log, count)[0]
-                )
+                single, _ = processes(fresh(), log, count)
+            rates["processes, single calls"].append(single)
             rate, run = processes(fresh(), log, count)
             rates["processes"].append(rate)
             busy.append(overheads(run, log.keys, WARM_UP))
@@ -182,13 +184,9 @@ def measure(loaded, log: Log, rounds: int) -> dict:
         middle = sorted(range(rounds), key=lambda r: busy[r].turn_s)[rounds // 2]
         found[str(count)] = {
             "transactions_per_s": rates,
-            "processes over threads": float(
-                np.median(np.divide(rates["processes"], rates["threads"]))
-            ),
-            "batched over single calls": float(
-                np.median(
-                    np.divide(rates["processes"], rates["processes, single calls"])
-                )
+            "processes over threads": times(rates["processes"], rates["threads"]),
+            "batched over single calls": times(
+                rates["processes"], rates["processes, single calls"]
             ),
             "open_loop_sustained_per_s": highest,
             "quiet": [asdict(o) for o in quiet],
@@ -198,33 +196,28 @@ def measure(loaded, log: Log, rounds: int) -> dict:
     return found
 
 
-def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    log = make_log("tpcc", N, 0, warehouses=4)
-    before = psutil.getloadavg()
-    engines = {"nothing": measure(Nothing(), log, rounds)}
+def main(words: list[str] | None = None) -> None:
+    """Measure every engine, print, and keep the record."""
+    parser = command(__doc__, "middleware")
+    parser.add_argument("rounds", nargs="?", type=int, default=3)
+    given = parser.parse_args(words)
+    record, log = Record(given.out), make_log("tpcc", N, 0, warehouses=4)
+    engines = {"nothing": measure(Nothing(), log, given.rounds)}
     for engine in ENGINES:
         with database(engine) as loaded:
             loaded.load(log.scale, log.seed)
             rows = log if loaded.one_writer else log.without_files()
-            engines[engine] = measure(loaded, rows, rounds)
-        print(f"measured {engine}", file=sys.stderr)
-    checkout = chapters.repository()
-    report = {
-        "engines": engines,
-        "transactions": N,
-        "clients": CLIENTS,
-        "batch": BATCH,
-        "rounds": rounds,
-        "commit": commit(checkout)[0],
-        "machine": identity(),
-        "versions": versions(),
-        "load_average": {"start": before, "end": psutil.getloadavg()},
-        "note": "times in seconds; an open loop under FIFO, batching nothing; the "
+            engines[engine] = measure(loaded, rows, given.rounds)
+        tell(f"measured {engine}")
+    record.write(
+        engines=engines,
+        transactions=N,
+        clients=CLIENTS,
+        batch=BATCH,
+        rounds=given.rounds,
+        note="times in seconds; an open loop under FIFO, batching nothing; the "
         "server of PostgreSQL shares the cores",
-    }
-    target = checkout / "data" / "measurements" / "middleware.json"
-    write_whole(target, json.dumps(report, indent=1) + "\n")
+    )
     for engine, by_count in engines.items():
         for count, numbers in by_count.items():
             print(

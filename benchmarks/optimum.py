@@ -7,15 +7,12 @@ gives the same numbers on every machine.
     python benchmarks/optimum.py
 """
 
-import json
-import time
+from functools import partial
 
 import ortools
-import psutil
+from record import Record, command, seconds_of
 
-from thesis_lib.book.execute.chapters import repository
-from thesis_lib.common.files import data_folder, write_whole
-from thesis_lib.common.provenance import commit, identity
+from thesis_lib.common.files import data_folder
 from thesis_lib.sequencer.core.trace import Trace
 from thesis_lib.sequencer.experiments.cells import Cell, scenario_cell, trace_cell
 from thesis_lib.sequencer.experiments.goals import (
@@ -43,51 +40,48 @@ def places() -> dict[str, Cell]:
     return cells | {"T": trace_cell(past, transactions=TRANSACTIONS)}
 
 
-def main() -> None:
-    load = psutil.getloadavg()
+def main(words: list[str] | None = None) -> None:
+    """Search, solve, print, and keep the record."""
+    record = Record(command(__doc__, "optimum").parse_args(words).out)
     seconds, runs, solved = {}, {}, {}
+
+    def search(name: str, cell: Cell) -> None:
+        found = distances(cell, LOADS, seeds=SEEDS, seed=SEED, sweeps=SWEEPS)
+        runs[name] = found.astype({"seed": int})
+
+    def solve(name: str, cell: Cell) -> None:
+        solved[name] = windows(
+            cell, WINDOWS[name], number=NUMBER, seed=SEED, effort=EFFORT
+        )
+
     for name, cell in places().items():
-        begun = time.perf_counter()
-        runs[name] = distances(
-            cell, LOADS, seeds=SEEDS, seed=SEED, sweeps=SWEEPS
-        ).astype({"seed": int})
-        seconds[f"{name} search"] = time.perf_counter() - begun
+        seconds[f"{name} search"] = seconds_of(partial(search, name, cell))
         if name in WINDOWS:
-            begun = time.perf_counter()
-            solved[name] = windows(
-                cell, WINDOWS[name], number=NUMBER, seed=SEED, effort=EFFORT
-            )
-            seconds[f"{name} windows"] = time.perf_counter() - begun
+            seconds[f"{name} windows"] = seconds_of(partial(solve, name, cell))
         print(name, distance(runs[name]).round(3), flush=True)
-    checkout = repository()
     totals = summarise_windows(solved)
-    report = {
-        "ortools": ortools.__version__,
-        "trace": TRACE,
-        "transactions": TRANSACTIONS,
-        "seeds": SEEDS,
-        "seed": SEED,
-        "sweeps": SWEEPS,
-        "distance": {
+    print(totals)
+    record.write(
+        ortools=ortools.__version__,
+        trace=TRACE,
+        transactions=TRANSACTIONS,
+        seeds=SEEDS,
+        seed=SEED,
+        sweeps=SWEEPS,
+        distance={
             name: distance(rows).reset_index().to_dict("records")
             for name, rows in runs.items()
         },
-        "window_loads": WINDOWS,
-        "effort": EFFORT,
-        "windows": totals.rename_axis("scenario").reset_index().to_dict("records"),
-        "runs": {
+        window_loads=WINDOWS,
+        effort=EFFORT,
+        windows=totals.rename_axis("scenario").reset_index().to_dict("records"),
+        runs={
             name: rows.astype(object).where(rows.notna(), None).to_dict("records")
             for name, rows in runs.items()
         },
-        "solved": {name: rows.to_dict("records") for name, rows in solved.items()},
-        "seconds": seconds,
-        "commit": commit(checkout)[0],
-        "machine": identity(),
-        "load_average": {"start": load, "end": psutil.getloadavg()},
-    }
-    target = checkout / "data" / "measurements" / "optimum.json"
-    write_whole(target, json.dumps(report, indent=1, allow_nan=False) + "\n")
-    print(totals)
+        solved={name: rows.to_dict("records") for name, rows in solved.items()},
+        seconds=seconds,
+    )
 
 
 if __name__ == "__main__":

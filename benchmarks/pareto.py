@@ -14,9 +14,7 @@ the work folder, and `--time` times them again.
     python benchmarks/pareto.py [--sets 3] [--only NAME]… [--keep] [--time]
 """
 
-import argparse
 import copy
-import json
 import re
 import shutil
 import time
@@ -30,12 +28,13 @@ from typing import Any
 
 import psutil
 import torch
+from record import Record as Kept
+from record import command, made_by, seconds_of
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from thesis_lib.common.errors import InvalidInput, choice, require
-from thesis_lib.common.files import cache_folder, data_folder, root, write_whole
-from thesis_lib.common.provenance import provenance
+from thesis_lib.common.files import cache_folder, data_folder, write_whole
 from thesis_lib.memory.compress.bit_allocation import matrices
 from thesis_lib.memory.compress.convert import (
     Wish,
@@ -178,43 +177,30 @@ def write_parts(text: Path, folder: Path) -> list[Path]:
     return files
 
 
-class Record:
+class Record(Kept):
     """The record on the disk, written whole after every stage.
 
     Raises InvalidInput for one that was made with other `settings`.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path = path
-        made_by = provenance(root())
-        self.content: dict[str, Any] = {**made_by, "settings": settings, "points": []}
-        if path.is_file():
-            before = json.loads(path.read_text())
-            require(
-                before["settings"] == settings,
-                f"{path} was made with other settings, {before['settings']}: expected "
-                f"{settings}; give another --out or remove it",
-            )
-            kept = {name: before[name] for name in ("points", "timing") & before.keys()}
-            self.content |= kept
+    def __init__(
+        self, path: Path, settings: dict[str, Any], elsewhere: bool = False
+    ) -> None:
+        super().__init__(path, settings, ("points", "timing"), elsewhere)
 
     def entry(self, point: Point, number: int) -> dict[str, Any]:
         """What is known of a point, to be filled in."""
         known = {"name": point.name, "set": number, **point.described}
-        for found in self.content["points"]:
-            if (found["name"], found["set"]) == (point.name, number):
-                require(
-                    all(found[key] == value for key, value in known.items()),
-                    f"{self.path} knows {point.name!r} as {found['wish']}: expected "
-                    f"{known['wish']}; give another --out or remove it",
-                )
-                return found
-        self.content["points"].append(known)
-        return known
-
-    def write(self) -> None:
-        """Replace the file by what is known now."""
-        write_whole(self.path, json.dumps(self.content, indent=1) + "\n")
+        found = self.find(name=point.name, set=number)
+        if found is None:
+            self.points.append(known)
+            return known
+        require(
+            known.items() <= found.items(),
+            f"{self.path} knows {point.name!r} as {found['wish']}: expected "
+            f"{known['wish']}; give another --out or remove it",
+        )
+        return found
 
 
 class Sweep:
@@ -343,17 +329,11 @@ class Decoding:
         anybody else starts.
         """
         self.model.drain()
-        drain_s = _seconds(self.model.drain)
+        drain_s = seconds_of(self.model.drain)
         self.step()
-        token_s = [_seconds(self.step) for _ in range(TOKENS)]
+        token_s = [seconds_of(self.step) for _ in range(TOKENS)]
         with self.model.without_reading():
             return drain_s, token_s
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def time_stores(
@@ -414,7 +394,7 @@ def time_points(sweep: Sweep, record: Record, rounds: int) -> None:
     load = psutil.getloadavg()
     systems = time_stores(folders, device_bytes, prompt, rounds)
     record.content["timing"] = {
-        **provenance(root()),
+        **made_by(),
         "load_average": {"start": load, "end": psutil.getloadavg()},
         "threads": torch.get_num_threads(),
         "device_bytes": device_bytes,
@@ -446,24 +426,18 @@ def run(
         )
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--sets", type=int, default=PARTS, help="calibration sets, at most 3"
-    )
-    parser.add_argument("--tokens", type=int, default=16_384, help="of each text")
-    parser.add_argument(
-        "--only", action="append", metavar="NAME", help="score this point; no timing"
-    )
-    parser.add_argument("--time", action="store_true", help="only time, anew")
-    parser.add_argument("--rounds", type=int, default=5, help="of the timing")
-    parser.add_argument("--keep", action="store_true", help="the checkpoints")
-    parser.add_argument("--work", type=Path, help="folder of the checkpoints")
-    parser.add_argument(
-        "--out", type=Path, default=root() / "data/measurements/pareto.json"
-    )
-    given = parser.parse_args()
+    parser = command(__doc__, "pareto", resumes=True)
+    add = parser.add_argument
+    add("--sets", type=int, default=PARTS, help="calibration sets, at most 3")
+    add("--tokens", type=int, default=16_384, help="of each text")
+    add("--only", action="append", metavar="NAME", help="score this point; no timing")
+    add("--time", action="store_true", help="only time, anew")
+    add("--rounds", type=int, default=5, help="of the timing")
+    add("--keep", action="store_true", help="the checkpoints")
+    add("--work", type=Path, help="folder of the checkpoints")
+    given = parser.parse_args(words)
     require(
         1 <= given.sets <= PARTS, f"--sets {given.sets}: expected 1 to {PARTS} of them"
     )
@@ -485,7 +459,7 @@ def main() -> None:
         "calibration": {"text": CALIBRATION, "parts": PARTS},
         "group": GROUP,
     }
-    record = Record(given.out, settings)
+    record = Record(given.out, settings, given.elsewhere)
     sweep = Sweep(dense, work, texts, write_parts(novels / CALIBRATION, work))
     threads = torch.get_num_threads()
     if not given.time:

@@ -7,19 +7,16 @@ one transaction after the other, in turn, round by round.
 """
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
 
 import numpy as np
-import psutil
 import sklearn
 from numba import njit
+from record import Record, both_clocks, command
 
-from thesis_lib.book.execute.chapters import repository
-from thesis_lib.common.files import data_folder, write_whole
-from thesis_lib.common.provenance import commit, identity
+from thesis_lib.common.files import data_folder
 from thesis_lib.sequencer.core.trace import F64, Trace
 from thesis_lib.sequencer.estimators.models import (
     Boosted,
@@ -56,18 +53,9 @@ def each(ask: Callable[[F64], object], rows: F64) -> Callable[[], None]:
     return run
 
 
-def timed(run: Callable[[], object], calls: int) -> dict[str, float]:
-    """Wall and processor microseconds of one call."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    return {
-        "wall_us": 1e6 * (time.perf_counter() - wall) / calls,
-        "cpu_us": 1e6 * (time.process_time() - cpu) / calls,
-    }
-
-
-def main() -> None:
-    load = psutil.getloadavg()
+def main(words: list[str] | None = None) -> None:
+    """Check, measure, and keep the record."""
+    record = Record(command(__doc__, "predict").parse_args(words).out)
     whole = with_features(Trace.read(data_folder() / "traces" / TRACE), STATIC)
     past, future = replace(whole, service_s=whole.measured["cpu_s"]).split(PAST)
     estimator, linear = Boosted().fit(past), Linear().fit(past)
@@ -106,18 +94,10 @@ def main() -> None:
         for run, _ in runs.values():
             run()
         rounds = [
-            {name: timed(run, calls) for name, (run, calls) in runs.items()}
+            {name: both_clocks(run, calls) for name, (run, calls) in runs.items()}
             for _ in range(ROUNDS)
         ]
-    checkout = repository()
-    report = {
-        "scikit_learn": sklearn.__version__,
-        "trace": TRACE,
-        "features": len(STATIC),
-        "trees": len(trees.roots),
-        "nodes": len(trees.feature),
-        "held_out": len(future),
-        "bits_equal": True,  # asserted above, on all that is held out
+    found = {
         "median_us": {
             name: {
                 clock: median(r[name][clock] for r in rounds)
@@ -131,14 +111,19 @@ def main() -> None:
             )
             for name in runs
         },
-        "rounds": rounds,
-        "commit": commit(checkout)[0],
-        "machine": identity(),
-        "load_average": {"start": load, "end": psutil.getloadavg()},
     }
-    target = checkout / "data" / "measurements" / "predict.json"
-    write_whole(target, json.dumps(report, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in report.items() if k != "rounds"}, indent=1))
+    print(json.dumps(found, indent=1))
+    record.write(
+        scikit_learn=sklearn.__version__,
+        trace=TRACE,
+        features=len(STATIC),
+        trees=len(trees.roots),
+        nodes=len(trees.feature),
+        held_out=len(future),
+        bits_equal=True,  # asserted above, on all that is held out
+        rounds=rounds,
+        **found,
+    )
 
 
 if __name__ == "__main__":

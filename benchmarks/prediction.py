@@ -11,21 +11,20 @@ same rates and found by longer and longer passes.
     python benchmarks/prediction.py [--plans 20] [--layers 6] [--checkpoint FOLDER]
 """
 
-import argparse
-import json
 import os
 import random
 import tempfile
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from record import Record, command, seconds_of, tell
 
-from thesis_lib.common.files import cache_folder, root, write_whole
-from thesis_lib.common.provenance import provenance
+from thesis_lib.common.files import cache_folder
 from thesis_lib.memory.compress.random_weights import synthesise
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import crossing
@@ -76,9 +75,7 @@ def time_steps(model: StreamedModel, batch: int, new: int) -> list[float]:
     seconds = []
     for _ in range(WARM_UP + STEPS):
         cache = model.new_cache()
-        start = time.perf_counter()
-        model.step(row, cache, keep=1)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(seconds_of(partial(model.step, row, cache, keep=1)))
     return seconds[WARM_UP:]
 
 
@@ -86,7 +83,7 @@ def predict(folder: Path, plans: int, seed: int) -> dict[str, Any]:
     """Random plans: predicted seconds of a step, and measured ones."""
     draw, rows = random.Random(seed), []
     machine = measure_machine(folder)
-    print(machine, flush=True)
+    tell(str(machine))
     for number in range(plans):
         made = choose(draw, folder, machine)
         rate, after, attempts = 0.0, drain_bytes_per_s(folder, drains=DRAINS), 0
@@ -113,12 +110,11 @@ def predict(folder: Path, plans: int, seed: int) -> dict[str, Any]:
         }
         rows.append(row)
         error = row["predicted_s"] / float(np.median(seconds)) - 1
-        print(
+        tell(
             f"{number + 1} of {plans}: {made.batch} x {made.pass_tokens}, ring "
             f"{made.ring}, {made.resident_layers} resident, {row['limit']}: "
             f"predicted {row['predicted_s']:.4f} s, error {error:+.1%} "
-            f"({row['attempts']} runs)",
-            flush=True,
+            f"({row['attempts']} runs)"
         )
     return {"rates": asdict(machine), "plans": rows}
 
@@ -160,19 +156,17 @@ def cross(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, "prediction")
     parser.add_argument("--checkpoint", help="folder or smollm2, instead of a new one")
     parser.add_argument("--layers", type=int, default=6, help="of the new one")
     parser.add_argument("--plans", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3, help="of the crossover")
     # The plans of seed 0 were looked at while the formula of a step was sought.
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--out", type=Path, default=root() / "data/measurements/prediction.json"
-    )
-    given = parser.parse_args()
+    given = parser.parse_args(words)
+    record = Record(given.out)
     with tempfile.TemporaryDirectory(dir=cache_folder("benchmarks")) as home:
         if given.checkpoint is None:
             folder = Path(home) / f"{GEOMETRY}-{given.layers}"
@@ -180,13 +174,11 @@ def main() -> None:
             os.sync()  # or its pages would be written while it is read
         else:
             folder = checkpoint_folder(given.checkpoint)
-        record = {
-            **provenance(root()),
-            "checkpoint": folder.name,
-            "prediction": predict(folder, given.plans, given.seed),
-            "crossover": cross(folder, given.rounds, given.seed),
-        }
-    write_whole(given.out, json.dumps(record, indent=1) + "\n")
+        record.write(
+            checkpoint=folder.name,
+            prediction=predict(folder, given.plans, given.seed),
+            crossover=cross(folder, given.rounds, given.seed),
+        )
 
 
 if __name__ == "__main__":

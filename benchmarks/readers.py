@@ -13,7 +13,6 @@ CHECKPOINT: of a few gigabytes, more than the page cache may keep, such as
 `thesis synth llama2-7b FOLDER --layers 8` writes.
 """
 
-import json
 import resource
 import sys
 from collections import deque
@@ -25,12 +24,9 @@ from time import perf_counter
 from unittest.mock import patch
 
 import numpy as np
-import psutil
 from memory_limit import forget_pages
+from record import Record, command
 
-from thesis_lib.book.execute.chapters import repository
-from thesis_lib.common.files import write_whole
-from thesis_lib.common.provenance import provenance
 from thesis_lib.common.units import KiB, MiB
 from thesis_lib.memory.model.checkpoint import allocate
 from thesis_lib.memory.offload import store as module
@@ -90,18 +86,18 @@ def sample(folder: Path, variant: tuple, layers: Iterator[int]) -> dict[str, flo
     return {"gb_per_s": n_bytes / wall_s / 1e9, "cpu_s_per_gb": used_s / n_bytes * 1e9}
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Measure, print, and keep the record."""
-    if len(sys.argv) < 2:
-        sys.exit("name a checkpoint: python benchmarks/readers.py CHECKPOINT [ROUNDS]")
-    folder = Path(sys.argv[1])
-    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 4
+    parser = command(__doc__, "readers")
+    parser.add_argument("checkpoint", type=Path, help="a folder of some gigabytes")
+    parser.add_argument("rounds", nargs="?", type=int, default=4)
+    given = parser.parse_args(words)
+    record, folder = Record(given.out), given.checkpoint
     with SafetensorsStore(folder) as store:
         layers = cycle(range(store.layers))
         stored = sum(map(store.tensor_bytes, range(store.layers)))
-    load = psutil.getloadavg()
     samples: list[list[dict[str, float]]] = [[] for _ in VARIANTS]
-    for number in range(rounds):  # forwards and backwards in turn
+    for number in range(given.rounds):  # forwards and backwards in turn
         order = range(len(VARIANTS))
         for i in order if number % 2 == 0 else reversed(order):
             samples[i].append(sample(folder, VARIANTS[i], layers))
@@ -126,17 +122,9 @@ def main() -> None:
             f"{np.median(row['gb_per_s']):6.2f} GB/s "
             f"{np.median(row['cpu_s_per_gb']):6.3f} CPU s/GB"
         )
-    report = {
-        **provenance(repository()),
-        "layers_bytes": stored,
-        "sample_bytes": SAMPLE_BYTES,
-        "buffers": BUFFERS,
-        "load_average": {"start": load, "end": psutil.getloadavg()},
-        "rows": rows,
-    }
-    target = repository() / "data" / "measurements" / "readers.json"
-    write_whole(target, json.dumps(report, indent=1) + "\n")
-    print(target)
+    record.write(
+        layers_bytes=stored, sample_bytes=SAMPLE_BYTES, buffers=BUFFERS, rows=rows
+    )
 
 
 if __name__ == "__main__":

@@ -9,17 +9,12 @@ Every history of the first round is compared with the simulator's.
     python benchmarks/scale.py
 """
 
-import os
 import time
-from statistics import median
 
 import numpy as np
-import psutil
-from decide import Case, run_compiled, shape, two_readings, written
+from decide import Case, run_compiled, shape, two_readings
+from record import Record, command, medians, own_core
 
-from thesis_lib.book.execute.chapters import repository
-from thesis_lib.common.files import write_whole
-from thesis_lib.common.provenance import commit, identity
 from thesis_lib.sequencer.experiments.cells import noisy_estimate, scenario_cell
 from thesis_lib.sequencer.experiments.scaling import grown
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS
@@ -79,22 +74,10 @@ def measure(case: Case, check: bool) -> dict[str, float]:
     }
 
 
-def summarise(label: dict, rounds: list[dict[str, float]]) -> dict:
-    """Medians over the rounds, beside the samples themselves."""
-    samples = {
-        name: [round(row[name], 3) for row in rounds]
-        for name in rounds[0]
-        if name.endswith("_us")
-    }
-    medians = {name: median(values) for name, values in samples.items()}
-    return (
-        label | {"decisions": rounds[0]["decisions"]} | medians | {"samples": samples}
-    )
-
-
-def main() -> None:
-    load = psutil.getloadavg()
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core
+def main(words: list[str] | None = None) -> None:
+    """Measure, print, and keep the record."""
+    record = Record(command(__doc__, "scale").parse_args(words).out)
+    own_core()
     labelled = cases()
     for _, case in labelled[: len(POLICIES)]:  # compiles everything
         measure(case, check=True)
@@ -104,23 +87,19 @@ def main() -> None:
         for number in range(ROUNDS)
     ]
     wall_s, cpu_s = time.perf_counter() - begin[0], time.process_time() - begin[1]
-    checkout = repository()
-    report = {
-        "rounds": ROUNDS,
-        "histories_equal": True,  # asserted above, in the first round
-        "clock_us": float(np.median(two_readings(10_000))) / 1e3,  # not subtracted
-        "cpu_share": cpu_s / wall_s,
-        "cases": [
-            summarise(label, [rows[at] for rows in rounds])
-            for at, (label, _) in enumerate(labelled)
-        ],
-        "commit": commit(checkout)[0],
-        "machine": identity(),
-        "load_average": {"start": load, "end": psutil.getloadavg()},
-    }
-    target = checkout / "data" / "measurements" / "scale.json"
-    write_whole(target, written(report))
-    for row in report["cases"]:
+    rows = [
+        medians({**label, "decisions": own[0]["decisions"]}, own)
+        for (label, _), own in zip(labelled, zip(*rounds, strict=True), strict=True)
+    ]
+    record.write(
+        "cases",
+        rounds=ROUNDS,
+        histories_equal=True,  # asserted above, in the first round
+        clock_us=float(np.median(two_readings(10_000))) / 1e3,  # not subtracted
+        cpu_share=cpu_s / wall_s,
+        cases=rows,
+    )
+    for row in rows:
         busy = row["rate_per_s"] * row["decide_mean_us"] / 1e6
         print(
             f"{row['policy']:10} {row['load']:.1f} {row['cores']:5}"

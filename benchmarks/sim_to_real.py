@@ -10,17 +10,13 @@ the run dropped it gets FIFO's service time, in proportion.
     python benchmarks/sim_to_real.py [REPEATS [TRANSACTIONS]]
 """
 
-import json
-import sys
 from dataclasses import asdict, replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
-import psutil
+from record import Record, command, tell
 
-from thesis_lib.book.execute import chapters
-from thesis_lib.common.files import write_whole
-from thesis_lib.common.provenance import commit, identity, versions
 from thesis_lib.sequencer.core.trace import Trace
 from thesis_lib.sequencer.engine.engine import ENGINES, make_log
 from thesis_lib.sequencer.engine.overheads import as_delays, overheads
@@ -154,35 +150,29 @@ def measure(engine: str, workers: int, repeats: int, n: int) -> tuple[dict, list
     return about, rows
 
 
-def main() -> None:
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 6
-    n = int(sys.argv[2]) if len(sys.argv) > 2 else 1_500
-    before = psutil.getloadavg()
-    benches, runs = [], []
-    for workers in WORKERS:
-        for engine in ENGINES:
-            about, rows = measure(engine, workers, repeats, n)
-            benches.append(about)
-            runs += rows
-            print(f"measured {about}", file=sys.stderr)
-    checkout = chapters.repository()
-    report = {
-        "runs": runs,
-        "benches": benches,
-        "slo_s": SLO_S,
-        "transactions": n,
-        "repeats": repeats,
-        "batch_size": BATCH_SIZE,
-        "flush_s": FLUSH_S,
-        "commit": commit(checkout)[0],
-        "machine": identity(),
-        "versions": versions(),
-        "load_average": {"start": before, "end": psutil.getloadavg()},
-        "note": "violations as shares of the arrivals after the warm-up; the server of "
+def main(words: list[str] | None = None) -> None:
+    """Run every policy live and simulated, print, and keep the record."""
+    parser = command(__doc__, "sim_to_real")
+    parser.add_argument("repeats", nargs="?", type=int, default=6)
+    parser.add_argument("transactions", nargs="?", type=int, default=1_500)
+    given = parser.parse_args(words)
+    record, benches, runs = Record(given.out), [], []
+    for workers, engine in product(WORKERS, ENGINES):
+        about, rows = measure(engine, workers, given.repeats, given.transactions)
+        benches.append(about)
+        runs += rows
+        tell(f"measured {about}")
+    record.write(
+        runs=runs,
+        benches=benches,
+        slo_s=SLO_S,
+        transactions=given.transactions,
+        repeats=given.repeats,
+        batch_size=BATCH_SIZE,
+        flush_s=FLUSH_S,
+        note="violations as shares of the arrivals after the warm-up; the server of "
         "PostgreSQL shares the cores",
-    }
-    target = checkout / "data" / "measurements" / "sim_to_real.json"
-    write_whole(target, json.dumps(report, indent=1) + "\n")
+    )
     table = pd.DataFrame(runs)
     for model in ("simulated", "foretold"):
         beside = beside_measured(table, model)

@@ -11,22 +11,19 @@ transactions with three numbers of workers, whose states must be equal.
 import json
 import multiprocessing
 import resource
-import time
 import tracemalloc
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import numpy as np
-import psutil
 import simpy
+from record import Record, both_clocks, command, seconds_of
 from simpy.resources.base import BaseResource, Get, Put
 
-from thesis_lib.book.execute.chapters import repository
-from thesis_lib.common.files import write_whole
-from thesis_lib.common.provenance import commit, identity
 from thesis_lib.sequencer.core.trace import F64, I64, History, Trace
 from thesis_lib.sequencer.experiments.cells import saturation_rate
 from thesis_lib.sequencer.simulator.replica import state_digest
@@ -220,16 +217,6 @@ def at_load(name: str, load: float, n: int) -> Trace:
     return at_rate(scenario(name, n, seed=2), load * limit, seed=3)
 
 
-def timed(run: Callable[[], object]) -> dict[str, float]:
-    """Wall and processor seconds of one run."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    return {
-        "wall_s": time.perf_counter() - wall,
-        "cpu_s": time.process_time() - cpu,
-    }
-
-
 def against_simpy(name: str, load: float) -> dict:
     """Check that all agree, to the bit and with ties everywhere; time them in turn."""
     cores, slo_s = SCENARIOS[name].cores, SCENARIOS[name].slo_s
@@ -248,9 +235,9 @@ def against_simpy(name: str, load: float) -> dict:
                 np.testing.assert_array_equal(getattr(history, column), times[column])
     columns = plain(trace)  # converted beforehand: not SimPy's time
     rounds = [
-        {"ours": timed(lambda: ours(trace))}
+        {"ours": both_clocks(lambda: ours(trace))}
         | {
-            peer: timed(lambda model=model: model(*columns, cores))
+            peer: both_clocks(lambda model=model: model(*columns, cores))
             for peer, model in PEERS.items()
         }
         for _ in range(ROUNDS)
@@ -306,7 +293,7 @@ def grow(n: int) -> dict:
     def run() -> History:
         return replay(trace, log, dispatch_s, cores=spec.cores, slo_s=spec.slo_s)
 
-    repeats = [timed(run) for _ in range(3)]
+    repeats = [both_clocks(run) for _ in range(3)]
     cpu_s = median(r["cpu_s"] for r in repeats)
     tracemalloc.start()  # NumPy reports its arrays to it
     run()
@@ -329,18 +316,17 @@ def agree(n: int) -> dict:
     trace = at_load("A", GROWTH_LOAD, n)
     log, dispatch_s = batched_log(trace)
     replicas = []
-    for workers in REPLICA_WORKERS:
-        start = time.perf_counter()
+
+    def follow(workers: int) -> None:
         history = replay(trace, log, dispatch_s, cores=workers, slo_s=spec.slo_s)
         state = state_digest(trace, history)
-        replicas.append(
-            {
-                "workers": workers,
-                "state": state,
-                "last_commit_s": float(history.finish_s.max()),
-                "wall_s": time.perf_counter() - start,
-            }
-        )
+        last_s = float(history.finish_s.max())
+        found = {"workers": workers, "state": state, "last_commit_s": last_s}
+        replicas.append(found)
+
+    for workers in REPLICA_WORKERS:
+        wall_s = seconds_of(partial(follow, workers))
+        replicas[-1]["wall_s"] = wall_s
     return {
         "transactions": n,
         "states": len({replica["state"] for replica in replicas}),
@@ -355,34 +341,25 @@ def slope(rows: list[dict], name: str) -> float:
     return float(np.polyfit(n, np.log([row[name] for row in rows]), 1)[0])
 
 
-def main() -> None:
-    load = psutil.getloadavg()
+def main(words: list[str] | None = None) -> None:
+    """Compare, grow, agree, and keep the record."""
+    record = Record(command(__doc__, "simulator").parse_args(words).out)
     peers = [against_simpy(*case) for case in CASES]
     with ProcessPoolExecutor(
         1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
     ) as fresh:
-        growth = list(fresh.map(grow, SIZES))
+        sizes = list(fresh.map(grow, SIZES))
         replicas = fresh.submit(agree, SIZES[-1]).result()
     assert replicas["states"] == 1
-    checkout = repository()
-    report = {
-        "simpy": simpy.__version__,
-        "peers": peers,
-        "growth": {
-            "scenario": "A",
-            "load": GROWTH_LOAD,
-            "slope_cpu": slope(growth, "cpu_s"),
-            "slope_memory": slope(growth, "allocated_bytes"),
-            "sizes": growth,
-        },
-        "replicas": replicas,
-        "commit": commit(checkout)[0],
-        "machine": identity(),
-        "load_average": {"start": load, "end": psutil.getloadavg()},
+    growth = {
+        "scenario": "A",
+        "load": GROWTH_LOAD,
+        "slope_cpu": slope(sizes, "cpu_s"),
+        "slope_memory": slope(sizes, "allocated_bytes"),
+        "sizes": sizes,
     }
-    target = checkout / "data" / "measurements" / "simulator.json"
-    write_whole(target, json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+    record.write(simpy=simpy.__version__, peers=peers, growth=growth, replicas=replicas)
+    print(json.dumps(record.content, indent=1))
 
 
 if __name__ == "__main__":

@@ -13,20 +13,19 @@ the geometry of LLaMA-2-7B.
 """
 
 import argparse
-import json
 import os
 import random
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from record import Record, command, tell
 
-from thesis_lib.common.files import cache_folder, data_folder, root, write_whole
-from thesis_lib.common.provenance import provenance
+from thesis_lib.common.files import cache_folder, data_folder
 from thesis_lib.memory.compress.random_weights import synthesise
 from thesis_lib.memory.compress.writers import pack_checkpoint
 from thesis_lib.memory.decode.speculative import (
@@ -143,37 +142,25 @@ def decode(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
             for name, made in plans.items()
         }
         verifiers = {name: calibrate(models[name]) for name in ("lookup", "draft")}
+        systems: dict[str, tuple[str, Callable[[], Draft] | None]] = {
+            "plain": ("lookup", None),
+            "lookup": ("lookup", PromptLookup),
+            "draft": ("draft", lambda: ModelDraft(small)),
+            "plain beside": ("plain beside", None),
+        }  # the model of each, and who proposes
         for domain, prompts in DOMAINS.items():
             source = prompts(random.Random(given.seed))
             kept = 0
             while kept < given.prompts:
                 kind, text = next(source)
                 ids = tokenizer(text, return_tensors="pt").input_ids[:, -PROMPT:]
-                turns: dict[str, Any] = {
-                    "plain": lambda ids=ids: run(models["lookup"], ids, given.tokens),
-                    "lookup": lambda ids=ids: run(
-                        models["lookup"],
-                        ids,
-                        given.tokens,
-                        PromptLookup(),
-                        verifiers["lookup"],
-                    ),
-                }
-                if kept < given.drafted:
-                    turns["draft"] = lambda ids=ids: run(
-                        models["draft"],
-                        ids,
-                        given.tokens,
-                        ModelDraft(small),
-                        verifiers["draft"],
-                    )
-                    turns["plain beside"] = lambda ids=ids: run(
-                        models["plain beside"], ids, given.tokens
-                    )
+                names = list(systems)[: 4 if kept < given.drafted else 2]
                 found = {}
-                names = list(turns) if kept % 2 else list(reversed(turns))
-                for name in names:
-                    found[name] = turns[name]()
+                for name in names if kept % 2 else reversed(names):
+                    model, propose = systems[name]
+                    draft = None if propose is None else propose()
+                    verifier = verifiers.get(name)
+                    found[name] = run(models[model], ids, given.tokens, draft, verifier)
                 written = found["plain"][0]
                 if is_loop(written):
                     loops[domain] += 1
@@ -191,7 +178,7 @@ def decode(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
                         "systems": {name: took for name, (_, took) in found.items()},
                     }
                 )
-                print(domain, kept, kind, rows[-1]["systems"], flush=True)
+                tell(f"{domain} {kept} {kind} {rows[-1]['systems']}")
         return {
             "model_bytes": plans["lookup"].spec.total_bytes,
             "device_bytes": third.device_bytes,
@@ -227,29 +214,27 @@ def time_batches(folder: Path, rounds: int) -> dict[str, list[float]]:
         }
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=50, help="of each domain")
-    parser.add_argument("--tokens", type=int, default=32, help="of a continuation")
-    parser.add_argument("--drafted", type=int, default=10, help="of them with a draft")
-    parser.add_argument("--rounds", type=int, default=10, help="of the batches")
-    parser.add_argument("--layers", type=int, default=4, help="of LLaMA-2-7B")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--out", type=Path, default=root() / "data/measurements/speculate.json"
-    )
-    given = parser.parse_args()
-    folder = smollm2.checkpoint()
-    record = {**provenance(root()), **decode(folder, given)}
-    record["steps"] = {"smollm2": time_batches(folder, given.rounds)}
+    parser = command(__doc__, "speculate")
+    add = parser.add_argument
+    add("--prompts", type=int, default=50, help="of each domain")
+    add("--tokens", type=int, default=32, help="of a continuation")
+    add("--drafted", type=int, default=10, help="of them with a draft")
+    add("--rounds", type=int, default=10, help="of the batches")
+    add("--layers", type=int, default=4, help="of LLaMA-2-7B")
+    add("--seed", type=int, default=0)
+    given = parser.parse_args(words)
+    record, folder = Record(given.out), smollm2.checkpoint()
+    found = decode(folder, given)
+    steps = {"smollm2": time_batches(folder, given.rounds)}
     if given.layers:
         with tempfile.TemporaryDirectory(dir=cache_folder("benchmarks")) as home:
             large = Path(home) / f"llama2-7b-{given.layers}"
             synthesise("llama2-7b", large, layers=given.layers)
             os.sync()  # or its pages would be written while it is read
-            record["steps"][large.name] = time_batches(large, max(2, given.rounds // 3))
-    write_whole(given.out, json.dumps(record, indent=1) + "\n")
+            steps[large.name] = time_batches(large, max(2, given.rounds // 3))
+    record.write(**found, steps=steps)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,14 @@ minute meets both. A round trip that does nothing is timed in the same turn.
 """
 
 import json
-import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-import psutil
+from record import Record, command, ratio, seconds_of, tell
 
-from thesis_lib.book.execute import chapters
-from thesis_lib.common.files import write_whole
-from thesis_lib.common.provenance import commit, identity, versions
-from thesis_lib.common.stats import bootstrap
 from thesis_lib.sequencer.engine.postgres import connect, postgres_database
 from thesis_lib.sequencer.engine.sqlite import SQLite
 from thesis_lib.sequencer.engine.storage import UNITS, Storage
@@ -32,12 +27,11 @@ BLOCK, WARM_UP = 100, 5  # transactions to a block; blocks that are not counted
 
 def empty_round_trip_s(dsn: str, times: int = 100) -> float:
     """Median of a prepared query that reads nothing."""
-    taken = []
     with closing(connect(dsn)) as server:
-        for _ in range(times):
-            start_s = perf_counter()
-            server.execute("SELECT 1", prepare=True).fetchone()
-            taken.append(perf_counter() - start_s)
+        taken = [
+            seconds_of(lambda: server.execute("SELECT 1", prepare=True).fetchone())
+            for _ in range(times)
+        ]
     return float(np.median(taken))
 
 
@@ -61,14 +55,6 @@ def compare(log: Log, storages: dict[str, Storage], dsn: str) -> dict:
         engine: times[counted, 0].reshape(-1, BLOCK).sum(axis=1)
         for engine, times in taken.items()
     }
-    ends = bootstrap(
-        len(blocks["sqlite"]),
-        lambda rows: (
-            np.median(blocks["postgresql"][rows], axis=1)
-            / np.median(blocks["sqlite"][rows], axis=1)
-        ),
-    )
-    ratio = np.median(blocks["postgresql"]) / np.median(blocks["sqlite"])
     return {
         "types": {
             name: {
@@ -90,27 +76,31 @@ def compare(log: Log, storages: dict[str, Storage], dsn: str) -> dict:
         "transactions_per_s": {
             engine: BLOCK / float(np.median(sums)) for engine, sums in blocks.items()
         },
-        "postgresql over sqlite": {
-            "ratio": float(ratio), "low": ends[0], "high": ends[1],
-        },
+        "postgresql over sqlite": ratio(blocks["postgresql"], blocks["sqlite"]),
         "empty_round_trip_us": float(np.median(round_trips)) * 1e6,
         "blocks_s": {engine: sums.tolist() for engine, sums in blocks.items()},
     }  # fmt: skip
 
 
-def main() -> None:
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 6_000
-    n = max(WARM_UP + 2, n // BLOCK) * BLOCK
-    logs = {
+def logs(n: int) -> dict[str, Log]:
+    """The same number of transactions of each workload."""
+    return {
         "TPC-C, specification": tpcc(n, Scale(), 0),
         "TPC-C, New-Order and Payment": tpcc(n, Scale(), 0, mix="new-order/payment"),
         "YCSB A": ycsb(n, YcsbScale(), 0, mix="A", hot=0.1),
         "YCSB C": ycsb(n, YcsbScale(), 0, mix="C", hot=0.1),
         "YCSB F": ycsb(n, YcsbScale(), 0, mix="F", hot=0.1),
     }
-    load = psutil.getloadavg()
-    summary = {}
-    for number, (name, log) in enumerate(logs.items()):
+
+
+def main(words: list[str] | None = None) -> None:
+    """Measure every workload, print, and keep the record."""
+    parser = command(__doc__, "storages")
+    parser.add_argument("transactions", nargs="?", type=int, default=6_000)
+    given = parser.parse_args(words)
+    n = max(WARM_UP + 2, given.transactions // BLOCK) * BLOCK
+    record, summary = Record(given.out), {}
+    for name, log in logs(n).items():
         with tempfile.TemporaryDirectory() as folder, postgres_database() as server:
             storages = {"sqlite": SQLite(Path(folder) / "db"), "postgresql": server}
             for storage in storages.values():
@@ -118,20 +108,13 @@ def main() -> None:
             summary[name] = compare(log, storages, server.dsn)
             states = {storage.digest() for storage in storages.values()}
             assert len(states) == 1, f"{name} ended in two states"
-        print(f"{number + 1} of {len(logs)}: {name}", file=sys.stderr)
-    checkout = chapters.repository()
-    report = {
-        "summary": summary,
-        "block": BLOCK,
-        "commit": commit(checkout)[0],
-        "machine": identity(),
-        "versions": versions(),
-        "load_average": {"start": load, "end": psutil.getloadavg()},
-        "note": "one session each, client and server on the same cores; the commit of "
+        tell(name)
+    record.write(
+        summary=summary,
+        block=BLOCK,
+        note="one session each, client and server on the same cores; the commit of "
         "PostgreSQL includes the rest of its round trip",
-    }
-    target = checkout / "data" / "measurements" / "storages.json"
-    write_whole(target, json.dumps(report, indent=1) + "\n")
+    )
     for name, found in summary.items():
         print(name, json.dumps({k: v for k, v in found.items() if k != "blocks_s"}))
 

@@ -29,25 +29,21 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from memory_limit import (
-    Confined,
-    confine,
-    forget_pages,
-    read_from_disk_bytes,
-)
+from memory_limit import Confined, confine, forget_pages, read_from_disk_bytes
+from record import Record, command, ratio, seconds_of
+from timed_decode import deepest_plan, thinned
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.common.files import cache_folder, root, write_whole
-from thesis_lib.common.provenance import provenance
+from thesis_lib.common.files import cache_folder
 from thesis_lib.common.stats import bootstrap
 from thesis_lib.common.units import MiB, format_size, parse_size
 from thesis_lib.memory.compress.random_weights import synthesise
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
-from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
-from thesis_lib.memory.offload.plan import MemoryPlan, PlanInfeasible
+from thesis_lib.memory.offload.offloaded_model import StreamedModel
+from thesis_lib.memory.offload.plan import MemoryPlan
 
 SYSTEMS = ("ours", "accelerate", "mmap", "airllm")
 # The same geometry in other checkpoints: in NF4, and in a code that keeps every bit.
@@ -59,9 +55,9 @@ ATTEMPTS = 4  # of one run, until its two drains agree
 # What interpreter, torch, transformers and the scratch memory of kernels hold beside
 # the tensors of a model.
 RUNTIME_BYTES = 512 * MiB
+RINGS = (3, 2)
 DRAINS, DRAIN_WARM_UP = 4, 2
 DRAINED = ("drain_before_s", "drain_after_s")
-POINTS = 300  # of the memory of one run, kept for the figure
 
 Step = Callable[[Tensor], Tensor]  # new tokens, (1, t), to logits, (1, 1, vocab)
 
@@ -70,27 +66,6 @@ def prompt_of(tokens: int, vocab: int) -> Tensor:
     """A fixed prompt, (1, tokens)."""
     draw = torch.Generator().manual_seed(0)
     return torch.randint(0, vocab, (1, tokens), generator=draw)
-
-
-def deepest_plan(
-    folder: Path, device_bytes: int, prompt: int, context: int
-) -> MemoryPlan:
-    """The plan with three staging buffers, or two where three do not fit."""
-    machine = Machine(device_bytes, 2e9)
-    for ring in (3, 2):
-        try:
-            return plan_checkpoint(
-                folder,
-                machine,
-                context=context,
-                ring=ring,
-                pass_tokens=prompt,
-                logit_tokens=1,
-            )
-        except PlanInfeasible:
-            if ring == 2:
-                raise
-    raise AssertionError
 
 
 def transformers_step(model: Any) -> Step:
@@ -105,19 +80,23 @@ def transformers_step(model: Any) -> Step:
     return step
 
 
-def load_accelerate(folder: Path, work: Path) -> Step:
-    """Layers on disk as accelerate offloads them; embedding and head in memory."""
+def offloaded(folder: Path, work: Path, place: int | str, where: str) -> Any:
+    """Layers `where` accelerate offloads them; embedding and head at their `place`."""
     spec = ModelSpec.from_config(folder)
     outer = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
-    places = dict.fromkeys(outer, "cpu")
-    places |= {f"model.layers.{layer}": "disk" for layer in range(spec.layers)}
-    model = AutoModelForCausalLM.from_pretrained(
+    places: dict[str, Any] = dict.fromkeys(outer, place)
+    places |= {f"model.layers.{layer}": where for layer in range(spec.layers)}
+    return AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.bfloat16,
         device_map=places,
         offload_folder=work / "offload",
-    )
-    return transformers_step(model.eval())
+    ).eval()
+
+
+def load_accelerate(folder: Path, work: Path) -> Step:
+    """Layers on disk, the rest in memory."""
+    return transformers_step(offloaded(folder, work, "cpu", "disk"))
 
 
 def load_mmap(folder: Path, work: Path) -> Step:
@@ -148,7 +127,7 @@ def numbered(folder: Path, out: Path) -> Path:
     return out
 
 
-def airllm(folder: Path, work: Path) -> Any:
+def untokenised(folder: Path, work: Path, device: str) -> Any:
     """AirLLM on its own layout of the checkpoint, which it makes when it has none."""
     from airllm.airllm_base import AirLLMBaseModel
 
@@ -158,12 +137,12 @@ def airllm(folder: Path, work: Path) -> Any:
 
     source = numbered(folder, work / "numbered")
     split = work / "airllm"
-    return Untokenised(source, device="cpu", layer_shards_saving_path=split)
+    return Untokenised(source, device=device, layer_shards_saving_path=split)
 
 
 def load_airllm(folder: Path, work: Path) -> Step:
     """AirLLM's streaming hooks around the model of transformers."""
-    return transformers_step(airllm(folder, work).model)
+    return transformers_step(untokenised(folder, work, "cpu").model)
 
 
 LOADERS = {
@@ -201,7 +180,7 @@ def work_alone(given: argparse.Namespace) -> dict[str, Any]:
     vocab = ModelSpec.from_config(folder).vocab
     prompt = prompt_of(given.prompt, vocab)
     if given.worker == "split":
-        airllm(folder, work)
+        untokenised(folder, work, "cpu")
         return {}
     start = time.perf_counter()
     if given.worker in LOADERS:
@@ -213,7 +192,10 @@ def work_alone(given: argparse.Namespace) -> dict[str, Any]:
     device_bytes = parse_size(given.cap) - RUNTIME_BYTES
     if given.device_memory:
         device_bytes = parse_size(given.device_memory)
-    made = deepest_plan(folder, device_bytes, given.prompt, context)
+    made = deepest_plan(
+        folder, Machine(device_bytes, 2e9), RINGS, context=context,
+        pass_tokens=given.prompt,
+    )  # fmt: skip
     with StreamedModel(folder, made) as model:
         loading_s = time.perf_counter() - start
         if given.worker == "drain":
@@ -225,11 +207,7 @@ def work_alone(given: argparse.Namespace) -> dict[str, Any]:
 
 def drain(model: StreamedModel) -> list[float]:
     """Seconds of the reads of one token, computing nothing; the first are left out."""
-    seconds = []
-    for _ in range(DRAIN_WARM_UP + DRAINS):
-        start = time.perf_counter()
-        model.drain()
-        seconds.append(time.perf_counter() - start)
+    seconds = [seconds_of(model.drain) for _ in range(DRAIN_WARM_UP + DRAINS)]
     return seconds[DRAIN_WARM_UP:]
 
 
@@ -262,14 +240,13 @@ def launch(system: str, given: argparse.Namespace, capped: bool = True) -> dict:
 
 def physical(done: Confined) -> dict[str, Any]:
     """What the kernel counted of one run."""
-    every = max(1, -(-len(done.use) // POINTS))
     return {
         "how": done.how,
         "limit_bytes": done.limit_bytes,
         "peak_bytes": done.peak_bytes,
         "process_s": done.seconds,
         "process_read_bytes": done.read_bytes,
-        "use": [[round(s, 2), *n_bytes] for s, *n_bytes in done.use[::every]],
+        "use": thinned([[round(s, 2), *n_bytes] for s, *n_bytes in done.use]),
     }
 
 
@@ -284,29 +261,21 @@ def order(systems: list[str], rounds: int) -> list[str]:
     return [*dense, *reversed(dense)] * rounds + after
 
 
-def drift(before_s: list[float], after_s: list[float]) -> float:
-    """Relative difference of the medians of two drains."""
-    before, after = float(np.median(before_s)), float(np.median(after_s))
+def drift(run: dict[str, Any]) -> float:
+    """Relative difference of the medians of the two drains beside a run."""
+    before, after = (float(np.median(run[side])) for side in DRAINED)
     return abs(after - before) / min(after, before)
 
 
 def is_settled(run: dict[str, Any]) -> bool:
     """Whether the machine was the same before and after a run."""
-    return drift(run["drain_before_s"], run["drain_after_s"]) <= DRIFT
+    return drift(run) <= DRIFT
 
 
 def kept(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of the attempts at each turn the one that counts: settled, else the steadiest."""
-    chosen: dict[int, dict[str, Any]] = {}
-    for run in runs:
-        best = chosen.get(run["turn"])
-        if best is None or steadiness(run) < steadiness(best):
-            chosen[run["turn"]] = run
-    return [chosen[turn] for turn in sorted(chosen)]
-
-
-def steadiness(run: dict[str, Any]) -> float:
-    return drift(run["drain_before_s"], run["drain_after_s"])
+    turns = sorted({run["turn"] for run in runs})
+    return [min((r for r in runs if r["turn"] == turn), key=drift) for turn in turns]
 
 
 def next_turn(runs: list[dict[str, Any]], turns: int) -> int | None:
@@ -336,17 +305,14 @@ def spread(seconds: list[float]) -> dict[str, Any]:
     }
 
 
-def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
+def faster(slow: list[float], fast: list[float]) -> dict[str, float]:
     """How many times faster, with the ends of its bootstrap interval.
 
     Steps at the same place of both systems' runs are resampled together.
     """
     n = min(len(slow), len(fast))
-    a, b = np.asarray(slow[:n]), np.asarray(fast[:n])
-    low, high = bootstrap(
-        n, lambda rows: np.median(a[rows], axis=1) / np.median(b[rows], axis=1)
-    )
-    return {"times": float(np.median(a) / np.median(b)), "low": low, "high": high}
+    found = ratio(slow[:n], fast[:n])
+    return {"times": found.pop("ratio"), **found}
 
 
 def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
@@ -380,11 +346,12 @@ def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
             summary[system]["fraction_of_drain"] = fraction
     for system in steps:
         if system != "ours":
-            summary[system]["ours_is_faster"] = ratio(steps[system], steps["ours"])
+            summary[system]["ours_is_faster"] = faster(steps[system], steps["ours"])
     for system in PACKED:
         if system in steps and "accelerate" in steps:
-            faster = ratio(steps["accelerate"], steps[system])
-            summary[system]["is_faster_than_accelerate"] = faster
+            summary[system]["is_faster_than_accelerate"] = faster(
+                steps["accelerate"], steps[system]
+            )
     exact = {
         tuple(run["tokens"])
         for run in runs
@@ -440,13 +407,18 @@ def main(words: list[str] | None = None) -> None:
         if (name := OF_PEER.get(system)) is not None:
             metadata.version(name)  # raises: pip install -e .[peers]
     checkpoints = prepare(given, systems)
-    log = Path(given.work) / "runs.jsonl"
-    text = log.read_text() if log.is_file() else ""
-    runs = [json.loads(line) for line in text.splitlines()]
+    made = {
+        name: getattr(given, name)
+        for name in ("systems", "geometry", "layers", "cap", "prompt", "warm_up")
+    }
+    log = Record(
+        Path(given.work) / "runs.json", made | {"steps": given.steps}, ["runs"],
+        given.elsewhere, points="runs",
+    )  # fmt: skip
     turns = order(systems, given.rounds)
     before: list[float] | None = None
     for _ in range(given.runs):
-        turn = next_turn(runs, len(turns))
+        turn = next_turn(log.points, len(turns))
         if turn is None:
             break
         os.sync()  # what others wrote would be written back during the run
@@ -454,26 +426,17 @@ def main(words: list[str] | None = None) -> None:
         run = launch(turns[turn], given)
         after = launch("drain", given)["seconds"]
         run |= {"system": turns[turn], "turn": turn, "at": time.time()}
-        run["commit"] = provenance(checkout())["commit"]
-        run |= {"drain_before_s": before, "drain_after_s": after}
-        runs.append(run)
-        with log.open("a") as file:
-            file.write(json.dumps(run) + "\n")
-        report(run, given.warm_up)
+        log.add({**run, "drain_before_s": before, "drain_after_s": after})
+        report(log.points[-1], given.warm_up)
         before = after
-    left = next_turn(runs, len(turns))
+    left = next_turn(log.points, len(turns))
     if left is not None:
-        print(f"{log} holds {len(runs)} runs and is not complete", file=sys.stderr)
-    if runs and (left is None or given.partial):
-        write_record(given, runs, checkpoints)
-
-
-def checkout() -> Path:
-    """The checkout that this script belongs to."""
-    found = root()
-    if found is None:
-        raise InvalidInput("thesis_lib is not imported from a checkout: install it")
-    return found
+        print(
+            f"{log.path} holds {len(log.points)} runs and is not complete",
+            file=sys.stderr,
+        )
+    if log.points and (left is None or given.partial):
+        write_record(given, log.points, checkpoints)
 
 
 def write_record(
@@ -484,25 +447,23 @@ def write_record(
     named = dict.fromkeys(run["system"] for run in runs)
     versions = {n: metadata.version(OF_PEER[n]) for n in named if n in OF_PEER}
     turns = order(given.systems.split(","), given.rounds)
-    record = {
-        "summary": summary,
-        "complete": {run["turn"] for run in runs} == set(range(len(turns))),
-        "geometry": given.geometry,
-        "layers": given.layers,
-        "checkpoints": checkpoints,
-        "limit_bytes": parse_size(given.cap),
-        "prompt_tokens": given.prompt,
-        "warm_up": given.warm_up,
-        "steps": given.steps,
-        "drift": DRIFT,
-        **provenance(checkout()),
-        "peers": versions,
-        "runs": runs,
-        "note": "bf16 on the processor, random weights, greedy; every system keeps "
+    Record(given.out).write(
+        summary=summary,
+        complete={run["turn"] for run in runs} == set(range(len(turns))),
+        geometry=given.geometry,
+        layers=given.layers,
+        checkpoints=checkpoints,
+        limit_bytes=parse_size(given.cap),
+        prompt_tokens=given.prompt,
+        warm_up=given.warm_up,
+        steps=given.steps,
+        drift=DRIFT,
+        peers=versions,
+        runs=runs,
+        note="bf16 on the processor, random weights, greedy; every system keeps "
         "embedding and head in memory but AirLLM, which has no choice; a limit of "
         "control group counts the page cache",
-    }
-    write_whole(Path(given.out), json.dumps(record, indent=1) + "\n")
+    )
     print(json.dumps(summary, indent=1))
 
 
@@ -523,7 +484,7 @@ def report(run: dict[str, Any], warm_up: int) -> None:
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
     """The command line; sizes as '2GiB'."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, "streaming", resumes=True)
     add = parser.add_argument
     add("--geometry", default="llama2-7b")
     add("--layers", type=int, default=16)
@@ -537,14 +498,10 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--runs", type=int, default=sys.maxsize, help="stop after so many")
     add("--partial", action="store_true", help="the record of the runs there are")
     add("--work", default=None, help="folder of checkpoints and runs")
-    add("--out", default=None, help="the record")
     add("--worker", default=None, help=argparse.SUPPRESS)
     add("--checkpoint", default=None, help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     given.work = given.work or str(cache_folder("streaming"))
-    given.out = given.out or str(
-        checkout() / "data" / "measurements" / "streaming.json"
-    )
     return given
 
 

@@ -8,19 +8,15 @@ on two.
 """
 
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import yaml
+from record import Record, command, ratio, seconds_of, tell
 
 from thesis_lib.book.execute import chapters, sweep
-from thesis_lib.common.files import write_whole
-from thesis_lib.common.provenance import commit, identity, versions
-from thesis_lib.common.stats import bootstrap
 
 SMALL = {
     "seeds": 1, "transactions": 300, "loads": [1.1], "headline_load": 1.1,
@@ -36,25 +32,6 @@ SIXTEEN = {
 
 def quiet(*numbers):
     """Progress that nobody watches."""
-
-
-def timed(action) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def ratio(over: list[float], under: list[float]) -> dict[str, float]:
-    """Ratio of medians with its 95 % bootstrap interval, rounds resampled whole."""
-    a, b = np.array(over), np.array(under)
-    ends = bootstrap(
-        len(a), lambda rows: np.median(a[rows], axis=1) / np.median(b[rows], axis=1)
-    )
-    return {
-        "ratio": float(np.median(a) / np.median(b)),
-        "low": ends[0],
-        "high": ends[1],
-    }
 
 
 def overhead(rounds: int, folder: Path) -> dict[str, list[float]]:
@@ -81,8 +58,8 @@ def overhead(rounds: int, folder: Path) -> dict[str, list[float]]:
         order = np.random.default_rng(0)
         for number in range(rounds):
             for way in order.permutation(list(ways)):
-                samples[way].append(timed(ways[way]))
-            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+                samples[way].append(seconds_of(ways[way]))
+            tell(f"round {number + 1} of {rounds}")
     return samples
 
 
@@ -114,17 +91,19 @@ def efficiency(rounds: int, folder: Path) -> dict[str, list[dict[str, float]]]:
                     "points_s": (last - first) / (len(finished) - 2 - workers),
                 }
             )
-            print(f"{workers} workers: {samples[str(workers)][-1]}", file=sys.stderr)
+            tell(f"{workers} workers: {samples[str(workers)][-1]}")
     return samples
 
 
-def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 12
-    checkout = chapters.repository()
-    load = psutil.getloadavg()
+def main(words: list[str] | None = None) -> None:
+    """Measure, print, and keep the record."""
+    parser = command(__doc__, "sweep_overhead")
+    parser.add_argument("rounds", nargs="?", type=int, default=12)
+    given = parser.parse_args(words)
+    record = Record(given.out)
     with tempfile.TemporaryDirectory() as name:
-        samples = overhead(rounds, Path(name))
-        workers = efficiency(max(2, rounds // 4), Path(name))
+        samples = overhead(given.rounds, Path(name))
+        workers = efficiency(max(2, given.rounds // 4), Path(name))
     summary = {
         "small point of chapter 4": {
             f"median {way} (s)": float(np.median(seconds))
@@ -136,21 +115,14 @@ def main() -> None:
         one, two = ([row[field] for row in workers[count]] for count in ("1", "2"))
         halves = ratio(one, [2 * value for value in two])
         summary[f"efficiency of 2 workers, {field}"] = halves
-    report = {
-        "summary": summary,
-        "overhead_s": samples,
-        "workers": workers,
-        "rounds": rounds,
-        "commit": commit(checkout)[0],
-        "machine": identity(),
-        "versions": versions(),
-        "load_average": {"start": load, "end": psutil.getloadavg()},
-        "note": "the client and its scheduler run on the same cores as the workers",
-    }
-    target = checkout / "data" / "measurements" / "sweep_overhead.json"
-    target.parent.mkdir(exist_ok=True)
-    write_whole(target, json.dumps(report, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
+    record.write(
+        summary=summary,
+        overhead_s=samples,
+        workers=workers,
+        rounds=given.rounds,
+        note="the client and its scheduler run on the same cores as the workers",
+    )
 
 
 if __name__ == "__main__":

@@ -18,10 +18,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import yaml
-
-from thesis_lib.book.execute import chapters
-from thesis_lib.common.files import write_whole
-from thesis_lib.common.provenance import commit, identity
+from record import Record, command
 
 LOADS = [0.7, 0.8, 0.9, 0.95, 0.99, 1.1, 1.3, 1.5]
 GRID = {
@@ -38,7 +35,7 @@ GRID = {
 }
 
 
-def command(grid: Path, output: Path) -> list[str]:
+def sweeping(grid: Path, output: Path) -> list[str]:
     program = "from thesis_lib.cli.main import main; main()"
     return [
         sys.executable, "-c", program, "sweep", "4", str(grid), "--workers", "2",
@@ -49,7 +46,7 @@ def command(grid: Path, output: Path) -> list[str]:
 def sweep(grid: Path, output: Path) -> tuple[dict, float]:
     """Run a sweep to its end: its JSON, and its seconds."""
     start = time.perf_counter()
-    done = subprocess.run(command(grid, output), capture_output=True, text=True)
+    done = subprocess.run(sweeping(grid, output), capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(done.stderr)
     return json.loads(done.stdout), time.perf_counter() - start
@@ -58,7 +55,7 @@ def sweep(grid: Path, output: Path) -> tuple[dict, float]:
 def kill_half_way(grid: Path, output: Path, half: int) -> tuple[float, int]:
     """Start a sweep and kill it at `half` records: seconds, processes of it left."""
     start = time.perf_counter()
-    client = subprocess.Popen(command(grid, output), stdout=subprocess.DEVNULL)
+    client = subprocess.Popen(sweeping(grid, output), stdout=subprocess.DEVNULL)
     while len(list(output.glob("points/*.json"))) < half:
         if client.poll() is not None:
             sys.exit("the sweep ended before it could be killed")
@@ -75,9 +72,10 @@ def totals(output: Path) -> pd.DataFrame:
     return table.filter(regex=r"^(parameter|number)\.|^key$|^point$")
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
+    """Run, kill, resume, compare, and keep the record."""
+    record = Record(command(__doc__, "sweep_resume").parse_args(words).out)
     points = len(LOADS) * GRID["seeds"]
-    checkout, load = chapters.repository(), psutil.getloadavg()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         grid = folder / "grid.yml"
@@ -91,33 +89,27 @@ def main() -> None:
             totals(folder / "whole"), totals(folder / "killed"), check_exact=True
         )
         again, again_s = sweep(grid, folder / "killed")
-        report = {
-            "points": points,
-            "recorded_when_killed": len(kept),
-            "processes_left": left,
-            "executed_after": resumed["executed"],
-            "executed_twice": sum(
-                path.read_bytes() != content for path, content in kept.items()
-            ),
-            "lost": points - resumed["done"],
-            "executed_the_third_time": again["executed"],
-            "numbers_equal": True,  # asserted above, bit for bit
-            "seconds": {
-                "whole": whole_s,
-                "until_killed": killed_s,
-                "resumed": resumed_s,
-                "nothing_to_do": again_s,
-            },
-            "commit": commit(checkout)[0],
-            "machine": identity(),
-            "load_average": {"start": load, "end": psutil.getloadavg()},
-        }
+        twice = sum(path.read_bytes() != content for path, content in kept.items())
     assert whole["executed"] == points
     assert resumed["executed"] + len(kept) == points
-    target = checkout / "data" / "measurements" / "sweep_resume.json"
-    target.parent.mkdir(exist_ok=True)
-    write_whole(target, json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+    found = {
+        "points": points,
+        "recorded_when_killed": len(kept),
+        "processes_left": left,
+        "executed_after": resumed["executed"],
+        "executed_twice": twice,
+        "lost": points - resumed["done"],
+        "executed_the_third_time": again["executed"],
+        "numbers_equal": True,  # asserted above, bit for bit
+        "seconds": {
+            "whole": whole_s,
+            "until_killed": killed_s,
+            "resumed": resumed_s,
+            "nothing_to_do": again_s,
+        },
+    }
+    print(json.dumps(found, indent=1))
+    record.write(**found)
 
 
 if __name__ == "__main__":

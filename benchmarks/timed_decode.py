@@ -1,19 +1,27 @@
 """A streamed model against its own link: steps and the same reads without computing.
 
-For models so large that a step takes a minute: few steps, each between two drains.
+For models so large that a step takes a minute: few steps, each between two drains. The
+plan, and the process in a memory limit whose report comes back, stand here too.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from memory_limit import read_from_disk_bytes
+from memory_limit import Confined, confine, read_from_disk_bytes
 from torch import Tensor
 
 from thesis_lib.common.errors import require
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload.measure import DeviceBudget
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
+from thesis_lib.memory.offload.plan import MemoryPlan, PlanInfeasible
 
 
 class Streamed(Protocol):
@@ -127,6 +135,67 @@ def run_trial(
         None if before is None or after is None else after - before,
         tuple(tokens),
     )
+
+
+def deepest_plan(
+    folder: Path, machine: Machine, rings: Sequence[int], **options: Any
+) -> MemoryPlan:
+    """The plan with the first of the rings that fits; reads overlap from two on.
+
+    Raises PlanInfeasible where the last of them does not fit.
+    """
+    for ring in rings[:-1]:
+        with suppress(PlanInfeasible):
+            return plan_checkpoint(
+                folder, machine, ring=ring, logit_tokens=1, **options
+            )
+    return plan_checkpoint(folder, machine, ring=rings[-1], logit_tokens=1, **options)
+
+
+def stream_store(
+    folder: Path,
+    made: MemoryPlan,
+    steps: int,
+    warm_up: int,
+    tell: Callable[[str], None],
+    device: str = "cpu",
+) -> tuple[Trial, dict[str, Any]]:
+    """Carry a plan out: the trial at batch 1, and what a report says of it."""
+    prompt = torch.ones(1, 1, dtype=torch.long, device=device)
+    start = time.perf_counter()
+    with (
+        StreamedModel(folder, made, device=device) as model,
+        DeviceBudget(made.machine.device_bytes, device) as budget,
+    ):
+        model.charge(budget)
+        loading_s = time.perf_counter() - start
+        trial = run_trial(model, prompt, steps, warm_up, tell)
+        return trial, {
+            "trial": asdict(trial),
+            "s_per_token": trial.s_per_step,
+            "fraction_of_drain": trial.fraction_of_drain,
+            "logical_peak_bytes": budget.peak_bytes,
+            "planned_peak_bytes": made.device_peak_bytes,
+            "predicted_s_per_token": made.predicted_s_per_token,
+            "plan": made.summary(),
+            "load_s": loading_s,
+            "mode": model.mode,
+        }
+
+
+def confined_report(
+    words: Sequence[Any], report: Path, limit_bytes: int
+) -> tuple[Confined, dict[str, Any] | None]:
+    """A command that writes `report`, in a limit, and what it wrote; None for nothing.
+
+    It is told where by `--report`, and speaks on this process's own streams.
+    """
+    report.unlink(missing_ok=True)
+    words = [*map(str, words), "--report", str(report)]
+    done = confine(words, limit_bytes, capture=False, look_s=0.25)
+    found = json.loads(report.read_text()) if report.is_file() else None
+    report.unlink(missing_ok=True)
+    return done, found
 
 
 def thinned(points: Sequence[Sequence[float]], most: int = 300) -> list[list[float]]:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import benchmark
 import pytest
+import timed_decode
 import torch
 from memory_limit import Confined
 
@@ -93,7 +94,7 @@ def test_a_part_that_fails_is_reported_and_the_others_go_on(
     def confine(words, limit_bytes, **options):
         return Confined("uncapped", limit_bytes, 1, True, -9, 0.1, None, "", "")
 
-    monkeypatch.setattr(script, "confine", confine)
+    monkeypatch.setattr(timed_decode, "confine", confine)
     given = script.arguments(words(tmp_path, "--peers", ""))
     found = script.measure(given, SPEC)["parts"]
     assert set(found) == {"whole", "ours"}

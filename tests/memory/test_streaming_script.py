@@ -117,16 +117,15 @@ def test_one_command_measures_resumes_and_writes_the_record(
         "--prompt", "3", "--warm-up", "1", "--steps", "2",
         "--work", str(work), "--out", str(out),
     ]  # fmt: skip
-    launch, drained = script.launch, []
+    launch, found = script.launch, {}
 
-    def drain_once(system, given, **options):
-        if system == "drain" and drained:
-            return drained[0]
-        found = launch(system, given, **options)
-        drained.extend([found] if system == "drain" else [])
-        return found
+    def launch_once(system, given, **options):
+        """Each system in one process; a second turn of it is its first again."""
+        if system not in found:
+            found[system] = launch(system, given, **options)
+        return dict(found[system])
 
-    monkeypatch.setattr(script, "launch", drain_once)
+    monkeypatch.setattr(script, "launch", launch_once)
     script.main([*words, "--runs", "1"])
     assert "holds 1 runs and is not complete" in capsys.readouterr().err
     assert not out.exists()

@@ -1,0 +1,186 @@
+"""The record of a benchmark: who made it, what was found, whole after every point.
+
+A script opens `data/measurements/NAME.json`, or a file of its working folder where it
+goes on after a stop, fills it in and writes it. What several scripts do besides stands
+here too: the command line, a line of progress, seconds of a run, a ratio of medians.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+
+from thesis_lib.common import provenance
+from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.files import root, write_whole
+from thesis_lib.common.stats import bootstrap
+
+Point = dict[str, Any]
+
+
+def checkout() -> Path:
+    """The checkout that this script belongs to."""
+    found = root()
+    if found is None:
+        raise InvalidInput("thesis_lib is not imported from a checkout: install it")
+    return found
+
+
+def measurements(name: str) -> Path:
+    """The record of that name in `data/measurements`."""
+    return checkout() / "data" / "measurements" / f"{name}.json"
+
+
+def command(doc: str | None, name: str, resumes: bool = False) -> Any:
+    """A parser with `--out`, and where a script resumes with `--elsewhere`."""
+    parser = argparse.ArgumentParser(description=(doc or name).splitlines()[0])
+    parser.add_argument(
+        "--out", type=Path, default=measurements(name), help="the record"
+    )
+    if resumes:
+        parser.add_argument(
+            "--elsewhere", action="store_true",
+            help="go on with a record of another commit or machine",
+        )  # fmt: skip
+    return parser
+
+
+def made_by() -> dict[str, Any]:
+    """Commit, machine, versions and the date of now."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {**provenance.provenance(checkout()), "date": date}
+
+
+class Record:
+    """A file of measurements, from the moment that measuring begins.
+
+    With `resume`, names of what a file that is there may hold already, that is kept:
+    points that are done stay done. Raises InvalidInput where that file was made with
+    other `settings`, and, but for `elsewhere`, at another commit or on another machine.
+    `content` is what will be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any] | None = None,
+        resume: Sequence[str] = (),
+        elsewhere: bool = False,
+        points: str = "points",
+    ) -> None:
+        self.path = Path(path)
+        self._points, self._load = points, psutil.getloadavg()
+        self.content: dict[str, Any] = made_by()
+        if settings is not None:
+            self.content["settings"] = dict(settings)
+        if resume and self.path.is_file():
+            before = json.loads(self.path.read_text())
+            self._require_same(before, elsewhere)
+            self.content |= {key: before[key] for key in resume if key in before}
+        if resume:
+            self.content.setdefault(points, [])
+
+    def _require_same(self, before: dict[str, Any], elsewhere: bool) -> None:
+        wanted = self.content.get("settings")
+        require(
+            before.get("settings") == wanted,
+            f"{self.path} was made with other settings, {before.get('settings')}: "
+            f"expected {wanted}; give another --out or remove it",
+        )
+        for part in ("commit", "machine"):
+            require(
+                elsewhere or before[part] == self.content[part],
+                f"{self.path} was made at another {part}, {before[part]}: expected "
+                f"{self.content[part]}; go on with --elsewhere, or remove it",
+            )
+
+    @property
+    def points(self) -> list[Point]:
+        """What was measured so far, in the order of measuring."""
+        return self.content.setdefault(self._points, [])
+
+    def find(self, **key: Any) -> Point | None:
+        """The point with these values, None where it is still to be measured."""
+        return next((p for p in self.points if key.items() <= p.items()), None)
+
+    def add(self, point: Mapping[str, Any]) -> Point:
+        """Keep a point, with the commit that found it, and write the file."""
+        self.points.append({**point, "commit": self.content["commit"]})
+        self.write()
+        return self.points[-1]
+
+    def write(self, lines: str | None = None, **found: Any) -> None:
+        """Replace the file by all that is known; an item of `lines` takes one line."""
+        now = psutil.getloadavg()
+        self.content |= found
+        self.content["load_average"] = {"start": self._load, "end": now}
+        _write(self.path, self.content, lines)
+
+
+def renew(path: Path, part: str, lines: str | None = None, **found: Any) -> None:
+    """Replace one part of a file of parts, each of which says who made it."""
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    _write(path, content | {part: {**found, **made_by()}}, lines)
+
+
+def _write(path: Path, content: Point, lines: str | None) -> None:
+    text = json.dumps(content, indent=1)
+    if lines is not None:
+        rows = ",\n".join(f"  {json.dumps(row)}" for row in content[lines])
+        whole = json.dumps(content | {lines: []}, indent=1)
+        text = whole.replace(f'"{lines}": []', f'"{lines}": [\n{rows}\n ]', 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text + "\n")
+
+
+def tell(line: str) -> None:
+    """Progress, on the stream of complaints."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Wall seconds of one run."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def both_clocks(run: Callable[[], object], calls: int | None = None) -> Point:
+    """Wall and processor seconds of a run, or microseconds of each of its calls."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    taken = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    if calls is None:
+        return {f"{clock}_s": seconds for clock, seconds in taken.items()}
+    return {f"{clock}_us": 1e6 * s / calls for clock, s in taken.items()}
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
+    """Ratio of medians with its 95 % bootstrap interval, rounds resampled whole."""
+    a, b = np.asarray(over), np.asarray(under)
+    low, high = bootstrap(
+        len(a), lambda rows: np.median(a[rows], axis=1) / np.median(b[rows], axis=1)
+    )
+    return {"ratio": float(np.median(a) / np.median(b)), "low": low, "high": high}
+
+
+def medians(label: Mapping[str, Any], rounds: Sequence[Point]) -> Point:
+    """A row of medians over rounds, of all that ends in _us, beside its samples."""
+    names = [name for name in rounds[0] if name.endswith("_us")]
+    samples = {name: [round(row[name], 3) for row in rounds] for name in names}
+    middle = {name: median(values) for name, values in samples.items()}
+    return {**label, **middle, "samples": samples}
+
+
+def own_core() -> None:
+    """Stay on one core from here on."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

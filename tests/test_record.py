@@ -1,0 +1,104 @@
+"""A record of a benchmark says who made it, and goes on where it was stopped."""
+
+import json
+
+import numpy as np
+import pytest
+import record as module
+from record import Record, both_clocks, medians, ratio, renew
+
+from thesis_lib.common.errors import InvalidInput
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "folder" / "record.json"
+
+
+def told(path):
+    return json.loads(path.read_text())
+
+
+def test_it_says_who_made_it_and_what_was_found(path):
+    Record(path, {"size": 3}).write(rows=[1, 2])
+    found = told(path)
+    assert {"commit", "clean", "kernel", "machine", "versions", "date"} <= found.keys()
+    assert found["settings"] == {"size": 3}
+    assert found["rows"] == [1, 2]
+    assert [len(found["load_average"][end]) for end in ("start", "end")] == [3, 3]
+
+
+def test_what_is_done_stays_done_and_each_point_has_its_commit(path):
+    first = Record(path, {"size": 3}, ["points", "base"])
+    first.content["base"] = 7
+    first.add({"seed": 0, "found": 1.5})
+    again = Record(path, {"size": 3}, ["points", "base"])
+    assert again.content["base"] == 7
+    assert again.find(seed=0) == {**first.points[0], "commit": first.content["commit"]}
+    assert again.find(seed=1) is None
+    again.add({"seed": 1})
+    assert [point["seed"] for point in told(path)["points"]] == [0, 1]
+
+
+def test_a_stop_in_the_middle_leaves_the_record_of_before(path, monkeypatch):
+    made = Record(path, resume=["points"])
+    made.add({"seed": 0})
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        made.add({"seed": {1}})  # no JSON
+    assert path.read_bytes() == before
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("part", ["commit", "machine"])
+def test_a_record_of_elsewhere_is_gone_on_with_only_where_one_says_so(path, part):
+    Record(path, {}, ["points"]).add({"seed": 0})
+    found = told(path)
+    path.write_text(json.dumps(found | {part: "another"}))
+    with pytest.raises(InvalidInput, match=f"at another {part}, another: expected .*"):
+        Record(path, {}, ["points"])
+    again = Record(path, {}, ["points"], elsewhere=True)
+    assert again.points == found["points"]
+    assert again.content[part] == found[part]  # the one that writes now
+
+
+def test_other_settings_are_refused_everywhere(path):
+    Record(path, {"size": 3}, ["points"]).write()
+    with pytest.raises(InvalidInput, match=r"other settings, .*: 3.*expected .*: 4"):
+        Record(path, {"size": 4}, ["points"], elsewhere=True)
+    assert Record(path, {"size": 4}).content["settings"] == {"size": 4}  # made anew
+
+
+def test_a_part_is_renewed_alone_and_rows_take_a_line_each(path):
+    record = Record(path, points="cases")
+    record.points.extend([{"a": 1, "b": [1, 2]}, {"a": 2, "b": []}])
+    record.write("cases", other={"x": 1})
+    assert '  {"a": 1, "b": [1, 2]},\n  {"a": 2, "b": []}\n' in path.read_text()
+    before = told(path)
+    renew(path, "other", "cases", x=2)
+    assert told(path)["other"]["x"] == 2
+    assert told(path)["other"]["commit"] == module.made_by()["commit"]
+    assert told(path) | {"other": 0} == before | {"other": 0}
+
+
+def test_a_ratio_of_medians_lies_in_its_interval():
+    rng = np.random.default_rng(0)
+    under = rng.uniform(1, 2, 40)
+    found = ratio(3 * under, under)
+    assert found["ratio"] == pytest.approx(3)
+    assert found["low"] < 3 < found["high"]
+    assert ratio([4.0], [2.0]) == {"ratio": 2, "low": 2, "high": 2}
+
+
+def test_rounds_become_medians_beside_their_samples():
+    rounds = [{"n": 5, "a_us": value} for value in (3.0, 1.00049, 2.0)]
+    assert medians({"way": "x"}, rounds) == {
+        "way": "x", "a_us": 2.0, "samples": {"a_us": [3.0, 1.0, 2.0]},
+    }  # fmt: skip
+
+
+def test_both_clocks_tell_a_whole_run_or_each_of_its_calls():
+    whole = both_clocks(lambda: sum(range(200_000)))
+    assert set(whole) == {"wall_s", "cpu_s"}
+    assert set(both_clocks(lambda: None, calls=10)) == {"wall_us", "cpu_us"}
+    assert whole["cpu_s"] > 0
