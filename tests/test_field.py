@@ -14,7 +14,7 @@ FIELDS = {
     name: related_work.read_field(ROOT / "data", name)
     for name in (related_work.PART_ONE, related_work.PART_TWO)
 }
-CELLS = [cell for table in FIELDS.values() for cell in table.cells.values()]
+CELLS = [cell for table in FIELDS.values() for cell in table.cells.itertuples()]
 KEYS = re.findall(
     r"^@\w+\{([^,\s]+),", (ROOT / "book" / "references.bib").read_text(), re.MULTILINE
 )
@@ -80,7 +80,7 @@ def test_nothing_about_ours_is_unknown(table):
 @pytest.mark.parametrize("table", FIELDS.values(), ids=FIELDS)
 def test_a_cell_that_nobody_read_is_a_question_and_no_other_is(table):
     shown = related_work.symbols(table)
-    for cell in table.cells.values():
+    for cell in table.cells.itertuples():
         asked = shown.loc[cell.feature, cell.system] == related_work.UNVERIFIED
         assert asked == (cell.status != related_work.VERIFIED), cell
 

@@ -1,6 +1,9 @@
 """What the figures draw is what they were given, and can be read."""
 
+import re
+import tomllib
 from itertools import combinations, pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +12,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from thesis_lib.book import figures
-from thesis_lib.book.tables import measurements, pareto, ring_schedule
-from thesis_lib.book.tables.measurements import few_bits
+from thesis_lib.book.tables import ring_schedule
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import GiB, MiB
 from thesis_lib.memory.model.spec import Machine, ModelSpec
@@ -158,19 +160,6 @@ def test_memory_over_time_has_a_panel_a_system_and_two_lines_in_each():
     assert len(figures.memory_over_time({"ours": samples}, GiB).axes) == 1
 
 
-def test_a_figure_without_its_record_says_so():
-    runs = pd.DataFrame(columns=["peak_bytes", "s_per_token", "low_s", "high_s"])
-    for figure in (
-        figures.memory_against_time(runs, GiB),
-        figures.memory_over_time({}, GiB),
-        figures.bits_and_perplexity(few_bits(None)),
-        figures.speculation(measurements.speculation(None)),
-        figures.pareto(pareto.ways(None)),
-    ):
-        (ax,) = figure.axes
-        assert [text.get_text() for text in ax.texts] == ["not measured yet"]
-
-
 def test_ways_to_propose_stand_beside_plain_decoding():
     table = pd.DataFrame(
         [[2.0, 1.5, 3.0, 1.8, 1.2, 2.5], [1.1, 1.0, 1.2, 0.9, 0.8, 1.0]],
@@ -236,8 +225,6 @@ def test_predicted_times_stand_on_the_diagonal_when_they_are_right():
     assert lines["bound by disk"] == [[0.1, 0.1], [0.2, 0.2]]
     assert lines["bound by compute"] == [[2.0, 1.0]]
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-    (empty,) = figures.predicted_times(plans.iloc[:0]).axes
-    assert [text.get_text() for text in empty.texts] == ["not measured yet"]
 
 
 def test_a_bill_ends_where_the_machine_does_and_crossings_are_marked():
@@ -288,9 +275,7 @@ def test_methods_are_lines_over_bits_and_the_dense_model_a_level():
     assert set(level.get_ydata()) == {24.0}
 
 
-def test_methods_without_a_ratio_are_not_measured_yet():
-    (axis,) = figures.perplexity_by_ratio([], {"plain": []}, np.nan).axes
-    assert [text.get_text() for text in axis.texts] == ["not measured yet"]
+def test_perplexities_of_methods_stand_on_a_logarithmic_axis():
     (axis,) = figures.perplexity_by_ratio([0.8], {"plain": [9.0]}, 2.0).axes
     assert axis.get_yscale() == "log"
 
@@ -310,8 +295,6 @@ def test_losses_have_a_panel_a_text_and_ticks_in_times():
     ticks = dict(zip(drawn[0].get_yticks(), drawn[0].get_yticklabels(), strict=True))
     assert ticks[np.log(10_000)].get_text() == "10,000"
     assert drawn[0].get_xlim()[0] > drawn[0].get_xlim()[1]
-    (nothing,) = figures.losses_by_ratio(table[:0]).axes
-    assert [text.get_text() for text in nothing.texts] == ["not measured yet"]
 
 
 def ways(timed):
@@ -430,3 +413,18 @@ def test_an_interval_whose_end_was_rounded_past_its_value_is_drawn():
     (panel,) = figures.goals(pd.DataFrame(percent, index=index)).axes
     bar = panel.containers[0].lines[2][0].get_segments()[0]
     np.testing.assert_allclose(bar[:, 1], [50, 60])
+
+
+def test_the_drawing_of_the_rooms_has_those_of_the_import_contracts_in_their_order():
+    root = Path(__file__).parents[1]
+    drawn = re.findall(
+        r">([a-z]+)</text>", (root / "book/_static/rooms.svg").read_text()
+    )
+    contracts = tomllib.loads((root / "pyproject.toml").read_text())["tool"][
+        "importlinter"
+    ]["contracts"]
+    layers = {c["containers"][0]: c["layers"] for c in contracts if "layers" in c}
+    expected = ["cli", "book", *layers["thesis_lib.book"]]
+    for half in ("sequencer", "memory"):
+        expected += [half, *layers[f"thesis_lib.{half}"]]
+    assert drawn == [*expected, "common"]

@@ -133,3 +133,78 @@ def test_no_chapter_imports_torch_before_the_package_has_said_how_threads_wait()
             )
         ]
         assert "torch" not in imported[: imported.index("thesis_lib")], chapter.name
+
+
+def bindings(source: str) -> dict[str, set[str]]:
+    """The names that a cell binds outside of comprehensions, with how: by an `import`,
+    `with`, `for` or `=`."""
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                name = (alias.asname or alias.name).partition(".")[0]
+                found.setdefault(name, set()).add("import")
+            continue
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AnnAssign | ast.AugAssign | ast.For | ast.NamedExpr):
+            targets = [node.target]
+        elif isinstance(node, ast.withitem) and node.optional_vars is not None:
+            targets = [node.optional_vars]
+        how = {ast.For: "for", ast.withitem: "with"}.get(type(node), "=")
+        for target in targets:
+            for part in ast.walk(target):
+                if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+                    found.setdefault(part.id, set()).add(how)
+    return found
+
+
+def rebound(cells: list[str]) -> dict[str, list[set[str]]]:
+    """Names to which several cells give a meaning, with how each does it.
+
+    A loop or a `with` may take a name that only loops, or only `with`, take; `_` is
+    nobody's name.
+    """
+    found: dict[str, list[set[str]]] = {}
+    for source in cells:
+        for name, how in bindings(source).items():
+            found.setdefault(name, []).append(how)
+    return {
+        name: hows
+        for name, hows in found.items()
+        if name != "_"
+        and len(hows) > 1
+        and set().union(*hows) not in ({"for"}, {"with"})
+    }
+
+
+@pytest.mark.parametrize(
+    ("cells", "names"),
+    [
+        (["from a import spec", "spec = 3"], ["spec"]),
+        (["import a.b", "import a"], ["a"]),
+        (["x = 1", "y, (x, *z) = 1, (2, 3)"], ["x"]),
+        (["x = 1", "for x in y: pass"], ["x"]),
+        (["with a as x: pass", "(x := 3)"], ["x"]),
+        (["for x in y: pass", "for x in z: pass", "with a as b: pass"], []),
+        (["x = 1\nx += 1", "y = [x for x in z]", "_, y.x = z"], []),
+    ],
+)
+def test_a_name_with_two_meanings_is_found(cells, names):
+    assert list(rebound(cells)) == names
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
+def test_a_name_has_one_meaning_and_imports_stand_in_one_cell(chapter):
+    """So that any cell behind the imports can be run again, in any order that has what
+    it needs. A parameter may be completed by one cell."""
+    cells = [c.source for c in chapter.load().cells if c.cell_type == "code"]
+    twice = {
+        name: hows
+        for name, hows in rebound(cells).items()
+        if name not in chapters.parameters(chapter) or hows != [{"="}, {"="}]
+    }
+    assert not twice
+    importing = [s for s in cells if "import" in set().union(*bindings(s).values())]
+    assert len(importing) == 1

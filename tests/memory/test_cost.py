@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,13 +17,11 @@ from thesis_lib.memory.cost.cost import (
     Owned,
     Timing,
     break_even_tokens,
-    floor_s,
     metered_bill,
     most_tokens,
     over_interval,
     reserved_bill,
     usd_per_million_tokens,
-    verify_above_floor,
 )
 
 
@@ -194,12 +193,26 @@ def test_what_misses_the_objective_is_named_with_its_time():
     assert "0.5 s a token instead of 0.2 s" in Objective(4.0, 0.2).missed(timing)
 
 
-def test_time_is_at_least_bytes_over_the_link():
-    assert floor_s(130e9, 26e9) == pytest.approx(5.0)
-    assert verify_above_floor(6.25, 130e9, 26e9) == pytest.approx(0.8)
-    assert verify_above_floor(5.0, 130e9, 26e9) == pytest.approx(1.0)
-    with pytest.raises(InvalidInput, match="did not all cross"):
-        verify_above_floor(4.9, 130e9, 26e9)
+def test_an_array_of_inputs_costs_what_each_of_them_does():
+    rates, shares = np.array([1.0, 4.0]), np.array([0.2, 1.0])
+    machine = owned(capex_usd=np.array([2000, 3000]), pue=np.array([1.0, 1.2]))
+    for together, one in (
+        (
+            usd_per_million_tokens(0.4, rates, shares),
+            lambda i: usd_per_million_tokens(0.4, rates[i], shares[i]),
+        ),
+        (
+            machine.usd_per_million_tokens(rates, shares),
+            lambda i: owned(
+                capex_usd=machine.capex_usd[i], pue=machine.pue[i]
+            ).usd_per_million_tokens(rates[i], shares[i]),
+        ),
+    ):
+        assert together.tolist() == [one(0), one(1)]
+    with pytest.raises(InvalidInput, match=r"utilisation=1\.1"):
+        usd_per_million_tokens(0.4, rates, np.array([0.2, 1.1]))
+    with pytest.raises(InvalidInput, match="months=0 "):
+        owned(months=np.array([36.0, 0.0]))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +226,6 @@ def test_time_is_at_least_bytes_over_the_link():
         lambda: owned(months=0),
         lambda: owned(pue=0.9),
         lambda: owned(watts=-1),
-        lambda: floor_s(1.0, 0.0),
         lambda: Mix(0, 1),
         lambda: Timing(0.0, 1.0),
         lambda: Timing(1.0, 1.0, tokens_per_step=0.5),

@@ -17,10 +17,8 @@ from thesis_lib.memory.cost.cost import (
     Mix,
     Objective,
     break_even_tokens,
-    floor_s,
     metered_bill,
     usd_per_million_tokens,
-    verify_above_floor,
 )
 from thesis_lib.memory.cost.deployment import Method, draw, values
 from thesis_lib.memory.cost.prices import read_prices, read_quantities
@@ -69,7 +67,7 @@ def test_a_configuration_takes_the_time_of_its_plan(dense, resident):
             plan.step_s(MIX.prompt_tokens)
         )
         assert made.read_bytes == plan.bytes_per_step
-    assert dense.timing.step_s == pytest.approx(floor_s(dense.read_bytes, LINK))
+    assert dense.timing.step_s == pytest.approx(dense.read_bytes / LINK)
     assert resident.read_bytes == 0
     bound_s = SPEC.total_bytes / (2 * CARDS["H100 PCIe"].memory_bytes_per_s)
     assert resident.timing.step_s == pytest.approx(bound_s, rel=0.02)
@@ -144,21 +142,19 @@ def test_the_objective_rules_out_by_name(dense, resident):
     assert "s a token" in ruled_out["bf16"]
 
 
-def test_the_arithmetic_of_the_sensitivities_is_that_of_the_model(dense):
+def test_sensitivities_start_from_the_costs_of_the_tables(dense):
     ranges = deployment.inputs(PRICES, QUANTITIES, "rtx-3090", link_gb_per_s=LINK / 1e9)
     at = values(ranges)
     found = deployment.evaluate(dense, MIX, at)
     owned = deployment.workstation(PRICES, QUANTITIES, dense.memory_gb)
     rate = dense.timing.tokens_per_s(MIX)
     assert found["tokens_per_s"] == pytest.approx(rate)
-    assert found["token_s"] == pytest.approx(dense.timing.token_s)
     assert found["rented_usd"] == pytest.approx(
         usd_per_million_tokens(at["usd_per_hour"], rate, at["utilisation"])
     )
     assert found["owned_usd"] == pytest.approx(
         owned.usd_per_million_tokens(rate, at["utilisation"])
     )
-    assert found["energy_usd"] == pytest.approx(owned.energy_usd_per_million(rate))
     assert found["monthly_usd"] == pytest.approx(owned.bill(rate).fixed_usd)
 
 
@@ -189,15 +185,13 @@ def test_on_record_no_run_is_faster_than_the_upper_limit_of_its_link():
             len(drains), lambda rows, d=drains: np.median(d[rows], axis=1)
         )
         link = part["planned_bytes_per_token"] / low_s
-        share = verify_above_floor(
-            part["s_per_token"], part["read_bytes_per_token"], link
-        )
-        assert 0.8 < share <= 1
+        floor_s = part["read_bytes_per_token"] / link
+        assert 0.8 < floor_s / part["s_per_token"] <= 1
     summary = committed("streaming")["summary"]
     ours = summary["systems"]["ours"]
     link = ours["read_bytes_per_token"] / summary["drain"]["interval_s"][0]
     for found in summary["systems"].values():
-        verify_above_floor(found["median_s"], found["read_bytes_per_token"], link)
+        assert found["median_s"] >= found["read_bytes_per_token"] / link
 
 
 def test_a_record_gives_the_rate_of_its_median_within_its_interval():

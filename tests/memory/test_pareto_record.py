@@ -1,4 +1,4 @@
-"""The record of the sweep: the front, who loses to whom, and what is not there yet."""
+"""The record of the sweep: the front, who loses to whom, and who did not fit."""
 
 import numpy as np
 import pytest
@@ -118,60 +118,45 @@ def test_each_text_has_its_own_front():
     ]
 
 
-def test_a_loser_is_told_with_the_cheapest_that_beats_it_everywhere():
+def test_a_loser_stands_beside_the_cheapest_that_beats_it_everywhere():
     cheaper = entry("GPTQ 2", 2, 0.4, 0.9)  # beats it on fiction alone
-    said = pareto.words(record(BF16, NF4, POOR, cheaper))
-    assert "low rank 0.8 (12.00 bits a weight, 1.65 and 1.82 times" in said["low_rank"]
-    assert "by NF4 (4.00 bits a weight, 1.22 and 1.49 times" in said["low_rank"]
-    assert "Of 1 such ways 0 are of a front." in said["low_rank"]
+    made = ways(record(BF16, NF4, POOR, cheaper))
+    (row,) = pareto.beaten(made, pareto.LOW_RANK, "GPTQ").itertuples(index=True)
+    assert tuple(row) == (
+        "low rank 0.8", "12.00", "1.65, 1.82", "NF4", "4.00", "1.22, 1.49",
+    )  # fmt: skip
     better = entry("low rank 0.9", 3, 0.1, 0.1, wish={"rank_ratio": 0.9})
-    said = pareto.words(record(BF16, NF4, POOR, better))
-    assert "Of 2 such ways 1 is of a front: low rank 0.9." in said["low_rank"]
+    assert list(pareto.beaten(ways(record(BF16, POOR, better)), pareto.LOW_RANK).index)
+    assert pareto.beaten(ways(record(BF16, better)), pareto.LOW_RANK).empty
 
 
-def test_time_has_a_front_of_its_own_and_says_who_did_not_fit():
-    lossless = entry("lossless", 11, 0, 0)
-    made = record(BF16, lossless, NF4, POOR, timing=TIMING)
+def test_the_front_is_listed_from_low_cost_to_high():
+    table = ways(record(BF16, NF4, POOR, timing=TIMING))
+    for text in ("fiction", "technical English"):
+        assert list(pareto.front(table).loc[text, "name"]) == ["NF4", "bf16"]
+    assert list(pareto.front(table, "token_s")["name"]) == ["bf16", "bf16"]
+
+
+def test_time_has_a_front_of_its_own_and_who_did_not_fit_has_none():
+    made = record(BF16, entry("lossless", 11, 0, 0), NF4, POOR, timing=TIMING)
     table = ways(made)
     assert set(table[table.time_front]["name"]) == {"lossless"}
-    said = pareto.words(made)["time"]
-    assert "lossless (1500 ms, 1.00 times" in said
-    assert "16-bit model takes 2000 ms" in said
-    assert "A token of lossless takes 1.25 times" in said
-    assert "one of bf16 2.0 times: 1000 ms of its 2000 are reads" in said
-    assert "wrote the tokens" in said
-    assert "low rank 0.8 does not fit" in said
-    assert "commit fedcba9" in said
+    timed = pareto.timing(made)
+    assert timed.token_s["bf16"] == 2.0
+    assert timed.over_drain["lossless"] == pytest.approx(1.25)
+    assert timed.index[timed.token_s.isna()].tolist() == ["low rank 0.8"]
 
 
-def test_a_record_of_any_part_can_be_told():
-    nothing = entry("GPTQ 2", 2)  # made, and not scored
+def test_a_text_without_the_dense_model_and_what_was_not_scored_are_left_out():
     one_text = entry("bf16", 16, 0, wish={})
-    for made, rows in (
-        (None, 0),
-        (record(), 0),
-        (record(NF4), 0),  # nothing to compare it with
-        (record(one_text, NF4, nothing), 2),
-        (record(BF16, timing=TIMING | {"systems": {}}), 2),
-        (record(timing=TIMING), 0),
-    ):
-        table = ways(made)
-        assert len(table) == rows
-        assert pareto.readable(table).empty == (rows == 0)
-        assert all(pareto.words(made).values())
-    said = pareto.words(record(BF16))
-    assert said["time"].endswith("not been measured yet.")
-    assert "10 and 10 tokens, scored in windows of 4" in said["scored"]
-    assert said["scored"].endswith("of a processor, 2 cores, commit 0123456.")
+    assert ways(record(NF4)).empty
+    assert len(ways(record(one_text, NF4, entry("GPTQ 2", 2)))) == 2
 
 
-def test_sets_that_are_missing_are_counted():
-    sets = [entry("GPTQ 3", 3, 0, 0, number=n) for n in range(3)]
-    said = pareto.sets_sentence
-    assert said(record(BF16, NF4)) == "Nothing that is calibrated has been scored yet."
-    assert "stands on 1 of these 3; of GPTQ 3 that" in said(record(BF16, sets[0]))
-    assert "stands on 1 to 2 of these 3" in said(record(*sets[:2], POOR))
-    assert "all 3" in said(record(*sets))
+def test_calibration_sets_are_counted_where_anything_was_calibrated():
+    sets = [entry("GPTQ 3", 3, 0, 0, number=n) for n in range(2)]
+    found = pareto.calibration_sets(record(BF16, NF4, *sets, POOR, entry("GPTQ 2", 2)))
+    assert found.to_dict() == {"GPTQ 3": 2, "low rank 0.8": 1}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Records are told as they are, and a record that is missing is no error."""
+"""The tables and numbers of records are what the records hold."""
 
 import json
 
@@ -116,85 +116,54 @@ def test_readers_see_units_and_what_is_not_known():
     ] == (measurements.MISSING)
 
 
-def test_a_record_that_nobody_made_gives_empty_tables_and_says_so(tmp_path):
+def test_a_record_that_is_missing_is_named(tmp_path):
     assert files.read_record("headline", tmp_path) is None
-    assert measurements.peers(None).empty
-    assert measurements.headline(None).empty
-    assert measurements.readable(measurements.headline(None)).empty
-    assert measurements.use(None) == {}
-    assert "Nobody has run it on a GPU" in measurements.gpu_sentence(None)
-    assert measurements.origin(None) == measurements.MISSING
+    with pytest.raises(InvalidInput, match=r"no_such\.json is missing.*restore it"):
+        measurements.read("no_such")
 
 
-def test_sentences_tell_what_was_found_and_never_what_nobody_measured():
-    said = measurements.peers_sentence(STREAMING)
-    assert said.startswith("Ours takes 2 s a token, 96.1 % of what the drain allows.")
-    assert "AirLLM 3.00 times as long (2.80 to 3.10), mmap was killed at" in said
-    assert said.endswith("All wrote the same tokens.")
-    said = measurements.headline_sentence(HEADLINE, "bf16")
-    assert "8 GiB a token takes 65 s, at 97.0 % of the drain; the kernel" in said
-    assert said.endswith("at most 5 GiB (random weights).")
-    for none in (
-        measurements.headline_sentence(HEADLINE, "nf4"),
-        measurements.headline_sentence(None, "bf16"),
-        measurements.peers_sentence(None),
-    ):
-        assert none.endswith("recorded yet.")
-
-
-def test_other_tokens_and_packed_weights_are_told():
+def test_peers_are_held_against_ours_and_against_those_in_16_bits():
     packed = {
-        "killed": False,
-        "peak_bytes": GiB,
-        "median_s": 0.5,
+        "killed": False, "peak_bytes": GiB, "median_s": 0.5,
         "is_faster_than_accelerate": {"times": 6.5, "low": 6.0, "high": 7.0},
-    }
-    summary = STREAMING["summary"]
-    other = STREAMING | {
-        "summary": {
-            "systems": summary["systems"] | {"ours-nf4": packed},
-            "tokens_identical": False,
-        }
-    }
-    said = measurements.peers_sentence(other)
-    assert "All wrote NOT the same tokens." in said
-    assert "bound every such factor: AirLLM 3.12." in said
-    assert said.endswith(
-        "500 ms a token and is 6.50 times as fast as accelerate in 16 bits "
-        "(6.00 to 7.00)."
-    )
-    mapped = {**summary["systems"]["airllm"], "median_s": 4.2}
-    systems = {**other["summary"]["systems"], "mmap": mapped}
-    said = measurements.peers_sentence(
-        {"summary": {**other["summary"], "systems": systems}}
-    )
-    assert said.endswith("(6.00 to 7.00) and 8.40 times as fast as mmap.")
+    }  # fmt: skip
+    systems = STREAMING["summary"]["systems"]
+    mapped = {**systems["airllm"], "median_s": 4.2}
+    systems = systems | {"mmap": mapped, "ours-nf4": packed}
+    table = measurements.peers({"summary": {"systems": systems}})
+    assert table.loc["AirLLM", "times_low"] == 2.8
+    assert table.loc["AirLLM", "drains_per_step"] == 3.12
+    assert table.loc["ours", "fraction_percent"] == pytest.approx(96.1)
+    assert table.loc["ours, NF4", "over_accelerate"] == 6.5
+    assert table.loc["ours, NF4", "over_mmap"] == pytest.approx(8.4)
 
 
-def test_the_larger_limit_is_the_one_that_prose_tells():
+def test_the_larger_limit_is_the_one_that_is_told():
     (part,) = HEADLINE["parts"].values()
+    part |= {
+        "plan": {"context": 64, "tiers": {"device": 3}, "bytes_per_token": 1.3e11},
+        "predicted_at_bytes_per_s": 2e9,
+    }
     read = part | {"read_bytes_per_token": 1.3e11}
     smaller = part | {"limit_bytes": 4 * GiB, "s_per_token": 70.0}
-    both = {"parts": {"a": smaller, "b": read, "c": smaller}}
-    said = measurements.headline_sentence(both, "bf16")
-    assert "takes 65 s" in said
-    assert "130.0 GB were read for each" in said
+    other = part | {"limit_bytes": 9 * GiB, "weights": "nf4"}
+    both = {"parts": {"a": smaller, "b": read, "c": smaller, "d": other}}
+    told = measurements.headline_numbers(both, "bf16")
+    assert (told["s_per_token"], told["measured_read_gb"]) == (65.0, 130.0)
+    assert "measured_read_gb" not in measurements.headline_numbers(both, "nf4")
 
 
 def test_a_run_of_the_script_on_a_processor_is_no_run_on_a_gpu():
-    assert measurements.gpu_sentence(
-        GPU | {"device": "cpu"}
-    ) == measurements.gpu_sentence(None)
+    assert measurements.gpu(None).empty
+    assert measurements.gpu(GPU | {"device": "cpu"}).empty
 
 
 def test_a_gpu_is_told_with_its_limit_and_its_link():
-    said = measurements.gpu_sentence(GPU)
-    assert said.startswith("On one a card, within 8 GiB of its memory")
-    assert "5.2 s, 98.0 % of the rate" in said
-    left_out = GPU | {
-        "parts": {"whole": {"skipped": "about 9 min where 2 min were left"}}
-    }
-    assert "no result: about 9 min" in measurements.gpu_sentence(left_out)
+    (row,) = measurements.readable(measurements.gpu(GPU)).itertuples()
+    assert (row.Index, row.limit, row.predicted) == ("a card", "8 GiB", "5.1 s")
+    assert "98.0 %" in row
+    left_out = GPU | {"parts": {"whole": {"skipped": "about 9 min"}}}
+    assert measurements.gpu(left_out)["no result"].tolist() == ["about 9 min"]
     assert measurements.origin(GPU) == "a processor, 2 cores, commit 0123456"
 
 
@@ -222,14 +191,13 @@ def test_a_certificate_counts_what_exceeded_and_what_was_killed():
             group | {"peak_bytes": 360}, group | {"peak_bytes": 400}, {"killed": True},
         ],
     }  # fmt: skip
-    words = measurements.certificate_words(record)
-    assert (words["plans"], words["steps"], words["generated"]) == ("4", "3", "1")
-    assert (words["steps_exceeded"], words["generated_exceeded"]) == ("1", "0")
-    assert (words["steps_over_median"], words["steps_over_most"]) == ("0.00", "1.00")
-    assert words["generated_over_most"] == "2.00"
-    assert (words["groups"], words["killed"]) == ("3", "1")
-    assert (words["left_least"], words["left_most"]) == ("0.00", "10.00")
-    assert set(measurements.certificate_words(None).values()) == {measurements.MISSING}
+    found = measurements.certificate(record)
+    assert (found["plans"], found["steps"], found["generated"]) == (4, 3, 1)
+    assert (found["steps_exceeded"], found["generated_exceeded"]) == (1, 0)
+    assert (found["steps_over_median"], found["steps_over_most"]) == (0, 1)
+    assert found["generated_over_most"] == 2
+    assert (found["groups"], found["killed"]) == (3, 1)
+    assert (found["left_least"], found["left_most"]) == pytest.approx((0, 10))
 
 
 def test_predictions_are_held_against_the_median():
@@ -245,15 +213,10 @@ def test_predictions_are_held_against_the_median():
     }
     table = measurements.predictions(record)
     assert table["error"].tolist() == pytest.approx([0.1, 0.0])
-    words = measurements.prediction_words(record)
-    assert (words["plans"], words["error_median"]) == ("2", "5.00")
-    assert (words["crossover"], words["crossover_error"]) == ("110", "10")
-    assert set(measurements.prediction_words(None).values()) == {measurements.MISSING}
-    made = record | {"machine": {"cpu": "a processor", "cores": 2}, "commit": "0" * 40}
-    said = measurements.prediction_sentence(made)
-    assert "5.00 % in the median" in said
-    assert "predicted at 110 tokens and found at 100" in said
-    assert measurements.prediction_sentence(None) == "It has not been recorded yet."
+    found = measurements.prediction_numbers(record)
+    assert (found["plans"], found["most_sequences"]) == (2, 2)
+    assert found["error_median"] == pytest.approx(5)
+    assert (found["crossover"], found["crossover_found"]) == (110, 100)
 
 
 def test_the_lossless_record_is_told_in_ratios_of_medians():
@@ -278,22 +241,16 @@ def test_the_lossless_record_is_told_in_ratios_of_medians():
          "bytes": 10**9, "seconds": [0.5 / n, 0.25 / n, 0.1 / n]}
         for n in (1, 2)
     ]  # fmt: skip
-    machine = {"cpu": "a processor", "cores": 2}
-    record = {
-        "stream": stream, "codecs": codecs, "machine": machine, "commit": "0123456789",
-    }  # fmt: skip
-    said = measurements.lossless_sentence(record)
-    for words in ("0.694 of the bytes", "could be 1.44 times", "2 GiB",
-                  "1.50 (1.50 to 1.50) times", "1.32 (1.20 to 1.50) times, with the",
-                  "5.2 GB/s", "cores 0.75 s a token, and the reads 2.00 s",
-                  "a processor, 2 cores, commit 0123456"):  # fmt: skip
-        assert words in said, (words, said)
-    stream["equal_logits"] = False
-    assert "NOT the same logits" in measurements.lossless_sentence(record)
-    (row,) = measurements.lossless_codecs(record).to_dict("records")
-    assert (row["one thread"], row["two threads"], row["ratio"]) == (4, 8, 0.69)
-    assert measurements.MISSING in measurements.lossless_sentence(None)
-    assert measurements.lossless_codecs(None).empty
+    record = {"stream": stream, "codecs": codecs}
+    found = measurements.lossless(record)
+    assert (found["share"], found["device_gib"]) == (0.694, 2)
+    assert found["drain_times"] == found["drain_times_low"] == 1.5
+    assert found["token_times"] == pytest.approx(1.32)
+    assert found["token_times_low"] == pytest.approx(1.2)
+    assert found["token_times_high"] == pytest.approx(1.5)
+    assert (found["busy_s"], found["reads_s"]) == (0.75, 2.0)
+    table = measurements.lossless_codecs(record)
+    assert table.loc["Gaussian", "ours"].tolist() == [0.69, 4, 8]
 
 
 def few(seeds=3, ours=30.0, high=0.9):
@@ -323,27 +280,11 @@ def test_few_bits_have_the_mean_and_the_spread_of_their_seeds():
     row = table.loc["corrected 3.25"]
     assert (row.perplexity, row.low, row.high, row.ratio) == (30, 29, 31, 0.75)
     assert np.isnan(table.loc["gptq 3"].ratio)
-    assert measurements.few_bits(None).empty
-
-
-def test_few_bits_are_told_with_their_verdict():
-    said = measurements.few_bits_sentence(few())
-    assert "40.00 (40.00 to 40.00) at 3.250 bits" in said
-    assert "0.750 times that of three bits, between 0.700 and 0.900" in said
-    assert "3 calibration sets" in said
-    assert "the correction beats calibrated" in said
-    assert "does not beat" in measurements.few_bits_sentence(few(high=1.01))
-    assert "one calibration set" in measurements.few_bits_sentence(few(seeds=1))
-    assert "not been recorded" in measurements.few_bits_sentence(None)
-    assert "not been recorded" in measurements.few_bits_sentence({"summary": {}})
-    assert "Jargon" not in said
+    assert (row.seeds, row.ratio_low, row.ratio_high) == (3, 0.7, 0.9)
+    assert np.isnan(row.other)
     record = few()
-    for found, value in zip(
-        record["summary"].values(), (50.0, 48.0, 45.0), strict=True
-    ):
-        found["other_perplexities"] = [value, value]
-    said = measurements.few_bits_sentence(record)
-    assert "The Jargon File, a text of another domain, these factors are 0.900" in said
+    record["summary"]["gptq 3"]["other_perplexities"] = [50.0, 52.0]
+    assert measurements.few_bits(record).other["gptq 3"] == 51
 
 
 def spoken(domain, lookup, plain, identical=True, **others):
@@ -392,13 +333,5 @@ def test_speculation_is_told_against_plain_decoding_in_the_same_memory():
     assert prose.low <= prose.tokens_per_pass <= prose.high
     assert (lookup.tokens_per_pass, lookup.times_faster) == (4, 4)
     assert (draft.tokens_per_pass, draft.times_faster) == (3, 1.5)
-    sentence = measurements.speculation_sentence(SPECULATE)
-    assert "in 2 of 3 continuations" in sentence
-    assert "3 continuations that ran into a loop" in sentence
-    assert "1.20 times as long with 64" in measurements.batch_sentence(SPECULATE)
-
-
-def test_speculation_that_nobody_measured_is_said_so():
-    assert measurements.speculation(None).empty
-    assert "not been measured" in measurements.speculation_sentence(None)
-    assert "not been measured" in measurements.batch_sentence(None)
+    (row,) = measurements.batches(SPECULATE).to_dict("records")
+    assert row == pytest.approx({8: 1.05, 64: 1.2})

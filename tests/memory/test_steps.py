@@ -1,10 +1,9 @@
-"""What prose and tables say of the steps of the low-rank method."""
+"""The numbers and the table of the steps of the low-rank method."""
 
 import numpy as np
 import pytest
 
 from thesis_lib.book.tables import low_rank_steps
-from thesis_lib.book.tables.measurements import MISSING
 
 FIRST, SECOND = "sense_and_sensibility", "jargon"
 
@@ -65,23 +64,19 @@ def test_a_step_is_told_over_the_dense_model_and_over_whitening():
     assert cell(table, "technical English", 0.5, "whitened").sets == 1
 
 
-def test_what_prose_says_of_one_ratio():
-    words = low_rank_steps.words(record(), 0.8)
-    assert words["dense"] == f"{np.exp(3.2):.2f}"
-    assert words["left_allocated"] == words["other_left_allocated"] == "10"
-    least = np.exp(9.0 - 4.2)  # of the two texts: the other one has its square
-    assert words["plain_least"] == f"{least:,.0f}"
-    assert words["ratios"] == "2"
-    assert words["refined"] == words["other_left_refined"] == MISSING
-    shown = low_rank_steps.readable(low_rank_steps.curves(record()), 0.8)
+def test_what_is_said_of_one_ratio():
+    table = low_rank_steps.curves(record())
+    found = low_rank_steps.numbers(table, 0.8)
+    assert found["dense"] == pytest.approx(np.exp(3.2))
+    assert found["left_allocated"] == pytest.approx(10)
+    assert found["other_left_allocated"] == pytest.approx(10)
+    # of the two texts: the other one has its square
+    assert found["plain_least"] == pytest.approx(np.exp(9.0 - 4.2))
+    assert found["ratios"] == 2
+    assert "refined" not in found
+    shown = low_rank_steps.readable(table, 0.8)
     assert list(shown.index) == [
         "plain", "whitened", "+ allocation", "+ sequential",
     ]  # fmt: skip
     assert shown.loc["whitened", "fiction (times)"] == "2.72 (2.23 to 3.32)"
     assert shown.loc["+ allocation", "technical English, left (%)"] == "10"
-
-
-def test_a_record_that_is_missing_is_no_error():
-    assert low_rank_steps.curves(None).empty
-    assert low_rank_steps.readable(low_rank_steps.curves(None), 0.8).empty
-    assert set(low_rank_steps.words(None, 0.8).values()) == {MISSING}

@@ -29,7 +29,7 @@ def plan(
 ) -> None:
     """Certify the peak memory of a streamed model and predict its time, or refuse."""
     from thesis_lib.memory.cost.planning import describe_plan
-    from thesis_lib.memory.offload.plan import WEIGHTS
+    from thesis_lib.memory.model.spec import WEIGHTS
 
     with console.status("planning"):
         result = describe_plan(

@@ -283,14 +283,15 @@ def _behind(door: Path) -> set[str]:
 def modules(source: str) -> set[Path]:
     """Source files of the package that `source` imports, directly or not.
 
-    What a front door loads when it is asked counts as imported.
+    What a front door loads when it is asked counts as imported, and so do the page and
+    the script beside a module.
     """
     found: set[Path] = set()
     names = list(_imported(source))
     while names:
         path = module_file(names.pop())
         if path is not None and path not in found:
-            found.add(path)
+            found |= {path, *path.parent.glob("*.html"), *path.parent.glob("*.js")}
             names += _imported(path.read_text()) | _behind(path)
     return found
 

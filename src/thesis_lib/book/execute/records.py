@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from numbers import Real
@@ -236,3 +237,34 @@ class Record:
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInput(f"record {path} cannot be read: {error}") from error
         return cls.from_json(text, path)
+
+
+def publish_table(name: str, table: Any, timed: bool = False) -> None:
+    """Publish every cell of a DataFrame as `name_row_column`, for prose to cite.
+
+    The levels of an index follow one another, and what no identifier may hold becomes
+    an underscore: row "GPTQ 3 + rank 8" of column "bits" is `name_GPTQ_3_rank_8_bits`.
+    Missing cells are left out. `timed` is for what the clock of this run decided, as in
+    `publish_timed`. Raises InvalidInput where two cells would have one name.
+    """
+    cells: dict[str, Number] = {}
+    for column in table.columns:
+        for row, value in table[column].astype(object).dropna().items():
+            key = _cell_name(name, row, column)
+            require(
+                key not in cells,
+                f"two cells of {name} would be published as {key}: expected labels "
+                "that differ in letters or digits; rename a row or a column",
+            )
+            cells[key] = value.item() if hasattr(value, "item") else value
+    (publish_timed if timed else publish)(cells)
+
+
+def _cell_name(*labels: object) -> str:
+    """Labels, or the levels of them, joined to an identifier."""
+    flat = [
+        str(level)
+        for label in labels
+        for level in (label if isinstance(label, tuple) else (label,))
+    ]
+    return re.sub(r"\W+", "_", " ".join(flat)).strip("_")

@@ -17,7 +17,6 @@ from thesis_lib.book.figures.style import (
     INK,
     WIDTH_IN,
     _move_apart,
-    _not_measured,
     axes,
 )
 
@@ -53,8 +52,6 @@ def perplexity_by_ratio(
     ratios: ArrayLike, curves: Mapping[str, ArrayLike], dense: float
 ) -> Figure:
     """Perplexity of each method (r,) against the share of entries kept (r,)."""
-    if np.size(ratios) == 0:
-        return _not_measured()
     figure, axis = axes(height_in=3.0)
     for (name, values), marker in zip(curves.items(), "osD^vP", strict=False):
         axis.plot(ratios, np.asarray(values, float), marker=marker, label=name)
@@ -76,8 +73,6 @@ def losses_by_ratio(table: pd.DataFrame) -> Figure:
     `table` is that of `memory.steps.curves`. The axis is logarithmic in the logarithm:
     steps that lose little and truncation that ruins the model can both be read.
     """
-    if table.empty:
-        return _not_measured()
     texts = list(dict.fromkeys(table.text))
     figure, grid = plt.subplots(
         1, len(texts), figsize=(WIDTH_IN, 3.6), layout="constrained", squeeze=False,
@@ -169,8 +164,6 @@ def bits_and_perplexity(table: pd.DataFrame) -> Figure:
     Columns: method, bits, perplexity, low, high. A method without bits below 16 is a
     level that the others are measured against.
     """
-    if table.empty:
-        return _not_measured()
     figure, axis = axes(height_in=3.6)
     for method, rows in table.groupby("method", sort=False):
         if rows.bits.min() >= 16:
@@ -209,8 +202,6 @@ def pareto(table: pd.DataFrame) -> Figure:
     `table` is that of `memory.pareto.ways`. The line is the front; ways that lose are
     hollow. Time has a panel, of the first text, once a way has been timed.
     """
-    if table.empty:
-        return _not_measured()
     texts = list(dict.fromkeys(table.text))
     places = [(text, "bytes", 1e6, "front") for text in texts]
     if table.token_s.notna().any():

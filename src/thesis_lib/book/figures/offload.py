@@ -18,7 +18,6 @@ from thesis_lib.book.figures.style import (
     INK,
     WIDTH_IN,
     _move_apart,
-    _not_measured,
     _round_ticks,
     axes,
 )
@@ -200,8 +199,6 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
     without a time, which was killed at its limit, is left out.
     """
     runs = runs.dropna(subset=["s_per_token"])
-    if runs.empty:
-        return _not_measured()
     figure, drawn = axes(height_in=3.2)
     for name, row in runs.iterrows():
         tool = next((tool for tool in PEER_COLOURS if tool in str(name)), None)
@@ -242,8 +239,6 @@ def predicted_times(plans: pd.DataFrame) -> Figure:
 
     `plans` has `predicted_s`, `measured_s` and `limit`; the band is 12 % to each side.
     """
-    if plans.empty:
-        return _not_measured()
     figure, drawn = axes(height_in=3.2)
     low = 0.8 * plans[["predicted_s", "measured_s"]].min().min()
     high = 1.25 * plans[["predicted_s", "measured_s"]].max().max()
@@ -284,8 +279,6 @@ def speculation(table: pd.DataFrame) -> Figure:
     `table` is that of `memory.records.speculation`; bars are its intervals, and the
     dashed line is plain decoding.
     """
-    if table.empty:
-        return _not_measured()
     figure, left, right = axes(columns=2, height_in=0.9 + 0.4 * len(table))
     rows = np.arange(len(table))[::-1]
     for drawn, value, low, high, label in (
@@ -310,8 +303,6 @@ def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Figure:
     `runs` are samples (n, 3) by system: seconds, bytes held with the page cache, and
     bytes held without it, which are dotted.
     """
-    if not runs:
-        return _not_measured()
     figure, *panels = axes(len(runs), height_in=2.6, sharey=True)
     panels = panels if len(runs) > 1 else [panels[0]]
     for panel, (name, samples) in zip(panels, runs.items(), strict=True):

@@ -142,14 +142,6 @@ def _legend_below(figure: Figure, panel: Axes) -> None:
     )
 
 
-def _not_measured() -> Figure:
-    """The place of a figure whose record nobody has made yet."""
-    figure, drawn = axes(height_in=1.0)
-    drawn.set_axis_off()
-    drawn.text(0.5, 0.5, "not measured yet", ha="center", va="center", color=GREY)
-    return figure
-
-
 def _round_ticks(drawn: Axes) -> None:
     """On logarithmic axes: ticks at one, two and five, as plain numbers."""
     for axis in (drawn.xaxis, drawn.yaxis):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from thesis_lib.book.tables.measurements import MISSING
 from thesis_lib.book.tables.pareto import rounded
 from thesis_lib.memory.evaluate.perplexity import (
     TEXTS,
@@ -31,7 +30,7 @@ STEPS = {  # what readers call the methods of a record
 CURVES = ["text", "ratio", "step", "sets", "perplexity", "times", "low", "high", "left"]
 
 
-def curves(record: dict[str, Any] | None) -> pd.DataFrame:
+def curves(record: dict[str, Any]) -> pd.DataFrame:
     """A row a text, ratio and step, with the columns of `CURVES`.
 
     `times` is the perplexity over that of the dense model, a geometric mean over
@@ -40,7 +39,7 @@ def curves(record: dict[str, Any] | None) -> pd.DataFrame:
     on the same sets; NaN without one.
     """
     rows = []
-    for text, called in TEXTS.items() if record else ():
+    for text, called in TEXTS.items():
         dense, found = _scores(record, text)
         if dense is None:
             continue
@@ -94,48 +93,32 @@ def readable(table: pd.DataFrame, ratio: float) -> pd.DataFrame:
         shown[f"{row.text} (times)"] = (
             f"{rounded(row.times)} ({rounded(row.low)} to {rounded(row.high)})"
         )
-        shown[f"{row.text}, left (%)"] = _worded(100 * row.left, "{:,.0f}")
+        shown[f"{row.text}, left (%)"] = (
+            "" if np.isnan(row.left) else f"{100 * row.left:,.0f}"
+        )
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def words(record: dict[str, Any] | None, ratio: float) -> dict[str, str]:
+def numbers(table: pd.DataFrame, ratio: float) -> dict[str, float]:
     """What prose says of the steps at one ratio, and of plain truncation at any.
 
     `dense` and a name of `STEPS` are perplexities on the first text; `left_…` and
     `other_left_…` the percentage left of the loss of plain whitening on the first text
     and on the second; `plain_least` the least of plain over whitened on any text at
-    any ratio, and `ratios` at how many.
+    any ratio, and `ratios` at how many. A step that no text has is left out.
     """
-    table = curves(record)
-    one, other = ([*TEXTS.values()][place] for place in (0, 1))
-    of_one = table[table.text == one]
-    dense = (of_one.perplexity / of_one.times).mean()
-    said = {"dense": _worded(dense, "{:.2f}")}
-    for method in STEPS:
-        said[method] = _worded(_at(table, one, ratio, method, "perplexity"), "{:,.2f}")
-        for prefix, text in (("", one), ("other_", other)):
-            left = 100 * _at(table, text, ratio, method, "left")
-            said[f"{prefix}left_{method}"] = _worded(left, "{:,.0f}")
-    times = [
-        _at(table, text, kept, "plain", "times")
-        / _at(table, text, kept, "whitened", "times")
-        for text, kept in set(zip(table.text, table.ratio, strict=True))
-    ]
-    least = min((each for each in times if np.isfinite(each)), default=np.nan)
-    said["plain_least"] = _worded(least, "{:,.0f}")
-    said["ratios"] = f"{table.ratio.nunique()}" if len(table) else MISSING
-    return said
-
-
-def _at(
-    table: pd.DataFrame, text: str, ratio: float, method: str, column: str
-) -> float:
-    """One cell; NaN where no such point was made."""
-    rows: Any = table[
-        (table.text == text) & (table.ratio == ratio) & (table.step == STEPS[method])
-    ]
-    return float(rows[column].iloc[0]) if len(rows) else np.nan
-
-
-def _worded(value: float, form: str) -> str:
-    return MISSING if np.isnan(value) else form.format(value)
+    cells = table.set_index(["text", "ratio", "step"])
+    one, other = TEXTS.values()
+    first = cells.loc[one]
+    found = {"dense": float((first.perplexity / first.times).mean())}
+    for method, step in STEPS.items():
+        if (one, ratio, step) in cells.index:
+            found[method] = cells.perplexity[one, ratio, step]
+            found[f"left_{method}"] = 100 * cells.left[one, ratio, step]
+        if (other, ratio, step) in cells.index:
+            found[f"other_left_{method}"] = 100 * cells.left[other, ratio, step]
+    times = cells.times.unstack("step")
+    return found | {
+        "plain_least": float((times[STEPS["plain"]] / times[STEPS["whitened"]]).min()),
+        "ratios": table.ratio.nunique(),
+    }

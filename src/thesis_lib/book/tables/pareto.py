@@ -12,8 +12,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from thesis_lib.book.tables.measurements import origin
-from thesis_lib.common.units import format_size
 from thesis_lib.memory.evaluate.perplexity import (
     TEXTS,
     Perplexity,
@@ -64,7 +62,7 @@ def family(name: str) -> str:
     )
 
 
-def ways(record: dict[str, Any] | None) -> pd.DataFrame:
+def ways(record: dict[str, Any]) -> pd.DataFrame:
     """A row a way and text, with the columns of `WAYS`.
 
     `bytes` and `bits` are of the decoder layers, in all and a parameter. `perplexity`
@@ -74,7 +72,7 @@ def ways(record: dict[str, Any] | None) -> pd.DataFrame:
     `front` says who is beaten by nobody in bytes and perplexity on its text,
     `time_front` in seconds and perplexity.
     """
-    table = pd.DataFrame(_rows(record) if record else [], columns=WAYS)
+    table = pd.DataFrame(_rows(record), columns=WAYS)
     for _, rows in table.groupby("text", sort=False):
         for cost, column in (("bytes", "front"), ("token_s", "time_front")):
             front = pareto_front(rows[cost], rows["perplexity"])
@@ -143,82 +141,52 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
-def words(record: dict[str, Any] | None) -> dict[str, str]:
-    """What prose says: what was run, the front, who loses to whom, and the time."""
-    table = ways(record)
-    return {
-        "scored": scored_sentence(record),
-        "sets": sets_sentence(record),
-        "front": front_sentence(table),
-        "low_rank": family_sentence(table, LOW_RANK),
-        "corrected": family_sentence(table, CORRECTED),
-        "time": time_sentence(record),
-    }
-
-
-def scored_sentence(record: dict[str, Any] | None) -> str:
-    """On how many tokens, in what windows, and where and from what the record is."""
-    if record is None:
-        return "Nobody has run it yet."
-    settings = record["settings"]
-    tokens = [f"{count:,}" for count in settings["evaluation_tokens"].values()]
-    return (
-        f"The texts have {_listed(tokens)} tokens, scored in windows of "
-        f"{settings['context']} without overlap. The record is of {origin(record)}."
-    )
-
-
-def front_sentence(table: pd.DataFrame) -> str:
-    """Who is of the front of each text, from few bytes to many."""
-    if table.empty:
-        return "The front has not been measured yet."
-    parts = []
-    for text, rows in table.groupby("text", sort=False):
-        names = _chosen(rows, rows.front).sort_values("bytes")["name"]
-        parts.append(
-            f"On {text} {len(names)} of {len(rows)} are of the front, from few bytes "
-            f"to many: {_listed(names)}."
-        )
-    return " ".join(parts)
-
-
-def sets_sentence(record: dict[str, Any] | None) -> str:
-    """How many calibration sets stand behind what is calibrated."""
-    counts: dict[str, int] = {}
-    for entry in record["points"] if record else []:
-        if entry["wish"] and "weights" not in entry["wish"] and entry.get("nll"):
-            counts[entry["name"]] = counts.get(entry["name"], 0) + 1
-    if record is None or not counts:
-        return "Nothing that is calibrated has been scored yet."
-    least, most = min(counts.values()), max(counts.values())
-    parts = record["settings"]["calibration"]["parts"]
-    if least == most == parts:
-        return f"Every calibrated way stands on all {parts} of them."
-    seen = f"{least}" if least == most else f"{least} to {most}"
-    alone = [name for name, count in counts.items() if count == 1]
-    luck = f"; of {_listed(alone)} that luck is unknown" if alone else ""
-    return f"A calibrated way stands on {seen} of these {parts}{luck}."
-
-
-def family_sentence(table: pd.DataFrame, kind: str) -> str:
-    """Where a family of ways is of the front; else whom each loses to, if one says all.
-
-    Of those that beat a way on every text on which it was scored, the one with the
-    fewest bytes is named.
-    """
-    mine = table[table.family == kind]
-    if mine.empty:
-        return "It has not been measured yet."
-    names = list(dict.fromkeys(mine["name"]))
-    won = [name for name in names if mine.front[mine["name"] == name].any()]
-    lost = [
-        f"{name} ({_priced(table, name)}) by {winner} ({_priced(table, winner)})"
-        for name in names
-        if name not in won and (winner := _winner(table, name))
+def calibration_sets(record: dict[str, Any]) -> pd.Series:
+    """On how many calibration sets each calibrated way was scored, by name."""
+    names = [
+        entry["name"]
+        for entry in record["points"]
+        if entry["wish"] and "weights" not in entry["wish"] and entry.get("nll")
     ]
-    found = f"Of {len(names)} such ways {len(won)} {_is(len(won))} of a front"
-    found += f": {_listed(won)}." if won else "."
-    return f"{found} Beaten on all texts: {'; '.join(lost)}." if lost else found
+    return pd.Series(names).value_counts(sort=False)
+
+
+def front(table: pd.DataFrame, cost: str = "bytes") -> pd.DataFrame:
+    """The ways of the front, a row a text and way, from low cost to high.
+
+    `cost` is "bytes", or "token_s" for the front of time.
+    """
+    column = {"bytes": "front", "token_s": "time_front"}[cost]
+    kept = _chosen(table, table[column]).sort_values(["text", cost], kind="stable")
+    return kept.set_index("text")
+
+
+def beaten(table: pd.DataFrame, *families: str) -> pd.DataFrame:
+    """The ways of some families that belong to no front, each with whom it loses to.
+
+    A row a way: its bits a weight and how many times the perplexity of 16 bits it has
+    on each text, and the same `of the winner`. Of those that beat it on every text on
+    which it was scored, the one with the fewest bytes is named; a way that no other one
+    beats on all texts has no row.
+    """
+    rows = {}
+    mine = _chosen(table, table.family.isin(families))
+    for name, scored in mine.groupby("name", sort=False):
+        winner = None if scored.front.any() else _winner(table, str(name))
+        if winner is not None:
+            by = table[table["name"] == winner]
+            rows[name] = {
+                "bits a weight": f"{scored.bits.iloc[0]:.2f}",
+                "times the perplexity": _listed(scored.ratio),
+                "loses to": winner,
+                "bits of the winner": f"{by.bits.iloc[0]:.2f}",
+                "times of the winner": _listed(by.ratio),
+            }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _listed(ratios: pd.Series) -> str:
+    return ", ".join(rounded(ratio) for ratio in ratios)
 
 
 def _winner(table: pd.DataFrame, name: str) -> str | None:
@@ -234,62 +202,29 @@ def _winner(table: pd.DataFrame, name: str) -> str | None:
     return None if least.empty else str(least["name"].iloc[0])
 
 
-def _priced(table: pd.DataFrame, name: str) -> str:
-    rows = table[table["name"] == name]
-    times = _listed([rounded(ratio) for ratio in rows.ratio])
-    return f"{rows.bits.iloc[0]:.2f} bits a weight, {times} times the perplexity"
+def timing(record: dict[str, Any]) -> pd.DataFrame:
+    """A row a way that was timed: seconds of a streamed token and of its reads alone.
+
+    Medians; `over_drain` is the first over the second. NaN in a row is a way that did
+    not fit. `resident_layers` stay on the device.
+    """
+    table = pd.DataFrame.from_dict(
+        {
+            name: {
+                "token_s": np.median(run.get("token_s", np.nan)),
+                "drain_s": np.median(run.get("drain_s", np.nan)),
+                "resident_layers": run.get("resident_layers", 0),
+            }
+            for name, run in record["timing"]["systems"].items()
+        },
+        orient="index",
+    )
+    return table.assign(over_drain=table.token_s / table.drain_s)
 
 
 def rounded(value: float, digits: int = 2) -> str:
     """Without decimals that nobody needs where a model is destroyed."""
     return f"{value:,.{digits if value < 100 else 0}f}"
-
-
-def time_sentence(record: dict[str, Any] | None) -> str:
-    """What a streamed token takes, of whom the front of time consists, and who reads.
-
-    The share of a drain is the median of a token over that of the same reads alone.
-    """
-    if record is None or "timing" not in record:
-        return "The time of a streamed token has not been measured yet."
-    timing, table = record["timing"], ways(record)
-    runs = {n: run for n, run in timing["systems"].items() if "token_s" in run}
-    token_s, drain_s = (
-        {name: float(np.median(run[column])) for name, run in runs.items()}
-        for column in ("token_s", "drain_s")
-    )
-    found = [f"The device has {format_size(timing['device_bytes'])}."]
-    for text, rows in table.groupby("text", sort=False):
-        front = _chosen(rows, rows.time_front).sort_values("token_s")
-        parts = [
-            f"{row.name} ({1e3 * row.token_s:.0f} ms, {rounded(row.ratio)} "
-            "times the perplexity)"
-            for row in _each(front)
-        ]
-        if parts:
-            found.append(f"On {text} the front of time is {_listed(parts)}.")
-    if DENSE in token_s:
-        found.append(f"The 16-bit model takes {1e3 * token_s[DENSE]:.0f} ms a token.")
-    if token_s:
-        over = {name: token_s[name] / drain_s[name] for name in token_s}
-        least, most = (pick(over, key=lambda n: over[n]) for pick in (min, max))
-        kept = runs[most].get("resident_layers")
-        place = f"with {kept} of its layers on the device " if kept else ""
-        found.append(
-            f"A token of {least} takes {over[least]:.2f} times what the same reads "
-            f"take alone, one of {most} {over[most]:.1f} times: {place}"
-            f"{1e3 * drain_s[most]:.0f} ms of its {1e3 * token_s[most]:.0f} are reads."
-        )
-    if {DENSE, "lossless"} <= runs.keys():
-        same = runs[DENSE]["tokens"] == runs["lossless"]["tokens"]
-        found.append(
-            f"The lossless code wrote {'the' if same else 'NOT the'} tokens of the "
-            "16-bit model."
-        )
-    refused = [name for name in timing["systems"] if name not in runs]
-    if refused:
-        found.append(f"{_listed(refused)} {_does(len(refused))} not fit.")
-    return " ".join([*found, f"These times are of {origin(timing)}."])
 
 
 def _each(table: Any) -> list[Any]:
@@ -300,16 +235,3 @@ def _each(table: Any) -> list[Any]:
 def _chosen(table: pd.DataFrame, which: Any) -> pd.DataFrame:
     """The rows of a mask: pandas does not declare that these are a table."""
     return table.loc[which, :]
-
-
-def _listed(names: Any) -> str:
-    *before, last = names
-    return f"{', '.join(before)} and {last}" if before else str(last)
-
-
-def _is(count: int) -> str:
-    return "is" if count == 1 else "are"
-
-
-def _does(count: int) -> str:
-    return "does" if count == 1 else "do"

@@ -5,9 +5,9 @@ place that it names of the source that it names. Only then it has a value. What 
 read has none and is shown as a question, never as a yes or a no.
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -23,47 +23,23 @@ OURS = "ours"
 
 
 @dataclass(frozen=True, slots=True)
-class Feature:
-    """A row of the table; a system has the feature if `definition` holds of it."""
-
-    feature: str
-    group: str
-    definition: str
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """What one system has of one feature, and who says so."""
-
-    feature: str
-    system: str
-    value: str  # one of VALUES; empty where not verified
-    status: str  # VERIFIED or "not verified"
-    source: str  # a key of the references, or for ours a path in this repository
-    place: str  # in the source
-    evidence: str  # what stands there, in our own words
-
-    @property
-    def symbol(self) -> str:
-        """How the table shows it."""
-        return VALUES[self.value] if self.status == VERIFIED else UNVERIFIED
-
-
-@dataclass(frozen=True, slots=True)
 class Field:
-    """The whole table, rows and columns in the order of their files."""
+    """The whole table, rows and columns in the order of their files.
 
-    features: tuple[Feature, ...]
-    cells: dict[tuple[str, str], Cell]  # by feature and system
+    `features` has an index feature and columns group and definition: a system has the
+    feature if the definition holds of it. `cells` has a row for each feature and
+    system: value, one of VALUES, or empty where not verified; status; source, a key of
+    the references, or for ours a path in this repository; the place in it; evidence,
+    what stands there in our own words; and the symbol that the table shows.
+    """
 
-    @property
-    def systems(self) -> list[str]:
-        """The systems, ours among them."""
-        return list(dict.fromkeys(system for _, system in self.cells))
+    features: pd.DataFrame
+    cells: pd.DataFrame
 
-    def values(self, system: str) -> list[str]:
-        """The value of each feature, empty where not verified."""
-        return [self.cells[row.feature, system].value for row in self.features]
+    def wide(self, column: str) -> pd.DataFrame:
+        """A column of the cells, features by systems."""
+        table = self.cells.pivot(index="feature", columns="system", values=column)
+        return table.loc[self.features.index, self.cells.system.unique()]
 
 
 def files(name: str) -> tuple[str, str]:
@@ -78,39 +54,35 @@ def read_field(folder: Path | None = None, name: str = PART_ONE) -> Field:
     with a value that is none of VALUES, or with a value that nobody verified.
     """
     folder = data_folder() if folder is None else folder
-    rows, table = files(name)
-    features = tuple(Feature(**row) for row in _rows(folder / rows))
-    cells: dict[tuple[str, str], Cell] = {}
-    for row in _rows(folder / table):
-        cell = Cell(**row)
-        where = f"{cell.feature} of {cell.system}"
+    features, cells = (
+        pd.read_csv(folder / file, dtype=str, keep_default_na=False)
+        for file in files(name)
+    )
+    row: Any
+    for row in cells.itertuples():
+        _check(row, f"{row.feature} of {row.system}", tuple(features.feature))
+    for (feature, system), count in _counted(features, cells).items():
         require(
-            (cell.feature, cell.system) not in cells,
-            f"{where} stands twice in {table}: expected one row for each feature and "
-            "system; remove one",
+            count == 1,
+            f"{feature} of {system} {'stands twice' if count else 'is missing'} in "
+            f"{name}.csv: expected one row for each feature and system; remove it, or "
+            "write it, not verified if it was not read",
         )
-        _check(cell, where)
-        cells[cell.feature, cell.system] = cell
-    field = Field(features, cells)
-    known = {row.feature for row in features}
-    for feature in {feature for feature, _ in cells}:
-        choice(f"{table}: feature", feature, known)
-    for system in field.systems:
-        for feature in known:
-            require(
-                (feature, system) in cells,
-                f"{feature} of {system} is missing in {table}: expected a row for each "
-                "feature and system; write it, not verified if it was not read",
-            )
-    return field
+    verified = cells.status == VERIFIED
+    values: Any = cells["value"]
+    symbols = values.map(VALUES).where(verified, UNVERIFIED)
+    return Field(features.set_index("feature"), cells.assign(symbol=symbols))
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def _counted(features: pd.DataFrame, cells: pd.DataFrame) -> dict[Any, int]:
+    """How many cells each feature and system has."""
+    every = pd.MultiIndex.from_product([features.feature, cells.system.unique()])
+    counts: Any = cells.groupby(["feature", "system"]).size()
+    return counts.reindex(every, fill_value=0).to_dict()
 
 
-def _check(cell: Cell, where: str) -> None:
+def _check(cell: Any, where: str, features: tuple[str, ...]) -> None:
+    choice(f"{where}: feature", cell.feature, features)
     choice(f"{where}: status", cell.status, (VERIFIED, f"not {VERIFIED}"))
     if cell.status == VERIFIED:
         choice(f"{where}: value", cell.value, VALUES)
@@ -129,22 +101,12 @@ def _check(cell: Cell, where: str) -> None:
 
 def symbols(field: Field) -> pd.DataFrame:
     """Features by systems, each cell as a symbol of VALUES, or UNVERIFIED."""
-    rows = [row.feature for row in field.features]
-    return pd.DataFrame(
-        {s: [field.cells[row, s].symbol for row in rows] for s in field.systems},
-        index=pd.Index(rows, name="feature"),
-    )
+    return field.wide("symbol").rename_axis(columns=None)
 
 
 def definitions(field: Field) -> pd.DataFrame:
     """Group and definition of each feature."""
-    return pd.DataFrame(
-        {
-            "group": [row.group for row in field.features],
-            "definition": [row.definition for row in field.features],
-        },
-        index=pd.Index([row.feature for row in field.features], name="feature"),
-    )
+    return field.features
 
 
 def evidence(field: Field, system: str) -> pd.DataFrame:
@@ -152,20 +114,16 @@ def evidence(field: Field, system: str) -> pd.DataFrame:
 
     Raises InvalidInput for a system that is not in the table.
     """
-    choice("system", system, field.systems)
-    cells = [field.cells[row.feature, system] for row in field.features]
+    choice("system", system, tuple(field.cells.system.unique()))
+    cells: Any = field.cells[field.cells.system == system].set_index("feature")
+    cells = cells.loc[field.features.index]
+    read_in = (cells.source + ", " + cells.place).str.removesuffix(", ")
     return pd.DataFrame(
         {
-            "value": [cell.symbol for cell in cells],
-            "evidence": [cell.evidence for cell in cells],
-            "read in": [
-                ", ".join(filter(None, (cell.source, cell.place)))
-                if cell.status == VERIFIED
-                else "not read"
-                for cell in cells
-            ],
-        },
-        index=pd.Index([cell.feature for cell in cells], name="feature"),
+            "value": cells.symbol,
+            "evidence": cells.evidence,
+            "read in": read_in.where(cells.status == VERIFIED, "not read"),
+        }
     )
 
 
@@ -176,27 +134,18 @@ def counts(field: Field) -> dict[str, int | str]:
     `alone` those of ours for which no other system is known to have as much as a part;
     `nearest` of ours are with the system that has most of them wholly.
     """
-    others = [system for system in field.systems if system != OURS]
-    mine = field.values(OURS)
-    rows = list(zip(*(field.values(system) for system in others), strict=True))
-    both = {
-        system: sum(a == b == "yes" for a, b in zip(mine, values, strict=True))
-        for system, values in ((s, field.values(s)) for s in others)
-    }
-    nearest = max(both, key=lambda system: both[system])
+    values: Any = field.wide("value")
+    mine, others = values[OURS] == "yes", values.drop(columns=OURS)
+    wholly = others == "yes"
+    both = wholly[mine].sum()
     return {
-        "systems": len(others),
+        "systems": others.shape[1],
         "features": len(field.features),
         "cells": len(field.cells),
-        "verified": sum(cell.status == VERIFIED for cell in field.cells.values()),
-        "ours": mine.count("yes"),
-        "ahead": sum(
-            own != "yes" and "yes" in row for own, row in zip(mine, rows, strict=True)
-        ),
-        "alone": sum(
-            own == "yes" and not {"yes", "partly"} & set(row)
-            for own, row in zip(mine, rows, strict=True)
-        ),
-        "nearest": both[nearest],
-        "nearest_system": nearest,
+        "verified": int((field.cells.status == VERIFIED).sum()),
+        "ours": int(mine.sum()),
+        "ahead": int((~mine & wholly.any(axis=1)).sum()),
+        "alone": int((mine & ~others.isin(["yes", "partly"]).any(axis=1)).sum()),
+        "nearest": int(both.max()),
+        "nearest_system": str(both.idxmax()),
     }

@@ -2,14 +2,23 @@
 
 Rates are tokens a second, measured or predicted; prices come from `prices.py`. A cost
 falls as the rate rises, so that the ends of a measured rate are those of its cost.
+
+Wherever an `Amount` stands, an array (n,) may: a number for each of n draws of the
+inputs. Nothing here is written a second time; the page's calculator repeats it in
+JavaScript, and `tests/browser` holds the two together.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from thesis_lib.common.errors import require
-from thesis_lib.common.stats import Interval
+from thesis_lib.common.stats import F64, Interval
+
+Amount = float | F64
 
 HOURS_PER_MONTH = 365.25 * 24 / 12
 HEADINGS = {  # of the columns that readers are shown, for `rename`
@@ -46,17 +55,13 @@ class Mix:
 class Timing:
     """How long a batch takes: its prompts and first tokens, then each further step."""
 
-    first_token_s: float
-    step_s: float
+    first_token_s: Amount
+    step_s: Amount
     batch: int = 1  # sequences that make tokens in a step
     tokens_per_step: float = 1.0  # of one sequence, on average; above 1 by speculation
 
     def __post_init__(self) -> None:
-        require(
-            self.first_token_s > 0 and self.step_s > 0,
-            f"first_token_s={self.first_token_s:g} and step_s={self.step_s:g} must be "
-            "positive",
-        )
+        _require_positive(first_token_s=self.first_token_s, step_s=self.step_s)
         require(
             self.batch >= 1 and self.tokens_per_step >= 1,
             f"batch={self.batch} and tokens_per_step={self.tokens_per_step:g} must be "
@@ -64,11 +69,11 @@ class Timing:
         )
 
     @property
-    def token_s(self) -> float:
+    def token_s(self) -> Any:
         """Seconds between two tokens of one sequence."""
         return self.step_s / self.tokens_per_step
 
-    def tokens_per_s(self, mix: Mix) -> float:
+    def tokens_per_s(self, mix: Mix) -> Any:
         """Generated tokens a second of the batch, prompts included in the time."""
         further = (mix.generated_tokens - 1) * self.token_s
         return self.batch * mix.generated_tokens / (self.first_token_s + further)
@@ -102,19 +107,16 @@ class Objective:
 
 
 def usd_per_million_tokens(
-    usd_per_hour: float, tokens_per_s: float, utilisation: float = 1.0
-) -> float:
+    usd_per_hour: Amount, tokens_per_s: Amount, utilisation: Amount = 1.0
+) -> Any:
     """Dollars per million tokens on a machine that is paid by the hour.
 
     `utilisation` is the share of the paid hours in which tokens are made, at
     `tokens_per_s`. Raises InvalidInput for a utilisation outside (0, 1] and for a
     price or rate that is not positive.
     """
-    _require_rate(tokens_per_s, utilisation)
-    require(
-        math.isfinite(usd_per_hour) and usd_per_hour > 0,
-        f"usd_per_hour={usd_per_hour:g} must be positive and finite",
-    )
+    _require_positive(tokens_per_s=tokens_per_s, usd_per_hour=usd_per_hour)
+    _require_share(utilisation)
     return usd_per_hour / (3600 * tokens_per_s * utilisation) * 1e6
 
 
@@ -158,8 +160,7 @@ def metered_bill(
 
 def reserved_bill(usd_per_hour: float, tokens_per_s: float) -> Bill:
     """Rent for all hours of the month, used or not."""
-    _require_rate(tokens_per_s, 1.0)
-    require(usd_per_hour > 0, f"usd_per_hour={usd_per_hour:g} must be positive")
+    _require_positive(tokens_per_s=tokens_per_s, usd_per_hour=usd_per_hour)
     return Bill(usd_per_hour * HOURS_PER_MONTH, 0.0, most_tokens(tokens_per_s))
 
 
@@ -190,88 +191,71 @@ def break_even_tokens(bill: Bill, other: Bill) -> float:
 class Owned:
     """A machine of one's own: bought once, written off, and fed with electricity."""
 
-    capex_usd: float
-    months: float  # over which the purchase is written off
-    watts: float  # while it makes tokens; off or negligible otherwise
-    usd_per_kwh: float
-    pue: float = 1.0  # power drawn in all over power of the machine
+    capex_usd: Amount
+    months: Amount  # over which the purchase is written off
+    watts: Amount  # while it makes tokens; off or negligible otherwise
+    usd_per_kwh: Amount
+    pue: Amount = 1.0  # power drawn in all over power of the machine
 
     def __post_init__(self) -> None:
-        for name in ("capex_usd", "months", "usd_per_kwh"):
-            require(
-                getattr(self, name) > 0,
-                f"{name}={getattr(self, name):g} must be positive",
-            )
-        require(self.watts >= 0, f"watts={self.watts:g} must not be negative")
-        require(self.pue >= 1, f"pue={self.pue:g} must be at least 1")
+        _require_positive(
+            capex_usd=self.capex_usd, months=self.months, usd_per_kwh=self.usd_per_kwh
+        )
+        watts, pue = np.min(self.watts), np.min(self.pue)
+        require(watts >= 0, f"watts={watts:g} must not be negative")
+        require(pue >= 1, f"pue={pue:g} must be at least 1")
 
     @property
-    def capital_usd_per_hour(self) -> float:
+    def monthly_usd(self) -> Any:
+        """Dollars a month whether it works or not."""
+        return self.capex_usd / self.months
+
+    @property
+    def capital_usd_per_hour(self) -> Any:
         """Dollars an hour whether it works or not."""
         return self.capex_usd / (self.months * HOURS_PER_MONTH)
 
     @property
-    def energy_usd_per_hour(self) -> float:
+    def energy_usd_per_hour(self) -> Any:
         """Dollars an hour while it works."""
         return self.watts / 1000 * self.pue * self.usd_per_kwh
 
-    def energy_usd_per_million(self, tokens_per_s: float) -> float:
+    def energy_usd_per_million(self, tokens_per_s: Amount) -> Any:
         """Dollars of electricity per million tokens: all that idle hardware costs."""
-        _require_rate(tokens_per_s, 1.0)
+        _require_positive(tokens_per_s=tokens_per_s)
         return self.energy_usd_per_hour / (3600 * tokens_per_s) * 1e6
 
     def usd_per_million_tokens(
-        self, tokens_per_s: float, utilisation: float = 1.0
-    ) -> float:
+        self, tokens_per_s: Amount, utilisation: Amount = 1.0
+    ) -> Any:
         """Dollars per million tokens: capital by the month, energy by the token."""
-        _require_rate(tokens_per_s, utilisation)
+        _require_positive(tokens_per_s=tokens_per_s)
+        _require_share(utilisation)
         per_hour = self.capital_usd_per_hour / utilisation + self.energy_usd_per_hour
         return per_hour / (3600 * tokens_per_s) * 1e6
 
     def bill(self, tokens_per_s: float) -> Bill:
         """What a month of it costs."""
         return Bill(
-            self.capex_usd / self.months,
+            self.monthly_usd,
             self.energy_usd_per_million(tokens_per_s),
             most_tokens(tokens_per_s),
         )
 
 
-def floor_s(moved_bytes: float, link_bytes_per_s: float) -> float:
-    """Seconds that moving `moved_bytes` over a link takes at the very least."""
+def _require_positive(**amounts: Amount) -> None:
+    for name, amount in amounts.items():
+        least, most = np.min(amount), np.max(amount)
+        require(
+            bool(least > 0 and most < math.inf),
+            f"{name}={least if least <= 0 else most:g} must be positive and finite",
+        )
+
+
+def _require_share(utilisation: Amount) -> None:
+    least, most = np.min(utilisation), np.max(utilisation)
     require(
-        moved_bytes >= 0 and link_bytes_per_s > 0,
-        f"moved_bytes={moved_bytes:g} and link_bytes_per_s={link_bytes_per_s:g}: "
-        "expected none negative and a positive rate",
-    )
-    return moved_bytes / link_bytes_per_s
-
-
-def verify_above_floor(
-    seconds: float, moved_bytes: float, link_bytes_per_s: float
-) -> float:
-    """The share of the link that a measured time used, in (0, 1].
-
-    `link_bytes_per_s` is the upper confidence limit of the measured link. Raises
-    InvalidInput for a time below the floor: such a record counted bytes that were
-    not moved, and must not become a price.
-    """
-    floor = floor_s(moved_bytes, link_bytes_per_s)
-    require(
-        seconds >= floor and seconds > 0,
-        f"{seconds:.4g} s for {moved_bytes:.4g} bytes is less than the {floor:.4g} s "
-        f"that a link of {link_bytes_per_s:.4g} bytes/s needs: the bytes did not all "
-        "cross it; measure with cold caches",
-    )
-    return floor / seconds
-
-
-def _require_rate(tokens_per_s: float, utilisation: float) -> None:
-    require(
-        math.isfinite(tokens_per_s) and tokens_per_s > 0,
-        f"tokens_per_s={tokens_per_s:g} must be positive and finite",
-    )
-    require(
-        0 < utilisation <= 1,
-        f"utilisation={utilisation:g} must lie in (0, 1]: the busy share of paid hours",
+        bool(least > 0 and most <= 1),
+        f"utilisation={least if least <= 0 else most:g} must lie in (0, 1]: the busy "
+        "share of paid hours",
     )

@@ -3,9 +3,9 @@
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,9 @@ import pandas as pd
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.files import read_record
 from thesis_lib.common.stats import F64, Interval, bootstrap
+from thesis_lib.memory.cost.answers import remembered
 from thesis_lib.memory.cost.cost import (
-    HOURS_PER_MONTH,
+    Amount,
     Bill,
     Mix,
     Objective,
@@ -28,14 +29,10 @@ from thesis_lib.memory.cost.cost import (
 )
 from thesis_lib.memory.cost.prices import Price, Quantity, read_prices, read_quantities
 from thesis_lib.memory.cost.published import Card, raw_bytes_per_s, read_cards
-from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
-from thesis_lib.memory.offload.plan import (
-    WEIGHTS,
-    MemoryPlan,
-    PlanInfeasible,
-    least_device_bytes,
-    plan,
-)
+from thesis_lib.memory.model.spec import WEIGHTS, Machine, ModelSpec, geometry
+
+if TYPE_CHECKING:  # it brings torch, which a price does not need
+    from thesis_lib.memory.offload.plan import MemoryPlan
 
 Evaluate = Callable[[Mapping[str, Any]], Any]
 
@@ -186,11 +183,15 @@ class Configuration:
 
     @property
     def timing(self) -> Timing:
-        """Reading and computing overlap: the slower one remains."""
-        reading_s = self.read_bytes / self.link_bytes_per_s
+        """Over its link: reading and computing overlap, the slower one remains."""
+        return self.timing_over(self.link_bytes_per_s)
+
+    def timing_over(self, link_bytes_per_s: Amount) -> Timing:
+        """The same over another link, or over links (n,)."""
+        reading_s = self.read_bytes / link_bytes_per_s
         return Timing(
-            max(reading_s, self.first_compute_s),
-            max(reading_s, self.compute_s),
+            np.maximum(reading_s, self.first_compute_s),
+            np.maximum(reading_s, self.compute_s),
             self.batch,
             self.tokens_per_step,
         )
@@ -254,8 +255,10 @@ def make_plan(
     card: Card,
     count: int = 1,
     link_bytes_per_s: float | None = None,
-) -> MemoryPlan:
+) -> "MemoryPlan":
     """The plan of a method for whole requests; host memory holds what does not fit."""
+    from thesis_lib.memory.offload.plan import plan
+
     machine = Machine(
         device_bytes=count * card.memory_bytes,
         disk_bytes_per_s=math.inf,
@@ -294,6 +297,8 @@ def most_sequences(
     With `resident` they hold all layers beside it, else a ring of buffers. 0 where not
     even one sequence fits.
     """
+    from thesis_lib.memory.offload.plan import least_device_bytes
+
     buffers = spec.layers if resident else _RING
 
     def needed(batch: int) -> int:
@@ -392,14 +397,19 @@ def workstation(
     memory_gb: float,
 ) -> Owned:
     """A used card in its host with so much memory, written off as the tables say."""
-    capex_usd = prices[OWNED_CARD].usd + prices["host"].usd
-    capex_usd += memory_gb * prices["memory"].usd + STORAGE_GB * prices["storage"].usd
+    return _owned(values(inputs(prices, quantities, OWNED_ITEM)), memory_gb)
+
+
+def _owned(at: Mapping[str, Any], memory_gb: float) -> Owned:
+    """The machine that the inputs `at` describe: numbers or arrays (n,)."""
+    memory_usd = memory_gb * at["memory_usd_per_gb"]
+    storage_usd = STORAGE_GB * at["storage_usd_per_gb"]
     return Owned(
-        capex_usd=capex_usd,
-        months=quantities["months"].value,
-        watts=quantities["watts"].value,
-        usd_per_kwh=prices["electricity"].usd,
-        pue=quantities["pue"].value,
+        capex_usd=at["card_usd"] + at["host_usd"] + (memory_usd + storage_usd),
+        months=at["months"],
+        watts=at["watts"],
+        usd_per_kwh=at["usd_per_kwh"],
+        pue=at["pue"],
     )
 
 
@@ -433,32 +443,20 @@ def evaluate(
 ) -> dict[str, Any]:
     """Times, rate and costs at `values`, the inputs by name: numbers or arrays (n,).
 
-    The same arithmetic as `cost.py`, unchecked, for sensitivities and for the page's
-    calculator, whose script repeats it. `utilisation` is of the hours paid for, those
-    of rent and those of the owned machine alike.
+    `utilisation` is of the hours paid for, those of rent and those of the owned machine
+    alike.
     """
-    reading_s = configuration.read_bytes / (values["link_gb_per_s"] * 1e9)
-    first_s = np.maximum(reading_s, configuration.first_compute_s)
-    step_s = np.maximum(reading_s, configuration.compute_s)
-    token_s = step_s / configuration.tokens_per_step
-    batch_s = first_s + (mix.generated_tokens - 1) * token_s
-    tokens_per_s = configuration.batch * mix.generated_tokens / batch_s
-    million_h = 1e6 / (3600 * tokens_per_s)  # hours that a million tokens take
-
-    capex_usd = values["card_usd"] + values["host_usd"]
-    capex_usd = capex_usd + values["memory_usd_per_gb"] * configuration.memory_gb
-    capex_usd = capex_usd + values["storage_usd_per_gb"] * STORAGE_GB
-    monthly_usd = capex_usd / values["months"]
-    energy_usd = values["watts"] / 1000 * values["pue"] * values["usd_per_kwh"]
+    timing = configuration.timing_over(values["link_gb_per_s"] * 1e9)
+    rate, busy = timing.tokens_per_s(mix), values["utilisation"]
+    owned = _owned(values, configuration.memory_gb)
     hourly_usd = configuration.count * values["usd_per_hour"]
-    capital_usd = monthly_usd / HOURS_PER_MONTH / values["utilisation"]
     return {
-        "token_s": token_s,
-        "tokens_per_s": tokens_per_s,
-        "rented_usd": hourly_usd / values["utilisation"] * million_h,
-        "energy_usd": energy_usd * million_h,
-        "owned_usd": (capital_usd + energy_usd) * million_h,
-        "monthly_usd": monthly_usd,
+        "token_s": timing.token_s,
+        "tokens_per_s": rate,
+        "rented_usd": usd_per_million_tokens(hourly_usd, rate, busy),
+        "energy_usd": owned.energy_usd_per_million(rate),
+        "owned_usd": owned.usd_per_million_tokens(rate, busy),
+        "monthly_usd": owned.monthly_usd,
     }
 
 
@@ -534,7 +532,7 @@ def summarise(
         rate, basis = Interval(found, found, found), _PREDICTED
         try:
             mine = _predict_item(OWNED_ITEM, *asked)
-        except PlanInfeasible:
+        except InvalidInput:  # the batch does not fit it
             own_rate = math.nan
         else:
             memory_gb, own_rate = mine.memory_gb, mine.timing.tokens_per_s(asked[-1])
@@ -594,9 +592,18 @@ def _predict_item(
             f"no data sheet is known for {item}, so that its rate cannot be predicted: "
             f"give tokens_per_s or record, or one of {', '.join(CARDS)}"
         )
-    method = Method(weights, WEIGHTS[choice("weights", weights, WEIGHTS)], batch=batch)
-    card = read_cards()[CARDS[base]]
-    return predict(geometry(model), method, mix, item, card, cards)
+    choice("weights", weights, WEIGHTS)
+    request = (mix.prompt_tokens, mix.generated_tokens)
+    return Configuration(**_predicted(item, model, weights, batch, *request, cards))
+
+
+@remembered
+def _predicted(
+    item: str, model: str, weights: str, batch: int, prompt: int, new: int, cards: int
+) -> dict[str, Any]:
+    method = Method(weights, WEIGHTS[weights], batch=batch)
+    card = read_cards()[CARDS[base_item(item)]]
+    return asdict(predict(geometry(model), method, Mix(prompt, new), item, card, cards))
 
 
 def volume(tokens: float) -> str:

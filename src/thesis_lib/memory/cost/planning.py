@@ -2,20 +2,16 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thesis_lib.common.errors import require
+from thesis_lib.memory.cost.answers import remembered
 from thesis_lib.memory.cost.prices import read_quantities
 from thesis_lib.memory.cost.published import read_cards
 from thesis_lib.memory.model.spec import Machine, geometries, geometry
-from thesis_lib.memory.offload.offloaded_model import (
-    ASSUMED_DECODE_BYTES_PER_S,
-    ASSUMED_DISK_BYTES_PER_S,
-    checkpoint_folder,
-    plan_checkpoint,
-)
-from thesis_lib.memory.offload.plan import plan
-from thesis_lib.memory.offload.rates import measure_machine, with_decoder
+
+if TYPE_CHECKING:  # it brings torch, which the answer to a known question does not need
+    from thesis_lib.memory.offload.plan import MemoryPlan
 
 ASSUMED_CARD = "GeForce RTX 3090"  # whose data sheet bounds the computing of a geometry
 
@@ -39,50 +35,89 @@ def describe_plan(
     which. Raises PlanInfeasible, before anything
     is measured, and InvalidInput for a checkpoint of another kind than is asked for.
     """
-    options: dict[str, Any] = {
+    if model in geometries() and machine is None:
+        return _describe_geometry(
+            model, device_bytes, host_bytes, batch, context, ring, pass_tokens, kind
+        )
+    from thesis_lib.memory.offload.offloaded_model import (
+        checkpoint_folder,
+        plan_checkpoint,
+    )
+    from thesis_lib.memory.offload.plan import plan
+    from thesis_lib.memory.offload.rates import measure_machine, with_decoder
+
+    options = _options(batch, context, ring, pass_tokens)
+    if model in geometries() and machine is not None:
+        sized = _with_host(machine, device_bytes, host_bytes)
+        made = plan(geometry(model), sized, kind=kind or "dense", **options)
+        return _described(made, "given", host_bytes, ratio="estimated")
+    folder = checkpoint_folder(model)
+    blind = _with_host(Machine(device_bytes, 1.0), device_bytes, host_bytes)
+    made = plan_checkpoint(folder, blind, **options)
+    require(
+        kind in (None, made.kind),
+        f"{model} holds {made.kind} weights, not {kind}: plan it as it is, or "
+        "write another one with `thesis compress`",
+    )
+    origin = "given"
+    if machine is None:
+        origin, machine = "measured", measure_machine(folder)
+        if made.kind == "lossless":
+            machine = with_decoder(machine, folder)
+    made = replace(made, machine=_with_host(machine, device_bytes, host_bytes))
+    return _described(made, origin, host_bytes, ratio="of the files")
+
+
+def _options(batch: int, context: int, ring: int, pass_tokens: int) -> dict[str, Any]:
+    return {
         "batch": batch,
         "context": context,
         "ring": ring,
         "pass_tokens": pass_tokens,
         "logit_tokens": 1,
     }
-    origin = "given"
-    if model in geometries():
-        if machine is None:
-            origin = "assumed"
-            decoder = ASSUMED_DECODE_BYTES_PER_S if kind == "lossless" else math.inf
-            card = read_cards()[ASSUMED_CARD]
-            machine = Machine(
-                device_bytes,
-                ASSUMED_DISK_BYTES_PER_S,
-                decode_bytes_per_s=decoder,
-                weight_bytes_per_s=card.memory_bytes_per_s,
-                flops_per_s=card.flops_per_s or math.inf,
-            )
-        machine = _with_host(machine, device_bytes, host_bytes)
-        made = plan(geometry(model), machine, kind=kind or "dense", **options)
-    else:
-        folder = checkpoint_folder(model)
-        blind = _with_host(Machine(device_bytes, 1.0), device_bytes, host_bytes)
-        made = plan_checkpoint(folder, blind, **options)
-        require(
-            kind in (None, made.kind),
-            f"{model} holds {made.kind} weights, not {kind}: plan it as it is, or "
-            "write another one with `thesis compress`",
-        )
-        if machine is None:
-            origin = "measured"
-            machine = measure_machine(folder)
-            if made.kind == "lossless":
-                machine = with_decoder(machine, folder)
-        made = replace(made, machine=_with_host(machine, device_bytes, host_bytes))
+
+
+@remembered
+def _describe_geometry(
+    model: str, device_bytes: int, host_bytes: int, batch: int, context: int, ring: int,
+    pass_tokens: int, kind: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """`describe_plan` of a known geometry at assumed rates."""
+    from thesis_lib.memory.offload.offloaded_model import (
+        ASSUMED_DECODE_BYTES_PER_S,
+        ASSUMED_DISK_BYTES_PER_S,
+    )
+    from thesis_lib.memory.offload.plan import plan
+
+    decoder = ASSUMED_DECODE_BYTES_PER_S if kind == "lossless" else math.inf
+    card = read_cards()[ASSUMED_CARD]
+    machine = Machine(
+        device_bytes,
+        ASSUMED_DISK_BYTES_PER_S,
+        decode_bytes_per_s=decoder,
+        weight_bytes_per_s=card.memory_bytes_per_s,
+        flops_per_s=card.flops_per_s or math.inf,
+    )
+    made = plan(
+        geometry(model),
+        _with_host(machine, device_bytes, host_bytes),
+        kind=kind or "dense",
+        **_options(batch, context, ring, pass_tokens),
+    )
+    return _described(made, "assumed", host_bytes, ratio="estimated")
+
+
+def _described(
+    made: "MemoryPlan", origin: str, host_bytes: int, ratio: str
+) -> dict[str, Any]:
+    """The plan under the names of the command, with the rates that it counts on."""
     rates: dict[str, Any] = {
         "disk_bytes_per_s": made.machine.disk_bytes_per_s,
         "disk": origin,
     }
     if made.kind == "lossless":
-        rates |= {"decode_bytes_per_s": made.machine.decode_bytes_per_s}
-        rates |= {"ratio": "estimated" if model in geometries() else "of the files"}
+        rates |= {"decode_bytes_per_s": made.machine.decode_bytes_per_s, "ratio": ratio}
     if origin == "assumed":
         rates |= {"compute": ASSUMED_CARD}
     if origin != "given":

@@ -3,13 +3,15 @@
 Nobody's price is built in: both tables are data, and any price can be overridden.
 """
 
-import csv
 import datetime
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.files import data_folder
@@ -18,8 +20,6 @@ COLUMNS = ("item", "usd", "low", "high", "per", "date", "source", "status")
 QUANTITY_COLUMNS = ("quantity", "value", "low", "high", "unit", "source", "status")
 UNITS = ("hour", "unit", "GB", "kWh")
 STATUSES = ("LOOKED-UP", "QUOTED", "ASSUMED")
-
-Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +64,26 @@ def read_prices(
     8601, an empty source, and an override of an item that the table lacks.
     """
     path = data_folder() / "prices.csv" if path is None else Path(path)
-    prices = _read(path, COLUMNS, _price)
+    table = _read(path, COLUMNS)
+    _refuse(path, ~table.per.isin(UNITS), table.per, f"per to be one of {UNITS}")
+    dates: Any = pd.to_datetime(table.date, format="%Y-%m-%d", errors="coerce")
+    _refuse(path, dates.isna(), table.date, "date to be of the form 2026-01-31")
+    table["date"] = dates.dt.date
+    prices = {row["item"]: Price(**row) for row in table.to_dict("records")}
     for item, usd in (override or {}).items():
         choice("item", item, prices)
         require(
             math.isfinite(usd) and usd > 0,
             f"{item}={usd:g} must be a positive number of dollars",
         )
-        prices[item] = Price(
-            item,
-            usd,
-            usd,
-            usd,
-            prices[item].per,
-            datetime.date.today(),
-            "given as an override",
-            "ASSUMED",
+        prices[item] = replace(
+            prices[item],
+            usd=usd,
+            low=usd,
+            high=usd,
+            date=datetime.date.today(),
+            source="given as an override",
+            status="ASSUMED",
         )
     return prices
 
@@ -90,7 +94,8 @@ def read_quantities(path: Path | str | None = None) -> dict[str, Quantity]:
     Raises InvalidInput as `read_prices` does.
     """
     path = data_folder() / "deployment.csv" if path is None else Path(path)
-    return _read(path, QUANTITY_COLUMNS, _quantity)
+    table = _read(path, QUANTITY_COLUMNS).rename(columns={"quantity": "name"})
+    return {row["name"]: Quantity(**row) for row in table.to_dict("records")}
 
 
 def parse_override(words: list[str]) -> dict[str, float]:
@@ -114,69 +119,42 @@ def parse_override(words: list[str]) -> dict[str, float]:
     return override
 
 
-def _read(
-    path: Path, columns: tuple[str, ...], parse: Callable[[dict[str, Any]], Row]
-) -> dict[str, Row]:
+def _read(path: Path, columns: tuple[str, ...]) -> Any:
+    """A table of amounts: name, value between low and high, unit, origin, status."""
     require(path.is_file(), f"table {path} does not exist: expected a CSV file")
-    found: dict[str, Row] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        require(
-            tuple(rows.fieldnames or ()) == columns,
-            f"{path.name} has columns {', '.join(rows.fieldnames or ())}: expected "
-            f"{', '.join(columns)}",
-        )
-        for line, row in enumerate(rows, start=2):
-            try:
-                missing = [name for name in columns if not row.get(name)]
-                require(
-                    not missing and None not in row,
-                    f"{', '.join(missing) or 'an extra field'} does not fit the "
-                    f"header: expected {len(columns)} fields, none empty",
-                )
-                parsed = parse(row)
-            except ValueError as error:
-                raise InvalidInput(f"{path.name}, line {line}: {error}") from error
-            name = row[columns[0]]
-            require(
-                name not in found, f"{path.name}, line {line}: {name} is listed twice"
-            )
-            found[name] = parsed
-    return found
-
-
-def _price(row: dict[str, Any]) -> Price:
-    usd, low, high = _range(row, "usd")
-    return Price(
-        item=row["item"],
-        usd=usd,
-        low=low,
-        high=high,
-        per=choice("per", row["per"], UNITS),
-        date=datetime.date.fromisoformat(row["date"]),
-        source=row["source"],
-        status=choice("status", row["status"], STATUSES),
-    )
-
-
-def _quantity(row: dict[str, Any]) -> Quantity:
-    value, low, high = _range(row, "value")
-    return Quantity(
-        name=row["quantity"],
-        value=value,
-        low=low,
-        high=high,
-        unit=row["unit"],
-        source=row["source"],
-        status=choice("status", row["status"], STATUSES),
-    )
-
-
-def _range(row: dict[str, Any], name: str) -> tuple[float, float, float]:
-    value, low, high = (float(row[column]) for column in (name, "low", "high"))
+    try:
+        table: Any = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except pd.errors.ParserError as error:
+        raise InvalidInput(
+            f"{path.name} cannot be read: {error}; expected {len(columns)} fields in "
+            "each line, with quotes around what has a comma"
+        ) from error
     require(
-        math.isfinite(high) and 0 < low <= value <= high,
-        f"{name}={row[name]} between low={row['low']} and high={row['high']}: expected "
-        "positive amounts in that order",
+        tuple(table.columns) == columns and isinstance(table.index, pd.RangeIndex),
+        f"{path.name} has columns {', '.join(table.columns)} or an extra field: "
+        f"expected {', '.join(columns)}",
     )
-    return value, low, high
+    name, amount, *_ = columns
+    empty = table.isin([""])
+    _refuse(path, empty.any(axis=1), empty.idxmax(axis=1), "no field to be empty")
+    _refuse(path, table[name].duplicated(), table[name], "each to be listed once")
+    texts = table[[amount, "low", "high"]]
+    amounts: Any = texts.apply(pd.to_numeric, errors="coerce")
+    value, low, high = (amounts[column] for column in amounts)
+    _refuse(
+        path,
+        ~((low > 0) & (low <= value) & (value <= high) & (high < np.inf)),
+        texts.agg(" between ".join, axis=1),
+        f"positive amounts, {amount} between low and high",
+    )
+    _refuse(path, ~table.status.isin(STATUSES), table.status, f"status in {STATUSES}")
+    return table.assign(**amounts)
+
+
+def _refuse(path: Path, wrong: Any, found: Any, expected: str) -> None:
+    """Refuse a table with a wrong row, by the line of the first one."""
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise InvalidInput(
+            f"{path.name}, line {at + 2}: {found.iloc[at]}: expected {expected}"
+        )

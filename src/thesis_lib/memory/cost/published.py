@@ -5,28 +5,25 @@ and the packets that the standard prescribes; a system is what its source says o
 The prediction is what the plan of `plan.py` promises on such a machine.
 """
 
-import csv
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.files import data_folder
 from thesis_lib.memory.model.spec import Machine, ModelSpec, geometries, geometry
-from thesis_lib.memory.offload.plan import MemoryPlan, least_device_bytes, plan
 
 CARDS, ROWS = "offloading_cards.csv", "offloading_published.csv"
 HEADINGS = {  # of columns that readers are shown, for `rename`
+    "figure": "published",
     "ratio": "predicted over published time",
     "copy": "host memory",
 }
 UNITS = ("s/token", "tokens/s")
-COPIES = ("pinned", "pageable", "unknown")
+COPIES = ("pinned", "pageable", "unknown")  # how host memory crosses the link
 TOLERANCE = 0.25  # of the goal: predicted over published time lies within it of one
 
 # Giga-transfers a second of one lane, a bit each, of which 128 in 130 are payload.
@@ -94,145 +91,100 @@ class Card:
         return self.raw_bytes_per_s * PAYLOAD_BYTES / packet
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A published figure and what its source says of how it came about."""
-
-    system: str
-    model: str
-    device: str
-    bits: float  # of a stored weight, scales included
-    batch: int  # sequences
-    prompt: int  # tokens of each; 0 where the figure is that of a decoding step
-    generated: int  # tokens of each, in the time that is published
-    resident: bool  # whether layers that fit stay on the card
-    prefetch: bool  # whether a layer is fetched while another computes
-    copy: str  # one of COPIES: how host memory crosses the link
-    disk_bytes_per_s: float | None  # where layers come from disk
-    figure: float
-    unit: str  # one of UNITS
-    source: str  # a key of the references
-    place: str  # in the source
-    reason: str  # what the prediction assumes, or does not know
-
-    @property
-    def published_s(self) -> float:
-        """Seconds: of a step, or of the whole run that a rate is published for."""
-        if self.unit == "s/token":
-            return self.figure
-        return self.batch * self.generated / self.figure
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The geometry of the model, in 16-bit weights."""
-        return _GEOMETRIES.get(self.model) or geometry(self.model)
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """A row beside the seconds that the plan promises and that physics allows."""
-
-    row: Row
-    card: Card
-    plan: MemoryPlan
-    predicted_s: float
-    bound_s: float  # no system on this card is faster
-
-    @property
-    def ratio(self) -> float:
-        """Predicted over published time: below one, link was left unused."""
-        return self.predicted_s / self.row.published_s
-
-    @property
-    def is_within(self) -> bool:
-        """Whether the prediction meets the goal."""
-        return abs(self.ratio - 1) <= TOLERANCE
-
-
 def read_cards(folder: Path | None = None) -> dict[str, Card]:
     """The cards of `folder`, by default of `data/`, by name.
 
     Raises InvalidInput for a link that is not known and for a number that is none.
     """
-    cards = {}
-    for row in _rows(folder, CARDS):
-        with _naming(CARDS, row["device"]):
-            card = Card(
-                row["device"],
-                int(row["memory_bytes"]),
-                float(row["memory_bytes_per_s"]),
-                float(row["flops_per_s"]) if row["flops_per_s"] else None,
-                int(row["pcie_generation"]),
-                int(row["pcie_lanes"]),
-                row["source"],
-            )
-        require(
-            card.pcie_generation in _TRANSFERS_PER_S and card.pcie_lanes > 0,
-            f"{card.device} has {card.pcie_lanes} lanes of PCIe {card.pcie_generation}:"
-            f" expected a generation among {', '.join(map(str, _TRANSFERS_PER_S))}",
-        )
-        cards[card.device] = card
-    return cards
+    table: Any = _read(
+        folder,
+        CARDS,
+        {
+            "memory_bytes": int, "memory_bytes_per_s": float, "flops_per_s": float,
+            "pcie_generation": int, "pcie_lanes": int,
+        },
+    )  # fmt: skip
+    _refuse(
+        CARDS,
+        table[~table.pcie_generation.isin(_TRANSFERS_PER_S) | (table.pcie_lanes <= 0)],
+        ["device", "pcie_generation", "pcie_lanes"],
+        f"lanes of a generation among {', '.join(map(str, _TRANSFERS_PER_S))}",
+    )
+    known = table.astype(object).where(table.notna(), None)
+    cards = known[[field.name for field in fields(Card)]].to_dict("records")
+    return {card["device"]: Card(**card) for card in cards}
 
 
-def read_rows(folder: Path | None = None) -> list[Row]:
-    """The published figures of `folder`, by default of `data/`.
+def read_rows(folder: Path | None = None) -> pd.DataFrame:
+    """The published figures of `folder`, by default of `data/`, a row each.
+
+    Columns: system; model; device; bits of a stored weight, scales included; batch in
+    sequences; prompt and generated tokens of each in the time that is published, 0
+    where the figure is that of a decoding step; whether layers that fit stay resident
+    on the card, and whether one is fetched while another computes (prefetch); copy, one
+    of COPIES; disk_bytes_per_s, where layers come from disk; figure in unit, one of
+    UNITS; its source, a key of the references, and the place in it; reason, what the
+    prediction assumes or does not know; published_s, seconds of a step, or of the whole
+    run that a rate is published for.
 
     Raises InvalidInput for an unknown model, device, unit or way to copy, for a figure
     that is not positive, and for a rate without the tokens that it was measured over.
     """
-    cards, rows = read_cards(folder), []
-    for raw in _rows(folder, ROWS):
-        where = f"{raw['system']} on {raw['device']}"
-        with _naming(ROWS, where):
-            row = Row(
-                system=raw["system"],
-                model=choice("model", raw["model"], (*_GEOMETRIES, *geometries())),
-                device=choice("device", raw["device"], cards),
-                bits=float(raw["bits"]),
-                batch=int(raw["batch"]),
-                prompt=int(raw["prompt"]),
-                generated=int(raw["generated"]),
-                resident=choice("resident", raw["resident"], ("yes", "no")) == "yes",
-                prefetch=choice("prefetch", raw["prefetch"], ("yes", "no")) == "yes",
-                copy=choice("copy", raw["copy"], COPIES),
-                disk_bytes_per_s=float(raw["disk_bytes_per_s"] or 0) or None,
-                figure=float(raw["figure"]),
-                unit=choice("unit", raw["unit"], UNITS),
-                source=raw["source"],
-                place=raw["place"],
-                reason=raw["reason"],
-            )
-        require(
-            row.figure > 0 and row.batch > 0 and 0 < row.bits <= 16,
-            f"{where}: figure={row.figure:g}, batch={row.batch}, bits={row.bits:g}: "
-            "expected all positive, and at most 16 bits",
-        )
-        require(
-            row.unit == "s/token" or min(row.prompt, row.generated) > 0,
-            f"{where}: a rate over {row.prompt} + {row.generated} tokens: expected the "
-            "length of the prompt and of the answer; look them up in the source",
-        )
-        rows.append(row)
-    return rows
+    table: Any = _read(
+        folder,
+        ROWS,
+        {
+            "bits": float, "batch": int, "prompt": int, "generated": int,
+            "resident": bool, "prefetch": bool, "disk_bytes_per_s": float,
+            "figure": float,
+        },
+    )  # fmt: skip
+    for column, known in {
+        "model": (*_GEOMETRIES, *geometries()),
+        "device": tuple(read_cards(folder)),
+        "copy": COPIES,
+        "unit": UNITS,
+    }.items():
+        for value in table[column]:
+            choice(f"{ROWS}: {column}", value, known)
+    right = (table.figure > 0) & (table.batch > 0) & (table.bits > 0)
+    _refuse(
+        ROWS,
+        table[~right | (table.bits > 16)],
+        ["system", "device", "figure", "batch", "bits"],
+        "all positive, and at most 16 bits",
+    )
+    is_rate = table.unit == "tokens/s"
+    _refuse(
+        ROWS,
+        table[is_rate & (table[["prompt", "generated"]].min(axis=1) <= 0)],
+        ["system", "device", "prompt", "generated"],
+        "a rate with the length of the prompt and of the answer; look them up",
+    )
+    run_s = table.batch * table.generated / table.figure
+    return table.assign(published_s=table.figure.where(~is_rate, run_s))
 
 
-def predict(row: Row, card: Card) -> Prediction:
-    """The seconds of `row` on `card` by specification, and their physical bound.
+def predict(row: Any, card: Card) -> dict[str, Any]:
+    """What a row of `read_rows` takes on `card` by specification.
 
     Weights cross the link in packets of the standard's size, or come from the disk
     where the source says so, while other layers compute if the system fetches ahead.
-    Layers stay on the card as far as they fit, if the system keeps any. Raises
+    Layers stay on the card as far as they fit, if the system keeps any. Keys: the
+    `plan`, `predicted_s`, and `bound_s`, which no system on this card beats. Raises
     InvalidInput where a run with a prompt needs the card's rate of products and the
     table lacks it.
     """
-    spec = row.spec
+    from thesis_lib.memory.offload.plan import least_device_bytes, plan
+
+    spec = _GEOMETRIES.get(row.model) or geometry(row.model)
     require(
         card.flops_per_s is not None or row.prompt == 0,
         f"{card.device} has no flops_per_s in {CARDS}, which {row.system} needs for a "
         f"prompt of {row.prompt} tokens: look it up",
     )
     flops_per_s = card.flops_per_s or math.inf
+    from_disk = not math.isnan(row.disk_bytes_per_s)
     layer_bytes = math.ceil(spec.layer_parameters * row.bits / 8)
     options = {
         "context": _CONTEXT,
@@ -243,8 +195,8 @@ def predict(row: Row, card: Card) -> Prediction:
         device_bytes=card.memory_bytes
         if row.resident
         else least_device_bytes(spec, **options),
-        host_bytes=0 if row.disk_bytes_per_s else _HOST_BYTES,
-        disk_bytes_per_s=row.disk_bytes_per_s or math.inf,
+        host_bytes=0 if from_disk else _HOST_BYTES,
+        disk_bytes_per_s=row.disk_bytes_per_s if from_disk else math.inf,
         link_bytes_per_s=card.link_bytes_per_s,
         weight_bytes_per_s=card.memory_bytes_per_s,
         flops_per_s=flops_per_s,
@@ -253,84 +205,80 @@ def predict(row: Row, card: Card) -> Prediction:
     steps = max(1, row.generated)
     # The first of the generated tokens comes out of the pass over the prompt.
     first_s = made.step_s(row.batch * max(1, row.prompt))
-    predicted_s = first_s + (steps - 1) * made.step_s(row.batch)
 
     weight_bytes = spec.parameters * row.bits / 8
     crossing_s = max(0.0, weight_bytes - card.memory_bytes) / card.raw_bytes_per_s
     tokens = row.batch * (max(1, row.prompt) + steps - 1)
     computing_s = tokens * spec.flops_per_token() / flops_per_s
-    return Prediction(
-        row, card, made, predicted_s, max(steps * crossing_s, computing_s)
-    )
+    return {
+        "plan": made,
+        "predicted_s": first_s + (steps - 1) * made.step_s(row.batch),
+        "bound_s": max(steps * crossing_s, computing_s),
+    }
 
 
-def predictions(folder: Path | None = None) -> list[Prediction]:
-    """A prediction for each published row, in the order of the file."""
+def predictions(folder: Path | None = None) -> pd.DataFrame:
+    """The rows of `read_rows`, each beside what `predict` says of it.
+
+    `ratio` is predicted over published time: below one, link was left unused; `within`
+    says whether that meets the goal. `predicted` and `bound` are in the unit of the
+    source.
+    """
     cards = read_cards(folder)
-    return [predict(row, cards[row.device]) for row in read_rows(folder)]
+    table: Any = read_rows(folder)
+    made = [predict(row, cards[row.device]) for row in table.itertuples()]
+    table = table.join(pd.DataFrame(made))
+    table["ratio"] = table.predicted_s / table.published_s
+    table["within"] = (table.ratio - 1).abs() <= TOLERANCE
+    for name in ("predicted", "bound"):
+        seconds = table[f"{name}_s"]
+        rate = table.batch * table.generated / seconds  # infinite for no time
+        table[name] = seconds.where(table.unit == "s/token", rate)
+    return table
 
 
-def table(made: list[Prediction]) -> pd.DataFrame:
-    """Published and predicted, a row each, in the unit of the source and in seconds."""
-    return pd.DataFrame(
-        [
-            {
-                "system": each.row.system,
-                "model": each.row.model,
-                "device": each.row.device,
-                "bits": each.row.bits,
-                "batch": each.row.batch,
-                "copy": each.row.copy,
-                "unit": each.row.unit,
-                "published": each.row.figure,
-                "predicted": _in_unit(each.predicted_s, each.row),
-                "bound": _in_unit(each.bound_s, each.row),
-                "published_s": each.row.published_s,
-                "predicted_s": each.predicted_s,
-                "ratio": each.ratio,
-            }
-            for each in made
-        ]
-    )
+def readable(table: Any) -> pd.DataFrame:
+    """Of `predictions`, what a reader is shown."""
+    shown = [
+        "system", "model", "device", "bits", "batch", "copy", "unit", "figure",
+        "predicted", "bound", "ratio",
+    ]  # fmt: skip
+    return table[shown].rename(columns=HEADINGS)
 
 
-def counts(made: list[Prediction]) -> dict[str, float]:
-    """How many rows there are and how many meet the goal, by kind.
+def counts(table: Any) -> dict[str, float]:
+    """Of `predictions`, how many rows there are and meet the goal, by kind.
 
     `steps` are figures of one decoding step at batch one, `pinned` those of them whose
     host memory is pinned; their median ratio beside that of all others.
     """
-    steps = [each for each in made if each.row.unit == "s/token"]
-    pinned = [each for each in steps if each.row.copy == "pinned"]
-    others = [each for each in made if each not in pinned]
+    steps = table.unit == "s/token"
+    pinned = steps & (table["copy"] == "pinned")
     return {
-        "rows": len(made),
-        "within": sum(each.is_within for each in made),
-        "steps": len(steps),
-        "pinned": len(pinned),
-        "pinned_within": sum(each.is_within for each in pinned),
-        "pinned_median": float(np.median([each.ratio for each in pinned])),
-        "others": len(others),
-        "others_median": float(np.median([each.ratio for each in others])),
+        "rows": len(table),
+        "within": int(table.within.sum()),
+        "steps": int(steps.sum()),
+        "pinned": int(pinned.sum()),
+        "pinned_within": int((pinned & table.within).sum()),
+        "pinned_median": float(table.ratio[pinned].median()),
+        "others": int((~pinned).sum()),
+        "others_median": float(table.ratio[~pinned].median()),
     }
 
 
-def _in_unit(seconds: float, row: Row) -> float:
-    if row.unit == "s/token":
-        return seconds
-    return row.batch * row.generated / seconds if seconds else math.inf
-
-
-def _rows(folder: Path | None, name: str) -> list[dict[str, str]]:
+def _read(folder: Path | None, name: str, types: Any) -> pd.DataFrame:
     path = (data_folder() if folder is None else folder) / name
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-@contextmanager
-def _naming(file: str, where: str) -> Iterator[None]:
-    """Says in which line of which file a value stands that cannot be read."""
     try:
-        yield
+        return pd.read_csv(path, dtype=types, true_values=["yes"], false_values=["no"])
     except ValueError as error:
-        raise InvalidInput(f"{file}, {where}: {error}") from error
+        raise InvalidInput(
+            f"{name} cannot be read: {error}; expected numbers, and yes or no, where "
+            "its other rows have them"
+        ) from error
+
+
+def _refuse(name: str, rows: pd.DataFrame, columns: list[str], expected: str) -> None:
+    """Refuse a table of which there are any such rows, by the first of them."""
+    if len(rows):
+        said = ", ".join(f"{column}={rows.iloc[0][column]}" for column in columns)
+        raise InvalidInput(f"{name}: {said}: expected {expected}")

@@ -16,6 +16,9 @@ from thesis_lib.common.errors import (
     whole,
 )
 
+# Kinds of a store by format.
+WEIGHTS = {"bf16": "dense", "nf4": "nf4", "int8": "int8", "lossless": "lossless"}
+
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 # Of every size that a file gives, so that no product of them leaves 64 bits: several
 # times what any published model has.

@@ -13,15 +13,13 @@ from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.formats import lossless, lowrank
 from thesis_lib.memory.formats.bitplanes import BITS_KIND as BITS
-from thesis_lib.memory.model.spec import Machine, ModelSpec
+from thesis_lib.memory.model.spec import WEIGHTS, Machine, ModelSpec
 from thesis_lib.memory.offload.architectures import configure
 from thesis_lib.memory.offload.peak_memory import Shape, rehearse
 from thesis_lib.memory.offload.store import DECODERS
 
 Limit = Literal["link", "disk", "decode", "compute"]
 
-# Kinds of a store by format.
-WEIGHTS = {"bf16": "dense", "nf4": "nf4", "int8": "int8", "lossless": "lossless"}
 BOUNCES = 2  # buffers of host memory on the way from the disk to another device
 
 _BLOCK_BYTES = 4096  # staging buffers hold whole blocks of the disk
