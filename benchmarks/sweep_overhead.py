@@ -57,8 +57,8 @@ def ratio(over: list[float], under: list[float]) -> dict[str, float]:
     }
 
 
-def overhead(rounds: int, folder: Path) -> dict[str, list[float]]:
-    """Seconds of each execution of the small point, by way, a round at a time."""
+def overhead(rounds: int, folder: Path) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each execution, by notebook and by way, a round at a time."""
     (chapter,) = chapters.select(["4"])
     (values,) = chapters.resolve([chapter], "smoke", SMALL).values()
     key = chapters.content_key(chapter, values)
@@ -83,7 +83,7 @@ def overhead(rounds: int, folder: Path) -> dict[str, list[float]]:
             for way in order.permutation(list(ways)):
                 samples[way].append(timed(ways[way]))
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
-    return samples
+    return {"small point of chapter 4": samples}
 
 
 def efficiency(rounds: int, folder: Path) -> dict[str, list[dict[str, float]]]:
@@ -126,11 +126,9 @@ def main() -> None:
         samples = overhead(rounds, Path(name))
         workers = efficiency(max(2, rounds // 4), Path(name))
     summary = {
-        "small point of chapter 4": {
-            f"median {way} (s)": float(np.median(seconds))
-            for way, seconds in samples.items()
-        }
-        | {"Dask over cold": ratio(samples["Dask"], samples["cold"])}
+        name: {f"median {way} (s)": float(np.median(ways[way])) for way in ways}
+        | {"Dask over cold": ratio(ways["Dask"], ways["cold"])}
+        for name, ways in samples.items()
     }
     for field in ("whole_s", "points_s"):
         one, two = ([row[field] for row in workers[count]] for count in ("1", "2"))
