@@ -34,8 +34,8 @@ def quiet(*numbers):
     """Progress that nobody watches."""
 
 
-def overhead(rounds: int, folder: Path) -> dict[str, list[float]]:
-    """Seconds of each execution of the small point, by way, a round at a time."""
+def overhead(rounds: int, folder: Path) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each execution, by notebook and by way, a round at a time."""
     (chapter,) = chapters.select(["4"])
     (values,) = chapters.resolve([chapter], "smoke", SMALL).values()
     key = chapters.content_key(chapter, values)
@@ -60,7 +60,7 @@ def overhead(rounds: int, folder: Path) -> dict[str, list[float]]:
             for way in order.permutation(list(ways)):
                 samples[way].append(seconds_of(ways[way]))
             tell(f"round {number + 1} of {rounds}")
-    return samples
+    return {"small point of chapter 4": samples}
 
 
 def efficiency(rounds: int, folder: Path) -> dict[str, list[dict[str, float]]]:
@@ -105,11 +105,9 @@ def main(words: list[str] | None = None) -> None:
         samples = overhead(given.rounds, Path(name))
         workers = efficiency(max(2, given.rounds // 4), Path(name))
     summary = {
-        "small point of chapter 4": {
-            f"median {way} (s)": float(np.median(seconds))
-            for way, seconds in samples.items()
-        }
-        | {"Dask over cold": ratio(samples["Dask"], samples["cold"])}
+        name: {f"median {way} (s)": float(np.median(ways[way])) for way in ways}
+        | {"Dask over cold": ratio(ways["Dask"], ways["cold"])}
+        for name, ways in samples.items()
     }
     for field in ("whole_s", "points_s"):
         one, two = ([row[field] for row in workers[count]] for count in ("1", "2"))

@@ -1,7 +1,7 @@
 import nbformat
 import pytest
 
-from thesis_lib.book.execute import chapters
+from thesis_lib.book.execute import chapters, records
 from thesis_lib.book.execute.chapters import (
     assignment,
     parameters,
@@ -151,10 +151,10 @@ def test_a_record_names_the_numbers_whose_measurement_was_disturbed(checkout):
         "disturbed_by": "others took 1.90 cores",
     }  # fmt: skip
     executed = nbformat.read(checkout / "out" / "02_second.ipynb", as_version=4)
-    assert chapters.choices(executed) == {
+    assert records.choices(executed) == {
         "pace": {"step_s > 0.3": "slow", "": "fast"}, "last": {"": "none"}
     }  # fmt: skip
-    assert chapters.contradictions(executed) == []
+    assert records.contradictions(executed) == []
     shown = {o.output_type for cell in executed.cells for o in cell.get("outputs", [])}
     assert shown == {"display_data"}  # glued, and no word is printed above the prose
 

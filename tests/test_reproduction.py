@@ -12,7 +12,7 @@ import pytest
 from thesis_lib.book.compare.comparison import Run, compare, doubts, read_reference
 from thesis_lib.book.execute import chapters
 from thesis_lib.book.execute.claims import read_claims
-from thesis_lib.book.execute.records import Record
+from thesis_lib.book.execute.records import Record, contradictions
 from thesis_lib.book.render import Published
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +83,7 @@ def test_pages_made_beside_a_busy_process_do_not_contradict_themselves(tmp_path)
     for record in made.records:
         path = tmp_path / f"{record.chapter}.ipynb"
         executed = nbformat.read(path, as_version=4)
-        assert chapters.contradictions(executed) == []
+        assert contradictions(executed) == []
         written = Published({record.chapter: record}, doubted)
         for cell in executed.cells:
             if cell.cell_type == "markdown":

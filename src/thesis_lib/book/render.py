@@ -40,16 +40,14 @@ from thesis_lib.book.execute.chapters import (
     PROFILE_PARAMETER,
     Chapter,
     chapters,
-    choices,
     claimed,
-    contradictions,
     parameters,
     repository,
     storage,
 )
 from thesis_lib.book.execute.claims import read_claims
 from thesis_lib.book.execute.parameters import names_in
-from thesis_lib.book.execute.records import Record
+from thesis_lib.book.execute.records import Record, choices, contradictions
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import content_hash, file_hash, read_record
 from thesis_lib.common.units import format_duration, format_size

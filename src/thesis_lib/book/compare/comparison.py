@@ -31,6 +31,7 @@ from thesis_lib.common.errors import require
 from thesis_lib.common.files import data_folder
 
 RESOURCES = {"drain": "disk", "compute": "processor"}
+MOST_NAMED = 3  # of the parameters that two records differ in
 
 # Verdicts that say neither good nor bad: nothing was held against anything.
 OPEN = {"not run", "not comparable", "no reference", "expected to differ"}
@@ -171,10 +172,10 @@ class Comparison:
 
 
 # --- What is read ------------------------------------------------------------
-def read_reference(folder: Path | None = None) -> Run:
+def read_reference() -> Run:
     """The committed reference run, of every profile; without records if none is."""
-    folder = folder or data_folder() / REFERENCE
-    return Run(REFERENCE, tuple(reference_records(folder)), committed=True)
+    records = reference_records(data_folder() / REFERENCE)
+    return Run(REFERENCE, tuple(records), committed=True)
 
 
 def read_run(name: str) -> Run:
@@ -244,8 +245,8 @@ def ratio(mine: Quantity, theirs: Quantity) -> Quantity | None:
     return Quantity(value, ends[0] / ends[3], ends[1] / ends[2])
 
 
-def other_parameters(mine: Record, theirs: Record, most: int = 3) -> str:
-    """The parameters that two records of a chapter differ in; '' for none."""
+def other_parameters(mine: Record, theirs: Record) -> str:
+    """The first parameters that two records of a chapter differ in; '' for none."""
     names = sorted((mine.parameters.keys() | theirs.parameters) - {PROFILE_PARAMETER})
     differing = [
         f"{name}={mine.parameters.get(name, 'nothing')} instead of "
@@ -253,8 +254,9 @@ def other_parameters(mine: Record, theirs: Record, most: int = 3) -> str:
         for name in names
         if mine.parameters.get(name) != theirs.parameters.get(name)
     ]
-    more = len(differing) - most
-    return ", ".join(differing[:most]) + (f" and {more} more" if more > 0 else "")
+    more = len(differing) - MOST_NAMED
+    named = ", ".join(differing[:MOST_NAMED])
+    return f"{named} and {more} more" if more > 0 else named
 
 
 def comparable_rates(mine: Record, theirs: Record) -> tuple[Mapping, Mapping]:

@@ -38,7 +38,7 @@ from thesis_lib.book.execute.parameters import (
     limits_of,
     refuse,
 )
-from thesis_lib.book.execute.records import OldRecord, Record, decided
+from thesis_lib.book.execute.records import OldRecord, Record, glued, read_as
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.files import (
     cache_folder,
@@ -159,10 +159,11 @@ def profile_values(profile: str) -> dict[str, dict[str, Any]]:
         content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise InvalidInput(f"profile file {path} cannot be read: {error}") from error
-    require(
-        isinstance(content, dict)
-        and all(isinstance(values, dict) for values in content.values()),
-        f"{path} must map each chapter to its parameters",
+    content = read_as(
+        dict[str, dict[str, Any]],
+        content,
+        f"{path} is no profile",
+        "expected each chapter with its parameters",
     )
     names = [chapter.name for chapter in chapters()]
     for name in content:
@@ -443,52 +444,6 @@ def produce(
         load_average=watch.load_average,
         numbers=numbers,
     )
-
-
-def _glue(notebook: nbformat.NotebookNode) -> Iterator[tuple[dict, Any]]:
-    """What an executed notebook glued: what is noted of it, and its value."""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            noted = output.get("metadata", {}).get("scrapbook", {})
-            if noted.get("name"):
-                text = output["data"].get(f"{noted.get('mime_prefix', '')}text/plain")
-                yield noted, ast.literal_eval(text)
-
-
-def glued(notebook: nbformat.NotebookNode) -> dict[str, Any]:
-    """The numbers that an executed notebook glued, by name.
-
-    Where a measurement was disturbed, `disturbed` names the numbers that rest on it and
-    `disturbed_by` says what went on.
-    """
-    numbers, disturbed = {}, {}
-    for noted, value in _glue(notebook):
-        numbers[noted["name"]] = value
-        if noted.get("disturbed"):
-            disturbed[noted["name"]] = noted["disturbed"]
-    if disturbed:
-        causes = dict.fromkeys(cause for found in disturbed.values() for cause in found)
-        numbers |= {"disturbed": " ".join(disturbed), "disturbed_by": "; ".join(causes)}
-    return numbers
-
-
-def choices(notebook: nbformat.NotebookNode) -> dict[str, dict[str, str]]:
-    """The cases that decided each word of an executed notebook (`records.choose`)."""
-    return {
-        noted["name"]: dict(noted["rules"])
-        for noted, _ in _glue(notebook)
-        if noted.get("rules")
-    }
-
-
-def contradictions(notebook: nbformat.NotebookNode) -> list[str]:
-    """Words of an executed notebook that its numbers do not give, each explained."""
-    numbers = glued(notebook)
-    return [
-        f"{name} is {numbers[name]!r}, but its numbers say {word!r}"
-        for name, cases in choices(notebook).items()
-        if (word := decided(cases, numbers)) != numbers[name]
-    ]
 
 
 def read_whole(path: Path) -> Record | None:

@@ -1,18 +1,22 @@
 """Headline numbers and their records: published, checked, read back strictly."""
 
+import ast
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from thesis_lib.book.execute.parameters import names_in, value_of
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import write_whole
 from thesis_lib.common.provenance import disturbances
+
+if TYPE_CHECKING:  # no kernel reads a notebook
+    from nbformat import NotebookNode
 
 RECORD_VERSION = 2
 
@@ -118,6 +122,52 @@ def published() -> dict[str, Number]:
     return dict(_published)
 
 
+def _outputs(notebook: "NotebookNode") -> Iterator[tuple[dict, Any]]:
+    """What an executed notebook glued: what is noted of it, and its value."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            noted = output.get("metadata", {}).get("scrapbook", {})
+            if noted.get("name"):
+                text = output["data"].get(f"{noted.get('mime_prefix', '')}text/plain")
+                yield noted, ast.literal_eval(text)
+
+
+def glued(notebook: "NotebookNode") -> dict[str, Any]:
+    """The numbers that an executed notebook glued, by name.
+
+    Where a measurement was disturbed, `disturbed` names the numbers that rest on it and
+    `disturbed_by` says what went on.
+    """
+    numbers, disturbed = {}, {}
+    for noted, value in _outputs(notebook):
+        numbers[noted["name"]] = value
+        if noted.get("disturbed"):
+            disturbed[noted["name"]] = noted["disturbed"]
+    if disturbed:
+        causes = dict.fromkeys(cause for found in disturbed.values() for cause in found)
+        numbers |= {"disturbed": " ".join(disturbed), "disturbed_by": "; ".join(causes)}
+    return numbers
+
+
+def choices(notebook: "NotebookNode") -> dict[str, dict[str, str]]:
+    """The cases that decided each word of an executed notebook (`records.choose`)."""
+    return {
+        noted["name"]: dict(noted["rules"])
+        for noted, _ in _outputs(notebook)
+        if noted.get("rules")
+    }
+
+
+def contradictions(notebook: "NotebookNode") -> list[str]:
+    """Words of an executed notebook that its numbers do not give, each explained."""
+    numbers = glued(notebook)
+    return [
+        f"{name} is {numbers[name]!r}, but its numbers say {word!r}"
+        for name, cases in choices(notebook).items()
+        if (word := decided(cases, numbers)) != numbers[name]
+    ]
+
+
 def check(name: str, value: float, expected: float, rtol: float) -> str:
     """'name: ok' if value is within rtol of expected; a plain report otherwise.
 
@@ -149,8 +199,9 @@ def read_as(kind: type[T], content: Any, wrong: str, remedy: str) -> T:
 
     try:
         # As JSON, in which an object stands for a dataclass and 1 for no bool.
-        text = json.dumps(content, default=str)
-        return TypeAdapter(kind).validate_json(text)
+        return TypeAdapter(kind).validate_json(json.dumps(content, default=str))
+    except TypeError as error:  # a key that is no word, such as a date
+        raise InvalidInput(f"{wrong}: {error}; {remedy}") from error
     except ValidationError as error:
         found = "; ".join(
             f"{'.'.join(map(str, each['loc'])) or 'it'}: {each['msg']}"

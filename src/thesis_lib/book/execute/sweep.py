@@ -99,6 +99,9 @@ class _Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Seeds = Annotated[int, Field(ge=1)] | Annotated[list, Field(min_length=1)]
+
+
 @dataclass(frozen=True, slots=True)
 class _GridFile:
     """What a grid file may hold."""
@@ -106,10 +109,8 @@ class _GridFile:
     __pydantic_config__: ClassVar = STRICT
     profile: str = "smoke"
     grid: dict[str, Annotated[list, Field(min_length=1)]] | None = None
-    seeds: Annotated[int, Field(ge=1)] | Annotated[list, Field(min_length=1)] | None = (
-        None
-    )
-    seed: int | None = None  # that a number of `seeds` are spawned from
+    seeds: _Seeds | None = None  # which, or how many
+    seed: int | None = None  # that a number of seeds are spawned from
 
     def axes(self, path: Path) -> dict[str, list]:
         """The values of every axis, seeds last. Raises InvalidInput."""
