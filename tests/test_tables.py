@@ -1,4 +1,4 @@
-"""The cited tables of data/, the references, and the figure drawn from them."""
+"""Tables that are cited: those of data/, the references, cells, the glossary."""
 
 import re
 from itertools import combinations
@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 
 from thesis_lib.book import figures
+from thesis_lib.book.execute import records
+from thesis_lib.common.errors import InvalidInput
 
 ROOT = Path(__file__).parents[1]
 MODELS = pd.read_csv(ROOT / "data" / "model_sizes.csv")
@@ -53,3 +55,33 @@ def test_names_in_the_figure_of_sizes_do_not_overlap():
     assert all(
         figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in names.values()
     )
+
+
+def test_a_table_is_published_cell_by_cell_and_missing_cells_are_left_out(monkeypatch):
+    monkeypatch.setattr(records, "_published", {})
+    index = pd.MultiIndex.from_tuples([("GPTQ 3 + rank 8", 0.5), ("", "bf16")])
+    table = pd.DataFrame({"bits a weight": [3.5, None], "n": [2, 16]}, index=index)
+    records.publish_table("way", table)
+    assert records.published() == {
+        "way_GPTQ_3_rank_8_0_5_bits_a_weight": 3.5,
+        "way_GPTQ_3_rank_8_0_5_n": 2,
+        "way_bf16_n": 16,
+    }
+    with pytest.raises(InvalidInput, match="published as way_a_b_n"):
+        records.publish_table("way", pd.DataFrame({"n": [1, 2]}, index=["a b", "a+b"]))
+
+
+def test_every_word_of_the_glossary_is_linked_by_a_chapter_and_no_other_is():
+    text = (ROOT / "book" / "glossary.md").read_text()
+    blocks = re.findall(r"```\{glossary\}\n(.*?)```", text, re.DOTALL)
+    terms = {
+        line
+        for block in blocks
+        for line in block.splitlines()
+        if line and not line.startswith((" ", ":"))
+    }
+    linked = set()
+    for page in ROOT.glob("notebooks/*.ipynb"):
+        roles = re.findall(r"\{term\}`([^`]+)`", page.read_text())
+        linked |= {role.split(" <")[-1].rstrip(">").lower() for role in roles}
+    assert linked == {term.lower() for term in terms}

@@ -290,13 +290,12 @@ class Record:
         return cls.from_json(text, path)
 
 
-def publish_table(name: str, table: Any, timed: bool = False) -> None:
+def publish_table(name: str, table: Any) -> None:
     """Publish every cell of a DataFrame as `name_row_column`, for prose to cite.
 
     The levels of an index follow one another, and what no identifier may hold becomes
     an underscore: row "GPTQ 3 + rank 8" of column "bits" is `name_GPTQ_3_rank_8_bits`.
-    Missing cells are left out. `timed` is for what the clock of this run decided, as in
-    `publish_timed`. Raises InvalidInput where two cells would have one name.
+    Missing cells are left out. Raises InvalidInput where two cells would have one name.
     """
     cells: dict[str, Number] = {}
     for column in table.columns:
@@ -308,7 +307,7 @@ def publish_table(name: str, table: Any, timed: bool = False) -> None:
                 "that differ in letters or digits; rename a row or a column",
             )
             cells[key] = value.item() if hasattr(value, "item") else value
-    (publish_timed if timed else publish)(cells)
+    publish(cells)
 
 
 def _cell_name(*labels: object) -> str:

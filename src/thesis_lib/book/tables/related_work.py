@@ -36,10 +36,15 @@ class Field:
     features: pd.DataFrame
     cells: pd.DataFrame
 
+    @property
+    def systems(self) -> list[str]:
+        """The systems, ours among them."""
+        return list(dict.fromkeys(self.cells.system))
+
     def wide(self, column: str) -> pd.DataFrame:
         """A column of the cells, features by systems."""
         table = self.cells.pivot(index="feature", columns="system", values=column)
-        return table.loc[self.features.index, self.cells.system.unique()]
+        return table.loc[self.features.index, self.systems]
 
 
 def files(name: str) -> tuple[str, str]:
@@ -114,7 +119,7 @@ def evidence(field: Field, system: str) -> pd.DataFrame:
 
     Raises InvalidInput for a system that is not in the table.
     """
-    choice("system", system, tuple(field.cells.system.unique()))
+    choice("system", system, field.systems)
     cells: Any = field.cells[field.cells.system == system].set_index("feature")
     cells = cells.loc[field.features.index]
     read_in = (cells.source + ", " + cells.place).str.removesuffix(", ")
