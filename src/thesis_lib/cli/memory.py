@@ -139,7 +139,8 @@ def synth(
     as_json: Json = False,
 ) -> None:
     """Write a seeded random checkpoint of a true geometry, to measure systems with."""
-    from thesis_lib.memory.compress.random_weights import WEIGHTS, synthesise
+    from thesis_lib.memory.compress.random_weights import synthesise
+    from thesis_lib.memory.offload.plan import WEIGHTS
 
     bars, move = progress_bars(quiet=as_json, unit="layer", verb="wrote")
     with bars:

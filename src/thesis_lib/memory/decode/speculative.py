@@ -21,17 +21,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from scipy.stats import norm
+from scipy.stats import binomtest
 from torch import Tensor
 from transformers import DynamicCache
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.stats import LEVEL
 from thesis_lib.common.units import format_size
+from thesis_lib.memory.decode.generate import read_prompt
 from thesis_lib.memory.model.batch_invariant import Rowwise
-from thesis_lib.memory.model.pretrained import decode, encode, read_tokenizer
-from thesis_lib.memory.model.spec import Machine, ModelSpec
-from thesis_lib.memory.offload.architectures import read_config
+from thesis_lib.memory.model.pretrained import decode
+from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import compute_rates
 from thesis_lib.memory.offload.offloaded_model import (
     ASSUMED_DISK_BYTES_PER_S,
@@ -41,7 +41,6 @@ from thesis_lib.memory.offload.offloaded_model import (
     plan_checkpoint,
 )
 from thesis_lib.memory.offload.plan import MemoryPlan
-from thesis_lib.memory.offload.transfer import find_device
 
 SIZES = (2, 4, 8, 16)  # tokens of a pass that verifies, tried in this order
 FORGET = 0.9  # what a pass without proposals leaves of the time of one
@@ -334,11 +333,8 @@ def acceptance_interval(
     )
     if judged == 0:
         return 0.0, 1.0
-    z = float(norm.ppf((1 + level) / 2))
-    share, spread = accepted / judged, z * z / judged
-    middle = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    interval = binomtest(accepted, judged).proportion_ci(level, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -534,13 +530,7 @@ def speculate_text(
     >>> said["text"]
     ' three, four,'
     """
-    require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
-    folder = checkpoint_folder(checkpoint)
-    spec, place = ModelSpec.from_config(folder), find_device(device)
-    read_config(folder)  # or the tokenizer, which reads it too, would be blamed
-    tokenizer = read_tokenizer(folder)
-    tokens = torch.tensor([encode(tokenizer, prompt, spec.vocab)], device=place)
-    require(tokens.numel() > 0, "the prompt is empty: give at least one word")
+    folder, tokenizer, tokens = read_prompt(checkpoint, prompt, max_new_tokens, device)
     with ExitStack() as stack:
         proposer = PromptLookup()
         planned, resident = None, None
