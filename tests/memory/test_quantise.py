@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.formats.low_bit import BITS
 from thesis_lib.memory.formats.nf4 import (
-    BITS,
     BLOCK,
     SCALE_BLOCK,
     bitsandbytes,

@@ -347,7 +347,7 @@ def test_two_lines_are_changed(tmp_path):
         own = twin.generate(**prompt, **options)
     assert torch.equal(own, model.generate(**prompt, **options))
     with pytest.raises(PlanInfeasible, match="short by"):
-        open_streamed(tmp_path, 2**14)
+        open_streamed(tmp_path, 2**14, context=16)
     steps = tiny.plan_tight(tmp_path, context=16)
     refused = pytest.raises(InvalidInput, match="generating=True")
     with StreamedModel(tmp_path, steps) as twin, refused:

@@ -166,7 +166,9 @@ def read_words(folder: Path | str, layer: int) -> U16:
     return torch.cat([each.flatten() for each in tensors]).view(torch.uint16).numpy()
 
 
-def write_factors(folder: Path | str, out: Path | str, model: nn.Module) -> dict:
+def write_factors(
+    folder: Path | str, out: Path | str, model: nn.Module
+) -> dict[str, Any]:
     """Write `model`, factors of the checkpoint `folder`, into the new folder `out`.
 
     `model` is what `with_factors`, `factorise_blocks` or `refine_blocks` made of the
@@ -229,16 +231,14 @@ def factor_checkpoint(
     progress: Callable[[int, int], None] | None = None,
     rank_ratio: float = 0.8,
     text: Path | str = CALIBRATION_TEXT,
-    windows: int = WINDOWS,
-    context: int = CONTEXT,
 ) -> dict[str, Any]:
     """Write the checkpoint `folder` in low-rank factors into the new folder `out`.
 
     The factors keep `rank_ratio` of the entries of all matrices of the layers
     together. Ranks go where an entry saves most loss, and layers are calibrated one
-    after the other, on at most `windows` windows of `context` tokens of `text`. The
-    model is in memory meanwhile, and the moments of its layers in double precision.
-    `progress` hears of layers done and of all. Returns what `write_factors` does.
+    after the other, on at most 32 windows of 512 tokens of `text`. The model is in
+    memory meanwhile, and the moments of its layers in double precision. `progress`
+    hears of layers done and of all. Returns what `write_factors` does.
 
     Raises InvalidInput for a ratio outside (0, 1], a checkpoint that is compressed
     already, that has no tokenizer or weights that are not finite, and a text too short
@@ -252,10 +252,10 @@ def factor_checkpoint(
     with SafetensorsStore(folder) as store:
         require_dense(store)
     model = load_resident(folder)
-    context = min(context, getattr(model.config, "max_position_embeddings", context))
+    context = min(CONTEXT, getattr(model.config, "max_position_embeddings", CONTEXT))
     tokenizer = read_tokenizer(folder)
     require_finite(model)
-    ids = read_windows(tokenizer, text, windows, context)
+    ids = read_windows(tokenizer, text, WINDOWS, context)
     require_known(ids.flatten().tolist(), model.config.vocab_size)
     require_tokens(model, ids.numel())
     minded = sensitivities(model, ids)
@@ -463,9 +463,9 @@ def _bits_writer(recipe: Recipe, text: Path, context: int) -> Writer:
 
 
 def calibration_windows(
-    tokenizer: Any, text: Path | str, context: int, most: int = CALIBRATION_TOKENS
+    tokenizer: Any, text: Path | str, context: int
 ) -> list[torch.Tensor]:
-    """Windows (1, context) of a text, evenly spread, of `most` tokens together.
+    """Windows (1, context) of a text, evenly spread, of 8,192 tokens together.
 
     Of a shorter text all whole windows. Raises InvalidInput for a missing file, and for
     a text without one whole window.
@@ -477,7 +477,7 @@ def calibration_windows(
         f"calibration text {Path(text).name} has {len(ids)} tokens: give at least "
         f"{context:,}, a whole window",
     )
-    count = min(available, max(most // context, 1))
+    count = min(available, max(CALIBRATION_TOKENS // context, 1))
     places = [i * available // count for i in range(count)]
     return [torch.tensor([ids[i * context : (i + 1) * context]]) for i in places]
 

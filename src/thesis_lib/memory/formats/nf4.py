@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.units import KiB
 from thesis_lib.memory.formats.base import PackedLinear, WeightFormat, register
+from thesis_lib.memory.formats.low_bit import BITS
 from thesis_lib.memory.model.checkpoint import Entry, entry_of
 from thesis_lib.memory.model.linears import linears, replace
 
 F64 = NDArray[np.float64]
 
-BITS = (2, 3, 4, 8)
 KINDS = ("int8", "nf4", "fp4")
 BLOCK = 64  # weights that share one scale in the 4-bit kinds
 SCALE_BLOCK = 256  # scales that share one scale of scales
@@ -40,31 +40,31 @@ OUTLIER = 6.0  # LLM.int8() computes input columns beyond this in 16 bits
 _EXPECTED_LOG = ("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be")
 
 
-def blockwise_error(weight: ArrayLike, bits: int, block: int = BLOCK) -> float:
-    """Relative Frobenius error of absmax quantisation in blocks of `block` entries.
+def blockwise_error(weight: ArrayLike, bits: int) -> float:
+    """Relative Frobenius error of absmax quantisation in blocks of 64 entries.
 
-    Blocks run along the rows of a matrix (m, n); n must be a multiple of `block`.
+    Blocks run along the rows of a matrix (m, n); n must be a multiple of 64.
     """
-    blocks = normalised_blocks(weight, block)
+    blocks = normalised_blocks(weight)
     top = 2 ** (bits - 1) - 1
     require(bits in BITS, f"bits={bits} must be one of 2, 3, 4, 8")
-    scale = np.abs(np.asarray(weight, np.float64).reshape(-1, block)).max(axis=1)
+    scale = np.abs(np.asarray(weight, np.float64).reshape(-1, BLOCK)).max(axis=1)
     error = (blocks - np.rint(blocks * top) / top) * scale[:, None]
     return float(np.linalg.norm(error) / np.linalg.norm(blocks * scale[:, None]))
 
 
-def normalised_blocks(weight: ArrayLike, block: int = BLOCK) -> F64:
-    """Blocks of a matrix's rows over their largest magnitude, (blocks, block).
+def normalised_blocks(weight: ArrayLike) -> F64:
+    """Blocks of a matrix's rows over their largest magnitude, (blocks, 64).
 
     Blocks of zeros stay zero. Raises InvalidInput for rows that blocks do not tile.
     """
     matrix = np.asarray(weight, np.float64)
     require(
-        matrix.ndim == 2 and matrix.shape[1] % block == 0,
-        f"weight of shape {matrix.shape} does not split into blocks of {block}: "
+        matrix.ndim == 2 and matrix.shape[1] % BLOCK == 0,
+        f"weight of shape {matrix.shape} does not split into blocks of {BLOCK}: "
         "expected a matrix whose rows are a multiple of it",
     )
-    blocks = matrix.reshape(-1, block)
+    blocks = matrix.reshape(-1, BLOCK)
     largest = np.abs(blocks).max(axis=1, keepdims=True)
     return np.divide(blocks, largest, out=np.zeros_like(blocks), where=largest > 0)
 

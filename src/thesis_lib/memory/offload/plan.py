@@ -156,9 +156,9 @@ class MemoryPlan:
             computing + self.machine.theft * reading,
         )
 
-    def step_interval_s(self, tokens: int = 1) -> tuple[float, float]:
+    def step_interval_s(self) -> tuple[float, float]:
         """The interval of `step_s` that the spread of the machine's rates gives."""
-        seconds, spread = self.step_s(tokens), self.machine.spread
+        seconds, spread = self.step_s(), self.machine.spread
         return seconds * (1 - spread), seconds * (1 + spread)
 
     @property
