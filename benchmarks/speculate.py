@@ -26,8 +26,8 @@ import torch
 from record import Record, command, tell
 
 from thesis_lib.common.files import cache_folder, data_folder
+from thesis_lib.memory.compress.convert import convert
 from thesis_lib.memory.compress.random_weights import synthesise
-from thesis_lib.memory.compress.writers import pack_checkpoint
 from thesis_lib.memory.decode.speculative import (
     Draft,
     ModelDraft,
@@ -38,6 +38,7 @@ from thesis_lib.memory.decode.speculative import (
     open_draft,
     plan_speculation,
 )
+from thesis_lib.memory.formats.base import find_format
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import interleave
@@ -124,7 +125,7 @@ def decode(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     rows, loops = [], dict.fromkeys(DOMAINS, 0)
     with ExitStack() as stack:
         packed = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "nf4"
-        pack_checkpoint(folder, packed, "nf4")
+        convert(folder, packed, find_format("nf4"))
         small = stack.enter_context(open_draft(packed, PROMPT + given.tokens))
         total = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         third = Machine(int(SHARE * total), 1e9)

@@ -85,8 +85,7 @@ def test_a_layout_names_its_recipes():
 def test_a_layer_computes_with_the_restored_matrix(recipe):
     dense = torch.nn.Linear(80, 48, bias=True, dtype=torch.bfloat16)
     found = stored(recipe)
-    with torch.device("meta"):
-        layer = bitplanes.BitsLinear(dense, recipe)
+    layer = bitplanes.BitsLinear(dense, recipe)
     state = bitplanes.pack(found)
     assert layer.state_dict().keys() == {*state, "bias"}
     x = torch.randn(5, 80, dtype=torch.bfloat16)
@@ -100,6 +99,6 @@ def test_a_layout_of_another_architecture_is_refused(tmp_path):
     model = tiny.write(tmp_path / "dense")
     layout = bitplanes.layout_of({"fc1": RECIPES[0]})
     with pytest.raises(InvalidInput, match=r"no recipe for self_attn\.q_proj"):
-        bitplanes.swap_bits(model.model.layers[0], layout)
+        bitplanes.LowBit(layout).swap(model.model.layers)
     with pytest.raises(InvalidInput, match="group=32 does not divide 80"):
         bitplanes.entries(Recipe(Grid(3, 32)), 48, 80)

@@ -91,7 +91,7 @@ def test_text_that_is_too_short_is_told_how_much_is_needed(dense, tmp_path):
 
 def test_damaged_and_compressed_checkpoints_are_refused(dense, tmp_path):
     factor_checkpoint(dense, tmp_path / "once", rank_ratio=0.5)
-    with pytest.raises(InvalidInput, match="compressed already, as lowrank"):
+    with pytest.raises(InvalidInput, match="packed as lowrank already"):
         factor_checkpoint(tmp_path / "once", tmp_path / "twice")
     shutil.copytree(dense, tmp_path / "nan")
     file = tmp_path / "nan" / "model.safetensors"

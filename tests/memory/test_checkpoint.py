@@ -1,6 +1,7 @@
 """A new checkpoint is one that safetensors reads, whole or not there at all."""
 
 import json
+from itertools import islice
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from safetensors.torch import load_file
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.model.checkpoint import (
     ALIGNMENT,
+    DTYPES,
     INDEX,
     OUTER,
     Entry,
+    contents,
     file_bytes,
     file_name,
     in_file_order,
@@ -21,9 +24,6 @@ from thesis_lib.memory.model.checkpoint import (
     split_name,
 )
 
-TYPES = {
-    "U8": torch.uint8, "I8": torch.int8, "BF16": torch.bfloat16, "F32": torch.float32,
-}  # fmt: skip
 LAYER: dict[str, Entry] = {
     "model.layers.0.a.codes": ("U8", (3, 5)),
     "model.layers.0.a.scales": ("F32", (3,)),
@@ -35,13 +35,9 @@ REST: dict[str, Entry] = {"model.norm.weight": ("BF16", (9,))}
 def draw(entries, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: (100 * torch.rand(shape, generator=generator)).to(TYPES[dtype])
+        name: (100 * torch.rand(shape, generator=generator)).to(DTYPES[dtype])
         for name, (dtype, shape) in in_file_order(entries).items()
     }
-
-
-def contents(tensors):
-    return [memoryview(t.view(torch.uint8).flatten().numpy()) for t in tensors.values()]
 
 
 @pytest.mark.parametrize(
@@ -67,8 +63,8 @@ def test_safetensors_reads_what_was_written_and_sizes_are_known_before(tmp_path)
     layer, rest = draw(LAYER), draw(REST)
     needed = file_bytes(LAYER) + file_bytes(REST)
     with new_checkpoint(tmp_path / "model", needed) as new:
-        new.write(OUTER, REST, contents(rest))
-        new.write(0, LAYER, contents(layer))
+        new.write(OUTER, REST, contents(rest.values()))
+        new.write(0, LAYER, contents(layer.values()))
         new.link(1, 0)
         new.finish(kind="dense", distinct_layers=1)
         assert new.bytes == needed + file_bytes(LAYER)
@@ -111,7 +107,7 @@ def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
 
 def test_a_disk_that_fills_up_under_way_leaves_nothing(tmp_path):
     def fill(tensors):
-        yield from contents(tensors)[:1]
+        yield from islice(contents(tensors.values()), 1)
         raise OSError(28, "No space left on device")
 
     with (
@@ -128,6 +124,6 @@ def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr("thesis_lib.memory.model.checkpoint.os.link", refuse)
     with new_checkpoint(tmp_path / "model", 0) as new:
-        new.write(0, LAYER, contents(draw(LAYER)))
+        new.write(0, LAYER, contents(draw(LAYER).values()))
         with pytest.raises(InvalidInput, match="refuses hard links"):
             new.link(1, 0)

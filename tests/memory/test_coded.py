@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,10 +15,10 @@ from typer.testing import CliRunner
 
 from thesis_lib.cli.main import app
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.memory.compress.random_weights import synthesise
-from thesis_lib.memory.compress.writers import code_checkpoint, pack_checkpoint
+from thesis_lib.memory.compress.convert import convert
 from thesis_lib.memory.formats import lossless
-from thesis_lib.memory.model.checkpoint import OUTER, allocate
+from thesis_lib.memory.formats.base import find_format
+from thesis_lib.memory.model.checkpoint import OUTER
 from thesis_lib.memory.model.spec import Machine, geometry
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
@@ -39,23 +38,13 @@ OPTIONS = {"context": 24, "pass_tokens": 9}
 def coded(tmp_path, architecture="llama", **changes):
     """The resident model, and the folder of its code."""
     model = tiny.write(tmp_path / "dense", architecture, **changes)
-    code_checkpoint(tmp_path / "dense", tmp_path / "coded")
+    convert(tmp_path / "dense", tmp_path / "coded", find_format("lossless"))
     return model, tmp_path / "coded"
-
-
-def read(store, layer):
-    """The bytes of each tensor of a layer."""
-    buffer = allocate(store.nbytes(layer))
-    store.read_layer(layer, buffer).wait()
-    return {
-        p.name: (p.dtype, p.shape, bytes(buffer[p.start : p.start + p.nbytes]))
-        for p in store.placements(layer)
-    }
 
 
 def test_the_store_gives_the_tensors_of_the_dense_checkpoint(tmp_path):
     tiny.write(tmp_path / "dense", **WIDE)
-    said = code_checkpoint(tmp_path / "dense", tmp_path / "coded")
+    said = convert(tmp_path / "dense", tmp_path / "coded", find_format("lossless"))
     with (
         SafetensorsStore(tmp_path / "dense") as dense,
         SafetensorsStore(tmp_path / "coded", verify=True) as store,
@@ -63,7 +52,7 @@ def test_the_store_gives_the_tensors_of_the_dense_checkpoint(tmp_path):
         parts = range(OUTER, dense.layers)
         assert (store.kind, store.layers) == ("lossless", dense.layers)
         for layer in parts:
-            assert read(store, layer) == read(dense, layer)
+            assert tiny.read(store, layer) == tiny.read(dense, layer)
             assert store.tensor_bytes(layer) == dense.tensor_bytes(layer)
         assert sum(map(dense.tensor_bytes, parts)) == said["bytes_before"]
         # What was read are the streams, in whole blocks.
@@ -72,7 +61,7 @@ def test_the_store_gives_the_tensors_of_the_dense_checkpoint(tmp_path):
         blocks = [math.ceil(n / 4096) * 4096 for n in streams]
         assert [store.read_bytes(layer) for layer in parts] == blocks
         before = store.bytes_read
-        read(store, 0)
+        tiny.read(store, 0)
         size = len(store.read_stream(0))
         assert size <= store.bytes_read - before <= 2 * store.read_bytes(0)
     files = (tmp_path / "coded").glob("*.safetensors")
@@ -155,29 +144,6 @@ def test_a_measured_machine_knows_whether_it_waits_for_the_decoder(tmp_path):
     assert alone / 50 < tardy.decode_bytes_per_s < 50 * alone
 
 
-def test_random_weights_in_code_are_the_random_weights(tmp_path):
-    spec = tiny_spec()
-    for kind in ("dense", "lossless"):
-        said = synthesise(spec, tmp_path / kind, distinct_layers=2, kind=kind)
-        files = {f.stat().st_ino: f for f in (tmp_path / kind).glob("*.safetensors")}
-        assert said["distinct_bytes"] == sum(f.stat().st_size for f in files.values())
-    with (
-        SafetensorsStore(tmp_path / "dense") as dense,
-        SafetensorsStore(tmp_path / "lossless") as store,
-    ):
-        assert store.layers == dense.layers == 4
-        for layer in range(OUTER, 4):
-            assert read(store, layer) == read(dense, layer)
-
-
-def tiny_spec():
-    """LLaMA with four small layers."""
-    return replace(
-        geometry("llama2-7b"), layers=4, hidden=128, intermediate=256, heads=4,
-        kv_heads=4, head_dim=32, vocab=100,
-    )  # fmt: skip
-
-
 def damage(path, at):
     content = bytearray(path.read_bytes())
     content[at] ^= 1
@@ -226,15 +192,13 @@ def test_a_header_that_does_not_say_what_is_coded_is_refused(tmp_path):
 def test_what_cannot_be_coded_is_refused_by_name(tmp_path):
     for dtype, name in ((torch.float32, "F32"), (torch.float16, "F16")):
         tiny.write(tmp_path / name, dtype=dtype)
-        with pytest.raises(
-            InvalidInput, match=f"weight in .* is {name}: expected BF16"
-        ):
-            code_checkpoint(tmp_path / name, tmp_path / "out")
+        with pytest.raises(InvalidInput, match=f"weight is {name}: expected BF16"):
+            convert(tmp_path / name, tmp_path / "out", find_format("lossless"))
     _, folder = coded(tmp_path)
     with pytest.raises(InvalidInput, match="packed as lossless already"):
-        code_checkpoint(folder, tmp_path / "out")
+        convert(folder, tmp_path / "out", find_format("lossless"))
     with pytest.raises(InvalidInput, match="packed as lossless already"):
-        pack_checkpoint(folder, tmp_path / "out", "int8")
+        convert(folder, tmp_path / "out", find_format("int8"))
     with (
         SafetensorsStore(tmp_path / "dense") as dense,
         pytest.raises(InvalidInput, match="not in code"),

@@ -8,7 +8,8 @@ import torch
 from test_rehearsal import ROW, metered
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.memory.compress.writers import pack_checkpoint, write_factors
+from thesis_lib.memory.compress.convert import convert, write_factors
+from thesis_lib.memory.formats.base import find_format
 from thesis_lib.memory.formats.lowrank import (
     LowRankLinear,
     largest_ranks,
@@ -97,10 +98,10 @@ def test_the_largest_ranks_stand_for_all_layers():
 
 def test_what_is_compressed_already_is_refused(tmp_path):
     folder, model, _ = write_factored(tmp_path)
-    with pytest.raises(InvalidInput, match="compressed already, as lowrank"):
+    with pytest.raises(InvalidInput, match="packed as lowrank already"):
         write_factors(folder, tmp_path / "twice", model)
     with pytest.raises(InvalidInput, match="packed as lowrank already"):
-        pack_checkpoint(folder, tmp_path / "int8", "int8")
+        convert(folder, tmp_path / "int8", find_format("int8"))
     assert not (tmp_path / "twice").exists()
 
 

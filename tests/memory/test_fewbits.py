@@ -19,9 +19,9 @@ from thesis_lib.memory.compress.bit_allocation import (
     shares,
 )
 from thesis_lib.memory.compress.bit_allocation import empirical_fisher as sensitivities
+from thesis_lib.memory.compress.convert import write_bits
 from thesis_lib.memory.compress.gptq import Metric, gptq, whitening
 from thesis_lib.memory.compress.svd import gram_matrices
-from thesis_lib.memory.compress.writers import write_bits
 from thesis_lib.memory.formats.low_bit import Grid, Recipe
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel

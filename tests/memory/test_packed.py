@@ -13,38 +13,29 @@ from torch.func import functional_call
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.memory.compress.writers import pack_checkpoint
+from thesis_lib.memory.compress.convert import convert
 from thesis_lib.memory.formats import nf4
-from thesis_lib.memory.formats.nf4 import (
-    LAYOUTS,
-    OUTLIER,
-    bitsandbytes,
-    layout_here,
-    pack_layer,
-    packed_entries,
-    swap_linears,
-)
-from thesis_lib.memory.formats.nf4 import PACKED_KINDS as KINDS
+from thesis_lib.memory.formats.base import find_format
+from thesis_lib.memory.formats.nf4 import NF4, OUTLIER, Int8, bitsandbytes
 from thesis_lib.memory.model import smollm2
-from thesis_lib.memory.model.checkpoint import MANIFEST, OUTER, allocate, nbytes
+from thesis_lib.memory.model.checkpoint import MANIFEST, OUTER, entry_of, nbytes
 from thesis_lib.memory.offload.store import SafetensorsStore, StoreDamaged
+from thesis_lib.memory.offload.transfer import read_tensors
 
 HAS_AVX512 = bool(bitsandbytes().functional.has_avx512bf16())
 FORMATS = [
     pytest.param(
-        kind,
-        layout,
+        made(layout),
         marks=pytest.mark.skipif(
             layout == "avx512" and not HAS_AVX512, reason="needs AVX512-BF16"
         ),
+        id=f"{made.kind} {layout}",
     )
-    for kind in KINDS
-    for layout in LAYOUTS[kind]
+    for made in (NF4, Int8)
+    for layout in made.layouts
 ]
+INT8 = Int8("rows")
 M, N = 96, 128
-DTYPES = {
-    "U8": torch.uint8, "I8": torch.int8, "BF16": torch.bfloat16, "F32": torch.float32,
-}  # fmt: skip
 
 
 def dense(m, n, bias, seed=0):
@@ -58,11 +49,11 @@ def dense(m, n, bias, seed=0):
     return layer.eval()
 
 
-def in_memory(layer, kind, layout):
+def in_memory(layer, weights):
     """bitsandbytes' own layer, which lays its weights out at its first forward pass."""
     bnb = bitsandbytes()
     m, n = layer.weight.shape
-    if kind == "int8":
+    if weights.kind == "int8":
         twin = bnb.nn.Linear8bitLt(
             n, m, bias=False, has_fp16_weights=False, threshold=OUTLIER, device="meta"
         )
@@ -78,34 +69,33 @@ def in_memory(layer, kind, layout):
             layer.weight.data, requires_grad=False, quant_type="nf4",
             compress_statistics=False, blocksize=64, module=twin,
         )  # fmt: skip
-        twin.support_avx512bf16_for_cpu = layout == "avx512"
+        twin.support_avx512bf16_for_cpu = weights.layout == "avx512"
     twin.bias = layer.bias
     return twin.to("cpu").eval()
 
 
-def on_meta(layer, kind, layout):
-    with torch.device("meta"):
-        twin = nn.Sequential(copy.deepcopy(layer).to("meta"))
-    return swap_linears(twin, kind, layout)
+def on_meta(layer, weights):
+    twin = nn.Sequential(copy.deepcopy(layer).to("meta"))
+    weights.swap(nn.ModuleList([twin]))
+    return twin
 
 
-def state_of(layer):
-    return {name: (t.dtype, tuple(t.shape)) for name, t in layer.state_dict().items()}
+def packed_state(layer, weights):
+    """What is stored of a layer as the first of a sequence."""
+    return weights.encode(0, {f"0.{k}": v for k, v in layer.state_dict().items()})
 
 
-@pytest.mark.parametrize(("kind", "layout"), FORMATS)
+@pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("tokens", [1, 2, 17])
-def test_a_packed_layer_equals_that_of_bitsandbytes(kind, layout, bias, tokens):
+def test_a_packed_layer_equals_that_of_bitsandbytes(weights, bias, tokens):
     layer = dense(M, N, bias)
     draw = torch.Generator().manual_seed(tokens)
     hidden = torch.randn(2, tokens, N, generator=draw).bfloat16()
     hidden[0, 0, 7] = 4 * OUTLIER
-    own = in_memory(layer, kind, layout)
-    ours = on_meta(layer, kind, layout)
-    views = pack_layer(
-        {f"0.{k}": v for k, v in layer.state_dict().items()}, kind, layout
-    )
+    own = in_memory(layer, weights)
+    ours = on_meta(layer, weights)
+    views = packed_state(layer, weights)
     raw = torch.empty(sum(t.nbytes for t in views.values()) + 8, dtype=torch.uint8)
     at = 2  # where a norm before them may leave the codes
     for name in sorted(views, key=lambda name: -views[name].itemsize):
@@ -124,13 +114,13 @@ def test_a_packed_layer_equals_that_of_bitsandbytes(kind, layout, bias, tokens):
     assert found.dtype == torch.bfloat16
     plain = found[1, :, 6:] - dense_out[1, :, 6:]  # away from what was blown up
     error = plain.norm() / dense_out[1, :, 6:].norm()
-    assert 0 < error < (0.15 if kind == "nf4" else 0.02)
+    assert 0 < error < (0.15 if weights.kind == "nf4" else 0.02)
 
 
-@pytest.mark.parametrize(("kind", "layout"), FORMATS)
-def test_the_state_of_a_swapped_layer_is_what_packing_writes(kind, layout):
+@pytest.mark.parametrize("weights", FORMATS)
+def test_the_state_of_a_swapped_layer_is_what_packing_writes(weights):
     config = LlamaConfig(
-        hidden_size=64, intermediate_size=96 if kind == "int8" else 128,
+        hidden_size=64, intermediate_size=96 if weights.kind == "int8" else 128,
         num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=1,
         vocab_size=50, attention_bias=True,
     )  # fmt: skip
@@ -142,12 +132,12 @@ def test_the_state_of_a_swapped_layer_is_what_packing_writes(kind, layout):
         tensors = {
             k: torch.ones(v.shape, dtype=v.dtype) for k, v in layer.state_dict().items()
         }
-        before = {k: ("BF16", tuple(v.shape)) for k, v in tensors.items()}
-        found = pack_layer(tensors, kind, layout)
-        expected = {k: (v.dtype, tuple(v.shape)) for k, v in found.items()}
-        assert state_of(swap_linears(layer, kind, layout)) == expected
-        entries = packed_entries(before, kind, layout)
-        assert {k: (DTYPES[d], s) for k, (d, s) in entries.items()} == expected
+        found = weights.encode(0, tensors)
+        expected = {k: entry_of(v) for k, v in found.items()}
+        weights.swap(nn.ModuleList([layer]))
+        assert {k: entry_of(v) for k, v in layer.state_dict().items()} == expected
+        entries = weights.entries(0, {k: entry_of(v) for k, v in tensors.items()})
+        assert entries == expected
         assert sum(map(nbytes, entries.values())) == sum(
             t.nbytes for t in found.values()
         )
@@ -156,9 +146,9 @@ def test_the_state_of_a_swapped_layer_is_what_packing_writes(kind, layout):
         )
 
 
-@pytest.mark.parametrize(("kind", "layout"), FORMATS)
-def test_a_packed_layer_can_be_rehearsed_without_data(kind, layout):
-    layer = on_meta(dense(M, N, True), kind, layout)
+@pytest.mark.parametrize("weights", FORMATS)
+def test_a_packed_layer_can_be_rehearsed_without_data(weights):
+    layer = on_meta(dense(M, N, True), weights)
     held = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
     with FakeTensorMode(allow_non_fake_inputs=False), torch.no_grad():
         weights = {
@@ -170,15 +160,13 @@ def test_a_packed_layer_can_be_rehearsed_without_data(kind, layout):
     assert (tuple(out.shape), out.dtype) == ((2, 5, M), torch.bfloat16)
 
 
-@pytest.mark.parametrize(("kind", "layout"), FORMATS)
+@pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("outliers", [0, 3, N])
 @pytest.mark.parametrize("tokens", [1, 40])
-def test_kernels_hold_no_more_than_they_say(kind, layout, outliers, tokens):
+def test_kernels_hold_no_more_than_they_say(weights, outliers, tokens):
     layer = dense(512, N, True)
-    ours = on_meta(layer, kind, layout)
-    views = pack_layer(
-        {f"0.{k}": v for k, v in layer.state_dict().items()}, kind, layout
-    )
+    ours = on_meta(layer, weights)
+    views = packed_state(layer, weights)
     hidden = torch.ones(1, tokens, N, dtype=torch.bfloat16)
     hidden[:, :, :outliers] = 4 * OUTLIER
     with torch.no_grad():
@@ -204,11 +192,11 @@ def test_codes_are_those_of_bitsandbytes(dtype):
     own, state = functional.quantize_4bit(
         weight, blocksize=64, quant_type="nf4", compress_statistics=False
     )
-    found = pack_layer({"a.weight": weight}, "nf4", "blocks")
+    found = NF4("blocks").encode(0, {"a.weight": weight})
     assert torch.equal(found["a.codes"].flatten(), own.flatten())
     assert torch.equal(found["a.absmax"].flatten(), state.absmax)
     again, state = functional._convert_weight_packed_for_cpu(own, state)
-    found = pack_layer({"a.weight": weight}, "nf4", "avx512")
+    found = NF4("avx512").encode(0, {"a.weight": weight})
     assert torch.equal(found["a.codes"], again)
     assert torch.equal(found["a.absmax"], state.absmax)
 
@@ -225,32 +213,22 @@ def tiny(folder, layers=3):
     return model
 
 
-def read(store, layer):
-    buffer = allocate(store.nbytes(layer))
-    store.read_layer(layer, buffer).wait()
-    raw = torch.frombuffer(buffer, dtype=torch.uint8)
-    return {
-        p.name: raw[p.start : p.start + p.nbytes].view(DTYPES[p.dtype]).view(p.shape)
-        for p in store.placements(layer)
-    }
-
-
-@pytest.mark.parametrize(("kind", "layout"), FORMATS)
+@pytest.mark.parametrize("weights", FORMATS)
 def test_a_packed_checkpoint_holds_the_packed_layers_and_the_rest_as_it_was(
-    tmp_path, kind, layout
+    tmp_path, weights
 ):
     model = tiny(tmp_path / "dense")
-    said = pack_checkpoint(tmp_path / "dense", tmp_path / "out", kind, layout)
+    said = convert(tmp_path / "dense", tmp_path / "out", weights)
     assert said["layers"] == 3
     with SafetensorsStore(tmp_path / "out", verify=True) as store:
-        assert (store.kind, store.layout, store.layers) == (kind, layout, 3)
+        assert (store.weights, store.layers) == (weights, 3)
         counted = sum(store.tensor_bytes(i) for i in range(OUTER, 3))
         assert counted == said["bytes_after"] < said["bytes_before"]
-        outer = read(store, OUTER)
+        outer = read_tensors(store, OUTER)
         for i in range(3):
             dense_layer = model.model.layers[i].state_dict()
-            expected = pack_layer(dense_layer, kind, layout)
-            found = read(store, i)
+            expected = weights.encode(i, dense_layer)
+            found = read_tensors(store, i)
             assert found.keys() == expected.keys()
             for name, tensor in expected.items():
                 assert torch.equal(found[name], tensor), name
@@ -264,7 +242,7 @@ def test_a_packed_checkpoint_holds_the_packed_layers_and_the_rest_as_it_was(
 
 def test_transformers_knows_the_architecture_and_misses_the_matrices(tmp_path):
     tiny(tmp_path / "dense")
-    pack_checkpoint(tmp_path / "dense", tmp_path / "out", "int8")
+    convert(tmp_path / "dense", tmp_path / "out", INT8)
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(tmp_path / "out")
         AutoModelForCausalLM.from_config(config)
@@ -277,34 +255,34 @@ def test_transformers_knows_the_architecture_and_misses_the_matrices(tmp_path):
 
 
 def test_what_cannot_be_packed_is_refused(tmp_path):
+    four = find_format("nf4")
     with pytest.raises(InvalidInput, match=r"q_proj has 96 inputs.*use int8"):
-        pack_layer({"q_proj.weight": torch.ones(32, 96)}, "nf4")
+        four.encode(0, {"q_proj.weight": torch.ones(32, 96)})
     with pytest.raises(InvalidInput, match="40 outputs"):
-        swap_linears(nn.Sequential(nn.Linear(64, 40, device="meta")), "nf4")
+        on_meta(nn.Linear(64, 40), four)
     with pytest.raises(InvalidInput, match="'fp4' is unknown"):
-        pack_layer({}, "fp4")
+        find_format("fp4")
     with pytest.raises(InvalidInput, match="layout of int8='blocks' is unknown"):
-        pack_layer({}, "int8", "blocks")
+        Int8("blocks")
     with pytest.raises(InvalidInput, match=r"no nn\.Linear"):
-        swap_linears(nn.Sequential(nn.ReLU()), "nf4")
-    for kind in KINDS:
+        on_meta(nn.ReLU(), four)
+    for weights in (four, INT8):
         weight = torch.ones(32, 64)
         weight[3, 4] = torch.nan
         with pytest.raises(InvalidInput, match=r"a\.weight holds weights that are not"):
-            pack_layer({"a.weight": weight}, kind)
+            weights.encode(0, {"a.weight": weight})
     tiny(tmp_path / "dense")
-    pack_checkpoint(tmp_path / "dense", tmp_path / "out", "int8")
+    convert(tmp_path / "dense", tmp_path / "out", INT8)
     with pytest.raises(InvalidInput, match="packed as int8 already"):
-        pack_checkpoint(tmp_path / "out", tmp_path / "again", "int8")
+        convert(tmp_path / "out", tmp_path / "again", INT8)
 
 
 def test_a_layout_that_this_machine_cannot_run_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(nf4, "_runs", lambda layout: layout != "avx512")
-    assert layout_here("nf4") == "blocks"
-    layer = nn.Sequential(nn.Linear(64, 64, device="meta"))
+    assert find_format("nf4") == NF4("blocks")
     with pytest.raises(InvalidInput, match=r"'avx512' need.*pack.*layout='blocks'"):
-        swap_linears(layer, "nf4", "avx512")
-    swap_linears(layer, "nf4")
+        on_meta(nn.Linear(64, 64), NF4("avx512"))
+    on_meta(nn.Linear(64, 64), NF4("blocks"))
 
 
 def flip(path, at=-1):
@@ -317,23 +295,23 @@ def flip(path, at=-1):
 
 def test_one_bit_of_a_packed_layer_is_noticed_when_it_is_read(tmp_path):
     tiny(tmp_path / "dense")
-    pack_checkpoint(tmp_path / "dense", tmp_path / "out", "int8")
+    convert(tmp_path / "dense", tmp_path / "out", INT8)
     path = tmp_path / "out" / "layer-0001.safetensors"
     with SafetensorsStore(tmp_path / "out") as store:
-        read(store, 1)
+        read_tensors(store, 1)
         flip(path)
-        read(store, 0)
+        read_tensors(store, 0)
         with pytest.raises(StoreDamaged, match=r"layer-0001\.safetensors.*checksum"):
-            read(store, 1)
+            read_tensors(store, 1)
     with SafetensorsStore(tmp_path / "out") as store, pytest.raises(StoreDamaged):
-        read(store, 1)
+        read_tensors(store, 1)
     with pytest.raises(StoreDamaged, match=r"layer-0001\.safetensors.*SHA-256"):
         SafetensorsStore(tmp_path / "out", verify=True)
 
 
 def test_a_packed_checkpoint_without_its_manifest_is_refused(tmp_path):
     tiny(tmp_path / "dense")
-    pack_checkpoint(tmp_path / "dense", tmp_path / "out", "int8")
+    convert(tmp_path / "dense", tmp_path / "out", INT8)
     manifest = tmp_path / "out" / MANIFEST
     content = json.loads(manifest.read_text())
     manifest.unlink()

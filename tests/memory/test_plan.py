@@ -127,9 +127,9 @@ def test_host_memory_takes_layers_off_the_disk():
 def test_no_plan_of_a_geometry_promises_a_token_in_no_time(name):
     spec, card = geometry(name), read_cards()["GeForce RTX 3090"]
     bound_s = spec.total_bytes / card.memory_bytes_per_s
-    for kind in WEIGHTS.values():
+    for weights in WEIGHTS:
         for size, host in ((8, 0), (24, 512), (1024, 0), (1024, 512)):
-            found = describe_plan(name, size * GiB, host * GiB, kind=kind)
+            found = describe_plan(name, size * GiB, host * GiB, weights=weights)
             assert found["predicted_s_per_token"] > bound_s * 0.999
             assert found["rates"]["compute"] == card.device
 

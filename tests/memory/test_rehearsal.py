@@ -7,8 +7,8 @@ import tiny
 import torch
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.memory.compress.writers import pack_checkpoint
-from thesis_lib.memory.formats.nf4 import layout_here
+from thesis_lib.memory.compress.convert import convert
+from thesis_lib.memory.formats.base import find_format
 from thesis_lib.memory.model.spec import ARCHITECTURES, geometry
 from thesis_lib.memory.offload.architectures import configure, read_config
 from thesis_lib.memory.offload.measure import DeviceBudget
@@ -118,8 +118,9 @@ def test_packed_weights_are_rehearsed_as_they_run(tmp_path, kind):
     wide = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 16}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
     tiny.write(tmp_path / "dense", **wide, **heads)
-    pack_checkpoint(tmp_path / "dense", tmp_path / kind, kind)
-    fast = layout_here(kind) == "avx512"  # whose kernel takes nothing beside
+    weights = find_format(kind)
+    convert(tmp_path / "dense", tmp_path / kind, weights)
+    fast = weights.layout == "avx512"  # whose kernel takes nothing beside
     for new in (1, 9):
         options = {"batch": 2, "context": 24, "pass_tokens": new}
         made = tiny.plan_tight(tmp_path / kind, 1, 2, **options)

@@ -18,14 +18,16 @@ from thesis_lib.memory.model.checkpoint import (
     ALIGNMENT,
     OUTER,
     allocate,
+    contents,
+    entry_of,
     new_checkpoint,
     split_name,
 )
 from thesis_lib.memory.offload import store as module
 from thesis_lib.memory.offload.store import SafetensorsStore, StoreDamaged
+from thesis_lib.memory.offload.transfer import read_tensors
 
 LAYERS = 3
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def tensors(seed=0, layers=LAYERS, dtype=torch.bfloat16):
@@ -57,28 +59,20 @@ def write_sharded(folder, made):
     )
 
 
-def read(store, layer):
-    buffer = allocate(store.nbytes(layer))
-    store.read_layer(layer, buffer).wait()
-    raw = torch.frombuffer(buffer, dtype=torch.uint8)
-    return {
-        placed.name: raw[placed.start : placed.start + placed.nbytes]
-        .view(DTYPES[placed.dtype])
-        .view(placed.shape)
-        for placed in store.placements(layer)
-    }
-
-
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
+)
 @pytest.mark.parametrize("layout", [write, write_sharded])
 def test_bytes_read_are_bytes_written(tmp_path, layout, dtype):
     made = tensors(dtype=dtype)
     layout(tmp_path, made)
     with SafetensorsStore(tmp_path) as store:
         assert store.layers == LAYERS
-        found = dict(read(store, OUTER))
+        found = dict(read_tensors(store, OUTER))
         for i in range(LAYERS):
-            found |= {f"model.layers.{i}.{k}": v for k, v in read(store, i).items()}
+            found |= {
+                f"model.layers.{i}.{k}": v for k, v in read_tensors(store, i).items()
+            }
         asked = store.bytes_read
         least = sum(store.tensor_bytes(i) for i in range(OUTER, LAYERS))
         most = sum(store.nbytes(i) for i in range(OUTER, LAYERS))
@@ -95,7 +89,7 @@ def test_layers_read_in_one_chunk_or_many_are_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK_BYTES", ALIGNMENT)
     with SafetensorsStore(tmp_path) as store:
         for i in range(LAYERS):
-            for name, tensor in read(store, i).items():
+            for name, tensor in read_tensors(store, i).items():
                 assert torch.equal(tensor, made[f"model.layers.{i}.{name}"])
 
 
@@ -107,7 +101,7 @@ def test_without_direct_input_the_page_cache_serves_the_same_bytes(
     monkeypatch.setattr(module._File, "_open_direct", lambda self: None)
     with SafetensorsStore(tmp_path) as store:
         assert store.mode == "buffered"
-        for name, tensor in read(store, 1).items():
+        for name, tensor in read_tensors(store, 1).items():
             assert torch.equal(tensor, made[f"model.layers.1.{name}"])
 
 
@@ -135,7 +129,7 @@ def test_a_file_system_that_refuses_direct_input_is_read_buffered(
     monkeypatch.setattr(module.os, "preadv", preadv)
     with SafetensorsStore(tmp_path) as store:
         assert store.mode == "buffered"
-        for name, tensor in read(store, 1).items():
+        for name, tensor in read_tensors(store, 1).items():
             assert torch.equal(tensor, made[f"model.layers.1.{name}"])
 
 
@@ -145,7 +139,7 @@ def test_a_file_system_in_memory_serves_the_same_bytes():
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         write(Path(folder), made)
         with SafetensorsStore(folder) as store:
-            for name, tensor in read(store, 1).items():
+            for name, tensor in read_tensors(store, 1).items():
                 assert torch.equal(tensor, made[f"model.layers.1.{name}"])
 
 
@@ -327,9 +321,8 @@ def write_with_manifest(folder, made):
         parts.setdefault(split_name(name)[0], {})[name] = tensor
     with new_checkpoint(folder / "new", 0) as new:
         for layer, part in parts.items():
-            entries = {name: ("BF16", tuple(t.shape)) for name, t in part.items()}
-            raw = [t.view(torch.uint8).flatten().numpy().data for t in part.values()]
-            new.write(layer, entries, raw)
+            entries = {name: entry_of(tensor) for name, tensor in part.items()}
+            new.write(layer, entries, contents(part.values()))
         new.finish(kind="dense")
     for file in (folder / "new").iterdir():
         file.rename(folder / file.name)
@@ -361,14 +354,14 @@ def test_one_bit_is_noticed_where_a_checksum_was_recorded(
         monkeypatch.setattr(module._File, "_open_direct", lambda self: None)
     with SafetensorsStore(tmp_path, verify=True) as store:
         for i in range(LAYERS):
-            for name, tensor in read(store, i).items():
+            for name, tensor in read_tensors(store, i).items():
                 assert torch.equal(tensor, made[f"model.layers.{i}.{name}"])
         flip(path)
-        read(store, 0)
+        read_tensors(store, 0)
         with pytest.raises(StoreDamaged, match=rf"{path.name} does not have the check"):
-            read(store, LAYERS - 1)
+            read_tensors(store, LAYERS - 1)
     with SafetensorsStore(tmp_path) as store, pytest.raises(StoreDamaged):
-        read(store, LAYERS - 1)
+        read_tensors(store, LAYERS - 1)
     with pytest.raises(StoreDamaged, match=rf"{path.name} does not have the SHA-256"):
         SafetensorsStore(tmp_path, verify=True)
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import tiny
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from thesis_lib.common.errors import InvalidInput
@@ -30,39 +30,9 @@ from thesis_lib.memory.offload.store import StoreDamaged
 LAYERS = 5
 
 
-def write_tiny(folder, seed=0, dtype=torch.bfloat16, **changes):
-    """A random LLaMA on disk, and the same one resident."""
-    shape = {
-        "vocab_size": 211,
-        "hidden_size": 48,
-        "intermediate_size": 80,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "pad_token_id": None,
-    }
-    torch.manual_seed(seed)
-    with smollm2.quiet():
-        config = LlamaConfig(**{**shape, **changes}, dtype=dtype)
-        LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
-        return LlamaForCausalLM.from_pretrained(folder).eval()
-
-
-def plan_tight(folder, resident=0, ring=2, **options):
-    """The plan that leaves room for exactly `resident` layers."""
-    ample = plan_checkpoint(folder, Machine(2**50, 1e9), ring=ring, **options)
-    fixed = ample.outer_bytes + ample.kv_bytes + ample.activation_bytes
-    size = fixed + (ring + resident) * ample.staging_bytes
-    made = plan_checkpoint(folder, Machine(size, 1e9), ring=ring, **options)
-    assert made.resident_layers == resident or made.resident_layers == LAYERS
-    return made
-
-
-def random_tokens(seed, batch, n, vocab=211):
-    return torch.randint(
-        0, vocab, (batch, n), generator=torch.Generator().manual_seed(seed)
-    )
+def write_tiny(folder, **changes):
+    """A random LLaMA of five layers on disk, and the same one resident."""
+    return tiny.write(folder, num_hidden_layers=LAYERS, **changes)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -71,15 +41,15 @@ def random_tokens(seed, batch, n, vocab=211):
 )
 def test_streamed_logits_equal_resident_logits(tmp_path, dtype, ring, resident):
     model = write_tiny(tmp_path, dtype=dtype)
-    made = plan_tight(tmp_path, resident, ring, batch=2, context=24, pass_tokens=9)
-    tokens = random_tokens(1, 2, 9)
+    made = tiny.plan_tight(tmp_path, resident, ring, batch=2, context=24, pass_tokens=9)
+    tokens = tiny.tokens(1, 2, 9)
     with torch.no_grad(), StreamedModel(tmp_path, made) as twin:
         for _ in range(2):  # the second pass starts from a ring that wrapped around
             expected = model(tokens, use_cache=False).logits
             assert torch.equal(twin.logits(tokens), expected)
         cache, own = twin.new_cache(), twin.new_cache()
         for chunk in (9, 1, 1, 5, 1):
-            row = random_tokens(chunk, 2, chunk)
+            row = tiny.tokens(chunk, 2, chunk)
             expected = model(row, cache=cache, use_cache=True).logits
             assert torch.equal(twin.step(row, own), expected)
 
@@ -90,16 +60,16 @@ def test_shards_stream_exactly(tmp_path):
     with smollm2.quiet():
         model.save_pretrained(tmp_path, max_shard_size="60KB")
     assert not (tmp_path / "model.safetensors").exists()
-    made = plan_tight(tmp_path, context=8, pass_tokens=8)
-    tokens = random_tokens(3, 1, 8)
+    made = tiny.plan_tight(tmp_path, context=8, pass_tokens=8)
+    tokens = tiny.tokens(3, 1, 8)
     with torch.no_grad(), StreamedModel(tmp_path, made) as twin:
         assert torch.equal(twin.logits(tokens), model(tokens, use_cache=False).logits)
 
 
 def test_greedy_tokens_are_those_of_the_resident_model(tmp_path):
     model = write_tiny(tmp_path)
-    made = plan_tight(tmp_path, context=30, pass_tokens=6, generating=True)
-    tokens = random_tokens(4, 1, 6)
+    made = tiny.plan_tight(tmp_path, context=30, pass_tokens=6, generating=True)
+    tokens = tiny.tokens(4, 1, 6)
     with StreamedModel(tmp_path, made) as twin:
         new = twin.generate(
             tokens, max_new_tokens=20, do_sample=False, eos_token_id=None
@@ -113,7 +83,7 @@ def test_greedy_tokens_are_those_of_the_resident_model(tmp_path):
 
 def test_a_budget_below_the_resident_set_is_refused_twice(tmp_path):
     write_tiny(tmp_path)
-    made = plan_tight(tmp_path, context=8)
+    made = tiny.plan_tight(tmp_path, context=8)
     with pytest.raises(PlanInfeasible):
         plan_checkpoint(
             tmp_path, Machine(made.device_peak_bytes - 1, 1e9), context=8, ring=2
@@ -122,15 +92,15 @@ def test_a_budget_below_the_resident_set_is_refused_twice(tmp_path):
     with StreamedModel(tmp_path, made) as twin, DeviceBudget(needed) as budget:
         twin.charge(budget)
         with pytest.raises(torch.OutOfMemoryError):
-            twin.step(random_tokens(0, 1, 1), None)
+            twin.step(tiny.tokens(0, 1, 1), None)
 
 
 @pytest.mark.parametrize("resident", [0, 1, 2])
 def test_a_pass_reads_the_streamed_layers_once(tmp_path, resident):
     write_tiny(tmp_path)
-    made = plan_tight(tmp_path, resident, ring=2, context=8)
+    made = tiny.plan_tight(tmp_path, resident, ring=2, context=8)
     with StreamedModel(tmp_path, made) as twin:
-        twin.step(random_tokens(0, 1, 1), None)
+        twin.step(tiny.tokens(0, 1, 1), None)
         store = twin._opened()
         sizes = [store.nbytes(i) for i in twin._ring.layers]
         store._pool.shutdown(wait=True)  # what is in flight lands
@@ -147,7 +117,7 @@ def test_a_pass_reads_the_streamed_layers_once(tmp_path, resident):
 )
 def test_a_step_outside_the_plan_is_refused(tmp_path, shape):
     write_tiny(tmp_path)
-    made = plan_tight(tmp_path, context=8, pass_tokens=4, logit_tokens=2)
+    made = tiny.plan_tight(tmp_path, context=8, pass_tokens=4, logit_tokens=2)
     with StreamedModel(tmp_path, made) as twin:
         with pytest.raises(InvalidInput):
             twin.step(torch.zeros(shape, dtype=torch.long), None, keep=1)
@@ -164,7 +134,7 @@ def test_a_step_outside_the_plan_is_refused(tmp_path, shape):
 
 def test_leaving_gives_the_memory_back(tmp_path):
     write_tiny(tmp_path)
-    made = plan_tight(tmp_path, resident=1, context=8)
+    made = tiny.plan_tight(tmp_path, resident=1, context=8)
     with DeviceBudget() as budget:
         with StreamedModel(tmp_path, made) as twin:
             twin.charge(budget)
@@ -175,8 +145,8 @@ def test_leaving_gives_the_memory_back(tmp_path):
 
 def test_what_would_leave_the_context_is_refused_before_anything_is_written(tmp_path):
     write_tiny(tmp_path)
-    made = plan_tight(tmp_path, context=20, pass_tokens=8, generating=True)
-    prompt, written = random_tokens(0, 1, 6), []
+    made = tiny.plan_tight(tmp_path, context=20, pass_tokens=8, generating=True)
+    prompt, written = tiny.tokens(0, 1, 6), []
 
     class Written(BaseStreamer):
         def put(self, value):
@@ -229,7 +199,7 @@ def test_an_overrun_is_one_sentence():
 def test_a_file_that_changes_mid_stream_stops_the_model(tmp_path):
     write_tiny(tmp_path)
     path = tmp_path / "model.safetensors"
-    made = plan_tight(tmp_path, context=8)
+    made = tiny.plan_tight(tmp_path, context=8)
     token = torch.zeros((1, 1), dtype=torch.long)
     with StreamedModel(tmp_path, made) as twin:
         twin.step(token, None)
@@ -244,7 +214,7 @@ def test_other_architectures_and_other_plans_are_refused(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     write_tiny(first)
     write_tiny(second, intermediate_size=96)
-    made = plan_tight(first, context=8)
+    made = tiny.plan_tight(first, context=8)
     with pytest.raises(InvalidInput, match="plan is for first"):
         StreamedModel(second, made)
     config = second / "config.json"
@@ -257,16 +227,16 @@ def test_a_type_that_config_does_not_declare_is_refused(tmp_path):
     write_tiny(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace("bfloat16", "float16"))
-    made = plan_tight(tmp_path, context=8)
+    made = tiny.plan_tight(tmp_path, context=8)
     with pytest.raises(InvalidInput, match="BF16"), StreamedModel(tmp_path, made):
         pass
 
 
 def test_timings_have_the_promised_shape(tmp_path):
     model = write_tiny(tmp_path)
-    made = plan_tight(tmp_path, context=16, pass_tokens=8, logit_tokens=1)
+    made = tiny.plan_tight(tmp_path, context=16, pass_tokens=8, logit_tokens=1)
     with StreamedModel(tmp_path, made) as twin:
-        runs = measure_decoding(twin, model, random_tokens(0, 1, 4), rounds=2)
+        runs = measure_decoding(twin, model, tiny.tokens(0, 1, 4), rounds=2)
         assert {name: len(run.seconds) for name, run in runs.items()} == {
             "drain": 4,
             "streamed": 4,
@@ -285,7 +255,7 @@ def test_smollm2_streams_exactly_below_its_size():
     folder, (model, _) = smollm2.checkpoint(), smollm2.load()
     made = plan_checkpoint(folder, Machine(96 * MiB, 1e9), context=32, pass_tokens=16)
     assert made.device_peak_bytes <= 96 * MiB < model.get_memory_footprint() / 2
-    tokens = random_tokens(5, 1, 16, vocab=49152)
+    tokens = tiny.tokens(5, 1, 16, vocab=49152)
     with (
         torch.no_grad(),
         StreamedModel(folder, made) as twin,
@@ -324,8 +294,8 @@ def test_plans_are_described_for_checkpoints_and_geometries():
 
 def test_an_interrupted_pass_leaves_a_model_that_goes_on(tmp_path):
     model = write_tiny(tmp_path)
-    made = plan_tight(tmp_path, 1, ring=2, context=8, pass_tokens=8)
-    row = random_tokens(1, 1, 8)
+    made = tiny.plan_tight(tmp_path, 1, ring=2, context=8, pass_tokens=8)
+    row = tiny.tokens(1, 1, 8)
     with torch.no_grad(), StreamedModel(tmp_path, made) as twin:
         layer = twin.model.model.layers[3].layer
         forward = layer.self_attn.forward
@@ -370,15 +340,15 @@ def test_a_timeline_has_every_layer_once_and_in_order(tmp_path, host):
 
 def test_two_lines_are_changed(tmp_path):
     model = write_tiny(tmp_path)
-    prompt = {"input_ids": random_tokens(1, 1, 9)}
+    prompt = {"input_ids": tiny.tokens(1, 1, 9)}
     prompt["attention_mask"] = torch.ones_like(prompt["input_ids"])
     options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
     with open_streamed(tmp_path, 2**20, context=16) as twin:
         own = twin.generate(**prompt, **options)
     assert torch.equal(own, model.generate(**prompt, **options))
     with pytest.raises(PlanInfeasible, match="short by"):
-        open_streamed(tmp_path, 2**14)
-    steps = plan_tight(tmp_path, context=16)
+        open_streamed(tmp_path, 2**14, context=16)
+    steps = tiny.plan_tight(tmp_path, context=16)
     refused = pytest.raises(InvalidInput, match="generating=True")
     with StreamedModel(tmp_path, steps) as twin, refused:
         twin.generate(**prompt, **options)
@@ -386,7 +356,7 @@ def test_two_lines_are_changed(tmp_path):
 
 def test_another_device_needs_host_memory_and_has_to_be_there(tmp_path):
     write_tiny(tmp_path)
-    made = plan_tight(tmp_path, context=8)
+    made = tiny.plan_tight(tmp_path, context=8)
     here = torch.cuda.is_available()
     with pytest.raises(InvalidInput, match="host_bytes" if here else "not available"):
         StreamedModel(tmp_path, made, device="cuda")

@@ -15,10 +15,9 @@ from typer.testing import CliRunner
 from thesis_lib.cli.main import app
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress import random_weights
+from thesis_lib.memory.compress.convert import convert
 from thesis_lib.memory.compress.random_weights import gaussian, synthesise
-from thesis_lib.memory.compress.writers import pack_checkpoint
-from thesis_lib.memory.formats.nf4 import PACKED_KINDS as KINDS
-from thesis_lib.memory.formats.nf4 import layout_here
+from thesis_lib.memory.formats.base import find_format, words
 from thesis_lib.memory.model import checkpoint, smollm2, spec
 from thesis_lib.memory.model.checkpoint import OUTER, allocate
 from thesis_lib.memory.model.spec import ModelSpec, geometries, geometry
@@ -112,20 +111,22 @@ def test_the_same_seed_gives_the_same_bytes_for_any_number_of_threads(
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_packed_weights_are_the_dense_ones_packed(tmp_path, kind):
+@pytest.mark.parametrize("kind", words().values())
+def test_random_weights_are_the_dense_ones_converted(tmp_path, kind):
     square = replace(TINY, intermediate=128)  # what fills the blocks of NF4
     dense = synthesise(square, tmp_path / "dense", seed=2)
     packed = synthesise(
         square, tmp_path / "packed", seed=2, kind=kind, distinct_layers=3
     )
-    pack_checkpoint(tmp_path / "dense", tmp_path / "after", kind)
+    convert(tmp_path / "dense", tmp_path / "after", find_format(kind))
     straight, after = everything(tmp_path / "packed"), everything(tmp_path / "after")
     assert straight[:4] == after[:4]
     assert straight[4] == straight[1]
-    assert packed["bytes"] < dense["bytes"]
+    assert packed["bytes"] < dense["bytes"] or kind == "dense"
+    files = {f.stat().st_ino: f for f in (tmp_path / "packed").glob("*.safetensors")}
+    assert packed["distinct_bytes"] == sum(f.stat().st_size for f in files.values())
     with SafetensorsStore(tmp_path / "packed", verify=True) as store:
-        assert (store.kind, store.layout) == (kind, layout_here(kind))
+        assert store.weights == find_format(kind)
 
 
 def test_weights_follow_the_normal_law():

@@ -5,6 +5,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.checkpoint import allocate
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.offloaded_model import plan_checkpoint
 
@@ -64,6 +65,20 @@ def plan_tight(folder, resident=0, ring=2, host=None, **options):
     layers = ample.spec.layers
     assert made.resident_layers in (resident, layers)
     return made
+
+
+def read(store, layer):
+    """Type, shape and bytes of the tensors of a layer, by full name."""
+    buffer = allocate(store.nbytes(layer))
+    store.read_layer(layer, buffer).wait()
+    return {
+        store.full_name(layer, p.name): (
+            p.dtype,
+            list(p.shape),
+            bytes(buffer[p.start : p.start + p.nbytes]),
+        )
+        for p in store.placements(layer)
+    }
 
 
 def tokens(seed, batch, n, vocab=VOCAB):

@@ -29,7 +29,6 @@ def plan(
 ) -> None:
     """Certify the peak memory of a streamed model and predict its time, or refuse."""
     from thesis_lib.memory.cost.planning import describe_plan
-    from thesis_lib.memory.model.spec import WEIGHTS
 
     with console.status("planning"):
         result = describe_plan(
@@ -40,7 +39,7 @@ def plan(
             context,
             ring,
             pass_tokens,
-            None if weights is None else WEIGHTS[choice("weights", weights, WEIGHTS)],
+            weights,
         )
     tiers = ", ".join(f"{n} layers on {tier}" for tier, n in result["tiers"].items())
     rates = ", ".join(f"{name} {value}" for name, value in result["rates"].items())
@@ -139,7 +138,8 @@ def synth(
     as_json: Json = False,
 ) -> None:
     """Write a seeded random checkpoint of a true geometry, to measure systems with."""
-    from thesis_lib.memory.compress.random_weights import WEIGHTS, synthesise
+    from thesis_lib.memory.compress.random_weights import synthesise
+    from thesis_lib.memory.offload.plan import WEIGHTS
 
     bars, move = progress_bars(quiet=as_json, unit="layer", verb="wrote")
     with bars:

@@ -1,15 +1,18 @@
-"""A checkpoint in factors that were calibrated on a text, from one ratio alone."""
+"""A checkpoint in another weight format, calibrated on a text where that needs one."""
 
+import json
+import shutil
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.errors import InvalidInput, choice, read_object, require
 from thesis_lib.common.files import data_folder
 from thesis_lib.memory.compress.bit_allocation import (
     empirical_fisher,
@@ -25,21 +28,35 @@ from thesis_lib.memory.compress.svd import (
     gram_matrices,
     spectra,
 )
-from thesis_lib.memory.compress.writers import (
-    code_checkpoint,
-    pack_checkpoint,
-    require_dense,
-    write_bits,
-    write_factors,
-)
 from thesis_lib.memory.evaluate.perplexity import (
     TEXTS,
     Perplexity,
     perplexity,
     read_tokens,
 )
-from thesis_lib.memory.formats.low_bit import Grid, Recipe
-from thesis_lib.memory.formats.nf4 import PACKED_KINDS
+from thesis_lib.memory.formats import bitplanes
+from thesis_lib.memory.formats.base import (
+    DENSE,
+    WeightFormat,
+    find_format,
+    is_matrix,
+    stored_tensors,
+    words,
+)
+from thesis_lib.memory.formats.bitplanes import LowBit
+from thesis_lib.memory.formats.lossless import U16, Lossless
+from thesis_lib.memory.formats.low_bit import Corrected, Grid, Recipe
+from thesis_lib.memory.formats.lowrank import LowRank, ranks_of
+from thesis_lib.memory.model.checkpoint import (
+    OUTER,
+    Entry,
+    contents,
+    entry_of,
+    file_bytes,
+    in_file_order,
+    new_checkpoint,
+    split_name,
+)
 from thesis_lib.memory.model.pretrained import (
     encode,
     read_text,
@@ -55,9 +72,157 @@ from thesis_lib.memory.offload.architectures import (
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, checkpoint_folder
 from thesis_lib.memory.offload.rates import plan_streamed
 from thesis_lib.memory.offload.store import SafetensorsStore
+from thesis_lib.memory.offload.transfer import read_tensors
+
+Progress = Callable[[int, int], None]  # layers done, and of all
+Encoder = Callable[[int, Mapping[str, Tensor]], dict[str, Tensor]]  # of one layer
+Writer = Callable[[Path, Path, Progress | None], dict[str, Any]]
 
 CALIBRATION_TEXT = data_folder() / "text" / "persuasion.txt"
 WINDOWS, CONTEXT = 32, 512  # of the calibration text
+
+
+def convert(
+    folder: Path | str,
+    out: Path | str,
+    weights: WeightFormat,
+    progress: Progress | None = None,
+    encode: Encoder | None = None,
+) -> dict[str, Any]:
+    """Write the checkpoint `folder` in another format into the new folder `out`.
+
+    `encode` gives what is stored of a layer, from its number and its dense tensors, as
+    `weights.encode` does by default; it is called once the files are known to be dense
+    and to fit. Configuration and tokenizer are copied. One layer is in memory at a
+    time; all or nothing, as `new_checkpoint`. `progress` hears of layers done and of
+    all. Returns `bytes_before` and `bytes_after` of the tensors, and `layers`.
+
+    Raises InvalidInput for a checkpoint that is compressed already, and as the format
+    and the store do.
+    """
+    folder, encode = Path(folder), encode or weights.encode
+    with SafetensorsStore(folder) as store:
+        require_dense(store)
+        parts = range(OUTER, store.layers)
+        expected = (weights.entries(i, _entries(store, i)) for i in parts)
+        needed = sum(map(file_bytes, expected))
+        after = 0
+        with new_checkpoint(Path(out), needed) as checkpoint:
+            copy_description(folder, checkpoint.folder, weights.describe())
+            for layer in parts:
+                tensors = {
+                    store.full_name(layer, name): tensor
+                    for name, tensor in encode(
+                        layer, read_tensors(store, layer)
+                    ).items()
+                }
+                entries = {name: entry_of(tensor) for name, tensor in tensors.items()}
+                ordered = (tensors[name] for name in in_file_order(entries))
+                after += weights.write(checkpoint, layer, entries, contents(ordered))
+                if progress is not None:
+                    progress(layer + 1, store.layers)
+            checkpoint.finish(**weights.manifest(), layers=store.layers)
+        return {
+            "bytes_before": sum(map(store.tensor_bytes, parts)),
+            "bytes_after": after,
+            "layers": store.layers,
+        }
+
+
+def require_dense(store: SafetensorsStore) -> None:
+    """Refuse a checkpoint that is compressed already, by what it holds."""
+    require(
+        store.kind == DENSE.kind,
+        f"{store.folder} is packed as {store.kind} already: compress the checkpoint "
+        "that it was made from",
+    )
+
+
+def copy_description(folder: Path, out: Path, packing: dict[str, Any]) -> None:
+    """Copy configuration and tokenizer, and say how the weights are packed."""
+    for path in folder.iterdir():
+        if path.suffix in {".json", ".txt", ".model", ".jinja"}:
+            shutil.copyfile(path, out / path.name)
+    config = read_object(folder / "config.json", "the configuration of a checkpoint")
+    if packing:
+        config["quantization_config"] = packing
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (out / "config.json").write_text(text + "\n")
+
+
+def _entries(store: SafetensorsStore, layer: int) -> dict[str, Entry]:
+    return {p.name: (p.dtype, p.shape) for p in store.placements(layer)}
+
+
+def read_words(folder: Path | str, layer: int) -> U16:
+    """The bit patterns of all bfloat16 numbers of a dense layer, (n,).
+
+    Raises InvalidInput for a checkpoint of another type, and as the store does.
+    """
+    with SafetensorsStore(folder) as store:
+        require_dense(store)
+        Lossless.here().entries(layer, _entries(store, layer))
+        tensors = read_tensors(store, layer).values()
+    return torch.cat([each.flatten() for each in tensors]).view(torch.uint16).numpy()
+
+
+def write_factors(
+    folder: Path | str, out: Path | str, model: nn.Module
+) -> dict[str, Any]:
+    """Write `model`, factors of the checkpoint `folder`, into the new folder `out`.
+
+    `model` is what `with_factors`, `factorise_blocks` or `refine_blocks` made of the
+    checkpoint: its layers are written, everything outside them is copied. As `convert`,
+    and raises InvalidInput for a model without factors, of another depth or with
+    weights that are not finite.
+    """
+    layers = ModelSpec.from_config(folder).layers
+    parts: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in model.state_dict().items():
+        number, inside = split_name(name)
+        if number != OUTER:
+            require(
+                bool(torch.isfinite(tensor).all()),
+                f"{name} holds weights that are not finite: they cannot be written",
+            )
+            parts[number][inside] = tensor
+    require(
+        len(parts) == layers,
+        f"the model has {len(parts)} layers where {folder} has {layers}: "
+        "expected the model that was made of it",
+    )
+    ranks = ranks_of(model, layers)
+    require(any(ranks), f"{type(model).__name__} holds no factors: factorise it first")
+    return convert(
+        folder,
+        out,
+        LowRank(ranks=ranks),
+        encode=lambda layer, dense: dict(parts.get(layer, dense)),
+    )
+
+
+def write_bits(
+    folder: Path | str,
+    out: Path | str,
+    recipes: Mapping[str, Recipe],
+    quantise: Callable[[], Mapping[str, Corrected]],
+) -> dict[str, Any]:
+    """Write the checkpoint `folder` with matrices in few bits into the new `out`.
+
+    `recipes` are by the names of matrices in a layer, such as `mlp.up_proj`; `quantise`
+    finds what is stored of each, by names such as `0.mlp.up_proj`. As `convert`, and
+    raises InvalidInput for a checkpoint that is not in bfloat16.
+    """
+    quantised = cache(quantise)
+
+    def encode(layer: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return stored_tensors(
+            layer,
+            tensors,
+            lambda name, _: bitplanes.pack(quantised()[f"{layer}.{name}"]),
+        )
+
+    return convert(folder, out, LowBit(bitplanes.layout_of(recipes)), encode=encode)
 
 
 def factor_checkpoint(
@@ -66,16 +231,14 @@ def factor_checkpoint(
     progress: Callable[[int, int], None] | None = None,
     rank_ratio: float = 0.8,
     text: Path | str = CALIBRATION_TEXT,
-    windows: int = WINDOWS,
-    context: int = CONTEXT,
 ) -> dict[str, Any]:
     """Write the checkpoint `folder` in low-rank factors into the new folder `out`.
 
     The factors keep `rank_ratio` of the entries of all matrices of the layers
     together. Ranks go where an entry saves most loss, and layers are calibrated one
-    after the other, on at most `windows` windows of `context` tokens of `text`. The
-    model is in memory meanwhile, and the moments of its layers in double precision.
-    `progress` hears of layers done and of all. Returns what `write_factors` does.
+    after the other, on at most 32 windows of 512 tokens of `text`. The model is in
+    memory meanwhile, and the moments of its layers in double precision. `progress`
+    hears of layers done and of all. Returns what `write_factors` does.
 
     Raises InvalidInput for a ratio outside (0, 1], a checkpoint that is compressed
     already, that has no tokenizer or weights that are not finite, and a text too short
@@ -89,10 +252,10 @@ def factor_checkpoint(
     with SafetensorsStore(folder) as store:
         require_dense(store)
     model = load_resident(folder)
-    context = min(context, getattr(model.config, "max_position_embeddings", context))
+    context = min(CONTEXT, getattr(model.config, "max_position_embeddings", CONTEXT))
     tokenizer = read_tokenizer(folder)
     require_finite(model)
-    ids = read_windows(tokenizer, text, windows, context)
+    ids = read_windows(tokenizer, text, WINDOWS, context)
     require_known(ids.flatten().tolist(), model.config.vocab_size)
     require_tokens(model, ids.numel())
     minded = sensitivities(model, ids)
@@ -134,14 +297,9 @@ def read_windows(
     return torch.stack([ids[at : at + context] for at in starts])
 
 
-WEIGHTS = (*PACKED_KINDS, "lossless")
-
 WIDTHS = (2, 3, 4)  # bits that the command writes
 CALIBRATION_TOKENS = 8192  # of few bits
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-
-Progress = Callable[[int, int], None]  # layers done, and of all
-Writer = Callable[[Path, Path, Progress | None], dict[str, Any]]
 
 
 def compress_checkpoint(
@@ -222,8 +380,8 @@ class Wish:
         }
         if not asked:
             raise InvalidInput(
-                f"no compression is asked for: give weights {_listed()}, or a "
-                "rank_ratio, or bits 2, 3 or 4"
+                f"no compression is asked for: give weights {' or '.join(_kinds())}, "
+                "or a rank_ratio, or bits 2, 3 or 4"
             )
         require(
             len(asked) == 1,
@@ -256,9 +414,8 @@ def write_compressed(
     """
     write = _writer(wish, context)
     with SafetensorsStore(folder) as store:
-        dense = store.kind == "dense"
-    if dense:  # what is compressed already, its writer refuses
-        require_checkpoint(folder)
+        require_dense(store)
+    require_checkpoint(folder)
     return write(Path(folder), Path(out), progress)
 
 
@@ -271,12 +428,9 @@ def _writer(wish: Wish, context: int) -> Writer:
         require(wish.bits in WIDTHS, f"bits={wish.bits} must be one of 2, 3, 4")
         recipe = Recipe(Grid(wish.bits, wish.group), wish.correction_rank)
         return _bits_writer(recipe, text, context)
-    kind = choice("weights", str(wish.weights), WEIGHTS)
-    if kind == "lossless":
-        return code_checkpoint
-    return lambda folder, out, progress: pack_checkpoint(
-        folder, out, kind, progress=progress
-    )
+    kinds = _kinds()
+    weights = find_format(kinds[choice("weights", str(wish.weights), kinds)])
+    return lambda folder, out, progress: convert(folder, out, weights, progress)
 
 
 def _bits_writer(recipe: Recipe, text: Path, context: int) -> Writer:
@@ -300,15 +454,18 @@ def _bits_writer(recipe: Recipe, text: Path, context: int) -> Writer:
             )
             return stored
 
-        return write_bits(folder, out, recipe, quantise)
+        with SafetensorsStore(folder) as store:
+            names = [p.name for p in store.placements(0) if is_matrix(p.name, p.shape)]
+        recipes = {name.removesuffix(".weight"): recipe for name in names}
+        return write_bits(folder, out, recipes, quantise)
 
     return write
 
 
 def calibration_windows(
-    tokenizer: Any, text: Path | str, context: int, most: int = CALIBRATION_TOKENS
+    tokenizer: Any, text: Path | str, context: int
 ) -> list[torch.Tensor]:
-    """Windows (1, context) of a text, evenly spread, of `most` tokens together.
+    """Windows (1, context) of a text, evenly spread, of 8,192 tokens together.
 
     Of a shorter text all whole windows. Raises InvalidInput for a missing file, and for
     a text without one whole window.
@@ -320,13 +477,14 @@ def calibration_windows(
         f"calibration text {Path(text).name} has {len(ids)} tokens: give at least "
         f"{context:,}, a whole window",
     )
-    count = min(available, max(most // context, 1))
+    count = min(available, max(CALIBRATION_TOKENS // context, 1))
     places = [i * available // count for i in range(count)]
     return [torch.tensor([ids[i * context : (i + 1) * context]]) for i in places]
 
 
-def _listed() -> str:
-    return f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
+def _kinds() -> dict[str, str]:
+    """What `weights` may ask for."""
+    return {word: kind for word, kind in words().items() if kind != DENSE.kind}
 
 
 def held_out_texts(folder: Path, tokens: int) -> dict[str, Tensor]:

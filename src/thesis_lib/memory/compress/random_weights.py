@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,13 @@ from scipy.stats import norm
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from thesis_lib.common.errors import choice, require
+from thesis_lib.common.errors import require
 from thesis_lib.common.units import MiB
-from thesis_lib.memory.compress import writers
-from thesis_lib.memory.compress.writers import contents, describe
-from thesis_lib.memory.formats import lossless
-from thesis_lib.memory.formats.nf4 import (
-    PACKED_KINDS,
-    layout_here,
-    pack_layer,
-    packed_entries,
-)
+from thesis_lib.memory.formats.base import WeightFormat, find_format
 from thesis_lib.memory.model.checkpoint import (
     OUTER,
     Entry,
-    NewCheckpoint,
+    contents,
     file_bytes,
     in_file_order,
     new_checkpoint,
@@ -42,13 +34,6 @@ from thesis_lib.memory.model.checkpoint import (
 )
 from thesis_lib.memory.model.spec import ModelSpec, geometry
 from thesis_lib.memory.offload.architectures import configure
-
-# As the command says.
-WEIGHTS = {
-    "bf16": "dense",
-    **{kind: kind for kind in PACKED_KINDS},
-    "lossless": lossless.CODED_KIND,
-}
 
 _STD = 0.02  # what most published models start from
 _BLOCK = 4 * MiB  # weights drawn from one generator
@@ -67,9 +52,8 @@ def synthesise(
     """Write a checkpoint of a geometry with Gaussian weights into the new folder `out`.
 
     Matrices have mean 0 and the standard deviation 0.02, or less where a matrix has
-    more inputs than that keeps at unit gain; norms are one. `kind` is "dense" for
-    bfloat16, or "nf4" or "int8" for layers packed so, or "lossless" for a code of the
-    dense ones. `layers` cuts the stack. With
+    more inputs than that keeps at unit gain; norms are one. `kind` is that of a format
+    which needs nothing else, "dense" for bfloat16. `layers` cuts the stack. With
     `distinct_layers` D the file of layer l >= D is a hard link to that of layer
     l mod D, and index and manifest say so: the stack is as long to read and shorter
     to store. A layer depends on `seed` and on its number alone.
@@ -88,7 +72,7 @@ def synthesise(
     2
     """
     spec = geometry(model) if isinstance(model, str) else model
-    choice("kind", kind, WEIGHTS.values())
+    weights = find_format(kind)
     count = spec.layers if layers is None else layers
     require(
         0 < count <= spec.layers,
@@ -100,32 +84,18 @@ def synthesise(
         f"distinct_layers={distinct}: expected 1 to {count}, the layers of the stack",
     )
     config = configure(replace(spec, layers=count))
-    parts, packing = _parts(config), {}
-    files = dict(parts)
-    if kind != "dense":
-        layout = (
-            lossless.CODED_LAYOUT if kind == lossless.CODED_KIND else layout_here(kind)
-        )
-        packing = {"layout": layout}
-        config.quantization_config = describe(kind, **packing)
-    if kind in PACKED_KINDS:
-        for layer in range(count):
-            files[layer] = packed_entries(parts[layer], kind, **packing)
+    if packing := weights.describe():
+        config.quantization_config = packing
+    dense = _parts(config)
+    stored = {part: weights.entries(part, dense[part]) for part in dense}
     written = (OUTER, *range(distinct))
-    needed = sum(file_bytes(files[part]) for part in written)  # or less, in code
+    needed = sum(file_bytes(stored[part]) for part in written)  # or less, in code
     with new_checkpoint(Path(out), needed) as checkpoint:
         config.save_pretrained(checkpoint.folder)
         for done, part in enumerate(written):
-            tensors = _draw(parts[part], (seed, part + 1))
-            if part != OUTER and kind in PACKED_KINDS:
-                tensors = _pack(tensors, files[part], kind)
-            write = partial(
-                writers.write_coded
-                if kind == lossless.CODED_KIND
-                else NewCheckpoint.write,
-                checkpoint,
-            )
-            write(part, files[part], contents(t for _, t in tensors))
+            drawn = _draw(dense[part], (seed, part + 1))
+            tensors = _encode(weights, part, drawn, stored[part])
+            weights.write(checkpoint, part, stored[part], contents(tensors))
             if progress is not None:
                 progress(done, distinct)
         distinct_bytes = checkpoint.bytes
@@ -133,7 +103,11 @@ def synthesise(
             checkpoint.link(layer, layer % distinct)
         linked = {"distinct_layers": distinct} if distinct < count else {}
         checkpoint.finish(
-            kind=kind, **packing, geometry=spec.name, layers=count, seed=seed, **linked
+            **weights.manifest(),
+            geometry=spec.name,
+            layers=count,
+            seed=seed,
+            **linked,
         )
         total = checkpoint.bytes
     return {
@@ -168,14 +142,21 @@ def _draw(
             yield name, gaussian(shape, std, (*seed, number))
 
 
-def _pack(
-    tensors: Iterator[tuple[str, Tensor]], entries: Mapping[str, Entry], kind: str
-) -> Iterator[tuple[str, Tensor]]:
-    """The same packed, in the order of the file that holds `entries`."""
-    packed: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        packed |= pack_layer({name: tensor}, kind)
-    yield from ((name, packed[name]) for name in in_file_order(entries))
+def _encode(
+    weights: WeightFormat,
+    layer: int,
+    drawn: Iterator[tuple[str, Tensor]],
+    entries: Mapping[str, Entry],
+) -> Iterator[Tensor]:
+    """The tensors as they are stored, in the order of the file that holds `entries`."""
+    ahead: dict[str, Tensor] = {}
+    order = iter(in_file_order(entries))
+    following = next(order)
+    for name, tensor in drawn:
+        ahead |= weights.encode(layer, {name: tensor})
+        while following in ahead:
+            yield ahead.pop(following)
+            following = next(order, "")
 
 
 @cache

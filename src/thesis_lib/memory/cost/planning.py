@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from thesis_lib.common.errors import require
+from thesis_lib.common.errors import choice, require
 from thesis_lib.memory.cost.answers import remembered
 from thesis_lib.memory.cost.prices import read_quantities
 from thesis_lib.memory.cost.published import read_cards
@@ -24,20 +24,22 @@ def describe_plan(
     context: int = 512,
     ring: int = 3,
     pass_tokens: int = 1,
-    kind: str | None = None,
+    weights: str | None = None,
     machine: Machine | None = None,
 ) -> dict[str, Any]:
     """The plan for a folder, `smollm2` or a known geometry, as the command prints it.
 
-    `kind` is that of a geometry's weights, by default dense; a checkpoint has its own.
+    `weights` is the format of a geometry's, in the word of the command line, by default
+    bf16; a checkpoint has its own.
     Without a `machine`, the rates of this one are measured for a checkpoint and those
     of a geometry assumed, computing at the bounds of a card's data sheet; "rates" says
     which. Raises PlanInfeasible, before anything
-    is measured, and InvalidInput for a checkpoint of another kind than is asked for.
+    is measured, and InvalidInput for an unknown word and for a checkpoint of another
+    format than is asked for.
     """
     if model in geometries() and machine is None:
         return _describe_geometry(
-            model, device_bytes, host_bytes, batch, context, ring, pass_tokens, kind
+            model, device_bytes, host_bytes, batch, context, ring, pass_tokens, weights
         )
     from thesis_lib.memory.offload.offloaded_model import (
         checkpoint_folder,
@@ -46,6 +48,7 @@ def describe_plan(
     from thesis_lib.memory.offload.plan import plan
     from thesis_lib.memory.offload.rates import measure_machine, with_decoder
 
+    kind = _kind(weights)
     options = _options(batch, context, ring, pass_tokens)
     if model in geometries() and machine is not None:
         sized = _with_host(machine, device_bytes, host_bytes)
@@ -78,10 +81,16 @@ def _options(batch: int, context: int, ring: int, pass_tokens: int) -> dict[str,
     }
 
 
+def _kind(weights: str | None) -> str | None:
+    from thesis_lib.memory.offload.plan import WEIGHTS
+
+    return None if weights is None else WEIGHTS[choice("weights", weights, WEIGHTS)]
+
+
 @remembered
 def _describe_geometry(
     model: str, device_bytes: int, host_bytes: int, batch: int, context: int, ring: int,
-    pass_tokens: int, kind: str | None,
+    pass_tokens: int, weights: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     """`describe_plan` of a known geometry at assumed rates."""
     from thesis_lib.memory.offload.offloaded_model import (
@@ -90,6 +99,7 @@ def _describe_geometry(
     )
     from thesis_lib.memory.offload.plan import plan
 
+    kind = _kind(weights)
     decoder = ASSUMED_DECODE_BYTES_PER_S if kind == "lossless" else math.inf
     card = read_cards()[ASSUMED_CARD]
     machine = Machine(

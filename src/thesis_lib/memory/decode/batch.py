@@ -10,13 +10,14 @@ from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 from thesis_lib.memory.offload.plan import MemoryPlan, PlanInfeasible
 
+_PAD = 0  # a token that the mask hides
+
 
 def plan_batches(
     folder: Path | str,
     machine: Machine,
     lengths: Sequence[int],
     max_new_tokens: int,
-    ring: int = 3,
     pass_tokens: int = 16,
 ) -> MemoryPlan:
     """The plan of a checkpoint for prompts of these `lengths`, in the largest blocks.
@@ -38,7 +39,6 @@ def plan_batches(
             machine,
             batch=batch,
             context=max(lengths) + max_new_tokens,
-            ring=ring,
             pass_tokens=min(pass_tokens, max(lengths)),
             logit_tokens=1,
             generating=True,
@@ -60,13 +60,12 @@ def generate_batches(
     model: StreamedModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    pad: int = 0,
 ) -> list[list[int]]:
     """Greedy continuations of `prompts`, token ids, in blocks of the plan's batch.
 
     In the order of the prompts, each with `max_new_tokens` tokens or up to the one that
     ends its text, that one included. A block holds prompts of similar length, padded on
-    the left with the token `pad`; its tokens are those that transformers gives for the
+    the left; its tokens are those that transformers gives for the
     same padded block. Raises InvalidInput for an empty prompt, and for a block that the
     plan does not cover.
     """
@@ -78,13 +77,13 @@ def generate_batches(
     written: dict[int, list[int]] = {}
     for first in range(0, len(order), model.plan.batch):
         block = order[first : first + model.plan.batch]
-        tokens, mask = pad_left([prompts[i] for i in block], pad)
+        tokens, mask = pad_left([prompts[i] for i in block], _PAD)
         rows = model.generate(
             tokens.to(model.device),
             attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            pad_token_id=pad,
+            pad_token_id=_PAD,
         )[:, tokens.shape[1] :]
         for i, row in zip(block, rows.tolist(), strict=True):
             written[i] = _ended(row, model.model.generation_config.eos_token_id)

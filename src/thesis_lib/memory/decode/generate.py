@@ -1,6 +1,7 @@
 """Text from a streamed model, as `thesis generate` prints it."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,23 @@ class _Clock(BaseStreamer):
         """Called once, at the end."""
 
 
+def read_prompt(
+    checkpoint: str, prompt: str, max_new_tokens: int, device: str
+) -> tuple[Path, Any, Tensor]:
+    """Folder and tokenizer of a checkpoint, and the tokens (1, t) of a prompt for it.
+
+    Raises InvalidInput for what cannot be read, and without anything to write.
+    """
+    require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
+    folder = checkpoint_folder(checkpoint)
+    spec, place = ModelSpec.from_config(folder), find_device(device)
+    read_config(folder)  # or the tokenizer, which reads it too, would be blamed
+    tokenizer = read_tokenizer(folder)
+    tokens = torch.tensor([encode(tokenizer, prompt, spec.vocab)], device=place)
+    require(tokens.numel() > 0, "the prompt is empty: give at least one word")
+    return folder, tokenizer, tokens
+
+
 def generate_text(
     checkpoint: str,
     device_bytes: int,
@@ -57,13 +75,7 @@ def generate_text(
     >>> said["text"].strip(), said["device_peak_bytes"] <= 96 * 2**20
     ('Paris.', True)
     """
-    require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
-    folder = checkpoint_folder(checkpoint)
-    spec, place = ModelSpec.from_config(folder), find_device(device)
-    read_config(folder)  # or the tokenizer, which reads it too, would be blamed
-    tokenizer = read_tokenizer(folder)
-    tokens = torch.tensor([encode(tokenizer, prompt, spec.vocab)], device=place)
-    require(tokens.numel() > 0, "the prompt is empty: give at least one word")
+    folder, tokenizer, tokens = read_prompt(checkpoint, prompt, max_new_tokens, device)
     machine = Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S, host_bytes=host_bytes)
     made = plan_checkpoint(
         folder,

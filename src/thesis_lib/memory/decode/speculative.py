@@ -21,17 +21,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from scipy.stats import norm
+from scipy.stats import binomtest
 from torch import Tensor
 from transformers import DynamicCache
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.stats import LEVEL
 from thesis_lib.common.units import format_size
+from thesis_lib.memory.decode.generate import read_prompt
 from thesis_lib.memory.model.batch_invariant import Rowwise
-from thesis_lib.memory.model.pretrained import decode, encode, read_tokenizer
-from thesis_lib.memory.model.spec import Machine, ModelSpec
-from thesis_lib.memory.offload.architectures import read_config
+from thesis_lib.memory.model.pretrained import decode
+from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import compute_rates
 from thesis_lib.memory.offload.offloaded_model import (
     ASSUMED_DISK_BYTES_PER_S,
@@ -41,7 +41,6 @@ from thesis_lib.memory.offload.offloaded_model import (
     plan_checkpoint,
 )
 from thesis_lib.memory.offload.plan import MemoryPlan
-from thesis_lib.memory.offload.transfer import find_device
 
 SIZES = (2, 4, 8, 16)  # tokens of a pass that verifies, tried in this order
 FORGET = 0.9  # what a pass without proposals leaves of the time of one
@@ -180,10 +179,8 @@ class Verifier:
         return tuple(size - 1 for size in self.sizes)
 
 
-def calibrate(
-    model: StreamedModel, sizes: Collection[int] = SIZES, seed: int = 0
-) -> Verifier:
-    """Try passes of `sizes` random tokens beside as many passes of one.
+def calibrate(model: StreamedModel) -> Verifier:
+    """Try passes of `SIZES` random tokens beside as many passes of one.
 
     Sizes that the plan does not cover are left out, and so are those whose bits differ.
     Which kernel runs depends on shapes alone, so that buffers serve with the weights
@@ -198,43 +195,43 @@ def calibrate(
         "plan_speculation does",
     )
     largest = min(plan.logit_tokens, plan.pass_tokens, plan.context - 1)
-    tried = sorted({size for size in sizes if 1 < size <= largest})
+    tried = sorted({size for size in SIZES if 1 < size <= largest})
     start = time.perf_counter()
     model.drain()
     drain_s = time.perf_counter() - start
     found = None
     with suppress(InvalidInput), model.without_reading():
-        found = _try_sizes(model, tried, seed)
+        found = _try_sizes(model, tried)
     # Not in an except block, whose error would keep what the first try held.
-    rows, seconds = found or _try_sizes(model, tried, seed)
+    rows, seconds = found or _try_sizes(model, tried)
     exact = tuple(size for size, (same, _) in seconds.items() if same)
     timed = {size: taken for size, (_, taken) in seconds.items()}
     return Verifier(rows, exact, _with_rates(plan, drain_s, timed))
 
 
 def _try_sizes(
-    model: StreamedModel, tried: Sequence[int], seed: int
+    model: StreamedModel, tried: Sequence[int]
 ) -> tuple[Rowwise, dict[int, tuple[bool, float]]]:
     """Of each size, 1 included: whether its bits are those of 1, and its seconds."""
     rows = Rowwise(model.model)
-    single, single_s = _fingerprints(model, max(tried, default=1), 1, seed)
+    single, single_s = _fingerprints(model, max(tried, default=1), 1)
     found = {1: (True, single_s)}
     for size in tried:
-        _fingerprints(model, size, size, seed, rows)  # tries its linear layers
-        together, seconds = _fingerprints(model, size, size, seed, rows)
+        _fingerprints(model, size, size, rows)  # tries its linear layers
+        together, seconds = _fingerprints(model, size, size, rows)
         found[size] = together == single[:size], seconds
     return rows, found
 
 
 def _fingerprints(
-    model: StreamedModel, tokens: int, size: int, seed: int, rows: Rowwise | None = None
+    model: StreamedModel, tokens: int, size: int, rows: Rowwise | None = None
 ) -> tuple[list[bytes], float]:
     """A hash for each token, of its logits, keys and values; and seconds of a pass.
 
     Those of the last pass, without its waiting for reads. Raises InvalidInput for
     logits that are not finite, since their bits say nothing.
     """
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(0)
     row = torch.randint(0, model.spec.vocab, (1, tokens + 1), generator=draw)
     row = row.to(model.device)
     cache, hashes, seconds = _new_cache(model), [], math.inf
@@ -334,11 +331,8 @@ def acceptance_interval(
     )
     if judged == 0:
         return 0.0, 1.0
-    z = float(norm.ppf((1 + level) / 2))
-    share, spread = accepted / judged, z * z / judged
-    middle = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    interval = binomtest(accepted, judged).proportion_ci(level, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -534,13 +528,7 @@ def speculate_text(
     >>> said["text"]
     ' three, four,'
     """
-    require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
-    folder = checkpoint_folder(checkpoint)
-    spec, place = ModelSpec.from_config(folder), find_device(device)
-    read_config(folder)  # or the tokenizer, which reads it too, would be blamed
-    tokenizer = read_tokenizer(folder)
-    tokens = torch.tensor([encode(tokenizer, prompt, spec.vocab)], device=place)
-    require(tokens.numel() > 0, "the prompt is empty: give at least one word")
+    folder, tokenizer, tokens = read_prompt(checkpoint, prompt, max_new_tokens, device)
     with ExitStack() as stack:
         proposer = PromptLookup()
         planned, resident = None, None

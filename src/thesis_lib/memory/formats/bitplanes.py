@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, starmap
+from typing import Self
 
 import numpy as np
 import torch
@@ -18,11 +19,9 @@ from torch import Tensor, nn
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.units import MiB
+from thesis_lib.memory.formats.base import PackedLinear, WeightFormat, register
 from thesis_lib.memory.formats.low_bit import Corrected, Grid, Quantised, Recipe
 from thesis_lib.memory.model.checkpoint import Entry, allocate
-from thesis_lib.memory.model.linears import linears, replace
-
-BITS_KIND = "bits"
 
 _RETURNED = 32 * MiB  # from here on the C library never keeps what it is given back
 _WORKERS = 8
@@ -278,24 +277,12 @@ def _round(words, halves):
         halves[i] = np.uint16((word + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
-class BitsLinear(nn.Module):
-    """A linear layer that restores its matrix for the time of a product.
-
-    Its state, on the meta device until it is lent one, is what `pack` writes.
-    """
+class BitsLinear(PackedLinear):
+    """A linear layer that restores its matrix for the time of a product."""
 
     def __init__(self, dense: nn.Linear, recipe: Recipe) -> None:
-        super().__init__()
-        self.in_features, self.out_features = dense.in_features, dense.out_features
+        super().__init__(dense, entries(recipe, dense.out_features, dense.in_features))
         self.recipe = recipe
-        found = entries(recipe, dense.out_features, dense.in_features)
-        for name, (dtype, shape) in found.items():
-            torch_dtype = torch.uint8 if dtype == "U8" else torch.bfloat16
-            self.register_buffer(name, torch.empty(shape, dtype=torch_dtype))
-        self.bias = dense.bias
-
-    def extra_repr(self) -> str:
-        return f"{self.in_features} to {self.out_features}, {self.recipe}"
 
     def scratch_bytes(self, rows: int) -> int:
         """What restoring holds beside the matrix, whatever the number of rows.
@@ -315,18 +302,40 @@ class BitsLinear(nn.Module):
         return nn.functional.linear(hidden, weight, self.bias)
 
 
-def swap_bits(layer: nn.Module, layout: str) -> nn.Module:
-    """Replace every `nn.Linear` of a decoder layer on the meta device, in place.
+@register
+class LowBit(WeightFormat):
+    """Codes of two to four bits; the layout says the recipe of each matrix."""
 
-    As `nf4.swap_linears`, with a recipe in the place of a kind. Returns the layer.
-    Raises InvalidInput for a layout that lacks one of them.
-    """
-    recipes = recipes_of(layout)
-    for name, dense in linears(layer).items():
+    kind = "bits"
+
+    @classmethod
+    def here(cls) -> Self:
+        """Refused: no word tells the recipes."""
+        raise InvalidInput(
+            "kind='bits' names no recipe of a matrix: expected a checkpoint that has "
+            "them; write one with bits"
+        )
+
+    def recipe(self, name: str) -> Recipe:
+        """That of the matrix `name`. Raises InvalidInput for a layout without it."""
+        recipes = recipes_of(self.layout)
         require(
             name in recipes,
-            f"layout {layout!r} has no recipe for {name}: it is another architecture's",
+            f"layout {self.layout!r} has no recipe for {name}: it is another "
+            "architecture's",
         )
-        with torch.device("meta"):
-            replace(layer, name, BitsLinear(dense, recipes[name]))
-    return layer
+        return recipes[name]
+
+    def matrix_entries(self, layer: int, name: str, entry: Entry) -> dict[str, Entry]:
+        """Of a matrix (m, n). Refuses one that is not in bfloat16."""
+        require(
+            entry[0] == "BF16",
+            f"{name} is stored as {entry[0]}: expected a checkpoint in bfloat16, in "
+            "which weights of few bits compute",
+        )
+        m, n = entry[1]
+        return entries(self.recipe(name), m, n)
+
+    def linear(self, layer: int, name: str, dense: nn.Linear) -> nn.Module:
+        """The layer that restores the matrix."""
+        return BitsLinear(dense, self.recipe(name))

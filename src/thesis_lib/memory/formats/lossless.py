@@ -17,23 +17,27 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.units import MiB
-
-CODED_KIND = "lossless"
-
-CODED_LAYOUT = "patched"
+from thesis_lib.memory.formats.base import WeightFormat, register
+from thesis_lib.memory.model.checkpoint import (
+    CODED,
+    Entry,
+    NewCheckpoint,
+    in_file_order,
+    nbytes,
+)
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -64,6 +68,60 @@ for _place in range(64):
     _BIT[(int(_DE_BRUIJN) << _place & 2**64 - 1) >> 58] = _place
 
 
+@register
+class Lossless(WeightFormat):
+    """Every layer as the code of its dense tensors, embedding and head included."""
+
+    kind = word = "lossless"
+    is_coded = True
+
+    @classmethod
+    def here(cls) -> Self:
+        """The one layout."""
+        return cls("patched")
+
+    def entries(self, layer: int, dense: Mapping[str, Entry]) -> dict[str, Entry]:
+        """Those of the dense tensors. Refuses tensors that are not bfloat16."""
+        for name, (dtype, _) in dense.items():
+            require(
+                dtype == "BF16",
+                f"{name} is {dtype}: expected BF16, whose exponents the code is made "
+                "for; save the model in bfloat16 first",
+            )
+        return dict(dense)
+
+    def write(
+        self,
+        checkpoint: NewCheckpoint,
+        layer: int,
+        entries: Mapping[str, Entry],
+        contents: Iterable[memoryview],
+    ) -> int:
+        """Write the code of the tensors of a layer; its bytes."""
+        ordered = in_file_order(entries)
+        plain = np.empty(sum(map(nbytes, ordered.values())), np.uint8)
+        at = 0
+        for data in contents:
+            plain[at : at + len(data)] = data
+            at += len(data)
+        stream = encode(plain)
+        one = {CODED: ("U8", stream.shape)}
+        checkpoint.write(layer, one, [stream.data], ordered)
+        return len(stream)
+
+    def estimate_read_bytes(self, layer_bytes: int) -> int:
+        """Of weights that follow a normal law."""
+        return math.ceil(RATIO * layer_bytes)
+
+    def buffer_bytes(self, read_bytes: int, layer_bytes: int) -> int:
+        """Room to decode a layer in the memory in which its code arrives."""
+        return buffer_bytes(read_bytes, layer_bytes)
+
+    def decoder_bytes(self, threads: int) -> int:
+        """A coded chunk for each thread."""
+        return scratch_bytes(threads)
+
+
 class CodeDamaged(InvalidInput):
     """Coded bytes that are not what the encoder wrote."""
 
@@ -78,17 +136,6 @@ def encode(data: memoryview | U8) -> U8:
     parts = [plain[at : at + CHUNK_BYTES] for at in range(0, len(plain), CHUNK_BYTES)]
     with ThreadPoolExecutor(_THREADS) as pool:
         return np.concatenate([np.empty(0, np.uint8), *pool.map(_encode_chunk, parts)])
-
-
-def decode(coded: memoryview | U8, decoded_bytes: int) -> U8:
-    """The bytes, (decoded_bytes,), that were coded. Raises CodeDamaged for others."""
-    buffer = np.empty(buffer_bytes(len(coded), decoded_bytes), np.uint8)
-    start = len(buffer) - len(coded)
-    buffer[start:] = np.frombuffer(coded, np.uint8)
-    decoding = InPlace(buffer, start, decoded_bytes)
-    decoding.arrive(0, len(coded))
-    decoding.finish()
-    return buffer[:decoded_bytes]
 
 
 def chunks(decoded_bytes: int) -> int:

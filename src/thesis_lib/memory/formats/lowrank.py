@@ -7,15 +7,17 @@ lists the ranks by layer and name, since no geometry tells them.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from thesis_lib.common.errors import InvalidInput, read_object, require, shown
-from thesis_lib.memory.model.checkpoint import split_name
-from thesis_lib.memory.model.linears import linears, replace
+from thesis_lib.memory.formats.base import WeightFormat, register
+from thesis_lib.memory.model.checkpoint import Entry, split_name
+from thesis_lib.memory.model.linears import linears
 
 
 class LowRankLinear(nn.Module):
@@ -38,32 +40,71 @@ class LowRankLinear(nn.Module):
         return nn.functional.linear(inner, self.left, self.bias)
 
 
-LOW_RANK_KIND, LOW_RANK_LAYOUT = "lowrank", "factors"
-
 Ranks = Sequence[Mapping[str, int]]  # by layer: rank of each factorised matrix
 
-_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
+@register
+@dataclass(frozen=True)
+class LowRank(WeightFormat):
+    """Two factors for each matrix that has a rank in its layer."""
 
-def swap_factors(layer: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
-    """Put factors of these ranks in the place of matrices of a layer, in place.
+    kind = "lowrank"
 
-    Names are relative to the layer. The factors are on the meta device, and
-    `torch.func.functional_call` runs the layer on those of a store. Returns the layer.
-    Raises InvalidInput for a name without a matrix and for a rank that it cannot have.
-    """
-    for name, dense in linears(layer, ranks).items():
-        m, n, rank = dense.out_features, dense.in_features, ranks[name]
+    layout: str = "factors"
+    ranks: Ranks = ()
+
+    def __hash__(self) -> int:
+        return hash(str(self.ranks))
+
+    @classmethod
+    def here(cls) -> Self:
+        """Refused: no word tells the ranks."""
+        raise InvalidInput(
+            "kind='lowrank' says no ranks of factors: expected a checkpoint that has "
+            "them; write one with rank_ratio"
+        )
+
+    @classmethod
+    def read(cls, folder: Path, layout: str) -> Self:
+        """With the ranks that the configuration lists."""
+        return cls(layout, read_ranks(folder))
+
+    def describe(self) -> dict[str, Any]:
+        """The ranks too."""
+        return {**super().describe(), "ranks": list(self.ranks)}
+
+    def matrix_entries(self, layer: int, name: str, entry: Entry) -> dict[str, Entry]:
+        """Factors (m, r) and (r, n) of a matrix (m, n), or the matrix."""
+        dtype, (m, n) = entry[0], entry[1]
+        rank = self.ranks[layer].get(name)
+        if rank is None:
+            return {"weight": entry}
+        return {"left": (dtype, (m, rank)), "right": (dtype, (rank, n))}
+
+    def swap(self, layers: nn.ModuleList) -> None:
+        """As any format. Refuses ranks of names without a matrix."""
+        for layer, ranks in zip(layers, self.ranks, strict=True):
+            linears(layer, ranks)
+        super().swap(layers)
+
+    def linear(self, layer: int, name: str, dense: nn.Linear) -> nn.Module:
+        """A pair of factors. Refuses a rank that the matrix cannot have."""
+        rank = self.ranks[layer].get(name)
+        if rank is None:
+            return dense
+        m, n, dtype = dense.out_features, dense.in_features, dense.weight.dtype
         require(
             1 <= rank <= min(m, n),
             f"{name} is {m} x {n} and cannot have rank {rank}: expected 1 to "
             f"{min(m, n)}",
         )
-        dtype = dense.weight.dtype
         left = torch.empty(m, rank, dtype=dtype, device="meta")
         right = torch.empty(rank, n, dtype=dtype, device="meta")
-        replace(layer, name, LowRankLinear(left, right, dense.bias))
-    return layer
+        return LowRankLinear(left, right, dense.bias)
+
+    def for_dry_run(self, layers: int) -> Self:
+        """With the largest rank of each matrix in every layer."""
+        return replace(self, ranks=[largest_ranks(self.ranks)] * layers)
 
 
 def largest_ranks(ranks: Ranks) -> dict[str, int]:

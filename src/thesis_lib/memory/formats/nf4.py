@@ -1,18 +1,18 @@
-"""Fewer bits a weight: a reference quantiser, and bitsandbytes' int8, NF4 and FP4.
+"""Fewer bits a weight with the kernels of bitsandbytes: int8, NF4 and FP4.
 
-`absmax_quantise` is the definition to reason with. `quantise` puts the layers of
-bitsandbytes, with their own kernels, in the place of a model's linear layers.
+`quantise` puts their layers in the place of a model's linear layers, in memory. `NF4`
+and `Int8` store the same codes, so that a layer is read as its kernel wants it.
 """
 
 import copy
 import logging
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.units import KiB
-from thesis_lib.memory.model.checkpoint import Entry
+from thesis_lib.memory.formats.base import PackedLinear, WeightFormat, register
+from thesis_lib.memory.formats.low_bit import BITS
+from thesis_lib.memory.model.checkpoint import Entry, entry_of
 from thesis_lib.memory.model.linears import linears, replace
 
 F64 = NDArray[np.float64]
 
-BITS = (2, 3, 4, 8)
 KINDS = ("int8", "nf4", "fp4")
 BLOCK = 64  # weights that share one scale in the 4-bit kinds
 SCALE_BLOCK = 256  # scales that share one scale of scales
@@ -39,57 +40,31 @@ OUTLIER = 6.0  # LLM.int8() computes input columns beyond this in 16 bits
 _EXPECTED_LOG = ("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be")
 
 
-def absmax_quantise(block: ArrayLike, bits: int) -> tuple[NDArray[np.int8], float]:
-    """Codes and step of one block: x ≈ codes * step, to within half a step.
+def blockwise_error(weight: ArrayLike, bits: int) -> float:
+    """Relative Frobenius error of absmax quantisation in blocks of 64 entries.
 
-    The block's largest magnitude gets the largest code, 2^(bits − 1) − 1; codes are
-    symmetric about zero, so the most negative code of two's complement is unused. A
-    block of zeros has step 0. Codes have the block's shape. Raises InvalidInput for
-    bits other than 2, 3, 4 or 8, and for values that are not finite.
+    Blocks run along the rows of a matrix (m, n); n must be a multiple of 64.
     """
-    require(bits in BITS, f"bits={bits} must be one of 2, 3, 4, 8")
-    values = np.asarray(block, np.float64)
-    require(
-        values.size > 0 and bool(np.isfinite(values).all()),
-        f"block of shape {values.shape} must hold finite values, at least one",
-    )
-    largest = float(np.abs(values).max())
-    if largest == 0:
-        return np.zeros(values.shape, np.int8), 0.0
-    step = largest / (2 ** (bits - 1) - 1)
-    require(
-        step >= np.finfo(np.float64).tiny,
-        f"block with a largest magnitude of {largest:g} is too small for a step in "
-        "float64: scale it up",
-    )
-    return np.rint(values / step).astype(np.int8), step
-
-
-def blockwise_error(weight: ArrayLike, bits: int, block: int = BLOCK) -> float:
-    """Relative Frobenius error of absmax quantisation in blocks of `block` entries.
-
-    Blocks run along the rows of a matrix (m, n); n must be a multiple of `block`.
-    """
-    blocks = normalised_blocks(weight, block)
+    blocks = normalised_blocks(weight)
     top = 2 ** (bits - 1) - 1
     require(bits in BITS, f"bits={bits} must be one of 2, 3, 4, 8")
-    scale = np.abs(np.asarray(weight, np.float64).reshape(-1, block)).max(axis=1)
+    scale = np.abs(np.asarray(weight, np.float64).reshape(-1, BLOCK)).max(axis=1)
     error = (blocks - np.rint(blocks * top) / top) * scale[:, None]
     return float(np.linalg.norm(error) / np.linalg.norm(blocks * scale[:, None]))
 
 
-def normalised_blocks(weight: ArrayLike, block: int = BLOCK) -> F64:
-    """Blocks of a matrix's rows over their largest magnitude, (blocks, block).
+def normalised_blocks(weight: ArrayLike) -> F64:
+    """Blocks of a matrix's rows over their largest magnitude, (blocks, 64).
 
     Blocks of zeros stay zero. Raises InvalidInput for rows that blocks do not tile.
     """
     matrix = np.asarray(weight, np.float64)
     require(
-        matrix.ndim == 2 and matrix.shape[1] % block == 0,
-        f"weight of shape {matrix.shape} does not split into blocks of {block}: "
+        matrix.ndim == 2 and matrix.shape[1] % BLOCK == 0,
+        f"weight of shape {matrix.shape} does not split into blocks of {BLOCK}: "
         "expected a matrix whose rows are a multiple of it",
     )
-    blocks = matrix.reshape(-1, block)
+    blocks = matrix.reshape(-1, BLOCK)
     largest = np.abs(blocks).max(axis=1, keepdims=True)
     return np.divide(blocks, largest, out=np.zeros_like(blocks), where=largest > 0)
 
@@ -188,28 +163,6 @@ def _in_four_bits(layer: nn.Linear, name: str, kind: str) -> nn.Module:
     return quantised.to(device)
 
 
-def dequantise(layer: nn.Module) -> Tensor:
-    """The weight (m, n) that a quantised layer stands for, from its stored bytes.
-
-    Raises InvalidInput for a layer that `quantise` did not make, and for a 4-bit one
-    that a forward pass has laid out anew.
-    """
-    functional = bitsandbytes().functional
-    weight: Any = getattr(layer, "weight", None)
-    state = getattr(weight, "quant_state", None)
-    if state is not None:
-        require(
-            not getattr(state, "packing_format_for_cpu", False),
-            "layer was laid out anew by its first forward pass: dequantise before it",
-        )
-        return functional.dequantize_4bit(weight.data, state)
-    for scales in _row_scales(layer):
-        return functional.int8_vectorwise_dequant(weight.data, scales)
-    raise InvalidInput(
-        f"{type(layer).__name__} is not quantised: expected a layer of quantise(…)"
-    )
-
-
 def four_bit_bytes(weights: int) -> int:
     """Bytes of one matrix of that many weights in NF4 or FP4, doubly quantised.
 
@@ -272,113 +225,10 @@ def bitsandbytes() -> ModuleType:
     return bitsandbytes
 
 
-LAYOUTS = {"nf4": ("avx512", "blocks"), "int8": ("rows",)}
-
-PACKED_KINDS = tuple(LAYOUTS)
-
 _TOGETHER = 32  # outputs that the kernel for AVX512-BF16 computes side by side
 _SLACK = 64 * KiB  # what a kernel of a matrix product keeps for itself
 _SLAB = 2**21  # weights quantised at a time
 _THREADS = os.cpu_count() or 1
-
-
-def layout_here(kind: str) -> str:
-    """The fastest layout of a kind that this machine can run."""
-    choice("kind", kind, PACKED_KINDS)
-    return next(layout for layout in LAYOUTS[kind] if _runs(layout))
-
-
-def require_layout(kind: str, layout: str) -> str:
-    """Return `layout`, or refuse one that is unknown or that cannot run here."""
-    choice("kind", kind, PACKED_KINDS)
-    choice(f"layout of {kind}", layout, LAYOUTS[kind])
-    require(
-        _runs(layout),
-        f"weights in the layout {layout!r} need a processor with AVX512-BF16, which "
-        f"this one lacks: pack the checkpoint again with layout={LAYOUTS[kind][-1]!r}",
-    )
-    return layout
-
-
-def _runs(layout: str) -> bool:
-    return layout != "avx512" or bool(bitsandbytes().functional.has_avx512bf16())
-
-
-def pack_layer(
-    tensors: Mapping[str, Tensor], kind: str, layout: str | None = None
-) -> dict[str, Tensor]:
-    """The packed tensors of one decoder layer, from its dense ones.
-
-    Names are relative to the layer. A matrix `a.weight`, (m, n), becomes `a.codes` and
-    the scales `a.absmax` (NF4) or `a.SCB` (int8); all else, biases and norms, stays as
-    it is. The codes are those of bitsandbytes, bit for bit; scales are not quantised
-    once more. `layout` is that of this machine unless given.
-
-    Raises InvalidInput for another kind or layout, for weights that are not finite, and
-    for a matrix that does not fill the blocks of NF4.
-    """
-    layout = layout_here(kind) if layout is None else layout
-    choice(f"layout of {kind}", layout, LAYOUTS[kind])
-    packed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if not is_matrix(name, tuple(tensor.shape)):
-            packed[name] = tensor
-            continue
-        module = name.removesuffix(".weight")
-        _require_shape(module, tensor.shape[0], tensor.shape[1], kind)
-        codes, scales = _PACK[layout](tensor)
-        require(
-            bool(torch.isfinite(scales).all()),
-            f"{name} holds weights that are not finite: they cannot be quantised",
-        )
-        packed |= {f"{module}.codes": codes, f"{module}.{_SCALES[kind]}": scales}
-    return packed
-
-
-def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of a decoder layer is the weight of an `nn.Linear`."""
-    return len(shape) == 2 and name.endswith(".weight")
-
-
-def packed_entries(
-    entries: Mapping[str, Entry], kind: str, layout: str
-) -> dict[str, Entry]:
-    """Types and shapes of what `pack_layer` makes of tensors of these."""
-    packed: dict[str, Entry] = {}
-    for name, (dtype, shape) in entries.items():
-        if not is_matrix(name, shape):
-            packed[name] = dtype, shape
-            continue
-        module = name.removesuffix(".weight")
-        m, n = shape
-        _require_shape(module, m, n, kind)
-        codes, scales = _FORMAT[layout](m, n)
-        packed |= {f"{module}.codes": codes, f"{module}.{_SCALES[kind]}": scales}
-    return packed
-
-
-_SCALES = {"nf4": "absmax", "int8": "SCB"}
-_FORMAT: dict[str, Callable[[int, int], tuple[Entry, Entry]]] = {
-    "avx512": lambda m, n: (("U8", (m, n // 2)), ("BF16", (n // BLOCK, m))),
-    "blocks": lambda m, n: (("U8", (m, n // 2)), ("F32", (m, n // BLOCK))),
-    "rows": lambda m, n: (("I8", (m, n)), ("F32", (m,))),
-}
-_DTYPES = {
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-
-def _require_shape(name: str, m: int, n: int, kind: str) -> None:
-    require(
-        kind != "nf4" or (n % BLOCK == 0 and m % _TOGETHER == 0),
-        f"{name} has {n} inputs and {m} outputs: 4-bit kernels expect multiples of "
-        f"{BLOCK} and {_TOGETHER}; use int8",
-    )
 
 
 def _four_bit(weight: Tensor, fill: Callable[..., None], codes: Tensor) -> Tensor:
@@ -408,34 +258,6 @@ def _by_rows(m: int, n: int, work: Callable[[int, int], None]) -> None:
         done = [pool.submit(work, i, min(i + rows, m)) for i in range(0, m, rows)]
         for slab in done:
             slab.result()
-
-
-def _pack_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
-    codes = torch.empty(weight.shape[0], weight.shape[1] // 2, dtype=torch.uint8)
-    return codes, _four_bit(weight, _in_pairs, codes)
-
-
-def _pack_avx512(weight: Tensor) -> tuple[Tensor, Tensor]:
-    codes = torch.empty(weight.shape[0], weight.shape[1] // 2, dtype=torch.uint8)
-    absmax = _four_bit(weight, _side_by_side, codes)
-    return codes, absmax.T.to(torch.bfloat16).contiguous()
-
-
-def _pack_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    m, n = weight.shape
-    codes, scales = torch.empty(m, n, dtype=torch.int8), torch.empty(m)
-
-    def quantise(start: int, stop: int) -> None:
-        rows = weight[start:stop].half()  # as bitsandbytes does first
-        codes[start:stop], scales[start:stop], _ = (
-            bitsandbytes().functional.int8_vectorwise_quant(rows)
-        )
-
-    _by_rows(m, n, quantise)
-    return codes, scales
-
-
-_PACK = {"avx512": _pack_avx512, "blocks": _pack_blocks, "rows": _pack_rows}
 
 
 @njit(cache=True, nogil=True)
@@ -483,48 +305,14 @@ def _side_by_side(nibbles, codes):
                     flat[at + 1] = upper[2 * k + 1] << 4 | lower[2 * k + 1]
 
 
-class PackedLinear(nn.Module, ABC):
-    """A linear layer over packed weights, which `functional_call` puts in its place.
-
-    Its state, on the meta device until then, is what `pack_layer` writes.
-    """
-
-    codes: Tensor
-    bias: Tensor | None
-
-    def __init__(self, dense: nn.Linear, kind: str, layout: str) -> None:
-        super().__init__()
-        self.in_features, self.out_features = dense.in_features, dense.out_features
-        for name, (dtype, shape) in zip(
-            ("codes", _SCALES[kind]),
-            _FORMAT[layout](dense.out_features, dense.in_features),
-            strict=True,
-        ):
-            empty = torch.empty(shape, dtype=_DTYPES[dtype], device="meta")
-            self.register_buffer(name, empty)
-        self.bias = dense.bias
-
-    def extra_repr(self) -> str:
-        return f"{self.in_features} to {self.out_features}"
-
-    @abstractmethod
-    def scratch_bytes(self, rows: int) -> int:
-        """The most that the kernel holds beside inputs, weights and output.
-
-        For `rows` rows of 16-bit inputs. Its own buffers show to no meter of tensors.
-        """
-
-
 class _AVX512(PackedLinear):
+    codes: Tensor
     absmax: Tensor
     book: Tensor
 
-    def __init__(self, dense: nn.Linear, kind: str, layout: str) -> None:
-        super().__init__(dense, kind, layout)
+    def __init__(self, dense: nn.Linear, entries: Mapping[str, Entry]) -> None:
+        super().__init__(dense, entries)
         self.register_buffer("book", _code_book(), persistent=False)
-
-    def scratch_bytes(self, rows: int) -> int:
-        return 0
 
     def forward(self, hidden: Tensor) -> Tensor:
         shape = [self.out_features, self.in_features]
@@ -537,6 +325,7 @@ class _AVX512(PackedLinear):
 
 
 class _Blocks(PackedLinear):
+    codes: Tensor
     absmax: Tensor
 
     def scratch_bytes(self, rows: int) -> int:
@@ -557,6 +346,7 @@ class _Blocks(PackedLinear):
 
 
 class _Rows(PackedLinear):
+    codes: Tensor
     SCB: Tensor
 
     def scratch_bytes(self, rows: int) -> int:
@@ -594,26 +384,112 @@ def _(rows: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tenso
     return rows.new_empty(rows.shape[0], codes.shape[0])
 
 
-_LINEAR = {"avx512": _AVX512, "blocks": _Blocks, "rows": _Rows}
-
-
 @cache
 def _code_book() -> Tensor:
     return bitsandbytes().functional.get_4bit_type("nf4", device="cpu")
 
 
-def swap_linears(layer: nn.Module, kind: str, layout: str | None = None) -> nn.Module:
-    """Replace every `nn.Linear` of a decoder layer on the meta device, in place.
+@dataclass(frozen=True)
+class _Packed(WeightFormat):
+    """Codes and scales of bitsandbytes, bit for bit; scales are not quantised again."""
 
-    The names, shapes and types of its state are then those that `pack_layer` writes,
-    and `torch.func.functional_call` runs it on views of them. Returns the layer. Raises
-    InvalidInput for a layer without linear layers, and for a layout that this machine
-    cannot run.
-    """
-    layout = require_layout(kind, layout_here(kind) if layout is None else layout)
-    found = {n: part for n, part in layer.named_modules() if type(part) is nn.Linear}
-    require(bool(found), f"{type(layer).__name__} holds no nn.Linear to pack")
-    for name, dense in found.items():
-        _require_shape(name, dense.out_features, dense.in_features, kind)
-        replace(layer, name, _LINEAR[layout](dense, kind, layout))
-    return layer
+    layouts: ClassVar[tuple[str, ...]]  # from the fastest to the one that runs anywhere
+
+    def __post_init__(self) -> None:
+        choice(f"layout of {self.kind}", self.layout, self.layouts)
+
+    @classmethod
+    def here(cls) -> Self:
+        """In the fastest layout that this machine can run."""
+        return cls(next(layout for layout in cls.layouts if _runs(layout)))
+
+    def encode_matrix(self, name: str, weight: Tensor) -> dict[str, Tensor]:
+        """Codes and scales of a matrix (m, n). Refuses weights that are not finite."""
+        names = self.matrix_entries(0, name, entry_of(weight))
+        packed = self._pack(weight)
+        require(
+            bool(torch.isfinite(packed[1]).all()),
+            f"{name}.weight holds weights that are not finite: they cannot be "
+            "quantised",
+        )
+        return dict(zip(names, packed, strict=True))
+
+    def swap(self, layers: nn.ModuleList) -> None:
+        """As any format. Refuses a layout that this machine cannot run."""
+        require(
+            _runs(self.layout),
+            f"weights in the layout {self.layout!r} need a processor with AVX512-BF16, "
+            "which this one lacks: pack the checkpoint again with "
+            f"layout={self.layouts[-1]!r}",
+        )
+        super().swap(layers)
+
+    def linear(self, layer: int, name: str, dense: nn.Linear) -> nn.Module:
+        """The layer whose kernel reads this layout."""
+        entry = "BF16", (dense.out_features, dense.in_features)
+        return _LINEAR[self.layout](dense, self.matrix_entries(layer, name, entry))
+
+    def _pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and scales of a matrix (m, n)."""
+        raise NotImplementedError
+
+
+def _runs(layout: str) -> bool:
+    return layout != "avx512" or bool(bitsandbytes().functional.has_avx512bf16())
+
+
+_LINEAR = {"avx512": _AVX512, "blocks": _Blocks, "rows": _Rows}
+
+
+@register
+class NF4(_Packed):
+    """Two codes in a byte, and a scale for each block of 64 weights."""
+
+    kind = word = "nf4"
+    layouts = ("avx512", "blocks")
+
+    def matrix_entries(self, layer: int, name: str, entry: Entry) -> dict[str, Entry]:
+        """Of a matrix (m, n). Refuses one that does not fill the blocks."""
+        m, n = entry[1]
+        require(
+            n % BLOCK == 0 and m % _TOGETHER == 0,
+            f"{name} has {n} inputs and {m} outputs: 4-bit kernels expect multiples of "
+            f"{BLOCK} and {_TOGETHER}; use int8",
+        )
+        wide = self.layout == "avx512"
+        scales = ("BF16", (n // BLOCK, m)) if wide else ("F32", (m, n // BLOCK))
+        return {"codes": ("U8", (m, n // 2)), "absmax": scales}
+
+    def _pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        m, n = weight.shape
+        codes = torch.empty(m, n // 2, dtype=torch.uint8)
+        if self.layout == "avx512":
+            absmax = _four_bit(weight, _side_by_side, codes)
+            return codes, absmax.T.to(torch.bfloat16).contiguous()
+        return codes, _four_bit(weight, _in_pairs, codes)
+
+
+@register
+class Int8(_Packed):
+    """One code in a byte, and a scale for each output."""
+
+    kind = word = "int8"
+    layouts = ("rows",)
+
+    def matrix_entries(self, layer: int, name: str, entry: Entry) -> dict[str, Entry]:
+        """Of a matrix (m, n)."""
+        m, n = entry[1]
+        return {"codes": ("I8", (m, n)), "SCB": ("F32", (m,))}
+
+    def _pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        m, n = weight.shape
+        codes, scales = torch.empty(m, n, dtype=torch.int8), torch.empty(m)
+
+        def quantise(start: int, stop: int) -> None:
+            rows = weight[start:stop].half()  # as bitsandbytes does first
+            codes[start:stop], scales[start:stop], _ = (
+                bitsandbytes().functional.int8_vectorwise_quant(rows)
+            )
+
+        _by_rows(m, n, quantise)
+        return codes, scales

@@ -1,4 +1,4 @@
-"""Memory in pages that a disk fills fast and that a processor touches fast."""
+"""A checkpoint on disk: the names and types of its tensors, and a new one under way."""
 
 import fcntl
 import hashlib
@@ -15,9 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
+from torch import Tensor
 
-from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.errors import InvalidInput, read_object, require, shown
 from thesis_lib.common.units import format_size
 
 
@@ -43,10 +45,22 @@ MANIFEST = "manifest.json"
 CODED = "coded"  # the one tensor of a lossless file, and what its header calls its own
 MANIFEST_VERSION = 1
 
-ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
+DTYPES = {  # by the names of safetensors
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ITEM_BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 
 checksum = xxhash.xxh3_64  # of the tensors of a file, cheap enough for every read
 
@@ -75,6 +89,18 @@ def nbytes(entry: Entry) -> int:
     """Bytes of one tensor."""
     dtype, shape = entry
     return ITEM_BYTES[dtype] * math.prod(shape)
+
+
+def entry_of(tensor: Tensor) -> Entry:
+    """Type and shape of a tensor."""
+    return DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)
+
+
+def contents(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
+    """The bytes of one tensor after the other."""
+    for tensor in tensors:
+        plain = tensor.detach().cpu().contiguous().view(torch.uint8)
+        yield plain.numpy().data.cast("B")
 
 
 def file_name(layer: int) -> str:
@@ -119,6 +145,42 @@ def file_bytes(entries: Mapping[str, Entry]) -> int:
     """Bytes of the file that holds these tensors, header included."""
     header = len(_header(in_file_order(entries)))
     return header + sum(nbytes(entry) for entry in entries.values())
+
+
+def read_manifest(
+    folder: Path, refusal: type[InvalidInput] = InvalidInput
+) -> dict[str, Any]:
+    """What the writer of a checkpoint left beside it; nothing if it did not.
+
+    Raises `refusal` for a manifest that cannot be read, or of another version.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    manifest = read_object(path, "the manifest of a checkpoint", refusal)
+    version, files = manifest.get("version"), manifest.get("files")
+    if (
+        type(version) is not int
+        or version != MANIFEST_VERSION
+        or not isinstance(files, dict)
+        or not all(map(_is_recorded, files.values()))
+    ):
+        raise refusal(
+            f"{path} is a manifest of version {shown(version)}: expected version "
+            f"{MANIFEST_VERSION} with bytes and sha256 of each file; write the "
+            "checkpoint again"
+        )
+    return manifest
+
+
+def _is_recorded(entry: Any) -> bool:
+    """Whether a manifest says of a file what it has to."""
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("bytes")) is int
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("xxh3_64", ""), str)
+    )
 
 
 class NewCheckpoint:

@@ -25,12 +25,15 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 from transformers.utils import logging
 
-from thesis_lib.common.errors import InvalidInput, read_object
+from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import cache_folder
+from thesis_lib.memory.model.checkpoint import (
+    MANIFEST,
+    MANIFEST_VERSION,
+    read_manifest,
+)
 
 SOURCE_BITS = 4  # of a weight in the packaged file: its matrices are Q4_1
-MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
 
 _OUTER = {
     "token_embd": "model.embed_tokens",
@@ -175,13 +178,12 @@ def _verify(folder: Path) -> None:
         "and it is converted again"
     )
     try:
-        manifest = read_object(folder / MANIFEST, "what the conversion wrote")
-        version, entries = manifest["version"], dict(manifest["files"])
-    except (InvalidInput, ValueError, KeyError, TypeError) as error:
-        raise InvalidInput(refusal.format("incomplete, without a manifest")) from error
-    if version != MANIFEST_VERSION:
-        raise InvalidInput(refusal.format(f"of version {version}, not the current one"))
-    for name, entry in entries.items():
+        entries = read_manifest(folder).get("files")
+        require(entries is not None, f"no {MANIFEST} in it")
+    except InvalidInput as error:
+        reason = f"without a manifest that can be used ({error})"
+        raise InvalidInput(refusal.format(reason)) from error
+    for name, entry in (entries or {}).items():
         path = folder / name
         if not path.is_file():
             raise InvalidInput(refusal.format(f"incomplete, without {name}"))

@@ -16,7 +16,7 @@ from thesis_lib.common.errors import (
     whole,
 )
 
-# Kinds of a store by format.
+# Kinds of a store by format, of those whose bytes a geometry alone says.
 WEIGHTS = {"bf16": "dense", "nf4": "nf4", "int8": "int8", "lossless": "lossless"}
 
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

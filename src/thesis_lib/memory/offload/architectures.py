@@ -13,22 +13,12 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from thesis_lib.common.errors import InvalidInput, shown
-from thesis_lib.memory.formats import lowrank
-from thesis_lib.memory.formats.bitplanes import BITS_KIND as BITS
-from thesis_lib.memory.formats.bitplanes import swap_bits
-from thesis_lib.memory.formats.nf4 import PACKED_KINDS, swap_linears
-from thesis_lib.memory.model.checkpoint import OUTER
+from thesis_lib.memory.formats.base import DENSE, WeightFormat
+from thesis_lib.memory.model.checkpoint import DTYPES, OUTER
 from thesis_lib.memory.model.pretrained import transformers_reads
 from thesis_lib.memory.model.spec import ModelSpec
 from thesis_lib.memory.offload.store import SafetensorsStore
 
-TORCH_DTYPES = {  # by the names of safetensors
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-}
 TIED_HEAD = "lm_head.weight"
 
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
@@ -102,21 +92,16 @@ def read_config(folder: Path | str) -> Any:
                 f"{Path(folder) / 'config.json'} leaves {name} to whoever reads it: "
                 f"transformers assumes {theirs}, and {ours} was expected; say which"
             )
-    packing = vars(config).pop("quantization_config", None)
-    packing = packing if isinstance(packing, dict) else {}  # the store refuses others
-    # The store says how layers are packed, and says more; ranks are of each layer.
-    if packing.get("kind") == lowrank.LOW_RANK_KIND:
-        config.factor_ranks = lowrank.read_ranks(folder)
+    vars(config).pop("quantization_config", None)  # the store says how and says more
     return config
 
 
-def skeleton(config: Any, kind: str = "dense", layout: str | None = None) -> Any:
+def skeleton(config: Any, weights: WeightFormat = DENSE) -> Any:
     """The causal language model of `config` without weights, in eval mode.
 
     Parameters are on the meta device; tables that no checkpoint holds (rotary
-    frequencies, an embedding's scale) are computed on the processor. With a `kind` of
-    packed weights the decoder layers take those, in the `layout` of this machine or
-    another; lossless weights are dense ones by the time that a layer sees them.
+    frequencies, an embedding's scale) are computed on the processor. Decoder layers
+    compute with `weights` as they are stored, or once they are decoded.
     """
     with (
         transformers_reads(
@@ -128,15 +113,7 @@ def skeleton(config: Any, kind: str = "dense", layout: str | None = None) -> Any
     for name, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             _fill_tables(model, name, module, config)
-    if kind == lowrank.LOW_RANK_KIND:
-        for layer, ranks in zip(stack(model)[1], _ranks(config), strict=True):
-            lowrank.swap_factors(layer, ranks)
-    elif kind == BITS:
-        for layer in stack(model)[1]:
-            swap_bits(layer, layout or "")
-    elif kind in PACKED_KINDS:
-        for layer in stack(model)[1]:
-            swap_linears(layer, kind, layout)
+    weights.swap(stack(model)[1])
     return flatten_head(model)
 
 
@@ -150,7 +127,7 @@ def require_checkpoint(folder: Path | str) -> Any:
     with SafetensorsStore(folder) as store:
         store.require_geometry(spec)
         config = read_config(folder)
-        model = skeleton(config, store.kind, store.layout or None)
+        model = skeleton(config, store.weights)
         require_tensors(store, spec, model)
     return config
 
@@ -202,9 +179,7 @@ def _compare(
         )
     for name, tensor in expected.items():
         stored = placed[name]
-        if TORCH_DTYPES.get(stored.dtype) != tensor.dtype or stored.shape != tuple(
-            tensor.shape
-        ):
+        if DTYPES[stored.dtype] != tensor.dtype or stored.shape != tuple(tensor.shape):
             raise InvalidInput(
                 f"{name} in {place} is {stored.dtype} {list(stored.shape)} where "
                 f"config.json asks for {tensor.dtype} {list(tensor.shape)}: the two do "
@@ -236,17 +211,6 @@ def renamed(
         ):
             names[name] = name
     return names
-
-
-def _ranks(config: Any) -> lowrank.Ranks:
-    """The ranks of each layer, which only a checkpoint's configuration has."""
-    ranks = getattr(config, "factor_ranks", None)
-    if ranks is None:
-        raise InvalidInput(
-            "the configuration has no ranks of factors: expected that of a factored "
-            "checkpoint, as read_config(folder) returns it"
-        )
-    return ranks
 
 
 class FlatHead(nn.Linear):

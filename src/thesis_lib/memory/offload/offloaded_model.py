@@ -26,7 +26,6 @@ from thesis_lib.memory.model.pretrained import read_generation
 from thesis_lib.memory.model.spec import Machine, ModelSpec, geometries
 from thesis_lib.memory.offload.architectures import (
     TIED_HEAD,
-    TORCH_DTYPES,
     read_config,
     renamed,
     require_tensors,
@@ -45,6 +44,7 @@ from thesis_lib.memory.offload.transfer import (
     Transport,
     find_device,
     open_device,
+    views,
 )
 
 # Rates that nobody measured here: a solid-state disk on four lanes of PCIe 4, and two
@@ -171,7 +171,7 @@ class StreamedModel:
         store = self._store = SafetensorsStore(self.folder, verify=self._verify)
         store.require_geometry(self.spec)
         config = read_config(self.folder)
-        model = skeleton(config, store.kind, store.layout or None)
+        model = skeleton(config, store.weights)
         self._check(store, model)
         device = open_device(self.device)
         tiers = {i: plan.tier(i) for i in range(self.spec.layers)}
@@ -198,7 +198,7 @@ class StreamedModel:
         reads += [self._bring(store, device, i, slot) for i, slot in kept.items()]
         for read in reads:
             read.wait()
-        self._resident = {i: _views(store, i, slot) for i, slot in kept.items()}
+        self._resident = {i: views(store, i, slot.tensor) for i, slot in kept.items()}
         self._attach(store, model, outer)
         self._model = model
         streamed = [i for i, tier in tiers.items() if tier != "device"]
@@ -242,14 +242,14 @@ class StreamedModel:
             if not name.startswith(f"{prefix}.")
         }
         names = renamed(store, OUTER, outside)
-        views = _views(store, OUTER, outer)
-        for name, view in views.items():
+        tensors = views(store, OUTER, outer.tensor)
+        for name, view in tensors.items():
             if name in names:
                 _assign(model, names[name], nn.Parameter(view, requires_grad=False))
         if self.spec.tied:
             table = model.get_input_embeddings().weight
             require(
-                TIED_HEAD not in views or _are_equal(views[TIED_HEAD], table),
+                TIED_HEAD not in tensors or _are_equal(tensors[TIED_HEAD], table),
                 f"{TIED_HEAD} of {self.folder} is not its token table, although its "
                 "config.json says that the two are tied: set tie_word_embeddings to "
                 "what the model was trained with",
@@ -475,7 +475,7 @@ class StreamedModel:
             names = self._names[layer]
             self._views[key] = {
                 names[name]: view
-                for name, view in _views(self._opened(), layer, slot).items()
+                for name, view in views(self._opened(), layer, slot.tensor).items()
                 if name in names
             }
         return self._views[key]
@@ -504,17 +504,6 @@ class _Landed:
 
     def wait(self) -> tuple[float, float]:
         return self._span
-
-
-def _views(store: SafetensorsStore, layer: int, slot: Slot) -> dict[str, Tensor]:
-    """The tensors of `layer` inside the memory of `slot`, without a copy."""
-    return {
-        placed.name: slot.tensor[placed.start : placed.start + placed.nbytes]
-        .view(TORCH_DTYPES[placed.dtype])
-        .view(placed.shape)
-        for placed in store.placements(layer)
-        if placed.dtype in TORCH_DTYPES
-    }
 
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:
@@ -559,8 +548,7 @@ def plan_checkpoint(
         layer_read_bytes = [store.read_bytes(layer) for layer in range(store.layers)]
         layer_buffer_bytes = [store.nbytes(layer) for layer in range(store.layers)]
         outer_read_bytes = store.nbytes(OUTER)
-        kind, layout = store.kind, store.layout or None
-        spec = ModelSpec.from_config(folder)
+        weights = store.weights
         store.require_geometry(spec)
     return plan(
         spec,
@@ -573,8 +561,7 @@ def plan_checkpoint(
         layer_read_bytes=layer_read_bytes,
         layer_buffer_bytes=layer_buffer_bytes,
         outer_read_bytes=outer_read_bytes,
-        kind=kind,
-        layout=layout,
+        kind=weights,
         config=read_config(folder),
         generating=generating,
         padded=padded,

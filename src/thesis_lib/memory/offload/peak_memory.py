@@ -26,9 +26,7 @@ from transformers.generation.logits_process import (
 )
 
 from thesis_lib.common.errors import require
-from thesis_lib.memory.formats.bitplanes import BitsLinear
-from thesis_lib.memory.formats.lowrank import largest_ranks
-from thesis_lib.memory.formats.nf4 import PackedLinear
+from thesis_lib.memory.formats.base import DENSE, PackedLinear, WeightFormat
 from thesis_lib.memory.model.batch_invariant import Rowwise
 from thesis_lib.memory.model.pretrained import transformers_reads
 from thesis_lib.memory.model.smollm2 import quiet
@@ -60,9 +58,7 @@ class Rehearsal:
     scratch_bytes: int = 0  # what kernels of packed layers take, unseen by a meter
 
 
-def rehearse(
-    config: Any, shape: Shape, kind: str = "dense", layout: str | None = None
-) -> Rehearsal:
+def rehearse(config: Any, shape: Shape, weights: WeightFormat = DENSE) -> Rehearsal:
     """Run the extreme steps of `shape` without memory, and meter them.
 
     The longest pass onto an empty and onto an almost full cache, a single token at
@@ -85,16 +81,16 @@ def rehearse(
         f"rollback={shape.rollback} of {shape.batch} sequences of {shape.context} "
         "positions: expected one sequence, and at most its positions",
     )
-    return _rehearse(config.to_json_string(use_diff=False), shape, kind, layout)
+    return _rehearse(config.to_json_string(use_diff=False), shape, weights)
 
 
 @lru_cache(maxsize=4096)
-def _rehearse(text: str, shape: Shape, kind: str, layout: str | None) -> Rehearsal:
+def _rehearse(text: str, shape: Shape, weights: WeightFormat) -> Rehearsal:
     known = json.loads(text)
     with quiet():
         config = AutoConfig.for_model(known.pop("model_type"), **known)
     short, counts = _shorten(config)
-    model = skeleton(short, kind, layout)
+    model = skeleton(short, weights.for_dry_run(short.num_hidden_layers))
     layers = stack(model)[1]
     tables = {
         b.untyped_storage().data_ptr(): b for b in model.buffers() if not b.is_meta
@@ -116,7 +112,7 @@ def _rehearse(text: str, shape: Shape, kind: str, layout: str | None) -> Rehears
         (
             part.scratch_bytes(shape.batch * shape.pass_tokens)
             for part in layers.modules()
-            if isinstance(part, PackedLinear | BitsLinear)
+            if isinstance(part, PackedLinear)
         ),
         default=0,
     )
@@ -139,8 +135,6 @@ def _shorten(config: Any) -> tuple[Any, Counter[int]]:
     short.num_hidden_layers = length
     if getattr(config, "layer_types", None):
         short.layer_types = types[-length:]
-    if ranks := getattr(config, "factor_ranks", None):
-        short.factor_ranks = [largest_ranks(ranks)] * length
     last = {kind: position for position, kind in enumerate(types[-length:])}
     counts = Counter(range(length))
     for kind in types[:-length]:

@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.units import MiB
-from thesis_lib.memory.formats import lossless, lowrank
-from thesis_lib.memory.formats.bitplanes import BITS_KIND as BITS
-from thesis_lib.memory.model.spec import WEIGHTS, Machine, ModelSpec
+from thesis_lib.memory.formats.base import WeightFormat, find_format, words
+from thesis_lib.memory.model.spec import Machine, ModelSpec
 from thesis_lib.memory.offload.architectures import configure
 from thesis_lib.memory.offload.peak_memory import Shape, rehearse
 from thesis_lib.memory.offload.store import DECODERS
 
 Limit = Literal["link", "disk", "decode", "compute"]
 
+WEIGHTS = words()  # kinds of a store by the words of the command line
 BOUNCES = 2  # buffers of host memory on the way from the disk to another device
 
 _BLOCK_BYTES = 4096  # staging buffers hold whole blocks of the disk
@@ -65,12 +65,12 @@ class MemoryPlan:
     kv_bytes: int
     activation_bytes: int  # everything else that a step holds at its worst moment
     layer_read_bytes: int  # of one layer, as the disk delivers it
-    kind: str = "dense"  # of the store: dense, nf4, int8, lossless, lowrank or bits
+    kind: str = "dense"  # of the format of the layers
     bounces: int = 0  # buffers of host memory between disk and device
     generating: bool = False  # whether transformers' generate is covered
     rollback: int = 0  # tokens that the cache can give back after verifying them
     scratch_bytes: int = 0  # what kernels take within an operator, and decoders
-    layer_decoded_bytes: int | None = None  # of a lossless layer in its buffer
+    layer_decoded_bytes: int | None = None  # of a coded layer in its buffer
 
     @property
     def device_peak_bytes(self) -> int:
@@ -156,9 +156,9 @@ class MemoryPlan:
             computing + self.machine.theft * reading,
         )
 
-    def step_interval_s(self, tokens: int = 1) -> tuple[float, float]:
+    def step_interval_s(self) -> tuple[float, float]:
         """The interval of `step_s` that the spread of the machine's rates gives."""
-        seconds, spread = self.step_s(tokens), self.machine.spread
+        seconds, spread = self.step_s(), self.machine.spread
         return seconds * (1 - spread), seconds * (1 + spread)
 
     @property
@@ -249,8 +249,7 @@ def plan(
     layer_read_bytes: Sequence[int] | None = None,
     layer_buffer_bytes: Sequence[int] | None = None,
     outer_read_bytes: int | None = None,
-    kind: str = "dense",
-    layout: str | None = None,
+    kind: str | WeightFormat = "dense",
     config: Any = None,
     generating: bool = False,
     padded: bool = False,
@@ -265,13 +264,12 @@ def plan(
     is one of transformers' `generate`, sampling included, and beams count as
     sequences; with `padded` the sequences may differ in length; with `rollback` passes
     of `logit_tokens` may be verified as `speculate` does. `kind` is that of the
-    weights, dense, nf4, int8, lossless, lowrank or bits, and `layout` the one of packed
-    weights, by default that of this machine, but for bits the recipes.
+    weights, as this machine reads them fastest, or the format of a store.
 
     A store knows the exact sizes of its reads: give them as `layer_read_bytes` (one
     per layer) and `outer_read_bytes`, with `layer_buffer_bytes` where a layer takes
     more once it is decoded, and the checkpoint's configuration as `config`. Without,
-    the size of a lossless layer is estimated from the ratio of a normal law.
+    the size of a coded layer is estimated.
     Raises PlanInfeasible before anything is allocated.
 
     >>> from thesis_lib.memory import Machine, geometry, plan
@@ -279,39 +277,18 @@ def plan(
     >>> made.resident_layers, made.disk_layers
     (11, 69)
     """
-    choice("kind", kind, (*WEIGHTS.values(), lowrank.LOW_RANK_KIND, BITS))
-    require(batch > 0 and ring > 0, f"batch={batch} and ring={ring} must be positive")
-    require(
-        0 < pass_tokens <= context,
-        f"pass_tokens={pass_tokens} must lie in 1 to context={context}",
-    )
+    weights = find_format(kind) if isinstance(kind, str) else kind
     logit_tokens = pass_tokens if logit_tokens is None else logit_tokens
-    require(
-        0 < logit_tokens <= pass_tokens,
-        f"logit_tokens={logit_tokens} must lie in 1 to pass_tokens={pass_tokens}",
-    )
-    require(
-        not spec.most_positions or context <= spec.most_positions,
-        f"context={context}, prompt and answer together, is longer than the "
-        f"{spec.most_positions} positions that {spec.name} was made for: shorten it",
-    )
     shape = Shape(
         batch, context, pass_tokens, logit_tokens, generating, padded, rollback
     )
+    _require_step(spec, shape, ring)
     config = configure(spec) if config is None else config
-    needs = rehearse(config, shape, kind, layout)
-
-    def needed(shape: Shape) -> int:
-        other = rehearse(config, shape, kind, layout)
-        return other.kv_bytes + other.activation_bytes + other.scratch_bytes
-
+    needs = rehearse(config, shape, weights)
     if layer_read_bytes is None:
-        read = _blocks(needs.layer_bytes)
-        staging = read + _BLOCK_BYTES  # a layer may straddle one block more
-        if kind == "lossless":
-            read = _blocks(math.ceil(lossless.RATIO * needs.layer_bytes))
-            decoded = lossless.buffer_bytes(read, needs.layer_bytes)
-            staging = _blocks(decoded) + _BLOCK_BYTES
+        read = _blocks(weights.estimate_read_bytes(needs.layer_bytes))
+        staging = _blocks(weights.buffer_bytes(read, needs.layer_bytes))
+        staging += _BLOCK_BYTES  # a layer may straddle one block more
     else:
         require(
             len(layer_read_bytes) == spec.layers,
@@ -323,17 +300,20 @@ def plan(
         outer_read_bytes = _blocks(spec.embedding_bytes + spec.head_bytes)
         outer_read_bytes += 3 * _BLOCK_BYTES
     outer = outer_read_bytes + needs.table_bytes
-    kv, activation = needs.kv_bytes, needs.activation_bytes
-    scratch = needs.scratch_bytes
-    if kind == "lossless":
-        scratch += lossless.scratch_bytes(DECODERS)
-    fixed = outer + kv + activation + scratch
+    scratch = needs.scratch_bytes + weights.decoder_bytes(DECODERS)
+    fixed = outer + needs.kv_bytes + needs.activation_bytes + scratch
     spare = machine.device_bytes - fixed
     if spare >= spec.layers * staging:
         resident, ring = spec.layers, 0
     else:
         short = ring * staging - spare
         if short > 0:
+
+            def needed(shape: Shape) -> int:
+                other = rehearse(config, shape, weights)
+                return other.kv_bytes + other.activation_bytes + other.scratch_bytes
+
+            kv = needs.kv_bytes
             raise PlanInfeasible(
                 f"{spec.name} needs {(fixed + ring * staging) / MiB:.1f} MiB of device "
                 f"memory ({outer / MiB:.1f} embedding and head, {ring} staging buffers "
@@ -358,15 +338,34 @@ def plan(
         ring=ring,
         staging_bytes=staging,
         outer_bytes=outer,
-        kv_bytes=kv,
-        activation_bytes=activation,
+        kv_bytes=needs.kv_bytes,
+        activation_bytes=needs.activation_bytes,
         layer_read_bytes=read,
-        kind=kind,
+        kind=weights.kind,
         bounces=bounces,
         generating=generating,
         rollback=rollback,
         scratch_bytes=scratch,
-        layer_decoded_bytes=needs.layer_bytes if kind == "lossless" else None,
+        layer_decoded_bytes=needs.layer_bytes if weights.is_coded else None,
+    )
+
+
+def _require_step(spec: ModelSpec, shape: Shape, ring: int) -> None:
+    """Refuse what is no step of the model."""
+    batch, context, pass_tokens = shape.batch, shape.context, shape.pass_tokens
+    require(batch > 0 and ring > 0, f"batch={batch} and ring={ring} must be positive")
+    require(
+        0 < pass_tokens <= context,
+        f"pass_tokens={pass_tokens} must lie in 1 to context={context}",
+    )
+    require(
+        0 < shape.logit_tokens <= pass_tokens,
+        f"logit_tokens={shape.logit_tokens} must lie in 1 to pass_tokens={pass_tokens}",
+    )
+    require(
+        not spec.most_positions or context <= spec.most_positions,
+        f"context={context}, prompt and answer together, is longer than the "
+        f"{spec.most_positions} positions that {spec.name} was made for: shorten it",
     )
 
 

@@ -44,7 +44,6 @@ def measure_machine(
     tokens: Sequence[int] = (1, 16, 64, 256),
     rounds: int = 5,
     ring: int = 3,
-    seed: int = 0,
 ) -> Machine:
     """The rates of this machine for one checkpoint, with no layer resident.
 
@@ -71,7 +70,7 @@ def measure_machine(
         tokens = [n for n in tokens if n <= longest]
     shortest, longest = min(tokens), max(tokens)
     tight = plan_streamed(folder, 1, longest, longest, _moving(folder, ring))
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(0)
     reading: list[float] = []
     computing: dict[int, list[float]] = {n: [] for n in tokens}
     longer: dict[int, list[float]] = {shortest: [], longest: []}  # than its reads
@@ -121,13 +120,13 @@ def measure_machine(
 
 
 @measurement
-def drain_bytes_per_s(folder: Path | str, drains: int = 5, ring: int = 3) -> float:
+def drain_bytes_per_s(folder: Path | str, drains: int = 5) -> float:
     """The median rate at which a ring of buffers is filled with layers, bytes a second.
 
     Nothing is computed, every layer is streamed, and one drain before warms up. Raises
     InvalidInput for a model of one layer.
     """
-    tight = plan_streamed(folder, 1, 1, 1, _moving(folder, ring))
+    tight = plan_streamed(folder, 1, 1, 1, _moving(folder, 3))
     with StreamedModel(folder, tight) as model:
         model.drain()
         seconds = [_seconds(model.drain) for _ in range(drains)]

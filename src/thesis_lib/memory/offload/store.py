@@ -31,6 +31,7 @@ from thesis_lib.common.errors import (
 )
 from thesis_lib.common.units import KiB, MiB
 from thesis_lib.memory.formats import lossless
+from thesis_lib.memory.formats.base import WeightFormat, read_format
 from thesis_lib.memory.model.checkpoint import (
     ALIGNMENT,
     CODED,
@@ -38,11 +39,11 @@ from thesis_lib.memory.model.checkpoint import (
     ITEM_BYTES,
     LAYER_DIGITS,
     MANIFEST,
-    MANIFEST_VERSION,
     OUTER,
     SINGLE,
     allocate,
     checksum,
+    read_manifest,
     renumbered,
     split_name,
 )
@@ -171,11 +172,6 @@ def _floor(n_bytes: int) -> int:
 
 def _ceil(n_bytes: int) -> int:
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
-
-
-def staging_bytes(layer_bytes: int) -> int:
-    """The largest buffer that one contiguous layer can need, alignment included."""
-    return _ceil(layer_bytes) + ALIGNMENT
 
 
 class _File:
@@ -475,9 +471,8 @@ class SafetensorsStore:
     """The layers of a safetensors checkpoint, one file or sharded, read on demand.
 
     `mode` says how: "direct" bypasses the page cache, "buffered" goes through it and
-    drops the pages behind each read. `kind` says what the layers hold: "dense", or of a
-    packed checkpoint "nf4" or "int8", in `layout`, of a factored one "lowrank", or
-    "lossless" where the file is the code of dense tensors, which are decoded in the
+    drops the pages behind each read. `kind` and `layout` name the format of the layers,
+    `weights`; where files are the code of dense tensors, those are decoded in the
     buffer while it fills. `bytes_read` counts what was asked of the disk.
 
     Every file is held against its size, identity, times and header before and after
@@ -495,7 +490,7 @@ class SafetensorsStore:
     def __init__(self, folder: Path | str, verify: bool = False) -> None:
         self.folder = Path(folder)
         self.bytes_read = 0
-        manifest = _read_manifest(self.folder)
+        manifest = read_manifest(self.folder, StoreDamaged)
         self.kind, self.layout = _format(self.folder, manifest)
         self._lock = threading.Lock()
         self._files: list[_File] = []
@@ -526,6 +521,11 @@ class SafetensorsStore:
     def layers(self) -> int:
         """The number of decoder layers."""
         return len(self._parts) - 1
+
+    @property
+    def weights(self) -> WeightFormat:
+        """The format of the layers. Raises InvalidInput for one that is unknown."""
+        return read_format(self.folder, self.kind, self.layout)
 
     def require_geometry(self, spec: ModelSpec) -> None:
         """Refuse a geometry that these files cannot have, before anything is built.
@@ -774,37 +774,6 @@ def _bare(name: str) -> str:
     return shown(name)[1:-1]
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """What the writer of a checkpoint left beside it, if it did."""
-    path = folder / MANIFEST
-    if not path.exists():
-        return {}
-    manifest = read_object(path, "the manifest of a checkpoint", StoreDamaged)
-    version, files = manifest.get("version"), manifest.get("files")
-    if (
-        type(version) is not int
-        or version != MANIFEST_VERSION
-        or not isinstance(files, dict)
-        or not all(map(_is_recorded, files.values()))
-    ):
-        raise StoreDamaged(
-            f"{path} is a manifest of version {shown(version)}: expected version "
-            f"{MANIFEST_VERSION} with bytes and sha256 of each file; write the "
-            "checkpoint again"
-        )
-    return manifest
-
-
-def _is_recorded(entry: Any) -> bool:
-    """Whether a manifest says of a file what it has to."""
-    return (
-        isinstance(entry, dict)
-        and type(entry.get("bytes")) is int
-        and isinstance(entry.get("sha256"), str)
-        and isinstance(entry.get("xxh3_64", ""), str)
-    )
-
-
 def _checksums(manifest: Mapping[str, Any], paths: Sequence[Path]) -> dict[int, str]:
     """The checksum of the tensors of each file, by its number, where there is one."""
     files = manifest.get("files", {})
@@ -876,7 +845,7 @@ def _format(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, str]:
                 "expected an object; copy it again"
             )
         if packing.get("quant_method") == "thesis_lib":
-            said = str(packing.get("kind")), str(packing.get("layout"))
+            said = str(packing.get("kind")), str(packing.get("layout", ""))
         if said != found:
             raise StoreDamaged(
                 f"{folder} holds {_bare(' '.join(said).strip())} weights by its "

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.memory.model.checkpoint import allocate
+from thesis_lib.memory.model.checkpoint import DTYPES, allocate
 from thesis_lib.memory.offload.store import SafetensorsStore, Ticket
 
 Buffer = TypeVar("Buffer")
@@ -108,6 +108,23 @@ class Slot:
             self.tensor = torch.frombuffer(self.memory, dtype=torch.uint8)
         else:
             self.tensor = torch.empty(nbytes, dtype=torch.uint8, device=device)
+
+
+def views(store: SafetensorsStore, layer: int, memory: Tensor) -> dict[str, Tensor]:
+    """The tensors of `layer` inside the bytes that it was read to, without a copy."""
+    return {
+        placed.name: memory[placed.start : placed.start + placed.nbytes]
+        .view(DTYPES[placed.dtype])
+        .view(placed.shape)
+        for placed in store.placements(layer)
+    }
+
+
+def read_tensors(store: SafetensorsStore, layer: int) -> dict[str, Tensor]:
+    """The tensors of `layer`, read now, in the order of its files."""
+    buffer = allocate(store.nbytes(layer))
+    store.read_layer(layer, buffer).wait()
+    return views(store, layer, torch.frombuffer(buffer, dtype=torch.uint8))
 
 
 class Device(Protocol):

@@ -1,0 +1,253 @@
+"""What a weight format answers to whoever writes, plans, reads or computes with it.
+
+A format is one file of this folder: a subclass of `WeightFormat`, registered under the
+kind that manifest and configuration of a checkpoint call it. Most of them say three
+things of a matrix: what is stored of it, how that is made of it, and which layer
+computes with that. Everybody else asks the registry.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from thesis_lib.common.errors import choice
+from thesis_lib.memory.model.checkpoint import (
+    DTYPES,
+    OUTER,
+    Entry,
+    NewCheckpoint,
+    nbytes,
+)
+from thesis_lib.memory.model.linears import linears, replace
+
+Stored = TypeVar("Stored")
+
+
+def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of a decoder layer is the weight of an `nn.Linear`."""
+    return len(shape) == 2 and name.endswith(".weight")
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How the decoder layers of a checkpoint are stored; its defaults are dense.
+
+    A value: two formats are equal where the same bytes mean the same. Names of tensors
+    are relative to their layer, `layer` is its number, or OUTER for all that no layer
+    owns, which only a code changes.
+    """
+
+    kind: ClassVar[str] = "dense"  # in manifest, configuration and plans
+    word: ClassVar[str | None] = None  # on the command line, where it says everything
+    is_coded: ClassVar[bool] = False  # whether reads are decoded to dense tensors
+
+    layout: str = ""  # what manifest and configuration say beside the kind
+
+    @classmethod
+    def here(cls) -> Self:
+        """The format as this machine reads it fastest.
+
+        Raises InvalidInput where the kind alone does not say what is stored.
+        """
+        return cls()
+
+    @classmethod
+    def read(cls, folder: Path, layout: str) -> Self:
+        """The format of the checkpoint `folder`, whose manifest gives the layout."""
+        return cls(layout)
+
+    def manifest(self) -> dict[str, str]:
+        """What a manifest says of the format."""
+        return {"kind": self.kind, **({"layout": self.layout} if self.layout else {})}
+
+    def describe(self) -> dict[str, Any]:
+        """What the configuration of a checkpoint says of the format.
+
+        transformers, which does not know it, then warns, and misses every matrix.
+        """
+        return {"quant_method": "thesis_lib", **self.manifest()}
+
+    def matrix_entries(self, layer: int, name: str, entry: Entry) -> dict[str, Entry]:
+        """Types and shapes of what is stored of the matrix of the module `name`.
+
+        Names are relative to the module. Raises InvalidInput for a matrix that cannot
+        be stored so.
+        """
+        return {"weight": entry}
+
+    def encode_matrix(self, name: str, weight: Tensor) -> dict[str, Tensor]:
+        """What is stored of a matrix (m, n), as `matrix_entries` describes it."""
+        return {"weight": weight}
+
+    def linear(self, layer: int, name: str, dense: nn.Linear) -> nn.Module:
+        """What computes with that in the place of `dense`, on the meta device.
+
+        The names, types and shapes of its state are those of `matrix_entries` and of
+        the bias, and `torch.func.functional_call` lends it tensors of a store. What its
+        kernel takes within an operator a `PackedLinear` says.
+        """
+        return dense
+
+    def entries(self, layer: int, dense: Mapping[str, Entry]) -> dict[str, Entry]:
+        """Types and shapes of what is stored of a layer, from those of dense tensors.
+
+        Raises InvalidInput for tensors that cannot be stored so.
+        """
+        return stored_tensors(layer, dense, partial(self.matrix_entries, layer))
+
+    def encode(self, layer: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is stored of a layer, from its dense tensors or some of them.
+
+        Raises InvalidInput for weights that cannot be stored so.
+        """
+        return stored_tensors(layer, tensors, self.encode_matrix)
+
+    def write(
+        self,
+        checkpoint: NewCheckpoint,
+        layer: int,
+        entries: Mapping[str, Entry],
+        contents: Iterable[memoryview],
+    ) -> int:
+        """As `NewCheckpoint.write`, of full names; the bytes of what was written."""
+        checkpoint.write(layer, entries, contents)
+        return sum(map(nbytes, entries.values()))
+
+    def swap(self, layers: nn.ModuleList) -> None:
+        """Let decoder layers on the meta device compute with what is stored, in place.
+
+        Raises InvalidInput for layers or a machine that cannot.
+        """
+        for number, layer in enumerate(layers):
+            for name, dense in linears(layer).items():
+                replace(layer, name, self.linear(number, name, dense))
+
+    def for_dry_run(self, layers: int) -> Self:
+        """The format for so many layers that each need as much memory as any."""
+        return self
+
+    def estimate_read_bytes(self, layer_bytes: int) -> int:
+        """Bytes that a disk delivers of a layer whose stored tensors have so many."""
+        return layer_bytes
+
+    def buffer_bytes(self, read_bytes: int, layer_bytes: int) -> int:
+        """The memory in which a layer is read, and decoded if it is coded."""
+        return read_bytes
+
+    def decoder_bytes(self, threads: int) -> int:
+        """What so many decoding threads hold beside that memory."""
+        return 0
+
+
+Format = TypeVar("Format", bound=WeightFormat)
+FORMATS: dict[str, type[WeightFormat]] = {}  # by kind
+
+
+def register(weights: type[Format]) -> type[Format]:
+    """Make a format known under its kind."""
+    FORMATS[weights.kind] = weights
+    return weights
+
+
+@register
+class Dense(WeightFormat):
+    """Every matrix as it is, in the type of the model."""
+
+    word = "bf16"
+
+    def describe(self) -> dict[str, Any]:
+        """Nothing: transformers reads it."""
+        return {}
+
+
+DENSE = Dense()
+
+
+@cache
+def _import_formats() -> None:
+    package = importlib.import_module(__name__.rpartition(".")[0])
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+
+
+def formats() -> dict[str, type[WeightFormat]]:
+    """Every format by its kind: those that the files of this folder register."""
+    _import_formats()
+    return FORMATS
+
+
+def words() -> dict[str, str]:
+    """Kinds by the words of the command line, of the formats that one word names."""
+    return {made.word: kind for kind, made in formats().items() if made.word}
+
+
+def find_format(kind: str) -> WeightFormat:
+    """The format of a kind as this machine reads it fastest.
+
+    Raises InvalidInput for an unknown kind, and for one that says too little.
+    """
+    return formats()[choice("kind", kind, formats())].here()
+
+
+def read_format(folder: Path, kind: str, layout: str) -> WeightFormat:
+    """The format of a checkpoint, by kind and layout of its manifest.
+
+    Raises InvalidInput for a kind, a layout or a configuration that names none.
+    """
+    return formats()[choice("kind", kind, formats())].read(folder, layout)
+
+
+def stored_tensors(
+    layer: int,
+    dense: Mapping[str, Stored],
+    store: Callable[[str, Stored], Mapping[str, Stored]],
+) -> dict[str, Stored]:
+    """The tensors of a layer, or their entries, with each matrix as it is stored.
+
+    A matrix `a.weight` becomes what `store("a", …)` names, below `a.`; all else, biases
+    and norms, stays as it is, and so does everything outside the layers.
+    """
+    found: dict[str, Stored] = {}
+    for name, each in dense.items():
+        shape = tuple(each.shape) if isinstance(each, Tensor) else each[1]  # type: ignore[index]
+        if layer == OUTER or not is_matrix(name, shape):
+            found[name] = each
+            continue
+        module = name.removesuffix(".weight")
+        parts = store(module, each)
+        found |= {f"{module}.{part}": value for part, value in parts.items()}
+    return found
+
+
+class PackedLinear(nn.Module):
+    """A linear layer over stored tensors, which `functional_call` puts in their place.
+
+    Its state, on the meta device until then, is `entries` and the bias of `dense`.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, dense: nn.Linear, entries: Mapping[str, Entry]) -> None:
+        super().__init__()
+        self.in_features, self.out_features = dense.in_features, dense.out_features
+        for name, (dtype, shape) in entries.items():
+            empty = torch.empty(shape, dtype=DTYPES[dtype], device="meta")
+            self.register_buffer(name, empty)
+        self.bias = dense.bias
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} to {self.out_features}"
+
+    def scratch_bytes(self, rows: int) -> int:
+        """The most that the kernel holds beside inputs, weights and output.
+
+        For `rows` rows of 16-bit inputs. Its own buffers show to no meter of tensors.
+        """
+        return 0
