@@ -142,10 +142,9 @@ MUTANTS = [
     ),
     Mutant(
         "fewbits: layers are calibrated on what the dense ones hand them",
-        "memory/compress/bit_allocation.py",
-        "        hidden = [block(each) for each in hidden]",
-        "        hidden = [_Called(stack(model)[1][number], options[number])(each) "
-        "for each in hidden]",
+        "memory/compress/blockwise.py",
+        "        yield block",
+        "        yield (block.outputs, block)[1]",
         ("tests/memory/test_fewbits.py",),
     ),
     Mutant(
@@ -543,16 +542,37 @@ MUTANTS = [
     ),
     Mutant(
         "allocation: a matrix never stays dense",
-        "memory/compress/svd.py",
-        "return np.append(single[: last - 1], jump[last - 1]), last",
-        "return single[: last - 1], last",
+        "memory/compress/allocation.py",
+        "name: steps + 1 if steps < len(hulls[name].sizes) else None",
+        "name: min(steps + 1, len(hulls[name].sizes))",
         ("tests/memory/test_allocation.py",),
+    ),
+    Mutant(
+        "allocation: a budget is not filled behind the first step that does not fit",
+        "memory/compress/allocation.py",
+        "        elif not fill:",
+        "        else:",
+        ("tests/memory/test_allocation.py",),
+    ),
+    Mutant(
+        "fisher: a token is scored as the label of itself",
+        "memory/compress/fisher.py",
+        "logits, labels = logits[:-1], window[1:]",
+        "logits, labels = logits[1:], window[1:]",
+        ("tests/memory/test_fisher.py",),
+    ),
+    Mutant(
+        "windows: the end of a text calibrates nothing",
+        "memory/evaluate/windows.py",
+        "last * at // max(wanted - 1, 1)",
+        "last * at // wanted",
+        ("tests/memory/test_windows.py",),
     ),
     Mutant(
         "low rank: a layer is calibrated on inputs that it will not see",
         "memory/compress/blockwise.py",
-        "x_seen = blocks.inputs(number, layers[1], seen, group[0])",
-        "x_seen = x",
+        "x, seen = dense.inputs(number, name), block.inputs(number, name)",
+        "x = seen = dense.inputs(number, name)",
         ("tests/memory/test_refine.py",),
     ),
     Mutant(
