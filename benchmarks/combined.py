@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 from thesis_lib.common.errors import require
 from thesis_lib.common.files import data_folder
-from thesis_lib.memory.compress.bit_allocation import (
+from thesis_lib.memory.compress.allocation import (
     Offer,
     alike,
-    allocate,
+    allocate_recipes,
     judge,
-    matrices,
-    quantise_model,
 )
-from thesis_lib.memory.compress.bit_allocation import empirical_fisher as sensitivities
+from thesis_lib.memory.compress.blockwise import matrices, quantise_model
+from thesis_lib.memory.compress.fisher import output_factors
 from thesis_lib.memory.compress.gptq import round_to_nearest
 from thesis_lib.memory.evaluate.perplexity import Perplexity, perplexity, read_tokens
+from thesis_lib.memory.evaluate.windows import cut_windows
 from thesis_lib.memory.formats.bitplanes import layout_of, recipes_of
 from thesis_lib.memory.formats.low_bit import Grid, Recipe
 from thesis_lib.memory.formats.nf4 import quantise, weight_bytes
@@ -49,13 +49,12 @@ LAYERS_JUDGED = range(2, LAYERS, 6)  # whose offers stand for all
 ROUNDS = 2
 
 
-def calibration_set(tokens: Tensor, seed: int) -> list[Tensor]:
-    """Windows of the calibration text, drawn without overlap, each (1, context)."""
-    places = np.random.default_rng(seed).permutation(len(tokens) // CONTEXT)[:WINDOWS]
-    return [tokens[None, i * CONTEXT : (i + 1) * CONTEXT] for i in places]
+def calibration_set(tokens: Tensor, seed: int) -> Tensor:
+    """Windows of the calibration text, drawn without overlap, (w, context)."""
+    return cut_windows(tokens, CONTEXT, WINDOWS, "drawn", seed)
 
 
-def choices_for(model: nn.Module, windows: list[Tensor]) -> dict[str, list[Offer]]:
+def choices_for(model: nn.Module, windows: Tensor) -> dict[str, list[Offer]]:
     """Offers for the matrices of a layer, summed over the layers that are judged."""
     names = [
         name for name in matrices(model) if int(name.split(".")[0]) in LAYERS_JUDGED
@@ -83,7 +82,7 @@ def shared_out(
         name: [one for one in some if admit(one.recipe)]
         for name, some in choices.items()
     }
-    return allocate(admitted, int(bits * weights / 8))
+    return allocate_recipes(admitted, int(bits * weights / 8))
 
 
 def uniform(inner: list[str], bits: int, group: int, rank: int = 0) -> Recipes:
@@ -234,7 +233,7 @@ def score_calibrated(
     ledger: Ledger,
     planned: Mapping[str, Plan],
     model: nn.Module,
-    windows: list[Tensor],
+    windows: Tensor,
     seed: int,
     texts: Texts,
 ) -> None:
@@ -244,7 +243,7 @@ def score_calibrated(
         if not ledger.lacks(system, seed):
             continue
         if plan.both and outer is None:
-            outer = sensitivities(model, windows[:OUTER_WINDOWS])
+            outer = output_factors(model, windows[:OUTER_WINDOWS], "empirical")
         twin, stored = quantise_model(
             model,
             windows,

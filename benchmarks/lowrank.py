@@ -24,17 +24,17 @@ from record import Record, command
 from torch import Tensor
 
 from thesis_lib.common.files import data_folder
+from thesis_lib.memory.compress.allocation import allocate_ranks, spectra
 from thesis_lib.memory.compress.blockwise import Refinement, factorise_blocks
-from thesis_lib.memory.compress.fisher import sensitivities
+from thesis_lib.memory.compress.fisher import output_factors, per_token
 from thesis_lib.memory.compress.svd import (
-    allocate_ranks,
     decompose_layers,
     gram_matrices,
-    spectra,
     uniform_ranks,
     with_ranks,
 )
 from thesis_lib.memory.evaluate.perplexity import perplexity, read_tokens
+from thesis_lib.memory.evaluate.windows import cut_windows
 from thesis_lib.memory.formats.nf4 import weight_bytes
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.linears import linears
@@ -53,18 +53,17 @@ class Calibration:
     """What one calibration set says of the model; nothing is computed unasked."""
 
     def __init__(self, model: Any, text: Tensor, windows: int, seed: int) -> None:
-        draw = torch.Generator().manual_seed(seed)
-        starts = torch.randint(0, LAST_TOKEN - CONTEXT, (windows,), generator=draw)
         self.model, self.seed = model, seed
-        self.windows = torch.stack([text[at : at + CONTEXT] for at in starts.tolist()])
+        self.windows = cut_windows(text, CONTEXT, windows, "anywhere", seed)
 
     @cached_property
     def grams(self) -> dict[str, Any]:
         return gram_matrices(self.model, self.windows[:, None])
 
     @cached_property
-    def sensitivities(self) -> dict[str, Any]:
-        return sensitivities(self.model, self.windows, self.seed)
+    def output_factors(self) -> dict[str, Any]:
+        sums = output_factors(self.model, self.windows, seed=self.seed)
+        return per_token(sums, self.windows.numel())
 
     @cached_property
     def whitened(self) -> dict[str, Any]:
@@ -73,7 +72,7 @@ class Calibration:
     @cached_property
     def weighted(self) -> dict[str, Any]:
         return decompose_layers(
-            self.model, self.grams, sensitivities=self.sensitivities
+            self.model, self.grams, output_factors=self.output_factors
         )
 
     @cached_property
@@ -92,7 +91,7 @@ class Calibration:
             self.model,
             self.windows[:BLOCK_WINDOWS],
             ranks,
-            self.sensitivities,
+            self.output_factors,
             refinement=Refinement() if method == "refined" else None,
         )
 

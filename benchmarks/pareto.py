@@ -35,14 +35,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.files import cache_folder, data_folder, write_whole
-from thesis_lib.memory.compress.bit_allocation import matrices
+from thesis_lib.memory.compress.blockwise import matrices
 from thesis_lib.memory.compress.convert import (
     Wish,
     streamed_perplexity,
     write_compressed,
 )
 from thesis_lib.memory.compress.gptq import round_to_nearest
-from thesis_lib.memory.compress.svd import factorise
+from thesis_lib.memory.compress.svd import decompose_layers, with_factors
 from thesis_lib.memory.evaluate.perplexity import perplexity, read_tokens
 from thesis_lib.memory.formats.low_bit import Grid
 from thesis_lib.memory.formats.nf4 import quantise, weight_bytes
@@ -86,7 +86,7 @@ def in_memory(model: nn.Module, kind: str) -> tuple[nn.Module, int]:
 
 def truncated(model: nn.Module, ratio: float) -> tuple[nn.Module, int]:
     """Every matrix by its plain singular value decomposition, one ratio for all."""
-    twin = factorise(model, ratio)
+    twin = with_factors(model, decompose_layers(model), ratio)
     return twin, weight_bytes(twin)
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from thesis_lib.cli.main import app
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import data_folder
-from thesis_lib.memory.compress.bit_allocation import matrices
+from thesis_lib.memory.compress.blockwise import matrices
 from thesis_lib.memory.compress.convert import compress_checkpoint
 from thesis_lib.memory.evaluate.perplexity import TEXTS, perplexity, read_tokens
 
@@ -94,8 +94,8 @@ def test_few_bits_are_calibrated_on_the_text_that_is_given(tmp_path):
         ({"correction_rank": 4, "weights": "int8"}, "belongs to bits"),
         ({"bits": 3, "group": 32}, "group=32 does not divide"),
         ({"bits": 3, "calibration": "none.txt"}, r"none\.txt does not exist"),
-        ({"bits": 3, "group": 16, "context": 64}, "too short .* at least 80 tokens"),
-        ({"bits": 3, "context": 128}, "has 64 tokens: give at least 128"),
+        ({"bits": 3, "group": 16, "context": 64}, "too short .* at least 80"),
+        ({"bits": 3, "context": 128}, "has 64 tokens: expected 128 at least"),
     ],
 )
 def test_few_bits_that_cannot_be_are_refused(tmp_path, options, words):

@@ -1,4 +1,6 @@
-"""Sensitivities are the second moments of gradients, for labels of the model's own."""
+"""Output factors are second moments of gradients, for labels drawn or of the text."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import nn
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.memory.compress.fisher import sensitivities
+from thesis_lib.memory.compress.fisher import output_factors, per_token
 from thesis_lib.memory.model.linears import linears
 
 
@@ -16,9 +18,10 @@ def model(tmp_path_factory):
     return tiny.write(tmp_path_factory.mktemp("fisher"), dtype=torch.float32)
 
 
-def test_sensitivities_are_the_second_moments_of_gradients(model):
+@pytest.mark.parametrize("estimator", ["true", "empirical"])
+def test_factors_are_the_second_moments_of_gradients(model, estimator):
     windows = tiny.tokens(1, 3, 11)
-    found = sensitivities(model, windows, seed=4)
+    found = output_factors(model, windows, estimator, seed=4)
     draw = torch.Generator().manual_seed(4)
     name = "model.layers.2.mlp.down_proj"
     expected = torch.zeros(48, 48, dtype=torch.float64)
@@ -30,10 +33,59 @@ def test_sensitivities_are_the_second_moments_of_gradients(model):
         logits = model(window[None]).logits[0]
         hook.remove()
         labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)
+        if estimator == "empirical":
+            logits, labels = logits[:-1], window[1:, None]
         chosen = logits.log_softmax(-1).gather(1, labels)
         (gradient,) = torch.autograd.grad(-chosen.sum(), errors)
         expected += (gradient[0].T @ gradient[0]).double()
-    np.testing.assert_allclose(found[name], expected.numpy() / 33, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(found[name], expected.numpy(), rtol=1e-4, atol=1e-9)
+
+
+class Chain(nn.Module):
+    """A Markov chain: the logits of the next token are a linear layer of this one."""
+
+    def __init__(self, states=5):
+        super().__init__()
+        self.embed = nn.Embedding.from_pretrained(torch.eye(states))
+        self.next = nn.Linear(states, states, bias=False)
+        with torch.no_grad():
+            self.next.weight.normal_(generator=torch.Generator().manual_seed(0))
+
+    def get_input_embeddings(self):
+        return self.embed
+
+    def forward(self, ids, use_cache=False):
+        return SimpleNamespace(logits=self.next(self.embed(ids)))
+
+    def text(self, tokens):
+        chances = self.next.weight.detach().T.softmax(-1)
+        draw, ids = torch.Generator().manual_seed(1), [0]
+        for _ in range(tokens - 1):
+            ids.append(int(torch.multinomial(chances[ids[-1]], 1, generator=draw)))
+        return torch.tensor([ids])
+
+
+def test_both_estimate_one_matrix_where_the_text_was_drawn_from_the_model():
+    """At the logits of a token it is diag(p) − p pᵀ: expected of labels drawn from p"""
+    model, n = Chain(), 4000
+    text = model.text(n)
+    p = model(text).logits[0].detach().double().softmax(-1).numpy()
+    expected = np.diag(p.mean(axis=0)) - p.T @ p / n
+    # An entry of (p − e)(p − e)ᵀ lies within [−1, 1].
+    bound = 4 / np.sqrt(n)
+    assert bound < 0.5 * np.abs(expected).max()
+    (true,) = per_token(output_factors(model, text), n).values()
+    (empirical,) = per_token(output_factors(model, text, "empirical"), n - 1).values()
+    assert np.abs(true - expected).max() < bound
+    assert np.abs(empirical - expected).max() < bound
+    # Of another text the labels say something else, and the model the same.
+    stuck = torch.zeros(1, n, dtype=torch.long)
+    p = model(stuck).logits[0, 0].detach().double().softmax(-1).numpy()
+    (true,) = per_token(output_factors(model, stuck), n).values()
+    (empirical,) = per_token(output_factors(model, stuck, "empirical"), n - 1).values()
+    assert np.abs(true - (np.diag(p) - np.outer(p, p))).max() < bound
+    error = p - np.eye(5)[0]
+    np.testing.assert_allclose(empirical, np.outer(error, error), rtol=1e-4)
 
 
 def test_they_predict_what_a_small_error_costs(model):
@@ -41,8 +93,9 @@ def test_they_predict_what_a_small_error_costs(model):
     windows = tiny.tokens(2, 24, 16)
     name = "model.layers.3.mlp.down_proj"
     layer = model.get_submodule(name)
-    sensitivity = np.mean(
-        [sensitivities(model, windows, seed, [name])[name] for seed in range(8)], axis=0
+    factor = np.mean(
+        [output_factors(model, windows, "true", s, [name])[name] for s in range(8)],
+        axis=0,
     )
     inputs = []
     hook = layer.register_forward_pre_hook(lambda _m, i: inputs.append(i[0]))
@@ -50,7 +103,7 @@ def test_they_predict_what_a_small_error_costs(model):
         before = model(windows).logits.double().log_softmax(-1)
         hook.remove()
         rows = inputs[0].reshape(-1, 80).double()
-        gram = (rows.T @ rows).numpy() / len(rows)
+        gram = (rows.T @ rows).numpy()
         draw = torch.Generator().manual_seed(0)
         change = 1e-3 * torch.randn(48, 80, generator=draw)
         layer.weight += change
@@ -58,45 +111,41 @@ def test_they_predict_what_a_small_error_costs(model):
         layer.weight -= change
     divergence = float((before.exp() * (before - after)).sum(-1).mean())
     delta = change.double().numpy()
-    predicted = np.trace(sensitivity @ delta @ gram @ delta.T) / 2
+    predicted = np.trace(factor @ delta @ gram @ delta.T) / 2 / windows.numel() ** 2
     assert predicted == pytest.approx(divergence, rel=0.15)
 
 
 def test_the_model_is_as_it_was(model):
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    first = sensitivities(model, tiny.tokens(1, 2, 8), seed=1)
-    second = sensitivities(model, tiny.tokens(1, 2, 8), seed=1)
+    first = output_factors(model, tiny.tokens(1, 2, 8), seed=1)
+    second = output_factors(model, tiny.tokens(1, 2, 8), seed=1)
     assert all(np.array_equal(first[name], second[name]) for name in first)
     assert set(first) == set(linears(model))
-    assert all(p.grad is None for p in model.parameters())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert not any(m._forward_hooks for m in model.modules())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
 
 
-def test_windows_of_one_length_are_those_of_a_tensor(model):
-    windows = tiny.tokens(3, 3, 9)
-    together = sensitivities(model, windows, seed=2)
-    apart = sensitivities(model, [*windows], seed=2)
-    for name, found in together.items():
-        np.testing.assert_array_equal(found, apart[name])
-
-
-def test_a_shorter_window_counts_by_its_tokens(model):
-    long, short = tiny.tokens(3, 1, 12)[0], tiny.tokens(4, 1, 5)[0]
-    both = sensitivities(model, [long, short], seed=2)
-    first = sensitivities(model, [long], seed=2)
+def test_windows_of_any_lengths_add_up(model):
+    long, short = tiny.tokens(3, 1, 12), tiny.tokens(4, 1, 5)
+    both = output_factors(model, [long[0], short[0]], "empirical")
+    first = output_factors(model, long, "empirical")
+    second = output_factors(model, short, "empirical")
     for name, found in both.items():
-        rest = 17 * found - 12 * first[name]  # the sum over the short one alone
-        assert np.linalg.eigvalsh(rest).min() >= -1e-5 * np.trace(found)
+        np.testing.assert_array_equal(found, first[name] + second[name])
 
 
 def test_what_has_no_gradient_is_refused(model):
+    with pytest.raises(InvalidInput, match="estimator='emp' is unknown"):
+        output_factors(model, tiny.tokens(1, 2, 8), "emp")
     with pytest.raises(InvalidInput, match="expected \\(windows, tokens\\)"):
-        sensitivities(model, tiny.tokens(1, 2, 8)[0])
+        output_factors(model, tiny.tokens(1, 2, 8)[0])
+    with pytest.raises(InvalidInput, match="tokens=0: expected"):
+        per_token({}, 0)
     model.unused = nn.Linear(3, 3)
     try:
         with pytest.raises(InvalidInput, match="such as unused"):
-            sensitivities(model, tiny.tokens(1, 1, 8))
+            output_factors(model, tiny.tokens(1, 1, 8))
     finally:
         del model.unused

@@ -1,15 +1,17 @@
-"""Factors that know of each other: calibrated layer after layer, then trained.
+"""A model compressed layer after layer, each for what the compressed ones hand it.
 
 A layer behind compressed ones no longer sees the inputs that it was calibrated on.
-`factorise_blocks` calibrates each on the inputs that it will see, against the outputs
-that the uncompressed model gives, and `Refinement` then trains the factors of a block
-against the block's own uncompressed output.
+`walk_blocks` takes a decoder apart and runs its layers in order; whoever replaces the
+weights of one decides what reaches the next. `factorise_blocks` puts calibrated factors
+of low rank in their place, and trains them where it is asked to; `quantise_model` puts
+the weights of few bits there that GPTQ leaves.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,12 +20,225 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from torch import Tensor, nn
 
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.memory.compress.svd import F64, decompose, naming, replace_by_factors
+from thesis_lib.common.stats import F64
+from thesis_lib.memory.compress.gptq import (
+    ROUNDS,
+    Metric,
+    Whitening,
+    correct,
+    whitening,
+)
+from thesis_lib.memory.compress.svd import (
+    decompose,
+    naming,
+    replace_by_factors,
+    sum_grams,
+)
+from thesis_lib.memory.formats.low_bit import Corrected, Recipe
 from thesis_lib.memory.formats.lowrank import LowRankLinear
 from thesis_lib.memory.model.linears import linears
 from thesis_lib.memory.offload.architectures import stack
 
 SHRINKAGE = 0.01  # of the mean second moment, towards the matrix as it was
+
+Progress = Callable[[int, int], None]  # layers done, and of all
+_Hook = Callable[[tuple[Any, ...], dict[str, Any]], None]  # inputs, and options
+
+
+def require_calibratable(
+    model: nn.Module, windows: Tensor, names: Mapping[str, object] | None = None
+) -> None:
+    """Refuse weights that are not finite, and calibration text that is too short.
+
+    The Gram matrix of a layer of n inputs needs n tokens at the very least. `windows`
+    (w, t) are token ids; `names` chooses the layers, by default all but the head.
+    """
+    for name, weight in model.named_parameters():
+        require(
+            bool(torch.isfinite(weight).all()),
+            f"{name} holds weights that are not finite: the checkpoint is damaged; "
+            "copy it again",
+        )
+    tokens, layers = windows.numel(), linears(model, names)
+    widths = {name: layer.in_features for name, layer in layers.items()}
+    widest = max(widths, key=widths.__getitem__)
+    require(
+        tokens >= widths[widest],
+        f"calibration text of {tokens:,} tokens is too short for {widest}: expected at "
+        f"least {widths[widest]:,}, one for each input, better ten times as many",
+    )
+
+
+def matrices(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of the decoder stack, by names such as `0.mlp.up_proj`."""
+    return linears(stack(model)[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A decoder layer taken out of its model, with the hidden states that reach it.
+
+    Masks and positions are those of the model's own forward.
+    """
+
+    name: str  # in the model, such as `model.layers.3`
+    layer: nn.Module
+    hidden: list[Tensor]  # (1, t, hidden) of each window
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]  # beside the hidden states
+
+    def run(self, hidden: Tensor) -> Tensor:
+        """What the layer makes of hidden states (1, t, hidden)."""
+        inputs, options = self.arguments
+        output = self.layer(hidden, *inputs, **options)
+        return output[0] if isinstance(output, tuple) else output
+
+    @cached_property
+    def outputs(self) -> list[Tensor]:
+        """What the layer, as it is when first asked, makes of `hidden`."""
+        return [self.run(hidden) for hidden in self.hidden]
+
+    def grams(self) -> dict[str, F64]:
+        """The Gram matrix (n, n) of the inputs of each matrix, by its name in here."""
+        return sum_grams(linears(self.layer), self.run, self.hidden)
+
+    def inputs(self, number: int, name: str) -> Tensor:
+        """The rows (t, n) of one window that reach the matrix `name`, in float64."""
+        found: list[Tensor] = []
+
+        def take(inputs: tuple[Any, ...], _: dict[str, Any]) -> None:
+            found.append(inputs[0])
+            raise _Reached
+
+        with _before({self.layer.get_submodule(name): take}), suppress(_Reached):
+            self.run(self.hidden[number])
+        return found[0].reshape(-1, found[0].shape[-1]).double()
+
+    def groups(self, names: Sequence[str]) -> list[list[str]]:
+        """The names of matrices by the input that they share, in the order of use."""
+        found: list[tuple[Tensor, list[str]]] = []
+
+        def note(name: str) -> _Hook:
+            def hook(inputs: tuple[Any, ...], _: dict[str, Any]) -> None:
+                if not found or found[-1][0] is not inputs[0]:
+                    found.append((inputs[0], []))
+                found[-1][1].append(name)
+
+            return hook
+
+        with _before({self.layer.get_submodule(name): note(name) for name in names}):
+            self.run(self.hidden[0])
+        return [group for _, group in found]
+
+
+@torch.no_grad()
+def walk_blocks(
+    model: nn.Module, windows: Tensor, progress: Progress | None = None
+) -> Iterator[Block]:
+    """The decoder layers of a model in order, each with what reaches it.
+
+    `windows` (w, t) are token ids, all of one length. When the next layer is asked for,
+    this one is run as it is by then: weights that were replaced meanwhile are those
+    that later layers are calibrated behind. `progress` hears of layers done and of all.
+
+    Raises InvalidInput for windows of another shape.
+    """
+    require(
+        windows.ndim == 2 and windows.numel() > 0,
+        f"windows have shape {tuple(windows.shape)}: expected (windows, tokens)",
+    )
+    prefix, layers = stack(model)
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    hidden: list[Tensor] = []
+
+    def enter(inputs: tuple[Any, ...], _: dict[str, Any]) -> None:
+        hidden.append(inputs[0])
+        raise _Reached
+
+    def note(inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        arguments.append((inputs[1:], options))
+
+    with _before(dict.fromkeys(layers, note)):
+        model(windows[:1], use_cache=False)
+    with _before({layers[0]: enter}):
+        for window in windows:
+            with suppress(_Reached):
+                model(window[None], use_cache=False)
+    for number, layer in enumerate(layers):
+        block = Block(f"{prefix}.{number}", layer, hidden, arguments[number])
+        yield block
+        hidden = block.outputs
+        if progress is not None:
+            progress(number + 1, len(layers))
+
+
+class _Reached(Exception):
+    """Ends a pass of which only the beginning was wanted."""
+
+
+@contextmanager
+def _before(hooks: Mapping[nn.Module, _Hook]) -> Iterator[None]:
+    """Call each hook with the inputs and options of its module, while this lasts."""
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _, inputs, options, hook=hook: hook(inputs, options),
+            with_kwargs=True,
+        )
+        for module, hook in hooks.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def quantise_model(
+    model: nn.Module,
+    windows: Tensor,
+    recipes: Mapping[str, Recipe],
+    output_factors: Mapping[str, F64] | None = None,
+    rounds: int = ROUNDS,
+    progress: Progress | None = None,
+) -> tuple[nn.Module, dict[str, Corrected]]:
+    """A copy of the model with its matrices as the recipes say, and what is stored.
+
+    `windows` (w, t) of token ids run through the copy, whose layers are quantised one
+    after the other. `recipes`, and what is stored, have the names of `matrices`;
+    `output_factors` are those of the model where a correction is to be the best one
+    for inputs and loss at once. The copy computes with the restored weights, in the
+    dtype of the model. `progress` hears of layers done and of all.
+
+    Raises InvalidInput as `require_calibratable`, `walk_blocks` and `correct` do.
+    """
+    require_calibratable(model, windows)
+    twin = copy.deepcopy(model).eval()
+    stored: dict[str, Corrected] = {}
+    for block in walk_blocks(twin, windows, progress):
+        number = block.name.rpartition(".")[2]
+        grams = block.grams()
+        known: list[tuple[F64, Whitening]] = []
+        for name, layer in linears(block.layer).items():
+            recipe = recipes[f"{number}.{name}"]
+            inputs = _whitened(grams[name], recipe.grid.group, known)
+            outputs = None
+            if output_factors is not None:
+                factor = output_factors[f"{block.name}.{name}"]
+                outputs = whitening(factor, len(factor))
+            weight = layer.weight.double().numpy()
+            made = correct(weight, Metric(inputs, outputs), recipe, rounds)
+            layer.weight.copy_(torch.from_numpy(made.restore()))
+            stored[f"{number}.{name}"] = made
+    return twin, stored
+
+
+def _whitened(gram: F64, group: int, known: list[tuple[F64, Whitening]]) -> Whitening:
+    """The whitening of a Gram matrix, once for all matrices that share their inputs."""
+    for other, made in known:
+        if made.group == group and np.array_equal(other, gram):
+            return made
+    known.append((gram, whitening(gram, group)))
+    return known[-1][1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +249,54 @@ class Refinement:
     rate: float = 5e-5  # decays to zero along half a cosine
     seed: int = 0
     held_out: float = 0.25  # share of the windows that judge whether it has helped
+
+
+@torch.no_grad()
+def factorise_blocks(
+    model: nn.Module,
+    windows: Tensor,
+    ranks: Mapping[str, int | None],
+    output_factors: Mapping[str, F64] | None = None,
+    refinement: Refinement | None = None,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """A copy of the model with factors, each layer calibrated behind compressed ones.
+
+    Layers go in order and, within one, the matrices in the order of their use. The
+    inputs of a matrix come from the copy as it is by then, its targets from the model
+    on its own activations: `best_matrix`, shrunk towards the matrix as it was by a
+    diagonal of `SHRINKAGE`, truncated in the norm of `output_factors` where they are
+    given. `windows` (w, t) are token ids of calibration text. With a `refinement`
+    the factors of each layer are trained before the next layer is begun.
+
+    Raises InvalidInput as `require_calibratable` and `decompose` do.
+    """
+    require_calibratable(model, windows, ranks or None)
+    twin = copy.deepcopy(model)
+    for block, dense in zip(
+        walk_blocks(twin, windows, progress), walk_blocks(model, windows), strict=False
+    ):
+        wanted = {
+            name: rank
+            for name in linears(dense.layer)
+            if (rank := ranks.get(f"{block.name}.{name}")) is not None
+        }
+        for group in dense.groups(list(wanted)):
+            cross, gram = _moments(dense, block, group[0])
+            ridge = SHRINKAGE * np.trace(gram) / len(gram) * np.eye(len(gram))
+            for name in group:
+                whole = f"{block.name}.{name}"
+                weight = linears(dense.layer)[name].weight.double().cpu().numpy()
+                with naming(whole):
+                    parts = decompose(
+                        best_matrix(weight, cross + ridge, gram + ridge),
+                        gram + ridge,
+                        None if output_factors is None else output_factors[whole],
+                    )
+                replace_by_factors(block.layer, name, *parts.factors(wanted[name]))
+        if refinement is not None:
+            _refine(block, dense.outputs, refinement)
+    return twin
 
 
 def best_matrix(weight: F64, cross: F64, gram: F64) -> F64:
@@ -53,191 +316,17 @@ def best_matrix(weight: F64, cross: F64, gram: F64) -> F64:
         ) from error
 
 
-class Blocks:
-    """A decoder taken apart: its layers, what enters the stack, and how it is called.
-
-    `windows` (w, t) are token ids, all of one length; `hidden` holds one tensor
-    (1, t, hidden) for each. Masks and positions are those of the model's own forward.
-    """
-
-    def __init__(self, model: nn.Module, windows: Tensor) -> None:
-        require(
-            windows.ndim == 2 and windows.numel() > 0,
-            f"windows have shape {tuple(windows.shape)}: expected (windows, tokens)",
-        )
-        self.prefix, self.layers = stack(model)
-        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self.hidden: list[Tensor] = []
-        first = self.layers[0]
-        with _before(dict.fromkeys(self.layers, self._note)):
-            model(windows[:1], use_cache=False)
-        with _before({first: self._take}):
-            for window in windows:
-                try:
-                    model(window[None], use_cache=False)
-                except _Reached:
-                    continue
-
-    def _note(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        self._calls.append((inputs[1:], options))
-
-    def _take(self, inputs: tuple[Any, ...], _: dict[str, Any]) -> None:
-        self.hidden.append(inputs[0])
-        raise _Reached
-
-    def run(self, number: int, layer: nn.Module, hidden: Tensor) -> Tensor:
-        """What `layer` makes of `hidden` in the place of layer `number`."""
-        inputs, options = self._calls[number]
-        output = layer(hidden, *inputs, **options)
-        return output[0] if isinstance(output, tuple) else output
-
-    def inputs(
-        self, number: int, layer: nn.Module, hidden: Tensor, name: str
-    ) -> Tensor:
-        """The rows (tokens, n) that reach the part `name` of such a layer, float64."""
-        found: list[Tensor] = []
-
-        def take(inputs: tuple[Any, ...], _: dict[str, Any]) -> None:
-            found.append(inputs[0])
-            raise _Reached
-
-        try:
-            with _before({layer.get_submodule(name): take}):
-                self.run(number, layer, hidden)
-        except _Reached:
-            pass
-        return found[0].reshape(-1, found[0].shape[-1]).double()
-
-    def groups(self, number: int, names: Sequence[str]) -> list[list[str]]:
-        """The names of matrices by the input that they share, in the order of use."""
-        found: list[tuple[Tensor, list[str]]] = []
-
-        def note(name: str) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
-            def hook(inputs: tuple[Any, ...], _: dict[str, Any]) -> None:
-                if not found or found[-1][0] is not inputs[0]:
-                    found.append((inputs[0], []))
-                found[-1][1].append(name)
-
-            return hook
-
-        layer = self.layers[number]
-        with _before({layer.get_submodule(name): note(name) for name in names}):
-            self.run(number, layer, self.hidden[0])
-        return [group for _, group in found]
-
-
-class _Reached(Exception):
-    """Ends a pass of which only the beginning was wanted."""
-
-
-@contextmanager
-def _before(
-    hooks: Mapping[nn.Module, Callable[[tuple[Any, ...], dict[str, Any]], None]],
-) -> Iterator[None]:
-    """Call each hook with the inputs and options of its module, while this lasts."""
-    handles = [
-        module.register_forward_pre_hook(
-            lambda _, inputs, options, hook=hook: hook(inputs, options),
-            with_kwargs=True,
-        )
-        for module, hook in hooks.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.no_grad()
-def factorise_blocks(
-    model: nn.Module,
-    windows: Tensor,
-    ranks: Mapping[str, int | None],
-    sensitivities: Mapping[str, F64] | None = None,
-    refinement: Refinement | None = None,
-    shrinkage: float = SHRINKAGE,
-    progress: Callable[[int, int], None] | None = None,
-) -> nn.Module:
-    """A copy of the model with factors, each layer calibrated behind compressed ones.
-
-    Layers go in order and, within one, the matrices in the order of their use. The
-    inputs of a matrix come from the copy as it is by then, its targets from the model
-    on its own activations: `best_matrix`, shrunk towards the matrix as it was by a
-    diagonal of `shrinkage`, truncated in the norm of `sensitivities` where they are
-    given. `windows` (w, t) are token ids of calibration text. With a `refinement`
-    the factors of each layer are trained before the next layer is begun.
-
-    Raises InvalidInput for windows with too few tokens for a matrix, by its name, and
-    as `decompose` does.
-    """
-    twin = copy.deepcopy(model)
-    require_tokens(model, windows.numel(), ranks)
-    blocks = Blocks(model, windows)
-    exact, seen = list(blocks.hidden), list(blocks.hidden)
-    for number, layer in enumerate(stack(twin)[1]):
-        dense, place = blocks.layers[number], f"{blocks.prefix}.{number}"
-        wanted = {
-            name: rank
-            for name in linears(dense)
-            if (rank := ranks.get(f"{place}.{name}")) is not None
-        }
-        for group in blocks.groups(number, list(wanted)):
-            cross, gram = _moments(blocks, number, (dense, layer), (exact, seen), group)
-            ridge = shrinkage * np.trace(gram) / len(gram) * np.eye(len(gram))
-            for name in group:
-                whole = f"{place}.{name}"
-                weight = linears(dense)[name].weight.double().cpu().numpy()
-                with naming(whole):
-                    best = best_matrix(weight, cross + ridge, gram + ridge)
-                    parts = decompose(
-                        best,
-                        gram + ridge,
-                        None if sensitivities is None else sensitivities[whole],
-                    )
-                replace_by_factors(layer, name, *parts.factors(wanted[name]))
-        exact = [blocks.run(number, dense, hidden) for hidden in exact]
-        if refinement is not None:
-            _refine(blocks, number, layer, seen, exact, refinement)
-        seen = [blocks.run(number, layer, hidden) for hidden in seen]
-        if progress is not None:
-            progress(number + 1, len(blocks.layers))
-    return twin
-
-
-def require_tokens(
-    model: nn.Module, tokens: int, names: Mapping[str, object] | None = None
-) -> None:
-    """Refuse calibration text that cannot fill the Gram matrix of a layer.
-
-    A matrix of n inputs needs n tokens at the very least; it says how many.
-    """
-    for name, layer in linears(model, names).items():
-        require(
-            tokens >= layer.in_features,
-            f"{tokens:,} tokens of calibration text leave the Gram matrix of {name} "
-            f"singular: expected {layer.in_features:,} at least, one for each input",
-        )
-
-
-def _moments(
-    blocks: Blocks,
-    number: int,
-    layers: tuple[nn.Module, nn.Module],
-    streams: tuple[list[Tensor], list[Tensor]],
-    group: list[str],
-) -> tuple[F64, F64]:
-    """Σ x x̂ᵀ and Σ x̂ x̂ᵀ of what reaches a group, in the model and in its copy."""
+def _moments(dense: Block, block: Block, name: str) -> tuple[F64, F64]:
+    """Σ x x̂ᵀ and Σ x̂ x̂ᵀ of what reaches a matrix, in the model and in its copy."""
     cross = gram = torch.zeros(())
-    for exact, seen in zip(*streams, strict=True):
-        x = blocks.inputs(number, layers[0], exact, group[0])
-        x_seen = blocks.inputs(number, layers[1], seen, group[0])
-        cross = cross + x.T @ x_seen
-        gram = gram + x_seen.T @ x_seen
+    for number in range(len(block.hidden)):
+        x, seen = dense.inputs(number, name), block.inputs(number, name)
+        cross = cross + x.T @ seen
+        gram = gram + seen.T @ seen
     return cross.cpu().numpy(), gram.cpu().numpy()
 
 
-def trainable(layer: nn.Module) -> list[nn.Parameter]:
+def _trainable(layer: nn.Module) -> list[nn.Parameter]:
     """The factors and the norms of a layer; matrices that stayed dense are not."""
     found = []
     for part in layer.modules():
@@ -249,31 +338,24 @@ def trainable(layer: nn.Module) -> list[nn.Parameter]:
 
 
 @torch.enable_grad()
-def _refine(
-    blocks: Blocks,
-    number: int,
-    layer: nn.Module,
-    seen: list[Tensor],
-    exact: list[Tensor],
-    how: Refinement,
-) -> None:
+def _refine(block: Block, targets: list[Tensor], how: Refinement) -> None:
     """Train a block towards its uncompressed output; undo it if that did not help."""
-    parameters = trainable(layer)
+    parameters = _trainable(block.layer)
     if not parameters:
         return
-    judged = max(int(how.held_out * len(seen)), 1)
-    read = len(seen) - judged
+    judged = max(int(how.held_out * len(targets)), 1)
+    read = len(targets) - judged
     require(
         read > 0, "refinement needs two windows at least: one to train, one to judge"
     )
 
     def error(at: int) -> Tensor:
-        output = blocks.run(number, layer, seen[at])
-        return nn.functional.mse_loss(output.float(), exact[at].float())
+        output = block.run(block.hidden[at])
+        return nn.functional.mse_loss(output.float(), targets[at].float())
 
     @torch.no_grad()
     def held_out() -> float:
-        return sum(float(error(at)) for at in range(read, len(seen)))
+        return sum(float(error(at)) for at in range(read, len(targets)))
 
     before, kept = held_out(), [p.detach().clone() for p in parameters]
     scale = judged / before if before > 0 else 1.0

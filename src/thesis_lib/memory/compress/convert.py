@@ -14,26 +14,22 @@ from torch import Tensor, nn
 
 from thesis_lib.common.errors import InvalidInput, choice, read_object, require
 from thesis_lib.common.files import data_folder
-from thesis_lib.memory.compress.bit_allocation import (
-    empirical_fisher,
+from thesis_lib.memory.compress.allocation import allocate_ranks, spectra
+from thesis_lib.memory.compress.blockwise import (
+    factorise_blocks,
     matrices,
     quantise_model,
     require_calibratable,
 )
-from thesis_lib.memory.compress.blockwise import factorise_blocks, require_tokens
-from thesis_lib.memory.compress.fisher import sensitivities
-from thesis_lib.memory.compress.svd import (
-    allocate_ranks,
-    decompose_layers,
-    gram_matrices,
-    spectra,
-)
+from thesis_lib.memory.compress.fisher import output_factors, per_token
+from thesis_lib.memory.compress.svd import decompose_layers, gram_matrices
 from thesis_lib.memory.evaluate.perplexity import (
     TEXTS,
     Perplexity,
     perplexity,
     read_tokens,
 )
+from thesis_lib.memory.evaluate.windows import read_windows
 from thesis_lib.memory.formats import bitplanes
 from thesis_lib.memory.formats.base import (
     DENSE,
@@ -57,12 +53,7 @@ from thesis_lib.memory.model.checkpoint import (
     new_checkpoint,
     split_name,
 )
-from thesis_lib.memory.model.pretrained import (
-    encode,
-    read_text,
-    read_tokenizer,
-    require_known,
-)
+from thesis_lib.memory.model.pretrained import read_tokenizer, require_known
 from thesis_lib.memory.model.spec import ModelSpec
 from thesis_lib.memory.offload.architectures import (
     load_resident,
@@ -254,47 +245,15 @@ def factor_checkpoint(
     model = load_resident(folder)
     context = min(CONTEXT, getattr(model.config, "max_position_embeddings", CONTEXT))
     tokenizer = read_tokenizer(folder)
-    require_finite(model)
-    ids = read_windows(tokenizer, text, WINDOWS, context)
+    ids = read_windows(tokenizer, text, context, WINDOWS)
     require_known(ids.flatten().tolist(), model.config.vocab_size)
-    require_tokens(model, ids.numel())
-    minded = sensitivities(model, ids)
-    parts = decompose_layers(
-        model, gram_matrices(model, ids[:, None]), sensitivities=minded
-    )
+    require_calibratable(model, ids)
+    factors = per_token(output_factors(model, ids), ids.numel())
+    grams = gram_matrices(model, ids[:, None])
+    parts = decompose_layers(model, grams, output_factors=factors)
     ranks = allocate_ranks(spectra(model, parts), rank_ratio)
-    twin = factorise_blocks(model, ids, ranks, minded, progress=progress)
+    twin = factorise_blocks(model, ids, ranks, factors, progress=progress)
     return write_factors(folder, out, twin)
-
-
-def require_finite(model: nn.Module) -> None:
-    """Refuse a model with weights that are not numbers, by their name."""
-    for name, weight in model.named_parameters():
-        require(
-            bool(torch.isfinite(weight).all()),
-            f"{name} holds weights that are not finite: the checkpoint is damaged; "
-            "copy it again",
-        )
-
-
-def read_windows(
-    tokenizer: Any, path: Path | str, windows: int, context: int
-) -> Tensor:
-    """At most `windows` windows of a UTF-8 text, (w, context), evenly spread over it.
-
-    They do not overlap: a short text has fewer. Raises InvalidInput for a missing file
-    and for a text shorter than one window.
-    """
-    ids = torch.tensor(encode(tokenizer, read_text(path), add_special_tokens=False))
-    require(
-        len(ids) >= context,
-        f"{Path(path).name} has {len(ids):,} tokens: expected {context:,} at least, "
-        "one window; give a longer text",
-    )
-    count = min(windows, len(ids) // context)
-    last = len(ids) - context
-    starts = [last * at // max(count - 1, 1) for at in range(count)]
-    return torch.stack([ids[at : at + context] for at in starts])
 
 
 WIDTHS = (2, 3, 4)  # bits that the command writes
@@ -437,19 +396,21 @@ def _bits_writer(recipe: Recipe, text: Path, context: int) -> Writer:
     """What writes few bits. The whole model is in memory while it is calibrated."""
 
     def write(folder: Path, out: Path, progress: Progress | None) -> dict[str, Any]:
-        windows = calibration_windows(read_tokenizer(folder), text, context)
-        require_known(
-            torch.cat(windows).flatten().tolist(), ModelSpec.from_config(folder).vocab
-        )
+        count = max(CALIBRATION_TOKENS // context, 1)
+        windows = read_windows(read_tokenizer(folder), text, context, count, "grid")
+        require_known(windows.flatten().tolist(), ModelSpec.from_config(folder).vocab)
 
         def quantise():
             model = load_resident(folder, torch.bfloat16)
             require_calibratable(model, windows)
+            factors = None
+            if recipe.rank:
+                factors = output_factors(model, windows, "empirical")
             _, stored = quantise_model(
                 model,
                 windows,
                 dict.fromkeys(matrices(model), recipe),
-                empirical_fisher(model, windows) if recipe.rank else None,
+                factors,
                 progress=progress,
             )
             return stored
@@ -460,26 +421,6 @@ def _bits_writer(recipe: Recipe, text: Path, context: int) -> Writer:
         return write_bits(folder, out, recipes, quantise)
 
     return write
-
-
-def calibration_windows(
-    tokenizer: Any, text: Path | str, context: int
-) -> list[torch.Tensor]:
-    """Windows (1, context) of a text, evenly spread, of 8,192 tokens together.
-
-    Of a shorter text all whole windows. Raises InvalidInput for a missing file, and for
-    a text without one whole window.
-    """
-    ids = encode(tokenizer, read_text(text), add_special_tokens=False)
-    available = len(ids) // context
-    require(
-        available > 0,
-        f"calibration text {Path(text).name} has {len(ids)} tokens: give at least "
-        f"{context:,}, a whole window",
-    )
-    count = min(available, max(CALIBRATION_TOKENS // context, 1))
-    places = [i * available // count for i in range(count)]
-    return [torch.tensor([ids[i * context : (i + 1) * context]]) for i in places]
 
 
 def _kinds() -> dict[str, str]:

@@ -1,95 +1,125 @@
-"""How much the loss minds an error at each output of a linear layer."""
+"""How much the loss minds an error at each output of a linear layer.
 
-from collections.abc import Iterable, Sequence
+Of the Fisher information of a layer's weights, as K-FAC factors it, the factor of the
+outputs: the second moments of the loss's gradient there. `svd.gram_matrices` is the
+other factor, that of the inputs. Both are sums over tokens; `per_token` makes means of
+them. Martens and Grosse, ICML 2015.
+"""
 
-import numpy as np
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, get_args
+
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.stats import F64
 from thesis_lib.memory.model.linears import linears
 
-F64 = NDArray[np.float64]
+Estimator = Literal["true", "empirical"]
 
 
-def sensitivities(
+def output_factors(
     model: nn.Module,
     windows: Sequence[Tensor] | Tensor,
+    estimator: Estimator = "true",
     seed: int = 0,
     names: Iterable[str] | None = None,
 ) -> dict[str, F64]:
-    """The second moment of the loss's gradient at the outputs of each linear layer.
+    """S = Σ g gᵀ (m, m) over the tokens that are scored, for each linear layer.
 
-    A = E[g gᵀ] (m, m) over tokens, with g the gradient of the summed negative
-    log-likelihood of a window at the layer's output for one token. `windows` are token
-    ids, (w, t) or (t,) each; the labels are drawn from the model's own predictions, as
-    the Fisher information asks, so that no text is learned. `model` is a causal
-    language model; it is observed, never changed. With the inputs' Gram matrix beside
-    it this is the curvature of the loss in the layer's weights, Martens and Grosse,
-    ICML 2015.
+    g is the gradient of a window's negative log-likelihood, summed over its tokens, at
+    the layer's output for one token. `windows` are token ids, (w, t) or (t,) each, of
+    two tokens or more. The labels decide what is estimated:
 
-    Raises InvalidInput for windows of another shape, and for a layer that no gradient
-    reaches.
+    - "true", the Fisher information: each token's label is drawn, by `seed`, from what
+      the model predicts there. It is the curvature of the divergence from the model as
+      it is, so that no text is learned; t tokens of a window are scored.
+    - "empirical", the empirical Fisher: the labels are the text's own next tokens, and
+      t − 1 tokens are scored. Its expectation is the former's only where the model
+      predicts as the text was drawn; Kunstner et al., NeurIPS 2019.
+
+    `model` is a causal language model; it is observed, never changed. `names` chooses
+    layers, by default all but the output head. Raises InvalidInput for another
+    estimator, for windows of another shape, and for a layer that no gradient reaches.
     """
+    choice("estimator", estimator, get_args(Estimator))
     shapes = sorted({tuple(window.shape) for window in windows})
     require(
         bool(shapes) and all(len(shape) == 1 and shape[0] > 1 for shape in shapes),
         f"windows have shapes {shapes}: expected (windows, tokens), two tokens or more",
     )
     chosen = linears(model, names)
-    draw = torch.Generator().manual_seed(seed)
     totals = {
         name: torch.zeros(layer.out_features, layer.out_features, dtype=torch.float64)
         for name, layer in chosen.items()
     }
+    draw = torch.Generator().manual_seed(seed) if estimator == "true" else None
     for window in windows:
-        for name, gradient in _gradients(model, chosen, window, draw).items():
-            rows = gradient.reshape(-1, gradient.shape[-1]).float().cpu()
-            totals[name] += rows.T @ rows
-    tokens = sum(len(window) for window in windows)
+        _add_moments(model, chosen, window, draw, totals)
     blind = [name for name, total in totals.items() if not bool(total.any())]
     if blind:
         raise InvalidInput(
             f"no gradient reached {len(blind)} of {len(chosen)} layers, such as "
             f"{blind[0]}: choose layers that the logits depend on"
         )
-    return {name: total.numpy() / tokens for name, total in totals.items()}
+    return {name: total.numpy() for name, total in totals.items()}
+
+
+def per_token(sums: Mapping[str, F64], tokens: int) -> dict[str, F64]:
+    """E[g gᵀ] of sums over so many tokens: factors whose scale no text's length moves.
+
+    Raises InvalidInput without tokens.
+    """
+    require(
+        tokens > 0, f"tokens={tokens}: expected those that the sums were taken over"
+    )
+    return {name: total / tokens for name, total in sums.items()}
 
 
 @torch.enable_grad()
-def _gradients(
+def _add_moments(
     model: nn.Module,
     chosen: dict[str, nn.Linear],
     window: Tensor,
-    draw: torch.Generator,
-) -> dict[str, Tensor]:
-    """The gradient at the output of each layer, (1, t, m), for sampled labels."""
-    outputs: dict[str, Tensor] = {}
+    draw: torch.Generator | None,
+    totals: dict[str, Tensor],
+) -> None:
+    """Add the moments of one window (t,); its labels are drawn, or its own."""
+    entered: list[Tensor] = []
 
-    def keep(name: str):
+    def enter(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        # Cut here: nothing before the layers is to be differentiated.
+        entered.append(output.detach().requires_grad_())
+        return entered[-1]
+
+    def observe(name: str):
+        def add(gradient: Tensor) -> None:
+            rows = gradient.reshape(-1, gradient.shape[-1]).float().cpu()
+            totals[name] += rows.T @ rows
+
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            outputs[name] = output
+            if output.requires_grad:
+                output.register_hook(add)
 
         return hook
 
     embed: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
     hooks = [
-        # Cut here: nothing before the layers is to be differentiated.
-        embed.register_forward_hook(lambda _m, _i, out: out.detach().requires_grad_()),
-        *(layer.register_forward_hook(keep(name)) for name, layer in chosen.items()),
+        embed.register_forward_hook(enter),
+        *(layer.register_forward_hook(observe(name)) for name, layer in chosen.items()),
     ]
     try:
         logits = model(window[None], use_cache=False).logits[0].float()
     finally:
         for hook in hooks:
             hook.remove()
-    chances = logits.detach().softmax(-1).cpu()
-    labels = torch.multinomial(chances, 1, generator=draw)[:, 0].to(logits.device)
-    loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-    found = torch.autograd.grad(loss, list(outputs.values()), allow_unused=True)
-    return {
-        name: gradient
-        for name, gradient in zip(outputs, found, strict=True)
-        if gradient is not None
-    }
+    if draw is None:
+        logits, labels = logits[:-1], window[1:]
+    else:
+        chances = logits.detach().softmax(-1).cpu()
+        labels = torch.multinomial(chances, 1, generator=draw)[:, 0]
+    loss = nn.functional.cross_entropy(
+        logits, labels.to(logits.device), reduction="sum"
+    )
+    torch.autograd.grad(loss, entered)

@@ -39,20 +39,18 @@ class Whitening:
         return error[:, self.order] @ self.root
 
 
-def whitening(gram: ArrayLike, group: int, damping: float = DAMPING) -> Whitening:
+def whitening(gram: ArrayLike, group: int) -> Whitening:
     """Order the inputs of a Gram matrix (n, n) and factor it.
 
-    The diagonal is raised by `damping` of its mean: a weight must not be moved along
+    The diagonal is raised by `DAMPING` of its mean: a weight must not be moved along
     what the calibration text happened not to excite. Raises InvalidInput for a group
-    that does not divide n, for damping that is not positive, and for a matrix that is
-    no Gram.
+    that does not divide n, and for a matrix that is no Gram.
     """
     moments = np.asarray(gram, np.float64)
     n = len(moments)
     require(
         n % group == 0, f"group={group} does not divide {n} inputs: expected a divisor"
     )
-    require(damping > 0, f"damping={damping:g} must be positive: try {DAMPING:g}")
     power = np.diag(moments)
     require(
         bool(np.isfinite(moments).all()) and power.min() >= 0 and power.max() > 0,
@@ -61,7 +59,7 @@ def whitening(gram: ArrayLike, group: int, damping: float = DAMPING) -> Whitenin
     within = np.argsort(-power.reshape(-1, group), axis=1, kind="stable")
     groups = np.argsort(-power.reshape(-1, group).sum(axis=1), kind="stable")
     order = (within + group * np.arange(n // group)[:, None])[groups].reshape(-1)
-    damped = moments + damping * power.mean() * np.eye(n)
+    damped = moments + DAMPING * power.mean() * np.eye(n)
     backwards = damped[np.ix_(order, order)][::-1, ::-1]
     try:
         lower = cholesky(backwards, lower=True, check_finite=False)
@@ -117,15 +115,6 @@ def gptq(weight: ArrayLike, given: Whitening, grid: Grid) -> Quantised:
     unordered = np.empty_like(codes)
     unordered[:, given.order] = codes
     return Quantised(grid, unordered, scales)
-
-
-def calibration_loss(error: ArrayLike, gram: ArrayLike) -> float:
-    """Squared error of a layer's outputs over the inputs of `gram`, for `error` (m, n).
-
-    tr(E G Eᵀ), summed over inputs and outputs.
-    """
-    wrong = np.asarray(error, np.float64)
-    return float(np.sum(wrong @ np.asarray(gram, np.float64) * wrong))
 
 
 def _checked(weight: ArrayLike, grid: Grid) -> F64:

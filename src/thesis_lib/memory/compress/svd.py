@@ -6,7 +6,7 @@ itself or, given the Gram matrix of the layer's inputs, of W as those inputs see
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.stats import F64
 from thesis_lib.memory.formats.lowrank import LowRankLinear
 from thesis_lib.memory.model.linears import linears, replace
 
-F64 = NDArray[np.float64]
 BLIND = 1e-4  # of the mean sensitivity: what every output matters at least
 
 
@@ -32,9 +32,9 @@ BLIND = 1e-4  # of the mean sensitivity: what every output matters at least
 class Decomposition:
     """The best factors of one (m, n) matrix for every rank up to k.
 
-    `tail(r)` is the loss of rank r: the Frobenius norm of the error for a plain
-    decomposition, and that of the error's output over the calibration inputs for a
-    whitened one.
+    The norm of `values[r:]` is the loss of rank r: the Frobenius norm of the error for
+    a plain decomposition, and that of the error's output over the calibration inputs
+    for a whitened one.
     """
 
     left: NDArray  # (m, k) singular vectors on the output side
@@ -50,43 +50,21 @@ class Decomposition:
         scale = np.sqrt(self.values[:rank]).astype(self.left.dtype)
         return self.left[:, :rank] * scale, scale[:, None] * self.right[:rank]
 
-    def tail(self, rank: int) -> float:
-        """Root of the sum of the squared singular values after the first `rank`."""
-        return float(np.linalg.norm(self.values[rank:]))
-
-
-def low_rank(weight: ArrayLike, rank: int) -> tuple[F64, F64]:
-    """The best approximation of rank `rank`: left (m, rank), right (rank, n).
-
-    The Frobenius norm of the error is the root of the sum of the squares of the
-    dropped singular values; no matrix of this rank does better. Raises InvalidInput
-    for a rank outside [1, min(m, n)]. Eckart and Young, Psychometrika 1(3), 1936.
-    """
-    return decompose(weight).factors(rank)
-
-
-def whitened_low_rank(weight: ArrayLike, gram: ArrayLike, rank: int) -> tuple[F64, F64]:
-    """The best factors of rank `rank` for inputs whose Gram matrix is `gram`.
-
-    With gram G = Σ x xᵀ (n, n) = S Sᵀ, the squared error of the layer's outputs over
-    those inputs is ‖(W − L R) S‖², which is the sum of the squares of the dropped
-    singular values of W S. Raises InvalidInput for a gram that is not symmetric
-    positive semidefinite. The whitening of SVD-LLM, Wang et al., ICLR 2025.
-    """
-    return decompose(weight, gram).factors(rank)
-
 
 def decompose(
     weight: ArrayLike,
     gram: ArrayLike | None = None,
     sensitivity: ArrayLike | None = None,
 ) -> Decomposition:
-    """The factors of every rank of an (m, n) matrix, computed in float64.
+    """The best factors of every rank of an (m, n) matrix, computed in float64.
 
-    With `gram` (n, n) they are whitened: the singular values are those of W S with
-    G = S Sᵀ. A singular G, from fewer inputs than features, leaves a smaller top
-    rank: what no input excites is dropped. With `sensitivity` (m, m) = T Tᵀ as well,
-    the second moment of the loss's gradient at the outputs, they are those of Tᵀ W S,
+    Of the matrix itself, Eckart and Young, Psychometrika 1(3), 1936. With `gram` (n, n)
+    they are whitened, as in SVD-LLM, Wang et al., ICLR 2025: the squared error of the
+    layer's outputs over the inputs that G = Σ x xᵀ = S Sᵀ sums up is ‖(W − L R) S‖²,
+    and the singular values are those of W S. A singular G, from fewer inputs than
+    features, leaves a smaller top rank: what no input excites is dropped. With
+    `sensitivity` (m, m) = T Tᵀ as well, the second moment of the loss's gradient at the
+    outputs, they are those of Tᵀ W S,
     and their squares estimate what the *loss* loses, not the layer: the Kronecker
     factorisation of the Fisher information, Martens and Grosse, ICML 2015.
 
@@ -207,7 +185,15 @@ def gram_matrices(
     model; `names` chooses layers, by default all but the output head. The model is
     observed, never changed. Raises InvalidInput without any batch.
     """
-    chosen = linears(model, names)
+    return sum_grams(linears(model, names), model, batches)
+
+
+def sum_grams(
+    layers: Mapping[str, nn.Linear],
+    run: Callable[[Tensor], object],
+    batches: Iterable[Tensor],
+) -> dict[str, F64]:
+    """`gram_matrices` of these layers, while `run` takes one batch after the other."""
     totals: dict[str, Tensor] = {}
     # Projections share their input and so its Gram, unless it was changed in place.
     last: list[Any] = [None, 0, None]  # an input, its version, its Gram
@@ -226,18 +212,18 @@ def gram_matrices(
         return hook
 
     hooks = [
-        layer.register_forward_pre_hook(observe(name)) for name, layer in chosen.items()
+        layer.register_forward_pre_hook(observe(name)) for name, layer in layers.items()
     ]
     try:
         for batch in batches:
-            model(batch)
+            run(batch)
     finally:
         for hook in hooks:
             hook.remove()
-    silent = [name for name in chosen if name not in totals]
+    silent = [name for name in layers if name not in totals]
     if silent:
         raise InvalidInput(
-            f"no input reached {len(silent)} of {len(chosen)} layers, such as "
+            f"no input reached {len(silent)} of {len(layers)} layers, such as "
             f"{silent[0]}: give at least one batch that runs through them"
         )
     return {name: total.cpu().numpy() for name, total in totals.items()}
@@ -247,16 +233,16 @@ def decompose_layers(
     model: nn.Module,
     grams: Mapping[str, F64] | None = None,
     names: Iterable[str] | None = None,
-    sensitivities: Mapping[str, F64] | None = None,
+    output_factors: Mapping[str, F64] | None = None,
 ) -> dict[str, Decomposition]:
     """Decompose each linear layer once, for factors of any ratio below 1.
 
     Factors are kept in float32 and up to the break-even rank: beyond it nobody
-    stores them. Raises InvalidInput where `grams` or `sensitivities` lack a layer, and
-    for a weight or a moment that is none, by the layer's name.
+    stores them. Raises InvalidInput where `grams` or `output_factors` lack a layer,
+    and for a weight or a moment that is none, by the layer's name.
     """
     chosen = linears(model, names)
-    for what, given in (("grams", grams), ("sensitivities", sensitivities)):
+    for what, given in (("grams", grams), ("output_factors", output_factors)):
         missing = [name for name in chosen if given is not None and name not in given]
         require(
             not missing,
@@ -270,7 +256,7 @@ def decompose_layers(
             whole = decompose(
                 layer.weight.detach().double().cpu().numpy(),
                 None if grams is None else grams[name],
-                None if sensitivities is None else sensitivities[name],
+                None if output_factors is None else output_factors[name],
             )
         top = int(break_even_rank(layer.out_features, layer.in_features))
         return Decomposition(
@@ -339,107 +325,3 @@ def naming(name: str) -> Iterator[None]:
         yield
     except InvalidInput as error:
         raise InvalidInput(f"{name}: {error}") from error
-
-
-def factorise(
-    model: nn.Module,
-    ratio: float,
-    grams: Mapping[str, F64] | None = None,
-    names: Iterable[str] | None = None,
-) -> nn.Module:
-    """A copy of the model whose linear layers keep `ratio` of their entries.
-
-    Plain truncation without `grams`, whitened with them. To try several ratios,
-    decompose once with `decompose_layers` and call `with_factors` for each.
-    """
-    return with_factors(model, decompose_layers(model, grams, names), ratio)
-
-
-@dataclass(frozen=True, slots=True)
-class Spectrum:
-    """What each rank of an (m, n) matrix would save of the loss."""
-
-    m: int
-    n: int
-    gains: F64  # (k,) loss saved by the first rank, the second, …; descending
-
-    def loss(self, rank: int | None) -> float:
-        """The loss that is left at a rank; none where the matrix stays dense."""
-        return 0.0 if rank is None else float(self.gains[rank:].sum())
-
-    def entries(self, rank: int | None) -> int:
-        """The entries that are stored."""
-        return self.m * self.n if rank is None else rank * (self.m + self.n)
-
-    def steps(self) -> tuple[F64, int]:
-        """Loss saved by an entry in each step from rank 1 on, and the last rank.
-
-        Ranks one by one, up to the one from which it pays more to leave the matrix
-        dense; that jump is the last step. The savings descend: the steps walk along
-        the lower convex hull of loss over entries.
-        """
-        top = min(int(np.ceil(break_even_rank(self.m, self.n))) - 1, len(self.gains))
-        ranks = np.arange(1, max(top, 1) + 1)
-        left = self.gains.sum() - np.cumsum(self.gains)[ranks - 1]
-        jump = left / np.maximum(self.m * self.n - ranks * (self.m + self.n), 1)
-        single = self.gains[1 : len(ranks)] / (self.m + self.n)
-        pays = np.flatnonzero(jump[:-1] >= single)
-        last = int(ranks[pays[0]] if len(pays) else ranks[-1])
-        return np.append(single[: last - 1], jump[last - 1]), last
-
-
-def allocate_ranks(
-    spectra: Mapping[str, Spectrum], ratio: float
-) -> dict[str, int | None]:
-    """Ranks that keep at most `ratio` of the entries of all matrices together.
-
-    None leaves a matrix dense. No other ranks with as many entries, or fewer, leave
-    less loss: steps are taken by the loss that an entry saves, up to the first one that
-    goes past the budget. Everett, Operations Research 11(3), 1963.
-
-    Raises InvalidInput for a ratio outside (0, 1], for one that rank 1 everywhere
-    exceeds already, and for gains that do not descend or are not finite.
-    """
-    require(0 < ratio <= 1, f"ratio={ratio:g} must lie in (0, 1]: the share kept")
-    for name, spectrum in spectra.items():
-        gains = spectrum.gains
-        require(
-            len(gains) > 0
-            and bool(np.isfinite(gains).all())
-            and bool((np.diff(gains) <= 0).all() and gains[-1] >= 0),
-            f"gains of {name} must be finite, descending and not negative",
-        )
-    budget = ratio * sum(each.m * each.n for each in spectra.values()) * (1 + 1e-12)
-    ranks: dict[str, int | None] = dict.fromkeys(spectra, 1)
-    used = sum(each.entries(1) for each in spectra.values())
-    require(
-        used <= budget,
-        f"ratio={ratio:g} keeps {int(budget):,} entries where rank 1 everywhere needs "
-        f"{used:,}: expected a larger ratio",
-    )
-    walks = {name: spectrum.steps() for name, spectrum in spectra.items()}
-    steps = sorted(
-        (-float(saved), name, at + 2)
-        for name, (savings, _) in walks.items()
-        for at, saved in enumerate(savings)
-    )
-    for _, name, rank in steps:
-        spectrum, last = spectra[name], walks[name][1]
-        target = rank if rank <= last else None
-        more = spectrum.entries(target) - spectrum.entries(ranks[name])
-        if used + more > budget:
-            break
-        ranks[name], used = target, used + more
-    return ranks
-
-
-def spectra(
-    model: nn.Module, decompositions: Mapping[str, Decomposition]
-) -> dict[str, Spectrum]:
-    """The spectra of decompositions whose squared values estimate one loss."""
-    return {
-        name: Spectrum(
-            layer.out_features, layer.in_features, decompositions[name].values ** 2
-        )
-        for name, layer in linears(model, decompositions).items()
-    }
