@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pareto import rounded
 from record import Record, command
 from torch import Tensor, nn
 
@@ -25,7 +26,6 @@ from thesis_lib.memory.compress.allocation import (
 )
 from thesis_lib.memory.compress.blockwise import matrices, quantise_model
 from thesis_lib.memory.compress.fisher import output_factors
-from thesis_lib.memory.compress.gptq import round_to_nearest
 from thesis_lib.memory.evaluate.perplexity import Perplexity, perplexity, read_tokens
 from thesis_lib.memory.evaluate.windows import cut_windows
 from thesis_lib.memory.formats.bitplanes import layout_of, recipes_of
@@ -130,18 +130,6 @@ def plans(choices: Mapping[str, list[Offer]], weights: int) -> dict[str, Plan]:
             "corrected, any width", shared(3.25, lambda _: True), both=True
         ),
     }
-
-
-def rounded(model: nn.Module, bits: int) -> tuple[nn.Module, int]:
-    """A copy with every matrix rounded to the nearest level, and its bytes."""
-    twin, _ = smollm2.load()
-    twin.load_state_dict(model.state_dict())
-    total = 0
-    for layer in matrices(twin).values():
-        found = round_to_nearest(layer.weight.detach().double().numpy(), Grid(bits, 64))
-        layer.weight.data.copy_(torch.from_numpy(found.restore()))
-        total += found.nbytes
-    return twin, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +249,7 @@ def score_others(ledger: Ledger, model: nn.Module, weights: int, texts: Texts) -
         ledger.keep("dense", "bf16", 0, 2 * weights, texts.scored(model))
     for bits in (2, 3, 4):
         if ledger.lacks(f"nearest {bits}", 0):
-            twin, nbytes = rounded(model, bits)
+            twin, nbytes = rounded(model, bits, group=64)
             ledger.keep(f"nearest {bits}", "rounding", 0, nbytes, texts.scored(twin))
     if ledger.lacks("nf4", 0):
         twin = quantise(model, "nf4")

@@ -65,17 +65,25 @@ TOKENS = 3  # timed at a turn, after one that is not
 Twin = Callable[[nn.Module], tuple[nn.Module, int]]  # the copy, and its bytes
 
 
-def nearest(model: nn.Module, bits: int) -> tuple[nn.Module, int]:
-    """Every matrix of the layers rounded to the nearest level."""
-    twin = copy.deepcopy(model)
-    total = weight_bytes(twin)
+def rounded(model: nn.Module, bits: int, group: int) -> tuple[nn.Module, int]:
+    """A copy with every matrix of its layers rounded to the nearest level.
+
+    And the bytes of these matrices as they would be stored.
+    """
+    twin, total = copy.deepcopy(model), 0
     for layer in matrices(twin).values():
-        found = round_to_nearest(
-            layer.weight.detach().double().numpy(), Grid(bits, GROUP)
-        )
-        total += found.nbytes - layer.weight.nbytes
+        weight = layer.weight.detach().double().numpy()
+        found = round_to_nearest(weight, Grid(bits, group))
         layer.weight.data.copy_(torch.from_numpy(found.restore()))
+        total += found.nbytes
     return twin, total
+
+
+def nearest(model: nn.Module, bits: int) -> tuple[nn.Module, int]:
+    """Rounded to the nearest level, and the bytes of the whole model."""
+    twin, stored = rounded(model, bits, GROUP)
+    dense = sum(layer.weight.nbytes for layer in matrices(model).values())
+    return twin, weight_bytes(model) - dense + stored
 
 
 def in_memory(model: nn.Module, kind: str) -> tuple[nn.Module, int]:

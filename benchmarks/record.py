@@ -21,7 +21,7 @@ import psutil
 
 from thesis_lib.common import provenance
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.common.files import root, write_whole
+from thesis_lib.common.files import read_record, root, write_whole
 from thesis_lib.common.stats import bootstrap
 
 Point = dict[str, Any]
@@ -78,12 +78,16 @@ class Record:
         points: str = "points",
     ) -> None:
         self.path = Path(path)
+        require(
+            self.path.suffix == ".json",
+            f"{path} is no name of a record: expected one that ends in .json",
+        )
         self._points, self._load = points, psutil.getloadavg()
         self.content: dict[str, Any] = made_by()
         if settings is not None:
             self.content["settings"] = dict(settings)
-        if resume and self.path.is_file():
-            before = json.loads(self.path.read_text())
+        before = read_record(self.path.stem, self.path.parent) if resume else None
+        if before is not None:
             self._require_same(before, elsewhere)
             self.content |= {key: before[key] for key in resume if key in before}
         if resume:
@@ -98,8 +102,8 @@ class Record:
         )
         for part in ("commit", "machine"):
             require(
-                elsewhere or before[part] == self.content[part],
-                f"{self.path} was made at another {part}, {before[part]}: expected "
+                elsewhere or before.get(part) == self.content[part],
+                f"{self.path} was made at another {part}, {before.get(part)}: expected "
                 f"{self.content[part]}; go on with --elsewhere, or remove it",
             )
 
@@ -128,7 +132,7 @@ class Record:
 
 def renew(path: Path, part: str, lines: str | None = None, **found: Any) -> None:
     """Replace one part of a file of parts, each of which says who made it."""
-    content = json.loads(path.read_text()) if path.is_file() else {}
+    content = read_record(path.stem, path.parent) or {}
     _write(path, content | {part: {**found, **made_by()}}, lines)
 
 

@@ -12,7 +12,7 @@ Every history of the first round is compared with the simulator's.
 import time
 
 import numpy as np
-from decide import Case, run_compiled, shape, two_readings
+from decide import Case, compiled, shape, two_readings
 from record import Record, command, medians, own_core
 
 from thesis_lib.sequencer.experiments.cells import noisy_estimate, scenario_cell
@@ -59,18 +59,11 @@ def cases() -> list[tuple[dict, Case]]:
 
 def measure(case: Case, check: bool) -> dict[str, float]:
     """One run: the cost of a transaction and of a decision, and how many of these."""
-    state, before, setting, shadow = case.prepare()
-    decisions_ns = np.empty(2 * len(case.trace))  # an arrival and a commit each
-    cost_ns, number = run_compiled(
-        state, before, case.trace.service_s, setting, shadow.memory, shadow.model,
-        case.policy.code, decisions_ns,
-    )  # fmt: skip
-    if check:
-        case.check(state, before)
+    cost_us, decisions_us = compiled(case, check=check)
     return {
-        **{f"decide_{k}": v for k, v in shape(cost_ns / 1e3).items()},
-        **{f"decision_{k}": v for k, v in shape(decisions_ns[:number] / 1e3).items()},
-        "decisions": number,
+        **{f"decide_{k}": v for k, v in shape(cost_us).items()},
+        **{f"decision_{k}": v for k, v in shape(decisions_us).items()},
+        "decisions": len(decisions_us),
     }
 
 

@@ -49,11 +49,14 @@ def run(name, tmp_path, words=()):
     return json.loads(out.read_text())
 
 
+def committed(name):
+    return json.loads((MEASUREMENTS / f"{name}.json").read_text())
+
+
 def held_against(name, record):
-    committed = json.loads((MEASUREMENTS / f"{name}.json").read_text())
-    assert committed.keys() <= record.keys()
-    assert record.keys() >= MADE_BY
-    same_shape(record, committed, name)
+    """No key of the committed record is missing, and the rest is of its schema."""
+    assert committed(name).keys() | MADE_BY <= record.keys()
+    same_shape(record, committed(name), name)
 
 
 @pytest.fixture
@@ -113,12 +116,12 @@ SMALL = {
         ["1"], {"N": 120, "WARM_UP": 20, "WORKERS": (1,), "STEPS": (0.5, 1.0)}
     ),
     "sim_to_real": (
-        ["1", "60"],
-        {"LOADS": (0.9, 1.1), "WORKERS": (1,), "BURST": 300},
+        ["2", "60"],
+        {"LOADS": (0.9, 1.1), "WORKERS": (1,), "BURST": 300, "SLO_S": 1.0},
     ),
     "storages": (["700"], {"BLOCK": 10, "WARM_UP": 2}),
 }  # fmt: skip
-SLOW = {"decide", "scale", "simulator", "middleware", "sim_to_real", "storages"}
+SLOW = {"decide", "scale", "storages"}
 
 
 @pytest.mark.parametrize(
@@ -128,19 +131,21 @@ SLOW = {"decide", "scale", "simulator", "middleware", "sim_to_real", "storages"}
 def test_a_script_of_part_one_writes_the_schema_of_its_record(name, patched, tmp_path):
     words, constants = SMALL[name]
     patched(name, **constants)
+    if name == "decide":  # which keeps a part that is measured apart
+        crowded = json.dumps({"crowded": committed("decide")["crowded"]})
+        (tmp_path / "decide.json").write_text(crowded)
     held_against(name, run(name, tmp_path, words))
 
 
 def test_certificates_are_those_of_the_record(tmp_path):
     record = run("certificate", tmp_path, ["--logical", "3", "--physical", "0"])
-    assert record.pop("physical") == []
+    assert record["physical"] == []
+    record["physical"] = committed("certificate")["physical"]
     for row in record["logical"]:
         assert row["metered_bytes"] <= row["planned_bytes"]
-    held_against("certificate", record | {"physical": committed("certificate")})
-
-
-def committed(name, part="physical"):
-    return json.loads((MEASUREMENTS / f"{name}.json").read_text())[part]
+    held_against(
+        "certificate", record | {"physical": committed("certificate")["physical"]}
+    )
 
 
 def test_low_rank_steps_are_those_of_the_record(patched, tiny_smollm2, tmp_path):
@@ -156,7 +161,7 @@ def test_bits_and_ranks_are_those_of_the_record(patched, tiny_smollm2, tmp_path)
     patched(
         "combined", CONTEXT=24, WINDOWS=6, OUTER_WINDOWS=6, CALIBRATION_TOKENS=500,
         VALIDATION=(600, 49), HELD_OUT_TOKENS=49, GROUPS=(64,), RANKS=(0, 2), LAYERS=4,
-        LAYERS_JUDGED=range(1, 4, 2), ROUNDS=1,
+        LAYERS_JUDGED=range(1, 2), ROUNDS=1,
     )  # fmt: skip
     record = run("combined", tmp_path, ["--seeds", "1"])
     held_against("combined", record)
@@ -233,7 +238,7 @@ def test_what_is_crowded_is_that_of_the_record(patched, tmp_path):
     patched("decide", in_turn=lambda earlier: [{"code": "now"} | script.crowd()[0]])
     out = tmp_path / "decide.json"
     out.write_text((MEASUREMENTS / "decide.json").read_text())
-    before = json.loads(out.read_text())
+    before = committed("decide")
     record = run("decide", tmp_path, ["--crowded"])
     rows = before["crowded"]["cases"]
     assert keys(record["crowded"]["cases"]) == keys(rows) - {"samples_us"}

@@ -69,6 +69,16 @@ def test_other_settings_are_refused_everywhere(path):
     assert Record(path, {"size": 4}).content["settings"] == {"size": 4}  # made anew
 
 
+def test_what_is_no_record_is_refused_and_left_alone(path):
+    path.parent.mkdir()
+    path.write_text('{"points": [')
+    with pytest.raises(InvalidInput, match=r"is no record .*: make it again"):
+        Record(path, resume=["points"])
+    assert path.read_text() == '{"points": ['
+    with pytest.raises(InvalidInput, match=r"expected one that ends in \.json"):
+        Record(path.with_suffix(".txt"))
+
+
 def test_a_part_is_renewed_alone_and_rows_take_a_line_each(path):
     record = Record(path, points="cases")
     record.points.extend([{"a": 1, "b": [1, 2]}, {"a": 2, "b": []}])

@@ -499,7 +499,12 @@ CHECKOUT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize(
     ("name", "chapter", "points"),
-    [("04_evaluation", "4", 80), ("06_evaluation", "6", 8), ("example", "4", 12)],
+    [
+        ("04_evaluation", "4", 80),
+        ("06_evaluation", "6", 8),
+        ("check", "4", 4),
+        ("example", "4", 12),
+    ],
 )
 def test_the_grids_of_the_project_are_good(name, chapter, points):
     path = CHECKOUT / "data" / "grids" / f"{name}.yml"
