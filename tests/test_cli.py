@@ -84,6 +84,15 @@ ENGINE_REFUSALS = [
         "transactions=0: expected at least 1",
     ),
     (["collect", "t.parquet", "--workers", "0"], "workers=0: expected at least 1"),
+    (["collect", "t.parquet", "--estimator", "no/e.skops"], "folder no does not exist"),
+    (["collect", "t.parquet", "--learn", "oracle"], "learn='oracle' is unknown"),
+    (
+        [
+            *("serve", "--policy", "fifo", "--load", "1", "--seconds", "1"),
+            *("--estimator", "e.skops"),
+        ],
+        "e.skops is no estimator (FileNotFoundError",
+    ),
     (
         ["serve", "--policy", "fifo", "--load", "0.5", "--seconds", "0"],
         "seconds=0 must be positive",
@@ -198,6 +207,35 @@ def test_serve_prints_one_object(tmp_path):
     assert said["policy"] == "ours"
     assert said["violations"] == pytest.approx(said["late"] + said["dropped"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_collect_learned_serves_and_simulates(tmp_path):
+    file, learned = tmp_path / "t.parquet", str(tmp_path / "learned.skops")
+    words = ["--transactions", "400", "--estimator", learned, "--learn", "linear"]
+    done = thesis("collect", file, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    assert strict(done.stdout)["estimator"] == learned
+    words = ["simulate", "--policy", "drop", "--estimator", learned]
+    said = strict(thesis(*words, "--trace", str(file), "--json").stdout)
+    assert (said["estimator"], said["fitted_on"]) == (learned, 0)
+    assert (said["transactions"], said["seeds"]) == (400, 1)
+    refused = thesis(*words, "--scenario", "A", "--load", "1.1")
+    assert refused.returncode == 2
+    assert (
+        "that the estimator was fitted on, in their order; missing:" in refused.stderr
+    )
+    words = ["serve", "--policy", "ours", "--load", "0.5", "--seconds", "0.4"]
+    words += ["--rounds", "2", "--estimator", learned, "--json"]
+    done = thesis(*words)
+    assert done.returncode == 0, done.stderr
+    assert strict(done.stdout)["fitted_on"] == 0
+    refused = thesis(*words, "--workload", "ycsb")
+    assert "that the estimator was fitted on" in refused.stderr
+    Path(learned).write_bytes(Path(learned).read_bytes()[:-40])
+    refused = thesis(*words)
+    assert refused.returncode == 2
+    assert f"{learned} is no estimator (BadZipFile" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
 
 
 def test_cost_prints_one_object_with_intervals_and_takes_prices():

@@ -1,11 +1,18 @@
 """How many transactions miss their deadline under four policies, and how few must."""
 
-from thesis_lib.sequencer import noisy_estimate, reduction, replicate, scenario_cell
+from thesis_lib.sequencer import (
+    SimulationConfig,
+    noisy_estimate,
+    reduction,
+    replicate,
+)  # fmt: skip
 
 LOAD = 1.1  # of the rate at which first come, first served saturates
-cell = scenario_cell("A", transactions=2_000)
+config = SimulationConfig.of_scenario("A", transactions=2_000)
 policies = ["fifo", "codel", "hybrid-fixed", "ours"]
-runs = replicate(cell, policies, [LOAD], noisy_estimate(), seeds=4, seed=1, bound=True)
+runs = replicate(
+    config, policies, [LOAD], noisy_estimate(), seeds=4, seed=1, bound=True
+)
 
 for policy, share in runs.groupby("policy", sort=False)["violations"].mean().items():
     print(f"{policy:<14}{share:7.2%}")

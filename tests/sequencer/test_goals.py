@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.experiments.cells import noisy_estimate, scenario_cell
+from thesis_lib.sequencer.experiments.cells import SimulationConfig, noisy_estimate
 from thesis_lib.sequencer.experiments.goals import (
     BASELINES,
     GOALS,
@@ -97,7 +97,7 @@ def test_every_estimator_is_judged_on_the_same_seeds_and_exact_ones_are_best():
 
 
 def test_every_baseline_runs_and_blind_refusals_are_as_many_as_ours():
-    cell = scenario_cell("A", transactions=3_000)
+    cell = SimulationConfig.of_scenario("A", transactions=3_000)
     runs = against_baselines(cell, [1.5], seeds=2, seed=6)
     assert set(runs["policy"]) == {*BASELINES, "bound"}
     blind, ours = (
@@ -109,7 +109,7 @@ def test_every_baseline_runs_and_blind_refusals_are_as_many_as_ours():
 
 
 def test_ingredients_have_the_whole_and_every_part():
-    cells = {"A": scenario_cell("A", transactions=1_500)}
+    cells = {"A": SimulationConfig.of_scenario("A", transactions=1_500)}
     table = ingredients(cells, [1.5], seeds=2, seed=7)
     assert table.loc["without price", ("A", 1.5)] > table.loc["ours", ("A", 1.5)] + 3
     assert table.loc["late-edf", ("A", 1.5)] > table.loc["ours", ("A", 1.5)] + 3
@@ -135,7 +135,7 @@ def test_elsewhere_names_the_setting_and_is_above_the_bound():
 
 
 def test_fairness_costs_goodput_and_brings_types_together():
-    cell = scenario_cell("A", transactions=12_000)
+    cell = SimulationConfig.of_scenario("A", transactions=12_000)
     free, fair = price_of_fairness(
         cell, [np.inf, 0.05], 1.5, seeds=2, seed=10
     ).itertuples(index=False)
@@ -149,7 +149,7 @@ def test_fairness_costs_goodput_and_brings_types_together():
 
 @pytest.fixture(scope="module")
 def small():
-    return scenario_cell("A", transactions=600)
+    return SimulationConfig.of_scenario("A", transactions=600)
 
 
 def test_what_learning_is_worth_is_what_the_same_runs_say(small):

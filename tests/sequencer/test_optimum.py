@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.experiments.cells import Cell, scenario_cell
+from thesis_lib.sequencer.experiments.cells import SimulationConfig
 from thesis_lib.sequencer.experiments.goals import (
     distance,
     distances,
@@ -14,7 +14,7 @@ from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 def cell(name, transactions, **options):
     spec = SCENARIOS[name]
-    return Cell(
+    return SimulationConfig(
         make_trace=lambda seed: scenario(name, transactions, seed),
         saturation_per_s=2_500.0 if name == "C" else 7_500.0,
         cores=spec.cores,
@@ -71,4 +71,10 @@ def test_closed_loops_and_too_many_windows_are_refused():
     with pytest.raises(InvalidInput, match="closed loop"):
         distances(cell("A", 100, clients=5), [1.0], seeds=1, seed=1, sweeps=1)
     with pytest.raises(InvalidInput, match="windows of 40"):
-        windows(scenario_cell("A", transactions=70), 1.0, number=2, seed=1, effort=1.0)
+        windows(
+            SimulationConfig.of_scenario("A", transactions=70),
+            1.0,
+            number=2,
+            seed=1,
+            effort=1.0,
+        )

@@ -9,6 +9,7 @@ from thesis_lib.sequencer.core.events import Delays
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.estimators.models import ESTIMATORS, cut_tail
 from thesis_lib.sequencer.experiments import cells, grid, live, metrics, scaling
+from thesis_lib.sequencer.experiments.cells import SimulationConfig
 from thesis_lib.sequencer.policies.registry import AS_DESCRIBED, MENDED, Defects
 from thesis_lib.sequencer.policies.registry import policy as named_policy
 from thesis_lib.sequencer.simulator.simulator import replay, simulate
@@ -29,10 +30,16 @@ def test_jain_is_one_for_equals_and_one_over_k_for_a_monopoly():
     assert metrics.jain(np.zeros(3)) == 1.0
 
 
-def test_a_report_counts_what_happened():
+@pytest.fixture(scope="module")
+def halved():
+    """A trace, and what happens to it where every other transaction is dropped."""
     trace = at_rate(scenario("A", 1_000, seed=1), 9_000.0, seed=2)
-    log = np.arange(0, 1_000, 2)  # every other one is dropped
-    history = replay(trace, log, trace.arrival_s[log], cores=4, slo_s=4e-3)
+    log = np.arange(0, 1_000, 2)
+    return trace, replay(trace, log, trace.arrival_s[log], cores=4, slo_s=4e-3)
+
+
+def test_a_report_counts_what_happened(halved):
+    trace, history = halved
     made = metrics.summarise(trace, history)
     assert made.arrived == 900
     assert made.dropped == 0.5
@@ -46,7 +53,7 @@ def test_a_report_counts_what_happened():
 
 @pytest.mark.parametrize("name", ["A", "C"])
 def test_saturation_is_where_an_endless_backlog_drains(name):
-    cell = cells.scenario_cell(name, transactions=100)
+    cell = SimulationConfig.of_scenario(name, transactions=100)
     trace = scenario(name, 20_000, seed=5)
     log = np.arange(len(trace))
     all_at_once = replay(trace, log, np.zeros(len(trace)), cores=cell.cores, slo_s=1.0)
@@ -69,7 +76,7 @@ def test_load_one_is_the_mean_of_independent_probes_within_its_interval():
     fresh = [cells.saturation_rate(scenario("A", 20_000, s), cores=8) for s in range(9)]
     stderr = np.std(fresh, ddof=1) * np.sqrt(1 / len(fresh) + 1 / len(rates))
     assert abs(np.mean(fresh) - full.value) < 4 * stderr
-    cell = cells.scenario_cell("A", transactions=100)
+    cell = SimulationConfig.of_scenario("A", transactions=100)
     assert cell.saturation_per_s == full.value
     assert cell.saturation_ci == (full.low, full.high)
 
@@ -86,7 +93,7 @@ def test_a_paired_reduction_cancels_what_the_seeds_share():
 
 
 def test_replicates_are_paired_and_repeat():
-    cell = cells.scenario_cell("A", transactions=600)
+    cell = SimulationConfig.of_scenario("A", transactions=600)
     estimate = cells.noisy_estimate()
     again = [
         grid.replicate(cell, names, [1.1], estimate, seeds=2, seed=4, bound=True)
@@ -100,16 +107,33 @@ def test_replicates_are_paired_and_repeat():
 
 
 def test_rows_are_the_same_for_any_number_of_processes(monkeypatch):
-    cell = cells.scenario_cell("A", transactions=600)
-    estimate = cells.learned_estimate("boosted", cell.make_trace(5))
+    """One process makes a seed's transactions once for all loads, two for each."""
+    config = SimulationConfig.of_scenario("A", transactions=400)
+    estimate, loads = cells.noisy_estimate(), [0.9, 1.1, 1.3]
 
     def runs(processes: int) -> pd.DataFrame:
         monkeypatch.setenv("LOKY_MAX_CPU_COUNT", str(processes))
         return grid.replicate(
-            cell, ["fifo", "ours"], [0.9, 1.1], estimate, seeds=2, seed=4, bound=True
+            config, ["fifo", "ours"], loads, estimate, seeds=4, seed=4, bound=True
         )
 
     pd.testing.assert_frame_equal(runs(1), runs(2), check_exact=True)
+    assert runs(1)["load"].to_list() == [x for x in loads for _ in range(3)] * 4
+
+
+def test_a_grid_is_its_cases_and_a_label_is_a_policy_with_options():
+    places = {cores: {"config": SimulationConfig.of_scenario("A", transactions=400,
+                                                             cores=cores)}
+              for cores in (8, 4)}  # fmt: skip
+    given = {"loads": [0.9], "estimate": cells.noisy_estimate(), "seeds": 2, "seed": 4}
+    policies = {"fifo": ("fifo", {}), "patient": ("late-edf", {"least_p": 0.9})}
+    made = grid.run_grid(places, "cores", policies=policies, **given)
+    assert made["cores"].to_list() == [8] * 4 + [4] * 4
+    for cores, case in places.items():
+        for label, (name, options) in policies.items():
+            alone = grid.replicate(policies=[name], **case, **given, **options)
+            at = made[(made["cores"] == cores) & (made["policy"] == label)]
+            assert at["violations"].to_list() == alone["violations"].to_list()
 
 
 def test_a_grid_keeps_its_order_and_names_the_point_that_fails(monkeypatch):
@@ -119,10 +143,10 @@ def test_a_grid_keeps_its_order_and_names_the_point_that_fails(monkeypatch):
 
     for processes in ("1", "2"):
         monkeypatch.setenv("LOKY_MAX_CPU_COUNT", processes)
-        made = grid.run_grid(measure, [(at,) for at in range(9)])
+        made = grid.run_points(measure, [(at,) for at in range(9)])
         assert made["at"].to_list() == list(range(9))
         with pytest.raises(InvalidInput, match="point 9 has no rows"):
-            grid.run_grid(measure, [(at,) for at in range(7, 12)])
+            grid.run_points(measure, [(at,) for at in range(7, 12)])
 
 
 @pytest.mark.parametrize("estimator", ["noisy", "oracle", "constant", "linear"])
@@ -218,7 +242,7 @@ def test_a_trace_is_replayed_with_the_arrivals_that_it_has(policy):
 def test_a_load_stretches_the_arrivals_of_a_trace_and_keeps_their_pattern():
     trace = bursty()
     for load in (0.3, 1.7):
-        cell, at = cells.replay_cell(trace, load)
+        cell, at = cells.replay_config(trace, load)
         assert at == load
         for seed in (1, 2):
             arranged = cell.arrange(cell.make_trace(seed), load, seed)
@@ -368,24 +392,23 @@ def test_an_estimator_without_features_needs_none():
         assert 0 <= said["violations"] <= 1
 
 
-def test_a_report_counts_strictly_and_leniently():
-    trace = at_rate(scenario("A", 1_000, seed=1), 9_000.0, seed=2)
-    log = np.arange(0, 1_000, 2)
-    history = replay(trace, log, trace.arrival_s[log], cores=4, slo_s=4e-3)
+def test_a_report_counts_strictly_and_leniently(halved):
+    trace, history = halved
     made = metrics.summarise(trace, history)
     assert made.lenient == pytest.approx(made.late / (1 - made.dropped))
     late = history.late[100:]
     busy_s = trace.service_s[100:] * ~history.dropped[100:]
     assert made.wasted == pytest.approx(busy_s[late].sum() / busy_s.sum())
     assert made.p99_s <= made.p999_s <= np.nanmax(history.latency_s)
-    nothing = replay(trace, log[:0], trace.arrival_s[:0], cores=4, slo_s=4e-3)
+    none = np.empty(0)
+    nothing = replay(trace, none.astype(int), none, cores=4, slo_s=4e-3)
     empty = metrics.summarise(trace, nothing)
     assert empty.wasted == 0.0
     assert np.isnan(empty.lenient)
 
 
 def test_a_closed_loop_of_many_patient_clients_offers_its_load():
-    cell = cells.scenario_cell("A", transactions=4_000, clients=2_000)
+    cell = SimulationConfig.of_scenario("A", transactions=4_000, clients=2_000)
     runs = grid.replicate(
         cell, ["fifo"], [0.5], cells.noisy_estimate(), seeds=2, seed=1
     )
@@ -400,7 +423,7 @@ def test_a_closed_loop_of_many_patient_clients_offers_its_load():
 
 
 def test_an_ablation_starts_from_both_ends_and_changes_one_thing():
-    cell = cells.scenario_cell("A", transactions=1_500)
+    cell = SimulationConfig.of_scenario("A", transactions=1_500)
     made = grid.ablation(
         cell, "hybrid", 1.1, estimator="linear", past=cell.make_trace(5), seeds=2,
         seed=3,
@@ -424,7 +447,7 @@ def test_an_ablation_starts_from_both_ends_and_changes_one_thing():
 
 
 def test_an_ablation_changes_the_defect_that_it_names():
-    cell = cells.scenario_cell("A", transactions=1_500)
+    cell = SimulationConfig.of_scenario("A", transactions=1_500)
     past = cell.make_trace(5)
     made = grid.ablation(
         cell, "hybrid", 1.1, estimator="linear", past=past, seeds=1, seed=3
@@ -548,7 +571,7 @@ def test_rates_are_in_percent_of_each_scenarios_saturation():
 
 
 def test_a_sequencer_passes_one_over_its_work():
-    cell = cells.scenario_cell("A", transactions=2_000)
+    cell = SimulationConfig.of_scenario("A", transactions=2_000)
     between_s = 1 / (0.9 * cell.saturation_per_s)
     runs = grid.against_sequencing(
         cell, ["fifo"], 0.9, [0.0, 0.1 * between_s, 2 * between_s], seeds=1, seed=3
@@ -589,7 +612,7 @@ def test_the_cost_of_a_policy_is_its_worst_and_both_parts_have_to_meet_the_goal(
 
 
 def test_each_type_has_the_objective_of_its_own():
-    cell = cells.scenario_cell("A", transactions=2_000).by_type(10)
+    cell = SimulationConfig.of_scenario("A", transactions=2_000).by_type(10)
     trace = cell.arrange(cell.make_trace(1), 0.9, 2)
     history = cell.history(trace, cell.policy("fifo"), trace.service_s, 0.9)
     slo_s = history.deadline_s - history.arrival_s
@@ -613,7 +636,7 @@ def test_a_type_that_is_rare_has_an_objective_in_the_shortest_traces():
     log = tpcc(300, Scale(warehouses=2), 5)
     past = priced(log, Prices(1e-4, 1e-6, 2e-6, 3e-6), 0.2, 5)
     for number in range(40):
-        cell = cells.Cell(
+        cell = SimulationConfig(
             make_trace=lambda seed, number=number: from_measured(
                 past, 100, 1_000_003 * number + seed
             ),
@@ -623,14 +646,9 @@ def test_a_type_that_is_rare_has_an_objective_in_the_shortest_traces():
         assert min(cell.objectives_s) < cell.slo_s < max(cell.objectives_s), number
 
 
-def test_the_cost_of_an_answer_is_linear_and_of_none_one():
-    trace = at_rate(scenario("A", 1_000, seed=1), 9_000.0, seed=2)
-    log = np.arange(0, 1_000, 2)
-    slo_s = 4e-3
-    history = replay(trace, log, trace.arrival_s[log], cores=4, slo_s=slo_s)
-    made = metrics.summarise(trace, history)
-    latency_s = history.latency_s[100:]
-    linear = np.clip(latency_s / slo_s - 1, 0, 1)
+def test_the_cost_of_an_answer_is_linear_and_of_none_one(halved):
+    made, latency_s = metrics.summarise(*halved), halved[1].latency_s[100:]
+    linear = np.clip(latency_s / 4e-3 - 1, 0, 1)
     expected = np.where(np.isnan(latency_s), 1.0, linear).mean()
     assert made.cost == pytest.approx(expected)
     assert made.dropped <= made.cost <= made.violations

@@ -6,17 +6,13 @@ from thesis_lib.common import files
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import Trace
 from thesis_lib.sequencer.experiments import grid, metrics, robustness
-from thesis_lib.sequencer.experiments.cells import (
-    noisy_estimate,
-    scenario_cell,
-    trace_cell,
-)
+from thesis_lib.sequencer.experiments.cells import SimulationConfig, noisy_estimate
 from thesis_lib.sequencer.experiments.robustness import Crowd
 from thesis_lib.sequencer.workload.scenarios import Prices
 
 
 def test_unchanged_estimates_give_what_replicate_gives():
-    cell = scenario_cell("A", transactions=600)
+    cell = SimulationConfig.of_scenario("A", transactions=600)
     given = {"seeds": 2, "seed": 4}
     runs = robustness.under_misestimation(
         cell, ["ours"], [1.1], ["none", "truth drifts to 2x"], **given
@@ -38,13 +34,13 @@ def test_unchanged_estimates_give_what_replicate_gives():
 
 def cells_of(transactions):
     made = {
-        f"{name} on {cores}": scenario_cell(
+        f"{name} on {cores}": SimulationConfig.of_scenario(
             name, transactions=transactions, cores=cores
         )
         for name, cores in (("A", 8), ("A", 2), ("B", 8), ("B", 16), ("C", 16))
     }
     past = Trace.read(files.data_folder() / "traces" / "sqlite-tpcc-2w.parquet")
-    return made | {"T": trace_cell(past, transactions=transactions)}
+    return made | {"T": SimulationConfig.of_trace(past, transactions=transactions)}
 
 
 def require_within(cells, cases, seed):
@@ -66,7 +62,7 @@ def test_a_thousand_misestimations_of_a_fresh_seed():
 
 
 def test_runs_that_leave_nothing_to_count_are_refused():
-    cells = {"A": scenario_cell("A", transactions=500)}
+    cells = {"A": SimulationConfig.of_scenario("A", transactions=500)}
     with pytest.raises(InvalidInput, match="500 transactions"):
         robustness.under_anything(cells, "ours", cases=1, seed=1)
 
@@ -111,7 +107,7 @@ def test_a_crowd_is_as_large_as_it_says():
 
 def test_a_crowd_troubles_its_own_time_and_windows_count_from_its_end():
     crowd = Crowd(times=2.0, begin_s=0.1, last_s=0.1)
-    cell = scenario_cell("A", transactions=3_000)
+    cell = SimulationConfig.of_scenario("A", transactions=3_000)
     shares = robustness.through_a_crowd(
         cell, crowd, ["fifo", "ours"], 0.8, window_s=0.02, seeds=2, seed=1
     )
@@ -123,7 +119,7 @@ def test_a_crowd_troubles_its_own_time_and_windows_count_from_its_end():
     assert shares["ours"].sum() < shares["fifo"].sum()
     with pytest.raises(InvalidInput, match="more transactions"):
         robustness.through_a_crowd(
-            scenario_cell("A", transactions=500), crowd, ["fifo"], 0.8,
+            SimulationConfig.of_scenario("A", transactions=500), crowd, ["fifo"], 0.8,
             window_s=0.02, seeds=1, seed=1,
         )  # fmt: skip
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.experiments.cells import Cell, noisy_estimate
+from thesis_lib.sequencer.experiments.cells import SimulationConfig, noisy_estimate
 from thesis_lib.sequencer.experiments.grid import paired_seeds
 from thesis_lib.sequencer.experiments.metrics import summarise
 from thesis_lib.sequencer.experiments.scaling import (
@@ -30,7 +30,7 @@ SPEC = SCENARIOS["A"]
 
 def cell(transactions, warehouses=10):
     mean_s = scenario("A", 20_000, 1, warehouses).service_s.mean()
-    return Cell(
+    return SimulationConfig(
         make_trace=lambda seed: scenario("A", transactions, seed, warehouses),
         saturation_per_s=SPEC.cores / mean_s,
         cores=SPEC.cores,

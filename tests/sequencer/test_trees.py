@@ -1,3 +1,4 @@
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -6,7 +7,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegresso
 from threadpoolctl import threadpool_limits
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.estimators.trees import LEAF, Trees, flatten
+from thesis_lib.sequencer.estimators.trees import LEAF, flatten
 
 
 def past(seed, n=800, d=5):
@@ -48,7 +49,7 @@ def test_every_bit_is_that_of_scikit_learn(model):
     np.testing.assert_array_equal([trees.predict_one(row) for row in fresh], expected)
     transposed = np.asfortranarray(fresh)
     np.testing.assert_array_equal(trees.predict(transposed), expected)
-    again = Trees.of_arrays(trees.n_features, trees.arrays())
+    again = pickle.loads(pickle.dumps(trees))
     np.testing.assert_array_equal(again.predict(fresh), expected)
 
 

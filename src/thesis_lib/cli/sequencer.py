@@ -9,7 +9,7 @@ import typer
 
 from thesis_lib.cli.common import Json, command, console, show
 from thesis_lib.common import units
-from thesis_lib.common.errors import InvalidInput, Lost, require
+from thesis_lib.common.errors import InvalidInput, Lost, choice, require
 
 POLICY_HELP = (
     "fifo, drop, reorder, hybrid (or drop-fixed, …), queue-cap, codel, edf, sjf, "
@@ -44,14 +44,33 @@ def collect(
     warehouses: Partitions = 2,
     replays: Annotated[int, typer.Option(help="Runs of the same log.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of data and log.")] = 0,
+    estimator: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also learn from the trace, and write what was learned here."
+        ),
+    ] = None,
+    learn: Annotated[
+        str, typer.Option(help="What: constant, sum-max, linear, boosted, quantiles.")
+    ] = "boosted",
     as_json: Json = False,
 ) -> None:
-    """Run a workload on the real deterministic engine and write a trace."""
-    from thesis_lib.sequencer.engine import engine as engine_
+    """Run a workload on the real deterministic engine and write a trace.
 
-    if not output.parent.is_dir():
-        raise InvalidInput(f"folder {output.parent} does not exist: create it first")
-    require(not output.is_dir(), f"{output} is a folder: name a file")
+    With --estimator also a fitted estimator of static features, which serve and
+    simulate read.
+    """
+    from thesis_lib.sequencer.engine import engine as engine_
+    from thesis_lib.sequencer.estimators.models import LEARNED
+    from thesis_lib.sequencer.estimators.models import estimator as named_estimator
+    from thesis_lib.sequencer.estimators.saved import save_estimator
+    from thesis_lib.sequencer.workload.features import static_names, with_features
+
+    for file in (output, *([] if estimator is None else [estimator])):
+        if not file.parent.is_dir():
+            raise InvalidInput(f"folder {file.parent} does not exist: create it first")
+        require(not file.is_dir(), f"{file} is a folder: name a file")
+    choice("learn", learn, LEARNED)
     clock = time.perf_counter()
     with console.status(f"running {workload}"):
         log = engine_.make_log(
@@ -62,22 +81,25 @@ def collect(
         )
     try:
         trace.write(output)
+        if estimator is not None:
+            past = with_features(trace, static_names(log))
+            save_estimator(named_estimator(learn).fit(past), estimator)
     except OSError as error:
         raise Lost(
-            f"the trace cannot be written to {output}: {error.strerror}; make room or "
-            "name another file, and collect it again"
+            f"{error.filename or output} cannot be written: {error.strerror}; make "
+            "room or name another file, and collect it again"
         ) from error
     result = {
         "transactions": len(trace),
         "digest": trace.meta["digest"],
         "seconds": round(time.perf_counter() - clock, 1),
         "output": str(output),
+        "estimator": None if estimator is None else str(estimator),
     }
-    show(
-        result,
-        as_json,
-        [f"{len(trace)} transactions in {output}", f"state {trace.meta['digest']}"],
-    )
+    lines = [f"{len(trace)} transactions in {output}", f"state {trace.meta['digest']}"]
+    if estimator is not None:
+        lines.append(f"estimator {learn} in {estimator}")
+    show(result, as_json, lines)
 
 
 @command
@@ -90,7 +112,11 @@ def serve(
     engine: Engine = "sqlite",
     dsn: Dsn = None,
     estimator: Annotated[
-        str, typer.Option(help="constant, sum-max, linear, boosted.")
+        str,
+        typer.Option(
+            help="constant, sum-max, linear, boosted; or a file that `thesis collect "
+            "--estimator` wrote."
+        ),
     ] = "boosted",
     rounds: Annotated[int, typer.Option(help="Pairs of runs that share them.")] = 5,
     workers: Processes = 2,
@@ -158,7 +184,8 @@ def simulate(
         str,
         typer.Option(
             help="noisy, boosted, …; of a trace, a learned one is fitted on the first "
-            "half and the rest is replayed."
+            "half and the rest is replayed. Or a file that `thesis collect "
+            "--estimator` wrote."
         ),
     ] = "noisy",
     noise: Annotated[float, typer.Option(help="Sigma of `noisy`.")] = 0.2,
@@ -194,7 +221,7 @@ def simulate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Simulate one cell of the evaluation: a policy at a load, against FIFO."""
+    """Simulate one point of the evaluation: a policy at a load, against FIFO."""
     from thesis_lib.sequencer.core.events import Delays
     from thesis_lib.sequencer.experiments.grid import simulate_cell
 

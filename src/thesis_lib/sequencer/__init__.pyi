@@ -4,11 +4,11 @@ from .engine.engine import collect as collect
 from .estimators.models import LatencyEstimator as LatencyEstimator
 from .estimators.models import estimator as estimator
 from .estimators.models import predict_all as predict_all
-from .experiments.cells import Cell as Cell
+from .estimators.saved import load_estimator as load_estimator
+from .estimators.saved import save_estimator as save_estimator
+from .experiments.cells import SimulationConfig as SimulationConfig
 from .experiments.cells import learned_estimate as learned_estimate
 from .experiments.cells import noisy_estimate as noisy_estimate
-from .experiments.cells import scenario_cell as scenario_cell
-from .experiments.cells import trace_cell as trace_cell
 from .experiments.grid import replicate as replicate
 from .experiments.live import serve as serve
 from .experiments.metrics import reduction as reduction

@@ -2,12 +2,11 @@
 
 A sequencer asks about one transaction at a time, for which scikit-learn's checks and
 its team of threads cost a hundred times more than the trees themselves. Copied into
-arrays, an ensemble can also be stored as numbers, without code.
+arrays, an ensemble is also bound to no version of scikit-learn.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -135,6 +134,12 @@ class Trees:
             "ones, whichever leaves are reached",
         )
 
+    def __setstate__(self, values: list[Any]) -> None:
+        """Of a copy or a file, which is checked like what is made anew."""
+        for field, value in zip(fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
+        self.__post_init__()
+
     def ends(self) -> tuple[float, float]:
         """The least and the largest estimate that any features can have."""
         return _ends(*self.nodes())
@@ -179,27 +184,6 @@ class Trees:
             kept = np.where(np.isfinite(features), kept, features)  # to be refused
             return kept.astype(np.float32).astype(np.float64)
         return features if features.flags.c_contiguous else features.copy()
-
-    def arrays(self) -> dict[str, NDArray]:
-        """All that there is to know, by name."""
-        return {
-            "roots": self.roots,
-            "feature": self.feature,
-            "lower": self.lower,
-            "number": self.number,
-            "base": np.array([self.base, self.divisor]),
-            "single": np.array([self.single]),
-        }
-
-    @classmethod
-    def of_arrays(cls, n_features: int, arrays: Mapping[str, NDArray]) -> Self:
-        """The inverse of `arrays`. Raises InvalidInput for what describes no trees."""
-        base, divisor = vector("base", arrays["base"], np.float64, 2).tolist()
-        (single,) = vector("single", arrays["single"], np.bool_, 1).tolist()
-        return cls(
-            n_features, arrays["roots"], arrays["feature"], arrays["lower"],
-            arrays["number"], base, divisor, single,
-        )  # fmt: skip
 
 
 def flatten(model: Any) -> Trees:

@@ -1,4 +1,4 @@
-"""What an evaluation runs in: transactions, arrivals, estimates, cores and objectives.
+"""What a simulation runs in: transactions, arrivals, estimates, cores and objectives.
 
 Load 1 is the rate at which FIFO saturates, measured on transactions of its own.
 """
@@ -6,6 +6,7 @@ Load 1 is the rate at which FIFO saturates, measured on transactions of its own.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Self
 
 import numpy as np
 
@@ -13,8 +14,15 @@ from thesis_lib.common.errors import choice, require
 from thesis_lib.common.stats import Interval, mean_interval
 from thesis_lib.sequencer.core.events import NO_DELAYS, Delays
 from thesis_lib.sequencer.core.trace import F64, History, Trace
-from thesis_lib.sequencer.estimators.models import ESTIMATORS, LEARNED, predict_all
+from thesis_lib.sequencer.estimators.models import (
+    ESTIMATORS,
+    LEARNED,
+    Aimed,
+    Learned,
+    predict_all,
+)
 from thesis_lib.sequencer.estimators.models import estimator as named_estimator
+from thesis_lib.sequencer.estimators.saved import is_file, load_estimator
 from thesis_lib.sequencer.experiments.metrics import (
     Report,
     counted,
@@ -25,6 +33,7 @@ from thesis_lib.sequencer.policies.registry import Policy
 from thesis_lib.sequencer.policies.registry import policy as named_policy
 from thesis_lib.sequencer.simulator.simulator import replay, simulate
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals, with_arrivals
+from thesis_lib.sequencer.workload.features import with_features
 from thesis_lib.sequencer.workload.scenarios import (
     SCENARIOS,
     from_measured,
@@ -124,14 +133,30 @@ def learned_estimate(name: str, past: Trace) -> Estimate:
     return lambda trace, seed: predict_all(model, trace)
 
 
-def named_estimate(name: str, cell: "Cell", noise: float, seed: int) -> Estimate:
+def fitted_estimate(model: Learned | Aimed) -> Estimate:
+    """An estimator that is fitted already, of any trace with the features it knows."""
+    known = model.feature_names or ()
+
+    def estimate(trace: Trace, seed: int) -> F64:
+        shared = tuple(name for name in known if name in trace.feature_names)
+        return predict_all(model, with_features(trace, shared))
+
+    return estimate
+
+
+def named_estimate(
+    name: str, config: "SimulationConfig", noise: float, seed: int
+) -> Estimate:
     """Any estimator by name; a learned one is fitted on a trace of this `seed`.
 
-    Raises InvalidInput for an unknown name.
+    The name may be that of a file of `save_estimator`, which is fitted already. Raises
+    InvalidInput for an unknown one.
     """
+    if is_file(name):
+        return fitted_estimate(load_estimator(name))
     choice("estimator", name, ESTIMATORS)
     if name in LEARNED:
-        return learned_estimate(name, cell.make_trace(seed))
+        return learned_estimate(name, config.make_trace(seed))
     return noisy_estimate(0.0 if name == "oracle" else noise)
 
 
@@ -139,8 +164,8 @@ Arrivals = Callable[[float, int, np.random.Generator], F64]  # rate, n -> (n,) t
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """Everything about an evaluation but its load, policy and seed.
+class SimulationConfig:
+    """Everything about a simulation but its load, policy and seed.
 
     With `clients` the loop is closed, and a load says what these would submit if
     answers took no time: each thinks for `clients` / (load x saturation). With
@@ -148,13 +173,18 @@ class Cell:
     what a policy takes for its constants. `saturation_ci` are the ends of the interval
     of the rate that load 1 stands for, None where it was not measured by probes.
 
-    >>> from thesis_lib.sequencer import Cell, scenario
-    >>> make_trace = lambda seed: scenario("A", n=500, seed=seed)
-    >>> cell = Cell(make_trace, saturation_per_s=7_500.0, cores=8, slo_s=0.0125)
-    >>> trace = cell.arrange(cell.make_trace(1), load=1.1, seed=2)  # Poisson arrivals
-    >>> report = cell.run(trace, cell.policy("fifo"), trace.service_s, load=1.1)
+    >>> from thesis_lib.sequencer import SimulationConfig, scenario
+    >>> config = SimulationConfig.of_scenario("A", transactions=500)
+    >>> config.cores, config.slo_s, round(config.saturation_per_s)
+    (8, 0.0125, 7581)
+    >>> trace = config.arrange(config.make_trace(1), load=1.1, seed=2)  # Poisson
+    >>> report = config.run(trace, config.policy("fifo"), trace.service_s, load=1.1)
     >>> round(report.violations, 3)
-    0.307
+    0.289
+    >>> past = scenario("A", 500, seed=1)  # or a trace that was collected
+    >>> config = SimulationConfig.of_trace(past, transactions=200, cores=4)
+    >>> round(1e3 * config.slo_s, 2), round(config.saturation_per_s)
+    (5.93, 3487)
     """
 
     make_trace: Callable[[int], Trace]  # seed -> transactions; arrivals are replaced
@@ -220,7 +250,7 @@ class Cell:
         """What a policy makes of a trace from `arrange`."""
         return summarise(trace, self.history(trace, policy, estimated_s, load))
 
-    def by_type(self, factor: float) -> "Cell":
+    def by_type(self, factor: float) -> Self:
         """The same with `factor` times its median service time as each type's SLA.
 
         The medians are of a trace of their own, which holds every type that this
@@ -237,90 +267,81 @@ class Cell:
             objectives_s=tuple(objectives_s.tolist()),
         )
 
+    @classmethod
+    def of_scenario(
+        cls, name: str, *, transactions: int, warehouses: int | None = None, **options
+    ) -> Self:
+        """A reference scenario, its `saturation` measured on transactions of its own.
 
-def scenario_cell(
-    name: str, *, transactions: int, warehouses: int | None = None, **options
-) -> Cell:
-    """A reference scenario, its `saturation` measured on transactions of its own.
-
-    `options` go to Cell.
-
-    >>> from thesis_lib.sequencer import scenario_cell
-    >>> cell = scenario_cell("A", transactions=500)
-    >>> cell.cores, cell.slo_s, round(cell.saturation_per_s)
-    (8, 0.0125, 7581)
-    """
-    spec = SCENARIOS[choice("scenario", name, SCENARIOS)]
-    options = {"cores": spec.cores, "slo_s": spec.slo_s} | options
-    full = scenario_saturation(name, warehouses, options["cores"])
-    return Cell(
-        make_trace=lambda seed: scenario(name, transactions, seed, warehouses),
-        saturation_per_s=full.value,
-        saturation_ci=(full.low, full.high),
-        **options,
-    )
-
-
-def trace_cell(
-    past: Trace,
-    *,
-    transactions: int,
-    cores: int = 4,
-    slo_s: float | None = None,
-    **options,
-) -> Cell:
-    """A collected trace as the transactions of an open loop (scenario T).
-
-    What a trace of a closed loop says of its arrivals is what the engine made of them,
-    so here they are new: a Poisson process, a seed each. The objective defaults to
-    twice the 95th percentile of the service time, which is the unloaded latency.
-    `options` go to Cell.
-
-    >>> from thesis_lib.sequencer import scenario, trace_cell
-    >>> cell = trace_cell(scenario("A", 500, seed=1), transactions=200, cores=4)
-    >>> round(1e3 * cell.slo_s, 2), round(cell.saturation_per_s)
-    (5.93, 3487)
-    """  # fmt: skip
-    with np.errstate(over="ignore"):
-        mean_s = float(past.service_s.mean()) if len(past) else 0.0
-    require(
-        1e-9 <= mean_s <= 1e9,
-        f"the {len(past)} transactions take {mean_s:g} s each in the mean: expected "
-        "a trace of service times in seconds",
-    )
-    if slo_s is None:
-        slo_s = 2 * float(np.quantile(past.service_s, 0.95))
-        require(
-            slo_s > 0,
-            "19 of 20 transactions take no time, so twice the 95th percentile of their "
-            "service times is no objective: give one",
+        `options` are fields of SimulationConfig.
+        """
+        spec = SCENARIOS[choice("scenario", name, SCENARIOS)]
+        options = {"cores": spec.cores, "slo_s": spec.slo_s} | options
+        full = scenario_saturation(name, warehouses, options["cores"])
+        return cls(
+            make_trace=lambda seed: scenario(name, transactions, seed, warehouses),
+            saturation_per_s=full.value,
+            saturation_ci=(full.low, full.high),
+            **options,
         )
-    full = saturation(lambda n, seed: from_measured(past, n, seed), cores=cores)
-    return Cell(
-        make_trace=lambda seed: from_measured(past, transactions, seed),
-        saturation_per_s=full.value,
-        saturation_ci=(full.low, full.high),
-        cores=cores,
-        slo_s=slo_s,
-        **options,
-    )
+
+    @classmethod
+    def of_trace(
+        cls, past: Trace, *, transactions: int, cores: int = 4,
+        slo_s: float | None = None, **options,
+    ) -> Self:  # fmt: skip
+        """A collected trace as the transactions of an open loop (scenario T).
+
+        What a trace of a closed loop says of its arrivals is what the engine made of
+        them, so here they are new: a Poisson process, a seed each. The objective
+        defaults to twice the 95th percentile of the service time, which is the unloaded
+        latency. `options` are fields of SimulationConfig.
+        """
+        with np.errstate(over="ignore"):
+            mean_s = float(past.service_s.mean()) if len(past) else 0.0
+        require(
+            1e-9 <= mean_s <= 1e9,
+            f"the {len(past)} transactions take {mean_s:g} s each in the mean: "
+            "expected a trace of service times in seconds",
+        )
+        if slo_s is None:
+            slo_s = 2 * float(np.quantile(past.service_s, 0.95))
+            require(
+                slo_s > 0,
+                "19 of 20 transactions take no time, so twice the 95th percentile of "
+                "their service times is no objective: give one",
+            )
+        full = saturation(lambda n, seed: from_measured(past, n, seed), cores=cores)
+        return cls(
+            make_trace=lambda seed: from_measured(past, transactions, seed),
+            saturation_per_s=full.value,
+            saturation_ci=(full.low, full.high),
+            cores=cores,
+            slo_s=slo_s,
+            **options,
+        )
 
 
-def replay_cell(
+# As they were called before; the front door says so where it is asked for them.
+Cell = SimulationConfig
+scenario_cell, trace_cell = SimulationConfig.of_scenario, SimulationConfig.of_trace
+
+
+def replay_config(
     judged: Trace, load: float | None = None, **options
-) -> tuple[Cell, float]:
+) -> tuple[SimulationConfig, float]:
     """A trace replayed with the arrivals that it has, and the load that they are.
 
     With a `load`, its inter-arrival times are all stretched by one factor, so that
     their mean is that of the load and their pattern stays. Load 1 is the saturation
-    rate of the same transactions as a Poisson process. `options` as of `trace_cell`; in
+    rate of the same transactions as a Poisson process. `options` as of `of_trace`; in
     a closed loop, where arrivals are not read, a load is needed. Raises InvalidInput
     for arrivals that have no rate.
     """
-    cell = trace_cell(judged, transactions=len(judged), **options)
+    config = SimulationConfig.of_trace(judged, transactions=len(judged), **options)
     since_s = judged.arrival_s - judged.arrival_s[0]
     own_per_s = np.inf
-    if cell.clients is None:
+    if config.clients is None:
         rows = counted(len(judged))
         require(
             0 < since_s[-1] < np.inf and since_s[-1] > since_s[rows][0],
@@ -339,5 +360,5 @@ def replay_cell(
     def arrivals(rate_per_s: float, n: int, rng: np.random.Generator) -> F64:
         return since_s if load is None else since_s * (own_per_s / rate_per_s)
 
-    at = own_per_s / cell.saturation_per_s if load is None else load
-    return replace(cell, make_trace=lambda seed: judged, arrivals=arrivals), at
+    at = own_per_s / config.saturation_per_s if load is None else load
+    return replace(config, make_trace=lambda seed: judged, arrivals=arrivals), at

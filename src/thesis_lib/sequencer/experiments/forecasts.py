@@ -18,8 +18,8 @@ from thesis_lib.sequencer.core.trace import (
 from thesis_lib.sequencer.estimators.accuracy import auroc, q_error, rows_by_type
 from thesis_lib.sequencer.estimators.conformal import conformal_offset, track
 from thesis_lib.sequencer.estimators.models import LEVELS, STEP
-from thesis_lib.sequencer.experiments.cells import Cell, Estimate
-from thesis_lib.sequencer.experiments.grid import run_paired
+from thesis_lib.sequencer.experiments.cells import Estimate, SimulationConfig
+from thesis_lib.sequencer.experiments.grid import Paired, run_paired
 from thesis_lib.sequencer.experiments.metrics import counted
 from thesis_lib.sequencer.policies.registry import MENDED, Policy, fifo
 from thesis_lib.sequencer.simulator.simulator import simulate
@@ -83,8 +83,9 @@ def track_latency(
 
 
 def end_to_end(
-    cell: Cell, estimate: Estimate, loads: Iterable[float], *, seeds: int, seed: int
-) -> pd.DataFrame:
+    config: SimulationConfig, estimate: Estimate, loads: Iterable[float], *,
+    seeds: int, seed: int,
+) -> pd.DataFrame:  # fmt: skip
     """How good latencies are forecast on arrival: for each load and seed, by type.
 
     Columns: load, seed, type (`all` first); q-error p50, p95, p99 and MAE in µs of the
@@ -94,15 +95,13 @@ def end_to_end(
     `grid.replicate` makes them; the warm-up does not count.
     """
 
-    def measure(
-        number: int, load: float, trace: Trace, estimated_s: F64
-    ) -> Iterator[dict]:
+    def measure(at: Paired) -> Iterator[dict]:
         forecast_s, history = forecast_finish(
-            trace, estimated_s, cores=cell.cores, slo_s=cell.slo_s
+            at.trace, at.estimated_s, cores=config.cores, slo_s=config.slo_s
         )
-        return _judged(trace, forecast_s, history)
+        return _judged(at.trace, forecast_s, history)
 
-    return run_paired(measure, cell, loads, estimate, seeds=seeds, seed=seed)
+    return run_paired(measure, config, loads, estimate, seeds=seeds, seed=seed)
 
 
 def _judged(

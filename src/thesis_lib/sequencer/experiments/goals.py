@@ -18,18 +18,19 @@ from thesis_lib.sequencer.core.trace import F64, History, Trace
 from thesis_lib.sequencer.experiments import metrics
 from thesis_lib.sequencer.experiments.cells import (
     NOISE,
-    Cell,
     Estimate,
+    SimulationConfig,
     named_estimate,
     noisy_estimate,
-    scenario_cell,
 )
 from thesis_lib.sequencer.experiments.grid import (
     DESIGN_SEED,
+    Paired,
     paired_seeds,
     replicate,
     run_grid,
     run_paired,
+    run_points,
 )
 from thesis_lib.sequencer.experiments.metrics import (
     column,
@@ -41,7 +42,6 @@ from thesis_lib.sequencer.optimum.bounds import fewest_violations
 from thesis_lib.sequencer.optimum.cpsat import LARGEST, solve
 from thesis_lib.sequencer.optimum.local_search import search, would_be_on_time
 from thesis_lib.sequencer.policies.admission import Terms
-from thesis_lib.sequencer.simulator.simulator import simulate
 
 LOADS = (0.9, 0.95, 0.99, 1.1, 1.5)
 KEEPS, KEEPS_LOAD = 0.99, 0.8  # of FIFO's commits, up to this load
@@ -59,10 +59,11 @@ class Goal:
     reduction: tuple[float, ...]  # (5,)
     regret: tuple[float, ...] | None = None  # (5,)
 
-    def cell(self, transactions: int) -> Cell:
+    def cell(self, transactions: int) -> SimulationConfig:
         """Where it is to be reached."""
-        delays = Delays(lag_s=self.lag_s)
-        return scenario_cell(self.scenario, transactions=transactions, delays=delays)
+        return SimulationConfig.of_scenario(
+            self.scenario, transactions=transactions, delays=Delays(lag_s=self.lag_s)
+        )
 
 
 GOALS = {
@@ -78,14 +79,11 @@ def run_goals(
     *, transactions: int, seeds: int, seed: int, loads: Iterable[float] = LOADS
 ) -> pd.DataFrame:
     """FIFO, ours and the bound at every goal, as from `replicate` with a `row`."""
-    made = [
-        replicate(
-            goal.cell(transactions), ["fifo", "ours"], loads, noisy_estimate(),
-            seeds=seeds, seed=seed, bound=True,
-        ).assign(row=row)
-        for row, goal in GOALS.items()
-    ]  # fmt: skip
-    return pd.concat(made, ignore_index=True)
+    cases = {row: {"config": goal.cell(transactions)} for row, goal in GOALS.items()}
+    return run_grid(
+        cases, "row", policies=["fifo", "ours"], loads=loads, estimate=noisy_estimate(),
+        seeds=seeds, seed=seed, bound=True,
+    )  # fmt: skip
 
 
 def against_goals(runs: pd.DataFrame) -> pd.DataFrame:
@@ -135,22 +133,37 @@ def by_estimator(
     are fitted on transactions of another seed, of which they see what the scenarios
     have: type and lines. All on the same seeds.
     """
-    rows: dict = {}
-    for row, goal in GOALS.items():
-        cell = goal.cell(transactions)
-        for name in JUDGES:
-            estimate = named_estimate(name, cell, NOISE, seed=777_777)
-            runs = replicate(
-                cell, ["fifo", "ours"], loads, estimate, seeds=seeds, seed=seed
-            )
-            for load in loads:
-                at = rows.setdefault((row, load), {})
-                at[name] = 100 * reduction(runs, "ours", load).low
-                at["goal"] = 100 * goal.reduction[LOADS.index(load)]
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["row", "load"])
+    places = {row: goal.cell(transactions) for row, goal in GOALS.items()}
+    lows = {}
+    for name in JUDGES:
+        cases = {
+            row: {
+                "config": config,
+                "estimate": named_estimate(name, config, NOISE, seed=777_777),
+            }
+            for row, config in places.items()
+        }
+        runs = run_grid(
+            cases, "row", policies=["fifo", "ours"], loads=loads, seeds=seeds, seed=seed
+        )
+        lows[name] = {
+            (row, load): 100 * reduction(runs.loc[runs["row"] == row], "ours", load).low
+            for row in places
+            for load in loads
+        }
+    goals = [
+        100 * GOALS[row].reduction[LOADS.index(load)]
+        for row in places
+        for load in loads
+    ]
+    made = pd.DataFrame(lows).rename_axis(["row", "load"])
+    made.insert(1, "goal", goals)
+    return made
 
 
-def constants(cell: Cell, loads: Sequence[float], *, seeds: int) -> pd.DataFrame:
+def constants(
+    config: SimulationConfig, loads: Sequence[float], *, seeds: int
+) -> pd.DataFrame:
     """Violations of `ours` in percent, by load, with its constants halved and doubled.
 
     On design seeds; the first row is the configuration itself.
@@ -160,19 +173,16 @@ def constants(cell: Cell, loads: Sequence[float], *, seeds: int) -> pd.DataFrame
         for name in ("step", "relief", "window")
         for word, factor in (("half", 0.5), ("twice", 2.0))
     }
-    rows = {
-        row: table(
-            replicate(
-                cell, ["ours"], loads, noisy_estimate(), seeds=seeds, seed=DESIGN_SEED,
-                terms=terms,
-            )
-        ).loc["ours"]
-        for row, terms in varied.items()
-    }  # fmt: skip
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["constant", ""])
+    policies = {" ".join(of): ("ours", {"terms": t}) for of, t in varied.items()}
+    runs = replicate(
+        config, policies, loads, noisy_estimate(), seeds=seeds, seed=DESIGN_SEED
+    )
+    made = table(runs).rename_axis(columns=None)
+    made.index = pd.MultiIndex.from_tuples(list(varied), names=["constant", ""])
+    return made
 
 
-def censored(cell: Cell, load: float, *, seeds: int) -> pd.DataFrame:
+def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFrame:
     """What `ours` admits and what it refuses, in truth, on design seeds.
 
     The calibration sees the admitted alone. Its line, of the logarithm of the time on
@@ -183,18 +193,16 @@ def censored(cell: Cell, load: float, *, seeds: int) -> pd.DataFrame:
     milliseconds. Without a row `refused` where nothing was.
     """
 
-    def measure(
-        number: int, load: float, trace: Trace, estimated_s: F64
-    ) -> Iterator[dict]:
-        history = cell.history(trace, cell.policy("ours"), estimated_s, load)
+    def measure(at: Paired) -> Iterator[dict]:
+        history = config.history(at.trace, config.policy("ours"), at.estimated_s, load)
         yield {
             "admitted": ~history.dropped,
-            "truth_s": trace.service_s,
-            "estimated_s": estimated_s,
+            "truth_s": at.trace.service_s,
+            "estimated_s": at.estimated_s,
         }
 
     runs = run_paired(
-        measure, cell, [load], noisy_estimate(), seeds=seeds, seed=DESIGN_SEED
+        measure, config, [load], noisy_estimate(), seeds=seeds, seed=DESIGN_SEED
     )
     admitted = np.concatenate(runs["admitted"].to_list())
     y, x = (
@@ -231,33 +239,30 @@ WITHOUT = {
 
 
 def ingredients(
-    cells: Mapping[str, Cell], loads: Sequence[float], *, seeds: int, seed: int,
-    estimate: Estimate | None = None,
+    configs: Mapping[str, SimulationConfig], loads: Sequence[float], *, seeds: int,
+    seed: int, estimate: Estimate | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Violations of ours without each ingredient, and of simpler designs, in percent.
 
-    A row a variant; columns are cell and load. `late-edf`, `startable-first` and
-    `late-demote` are the earlier designs with late binding, `hybrid-fixed` decides at
-    arrival.
+    A row a variant; columns are the name of a configuration and the load. `late-edf`,
+    `startable-first` and `late-demote` are the earlier designs with late binding,
+    `hybrid-fixed` decides at arrival.
     """
     estimate = noisy_estimate() if estimate is None else estimate
-    columns = {}
-    for name, cell in cells.items():
-        made = {
-            variant: replicate(
-                cell, ["ours"], loads, estimate, seeds=seeds, seed=seed, terms=terms
-            )
-            for variant, terms in WITHOUT.items()
+    designs = ("late-demote", "startable-first", "late-edf", "hybrid-fixed")
+    policies = {of: ("ours", {"terms": terms}) for of, terms in WITHOUT.items()}
+    policies |= {name: (name, {}) for name in designs}
+    runs = run_grid(
+        {name: {"config": config} for name, config in configs.items()}, "place",
+        policies=policies, loads=loads, estimate=estimate, seeds=seeds, seed=seed,
+    )  # fmt: skip
+    columns = {
+        place: {
+            variant: 100 * of["violations"].mean()
+            for variant, of in at.groupby("policy", sort=False)
         }
-        for design in ("late-demote", "startable-first", "late-edf", "hybrid-fixed"):
-            made[design] = replicate(
-                cell, [design], loads, estimate, seeds=seeds, seed=seed
-            )
-        for load in loads:
-            columns[name, load] = {
-                variant: 100 * runs["violations"][runs["load"] == load].mean()
-                for variant, runs in made.items()
-            }
+        for place, at in runs.groupby(["place", "load"], sort=False)
+    }
     return pd.DataFrame(columns)
 
 
@@ -269,7 +274,7 @@ BASELINES = (
 
 
 def against_baselines(
-    cell: Cell, loads: Sequence[float], *, seeds: int, seed: int
+    config: SimulationConfig, loads: Sequence[float], *, seeds: int, seed: int
 ) -> pd.DataFrame:
     """Every baseline beside ours, as from `replicate`.
 
@@ -277,11 +282,11 @@ def against_baselines(
     """
     others = [name for name in BASELINES if name != "random-drop"]
     runs = replicate(
-        cell, others, loads, noisy_estimate(), seeds=seeds, seed=seed, bound=True
+        config, others, loads, noisy_estimate(), seeds=seeds, seed=seed, bound=True
     )
     blind = [
         replicate(
-            cell, ["random-drop"], [load], noisy_estimate(), seeds=seeds, seed=seed,
+            config, ["random-drop"], [load], noisy_estimate(), seeds=seeds, seed=seed,
             drop_share=float(column(runs, "ours", load, "dropped").mean()),
         )
         for load in loads
@@ -294,24 +299,26 @@ SIMPLE = ("queue-cap", "codel", "edf", "sjf", "least-slack", "late-edf", "late-s
 LEARNED, CONSTANT = "boosted", "constant"
 
 
-def learning(cell: Cell, load: float, *, seeds: int, seed: int) -> pd.DataFrame:
+def learning(
+    config: SimulationConfig, load: float, *, seeds: int, seed: int
+) -> pd.DataFrame:
     """What `ours` owes to a learned estimator at one load, as from `replicate`.
 
     FIFO, SIMPLE, `ours` and the lower bound with boosted trees, and `ours` once more
     with a constant, as `ours-constant`. Both are fitted on transactions of another
     seed, and all run on the same ones.
     """
-    estimates = [
-        named_estimate(name, cell, NOISE, seed=777_777) for name in (LEARNED, CONSTANT)
-    ]
-    rivals = ["fifo", *SIMPLE, "ours"]
-    learned = replicate(
-        cell, rivals, [load], estimates[0], seeds=seeds, seed=seed, bound=True
-    )
-    blind = replicate(cell, ["ours"], [load], estimates[1], seeds=seeds, seed=seed)
-    return pd.concat(
-        [learned, blind.assign(policy=f"ours-{CONSTANT}")], ignore_index=True
-    )
+    learned, blind = (
+        replicate(
+            config, policies, [load], named_estimate(name, config, NOISE, seed=777_777),
+            seeds=seeds, seed=seed, bound=name == LEARNED,
+        )
+        for name, policies in (
+            (LEARNED, ["fifo", *SIMPLE, "ours"]),
+            (CONSTANT, {f"ours-{CONSTANT}": ("ours", {})}),
+        )
+    )  # fmt: skip
+    return pd.concat([learned, blind], ignore_index=True)
 
 
 def worth_of_learning(runs: pd.DataFrame, load: float) -> dict[str, float | str]:
@@ -402,12 +409,12 @@ def elsewhere(
     """
     rows = []
     for setting in settings:
-        cell = scenario_cell(
+        config = SimulationConfig.of_scenario(
             "A", transactions=transactions, warehouses=setting.warehouses,
             cores=setting.cores, slo_s=setting.slo_s, delays=Delays(setting.lag_s),
         )  # fmt: skip
         runs = replicate(
-            cell, policies, [setting.load], noisy_estimate(setting.noise),
+            config, policies, [setting.load], noisy_estimate(setting.noise),
             seeds=seeds, seed=seed, bound=True,
         )  # fmt: skip
         fewer = reduction(runs, "ours", setting.load)
@@ -433,8 +440,9 @@ def elsewhere(
 
 
 def price_of_fairness(
-    cell: Cell, gaps: Sequence[float], load: float, *, seeds: int, seed: int
-) -> pd.DataFrame:
+    config: SimulationConfig, gaps: Sequence[float], load: float, *, seeds: int,
+    seed: int,
+) -> pd.DataFrame:  # fmt: skip
     """A row a gap that is allowed between types: what it costs, and what is reached.
 
     In percent: violations in all and of each type, and on-time commits over the
@@ -442,31 +450,30 @@ def price_of_fairness(
     the goodput, the mean difference between the types (`between`), and Jain's index
     (`fairness`). An infinite gap is ours without the mode.
     """
+    groups = len(config.make_trace(paired_seeds(seed, 1)[0][0]).kinds)
+    policies = {str(gap): ("ours", {"gap": gap, "groups": groups}) for gap in gaps}
+    runs = replicate(config, policies, [load], noisy_estimate(), seeds=seeds, seed=seed)
+    kinds = [name for name in runs if str(name).startswith("violations:")]
     rows = []
     for gap in gaps:
-        made = cell.make_trace(paired_seeds(seed, 1)[0][0])
-        runs = replicate(
-            cell, ["ours"], [load], noisy_estimate(), seeds=seeds, seed=seed, gap=gap,
-            groups=len(made.kinds),
-        )  # fmt: skip
-        kinds = [name for name in runs if str(name).startswith("violations:")]
-        by_kind = runs[kinds].to_numpy(np.float64)
+        at = runs.loc[runs["policy"] == str(gap)]
+        by_kind = at[kinds].to_numpy(np.float64)
         goodput = mean_interval(
-            runs["goodput_per_s"].to_numpy(np.float64) / cell.saturation_per_s
+            at["goodput_per_s"].to_numpy(np.float64) / config.saturation_per_s
         )
         rows.append(
             {
                 "gap": 100 * gap,
-                "violations": 100 * runs["violations"].mean(),
+                "violations": 100 * at["violations"].mean(),
                 **{
-                    str(kind).removeprefix("violations:"): 100 * runs[kind].mean()
+                    str(kind).removeprefix("violations:"): 100 * at[kind].mean()
                     for kind in kinds
                 },
                 "between": 100 * (by_kind.max(axis=1) - by_kind.min(axis=1)).mean(),
                 "goodput": 100 * goodput.value,
                 "low": 100 * goodput.low,
                 "high": 100 * goodput.high,
-                "fairness": 100 * runs["fairness"].mean(),
+                "fairness": 100 * at["fairness"].mean(),
             }
         )
     return pd.DataFrame(rows)
@@ -476,19 +483,18 @@ IN_VAIN, IN_VAIN_LOAD = 0.01, 0.99  # the goal: so few drops in vain, up to this
 BEGUN = ("ours", "late-edf")  # whose decisions the search begins with
 
 
-def _run(cell: Cell, trace: Trace, policy: str, estimated_s: F64) -> History:
+def _run(
+    config: SimulationConfig, trace: Trace, policy: str, estimated_s: F64
+) -> History:
     require(
-        cell.clients is None,
+        config.clients is None,
         "a closed loop has no optimum: its arrivals depend on the policy",
     )
-    return simulate(
-        trace, cell.policy(policy), estimated_s, cores=cell.cores, slo_s=cell.slo_s,
-        batch_size=cell.batch_size, flush_s=cell.flush_s, delays=cell.delays,
-    )  # fmt: skip
+    return config.history(trace, config.policy(policy), estimated_s, load=1.0)
 
 
 def distances(
-    cell: Cell,
+    config: SimulationConfig,
     loads: Iterable[float],
     *,
     seeds: int,
@@ -500,30 +506,31 @@ def distances(
 
     The policies are `fifo` and `ours` with `estimate` (by default `noisy`),
     `ours-oracle` with the true service times, `search`, the best schedule found that
-    knows the future as well, and `bound`. Unlike in `report`, every transaction counts,
-    the first included: a schedule and a bound are about the same ones. Columns: load,
-    seed, policy, `violations` and `dropped`, of all arrivals, and `in_vain`, the drops
-    of `ours` that would have been on time, of all arrivals. `sweeps` as in `search`.
+    knows the future as well, and `bound`. Unlike in `metrics`, every transaction
+    counts, the first included: a schedule and a bound are about the same ones. Columns:
+    load, seed, policy, `violations` and `dropped`, of all arrivals, and `in_vain`, the
+    drops of `ours` that would have been on time, of all arrivals. `sweeps` as in
+    `search`.
     """
     estimate = noisy_estimate() if estimate is None else estimate
+    place = {"cores": config.cores, "slo_s": config.slo_s}
 
-    def measure(
-        number: int, load: float, trace: Trace, estimated_s: F64
-    ) -> Iterator[dict]:
-        exact = {name: _run(cell, trace, name, trace.service_s) for name in BEGUN}
-        ours = _run(cell, trace, "ours", estimated_s)
+    def measure(at: Paired) -> Iterator[dict]:
+        exact = {
+            name: _run(config, at.trace, name, at.trace.service_s) for name in BEGUN
+        }
+        ours = _run(config, at.trace, "ours", at.estimated_s)
         made = {
-            "fifo": _run(cell, trace, "fifo", estimated_s),
+            "fifo": _run(config, at.trace, "fifo", at.estimated_s),
             "ours": ours,
             "ours-oracle": exact["ours"],
             "search": search(
-                trace, cores=cell.cores, slo_s=cell.slo_s, sweeps=sweeps,
-                begun=list(exact.values()), seed=number,
+                at.trace, **place, sweeps=sweeps, begun=list(exact.values()),
+                seed=at.number,
             ),
         }  # fmt: skip
-        fewest = fewest_violations(trace, cores=cell.cores, slo_s=cell.slo_s)
         in_vain = would_be_on_time(
-            trace, ours, cores=cell.cores, lag_s=cell.delays.lag_s
+            at.trace, ours, cores=config.cores, lag_s=config.delays.lag_s
         )
         for name, history in made.items():
             yield {
@@ -532,13 +539,14 @@ def distances(
                 "dropped": history.dropped.mean(),
                 "in_vain": in_vain.mean() if name == "ours" else np.nan,
             }
-        yield {"policy": "bound", "violations": fewest / len(trace)}
+        fewest = fewest_violations(at.trace, **place)
+        yield {"policy": "bound", "violations": fewest / len(at.trace)}
 
-    return run_paired(measure, cell, loads, estimate, seeds=seeds, seed=seed)
+    return run_paired(measure, config, loads, estimate, seeds=seeds, seed=seed)
 
 
 def windows(
-    cell: Cell, load: float, *, number: int, seed: int, effort: float
+    config: SimulationConfig, load: float, *, number: int, seed: int, effort: float
 ) -> pd.DataFrame:
     """One row per window of 40 transactions that arrive at `load` and find it idle.
 
@@ -548,32 +556,31 @@ def windows(
     `cpsat.solve`.
     """
     ((trace_seed, arrival_seed, estimate_seed),) = paired_seeds(seed, 1)
-    trace = cell.arrange(cell.make_trace(trace_seed), load, arrival_seed)
+    trace = config.arrange(config.make_trace(trace_seed), load, arrival_seed)
     require(
         1 <= number <= len(trace) // LARGEST,
         f"number={number} windows of {LARGEST}: expected at least 1, and as many as "
         f"the {len(trace)} transactions of a trace hold",
     )
     estimated_s = noisy_estimate()(trace, estimate_seed)
-    place = {"cores": cell.cores, "slo_s": cell.slo_s}
+    place = {"cores": config.cores, "slo_s": config.slo_s}
 
     def measure(at: int) -> Iterator[dict]:
         inside = np.arange(at * LARGEST, (at + 1) * LARGEST)
-        window = trace.take(inside)
+        window, guess_s = trace.take(inside), estimated_s[inside]
         solved = solve(window, **place, effort=effort)
-        exact = [_run(cell, window, name, window.service_s) for name in BEGUN]
-        noisy = _run(cell, window, "ours", estimated_s[inside])
+        exact = [_run(config, window, name, window.service_s) for name in BEGUN]
         yield {
             "relaxed": fewest_violations(window, **place),
             "proven": solved.bound,
             "found": solved.violations,
             "search": search(window, **place, begun=exact).violated.sum(),
             "oracle": exact[0].violated.sum(),
-            "ours": noisy.violated.sum(),
-            "fifo": _run(cell, window, "fifo", estimated_s[inside]).violated.sum(),
+            "ours": _run(config, window, "ours", guess_s).violated.sum(),
+            "fifo": _run(config, window, "fifo", guess_s).violated.sum(),
         }
 
-    return run_grid(measure, [(at,) for at in range(number)]).astype(int)
+    return run_points(measure, [(at,) for at in range(number)]).astype(int)
 
 
 def summarise_windows(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:

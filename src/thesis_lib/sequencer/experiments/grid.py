@@ -4,51 +4,46 @@ These are common random numbers, seed by seed, so that differences have narrow
 intervals. Points of a grid are measured on all cores.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
+import joblib
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 
 from thesis_lib.common.errors import InvalidInput, choice, require
-from thesis_lib.common.stats import Interval, mean_interval
-from thesis_lib.sequencer.core.events import NO_DELAYS, Delays
 from thesis_lib.sequencer.core.trace import F64, Trace
 from thesis_lib.sequencer.estimators.models import ESTIMATORS, LEARNED, cut_tail
+from thesis_lib.sequencer.estimators.saved import is_file
 from thesis_lib.sequencer.experiments.cells import (
     NOISE,
-    Cell,
     Estimate,
+    SimulationConfig,
     learned_estimate,
     named_estimate,
     noisy_estimate,
-    replay_cell,
-    scenario_cell,
+    replay_config,
 )
 from thesis_lib.sequencer.experiments.metrics import (
-    Report,
     column,
     difference_interval,
     fewest_counted_violations,
-    reduction,
+    numbers,
+    outcome,
     table,
 )
 from thesis_lib.sequencer.policies.registry import AS_DESCRIBED, MENDED, Defects
 
 FITTED = 0.5  # share of a replayed trace, its first, that an estimator is fitted on
 LEAST_FITTED = 100  # transactions there
+POINTS = 4  # for each core: so many of a few seeds that no core waits long for another
+
+Seeds = tuple[int, int, int]  # of transactions, arrivals and estimates
 
 
-def _row(report: Report, **labels: object) -> dict[str, object]:
-    row = asdict(report)
-    by_kind = row.pop("violations_by_kind")
-    return labels | row | {f"violations:{kind}": v for kind, v in by_kind.items()}
-
-
-def paired_seeds(seed: int, seeds: int) -> list[tuple[int, int, int]]:
+def paired_seeds(seed: int, seeds: int) -> list[Seeds]:
     """Seeds of transactions, arrivals and estimates for each of `seeds` replicates.
 
     Every policy is run on the same. Raises InvalidInput for none.
@@ -59,20 +54,7 @@ def paired_seeds(seed: int, seeds: int) -> list[tuple[int, int, int]]:
     return [(trace, arrivals, estimates) for trace, arrivals, estimates in made]
 
 
-Point = tuple[int, tuple[int, int, int], float]
-
-
-def paired_points(loads: Iterable[float], *, seeds: int, seed: int) -> list[Point]:
-    """(number of the seed, its `paired_seeds`, load), for each seed the loads."""
-    loads = list(loads)
-    return [
-        (number, drawn, load)
-        for number, drawn in enumerate(paired_seeds(seed, seeds))
-        for load in loads
-    ]
-
-
-def run_grid(
+def run_points(
     measure: Callable[..., Iterable[dict]], points: Iterable[tuple]
 ) -> pd.DataFrame:
     """The rows of `measure(*point)` for every point, in the order of the points.
@@ -81,8 +63,8 @@ def run_grid(
     fewer. A point brings its own seeds, so that the rows do not depend on how many.
     """
     # Arrays that joblib maps from a file are read-only, another type to numba.
-    measured: Any = Parallel(n_jobs=-1, max_nbytes=None)(
-        delayed(_rows_of)(measure, point) for point in points
+    measured: Any = joblib.Parallel(n_jobs=-1, max_nbytes=None)(
+        joblib.delayed(_rows_of)(measure, point) for point in points
     )
     return pd.DataFrame([row for rows in measured for row in rows])
 
@@ -91,35 +73,58 @@ def _rows_of(measure: Callable[..., Iterable[dict]], point: tuple) -> list[dict]
     return list(measure(*point))
 
 
+class Paired(NamedTuple):
+    """What everything that is compared at a seed and a load has in common."""
+
+    number: int  # of the seed, from 0
+    load: float
+    trace: Trace
+    estimated_s: F64  # (n,)
+    seeds: Seeds
+
+
 def run_paired(
-    measure: Callable[[int, float, Trace, F64], Iterable[dict]],
-    cell: Cell,
+    measure: Callable[[Paired], Iterable[dict]],
+    config: SimulationConfig,
     loads: Iterable[float],
     estimate: Estimate,
     *,
     seeds: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Rows of `measure(number of the seed, load, trace, estimates)`, by seed and load.
+    """Rows of `measure` at each seed and load, in this order.
 
-    They begin with the columns `load` and `seed`. What has the same number of the seed
-    has the same transactions and estimates, whatever it is compared with.
+    They begin with the columns `load` and `seed`, its number. Transactions and
+    estimates of a seed are made once for several loads.
     """
+    loads = list(loads)
+    together = max(1, len(loads) * seeds // (POINTS * joblib.cpu_count()))
 
-    def rows(number: int, drawn: tuple[int, int, int], load: float) -> Iterator[dict]:
+    def rows(number: int, drawn: Seeds, some: list[float]) -> Iterator[dict]:
         trace_seed, arrival_seed, estimate_seed = drawn
-        transactions = cell.make_trace(trace_seed)
+        transactions = config.make_trace(trace_seed)
         estimated_s = estimate(transactions, estimate_seed)
-        trace = cell.arrange(transactions, load, arrival_seed)
-        for row in measure(number, load, trace, estimated_s):
-            yield {"load": load, "seed": number} | row
+        for load in some:
+            trace = config.arrange(transactions, load, arrival_seed)
+            for row in measure(Paired(number, load, trace, estimated_s, drawn)):
+                yield {"load": load, "seed": number} | row
 
-    return run_grid(rows, paired_points(loads, seeds=seeds, seed=seed))
+    return run_points(
+        rows,
+        [
+            (number, drawn, loads[at : at + together])
+            for number, drawn in enumerate(paired_seeds(seed, seeds))
+            for at in range(0, len(loads), together)
+        ],
+    )
+
+
+Policies = Sequence[str] | Mapping[str, tuple[str, Mapping[str, Any]]]
 
 
 def replicate(
-    cell: Cell,
-    policies: Sequence[str],
+    config: SimulationConfig,
+    policies: Policies,
     loads: Iterable[float],
     estimate: Estimate,
     *,
@@ -130,57 +135,80 @@ def replicate(
 ) -> pd.DataFrame:
     """One row per load, seed and policy, each seed the same for every policy.
 
-    Columns: load, seed, policy, then the numbers of `Report` and, as policy "bound",
-    the lower bound if asked for; where types have objectives of their own it takes the
-    longest for all, and is weak. `options` go to `policy`. Raises InvalidInput
+    `policies` are names, or labels with a name and options each; `options` are those of
+    all, as of `policy`. Columns: load, seed, policy, then the numbers of `Report` and,
+    as policy "bound", the lower bound if asked for; where types have objectives of
+    their own it takes the longest for all, and is weak. Raises InvalidInput
     for a bound on a closed loop, whose arrivals are what the policy makes of them.
 
-    >>> from thesis_lib.sequencer import noisy_estimate, replicate, scenario_cell
-    >>> cell = scenario_cell("A", transactions=500)
+    >>> from thesis_lib.sequencer import SimulationConfig, noisy_estimate, replicate
+    >>> config = SimulationConfig.of_scenario("A", transactions=500)
     >>> policies, estimate = ["fifo", "ours"], noisy_estimate()
-    >>> runs = replicate(cell, policies, [1.1], estimate, seeds=2, seed=1)
+    >>> runs = replicate(config, policies, [1.1], estimate, seeds=2, seed=1)
     >>> runs.groupby("policy")["violations"].mean().round(3).to_dict()
     {'fifo': 0.032, 'ours': 0.0}
     """
     require(
-        not bound or cell.clients is None,
+        not bound or config.clients is None,
         "a closed loop has no lower bound: its arrivals depend on the policy",
     )
+    if not isinstance(policies, Mapping):
+        policies = {name: (name, {}) for name in policies}
 
-    def measure(
-        number: int, load: float, trace: Trace, estimated_s: F64
-    ) -> Iterator[dict]:
-        for name in policies:
-            policy = cell.policy(name, **options)
-            yield _row(cell.run(trace, policy, estimated_s, load), policy=name)
+    def measure(at: Paired) -> Iterator[dict]:
+        for label, (name, own) in policies.items():
+            policy = config.policy(name, **options, **own)
+            report = config.run(at.trace, policy, at.estimated_s, at.load)
+            yield {"policy": label} | numbers(report)
         if bound:
-            longest_s = max(cell.objectives_s or [cell.slo_s])
-            fewest = fewest_counted_violations(trace, cores=cell.cores, slo_s=longest_s)
+            longest_s = max(config.objectives_s or [config.slo_s])
+            fewest = fewest_counted_violations(
+                at.trace, cores=config.cores, slo_s=longest_s
+            )
             yield {"policy": "bound", "violations": fewest}
 
-    return run_paired(measure, cell, loads, estimate, seeds=seeds, seed=seed)
+    return run_paired(measure, config, loads, estimate, seeds=seeds, seed=seed)
+
+
+def run_grid(
+    cases: Mapping[Any, Mapping[str, Any]], by: str, **common: Any
+) -> pd.DataFrame:
+    """The rows of `replicate` in every case, whose label the column `by` keeps.
+
+    A case holds those of its arguments that differ, `common` what all share: cases that
+    differ in their configuration alone, say, have their seeds in common.
+    """
+    made = [
+        replicate(**{**common, **case}).assign(**{by: label})
+        for label, case in cases.items()
+    ]
+    return pd.concat(made, ignore_index=True)
 
 
 def against_sequencing(
-    cell: Cell, policies: Sequence[str], load: float, sequencer_s: Sequence[float], *,
-    seeds: int, seed: int,
+    config: SimulationConfig, policies: Sequence[str], load: float,
+    sequencer_s: Sequence[float], *, seeds: int, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
     """Runs against what the sequencer works on each transaction, in seconds.
 
     As from `replicate`, with a column `sequencer_s`; all else stays the same.
     """
-    made = [
-        replicate(
-            replace(cell, delays=replace(cell.delays, sequencer_s=works_s)),
-            policies, [load], noisy_estimate(), seeds=seeds, seed=seed,
-        ).assign(sequencer_s=works_s)
+    cases = {
+        works_s: {
+            "config": replace(
+                config, delays=replace(config.delays, sequencer_s=works_s)
+            )
+        }
         for works_s in sequencer_s
-    ]  # fmt: skip
-    return pd.concat(made, ignore_index=True)
+    }
+    return run_grid(
+        cases, "sequencer_s", policies=policies, loads=[load],
+        estimate=noisy_estimate(), seeds=seeds, seed=seed,
+    )  # fmt: skip
 
 
 def ablation(
-    cell: Cell,
+    config: SimulationConfig,
     policy: str,
     load: float,
     *,
@@ -199,10 +227,6 @@ def ablation(
     (`strict_change`, `strict_low`, `strict_high`, and so on). The learned `estimator`
     is fitted on `past`, and for the defect `cut_tail` on what that leaves of it.
     """
-    fits = {
-        False: learned_estimate(estimator, past),
-        True: learned_estimate(estimator, cut_tail(past)),
-    }
     variants = {
         (start, defect): defects if not defect else replace(
             defects, **{defect: not getattr(defects, defect)}
@@ -211,35 +235,33 @@ def ablation(
         for defect in ("", *Defects.names())
     }  # fmt: skip
 
-    def measure(number: int, drawn: tuple[int, int, int]) -> Iterator[dict]:
-        trace_seed, arrival_seed, _ = drawn
-        trace = cell.arrange(cell.make_trace(trace_seed), load, arrival_seed)
-        estimated_s = {cut: fit(trace, 0) for cut, fit in fits.items()}
-        for (start, defect), defects in variants.items():
-            made = cell.policy(policy, defects=defects)
-            report = cell.run(trace, made, estimated_s[defects.cut_tail], load)
-            yield {
-                "from": start,
-                "defect": defect,
-                "strict": report.violations,
-                "lenient": report.lenient,
-            }
+    def labelled(cut: bool) -> Policies:
+        return {
+            " ".join(variant): (policy, {"defects": defects})
+            for variant, defects in variants.items()
+            if defects.cut_tail == cut
+        }
 
-    runs = run_grid(measure, enumerate(paired_seeds(seed, seeds)))
-    both = ["strict", "lenient"]
-    counts = {
-        (start, defect): runs.query("`from` == @start and defect == @defect")[
-            both
-        ].to_numpy()
-        for start, defect in variants
+    cases = {
+        cut: {
+            "policies": labelled(cut),
+            "estimate": learned_estimate(estimator, cut_tail(past) if cut else past),
+        }
+        for cut in (False, True)
     }
+    runs = run_grid(
+        cases, "cut_tail", config=config, loads=[load], seeds=seeds, seed=seed
+    )
     rows = []
-    for (start, defect), shares in counts.items():
-        row = {"from": start, "defect": defect}
-        for at, count in enumerate(both):
-            change = difference_interval(shares[:, at], counts[start, ""][:, at])
+    for start, defect in variants:
+        row: dict[str, str | float] = {"from": start, "defect": defect}
+        for count, name in (("strict", "violations"), ("lenient", "lenient")):
+            shares, ends = (
+                column(runs, f"{start} {of}", load, name) for of in (defect, "")
+            )
+            change = difference_interval(shares, ends)
             row |= {
-                count: 100 * shares[:, at].mean(),
+                count: 100 * shares.mean(),
                 f"{count}_change": 100 * change.value,
                 f"{count}_low": 100 * change.low,
                 f"{count}_high": 100 * change.high,
@@ -256,13 +278,166 @@ PUBLISHED_SCENARIO, PUBLISHED_LOAD = "B", 0.98
 
 
 def compare_designs(
-    cell: Cell, designs: Sequence[str], loads: Sequence[float], seeds: int
+    config: SimulationConfig, designs: Sequence[str], loads: Sequence[float], seeds: int
 ) -> pd.DataFrame:
     """Violations of policies in percent, by load, on design seeds."""
     runs = replicate(
-        cell, designs, loads, noisy_estimate(), seeds=seeds, seed=DESIGN_SEED
+        config, designs, loads, noisy_estimate(), seeds=seeds, seed=DESIGN_SEED
     )
     return table(runs).rename_axis("design")
+
+
+# --- One point of the evaluation -----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """One point of the evaluation: a configuration, a load, and estimates."""
+
+    config: SimulationConfig
+    load: float
+    estimate: Estimate
+    labels: Mapping[str, Any]  # how the estimates and arrivals came about
+    transactions: int
+    drawn: bool = True  # whether one seed differs from another
+
+    @classmethod
+    def of_scenario(
+        cls, name: str, load: float | None = None, estimator: str = "noisy", *,
+        transactions: int = 20_000, noise: float = NOISE, **options,
+    ) -> Self:  # fmt: skip
+        """A reference scenario; a learned estimator is fitted on another seed of it.
+
+        `options` as of `SimulationConfig.of_scenario`.
+        """
+        if load is None:
+            raise InvalidInput(
+                "a scenario has no arrivals of its own: give the load, such as 1.1"
+            )
+        config = SimulationConfig.of_scenario(
+            name, transactions=transactions, **options
+        )
+        estimate = named_estimate(estimator, config, noise, seed=777_777)
+        labels = {
+            "estimator": estimator,
+            "fitted_on": transactions if estimator in LEARNED else 0,
+            "arrivals": "Poisson",
+        }
+        return cls(config, load, estimate, labels, transactions)
+
+    @classmethod
+    def of_trace(
+        cls, trace: Trace | Path | str, load: float | None = None,
+        estimator: str = "noisy", *, transactions: int | None = None,
+        noise: float = NOISE, warehouses: int | None = None, **options,
+    ) -> Self:  # fmt: skip
+        """A collected trace or the path of one, replayed: see `replay_config`.
+
+        A learned estimator is fitted on its first half, FITTED of its transactions by
+        arrival, and only what came later is replayed, or its first `transactions`.
+        """
+        require(
+            warehouses is None,
+            f"warehouses={warehouses} belongs to a scenario: a trace says itself which "
+            "keys its transactions lock",
+        )
+        judged, past = trace if isinstance(trace, Trace) else Trace.read(trace), None
+        if estimator in LEARNED:
+            past, judged = _held_out(judged, estimator)
+        judged = _first(judged, transactions)
+        config, at = replay_config(judged, load, **options)
+        if past is None:
+            estimate = named_estimate(estimator, config, noise, seed=777_777)
+        else:
+            estimate = learned_estimate(estimator, past)
+        labels = {
+            "estimator": estimator,
+            "fitted_on": 0 if past is None else len(past),
+            "arrivals": "its own" if load is None else "its own, stretched",
+        }
+        return cls(config, at, estimate, labels, len(judged), estimator == "noisy")
+
+    def against_fifo(
+        self, policy: str, *, seeds: int = 5, seed: int = 0, gap: float = np.inf,
+        bias: float = 1.0,
+    ) -> dict:  # fmt: skip
+        """The numbers of `policy`, beside FIFO and the lower bound on the same seeds.
+
+        Every estimate is multiplied by `bias`. `gap` bounds, for ours, how much larger
+        the share of violations of one type may be than of another. Shares are fractions
+        of 1; intervals are (low, high), and None where a replayed trace is one sample
+        and nothing was drawn for it; a closed loop has no lower bound (None).
+        """
+        require(
+            0 < bias < np.inf,
+            f"bias={bias:g}: expected a positive, finite factor; 1 leaves estimates "
+            "alone",
+        )
+        config, load, is_open = self.config, self.load, self.config.clients is None
+        seeds = seeds if self.drawn else min(seeds, 1)  # each would be the same
+
+        def biased(trace: Trace, seed: int) -> F64:
+            return bias * self.estimate(trace, seed)
+
+        fair: dict = {}
+        if policy != "fifo" and gap < np.inf:
+            fair = {"gap": gap, "groups": len(config.make_trace(seed).kinds)}
+        runs = replicate(
+            config, {"fifo": ("fifo", {}), policy: (policy, fair)}, [load], biased,
+            seeds=seeds, seed=seed, bound=is_open,
+        )  # fmt: skip
+
+        unsure = {} if self.drawn else {"violations_ci": None, "reduction_ci": None}
+        bound = column(runs, "bound", load, "violations") if is_open else None
+        return {
+            "policy": policy,
+            **self.labels,
+            **({} if is_open else {"arrivals": "closed loop"}),
+            "load": load,
+            "rate_per_s": load * config.saturation_per_s,
+            "saturation_per_s": config.saturation_per_s,
+            "saturation_ci": config.saturation_ci,
+            "clients": config.clients,
+            "seeds": seeds,
+            "transactions": self.transactions,
+            **outcome(runs, policy, load),
+            **unsure,
+            "lower_bound": None if bound is None else float(bound.mean()),
+        }
+
+
+def simulate_cell(
+    *,
+    policy: str,
+    scenario: str | None = None,
+    trace: Trace | Path | str | None = None,
+    seeds: int = 5,
+    seed: int = 0,
+    gap: float = np.inf,
+    bias: float = 1.0,
+    **options: Any,
+) -> dict:
+    """What `thesis simulate` says: a policy in a `scenario` or on a `trace`.
+
+    `options` are those of Simulation.of_scenario or of_trace, by name; None stands for
+    what is not given. The result is that of `Simulation.against_fifo`. Raises
+    InvalidInput for anything that cannot be run.
+    """
+    load = options.get("load")
+    require(load is None or load > 0, f"load={load} must be positive")
+    require(
+        (scenario is None) != (trace is None),
+        "give either a scenario or a trace: exactly one of the two",
+    )
+    estimator = options.get("estimator", "noisy")
+    if not is_file(estimator):
+        choice("estimator", estimator, ESTIMATORS)
+    given = {name: value for name, value in options.items() if value is not None}
+    if trace is None:
+        point = Simulation.of_scenario(scenario or "", **given)
+    else:
+        point = Simulation.of_trace(trace, **given)
+    return point.against_fifo(policy, seeds=seeds, seed=seed, gap=gap, bias=bias)
 
 
 def _held_out(trace: Trace, estimator: str) -> tuple[Trace, Trace]:
@@ -285,140 +460,3 @@ def _first(judged: Trace, transactions: int | None) -> Trace:
         "replayed",
     )
     return judged.take(np.arange(n))
-
-
-def simulate_cell(
-    *,
-    scenario: str | None = None,
-    trace: Trace | Path | str | None = None,
-    load: float | None = None,
-    policy: str,
-    estimator: str = "noisy",
-    seeds: int = 5,
-    seed: int = 0,
-    transactions: int | None = None,
-    warehouses: int | None = None,
-    cores: int | None = None,
-    slo_s: float | None = None,
-    delays: Delays = NO_DELAYS,
-    batch_size: int = 10,
-    flush_s: float = np.inf,
-    clients: int | None = None,
-    noise: float = NOISE,
-    bias: float = 1.0,
-    gap: float = np.inf,
-) -> dict:
-    """One cell of the evaluation, beside FIFO and the lower bound on the same seeds.
-
-    Either a reference `scenario`, of 20,000 `transactions` for each seed if not given,
-    or a collected `trace`, or the path of one, which by default runs on 4 cores with
-    twice the 95th percentile of its service times as its objective.
-    `load` is the arrival rate over the saturation rate of FIFO; for `clients` in a
-    closed loop, see Cell. Without one a trace is replayed with the arrivals that it
-    has, with one they are stretched to it: see `replay_cell`.
-
-    Learned estimators are fitted on transactions of another seed; those of a trace on
-    its first half, FITTED of its transactions by arrival, and only what came later is
-    replayed, or its first `transactions`. Every estimate is multiplied by `bias`. A
-    replayed trace is one sample: its intervals
-    are over the noise of the estimates, None where they have none. `gap` bounds, for
-    ours, how much larger the share of violations of one type may be than of another.
-    Shares are fractions of 1; intervals are (low, high); a closed loop has no lower
-    bound (None). Raises InvalidInput for anything that cannot be run.
-    """
-    require(load is None or load > 0, f"load={load} must be positive")
-    require(
-        0 < bias < np.inf,
-        f"bias={bias:g}: expected a positive, finite factor; 1 leaves estimates alone",
-    )
-    require(
-        (scenario is None) != (trace is None),
-        "give either a scenario or a trace: exactly one of the two",
-    )
-    choice("estimator", estimator, ESTIMATORS)
-    given = {"cores": cores, "slo_s": slo_s}
-    options: dict = {name: value for name, value in given.items() if value is not None}
-    options |= {
-        "delays": delays, "batch_size": batch_size, "flush_s": flush_s,
-        "clients": clients,
-    }  # fmt: skip
-    arrivals, fitted_on, drawn = "Poisson", 0, True
-    if trace is None:
-        if load is None:
-            raise InvalidInput(
-                "a scenario has no arrivals of its own: give the load, such as 1.1"
-            )
-        transactions = 20_000 if transactions is None else transactions
-        cell = scenario_cell(
-            scenario or "", transactions=transactions, warehouses=warehouses, **options
-        )
-        estimate = named_estimate(estimator, cell, noise, seed=777_777)
-        fitted_on = transactions if estimator in LEARNED else 0
-    else:
-        require(
-            warehouses is None,
-            f"warehouses={warehouses} belongs to a scenario: a trace says itself which "
-            "keys its transactions lock",
-        )
-        judged = trace if isinstance(trace, Trace) else Trace.read(trace)
-        past = None
-        if estimator in LEARNED:
-            past, judged = _held_out(judged, estimator)
-            fitted_on = len(past)
-        judged = _first(judged, transactions)
-        transactions = len(judged)
-        arrivals = "its own" if load is None else "its own, stretched"
-        cell, load = replay_cell(judged, load, **options)
-        estimate = (
-            named_estimate(estimator, cell, noise, seed=777_777)
-            if past is None
-            else learned_estimate(estimator, past)
-        )
-        drawn = estimator == "noisy"
-        seeds = seeds if drawn else min(seeds, 1)  # each would be the same
-
-    def biased(trace: Trace, seed: int) -> F64:
-        return bias * estimate(trace, seed)
-
-    setting = {"seeds": seeds, "seed": seed}
-    runs = replicate(cell, ["fifo"], [load], biased, bound=clients is None, **setting)
-    if policy != "fifo":
-        fair: dict = {}
-        if gap < np.inf:
-            fair = {"gap": gap, "groups": len(cell.make_trace(seed).kinds)}
-        tried = replicate(cell, [policy], [load], biased, **setting, **fair)
-        runs = pd.concat([runs, tried], ignore_index=True)
-
-    def interval(name: str) -> Interval:
-        return mean_interval(column(runs, policy, load, name))
-
-    def mean(of: str, name: str) -> float:
-        return float(column(runs, of, load, name).mean())
-
-    violations, fewer = interval("violations"), reduction(runs, policy, load)
-    return {
-        "policy": policy,
-        "estimator": estimator,
-        "fitted_on": fitted_on,
-        "arrivals": arrivals if clients is None else "closed loop",
-        "load": load,
-        "rate_per_s": load * cell.saturation_per_s,
-        "saturation_per_s": cell.saturation_per_s,
-        "saturation_ci": cell.saturation_ci,
-        "clients": clients,
-        "seeds": seeds,
-        "transactions": transactions,
-        "violations": violations.value,
-        "violations_ci": (violations.low, violations.high) if drawn else None,
-        "lenient": mean(policy, "lenient"),
-        "late": mean(policy, "late"),
-        "dropped": mean(policy, "dropped"),
-        "goodput_per_s": mean(policy, "goodput_per_s"),
-        "throughput_per_s": mean(policy, "throughput_per_s"),
-        "p999_s": mean(policy, "p999_s"),
-        "wasted": mean(policy, "wasted"),
-        "fifo_violations": mean("fifo", "violations"),
-        "reduction": fewer.value,
-        "reduction_ci": (fewer.low, fewer.high) if drawn else None,
-        "lower_bound": mean("bound", "violations") if clients is None else None,
-    }

@@ -35,9 +35,12 @@ from thesis_lib.sequencer.estimators.models import (
     predict_all,
 )
 from thesis_lib.sequencer.estimators.models import estimator as named_estimator
+from thesis_lib.sequencer.estimators.saved import is_file, load_estimator
 from thesis_lib.sequencer.experiments.metrics import (
+    MEANS,
     fewest_counted_violations,
-    reduction_interval,
+    numbers,
+    outcome,
     summarise,
 )
 from thesis_lib.sequencer.policies.registry import policy as named_policy
@@ -367,8 +370,9 @@ def serve(
 
     `load` is the rate of the Poisson arrivals over the saturation of FIFO on this
     engine, which a closed loop over `burst` transactions measures first; that burst is
-    also the past that the estimator learns from, from static features alone, and it
-    predicts a log before its run. The rounds together last `seconds` under each of the
+    also the past that the estimator learns from, from static features alone, unless its
+    name is that of a file that `save_estimator` wrote; it predicts a log before its
+    run. The rounds together last `seconds` under each of the
     two, or longer, where that is less than `fewest` transactions a round. Keys as of
     `grid.simulate_cell`; the lower bound takes the service times that the rounds
     under FIFO measured. Raises InvalidInput for what cannot be run.
@@ -387,9 +391,13 @@ def serve(
     require(flush_s >= 0, f"flush_s={flush_s:g} must not be negative")
     require(slo_s is None or slo_s > 0, f"slo_s={slo_s} must be positive")
     named_policy(policy, slo_s=1.0, cores=workers)  # refused before anything runs
-    _require_learned(estimator)
+    if not is_file(estimator):
+        _require_learned(estimator)
+    kept = load_estimator(estimator) if is_file(estimator) else None
     options = {"warehouses": warehouses, "mix": mix, "zipf": zipf}
     log = make_log(workload, burst, seed, **options)
+    if kept is not None:
+        estimate(kept, log)  # refused for its features before anything runs
 
     def measured() -> dict:
         with bench(engine, log, burst, workers, dsn, slo_s) as ready:
@@ -405,14 +413,15 @@ def serve(
             if not ready.storage.one_writer:
                 whole = whole.without_files()
             ready = replace(ready, log=whole)
-            model = fitted(estimator, ready)
+            model = fitted(estimator, ready) if kept is None else kept
             runs = [
                 _round(
                     ready, r, n, model, policy, source, rate_per_s, batch_size, flush_s
                 )
                 for r, source in enumerate(np.random.SeedSequence(seed).spawn(rounds))
             ]
-        return _result(ready, runs, policy, estimator, load, rate_per_s, n, lasting_s)
+        made = _result(ready, runs, policy, estimator, load, rate_per_s, n, lasting_s)
+        return made if kept is None else made | {"fitted_on": 0}
 
     # a server's processes are none of ours, and would pass for somebody else's
     return undisturbed(measured) if engine == "sqlite" else measured()
@@ -460,21 +469,17 @@ def _result(
     load: float, rate_per_s: float, n: int, seconds: float,
 ) -> dict:  # fmt: skip
     truths = [fifo.trace for fifo, _ in runs]
-    reports = [
-        [summarise(truth, live.history) for live in pair]
-        for truth, pair in zip(truths, runs, strict=True)
+    rows = [
+        {"policy": name, "load": load, "seed": number}
+        | numbers(summarise(truth, live.history))
+        for number, (truth, pair) in enumerate(zip(truths, runs, strict=True))
+        for name, live in zip(("fifo", "policy"), pair, strict=True)
     ]
-    fifo = np.array([report.violations for report, _ in reports])
-    ours = np.array([report.violations for _, report in reports])
-    violations, fewer = mean_interval(ours), reduction_interval(ours, fifo)
     bounds = [
         fewest_counted_violations(truth, cores=ready.workers, slo_s=ready.slo_s)
         for truth in truths
     ]
-
-    def mean(name: str) -> float:
-        return float(np.mean([getattr(report, name) for _, report in reports]))
-
+    loops_s = [live.run.loop_cpu_s for _, live in runs]
     return {
         "engine": ready.storage.engine,
         "policy": policy,
@@ -489,22 +494,7 @@ def _result(
         "seconds": seconds,
         "rounds": len(runs),
         "transactions": n,
-        "violations": violations.value,
-        "violations_ci": (violations.low, violations.high),
-        "lenient": mean("lenient"),
-        "late": mean("late"),
-        "dropped": mean("dropped"),
-        "goodput_per_s": mean("goodput_per_s"),
-        "throughput_per_s": mean("throughput_per_s"),
-        "p50_s": mean("p50_s"),
-        "p99_s": mean("p99_s"),
-        "p999_s": mean("p999_s"),
-        "wasted": mean("wasted"),
-        "fifo_violations": float(fifo.mean()),
-        "reduction": fewer.value,
-        "reduction_ci": (fewer.low, fewer.high),
+        **outcome(pd.DataFrame(rows), "policy", load, (*MEANS, "p50_s", "p99_s")),
         "lower_bound": float(np.mean(bounds)),
-        "sequencer_cpu_s": float(
-            np.mean([live.run.loop_cpu_s for _, live in runs]) / n
-        ),
+        "sequencer_cpu_s": float(np.mean(loops_s) / n),
     }

@@ -6,8 +6,9 @@ estimates (common random numbers), seed by seed, so that differences have narrow
 intervals.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,6 +44,13 @@ class Report:
     cost: (
         float  # mean, linear from 0 at the objective to 1 at WORTHLESS of it or a drop
     )
+
+
+def numbers(report: Report) -> dict[str, float]:
+    """A row of a frame: the fields, violations of a kind as `violations:<kind>`."""
+    row = asdict(report)
+    by_kind = row.pop("violations_by_kind")
+    return row | {f"violations:{kind}": share for kind, share in by_kind.items()}
 
 
 def counted(n: int) -> slice:
@@ -173,6 +181,31 @@ def reduction(
         column(runs, policy, load, "violations"),
         column(runs, baseline, load, "violations"),
     )
+
+
+MEANS = (
+    "lenient", "late", "dropped", "goodput_per_s", "throughput_per_s", "p999_s",
+    "wasted",
+)  # fmt: skip
+
+
+def outcome(
+    runs: pd.DataFrame, policy: str, load: float, means: Sequence[str] = MEANS
+) -> dict[str, Any]:
+    """What is said of a policy beside FIFO: shares and rates, intervals (low, high).
+
+    `means` are columns of `replicate` that are averaged over the seeds.
+    """
+    violations = mean_interval(column(runs, policy, load, "violations"))
+    fewer = reduction(runs, policy, load)
+    return {
+        "violations": violations.value,
+        "violations_ci": (violations.low, violations.high),
+        **{name: float(column(runs, policy, load, name).mean()) for name in means},
+        "fifo_violations": float(column(runs, "fifo", load, "violations").mean()),
+        "reduction": fewer.value,
+        "reduction_ci": (fewer.low, fewer.high),
+    }
 
 
 def table(

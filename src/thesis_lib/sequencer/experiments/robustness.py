@@ -11,18 +11,13 @@ import numpy as np
 import pandas as pd
 
 from thesis_lib.common.errors import choice, require
-from thesis_lib.sequencer.core.trace import F64, I64, Trace
-from thesis_lib.sequencer.experiments.cells import (
-    Cell,
-    noisy_estimate,
-    scenario_cell,
-    trace_cell,
-)
+from thesis_lib.sequencer.core.trace import F64, I64
+from thesis_lib.sequencer.experiments.cells import SimulationConfig, noisy_estimate
 from thesis_lib.sequencer.experiments.grid import (
-    paired_points,
-    replicate,
+    Paired,
     run_grid,
     run_paired,
+    run_points,
 )
 from thesis_lib.sequencer.experiments.metrics import column, difference_interval
 from thesis_lib.sequencer.workload.arrivals import flash_crowd_arrivals, mmpp2_arrivals
@@ -44,7 +39,7 @@ BURSTS, BURST_S = (0.5, 1.5), 0.05  # rates of an MMPP-2 over their mean, mean s
 
 
 def under_misestimation(
-    cell: Cell,
+    config: SimulationConfig,
     policies: Sequence[str],
     loads: Sequence[float],
     names: Sequence[str] = tuple(MISESTIMATIONS),
@@ -61,29 +56,24 @@ def under_misestimation(
         choice("misestimation", name, MISESTIMATIONS)
     policies = list(dict.fromkeys(["fifo", *policies]))
 
-    def measure(
-        number: int, drawn: tuple[int, int, int], load: float
-    ) -> Iterator[dict]:
-        trace_seed, arrival_seed, estimate_seed = drawn
-        transactions = cell.make_trace(trace_seed)
-        estimated_s = noisy_estimate()(transactions, estimate_seed)
-        seen = Seen(cell.arrange(transactions, load, arrival_seed), estimated_s)
+    def measure(at: Paired) -> Iterator[dict]:
         for name in names:
-            rng = np.random.default_rng([estimate_seed, 1])
-            changed = MISESTIMATIONS[name](seen, rng)
+            rng = np.random.default_rng([at.seeds[-1], 1])
+            seen = MISESTIMATIONS[name](Seen(at.trace, at.estimated_s), rng)
             for policy in policies:
-                report = cell.run(
-                    changed.trace, cell.policy(policy), changed.estimated_s, load
+                report = config.run(
+                    seen.trace, config.policy(policy), seen.estimated_s, at.load
                 )
                 yield {
                     "misestimation": name,
-                    "load": load,
-                    "seed": number,
                     "policy": policy,
                     "violations": report.violations,
                 }
 
-    return run_grid(measure, paired_points(loads, seeds=seeds, seed=seed))
+    runs = run_paired(measure, config, loads, noisy_estimate(), seeds=seeds, seed=seed)
+    return runs.reindex(
+        columns=["misestimation", "load", "seed", "policy", "violations"]
+    )
 
 
 def beyond_fifo(runs: pd.DataFrame, by: str = "misestimation") -> pd.DataFrame:
@@ -151,40 +141,42 @@ def added(table: pd.DataFrame, policy: str, names: Sequence[str]) -> float:
 
 
 def under_anything(
-    cells: Mapping[str, Cell], policy: str, *, cases: int, seed: int,
+    configs: Mapping[str, SimulationConfig], policy: str, *, cases: int, seed: int,
     loads: tuple[float, float] = (0.3, 1.5), objectives: Sequence[float] = (0.5, 1, 2),
 ) -> pd.DataFrame:  # fmt: skip
     """One row per case: a random misestimation somewhere, FIFO, and a policy.
 
-    Drawn are one of `cells`, a load between `loads`, the objective as a multiple of the
-    cell's, what is wrong with the estimates (`perturbations.anything`), and whether
+    Drawn are one of `configs`, a load between `loads`, the objective as a multiple of
+    its own, what is wrong with the estimates (`perturbations.anything`), and whether
     from the start or from which row on. The shares of violations `fifo` and `policy`
-    are of what arrives LEARNING transactions later or after that. Columns: cell, load,
-    objective, after, fifo, policy. Raises InvalidInput for runs of fewer than twice
-    LEARNING transactions.
+    are of what arrives LEARNING transactions later or after that. Columns: cell (the
+    name of the configuration), load, objective, after, fifo, policy. Raises
+    InvalidInput for runs of fewer than twice LEARNING transactions.
     """
-    rows = []
-    for source in np.random.SeedSequence(seed).spawn(cases):
+
+    def measure(source: np.random.SeedSequence) -> Iterator[dict]:
         rng = np.random.default_rng(source)
-        name = str(rng.choice(list(cells)))
+        name = str(rng.choice(list(configs)))
         load, times = float(rng.uniform(*loads)), float(rng.choice(objectives))
-        cell = replace(cells[name], slo_s=times * cells[name].slo_s)
-        transactions = cell.make_trace(int(rng.integers(2**31)))
+        config = replace(configs[name], slo_s=times * configs[name].slo_s)
+        transactions = config.make_trace(int(rng.integers(2**31)))
         n = len(transactions)
         require(
             n >= 2 * LEARNING,
             f"{n} transactions: {2 * LEARNING} are needed, half of them to learn from",
         )
         estimated_s = noisy_estimate()(transactions, int(rng.integers(2**31)))
-        trace = cell.arrange(transactions, load, int(rng.integers(2**31)))
+        trace = config.arrange(transactions, load, int(rng.integers(2**31)))
         after = int(rng.choice([0, int(rng.integers(n - 2 * LEARNING + 1))]))
         seen = anything(Seen(trace, estimated_s), rng, after)
         row = {"cell": name, "load": load, "objective": times, "after": after}
         for label, tried in (("fifo", "fifo"), ("policy", policy)):
-            made = cell.history(trace, cell.policy(tried), seen.estimated_s, load)
+            made = config.history(trace, config.policy(tried), seen.estimated_s, load)
             row[label] = float(made.violated[after + LEARNING :].mean())
-        rows.append(row)
-    return pd.DataFrame(rows)
+        yield row
+
+    sources = np.random.SeedSequence(seed).spawn(cases)
+    return run_points(measure, [(source,) for source in sources])
 
 
 def bursty_arrivals(rate_per_s: float, n: int, rng: np.random.Generator) -> F64:
@@ -228,7 +220,7 @@ class Crowd:
 
 
 def through_a_crowd(
-    cell: Cell,
+    config: SimulationConfig,
     crowd: Crowd,
     policies: Sequence[str],
     load: float,
@@ -244,26 +236,19 @@ def through_a_crowd(
     seed are there. Every seed counts by its arrivals.
     """
     require(window_s > 0, f"window_s={window_s:g} must be positive")
-    crowded = replace(cell, arrivals=crowd.arrivals)
+    crowded = replace(config, arrivals=crowd.arrivals)
     first = -int(crowd.end_s / window_s)
 
-    def measure(
-        number: int, load: float, trace: Trace, estimated_s: F64
-    ) -> Iterator[dict]:
-        window = np.floor((trace.arrival_s - crowd.end_s) / window_s).astype(int)
+    def measure(at: Paired) -> Iterator[dict]:
+        window = np.floor((at.trace.arrival_s - crowd.end_s) / window_s).astype(int)
         inside = window >= first
-        at = window[inside] - first
-        arrived = _by_window(at, np.ones(len(at)))
-        violated = {
-            policy: crowded.history(
-                trace, cell.policy(policy), estimated_s, load
-            ).violated
-            for policy in policies
-        }
-        yield {"arrived": arrived} | {
-            policy: _by_window(at, of[inside].astype(float))
-            for policy, of in violated.items()
-        }
+        place = window[inside] - first
+        row = {"arrived": _by_window(place, np.ones(len(place)))}
+        for name in policies:
+            policy = crowded.policy(name)
+            made = crowded.history(at.trace, policy, at.estimated_s, at.load)
+            row[name] = _by_window(place, made.violated[inside].astype(float))
+        yield row
 
     runs = run_paired(
         measure, crowded, [load], noisy_estimate(), seeds=seeds, seed=seed
@@ -320,7 +305,9 @@ def ycsb_name(at: int) -> str:
     return f"YCSB A, zipf {ZIPFS[at]:g}"
 
 
-def workload_cells(prices: Prices, *, transactions: int, seed: int) -> dict[str, Cell]:
+def workload_cells(
+    prices: Prices, *, transactions: int, seed: int
+) -> dict[str, SimulationConfig]:
     """TPC-C and YCSB beside scenario A, with one objective for all or one a type.
 
     Each by a name. TPC-C (as specified) and YCSB A have generated logs that are priced,
@@ -333,8 +320,10 @@ def workload_cells(prices: Prices, *, transactions: int, seed: int) -> dict[str,
         for at, theta in enumerate(ZIPFS)
     }
     given = {"transactions": transactions, "cores": CORES}
-    made = {"A": scenario_cell("A", **given)} | {
-        name: trace_cell(priced(log, prices, SERVICE_SIGMA, seed), **given)
+    made = {"A": SimulationConfig.of_scenario("A", **given)} | {
+        name: SimulationConfig.of_trace(
+            priced(log, prices, SERVICE_SIGMA, seed), **given
+        )
         for name, log in logs.items()
     }
     by_type = {
@@ -346,19 +335,15 @@ def workload_cells(prices: Prices, *, transactions: int, seed: int) -> dict[str,
 
 
 def across(
-    cells: Mapping[str, Cell], policies: Sequence[str], loads: Sequence[float], *,
-    seeds: int, seed: int,
+    configs: Mapping[str, SimulationConfig], policies: Sequence[str],
+    loads: Sequence[float], *, seeds: int, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """Runs of `replicate` in each of `cells`, named in the column `workload`."""
-    return pd.concat(
-        [
-            replicate(
-                cell, policies, loads, noisy_estimate(), seeds=seeds, seed=seed
-            ).assign(workload=name)
-            for name, cell in cells.items()
-        ],
-        ignore_index=True,
-    )
+    """Runs of `replicate` in each of `configs`, named in the column `workload`."""
+    cases = {name: {"config": config} for name, config in configs.items()}
+    return run_grid(
+        cases, "workload", policies=policies, loads=loads, estimate=noisy_estimate(),
+        seeds=seeds, seed=seed,
+    )  # fmt: skip
 
 
 def by_workload(runs: pd.DataFrame, load: float) -> pd.DataFrame:

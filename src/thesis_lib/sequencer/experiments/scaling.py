@@ -13,11 +13,12 @@ import pandas as pd
 
 from thesis_lib.common.errors import choice, require
 from thesis_lib.sequencer.core.trace import F64
-from thesis_lib.sequencer.experiments.cells import Cell, noisy_estimate
+from thesis_lib.sequencer.experiments.cells import SimulationConfig, noisy_estimate
 from thesis_lib.sequencer.experiments.grid import (
+    Seeds,
     against_sequencing,
     paired_seeds,
-    run_grid,
+    run_points,
 )
 from thesis_lib.sequencer.experiments.metrics import summarise
 from thesis_lib.sequencer.simulator.partitions import (
@@ -90,7 +91,7 @@ OVERLOAD = 1.5  # so far above saturation, what commits is the capacity
 
 
 def weak_scaling(
-    cell: Cell,
+    config: SimulationConfig,
     policies: Sequence[str],
     partitions: Sequence[int],
     crossings: Sequence[float],
@@ -102,7 +103,7 @@ def weak_scaling(
 ) -> pd.DataFrame:
     """One row per number of partitions, share that crosses, seed and policy.
 
-    Every partition is one of `cell` at this load, until the first runs out of
+    Every partition is one of `config` at this load, until the first runs out of
     arrivals; the k-th has the same transactions however many there are. One partition
     has nothing to cross to and stands for every share. Columns: partitions, crossing,
     seed, policy; `violations`, and of what crosses alone `violations_crossing`; commits
@@ -112,10 +113,10 @@ def weak_scaling(
     """
     estimate = noisy_estimate()
 
-    def measure(number: int, drawn: tuple[int, int, int], count: int) -> Iterator[dict]:
+    def measure(number: int, drawn: Seeds, count: int) -> Iterator[dict]:
         trace_seed, crossing_seed, estimate_seed = drawn
         places = [
-            cell.arrange(cell.make_trace(one), load, arrivals)
+            config.arrange(config.make_trace(one), load, arrivals)
             for one, arrivals, _ in paired_seeds(trace_seed, count)
         ]
         end_s = min(trace.arrival_s[-1] for trace in places)
@@ -127,22 +128,22 @@ def weak_scaling(
             estimated_s = estimate(work.trace, estimate_seed)
             for name in policies:
                 made = simulate_partitions(
-                    work, cell.policy(name), estimated_s, cores=cell.cores,
-                    slo_s=cell.slo_s, exchange=exchange,
+                    work, config.policy(name), estimated_s, cores=config.cores,
+                    slo_s=config.slo_s, exchange=exchange,
                 )  # fmt: skip
                 yield {
                     "partitions": count,
                     "crossing": crossing,
                     "seed": number,
                     "policy": name,
-                } | _measures(work, made, cell.saturation_per_s)
+                } | _measures(work, made, config.saturation_per_s)
 
     points = (
         (number, drawn, count)
         for number, drawn in enumerate(paired_seeds(seed, seeds))
         for count in partitions
     )
-    return run_grid(measure, points)
+    return run_points(measure, points)
 
 
 def _measures(
@@ -261,7 +262,9 @@ def _in_order(busy: pd.DataFrame, by: str, name: str) -> tuple[F64, F64]:
     return rows[by].to_numpy(np.float64), rows[name].to_numpy(np.float64)
 
 
-def grown(name: str, times: int, *, transactions: int, saturation_per_s: float) -> Cell:
+def grown(
+    name: str, times: int, *, transactions: int, saturation_per_s: float
+) -> SimulationConfig:
     """A reference scenario, `times` as large: one machine with one sequencer.
 
     It has as many cores, warehouses and `transactions` for each of them, and its
@@ -270,7 +273,7 @@ def grown(name: str, times: int, *, transactions: int, saturation_per_s: float) 
     """
     spec = SCENARIOS[choice("scenario", name, SCENARIOS)]
     require(times >= 1, f"times={times}: expected at least 1")
-    return Cell(
+    return SimulationConfig(
         make_trace=lambda seed: scenario(
             name, times * transactions, seed, times * spec.warehouses
         ),
@@ -281,7 +284,7 @@ def grown(name: str, times: int, *, transactions: int, saturation_per_s: float) 
 
 
 def behind_one_sequencer(
-    cells: Sequence[Cell],
+    machines: Sequence[SimulationConfig],
     policy: str,
     load: float,
     busy: pd.DataFrame,
@@ -292,18 +295,18 @@ def behind_one_sequencer(
     """Violations behind one sequencer, free of cost and with the cost measured.
 
     `busy` are the rows of `one_sequencer` for the policy and the load at which its
-    decisions were measured: what one costs for as many cores as each of the `cells`
-    has, whatever its `load`. Shares of 1, means over the seeds: a row a cell, by its
+    decisions were measured: what one costs for as many cores as each of the `machines`
+    has, whatever its `load`. Shares of 1, means over the seeds: a row a machine, by its
     cores; columns "free" and "as measured".
     """
     made = {}
-    for cell in cells:
-        works_s = 1e-6 * decision_us(busy, cell.cores, "cores")
+    for config in machines:
+        works_s = 1e-6 * decision_us(busy, config.cores, "cores")
         runs = against_sequencing(
-            cell, [policy], load, [0.0, works_s], seeds=seeds, seed=seed
+            config, [policy], load, [0.0, works_s], seeds=seeds, seed=seed
         )
         free = runs["sequencer_s"] == 0
-        made[cell.cores] = {
+        made[config.cores] = {
             "free": runs.loc[free, "violations"].mean(),
             "as measured": runs.loc[~free, "violations"].mean(),
         }
@@ -328,8 +331,10 @@ def one_or_many(
     return 100 * one.join(many, how="inner")
 
 
-def sequencers_needed(rate_per_s: float, cell: Cell, load: float) -> int:
-    """Partitions of this cell, a sequencer each, for so many arrivals at this load."""
+def sequencers_needed(
+    rate_per_s: float, partition: SimulationConfig, load: float
+) -> int:
+    """Partitions like this, a sequencer each, for so many arrivals at this load."""
     require(rate_per_s > 0, f"rate_per_s={rate_per_s:g} must be positive")
     require(load > 0, f"load={load:g} must be positive")
-    return ceil(rate_per_s / (load * cell.saturation_per_s))
+    return ceil(rate_per_s / (load * partition.saturation_per_s))

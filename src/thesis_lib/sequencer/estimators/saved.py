@@ -1,0 +1,116 @@
+"""A fitted estimator as a file, read without executing anything in it.
+
+The file is skops': arrays and a tree of types, of which only those of TRUSTED are made
+beside what skops trusts itself. No pickle is written or read.
+"""
+
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from thesis_lib.common.errors import InvalidInput, open_regular, require
+from thesis_lib.common.files import write_whole
+from thesis_lib.sequencer.core.trace import KeySets, Trace
+from thesis_lib.sequencer.estimators.models import (
+    ESTIMATORS,
+    Aimed,
+    Boosted,
+    Constant,
+    LatencyEstimator,
+    Learned,
+    Linear,
+    Quantiles,
+    SumMax,
+    predict_all,
+)
+from thesis_lib.sequencer.estimators.trees import Trees
+
+SUFFIX = ".skops"
+LEARNED_TYPES = (Constant, Linear, SumMax, Boosted, Quantiles, Aimed)
+TRUSTED = (*LEARNED_TYPES, Trees)
+
+
+def is_file(estimator: str) -> bool:
+    """Whether the word for an estimator names a file rather than a kind."""
+    path = Path(estimator)
+    named = path.suffix == SUFFIX or path.name != estimator or path.exists()
+    return named and estimator not in ESTIMATORS
+
+
+def save_estimator(estimator: LatencyEstimator, path: Path | str) -> None:
+    """Write a fitted estimator; an existing file is replaced only by a complete one.
+
+    Raises InvalidInput for one that has not been fitted, or is not of this package.
+
+    >>> from thesis_lib.sequencer import estimator, save_estimator, scenario
+    >>> fitted = estimator("linear").fit(scenario("A", n=500, seed=1))
+    >>> save_estimator(fitted, folder / "linear.skops")
+    """
+    if not isinstance(estimator, LEARNED_TYPES):
+        raise InvalidInput(
+            f"an estimator of type {type(estimator).__name__} cannot be saved: "
+            f"expected one of {', '.join(kind.__name__ for kind in LEARNED_TYPES)}; "
+            "keep what yours has learned in a file of your own"
+        )
+    _require_times(estimator)
+    write_whole(Path(path), _skops().dumps(estimator))
+
+
+def load_estimator(path: Path | str) -> Learned | Aimed:
+    """The estimator that `save_estimator` wrote, ready to predict, to the same bits.
+
+    Raises InvalidInput, naming the file, for anything else: one that is cut short or
+    altered, that holds a type which is not trusted, or that predicts what is no time.
+
+    >>> from thesis_lib.sequencer import estimator, load_estimator, save_estimator
+    >>> from thesis_lib.sequencer import predict_all, scenario
+    >>> save_estimator(estimator("constant").fit(scenario("A", 500, 1)), folder / "c")
+    >>> (1e3 * predict_all(load_estimator(folder / "c"), scenario("A", 2, 2))).round(2)
+    array([1.15, 1.15])
+    """
+    skops = _skops()
+    try:
+        with open(open_regular(Path(path)), "rb") as file:
+            content = file.read()
+        estimator = skops.loads(content, trusted=list(TRUSTED))
+        require(
+            isinstance(estimator, LEARNED_TYPES),
+            f"it holds an object of type {type(estimator).__name__}",
+        )
+        _require_times(estimator)
+    except Exception as error:  # a forged tree of types may raise anything
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InvalidInput(
+            f"{path} is no estimator ({why}): expected a whole file that "
+            "save_estimator or `thesis collect --estimator` wrote; write it again"
+        ) from error
+    return estimator
+
+
+def _require_times(estimator: Learned | Aimed) -> None:
+    """Refuse an estimator that does not predict a time for features of zero."""
+    names = estimator.feature_names or ()
+    nothing = KeySets.from_lists([[]], [[]])
+    asked = Trace(
+        kinds=("any",), kind=np.zeros(1, np.int64), arrival_s=np.zeros(1),
+        service_s=np.zeros(1), features=np.zeros((1, len(names))), feature_names=names,
+        keys=nothing, units_s=np.empty((1, 0)), unit_names=(),
+    )  # fmt: skip
+    (predicted_s,) = predict_all(estimator, asked)
+    require(
+        bool(0 < predicted_s < np.inf),
+        f"it predicts {predicted_s:g} s: expected a positive, finite time",
+    )
+
+
+def _skops() -> ModuleType:
+    """skops.io, which only what is kept needs."""
+    try:
+        from skops import io
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            "a saved estimator needs skops, which is not installed: "
+            "pip install 'thesis-lib[estimators]'"
+        ) from error
+    return io
