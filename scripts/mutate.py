@@ -131,14 +131,14 @@ MUTANTS = [
         "memory/compress/gptq.py",
         "work[:, stop:] -= errors @ given.inverse[start:stop, stop:]",
         "work[:, stop:] -= 0 * errors @ given.inverse[start:stop, stop:]",
-        ("tests/memory/test_rounding.py",),
+        ("tests/memory/test_gptq.py",),
     ),
     Mutant(
         "corrected: a round that made it worse is kept",
         "memory/compress/gptq.py",
         "        if loss >= least:",
         "        if loss >= 2 * least:",
-        ("tests/memory/test_corrected.py",),
+        ("tests/memory/test_gptq.py",),
     ),
     Mutant(
         "fewbits: layers are calibrated on what the dense ones hand them",
