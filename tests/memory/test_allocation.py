@@ -29,11 +29,19 @@ def spectra(seed, shapes=((9, 12), (7, 7), (12, 6))):
 
 
 def entries(parts, ranks):
-    return sum(parts[name].entries(rank) for name, rank in ranks.items())
+    return sum(
+        part.m * part.n if ranks[name] is None else ranks[name] * (part.m + part.n)
+        for name, part in parts.items()
+    )
 
 
 def loss(parts, ranks):
-    return sum(parts[name].loss(rank) for name, rank in ranks.items())
+    """What is left: nothing of a matrix that stays dense."""
+    return sum(
+        part.gains[ranks[name] :].sum()
+        for name, part in parts.items()
+        if ranks[name] is not None
+    )
 
 
 def every_choice(parts):

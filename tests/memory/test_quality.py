@@ -94,10 +94,10 @@ def test_logits_may_come_as_an_attribute():
 def test_the_interval_covers_the_true_perplexity():
     rng = np.random.default_rng(0)
     inside = 0
-    for trial in range(300):
+    for _ in range(300):
         sums = rng.normal(3.0, 0.5, size=40) * 64
         found = Perplexity(sums, np.full(40, 64))
-        low, high = found.interval(seed=trial)
+        low, high = found.interval()
         assert low < found.value < high
         inside += low < math.exp(3.0) < high
     # 95 % nominal; the percentile bootstrap of 40 windows covers 93 to 94 %.

@@ -83,16 +83,8 @@ class Spectrum:
     n: int
     gains: F64  # (k,) loss saved by the first rank, the second, …; descending
 
-    def loss(self, rank: int | None) -> float:
-        """The loss that is left at a rank; none where the matrix stays dense."""
-        return 0.0 if rank is None else float(self.gains[rank:].sum())
-
-    def entries(self, rank: int | None) -> int:
-        """The entries that are stored."""
-        return self.m * self.n if rank is None else rank * (self.m + self.n)
-
     def hull(self) -> Hull:
-        """Ranks one by one, and last the jump to the matrix as it is.
+        """Entries against loss: rank by rank, and last the jump to the matrix itself.
 
         The jump is made from the rank where it pays more than one more rank would.
         """
@@ -144,13 +136,13 @@ def allocate_ranks(
             f"gains of {name} must be finite, descending and not negative",
         )
     budget = ratio * sum(each.m * each.n for each in spectra.values()) * (1 + 1e-12)
-    used = sum(each.entries(1) for each in spectra.values())
-    require(
-        used <= budget,
-        f"ratio={ratio:g} keeps {int(budget):,} entries where rank 1 everywhere needs "
-        f"{used:,}: expected a larger ratio",
-    )
     hulls = {name: spectrum.hull() for name, spectrum in spectra.items()}
+    least = sum(hull.smallest for hull in hulls.values())
+    require(
+        least <= budget,
+        f"ratio={ratio:g} keeps {int(budget):,} entries where rank 1 everywhere needs "
+        f"{least:,}: expected a larger ratio",
+    )
     return {
         name: steps + 1 if steps < len(hulls[name].sizes) else None
         for name, steps in allocate(hulls, budget).items()

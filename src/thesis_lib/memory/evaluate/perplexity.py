@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from thesis_lib.common.errors import InvalidInput, choice, require
-from thesis_lib.common.stats import F64, I64, LEVEL, bootstrap
+from thesis_lib.common.stats import F64, I64, bootstrap
 from thesis_lib.memory.model.pretrained import encode, read_text
 
 TEXTS = {"sense_and_sensibility": "fiction", "jargon": "technical English"}
@@ -43,17 +43,15 @@ class Perplexity:
         """Perplexity over all tokens scored."""
         return float(np.exp(self.nll.sum() / self.tokens))
 
-    def interval(self, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
-        """Bootstrap interval over windows, for text of this kind.
+    def interval(self) -> tuple[float, float]:
+        """Bootstrap interval of 95 % over windows, for text of this kind.
 
         Windows are resampled whole, because tokens within one depend on each other.
         Raises InvalidInput with fewer than two windows.
         """
-        return _interval(self.nll, self.counts, level, seed)
+        return _interval(self.nll, self.counts)
 
-    def ratio(
-        self, reference: "Perplexity", level: float = LEVEL, seed: int = 0
-    ) -> tuple[float, float, float]:
+    def ratio(self, reference: "Perplexity") -> tuple[float, float, float]:
         """This perplexity over the reference's, with a paired bootstrap interval.
 
         (ratio, low, high). Both must have scored the same windows: the difficulty of
@@ -65,7 +63,7 @@ class Perplexity:
             "the same windows of the same text",
         )
         difference = self.nll - reference.nll
-        low, high = _interval(difference, self.counts, level, seed)
+        low, high = _interval(difference, self.counts)
         return self.value / reference.value, low, high
 
 
@@ -91,14 +89,14 @@ def window_tokens(tokens: int, context: int) -> I64:
     return np.diff([*range(0, tokens, context), tokens])
 
 
-def _interval(nll: F64, counts: I64, level: float, seed: int) -> tuple[float, float]:
+def _interval(nll: F64, counts: I64) -> tuple[float, float]:
     n = len(nll)
     require(n >= 2, f"{n} window has no spread: score at least two for an interval")
 
     def means(rows: I64) -> F64:
         return nll[rows].sum(axis=1) / counts[rows].sum(axis=1)
 
-    low, high = bootstrap(n, means, level, seed=seed)
+    low, high = bootstrap(n, means)
     return float(np.exp(low)), float(np.exp(high))
 
 

@@ -1,4 +1,4 @@
-"""Rounding alone, and rounding for given inputs, against what defines them."""
+"""Rounding, GPTQ and its correction of low rank, against what defines them."""
 
 import numpy as np
 import pytest
@@ -7,23 +7,32 @@ from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.gptq import (
     DAMPING,
     SHRINKS,
+    Metric,
+    correct,
     gptq,
+    left_factor,
     round_to_nearest,
     whitening,
 )
-from thesis_lib.memory.formats.low_bit import Grid
+from thesis_lib.memory.formats.low_bit import Grid, Recipe
+
+M, N, GROUP = 40, 64, 16
 
 
-def matrix(m=24, n=64, seed=0):
-    return np.random.default_rng(seed).standard_normal((m, n))
+def matrix(m=M, n=N):
+    return np.random.default_rng(0).standard_normal((m, n))
 
 
-def gram(n=64, rows=300, seed=1):
+def gram(n=N, seed=1):
     """Of inputs that depend on each other and differ in strength a hundredfold."""
     rng = np.random.default_rng(seed)
     mixing = rng.standard_normal((n, n)) * np.geomspace(10, 0.1, n)[:, None]
-    x = rng.standard_normal((rows, n)) @ mixing
+    x = rng.standard_normal((300, n)) @ mixing
     return x.T @ x
+
+
+def damped(moments):
+    return moments + DAMPING * np.trace(moments) / len(moments) * np.eye(len(moments))
 
 
 def squared_error(error, moments):
@@ -31,8 +40,10 @@ def squared_error(error, moments):
     return np.sum(error @ moments * error)
 
 
-def damped(moments):
-    return moments + DAMPING * np.trace(moments) / len(moments) * np.eye(len(moments))
+def metric(m=M, n=N, outputs=True):
+    return Metric(
+        whitening(gram(n), GROUP), whitening(gram(m, 2), m) if outputs else None
+    )
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -47,15 +58,9 @@ def test_the_nearest_level_is_within_half_a_step(bits):
     assert np.all(np.abs(weight - found.restore()) <= step * (0.5 + slack) + 1e-300)
     assert found.codes.max() <= 2**bits - 1
     assert not found.restore()[3, :16].any()
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_levels_stand_evenly_about_zero(bits):
-    grid = Grid(bits, 8)
     levels = np.arange(2**bits) - grid.middle
     assert np.array_equal(levels, -levels[::-1])
-    again = round_to_nearest(np.resize(levels, (1, 8 * 2 ** (bits - 1))), grid)
-    assert again.grid.nbytes(1, 64) == 8 * bits + 2 * 8
+    assert grid.nbytes(1, 64) == 8 * bits + 2 * 4
 
 
 @pytest.mark.parametrize("group", [8, 16, 64])
@@ -113,31 +118,97 @@ def test_gptq_is_its_definition(bits, group):
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_errors_that_are_made_good_cost_less(bits):
-    weight, moments, grid = matrix(), gram(), Grid(bits, 16)
+    weight, moments, grid = matrix(), gram(), Grid(bits, GROUP)
     plain = weight - round_to_nearest(weight, grid).restore()
-    made_good = weight - gptq(weight, whitening(moments, 16), grid).restore()
+    made_good = weight - gptq(weight, whitening(moments, GROUP), grid).restore()
     assert squared_error(made_good, moments) < 0.6 * squared_error(plain, moments)
 
 
 def test_independent_inputs_leave_nothing_to_make_good():
     """Of a diagonal Gram, no scale of which is searched, GPTQ is rounding."""
-    weight = matrix()
-    weight /= np.abs(weight).reshape(24, -1, 16).max(-1).repeat(16, -1).reshape(24, 64)
-    grid = Grid(8, 16)  # where a smaller scale never pays
-    found = gptq(weight, whitening(np.diag(np.ones(64)), 16), grid)
+    blocks = matrix().reshape(M, -1, GROUP)
+    weight = (blocks / np.abs(blocks).max(-1, keepdims=True)).reshape(M, N)
+    grid = Grid(8, GROUP)  # where a smaller scale never pays
+    found = gptq(weight, whitening(np.eye(N), GROUP), grid)
     assert np.array_equal(found.codes, round_to_nearest(weight, grid).codes)
 
 
-def test_the_whitened_error_has_the_loss():
-    weight, moments = matrix(), gram()
-    made = whitening(moments, 16)
-    assert sorted(made.order) == list(range(64))
-    expected = squared_error(weight, damped(moments))
-    assert np.sum(made.whiten(weight) ** 2) == pytest.approx(expected, rel=1e-10)
-    np.testing.assert_allclose(made.root @ made.inverse, np.eye(64), atol=1e-9)
-    power = np.diag(moments)[made.order].reshape(-1, 16)
+def test_the_loss_is_that_of_inputs_and_outputs():
+    error, moments = matrix(), gram()
+    made = whitening(moments, GROUP)
+    assert sorted(made.order) == list(range(N))
+    np.testing.assert_allclose(made.root @ made.inverse, np.eye(N), atol=1e-9)
+    power = np.diag(moments)[made.order].reshape(-1, GROUP)
     assert np.all(np.diff(power, axis=1) <= 0)
     assert np.all(np.diff(power.sum(axis=1)) <= 0)
+    inputs, outputs = damped(moments), damped(gram(M, 2))
+    assert metric(outputs=False).loss(error) == pytest.approx(
+        squared_error(error, inputs), rel=1e-10
+    )
+    assert metric().loss(error) == pytest.approx(
+        np.trace(outputs @ error @ inputs @ error.T), rel=1e-10
+    )
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (64, 48)])
+@pytest.mark.parametrize("rank", [1, 5, 40])
+@pytest.mark.parametrize("outputs", [False, True])
+def test_the_best_factors_leave_the_tail_of_the_whitened_spectrum(shape, rank, outputs):
+    error, used = matrix(*shape), metric(*shape, outputs)
+    left = left_factor(error, used, rank)
+    # R by least squares, each column of the whitened error on its own.
+    target, basis = used.whiten(error), left
+    if used.outputs is not None:
+        basis = used.outputs.root.T @ left[used.outputs.order]
+    rest = target - basis @ np.linalg.lstsq(basis, target, rcond=None)[0]
+    tail = np.linalg.svd(target, compute_uv=False)[rank:]
+    np.testing.assert_allclose(
+        np.linalg.norm(rest), np.linalg.norm(tail), atol=1e-7 * np.linalg.norm(target)
+    )
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_rank_zero_is_the_baseline(bits):
+    recipe, used = Recipe(Grid(bits, GROUP)), metric()
+    found = correct(matrix(), used, recipe)
+    base = gptq(matrix(), used.inputs, recipe.grid)
+    assert np.array_equal(found.base.codes, base.codes)
+    assert np.array_equal(found.base.scales, base.scales)
+    assert found.left is found.right is None
+    assert found.nbytes == base.nbytes == recipe.nbytes(M, N)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("outputs", [False, True])
+def test_the_loss_falls_in_every_round_that_is_kept(bits, outputs):
+    used, recipe = metric(outputs=outputs), Recipe(Grid(bits, GROUP), 4)
+    losses = [
+        used.loss(matrix() - correct(matrix(), used, recipe, rounds).restore())
+        for rounds in range(5)
+    ]
+    assert losses == sorted(losses, reverse=True)
+    base = gptq(matrix(), used.inputs, recipe.grid)
+    assert losses[0] == pytest.approx(used.loss(matrix() - base.restore()))
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_more_rank_leaves_less():
+    used = metric()
+    losses = [
+        used.loss(matrix() - correct(matrix(), used, recipe).restore())
+        for recipe in (Recipe(Grid(3, GROUP), rank, 8) for rank in (0, 2, 8, 24))
+    ]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.2 * losses[0]
+
+
+@pytest.mark.parametrize("factor_bits", [4, 8])
+def test_bytes_are_those_of_codes_and_scales(factor_bits):
+    recipe = Recipe(Grid(3, GROUP), 6, factor_bits)
+    found = correct(matrix(), metric(), recipe)
+    codes = (M * N * 3 + 6 * (M + N) * factor_bits) // 8
+    scales = 2 * (M * N // GROUP + 6 + 6 * N // GROUP)
+    assert found.nbytes == recipe.nbytes(M, N) == codes + scales
 
 
 @pytest.mark.parametrize(
@@ -145,6 +216,8 @@ def test_the_whitened_error_has_the_loss():
     [
         (lambda: Grid(5, 16), "bits=5 must be one of 2, 3, 4"),
         (lambda: Grid(3, 12), "group=12 must be a positive multiple of 8"),
+        (lambda: Recipe(Grid(3, 16), -1), "rank=-1 must not be negative"),
+        (lambda: Recipe(Grid(3, 16), 2, 5), "bits=5"),
         (lambda: whitening(gram(), 24), "group=24 does not divide 64"),
         (lambda: whitening(np.zeros((64, 64)), 16), "not all of them zero"),
         (lambda: whitening(np.full((64, 64), np.nan), 16), "finite"),
@@ -152,6 +225,10 @@ def test_the_whitened_error_has_the_loss():
         (lambda: round_to_nearest(matrix(4, 60), Grid(3, 16)), "does not divide 60"),
         (lambda: round_to_nearest(matrix() * np.nan, Grid(3, 16)), "finite"),
         (lambda: gptq(matrix(), whitening(gram(), 16), Grid(3, 32)), "groups of 16"),
+        (
+            lambda: correct(matrix(), metric(), Recipe(Grid(3, GROUP), 41)),
+            r"rank=41 must lie in \[1, 40\]",
+        ),
     ],
 )
 def test_what_cannot_be_quantised_is_refused(call, words):
