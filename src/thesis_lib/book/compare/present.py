@@ -398,7 +398,7 @@ def _grid(head: Iterable[str], rows: Iterable[Iterable[str | Text]]) -> Table:
     """A table without lines, whose cells are folded where they are too long."""
     table = Table(box=None, pad_edge=False)
     for name in head:
-        table.add_column(name, overflow="fold")
+        table.add_column(Text(name), overflow="fold")
     for row in rows:
         table.add_row(*(c if isinstance(c, Text) else Text(c) for c in row))
     return table
