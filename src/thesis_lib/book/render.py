@@ -30,7 +30,7 @@ from thesis_lib.book.compare.present import (
     chart,
     doubt_section,
     durations_lines,
-    machine_table,
+    machine_lines,
     markdown,
     markdown_table,
     meanings_lines,
@@ -207,8 +207,7 @@ def _results(executed: Path) -> list[tuple[Path, Record]]:
 def _provenance(records: list[Record]) -> str:
     """The generated part of the page "Provenance", as MyST Markdown."""
     here = Run("this run", tuple(records))
-    head, rows = machine_table(compare([here], {}, here))
-    lines = ["## Machine", *markdown_table(*_escaped(head, rows))]
+    lines = ["## Machine", *machine_lines(compare([here], {}, here))]
     table = [
         [
             str(r.number),
@@ -300,14 +299,6 @@ def _large_runs() -> list[str]:
         head = [markdown(column) for column in run["rows"][0]]
         lines += [f"### `{name}`", *markdown_table(head, shown)]
     return lines
-
-
-def _escaped(
-    head: list[str], rows: list[list[str]]
-) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table of text, as Markdown."""
-    first, *others = ([markdown(cell) for cell in row] for row in [head, *rows])
-    return first, others
 
 
 def _stage_your_hardware(

@@ -96,8 +96,10 @@ def vector(
 
 def require_all(good: "NDArray", name: str, values: "NDArray", expected: str) -> None:
     """Raise InvalidInput for the first row, from 0, whose value is not `good` (n,)."""
+    import numpy as np
+
     if not good.all():
-        row = int(good.argmin())
+        row = int(np.argmin(good))
         raise InvalidInput(f"row {row} of {name} is {values[row]}: {expected}")
 
 

@@ -398,7 +398,7 @@ def _grid(head: Iterable[str], rows: Iterable[Iterable[str | Text]]) -> Table:
     """A table without lines, whose cells are folded where they are too long."""
     table = Table(box=None, pad_edge=False)
     for name in head:
-        table.add_column(name, overflow="fold")
+        table.add_column(Text(name), overflow="fold")
     for row in rows:
         table.add_row(*(c if isinstance(c, Text) else Text(c) for c in row))
     return table
@@ -477,6 +477,12 @@ def markdown_table(
     return ["", *lines, ""]
 
 
+def machine_lines(comparison: Comparison) -> list[str]:
+    """The table with one column for each machine."""
+    head, rows = machine_table(comparison)
+    return markdown_table(map(markdown, head), [[*map(markdown, row)] for row in rows])
+
+
 _OF_KIND = {  # columns of one kind alone, with their heads in the book
     "exact": {},
     "tolerance": {"apart": "Difference", "allowed": "Allowed"},
@@ -518,16 +524,13 @@ def book_lines(comparison: Comparison, run: str, figure: str | None) -> list[str
 
     `figure` names the file of the chart, where there is one.
     """
-    head, rows = machine_table(comparison)
     lines = [
         " ".join(filter(None, [headline(comparison, run), whose(comparison)])),
         "",
         *(f"- {markdown(remark)}" for remark in remarks(comparison, run)),
         "",
         "## The machines",
-        *markdown_table(
-            map(markdown, head), [[markdown(cell) for cell in row] for row in rows]
-        ),
+        *machine_lines(comparison),
     ]
     table, near = words(comparison), comparison.of(run)
     for kind in KINDS:

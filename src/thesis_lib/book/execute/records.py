@@ -1,6 +1,7 @@
 """Headline numbers and their records: published, checked, read back strictly."""
 
 import ast
+import functools
 import json
 import math
 import re
@@ -15,8 +16,9 @@ from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import write_whole
 from thesis_lib.common.provenance import disturbances
 
-if TYPE_CHECKING:  # no kernel reads a notebook
+if TYPE_CHECKING:  # no kernel reads a notebook or waits for pydantic
     from nbformat import NotebookNode
+    from pydantic import TypeAdapter
 
 RECORD_VERSION = 2
 
@@ -189,17 +191,24 @@ STRICT = {"extra": "forbid", "strict": True}  # what pydantic refuses in a file
 T = TypeVar("T")
 
 
+@functools.cache  # it takes milliseconds, and a book has many records
+def _adapter(kind: Any) -> "TypeAdapter":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
 def read_as(kind: type[T], content: Any, wrong: str, remedy: str) -> T:
     """What a file of YAML or JSON holds, as a `kind`: each field of its declared type.
 
     Raises InvalidInput: what is `wrong`, each field that is missing, unknown or of
     another type, with what was expected of it, and the `remedy`.
     """
-    from pydantic import TypeAdapter, ValidationError  # no kernel waits for it
+    from pydantic import ValidationError
 
     try:
         # As JSON, in which an object stands for a dataclass and 1 for no bool.
-        return TypeAdapter(kind).validate_json(json.dumps(content, default=str))
+        return _adapter(kind).validate_json(json.dumps(content, default=str))
     except TypeError as error:  # a key that is no word, such as a date
         raise InvalidInput(f"{wrong}: {error}; {remedy}") from error
     except ValidationError as error:
