@@ -130,11 +130,21 @@ def test_a_loser_stands_beside_the_cheapest_that_beats_it_everywhere():
     assert pareto.beaten(ways(record(BF16, better)), pareto.LOW_RANK).empty
 
 
-def test_the_front_is_listed_from_low_cost_to_high():
-    table = ways(record(BF16, NF4, POOR, timing=TIMING))
-    for text in ("fiction", "technical English"):
-        assert list(pareto.front(table).loc[text, "name"]) == ["NF4", "bf16"]
-    assert list(pareto.front(table, "token_s")["name"]) == ["bf16", "bf16"]
+def test_the_numbers_of_the_sweep_are_those_of_its_tables():
+    sets = [entry("GPTQ 3", 3, 0.3, 0.3, number=n) for n in range(2)]
+    found = pareto.numbers(record(BF16, NF4, POOR, *sets, timing=TIMING))
+    assert found[f"front_{JARGON}"] == "GPTQ 3, bf16"
+    assert found[f"front_{FICTION}"] == "GPTQ 3, NF4, bf16"
+    assert found[f"front_{FICTION}_ways"] == 3
+    assert (found[f"time_front_{FICTION}"], found["ways"]) == ("bf16", 4)
+    assert (found["low_rank_ways"], found["low_rank_front"]) == (1, 0)
+    assert (found["sets_least"], found["sets_most"], found["sets"]) == (1, 2, 3)
+    assert found["sets_alone"] == "low rank 0.8"
+    assert (found["nearest"], found["farthest"]) == ("lossless", "bf16")
+    assert found["farthest_times"] == pytest.approx(2.0)
+    assert (found["unfit"], found["tokens_equal"]) == ("low rank 0.8", True)
+    assert found["time_origin"].endswith("commit fedcba9")
+    assert found[f"tokens_{FICTION}"] == 10
 
 
 def test_time_has_a_front_of_its_own_and_who_did_not_fit_has_none():

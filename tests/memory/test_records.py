@@ -10,6 +10,10 @@ from thesis_lib.common import files
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import GiB, MiB
 
+MADE = {
+    "commit": "0123456789",
+    "machine": {"cpu": "a processor", "cores": 2},
+}
 STREAMING = {
     "limit_bytes": 2 * GiB,
     "summary": {
@@ -147,7 +151,7 @@ def test_the_larger_limit_is_the_one_that_is_told():
     read = part | {"read_bytes_per_token": 1.3e11}
     smaller = part | {"limit_bytes": 4 * GiB, "s_per_token": 70.0}
     other = part | {"limit_bytes": 9 * GiB, "weights": "nf4"}
-    both = {"parts": {"a": smaller, "b": read, "c": smaller, "d": other}}
+    both = MADE | {"parts": {"a": smaller, "b": read, "c": smaller, "d": other}}
     told = measurements.headline_numbers(both, "bf16")
     assert (told["s_per_token"], told["measured_read_gb"]) == (65.0, 130.0)
     assert "measured_read_gb" not in measurements.headline_numbers(both, "nf4")
@@ -182,7 +186,7 @@ def test_a_record_is_read_back(tmp_path):
 def test_a_certificate_counts_what_exceeded_and_what_was_killed():
     row = {"device_bytes": 1000, "planned_bytes": 900, "generating": False}
     group = {"killed": False, "limit_bytes": 400}
-    record = {
+    record = MADE | {
         "logical": [
             *(row | {"metered_bytes": m} for m in (900, 890, 910)),
             row | {"metered_bytes": 880, "generating": True},
@@ -202,7 +206,7 @@ def test_a_certificate_counts_what_exceeded_and_what_was_killed():
 
 def test_predictions_are_held_against_the_median():
     plan = {"batch": 2, "pass_tokens": 1, "limit": "disk"}
-    record = {
+    record = MADE | {
         "prediction": {
             "plans": [
                 plan | {"predicted_s": 1.1, "seconds": [1.0, 1.0, 9.0]},
@@ -241,7 +245,7 @@ def test_the_lossless_record_is_told_in_ratios_of_medians():
          "bytes": 10**9, "seconds": [0.5 / n, 0.25 / n, 0.1 / n]}
         for n in (1, 2)
     ]  # fmt: skip
-    record = {"stream": stream, "codecs": codecs}
+    record = MADE | {"stream": stream, "codecs": codecs}
     found = measurements.lossless(record)
     assert (found["share"], found["device_gib"]) == (0.694, 2)
     assert found["drain_times"] == found["drain_times_low"] == 1.5

@@ -302,10 +302,15 @@ class Record:
 def publish_table(name: str, table: Any) -> None:
     """Publish every cell of a DataFrame as `name_row_column`, for prose to cite.
 
+    Of a mapping every value is published, as `name_key`.
+
     The levels of an index follow one another, and what no identifier may hold becomes
     an underscore: row "GPTQ 3 + rank 8" of column "bits" is `name_GPTQ_3_rank_8_bits`.
     Missing cells are left out. Raises InvalidInput where two cells would have one name.
     """
+    if isinstance(table, Mapping):
+        publish({_cell_name(name, key): value for key, value in table.items()})
+        return
     cells: dict[str, Number] = {}
     for column in table.columns:
         for row, value in table[column].astype(object).dropna().items():

@@ -167,7 +167,7 @@ def headline(record: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def headline_numbers(record: dict[str, Any], weights: str) -> dict[str, float]:
+def headline_numbers(record: dict[str, Any], weights: str) -> dict[str, Any]:
     """The run of the claimed size with these weights, in its largest limit.
 
     `measured_read_gb` is what the kernel counted for a token, and missing where it did
@@ -189,6 +189,7 @@ def headline_numbers(record: dict[str, Any], weights: str) -> dict[str, float]:
         "s_per_token": part["s_per_token"],
         "fraction_percent": 100 * part["fraction_of_drain"],
         "distinct_layers": part["distinct_layers"],
+        "origin": origin(record),
     } | ({"measured_read_gb": read / 1e9} if read else {})
 
 
@@ -219,14 +220,14 @@ def gpu(record: dict[str, Any] | None) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=GPU)
 
 
-def certificate(record: dict[str, Any]) -> dict[str, float]:
+def certificate(record: dict[str, Any]) -> dict[str, Any]:
     """How the plans that were run at their limits fared: counts, and per cent.
 
     Steps and whole runs of transformers' generate apart: the first are rehearsed as
     they are run, the second for the greediest way to choose a token.
     """
     metered, grouped = record["logical"], record["physical"]
-    found: dict[str, float] = {"plans": len(metered)}
+    found: dict[str, Any] = {"plans": len(metered), "origin": origin(record)}
     for name, generating in (("steps", False), ("generated", True)):
         over = np.array(
             [
@@ -264,7 +265,7 @@ def predictions(record: dict[str, Any]) -> pd.DataFrame:
     return table[["batch", "tokens", "limit", "predicted_s", "measured_s", "error"]]
 
 
-def prediction_numbers(record: dict[str, Any]) -> dict[str, float]:
+def prediction_numbers(record: dict[str, Any]) -> dict[str, Any]:
     """Errors of predicted times, in per cent, and the crossover, in tokens."""
     table: Any = predictions(record)
     cross = record["crossover"]
@@ -276,6 +277,7 @@ def prediction_numbers(record: dict[str, Any]) -> dict[str, float]:
         "error_p95": float(errors.quantile(0.95)),
         "crossover": cross["predicted_tokens"],
         "crossover_found": cross["measured_tokens"],
+        "origin": origin(record),
     }
 
 
@@ -307,6 +309,7 @@ def lossless(record: dict[str, Any]) -> dict[str, float | str]:
     share = stream["bytes_per_step"]["lossless"] / stream["bytes_per_step"]["bf16"]
     decoding_s = stream["decoded_bytes_per_step"] / stream["decode_bytes_per_s"]
     found: dict[str, float | str] = {
+        "origin": origin(record),
         "geometry": stream["geometry"],
         "layers": stream["layers"],
         "share": share,

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from thesis_lib.book.tables.measurements import origin
+from thesis_lib.common.units import MiB
 from thesis_lib.memory.evaluate.perplexity import (
     TEXTS,
     Perplexity,
@@ -151,14 +153,52 @@ def calibration_sets(record: dict[str, Any]) -> pd.Series:
     return pd.Series(names).value_counts(sort=False)
 
 
-def front(table: pd.DataFrame, cost: str = "bytes") -> pd.DataFrame:
-    """The ways of the front, a row a text and way, from low cost to high.
+def numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """What prose says of the sweep: flat, and lists of names as text.
 
-    `cost` is "bytes", or "token_s" for the front of time.
+    `front_…` and `time_front_…` name the ways of each text's front, from low cost to
+    high, and `…_ways` counts them; of low rank and of corrections how many there are
+    and how many belong to a front; the ways whose streamed token is nearest to its
+    reads alone, and farthest from them.
     """
-    column = {"bytes": "front", "token_s": "time_front"}[cost]
-    kept = _chosen(table, table[column]).sort_values(["text", cost], kind="stable")
-    return kept.set_index("text")
+    table, timed = ways(record), timing(record)
+    sets, settings = calibration_sets(record), record["settings"]
+    systems = record["timing"]["systems"]
+    near, far = timed.over_drain.idxmin(), timed.over_drain.idxmax()
+    found: dict[str, Any] = {
+        "origin": origin(record),
+        "context": settings["context"],
+        "ways": table["name"].nunique(),
+        "sets": settings["calibration"]["parts"],
+        "sets_least": int(sets.min()),
+        "sets_most": int(sets.max()),
+        "sets_alone": ", ".join(sets.index[sets == 1]) or "none",
+        "device_mib": record["timing"]["device_bytes"] / MiB,
+        "nearest": near,
+        "nearest_times": timed.over_drain[near],
+        "farthest": far,
+        "farthest_times": timed.over_drain[far],
+        "farthest_layers": int(timed.resident_layers[far]),
+        "farthest_reads_ms": 1e3 * timed.drain_s[far],
+        "farthest_ms": 1e3 * timed.token_s[far],
+        "bf16_ms": 1e3 * timed.token_s[DENSE],
+        "unfit": ", ".join(timed.index[timed.token_s.isna()]) or "none",
+        "tokens_equal": systems[DENSE]["tokens"] == systems["lossless"]["tokens"],
+        "time_origin": origin(record["timing"]),
+    }
+    for text, count in settings["evaluation_tokens"].items():
+        rows = _chosen(table, table.text == TEXTS[text])
+        found[f"tokens_{text}"] = count
+        for front, cost in (("front", "bytes"), ("time_front", "token_s")):
+            names = _chosen(rows, rows[front]).sort_values(cost, kind="stable")["name"]
+            found[f"{front}_{text}"] = ", ".join(names)
+            found[f"{front}_{text}_ways"] = len(names)
+    for kind, family in (("low_rank", LOW_RANK), ("corrected", CORRECTED)):
+        mine = _chosen(table, table.family == family)
+        of_a_front = mine.groupby("name").front.any()
+        found[f"{kind}_ways"] = len(of_a_front)
+        found[f"{kind}_front"] = int(of_a_front.sum())
+    return found
 
 
 def beaten(table: pd.DataFrame, *families: str) -> pd.DataFrame:
