@@ -1204,14 +1204,14 @@ MUTANTS = [
     ),
     Mutant(
         "postgres: a stale reconnaissance is executed",
-        "sequencer/engine/postgres.py",
+        "sequencer/engine/postgres.sql",
         "IF found IS DISTINCT FROM cust THEN",
         "IF false THEN",
         ("tests/sequencer/test_storage.py",),
     ),
     Mutant(
         "postgres: the stock of an item falls below ten",
-        "sequencer/engine/postgres.py",
+        "sequencer/engine/postgres.sql",
         "CASE WHEN s_quantity >= quantities[n] + 10 THEN 0 ELSE 91 END",
         "CASE WHEN s_quantity >= quantities[n] THEN 0 ELSE 91 END",
         ("tests/sequencer/test_storage.py",),
