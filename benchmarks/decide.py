@@ -1,12 +1,14 @@
 """What estimating and deciding cost a transaction, for every policy, on one core.
 
 Runs the simulator's loop with its real shadow schedules and reads the clock before and
-after every decision, in three ways: by the rule in Python, by the compiled decision
-called from a loop in Python as the live engine does, and inside the compiled loop, as
-the simulator does. A decision's time is shared equally by the transactions that it
-decides on, and a transaction pays its share of every decision that it takes part in, so
-that what is held back and asked for again costs again. An estimate is one row through
-the flat trees of the boosted estimator. Every history is compared with the simulator's.
+after every decision, in three ways: with the objects in Python that a rule of one's own
+sees, called from a loop in Python as the live engine does, and inside the compiled
+loop, as the simulator does. A decision's time is shared equally by the transactions
+that it decides on, and a transaction pays its share of every decision that it takes
+part in, so that what is held back and asked for again costs again. An estimate is one
+row through the flat trees of the boosted estimator. Every history is compared with the
+simulator's. In the record of earlier rounds the first way is that of the rules that the
+policies had in Python as well.
 
     python benchmarks/decide.py
 
@@ -53,7 +55,8 @@ from thesis_lib.sequencer.estimators.models import Boosted
 from thesis_lib.sequencer.estimators.trees import sum_leaves
 from thesis_lib.sequencer.experiments.cells import Cell, noisy_estimate, scenario_cell
 from thesis_lib.sequencer.policies.lookahead import SPREAD, Mended, Published
-from thesis_lib.sequencer.policies.registry import Policy, decide, decide_compiled
+from thesis_lib.sequencer.policies.registry import Policy, decide
+from thesis_lib.sequencer.policies.rules import decide_compiled
 from thesis_lib.sequencer.simulator.simulator import simulate
 
 SCENARIOS, LOADS = ("A", "C"), (0.9, 1.1, 1.5)
@@ -127,7 +130,7 @@ Ask = Callable[[Case, Published | Mended, I64, F64, float], Decision]
 def by_rule(
     case: Case, shadow: Published | Mended, ids: I64, deadline_s: F64, now_s: float
 ) -> Decision:
-    """The decision as Python makes it."""
+    """The decision on a batch and into a decision that are objects in Python."""
     batch = case.trace.batch(ids, deadline_s[ids], case.trace.arrival_s[ids])
     return decide(case.policy, shadow, batch, now_s)
 

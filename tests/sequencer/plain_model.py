@@ -10,13 +10,12 @@ from collections import deque
 from math import ceil, exp, floor, inf, log
 
 import numpy as np
+from plain_rules import decide_plainly
 
 from thesis_lib.sequencer.core.trace import Decision, Forecast
-from thesis_lib.sequencer.policies.registry import decide
 
-COMMIT, RELEASE, DISPATCH, ARRIVAL, TAKE, DECIDE = range(
-    6
-)  # at equal times, in this order
+# At equal times, in this order.
+COMMIT, RELEASE, DISPATCH, ARRIVAL, TAKE, DECIDE = range(6)
 
 
 def key_sets(keys):
@@ -130,11 +129,10 @@ class Database:
 class PlainShadow:
     """Forecasts by running a copy of the database; no ghosts."""
 
-    def __init__(self, database, estimated_s, deadline_s, lag_s, tolerance_s, spread):
+    def __init__(self, database, estimated_s, deadline_s, lag_s, tolerance_s):
         self.database, self.estimated_s = database, estimated_s
         self.deadline_s, self.lag_s = deadline_s, lag_s
-        self.tolerance_s, self.spread = tolerance_s, spread
-        self.control = np.zeros(4)
+        self.tolerance_s = tolerance_s
 
     def _finish_s(self, ids, now):
         twin = self.database.as_estimated(self.estimated_s, now)
@@ -399,7 +397,7 @@ class PlainLate:
 
 
 def simulate_plainly(
-    trace, policy, estimated_s, *, cores, slo_s, batch_size, flush_s, delays, believed,
+    trace, policy, estimated_s, *, cores, slo_s, batch_size, flush_s, delays,
     clients, think_s,
 ):  # fmt: skip
     """What `simulate` does with spread 0, as a dictionary of columns."""
@@ -407,21 +405,21 @@ def simulate_plainly(
     size = batch_size if policy.batched else 1
     flush_s = min(flush_s, policy.flush_s)
     sets = key_sets(trace.keys)
-    estimated_s = estimated_s + believed.worker_s
+    estimated_s = estimated_s + delays.worker_s
     busy_s = (trace.service_s + delays.worker_s).tolist()
     database = Database(sets, busy_s, cores, delays.release_s)
     deadline_s = np.full(n, np.nan)
     arrival_s, decided_s = np.full(n, np.nan), np.full(n, np.nan)
     dropped = np.zeros(n, bool)
-    if policy.rule is None:
+    if policy.name == "ours":
         shadow = PlainLate(
-            database, estimated_s, deadline_s, believed.lag_s, policy, trace.kind
+            database, estimated_s, deadline_s, delays.lag_s, policy, trace.kind
         )
     elif policy.defects.no_feedback:
-        shadow = PlainChain(sets, estimated_s, deadline_s, believed.lag_s)
+        shadow = PlainChain(sets, estimated_s, deadline_s, delays.lag_s)
     else:
         shadow = PlainShadow(
-            database, estimated_s, deadline_s, believed.lag_s, policy.tolerance_s, 0.0
+            database, estimated_s, deadline_s, delays.lag_s, policy.tolerance_s
         )
     events = []  # of clients and sequencer
     sequence = iter(range(10**9))
@@ -489,10 +487,10 @@ def simulate_plainly(
                     continue
             rows = np.array(ids)
             batch = trace.batch(rows, deadline_s[rows], arrival_s[rows])
-            if policy.rule is None:
+            if policy.name == "ours":
                 decision = shadow.decide(rows, now)
             else:
-                decision = decide(policy, shadow, batch, now)
+                decision = decide_plainly(policy, shadow, batch, now)
             for i in decision.order[:room].tolist():
                 database.append(i, now + delays.lag_s)
                 decided_s[i] = now

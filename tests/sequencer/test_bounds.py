@@ -9,9 +9,7 @@ from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.optimum.bounds import (
     exclusive_keys,
     fewest_violations,
-    is_agreeable,
     kise_ibaraki_mine,
-    moore_hodgson,
     pooled_cores,
 )
 from thesis_lib.sequencer.policies.registry import POLICIES, policy
@@ -41,33 +39,30 @@ def most_on_time(release, service, deadline):
     return 0
 
 
-@pytest.mark.parametrize("seed", range(300))
-def test_kise_ibaraki_mine_equals_exhaustive_search(seed):
-    random = np.random.default_rng(seed)
-    n = int(random.integers(1, 9))
-    release = np.sort(random.integers(0, 12, n)).astype(float)
-    service = random.integers(1, 9, n).astype(float)
-    deadline = np.sort(release + random.integers(1, 14, n))
-    if seed % 2:  # one objective for all
-        deadline = release + random.integers(2, 14)
-    on_time = kise_ibaraki_mine(release, service, deadline)
-    assert on_time.sum() == most_on_time(release, service, deadline)
-    assert feasible(np.flatnonzero(on_time), release, service, deadline)
+def test_kise_ibaraki_mine_equals_exhaustive_search():
+    for seed in range(300):
+        random = np.random.default_rng(seed)
+        n = int(random.integers(1, 9))
+        release = np.sort(random.integers(0, 12, n)).astype(float)
+        service = random.integers(1, 9, n).astype(float)
+        deadline = np.sort(release + random.integers(1, 14, n))
+        if seed % 2:  # one objective for all
+            deadline = release + random.integers(2, 14)
+        on_time = kise_ibaraki_mine(release, service, deadline)
+        assert on_time.sum() == most_on_time(release, service, deadline), f"{seed=}"
+        assert feasible(np.flatnonzero(on_time), release, service, deadline), f"{seed=}"
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_moore_hodgson_equals_exhaustive_search(seed):
-    random = np.random.default_rng(seed)
-    n = int(random.integers(1, 9))
-    service = random.integers(1, 9, n).astype(float)
-    deadline = random.integers(1, 30, n).astype(float)
-    order = np.argsort(deadline, kind="stable")
-    service, deadline = service[order], deadline[order]
-    on_time = moore_hodgson(service, deadline)
-    zero = np.zeros(n)
-    assert on_time.sum() == most_on_time(zero, service, deadline)
-    assert feasible(np.flatnonzero(on_time), zero, service, deadline)
-    assert on_time.sum() == kise_ibaraki_mine(zero, service, deadline).sum()
+def test_of_jobs_that_are_all_there_as_many_as_in_exhaustive_search_are_on_time():
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        n = int(random.integers(1, 9))
+        zero, service = np.zeros(n), random.integers(1, 9, n).astype(float)
+        deadline = np.sort(random.integers(1, 30, n)).astype(float)
+        on_time = kise_ibaraki_mine(zero, service, deadline)
+        assert on_time.sum() == most_on_time(zero, service, deadline), f"{seed=}"
+        kept = np.flatnonzero(on_time)
+        assert feasible(kept, zero, service, deadline), f"{seed=}"
 
 
 def test_disagreeing_deadlines_are_refused():
@@ -116,26 +111,30 @@ def slow_kise_ibaraki_mine(release, service, deadline):
     return len(chain)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_the_tree_finds_what_trying_every_job_finds(seed):
-    random = np.random.default_rng(seed)
-    n = 150
-    release = np.sort(random.uniform(0, 100, n))
-    service = random.lognormal(-0.2, 0.8, n) * random.choice([0.5, 1.0, 2.0])
-    deadline = release + random.uniform(2, 15)
-    on_time = kise_ibaraki_mine(release, service, deadline)
-    assert feasible(np.flatnonzero(on_time), release, service, deadline)
-    assert on_time.sum() == slow_kise_ibaraki_mine(release, service, deadline)
+def test_the_tree_finds_what_trying_every_job_finds():
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        n = 150
+        release = np.sort(random.uniform(0, 100, n))
+        service = random.lognormal(-0.2, 0.8, n) * random.choice([0.5, 1.0, 2.0])
+        deadline = release + random.uniform(2, 15)
+        on_time = kise_ibaraki_mine(release, service, deadline)
+        assert feasible(np.flatnonzero(on_time), release, service, deadline), f"{seed=}"
+        assert on_time.sum() == slow_kise_ibaraki_mine(release, service, deadline), (
+            f"{seed=}"
+        )
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_relaxations_are_below_the_optimum_with_locks_and_cores(seed):
-    trace, cores, slo_s = tiny(seed)
-    fewest = fewest_by_trying(trace, cores, slo_s)
-    assert pooled_cores(trace, cores=cores, slo_s=slo_s) <= fewest
-    assert exclusive_keys(trace, slo_s=slo_s) <= fewest
-    if cores == 1 and is_agreeable(trace, slo_s):
-        assert fewest_violations(trace, cores=cores, slo_s=slo_s) == fewest
+def test_relaxations_are_below_the_optimum_with_locks_and_cores():
+    for seed in range(60):
+        trace, cores, slo_s = tiny(seed)
+        fewest = fewest_by_trying(trace, cores, slo_s)
+        assert pooled_cores(trace, cores=cores, slo_s=slo_s) <= fewest, f"{seed=}"
+        assert exclusive_keys(trace, slo_s=slo_s) <= fewest, f"{seed=}"
+        if cores == 1 and (np.diff(trace.arrival_s + slo_s) >= 0).all():
+            assert fewest_violations(trace, cores=cores, slo_s=slo_s) == fewest, (
+                f"{seed=}"
+            )
 
 
 def test_objectives_that_disagree_are_relaxed_to_the_latest_deadline_so_far():
@@ -143,8 +142,6 @@ def test_objectives_that_disagree_are_relaxed_to_the_latest_deadline_so_far():
     service_s = np.array([1.0, 4.0, 1.0])
     trace = Trace.of_jobs(arrival_s, service_s, KeySets.from_lists(none, none))
     mixed_s = np.array([2.0, 6.0, 2.0])
-    assert is_agreeable(trace, 6.0)
-    assert not is_agreeable(trace, mixed_s)
     # The last is due at 4, behind one that is due at 7, and counts as due then.
     assert pooled_cores(trace, cores=1, slo_s=mixed_s) == 0
     assert pooled_cores(trace, cores=1, slo_s=2.0) == 1

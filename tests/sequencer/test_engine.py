@@ -21,12 +21,7 @@ from thesis_lib.sequencer.engine.engine import (
     states,
     trace_of,
 )
-from thesis_lib.sequencer.engine.sqlite import (
-    SQLite,
-    load,
-    state_digest,
-    warehouse_file,
-)
+from thesis_lib.sequencer.engine.sqlite import SQLite, warehouse_file
 from thesis_lib.sequencer.engine.storage import UNITS
 from thesis_lib.sequencer.workload.tpcc import tpcc
 from thesis_lib.sequencer.workload.transactions import (
@@ -50,7 +45,7 @@ def log():
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("loaded")
-    load(folder, SMALL, SEED)
+    SQLite(folder).load(SMALL, SEED)
     return folder
 
 
@@ -84,19 +79,19 @@ def conflicts(keys):
 
 
 def test_loading_is_a_function_of_the_seed(loaded, tmp_path):
-    load(tmp_path, SMALL, SEED)
-    assert state_digest(tmp_path) == state_digest(loaded)
+    SQLite(tmp_path).load(SMALL, SEED)
+    assert SQLite(tmp_path).digest() == SQLite(loaded).digest()
     other = tmp_path / "other"
     other.mkdir()
-    load(other, SMALL, SEED + 1)
-    assert state_digest(other) != state_digest(loaded)
+    SQLite(other).load(SMALL, SEED + 1)
+    assert SQLite(other).digest() != SQLite(loaded).digest()
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_any_number_of_workers_reaches_the_serial_state(runs, serial, loaded, workers):
     _, folder = runs[workers]
-    assert state_digest(folder) == state_digest(serial)
-    assert state_digest(folder) != state_digest(loaded)
+    assert SQLite(folder).digest() == SQLite(serial).digest()
+    assert SQLite(folder).digest() != SQLite(loaded).digest()
 
 
 def test_another_order_is_another_state(loaded, log, serial, tmp_path):
@@ -104,7 +99,7 @@ def test_another_order_is_another_state(loaded, log, serial, tmp_path):
     shutil.copytree(loaded, tmp_path / "db")
     backwards = replace(log, transactions=log.transactions[::-1])
     execute_serially(SQLite(tmp_path / "db"), backwards)
-    assert state_digest(tmp_path / "db") != state_digest(serial)
+    assert SQLite(tmp_path / "db").digest() != SQLite(serial).digest()
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
@@ -252,7 +247,7 @@ def test_the_database_holds_what_the_log_asked_for(runs, log):
 
 def test_a_collected_trace_round_trips_and_names_its_state(tmp_path, serial, log):
     trace = collect(log=log, workers=2, replays=2)
-    assert trace.meta["digest"] == state_digest(serial)
+    assert trace.meta["digest"] == SQLite(serial).digest()
     trace.write(tmp_path / "t.parquet")
     back = Trace.read(tmp_path / "t.parquet")
     np.testing.assert_array_equal(back.service_s, trace.service_s)
@@ -321,7 +316,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
 
 
 def test_a_database_of_another_seed_is_noticed(tmp_path):
-    load(tmp_path, SMALL, SEED + 1)
+    SQLite(tmp_path).load(SMALL, SEED + 1)
     with pytest.raises(InvalidInput, match="scale and seed of the log"):
         execute(SQLite(tmp_path), tpcc(50, SMALL, SEED), workers=2)
 
@@ -345,13 +340,13 @@ def test_replicas_of_a_log_end_in_its_serial_state_and_others_do_not(log, serial
             Replica(log, "sqlite", 4),
         ]
     )
-    assert digests[0] == digests[2] == state_digest(serial)
+    assert digests[0] == digests[2] == SQLite(serial).digest()
     assert digests[1] != digests[0]
 
 
 def test_a_replica_of_nothing_is_the_loaded_database(loaded, log):
     nothing = replace(log, transactions=(), keys=log.keys.take(np.arange(0)))
-    assert states([Replica(nothing, "sqlite", 2)]) == [state_digest(loaded)]
+    assert states([Replica(nothing, "sqlite", 2)]) == [SQLite(loaded).digest()]
     assert states([]) == []
 
 

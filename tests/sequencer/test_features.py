@@ -39,33 +39,39 @@ def schedule(seed, n=120):
     return sequenced_s, sequenced_s + rng.exponential(2e-3, n) + 1e-6
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_future_does_not_show(seed):
-    log = tpcc(120, SMALL, seed)
-    records = np.array([declared_records(t) for t in log.transactions], float)
-    sequenced_s, finish_s = schedule(seed)
-    before = dynamic_features(sequenced_s, finish_s, log.keys, records)
-    rng = np.random.default_rng(seed + 100)
-    for i in (0, 17, 60, 119):
-        unseen = finish_s > sequenced_s[i]
-        unseen[i + 1 :] = True  # and whatever is ordered later
-        other = finish_s.copy()
-        later = np.maximum(sequenced_s, sequenced_s[i])[unseen]
-        other[unseen] = later + rng.exponential(5e-3, unseen.sum()) + 1e-6
-        after = dynamic_features(sequenced_s, other, log.keys, records)
-        np.testing.assert_array_equal(after[: i + 1], before[: i + 1])
-        # Nor do the records of what has not committed, nor how much is to come.
-        others = np.where((finish_s > sequenced_s[i])[:, None], 99.0, records)
-        after = dynamic_features(sequenced_s, finish_s, log.keys, others)
-        np.testing.assert_array_equal(after[: i + 1], before[: i + 1])
-        past = slice(0, i + 1)
-        alone = dynamic_features(
-            sequenced_s[past], finish_s[past], log.keys.take(np.arange(i + 1)),
-            records[past],
-        )  # fmt: skip
-        np.testing.assert_array_equal(alone, before[: i + 1])
-        after = dynamic_features(sequenced_s, other, log.keys, records)
-        assert i == 119 or not np.array_equal(after, before)  # the test can see
+def test_the_future_does_not_show():
+    for seed in range(5):
+        log = tpcc(120, SMALL, seed)
+        records = np.array([declared_records(t) for t in log.transactions], float)
+        sequenced_s, finish_s = schedule(seed)
+        before = dynamic_features(sequenced_s, finish_s, log.keys, records)
+        rng = np.random.default_rng(seed + 100)
+        for i in (0, 17, 60, 119):
+            unseen = finish_s > sequenced_s[i]
+            unseen[i + 1 :] = True  # and whatever is ordered later
+            other = finish_s.copy()
+            later = np.maximum(sequenced_s, sequenced_s[i])[unseen]
+            other[unseen] = later + rng.exponential(5e-3, unseen.sum()) + 1e-6
+            after = dynamic_features(sequenced_s, other, log.keys, records)
+            np.testing.assert_array_equal(
+                after[: i + 1], before[: i + 1], err_msg=f"{seed=}"
+            )
+            # Nor do the records of what has not committed, nor how much is to come.
+            others = np.where((finish_s > sequenced_s[i])[:, None], 99.0, records)
+            after = dynamic_features(sequenced_s, finish_s, log.keys, others)
+            np.testing.assert_array_equal(
+                after[: i + 1], before[: i + 1], err_msg=f"{seed=}"
+            )
+            past = slice(0, i + 1)
+            alone = dynamic_features(
+                sequenced_s[past], finish_s[past], log.keys.take(np.arange(i + 1)),
+                records[past],
+            )  # fmt: skip
+            np.testing.assert_array_equal(alone, before[: i + 1], err_msg=f"{seed=}")
+            after = dynamic_features(sequenced_s, other, log.keys, records)
+            assert i == 119 or not np.array_equal(after, before), (
+                f"{seed=}"
+            )  # the test can see
 
 
 def conflict(keys, i, j):
@@ -77,29 +83,31 @@ def conflict(keys, i, j):
     return any(a[k] or b[k] for k in a.keys() & b.keys())
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_depth_is_the_longest_chain_of_uncommitted_conflicts(seed):
-    log = tpcc(120, SMALL, seed)
-    records = np.zeros((120, 3))
-    sequenced_s, finish_s = schedule(seed)
-    # A real execution commits conflicting transactions in log order.
-    for j in range(120):
-        for i in range(j):
-            if conflict(log.keys, i, j):
-                finish_s[j] = max(finish_s[j], finish_s[i] + 1e-6)
-    table = dynamic_features(sequenced_s, finish_s, log.keys, records)
-    for i in range(120):
-        alive = [j for j in range(i) if finish_s[j] > sequenced_s[i]]
-        depth = {}
-        for j in [*alive, i]:
-            before = [depth[p] + 1 for p in alive if p < j and conflict(log.keys, p, j)]
-            depth[j] = max(before, default=0)
-        assert column(table, DYNAMIC, "uncommitted")[i] == len(alive)
-        assert column(table, DYNAMIC, "depth")[i] == depth[i]
-        direct = sum(conflict(log.keys, j, i) for j in alive)
-        first = column(table, DYNAMIC, "first_layer")[i]
-        assert first <= direct
-        assert (first == 0) == (direct == 0)
+def test_depth_is_the_longest_chain_of_uncommitted_conflicts():
+    for seed in range(5):
+        log = tpcc(120, SMALL, seed)
+        records = np.zeros((120, 3))
+        sequenced_s, finish_s = schedule(seed)
+        # A real execution commits conflicting transactions in log order.
+        for j in range(120):
+            for i in range(j):
+                if conflict(log.keys, i, j):
+                    finish_s[j] = max(finish_s[j], finish_s[i] + 1e-6)
+        table = dynamic_features(sequenced_s, finish_s, log.keys, records)
+        for i in range(120):
+            alive = [j for j in range(i) if finish_s[j] > sequenced_s[i]]
+            depth = {}
+            for j in [*alive, i]:
+                before = [
+                    depth[p] + 1 for p in alive if p < j and conflict(log.keys, p, j)
+                ]
+                depth[j] = max(before, default=0)
+            assert column(table, DYNAMIC, "uncommitted")[i] == len(alive), f"{seed=}"
+            assert column(table, DYNAMIC, "depth")[i] == depth[i], f"{seed=}"
+            direct = sum(conflict(log.keys, j, i) for j in alive)
+            first = column(table, DYNAMIC, "first_layer")[i]
+            assert first <= direct, f"{seed=}"
+            assert (first == 0) == (direct == 0), f"{seed=}"
 
 
 def test_first_layer_by_hand():

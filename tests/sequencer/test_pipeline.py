@@ -23,7 +23,7 @@ from thesis_lib.sequencer.engine.scheduler import (
     run_open,
 )
 from thesis_lib.sequencer.engine.storage import UNITS
-from thesis_lib.sequencer.policies.registry import Policy, fifo, policy
+from thesis_lib.sequencer.policies.registry import Policy, policy
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 from thesis_lib.sequencer.workload.features import static_features, static_names
 from thesis_lib.sequencer.workload.tpcc import tpcc
@@ -73,6 +73,10 @@ def requests(log, arrival_s, slo_s=5e-3, estimated_s=2e-4):
 def poisson(log, rate_per_s, **options):
     rng = np.random.default_rng(0)
     return requests(log, poisson_arrivals(rate_per_s, len(log), rng), **options)
+
+
+def fifo(batch, forecast, now_s):
+    return Decision(batch.ids, batch.ids[:0])
 
 
 def live(log, asked, rule, storage=None, workers=2, append=None, **options):

@@ -53,17 +53,17 @@ def equal(keys, one, other):
     return np.array_equal(final_state(keys, one), final_state(keys, other))
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_states_are_equal_where_those_of_a_plain_model_are(seed):
-    keys, random = random_key_sets(seed, n=12), np.random.default_rng(seed)
-    order = random.permutation(12)
-    for at in range(11):
-        swapped = order.copy()
-        swapped[[at, at + 1]] = order[[at + 1, at]]
-        same = plain_state(keys, order) == plain_state(keys, swapped)
-        assert equal(keys, order, swapped) == same
-        if not conflict(keys, order[at], order[at + 1]):
-            assert same
+def test_states_are_equal_where_those_of_a_plain_model_are():
+    for seed in range(30):
+        keys, random = random_key_sets(seed, n=12), np.random.default_rng(seed)
+        order = random.permutation(12)
+        for at in range(11):
+            swapped = order.copy()
+            swapped[[at, at + 1]] = order[[at + 1, at]]
+            same = plain_state(keys, order) == plain_state(keys, swapped)
+            assert equal(keys, order, swapped) == same, f"{seed=}"
+            if not conflict(keys, order[at], order[at + 1]):
+                assert same, f"{seed=}"
 
 
 def test_an_overtaken_writer_and_an_overtaken_reader_are_seen():
@@ -88,19 +88,20 @@ def run(trace, cores, log=None):
     return replay(trace, log, dispatch_s, cores=cores, slo_s=1.0)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_any_number_of_workers_reaches_the_state_of_the_log(seed):
-    trace = at_rate(scenario("C", 3_000, seed), 4_000, seed)
-    log = np.random.default_rng(seed).permutation(3_000)[:2_900]
-    histories = [run(trace, cores, log) for cores in (1, 2, 3, 16)]
-    orders = {commit_order(history).tobytes() for history in histories}
-    assert len(orders) == 4  # or the next line would show nothing
-    digests = {state_digest(trace, history) for history in histories}
-    assert len(digests) == 1
-    np.testing.assert_array_equal(
-        final_state(trace.keys, log),
-        final_state(trace.keys, commit_order(histories[3])),
-    )
+def test_any_number_of_workers_reaches_the_state_of_the_log():
+    for seed in range(4):
+        trace = at_rate(scenario("C", 3_000, seed), 4_000, seed)
+        log = np.random.default_rng(seed).permutation(3_000)[:2_900]
+        histories = [run(trace, cores, log) for cores in (1, 2, 3, 16)]
+        orders = {commit_order(history).tobytes() for history in histories}
+        assert len(orders) == 4, f"{seed=}"  # or the next line would show nothing
+        digests = {state_digest(trace, history) for history in histories}
+        assert len(digests) == 1, f"{seed=}"
+        np.testing.assert_array_equal(
+            final_state(trace.keys, log),
+            final_state(trace.keys, commit_order(histories[3])),
+            err_msg=f"{seed=}",
+        )
 
 
 def test_a_run_that_swaps_two_conflicting_commits_is_seen():

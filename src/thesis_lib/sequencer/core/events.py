@@ -280,7 +280,7 @@ def next_decision(
     Their ids, those held back before and then those of the batch, are written to the
     front of `asked` (n,) and rise; the time is `front.clock_s[NOW]`. Returns 0 when
     everything has been decided on, with the database drained, and STUCK if held
-    transactions have nothing to wait for.
+    transactions, `front.counts[HELD]` of them, have nothing to wait for.
     """
     arrival_s, _, _, _, _, held, counts, clock_s = front
     progress = state.progress
@@ -336,9 +336,16 @@ def enter(
 ) -> None:
     """Carry out a decision: log `order`, answer `dropped`, remember `held` (rising).
 
-    Together they are the ids that `next_decision` asked for.
+    Together they are the ids that `next_decision` asked for. What `order` has beyond
+    `setting.in_flight` is held too.
     """
     now_s = front.clock_s[NOW]
+    if setting.in_flight > 0:
+        released = state.progress[LOGGED] - state.progress[COMMITTED]
+        room = setting.in_flight - released
+        if room < len(order):
+            held = np.sort(np.concatenate((order[room:], held)))
+            order = order[:room]
     for i in order:
         at = state.progress[LOGGED]
         state.log[at] = i

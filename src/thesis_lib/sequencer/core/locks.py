@@ -112,3 +112,43 @@ def release(table: LockTable, i: int, ready: I64) -> int:
                 ready[n_ready] = owner
                 n_ready += 1
     return n_ready
+
+
+# --- The last end of each key --------------------------------------------------
+# Here `locks` are the columns of KeySets, and `ends_s` (k,) when each key's last writer
+# and its last reader end. A compiled function pays for every array that it is handed,
+# so these are inlined.
+@njit(cache=True, inline="always")
+def free_at(locks, ends_s, i, at_least_s):
+    """When every lock of i is free of who conflicts, at the earliest `at_least_s`."""
+    offsets, key_of, exclusive = locks
+    exclusive_end_s, shared_end_s = ends_s
+    free_s = at_least_s
+    for request in range(offsets[i], offsets[i + 1]):
+        key = key_of[request]
+        free_s = max(free_s, exclusive_end_s[key])
+        if exclusive[request]:
+            free_s = max(free_s, shared_end_s[key])
+    return free_s
+
+
+@njit(cache=True, inline="always")
+def register(locks, ends_s, i, end_s):
+    """Transaction i holds its locks until `end_s`."""
+    offsets, key_of, exclusive = locks
+    exclusive_end_s, shared_end_s = ends_s
+    for request in range(offsets[i], offsets[i + 1]):
+        key = key_of[request]
+        if exclusive[request]:
+            exclusive_end_s[key] = max(exclusive_end_s[key], end_s)
+        else:
+            shared_end_s[key] = max(shared_end_s[key], end_s)
+
+
+@njit(cache=True, inline="always")
+def forget(locks, ends_s, i):
+    """Leave the keys of i as if nobody had ever held them."""
+    offsets, key_of, _ = locks
+    for request in range(offsets[i], offsets[i + 1]):
+        ends_s[0][key_of[request]] = -np.inf
+        ends_s[1][key_of[request]] = -np.inf

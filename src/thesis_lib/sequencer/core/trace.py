@@ -7,12 +7,12 @@ policy makes of both; `History` is what happened.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -124,6 +124,23 @@ class KeySets:
         flat += np.arange(offsets[-1])
         return type(self)(offsets, self.keys[flat], self.exclusive[flat])
 
+    @classmethod
+    def concatenate(cls, sets: Sequence[Self]) -> Self:
+        """The key sets of all `sets`, one behind the other."""
+        sizes = np.concatenate([np.diff(keys.offsets) for keys in sets])
+        return cls(
+            np.concatenate([[0], np.cumsum(sizes)]),
+            np.concatenate([keys.keys for keys in sets]),
+            np.concatenate([keys.exclusive for keys in sets]),
+        )
+
+    def keep(self, kept: Bool) -> Self:
+        """The sets where `kept` (n,) says so, and empty ones in place of the others."""
+        sizes = np.diff(self.offsets)
+        mask = np.repeat(kept, sizes)
+        offsets = np.concatenate([[0], np.cumsum(np.where(kept, sizes, 0))])
+        return type(self)(offsets, self.keys[mask], self.exclusive[mask])
+
     @property
     def n_keys(self) -> int:
         """One more than the largest key: the size of a lock table."""
@@ -186,6 +203,19 @@ class Batch:
             self.features[rows],
             self.keys.take(rows),
             self.feature_names,
+        )
+
+    def decide(self, order: I64, dropped: Bool) -> "Decision":
+        """Run positions `order` in turn, drop where `dropped` (b,) says, hold the rest.
+
+        A position of `order` that is dropped does not run.
+        """
+        held = ~dropped
+        held[order] = False
+        return Decision(
+            order=self.ids[order[~dropped[order]]],
+            dropped=self.ids[dropped],
+            held=self.ids[held],
         )
 
 
@@ -458,14 +488,6 @@ class Trace:
             measured=of["measured"],
             meta=meta,
         )
-
-    def frame(self) -> pd.DataFrame:
-        """Everything but the key sets as a table, one row per transaction."""
-        table = pd.DataFrame(self.features, columns=list(self.feature_names))
-        table.insert(0, "kind", np.array(self.kinds)[self.kind])
-        table["arrival_s"] = self.arrival_s
-        table["service_s"] = self.service_s
-        return table.assign(**self.measured)
 
 
 # Columns of a file, and what begins the names of those that a trace may have besides.

@@ -252,35 +252,27 @@ def _decode(
         "expected a list that begins with the name of a type",
     )
     name, *values = content
-    kind: Any = kinds[choice("type", name, kinds)]
-    declared = {field.name: field.type for field in fields(kind)}
-    require(
-        len(values) == len(declared),
-        f"{name} has {len(values)} fields: expected {', '.join(declared)}",
-    )
-    for at, (field, type_) in enumerate(declared.items()):
-        if get_origin(type_) is tuple:
-            _require_field(field, values[at], list)
-            values[at] = tuple(
-                _row(ROWS[kind], row, limits, f"row {k} of {field}: ")
-                for k, row in enumerate(values[at])
-            )
-        else:
-            _require_field(field, values[at], type_, limits.get(field))
-    return kind(*values)
+    return _made(kinds[choice("type", name, kinds)], values, limits)
 
 
-def _row(
-    kind: type[OrderLine | Operation], row: Any, limits: Mapping[str, int], where: str
-) -> OrderLine | Operation:
-    """One entry of a list of a transaction; `where` begins a refusal."""
+def _made(kind: Any, values: Any, limits: Mapping[str, int], where: str = "") -> Any:
+    """A transaction, or a row of one, from its fields; `where` begins a refusal."""
     declared = kind.__annotations__
     require(
-        isinstance(row, list) and len(row) == len(declared),
-        f"{where}{row!r}: expected {', '.join(declared)}",
+        isinstance(values, list) and len(values) == len(declared),
+        f"{where or f'{kind.__name__} '}{values!r}: expected {', '.join(declared)}",
     )
-    for (field, type_), value in zip(declared.items(), row, strict=True):
-        _require_field(field, value, type_, limits.get(field), where)
-        if field == "what":
-            choice(f"{where}what", value, OPERATIONS)
-    return kind(*row)
+    made = []
+    for (field, type_), value in zip(declared.items(), values, strict=True):
+        if get_origin(type_) is tuple:
+            _require_field(field, value, list)
+            value = tuple(
+                _made(ROWS[kind], row, limits, f"row {k} of {field}: ")
+                for k, row in enumerate(value)
+            )
+        else:
+            _require_field(field, value, type_, limits.get(field), where)
+            if field == "what":
+                choice(f"{where}what", value, OPERATIONS)
+        made.append(value)
+    return kind(*made)

@@ -14,6 +14,7 @@ from numba import njit
 
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.events import Delays
+from thesis_lib.sequencer.core.locks import free_at, register
 from thesis_lib.sequencer.core.trace import F64, I64, KeySets
 from thesis_lib.sequencer.engine.scheduler import Run
 
@@ -36,23 +37,13 @@ class Overheads:
 
 
 @njit(cache=True)
-def _locks_left_s(offsets, keys, exclusive, log, finish_s):
-    """(k,) when, by log position, every conflicting predecessor had finished."""
-    n_keys = keys.max() + 1 if len(keys) else 0
-    wrote_s, read_s = np.full(n_keys, -np.inf), np.full(n_keys, -np.inf)
-    free_s = np.empty(len(log))
+def _locks_left_s(locks, ends_s, log, finish_s):
+    """By log position, when every conflicting predecessor had finished."""
+    left_s = np.empty(len(log))
     for at in range(len(log)):
-        i = log[at]
-        free_s[at] = -np.inf
-        for request in range(offsets[i], offsets[i + 1]):
-            key = keys[request]
-            free_s[at] = max(free_s[at], wrote_s[key])
-            if exclusive[request]:
-                free_s[at] = max(free_s[at], read_s[key])
-                wrote_s[key] = max(wrote_s[key], finish_s[i])
-            else:
-                read_s[key] = max(read_s[key], finish_s[i])
-    return free_s
+        left_s[at] = free_at(locks, ends_s, log[at], -np.inf)
+        register(locks, ends_s, log[at], finish_s[log[at]])
+    return left_s
 
 
 def freed_s(run: Run, keys: KeySets, log: I64) -> tuple[F64, F64]:
@@ -61,7 +52,9 @@ def freed_s(run: Run, keys: KeySets, log: I64) -> tuple[F64, F64]:
     `log` is a part of `run.log` in its order, and nobody else counts: minus infinity
     where none of them came before.
     """
-    locks_s = _locks_left_s(keys.offsets, keys.keys, keys.exclusive, log, run.finish_s)
+    locks = keys.offsets, keys.keys, keys.exclusive
+    never_s = np.full((2, keys.n_keys), -np.inf)
+    locks_s = _locks_left_s(locks, (never_s[0], never_s[1]), log, run.finish_s)
     workers_s = np.full(len(log), -np.inf)
     for number in np.unique(run.worker[log]):
         mine = np.flatnonzero(run.worker[log] == number)

@@ -42,7 +42,8 @@ from thesis_lib.sequencer.engine.storage import UNITS, Storage
 from thesis_lib.sequencer.engine.workers import COMMITTED as DID_COMMIT
 from thesis_lib.sequencer.engine.workers import Workers
 from thesis_lib.sequencer.policies.lookahead import SPREAD, Mended, Published
-from thesis_lib.sequencer.policies.registry import Policy, decide, decide_compiled, fifo
+from thesis_lib.sequencer.policies.registry import Policy, decide
+from thesis_lib.sequencer.policies.rules import FIFO, decide_compiled
 from thesis_lib.sequencer.workload.transactions import Log
 
 Append = Callable[[I64], None]  # ids that enter the total order, before they run
@@ -357,14 +358,12 @@ def _decide(
     now_s: float,
 ) -> Decision:  # fmt: skip
     """The decision on `ids`, compiled where the policy is."""
-    if policy.rule is fifo and policy.first is None:
+    code = policy.code
+    if code is None:
+        return decide(policy, shadow, requests.batch(ids), now_s)
+    if code.kind == FIFO:
         return Decision(order=ids, dropped=ids[:0])  # whatever a forecast would say
-    if policy.code is not None:
-        code, memory, model = policy.code, shadow.memory, shadow.model
-        return Decision(*decide_compiled(code, memory, model, ids, now_s))
-    decision = decide(policy, shadow, requests.batch(ids), now_s)
-    decision.require_partition(ids, policy.name)
-    return decision
+    return Decision(*decide_compiled(code, shadow.memory, shadow.model, ids, now_s))
 
 
 def history(run: Run, deadline_s: F64, first: int = 0) -> History:

@@ -25,7 +25,6 @@ from thesis_lib.sequencer.engine.storage import (
     empty_folder,
     heard,
     initial_rows,
-    resolved,
     stale,
 )
 from thesis_lib.sequencer.workload.transactions import (
@@ -51,8 +50,24 @@ class SQLite:
     one_writer = True
 
     def load(self, scale: Scale | YcsbScale, seed: int) -> None:
-        """Fill the folder, which holds no database yet."""
-        load(empty_folder(self.folder), scale, seed)
+        """Fill the folder, which holds no database yet, with a file to a partition."""
+        empty_folder(self.folder)
+        for w in range(scale.partitions):
+            with closing(connect(warehouse_file(self.folder, w))) as db:
+                for name, table in TABLES.items():
+                    rowid = " WITHOUT ROWID" if "," in table.key else ""
+                    db.execute(
+                        f"CREATE TABLE {name} ({table.columns}, "
+                        f"PRIMARY KEY ({table.key})){rowid}"
+                    )
+                for name, (table, columns) in INDEXES.items():
+                    db.execute(f"CREATE INDEX {name} ON {table} ({columns})")
+                db.execute("BEGIN")
+                for table, rows in initial_rows(scale, seed, w).items():
+                    if rows:
+                        marks = ", ".join("?" * len(rows[0]))
+                        db.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+                db.execute("COMMIT")
 
     def copy(self, name: str) -> Self:
         """The same files in the folder `name` beside this one."""
@@ -71,7 +86,15 @@ class SQLite:
 
     def digest(self) -> str:
         """`canonical_digest` of the rows of every file."""
-        return state_digest(self.folder)
+
+        def rows(table: str) -> Iterable[tuple]:
+            for w, path in enumerate(warehouse_files(self.folder)):
+                with closing(connect(path)) as db:
+                    key = TABLES[table].key
+                    for row in db.execute(f"SELECT * FROM {table} ORDER BY {key}"):
+                        yield (w, *row)
+
+        return canonical_digest(rows)
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -118,10 +141,6 @@ class SQLiteSession:
                 return self._stock_level(t)
             case Ycsb():
                 return self._ycsb(t)
-
-    def reconnoitre(self, t: Transaction) -> Transaction:
-        """`t` with the customer that its name means now, to be declared."""
-        return resolved(t, lambda w, d, last: self._find(self.files[w], d, last))
 
     def close(self) -> None:
         for connection in self.files:
@@ -406,36 +425,3 @@ def warehouse_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("warehouse-*.sqlite"), key=lambda f: (len(f.name), f))
     require(len(files) > 0, f"{folder} holds no warehouse file: expected a database")
     return files
-
-
-def load(folder: Path, scale: Scale | YcsbScale, seed: int) -> None:
-    """Fill an empty folder with the initial state, one file to a partition."""
-    for w in range(scale.partitions):
-        with closing(connect(warehouse_file(folder, w))) as db:
-            for name, table in TABLES.items():
-                rowid = " WITHOUT ROWID" if "," in table.key else ""
-                db.execute(
-                    f"CREATE TABLE {name} ({table.columns}, "
-                    f"PRIMARY KEY ({table.key})){rowid}"
-                )
-            for name, (table, columns) in INDEXES.items():
-                db.execute(f"CREATE INDEX {name} ON {table} ({columns})")
-            db.execute("BEGIN")
-            for table, rows in initial_rows(scale, seed, w).items():
-                if rows:
-                    marks = ", ".join("?" * len(rows[0]))
-                    db.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
-            db.execute("COMMIT")
-
-
-def state_digest(folder: Path) -> str:
-    """`canonical_digest` of the files in `folder`."""
-
-    def rows(table: str) -> Iterable[tuple]:
-        for w, path in enumerate(warehouse_files(folder)):
-            with closing(connect(path)) as db:
-                key = TABLES[table].key
-                for row in db.execute(f"SELECT * FROM {table} ORDER BY {key}"):
-                    yield (w, *row)
-
-    return canonical_digest(rows)

@@ -7,7 +7,6 @@ a database, so the same log can be run on each of them.
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import NamedTuple, Protocol, Self
@@ -38,15 +37,6 @@ class Session(Protocol):
         """Execute `t`, which holds its locks; True if it committed.
 
         Raises Stale where `t` was declared after a reading that no longer holds.
-        """
-        ...
-
-    def reconnoitre(self, t: Transaction) -> Transaction:
-        """`t` with the customer that its name means now, to be declared.
-
-        A read without locks before the log, as Calvin has it for key sets that only
-        the data tell. A transaction that names nobody comes back as it is. Raises
-        InvalidInput for a name that nobody bears.
         """
         ...
 
@@ -96,29 +86,9 @@ def stale(t: Payment | OrderStatus, found: int | None) -> Stale:
     whom = "nobody" if found is None else f"customer {found}"
     return Stale(
         f"{t.last_name} of the district means {whom}, the log says {t.customer}: "
-        "reconnoitre the transaction again, or load the database with the scale and "
-        "seed of the log"
+        "declare the transaction again with whom it means now, or load the database "
+        "with the scale and seed of the log"
     )
-
-
-def resolved(
-    t: Transaction, find: Callable[[int, int, str], tuple[int | None, int]]
-) -> Transaction:
-    """`t` with its customer by `find`: warehouse, district, name to number, bearers.
-
-    The number is None for a name that nobody bears.
-    """
-    match t:
-        case Payment(last_name=str(name)):
-            found = find(t.customer_warehouse, t.customer_district, name)
-        case OrderStatus(last_name=str(name)):
-            found = find(t.warehouse, t.district, name)
-        case _:
-            return t
-    number, matches = found
-    if number is None:
-        raise InvalidInput(f"no customer is named {name}: expected a name of the data")
-    return replace(t, customer=number, name_matches=matches)
 
 
 def empty_folder(folder: Path) -> Path:

@@ -1,13 +1,11 @@
 """How few violations are possible at all: lower bounds that know the future.
 
-Two exact algorithms for one machine, and two relaxations of a whole trace to such
+An exact algorithm for one machine, and two relaxations of a whole trace to such
 machines. A relaxation only removes constraints, so that no policy, clairvoyant or
 not, has fewer violations than it. Rounding follows the same rule: times are counted in
 ticks of 2^-40 s, releases and services rounded down and deadlines up, and from there
 on every sum is exact.
 """
-
-import heapq
 
 import numpy as np
 from numba import njit
@@ -17,27 +15,6 @@ from thesis_lib.sequencer.core.trace import F64, I64, Bool, Trace
 
 TICKS = 40  # a tick is 2^-40 s: scaling a float by a power of two is exact
 NEVER = 2**62  # the wait of what is not in the chain
-
-
-def moore_hodgson(service_s: F64, deadline_s: F64) -> Bool:
-    """(n,) which jobs a machine finishes on time when as many as possible do.
-
-    All jobs are there at time 0. Earliest deadline first; whenever one would be late,
-    the longest so far is given up. Moore, Management Science 15(1), 1968.
-    """
-    service_s = vector("service_s", service_s, np.float64, minimum=0.0)
-    deadline_s = vector("deadline_s", deadline_s, np.float64, len(service_s))
-    on_time = np.ones(len(service_s), bool)
-    kept: list = []  # heap of (-service_s, job)
-    end_s = 0.0
-    for i in np.argsort(deadline_s, kind="stable"):
-        heapq.heappush(kept, (-service_s[i], int(i)))
-        end_s += service_s[i]
-        if end_s > deadline_s[i]:
-            shorter_s, longest = heapq.heappop(kept)
-            end_s += shorter_s
-            on_time[longest] = False
-    return on_time
 
 
 def ticks(seconds: F64, up: bool = False, power: int = TICKS) -> I64:
@@ -252,18 +229,6 @@ def _late(trace: Trace, slo_s: float | F64, rows: I64, cuts: I64, speed: int) ->
     )
 
 
-def is_agreeable(trace: Trace, slo_s: float | F64) -> bool:
-    """Whether deadlines rise with arrivals, so that the machines are solved exactly.
-
-    Where objectives, one or (n,), disagree, a bound relaxes each deadline to the latest
-    of those that arrived before, which is at most the arrival + the longest objective:
-    it stays valid and is *weak*.
-    """
-    deadline_s = trace.arrival_s + slo_s
-    deadline_s = deadline_s[np.lexsort((deadline_s, trace.arrival_s))]
-    return bool((np.diff(deadline_s) >= 0).all())
-
-
 def pooled_cores(trace: Trace, *, cores: int, slo_s: float | F64) -> int:
     """Violations that no schedule on `cores` cores avoids, locks forgotten.
 
@@ -299,7 +264,9 @@ def exclusive_keys(trace: Trace, *, slo_s: float | F64) -> int:
 def fewest_violations(trace: Trace, *, cores: int, slo_s: float | F64) -> int:
     """A lower bound on late + dropped for any policy: the better of both relaxations.
 
-    `slo_s` is one objective or one for each transaction, (n,); see `is_agreeable`.
+    `slo_s` is one objective or one for each transaction, (n,). Where deadlines do not
+    rise with arrivals, each is relaxed to the latest of those that arrived before, at
+    most the arrival + the longest objective: the bound stays valid and is *weak*.
 
     >>> from thesis_lib.sequencer import fewest_violations, scenario
     >>> at_once = scenario("A", n=40, seed=1).take(range(40))

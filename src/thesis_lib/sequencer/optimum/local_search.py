@@ -19,7 +19,7 @@ from numba import njit
 
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.events import LOGGED, advance, idle_state
-from thesis_lib.sequencer.core.locks import NONE
+from thesis_lib.sequencer.core.locks import NONE, forget, free_at, register
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, History, Trace
 from thesis_lib.sequencer.optimum.bounds import kise_ibaraki_mine
 from thesis_lib.sequencer.policies.lookahead import Mended
@@ -36,9 +36,7 @@ SHARED, EXCLUSIVE = 1, 2
 class Jobs(NamedTuple):
     """The truth about n transactions."""
 
-    offsets: I64  # (n + 1,)
-    keys: I64  # (r,)
-    exclusive: Bool  # (r,)
+    locks: tuple[I64, I64, Bool]  # the columns of KeySets
     arrival_s: F64  # (n,)
     service_s: F64  # (n,)
     deadline_s: F64  # (n,)
@@ -51,48 +49,17 @@ class Locks(NamedTuple):
     does not.
     """
 
-    exclusive_s: F64  # (k,)
-    shared_s: F64  # (k,)
+    ends_s: tuple[F64, F64]  # (k,) of those that lock it exclusively, and that share it
     claims: I64  # (k,) 0, SHARED or EXCLUSIVE
-
-
-@njit(cache=True)
-def _free_s(jobs, locks, i):
-    """When the last conflicting lock on a key of i is released."""
-    free_s = EARLY
-    for request in range(jobs.offsets[i], jobs.offsets[i + 1]):
-        key = jobs.keys[request]
-        free_s = max(free_s, locks.exclusive_s[key])
-        if jobs.exclusive[request]:
-            free_s = max(free_s, locks.shared_s[key])
-    return free_s
-
-
-@njit(cache=True)
-def _hold(jobs, locks, i, until_s):
-    """Book the locks of i."""
-    for request in range(jobs.offsets[i], jobs.offsets[i + 1]):
-        key = jobs.keys[request]
-        if jobs.exclusive[request]:
-            locks.exclusive_s[key] = max(locks.exclusive_s[key], until_s)
-        else:
-            locks.shared_s[key] = max(locks.shared_s[key], until_s)
-
-
-@njit(cache=True)
-def _forget(jobs, locks, i):
-    """Leave the keys of i as if nobody had ever held them."""
-    for request in range(jobs.offsets[i], jobs.offsets[i + 1]):
-        locks.exclusive_s[jobs.keys[request]] = EARLY
-        locks.shared_s[jobs.keys[request]] = EARLY
 
 
 @njit(cache=True)
 def _claimed(jobs, locks, i):
     """Whether somebody in front waits for a conflicting lock."""
-    for request in range(jobs.offsets[i], jobs.offsets[i + 1]):
-        claim = locks.claims[jobs.keys[request]]
-        if claim == EXCLUSIVE or (claim == SHARED and jobs.exclusive[request]):
+    offsets, keys, exclusive = jobs.locks
+    for request in range(offsets[i], offsets[i + 1]):
+        claim = locks.claims[keys[request]]
+        if claim == EXCLUSIVE or (claim == SHARED and exclusive[request]):
             return True
     return False
 
@@ -100,9 +67,10 @@ def _claimed(jobs, locks, i):
 @njit(cache=True)
 def _claim(jobs, locks, i, claims):
     """Wait in front for the keys of i, or with `claims` false give them back."""
-    for request in range(jobs.offsets[i], jobs.offsets[i + 1]):
-        key = jobs.keys[request]
-        claim = EXCLUSIVE if jobs.exclusive[request] else SHARED
+    offsets, keys, exclusive = jobs.locks
+    for request in range(offsets[i], offsets[i + 1]):
+        key = keys[request]
+        claim = EXCLUSIVE if exclusive[request] else SHARED
         locks.claims[key] = max(locks.claims[key], claim) if claims else 0
 
 
@@ -121,7 +89,7 @@ def _list_schedule(
     arrival_s, service_s = jobs.arrival_s, jobs.service_s
     for core in range(len(core_s)):
         if running[core] != NONE:
-            _hold(jobs, locks, running[core], core_s[core])
+            register(jobs.locks, locks.ends_s, running[core], core_s[core])
     waiting = np.empty(len(ids), np.int64)  # positions in `ids`, by rank
     waits, started, following = 0, 0, 0
     now_s = EARLY
@@ -155,10 +123,10 @@ def _list_schedule(
             i = ids[waiting[at]]
             if now_s + service_s[i] > jobs.deadline_s[i]:
                 continue
-            free = _free_s(jobs, locks, i) <= now_s
+            free = free_at(jobs.locks, locks.ends_s, i, EARLY) <= now_s
             if free and not (queues and _claimed(jobs, locks, i)):
                 core_s[core] = now_s + service_s[i]
-                _hold(jobs, locks, i, core_s[core])
+                register(jobs.locks, locks.ends_s, i, core_s[core])
                 order[started] = i
                 started += 1
                 continue
@@ -174,9 +142,9 @@ def _list_schedule(
         order[started + at] = ids[waiting[at]]
     for core in range(len(core_s)):
         if running[core] != NONE:
-            _forget(jobs, locks, running[core])
+            forget(jobs.locks, locks.ends_s, running[core])
     for at in range(started):
-        _forget(jobs, locks, order[at])
+        forget(jobs.locks, locks.ends_s, order[at])
     return started, waits
 
 
@@ -196,7 +164,7 @@ def _in_order(
     done, first = len(log), running.copy()
     for core in range(len(core_s)):
         if running[core] != NONE:
-            _hold(jobs, locks, running[core], core_s[core])
+            register(jobs.locks, locks.ends_s, running[core], core_s[core])
     spare, seen = -least, 0
     for at in range(len(log)):
         i = log[at]
@@ -211,23 +179,23 @@ def _in_order(
                 done = at
                 break
         core = np.argmin(core_s)
-        free_s = max(core_s[core], _free_s(jobs, locks, i))
+        free_s = max(core_s[core], free_at(jobs.locks, locks.ends_s, i, EARLY))
         begin_s = max(from_s, jobs.arrival_s[i], free_s)
         start_s[at] = np.nan
         if begin_s + jobs.service_s[i] <= jobs.deadline_s[i]:
             start_s[at] = from_s = begin_s
             core_s[core] = begin_s + jobs.service_s[i]
             running[core] = i
-            _hold(jobs, locks, i, core_s[core])
+            register(jobs.locks, locks.ends_s, i, core_s[core])
             if at < tail:
                 spare += 1
         elif at >= tail:
             spare -= 1
     for i in log[:seen]:
-        _forget(jobs, locks, i)
+        forget(jobs.locks, locks.ends_s, i)
     for i in first:
         if i != NONE:
-            _forget(jobs, locks, i)
+            forget(jobs.locks, locks.ends_s, i)
     return done
 
 
@@ -384,11 +352,11 @@ def _problem(trace: Trace, slo_s: float | F64) -> tuple[Jobs, Locks]:
     """The truth about a trace, and its keys as if nobody had ever held them."""
     keys = trace.keys
     jobs = Jobs(
-        keys.offsets, keys.keys, keys.exclusive, trace.arrival_s, trace.service_s,
+        (keys.offsets, keys.keys, keys.exclusive), trace.arrival_s, trace.service_s,
         trace.arrival_s + slo_s,
     )  # fmt: skip
-    never_s = np.full(keys.n_keys, EARLY)
-    return jobs, Locks(never_s, never_s.copy(), np.zeros(keys.n_keys, np.int64))
+    never_s = np.full(keys.n_keys, EARLY), np.full(keys.n_keys, EARLY)
+    return jobs, Locks(never_s, np.zeros(keys.n_keys, np.int64))
 
 
 def search(

@@ -24,17 +24,14 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from thesis_lib.sequencer.core.locks import NONE
+from thesis_lib.sequencer.core.locks import NONE, forget, free_at, register
 from thesis_lib.sequencer.core.trace import F64, I64, Bool
 from thesis_lib.sequencer.policies.lookahead import (
     Memory,
     Model,
-    forget,
     forget_outlook,
-    free_at,
     learn_commits,
     outlook,
-    register,
 )
 from thesis_lib.sequencer.policies.recalibration import (
     MEAN_Y,

@@ -16,7 +16,7 @@ the opposite. Anything between is a parameter.
 """
 
 from math import erf, sqrt
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -29,7 +29,7 @@ from thesis_lib.sequencer.core.events import (
     advance,
     idle_state,
 )
-from thesis_lib.sequencer.core.locks import NONE, book
+from thesis_lib.sequencer.core.locks import NONE, book, forget, free_at, register
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, Forecast, KeySets
 from thesis_lib.sequencer.policies.recalibration import (
     Online,
@@ -43,23 +43,6 @@ from thesis_lib.sequencer.policies.recalibration import (
 SPREAD = 0.2  # relative standard error that forecasts assume of the estimates
 # Positions in `Memory.counts`.
 PENDING, READ = range(2)
-
-
-class Shadow(Protocol):
-    """Forecasts a batch; what it remembers between batches is its own affair."""
-
-    def forecast(self, ids: I64, now_s: float) -> Forecast: ...
-
-    def peek(self, ids: I64, now_s: float) -> Forecast: ...
-
-    @property
-    def memory(self) -> "Memory": ...
-
-    @property
-    def model(self) -> "Model": ...
-
-    @property
-    def control(self) -> F64: ...
 
 
 class Model(NamedTuple):
@@ -89,44 +72,6 @@ class Memory(NamedTuple):
     group: I64  # (n,) whose violations are compared with whose; of `Mended` that learns
     online: Online  # calibration of the estimates; the same
     closed_s: tuple[F64, F64]  # (k,) like `ends_s`, of minus the time: reservations
-
-
-# A compiled function pays for every array that it is handed, so these are inlined.
-@njit(cache=True, inline="always")
-def free_at(keys, ends_s, i, at_least_s):
-    """When every lock of i is predicted to be free, at the earliest `at_least_s`.
-
-    `keys` are the columns of KeySets, `ends_s` the ends of writers and of readers.
-    """
-    offsets, key_of, exclusive = keys
-    exclusive_end_s, shared_end_s = ends_s
-    free_s = at_least_s
-    for request in range(offsets[i], offsets[i + 1]):
-        key = key_of[request]
-        free_s = max(free_s, exclusive_end_s[key])
-        if exclusive[request]:
-            free_s = max(free_s, shared_end_s[key])
-    return free_s
-
-
-@njit(cache=True, inline="always")
-def register(keys, ends_s, i, finish_s):
-    offsets, key_of, exclusive = keys
-    exclusive_end_s, shared_end_s = ends_s
-    for request in range(offsets[i], offsets[i + 1]):
-        key = key_of[request]
-        if exclusive[request]:
-            exclusive_end_s[key] = max(exclusive_end_s[key], finish_s)
-        else:
-            shared_end_s[key] = max(shared_end_s[key], finish_s)
-
-
-@njit(cache=True, inline="always")
-def forget(keys, ends_s, i):
-    offsets, key_of, _ = keys
-    for request in range(offsets[i], offsets[i + 1]):
-        ends_s[0][key_of[request]] = -np.inf
-        ends_s[1][key_of[request]] = -np.inf
 
 
 @njit(cache=True)
@@ -573,11 +518,6 @@ class _Schedule:
                 np.full(k if learns else 0, -np.inf),
             ),
         )
-
-    @property
-    def control(self) -> F64:
-        """(4,) what a rule remembers from one decision to the next."""
-        return self.memory.control
 
     def forecast(self, ids: I64, now_s: float) -> Forecast:
         """Forecast `ids` (b,), to be dispatched in that order, and remember them."""

@@ -41,7 +41,8 @@ from thesis_lib.sequencer.core.events import (
 from thesis_lib.sequencer.core.locks import NONE, book, release
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, History, KeySets, Trace
 from thesis_lib.sequencer.policies.lookahead import SPREAD, Memory
-from thesis_lib.sequencer.policies.registry import Policy, decide_compiled
+from thesis_lib.sequencer.policies.registry import Policy
+from thesis_lib.sequencer.policies.rules import decide_compiled
 
 # What a row of a partition stands for. A local transaction is one row, WHOLE; one that
 # crosses is four in a row in each of its partitions: what is decided on, a message that
@@ -167,7 +168,7 @@ def merge(traces: Sequence[Trace], crossing: float, seed: int) -> Partitioned:
         np.concatenate([trace.arrival_s for trace in traces]), kind="stable"
     )
     home = np.repeat(np.arange(partitions), sizes)[order]
-    keys = _concatenate([trace.keys for trace in traces])
+    keys = KeySets.concatenate([trace.keys for trace in traces])
     kind = np.concatenate([trace.kind for trace in traces])
     rng = np.random.default_rng(seed)
     coin, pick, which = rng.random((3, len(order)))
@@ -203,25 +204,8 @@ def merge(traces: Sequence[Trace], crossing: float, seed: int) -> Partitioned:
         partitions=partitions,
         home=home,
         other=other,
-        other_keys=_some(keys.take(model), crosses),
+        other_keys=keys.take(model).keep(crosses),
     )
-
-
-def _concatenate(sets: Sequence[KeySets]) -> KeySets:
-    sizes = np.concatenate([np.diff(keys.offsets) for keys in sets])
-    return KeySets(
-        np.concatenate([[0], np.cumsum(sizes)]),
-        np.concatenate([keys.keys for keys in sets]),
-        np.concatenate([keys.exclusive for keys in sets]),
-    )
-
-
-def _some(keys: KeySets, kept: Bool) -> KeySets:
-    """The sets of `kept` (n,), and empty ones in place of the others."""
-    sizes = np.diff(keys.offsets)
-    mask = np.repeat(kept, sizes)
-    offsets = np.concatenate([[0], np.cumsum(np.where(kept, sizes, 0))])
-    return KeySets(offsets, keys.keys[mask], keys.exclusive[mask])
 
 
 # --- One partition -------------------------------------------------------------
@@ -250,11 +234,11 @@ def _rows(work: Partitioned, place: int, exchange: Exchange) -> tuple[Rows, I64]
     stage = np.arange(len(member)) - first[member]
     there = work.home[members] != place
     own_first = np.argsort(there, kind="stable")
-    both = _concatenate(
+    both = KeySets.concatenate(
         [work.trace.keys.take(members[~there]), work.other_keys.take(members[there])]
     )
     mine = both.take(np.argsort(own_first))
-    locked = _some(mine.take(member), stage != MESSAGE)
+    locked = mine.take(member).keep(stage != MESSAGE)
     # Keys that nobody else uses, numbered after all others.
     own = mine.n_keys + (np.cumsum(crosses) - 1)[member]
     locks_own = np.flatnonzero((stage == MESSAGE) | (stage == EXECUTE))

@@ -48,8 +48,8 @@ def final_state(keys: KeySets, order: I64) -> U64:
 def state_digest(trace: Trace, history: History) -> str:
     """SHA-256 of the state that a run of `trace` leaves behind.
 
-    Equal for every replica that ran the same log, whatever its workers; unlike
-    `simulator.digest` it hashes what was done, not what was to be done.
+    Equal for every replica that ran the same log, whatever its workers: it hashes what
+    was done, not what was to be done.
     """
     state = final_state(trace.keys, commit_order(history))
     return hashlib.sha256(state.astype("<u8").tobytes()).hexdigest()

@@ -6,19 +6,15 @@ log order. Transactions that hold all their locks wait for a core in one FIFO qu
 a transaction that waits for a lock holds no core. Commit releases the locks.
 """
 
-import hashlib
-
 import numpy as np
 from numba import njit
 
 from thesis_lib.common.errors import require, require_all, vector
 from thesis_lib.sequencer.core.events import (
-    COMMITTED,
     HELD,
     LOGGED,
     NO_DELAYS,
     NOW,
-    STUCK,
     Delays,
     Front,
     Setting,
@@ -31,7 +27,8 @@ from thesis_lib.sequencer.core.events import (
 )
 from thesis_lib.sequencer.core.trace import F64, I64, History, Trace
 from thesis_lib.sequencer.policies.lookahead import SPREAD, Mended, Published
-from thesis_lib.sequencer.policies.registry import Policy, decide, decide_compiled
+from thesis_lib.sequencer.policies.registry import Policy, decide
+from thesis_lib.sequencer.policies.rules import decide_compiled
 
 
 def replay(
@@ -86,11 +83,9 @@ def simulate(
     batch_size: int = 10,
     flush_s: float = np.inf,
     delays: Delays = NO_DELAYS,
-    believed: Delays | None = None,
     clients: int | None = None,
     think_s: float = 0.0,
     spread: float = SPREAD,
-    compiled: bool = True,
 ) -> History:
     """Run `trace` under `policy`, which sees the estimates (n,) and no truth.
 
@@ -109,14 +104,11 @@ def simulate(
     come since, at the next commit or batch. `delays.lag_s` passes between decision and
     booking, and a worker spends `delays.worker_s` on each transaction beside its
     service; its locks are released `delays.release_s` later. Forecasts allow for this
-    lag and this work of a worker, or for those of `believed` where they differ; what
-    has committed holds no locks for them. `spread` is the relative standard error that
-    their probabilities assume.
+    lag and this work of a worker; what has committed holds no locks for them. `spread`
+    is the relative standard error that their probabilities assume.
 
-    A policy with `code` runs compiled, unless `compiled` is false; histories are equal
-    bit for bit. Raises InvalidInput for bad parameters, for a decision that does not
-    partition its batch, and for a policy that holds transactions with nothing left to
-    wait for.
+    Raises InvalidInput for bad parameters, for a decision that does not partition its
+    batch, and for a policy that holds transactions with nothing left to wait for.
 
     >>> from thesis_lib.sequencer import policy, scenario, simulate
     >>> ours = policy("ours", slo_s=0.0125, cores=8)
@@ -154,19 +146,18 @@ def simulate(
         "flushes none: lower batch_size or set flush_s",
     )
     busy_s = trace.service_s + delays.worker_s
-    expected = delays if believed is None else believed
     state = idle_state(trace.keys, cores)
     before = front(trace.arrival_s, objective_s, setting, clients or 0)
     shadow = policy.make_shadow(
-        state, trace.keys, estimated_s + expected.worker_s, before.deadline_s, spread,
-        float(expected.lag_s), trace.kind,
+        state, trace.keys, estimated_s + delays.worker_s, before.deadline_s, spread,
+        float(delays.lag_s), trace.kind,
     )  # fmt: skip
-    if compiled and policy.code is not None:
+    if policy.code is None:
+        held = _run_rule(trace, policy, shadow, state, before, busy_s, setting)
+    else:
         held = _run(
             state, before, busy_s, setting, shadow.memory, shadow.model, policy.code
         )
-    else:
-        held = _run_in_python(trace, policy, shadow, state, before, busy_s, setting)
     require(
         held == 0,
         f"policy {policy.name!r} holds {held} transactions with nothing left to wait "
@@ -190,48 +181,25 @@ def _run(state, before, busy_s, setting, memory, model, code):
     asked = np.empty(len(busy_s), np.int64)
     while True:
         size = next_decision(state, before, busy_s, setting, asked)
-        if size == STUCK:
+        if size <= 0:
             return before.counts[HELD]
-        if size == 0:
-            return 0
         ids = asked[:size].copy()
-        order, dropped, hold = decide_compiled(
+        order, dropped, held = decide_compiled(
             code, memory, model, ids, before.clock_s[NOW]
         )
-        room = size
-        if setting.in_flight > 0:
-            room = setting.in_flight
-            room -= state.progress[LOGGED] - state.progress[COMMITTED]
-        held = hold  # rises already
-        if len(order) > room:
-            held = np.sort(np.concatenate((order[room:], hold)))
-        enter(state, before, setting, order[:room], dropped, held)
+        enter(state, before, setting, order, dropped, held)
 
 
-def _run_in_python(
+def _run_rule(
     trace: Trace, policy: Policy, shadow: Published | Mended, state: State,
     before: Front, busy_s: F64, setting: Setting,
 ) -> int:  # fmt: skip
-    """The same with the policy's rule; returns how many are held for ever."""
+    """The same, asking a rule in Python."""
     asked = np.empty(len(trace), np.int64)
-    while True:
-        size = next_decision(state, before, busy_s, setting, asked)
-        if size == STUCK:
-            return int(before.counts[HELD])
-        if size == 0:
-            return 0
+    while (size := next_decision(state, before, busy_s, setting, asked)) > 0:
         ids, now_s = asked[:size].copy(), float(before.clock_s[NOW])
         batch = trace.batch(ids, before.deadline_s[ids], before.arrival_s[ids])
         decision = decide(policy, shadow, batch, now_s)
-        decision.require_partition(ids, policy.name)
-        room = size
-        if policy.in_flight is not None:
-            released = int(state.progress[LOGGED] - state.progress[COMMITTED])
-            room = policy.in_flight - released
-        held = np.sort(np.concatenate([decision.order[room:], decision.held]))
-        enter(state, before, setting, decision.order[:room], decision.dropped, held)
-
-
-def digest(history: History) -> str:
-    """SHA-256 of the log: two replicas with equal digests executed the same."""
-    return hashlib.sha256(history.log.astype("<i8").tobytes()).hexdigest()
+        held = np.sort(decision.held)
+        enter(state, before, setting, decision.order, decision.dropped, held)
+    return int(before.counts[HELD])

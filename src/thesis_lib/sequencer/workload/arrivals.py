@@ -64,7 +64,6 @@ def mmpp2_arrivals(
     same states, and the same arrivals measured in work, whatever the rates.
     Heffes and Lucantoni, IEEE JSAC 4(6), 1986, have its mean and dispersion.
     Raises InvalidInput for rates and times that describe no such process.
-    Heffes and Lucantoni, IEEE JSAC 4(6), 1986.
     """
     rates, means_s = np.array(rates_per_s, float), np.array(sojourns_s, float)
     require(

@@ -147,20 +147,17 @@ def locking(keys: KeySets, key: int) -> Bool:
     return found
 
 
-def crowded(
-    seen: Seen, rng: np.random.Generator, share: float, after: float = 0.5
-) -> Seen:
+def crowded(seen: Seen, rng: np.random.Generator, share: float) -> Seen:
     """Suddenly a `share` of the traffic moves to the hottest key.
 
-    From the position `after` on, in shares of the run, each transaction takes, with the
-    probability `share`, the key set of a random one of its own type that locks the
-    hottest key. What is estimated, its service alone, stays right.
+    In the second half of the run each transaction takes, with the probability `share`,
+    the key set of a random one of its own type that locks the hottest key. What is
+    estimated, its service alone, stays right.
     """
     require(0 <= share <= 1, f"share={share:g} must lie in [0, 1]")
-    require(0 <= after <= 1, f"after={after:g} must lie in [0, 1]")
     trace = seen.trace
     n = len(trace)
-    moves = (np.arange(n) >= round(after * n)) & (rng.random(n) < share)
+    moves = (np.arange(n) >= round(n / 2)) & (rng.random(n) < share)
     hot = locking(trace.keys, hottest(trace.keys))
     donor: I64 = np.arange(n)
     for kind in range(len(trace.kinds)):
@@ -171,13 +168,10 @@ def crowded(
     return replace(seen, trace=replace(trace, keys=trace.keys.take(donor)))
 
 
-def underrated(
-    seen: Seen, rng: np.random.Generator, factor: float = UNDERRATED
-) -> Seen:
-    """The estimates of exactly what locks the hottest key times `factor`."""
-    require(factor > 0, f"factor={factor:g} must be positive")
+def underrated(seen: Seen, rng: np.random.Generator) -> Seen:
+    """The estimates of exactly what locks the hottest key times UNDERRATED."""
     hot = locking(seen.trace.keys, hottest(seen.trace.keys))
-    return replace(seen, estimated_s=np.where(hot, factor, 1.0) * seen.estimated_s)
+    return replace(seen, estimated_s=np.where(hot, UNDERRATED, 1.0) * seen.estimated_s)
 
 
 def crowded_and_underrated(seen: Seen, rng: np.random.Generator, share: float) -> Seen:

@@ -34,8 +34,7 @@ def tpcc(n: int, scale: Scale, seed: int, mix: str = "spec") -> Log:
     customer of another warehouse), 4 % each Order-Status, Delivery and Stock-Level;
     "new-order/payment" has half of each of these two, as the thesis ran it. 60 % of
     Payments and Order-Statuses name the customer by last name; the generator declares
-    the number that a reconnaissance finds (`Session.reconnoitre`), and the engine
-    still looks the name up.
+    the number that a reconnaissance would find, and the engine still looks the name up.
     """
     shares = TPCC_MIXES[choice("mix", mix, TPCC_MIXES)]
     require(n >= 1, f"n={n} transactions: expected at least 1")

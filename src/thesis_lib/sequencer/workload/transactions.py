@@ -47,7 +47,6 @@ TPCC_MIXES = {
     "spec": (0.45, 0.43, 0.04, 0.04, 0.04),  # TPC-C clause 5.2.3, as widely run
     "new-order/payment": (0.5, 0.5, 0.0, 0.0, 0.0),
 }
-UNRESOLVED = -1  # customer number before the reconnaissance of a name
 _SYLLABLES = (
     *("BAR", "OUGHT", "ABLE", "PRI", "PRES"),
     *("ESE", "ANTI", "CALLY", "ATION", "EING"),
@@ -389,17 +388,11 @@ def declared_locks(
     Stock-Level takes no locks on stock: TPC-C asks only for reads of committed
     data there (level 1 isolation, clause 3.4.1). The row of an unknown item is
     declared too, or the size of the set would give a rollback away. Raises
-    InvalidInput for a name that no reconnaissance has resolved, and for a transaction
-    of the other benchmark.
+    InvalidInput for a transaction of the other benchmark.
     """
     if isinstance(scale, YcsbScale):
         return _ycsb_locks(scale, t)
     match t:
-        case Payment(customer=c) | OrderStatus(customer=c) if c == UNRESOLVED:
-            raise InvalidInput(
-                f"the customer named {t.last_name} has no number yet: "
-                "let a session reconnoitre the transaction first"
-            )
         case NewOrder(w, d, c, lines):
             files = {w, *(line.supply_warehouse for line in lines)}
             stock = {scale.stock(line.supply_warehouse, line.item) for line in lines}

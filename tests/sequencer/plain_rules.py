@@ -1,0 +1,169 @@
+"""The rule of every policy but `ours` in plain Python: the oracle of the compiled ones.
+
+Written to be read: lists of rows, sorted. What a rule of a baseline remembers is kept
+with the look-ahead that forecasts for it.
+"""
+
+import heapq
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+
+from thesis_lib.sequencer.core.trace import Decision
+from thesis_lib.sequencer.policies.registry import THESIS
+
+
+class Row(NamedTuple):
+    """What a rule sees of a transaction."""
+
+    id: int
+    deadline_s: float
+    service_s: float
+    finish_s: float
+    p_on_time: float
+
+
+def decide_plainly(policy, shadow, batch, now_s):
+    """What `policy` does with a batch in order of arrival that `shadow` forecasts."""
+    name, code = policy.name.removesuffix("-fixed"), policy.code
+    if name in THESIS:
+        return decided(*drop_and_reorder(name, policy, shadow, batch, now_s))
+    forecast = shadow.forecast(batch.ids, now_s)
+    rows = rows_of(batch, forecast)
+    remembered = vars(shadow).setdefault(
+        "remembered",
+        {"seen": 0, "total_s": 0.0, "above_s": None, "next_s": 0.0, "count": 0}
+        | {"dropping": False},
+    )
+    if name in ("fifo", "fifo-batched"):
+        return decided(rows, [])
+    if name == "random-drop":
+        lost = [row for row in rows if coin(code.seed, row.id) < code.share]
+        return decided([row for row in rows if row not in lost], lost)
+    if name == "edf":
+        return decided(sorted(rows, key=lambda row: row.deadline_s), [])
+    if name == "sjf":
+        return decided(sorted(rows, key=lambda row: row.service_s), [])
+    if name == "queue-cap":
+        fits = admitted(rows, forecast.in_flight, code.room_s, remembered)
+        return decided(rows[:fits], rows[fits:])
+    if name == "codel":
+        lost = given_up(rows, now_s, code, remembered)
+        return decided(rows[lost:], rows[:lost])
+    return decided(*late(name, rows, now_s, code))
+
+
+def rows_of(batch, forecast):
+    columns = (batch.ids, batch.deadline_s, forecast.service_s, forecast.finish_s)
+    columns = [column.tolist() for column in (*columns, forecast.p_on_time)]
+    return [Row(*row) for row in zip(*columns, strict=True)]
+
+
+def decided(order, dropped):
+    parts = ([row.id for row in rows] for rows in (order, dropped))
+    return Decision(*(np.array(ids, np.int64) for ids in parts))
+
+
+def drop_and_reorder(name, policy, shadow, batch, now_s):
+    """The thesis' three: what it keeps, in order, and what it drops."""
+    defects, band_s = policy.defects, policy.code.band_s
+
+    def place(row):
+        if defects.band:
+            return abs(row.finish_s - row.deadline_s) >= band_s
+        hopeless = row.finish_s > row.deadline_s + band_s
+        return hopeless, row.deadline_s - row.finish_s
+
+    moves = name != "drop"
+    if moves and not defects.stale:
+        rows = rows_of(batch, shadow.peek(batch.ids, now_s))
+        order = sorted(range(len(rows)), key=lambda at: place(rows[at]))
+        batch = batch.take(np.array(order, np.int64))
+    rows = rows_of(batch, shadow.forecast(batch.ids, now_s))
+    allowance_s = band_s if defects.allowance else 0.0
+    dropped = [row for row in rows if row.finish_s > row.deadline_s + allowance_s]
+    if name == "reorder":
+        dropped = []
+    kept = [row for row in rows if row not in dropped]
+    if moves and defects.stale:
+        kept.sort(key=place)
+    return kept, dropped
+
+
+def coin(seed, i):
+    """SplitMix64 of Steele, Lea and Flood, OOPSLA 2014, as a number in [0, 1)."""
+    bits = 2**64 - 1
+    mixed = (i + seed + 1) * 0x9E3779B97F4A7C15 & bits
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & bits
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & bits
+    return ((mixed ^ mixed >> 31) >> 11) / 2.0**53
+
+
+def admitted(rows, in_flight, room_s, remembered):
+    """How many of `rows` find less than `room_s` of work before them, at the mean."""
+    remembered["seen"] += len(rows)
+    remembered["total_s"] += sum(row.service_s for row in rows)
+    for fits in range(len(rows)):
+        here = in_flight + fits
+        full_s = (here + 1) * remembered["total_s"]
+        if here > 0 and full_s > room_s * remembered["seen"]:
+            return fits
+    return len(rows)
+
+
+def given_up(rows, now_s, code, remembered):
+    """How many of the front go; Nichols and Jacobson, ACM Queue 10(5), 2012."""
+    for lost in range(len(rows) + 1):
+        waits = lost < len(rows) and rows[lost].deadline_s - now_s < code.spare_s
+        if not waits:
+            remembered |= {"above_s": None, "dropping": False}
+            return lost
+        if remembered["above_s"] is None:
+            remembered["above_s"] = now_s + code.interval_s
+        if now_s < remembered["above_s"]:
+            remembered["dropping"] = False
+            return lost
+        if not remembered["dropping"]:
+            lately = now_s - remembered["next_s"] < code.interval_s
+            count = max(remembered["count"] - 2, 1) if lately else 1
+            remembered |= {"count": count, "dropping": True, "next_s": now_s}
+        elif now_s < remembered["next_s"]:
+            return lost
+        else:
+            remembered["count"] += 1
+        remembered["next_s"] += code.interval_s / sqrt(remembered["count"])
+    raise AssertionError("the loop ends when nobody is left")
+
+
+def late(name, rows, now_s, code):
+    """The simpler designs with late binding: what they keep, in order, and drop."""
+    dropped = [row for row in rows if row.p_on_time < code.least_p]
+    kept = [row for row in rows if row not in dropped]
+    if name == "late-sjf":
+        return sorted(kept, key=lambda row: row.service_s), dropped
+    if name == "least-slack":
+        return sorted(kept, key=lambda row: row.deadline_s - row.service_s), dropped
+    kept.sort(key=lambda row: row.deadline_s)
+    if name == "late-edf":
+        return kept, dropped
+    losers = sacrificed(kept, now_s, code.cores) if name == "late-demote" else set()
+
+    def place(row):
+        waits = row.finish_s - row.service_s > now_s + code.slack_s
+        return row.id in losers, waits
+
+    return sorted(kept, key=place), dropped
+
+
+def sacrificed(rows, now_s, cores):
+    """Ids that Moore and Hodgson give up on a machine as fast as all cores."""
+    end_s, longest = now_s, []
+    for at, row in enumerate(rows):
+        end_s += row.service_s / cores
+        heapq.heappush(longest, (-row.service_s, at))
+        if end_s > row.deadline_s:
+            shorter_s, _ = longest[0]
+            end_s += shorter_s / cores
+            heapq.heappop(longest)
+    return {row.id for row in rows} - {rows[at].id for _, at in longest}
