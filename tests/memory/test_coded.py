@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from thesis_lib.cli.main import app
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.memory.compress.convert import convert
+from thesis_lib.memory.compress.convert import convert, read_words
 from thesis_lib.memory.formats import lossless
 from thesis_lib.memory.formats.base import find_format
 from thesis_lib.memory.model.checkpoint import OUTER
@@ -54,6 +54,10 @@ def test_the_store_gives_the_tensors_of_the_dense_checkpoint(tmp_path):
         for layer in parts:
             assert tiny.read(store, layer) == tiny.read(dense, layer)
             assert store.tensor_bytes(layer) == dense.tensor_bytes(layer)
+        held = b"".join(raw for _, _, raw in tiny.read(dense, 1).values())
+        assert read_words(tmp_path / "dense", 1).tobytes() == held
+        with pytest.raises(InvalidInput, match="packed as lossless already"):
+            read_words(tmp_path / "coded", 1)
         assert sum(map(dense.tensor_bytes, parts)) == said["bytes_before"]
         # What was read are the streams, in whole blocks.
         streams = [len(store.read_stream(layer)) for layer in parts]
