@@ -8,12 +8,12 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
+from synthetic import wait_until
 
 from thesis_lib.book.execute.records import Record
 
@@ -75,13 +75,6 @@ def start(checkout, output, *prefix):
     )
 
 
-def wait_for(condition, what):
-    limit = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < limit, f"{what} did not come about in a minute"
-        time.sleep(0.02)
-
-
 def ran(tmp_path):
     return (tmp_path / "ran").read_text().split()
 
@@ -91,13 +84,13 @@ def test_a_run_that_is_killed_loses_the_running_chapter_and_no_other(
 ):
     output = tmp_path / "out"
     run = start(checkout, output)
-    wait_for((tmp_path / "pid").exists, "the second chapter")
-    wait_for(lambda: (tmp_path / "pid").read_text(), "its process number")
+    wait_until((tmp_path / "pid").exists, 60)
+    wait_until(lambda: (tmp_path / "pid").read_text(), 60)
     finished = {p.name: p.read_bytes() for p in output.glob("01_*")}
     run.send_signal(signal.SIGKILL)
     run.communicate()
     kernel = int((tmp_path / "pid").read_text())
-    wait_for(lambda: not psutil.pid_exists(kernel), "the end of the orphaned kernel")
+    wait_until(lambda: not psutil.pid_exists(kernel), 60)
     assert {p.name: p.read_bytes() for p in output.glob("01_*")} == finished
     assert set(finished) == {"01_first.ipynb", "01_first.json"}
     assert not list(output.glob("02_*"))
@@ -111,7 +104,7 @@ def test_a_run_that_is_killed_loses_the_running_chapter_and_no_other(
 def test_two_runs_at_once_share_the_work_and_harm_nothing(checkout, tmp_path):
     output = tmp_path / "out"
     runs = [start(checkout, output) for _ in range(2)]
-    wait_for((tmp_path / "pid").exists, "the second chapter")
+    wait_until((tmp_path / "pid").exists, 60)
     (tmp_path / "go").touch()
     executed = sorted(run.communicate()[0] for run in runs)
     assert [run.returncode for run in runs] == [0, 0]
@@ -290,7 +283,7 @@ def test_what_dies_in_the_middle_is_told_and_cleared_away(engine, command, what)
             assert run.poll() is None, run.communicate()
             return len(workers()) >= 2
 
-        wait_for(running, "the workers")
+        wait_until(running, 60)
         pids = [p.pid for p in workers()]
         strike()
         expected = -signal.Signals[what] if what.startswith("SIG") else 1

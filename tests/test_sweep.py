@@ -12,7 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 import psutil
 import pytest
@@ -119,15 +118,6 @@ def test_a_number_of_seeds_spawns_as_many_and_always_the_same(checkout, chapter)
 def test_a_bad_grid_is_refused_before_anything_runs(checkout, chapter, text, message):
     with pytest.raises(InvalidInput, match=f"(?s){message}"):
         read(checkout, chapter, text)
-
-
-def test_a_chapter_without_a_seed_refuses_seeds(checkout, chapter):
-    notebook = chapter.load()
-    source = notebook.cells[0].source
-    notebook.cells[0].source = source.replace("seed: int", "other: int")
-    nbformat.write(notebook, chapter.path)
-    with pytest.raises(InvalidInput, match="'seed' is unknown"):
-        read(checkout, chapter, "seeds: 2")
 
 
 def test_a_grid_that_would_never_end_is_refused(checkout, chapter):
