@@ -161,8 +161,10 @@ def numbers(record: dict[str, Any]) -> dict[str, Any]:
     and how many belong to a front; the ways whose streamed token is nearest to its
     reads alone, and farthest from them.
     """
-    table, timed = ways(record), timing(record)
-    sets, settings = calibration_sets(record), record["settings"]
+    table: Any = ways(record)
+    timed: Any = timing(record)
+    sets: Any = calibration_sets(record)
+    settings = record["settings"]
     systems = record["timing"]["systems"]
     near, far = timed.over_drain.idxmin(), timed.over_drain.idxmax()
     found: dict[str, Any] = {

@@ -28,13 +28,12 @@ def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def asked(*arguments: Any) -> Any:
         question = json.dumps([function.__qualname__, arguments, _circumstances()])
-        name = hashlib.sha256(question.encode()).hexdigest()
-        path = cache_folder("answers") / f"{name}.json"
+        name = f"{hashlib.sha256(question.encode()).hexdigest()}.json"
         with suppress(OSError, ValueError):
-            return json.loads(path.read_text())
+            return json.loads((cache_folder("answers") / name).read_text())
         answer = function(*arguments)
         with suppress(OSError):
-            write_whole(path, json.dumps(answer))
+            write_whole(cache_folder("answers") / name, json.dumps(answer))
         return answer
 
     return asked
