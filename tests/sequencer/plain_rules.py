@@ -30,12 +30,9 @@ def decide_plainly(policy, shadow, batch, now_s):
     if name in THESIS:
         return decided(*drop_and_reorder(name, policy, shadow, batch, now_s))
     forecast = shadow.forecast(batch.ids, now_s)
-    rows = rows_of(batch, forecast)
-    remembered = vars(shadow).setdefault(
-        "remembered",
-        {"seen": 0, "total_s": 0.0, "above_s": None, "next_s": 0.0, "count": 0}
-        | {"dropping": False},
-    )
+    rows = rows_of(batch.ids, batch.deadline_s, forecast)
+    nothing = {"seen": 0, "total_s": 0.0, "above_s": None, "next_s": 0.0, "count": 0}
+    remembered = vars(shadow).setdefault("remembered", nothing | {"dropping": False})
     if name in ("fifo", "fifo-batched"):
         return decided(rows, [])
     if name == "random-drop":
@@ -54,9 +51,9 @@ def decide_plainly(policy, shadow, batch, now_s):
     return decided(*late(name, rows, now_s, code))
 
 
-def rows_of(batch, forecast):
-    columns = (batch.ids, batch.deadline_s, forecast.service_s, forecast.finish_s)
-    columns = [column.tolist() for column in (*columns, forecast.p_on_time)]
+def rows_of(ids, deadline_s, forecast):
+    said = forecast.service_s, forecast.finish_s, forecast.p_on_time
+    columns = [column.tolist() for column in (ids, deadline_s, *said)]
     return [Row(*row) for row in zip(*columns, strict=True)]
 
 
@@ -75,12 +72,12 @@ def drop_and_reorder(name, policy, shadow, batch, now_s):
         hopeless = row.finish_s > row.deadline_s + band_s
         return hopeless, row.deadline_s - row.finish_s
 
-    moves = name != "drop"
+    moves, ids, deadline_s = name != "drop", batch.ids, batch.deadline_s
     if moves and not defects.stale:
-        rows = rows_of(batch, shadow.peek(batch.ids, now_s))
+        rows = rows_of(ids, deadline_s, shadow.peek(ids, now_s))
         order = sorted(range(len(rows)), key=lambda at: place(rows[at]))
-        batch = batch.take(np.array(order, np.int64))
-    rows = rows_of(batch, shadow.forecast(batch.ids, now_s))
+        ids, deadline_s = ids[order], deadline_s[order]
+    rows = rows_of(ids, deadline_s, shadow.forecast(ids, now_s))
     allowance_s = band_s if defects.allowance else 0.0
     dropped = [row for row in rows if row.finish_s > row.deadline_s + allowance_s]
     if name == "reorder":

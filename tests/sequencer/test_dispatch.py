@@ -91,7 +91,7 @@ def run(trace, slo_ms, cores, estimated_s=None, **options):
     return simulate(trace, given, said_s, cores=cores, slo_s=slo_ms * MS, spread=0.0)
 
 
-def test_the_order_is_that_of_a_stable_sort():
+def test_ranked_orders_as_a_stable_sort_does():
     """Nearly sorted, as arrivals are, and shuffled, where insertion gives up."""
     random = np.random.default_rng(1)
     for near in (0.1, 10.0):
@@ -124,7 +124,7 @@ def test_one_probe_that_fits_refutes_estimates_of_its_octave():
 
 
 @pytest.mark.parametrize("wrong", ["all", "one type", "from mid-run", "a constant"])
-def test_no_estimator_stops_it_for_good(wrong):
+def test_no_estimator_stops_ours_for_good(wrong):
     cell, n = scenario_cell("A", transactions=9_000), 9_000
     trace = cell.arrange(cell.make_trace(21), 0.8, 22)
     worse = {
@@ -190,7 +190,7 @@ def test_no_transaction_waits_beyond_its_deadline():
     assert np.nanmax(waited_s) <= cell.slo_s + 1 * MS  # or to the next commit
 
 
-def test_time_has_no_unit():
+def test_ours_decides_alike_in_any_unit_of_time():
     # Everything twice as long: the same log, the same drops.
     trace = at_rate(scenario("A", 1_500, seed=1), 11_000.0, seed=2)
     slow = replace(

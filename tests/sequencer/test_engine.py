@@ -280,7 +280,7 @@ def test_a_collected_trace_round_trips_and_names_its_state(tmp_path, serial, log
         ({"batch": 0, "transactions": 5}, "batch=0 must lie between"),
     ],
 )
-def test_collect_refuses(arguments, message):
+def test_collect_refuses_what_it_cannot_run(arguments, message):
     with pytest.raises(InvalidInput, match=message):
         collect(**arguments)
 

@@ -39,7 +39,7 @@ def schedule(seed, n=120):
     return sequenced_s, sequenced_s + rng.exponential(2e-3, n) + 1e-6
 
 
-def test_the_future_does_not_show():
+def test_dynamic_features_do_not_show_the_future():
     for seed in range(5):
         log = tpcc(120, SMALL, seed)
         records = np.array([declared_records(t) for t in log.transactions], float)

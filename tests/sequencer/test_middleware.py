@@ -40,7 +40,7 @@ def run(**columns):
     )
 
 
-def test_who_was_waited_for():
+def test_overheads_know_who_was_waited_for():
     locks_s, workers_s = freed_s(run(), KEYS, np.arange(4))
     assert locks_s.tolist() == [-np.inf, -np.inf, 5.0, 4.0]
     assert workers_s.tolist() == [-np.inf, -np.inf, 5.0, 4.0]
@@ -72,14 +72,14 @@ def test_a_worker_has_a_gap_where_the_next_waits_in_its_pipe():
     assert found.turn_s == np.mean([1.0, 0.75])
 
 
-def test_what_is_held_back_takes_a_turn():
+def test_what_is_held_back_takes_a_turn_of_the_sequencer():
     # 2 is booked only when the worker and the key that it needs are free since 5.
     found = overheads(run(sequenced_s=[1.5, 1.5, 5.5, 3.5]), KEYS)
     assert found.pass_s == 0.75
     assert found.turn_s == np.mean([1.0, 0.75])
 
 
-def test_what_warmed_the_workers_does_not_count():
+def test_overheads_leave_out_what_warmed_the_workers():
     found = overheads(run(), KEYS, first=2)
     assert (found.read_s, found.loop_cpu_s) == (2.0, 0.2)
     assert np.isnan(found.pass_s)  # 2 and 3 waited for 0 and 1 alone
@@ -89,12 +89,12 @@ def test_what_warmed_the_workers_does_not_count():
         overheads(run(), KEYS, first=4)
 
 
-def test_what_was_dropped_does_not_count():
+def test_overheads_leave_out_what_was_dropped():
     found = overheads(run(log=np.array([0, 2])), KEYS)
     assert (found.pass_s, found.loop_cpu_s) == (1.0, 0.2)
 
 
-def test_the_model_adds_up():
+def test_the_modelled_delays_add_up_to_the_overheads():
     quiet = Overheads(1.0, 2.0, 4.0, 8.0, np.nan, np.nan, np.nan, 16.0)
     busy = Overheads(100.0, 100.0, 100.0, 100.0, 32.0, 40.0, 128.0, 64.0)
     delays = as_delays(quiet, busy)
@@ -106,7 +106,7 @@ def test_the_model_adds_up():
     assert (late.worker_s, late.release_s, late.sequencer_s) == (0.0, 40.0, 64.0)
 
 
-def test_what_nobody_waited_for_takes_no_time():
+def test_a_stage_that_nobody_waited_for_has_no_delay():
     alone = Overheads(1.0, 2.0, 4.0, 8.0, np.nan, np.nan, np.nan, 16.0)
     delays = as_delays(alone, alone)
     assert (delays.worker_s, delays.release_s) == (0.0, 0.0)

@@ -152,6 +152,6 @@ def test_anything_changes_estimates_alone_and_from_its_row_on():
         (perturbations.crowded, {"share": 2.0}, "share=2"),
     ],
 )
-def test_what_cannot_be_is_refused(change, options, says):
+def test_misestimations_that_cannot_be_are_refused(change, options, says):
     with pytest.raises(InvalidInput, match=says):
         change(seen(), rng(), **options)

@@ -308,7 +308,7 @@ def test_what_crosses_costs_what_the_two_do_twice(read_share):
     assert made.busy_s.sum() == pytest.approx(expected_s, rel=1e-12)
 
 
-def test_littles_law():
+def test_littles_law_holds_on_partitions():
     work = merge(traces(4, n=6_000, per_s=6_000.0), 0.1, 4)
     history = run(work, "fifo").history
     begin_s, end_s = 0.1 * history.arrival_s[-1], 0.9 * history.arrival_s[-1]

@@ -266,6 +266,6 @@ def test_what_a_rule_neither_runs_nor_drops_is_held():
         ("fifo", {"terms": Terms()}, "only 'ours' has"),
     ],
 )
-def test_what_cannot_be_is_refused(name, changed, says):
+def test_parameters_that_no_policy_can_have_are_refused(name, changed, says):
     with pytest.raises(InvalidInput, match=says):
         made(name, **changed)

@@ -66,7 +66,7 @@ def test_mended_counts_cores_and_corrects_by_commits():
     assert shadow.forecast(np.array([0]), 16.5).finish_s.tolist() == [17.5]
 
 
-def test_what_will_be_dropped_delays_nobody():
+def test_what_is_forecast_to_be_dropped_delays_nobody():
     deadline_s = np.array([0.5, 2.5, 1e9, 1e9, 1e9])
     _, strict = mended(8, deadline_s, tolerance_s=0.0)
     assert strict.forecast(np.arange(3), 0.0).finish_s.tolist() == [1.0, 2.0, 6.0]

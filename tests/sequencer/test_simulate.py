@@ -287,7 +287,7 @@ def test_a_batch_closes_when_full_or_when_its_timer_fires():
     assert (timed.decided_s - timed.arrival_s).max() < 2e-4 + 1e-12
 
 
-def test_in_flight_is_bounded():
+def test_transactions_in_flight_are_bounded():
     trace, estimated_s = loaded(7, per_s=12_000.0)
     given = policy("ours", slo_s=SPEC.slo_s, cores=SPEC.cores)
     history = run(trace, estimated_s, "ours")
@@ -305,7 +305,7 @@ def test_a_decision_that_is_no_partition_is_refused():
         simulate(trace, loses_one, estimated_s, cores=8, slo_s=1.0)
 
 
-def test_holding_for_ever_is_refused():
+def test_a_policy_that_holds_for_ever_is_refused():
     trace, estimated_s = loaded(9, n=50)
     holds = Policy("holds", lambda b, f, t: Decision(b.ids[:0], b.ids[:0], b.ids))
     with pytest.raises(InvalidInput, match="nothing left to wait for"):
@@ -325,7 +325,7 @@ def test_holding_for_ever_is_refused():
         ({"slo_s": np.zeros(20)}, "row 0 of slo_s is 0"),
     ],
 )
-def test_bad_parameters_are_refused(changed, says):
+def test_bad_parameters_of_a_simulation_are_refused(changed, says):
     trace, estimated_s = loaded(10, n=20)
     given = policy("drop", slo_s=1.0, cores=8)
     with pytest.raises(InvalidInput, match=says):

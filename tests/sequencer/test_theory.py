@@ -90,7 +90,7 @@ def test_one_key_held_alone_is_one_server_and_shared_is_none():
     assert (finish_s(4) <= finish_s(1)).all()
 
 
-def test_little_holds_on_every_path():
+def test_littles_law_holds_on_every_path():
     history, _ = simulated(3, 2.5, exponential, 4)
     # Time integral of the number in the system, from the merged events.
     times = np.concatenate([history.arrival_s, history.finish_s])
@@ -102,7 +102,7 @@ def test_little_holds_on_every_path():
     assert area == pytest.approx(history.latency_s.sum(), rel=1e-9)
 
 
-def test_the_forms_agree_where_they_meet():
+def test_queueing_formulas_agree_where_they_meet():
     assert queueing.mg1_mean_wait(0.7, 1.0, 1.0) == pytest.approx(
         queueing.mm1_mean_wait(0.7, 1.0)
     )

@@ -264,7 +264,7 @@ def test_without_files_only_their_locks_go(log):
     assert not files & set(rows.keys.keys)
 
 
-def test_rates_of_the_specification(log):
+def test_a_log_has_the_rates_of_the_specification(log):
     orders = [t for t in log.transactions if isinstance(t, NewOrder)]
     lines = [(t.warehouse, line) for t in orders for line in t.lines]
     payments = [t for t in log.transactions if isinstance(t, Payment)]
@@ -474,7 +474,7 @@ def test_ycsb_declares_its_records_the_counter_and_the_files_it_writes():
         ({"n": 0}, "n=0 transactions: expected at least 1"),
     ],
 )
-def test_ycsb_refuses(arguments, message):
+def test_ycsb_refuses_what_it_cannot_draw(arguments, message):
     with pytest.raises(InvalidInput, match=message):
         ycsb(**{"n": 5, "scale": RECORDS, "seed": 0} | arguments)
 

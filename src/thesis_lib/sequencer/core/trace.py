@@ -194,17 +194,6 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, rows: I64) -> Self:
-        """The batch of `rows`, in that order."""
-        return type(self)(
-            self.ids[rows],
-            self.arrival_s[rows],
-            self.deadline_s[rows],
-            self.features[rows],
-            self.keys.take(rows),
-            self.feature_names,
-        )
-
     def decide(self, order: I64, dropped: Bool) -> "Decision":
         """Run positions `order` in turn, drop where `dropped` (b,) says, hold the rest.
 

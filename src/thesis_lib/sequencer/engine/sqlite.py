@@ -146,16 +146,11 @@ class SQLiteSession:
         for connection in self.files:
             connection.close()
 
-    def _end(self, files, statement: str) -> None:
+    def _in_all(self, files: Iterable[int], statement: str, unit: int) -> None:
         # Nobody else can see one file committed and the other not: both are locked.
         for w in files:
             self.files[w].execute(statement)
-        self.lap(COMMIT)
-
-    def _begin(self, files, statement: str) -> None:
-        for w in files:
-            self.files[w].execute(statement)
-        self.lap(BEGIN)
+        self.lap(unit)
 
     def _find(self, db, d: int, last: str) -> tuple[int | None, int]:
         found = db.execute(
@@ -170,13 +165,13 @@ class SQLiteSession:
         if t.last_name is not None:
             found, _ = self._find(db, d, t.last_name)
             if found != t.customer:
-                self._end(files, "ROLLBACK")
+                self._in_all(files, "ROLLBACK", COMMIT)
                 raise stale(t, found)
 
     def _new_order(self, t: NewOrder) -> bool:
         db = self.files[t.warehouse]
         files = sorted({t.warehouse, *(line.supply_warehouse for line in t.lines)})
-        self._begin(files, "BEGIN IMMEDIATE")
+        self._in_all(files, "BEGIN IMMEDIATE", BEGIN)
         w_tax = db.execute("SELECT w_tax FROM warehouse").fetchone()[0]
         d_tax, o_id = db.execute(
             "SELECT d_tax, d_next_o_id FROM district WHERE d_id = ?", (t.district,)
@@ -192,7 +187,7 @@ class SQLiteSession:
             ).fetchone()
             if price is None:  # an unused item number: clause 2.4.1.4
                 self.lap(READ)
-                self._end(files, "ROLLBACK")
+                self._in_all(files, "ROLLBACK", COMMIT)
                 return False
             prices.append(price[0])
             if (supply, item) not in stock:
@@ -244,13 +239,13 @@ class SQLiteSession:
             "INSERT INTO order_line VALUES (?, ?, ?, ?, ?, NULL, ?, ?, ?)", lines
         )
         self.lap(WRITE)
-        self._end(files, "COMMIT")
+        self._in_all(files, "COMMIT", COMMIT)
         return True
 
     def _payment(self, t: Payment) -> bool:
         db, theirs = self.files[t.warehouse], self.files[t.customer_warehouse]
         files = sorted({t.warehouse, t.customer_warehouse})
-        self._begin(files, "BEGIN IMMEDIATE")
+        self._in_all(files, "BEGIN IMMEDIATE", BEGIN)
         w_name = db.execute("SELECT w_name FROM warehouse").fetchone()[0]
         d_name = db.execute(
             "SELECT d_name FROM district WHERE d_id = ?", (t.district,)
@@ -292,12 +287,12 @@ class SQLiteSession:
             ),
         )
         self.lap(WRITE)
-        self._end(files, "COMMIT")
+        self._in_all(files, "COMMIT", COMMIT)
         return True
 
     def _order_status(self, t: OrderStatus) -> bool:
         db, d = self.files[t.warehouse], t.district
-        self._begin([t.warehouse], "BEGIN")
+        self._in_all([t.warehouse], "BEGIN", BEGIN)
         customer = t.customer
         self._check(t, db, d, [t.warehouse])
         db.execute(
@@ -316,12 +311,12 @@ class SQLiteSession:
             (d, order[0]),
         ).fetchall()
         self.lap(READ)
-        self._end([t.warehouse], "COMMIT")
+        self._in_all([t.warehouse], "COMMIT", COMMIT)
         return True
 
     def _delivery(self, t: Delivery) -> bool:
         db = self.files[t.warehouse]
-        self._begin([t.warehouse], "BEGIN IMMEDIATE")
+        self._in_all([t.warehouse], "BEGIN IMMEDIATE", BEGIN)
         for d in range(DISTRICTS):
             oldest = db.execute(
                 "SELECT no_o_id FROM new_order WHERE no_d_id = ? "
@@ -360,12 +355,12 @@ class SQLiteSession:
                 (total, d, customer),
             )
             self.lap(WRITE)
-        self._end([t.warehouse], "COMMIT")
+        self._in_all([t.warehouse], "COMMIT", COMMIT)
         return True
 
     def _stock_level(self, t: StockLevel) -> bool:
         db = self.files[t.warehouse]
-        self._begin([t.warehouse], "BEGIN")
+        self._in_all([t.warehouse], "BEGIN", BEGIN)
         (next_order,) = db.execute(
             "SELECT d_next_o_id FROM district WHERE d_id = ?", (t.district,)
         ).fetchone()
@@ -376,14 +371,14 @@ class SQLiteSession:
             (t.district, next_order - 20, next_order - 1, t.threshold),
         ).fetchone()
         self.lap(READ)
-        self._end([t.warehouse], "COMMIT")
+        self._in_all([t.warehouse], "COMMIT", COMMIT)
         return True
 
     def _ycsb(self, t: Ycsb) -> bool:
         db = self.files[t.partition]
-        self._begin(t.files, "BEGIN IMMEDIATE")
+        self._in_all(t.files, "BEGIN IMMEDIATE", BEGIN)
         if t.partition not in t.files:
-            self._begin([t.partition], "BEGIN")
+            self._in_all([t.partition], "BEGIN", BEGIN)
         for what, record, field, value in t.operations:
             first, behind = FIELD * field, FIELD * (field + 1)
             if what == "update":
@@ -410,7 +405,7 @@ class SQLiteSession:
         if t.counter is not None:
             self.files[t.counter].execute("UPDATE counter SET n_value = n_value + 1")
             self.lap(WRITE)
-        self._end(sorted({t.partition, *t.files}), "COMMIT")
+        self._in_all(sorted({t.partition, *t.files}), "COMMIT", COMMIT)
         return True
 
 

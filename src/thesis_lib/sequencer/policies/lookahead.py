@@ -41,6 +41,7 @@ from thesis_lib.sequencer.policies.recalibration import (
 )
 
 SPREAD = 0.2  # relative standard error that forecasts assume of the estimates
+NO_KEYS = KeySets.from_lists([], [])
 # Positions in `Memory.counts`.
 PENDING, READ = range(2)
 
@@ -488,7 +489,6 @@ class _Schedule:
         world: State, control: F64 | None = None, group: I64 | None = None,
     ) -> None:  # fmt: skip
         # Some models need less of what is asked for here; what they need not is empty.
-        none = KeySets(np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, bool))
         simulated, k = model.cpu or model.feedback, keys.n_keys
         learns = control is not None
         if group is None:
@@ -503,7 +503,7 @@ class _Schedule:
             estimated_s=np.array(estimated_s, np.float64),
             deadline_s=deadline_s,
             world=world,
-            scratch=idle_state(keys if model.cpu else none, len(world.running)),
+            scratch=idle_state(keys if model.cpu else NO_KEYS, len(world.running)),
             ends_s=(np.full(k, -np.inf), np.full(k, -np.inf)),
             ghosts_s=(np.full(k, -np.inf), np.full(k, -np.inf)),
             pending=np.empty(len(keys) if simulated else 0, np.int64),
@@ -554,9 +554,8 @@ class Published(_Schedule):
         lag_s: float = 0.0, tolerance_s: float = np.inf, cores: int | None = None,
         ghosts: bool = True,
     ) -> None:  # fmt: skip
-        none = KeySets(np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, bool))
         cpu = cores is not None
-        world = idle_state(keys if cpu else none, cores or 1)
+        world = idle_state(keys if cpu else NO_KEYS, cores or 1)
         model = Model(False, cpu, ghosts, lag_s, tolerance_s, float(spread))
         super().__init__(keys, estimated_s, deadline_s, model, world)
 
