@@ -65,7 +65,7 @@ def test_a_live_run_counts_everyone_once(ready, name):
 
 def test_serve_says_what_simulate_says():
     result = serve(policy="drop-fixed", load=0.5, seconds=0.2, rounds=2, burst=300,
-                   estimator="constant", slo_s=0.05)  # fmt: skip
+                   estimator="constant", slo_s=0.05, fewest=60)  # fmt: skip
     keys = simulate_cell(scenario="A", load=0.5, policy="fifo", seeds=1,
                          transactions=200).keys()  # fmt: skip
     # saturation is measured by one closed loop here, and has no interval

@@ -19,6 +19,7 @@ import pandas as pd
 from scipy.stats import rankdata
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.inspection import partial_dependence, permutation_importance
+from sklearn.metrics import r2_score
 
 from thesis_lib.common.errors import choice, require, vector
 from thesis_lib.sequencer.core.trace import F64, Batch, Bool, KeySets, Trace
@@ -55,10 +56,8 @@ def least_q_error(sigma: float, share: float) -> float:
 
 def log_r2(true_s: F64, predicted_s: F64) -> float:
     """Share of the variance of log service time that the prediction explains."""
-    log_true, log_predicted = np.log(true_s), np.log(predicted_s)
-    spread = np.sum((log_true - log_true.mean()) ** 2)
-    require(bool(spread > 0), "all true times are equal: nothing to explain")
-    return float(1 - np.sum((log_true - log_predicted) ** 2) / spread)
+    require(bool(np.ptp(true_s) > 0), "all true times are equal: nothing to explain")
+    return float(r2_score(np.log(true_s), np.log(predicted_s)))
 
 
 def replay_ceiling(service_s: F64) -> float:
