@@ -67,7 +67,7 @@ gpu: ## needs a CUDA device: its checks, a 65B geometry in 8 GiB, chapter 6 (PRO
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/thesis run 6 --profile $(PROFILE)
 
-release: $(READY) ## before a release: the default book anew, its claims, strict build, wheel
+release: $(READY) ## before a release: the default book and its claims, the wheel
 	$(MAKE) book PROFILE=default
 	$(BIN)/thesis claims --profile default
 	rm -rf build/wheel

@@ -86,6 +86,7 @@ def tiny_smollm2(monkeypatch, tmp_path):
     return folder
 
 
+CHECK = yaml.safe_load((ROOT / "data" / "grids" / "check.yml").read_text())
 # Part I: by script, its words and its constants.
 SMALL = {
     "goals": (["2", "300"], {}),
@@ -249,11 +250,7 @@ def test_what_is_crowded_is_that_of_the_record(patched, tmp_path):
 
 @pytest.mark.proof
 def test_a_sweep_killed_half_way_is_that_of_the_record(patched, tmp_path):
-    script = importlib.import_module("sweep_resume")
-    loads = [0.9, 1.1]
-    name, *_ = script.GRID["grid"]
-    grid = script.GRID["grid"] | {name: [[x, [x], [x], [x]] for x in loads]}
-    patched("sweep_resume", LOADS=loads, GRID=script.GRID | {"grid": grid, "seeds": 2})
+    patched("sweep_resume", LOADS=[0.9, 1.1], GRID=CHECK)
     record = run("sweep_resume", tmp_path)
     held_against("sweep_resume", record)
     assert record["lost"] == record["executed_twice"] == 0
@@ -261,21 +258,22 @@ def test_a_sweep_killed_half_way_is_that_of_the_record(patched, tmp_path):
 
 @pytest.mark.proof
 def test_overheads_of_a_sweep_are_those_of_the_record(patched, tmp_path):
-    script = importlib.import_module("sweep_overhead")
-    patched("sweep_overhead", SIXTEEN=script.SIXTEEN | {"seeds": 5})
+    names, *others = CHECK["grid"]
+    small = dict(zip(names.split(", "), CHECK["grid"][names][0], strict=True))
+    small |= {name: CHECK["grid"][name][0] for name in others} | {"seeds": 2}
+    patched("sweep_overhead", SMALL=small, SIXTEEN=CHECK | {"seeds": 3})
     held_against("sweep_overhead", run("sweep_overhead", tmp_path, ["1"]))
 
 
 @pytest.mark.proof
 def test_a_grid_is_told_with_its_times(patched, tmp_path):
-    small = importlib.import_module("sweep_overhead").SIXTEEN
     grids = tmp_path / "data" / "grids"
     grids.mkdir(parents=True)
-    (grids / "small.yml").write_text(yaml.safe_dump(small | {"seeds": 2}))
+    (grids / "small.yml").write_text(yaml.safe_dump(CHECK))
     shown = importlib.import_module("grids").GRIDS["04_evaluation"][2]
     patched("grids", GRIDS={"small": ("4", 1, shown)}, checkout=lambda: tmp_path)
     (found,) = run("grids", tmp_path, ["small"]).values()
-    assert found["points"] == 2
+    assert found["points"] == 4
     assert found["failed"] == {}
     assert {"commit", "machine", "rows", "workers"} <= found.keys()
 
