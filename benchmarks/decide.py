@@ -53,7 +53,10 @@ from thesis_lib.sequencer.core.events import (
 from thesis_lib.sequencer.core.trace import F64, I64, Decision, Trace
 from thesis_lib.sequencer.estimators.models import Boosted
 from thesis_lib.sequencer.estimators.trees import sum_leaves
-from thesis_lib.sequencer.experiments.cells import Cell, noisy_estimate, scenario_cell
+from thesis_lib.sequencer.experiments.configuration import (
+    SimulationConfig,
+    noisy_estimate,
+)
 from thesis_lib.sequencer.policies.lookahead import SPREAD, Mended, Published
 from thesis_lib.sequencer.policies.registry import Policy, decide
 from thesis_lib.sequencer.policies.rules import decide_compiled
@@ -87,7 +90,7 @@ def read_clock(words, clock=MONOTONIC):
 class Case:
     """One policy that meets one trace."""
 
-    cell: Cell
+    cell: SimulationConfig
     trace: Trace
     estimated_s: F64
     policy: Policy
@@ -261,7 +264,7 @@ def shape(times_us: F64) -> dict[str, float]:
 def cases() -> Iterable[tuple[dict, Case]]:
     """Every policy at every load in every scenario, on the same transactions."""
     for name in SCENARIOS:
-        cell = scenario_cell(name, transactions=TRANSACTIONS)
+        cell = SimulationConfig.of_scenario(name, transactions=TRANSACTIONS)
         transactions = cell.make_trace(SEED)
         estimated_s = noisy_estimate()(transactions, SEED)
         for load in LOADS:
@@ -275,7 +278,7 @@ def estimates() -> dict[str, dict[str, Callable[[], F64]]]:
     """By scenario and way: a run that estimates every transaction, one by one."""
     made = {}
     for name in SCENARIOS:
-        cell = scenario_cell(name, transactions=TRANSACTIONS)
+        cell = SimulationConfig.of_scenario(name, transactions=TRANSACTIONS)
         model = Boosted().fit(cell.make_trace(PAST_SEED))
         features = cell.make_trace(SEED).features
         nodes = model.ensemble.nodes()
@@ -327,7 +330,7 @@ def crowd() -> list[dict]:
     """The mean processor time of a decision of `ours` where ever more is held."""
     rows = []
     for slo_s in CROWDED_SLO_S:
-        cell = scenario_cell("A", transactions=CROWD, slo_s=slo_s)
+        cell = SimulationConfig.of_scenario("A", transactions=CROWD, slo_s=slo_s)
         transactions = cell.make_trace(SEED)
         estimated_s = noisy_estimate()(transactions, SEED)
         for load in CROWDED_LOADS:

@@ -14,7 +14,7 @@ from record import Record, command, seconds_of
 
 from thesis_lib.common.files import data_folder
 from thesis_lib.sequencer.core.trace import Trace
-from thesis_lib.sequencer.experiments.cells import Cell, scenario_cell, trace_cell
+from thesis_lib.sequencer.experiments.configuration import SimulationConfig
 from thesis_lib.sequencer.experiments.goals import (
     distance,
     distances,
@@ -31,13 +31,14 @@ WINDOWS = {"B": 3.0, "C": 8.0, "T": 4.0}  # scenario to load of the burst
 NUMBER, EFFORT = 40, 2.0
 
 
-def places() -> dict[str, Cell]:
+def places() -> dict[str, SimulationConfig]:
     """The four reference scenarios."""
     past = Trace.read(data_folder() / "traces" / TRACE)
     cells = {
-        name: scenario_cell(name, transactions=TRANSACTIONS) for name in ("A", "B", "C")
+        name: SimulationConfig.of_scenario(name, transactions=TRANSACTIONS)
+        for name in ("A", "B", "C")
     }
-    return cells | {"T": trace_cell(past, transactions=TRANSACTIONS)}
+    return cells | {"T": SimulationConfig.of_trace(past, transactions=TRANSACTIONS)}
 
 
 def main(words: list[str] | None = None) -> None:
@@ -45,11 +46,11 @@ def main(words: list[str] | None = None) -> None:
     record = Record(command(__doc__, "optimum").parse_args(words).out)
     seconds, runs, solved = {}, {}, {}
 
-    def search(name: str, cell: Cell) -> None:
+    def search(name: str, cell: SimulationConfig) -> None:
         found = distances(cell, LOADS, seeds=SEEDS, seed=SEED, sweeps=SWEEPS)
         runs[name] = found.astype({"seed": int})
 
-    def solve(name: str, cell: Cell) -> None:
+    def solve(name: str, cell: SimulationConfig) -> None:
         solved[name] = windows(
             cell, WINDOWS[name], number=NUMBER, seed=SEED, effort=EFFORT
         )

@@ -15,7 +15,10 @@ import numpy as np
 from decide import Case, compiled, shape, two_readings
 from record import Record, command, medians, own_core
 
-from thesis_lib.sequencer.experiments.cells import noisy_estimate, scenario_cell
+from thesis_lib.sequencer.experiments.configuration import (
+    SimulationConfig,
+    noisy_estimate,
+)
 from thesis_lib.sequencer.experiments.scaling import grown
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS
 
@@ -34,7 +37,7 @@ def transactions(cores: int) -> int:
 def cases() -> list[tuple[dict, Case]]:
     """Every policy at every load and size, on the same transactions."""
     made = []
-    one_per_s = scenario_cell("A", transactions=1).saturation_per_s
+    one_per_s = SimulationConfig.of_scenario("A", transactions=1).saturation_per_s
     for cores in CORES:
         times = cores // SCENARIOS["A"].cores
         each = transactions(cores) // times

@@ -25,7 +25,7 @@ from record import Record, both_clocks, command, seconds_of
 from simpy.resources.base import BaseResource, Get, Put
 
 from thesis_lib.sequencer.core.trace import F64, I64, History, Trace
-from thesis_lib.sequencer.experiments.cells import saturation_rate
+from thesis_lib.sequencer.experiments.configuration import saturation_rate
 from thesis_lib.sequencer.simulator.replica import state_digest
 from thesis_lib.sequencer.simulator.simulator import replay
 from thesis_lib.sequencer.workload.arrivals import at_rate

@@ -20,7 +20,10 @@ from thesis_lib.sequencer.estimators.accuracy import (
     totals,
 )
 from thesis_lib.sequencer.estimators.models import Boosted, Linear
-from thesis_lib.sequencer.experiments.cells import SimulationConfig, noisy_estimate
+from thesis_lib.sequencer.experiments.configuration import (
+    SimulationConfig,
+    noisy_estimate,
+)
 from thesis_lib.sequencer.experiments.forecasts import (
     end_to_end,
     forecast_finish,

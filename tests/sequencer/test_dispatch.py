@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from thesis_lib.sequencer.core.trace import KeySets, Trace
-from thesis_lib.sequencer.experiments.cells import scenario_cell
+from thesis_lib.sequencer.experiments.configuration import SimulationConfig
 from thesis_lib.sequencer.experiments.metrics import summarise
 from thesis_lib.sequencer.policies.admission import Terms, ranked
 from thesis_lib.sequencer.policies.recalibration import (
@@ -125,7 +125,7 @@ def test_one_probe_that_fits_refutes_estimates_of_its_octave():
 
 @pytest.mark.parametrize("wrong", ["all", "one type", "from mid-run", "a constant"])
 def test_no_estimator_stops_ours_for_good(wrong):
-    cell, n = scenario_cell("A", transactions=9_000), 9_000
+    cell, n = SimulationConfig.of_scenario("A", transactions=9_000), 9_000
     trace = cell.arrange(cell.make_trace(21), 0.8, 22)
     worse = {
         "all": np.ones(n, bool),
@@ -169,7 +169,7 @@ def test_a_lock_that_is_free_goes_before_one_that_is_not():
 
 
 def test_under_overload_the_long_are_given_up_and_the_price_follows_the_load():
-    cell = scenario_cell("A", transactions=6_000)
+    cell = SimulationConfig.of_scenario("A", transactions=6_000)
     trace = cell.make_trace(5)
     shares = {}
     for load in (0.7, 1.5):
@@ -183,7 +183,7 @@ def test_under_overload_the_long_are_given_up_and_the_price_follows_the_load():
 
 
 def test_no_transaction_waits_beyond_its_deadline():
-    cell = scenario_cell("A", transactions=3_000)
+    cell = SimulationConfig.of_scenario("A", transactions=3_000)
     trace = cell.arrange(cell.make_trace(7), 1.5, 8)
     history = run(trace, 1e3 * cell.slo_s, cell.cores)
     waited_s = history.decided_s - trace.arrival_s
@@ -208,7 +208,7 @@ def test_ours_decides_alike_in_any_unit_of_time():
 
 @pytest.mark.parametrize("gap", [0.2, 0.05])
 def test_a_gap_bounds_how_much_more_one_group_is_violated(gap):
-    cell = scenario_cell("A", transactions=40_000)
+    cell = SimulationConfig.of_scenario("A", transactions=40_000)
     trace = cell.arrange(cell.make_trace(9), 1.5, 10)
 
     def spread(**options):
@@ -222,7 +222,7 @@ def test_a_gap_bounds_how_much_more_one_group_is_violated(gap):
 
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_estimates_that_err_do_not_make_it_worse_than_fifo(noise):
-    cell = scenario_cell("A", transactions=8_000)
+    cell = SimulationConfig.of_scenario("A", transactions=8_000)
     trace = cell.arrange(cell.make_trace(11), 0.99, 12)
     random = np.random.default_rng(13)
     estimated_s = trace.service_s * np.exp(random.normal(0.3, noise, len(trace)))

@@ -3,7 +3,10 @@ import pandas as pd
 import pytest
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.experiments.cells import SimulationConfig, noisy_estimate
+from thesis_lib.sequencer.experiments.configuration import (
+    SimulationConfig,
+    noisy_estimate,
+)
 from thesis_lib.sequencer.experiments.goals import (
     BASELINES,
     GOALS,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.experiments.cells import SimulationConfig
+from thesis_lib.sequencer.experiments.configuration import SimulationConfig
 from thesis_lib.sequencer.experiments.goals import (
     distance,
     distances,

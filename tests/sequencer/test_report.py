@@ -8,8 +8,8 @@ from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.sequencer.core.events import Delays
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.estimators.models import ESTIMATORS, cut_tail
-from thesis_lib.sequencer.experiments import cells, grid, live, metrics, scaling
-from thesis_lib.sequencer.experiments.cells import SimulationConfig
+from thesis_lib.sequencer.experiments import configuration, grid, live, metrics, scaling
+from thesis_lib.sequencer.experiments.configuration import SimulationConfig
 from thesis_lib.sequencer.policies.registry import AS_DESCRIBED, MENDED, Defects
 from thesis_lib.sequencer.policies.registry import policy as named_policy
 from thesis_lib.sequencer.simulator.simulator import replay, simulate
@@ -68,12 +68,15 @@ def test_load_one_is_the_mean_of_independent_probes_within_its_interval():
         drawn.append((n, seed))
         return scenario("A", n, seed)
 
-    full = cells.saturation(make, cores=8)
-    assert len(set(drawn)) == len(drawn) == cells.PROBES
-    rates = [cells.saturation_rate(scenario("A", *of), cores=8) for of in drawn]
+    full = configuration.saturation(make, cores=8)
+    assert len(set(drawn)) == len(drawn) == configuration.PROBES
+    rates = [configuration.saturation_rate(scenario("A", *of), cores=8) for of in drawn]
     assert full.value == pytest.approx(np.mean(rates))
     assert min(rates) < full.low < full.value < full.high < max(rates)
-    fresh = [cells.saturation_rate(scenario("A", 20_000, s), cores=8) for s in range(9)]
+    fresh = [
+        configuration.saturation_rate(scenario("A", 20_000, s), cores=8)
+        for s in range(9)
+    ]
     stderr = np.std(fresh, ddof=1) * np.sqrt(1 / len(fresh) + 1 / len(rates))
     assert abs(np.mean(fresh) - full.value) < 4 * stderr
     cell = SimulationConfig.of_scenario("A", transactions=100)
@@ -94,7 +97,7 @@ def test_a_paired_reduction_cancels_what_the_seeds_share():
 
 def test_replicates_are_paired_and_repeat():
     cell = SimulationConfig.of_scenario("A", transactions=600)
-    estimate = cells.noisy_estimate()
+    estimate = configuration.noisy_estimate()
     again = [
         grid.replicate(cell, names, [1.1], estimate, seeds=2, seed=4, bound=True)
         for names in (["fifo", "drop"], ["drop", "fifo"])
@@ -109,7 +112,7 @@ def test_replicates_are_paired_and_repeat():
 def test_rows_are_the_same_for_any_number_of_processes(monkeypatch):
     """One process makes a seed's transactions once for all loads, two for each."""
     config = SimulationConfig.of_scenario("A", transactions=400)
-    estimate, loads = cells.noisy_estimate(), [0.9, 1.1, 1.3]
+    estimate, loads = configuration.noisy_estimate(), [0.9, 1.1, 1.3]
 
     def runs(processes: int) -> pd.DataFrame:
         monkeypatch.setenv("LOKY_MAX_CPU_COUNT", str(processes))
@@ -125,7 +128,12 @@ def test_a_grid_is_its_cases_and_a_label_is_a_policy_with_options():
     places = {cores: {"config": SimulationConfig.of_scenario("A", transactions=400,
                                                              cores=cores)}
               for cores in (8, 4)}  # fmt: skip
-    given = {"loads": [0.9], "estimate": cells.noisy_estimate(), "seeds": 2, "seed": 4}
+    given = {
+        "loads": [0.9],
+        "estimate": configuration.noisy_estimate(),
+        "seeds": 2,
+        "seed": 4,
+    }
     policies = {"fifo": ("fifo", {}), "patient": ("late-edf", {"least_p": 0.9})}
     made = grid.run_grid(places, "cores", policies=policies, **given)
     assert made["cores"].to_list() == [8] * 4 + [4] * 4
@@ -242,7 +250,7 @@ def test_a_trace_is_replayed_with_the_arrivals_that_it_has(policy):
 def test_a_load_stretches_the_arrivals_of_a_trace_and_keeps_their_pattern():
     trace = bursty()
     for load in (0.3, 1.7):
-        cell, at = cells.replay_config(trace, load)
+        cell, at = configuration.replay_config(trace, load)
         assert at == load
         for seed in (1, 2):
             arranged = cell.arrange(cell.make_trace(seed), load, seed)
@@ -268,7 +276,7 @@ def test_an_estimator_is_judged_on_what_came_after_its_past(estimator):
         trace=trace, policy="ours", estimator=estimator, slo_s=9e-3
     )
     past, future = trace.split(0.5)
-    estimated_s = cells.learned_estimate(estimator, past)(future, 0)
+    estimated_s = configuration.learned_estimate(estimator, past)(future, 0)
     made = named_policy("ours", slo_s=9e-3, cores=4)
     history = simulate(future, made, estimated_s, cores=4, slo_s=9e-3)
     assert said["violations"] == metrics.summarise(future, history).violations
@@ -410,7 +418,7 @@ def test_a_report_counts_strictly_and_leniently(halved):
 def test_a_closed_loop_of_many_patient_clients_offers_its_load():
     cell = SimulationConfig.of_scenario("A", transactions=4_000, clients=2_000)
     runs = grid.replicate(
-        cell, ["fifo"], [0.5], cells.noisy_estimate(), seeds=2, seed=1
+        cell, ["fifo"], [0.5], configuration.noisy_estimate(), seeds=2, seed=1
     )
     offered_per_s = 0.5 * cell.saturation_per_s
     made_per_s = metrics.column(runs, "fifo", 0.5, "throughput_per_s").mean()
@@ -418,7 +426,13 @@ def test_a_closed_loop_of_many_patient_clients_offers_its_load():
     assert cell.think_s(np.inf) == 0.0
     with pytest.raises(InvalidInput, match="no lower bound"):
         grid.replicate(
-            cell, ["fifo"], [0.5], cells.noisy_estimate(), seeds=1, seed=1, bound=True
+            cell,
+            ["fifo"],
+            [0.5],
+            configuration.noisy_estimate(),
+            seeds=1,
+            seed=1,
+            bound=True,
         )
 
 
@@ -438,7 +452,7 @@ def test_an_ablation_starts_from_both_ends_and_changes_one_thing():
         np.testing.assert_allclose(rows["strict_change"], change, atol=1e-9)
         assert (rows["strict_low"] <= rows["strict_change"] + 1e-9).all()
         assert (rows["strict_change"] <= rows["strict_high"] + 1e-9).all()
-        estimate = cells.learned_estimate(
+        estimate = configuration.learned_estimate(
             "linear",
             cut_tail(cell.make_trace(5)) if name == "hybrid" else cell.make_trace(5),
         )
@@ -458,7 +472,8 @@ def test_an_ablation_changes_the_defect_that_it_names():
             other = replace(defects, **{name: start == "fixed"})
             learned = cut_tail(past) if other.cut_tail else past
             alone = grid.replicate(
-                cell, ["hybrid"], [1.1], cells.learned_estimate("linear", learned),
+                cell, ["hybrid"], [1.1],
+                configuration.learned_estimate("linear", learned),
                 seeds=1, seed=3, defects=other,
             )  # fmt: skip
             row = made.loc[(start, name)]
@@ -623,7 +638,13 @@ def test_each_type_has_the_objective_of_its_own():
         assert own_s[0] == pytest.approx(10 * median_s, rel=0.1)
     assert min(cell.objectives_s) < cell.slo_s < max(cell.objectives_s)
     runs = grid.replicate(
-        cell, ["ours"], [1.3], cells.noisy_estimate(), seeds=1, seed=1, bound=True
+        cell,
+        ["ours"],
+        [1.3],
+        configuration.noisy_estimate(),
+        seeds=1,
+        seed=1,
+        bound=True,
     )
     bound, ours = (
         metrics.column(runs, policy, 1.3, "violations")[0]

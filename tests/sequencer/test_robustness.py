@@ -6,7 +6,10 @@ from thesis_lib.common import files
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import Trace
 from thesis_lib.sequencer.experiments import grid, metrics, robustness
-from thesis_lib.sequencer.experiments.cells import SimulationConfig, noisy_estimate
+from thesis_lib.sequencer.experiments.configuration import (
+    SimulationConfig,
+    noisy_estimate,
+)
 from thesis_lib.sequencer.experiments.robustness import Crowd
 from thesis_lib.sequencer.workload.scenarios import Prices
 

@@ -5,7 +5,10 @@ import pandas as pd
 import pytest
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.experiments.cells import SimulationConfig, noisy_estimate
+from thesis_lib.sequencer.experiments.configuration import (
+    SimulationConfig,
+    noisy_estimate,
+)
 from thesis_lib.sequencer.experiments.grid import paired_seeds
 from thesis_lib.sequencer.experiments.metrics import summarise
 from thesis_lib.sequencer.experiments.scaling import (

@@ -495,7 +495,7 @@ def test_a_ycsb_scale_out_of_range_is_refused(wrong):
 
 DIGEST = """
 import hashlib
-from thesis_lib.sequencer.experiments.cells import noisy_estimate
+from thesis_lib.sequencer.experiments.configuration import noisy_estimate
 import numpy as np
 from thesis_lib.sequencer.workload.arrivals import (
     at_rate, flash_crowd_arrivals, mmpp2_arrivals

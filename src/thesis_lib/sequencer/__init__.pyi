@@ -6,9 +6,9 @@ from .estimators.models import estimator as estimator
 from .estimators.models import predict_all as predict_all
 from .estimators.saved import load_estimator as load_estimator
 from .estimators.saved import save_estimator as save_estimator
-from .experiments.cells import SimulationConfig as SimulationConfig
-from .experiments.cells import learned_estimate as learned_estimate
-from .experiments.cells import noisy_estimate as noisy_estimate
+from .experiments.configuration import SimulationConfig as SimulationConfig
+from .experiments.configuration import learned_estimate as learned_estimate
+from .experiments.configuration import noisy_estimate as noisy_estimate
 from .experiments.grid import replicate as replicate
 from .experiments.live import serve as serve
 from .experiments.metrics import reduction as reduction

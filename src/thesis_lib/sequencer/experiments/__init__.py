@@ -1,1 +1,1 @@
-"""Policies compared: cells, metrics, grids, robustness, scale, live runs."""
+"""Policies compared: configurations, metrics, grids, robustness, scale, live runs."""

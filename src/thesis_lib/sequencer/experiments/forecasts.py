@@ -18,7 +18,7 @@ from thesis_lib.sequencer.core.trace import (
 from thesis_lib.sequencer.estimators.accuracy import auroc, q_error, rows_by_type
 from thesis_lib.sequencer.estimators.conformal import conformal_offset, track
 from thesis_lib.sequencer.estimators.models import LEVELS, STEP
-from thesis_lib.sequencer.experiments.cells import Estimate, SimulationConfig
+from thesis_lib.sequencer.experiments.configuration import Estimate, SimulationConfig
 from thesis_lib.sequencer.experiments.grid import Paired, run_paired
 from thesis_lib.sequencer.experiments.metrics import counted
 from thesis_lib.sequencer.policies.registry import MENDED, Policy

@@ -16,7 +16,7 @@ from thesis_lib.common.stats import mean_interval
 from thesis_lib.sequencer.core.events import Delays
 from thesis_lib.sequencer.core.trace import F64, History, Trace
 from thesis_lib.sequencer.experiments import metrics
-from thesis_lib.sequencer.experiments.cells import (
+from thesis_lib.sequencer.experiments.configuration import (
     NOISE,
     Estimate,
     SimulationConfig,

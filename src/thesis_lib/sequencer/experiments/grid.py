@@ -17,7 +17,7 @@ from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.sequencer.core.trace import F64, Trace
 from thesis_lib.sequencer.estimators.models import ESTIMATORS, LEARNED, cut_tail
 from thesis_lib.sequencer.estimators.saved import is_file
-from thesis_lib.sequencer.experiments.cells import (
+from thesis_lib.sequencer.experiments.configuration import (
     NOISE,
     Estimate,
     SimulationConfig,

@@ -13,7 +13,10 @@ import pandas as pd
 
 from thesis_lib.common.errors import choice, require
 from thesis_lib.sequencer.core.trace import F64
-from thesis_lib.sequencer.experiments.cells import SimulationConfig, noisy_estimate
+from thesis_lib.sequencer.experiments.configuration import (
+    SimulationConfig,
+    noisy_estimate,
+)
 from thesis_lib.sequencer.experiments.grid import (
     Seeds,
     against_sequencing,

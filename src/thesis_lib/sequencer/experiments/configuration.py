@@ -322,11 +322,6 @@ class SimulationConfig:
         )
 
 
-# As they were called before; the front door says so where it is asked for them.
-Cell = SimulationConfig
-scenario_cell, trace_cell = SimulationConfig.of_scenario, SimulationConfig.of_trace
-
-
 def replay_config(
     judged: Trace, load: float | None = None, **options
 ) -> tuple[SimulationConfig, float]:
