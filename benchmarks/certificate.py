@@ -130,7 +130,7 @@ def choose(draw: random.Random, folder: Path) -> MemoryPlan:
         "ring": draw.choice([2, 3, 4]),
     }
     ample = plan_checkpoint(folder, Machine(2**50, 1e9), **options)
-    fixed = ample.outer_bytes + ample.kv_bytes + ample.activation_bytes
+    fixed = ample.non_layer_bytes + ample.kv_bytes + ample.activation_bytes
     layers = options["ring"] + draw.randrange(ModelSpec.from_config(folder).layers // 2)
     size = fixed + layers * ample.staging_bytes
     return plan_checkpoint(folder, Machine(size, 1e9), **options)

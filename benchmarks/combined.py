@@ -28,13 +28,13 @@ from thesis_lib.memory.compress.blockwise import matrices, quantise_model
 from thesis_lib.memory.compress.fisher import output_factors
 from thesis_lib.memory.evaluate.perplexity import Perplexity, perplexity, read_tokens
 from thesis_lib.memory.evaluate.windows import cut_windows
-from thesis_lib.memory.formats.bitplanes import layout_of, recipes_of
-from thesis_lib.memory.formats.low_bit import Grid, Recipe
+from thesis_lib.memory.formats.bitplanes import format_layout, parse_layout
+from thesis_lib.memory.formats.low_bit import Grid, LowBitConfig
 from thesis_lib.memory.formats.nf4 import quantise, weight_bytes
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.offload.architectures import stack
 
-Recipes = Mapping[str, Recipe]  # by the name of a matrix in its layer
+Recipes = Mapping[str, LowBitConfig]  # by the name of a matrix in its layer
 
 CONTEXT = 512
 WINDOWS = 16  # of a calibration set
@@ -60,7 +60,7 @@ def choices_for(model: nn.Module, windows: Tensor) -> dict[str, list[Offer]]:
         name for name in matrices(model) if int(name.split(".")[0]) in LAYERS_JUDGED
     ]
     recipes = [
-        Recipe(Grid(bits, group), rank)
+        LowBitConfig(Grid(bits, group), rank)
         for bits in (2, 3, 4)
         for group in GROUPS
         for rank in RANKS
@@ -75,7 +75,7 @@ def shared_out(
     choices: Mapping[str, list[Offer]],
     bits: float,
     weights: int,
-    admit: Callable[[Recipe], bool],
+    admit: Callable[[LowBitConfig], bool],
 ) -> Recipes:
     """The best recipes at `bits` for each of so many weights, of those admitted."""
     admitted = {
@@ -87,7 +87,7 @@ def shared_out(
 
 def uniform(inner: list[str], bits: int, group: int, rank: int = 0) -> Recipes:
     """One recipe for all."""
-    return dict.fromkeys(inner, Recipe(Grid(bits, group), rank))
+    return dict.fromkeys(inner, LowBitConfig(Grid(bits, group), rank))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def plans(choices: Mapping[str, list[Offer]], weights: int) -> dict[str, Plan]:
     """By name; goal 8 compares those for every seed, which come first."""
     inner = list(choices)
 
-    def shared(bits: float, admit: Callable[[Recipe], bool]) -> Recipes:
+    def shared(bits: float, admit: Callable[[LowBitConfig], bool]) -> Recipes:
         return shared_out(choices, bits, weights, admit)
 
     def corrected(bits: float) -> Plan:
@@ -189,11 +189,11 @@ class Ledger(Record):
         """What is to be scored, of which only the first start makes its mind up."""
         if "plans" not in self.content:
             self.content["plans"] = {
-                name: [plan.method, layout_of(plan.recipes), plan.both, plan.always]
+                name: [plan.method, format_layout(plan.recipes), plan.both, plan.always]
                 for name, plan in make().items()
             }
         return {
-            name: Plan(method, recipes_of(layout), both, always)
+            name: Plan(method, parse_layout(layout), both, always)
             for name, (method, layout, both, always) in self.content["plans"].items()
         }
 

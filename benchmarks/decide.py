@@ -42,8 +42,8 @@ from thesis_lib.sequencer.core.events import (
     COMMITTED,
     LOGGED,
     NOW,
-    Front,
-    Setting,
+    RunConfig,
+    SequencerState,
     State,
     enter,
     front,
@@ -57,7 +57,7 @@ from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
     noisy_estimate,
 )
-from thesis_lib.sequencer.policies.lookahead import SPREAD, Mended, Published
+from thesis_lib.sequencer.policies.lookahead import SPREAD, Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
 from thesis_lib.sequencer.policies.rules import decide_compiled
 from thesis_lib.sequencer.simulator.simulator import simulate
@@ -95,10 +95,10 @@ class Case:
     estimated_s: F64
     policy: Policy
 
-    def prepare(self) -> tuple[State, Front, Setting, Published | Mended]:
+    def prepare(self) -> tuple[State, SequencerState, RunConfig, OpenLoop | Feedback]:
         """What the simulator sets up before its loop, for an open loop without lag."""
         cell, trace, policy = self.cell, self.trace, self.policy
-        setting = Setting(
+        setting = RunConfig(
             closed=False,
             think_s=0.0,
             size=cell.batch_size if policy.batched else 1,
@@ -111,12 +111,12 @@ class Case:
         )
         state = idle_state(trace.keys, cell.cores)
         before = front(trace.arrival_s, np.full(len(trace), cell.slo_s), setting, 0)
-        shadow = policy.make_shadow(
+        lookahead = policy.make_lookahead(
             state, trace.keys, self.estimated_s, before.deadline_s, SPREAD, 0.0
         )
-        return state, before, setting, shadow
+        return state, before, setting, lookahead
 
-    def check(self, state: State, before: Front) -> None:
+    def check(self, state: State, before: SequencerState) -> None:
         """The history is the simulator's, bit for bit."""
         history = simulate(
             self.trace, self.policy, self.estimated_s, cores=self.cell.cores,
@@ -127,35 +127,35 @@ class Case:
         np.testing.assert_array_equal(before.dropped, history.dropped)
 
 
-Ask = Callable[[Case, Published | Mended, I64, F64, float], Decision]
+Ask = Callable[[Case, OpenLoop | Feedback, I64, F64, float], Decision]
 
 
 def by_rule(
-    case: Case, shadow: Published | Mended, ids: I64, deadline_s: F64, now_s: float
+    case: Case, lookahead: OpenLoop | Feedback, ids: I64, deadline_s: F64, now_s: float
 ) -> Decision:
     """The decision on a batch and into a decision that are objects in Python."""
     batch = case.trace.batch(ids, deadline_s[ids], case.trace.arrival_s[ids])
-    return decide(case.policy, shadow, batch, now_s)
+    return decide(case.policy, lookahead, batch, now_s)
 
 
 def by_call(
-    case: Case, shadow: Published | Mended, ids: I64, deadline_s: F64, now_s: float
+    case: Case, lookahead: OpenLoop | Feedback, ids: I64, deadline_s: F64, now_s: float
 ) -> Decision:
     """The compiled decision, called from Python."""
-    code, memory, model = case.policy.code, shadow.memory, shadow.model
+    code, memory, model = case.policy.code, lookahead.memory, lookahead.model
     return Decision(*decide_compiled(code, memory, model, ids, now_s))
 
 
 def in_python(case: Case, ask: Ask) -> tuple[F64, F64]:
     """Microseconds of each transaction (n,) and of each decision (d,)."""
-    state, before, setting, shadow = case.prepare()
+    state, before, setting, lookahead = case.prepare()
     trace, policy = case.trace, case.policy
     asked = np.empty(len(trace), np.int64)
     cost_ns, decisions_ns = np.zeros(len(trace)), []
     while (size := next_decision(state, before, trace.service_s, setting, asked)) > 0:
         ids, now_s = asked[:size].copy(), float(before.clock_s[NOW])
         begin = time.perf_counter_ns()
-        decision = ask(case, shadow, ids, before.deadline_s, now_s)
+        decision = ask(case, lookahead, ids, before.deadline_s, now_s)
         took = time.perf_counter_ns() - begin
         cost_ns[ids] += took / size
         decisions_ns.append(took)
@@ -203,10 +203,10 @@ def run_compiled(
 
 def compiled(case: Case, clock: int = MONOTONIC, check: bool = True) -> tuple[F64, F64]:
     """The same, compiled."""
-    state, before, setting, shadow = case.prepare()
+    state, before, setting, lookahead = case.prepare()
     decisions_ns = np.empty(2 * len(case.trace))  # an arrival and a commit each
     cost_ns, number = run_compiled(
-        state, before, case.trace.service_s, setting, shadow.memory, shadow.model,
+        state, before, case.trace.service_s, setting, lookahead.memory, lookahead.model,
         case.policy.code, decisions_ns, clock,
     )  # fmt: skip
     if check:

@@ -37,7 +37,7 @@ from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.files import cache_folder, data_folder, write_whole
 from thesis_lib.memory.compress.blockwise import matrices
 from thesis_lib.memory.compress.convert import (
-    Wish,
+    CompressionConfig,
     streamed_perplexity,
     write_compressed,
 )
@@ -106,7 +106,7 @@ class Point:
     """
 
     name: str
-    wish: Wish | None = None
+    wish: CompressionConfig | None = None
     twin: Twin | None = None
 
     @property
@@ -119,30 +119,30 @@ class Point:
         """What a record says of it: the parts of its wish that were asked for."""
         asked = {
             part.name: getattr(self.wish, part.name)
-            for part in fields(Wish)
+            for part in fields(CompressionConfig)
             if self.wish and getattr(self.wish, part.name) != part.default
         }
         return {"wish": asked, "stored": self.twin is None}
 
 
-def few(bits: int, rank: int = 0) -> Wish:
+def few(bits: int, rank: int = 0) -> CompressionConfig:
     """GPTQ, with a correction where there is a rank."""
-    return Wish(bits=bits, correction_rank=rank, group=GROUP)
+    return CompressionConfig(bits=bits, correction_rank=rank, group=GROUP)
 
 
 POINTS = (  # in the order of their worth
     Point("bf16"),
-    Point("NF4", Wish("nf4")),
+    Point("NF4", CompressionConfig("nf4")),
     Point("GPTQ 3", few(3)),
-    Point("low rank 0.8", Wish(rank_ratio=0.8)),
+    Point("low rank 0.8", CompressionConfig(rank_ratio=0.8)),
     Point("GPTQ 3 + rank 16", few(3, 16)),
     Point("GPTQ 4", few(4)),
-    Point("int8", Wish("int8")),
-    Point("lossless", Wish("lossless")),
+    Point("int8", CompressionConfig("int8")),
+    Point("lossless", CompressionConfig("lossless")),
     Point("GPTQ 2", few(2)),
-    Point("low rank 0.9", Wish(rank_ratio=0.9)),
+    Point("low rank 0.9", CompressionConfig(rank_ratio=0.9)),
     Point("GPTQ 2 + rank 16", few(2, 16)),
-    Point("low rank 0.6", Wish(rank_ratio=0.6)),
+    Point("low rank 0.6", CompressionConfig(rank_ratio=0.6)),
     Point("GPTQ 3 + rank 8", few(3, 8)),
     Point("GPTQ 2 + rank 8", few(2, 8)),
     Point("nearest 4", twin=partial(nearest, bits=4)),

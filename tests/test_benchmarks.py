@@ -173,7 +173,7 @@ def test_ways_to_store_a_model_are_those_of_the_record(patched, tiny_smollm2, tm
     script = importlib.import_module("pareto")
     points = [
         script.Point("bf16"),
-        script.Point("GPTQ 3", script.Wish(bits=3, group=16)),
+        script.Point("GPTQ 3", script.CompressionConfig(bits=3, group=16)),
         script.Point("plain SVD 0.8", twin=lambda m: script.truncated(m, 0.8)),
     ]
     patched("pareto", CONTEXT=24, PROMPT=8, GROUP=16, SHARE=1, POINTS=points)

@@ -14,7 +14,7 @@ from thesis_lib.memory.compress.allocation import (
     allocate_ranks,
     allocate_recipes,
 )
-from thesis_lib.memory.formats.low_bit import Grid, Recipe
+from thesis_lib.memory.formats.low_bit import Grid, LowBitConfig
 
 
 def spectra(seed, shapes=((9, 12), (7, 7), (12, 6))):
@@ -121,7 +121,7 @@ def test_recipes_of_equal_steps_are_the_best_of_all_ways():
         rng = np.random.default_rng(seed)
         choices = {
             name: [
-                Offer(Recipe(Grid(width, 8)), 10 * width, float(loss))
+                Offer(LowBitConfig(Grid(width, 8)), 10 * width, float(loss))
                 for width, loss in zip(
                     (2, 3, 4), np.cumsum(np.sort(rng.random(3)))[::-1], strict=True
                 )
@@ -144,7 +144,7 @@ def test_recipes_of_equal_steps_are_the_best_of_all_ways():
 
 
 def test_an_offer_above_the_hull_is_never_taken():
-    recipes = [Recipe(Grid(2, 8), rank) for rank in range(5)]
+    recipes = [LowBitConfig(Grid(2, 8), rank) for rank in range(5)]
     sizes, losses = (10, 20, 30, 40, 50), (9.0, 8.0, 2.0, 3.0, 1.0)
     offers = [
         Offer(*one) for one in zip(recipes, sizes, losses, strict=True)

@@ -82,7 +82,9 @@ def test_streamed_logits_are_those_of_transformers(
     made = tiny.plan_tight(
         folder, resident, ring, host, batch=3, context=24, pass_tokens=9
     )
-    assert (made.host_layers, made.bounces) == ((0, 0) if host is None else (host, 2))
+    assert (made.host_layers, made.host_buffers) == (
+        (0, 0) if host is None else (host, 2)
+    )
     with torch.no_grad(), StreamedModel(folder, made) as twin:
         for batch in (1, 3):  # the second pass starts from a ring that wrapped around
             row = tiny.tokens(batch, batch, 9)

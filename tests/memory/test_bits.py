@@ -8,7 +8,7 @@ import torch
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.gptq import Metric, correct, whitening
 from thesis_lib.memory.formats import bitplanes
-from thesis_lib.memory.formats.low_bit import Grid, Recipe
+from thesis_lib.memory.formats.low_bit import Grid, LowBitConfig
 from thesis_lib.memory.model.checkpoint import nbytes
 
 
@@ -20,7 +20,7 @@ def stored(recipe, m=48, n=80, seed=0):
 
 
 RECIPES = [
-    Recipe(Grid(width, group), rank, factor_bits)
+    LowBitConfig(Grid(width, group), rank, factor_bits)
     for width in (2, 3, 4)
     for group, rank, factor_bits in ((8, 0, 4), (16, 3, 4), (80, 6, 8))
 ]
@@ -73,12 +73,12 @@ def test_entries_are_those_of_packed_tensors(recipe):
 
 def test_a_layout_names_its_recipes():
     recipes = {"mlp.up_proj": RECIPES[1], "self_attn.q_proj": RECIPES[0]}
-    assert bitplanes.recipes_of(bitplanes.layout_of(recipes)) == recipes
-    assert bitplanes.layout_of(recipes).startswith("mlp.up_proj=2b16+3r4b ")
+    assert bitplanes.parse_layout(bitplanes.format_layout(recipes)) == recipes
+    assert bitplanes.format_layout(recipes).startswith("mlp.up_proj=2b16+3r4b ")
     with pytest.raises(InvalidInput, match=r"'rows' names no recipe"):
-        bitplanes.recipes_of("rows")
+        bitplanes.parse_layout("rows")
     with pytest.raises(InvalidInput, match="bits=7"):
-        bitplanes.recipes_of("a=7b16+0r4b")
+        bitplanes.parse_layout("a=7b16+0r4b")
 
 
 @pytest.mark.parametrize("recipe", RECIPES[1:2] + RECIPES[5:6], ids=str)
@@ -97,8 +97,8 @@ def test_a_layer_computes_with_the_restored_matrix(recipe):
 
 def test_a_layout_of_another_architecture_is_refused(tmp_path):
     model = tiny.write(tmp_path / "dense")
-    layout = bitplanes.layout_of({"fc1": RECIPES[0]})
+    layout = bitplanes.format_layout({"fc1": RECIPES[0]})
     with pytest.raises(InvalidInput, match=r"no recipe for self_attn\.q_proj"):
         bitplanes.LowBit(layout).swap(model.model.layers)
     with pytest.raises(InvalidInput, match="group=32 does not divide 80"):
-        bitplanes.entries(Recipe(Grid(3, 32)), 48, 80)
+        bitplanes.entries(LowBitConfig(Grid(3, 32)), 48, 80)

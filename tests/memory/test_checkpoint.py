@@ -12,7 +12,7 @@ from thesis_lib.memory.model.checkpoint import (
     ALIGNMENT,
     DTYPES,
     INDEX,
-    OUTER,
+    NON_LAYER,
     Entry,
     contents,
     file_bytes,
@@ -47,13 +47,13 @@ def draw(entries, seed=0):
         ("model.decoder.layers.0.fc1.bias", (0, "fc1.bias")),
         ("layers.3.a", (3, "a")),
         ("model.layers.3.experts.layers.5.w", (3, "experts.layers.5.w")),
-        ("model.norm.weight", (OUTER, "model.norm.weight")),
-        ("model.players.3.a", (OUTER, "model.players.3.a")),
+        ("model.norm.weight", (NON_LAYER, "model.norm.weight")),
+        ("model.players.3.a", (NON_LAYER, "model.players.3.a")),
     ],
 )
 def test_names_are_split_at_the_first_stack(name, expected):
     assert split_name(name) == expected
-    if expected[0] != OUTER:
+    if expected[0] != NON_LAYER:
         again = renumbered(name, 7)
         assert split_name(again) == (7, expected[1])
         assert renumbered(again, expected[0]) == name
@@ -63,7 +63,7 @@ def test_safetensors_reads_what_was_written_and_sizes_are_known_before(tmp_path)
     layer, rest = draw(LAYER), draw(REST)
     needed = file_bytes(LAYER) + file_bytes(REST)
     with new_checkpoint(tmp_path / "model", needed) as new:
-        new.write(OUTER, REST, contents(rest.values()))
+        new.write(NON_LAYER, REST, contents(rest.values()))
         new.write(0, LAYER, contents(layer.values()))
         new.link(1, 0)
         new.finish(kind="dense", distinct_layers=1)
@@ -73,7 +73,7 @@ def test_safetensors_reads_what_was_written_and_sizes_are_known_before(tmp_path)
     for name, tensor in layer.items():
         assert torch.equal(found[name], tensor)
     assert torch.equal(
-        load_file(tmp_path / "model" / file_name(OUTER))["model.norm.weight"],
+        load_file(tmp_path / "model" / file_name(NON_LAYER))["model.norm.weight"],
         rest["model.norm.weight"],
     )
     size = (tmp_path / "model" / file_name(0)).stat().st_size

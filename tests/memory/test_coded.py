@@ -18,7 +18,7 @@ from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.convert import convert, read_words
 from thesis_lib.memory.formats import lossless
 from thesis_lib.memory.formats.base import find_format
-from thesis_lib.memory.model.checkpoint import OUTER
+from thesis_lib.memory.model.checkpoint import NON_LAYER
 from thesis_lib.memory.model.spec import Machine, geometry
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
@@ -49,7 +49,7 @@ def test_the_store_gives_the_tensors_of_the_dense_checkpoint(tmp_path):
         SafetensorsStore(tmp_path / "dense") as dense,
         SafetensorsStore(tmp_path / "coded", verify=True) as store,
     ):
-        parts = range(OUTER, dense.layers)
+        parts = range(NON_LAYER, dense.layers)
         assert (store.kind, store.layers) == ("lossless", dense.layers)
         for layer in parts:
             assert tiny.read(store, layer) == tiny.read(dense, layer)

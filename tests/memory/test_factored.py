@@ -16,7 +16,7 @@ from thesis_lib.memory.formats.lowrank import (
     ranks_of,
     read_ranks,
 )
-from thesis_lib.memory.model.checkpoint import OUTER
+from thesis_lib.memory.model.checkpoint import NON_LAYER
 from thesis_lib.memory.model.linears import linears, replace
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.architectures import read_config
@@ -69,7 +69,9 @@ def test_bytes_on_disk_are_those_counted(tmp_path):
     assert said["bytes_before"] == dense > said["bytes_after"]
     with SafetensorsStore(folder, verify=True) as store:
         assert (store.kind, store.layout) == ("lowrank", "factors")
-        stored = sum(store.tensor_bytes(part) for part in range(OUTER, store.layers))
+        stored = sum(
+            store.tensor_bytes(part) for part in range(NON_LAYER, store.layers)
+        )
         assert stored == said["bytes_after"]
         assert len({store.tensor_bytes(layer) for layer in range(4)}) > 1
     assert read_ranks(folder) == ranks_of(model, 4)

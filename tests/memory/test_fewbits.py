@@ -14,12 +14,12 @@ from thesis_lib.memory.compress.convert import write_bits
 from thesis_lib.memory.compress.fisher import output_factors
 from thesis_lib.memory.compress.gptq import Metric, gptq, whitening
 from thesis_lib.memory.compress.svd import gram_matrices
-from thesis_lib.memory.formats.low_bit import Grid, Recipe
+from thesis_lib.memory.formats.low_bit import Grid, LowBitConfig
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
 from thesis_lib.memory.offload.rates import plan_streamed
 
-PLAIN, CORRECTED = Recipe(Grid(3, 16)), Recipe(Grid(2, 16), 4)
+PLAIN, CORRECTED = LowBitConfig(Grid(3, 16)), LowBitConfig(Grid(2, 16), 4)
 WINDOWS = tiny.tokens(0, 6, 24)
 
 
@@ -45,7 +45,7 @@ def test_an_offer_without_a_rank_is_what_gptq_loses(model):
     whole = f"model.layers.{name}"
     gram = gram_matrices(model, WINDOWS[:, None], [whole])[whole]
     factor = output_factors(model, WINDOWS, "empirical", names=[whole])[whole]
-    both = [Recipe(Grid(3, 16), rank) for rank in (0, 4, 48)]
+    both = [LowBitConfig(Grid(3, 16), rank) for rank in (0, 4, 48)]
     made = judge(model, WINDOWS, [name], both)[name]
     metric = Metric(whitening(gram, 16), whitening(factor, len(factor)))
     error = weight - gptq(weight, metric.inputs, Grid(3, 16)).restore()
@@ -57,7 +57,7 @@ def test_an_offer_without_a_rank_is_what_gptq_loses(model):
     assert table.loc[3, 4].tolist() == [1, 1]
     assert table.loss[3, 0] == pytest.approx(made[0].loss / made[1].loss)
     with pytest.raises(InvalidInput, match="not among the 3 offers"):
-        shares(made, Recipe(Grid(4, 16)))
+        shares(made, LowBitConfig(Grid(4, 16)))
     (first, *_) = alike([made, made])
     assert (first.nbytes, first.loss) == (2 * made[0].nbytes, 2 * made[0].loss)
 

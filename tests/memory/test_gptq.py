@@ -14,7 +14,7 @@ from thesis_lib.memory.compress.gptq import (
     round_to_nearest,
     whitening,
 )
-from thesis_lib.memory.formats.low_bit import Grid, Recipe
+from thesis_lib.memory.formats.low_bit import Grid, LowBitConfig
 
 M, N, GROUP = 40, 64, 16
 
@@ -169,7 +169,7 @@ def test_the_best_factors_leave_the_tail_of_the_whitened_spectrum(shape, rank, o
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_rank_zero_is_the_baseline(bits):
-    recipe, used = Recipe(Grid(bits, GROUP)), metric()
+    recipe, used = LowBitConfig(Grid(bits, GROUP)), metric()
     found = correct(matrix(), used, recipe)
     base = gptq(matrix(), used.inputs, recipe.grid)
     assert np.array_equal(found.base.codes, base.codes)
@@ -181,7 +181,7 @@ def test_rank_zero_is_the_baseline(bits):
 @pytest.mark.parametrize("bits", [2, 3])
 @pytest.mark.parametrize("outputs", [False, True])
 def test_the_loss_falls_in_every_round_that_is_kept(bits, outputs):
-    used, recipe = metric(outputs=outputs), Recipe(Grid(bits, GROUP), 4)
+    used, recipe = metric(outputs=outputs), LowBitConfig(Grid(bits, GROUP), 4)
     losses = [
         used.loss(matrix() - correct(matrix(), used, recipe, rounds).restore())
         for rounds in range(5)
@@ -196,7 +196,7 @@ def test_more_rank_leaves_less():
     used = metric()
     losses = [
         used.loss(matrix() - correct(matrix(), used, recipe).restore())
-        for recipe in (Recipe(Grid(3, GROUP), rank, 8) for rank in (0, 2, 8, 24))
+        for recipe in (LowBitConfig(Grid(3, GROUP), rank, 8) for rank in (0, 2, 8, 24))
     ]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.2 * losses[0]
@@ -204,7 +204,7 @@ def test_more_rank_leaves_less():
 
 @pytest.mark.parametrize("factor_bits", [4, 8])
 def test_bytes_are_those_of_codes_and_scales(factor_bits):
-    recipe = Recipe(Grid(3, GROUP), 6, factor_bits)
+    recipe = LowBitConfig(Grid(3, GROUP), 6, factor_bits)
     found = correct(matrix(), metric(), recipe)
     codes = (M * N * 3 + 6 * (M + N) * factor_bits) // 8
     scales = 2 * (M * N // GROUP + 6 + 6 * N // GROUP)
@@ -216,8 +216,8 @@ def test_bytes_are_those_of_codes_and_scales(factor_bits):
     [
         (lambda: Grid(5, 16), "bits=5 must be one of 2, 3, 4"),
         (lambda: Grid(3, 12), "group=12 must be a positive multiple of 8"),
-        (lambda: Recipe(Grid(3, 16), -1), "rank=-1 must not be negative"),
-        (lambda: Recipe(Grid(3, 16), 2, 5), "bits=5"),
+        (lambda: LowBitConfig(Grid(3, 16), -1), "rank=-1 must not be negative"),
+        (lambda: LowBitConfig(Grid(3, 16), 2, 5), "bits=5"),
         (lambda: whitening(gram(), 24), "group=24 does not divide 64"),
         (lambda: whitening(np.zeros((64, 64)), 16), "not all of them zero"),
         (lambda: whitening(np.full((64, 64), np.nan), 16), "finite"),
@@ -226,7 +226,7 @@ def test_bytes_are_those_of_codes_and_scales(factor_bits):
         (lambda: round_to_nearest(matrix() * np.nan, Grid(3, 16)), "finite"),
         (lambda: gptq(matrix(), whitening(gram(), 16), Grid(3, 32)), "groups of 16"),
         (
-            lambda: correct(matrix(), metric(), Recipe(Grid(3, GROUP), 41)),
+            lambda: correct(matrix(), metric(), LowBitConfig(Grid(3, GROUP), 41)),
             r"rank=41 must lie in \[1, 40\]",
         ),
     ],

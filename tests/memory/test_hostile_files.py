@@ -26,7 +26,7 @@ from thesis_lib.cli.main import app
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.convert import compress_checkpoint
 from thesis_lib.memory.decode.generate import generate_text
-from thesis_lib.memory.model.checkpoint import INDEX, MANIFEST, OUTER, SINGLE
+from thesis_lib.memory.model.checkpoint import INDEX, MANIFEST, NON_LAYER, SINGLE
 from thesis_lib.memory.model.smollm2 import quiet
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.offloaded_model import plan_checkpoint
@@ -191,7 +191,7 @@ def look_at_tensors(folder, files):
 
     def read():
         with SafetensorsStore(folder) as store:
-            for layer in range(OUTER, store.layers):
+            for layer in range(NON_LAYER, store.layers):
                 found.update(tiny.read(store, layer))
 
     if refused(read):

@@ -18,7 +18,7 @@ from thesis_lib.memory.formats import nf4
 from thesis_lib.memory.formats.base import find_format
 from thesis_lib.memory.formats.nf4 import NF4, OUTLIER, Int8, bitsandbytes
 from thesis_lib.memory.model import smollm2
-from thesis_lib.memory.model.checkpoint import MANIFEST, OUTER, entry_of, nbytes
+from thesis_lib.memory.model.checkpoint import MANIFEST, NON_LAYER, entry_of, nbytes
 from thesis_lib.memory.offload.store import SafetensorsStore, StoreDamaged
 from thesis_lib.memory.offload.transfer import read_tensors
 
@@ -222,9 +222,9 @@ def test_a_packed_checkpoint_holds_the_packed_layers_and_the_rest_as_it_was(
     assert said["layers"] == 3
     with SafetensorsStore(tmp_path / "out", verify=True) as store:
         assert (store.weights, store.layers) == (weights, 3)
-        counted = sum(store.tensor_bytes(i) for i in range(OUTER, 3))
+        counted = sum(store.tensor_bytes(i) for i in range(NON_LAYER, 3))
         assert counted == said["bytes_after"] < said["bytes_before"]
-        outer = read_tensors(store, OUTER)
+        outer = read_tensors(store, NON_LAYER)
         for i in range(3):
             dense_layer = model.model.layers[i].state_dict()
             expected = weights.encode(i, dense_layer)

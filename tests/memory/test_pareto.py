@@ -36,7 +36,7 @@ def sweep(script, tmp_path):
 
 
 def few(script, name="three", **options):
-    return script.Point(name, script.Wish(bits=3, group=16, **options))
+    return script.Point(name, script.CompressionConfig(bits=3, group=16, **options))
 
 
 def test_thirds_are_disjoint_nearly_equal_and_the_whole_text(script):
@@ -119,7 +119,7 @@ def test_bits_of_layers_count_codes_scales_and_norms(script, sweep, tmp_path):
 def test_in_memory_and_on_the_disk_bits_are_counted_alike(script, sweep, tmp_path):
     record = script.Record(tmp_path / "record.json", {})
     for point in (
-        script.Point("stored", script.Wish("int8")),
+        script.Point("stored", script.CompressionConfig("int8")),
         script.Point("resident", twin=lambda m: script.in_memory(m, "int8")),
     ):
         sweep.score(point, 0, record)

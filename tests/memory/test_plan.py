@@ -112,8 +112,8 @@ def test_host_memory_takes_layers_off_the_disk():
     machine = Machine(8 * GiB, 2e9, host_bytes=64 * GiB, link_bytes_per_s=25e9)
     made = plan(spec, machine)
     # Two buffers of host memory are for what passes from the disk to the device.
-    assert made.host_layers == 64 * GiB // made.staging_bytes - made.bounces
-    assert made.bounces == 2
+    assert made.host_layers == 64 * GiB // made.staging_bytes - made.host_buffers
+    assert made.host_buffers == 2
     assert made.disk_layers == spec.layers - made.host_layers
     assert made.host_peak_bytes <= 64 * GiB
     assert made.step_s() < plan(spec, machine.with_memory(8 * GiB)).step_s()

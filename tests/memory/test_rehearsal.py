@@ -13,7 +13,7 @@ from thesis_lib.memory.model.spec import ARCHITECTURES, geometry
 from thesis_lib.memory.offload.architectures import configure, read_config
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
-from thesis_lib.memory.offload.peak_memory import Shape, rehearse
+from thesis_lib.memory.offload.peak_memory import Shape, dry_run
 
 ROW = 8  # bytes of a token's number, which the caller holds
 
@@ -132,7 +132,7 @@ def test_packed_weights_are_rehearsed_as_they_run(tmp_path, kind):
 
 def test_a_rehearsal_of_65_billion_parameters_needs_no_memory():
     config = configure(geometry("llama-65b"))
-    needs = rehearse(config, Shape(1, 512, 1, 1))
+    needs = dry_run(config, Shape(1, 512, 1, 1))
     assert needs.kv_bytes == geometry("llama-65b").kv_bytes(1, 512)
     assert needs.layer_bytes == geometry("llama-65b").layer_bytes
     # A token's intermediate results are small beside a copy of one layer's keys.
@@ -142,13 +142,13 @@ def test_a_rehearsal_of_65_billion_parameters_needs_no_memory():
 def test_more_of_anything_needs_more(tmp_path):
     tiny.write(tmp_path)
     config = read_config(tmp_path)
-    base = rehearse(config, Shape(2, 24, 4, 2))
+    base = dry_run(config, Shape(2, 24, 4, 2))
     for shape in (Shape(3, 24, 4, 2), Shape(2, 48, 4, 2), Shape(2, 24, 8, 2)):
-        more = rehearse(config, shape)
+        more = dry_run(config, shape)
         assert more.kv_bytes + more.activation_bytes > (
             base.kv_bytes + base.activation_bytes
         )
-    chosen = rehearse(config, Shape(2, 24, 4, 2, generating=True))
+    chosen = dry_run(config, Shape(2, 24, 4, 2, generating=True))
     assert chosen.activation_bytes >= base.activation_bytes
 
 
@@ -159,4 +159,4 @@ def test_more_of_anything_needs_more(tmp_path):
 def test_shapes_that_are_no_step_are_refused(tmp_path, shape):
     tiny.write(tmp_path)
     with pytest.raises(InvalidInput, match="is no step"):
-        rehearse(read_config(tmp_path), shape)
+        dry_run(read_config(tmp_path), shape)

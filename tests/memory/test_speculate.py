@@ -17,7 +17,7 @@ from thesis_lib.common.units import MiB
 from thesis_lib.memory.decode import speculative
 from thesis_lib.memory.decode.generate import generate_text
 from thesis_lib.memory.model import batch_invariant, smollm2
-from thesis_lib.memory.model.batch_invariant import Rowwise
+from thesis_lib.memory.model.batch_invariant import BatchInvariant
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
@@ -143,7 +143,7 @@ def test_rows_of_a_joint_pass_are_not_those_of_single_tokens(tmp_path):
             streamed.step(row[:, i : i + 1], single)
         streamed.step(row, joint)
         assert not torch.equal(single.layers[-1].keys, joint.layers[-1].keys)
-        apart, rows = streamed.new_cache(), Rowwise(streamed.model)
+        apart, rows = streamed.new_cache(), BatchInvariant(streamed.model)
         with rows.passing():
             streamed.step(row, apart)
         assert torch.equal(single.layers[-1].keys, apart.layers[-1].keys)

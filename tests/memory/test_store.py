@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.model.checkpoint import (
     ALIGNMENT,
-    OUTER,
+    NON_LAYER,
     allocate,
     contents,
     entry_of,
@@ -68,14 +68,14 @@ def test_bytes_read_are_bytes_written(tmp_path, layout, dtype):
     layout(tmp_path, made)
     with SafetensorsStore(tmp_path) as store:
         assert store.layers == LAYERS
-        found = dict(read_tensors(store, OUTER))
+        found = dict(read_tensors(store, NON_LAYER))
         for i in range(LAYERS):
             found |= {
                 f"model.layers.{i}.{k}": v for k, v in read_tensors(store, i).items()
             }
         asked = store.bytes_read
-        least = sum(store.tensor_bytes(i) for i in range(OUTER, LAYERS))
-        most = sum(store.nbytes(i) for i in range(OUTER, LAYERS))
+        least = sum(store.tensor_bytes(i) for i in range(NON_LAYER, LAYERS))
+        most = sum(store.nbytes(i) for i in range(NON_LAYER, LAYERS))
     assert found.keys() == made.keys()
     for name, tensor in made.items():
         assert torch.equal(found[name], tensor), name

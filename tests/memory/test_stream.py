@@ -88,7 +88,7 @@ def test_a_budget_below_the_resident_set_is_refused_twice(tmp_path):
         plan_checkpoint(
             tmp_path, Machine(made.device_peak_bytes - 1, 1e9), context=8, ring=2
         )
-    needed = made.outer_bytes + made.ring * made.staging_bytes
+    needed = made.non_layer_bytes + made.ring * made.staging_bytes
     with StreamedModel(tmp_path, made) as twin, DeviceBudget(needed) as budget:
         twin.charge(budget)
         with pytest.raises(torch.OutOfMemoryError):

@@ -19,7 +19,7 @@ from thesis_lib.memory.compress.convert import convert
 from thesis_lib.memory.compress.random_weights import gaussian, synthesise
 from thesis_lib.memory.formats.base import find_format, words
 from thesis_lib.memory.model import checkpoint, smollm2, spec
-from thesis_lib.memory.model.checkpoint import OUTER, allocate
+from thesis_lib.memory.model.checkpoint import NON_LAYER, allocate
 from thesis_lib.memory.model.spec import ModelSpec, geometries, geometry
 from thesis_lib.memory.offload.architectures import configure
 from thesis_lib.memory.offload.store import SafetensorsStore, StoreDamaged
@@ -44,7 +44,7 @@ def layer_bytes(store, layer):
 
 def everything(folder):
     with SafetensorsStore(folder) as store:
-        return [layer_bytes(store, layer) for layer in range(OUTER, store.layers)]
+        return [layer_bytes(store, layer) for layer in range(NON_LAYER, store.layers)]
 
 
 @pytest.mark.parametrize("tiny", [TINY, MISTRAL, OPT], ids=lambda tiny: tiny.name)
@@ -65,7 +65,7 @@ def test_transformers_loads_what_was_written(tmp_path, tiny):
     assert torch.isfinite(logits).all()
     assert logits.float().std() > 0
     with SafetensorsStore(tmp_path / "model") as store:
-        tensors = sum(store.tensor_bytes(i) for i in range(OUTER, store.layers))
+        tensors = sum(store.tensor_bytes(i) for i in range(NON_LAYER, store.layers))
         assert (store.layers, store.kind) == (tiny.layers, "dense")
         assert tensors == tiny.total_bytes
         # Tensors start on a block: a read brings little but them.

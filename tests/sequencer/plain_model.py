@@ -412,13 +412,13 @@ def simulate_plainly(
     arrival_s, decided_s = np.full(n, np.nan), np.full(n, np.nan)
     dropped = np.zeros(n, bool)
     if policy.name == "ours":
-        shadow = PlainLate(
+        lookahead = PlainLate(
             database, estimated_s, deadline_s, delays.lag_s, policy, trace.kind
         )
     elif policy.defects.no_feedback:
-        shadow = PlainChain(sets, estimated_s, deadline_s, delays.lag_s)
+        lookahead = PlainChain(sets, estimated_s, deadline_s, delays.lag_s)
     else:
-        shadow = PlainShadow(
+        lookahead = PlainShadow(
             database, estimated_s, deadline_s, delays.lag_s, policy.tolerance_s
         )
     events = []  # of clients and sequencer
@@ -488,9 +488,9 @@ def simulate_plainly(
             rows = np.array(ids)
             batch = trace.batch(rows, deadline_s[rows], arrival_s[rows])
             if policy.name == "ours":
-                decision = shadow.decide(rows, now)
+                decision = lookahead.decide(rows, now)
             else:
-                decision = decide_plainly(policy, shadow, batch, now)
+                decision = decide_plainly(policy, lookahead, batch, now)
             for i in decision.order[:room].tolist():
                 database.append(i, now + delays.lag_s)
                 decided_s[i] = now

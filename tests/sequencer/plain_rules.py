@@ -24,15 +24,15 @@ class Row(NamedTuple):
     p_on_time: float
 
 
-def decide_plainly(policy, shadow, batch, now_s):
-    """What `policy` does with a batch in order of arrival that `shadow` forecasts."""
+def decide_plainly(policy, lookahead, batch, now_s):
+    """What `policy` does with a batch in order of arrival that `lookahead` forecasts."""
     name, code = policy.name.removesuffix("-fixed"), policy.code
     if name in THESIS:
-        return decided(*drop_and_reorder(name, policy, shadow, batch, now_s))
-    forecast = shadow.forecast(batch.ids, now_s)
+        return decided(*drop_and_reorder(name, policy, lookahead, batch, now_s))
+    forecast = lookahead.forecast(batch.ids, now_s)
     rows = rows_of(batch.ids, batch.deadline_s, forecast)
     nothing = {"seen": 0, "total_s": 0.0, "above_s": None, "next_s": 0.0, "count": 0}
-    remembered = vars(shadow).setdefault("remembered", nothing | {"dropping": False})
+    remembered = vars(lookahead).setdefault("remembered", nothing | {"dropping": False})
     if name in ("fifo", "fifo-batched"):
         return decided(rows, [])
     if name == "random-drop":
@@ -62,7 +62,7 @@ def decided(order, dropped):
     return Decision(*(np.array(ids, np.int64) for ids in parts))
 
 
-def drop_and_reorder(name, policy, shadow, batch, now_s):
+def drop_and_reorder(name, policy, lookahead, batch, now_s):
     """The thesis' three: what it keeps, in order, and what it drops."""
     defects, band_s = policy.defects, policy.code.band_s
 
@@ -74,10 +74,10 @@ def drop_and_reorder(name, policy, shadow, batch, now_s):
 
     moves, ids, deadline_s = name != "drop", batch.ids, batch.deadline_s
     if moves and not defects.stale:
-        rows = rows_of(ids, deadline_s, shadow.peek(ids, now_s))
+        rows = rows_of(ids, deadline_s, lookahead.peek(ids, now_s))
         order = sorted(range(len(rows)), key=lambda at: place(rows[at]))
         ids, deadline_s = ids[order], deadline_s[order]
-    rows = rows_of(ids, deadline_s, shadow.forecast(ids, now_s))
+    rows = rows_of(ids, deadline_s, lookahead.forecast(ids, now_s))
     allowance_s = band_s if defects.allowance else 0.0
     dropped = [row for row in rows if row.finish_s > row.deadline_s + allowance_s]
     if name == "reorder":

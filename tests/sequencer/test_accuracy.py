@@ -9,14 +9,14 @@ from thesis_lib.sequencer.estimators.accuracy import (
     auroc,
     by_type,
     by_unit,
-    ceilings,
     dependence,
     importance,
+    intraclass_correlation,
     least_q_error,
     log_r2,
     missing,
+    noise_ceilings,
     q_error,
-    replay_ceiling,
     totals,
 )
 from thesis_lib.sequencer.estimators.models import Boosted, Linear
@@ -73,9 +73,9 @@ def test_replay_ceiling_is_the_shared_part_of_the_variance(shared, own):
     n, replays = 20_000, 3
     log_s = rng.normal(0, shared, (n, 1)) + rng.normal(0, own, (n, replays))
     expected = shared**2 / (shared**2 + own**2)
-    assert abs(replay_ceiling(np.exp(log_s)) - expected) < 0.02
+    assert abs(intraclass_correlation(np.exp(log_s)) - expected) < 0.02
     with pytest.raises(InvalidInput, match="at least 2"):
-        replay_ceiling(np.ones((5, 1)))
+        intraclass_correlation(np.ones((5, 1)))
 
 
 # --- By type -------------------------------------------------------------------
@@ -111,12 +111,12 @@ def test_ceilings_of_types_are_those_of_their_rows():
         f"service_s_r{r}": trace.service_s * rng.lognormal(0, 0.3, len(trace))
         for r in (1, 2, 3)
     }
-    found = ceilings(replace(trace, measured=replays), "service_s")
+    found = noise_ceilings(replace(trace, measured=replays), "service_s")
     times_s = np.column_stack(list(replays.values()))
-    assert found["all"] == replay_ceiling(times_s)
-    assert found["new order"] == replay_ceiling(times_s[trace.kind == 1])
+    assert found["all"] == intraclass_correlation(times_s)
+    assert found["new order"] == intraclass_correlation(times_s[trace.kind == 1])
     with pytest.raises(InvalidInput, match="holds 0 replays of cpu_s"):
-        ceilings(replace(trace, measured=replays), "cpu_s")
+        noise_ceilings(replace(trace, measured=replays), "cpu_s")
 
 
 def test_totals_are_sums_over_sums():

@@ -6,13 +6,13 @@ import pytest
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.experiments.configuration import SimulationConfig
 from thesis_lib.sequencer.experiments.metrics import summarise
-from thesis_lib.sequencer.policies.admission import Terms, ranked
+from thesis_lib.sequencer.policies.admission import BidPriceParameters, ranked
 from thesis_lib.sequencer.policies.recalibration import (
     SLOPE,
     allowance,
     corrected_s,
+    initial_calibration,
     learn,
-    trusting,
 )
 from thesis_lib.sequencer.policies.registry import policy
 from thesis_lib.sequencer.simulator.simulator import simulate
@@ -23,7 +23,7 @@ MS = 1e-3
 
 
 def learned(given_s, took_s, window=500.0):
-    online = trusting(given_s, 0.2)
+    online = initial_calibration(given_s, 0.2)
     for i, took in enumerate(took_s):
         learn(online, i, took, window)
     return online
@@ -71,10 +71,12 @@ def test_an_allowance_keeps_the_share_that_it_promises():
 
 
 def test_exact_estimates_are_allowed_what_they_say():
-    exact = trusting([MS], 0.0)
+    exact = initial_calibration([MS], 0.0)
     assert [allowance(exact, p) for p in (0.01, 0.3, 1.0)] == [1.0, 1.0, 1.0]
-    assert allowance(trusting([MS], 0.2), 0.5) == 1.0
-    assert allowance(trusting([MS], 0.2), 0.84134) == pytest.approx(np.exp(0.2), 0.04)
+    assert allowance(initial_calibration([MS], 0.2), 0.5) == 1.0
+    assert allowance(initial_calibration([MS], 0.2), 0.84134) == pytest.approx(
+        np.exp(0.2), 0.04
+    )
 
 
 def jobs(arrival_ms, service_ms, reads, writes):
@@ -108,7 +110,7 @@ def apart(n, service_ms):
 
 
 def test_of_the_hopeless_the_first_goes_in_and_then_one_in_so_many():
-    history = run(apart(50, 20.0), 10.0, cores=1, terms=Terms(probe=7.0))
+    history = run(apart(50, 20.0), 10.0, cores=1, terms=BidPriceParameters(probe=7.0))
     assert history.log.tolist() == list(range(0, 50, 7))
 
 
@@ -157,7 +159,7 @@ def test_a_writer_closes_its_row_before_readers_can_starve_it():
     history = run(trace, 10.0, cores=4)
     assert not history.violated.any()
     assert history.latency_s[1] > 5 * MS  # it has let others pass while it could
-    starved = run(trace, 10.0, cores=4, terms=Terms(reserve=-np.inf))
+    starved = run(trace, 10.0, cores=4, terms=BidPriceParameters(reserve=-np.inf))
     assert starved.violated[1]
 
 
@@ -197,7 +199,7 @@ def test_ours_decides_alike_in_any_unit_of_time():
         trace, arrival_s=2 * trace.arrival_s, service_s=2 * trace.service_s,
         units_s=2 * trace.units_s,
     )  # fmt: skip
-    terms = Terms(window=0.0)
+    terms = BidPriceParameters(window=0.0)
     one, two = (
         run(given, slo_ms, 8, terms=terms)
         for given, slo_ms in ((trace, 12.5), (slow, 25.0))

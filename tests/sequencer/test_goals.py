@@ -12,13 +12,13 @@ from thesis_lib.sequencer.experiments.goals import (
     GOALS,
     LOADS,
     SIMPLE,
+    ablate_components,
     against_baselines,
     against_goals,
     by_estimator,
     censored,
     constants,
     elsewhere,
-    ingredients,
     learning,
     price_of_fairness,
     random_settings,
@@ -27,7 +27,7 @@ from thesis_lib.sequencer.experiments.goals import (
 )
 from thesis_lib.sequencer.experiments.grid import DESIGN_SEED, replicate, simulate_cell
 from thesis_lib.sequencer.experiments.metrics import column
-from thesis_lib.sequencer.policies.admission import Terms
+from thesis_lib.sequencer.policies.admission import BidPriceParameters
 
 
 def runs_of(row, shares):
@@ -113,7 +113,7 @@ def test_every_baseline_runs_and_blind_refusals_are_as_many_as_ours():
 
 def test_ingredients_have_the_whole_and_every_part():
     cells = {"A": SimulationConfig.of_scenario("A", transactions=1_500)}
-    table = ingredients(cells, [1.5], seeds=2, seed=7)
+    table = ablate_components(cells, [1.5], seeds=2, seed=7)
     assert table.loc["without price", ("A", 1.5)] > table.loc["ours", ("A", 1.5)] + 3
     assert table.loc["late-edf", ("A", 1.5)] > table.loc["ours", ("A", 1.5)] + 3
 
@@ -201,7 +201,7 @@ def test_constants_are_varied_one_at_a_time_from_the_configuration_itself(small)
 def test_what_is_censored_is_held_against_the_line_of_the_admitted(small):
     sides = censored(small, 1.5, seeds=2)
     assert sides["share"].sum() == pytest.approx(100)
-    promised = 100 * Terms().pressed_p
+    promised = 100 * BidPriceParameters().pressed_p
     assert sides.loc["admitted", "within"] == pytest.approx(promised, abs=0.5)
     assert sides.loc["admitted", "50 %"] == pytest.approx(1, abs=0.1)
     # what is given up under pressure is long, in truth as well

@@ -6,9 +6,9 @@ import pytest
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.events import LOGGED, advance, idle_state
 from thesis_lib.sequencer.core.trace import Decision, KeySets
-from thesis_lib.sequencer.policies.admission import Terms
+from thesis_lib.sequencer.policies.admission import BidPriceParameters
 from thesis_lib.sequencer.policies.registry import (
-    AS_DESCRIBED,
+    AS_PUBLISHED,
     INTERVAL,
     POLICIES,
     QUEUE,
@@ -40,14 +40,14 @@ class Sequencer:
         state.dispatch_s[: len(logged)] = 0.0
         advance(state, service_s, 0.0, False)
         self.code, self.ids = given.code, np.setdiff1d(np.arange(n), logged)
-        self.shadow = given.make_shadow(
+        self.lookahead = given.make_lookahead(
             state, keys, service_s, arrival_s + 12.5 * MS, 0.0, 0.0
         )
 
     def decide(self, ids=None, now_ms=0.0):
         """Lists of what runs, in order, and of what is dropped."""
         asked = self.ids if ids is None else np.array(ids)
-        memory, model = self.shadow.memory, self.shadow.model
+        memory, model = self.lookahead.memory, self.lookahead.model
         parts = decide_compiled(self.code, memory, model, asked, MS * now_ms)
         order, dropped, held = (part.tolist() for part in parts)
         assert sorted([*order, *dropped, *held]) == asked.tolist()
@@ -92,7 +92,7 @@ def test_a_batch_is_forecast_again_in_its_new_order():
 
 
 def test_defects_belong_to_the_thesis_three():
-    assert made("hybrid").defects == AS_DESCRIBED
+    assert made("hybrid").defects == AS_PUBLISHED
     assert made("hybrid-fixed").defects == Defects()
     with pytest.raises(InvalidInput, match="none of the thesis' defects"):
         made("ours", defects=Defects())
@@ -215,7 +215,7 @@ def test_late_demote_demotes_the_longest_when_not_all_can_be_on_time():
 def test_a_policy_has_as_many_groups_as_it_was_made_for():
     trace = scenario("A", 20, seed=1)
     with pytest.raises(InvalidInput, match="group 4"):
-        made("ours", groups=2).make_shadow(
+        made("ours", groups=2).make_lookahead(
             idle_state(trace.keys, 8), trace.keys, trace.service_s, trace.arrival_s,
             0.2, 0.0, np.full(20, 4),
         )  # fmt: skip
@@ -263,7 +263,7 @@ def test_what_a_rule_neither_runs_nor_drops_is_held():
         ("ours", {"gap": -0.1}, "gap=-0.1"),
         ("ours", {"groups": 0}, "groups=0"),
         ("late-edf", {"gap": 0.1}, "only 'ours' has"),
-        ("fifo", {"terms": Terms()}, "only 'ours' has"),
+        ("fifo", {"terms": BidPriceParameters()}, "only 'ours' has"),
     ],
 )
 def test_parameters_that_no_policy_can_have_are_refused(name, changed, says):

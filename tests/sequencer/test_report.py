@@ -10,7 +10,7 @@ from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.estimators.models import ESTIMATORS, cut_tail
 from thesis_lib.sequencer.experiments import configuration, grid, live, metrics, scaling
 from thesis_lib.sequencer.experiments.configuration import SimulationConfig
-from thesis_lib.sequencer.policies.registry import AS_DESCRIBED, MENDED, Defects
+from thesis_lib.sequencer.policies.registry import AS_PUBLISHED, CORRECTED, Defects
 from thesis_lib.sequencer.policies.registry import policy as named_policy
 from thesis_lib.sequencer.simulator.simulator import replay, simulate
 from thesis_lib.sequencer.workload.arrivals import at_rate
@@ -466,7 +466,7 @@ def test_an_ablation_changes_the_defect_that_it_names():
     made = grid.ablation(
         cell, "hybrid", 1.1, estimator="linear", past=past, seeds=1, seed=3
     ).set_index(["from", "defect"])
-    ends = {"described": AS_DESCRIBED, "fixed": MENDED}
+    ends = {"described": AS_PUBLISHED, "fixed": CORRECTED}
     for start, defects in ends.items():
         for name in Defects.names():
             other = replace(defects, **{name: start == "fixed"})

@@ -10,7 +10,7 @@ from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
     noisy_estimate,
 )
-from thesis_lib.sequencer.experiments.robustness import Crowd
+from thesis_lib.sequencer.experiments.robustness import FlashCrowd
 from thesis_lib.sequencer.workload.scenarios import Prices
 
 
@@ -47,8 +47,8 @@ def cells_of(transactions):
 
 
 def require_within(cells, cases, seed):
-    made = robustness.under_anything(cells, "ours", cases=cases, seed=seed)
-    beyond = made[made["policy"] > made["fifo"] + robustness.WORSE]
+    made = robustness.under_random_misestimation(cells, "ours", cases=cases, seed=seed)
+    beyond = made[made["policy"] > made["fifo"] + robustness.NON_INFERIORITY_MARGIN]
     assert len(beyond) == 0, f"seed {seed}:\n{beyond}"
 
 
@@ -67,7 +67,7 @@ def test_a_thousand_misestimations_of_a_fresh_seed():
 def test_runs_that_leave_nothing_to_count_are_refused():
     cells = {"A": SimulationConfig.of_scenario("A", transactions=500)}
     with pytest.raises(InvalidInput, match="500 transactions"):
-        robustness.under_anything(cells, "ours", cases=1, seed=1)
+        robustness.under_random_misestimation(cells, "ours", cases=1, seed=1)
 
 
 def test_beyond_fifo_is_the_paired_difference_in_points():
@@ -98,18 +98,18 @@ def test_bursts_keep_the_mean_rate():
 
 
 def test_a_crowd_is_as_large_as_it_says():
-    crowd = Crowd(times=1.6, begin_s=0.3, last_s=0.2)
+    crowd = FlashCrowd(times=1.6, begin_s=0.3, last_s=0.2)
     n = crowd.transactions(7_000.0, after_s=0.4)
     arrival_s = crowd.arrivals(7_000.0, n, np.random.default_rng(1))
     assert arrival_s[-1] == pytest.approx(crowd.end_s + 0.4, rel=0.05)
     inside = (arrival_s >= 0.3) & (arrival_s < 0.5)
     assert inside.sum() == pytest.approx(1.6 * 0.2 * 7_000, rel=0.1)
     with pytest.raises(InvalidInput, match="times=1"):
-        Crowd(times=1.0, begin_s=0.3, last_s=0.2)
+        FlashCrowd(times=1.0, begin_s=0.3, last_s=0.2)
 
 
 def test_a_crowd_troubles_its_own_time_and_windows_count_from_its_end():
-    crowd = Crowd(times=2.0, begin_s=0.1, last_s=0.1)
+    crowd = FlashCrowd(times=2.0, begin_s=0.1, last_s=0.1)
     cell = SimulationConfig.of_scenario("A", transactions=3_000)
     shares = robustness.through_a_crowd(
         cell, crowd, ["fifo", "ours"], 0.8, window_s=0.02, seeds=2, seed=1
@@ -128,7 +128,7 @@ def test_a_crowd_troubles_its_own_time_and_windows_count_from_its_end():
 
 
 def test_recovery_is_the_first_window_back_at_the_level_before():
-    crowd = Crowd(times=2.0, begin_s=0.04, last_s=0.02)
+    crowd = FlashCrowd(times=2.0, begin_s=0.04, last_s=0.02)
     at_s = 0.01 * np.arange(-6, 6)
     shares = pd.DataFrame(
         {
@@ -175,7 +175,9 @@ def test_each_workload_has_its_skew_and_its_objectives():
     cells = robustness.workload_cells(prices, transactions=400, seed=2)
     typed = {name for name, cell in cells.items() if cell.objectives_s is not None}
     assert typed == {name for name in cells if "median" in name}
-    rates = [cells[f"YCSB A, zipf {z:g}"].saturation_per_s for z in robustness.ZIPFS]
+    rates = [
+        cells[f"YCSB A, zipf {z:g}"].saturation_per_s for z in robustness.ZIPF_EXPONENTS
+    ]
     assert rates[0] > rates[-1]  # a hot record is locked, one at a time
     runs = robustness.across(
         {name: cells[name] for name in ("A", "TPC-C, 5 x median")},

@@ -4,8 +4,8 @@ import pytest
 from thesis_lib.sequencer.core.events import LOGGED, READY, STARTED, advance, idle_state
 from thesis_lib.sequencer.core.trace import KeySets
 from thesis_lib.sequencer.policies.lookahead import (
-    Mended,
-    Published,
+    Feedback,
+    OpenLoop,
     probability_on_time,
 )
 
@@ -18,8 +18,8 @@ ALL = np.arange(5)
 
 def mended(cores, deadline_s=FOREVER, tolerance_s=np.inf, lag_s=0.0):
     state = idle_state(KEYS, cores)
-    shadow = Mended(state, KEYS, SERVICE_S, deadline_s, 0.0, lag_s, tolerance_s)
-    return state, shadow
+    lookahead = Feedback(state, KEYS, SERVICE_S, deadline_s, 0.0, lag_s, tolerance_s)
+    return state, lookahead
 
 
 def release(state, ids, now_s):
@@ -31,39 +31,39 @@ def release(state, ids, now_s):
 
 
 def test_published_chains_along_conflicts_and_shares_reads():
-    shadow = Published(KEYS, SERVICE_S, FOREVER, 0.0)
-    finish_s = shadow.forecast(ALL, 10.0).finish_s
+    lookahead = OpenLoop(KEYS, SERVICE_S, FOREVER, 0.0)
+    finish_s = lookahead.forecast(ALL, 10.0).finish_s
     assert finish_s.tolist() == [11.0, 13.0, 17.0, 21.0, 26.0]
 
 
 def test_published_never_forgets_what_was_dropped():
-    shadow = Published(KEYS, SERVICE_S, FOREVER, 0.0)
-    shadow.forecast(np.array([0, 1]), 0.0)  # and nothing of it ever ran
-    assert shadow.forecast(np.array([2]), 0.0).finish_s.tolist() == [3.0 + 4.0]
+    lookahead = OpenLoop(KEYS, SERVICE_S, FOREVER, 0.0)
+    lookahead.forecast(np.array([0, 1]), 0.0)  # and nothing of it ever ran
+    assert lookahead.forecast(np.array([2]), 0.0).finish_s.tolist() == [3.0 + 4.0]
 
 
 def test_mended_forgets_what_never_entered_the_log():
-    _, shadow = mended(cores=8)
-    shadow.forecast(np.array([0, 1]), 0.0)
-    assert shadow.forecast(np.array([2]), 0.0).finish_s.tolist() == [4.0]
+    _, lookahead = mended(cores=8)
+    lookahead.forecast(np.array([0, 1]), 0.0)
+    assert lookahead.forecast(np.array([2]), 0.0).finish_s.tolist() == [4.0]
 
 
 def test_mended_is_exact_for_exact_estimates_without_a_queue():
-    state, shadow = mended(cores=8)
-    forecast_s = shadow.forecast(ALL, 0.0).finish_s
+    state, lookahead = mended(cores=8)
+    forecast_s = lookahead.forecast(ALL, 0.0).finish_s
     release(state, ALL, 0.0)
     advance(state, SERVICE_S, np.inf, False)
     np.testing.assert_array_equal(forecast_s, state.finish_s)
 
 
 def test_mended_counts_cores_and_corrects_by_commits():
-    state, shadow = mended(cores=1)
+    state, lookahead = mended(cores=1)
     release(state, np.array([4]), 0.0)
-    assert shadow.forecast(np.array([0]), 0.0).finish_s.tolist() == [17.0]
+    assert lookahead.forecast(np.array([0]), 0.0).finish_s.tolist() == [17.0]
     # Overdue: what should have committed at 16 still runs, so it ends now at best.
-    assert shadow.forecast(np.array([0]), 20.0).finish_s.tolist() == [21.0]
+    assert lookahead.forecast(np.array([0]), 20.0).finish_s.tolist() == [21.0]
     advance(state, SERVICE_S, 16.0, False)
-    assert shadow.forecast(np.array([0]), 16.5).finish_s.tolist() == [17.5]
+    assert lookahead.forecast(np.array([0]), 16.5).finish_s.tolist() == [17.5]
 
 
 def test_what_is_forecast_to_be_dropped_delays_nobody():
@@ -75,8 +75,8 @@ def test_what_is_forecast_to_be_dropped_delays_nobody():
 
 
 def test_the_dispatch_lag_delays_every_start():
-    _, shadow = mended(cores=8, lag_s=0.5)
-    assert shadow.forecast(np.array([0, 4]), 0.0).finish_s.tolist() == [1.5, 16.5]
+    _, lookahead = mended(cores=8, lag_s=0.5)
+    assert lookahead.forecast(np.array([0, 4]), 0.0).finish_s.tolist() == [1.5, 16.5]
 
 
 def random_log(seed, n=120):
@@ -106,10 +106,12 @@ def test_exact_estimates_forecast_exactly_what_follows_if_nothing_comes(toleranc
         arrival_s, service_s, keys = random_log(seed)
         n, cores = len(arrival_s), 3
         state = idle_state(keys, cores)
-        shadow = Mended(state, keys, service_s, np.full(n, 1e9), 0.0, 0.0, tolerance_s)
+        lookahead = Feedback(
+            state, keys, service_s, np.full(n, 1e9), 0.0, 0.0, tolerance_s
+        )
         for i in range(n):
             advance(state, service_s, arrival_s[i], False)
-            forecast_s = shadow.forecast(np.array([i]), arrival_s[i]).finish_s
+            forecast_s = lookahead.forecast(np.array([i]), arrival_s[i]).finish_s
             enter(state, i, arrival_s[i])
             alone = idle_state(keys, cores)
             for before in range(i + 1):
@@ -123,11 +125,11 @@ def test_without_locks_later_arrivals_change_nothing_and_the_forecast_is_the_tru
     n = len(arrival_s)
     keys = KeySets.from_lists([[]] * n, [[]] * n)
     state = idle_state(keys, 2)
-    shadow = Mended(state, keys, service_s, np.full(n, 1e9), 0.0, 0.0, np.inf)
+    lookahead = Feedback(state, keys, service_s, np.full(n, 1e9), 0.0, 0.0, np.inf)
     forecast_s = np.empty(n)
     for i in range(n):
         advance(state, service_s, arrival_s[i], False)
-        forecast_s[i] = shadow.forecast(np.array([i]), arrival_s[i]).finish_s[0]
+        forecast_s[i] = lookahead.forecast(np.array([i]), arrival_s[i]).finish_s[0]
         enter(state, i, arrival_s[i])
     advance(state, service_s, np.inf, False)
     np.testing.assert_array_equal(forecast_s, state.finish_s)
@@ -142,10 +144,10 @@ def test_a_queue_that_nobody_observed_is_taken_to_be_in_log_order():
         enter(state, i, arrival_s[i])
     advance(state, service_s, arrival_s[59], False)
     assert state.progress[READY] > state.progress[STARTED] + 5
-    shadow = Mended(state, keys, service_s, np.full(n, 1e9), 0.0, 0.0, np.inf)
-    observed = shadow.forecast(np.arange(60, 70), arrival_s[59]).finish_s
+    lookahead = Feedback(state, keys, service_s, np.full(n, 1e9), 0.0, 0.0, np.inf)
+    observed = lookahead.forecast(np.arange(60, 70), arrival_s[59]).finish_s
     state.progress[READY] = state.progress[STARTED]
-    derived = shadow.forecast(np.arange(60, 70), arrival_s[59]).finish_s
+    derived = lookahead.forecast(np.arange(60, 70), arrival_s[59]).finish_s
     np.testing.assert_array_equal(observed, derived)
 
 
@@ -158,11 +160,11 @@ def test_a_peek_leaves_no_trace(feedback, cpu):
     for peeks in (0, 3):
         state = idle_state(keys, 2)
         if feedback:
-            shadow = Mended(
+            lookahead = Feedback(
                 state, keys, service_s, deadline_s, 0.0, 0.0, 0.0, cpu=cpu, ghosts=True
             )
         else:
-            shadow = Published(
+            lookahead = OpenLoop(
                 keys, service_s, deadline_s, 0.0, tolerance_s=0.0,
                 cores=2 if cpu else None,
             )  # fmt: skip
@@ -171,8 +173,8 @@ def test_a_peek_leaves_no_trace(feedback, cpu):
             ids, now_s = np.arange(i, i + 4), float(arrival_s[i + 3])
             advance(state, service_s, now_s, False)
             for _ in range(peeks):
-                shadow.peek(ids[::-1].copy(), now_s)
-            finish_s += shadow.forecast(ids, now_s).finish_s.tolist()
+                lookahead.peek(ids[::-1].copy(), now_s)
+            finish_s += lookahead.forecast(ids, now_s).finish_s.tolist()
             for id_ in ids[:2]:
                 enter(state, id_, now_s)
         answers.append(finish_s)
@@ -181,21 +183,21 @@ def test_a_peek_leaves_no_trace(feedback, cpu):
 
 def test_a_world_of_its_own_with_cores_ends_as_predicted():
     # One core and no feedback: 0 ends at 1 s, whatever the database says.
-    shadow = Published(KEYS, SERVICE_S, FOREVER, 0.0, cores=1)
-    assert shadow.forecast(np.array([0, 4]), 0.0).finish_s.tolist() == [1.0, 17.0]
-    assert shadow.forecast(np.array([2]), 5.0).finish_s.tolist() == [21.0]
-    assert shadow.forecast(np.array([3]), 50.0).finish_s.tolist() == [58.0]
+    lookahead = OpenLoop(KEYS, SERVICE_S, FOREVER, 0.0, cores=1)
+    assert lookahead.forecast(np.array([0, 4]), 0.0).finish_s.tolist() == [1.0, 17.0]
+    assert lookahead.forecast(np.array([2]), 5.0).finish_s.tolist() == [21.0]
+    assert lookahead.forecast(np.array([3]), 50.0).finish_s.tolist() == [58.0]
 
 
 def test_a_ghost_keeps_its_keys_until_its_predicted_end():
     deadline_s = np.array([0.5, 1e9, 1e9, 1e9, 1e9])
     for ghosts, expected_s in ((True, 3.0), (False, 2.5)):
         state = idle_state(KEYS, 8)
-        shadow = Mended(
+        lookahead = Feedback(
             state, KEYS, SERVICE_S, deadline_s, 0.0, 0.0, 0.0, ghosts=ghosts
         )
-        shadow.forecast(np.array([0]), 0.0)  # ends at 1 s: too late, and dropped
-        finish_s = shadow.forecast(np.array([1]), 0.5).finish_s
+        lookahead.forecast(np.array([0]), 0.0)  # ends at 1 s: too late, and dropped
+        finish_s = lookahead.forecast(np.array([1]), 0.5).finish_s
         assert finish_s.tolist() == [expected_s]
 
 

@@ -9,7 +9,7 @@ from plain_rules import decide_plainly
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.events import Delays
 from thesis_lib.sequencer.core.trace import Decision, KeySets, Trace
-from thesis_lib.sequencer.policies.admission import Terms
+from thesis_lib.sequencer.policies.admission import BidPriceParameters
 from thesis_lib.sequencer.policies.registry import POLICIES, Defects, Policy, policy
 from thesis_lib.sequencer.simulator import simulator
 from thesis_lib.sequencer.simulator.simulator import replay, simulate
@@ -112,7 +112,9 @@ def test_ours_equals_a_plain_model_bit_for_bit():
             groups=1 if seed % 4 == 3 else len(trace.kinds),
             gap=np.inf if seed % 3 else 0.01,
             lag_s=options["delays"].lag_s if seed % 2 else 0.0,
-            terms=Terms(window=40.0 * (seed % 4), probe=float(1 + seed % 5)),
+            terms=BidPriceParameters(
+                window=40.0 * (seed % 4), probe=float(1 + seed % 5)
+            ),
         )  # fmt: skip
         if seed % 2:  # every other estimate is far off, so that there are probes
             estimated_s[:: 2 + seed % 3] *= 10.0 ** (seed % 7 - 2)
@@ -124,8 +126,8 @@ def test_ours_equals_a_plain_model_bit_for_bit():
 def simulate_by_plain_rules(monkeypatch, trace, given, estimated_s, **options):
     """The simulator, which asks the plain rule of a policy in the place of its code."""
 
-    def ask(_, shadow, batch, now_s):
-        return decide_plainly(given, shadow, batch, now_s)
+    def ask(_, lookahead, batch, now_s):
+        return decide_plainly(given, lookahead, batch, now_s)
 
     monkeypatch.setattr(simulator, "decide", ask)
     asked = replace(given, code=None, rule=ask)

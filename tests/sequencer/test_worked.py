@@ -9,7 +9,7 @@ from thesis_lib.book.tables.worked_example import (
     worked_batch,
 )
 from thesis_lib.sequencer.optimum.bounds import fewest_violations
-from thesis_lib.sequencer.policies.registry import AS_DESCRIBED
+from thesis_lib.sequencer.policies.registry import AS_PUBLISHED
 
 
 def test_the_worked_batch_is_forecast_as_worked_by_hand():
@@ -42,6 +42,6 @@ def test_the_worked_batch_comes_out_as_worked_by_hand():
 
 def test_without_ghosts_the_last_two_are_saved():
     batch = worked_batch()
-    run = run_worked(batch, "hybrid", replace(AS_DESCRIBED, ghosts=False))
+    run = run_worked(batch, "hybrid", replace(AS_PUBLISHED, ghosts=False))
     (row,) = outcomes({"without": run}).itertuples()
     assert (row.dropped, row.late, row.violations) == ("4", "1", 2)

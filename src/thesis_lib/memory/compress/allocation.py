@@ -23,7 +23,7 @@ from thesis_lib.memory.compress.svd import (
     break_even_rank,
     gram_matrices,
 )
-from thesis_lib.memory.formats.low_bit import Grid, Recipe
+from thesis_lib.memory.formats.low_bit import Grid, LowBitConfig
 from thesis_lib.memory.model.linears import linears
 from thesis_lib.memory.offload.architectures import stack
 
@@ -153,13 +153,13 @@ def allocate_ranks(
 class Offer:
     """A way to store a matrix, or some that are stored alike: bytes and loss."""
 
-    recipe: Recipe
+    recipe: LowBitConfig
     nbytes: int
     loss: float
 
 
 def offers(
-    weight: F64, gram: F64, output_factor: F64, recipes: Iterable[Recipe]
+    weight: F64, gram: F64, output_factor: F64, recipes: Iterable[LowBitConfig]
 ) -> list[Offer]:
     """What each recipe would cost a matrix (m, n).
 
@@ -188,7 +188,10 @@ def _squared_singular_values(matrix: F64) -> F64:
 
 
 def judge(
-    model: nn.Module, windows: Tensor, names: Sequence[str], recipes: Sequence[Recipe]
+    model: nn.Module,
+    windows: Tensor,
+    names: Sequence[str],
+    recipes: Sequence[LowBitConfig],
 ) -> dict[str, list[Offer]]:
     """`offers` for matrices of a model, by names such as `0.mlp.up_proj`.
 
@@ -212,7 +215,7 @@ def judge(
     }
 
 
-def shares(some: Sequence[Offer], reference: Recipe) -> pd.DataFrame:
+def shares(some: Sequence[Offer], reference: LowBitConfig) -> pd.DataFrame:
     """Bytes and loss of each offer, over those of the reference.
 
     Indexed by bits and rank; columns `bytes` and `loss`. Raises InvalidInput without
@@ -243,7 +246,7 @@ def alike(some: Iterable[Sequence[Offer]]) -> list[Offer]:
 
 def allocate_recipes(
     choices: Mapping[str, Sequence[Offer]], budget_bytes: int
-) -> dict[str, Recipe]:
+) -> dict[str, LowBitConfig]:
     """One recipe for each matrix, within the bytes, where the next byte does most.
 
     The budget is filled, as `allocate` says. Raises InvalidInput where the cheapest

@@ -34,7 +34,7 @@ from thesis_lib.memory.compress.svd import (
     replace_by_factors,
     sum_grams,
 )
-from thesis_lib.memory.formats.low_bit import Corrected, Recipe
+from thesis_lib.memory.formats.low_bit import CompensatedMatrix, LowBitConfig
 from thesis_lib.memory.formats.lowrank import LowRankLinear
 from thesis_lib.memory.model.linears import linears
 from thesis_lib.memory.offload.architectures import stack
@@ -196,11 +196,11 @@ def _before(hooks: Mapping[nn.Module, _Hook]) -> Iterator[None]:
 def quantise_model(
     model: nn.Module,
     windows: Tensor,
-    recipes: Mapping[str, Recipe],
+    recipes: Mapping[str, LowBitConfig],
     output_factors: Mapping[str, F64] | None = None,
     rounds: int = ROUNDS,
     progress: Progress | None = None,
-) -> tuple[nn.Module, dict[str, Corrected]]:
+) -> tuple[nn.Module, dict[str, CompensatedMatrix]]:
     """A copy of the model with its matrices as the recipes say, and what is stored.
 
     `windows` (w, t) of token ids run through the copy, whose layers are quantised one
@@ -213,7 +213,7 @@ def quantise_model(
     """
     require_calibratable(model, windows)
     twin = copy.deepcopy(model).eval()
-    stored: dict[str, Corrected] = {}
+    stored: dict[str, CompensatedMatrix] = {}
     for block in walk_blocks(twin, windows, progress):
         number = block.name.rpartition(".")[2]
         grams = block.grams()

@@ -41,10 +41,10 @@ from thesis_lib.memory.formats.base import (
 )
 from thesis_lib.memory.formats.bitplanes import LowBit
 from thesis_lib.memory.formats.lossless import U16, Lossless
-from thesis_lib.memory.formats.low_bit import Corrected, Grid, Recipe
+from thesis_lib.memory.formats.low_bit import CompensatedMatrix, Grid, LowBitConfig
 from thesis_lib.memory.formats.lowrank import LowRank, ranks_of
 from thesis_lib.memory.model.checkpoint import (
-    OUTER,
+    NON_LAYER,
     Entry,
     contents,
     entry_of,
@@ -94,7 +94,7 @@ def convert(
     folder, encode = Path(folder), encode or weights.encode
     with SafetensorsStore(folder) as store:
         require_dense(store)
-        parts = range(OUTER, store.layers)
+        parts = range(NON_LAYER, store.layers)
         expected = (weights.entries(i, _entries(store, i)) for i in parts)
         needed = sum(map(file_bytes, expected))
         after = 0
@@ -171,7 +171,7 @@ def write_factors(
     parts: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in model.state_dict().items():
         number, inside = split_name(name)
-        if number != OUTER:
+        if number != NON_LAYER:
             require(
                 bool(torch.isfinite(tensor).all()),
                 f"{name} holds weights that are not finite: they cannot be written",
@@ -195,8 +195,8 @@ def write_factors(
 def write_bits(
     folder: Path | str,
     out: Path | str,
-    recipes: Mapping[str, Recipe],
-    quantise: Callable[[], Mapping[str, Corrected]],
+    recipes: Mapping[str, LowBitConfig],
+    quantise: Callable[[], Mapping[str, CompensatedMatrix]],
 ) -> dict[str, Any]:
     """Write the checkpoint `folder` with matrices in few bits into the new `out`.
 
@@ -213,7 +213,7 @@ def write_bits(
             lambda name, _: bitplanes.pack(quantised()[f"{layer}.{name}"]),
         )
 
-    return convert(folder, out, LowBit(bitplanes.layout_of(recipes)), encode=encode)
+    return convert(folder, out, LowBit(bitplanes.format_layout(recipes)), encode=encode)
 
 
 def factor_checkpoint(
@@ -299,7 +299,7 @@ def compress_checkpoint(
     """
     folder, out = checkpoint_folder(checkpoint), Path(out)
     text = None if calibration is None else Path(calibration)
-    wish = Wish(weights, rank_ratio, bits, correction_rank, group, text)
+    wish = CompressionConfig(weights, rank_ratio, bits, correction_rank, group, text)
     texts = held_out_texts(folder, tokens)
     written = write_compressed(folder, out, wish, context, progress)
     before = held_out_perplexities(folder, texts, context)
@@ -321,7 +321,7 @@ def compress_checkpoint(
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class CompressionConfig:
     """One way to compress, and what belongs to it alone."""
 
     weights: str | None = None
@@ -361,7 +361,7 @@ class Wish:
 def write_compressed(
     folder: Path | str,
     out: Path | str,
-    wish: Wish,
+    wish: CompressionConfig,
     context: int = 512,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -378,21 +378,21 @@ def write_compressed(
     return write(Path(folder), Path(out), progress)
 
 
-def _writer(wish: Wish, context: int) -> Writer:
+def _writer(wish: CompressionConfig, context: int) -> Writer:
     """The one place where a wish becomes a way to write a checkpoint."""
     text = CALIBRATION_TEXT if wish.calibration is None else wish.calibration
     if wish.rank_ratio is not None:
         return partial(factor_checkpoint, rank_ratio=wish.rank_ratio, text=text)
     if wish.bits is not None:
         require(wish.bits in WIDTHS, f"bits={wish.bits} must be one of 2, 3, 4")
-        recipe = Recipe(Grid(wish.bits, wish.group), wish.correction_rank)
+        recipe = LowBitConfig(Grid(wish.bits, wish.group), wish.correction_rank)
         return _bits_writer(recipe, text, context)
     kinds = _kinds()
     weights = find_format(kinds[choice("weights", str(wish.weights), kinds)])
     return lambda folder, out, progress: convert(folder, out, weights, progress)
 
 
-def _bits_writer(recipe: Recipe, text: Path, context: int) -> Writer:
+def _bits_writer(recipe: LowBitConfig, text: Path, context: int) -> Writer:
     """What writes few bits. The whole model is in memory while it is calibrated."""
 
     def write(folder: Path, out: Path, progress: Progress | None) -> dict[str, Any]:

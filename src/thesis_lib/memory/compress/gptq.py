@@ -15,7 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import LinAlgError, cholesky, eigh, solve_triangular
 
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.memory.formats.low_bit import F64, Corrected, Grid, Quantised, Recipe
+from thesis_lib.memory.formats.low_bit import (
+    F64,
+    CompensatedMatrix,
+    Grid,
+    LowBitConfig,
+    QuantisedMatrix,
+)
 
 DAMPING = 0.01  # of the mean of the Gram's diagonal, added to it
 SHRINKS = np.linspace(1.0, 0.4, 25)  # of a group's largest magnitude, to be tried
@@ -72,7 +78,7 @@ def whitening(gram: ArrayLike, group: int) -> Whitening:
     return Whitening(order, group, root, np.ascontiguousarray(inverse))
 
 
-def round_to_nearest(weight: ArrayLike, grid: Grid) -> Quantised:
+def round_to_nearest(weight: ArrayLike, grid: Grid) -> QuantisedMatrix:
     """Every weight to its nearest level, the largest of its group to the last one."""
     matrix = _checked(weight, grid)
     m, n = matrix.shape
@@ -80,10 +86,10 @@ def round_to_nearest(weight: ArrayLike, grid: Grid) -> Quantised:
     scales = _bfloat16(np.abs(blocks).max(axis=-1) / grid.middle)
     steps = np.where(scales > 0, scales, 1)[..., None]
     codes = np.clip(np.rint(blocks / steps + grid.middle), 0, 2 * grid.middle)
-    return Quantised(grid, codes.astype(np.uint8).reshape(m, n), scales)
+    return QuantisedMatrix(grid, codes.astype(np.uint8).reshape(m, n), scales)
 
 
-def gptq(weight: ArrayLike, given: Whitening, grid: Grid) -> Quantised:
+def gptq(weight: ArrayLike, given: Whitening, grid: Grid) -> QuantisedMatrix:
     """Round input by input, the error of each made good by those that follow.
 
     Frantar et al., GPTQ, ICLR 2023: V⁻¹ is the Cholesky factor of the inverse Gram that
@@ -114,7 +120,7 @@ def gptq(weight: ArrayLike, given: Whitening, grid: Grid) -> Quantised:
         scales[:, given.order[start] // grid.group] = chosen
     unordered = np.empty_like(codes)
     unordered[:, given.order] = codes
-    return Quantised(grid, unordered, scales)
+    return QuantisedMatrix(grid, unordered, scales)
 
 
 def _checked(weight: ArrayLike, grid: Grid) -> F64:
@@ -210,8 +216,8 @@ class Metric:
 
 
 def correct(
-    weight: ArrayLike, metric: Metric, recipe: Recipe, rounds: int = ROUNDS
-) -> Corrected:
+    weight: ArrayLike, metric: Metric, recipe: LowBitConfig, rounds: int = ROUNDS
+) -> CompensatedMatrix:
     """Quantise a matrix (m, n) with GPTQ, and correct it by a product of low rank.
 
     A round takes the best factors of what Q leaves of the matrix, rounded. It is kept
@@ -223,18 +229,18 @@ def correct(
     matrix = np.asarray(weight, np.float64)
     base = gptq(matrix, metric.inputs, recipe.grid)
     if recipe.rank == 0:
-        return Corrected(base)
+        return CompensatedMatrix(base)
     m, n = matrix.shape
     for_left, for_right = recipe.factor_grids(m)
     left, right = _zeros(for_left, recipe.rank, m), _zeros(for_right, recipe.rank, n)
-    found = Corrected(base, left, right)
+    found = CompensatedMatrix(base, left, right)
     least = metric.loss(matrix - found.restore())
     for number in range(rounds):
         if number > 0:
             rest = matrix - left.restore().T @ right.restore()
             base = gptq(rest, metric.inputs, recipe.grid)
         left, right = quantised_factors(matrix - base.restore(), metric, recipe)
-        tried = Corrected(base, left, right)
+        tried = CompensatedMatrix(base, left, right)
         loss = metric.loss(matrix - tried.restore())
         if loss >= least:
             break
@@ -242,13 +248,15 @@ def correct(
     return found
 
 
-def _zeros(grid: Grid, m: int, n: int) -> Quantised:
-    return Quantised(grid, np.zeros((m, n), np.uint8), np.zeros((m, n // grid.group)))
+def _zeros(grid: Grid, m: int, n: int) -> QuantisedMatrix:
+    return QuantisedMatrix(
+        grid, np.zeros((m, n), np.uint8), np.zeros((m, n // grid.group))
+    )
 
 
 def quantised_factors(
-    error: F64, metric: Metric, recipe: Recipe
-) -> tuple[Quantised, Quantised]:
+    error: F64, metric: Metric, recipe: LowBitConfig
+) -> tuple[QuantisedMatrix, QuantisedMatrix]:
     """The best factors of an error (m, n), both rounded: Lᵀ (r, m) and R (r, n).
 
     R is the best one for L as it was rounded.

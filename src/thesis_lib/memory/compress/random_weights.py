@@ -24,7 +24,7 @@ from thesis_lib.common.errors import require
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.formats.base import WeightFormat, find_format
 from thesis_lib.memory.model.checkpoint import (
-    OUTER,
+    NON_LAYER,
     Entry,
     contents,
     file_bytes,
@@ -88,7 +88,7 @@ def synthesise(
         config.quantization_config = packing
     dense = _parts(config)
     stored = {part: weights.entries(part, dense[part]) for part in dense}
-    written = (OUTER, *range(distinct))
+    written = (NON_LAYER, *range(distinct))
     needed = sum(file_bytes(stored[part]) for part in written)  # or less, in code
     with new_checkpoint(Path(out), needed) as checkpoint:
         config.save_pretrained(checkpoint.folder)
@@ -123,7 +123,7 @@ def _parts(config: PretrainedConfig) -> dict[int, dict[str, Entry]]:
     """Type and shape of every parameter, by layer, those outside the stack first."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    parts: dict[int, dict[str, Entry]] = {OUTER: {}}
+    parts: dict[int, dict[str, Entry]] = {NON_LAYER: {}}
     for name, parameter in model.named_parameters():  # a tied head is named once
         part = parts.setdefault(split_name(name)[0], {})
         part[name] = "BF16", tuple(parameter.shape)

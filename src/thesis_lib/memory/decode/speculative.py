@@ -29,7 +29,7 @@ from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.stats import LEVEL
 from thesis_lib.common.units import format_size
 from thesis_lib.memory.decode.generate import read_prompt
-from thesis_lib.memory.model.batch_invariant import Rowwise
+from thesis_lib.memory.model.batch_invariant import BatchInvariant
 from thesis_lib.memory.model.pretrained import decode
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import compute_rates
@@ -43,7 +43,7 @@ from thesis_lib.memory.offload.offloaded_model import (
 from thesis_lib.memory.offload.plan import MemoryPlan
 
 SIZES = (2, 4, 8, 16)  # tokens of a pass that verifies, tried in this order
-FORGET = 0.9  # what a pass without proposals leaves of the time of one
+DRAFT_TIME_DECAY = 0.9  # what a pass without proposals leaves of the time of one
 
 
 class Draft(Protocol):
@@ -161,7 +161,7 @@ class Verifier:
     with rates that were measured along the way.
     """
 
-    rows: Rowwise
+    rows: BatchInvariant
     sizes: tuple[int, ...]
     plan: MemoryPlan
 
@@ -211,9 +211,9 @@ def calibrate(model: StreamedModel) -> Verifier:
 
 def _try_sizes(
     model: StreamedModel, tried: Sequence[int]
-) -> tuple[Rowwise, dict[int, tuple[bool, float]]]:
+) -> tuple[BatchInvariant, dict[int, tuple[bool, float]]]:
     """Of each size, 1 included: whether its bits are those of 1, and its seconds."""
-    rows = Rowwise(model.model)
+    rows = BatchInvariant(model.model)
     single, single_s = _fingerprints(model, max(tried, default=1), 1)
     found = {1: (True, single_s)}
     for size in tried:
@@ -224,7 +224,7 @@ def _try_sizes(
 
 
 def _fingerprints(
-    model: StreamedModel, tokens: int, size: int, rows: Rowwise | None = None
+    model: StreamedModel, tokens: int, size: int, rows: BatchInvariant | None = None
 ) -> tuple[list[bytes], float]:
     """A hash for each token, of its logits, keys and values; and seconds of a pass.
 
@@ -417,7 +417,7 @@ def decode_greedily(
             proposed = draft.propose(text, depth) if depth else []
             if proposed:
                 least_s = min(least_s, (time.perf_counter() - start) / len(proposed))
-            draft_s = least_s if proposed else FORGET * draft_s
+            draft_s = least_s if proposed else DRAFT_TIME_DECAY * draft_s
             proposed = proposed[: max(n for n in depths if n <= len(proposed))]
         row = torch.tensor([[text[-1], *proposed]], device=prompt.device)
         with verifier.rows.passing() if verifier and proposed else nullcontext():

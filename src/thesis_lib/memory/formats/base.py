@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from thesis_lib.common.errors import choice
 from thesis_lib.memory.model.checkpoint import (
     DTYPES,
-    OUTER,
+    NON_LAYER,
     Entry,
     NewCheckpoint,
     nbytes,
@@ -40,8 +40,8 @@ class WeightFormat:
     """How the decoder layers of a checkpoint are stored; its defaults are dense.
 
     A value: two formats are equal where the same bytes mean the same. Names of tensors
-    are relative to their layer, `layer` is its number, or OUTER for all that no layer
-    owns, which only a code changes.
+    are relative to their layer, `layer` is its number, or NON_LAYER for all that no
+    layer owns, which only a code changes.
     """
 
     kind: ClassVar[str] = "dense"  # in manifest, configuration and plans
@@ -217,7 +217,7 @@ def stored_tensors(
     found: dict[str, Stored] = {}
     for name, each in dense.items():
         shape = tuple(each.shape) if isinstance(each, Tensor) else each[1]  # type: ignore[index]
-        if layer == OUTER or not is_matrix(name, shape):
+        if layer == NON_LAYER or not is_matrix(name, shape):
             found[name] = each
             continue
         module = name.removesuffix(".weight")

@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.formats.base import PackedLinear, WeightFormat, register
-from thesis_lib.memory.formats.low_bit import Corrected, Grid, Quantised, Recipe
+from thesis_lib.memory.formats.low_bit import (
+    CompensatedMatrix,
+    Grid,
+    LowBitConfig,
+    QuantisedMatrix,
+)
 from thesis_lib.memory.model.checkpoint import Entry, allocate
 
 _RETURNED = 32 * MiB  # from here on the C library never keeps what it is given back
@@ -28,7 +33,7 @@ _WORKERS = 8
 _SHARE = 2**22  # weights, at least, that one of several threads restores
 
 
-def layout_of(recipes: Mapping[str, Recipe]) -> str:
+def format_layout(recipes: Mapping[str, LowBitConfig]) -> str:
     """How a checkpoint names the recipes of the matrices of a layer.
 
     By their names in the layer, such as mlp.up_proj=3b192+8r4b: three bits, a scale
@@ -40,9 +45,9 @@ def layout_of(recipes: Mapping[str, Recipe]) -> str:
     )
 
 
-def recipes_of(layout: str) -> dict[str, Recipe]:
+def parse_layout(layout: str) -> dict[str, LowBitConfig]:
     """The recipes that a layout names. Raises InvalidInput for any other text."""
-    found: dict[str, Recipe] = {}
+    found: dict[str, LowBitConfig] = {}
     for part in layout.split(" "):
         match = re.fullmatch(r"(.+)=(\d+)b(\d+)\+(\d+)r(\d+)b", part)
         if match is None:
@@ -51,11 +56,11 @@ def recipes_of(layout: str) -> dict[str, Recipe]:
                 "group, rank and bits of factors, such as mlp.up_proj=3b192+8r4b"
             )
         bits, group, rank, factor_bits = map(int, match.groups()[1:])
-        found[match[1]] = Recipe(Grid(bits, group), rank, factor_bits)
+        found[match[1]] = LowBitConfig(Grid(bits, group), rank, factor_bits)
     return found
 
 
-def entries(recipe: Recipe, m: int, n: int) -> dict[str, Entry]:
+def entries(recipe: LowBitConfig, m: int, n: int) -> dict[str, Entry]:
     """Types and shapes of what is stored of a matrix (m, n)."""
     stored = _quantised_entries(recipe.grid, "", m, n)
     if recipe.rank:
@@ -76,7 +81,7 @@ def _quantised_entries(grid: Grid, prefix: str, m: int, n: int) -> dict[str, Ent
     }
 
 
-def pack(stored: Corrected) -> dict[str, Tensor]:
+def pack(stored: CompensatedMatrix) -> dict[str, Tensor]:
     """The tensors that a checkpoint keeps of a matrix, as `entries` describes them."""
     packed = _pack_quantised(stored.base, "")
     if stored.left is not None and stored.right is not None:
@@ -85,7 +90,7 @@ def pack(stored: Corrected) -> dict[str, Tensor]:
     return packed
 
 
-def _pack_quantised(stored: Quantised, prefix: str) -> dict[str, Tensor]:
+def _pack_quantised(stored: QuantisedMatrix, prefix: str) -> dict[str, Tensor]:
     planes = np.arange(stored.grid.bits, dtype=np.uint8)[:, None]
     bits = stored.codes[:, None, :] >> planes & 1
     return {
@@ -97,7 +102,7 @@ def _pack_quantised(stored: Quantised, prefix: str) -> dict[str, Tensor]:
 def unpack(packed: Mapping[str, Tensor]) -> Tensor:
     """The matrix (m, n) in bfloat16 that packed tensors stand for.
 
-    Bit for bit what `Corrected.restore` computes, rounded.
+    Bit for bit what `CompensatedMatrix.restore` computes, rounded.
     """
     left = packed.get("left_codes")
     factors = [] if left is None else [packed[name] for name in _FACTORS]
@@ -280,7 +285,7 @@ def _round(words, halves):
 class BitsLinear(PackedLinear):
     """A linear layer that restores its matrix for the time of a product."""
 
-    def __init__(self, dense: nn.Linear, recipe: Recipe) -> None:
+    def __init__(self, dense: nn.Linear, recipe: LowBitConfig) -> None:
         super().__init__(dense, entries(recipe, dense.out_features, dense.in_features))
         self.recipe = recipe
 
@@ -316,9 +321,9 @@ class LowBit(WeightFormat):
             "them; write one with bits"
         )
 
-    def recipe(self, name: str) -> Recipe:
+    def recipe(self, name: str) -> LowBitConfig:
         """That of the matrix `name`. Raises InvalidInput for a layout without it."""
-        recipes = recipes_of(self.layout)
+        recipes = parse_layout(self.layout)
         require(
             name in recipes,
             f"layout {self.layout!r} has no recipe for {name}: it is another "

@@ -42,7 +42,7 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
-class Quantised:
+class QuantisedMatrix:
     """Codes and scales of one matrix (m, n)."""
 
     grid: Grid
@@ -64,7 +64,7 @@ FACTOR_BITS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class LowBitConfig:
     """How one matrix is stored: its grid, and the rank and bits of its correction."""
 
     grid: Grid
@@ -90,12 +90,12 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Corrected:
+class CompensatedMatrix:
     """Q + L R: codes of a matrix (m, n) and, with a rank r > 0, of its factors."""
 
-    base: Quantised  # (m, n)
-    left: Quantised | None = None  # (r, m), transposed
-    right: Quantised | None = None  # (r, n)
+    base: QuantisedMatrix  # (m, n)
+    left: QuantisedMatrix | None = None  # (r, m), transposed
+    right: QuantisedMatrix | None = None  # (r, n)
 
     def restore(self) -> F64:
         """The weights that all of it stands for, (m, n)."""

@@ -38,16 +38,17 @@ _OUTPUTS = 2**15
 Mixing = dict[tuple[Any, ...], bool]  # by what a kernel is chosen by: does it mix rows?
 
 
-class Rowwise:
+class BatchInvariant:
     """Keeps the rows of a pass apart, for one sequence of a transformers model.
 
-    With `rehearsing` it holds the most that it can hold: trials run to their end, since
-    tensors without memory have no bits to compare, and every kernel then mixes rows.
+    With `dry_running` it holds the most that it can hold: trials run to their end,
+    since tensors without memory have no bits to compare, and every kernel then mixes
+    rows.
     """
 
-    def __init__(self, model: Any, rehearsing: bool = False) -> None:
+    def __init__(self, model: Any, dry_running: bool = False) -> None:
         self._config = model.config
-        self._tries = _mixes_at_worst if rehearsing else _mixes_rows
+        self._tries = _mixes_at_worst if dry_running else _mixes_rows
         self.mixing: Mixing = {}
 
     @contextmanager

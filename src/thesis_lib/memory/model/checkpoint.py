@@ -36,7 +36,7 @@ def allocate(nbytes: int) -> memoryview:
     return memoryview(memory)[:nbytes]
 
 
-OUTER = -1  # the "layer" of everything outside the stack: embedding, norm, head
+NON_LAYER = -1  # the "layer" of everything outside the stack: embedding, norm, head
 ALIGNMENT = 4096  # direct I/O wants offsets, lengths and addresses in whole blocks
 
 SINGLE = "model.safetensors"
@@ -73,9 +73,9 @@ Entry = tuple[str, Shape]  # the type as safetensors writes it, and the shape
 
 
 def split_name(name: str) -> tuple[int, str]:
-    """The layer of a tensor and its name there, or OUTER and its full name."""
+    """The layer of a tensor and its name there, or NON_LAYER and its full name."""
     match = _LAYER.fullmatch(name)
-    return (int(match[2]), match[3]) if match else (OUTER, name)
+    return (int(match[2]), match[3]) if match else (NON_LAYER, name)
 
 
 def renumbered(name: str, layer: int) -> str:
@@ -105,7 +105,9 @@ def contents(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
 
 def file_name(layer: int) -> str:
     """The file that a checkpoint of this project keeps a layer in."""
-    return "outer.safetensors" if layer == OUTER else f"layer-{layer:04d}.safetensors"
+    return (
+        "outer.safetensors" if layer == NON_LAYER else f"layer-{layer:04d}.safetensors"
+    )
 
 
 def in_file_order(entries: Mapping[str, Entry]) -> dict[str, Entry]:

@@ -14,7 +14,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 
 from thesis_lib.common.errors import InvalidInput, shown
 from thesis_lib.memory.formats.base import DENSE, WeightFormat
-from thesis_lib.memory.model.checkpoint import DTYPES, OUTER
+from thesis_lib.memory.model.checkpoint import DTYPES, NON_LAYER
 from thesis_lib.memory.model.pretrained import transformers_reads
 from thesis_lib.memory.model.spec import ModelSpec
 from thesis_lib.memory.offload.store import SafetensorsStore
@@ -158,7 +158,7 @@ def require_tensors(store: SafetensorsStore, spec: ModelSpec, model: Any) -> Non
         for name, tensor in model.named_parameters()
         if not name.startswith(f"{prefix}.")
     }
-    _compare(store, spec, OUTER, outside, f"{store.folder}, outside its layers,")
+    _compare(store, spec, NON_LAYER, outside, f"{store.folder}, outside its layers,")
 
 
 def _compare(
@@ -201,13 +201,13 @@ def renamed(
     names = {}
     for name in sorted(stored):
         alias = _ALIASES.get(name, name)
-        stem = stems.get(name) if layer == OUTER else None
+        stem = stems.get(name) if layer == NON_LAYER else None
         if alias in expected and (alias == name or alias not in stored):
             names[name] = alias
         elif stem is not None and stem not in stored:
             names[name] = stem
         elif not name.endswith(_COMPUTED) and not (
-            layer == OUTER and name == TIED_HEAD
+            layer == NON_LAYER and name == TIED_HEAD
         ):
             names[name] = name
     return names

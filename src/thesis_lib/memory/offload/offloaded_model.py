@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.units import format_size
 from thesis_lib.memory.model import smollm2
-from thesis_lib.memory.model.checkpoint import OUTER, allocate
+from thesis_lib.memory.model.checkpoint import NON_LAYER, allocate
 from thesis_lib.memory.model.pretrained import read_generation
 from thesis_lib.memory.model.spec import Machine, ModelSpec, geometries
 from thesis_lib.memory.offload.architectures import (
@@ -34,12 +34,12 @@ from thesis_lib.memory.offload.architectures import (
 )
 from thesis_lib.memory.offload.measure import DeviceBudget, Span
 from thesis_lib.memory.offload.plan import MemoryPlan, plan
-from thesis_lib.memory.offload.store import SafetensorsStore, StoreDamaged, Ticket
+from thesis_lib.memory.offload.store import PendingRead, SafetensorsStore, StoreDamaged
 from thesis_lib.memory.offload.transfer import (
     Device,
     FromDisk,
     Ring,
-    Slot,
+    StagingBuffer,
     ThroughHost,
     Transport,
     find_device,
@@ -72,7 +72,7 @@ class _Lent(nn.Module):
 class _Observed:
     """A ticket whose waiting is counted."""
 
-    def __init__(self, ticket: Ticket, layer: int, owner: "StreamedModel") -> None:
+    def __init__(self, ticket: PendingRead, layer: int, owner: "StreamedModel") -> None:
         self._ticket, self._layer, self._owner = ticket, layer, owner
 
     def wait(self) -> tuple[float, float]:
@@ -125,7 +125,7 @@ class StreamedModel:
             f"{self.folder}: plan with the ModelSpec of this folder",
         )
         require(
-            self.device.type == "cpu" or plan.host_layers + plan.bounces > 0,
+            self.device.type == "cpu" or plan.host_layers + plan.host_buffers > 0,
             f"the plan has no host memory, without which nothing reaches {device}: "
             "plan with host_bytes",
         )
@@ -163,8 +163,8 @@ class StreamedModel:
 
     def _open(self) -> None:
         plan = self.plan
-        self._ring: Ring[Slot] | None = None
-        self._slots: list[Slot] = []
+        self._ring: Ring[StagingBuffer] | None = None
+        self._slots: list[StagingBuffer] = []
         self._resident: dict[int, dict[str, Tensor]] = {}
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._model: Any = None
@@ -180,21 +180,26 @@ class StreamedModel:
                 store,
                 device,
                 [i for i, tier in tiers.items() if tier == "host"],
-                plan.bounces,
-                max(plan.staging_bytes, store.nbytes(OUTER) if plan.bounces else 0),
+                plan.host_buffers,
+                max(
+                    plan.staging_bytes,
+                    store.nbytes(NON_LAYER) if plan.host_buffers else 0,
+                ),
             )
-            if plan.host_layers + plan.bounces
+            if plan.host_layers + plan.host_buffers
             else FromDisk(store)
         )
-        outer = Slot(store.nbytes(OUTER), self.device)
+        outer = StagingBuffer(store.nbytes(NON_LAYER), self.device)
         kept = {
-            layer: Slot(store.nbytes(layer), self.device)
+            layer: StagingBuffer(store.nbytes(layer), self.device)
             for layer, tier in tiers.items()
             if tier == "device"
         }
-        ring = [Slot(plan.staging_bytes, self.device) for _ in range(plan.ring)]
+        ring = [
+            StagingBuffer(plan.staging_bytes, self.device) for _ in range(plan.ring)
+        ]
         self._slots = [outer, *kept.values(), *ring]
-        reads = [self._bring(store, device, OUTER, outer)]
+        reads = [self._bring(store, device, NON_LAYER, outer)]
         reads += [self._bring(store, device, i, slot) for i, slot in kept.items()]
         for read in reads:
             read.wait()
@@ -205,8 +210,8 @@ class StreamedModel:
         self._ring = Ring(streamed, ring, self._fetch)
 
     def _bring(
-        self, store: SafetensorsStore, device: Device, layer: int, slot: Slot
-    ) -> Ticket:
+        self, store: SafetensorsStore, device: Device, layer: int, slot: StagingBuffer
+    ) -> PendingRead:
         """Start to read what will stay on the device."""
         if slot.memory is not None:
             return store.read_layer(layer, slot.memory)
@@ -225,7 +230,10 @@ class StreamedModel:
             "make the plan with plan_checkpoint",
         )
         needed = max(store.nbytes(i) for i in range(store.layers))
-        if needed > plan.staging_bytes or store.nbytes(OUTER) > plan.outer_bytes:
+        if (
+            needed > plan.staging_bytes
+            or store.nbytes(NON_LAYER) > plan.non_layer_bytes
+        ):
             raise InvalidInput(
                 f"a layer of {folder} needs a buffer of {format_size(needed)}, "
                 f"the plan has {format_size(plan.staging_bytes)}: make the plan with "
@@ -233,7 +241,9 @@ class StreamedModel:
             )
         require_tensors(store, self.spec, model)
 
-    def _attach(self, store: SafetensorsStore, model: Any, outer: Slot) -> None:
+    def _attach(
+        self, store: SafetensorsStore, model: Any, outer: StagingBuffer
+    ) -> None:
         """Give the model its outer weights, and layers that borrow theirs."""
         prefix, layers = stack(model)
         outside = {
@@ -241,8 +251,8 @@ class StreamedModel:
             for name, tensor in model.named_parameters()
             if not name.startswith(f"{prefix}.")
         }
-        names = renamed(store, OUTER, outside)
-        tensors = views(store, OUTER, outer.tensor)
+        names = renamed(store, NON_LAYER, outside)
+        tensors = views(store, NON_LAYER, outer.tensor)
         for name, view in tensors.items():
             if name in names:
                 _assign(model, names[name], nn.Parameter(view, requires_grad=False))
@@ -266,7 +276,7 @@ class StreamedModel:
             layers[number] = _Lent(layer, number, self)
         model.generation_config = read_generation(self.folder, model.config)
 
-    def _fetch(self, layer: int, slot: Slot) -> Ticket:
+    def _fetch(self, layer: int, slot: StagingBuffer) -> PendingRead:
         assert self._transport is not None  # the ring lives as long as the transport
         return _Observed(self._transport.fetch(layer, slot), layer, self)
 
@@ -469,7 +479,7 @@ class StreamedModel:
             self.close()
             raise
 
-    def _weights(self, layer: int, slot: Slot) -> dict[str, Tensor]:
+    def _weights(self, layer: int, slot: StagingBuffer) -> dict[str, Tensor]:
         key = layer, id(slot)
         if key not in self._views:
             names = self._names[layer]
@@ -547,7 +557,7 @@ def plan_checkpoint(
     with SafetensorsStore(folder) as store:
         layer_read_bytes = [store.read_bytes(layer) for layer in range(store.layers)]
         layer_buffer_bytes = [store.nbytes(layer) for layer in range(store.layers)]
-        outer_read_bytes = store.nbytes(OUTER)
+        non_layer_read_bytes = store.nbytes(NON_LAYER)
         weights = store.weights
         store.require_geometry(spec)
     return plan(
@@ -560,7 +570,7 @@ def plan_checkpoint(
         logit_tokens=logit_tokens,
         layer_read_bytes=layer_read_bytes,
         layer_buffer_bytes=layer_buffer_bytes,
-        outer_read_bytes=outer_read_bytes,
+        non_layer_read_bytes=non_layer_read_bytes,
         kind=weights,
         config=read_config(folder),
         generating=generating,
@@ -618,7 +628,7 @@ def disk_bytes_per_s(folder: Path | str, seconds: float = 1.0) -> float:
         buffers = deque(allocate(size) for _ in range(3))
         for buffer in buffers:  # first touch of the memory, not of the disk
             store.read_layer(0, buffer).wait()
-        flying: deque[Ticket] = deque()
+        flying: deque[PendingRead] = deque()
         before, start, layer = store.bytes_read, time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
             flying.append(store.read_layer(layer % store.layers, buffers[0]))

@@ -27,7 +27,7 @@ from transformers.generation.logits_process import (
 
 from thesis_lib.common.errors import require
 from thesis_lib.memory.formats.base import DENSE, PackedLinear, WeightFormat
-from thesis_lib.memory.model.batch_invariant import Rowwise
+from thesis_lib.memory.model.batch_invariant import BatchInvariant
 from thesis_lib.memory.model.pretrained import transformers_reads
 from thesis_lib.memory.model.smollm2 import quiet
 from thesis_lib.memory.offload.architectures import skeleton, stack
@@ -48,7 +48,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsal:
+class PeakMemory:
     """Bytes that steps of a shape hold at most, beside the weights."""
 
     layer_bytes: int  # of the weights of one decoder layer
@@ -58,7 +58,7 @@ class Rehearsal:
     scratch_bytes: int = 0  # what kernels of packed layers take, unseen by a meter
 
 
-def rehearse(config: Any, shape: Shape, weights: WeightFormat = DENSE) -> Rehearsal:
+def dry_run(config: Any, shape: Shape, weights: WeightFormat = DENSE) -> PeakMemory:
     """Run the extreme steps of `shape` without memory, and meter them.
 
     The longest pass onto an empty and onto an almost full cache, a single token at
@@ -81,11 +81,11 @@ def rehearse(config: Any, shape: Shape, weights: WeightFormat = DENSE) -> Rehear
         f"rollback={shape.rollback} of {shape.batch} sequences of {shape.context} "
         "positions: expected one sequence, and at most its positions",
     )
-    return _rehearse(config.to_json_string(use_diff=False), shape, weights)
+    return _dry_run(config.to_json_string(use_diff=False), shape, weights)
 
 
 @lru_cache(maxsize=4096)
-def _rehearse(text: str, shape: Shape, weights: WeightFormat) -> Rehearsal:
+def _dry_run(text: str, shape: Shape, weights: WeightFormat) -> PeakMemory:
     known = json.loads(text)
     with quiet():
         config = AutoConfig.for_model(known.pop("model_type"), **known)
@@ -116,7 +116,9 @@ def _rehearse(text: str, shape: Shape, weights: WeightFormat) -> Rehearsal:
         ),
         default=0,
     )
-    return Rehearsal(layer_bytes, table_bytes, kv_bytes, max(rests) - kv_bytes, scratch)
+    return PeakMemory(
+        layer_bytes, table_bytes, kv_bytes, max(rests) - kv_bytes, scratch
+    )
 
 
 def _shorten(config: Any) -> tuple[Any, Counter[int]]:
@@ -180,7 +182,7 @@ class _Stage:
         verified, back = self.shape.logit_tokens, self.shape.rollback
         peaks = []
         with self.mode:
-            rows = Rowwise(self.model, rehearsing=True)
+            rows = BatchInvariant(self.model, dry_running=True)
 
             def together(cache: Any) -> Tensor:
                 with rows.passing():

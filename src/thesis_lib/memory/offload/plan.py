@@ -14,13 +14,13 @@ from thesis_lib.common.units import MiB
 from thesis_lib.memory.formats.base import WeightFormat, find_format, words
 from thesis_lib.memory.model.spec import Machine, ModelSpec
 from thesis_lib.memory.offload.architectures import configure
-from thesis_lib.memory.offload.peak_memory import Shape, rehearse
+from thesis_lib.memory.offload.peak_memory import Shape, dry_run
 from thesis_lib.memory.offload.store import DECODERS
 
 Limit = Literal["link", "disk", "decode", "compute"]
 
 WEIGHTS = words()  # kinds of a store by the words of the command line
-BOUNCES = 2  # buffers of host memory on the way from the disk to another device
+HOST_BUFFERS = 2  # buffers of host memory on the way from the disk to another device
 
 _BLOCK_BYTES = 4096  # staging buffers hold whole blocks of the disk
 
@@ -61,12 +61,12 @@ class MemoryPlan:
     disk_layers: int  # read from disk each step
     ring: int  # staging buffers: one computing, the others being filled
     staging_bytes: int  # of one buffer
-    outer_bytes: int  # embedding, final norm and head
+    non_layer_bytes: int  # embedding, final norm and head
     kv_bytes: int
     activation_bytes: int  # everything else that a step holds at its worst moment
     layer_read_bytes: int  # of one layer, as the disk delivers it
     kind: str = "dense"  # of the format of the layers
-    bounces: int = 0  # buffers of host memory between disk and device
+    host_buffers: int = 0  # buffers of host memory between disk and device
     generating: bool = False  # whether transformers' generate is covered
     rollback: int = 0  # tokens that the cache can give back after verifying them
     scratch_bytes: int = 0  # what kernels take within an operator, and decoders
@@ -77,7 +77,7 @@ class MemoryPlan:
         """What the device holds at most."""
         buffers = self.ring + self.resident_layers
         return (
-            self.outer_bytes
+            self.non_layer_bytes
             + buffers * self.staging_bytes
             + self.kv_bytes
             + self.activation_bytes
@@ -92,7 +92,7 @@ class MemoryPlan:
     @property
     def host_peak_bytes(self) -> int:
         """What host memory holds for the device: its layers, and those on the way."""
-        return (self.host_layers + self.bounces) * self.staging_bytes
+        return (self.host_layers + self.host_buffers) * self.staging_bytes
 
     @property
     def streamed_layers(self) -> int:
@@ -229,7 +229,7 @@ class MemoryPlan:
             "context": self.context,
             "weights": self.kind,
             "parts_bytes": {
-                "embedding and head": self.outer_bytes,
+                "embedding and head": self.non_layer_bytes,
                 "staging ring": self.ring * self.staging_bytes,
                 "resident layers": self.resident_layers * self.staging_bytes,
                 "keys and values": self.kv_bytes,
@@ -248,7 +248,7 @@ def plan(
     logit_tokens: int | None = None,
     layer_read_bytes: Sequence[int] | None = None,
     layer_buffer_bytes: Sequence[int] | None = None,
-    outer_read_bytes: int | None = None,
+    non_layer_read_bytes: int | None = None,
     kind: str | WeightFormat = "dense",
     config: Any = None,
     generating: bool = False,
@@ -267,7 +267,7 @@ def plan(
     weights, as this machine reads them fastest, or the format of a store.
 
     A store knows the exact sizes of its reads: give them as `layer_read_bytes` (one
-    per layer) and `outer_read_bytes`, with `layer_buffer_bytes` where a layer takes
+    per layer) and `non_layer_read_bytes`, with `layer_buffer_bytes` where a layer takes
     more once it is decoded, and the checkpoint's configuration as `config`. Without,
     the size of a coded layer is estimated.
     Raises PlanInfeasible before anything is allocated.
@@ -284,7 +284,7 @@ def plan(
     )
     _require_step(spec, shape, ring)
     config = configure(spec) if config is None else config
-    needs = rehearse(config, shape, weights)
+    needs = dry_run(config, shape, weights)
     if layer_read_bytes is None:
         read = _blocks(weights.estimate_read_bytes(needs.layer_bytes))
         staging = _blocks(weights.buffer_bytes(read, needs.layer_bytes))
@@ -296,10 +296,10 @@ def plan(
         )
         read = math.ceil(sum(layer_read_bytes) / spec.layers)
         staging = max(layer_buffer_bytes or layer_read_bytes)
-    if outer_read_bytes is None:
-        outer_read_bytes = _blocks(spec.embedding_bytes + spec.head_bytes)
-        outer_read_bytes += 3 * _BLOCK_BYTES
-    outer = outer_read_bytes + needs.table_bytes
+    if non_layer_read_bytes is None:
+        non_layer_read_bytes = _blocks(spec.embedding_bytes + spec.head_bytes)
+        non_layer_read_bytes += 3 * _BLOCK_BYTES
+    outer = non_layer_read_bytes + needs.table_bytes
     scratch = needs.scratch_bytes + weights.decoder_bytes(DECODERS)
     fixed = outer + needs.kv_bytes + needs.activation_bytes + scratch
     spare = machine.device_bytes - fixed
@@ -310,7 +310,7 @@ def plan(
         if short > 0:
 
             def needed(shape: Shape) -> int:
-                other = rehearse(config, shape, weights)
+                other = dry_run(config, shape, weights)
                 return other.kv_bytes + other.activation_bytes + other.scratch_bytes
 
             kv = needs.kv_bytes
@@ -324,7 +324,7 @@ def plan(
                 + _remedy(short, ring, staging, shape, needed)
             )
         resident = (spare - ring * staging) // staging
-    host, bounces = _host_layers(machine, spec.layers - resident, staging)
+    host, host_buffers = _host_layers(machine, spec.layers - resident, staging)
     return MemoryPlan(
         spec=spec,
         machine=machine,
@@ -337,12 +337,12 @@ def plan(
         disk_layers=spec.layers - resident - host,
         ring=ring,
         staging_bytes=staging,
-        outer_bytes=outer,
+        non_layer_bytes=outer,
         kv_bytes=needs.kv_bytes,
         activation_bytes=needs.activation_bytes,
         layer_read_bytes=read,
         kind=weights.kind,
-        bounces=bounces,
+        host_buffers=host_buffers,
         generating=generating,
         rollback=rollback,
         scratch_bytes=scratch,
@@ -376,14 +376,14 @@ def _host_layers(machine: Machine, layers: int, staging: int) -> tuple[int, int]
     buffers = machine.host_bytes // staging
     if buffers >= layers:
         return layers, 0
-    if buffers < BOUNCES:
+    if buffers < HOST_BUFFERS:
         raise PlanInfeasible(
             f"host memory of {machine.host_bytes / MiB:.1f} MiB holds {buffers} layers "
-            f"of {staging / MiB:.1f} MiB: expected {BOUNCES} buffers at least for what "
-            f"comes from disk; give it {BOUNCES * staging / MiB:.1f} MiB, or none "
-            "where the device is the processor"
+            f"of {staging / MiB:.1f} MiB: expected {HOST_BUFFERS} buffers at least for "
+            f"what comes from disk; give it {HOST_BUFFERS * staging / MiB:.1f} MiB, "
+            "or none where the device is the processor"
         )
-    return buffers - BOUNCES, BOUNCES
+    return buffers - HOST_BUFFERS, HOST_BUFFERS
 
 
 def least_device_bytes(spec: ModelSpec, ring: int = 3, **options: Any) -> int:

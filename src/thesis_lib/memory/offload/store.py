@@ -39,7 +39,7 @@ from thesis_lib.memory.model.checkpoint import (
     ITEM_BYTES,
     LAYER_DIGITS,
     MANIFEST,
-    OUTER,
+    NON_LAYER,
     SINGLE,
     allocate,
     checksum,
@@ -67,7 +67,7 @@ class StoreDamaged(InvalidInput):
     """A weight file that is missing, truncated, altered or not safetensors."""
 
 
-class Ticket(Protocol):
+class PendingRead(Protocol):
     """A read in flight."""
 
     def wait(self) -> tuple[float, float]:
@@ -155,10 +155,10 @@ class _Index:
     def outward(self, path: Path, name: str) -> str:
         """What the checkpoint calls the tensor that its file calls `name`."""
         layer, _ = split_name(name)
-        if self.distinct is None or layer == OUTER:
+        if self.distinct is None or layer == NON_LAYER:
             return name
         number, *others = {split_name(promised)[0] for promised in self.files[path]}
-        if others or number == OUTER or number % self.distinct != layer:
+        if others or number == NON_LAYER or number % self.distinct != layer:
             raise StoreDamaged(
                 f"weight file {path} holds {_bare(name)} where one of {self.distinct} "
                 f"distinct layers was expected as layer {number}; write it again"
@@ -538,7 +538,7 @@ class SafetensorsStore:
                 f"{self.folder} stores {self.layers} layers but its config.json says "
                 f"{spec.layers}: copy the checkpoint again"
             )
-        tables = {placed.shape for placed in self.placements(OUTER)}
+        tables = {placed.shape for placed in self.placements(NON_LAYER)}
         if (spec.vocab, spec.hidden) not in tables:
             raise InvalidInput(
                 f"{self.folder} stores no table of {spec.vocab} tokens by "
@@ -570,13 +570,13 @@ class SafetensorsStore:
 
     def full_name(self, layer: int, name: str) -> str:
         """What the checkpoint calls a tensor of `placements(layer)`."""
-        return name if layer == OUTER else f"{self._prefix}layers.{layer}.{name}"
+        return name if layer == NON_LAYER else f"{self._prefix}layers.{layer}.{name}"
 
     def placements(self, layer: int) -> tuple[Placement, ...]:
         """The tensors of `layer` and where `read_layer` puts them."""
         return self._part(layer).placements
 
-    def read_layer(self, layer: int, buffer: memoryview) -> Ticket:
+    def read_layer(self, layer: int, buffer: memoryview) -> PendingRead:
         """Start to read `layer` into `buffer`, which the caller keeps until `wait`.
 
         Raises InvalidInput for a buffer that is too small, and in direct mode for one
@@ -603,7 +603,7 @@ class SafetensorsStore:
 
     def _read_coded(
         self, part: _Part, decoded_bytes: int, buffer: memoryview, files: list[_File]
-    ) -> Ticket:
+    ) -> PendingRead:
         """Start to read the code of a layer and to decode it in `buffer`."""
         assert self._pool is not None
         (extent,), (file,) = part.extents, files
@@ -861,7 +861,7 @@ def _prefix(tensors: Iterable[_Tensor], folder: Path) -> str:
     found = {
         tensor.name.split("layers.")[0]
         for tensor in tensors
-        if split_name(tensor.name)[0] != OUTER
+        if split_name(tensor.name)[0] != NON_LAYER
     }
     if len(found) != 1:
         raise StoreDamaged(
@@ -874,11 +874,11 @@ def _prefix(tensors: Iterable[_Tensor], folder: Path) -> str:
 def _partition(
     tensors: Iterable[_Tensor], folder: Path, coded: Mapping[int, tuple[int, int]]
 ) -> dict[int, _Part]:
-    """The tensors by layer; those outside the stack under OUTER.
+    """The tensors by layer; those outside the stack under NON_LAYER.
 
     `coded` has the span of the code in each file, by number, that holds one.
     """
-    by_layer: dict[int, dict[str, _Tensor]] = {OUTER: {}}
+    by_layer: dict[int, dict[str, _Tensor]] = {NON_LAYER: {}}
     for tensor in tensors:
         layer, name = split_name(tensor.name)
         named = by_layer.setdefault(layer, {})
@@ -887,9 +887,9 @@ def _partition(
                 f"{folder}: {_bare(tensor.name)} appears in two files; copy it again"
             )
         named[name] = tensor
-    expected = set(range(OUTER, len(by_layer) - 1))
+    expected = set(range(NON_LAYER, len(by_layer) - 1))
     if set(by_layer) != expected or len(by_layer) == 1:
-        numbers = sorted(set(by_layer) - {OUTER})
+        numbers = sorted(set(by_layer) - {NON_LAYER})
         more = ", …" if len(numbers) > _MOST_LAYERS_SHOWN else ""
         raise StoreDamaged(
             f"{folder} holds layers "

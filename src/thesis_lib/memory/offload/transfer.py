@@ -18,7 +18,7 @@ from torch import Tensor
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.memory.model.checkpoint import DTYPES, allocate
-from thesis_lib.memory.offload.store import SafetensorsStore, Ticket
+from thesis_lib.memory.offload.store import PendingRead, SafetensorsStore
 
 Buffer = TypeVar("Buffer")
 
@@ -36,14 +36,14 @@ class Ring(Generic[Buffer]):
         self,
         layers: Sequence[int],
         buffers: Sequence[Buffer],
-        fetch: Callable[[int, Buffer], Ticket],
+        fetch: Callable[[int, Buffer], PendingRead],
     ) -> None:
         require(
             len(buffers) > 0 or len(layers) == 0,
             f"no buffer for {len(layers)} layers: expected one at least",
         )
         self.layers, self.buffers, self._fetch = tuple(layers), tuple(buffers), fetch
-        self._pending: deque[tuple[int, Buffer, Ticket]] = deque()
+        self._pending: deque[tuple[int, Buffer, PendingRead]] = deque()
         self.rewind()
 
     @property
@@ -98,7 +98,7 @@ def _ignored() -> Iterator[None]:
         return
 
 
-class Slot:
+class StagingBuffer:
     """A buffer of one layer on a device; on the processor also as plain memory."""
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
@@ -255,7 +255,7 @@ def open_device(device: torch.device) -> Device:
 class Transport(Protocol):
     """Fills the staging buffers of one model."""
 
-    def fetch(self, layer: int, slot: Slot) -> Ticket:
+    def fetch(self, layer: int, slot: StagingBuffer) -> PendingRead:
         """Start to bring `layer` into `slot`, after what is computed there now."""
         ...
 
@@ -270,7 +270,7 @@ class FromDisk:
     def __init__(self, store: SafetensorsStore) -> None:
         self._store = store
 
-    def fetch(self, layer: int, slot: Slot) -> Ticket:
+    def fetch(self, layer: int, slot: StagingBuffer) -> PendingRead:
         """Start to read `layer` into the memory of `slot`."""
         if slot.memory is None:
             raise InvalidInput(
@@ -285,7 +285,7 @@ class FromDisk:
 class ThroughHost:
     """Layers that host memory holds, and others that pass through it from the disk.
 
-    `host` names the layers that are read once and stay in host memory; `bounces`
+    `host` names the layers that are read once and stay in host memory; `host_buffers`
     buffers of `staging_bytes` are for the others.
     """
 
@@ -294,17 +294,17 @@ class ThroughHost:
         store: SafetensorsStore,
         device: Device,
         host: Sequence[int],
-        bounces: int,
+        host_buffers: int,
         staging_bytes: int,
     ) -> None:
         self._store, self._device = store, device
         self._memories: list[memoryview] = []
-        self._reader = ThreadPoolExecutor(max(bounces, 1), "weights-read")
+        self._reader = ThreadPoolExecutor(max(host_buffers, 1), "weights-read")
         self._copier = ThreadPoolExecutor(1, "weights-copy")
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         try:
             self._host = {layer: self._allocate(store.nbytes(layer)) for layer in host}
-            for _ in range(bounces):
+            for _ in range(host_buffers):
                 self._free.put(self._allocate(staging_bytes))
             for ticket in [store.read_layer(i, m) for i, m in self._host.items()]:
                 ticket.wait()
@@ -318,7 +318,7 @@ class ThroughHost:
         self._memories.append(memory)
         return memory
 
-    def fetch(self, layer: int, slot: Slot) -> Ticket:
+    def fetch(self, layer: int, slot: StagingBuffer) -> PendingRead:
         """Start to bring `layer` into `slot`, by way of host memory if need be."""
         computed = self._device.mark()
         if layer in self._host:
@@ -337,7 +337,7 @@ class ThroughHost:
             raise
 
     def _copy(
-        self, layer: int, source: Any, slot: Slot, computed: Any
+        self, layer: int, source: Any, slot: StagingBuffer, computed: Any
     ) -> tuple[Any, tuple[float, float]]:
         filled = source.result() if isinstance(source, Future) else source
         try:

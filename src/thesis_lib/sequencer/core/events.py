@@ -26,10 +26,10 @@ from thesis_lib.sequencer.core.trace import F64, I64, Bool, KeySets
 
 # Positions in `State.progress`.
 LOGGED, DISPATCHED, READY, STARTED, COMMITTED, RELEASED = range(6)
-# Positions in `Front.counts` and `Front.clock_s`.
+# Positions in `SequencerState.counts` and `SequencerState.clock_s`.
 SUBMITTED, TAKEN, BATCHED, HELD, ANSWERED = range(5)
 NOW, DONE = range(2)
-STUCK = -1  # what `next_decision` returns if transactions are held for ever
+DEADLOCKED = -1  # what `next_decision` returns if transactions are held for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ def advance(
     return until_s
 
 
-class Front(NamedTuple):
+class SequencerState(NamedTuple):
     """What stands before the database: clients, and the sequencer with its inbox.
 
     Transactions are numbered as they are submitted; `counts` says how many have been
@@ -203,7 +203,7 @@ class Front(NamedTuple):
     clock_s: F64  # (2,)
 
 
-class Setting(NamedTuple):
+class RunConfig(NamedTuple):
     """How clients and sequencer behave; all times in seconds."""
 
     closed: bool  # clients wait for an answer before they submit again
@@ -217,7 +217,9 @@ class Setting(NamedTuple):
     release_s: float
 
 
-def front(arrival_s: F64, slo_s: F64, setting: Setting, clients: int) -> Front:
+def front(
+    arrival_s: F64, slo_s: F64, setting: RunConfig, clients: int
+) -> SequencerState:
     """Clients that have submitted nothing yet.
 
     In a closed loop the first transactions of the `clients` are spread over one think
@@ -229,7 +231,7 @@ def front(arrival_s: F64, slo_s: F64, setting: Setting, clients: int) -> Front:
     if setting.closed:
         due_s = np.full(n, np.nan)
         due_s[:submitted] = np.arange(submitted) * (setting.think_s / clients)
-    return Front(
+    return SequencerState(
         arrival_s=due_s,
         deadline_s=due_s + slo_s,
         slo_s=slo_s,
@@ -273,13 +275,13 @@ def _due_s(front, setting):
 
 @njit(cache=True)
 def next_decision(
-    state: State, front: Front, busy_s: F64, setting: Setting, asked: I64
+    state: State, front: SequencerState, busy_s: F64, setting: RunConfig, asked: I64
 ) -> int:
     """Process every event until the sequencer decides; return on how many.
 
     Their ids, those held back before and then those of the batch, are written to the
     front of `asked` (n,) and rise; the time is `front.clock_s[NOW]`. Returns 0 when
-    everything has been decided on, with the database drained, and STUCK if held
+    everything has been decided on, with the database drained, and DEADLOCKED if held
     transactions, `front.counts[HELD]` of them, have nothing to wait for.
     """
     arrival_s, _, _, _, _, held, counts, clock_s = front
@@ -294,7 +296,7 @@ def next_decision(
         stop = setting.closed or counts[HELD] > 0
         now_s = advance(state, busy_s, due_s, stop, setting.release_s)
         if now_s == np.inf:
-            return STUCK
+            return DEADLOCKED
         clock_s[NOW] = now_s
         if setting.closed:
             answered = progress[COMMITTED] - counts[ANSWERED]
@@ -332,7 +334,12 @@ def next_decision(
 
 @njit(cache=True)
 def enter(
-    state: State, front: Front, setting: Setting, order: I64, dropped: I64, held: I64
+    state: State,
+    front: SequencerState,
+    setting: RunConfig,
+    order: I64,
+    dropped: I64,
+    held: I64,
 ) -> None:
     """Carry out a decision: log `order`, answer `dropped`, remember `held` (rising).
 

@@ -41,7 +41,7 @@ from thesis_lib.sequencer.core.trace import (
 from thesis_lib.sequencer.engine.storage import UNITS, Storage
 from thesis_lib.sequencer.engine.workers import COMMITTED as DID_COMMIT
 from thesis_lib.sequencer.engine.workers import Workers
-from thesis_lib.sequencer.policies.lookahead import SPREAD, Mended, Published
+from thesis_lib.sequencer.policies.lookahead import SPREAD, Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
 from thesis_lib.sequencer.policies.rules import FIFO, decide_compiled
 from thesis_lib.sequencer.workload.transactions import Log
@@ -313,13 +313,13 @@ def run_open(
     n, arrival_s = len(requests.arrival_s), requests.arrival_s
     size = batch_size if policy.batched else n
     wait_s = min(flush_s, policy.flush_s) if policy.batched else 0.0
-    shadow = policy.make_shadow(
+    lookahead = policy.make_lookahead(
         scheduler.state, requests.keys, requests.estimated_s + delays.worker_s,
         requests.deadline_s, spread, delays.lag_s,
     )  # fmt: skip
     decided_s = np.zeros(n)
     held, seen = np.empty(0, np.int64), first
-    _decide(policy, shadow, requests, held, 0.0)  # compiled here, or a client waits
+    _decide(policy, lookahead, requests, held, 0.0)  # compiled here, or a client waits
     scheduler.begin()
     while seen < n or len(held) or scheduler.in_flight:
         due_s = np.inf
@@ -340,7 +340,7 @@ def run_open(
         if room <= 0:
             held = ids
             continue
-        decision = _decide(policy, shadow, requests, ids, now_s)
+        decision = _decide(policy, lookahead, requests, ids, now_s)
         released, behind = decision.order[:room], decision.order[room:]
         scheduler.dispatch(released)
         decided_s[released] = decided_s[decision.dropped] = now_s
@@ -354,16 +354,18 @@ def run_open(
 
 
 def _decide(
-    policy: Policy, shadow: Published | Mended, requests: Requests, ids: I64,
+    policy: Policy, lookahead: OpenLoop | Feedback, requests: Requests, ids: I64,
     now_s: float,
 ) -> Decision:  # fmt: skip
     """The decision on `ids`, compiled where the policy is."""
     code = policy.code
     if code is None:
-        return decide(policy, shadow, requests.batch(ids), now_s)
+        return decide(policy, lookahead, requests.batch(ids), now_s)
     if code.kind == FIFO:
         return Decision(order=ids, dropped=ids[:0])  # whatever a forecast would say
-    return Decision(*decide_compiled(code, shadow.memory, shadow.model, ids, now_s))
+    return Decision(
+        *decide_compiled(code, lookahead.memory, lookahead.model, ids, now_s)
+    )
 
 
 def history(run: Run, deadline_s: F64, first: int = 0) -> History:

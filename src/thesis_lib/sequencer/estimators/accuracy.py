@@ -60,7 +60,7 @@ def log_r2(true_s: F64, predicted_s: F64) -> float:
     return float(r2_score(np.log(true_s), np.log(predicted_s)))
 
 
-def replay_ceiling(service_s: F64) -> float:
+def intraclass_correlation(service_s: F64) -> float:
     """The log R² that no estimator can pass, from (n, r) replays of one input.
 
     The intraclass correlation of log service time in a one-way random effects model:
@@ -80,8 +80,8 @@ def replay_ceiling(service_s: F64) -> float:
 
 
 # --- By type -------------------------------------------------------------------
-def ceilings(trace: Trace, column: str) -> pd.Series:
-    """`replay_ceiling` of `measured` columns `column`_r1, …, of each type and all.
+def noise_ceilings(trace: Trace, column: str) -> pd.Series:
+    """`intraclass_correlation` of measured columns `column`_r1, …, by type and of all.
 
     Raises InvalidInput for a trace that was not replayed.
     """
@@ -92,7 +92,10 @@ def ceilings(trace: Trace, column: str) -> pd.Series:
     )
     times_s = np.column_stack([trace.measured[name] for name in replays])
     return pd.Series(
-        {name: replay_ceiling(times_s[rows]) for name, rows in rows_by_type(trace)}
+        {
+            name: intraclass_correlation(times_s[rows])
+            for name, rows in rows_by_type(trace)
+        }
     )
 
 

@@ -21,7 +21,7 @@ from thesis_lib.sequencer.estimators.models import LEVELS, STEP
 from thesis_lib.sequencer.experiments.configuration import Estimate, SimulationConfig
 from thesis_lib.sequencer.experiments.grid import Paired, run_paired
 from thesis_lib.sequencer.experiments.metrics import counted
-from thesis_lib.sequencer.policies.registry import MENDED, Policy
+from thesis_lib.sequencer.policies.registry import CORRECTED, Policy
 from thesis_lib.sequencer.simulator.simulator import simulate
 
 CALIBRATED = 0.3  # of a run, warm-up included, before its latency bounds are judged
@@ -42,7 +42,7 @@ def forecast_finish(
         forecast_s[batch.ids] = forecast.finish_s
         return Decision(order=batch.ids, dropped=batch.ids[:0])
 
-    watched = Policy("forecast", rule, batched=False, defects=MENDED)
+    watched = Policy("forecast", rule, batched=False, defects=CORRECTED)
     history = simulate(trace, watched, estimated_s, cores=cores, slo_s=slo_s)
     return forecast_s, history
 

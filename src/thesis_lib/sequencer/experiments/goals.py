@@ -41,7 +41,7 @@ from thesis_lib.sequencer.experiments.metrics import (
 from thesis_lib.sequencer.optimum.bounds import fewest_violations
 from thesis_lib.sequencer.optimum.cpsat import LARGEST, solve
 from thesis_lib.sequencer.optimum.local_search import search, would_be_on_time
-from thesis_lib.sequencer.policies.admission import Terms
+from thesis_lib.sequencer.policies.admission import BidPriceParameters
 
 LOADS = (0.9, 0.95, 0.99, 1.1, 1.5)
 KEEPS, KEEPS_LOAD = 0.99, 0.8  # of FIFO's commits, up to this load
@@ -121,7 +121,7 @@ def against_goals(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["row", "load"])
 
 
-JUDGES = ("noisy", "boosted", "constant", "oracle")
+JUDGED_ESTIMATORS = ("noisy", "boosted", "constant", "oracle")
 
 
 def by_estimator(
@@ -129,13 +129,13 @@ def by_estimator(
 ) -> pd.DataFrame:
     """Low end of the reduction of ours, in percent, with other estimators.
 
-    A row a goal and load; a column for each of JUDGES, and the `goal`. The learned ones
-    are fitted on transactions of another seed, of which they see what the scenarios
-    have: type and lines. All on the same seeds.
+    A row a goal and load; a column for each of JUDGED_ESTIMATORS, and the `goal`. The
+    learned ones are fitted on transactions of another seed, of which they see what the
+    scenarios have: type and lines. All on the same seeds.
     """
     places = {row: goal.cell(transactions) for row, goal in GOALS.items()}
     lows = {}
-    for name in JUDGES:
+    for name in JUDGED_ESTIMATORS:
         cases = {
             row: {
                 "config": config,
@@ -168,8 +168,10 @@ def constants(
 
     On design seeds; the first row is the configuration itself.
     """
-    varied = {("as it is", ""): Terms()} | {
-        (name, word): Terms()._replace(**{name: factor * getattr(Terms(), name)})
+    varied = {("as it is", ""): BidPriceParameters()} | {
+        (name, word): BidPriceParameters()._replace(
+            **{name: factor * getattr(BidPriceParameters(), name)}
+        )
         for name in ("step", "relief", "window")
         for word, factor in (("half", 0.5), ("twice", 2.0))
     }
@@ -210,7 +212,7 @@ def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFra
     )
     slope, intercept = np.polyfit(x[admitted], y[admitted], 1)
     residual = y - slope * x - intercept
-    edge = np.quantile(residual[admitted], Terms().pressed_p)
+    edge = np.quantile(residual[admitted], BidPriceParameters().pressed_p)
     rows = {}
     for name, part in {"admitted": admitted, "refused": ~admitted}.items():
         if part.any():
@@ -228,17 +230,17 @@ def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFra
 
 # Ours without one of its ingredients.
 WITHOUT = {
-    "ours": Terms(),
-    "without price": Terms(step=0.0),
-    "without reservations": Terms(reserve=-np.inf),
-    "without calibration": Terms(window=0.0),
-    "without haste": Terms(haste=0.0),
-    "one threshold": Terms(pressed_p=Terms().least_p),
-    "never sent ahead": Terms(patience=0.0),
+    "ours": BidPriceParameters(),
+    "without price": BidPriceParameters(step=0.0),
+    "without reservations": BidPriceParameters(reserve=-np.inf),
+    "without calibration": BidPriceParameters(window=0.0),
+    "without haste": BidPriceParameters(haste=0.0),
+    "one threshold": BidPriceParameters(pressed_p=BidPriceParameters().least_p),
+    "never sent ahead": BidPriceParameters(patience=0.0),
 }
 
 
-def ingredients(
+def ablate_components(
     configs: Mapping[str, SimulationConfig], loads: Sequence[float], *, seeds: int,
     seed: int, estimate: Estimate | None = None,
 ) -> pd.DataFrame:  # fmt: skip
@@ -361,7 +363,7 @@ def worth_of_learning(runs: pd.DataFrame, load: float) -> dict[str, float | str]
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class RunConfig:
     """A machine and an objective that nobody chose."""
 
     warehouses: int
@@ -372,7 +374,7 @@ class Setting:
     noise: float
 
 
-def random_settings(number: int, seed: int) -> list[Setting]:
+def random_settings(number: int, seed: int) -> list[RunConfig]:
     """`number` settings, drawn around the scenarios in every respect.
 
     2 to 40 warehouses, 2 to 32 cores, an objective of 4 to 30 ms and, for every other,
@@ -387,7 +389,7 @@ def random_settings(number: int, seed: int) -> list[Setting]:
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
     return [
-        Setting(
+        RunConfig(
             warehouses=round(between(2, 40)),
             cores=round(between(2, 32)),
             slo_s=round(between(4e-3, 30e-3), 6),
@@ -400,7 +402,7 @@ def random_settings(number: int, seed: int) -> list[Setting]:
 
 
 def elsewhere(
-    settings: Sequence[Setting], policies: Sequence[str], *, transactions: int,
+    settings: Sequence[RunConfig], policies: Sequence[str], *, transactions: int,
     seeds: int, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
     """A row a setting: what it is, and the violations of policies and bound.

@@ -34,7 +34,7 @@ from thesis_lib.sequencer.experiments.metrics import (
     outcome,
     table,
 )
-from thesis_lib.sequencer.policies.registry import AS_DESCRIBED, MENDED, Defects
+from thesis_lib.sequencer.policies.registry import AS_PUBLISHED, CORRECTED, Defects
 
 FITTED = 0.5  # share of a replayed trace, its first, that an estimator is fitted on
 LEAST_FITTED = 100  # transactions there
@@ -231,7 +231,7 @@ def ablation(
         (start, defect): defects if not defect else replace(
             defects, **{defect: not getattr(defects, defect)}
         )
-        for start, defects in (("described", AS_DESCRIBED), ("fixed", MENDED))
+        for start, defects in (("described", AS_PUBLISHED), ("fixed", CORRECTED))
         for defect in ("", *Defects.names())
     }  # fmt: skip
 

@@ -52,12 +52,14 @@ from thesis_lib.sequencer.workload.features import (
 )
 from thesis_lib.sequencer.workload.transactions import Log
 
-POINT, RELATIVE = 0.01, 0.15  # how near a simulated share must be to a measured one
+# How near a simulated share must be to a measured one: either is near enough.
+ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE = 0.01, 0.15
 PLACE = ["engine", "workers", "load", "policy"]  # of a live run
 
 
 def _near(difference: F64, measured: F64) -> Bool:
-    return np.abs(difference) <= np.maximum(POINT, RELATIVE * measured)
+    nearest = np.maximum(ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE * measured)
+    return np.abs(difference) <= nearest
 
 
 def beside_measured(runs: pd.DataFrame, model: str = "simulated") -> pd.DataFrame:

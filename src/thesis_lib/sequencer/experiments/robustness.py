@@ -31,12 +31,11 @@ from thesis_lib.sequencer.workload.transactions import Scale, YcsbScale
 from thesis_lib.sequencer.workload.ycsb import ycsb
 
 CROWD_LOADS = 0.9, 1.5  # before and in a flash crowd
-BACK = 0.01  # so many more violations than before it count as recovered
-RECOVERS_S = 0.02  # goal: in that time
-WORSE = 0.002  # goal: never more violations than FIFO and so much
-LEARNING = (
-    4_000  # arrivals under wrong estimates before those that `under_anything` counts
-)
+RECOVERY_TOLERANCE = 0.01  # so many more violations than before it count as recovered
+RECOVERY_GOAL_S = 0.02  # goal: in that time
+NON_INFERIORITY_MARGIN = 0.002  # goal: never more violations than FIFO and so much
+# Arrivals under wrong estimates before those that `under_random_misestimation` counts.
+LEARNING = 4_000
 
 BURSTS, BURST_S = (0.5, 1.5), 0.05  # rates of an MMPP-2 over their mean, mean sojourn
 
@@ -85,7 +84,7 @@ def beyond_fifo(runs: pd.DataFrame, by: str = "misestimation") -> pd.DataFrame:
     `runs` as from `under_misestimation` or `replicate`, with a column `by`. A row for
     each `by`, load and policy but FIFO: `fifo` and `policy_percent`, the difference
     `points` with its 95 % interval (`low`, `high`), and whether `within` says that the
-    whole interval is at most WORSE.
+    whole interval is at most NON_INFERIORITY_MARGIN.
     """
     rows = []
     for _, at in runs.groupby([by, "load"], sort=False):
@@ -106,7 +105,7 @@ def beyond_fifo(runs: pd.DataFrame, by: str = "misestimation") -> pd.DataFrame:
                     "points": 100 * more.value,
                     "low": 100 * more.low,
                     "high": 100 * more.high,
-                    "within": more.high <= WORSE,
+                    "within": more.high <= NON_INFERIORITY_MARGIN,
                 }
             )
     return pd.DataFrame(rows)
@@ -143,7 +142,7 @@ def added(table: pd.DataFrame, policy: str, names: Sequence[str]) -> float:
     return float((at.loc[list(names)] - at.loc["none"]).to_numpy().max())
 
 
-def under_anything(
+def under_random_misestimation(
     configs: Mapping[str, SimulationConfig], policy: str, *, cases: int, seed: int,
     loads: tuple[float, float] = (0.3, 1.5), objectives: Sequence[float] = (0.5, 1, 2),
 ) -> pd.DataFrame:  # fmt: skip
@@ -191,7 +190,7 @@ def bursty_arrivals(rate_per_s: float, n: int, rng: np.random.Generator) -> F64:
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
+class FlashCrowd:
     """A flash crowd: for `last_s`, from `begin_s` on, `times` as many arrive.
 
     Raises InvalidInput for a crowd that is none.
@@ -224,7 +223,7 @@ class Crowd:
 
 def through_a_crowd(
     config: SimulationConfig,
-    crowd: Crowd,
+    crowd: FlashCrowd,
     policies: Sequence[str],
     load: float,
     *,
@@ -278,7 +277,11 @@ def _by_window(window: I64, weights: F64) -> F64:
 
 
 def recovery_s(
-    shares: pd.DataFrame, crowd: Crowd, policy: str, *, tolerance: float = BACK
+    shares: pd.DataFrame,
+    crowd: FlashCrowd,
+    policy: str,
+    *,
+    tolerance: float = RECOVERY_TOLERANCE,
 ) -> float:
     """When, after the crowd's end, violations are back to `tolerance` above before.
 
@@ -298,14 +301,14 @@ def recovery_s(
     return float(max(begins_s[back[0]], 0.0)) if len(back) else np.inf
 
 
-ZIPFS = 0.0, 0.5, 0.9, 0.99  # skews of YCSB
+ZIPF_EXPONENTS = 0.0, 0.5, 0.9, 0.99  # skews of YCSB
 FACTORS = 5, 10  # objectives of a type over its median service time
 WAREHOUSES, CORES = 10, 8  # as scenario A; partitions of YCSB
 
 
 def ycsb_name(at: int) -> str:
-    """What `workload_cells` calls YCSB A with the skew of this place in ZIPFS."""
-    return f"YCSB A, zipf {ZIPFS[at]:g}"
+    """What `workload_cells` calls YCSB A with that one of ZIPF_EXPONENTS."""
+    return f"YCSB A, zipf {ZIPF_EXPONENTS[at]:g}"
 
 
 def workload_cells(
@@ -320,7 +323,7 @@ def workload_cells(
     n, scale = 3 * transactions, YcsbScale(files=WAREHOUSES)
     logs = {"TPC-C": tpcc(n, Scale(warehouses=WAREHOUSES), seed)} | {
         ycsb_name(at): ycsb(n, scale, seed, theta=theta)
-        for at, theta in enumerate(ZIPFS)
+        for at, theta in enumerate(ZIPF_EXPONENTS)
     }
     given = {"transactions": transactions, "cores": CORES}
     made = {"A": SimulationConfig.of_scenario("A", **given)} | {

@@ -22,7 +22,7 @@ from thesis_lib.sequencer.core.events import LOGGED, advance, idle_state
 from thesis_lib.sequencer.core.locks import NONE, forget, free_at, register
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, History, Trace
 from thesis_lib.sequencer.optimum.bounds import kise_ibaraki_mine
-from thesis_lib.sequencer.policies.lookahead import Mended
+from thesis_lib.sequencer.policies.lookahead import Feedback
 from thesis_lib.sequencer.simulator.simulator import replay
 
 EARLY = -np.inf  # a start before everything
@@ -422,7 +422,7 @@ def would_be_on_time(
     decided_s = history.decided_s[log]
     state.log[: len(log)] = log
     state.dispatch_s[: len(log)] = decided_s + lag_s
-    shadow = Mended(
+    lookahead = Feedback(
         state, trace.keys, trace.service_s, history.deadline_s, 0.0, lag_s, -np.inf
     )
     on_time = np.zeros(len(trace), bool)
@@ -432,6 +432,6 @@ def would_be_on_time(
         now_s = float(history.decided_s[i])
         state.progress[LOGGED] = np.searchsorted(decided_s, now_s)
         advance(state, trace.service_s, now_s, False)
-        forecast = shadow.peek(np.array([i]), now_s)
+        forecast = lookahead.peek(np.array([i]), now_s)
         on_time[i] = forecast.finish_s[0] <= history.deadline_s[i]
     return on_time

@@ -29,9 +29,9 @@ from thesis_lib.sequencer.core.trace import F64, I64, Bool
 from thesis_lib.sequencer.policies.lookahead import (
     Memory,
     Model,
-    forget_outlook,
+    forget_releases,
     learn_commits,
-    outlook,
+    predict_releases,
 )
 from thesis_lib.sequencer.policies.recalibration import (
     MEAN_Y,
@@ -50,7 +50,7 @@ SHIFTS = 4  # of a position, in the mean, up to which insertion is faster
 FADING = 0.002  # weight of the last outcome in a group's share
 
 
-class Terms(NamedTuple):
+class BidPriceParameters(NamedTuple):
     """The one configuration of `ours`, chosen on design seeds (chapter 3)."""
 
     step: float = 0.05  # by which the price falls at a refusal, of itself
@@ -66,7 +66,7 @@ class Terms(NamedTuple):
     gap: float = np.inf  # most that a group's share may exceed the smallest one
 
 
-def starting(slo_s: float, groups: int) -> F64:
+def initial_state(slo_s: float, groups: int) -> F64:
     """What `bind_late` remembers at first: everything is worth its place."""
     control = np.zeros(GROUPS + 2 * groups)
     control[PRICE_S] = control[HIGHEST_S] = slo_s
@@ -127,7 +127,7 @@ def _nothing_frees(memory, due_s):
 
 @njit(cache=True)
 def bind_late(
-    terms: Terms, memory: Memory, model: Model, ids: I64, now_s: float
+    terms: BidPriceParameters, memory: Memory, model: Model, ids: I64, now_s: float
 ) -> tuple[I64, Bool]:
     """Which `ids` (b,) to release, as positions in order, and which to refuse.
 
@@ -164,7 +164,7 @@ def bind_late(
     for i in learn_commits(memory, terms.window):
         late = memory.world.finish_s[i] > memory.deadline_s[i]
         _settle(control, terms, memory.group[i], late)
-    due_s, core_s = outlook(memory, model, ids, now_s)
+    due_s, core_s = predict_releases(memory, model, ids, now_s)
     keys, closed_s, group = memory.keys, memory.closed_s, memory.group
     deadline_s, service_s = memory.deadline_s[ids], memory.estimated_s[ids]
     core = core_s.argmin()
@@ -216,7 +216,7 @@ def bind_late(
         if above[at]:
             dearer_s = control[PRICE_S] * exp(terms.relief * terms.step)
             control[PRICE_S] = min(dearer_s, control[HIGHEST_S])
-    forget_outlook(memory, ids)
+    forget_releases(memory, ids)
     if reserves > 0:
         for i in ids:
             forget(keys, closed_s, i)

@@ -1,18 +1,18 @@
-"""The shadow schedule: when would each transaction of a batch commit?
+"""Look-ahead: when would each transaction of a batch commit?
 
-A shadow knows estimated times on a core and declared keys, never a true service time.
-It differs in three things:
+A look-ahead knows estimated times on a core and declared keys, never a true service
+time. It differs in three things:
 
 - *feedback*: whether it starts from the database as observed at every decision, or from
   a world of its own in which everything ends as predicted;
 - the *CPU term*: whether it simulates the cores and their one ready queue, exactly as
   the kernel does, or chains estimates along conflicts as if every transaction had a
   core of its own (the maximum of the operating-unit model);
-- *ghosts*: whether a transaction that is dropped keeps its keys until its predicted
-  end.
+- *stale reservations* (`ghosts`): whether a transaction that is dropped keeps its keys
+  until its predicted end.
 
-`Published` is the thesis' shadow, without the first two and with ghosts; `Mended` is
-the opposite. Anything between is a parameter.
+`OpenLoop` is that of the thesis, without the first two and with the third; `Feedback`
+is the opposite. Anything between is a parameter.
 """
 
 from math import erf, sqrt
@@ -34,9 +34,9 @@ from thesis_lib.sequencer.core.trace import F64, I64, Bool, Forecast, KeySets
 from thesis_lib.sequencer.policies.recalibration import (
     Online,
     corrected_s,
+    initial_calibration,
     learn,
     regressed_s,
-    trusting,
     typical_s,
 )
 
@@ -47,18 +47,18 @@ PENDING, READ = range(2)
 
 
 class Model(NamedTuple):
-    """What a shadow takes into account."""
+    """What a look-ahead takes into account."""
 
     feedback: bool
     cpu: bool
     ghosts: bool
     lag_s: float  # from a decision to the booking of its locks
-    tolerance_s: float  # see `Mended`
+    tolerance_s: float  # see `Feedback`
     spread: float  # relative standard error that probabilities assume of what is left
 
 
 class Memory(NamedTuple):
-    """What a shadow knows, and room to compute in; empty where the model needs none."""
+    """What a look-ahead knows, and room to compute in; empty where the model needs none."""
 
     keys: tuple[I64, I64, Bool]  # the columns of KeySets
     estimated_s: F64  # (n,) time on a core
@@ -70,7 +70,7 @@ class Memory(NamedTuple):
     pending: I64  # (n,) log positions that had not committed when last looked at
     counts: I64  # (2,)
     control: F64  # (4,), or as a rule asks: what it remembers between decisions
-    group: I64  # (n,) whose violations are compared with whose; of `Mended` that learns
+    group: I64  # (n,) whose violations are compared; of a `Feedback` that learns
     online: Online  # calibration of the estimates; the same
     closed_s: tuple[F64, F64]  # (k,) like `ends_s`, of minus the time: reservations
 
@@ -102,7 +102,7 @@ def in_flight(memory: Memory) -> int:
 # --- Chained along conflicts, without a CPU term -------------------------------
 @njit(cache=True)
 def _chain(memory, model, ids, now_s, finish_s):
-    """Forecast `ids` in turn; register what will be kept, and the ghosts."""
+    """Forecast `ids` in turn; register what will be kept, and what stays stale."""
     keys, estimated_s, deadline_s = memory.keys, memory.estimated_s, memory.deadline_s
     ends_s, ghosts_s = memory.ends_s, memory.ghosts_s
     for at in range(len(ids)):
@@ -353,13 +353,15 @@ def learn_commits(memory: Memory, window: float) -> I64:
 
 
 @njit(cache=True)
-def outlook(memory: Memory, model: Model, ids: I64, now_s: float) -> tuple[float, F64]:
+def predict_releases(
+    memory: Memory, model: Model, ids: I64, now_s: float
+) -> tuple[float, F64]:
     """Calibrate, and predict when rows and cores are free of all that was released.
 
     Calibrates the estimates of `ids` and of what is in flight; what waits there for a
     core or a lock is chained in log order. Returns when `ids` could book their locks,
     and (cores,) when each core has nothing left to do; the ends of rows are in
-    `memory.ends_s`, for `free_at`, until `forget_outlook`.
+    `memory.ends_s`, for `free_at`, until `forget_releases`.
     """
     world, pending, counts = memory.world, memory.pending, memory.counts
     log, dispatch_s, start_s = world.log, world.dispatch_s, world.start_s
@@ -397,8 +399,11 @@ def outlook(memory: Memory, model: Model, ids: I64, now_s: float) -> tuple[float
 
 
 @njit(cache=True)
-def forget_outlook(memory: Memory, ids: I64) -> None:
-    """Leave `memory.ends_s` as `outlook` found it; `ids` may be registered as well."""
+def forget_releases(memory: Memory, ids: I64) -> None:
+    """Leave `memory.ends_s` as `predict_releases` found it.
+
+    `ids` may have been registered as well.
+    """
     log, pending, keys, ends_s = (
         memory.world.log, memory.pending, memory.keys, memory.ends_s,
     )  # fmt: skip
@@ -416,7 +421,7 @@ def schedule(
     """Predicted finish (b,) of `ids`, to be dispatched in that order after the lag.
 
     With `remember`, a world without feedback takes what is kept into its log, and what
-    will be dropped becomes a ghost if the model has ghosts.
+    will be dropped keeps its reservations if the model has stale ones.
     """
     (
         keys, estimated_s, deadline_s, world, _, ends_s, ghosts_s, pending, counts, _,
@@ -481,8 +486,8 @@ def probability_on_time(
     return on_time
 
 
-class _Schedule:
-    """A shadow of any model. `deadline_s` (n,) may be filled as deadlines come."""
+class _Lookahead:
+    """A look-ahead of any model. `deadline_s` (n,) may be filled as deadlines come."""
 
     def __init__(
         self, keys: KeySets, estimated_s: F64, deadline_s: F64, model: Model,
@@ -510,7 +515,7 @@ class _Schedule:
             counts=np.zeros(2, np.int64),
             control=np.array(control) if learns else np.zeros(4),
             group=np.array(group, np.int64),
-            online=trusting(
+            online=initial_calibration(
                 np.array(estimated_s if learns else [], np.float64), model.spread
             ),
             closed_s=(
@@ -541,8 +546,8 @@ class _Schedule:
         )
 
 
-class Published(_Schedule):
-    """A shadow without feedback: whatever it has kept ends when it was predicted to.
+class OpenLoop(_Lookahead):
+    """A look-ahead without feedback: whatever it has kept ends when it was predicted to.
 
     Without `cores` every transaction is taken to have one of its own. With `ghosts`,
     as in the thesis, what is dropped stays registered like the rest; without, what is
@@ -560,8 +565,8 @@ class Published(_Schedule):
         super().__init__(keys, estimated_s, deadline_s, model, world)
 
 
-class Mended(_Schedule):
-    """A shadow made anew at every decision from what is observed in `state`.
+class Feedback(_Lookahead):
+    """A look-ahead made anew at every decision from what is observed in `state`.
 
     Observed are the log, starts and commits; never a service time (`State` says what
     must be filled). Only what is in the log and has not committed counts, and it is

@@ -49,7 +49,7 @@ class Online(NamedTuple):
     probes: Bool  # (n,)
 
 
-def trusting(given_s: F64, spread: float) -> Online:
+def initial_calibration(given_s: F64, spread: float) -> Online:
     """Trust the estimates (n,) as given, with a normal error of sigma `spread`."""
     edges = BIN * (np.arange(BINS + 1) - BINS // 2)
     below = (edges >= 0).astype(np.float64)

@@ -26,8 +26,12 @@ from thesis_lib.sequencer.core.trace import (
     Forecast,
     KeySets,
 )
-from thesis_lib.sequencer.policies.admission import Terms, group_count, starting
-from thesis_lib.sequencer.policies.lookahead import Mended, Published
+from thesis_lib.sequencer.policies.admission import (
+    BidPriceParameters,
+    group_count,
+    initial_state,
+)
+from thesis_lib.sequencer.policies.lookahead import Feedback, OpenLoop
 from thesis_lib.sequencer.policies.rules import (
     BANDED,
     CAP,
@@ -47,7 +51,8 @@ from thesis_lib.sequencer.policies.rules import (
 Rule = Callable[[Batch, Forecast, float], Decision]  # a policy in plain Python
 
 BAND = 0.2  # error band of the thesis over its objective: 2.5 ms of 12.5 ms
-# Of the simpler designs with late binding (chapter 3); `Terms` are those of `ours`.
+# Of the simpler designs with late binding (chapter 3); for `ours` there are
+# `BidPriceParameters`.
 FLIGHT = 1.25  # transactions past the sequencer for each core
 LEAST_P = 0.8  # dropped below this probability of being on time
 
@@ -78,8 +83,8 @@ class Defects:
         return tuple(field.name for field in fields(cls))
 
 
-AS_DESCRIBED = Defects(*[True] * len(Defects.names()))
-MENDED = Defects()
+AS_PUBLISHED = Defects(*[True] * len(Defects.names()))
+CORRECTED = Defects()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +101,8 @@ class Policy:
     rule: Rule | None = None  # None: `code` decides
     code: Code | None = None
     batched: bool = True  # waits for whole batches
-    defects: Defects = AS_DESCRIBED  # of its look-ahead
-    tolerance_s: float = np.inf  # see `lookahead.Mended`
+    defects: Defects = AS_PUBLISHED  # of its look-ahead
+    tolerance_s: float = np.inf  # see `lookahead.Feedback`
     in_flight: int | None = None
     flush_s: float = np.inf
     control: F64 | None = None  # what it remembers at first, if it learns
@@ -107,10 +112,10 @@ class Policy:
         """It binds late: what cannot start yet is held and decided on again."""
         return self.in_flight is not None or self.control is not None
 
-    def make_shadow(
+    def make_lookahead(
         self, state: State, keys: KeySets, estimated_s: F64, deadline_s: F64,
         spread: float, lag_s: float, group: I64 | None = None,
-    ) -> Published | Mended:  # fmt: skip
+    ) -> OpenLoop | Feedback:  # fmt: skip
         """The look-ahead that forecasts for it over a database observed in `state`.
 
         `group` (n,) says whose violations are compared with whose, all alike if None.
@@ -118,7 +123,7 @@ class Policy:
         given = keys, estimated_s, deadline_s, spread
         ghosts, cpu = self.defects.ghosts, not self.defects.no_cpu
         if self.defects.no_feedback:
-            return Published(
+            return OpenLoop(
                 *given, lag_s=lag_s, tolerance_s=self.tolerance_s, ghosts=ghosts,
                 cores=len(state.running) if cpu else None,
             )  # fmt: skip
@@ -130,14 +135,14 @@ class Policy:
                 f"group {np.max(group)}: policy {self.name!r} was made for "
                 f"{group_count(self.control)} groups",
             )
-        return Mended(
+        return Feedback(
             state, *given, lag_s, self.tolerance_s, cpu=cpu, ghosts=ghosts,
             control=self.control, group=group,
         )  # fmt: skip
 
 
 def decide(
-    policy: Policy, shadow: Published | Mended, batch: Batch, now_s: float
+    policy: Policy, lookahead: OpenLoop | Feedback, batch: Batch, now_s: float
 ) -> Decision:
     """What `policy` does at `now_s` with a batch in order of arrival.
 
@@ -146,9 +151,11 @@ def decide(
     if policy.rule is None:
         assert policy.code is not None
         return Decision(
-            *decide_compiled(policy.code, shadow.memory, shadow.model, batch.ids, now_s)
+            *decide_compiled(
+                policy.code, lookahead.memory, lookahead.model, batch.ids, now_s
+            )
         )
-    decision = policy.rule(batch, shadow.forecast(batch.ids, now_s), now_s)
+    decision = policy.rule(batch, lookahead.forecast(batch.ids, now_s), now_s)
     decision.require_partition(batch.ids, policy.name)
     return decision
 
@@ -175,7 +182,7 @@ def policy(
     defects: Defects | None = None,
     gap: float = np.inf,
     groups: int = 1,
-    terms: Terms | None = None,
+    terms: BidPriceParameters | None = None,
 ) -> Policy:
     """The policy of this name for a machine with `cores` and an objective `slo_s`.
 
@@ -232,21 +239,21 @@ def policy(
     base = called.removesuffix("-fixed")
     if own is None and base in THESIS:
         if defects is None:
-            defects = AS_DESCRIBED if called == base else MENDED
+            defects = AS_PUBLISHED if called == base else CORRECTED
         return _thesis(called, base, band, TIMER * slo_s, defects)
     require(
         defects is None,
         f"policy {called!r} has none of the thesis' defects: leave `defects` out, or "
         f"choose one of {', '.join(THESIS)}",
     )
-    at_once: dict[str, Any] = {"batched": False, "defects": MENDED}
+    at_once: dict[str, Any] = {"batched": False, "defects": CORRECTED}
     late = at_once | {
         "tolerance_s": -np.inf, "in_flight": max(1, round(flight * cores)),
     }  # fmt: skip
     if own is not None:
         return Policy(called, own, **late)
     likely = Code(LATE, least_p=least_p)
-    terms = (Terms() if terms is None else terms)._replace(gap=gap)
+    terms = (BidPriceParameters() if terms is None else terms)._replace(gap=gap)
     code, surroundings = {
         "fifo": (Code(FIFO), {"batched": False}),
         "fifo-batched": (Code(FIFO), {}),
@@ -268,7 +275,7 @@ def policy(
             late
             | {
                 "in_flight": 2 * cores if lag_s == 0 else None,
-                "control": starting(slo_s, groups),
+                "control": initial_state(slo_s, groups),
             },
         ),
     }[called]

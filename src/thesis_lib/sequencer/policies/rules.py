@@ -11,7 +11,11 @@ import numpy as np
 from numba import njit
 
 from thesis_lib.sequencer.core.trace import F64, I64, Bool
-from thesis_lib.sequencer.policies.admission import Terms, bind_late, ranked
+from thesis_lib.sequencer.policies.admission import (
+    BidPriceParameters,
+    bind_late,
+    ranked,
+)
 from thesis_lib.sequencer.policies.lookahead import (
     Memory,
     Model,
@@ -44,7 +48,7 @@ class Code(NamedTuple):
     room_s: float = 0.0  # of `queue-cap`, in seconds of one core
     spare_s: float = 0.0  # of `codel`: who has less left has waited too long
     interval_s: float = 0.0  # of `codel`
-    terms: Terms = Terms()  # of `ours`
+    terms: BidPriceParameters = BidPriceParameters()  # of `ours`
 
 
 @njit(cache=True)

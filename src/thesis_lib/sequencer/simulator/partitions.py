@@ -557,11 +557,11 @@ def simulate_partitions(
         state = idle_state(rows.keys, cores)
         due_s = deadline_s[rows.owner]
         due_s[(rows.stage == WHOLE) & work.crosses[rows.owner]] -= early_s
-        shadow = policy.make_shadow(
+        lookahead = policy.make_lookahead(
             state, rows.keys, estimated_s[rows.owner] * rows.busy, due_s, spread, 0.0
         )
-        model = shadow.model
-        memories.append(shadow.memory)
+        model = lookahead.model
+        memories.append(lookahead.memory)
         places.append(
             Site(
                 state=state,

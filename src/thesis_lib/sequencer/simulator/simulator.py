@@ -16,8 +16,8 @@ from thesis_lib.sequencer.core.events import (
     NO_DELAYS,
     NOW,
     Delays,
-    Front,
-    Setting,
+    RunConfig,
+    SequencerState,
     State,
     advance,
     enter,
@@ -26,7 +26,7 @@ from thesis_lib.sequencer.core.events import (
     next_decision,
 )
 from thesis_lib.sequencer.core.trace import F64, I64, History, Trace
-from thesis_lib.sequencer.policies.lookahead import SPREAD, Mended, Published
+from thesis_lib.sequencer.policies.lookahead import SPREAD, Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
 from thesis_lib.sequencer.policies.rules import decide_compiled
 
@@ -129,7 +129,7 @@ def simulate(
     require(spread >= 0, f"spread={spread:g} must not be negative")
     require(clients is None or clients >= 1, f"clients={clients}: expected at least 1")
     size = batch_size if policy.batched else 1
-    setting = Setting(
+    setting = RunConfig(
         closed=clients is not None,
         think_s=float(think_s),
         size=size,
@@ -148,15 +148,21 @@ def simulate(
     busy_s = trace.service_s + delays.worker_s
     state = idle_state(trace.keys, cores)
     before = front(trace.arrival_s, objective_s, setting, clients or 0)
-    shadow = policy.make_shadow(
+    lookahead = policy.make_lookahead(
         state, trace.keys, estimated_s + delays.worker_s, before.deadline_s, spread,
         float(delays.lag_s), trace.kind,
     )  # fmt: skip
     if policy.code is None:
-        held = _run_rule(trace, policy, shadow, state, before, busy_s, setting)
+        held = _run_rule(trace, policy, lookahead, state, before, busy_s, setting)
     else:
         held = _run(
-            state, before, busy_s, setting, shadow.memory, shadow.model, policy.code
+            state,
+            before,
+            busy_s,
+            setting,
+            lookahead.memory,
+            lookahead.model,
+            policy.code,
         )
     require(
         held == 0,
@@ -191,15 +197,15 @@ def _run(state, before, busy_s, setting, memory, model, code):
 
 
 def _run_rule(
-    trace: Trace, policy: Policy, shadow: Published | Mended, state: State,
-    before: Front, busy_s: F64, setting: Setting,
+    trace: Trace, policy: Policy, lookahead: OpenLoop | Feedback, state: State,
+    before: SequencerState, busy_s: F64, setting: RunConfig,
 ) -> int:  # fmt: skip
     """The same, asking a rule in Python."""
     asked = np.empty(len(trace), np.int64)
     while (size := next_decision(state, before, busy_s, setting, asked)) > 0:
         ids, now_s = asked[:size].copy(), float(before.clock_s[NOW])
         batch = trace.batch(ids, before.deadline_s[ids], before.arrival_s[ids])
-        decision = decide(policy, shadow, batch, now_s)
+        decision = decide(policy, lookahead, batch, now_s)
         held = np.sort(decision.held)
         enter(state, before, setting, decision.order, decision.dropped, held)
     return int(before.counts[HELD])
