@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
 
 def decide_plainly(policy, lookahead, batch, now_s):
-    """What `policy` does with a batch in order of arrival that `lookahead` forecasts."""
+    """What `policy` does with a batch by arrival that `lookahead` forecasts."""
     name, code = policy.name.removesuffix("-fixed"), policy.code
     if name in THESIS:
         return decided(*drop_and_reorder(name, policy, lookahead, batch, now_s))

@@ -58,7 +58,7 @@ class Model(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a look-ahead knows, and room to compute in; empty where the model needs none."""
+    """What a look-ahead knows, and room to compute; empty where a model needs none."""
 
     keys: tuple[I64, I64, Bool]  # the columns of KeySets
     estimated_s: F64  # (n,) time on a core
@@ -547,7 +547,7 @@ class _Lookahead:
 
 
 class OpenLoop(_Lookahead):
-    """A look-ahead without feedback: whatever it has kept ends when it was predicted to.
+    """A look-ahead without feedback: what it has kept ends when it was predicted to.
 
     Without `cores` every transaction is taken to have one of its own. With `ghosts`,
     as in the thesis, what is dropped stays registered like the rest; without, what is
