@@ -7,7 +7,14 @@ from plain_model import Database, key_sets, simulate_plainly
 from plain_rules import decide_plainly
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.core.events import Delays
+from thesis_lib.sequencer.core.events import (
+    HELD,
+    Delays,
+    Setting,
+    enter,
+    front,
+    idle_state,
+)
 from thesis_lib.sequencer.core.trace import Decision, KeySets, Trace
 from thesis_lib.sequencer.policies.admission import BidPriceParameters
 from thesis_lib.sequencer.policies.registry import POLICIES, Defects, Policy, policy
@@ -298,6 +305,19 @@ def test_transactions_in_flight_are_bounded():
     steps = np.repeat([-1, 1], kept.sum())
     flying = np.cumsum(steps[np.lexsort((steps, times))]).max()
     assert SPEC.cores <= flying <= given.in_flight
+
+
+def test_what_is_released_beyond_the_bound_is_held_and_rises():
+    trace, none = random_trace(0, n=5), np.empty(0, np.int64)
+    setting = Setting(
+        closed=False, think_s=0.0, size=1, flush_s=np.inf, in_flight=2, lag_s=0.0,
+        sequencer_s=0.0, read_s=0.0, release_s=0.0,
+    )  # fmt: skip
+    state = idle_state(trace.keys, 1)
+    before = front(trace.arrival_s, np.ones(5), setting, 0)
+    enter(state, before, setting, np.array([4, 1, 3, 0]), none, np.array([2]))
+    assert state.log[:2].tolist() == [4, 1]
+    assert before.held[: before.counts[HELD]].tolist() == [0, 2, 3]
 
 
 def test_a_decision_that_is_no_partition_is_refused():
