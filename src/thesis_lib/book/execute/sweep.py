@@ -315,7 +315,7 @@ def _connect(workers: int | None, scheduler: str | None) -> Iterator[Any]:
             n_workers=count,
             threads_per_worker=1,
             processes=True,
-            dashboard_address="",  # none
+            dashboard_address="127.0.0.1:0",  # any free port: two sweeps may run
             local_directory=scratch,
             memory_limit=None,
             silence_logs=logging.CRITICAL,
