@@ -101,5 +101,5 @@ lock: ## resolve the locks again (needs uv)
 	sh scripts/lock.sh
 
 clean: ## remove the environment, results and caches
-	rm -rf .venv build .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build .cache .pytest_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
