@@ -17,7 +17,8 @@ from memory_limit import (
     how_confined,
     read_from_disk_bytes,
 )
-from test_stream import plan_tight, write_tiny
+from test_stream import write_tiny
+from tiny import plan_tight
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import MiB

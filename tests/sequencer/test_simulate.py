@@ -10,7 +10,7 @@ from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.events import (
     HELD,
     Delays,
-    Setting,
+    RunConfig,
     enter,
     front,
     idle_state,
@@ -309,7 +309,7 @@ def test_transactions_in_flight_are_bounded():
 
 def test_what_is_released_beyond_the_bound_is_held_and_rises():
     trace, none = random_trace(0, n=5), np.empty(0, np.int64)
-    setting = Setting(
+    setting = RunConfig(
         closed=False, think_s=0.0, size=1, flush_s=np.inf, in_flight=2, lag_s=0.0,
         sequencer_s=0.0, read_s=0.0, release_s=0.0,
     )  # fmt: skip

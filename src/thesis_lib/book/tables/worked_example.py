@@ -7,7 +7,7 @@ import pandas as pd
 
 from thesis_lib.common.units import MILLISECONDS
 from thesis_lib.sequencer.core.trace import History, KeySets, Trace
-from thesis_lib.sequencer.policies.lookahead import Published
+from thesis_lib.sequencer.policies.lookahead import OpenLoop
 from thesis_lib.sequencer.policies.registry import BAND, Defects, policy
 from thesis_lib.sequencer.simulator.simulator import simulate
 
@@ -58,12 +58,12 @@ def forecasts(batch: WorkedBatch) -> pd.DataFrame:
     """One row a transaction: what the thesis forecasts of it, and calls it.
 
     Times are in milliseconds. The batch is forecast when it closes, in order of
-    arrival, by the shadow schedule as described; the estimates are exact.
+    arrival, by the lookahead schedule as described; the estimates are exact.
     """
     trace = batch.trace
     ids, deadline_s = np.arange(len(trace)), trace.arrival_s + batch.slo_s
-    shadow = Published(trace.keys, trace.service_s, deadline_s, spread=0.0)
-    finish_s = shadow.forecast(ids, float(trace.arrival_s[-1])).finish_s
+    lookahead = OpenLoop(trace.keys, trace.service_s, deadline_s, spread=0.0)
+    finish_s = lookahead.forecast(ids, float(trace.arrival_s[-1])).finish_s
     over_s, band_s = finish_s - deadline_s, BAND * batch.slo_s
     called = np.where(np.abs(over_s) < band_s, "critical", "safe")
     called[over_s > band_s] = "hopeless"
