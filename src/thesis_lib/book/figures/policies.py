@@ -629,7 +629,9 @@ def beside_measured(table: pd.DataFrame, model: str = "simulated") -> Figure:
     engines = table.index.unique("engine")
     figure, *panels = axes(len(engines), height_in=3.9, sharey=True)
     truth = np.linspace(0, 100, 201)
-    width = 100 * np.maximum(live.POINT, live.RELATIVE * truth / 100)
+    width = 100 * np.maximum(
+        live.ABSOLUTE_TOLERANCE, live.RELATIVE_TOLERANCE * truth / 100
+    )
     for panel, engine in zip(panels, engines, strict=True):
         panel.fill_between(truth, truth - width, truth + width, color="#e9e9e9")
         panel.plot(truth, truth, color=GREY, linewidth=0.8)

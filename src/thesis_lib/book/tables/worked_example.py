@@ -58,7 +58,7 @@ def forecasts(batch: WorkedBatch) -> pd.DataFrame:
     """One row a transaction: what the thesis forecasts of it, and calls it.
 
     Times are in milliseconds. The batch is forecast when it closes, in order of
-    arrival, by the lookahead schedule as described; the estimates are exact.
+    arrival, by the look-ahead schedule as described; the estimates are exact.
     """
     trace = batch.trace
     ids, deadline_s = np.arange(len(trace)), trace.arrival_s + batch.slo_s
