@@ -43,7 +43,7 @@ test: lint ## everything: lint, types, laws, nbval, a sweep, the strict book, th
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile \
 	  -m 'not browser and not proof and not gpu'
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
-	$(BIN)/thesis sweep 4 data/grids/check.yml --no-resume
+	$(BIN)/thesis sweep 4 data/grids/example.yml --no-resume
 	$(MAKE) book PROFILE=smoke
 	$(BIN)/pytest -m browser tests/browser
 

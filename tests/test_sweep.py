@@ -492,8 +492,7 @@ CHECKOUT = Path(__file__).parents[1]
     [
         ("04_evaluation", "4", 80),
         ("06_evaluation", "6", 8),
-        ("check", "4", 4),
-        ("example", "4", 12),
+        ("example", "4", 6),
     ],
 )
 def test_the_grids_of_the_project_are_good(name, chapter, points):
