@@ -79,16 +79,16 @@ def test_a_checkpoint_is_planned_as_what_it_holds(tmp_path):
     tiny.write(tmp_path)
     machine = Machine(1, 1e9)
     found = describe_plan(
-        str(tmp_path), 2**30, context=32, kind="dense", machine=machine
+        str(tmp_path), 2**30, context=32, weights="bf16", machine=machine
     )
     assert found["weights"] == "dense"
     with pytest.raises(InvalidInput, match=r"dense weights, not nf4: .* compress"):
-        describe_plan(str(tmp_path), 2**30, context=32, kind="nf4", machine=machine)
+        describe_plan(str(tmp_path), 2**30, context=32, weights="nf4", machine=machine)
 
 
 def test_packed_geometries_are_planned_without_a_file():
     dense = describe_plan("llama-65b", 8 * 2**30)
-    packed = describe_plan("llama-65b", 8 * 2**30, kind="nf4")
+    packed = describe_plan("llama-65b", 8 * 2**30, weights="nf4")
     ratio = dense["bytes_per_token"] / packed["bytes_per_token"]
     # Half a byte and the scales of blocks of 64 for each weight, streamed layers only.
     assert packed["tiers"]["device"] > dense["tiers"]["device"] == 0

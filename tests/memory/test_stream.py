@@ -32,7 +32,7 @@ LAYERS = 5
 
 def write_tiny(folder, **changes):
     """A random LLaMA of five layers on disk, and the same one resident."""
-    return tiny.write(folder, num_hidden_layers=LAYERS, **changes)
+    return tiny.write(folder, **{"num_hidden_layers": LAYERS} | changes)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -83,6 +83,7 @@ def simulate(
     batch_size: int = 10,
     flush_s: float = np.inf,
     delays: Delays = NO_DELAYS,
+    believed: Delays | None = None,
     clients: int | None = None,
     think_s: float = 0.0,
     spread: float = SPREAD,
@@ -104,8 +105,9 @@ def simulate(
     come since, at the next commit or batch. `delays.lag_s` passes between decision and
     booking, and a worker spends `delays.worker_s` on each transaction beside its
     service; its locks are released `delays.release_s` later. Forecasts allow for this
-    lag and this work of a worker; what has committed holds no locks for them. `spread`
-    is the relative standard error that their probabilities assume.
+    lag and this work of a worker, or for those of `believed` where they differ; what
+    has committed holds no locks for them. `spread` is the relative standard error that
+    their probabilities assume.
 
     Raises InvalidInput for bad parameters, for a decision that does not partition its
     batch, and for a policy that holds transactions with nothing left to wait for.
@@ -146,11 +148,12 @@ def simulate(
         "flushes none: lower batch_size or set flush_s",
     )
     busy_s = trace.service_s + delays.worker_s
+    expected = delays if believed is None else believed
     state = idle_state(trace.keys, cores)
     before = front(trace.arrival_s, objective_s, setting, clients or 0)
     lookahead = policy.make_lookahead(
-        state, trace.keys, estimated_s + delays.worker_s, before.deadline_s, spread,
-        float(delays.lag_s), trace.kind,
+        state, trace.keys, estimated_s + expected.worker_s, before.deadline_s,
+        spread, float(expected.lag_s), trace.kind,
     )  # fmt: skip
     if policy.code is None:
         held = _run_rule(trace, policy, lookahead, state, before, busy_s, setting)
