@@ -42,7 +42,8 @@ full: $(READY) ## the published evaluation: the book, then the grids of chapters
 test: lint ## everything: lint, types, laws, nbval, a sweep, the strict book, the browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile \
 	  -m 'not browser and not proof and not gpu'
-	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile \
+	  --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
 	$(BIN)/thesis sweep 4 data/grids/example.yml --no-resume
 	$(MAKE) book PROFILE=smoke
 	$(BIN)/pytest -m browser tests/browser
