@@ -178,7 +178,8 @@ def main(words: list[str] | None = None) -> None:
         beside = beside_measured(table, model)
         print(beside.round(1).to_string())
         print(beside.groupby(PLACE[:2])["near"].sum(), ranked_alike(beside, model))
-    print(measured_again(table).groupby(PLACE[:2])["near"].sum())
+    if given.repeats > 1:
+        print(measured_again(table).groupby(PLACE[:2])["near"].sum())
 
 
 if __name__ == "__main__":

@@ -532,6 +532,8 @@ def test_an_engine_is_held_against_itself_by_its_even_and_odd_repeats():
     other = live.measured_again(runs[runs["repeat"] < 2])
     np.testing.assert_allclose(other["again"], [20.0, 50.0])
     assert other["near"].tolist() == [False, True]
+    with pytest.raises(InvalidInput, match="expected two repeats"):
+        live.measured_again(runs[runs["repeat"] < 1])
 
 
 def test_only_pairs_that_are_apart_have_an_order():

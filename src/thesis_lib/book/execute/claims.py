@@ -202,8 +202,13 @@ def judge(
     return Verdict(
         "agrees" if good else "DISAGREES",
         good,
-        f"{100 * share:.2g} % apart, {100 * claim.rtol:.2g} % allowed: {claim.why}",
+        f"{_percent(share)} apart, {_percent(claim.rtol)} allowed: {claim.why}",
     )
+
+
+def _percent(share: float) -> str:
+    """Two digits, and all those before the point."""
+    return f"{100 * share:.0f} %" if share >= 1 else f"{100 * share:.2g} %"
 
 
 def report(chapter: int, profile: str) -> str:

@@ -89,7 +89,13 @@ def measured_again(runs: pd.DataFrame) -> pd.DataFrame:
     """The even `repeat`s as `measured` beside the odd ones as `again`, like a model.
 
     How near an engine comes to itself bounds how near any model can be seen to come.
+    Raises InvalidInput for runs of one repeat alone.
     """
+    require(
+        runs["repeat"].nunique() > 1,
+        "every run was made once: expected two repeats at least, so that the engine "
+        "can be compared with itself; measure again with more",
+    )
     half = np.where(runs["repeat"] % 2 == 0, "measured", "again")
     halves = runs.assign(half=half).pivot_table(
         index=PLACE, columns="half", values="measured", sort=False
