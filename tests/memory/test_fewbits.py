@@ -2,6 +2,7 @@
 
 import copy
 
+import numba
 import numpy as np
 import pytest
 import tiny
@@ -14,6 +15,7 @@ from thesis_lib.memory.compress.convert import write_bits
 from thesis_lib.memory.compress.fisher import output_factors
 from thesis_lib.memory.compress.gptq import Metric, gptq, whitening
 from thesis_lib.memory.compress.svd import gram_matrices
+from thesis_lib.memory.formats import bitplanes
 from thesis_lib.memory.formats.low_bit import Grid, LowBitConfig
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
@@ -79,7 +81,7 @@ def test_each_layer_is_calibrated_on_what_the_quantised_ones_hand_it(model):
 
 @pytest.mark.parametrize("recipe", [PLAIN, CORRECTED], ids=str)
 def test_a_written_checkpoint_streams_to_the_logits_of_the_copy(
-    folder, model, recipe, tmp_path
+    folder, model, recipe, tmp_path, monkeypatch
 ):
     twin, stored = quantise_model(model, WINDOWS, recipes(model, recipe))
     inner = {name.partition(".")[2]: recipe for name in stored}
@@ -89,6 +91,11 @@ def test_a_written_checkpoint_streams_to_the_logits_of_the_copy(
     assert said["bytes_before"] == sum(part.nbytes for part in model.parameters())
     assert said["bytes_before"] - said["bytes_after"] == dense - kept
     ids = tiny.tokens(3, 2, 12)
+    # As where nothing is compiled yet: no tensor may live for as long as a compiler.
+    for name in ("_restore_rows", "_decode_rows"):
+        kernel = numba.njit(nogil=True)(getattr(bitplanes, name).py_func)
+        monkeypatch.setattr(bitplanes, name, kernel)
+    bitplanes._compile.cache_clear()
     plan = plan_streamed(tmp_path / "out", 2, 12, 12, ring=2, logit_tokens=12)
     with StreamedModel(tmp_path / "out", plan) as streamed:
         with DeviceBudget(plan.device_peak_bytes) as budget:

@@ -9,6 +9,7 @@ dense model that holds the restored weights.
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise, starmap
 from typing import Self
 
@@ -282,10 +283,25 @@ def _round(words, halves):
         halves[i] = np.uint16((word + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
+@cache
+def _compile(rank: int) -> None:
+    """Compile what restores. A compiler that runs in a forward pass holds its tensors.
+
+    Part of the columns of Lᵀ, which a thread gets, are an array of another type.
+    """
+    planes, scales = np.zeros((4, 1, 1), np.uint8), np.zeros((4, 1), np.uint16)
+    left, right, out = np.zeros((rank, 4)), np.zeros((rank, 8)), np.zeros((4, 8))
+    _decode_rows(planes, scales, out)
+    for rows in (slice(4), slice(2)):
+        words = np.zeros((4, 8), np.uint16)[rows]
+        _restore_rows(planes[rows], scales[rows], left[:, rows], right, words)
+
+
 class BitsLinear(PackedLinear):
     """A linear layer that restores its matrix for the time of a product."""
 
     def __init__(self, dense: nn.Linear, recipe: LowBitConfig) -> None:
+        _compile(recipe.rank)
         super().__init__(dense, entries(recipe, dense.out_features, dense.in_features))
         self.recipe = recipe
 

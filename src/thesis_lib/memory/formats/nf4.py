@@ -7,6 +7,7 @@ and `Int8` store the same codes, so that a layer is read as its kernel wants it.
 import copy
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -390,7 +391,7 @@ def _code_book() -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Packed(WeightFormat):
+class _Packed(WeightFormat, ABC):
     """Codes and scales of bitsandbytes, bit for bit; scales are not quantised again."""
 
     layouts: ClassVar[tuple[str, ...]]  # from the fastest to the one that runs anywhere
@@ -429,9 +430,9 @@ class _Packed(WeightFormat):
         entry = "BF16", (dense.out_features, dense.in_features)
         return _LINEAR[self.layout](dense, self.matrix_entries(layer, name, entry))
 
+    @abstractmethod
     def _pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and scales of a matrix (m, n)."""
-        raise NotImplementedError
 
 
 def _runs(layout: str) -> bool:
