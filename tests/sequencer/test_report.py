@@ -1,3 +1,7 @@
+import os
+import sys
+import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -155,6 +159,22 @@ def test_a_grid_keeps_its_order_and_names_the_point_that_fails(monkeypatch):
         assert made["at"].to_list() == list(range(9))
         with pytest.raises(InvalidInput, match="point 9 has no rows"):
             grid.run_points(measure, [(at,) for at in range(7, 12)])
+
+
+def test_a_process_whose_memory_grows_costs_no_point_and_says_nothing(monkeypatch):
+    """A page of the book may not print what joblib tells of its processes."""
+
+    def measure(at: int) -> list[dict]:
+        sys.kept = [*getattr(sys, "kept", []), b"1" * 200_000_000]  # type: ignore[attr-defined]
+        time.sleep(0.6)
+        return [{"at": at, "process": os.getpid()}]
+
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
+    with warnings.catch_warnings(record=True) as told:
+        made = grid.run_points(measure, [(at,) for at in range(10)])
+    assert made["at"].to_list() == list(range(10))
+    assert made["process"].nunique() > 2  # some were replaced
+    assert [str(each.message) for each in told] == []
 
 
 @pytest.mark.parametrize("estimator", ["noisy", "oracle", "constant", "linear"])

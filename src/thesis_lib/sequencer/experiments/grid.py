@@ -4,6 +4,7 @@ These are common random numbers, seed by seed, so that differences have narrow
 intervals. Points of a grid are measured on all cores.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,10 +63,14 @@ def run_points(
     As many processes as there are cores share the points; LOKY_MAX_CPU_COUNT makes it
     fewer. A point brings its own seeds, so that the rows do not depend on how many.
     """
-    # Arrays that joblib maps from a file are read-only, another type to numba.
-    measured: Any = joblib.Parallel(n_jobs=-1, max_nbytes=None)(
-        joblib.delayed(_rows_of)(measure, point) for point in points
-    )
+    with warnings.catch_warnings():
+        # joblib replaces a process whose memory has grown, as a long trace makes it,
+        # and warns. No point is lost: the next process takes what it has not begun.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs")
+        # Arrays that joblib maps from a file are read-only, another type to numba.
+        measured: Any = joblib.Parallel(n_jobs=-1, max_nbytes=None)(
+            joblib.delayed(_rows_of)(measure, point) for point in points
+        )
     return pd.DataFrame([row for rows in measured for row in rows])
 
 
