@@ -1,6 +1,6 @@
 """What estimating and deciding cost a transaction, for every policy, on one core.
 
-Runs the simulator's loop with its real shadow schedules and reads the clock before and
+Runs the simulator's loop with its real look-ahead and reads the clock before and
 after every decision, in three ways: with the objects in Python that a rule of one's own
 sees, called from a loop in Python as the live engine does, and inside the compiled
 loop, as the simulator does. A decision's time is shared equally by the transactions

@@ -169,7 +169,7 @@ class PlainShadow:
 
 
 class PlainChain:
-    """The thesis' shadow: predicted ends chained along keys, and never forgotten."""
+    """The thesis' look-ahead: predicted ends chained along keys, never forgotten."""
 
     def __init__(self, sets, estimated_s, deadline_s, lag_s):
         self.sets, self.estimated_s, self.deadline_s = sets, estimated_s, deadline_s

@@ -63,7 +63,7 @@ class State(NamedTuple):
     `log`, `dispatch_s` and `queue` are filled from the front; `progress` says how far.
     A time that has not come yet is NaN.
 
-    A shadow schedule reads `log`, `dispatch_s`, `queue`, `start_s`, `finish_s`,
+    A look-ahead schedule reads `log`, `dispatch_s`, `queue`, `start_s`, `finish_s`,
     `running` and of `progress` LOGGED, READY and STARTED. Whoever observes a real
     database fills these; where `queue` is left empty (READY = STARTED), what holds its
     locks is taken to wait for a core in log order.

@@ -210,7 +210,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What an estimator and the shadow schedule say of b transactions."""
+    """What an estimator and the look-ahead schedule say of b transactions."""
 
     service_s: F64  # (b,) own work, >= 0
     finish_s: F64  # (b,) predicted completion, waiting included

@@ -3,7 +3,7 @@
 One loop in one process owns the lock table, so nothing is locked to protect it: it
 takes what has committed, releases and books in compiled code, and hands over what may
 start, whole batches at a time. What it observes fills a `events.State`, the same value
-from which the shadow schedule forecasts in the simulator.
+from which the look-ahead schedule forecasts in the simulator.
 """
 
 import gc

@@ -1,7 +1,7 @@
 """How good an estimate is: against the truth, beside what replays have in common.
 
 An estimator is judged twice: on service times, where the replay ceiling says what can
-be known at all, and end to end, where its estimates have gone through the shadow
+be known at all, and end to end, where its estimates have gone through the look-ahead
 schedule and the question is when a transaction commits and whether that is on time.
 What it has found in its features is asked of the fitted estimator as it stands, one
 transaction type at a time, since within a type the flags that name it explain nothing

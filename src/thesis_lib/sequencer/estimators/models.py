@@ -1,7 +1,7 @@
 """Estimators of a transaction's own service time, from its features alone.
 
 `fit` may read the service times of the past; `predict` sees a `Batch`, which has
-none. What waiting adds to a service time is the shadow schedule's part.
+none. What waiting adds to a service time is the look-ahead schedule's part.
 """
 
 from collections.abc import Callable
@@ -118,8 +118,8 @@ class SumMax:
     """One random forest for each operating unit; their sum is the service time.
 
     The sum of the thesis' sum-max estimate. Its maximum, over the predicted ends of
-    conflicting predecessors, is taken by the shadow schedule, which knows them. Time
-    that no unit claims is a unit of its own, `rest`, or the sum would fall short.
+    conflicting predecessors, is taken by the look-ahead schedule, which knows them.
+    Time that no unit claims is a unit of its own, `rest`, or the sum would fall short.
     """
 
     name = "sum-max"

@@ -33,7 +33,7 @@ def forecast_finish(
     """When each transaction was forecast to commit, on its arrival; and what happened.
 
     First come, first served, nothing dropped, so that every forecast comes true or
-    not. The forecast (n,), in seconds, is what the shadow schedule makes of the
+    not. The forecast (n,), in seconds, is what the look-ahead schedule makes of the
     estimates (n,), of what is in the log and of the commits seen so far.
     """
     forecast_s = np.full(len(trace), np.nan)

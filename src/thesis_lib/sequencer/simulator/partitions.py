@@ -279,7 +279,7 @@ class Site(NamedTuple):
     counts: I64  # (4,)
 
 
-# The memory of a sequencer's shadow is kept apart from its site: fetching a tuple of
+# What a sequencer's look-ahead knows is kept apart from its site: fetching a tuple of
 # arrays from a list costs more than most events, and only decisions need that one.
 @njit(cache=True)
 def _list_of(thing):
@@ -575,10 +575,10 @@ def simulate_partitions(
         )
         for message in np.flatnonzero(rows.stage == MESSAGE).tolist():
             book(state.table, message)
-    sites, shadows = _list_of(places[0]), _list_of(memories[0])
+    sites, lookaheads = _list_of(places[0]), _list_of(memories[0])
     for site, memory in zip(places[1:], memories[1:], strict=True):
         _append(sites, site)
-        _append(shadows, memory)
+        _append(lookaheads, memory)
     crossing = int(work.crosses.sum())
     calendar = Calendar(
         arrival_s=trace.arrival_s,
@@ -594,7 +594,7 @@ def simulate_partitions(
         sent_s=np.empty(2 * crossing),
     )
     held = _run(
-        sites, shadows, calendar, model, policy.code, policy.in_flight or 0,
+        sites, lookaheads, calendar, model, policy.code, policy.in_flight or 0,
         exchange.round_s / 2, float(exchange.epoch_s),
     )  # fmt: skip
     require(
