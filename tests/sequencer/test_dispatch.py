@@ -125,6 +125,15 @@ def test_one_probe_that_fits_refutes_estimates_of_its_octave():
     assert run(early, 10.0, 2, np.full(3, 1e6)).log.tolist() == [0, 2]
 
 
+def test_a_probe_that_fits_calls_for_the_next_and_one_that_does_not_ends_the_row():
+    never = BidPriceParameters(least_p=1.0, pressed_p=1.0, probe=7.0)  # refuted
+    service_ms = np.where(np.arange(50) % 3, 1.0, 20.0)
+    trace = jobs(100.0 * np.arange(50), service_ms, [[]] * 50, [[]] * 50)
+    history = run(trace, 10.0, 1, np.full(50, 1e6), terms=never)
+    rows = [[0], [7, 8, 9], [16, 17, 18], [25, 26, 27], [34, 35, 36], [43, 44, 45]]
+    assert history.log.tolist() == sum(rows, [])
+
+
 @pytest.mark.parametrize("wrong", ["all", "one type", "from mid-run", "a constant"])
 def test_no_estimator_stops_ours_for_good(wrong):
     cell, n = SimulationConfig.of_scenario("A", transactions=9_000), 9_000

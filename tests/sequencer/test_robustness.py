@@ -56,6 +56,10 @@ def test_whatever_is_wrong_with_estimates_ours_ends_where_fifo_does():
     require_within(cells_of(9_000), cases=12, seed=5)
 
 
+def test_of_estimates_right_and_wrong_in_one_octave_the_wrong_are_soon_found_out():
+    require_within(cells_of(12_000), cases=20, seed=3_220_279_229)
+
+
 @pytest.mark.proof
 def test_a_thousand_misestimations_of_a_fresh_seed():
     cells = cells_of(12_000)

@@ -102,9 +102,9 @@ def doubt(online: Online, i: int, least_p: float, one_in: float) -> None:
     """Transaction i would be refused on its estimate alone; it may become a probe.
 
     Every one does where such estimates are refuted, since a share `least_p` or more of
-    the probes of its octave fitted; elsewhere the first of its octave and then one in
-    `one_in`. Of d that are doubted rightly, at most 1 + d / `one_in` in each octave are
-    therefore released for nothing.
+    the probes of its octave fitted; elsewhere the first of its octave, the next after
+    one that fitted, and one in `one_in`. Of d that are doubted rightly, at most
+    1 + d / `one_in` in each octave are therefore released for nothing.
     """
     at = octave(online.given[i])
     due = online.doubts[at] % one_in == 0
@@ -141,6 +141,8 @@ def learn(
     if online.probes[i]:
         fits, at = online.fits, octave(x)
         fits[at] += FITTED * ((took_s <= left_s) - fits[at])
+        if took_s <= left_s:
+            online.doubts[at] = 0  # one that fits calls for the next
 
 
 @njit(cache=True)
