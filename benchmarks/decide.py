@@ -13,7 +13,7 @@ policies had in Python as well.
     python benchmarks/decide.py
 
 What is held grows with the load and with the objective. `--crowded` measures the
-compiled decision of `ours` up to loads and objectives at which thousands wait, in
+compiled decision of `bid-price` up to loads and objectives at which thousands wait, in
 processor time, and renews that part of the record alone; with `--beside EARLIER`, a
 checkout of this repository, it runs that one in turn with this one, in processes of
 their own, and records both.
@@ -64,9 +64,9 @@ from thesis_lib.sequencer.simulator.simulator import simulate
 
 SCENARIOS, LOADS = ("A", "C"), (0.9, 1.1, 1.5)
 POLICIES = (
-    "fifo-batched", "drop", "reorder", "hybrid", "drop-fixed", "reorder-fixed",
-    "hybrid-fixed", "edf", "sjf", "queue-cap", "codel", "least-slack", "late-sjf",
-    "late-edf", "startable-first", "late-demote", "ours",
+    "fifo-batched", "drop", "reorder", "hybrid", "drop-corrected", "reorder-corrected",
+    "hybrid-corrected", "edf", "sjf", "queue-cap", "codel", "least-slack", "late-sjf",
+    "late-edf", "startable-first", "late-demote", "bid-price",
 )  # fmt: skip
 TRANSACTIONS, SEED, PAST_SEED = 4_000, 1, 777_777
 ROUNDS = 7
@@ -327,7 +327,7 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 
 def crowd() -> list[dict]:
-    """The mean processor time of a decision of `ours` where ever more is held."""
+    """The mean processor time of a decision of `bid-price` where ever more is held."""
     rows = []
     for slo_s in CROWDED_SLO_S:
         cell = SimulationConfig.of_scenario("A", transactions=CROWD, slo_s=slo_s)
@@ -335,7 +335,7 @@ def crowd() -> list[dict]:
         estimated_s = noisy_estimate()(transactions, SEED)
         for load in CROWDED_LOADS:
             trace = cell.arrange(transactions, load, SEED)
-            case = Case(cell, trace, estimated_s, cell.policy("ours"))
+            case = Case(cell, trace, estimated_s, cell.policy("bid-price"))
             cost_us, decisions_us = compiled(case, PROCESSOR)
             rows.append(
                 {

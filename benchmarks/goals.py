@@ -1,7 +1,7 @@
 """The table of goals at the length that it is meant for, as a record.
 
-FIFO, ours and the lower bound in scenarios A (without and with a lag) and B, at five
-loads, 20 paired seeds of 100,000 transactions each, on the seeds of chapter 4.
+FIFO, bid-price and the lower bound in scenarios A (without and with a lag) and B, at
+five loads, 20 paired seeds of 100,000 transactions each, on the seeds of chapter 4.
 
     python benchmarks/goals.py [SEEDS [TRANSACTIONS]]
 """

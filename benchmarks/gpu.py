@@ -2,9 +2,9 @@
 
 Layers stream from pinned host memory, as many of the 80 as it holds, and the rest from
 disk; the rate of pinned copies to the device is measured beside the steps. Then the
-same geometry with fewer layers, ours beside other systems, all within that fraction of
-the device's memory. One command, under ten minutes; what would not fit into the time is
-left out and the record says so.
+same geometry with fewer layers, the streamed model beside other systems, all within
+that fraction of the device's memory. One command, under ten minutes; what would not fit
+into the time is left out and the record says so.
 
     python benchmarks/gpu.py [--help]
 
@@ -91,7 +91,7 @@ def physical(cap: CudaCap | None) -> dict[str, Any]:
 
 
 def stream(given: argparse.Namespace) -> dict[str, Any]:
-    """Ours: plan, stream, and time each step beside its drain and the link."""
+    """Streamed: plan, stream, and time each step beside its drain and the link."""
     folder, device = Path(given.checkpoint), torch.device(given.device)
     limit_bytes = parse_size(given.limit)
     with capped(limit_bytes, device) as cap:
@@ -164,7 +164,7 @@ def run_peer(given: argparse.Namespace) -> dict[str, Any]:
 def work_alone(given: argparse.Namespace) -> None:
     """One part in a process of its own; its report goes to a file."""
     try:
-        found = stream(given) if given.worker == "ours" else run_peer(given)
+        found = stream(given) if given.worker == "streamed" else run_peer(given)
     except torch.OutOfMemoryError as error:
         found = {"out_of_memory": str(error).splitlines()[0]}
     write_whole(Path(given.report), json.dumps(found) + "\n")
@@ -231,8 +231,13 @@ def measure(given: argparse.Namespace, spec: ModelSpec) -> dict[str, Any]:
     peer_step = PEER_SLOWDOWN * few * spec.layer_bytes / min(link, given.disk_rate * 4)
     few_s = few * spec.layer_bytes / given.disk_rate + 15
     parts: list[tuple[str, str, str, float]] = [
-        ("whole", "whole", "ours", writing + filling + passes * per_token + 15),
-        ("ours", "few", "ours", writing + few_s + passes * peer_step / PEER_SLOWDOWN),
+        ("whole", "whole", "streamed", writing + filling + passes * per_token + 15),
+        (
+            "streamed",
+            "few",
+            "streamed",
+            writing + few_s + passes * peer_step / PEER_SLOWDOWN,
+        ),
     ]
     for peer in filter(None, given.peers.split(",")):
         steps = 1 + given.warm_up + given.steps

@@ -22,7 +22,7 @@ GRIDS: dict[str, tuple[str, int | None, dict[str, str]]] = {
         None,
         {
             "fifo_violations_percent": "FIFO, violations (%)",
-            "ours_violations_percent": "ours (%)",
+            "bid_price_violations_percent": "bid-price (%)",
             "lower_bound_percent": "lower bound (%)",
         },
     ),

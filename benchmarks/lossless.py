@@ -46,7 +46,7 @@ U8 = lossless.U8
 Codec = tuple[Callable[[U8], Any], Callable[[Any, U8], None]]
 
 
-def ours() -> Codec:
+def exponent_code() -> Codec:
     """The patched code of this project."""
     return lossless._encode_chunk, lossless._decode_chunk
 
@@ -120,7 +120,7 @@ def zipped() -> Codec:
 
 
 CODECS: dict[str, Callable[[], Codec]] = {  # imported when they are asked for
-    "ours": ours,
+    "exponent code": exponent_code,
     "blosc2 zstd 1": partial(shuffled, "ZSTD", 1),
     "blosc2 zstd 3": partial(shuffled, "ZSTD", 3),
     "blosc2 lz4 1": partial(shuffled, "LZ4", 1),

@@ -1,8 +1,8 @@
 """How near a clairvoyant schedule comes to the bound, with more effort than a chapter.
 
-Runs FIFO, ours, a long local search and the bound on scenarios A, B, C and T, and lets
-CP-SAT work on bursts of 40 transactions; those of A have no violations. The same commit
-gives the same numbers on every machine.
+Runs FIFO, bid-price, a long local search and the bound on scenarios A, B, C and T, and
+lets CP-SAT work on bursts of 40 transactions; those of A have no violations. The same
+commit gives the same numbers on every machine.
 
     python benchmarks/optimum.py
 """

@@ -24,7 +24,7 @@ from thesis_lib.sequencer.workload.scenarios import SCENARIOS
 
 CORES = (8, 16, 32, 64, 128, 256, 512, 1024)
 LOADS = (0.9, 1.1)
-POLICIES = ("fifo", "ours")
+POLICIES = ("fifo", "bid-price")
 SEED = 1
 ROUNDS = 3
 

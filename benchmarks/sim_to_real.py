@@ -42,7 +42,7 @@ from thesis_lib.sequencer.policies.registry import policy
 from thesis_lib.sequencer.simulator.simulator import simulate
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 
-POLICIES = ("fifo", "drop", "hybrid", "drop-fixed", "hybrid-fixed", "ours")
+POLICIES = ("fifo", "drop", "hybrid", "drop-corrected", "hybrid-corrected", "bid-price")
 LOADS = (0.8, 0.9, 1.0, 1.1, 1.2)
 WORKERS = (1, 2)
 SLO_S = 5e-3  # as in scenario B

@@ -224,18 +224,18 @@ def against_simpy(name: str, load: float) -> dict:
     trace = rounded(at_load(name, load, PEER_TRANSACTIONS), 2.0**-30)
     ties = rounded(trace, 2.0**-10)  # a millisecond: most events share their time
 
-    def ours(trace: Trace) -> History:
+    def compiled(trace: Trace) -> History:
         return replay(trace, log, trace.arrival_s, cores=cores, slo_s=slo_s)
 
     for case in (trace, ties):
-        history = ours(case)
+        history = compiled(case)
         for model in PEERS.values():
             times = model(*plain(case), cores)
             for column in TIMES:
                 np.testing.assert_array_equal(getattr(history, column), times[column])
     columns = plain(trace)  # converted beforehand: not SimPy's time
     rounds = [
-        {"ours": both_clocks(lambda: ours(trace))}
+        {"thesis_lib": both_clocks(lambda: compiled(trace))}
         | {
             peer: both_clocks(lambda model=model: model(*columns, cores))
             for peer, model in PEERS.items()
@@ -248,18 +248,18 @@ def against_simpy(name: str, load: float) -> dict:
         "transactions": PEER_TRANSACTIONS,
         "times_equal": True,  # asserted above, bit for bit, also with ties
         "commits_that_share_a_time": int(
-            len(ties) - len(np.unique(ours(ties).finish_s))
+            len(ties) - len(np.unique(compiled(ties).finish_s))
         ),
         "ratio": {
             peer: {
-                clock: median(r[peer][clock] / r["ours"][clock] for r in rounds)
+                clock: median(r[peer][clock] / r["thesis_lib"][clock] for r in rounds)
                 for clock in ("cpu_s", "wall_s")
             }
             for peer in PEERS
         },
         "per_cpu_s": {
             model: PEER_TRANSACTIONS / median(r[model]["cpu_s"] for r in rounds)
-            for model in ("ours", *PEERS)
+            for model in ("thesis_lib", *PEERS)
         },
         "rounds": rounds,
     }

@@ -1,11 +1,12 @@
-"""A model that does not fit: ours beside accelerate, AirLLM and mapped files.
+"""A model that does not fit: streamed, by accelerate, AirLLM and from mapped files.
 
 The same checkpoint of random weights, the same hard limit of memory that counts the
 page cache, the same prompt and the same greedy tokens; each system in a process and a
 control group of its own, from a cold page cache. They take turns forwards and
 backwards, and the same reads without computing (`drain`) are timed before and after
-each: a run whose two drains differ by more than 5 % is repeated. Behind them come ours
-with the same geometry packed in NF4, and with the same weights in a lossless code.
+each: a run whose two drains differ by more than 5 % is repeated. Behind them come
+streamed ones with the same geometry packed in NF4, and with the same weights in a
+lossless code.
 
     pip install -e .[peers]
     python benchmarks/streaming.py [--help]
@@ -45,9 +46,9 @@ from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
 from thesis_lib.memory.offload.plan import MemoryPlan
 
-SYSTEMS = ("ours", "accelerate", "mmap", "airllm")
+SYSTEMS = ("streamed", "accelerate", "mmap", "airllm")
 # The same geometry in other checkpoints: in NF4, and in a code that keeps every bit.
-PACKED = {"ours-nf4": "nf4", "ours-lossless": "lossless"}
+PACKED = {"streamed-nf4": "nf4", "streamed-lossless": "lossless"}
 EXACT = "lossless"
 OF_PEER = {"accelerate": "accelerate", "airllm": "airllm"}  # its distribution
 DRIFT = 0.05
@@ -223,7 +224,7 @@ def launch(system: str, given: argparse.Namespace, capped: bool = True) -> dict:
     folder = Path(given.work) / PACKED.get(system, "checkpoint")
     split = Path(given.work) / "airllm"
     forget_pages([*folder.glob("*.safetensors"), *split.rglob("*.safetensors")])
-    worker = "ours" if system in PACKED else system
+    worker = "streamed" if system in PACKED else system
     words = [sys.executable, __file__, "--worker", worker]
     for name in ("work", "cap", "prompt", "device_memory"):
         words += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
@@ -316,7 +317,7 @@ def faster(slow: list[float], fast: list[float]) -> dict[str, float]:
 
 
 def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
-    """Per system what a step takes, reads and holds, and how ours compares."""
+    """What a step of each system takes, reads and holds, against the streamed model."""
     summary: dict[str, Any] = {}
     steps: dict[str, list[float]] = {}
     drains: list[float] = []
@@ -341,12 +342,14 @@ def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
             "drains_per_step": float(np.median(steps[system]) / np.median(beside)),
             "settled": all(map(is_settled, own)),
         }
-        if system == "ours":
+        if system == "streamed":
             fraction = float(np.median(beside) / np.median(steps[system]))
             summary[system]["fraction_of_drain"] = fraction
     for system in steps:
-        if system != "ours":
-            summary[system]["ours_is_faster"] = faster(steps[system], steps["ours"])
+        if system != "streamed":
+            summary[system]["streamed_is_faster"] = faster(
+                steps[system], steps["streamed"]
+            )
     for system in PACKED:
         if system in steps and "accelerate" in steps:
             summary[system]["is_faster_than_accelerate"] = faster(

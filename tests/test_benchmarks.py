@@ -111,7 +111,7 @@ SMALL = {
         [],
         {
             "TRANSACTIONS": 300, "LOADS": (1.1,), "ROUNDS": 1, "SCENARIOS": ("A",),
-            "POLICIES": ("fifo-batched", "ours"),
+            "POLICIES": ("fifo-batched", "bid-price"),
         },
     ),
     "scale": ([], {"CORES": (8,), "LOADS": (1.1,), "ROUNDS": 1}),
@@ -217,7 +217,16 @@ def test_a_lossless_code_is_that_of_the_record(patched, tmp_path):
     made = script.synthesise
     patched("lossless", synthesise=lambda _, *a, **k: made(small, *a, **k), REPEATS=1)
     patched("lossless", settle=lambda model: [model.drain() or 0.1])
-    words = ["--codecs", "ours", "--mib", "2", "--layers", "4", "--rounds", "1"]
+    words = [
+        "--codecs",
+        "exponent code",
+        "--mib",
+        "2",
+        "--layers",
+        "4",
+        "--rounds",
+        "1",
+    ]
     record = run("lossless", tmp_path, words)
     held_against("lossless", record)
     assert record["stream"]["equal_logits"]

@@ -164,7 +164,7 @@ def test_what_cannot_be_simulated_is_refused_with_one_sentence(
     words, message, bare_trace
 ):
     words = [str(bare_trace) if word == "FILE" else word for word in words]
-    done = thesis("simulate", "--policy", "ours", *words)
+    done = thesis("simulate", "--policy", "bid-price", *words)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -200,11 +200,20 @@ def test_collect_writes_a_trace_and_says_its_state(options, tmp_path):
 
 
 def test_serve_prints_one_object(tmp_path):
-    options = ["--policy", "ours", "--load", "0.5", "--seconds", "0.4", "--rounds", "2"]
+    options = [
+        "--policy",
+        "bid-price",
+        "--load",
+        "0.5",
+        "--seconds",
+        "0.4",
+        "--rounds",
+        "2",
+    ]
     done = thesis("serve", *options, "--estimator", "linear", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = strict(done.stdout)
-    assert said["policy"] == "ours"
+    assert said["policy"] == "bid-price"
     assert said["violations"] == pytest.approx(said["late"] + said["dropped"])
     assert list(tmp_path.iterdir()) == []
 
@@ -224,7 +233,7 @@ def test_what_collect_learned_serves_and_simulates(tmp_path):
     assert (
         "that the estimator was fitted on, in their order; missing:" in refused.stderr
     )
-    words = ["serve", "--policy", "ours", "--load", "0.5", "--seconds", "0.4"]
+    words = ["serve", "--policy", "bid-price", "--load", "0.5", "--seconds", "0.4"]
     words += ["--rounds", "2", "--estimator", learned, "--json"]
     done = thesis(*words)
     assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ CLAIMS_TEXT = """\
 claims:
   wins:
     chapter: 4
-    says: Wins of <ours>
+    says: Wins of <bid-price>
     unit: "%"
     kind: exact
     low: wins_low
@@ -326,7 +326,7 @@ def test_strict_ends_with_status_1_after_printing_what_differs(folder):
     record("04_evaluation", wins=1.0).write(folder / "04_evaluation.json")
     done = thesis("compare", folder, "--strict")
     assert done.exit_code == 1
-    assert "Wins of <ours>: DIFFERS, 1.0 is not 95.9" in done.stdout
+    assert "Wins of <bid-price>: DIFFERS, 1.0 is not 95.9" in done.stdout
     assert thesis("compare", folder).exit_code == 0
 
 
@@ -343,9 +343,9 @@ def test_the_page_is_one_escaped_file_that_reaches_for_nothing(folder, tmp_path)
     done = thesis("compare", folder, "--html", page)
     assert done.exit_code == 0, done.stderr
     text = page.read_text()
-    assert "Wins of &lt;ours&gt;" in text
+    assert "Wins of &lt;bid-price&gt;" in text
     assert "A &amp; B" in text
-    assert "<ours>" not in text
+    assert "<bid-price>" not in text
     assert "<svg" in text
     for word in ("equal", "agrees", "as expected", "prefers-color-scheme: dark"):
         assert word in text

@@ -22,11 +22,11 @@ COLUMNS = ["feature", "system", "value", "status", "source", "place", "evidence"
 # three features, two systems: everything that counts can be counted by hand
 SMALL = [
     ["fast", "other", "yes", "verified", "key", "section 1", "It is fast."],
-    ["fast", "ours", "no", "verified", "a/path.py", "", "It is slow."],
+    ["fast", "this work", "no", "verified", "a/path.py", "", "It is slow."],
     ["fair", "other", "", "not verified", "key", "", "Not read."],
-    ["fair", "ours", "yes", "verified", "a/path.py", "", "It is fair."],
+    ["fair", "this work", "yes", "verified", "a/path.py", "", "It is fair."],
     ["kind", "other", "partly", "verified", "key", "section 2", "On Sundays."],
-    ["kind", "ours", "yes", "verified", "a/path.py", "", "It is kind."],
+    ["kind", "this work", "yes", "verified", "a/path.py", "", "It is kind."],
 ]
 
 
@@ -64,14 +64,14 @@ def test_what_was_read_says_where():
     assert not [c for c in others if c.status == related_work.VERIFIED and not c.place]
 
 
-def test_every_source_of_ours_exists_and_holds_the_name_that_the_cell_gives():
+def test_every_source_of_this_work_exists_and_holds_the_name_that_the_cell_gives():
     for cell in (cell for cell in CELLS if cell.system == related_work.OURS):
         text = (ROOT / cell.source).read_text()
         assert re.search(rf"^(class|def) {cell.place}", text, re.MULTILINE), cell
 
 
 @pytest.mark.parametrize("table", FIELDS.values(), ids=FIELDS)
-def test_nothing_about_ours_is_unknown(table):
+def test_nothing_about_this_work_is_unknown(table):
     assert related_work.UNVERIFIED not in set(
         related_work.symbols(table)[related_work.OURS]
     )
@@ -87,7 +87,10 @@ def test_a_cell_that_nobody_read_is_a_question_and_no_other_is(table):
 
 def test_a_cell_shows_the_symbol_of_its_value(write):
     shown = related_work.symbols(related_work.read_field(write(SMALL)))
-    assert shown.to_dict("list") == {"other": ["●", "?", "◐"], "ours": ["○", "●", "●"]}
+    assert shown.to_dict("list") == {
+        "other": ["●", "?", "◐"],
+        "this work": ["○", "●", "●"],
+    }
 
 
 def test_sources_say_where_a_cell_was_read_and_that_another_was_not(write):
@@ -98,8 +101,8 @@ def test_sources_say_where_a_cell_was_read_and_that_another_was_not(write):
 
 def test_counts_of_a_table_counted_by_hand(write):
     assert related_work.counts(related_work.read_field(write(SMALL))) == {
-        "systems": 1, "features": 3, "cells": 6, "verified": 5, "ours": 2, "ahead": 1,
-        "alone": 1, "nearest": 0, "nearest_system": "other",
+        "systems": 1, "features": 3, "cells": 6, "verified": 5, "this_work": 2,
+        "ahead": 1, "alone": 1, "nearest": 0, "nearest_system": "other",
     }  # fmt: skip
 
 
@@ -114,7 +117,7 @@ def test_counts_of_a_table_counted_by_hand(write):
         (changed(0, "evidence", ""), "0 words of evidence"),
         (changed(0, "evidence", "word " * 26), "26 words of evidence"),
         (changed(0, "feature", "far"), "feature='far' is unknown"),
-        (SMALL[:3] + SMALL[4:], "fair of ours is missing"),
+        (SMALL[:3] + SMALL[4:], "fair of this work is missing"),
         ([*SMALL, SMALL[0]], "fast of other stands twice"),
     ],
 )

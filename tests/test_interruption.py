@@ -196,7 +196,7 @@ def test_a_record_of_a_newer_version_is_refused_and_left_alone(checkout, tmp_pat
 THESIS = Path(sys.executable).with_name("thesis")
 COMMANDS = {
     "collect": ["collect", "OUT", "--transactions", "9000", "--replays", "99"],
-    "serve": ["serve", "--policy", "ours", "--load", "0.3", "--seconds", "60"],
+    "serve": ["serve", "--policy", "bid-price", "--load", "0.3", "--seconds", "60"],
 }
 
 

@@ -54,7 +54,7 @@ def test_the_page_of_the_readers_hardware_is_written_from_the_records(checkout):
     assert text.startswith("All 2 exact claims are equal bit for bit and ")
     assert "[equal]{.verdict-good}" in text
     assert "36 % {cite}`thesis`" in text
-    assert "| 4 | Wins of \\<ours\\> (%) |" in text
+    assert "| 4 | Wins of \\<bid-price\\> (%) |" in text
     assert "[expected to differ]{.verdict-open}" in text  # one record has no rate
     assert (checkout / "source" / "book" / "your_hardware.svg").is_file()
     assert "`smoke`" in staged(checkout, "your_hardware_durations.txt")

@@ -10,7 +10,7 @@ estimate = learned_estimate("linear", past)
 
 config = SimulationConfig.of_trace(coming, transactions=2_000, cores=4)
 trace = config.arrange(config.make_trace(1), load=1.1, seed=2)
-for name in ("fifo", "ours"):
+for name in ("fifo", "bid-price"):
     report = config.run(trace, config.policy(name), estimate(trace, 0), load=1.1)
     print(
         f"{name}: {report.violations:.1%} late or dropped, {report.dropped:.1%} dropped"

@@ -20,8 +20,11 @@ class MedianByLines:
 
 estimator = MedianByLines().fit(scenario("A", n=2_000, seed=1))
 trace = scenario("A", n=2_000, seed=2)  # one arrival a second: nobody waits
-ours, guess_s = policy("ours", slo_s=0.0125, cores=8), predict_all(estimator, trace)
-history = simulate(trace, ours, guess_s, cores=8, slo_s=0.0125)
+bid_price, guess_s = (
+    policy("bid-price", slo_s=0.0125, cores=8),
+    predict_all(estimator, trace),
+)
+history = simulate(trace, bid_price, guess_s, cores=8, slo_s=0.0125)
 off = np.median(np.abs(np.log(guess_s / trace.service_s)))
 print(f"{estimator.name}: half of its guesses are within a factor of {np.exp(off):.2f}")
 print(f"violations without a queue: {summarise(trace, history).violations:.1%}")

@@ -191,8 +191,8 @@ def test_on_record_no_run_is_faster_than_the_upper_limit_of_its_link():
         floor_s = part["read_bytes_per_token"] / link
         assert 0.8 < floor_s / part["s_per_token"] <= 1
     summary = committed("streaming")["summary"]
-    ours = summary["systems"]["ours"]
-    link = ours["read_bytes_per_token"] / summary["drain"]["interval_s"][0]
+    streamed = summary["systems"]["streamed"]
+    link = streamed["read_bytes_per_token"] / summary["drain"]["interval_s"][0]
     for found in summary["systems"].values():
         assert found["median_s"] >= found["read_bytes_per_token"] / link
 
@@ -200,8 +200,8 @@ def test_on_record_no_run_is_faster_than_the_upper_limit_of_its_link():
 def test_a_record_gives_the_rate_of_its_median_within_its_interval():
     streaming = committed("streaming")
     rates = deployment.recorded_rates(committed("headline"), streaming)
-    ours = streaming["summary"]["systems"]["ours"]
-    assert rates["streaming:ours"].value == pytest.approx(1 / ours["median_s"])
+    streamed = streaming["summary"]["systems"]["streamed"]
+    assert rates["streaming:streamed"].value == pytest.approx(1 / streamed["median_s"])
     assert all(rate.low <= rate.value <= rate.high for rate in rates.values())
     assert deployment.recorded_rates(None, None) == {}
 
@@ -238,9 +238,9 @@ def test_a_rate_with_an_interval_gives_one_to_every_cost():
         [found["usd_per_million_tokens"] * 2.0 / rate for rate in (2.5, 1.8)]
     )
     recorded = deployment.summarise(
-        "cpu-2-cores", record="streaming:ours", folder=MEASUREMENTS
+        "cpu-2-cores", record="streaming:streamed", folder=MEASUREMENTS
     )
-    assert recorded["basis"] == "measured, streaming:ours"
+    assert recorded["basis"] == "measured, streaming:streamed"
     low, high = recorded["usd_per_million_interval"]
     assert low < recorded["usd_per_million_tokens"] < high
 
@@ -334,7 +334,7 @@ def test_a_reserved_machine_is_compared_by_the_month():
         ({"tokens_per_s": math.inf}, "tokens_per_s=inf"),
         ({"tokens_per_s": 1.0, "between": (1.1, 2.0)}, "in that order"),
         ({"between": (1.0, 2.0)}, "needs the rate"),
-        ({"tokens_per_s": 1.0, "record": "streaming:ours"}, "exclude each other"),
+        ({"tokens_per_s": 1.0, "record": "streaming:streamed"}, "exclude each other"),
         ({"record": "streaming:theirs"}, "record='streaming:theirs'"),
         ({"tokens_per_s": 1.0, "utilisation": 0.0}, "utilisation=0"),
         ({"cards": 0}, "cards=0 must be positive"),

@@ -37,7 +37,7 @@ def test_on_a_processor_it_measures_all_but_the_device(script, tmp_path, monkeyp
     record = json.loads((tmp_path / "gpu.json").read_text())
     assert {"commit", "clean", "machine", "versions", "seconds"} <= record.keys()
     assert (record["geometry"], record["device"]) == ("small", "cpu")
-    whole, few = record["parts"]["whole"], record["parts"]["ours"]
+    whole, few = record["parts"]["whole"], record["parts"]["streamed"]
     assert (whole["layers"], whole["distinct_layers"]) == (6, 3)
     assert (few["layers"], few["distinct_layers"]) == (4, 3)
     assert "not installed" in record["parts"]["accelerate"]["skipped"]
@@ -72,7 +72,7 @@ def test_what_the_time_does_not_allow_is_left_out_and_said_so(
     monkeypatch.setattr(script.util, "find_spec", lambda name: object())
     given = script.arguments(words(tmp_path, "--minutes", "0.5"))
     found = script.measure(given, SPEC)
-    assert ran == [("ours", "whole"), ("ours", "few")]
+    assert ran == [("streamed", "whole"), ("streamed", "few")]
     assert "were left" in found["parts"]["accelerate"]["skipped"]
     assert found["tokens_identical"] is None
 
@@ -81,11 +81,16 @@ def test_tokens_are_compared_between_systems_of_the_same_model(script):
     def part(*tokens):
         return {"trial": {"tokens": [[token] for token in tokens]}}
 
-    whole, ours = part(9, 9), part(1, 2)
-    assert script.identical({"whole": whole, "ours": ours}) is None
-    assert script.identical({"ours": ours, "whole": whole, "peer": part(1, 2)}) is True
-    assert script.identical({"ours": ours, "peer": part(1, 3)}) is False
-    assert script.identical({"ours": ours, "peer": {"skipped": "no time"}}) is None
+    whole, streamed = part(9, 9), part(1, 2)
+    assert script.identical({"whole": whole, "streamed": streamed}) is None
+    assert (
+        script.identical({"streamed": streamed, "whole": whole, "peer": part(1, 2)})
+        is True
+    )
+    assert script.identical({"streamed": streamed, "peer": part(1, 3)}) is False
+    assert (
+        script.identical({"streamed": streamed, "peer": {"skipped": "no time"}}) is None
+    )
 
 
 def test_a_part_that_fails_is_reported_and_the_others_go_on(
@@ -97,10 +102,10 @@ def test_a_part_that_fails_is_reported_and_the_others_go_on(
     monkeypatch.setattr(timed_decode, "confine", confine)
     given = script.arguments(words(tmp_path, "--peers", ""))
     found = script.measure(given, SPEC)["parts"]
-    assert set(found) == {"whole", "ours"}
+    assert set(found) == {"whole", "streamed"}
     for part in found.values():
         assert (part["failed"], part["killed"]) == ("ended with -9", True)
-        assert script.outcome("ours", part) == "ours: ended with -9"
+        assert script.outcome("streamed", part) == "streamed: ended with -9"
 
 
 def test_memory_that_does_not_suffice_is_a_result(script, tmp_path, monkeypatch):

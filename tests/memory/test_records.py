@@ -19,7 +19,7 @@ STREAMING = {
     "summary": {
         "tokens_identical": True,
         "systems": {
-            "ours": {
+            "streamed": {
                 "killed": False,
                 "peak_bytes": GiB,
                 "median_s": 2.0,
@@ -33,16 +33,16 @@ STREAMING = {
                 "median_s": 6.0,
                 "interval_s": [5.5, 7.0],
                 "read_bytes_per_token": 7e9,
-                "ours_is_faster": {"times": 3.0, "low": 2.8, "high": 3.1},
+                "streamed_is_faster": {"times": 3.0, "low": 2.8, "high": 3.1},
                 "drains_per_step": 3.12,
             },
             "mmap": {"killed": True, "peak_bytes": 2 * GiB},
         },
     },
     "runs": [
-        {"system": "ours", "use": [[0.1, 10, 4], [0.2, 20, 8]]},
+        {"system": "streamed", "use": [[0.1, 10, 4], [0.2, 20, 8]]},
         {"system": "airllm", "use": [[0.1, 30, 30]]},
-        {"system": "ours", "use": [[0.3, 99, 99]]},
+        {"system": "streamed", "use": [[0.3, 99, 99]]},
     ],
 }
 HEADLINE = {
@@ -82,7 +82,7 @@ GPU = {
 
 def test_peers_have_their_times_and_the_killed_one_its_peak_alone():
     table = measurements.peers(STREAMING)
-    assert list(table.index) == ["ours", "AirLLM", "mmap"]
+    assert list(table.index) == ["streamed", "AirLLM", "mmap"]
     assert table.loc["AirLLM", "times_slower"] == 3.0
     assert table.loc["AirLLM", ["s_per_token", "low_s", "high_s"]].tolist() == [
         6.0,
@@ -95,8 +95,8 @@ def test_peers_have_their_times_and_the_killed_one_its_peak_alone():
 
 def test_use_is_that_of_the_first_run_of_each_system():
     found = measurements.use(STREAMING)
-    assert found["ours"].tolist() == [[0.1, 10, 4], [0.2, 20, 8]]
-    assert list(found) == ["ours", "AirLLM"]
+    assert found["streamed"].tolist() == [[0.1, 10, 4], [0.2, 20, 8]]
+    assert list(found) == ["streamed", "AirLLM"]
 
 
 def test_the_headline_has_promise_and_count_side_by_side():
@@ -126,20 +126,20 @@ def test_a_record_that_is_missing_is_named(tmp_path):
         measurements.read("no_such")
 
 
-def test_peers_are_held_against_ours_and_against_those_in_16_bits():
+def test_peers_are_held_against_streamed_and_against_those_in_16_bits():
     packed = {
         "killed": False, "peak_bytes": GiB, "median_s": 0.5,
         "is_faster_than_accelerate": {"times": 6.5, "low": 6.0, "high": 7.0},
     }  # fmt: skip
     systems = STREAMING["summary"]["systems"]
     mapped = {**systems["airllm"], "median_s": 4.2}
-    systems = systems | {"mmap": mapped, "ours-nf4": packed}
+    systems = systems | {"mmap": mapped, "streamed-nf4": packed}
     table = measurements.peers({"summary": {"systems": systems}})
     assert table.loc["AirLLM", "times_low"] == 2.8
     assert table.loc["AirLLM", "drains_per_step"] == 3.12
-    assert table.loc["ours", "fraction_percent"] == pytest.approx(96.1)
-    assert table.loc["ours, NF4", "over_accelerate"] == 6.5
-    assert table.loc["ours, NF4", "over_mmap"] == pytest.approx(8.4)
+    assert table.loc["streamed", "fraction_percent"] == pytest.approx(96.1)
+    assert table.loc["streamed, NF4", "over_accelerate"] == 6.5
+    assert table.loc["streamed, NF4", "over_mmap"] == pytest.approx(8.4)
 
 
 def test_the_larger_limit_is_the_one_that_is_told():
@@ -241,7 +241,7 @@ def test_the_lossless_record_is_told_in_ratios_of_medians():
         },
     }
     codecs = [
-        {"weights": "Gaussian", "codec": "ours", "threads": n, "ratio": 0.69,
+        {"weights": "Gaussian", "codec": "streamed", "threads": n, "ratio": 0.69,
          "bytes": 10**9, "seconds": [0.5 / n, 0.25 / n, 0.1 / n]}
         for n in (1, 2)
     ]  # fmt: skip
@@ -254,10 +254,10 @@ def test_the_lossless_record_is_told_in_ratios_of_medians():
     assert found["token_times_high"] == pytest.approx(1.5)
     assert (found["busy_s"], found["reads_s"]) == (0.75, 2.0)
     table = measurements.lossless_codecs(record)
-    assert table.loc["Gaussian", "ours"].tolist() == [0.69, 4, 8]
+    assert table.loc["Gaussian", "streamed"].tolist() == [0.69, 4, 8]
 
 
-def few(seeds=3, ours=30.0, high=0.9):
+def few(seeds=3, streamed=30.0, high=0.9):
     def system(method, bits, values, ratio=None):
         found = {"method": method, "bits": bits, "perplexities": values}
         return found | ({"ratio_to_gptq_3": ratio} if ratio else {})
@@ -271,8 +271,8 @@ def few(seeds=3, ours=30.0, high=0.9):
             "corrected 3.25": system(
                 "corrected",
                 3.2,
-                [ours - 1, ours, ours + 1][:seeds],
-                [[ours / 40, 0.7, high]] * seeds,
+                [streamed - 1, streamed, streamed + 1][:seeds],
+                [[streamed / 40, 0.7, high]] * seeds,
             ),
         }
     }

@@ -17,7 +17,9 @@ def script():
     return benchmark.load("streaming")
 
 
-def run_of(turn, system="ours", before=1.0, after=1.0, seconds=(9.0, 1.0, 1.2), **more):
+def run_of(
+    turn, system="streamed", before=1.0, after=1.0, seconds=(9.0, 1.0, 1.2), **more
+):
     return {
         "turn": turn, "system": system, "killed": False, "tokens": [1, 2, 3],
         "drain_before_s": [before], "drain_after_s": [after], "first_token_s": 5.0,
@@ -59,27 +61,27 @@ def test_of_the_attempts_at_a_turn_the_steadiest_counts(script):
     ]
 
 
-def test_medians_leave_out_the_warm_up_and_compare_with_ours(script):
+def test_medians_leave_out_the_warm_up_and_compare_with_streamed(script):
     runs = [
         run_of(0, before=0.8, after=0.8),
         run_of(1, "slow", seconds=(9.0, 2.0, 2.4), before=0.8, after=0.8),
         run_of(2, "dead", killed=True, before=0.8, after=0.8),
-        run_of(3, "ours-nf4", seconds=(9.0, 0.5, 0.6), tokens=[4], after=0.8),
+        run_of(3, "streamed-nf4", seconds=(9.0, 0.5, 0.6), tokens=[4], after=0.8),
         run_of(4, "accelerate", seconds=(9.0, 5.0, 6.0), before=0.8, after=0.8),
-        run_of(5, "ours-lossless", seconds=(9.0, 0.8, 0.8), before=0.8, after=0.8),
+        run_of(5, "streamed-lossless", seconds=(9.0, 0.8, 0.8), before=0.8, after=0.8),
     ]
     found = script.summarise(runs, warm_up=1)
     systems = found["systems"]
-    assert systems["ours"]["median_s"] == pytest.approx(1.1)
-    assert systems["ours"]["fraction_of_drain"] == pytest.approx(0.8 / 1.1)
-    assert systems["slow"]["ours_is_faster"]["times"] == pytest.approx(2.0)
+    assert systems["streamed"]["median_s"] == pytest.approx(1.1)
+    assert systems["streamed"]["fraction_of_drain"] == pytest.approx(0.8 / 1.1)
+    assert systems["slow"]["streamed_is_faster"]["times"] == pytest.approx(2.0)
     assert systems["slow"]["read_bytes_per_token"] == 100
     assert systems["dead"] == {"killed": True, "peak_bytes": 7}
-    assert systems["ours"]["settled"]
-    assert not systems["ours-nf4"]["settled"]
+    assert systems["streamed"]["settled"]
+    assert not systems["streamed-nf4"]["settled"]
     over = {n: systems[n]["is_faster_than_accelerate"]["times"] for n in script.PACKED}
     assert over == {
-        "ours-nf4": pytest.approx(10), "ours-lossless": pytest.approx(5.5 / 0.8)
+        "streamed-nf4": pytest.approx(10), "streamed-lossless": pytest.approx(5.5 / 0.8)
     }  # fmt: skip
     assert found["tokens_identical"]  # rounded weights may say something else
     for exact in (1, 5):
@@ -109,11 +111,11 @@ def test_links_carry_the_names_that_another_system_reads(script, tmp_path):
 def test_one_command_measures_resumes_and_writes_the_record(
     script, tmp_path, capsys, monkeypatch
 ):
-    """Ours and mapped files, on a model of which ours has half in memory."""
+    """Streamed and mapped files, on a model of which streamed has half in memory."""
     work, out = tmp_path / "work", tmp_path / "streaming.json"
     write_tiny(work / "checkpoint", num_hidden_layers=6, hidden_size=768)
     words = [
-        "--systems", "ours,mmap", "--cap", "900MiB", "--device-memory", "3MiB",
+        "--systems", "streamed,mmap", "--cap", "900MiB", "--device-memory", "3MiB",
         "--prompt", "3", "--warm-up", "1", "--steps", "2",
         "--work", str(work), "--out", str(out),
     ]  # fmt: skip
@@ -136,7 +138,7 @@ def test_one_command_measures_resumes_and_writes_the_record(
     assert record["complete"]
     assert {"commit", "clean", "machine", "versions", "kernel"} <= record.keys()
     assert [run["system"] for run in record["runs"]] == [
-        "ours", "mmap", "mmap", "ours",
+        "streamed", "mmap", "mmap", "streamed",
     ]  # fmt: skip
     assert record["summary"]["tokens_identical"]
     for run in record["runs"]:
@@ -146,9 +148,9 @@ def test_one_command_measures_resumes_and_writes_the_record(
         assert len(run["tokens"]) == 4
         assert len(run["seconds"]) == len(run["read_bytes"]) == 3
         assert len(run["use"]) <= 300
-    ours = record["runs"][0]
-    assert ours["plan"]["tiers"]["disk"] > 0
-    assert ours["plan"]["device_peak_bytes"] <= 3 * MiB
+    streamed = record["runs"][0]
+    assert streamed["plan"]["tiers"]["disk"] > 0
+    assert streamed["plan"]["device_peak_bytes"] <= 3 * MiB
 
 
 def test_too_little_disk_is_refused(script, tmp_path):

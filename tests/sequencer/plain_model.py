@@ -193,7 +193,7 @@ class PlainChain:
 
 
 class PlainLate:
-    """The rule of `ours`, over a copy of the database; spread 0."""
+    """The rule of `bid-price`, over a copy of the database; spread 0."""
 
     def __init__(self, database, estimated_s, deadline_s, lag_s, policy, groups):
         self.database, self.deadline_s = database, deadline_s
@@ -411,7 +411,7 @@ def simulate_plainly(
     deadline_s = np.full(n, np.nan)
     arrival_s, decided_s = np.full(n, np.nan), np.full(n, np.nan)
     dropped = np.zeros(n, bool)
-    if policy.name == "ours":
+    if policy.name == "bid-price":
         lookahead = PlainLate(
             database, estimated_s, deadline_s, delays.lag_s, policy, trace.kind
         )
@@ -487,7 +487,7 @@ def simulate_plainly(
                     continue
             rows = np.array(ids)
             batch = trace.batch(rows, deadline_s[rows], arrival_s[rows])
-            if policy.name == "ours":
+            if policy.name == "bid-price":
                 decision = lookahead.decide(rows, now)
             else:
                 decision = decide_plainly(policy, lookahead, batch, now)

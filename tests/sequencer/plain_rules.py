@@ -1,4 +1,4 @@
-"""The rule of every policy but `ours` in plain Python: the oracle of the compiled ones.
+"""The rules of all policies but `bid-price` in plain Python, the compiled ones' oracle.
 
 Written to be read: lists of rows, sorted. What a rule of a baseline remembers is kept
 with the look-ahead that forecasts for it.
@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
 def decide_plainly(policy, lookahead, batch, now_s):
     """What `policy` does with a batch by arrival that `lookahead` forecasts."""
-    name, code = policy.name.removesuffix("-fixed"), policy.code
+    name, code = policy.name.removesuffix("-corrected"), policy.code
     if name in THESIS:
         return decided(*drop_and_reorder(name, policy, lookahead, batch, now_s))
     forecast = lookahead.forecast(batch.ids, now_s)

@@ -67,8 +67,8 @@ def test_relaxation_proven_bound_schedule_and_policies_come_in_this_order(name, 
         assert relaxed <= window.bound <= window.violations
         for rule in POLICIES:
             assert window.bound <= simulated(trace, rule, spec).violated.sum(), rule
-        ours = simulated(trace, "ours", spec).violated.sum()
-        assert window.violations <= ours or not window.solved
+        bid_price = simulated(trace, "bid-price", spec).violated.sum()
+        assert window.violations <= bid_price or not window.solved
 
 
 def test_a_solver_that_is_stopped_at_once_proves_nothing_false():
@@ -85,7 +85,7 @@ def test_search_lies_between_the_bound_and_what_it_began_with(name, load):
     spec = SCENARIOS[name]
     rate_per_s = load * (2_500 if name == "C" else 7_500)
     trace = at_rate(scenario(name, 1_500, seed=11), rate_per_s, seed=12)
-    begun = [simulated(trace, rule, spec) for rule in ("ours", "late-edf")]
+    begun = [simulated(trace, rule, spec) for rule in ("bid-price", "late-edf")]
     before = trace.arrival_s.copy()
     found = [
         search(
@@ -119,7 +119,9 @@ def test_search_takes_objectives_that_disagree():
 
 
 @pytest.mark.parametrize("lag_s", [0.0, 5e-4])
-@pytest.mark.parametrize(("name", "rule"), [("B", "ours"), ("C", "hybrid-fixed")])
+@pytest.mark.parametrize(
+    ("name", "rule"), [("B", "bid-price"), ("C", "hybrid-corrected")]
+)
 def test_false_drops_equal_replaying_each_prefix_with_the_dropped(name, rule, lag_s):
     spec = SCENARIOS[name]
     rate_per_s = 9_000.0 if name == "B" else 3_000.0

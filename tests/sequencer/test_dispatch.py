@@ -88,7 +88,7 @@ def jobs(arrival_ms, service_ms, reads, writes):
 
 
 def run(trace, slo_ms, cores, estimated_s=None, **options):
-    given = policy("ours", slo_s=slo_ms * MS, cores=cores, **options)
+    given = policy("bid-price", slo_s=slo_ms * MS, cores=cores, **options)
     said_s = trace.service_s if estimated_s is None else estimated_s
     return simulate(trace, given, said_s, cores=cores, slo_s=slo_ms * MS, spread=0.0)
 
@@ -131,11 +131,11 @@ def test_a_probe_that_fits_calls_for_the_next_and_one_that_does_not_ends_the_row
     trace = jobs(100.0 * np.arange(50), service_ms, [[]] * 50, [[]] * 50)
     history = run(trace, 10.0, 1, np.full(50, 1e6), terms=never)
     rows = [[0], [7, 8, 9], [16, 17, 18], [25, 26, 27], [34, 35, 36], [43, 44, 45]]
-    assert history.log.tolist() == sum(rows, [])
+    assert history.log.tolist() == [i for row in rows for i in row]
 
 
 @pytest.mark.parametrize("wrong", ["all", "one type", "from mid-run", "a constant"])
-def test_no_estimator_stops_ours_for_good(wrong):
+def test_no_estimator_stops_bid_price_for_good(wrong):
     cell, n = SimulationConfig.of_scenario("A", transactions=9_000), 9_000
     trace = cell.arrange(cell.make_trace(21), 0.8, 22)
     worse = {
@@ -147,9 +147,11 @@ def test_no_estimator_stops_ours_for_good(wrong):
     said_s = np.where(worse, 1e3 * trace.service_s, trace.service_s)
     if wrong == "a constant":
         said_s = np.full(n, 15 * MS)
-    given = cell.policy("ours"), cell.policy("fifo")
-    ours, fifo = (cell.history(trace, p, said_s, 0.8).violated[7_000:] for p in given)
-    assert ours.mean() <= fifo.mean() + 0.002
+    given = cell.policy("bid-price"), cell.policy("fifo")
+    bid_price, fifo = (
+        cell.history(trace, p, said_s, 0.8).violated[7_000:] for p in given
+    )
+    assert bid_price.mean() <= fifo.mean() + 0.002
 
 
 def test_a_writer_closes_its_row_before_readers_can_starve_it():
@@ -201,7 +203,7 @@ def test_no_transaction_waits_beyond_its_deadline():
     assert np.nanmax(waited_s) <= cell.slo_s + 1 * MS  # or to the next commit
 
 
-def test_ours_decides_alike_in_any_unit_of_time():
+def test_bid_price_decides_alike_in_any_unit_of_time():
     # Everything twice as long: the same log, the same drops.
     trace = at_rate(scenario("A", 1_500, seed=1), 11_000.0, seed=2)
     slow = replace(
@@ -239,6 +241,6 @@ def test_estimates_that_err_do_not_make_it_worse_than_fifo(noise):
     estimated_s = trace.service_s * np.exp(random.normal(0.3, noise, len(trace)))
     shares = {
         name: cell.run(trace, cell.policy(name), estimated_s, 0.99).violations
-        for name in ("fifo", "ours")
+        for name in ("fifo", "bid-price")
     }
-    assert shares["ours"] <= shares["fifo"] + 0.002
+    assert shares["bid-price"] <= shares["fifo"] + 0.002

@@ -31,7 +31,7 @@ from thesis_lib.sequencer.policies.admission import BidPriceParameters
 
 
 def runs_of(row, shares):
-    """Two seeds at each load: FIFO at 50 %, ours and the bound as given."""
+    """Two seeds at each load: FIFO at 50 %, bid-price and the bound as given."""
     return pd.DataFrame(
         [
             {
@@ -49,21 +49,23 @@ def runs_of(row, shares):
 
 
 def test_a_goal_is_reached_by_the_low_end_of_the_interval():
-    table = against_goals(runs_of("A", {"ours": 0.0149, "bound": 0.001}))
+    table = against_goals(runs_of("A", {"bid-price": 0.0149, "bound": 0.001}))
     np.testing.assert_allclose(table["reduction"], 100 * (1 - 0.0149 / 0.5))
     assert table["reached"].tolist() == [True, True, True, True, True]
     np.testing.assert_allclose(table["regret"], 1.39)
     assert table["kept"].tolist() == [False, False, False, False, True]
-    short = against_goals(runs_of("A", {"ours": 0.0151, "bound": 0.001}))
+    short = against_goals(runs_of("A", {"bid-price": 0.0151, "bound": 0.001}))
     assert short["reached"].tolist() == [True, False, False, False, True]
-    mixed = runs_of("A", {"ours": 0.0, "bound": 0.0})
-    mixed.loc[(mixed["policy"] == "ours") & (mixed["seed"] == 1), "violations"] = 0.029
+    mixed = runs_of("A", {"bid-price": 0.0, "bound": 0.0})
+    mixed.loc[(mixed["policy"] == "bid-price") & (mixed["seed"] == 1), "violations"] = (
+        0.029
+    )
     wide = against_goals(mixed)  # 97.1 % in the mean, 94.2 % for one of the seeds
     assert wide["reached"].tolist() == [False, False, False, False, True]
 
 
 def test_rows_without_a_regret_keep_it():
-    table = against_goals(runs_of("B", {"ours": 0.4, "bound": 0.0}))
+    table = against_goals(runs_of("B", {"bid-price": 0.4, "bound": 0.0}))
     assert table["kept"].all()
     assert table["its goal"].isna().all()
 
@@ -80,9 +82,9 @@ def test_one_command_repeats_a_cell_of_the_table():
     runs = run_goals(transactions=600, seeds=2, seed=5, loads=[1.5])
     cell = runs[runs["row"] == "B"]
     said = simulate_cell(
-        scenario="B", load=1.5, policy="ours", seeds=2, seed=5, transactions=600
+        scenario="B", load=1.5, policy="bid-price", seeds=2, seed=5, transactions=600
     )
-    assert said["violations"] == column(cell, "ours", 1.5, "violations").mean()
+    assert said["violations"] == column(cell, "bid-price", 1.5, "violations").mean()
     assert said["fifo_violations"] == column(cell, "fifo", 1.5, "violations").mean()
     assert said["lower_bound"] == column(cell, "bound", 1.5, "violations").mean()
 
@@ -99,14 +101,15 @@ def test_every_estimator_is_judged_on_the_same_seeds_and_exact_ones_are_best():
     np.testing.assert_array_equal(made["goal"], table["goal"])
 
 
-def test_every_baseline_runs_and_blind_refusals_are_as_many_as_ours():
+def test_every_baseline_runs_and_blind_refusals_are_as_many_as_bid_price():
     cell = SimulationConfig.of_scenario("A", transactions=3_000)
     runs = against_baselines(cell, [1.5], seeds=2, seed=6)
     assert set(runs["policy"]) == {*BASELINES, "bound"}
-    blind, ours = (
-        column(runs, name, 1.5, "dropped").mean() for name in ("random-drop", "ours")
+    blind, bid_price = (
+        column(runs, name, 1.5, "dropped").mean()
+        for name in ("random-drop", "bid-price")
     )
-    assert abs(blind - ours) < 0.02
+    assert abs(blind - bid_price) < 0.02
     least = runs.groupby("policy")["violations"].mean()
     assert (least["bound"] <= least).all()
 
@@ -114,8 +117,10 @@ def test_every_baseline_runs_and_blind_refusals_are_as_many_as_ours():
 def test_ingredients_have_the_whole_and_every_part():
     cells = {"A": SimulationConfig.of_scenario("A", transactions=1_500)}
     table = ablate_components(cells, [1.5], seeds=2, seed=7)
-    assert table.loc["without price", ("A", 1.5)] > table.loc["ours", ("A", 1.5)] + 3
-    assert table.loc["late-edf", ("A", 1.5)] > table.loc["ours", ("A", 1.5)] + 3
+    assert (
+        table.loc["without price", ("A", 1.5)] > table.loc["bid-price", ("A", 1.5)] + 3
+    )
+    assert table.loc["late-edf", ("A", 1.5)] > table.loc["bid-price", ("A", 1.5)] + 3
 
 
 def test_settings_are_drawn_once_and_in_range():
@@ -131,9 +136,9 @@ def test_settings_are_drawn_once_and_in_range():
 
 def test_elsewhere_names_the_setting_and_is_above_the_bound():
     rows = elsewhere(
-        random_settings(2, 9), ["fifo", "ours"], transactions=600, seeds=2, seed=9
+        random_settings(2, 9), ["fifo", "bid-price"], transactions=600, seeds=2, seed=9
     )
-    assert (rows["ours"] >= rows["bound"]).all()
+    assert (rows["bid-price"] >= rows["bound"]).all()
     assert rows["cores"].tolist() == [s.cores for s in random_settings(2, 9)]
 
 
@@ -163,13 +168,13 @@ def test_what_learning_is_worth_is_what_the_same_runs_say(small):
         for name in runs["policy"].unique()
     }
     assert mean[worth["simple_best"]] == min(mean[name] for name in SIMPLE)
-    assert worth["learned_percent"] == 100 * mean["ours"]
-    assert worth["learned_regret"] == 100 * mean["ours"] - 100 * mean["bound"]
+    assert worth["learned_percent"] == 100 * mean["bid-price"]
+    assert worth["learned_regret"] == 100 * mean["bid-price"] - 100 * mean["bound"]
     for name, policy, baseline in (
-        ("reduction_learned", "ours", "fifo"),
-        ("reduction_constant", "ours-constant", "fifo"),
-        ("learned_over_constant", "ours", "ours-constant"),
-        ("learned_over_simple", "ours", worth["simple_best"]),
+        ("reduction_learned", "bid-price", "fifo"),
+        ("reduction_constant", "bid-price-constant", "fifo"),
+        ("learned_over_constant", "bid-price", "bid-price-constant"),
+        ("learned_over_simple", "bid-price", worth["simple_best"]),
     ):
         expected = 100 * (1 - mean[policy] / mean[baseline])
         assert worth[name] == pytest.approx(expected), name
@@ -179,11 +184,11 @@ def test_what_learning_is_worth_is_what_the_same_runs_say(small):
 def test_a_learned_estimate_is_not_the_truth_and_a_constant_is_neither(small):
     """The columns are of three estimators, on the same transactions."""
     runs = learning(small, 1.3, seeds=1, seed=5)
-    exact = replicate(small, ["ours"], [1.3], noisy_estimate(0.0), seeds=1, seed=5)
+    exact = replicate(small, ["bid-price"], [1.3], noisy_estimate(0.0), seeds=1, seed=5)
     counts = {
-        column(runs, "ours", 1.3, "violations")[0],
-        column(runs, "ours-constant", 1.3, "violations")[0],
-        column(exact, "ours", 1.3, "violations")[0],
+        column(runs, "bid-price", 1.3, "violations")[0],
+        column(runs, "bid-price-constant", 1.3, "violations")[0],
+        column(exact, "bid-price", 1.3, "violations")[0],
     }
     assert len(counts) == 3
 
@@ -191,7 +196,7 @@ def test_a_learned_estimate_is_not_the_truth_and_a_constant_is_neither(small):
 def test_constants_are_varied_one_at_a_time_from_the_configuration_itself(small):
     table = constants(small, [1.3], seeds=1)
     plain = replicate(
-        small, ["ours"], [1.3], noisy_estimate(), seeds=1, seed=DESIGN_SEED
+        small, ["bid-price"], [1.3], noisy_estimate(), seeds=1, seed=DESIGN_SEED
     )
     assert len(table) == 7
     assert table.iloc[0, 0] == 100 * plain["violations"].mean()

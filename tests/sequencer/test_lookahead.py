@@ -16,7 +16,7 @@ FOREVER = np.full(5, 1e9)
 ALL = np.arange(5)
 
 
-def mended(cores, deadline_s=FOREVER, tolerance_s=np.inf, lag_s=0.0):
+def corrected(cores, deadline_s=FOREVER, tolerance_s=np.inf, lag_s=0.0):
     state = idle_state(KEYS, cores)
     lookahead = Feedback(state, KEYS, SERVICE_S, deadline_s, 0.0, lag_s, tolerance_s)
     return state, lookahead
@@ -43,13 +43,13 @@ def test_published_never_forgets_what_was_dropped():
 
 
 def test_mended_forgets_what_never_entered_the_log():
-    _, lookahead = mended(cores=8)
+    _, lookahead = corrected(cores=8)
     lookahead.forecast(np.array([0, 1]), 0.0)
     assert lookahead.forecast(np.array([2]), 0.0).finish_s.tolist() == [4.0]
 
 
 def test_mended_is_exact_for_exact_estimates_without_a_queue():
-    state, lookahead = mended(cores=8)
+    state, lookahead = corrected(cores=8)
     forecast_s = lookahead.forecast(ALL, 0.0).finish_s
     release(state, ALL, 0.0)
     advance(state, SERVICE_S, np.inf, False)
@@ -57,7 +57,7 @@ def test_mended_is_exact_for_exact_estimates_without_a_queue():
 
 
 def test_mended_counts_cores_and_corrects_by_commits():
-    state, lookahead = mended(cores=1)
+    state, lookahead = corrected(cores=1)
     release(state, np.array([4]), 0.0)
     assert lookahead.forecast(np.array([0]), 0.0).finish_s.tolist() == [17.0]
     # Overdue: what should have committed at 16 still runs, so it ends now at best.
@@ -68,14 +68,14 @@ def test_mended_counts_cores_and_corrects_by_commits():
 
 def test_what_is_forecast_to_be_dropped_delays_nobody():
     deadline_s = np.array([0.5, 2.5, 1e9, 1e9, 1e9])
-    _, strict = mended(8, deadline_s, tolerance_s=0.0)
+    _, strict = corrected(8, deadline_s, tolerance_s=0.0)
     assert strict.forecast(np.arange(3), 0.0).finish_s.tolist() == [1.0, 2.0, 6.0]
-    _, alone = mended(8, deadline_s, tolerance_s=-np.inf)
+    _, alone = corrected(8, deadline_s, tolerance_s=-np.inf)
     assert alone.forecast(np.arange(3), 0.0).finish_s.tolist() == [1.0, 2.0, 4.0]
 
 
 def test_the_dispatch_lag_delays_every_start():
-    _, lookahead = mended(cores=8, lag_s=0.5)
+    _, lookahead = corrected(cores=8, lag_s=0.5)
     assert lookahead.forecast(np.array([0, 4]), 0.0).finish_s.tolist() == [1.5, 16.5]
 
 

@@ -10,13 +10,14 @@ from thesis_lib.sequencer.core.events import Delays
 from thesis_lib.sequencer import SimulationConfig
 for name, delays in (("A", Delays()), ("C", Delays(lag_s=5e-4))):
     cell = SimulationConfig.of_scenario(name, transactions=300, delays=delays)
-    for policy, options in (("ours", {}), ("ours", {"gap": 0.05, "groups": 2})):
+    for policy, options in (("bid-price", {}), ("bid-price", {"gap": 0.05, "groups":
+    2})):
         grid.replicate(
             cell, [policy], [0.9, 1.5], configuration.noisy_estimate(), seeds=2, seed=1,
             **options,
         )
 cell = SimulationConfig.of_scenario("A", transactions=200)
-scaling.weak_scaling(cell, ["ours"], [2], [0.2], 1.1, seeds=1, seed=2)
+scaling.weak_scaling(cell, ["bid-price"], [2], [0.2], 1.1, seeds=1, seed=2)
 print("inside")
 """
 

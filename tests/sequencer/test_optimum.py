@@ -34,16 +34,16 @@ def test_every_load_and_seed_is_ordered_from_the_bound_to_the_oracle(runs):
         index=["load", "seed"], columns="policy", values="violations"
     )
     assert (table["bound"] <= table["search"]).all()
-    assert (table["search"] <= table["ours-oracle"]).all()
+    assert (table["search"] <= table["bid-price-oracle"]).all()
     assert (table["search"] <= table["fifo"]).all()
 
 
 def test_the_parts_of_the_distance_add_up(runs):
     parts = distance(runs)
     added = parts[["bound", "open", "unforeseen", "misjudged"]].sum(axis=1)
-    np.testing.assert_allclose(added, parts["ours"])
+    np.testing.assert_allclose(added, parts["bid-price"])
     assert (parts[["bound", "open", "unforeseen"]] >= 0).all(axis=None)
-    drops = 100 * runs[runs["policy"] == "ours"].groupby("load")["dropped"].mean()
+    drops = 100 * runs[runs["policy"] == "bid-price"].groupby("load")["dropped"].mean()
     np.testing.assert_allclose(parts["of_drops"] / 100 * drops, parts["in_vain"])
     assert parts["of_drops"].between(0, 100).all()
 
@@ -59,7 +59,7 @@ def test_windows_are_ordered_and_summed():
     assert (solved["proven"] <= solved["found"]).all()
     assert (solved["found"] <= solved["search"]).all()
     assert (solved["search"] <= solved["oracle"]).all()
-    for policy in ("oracle", "ours", "fifo"):
+    for policy in ("oracle", "bid-price", "fifo"):
         assert (solved["proven"] <= solved[policy]).all()
     total = summarise_windows({"B": solved}).loc["B"]
     assert total["windows"] == 4

@@ -18,7 +18,7 @@ from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 SPEC = SCENARIOS["A"]
-RELEASED_LATE = ("fifo", "late-edf", "startable-first", "ours")
+RELEASED_LATE = ("fifo", "late-edf", "startable-first", "bid-price")
 COLUMNS = (
     "arrival_s", "deadline_s", "decided_s", "granted_s", "start_s", "finish_s",
     "dropped", "log",
@@ -348,7 +348,7 @@ def test_in_flight_is_bounded_but_for_what_others_commit(name):
     steps = np.repeat([-1, 1], kept.sum())
     most = np.cumsum(steps[np.lexsort((steps, times))]).max()
     assert SPEC.cores <= most <= given.in_flight
-    assert name == "ours" or most == given.in_flight
+    assert name == "bid-price" or most == given.in_flight
 
 
 @pytest.mark.parametrize("name", RELEASED_LATE[1:])

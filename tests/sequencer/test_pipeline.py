@@ -84,7 +84,7 @@ def live(log, asked, rule, storage=None, workers=2, append=None, **options):
         return run_open(scheduler, asked, rule, **options)
 
 
-@pytest.mark.parametrize("name", ["drop", "hybrid-fixed", "ours"])
+@pytest.mark.parametrize("name", ["drop", "hybrid-corrected", "bid-price"])
 def test_what_was_decided_live_is_what_every_replica_executes(name, log, tmp_path):
     path = tmp_path / "log"
     asked = poisson(log, 1e5, slo_s=8e-3)  # far too much
@@ -124,7 +124,7 @@ def test_a_batch_is_in_the_log_before_anything_of_it_is_dispatched(log):
     assert logged[-1] == N
 
 
-@pytest.mark.parametrize("name", ["fifo", "fifo-batched", "hybrid", "edf", "ours"])
+@pytest.mark.parametrize("name", ["fifo", "fifo-batched", "hybrid", "edf", "bid-price"])
 def test_stages_follow_each_other_from_the_intended_arrival(name, log):
     asked = poisson(log, 2e4)
     rule = policy(name, slo_s=5e-3, cores=2)
@@ -159,7 +159,7 @@ def test_a_request_that_is_read_late_has_waited_since_it_was_due(log):
 
 
 def test_back_pressure_bounds_what_is_released_and_uncommitted(log):
-    rule = policy("ours", slo_s=1.0, cores=4)
+    rule = policy("bid-price", slo_s=1.0, cores=4)
     assert rule.in_flight is not None
     run = live(log, poisson(log, 1e5, slo_s=1.0), rule, Idle(1e-4), workers=4)
     assert len(run.log) == N

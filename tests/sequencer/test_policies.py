@@ -12,6 +12,7 @@ from thesis_lib.sequencer.policies.registry import (
     INTERVAL,
     POLICIES,
     QUEUE,
+    RENAMED,
     Defects,
     policy,
 )
@@ -93,9 +94,9 @@ def test_a_batch_is_forecast_again_in_its_new_order():
 
 def test_defects_belong_to_the_thesis_three():
     assert made("hybrid").defects == AS_PUBLISHED
-    assert made("hybrid-fixed").defects == Defects()
+    assert made("hybrid-corrected").defects == Defects()
     with pytest.raises(InvalidInput, match="none of the thesis' defects"):
-        made("ours", defects=Defects())
+        made("bid-price", defects=Defects())
 
 
 def test_every_decision_partitions_its_batch_whatever_is_in_it():
@@ -215,7 +216,7 @@ def test_late_demote_demotes_the_longest_when_not_all_can_be_on_time():
 def test_a_policy_has_as_many_groups_as_it_was_made_for():
     trace = scenario("A", 20, seed=1)
     with pytest.raises(InvalidInput, match="group 4"):
-        made("ours", groups=2).make_lookahead(
+        made("bid-price", groups=2).make_lookahead(
             idle_state(trace.keys, 8), trace.keys, trace.service_s, trace.arrival_s,
             0.2, 0.0, np.full(20, 4),
         )  # fmt: skip
@@ -260,12 +261,19 @@ def test_what_a_rule_neither_runs_nor_drops_is_held():
         ("random-drop", {"drop_share": 2.0}, "drop_share=2"),
         ("late-edf", {"flight": 0.0}, "flight=0"),
         ("late-edf", {"least_p": 1.5}, "least_p=1.5"),
-        ("ours", {"gap": -0.1}, "gap=-0.1"),
-        ("ours", {"groups": 0}, "groups=0"),
-        ("late-edf", {"gap": 0.1}, "only 'ours' has"),
-        ("fifo", {"terms": BidPriceParameters()}, "only 'ours' has"),
+        ("bid-price", {"gap": -0.1}, "gap=-0.1"),
+        ("bid-price", {"groups": 0}, "groups=0"),
+        ("late-edf", {"gap": 0.1}, "only 'bid-price' has"),
+        ("fifo", {"terms": BidPriceParameters()}, "only 'bid-price' has"),
     ],
 )
 def test_parameters_that_no_policy_can_have_are_refused(name, changed, says):
     with pytest.raises(InvalidInput, match=says):
         made(name, **changed)
+
+
+@pytest.mark.parametrize(("before", "now"), RENAMED.items())
+def test_a_name_of_before_is_the_policy_and_says_so(before, now):
+    with pytest.warns(FutureWarning, match=f"{before} is called {now}"):
+        renamed = policy(before, slo_s=0.01, cores=2)
+    assert renamed == policy(now, slo_s=0.01, cores=2)

@@ -121,7 +121,7 @@ def test_rows_are_the_same_for_any_number_of_processes(monkeypatch):
     def runs(processes: int) -> pd.DataFrame:
         monkeypatch.setenv("LOKY_MAX_CPU_COUNT", str(processes))
         return grid.replicate(
-            config, ["fifo", "ours"], loads, estimate, seeds=4, seed=4, bound=True
+            config, ["fifo", "bid-price"], loads, estimate, seeds=4, seed=4, bound=True
         )
 
     pd.testing.assert_frame_equal(runs(1), runs(2), check_exact=True)
@@ -180,7 +180,7 @@ def test_a_process_whose_memory_grows_costs_no_point_and_says_nothing(monkeypatc
 @pytest.mark.parametrize("estimator", ["noisy", "oracle", "constant", "linear"])
 def test_a_cell_answers_what_the_command_promises(estimator):
     cell = grid.simulate_cell(
-        scenario="A", load=1.1, policy="ours", estimator=estimator,
+        scenario="A", load=1.1, policy="bid-price", estimator=estimator,
         seeds=2, transactions=500,
     )  # fmt: skip
     assert set(cell) >= {
@@ -207,7 +207,7 @@ def test_a_bias_multiplies_what_every_estimator_says():
         assert lost["dropped"] == 1.0
     for bias in (0.0, -1.0, np.inf, np.nan):
         with pytest.raises(InvalidInput, match=f"bias={bias:g}"):
-            grid.simulate_cell(policy="ours", bias=bias, **given)
+            grid.simulate_cell(policy="bid-price", bias=bias, **given)
 
 
 def test_crowded_numbers_are_the_extremes():
@@ -247,7 +247,7 @@ def bursty(n=600, seed=3, origin_s=2.0**20):
     return replace(trace, arrival_s=origin_s + np.cumsum(gaps_s))
 
 
-@pytest.mark.parametrize("policy", ["fifo", "ours", "hybrid"])
+@pytest.mark.parametrize("policy", ["fifo", "bid-price", "hybrid"])
 def test_a_trace_is_replayed_with_the_arrivals_that_it_has(policy):
     trace = bursty()
     said = grid.simulate_cell(
@@ -293,11 +293,11 @@ def test_a_load_stretches_the_arrivals_of_a_trace_and_keeps_their_pattern():
 def test_an_estimator_is_judged_on_what_came_after_its_past(estimator):
     trace = at_rate(scenario("A", 1_000, seed=5), 3_600.0, seed=6)
     said = grid.simulate_cell(
-        trace=trace, policy="ours", estimator=estimator, slo_s=9e-3
+        trace=trace, policy="bid-price", estimator=estimator, slo_s=9e-3
     )
     past, future = trace.split(0.5)
     estimated_s = configuration.learned_estimate(estimator, past)(future, 0)
-    made = named_policy("ours", slo_s=9e-3, cores=4)
+    made = named_policy("bid-price", slo_s=9e-3, cores=4)
     history = simulate(future, made, estimated_s, cores=4, slo_s=9e-3)
     assert said["violations"] == metrics.summarise(future, history).violations
     assert (said["fitted_on"], said["transactions"], said["seeds"]) == (500, 500, 1)
@@ -385,7 +385,7 @@ def replay_any(seed):
     random = np.random.default_rng(seed)
     given = {
         "load": random.choice([None, 1e-3, 0.8, 1.2, 50.0]),
-        "policy": str(random.choice(["fifo", "drop", "hybrid", "ours", "codel"])),
+        "policy": str(random.choice(["fifo", "drop", "hybrid", "bid-price", "codel"])),
         "estimator": str(random.choice(ESTIMATORS)),
         "clients": random.choice([None, None, 20]),
         "transactions": random.choice([None, None, 50]),
@@ -465,8 +465,8 @@ def test_an_ablation_starts_from_both_ends_and_changes_one_thing():
     assert len(made) == 2 * (1 + len(Defects.names()))
     ends = made[made["defect"] == ""].set_index("from")
     assert (ends["strict_change"] == 0).all()
-    assert ends.loc["fixed", "strict"] < ends.loc["described", "strict"]
-    for start, name in (("described", "hybrid"), ("fixed", "hybrid-fixed")):
+    assert ends.loc["corrected", "strict"] < ends.loc["described", "strict"]
+    for start, name in (("described", "hybrid"), ("corrected", "hybrid-corrected")):
         rows = made[made["from"] == start]
         change = rows["strict"] - ends.loc[start, "strict"]
         np.testing.assert_allclose(rows["strict_change"], change, atol=1e-9)
@@ -486,10 +486,10 @@ def test_an_ablation_changes_the_defect_that_it_names():
     made = grid.ablation(
         cell, "hybrid", 1.1, estimator="linear", past=past, seeds=1, seed=3
     ).set_index(["from", "defect"])
-    ends = {"described": AS_PUBLISHED, "fixed": CORRECTED}
+    ends = {"described": AS_PUBLISHED, "corrected": CORRECTED}
     for start, defects in ends.items():
         for name in Defects.names():
-            other = replace(defects, **{name: start == "fixed"})
+            other = replace(defects, **{name: start == "corrected"})
             learned = cut_tail(past) if other.cut_tail else past
             alone = grid.replicate(
                 cell, ["hybrid"], [1.1],
@@ -591,7 +591,7 @@ def test_a_span_is_from_the_worst_to_the_best_load_of_each_scenario():
 def test_rates_are_in_percent_of_each_scenarios_saturation():
     runs = pd.DataFrame(
         {
-            "policy": ["fifo", "fifo", "ours", "ours", "fifo"],
+            "policy": ["fifo", "fifo", "bid-price", "bid-price", "fifo"],
             "load": [1.1, 1.1, 1.1, 1.1, 0.9],
             "throughput_per_s": [90.0, 110.0, 120.0, 140.0, 900.0],
             "goodput_per_s": [10.0, 30.0, 110.0, 120.0, 800.0],
@@ -604,7 +604,7 @@ def test_rates_are_in_percent_of_each_scenarios_saturation():
         ("C", "all"): 100.0,
         ("C", "on time"): 20.0,
     }
-    assert made.loc["ours", ("C", "all")] == 130.0
+    assert made.loc["bid-price", ("C", "all")] == 130.0
 
 
 def test_a_sequencer_passes_one_over_its_work():
@@ -661,18 +661,18 @@ def test_each_type_has_the_objective_of_its_own():
     assert min(cell.objectives_s) < cell.slo_s < max(cell.objectives_s)
     runs = grid.replicate(
         cell,
-        ["ours"],
+        ["bid-price"],
         [1.3],
         configuration.noisy_estimate(),
         seeds=1,
         seed=1,
         bound=True,
     )
-    bound, ours = (
+    bound, bid_price = (
         metrics.column(runs, policy, 1.3, "violations")[0]
-        for policy in ("bound", "ours")
+        for policy in ("bound", "bid-price")
     )
-    assert bound <= ours
+    assert bound <= bid_price
 
 
 def test_a_type_that_is_rare_has_an_objective_in_the_shortest_traces():

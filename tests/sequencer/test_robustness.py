@@ -18,17 +18,19 @@ def test_unchanged_estimates_give_what_replicate_gives():
     cell = SimulationConfig.of_scenario("A", transactions=600)
     given = {"seeds": 2, "seed": 4}
     runs = robustness.under_misestimation(
-        cell, ["ours"], [1.1], ["none", "truth drifts to 2x"], **given
+        cell, ["bid-price"], [1.1], ["none", "truth drifts to 2x"], **given
     )
-    plain = grid.replicate(cell, ["fifo", "ours"], [1.1], noisy_estimate(), **given)
+    plain = grid.replicate(
+        cell, ["fifo", "bid-price"], [1.1], noisy_estimate(), **given
+    )
     same = runs[runs["misestimation"] == "none"]
-    for policy in ("fifo", "ours"):
+    for policy in ("fifo", "bid-price"):
         np.testing.assert_array_equal(
             metrics.column(same, policy, 1.1, "violations"),
             metrics.column(plain, policy, 1.1, "violations"),
         )
     drifted = runs[runs["misestimation"] == "truth drifts to 2x"]
-    for policy in ("fifo", "ours"):
+    for policy in ("fifo", "bid-price"):
         worse = metrics.column(drifted, policy, 1.1, "violations")
         assert (worse > metrics.column(plain, policy, 1.1, "violations")).all()
     with pytest.raises(InvalidInput, match="misestimation"):
@@ -47,12 +49,14 @@ def cells_of(transactions):
 
 
 def require_within(cells, cases, seed):
-    made = robustness.under_random_misestimation(cells, "ours", cases=cases, seed=seed)
+    made = robustness.under_random_misestimation(
+        cells, "bid-price", cases=cases, seed=seed
+    )
     beyond = made[made["policy"] > made["fifo"] + robustness.NON_INFERIORITY_MARGIN]
     assert len(beyond) == 0, f"seed {seed}:\n{beyond}"
 
 
-def test_whatever_is_wrong_with_estimates_ours_ends_where_fifo_does():
+def test_whatever_is_wrong_with_estimates_bid_price_ends_where_fifo_does():
     require_within(cells_of(9_000), cases=12, seed=5)
 
 
@@ -71,7 +75,7 @@ def test_a_thousand_misestimations_of_a_fresh_seed():
 def test_runs_that_leave_nothing_to_count_are_refused():
     cells = {"A": SimulationConfig.of_scenario("A", transactions=500)}
     with pytest.raises(InvalidInput, match="500 transactions"):
-        robustness.under_random_misestimation(cells, "ours", cases=1, seed=1)
+        robustness.under_random_misestimation(cells, "bid-price", cases=1, seed=1)
 
 
 def test_beyond_fifo_is_the_paired_difference_in_points():
@@ -116,14 +120,14 @@ def test_a_crowd_troubles_its_own_time_and_windows_count_from_its_end():
     crowd = FlashCrowd(times=2.0, begin_s=0.1, last_s=0.1)
     cell = SimulationConfig.of_scenario("A", transactions=3_000)
     shares = robustness.through_a_crowd(
-        cell, crowd, ["fifo", "ours"], 0.8, window_s=0.02, seeds=2, seed=1
+        cell, crowd, ["fifo", "bid-price"], 0.8, window_s=0.02, seeds=2, seed=1
     )
     assert shares.index[0] == pytest.approx(-0.2)
     assert 0.0 in shares.index
-    assert shares.columns.tolist() == ["fifo", "ours"]
+    assert shares.columns.tolist() == ["fifo", "bid-price"]
     during = (shares.index >= -0.06) & (shares.index < 0)
     assert (shares[during].mean() > shares[shares.index < -0.1].mean()).all()
-    assert shares["ours"].sum() < shares["fifo"].sum()
+    assert shares["bid-price"].sum() < shares["fifo"].sum()
     with pytest.raises(InvalidInput, match="more transactions"):
         robustness.through_a_crowd(
             SimulationConfig.of_scenario("A", transactions=500), crowd, ["fifo"], 0.8,
@@ -159,14 +163,14 @@ def test_a_verdict_names_the_worst():
         {
             "misestimation": ["a", "b", "c", "a"],
             "load": [0.9, 1.1, 1.1, 1.1],
-            "policy": ["ours", "ours", "ours", "edf"],
+            "policy": ["bid-price", "bid-price", "bid-price", "edf"],
             "points": [-1.0, 0.3, 0.2, 9.0],
             "low": [-2.0, 0.1, 0.2, 9.0],
             "high": [0.1, 0.5, 0.2, 9.0],
             "within": [True, False, True, False],
         }
     )
-    assert robustness.verdict(table, "ours") == {
+    assert robustness.verdict(table, "bid-price") == {
         "settings": 3, "within": 2, "misestimation": "b", "load": 1.1, "points": 0.3,
         "low": 0.1, "high": 0.5,
     }  # fmt: skip
@@ -185,17 +189,19 @@ def test_each_workload_has_its_skew_and_its_objectives():
     assert rates[0] > rates[-1]  # a hot record is locked, one at a time
     runs = robustness.across(
         {name: cells[name] for name in ("A", "TPC-C, 5 x median")},
-        ["fifo", "ours"], [0.9, 1.2], seeds=2, seed=1,
+        ["fifo", "bid-price"], [0.9, 1.2], seeds=2, seed=1,
     )  # fmt: skip
     table = robustness.by_workload(runs, 1.2)
     assert table.index.tolist() == ["A", "TPC-C, 5 x median"]
     assert table.columns.tolist() == [
         (number, policy)
         for number in ("violations", "cost")
-        for policy in ("fifo", "ours")
+        for policy in ("fifo", "bid-price")
     ]
-    one = runs.query("workload == 'A' and load == 1.2 and policy == 'ours'")
-    assert table.loc["A", ("cost", "ours")] == pytest.approx(100 * one["cost"].mean())
+    one = runs.query("workload == 'A' and load == 1.2 and policy == 'bid-price'")
+    assert table.loc["A", ("cost", "bid-price")] == pytest.approx(
+        100 * one["cost"].mean()
+    )
     assert (table["cost"] <= table["violations"]).all(axis=None)
 
 
@@ -205,12 +211,12 @@ def test_what_a_misestimation_adds_is_its_worst_against_good_estimates():
         ("low", 1.5): 9.0, ("high", 0.9): 0.5, ("high", 1.5): 12.0,
     }  # fmt: skip
     table = pd.DataFrame(
-        [(name, load, "ours", share) for (name, load), share in percent.items()]
+        [(name, load, "bid-price", share) for (name, load), share in percent.items()]
         + [
             (name, load, "other", 50 * share) for (name, load), share in percent.items()
         ],
         columns=["misestimation", "load", "policy", "percent"],
     )
-    assert robustness.added(table, "ours", ["low"]) == pytest.approx(0.5)
-    assert robustness.added(table, "ours", ["low", "high"]) == pytest.approx(2.0)
-    assert robustness.added(table, "ours", ["none"]) == 0
+    assert robustness.added(table, "bid-price", ["low"]) == pytest.approx(0.5)
+    assert robustness.added(table, "bid-price", ["low", "high"]) == pytest.approx(2.0)
+    assert robustness.added(table, "bid-price", ["none"]) == 0

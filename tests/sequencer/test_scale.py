@@ -74,7 +74,7 @@ def test_locks_only_lower_it_and_more_crossing_more_so():
 def test_one_partition_is_the_simulator_and_stands_for_every_share():
     made = cell(500)
     runs = weak_scaling(
-        made, ["fifo", "ours"], [1, 2], [0.0, 0.1], 1.1, seeds=1, seed=3
+        made, ["fifo", "bid-price"], [1, 2], [0.0, 0.1], 1.1, seeds=1, seed=3
     )
     alone = runs[runs["partitions"] == 1].drop(columns="crossing")
     zero, tenth = alone[:2], alone[2:]
@@ -84,7 +84,7 @@ def test_one_partition_is_the_simulator_and_stands_for_every_share():
     trace_seed, _, estimate_seed = paired_seeds(3, 1)[0]
     one, arrivals, _ = paired_seeds(trace_seed, 1)[0]
     trace = made.arrange(made.make_trace(one), 1.1, arrivals)
-    for name in ("fifo", "ours"):
+    for name in ("fifo", "bid-price"):
         history = simulate(
             trace, policy(name, slo_s=SPEC.slo_s, cores=SPEC.cores),
             noisy_estimate()(trace, estimate_seed), cores=SPEC.cores,
@@ -99,7 +99,7 @@ def test_one_partition_is_the_simulator_and_stands_for_every_share():
 def test_parts_aside_by_littles_law():
     # Two parts for each of what crosses, for `wait_s` each, in so many partitions.
     made, share = cell(3_000), 0.1
-    runs = weak_scaling(made, ["ours"], [4], [share], 0.7, seeds=1, seed=4)
+    runs = weak_scaling(made, ["bid-price"], [4], [share], 0.7, seeds=1, seed=4)
     row = runs.iloc[0]
     parts_per_s = 2 * share * 0.7 * made.saturation_per_s
     assert row["aside"] == pytest.approx(parts_per_s * row["wait_s"], rel=0.06)
@@ -118,7 +118,7 @@ def test_a_sequencer_saturates_between_the_rates_around_it():
     # Cost in proportion to the cores: 1 us for each, so busy = 1e-6 x 100 x cores^2.
     cases = [
         {
-            "policy": "ours",
+            "policy": "bid-price",
             "load": 1.1,
             "cores": cores,
             "rate_per_s": 100.0 * cores,
@@ -126,7 +126,7 @@ def test_a_sequencer_saturates_between_the_rates_around_it():
         }
         for cores in (400, 10, 40)
     ]
-    busy = one_sequencer(cases).xs(("ours", 1.1))
+    busy = one_sequencer(cases).xs(("bid-price", 1.1))
     np.testing.assert_allclose(busy["busy"], [0.01, 0.16, 16.0])
     assert decision_us(busy, 2_000.0) == pytest.approx(20.0)
     assert saturated_at(busy) == pytest.approx(10_000.0)
@@ -155,7 +155,7 @@ def test_behind_a_busy_sequencer_everything_is_late():
     assert trace.keys.n_keys == 8 * 10 * 11
     cases = [
         {
-            "policy": "ours",
+            "policy": "bid-price",
             "load": 1.1,
             "cores": cores,
             "rate_per_s": 1_000.0 * cores,
@@ -163,14 +163,14 @@ def test_behind_a_busy_sequencer_everything_is_late():
         }
         for cores in (1, 1_000)
     ]
-    busy = one_sequencer(cases).xs(("ours", 1.1))
-    made = behind_one_sequencer(cells, "ours", 1.1, busy, seeds=2, seed=5)
+    busy = one_sequencer(cases).xs(("bid-price", 1.1))
+    made = behind_one_sequencer(cells, "bid-price", 1.1, busy, seeds=2, seed=5)
     assert list(made.index) == [8, 64]
     assert (made["free"] < 0.05).all()
     assert made.loc[8, "as measured"] < 0.05
     assert made.loc[64, "as measured"] > 0.2
     # A machine is priced by its cores at any load, also one below those measured.
-    idle = behind_one_sequencer(cells, "ours", 0.01, busy, seeds=2, seed=5)
+    idle = behind_one_sequencer(cells, "bid-price", 0.01, busy, seeds=2, seed=5)
     assert (idle == 0).all(axis=None)
     with pytest.raises(InvalidInput, match="times=0"):
         grown("A", 0, transactions=1, saturation_per_s=1.0)
@@ -183,14 +183,14 @@ def test_one_machine_stands_beside_as_many_cores_in_partitions():
         {
             "partitions": [1, 1, 4, 4, 4],
             "crossing": [0.0, 0.1, 0.0, 0.1, 0.1],
-            "policy": ["ours", "ours", "ours", "ours", "fifo"],
+            "policy": ["bid-price", "bid-price", "bid-price", "bid-price", "fifo"],
             "violations": [0.01, 0.01, 0.02, 0.05, 0.9],
         }
     )
     machines = pd.DataFrame(
         {"free": [0.01, 0.02], "as measured": [0.01, 0.7]}, index=[32, 8]
     )
-    table = one_or_many(machines, runs, "ours", 8)
+    table = one_or_many(machines, runs, "bid-price", 8)
     assert list(table.columns) == [
         "one sequencer, free",
         "one sequencer, as measured",

@@ -40,7 +40,7 @@ def test_rounds_run_different_requests(ready):
         ready.requests(2, N)
 
 
-@pytest.mark.parametrize("name", ["fifo", "hybrid-fixed", "ours"])
+@pytest.mark.parametrize("name", ["fifo", "hybrid-corrected", "bid-price"])
 def test_a_live_run_counts_everyone_once(ready, name):
     log = ready.requests(0, N)
     arrival_s = poisson_arrivals(2_000.0, N, np.random.default_rng(0))
@@ -64,7 +64,7 @@ def test_a_live_run_counts_everyone_once(ready, name):
 
 
 def test_serve_says_what_simulate_says():
-    result = serve(policy="drop-fixed", load=0.5, seconds=0.2, rounds=2, burst=300,
+    result = serve(policy="drop-corrected", load=0.5, seconds=0.2, rounds=2, burst=300,
                    estimator="constant", slo_s=0.05, fewest=60)  # fmt: skip
     keys = simulate_cell(scenario="A", load=0.5, policy="fifo", seeds=1,
                          transactions=200).keys()  # fmt: skip

@@ -111,11 +111,11 @@ def test_the_whole_system_equals_a_plain_heapq_model_bit_for_bit():
         assert_equal(history, plain, f"{seed=} {name}")
 
 
-def test_ours_equals_a_plain_model_bit_for_bit():
+def test_bid_price_equals_a_plain_model_bit_for_bit():
     for seed in range(150):
         trace, estimated_s, options = random_run(5_000 + seed)
         given = policy(
-            "ours", slo_s=9.0, cores=options["cores"],
+            "bid-price", slo_s=9.0, cores=options["cores"],
             groups=1 if seed % 4 == 3 else len(trace.kinds),
             gap=np.inf if seed % 3 else 0.01,
             lag_s=options["delays"].lag_s if seed % 2 else 0.0,
@@ -143,7 +143,7 @@ def simulate_by_plain_rules(monkeypatch, trace, given, estimated_s, **options):
 
 
 def test_every_compiled_policy_equals_its_plain_rules_bit_for_bit(monkeypatch):
-    for name in POLICIES[:-1]:  # the last is `ours`, compared above
+    for name in POLICIES[:-1]:  # the last is `bid-price`, compared above
         for seed in range(1_000, 1_012):
             trace, estimated_s, options = random_run(seed)
             lag_s = options["delays"].lag_s
@@ -181,7 +181,9 @@ def renamed(keys, random):
     )
 
 
-@pytest.mark.parametrize("name", ["fifo", "drop", "reorder", "hybrid", "ours", "codel"])
+@pytest.mark.parametrize(
+    "name", ["fifo", "drop", "reorder", "hybrid", "bid-price", "codel"]
+)
 def test_what_a_key_is_called_changes_nothing(name):
     for seed in range(20):
         trace, estimated_s, options = random_run(seed)
@@ -236,7 +238,7 @@ def test_arrivals_are_committed_or_dropped_and_the_log_repeats(name, lag_s):
     np.testing.assert_array_equal(history.log, again.log)
 
 
-@pytest.mark.parametrize("name", ["hybrid", "ours"])
+@pytest.mark.parametrize("name", ["hybrid", "bid-price"])
 def test_a_replica_replays_the_log_without_a_model(name):
     trace, estimated_s = loaded(2)
     history = run(trace, estimated_s, name)
@@ -250,7 +252,7 @@ def test_a_replica_replays_the_log_without_a_model(name):
 
 def test_conflicting_transactions_commit_in_log_order():
     trace, estimated_s = loaded(3, n=400)
-    history = run(trace, estimated_s, "ours")
+    history = run(trace, estimated_s, "bid-price")
     keys = trace.keys
     ends = {}
     for i in history.log:
@@ -298,8 +300,8 @@ def test_a_batch_closes_when_full_or_when_its_timer_fires():
 
 def test_transactions_in_flight_are_bounded():
     trace, estimated_s = loaded(7, per_s=12_000.0)
-    given = policy("ours", slo_s=SPEC.slo_s, cores=SPEC.cores)
-    history = run(trace, estimated_s, "ours")
+    given = policy("bid-price", slo_s=SPEC.slo_s, cores=SPEC.cores)
+    history = run(trace, estimated_s, "bid-price")
     kept = ~history.dropped
     times = np.concatenate([history.finish_s[kept], history.decided_s[kept]])
     steps = np.repeat([-1, 1], kept.sum())
@@ -363,7 +365,7 @@ def test_delays_that_cannot_be_are_refused(name, value):
 
 def test_a_closed_loop_never_has_more_outstanding_than_clients():
     trace, estimated_s = loaded(11)
-    for name in ("fifo", "hybrid-fixed", "ours"):
+    for name in ("fifo", "hybrid-corrected", "bid-price"):
         history = run(trace, estimated_s, name, clients=40)
         answered_s = np.where(history.dropped, history.decided_s, history.finish_s)
         times = np.concatenate([answered_s, history.arrival_s])

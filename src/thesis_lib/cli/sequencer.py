@@ -12,8 +12,8 @@ from thesis_lib.common import units
 from thesis_lib.common.errors import InvalidInput, Lost, choice, require
 
 POLICY_HELP = (
-    "fifo, drop, reorder, hybrid (or drop-fixed, …), queue-cap, codel, edf, sjf, "
-    "late-edf, late-sjf, least-slack, ours, …"
+    "fifo, drop, reorder, hybrid (or drop-corrected, …), queue-cap, codel, edf, sjf, "
+    "late-edf, late-sjf, least-slack, bid-price, …"
 )
 
 Engine = Annotated[str, typer.Option(help="sqlite or postgresql.")]
@@ -217,7 +217,9 @@ def simulate(
     ] = None,
     gap: Annotated[
         float | None,
-        typer.Option(help="Of ours: violations of a type above another's, as a share."),
+        typer.Option(
+            help="Of bid-price: violations of a type above another's, as a share."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -4,9 +4,10 @@
 
     config = sequencer.SimulationConfig.of_scenario("A", transactions=2_000)
     runs = sequencer.replicate(
-        config, ["fifo", "ours"], [1.1], sequencer.noisy_estimate(), seeds=4, seed=1
+        config, ["fifo", "bid-price"], [1.1], sequencer.noisy_estimate(), seeds=4,
+        seed=1
     )
-    sequencer.reduction(runs, "ours", 1.1)  # of violations, with its interval
+    sequencer.reduction(runs, "bid-price", 1.1)  # of violations, with its interval
 
 The names of this page are those that last; everything else may move between rooms.
 """

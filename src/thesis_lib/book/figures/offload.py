@@ -81,12 +81,12 @@ SPAN_COLOURS = {
     "wait": "#d55e00",
 }
 PEER_COLOURS = {
-    "ours": COLOURS["ours"],
+    "streamed": COLOURS["streamed"],
     "accelerate": "#d55e00",
     "AirLLM": "#cc79a7",
     "mmap": "#0072b2",
 }
-PEER_MARKERS = {"ours": "o", "accelerate": "s", "AirLLM": "^", "mmap": "D"}
+PEER_MARKERS = {"streamed": "o", "accelerate": "s", "AirLLM": "^", "mmap": "D"}
 
 
 def ring_picture(visits: Sequence[Any], until_s: float | None = None) -> Figure:
@@ -356,10 +356,10 @@ def roofline_stream(
     drawn.plot(span, compute_s, color=computes, linestyle="--", linewidth=1)
     drawn.plot(span, np.maximum(io_s, compute_s), color=INK, label="predicted")
     for (name, seconds), marker, face in zip(
-        measured_s.items(), "os", (COLOURS["ours"], "white"), strict=False
+        measured_s.items(), "os", (COLOURS["streamed"], "white"), strict=False
     ):
         drawn.plot(
-            tokens, seconds, marker, color=COLOURS["ours"], markerfacecolor=face,
+            tokens, seconds, marker, color=COLOURS["streamed"], markerfacecolor=face,
             label=name,
         )  # fmt: skip
     if at > 0:
@@ -388,7 +388,7 @@ def roofline_stream(
 
 
 COPY_LOOKS = {  # how host memory crosses the link: colour and marker
-    "pinned": (COLOURS["ours"], "o"),
+    "pinned": (COLOURS["streamed"], "o"),
     "unknown": (GREY, "D"),
     "pageable": (COLOURS["drop"], "s"),
 }

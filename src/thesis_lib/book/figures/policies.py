@@ -221,14 +221,14 @@ def violations_against_load(runs: pd.DataFrame, policies: Sequence[str]) -> Figu
 
 
 def distance_to_optimum(runs: pd.DataFrame, parts: pd.DataFrame) -> Figure:
-    """Violations against load from FIFO to the bound, and what those of ours are.
+    """Violations against load from FIFO to the bound, and what those of bid-price are.
 
     `runs` and `parts` as `optimum.distances` and `optimum.distance` make them; both in
     percent of the arrivals.
     """
     percent = runs.assign(violations=100 * runs["violations"])
     figure, curves, shares = axes(2, height_in=3.9)
-    for policy in ("fifo", "ours", "ours-oracle", "search", "bound"):
+    for policy in ("fifo", "bid-price", "bid-price-oracle", "search", "bound"):
         _band(curves, percent, policy, "violations", "load")
     curves.axvline(1.0, color=GREY, linewidth=0.8)
     curves.set_yscale("symlog", linthresh=0.1)
@@ -244,7 +244,7 @@ def distance_to_optimum(runs: pd.DataFrame, parts: pd.DataFrame) -> Figure:
         base += height
     shares.set_xticks(place, [f"{load:g}" for load in parts.index])
     shares.set_xlabel("load")
-    shares.set_ylabel("violations of ours (%)")
+    shares.set_ylabel("violations of bid-price (%)")
     shares.legend(fontsize=7, loc="upper left")
     _legend_below(figure, curves)
     return figure
@@ -399,7 +399,7 @@ def one_sequencer(busy: pd.DataFrame, policies: Sequence[str], load: float) -> F
         rows = busy.xs((policy, load)).sort_index()
         panel.plot(rows["rate_per_s"], rows["decide_us"], **_style(policy))
         for cores, row in rows.iterrows():
-            if policy == "ours":
+            if policy == "bid-price":
                 panel.annotate(
                     f"{cores}", (row["rate_per_s"], row["decide_us"]), (0, 6),
                     textcoords="offset points", ha="center", fontsize=7,
@@ -458,11 +458,14 @@ DEFECTS = {
 def ablation(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """What each defect of a policy changes, from `grid.ablation`: a panel a table.
 
-    In points of the strict count, with 95 % intervals: each defect mended alone in the
-    policy as described, and put back alone into the policy without any.
+    In points of the strict count, with 95 % intervals: each defect corrected alone in
+    the policy as described, and put back alone into the policy without any.
     """
     figure, *panels = axes(len(tables), 3.3, sharey=True)
-    ends = {"described": ("mended alone", "#009e73"), "fixed": ("put back", "#d55e00")}
+    ends = {
+        "described": ("corrected alone", "#009e73"),
+        "corrected": ("put back", "#d55e00"),
+    }
     for panel, (title, rows) in zip(panels, tables.items(), strict=True):
         for shift, (start, (label, colour)) in zip(
             (-0.15, 0.15), ends.items(), strict=True
@@ -497,7 +500,8 @@ def goals(table: pd.DataFrame) -> Figure:
         left, goal = 100 - at["reduction"], 100 - at["goal"]
         panel.errorbar(
             places, left, yerr=_whiskers(left, 100 - at["high"], 100 - at["low"]),
-            fmt=_MARKERS["ours"], color=COLOURS["ours"], markersize=6, label="ours",
+            fmt=_MARKERS["bid-price"], color=COLOURS["bid-price"], markersize=6,
+            label="bid-price",
         )  # fmt: skip
         panel.hlines(
             goal, places - 0.35, places + 0.35, color=COLOURS["drop"], label="goal"
@@ -517,10 +521,10 @@ def ingredients(table: pd.DataFrame) -> Figure:
     places = np.arange(len(table))
     for panel, column in zip(panels, list(table.columns), strict=True):
         shares, (place, load) = table[column].to_numpy(np.float64), column
-        whole = shares[list(table.index).index("ours")]
+        whole = shares[list(table.index).index("bid-price")]
         colours = [
-            COLOURS["ours"]
-            if name == "ours"
+            COLOURS["bid-price"]
+            if name == "bid-price"
             else COLOURS["drop"]
             if name.startswith(("without", "one", "never"))
             else GREY
@@ -551,9 +555,9 @@ def price_of_fairness(table: pd.DataFrame, kinds: Sequence[str]) -> Figure:
     left.plot(places, table["violations"], "P-", color=INK, label="all")
     left.set_ylabel("violations (%)")
     left.legend(fontsize=7)
-    right.plot(places, table["goodput"], "P-", color=COLOURS["ours"])
+    right.plot(places, table["goodput"], "P-", color=COLOURS["bid-price"])
     right.fill_between(
-        places, table["low"], table["high"], color=COLOURS["ours"], alpha=0.25
+        places, table["low"], table["high"], color=COLOURS["bid-price"], alpha=0.25
     )
     right.set_ylabel("on time, % of FIFO's saturation")
     labels = ["none" if np.isinf(gap) else f"{gap:g}" for gap in table["gap"]]
@@ -623,8 +627,8 @@ def beside_measured(table: pd.DataFrame, model: str = "simulated") -> Figure:
     """Violations of every live run's place, modelled against measured, by engine.
 
     `table` is `live.beside_measured`'s, whose intervals of the error are the bars.
-    Mended policies have open markers; shaded is what counts as near, and paler are the
-    runs with more than one worker.
+    Corrected policies have open markers; shaded is what counts as near, and paler are
+    the runs with more than one worker.
     """
     engines = table.index.unique("engine")
     figure, *panels = axes(len(engines), height_in=3.9, sharey=True)
@@ -647,7 +651,7 @@ def beside_measured(table: pd.DataFrame, model: str = "simulated") -> Figure:
                 elinewidth=0.6,
                 marker=style["marker"],
                 color=style["color"],
-                markerfacecolor="none" if "-fixed" in policy else style["color"],
+                markerfacecolor="none" if "-corrected" in policy else style["color"],
                 markersize=5,
                 alpha=1 if workers == 1 else 0.4,
                 label=style["label"] if workers == 1 else None,

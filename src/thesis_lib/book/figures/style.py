@@ -27,7 +27,8 @@ COLOURS = {
     "drop": "#d55e00",
     "reorder": "#0072b2",
     "hybrid": "#cc79a7",
-    "ours": "#009e73",
+    "bid-price": "#009e73",
+    "streamed": "#009e73",
     "search": "#e69f00",
     "bound": "#222222",
     "late-edf": "#0072b2",
@@ -76,25 +77,25 @@ _LABELS = {
     "drop": "Drop",
     "reorder": "Reorder",
     "hybrid": "Hybrid",
-    "drop-fixed": "Drop, mended",
-    "reorder-fixed": "Reorder, mended",
-    "hybrid-fixed": "Hybrid, mended",
+    "drop-corrected": "Drop, corrected",
+    "reorder-corrected": "Reorder, corrected",
+    "hybrid-corrected": "Hybrid, corrected",
     "hybrid-no-ghosts": "Hybrid without ghosts",
     "queue-cap": "capped queue",
     "codel": "CoDel",
     "late-edf": "earliest deadline, late-bound",
-    "ours": "ours",
-    "ours-oracle": "ours, exact estimates",
+    "bid-price": "bid-price",
+    "bid-price-oracle": "bid-price, exact estimates",
     "search": "best schedule found",
     "bound": "lower bound",
 }
-_MARKERS = {"fifo": "o", "drop": "v", "reorder": "s", "hybrid": "D", "ours": "P"}
+_MARKERS = {"fifo": "o", "drop": "v", "reorder": "s", "hybrid": "D", "bid-price": "P"}
 
 
 def _style(policy: str) -> dict:
-    """Colour by policy; a mended or better informed one keeps it and is dashed."""
+    """Colour by policy; a corrected or better informed one keeps it and is dashed."""
     base = policy
-    for suffix in ("-fixed", "-batched", "-oracle"):
+    for suffix in ("-corrected", "-batched", "-oracle"):
         base = base.removesuffix(suffix)
     dashed = "-" if policy == base else "--"
     return {
@@ -190,7 +191,7 @@ def against_reference(times: pd.DataFrame) -> Figure:
     """
     figure, ax = axes(height_in=0.7 + 0.5 * len(times))
     figure.set_figwidth(5.2)
-    colours = {True: COLOURS["ours"], False: COLOURS["drop"]}
+    colours = {True: COLOURS["bid-price"], False: COLOURS["drop"]}
     for y, row in enumerate(times.to_dict("records")):
         colour = colours[bool(row["good"])]
         ax.fill_betweenx(

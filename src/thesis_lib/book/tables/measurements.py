@@ -17,9 +17,9 @@ from thesis_lib.common.units import GiB, format_duration, format_size
 
 # What readers call a system of a record.
 SYSTEMS = {
-    "ours": "ours",
-    "ours-nf4": "ours, NF4",
-    "ours-lossless": "ours, lossless code",
+    "streamed": "streamed",
+    "streamed-nf4": "streamed, NF4",
+    "streamed-lossless": "streamed, lossless code",
     "accelerate": "accelerate",
     "mmap": "mmap",
     "airllm": "AirLLM",
@@ -99,15 +99,16 @@ PEERS = ["peak_bytes", "s_per_token", "low_s", "high_s", "read_bytes", "times_sl
 def peers(record: dict[str, Any]) -> pd.DataFrame:
     """A row a system: peak and bytes read, seconds of a token with their interval.
 
-    `times_slower` is over ours in bf16, with `times_low` and `times_high`;
-    `drains_per_step` a step over the reads of the same bytes; `over_accelerate` and
-    `over_mmap` how many times as fast as these, in 16 bits. NaN where that was not
-    measured: a system that was killed at the limit has its peak alone.
+    `times_slower` is over the streamed model in bf16, with `times_low` and
+    `times_high`; `drains_per_step` a step over the reads of the same bytes;
+    `over_accelerate` and `over_mmap` how many times as fast as these, in 16 bits. NaN
+    where that was not measured: a system that was killed at the limit has its peak
+    alone.
     """
     rows = {}
     for system, found in record["summary"]["systems"].items():
         low, high = found.get("interval_s", (np.nan, np.nan))
-        slower = found.get("ours_is_faster", {})
+        slower = found.get("streamed_is_faster", {})
         faster = found.get("is_faster_than_accelerate", {})
         rows[SYSTEMS.get(system, system)] = {
             "peak_bytes": found["peak_bytes"],

@@ -19,7 +19,7 @@ VALUES = {"yes": "●", "partly": "◐", "no": "○", "moot": "–"}
 UNVERIFIED = "?"
 VERIFIED = "verified"
 WORDS = 25  # of evidence, in our own words
-OURS = "ours"
+OURS = "this work"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Field:
     `features` has an index feature and columns group and definition: a system has the
     feature if the definition holds of it. `cells` has a row for each feature and
     system: value, one of VALUES, or empty where not verified; status; source, a key of
-    the references, or for ours a path in this repository; the place in it; evidence,
-    what stands there in our own words; and the symbol that the table shows.
+    the references, or for this work a path in this repository; the place in it;
+    evidence, what stands there in our own words; and the symbol that the table shows.
     """
 
     features: pd.DataFrame
@@ -38,7 +38,7 @@ class Field:
 
     @property
     def systems(self) -> list[str]:
-        """The systems, ours among them."""
+        """The systems, this work among them."""
         return list(dict.fromkeys(self.cells.system))
 
     def wide(self, column: str) -> pd.DataFrame:
@@ -135,9 +135,9 @@ def evidence(field: Field, system: str) -> pd.DataFrame:
 def counts(field: Field) -> dict[str, int | str]:
     """How many cells, systems and features there are, and how they fell out.
 
-    `ahead` are the features that some other system has wholly and ours does not;
-    `alone` those of ours for which no other system is known to have as much as a part;
-    `nearest` of ours are with the system that has most of them wholly.
+    `ahead` are the features that some other system has wholly and this work does not;
+    `alone` those of this work for which no other system is known to have as much as a
+    part; `nearest` of this work are with the system that has most of them wholly.
     """
     values: Any = field.wide("value")
     mine, others = values[OURS] == "yes", values.drop(columns=OURS)
@@ -148,7 +148,7 @@ def counts(field: Field) -> dict[str, int | str]:
         "features": len(field.features),
         "cells": len(field.cells),
         "verified": int((field.cells.status == VERIFIED).sum()),
-        "ours": int(mine.sum()),
+        "this_work": int(mine.sum()),
         "ahead": int((~mine & wholly.any(axis=1)).sum()),
         "alone": int((mine & ~others.isin(["yes", "partly"]).any(axis=1)).sum()),
         "nearest": int(both.max()),

@@ -1,4 +1,4 @@
-"""How far `ours` is from what it was to reach, and from everybody else.
+"""How far `bid-price` is from what it was to reach, and from everybody else.
 
 The goals were set before the policy was designed. Every run here is of one
 configuration and on seeds that no design has seen; what has to pass is the pessimistic
@@ -78,10 +78,11 @@ GOALS = {
 def run_goals(
     *, transactions: int, seeds: int, seed: int, loads: Iterable[float] = LOADS
 ) -> pd.DataFrame:
-    """FIFO, ours and the bound at every goal, as from `replicate` with a `row`."""
+    """FIFO, bid-price and the bound at every goal, as from `replicate` with a `row`."""
     cases = {row: {"config": goal.cell(transactions)} for row, goal in GOALS.items()}
     return run_grid(
-        cases, "row", policies=["fifo", "ours"], loads=loads, estimate=noisy_estimate(),
+        cases, "row", policies=["fifo", "bid-price"], loads=loads,
+        estimate=noisy_estimate(),
         seeds=seeds, seed=seed, bound=True,
     )  # fmt: skip
 
@@ -89,24 +90,25 @@ def run_goals(
 def against_goals(runs: pd.DataFrame) -> pd.DataFrame:
     """What was reached, by row and load, from `run_goals`.
 
-    In percent: mean violations of FIFO, ours and the bound; the reduction with its
+    In percent: mean violations of FIFO, bid-price and the bound; the reduction with its
     interval (`low`, `high`), its goal, and whether the low end reaches it; and in
-    points the regret, ours above the bound, its high end, and its goal, where there is
-    one (else NaN), and whether the high end keeps it (else true).
+    points the regret, bid-price above the bound, its high end, and its goal, where
+    there is one (else NaN), and whether the high end keeps it (else true).
     """
     rows = {}
     for row, load in dict.fromkeys(zip(runs["row"], runs["load"], strict=True)):
         at = runs.loc[(runs["row"] == row) & (runs["load"] == load)]
         goal, place = GOALS[row], LOADS.index(load)
-        fewer = reduction(at, "ours", load)
-        ours, bound, fifo = (
-            column(at, name, load, "violations") for name in ("ours", "bound", "fifo")
+        fewer = reduction(at, "bid-price", load)
+        bid_price, bound, fifo = (
+            column(at, name, load, "violations")
+            for name in ("bid-price", "bound", "fifo")
         )
-        above = difference_interval(ours, bound)
+        above = difference_interval(bid_price, bound)
         most = np.nan if goal.regret is None else goal.regret[place]
         rows[row, load] = {
             "fifo": 100 * fifo.mean(),
-            "ours": 100 * ours.mean(),
+            "bid-price": 100 * bid_price.mean(),
             "bound": 100 * bound.mean(),
             "reduction": 100 * fewer.value,
             "low": 100 * fewer.low,
@@ -127,7 +129,7 @@ JUDGED_ESTIMATORS = ("noisy", "boosted", "constant", "oracle")
 def by_estimator(
     *, transactions: int, seeds: int, seed: int, loads: Iterable[float] = LOADS
 ) -> pd.DataFrame:
-    """Low end of the reduction of ours, in percent, with other estimators.
+    """Low end of the reduction of bid-price, in percent, with other estimators.
 
     A row a goal and load; a column for each of JUDGED_ESTIMATORS, and the `goal`. The
     learned ones are fitted on transactions of another seed, of which they see what the
@@ -144,10 +146,16 @@ def by_estimator(
             for row, config in places.items()
         }
         runs = run_grid(
-            cases, "row", policies=["fifo", "ours"], loads=loads, seeds=seeds, seed=seed
+            cases,
+            "row",
+            policies=["fifo", "bid-price"],
+            loads=loads,
+            seeds=seeds,
+            seed=seed,
         )
         lows[name] = {
-            (row, load): 100 * reduction(runs.loc[runs["row"] == row], "ours", load).low
+            (row, load): 100
+            * reduction(runs.loc[runs["row"] == row], "bid-price", load).low
             for row in places
             for load in loads
         }
@@ -164,7 +172,7 @@ def by_estimator(
 def constants(
     config: SimulationConfig, loads: Sequence[float], *, seeds: int
 ) -> pd.DataFrame:
-    """Violations of `ours` in percent, by load, with its constants halved and doubled.
+    """Violations (%) of `bid-price` by load, with its constants halved and doubled.
 
     On design seeds; the first row is the configuration itself.
     """
@@ -175,7 +183,7 @@ def constants(
         for name in ("step", "relief", "window")
         for word, factor in (("half", 0.5), ("twice", 2.0))
     }
-    policies = {" ".join(of): ("ours", {"terms": t}) for of, t in varied.items()}
+    policies = {" ".join(of): ("bid-price", {"terms": t}) for of, t in varied.items()}
     runs = replicate(
         config, policies, loads, noisy_estimate(), seeds=seeds, seed=DESIGN_SEED
     )
@@ -185,7 +193,7 @@ def constants(
 
 
 def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFrame:
-    """What `ours` admits and what it refuses, in truth, on design seeds.
+    """What `bid-price` admits and what it refuses, in truth, on design seeds.
 
     The calibration sees the admitted alone. Its line, of the logarithm of the time on
     that of the estimate, is fitted here to all of these, and the residuals of both rows
@@ -196,7 +204,9 @@ def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFra
     """
 
     def measure(at: Paired) -> Iterator[dict]:
-        history = config.history(at.trace, config.policy("ours"), at.estimated_s, load)
+        history = config.history(
+            at.trace, config.policy("bid-price"), at.estimated_s, load
+        )
         yield {
             "admitted": ~history.dropped,
             "truth_s": at.trace.service_s,
@@ -228,9 +238,9 @@ def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFra
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-# Ours without one of its ingredients.
+# Bid-price without one of its ingredients.
 WITHOUT = {
-    "ours": BidPriceParameters(),
+    "bid-price": BidPriceParameters(),
     "without price": BidPriceParameters(step=0.0),
     "without reservations": BidPriceParameters(reserve=-np.inf),
     "without calibration": BidPriceParameters(window=0.0),
@@ -244,15 +254,15 @@ def ablate_components(
     configs: Mapping[str, SimulationConfig], loads: Sequence[float], *, seeds: int,
     seed: int, estimate: Estimate | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """Violations of ours without each ingredient, and of simpler designs, in percent.
+    """Violations (%) of bid-price without each ingredient, and of simpler designs.
 
     A row a variant; columns are the name of a configuration and the load. `late-edf`,
     `startable-first` and `late-demote` are the earlier designs with late binding,
-    `hybrid-fixed` decides at arrival.
+    `hybrid-corrected` decides at arrival.
     """
     estimate = noisy_estimate() if estimate is None else estimate
-    designs = ("late-demote", "startable-first", "late-edf", "hybrid-fixed")
-    policies = {of: ("ours", {"terms": terms}) for of, terms in WITHOUT.items()}
+    designs = ("late-demote", "startable-first", "late-edf", "hybrid-corrected")
+    policies = {of: ("bid-price", {"terms": terms}) for of, terms in WITHOUT.items()}
     policies |= {name: (name, {}) for name in designs}
     runs = run_grid(
         {name: {"config": config} for name, config in configs.items()}, "place",
@@ -270,17 +280,18 @@ def ablate_components(
 
 BASELINES = (
     "fifo", "fifo-batched", "random-drop", "queue-cap", "codel", "edf", "sjf",
-    "least-slack", "late-edf", "late-sjf", "drop", "reorder", "hybrid", "drop-fixed",
-    "reorder-fixed", "hybrid-fixed", "ours",
+    "least-slack", "late-edf", "late-sjf", "drop", "reorder", "hybrid",
+    "drop-corrected",
+    "reorder-corrected", "hybrid-corrected", "bid-price",
 )  # fmt: skip
 
 
 def against_baselines(
     config: SimulationConfig, loads: Sequence[float], *, seeds: int, seed: int
 ) -> pd.DataFrame:
-    """Every baseline beside ours, as from `replicate`.
+    """Every baseline beside bid-price, as from `replicate`.
 
-    `random-drop` refuses as large a share as ours does, at each load.
+    `random-drop` refuses as large a share as bid-price does, at each load.
     """
     others = [name for name in BASELINES if name != "random-drop"]
     runs = replicate(
@@ -289,7 +300,7 @@ def against_baselines(
     blind = [
         replicate(
             config, ["random-drop"], [load], noisy_estimate(), seeds=seeds, seed=seed,
-            drop_share=float(column(runs, "ours", load, "dropped").mean()),
+            drop_share=float(column(runs, "bid-price", load, "dropped").mean()),
         )
         for load in loads
     ]  # fmt: skip
@@ -304,11 +315,11 @@ LEARNED, CONSTANT = "boosted", "constant"
 def learning(
     config: SimulationConfig, load: float, *, seeds: int, seed: int
 ) -> pd.DataFrame:
-    """What `ours` owes to a learned estimator at one load, as from `replicate`.
+    """What `bid-price` owes to a learned estimator at one load, as from `replicate`.
 
-    FIFO, SIMPLE, `ours` and the lower bound with boosted trees, and `ours` once more
-    with a constant, as `ours-constant`. Both are fitted on transactions of another
-    seed, and all run on the same ones.
+    FIFO, SIMPLE, `bid-price` and the lower bound with boosted trees, and `bid-price`
+    once more with a constant, as `bid-price-constant`. Both are fitted on transactions
+    of another seed, and all run on the same ones.
     """
     learned, blind = (
         replicate(
@@ -316,8 +327,8 @@ def learning(
             seeds=seeds, seed=seed, bound=name == LEARNED,
         )
         for name, policies in (
-            (LEARNED, ["fifo", *SIMPLE, "ours"]),
-            (CONSTANT, {f"ours-{CONSTANT}": ("ours", {})}),
+            (LEARNED, ["fifo", *SIMPLE, "bid-price"]),
+            (CONSTANT, {f"bid-price-{CONSTANT}": ("bid-price", {})}),
         )
     )  # fmt: skip
     return pd.concat([learned, blind], ignore_index=True)
@@ -336,21 +347,21 @@ def worth_of_learning(runs: pd.DataFrame, load: float) -> dict[str, float | str]
     }
     best = min(SIMPLE, key=lambda policy: violations[policy])
     reductions = {
-        "reduction_learned": ("ours", "fifo"),
-        "reduction_constant": (f"ours-{CONSTANT}", "fifo"),
+        "reduction_learned": ("bid-price", "fifo"),
+        "reduction_constant": (f"bid-price-{CONSTANT}", "fifo"),
         "reduction_codel": ("codel", "fifo"),
         "reduction_simple": (best, "fifo"),
-        "learned_over_constant": ("ours", f"ours-{CONSTANT}"),
-        "learned_over_simple": ("ours", best),
+        "learned_over_constant": ("bid-price", f"bid-price-{CONSTANT}"),
+        "learned_over_simple": ("bid-price", best),
     }
     numbers: dict[str, float | str] = {
-        "learned_percent": violations["ours"],
-        "constant_percent": violations[f"ours-{CONSTANT}"],
+        "learned_percent": violations["bid-price"],
+        "constant_percent": violations[f"bid-price-{CONSTANT}"],
         "simple_percent": violations[best],
         "simple_best": best,
         "codel_percent": violations["codel"],
         "learned_bound_percent": violations["bound"],
-        "learned_regret": violations["ours"] - violations["bound"],
+        "learned_regret": violations["bid-price"] - violations["bound"],
     }
     for name, (policy, baseline) in reductions.items():
         found = reduction(runs, policy, load, baseline)
@@ -407,7 +418,7 @@ def elsewhere(
 ) -> pd.DataFrame:  # fmt: skip
     """A row a setting: what it is, and the violations of policies and bound.
 
-    In percent; with the reduction of ours against FIFO and its interval.
+    In percent; with the reduction of bid-price against FIFO and its interval.
     """
     rows = []
     for setting in settings:
@@ -419,7 +430,7 @@ def elsewhere(
             config, policies, [setting.load], noisy_estimate(setting.noise),
             seeds=seeds, seed=seed, bound=True,
         )  # fmt: skip
-        fewer = reduction(runs, "ours", setting.load)
+        fewer = reduction(runs, "bid-price", setting.load)
         shares = {
             name: 100 * column(runs, name, setting.load, "violations").mean()
             for name in (*policies, "bound")
@@ -450,10 +461,10 @@ def price_of_fairness(
     In percent: violations in all and of each type, and on-time commits over the
     saturation of FIFO (`goodput`), each a mean over the seeds with `low` and `high` of
     the goodput, the mean difference between the types (`between`), and Jain's index
-    (`fairness`). An infinite gap is ours without the mode.
+    (`fairness`). An infinite gap is bid-price without the mode.
     """
     groups = len(config.make_trace(paired_seeds(seed, 1)[0][0]).kinds)
-    policies = {str(gap): ("ours", {"gap": gap, "groups": groups}) for gap in gaps}
+    policies = {str(gap): ("bid-price", {"gap": gap, "groups": groups}) for gap in gaps}
     runs = replicate(config, policies, [load], noisy_estimate(), seeds=seeds, seed=seed)
     kinds = [name for name in runs if str(name).startswith("violations:")]
     rows = []
@@ -482,7 +493,7 @@ def price_of_fairness(
 
 
 IN_VAIN, IN_VAIN_LOAD = 0.01, 0.99  # the goal: so few drops in vain, up to this load
-BEGUN = ("ours", "late-edf")  # whose decisions the search begins with
+BEGUN = ("bid-price", "late-edf")  # whose decisions the search begins with
 
 
 def _run(
@@ -506,12 +517,12 @@ def distances(
 ) -> pd.DataFrame:
     """One row per load, seed and policy, from FIFO down to the bound.
 
-    The policies are `fifo` and `ours` with `estimate` (by default `noisy`),
-    `ours-oracle` with the true service times, `search`, the best schedule found that
-    knows the future as well, and `bound`. Unlike in `metrics`, every transaction
+    The policies are `fifo` and `bid-price` with `estimate` (by default `noisy`),
+    `bid-price-oracle` with the true service times, `search`, the best schedule found
+    that knows the future as well, and `bound`. Unlike in `metrics`, every transaction
     counts, the first included: a schedule and a bound are about the same ones. Columns:
     load, seed, policy, `violations` and `dropped`, of all arrivals, and `in_vain`, the
-    drops of `ours` that would have been on time, of all arrivals. `sweeps` as in
+    drops of `bid-price` that would have been on time, of all arrivals. `sweeps` as in
     `search`.
     """
     estimate = noisy_estimate() if estimate is None else estimate
@@ -521,25 +532,25 @@ def distances(
         exact = {
             name: _run(config, at.trace, name, at.trace.service_s) for name in BEGUN
         }
-        ours = _run(config, at.trace, "ours", at.estimated_s)
+        bid_price = _run(config, at.trace, "bid-price", at.estimated_s)
         made = {
             "fifo": _run(config, at.trace, "fifo", at.estimated_s),
-            "ours": ours,
-            "ours-oracle": exact["ours"],
+            "bid-price": bid_price,
+            "bid-price-oracle": exact["bid-price"],
             "search": search(
                 at.trace, **place, sweeps=sweeps, begun=list(exact.values()),
                 seed=at.number,
             ),
         }  # fmt: skip
         in_vain = would_be_on_time(
-            at.trace, ours, cores=config.cores, lag_s=config.delays.lag_s
+            at.trace, bid_price, cores=config.cores, lag_s=config.delays.lag_s
         )
         for name, history in made.items():
             yield {
                 "policy": name,
                 "violations": history.violated.mean(),
                 "dropped": history.dropped.mean(),
-                "in_vain": in_vain.mean() if name == "ours" else np.nan,
+                "in_vain": in_vain.mean() if name == "bid-price" else np.nan,
             }
         fewest = fewest_violations(at.trace, **place)
         yield {"policy": "bound", "violations": fewest / len(at.trace)}
@@ -554,8 +565,8 @@ def windows(
 
     Columns, violations of 40: `relaxed`, the bound of `bounds`; `proven`, what CP-SAT
     has proven; `found`, its best schedule; `search`, without CP-SAT; `oracle` and
-    `ours`, ours with true and with noisy service times; `fifo`. `effort` as in
-    `cpsat.solve`.
+    `bid-price`, bid-price with true and with noisy service times; `fifo`. `effort` as
+    in `cpsat.solve`.
     """
     ((trace_seed, arrival_seed, estimate_seed),) = paired_seeds(seed, 1)
     trace = config.arrange(config.make_trace(trace_seed), load, arrival_seed)
@@ -578,7 +589,7 @@ def windows(
             "found": solved.violations,
             "search": search(window, **place, begun=exact).violated.sum(),
             "oracle": exact[0].violated.sum(),
-            "ours": _run(config, window, "ours", guess_s).violated.sum(),
+            "bid-price": _run(config, window, "bid-price", guess_s).violated.sum(),
             "fifo": _run(config, window, "fifo", guess_s).violated.sum(),
         }
 
@@ -599,24 +610,25 @@ def summarise_windows(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def distance(runs: pd.DataFrame) -> pd.DataFrame:
-    """Where the violations of ours come from, in percent of arrivals, by load.
+    """Where the violations of bid-price come from, in percent of arrivals, by load.
 
-    Means over the seeds of `distances`. Columns: `ours`, and how it adds up: `bound`,
-    which nobody avoids; `open`, from there to the best schedule found, where the
-    optimum lies; `unforeseen`, from there to ours with true service times, which knows
-    no arrival before it comes; `misjudged`, the rest, by the errors of its estimates.
-    Then drops in vain, of arrivals (`in_vain`) and of the drops (`of_drops`).
+    Means over the seeds of `distances`. Columns: `bid-price`, and how it adds up:
+    `bound`, which nobody avoids; `open`, from there to the best schedule found, where
+    the optimum lies; `unforeseen`, from there to bid-price with true service times,
+    which knows no arrival before it comes; `misjudged`, the rest, by the errors of its
+    estimates. Then drops in vain, of arrivals (`in_vain`) and of the drops
+    (`of_drops`).
     """
     mean = metrics.table(runs)
-    dropped = np.asarray(metrics.table(runs, "dropped").loc["ours"])
-    in_vain = np.asarray(metrics.table(runs, "in_vain").loc["ours"])
+    dropped = np.asarray(metrics.table(runs, "dropped").loc["bid-price"])
+    in_vain = np.asarray(metrics.table(runs, "in_vain").loc["bid-price"])
     return pd.DataFrame(
         {
-            "ours": mean.loc["ours"],
+            "bid-price": mean.loc["bid-price"],
             "bound": mean.loc["bound"],
             "open": mean.loc["search"] - mean.loc["bound"],
-            "unforeseen": mean.loc["ours-oracle"] - mean.loc["search"],
-            "misjudged": mean.loc["ours"] - mean.loc["ours-oracle"],
+            "unforeseen": mean.loc["bid-price-oracle"] - mean.loc["search"],
+            "misjudged": mean.loc["bid-price"] - mean.loc["bid-price-oracle"],
             "in_vain": in_vain,
             "of_drops": 100 * in_vain / np.where(dropped > 0, dropped, 1.0),
         }

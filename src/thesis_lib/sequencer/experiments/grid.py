@@ -35,7 +35,12 @@ from thesis_lib.sequencer.experiments.metrics import (
     outcome,
     table,
 )
-from thesis_lib.sequencer.policies.registry import AS_PUBLISHED, CORRECTED, Defects
+from thesis_lib.sequencer.policies.registry import (
+    AS_PUBLISHED,
+    CORRECTED,
+    Defects,
+    present_name,
+)
 
 FITTED = 0.5  # share of a replayed trace, its first, that an estimator is fitted on
 LEAST_FITTED = 100  # transactions there
@@ -148,10 +153,10 @@ def replicate(
 
     >>> from thesis_lib.sequencer import SimulationConfig, noisy_estimate, replicate
     >>> config = SimulationConfig.of_scenario("A", transactions=500)
-    >>> policies, estimate = ["fifo", "ours"], noisy_estimate()
+    >>> policies, estimate = ["fifo", "bid-price"], noisy_estimate()
     >>> runs = replicate(config, policies, [1.1], estimate, seeds=2, seed=1)
     >>> runs.groupby("policy")["violations"].mean().round(3).to_dict()
-    {'fifo': 0.032, 'ours': 0.0}
+    {'fifo': 0.032, 'bid-price': 0.0}
     """
     require(
         not bound or config.clients is None,
@@ -224,11 +229,11 @@ def ablation(
 ) -> pd.DataFrame:
     """What each of the thesis' defects costs `policy` ("drop", "reorder", "hybrid").
 
-    One row for the policy as described, for each defect mended alone in it, for the
+    One row for the policy as described, for each defect corrected alone in it, for the
     policy without any, and for each defect put back alone into that; all on the same
-    seeds. Columns: `from` ("described" or "fixed"), `defect` (empty for the two ends),
-    the strict and the lenient count in percent, and for either its difference from
-    the end it started `from`, in points, with the interval of paired seeds
+    seeds. Columns: `from` ("described" or "corrected"), `defect` (empty for the two
+    ends), the strict and the lenient count in percent, and for either its difference
+    from the end it started `from`, in points, with the interval of paired seeds
     (`strict_change`, `strict_low`, `strict_high`, and so on). The learned `estimator`
     is fitted on `past`, and for the defect `cut_tail` on what that leaves of it.
     """
@@ -236,7 +241,7 @@ def ablation(
         (start, defect): defects if not defect else replace(
             defects, **{defect: not getattr(defects, defect)}
         )
-        for start, defects in (("described", AS_PUBLISHED), ("fixed", CORRECTED))
+        for start, defects in (("described", AS_PUBLISHED), ("corrected", CORRECTED))
         for defect in ("", *Defects.names())
     }  # fmt: skip
 
@@ -368,10 +373,11 @@ class Simulation:
     ) -> dict:  # fmt: skip
         """The numbers of `policy`, beside FIFO and the lower bound on the same seeds.
 
-        Every estimate is multiplied by `bias`. `gap` bounds, for ours, how much larger
-        the share of violations of one type may be than of another. Shares are fractions
-        of 1; intervals are (low, high), and None where a replayed trace is one sample
-        and nothing was drawn for it; a closed loop has no lower bound (None).
+        Every estimate is multiplied by `bias`. `gap` bounds, for bid-price, how much
+        larger the share of violations of one type may be than of another. Shares are
+        fractions of 1; intervals are (low, high), and None where a replayed trace is
+        one sample and nothing was drawn for it; a closed loop has no lower bound
+        (None).
         """
         require(
             0 < bias < np.inf,
@@ -428,6 +434,7 @@ def simulate_cell(
     what is not given. The result is that of `Simulation.against_fifo`. Raises
     InvalidInput for anything that cannot be run.
     """
+    policy = present_name(policy)
     load = options.get("load")
     require(load is None or load > 0, f"load={load} must be positive")
     require(

@@ -44,6 +44,7 @@ from thesis_lib.sequencer.experiments.metrics import (
     summarise,
 )
 from thesis_lib.sequencer.policies.registry import policy as named_policy
+from thesis_lib.sequencer.policies.registry import present_name
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 from thesis_lib.sequencer.workload.features import (
     static_features,
@@ -387,7 +388,7 @@ def serve(
 
     >>> from thesis_lib.sequencer import serve
     >>> short = {"seconds": 0.2, "rounds": 2, "burst": 400, "fewest": 50}
-    >>> result = serve(policy="ours", load=1.0, estimator="constant", **short)
+    >>> result = serve(policy="bid-price", load=1.0, estimator="constant", **short)
     >>> 0 <= result["violations"] <= 1
     True
     """
@@ -398,6 +399,7 @@ def serve(
     require(batch_size >= 1, f"batch_size={batch_size}: expected at least 1")
     require(flush_s >= 0, f"flush_s={flush_s:g} must not be negative")
     require(slo_s is None or slo_s > 0, f"slo_s={slo_s} must be positive")
+    policy = present_name(policy)
     named_policy(policy, slo_s=1.0, cores=workers)  # refused before anything runs
     if not is_file(estimator):
         _require_learned(estimator)
@@ -431,7 +433,7 @@ def serve(
         made = _result(ready, runs, policy, estimator, load, rate_per_s, n, lasting_s)
         return made if kept is None else made | {"fitted_on": 0}
 
-    # a server's processes are none of ours, and would pass for somebody else's
+    # a server's processes are none of bid-price, and would pass for somebody else's
     return undisturbed(measured) if engine == "sqlite" else measured()
 
 

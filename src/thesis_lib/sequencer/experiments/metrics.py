@@ -149,9 +149,9 @@ def reduction_interval(violations: F64, baseline: F64) -> Interval:
     )
 
     def reductions(picks: I64) -> F64:
-        ours, theirs = violations[picks].mean(axis=1), baseline[picks].mean(axis=1)
+        bid_price, theirs = violations[picks].mean(axis=1), baseline[picks].mean(axis=1)
         safe = np.where(theirs > 0, theirs, 1.0)
-        return np.where(theirs > 0, 1 - ours / safe, 0.0)
+        return np.where(theirs > 0, 1 - bid_price / safe, 0.0)
 
     value = 0.0 if baseline.mean() == 0 else 1 - violations.mean() / baseline.mean()
     return Interval(float(value), *bootstrap(len(violations), reductions))
@@ -171,10 +171,10 @@ def reduction(
 
     >>> import pandas as pd
     >>> from thesis_lib.sequencer import reduction
-    >>> policies, seeds = ["fifo", "fifo", "ours", "ours"], [0, 1, 0, 1]
+    >>> policies, seeds = ["fifo", "fifo", "bid-price", "bid-price"], [0, 1, 0, 1]
     >>> shares = {"load": 1.1, "violations": [0.4, 0.6, 0.1, 0.15]}
     >>> runs = pd.DataFrame({"policy": policies, "seed": seeds} | shares)
-    >>> reduction(runs, "ours", 1.1)
+    >>> reduction(runs, "bid-price", 1.1)
     Interval(value=0.75, low=0.75, high=0.75)
     """
     return reduction_interval(
@@ -259,7 +259,7 @@ def headline(runs: pd.DataFrame, load: float) -> dict[str, float]:
         "lower_bound_percent": 100 * column(runs, "bound", load, "violations").mean(),
     }
     committed = column(runs, "fifo", load, "throughput_per_s").mean()
-    for policy in ("drop", "reorder", "hybrid", "hybrid-fixed", "ours"):
+    for policy in ("drop", "reorder", "hybrid", "hybrid-corrected", "bid-price"):
         name = policy.replace("-", "_")
         share = column(runs, policy, load, "violations").mean()
         fewer = reduction(runs, policy, load)

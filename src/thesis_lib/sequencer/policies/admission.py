@@ -1,8 +1,8 @@
 """Late binding at a price: what to release now, what to hold, what to refuse.
 
-The rule of the policy `ours`. The sequencer keeps whatever cannot start at once, and
-decides on all of it again at every commit and every arrival. It learns while it runs,
-from what it may observe alone:
+The rule of the policy `bid-price`. The sequencer keeps whatever cannot start at once,
+and decides on all of it again at every commit and every arrival. It learns while it
+runs, from what it may observe alone:
 
 - *calibration* (`recalibration.Online`): how long the committed took, against their
   estimates, corrects the estimates and says how probable it is to be on time;
@@ -51,7 +51,7 @@ FADING = 0.002  # weight of the last outcome in a group's share
 
 
 class BidPriceParameters(NamedTuple):
-    """The one configuration of `ours`, chosen on design seeds (chapter 3)."""
+    """The one configuration of `bid-price`, chosen on design seeds (chapter 3)."""
 
     step: float = 0.05  # by which the price falls at a refusal, of itself
     relief: float = 0.3  # share of that by which it rises at a start above it

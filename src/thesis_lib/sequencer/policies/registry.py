@@ -6,10 +6,11 @@ sequencer at once. Rules are compiled, each once (`rules`); what they see is
 the batch, its forecast and the time. A policy of one's own is a function in plain
 Python, which simulator and live engine ask instead.
 
-The thesis' three policies have defects; each can be mended or put back alone
+The thesis' three policies have defects; each can be corrected or put back alone
 (`Defects`).
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -51,7 +52,7 @@ from thesis_lib.sequencer.policies.rules import (
 Rule = Callable[[Batch, Forecast, float], Decision]  # a policy in plain Python
 
 BAND = 0.2  # error band of the thesis over its objective: 2.5 ms of 12.5 ms
-# Of the simpler designs with late binding (chapter 3); for `ours` there are
+# Of the simpler designs with late binding (chapter 3); for `bid-price` there are
 # `BidPriceParameters`.
 FLIGHT = 1.25  # transactions past the sequencer for each core
 LEAST_P = 0.8  # dropped below this probability of being on time
@@ -61,12 +62,12 @@ QUEUE = 0.5  # work of all cores that `queue-cap` lets into the system
 TARGET, INTERVAL = 0.25, 0.1  # of `codel`
 DEPTH = 2.0  # transactions past `codel` for each core: with fewer, locks idle the cores
 
-TIMER = 0.04  # share of the objective after which a mended policy flushes a batch
+TIMER = 0.04  # share of the objective after which a corrected policy flushes a batch
 
 
 @dataclass(frozen=True, slots=True)
 class Defects:
-    """What the thesis' policies leave out, each to be mended or put back alone."""
+    """What the thesis' policies leave out, each to be corrected or put back alone."""
 
     ghosts: bool = False  # what is dropped stays registered
     no_feedback: bool = False  # predicted ends are never corrected by observed commits
@@ -162,10 +163,24 @@ def decide(
 
 THESIS = ("drop", "reorder", "hybrid")
 POLICIES = (
-    "fifo", *THESIS, *(f"{name}-fixed" for name in THESIS),
+    "fifo", *THESIS, *(f"{name}-corrected" for name in THESIS),
     "fifo-batched", "random-drop", "queue-cap", "codel", "edf", "sjf", "late-edf",
-    "late-sjf", "least-slack", "startable-first", "late-demote", "ours",
+    "late-sjf", "least-slack", "startable-first", "late-demote", "bid-price",
 )  # fmt: skip
+RENAMED = {f"{name}-fixed": f"{name}-corrected" for name in THESIS} | {
+    "ours": "bid-price"
+}
+
+
+def present_name(name: str) -> str:
+    """What the policy `name` is called now; warns where it is a name of before."""
+    if name in RENAMED:
+        warnings.warn(
+            f"the policy {name} is called {RENAMED[name]} now: use that name",
+            FutureWarning,
+            stacklevel=3,
+        )
+    return RENAMED.get(name, name)
 
 
 def policy(
@@ -190,15 +205,14 @@ def policy(
     (2.5 ms of 12.5 ms). `drop_share` and `seed` are read by random-drop alone;
     `flight` (transactions past the sequencer for each core) and `least_p` (below
     which probability of being on time a transaction is dropped) by the simpler policies
-    with late binding. `terms` replaces the configuration of `ours`; with `gap` it keeps
-    the violations of each of `groups` of transactions, as a share of them, within so
-    much of the smallest share.
-    `defects` replaces all (`drop`, `reorder`, `hybrid`) or none (the same `-fixed`) of
-    the thesis' defects. Raises InvalidInput for an unknown name, for values out of
-    range, and for defects of a policy that has none.
+    with late binding. `terms` replaces the configuration of `bid-price`; with `gap` it
+    keeps the violations of each of `groups` of transactions, as a share of them, within
+    so much of the smallest share. `defects` replaces all (`drop`, `reorder`, `hybrid`)
+    or none (the same `-corrected`) of the thesis' defects. Raises InvalidInput for an
+    unknown name, for values out of range, and for defects of a policy that has none.
 
     >>> from thesis_lib.sequencer import POLICIES, policy
-    >>> policy("ours", slo_s=0.0125, cores=8).name in POLICIES
+    >>> policy("bid-price", slo_s=0.0125, cores=8).name in POLICIES
     True
 
     A function is a policy of one's own: `rule(batch, forecast, now_s)` sees ids,
@@ -219,7 +233,7 @@ def policy(
     (19, 19)
     """
     if isinstance(name, str):
-        own, called = None, choice("policy", name, POLICIES)
+        own, called = None, choice("policy", present_name(name), POLICIES)
     else:
         require(callable(name), f"policy={name!r}: expected a name or a function")
         own, called = name, str(getattr(name, "__name__", name))
@@ -231,12 +245,12 @@ def policy(
     require(gap >= 0, f"gap={gap:g} must not be negative")
     require(groups >= 1, f"groups={groups}: expected at least 1")
     require(
-        called == "ours" or (gap == np.inf and terms is None),
-        f"policy {called!r} has neither a gap nor terms: only 'ours' has",
+        called == "bid-price" or (gap == np.inf and terms is None),
+        f"policy {called!r} has neither a gap nor terms: only 'bid-price' has",
     )
     band = BAND * slo_s if band_s is None else band_s
     require(band >= 0, f"band_s={band:g} must not be negative")
-    base = called.removesuffix("-fixed")
+    base = called.removesuffix("-corrected")
     if own is None and base in THESIS:
         if defects is None:
             defects = AS_PUBLISHED if called == base else CORRECTED
@@ -270,7 +284,7 @@ def policy(
         "least-slack": (likely._replace(kind=SLACK), late),
         "startable-first": (likely._replace(slack_s=lag_s), late),
         "late-demote": (likely._replace(slack_s=lag_s, cores=cores), late),
-        "ours": (
+        "bid-price": (
             Code(OURS, terms=terms),
             late
             | {

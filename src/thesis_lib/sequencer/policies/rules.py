@@ -1,7 +1,7 @@
 """The rules of all policies, compiled: what a batch and its forecast are made into.
 
 Simulator, partitions and live engine call `decide_compiled` with the `Code` of a policy
-(`registry.policy`). The rule of `ours` is in `admission`.
+(`registry.policy`). The rule of `bid-price` is in `admission`.
 """
 
 from math import sqrt
@@ -48,7 +48,7 @@ class Code(NamedTuple):
     room_s: float = 0.0  # of `queue-cap`, in seconds of one core
     spare_s: float = 0.0  # of `codel`: who has less left has waited too long
     interval_s: float = 0.0  # of `codel`
-    terms: BidPriceParameters = BidPriceParameters()  # of `ours`
+    terms: BidPriceParameters = BidPriceParameters()  # of `bid-price`
 
 
 @njit(cache=True)
@@ -179,7 +179,7 @@ def _late(memory, model, ids, now_s, code):
 def _critical_first(finish_s, deadline_s, code):
     """Positions, stable: what the thesis calls critical first.
 
-    As described, that is forecast to end within the band of its deadline; mended, it
+    As described, that is forecast to end within the band of its deadline; corrected, it
     has the least time left between forecast end and deadline, and what is hopeless, a
     band too late, goes last.
     """

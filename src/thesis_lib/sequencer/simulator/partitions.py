@@ -540,7 +540,7 @@ def simulate_partitions(
     if policy.batched or policy.code is None:
         raise InvalidInput(
             f"policy {policy.name!r} waits for batches or runs in Python only: "
-            "expected one that decides at every arrival, such as fifo or ours"
+            "expected one that decides at every arrival, such as fifo or bid-price"
         )
     trace = work.trace
     deadline_s = trace.arrival_s + slo_s
