@@ -120,7 +120,7 @@ def test_systems_stand_at_their_memory_and_time_beside_the_budget():
             "low_s": [1.9, 3.9, 7.5],
             "high_s": [2.1, 4.2, 9.0],
         },
-        index=["bid-price, bf16", "accelerate", "something new"],
+        index=["streamed, bf16", "accelerate", "something new"],
     )
     (ax,) = figures.memory_against_time(runs, 2 * GiB).axes
     points = [c.lines[0].get_xydata()[0] for c in ax.containers]
@@ -128,7 +128,7 @@ def test_systems_stand_at_their_memory_and_time_beside_the_budget():
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert ax.get_legend().get_texts()[0].get_text() == "budget, 2 GiB"
     colours = {text.get_text(): to_hex(text.get_color()) for text in ax.texts}
-    assert colours["bid-price, bf16"] == figures.PEER_COLOURS["bid-price"]
+    assert colours["streamed, bf16"] == figures.PEER_COLOURS["streamed"]
     assert colours["something new"] == figures.GREY
 
 
@@ -152,14 +152,14 @@ def test_the_roofline_is_the_larger_of_its_two_lines(at, found, crossovers):
 def test_memory_over_time_has_a_panel_a_system_and_two_lines_in_each():
     samples = np.array([[0.0, GiB, GiB / 2], [1.0, 2 * GiB, GiB]])
     figure = figures.memory_over_time(
-        {"bid-price": samples, "mmap": 2 * samples}, 2 * GiB
+        {"streamed": samples, "mmap": 2 * samples}, 2 * GiB
     )
-    assert [ax.get_title() for ax in figure.axes] == ["bid-price", "mmap"]
+    assert [ax.get_title() for ax in figure.axes] == ["streamed", "mmap"]
     held, private, limit = figure.axes[0].lines
     assert list(held.get_ydata()) == [1.0, 2.0]
     assert list(private.get_ydata()) == [0.5, 1.0]
     assert limit.get_ydata()[0] == 2.0
-    assert len(figures.memory_over_time({"bid-price": samples}, GiB).axes) == 1
+    assert len(figures.memory_over_time({"streamed": samples}, GiB).axes) == 1
 
 
 def test_ways_to_propose_stand_beside_plain_decoding():

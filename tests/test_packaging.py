@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = dict(PROJECT["optional-dependencies"])
-PEERS = [  # in no environment of bid-price
+PEERS = [  # in no environment of ours
     Requirement(text) for extra in ("peers", "codecs") for text in EXTRAS.pop(extra)
 ]
 DECLARED = [

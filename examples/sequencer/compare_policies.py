@@ -15,7 +15,7 @@ runs = replicate(
 )
 
 for policy, share in runs.groupby("policy", sort=False)["violations"].mean().items():
-    print(f"{policy:<14}{share:7.2%}")
+    print(f"{policy:<18}{share:7.2%}")
 fewer = reduction(runs, "bid-price", LOAD)
 print(
     f"{policies[-1]}: {fewer.value:.1%} fewer than FIFO "
