@@ -21,7 +21,14 @@ import numpy as np
 from numba import njit
 
 from thesis_lib.common.errors import require
-from thesis_lib.sequencer.core.locks import NONE, LockTable, book, lock_table, release
+from thesis_lib.sequencer.core.locks import (
+    NONE,
+    LockTable,
+    book,
+    borrowing,
+    lock_table,
+    release,
+)
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, KeySets
 
 # Positions in `State.progress`.
@@ -104,7 +111,7 @@ def idle_state(keys: KeySets, cores: int) -> State:
     )
 
 
-@njit(cache=True)
+@borrowing
 def advance(
     state: State, busy_s: F64, until_s: float, stop_at_commit: bool,
     release_s: float = 0.0,
@@ -243,7 +250,7 @@ def front(
     )
 
 
-@njit(cache=True)
+@borrowing
 def _submit(front, number, at_s):
     """As many clients submit their next transaction, if any is left."""
     arrival_s, deadline_s, slo_s, _, _, _, counts, _ = front
@@ -255,7 +262,7 @@ def _submit(front, number, at_s):
     counts[SUBMITTED] = last
 
 
-@njit(cache=True)
+@borrowing
 def _due_s(front, setting):
     """When the sequencer takes or ends a batch, from what has been submitted."""
     arrival_s, _, _, _, _, _, counts, clock_s = front
@@ -273,7 +280,7 @@ def _due_s(front, setting):
     return max(due_s, clock_s[NOW])
 
 
-@njit(cache=True)
+@borrowing
 def next_decision(
     state: State, front: SequencerState, busy_s: F64, setting: RunConfig, asked: I64
 ) -> int:
@@ -325,7 +332,8 @@ def next_decision(
                 held[counts[HELD]] = i
                 counts[HELD] += 1
             continue
-        asked[:waiting] = held[:waiting]
+        for at in range(waiting):
+            asked[at] = held[at]
         for i in range(taken, counts[TAKEN]):
             asked[waiting + i - taken] = i
         counts[HELD] = 0
@@ -364,5 +372,6 @@ def enter(
         front.decided_s[i] = now_s
     if setting.closed:
         _submit(front, len(dropped), now_s + setting.think_s)
-    front.held[: len(held)] = held
+    for at in range(len(held)):
+        front.held[at] = held[at]
     front.counts[HELD] = len(held)

@@ -24,9 +24,12 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from thesis_lib.sequencer.core.locks import NONE, forget, free_at, register
+from thesis_lib.sequencer.core.events import LOGGED
+from thesis_lib.sequencer.core.locks import NONE, borrowing, forget, free_at, register
 from thesis_lib.sequencer.core.trace import F64, I64, Bool
 from thesis_lib.sequencer.policies.lookahead import (
+    PENDING,
+    READ,
     Memory,
     Model,
     forget_releases,
@@ -73,7 +76,7 @@ def initial_state(slo_s: float, groups: int) -> F64:
     return control
 
 
-@njit(cache=True)
+@borrowing
 def group_count(control: F64) -> int:
     """How many groups what is remembered tells apart."""
     return (len(control) - GROUPS) // 2
@@ -115,7 +118,7 @@ def ranked(rank: I64, key: F64) -> I64:
     return order
 
 
-@njit(cache=True)
+@borrowing
 def _nothing_frees(memory, due_s):
     """Every core runs something that is predicted to last beyond `due_s`."""
     start_s, estimated_s = memory.world.start_s, memory.estimated_s
@@ -161,10 +164,14 @@ def bind_late(
     if _nothing_frees(memory, now_s + model.lag_s + ahead_s):
         return ids[:0], refused
     weights = control[GROUPS + group_count(control) :]
-    for i in learn_commits(memory, terms.window):
+    counts, logged = memory.counts, memory.world.progress[LOGGED]
+    seen = np.empty(counts[PENDING] + logged - counts[READ], np.int64)
+    for at in range(learn_commits(memory, terms.window, seen)):
+        i = seen[at]
         late = memory.world.finish_s[i] > memory.deadline_s[i]
         _settle(control, terms, memory.group[i], late)
-    due_s, core_s = predict_releases(memory, model, ids, now_s)
+    core_s = np.empty(len(memory.world.running))
+    due_s = predict_releases(memory, model, ids, now_s, core_s)
     keys, closed_s, group = memory.keys, memory.closed_s, memory.group
     deadline_s, service_s = memory.deadline_s[ids], memory.estimated_s[ids]
     core = core_s.argmin()

@@ -29,7 +29,14 @@ from thesis_lib.sequencer.core.events import (
     advance,
     idle_state,
 )
-from thesis_lib.sequencer.core.locks import NONE, book, forget, free_at, register
+from thesis_lib.sequencer.core.locks import (
+    NONE,
+    book,
+    borrowing,
+    forget,
+    free_at,
+    register,
+)
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, Forecast, KeySets
 from thesis_lib.sequencer.policies.recalibration import (
     Online,
@@ -75,7 +82,7 @@ class Memory(NamedTuple):
     closed_s: tuple[F64, F64]  # (k,) like `ends_s`, of minus the time: reservations
 
 
-@njit(cache=True)
+@borrowing
 def _look(memory):
     """Bring the list of log entries that have not committed up to date."""
     world, pending, counts = memory.world, memory.pending, memory.counts
@@ -92,7 +99,7 @@ def _look(memory):
     counts[PENDING], counts[READ] = kept, world.progress[LOGGED]
 
 
-@njit(cache=True)
+@borrowing
 def in_flight(memory: Memory) -> int:
     """Transactions in the observed log that have not committed."""
     _look(memory)
@@ -100,7 +107,7 @@ def in_flight(memory: Memory) -> int:
 
 
 # --- Chained along conflicts, without a CPU term -------------------------------
-@njit(cache=True)
+@borrowing
 def _chain(memory, model, ids, now_s, finish_s):
     """Forecast `ids` in turn; register what will be kept, and what stays stale."""
     keys, estimated_s, deadline_s = memory.keys, memory.estimated_s, memory.deadline_s
@@ -156,7 +163,7 @@ def _chain_observed(memory, now_s):
 
 
 # --- Simulated forward, with the cores ------------------------------------------
-@njit(cache=True)
+@borrowing
 def _due_s(world, model, now_s):
     """When what is decided on now books its locks: never before the end of the log."""
     logged = world.progress[LOGGED]
@@ -233,7 +240,7 @@ def _run_forward(memory, ids, now_s, due_s, finish_s):
     return ran
 
 
-@njit(cache=True)
+@borrowing
 def _clear(memory):
     """Leave the scratch database idle, as it was found."""
     scratch = memory.scratch
@@ -324,19 +331,19 @@ def _alone(memory, model, ids, now_s, finish_s):
 
 
 # --- What is free, and when, after all that has been released -------------------
-@njit(cache=True)
-def learn_commits(memory: Memory, window: float) -> I64:
-    """Learn from what has committed since the last look; their ids.
+@borrowing
+def learn_commits(memory: Memory, window: float, seen: I64) -> int:
+    """Learn from what has committed since the last look; how many, their ids in `seen`.
 
-    What is older than `window` commits fades; with 0 nothing is learned.
+    What is older than `window` commits fades; with 0 nothing is learned. `seen` has
+    room for every log entry that had not committed then.
     """
     pending, counts, online = memory.pending, memory.counts, memory.online
     log, logged = memory.world.log, memory.world.progress[LOGGED]
     start_s, finish_s = memory.world.start_s, memory.world.finish_s
     read, waiting = counts[READ], counts[PENDING]
-    seen = np.empty(waiting + logged - read, np.int64)
     found = kept = 0
-    for at in range(len(seen)):
+    for at in range(waiting + logged - read):
         entry = pending[at] if at < waiting else read + at - waiting
         i = int(log[entry])
         if np.isnan(finish_s[i]):
@@ -349,19 +356,19 @@ def learn_commits(memory: Memory, window: float) -> I64:
             left_s = memory.deadline_s[i] - online.asked_s[i]
             learn(online, i, float(finish_s[i] - start_s[i]), window, left_s)
     counts[PENDING], counts[READ] = kept, logged
-    return seen[:found]
+    return found
 
 
-@njit(cache=True)
+@borrowing
 def predict_releases(
-    memory: Memory, model: Model, ids: I64, now_s: float
-) -> tuple[float, F64]:
+    memory: Memory, model: Model, ids: I64, now_s: float, core_s: F64
+) -> float:
     """Calibrate, and predict when rows and cores are free of all that was released.
 
     Calibrates the estimates of `ids` and of what is in flight; what waits there for a
-    core or a lock is chained in log order. Returns when `ids` could book their locks,
-    and (cores,) when each core has nothing left to do; the ends of rows are in
-    `memory.ends_s`, for `free_at`, until `forget_releases`.
+    core or a lock is chained in log order. Returns when `ids` could book their locks;
+    writes to `core_s` (cores,) when each core has nothing left to do, and leaves the
+    ends of rows in `memory.ends_s`, for `free_at`, until `forget_releases`.
     """
     world, pending, counts = memory.world, memory.pending, memory.counts
     log, dispatch_s, start_s = world.log, world.dispatch_s, world.start_s
@@ -377,9 +384,9 @@ def predict_releases(
     for at in range(counts[PENDING]):
         i = int(log[pending[at]])
         estimated_s[i] = corrected_s(online, i)
-    core_s = np.full(len(world.running), now_s)
     for core in range(len(core_s)):
         i = world.running[core]
+        core_s[core] = now_s
         if i != NONE:
             core_s[core] = max(now_s, start_s[i] + estimated_s[i])
     for waits in (False, True):
@@ -395,10 +402,10 @@ def predict_releases(
                 begin_s = max(free_at(keys, ends_s, i, booked_s), core_s[core])
                 end_s = core_s[core] = begin_s + estimated_s[i]
             register(keys, ends_s, i, end_s)
-    return _due_s(world, model, now_s), core_s
+    return _due_s(world, model, now_s)
 
 
-@njit(cache=True)
+@borrowing
 def forget_releases(memory: Memory, ids: I64) -> None:
     """Leave `memory.ends_s` as `predict_releases` found it.
 

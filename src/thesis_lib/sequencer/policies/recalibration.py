@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from thesis_lib.sequencer.core.locks import borrowing
 from thesis_lib.sequencer.core.trace import F64, Bool
 
 # --- While it runs: a regression, and what it leaves over --------------------------
@@ -91,13 +92,13 @@ def corrected_s(online: Online, i: int) -> float:
     return min(took_s, typical_s(online)) if online.probes[i] else took_s
 
 
-@njit(cache=True)
+@borrowing
 def octave(given: float) -> int:
     """Position in `fits` and `doubts` of an estimate of which this is the logarithm."""
     return min(max(int(np.floor(given / log(2.0))) + OCTAVES // 2, 0), OCTAVES - 1)
 
 
-@njit(cache=True)
+@borrowing
 def doubt(online: Online, i: int, least_p: float, one_in: float) -> None:
     """Transaction i would be refused on its estimate alone; it may become a probe.
 
@@ -112,7 +113,7 @@ def doubt(online: Online, i: int, least_p: float, one_in: float) -> None:
     online.probes[i] = due or online.fits[at] >= least_p
 
 
-@njit(cache=True)
+@borrowing
 def learn(
     online: Online, i: int, took_s: float, window: float, left_s: float = np.inf
 ) -> None:
@@ -135,7 +136,8 @@ def learn(
     slope = moments[COVARIANCE] / max(moments[VARIANCE], LEAST_S)
     moments[SLOPE] = min(max(slope, 0.0), STEEPEST)
     at = int(np.ceil(error / BIN - 1e-9)) + BINS // 2 - 1  # bins hold their upper edge
-    residuals *= 1 - rate
+    for each in range(BINS):
+        residuals[each] *= 1 - rate
     residuals[min(max(at, 0), BINS - 1)] += rate
     moments[TYPICAL_Y] += (y - moments[TYPICAL_Y]) / min(window, moments[COMMITS])
     if online.probes[i]:
@@ -145,7 +147,7 @@ def learn(
             online.doubts[at] = 0  # one that fits calls for the next
 
 
-@njit(cache=True)
+@borrowing
 def allowance(online: Online, p: float) -> float:
     """How many times its calibrated estimate a share p took at most, of the past.
 
