@@ -540,7 +540,6 @@ def plan_checkpoint(
     pass_tokens: int = 1,
     logit_tokens: int | None = None,
     generating: bool = False,
-    padded: bool = False,
     rollback: int = 0,
 ) -> MemoryPlan:
     """As `plan`, for a checkpoint: with the sizes of the reads that its files need.
@@ -574,7 +573,6 @@ def plan_checkpoint(
         kind=weights,
         config=read_config(folder),
         generating=generating,
-        padded=padded,
         rollback=rollback,
     )
 

@@ -252,7 +252,6 @@ def plan(
     kind: str | WeightFormat = "dense",
     config: Any = None,
     generating: bool = False,
-    padded: bool = False,
     rollback: int = 0,
 ) -> MemoryPlan:
     """Place the layers of `spec` on `machine`: as many resident as fit.
@@ -262,9 +261,9 @@ def plan(
     activations of a step; every layer that still fits is resident, the next ones live
     in host memory, the rest is read from disk each step. With `generating` the step
     is one of transformers' `generate`, sampling included, and beams count as
-    sequences; with `padded` the sequences may differ in length; with `rollback` passes
-    of `logit_tokens` may be verified as `speculate` does. `kind` is that of the
-    weights, as this machine reads them fastest, or the format of a store.
+    sequences; with `rollback` passes of `logit_tokens` may be verified as `speculate`
+    does. `kind` is that of the weights, as this machine reads them fastest, or the
+    format of a store.
 
     A store knows the exact sizes of its reads: give them as `layer_read_bytes` (one
     per layer) and `non_layer_read_bytes`, with `layer_buffer_bytes` where a layer takes
@@ -279,9 +278,7 @@ def plan(
     """
     weights = find_format(kind) if isinstance(kind, str) else kind
     logit_tokens = pass_tokens if logit_tokens is None else logit_tokens
-    shape = Shape(
-        batch, context, pass_tokens, logit_tokens, generating, padded, rollback
-    )
+    shape = Shape(batch, context, pass_tokens, logit_tokens, generating, rollback)
     _require_step(spec, shape, ring)
     config = configure(spec) if config is None else config
     needs = dry_run(config, shape, weights)
