@@ -220,10 +220,13 @@ def test_older_checkpoints_stream_from_the_names_they_have(tmp_path, architectur
         return aged
 
     rewrite(tmp_path, age)
-    made = tiny.plan_tight(tmp_path, context=8, pass_tokens=8)
-    row = tiny.tokens(2, 1, 8)
-    with torch.no_grad(), StreamedModel(tmp_path, made) as twin:
-        assert torch.equal(twin.logits(row), model(row, use_cache=False).logits)
+    options, row = {"context": 8, "pass_tokens": 8}, tiny.tokens(2, 1, 8)
+    tight = tiny.plan_tight(tmp_path, **options)
+    ample = tiny.plan_checkpoint(tmp_path, tiny.Machine(2**40, 1e9), **options)
+    assert ample.streamed_layers == 0 < tight.streamed_layers
+    for made in (tight, ample):
+        with torch.no_grad(), StreamedModel(tmp_path, made) as twin:
+            assert torch.equal(twin.logits(row), model(row, use_cache=False).logits)
 
 
 @pytest.mark.parametrize(

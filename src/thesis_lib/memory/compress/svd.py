@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.stats import F64
 from thesis_lib.memory.formats.lowrank import LowRankLinear
-from thesis_lib.memory.model.linears import linears, replace
+from thesis_lib.memory.model.linears import linears
 
 BLIND = 1e-4  # of the mean sensitivity: what every output matters at least
 
@@ -315,7 +315,7 @@ def replace_by_factors(
     """Put factors in the place of a linear layer, with its type, device and bias."""
     layer = linears(model, [name])[name]
     outer, inner = (torch.from_numpy(f).to(layer.weight) for f in (left, right))
-    replace(model, name, LowRankLinear(outer, inner, layer.bias))
+    model.set_submodule(name, LowRankLinear(outer, inner, layer.bias))
 
 
 @contextmanager

@@ -58,9 +58,3 @@ def names_in_layers(model: nn.Module, layers: Iterable[int]) -> list[str]:
         f"from 0 to {max(number.values())}",
     )
     return [name for name, layer in number.items() if layer in wanted]
-
-
-def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put `layer` in the place that the dotted `name` has in `model`."""
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, layer)

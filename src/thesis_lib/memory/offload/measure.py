@@ -4,7 +4,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_iter
 
 from thesis_lib.common.errors import require
 from thesis_lib.common.provenance import identity, undisturbed
-from thesis_lib.common.stats import LEVEL, bootstrap
+from thesis_lib.common.stats import bootstrap
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.model.spec import ModelSpec
 
@@ -163,14 +163,12 @@ def busy_shares(spans: Sequence[Span]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Repeated timings of one step, with what they cost and where they ran."""
+    """Repeated timings of one step, and what it reads."""
 
     name: str
     seconds: tuple[float, ...]  # (n,) raw samples, warm-up excluded
     tokens: int = 1  # in each step
     bytes_read: int = 0  # in each step
-    peak_bytes: int = 0
-    machine: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(
@@ -188,18 +186,10 @@ class Measurement:
         """Median seconds of a step over its tokens."""
         return self.median_s / self.tokens
 
-    def interval_s(
-        self, level: float = LEVEL, draws: int = 2000, seed: int = 0
-    ) -> tuple[float, float]:
+    def interval_s(self) -> tuple[float, float]:
         """Percentile bootstrap interval of the median, in seconds."""
         seconds = np.asarray(self.seconds)
-        return bootstrap(
-            len(seconds),
-            lambda rows: np.median(seconds[rows], axis=1),
-            level,
-            draws,
-            seed,
-        )
+        return bootstrap(len(seconds), lambda rows: np.median(seconds[rows], axis=1))
 
 
 def interleave(

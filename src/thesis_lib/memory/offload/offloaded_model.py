@@ -9,7 +9,7 @@ own `generate`.
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,7 +41,6 @@ from thesis_lib.memory.offload.transfer import (
     Ring,
     StagingBuffer,
     ThroughHost,
-    Transport,
     find_device,
     open_device,
     views,
@@ -133,7 +132,7 @@ class StreamedModel:
         self._verify = verify
         self._still = False  # whether steps compute without reading
         self._store: SafetensorsStore | None = None
-        self._transport: Transport | None = None
+        self._transport: FromDisk | ThroughHost | None = None
         self._spans: list[Span] | None = None
 
     def __enter__(self) -> Self:
@@ -165,7 +164,6 @@ class StreamedModel:
         plan = self.plan
         self._ring: Ring[StagingBuffer] | None = None
         self._slots: list[StagingBuffer] = []
-        self._resident: dict[int, dict[str, Tensor]] = {}
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._model: Any = None
         store = self._store = SafetensorsStore(self.folder, verify=self._verify)
@@ -181,16 +179,13 @@ class StreamedModel:
                 device,
                 [i for i, tier in tiers.items() if tier == "host"],
                 plan.host_buffers,
-                max(
-                    plan.staging_bytes,
-                    store.nbytes(NON_LAYER) if plan.host_buffers else 0,
-                ),
+                plan.staging_bytes,
             )
             if plan.host_layers + plan.host_buffers
             else FromDisk(store)
         )
         outer = StagingBuffer(store.nbytes(NON_LAYER), self.device)
-        kept = {
+        self._resident = {
             layer: StagingBuffer(store.nbytes(layer), self.device)
             for layer, tier in tiers.items()
             if tier == "device"
@@ -198,12 +193,11 @@ class StreamedModel:
         ring = [
             StagingBuffer(plan.staging_bytes, self.device) for _ in range(plan.ring)
         ]
-        self._slots = [outer, *kept.values(), *ring]
+        self._slots = [outer, *self._resident.values(), *ring]
         reads = [self._bring(store, device, NON_LAYER, outer)]
-        reads += [self._bring(store, device, i, slot) for i, slot in kept.items()]
+        reads += [self._bring(store, device, i, s) for i, s in self._resident.items()]
         for read in reads:
             read.wait()
-        self._resident = {i: views(store, i, slot.tensor) for i, slot in kept.items()}
         self._attach(store, model, outer)
         self._model = model
         streamed = [i for i, tier in tiers.items() if tier != "device"]
@@ -452,13 +446,12 @@ class StreamedModel:
                 ring.rewind()
         with self._alive():
             if layer in self._resident:
-                with self._computing(layer):
-                    yield self._resident[layer]
-                return
-            if self._still:
-                yield self._weights(layer, ring.buffers[layer % self.plan.ring])
-                return
-            with ring.hold(layer) as slot, self._computing(layer):
+                held = nullcontext(self._resident[layer])
+            elif self._still:
+                held = nullcontext(ring.buffers[layer % self.plan.ring])
+            else:
+                held = ring.hold(layer)
+            with held as slot, self._computing(layer):
                 yield self._weights(layer, slot)
 
     @contextmanager

@@ -252,18 +252,6 @@ def open_device(device: torch.device) -> Device:
     return Processor() if found.type == "cpu" else Cuda(found)
 
 
-class Transport(Protocol):
-    """Fills the staging buffers of one model."""
-
-    def fetch(self, layer: int, slot: StagingBuffer) -> PendingRead:
-        """Start to bring `layer` into `slot`, after what is computed there now."""
-        ...
-
-    def close(self) -> None:
-        """Wait for what is in flight and give host memory back."""
-        ...
-
-
 class FromDisk:
     """The disk fills the buffer itself: nothing is copied."""
 
