@@ -36,7 +36,7 @@ from thesis_lib.memory.compress.svd import (
 )
 from thesis_lib.memory.formats.low_bit import CompensatedMatrix, LowBitConfig
 from thesis_lib.memory.formats.lowrank import LowRankLinear
-from thesis_lib.memory.model.linears import linears
+from thesis_lib.memory.model.linears import before, linears
 from thesis_lib.memory.offload.architectures import stack
 
 SHRINKAGE = 0.01  # of the mean second moment, towards the matrix as it was
@@ -109,7 +109,7 @@ class Block:
             found.append(inputs[0])
             raise _Reached
 
-        with _before({self.layer.get_submodule(name): take}), suppress(_Reached):
+        with before({self.layer.get_submodule(name): take}), suppress(_Reached):
             self.run(self.hidden[number])
         return found[0].reshape(-1, found[0].shape[-1]).double()
 
@@ -125,7 +125,7 @@ class Block:
 
             return hook
 
-        with _before({self.layer.get_submodule(name): note(name) for name in names}):
+        with before({self.layer.get_submodule(name): note(name) for name in names}):
             self.run(self.hidden[0])
         return [group for _, group in found]
 
@@ -157,9 +157,9 @@ def walk_blocks(
     def note(inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         arguments.append((inputs[1:], options))
 
-    with _before(dict.fromkeys(layers, note)):
+    with before(dict.fromkeys(layers, note)):
         model(windows[:1], use_cache=False)
-    with _before({layers[0]: enter}):
+    with before({layers[0]: enter}):
         for window in windows:
             with suppress(_Reached):
                 model(window[None], use_cache=False)
@@ -173,23 +173,6 @@ def walk_blocks(
 
 class _Reached(Exception):
     """Ends a pass of which only the beginning was wanted."""
-
-
-@contextmanager
-def _before(hooks: Mapping[nn.Module, _Hook]) -> Iterator[None]:
-    """Call each hook with the inputs and options of its module, while this lasts."""
-    handles = [
-        module.register_forward_pre_hook(
-            lambda _, inputs, options, hook=hook: hook(inputs, options),
-            with_kwargs=True,
-        )
-        for module, hook in hooks.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()

@@ -242,9 +242,6 @@ class PackedLinear(nn.Module):
             self.register_buffer(name, empty)
         self.bias = dense.bias
 
-    def extra_repr(self) -> str:
-        return f"{self.in_features} to {self.out_features}"
-
     def scratch_bytes(self, rows: int) -> int:
         """The most that the kernel holds beside inputs, weights and output.
 

@@ -192,6 +192,13 @@ class Measurement:
         return bootstrap(len(seconds), lambda rows: np.median(seconds[rows], axis=1))
 
 
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
 def interleave(
     steps: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2
 ) -> dict[str, tuple[float, ...]]:
@@ -209,9 +216,7 @@ def interleave(
         samples: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(rounds):
             for name in (*steps, *reversed(list(steps))):
-                start = time.perf_counter()
-                steps[name]()
-                samples[name].append(time.perf_counter() - start)
+                samples[name].append(seconds_of(steps[name]))
         return {name: tuple(values) for name, values in samples.items()}
 
     return undisturbed(sampled)

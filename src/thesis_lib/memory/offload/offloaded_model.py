@@ -210,10 +210,11 @@ class StreamedModel:
         if slot.memory is not None:
             return store.read_layer(layer, slot.memory)
         memory = allocate(store.nbytes(layer))
-        span = store.read_layer(layer, memory).wait()
+        read = store.read_layer(layer, memory)
+        read.wait()
         source = torch.frombuffer(memory, dtype=torch.uint8)
         device.finish(device.copy(slot.tensor, source, device.mark()))
-        return _Landed(span)
+        return read
 
     def _check(self, store: SafetensorsStore, model: Any) -> None:
         """Refuse files that are not those of the plan and of the architecture."""
@@ -497,16 +498,6 @@ class StreamedModel:
                 f"{plan.pass_tokens} tokens a pass, context {plan.context}, logits of "
                 f"{plan.logit_tokens}; make a larger plan"
             )
-
-
-class _Landed:
-    """A ticket of a read that is over."""
-
-    def __init__(self, span: tuple[float, float]) -> None:
-        self._span = span
-
-    def wait(self) -> tuple[float, float]:
-        return self._span
 
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:

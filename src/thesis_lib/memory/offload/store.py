@@ -46,6 +46,7 @@ from thesis_lib.memory.model.checkpoint import (
     read_manifest,
     renumbered,
     split_name,
+    whole_blocks,
 )
 from thesis_lib.memory.model.spec import ModelSpec
 
@@ -112,7 +113,7 @@ class _Extent:
 
     @property
     def span(self) -> int:
-        return _ceil(self.end - self.start)
+        return whole_blocks(self.end - self.start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +160,6 @@ class _Index:
 
 def _floor(n_bytes: int) -> int:
     return n_bytes // ALIGNMENT * ALIGNMENT
-
-
-def _ceil(n_bytes: int) -> int:
-    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
 class _File:
@@ -912,7 +909,7 @@ def _lay_out_coded(
 ) -> _Part:
     """One read to the end of the buffer, decoded to its front."""
     decoded = max(tensor.end for tensor in named.values())
-    at = _ceil(lossless.buffer_bytes(end - start, decoded) - (end - start))
+    at = whole_blocks(lossless.buffer_bytes(end - start, decoded) - (end - start))
     placements = tuple(
         Placement(name, t.dtype, t.shape, t.start, t.end - t.start)
         for name, t in named.items()
