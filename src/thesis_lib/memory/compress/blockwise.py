@@ -40,6 +40,7 @@ from thesis_lib.memory.model.linears import before, linears
 from thesis_lib.memory.offload.architectures import stack
 
 SHRINKAGE = 0.01  # of the mean second moment, towards the matrix as it was
+HELD_OUT = 0.25  # share of the windows that judge whether a refinement has helped
 
 Progress = Callable[[int, int], None]  # layers done, and of all
 _Hook = Callable[[tuple[Any, ...], dict[str, Any]], None]  # inputs, and options
@@ -231,7 +232,6 @@ class Refinement:
     steps: int = 32
     rate: float = 5e-5  # decays to zero along half a cosine
     seed: int = 0
-    held_out: float = 0.25  # share of the windows that judge whether it has helped
 
 
 @torch.no_grad()
@@ -326,7 +326,7 @@ def _refine(block: Block, targets: list[Tensor], how: Refinement) -> None:
     parameters = _trainable(block.layer)
     if not parameters:
         return
-    judged = max(int(how.held_out * len(targets)), 1)
+    judged = max(int(HELD_OUT * len(targets)), 1)
     read = len(targets) - judged
     require(
         read > 0, "refinement needs two windows at least: one to train, one to judge"

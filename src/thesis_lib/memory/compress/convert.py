@@ -67,7 +67,6 @@ from thesis_lib.memory.offload.transfer import read_tensors
 
 Progress = Callable[[int, int], None]  # layers done, and of all
 Encoder = Callable[[int, Mapping[str, Tensor]], dict[str, Tensor]]  # of one layer
-Writer = Callable[[Path, Path, Progress | None], dict[str, Any]]
 
 CALIBRATION_TEXT = data_folder() / "text" / "persuasion.txt"
 WINDOWS, CONTEXT = 32, 512  # of the calibration text
@@ -262,10 +261,10 @@ CALIBRATION_TOKENS = 8192  # of few bits
 def quantise_checkpoint(
     folder: Path,
     out: Path,
-    progress: Progress | None,
     recipe: LowBitConfig,
     text: Path,
     context: int,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the checkpoint `folder` with every matrix as `recipe` says into `out`.
 
@@ -403,25 +402,22 @@ def write_compressed(
     `bytes_before` and `bytes_after` of the tensors, and `layers`. Raises InvalidInput
     for a format or a number of bits that is unknown, and as the writer does.
     """
-    write = _writer(wish, context)
+    text = CALIBRATION_TEXT if wish.calibration is None else wish.calibration
+    write: Callable[..., dict[str, Any]]
+    if wish.rank_ratio is not None:
+        write = partial(factor_checkpoint, rank_ratio=wish.rank_ratio, text=text)
+    elif wish.bits is not None:
+        require(wish.bits in WIDTHS, f"bits={wish.bits} must be one of 2, 3, 4")
+        recipe = LowBitConfig(Grid(wish.bits, wish.group), wish.correction_rank)
+        write = partial(quantise_checkpoint, recipe=recipe, text=text, context=context)
+    else:
+        kinds = _kinds()
+        weights = find_format(kinds[choice("weights", str(wish.weights), kinds)])
+        write = partial(convert, weights=weights)
     with SafetensorsStore(folder) as store:
         require_dense(store)
     require_checkpoint(folder)
-    return write(Path(folder), Path(out), progress)
-
-
-def _writer(wish: CompressionConfig, context: int) -> Writer:
-    """The one place where a wish becomes a way to write a checkpoint."""
-    text = CALIBRATION_TEXT if wish.calibration is None else wish.calibration
-    if wish.rank_ratio is not None:
-        return partial(factor_checkpoint, rank_ratio=wish.rank_ratio, text=text)
-    if wish.bits is not None:
-        require(wish.bits in WIDTHS, f"bits={wish.bits} must be one of 2, 3, 4")
-        recipe = LowBitConfig(Grid(wish.bits, wish.group), wish.correction_rank)
-        return partial(quantise_checkpoint, recipe=recipe, text=text, context=context)
-    kinds = _kinds()
-    weights = find_format(kinds[choice("weights", str(wish.weights), kinds)])
-    return lambda folder, out, progress: convert(folder, out, weights, progress)
+    return write(Path(folder), Path(out), progress=progress)
 
 
 def _kinds() -> dict[str, str]:
