@@ -109,13 +109,13 @@ def quantise(
     twin = copy.deepcopy(model)
     for name, layer in linears(twin, names).items():
         made = _int8(layer) if kind == "int8" else _in_four_bits(layer, name, kind)
-        twin.set_submodule(name, made)
+        made.bias = layer.bias
+        twin.set_submodule(name, made.to(layer.weight.device))
     return twin.eval()
 
 
 def _int8(layer: nn.Linear) -> nn.Module:
     bnb = bitsandbytes()
-    device = layer.weight.device
     quantised = bnb.nn.Linear8bitLt(
         layer.in_features,
         layer.out_features,
@@ -127,8 +127,7 @@ def _int8(layer: nn.Linear) -> nn.Module:
     quantised.weight = bnb.nn.Int8Params(
         layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False
     )
-    quantised.bias = layer.bias
-    return quantised.to(device)
+    return quantised
 
 
 def _in_four_bits(layer: nn.Linear, name: str, kind: str) -> nn.Module:
@@ -138,7 +137,6 @@ def _in_four_bits(layer: nn.Linear, name: str, kind: str) -> nn.Module:
             f"4-bit kernels expect multiples of {BLOCK} and 32; leave it out of names"
         )
     bnb = bitsandbytes()
-    device = layer.weight.device
     quantised = bnb.nn.Linear4bit(
         layer.in_features,
         layer.out_features,
@@ -156,8 +154,7 @@ def _in_four_bits(layer: nn.Linear, name: str, kind: str) -> nn.Module:
         blocksize=BLOCK,
         module=quantised,
     )
-    quantised.bias = layer.bias
-    return quantised.to(device)
+    return quantised
 
 
 def four_bit_bytes(weights: int) -> int:

@@ -7,9 +7,9 @@ own `generate`.
 """
 
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Self
 
@@ -607,19 +607,17 @@ def disk_bytes_per_s(folder: Path | str, seconds: float = 1.0) -> float:
     """
     with SafetensorsStore(folder) as store:
         size = max(store.nbytes(layer) for layer in range(store.layers))
-        buffers = deque(allocate(size) for _ in range(3))
+        buffers = [allocate(size) for _ in range(3)]
         for buffer in buffers:  # first touch of the memory, not of the disk
             store.read_layer(0, buffer).wait()
-        flying: deque[PendingRead] = deque()
-        before, start, layer = store.bytes_read, time.perf_counter(), 0
-        while time.perf_counter() - start < seconds:
-            flying.append(store.read_layer(layer % store.layers, buffers[0]))
-            buffers.rotate(-1)
-            layer += 1
-            if len(flying) == len(buffers):
-                flying.popleft().wait()
-        for ticket in flying:
-            ticket.wait()
+        before, start = store.bytes_read, time.perf_counter()
+        ring = Ring(range(store.layers), buffers, store.read_layer)
+        for layer in cycle(ring.layers):
+            if time.perf_counter() - start >= seconds:
+                break
+            with ring.hold(layer):
+                continue
+        ring.settle()
         return (store.bytes_read - before) / (time.perf_counter() - start)
 
 
