@@ -56,6 +56,11 @@ class PeakMemory:
     activation_bytes: int  # everything else that is alive at the worst moment
     scratch_bytes: int = 0  # what kernels of packed layers take, unseen by a meter
 
+    @property
+    def step_bytes(self) -> int:
+        """All that a step needs beside weights and tables."""
+        return self.kv_bytes + self.activation_bytes + self.scratch_bytes
+
 
 def dry_run(config: Any, shape: Shape, weights: WeightFormat = DENSE) -> PeakMemory:
     """Run the extreme steps of `shape` without memory, and meter them.

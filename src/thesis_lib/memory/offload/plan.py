@@ -8,6 +8,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from thesis_lib.common.errors import InvalidInput, require
@@ -16,7 +17,7 @@ from thesis_lib.memory.formats.base import WeightFormat, find_format, words
 from thesis_lib.memory.model.checkpoint import ALIGNMENT, whole_blocks
 from thesis_lib.memory.model.spec import Machine, ModelSpec
 from thesis_lib.memory.offload.architectures import configure
-from thesis_lib.memory.offload.peak_memory import Shape, dry_run
+from thesis_lib.memory.offload.peak_memory import PeakMemory, Shape, dry_run
 from thesis_lib.memory.offload.store import DECODERS
 
 Limit = Literal["link", "disk", "decode", "compute"]
@@ -300,26 +301,22 @@ def plan(
     scratch = needs.scratch_bytes + weights.decoder_bytes(DECODERS)
     fixed = outer + needs.kv_bytes + needs.activation_bytes + scratch
     spare = machine.device_bytes - fixed
+    short = ring * staging - spare
     if spare >= spec.layers * staging:
         resident, ring = spec.layers, 0
-    else:
-        short = ring * staging - spare
-        if short > 0:
-
-            def needed(shape: Shape) -> int:
-                other = dry_run(config, shape, weights)
-                return other.kv_bytes + other.activation_bytes + other.scratch_bytes
-
-            kv = needs.kv_bytes
-            raise PlanInfeasible(
-                f"{spec.name} needs {(fixed + ring * staging) / MiB:.1f} MiB of device "
-                f"memory ({outer / MiB:.1f} embedding and head, {ring} staging buffers "
-                f"of {staging / MiB:.1f}, {kv / MiB:.1f} keys and values, "
-                f"{(fixed - outer - kv) / MiB:.1f} activations) but the device offers "
-                f"{machine.device_bytes / MiB:.1f} MiB: short by "
-                f"{short / MiB:.1f} MiB; "
-                + _remedy(short, ring, staging, shape, needed)
+    elif short > 0:
+        kv = needs.kv_bytes
+        raise PlanInfeasible(
+            f"{spec.name} needs {(fixed + ring * staging) / MiB:.1f} MiB of device "
+            f"memory ({outer / MiB:.1f} embedding and head, {ring} staging buffers "
+            f"of {staging / MiB:.1f}, {kv / MiB:.1f} keys and values, "
+            f"{(fixed - outer - kv) / MiB:.1f} activations) but the device offers "
+            f"{machine.device_bytes / MiB:.1f} MiB: short by {short / MiB:.1f} MiB; "
+            + _remedy(
+                short, ring, staging, shape, partial(dry_run, config, weights=weights)
             )
+        )
+    else:
         resident = (spare - ring * staging) // staging
     host, host_buffers = _host_layers(machine, spec.layers - resident, staging)
     return MemoryPlan(
@@ -390,23 +387,24 @@ def least_device_bytes(spec: ModelSpec, ring: int = 3, **options: Any) -> int:
 
 
 def _remedy(
-    short: int, ring: int, staging: int, shape: Shape, needs: Callable[[Shape], int]
+    short: int,
+    ring: int,
+    staging: int,
+    shape: Shape,
+    rehearse: Callable[[Shape], PeakMemory],
 ) -> str:
-    """The smallest single changes that would make the plan feasible.
-
-    `needs` tells the bytes of the cache and the activations of another shape.
-    """
+    """The smallest single changes that would make the plan feasible."""
     ways = [f"give it {math.ceil(short / MiB)} MiB more"]
     buffers = math.ceil(short / staging)
     if buffers < ring:
         ways.append(f"use a ring of {ring - buffers} instead of {ring}")
-    allowed = needs(shape) - short
+    allowed = rehearse(shape).step_bytes - short
 
     def try_fewer(way: str, field: str, least: int) -> None:
         def needed(n: int) -> int:
             smaller = replace(shape, **{field: n})
             kept = min(smaller.pass_tokens, shape.logit_tokens)
-            return needs(replace(smaller, logit_tokens=kept))
+            return rehearse(replace(smaller, logit_tokens=kept)).step_bytes
 
         most = getattr(shape, field)
         if fitting := bisect_right(range(least, most), allowed, key=needed):
