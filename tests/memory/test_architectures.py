@@ -149,8 +149,21 @@ def test_padded_sequences_are_masked_as_in_transformers(models):
     prompt, mask = tiny.tokens(1, 2, 6), torch.ones(2, 6, dtype=torch.long)
     mask[0, :3] = 0
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    with StreamedModel(folder, made) as twin:
+    with (
+        StreamedModel(folder, made) as twin,
+        DeviceBudget(made.device_peak_bytes) as budget,
+    ):
+        twin.charge(budget)
         own = twin.generate(prompt, attention_mask=mask, **options)
+        read = []
+        for sequences in (1, 2):  # weights that are read once serve both
+            with twin.without_reading():  # nothing is in flight any more
+                before = twin.bytes_read
+            rows, hidden = prompt[:sequences], mask[:sequences]
+            twin.generate(rows, attention_mask=hidden, **options)
+            with twin.without_reading():
+                read.append(twin.bytes_read - before)
+    assert read[0] == read[1]
     twin = flatten_head(copy.deepcopy(model))
     assert torch.equal(own, twin.generate(prompt, attention_mask=mask, **options))
 
@@ -207,10 +220,13 @@ def test_older_checkpoints_stream_from_the_names_they_have(tmp_path, architectur
         return aged
 
     rewrite(tmp_path, age)
-    made = tiny.plan_tight(tmp_path, context=8, pass_tokens=8)
-    row = tiny.tokens(2, 1, 8)
-    with torch.no_grad(), StreamedModel(tmp_path, made) as twin:
-        assert torch.equal(twin.logits(row), model(row, use_cache=False).logits)
+    options, row = {"context": 8, "pass_tokens": 8}, tiny.tokens(2, 1, 8)
+    tight = tiny.plan_tight(tmp_path, **options)
+    ample = tiny.plan_checkpoint(tmp_path, tiny.Machine(2**40, 1e9), **options)
+    assert ample.streamed_layers == 0 < tight.streamed_layers
+    for made in (tight, ample):
+        with torch.no_grad(), StreamedModel(tmp_path, made) as twin:
+            assert torch.equal(twin.logits(row), model(row, use_cache=False).logits)
 
 
 @pytest.mark.parametrize(

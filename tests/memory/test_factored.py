@@ -17,7 +17,7 @@ from thesis_lib.memory.formats.lowrank import (
     read_ranks,
 )
 from thesis_lib.memory.model.checkpoint import NON_LAYER
-from thesis_lib.memory.model.linears import linears, replace
+from thesis_lib.memory.model.linears import linears
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.architectures import read_config
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
@@ -37,7 +37,7 @@ def factor_randomly(model, seed=0):
         made = LowRankLinear(
             left.to(layer.weight), right.to(layer.weight) / 8, layer.bias
         )
-        replace(model, name, made)
+        model.set_submodule(name, made)
     return model
 
 

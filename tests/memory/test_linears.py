@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.memory.model.linears import linears, names_in_layers, replace
+from thesis_lib.memory.model.linears import linears, names_in_layers
 
 
 class Model(nn.Module):
@@ -43,10 +43,3 @@ def test_what_is_not_there_is_refused():
         names_in_layers(Model(), [0, 2, 7])
     with pytest.raises(InvalidInput, match=r"no nn\.Linear"):
         linears(nn.Sequential(nn.Tanh()))
-
-
-def test_a_replacement_takes_the_place_of_a_layer():
-    model, layer = Model(), nn.Identity()
-    replace(model, "layers.1.up", layer)
-    assert model.layers[1]["up"] is layer
-    assert list(linears(model)) == ["layers.0.up", "layers.0.down", "layers.1.down"]

@@ -36,10 +36,11 @@ from thesis_lib.memory.compress.svd import (
 )
 from thesis_lib.memory.formats.low_bit import CompensatedMatrix, LowBitConfig
 from thesis_lib.memory.formats.lowrank import LowRankLinear
-from thesis_lib.memory.model.linears import linears
+from thesis_lib.memory.model.linears import before, linears
 from thesis_lib.memory.offload.architectures import stack
 
 SHRINKAGE = 0.01  # of the mean second moment, towards the matrix as it was
+HELD_OUT = 0.25  # share of the windows that judge whether a refinement has helped
 
 Progress = Callable[[int, int], None]  # layers done, and of all
 _Hook = Callable[[tuple[Any, ...], dict[str, Any]], None]  # inputs, and options
@@ -109,7 +110,7 @@ class Block:
             found.append(inputs[0])
             raise _Reached
 
-        with _before({self.layer.get_submodule(name): take}), suppress(_Reached):
+        with before({self.layer.get_submodule(name): take}), suppress(_Reached):
             self.run(self.hidden[number])
         return found[0].reshape(-1, found[0].shape[-1]).double()
 
@@ -125,7 +126,7 @@ class Block:
 
             return hook
 
-        with _before({self.layer.get_submodule(name): note(name) for name in names}):
+        with before({self.layer.get_submodule(name): note(name) for name in names}):
             self.run(self.hidden[0])
         return [group for _, group in found]
 
@@ -157,9 +158,9 @@ def walk_blocks(
     def note(inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         arguments.append((inputs[1:], options))
 
-    with _before(dict.fromkeys(layers, note)):
+    with before(dict.fromkeys(layers, note)):
         model(windows[:1], use_cache=False)
-    with _before({layers[0]: enter}):
+    with before({layers[0]: enter}):
         for window in windows:
             with suppress(_Reached):
                 model(window[None], use_cache=False)
@@ -173,23 +174,6 @@ def walk_blocks(
 
 class _Reached(Exception):
     """Ends a pass of which only the beginning was wanted."""
-
-
-@contextmanager
-def _before(hooks: Mapping[nn.Module, _Hook]) -> Iterator[None]:
-    """Call each hook with the inputs and options of its module, while this lasts."""
-    handles = [
-        module.register_forward_pre_hook(
-            lambda _, inputs, options, hook=hook: hook(inputs, options),
-            with_kwargs=True,
-        )
-        for module, hook in hooks.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -248,7 +232,6 @@ class Refinement:
     steps: int = 32
     rate: float = 5e-5  # decays to zero along half a cosine
     seed: int = 0
-    held_out: float = 0.25  # share of the windows that judge whether it has helped
 
 
 @torch.no_grad()
@@ -343,7 +326,7 @@ def _refine(block: Block, targets: list[Tensor], how: Refinement) -> None:
     parameters = _trainable(block.layer)
     if not parameters:
         return
-    judged = max(int(how.held_out * len(targets)), 1)
+    judged = max(int(HELD_OUT * len(targets)), 1)
     read = len(targets) - judged
     require(
         read > 0, "refinement needs two windows at least: one to train, one to judge"

@@ -67,7 +67,6 @@ from thesis_lib.memory.offload.transfer import read_tensors
 
 Progress = Callable[[int, int], None]  # layers done, and of all
 Encoder = Callable[[int, Mapping[str, Tensor]], dict[str, Tensor]]  # of one layer
-Writer = Callable[[Path, Path, Progress | None], dict[str, Any]]
 
 CALIBRATION_TEXT = data_folder() / "text" / "persuasion.txt"
 WINDOWS, CONTEXT = 32, 512  # of the calibration text
@@ -219,7 +218,7 @@ def write_bits(
 def factor_checkpoint(
     folder: Path | str,
     out: Path | str,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     rank_ratio: float = 0.8,
     text: Path | str = CALIBRATION_TEXT,
 ) -> dict[str, Any]:
@@ -256,8 +255,40 @@ def factor_checkpoint(
     return write_factors(folder, out, twin)
 
 
-WIDTHS = (2, 3, 4)  # bits that the command writes
 CALIBRATION_TOKENS = 8192  # of few bits
+
+
+def quantise_checkpoint(
+    folder: Path,
+    out: Path,
+    recipe: LowBitConfig,
+    text: Path,
+    context: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write the checkpoint `folder` with every matrix as `recipe` says into `out`.
+
+    Layers are calibrated on windows of `context` tokens of `text`. The whole model is
+    in memory meanwhile. Returns and raises what `write_bits` does.
+    """
+    count = max(CALIBRATION_TOKENS // context, 1)
+    windows = read_windows(read_tokenizer(folder), text, context, count, "grid")
+    require_known(windows.flatten().tolist(), ModelSpec.from_config(folder).vocab)
+
+    def quantise() -> Mapping[str, CompensatedMatrix]:
+        model = load_resident(folder, torch.bfloat16)
+        require_calibratable(model, windows)
+        factors = output_factors(model, windows, "empirical") if recipe.rank else None
+        recipes = dict.fromkeys(matrices(model), recipe)
+        return quantise_model(model, windows, recipes, factors, progress=progress)[1]
+
+    with SafetensorsStore(folder) as store:
+        names = [p.name for p in store.placements(0) if is_matrix(p.name, p.shape)]
+    recipes = {name.removesuffix(".weight"): recipe for name in names}
+    return write_bits(folder, out, recipes, quantise)
+
+
+WIDTHS = (2, 3, 4)  # bits that the command writes
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -371,56 +402,22 @@ def write_compressed(
     `bytes_before` and `bytes_after` of the tensors, and `layers`. Raises InvalidInput
     for a format or a number of bits that is unknown, and as the writer does.
     """
-    write = _writer(wish, context)
+    text = CALIBRATION_TEXT if wish.calibration is None else wish.calibration
+    write: Callable[..., dict[str, Any]]
+    if wish.rank_ratio is not None:
+        write = partial(factor_checkpoint, rank_ratio=wish.rank_ratio, text=text)
+    elif wish.bits is not None:
+        require(wish.bits in WIDTHS, f"bits={wish.bits} must be one of 2, 3, 4")
+        recipe = LowBitConfig(Grid(wish.bits, wish.group), wish.correction_rank)
+        write = partial(quantise_checkpoint, recipe=recipe, text=text, context=context)
+    else:
+        kinds = _kinds()
+        weights = find_format(kinds[choice("weights", str(wish.weights), kinds)])
+        write = partial(convert, weights=weights)
     with SafetensorsStore(folder) as store:
         require_dense(store)
     require_checkpoint(folder)
-    return write(Path(folder), Path(out), progress)
-
-
-def _writer(wish: CompressionConfig, context: int) -> Writer:
-    """The one place where a wish becomes a way to write a checkpoint."""
-    text = CALIBRATION_TEXT if wish.calibration is None else wish.calibration
-    if wish.rank_ratio is not None:
-        return partial(factor_checkpoint, rank_ratio=wish.rank_ratio, text=text)
-    if wish.bits is not None:
-        require(wish.bits in WIDTHS, f"bits={wish.bits} must be one of 2, 3, 4")
-        recipe = LowBitConfig(Grid(wish.bits, wish.group), wish.correction_rank)
-        return _bits_writer(recipe, text, context)
-    kinds = _kinds()
-    weights = find_format(kinds[choice("weights", str(wish.weights), kinds)])
-    return lambda folder, out, progress: convert(folder, out, weights, progress)
-
-
-def _bits_writer(recipe: LowBitConfig, text: Path, context: int) -> Writer:
-    """What writes few bits. The whole model is in memory while it is calibrated."""
-
-    def write(folder: Path, out: Path, progress: Progress | None) -> dict[str, Any]:
-        count = max(CALIBRATION_TOKENS // context, 1)
-        windows = read_windows(read_tokenizer(folder), text, context, count, "grid")
-        require_known(windows.flatten().tolist(), ModelSpec.from_config(folder).vocab)
-
-        def quantise():
-            model = load_resident(folder, torch.bfloat16)
-            require_calibratable(model, windows)
-            factors = None
-            if recipe.rank:
-                factors = output_factors(model, windows, "empirical")
-            _, stored = quantise_model(
-                model,
-                windows,
-                dict.fromkeys(matrices(model), recipe),
-                factors,
-                progress=progress,
-            )
-            return stored
-
-        with SafetensorsStore(folder) as store:
-            names = [p.name for p in store.placements(0) if is_matrix(p.name, p.shape)]
-        recipes = {name.removesuffix(".weight"): recipe for name in names}
-        return write_bits(folder, out, recipes, quantise)
-
-    return write
+    return write(Path(folder), Path(out), progress=progress)
 
 
 def _kinds() -> dict[str, str]:

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import LinAlgError, cholesky, eigh, solve_triangular
 
 from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.stats import F64
 from thesis_lib.memory.formats.low_bit import (
-    F64,
     CompensatedMatrix,
     Grid,
     LowBitConfig,

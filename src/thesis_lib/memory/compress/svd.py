@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.stats import F64
 from thesis_lib.memory.formats.lowrank import LowRankLinear
-from thesis_lib.memory.model.linears import linears, replace
+from thesis_lib.memory.model.linears import before, linears
 
 BLIND = 1e-4  # of the mean sensitivity: what every output matters at least
 
@@ -199,7 +199,7 @@ def sum_grams(
     last: list[Any] = [None, 0, None]  # an input, its version, its Gram
 
     def observe(name: str):
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def hook(inputs: tuple[Tensor, ...], _: object) -> None:
             (x,) = inputs
             if last[0] is not x or last[1] != x._version:
                 rows = x.reshape(-1, x.shape[-1]).double()
@@ -211,15 +211,9 @@ def sum_grams(
 
         return hook
 
-    hooks = [
-        layer.register_forward_pre_hook(observe(name)) for name, layer in layers.items()
-    ]
-    try:
+    with before({layer: observe(name) for name, layer in layers.items()}):
         for batch in batches:
             run(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
     silent = [name for name in layers if name not in totals]
     if silent:
         raise InvalidInput(
@@ -315,7 +309,7 @@ def replace_by_factors(
     """Put factors in the place of a linear layer, with its type, device and bias."""
     layer = linears(model, [name])[name]
     outer, inner = (torch.from_numpy(f).to(layer.weight) for f in (left, right))
-    replace(model, name, LowRankLinear(outer, inner, layer.bias))
+    model.set_submodule(name, LowRankLinear(outer, inner, layer.bias))
 
 
 @contextmanager

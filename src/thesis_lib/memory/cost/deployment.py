@@ -38,12 +38,8 @@ Evaluate = Callable[[Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class Range(Interval):
     """An input as it is believed to be, and between what it may lie. All positive."""
-
-    value: float
-    low: float
-    high: float
 
     def __post_init__(self) -> None:
         require(

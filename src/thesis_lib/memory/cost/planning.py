@@ -30,17 +30,21 @@ def describe_plan(
     """The plan for a folder, `smollm2` or a known geometry, as the command prints it.
 
     `weights` is the format of a geometry's, in the word of the command line, by default
-    bf16; a checkpoint has its own.
-    Without a `machine`, the rates of this one are measured for a checkpoint and those
-    of a geometry assumed, computing at the bounds of a card's data sheet; "rates" says
-    which. Raises PlanInfeasible, before anything
+    bf16; a checkpoint has its own. Without a `machine`, the rates of this one are
+    measured for a checkpoint and those of a geometry assumed, computing at the bounds
+    of a card's data sheet; "rates" says which. Raises PlanInfeasible, before anything
     is measured, and InvalidInput for an unknown word and for a checkpoint of another
     format than is asked for.
     """
+    options: dict[str, Any] = {
+        "batch": batch,
+        "context": context,
+        "ring": ring,
+        "pass_tokens": pass_tokens,
+        "logit_tokens": 1,
+    }
     if model in geometries() and machine is None:
-        return _describe_geometry(
-            model, device_bytes, host_bytes, batch, context, ring, pass_tokens, weights
-        )
+        return _describe_geometry(model, device_bytes, host_bytes, weights, options)
     from thesis_lib.memory.offload.offloaded_model import (
         checkpoint_folder,
         plan_checkpoint,
@@ -49,7 +53,6 @@ def describe_plan(
     from thesis_lib.memory.offload.rates import measure_machine, with_decoder
 
     kind = _kind(weights)
-    options = _options(batch, context, ring, pass_tokens)
     if model in geometries() and machine is not None:
         sized = _with_host(machine, device_bytes, host_bytes)
         made = plan(geometry(model), sized, kind=kind or "dense", **options)
@@ -71,16 +74,6 @@ def describe_plan(
     return _described(made, origin, host_bytes, ratio="of the files")
 
 
-def _options(batch: int, context: int, ring: int, pass_tokens: int) -> dict[str, Any]:
-    return {
-        "batch": batch,
-        "context": context,
-        "ring": ring,
-        "pass_tokens": pass_tokens,
-        "logit_tokens": 1,
-    }
-
-
 def _kind(weights: str | None) -> str | None:
     from thesis_lib.memory.offload.plan import WEIGHTS
 
@@ -89,9 +82,12 @@ def _kind(weights: str | None) -> str | None:
 
 @remembered
 def _describe_geometry(
-    model: str, device_bytes: int, host_bytes: int, batch: int, context: int, ring: int,
-    pass_tokens: int, weights: str | None,
-) -> dict[str, Any]:  # fmt: skip
+    model: str,
+    device_bytes: int,
+    host_bytes: int,
+    weights: str | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
     """`describe_plan` of a known geometry at assumed rates."""
     from thesis_lib.memory.offload.offloaded_model import (
         ASSUMED_DECODE_BYTES_PER_S,
@@ -113,7 +109,7 @@ def _describe_geometry(
         geometry(model),
         _with_host(machine, device_bytes, host_bytes),
         kind=kind or "dense",
-        **_options(batch, context, ring, pass_tokens),
+        **options,
     )
     return _described(made, "assumed", host_bytes, ratio="estimated")
 

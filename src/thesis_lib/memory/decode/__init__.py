@@ -1,1 +1,1 @@
-"""Text from a streamed model: one prompt, many, or by speculation."""
+"""Text from a streamed model: token by token, or by speculation."""

@@ -13,6 +13,7 @@ from thesis_lib.common.errors import require
 from thesis_lib.memory.model.pretrained import decode, encode, read_tokenizer
 from thesis_lib.memory.model.spec import Machine, ModelSpec
 from thesis_lib.memory.offload.architectures import read_config
+from thesis_lib.memory.offload.measure import seconds_of
 from thesis_lib.memory.offload.offloaded_model import (
     ASSUMED_DISK_BYTES_PER_S,
     StreamedModel,
@@ -100,11 +101,7 @@ def generate_text(
             streamer=clock,
         )[0, tokens.shape[1] :]
         bytes_read = model.bytes_read
-        drained: list[float] = []
-        for _ in range(3):
-            start = time.perf_counter()
-            model.drain()
-            drained.append(time.perf_counter() - start)
+        drained = [seconds_of(model.drain) for _ in range(3)]
     seconds = np.diff(clock.moments)
     decoding_s = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
     return {

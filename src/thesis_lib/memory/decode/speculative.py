@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
-from transformers import DynamicCache
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.stats import LEVEL
@@ -32,7 +31,7 @@ from thesis_lib.memory.decode.generate import read_prompt
 from thesis_lib.memory.model.batch_invariant import BatchInvariant
 from thesis_lib.memory.model.pretrained import decode
 from thesis_lib.memory.model.spec import Machine
-from thesis_lib.memory.offload.measure import compute_rates
+from thesis_lib.memory.offload.measure import compute_rates, seconds_of
 from thesis_lib.memory.offload.offloaded_model import (
     ASSUMED_DISK_BYTES_PER_S,
     StreamedModel,
@@ -196,9 +195,7 @@ def calibrate(model: StreamedModel) -> Verifier:
     )
     largest = min(plan.logit_tokens, plan.pass_tokens, plan.context - 1)
     tried = sorted({size for size in SIZES if 1 < size <= largest})
-    start = time.perf_counter()
-    model.drain()
-    drain_s = time.perf_counter() - start
+    drain_s = seconds_of(model.drain)
     found = None
     with suppress(InvalidInput), model.without_reading():
         found = _try_sizes(model, tried)
@@ -234,7 +231,8 @@ def _fingerprints(
     draw = torch.Generator().manual_seed(0)
     row = torch.randint(0, model.spec.vocab, (1, tokens + 1), generator=draw)
     row = row.to(model.device)
-    cache, hashes, seconds = _new_cache(model), [], math.inf
+    cache, hashes, seconds = model.new_cache(), [], math.inf
+    cache.activate_past_recording()
     model.step(row[:, :1], cache, keep=1)
     for part in row[:, 1:].split(size, dim=1):
         start, stalled_s = time.perf_counter(), model.stall_s
@@ -442,12 +440,6 @@ def _choose(logits: Tensor) -> list[int]:
     return [int(one.argmax()) for one in logits[0]]
 
 
-def _new_cache(model: StreamedModel) -> DynamicCache:
-    cache = model.new_cache()
-    cache.activate_past_recording()
-    return cache
-
-
 def plan_speculation(
     folder: Path | str,
     machine: Machine,
@@ -530,23 +522,21 @@ def speculate_text(
     """
     folder, tokenizer, tokens = read_prompt(checkpoint, prompt, max_new_tokens, device)
     with ExitStack() as stack:
-        proposer = PromptLookup()
-        planned, resident = None, None
+        proposer, resident = PromptLookup(), None
         if draft is not None:
             context = tokens.shape[1] + max_new_tokens
             resident = open_draft(checkpoint_folder(draft), context, device)
-            planned = resident.plan
         made = plan_speculation(
             folder,
             Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S, host_bytes=host_bytes),
             tokens.shape[1],
             max_new_tokens,
             ring,
-            planned,
+            resident.plan if resident else None,
         )
         model = stack.enter_context(StreamedModel(folder, made, device, verify))
         stop = _stop_tokens(model)
-        if resident is not None:
+        if resident:
             require(
                 resident.spec.vocab == model.spec.vocab,
                 f"the draft knows {resident.spec.vocab} tokens, the model "
@@ -554,18 +544,16 @@ def speculate_text(
             )
             proposer = ModelDraft(stack.enter_context(resident))
         budget = stack.enter_context(enforced(device_bytes, device))
-        for each in (model, resident):
-            if each is not None:
-                each.charge(budget)
+        models = [model, resident] if resident else [model]
+        for each in models:
+            each.charge(budget)
         start = time.perf_counter()
         verifier = calibrate(model)
         calibrated_s = time.perf_counter() - start
         found = decode_greedily(model, tokens, max_new_tokens, proposer, verifier, stop)
         total_s = time.perf_counter() - start - calibrated_s
         bytes_read = model.bytes_read
-        start = time.perf_counter()
-        model.drain()
-        drain_s = time.perf_counter() - start
+        drain_s = seconds_of(model.drain)
     decoding_s = sum(found.seconds)
     return {
         "text": decode(tokenizer, found.tokens),
@@ -574,8 +562,7 @@ def speculate_text(
         "first_token_s": total_s - decoding_s,
         "device_bytes": device_bytes,
         "device_peak_bytes": budget.peak_bytes,
-        "planned_peak_bytes": made.device_peak_bytes
-        + (planned.device_peak_bytes if planned else 0),
+        "planned_peak_bytes": sum(each.plan.device_peak_bytes for each in models),
         "model_bytes": made.spec.total_bytes,
         "bytes_read": bytes_read,
         "fraction_of_link": found.passes * drain_s / decoding_s if decoding_s else 1.0,

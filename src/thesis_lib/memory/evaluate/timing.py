@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from thesis_lib.common.provenance import undisturbed
-from thesis_lib.memory.offload.measure import Measurement, fingerprint, interleave
+from thesis_lib.memory.offload.measure import Measurement, interleave
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
 
 
@@ -69,7 +69,6 @@ def measure_decoding(
             seconds,
             tokens=prompt.shape[0],
             bytes_read=0 if name == "resident" else n_bytes,
-            machine=fingerprint(),
         )
         for name, seconds in samples.items()
     }

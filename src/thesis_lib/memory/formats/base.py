@@ -25,7 +25,7 @@ from thesis_lib.memory.model.checkpoint import (
     NewCheckpoint,
     nbytes,
 )
-from thesis_lib.memory.model.linears import linears, replace
+from thesis_lib.memory.model.linears import linears
 
 Stored = TypeVar("Stored")
 
@@ -127,7 +127,7 @@ class WeightFormat:
         """
         for number, layer in enumerate(layers):
             for name, dense in linears(layer).items():
-                replace(layer, name, self.linear(number, name, dense))
+                layer.set_submodule(name, self.linear(number, name, dense))
 
     def for_dry_run(self, layers: int) -> Self:
         """The format for so many layers that each need as much memory as any."""
@@ -241,9 +241,6 @@ class PackedLinear(nn.Module):
             empty = torch.empty(shape, dtype=DTYPES[dtype], device="meta")
             self.register_buffer(name, empty)
         self.bias = dense.bias
-
-    def extra_repr(self) -> str:
-        return f"{self.in_features} to {self.out_features}"
 
     def scratch_bytes(self, rows: int) -> int:
         """The most that the kernel holds beside inputs, weights and output.

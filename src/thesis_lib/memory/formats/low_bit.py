@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thesis_lib.common.errors import require
-
-F64 = NDArray[np.float64]
+from thesis_lib.common.stats import F64
 
 BITS = (2, 3, 4, 8)
 

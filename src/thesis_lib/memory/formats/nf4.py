@@ -18,18 +18,17 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 from numba import njit
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.stats import norm
 from torch import Tensor, nn
 
 from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.stats import F64
 from thesis_lib.common.units import KiB
 from thesis_lib.memory.formats.base import PackedLinear, WeightFormat, register
 from thesis_lib.memory.formats.low_bit import BITS
 from thesis_lib.memory.model.checkpoint import Entry, entry_of
-from thesis_lib.memory.model.linears import linears, replace
-
-F64 = NDArray[np.float64]
+from thesis_lib.memory.model.linears import linears
 
 KINDS = ("int8", "nf4", "fp4")
 BLOCK = 64  # weights that share one scale in the 4-bit kinds
@@ -109,17 +108,14 @@ def quantise(
     require(not model.training, "model is in training mode: call model.eval() before")
     twin = copy.deepcopy(model)
     for name, layer in linears(twin, names).items():
-        replace(
-            twin,
-            name,
-            _int8(layer) if kind == "int8" else _in_four_bits(layer, name, kind),
-        )
+        made = _int8(layer) if kind == "int8" else _in_four_bits(layer, name, kind)
+        made.bias = layer.bias
+        twin.set_submodule(name, made.to(layer.weight.device))
     return twin.eval()
 
 
 def _int8(layer: nn.Linear) -> nn.Module:
     bnb = bitsandbytes()
-    device = layer.weight.device
     quantised = bnb.nn.Linear8bitLt(
         layer.in_features,
         layer.out_features,
@@ -131,8 +127,7 @@ def _int8(layer: nn.Linear) -> nn.Module:
     quantised.weight = bnb.nn.Int8Params(
         layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False
     )
-    quantised.bias = layer.bias
-    return quantised.to(device)
+    return quantised
 
 
 def _in_four_bits(layer: nn.Linear, name: str, kind: str) -> nn.Module:
@@ -142,7 +137,6 @@ def _in_four_bits(layer: nn.Linear, name: str, kind: str) -> nn.Module:
             f"4-bit kernels expect multiples of {BLOCK} and 32; leave it out of names"
         )
     bnb = bitsandbytes()
-    device = layer.weight.device
     quantised = bnb.nn.Linear4bit(
         layer.in_features,
         layer.out_features,
@@ -160,8 +154,7 @@ def _in_four_bits(layer: nn.Linear, name: str, kind: str) -> nn.Module:
         blocksize=BLOCK,
         module=quantised,
     )
-    quantised.bias = layer.bias
-    return quantised.to(device)
+    return quantised
 
 
 def four_bit_bytes(weights: int) -> int:

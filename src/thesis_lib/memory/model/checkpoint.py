@@ -39,6 +39,12 @@ def allocate(nbytes: int) -> memoryview:
 NON_LAYER = -1  # the "layer" of everything outside the stack: embedding, norm, head
 ALIGNMENT = 4096  # direct I/O wants offsets, lengths and addresses in whole blocks
 
+
+def whole_blocks(n_bytes: int) -> int:
+    """So many bytes, rounded up."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"

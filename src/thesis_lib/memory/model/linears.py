@@ -4,7 +4,8 @@ The output head and the embedding stay as they are: in small models they share o
 matrix, and a lookup table is not a matrix product.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -60,7 +61,18 @@ def names_in_layers(model: nn.Module, layers: Iterable[int]) -> list[str]:
     return [name for name, layer in number.items() if layer in wanted]
 
 
-def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put `layer` in the place that the dotted `name` has in `model`."""
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, layer)
+@contextmanager
+def before(hooks: Mapping[nn.Module, Callable[..., None]]) -> Iterator[None]:
+    """Call each hook with the inputs and options of its module, while this lasts."""
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _, inputs, options, hook=hook: hook(inputs, options),
+            with_kwargs=True,
+        )
+        for module, hook in hooks.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -140,76 +140,46 @@ def _are_tokens(value: Any) -> bool:
 
 _Setting = tuple[str, Callable[[Any], bool]]  # what is expected, and whether it is that
 _UNSUPPORTED: _Setting = "nothing, as it is not supported", lambda value: not value
-_SWITCH: _Setting = "true or false", lambda value: isinstance(value, bool)
-_COUNT: _Setting = "a whole number", _is_whole
-_SHARE: _Setting = "a number from 0 to 1", lambda value: _is_number(value, 0, 1)
-_POSITIVE: _Setting = (
-    "a positive number with a decimal point",
-    lambda value: type(value) is float and 0 < value < 1e6,
-)
-
-_TOKEN: _Setting = "a token", lambda value: _is_whole(value, -1)
-_TOKENS: _Setting = "a list of tokens", _are_tokens
 _REMARKS = {"_from_model_config", "transformers_version"}
-_SETTINGS: dict[str, _Setting] = {
-    "max_length": _COUNT,
-    "max_new_tokens": ("a positive whole number", lambda value: _is_whole(value, 1)),
-    "min_length": _COUNT,
-    "min_new_tokens": _COUNT,
-    "num_beams": ("a positive whole number", lambda value: _is_whole(value, 1)),
-    "num_return_sequences": (
-        "a positive whole number",
-        lambda value: _is_whole(value, 1),
-    ),
-    "early_stopping": (
-        "true, false or 'never'",
-        lambda value: isinstance(value, bool) or value == "never",
-    ),
-    "do_sample": _SWITCH,
-    "use_cache": ("true", lambda value: value is True),
-    "cache_implementation": (
-        "a cache that grows",
-        lambda value: value in ("dynamic", "hybrid"),
-    ),
-    "disable_compile": _SWITCH,
-    "renormalize_logits": _SWITCH,
-    "remove_invalid_values": _SWITCH,
-    "temperature": _POSITIVE,
-    "top_k": _COUNT,
-    "top_p": _SHARE,
-    "min_p": _SHARE,
-    "typical_p": _SHARE,
-    "epsilon_cutoff": _SHARE,
-    "eta_cutoff": _SHARE,
-    "length_penalty": ("a number", lambda value: _is_number(value, -1e6, 1e6)),
-    "repetition_penalty": _POSITIVE,
-    "no_repeat_ngram_size": _COUNT,
-    "suppress_tokens": _TOKENS,
-    "begin_suppress_tokens": _TOKENS,
-    "bad_words_ids": (
-        "lists of tokens",
-        lambda value: (
-            isinstance(value, list) and bool(value) and all(map(_are_tokens, value))
-        ),
-    ),
-    "forced_bos_token_id": _TOKEN,
-    "forced_eos_token_id": _TOKEN,
-    "pad_token_id": _TOKEN,
-    "bos_token_id": _TOKEN,
-    "eos_token_id": (
-        "a token or a list of tokens",
-        lambda value: _is_whole(value, -1) or _are_tokens(value),
-    ),
+_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {  # what is expected of whom
+    "a whole number": (_is_whole,
+        "max_length min_length min_new_tokens top_k no_repeat_ngram_size "
+        "num_assistant_tokens assistant_lookbehind target_lookbehind"),
+    "a positive whole number": (lambda value: _is_whole(value, 1),
+        "max_new_tokens num_beams num_return_sequences"),
+    "true or false": (lambda value: isinstance(value, bool),
+        "do_sample disable_compile renormalize_logits remove_invalid_values"),
+    "true": (lambda value: value is True, "use_cache"),
+    "true, false or 'never'": (
+        lambda value: isinstance(value, bool) or value == "never", "early_stopping"),
+    "a cache that grows": (
+        lambda value: value in ("dynamic", "hybrid"), "cache_implementation"),
+    "a number": (lambda value: _is_number(value, -1e6, 1e6), "length_penalty"),
+    "a number from 0 to 1": (lambda value: _is_number(value, 0, 1),
+        "top_p min_p typical_p epsilon_cutoff eta_cutoff "
+        "assistant_confidence_threshold"),
+    "a positive number with a decimal point": (
+        lambda value: type(value) is float and 0 < value < 1e6,
+        "temperature repetition_penalty"),
+    "a token": (lambda value: _is_whole(value, -1),
+        "forced_bos_token_id forced_eos_token_id pad_token_id bos_token_id "
+        "decoder_start_token_id"),
+    "a list of tokens": (_are_tokens, "suppress_tokens begin_suppress_tokens"),
+    "a token or a list of tokens": (
+        lambda value: _is_whole(value, -1) or _are_tokens(value), "eos_token_id"),
+    "lists of tokens": (
+        lambda value: isinstance(value, list) and value != []
+        and all(map(_are_tokens, value)),
+        "bad_words_ids"),
     # Of no effect on one decoder that is given its tokens.
-    "diversity_penalty": ("0", lambda value: _is_number(value, 0, 0)),
-    "encoder_repetition_penalty": ("1", lambda value: _is_number(value, 1, 1)),
-    "encoder_no_repeat_ngram_size": ("0", lambda value: _is_number(value, 0, 0)),
-    "num_beam_groups": ("1", lambda value: _is_number(value, 1, 1)),
-    "decoder_start_token_id": _TOKEN,
-    "guidance_scale": ("1", lambda value: _is_number(value, 1, 1)),
-    "num_assistant_tokens": _COUNT,
-    "num_assistant_tokens_schedule": ("a word", lambda value: isinstance(value, str)),
-    "assistant_confidence_threshold": _SHARE,
-    "assistant_lookbehind": _COUNT,
-    "target_lookbehind": _COUNT,
+    "0": (lambda value: _is_number(value, 0, 0),
+        "diversity_penalty encoder_no_repeat_ngram_size"),
+    "1": (lambda value: _is_number(value, 1, 1),
+        "encoder_repetition_penalty num_beam_groups guidance_scale"),
+    "a word": (lambda value: isinstance(value, str), "num_assistant_tokens_schedule"),
+}  # fmt: skip
+_SETTINGS: dict[str, _Setting] = {
+    name: (expected, allows)
+    for expected, (allows, names) in _ALLOWED.items()
+    for name in names.split()
 }

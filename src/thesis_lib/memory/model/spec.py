@@ -345,37 +345,16 @@ _GEOMETRIES = {
             "llama2-70b", 80, 8192, 28672, 64, 8, 128, 32000, tied=False, context=4096
         ),
         ModelSpec(
-            "mistral-7b",
-            32,
-            4096,
-            14336,
-            32,
-            8,
-            128,
-            32000,
-            tied=False,
-            context=8192,
+            "mistral-7b", 32, 4096, 14336, 32, 8, 128, 32000, tied=False, context=8192,
             architecture="mistral",
         ),
         ModelSpec(
-            "opt-66b",
-            layers=64,
-            hidden=9216,
-            intermediate=36864,
-            heads=72,
-            kv_heads=72,
-            head_dim=128,
-            vocab=50272,
-            tied=True,
-            gated=False,
-            attention_bias=True,
-            mlp_bias=True,
+            "opt-66b", 64, 9216, 36864, 72, 72, 128, 50272, tied=True, positions=2050,
+            architecture="opt", gated=False, attention_bias=True, mlp_bias=True,
             norm_bias=True,
-            positions=2050,
-            architecture="opt",
         ),
     )
-}
+}  # fmt: skip
 
 
 def geometries() -> tuple[str, ...]:

@@ -148,7 +148,6 @@ def require_tensors(store: SafetensorsStore, spec: ModelSpec, model: Any) -> Non
 
     Names, types and shapes. Raises InvalidInput.
     """
-    store.require_geometry(spec)
     prefix, layers = stack(model)
     for number, layer in enumerate(layers):
         place = f"layer {number} of {store.folder}"

@@ -4,7 +4,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_iter
 
 from thesis_lib.common.errors import require
 from thesis_lib.common.provenance import identity, undisturbed
-from thesis_lib.common.stats import LEVEL, bootstrap
+from thesis_lib.common.stats import bootstrap
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.model.spec import ModelSpec
 
@@ -163,14 +163,12 @@ def busy_shares(spans: Sequence[Span]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Repeated timings of one step, with what they cost and where they ran."""
+    """Repeated timings of one step, and what it reads."""
 
     name: str
     seconds: tuple[float, ...]  # (n,) raw samples, warm-up excluded
     tokens: int = 1  # in each step
     bytes_read: int = 0  # in each step
-    peak_bytes: int = 0
-    machine: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(
@@ -188,18 +186,17 @@ class Measurement:
         """Median seconds of a step over its tokens."""
         return self.median_s / self.tokens
 
-    def interval_s(
-        self, level: float = LEVEL, draws: int = 2000, seed: int = 0
-    ) -> tuple[float, float]:
+    def interval_s(self) -> tuple[float, float]:
         """Percentile bootstrap interval of the median, in seconds."""
         seconds = np.asarray(self.seconds)
-        return bootstrap(
-            len(seconds),
-            lambda rows: np.median(seconds[rows], axis=1),
-            level,
-            draws,
-            seed,
-        )
+        return bootstrap(len(seconds), lambda rows: np.median(seconds[rows], axis=1))
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def interleave(
@@ -219,9 +216,7 @@ def interleave(
         samples: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(rounds):
             for name in (*steps, *reversed(list(steps))):
-                start = time.perf_counter()
-                steps[name]()
-                samples[name].append(time.perf_counter() - start)
+                samples[name].append(seconds_of(steps[name]))
         return {name: tuple(values) for name, values in samples.items()}
 
     return undisturbed(sampled)

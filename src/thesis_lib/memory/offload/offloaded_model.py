@@ -7,9 +7,9 @@ own `generate`.
 """
 
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,7 +41,6 @@ from thesis_lib.memory.offload.transfer import (
     Ring,
     StagingBuffer,
     ThroughHost,
-    Transport,
     find_device,
     open_device,
     views,
@@ -133,7 +132,7 @@ class StreamedModel:
         self._verify = verify
         self._still = False  # whether steps compute without reading
         self._store: SafetensorsStore | None = None
-        self._transport: Transport | None = None
+        self._transport: FromDisk | ThroughHost | None = None
         self._spans: list[Span] | None = None
 
     def __enter__(self) -> Self:
@@ -165,7 +164,6 @@ class StreamedModel:
         plan = self.plan
         self._ring: Ring[StagingBuffer] | None = None
         self._slots: list[StagingBuffer] = []
-        self._resident: dict[int, dict[str, Tensor]] = {}
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._model: Any = None
         store = self._store = SafetensorsStore(self.folder, verify=self._verify)
@@ -181,16 +179,13 @@ class StreamedModel:
                 device,
                 [i for i, tier in tiers.items() if tier == "host"],
                 plan.host_buffers,
-                max(
-                    plan.staging_bytes,
-                    store.nbytes(NON_LAYER) if plan.host_buffers else 0,
-                ),
+                plan.staging_bytes,
             )
             if plan.host_layers + plan.host_buffers
             else FromDisk(store)
         )
         outer = StagingBuffer(store.nbytes(NON_LAYER), self.device)
-        kept = {
+        self._resident = {
             layer: StagingBuffer(store.nbytes(layer), self.device)
             for layer, tier in tiers.items()
             if tier == "device"
@@ -198,12 +193,11 @@ class StreamedModel:
         ring = [
             StagingBuffer(plan.staging_bytes, self.device) for _ in range(plan.ring)
         ]
-        self._slots = [outer, *kept.values(), *ring]
+        self._slots = [outer, *self._resident.values(), *ring]
         reads = [self._bring(store, device, NON_LAYER, outer)]
-        reads += [self._bring(store, device, i, slot) for i, slot in kept.items()]
+        reads += [self._bring(store, device, i, s) for i, s in self._resident.items()]
         for read in reads:
             read.wait()
-        self._resident = {i: views(store, i, slot.tensor) for i, slot in kept.items()}
         self._attach(store, model, outer)
         self._model = model
         streamed = [i for i, tier in tiers.items() if tier != "device"]
@@ -216,10 +210,11 @@ class StreamedModel:
         if slot.memory is not None:
             return store.read_layer(layer, slot.memory)
         memory = allocate(store.nbytes(layer))
-        span = store.read_layer(layer, memory).wait()
+        read = store.read_layer(layer, memory)
+        read.wait()
         source = torch.frombuffer(memory, dtype=torch.uint8)
         device.finish(device.copy(slot.tensor, source, device.mark()))
-        return _Landed(span)
+        return read
 
     def _check(self, store: SafetensorsStore, model: Any) -> None:
         """Refuse files that are not those of the plan and of the architecture."""
@@ -452,13 +447,12 @@ class StreamedModel:
                 ring.rewind()
         with self._alive():
             if layer in self._resident:
-                with self._computing(layer):
-                    yield self._resident[layer]
-                return
-            if self._still:
-                yield self._weights(layer, ring.buffers[layer % self.plan.ring])
-                return
-            with ring.hold(layer) as slot, self._computing(layer):
+                held = nullcontext(self._resident[layer])
+            elif self._still:
+                held = nullcontext(ring.buffers[layer % self.plan.ring])
+            else:
+                held = ring.hold(layer)
+            with held as slot, self._computing(layer):
                 yield self._weights(layer, slot)
 
     @contextmanager
@@ -506,16 +500,6 @@ class StreamedModel:
             )
 
 
-class _Landed:
-    """A ticket of a read that is over."""
-
-    def __init__(self, span: tuple[float, float]) -> None:
-        self._span = span
-
-    def wait(self) -> tuple[float, float]:
-        return self._span
-
-
 def _are_equal(one: Tensor, other: Tensor) -> bool:
     """Whether two matrices are the same, without room for a comparison of all."""
     return (one.dtype, one.shape) == (other.dtype, other.shape) and all(
@@ -540,7 +524,6 @@ def plan_checkpoint(
     pass_tokens: int = 1,
     logit_tokens: int | None = None,
     generating: bool = False,
-    padded: bool = False,
     rollback: int = 0,
 ) -> MemoryPlan:
     """As `plan`, for a checkpoint: with the sizes of the reads that its files need.
@@ -574,7 +557,6 @@ def plan_checkpoint(
         kind=weights,
         config=read_config(folder),
         generating=generating,
-        padded=padded,
         rollback=rollback,
     )
 
@@ -625,19 +607,17 @@ def disk_bytes_per_s(folder: Path | str, seconds: float = 1.0) -> float:
     """
     with SafetensorsStore(folder) as store:
         size = max(store.nbytes(layer) for layer in range(store.layers))
-        buffers = deque(allocate(size) for _ in range(3))
+        buffers = [allocate(size) for _ in range(3)]
         for buffer in buffers:  # first touch of the memory, not of the disk
             store.read_layer(0, buffer).wait()
-        flying: deque[PendingRead] = deque()
-        before, start, layer = store.bytes_read, time.perf_counter(), 0
-        while time.perf_counter() - start < seconds:
-            flying.append(store.read_layer(layer % store.layers, buffers[0]))
-            buffers.rotate(-1)
-            layer += 1
-            if len(flying) == len(buffers):
-                flying.popleft().wait()
-        for ticket in flying:
-            ticket.wait()
+        before, start = store.bytes_read, time.perf_counter()
+        ring = Ring(range(store.layers), buffers, store.read_layer)
+        for layer in cycle(ring.layers):
+            if time.perf_counter() - start >= seconds:
+                break
+            with ring.hold(layer):
+                continue
+        ring.settle()
         return (store.bytes_read - before) / (time.perf_counter() - start)
 
 

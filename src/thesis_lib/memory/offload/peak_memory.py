@@ -43,7 +43,6 @@ class Shape:
     pass_tokens: int  # new tokens of one sequence
     logit_tokens: int  # positions of one sequence whose logits are kept
     generating: bool = False  # whether transformers' generate chooses the tokens
-    padded: bool = False  # whether sequences differ in length, and are masked
     rollback: int = 0  # tokens that the cache can give back after verifying them
 
 
@@ -56,6 +55,11 @@ class PeakMemory:
     kv_bytes: int  # keys and values at the full context
     activation_bytes: int  # everything else that is alive at the worst moment
     scratch_bytes: int = 0  # what kernels of packed layers take, unseen by a meter
+
+    @property
+    def step_bytes(self) -> int:
+        """All that a step needs beside weights and tables."""
+        return self.kv_bytes + self.activation_bytes + self.scratch_bytes
 
 
 def dry_run(config: Any, shape: Shape, weights: WeightFormat = DENSE) -> PeakMemory:
@@ -301,10 +305,6 @@ class _Stage:
         if run is not None:
             options["attention_mask"] = run.mask[:, : past + new]
             options["position_ids"] = run.positions[:, past : past + new].clone()
-        elif self.shape.padded:
-            seen = (self.shape.batch, past + new)
-            options["attention_mask"] = torch.ones(seen, dtype=torch.long)
-            options["position_ids"] = torch.zeros_like(row)
         with transformers_reads(
             "a model of this configuration fails", "the configuration of one that runs"
         ):

@@ -5,24 +5,25 @@ arithmetic; what a step allocates on the way is rehearsed on tensors without mem
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.formats.base import WeightFormat, find_format, words
+from thesis_lib.memory.model.checkpoint import ALIGNMENT, whole_blocks
 from thesis_lib.memory.model.spec import Machine, ModelSpec
 from thesis_lib.memory.offload.architectures import configure
-from thesis_lib.memory.offload.peak_memory import Shape, dry_run
+from thesis_lib.memory.offload.peak_memory import PeakMemory, Shape, dry_run
 from thesis_lib.memory.offload.store import DECODERS
 
 Limit = Literal["link", "disk", "decode", "compute"]
 
 WEIGHTS = words()  # kinds of a store by the words of the command line
 HOST_BUFFERS = 2  # buffers of host memory on the way from the disk to another device
-
-_BLOCK_BYTES = 4096  # staging buffers hold whole blocks of the disk
 
 
 class PlanInfeasible(InvalidInput):
@@ -252,7 +253,6 @@ def plan(
     kind: str | WeightFormat = "dense",
     config: Any = None,
     generating: bool = False,
-    padded: bool = False,
     rollback: int = 0,
 ) -> MemoryPlan:
     """Place the layers of `spec` on `machine`: as many resident as fit.
@@ -262,9 +262,9 @@ def plan(
     activations of a step; every layer that still fits is resident, the next ones live
     in host memory, the rest is read from disk each step. With `generating` the step
     is one of transformers' `generate`, sampling included, and beams count as
-    sequences; with `padded` the sequences may differ in length; with `rollback` passes
-    of `logit_tokens` may be verified as `speculate` does. `kind` is that of the
-    weights, as this machine reads them fastest, or the format of a store.
+    sequences; with `rollback` passes of `logit_tokens` may be verified as `speculate`
+    does. `kind` is that of the weights, as this machine reads them fastest, or the
+    format of a store.
 
     A store knows the exact sizes of its reads: give them as `layer_read_bytes` (one
     per layer) and `non_layer_read_bytes`, with `layer_buffer_bytes` where a layer takes
@@ -279,16 +279,14 @@ def plan(
     """
     weights = find_format(kind) if isinstance(kind, str) else kind
     logit_tokens = pass_tokens if logit_tokens is None else logit_tokens
-    shape = Shape(
-        batch, context, pass_tokens, logit_tokens, generating, padded, rollback
-    )
+    shape = Shape(batch, context, pass_tokens, logit_tokens, generating, rollback)
     _require_step(spec, shape, ring)
     config = configure(spec) if config is None else config
     needs = dry_run(config, shape, weights)
     if layer_read_bytes is None:
-        read = _blocks(weights.estimate_read_bytes(needs.layer_bytes))
-        staging = _blocks(weights.buffer_bytes(read, needs.layer_bytes))
-        staging += _BLOCK_BYTES  # a layer may straddle one block more
+        read = whole_blocks(weights.estimate_read_bytes(needs.layer_bytes))
+        staging = whole_blocks(weights.buffer_bytes(read, needs.layer_bytes))
+        staging += ALIGNMENT  # a layer may straddle one block more
     else:
         require(
             len(layer_read_bytes) == spec.layers,
@@ -297,32 +295,28 @@ def plan(
         read = math.ceil(sum(layer_read_bytes) / spec.layers)
         staging = max(layer_buffer_bytes or layer_read_bytes)
     if non_layer_read_bytes is None:
-        non_layer_read_bytes = _blocks(spec.embedding_bytes + spec.head_bytes)
-        non_layer_read_bytes += 3 * _BLOCK_BYTES
+        non_layer_read_bytes = whole_blocks(spec.embedding_bytes + spec.head_bytes)
+        non_layer_read_bytes += 3 * ALIGNMENT
     outer = non_layer_read_bytes + needs.table_bytes
     scratch = needs.scratch_bytes + weights.decoder_bytes(DECODERS)
     fixed = outer + needs.kv_bytes + needs.activation_bytes + scratch
     spare = machine.device_bytes - fixed
+    short = ring * staging - spare
     if spare >= spec.layers * staging:
         resident, ring = spec.layers, 0
-    else:
-        short = ring * staging - spare
-        if short > 0:
-
-            def needed(shape: Shape) -> int:
-                other = dry_run(config, shape, weights)
-                return other.kv_bytes + other.activation_bytes + other.scratch_bytes
-
-            kv = needs.kv_bytes
-            raise PlanInfeasible(
-                f"{spec.name} needs {(fixed + ring * staging) / MiB:.1f} MiB of device "
-                f"memory ({outer / MiB:.1f} embedding and head, {ring} staging buffers "
-                f"of {staging / MiB:.1f}, {kv / MiB:.1f} keys and values, "
-                f"{(fixed - outer - kv) / MiB:.1f} activations) but the device offers "
-                f"{machine.device_bytes / MiB:.1f} MiB: short by "
-                f"{short / MiB:.1f} MiB; "
-                + _remedy(short, ring, staging, shape, needed)
+    elif short > 0:
+        kv = needs.kv_bytes
+        raise PlanInfeasible(
+            f"{spec.name} needs {(fixed + ring * staging) / MiB:.1f} MiB of device "
+            f"memory ({outer / MiB:.1f} embedding and head, {ring} staging buffers "
+            f"of {staging / MiB:.1f}, {kv / MiB:.1f} keys and values, "
+            f"{(fixed - outer - kv) / MiB:.1f} activations) but the device offers "
+            f"{machine.device_bytes / MiB:.1f} MiB: short by {short / MiB:.1f} MiB; "
+            + _remedy(
+                short, ring, staging, shape, partial(dry_run, config, weights=weights)
             )
+        )
+    else:
         resident = (spare - ring * staging) // staging
     host, host_buffers = _host_layers(machine, spec.layers - resident, staging)
     return MemoryPlan(
@@ -392,54 +386,33 @@ def least_device_bytes(spec: ModelSpec, ring: int = 3, **options: Any) -> int:
     return plan(spec, boundless, ring=ring, **options).least_device_bytes(ring)
 
 
-def _blocks(n_bytes: int) -> int:
-    return -(-n_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
-
-
 def _remedy(
-    short: int, ring: int, staging: int, shape: Shape, needs: Callable[[Shape], int]
+    short: int,
+    ring: int,
+    staging: int,
+    shape: Shape,
+    rehearse: Callable[[Shape], PeakMemory],
 ) -> str:
-    """The smallest single changes that would make the plan feasible.
-
-    `needs` tells the bytes of the cache and the activations of another shape.
-    """
+    """The smallest single changes that would make the plan feasible."""
     ways = [f"give it {math.ceil(short / MiB)} MiB more"]
     buffers = math.ceil(short / staging)
     if buffers < ring:
         ways.append(f"use a ring of {ring - buffers} instead of {ring}")
-    allowed = needs(shape) - short
-    context = _largest(
-        lambda n: needs(replace(shape, context=n)) <= allowed,
-        shape.pass_tokens,
-        shape.context,
+    allowed = rehearse(shape).step_bytes - short
+
+    def try_fewer(way: str, field: str, least: int) -> None:
+        def needed(n: int) -> int:
+            smaller = replace(shape, **{field: n})
+            kept = min(smaller.pass_tokens, shape.logit_tokens)
+            return rehearse(replace(smaller, logit_tokens=kept)).step_bytes
+
+        most = getattr(shape, field)
+        if fitting := bisect_right(range(least, most), allowed, key=needed):
+            ways.append(way.format(most, least + fitting - 1))
+
+    try_fewer(
+        "shorten the context from {} to {} positions", "context", shape.pass_tokens
     )
-    if context:
-        ways.append(f"shorten the context from {shape.context} to {context} positions")
-    batch = _largest(
-        lambda n: needs(replace(shape, batch=n)) <= allowed, 1, shape.batch
-    )
-    if batch:
-        ways.append(f"lower the batch from {shape.batch} to {batch}")
-    new = _largest(
-        lambda n: (
-            needs(
-                replace(shape, pass_tokens=n, logit_tokens=min(n, shape.logit_tokens))
-            )
-            <= allowed
-        ),
-        1,
-        shape.pass_tokens,
-    )
-    if new:
-        ways.append(f"lower the tokens of a pass from {shape.pass_tokens} to {new}")
+    try_fewer("lower the batch from {} to {}", "batch", 1)
+    try_fewer("lower the tokens of a pass from {} to {}", "pass_tokens", 1)
     return ", or ".join(ways)
-
-
-def _largest(fits: Callable[[int], bool], least: int, most: int) -> int:
-    """The largest n in [least, most) for which `fits`, by bisection; 0 for none."""
-    if least >= most or not fits(least):
-        return 0
-    while most - least > 1:
-        middle = (least + most) // 2
-        least, most = (middle, most) if fits(middle) else (least, middle)
-    return least

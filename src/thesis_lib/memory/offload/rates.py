@@ -5,8 +5,7 @@ the layers arrive, how fast they compute while nothing is read, and what reading
 from the processor.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from thesis_lib.common.errors import require
 from thesis_lib.common.provenance import measurement
 from thesis_lib.memory.formats import lossless
 from thesis_lib.memory.model.spec import Machine, ModelSpec
-from thesis_lib.memory.offload.measure import compute_rates
+from thesis_lib.memory.offload.measure import compute_rates, seconds_of
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 from thesis_lib.memory.offload.plan import MemoryPlan
 from thesis_lib.memory.offload.store import DECODERS, SafetensorsStore
@@ -89,13 +88,13 @@ def measure_machine(
             for n in tokens:
                 with model.without_reading():
                     step(n)  # whatever the change of tokens has cost, once
-                    computing[n].append(_seconds(lambda n=n: step(n)))
+                    computing[n].append(seconds_of(lambda n=n: step(n)))
             for n in (shortest, longest):
                 model.drain()
-                reading.append(_seconds(model.drain))
+                reading.append(seconds_of(model.drain))
                 step(n)
                 stalled = model.stall_s
-                taken = _seconds(lambda n=n: step(n))
+                taken = seconds_of(lambda n=n: step(n))
                 longer[n].append(taken - reading[-1])
                 within[n].append(taken - (model.stall_s - stalled))
     reading_s = float(np.median(reading))
@@ -129,7 +128,7 @@ def drain_bytes_per_s(folder: Path | str, drains: int = 5) -> float:
     tight = plan_streamed(folder, 1, 1, 1, _moving(folder, 3))
     with StreamedModel(folder, tight) as model:
         model.drain()
-        seconds = [_seconds(model.drain) for _ in range(drains)]
+        seconds = [seconds_of(model.drain) for _ in range(drains)]
     return tight.bytes_per_step / float(np.median(seconds))
 
 
@@ -180,9 +179,3 @@ def plan_streamed(
     ample = plan_checkpoint(folder, Machine(2**62, 1.0), **options)
     least = Machine(ample.least_device_bytes(ring), 1.0)
     return plan_checkpoint(folder, least, **options)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

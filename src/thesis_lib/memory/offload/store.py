@@ -46,6 +46,7 @@ from thesis_lib.memory.model.checkpoint import (
     read_manifest,
     renumbered,
     split_name,
+    whole_blocks,
 )
 from thesis_lib.memory.model.spec import ModelSpec
 
@@ -90,24 +91,15 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
-    """A tensor as the header of its file describes it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int  # byte offset after the header, or in what the file codes
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Tensor:
+    """A tensor as the header of its file describes it, or as the checkpoint has it."""
+
     name: str
     dtype: str
     shape: tuple[int, ...]
-    file: int
-    start: int  # byte offset in the file
+    start: int  # byte offset after the header, or in the file, or in what that codes
     end: int
+    file: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +113,7 @@ class _Extent:
 
     @property
     def span(self) -> int:
-        return _ceil(self.end - self.start)
+        return whole_blocks(self.end - self.start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +162,6 @@ def _floor(n_bytes: int) -> int:
     return n_bytes // ALIGNMENT * ALIGNMENT
 
 
-def _ceil(n_bytes: int) -> int:
-    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
-
-
 class _File:
     """An open safetensors file, its header, and what it looked like when opened."""
 
@@ -216,7 +204,7 @@ class _File:
             status.st_ctime_ns,
         )
 
-    def _parse(self) -> tuple[dict[str, _Span], int, dict[str, str]]:
+    def _parse(self) -> tuple[dict[str, _Tensor], int, dict[str, str]]:
         size = self.identity[2]
         try:
             prefix = os.pread(self.buffered, 8, 0)
@@ -241,7 +229,7 @@ class _File:
             )
         return spans, 8 + length, metadata
 
-    def _parse_coded(self, text: str) -> tuple[dict[str, _Span], tuple[int, int]]:
+    def _parse_coded(self, text: str) -> tuple[dict[str, _Tensor], tuple[int, int]]:
         """The tensors that the one tensor of the file is the code of, and its span."""
         place = f"weight file {self.path}"
         if self.spans.keys() != {CODED}:
@@ -323,7 +311,7 @@ class _File:
                 os.close(descriptor)
 
 
-def _read_header(raw: bytes, place: str) -> tuple[dict[str, _Span], dict[str, str]]:
+def _read_header(raw: bytes, place: str) -> tuple[dict[str, _Tensor], dict[str, str]]:
     """The tensors of a safetensors header, in the order of their bytes; its metadata.
 
     Holds them to what the safetensors library does (`Metadata::validate`): offsets
@@ -356,7 +344,7 @@ def _read_header(raw: bytes, place: str) -> tuple[dict[str, _Span], dict[str, st
     return {span.name: span for span in spans}, metadata
 
 
-def _read_span(name: str, entry: Any, refuse: Callable[[str], NoReturn]) -> _Span:
+def _read_span(name: str, entry: Any, refuse: Callable[[str], NoReturn]) -> _Tensor:
     """One entry of a header, of the right types and of as many bytes as it says."""
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         refuse(
@@ -380,7 +368,7 @@ def _read_span(name: str, entry: Any, refuse: Callable[[str], NoReturn]) -> _Spa
             f"{shown(offsets)}, which do not agree: expected a known type, and whole "
             "numbers of which those of the shape fill those of the bytes"
         )
-    return _Span(name, dtype, tuple(shape), *offsets)
+    return _Tensor(name, dtype, tuple(shape), *offsets)
 
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -764,8 +752,8 @@ class SafetensorsStore:
                         f"{begin}, not a multiple of {size}, and cannot be used in "
                         "place; save the checkpoint again with safetensors"
                     )
-                yield _Tensor(
-                    name, span.dtype, span.shape, number, begin, span.end + shift
+                yield replace(
+                    span, name=name, start=begin, end=span.end + shift, file=number
                 )
 
 
@@ -921,7 +909,7 @@ def _lay_out_coded(
 ) -> _Part:
     """One read to the end of the buffer, decoded to its front."""
     decoded = max(tensor.end for tensor in named.values())
-    at = _ceil(lossless.buffer_bytes(end - start, decoded) - (end - start))
+    at = whole_blocks(lossless.buffer_bytes(end - start, decoded) - (end - start))
     placements = tuple(
         Placement(name, t.dtype, t.shape, t.start, t.end - t.start)
         for name, t in named.items()

@@ -10,8 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ class Ring(Generic[Buffer]):
         while self._pending:
             _, _, ticket = self._pending.popleft()
             # Nobody will use the layer: what went wrong with it is of no interest.
-            with _ignored():
+            with suppress(Exception):
                 ticket.wait()
 
     @contextmanager
@@ -88,14 +88,6 @@ class Ring(Generic[Buffer]):
     def _refill(self, at: int, buffer: Buffer) -> None:
         at %= len(self.layers)
         self._pending.append((at, buffer, self._fetch(self.layers[at], buffer)))
-
-
-@contextmanager
-def _ignored() -> Iterator[None]:
-    try:
-        yield
-    except Exception:
-        return
 
 
 class StagingBuffer:
@@ -127,58 +119,34 @@ def read_tensors(store: SafetensorsStore, layer: int) -> dict[str, Tensor]:
     return views(store, layer, torch.frombuffer(buffer, dtype=torch.uint8))
 
 
-class Device(Protocol):
-    """Copies beside the arithmetic, and the events that order the two."""
+class Device:
+    """Copies beside the arithmetic, and the events that order the two.
+
+    Those of the processor as its own device, where what was asked for is over when it
+    returns.
+    """
 
     def mark(self) -> Any:
         """An event: everything that has been computed so far."""
-        ...
 
     def copy(self, target: Tensor, source: Tensor, after: Any) -> Any:
         """Copy once `after` has happened; the event of its end."""
-        ...
+        target.copy_(source)
 
     def follow(self, event: Any) -> None:
         """Let the arithmetic from now on come after `event`."""
-        ...
 
     def finish(self, event: Any) -> None:
         """Return when `event` has happened."""
-        ...
 
     def pin(self, memory: memoryview) -> None:
         """Let the device read `memory` without the help of the processor."""
-        ...
 
     def unpin(self, memory: memoryview) -> None:
         """Undo `pin`."""
-        ...
 
 
-class Processor:
-    """The processor as its own device: a copy is over when it returns."""
-
-    def mark(self) -> None:
-        """Nothing: what was computed before is over."""
-
-    def copy(self, target: Tensor, source: Tensor, after: None) -> None:
-        """Copy now."""
-        target.copy_(source)
-
-    def follow(self, event: None) -> None:
-        """Nothing: the copy is over."""
-
-    def finish(self, event: None) -> None:
-        """Nothing: the copy is over."""
-
-    def pin(self, memory: memoryview) -> None:
-        """Nothing: the memory is the processor's own."""
-
-    def unpin(self, memory: memoryview) -> None:
-        """Nothing."""
-
-
-class Cuda:
+class Cuda(Device):
     """A graphics card: copies on a stream of their own, from page-locked memory."""
 
     def __init__(self, device: torch.device) -> None:
@@ -249,19 +217,7 @@ def find_device(device: torch.device | str) -> torch.device:
 def open_device(device: torch.device) -> Device:
     """The copies of a device. Raises InvalidInput for one that is not there."""
     found = find_device(device)
-    return Processor() if found.type == "cpu" else Cuda(found)
-
-
-class Transport(Protocol):
-    """Fills the staging buffers of one model."""
-
-    def fetch(self, layer: int, slot: StagingBuffer) -> PendingRead:
-        """Start to bring `layer` into `slot`, after what is computed there now."""
-        ...
-
-    def close(self) -> None:
-        """Wait for what is in flight and give host memory back."""
-        ...
+    return Device() if found.type == "cpu" else Cuda(found)
 
 
 class FromDisk:
