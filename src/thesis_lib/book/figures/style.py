@@ -61,13 +61,22 @@ def theme() -> None:
     )
 
 
+def subplots(
+    rows: int, columns: int, height_in: float, **options: Any
+) -> tuple[Figure, Any]:
+    """A new figure of the book's width, and its axes (rows, columns)."""
+    figure, drawn = plt.subplots(
+        rows, columns, figsize=(WIDTH_IN, height_in), layout="constrained",
+        squeeze=False, **options,
+    )  # fmt: skip
+    plt.close(figure)  # shown by its cell as a value, not twice
+    return figure, drawn
+
+
 def axes(columns: int = 1, height_in: float = 3.4, **options: Any) -> tuple[Any, ...]:
     """A new figure of the book's width with `columns` axes: (figure, axes…)."""
-    figure, drawn = plt.subplots(
-        1, columns, figsize=(WIDTH_IN, height_in), layout="constrained", **options
-    )
-    plt.close(figure)  # shown by its cell as a value, not twice
-    return (figure, *([drawn] if columns == 1 else drawn))
+    figure, drawn = subplots(1, columns, height_in, **options)
+    return (figure, *drawn[0])
 
 
 # --- Part I: the sequencer ---------------------------------------------------
@@ -135,12 +144,14 @@ def _whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> F64:
     return np.clip([np.subtract(value, low), np.subtract(high, value)], 0, None)
 
 
-def _legend_below(figure: Figure, panel: Axes) -> None:
+def _legend_below(
+    figure: Figure, panel: Axes, ncols: int = 4, fontsize: str | int = "small"
+) -> None:
     """One legend for all panels, where it can hide no curve."""
-    handles, labels = panel.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=4, fontsize="small"
-    )
+        *panel.get_legend_handles_labels(), loc="outside lower center", ncols=ncols,
+        fontsize=fontsize,
+    )  # fmt: skip
 
 
 def _round_ticks(drawn: Axes) -> None:
