@@ -50,6 +50,7 @@ from thesis_lib.book.execute.parameters import names_in
 from thesis_lib.book.execute.records import Record, choices, contradictions
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import content_hash, file_hash, read_record
+from thesis_lib.common.provenance import lock_hash
 from thesis_lib.common.units import format_duration, format_size
 
 STAMP = "rendered.sha256"
@@ -408,8 +409,8 @@ def stage(executed: Path, source: Path) -> str:
     _stage_your_hardware(compared, reference, published, source / "book")
     files = [path for path in source.rglob("*") if path.is_file()]
     names = "\n".join(str(path.relative_to(source)) for path in sorted(files))
-    locks = file_hash(checkout.glob("requirements*.lock"))
-    return hashlib.sha256(f"{names}{file_hash(files)}{locks}".encode()).hexdigest()
+    everything = f"{names}{file_hash(files)}{lock_hash(checkout)}"
+    return hashlib.sha256(everything.encode()).hexdigest()
 
 
 def render(
