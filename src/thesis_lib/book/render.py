@@ -258,28 +258,21 @@ def _large_runs() -> list[str]:
     if record is None:
         return ["The large grids and the profile `full` have not been recorded yet."]
     full = record.pop("full", None)
-    lines = markdown_table(
+    head = [
+        "Grid", "Points", "Failed", "Time of all, of the longest", "Workers", "Commit",
+    ]  # fmt: skip
+    grids = [
         [
-            "Grid",
-            "Points",
-            "Failed",
-            "Time of all, of the longest",
-            "Workers",
-            "Commit",
-        ],
-        [
-            [
-                f"`{name}`",
-                str(run["points"]),
-                str(len(run["failed"])),
-                f"{format_duration(run['point_s']['sum'])}, "
-                f"{format_duration(run['point_s']['most'])}",
-                str(run["workers"]),
-                f"`{run['commit']}`",
-            ]
-            for name, run in record.items()
-        ],
-    )
+            f"`{name}`",
+            str(run["points"]),
+            str(len(run["failed"])),
+            ", ".join(format_duration(run["point_s"][n]) for n in ("sum", "most")),
+            str(run["workers"]),
+            f"`{run['commit']}`",
+        ]
+        for name, run in record.items()
+    ]
+    lines = markdown_table(head, grids)
     if full is not None:
         lines += [
             f"The profile `full` took {format_duration(sum(full['seconds'].values()))} "

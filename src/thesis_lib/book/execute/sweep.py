@@ -532,10 +532,6 @@ def run(
 
 
 # --- the gathered results ----------------------------------------------------
-def _cell(value: Any) -> Any:
-    return str(value) if isinstance(value, list | dict) else value
-
-
 def gather(sweep: Sweep) -> pd.DataFrame:
     """One row for each finished point, in the order of the grid.
 
@@ -550,7 +546,10 @@ def gather(sweep: Sweep) -> pd.DataFrame:
             continue
         rows.append(
             {"point": point.name}
-            | {f"parameter.{n}": _cell(v) for n, v in record.parameters.items()}
+            | {
+                f"parameter.{n}": str(v) if isinstance(v, list | dict) else v
+                for n, v in record.parameters.items()
+            }
             | {f"number.{n}": v for n, v in record.numbers.items()}
             | {
                 "chapter": record.chapter,

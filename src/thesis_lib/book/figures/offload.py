@@ -82,6 +82,12 @@ PEER_COLOURS = {
 PEER_MARKERS = {"streamed": "o", "accelerate": "s", "AirLLM": "^", "mmap": "D"}
 
 
+def _peer(name: str) -> tuple[str, str]:
+    """Colour and marker of the tool that a system's name holds."""
+    tool = next((tool for tool in PEER_COLOURS if tool in name), "")
+    return PEER_COLOURS.get(tool, GREY), PEER_MARKERS.get(tool, "v")
+
+
 def ring_picture(visits: Sequence[Any], until_s: float | None = None) -> Figure:
     """Which layer each buffer of the ring receives, holds and computes, over time.
 
@@ -190,13 +196,12 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
     runs = runs.dropna(subset=["s_per_token"])
     figure, drawn = axes(height_in=3.2)
     for name, row in runs.iterrows():
-        tool = next((tool for tool in PEER_COLOURS if tool in str(name)), None)
-        colour = PEER_COLOURS.get(tool or "", GREY)
+        colour, marker = _peer(str(name))
         drawn.errorbar(
             row.peak_bytes / GiB,
             row.s_per_token,
             yerr=[[row.s_per_token - row.low_s], [row.high_s - row.s_per_token]],
-            fmt=PEER_MARKERS.get(tool or "", "v"),
+            fmt=marker,
             color=colour,
             capsize=3,
         )
@@ -294,8 +299,7 @@ def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Figure:
     """
     figure, *panels = axes(len(runs), height_in=2.6, sharey=True)
     for panel, (name, samples) in zip(panels, runs.items(), strict=True):
-        tool = next((tool for tool in PEER_COLOURS if tool in name), None)
-        colour = PEER_COLOURS.get(tool or "", GREY)
+        colour, _ = _peer(name)
         seconds, held, private = samples.T
         panel.plot(seconds, held / GiB, color=colour, linewidth=1.2)
         panel.plot(seconds, private / GiB, ":", color=colour, linewidth=1.2)

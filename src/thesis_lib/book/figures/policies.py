@@ -17,6 +17,7 @@ from thesis_lib.book.figures.style import (
     GREY,
     INK,
     _band,
+    _curve,
     _legend_below,
     _style,
     _whiskers,
@@ -412,12 +413,7 @@ def reductions(
         loads = sorted(rows["load"].unique())
         for policy in policies:
             ends = [metrics.reduction(rows, policy, load) for load in loads]
-            style = _style(policy)
-            panel.plot(loads, [100 * e.value for e in ends], **style)
-            panel.fill_between(
-                loads, [100 * e.low for e in ends], [100 * e.high for e in ends],
-                color=style["color"], alpha=0.2, linewidth=0,
-            )  # fmt: skip
+            _curve(panel, loads, ends, _style(policy), times=100)
         panel.axhline(0, color=INK, linewidth=0.8)
         panel.axhline(published, color=INK, linewidth=0.8, linestyle="--")
         panel.set_title(scenario, fontsize=9)

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
-from thesis_lib.common.stats import mean_interval
+from thesis_lib.common.stats import Interval, mean_interval
 from thesis_lib.sequencer.core.trace import F64
 
 WIDTH_IN = 6.5
@@ -116,6 +116,17 @@ def _style(policy: str) -> dict:
     }
 
 
+def _curve(
+    panel: Axes, at: ArrayLike, ends: Sequence[Interval], style: dict, times: float = 1
+) -> None:
+    """Estimates `times` a unit against `at` (n,), their intervals shaded."""
+    panel.plot(at, [times * end.value for end in ends], **style)
+    panel.fill_between(
+        at, [times * end.low for end in ends], [times * end.high for end in ends],
+        color=style["color"], alpha=0.2, linewidth=0,
+    )  # fmt: skip
+
+
 def _band(
     panel: Axes, runs: pd.DataFrame, policy: str, column: str, x: str,
     dashes: str | tuple | None = None,
@@ -126,17 +137,10 @@ def _band(
     """
     groups = runs[runs["policy"] == policy].groupby(x)[column]
     made = {at: mean_interval(values.to_numpy()) for at, values in groups}
-    at = np.array(list(made), float)
     style = _style(policy)
     if dashes is not None:
         style["linestyle"] = dashes
-    panel.plot(at, [m.value for m in made.values()], **style)
-    panel.fill_between(
-        at,
-        [m.low for m in made.values()],
-        [m.high for m in made.values()],
-        color=style["color"], alpha=0.2, linewidth=0,
-    )  # fmt: skip
+    _curve(panel, np.array(list(made), float), list(made.values()), style)
 
 
 def _whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> F64:
