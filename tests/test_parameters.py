@@ -17,7 +17,6 @@ from thesis_lib.book.execute.parameters import (
     Limits,
     Parameter,
     check,
-    draw,
     limits_of,
     refuse,
 )
@@ -47,6 +46,53 @@ LIMITS = """
 def declare(name, type_name, smoke):
     source = f"parameters.check(globals(), '''{LIMITS}''')"
     return Parameter(name, type_name, smoke, "", limits_of(source)[name])
+
+
+def draw_number(parameter, values, random):
+    """An allowed item; what is `work` is at most the smoke value."""
+    limits, smoke = parameter.limits, parameter.smoke
+    if limits.words:
+        return str(random.choice(limits.words))
+    low, high = parameter.ends(values)
+    if limits.work:
+        high = min(high, max(max(smoke) if parameter.is_list else smoke, low))
+    # a third are at an end of their range
+    share = random.choice([0.0, 1.0, random.random()], p=[1 / 6, 1 / 6, 2 / 3])
+    if low > 0 and high / low > 100:
+        value = low * (high / low) ** share
+    else:
+        value = low + (high - low) * share
+    value = min(max(value, low), high)
+    return round(value) if parameter.element == "int" else float(value)
+
+
+def draw_value(parameter, values, random):
+    """A random allowed value beside the `values` of others."""
+    if parameter.element == "bool":
+        return bool(random.integers(2))
+    if not parameter.is_list:
+        return draw_number(parameter, values, random)
+    fewest, most = parameter.limits.fewest, min(parameter.limits.most, 3)
+    count = int(random.integers(fewest, most + 1))
+    items = {draw_number(parameter, values, random) for _ in range(count)}
+    while len(items) < fewest:
+        items.add(draw_number(parameter, values, random))
+    return list(random.permutation(sorted(items)).tolist())
+
+
+def draw(declared, random, fixed):
+    """A random allowed value of every parameter, but for those that are `fixed`."""
+    values = dict(fixed)
+
+    def settle(name):
+        if name not in values:
+            for other in declared[name].limits.others:
+                settle(other)
+            values[name] = draw_value(declared[name], values, random)
+
+    for name in declared:
+        settle(name)
+    return values
 
 
 DECLARED = {

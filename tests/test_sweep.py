@@ -478,7 +478,7 @@ def test_claims_that_vary_are_the_headlines(checkout, chapter, cluster, tmp_path
     grid = read(checkout, chapter, "grid: {x: [1, 2]}")
     done = run(grid, tmp_path)
     (headline,) = sweep.headlines(chapter, sweep.gather(done))
-    assert headline == sweep.Headline("number.double", "Twice <x>", "%")
+    assert headline == sweep.Headline("number.double", "Twice <x>", "Twice <x> (%)")
     assert "Twice &lt;x&gt; (%)" in (tmp_path / "summary.html").read_text()
 
 

@@ -50,6 +50,7 @@ from thesis_lib.book.execute.parameters import names_in
 from thesis_lib.book.execute.records import Record, choices, contradictions
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import content_hash, file_hash, read_record
+from thesis_lib.common.provenance import lock_hash
 from thesis_lib.common.units import format_duration, format_size
 
 STAMP = "rendered.sha256"
@@ -257,28 +258,21 @@ def _large_runs() -> list[str]:
     if record is None:
         return ["The large grids and the profile `full` have not been recorded yet."]
     full = record.pop("full", None)
-    lines = markdown_table(
+    head = [
+        "Grid", "Points", "Failed", "Time of all, of the longest", "Workers", "Commit",
+    ]  # fmt: skip
+    grids = [
         [
-            "Grid",
-            "Points",
-            "Failed",
-            "Time of all, of the longest",
-            "Workers",
-            "Commit",
-        ],
-        [
-            [
-                f"`{name}`",
-                str(run["points"]),
-                str(len(run["failed"])),
-                f"{format_duration(run['point_s']['sum'])}, "
-                f"{format_duration(run['point_s']['most'])}",
-                str(run["workers"]),
-                f"`{run['commit']}`",
-            ]
-            for name, run in record.items()
-        ],
-    )
+            f"`{name}`",
+            str(run["points"]),
+            str(len(run["failed"])),
+            ", ".join(format_duration(run["point_s"][n]) for n in ("sum", "most")),
+            str(run["workers"]),
+            f"`{run['commit']}`",
+        ]
+        for name, run in record.items()
+    ]
+    lines = markdown_table(head, grids)
     if full is not None:
         lines += [
             f"The profile `full` took {format_duration(sum(full['seconds'].values()))} "
@@ -408,8 +402,8 @@ def stage(executed: Path, source: Path) -> str:
     _stage_your_hardware(compared, reference, published, source / "book")
     files = [path for path in source.rglob("*") if path.is_file()]
     names = "\n".join(str(path.relative_to(source)) for path in sorted(files))
-    locks = file_hash(checkout.glob("requirements*.lock"))
-    return hashlib.sha256(f"{names}{file_hash(files)}{locks}".encode()).hexdigest()
+    everything = f"{names}{file_hash(files)}{lock_hash(checkout)}"
+    return hashlib.sha256(everything.encode()).hexdigest()
 
 
 def render(

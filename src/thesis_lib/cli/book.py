@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CHAPTER]…", help="Numbers or names; all by default."),
+]
+Profile = Annotated[str, typer.Option(help="smoke, default or full.")]
+
+
 def sweep_bar(
     name: str, total: int, quiet: bool
 ) -> tuple["Progress", Callable[[int, int, int, int], None]]:
@@ -53,11 +60,8 @@ def sweep_bar(
 
 @command
 def run(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[CHAPTER]…", help="Numbers or names; all by default."),
-    ] = None,
-    profile: Annotated[str, typer.Option(help="smoke, default or full.")] = "default",
+    names: Names = None,
+    profile: Profile = "default",
     parameter: Annotated[
         list[str] | None,
         typer.Option("-p", metavar="NAME=VALUE", help="Set a parameter; repeatable."),
@@ -191,7 +195,7 @@ def sweep(
 
 @command
 def book(
-    profile: Annotated[str, typer.Option(help="smoke, default or full.")] = "default",
+    profile: Profile = "default",
     as_json: Json = False,
 ) -> None:
     """Render the executed chapters of a profile as the book, warnings as errors."""
@@ -217,10 +221,7 @@ def book(
 
 @command
 def outputs(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[CHAPTER]…", help="Numbers or names; all by default."),
-    ] = None,
+    names: Names = None,
 ) -> None:
     """Execute notebooks at their smoke values and store what nbval compares."""
     from thesis_lib.book.execute import chapters
@@ -233,7 +234,7 @@ def outputs(
 
 @command
 def claims(
-    profile: Annotated[str, typer.Option(help="smoke, default or full.")] = "default",
+    profile: Profile = "default",
     update: Annotated[
         bool,
         typer.Option(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from thesis_lib.common import units
 from thesis_lib.common.errors import InvalidInput, Lost
 
 if TYPE_CHECKING:
@@ -106,8 +105,3 @@ def progress_bars(
             typer.echo(f"{verb} {name}", err=True)
 
     return bars, move
-
-
-def size(text: str) -> int:
-    """Bytes of an option such as 8GiB."""
-    return units.parse_size(text)

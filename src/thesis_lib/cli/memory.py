@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from thesis_lib.cli.common import Json, command, console, progress_bars, show, size
+from thesis_lib.cli.common import Json, command, console, progress_bars, show
 from thesis_lib.common import units
 from thesis_lib.common.errors import choice, require
 
@@ -33,8 +33,8 @@ def plan(
     with console.status("planning"):
         result = describe_plan(
             model,
-            size(device_memory),
-            size(host_memory),
+            units.parse_size(device_memory),
+            units.parse_size(host_memory),
             batch,
             context,
             ring,
@@ -91,11 +91,11 @@ def generate(
     )
     given: dict[str, Any] = {
         "checkpoint": checkpoint,
-        "device_bytes": size(device_memory),
+        "device_bytes": units.parse_size(device_memory),
         "prompt": prompt,
         "max_new_tokens": max_new_tokens,
         "ring": ring,
-        "host_bytes": size(host_memory),
+        "host_bytes": units.parse_size(host_memory),
         "device": device,
         "verify": verify,
     }

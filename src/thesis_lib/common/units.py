@@ -5,7 +5,7 @@ import re
 from thesis_lib.common.errors import InvalidInput
 
 KiB, MiB, GiB, TiB = 2**10, 2**20, 2**30, 2**40
-MICROSECONDS, MILLISECONDS = 1e-6, 1e-3
+MILLISECONDS = 1e-3
 
 _BYTES = {
     "B": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB, "TiB": TiB,

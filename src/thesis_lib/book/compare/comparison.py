@@ -20,6 +20,7 @@ from thesis_lib.book.execute.chapters import (
 from thesis_lib.book.execute.claims import (
     RATES,
     REFERENCE,
+    RESOURCES,
     Claim,
     Verdict,
     expected_ratio,
@@ -30,7 +31,6 @@ from thesis_lib.book.execute.records import Number, Record
 from thesis_lib.common.errors import require
 from thesis_lib.common.files import data_folder
 
-RESOURCES = {"drain": "disk", "compute": "processor"}
 MOST_NAMED = 3  # of the parameters that two records differ in
 
 # Verdicts that say neither good nor bad: nothing was held against anything.

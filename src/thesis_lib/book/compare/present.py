@@ -16,7 +16,6 @@ from rich.text import Text
 
 from thesis_lib.book import figures
 from thesis_lib.book.compare.comparison import (
-    RESOURCES,
     Comparison,
     Machine,
     Quantity,
@@ -24,7 +23,7 @@ from thesis_lib.book.compare.comparison import (
     each,
     quantity,
 )
-from thesis_lib.book.execute.claims import Claim
+from thesis_lib.book.execute.claims import RESOURCES, Claim
 from thesis_lib.book.execute.pages import render_page
 from thesis_lib.book.execute.records import Number, Record
 from thesis_lib.common.errors import choice, require
@@ -138,11 +137,6 @@ def as_change(reduction: Quantity) -> tuple[Quantity, str]:
     return Quantity(-reduction.value, -high, -low), "more"
 
 
-def title(claim: Claim) -> str:
-    """What a claim says, with its unit."""
-    return f"{claim.says} ({claim.unit})" if claim.unit else claim.says
-
-
 def apart(row: Any) -> str:
     """The difference to the reference, or the ratio of a time."""
     if row.ratio is not None:
@@ -185,7 +179,7 @@ def words(comparison: Comparison) -> pd.DataFrame:
             "key": row.claim.key,
             "profile": row.profile,
             "chapter": str(row.claim.chapter),
-            "claim": title(row.claim),
+            "claim": row.claim.title,
             "run": row.run,
             "value": format_quantity(row.value, row.claim),
             "reference": format_quantity(row.reference, row.claim),
@@ -284,7 +278,7 @@ def doubt_lines(doubted: Mapping[str, Mapping[str, str]]) -> list[str]:
         return []
     lines = ["not to be believed:"]
     for chapter, names in doubted.items():
-        for why, same in _grouped(names).items():
+        for why, same in _grouped(names.items()).items():
             lines.append(f"  {chapter}: {', '.join(same)} ({why})")
     numbers = " ".join(str(int(chapter.split("_")[0])) for chapter in doubted)
     lines.append(
@@ -294,10 +288,10 @@ def doubt_lines(doubted: Mapping[str, Mapping[str, str]]) -> list[str]:
     return lines
 
 
-def _grouped(doubted: Mapping[str, str]) -> dict[str, list[str]]:
-    """The names that share a reason, by reason."""
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """The names that share a reason, by reason, of pairs of both."""
     by_why: dict[str, list[str]] = {}
-    for name, why in doubted.items():
+    for name, why in pairs:
         by_why.setdefault(why, []).append(name)
     return by_why
 
@@ -511,9 +505,7 @@ def _kind_lines(table: pd.DataFrame, kind: str) -> list[str]:
 
 def _reasons(claims: Iterable[Claim]) -> list[str]:
     """Why claims with a tolerance may differ, each reason once."""
-    grouped: dict[str, list[str]] = {}
-    for claim in claims:
-        grouped.setdefault(claim.why, []).append(claim.says)
+    grouped = _grouped((claim.says, claim.why) for claim in claims)
     listed = [f"- *{markdown(why)}*: {markdown('; '.join(says))}."
               for why, says in grouped.items()]  # fmt: skip
     return ["Why they may differ at all:", "", *listed, ""] if listed else []
@@ -568,7 +560,7 @@ def doubt_section(doubted: Mapping[str, Mapping[str, str]]) -> list[str]:
         "",
     ]
     for chapter, names in doubted.items():
-        for why, same in _grouped(names).items():
+        for why, same in _grouped(names.items()).items():
             listed = ", ".join(f"`{name}`" for name in same)
             lines.append(f"- Chapter {int(chapter.split('_')[0])}, {listed}: "
                          f"{markdown(why)}.")  # fmt: skip

@@ -106,20 +106,13 @@ def select(names: Iterable[str]) -> list[Chapter]:
     Raises InvalidInput for a name that is no chapter.
     """
     every = chapters()
-    wanted = list(names)
-    if not wanted:
-        return every
     by_name = {chapter.name: chapter for chapter in every}
     by_number = {str(chapter.number): chapter for chapter in every}
-    chosen = []
-    for name in wanted:
-        short = name.lstrip("0")
-        chosen.append(
-            by_number[short]
-            if short in by_number
-            else by_name[choice("chapter", name, by_name)]
-        )
-    return sorted(set(chosen), key=lambda chapter: chapter.number)
+    chosen = {
+        by_number.get(name.lstrip("0")) or by_name[choice("chapter", name, by_name)]
+        for name in names
+    }
+    return sorted(chosen, key=lambda chapter: chapter.number) or every
 
 
 def parameters(chapter: Chapter) -> dict[str, Parameter]:

@@ -20,6 +20,7 @@ from thesis_lib.common.files import data_folder
 Kind = Literal["exact", "tolerance", "time"]
 KINDS: tuple[str, ...] = get_args(Kind)
 RATES = {"drain": "drain_bytes_per_s", "compute": "matmul_flops_per_s"}
+RESOURCES = {"drain": "disk", "compute": "processor"}
 FILE = "claims.yml"
 REFERENCE = "reference"  # the committed run: its folder of records, and its name
 
@@ -47,6 +48,11 @@ class Claim:
     published: dict | None = None  # value, unit and source of a figure of the thesis
     change: str = ""  # of a reduction: what there is so many percent fewer or more of
     reference: dict = field(default_factory=dict)  # profile to value
+
+    @property
+    def title(self) -> str:
+        """What it says, with its unit."""
+        return f"{self.says} ({self.unit})" if self.unit else self.says
 
     def __post_init__(self) -> None:
         where, near = f"claim {self.key}", self.rtol is not None and 0 < self.rtol < 1
@@ -166,7 +172,7 @@ def _judge_time(
         "as expected" if good else "UNEXPECTED",
         good,
         f"{ratio:.2f} times the reference; {expected:.2f} expected from the machine's "
-        f"{'disk' if claim.follows == 'drain' else 'processor'}, within a factor of "
+        f"{RESOURCES[claim.follows or '']}, within a factor of "
         f"{claim.factor:g}",
     )
 
@@ -198,7 +204,7 @@ def judge(
     assert claim.rtol is not None  # a tolerance has one: checked when it was read
     off = abs(value - reference)
     good = off <= claim.rtol * abs(reference)
-    share = off / abs(reference) if reference else float("inf")
+    share = _ratio(off, abs(reference))
     return Verdict(
         "agrees" if good else "DISAGREES",
         good,
@@ -219,23 +225,23 @@ def report(chapter: int, profile: str) -> str:
     as 'custom', has nothing to hold.
     """
     numbers = published()
-    lines, held = [], {"exact": [0, 0], "tolerance": [0, 0]}
-    for claim in read_claims().of_chapter(chapter):
-        if claim.kind == "time" or profile not in claim.reference:
-            continue
-        verdict = judge(claim, numbers.get(claim.key), claim.reference[profile])
-        held[claim.kind][0] += verdict.good
-        held[claim.kind][1] += 1
-        if not verdict.good:
-            lines.append(f"{claim.key} {verdict.word}: {verdict.text}")
-    if not any(total for _, total in held.values()):
+    verdicts = [
+        (claim, judge(claim, numbers.get(claim.key), claim.reference[profile]))
+        for claim in read_claims().of_chapter(chapter)
+        if claim.kind != "time" and profile in claim.reference
+    ]
+    if not verdicts:
         return f"no reference values for profile {profile!r}"
-    exact, near = held["exact"], held["tolerance"]
+
+    def held(kind: Kind) -> str:
+        good = [verdict.good for claim, verdict in verdicts if claim.kind == kind]
+        return f"{sum(good)} of {len(good)}"
+
     return "\n".join(
         [
-            f"exact claims that are equal: {exact[0]} of {exact[1]}",
-            f"claims within their tolerance: {near[0]} of {near[1]}",
-            *lines,
+            f"exact claims that are equal: {held('exact')}",
+            f"claims within their tolerance: {held('tolerance')}",
+            *(f"{c.key} {v.word}: {v.text}" for c, v in verdicts if not v.good),
         ]
     )
 

@@ -28,8 +28,6 @@ from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any
 
-import numpy as np
-
 from thesis_lib.common.errors import InvalidInput, require
 
 TYPES: dict[str, type | UnionType] = {
@@ -146,7 +144,7 @@ class Parameter:
                 f"{self.name}={value!r} has the wrong type: expected {self.type_name}"
             )
         limits, items = self.limits, value if self.is_list else [value]
-        low, high = self._ends(values)
+        low, high = self.ends(values)
         good = (
             all(item in limits.words for item in items)
             if limits.words
@@ -165,40 +163,7 @@ class Parameter:
         distinct = ", each once" if self.is_list else ""
         return f"{self.name}={value!r} is outside {limits.text}{distinct}{beside}"
 
-    def draw(self, values: Mapping[str, Any], random: np.random.Generator) -> Any:
-        """A random allowed value; what is `work` is at most the smoke value.
-
-        A third of the numbers are at an end of their range.
-        """
-        if self.element == "bool":
-            return bool(random.integers(2))
-        if not self.is_list:
-            return self._draw_one(values, random)
-        fewest, most = self.limits.fewest, min(self.limits.most, 3)
-        items = {
-            self._draw_one(values, random)
-            for _ in range(int(random.integers(fewest, most + 1)))
-        }
-        while len(items) < fewest:
-            items.add(self._draw_one(values, random))
-        return list(random.permutation(sorted(items)).tolist())
-
-    def _draw_one(self, values: Mapping[str, Any], random: np.random.Generator) -> Any:
-        if self.limits.words:
-            return str(random.choice(self.limits.words))
-        low, high = self._ends(values)
-        if self.limits.work:
-            smoke = max(self.smoke) if self.is_list else self.smoke
-            high = min(high, max(smoke, low))
-        share = random.choice([0.0, 1.0, random.random()], p=[1 / 6, 1 / 6, 2 / 3])
-        if low > 0 and high / low > 100:
-            value = low * (high / low) ** share
-        else:
-            value = low + (high - low) * share
-        value = min(max(value, low), high)
-        return round(value) if self.element == "int" else float(value)
-
-    def _ends(self, values: Mapping[str, Any]) -> tuple[float, float]:
+    def ends(self, values: Mapping[str, Any]) -> tuple[float, float]:
         """The least and the largest value: of whole numbers where it is one."""
         low, high = self.limits.bounds(values)
         if self.element != "int":
@@ -219,25 +184,6 @@ def refuse(declared: Iterable[Parameter], values: Mapping[str, Any]) -> None:
         if (refusal := parameter.refusal(values[parameter.name], sound))
     ]
     require(not refusals, "parameter " + "; parameter ".join(refusals))
-
-
-def draw(
-    declared: Mapping[str, Parameter],
-    random: np.random.Generator,
-    fixed: Mapping[str, Any],
-) -> dict[str, Any]:
-    """A random allowed value of every parameter, but for those that are `fixed`."""
-    values = dict(fixed)
-
-    def settle(name: str) -> None:
-        if name not in values:
-            for other in declared[name].limits.others:
-                settle(other)
-            values[name] = declared[name].draw(values, random)
-
-    for name in declared:
-        settle(name)
-    return values
 
 
 def read_limits(text: str) -> dict[str, Limits]:

@@ -384,6 +384,20 @@ def _store(point: Point, outcome: dict, folder: Path) -> Record | Failure:
     return record
 
 
+_LOST = (
+    "the scheduler was lost: what was finished is written; start it and run the same "
+    "command again"
+)
+
+
+def _threads(client: Any) -> int:
+    """How many points are executed at once. Raises InvalidInput for a lost cluster."""
+    try:
+        return sum(client.nthreads().values())
+    except OSError as error:  # before the futures have heard of it
+        raise InvalidInput(_LOST) from error
+
+
 def _outcomes(
     client: Any, grid: Grid, points: Sequence[Point]
 ) -> Iterator[tuple[Point, dict]]:
@@ -395,18 +409,12 @@ def _outcomes(
     from distributed import Future, KilledWorker
 
     run = uuid.uuid4().hex[:8]  # two sweeps may share a scheduler
-    task = _task()
-    waiting = list(reversed(points))
+    task, waiting = _task(), list(reversed(points))
     flying: dict[Future, Point] = {}
     landed: queue.SimpleQueue[Future] = queue.SimpleQueue()
 
-    lost = (
-        "the scheduler was lost: what was finished is written; start it and run the "
-        "same command again"
-    )
-
     def top_up() -> None:
-        while waiting and len(flying) < room():
+        while waiting and len(flying) < max(1, _threads(client)):
             point = waiting.pop()
             future = client.submit(
                 task,
@@ -420,12 +428,6 @@ def _outcomes(
             flying[future] = point
             future.add_done_callback(landed.put)
 
-    def room() -> int:
-        try:
-            return max(1, _threads(client))
-        except OSError as error:  # before the futures have heard of it
-            raise InvalidInput(lost) from error
-
     top_up()
     while flying:
         try:
@@ -434,7 +436,7 @@ def _outcomes(
             top_up()
             continue
         point = flying.pop(future)
-        require(not future.cancelled(), lost)
+        require(not future.cancelled(), _LOST)
         top_up()
         error: Any = future.exception()
         if isinstance(error, KilledWorker):
@@ -448,6 +450,31 @@ def _outcomes(
         else:
             yield point, future.result()
         future.release()
+
+
+@contextlib.contextmanager
+def _writing(output: Path) -> Iterator[Path]:
+    """The folder of the points, held; what ends the writing is said in one sentence."""
+
+    def busy() -> None:
+        raise InvalidInput(
+            f"another sweep is writing to {output}: wait for it, or name another "
+            "folder with --output"
+        )
+
+    points = output / "points"
+    with chapters.storage(output):
+        points.mkdir(parents=True, exist_ok=True)
+        try:
+            with chapters.claimed(output / "sweep", busy):
+                for leftover in points.glob(".*.partial"):  # of a client that died
+                    leftover.unlink()
+                yield points
+        except KeyboardInterrupt as error:
+            raise InvalidInput(
+                f"interrupted: what was finished is in {output}; run the same command "
+                "again for the rest"
+            ) from error
 
 
 def run(
@@ -470,77 +497,41 @@ def run(
         "--workers and --scheduler were both given: the scheduler's cluster has its "
         "own workers; leave one out",
     )
-
-    def busy() -> None:
-        raise InvalidInput(
-            f"another sweep is writing to {output}: wait for it, or name another "
-            "folder with --output"
-        )
-
-    with chapters.storage(output):
-        (output / "points").mkdir(parents=True, exist_ok=True)
-        try:
-            with chapters.claimed(output / "sweep", busy):
-                return _run(grid, output, workers, scheduler, resume, progress, on_wait)
-        except KeyboardInterrupt as error:
-            raise InvalidInput(
-                f"interrupted: what was finished is in {output}; run the same command "
-                "again for the rest"
-            ) from error
-
-
-def _run(
-    grid: Grid,
-    output: Path,
-    workers: int | None,
-    scheduler: str | None,
-    resume: bool,
-    progress: Progress,
-    on_wait: Callable[[str], None],
-) -> Sweep:
-    points = output / "points"
-    for leftover in points.glob(".*.partial"):  # of a client that was killed
-        leftover.unlink()
-    finished = _finished(grid, points)
-    records = finished if resume else {}
-    wanted = [point for point in grid.points if point.name not in records]
     failures: list[Failure] = []
-    total = len(grid.points)
-    progress(len(records), 0, 0, total)
-    if wanted:
-        with _connect(workers, scheduler) as client:
-            if not client.scheduler_info()["workers"]:
-                on_wait(f"{scheduler} has no workers yet: waiting for the first")
-                client.wait_for_workers(1)
-            left = len(wanted)
-            progress(len(records), 0, min(left, _threads(client)), total)
-            for point, outcome in _outcomes(client, grid, wanted):
-                match _store(point, outcome, points):
-                    case Failure() as failure:
-                        failures.append(failure)
-                    case record:
-                        records[point.name] = record
-                left -= 1
-                running = min(left, _threads(client))
-                progress(len(records), len(failures), running, total)
-    sweep = Sweep(grid, output, records, failures, len(wanted))
-    table = gather(sweep)
-    parquet = io.BytesIO()
-    table.to_parquet(parquet, index=False)
-    write_whole(output / "results.parquet", parquet.getvalue())
-    write_whole(output / "summary.html", summarise(sweep, table))
+    with _writing(output) as points:
+        finished = _finished(grid, points)
+        records = finished if resume else {}
+        wanted = [point for point in grid.points if point.name not in records]
+
+        def tell(running: int) -> None:
+            progress(len(records), len(failures), running, len(grid.points))
+
+        tell(0)
+        if wanted:
+            with _connect(workers, scheduler) as client:
+                if not client.scheduler_info()["workers"]:
+                    on_wait(f"{scheduler} has no workers yet: waiting for the first")
+                    client.wait_for_workers(1)
+                left = len(wanted)
+                tell(min(left, _threads(client)))
+                for point, outcome in _outcomes(client, grid, wanted):
+                    match _store(point, outcome, points):
+                        case Failure() as failure:
+                            failures.append(failure)
+                        case record:
+                            records[point.name] = record
+                    left -= 1
+                    tell(min(left, _threads(client)))
+        sweep = Sweep(grid, output, records, failures, len(wanted))
+        table = gather(sweep)
+        parquet = io.BytesIO()
+        table.to_parquet(parquet, index=False)
+        write_whole(output / "results.parquet", parquet.getvalue())
+        write_whole(output / "summary.html", summarise(sweep, table))
     return sweep
 
 
-def _threads(client: Any) -> int:
-    return sum(client.nthreads().values())
-
-
 # --- the gathered results ----------------------------------------------------
-def _cell(value: Any) -> Any:
-    return str(value) if isinstance(value, list | dict) else value
-
-
 def gather(sweep: Sweep) -> pd.DataFrame:
     """One row for each finished point, in the order of the grid.
 
@@ -555,7 +546,10 @@ def gather(sweep: Sweep) -> pd.DataFrame:
             continue
         rows.append(
             {"point": point.name}
-            | {f"parameter.{n}": _cell(v) for n, v in record.parameters.items()}
+            | {
+                f"parameter.{n}": str(v) if isinstance(v, list | dict) else v
+                for n, v in record.parameters.items()
+            }
             | {f"number.{n}": v for n, v in record.numbers.items()}
             | {
                 "chapter": record.chapter,
@@ -583,16 +577,11 @@ def gather(sweep: Sweep) -> pd.DataFrame:
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """A number that the summary shows: its column, what it says and its unit."""
+    """A number that the summary shows: its column, and what it says."""
 
     column: str
     says: str
-    unit: str
-
-    @property
-    def title(self) -> str:
-        """What it says, with its unit."""
-        return self.says + (f" ({self.unit})" if self.unit else "")
+    title: str  # what it says, with its unit
 
 
 MOST_HEADLINES, MOST_COLUMNS = 12, 6  # in figures, in the table of points
@@ -615,14 +604,15 @@ def headlines(chapter: Chapter, table: pd.DataFrame) -> list[Headline]:
     claims = []
     if (data_folder() / CLAIMS_FILE).is_file():
         claims = [
-            Headline(f"number.{claim.key}", claim.says, claim.unit)
+            Headline(f"number.{claim.key}", claim.says, claim.title)
             for claim in read_claims().of_chapter(chapter.number)
             if f"number.{claim.key}" in varying
         ]
     plain = [
-        Headline(name, name.removeprefix("number.").replace("_", " "), "")
+        Headline(name, words, words)
         for name in varying or numeric
         if not name.endswith(("_low", "_high"))  # ends of an interval
+        for words in [name.removeprefix("number.").replace("_", " ")]
     ]
     return (claims or plain)[:MOST_HEADLINES]
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,9 +14,10 @@ from numpy.typing import ArrayLike
 from thesis_lib.book.figures.style import (
     GREY,
     INK,
-    WIDTH_IN,
+    _legend_below,
     _move_apart,
     axes,
+    subplots,
 )
 
 
@@ -74,12 +74,8 @@ def losses_by_ratio(table: pd.DataFrame) -> Figure:
     steps that lose little and truncation that ruins the model can both be read.
     """
     texts = list(dict.fromkeys(table.text))
-    figure, grid = plt.subplots(
-        1, len(texts), figsize=(WIDTH_IN, 3.6), layout="constrained", squeeze=False,
-        sharey=True,
-    )  # fmt: skip
-    plt.close(figure)
-    for drawn, text in zip(grid[0], texts, strict=True):
+    figure, *panels = axes(len(texts), 3.6, sharey=True)
+    for drawn, text in zip(panels, texts, strict=True):
         rows: Any = table[table.text == text]
         for (step, own), marker in zip(
             rows.groupby("step", sort=False), "osD^vP", strict=False
@@ -95,29 +91,21 @@ def losses_by_ratio(table: pd.DataFrame) -> Figure:
         drawn.set_yscale("log")
         drawn.tick_params(labelsize=7)
         drawn.invert_xaxis()
-    first = grid[0, 0]
+    first = panels[0]
     least, most = np.log(table.low.min()) / 1.2, 1.2 * np.log(table.high.max())
     first.set_ylim(least, most)
     ticks = [times for times in TIMES if least < np.log(times) < most]
     first.set_yticks(np.log(ticks), [f"{times:,}" for times in ticks])
     first.yaxis.set_minor_locator(NullLocator())
     first.set_ylabel("times the perplexity of the dense model", fontsize=8)
-    handles, names = first.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=7)
+    _legend_below(figure, first, ncols=3, fontsize=7)
     return figure
 
 
 def quantisation_levels(blocks: ArrayLike, books: Mapping[str, ArrayLike]) -> Figure:
     """A histogram of weights over their block's largest, above rows of levels."""
-    figure, (top, bottom) = plt.subplots(
-        2,
-        1,
-        figsize=(WIDTH_IN, 3.4),
-        sharex=True,
-        height_ratios=[2, 1],
-        layout="constrained",
-    )
-    plt.close(figure)
+    figure, drawn = subplots(2, 1, 3.4, sharex=True, height_ratios=[2, 1])
+    top, bottom = drawn[:, 0]
     weights = np.asarray(blocks, float).ravel()
     top.hist(weights, bins=101, range=(-1.01, 1.01), density=True, color=GREY)
     top.set(ylabel="density")
@@ -206,11 +194,7 @@ def pareto(table: pd.DataFrame) -> Figure:
     places = [(text, "bytes", 1e6, "front") for text in texts]
     if table.token_s.notna().any():
         places.append((texts[0], "token_s", 1e-3, "time_front"))
-    figure, grid = plt.subplots(
-        len(places), 1, figsize=(WIDTH_IN, 0.6 + 2.7 * len(places)),
-        layout="constrained", squeeze=False,
-    )  # fmt: skip
-    plt.close(figure)
+    figure, grid = subplots(len(places), 1, 0.6 + 2.7 * len(places))
     for drawn, (text, column, unit, front) in zip(grid[:, 0], places, strict=True):
         rows: Any = table[(table.text == text) & table[column].notna()]
         _ways(drawn, rows[column] / unit, rows, rows[front])

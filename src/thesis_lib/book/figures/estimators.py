@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from thesis_lib.book.figures.style import GREY, INK, axes
+from thesis_lib.book.figures.style import GREY, INK, _legend_below, axes
 from thesis_lib.sequencer.core.trace import F64, Trace
 from thesis_lib.sequencer.experiments import metrics
 
@@ -156,8 +156,7 @@ def coverage(
                 right.plot(miss, range(len(kinds)), "o", color=colour, alpha=0.8)
     left.set_xlabel("held-out transactions so far")
     left.set_ylabel(f"within the bound, of the last {window:,} (%)")
-    handles, names = left.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=7)
+    _legend_below(figure, left, ncols=3, fontsize=7)
     right.axvspan(-2, 2, color=GREY, alpha=0.15, linewidth=0)
     right.axvline(0, color=INK, linewidth=0.8)
     right.set_xlim(-4, 4)
@@ -240,8 +239,5 @@ def agreements(
     for panel in (constant, by_type, linear):
         panel.set_ylim(-0.05, 1.1)
     constant.set_ylabel("cost of an answer", fontsize=8)
-    handles, labels = by_type.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=4, fontsize="small"
-    )
+    _legend_below(figure, by_type)
     return figure

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -16,10 +15,10 @@ from thesis_lib.book.figures.style import (
     COLOURS,
     GREY,
     INK,
-    WIDTH_IN,
     _move_apart,
     _round_ticks,
     axes,
+    subplots,
 )
 from thesis_lib.common.units import GiB, MiB
 from thesis_lib.sequencer.core.trace import F64
@@ -36,14 +35,8 @@ def memory_parts(
     """
     unit, name = (GiB, "GiB") if limit_bytes >= GiB else (MiB, "MiB")
     zooms = model_bytes > 4 * limit_bytes
-    figure, drawn = plt.subplots(
-        1 + zooms,
-        1,
-        figsize=(WIDTH_IN, 3.0 if zooms else 2.2),
-        layout="constrained",
-    )
-    plt.close(figure)
-    whole, plan = drawn if zooms else (drawn, drawn)
+    figure, drawn = subplots(1 + zooms, 1, 3.0 if zooms else 2.2)
+    whole, plan = drawn[0, 0], drawn[-1, 0]
     whole.barh("resident model", model_bytes / unit, color=GREY)
     left = 0.0
     for part, n_bytes in parts_bytes.items():
@@ -89,6 +82,12 @@ PEER_COLOURS = {
 PEER_MARKERS = {"streamed": "o", "accelerate": "s", "AirLLM": "^", "mmap": "D"}
 
 
+def _peer(name: str) -> tuple[str, str]:
+    """Colour and marker of the tool that a system's name holds."""
+    tool = next((tool for tool in PEER_COLOURS if tool in name), "")
+    return PEER_COLOURS.get(tool, GREY), PEER_MARKERS.get(tool, "v")
+
+
 def ring_picture(visits: Sequence[Any], until_s: float | None = None) -> Figure:
     """Which layer each buffer of the ring receives, holds and computes, over time.
 
@@ -102,28 +101,24 @@ def ring_picture(visits: Sequence[Any], until_s: float | None = None) -> Figure:
     figure, drawn = axes(height_in=1.4 + 0.42 * rows)
     end_s = max(visit.ends_s for visit in visits) if until_s is None else until_s
     for visit in visits:
-        row = visit.buffer if visit.buffer >= 0 else buffers
+        moves = visit.buffer >= 0  # a resident layer only computes
+        row = visit.buffer if moves else buffers
         colour = RING_COLOURS[visit.step % len(RING_COLOURS)]
-        for start, stop, height, style in (
-            (visit.receives_s, visit.ready_s, 0.72, {"alpha": 0.3}),
-            (visit.ready_s, visit.starts_s, 0.14, {"alpha": 0.6}),
-            (visit.starts_s, visit.ends_s, 0.72, {}),
-        ):
-            moves = visit.buffer >= 0 or not style  # a resident layer only computes
-            if moves and start < min(stop, end_s):
+        spans = [(visit.starts_s, visit.ends_s, 0.72, 1.0)]
+        if moves:
+            arrives = (visit.receives_s, visit.ready_s, 0.72, 0.3)
+            spans = [arrives, (visit.ready_s, visit.starts_s, 0.14, 0.6), *spans]
+        for start, stop, height, alpha in spans:
+            if start < min(stop, end_s):
                 drawn.barh(
-                    row, stop - start, height, start, color=colour, linewidth=0, **style
-                )
+                    row, stop - start, height, start, color=colour, linewidth=0,
+                    alpha=alpha,
+                )  # fmt: skip
         # the number stands where a layer arrives, or where one that stays computes
-        moves = visit.buffer >= 0
-        ends = (
-            (visit.receives_s, visit.ready_s)
-            if moves
-            else (visit.starts_s, visit.ends_s)
-        )
-        if sum(ends) / 2 < end_s:
+        middle_s = sum(spans[0][:2]) / 2
+        if middle_s < end_s:
             drawn.text(
-                sum(ends) / 2, row, str(visit.layer + 1), ha="center", va="center",
+                middle_s, row, str(visit.layer + 1), ha="center", va="center",
                 fontsize=7, color=INK if moves else "white",
             )  # fmt: skip
     for step in sorted({visit.step for visit in visits}):
@@ -201,13 +196,12 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
     runs = runs.dropna(subset=["s_per_token"])
     figure, drawn = axes(height_in=3.2)
     for name, row in runs.iterrows():
-        tool = next((tool for tool in PEER_COLOURS if tool in str(name)), None)
-        colour = PEER_COLOURS.get(tool or "", GREY)
+        colour, marker = _peer(str(name))
         drawn.errorbar(
             row.peak_bytes / GiB,
             row.s_per_token,
             yerr=[[row.s_per_token - row.low_s], [row.high_s - row.s_per_token]],
-            fmt=PEER_MARKERS.get(tool or "", "v"),
+            fmt=marker,
             color=colour,
             capsize=3,
         )
@@ -304,10 +298,8 @@ def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Figure:
     bytes held without it, which are dotted.
     """
     figure, *panels = axes(len(runs), height_in=2.6, sharey=True)
-    panels = panels if len(runs) > 1 else [panels[0]]
     for panel, (name, samples) in zip(panels, runs.items(), strict=True):
-        tool = next((tool for tool in PEER_COLOURS if tool in name), None)
-        colour = PEER_COLOURS.get(tool or "", GREY)
+        colour, _ = _peer(name)
         seconds, held, private = samples.T
         panel.plot(seconds, held / GiB, color=colour, linewidth=1.2)
         panel.plot(seconds, private / GiB, ":", color=colour, linewidth=1.2)

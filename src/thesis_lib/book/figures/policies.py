@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -17,12 +16,13 @@ from thesis_lib.book.figures.style import (
     COLOURS,
     GREY,
     INK,
-    WIDTH_IN,
     _band,
+    _curve,
     _legend_below,
     _style,
     _whiskers,
     axes,
+    subplots,
 )
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.trace import F64, History, Trace
@@ -32,7 +32,6 @@ from thesis_lib.sequencer.experiments import live, metrics
 def worker_timelines(traces: dict[str, Trace], window_s: float) -> Figure:
     """Which worker ran what, and when, within `window_s` from the middle of the run."""
     figure, *panels = axes(len(traces), height_in=2.4, sharex=True)
-    panels = panels if len(traces) > 1 else [panels[0]]
     colours = sns.color_palette()
     for panel, (label, trace) in zip(panels, traces.items(), strict=True):
         start_s = trace.arrival_s + sum(
@@ -144,12 +143,6 @@ DISTANCE = {
 _FATES = {"on time": "#009e73", "late": "#d55e00", "dropped": "#8a8a8a"}
 
 
-def _fate(history: History, i: int) -> str:
-    if history.dropped[i]:
-        return "dropped"
-    return "late" if history.late[i] else "on time"
-
-
 def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure:
     """Schedules of one small batch, one beside the other, transactions in log order.
 
@@ -158,16 +151,13 @@ def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure
     with a cross. From the second panel on, a word marks each transaction that violates
     its objective in one panel only, this or the first.
     """
-    figure, drawn = plt.subplots(
-        1, len(histories), figsize=(WIDTH_IN, 2.5), sharex=True, layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
-    plt.close(figure)
+    figure, *panels = axes(len(histories), 2.5, sharex=True)
     first = next(iter(histories.values()))
-    for panel, (name, history) in zip(drawn[0], histories.items(), strict=True):
+    for panel, (name, history) in zip(panels, histories.items(), strict=True):
         rows = [*history.log.tolist(), *np.flatnonzero(history.dropped).tolist()]
         for y, i in enumerate(rows):
-            fate = _fate(history, i)
+            kept = "late" if history.late[i] else "on time"
+            fate = "dropped" if history.dropped[i] else kept
             deadline_ms = 1e3 * history.deadline_s[i]
             panel.vlines(deadline_ms, y - 0.42, y + 0.42, color=INK, linewidth=1)
             start_ms = 1e3 * history.decided_s[i]
@@ -195,7 +185,7 @@ def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure
         panel.set_ylim(len(rows) - 0.4, -0.6)
         panel.set_xlabel("time (ms)")
         panel.grid(axis="y", visible=False)
-    drawn[0, 0].set_ylabel("transaction, in log order")
+    panels[0].set_ylabel("transaction, in log order")
     figure.legend(
         handles=[Patch(color=colour, label=fate) for fate, colour in _FATES.items()],
         loc="outside lower center",
@@ -260,11 +250,7 @@ def rates_by_scenario(
     In percent of the saturation of FIFO, which the vertical line marks. The dashed
     diagonal commits everything as it comes.
     """
-    figure, drawn = plt.subplots(
-        2, len(runs), figsize=(WIDTH_IN, 4.6), sharex=True, sharey=True,
-        layout="constrained", squeeze=False,
-    )  # fmt: skip
-    plt.close(figure)
+    figure, drawn = subplots(2, len(runs), 4.6, sharex=True, sharey=True)
     for column, (scenario, rows) in enumerate(runs.items()):
         loads = np.array(sorted(rows["load"].unique()))
         for panel, name in zip(drawn[:, column], metrics.RATES, strict=True):
@@ -427,12 +413,7 @@ def reductions(
         loads = sorted(rows["load"].unique())
         for policy in policies:
             ends = [metrics.reduction(rows, policy, load) for load in loads]
-            style = _style(policy)
-            panel.plot(loads, [100 * e.value for e in ends], **style)
-            panel.fill_between(
-                loads, [100 * e.low for e in ends], [100 * e.high for e in ends],
-                color=style["color"], alpha=0.2, linewidth=0,
-            )  # fmt: skip
+            _curve(panel, loads, ends, _style(policy), times=100)
         panel.axhline(0, color=INK, linewidth=0.8)
         panel.axhline(published, color=INK, linewidth=0.8, linestyle="--")
         panel.set_title(scenario, fontsize=9)

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
-from thesis_lib.common.stats import mean_interval
+from thesis_lib.common.stats import Interval, mean_interval
 from thesis_lib.sequencer.core.trace import F64
 
 WIDTH_IN = 6.5
@@ -61,13 +61,22 @@ def theme() -> None:
     )
 
 
+def subplots(
+    rows: int, columns: int, height_in: float, **options: Any
+) -> tuple[Figure, Any]:
+    """A new figure of the book's width, and its axes (rows, columns)."""
+    figure, drawn = plt.subplots(
+        rows, columns, figsize=(WIDTH_IN, height_in), layout="constrained",
+        squeeze=False, **options,
+    )  # fmt: skip
+    plt.close(figure)  # shown by its cell as a value, not twice
+    return figure, drawn
+
+
 def axes(columns: int = 1, height_in: float = 3.4, **options: Any) -> tuple[Any, ...]:
     """A new figure of the book's width with `columns` axes: (figure, axes…)."""
-    figure, drawn = plt.subplots(
-        1, columns, figsize=(WIDTH_IN, height_in), layout="constrained", **options
-    )
-    plt.close(figure)  # shown by its cell as a value, not twice
-    return (figure, *([drawn] if columns == 1 else drawn))
+    figure, drawn = subplots(1, columns, height_in, **options)
+    return (figure, *drawn[0])
 
 
 # --- Part I: the sequencer ---------------------------------------------------
@@ -107,6 +116,17 @@ def _style(policy: str) -> dict:
     }
 
 
+def _curve(
+    panel: Axes, at: ArrayLike, ends: Sequence[Interval], style: dict, times: float = 1
+) -> None:
+    """Estimates `times` a unit against `at` (n,), their intervals shaded."""
+    panel.plot(at, [times * end.value for end in ends], **style)
+    panel.fill_between(
+        at, [times * end.low for end in ends], [times * end.high for end in ends],
+        color=style["color"], alpha=0.2, linewidth=0,
+    )  # fmt: skip
+
+
 def _band(
     panel: Axes, runs: pd.DataFrame, policy: str, column: str, x: str,
     dashes: str | tuple | None = None,
@@ -117,17 +137,10 @@ def _band(
     """
     groups = runs[runs["policy"] == policy].groupby(x)[column]
     made = {at: mean_interval(values.to_numpy()) for at, values in groups}
-    at = np.array(list(made), float)
     style = _style(policy)
     if dashes is not None:
         style["linestyle"] = dashes
-    panel.plot(at, [m.value for m in made.values()], **style)
-    panel.fill_between(
-        at,
-        [m.low for m in made.values()],
-        [m.high for m in made.values()],
-        color=style["color"], alpha=0.2, linewidth=0,
-    )  # fmt: skip
+    _curve(panel, np.array(list(made), float), list(made.values()), style)
 
 
 def _whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> F64:
@@ -135,12 +148,14 @@ def _whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> F64:
     return np.clip([np.subtract(value, low), np.subtract(high, value)], 0, None)
 
 
-def _legend_below(figure: Figure, panel: Axes) -> None:
+def _legend_below(
+    figure: Figure, panel: Axes, ncols: int = 4, fontsize: str | int = "small"
+) -> None:
     """One legend for all panels, where it can hide no curve."""
-    handles, labels = panel.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=4, fontsize="small"
-    )
+        *panel.get_legend_handles_labels(), loc="outside lower center", ncols=ncols,
+        fontsize=fontsize,
+    )  # fmt: skip
 
 
 def _round_ticks(drawn: Axes) -> None:

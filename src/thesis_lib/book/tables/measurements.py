@@ -361,19 +361,12 @@ def speculation(record: dict[str, Any]) -> pd.DataFrame:
             if not mine:
                 continue
             took = [row["systems"][draft] for row in mine]
-            tokens, times = (
-                mean_interval(np.array(each))
-                for each in (
-                    [
-                        (row["tokens"] - 1) / run["passes"]
-                        for row, run in zip(mine, took, strict=True)
-                    ],
-                    [
-                        row["systems"][plain]["seconds"] / run["seconds"]
-                        for row, run in zip(mine, took, strict=True)
-                    ],
-                )
+            pairs = list(zip(mine, took, strict=True))
+            tokens = mean_interval(
+                np.array([(row["tokens"] - 1) / run["passes"] for row, run in pairs])
             )
+            plain_s = np.array([row["systems"][plain]["seconds"] for row in mine])
+            times = mean_interval(plain_s / [run["seconds"] for run in took])
             rows[f"{domain}, {draft}"] = {
                 "prompts": len(mine),
                 "identical": sum(row["identical"] for row in mine),

@@ -91,18 +91,18 @@ def shown(value: float) -> str:
     return "never" if math.isinf(value) else f"{float(f'{value:.3g}'):,.10g}"
 
 
-def model(
-    streamed: Sequence[Configuration],
-    resident: Sequence[tuple[Configuration, float]],
+_OF_A_ROW = (
+    "name", "count", "read_bytes", "compute_s", "first_compute_s", "batch",
+    "tokens_per_step", "memory_gb",
+)  # fmt: skip
+
+
+def _known(
+    rows: Sequence[tuple[Configuration, float | None]],
     mix: Mix,
     values: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Everything that the script knows, as JSON: constants, defaults and rows.
-
-    The price of an hour is a slider for the streamed configurations and fixed for the
-    resident ones.
-    """
-    rows = [(each, None) for each in streamed] + list(resident)
+    """Everything that the script knows, as JSON: constants, defaults and rows."""
     return {
         "hours_per_month": HOURS_PER_MONTH,
         "storage_gb": STORAGE_GB,
@@ -114,18 +114,8 @@ def model(
             for s in SLIDERS
         ],
         "rows": [
-            {
-                "name": each.name,
-                "count": each.count,
-                "read_bytes": each.read_bytes,
-                "compute_s": each.compute_s,
-                "first_compute_s": each.first_compute_s,
-                "batch": each.batch,
-                "tokens_per_step": each.tokens_per_step,
-                "memory_gb": each.memory_gb,
-                "usd_per_hour": usd_per_hour,
-            }
-            for each, usd_per_hour in rows
+            {name: getattr(each, name) for name in _OF_A_ROW} | {"usd_per_hour": price}
+            for each, price in rows
         ],
     }
 
@@ -135,7 +125,6 @@ def calculator(
     resident: Sequence[tuple[Configuration, float]],
     mix: Mix,
     values: Mapping[str, float],
-    identifier: str = "cost-calculator",
 ) -> str:
     """The calculator as HTML that needs nothing else.
 
@@ -148,10 +137,11 @@ def calculator(
         "a calculator compares streamed with resident configurations: expected some "
         "of each",
     )
-    rows = [(each, None) for each in streamed] + list(resident)
+    # the price of an hour is a slider's for those that stream
+    rows = [*((each, None) for each in streamed), *resident]
     template = Template(_beside("calculator.html"), autoescape=True, trim_blocks=True)
     return template.render(
-        identifier=identifier,
+        identifier="cost-calculator",
         streamed=streamed,
         sliders=SLIDERS,
         steps=STEPS,
@@ -167,7 +157,7 @@ def calculator(
             }
             for each, price in rows
         ],
-        known=model(streamed, resident, mix, values),
+        known=_known(rows, mix, values),
         script=_beside("calculator.js"),
     )
 
