@@ -19,23 +19,30 @@ checkout of this repository, it runs that one in turn with this one, in processe
 their own, and records both.
 """
 
-import argparse
 import ctypes
-import json
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import exp
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import psutil
 from numba import njit
-from record import Record, checkout, command, medians, own_core, renew
+from record import (
+    Record,
+    answering,
+    checkout,
+    command,
+    medians,
+    own_core,
+    renew,
+    show,
+)
 
 from thesis_lib.common.provenance import commit
 from thesis_lib.sequencer.core.events import (
@@ -350,29 +357,27 @@ def crowd() -> list[dict]:
     return rows
 
 
-def in_turn(earlier: Path | None) -> list[dict]:
-    """Medians of `crowd` over rounds, of this checkout and of an `earlier` one.
+def answer_crowds() -> Iterator[Any]:
+    """In a process of its own: a round for each line of standard input."""
+    yield "ready"
+    for _ in sys.stdin:
+        yield crowd()
 
-    Each has a process, which answers every line that it is sent with a round.
-    """
+
+def in_turn(earlier: Path | None) -> list[dict]:
+    """Medians of `crowd` over rounds, of this checkout and of an `earlier` one."""
     sources = {"now": checkout()} | ({"before": earlier} if earlier else {})
-    workers = {}
-    for name, source in sources.items():
-        path = {"PYTHONPATH": str(Path(source).resolve() / "src")}
-        workers[name] = subprocess.Popen(
-            [sys.executable, __file__, "--crowd"], env=os.environ | path,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
     found: dict[str, list[list[dict]]] = {name: [] for name in sources}
-    for number in range(CROWDED_ROUNDS + 1):  # the first compiles
-        for name in sorted(sources, reverse=bool(number % 2)):
-            asked, answered = workers[name].stdin, workers[name].stdout
-            assert asked is not None
-            assert answered is not None
-            print(file=asked, flush=True)
-            found[name].append(json.loads(answered.readline()))
-    for worker in workers.values():
-        worker.communicate()
+    with ExitStack() as stack:
+        ask = {
+            name: stack.enter_context(
+                answering(answer_crowds, PYTHONPATH=str(source.resolve() / "src"))
+            )
+            for name, source in sources.items()
+        }
+        for number in range(CROWDED_ROUNDS + 1):  # the first compiles
+            for name in sorted(sources, reverse=bool(number % 2)):
+                found[name].append(ask[name]())
     return [
         {
             "code": name,
@@ -392,11 +397,7 @@ def renew_crowded(earlier: Path | None, out: Path) -> None:
         before=commit(earlier)[0] if earlier else None,
         load_average={"start": load, "end": psutil.getloadavg()},
     )  # fmt: skip
-    for row in rows:
-        print(
-            f"{row['code']:7}{row['load']:6.1f}{1e3 * row['slo_s']:8.1f} ms"
-            f"{row['decision_us']:10.2f}{row['p99_us']:10.2f}{row['each_us']:10.2f}"
-        )
+    show(rows)
 
 
 def everything(out: Path) -> None:
@@ -426,12 +427,7 @@ def everything(out: Path) -> None:
         cpu_share=cpu_s / wall_s,
         cases=summarise(rows),
     )
-    for row in record.points:
-        print(
-            f"{row['scenario']} {row['load']:.1f} {row['policy']:14} {row['way']:9}"
-            f"{row['decide_mean_us']:9.2f} {row['decide_p99_us']:9.2f}"
-            f"{row['both_mean_us']:9.2f} {row['both_p99_us']:9.2f}"
-        )
+    show(record.points)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -439,12 +435,8 @@ def main(words: list[str] | None = None) -> None:
     parser = command(__doc__, "decide")
     parser.add_argument("--crowded", action="store_true")
     parser.add_argument("--beside", type=Path, metavar="EARLIER")
-    parser.add_argument("--crowd", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(words)
-    if given.crowd:
-        for _ in sys.stdin:
-            print(json.dumps(crowd()), flush=True)
-    elif given.crowded:
+    if given.crowded:
         renew_crowded(given.beside, given.out)
     else:
         everything(given.out)

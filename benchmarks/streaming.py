@@ -21,18 +21,18 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from memory_limit import Confined, confine, forget_pages, read_from_disk_bytes
+from memory_limit import confined_call, forget_pages, read_from_disk_bytes
 from record import Record, command, ratio, seconds_of
-from timed_decode import deepest_plan, thinned
+from timed_decode import Step, deepest_plan, greedily
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -59,8 +59,6 @@ RUNTIME_BYTES = 512 * MiB
 RINGS = (3, 2)
 DRAINS, DRAIN_WARM_UP = 4, 2
 DRAINED = ("drain_before_s", "drain_after_s")
-
-Step = Callable[[Tensor], Tensor]  # new tokens, (1, t), to logits, (1, 1, vocab)
 
 
 def prompt_of(tokens: int, vocab: int) -> Tensor:
@@ -93,17 +91,6 @@ def offloaded(folder: Path, work: Path, place: int | str, where: str) -> Any:
         device_map=places,
         offload_folder=work / "offload",
     ).eval()
-
-
-def load_accelerate(folder: Path, work: Path) -> Step:
-    """Layers on disk, the rest in memory."""
-    return transformers_step(offloaded(folder, work, "cpu", "disk"))
-
-
-def load_mmap(folder: Path, work: Path) -> Step:
-    """Parameters that are views of mapped safetensors: the kernel pages them in."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    return transformers_step(model.eval())
 
 
 def numbered(folder: Path, out: Path) -> Path:
@@ -141,32 +128,26 @@ def untokenised(folder: Path, work: Path, device: str) -> Any:
     return Untokenised(source, device=device, layer_shards_saving_path=split)
 
 
-def load_airllm(folder: Path, work: Path) -> Step:
-    """AirLLM's streaming hooks around the model of transformers."""
-    return transformers_step(untokenised(folder, work, "cpu").model)
+def load(system: str, folder: Path, work: Path) -> Any:
+    """A peer's model on the processor.
 
-
-LOADERS = {
-    "accelerate": load_accelerate,
-    "mmap": load_mmap,
-    "airllm": load_airllm,
-}
+    Layers that accelerate has on disk and the rest in memory; parameters that are views
+    of mapped safetensors, which the kernel pages in; or AirLLM's streaming hooks.
+    """
+    if system == "accelerate":
+        return offloaded(folder, work, "cpu", "disk")
+    if system == "airllm":
+        return untokenised(folder, work, "cpu").model
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
 
 def decode(step: Step, prompt: Tensor, steps: int) -> dict[str, Any]:
     """Greedy decoding: seconds, bytes read and the token of each step, first apart."""
-    new, tokens = prompt, []
-    seconds: list[float] = []
-    read = [read_from_disk_bytes() or 0]
-    with torch.no_grad():
-        for _ in range(1 + steps):
-            start = time.perf_counter()
-            logits = step(new)
-            new = logits[:, -1].argmax(-1, keepdim=True)
-            seconds.append(time.perf_counter() - start)
-            read.append(read_from_disk_bytes() or 0)
-            tokens.append(int(new))
-            del logits
+    seconds, tokens, read = [], [], [read_from_disk_bytes() or 0]
+    for taken_s, (token,) in islice(greedily(step, prompt), 1 + steps):
+        seconds.append(taken_s)
+        tokens.append(token)
+        read.append(read_from_disk_bytes() or 0)
     return {
         "first_token_s": seconds[0],
         "seconds": seconds[1:],
@@ -175,34 +156,33 @@ def decode(step: Step, prompt: Tensor, steps: int) -> dict[str, Any]:
     }
 
 
-def work_alone(given: argparse.Namespace) -> dict[str, Any]:
-    """What one system does inside its limit; the report that its process prints."""
-    folder, work = Path(given.checkpoint), Path(given.work)
-    vocab = ModelSpec.from_config(folder).vocab
-    prompt = prompt_of(given.prompt, vocab)
-    if given.worker == "split":
-        untokenised(folder, work, "cpu")
+def run_alone(system: str, folder: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What one system does inside its limit: its report."""
+    asked, store = argparse.Namespace(**given), Path(folder)
+    work, steps = Path(asked.work), asked.warm_up + asked.steps
+    if system == "split":
+        untokenised(store, work, "cpu")
         return {}
     start = time.perf_counter()
-    if given.worker in LOADERS:
+    prompt = prompt_of(asked.prompt, ModelSpec.from_config(store).vocab)
+    if system in SYSTEMS[1:]:
         with smollm2.quiet():
-            step = LOADERS[given.worker](folder, work)
+            step = transformers_step(load(system, store, work))
         loading_s = time.perf_counter() - start
-        return {"load_s": loading_s, **decode(step, prompt, given.steps)}
-    context = given.prompt + given.steps + 1
-    device_bytes = parse_size(given.cap) - RUNTIME_BYTES
-    if given.device_memory:
-        device_bytes = parse_size(given.device_memory)
+        return {"load_s": loading_s, **decode(step, prompt, steps)}
+    device_bytes = parse_size(asked.cap) - RUNTIME_BYTES
+    if asked.device_memory:
+        device_bytes = parse_size(asked.device_memory)
     made = deepest_plan(
-        folder, Machine(device_bytes, 2e9), RINGS, context=context,
-        pass_tokens=given.prompt,
+        store, Machine(device_bytes, 2e9), RINGS, context=asked.prompt + steps + 1,
+        pass_tokens=asked.prompt,
     )  # fmt: skip
-    with StreamedModel(folder, made) as model:
+    with StreamedModel(store, made) as model:
         loading_s = time.perf_counter() - start
-        if given.worker == "drain":
+        if system == "drain":
             return {"seconds": drain(model), "plan": outline(made)}
         cache = model.new_cache()
-        found = decode(lambda new: model.step(new, cache, keep=1), prompt, given.steps)
+        found = decode(lambda new: model.step(new, cache, keep=1), prompt, steps)
         return {"load_s": loading_s, **found, "plan": outline(made)}
 
 
@@ -224,30 +204,21 @@ def launch(system: str, given: argparse.Namespace, capped: bool = True) -> dict:
     folder = Path(given.work) / PACKED.get(system, "checkpoint")
     split = Path(given.work) / "airllm"
     forget_pages([*folder.glob("*.safetensors"), *split.rglob("*.safetensors")])
-    worker = "streamed" if system in PACKED else system
-    words = [sys.executable, __file__, "--worker", worker]
-    for name in ("work", "cap", "prompt", "device_memory"):
-        words += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
-    words += ["--checkpoint", str(folder), "--steps", str(given.warm_up + given.steps)]
-    limit_bytes = parse_size(given.cap) if capped else psutil.virtual_memory().total
-    done = confine(words, limit_bytes, look_s=0.1)
-    if done.killed:
-        return {"killed": True, **physical(done)}
-    if done.returncode:
-        raise RuntimeError(f"{system} ended with {done.returncode}:\n{done.stderr}")
-    report = json.loads(done.stdout.splitlines()[-1])
-    return {"killed": False, **report, **physical(done)}
-
-
-def physical(done: Confined) -> dict[str, Any]:
-    """What the kernel counted of one run."""
+    done = confined_call(
+        run_alone,
+        parse_size(given.cap) if capped else psutil.virtual_memory().total,
+        system="streamed" if system in PACKED else system,
+        folder=folder,
+        given=vars(given),
+    )
+    if done.returncode and not done.killed:
+        raise RuntimeError(f"{system} ended with {done.returncode}: see above")
+    report = {} if done.killed else done.report
     return {
-        "how": done.how,
-        "limit_bytes": done.limit_bytes,
-        "peak_bytes": done.peak_bytes,
+        "killed": done.killed,
+        **report,
+        **done.physical,
         "process_s": done.seconds,
-        "process_read_bytes": done.read_bytes,
-        "use": thinned([[round(s, 2), *n_bytes] for s, *n_bytes in done.use]),
     }
 
 
@@ -402,9 +373,6 @@ def prepare(given: argparse.Namespace, systems: list[str]) -> dict[str, Any]:
 def main(words: list[str] | None = None) -> None:
     """Make the runs that are missing, then the record."""
     given = arguments(words)
-    if given.worker:
-        print(json.dumps(work_alone(given)))
-        return
     systems = given.systems.split(",")
     for system in systems:
         if (name := OF_PEER.get(system)) is not None:
@@ -501,8 +469,6 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--runs", type=int, default=sys.maxsize, help="stop after so many")
     add("--partial", action="store_true", help="the record of the runs there are")
     add("--work", default=None, help="folder of checkpoints and runs")
-    add("--worker", default=None, help=argparse.SUPPRESS)
-    add("--checkpoint", default=None, help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     given.work = given.work or str(cache_folder("streaming"))
     return given
