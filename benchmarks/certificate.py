@@ -10,7 +10,6 @@ promises beside the interpreter, so that a plan that promises too little is kill
 """
 
 import random
-import re
 import sys
 import tempfile
 import time
@@ -18,11 +17,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from memory_limit import confined_call
 from record import Record, checkout, command, tell
 
-from thesis_lib.common.errors import require
+from thesis_lib.common.provenance import largest_resident_bytes
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.spec import ARCHITECTURES, Machine, ModelSpec
@@ -139,11 +139,12 @@ def run_in_group(folder: str, seed: int) -> dict[str, Any]:
     """Inside a group: run a plan at its limits; what the process held."""
     made = choose(random.Random(seed), Path(folder))
     torch.set_num_threads(2)
-    before = held_bytes("VmRSS")
+    process = psutil.Process()
+    before = process.memory_info().rss
     metered = run_at_its_limits(Path(folder), made)
     return {
         "before_bytes": before,
-        "peak_bytes": held_bytes("VmHWM"),
+        "peak_bytes": largest_resident_bytes(process),
         "metered_bytes": metered,
         "planned_bytes": made.device_peak_bytes,
         "batch": made.batch,
@@ -151,14 +152,6 @@ def run_in_group(folder: str, seed: int) -> dict[str, Any]:
         "ring": made.ring,
         "tiers": made.summary()["tiers"],
     }
-
-
-def held_bytes(name: str) -> int:
-    """Memory of this process as the kernel counts it."""
-    status = Path("/proc/self/status").read_text()
-    found = re.search(rf"{name}:\s+(\d+) kB", status)
-    require(found is not None, f"/proc/self/status has no {name}: expected Linux")
-    return 1024 * int(found[1]) if found else 0
 
 
 def physical(plans: int, seed: int) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ from numba import njit
 from record import (
     Record,
     answering,
+    both_clocks,
     checkout,
     command,
     medians,
@@ -46,8 +47,6 @@ from record import (
 
 from thesis_lib.common.provenance import commit
 from thesis_lib.sequencer.core.events import (
-    COMMITTED,
-    LOGGED,
     NOW,
     RunConfig,
     SequencerState,
@@ -67,7 +66,6 @@ from thesis_lib.sequencer.experiments.configuration import (
 from thesis_lib.sequencer.policies.lookahead import SPREAD, Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
 from thesis_lib.sequencer.policies.rules import decide_compiled
-from thesis_lib.sequencer.simulator.simulator import simulate
 
 SCENARIOS, LOADS = ("A", "C"), (0.9, 1.1, 1.5)
 POLICIES = (
@@ -125,11 +123,7 @@ class Case:
 
     def check(self, state: State, before: SequencerState) -> None:
         """The history is the simulator's, bit for bit."""
-        history = simulate(
-            self.trace, self.policy, self.estimated_s, cores=self.cell.cores,
-            slo_s=self.cell.slo_s, batch_size=self.cell.batch_size,
-            flush_s=self.cell.flush_s,
-        )  # fmt: skip
+        history = self.cell.history(self.trace, self.policy, self.estimated_s, load=1)
         np.testing.assert_array_equal(state.finish_s, history.finish_s)
         np.testing.assert_array_equal(before.dropped, history.dropped)
 
@@ -156,7 +150,7 @@ def by_call(
 def in_python(case: Case, ask: Ask) -> tuple[F64, F64]:
     """Microseconds of each transaction (n,) and of each decision (d,)."""
     state, before, setting, lookahead = case.prepare()
-    trace, policy = case.trace, case.policy
+    trace = case.trace
     asked = np.empty(len(trace), np.int64)
     cost_ns, decisions_ns = np.zeros(len(trace)), []
     while (size := next_decision(state, before, trace.service_s, setting, asked)) > 0:
@@ -166,12 +160,8 @@ def in_python(case: Case, ask: Ask) -> tuple[F64, F64]:
         took = time.perf_counter_ns() - begin
         cost_ns[ids] += took / size
         decisions_ns.append(took)
-        room = size
-        if policy.in_flight is not None:
-            released = int(state.progress[LOGGED] - state.progress[COMMITTED])
-            room = policy.in_flight - released
-        held = np.sort(np.concatenate([decision.order[room:], decision.held]))
-        enter(state, before, setting, decision.order[:room], decision.dropped, held)
+        held = np.sort(decision.held)
+        enter(state, before, setting, decision.order, decision.dropped, held)
     case.check(state, before)
     return cost_ns / 1e3, np.array(decisions_ns) / 1e3
 
@@ -190,7 +180,7 @@ def run_compiled(
             return cost_ns, number
         ids = asked[:size].copy()
         begin = read_clock(words, clock)
-        order, dropped, hold = decide_compiled(
+        order, dropped, held = decide_compiled(
             code, memory, model, ids, before.clock_s[NOW]
         )
         took = read_clock(words, clock) - begin
@@ -198,14 +188,7 @@ def run_compiled(
             cost_ns[i] += took / size
         decisions_ns[number] = took
         number += 1
-        room = size
-        if setting.in_flight > 0:
-            room = setting.in_flight
-            room -= state.progress[LOGGED] - state.progress[COMMITTED]
-        held = hold  # rises already
-        if len(order) > room:
-            held = np.sort(np.concatenate((order[room:], hold)))
-        enter(state, before, setting, order[:room], dropped, held)
+        enter(state, before, setting, order, dropped, held)
 
 
 def compiled(case: Case, clock: int = MONOTONIC, check: bool = True) -> tuple[F64, F64]:
@@ -397,7 +380,7 @@ def renew_crowded(earlier: Path | None, out: Path) -> None:
         before=commit(earlier)[0] if earlier else None,
         load_average={"start": load, "end": psutil.getloadavg()},
     )  # fmt: skip
-    show(rows)
+    show(rows, "samples_us")
 
 
 def everything(out: Path) -> None:
@@ -406,28 +389,28 @@ def everything(out: Path) -> None:
     own_core()
     labelled, estimating = list(cases()), estimates()
     for _, case in labelled[: len(POLICIES)]:  # compiles everything
-        for run in WAYS.values():
-            run(case)
+        for way in WAYS.values():
+            way(case)
     for ways in estimating.values():
-        for run in ways.values():
-            run()
-    begin = time.perf_counter(), time.process_time()
-    rows = [
-        row
-        for number in range(ROUNDS)
-        for row in one_round(labelled, estimating, number)
-    ]
-    wall_s, cpu_s = time.perf_counter() - begin[0], time.process_time() - begin[1]
+        for way in ways.values():
+            way()
+    rows: list[dict] = []
+
+    def run() -> None:
+        for number in range(ROUNDS):
+            rows.extend(one_round(labelled, estimating, number))
+
+    spent = both_clocks(run)
     record.write(
         "cases",
         transactions=TRANSACTIONS,
         rounds=ROUNDS,
         histories_equal=True,  # asserted above, after every run
         clock_us=float(np.median(two_readings(10_000))) / 1e3,  # not subtracted
-        cpu_share=cpu_s / wall_s,
+        cpu_share=spent["cpu_s"] / spent["wall_s"],
         cases=summarise(rows),
     )
-    show(record.points)
+    show(record.points, "samples")
 
 
 def main(words: list[str] | None = None) -> None:

@@ -207,12 +207,18 @@ def tell(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
-def show(rows: Sequence[Point]) -> None:
-    """Print a table of all that is one number or one word in every row."""
-    table = pd.json_normalize(list(rows))
-    lists = [name for name in table if table[name].map(type).eq(list).any()]
-    table = table.drop(columns=lists)
+def show(rows: Sequence[Point], *hidden: str) -> None:
+    """Print a table of all but what is `hidden`, of samples their median."""
+    shown = [{k: v for k, v in row.items() if k not in hidden} for row in rows]
+    table = pd.json_normalize(shown).map(_middle).dropna(axis=1, how="all")
     print(table.to_string(index=False, float_format="{:.4g}".format), flush=True)
+
+
+def _middle(value: Any) -> Any:
+    """The median of numbers; None for other lists; what is no list as it is."""
+    if not isinstance(value, list | tuple):
+        return value
+    return median(value) if value and isinstance(value[0], int | float) else None
 
 
 def seconds_of(run: Callable[[], object]) -> float:

@@ -61,12 +61,6 @@ DRAINS, DRAIN_WARM_UP = 4, 2
 DRAINED = ("drain_before_s", "drain_after_s")
 
 
-def prompt_of(tokens: int, vocab: int) -> Tensor:
-    """A fixed prompt, (1, tokens)."""
-    draw = torch.Generator().manual_seed(0)
-    return torch.randint(0, vocab, (1, tokens), generator=draw)
-
-
 def transformers_step(model: Any) -> Step:
     """One step of a transformers model with its cache inside."""
     cache: dict[str, Any] = {}
@@ -164,7 +158,8 @@ def run_alone(system: str, folder: str, given: dict[str, Any]) -> dict[str, Any]
         untokenised(store, work, "cpu")
         return {}
     start = time.perf_counter()
-    prompt = prompt_of(asked.prompt, ModelSpec.from_config(store).vocab)
+    draw, vocab = torch.Generator().manual_seed(0), ModelSpec.from_config(store).vocab
+    prompt = torch.randint(0, vocab, (1, asked.prompt), generator=draw)
     if system in SYSTEMS[1:]:
         with smollm2.quiet():
             step = transformers_step(load(system, store, work))

@@ -3,9 +3,11 @@
 For models so large that a step takes a minute: few steps, each between two drains.
 """
 
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,8 @@ from record import tell
 from torch import Tensor
 
 from thesis_lib.common.errors import require
+from thesis_lib.common.files import cache_folder
+from thesis_lib.memory.compress.random_weights import synthesise
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
@@ -142,6 +146,16 @@ def deepest_plan(
         with suppress(PlanInfeasible):
             return plan(ring=ring)
     return plan(ring=rings[-1])
+
+
+@contextmanager
+def random_checkpoint(name: str, layers: int) -> Iterator[Path]:
+    """A few layers of a geometry on the disk, with random weights, and then no more."""
+    with tempfile.TemporaryDirectory(dir=cache_folder("benchmarks")) as home:
+        folder = Path(home) / f"{name}-{layers}"
+        synthesise(name, folder, layers=layers)
+        os.sync()  # or its pages would be written while it is read
+        yield folder
 
 
 def stream_store(
