@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from math import exp
 from pathlib import Path
 from statistics import median
@@ -56,7 +57,7 @@ from thesis_lib.sequencer.core.events import (
     idle_state,
     next_decision,
 )
-from thesis_lib.sequencer.core.trace import F64, I64, Decision, Trace
+from thesis_lib.sequencer.core.trace import F64, Decision, Trace
 from thesis_lib.sequencer.estimators.models import Boosted
 from thesis_lib.sequencer.estimators.trees import sum_leaves
 from thesis_lib.sequencer.experiments.configuration import (
@@ -128,35 +129,26 @@ class Case:
         np.testing.assert_array_equal(before.dropped, history.dropped)
 
 
-Ask = Callable[[Case, OpenLoop | Feedback, I64, F64, float], Decision]
+def in_python(case: Case, objects: bool) -> tuple[F64, F64]:
+    """Microseconds of each transaction (n,) and of each decision (d,).
 
-
-def by_rule(
-    case: Case, lookahead: OpenLoop | Feedback, ids: I64, deadline_s: F64, now_s: float
-) -> Decision:
-    """The decision on a batch and into a decision that are objects in Python."""
-    batch = case.trace.batch(ids, deadline_s[ids], case.trace.arrival_s[ids])
-    return decide(case.policy, lookahead, batch, now_s)
-
-
-def by_call(
-    case: Case, lookahead: OpenLoop | Feedback, ids: I64, deadline_s: F64, now_s: float
-) -> Decision:
-    """The compiled decision, called from Python."""
-    code, memory, model = case.policy.code, lookahead.memory, lookahead.model
-    return Decision(*decide_compiled(code, memory, model, ids, now_s))
-
-
-def in_python(case: Case, ask: Ask) -> tuple[F64, F64]:
-    """Microseconds of each transaction (n,) and of each decision (d,)."""
+    Batch and decision are `objects` in Python, or the compiled decision is called.
+    """
     state, before, setting, lookahead = case.prepare()
-    trace = case.trace
+    trace, policy = case.trace, case.policy
     asked = np.empty(len(trace), np.int64)
     cost_ns, decisions_ns = np.zeros(len(trace)), []
     while (size := next_decision(state, before, trace.service_s, setting, asked)) > 0:
         ids, now_s = asked[:size].copy(), float(before.clock_s[NOW])
         begin = time.perf_counter_ns()
-        decision = ask(case, lookahead, ids, before.deadline_s, now_s)
+        if objects:
+            batch = trace.batch(ids, before.deadline_s[ids], trace.arrival_s[ids])
+            decision = decide(policy, lookahead, batch, now_s)
+        else:
+            memory, model = lookahead.memory, lookahead.model
+            decision = Decision(
+                *decide_compiled(policy.code, memory, model, ids, now_s)
+            )
         took = time.perf_counter_ns() - begin
         cost_ns[ids] += took / size
         decisions_ns.append(took)
@@ -205,8 +197,8 @@ def compiled(case: Case, clock: int = MONOTONIC, check: bool = True) -> tuple[F6
 
 
 WAYS: dict[str, Callable[[Case], tuple[F64, F64]]] = {
-    "python": lambda case: in_python(case, by_rule),
-    "called": lambda case: in_python(case, by_call),
+    "python": partial(in_python, objects=True),
+    "called": partial(in_python, objects=False),
     "compiled": compiled,
 }
 

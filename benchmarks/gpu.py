@@ -17,6 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib import metadata, util
 from itertools import islice
 from pathlib import Path
@@ -46,43 +47,36 @@ WRITE_BYTES_PER_S = 0.6e9  # of a store, for the time told beforehand
 PEER_SLOWDOWN = 6  # at most, of a peer's step against the link: for the time too
 
 
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def link_rate(device: torch.device, copies: int = 40) -> float:
     """Bytes per second of copies from pinned host memory to the device, at best."""
     pinned = device.type == "cuda"
+    wait = partial(torch.cuda.synchronize, device) if pinned else lambda: None
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, pin_memory=pinned)
     target = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
     rates = []
     for _ in range(3):
-        wait(device)
+        wait()
         start = time.perf_counter()
         for _ in range(copies):
             target.copy_(source, non_blocking=True)
-        wait(device)
+        wait()
         rates.append(copies * COPY_BYTES / (time.perf_counter() - start))
     return max(rates)
 
 
 @contextlib.contextmanager
-def capped(limit_bytes: int, device: torch.device) -> Iterator[CudaCap | None]:
-    """The fraction of a GPU's memory; on a processor nothing is capped."""
-    if device.type == "cuda":
-        with CudaCap(limit_bytes, torch.cuda.current_device()) as cap:
-            yield cap
-    else:
-        yield None
+def capped(limit: str, device: torch.device) -> Iterator[dict[str, Any]]:
+    """The fraction of a GPU's memory, and what allocator and driver have counted then.
 
-
-def physical(cap: CudaCap | None) -> dict[str, Any]:
-    """What the allocator and the driver counted; nothing on a processor."""
-    if cap is None:
-        return {"how": "uncapped"}
-    return {
+    On a processor nothing is capped.
+    """
+    counted: dict[str, Any] = {"how": "uncapped"}
+    if device.type != "cuda":
+        yield counted
+        return
+    with CudaCap(parse_size(limit), torch.cuda.current_device()) as cap:
+        yield counted
+    counted |= {
         "how": "set_per_process_memory_fraction",
         "allocated_bytes": cap.allocated_bytes,
         "reserved_bytes": cap.reserved_bytes,
@@ -95,7 +89,7 @@ def stream(
 ) -> dict[str, Any]:
     """Streamed: plan, stream, and time each step beside its drain and the link."""
     device, limit_bytes = torch.device(given.device), parse_size(given.limit)
-    with capped(limit_bytes, device) as cap:
+    with capped(given.limit, device) as counted:
         before = link_rate(device)
         machine = Machine(
             limit_bytes - min(SLACK_BYTES, limit_bytes // 8),
@@ -114,7 +108,7 @@ def stream(
         "link_bytes_per_s": [before, after],
         "fraction_of_link": made.bytes_per_step / trial.s_per_step / max(before, after),
         "bytes_per_token": made.bytes_per_token,
-        **physical(cap),
+        **counted,
     }
 
 
@@ -133,7 +127,7 @@ def run_peer(system: str, folder: Path, given: argparse.Namespace) -> dict[str, 
     device = torch.device(given.device)
     prompt = torch.ones(1, 1, dtype=torch.long, device=device)
     seconds, tokens = [], []
-    with capped(parse_size(given.limit), device) as cap:
+    with capped(given.limit, device) as counted:
         start = time.perf_counter()
         with smollm2.quiet():
             model = load_peer(system, folder, Path(given.work), given.device)
@@ -143,17 +137,17 @@ def run_peer(system: str, folder: Path, given: argparse.Namespace) -> dict[str, 
             seconds.append(taken_s)
             tokens.append(token)
             tell(f"{system}: {taken_s:.3f} s")
-    first, counted = seconds[0], seconds[1 + given.warm_up :]
+    step_s = seconds[1 + given.warm_up :]
     return {
         "trial": {
-            "first_token_s": first,
+            "first_token_s": seconds[0],
             "warm_up_s": seconds[1 : 1 + given.warm_up],
-            "step_s": counted,
+            "step_s": step_s,
             "tokens": tokens,
         },
-        "s_per_token": sorted(counted)[len(counted) // 2],
+        "s_per_token": sorted(step_s)[len(step_s) // 2],
         "load_s": loading_s,
-        **physical(cap),
+        **counted,
     }
 
 
@@ -186,13 +180,6 @@ def launch(
         "host_peak_bytes": done.peak_bytes,
         "process_s": done.seconds,
     }
-
-
-def host_bytes(given: argparse.Namespace) -> int:
-    """Host memory for weights: what was asked for, or most of what is available."""
-    if given.host_memory:
-        return parse_size(given.host_memory)
-    return int(0.7 * psutil.virtual_memory().available)
 
 
 def distinct_layers(spec: ModelSpec, stores: int, given: argparse.Namespace) -> int:
@@ -245,7 +232,9 @@ def measure(given: argparse.Namespace, spec: ModelSpec) -> dict[str, Any]:
     started = time.perf_counter()
     work = Path(given.work)
     work.mkdir(parents=True, exist_ok=True)
-    host = host_bytes(given)
+    host = int(0.7 * psutil.virtual_memory().available)
+    if given.host_memory:
+        host = parse_size(given.host_memory)
     distinct = distinct_layers(spec, 2, given)
     rate, _ = drain(work)
     (work / "drain.bin").unlink(missing_ok=True)

@@ -40,11 +40,6 @@ def checkout() -> Path:
     return found
 
 
-def measurements(name: str) -> Path:
-    """The record of that name in `data/measurements`."""
-    return checkout() / "data" / "measurements" / f"{name}.json"
-
-
 def command(
     doc: str | None, name: str, resumes: bool = False, **counts: int
 ) -> argparse.ArgumentParser:
@@ -55,9 +50,8 @@ def command(
     parser = argparse.ArgumentParser(description=(doc or name).splitlines()[0])
     for count, usual in counts.items():
         parser.add_argument(count, nargs="?", type=int, default=usual)
-    parser.add_argument(
-        "--out", type=Path, default=measurements(name), help="the record"
-    )
+    out = checkout() / "data" / "measurements" / f"{name}.json"
+    parser.add_argument("--out", type=Path, default=out, help="the record")
     if resumes:
         parser.add_argument(
             "--elsewhere", action="store_true",
