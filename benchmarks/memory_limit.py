@@ -259,7 +259,7 @@ class _Group:
                 with contextlib.suppress(ProcessLookupError):  # it ended by itself
                     os.kill(int(pid), signal.SIGKILL)
             try:
-                _unmake(self.folder)
+                self.folder.rmdir()
                 return
             except OSError:  # a dying process counts as a member for a moment
                 if time.monotonic() > until:
@@ -289,14 +289,6 @@ _LIMITS = {
 }
 
 
-def _make(folder: Path) -> None:
-    folder.mkdir()  # the kernel puts the files into it
-
-
-def _unmake(folder: Path) -> None:
-    folder.rmdir()
-
-
 def _open_group(limit_bytes: int, proc: Path) -> _Group | _Uncapped:
     """A new group with the limit, where a memory controller lets us make one."""
     for parent, version in _parents(proc):
@@ -319,13 +311,13 @@ def _limited(parent: Path, version: int, limit_bytes: int) -> _Group:
         enabled = parent / "cgroup.subtree_control"
         if "memory" not in enabled.read_text().split():
             enabled.write_text("+memory")  # refused where processes are in `parent`
-    _make(folder)
+    folder.mkdir()  # the kernel puts the files into it
     try:
         for number, (name, text) in enumerate(_LIMITS[version].items()):
             if number == 0 or (folder / name).exists():
                 (folder / name).write_text(text.format(limit=limit_bytes))
     except OSError:
-        _unmake(folder)
+        folder.rmdir()
         raise
     return _Group(folder, *_FILES[version])
 
@@ -335,7 +327,7 @@ def _sweep(parent: Path) -> None:
     for folder in parent.glob("thesis-*-*"):
         if not psutil.pid_exists(int(folder.name.split("-")[1])):
             with contextlib.suppress(OSError):  # its command still runs in it
-                _unmake(folder)
+                folder.rmdir()
 
 
 def _parents(proc: Path) -> Iterator[tuple[Path, int]]:

@@ -17,7 +17,6 @@ the work folder, and `--time` times them again.
 import copy
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
@@ -28,7 +27,7 @@ from typing import Any
 
 import psutil
 import torch
-from record import Record, command, made_by, seconds_of
+from record import Record, command, made_by, seconds_of, tell
 from timed_decode import greedily
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -403,20 +402,16 @@ def run(
 ) -> None:
     """Score all points. Checkpoints of the first set stay, to be timed."""
     for point, number in wanted(points, sets):
-        start = time.perf_counter()
         sweep.score(point, number, record)
         if number > 0 and not keep:
             sweep.remove(point, number)
         entry = entry_of(record, point, number)
         nats = {
-            name: sum(nll) / (len(sweep.texts[name]) - 1)
-            for name, nll in entry["nll"].items()
+            n: sum(nll) / (len(sweep.texts[n]) - 1) for n, nll in entry["nll"].items()
         }
-        took = time.perf_counter() - start
-        print(
+        tell(
             f"{point.name}, set {number + 1}: {entry['bytes']:,} bytes, "
-            f"{entry['layer_bits']:.3f} bits, nats {nats}, {took:.0f} s",
-            flush=True,
+            f"{entry['layer_bits']:.3f} bits, nats a token {nats}"
         )
 
 

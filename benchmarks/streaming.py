@@ -31,7 +31,7 @@ import numpy as np
 import psutil
 import torch
 from memory_limit import confined_call, forget_pages, read_from_disk_bytes
-from record import Record, command, ratio, seconds_of
+from record import Record, command, ratio, seconds_of, tell
 from timed_decode import Step, deepest_plan, greedily
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -397,10 +397,7 @@ def main(words: list[str] | None = None) -> None:
         before = after
     left = next_turn(log.points, len(turns))
     if left is not None:
-        print(
-            f"{log.path} holds {len(log.points)} runs and is not complete",
-            file=sys.stderr,
-        )
+        tell(f"{log.path} holds {len(log.points)} runs and is not complete")
     if log.points and (left is None or given.partial):
         write_record(given, log.points, checkpoints)
 
@@ -438,13 +435,11 @@ def report(run: dict[str, Any], warm_up: int) -> None:
     step = "killed"
     if not run["killed"]:
         step = f"{np.median(run['seconds'][warm_up:]):.2f} s a token"
-    print(
+    before, after = (np.median(run[side]) for side in DRAINED)
+    tell(
         f"{run['turn']}: {run['system']}: {step}, peak "
-        f"{format_size(run['peak_bytes'])} ({run['how']}), drains "
-        f"{np.median(run['drain_before_s']):.2f} and "
-        f"{np.median(run['drain_after_s']):.2f} s",
-        file=sys.stderr,
-        flush=True,
+        f"{format_size(run['peak_bytes'])} ({run['how']}), drains {before:.2f} and "
+        f"{after:.2f} s"
     )
 
 

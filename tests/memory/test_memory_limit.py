@@ -227,10 +227,12 @@ def fake_kernel(monkeypatch, events="oom 0\noom_kill 0\n"):
     """Groups of a picture get their files, which no kernel would make there."""
     seen = []
 
-    def make(folder):
+    def make(folder, *rest, **options):
+        if not folder.name.startswith("thesis-"):
+            return mkdir(folder, *rest, **options)
         if "memory" not in (folder.parent / "cgroup.subtree_control").read_text():
             raise OSError(16, "Device or resource busy")
-        folder.mkdir()
+        mkdir(folder)
         for name, text in {
             "cgroup.procs": "",
             "memory.max": "max",
@@ -241,23 +243,24 @@ def fake_kernel(monkeypatch, events="oom 0\noom_kill 0\n"):
             "memory.events": events,
         }.items():
             (folder / name).write_text(text)
+        return None
 
     def unmake(folder):
         files = {path.name: path.read_text() for path in folder.iterdir()}
         seen.append((folder.parent.name, files))
         for path in folder.iterdir():
             path.unlink()
-        folder.rmdir()
+        rmdir(folder)
 
     def enable(path, text, *rest):
         if path.name == "cgroup.subtree_control" and text == "+memory":
             raise OSError(16, "Device or resource busy")
         return write_text(path, text, *rest)
 
-    write_text = Path.write_text
+    mkdir, rmdir, write_text = Path.mkdir, Path.rmdir, Path.write_text
     monkeypatch.setattr(Path, "write_text", enable)
-    monkeypatch.setattr(module, "_make", make)
-    monkeypatch.setattr(module, "_unmake", unmake)
+    monkeypatch.setattr(Path, "mkdir", make)
+    monkeypatch.setattr(Path, "rmdir", unmake)
     monkeypatch.setattr(module.os, "kill", lambda pid, number: None)
     return seen
 
