@@ -27,7 +27,7 @@ import psutil
 import torch
 from memory_limit import confined_call
 from record import Record, command, tell
-from streaming import offloaded, transformers_step, untokenised
+from streaming import PEERS, load, transformers_step
 from timed_decode import deepest_plan, greedily, stream_store
 
 from thesis_lib.common.errors import InvalidInput, choice, require
@@ -39,7 +39,6 @@ from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
 from thesis_lib.memory.offload.measure import CudaCap
 
-PEERS = {"accelerate": "accelerate", "airllm": "airllm"}  # their distributions
 RINGS = (4, 3, 2, 1)
 SLACK_BYTES = 256 * MiB  # of the fraction, for what kernels allocate by themselves
 COPY_BYTES = 64 * MiB  # one copy of the link's rate
@@ -112,16 +111,6 @@ def stream(
     }
 
 
-def load_peer(system: str, folder: Path, work: Path, device: str) -> Any:
-    """Layers in host memory as accelerate offloads them, or read by AirLLM."""
-    if system == "airllm":
-        place = "cuda:0" if device == "cuda" else device
-        return untokenised(folder, work, place).model
-    place = 0 if device == "cuda" else device
-    where = "cpu" if device == "cuda" else "disk"  # or there were nothing to offload
-    return offloaded(folder, work, place, where)
-
-
 def run_peer(system: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Another system in the same fraction: seconds and tokens of greedy steps."""
     device = torch.device(given.device)
@@ -130,7 +119,7 @@ def run_peer(system: str, folder: Path, given: argparse.Namespace) -> dict[str, 
     with capped(given.limit, device) as counted:
         start = time.perf_counter()
         with smollm2.quiet():
-            model = load_peer(system, folder, Path(given.work), given.device)
+            model = load(system, folder, Path(given.work), given.device)
         loading_s = time.perf_counter() - start
         decoding = greedily(transformers_step(model), prompt)
         for taken_s, token in islice(decoding, 1 + given.warm_up + given.steps):
@@ -339,8 +328,8 @@ def main(words: list[str] | None = None, spec: ModelSpec | None = None) -> None:
         warm_up=given.warm_up,
         **found,
         peers={
-            peer: metadata.version(name)
-            for peer, name in PEERS.items()
+            peer: metadata.version(peer)
+            for peer in PEERS
             if util.find_spec(peer) is not None
         },
         note="random bf16 weights; layers beyond the distinct ones are hard links "

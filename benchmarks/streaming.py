@@ -50,7 +50,7 @@ SYSTEMS = ("streamed", "accelerate", "mmap", "airllm")
 # The same geometry in other checkpoints: in NF4, and in a code that keeps every bit.
 PACKED = {"streamed-nf4": "nf4", "streamed-lossless": "lossless"}
 EXACT = "lossless"
-OF_PEER = {"accelerate": "accelerate", "airllm": "airllm"}  # its distribution
+PEERS = ("accelerate", "airllm")  # systems that are distributions, too
 DRIFT = 0.05
 ATTEMPTS = 4  # of one run, until its two drains agree
 # What interpreter, torch, transformers and the scratch memory of kernels hold beside
@@ -122,16 +122,18 @@ def untokenised(folder: Path, work: Path, device: str) -> Any:
     return Untokenised(source, device=device, layer_shards_saving_path=split)
 
 
-def load(system: str, folder: Path, work: Path) -> Any:
-    """A peer's model on the processor.
+def load(system: str, folder: Path, work: Path, device: str = "cpu") -> Any:
+    """A peer's model on a device.
 
-    Layers that accelerate has on disk and the rest in memory; parameters that are views
-    of mapped safetensors, which the kernel pages in; or AirLLM's streaming hooks.
+    Layers that accelerate has on disk, or for a GPU in memory, and the rest on the
+    device; parameters that are views of mapped safetensors, which the kernel pages in;
+    or AirLLM's streaming hooks.
     """
+    gpu = device == "cuda"
     if system == "accelerate":
-        return offloaded(folder, work, "cpu", "disk")
+        return offloaded(folder, work, 0 if gpu else device, "cpu" if gpu else "disk")
     if system == "airllm":
-        return untokenised(folder, work, "cpu").model
+        return untokenised(folder, work, "cuda:0" if gpu else device).model
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
 
@@ -370,8 +372,8 @@ def main(words: list[str] | None = None) -> None:
     given = arguments(words)
     systems = given.systems.split(",")
     for system in systems:
-        if (name := OF_PEER.get(system)) is not None:
-            metadata.version(name)  # raises: pip install -e .[peers]
+        if system in PEERS:
+            metadata.version(system)  # raises: pip install -e .[peers]
     checkpoints = prepare(given, systems)
     made = {
         name: getattr(given, name)
@@ -408,7 +410,7 @@ def write_record(
     """Every run, and what they say together."""
     summary = summarise(kept(runs), given.warm_up)
     named = dict.fromkeys(run["system"] for run in runs)
-    versions = {n: metadata.version(OF_PEER[n]) for n in named if n in OF_PEER}
+    versions = {name: metadata.version(name) for name in named if name in PEERS}
     turns = order(given.systems.split(","), given.rounds)
     Record(given.out).write(
         summary=summary,
