@@ -11,17 +11,16 @@ while the other measures. Ratios are to the same way alone, within a round.
 Each round takes about half a minute on a machine that is otherwise idle.
 """
 
-import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import product
+from typing import Any
 
 import numpy as np
-from record import Record, command, tell
+from record import Record, answering, command, show, tell
 
 from thesis_lib.common.stats import bootstrap
 
@@ -32,8 +31,8 @@ BUDGET_MIB, CONTEXT, SAMPLES = 96, 256, 3  # SAMPLES: half of those of each step
 GOAL = 2.5  # most that a time may grow by when one of two cores is taken
 
 
-def measure() -> None:
-    """The child: a measurement for each line of standard input, as JSON."""
+def measure() -> Iterator[Any]:
+    """In a process of its own: a measurement for each line of standard input."""
     from thesis_lib.common.provenance import undisturbed
     from thesis_lib.common.units import MiB
     from thesis_lib.memory.evaluate import timing
@@ -52,7 +51,7 @@ def measure() -> None:
         logit_tokens=1,
     )
     with offloaded_model.StreamedModel(folder, plan) as model:
-        print("ready", flush=True)
+        yield "ready"
         for _ in sys.stdin:
             used = time.process_time()
             runs = undisturbed(
@@ -60,28 +59,7 @@ def measure() -> None:
                 tries=1,
             )
             taken = {name: run.median_s for name, run in runs.items()}
-            print(json.dumps(taken | {"cpu_s": time.process_time() - used}), flush=True)
-
-
-@contextmanager
-def child(spins: str) -> Iterator[subprocess.Popen]:
-    """A process that measures; its threads wait for so many turns before they sleep."""
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"GOMP_SPINCOUNT": spins},
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        if process.stdout.readline().strip() != "ready":
-            sys.exit("a measuring process did not start: see its message above")
-        yield process
-    finally:
-        process.stdin.close()
-        process.wait()
+            yield taken | {"cpu_s": time.process_time() - used}
 
 
 @contextmanager
@@ -98,15 +76,6 @@ def busy(number: int) -> Iterator[None]:
         for process in beside:
             process.kill()
             process.wait()
-
-
-def ask(process: subprocess.Popen) -> dict[str, float]:
-    """One measurement of a child."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return json.loads(process.stdout.readline())
 
 
 def summarise(samples: list[dict]) -> list[dict]:
@@ -139,29 +108,24 @@ def summarise(samples: list[dict]) -> list[dict]:
 
 def main(words: list[str] | None = None) -> None:
     """Measure, print, and keep the record."""
-    parser = command(__doc__, "beside")
-    parser.add_argument("rounds", nargs="?", type=int, default=10)
-    given = parser.parse_args(words)
+    given = command(__doc__, "beside", rounds=10).parse_args(words)
     record, samples = Record(given.out), []
     with ExitStack() as stack:
-        ways = {name: stack.enter_context(child(spins)) for name, spins in WAYS.items()}
+        ways = {
+            name: stack.enter_context(answering(measure, GOMP_SPINCOUNT=spins))
+            for name, spins in WAYS.items()
+        }
         for number in range(given.rounds):
             for beside in BESIDE:
                 with busy(beside):
-                    order = list(ways) if number % 2 == 0 else list(reversed(ways))
-                    for way in order:
+                    for way in ways if number % 2 == 0 else reversed(ways):
                         told = {"round": number, "way": way, "beside": beside}
-                        samples.append(told | ask(ways[way]))
+                        samples.append(told | ways[way]())
             tell(f"round {number + 1} of {given.rounds}")
     rows = summarise(samples)
-    for row in rows:
-        print(
-            f"{row['way']:<9} beside {row['beside']}: {row['step']:<9}"
-            f"{row['median_s']:8.4f} s, {row['grown']:6.2f} times "
-            f"({row['low']:.2f} to {row['high']:.2f})"
-        )
+    show(rows)
     record.write(rounds=given.rounds, goal=GOAL, rows=rows, samples=samples)
 
 
 if __name__ == "__main__":
-    measure() if "--child" in sys.argv else main()
+    main()

@@ -9,21 +9,20 @@ promises beside the interpreter, so that a plan that promises too little is kill
     python benchmarks/certificate.py [--logical 500] [--physical 20]
 """
 
-import argparse
-import json
 import random
-import re
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from memory_limit import confine
-from record import Record, checkout, command, seconds_of, tell
+from memory_limit import confined_call
+from record import Record, checkout, command, tell
 
-from thesis_lib.common.errors import require
+from thesis_lib.common.provenance import largest_resident_bytes
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.spec import ARCHITECTURES, Machine, ModelSpec
@@ -136,53 +135,40 @@ def choose(draw: random.Random, folder: Path) -> MemoryPlan:
     return plan_checkpoint(folder, Machine(size, 1e9), **options)
 
 
-def child(folder: Path, seed: int) -> None:
-    """Inside a group: run a plan at its limits, and say what the process held."""
-    made = choose(random.Random(seed), folder)
+def run_in_group(folder: str, seed: int) -> dict[str, Any]:
+    """Inside a group: run a plan at its limits; what the process held."""
+    made = choose(random.Random(seed), Path(folder))
     torch.set_num_threads(2)
-    before = held_bytes("VmRSS")
-    metered = run_at_its_limits(folder, made)
-    print(
-        json.dumps(
-            {
-                "before_bytes": before,
-                "peak_bytes": held_bytes("VmHWM"),
-                "metered_bytes": metered,
-                "planned_bytes": made.device_peak_bytes,
-                "batch": made.batch,
-                "context": made.context,
-                "ring": made.ring,
-                "tiers": made.summary()["tiers"],
-            }
-        )
-    )
-
-
-def held_bytes(name: str) -> int:
-    """Memory of this process as the kernel counts it."""
-    status = Path("/proc/self/status").read_text()
-    found = re.search(rf"{name}:\s+(\d+) kB", status)
-    require(found is not None, f"/proc/self/status has no {name}: expected Linux")
-    return 1024 * int(found[1]) if found else 0
+    process = psutil.Process()
+    before = process.memory_info().rss
+    metered = run_at_its_limits(Path(folder), made)
+    return {
+        "before_bytes": before,
+        "peak_bytes": largest_resident_bytes(process),
+        "metered_bytes": metered,
+        "planned_bytes": made.device_peak_bytes,
+        "batch": made.batch,
+        "context": made.context,
+        "ring": made.ring,
+        "tiers": made.summary()["tiers"],
+    }
 
 
 def physical(plans: int, seed: int) -> list[dict[str, Any]]:
     """Random plans of SmolLM2, each in a group that holds what the plan promises."""
     folder, rows = smollm2.checkpoint(), []
-    words = [sys.executable, __file__, "--child"]
-    probes = 3 if plans else 0
-    free = [confine([*words, str(seed)], 2**33).check() for _ in range(probes)]
-    told = [json.loads(run.stdout.splitlines()[-1]) for run in free]
-    before = max((run["before_bytes"] for run in told), default=0)
+    probed = [
+        confined_call(run_in_group, 2**33, folder=folder, seed=seed).check().report
+        for _ in range(3 if plans else 0)
+    ]
+    before = max((report["before_bytes"] for report in probed), default=0)
     for number in range(plans):
         made = choose(random.Random(seed + number), folder)
         limit = round(SLACK * before) + made.device_peak_bytes + PAGES_BYTES
-        done = confine([*words, str(seed + number)], limit)
+        done = confined_call(run_in_group, limit, folder=folder, seed=seed + number)
         row = {"limit_bytes": limit, "killed": done.killed, "how": done.how}
-        if not done.killed:
-            row |= json.loads(done.stdout.splitlines()[-1])
-        rows.append(row)
-        tell(f"{number + 1} of {plans} groups: {row}")
+        rows.append(row if done.killed else row | done.report)
+        tell(f"{number + 1} of {plans} groups: {rows[-1]}")
     return rows
 
 
@@ -192,19 +178,14 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--logical", type=int, default=500, help="plans metered")
     parser.add_argument("--physical", type=int, default=20, help="plans in groups")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(words)
-    if given.child is not None:
-        child(smollm2.checkpoint(), given.child)
-        return
-    record = Record(given.out)
-    record.content["seed"] = given.seed
-
-    def measure() -> None:
-        record.content["logical"] = logical(given.logical, given.seed)
-        record.content["physical"] = physical(given.physical, given.seed)
-
-    record.write(seconds=seconds_of(measure))
+    record, start = Record(given.out), time.perf_counter()
+    record.write(
+        seed=given.seed,
+        logical=logical(given.logical, given.seed),
+        physical=physical(given.physical, given.seed),
+        seconds=time.perf_counter() - start,
+    )
 
 
 if __name__ == "__main__":

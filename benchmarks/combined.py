@@ -8,12 +8,13 @@ from there when it is started again.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from pareto import rounded
-from record import Record, command
+from record import Record, command, show
 from torch import Tensor, nn
 
 from thesis_lib.common.errors import require
@@ -49,11 +50,6 @@ LAYERS_JUDGED = range(2, LAYERS, 6)  # whose offers stand for all
 ROUNDS = 2
 
 
-def calibration_set(tokens: Tensor, seed: int) -> Tensor:
-    """Windows of the calibration text, drawn without overlap, (w, context)."""
-    return cut_windows(tokens, CONTEXT, WINDOWS, "drawn", seed)
-
-
 def choices_for(model: nn.Module, windows: Tensor) -> dict[str, list[Offer]]:
     """Offers for the matrices of a layer, summed over the layers that are judged."""
     names = [
@@ -69,20 +65,6 @@ def choices_for(model: nn.Module, windows: Tensor) -> dict[str, list[Offer]]:
     for name, made in judge(model, windows[:OUTER_WINDOWS], names, recipes).items():
         found.setdefault(name.partition(".")[2], []).append(made)
     return {inner: alike(some) for inner, some in found.items()}
-
-
-def shared_out(
-    choices: Mapping[str, list[Offer]],
-    bits: float,
-    weights: int,
-    admit: Callable[[LowBitConfig], bool],
-) -> Recipes:
-    """The best recipes at `bits` for each of so many weights, of those admitted."""
-    admitted = {
-        name: [one for one in some if admit(one.recipe)]
-        for name, some in choices.items()
-    }
-    return allocate_recipes(admitted, int(bits * weights / 8))
 
 
 def uniform(inner: list[str], bits: int, group: int, rank: int = 0) -> Recipes:
@@ -104,11 +86,18 @@ def plans(choices: Mapping[str, list[Offer]], weights: int) -> dict[str, Plan]:
     """By name; goal 8 compares those for every seed, which come first."""
     inner = list(choices)
 
-    def shared(bits: float, admit: Callable[[LowBitConfig], bool]) -> Recipes:
-        return shared_out(choices, bits, weights, admit)
+    def shared(
+        bits: float, admit: Callable[[LowBitConfig], bool] = lambda _: True
+    ) -> Recipes:
+        """The best recipes at `bits` for each of so many weights, of those admitted."""
+        admitted = {
+            name: [one for one in some if admit(one.recipe)]
+            for name, some in choices.items()
+        }
+        return allocate_recipes(admitted, int(bits * weights / 8))
 
     def corrected(bits: float) -> Plan:
-        return Plan("corrected", shared(bits, lambda _: True), both=True)
+        return Plan("corrected", shared(bits), both=True)
 
     # Of one width: narrower matrices lost more than their offers said, in a trial on a
     # part of the novel that is evaluated here; chapter 6 says so.
@@ -127,31 +116,23 @@ def plans(choices: Mapping[str, list[Offer]], weights: int) -> dict[str, Plan]:
         "corrected 2.75": corrected(2.75),
         "corrected 3.25, inputs": Plan("corrected, inputs only", best.recipes),
         "corrected 3.25, any width": Plan(
-            "corrected, any width", shared(3.25, lambda _: True), both=True
+            "corrected, any width", shared(3.25), both=True
         ),
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Tokens that are scored; no method reads them."""
+def scored(model: Any, texts: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Perplexities, and the raw sums that they are made of.
 
-    held_out: Tensor
-    other: Tensor  # of another domain
-    validation: Tensor  # of the novel that calibration reads, behind what it reads
-
-    def scored(self, model: Any) -> dict[str, Any]:
-        """Perplexities, and the raw sums that they are made of."""
-        found = perplexity(model, self.held_out, CONTEXT)
-        other = perplexity(model, self.other, CONTEXT)
-        return {
-            "perplexity": found.value,
-            "other_perplexity": other.value,
-            "validation_perplexity": perplexity(model, self.validation, CONTEXT).value,
-            "nll": found.nll.tolist(),
-            "other_nll": other.nll.tolist(),
-            "counts": found.counts.tolist(),
-        }
+    Each begins with the name of its text: "" is the novel that is held out, "other_" of
+    another domain, "validation_" what stands behind the calibration text.
+    """
+    found = {name: perplexity(model, ids, CONTEXT) for name, ids in texts.items()}
+    return {f"{name}perplexity": one.value for name, one in found.items()} | {
+        "nll": found[""].nll.tolist(),
+        "other_nll": found["other_"].nll.tolist(),
+        "counts": found[""].counts.tolist(),
+    }
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -182,80 +163,68 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-class Ledger(Record):
-    """The record, one run after the other."""
-
-    def plans(self, make: Callable[[], dict[str, Plan]]) -> dict[str, Plan]:
-        """What is to be scored, of which only the first start makes its mind up."""
-        if "plans" not in self.content:
-            self.content["plans"] = {
-                name: [plan.method, format_layout(plan.recipes), plan.both, plan.always]
-                for name, plan in make().items()
-            }
-        return {
-            name: Plan(method, parse_layout(layout), both, always)
-            for name, (method, layout, both, always) in self.content["plans"].items()
+def decided(record: Record, make: Callable[[], dict[str, Plan]]) -> dict[str, Plan]:
+    """What is to be scored, of which only the first start makes its mind up."""
+    if "plans" not in record.content:
+        record.content["plans"] = {
+            name: [plan.method, format_layout(plan.recipes), plan.both, plan.always]
+            for name, plan in make().items()
         }
+    return {
+        name: Plan(method, parse_layout(layout), both, always)
+        for name, (method, layout, both, always) in record.content["plans"].items()
+    }
 
-    def lacks(self, system: str, seed: int) -> bool:
-        """Whether this is still to be scored."""
-        return self.find(system=system, seed=seed) is None
 
-    def keep(
-        self, system: str, method: str, seed: int, nbytes: int, found: dict[str, Any]
-    ) -> None:
-        """Add a run and write the record."""
-        bits = 8 * nbytes / self.content["weights"]
-        label = {"system": system, "method": method, "seed": seed}
-        self.add({**label, "bytes": nbytes, "bits": bits, **found})
-        self.write(summary=summary(self.points))
-        print(
-            f"{system}, seed {seed}: {bits:.3f} bits, {found['perplexity']:.3f} "
-            f"and {found['other_perplexity']:.3f} "
-            f"({found['validation_perplexity']:.3f})",
-            flush=True,
-        )
+Make = Callable[[], tuple[Any, int]]  # a model, and the bytes of its matrices
+
+
+def score(
+    record: Record, system: str, method: str, seed: int, make: Make,
+    texts: Mapping[str, Tensor],
+) -> None:  # fmt: skip
+    """Score what `make` gives, unless it is scored, and write the record."""
+    if record.find(system=system, seed=seed):
+        return
+    model, nbytes = make()
+    bits = 8 * nbytes / record.content["weights"]
+    found = {"system": system, "method": method, "seed": seed, "bytes": nbytes}
+    found |= {"bits": bits, **scored(model, texts)}
+    record.add(found)
+    record.write(summary=summary(record.points))
+    show([found], "nll", "other_nll", "counts")
 
 
 def score_calibrated(
-    ledger: Ledger,
+    record: Record,
     planned: Mapping[str, Plan],
     model: nn.Module,
     windows: Tensor,
     seed: int,
-    texts: Texts,
+    texts: Mapping[str, Tensor],
 ) -> None:
     """Score what is calibrated on the windows of one seed."""
-    outer: dict[str, Any] | None = None
+
+    @cache
+    def factors() -> dict[str, Any]:
+        return output_factors(model, windows[:OUTER_WINDOWS], "empirical")
+
+    def compressed(plan: Plan) -> tuple[Any, int]:
+        recipes = {
+            name: plan.recipes[name.partition(".")[2]] for name in matrices(model)
+        }
+        outer = factors() if plan.both else None
+        twin, stored = quantise_model(model, windows, recipes, outer, rounds=ROUNDS)
+        return twin, sum(one.nbytes for one in stored.values())
+
     for system, plan in planned.items():
-        if not ledger.lacks(system, seed):
-            continue
-        if plan.both and outer is None:
-            outer = output_factors(model, windows[:OUTER_WINDOWS], "empirical")
-        twin, stored = quantise_model(
-            model,
-            windows,
-            {name: plan.recipes[name.partition(".")[2]] for name in matrices(model)},
-            outer if plan.both else None,
-            rounds=ROUNDS,
-        )
-        nbytes = sum(one.nbytes for one in stored.values())
-        ledger.keep(system, plan.method, seed, nbytes, texts.scored(twin))
+        score(record, system, plan.method, seed, partial(compressed, plan), texts)
 
 
-def score_others(ledger: Ledger, model: nn.Module, weights: int, texts: Texts) -> None:
-    """Score what no text calibrates: the model itself, rounding and NF4."""
-    if ledger.lacks("dense", 0):
-        ledger.keep("dense", "bf16", 0, 2 * weights, texts.scored(model))
-    for bits in (2, 3, 4):
-        if ledger.lacks(f"nearest {bits}", 0):
-            twin, nbytes = rounded(model, bits, group=64)
-            ledger.keep(f"nearest {bits}", "rounding", 0, nbytes, texts.scored(twin))
-    if ledger.lacks("nf4", 0):
-        twin = quantise(model, "nf4")
-        prefix, _ = stack(model)
-        nbytes = weight_bytes(twin, [f"{prefix}.{name}" for name in matrices(model)])
-        ledger.keep("nf4", "NF4", 0, nbytes, texts.scored(twin))
+def in_nf4(model: nn.Module) -> tuple[Any, int]:
+    """As bitsandbytes quantises it, and the bytes of its matrices."""
+    twin, (prefix, _) = quantise(model, "nf4"), stack(model)
+    return twin, weight_bytes(twin, [f"{prefix}.{name}" for name in matrices(model)])
 
 
 def main(words: list[str] | None = None) -> None:
@@ -272,31 +241,37 @@ def main(words: list[str] | None = None) -> None:
         return read_tokens(tokenizer, path, number, offset)
 
     persuasion = tokens("persuasion", CALIBRATION_TOKENS)
-    texts = Texts(
-        tokens("sense_and_sensibility", HELD_OUT_TOKENS),
-        tokens("jargon", HELD_OUT_TOKENS),
-        tokens("persuasion", VALIDATION[1], VALIDATION[0]),
-    )
+    texts = {
+        "": tokens("sense_and_sensibility", HELD_OUT_TOKENS),
+        "other_": tokens("jargon", HELD_OUT_TOKENS),
+        "validation_": tokens("persuasion", VALIDATION[1], VALIDATION[0]),
+    }
     weights = sum(layer.weight.numel() for layer in matrices(model).values())
-    ledger = Ledger(
+    record = Record(
         given.out, None, ("plans", "runs", "summary"), given.elsewhere, points="runs"
     )
-    ledger.content |= {
+    record.content |= {
         "context": CONTEXT,
         "calibration_tokens": WINDOWS * CONTEXT,
         "held_out_tokens": HELD_OUT_TOKENS - 1,
         "weights": weights,
     }
+    sets = [
+        cut_windows(persuasion, CONTEXT, WINDOWS, "drawn", seed)
+        for seed in range(given.seeds)
+    ]
     judged = weights * len(LAYERS_JUDGED) // LAYERS
-    planned = ledger.plans(
-        lambda: plans(choices_for(model, calibration_set(persuasion, 0)), judged)
-    )
-    sets = [calibration_set(persuasion, seed) for seed in range(given.seeds)]
+    planned = decided(record, lambda: plans(choices_for(model, sets[0]), judged))
     compared = {name: plan for name, plan in planned.items() if plan.always}
     for seed, windows in enumerate(sets):
-        score_calibrated(ledger, compared, model, windows, seed, texts)
-    score_others(ledger, model, weights, texts)
-    score_calibrated(ledger, planned, model, sets[0], 0, texts)
+        score_calibrated(record, compared, model, windows, seed, texts)
+    # What no text calibrates: the model itself, rounding and NF4.
+    score(record, "dense", "bf16", 0, lambda: (model, 2 * weights), texts)
+    for bits in (2, 3, 4):
+        nearest = partial(rounded, model, bits, group=64)
+        score(record, f"nearest {bits}", "rounding", 0, nearest, texts)
+    score(record, "nf4", "NF4", 0, partial(in_nf4, model), texts)
+    score_calibrated(record, planned, model, sets[0], 0, texts)
 
 
 if __name__ == "__main__":

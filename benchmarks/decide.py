@@ -19,28 +19,35 @@ checkout of this repository, it runs that one in turn with this one, in processe
 their own, and records both.
 """
 
-import argparse
 import ctypes
-import json
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from math import exp
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import psutil
 from numba import njit
-from record import Record, checkout, command, medians, own_core, renew
+from record import (
+    Record,
+    answering,
+    both_clocks,
+    checkout,
+    command,
+    medians,
+    own_core,
+    renew,
+    show,
+)
 
 from thesis_lib.common.provenance import commit
 from thesis_lib.sequencer.core.events import (
-    COMMITTED,
-    LOGGED,
     NOW,
     RunConfig,
     SequencerState,
@@ -50,7 +57,7 @@ from thesis_lib.sequencer.core.events import (
     idle_state,
     next_decision,
 )
-from thesis_lib.sequencer.core.trace import F64, I64, Decision, Trace
+from thesis_lib.sequencer.core.trace import F64, Decision, Trace
 from thesis_lib.sequencer.estimators.models import Boosted
 from thesis_lib.sequencer.estimators.trees import sum_leaves
 from thesis_lib.sequencer.experiments.configuration import (
@@ -60,7 +67,6 @@ from thesis_lib.sequencer.experiments.configuration import (
 from thesis_lib.sequencer.policies.lookahead import SPREAD, Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
 from thesis_lib.sequencer.policies.rules import decide_compiled
-from thesis_lib.sequencer.simulator.simulator import simulate
 
 SCENARIOS, LOADS = ("A", "C"), (0.9, 1.1, 1.5)
 POLICIES = (
@@ -118,36 +124,16 @@ class Case:
 
     def check(self, state: State, before: SequencerState) -> None:
         """The history is the simulator's, bit for bit."""
-        history = simulate(
-            self.trace, self.policy, self.estimated_s, cores=self.cell.cores,
-            slo_s=self.cell.slo_s, batch_size=self.cell.batch_size,
-            flush_s=self.cell.flush_s,
-        )  # fmt: skip
+        history = self.cell.history(self.trace, self.policy, self.estimated_s, load=1)
         np.testing.assert_array_equal(state.finish_s, history.finish_s)
         np.testing.assert_array_equal(before.dropped, history.dropped)
 
 
-Ask = Callable[[Case, OpenLoop | Feedback, I64, F64, float], Decision]
+def in_python(case: Case, objects: bool) -> tuple[F64, F64]:
+    """Microseconds of each transaction (n,) and of each decision (d,).
 
-
-def by_rule(
-    case: Case, lookahead: OpenLoop | Feedback, ids: I64, deadline_s: F64, now_s: float
-) -> Decision:
-    """The decision on a batch and into a decision that are objects in Python."""
-    batch = case.trace.batch(ids, deadline_s[ids], case.trace.arrival_s[ids])
-    return decide(case.policy, lookahead, batch, now_s)
-
-
-def by_call(
-    case: Case, lookahead: OpenLoop | Feedback, ids: I64, deadline_s: F64, now_s: float
-) -> Decision:
-    """The compiled decision, called from Python."""
-    code, memory, model = case.policy.code, lookahead.memory, lookahead.model
-    return Decision(*decide_compiled(code, memory, model, ids, now_s))
-
-
-def in_python(case: Case, ask: Ask) -> tuple[F64, F64]:
-    """Microseconds of each transaction (n,) and of each decision (d,)."""
+    Batch and decision are `objects` in Python, or the compiled decision is called.
+    """
     state, before, setting, lookahead = case.prepare()
     trace, policy = case.trace, case.policy
     asked = np.empty(len(trace), np.int64)
@@ -155,16 +141,19 @@ def in_python(case: Case, ask: Ask) -> tuple[F64, F64]:
     while (size := next_decision(state, before, trace.service_s, setting, asked)) > 0:
         ids, now_s = asked[:size].copy(), float(before.clock_s[NOW])
         begin = time.perf_counter_ns()
-        decision = ask(case, lookahead, ids, before.deadline_s, now_s)
+        if objects:
+            batch = trace.batch(ids, before.deadline_s[ids], trace.arrival_s[ids])
+            decision = decide(policy, lookahead, batch, now_s)
+        else:
+            memory, model = lookahead.memory, lookahead.model
+            decision = Decision(
+                *decide_compiled(policy.code, memory, model, ids, now_s)
+            )
         took = time.perf_counter_ns() - begin
         cost_ns[ids] += took / size
         decisions_ns.append(took)
-        room = size
-        if policy.in_flight is not None:
-            released = int(state.progress[LOGGED] - state.progress[COMMITTED])
-            room = policy.in_flight - released
-        held = np.sort(np.concatenate([decision.order[room:], decision.held]))
-        enter(state, before, setting, decision.order[:room], decision.dropped, held)
+        held = np.sort(decision.held)
+        enter(state, before, setting, decision.order, decision.dropped, held)
     case.check(state, before)
     return cost_ns / 1e3, np.array(decisions_ns) / 1e3
 
@@ -183,7 +172,7 @@ def run_compiled(
             return cost_ns, number
         ids = asked[:size].copy()
         begin = read_clock(words, clock)
-        order, dropped, hold = decide_compiled(
+        order, dropped, held = decide_compiled(
             code, memory, model, ids, before.clock_s[NOW]
         )
         took = read_clock(words, clock) - begin
@@ -191,14 +180,7 @@ def run_compiled(
             cost_ns[i] += took / size
         decisions_ns[number] = took
         number += 1
-        room = size
-        if setting.in_flight > 0:
-            room = setting.in_flight
-            room -= state.progress[LOGGED] - state.progress[COMMITTED]
-        held = hold  # rises already
-        if len(order) > room:
-            held = np.sort(np.concatenate((order[room:], hold)))
-        enter(state, before, setting, order[:room], dropped, held)
+        enter(state, before, setting, order, dropped, held)
 
 
 def compiled(case: Case, clock: int = MONOTONIC, check: bool = True) -> tuple[F64, F64]:
@@ -215,8 +197,8 @@ def compiled(case: Case, clock: int = MONOTONIC, check: bool = True) -> tuple[F6
 
 
 WAYS: dict[str, Callable[[Case], tuple[F64, F64]]] = {
-    "python": lambda case: in_python(case, by_rule),
-    "called": lambda case: in_python(case, by_call),
+    "python": partial(in_python, objects=True),
+    "called": partial(in_python, objects=False),
     "compiled": compiled,
 }
 
@@ -350,29 +332,27 @@ def crowd() -> list[dict]:
     return rows
 
 
-def in_turn(earlier: Path | None) -> list[dict]:
-    """Medians of `crowd` over rounds, of this checkout and of an `earlier` one.
+def answer_crowds() -> Iterator[Any]:
+    """In a process of its own: a round for each line of standard input."""
+    yield "ready"
+    for _ in sys.stdin:
+        yield crowd()
 
-    Each has a process, which answers every line that it is sent with a round.
-    """
+
+def in_turn(earlier: Path | None) -> list[dict]:
+    """Medians of `crowd` over rounds, of this checkout and of an `earlier` one."""
     sources = {"now": checkout()} | ({"before": earlier} if earlier else {})
-    workers = {}
-    for name, source in sources.items():
-        path = {"PYTHONPATH": str(Path(source).resolve() / "src")}
-        workers[name] = subprocess.Popen(
-            [sys.executable, __file__, "--crowd"], env=os.environ | path,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
     found: dict[str, list[list[dict]]] = {name: [] for name in sources}
-    for number in range(CROWDED_ROUNDS + 1):  # the first compiles
-        for name in sorted(sources, reverse=bool(number % 2)):
-            asked, answered = workers[name].stdin, workers[name].stdout
-            assert asked is not None
-            assert answered is not None
-            print(file=asked, flush=True)
-            found[name].append(json.loads(answered.readline()))
-    for worker in workers.values():
-        worker.communicate()
+    with ExitStack() as stack:
+        ask = {
+            name: stack.enter_context(
+                answering(answer_crowds, PYTHONPATH=str(source.resolve() / "src"))
+            )
+            for name, source in sources.items()
+        }
+        for number in range(CROWDED_ROUNDS + 1):  # the first compiles
+            for name in sorted(sources, reverse=bool(number % 2)):
+                found[name].append(ask[name]())
     return [
         {
             "code": name,
@@ -392,11 +372,7 @@ def renew_crowded(earlier: Path | None, out: Path) -> None:
         before=commit(earlier)[0] if earlier else None,
         load_average={"start": load, "end": psutil.getloadavg()},
     )  # fmt: skip
-    for row in rows:
-        print(
-            f"{row['code']:7}{row['load']:6.1f}{1e3 * row['slo_s']:8.1f} ms"
-            f"{row['decision_us']:10.2f}{row['p99_us']:10.2f}{row['each_us']:10.2f}"
-        )
+    show(rows, "samples_us")
 
 
 def everything(out: Path) -> None:
@@ -405,33 +381,28 @@ def everything(out: Path) -> None:
     own_core()
     labelled, estimating = list(cases()), estimates()
     for _, case in labelled[: len(POLICIES)]:  # compiles everything
-        for run in WAYS.values():
-            run(case)
+        for way in WAYS.values():
+            way(case)
     for ways in estimating.values():
-        for run in ways.values():
-            run()
-    begin = time.perf_counter(), time.process_time()
-    rows = [
-        row
-        for number in range(ROUNDS)
-        for row in one_round(labelled, estimating, number)
-    ]
-    wall_s, cpu_s = time.perf_counter() - begin[0], time.process_time() - begin[1]
+        for way in ways.values():
+            way()
+    rows: list[dict] = []
+
+    def run() -> None:
+        for number in range(ROUNDS):
+            rows.extend(one_round(labelled, estimating, number))
+
+    spent = both_clocks(run)
     record.write(
         "cases",
         transactions=TRANSACTIONS,
         rounds=ROUNDS,
         histories_equal=True,  # asserted above, after every run
         clock_us=float(np.median(two_readings(10_000))) / 1e3,  # not subtracted
-        cpu_share=cpu_s / wall_s,
+        cpu_share=spent["cpu_s"] / spent["wall_s"],
         cases=summarise(rows),
     )
-    for row in record.points:
-        print(
-            f"{row['scenario']} {row['load']:.1f} {row['policy']:14} {row['way']:9}"
-            f"{row['decide_mean_us']:9.2f} {row['decide_p99_us']:9.2f}"
-            f"{row['both_mean_us']:9.2f} {row['both_p99_us']:9.2f}"
-        )
+    show(record.points, "samples")
 
 
 def main(words: list[str] | None = None) -> None:
@@ -439,12 +410,8 @@ def main(words: list[str] | None = None) -> None:
     parser = command(__doc__, "decide")
     parser.add_argument("--crowded", action="store_true")
     parser.add_argument("--beside", type=Path, metavar="EARLIER")
-    parser.add_argument("--crowd", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(words)
-    if given.crowd:
-        for _ in sys.stdin:
-            print(json.dumps(crowd()), flush=True)
-    elif given.crowded:
+    if given.crowded:
         renew_crowded(given.beside, given.out)
     else:
         everything(given.out)

@@ -19,10 +19,7 @@ KEPT = ["row", "load", "seed", "policy", "violations", "late", "dropped",
 
 def main(words: list[str] | None = None) -> None:
     """Run, print, and keep the record."""
-    parser = command(__doc__, "goals")
-    parser.add_argument("seeds", nargs="?", type=int, default=20)
-    parser.add_argument("transactions", nargs="?", type=int, default=100_000)
-    given = parser.parse_args(words)
+    given = command(__doc__, "goals", seeds=20, transactions=100_000).parse_args(words)
     record = Record(given.out)
     size = {"seeds": given.seeds, "transactions": given.transactions, "seed": SEED}
     runs = run_goals(**size)

@@ -12,7 +12,6 @@ are done are kept in the working folder: killed and started again, it goes on.
 """
 
 import argparse
-import json
 import shutil
 import sys
 import time
@@ -20,12 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from memory_limit import forget_pages, how_confined
+from memory_limit import confined_call, forget_pages, how_confined
 from record import Record, command, made_by, tell
-from timed_decode import confined_report, deepest_plan, stream_store, thinned
+from timed_decode import deepest_plan, stream_store
 
 from thesis_lib.common.errors import InvalidInput, choice, require
-from thesis_lib.common.files import cache_folder, write_whole
+from thesis_lib.common.files import cache_folder
 from thesis_lib.common.provenance import drain
 from thesis_lib.common.units import MiB, format_duration, format_size, parse_size
 from thesis_lib.memory.compress.random_weights import synthesise
@@ -56,12 +55,6 @@ class Store:
         return f"{self.weights}-{self.layers}x{self.distinct_layers}"
 
 
-def sizes(spec: ModelSpec, weights: str) -> tuple[int, int]:
-    """Bytes of a layer, and of everything outside the stack, in these weights."""
-    layer = spec.layer_bytes * BITS[weights] / 16
-    return round(layer), spec.embedding_bytes + spec.head_bytes
-
-
 def survey(
     spec: ModelSpec, weights: list[str], free_bytes: int, reserve_bytes: int
 ) -> list[Store]:
@@ -72,7 +65,8 @@ def survey(
     stores = []
     for kind in weights:
         choice("weights", kind, BITS)
-        layer, outer = sizes(spec, kind)
+        layer = round(spec.layer_bytes * BITS[kind] / 16)
+        outer = spec.embedding_bytes + spec.head_bytes
         distinct = min(spec.layers, (free_bytes - reserve_bytes - outer) // layer)
         if distinct < min(2, spec.layers):
             raise InvalidInput(
@@ -97,30 +91,24 @@ def predicted_s(
     return writing + limits * (streaming + OVERHEAD_S)
 
 
-def part_name(weights: str, limit_bytes: int) -> str:
-    """The name of weights under a limit, in the working folder and the record."""
-    return f"{weights}-{limit_bytes // MiB}MiB"
-
-
-def stream(given: argparse.Namespace) -> None:
-    """Inside the limit: plan, stream, measure; the report goes to a file."""
-    folder, rate = Path(given.checkpoint), given.disk_rate
-    machine = Machine(parse_size(given.device_memory), rate)
-    context = 2 + given.warm_up + given.steps
-    made = deepest_plan(folder, machine, RINGS, context=context)
+def stream(
+    folder: str, device_bytes: int, rate: float, steps: int, warm_up: int
+) -> dict[str, Any]:
+    """Inside the limit: plan, stream, measure."""
+    machine = Machine(device_bytes, rate)
+    made = deepest_plan(Path(folder), machine, RINGS, context=2 + warm_up + steps)
     tell(
         f"plan: ring {made.ring}, {made.resident_layers} resident layers, peak "
         f"{format_size(made.device_peak_bytes)}, {made.step_s():.2f} s a token at "
         f"{rate / 1e9:.2f} GB/s"
     )
-    trial, found = stream_store(folder, made, given.steps, given.warm_up, tell)
-    found |= {
+    trial, found = stream_store(Path(folder), made, steps, warm_up)
+    return found | {
         "fractions": trial.fractions,
         "read_bytes_per_token": trial.read_bytes_per_step,
         "planned_bytes_per_token": made.bytes_per_token,
         "predicted_at_bytes_per_s": rate,
     }
-    write_whole(Path(given.report), json.dumps(found) + "\n")
 
 
 def run_part(
@@ -133,29 +121,24 @@ def run_part(
         f"a limit of {format_size(limit_bytes)} leaves nothing beside the "
         f"{given.runtime} of the interpreter and torch: raise --limits",
     )
-    words: list[Any] = [sys.executable, __file__, "--checkpoint", folder]
-    words += ["--device-memory", f"{device_bytes}B", "--steps", given.steps]
     # Outside the limit: three buffers of whole layers may be more than it holds.
     rate = disk_bytes_per_s(folder, seconds=given.rate_s)
-    words += ["--warm-up", given.warm_up, "--disk-rate", rate]
     forget_pages(folder.glob("*.safetensors"))
-    done, found = confined_report(words, Path(given.work) / "report.json", limit_bytes)
-    done.check()
-    if done.returncode or found is None:
-        raise SystemExit(f"{words[1]} ended with {done.returncode}, see above")
+    done = confined_call(
+        stream, limit_bytes, 0.25, folder=folder, device_bytes=device_bytes, rate=rate,
+        steps=given.steps, warm_up=given.warm_up,
+    ).check()  # fmt: skip
+    if done.report is None:
+        raise SystemExit(f"streaming {folder} ended with {done.returncode}, see above")
     return {
         "weights": store.weights,
         "layers": store.layers,
         "distinct_layers": store.distinct_layers,
         "store_bytes": store.bytes,
         "label": label(store),
-        "limit_bytes": limit_bytes,
         "device_bytes": device_bytes,
-        "how": done.how,
-        "peak_bytes": done.peak_bytes,
-        "process_read_bytes": done.read_bytes,
-        "use": thinned([[round(s, 2), *sizes] for s, *sizes in done.use]),
-        **found,
+        **done.physical,
+        **done.report,
     }
 
 
@@ -173,19 +156,14 @@ def write_store(store: Store, folder: Path, given: argparse.Namespace) -> float:
     """Write the checkpoint unless it is there; the seconds it took."""
     if (folder / "config.json").is_file():
         return 0.0  # an earlier run was killed after it was written
-
     start = time.perf_counter()
-
-    def progress(done: int, of: int) -> None:
-        tell(f"{store.folder}: layer {done} of {of} written")
-
     synthesise(
         given.spec,
         folder,
         distinct_layers=store.distinct_layers,
         layers=store.layers,
         kind=KIND[store.weights],
-        progress=progress,
+        progress=lambda n, of: tell(f"{store.folder}: layer {n} of {of} written"),
     )
     return time.perf_counter() - start
 
@@ -242,7 +220,7 @@ def headline(given: argparse.Namespace) -> None:
     work.mkdir(parents=True, exist_ok=True)
     limits = [parse_size(text) for text in given.limits.split(",")]
     weights = given.weights.split(",")
-    names = {(k, limit): part_name(k, limit) for k in weights for limit in limits}
+    names = {(k, n): f"{k}-{n // MiB}MiB" for k in weights for n in limits}
     settings = {
         "geometry": given.spec.name,
         "parameters": given.spec.total_bytes // given.spec.dtype_bytes,
@@ -320,9 +298,6 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--rate-s", type=float, default=3.0, help="seconds of measuring the disk")
     add("--work", default=None, help="folder of the stores")
     add("--dry-run", action="store_true", help="say what it takes, and stop")
-    add("--disk-rate", type=float, default=1e9, help=argparse.SUPPRESS)
-    for hidden in ("--checkpoint", "--report", "--device-memory"):
-        add(hidden, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     given.work = given.work or str(cache_folder("headline"))
     return given
@@ -331,9 +306,6 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None, spec: ModelSpec | None = None) -> None:
     """The command; `spec` takes the place of a published geometry."""
     given = arguments(words)
-    if given.checkpoint:
-        stream(given)
-        return
     given.spec = geometry(given.geometry) if spec is None else spec
     if given.layers is not None:
         given.spec = replace(given.spec, layers=given.layers)

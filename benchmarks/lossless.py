@@ -13,6 +13,7 @@ Needs `pip install -e .[codecs]`, and 0.7 GB of disk for each layer.
 
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
@@ -22,21 +23,20 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit
-from record import Record, command, seconds_of
+from record import Record, command, seconds_of, show
 
 from thesis_lib.common.errors import choice
 from thesis_lib.common.files import cache_folder
 from thesis_lib.common.units import MiB
+from thesis_lib.memory.compress.convert import read_words
 from thesis_lib.memory.compress.random_weights import gaussian, synthesise
 from thesis_lib.memory.formats import lossless
 from thesis_lib.memory.model import smollm2
-from thesis_lib.memory.model.checkpoint import allocate
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import interleave
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 from thesis_lib.memory.offload.plan import MemoryPlan
 from thesis_lib.memory.offload.rates import measure_machine, plan_streamed, with_decoder
-from thesis_lib.memory.offload.store import SafetensorsStore
 
 GEOMETRY = "llama2-7b"
 DRIFT = 0.05  # of drains on a disk that is at rest
@@ -132,15 +132,9 @@ CODECS: dict[str, Callable[[], Codec]] = {  # imported when they are asked for
 
 def weights(n_bytes: int) -> dict[str, U8]:
     """Bytes of bfloat16 numbers, by origin."""
-    with SafetensorsStore(smollm2.checkpoint()) as store:
-        buffer = allocate(store.nbytes(0))
-        store.read_layer(0, buffer).wait()
-        placed = store.placements(0)
-        memory = np.frombuffer(buffer, np.uint8)
-        layer = np.concatenate([memory[p.start : p.start + p.nbytes] for p in placed])
+    layer = read_words(smollm2.checkpoint(), 0).view(np.uint8)
     drawn = gaussian((n_bytes // 2,), 0.02, (0,)).view(torch.uint8).numpy()
-    times = -(-n_bytes // len(layer))
-    return {"SmolLM2": np.tile(layer, times)[:n_bytes], "Gaussian": drawn}
+    return {"SmolLM2": np.resize(layer, n_bytes), "Gaussian": drawn}
 
 
 def size(coded: Any) -> int:
@@ -178,19 +172,15 @@ def compare_codecs(
                     assert np.array_equal(out, plain)
                 samples = interleave(steps, rounds, warmup=1)
             for name, seconds in samples.items():
-                row = {
-                    "weights": origin,
-                    "codec": name,
-                    "threads": threads,
-                    "ratio": sum(map(size, coded[name])) / n_bytes,
-                    "bytes": n_bytes,
-                    "seconds": seconds,
-                }
-                rows.append(row)
-                print(
-                    f"{origin}, {name}, {threads} threads: {row['ratio']:.4f}, "
-                    f"{n_bytes / np.median(seconds) / 1e9:.2f} GB/s",
-                    flush=True,
+                rows.append(
+                    {
+                        "weights": origin,
+                        "codec": name,
+                        "threads": threads,
+                        "ratio": sum(map(size, coded[name])) / n_bytes,
+                        "bytes": n_bytes,
+                        "seconds": seconds,
+                    }
                 )
     return rows
 
@@ -314,16 +304,14 @@ def main(words: list[str] | None = None) -> None:
     codecs = {name: CODECS[name]() for name in names}
     record = Record(given.out)
 
-    def measure() -> None:
-        n_bytes = int(given.mib * MiB)
-        rows = compare_codecs(codecs, n_bytes, MiB, given.rounds)
-        record.content["codecs"] = rows
-        with tempfile.TemporaryDirectory(dir=cache_folder("benchmarks")) as home:
-            record.content["stream"] = compare_streams(
-                Path(home), given.layers, given.rounds, given.ring, given.distinct
-            )
-
-    record.write(seconds=seconds_of(measure))
+    start = time.perf_counter()
+    rows = compare_codecs(codecs, int(given.mib * MiB), MiB, given.rounds)
+    show(rows)
+    with tempfile.TemporaryDirectory(dir=cache_folder("benchmarks")) as home:
+        stream = compare_streams(
+            Path(home), given.layers, given.rounds, given.ring, given.distinct
+        )
+    record.write(codecs=rows, stream=stream, seconds=time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ Points are written as they come, and a second run goes on where the first one en
 """
 
 import argparse
-import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from record import Record, command
+from record import Record, command, tell
 from torch import Tensor
 
 from thesis_lib.common.files import data_folder
@@ -172,17 +171,12 @@ def main(words: list[str] | None = None) -> None:
         key = {"seed": seed, "ratio": ratio, "method": method}
         if record.find(**key):
             continue
-        start = time.perf_counter()
         if calibration is None or calibration.seed != seed:
             calibration = Calibration(model, calibration_text, given.windows, seed)
         twin = calibration.compressed(method, ratio)
         point = record.add({**key, **evaluate(twin, texts, names)})
-        delta = {
-            name: (sum(nll) - sum(record.content["dense"]["nll"][name])) / given.tokens
-            for name, nll in point["nll"].items()
-        }
-        took = time.perf_counter() - start
-        print(seed, ratio, method, delta, f"{took:.0f} s", flush=True)
+        nats = {name: sum(nll) / given.tokens for name, nll in point["nll"].items()}
+        tell(f"{key}: nats a token {nats}")
 
 
 if __name__ == "__main__":

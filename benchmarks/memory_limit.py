@@ -7,6 +7,7 @@ set is watched and the command killed past the limit, which is reported as "unca
 """
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -14,12 +15,13 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Any, Literal, Self
 
 import psutil
+from record import calling
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.provenance import largest_resident_bytes
@@ -49,8 +51,7 @@ class Confined:
     returncode: int  # negative: the signal that ended it
     seconds: float
     read_bytes: int | None  # from storage, with its children; None: not known here
-    stdout: str  # empty where the output was not captured
-    stderr: str
+    stdout: str
     # At each look: seconds since the start, bytes held, and those of them that are no
     # page cache; uncapped both are the largest resident set of one.
     use: tuple[tuple[float, int, int], ...] = ()
@@ -65,13 +66,42 @@ class Confined:
             )
         return self
 
+    @property
+    def report(self) -> Any:
+        """What the function of `confined_call` returned; None where it did not."""
+        return None if self.returncode else json.loads(self.stdout.splitlines()[-1])
+
+    @property
+    def physical(self) -> dict[str, Any]:
+        """What a record keeps of it."""
+        return {
+            "how": self.how,
+            "limit_bytes": self.limit_bytes,
+            "peak_bytes": self.peak_bytes,
+            "process_read_bytes": self.read_bytes,
+            "use": thinned([[round(s, 2), *n_bytes] for s, *n_bytes in self.use]),
+        }
+
+
+def thinned(points: Sequence[Sequence[float]], most: int = 300) -> list[list[float]]:
+    """At most `most` of the rows, evenly, the first among them."""
+    every = max(1, -(-len(points) // most))
+    return [list(row) for row in points[::every]]
+
+
+def confined_call(
+    function: Callable[..., Any], limit_bytes: int, look_s: float = 0.1, **options: Any
+) -> Confined:
+    """A function of a script, called in a process of its own: its `report`.
+
+    What it is given and what it returns travels as JSON, a path as its name.
+    """
+    return confine(calling(function, **options), limit_bytes, look_s)
+
 
 def confine(
     argv: Sequence[str | Path],
     limit_bytes: int,
-    env: Mapping[str, str] | None = None,
-    cwd: Path | str | None = None,
-    capture: bool = True,
     look_s: float = 0.02,
     proc: Path = PROC,
 ) -> Confined:
@@ -79,57 +109,39 @@ def confine(
 
     Swap counts too, or is forbidden. The group is removed afterwards, after an
     interrupt too, and processes that the command left in it are killed; what a killed
-    caller leaves, the next call removes. Without `capture`
-    the command writes to this process's own streams. Every `look_s` seconds its use is
-    noted. Raises InvalidInput for a limit
-    that is not positive; a command that is killed is reported, not raised.
+    caller leaves, the next call removes. Complaints go to this process's own stream.
+    Every `look_s` seconds its use is noted. Raises InvalidInput for a limit that is not
+    positive; a command that is killed is reported, not raised.
     """
     require(limit_bytes > 0, f"limit_bytes={limit_bytes} must be positive")
     words = [str(word) for word in argv]
-    group = _open_group(limit_bytes, proc)
     start = time.perf_counter()
-    try:
-        if group is not None:
-            words = ["/bin/sh", "-c", _JOIN, str(group.members), *words]
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            process = subprocess.Popen(
-                words,
-                env=env,
-                cwd=cwd,
-                stdout=out if capture else None,
-                stderr=err if capture else None,
-            )
-            watch = _Watch(process, group, limit_bytes, look_s)
-            try:
-                read_bytes = watch.wait()
-            finally:
-                if process.poll() is None:  # an interrupt: nothing may stay behind
-                    process.kill()
-                    process.wait()
-            return Confined(
-                how="uncapped" if group is None else group.how,
-                limit_bytes=limit_bytes,
-                peak_bytes=watch.peak_bytes,
-                killed=watch.killed if group is None else group.kills() > 0,
-                returncode=process.returncode,
-                seconds=time.perf_counter() - start,
-                read_bytes=read_bytes,
-                stdout=_text(out),
-                stderr=_text(err),
-                use=tuple(watch.use),
-            )
-    finally:
-        if group is not None:
-            group.remove()
+    with _open_group(limit_bytes, proc) as group, tempfile.TemporaryFile() as out:
+        process = subprocess.Popen([*group.joins, *words], stdout=out)
+        try:
+            use, read_bytes = _watch(process, group, look_s)
+        finally:
+            if process.poll() is None:  # an interrupt: nothing may stay behind
+                process.kill()
+                process.wait()
+        out.seek(0)
+        return Confined(
+            how=group.how,
+            limit_bytes=limit_bytes,
+            peak_bytes=group.peak_bytes(),
+            killed=group.kills() > 0,
+            returncode=process.returncode,
+            seconds=time.perf_counter() - start,
+            read_bytes=read_bytes,
+            stdout=out.read().decode(errors="replace"),
+            use=tuple(use),
+        )
 
 
 def how_confined(proc: Path = PROC) -> How:
     """What `confine` can do on this machine."""
-    group = _open_group(2**30, proc)
-    if group is None:
-        return "uncapped"
-    group.remove()
-    return group.how
+    with _open_group(2**30, proc) as group:
+        return group.how
 
 
 def read_from_disk_bytes(pid: int | Literal["self"] = "self") -> int | None:
@@ -161,7 +173,40 @@ def forget_pages(paths: Iterable[Path]) -> None:
             os.close(descriptor)
 
 
-@dataclass(frozen=True, slots=True)
+class _Uncapped:
+    """No group: the largest resident set is looked at, and killed past the limit."""
+
+    how: How = "uncapped"
+    joins: tuple[str, ...] = ()
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes, self._most_bytes = limit_bytes, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def look(self, pid: int) -> tuple[int, int]:
+        """The largest resident set of the family of `pid`, twice."""
+        family = _family(pid)
+        most_bytes = max(map(largest_resident_bytes, family), default=0)
+        self._most_bytes = max(self._most_bytes, most_bytes)
+        if self.kills():
+            for process in reversed(family):
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
+                    process.kill()
+        return most_bytes, most_bytes
+
+    def peak_bytes(self) -> int:
+        return self._most_bytes
+
+    def kills(self) -> int:
+        return int(self._most_bytes > self._limit_bytes)
+
+
+@dataclass(slots=True)
 class _Group:
     """A control group of our own, and the names of its files in this version."""
 
@@ -171,20 +216,27 @@ class _Group:
     usage: str  # file with the number of bytes now
     anonymous: str  # entry of memory.stat that counts what is no page cache
     events: str  # file that counts kills
+    most_bytes: int = 0
 
     @property
     def members(self) -> Path:
         return self.folder / "cgroup.procs"
 
-    def peak_bytes(self) -> int:
-        """Largest use so far; that of now where the kernel keeps no maximum."""
-        for name in (self.peak, self.usage):
-            if (path := self.folder / name).is_file():
-                return int(path.read_text())
-        return 0
+    @property
+    def joins(self) -> tuple[str, ...]:
+        """The words before those of a command that is to run in it."""
+        return ("/bin/sh", "-c", _JOIN, str(self.members))
 
-    def use_bytes(self) -> tuple[int, int]:
+    def peak_bytes(self) -> int:
+        """Largest use so far; that of all looks where the kernel keeps no maximum."""
+        kept = (self.folder / self.peak).is_file()
+        text = (self.folder / (self.peak if kept else self.usage)).read_text()
+        self.most_bytes = max(self.most_bytes, int(text))
+        return self.most_bytes
+
+    def look(self, pid: int) -> tuple[int, int]:
         """Bytes now, and those of them that are no page cache."""
+        self.peak_bytes()
         now = int((self.folder / self.usage).read_text())
         return now, self._entry("memory.stat", self.anonymous)
 
@@ -196,15 +248,18 @@ class _Group:
         hit = re.search(rf"^{name} (\d+)$", text, re.MULTILINE)
         return int(hit[1]) if hit else 0
 
-    def remove(self) -> None:
-        """Kill what is left inside, and the group."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill what is left inside, and remove the group."""
         until = time.monotonic() + _EMPTY_S
         while True:
             for pid in self.members.read_text().split():
                 with contextlib.suppress(ProcessLookupError):  # it ended by itself
                     os.kill(int(pid), signal.SIGKILL)
             try:
-                _unmake(self.folder)
+                self.folder.rmdir()
                 return
             except OSError:  # a dying process counts as a member for a moment
                 if time.monotonic() > until:
@@ -212,26 +267,40 @@ class _Group:
                 time.sleep(_LOOK_S)
 
 
-def _make(folder: Path) -> None:
-    folder.mkdir()  # the kernel puts the files into it
+# By version: the names of a group's files, and what is written into which of them, the
+# limit first; of the others a kernel may lack some.
+_FILES: dict[int, tuple[How, str, str, str, str]] = {
+    1: (
+        "cgroup v1",
+        "memory.max_usage_in_bytes",
+        "memory.usage_in_bytes",
+        "total_rss",
+        "memory.oom_control",
+    ),
+    2: ("cgroup v2", "memory.peak", "memory.current", "anon", "memory.events"),
+}
+_LIMITS = {
+    1: {
+        "memory.limit_in_bytes": "{limit}",
+        "memory.swappiness": "0",
+        "memory.memsw.limit_in_bytes": "{limit}",  # memory and swap together
+    },
+    2: {"memory.max": "{limit}", "memory.swap.max": "0"},
+}
 
 
-def _unmake(folder: Path) -> None:
-    folder.rmdir()
-
-
-def _open_group(limit_bytes: int, proc: Path) -> _Group | None:
-    """A new group with the limit; None if no memory controller lets us make one."""
+def _open_group(limit_bytes: int, proc: Path) -> _Group | _Uncapped:
+    """A new group with the limit, where a memory controller lets us make one."""
     for parent, version in _parents(proc):
         try:
             group = _limited(parent, version, limit_bytes)
         except OSError:
             continue  # not ours to write, or without the controller: the next one
-        joins = ["/bin/sh", "-c", 'echo 0 > "$0"', str(group.members)]
+        joins = [*group.joins, "true"]
         if subprocess.run(joins, stderr=subprocess.DEVNULL).returncode == 0:
             return group
-        group.remove()
-    return None
+        group.__exit__()
+    return _Uncapped(limit_bytes)
 
 
 def _limited(parent: Path, version: int, limit_bytes: int) -> _Group:
@@ -242,39 +311,15 @@ def _limited(parent: Path, version: int, limit_bytes: int) -> _Group:
         enabled = parent / "cgroup.subtree_control"
         if "memory" not in enabled.read_text().split():
             enabled.write_text("+memory")  # refused where processes are in `parent`
-    _make(folder)
+    folder.mkdir()  # the kernel puts the files into it
     try:
-        if version == 1:
-            group = _Group(
-                folder,
-                "cgroup v1",
-                "memory.max_usage_in_bytes",
-                "memory.usage_in_bytes",
-                "total_rss",
-                "memory.oom_control",
-            )
-            (folder / "memory.limit_in_bytes").write_text(str(limit_bytes))
-            (folder / "memory.swappiness").write_text("0")
-            both = folder / "memory.memsw.limit_in_bytes"  # memory and swap together
-            if both.exists():
-                both.write_text(str(limit_bytes))
-        else:
-            group = _Group(
-                folder,
-                "cgroup v2",
-                "memory.peak",
-                "memory.current",
-                "anon",
-                "memory.events",
-            )
-            (folder / "memory.max").write_text(str(limit_bytes))
-            swap = folder / "memory.swap.max"
-            if swap.exists():
-                swap.write_text("0")
+        for number, (name, text) in enumerate(_LIMITS[version].items()):
+            if number == 0 or (folder / name).exists():
+                (folder / name).write_text(text.format(limit=limit_bytes))
     except OSError:
-        _unmake(folder)
+        folder.rmdir()
         raise
-    return group
+    return _Group(folder, *_FILES[version])
 
 
 def _sweep(parent: Path) -> None:
@@ -282,7 +327,7 @@ def _sweep(parent: Path) -> None:
     for folder in parent.glob("thesis-*-*"):
         if not psutil.pid_exists(int(folder.name.split("-")[1])):
             with contextlib.suppress(OSError):  # its command still runs in it
-                _unmake(folder)
+                folder.rmdir()
 
 
 def _parents(proc: Path) -> Iterator[tuple[Path, int]]:
@@ -324,58 +369,27 @@ def _parents(proc: Path) -> Iterator[tuple[Path, int]]:
                     yield ancestor, version
 
 
-class _Watch:
-    """Waits for a command and keeps what is gone once it is reaped."""
+def _watch(
+    process: subprocess.Popen, group: _Group | _Uncapped, look_s: float
+) -> tuple[list[tuple[float, int, int]], int | None]:
+    """Wait for a command: its use at each look, and the bytes it read from storage."""
+    use, read_bytes, start = [], None, time.perf_counter()
+    while not _has_ended(process):
+        held = group.look(process.pid)
+        use.append((time.perf_counter() - start, *held))
+        read_bytes = read_from_disk_bytes(process.pid)
+        time.sleep(look_s)
+    # Ended but not reaped: its counters still stand.
+    ended_bytes = read_from_disk_bytes(process.pid)
+    process.wait()
+    return use, read_bytes if ended_bytes is None else ended_bytes
 
-    def __init__(
-        self,
-        process: subprocess.Popen,
-        group: _Group | None,
-        limit_bytes: int,
-        look_s: float,
-    ) -> None:
-        self._process = process
-        self._group = group
-        self._limit_bytes = limit_bytes
-        self._look_s = look_s
-        self.peak_bytes = 0
-        self.killed = False
-        self.use: list[tuple[float, int, int]] = []
 
-    def wait(self) -> int | None:
-        """Return when the command has ended: the bytes it read from storage."""
-        read_bytes, start = None, time.perf_counter()
-        while not self._has_ended():
-            now_bytes, anonymous_bytes = self._look()
-            self.use.append((time.perf_counter() - start, now_bytes, anonymous_bytes))
-            read_bytes = read_from_disk_bytes(self._process.pid)
-            time.sleep(self._look_s)
-        # Ended but not reaped: its counters still stand.
-        ended_bytes = read_from_disk_bytes(self._process.pid)
-        self._process.wait()
-        if self._group is not None:
-            self.peak_bytes = max(self.peak_bytes, self._group.peak_bytes())
-        return read_bytes if ended_bytes is None else ended_bytes
-
-    def _has_ended(self) -> bool:
-        if not hasattr(os, "waitid"):
-            return self._process.poll() is not None
-        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return os.waitid(os.P_PID, self._process.pid, flags) is not None
-
-    def _look(self) -> tuple[int, int]:
-        if self._group is not None:
-            self.peak_bytes = max(self.peak_bytes, self._group.peak_bytes())
-            return self._group.use_bytes()
-        family = _family(self._process.pid)
-        most_bytes = max(map(largest_resident_bytes, family), default=0)
-        self.peak_bytes = max(self.peak_bytes, most_bytes)
-        if self.peak_bytes > self._limit_bytes:
-            self.killed = True
-            for process in reversed(family):
-                with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
-                    process.kill()
-        return most_bytes, most_bytes
+def _has_ended(process: subprocess.Popen) -> bool:
+    if not hasattr(os, "waitid"):
+        return process.poll() is not None
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, process.pid, flags) is not None
 
 
 def _family(pid: int) -> list[psutil.Process]:
@@ -384,8 +398,3 @@ def _family(pid: int) -> list[psutil.Process]:
         return [first, *first.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
-
-
-def _text(stream: IO[bytes]) -> str:
-    stream.seek(0)
-    return stream.read().decode(errors="replace")

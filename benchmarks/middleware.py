@@ -8,18 +8,19 @@ is sustained.
     python benchmarks/middleware.py [ROUNDS]
 """
 
+import itertools
 import queue
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict
 from time import perf_counter
+from unittest.mock import patch
 
 import numpy as np
-from record import Record, command, tell
+from record import Record, command, show, tell
 
 from thesis_lib.sequencer.core.locks import book, lock_table, release
-from thesis_lib.sequencer.engine import workers as workers_
+from thesis_lib.sequencer.engine import workers
 from thesis_lib.sequencer.engine.engine import ENGINES, database, make_log
 from thesis_lib.sequencer.engine.overheads import as_delays, overheads
 from thesis_lib.sequencer.engine.scheduler import (
@@ -72,9 +73,8 @@ def threads(storage, log: Log, count: int) -> float:
 
     def arrive() -> None:
         counts["arrived"] += 1
-        if counts["arrived"] - counts["booked"] < BATCH and counts["arrived"] < len(
-            log
-        ):
+        waiting = counts["arrived"] - counts["booked"]
+        if waiting < BATCH and counts["arrived"] < len(log):
             return
         for i in range(counts["booked"], counts["arrived"]):
             if book(table, i):
@@ -98,23 +98,12 @@ def threads(storage, log: Log, count: int) -> float:
     with mutex:
         for _ in range(CLIENTS):
             arrive()
-    workers = [threading.Thread(target=work) for _ in range(count)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    at_work = [threading.Thread(target=work) for _ in range(count)]
+    for thread in at_work:
+        thread.start()
+    for thread in at_work:
+        thread.join()
     return (len(log) - WARM_UP) / (ends_s[-1] - ends_s[WARM_UP - 1])
-
-
-@contextmanager
-def single_calls() -> Iterator[None]:
-    """One id a write and one record a read, as before system calls were batched."""
-    whole = workers_.AT_ONCE, workers_.READ_BYTES
-    workers_.AT_ONCE, workers_.READ_BYTES = 1, workers_.RECORD.itemsize
-    try:
-        yield
-    finally:
-        workers_.AT_ONCE, workers_.READ_BYTES = whole
 
 
 def processes(storage, log: Log, count: int) -> tuple[float, Run]:
@@ -152,14 +141,11 @@ def times(over: list[float], under: list[float]) -> float:
 
 def measure(loaded, log: Log, rounds: int) -> dict:
     """Everything about one engine, by number of workers."""
-    copies = 0
+    copies, found = itertools.count(1), {}
 
     def fresh():
-        nonlocal copies
-        copies += 1
-        return loaded.copy(f"m{copies}")
+        return loaded.copy(f"m{next(copies)}")
 
-    found = {}
     for count in WORKERS:
         rates: dict[str, list[float]] = {
             "threads": [], "processes, single calls": [], "processes": [],
@@ -167,7 +153,8 @@ def measure(loaded, log: Log, rounds: int) -> dict:
         busy, quiet, highest = [], [], []
         for r in range(rounds):
             rates["threads"].append(threads(fresh(), log, count))
-            with single_calls():
+            # One id a write and one record a read, as before calls were batched.
+            with patch.multiple(workers, AT_ONCE=1, READ_BYTES=workers.RECORD.itemsize):
                 single, _ = processes(fresh(), log, count)
             rates["processes, single calls"].append(single)
             rate, run = processes(fresh(), log, count)
@@ -198,9 +185,7 @@ def measure(loaded, log: Log, rounds: int) -> dict:
 
 def main(words: list[str] | None = None) -> None:
     """Measure every engine, print, and keep the record."""
-    parser = command(__doc__, "middleware")
-    parser.add_argument("rounds", nargs="?", type=int, default=3)
-    given = parser.parse_args(words)
+    given = command(__doc__, "middleware", rounds=3).parse_args(words)
     record, log = Record(given.out), make_log("tpcc", N, 0, warehouses=4)
     engines = {"nothing": measure(Nothing(), log, given.rounds)}
     for engine in ENGINES:
@@ -218,15 +203,13 @@ def main(words: list[str] | None = None) -> None:
         note="times in seconds; an open loop under FIFO, batching nothing; the "
         "server of PostgreSQL shares the cores",
     )
-    for engine, by_count in engines.items():
-        for count, numbers in by_count.items():
-            print(
-                engine, count,
-                {k: round(float(np.median(v))) for k, v
-                 in numbers["transactions_per_s"].items()},
-                "sustained", np.round(np.median(numbers["open_loop_sustained_per_s"])),
-                {k: f"{1e6 * v:.0f} us" for k, v in numbers["delays"].items()},
-            )  # fmt: skip
+    show(
+        [
+            {"engine": engine, "workers": count, **numbers}
+            for engine, by_count in engines.items()
+            for count, numbers in by_count.items()
+        ]
+    )
 
 
 if __name__ == "__main__":

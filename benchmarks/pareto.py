@@ -17,19 +17,18 @@ the work folder, and `--time` times them again.
 import copy
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from record import Record as Kept
-from record import command, made_by, seconds_of
+from record import Record, command, made_by, seconds_of, tell
+from timed_decode import greedily
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -61,7 +60,9 @@ GROUP = 64  # weights that share a scale
 SHARE = 3  # of so many parts of the 16-bit weights the device holds one
 PROMPT, RING = 32, 3  # of the timing: tokens, and buffers
 TOKENS = 3  # timed at a turn, after one that is not
+RESUMED = ("points", "timing")  # what a second run goes on with
 
+Decoding = Iterator[tuple[float, tuple[int, ...]]]  # seconds and the token of a step
 Twin = Callable[[nn.Module], tuple[nn.Module, int]]  # the copy, and its bytes
 
 
@@ -185,30 +186,22 @@ def write_parts(text: Path, folder: Path) -> list[Path]:
     return files
 
 
-class Record(Kept):
-    """The record on the disk, written whole after every stage.
+def entry_of(record: Record, point: Point, number: int) -> dict[str, Any]:
+    """What a record knows of a point, to be filled in.
 
-    Raises InvalidInput for one that was made with other `settings`.
+    Raises InvalidInput for a point that it knows as another one.
     """
-
-    def __init__(
-        self, path: Path, settings: dict[str, Any], elsewhere: bool = False
-    ) -> None:
-        super().__init__(path, settings, ("points", "timing"), elsewhere)
-
-    def entry(self, point: Point, number: int) -> dict[str, Any]:
-        """What is known of a point, to be filled in."""
-        known = {"name": point.name, "set": number, **point.described}
-        found = self.find(name=point.name, set=number)
-        if found is None:
-            self.points.append(known)
-            return known
-        require(
-            known.items() <= found.items(),
-            f"{self.path} knows {point.name!r} as {found['wish']}: expected "
-            f"{known['wish']}; give another --out or remove it",
-        )
-        return found
+    known = {"name": point.name, "set": number, **point.described}
+    found = record.find(name=point.name, set=number)
+    if found is None:
+        record.points.append(known)
+        return known
+    require(
+        known.items() <= found.items(),
+        f"{record.path} knows {point.name!r} as {found['wish']}: expected "
+        f"{known['wish']}; give another --out or remove it",
+    )
+    return found
 
 
 class Sweep:
@@ -257,7 +250,7 @@ class Sweep:
 
         One that was cut off or altered is removed and made again.
         """
-        entry, folder = record.entry(point, number), self.folder(point, number)
+        entry, folder = entry_of(record, point, number), self.folder(point, number)
         if "bytes" in entry and is_whole(folder):
             return folder
         self.remove(point, number)
@@ -272,7 +265,7 @@ class Sweep:
 
     def score(self, point: Point, number: int, record: Record) -> None:
         """Fill in what the record lacks of a point, text by text."""
-        entry = record.entry(point, number)
+        entry = entry_of(record, point, number)
         scores = entry.setdefault("nll", {})
         lacking = {n: text for n, text in self.texts.items() if n not in scores}
         if not lacking:
@@ -317,31 +310,20 @@ def stored_layer_bytes(folder: Path) -> int:
         return sum(store.tensor_bytes(layer) for layer in range(store.layers))
 
 
-class Decoding:
-    """A greedy continuation at batch 1, token by token."""
+def turn(
+    model: StreamedModel, decoding: Decoding
+) -> tuple[float, list[float], list[int]]:
+    """Seconds of a drain and of some tokens, each behind one of its kind; the tokens.
 
-    def __init__(self, model: StreamedModel, prompt: Tensor) -> None:
-        self.model, self.cache = model, model.new_cache()
-        self.tokens = [int(model.prefill(prompt, self.cache).argmax())]
-
-    def step(self) -> None:
-        """One more token."""
-        row = torch.tensor([self.tokens[-1:]])
-        self.tokens.append(int(self.model.step(row, self.cache, keep=1).argmax()))
-
-    def turn(self) -> tuple[float, list[float]]:
-        """Seconds of a drain and of some tokens, each behind one of its kind.
-
-        What came before leaves the ring as full as the next one will. What the last
-        token has asked for on behalf of the next one then lands, before the clock of
-        anybody else starts.
-        """
-        self.model.drain()
-        drain_s = seconds_of(self.model.drain)
-        self.step()
-        token_s = [seconds_of(self.step) for _ in range(TOKENS)]
-        with self.model.without_reading():
-            return drain_s, token_s
+    What came before leaves the ring as full as the next one will. What the last token
+    has asked for on behalf of the next one then lands, before the clock of anybody else
+    starts.
+    """
+    model.drain()
+    drain_s = seconds_of(model.drain)
+    seconds, tokens = zip(*islice(decoding, 1 + TOKENS), strict=True)
+    with model.without_reading():
+        return drain_s, list(seconds[1:]), [token for (token,) in tokens]
 
 
 def time_stores(
@@ -369,22 +351,25 @@ def time_stores(
                 found[name] = {"refused": str(error)}
                 continue
             model = opened.enter_context(StreamedModel(folder, made))
-            runs[name] = Decoding(model, prompt)
-            runs[name].turn()  # whatever happens once, happens here
+            step = partial(model.step, cache=model.new_cache(), keep=1)
+            decoding = greedily(step, prompt)
+            _, (first,) = next(decoding)
+            _, _, others = turn(model, decoding)  # whatever happens once, happens here
+            runs[name] = model, decoding
             found[name] = {
                 "resident_layers": made.resident_layers,
                 "bytes_per_step": made.bytes_per_step,
                 "planned_peak_bytes": made.device_peak_bytes,
                 "drain_s": [],
                 "token_s": [],
+                "tokens": [first, *others],
             }
         for _ in range(rounds):
             for name in (*runs, *reversed(list(runs))):
-                drain_s, token_s = runs[name].turn()
+                drain_s, token_s, tokens = turn(*runs[name])
                 found[name]["drain_s"].append(drain_s)
                 found[name]["token_s"] += token_s
-        for name, run in runs.items():
-            found[name]["tokens"] = run.tokens
+                found[name]["tokens"] += tokens
     return found
 
 
@@ -417,20 +402,16 @@ def run(
 ) -> None:
     """Score all points. Checkpoints of the first set stay, to be timed."""
     for point, number in wanted(points, sets):
-        start = time.perf_counter()
         sweep.score(point, number, record)
         if number > 0 and not keep:
             sweep.remove(point, number)
-        entry = record.entry(point, number)
+        entry = entry_of(record, point, number)
         nats = {
-            name: sum(nll) / (len(sweep.texts[name]) - 1)
-            for name, nll in entry["nll"].items()
+            n: sum(nll) / (len(sweep.texts[n]) - 1) for n, nll in entry["nll"].items()
         }
-        took = time.perf_counter() - start
-        print(
+        tell(
             f"{point.name}, set {number + 1}: {entry['bytes']:,} bytes, "
-            f"{entry['layer_bits']:.3f} bits, nats {nats}, {took:.0f} s",
-            flush=True,
+            f"{entry['layer_bits']:.3f} bits, nats a token {nats}"
         )
 
 
@@ -467,7 +448,7 @@ def main(words: list[str] | None = None) -> None:
         "calibration": {"text": CALIBRATION, "parts": PARTS},
         "group": GROUP,
     }
-    record = Record(given.out, settings, given.elsewhere)
+    record = Record(given.out, settings, RESUMED, given.elsewhere)
     sweep = Sweep(dense, work, texts, write_parts(novels / CALIBRATION, work))
     threads = torch.get_num_threads()
     if not given.time:

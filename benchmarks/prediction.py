@@ -11,10 +11,9 @@ same rates and found by longer and longer passes.
     python benchmarks/prediction.py [--plans 20] [--layers 6] [--checkpoint FOLDER]
 """
 
-import os
 import random
-import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from record import Record, command, seconds_of, tell
+from timed_decode import random_checkpoint
 
-from thesis_lib.common.files import cache_folder
-from thesis_lib.memory.compress.random_weights import synthesise
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import crossing
 from thesis_lib.memory.offload.offloaded_model import (
@@ -167,13 +165,10 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args(words)
     record = Record(given.out)
-    with tempfile.TemporaryDirectory(dir=cache_folder("benchmarks")) as home:
-        if given.checkpoint is None:
-            folder = Path(home) / f"{GEOMETRY}-{given.layers}"
-            synthesise(GEOMETRY, folder, layers=given.layers)
-            os.sync()  # or its pages would be written while it is read
-        else:
-            folder = checkpoint_folder(given.checkpoint)
+    store = random_checkpoint(GEOMETRY, given.layers)
+    if given.checkpoint is not None:
+        store = nullcontext(checkpoint_folder(given.checkpoint))
+    with store as folder:
         record.write(
             checkpoint=folder.name,
             prediction=predict(folder, given.plans, given.seed),

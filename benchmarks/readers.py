@@ -13,19 +13,18 @@ CHECKPOINT: of a few gigabytes, more than the page cache may keep, such as
 `thesis synth llama2-7b FOLDER --layers 8` writes.
 """
 
-import resource
 import sys
 from collections import deque
 from collections.abc import Iterator
 from itertools import cycle, islice
 from mmap import mmap
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from unittest.mock import patch
 
 import numpy as np
 from memory_limit import forget_pages
-from record import Record, command
+from record import Record, command, show
 
 from thesis_lib.common.units import KiB, MiB
 from thesis_lib.memory.model.checkpoint import allocate
@@ -48,12 +47,6 @@ VARIANTS = [
 ]  # mode, threads, bytes a request, whether checksums are compared and pages huge
 
 
-def cpu_s() -> float:
-    """CPU time of this process so far."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
 def sample(folder: Path, variant: tuple, layers: Iterator[int]) -> dict[str, float]:
     """Read about SAMPLE_BYTES as the variant says; seconds by the wall and of CPU."""
     mode, readers, chunk, checked, huge = variant
@@ -73,7 +66,7 @@ def sample(folder: Path, variant: tuple, layers: Iterator[int]) -> dict[str, flo
             np.frombuffer(buffer, np.uint8)[:: 4 * KiB] = 1
         forget_pages(folder.glob("*.safetensors"))
         flying: deque = deque()
-        start, cpu = perf_counter(), cpu_s()
+        start, cpu = perf_counter(), process_time()
         for layer in islice(layers, -(-SAMPLE_BYTES // store.nbytes(0))):
             if len(flying) == BUFFERS:
                 flying.popleft().wait()
@@ -82,7 +75,7 @@ def sample(folder: Path, variant: tuple, layers: Iterator[int]) -> dict[str, flo
         for ticket in flying:
             ticket.wait()
         n_bytes = store.bytes_read
-        wall_s, used_s = perf_counter() - start, cpu_s() - cpu
+        wall_s, used_s = perf_counter() - start, process_time() - cpu
     return {"gb_per_s": n_bytes / wall_s / 1e9, "cpu_s_per_gb": used_s / n_bytes * 1e9}
 
 
@@ -105,23 +98,13 @@ def main(words: list[str] | None = None) -> None:
         {
             "mode": mode, "threads": threads, "chunk_bytes": chunk, "checksum": checked,
             "huge_pages": huge,
-            **{
-                name: [round(one[name], 4) for one in taken]
-                for name in ("gb_per_s", "cpu_s_per_gb")
-            },
+            **{name: [round(one[name], 4) for one in taken] for name in taken[0]},
         }
         for (mode, threads, chunk, checked, huge), taken in zip(
             VARIANTS, samples, strict=True
         )
     ]  # fmt: skip
-    for row in rows:
-        print(
-            f"{row['mode']:<9}{row['threads']:>3} x {row['chunk_bytes'] // KiB:>5} KiB "
-            f"{'checked' if row['checksum'] else '':<8}"
-            f"{'huge' if row['huge_pages'] else 'small':<6}"
-            f"{np.median(row['gb_per_s']):6.2f} GB/s "
-            f"{np.median(row['cpu_s_per_gb']):6.3f} CPU s/GB"
-        )
+    show(rows)
     record.write(
         layers_bytes=stored, sample_bytes=SAMPLE_BYTES, buffers=BUFFERS, rows=rows
     )

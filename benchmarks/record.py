@@ -2,21 +2,26 @@
 
 A script opens `data/measurements/NAME.json`, or a file of its working folder where it
 goes on after a stop, fills it in and writes it. What several scripts do besides stands
-here too: the command line, a line of progress, seconds of a run, a ratio of medians.
+here too: the command line, a function called in a process of its own, a line of
+progress, a table of rows, seconds of a run, a ratio of medians.
 """
 
 import argparse
+import inspect
 import json
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 
 from thesis_lib.common import provenance
@@ -35,23 +40,68 @@ def checkout() -> Path:
     return found
 
 
-def measurements(name: str) -> Path:
-    """The record of that name in `data/measurements`."""
-    return checkout() / "data" / "measurements" / f"{name}.json"
+def command(
+    doc: str | None, name: str, resumes: bool = False, **counts: int
+) -> argparse.ArgumentParser:
+    """A parser with `--out`, and where a script resumes with `--elsewhere`.
 
-
-def command(doc: str | None, name: str, resumes: bool = False) -> Any:
-    """A parser with `--out`, and where a script resumes with `--elsewhere`."""
+    `counts` are positional, in their order, with the number that each is by default.
+    """
     parser = argparse.ArgumentParser(description=(doc or name).splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=measurements(name), help="the record"
-    )
+    for count, usual in counts.items():
+        parser.add_argument(count, nargs="?", type=int, default=usual)
+    out = checkout() / "data" / "measurements" / f"{name}.json"
+    parser.add_argument("--out", type=Path, default=out, help="the record")
     if resumes:
         parser.add_argument(
             "--elsewhere", action="store_true",
             help="go on with a record of another commit or machine",
         )  # fmt: skip
     return parser
+
+
+# A generator function says that it is ready, then answers for as long as it is asked.
+_CALL = """
+import importlib, inspect, json, sys
+folder, script, name, options = sys.argv[1:]
+sys.path.insert(0, folder)
+found = getattr(importlib.import_module(script), name)(**json.loads(options))
+for each in found if inspect.isgenerator(found) else [found]:
+    print(json.dumps(each), flush=True)
+"""
+
+
+def calling(function: Callable[..., Any], **options: Any) -> list[str]:
+    """The command that calls a function of a script and prints what it returns."""
+    script, given = Path(inspect.getfile(function)), json.dumps(options, default=str)
+    place = [str(script.parent), script.stem, function.__name__]
+    return [sys.executable, "-c", _CALL, *place, given]
+
+
+@contextmanager
+def answering(
+    function: Callable[[], Iterator[Any]], **environment: str
+) -> Iterator[Callable[[], Any]]:
+    """A process of its own for a generator function: what asks it for its next answer.
+
+    The function yields once when it is ready, and then for each line of its standard
+    input, while others rest or are asked in turn.
+    """
+    with subprocess.Popen(
+        calling(function), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | environment,
+    ) as process:  # fmt: skip
+        asked, answered = process.stdin, process.stdout
+        assert asked is not None
+        assert answered is not None
+
+        def ask() -> Any:
+            print(file=asked, flush=True)
+            return json.loads(answered.readline())
+
+        if not answered.readline():
+            sys.exit("a measuring process did not start: see its message above")
+        yield ask
 
 
 def made_by() -> dict[str, Any]:
@@ -149,6 +199,20 @@ def _write(path: Path, content: Point, lines: str | None) -> None:
 def tell(line: str) -> None:
     """Progress, on the stream of complaints."""
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def show(rows: Sequence[Point], *hidden: str) -> None:
+    """Print a table of all but what is `hidden`, of samples their median."""
+    shown = [{k: v for k, v in row.items() if k not in hidden} for row in rows]
+    table = pd.json_normalize(shown).map(_middle).dropna(axis=1, how="all")
+    print(table.to_string(index=False, float_format="{:.4g}".format), flush=True)
+
+
+def _middle(value: Any) -> Any:
+    """The median of numbers; None for other lists; what is no list as it is."""
+    if not isinstance(value, list | tuple):
+        return value
+    return median(value) if value and isinstance(value[0], int | float) else None
 
 
 def seconds_of(run: Callable[[], object]) -> float:

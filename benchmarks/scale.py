@@ -9,11 +9,9 @@ Every history of the first round is compared with the simulator's.
     python benchmarks/scale.py
 """
 
-import time
-
 import numpy as np
 from decide import Case, compiled, shape, two_readings
-from record import Record, command, medians, own_core
+from record import Record, both_clocks, command, medians, own_core, show
 
 from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
@@ -77,12 +75,13 @@ def main(words: list[str] | None = None) -> None:
     labelled = cases()
     for _, case in labelled[: len(POLICIES)]:  # compiles everything
         measure(case, check=True)
-    begin = time.perf_counter(), time.process_time()
-    rounds = [
-        [measure(case, check=number == 0) for _, case in labelled]
-        for number in range(ROUNDS)
-    ]
-    wall_s, cpu_s = time.perf_counter() - begin[0], time.process_time() - begin[1]
+    rounds: list[list[dict]] = []
+
+    def run() -> None:
+        for number in range(ROUNDS):
+            rounds.append([measure(case, check=number == 0) for _, case in labelled])
+
+    spent = both_clocks(run)
     rows = [
         medians({**label, "decisions": own[0]["decisions"]}, own)
         for (label, _), own in zip(labelled, zip(*rounds, strict=True), strict=True)
@@ -92,16 +91,10 @@ def main(words: list[str] | None = None) -> None:
         rounds=ROUNDS,
         histories_equal=True,  # asserted above, in the first round
         clock_us=float(np.median(two_readings(10_000))) / 1e3,  # not subtracted
-        cpu_share=cpu_s / wall_s,
+        cpu_share=spent["cpu_s"] / spent["wall_s"],
         cases=rows,
     )
-    for row in rows:
-        busy = row["rate_per_s"] * row["decide_mean_us"] / 1e6
-        print(
-            f"{row['policy']:10} {row['load']:.1f} {row['cores']:5}"
-            f"{row['rate_per_s']:12.0f}{row['decide_mean_us']:10.2f}"
-            f"{row['decide_p99_us']:10.2f}{busy:10.3f}"
-        )
+    show(rows, "samples")
 
 
 if __name__ == "__main__":

@@ -152,10 +152,9 @@ def measure(engine: str, workers: int, repeats: int, n: int) -> tuple[dict, list
 
 def main(words: list[str] | None = None) -> None:
     """Run every policy live and simulated, print, and keep the record."""
-    parser = command(__doc__, "sim_to_real")
-    parser.add_argument("repeats", nargs="?", type=int, default=6)
-    parser.add_argument("transactions", nargs="?", type=int, default=1_500)
-    given = parser.parse_args(words)
+    given = command(__doc__, "sim_to_real", repeats=6, transactions=1_500).parse_args(
+        words
+    )
     record, benches, runs = Record(given.out), [], []
     for workers, engine in product(WORKERS, ENGINES):
         about, rows = measure(engine, workers, given.repeats, given.transactions)

@@ -10,7 +10,6 @@ transactions with three numbers of workers, whose states must be equal.
 
 import json
 import multiprocessing
-import resource
 import tracemalloc
 from collections import deque
 from collections.abc import Iterator
@@ -20,10 +19,12 @@ from functools import partial
 from statistics import median
 
 import numpy as np
+import psutil
 import simpy
 from record import Record, both_clocks, command, seconds_of
 from simpy.resources.base import BaseResource, Get, Put
 
+from thesis_lib.common.provenance import largest_resident_bytes
 from thesis_lib.sequencer.core.trace import F64, I64, History, Trace
 from thesis_lib.sequencer.experiments.configuration import saturation_rate
 from thesis_lib.sequencer.simulator.replica import state_digest
@@ -268,11 +269,6 @@ def against_simpy(name: str, load: float) -> dict:
 # --- Growth and replicas -----------------------------------------------------
 
 
-def most_resident_bytes() -> int:
-    """The largest resident set of this process so far."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def batched_log(trace: Trace) -> tuple[I64, F64]:
     """A log that is not the order of arrival: batches of ten, the shortest first."""
     batch = np.arange(len(trace)) // 10
@@ -305,7 +301,7 @@ def grow(n: int) -> dict:
         "cpu_us_per_transaction": 1e6 * cpu_s / n,
         "allocated_bytes": allocated,
         "bytes_per_transaction": allocated / n,
-        "most_resident_bytes": most_resident_bytes(),
+        "most_resident_bytes": largest_resident_bytes(psutil.Process()),
         "repeats": repeats,
     }
 
@@ -330,7 +326,7 @@ def agree(n: int) -> dict:
     return {
         "transactions": n,
         "states": len({replica["state"] for replica in replicas}),
-        "most_resident_bytes": most_resident_bytes(),
+        "most_resident_bytes": largest_resident_bytes(psutil.Process()),
         "replicas": replicas,
     }
 

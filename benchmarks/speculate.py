@@ -13,7 +13,6 @@ the geometry of LLaMA-2-7B.
 """
 
 import argparse
-import os
 import random
 import sysconfig
 import tempfile
@@ -24,10 +23,10 @@ from typing import Any
 
 import torch
 from record import Record, command, tell
+from timed_decode import random_checkpoint
 
-from thesis_lib.common.files import cache_folder, data_folder
+from thesis_lib.common.files import data_folder
 from thesis_lib.memory.compress.convert import convert
-from thesis_lib.memory.compress.random_weights import synthesise
 from thesis_lib.memory.decode.speculative import (
     Draft,
     ModelDraft,
@@ -230,10 +229,7 @@ def main(words: list[str] | None = None) -> None:
     found = decode(folder, given)
     steps = {"smollm2": time_batches(folder, given.rounds)}
     if given.layers:
-        with tempfile.TemporaryDirectory(dir=cache_folder("benchmarks")) as home:
-            large = Path(home) / f"llama2-7b-{given.layers}"
-            synthesise("llama2-7b", large, layers=given.layers)
-            os.sync()  # or its pages would be written while it is read
+        with random_checkpoint("llama2-7b", given.layers) as large:
             steps[large.name] = time_batches(large, max(2, given.rounds // 3))
     record.write(**found, steps=steps)
 

@@ -11,7 +11,7 @@ import sys
 from functools import partial
 
 import numpy as np
-from record import Record, command, ratio, seconds_of
+from record import Record, command, ratio, seconds_of, show
 
 THESIS = ("-m", "thesis_lib")
 STEPS = {
@@ -34,9 +34,7 @@ def start(words: tuple[str, ...]) -> None:
 
 def main(words: list[str] | None = None) -> None:
     """Measure, print, and keep the record."""
-    parser = command(__doc__, "start")
-    parser.add_argument("rounds", nargs="?", type=int, default=15)
-    given = parser.parse_args(words)
+    given = command(__doc__, "start", rounds=15).parse_args(words)
     record = Record(given.out)
     samples: dict[str, list[float]] = {name: [] for name in STEPS}
     for number in range(given.rounds + 1):  # the first fills the page cache
@@ -54,13 +52,7 @@ def main(words: list[str] | None = None) -> None:
         }
         for name, seconds in samples.items()
     ]
-    for row in rows:
-        goal = f", goal {row['goal_s']:g} s" if row["goal_s"] else ""
-        times = row["over_nothing"]
-        print(
-            f"{row['what']:<28}{row['median_s']:7.3f} s, {times['ratio']:5.1f} times "
-            f"({times['low']:.1f} to {times['high']:.1f}){goal}"
-        )
+    show(rows)
     record.write(rounds=given.rounds, rows=rows)
 
 

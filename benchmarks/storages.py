@@ -95,9 +95,7 @@ def logs(n: int) -> dict[str, Log]:
 
 def main(words: list[str] | None = None) -> None:
     """Measure every workload, print, and keep the record."""
-    parser = command(__doc__, "storages")
-    parser.add_argument("transactions", nargs="?", type=int, default=6_000)
-    given = parser.parse_args(words)
+    given = command(__doc__, "storages", transactions=6_000).parse_args(words)
     n = max(WARM_UP + 2, given.transactions // BLOCK) * BLOCK
     record, summary = Record(given.out), {}
     for name, log in logs(n).items():

@@ -21,18 +21,18 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from memory_limit import Confined, confine, forget_pages, read_from_disk_bytes
-from record import Record, command, ratio, seconds_of
-from timed_decode import deepest_plan, thinned
+from memory_limit import confined_call, forget_pages, read_from_disk_bytes
+from record import Record, command, ratio, seconds_of, tell
+from timed_decode import Step, deepest_plan, greedily
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -50,7 +50,7 @@ SYSTEMS = ("streamed", "accelerate", "mmap", "airllm")
 # The same geometry in other checkpoints: in NF4, and in a code that keeps every bit.
 PACKED = {"streamed-nf4": "nf4", "streamed-lossless": "lossless"}
 EXACT = "lossless"
-OF_PEER = {"accelerate": "accelerate", "airllm": "airllm"}  # its distribution
+PEERS = ("accelerate", "airllm")  # systems that are distributions, too
 DRIFT = 0.05
 ATTEMPTS = 4  # of one run, until its two drains agree
 # What interpreter, torch, transformers and the scratch memory of kernels hold beside
@@ -59,14 +59,6 @@ RUNTIME_BYTES = 512 * MiB
 RINGS = (3, 2)
 DRAINS, DRAIN_WARM_UP = 4, 2
 DRAINED = ("drain_before_s", "drain_after_s")
-
-Step = Callable[[Tensor], Tensor]  # new tokens, (1, t), to logits, (1, 1, vocab)
-
-
-def prompt_of(tokens: int, vocab: int) -> Tensor:
-    """A fixed prompt, (1, tokens)."""
-    draw = torch.Generator().manual_seed(0)
-    return torch.randint(0, vocab, (1, tokens), generator=draw)
 
 
 def transformers_step(model: Any) -> Step:
@@ -93,17 +85,6 @@ def offloaded(folder: Path, work: Path, place: int | str, where: str) -> Any:
         device_map=places,
         offload_folder=work / "offload",
     ).eval()
-
-
-def load_accelerate(folder: Path, work: Path) -> Step:
-    """Layers on disk, the rest in memory."""
-    return transformers_step(offloaded(folder, work, "cpu", "disk"))
-
-
-def load_mmap(folder: Path, work: Path) -> Step:
-    """Parameters that are views of mapped safetensors: the kernel pages them in."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    return transformers_step(model.eval())
 
 
 def numbered(folder: Path, out: Path) -> Path:
@@ -141,32 +122,28 @@ def untokenised(folder: Path, work: Path, device: str) -> Any:
     return Untokenised(source, device=device, layer_shards_saving_path=split)
 
 
-def load_airllm(folder: Path, work: Path) -> Step:
-    """AirLLM's streaming hooks around the model of transformers."""
-    return transformers_step(untokenised(folder, work, "cpu").model)
+def load(system: str, folder: Path, work: Path, device: str = "cpu") -> Any:
+    """A peer's model on a device.
 
-
-LOADERS = {
-    "accelerate": load_accelerate,
-    "mmap": load_mmap,
-    "airllm": load_airllm,
-}
+    Layers that accelerate has on disk, or for a GPU in memory, and the rest on the
+    device; parameters that are views of mapped safetensors, which the kernel pages in;
+    or AirLLM's streaming hooks.
+    """
+    gpu = device == "cuda"
+    if system == "accelerate":
+        return offloaded(folder, work, 0 if gpu else device, "cpu" if gpu else "disk")
+    if system == "airllm":
+        return untokenised(folder, work, "cuda:0" if gpu else device).model
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
 
 def decode(step: Step, prompt: Tensor, steps: int) -> dict[str, Any]:
     """Greedy decoding: seconds, bytes read and the token of each step, first apart."""
-    new, tokens = prompt, []
-    seconds: list[float] = []
-    read = [read_from_disk_bytes() or 0]
-    with torch.no_grad():
-        for _ in range(1 + steps):
-            start = time.perf_counter()
-            logits = step(new)
-            new = logits[:, -1].argmax(-1, keepdim=True)
-            seconds.append(time.perf_counter() - start)
-            read.append(read_from_disk_bytes() or 0)
-            tokens.append(int(new))
-            del logits
+    seconds, tokens, read = [], [], [read_from_disk_bytes() or 0]
+    for taken_s, (token,) in islice(greedily(step, prompt), 1 + steps):
+        seconds.append(taken_s)
+        tokens.append(token)
+        read.append(read_from_disk_bytes() or 0)
     return {
         "first_token_s": seconds[0],
         "seconds": seconds[1:],
@@ -175,34 +152,34 @@ def decode(step: Step, prompt: Tensor, steps: int) -> dict[str, Any]:
     }
 
 
-def work_alone(given: argparse.Namespace) -> dict[str, Any]:
-    """What one system does inside its limit; the report that its process prints."""
-    folder, work = Path(given.checkpoint), Path(given.work)
-    vocab = ModelSpec.from_config(folder).vocab
-    prompt = prompt_of(given.prompt, vocab)
-    if given.worker == "split":
-        untokenised(folder, work, "cpu")
+def run_alone(system: str, folder: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What one system does inside its limit: its report."""
+    asked, store = argparse.Namespace(**given), Path(folder)
+    work, steps = Path(asked.work), asked.warm_up + asked.steps
+    if system == "split":
+        untokenised(store, work, "cpu")
         return {}
     start = time.perf_counter()
-    if given.worker in LOADERS:
+    draw, vocab = torch.Generator().manual_seed(0), ModelSpec.from_config(store).vocab
+    prompt = torch.randint(0, vocab, (1, asked.prompt), generator=draw)
+    if system in SYSTEMS[1:]:
         with smollm2.quiet():
-            step = LOADERS[given.worker](folder, work)
+            step = transformers_step(load(system, store, work))
         loading_s = time.perf_counter() - start
-        return {"load_s": loading_s, **decode(step, prompt, given.steps)}
-    context = given.prompt + given.steps + 1
-    device_bytes = parse_size(given.cap) - RUNTIME_BYTES
-    if given.device_memory:
-        device_bytes = parse_size(given.device_memory)
+        return {"load_s": loading_s, **decode(step, prompt, steps)}
+    device_bytes = parse_size(asked.cap) - RUNTIME_BYTES
+    if asked.device_memory:
+        device_bytes = parse_size(asked.device_memory)
     made = deepest_plan(
-        folder, Machine(device_bytes, 2e9), RINGS, context=context,
-        pass_tokens=given.prompt,
+        store, Machine(device_bytes, 2e9), RINGS, context=asked.prompt + steps + 1,
+        pass_tokens=asked.prompt,
     )  # fmt: skip
-    with StreamedModel(folder, made) as model:
+    with StreamedModel(store, made) as model:
         loading_s = time.perf_counter() - start
-        if given.worker == "drain":
+        if system == "drain":
             return {"seconds": drain(model), "plan": outline(made)}
         cache = model.new_cache()
-        found = decode(lambda new: model.step(new, cache, keep=1), prompt, given.steps)
+        found = decode(lambda new: model.step(new, cache, keep=1), prompt, steps)
         return {"load_s": loading_s, **found, "plan": outline(made)}
 
 
@@ -224,30 +201,21 @@ def launch(system: str, given: argparse.Namespace, capped: bool = True) -> dict:
     folder = Path(given.work) / PACKED.get(system, "checkpoint")
     split = Path(given.work) / "airllm"
     forget_pages([*folder.glob("*.safetensors"), *split.rglob("*.safetensors")])
-    worker = "streamed" if system in PACKED else system
-    words = [sys.executable, __file__, "--worker", worker]
-    for name in ("work", "cap", "prompt", "device_memory"):
-        words += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
-    words += ["--checkpoint", str(folder), "--steps", str(given.warm_up + given.steps)]
-    limit_bytes = parse_size(given.cap) if capped else psutil.virtual_memory().total
-    done = confine(words, limit_bytes, look_s=0.1)
-    if done.killed:
-        return {"killed": True, **physical(done)}
-    if done.returncode:
-        raise RuntimeError(f"{system} ended with {done.returncode}:\n{done.stderr}")
-    report = json.loads(done.stdout.splitlines()[-1])
-    return {"killed": False, **report, **physical(done)}
-
-
-def physical(done: Confined) -> dict[str, Any]:
-    """What the kernel counted of one run."""
+    done = confined_call(
+        run_alone,
+        parse_size(given.cap) if capped else psutil.virtual_memory().total,
+        system="streamed" if system in PACKED else system,
+        folder=folder,
+        given=vars(given),
+    )
+    if done.returncode and not done.killed:
+        raise RuntimeError(f"{system} ended with {done.returncode}: see above")
+    report = {} if done.killed else done.report
     return {
-        "how": done.how,
-        "limit_bytes": done.limit_bytes,
-        "peak_bytes": done.peak_bytes,
+        "killed": done.killed,
+        **report,
+        **done.physical,
         "process_s": done.seconds,
-        "process_read_bytes": done.read_bytes,
-        "use": thinned([[round(s, 2), *n_bytes] for s, *n_bytes in done.use]),
     }
 
 
@@ -402,13 +370,10 @@ def prepare(given: argparse.Namespace, systems: list[str]) -> dict[str, Any]:
 def main(words: list[str] | None = None) -> None:
     """Make the runs that are missing, then the record."""
     given = arguments(words)
-    if given.worker:
-        print(json.dumps(work_alone(given)))
-        return
     systems = given.systems.split(",")
     for system in systems:
-        if (name := OF_PEER.get(system)) is not None:
-            metadata.version(name)  # raises: pip install -e .[peers]
+        if system in PEERS:
+            metadata.version(system)  # raises: pip install -e .[peers]
     checkpoints = prepare(given, systems)
     made = {
         name: getattr(given, name)
@@ -434,10 +399,7 @@ def main(words: list[str] | None = None) -> None:
         before = after
     left = next_turn(log.points, len(turns))
     if left is not None:
-        print(
-            f"{log.path} holds {len(log.points)} runs and is not complete",
-            file=sys.stderr,
-        )
+        tell(f"{log.path} holds {len(log.points)} runs and is not complete")
     if log.points and (left is None or given.partial):
         write_record(given, log.points, checkpoints)
 
@@ -448,7 +410,7 @@ def write_record(
     """Every run, and what they say together."""
     summary = summarise(kept(runs), given.warm_up)
     named = dict.fromkeys(run["system"] for run in runs)
-    versions = {n: metadata.version(OF_PEER[n]) for n in named if n in OF_PEER}
+    versions = {name: metadata.version(name) for name in named if name in PEERS}
     turns = order(given.systems.split(","), given.rounds)
     Record(given.out).write(
         summary=summary,
@@ -475,13 +437,11 @@ def report(run: dict[str, Any], warm_up: int) -> None:
     step = "killed"
     if not run["killed"]:
         step = f"{np.median(run['seconds'][warm_up:]):.2f} s a token"
-    print(
+    before, after = (np.median(run[side]) for side in DRAINED)
+    tell(
         f"{run['turn']}: {run['system']}: {step}, peak "
-        f"{format_size(run['peak_bytes'])} ({run['how']}), drains "
-        f"{np.median(run['drain_before_s']):.2f} and "
-        f"{np.median(run['drain_after_s']):.2f} s",
-        file=sys.stderr,
-        flush=True,
+        f"{format_size(run['peak_bytes'])} ({run['how']}), drains {before:.2f} and "
+        f"{after:.2f} s"
     )
 
 
@@ -501,8 +461,6 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--runs", type=int, default=sys.maxsize, help="stop after so many")
     add("--partial", action="store_true", help="the record of the runs there are")
     add("--work", default=None, help="folder of checkpoints and runs")
-    add("--worker", default=None, help=argparse.SUPPRESS)
-    add("--checkpoint", default=None, help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     given.work = given.work or str(cache_folder("streaming"))
     return given

@@ -97,9 +97,7 @@ def efficiency(rounds: int, folder: Path) -> dict[str, list[dict[str, float]]]:
 
 def main(words: list[str] | None = None) -> None:
     """Measure, print, and keep the record."""
-    parser = command(__doc__, "sweep_overhead")
-    parser.add_argument("rounds", nargs="?", type=int, default=12)
-    given = parser.parse_args(words)
+    given = command(__doc__, "sweep_overhead", rounds=12).parse_args(words)
     record = Record(given.out)
     with tempfile.TemporaryDirectory() as name:
         samples = overhead(given.rounds, Path(name))

@@ -36,11 +36,8 @@ GRID = {
 
 
 def sweeping(grid: Path, output: Path) -> list[str]:
-    program = "from thesis_lib.cli.main import main; main()"
-    return [
-        sys.executable, "-c", program, "sweep", "4", str(grid), "--workers", "2",
-        "--output", str(output), "--json",
-    ]  # fmt: skip
+    words = ["sweep", "4", str(grid), "--workers", "2", "--output", str(output)]
+    return [sys.executable, "-m", "thesis_lib", *words, "--json"]
 
 
 def sweep(grid: Path, output: Path) -> tuple[dict, float]:

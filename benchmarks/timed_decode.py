@@ -1,43 +1,31 @@
 """A streamed model against its own link: steps and the same reads without computing.
 
-For models so large that a step takes a minute: few steps, each between two drains. The
-plan, and the process in a memory limit whose report comes back, stand here too.
+For models so large that a step takes a minute: few steps, each between two drains.
 """
 
-import json
+import os
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from memory_limit import Confined, confine, read_from_disk_bytes
+from memory_limit import read_from_disk_bytes
+from record import tell
 from torch import Tensor
 
 from thesis_lib.common.errors import require
+from thesis_lib.common.files import cache_folder
+from thesis_lib.memory.compress.random_weights import synthesise
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 from thesis_lib.memory.offload.plan import MemoryPlan, PlanInfeasible
-
-
-class Streamed(Protocol):
-    """What a trial asks of a model; `StreamedModel` has it."""
-
-    def step(self, tokens: Tensor, cache, keep: int | None = None) -> Tensor:
-        """Logits, (b, keep, vocab), of new tokens, (b, t)."""
-        ...
-
-    def drain(self) -> None:
-        """The reads of one step, without computing."""
-        ...
-
-    def new_cache(self):
-        """An empty cache."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +73,37 @@ class Trial:
         return float(np.median(self.step_s))
 
 
+Step = Callable[[Tensor], Tensor]  # new tokens, (b, t), to logits, (b, 1, vocab)
+
+
+@torch.no_grad()
+def greedily(step: Step, new: Tensor) -> Iterator[tuple[float, tuple[int, ...]]]:
+    """Seconds and the token of each sequence, (b,), of one step after the other.
+
+    The first step gets the prompt `new`, (b, t). Without end.
+    """
+    while True:
+        start = time.perf_counter()
+        new = step(new)[:, -1].argmax(-1, keepdim=True).to(new.device)
+        tokens = tuple(new[:, 0].tolist())  # waits for a device
+        yield time.perf_counter() - start, tokens
+
+
 def run_trial(
-    model: Streamed,
-    prompt: Tensor,
-    steps: int,
-    warm_up: int = 1,
-    tell: Callable[[str], None] = lambda line: None,
+    model: StreamedModel, prompt: Tensor, steps: int, warm_up: int = 1
 ) -> Trial:
     """Decode greedily after `prompt`, (b, t): `warm_up` steps, then `steps` that count.
 
-    `tell` hears a line about each. Raises InvalidInput without a step that counts.
+    Tells a line about each. Raises InvalidInput without a step that counts.
     """
     require(steps > 0 and warm_up >= 0, f"steps={steps}, warm_up={warm_up}: too few")
-    cache, new = model.new_cache(), prompt
+    cache = model.new_cache()
+    decoding = greedily(lambda new: model.step(new, cache, keep=1), prompt)
     tokens: list[tuple[int, ...]] = []
 
     def decode(name: str) -> float:
-        nonlocal new
-        start = time.perf_counter()
-        logits = model.step(new, cache, keep=1)
-        new = logits[:, -1].argmax(-1, keepdim=True)
-        tokens.append(tuple(new[:, 0].tolist()))  # waits for a device
-        seconds = time.perf_counter() - start
+        seconds, made = next(decoding)
+        tokens.append(made)
         tell(f"{name}: {seconds:.3f} s")
         return seconds
 
@@ -144,21 +141,25 @@ def deepest_plan(
 
     Raises PlanInfeasible where the last of them does not fit.
     """
+    plan = partial(plan_checkpoint, folder, machine, logit_tokens=1, **options)
     for ring in rings[:-1]:
         with suppress(PlanInfeasible):
-            return plan_checkpoint(
-                folder, machine, ring=ring, logit_tokens=1, **options
-            )
-    return plan_checkpoint(folder, machine, ring=rings[-1], logit_tokens=1, **options)
+            return plan(ring=ring)
+    return plan(ring=rings[-1])
+
+
+@contextmanager
+def random_checkpoint(name: str, layers: int) -> Iterator[Path]:
+    """A few layers of a geometry on the disk, with random weights, and then no more."""
+    with tempfile.TemporaryDirectory(dir=cache_folder("benchmarks")) as home:
+        folder = Path(home) / f"{name}-{layers}"
+        synthesise(name, folder, layers=layers)
+        os.sync()  # or its pages would be written while it is read
+        yield folder
 
 
 def stream_store(
-    folder: Path,
-    made: MemoryPlan,
-    steps: int,
-    warm_up: int,
-    tell: Callable[[str], None],
-    device: str = "cpu",
+    folder: Path, made: MemoryPlan, steps: int, warm_up: int, device: str = "cpu"
 ) -> tuple[Trial, dict[str, Any]]:
     """Carry a plan out: the trial at batch 1, and what a report says of it."""
     prompt = torch.ones(1, 1, dtype=torch.long, device=device)
@@ -169,7 +170,7 @@ def stream_store(
     ):
         model.charge(budget)
         loading_s = time.perf_counter() - start
-        trial = run_trial(model, prompt, steps, warm_up, tell)
+        trial = run_trial(model, prompt, steps, warm_up)
         return trial, {
             "trial": asdict(trial),
             "s_per_token": trial.s_per_step,
@@ -181,24 +182,3 @@ def stream_store(
             "load_s": loading_s,
             "mode": model.mode,
         }
-
-
-def confined_report(
-    words: Sequence[Any], report: Path, limit_bytes: int
-) -> tuple[Confined, dict[str, Any] | None]:
-    """A command that writes `report`, in a limit, and what it wrote; None for nothing.
-
-    It is told where by `--report`, and speaks on this process's own streams.
-    """
-    report.unlink(missing_ok=True)
-    words = [*map(str, words), "--report", str(report)]
-    done = confine(words, limit_bytes, capture=False, look_s=0.25)
-    found = json.loads(report.read_text()) if report.is_file() else None
-    report.unlink(missing_ok=True)
-    return done, found
-
-
-def thinned(points: Sequence[Sequence[float]], most: int = 300) -> list[list[float]]:
-    """At most `most` of the rows, evenly, the first among them."""
-    every = max(1, -(-len(points) // most))
-    return [list(row) for row in points[::every]]

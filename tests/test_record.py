@@ -1,11 +1,14 @@
 """A record of a benchmark says who made it, and goes on where it was stopped."""
 
 import json
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import record as module
-from record import Record, both_clocks, medians, ratio, renew
+from record import Record, answering, both_clocks, medians, ratio, renew, show
 
 from thesis_lib.common.errors import InvalidInput
 
@@ -112,3 +115,36 @@ def test_both_clocks_tell_a_whole_run_or_each_of_its_calls():
     assert set(whole) == {"wall_s", "cpu_s"}
     assert set(both_clocks(lambda: None, calls=10)) == {"wall_us", "cpu_us"}
     assert whole["cpu_s"] > 0
+
+
+def count():
+    """In a process of its own: how often it was asked before, and what it was told."""
+    yield "ready"
+    for number, _ in enumerate(sys.stdin):
+        yield number, os.environ["TOLD"]
+
+
+def fail():
+    """A process that never gets ready."""
+    raise InvalidInput("no")
+    yield
+
+
+def test_a_process_of_its_own_answers_as_often_as_it_is_asked():
+    paths = [Path(module.__file__).parent, os.environ.get("PYTHONPATH", "")]
+    environment = {"PYTHONPATH": os.pathsep.join(map(str, paths)), "TOLD": "x"}
+    with answering(count, **environment) as ask:
+        assert [ask(), ask()] == [[0, "x"], [1, "x"]]
+    with (
+        pytest.raises(SystemExit, match="did not start"),
+        answering(fail, **environment),
+    ):
+        pass
+
+
+def test_a_table_shows_numbers_words_and_medians_of_samples(capsys):
+    rows = [{"way": "x", "s": (1.0, 3.0, 2.5), "of": {"p": 1}, "names": ["a"]}]
+    show([row | {"raw": [1]} for row in rows], "raw")
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.split() == ["way", "s", "of.p"]
+    assert line.split() == ["x", "2.5", "1"]

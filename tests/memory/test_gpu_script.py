@@ -5,8 +5,8 @@ import time
 from types import SimpleNamespace
 
 import benchmark
+import memory_limit
 import pytest
-import timed_decode
 import torch
 from memory_limit import Confined
 
@@ -60,7 +60,7 @@ def test_what_the_time_does_not_allow_is_left_out_and_said_so(
     """Each part takes 10 s and is foreseen at 15: the third does not fit into 30."""
     now_s, ran = [0.0], []
 
-    def launch(system, folder, given, host):
+    def launch(system, folder, host, disk_rate, given):
         ran.append((system, folder.name))
         now_s[0] += 10
         return {"s_per_token": 1.0, "trial": {"tokens": [[1]]}}
@@ -96,10 +96,10 @@ def test_tokens_are_compared_between_systems_of_the_same_model(script):
 def test_a_part_that_fails_is_reported_and_the_others_go_on(
     script, tmp_path, monkeypatch
 ):
-    def confine(words, limit_bytes, **options):
-        return Confined("uncapped", limit_bytes, 1, True, -9, 0.1, None, "", "")
+    def confine(words, limit_bytes, look_s):
+        return Confined("uncapped", limit_bytes, 1, True, -9, 0.1, None, "")
 
-    monkeypatch.setattr(timed_decode, "confine", confine)
+    monkeypatch.setattr(memory_limit, "confine", confine)
     given = script.arguments(words(tmp_path, "--peers", ""))
     found = script.measure(given, SPEC)["parts"]
     assert set(found) == {"whole", "streamed"}
@@ -108,14 +108,12 @@ def test_a_part_that_fails_is_reported_and_the_others_go_on(
         assert script.outcome("streamed", part) == "streamed: ended with -9"
 
 
-def test_memory_that_does_not_suffice_is_a_result(script, tmp_path, monkeypatch):
-    def full(given):
+def test_memory_that_does_not_suffice_is_a_result(script, monkeypatch):
+    def full(system, folder, given):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
 
     monkeypatch.setattr(script, "run_peer", full)
-    report = tmp_path / "report.json"
-    script.main(words(tmp_path, "--worker", "accelerate", "--report", str(report)))
-    found = json.loads(report.read_text())
+    found = script.run_alone("accelerate", "folder", 0, 1e9, {})
     assert found["out_of_memory"] == "CUDA out of memory. Tried to allocate"
 
 

@@ -35,6 +35,10 @@ def sweep(script, tmp_path):
     return script.Sweep(tmp_path / "dense", tmp_path / "work", texts, parts, CONTEXT)
 
 
+def record_of(script, path, settings):
+    return script.Record(path, settings, script.RESUMED)
+
+
 def few(script, name="three", **options):
     return script.Point(name, script.CompressionConfig(bits=3, group=16, **options))
 
@@ -69,7 +73,7 @@ def test_a_second_run_scores_nothing_twice(script, sweep, tmp_path, monkeypatch)
         few(script),
         script.Point("twin", twin=lambda model: script.truncated(model, 0.8)),
     ]
-    script.run(sweep, script.Record(out, {"a": 1}), points, sets=2, keep=False)
+    script.run(sweep, record_of(script, out, {"a": 1}), points, sets=2, keep=False)
     before = json.loads(out.read_text())
     assert [(p["name"], p["set"]) for p in before["points"]] == [
         ("bf16", 0),
@@ -82,18 +86,18 @@ def test_a_second_run_scores_nothing_twice(script, sweep, tmp_path, monkeypatch)
     calls = []
     for name in ("streamed_perplexity", "perplexity", "write_compressed"):
         monkeypatch.setattr(script, name, lambda *a, name=name, **k: calls.append(name))
-    record = script.Record(out, {"a": 1})
+    record = record_of(script, out, {"a": 1})
     script.run(sweep, record, points, sets=2, keep=False)
     assert calls == []
     assert record.content["points"] == before["points"]
 
 
 def test_scores_and_sizes_are_those_of_the_model_itself(script, sweep, tmp_path):
-    record = script.Record(tmp_path / "record.json", {})
+    record = record_of(script, tmp_path / "record.json", {})
     points = script.Point("bf16"), script.Point("same", twin=lambda m: (m, 0))
     for point in points:
         sweep.score(point, 0, record)
-    stored, resident = (record.entry(point, 0) for point in points)
+    stored, resident = (script.entry_of(record, point, 0) for point in points)
     assert stored["nll"] == resident["nll"]
     for name, tokens in sweep.texts.items():
         expected = perplexity(sweep.model, tokens, CONTEXT)
@@ -104,9 +108,9 @@ def test_scores_and_sizes_are_those_of_the_model_itself(script, sweep, tmp_path)
 
 
 def test_bits_of_layers_count_codes_scales_and_norms(script, sweep, tmp_path):
-    record = script.Record(tmp_path / "record.json", {})
+    record = record_of(script, tmp_path / "record.json", {})
     sweep.written(few(script), 0, record)
-    found = record.entry(few(script), 0)
+    found = script.entry_of(record, few(script), 0)
     matrices = sum(
         layer.weight.numel() for layer in script.matrices(sweep.model).values()
     )
@@ -117,7 +121,7 @@ def test_bits_of_layers_count_codes_scales_and_norms(script, sweep, tmp_path):
 
 
 def test_in_memory_and_on_the_disk_bits_are_counted_alike(script, sweep, tmp_path):
-    record = script.Record(tmp_path / "record.json", {})
+    record = record_of(script, tmp_path / "record.json", {})
     for point in (
         script.Point("stored", script.CompressionConfig("int8")),
         script.Point("resident", twin=lambda m: script.in_memory(m, "int8")),
@@ -131,7 +135,7 @@ def test_in_memory_and_on_the_disk_bits_are_counted_alike(script, sweep, tmp_pat
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "without a manifest"])
 def test_a_checkpoint_that_was_cut_off_is_made_anew(script, sweep, tmp_path, damage):
-    point, record = few(script), script.Record(tmp_path / "record.json", {})
+    point, record = few(script), record_of(script, tmp_path / "record.json", {})
     folder = sweep.written(point, 0, record)
     file = folder / "layer-0001.safetensors"
     whole, kept = file.read_bytes(), (folder / "layer-0000.safetensors").stat()
@@ -152,15 +156,15 @@ def test_a_checkpoint_that_the_record_does_not_know_is_made_anew(
     script, sweep, tmp_path
 ):
     stale = few(script, correction_rank=2)
-    folder = sweep.written(stale, 0, script.Record(tmp_path / "other.json", {}))
+    folder = sweep.written(stale, 0, record_of(script, tmp_path / "other.json", {}))
     larger = script.stored_bytes(folder)
-    record = script.Record(tmp_path / "record.json", {})
+    record = record_of(script, tmp_path / "record.json", {})
     assert sweep.written(few(script), 0, record) == folder
     assert script.stored_bytes(folder) < larger
 
 
 def test_each_set_is_calibrated_on_its_own_third(script, sweep, tmp_path):
-    record = script.Record(tmp_path / "record.json", {})
+    record = record_of(script, tmp_path / "record.json", {})
     sweep.calibration[1].write_text("the lazy dog; " * 40)
     for number in range(2):
         sweep.written(few(script), number, record)
@@ -173,15 +177,15 @@ def test_each_set_is_calibrated_on_its_own_third(script, sweep, tmp_path):
 
 def test_other_settings_and_another_wish_are_refused(script, tmp_path):
     out = tmp_path / "record.json"
-    record = script.Record(out, {"context": 24})
-    record.entry(few(script), 0)
+    record = record_of(script, out, {"context": 24})
+    script.entry_of(record, few(script), 0)
     record.write()
     with pytest.raises(InvalidInput, match=r"other settings, .*: 24.*: expected"):
-        script.Record(out, {"context": 32})
-    again = script.Record(out, {"context": 24})
-    again.entry(few(script), 0)
+        record_of(script, out, {"context": 32})
+    again = record_of(script, out, {"context": 24})
+    script.entry_of(again, few(script), 0)
     with pytest.raises(InvalidInput, match=r"knows 'three' as .* give another --out"):
-        again.entry(few(script, correction_rank=2), 0)
+        script.entry_of(again, few(script, correction_rank=2), 0)
 
 
 def test_timing_takes_turns_writes_the_same_tokens_and_says_who_is_too_large(

@@ -3,7 +3,7 @@
 import pytest
 import timed_decode as module
 import torch
-from timed_decode import Trial, run_trial, thinned
+from timed_decode import Trial, run_trial
 
 from thesis_lib.common.errors import InvalidInput
 
@@ -55,9 +55,10 @@ def model(monkeypatch):
     return made
 
 
-def test_each_step_stands_between_two_drains(model):
+def test_each_step_stands_between_two_drains(model, monkeypatch):
     lines = []
-    trial = run_trial(model, torch.tensor([[3, 4]]), 2, warm_up=3, tell=lines.append)
+    monkeypatch.setattr(module, "tell", lines.append)
+    trial = run_trial(model, torch.tensor([[3, 4]]), 2, warm_up=3)
     order = ["step"] * 4 + ["drain", "step", "drain", "step", "drain"]
     assert model.done == order
     assert len(lines) == len(order)
@@ -92,14 +93,3 @@ def test_a_trial_without_a_step_is_refused(model, steps, warm_up):
         run_trial(model, torch.tensor([[3]]), steps, warm_up)
     with pytest.raises(InvalidInput, match="drain before each step"):
         Trial(1.0, (), (1.0,), (1.0,), None, ())
-
-
-@pytest.mark.parametrize("n", [0, 1, 299, 300, 301, 1000])
-def test_thinning_keeps_the_first_row_and_the_order(n):
-    rows = [(float(i), i) for i in range(n)]
-    kept = thinned(rows)
-    assert len(kept) <= 300
-    assert kept == sorted(kept)
-    assert kept[:1] == [list(row) for row in rows[:1]]
-    if n <= 300:
-        assert len(kept) == n
