@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serial_execution import execute_serially
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.engine.command_log import (
@@ -26,7 +27,6 @@ from thesis_lib.sequencer.engine.command_log import (
 from thesis_lib.sequencer.engine.engine import (
     database,
     execute,
-    execute_serially,
     replay,
 )
 from thesis_lib.sequencer.workload.tpcc import tpcc

@@ -433,7 +433,7 @@ def serve(
         made = _result(ready, runs, policy, estimator, load, rate_per_s, n, lasting_s)
         return made if kept is None else made | {"fitted_on": 0}
 
-    # a server's processes are none of bid-price, and would pass for somebody else's
+    # a server's processes are none of ours, and would pass for somebody else's
     return undisturbed(measured) if engine == "sqlite" else measured()
 
 

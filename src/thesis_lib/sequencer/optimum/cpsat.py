@@ -11,7 +11,6 @@ from thesis_lib.sequencer.optimum.bounds import ticks
 from thesis_lib.sequencer.optimum.local_search import _problem, _start_early, search
 from thesis_lib.sequencer.simulator.simulator import replay
 
-# --- Windows solved to the end --------------------------------------------------
 LARGEST = 40  # transactions of a window
 SPAN = 16  # a window has at most 2^16 ticks: CP-SAT may move a start tick by tick
 
@@ -27,11 +26,6 @@ class Window:
     def violations(self) -> int:
         """Late + dropped of the best schedule found."""
         return int(self.history.violated.sum())
-
-    @property
-    def solved(self) -> bool:
-        """Whether it is proven to be an optimum."""
-        return self.violations == self.bound
 
 
 def solve(

@@ -113,9 +113,9 @@ def simulate(
     batch, and for a policy that holds transactions with nothing left to wait for.
 
     >>> from thesis_lib.sequencer import policy, scenario, simulate
-    >>> bid-price = policy("bid-price", slo_s=0.0125, cores=8)
+    >>> bid_price = policy("bid-price", slo_s=0.0125, cores=8)
     >>> trace = scenario("A", n=100, seed=1)
-    >>> history = simulate(trace, bid-price, trace.service_s, cores=8, slo_s=0.0125)
+    >>> history = simulate(trace, bid_price, trace.service_s, cores=8, slo_s=0.0125)
     >>> int(history.late.sum()), int(history.dropped.sum())
     (0, 0)
     """
