@@ -31,6 +31,7 @@ from thesis_lib.sequencer.experiments.metrics import (
     column,
     difference_interval,
     fewest_counted_violations,
+    in_percent,
     numbers,
     outcome,
     table,
@@ -272,9 +273,7 @@ def ablation(
             change = difference_interval(shares, ends)
             row |= {
                 count: 100 * shares.mean(),
-                f"{count}_change": 100 * change.value,
-                f"{count}_low": 100 * change.low,
-                f"{count}_high": 100 * change.high,
+                **in_percent(f"{count}_change", change, f"{count}_"),
             }
         rows.append(row)
     return pd.DataFrame(rows)
@@ -327,7 +326,7 @@ class Simulation:
         config = SimulationConfig.of_scenario(
             name, transactions=transactions, **options
         )
-        estimate = named_estimate(estimator, config, noise, seed=777_777)
+        estimate = named_estimate(estimator, config, noise)
         labels = {
             "estimator": estimator,
             "fitted_on": transactions if estimator in LEARNED else 0,
@@ -357,7 +356,7 @@ class Simulation:
         judged = _first(judged, transactions)
         config, at = replay_config(judged, load, **options)
         if past is None:
-            estimate = named_estimate(estimator, config, noise, seed=777_777)
+            estimate = named_estimate(estimator, config, noise)
         else:
             estimate = learned_estimate(estimator, past)
         labels = {

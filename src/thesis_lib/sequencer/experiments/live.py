@@ -39,6 +39,7 @@ from thesis_lib.sequencer.estimators.saved import is_file, load_estimator
 from thesis_lib.sequencer.experiments.metrics import (
     MEANS,
     fewest_counted_violations,
+    in_percent,
     numbers,
     outcome,
     summarise,
@@ -78,9 +79,7 @@ def beside_measured(runs: pd.DataFrame, model: str = "simulated") -> pd.DataFram
         rows[place] = {
             "measured": 100 * measured.mean(),
             model: 100 * modelled.mean(),
-            "error": 100 * error.value,
-            "low": 100 * error.low,
-            "high": 100 * error.high,
+            **in_percent("error", error),
             "near": _near(np.array([error.value]), measured.mean(keepdims=True))[0],
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(PLACE)

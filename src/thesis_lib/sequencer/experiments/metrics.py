@@ -135,23 +135,32 @@ def fewest_counted_violations(trace: Trace, *, cores: int, slo_s: float | F64) -
     return fewest_violations(tail, cores=cores, slo_s=objective_s) / len(rows)
 
 
+def _paired(values: F64, baseline: F64) -> tuple[F64, F64]:
+    require(
+        len(values) == len(baseline) > 0,
+        f"{len(values)} seeds against {len(baseline)}: pairs are needed",
+    )
+    return np.asarray(values, np.float64), np.asarray(baseline, np.float64)
+
+
+def difference_interval(values: F64, baseline: F64) -> Interval:
+    """mean(values) - mean(baseline) over paired (seeds,), resampled in pairs."""
+    values, baseline = _paired(values, baseline)
+    return mean_interval(values - baseline)
+
+
 def reduction_interval(violations: F64, baseline: F64) -> Interval:
     """1 - mean(violations) / mean(baseline) over paired (seeds,), resampled in pairs.
 
     Raises InvalidInput for unequal numbers of seeds; 0 where the baseline has no
     violation in a resample.
     """
-    violations = np.asarray(violations, np.float64)
-    baseline = np.asarray(baseline, np.float64)
-    require(
-        len(violations) == len(baseline) > 0,
-        f"{len(violations)} seeds against {len(baseline)}: pairs are needed",
-    )
+    violations, baseline = _paired(violations, baseline)
 
     def reductions(picks: I64) -> F64:
-        bid_price, theirs = violations[picks].mean(axis=1), baseline[picks].mean(axis=1)
+        ours, theirs = violations[picks].mean(axis=1), baseline[picks].mean(axis=1)
         safe = np.where(theirs > 0, theirs, 1.0)
-        return np.where(theirs > 0, 1 - bid_price / safe, 0.0)
+        return np.where(theirs > 0, 1 - ours / safe, 0.0)
 
     value = 0.0 if baseline.mean() == 0 else 1 - violations.mean() / baseline.mean()
     return Interval(float(value), *bootstrap(len(violations), reductions))
@@ -181,6 +190,15 @@ def reduction(
         column(runs, policy, load, "violations"),
         column(runs, baseline, load, "violations"),
     )
+
+
+def in_percent(name: str, share: Interval, ends: str = "") -> dict[str, float]:
+    """A share and its interval in percent, as `name`, `<ends>low` and `<ends>high`."""
+    return {
+        name: 100 * share.value,
+        f"{ends}low": 100 * share.low,
+        f"{ends}high": 100 * share.high,
+    }
 
 
 MEANS = (
@@ -266,23 +284,10 @@ def headline(runs: pd.DataFrame, load: float) -> dict[str, float]:
         throughput = column(runs, policy, load, "throughput_per_s").mean()
         numbers |= {
             f"{name}_violations_percent": 100 * share,
-            f"reduction_{name}": 100 * fewer.value,
-            f"reduction_{name}_low": 100 * fewer.low,
-            f"reduction_{name}_high": 100 * fewer.high,
+            **in_percent(f"reduction_{name}", fewer, f"reduction_{name}_"),
             f"throughput_{name}_percent": 100 * throughput / committed,
         }
     return {name: float(value) for name, value in numbers.items()}
-
-
-def difference_interval(values: F64, baseline: F64) -> Interval:
-    """mean(values) - mean(baseline) over paired (seeds,), resampled in pairs."""
-    values = np.asarray(values, np.float64)
-    baseline = np.asarray(baseline, np.float64)
-    require(
-        len(values) == len(baseline) > 0,
-        f"{len(values)} seeds against {len(baseline)}: pairs are needed",
-    )
-    return mean_interval(values - baseline)
 
 
 def constant_objective_s(
