@@ -11,7 +11,7 @@ import numpy as np
 
 from thesis_lib.common.errors import InvalidInput, open_regular, require
 from thesis_lib.common.files import write_whole
-from thesis_lib.sequencer.core.trace import KeySets, Trace
+from thesis_lib.sequencer.core.trace import Batch
 from thesis_lib.sequencer.estimators.models import (
     ESTIMATORS,
     Aimed,
@@ -22,7 +22,6 @@ from thesis_lib.sequencer.estimators.models import (
     Linear,
     Quantiles,
     SumMax,
-    predict_all,
 )
 from thesis_lib.sequencer.estimators.trees import Trees
 
@@ -91,13 +90,8 @@ def load_estimator(path: Path | str) -> Learned | Aimed:
 def _require_times(estimator: Learned | Aimed) -> None:
     """Refuse an estimator that does not predict a time for features of zero."""
     names = estimator.feature_names or ()
-    nothing = KeySets.from_lists([[]], [[]])
-    asked = Trace(
-        kinds=("any",), kind=np.zeros(1, np.int64), arrival_s=np.zeros(1),
-        service_s=np.zeros(1), features=np.zeros((1, len(names))), feature_names=names,
-        keys=nothing, units_s=np.empty((1, 0)), unit_names=(),
-    )  # fmt: skip
-    (predicted_s,) = predict_all(estimator, asked)
+    asked = Batch.of_features(np.zeros((1, len(names))), names)
+    (predicted_s,) = estimator.predict(asked)
     require(
         bool(0 < predicted_s < np.inf),
         f"it predicts {predicted_s:g} s: expected a positive, finite time",

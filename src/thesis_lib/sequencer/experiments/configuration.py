@@ -96,6 +96,11 @@ def scenario_saturation(name: str, warehouses: int | None, cores: int) -> Interv
     return saturation(lambda n, seed: scenario(name, n, seed, warehouses), cores=cores)
 
 
+def default_objective_s(past: Trace) -> float:
+    """Twice the 95th percentile of the service time, which is the unloaded latency."""
+    return 2 * float(np.quantile(past.service_s, 0.95))
+
+
 Estimate = Callable[[Trace, int], F64]  # (trace, seed) -> (n,) seconds
 
 
@@ -291,9 +296,8 @@ class SimulationConfig:
         """A collected trace as the transactions of an open loop (scenario T).
 
         What a trace of a closed loop says of its arrivals is what the engine made of
-        them, so here they are new: a Poisson process, a seed each. The objective
-        defaults to twice the 95th percentile of the service time, which is the unloaded
-        latency. `options` are fields of SimulationConfig.
+        them, so here they are new: a Poisson process, a seed each. The objective is
+        `default_objective_s` unless given. `options` are fields of SimulationConfig.
         """
         with np.errstate(over="ignore"):
             mean_s = float(past.service_s.mean()) if len(past) else 0.0
@@ -303,7 +307,7 @@ class SimulationConfig:
             "expected a trace of service times in seconds",
         )
         if slo_s is None:
-            slo_s = 2 * float(np.quantile(past.service_s, 0.95))
+            slo_s = default_objective_s(past)
             require(
                 slo_s > 0,
                 "19 of 20 transactions take no time, so twice the 95th percentile of "

@@ -300,7 +300,7 @@ def against_baselines(
     blind = [
         replicate(
             config, ["random-drop"], [load], noisy_estimate(), seeds=seeds, seed=seed,
-            drop_share=float(column(runs, "bid-price", load, "dropped").mean()),
+            drop_share=metrics.mean(runs, "bid-price", load, "dropped"),
         )
         for load in loads
     ]  # fmt: skip
@@ -342,7 +342,7 @@ def worth_of_learning(runs: pd.DataFrame, load: float) -> dict[str, float | str]
     are left to the lower bound.
     """
     violations = {
-        policy: 100 * float(column(runs, policy, load, "violations").mean())
+        policy: 100 * metrics.mean(runs, policy, load)
         for policy in runs["policy"].unique()
     }
     best = min(SIMPLE, key=lambda policy: violations[policy])
@@ -370,7 +370,7 @@ def worth_of_learning(runs: pd.DataFrame, load: float) -> dict[str, float | str]
 
 
 @dataclass(frozen=True, slots=True)
-class RunConfig:
+class DrawnSetting:
     """A machine and an objective that nobody chose."""
 
     warehouses: int
@@ -381,7 +381,7 @@ class RunConfig:
     noise: float
 
 
-def random_settings(number: int, seed: int) -> list[RunConfig]:
+def random_settings(number: int, seed: int) -> list[DrawnSetting]:
     """`number` settings, drawn around the scenarios in every respect.
 
     2 to 40 warehouses, 2 to 32 cores, an objective of 4 to 30 ms and, for every other,
@@ -396,7 +396,7 @@ def random_settings(number: int, seed: int) -> list[RunConfig]:
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
     return [
-        RunConfig(
+        DrawnSetting(
             warehouses=round(between(2, 40)),
             cores=round(between(2, 32)),
             slo_s=round(between(4e-3, 30e-3), 6),
@@ -409,7 +409,7 @@ def random_settings(number: int, seed: int) -> list[RunConfig]:
 
 
 def elsewhere(
-    settings: Sequence[RunConfig], policies: Sequence[str], *, transactions: int,
+    settings: Sequence[DrawnSetting], policies: Sequence[str], *, transactions: int,
     seeds: int, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
     """A row a setting: what it is, and the violations of policies and bound.
@@ -428,7 +428,7 @@ def elsewhere(
         )  # fmt: skip
         fewer = reduction(runs, "bid-price", setting.load)
         shares = {
-            name: 100 * column(runs, name, setting.load, "violations").mean()
+            name: 100 * metrics.mean(runs, name, setting.load)
             for name in (*policies, "bound")
         }
         rows.append(

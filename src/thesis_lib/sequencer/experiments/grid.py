@@ -32,6 +32,7 @@ from thesis_lib.sequencer.experiments.metrics import (
     difference_interval,
     fewest_counted_violations,
     in_percent,
+    mean,
     numbers,
     outcome,
     table,
@@ -398,7 +399,6 @@ class Simulation:
         )  # fmt: skip
 
         unsure = {} if self.drawn else {"violations_ci": None, "reduction_ci": None}
-        bound = column(runs, "bound", load, "violations") if is_open else None
         return {
             "policy": policy,
             **self.labels,
@@ -412,7 +412,7 @@ class Simulation:
             "transactions": self.transactions,
             **outcome(runs, policy, load),
             **unsure,
-            "lower_bound": None if bound is None else float(bound.mean()),
+            "lower_bound": mean(runs, "bound", load) if is_open else None,
         }
 
 

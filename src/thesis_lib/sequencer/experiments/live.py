@@ -17,7 +17,7 @@ from thesis_lib.common.errors import choice, require
 from thesis_lib.common.provenance import undisturbed
 from thesis_lib.common.stats import mean_interval
 from thesis_lib.sequencer.core.events import Delays
-from thesis_lib.sequencer.core.trace import F64, Bool, History, Trace
+from thesis_lib.sequencer.core.trace import F64, Batch, Bool, History, Trace
 from thesis_lib.sequencer.engine.engine import database, make_log, trace_of
 from thesis_lib.sequencer.engine.overheads import Overheads, as_delays, overheads
 from thesis_lib.sequencer.engine.scheduler import (
@@ -29,13 +29,10 @@ from thesis_lib.sequencer.engine.scheduler import (
     run_open,
 )
 from thesis_lib.sequencer.engine.storage import Storage
-from thesis_lib.sequencer.estimators.models import (
-    LEARNED,
-    LatencyEstimator,
-    predict_all,
-)
+from thesis_lib.sequencer.estimators.models import LEARNED, LatencyEstimator
 from thesis_lib.sequencer.estimators.models import estimator as named_estimator
 from thesis_lib.sequencer.estimators.saved import is_file, load_estimator
+from thesis_lib.sequencer.experiments.configuration import default_objective_s
 from thesis_lib.sequencer.experiments.metrics import (
     MEANS,
     fewest_counted_violations,
@@ -247,9 +244,8 @@ def bench(
     """Load a database for `log` and measure it and its middleware on the first `burst`.
 
     The rate of saturation and the past are those of the transactions after the first
-    WARM_UP of a closed loop. The objective defaults to twice the 95th percentile of the
-    service times measured. Raises InvalidInput for a burst of at most WARM_UP
-    transactions.
+    WARM_UP of a closed loop. The objective is `default_objective_s` of that past unless
+    given. Raises InvalidInput for a burst of at most WARM_UP transactions.
     """
     require(
         WARM_UP < burst <= len(log),
@@ -274,9 +270,7 @@ def bench(
             saturation_per_s=saturation_per_s,
             quiet=measure_quiet(storage, first, workers, QUIET * saturation_per_s),
             busy=overheads(run, first.keys, WARM_UP),
-            slo_s=2 * float(np.quantile(past.service_s, 0.95))
-            if slo_s is None
-            else slo_s,
+            slo_s=default_objective_s(past) if slo_s is None else slo_s,
         )
 
 
@@ -447,13 +441,8 @@ def _require_learned(name: str) -> None:
 
 def estimate(model: LatencyEstimator, log: Log) -> F64:
     """(n,) service times that a model of static features expects of `log`."""
-    n = len(log)
-    nothing = Trace(
-        kinds=log.kinds, kind=log.kind, arrival_s=np.zeros(n), service_s=np.zeros(n),
-        features=static_features(log), feature_names=static_names(log), keys=log.keys,
-        units_s=np.empty((n, 0)), unit_names=(),
-    )  # fmt: skip
-    return predict_all(model, nothing)
+    asked = Batch.of_features(static_features(log), static_names(log), log.keys)
+    return model.predict(asked)
 
 
 def _round(

@@ -173,6 +173,13 @@ def column(runs: pd.DataFrame, policy: str, load: float, name: str) -> F64:
     return np.asarray(rows[name])[np.argsort(np.asarray(rows["seed"]))]
 
 
+def mean(
+    runs: pd.DataFrame, policy: str, load: float, name: str = "violations"
+) -> float:
+    """Mean over the seeds of a `column`."""
+    return float(column(runs, policy, load, name).mean())
+
+
 def reduction(
     runs: pd.DataFrame, policy: str, load: float, baseline: str = "fifo"
 ) -> Interval:
@@ -219,8 +226,8 @@ def outcome(
     return {
         "violations": violations.value,
         "violations_ci": (violations.low, violations.high),
-        **{name: float(column(runs, policy, load, name).mean()) for name in means},
-        "fifo_violations": float(column(runs, "fifo", load, "violations").mean()),
+        **{name: mean(runs, policy, load, name) for name in means},
+        "fifo_violations": mean(runs, "fifo", load),
         "reduction": fewer.value,
         "reduction_ci": (fewer.low, fewer.high),
     }
@@ -272,22 +279,20 @@ def rates(
 def headline(runs: pd.DataFrame, load: float) -> dict[str, float]:
     """The published numbers at one load, in percent, by their published names."""
     numbers = {
-        "fifo_violations_percent": 100
-        * column(runs, "fifo", load, "violations").mean(),
-        "lower_bound_percent": 100 * column(runs, "bound", load, "violations").mean(),
+        "fifo_violations_percent": 100 * mean(runs, "fifo", load),
+        "lower_bound_percent": 100 * mean(runs, "bound", load),
     }
     committed = column(runs, "fifo", load, "throughput_per_s").mean()
     for policy in ("drop", "reorder", "hybrid", "hybrid-corrected", "bid-price"):
         name = policy.replace("-", "_")
-        share = column(runs, policy, load, "violations").mean()
         fewer = reduction(runs, policy, load)
         throughput = column(runs, policy, load, "throughput_per_s").mean()
         numbers |= {
-            f"{name}_violations_percent": 100 * share,
+            f"{name}_violations_percent": 100 * mean(runs, policy, load),
             **in_percent(f"reduction_{name}", fewer, f"reduction_{name}_"),
-            f"throughput_{name}_percent": 100 * throughput / committed,
+            f"throughput_{name}_percent": float(100 * throughput / committed),
         }
-    return {name: float(value) for name, value in numbers.items()}
+    return numbers
 
 
 def constant_objective_s(

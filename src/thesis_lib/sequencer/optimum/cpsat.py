@@ -76,7 +76,7 @@ def solve(
             begin = int(ticks(began_s, power=power)[0])
             model.add_hint(start, min(max(begin, release[i]), latest))
     model.add_cumulative(intervals, [1] * n, cores)
-    owner = np.repeat(np.arange(n), np.diff(keys.offsets))
+    owner = keys.owner
     for key in np.unique(keys.keys[keys.exclusive]):
         at = np.flatnonzero(keys.keys == key)
         held = [intervals[i] for i in owner[at]]

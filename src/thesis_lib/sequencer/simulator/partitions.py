@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 from numba.typed.typedlist import List
+from numpy.typing import NDArray
 
 from thesis_lib.common.errors import InvalidInput, require, require_all, vector
 from thesis_lib.sequencer.core.events import (
@@ -163,13 +164,15 @@ def merge(traces: Sequence[Trace], crossing: float, seed: int) -> Partitioned:
             "traces differ in kinds or features: expected the same workload in every "
             "partition",
         )
+
+    def joined(name: str) -> NDArray:
+        return np.concatenate([getattr(trace, name) for trace in traces])
+
     sizes = [len(trace) for trace in traces]
-    order = np.argsort(
-        np.concatenate([trace.arrival_s for trace in traces]), kind="stable"
-    )
+    order = np.argsort(joined("arrival_s"), kind="stable")
     home = np.repeat(np.arange(partitions), sizes)[order]
     keys = KeySets.concatenate([trace.keys for trace in traces])
-    kind = np.concatenate([trace.kind for trace in traces])
+    kind = joined("kind")[order]
     rng = np.random.default_rng(seed)
     coin, pick, which = rng.random((3, len(order)))
     crosses = coin < crossing
@@ -180,7 +183,7 @@ def merge(traces: Sequence[Trace], crossing: float, seed: int) -> Partitioned:
     for place, trace in enumerate(traces):
         for k in range(len(first.kinds)):
             like = begin[place] + np.flatnonzero(trace.kind == k)
-            rows = np.flatnonzero((other == place) & (kind[order] == k))
+            rows = np.flatnonzero((other == place) & (kind == k))
             require(
                 len(rows) == 0 or len(like) > 0,
                 f"partition {place} has no {first.kinds[k]!r}: what crosses to it "
@@ -191,13 +194,13 @@ def merge(traces: Sequence[Trace], crossing: float, seed: int) -> Partitioned:
     return Partitioned(
         trace=Trace(
             kinds=first.kinds,
-            kind=kind[order],
-            arrival_s=np.concatenate([trace.arrival_s for trace in traces])[order],
-            service_s=np.concatenate([trace.service_s for trace in traces])[order],
-            features=np.concatenate([trace.features for trace in traces])[order],
+            kind=kind,
+            arrival_s=joined("arrival_s")[order],
+            service_s=joined("service_s")[order],
+            features=joined("features")[order],
             feature_names=first.feature_names,
             keys=keys.take(order),
-            units_s=np.concatenate([trace.units_s for trace in traces])[order],
+            units_s=joined("units_s")[order],
             unit_names=first.unit_names,
             meta={"partitions": partitions, "crossing": crossing, "seed": seed},
         ),
@@ -242,8 +245,7 @@ def _rows(work: Partitioned, place: int, exchange: Exchange) -> tuple[Rows, I64]
     # Keys that nobody else uses, numbered after all others.
     own = mine.n_keys + (np.cumsum(crosses) - 1)[member]
     locks_own = np.flatnonzero((stage == MESSAGE) | (stage == EXECUTE))
-    owner = np.repeat(np.arange(len(member)), np.diff(locked.offsets))
-    entry = np.concatenate([owner, locks_own])
+    entry = np.concatenate([locked.owner, locks_own])
     key = np.concatenate([locked.keys, own[locks_own]])
     alone = np.concatenate([locked.exclusive, np.ones(len(locks_own), bool)])
     by = np.argsort(entry, kind="stable")
@@ -520,7 +522,6 @@ def simulate_partitions(
     cores: int,
     slo_s: float,
     exchange: Exchange = EXCHANGE,
-    spread: float = SPREAD,
 ) -> PartitionedHistory:
     """Run `work` on as many partitions of `cores` each, every one under `policy`.
 
@@ -536,7 +537,6 @@ def simulate_partitions(
     estimated_s = vector("estimated_s", estimated_s, np.float64, n, 0.0)
     require(cores >= 1, f"cores={cores}: expected at least 1")
     require(0 < slo_s < np.inf, f"slo_s={slo_s:g} must be positive and finite")
-    require(spread >= 0, f"spread={spread:g} must not be negative")
     if policy.batched or policy.code is None:
         raise InvalidInput(
             f"policy {policy.name!r} waits for batches or runs in Python only: "
@@ -558,7 +558,7 @@ def simulate_partitions(
         due_s = deadline_s[rows.owner]
         due_s[(rows.stage == WHOLE) & work.crosses[rows.owner]] -= early_s
         lookahead = policy.make_lookahead(
-            state, rows.keys, estimated_s[rows.owner] * rows.busy, due_s, spread, 0.0
+            state, rows.keys, estimated_s[rows.owner] * rows.busy, due_s, SPREAD, 0.0
         )
         model = lookahead.model
         memories.append(lookahead.memory)

@@ -362,22 +362,6 @@ def customer_names(scale: Scale, seed: int, w: int) -> list[list[tuple[str, str]
     return names
 
 
-def _directory(scale: Scale, seed: int) -> dict[tuple[int, int, str], tuple[int, int]]:
-    """(w, d, last name) to (customer number, customers of that name).
-
-    The customer is the middle one by first name, rounded up (clause 2.5.2.2).
-    """
-    bearers: dict[tuple[int, int, str], list[tuple[str, int]]] = {}
-    for w in range(scale.warehouses):
-        for d, names in enumerate(customer_names(scale, seed, w)):
-            for c, (last, first) in enumerate(names):
-                bearers.setdefault((w, d, last), []).append((first, c))
-    return {
-        name: (sorted(found)[(len(found) - 1) // 2][1], len(found))
-        for name, found in bearers.items()
-    }
-
-
 def declared_locks(
     scale: Scale | YcsbScale, t: Transaction
 ) -> tuple[list[int], list[int]]:
