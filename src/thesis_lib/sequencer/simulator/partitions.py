@@ -281,6 +281,22 @@ class Site(NamedTuple):
     counts: I64  # (4,)
 
 
+def _idle_site(rows: Rows, service_s: F64, cores: int) -> Site:
+    """A partition in which nothing has run, and no message has arrived."""
+    state, r = idle_state(rows.keys, cores), len(rows.owner)
+    for message in np.flatnonzero(rows.stage == MESSAGE).tolist():
+        book(state.table, message)
+    return Site(
+        state=state,
+        busy_s=service_s[rows.owner] * rows.busy,
+        owner=rows.owner,
+        stage=rows.stage,
+        heard=np.zeros(r, np.bool_),
+        held=np.empty(r, np.int64),
+        counts=np.zeros(4, np.int64),
+    )
+
+
 # What a sequencer's look-ahead knows is kept apart from its site: fetching a tuple of
 # arrays from a list costs more than most events, and only decisions need that one.
 @njit(cache=True)
@@ -313,6 +329,24 @@ class Calendar(NamedTuple):
     booked_s: F64  # (n,) when the merge books each of these
     sent: I64  # (n, 2) transaction, and the partition that its message goes to
     sent_s: F64  # (n,) when it arrives there
+
+
+def _empty_calendar(work: Partitioned, rows: I64) -> Calendar:
+    """Before anything is decided; `rows` (n, 2) as in `Calendar`."""
+    n, crossing = len(work), int(work.crosses.sum())
+    return Calendar(
+        arrival_s=work.trace.arrival_s,
+        home=work.home,
+        other=work.other,
+        rows=rows,
+        decided_s=np.full(n, np.nan),
+        dropped=np.zeros(n, np.bool_),
+        log=np.empty(n, np.int64),
+        merging=np.empty(crossing, np.int64),
+        booked_s=np.empty(crossing),
+        sent=np.empty((2 * crossing, 2), np.int64),
+        sent_s=np.empty(2 * crossing),
+    )
 
 
 @njit(cache=True)
@@ -554,45 +588,21 @@ def simulate_partitions(
         at_home = work.home == place
         where[at_home, 0] = first[at_home]
         where[work.other == place, 1] = first[work.other == place]
-        state = idle_state(rows.keys, cores)
+        site = _idle_site(rows, trace.service_s, cores)
         due_s = deadline_s[rows.owner]
         due_s[(rows.stage == WHOLE) & work.crosses[rows.owner]] -= early_s
+        expected_s = estimated_s[rows.owner] * rows.busy
         lookahead = policy.make_lookahead(
-            state, rows.keys, estimated_s[rows.owner] * rows.busy, due_s, SPREAD, 0.0
+            site.state, rows.keys, expected_s, due_s, SPREAD, 0.0
         )
         model = lookahead.model
         memories.append(lookahead.memory)
-        places.append(
-            Site(
-                state=state,
-                busy_s=trace.service_s[rows.owner] * rows.busy,
-                owner=rows.owner,
-                stage=rows.stage,
-                heard=np.zeros(len(rows.owner), np.bool_),
-                held=np.empty(len(rows.owner), np.int64),
-                counts=np.zeros(4, np.int64),
-            )
-        )
-        for message in np.flatnonzero(rows.stage == MESSAGE).tolist():
-            book(state.table, message)
+        places.append(site)
     sites, lookaheads = _list_of(places[0]), _list_of(memories[0])
     for site, memory in zip(places[1:], memories[1:], strict=True):
         _append(sites, site)
         _append(lookaheads, memory)
-    crossing = int(work.crosses.sum())
-    calendar = Calendar(
-        arrival_s=trace.arrival_s,
-        home=work.home,
-        other=work.other,
-        rows=where,
-        decided_s=np.full(n, np.nan),
-        dropped=np.zeros(n, np.bool_),
-        log=np.empty(n, np.int64),
-        merging=np.empty(crossing, np.int64),
-        booked_s=np.empty(crossing),
-        sent=np.empty((2 * crossing, 2), np.int64),
-        sent_s=np.empty(2 * crossing),
-    )
+    calendar = _empty_calendar(work, where)
     held = _run(
         sites, lookaheads, calendar, model, policy.code, policy.in_flight or 0,
         exchange.round_s / 2, float(exchange.epoch_s),
