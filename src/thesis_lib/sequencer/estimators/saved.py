@@ -6,6 +6,7 @@ beside what skops trusts itself. No pickle is written or read.
 
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import numpy as np
 
@@ -15,19 +16,14 @@ from thesis_lib.sequencer.core.trace import Batch
 from thesis_lib.sequencer.estimators.models import (
     ESTIMATORS,
     Aimed,
-    Boosted,
-    Constant,
     LatencyEstimator,
     Learned,
-    Linear,
-    Quantiles,
-    SumMax,
 )
 from thesis_lib.sequencer.estimators.trees import Trees
 
 SUFFIX = ".skops"
-LEARNED_TYPES = (Constant, Linear, SumMax, Boosted, Quantiles, Aimed)
-TRUSTED = (*LEARNED_TYPES, Trees)
+Saved = Learned | Aimed
+TRUSTED = (*get_args(Saved), Trees)
 
 
 def is_file(estimator: str) -> bool:
@@ -46,17 +42,17 @@ def save_estimator(estimator: LatencyEstimator, path: Path | str) -> None:
     >>> fitted = estimator("linear").fit(scenario("A", n=500, seed=1))
     >>> save_estimator(fitted, folder / "linear.skops")
     """
-    if not isinstance(estimator, LEARNED_TYPES):
+    if not isinstance(estimator, Saved):
         raise InvalidInput(
             f"an estimator of type {type(estimator).__name__} cannot be saved: "
-            f"expected one of {', '.join(kind.__name__ for kind in LEARNED_TYPES)}; "
+            f"expected one of {', '.join(kind.__name__ for kind in get_args(Saved))}; "
             "keep what yours has learned in a file of your own"
         )
     _require_times(estimator)
     write_whole(Path(path), _skops().dumps(estimator))
 
 
-def load_estimator(path: Path | str) -> Learned | Aimed:
+def load_estimator(path: Path | str) -> Saved:
     """The estimator that `save_estimator` wrote, ready to predict, to the same bits.
 
     Raises InvalidInput, naming the file, for anything else: one that is cut short or
@@ -74,7 +70,7 @@ def load_estimator(path: Path | str) -> Learned | Aimed:
             content = file.read()
         estimator = skops.loads(content, trusted=list(TRUSTED))
         require(
-            isinstance(estimator, LEARNED_TYPES),
+            isinstance(estimator, Saved),
             f"it holds an object of type {type(estimator).__name__}",
         )
         _require_times(estimator)
@@ -87,7 +83,7 @@ def load_estimator(path: Path | str) -> Learned | Aimed:
     return estimator
 
 
-def _require_times(estimator: Learned | Aimed) -> None:
+def _require_times(estimator: Saved) -> None:
     """Refuse an estimator that does not predict a time for features of zero."""
     names = estimator.feature_names or ()
     asked = Batch.of_features(np.zeros((1, len(names))), names)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -398,6 +399,7 @@ def serve(
         _require_learned(estimator)
     kept = load_estimator(estimator) if is_file(estimator) else None
     options = {"warehouses": warehouses, "mix": mix, "zipf": zipf}
+    batches = {"batch_size": batch_size, "flush_s": flush_s}
     log = make_log(workload, burst, seed, **options)
     if kept is not None:
         estimate(kept, log)  # refused for its features before anything runs
@@ -417,12 +419,11 @@ def serve(
                 whole = whole.without_files()
             ready = replace(ready, log=whole)
             model = fitted(estimator, ready) if kept is None else kept
-            runs = [
-                _round(
-                    ready, r, n, model, policy, source, rate_per_s, batch_size, flush_s
-                )
-                for r, source in enumerate(np.random.SeedSequence(seed).spawn(rounds))
-            ]
+            runs = []
+            for number, source in enumerate(np.random.SeedSequence(seed).spawn(rounds)):
+                rng = np.random.default_rng(source)
+                arrival_s = poisson_arrivals(rate_per_s, n, rng)
+                runs.append(_round(ready, number, model, policy, arrival_s, batches))
         made = _result(ready, runs, policy, estimator, load, rate_per_s, n, lasting_s)
         return made if kept is None else made | {"fitted_on": 0}
 
@@ -446,18 +447,17 @@ def estimate(model: LatencyEstimator, log: Log) -> F64:
 
 
 def _round(
-    ready: Bench, number: int, n: int, model: LatencyEstimator, policy: str,
-    source: np.random.SeedSequence, rate_per_s: float, batch_size: int, flush_s: float,
+    ready: Bench, number: int, model: LatencyEstimator, policy: str, arrival_s: F64,
+    batches: Mapping[str, Any],
 ) -> tuple[Live, Live]:  # fmt: skip
     """The same requests under FIFO and under the policy, in turn the first to run."""
-    log = ready.requests(number, n)
-    arrival_s = poisson_arrivals(rate_per_s, n, np.random.default_rng(source))
+    log = ready.requests(number, len(arrival_s))
     estimated_s = estimate(model, log)
     done = {}
     for which, name in sorted(enumerate(("fifo", policy)), reverse=number % 2 == 1):
         done[which] = run_live(
             ready, log, name, arrival_s, estimated_s, name=f"round{number}-{which}",
-            batch_size=batch_size, flush_s=flush_s,
+            **batches,
         )  # fmt: skip
     return done[0], done[1]
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from random import Random
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, get_args
 
 import numpy as np
 
@@ -282,7 +282,7 @@ class Ycsb:
 
 # --- Logs --------------------------------------------------------------------
 Transaction = NewOrder | Payment | OrderStatus | Delivery | StockLevel | Ycsb
-TYPES = (NewOrder, Payment, OrderStatus, Delivery, StockLevel, Ycsb)
+TYPES: tuple[type[Transaction], ...] = get_args(Transaction)
 
 
 @dataclass(frozen=True, slots=True)
