@@ -136,10 +136,7 @@ def by_estimator(
     lows = {}
     for name in JUDGED_ESTIMATORS:
         cases = {
-            row: {
-                "config": config,
-                "estimate": named_estimate(name, config),
-            }
+            row: {"config": config, "estimate": named_estimate(name, config)}
             for row, config in places.items()
         }
         runs = run_grid(
