@@ -253,6 +253,8 @@ class PlainLate:
             octave, left_s = self._octave(i), self.deadline_s[i] - self.asked_s[i]
             share = self.fits.get(octave, 0.25)
             self.fits[octave] = share + 0.1 * ((took <= left_s) - share)
+            if took <= left_s:
+                self.doubts[octave] = 0  # the next is a probe as well
 
     def _allowance(self, p):
         share = 0.0
