@@ -254,7 +254,7 @@ class PlainLate:
             share = self.fits.get(octave, 0.25)
             self.fits[octave] = share + 0.1 * ((took <= left_s) - share)
             if took <= left_s:
-                self.doubts[octave] = 0
+                self.doubts[octave] = 0  # the next is a probe as well
 
     def _allowance(self, p):
         share = 0.0

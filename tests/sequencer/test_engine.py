@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from serial_execution import execute_serially
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import Trace
@@ -15,7 +16,6 @@ from thesis_lib.sequencer.engine.engine import (
     collect,
     database,
     execute,
-    execute_serially,
     make_log,
     run_until_killed,
     states,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serial_execution import execute_serially
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.engine.command_log import (
@@ -26,7 +27,6 @@ from thesis_lib.sequencer.engine.command_log import (
 from thesis_lib.sequencer.engine.engine import (
     database,
     execute,
-    execute_serially,
     replay,
 )
 from thesis_lib.sequencer.workload.tpcc import tpcc
@@ -218,8 +218,7 @@ def test_a_forged_transaction_is_refused_by_position_and_field(tmp_path_factory,
         assert found.keys.n_keys <= largest_lock(log.scale) + 1
         return
     assert str(path) in said
-    # of a list that is none of bid-price its first row is named, of another type
-    # nothing
+    # of a list that is none of ours its first row is named, of another type nothing
     place = rf"({re.escape(name)}|row 0 of {name}|expected a list)"
     assert re.search(f"transaction {at}: {place}", said)
 

@@ -441,7 +441,7 @@ def test_policies_that_wait_for_batches_or_hold_for_ever_are_refused():
     with pytest.raises(InvalidInput, match="runs in Python only"):
         simulate_partitions(work, python, work.trace.service_s, cores=1, slo_s=1.0)
     fifo = policy("fifo", slo_s=1.0, cores=1)
-    for changed in ({"cores": 0}, {"slo_s": np.inf}, {"spread": -1.0}):
+    for changed in ({"cores": 0}, {"slo_s": np.inf}):
         options = {"cores": 1, "slo_s": 1.0} | changed
         with pytest.raises(InvalidInput, match=next(iter(changed))):
             simulate_partitions(work, fifo, work.trace.service_s, **options)

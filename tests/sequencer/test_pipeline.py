@@ -6,13 +6,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from serial_execution import execute_serially
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.events import COMMITTED, LOGGED, idle_state
 from thesis_lib.sequencer.core.locks import NONE
 from thesis_lib.sequencer.core.trace import Decision, KeySets
 from thesis_lib.sequencer.engine.command_log import CommandLog, read_log
-from thesis_lib.sequencer.engine.engine import database, execute_serially, replay
+from thesis_lib.sequencer.engine.engine import database, replay
 from thesis_lib.sequencer.engine.scheduler import (
     Requests,
     Scheduler,

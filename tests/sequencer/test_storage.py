@@ -9,8 +9,9 @@ from time import perf_counter
 import numpy as np
 import pandas as pd
 import pytest
+from serial_execution import execute_serially
 
-from thesis_lib.sequencer.engine.engine import execute, execute_serially
+from thesis_lib.sequencer.engine.engine import execute
 from thesis_lib.sequencer.engine.sqlite import SQLite, warehouse_file
 from thesis_lib.sequencer.engine.sqlite import connect as connect_file
 from thesis_lib.sequencer.engine.storage import (

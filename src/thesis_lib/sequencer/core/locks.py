@@ -47,7 +47,7 @@ def lock_table(keys: KeySets) -> LockTable:
         offsets=keys.offsets,
         keys=keys.keys,
         exclusive=keys.exclusive,
-        owner=np.repeat(np.arange(n), np.diff(keys.offsets)),
+        owner=keys.owner,
         missing=np.zeros(n, np.int64),
         holders=np.zeros(k, np.int64),
         head=np.full(k, NONE, np.int64),

@@ -58,7 +58,7 @@ class KeySets:
             and bool((np.diff(bounds) >= 0).all()),
             f"offsets must rise from 0 to the number of keys, {n_keys}",
         )
-        owner = np.repeat(np.arange(len(self)), np.diff(bounds))
+        owner = self.owner
         if n_keys and self.keys.min() < 0:
             at = int(np.argmax(self.keys < 0))
             raise InvalidInput(
@@ -142,6 +142,11 @@ class KeySets:
         return type(self)(offsets, self.keys[mask], self.exclusive[mask])
 
     @property
+    def owner(self) -> I64:
+        """(offsets[-1],) the transaction of each entry of `keys`."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    @property
     def n_keys(self) -> int:
         """One more than the largest key: the size of a lock table."""
         return int(self.keys.max()) + 1 if len(self.keys) else 0
@@ -193,6 +198,21 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @classmethod
+    def of_features(
+        cls, features: F64, names: tuple[str, ...], keys: KeySets | None = None
+    ) -> Self:
+        """What to ask an estimator about: (b, d) features, and by default no keys."""
+        b = len(features)
+        return cls(
+            ids=np.arange(b),
+            arrival_s=np.zeros(b),
+            deadline_s=np.full(b, np.inf),
+            features=features,
+            keys=KeySets.from_lists([[]] * b, [[]] * b) if keys is None else keys,
+            feature_names=names,
+        )
 
     def decide(self, order: I64, dropped: Bool) -> "Decision":
         """Run positions `order` in turn, drop where `dropped` (b,) says, hold the rest.
@@ -329,13 +349,16 @@ class Trace:
             feature_names=self.feature_names,
         )
 
-    def take(self, rows: I64) -> Self:
-        """The trace of `rows`, in that order (arrivals must stay sorted)."""
+    def take(self, rows: I64, arrival_s: F64 | None = None) -> Self:
+        """The trace of `rows`, in that order, arriving at `arrival_s` if given.
+
+        Arrivals must stay sorted.
+        """
         rows = np.asarray(rows, np.int64)
         return type(self)(
             kinds=self.kinds,
             kind=self.kind[rows],
-            arrival_s=self.arrival_s[rows],
+            arrival_s=self.arrival_s[rows] if arrival_s is None else arrival_s,
             service_s=self.service_s[rows],
             features=self.features[rows],
             feature_names=self.feature_names,

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,13 +62,6 @@ def execute(
     """
     with Scheduler(storage, log, workers, append) as scheduler:
         return run_closed(scheduler, len(log), in_flight, batch)
-
-
-def execute_serially(storage: Storage, log: Log) -> None:
-    """Run the log one transaction at a time, without locks: the state to agree with."""
-    with closing(storage.session()) as session:
-        for t in log.transactions:
-            session.run(t)
 
 
 def replay(path: Path | str, storage: Storage, workers: int) -> Recovered:

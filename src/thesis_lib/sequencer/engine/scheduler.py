@@ -297,7 +297,6 @@ def run_open(
     batch_size: int = 10,
     flush_s: float = np.inf,
     delays: Delays = NO_DELAYS,
-    spread: float = SPREAD,
 ) -> Run:
     """Run requests `first` to n - 1 as they come, decided on by `policy`.
 
@@ -315,7 +314,7 @@ def run_open(
     wait_s = min(flush_s, policy.flush_s) if policy.batched else 0.0
     lookahead = policy.make_lookahead(
         scheduler.state, requests.keys, requests.estimated_s + delays.worker_s,
-        requests.deadline_s, spread, delays.lag_s,
+        requests.deadline_s, SPREAD, delays.lag_s,
     )  # fmt: skip
     decided_s = np.zeros(n)
     held, seen = np.empty(0, np.int64), first

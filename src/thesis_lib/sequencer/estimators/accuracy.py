@@ -22,7 +22,7 @@ from sklearn.inspection import partial_dependence, permutation_importance
 from sklearn.metrics import r2_score
 
 from thesis_lib.common.errors import choice, require, vector
-from thesis_lib.sequencer.core.trace import F64, Batch, Bool, KeySets, Trace
+from thesis_lib.sequencer.core.trace import F64, Batch, Bool, Trace
 from thesis_lib.sequencer.estimators.models import SHORTEST_S, LatencyEstimator
 from thesis_lib.sequencer.workload.features import columns
 
@@ -242,18 +242,7 @@ class _Readable(RegressorMixin, BaseEstimator):
 
     def predict(self, features: F64) -> F64:
         """(b,) seconds for (b, d) features."""
-        b = len(features)
-        nothing = KeySets.from_lists([[]] * b, [[]] * b)
-        return self.estimator.predict(
-            Batch(
-                ids=np.arange(b),
-                arrival_s=np.zeros(b),
-                deadline_s=np.full(b, np.inf),
-                features=features,
-                keys=nothing,
-                feature_names=self.names,
-            )
-        )
+        return self.estimator.predict(Batch.of_features(features, self.names))
 
 
 def _log_error(readable: _Readable, features: F64, service_s: F64) -> float:
@@ -263,7 +252,7 @@ def _log_error(readable: _Readable, features: F64, service_s: F64) -> float:
 
 
 def importance(
-    estimator: LatencyEstimator, trace: Trace, repeats: int = 5, seed: int = 0
+    estimator: LatencyEstimator, trace: Trace, repeats: int = 5
 ) -> pd.DataFrame:
     """How much worse it gets when a feature is shuffled: a row a type, a column each.
 
@@ -281,7 +270,7 @@ def importance(
         if of.any():
             found: Any = permutation_importance(
                 readable, trace.features[of], trace.service_s[of], scoring=_log_error,
-                n_repeats=repeats, random_state=seed,
+                n_repeats=repeats, random_state=0,
             )  # fmt: skip
             rows[kind.replace("_", " ")] = 100 * np.expm1(found["importances_mean"])
     return pd.DataFrame(rows, index=list(trace.feature_names)).T.rename_axis("type")

@@ -23,6 +23,19 @@ def conformal_offset(scores: F64, level: float) -> float:
     return float(np.partition(scores, rank - 1)[rank - 1])
 
 
+def group_offsets(scores: F64, group: I64, groups: int, level: float) -> F64:
+    """(groups,) `conformal_offset` of the scores of each group, (m,) by number.
+
+    Of a group whose scores are too few to promise `level`, that of all together.
+    """
+    offsets = np.full(groups, conformal_offset(scores, level))
+    for k in range(groups):
+        own = scores[group == k]
+        if level <= len(own) / (len(own) + 1):
+            offsets[k] = conformal_offset(own, level)
+    return offsets
+
+
 def track(
     scores: F64, asked_s: F64, known_s: F64, group: I64, start: F64, level: float,
     step: float, least: F64 | None = None,

@@ -14,7 +14,11 @@ import numpy as np
 
 from thesis_lib.common.errors import InvalidInput, choice, require, require_all
 from thesis_lib.sequencer.core.trace import F64, Batch, Trace
-from thesis_lib.sequencer.estimators.conformal import conformal_offset, track
+from thesis_lib.sequencer.estimators.conformal import (
+    conformal_offset,
+    group_offsets,
+    track,
+)
 from thesis_lib.sequencer.estimators.trees import Trees, flatten
 from thesis_lib.sequencer.workload.scenarios import mean_one_lognormal
 
@@ -124,12 +128,8 @@ class SumMax:
 
     name = "sum-max"
 
-    def __init__(self, seed: int = 0, trees: int = 30, leaf: int = 10) -> None:
-        require(
-            trees >= 1 and leaf >= 1,
-            f"trees={trees} and leaf={leaf} must be at least 1",
-        )
-        self.seed, self.trees, self.leaf = seed, trees, leaf
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
         self.feature_names: tuple[str, ...] | None = None
         self.forests: dict[str, Trees] | None = None  # by unit, of service / scale_s
 
@@ -144,8 +144,8 @@ class SumMax:
         self.forests = {
             name: flatten(
                 _learner("ensemble", "RandomForestRegressor")(
-                    n_estimators=self.trees,
-                    min_samples_leaf=self.leaf,
+                    n_estimators=30,
+                    min_samples_leaf=10,
                     max_features=0.5,
                     random_state=self.seed,
                 ).fit(features, unit_s / self.scale_s)
@@ -220,11 +220,11 @@ class Quantiles:
     """
 
     name = "quantiles"
+    rounds = 60
+    held_back = 0.3  # share of the past that calibrates
 
-    def __init__(self, seed: int = 0, rounds: int = 60, held_back: float = 0.3) -> None:
-        require(rounds >= 1, f"rounds={rounds}: expected at least 1")
-        require(0 < held_back < 1, f"held_back={held_back:g} must lie in (0, 1)")
-        self.seed, self.rounds, self.held_back = seed, rounds, held_back
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
         self.feature_names: tuple[str, ...] | None = None
         self.ensembles: dict[str, Trees] | None = None  # by level
 
@@ -248,11 +248,12 @@ class Quantiles:
             self.ensembles[f"{level}"] = flatten(model)
         scores = np.log(_past(newer))[:, None] - self._raw(newer.features)
         self.spreads = np.diff(np.quantile(scores, [0.1, 0.9], axis=0), axis=0)[0]
-        self.offsets = _offsets(scores, np.full(len(LEVELS), np.nan))
-        self.type_offsets = np.stack(
+        by_level = list(zip(scores.T, LEVELS, strict=True))
+        self.offsets = np.array([conformal_offset(*of) for of in by_level])
+        self.type_offsets = np.column_stack(
             [
-                _offsets(scores[newer.kind == k], self.offsets)
-                for k in range(len(trace.kinds))
+                group_offsets(column, newer.kind, len(trace.kinds), level)
+                for column, level in by_level
             ]
         )
         return self
@@ -306,10 +307,10 @@ class Aimed:
     mean of such ratios is the smearing estimate of Duan, JASA 78 (1983).
     """
 
-    def __init__(self, base: "Learned", aim: str, held_back: float = 0.2) -> None:
-        self.aim = choice("aim", aim, AIMS)
-        require(0 < held_back < 1, f"held_back={held_back:g} must lie in (0, 1)")
-        self.base, self.held_back = base, held_back
+    held_back = 0.2  # share of the past that measures the factor
+
+    def __init__(self, base: "Learned", aim: str) -> None:
+        self.base, self.aim = base, choice("aim", aim, AIMS)
         self.factor: float | None = None
 
     @property
@@ -470,20 +471,6 @@ def _features(batch: Batch, estimator: "Learned") -> F64:
             f"{', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
         )
     return batch.features
-
-
-def _offsets(scores: F64, otherwise: F64) -> F64:
-    """(levels,) `conformal_offset` of each column, or what to take where rows are few.
-
-    Where a level needs more scores than there are, `otherwise` is taken.
-    """
-    n = len(scores)
-    return np.array(
-        [
-            conformal_offset(column, level) if level <= n / (n + 1) else other
-            for column, level, other in zip(scores.T, LEVELS, otherwise, strict=True)
-        ]
-    )
 
 
 def _learner(module: str, name: str) -> Any:

@@ -6,29 +6,24 @@ beside what skops trusts itself. No pickle is written or read.
 
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import numpy as np
 
 from thesis_lib.common.errors import InvalidInput, open_regular, require
 from thesis_lib.common.files import write_whole
-from thesis_lib.sequencer.core.trace import KeySets, Trace
+from thesis_lib.sequencer.core.trace import Batch
 from thesis_lib.sequencer.estimators.models import (
     ESTIMATORS,
     Aimed,
-    Boosted,
-    Constant,
     LatencyEstimator,
     Learned,
-    Linear,
-    Quantiles,
-    SumMax,
-    predict_all,
 )
 from thesis_lib.sequencer.estimators.trees import Trees
 
 SUFFIX = ".skops"
-LEARNED_TYPES = (Constant, Linear, SumMax, Boosted, Quantiles, Aimed)
-TRUSTED = (*LEARNED_TYPES, Trees)
+Saved = Learned | Aimed
+TRUSTED = (*get_args(Saved), Trees)
 
 
 def is_file(estimator: str) -> bool:
@@ -47,17 +42,17 @@ def save_estimator(estimator: LatencyEstimator, path: Path | str) -> None:
     >>> fitted = estimator("linear").fit(scenario("A", n=500, seed=1))
     >>> save_estimator(fitted, folder / "linear.skops")
     """
-    if not isinstance(estimator, LEARNED_TYPES):
+    if not isinstance(estimator, Saved):
         raise InvalidInput(
             f"an estimator of type {type(estimator).__name__} cannot be saved: "
-            f"expected one of {', '.join(kind.__name__ for kind in LEARNED_TYPES)}; "
+            f"expected one of {', '.join(kind.__name__ for kind in get_args(Saved))}; "
             "keep what yours has learned in a file of your own"
         )
     _require_times(estimator)
     write_whole(Path(path), _skops().dumps(estimator))
 
 
-def load_estimator(path: Path | str) -> Learned | Aimed:
+def load_estimator(path: Path | str) -> Saved:
     """The estimator that `save_estimator` wrote, ready to predict, to the same bits.
 
     Raises InvalidInput, naming the file, for anything else: one that is cut short or
@@ -75,7 +70,7 @@ def load_estimator(path: Path | str) -> Learned | Aimed:
             content = file.read()
         estimator = skops.loads(content, trusted=list(TRUSTED))
         require(
-            isinstance(estimator, LEARNED_TYPES),
+            isinstance(estimator, Saved),
             f"it holds an object of type {type(estimator).__name__}",
         )
         _require_times(estimator)
@@ -88,16 +83,11 @@ def load_estimator(path: Path | str) -> Learned | Aimed:
     return estimator
 
 
-def _require_times(estimator: Learned | Aimed) -> None:
+def _require_times(estimator: Saved) -> None:
     """Refuse an estimator that does not predict a time for features of zero."""
     names = estimator.feature_names or ()
-    nothing = KeySets.from_lists([[]], [[]])
-    asked = Trace(
-        kinds=("any",), kind=np.zeros(1, np.int64), arrival_s=np.zeros(1),
-        service_s=np.zeros(1), features=np.zeros((1, len(names))), feature_names=names,
-        keys=nothing, units_s=np.empty((1, 0)), unit_names=(),
-    )  # fmt: skip
-    (predicted_s,) = predict_all(estimator, asked)
+    asked = Batch.of_features(np.zeros((1, len(names))), names)
+    (predicted_s,) = estimator.predict(asked)
     require(
         bool(0 < predicted_s < np.inf),
         f"it predicts {predicted_s:g} s: expected a positive, finite time",

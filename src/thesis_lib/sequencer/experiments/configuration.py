@@ -42,23 +42,24 @@ from thesis_lib.sequencer.workload.scenarios import (
 )
 
 BACKLOG = 0.01  # share of a sustained run that its last queue takes to empty
+PRECISION = 1e-3  # of a saturation rate, relative
 
 PROBE_SEED = 999_998  # of the trace that objectives of types are taken from
 PROBES_OF_TYPES = 100  # short traces in which a rare type is looked for
+PAST_SEED = 777_777  # of the trace that a learned estimator is fitted on
 NOISE = 0.2  # sigma of the logarithm of an estimate over the truth
 PROBES, PROBE_TRANSACTIONS = 16, 20_000  # that a saturation rate is the mean of
 SATURATION_SEED = 999_999
 
 
-def saturation_rate(trace: Trace, *, cores: int, precision: float = 1e-3) -> float:
+def saturation_rate(trace: Trace, *, cores: int) -> float:
     """The highest rate, per second, that FIFO with its locks sustains.
 
     The arrivals of `trace` are stretched. A rate is sustained if the queue built up
-    by the last arrival takes less than 1 % of the run to empty; the largest such rate
-    is found by bisection to a relative `precision`.
+    by the last arrival takes less than BACKLOG of the run to empty; the largest such
+    rate is found by bisection to a relative PRECISION.
     """
     require(len(trace) >= 100, f"{len(trace)} transactions: expected at least 100")
-    require(0 < precision < 1, f"precision={precision:g} must lie in (0, 1)")
     unit_s = trace.arrival_s / trace.arrival_s[-1] * len(trace)  # one a second
     log = np.arange(len(trace))
 
@@ -68,23 +69,20 @@ def saturation_rate(trace: Trace, *, cores: int, precision: float = 1e-3) -> flo
         return float(history.finish_s.max()) < (1 + BACKLOG) * arrival_s[-1]
 
     low, high = 0.0, 2 * cores / float(trace.service_s.mean())
-    while high - low > precision * high:
+    while high - low > PRECISION * high:
         middle = (low + high) / 2
         low, high = (middle, high) if sustained(middle) else (low, middle)
     return low
 
 
-def saturation(
-    make_trace: Callable[[int, int], Trace], *, cores: int, probes: int = PROBES
-) -> Interval:
+def saturation(make_trace: Callable[[int, int], Trace], *, cores: int) -> Interval:
     """The saturation rate of a workload, per second, and its 95 % interval.
 
     `make_trace(n, seed)` draws transactions and arrivals. One probe of finite length
     differs from the next by its draws, so the rate is the mean `saturation_rate` of
-    independent probes of PROBE_TRANSACTIONS each. Load 1 is this mean.
+    PROBES independent probes of PROBE_TRANSACTIONS each. Load 1 is this mean.
     """
-    require(probes >= 1, f"probes={probes}: expected at least 1")
-    seeds = np.random.SeedSequence(SATURATION_SEED).generate_state(probes).tolist()
+    seeds = np.random.SeedSequence(SATURATION_SEED).generate_state(PROBES).tolist()
     rates_per_s = [
         saturation_rate(make_trace(PROBE_TRANSACTIONS, seed), cores=cores)
         for seed in seeds
@@ -96,6 +94,11 @@ def saturation(
 def scenario_saturation(name: str, warehouses: int | None, cores: int) -> Interval:
     """`saturation` of a reference scenario on so many cores."""
     return saturation(lambda n, seed: scenario(name, n, seed, warehouses), cores=cores)
+
+
+def default_objective_s(past: Trace) -> float:
+    """Twice the 95th percentile of the service time, which is the unloaded latency."""
+    return 2 * float(np.quantile(past.service_s, 0.95))
 
 
 Estimate = Callable[[Trace, int], F64]  # (trace, seed) -> (n,) seconds
@@ -145,9 +148,9 @@ def fitted_estimate(model: Learned | Aimed) -> Estimate:
 
 
 def named_estimate(
-    name: str, config: "SimulationConfig", noise: float, seed: int
+    name: str, config: "SimulationConfig", noise: float = NOISE
 ) -> Estimate:
-    """Any estimator by name; a learned one is fitted on a trace of this `seed`.
+    """Any estimator by name; a learned one is fitted on the trace of PAST_SEED.
 
     The name may be that of a file of `save_estimator`, which is fitted already. Raises
     InvalidInput for an unknown one.
@@ -156,7 +159,7 @@ def named_estimate(
         return fitted_estimate(load_estimator(name))
     choice("estimator", name, ESTIMATORS)
     if name in LEARNED:
-        return learned_estimate(name, config.make_trace(seed))
+        return learned_estimate(name, config.make_trace(PAST_SEED))
     return noisy_estimate(0.0 if name == "oracle" else noise)
 
 
@@ -293,9 +296,8 @@ class SimulationConfig:
         """A collected trace as the transactions of an open loop (scenario T).
 
         What a trace of a closed loop says of its arrivals is what the engine made of
-        them, so here they are new: a Poisson process, a seed each. The objective
-        defaults to twice the 95th percentile of the service time, which is the unloaded
-        latency. `options` are fields of SimulationConfig.
+        them, so here they are new: a Poisson process, a seed each. The objective is
+        `default_objective_s` unless given. `options` are fields of SimulationConfig.
         """
         with np.errstate(over="ignore"):
             mean_s = float(past.service_s.mean()) if len(past) else 0.0
@@ -305,7 +307,7 @@ class SimulationConfig:
             "expected a trace of service times in seconds",
         )
         if slo_s is None:
-            slo_s = 2 * float(np.quantile(past.service_s, 0.95))
+            slo_s = default_objective_s(past)
             require(
                 slo_s > 0,
                 "19 of 20 transactions take no time, so twice the 95th percentile of "

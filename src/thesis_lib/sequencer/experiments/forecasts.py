@@ -16,7 +16,7 @@ from thesis_lib.sequencer.core.trace import (
     Trace,
 )
 from thesis_lib.sequencer.estimators.accuracy import auroc, q_error, rows_by_type
-from thesis_lib.sequencer.estimators.conformal import conformal_offset, track
+from thesis_lib.sequencer.estimators.conformal import group_offsets, track
 from thesis_lib.sequencer.estimators.models import LEVELS, STEP
 from thesis_lib.sequencer.experiments.configuration import Estimate, SimulationConfig
 from thesis_lib.sequencer.experiments.grid import Paired, run_paired
@@ -67,12 +67,7 @@ def track_latency(
     step = STEP * float(np.diff(np.quantile(scores[past], [0.1, 0.9]))[0])
     bounds_s, least = {}, np.full(int(judged.sum()), -np.inf)
     for level in LEVELS[1:]:
-        whole = conformal_offset(scores[past], level)
-        start = np.full(len(trace.kinds), whole)
-        for k in range(len(trace.kinds)):
-            own = scores[past & (trace.kind == k)]
-            if level <= len(own) / (len(own) + 1):
-                start[k] = conformal_offset(own, level)
+        start = group_offsets(scores[past], trace.kind[past], len(trace.kinds), level)
         least = track(
             scores[judged], trace.arrival_s[judged], history.finish_s[judged],
             trace.kind[judged], start, level, step, least,

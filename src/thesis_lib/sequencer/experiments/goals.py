@@ -17,8 +17,6 @@ from thesis_lib.sequencer.core.events import Delays
 from thesis_lib.sequencer.core.trace import F64, History, Trace
 from thesis_lib.sequencer.experiments import metrics
 from thesis_lib.sequencer.experiments.configuration import (
-    NOISE,
-    Estimate,
     SimulationConfig,
     named_estimate,
     noisy_estimate,
@@ -35,6 +33,7 @@ from thesis_lib.sequencer.experiments.grid import (
 from thesis_lib.sequencer.experiments.metrics import (
     column,
     difference_interval,
+    in_percent,
     reduction,
     table,
 )
@@ -110,9 +109,7 @@ def against_goals(runs: pd.DataFrame) -> pd.DataFrame:
             "fifo": 100 * fifo.mean(),
             "bid-price": 100 * bid_price.mean(),
             "bound": 100 * bound.mean(),
-            "reduction": 100 * fewer.value,
-            "low": 100 * fewer.low,
-            "high": 100 * fewer.high,
+            **in_percent("reduction", fewer),
             "goal": 100 * goal.reduction[place],
             "reached": fewer.low >= goal.reduction[place],
             "regret": 100 * above.value,
@@ -139,10 +136,7 @@ def by_estimator(
     lows = {}
     for name in JUDGED_ESTIMATORS:
         cases = {
-            row: {
-                "config": config,
-                "estimate": named_estimate(name, config, NOISE, seed=777_777),
-            }
+            row: {"config": config, "estimate": named_estimate(name, config)}
             for row, config in places.items()
         }
         runs = run_grid(
@@ -251,22 +245,25 @@ WITHOUT = {
 
 
 def ablate_components(
-    configs: Mapping[str, SimulationConfig], loads: Sequence[float], *, seeds: int,
-    seed: int, estimate: Estimate | None = None,
-) -> pd.DataFrame:  # fmt: skip
+    configs: Mapping[str, SimulationConfig],
+    loads: Sequence[float],
+    *,
+    seeds: int,
+    seed: int,
+) -> pd.DataFrame:
     """Violations (%) of bid-price without each ingredient, and of simpler designs.
 
     A row a variant; columns are the name of a configuration and the load. `late-edf`,
     `startable-first` and `late-demote` are the earlier designs with late binding,
     `hybrid-corrected` decides at arrival.
     """
-    estimate = noisy_estimate() if estimate is None else estimate
     designs = ("late-demote", "startable-first", "late-edf", "hybrid-corrected")
     policies = {of: ("bid-price", {"terms": terms}) for of, terms in WITHOUT.items()}
     policies |= {name: (name, {}) for name in designs}
     runs = run_grid(
         {name: {"config": config} for name, config in configs.items()}, "place",
-        policies=policies, loads=loads, estimate=estimate, seeds=seeds, seed=seed,
+        policies=policies, loads=loads, estimate=noisy_estimate(), seeds=seeds,
+        seed=seed,
     )  # fmt: skip
     columns = {
         place: {
@@ -300,7 +297,7 @@ def against_baselines(
     blind = [
         replicate(
             config, ["random-drop"], [load], noisy_estimate(), seeds=seeds, seed=seed,
-            drop_share=float(column(runs, "bid-price", load, "dropped").mean()),
+            drop_share=metrics.mean(runs, "bid-price", load, "dropped"),
         )
         for load in loads
     ]  # fmt: skip
@@ -323,7 +320,7 @@ def learning(
     """
     learned, blind = (
         replicate(
-            config, policies, [load], named_estimate(name, config, NOISE, seed=777_777),
+            config, policies, [load], named_estimate(name, config),
             seeds=seeds, seed=seed, bound=name == LEARNED,
         )
         for name, policies in (
@@ -342,7 +339,7 @@ def worth_of_learning(runs: pd.DataFrame, load: float) -> dict[str, float | str]
     are left to the lower bound.
     """
     violations = {
-        policy: 100 * float(column(runs, policy, load, "violations").mean())
+        policy: 100 * metrics.mean(runs, policy, load)
         for policy in runs["policy"].unique()
     }
     best = min(SIMPLE, key=lambda policy: violations[policy])
@@ -365,16 +362,12 @@ def worth_of_learning(runs: pd.DataFrame, load: float) -> dict[str, float | str]
     }
     for name, (policy, baseline) in reductions.items():
         found = reduction(runs, policy, load, baseline)
-        numbers |= {
-            name: 100 * found.value,
-            f"{name}_low": 100 * found.low,
-            f"{name}_high": 100 * found.high,
-        }
+        numbers |= in_percent(name, found, f"{name}_")
     return numbers
 
 
 @dataclass(frozen=True, slots=True)
-class RunConfig:
+class DrawnSetting:
     """A machine and an objective that nobody chose."""
 
     warehouses: int
@@ -385,7 +378,7 @@ class RunConfig:
     noise: float
 
 
-def random_settings(number: int, seed: int) -> list[RunConfig]:
+def random_settings(number: int, seed: int) -> list[DrawnSetting]:
     """`number` settings, drawn around the scenarios in every respect.
 
     2 to 40 warehouses, 2 to 32 cores, an objective of 4 to 30 ms and, for every other,
@@ -400,7 +393,7 @@ def random_settings(number: int, seed: int) -> list[RunConfig]:
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
     return [
-        RunConfig(
+        DrawnSetting(
             warehouses=round(between(2, 40)),
             cores=round(between(2, 32)),
             slo_s=round(between(4e-3, 30e-3), 6),
@@ -413,7 +406,7 @@ def random_settings(number: int, seed: int) -> list[RunConfig]:
 
 
 def elsewhere(
-    settings: Sequence[RunConfig], policies: Sequence[str], *, transactions: int,
+    settings: Sequence[DrawnSetting], policies: Sequence[str], *, transactions: int,
     seeds: int, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
     """A row a setting: what it is, and the violations of policies and bound.
@@ -432,7 +425,7 @@ def elsewhere(
         )  # fmt: skip
         fewer = reduction(runs, "bid-price", setting.load)
         shares = {
-            name: 100 * column(runs, name, setting.load, "violations").mean()
+            name: 100 * metrics.mean(runs, name, setting.load)
             for name in (*policies, "bound")
         }
         rows.append(
@@ -444,9 +437,7 @@ def elsewhere(
                 "load": setting.load,
                 "scatter": setting.noise,
                 **shares,
-                "reduction": 100 * fewer.value,
-                "low": 100 * fewer.low,
-                "high": 100 * fewer.high,
+                **in_percent("reduction", fewer),
             }
         )
     return pd.DataFrame(rows)
@@ -483,9 +474,7 @@ def price_of_fairness(
                     for kind in kinds
                 },
                 "between": 100 * (by_kind.max(axis=1) - by_kind.min(axis=1)).mean(),
-                "goodput": 100 * goodput.value,
-                "low": 100 * goodput.low,
-                "high": 100 * goodput.high,
+                **in_percent("goodput", goodput),
                 "fairness": 100 * at["fairness"].mean(),
             }
         )
@@ -513,19 +502,16 @@ def distances(
     seeds: int,
     seed: int,
     sweeps: int,
-    estimate: Estimate | None = None,
 ) -> pd.DataFrame:
     """One row per load, seed and policy, from FIFO down to the bound.
 
-    The policies are `fifo` and `bid-price` with `estimate` (by default `noisy`),
-    `bid-price-oracle` with the true service times, `search`, the best schedule found
-    that knows the future as well, and `bound`. Unlike in `metrics`, every transaction
-    counts, the first included: a schedule and a bound are about the same ones. Columns:
-    load, seed, policy, `violations` and `dropped`, of all arrivals, and `in_vain`, the
-    drops of `bid-price` that would have been on time, of all arrivals. `sweeps` as in
-    `search`.
+    The policies are `fifo` and `bid-price` with noisy estimates, `bid-price-oracle`
+    with the true service times, `search`, the best schedule found that knows the future
+    as well, and `bound`. Unlike in `metrics`, every transaction counts, the first
+    included: a schedule and a bound are about the same ones. Columns: load, seed,
+    policy, `violations` and `dropped`, of all arrivals, and `in_vain`, the drops of
+    `bid-price` that would have been on time, of all arrivals. `sweeps` as in `search`.
     """
-    estimate = noisy_estimate() if estimate is None else estimate
     place = {"cores": config.cores, "slo_s": config.slo_s}
 
     def measure(at: Paired) -> Iterator[dict]:
@@ -555,7 +541,7 @@ def distances(
         fewest = fewest_violations(at.trace, **place)
         yield {"policy": "bound", "violations": fewest / len(at.trace)}
 
-    return run_paired(measure, config, loads, estimate, seeds=seeds, seed=seed)
+    return run_paired(measure, config, loads, noisy_estimate(), seeds=seeds, seed=seed)
 
 
 def windows(

@@ -31,6 +31,8 @@ from thesis_lib.sequencer.experiments.metrics import (
     column,
     difference_interval,
     fewest_counted_violations,
+    in_percent,
+    mean,
     numbers,
     outcome,
     table,
@@ -272,9 +274,7 @@ def ablation(
             change = difference_interval(shares, ends)
             row |= {
                 count: 100 * shares.mean(),
-                f"{count}_change": 100 * change.value,
-                f"{count}_low": 100 * change.low,
-                f"{count}_high": 100 * change.high,
+                **in_percent(f"{count}_change", change, f"{count}_"),
             }
         rows.append(row)
     return pd.DataFrame(rows)
@@ -327,7 +327,7 @@ class Simulation:
         config = SimulationConfig.of_scenario(
             name, transactions=transactions, **options
         )
-        estimate = named_estimate(estimator, config, noise, seed=777_777)
+        estimate = named_estimate(estimator, config, noise)
         labels = {
             "estimator": estimator,
             "fitted_on": transactions if estimator in LEARNED else 0,
@@ -357,7 +357,7 @@ class Simulation:
         judged = _first(judged, transactions)
         config, at = replay_config(judged, load, **options)
         if past is None:
-            estimate = named_estimate(estimator, config, noise, seed=777_777)
+            estimate = named_estimate(estimator, config, noise)
         else:
             estimate = learned_estimate(estimator, past)
         labels = {
@@ -399,7 +399,6 @@ class Simulation:
         )  # fmt: skip
 
         unsure = {} if self.drawn else {"violations_ci": None, "reduction_ci": None}
-        bound = column(runs, "bound", load, "violations") if is_open else None
         return {
             "policy": policy,
             **self.labels,
@@ -413,7 +412,7 @@ class Simulation:
             "transactions": self.transactions,
             **outcome(runs, policy, load),
             **unsure,
-            "lower_bound": None if bound is None else float(bound.mean()),
+            "lower_bound": mean(runs, "bound", load) if is_open else None,
         }
 
 

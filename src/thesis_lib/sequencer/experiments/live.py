@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from thesis_lib.common.errors import choice, require
 from thesis_lib.common.provenance import undisturbed
 from thesis_lib.common.stats import mean_interval
 from thesis_lib.sequencer.core.events import Delays
-from thesis_lib.sequencer.core.trace import F64, Bool, History, Trace
+from thesis_lib.sequencer.core.trace import F64, Batch, Bool, History, Trace
 from thesis_lib.sequencer.engine.engine import database, make_log, trace_of
 from thesis_lib.sequencer.engine.overheads import Overheads, as_delays, overheads
 from thesis_lib.sequencer.engine.scheduler import (
@@ -29,16 +30,14 @@ from thesis_lib.sequencer.engine.scheduler import (
     run_open,
 )
 from thesis_lib.sequencer.engine.storage import Storage
-from thesis_lib.sequencer.estimators.models import (
-    LEARNED,
-    LatencyEstimator,
-    predict_all,
-)
+from thesis_lib.sequencer.estimators.models import LEARNED, LatencyEstimator
 from thesis_lib.sequencer.estimators.models import estimator as named_estimator
 from thesis_lib.sequencer.estimators.saved import is_file, load_estimator
+from thesis_lib.sequencer.experiments.configuration import default_objective_s
 from thesis_lib.sequencer.experiments.metrics import (
     MEANS,
     fewest_counted_violations,
+    in_percent,
     numbers,
     outcome,
     summarise,
@@ -78,9 +77,7 @@ def beside_measured(runs: pd.DataFrame, model: str = "simulated") -> pd.DataFram
         rows[place] = {
             "measured": 100 * measured.mean(),
             model: 100 * modelled.mean(),
-            "error": 100 * error.value,
-            "low": 100 * error.low,
-            "high": 100 * error.high,
+            **in_percent("error", error),
             "near": _near(np.array([error.value]), measured.mean(keepdims=True))[0],
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(PLACE)
@@ -248,9 +245,8 @@ def bench(
     """Load a database for `log` and measure it and its middleware on the first `burst`.
 
     The rate of saturation and the past are those of the transactions after the first
-    WARM_UP of a closed loop. The objective defaults to twice the 95th percentile of the
-    service times measured. Raises InvalidInput for a burst of at most WARM_UP
-    transactions.
+    WARM_UP of a closed loop. The objective is `default_objective_s` of that past unless
+    given. Raises InvalidInput for a burst of at most WARM_UP transactions.
     """
     require(
         WARM_UP < burst <= len(log),
@@ -275,9 +271,7 @@ def bench(
             saturation_per_s=saturation_per_s,
             quiet=measure_quiet(storage, first, workers, QUIET * saturation_per_s),
             busy=overheads(run, first.keys, WARM_UP),
-            slo_s=2 * float(np.quantile(past.service_s, 0.95))
-            if slo_s is None
-            else slo_s,
+            slo_s=default_objective_s(past) if slo_s is None else slo_s,
         )
 
 
@@ -405,6 +399,7 @@ def serve(
         _require_learned(estimator)
     kept = load_estimator(estimator) if is_file(estimator) else None
     options = {"warehouses": warehouses, "mix": mix, "zipf": zipf}
+    batches = {"batch_size": batch_size, "flush_s": flush_s}
     log = make_log(workload, burst, seed, **options)
     if kept is not None:
         estimate(kept, log)  # refused for its features before anything runs
@@ -424,16 +419,15 @@ def serve(
                 whole = whole.without_files()
             ready = replace(ready, log=whole)
             model = fitted(estimator, ready) if kept is None else kept
-            runs = [
-                _round(
-                    ready, r, n, model, policy, source, rate_per_s, batch_size, flush_s
-                )
-                for r, source in enumerate(np.random.SeedSequence(seed).spawn(rounds))
-            ]
+            runs = []
+            for number, source in enumerate(np.random.SeedSequence(seed).spawn(rounds)):
+                rng = np.random.default_rng(source)
+                arrival_s = poisson_arrivals(rate_per_s, n, rng)
+                runs.append(_round(ready, number, model, policy, arrival_s, batches))
         made = _result(ready, runs, policy, estimator, load, rate_per_s, n, lasting_s)
         return made if kept is None else made | {"fitted_on": 0}
 
-    # a server's processes are none of bid-price, and would pass for somebody else's
+    # a server's processes are none of ours, and would pass for somebody else's
     return undisturbed(measured) if engine == "sqlite" else measured()
 
 
@@ -448,28 +442,22 @@ def _require_learned(name: str) -> None:
 
 def estimate(model: LatencyEstimator, log: Log) -> F64:
     """(n,) service times that a model of static features expects of `log`."""
-    n = len(log)
-    nothing = Trace(
-        kinds=log.kinds, kind=log.kind, arrival_s=np.zeros(n), service_s=np.zeros(n),
-        features=static_features(log), feature_names=static_names(log), keys=log.keys,
-        units_s=np.empty((n, 0)), unit_names=(),
-    )  # fmt: skip
-    return predict_all(model, nothing)
+    asked = Batch.of_features(static_features(log), static_names(log), log.keys)
+    return model.predict(asked)
 
 
 def _round(
-    ready: Bench, number: int, n: int, model: LatencyEstimator, policy: str,
-    source: np.random.SeedSequence, rate_per_s: float, batch_size: int, flush_s: float,
+    ready: Bench, number: int, model: LatencyEstimator, policy: str, arrival_s: F64,
+    batches: Mapping[str, Any],
 ) -> tuple[Live, Live]:  # fmt: skip
     """The same requests under FIFO and under the policy, in turn the first to run."""
-    log = ready.requests(number, n)
-    arrival_s = poisson_arrivals(rate_per_s, n, np.random.default_rng(source))
+    log = ready.requests(number, len(arrival_s))
     estimated_s = estimate(model, log)
     done = {}
     for which, name in sorted(enumerate(("fifo", policy)), reverse=number % 2 == 1):
         done[which] = run_live(
             ready, log, name, arrival_s, estimated_s, name=f"round{number}-{which}",
-            batch_size=batch_size, flush_s=flush_s,
+            **batches,
         )  # fmt: skip
     return done[0], done[1]
 

@@ -135,23 +135,32 @@ def fewest_counted_violations(trace: Trace, *, cores: int, slo_s: float | F64) -
     return fewest_violations(tail, cores=cores, slo_s=objective_s) / len(rows)
 
 
+def _paired(values: F64, baseline: F64) -> tuple[F64, F64]:
+    require(
+        len(values) == len(baseline) > 0,
+        f"{len(values)} seeds against {len(baseline)}: pairs are needed",
+    )
+    return np.asarray(values, np.float64), np.asarray(baseline, np.float64)
+
+
+def difference_interval(values: F64, baseline: F64) -> Interval:
+    """mean(values) - mean(baseline) over paired (seeds,), resampled in pairs."""
+    values, baseline = _paired(values, baseline)
+    return mean_interval(values - baseline)
+
+
 def reduction_interval(violations: F64, baseline: F64) -> Interval:
     """1 - mean(violations) / mean(baseline) over paired (seeds,), resampled in pairs.
 
     Raises InvalidInput for unequal numbers of seeds; 0 where the baseline has no
     violation in a resample.
     """
-    violations = np.asarray(violations, np.float64)
-    baseline = np.asarray(baseline, np.float64)
-    require(
-        len(violations) == len(baseline) > 0,
-        f"{len(violations)} seeds against {len(baseline)}: pairs are needed",
-    )
+    violations, baseline = _paired(violations, baseline)
 
     def reductions(picks: I64) -> F64:
-        bid_price, theirs = violations[picks].mean(axis=1), baseline[picks].mean(axis=1)
+        ours, theirs = violations[picks].mean(axis=1), baseline[picks].mean(axis=1)
         safe = np.where(theirs > 0, theirs, 1.0)
-        return np.where(theirs > 0, 1 - bid_price / safe, 0.0)
+        return np.where(theirs > 0, 1 - ours / safe, 0.0)
 
     value = 0.0 if baseline.mean() == 0 else 1 - violations.mean() / baseline.mean()
     return Interval(float(value), *bootstrap(len(violations), reductions))
@@ -162,6 +171,13 @@ def column(runs: pd.DataFrame, policy: str, load: float, name: str) -> F64:
     rows = runs.loc[(runs["policy"] == policy) & (runs["load"] == load)]
     require(len(rows) > 0, f"no run of policy {policy!r} at load {load:g}")
     return np.asarray(rows[name])[np.argsort(np.asarray(rows["seed"]))]
+
+
+def mean(
+    runs: pd.DataFrame, policy: str, load: float, name: str = "violations"
+) -> float:
+    """Mean over the seeds of a `column`."""
+    return float(column(runs, policy, load, name).mean())
 
 
 def reduction(
@@ -183,6 +199,15 @@ def reduction(
     )
 
 
+def in_percent(name: str, share: Interval, ends: str = "") -> dict[str, float]:
+    """A share and its interval in percent, as `name`, `<ends>low` and `<ends>high`."""
+    return {
+        name: 100 * share.value,
+        f"{ends}low": 100 * share.low,
+        f"{ends}high": 100 * share.high,
+    }
+
+
 MEANS = (
     "lenient", "late", "dropped", "goodput_per_s", "throughput_per_s", "p999_s",
     "wasted",
@@ -201,8 +226,8 @@ def outcome(
     return {
         "violations": violations.value,
         "violations_ci": (violations.low, violations.high),
-        **{name: float(column(runs, policy, load, name).mean()) for name in means},
-        "fifo_violations": float(column(runs, "fifo", load, "violations").mean()),
+        **{name: mean(runs, policy, load, name) for name in means},
+        "fifo_violations": mean(runs, "fifo", load),
         "reduction": fewer.value,
         "reduction_ci": (fewer.low, fewer.high),
     }
@@ -254,35 +279,20 @@ def rates(
 def headline(runs: pd.DataFrame, load: float) -> dict[str, float]:
     """The published numbers at one load, in percent, by their published names."""
     numbers = {
-        "fifo_violations_percent": 100
-        * column(runs, "fifo", load, "violations").mean(),
-        "lower_bound_percent": 100 * column(runs, "bound", load, "violations").mean(),
+        "fifo_violations_percent": 100 * mean(runs, "fifo", load),
+        "lower_bound_percent": 100 * mean(runs, "bound", load),
     }
     committed = column(runs, "fifo", load, "throughput_per_s").mean()
     for policy in ("drop", "reorder", "hybrid", "hybrid-corrected", "bid-price"):
         name = policy.replace("-", "_")
-        share = column(runs, policy, load, "violations").mean()
         fewer = reduction(runs, policy, load)
         throughput = column(runs, policy, load, "throughput_per_s").mean()
         numbers |= {
-            f"{name}_violations_percent": 100 * share,
-            f"reduction_{name}": 100 * fewer.value,
-            f"reduction_{name}_low": 100 * fewer.low,
-            f"reduction_{name}_high": 100 * fewer.high,
-            f"throughput_{name}_percent": 100 * throughput / committed,
+            f"{name}_violations_percent": 100 * mean(runs, policy, load),
+            **in_percent(f"reduction_{name}", fewer, f"reduction_{name}_"),
+            f"throughput_{name}_percent": float(100 * throughput / committed),
         }
-    return {name: float(value) for name, value in numbers.items()}
-
-
-def difference_interval(values: F64, baseline: F64) -> Interval:
-    """mean(values) - mean(baseline) over paired (seeds,), resampled in pairs."""
-    values = np.asarray(values, np.float64)
-    baseline = np.asarray(baseline, np.float64)
-    require(
-        len(values) == len(baseline) > 0,
-        f"{len(values)} seeds against {len(baseline)}: pairs are needed",
-    )
-    return mean_interval(values - baseline)
+    return numbers
 
 
 def constant_objective_s(

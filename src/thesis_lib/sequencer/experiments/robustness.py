@@ -22,7 +22,11 @@ from thesis_lib.sequencer.experiments.grid import (
     run_paired,
     run_points,
 )
-from thesis_lib.sequencer.experiments.metrics import column, difference_interval
+from thesis_lib.sequencer.experiments.metrics import (
+    column,
+    difference_interval,
+    in_percent,
+)
 from thesis_lib.sequencer.workload.arrivals import flash_crowd_arrivals, mmpp2_arrivals
 from thesis_lib.sequencer.workload.perturbations import MISESTIMATIONS, Seen, anything
 from thesis_lib.sequencer.workload.scenarios import SERVICE_SIGMA, Prices, priced
@@ -36,6 +40,7 @@ RECOVERY_GOAL_S = 0.02  # goal: in that time
 NON_INFERIORITY_MARGIN = 0.002  # goal: never more violations than FIFO and so much
 # Arrivals under wrong estimates before those that `under_random_misestimation` counts.
 LEARNING = 4_000
+DRAWN_LOADS, DRAWN_OBJECTIVES = (0.3, 1.5), (0.5, 1, 2)
 
 BURSTS, BURST_S = (0.5, 1.5), 0.05  # rates of an MMPP-2 over their mean, mean sojourn
 
@@ -78,17 +83,17 @@ def under_misestimation(
     )
 
 
-def beyond_fifo(runs: pd.DataFrame, by: str = "misestimation") -> pd.DataFrame:
+def beyond_fifo(runs: pd.DataFrame) -> pd.DataFrame:
     """What a policy adds to FIFO's violations, in points, over paired seeds.
 
-    `runs` as from `under_misestimation` or `replicate`, with a column `by`. A row for
-    each `by`, load and policy but FIFO: `fifo` and `policy_percent`, the difference
-    `points` with its 95 % interval (`low`, `high`), and whether `within` says that the
-    whole interval is at most NON_INFERIORITY_MARGIN.
+    `runs` as from `under_misestimation`. A row for each misestimation, load and policy
+    but FIFO: `fifo` and the policy's `percent`, the difference `points` with its 95 %
+    interval (`low`, `high`), and whether the whole interval is `within`
+    NON_INFERIORITY_MARGIN.
     """
     rows = []
-    for _, at in runs.groupby([by, "load"], sort=False):
-        name, load = at[by].iloc[0], float(at["load"].iloc[0])
+    for _, at in runs.groupby(["misestimation", "load"], sort=False):
+        name, load = at["misestimation"].iloc[0], float(at["load"].iloc[0])
         fifo = column(at, "fifo", load, "violations")
         for policy in dict.fromkeys(at["policy"]):
             if policy == "fifo":
@@ -97,14 +102,12 @@ def beyond_fifo(runs: pd.DataFrame, by: str = "misestimation") -> pd.DataFrame:
             more = difference_interval(share, fifo)
             rows.append(
                 {
-                    by: name,
+                    "misestimation": name,
                     "load": load,
                     "policy": policy,
                     "fifo": 100 * fifo.mean(),
                     "percent": 100 * share.mean(),
-                    "points": 100 * more.value,
-                    "low": 100 * more.low,
-                    "high": 100 * more.high,
+                    **in_percent("points", more),
                     "within": more.high <= NON_INFERIORITY_MARGIN,
                 }
             )
@@ -143,23 +146,24 @@ def added(table: pd.DataFrame, policy: str, names: Sequence[str]) -> float:
 
 
 def under_random_misestimation(
-    configs: Mapping[str, SimulationConfig], policy: str, *, cases: int, seed: int,
-    loads: tuple[float, float] = (0.3, 1.5), objectives: Sequence[float] = (0.5, 1, 2),
-) -> pd.DataFrame:  # fmt: skip
+    configs: Mapping[str, SimulationConfig], policy: str, *, cases: int, seed: int
+) -> pd.DataFrame:
     """One row per case: a random misestimation somewhere, FIFO, and a policy.
 
-    Drawn are one of `configs`, a load between `loads`, the objective as a multiple of
-    its own, what is wrong with the estimates (`perturbations.anything`), and whether
-    from the start or from which row on. The shares of violations `fifo` and `policy`
-    are of what arrives LEARNING transactions later or after that. Columns: cell (the
-    name of the configuration), load, objective, after, fifo, policy. Raises
+    Drawn are one of `configs`, a load between DRAWN_LOADS, one of DRAWN_OBJECTIVES as a
+    multiple of its own objective, what is wrong with the estimates
+    (`perturbations.anything`), and whether from the start or from which row on. The
+    shares of violations `fifo` and `policy` are of what arrives LEARNING transactions
+    later or after that. Columns: cell (the name of the configuration), load, objective,
+    after, fifo, policy. Raises
     InvalidInput for runs of fewer than twice LEARNING transactions.
     """
 
     def measure(source: np.random.SeedSequence) -> Iterator[dict]:
         rng = np.random.default_rng(source)
         name = str(rng.choice(list(configs)))
-        load, times = float(rng.uniform(*loads)), float(rng.choice(objectives))
+        load = float(rng.uniform(*DRAWN_LOADS))
+        times = float(rng.choice(DRAWN_OBJECTIVES))
         config = replace(configs[name], slo_s=times * configs[name].slo_s)
         transactions = config.make_trace(int(rng.integers(2**31)))
         n = len(transactions)
@@ -276,18 +280,12 @@ def _by_window(window: I64, weights: F64) -> F64:
     return np.bincount(window, weights)[:-1].astype(np.float64)
 
 
-def recovery_s(
-    shares: pd.DataFrame,
-    crowd: FlashCrowd,
-    policy: str,
-    *,
-    tolerance: float = RECOVERY_TOLERANCE,
-) -> float:
-    """When, after the crowd's end, violations are back to `tolerance` above before.
+def recovery_s(shares: pd.DataFrame, crowd: FlashCrowd, policy: str) -> float:
+    """When, after the crowd's end, violations are about what they were before it.
 
     From `through_a_crowd`. The level before is the mean up to the crowd, without the
-    first tenth of that time; the answer is where the first window begins that is within
-    together with the next one, infinity if none is.
+    first tenth of that time; the answer is where the first window begins that is at
+    most RECOVERY_TOLERANCE above it, together with the next one, infinity if none is.
     """
     begins_s = shares.index.to_numpy()
     made = shares[policy].to_numpy()
@@ -296,7 +294,7 @@ def recovery_s(
     )
     require(bool(before.any()), "no window ends before the crowd: make them shorter")
     after = begins_s > -np.diff(begins_s)[0] / 2
-    within = after & (made <= made[before].mean() + tolerance)
+    within = after & (made <= made[before].mean() + RECOVERY_TOLERANCE)
     back = np.flatnonzero(within[:-1] & within[1:])
     return float(max(begins_s[back[0]], 0.0)) if len(back) else np.inf
 

@@ -248,8 +248,7 @@ def exclusive_keys(trace: Trace, *, slo_s: float | F64) -> int:
     take their transactions in order of their total exclusive work, most first.
     """
     keys = trace.keys
-    owner = np.repeat(np.arange(len(trace)), np.diff(keys.offsets))
-    owner, key = owner[keys.exclusive], keys.keys[keys.exclusive]
+    owner, key = keys.owner[keys.exclusive], keys.keys[keys.exclusive]
     work_s = np.bincount(key, weights=trace.service_s[owner], minlength=1)
     order = np.lexsort((key, -work_s[key]))
     owner, key = owner[order], key[order]

@@ -6,12 +6,11 @@ import numpy as np
 from ortools.sat.python import cp_model
 
 from thesis_lib.common.errors import require
-from thesis_lib.sequencer.core.trace import F64, History, Trace
+from thesis_lib.sequencer.core.trace import F64, History, KeySets, Trace
 from thesis_lib.sequencer.optimum.bounds import ticks
 from thesis_lib.sequencer.optimum.local_search import _problem, _start_early, search
 from thesis_lib.sequencer.simulator.simulator import replay
 
-# --- Windows solved to the end --------------------------------------------------
 LARGEST = 40  # transactions of a window
 SPAN = 16  # a window has at most 2^16 ticks: CP-SAT may move a start tick by tick
 
@@ -27,11 +26,6 @@ class Window:
     def violations(self) -> int:
         """Late + dropped of the best schedule found."""
         return int(self.history.violated.sum())
-
-    @property
-    def solved(self) -> bool:
-        """Whether it is proven to be an optimum."""
-        return self.violations == self.bound
 
 
 def solve(
@@ -49,7 +43,7 @@ def solve(
     result is the same on every machine. Raises InvalidInput for more than 40
     transactions.
     """
-    n, keys = len(trace), trace.keys
+    n = len(trace)
     require(
         1 <= n <= LARGEST,
         f"{n} transactions: expected 1 to {LARGEST}; use `search` for whole traces",
@@ -61,35 +55,14 @@ def solve(
     release = ticks(since_s, power=power).tolist()
     service = ticks(trace.service_s, power=power).tolist()
     due = ticks(since_s + slo_s, up=True, power=power).tolist()
-    model = cp_model.CpModel()
-    starts, present, intervals = [], [], []
+    model, starts, present = _model(trace.keys, cores, release, service, due)
     for i in range(n):
-        latest = max(release[i], due[i] - service[i])
-        start = model.new_int_var(release[i], latest, f"start {i}")
-        on_time = model.new_bool_var(f"on time {i}")
-        if release[i] + service[i] > due[i]:
-            model.add(on_time == 0)
-        intervals.append(
-            model.new_optional_fixed_size_interval_var(
-                start, service[i], on_time, f"run {i}"
-            )
-        )
-        starts.append(start)
-        present.append(on_time)
-        model.add_hint(on_time, not first.violated[i])
+        model.add_hint(present[i], not first.violated[i])
         if not first.violated[i]:
             began_s = first.start_s[i : i + 1] - trace.arrival_s[0]
             begin = int(ticks(began_s, power=power)[0])
-            model.add_hint(start, min(max(begin, release[i]), latest))
-    model.add_cumulative(intervals, [1] * n, cores)
-    owner = np.repeat(np.arange(n), np.diff(keys.offsets))
-    for key in np.unique(keys.keys[keys.exclusive]):
-        at = np.flatnonzero(keys.keys == key)
-        held = [intervals[i] for i in owner[at]]
-        room = max(1, int((~keys.exclusive[at]).sum()))
-        modes = np.where(keys.exclusive[at], room, 1)
-        model.add_cumulative(held, modes.tolist(), room)
-    model.maximize(sum(present))
+            latest = max(release[i], due[i] - service[i])
+            model.add_hint(starts[i], min(max(begin, release[i]), latest))
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = seed
@@ -106,3 +79,34 @@ def solve(
     log = log[~np.isnan(start_s[log])]
     found = replay(trace, log, start_s[log], cores=cores, slo_s=slo_s)
     return Window(min(found, first, key=lambda h: h.violated.sum()), bound)
+
+
+def _model(
+    keys: KeySets, cores: int, release: list[int], service: list[int], due: list[int]
+) -> tuple[cp_model.CpModel, list[cp_model.IntVar], list[cp_model.IntVar]]:
+    """The problem in ticks; of each transaction its start, and if it is on time."""
+    model = cp_model.CpModel()
+    starts, present, intervals = [], [], []
+    for i in range(len(keys)):
+        latest = max(release[i], due[i] - service[i])
+        start = model.new_int_var(release[i], latest, f"start {i}")
+        on_time = model.new_bool_var(f"on time {i}")
+        if release[i] + service[i] > due[i]:
+            model.add(on_time == 0)
+        intervals.append(
+            model.new_optional_fixed_size_interval_var(
+                start, service[i], on_time, f"run {i}"
+            )
+        )
+        starts.append(start)
+        present.append(on_time)
+    model.add_cumulative(intervals, [1] * len(keys), cores)
+    owner = keys.owner
+    for key in np.unique(keys.keys[keys.exclusive]):
+        at = np.flatnonzero(keys.keys == key)
+        held = [intervals[i] for i in owner[at]]
+        room = max(1, int((~keys.exclusive[at]).sum()))
+        modes = np.where(keys.exclusive[at], room, 1)
+        model.add_cumulative(held, modes.tolist(), room)
+    model.maximize(sum(present))
+    return model, starts, present

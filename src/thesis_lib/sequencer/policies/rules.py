@@ -52,13 +52,21 @@ class Code(NamedTuple):
 
 
 @njit(cache=True)
+def mix(value):
+    """A bijection of 64 bits that scatters: the last steps of SplitMix64.
+
+    Steele, Lea and Flood, OOPSLA 2014.
+    """
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@njit(cache=True)
 def _coin(seed, i):
     """The coin of `random-drop`, in [0, 1): it depends on `seed` and the id alone."""
-    mixed = np.uint64(i) + np.uint64(seed)
-    mixed = (mixed + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
+    number = np.uint64(i) + np.uint64(seed) + np.uint64(1)
+    mixed = mix(number * np.uint64(0x9E3779B97F4A7C15))
     return np.float64(mixed >> np.uint64(11)) / 2.0**53
 
 

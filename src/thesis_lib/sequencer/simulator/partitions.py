@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 from numba.typed.typedlist import List
+from numpy.typing import NDArray
 
 from thesis_lib.common.errors import InvalidInput, require, require_all, vector
 from thesis_lib.sequencer.core.events import (
@@ -163,13 +164,15 @@ def merge(traces: Sequence[Trace], crossing: float, seed: int) -> Partitioned:
             "traces differ in kinds or features: expected the same workload in every "
             "partition",
         )
+
+    def joined(name: str) -> NDArray:
+        return np.concatenate([getattr(trace, name) for trace in traces])
+
     sizes = [len(trace) for trace in traces]
-    order = np.argsort(
-        np.concatenate([trace.arrival_s for trace in traces]), kind="stable"
-    )
+    order = np.argsort(joined("arrival_s"), kind="stable")
     home = np.repeat(np.arange(partitions), sizes)[order]
     keys = KeySets.concatenate([trace.keys for trace in traces])
-    kind = np.concatenate([trace.kind for trace in traces])
+    kind = joined("kind")[order]
     rng = np.random.default_rng(seed)
     coin, pick, which = rng.random((3, len(order)))
     crosses = coin < crossing
@@ -180,7 +183,7 @@ def merge(traces: Sequence[Trace], crossing: float, seed: int) -> Partitioned:
     for place, trace in enumerate(traces):
         for k in range(len(first.kinds)):
             like = begin[place] + np.flatnonzero(trace.kind == k)
-            rows = np.flatnonzero((other == place) & (kind[order] == k))
+            rows = np.flatnonzero((other == place) & (kind == k))
             require(
                 len(rows) == 0 or len(like) > 0,
                 f"partition {place} has no {first.kinds[k]!r}: what crosses to it "
@@ -191,13 +194,13 @@ def merge(traces: Sequence[Trace], crossing: float, seed: int) -> Partitioned:
     return Partitioned(
         trace=Trace(
             kinds=first.kinds,
-            kind=kind[order],
-            arrival_s=np.concatenate([trace.arrival_s for trace in traces])[order],
-            service_s=np.concatenate([trace.service_s for trace in traces])[order],
-            features=np.concatenate([trace.features for trace in traces])[order],
+            kind=kind,
+            arrival_s=joined("arrival_s")[order],
+            service_s=joined("service_s")[order],
+            features=joined("features")[order],
             feature_names=first.feature_names,
             keys=keys.take(order),
-            units_s=np.concatenate([trace.units_s for trace in traces])[order],
+            units_s=joined("units_s")[order],
             unit_names=first.unit_names,
             meta={"partitions": partitions, "crossing": crossing, "seed": seed},
         ),
@@ -242,8 +245,7 @@ def _rows(work: Partitioned, place: int, exchange: Exchange) -> tuple[Rows, I64]
     # Keys that nobody else uses, numbered after all others.
     own = mine.n_keys + (np.cumsum(crosses) - 1)[member]
     locks_own = np.flatnonzero((stage == MESSAGE) | (stage == EXECUTE))
-    owner = np.repeat(np.arange(len(member)), np.diff(locked.offsets))
-    entry = np.concatenate([owner, locks_own])
+    entry = np.concatenate([locked.owner, locks_own])
     key = np.concatenate([locked.keys, own[locks_own]])
     alone = np.concatenate([locked.exclusive, np.ones(len(locks_own), bool)])
     by = np.argsort(entry, kind="stable")
@@ -279,6 +281,22 @@ class Site(NamedTuple):
     counts: I64  # (4,)
 
 
+def _idle_site(rows: Rows, service_s: F64, cores: int) -> Site:
+    """A partition in which nothing has run, and no message has arrived."""
+    state, r = idle_state(rows.keys, cores), len(rows.owner)
+    for message in np.flatnonzero(rows.stage == MESSAGE).tolist():
+        book(state.table, message)
+    return Site(
+        state=state,
+        busy_s=service_s[rows.owner] * rows.busy,
+        owner=rows.owner,
+        stage=rows.stage,
+        heard=np.zeros(r, np.bool_),
+        held=np.empty(r, np.int64),
+        counts=np.zeros(4, np.int64),
+    )
+
+
 # What a sequencer's look-ahead knows is kept apart from its site: fetching a tuple of
 # arrays from a list costs more than most events, and only decisions need that one.
 @njit(cache=True)
@@ -311,6 +329,24 @@ class Calendar(NamedTuple):
     booked_s: F64  # (n,) when the merge books each of these
     sent: I64  # (n, 2) transaction, and the partition that its message goes to
     sent_s: F64  # (n,) when it arrives there
+
+
+def _empty_calendar(work: Partitioned, rows: I64) -> Calendar:
+    """Before anything is decided; `rows` (n, 2) as in `Calendar`."""
+    n, crossing = len(work), int(work.crosses.sum())
+    return Calendar(
+        arrival_s=work.trace.arrival_s,
+        home=work.home,
+        other=work.other,
+        rows=rows,
+        decided_s=np.full(n, np.nan),
+        dropped=np.zeros(n, np.bool_),
+        log=np.empty(n, np.int64),
+        merging=np.empty(crossing, np.int64),
+        booked_s=np.empty(crossing),
+        sent=np.empty((2 * crossing, 2), np.int64),
+        sent_s=np.empty(2 * crossing),
+    )
 
 
 @njit(cache=True)
@@ -520,7 +556,6 @@ def simulate_partitions(
     cores: int,
     slo_s: float,
     exchange: Exchange = EXCHANGE,
-    spread: float = SPREAD,
 ) -> PartitionedHistory:
     """Run `work` on as many partitions of `cores` each, every one under `policy`.
 
@@ -536,7 +571,6 @@ def simulate_partitions(
     estimated_s = vector("estimated_s", estimated_s, np.float64, n, 0.0)
     require(cores >= 1, f"cores={cores}: expected at least 1")
     require(0 < slo_s < np.inf, f"slo_s={slo_s:g} must be positive and finite")
-    require(spread >= 0, f"spread={spread:g} must not be negative")
     if policy.batched or policy.code is None:
         raise InvalidInput(
             f"policy {policy.name!r} waits for batches or runs in Python only: "
@@ -554,45 +588,21 @@ def simulate_partitions(
         at_home = work.home == place
         where[at_home, 0] = first[at_home]
         where[work.other == place, 1] = first[work.other == place]
-        state = idle_state(rows.keys, cores)
+        site = _idle_site(rows, trace.service_s, cores)
         due_s = deadline_s[rows.owner]
         due_s[(rows.stage == WHOLE) & work.crosses[rows.owner]] -= early_s
+        expected_s = estimated_s[rows.owner] * rows.busy
         lookahead = policy.make_lookahead(
-            state, rows.keys, estimated_s[rows.owner] * rows.busy, due_s, spread, 0.0
+            site.state, rows.keys, expected_s, due_s, SPREAD, 0.0
         )
         model = lookahead.model
         memories.append(lookahead.memory)
-        places.append(
-            Site(
-                state=state,
-                busy_s=trace.service_s[rows.owner] * rows.busy,
-                owner=rows.owner,
-                stage=rows.stage,
-                heard=np.zeros(len(rows.owner), np.bool_),
-                held=np.empty(len(rows.owner), np.int64),
-                counts=np.zeros(4, np.int64),
-            )
-        )
-        for message in np.flatnonzero(rows.stage == MESSAGE).tolist():
-            book(state.table, message)
+        places.append(site)
     sites, lookaheads = _list_of(places[0]), _list_of(memories[0])
     for site, memory in zip(places[1:], memories[1:], strict=True):
         _append(sites, site)
         _append(lookaheads, memory)
-    crossing = int(work.crosses.sum())
-    calendar = Calendar(
-        arrival_s=trace.arrival_s,
-        home=work.home,
-        other=work.other,
-        rows=where,
-        decided_s=np.full(n, np.nan),
-        dropped=np.zeros(n, np.bool_),
-        log=np.empty(n, np.int64),
-        merging=np.empty(crossing, np.int64),
-        booked_s=np.empty(crossing),
-        sent=np.empty((2 * crossing, 2), np.int64),
-        sent_s=np.empty(2 * crossing),
-    )
+    calendar = _empty_calendar(work, where)
     held = _run(
         sites, lookaheads, calendar, model, policy.code, policy.in_flight or 0,
         exchange.round_s / 2, float(exchange.epoch_s),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from thesis_lib.common.errors import require, vector
 from thesis_lib.sequencer.core.trace import I64, Bool, History, KeySets, Trace
+from thesis_lib.sequencer.policies.rules import mix
 
 U64 = NDArray[np.uint64]
 
@@ -56,22 +57,11 @@ def state_digest(trace: Trace, history: History) -> str:
 
 
 @njit(cache=True)
-def _mix(value):
-    """A bijection of 64 bits that scatters: the last steps of SplitMix64.
-
-    Steele, Lea and Flood, OOPSLA 2014.
-    """
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
-
-
-@njit(cache=True)
 def _execute(state: U64, offsets: I64, keys: I64, exclusive: Bool, order: I64) -> None:
     for i in order:
-        value = _mix(np.uint64(i + 1))
+        value = mix(np.uint64(i + 1))
         for request in range(offsets[i], offsets[i + 1]):
-            value = _mix(value ^ state[keys[request]])
+            value = mix(value ^ state[keys[request]])
         for request in range(offsets[i], offsets[i + 1]):
             if exclusive[request]:
-                state[keys[request]] = _mix(value ^ np.uint64(keys[request]))
+                state[keys[request]] = mix(value ^ np.uint64(keys[request]))

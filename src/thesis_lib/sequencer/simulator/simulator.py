@@ -25,7 +25,7 @@ from thesis_lib.sequencer.core.events import (
     idle_state,
     next_decision,
 )
-from thesis_lib.sequencer.core.trace import F64, I64, History, Trace
+from thesis_lib.sequencer.core.trace import F64, I64, Bool, History, Trace
 from thesis_lib.sequencer.policies.lookahead import SPREAD, Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
 from thesis_lib.sequencer.policies.rules import decide_compiled
@@ -61,9 +61,17 @@ def replay(
     dropped[log] = False
     decided_s = trace.arrival_s.copy()
     decided_s[log] = dispatch_s
+    deadline_s = trace.arrival_s + slo_s
+    return _history(state, trace.arrival_s, deadline_s, decided_s, dropped)
+
+
+def _history(
+    state: State, arrival_s: F64, deadline_s: F64, decided_s: F64, dropped: Bool
+) -> History:
+    """What a database whose log has ended says of it, with what others know (n,)."""
     return History(
-        arrival_s=trace.arrival_s,
-        deadline_s=trace.arrival_s + slo_s,
+        arrival_s=arrival_s,
+        deadline_s=deadline_s,
         decided_s=decided_s,
         granted_s=state.granted_s,
         start_s=state.start_s,
@@ -113,9 +121,9 @@ def simulate(
     batch, and for a policy that holds transactions with nothing left to wait for.
 
     >>> from thesis_lib.sequencer import policy, scenario, simulate
-    >>> rule = policy("bid-price", slo_s=0.0125, cores=8)
+    >>> bid_price = policy("bid-price", slo_s=0.0125, cores=8)
     >>> trace = scenario("A", n=100, seed=1)
-    >>> history = simulate(trace, rule, trace.service_s, cores=8, slo_s=0.0125)
+    >>> history = simulate(trace, bid_price, trace.service_s, cores=8, slo_s=0.0125)
     >>> int(history.late.sum()), int(history.dropped.sum())
     (0, 0)
     """
@@ -172,15 +180,8 @@ def simulate(
         f"policy {policy.name!r} holds {held} transactions with nothing left to wait "
         "for: a rule must release or drop when the database idles",
     )
-    return History(
-        arrival_s=before.arrival_s,
-        deadline_s=before.deadline_s,
-        decided_s=before.decided_s,
-        granted_s=state.granted_s,
-        start_s=state.start_s,
-        finish_s=state.finish_s,
-        dropped=before.dropped,
-        log=state.log[: state.progress[LOGGED]].copy(),
+    return _history(
+        state, before.arrival_s, before.deadline_s, before.decided_s, before.dropped
     )
 
 

@@ -1,7 +1,7 @@
-"""What the clients ask for: arrivals, reference scenarios, TPC-C, YCSB.
+"""When clients ask: Poisson, modulated and stepped arrivals of an open loop.
 
-Every function is seeded: the same arguments give the same transactions, on every
-machine and in every process.
+Every function is seeded: the same arguments give the same arrivals, on every machine
+and in every process.
 """
 
 from dataclasses import replace
@@ -12,7 +12,6 @@ from thesis_lib.common.errors import require, vector
 from thesis_lib.sequencer.core.trace import F64, Trace
 
 
-# --- Arrivals ----------------------------------------------------------------
 def on_grid(draws: F64) -> F64:
     """Draws rounded to multiples of 2^-24, about 6e-8.
 

@@ -141,9 +141,8 @@ def hottest(keys: KeySets) -> int:
 
 def locking(keys: KeySets, key: int) -> Bool:
     """(n,) which transactions lock `key`, in either mode."""
-    row = np.repeat(np.arange(len(keys)), np.diff(keys.offsets))
     found = np.zeros(len(keys), bool)
-    found[row[keys.keys == key]] = True
+    found[keys.owner[keys.keys == key]] = True
     return found
 
 

@@ -6,7 +6,7 @@ collected trace answer that well enough to compare policies on other mixes and a
 skew; what they leave out of a real engine is noise of its own (`priced`).
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 from scipy.optimize import nnls
@@ -108,18 +108,8 @@ def from_measured(trace: Trace, n: int, seed: int) -> Trace:
     rng = np.random.default_rng(seed)
     arrival_s = poisson_arrivals(1.0, n, rng)
     rows = (rng.integers(len(trace)) + np.arange(n)) % len(trace)
-    return Trace(
-        kinds=trace.kinds,
-        kind=trace.kind[rows],
-        arrival_s=arrival_s,
-        service_s=trace.service_s[rows],
-        features=trace.features[rows],
-        feature_names=trace.feature_names,
-        keys=trace.keys.take(rows),
-        units_s=trace.units_s[rows],
-        unit_names=trace.unit_names,
-        meta={**trace.meta, "resampled": {"n": n, "seed": seed}},
-    )
+    meta = {**trace.meta, "resampled": {"n": n, "seed": seed}}
+    return replace(trace.take(rows, arrival_s), measured={}, meta=meta)
 
 
 GRAIN_S = 1e-7  # to which prices are rounded, so that they are the same everywhere

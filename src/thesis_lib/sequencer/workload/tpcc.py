@@ -21,7 +21,7 @@ from thesis_lib.sequencer.workload.transactions import (
     Scale,
     StockLevel,
     Transaction,
-    _directory,
+    customer_names,
     last_name,
 )
 
@@ -94,3 +94,19 @@ def tpcc(n: int, scale: Scale, seed: int, mix: str = "spec") -> Log:
         else:
             transactions.append(StockLevel(w, d, draw.between(10, 20)))
     return Log.declare(scale, seed, transactions)
+
+
+def _directory(scale: Scale, seed: int) -> dict[tuple[int, int, str], tuple[int, int]]:
+    """(w, d, last name) to (customer number, customers of that name).
+
+    The customer is the middle one by first name, rounded up (clause 2.5.2.2).
+    """
+    bearers: dict[tuple[int, int, str], list[tuple[str, int]]] = {}
+    for w in range(scale.warehouses):
+        for d, names in enumerate(customer_names(scale, seed, w)):
+            for c, (last, first) in enumerate(names):
+                bearers.setdefault((w, d, last), []).append((first, c))
+    return {
+        name: (sorted(found)[(len(found) - 1) // 2][1], len(found))
+        for name, found in bearers.items()
+    }

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from random import Random
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, get_args
 
 import numpy as np
 
@@ -282,7 +282,7 @@ class Ycsb:
 
 # --- Logs --------------------------------------------------------------------
 Transaction = NewOrder | Payment | OrderStatus | Delivery | StockLevel | Ycsb
-TYPES = (NewOrder, Payment, OrderStatus, Delivery, StockLevel, Ycsb)
+TYPES: tuple[type[Transaction], ...] = get_args(Transaction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,22 +360,6 @@ def customer_names(scale: Scale, seed: int, w: int) -> list[list[tuple[str, str]
             ]
         )
     return names
-
-
-def _directory(scale: Scale, seed: int) -> dict[tuple[int, int, str], tuple[int, int]]:
-    """(w, d, last name) to (customer number, customers of that name).
-
-    The customer is the middle one by first name, rounded up (clause 2.5.2.2).
-    """
-    bearers: dict[tuple[int, int, str], list[tuple[str, int]]] = {}
-    for w in range(scale.warehouses):
-        for d, names in enumerate(customer_names(scale, seed, w)):
-            for c, (last, first) in enumerate(names):
-                bearers.setdefault((w, d, last), []).append((first, c))
-    return {
-        name: (sorted(found)[(len(found) - 1) // 2][1], len(found))
-        for name, found in bearers.items()
-    }
 
 
 def declared_locks(
