@@ -6,7 +6,7 @@ order, so conflicting transactions run in log order and no cycle of waits can fo
 serve the simulator and the real engine.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -19,7 +19,8 @@ EXCLUSIVE = -1  # in `holders`: one exclusive holder
 # Compiles a function that borrows the arrays it is handed, and neither makes nor keeps
 # any: without reference counts. Those of all arrays of a `State` or a look-ahead's
 # `Memory`, at every call, took three fifths of the time of a decision.
-borrowing = njit(cache=True, _nrt=False)
+_BORROWING: Any = {"cache": True, "_nrt": False}  # the second is in no stub
+borrowing = njit(**_BORROWING)
 
 
 class LockTable(NamedTuple):
