@@ -73,7 +73,7 @@ release: $(READY) ## before a release: the default book and its claims, the whee
 	$(BIN)/thesis claims --profile default
 	rm -rf build/wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
-	$(BIN)/pytest tests/test_wheel.py tests/test_packaging.py
+	$(BIN)/pytest tests/project/test_wheel.py tests/project/test_packaging.py
 
 coverage: $(READY) ## share of lines that the laws execute, by room (TESTS=tests)
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q \

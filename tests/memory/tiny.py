@@ -7,9 +7,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.checkpoint import allocate
 from thesis_lib.memory.model.spec import Machine
-from thesis_lib.memory.offload.offloaded_model import plan_checkpoint
+from thesis_lib.memory.offload.measure import DeviceBudget
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 
 VOCAB, LAYERS = 211, 4
+ROW = 8  # bytes of a token's number, which the caller holds
 _SHAPE = {
     "vocab_size": VOCAB,
     "hidden_size": 48,
@@ -95,3 +97,27 @@ def give_tokenizer(folder):
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     made.save_pretrained(folder)
     return made
+
+
+def metered(folder, made):
+    """The peak of the extreme steps that a plan admits."""
+    with StreamedModel(folder, made) as twin, DeviceBudget() as budget:
+        twin.charge(budget)
+        keep, new = made.logit_tokens, made.pass_tokens
+        twin.step(tokens(0, made.batch, new), None, keep)
+        cache = twin.new_cache()
+        past = made.context - new
+        while past:
+            chunk = min(past, new)
+            twin.step(tokens(1, made.batch, chunk), cache, 1)
+            past -= chunk
+        twin.step(tokens(2, made.batch, new), cache, keep)
+        del cache
+        if made.context > 1:
+            cache, past = twin.new_cache(), made.context - 1
+            while past:
+                chunk = min(past, new)
+                twin.step(tokens(1, made.batch, chunk), cache, 1)
+                past -= chunk
+            twin.step(tokens(2, made.batch, 1), cache, 1)
+    return budget.peak_bytes

@@ -1,0 +1,311 @@
+"""Every script of `benchmarks/` runs, and writes what its committed record holds."""
+
+import copy
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests" / "memory"))
+MEASUREMENTS = ROOT / "data" / "measurements"
+MADE_BY = {"commit", "clean", "kernel", "machine", "versions", "date", "load_average"}
+
+
+def keys(rows):
+    """What the rows of a list have together."""
+    return set().union(*(row.keys() for row in rows))
+
+
+def same_shape(new, old, at):
+    """A smaller record of the same schema: no key and no kind of value is new.
+
+    Rows of a table have the same columns. Tables may be of fewer names.
+    """
+    if isinstance(old, dict):
+        assert isinstance(new, dict), at
+        for key, value in new.items():
+            if key not in MADE_BY and key in old:
+                same_shape(value, old[key], f"{at}.{key}")
+    elif isinstance(old, list) and old and isinstance(old[0], dict):
+        assert isinstance(new, list), at
+        assert new, f"{at} is empty"
+        assert keys(new) - MADE_BY == keys(old) - MADE_BY, at
+        same_shape(new[0], old[0], f"{at}[0]")
+    elif isinstance(old, bool | str | list):
+        assert isinstance(new, type(old)), at
+    elif old is not None and new is not None:
+        assert isinstance(new, int | float), at
+
+
+def run(name, tmp_path, words=()):
+    """The record that a script writes into a temporary folder."""
+    script = importlib.import_module(name)
+    out = tmp_path / f"{name}.json"
+    script.main([*map(str, words), "--out", str(out)])
+    return json.loads(out.read_text())
+
+
+def committed(name):
+    return json.loads((MEASUREMENTS / f"{name}.json").read_text())
+
+
+def held_against(name, record):
+    """No key of the committed record is missing, and the rest is of its schema."""
+    assert committed(name).keys() | MADE_BY <= record.keys()
+    same_shape(record, committed(name), name)
+
+
+@pytest.fixture
+def patched(monkeypatch):
+    def patch(name, **constants):
+        script = importlib.import_module(name)
+        for constant, value in constants.items():
+            monkeypatch.setattr(script, constant, value)
+        return script
+
+    return patch
+
+
+@pytest.fixture
+def tiny_smollm2(monkeypatch, tmp_path):
+    """A tiny random model where a script asks for SmolLM2."""
+    import tiny
+
+    from thesis_lib.memory.model import smollm2
+
+    folder = tmp_path / "tiny"
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    model = tiny.write(folder, head_dim=16, max_position_embeddings=512, **shape)
+    tokenizer = tiny.give_tokenizer(folder)
+    monkeypatch.setattr(smollm2, "checkpoint", lambda: folder)
+    monkeypatch.setattr(smollm2, "load", lambda: (copy.deepcopy(model), tokenizer))
+    return folder
+
+
+EXAMPLE = yaml.safe_load((ROOT / "data" / "grids" / "example.yml").read_text())
+LOADS = next(iter(EXAMPLE["grid"]))  # the parameters that take their loads together
+CHECK = EXAMPLE | {"grid": EXAMPLE["grid"] | {LOADS: EXAMPLE["grid"][LOADS][:2]}}
+# Part I: by script, its words and its constants.
+SMALL = {
+    "goals": (["2", "300"], {}),
+    "optimum": (
+        [],
+        {
+            "TRANSACTIONS": 300, "LOADS": (1.1,), "SEEDS": 2, "SWEEPS": 1,
+            "NUMBER": 2, "EFFORT": 0.1, "WINDOWS": {"B": 3.0},
+        },
+    ),
+    "predict": ([], {"ROUNDS": 1, "CALLS": 20}),
+    "simulator": (
+        [],
+        {
+            "CASES": [("A", 0.9)], "PEER_TRANSACTIONS": 300, "ROUNDS": 1,
+            "SIZES": [100, 200], "REPLICA_WORKERS": [4, 8],
+        },
+    ),
+    "decide": (
+        [],
+        {
+            "TRANSACTIONS": 300, "LOADS": (1.1,), "ROUNDS": 1, "SCENARIOS": ("A",),
+            "POLICIES": ("fifo-batched", "bid-price"),
+        },
+    ),
+    "scale": ([], {"CORES": (8,), "LOADS": (1.1,), "ROUNDS": 1}),
+    "middleware": (
+        ["1"], {"N": 120, "WARM_UP": 20, "WORKERS": (1,), "STEPS": (0.5, 1.0)}
+    ),
+    "sim_to_real": (
+        ["2", "60"],
+        {"LOADS": (0.9, 1.1), "WORKERS": (1,), "BURST": 300, "SLO_S": 1.0},
+    ),
+    "storages": (["700"], {"BLOCK": 10, "WARM_UP": 2}),
+}  # fmt: skip
+SLOW = {"decide", "scale", "storages"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.proof] * (n in SLOW)) for n in SMALL],
+)
+def test_a_script_of_part_one_writes_the_schema_of_its_record(name, patched, tmp_path):
+    words, constants = SMALL[name]
+    patched(name, **constants)
+    if name == "decide":  # which keeps a part that is measured apart
+        crowded = json.dumps({"crowded": committed("decide")["crowded"]})
+        (tmp_path / "decide.json").write_text(crowded)
+    held_against(name, run(name, tmp_path, words))
+
+
+def test_certificates_are_those_of_the_record(tmp_path):
+    record = run("certificate", tmp_path, ["--logical", "3", "--physical", "0"])
+    assert record["physical"] == []
+    record["physical"] = committed("certificate")["physical"]
+    for row in record["logical"]:
+        assert row["metered_bytes"] <= row["planned_bytes"]
+    held_against(
+        "certificate", record | {"physical": committed("certificate")["physical"]}
+    )
+
+
+def test_low_rank_steps_are_those_of_the_record(patched, tiny_smollm2, tmp_path):
+    patched("lowrank", CONTEXT=24, RATIOS=(0.8,), LAST_TOKEN=2000, BLOCK_WINDOWS=6)
+    words = ["--seeds", "1", "--windows", "6", "--tokens", "60"]
+    record = run("lowrank", tmp_path, words)
+    held_against("lowrank", record)
+    again = run("lowrank", tmp_path, words)
+    assert again["points"] == record["points"]  # nothing twice
+
+
+def test_bits_and_ranks_are_those_of_the_record(patched, tiny_smollm2, tmp_path):
+    patched(
+        "combined", CONTEXT=24, WINDOWS=6, OUTER_WINDOWS=6, CALIBRATION_TOKENS=500,
+        VALIDATION=(600, 49), HELD_OUT_TOKENS=49, GROUPS=(64,), RANKS=(0, 2), LAYERS=4,
+        LAYERS_JUDGED=range(1, 2), ROUNDS=1,
+    )  # fmt: skip
+    record = run("combined", tmp_path, ["--seeds", "1"])
+    held_against("combined", record)
+    assert run("combined", tmp_path, ["--seeds", "1"])["runs"] == record["runs"]
+
+
+def test_ways_to_store_a_model_are_those_of_the_record(patched, tiny_smollm2, tmp_path):
+    script = importlib.import_module("pareto")
+    points = [
+        script.Point("bf16"),
+        script.Point("GPTQ 3", script.CompressionConfig(bits=3, group=16)),
+        script.Point("plain SVD 0.8", twin=lambda m: script.truncated(m, 0.8)),
+    ]
+    patched("pareto", CONTEXT=24, PROMPT=8, GROUP=16, SHARE=1, POINTS=points)
+    words = ["--sets", "1", "--tokens", "60", "--rounds", "1", "--work", tmp_path / "w"]
+    record = run("pareto", tmp_path, words)
+    held_against("pareto", record)
+    assert set(record["timing"]["systems"]) == {"bf16", "GPTQ 3"}
+
+
+def test_speculation_is_that_of_the_record(patched, tiny_smollm2, tmp_path):
+    patched("speculate", PROMPT=24, SHARE=1.5, BATCHES=(1, 2), PERIOD=0)
+    words = ["--prompts", "2", "--tokens", "4", "--drafted", "1", "--rounds", "1"]
+    record = run("speculate", tmp_path, [*words, "--layers", "0"])
+    assert all(row["identical"] for row in record["prompts"])
+    held_against("speculate", record)
+
+
+def test_predicted_times_are_those_of_the_record(patched, tiny_smollm2, tmp_path):
+    patched("prediction", PASSES=(1, 4), SEQUENCES=(1, 2), STEPS=1, SHARES=(0.5, 1.5))
+    words = ["--checkpoint", tiny_smollm2, "--plans", "2", "--rounds", "1"]
+    held_against("prediction", run("prediction", tmp_path, words))
+
+
+def test_readers_are_those_of_the_record(patched, tiny_smollm2, tmp_path):
+    from thesis_lib.memory.offload.store import SafetensorsStore
+
+    with SafetensorsStore(tiny_smollm2) as store:
+        mode = store.mode
+    variants = [(mode, 1, 2**20, True, True), (mode, 2, 2**18, False, False)]
+    patched("readers", SAMPLE_BYTES=2**16, VARIANTS=variants)
+    held_against("readers", run("readers", tmp_path, [tiny_smollm2, 1]))
+
+
+def test_a_lossless_code_is_that_of_the_record(patched, tmp_path):
+    from thesis_lib.memory.model.spec import ModelSpec
+
+    small = ModelSpec("llama2-7b", 6, 256, 512, 8, 8, 32, 1000, tied=False)
+    script = patched("lossless")
+    made = script.synthesise
+    patched("lossless", synthesise=lambda _, *a, **k: made(small, *a, **k), REPEATS=1)
+    patched("lossless", settle=lambda model: [model.drain() or 0.1])
+    words = [
+        "--codecs",
+        "exponent code",
+        "--mib",
+        "2",
+        "--layers",
+        "4",
+        "--rounds",
+        "1",
+    ]
+    record = run("lossless", tmp_path, words)
+    held_against("lossless", record)
+    assert record["stream"]["equal_logits"]
+    assert all(row["ratio"] < 0.8 for row in record["codecs"])
+
+
+@pytest.mark.proof
+def test_a_busy_process_beside_is_that_of_the_record(patched, tmp_path):
+    patched("beside", WAYS={"sleeping": "0"}, BESIDE=(0, 1))
+    held_against("beside", run("beside", tmp_path, ["1"]))
+
+
+@pytest.mark.proof
+def test_plans_hold_in_a_group_of_their_promise(tmp_path):
+    record = run("certificate", tmp_path, ["--logical", "1", "--physical", "1"])
+    held_against("certificate", record)
+
+
+@pytest.mark.proof
+def test_what_is_crowded_is_that_of_the_record(patched, tmp_path):
+    script = patched("decide", CROWD=300, CROWDED_LOADS=(1.1,), CROWDED_SLO_S=(0.0125,))
+    patched("decide", in_turn=lambda earlier: [{"code": "now"} | script.crowd()[0]])
+    out = tmp_path / "decide.json"
+    out.write_text((MEASUREMENTS / "decide.json").read_text())
+    before = committed("decide")
+    record = run("decide", tmp_path, ["--crowded"])
+    rows = before["crowded"]["cases"]
+    assert keys(record["crowded"]["cases"]) == keys(rows) - {"samples_us"}
+    assert record.pop("crowded") != before.pop("crowded")
+    assert record == before  # and the rest stays as it was
+
+
+@pytest.mark.proof
+def test_a_sweep_killed_half_way_is_that_of_the_record(patched, tmp_path):
+    patched("sweep_resume", LOADS=[0.9, 1.1], GRID=CHECK)
+    record = run("sweep_resume", tmp_path)
+    held_against("sweep_resume", record)
+    assert record["lost"] == record["executed_twice"] == 0
+
+
+@pytest.mark.proof
+def test_overheads_of_a_sweep_are_those_of_the_record(patched, tmp_path):
+    small = dict(zip(LOADS.split(", "), CHECK["grid"][LOADS][0], strict=True))
+    others = CHECK["grid"].keys() - {LOADS}
+    small |= {name: CHECK["grid"][name][0] for name in others} | {"seeds": 2}
+    patched("sweep_overhead", SMALL=small, SIXTEEN=CHECK | {"seeds": 3})
+    held_against("sweep_overhead", run("sweep_overhead", tmp_path, ["1"]))
+
+
+@pytest.mark.proof
+def test_a_grid_is_told_with_its_times(patched, tmp_path):
+    grids = tmp_path / "data" / "grids"
+    grids.mkdir(parents=True)
+    (grids / "small.yml").write_text(yaml.safe_dump(CHECK))
+    shown = importlib.import_module("grids").GRIDS["04_evaluation"][2]
+    patched("grids", GRIDS={"small": ("4", 1, shown)}, checkout=lambda: tmp_path)
+    (found,) = run("grids", tmp_path, ["small"]).values()
+    assert found["points"] == 4
+    assert found["failed"] == {}
+    assert {"commit", "machine", "rows", "workers"} <= found.keys()
+
+
+@pytest.mark.proof
+def test_what_people_wait_for_is_measured_beside_nothing(tmp_path):
+    record = run("start", tmp_path, ["1"])
+    nothing, *rows = record["rows"]
+    assert nothing["over_nothing"]["ratio"] == 1
+    assert all(row["median_s"] > nothing["median_s"] for row in rows)
+    assert record.keys() >= MADE_BY
+
+
+def test_no_script_is_left_out():
+    """The others have tests of their own, or are helpers of those that have."""
+    own = {"headline", "gpu", "streaming", "beside"}
+    helpers = {"record", "memory_limit", "timed_decode"}
+    here = Path(__file__).read_text()
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        name = path.stem
+        if name in helpers or name in own:
+            assert any(name in p.read_text() for p in (ROOT / "tests").rglob("*.py"))
+        else:
+            assert f'"{name}"' in here, f"{name} is imported by no test"

@@ -1,0 +1,336 @@
+"""A limit of memory is real: what does not fit is killed; nothing is left behind."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import memory_limit as module
+import pytest
+import torch
+from memory_limit import (
+    Confined,
+    OverLimit,
+    confine,
+    confined_call,
+    forget_pages,
+    how_confined,
+    read_from_disk_bytes,
+    thinned,
+)
+from tiny import plan_tight, write
+
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.units import MiB
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload.measure import DeviceBudget
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
+
+NOWHERE = Path("/nowhere")  # a system without control groups
+PLACES = [module.PROC, NOWHERE]
+FIND = f"import sys; sys.path.append({str(Path(module.__file__).parent)!r})"
+HOLD = "import time; held = bytearray({0} << 20); time.sleep({1}); print(len(held))"
+
+
+def hold(mib, seconds=0.1):
+    return [sys.executable, "-c", HOLD.format(mib, seconds)]
+
+
+def groups():
+    """Groups of ours that exist now."""
+    return [
+        path
+        for parent, _ in module._parents(module.PROC)
+        if parent.is_dir()
+        for path in parent.glob(f"thesis-{os.getpid()}-*")
+    ]
+
+
+@pytest.mark.parametrize("proc", PLACES, ids=str)
+def test_a_command_that_fits_keeps_its_output_and_its_code(proc):
+    done = confine(hold(30), 400 * MiB, proc=proc).check()
+    assert (done.returncode, done.killed) == (0, False)
+    assert done.stdout == f"{30 * MiB}\n"
+    assert 30 * MiB < done.peak_bytes <= done.limit_bytes
+    seconds, held, anonymous = zip(*done.use, strict=True)
+    assert list(seconds) == sorted(seconds)
+    assert max(anonymous) <= max(held) <= done.peak_bytes
+    assert done.how == (how_confined() if proc == module.PROC else "uncapped")
+    failed = confine([sys.executable, "-c", "raise SystemExit(3)"], MiB * 99, proc=proc)
+    assert (failed.returncode, failed.killed) == (3, False)
+
+
+@pytest.mark.parametrize("proc", PLACES, ids=str)
+def test_a_command_past_its_limit_is_killed_and_said_so_by_name(proc):
+    done = confine(hold(200, 30), 64 * MiB, proc=proc)
+    assert (done.returncode, done.killed, done.stdout) == (-9, True, "")
+    assert done.seconds < 25  # it was not waited for
+    if done.how != "uncapped":
+        assert done.peak_bytes <= done.limit_bytes
+    with pytest.raises(OverLimit, match=f"killed at its limit of 64 MiB .{done.how}"):
+        done.check()
+    assert not groups()
+
+
+def test_a_grandchild_counts_and_is_killed_with_the_group():
+    outer = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"
+    done = confine([sys.executable, "-c", outer, *hold(200, 30)], 64 * MiB)
+    assert done.killed
+    assert not groups()
+
+
+def test_what_a_command_leaves_behind_dies_with_its_group(tmp_path):
+    if how_confined() == "uncapped":
+        return  # nothing holds the group together there, and nothing is promised
+    leaver = (
+        "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], "
+        "stdout=subprocess.DEVNULL, start_new_session=True).pid)"
+    )
+    done = confine([sys.executable, "-c", leaver, *hold(5, 60)], 200 * MiB)
+    left = Path("/proc") / done.stdout.strip() / "stat"
+    assert not left.exists() or left.read_text().split()[2] == "Z"
+    assert not groups()
+
+
+def test_an_interrupt_leaves_neither_process_nor_group(monkeypatch):
+    started = []
+
+    def interrupt(process, group, look_s):
+        started.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_watch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        confine(hold(5, 60), 200 * MiB)
+    assert started[0].returncode == -9
+    assert not groups()
+
+
+def test_the_group_of_a_killed_caller_is_swept_by_the_next_one(tmp_path):
+    if how_confined() == "uncapped":
+        return
+    waits = "import sys; print('here', file=sys.stderr, flush=True); sys.stdin.read()"
+    calls = f"{FIND}; from memory_limit import confine; confine(sys.argv[1:], 1 << 28)"
+    caller = subprocess.Popen(
+        [sys.executable, "-c", calls, sys.executable, "-c", waits],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert caller.stderr.readline() == b"here\n"
+    (parent, _), *_ = module._parents(module.PROC)
+    left = list(parent.glob(f"thesis-{caller.pid}-*"))
+    caller.kill()
+    caller.wait()
+    assert len(left) == 1
+    how_confined()
+    assert left[0].exists()  # its command still runs
+    caller.stdin.close()  # and ends
+    until = time.monotonic() + 10
+    while left[0].exists() and time.monotonic() < until:
+        how_confined()
+    assert not left[0].exists()
+
+
+def test_the_page_cache_counts(tmp_path):
+    """A file that is read stays charged until the limit pushes it out."""
+    if how_confined() == "uncapped":
+        return  # a resident set has no page cache
+    file = tmp_path / "file"
+    file.write_bytes(bytes(80 * MiB))
+    forget_pages([file])
+    reads = "import sys; f = open(sys.argv[1], 'rb')\nwhile f.read(1 << 20): pass"
+    read = confine([sys.executable, "-c", reads, file], 64 * MiB)
+    idle = confine([sys.executable, "-c", "pass", file], 64 * MiB)
+    assert not read.killed
+    assert idle.peak_bytes + 20 * MiB < read.peak_bytes <= 64 * MiB
+    most_bytes = max(anonymous_bytes for _, _, anonymous_bytes in read.use)
+    assert most_bytes < read.peak_bytes - 20 * MiB  # and is told apart
+
+
+def test_bytes_read_are_those_of_the_disk_children_included(tmp_path):
+    if read_from_disk_bytes() is None or not hasattr(os, "O_DIRECT"):
+        return
+    file = tmp_path / "file"
+    file.write_bytes(bytes(8 * MiB))
+    forget_pages([file])
+    reads = (
+        "import mmap, os, sys\n"
+        "try: f = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)\n"
+        "except OSError: sys.exit(77)\n"
+        "for at in range(0, 8 << 20, 1 << 20):"
+        " os.preadv(f, [mmap.mmap(-1, 1 << 20)], at)"
+    )
+    command = [sys.executable, "-c", reads, file]
+    alone = confine(command, 200 * MiB)
+    if alone.returncode == 77:
+        return  # a file system in memory: there is no disk to count
+    outer = "import subprocess, sys; subprocess.check_call(sys.argv[1:] * 1)"
+    nested = confine([sys.executable, "-c", outer, *command], 200 * MiB)
+    for done in (alone, nested):
+        assert done.read_bytes is not None
+        assert 8 * MiB <= done.read_bytes < 12 * MiB  # and pages of the interpreter
+
+
+def test_a_limit_that_is_no_limit_is_refused():
+    with pytest.raises(InvalidInput, match="limit_bytes=0 must be positive"):
+        confine(["true"], 0)
+
+
+def stream(folder, device_bytes):
+    """What a plan promises, and what the meter of the process saw."""
+    made = plan_checkpoint(folder, Machine(device_bytes, 1e9), ring=2, context=8)
+    with StreamedModel(folder, made) as model, DeviceBudget(device_bytes) as budget:
+        model.charge(budget)
+        cache = model.new_cache()
+        for _ in range(4):
+            model.step(torch.ones(1, 1, dtype=torch.long), cache, keep=1)
+    return made.device_peak_bytes, budget.peak_bytes
+
+
+def test_logical_below_planned_and_physical_below_the_limit(tmp_path, monkeypatch):
+    """The two meters and the promise, on one streamed run in a group of its own."""
+    places = [Path(module.__file__).parent, os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, places)))
+    write(
+        tmp_path, num_hidden_layers=5, hidden_size=768, intermediate_size=2048,
+        vocab_size=8000,
+    )  # fmt: skip
+    made = plan_tight(tmp_path, ring=2, context=8)
+    limit_bytes = 1024 * MiB
+    device_bytes = made.device_peak_bytes
+    done = confined_call(
+        stream, limit_bytes, folder=tmp_path, device_bytes=device_bytes
+    ).check()
+    planned_bytes, logical_bytes = done.report
+    print(f"{done.how}: {logical_bytes} <= {done.peak_bytes} <= {limit_bytes}")
+    assert logical_bytes <= planned_bytes <= device_bytes
+    assert logical_bytes <= done.peak_bytes <= limit_bytes
+
+
+def write_v2(tmp_path, own="/user/app/job", memory=("user", "user/app")):
+    """A picture of a hierarchy of version 2; `memory` hand the controller down."""
+    proc, point = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "self" / "cgroup").write_text(f"1:name=systemd:/\n0::{own}\n")
+    mounts = f"31 24 0:27 / {point} rw,relatime - cgroup2 cgroup2 rw,nsdelegate\n"
+    (proc / "self" / "mountinfo").write_text(mounts)
+    folder = point / own[1:]
+    folder.mkdir(parents=True)
+    for path in (folder, *folder.parents):
+        if path.is_relative_to(point):
+            inside = str(path.relative_to(point))
+            text = "cpu memory\n" if inside in memory else "cpu\n"
+            (path / "cgroup.subtree_control").write_text(text)
+    return proc, point
+
+
+def fake_kernel(monkeypatch, events="oom 0\noom_kill 0\n"):
+    """Groups of a picture get their files, which no kernel would make there."""
+    seen = []
+
+    def make(folder, *rest, **options):
+        if not folder.name.startswith("thesis-"):
+            return mkdir(folder, *rest, **options)
+        if "memory" not in (folder.parent / "cgroup.subtree_control").read_text():
+            raise OSError(16, "Device or resource busy")
+        mkdir(folder)
+        for name, text in {
+            "cgroup.procs": "",
+            "memory.max": "max",
+            "memory.swap.max": "max",
+            "memory.peak": str(12 * MiB),
+            "memory.current": str(11 * MiB),
+            "memory.stat": f"file 4096\nanon {7 * MiB}\nanon_thp 0\n",
+            "memory.events": events,
+        }.items():
+            (folder / name).write_text(text)
+        return None
+
+    def unmake(folder):
+        files = {path.name: path.read_text() for path in folder.iterdir()}
+        seen.append((folder.parent.name, files))
+        for path in folder.iterdir():
+            path.unlink()
+        rmdir(folder)
+
+    def enable(path, text, *rest):
+        if path.name == "cgroup.subtree_control" and text == "+memory":
+            raise OSError(16, "Device or resource busy")
+        return write_text(path, text, *rest)
+
+    mkdir, rmdir, write_text = Path.mkdir, Path.rmdir, Path.write_text
+    monkeypatch.setattr(Path, "write_text", enable)
+    monkeypatch.setattr(Path, "mkdir", make)
+    monkeypatch.setattr(Path, "rmdir", unmake)
+    monkeypatch.setattr(module.os, "kill", lambda pid, number: None)
+    return seen
+
+
+def test_version_2_finds_the_nearest_group_that_hands_memory_down(
+    tmp_path, monkeypatch
+):
+    proc, point = write_v2(tmp_path)
+    seen = fake_kernel(monkeypatch)
+    done = confine([sys.executable, "-c", "print(1)"], 64 * MiB, proc=proc)
+    assert (done.how, done.killed, done.stdout) == ("cgroup v2", False, "1\n")
+    assert done.peak_bytes == 12 * MiB
+    assert {row[1:] for row in done.use} == {(11 * MiB, 7 * MiB)}
+    (parent, files), *others = seen
+    assert parent == "app"
+    assert not others
+    assert files["memory.max"] == str(64 * MiB)
+    assert files["memory.swap.max"] == "0"
+    assert files["cgroup.procs"] == "0\n"  # the command joined before it became one
+    assert not list(point.rglob("thesis-*"))
+
+
+def test_version_2_says_who_was_killed(tmp_path, monkeypatch):
+    proc, _ = write_v2(tmp_path)
+    fake_kernel(monkeypatch, events="low 0\nhigh 0\nmax 3\noom 1\noom_kill 1\n")
+    done = confine(["/bin/true"], 64 * MiB, proc=proc)
+    assert done.killed
+    with pytest.raises(OverLimit, match="cgroup v2"):
+        done.check()
+
+
+def test_without_a_memory_controller_it_says_uncapped(tmp_path, monkeypatch):
+    proc, _ = write_v2(tmp_path, memory=())
+    fake_kernel(monkeypatch)
+    assert how_confined(proc) == "uncapped"
+    assert confine(["/bin/true"], 64 * MiB, proc=proc).how == "uncapped"
+
+
+def test_a_mount_of_a_part_of_the_tree_is_found_where_it_is_mounted(tmp_path):
+    """In a container the controller's folder is mounted without what lies above."""
+    proc = tmp_path / "proc"
+    (proc / "self").mkdir(parents=True)
+    (proc / "self" / "cgroup").write_text("4:memory:/docker/abc/job\n3:cpu:/x\n0::/\n")
+    (proc / "self" / "mountinfo").write_text(
+        "1 0 0:1 /docker/abc /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+        "2 0 0:2 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
+        "3 0 0:3 /other /mnt/other rw - cgroup cgroup rw,memory\n"
+    )
+    assert list(module._parents(proc)) == [(Path("/sys/fs/cgroup/memory/job"), 1)]
+
+
+def test_a_confined_result_that_fits_is_returned_by_its_check():
+    done = Confined("uncapped", 2, 1, False, 0, 0.1, None, "")
+    assert done.check() is done
+
+
+def test_torch_is_not_needed_to_confine():
+    lines = f"{FIND}; import memory_limit; print('torch' in sys.modules)"
+    done = confine([sys.executable, "-c", lines], 500 * MiB)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("n", [0, 1, 299, 300, 301, 1000])
+def test_thinning_keeps_the_first_row_and_the_order(n):
+    rows = [(float(i), i) for i in range(n)]
+    kept = thinned(rows)
+    assert len(kept) <= 300
+    assert kept == sorted(kept)
+    assert kept[:1] == [list(row) for row in rows[:1]]
+    if n <= 300:
+        assert len(kept) == n

@@ -1,0 +1,158 @@
+"""Peers are compared in turn, under one limit, and only where the disk stood still."""
+
+import json
+
+import benchmark
+import numpy as np
+import pytest
+from memory_limit import how_confined
+from tiny import write
+
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.units import MiB
+
+
+@pytest.fixture(scope="module")
+def script():
+    return benchmark.load("streaming")
+
+
+def run_of(
+    turn, system="streamed", before=1.0, after=1.0, seconds=(9.0, 1.0, 1.2), **more
+):
+    return {
+        "turn": turn, "system": system, "killed": False, "tokens": [1, 2, 3],
+        "drain_before_s": [before], "drain_after_s": [after], "first_token_s": 5.0,
+        "load_s": 0.1, "seconds": list(seconds), "peak_bytes": 7,
+        "read_bytes": [0, 100, 100], **more,
+    }  # fmt: skip
+
+
+def test_systems_take_turns_forwards_and_backwards(script):
+    turns = script.order(["a", "b", "c"], rounds=2)
+    assert turns == list("abccba" * 2)
+    middle = (len(turns) - 1) / 2  # a linear drift adds the same to everyone
+    for system in "abc":
+        places = [i for i, name in enumerate(turns) if name == system]
+        assert np.mean(places) == middle
+    nf4, coded = script.PACKED
+    assert script.order(["a", nf4, "b"], 1) == [*"abba", nf4, nf4]
+    assert script.order(["a", nf4, coded], 1) == ["a", "a", nf4, nf4, coded, coded]
+
+
+def test_every_turn_is_tried_once_before_one_is_repeated(script):
+    """The drains of turn 0 differ by 10 %: it is repeated last, and not for ever."""
+    loose, steady = run_of(0, after=1.1), [run_of(1), run_of(2, after=1.04)]
+    assert script.next_turn([], 3) == 0
+    assert script.next_turn([loose], 3) == 1
+    assert script.next_turn([loose, *steady], 3) == 0
+    assert script.next_turn([loose, *steady, run_of(0)], 3) is None
+    tried = [loose] * (script.ATTEMPTS - 1)
+    assert script.next_turn([*tried, *steady], 3) == 0
+    assert script.next_turn([*tried, loose, *steady], 3) is None
+
+
+def test_of_the_attempts_at_a_turn_the_steadiest_counts(script):
+    runs = [run_of(0, after=1.3), run_of(1), run_of(0, after=0.9), run_of(1, after=2)]
+    chosen = script.kept(runs)
+    assert [(run["turn"], run["drain_after_s"]) for run in chosen] == [
+        (0, [0.9]),
+        (1, [1.0]),
+    ]
+
+
+def test_medians_leave_out_the_warm_up_and_compare_with_streamed(script):
+    runs = [
+        run_of(0, before=0.8, after=0.8),
+        run_of(1, "slow", seconds=(9.0, 2.0, 2.4), before=0.8, after=0.8),
+        run_of(2, "dead", killed=True, before=0.8, after=0.8),
+        run_of(3, "streamed-nf4", seconds=(9.0, 0.5, 0.6), tokens=[4], after=0.8),
+        run_of(4, "accelerate", seconds=(9.0, 5.0, 6.0), before=0.8, after=0.8),
+        run_of(5, "streamed-lossless", seconds=(9.0, 0.8, 0.8), before=0.8, after=0.8),
+    ]
+    found = script.summarise(runs, warm_up=1)
+    systems = found["systems"]
+    assert systems["streamed"]["median_s"] == pytest.approx(1.1)
+    assert systems["streamed"]["fraction_of_drain"] == pytest.approx(0.8 / 1.1)
+    assert systems["slow"]["streamed_is_faster"]["times"] == pytest.approx(2.0)
+    assert systems["slow"]["read_bytes_per_token"] == 100
+    assert systems["dead"] == {"killed": True, "peak_bytes": 7}
+    assert systems["streamed"]["settled"]
+    assert not systems["streamed-nf4"]["settled"]
+    over = {n: systems[n]["is_faster_than_accelerate"]["times"] for n in script.PACKED}
+    assert over == {
+        "streamed-nf4": pytest.approx(10), "streamed-lossless": pytest.approx(5.5 / 0.8)
+    }  # fmt: skip
+    assert found["tokens_identical"]  # rounded weights may say something else
+    for exact in (1, 5):
+        spoilt = [*runs]
+        spoilt[exact] = {**runs[exact], "tokens": [1, 2, 4]}
+        assert not script.summarise(spoilt, warm_up=1)["tokens_identical"]
+
+
+def test_links_carry_the_names_that_another_system_reads(script, tmp_path):
+    write(tmp_path / "own", num_hidden_layers=5)
+    index = {"weight_map": {"a": "outer.safetensors", "b": "layer-0.safetensors"}}
+    own = tmp_path / "own"
+    (own / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in index["weight_map"].values():
+        (own / name).write_bytes(name.encode())
+    out = script.numbered(own, tmp_path / "numbered")
+    names = json.loads((out / "model.safetensors.index.json").read_text())
+    assert names["weight_map"] == {
+        "a": "model-00002-of-00002.safetensors",
+        "b": "model-00001-of-00002.safetensors",
+    }
+    for key, name in names["weight_map"].items():
+        assert (out / name).samefile(own / index["weight_map"][key])
+    assert script.numbered(own, out) == out  # a second time it is there
+
+
+def test_one_command_measures_resumes_and_writes_the_record(
+    script, tmp_path, capsys, monkeypatch
+):
+    """Streamed and mapped files, on a model of which streamed has half in memory."""
+    work, out = tmp_path / "work", tmp_path / "streaming.json"
+    write(work / "checkpoint", num_hidden_layers=6, hidden_size=768)
+    words = [
+        "--systems", "streamed,mmap", "--cap", "900MiB", "--device-memory", "3MiB",
+        "--prompt", "3", "--warm-up", "1", "--steps", "2",
+        "--work", str(work), "--out", str(out),
+    ]  # fmt: skip
+    launch, found = script.launch, {}
+
+    def launch_once(system, given, **options):
+        """Each system in one process; a second turn of it is its first again."""
+        if system not in found:
+            found[system] = launch(system, given, **options)
+        return dict(found[system])
+
+    monkeypatch.setattr(script, "launch", launch_once)
+    script.main([*words, "--runs", "1"])
+    assert "holds 1 runs and is not complete" in capsys.readouterr().err
+    assert not out.exists()
+    script.main([*words, "--runs", "0", "--partial"])
+    assert not json.loads(out.read_text())["complete"]
+    script.main(words)
+    record = json.loads(out.read_text())
+    assert record["complete"]
+    assert {"commit", "clean", "machine", "versions", "kernel"} <= record.keys()
+    assert [run["system"] for run in record["runs"]] == [
+        "streamed", "mmap", "mmap", "streamed",
+    ]  # fmt: skip
+    assert record["summary"]["tokens_identical"]
+    for run in record["runs"]:
+        assert run["how"] == how_confined()
+        assert not run["killed"]
+        assert 0 < run["peak_bytes"] <= run["limit_bytes"] == 900 * MiB
+        assert len(run["tokens"]) == 4
+        assert len(run["seconds"]) == len(run["read_bytes"]) == 3
+        assert len(run["use"]) <= 300
+    streamed = record["runs"][0]
+    assert streamed["plan"]["tiers"]["disk"] > 0
+    assert streamed["plan"]["device_peak_bytes"] <= 3 * MiB
+
+
+def test_too_little_disk_is_refused(script, tmp_path):
+    with pytest.raises(InvalidInput, match="free some, or name another folder"):
+        script.require_room(tmp_path, 2**60)

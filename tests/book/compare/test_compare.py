@@ -1,0 +1,309 @@
+"""Laws of holding one run against another, and the command on made-up records."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from runs import CLAIMS_TEXT, NUMBERS, record
+from typer.testing import CliRunner
+
+from thesis_lib.book.compare import present
+from thesis_lib.book.compare.comparison import (
+    Quantity,
+    Run,
+    compare,
+    compare_named,
+    difference,
+    ratio,
+    read_reference,
+)
+from thesis_lib.book.execute.claims import Claim, read_claims
+from thesis_lib.cli.main import app
+from thesis_lib.common.errors import InvalidInput
+
+
+def run(label, *records):
+    return Run(label, records or (record("04_evaluation"), record("06_evaluation")))
+
+
+@pytest.fixture
+def claims(data):
+    return read_claims().claims
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A data folder with claims and a reference run of profile smoke."""
+    folder = tmp_path / "data"
+    reference = folder / "reference" / "smoke"
+    reference.mkdir(parents=True)
+    (folder / "claims.yml").write_text(CLAIMS_TEXT)
+    for chapter in NUMBERS:
+        record(chapter).write(reference / f"{chapter}.json")
+    monkeypatch.setenv("THESIS_DATA", str(folder))
+    return folder
+
+
+def words(compared):
+    return {row.claim.key: row.verdict for row in compared.table.itertuples()}
+
+
+def one(compared, key):
+    return next(r for r in compared.table.itertuples() if r.claim.key == key)
+
+
+# --- Laws ---------------------------------------------------------------------
+
+
+def test_equal_runs_hold_in_everything(claims):
+    compared = compare([run("b")], claims, run("a"))
+    assert words(compared) == {
+        "wins": "equal", "setting": "equal", "ppl": "agrees", "token_s": "as expected",
+    }  # fmt: skip
+    assert not len(compared.broken)
+    assert one(compared, "wins").difference == Quantity(0)
+
+
+def test_the_last_bit_of_an_exact_claim_is_a_difference_and_another_word(claims):
+    flipped = record("04_evaluation", wins=math.nextafter(95.9, 0))
+    compared = compare([run("b", flipped)], claims, run("a"))
+    assert words(compared)["wins"] == "DIFFERS"
+    assert [claim.key for claim in compared.broken["claim"]] == ["wins"]
+    assert one(compared, "wins").difference.value != 0
+    other = record("04_evaluation", setting="B")
+    assert words(compare([run("b", other)], claims, run("a")))["setting"] == "DIFFERS"
+
+
+def test_a_tolerance_ends_where_it_says(claims):
+    for value, word in [(20.39, "agrees"), (20.41, "DISAGREES")]:
+        other = record("06_evaluation", ppl=value)
+        assert words(compare([run("b", other)], claims, run("a")))["ppl"] == word
+
+
+def test_other_parameters_are_not_comparable_whatever_the_values(claims):
+    other = replace(record("04_evaluation"), parameters={"seeds": 20, "profile": "x"})
+    compared = compare([run("b", other)], claims, run("a"))
+    held = one(compared, "wins")
+    assert held.verdict == "not comparable"
+    assert held.text == "other parameters (seeds=20 instead of 6)"
+    assert words(compared)["ppl"] == "not run"
+    assert not len(compared.broken)
+    assert not compared.any_held
+    other = replace(record("04_evaluation"), parameters=dict.fromkeys("abcde", 1))
+    text = one(compare([run("b", other)], claims, run("a")), "wins").text
+    assert text.endswith("c=1 instead of nothing and 3 more)")
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        (Quantity(20.0, 19.0, 21.5), Quantity(22.0, 20.0, 23.0)),
+        (Quantity(1.0, 0.5, 4.0), Quantity(1.0, 0.5, 4.0)),
+    ],
+)
+def test_the_interval_of_a_difference_changes_sign_when_runs_are_swapped(mine, theirs):
+    there, back = difference(mine, theirs), difference(theirs, mine)
+    assert (there.value, there.low, there.high) == (-back.value, -back.high, -back.low)
+    assert there.low <= there.value <= there.high
+    over, under = ratio(mine, theirs), ratio(theirs, mine)
+    assert over.low == pytest.approx(1 / under.high, rel=1e-12)
+    assert over.high == pytest.approx(1 / under.low, rel=1e-12)
+
+
+def test_an_interval_needs_both_and_a_ratio_needs_positive_numbers():
+    assert difference(Quantity(2, 1, 3), Quantity(1)) == Quantity(1)
+    assert ratio(Quantity(2.0), Quantity(0.0)) is None
+    assert ratio(Quantity(2.0, -1.0, 3.0), Quantity(1.0, 0.5, 2.0)) == Quantity(2.0)
+    assert difference(Quantity("a"), Quantity(1.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("token_s", "word"), [(0.2, "as expected"), (0.4, "UNEXPECTED")]
+)
+def test_a_time_on_a_disk_twice_as_fast_is_expected_at_half(claims, token_s, word):
+    fast = record("06_evaluation", rate=2e9, token_s=token_s)
+    compared = compare([run("b", fast)], claims, run("a"))
+    held = one(compared, "token_s")
+    assert held.expected == pytest.approx(0.5)
+    assert held.ratio.value == pytest.approx(token_s / 0.4)
+    assert held.verdict == word
+    assert not len(compared.broken)  # a time breaks nothing
+
+
+def test_a_disk_read_in_another_way_predicts_nothing(claims):
+    other = record("06_evaluation", rate=9e9)
+    other = replace(other, machine=other.machine | {"drain_how": "buffered"})
+    held = one(compare([run("b", other)], claims, run("a")), "token_s")
+    assert held.expected is None
+    assert held.verdict == "expected to differ"
+
+
+def test_a_claim_that_a_run_does_not_publish_does_not_hold(claims):
+    mute = record("04_evaluation")
+    mute = replace(mute, numbers={"wins": 95.9})
+    assert words(compare([run("b", mute)], claims, run("a")))["setting"] == (
+        "not published"
+    )
+
+
+def test_a_profile_without_a_reference_shows_values_and_no_verdict(claims):
+    full = run("b", record("04_evaluation", "full"), record("06_evaluation", "full"))
+    compared = compare([full], claims, read_reference())
+    assert set(words(compared).values()) == {"no reference"}
+    assert one(compared, "wins").value == Quantity(95.9, 95.3, 96.5)
+    assert len(compared.machines) == 1
+    assert "no reference run of profile full" in present.headline(compared, "b")
+
+
+def test_chapters_of_different_profiles_are_each_held_against_their_own(claims):
+    mixed = run("b", record("04_evaluation"), record("06_evaluation", "full"))
+    assert words(compare([mixed], claims, read_reference())) == {
+        "wins": "equal", "setting": "equal", "ppl": "no reference",
+        "token_s": "no reference",
+    }  # fmt: skip
+
+
+def test_no_claims_is_a_comparison_of_machines(claims):
+    compared = compare([run("b")], {}, run("a"))
+    assert [machine.run for machine in compared.machines] == ["a", "b"]
+    assert (
+        present.headline(compared, "b") == "There is no claim to hold this run against."
+    )
+    assert present.plain(compared)
+    assert present.html_page(compared)
+    assert present.book_lines(compared, "b", None)
+
+
+def test_run_times_are_compared_over_the_chapters_that_can_be(claims):
+    slow = replace(record("04_evaluation"), seconds=20.0)
+    other = replace(record("06_evaluation"), seconds=70.0, parameters={"seeds": 7})
+    compared = compare([run("b", slow, other)], claims, run("a"))
+    assert compared.machines[0].ratio is None
+    assert compared.machines[1].ratio == pytest.approx(2.0)
+    assert compared.machines[1].seconds == 90
+
+
+# --- What is refused -----------------------------------------------------------
+
+
+def test_runs_without_a_common_chapter_are_refused(claims):
+    with pytest.raises(InvalidInput, match="a and b have no chapter in common"):
+        compare([run("b", record("04_evaluation"))], claims,
+                run("a", record("06_evaluation")))  # fmt: skip
+
+
+def test_no_folder_no_records_twice_and_newer_records_are_refused(data, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InvalidInput, match="is no folder"):
+        compare_named([str(tmp_path / "none")], {})
+    with pytest.raises(InvalidInput, match="holds no record"):
+        compare_named([str(empty)], {})
+    with pytest.raises(InvalidInput, match="given twice"):
+        compare_named(["reference", "reference"], {})
+    (empty / "04_evaluation.json").write_text('{"version": 99}')
+    with pytest.raises(InvalidInput, match="newer version"):
+        compare_named([str(empty)], {})
+
+
+# --- What people read ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("quantity", "text"),
+    [
+        (Quantity(95.9123, 95.2987, 96.4999), "95.9 (95.3 to 96.5)"),
+        (Quantity(-25.07, -136.1, -12.7), "−25 (−136 to −13)"),
+        (Quantity(0.0123456), "0.01235"),
+        (Quantity(2535.2), "2,535"),
+        (Quantity(13), "13"),
+        (Quantity("a word"), "a word"),
+        (Quantity(1.4210854715202004e-14), "1.42 × 10⁻¹⁴"),
+        (None, "–"),
+    ],
+)
+def test_numbers_are_as_precise_as_their_interval(quantity, text):
+    assert present.format_quantity(quantity) == text
+
+
+def test_markdown_shows_text_as_it_is(claims):
+    assert present.markdown("a|b *c* {d} <e> $f$") == (r"a\|b \*c\* \{d\} \<e\> \$f\$")
+
+
+def test_plain_text_never_cuts_a_verdict(claims):
+    long = Claim("wins", 4, "says " * 40, "%", "exact", reference={"smoke": 95.9})
+    lines = present.plain(compare([run("b")], {"wins": long}, run("a")))
+    assert any(line.endswith("equal") and "says says" in line for line in lines)
+
+
+# --- The command ----------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(data, tmp_path):
+    """A run of another machine, of the reference's values."""
+    path = tmp_path / "theirs"
+    path.mkdir()
+    for chapter in NUMBERS:
+        record(chapter, rate=2e9, token_s=0.2).write(path / f"{chapter}.json")
+    return path
+
+
+def thesis(*given):
+    return CliRunner().invoke(app, [*map(str, given)])
+
+
+def test_json_has_rows_and_machines_and_nothing_else_is_printed(folder):
+    done = thesis("compare", folder, "--json", "--strict")
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert {"rows", "machines"} <= result.keys()
+    held = {row["claim"]: row["runs"][0] for row in result["rows"]}
+    assert held["token_s"]["verdict"] == "as expected"
+    assert held["token_s"]["ratio"]["value"] == pytest.approx(0.5)
+    assert [m["run"] for m in result["machines"]] == ["reference", str(folder)]
+
+
+def test_strict_ends_with_status_1_after_printing_what_differs(folder):
+    record("04_evaluation", wins=1.0).write(folder / "04_evaluation.json")
+    done = thesis("compare", folder, "--strict")
+    assert done.exit_code == 1
+    assert "Wins of <bid-price>: DIFFERS, 1.0 is not 95.9" in done.stdout
+    assert thesis("compare", folder).exit_code == 0
+
+
+def test_strict_refuses_a_run_in_which_nothing_can_be_held(folder):
+    for chapter in NUMBERS:
+        record(chapter, "full").write(folder / f"{chapter}.json")
+    done = thesis("compare", folder, "--strict")
+    assert done.exit_code == 2
+    assert "found no claim that could be held" in done.stderr
+
+
+def test_the_page_is_one_escaped_file_that_reaches_for_nothing(folder, tmp_path):
+    page = tmp_path / "page.html"
+    done = thesis("compare", folder, "--html", page)
+    assert done.exit_code == 0, done.stderr
+    text = page.read_text()
+    assert "Wins of &lt;bid-price&gt;" in text
+    assert "A &amp; B" in text
+    assert "<bid-price>" not in text
+    assert "<svg" in text
+    for word in ("equal", "agrees", "as expected", "prefers-color-scheme: dark"):
+        assert word in text
+    for outside in ("<script", "<link", "src=", "@import", "url(http"):
+        assert outside not in text
+
+
+def test_a_page_that_cannot_be_written_is_refused(folder, tmp_path):
+    done = thesis("compare", folder, "--html", tmp_path / "none" / "page.html")
+    assert done.exit_code == 2
+    assert "cannot be written" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_several_runs_are_held_against_the_first(folder, data):
+    done = thesis("compare", "reference", folder, data / "reference" / "smoke")
+    assert done.exit_code == 0, done.stderr
+    assert f"{folder}: All 2 exact claims are equal" in done.stdout

@@ -1,0 +1,197 @@
+"""Claims: what each kind demands, where references stand, what is refused by name."""
+
+import math
+
+import pytest
+from runs import record
+
+from thesis_lib.book.compare.comparison import read_reference
+from thesis_lib.book.execute import claims, records
+from thesis_lib.book.execute.claims import (
+    Claim,
+    judge,
+    read_claims,
+    report,
+    store_references,
+)
+from thesis_lib.common.errors import InvalidInput
+
+FILE = """
+claims:
+  share:
+    chapter: 4
+    says: A share
+    unit: "%"
+    kind: exact
+  quality: {chapter: 6, says: Q, unit: "", kind: tolerance, rtol: 0.02,
+    why: kernels differ}
+  step_s: {chapter: 6, says: T, unit: s, kind: time, follows: drain, factor: 2}
+settings:
+  - {text: "95 %", attribute: "thesis_lib.common.stats:LEVEL", factor: 100}
+"""
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    (tmp_path / "claims.yml").write_text(FILE)
+    monkeypatch.setenv("THESIS_DATA", str(tmp_path))
+    monkeypatch.setattr(records, "_published", {})
+    return tmp_path
+
+
+def made(share, quality, step_s, profile="smoke", **more):
+    """A run of both chapters that publishes these numbers."""
+    return [
+        record("04_evaluation", profile, share=share),
+        record("06_evaluation", profile, quality=quality, step_s=step_s, **more),
+    ]
+
+
+def claim(kind, **options):
+    return Claim(key="x", chapter=4, says="X", unit="s", kind=kind, **options)
+
+
+def test_the_file_reads_as_claims_and_settings(data):
+    found = read_claims()
+    assert list(found.claims) == ["share", "quality", "step_s"]
+    assert found.settings[0].factor == 100
+    assert [c.key for c in found.of_chapter(6)] == ["quality", "step_s"]
+    assert all(c.reference == {} for c in found.claims.values())
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("kind: near", "x.kind: .*'exact', 'tolerance' or 'time'"),
+        ("kind: exact, rtol: 0.1, why: w", "a tolerance, and nothing else"),
+        ("kind: tolerance, rtol: 0.1", "has rtol in .* and why"),
+        ("kind: tolerance, rtol: 2, why: w", "rtol in"),
+        ("kind: time, follows: drain", "a factor above 1"),
+        ("kind: time, follows: moon, factor: 2", "follows: .*'drain' or 'compute'"),
+        ("kind: exact, low: a", "low and high, or neither"),
+        ("kind: exact, published: {value: 36}", "a value, a source and"),
+        ("kind: exact, colour: red", "x.colour: "),
+        ("kind: exact, reference: {smoke: 1}", "in the records of reference/ alone"),
+    ],
+)
+def test_a_malformed_claim_is_refused_by_name(data, entry, message):
+    text = f"claims:\n  x: {{chapter: 1, says: s, unit: '', {entry}}}\n"
+    (data / "claims.yml").write_text(text)
+    with pytest.raises(InvalidInput, match=message):
+        read_claims()
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "claims: [1]", "claims: {x: 1}", "x: ["])
+def test_what_is_no_file_of_claims_is_refused(data, text):
+    (data / "claims.yml").write_text(text)
+    with pytest.raises(InvalidInput, match=r"claims\.yml cannot be read as claims"):
+        read_claims()
+
+
+def test_an_exact_claim_sees_the_last_bit():
+    assert judge(claim("exact"), 0.1, 0.1).word == "equal"
+    verdict = judge(claim("exact"), math.nextafter(0.1, 1), 0.1)
+    assert (verdict.word, verdict.good) == ("DIFFERS", False)
+    assert judge(claim("exact"), "729ca2c2", "729ca2c2").good
+    assert not judge(claim("exact"), "729ca2c2", "729ca2c3").good
+
+
+def test_a_tolerance_is_relative_to_the_reference():
+    near = claim("tolerance", rtol=0.01, why="w")
+    assert judge(near, 30.29, 30.0).word == "agrees"
+    assert judge(near, 30.31, 30.0).word == "DISAGREES"
+    assert judge(near, -30.29, -30.0).good
+
+
+@pytest.mark.parametrize(
+    ("inverse", "value", "word"),
+    [
+        (False, 0.05, "as expected"),  # twice the disk, half the time
+        (False, 0.1, "as expected"),  # at the edge of the factor
+        (False, 0.11, "UNEXPECTED"),
+        (False, 0.024, "UNEXPECTED"),
+        (True, 0.2, "as expected"),  # twice the disk, twice the speed
+        (True, 0.09, "UNEXPECTED"),
+    ],
+)
+def test_a_time_follows_the_rate_of_the_machine(inverse, value, word):
+    time = claim("time", follows="drain", factor=2, inverse=inverse)
+    rates = ({"drain_bytes_per_s": 2e9}, {"drain_bytes_per_s": 1e9})
+    assert judge(time, value, 0.1, rates).word == word
+
+
+def test_a_time_without_a_rate_is_only_expected_to_differ():
+    time = claim("time", follows="drain", factor=2)
+    verdict = judge(time, 9.0, 0.1, ({"drain_bytes_per_s": None}, {}))
+    assert (verdict.word, verdict.good) == ("expected to differ", True)
+
+
+def test_what_is_missing_is_said():
+    assert not judge(claim("exact"), None, 1.0).good
+    assert judge(claim("exact"), 1.0, None).word == "no reference"
+
+
+def test_a_run_becomes_the_reference_of_its_profile_bit_for_bit(data):
+    numbers = {"share": 0.1 + 0.2, "quality": 31.0, "step_s": 0.2}
+    assert store_references(made(**numbers), "smoke") == 3
+    assert store_references(made(**numbers), "smoke") == 0
+    found = read_claims().claims
+    assert {key: c.reference["smoke"] for key, c in found.items()} == numbers
+    later = numbers | {"share": 1}
+    assert store_references(made(**later, profile="default"), "default") == 3
+    assert read_claims().claims["share"].reference == {
+        "smoke": 0.1 + 0.2, "default": 1,
+    }  # fmt: skip
+    assert (data / "claims.yml").read_text() == FILE
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ([], "claim share is published by no chapter"),
+        (made(1, 30.0, 0.1, disturbed="step_s"), "step_s of 06_.* cannot become"),
+    ],
+    ids=["not published", "disturbed"],
+)
+def test_a_run_that_cannot_be_the_reference_stores_nothing(data, run, message):
+    with pytest.raises(InvalidInput, match=message):
+        store_references(run, "smoke")
+    assert not (data / "reference").exists()
+
+
+def test_a_chapter_reports_what_holds_and_names_what_does_not(data, monkeypatch):
+    def with_numbers(**numbers):
+        monkeypatch.setattr(records, "_published", numbers)
+
+    store_references(made(share=0.3, quality=30.0, step_s=0.1), "smoke")
+    with_numbers(share=0.3)
+    assert report(4, "smoke").splitlines() == [
+        "exact claims that are equal: 1 of 1",
+        "claims within their tolerance: 0 of 0",
+    ]
+    with_numbers(share=0.3000001)
+    assert "0 of 1" in report(4, "smoke")
+    assert "share DIFFERS: 0.3000001 is not 0.3" in report(4, "smoke")
+    with_numbers(quality=30.1, step_s=9.0)  # times are not judged here
+    assert "tolerance: 1 of 1" in report(6, "smoke")
+    with_numbers()
+    assert "quality not published" in report(6, "smoke")
+    assert report(6, "custom") == "no reference values for profile 'custom'"
+
+
+def test_a_chapter_depends_on_its_own_claims_of_its_own_profile(data):
+    store_references(made(share=0, quality=30.0, step_s=9.0), "smoke")
+    before = claims.claim_hash(6, "smoke"), claims.claim_hash(4, "smoke")
+    store_references(made(share=1, quality=30.0, step_s=9.9), "smoke")
+    assert claims.claim_hash(6, "smoke") == before[0]
+    assert claims.claim_hash(4, "smoke") != before[1]
+
+
+@pytest.mark.parametrize("profile", ["smoke", "default"])
+def test_the_reference_run_of_the_project_is_whole_and_clean(profile):
+    reference = read_reference()
+    for key, known in read_claims().claims.items():
+        found = reference.record(known.chapter, profile)
+        assert found is not None
+        assert found.clean, f"{key}: the reference ran from uncommitted changes"
+        assert key in found.numbers

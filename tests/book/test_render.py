@@ -1,0 +1,267 @@
+"""What the book is rendered from: results that belong together, pages from records."""
+
+import json
+import threading
+
+import nbformat
+import pytest
+from runs import CLAIMS_TEXT, record
+
+from thesis_lib.book import render as render_room
+from thesis_lib.book.execute import chapters
+from thesis_lib.book.execute.chapters import CUSTOM
+from thesis_lib.book.render import ABSENT, Published, render, stage
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.files import content_hash
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout of two executed chapters, with claims and a reference of both."""
+    names = ("04_evaluation", "06_evaluation")
+    for part in ("notebooks", "book", "executed", "data/reference/smoke"):
+        (tmp_path / part).mkdir(parents=True)
+    (tmp_path / "_config.yml").write_text("title: x")
+    (tmp_path / "requirements.lock").write_text("numpy==2\n")
+    (tmp_path / "data" / "claims.yml").write_text(CLAIMS_TEXT)
+    cell = nbformat.v4.new_code_cell("1 + 1")
+    for name in names:
+        notebook = nbformat.v4.new_notebook(cells=[cell])
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+        write_result(tmp_path, notebook, record(name))
+        rate = 1e9 if name == names[0] else None
+        made = record(name, rate=rate)
+        made.write(tmp_path / "data/reference/smoke" / f"{name}.json")
+    monkeypatch.setattr(chapters, "root", lambda: tmp_path)
+    monkeypatch.setenv("THESIS_DATA", str(tmp_path / "data"))
+    return tmp_path
+
+
+def write_result(checkout, notebook, made):
+    path = checkout / "executed" / f"{made.chapter}.ipynb"
+    nbformat.write(notebook, path)
+    values = made.to_json().replace('"n"', f'"{content_hash(path)}"')
+    path.with_suffix(".json").write_text(values)
+
+
+def staged(checkout, name):
+    stage(checkout / "executed", checkout / "source")
+    return (checkout / "source" / "book" / name).read_text()
+
+
+def test_the_page_of_the_readers_hardware_is_written_from_the_records(checkout):
+    text = staged(checkout, "your_hardware_results.txt")
+    assert text.startswith("All 2 exact claims are equal bit for bit and ")
+    assert "[equal]{.verdict-good}" in text
+    assert "36 % {cite}`thesis`" in text
+    assert "| 4 | Wins of \\<bid-price\\> (%) |" in text
+    assert "[expected to differ]{.verdict-open}" in text  # one record has no rate
+    assert (checkout / "source" / "book" / "your_hardware.svg").is_file()
+    assert "`smoke`" in staged(checkout, "your_hardware_durations.txt")
+
+
+def test_without_a_reference_or_claims_the_page_says_so(checkout):
+    for path in checkout.glob("data/reference/smoke/*.json"):
+        path.unlink()
+    (checkout / "data" / "claims.yml").write_text("claims: {}\n")
+    assert staged(checkout, "your_hardware_results.txt").startswith("There is no claim")
+    assert "No reference run" in staged(checkout, "your_hardware_durations.txt")
+
+
+def test_provenance_says_with_what_each_chapter_was_made(checkout):
+    text = staged(checkout, "provenance_table.txt")
+    for part in ("`c0ffee`", "llllllll", "256 MiB", "0.50, 0.90", "float64"):
+        assert part in text, part
+
+
+DECLARED = nbformat.v4.new_code_cell(
+    "seeds: int = 2  # paired seeds", metadata={"tags": ["parameters"]}
+)
+LIMITS = nbformat.v4.new_code_cell(
+    "parameters.check(globals(), 'seeds  2 .. 100 runs; work')",
+    metadata={"tags": ["limits"]},
+)
+
+
+def test_the_page_of_parameters_says_what_is_allowed_and_what_ran(checkout):
+    notebook = nbformat.v4.new_notebook(cells=[DECLARED, LIMITS])
+    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python"}
+    nbformat.write(notebook, checkout / "notebooks" / "04_evaluation.ipynb")
+    text = staged(checkout, "parameters_table.txt")
+    assert "| `seeds` | paired seeds | 2 .. 100 runs; work | `6` |" in text
+
+
+def test_the_large_runs_are_told_from_their_record(checkout):
+    assert "not been recorded" in staged(checkout, "parameters_large.txt")
+    run = {
+        "commit": "c0ffee", "points": 4, "failed": {"a": "b"}, "workers": 2,
+        "point_s": {"sum": 7200.0, "median": 1.0, "most": 60.0},
+        "rows": [{"load": 0.9, "points": 2, "FIFO (%)": [12.0, 11.0, 13.0]}],
+    }  # fmt: skip
+    full = {"commit": "beef", "seconds": {"a": 60.0, "b": 120.0},
+            "peak_memory_bytes": 2**30}  # fmt: skip
+    folder = checkout / "data" / "measurements"
+    folder.mkdir()
+    (folder / "grids.json").write_text(json.dumps({"g": run, "full": full}))
+    text = staged(checkout, "parameters_large.txt")
+    assert "| `g` | 4 | 1 | 120 min, 60 s | 2 | `c0ffee` |" in text
+    assert "took 3 min and 1 GiB at most, at `beef`." in text
+    assert "| 0.9 | 2 | 12 (11 to 13) |" in text
+
+
+@pytest.mark.parametrize("profile", ["smoke", CUSTOM])
+def test_a_number_is_marked_absent_only_where_the_readers_parameters_left_it_out(
+    checkout, profile
+):
+    cited = "{glue:text}`here:.1f` {glue:text}`gone:.1f`"
+    made = record("04_evaluation", here=1.0)
+    made.parameters["profile"] = profile
+    prose = nbformat.v4.new_markdown_cell(cited)
+    write_result(checkout, nbformat.v4.new_notebook(cells=[prose]), made)
+    page = "{glue:text}`../notebooks/04_evaluation.ipynb::gone:.1f`"
+    (checkout / "book" / "page.md").write_text(page)
+    absent = {"smoke": False, CUSTOM: True}[profile]
+    assert (staged(checkout, "page.md") == ABSENT) == absent
+    text = (checkout / "source" / "notebooks" / "04_evaluation.ipynb").read_text()
+    assert "`here:.1f`" in text
+    assert ("gone" not in text) == absent
+
+
+def test_staging_the_same_results_gives_the_same_hash(checkout):
+    first = stage(checkout / "executed", checkout / "source")
+    assert stage(checkout / "executed", checkout / "source") == first
+    (checkout / "data" / "claims.yml").write_text("claims: {}\n")
+    assert stage(checkout / "executed", checkout / "source") != first
+
+
+def test_a_notebook_that_is_not_its_records_is_refused(checkout):
+    path = checkout / "executed" / "06_evaluation.ipynb"
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(InvalidInput, match="not the notebook that its record"):
+        stage(checkout / "executed", checkout / "source")
+    path.unlink()
+    with pytest.raises(InvalidInput, match="has no result in"):
+        stage(checkout / "executed", checkout / "source")
+
+
+def test_two_renderings_of_one_book_take_turns(checkout, monkeypatch):
+    inside, most, waited = [], [], []
+    second_waits = threading.Event()
+
+    def rendered(executed, output):
+        inside.append(1)
+        most.append(len(inside))
+        assert second_waits.wait(15)
+        inside.pop()
+        return output / "html" / "index.html", True
+
+    def waits():
+        waited.append(1)
+        second_waits.set()
+
+    monkeypatch.setattr(render_room, "_render", rendered)
+    both = [
+        threading.Thread(target=render, args=(checkout, checkout / "book_out", waits))
+        for _ in range(2)
+    ]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join(120)
+    assert most == [1, 1]
+    assert waited == [1]
+
+
+def test_a_folder_that_cannot_be_written_is_a_refusal(checkout):
+    (checkout / "file").write_text("")
+    with pytest.raises(InvalidInput, match="cannot be written"):
+        render(checkout / "executed", checkout / "file" / "out")
+
+
+# --- Times in doubt, words that numbers decide ---------------------------------
+
+CITED = "{glue:text}`token_s:.1f` s, {glue:text}`ppl:.1f`, {glue:text}`pace:s`"
+ELSEWHERE = "{glue:text}`../notebooks/06_evaluation.ipynb::token_s:.2f` s"
+MARK = " {ref}`(in doubt) <sec-doubts>`"
+
+
+def glued(name, value, **noted):
+    """The output by which a cell publishes a number."""
+    return nbformat.v4.new_output(
+        "display_data",
+        data={"text/plain": repr(value)},
+        metadata={"scrapbook": {"name": name, "mime_prefix": "", **noted}},
+    )
+
+
+def with_times(checkout, pace="slow", **changes):
+    """A chapter whose text cites a time, in text, caption and alternative text."""
+    made = record("06_evaluation", **changes)
+    rules = [["token_s > 0.3", "slow"], ["", "fast"]]
+    outputs = [glued(name, value) for name, value in made.numbers.items()]
+    cell = nbformat.v4.new_code_cell(
+        "1", outputs=[*outputs, glued("pace", pace, rules=rules)]
+    )
+    cell.metadata["mystnb"] = {"figure": {"caption": CITED}, "image": {"alt": CITED}}
+    cells = [nbformat.v4.new_markdown_cell(CITED), cell]
+    made = record("06_evaluation", pace=pace, **changes)
+    write_result(checkout, nbformat.v4.new_notebook(cells=cells), made)
+    record("06_evaluation").write(checkout / "data/reference/smoke/06_evaluation.json")
+    for name, start in (("page", ""), ("page_zh", "---\nlang: zh-Hant\n---\n")):
+        (checkout / "book" / f"{name}.md").write_text(start + ELSEWHERE)
+    stage(checkout / "executed", checkout / "source")
+    notebook = nbformat.read(
+        checkout / "source" / "notebooks" / "06_evaluation.ipynb", as_version=4
+    )
+    shown = notebook.cells[1].metadata["mystnb"]
+    book_pages = [
+        (checkout / "source" / "book" / f"{name}.md").read_text()
+        for name in ("page", "page_zh")
+    ]
+    return (
+        notebook.cells[0].source, shown["figure"]["caption"], shown["image"]["alt"],
+        *book_pages, (checkout / "source/book/your_hardware_results.txt").read_text(),
+    )  # fmt: skip
+
+
+def test_a_time_that_is_as_expected_is_not_marked(checkout):
+    text, caption, alt, page, _, hardware = with_times(checkout)
+    assert text == caption == CITED
+    assert alt == "0.4 s, 20.0, slow"
+    assert page == ELSEWHERE
+    assert "doubt" not in hardware
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"token_s": 4.0},  # ten times the reference, on the same machine
+        {"disturbed": "token_s", "disturbed_by": "others took 1.90 cores"},
+    ],
+    ids=["unexpected", "disturbed"],
+)
+def test_a_time_in_doubt_is_marked_on_every_page_that_cites_it(checkout, changes):
+    text, caption, alt, page, chinese, hardware = with_times(checkout, **changes)
+    first, second, third = CITED.split(", ")
+    assert text == caption == f"{first[:-2]}{MARK} s, {second}, {third}{MARK}"
+    assert alt.count("(in doubt)") == 2
+    assert page == ELSEWHERE[:-2] + MARK + " s"
+    assert chinese.endswith(" {ref}`（存疑） <sec-doubts>` s")
+    assert "(sec-doubts)=" in hardware
+    assert "`token_s`" in hardware
+    assert changes.get("disturbed_by", "10.00 times") in hardware
+
+
+def test_a_page_whose_words_contradict_its_numbers_is_refused(checkout):
+    with pytest.raises(
+        InvalidInput, match="pace is 'fast', but its numbers say 'slow'"
+    ):
+        with_times(checkout, pace="fast")
+    with_times(checkout, pace="fast", token_s=0.2)
+
+
+def test_an_alternative_text_cites_only_what_its_chapter_published(checkout):
+    none = Published({"x": record("x", a=1.25)}, {})
+    assert none.plain("a is {glue:text}`a:.1f`", "x") == "a is 1.2"
+    with pytest.raises(InvalidInput, match="cites b"):
+        none.plain("{glue:text}`b`", "x")

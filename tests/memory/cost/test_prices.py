@@ -1,0 +1,90 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.cost.prices import parse_override, read_prices, read_quantities
+
+DATA = Path(__file__).parents[3] / "data"
+HEADER = "item,usd,low,high,per,date,source,status\n"
+ROW = "card,0.5,0.4,0.7,hour,2026-01-02,a page,LOOKED-UP\n"
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(text):
+        path = tmp_path / "prices.csv"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_a_table_is_read_with_its_ranges_dates_and_sources(table):
+    price = read_prices(table(HEADER + ROW))["card"]
+    assert (price.usd, price.low, price.high) == (0.5, 0.4, 0.7)
+    assert (price.per, price.status, price.source) == ("hour", "LOOKED-UP", "a page")
+    assert price.date.isoformat() == "2026-01-02"
+
+
+def test_an_override_replaces_the_amount_and_its_range_and_says_so(table):
+    path = table(HEADER + ROW)
+    price = read_prices(path, override={"card": 2.0})["card"]
+    assert (price.usd, price.low, price.high) == (2.0, 2.0, 2.0)
+    assert (price.per, price.status) == ("hour", "ASSUMED")
+    assert "override" in price.source
+    with pytest.raises(InvalidInput, match="did you mean 'card'"):
+        read_prices(path, override={"cart": 2.0})
+    for usd in (0.0, float("inf"), float("nan")):
+        with pytest.raises(InvalidInput, match="positive"):
+            read_prices(path, override={"card": usd})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("item,usd\ncard,1\n", "expected item, usd, low"),
+        (HEADER + ROW + ROW, "line 3: card: expected each to be listed once"),
+        (HEADER + ROW.replace("0.5", "-1"), "line 2: -1 between 0.4"),
+        (HEADER + ROW.replace("0.5", "nan"), "nan between"),
+        (HEADER + ROW.replace("0.5", "0.8"), "0.8 between 0.4 between 0.7"),
+        (HEADER + ROW.replace("0.7", "inf"), "between inf"),
+        (HEADER + ROW.replace("0.5", "cheap"), "line 2: cheap"),
+        (HEADER + ROW.replace("hour", "day"), "line 2: day: expected per"),
+        (HEADER + ROW.replace("2026-01-02", "January"), "line 2: January"),
+        (HEADER + ROW.replace("a page", ""), "line 2: source: expected no field"),
+        (HEADER + ROW.replace("LOOKED-UP", "GUESSED"), "line 2: GUESSED"),
+        (HEADER + ROW.replace("a page", "a, page"), "an extra field"),
+        (HEADER + ROW + ROW.replace("a page", "a, page"), "in line 3, saw 9"),
+    ],
+)
+def test_a_table_that_says_less_is_refused(table, text, words):
+    with pytest.raises(InvalidInput, match=words):
+        read_prices(table(text))
+
+
+def test_a_missing_table_is_refused(tmp_path):
+    with pytest.raises(InvalidInput, match="does not exist"):
+        read_prices(tmp_path / "none.csv")
+
+
+def test_overrides_are_read_from_words():
+    assert parse_override(["h100=1.5", "memory=4"]) == {"h100": 1.5, "memory": 4.0}
+    for word in ("h100", "h100=", "=2", "h100=cheap", "h100=nan"):
+        with pytest.raises(InvalidInput, match="expected ITEM=USD"):
+            parse_override([word])
+    with pytest.raises(InvalidInput, match="twice"):
+        parse_override(["h100=1", "h100=2"])
+
+
+def test_every_shipped_number_says_where_it_is_from():
+    rows = [
+        *read_prices(DATA / "prices.csv").values(),
+        *read_quantities(DATA / "deployment.csv").values(),
+    ]
+    for row in rows:
+        # Who read a price can say where: an address, or else an author who assumed it.
+        assumed = row.source.startswith("author's assumption")
+        assert (row.status == "ASSUMED") == assumed
+        assert assumed or re.search(r"https://\S+\.\w", row.source)

@@ -1,0 +1,153 @@
+"""Factors stream like any other layer, each matrix with a rank of its own."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from tiny import ROW, metered
+
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.convert import convert, write_factors
+from thesis_lib.memory.formats.base import find_format
+from thesis_lib.memory.formats.lowrank import (
+    LowRankLinear,
+    largest_ranks,
+    ranks_of,
+    read_ranks,
+)
+from thesis_lib.memory.model.checkpoint import NON_LAYER
+from thesis_lib.memory.model.linears import linears
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload.architectures import read_config
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
+from thesis_lib.memory.offload.plan import plan
+from thesis_lib.memory.offload.store import SafetensorsStore
+
+
+def factor_randomly(model, seed=0):
+    """Factors of random ranks in three quarters of the matrices, in place."""
+    draw = torch.Generator().manual_seed(seed)
+    for name, layer in linears(model).items():
+        rank = int(torch.randint(1, min(layer.weight.shape) // 2, (1,), generator=draw))
+        if torch.rand(1, generator=draw) < 0.25:
+            continue
+        left = torch.randn(layer.out_features, rank, generator=draw)
+        right = torch.randn(rank, layer.in_features, generator=draw) / rank
+        made = LowRankLinear(
+            left.to(layer.weight), right.to(layer.weight) / 8, layer.bias
+        )
+        model.set_submodule(name, made)
+    return model
+
+
+def write_factored(home, architecture="llama", **changes):
+    """A checkpoint with factors below `home`, and the same model resident."""
+    model = factor_randomly(tiny.write(home / "dense", architecture, **changes))
+    said = write_factors(home / "dense", home / "factors", model)
+    return home / "factors", model, said
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt", "gemma2"])
+@pytest.mark.parametrize(("ring", "resident"), [(1, 0), (2, 1), (3, 0), (2, 4)])
+def test_streamed_factors_equal_resident_ones(tmp_path, architecture, ring, resident):
+    folder, model, _ = write_factored(tmp_path, architecture)
+    made = tiny.plan_tight(folder, resident, ring, batch=2, context=24, pass_tokens=9)
+    assert made.kind == "lowrank"
+    with torch.no_grad(), StreamedModel(folder, made) as twin:
+        cache, own = twin.new_cache(), twin.new_cache()
+        for chunk in (9, 1, 1, 5, 1):
+            row = tiny.tokens(chunk, 2, chunk)
+            expected = model(row, cache=cache, use_cache=True).logits
+            assert torch.equal(twin.step(row, own), expected)
+
+
+def test_bytes_on_disk_are_those_counted(tmp_path):
+    folder, model, said = write_factored(tmp_path)
+    assert said["bytes_after"] == sum(p.nbytes for p in model.parameters())
+    dense = sum(p.nbytes for p in tiny.write(tmp_path / "again").parameters())
+    assert said["bytes_before"] == dense > said["bytes_after"]
+    with SafetensorsStore(folder, verify=True) as store:
+        assert (store.kind, store.layout) == ("lowrank", "factors")
+        stored = sum(
+            store.tensor_bytes(part) for part in range(NON_LAYER, store.layers)
+        )
+        assert stored == said["bytes_after"]
+        assert len({store.tensor_bytes(layer) for layer in range(4)}) > 1
+    assert read_ranks(folder) == ranks_of(model, 4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "opt"])
+def test_the_planned_peak_of_factors_is_the_metered_one(tmp_path, architecture):
+    folder, _, _ = write_factored(tmp_path, architecture, vocab_size=3000)
+    with SafetensorsStore(folder) as store:
+        reads = [store.nbytes(layer) for layer in range(store.layers)]
+    for new, context in ((1, 8), (24, 24), (12, 60)):
+        made = tiny.plan_tight(
+            folder, 1, 2, batch=3, context=context, pass_tokens=new, logit_tokens=1
+        )
+        peak = metered(folder, made)
+        # A resident layer holds its own size where the plan counts the largest.
+        slack = made.device_peak_bytes - peak - ROW * made.batch * new
+        assert made.device_peak_bytes - peak >= 0
+        assert slack <= 4096 * 2 + max(reads) - min(reads)
+
+
+def test_the_largest_ranks_stand_for_all_layers():
+    ranks = [{"a": 3, "b": 7}, {"a": 5}, {}]
+    assert largest_ranks(ranks) == {"a": 5, "b": 7}
+
+
+def test_what_is_compressed_already_is_refused(tmp_path):
+    folder, model, _ = write_factored(tmp_path)
+    with pytest.raises(InvalidInput, match="packed as lowrank already"):
+        write_factors(folder, tmp_path / "twice", model)
+    with pytest.raises(InvalidInput, match="packed as lowrank already"):
+        convert(folder, tmp_path / "int8", find_format("int8"))
+    assert not (tmp_path / "twice").exists()
+
+
+def test_a_model_without_factors_or_with_nan_is_refused(tmp_path):
+    model = tiny.write(tmp_path / "dense")
+    with pytest.raises(InvalidInput, match="holds no factors"):
+        write_factors(tmp_path / "dense", tmp_path / "out", model)
+    factor_randomly(model)
+    layer = next(p for p in model.modules() if isinstance(p, LowRankLinear))
+    layer.right.data[0, 0] = torch.nan
+    with pytest.raises(InvalidInput, match=r"right holds weights that are not finite"):
+        write_factors(tmp_path / "dense", tmp_path / "out", model)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranks_that_are_missing_or_impossible_are_refused(tmp_path):
+    folder, _, _ = write_factored(tmp_path)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    ranks = config["quantization_config"]["ranks"]
+
+    def altered(value):
+        config["quantization_config"]["ranks"] = value
+        file.write_text(json.dumps(config))
+        return plan_checkpoint(folder, Machine(2**40, 1e9), context=32)
+
+    for value, words in (
+        (None, "does not list the ranks"),
+        (ranks[1:], "for each of 4 layers"),
+        ([{**ranks[0], "self_attn.q_proj": 999}, *ranks[1:]], "cannot have rank 999"),
+        ([{**ranks[0], "self_attn.z_proj": 4}, *ranks[1:]], "z_proj not among"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            altered(value)
+
+
+def test_a_geometry_without_ranks_has_no_plan(tmp_path):
+    tiny.write(tmp_path / "dense")
+    made = plan_checkpoint(tmp_path / "dense", Machine(2**40, 1e9), context=32)
+    with pytest.raises(InvalidInput, match="no ranks of factors"):
+        plan(
+            made.spec,
+            Machine(2**40, 1e9),
+            kind="lowrank",
+            context=32,
+            config=read_config(tmp_path / "dense"),
+        )

@@ -1,0 +1,98 @@
+"""pyproject.toml, the locks, environment.yml and the installing script agree."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = dict(PROJECT["optional-dependencies"])
+PEERS = [  # in no environment of ours
+    Requirement(text) for extra in ("peers", "codecs") for text in EXTRAS.pop(extra)
+]
+DECLARED = [
+    Requirement(text)
+    for text in [*PROJECT["dependencies"], *(r for e in EXTRAS.values() for r in e)]
+]
+# Fixed by the project's owner.
+OWNER = [
+    "jupyter-book", "jupyterlab", "papermill", "torch", "transformers",
+    "bitsandbytes", "scikit-learn", "pandas", "seaborn", "nbval",
+]  # fmt: skip
+
+
+def locked():
+    pins = {}
+    for name in ("requirements.lock", "requirements-nodeps.lock"):
+        for line in (ROOT / name).read_text().splitlines():
+            pin = Requirement(line)
+            pins.setdefault(canonicalize_name(pin.name), []).append(pin)
+    return pins
+
+
+def torch_range():
+    return next(r for r in DECLARED if r.name == "torch").specifier
+
+
+def test_the_owners_packages_are_declared():
+    assert set(OWNER) <= {r.name for r in DECLARED}
+
+
+def test_every_dependency_but_torch_is_pinned_within_its_range():
+    pins = locked()
+    for requirement in DECLARED:
+        if requirement.name == "torch":
+            continue
+        for pin in pins[canonicalize_name(requirement.name)]:
+            (specifier,) = pin.specifier
+            assert specifier.operator == "=="
+            assert requirement.specifier.contains(specifier.version), pin
+
+
+def test_peers_are_pinned_where_they_are_declared_and_locked_nowhere():
+    for peer in PEERS:
+        (specifier,) = peer.specifier
+        assert specifier.operator == "=="
+        assert canonicalize_name(peer.name) not in locked()
+
+
+def test_the_locks_hold_neither_torch_nor_what_it_brings_nor_an_address():
+    for name in locked():
+        assert not re.match(r"torch$|triton|nvidia-|cuda-", name)
+    for name in ("requirements.lock", "requirements-nodeps.lock"):
+        assert "://" not in (ROOT / name).read_text()
+
+
+def test_torch_is_one_range_everywhere():
+    install = (ROOT / "scripts" / "install.sh").read_text()
+    quoted = re.findall(r"torch([<>=][^'\s]*)", install)
+    steps = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pip = next(step["pip"] for step in steps if isinstance(step, dict))
+    conda = [line for line in pip if line.startswith("torch")]
+    found = [Requirement(f"torch{text}").specifier for text in quoted]
+    found += [Requirement(line).specifier for line in conda]
+    assert len(found) == 2
+    assert all(specifier == torch_range() for specifier in found)
+
+
+def test_environment_yml_takes_the_same_lock_and_python():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    steps = environment["dependencies"]
+    pip = next(step["pip"] for step in steps if isinstance(step, dict))
+    assert "-r requirements.lock" in pip
+    python = next(s for s in steps if isinstance(s, str) and s.startswith("python="))
+    version = python.removeprefix("python=") + ".0"
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(
+        version
+    )
+
+
+def test_every_make_target_has_its_line_of_help():
+    text = (ROOT / "Makefile").read_text()
+    phony = " ".join(re.findall(r"\.PHONY: (.*)", text)).split()
+    described = re.findall(r"^([a-z]+):.*## ", text, re.MULTILINE)
+    assert sorted(phony) == sorted(described)

@@ -1,0 +1,60 @@
+"""Made-up claims, and records of chapters that never ran."""
+
+from thesis_lib.book.execute.records import Record
+
+CLAIMS_TEXT = """\
+claims:
+  wins:
+    chapter: 4
+    says: Wins of <bid-price>
+    unit: "%"
+    kind: exact
+    low: wins_low
+    high: wins_high
+    published: {value: 36, source: thesis}
+  setting: {chapter: 4, says: Setting, unit: "", kind: exact}
+  ppl:
+    chapter: 6
+    says: Perplexity
+    unit: ""
+    kind: tolerance
+    rtol: 0.02
+    why: kernels round
+    low: ppl_low
+    high: ppl_high
+  token_s:
+    chapter: 6
+    says: Time of a token
+    unit: s
+    kind: time
+    follows: drain
+    factor: 1.5
+    low: token_low
+    high: token_high
+"""
+NUMBERS = {
+    "04_evaluation": {
+        "wins": 95.9, "wins_low": 95.3, "wins_high": 96.5, "setting": "A",
+    },
+    "06_evaluation": {
+        "ppl": 20.0, "ppl_low": 19.0, "ppl_high": 21.5,
+        "token_s": 0.4, "token_low": 0.3, "token_high": 0.5,
+    },
+}  # fmt: skip
+
+
+def record(chapter, profile="smoke", rate=1e9, **numbers):
+    return Record(
+        chapter=chapter, profile=profile, parameters={"seeds": 6, "profile": profile},
+        seeds={"seeds": 6}, key="k", notebook_sha256="n", commit="c0ffee", clean=True,
+        lock_sha256="l" * 64,
+        machine={
+            "cpu": "A & B", "cores": 2, "memory_bytes": 2**33, "system": "Linux",
+            "python": "3.12", "torch": "2.13", "gpus": [], "drain_how": "direct",
+            "drain_bytes_per_s": rate, "matmul_flops_per_s": 5e10,
+        },
+        versions={"numpy": "2"}, precision="float64", started="2026-01-01T00:00:00",
+        seconds=10.0, peak_memory_bytes=2**28,
+        load_average={"start": 0.1, "mean": 0.5, "most": 0.9},
+        numbers=NUMBERS.get(chapter, {}) | numbers,
+    )  # fmt: skip

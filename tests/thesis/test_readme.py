@@ -1,0 +1,72 @@
+"""What the README shows runs, and prints something."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from thesis_lib.book.compare.comparison import Quantity, read_reference
+from thesis_lib.book.compare.present import as_change, readme
+from thesis_lib.book.execute.claims import read_claims
+from thesis_lib.cli.main import app
+from thesis_lib.common.errors import InvalidInput
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"^\.venv/bin/thesis (\w+)", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["part one", "part two"])
+def test_a_snippet_of_the_readme_runs(snippet):
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", snippet],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_every_command_that_the_readme_names_exists():
+    known = typer.main.get_command(app).commands
+    assert len(COMMANDS) > 5
+    assert set(COMMANDS) <= set(known)
+
+
+def test_the_table_of_claims_is_that_of_the_reference_run():
+    claims, reference = read_claims().claims, read_reference()
+    assert readme(README, claims, reference, "default") == README
+
+
+def test_a_table_that_was_edited_by_hand_is_seen():
+    claims, reference = read_claims().claims, read_reference()
+    edited = re.sub(r"\*\*([\d.]+)", "**99.9", README, count=1)
+    assert edited != README
+    assert readme(edited, claims, reference, "default") == README
+
+
+def test_a_readme_without_its_table_or_with_an_unknown_claim_is_refused():
+    claims, reference = read_claims().claims, read_reference()
+    with pytest.raises(InvalidInput, match="no table of claims"):
+        readme("# Title", claims, reference, "default")
+    unknown = "<!-- claims: nonsense -->\n<!-- end of claims -->"
+    with pytest.raises(InvalidInput, match="nonsense"):
+        readme(unknown, claims, reference, "default")
+
+
+def test_a_negative_reduction_is_printed_as_more():
+    claims, reference = read_claims().claims, read_reference()
+    changed = {key: c for key, c in claims.items() if c.change}
+    assert len(changed) > 5
+    shown = f"<!-- claims: {' '.join(changed)} -->\n<!-- end of claims -->"
+    table = readme(shown, claims, reference, "default")
+    assert "**−" not in table
+    for value, low, high in ((-1.3, -2.0, -0.6), (-0.5, -1.0, 0.2), (36.0, 30.0, 40.0)):
+        said, word = as_change(Quantity(value, low, high))
+        sign = {"more": -1, "fewer": 1}[word]
+        assert said.value == abs(value)
+        assert sorted([sign * said.low, sign * said.high]) == [low, high]
+    assert as_change(Quantity(-1.0)) == (Quantity(1.0), "more")

@@ -1,0 +1,94 @@
+"""The same commit in two fresh clones, and on other Pythons, gives the same numbers."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from thesis_lib.book.compare.comparison import Run, compare, doubts, read_reference
+from thesis_lib.book.execute import chapters
+from thesis_lib.book.execute.claims import read_claims
+from thesis_lib.book.execute.records import Record, contradictions
+from thesis_lib.book.render import Published
+
+ROOT = Path(__file__).parents[2]
+CHAPTERS = ("03_enhanced_sequencer", "04_evaluation_ml_for_db")
+# Interpreters whose environment has the lock installed, separated by colons.
+PYTHONS = [sys.executable, *filter(None, os.environ.get("PYTHONS", "").split(":"))]
+RUN = """
+import sys
+from pathlib import Path
+from thesis_lib.book.execute import chapters
+chosen = chapters.select(sys.argv[2:])
+chapters.run(chosen, "smoke", {}, Path(sys.argv[1]), lambda *words: None)
+"""
+
+
+def numbers_of_a_fresh_clone(folder, python):
+    """What the simulated chapters publish at smoke in a new clone of this commit."""
+    clone, output = folder / "clone", folder / "out"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    environment = os.environ | {"PYTHONPATH": str(clone / "src")}
+    for name in ("THESIS_DATA", "THESIS_CACHE"):
+        environment.pop(name, None)
+    subprocess.run(
+        [python, "-c", RUN, str(output), *CHAPTERS],
+        env=environment,
+        cwd=folder,
+        check=True,
+    )
+    records = [Record.read(output / f"{name}.json") for name in CHAPTERS]
+    assert all(record.clean for record in records)
+    return {key: value for r in records for key, value in r.numbers.items()}
+
+
+@pytest.mark.proof
+def test_exact_claims_are_bit_for_bit_those_of_another_clone(tmp_path):
+    runs = []
+    for number, python in enumerate([PYTHONS[0], *PYTHONS]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        runs.append(numbers_of_a_fresh_clone(folder, python))
+    known = read_claims()
+    exact = [
+        claim
+        for number in (3, 4)
+        for claim in known.of_chapter(number)
+        if claim.kind == "exact"
+    ]
+    assert len(exact) > 10
+    for claim in exact:
+        assert len({repr(numbers[claim.key]) for numbers in runs}) == 1, claim.key
+        assert runs[0][claim.key] == claim.reference["smoke"], claim.key
+
+
+@pytest.mark.proof
+def test_pages_made_beside_a_busy_process_do_not_contradict_themselves(tmp_path):
+    """One core is taken: the words are those of the numbers, and times say so."""
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        chosen = chapters.select(["5", "6"])
+        outcome = chapters.run(
+            chosen, "smoke", {}, tmp_path, lambda name, done, total: None
+        )
+    finally:
+        busy.kill()
+        busy.wait()
+    made = Run("beside", tuple(record for record, _ in outcome))
+    doubted = doubts(compare([made], read_claims().claims, read_reference()), made)
+    for record in made.records:
+        path = tmp_path / f"{record.chapter}.ipynb"
+        executed = nbformat.read(path, as_version=4)
+        assert contradictions(executed) == []
+        written = Published({record.chapter: record}, doubted)
+        for cell in executed.cells:
+            if cell.cell_type == "markdown":
+                marked = written.mark(cell.source, record.chapter)
+                for name in doubted.get(record.chapter, {}):
+                    role = rf"\{{glue:text\}}`{name}(?::[^`]*)?`"
+                    behind = re.findall(rf"{role}(.{{0,7}})", marked)
+                    assert set(behind) <= {" {ref}`"}, f"{name} in: {marked}"
