@@ -120,7 +120,7 @@ SMALL = {
     ),
     "sim_to_real": (
         ["2", "60"],
-        {"LOADS": (0.9, 1.1), "WORKERS": (1,), "BURST": 300, "SLO_S": 1.0},
+        {"LOADS": (0.9, 1.1), "WORKERS": (1,), "BURST": 300, "SLO_S": 60.0},
     ),
     "storages": (["700"], {"BLOCK": 10, "WARM_UP": 2}),
 }  # fmt: skip

@@ -126,7 +126,7 @@ def test_systems_stand_at_their_memory_and_time_beside_the_budget():
     points = [c.lines[0].get_xydata()[0] for c in ax.containers]
     assert [tuple(point) for point in points] == [(1.5, 2.0), (1.9, 4.0), (1.8, 8.0)]
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-    assert ax.get_legend().get_texts()[0].get_text() == "budget, 2 GiB"
+    assert ax.get_legend().get_texts()[0].get_text() == "limit, 2 GiB"
     colours = {text.get_text(): to_hex(text.get_color()) for text in ax.texts}
     assert colours["streamed, bf16"] == figures.PEER_COLOURS["streamed"]
     assert colours["something new"] == figures.GREY

@@ -190,7 +190,7 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
     """Peak memory against seconds a token, a point for each system; both are logs.
 
     `runs` has a row for each system with `peak_bytes`, `s_per_token`, `low_s` and
-    `high_s`; what lies right of the dashed line did not keep the budget. A system
+    `high_s`; what lies right of the dashed line did not keep the limit. A system
     without a time, which was killed at its limit, is left out.
     """
     runs = runs.dropna(subset=["s_per_token"])
@@ -213,11 +213,11 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
     drawn.set(xscale="log", yscale="log")
     low = runs["peak_bytes"].min() / GiB
     high = max(limit_bytes, runs["peak_bytes"].max()) / GiB
-    drawn.set_xlim(low / 1.7, 1.25 * high)
+    drawn.set_xlim(low / 1.7, 1.6 * high)
     drawn.set_ylim(runs["low_s"].min() / 1.5, runs["high_s"].max() * 1.5)
     drawn.axvline(
         limit_bytes / GiB, color=INK, linestyle="--",
-        label=f"budget, {limit_bytes / GiB:g} GiB",
+        label=f"limit, {limit_bytes / GiB:g} GiB",
     )  # fmt: skip
     _round_ticks(drawn)
     drawn.set_xlabel("peak memory (GiB)")
@@ -304,7 +304,7 @@ def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Figure:
         panel.plot(seconds, held / GiB, color=colour, linewidth=1.2)
         panel.plot(seconds, private / GiB, ":", color=colour, linewidth=1.2)
         panel.axhline(limit_bytes / GiB, color=INK, linestyle="--", linewidth=1)
-        panel.set_title(name, fontsize=8)
+        panel.set_title(name.replace(", ", ",\n"), fontsize=8)
         panel.set_xlabel("time (s)", fontsize=8)
         panel.tick_params(labelsize=7)
     panels[0].set_ylim(bottom=0)

@@ -102,7 +102,7 @@ _MARKERS = {"fifo": "o", "drop": "v", "reorder": "s", "hybrid": "D", "bid-price"
 
 
 def _style(policy: str) -> dict:
-    """Colour by policy; a corrected or better informed one keeps it and is dashed."""
+    """Colour by policy; a corrected or better informed one is dashed, its marks open."""
     base = policy
     for suffix in ("-corrected", "-batched", "-oracle"):
         base = base.removesuffix(suffix)
@@ -111,6 +111,7 @@ def _style(policy: str) -> dict:
         "color": COLOURS.get(base, INK),
         "marker": _MARKERS.get(base),
         "markersize": 4,
+        "markerfacecolor": COLOURS.get(base, INK) if policy == base else "white",
         "linestyle": ":" if policy == "bound" else dashed,
         "label": _LABELS.get(policy, policy),
     }
