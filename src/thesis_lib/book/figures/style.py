@@ -102,7 +102,7 @@ _MARKERS = {"fifo": "o", "drop": "v", "reorder": "s", "hybrid": "D", "bid-price"
 
 
 def _style(policy: str) -> dict:
-    """Colour by policy; a corrected or better informed one is dashed, its marks open."""
+    """Colour by policy; corrected or better informed, it is dashed, its marks open."""
     base = policy
     for suffix in ("-corrected", "-batched", "-oracle"):
         base = base.removesuffix(suffix)

@@ -158,9 +158,9 @@ def reduction_interval(violations: F64, baseline: F64) -> Interval:
     violations, baseline = _paired(violations, baseline)
 
     def reductions(picks: I64) -> F64:
-        ours, theirs = violations[picks].mean(axis=1), baseline[picks].mean(axis=1)
-        safe = np.where(theirs > 0, theirs, 1.0)
-        return np.where(theirs > 0, 1 - ours / safe, 0.0)
+        treated, compared = violations[picks].mean(axis=1), baseline[picks].mean(axis=1)
+        safe = np.where(compared > 0, compared, 1.0)
+        return np.where(compared > 0, 1 - treated / safe, 0.0)
 
     value = 0.0 if baseline.mean() == 0 else 1 - violations.mean() / baseline.mean()
     return Interval(float(value), *bootstrap(len(violations), reductions))
