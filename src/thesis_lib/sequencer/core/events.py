@@ -18,12 +18,12 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.locks import (
     NONE,
     LockTable,
+    allocating,
     book,
     borrowing,
     lock_table,
@@ -340,7 +340,14 @@ def next_decision(
         return waiting + counts[TAKEN] - taken
 
 
-@njit(cache=True)
+@allocating
+def _hold_back(to, behind, held):
+    """Write to the front of `to` what is held for want of room and by the decision."""
+    together = np.sort(np.concatenate((behind, held)))
+    to[: len(together)] = together
+
+
+@borrowing
 def enter(
     state: State,
     front: SequencerState,
@@ -354,24 +361,25 @@ def enter(
     Together they are the ids that `next_decision` asked for. What `order` has beyond
     `setting.in_flight` is held too.
     """
-    now_s = front.clock_s[NOW]
+    now_s, room = front.clock_s[NOW], len(order)
+    progress, decided_s = state.progress, front.decided_s
     if setting.in_flight > 0:
-        released = state.progress[LOGGED] - state.progress[COMMITTED]
-        room = setting.in_flight - released
-        if room < len(order):
-            held = np.sort(np.concatenate((order[room:], held)))
-            order = order[:room]
-    for i in order:
-        at = state.progress[LOGGED]
-        state.log[at] = i
-        state.dispatch_s[at] = now_s + setting.lag_s
-        state.progress[LOGGED] = at + 1
-        front.decided_s[i] = now_s
+        released = progress[LOGGED] - progress[COMMITTED]
+        room = min(room, setting.in_flight - released)
+    for at in range(room):
+        i, logged = order[at], progress[LOGGED]
+        state.log[logged] = i
+        state.dispatch_s[logged] = now_s + setting.lag_s
+        progress[LOGGED] = logged + 1
+        decided_s[i] = now_s
     for i in dropped:
         front.dropped[i] = True
-        front.decided_s[i] = now_s
+        decided_s[i] = now_s
     if setting.closed:
         _submit(front, len(dropped), now_s + setting.think_s)
-    for at in range(len(held)):
-        front.held[at] = held[at]
-    front.counts[HELD] = len(held)
+    if room < len(order):
+        _hold_back(front.held, order[room:], held)
+    else:
+        for at in range(len(held)):
+            front.held[at] = held[at]
+    front.counts[HELD] = len(order) - room + len(held)

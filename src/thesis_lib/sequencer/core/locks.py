@@ -16,11 +16,13 @@ from thesis_lib.sequencer.core.trace import I64, Bool, KeySets
 NONE = -1  # no request
 EXCLUSIVE = -1  # in `holders`: one exclusive holder
 
-# Compiles a function that borrows the arrays it is handed, and neither makes nor keeps
-# any: without reference counts. Those of all arrays of a `State` or a look-ahead's
-# `Memory`, at every call, took three fifths of the time of a decision.
-_BORROWING: Any = {"cache": True, "_nrt": False}  # the second is in no stub
-borrowing = njit(**_BORROWING)
+# `borrowing` compiles a function that borrows the arrays it is handed, and neither
+# makes nor keeps any: without reference counts. Those of the arrays of a `State` or a
+# `Memory`, at every call, took most of the time of a decision. What it calls inherits
+# that; a function that makes arrays says that it is `allocating`.
+_njit: Any = njit  # the stub does not know `_nrt`
+borrowing = _njit(cache=True, _nrt=False)
+allocating = _njit(cache=True, _nrt=True)
 
 
 class LockTable(NamedTuple):

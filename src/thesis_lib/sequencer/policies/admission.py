@@ -24,12 +24,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from thesis_lib.sequencer.core.events import LOGGED
 from thesis_lib.sequencer.core.locks import NONE, borrowing, forget, free_at, register
-from thesis_lib.sequencer.core.trace import F64, I64, Bool
+from thesis_lib.sequencer.core.trace import F64, I64
 from thesis_lib.sequencer.policies.lookahead import (
-    PENDING,
-    READ,
     Memory,
     Model,
     forget_releases,
@@ -49,7 +46,8 @@ from thesis_lib.sequencer.policies.recalibration import (
 PRICE_S, HIGHEST_S, PRESSURE, GROUPS = range(4)
 HEAVIEST = log(100.0)
 PRESSED = 0.01  # weight of the last decision in `PRESSURE`
-SHIFTS = 4  # of a position, in the mean, up to which insertion is faster
+BLOCK = 16  # positions that are sorted by insertion
+REFUSED, RELEASED = 2, -1  # ranks: from this one on, and what has none any more
 FADING = 0.002  # weight of the last outcome in a group's share
 
 
@@ -82,57 +80,170 @@ def group_count(control: F64) -> int:
     return (len(control) - GROUPS) // 2
 
 
-@njit(cache=True)
+@borrowing
 def _settle(control, terms, group, violated):
     """Who is violated more often than others, by more than the gap, weighs more."""
     groups = group_count(control)
     shares = control[GROUPS : GROUPS + groups]
     weights = control[GROUPS + groups :]
     shares[group] += FADING * (violated - shares[group])
-    excess = shares[group] - shares.min() - terms.gap
+    excess = shares[group] - shares[shares.argmin()] - terms.gap
     if terms.gap < np.inf:
         weights[group] = min(max(weights[group] + terms.step * excess, 0.0), HEAVIEST)
 
 
-@njit(cache=True)
-def ranked(rank: I64, key: F64) -> I64:
-    """Positions (b,) by rank, then by key, stable.
+@borrowing
+def sort_into(order: I64, spare: I64, rank: I64, key: F64) -> None:
+    """Write to `order` (b,) the positions by rank, then by key, stable.
 
-    By insertion, since whoever came earlier is due earlier as a rule, until that has
-    moved SHIFTS positions for each; then by merging.
+    Whoever came earlier is due earlier as a rule: blocks are sorted by insertion, and
+    merged where they overlap, with `spare` (b,) as room.
     """
-    order, shifts = np.empty(len(key), np.int64), 0
-    for at in range(len(key)):
+    n, width = len(key), BLOCK
+    for at in range(n):
         to = at
-        while to > 0 and (
+        while to % BLOCK > 0 and (
             rank[order[to - 1]] > rank[at]
             or (rank[order[to - 1]] == rank[at] and key[order[to - 1]] > key[at])
         ):
             order[to] = order[to - 1]
             to -= 1
         order[to] = at
-        shifts += at - to
-        if shifts > SHIFTS * len(key):
-            by_key = np.argsort(key, kind="mergesort")
-            return by_key[np.argsort(rank[by_key], kind="mergesort")]
+    while width < n:
+        for first in range(0, n - width, 2 * width):
+            left, middle, last = first, first + width, min(first + 2 * width, n)
+            a, b = order[middle - 1], order[middle]
+            if rank[a] < rank[b] or (rank[a] == rank[b] and key[a] <= key[b]):
+                continue
+            for at in range(first, middle):
+                spare[at] = order[at]
+            right = middle
+            for to in range(first, last):
+                if left == middle:
+                    break
+                a, b = spare[left], order[min(right, last - 1)]
+                if right < last and (
+                    rank[a] > rank[b] or (rank[a] == rank[b] and key[a] > key[b])
+                ):
+                    order[to] = b
+                    right += 1
+                else:
+                    order[to] = a
+                    left += 1
+        width *= 2
+
+
+@njit(cache=True)
+def ranked(rank: I64, key: F64) -> I64:
+    """The same, in an array of their own."""
+    order = np.empty(len(key), np.int64)
+    sort_into(order, np.empty(len(key), np.int64), rank, key)
     return order
 
 
 @borrowing
-def _nothing_frees(memory, due_s):
-    """Every core runs something that is predicted to last beyond `due_s`."""
+def _something_frees(memory, due_s):
+    """Not every core runs something that is predicted to last beyond `due_s`."""
     start_s, estimated_s = memory.world.start_s, memory.estimated_s
     for i in memory.world.running:
         if i == NONE or start_s[i] + estimated_s[i] <= due_s:
-            return False
-    return True
+            return True
+    return False
 
 
-@njit(cache=True)
+@borrowing
+def _learn(terms, memory):
+    """Learn from what has committed since the last decision."""
+    seen = memory.decided.order  # nothing is in it yet
+    for at in range(learn_commits(memory, terms.window, seen)):
+        i = seen[at]
+        late = memory.world.finish_s[i] > memory.deadline_s[i]
+        _settle(memory.control, terms, memory.group[i], late)
+
+
+@borrowing
+def _judge(terms, memory, ids, due_s):
+    """Write the rank and the key of each: refuse, and let the price fall."""
+    control, online, keys, ends_s = (
+        memory.control, memory.online, memory.keys, memory.ends_s,
+    )  # fmt: skip
+    _, _, _, rank, key, took_s, _, core_s = memory.decided
+    group, probes, asked_s = memory.group, online.probes, online.asked_s
+    weights = control[GROUPS + group_count(control) :]
+    free_core_s = core_s[core_s.argmin()]
+    pressure = min(control[PRESSURE] / terms.full, 1.0)
+    least_p = terms.least_p + pressure * (terms.pressed_p - terms.least_p)
+    price_s, factor = control[PRICE_S], allowance(online, least_p)
+    for at in range(len(ids)):
+        i = ids[at]
+        deadline_s, service_s = memory.deadline_s[i], memory.estimated_s[i]
+        needs_s = factor * service_s
+        alone = asked_s[i] + needs_s > deadline_s
+        if alone and not probes[i] and terms.window > 0:
+            doubt(online, i, least_p, terms.probe)
+            service_s = memory.estimated_s[i] = corrected_s(online, i)
+        above = service_s > price_s * exp(weights[group[i]])
+        if probes[i]:
+            needs_s = 0.0
+            above |= online.fits[octave(float(online.given[i]))] < least_p
+        start_s = max(free_at(keys, ends_s, i, due_s), free_core_s)
+        refused = start_s + needs_s > deadline_s
+        if refused:
+            control[PRESSURE] += PRESSED * (above - control[PRESSURE])
+            _settle(control, terms, group[i], True)
+            if not above:
+                control[PRICE_S] *= exp(-terms.step)
+        rank[at] = REFUSED * refused + above
+        key[at] = deadline_s + terms.haste * pressure * service_s
+        took_s[at] = service_s
+
+
+@borrowing
+def _start(terms, memory, ids, due_s, ahead_s):
+    """Release by rank and key who can start; who has to wait reserves. How many."""
+    control, keys, ends_s, closed_s = (
+        memory.control, memory.keys, memory.ends_s, memory.closed_s,
+    )  # fmt: skip
+    released, _, places, rank, key, service_s, _, core_s = memory.decided
+    b = len(ids)
+    sort_into(places[:b], released, rank[:b], key[:b])
+    count = reserves = 0
+    for place in range(b):
+        at, core = places[place], core_s.argmin()
+        if rank[at] >= REFUSED or core_s[core] > due_s + ahead_s:
+            break
+        i, above = ids[at], rank[at] == 1
+        free_s = free_at(keys, ends_s, i, due_s)
+        end_s = max(free_s, core_s[core]) + service_s[at]
+        if free_s > due_s + ahead_s or end_s > -free_at(keys, closed_s, i, -np.inf):
+            if not above:
+                latest_s = memory.deadline_s[i] - terms.reserve * service_s[at]
+                register(keys, closed_s, i, -latest_s)
+                reserves += 1
+            continue
+        core_s[core] = end_s
+        register(keys, ends_s, i, end_s)
+        rank[at] = RELEASED
+        released[count] = i
+        count += 1
+        presses = above and place + 1 < b and rank[places[place + 1]] < REFUSED
+        control[PRESSURE] += PRESSED * (presses - control[PRESSURE])
+        if above:
+            dearer_s = control[PRICE_S] * exp(terms.relief * terms.step)
+            control[PRICE_S] = min(dearer_s, control[HIGHEST_S])
+    if reserves > 0:
+        for i in ids:
+            forget(keys, closed_s, i)
+    return count
+
+
+@borrowing
 def bind_late(
     terms: BidPriceParameters, memory: Memory, model: Model, ids: I64, now_s: float
-) -> tuple[I64, Bool]:
-    """Which `ids` (b,) to release, as positions in order, and which to refuse.
+) -> tuple[int, int, int]:
+    """Which `ids` (b,) to release, in order, which to refuse and which to hold.
+
+    They are written to `memory.decided`; returns how many of each.
 
     0. If no core will be free for whoever is released now, hold them all.
     1. Learn from what has committed, and calibrate every estimate that counts here.
@@ -151,80 +262,26 @@ def bind_late(
     somebody else waits; the share of such decisions is the pressure. The work is one
     look at each of `ids`, and their order.
     """
-    b, control, ends_s = len(ids), memory.control, memory.ends_s
-    refused, above = np.zeros(b, np.bool_), np.zeros(b, np.bool_)
+    released = dropped = held = 0
+    rank, asked_s = memory.decided.rank, memory.online.asked_s
+    rank[: len(ids)] = 0
     typical_s = exp(memory.online.moments[MEAN_Y])
     ahead_s = min(model.lag_s, terms.patience * typical_s)
-    online, fits = memory.online, memory.online.fits
-    given, asked_s, probes = online.given, online.asked_s, online.probes
-    for at in range(b - 1, -1, -1):
+    for at in range(len(ids) - 1, -1, -1):
         if not np.isnan(asked_s[ids[at]]):
             break
         asked_s[ids[at]] = now_s
-    if _nothing_frees(memory, now_s + model.lag_s + ahead_s):
-        return ids[:0], refused
-    weights = control[GROUPS + group_count(control) :]
-    counts, logged = memory.counts, memory.world.progress[LOGGED]
-    seen = np.empty(counts[PENDING] + logged - counts[READ], np.int64)
-    for at in range(learn_commits(memory, terms.window, seen)):
-        i = seen[at]
-        late = memory.world.finish_s[i] > memory.deadline_s[i]
-        _settle(control, terms, memory.group[i], late)
-    core_s = np.empty(len(memory.world.running))
-    due_s = predict_releases(memory, model, ids, now_s, core_s)
-    keys, closed_s, group = memory.keys, memory.closed_s, memory.group
-    deadline_s, service_s = memory.deadline_s[ids], memory.estimated_s[ids]
-    core = core_s.argmin()
-    rank = np.zeros(b, np.int64)
-    pressure = min(control[PRESSURE] / terms.full, 1.0)
-    least_p = terms.least_p + pressure * (terms.pressed_p - terms.least_p)
-    price_s, factor = control[PRICE_S], allowance(memory.online, least_p)
-    for at in range(b):
-        i = ids[at]
-        needs_s = factor * service_s[at]
-        alone = asked_s[i] + needs_s > deadline_s[at]
-        if alone and not probes[i] and terms.window > 0:
-            doubt(online, i, least_p, terms.probe)
-            service_s[at] = memory.estimated_s[i] = corrected_s(online, i)
-        above[at] = service_s[at] > price_s * exp(weights[group[i]])
-        if probes[i]:
-            needs_s = 0.0
-            above[at] |= fits[octave(float(given[i]))] < least_p
-        start_s = max(free_at(keys, ends_s, i, due_s), core_s[core])
-        if start_s + needs_s > deadline_s[at]:
-            refused[at] = True
-            control[PRESSURE] += PRESSED * (above[at] - control[PRESSURE])
-            _settle(control, terms, group[i], True)
-            if not above[at]:
-                control[PRICE_S] *= exp(-terms.step)
-        rank[at] = 2 * refused[at] + above[at]
-    key = deadline_s + terms.haste * pressure * service_s
-    order = ranked(rank, key)
-    released, ended, reserves = np.empty(b, np.int64), 0, 0
-    for place in range(b):
-        at, core = order[place], core_s.argmin()
-        if refused[at] or core_s[core] > due_s + ahead_s:
-            break
-        i = ids[at]
-        free_s = free_at(keys, ends_s, i, due_s)
-        end_s = max(free_s, core_s[core]) + service_s[at]
-        if free_s > due_s + ahead_s or end_s > -free_at(keys, closed_s, i, -np.inf):
-            if not above[at]:
-                latest_s = deadline_s[at] - terms.reserve * service_s[at]
-                register(keys, closed_s, i, -latest_s)
-                reserves += 1
-            continue
-        core_s[core] = end_s
-        register(keys, ends_s, i, end_s)
-        released[ended] = at
-        ended += 1
-        presses = above[at] and place + 1 < b and not refused[order[place + 1]]
-        control[PRESSURE] += PRESSED * (presses - control[PRESSURE])
-        if above[at]:
-            dearer_s = control[PRICE_S] * exp(terms.relief * terms.step)
-            control[PRICE_S] = min(dearer_s, control[HIGHEST_S])
-    forget_releases(memory, ids)
-    if reserves > 0:
-        for i in ids:
-            forget(keys, closed_s, i)
-    return released[:ended], refused
+    if _something_frees(memory, now_s + model.lag_s + ahead_s):
+        _learn(terms, memory)
+        due_s = predict_releases(memory, model, ids, now_s, memory.decided.core_s)
+        _judge(terms, memory, ids, due_s)
+        released = _start(terms, memory, ids, due_s, ahead_s)
+        forget_releases(memory, ids)
+    for at in range(len(ids)):
+        if rank[at] >= REFUSED:
+            memory.decided.dropped[dropped] = ids[at]
+            dropped += 1
+        elif rank[at] != RELEASED:
+            memory.decided.held[held] = ids[at]
+            held += 1
+    return released, dropped, held

@@ -19,7 +19,6 @@ from math import erf, sqrt
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from thesis_lib.sequencer.core.events import (
     LOGGED,
@@ -31,6 +30,7 @@ from thesis_lib.sequencer.core.events import (
 )
 from thesis_lib.sequencer.core.locks import (
     NONE,
+    allocating,
     book,
     borrowing,
     forget,
@@ -64,6 +64,19 @@ class Model(NamedTuple):
     spread: float  # relative standard error that probabilities assume of what is left
 
 
+class Decided(NamedTuple):
+    """What a decision writes the ids to, and room to make it."""
+
+    order: I64  # (n,) to release, in order
+    dropped: I64  # (n,)
+    held: I64  # (n,)
+    rank: I64  # (n,) of each of the batch, before its key
+    key: F64  # (n,)
+    service_s: F64  # (n,)
+    finish_s: F64  # (n,)
+    core_s: F64  # (cores,)
+
+
 class Memory(NamedTuple):
     """What a look-ahead knows, and room to compute; empty where a model needs none."""
 
@@ -80,6 +93,7 @@ class Memory(NamedTuple):
     group: I64  # (n,) whose violations are compared; of a `Feedback` that learns
     online: Online  # calibration of the estimates; the same
     closed_s: tuple[F64, F64]  # (k,) like `ends_s`, of minus the time: reservations
+    decided: Decided
 
 
 @borrowing
@@ -124,7 +138,7 @@ def _chain(memory, model, ids, now_s, finish_s):
             register(keys, ghosts_s, i, finish_s[at])
 
 
-@njit(cache=True)
+@allocating
 def _chain_and_undo(memory, model, ids, now_s, finish_s):
     """The same, and leave every key as it was."""
     offsets, key_of, _ = memory.keys
@@ -147,10 +161,13 @@ def _chain_and_undo(memory, model, ids, now_s, finish_s):
             _chain(memory, model, ids, now_s, finish_s)
 
 
-@njit(cache=True)
+@borrowing
 def _chain_observed(memory, now_s):
     """Register what runs and what is in the log, as observed."""
-    keys, estimated_s, _, world, _, ends_s, _, pending, counts, _, _, _, _ = memory
+    keys, estimated_s, ends_s, pending, counts = (
+        memory.keys, memory.estimated_s, memory.ends_s, memory.pending, memory.counts,
+    )  # fmt: skip
+    world = memory.world
     for at in range(counts[PENDING]):
         entry = pending[at]
         i = world.log[entry]
@@ -171,7 +188,7 @@ def _due_s(world, model, now_s):
     return max(due_s, world.dispatch_s[logged - 1]) if logged else due_s
 
 
-@njit(cache=True)
+@borrowing
 def _run_forward(memory, ids, now_s, due_s, finish_s):
     """Finish times if the log is followed by `ids` in turn and then by nothing.
 
@@ -179,7 +196,9 @@ def _run_forward(memory, ids, now_s, due_s, finish_s):
     runs already ends one estimate after its start, now if that is past. An id of NONE
     is left out. Returns how many ran already: the first of the scratch queue.
     """
-    _, estimated_s, _, world, scratch, _, _, pending, counts, _, _, _, _ = memory
+    estimated_s, world, scratch, pending, counts = (
+        memory.estimated_s, memory.world, memory.scratch, memory.pending, memory.counts,
+    )  # fmt: skip
     log, dispatch_s, start_s = world.log, world.dispatch_s, world.start_s
     (
         table, to_log, to_dispatch_s, queue, granted_s, _, finished_s, running,
@@ -249,7 +268,7 @@ def _clear(memory):
         granted_s[queue[at]] = np.nan
 
 
-@njit(cache=True)
+@borrowing
 def _together(memory, model, ids, now_s, finish_s):
     """Forecast `ids` as the part of the log that is kept of them.
 
@@ -258,7 +277,9 @@ def _together(memory, model, ids, now_s, finish_s):
     """
     deadline_s, tolerance_s = memory.deadline_s, model.tolerance_s
     due_s = _due_s(memory.world, model, now_s)
-    kept = ids.copy()
+    kept = memory.decided.held[: len(ids)]
+    for at in range(len(ids)):
+        kept[at] = ids[at]
     while True:
         _run_forward(memory, kept, now_s, due_s, finish_s)
         _clear(memory)
@@ -273,27 +294,26 @@ def _together(memory, model, ids, now_s, finish_s):
         kept[late] = NONE
 
 
-@njit(cache=True)
+@borrowing
 def _alone(memory, model, ids, now_s, finish_s):
     """Forecast each of `ids` as if it were released next, alone.
 
     It would hold its locks after its last predecessor, and start when a core is free
     and everything that held its locks before has started.
     """
-    (
-        keys, estimated_s, _, world, scratch, ends_s, _, pending, counts, _, _, _, _,
-    ) = memory  # fmt: skip
+    keys, estimated_s, world, scratch, ends_s, pending, counts = (
+        memory.keys, memory.estimated_s, memory.world, memory.scratch, memory.ends_s,
+        memory.pending, memory.counts,
+    )  # fmt: skip
     log, due_s = world.log, _due_s(world, model, now_s)
     ran = _run_forward(memory, ids[:0], now_s, due_s, finish_s)
     queue, finished_s = scratch.queue, scratch.finish_s
-    cores = len(scratch.running)
-    free_s = np.full(cores, now_s)
-    for at in range(ran):
-        free_s[at] = finished_s[queue[at]]
+    _, _, _, _, core_s, granted_s, _, free_s = memory.decided
+    cores = len(free_s)
+    for at in range(cores):
+        free_s[at] = finished_s[queue[at]] if at < ran else now_s
     # After as many of the queue as came first, the earliest time of a free core.
     queued = scratch.progress[READY] - ran
-    core_s = np.empty(queued + 1)
-    granted_s = np.empty(queued)
     for at in range(queued + 1):
         first = 0
         for core in range(1, cores):
@@ -421,20 +441,13 @@ def forget_releases(memory: Memory, ids: I64) -> None:
 
 
 # --- Both ------------------------------------------------------------------------
-@njit(cache=True)
-def schedule(
-    memory: Memory, model: Model, ids: I64, now_s: float, remember: bool
-) -> F64:
-    """Predicted finish (b,) of `ids`, to be dispatched in that order after the lag.
-
-    With `remember`, a world without feedback takes what is kept into its log, and what
-    will be dropped keeps its reservations if the model has stale ones.
-    """
-    (
-        keys, estimated_s, deadline_s, world, _, ends_s, ghosts_s, pending, counts, _,
-        _, _, _,
-    ) = memory  # fmt: skip
-    finish_s = np.empty(len(ids))
+@borrowing
+def schedule_into(memory, model, ids, now_s, remember, finish_s):
+    """Write the forecast of `schedule` to `finish_s` (b,)."""
+    keys, estimated_s, deadline_s, world, ends_s, ghosts_s, pending, counts = (
+        memory.keys, memory.estimated_s, memory.deadline_s, memory.world,
+        memory.ends_s, memory.ghosts_s, memory.pending, memory.counts,
+    )  # fmt: skip
     if model.cpu and not model.feedback:
         advance(world, estimated_s, now_s, False)
     if model.cpu or model.feedback:
@@ -451,7 +464,7 @@ def schedule(
                 forget(keys, ends_s, world.log[pending[at]])
             for i in ids:
                 forget(keys, ends_s, i)
-        return finish_s
+        return
     if model.tolerance_s == -np.inf:
         _alone(memory, model, ids, now_s, finish_s)
     else:
@@ -471,25 +484,42 @@ def schedule(
             world.log[logged] = i
             world.dispatch_s[logged] = now_s + model.lag_s
             world.progress[LOGGED] = logged + 1
+
+
+@allocating
+def schedule(
+    memory: Memory, model: Model, ids: I64, now_s: float, remember: bool
+) -> F64:
+    """Predicted finish (b,) of `ids`, to be dispatched in that order after the lag.
+
+    With `remember`, a world without feedback takes what is kept into its log, and what
+    will be dropped keeps its reservations if the model has stale ones.
+    """
+    finish_s = np.empty(len(ids))
+    schedule_into(memory, model, ids, now_s, remember, finish_s)
     return finish_s
 
 
-@njit(cache=True)
+@borrowing
+def on_time_p(finish_s: float, deadline_s: float, now_s: float, spread: float) -> float:
+    """P(finish <= deadline) where the time left is normal with this relative spread.
+
+    A spread of 0 trusts the forecast: the probability is 0 or 1.
+    """
+    slack_s, scale_s = deadline_s - finish_s, spread * (finish_s - now_s)
+    if scale_s > 0:
+        return 0.5 * (1 + erf(slack_s / scale_s / sqrt(2)))
+    return 1.0 if slack_s >= 0 else 0.0
+
+
+@allocating
 def probability_on_time(
     finish_s: F64, deadline_s: F64, now_s: float, spread: float
 ) -> F64:
-    """P(finish <= deadline) where the time left is normal with this relative spread.
-
-    All (b,). A spread of 0 trusts the forecast: the probability is 0 or 1.
-    """
+    """The same of all (b,)."""
     on_time = np.empty(len(finish_s))
     for at in range(len(finish_s)):
-        slack_s = deadline_s[at] - finish_s[at]
-        scale_s = spread * (finish_s[at] - now_s)
-        if scale_s > 0:
-            on_time[at] = 0.5 * (1 + erf(slack_s / scale_s / sqrt(2)))
-        else:
-            on_time[at] = 1.0 if slack_s >= 0 else 0.0
+        on_time[at] = on_time_p(finish_s[at], deadline_s[at], now_s, spread)
     return on_time
 
 
@@ -501,10 +531,10 @@ class _Lookahead:
         world: State, control: F64 | None = None, group: I64 | None = None,
     ) -> None:  # fmt: skip
         # Some models need less of what is asked for here; what they need not is empty.
-        simulated, k = model.cpu or model.feedback, keys.n_keys
+        simulated, n, k = model.cpu or model.feedback, len(keys), keys.n_keys
         learns = control is not None
         if group is None:
-            group = np.zeros(len(keys) if learns else 0, np.int64)
+            group = np.zeros(n if learns else 0, np.int64)
         self.model = model
         self.memory = Memory(
             keys=(
@@ -518,7 +548,7 @@ class _Lookahead:
             scratch=idle_state(keys if model.cpu else NO_KEYS, len(world.running)),
             ends_s=(np.full(k, -np.inf), np.full(k, -np.inf)),
             ghosts_s=(np.full(k, -np.inf), np.full(k, -np.inf)),
-            pending=np.empty(len(keys) if simulated else 0, np.int64),
+            pending=np.empty(n if simulated else 0, np.int64),
             counts=np.zeros(2, np.int64),
             control=np.array(control) if learns else np.zeros(4),
             group=np.array(group, np.int64),
@@ -528,6 +558,16 @@ class _Lookahead:
             closed_s=(
                 np.full(k if learns else 0, -np.inf),
                 np.full(k if learns else 0, -np.inf),
+            ),
+            decided=Decided(
+                order=np.empty(n, np.int64),
+                dropped=np.empty(n, np.int64),
+                held=np.empty(n, np.int64),
+                rank=np.empty(n, np.int64),
+                key=np.empty(n),
+                service_s=np.empty(n),
+                finish_s=np.empty(n),
+                core_s=np.empty(len(world.running)),
             ),
         )
 

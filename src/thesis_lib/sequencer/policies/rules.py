@@ -1,7 +1,8 @@
 """The rules of all policies, compiled: what a batch and its forecast are made into.
 
-Simulator, partitions and live engine call `decide_compiled` with the `Code` of a policy
-(`registry.policy`). The rule of `bid-price` is in `admission`.
+Simulator and partitions call `decide_into` with the `Code` of a policy
+(`registry.policy`), Python and the live engine `decide_compiled`. The
+rule of `bid-price` is in `admission`.
 """
 
 from math import sqrt
@@ -10,24 +11,28 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from thesis_lib.sequencer.core.trace import F64, I64, Bool
+from thesis_lib.sequencer.core.locks import NONE, allocating, borrowing
+from thesis_lib.sequencer.core.trace import F64, I64
 from thesis_lib.sequencer.policies.admission import (
     BidPriceParameters,
     bind_late,
     ranked,
+    sort_into,
 )
 from thesis_lib.sequencer.policies.lookahead import (
     Memory,
     Model,
     in_flight,
-    probability_on_time,
+    on_time_p,
     schedule,
+    schedule_into,
 )
 
 # Kinds of code, and positions in what `queue-cap` and `codel` remember.
 FIFO, RANDOM, BANDED, EDF, SJF, LATE, SLACK, SHORT, CAP, CODEL, OURS = range(11)
 SEEN, TOTAL = range(2)
 ABOVE, NEXT, COUNT, DROPPING = range(4)
+HOPELESS = 4  # the rank of what `_late` drops
 
 
 class Code(NamedTuple):
@@ -70,7 +75,7 @@ def _coin(seed, i):
     return np.float64(mixed >> np.uint64(11)) / 2.0**53
 
 
-@njit(cache=True)
+@borrowing
 def _admitted(control: F64, service_s: F64, in_flight: int, room_s: float) -> int:
     """How many `queue-cap` lets in, who refuses whoever finds the system full.
 
@@ -79,7 +84,10 @@ def _admitted(control: F64, service_s: F64, in_flight: int, room_s: float) -> in
     is changed.
     """
     control[SEEN] += len(service_s)
-    control[TOTAL] += service_s.sum()
+    total_s = 0.0
+    for at in range(len(service_s)):
+        total_s += service_s[at]
+    control[TOTAL] += total_s
     admitted = 0
     while admitted < len(service_s) and (
         in_flight + admitted == 0
@@ -89,7 +97,7 @@ def _admitted(control: F64, service_s: F64, in_flight: int, room_s: float) -> in
     return admitted
 
 
-@njit(cache=True)
+@borrowing
 def _controlled(
     control: F64, left_s: F64, now_s: float, spare_s: float, interval_s: float
 ) -> int:
@@ -123,31 +131,32 @@ def _controlled(
         front += 1
 
 
-@njit(cache=True)
-def _demote(deadline_s: F64, service_s: F64, now_s: float, cores: int) -> Bool:
-    """Moore and Hodgson on one machine as fast as all cores; (b,) who loses.
+@borrowing
+def _demote(memory, ids, places, now_s, cores):
+    """Moore and Hodgson on one machine as fast as all cores: who loses has rank 2.
 
-    `deadline_s` rises. Whenever a deadline would be missed, the longest so far goes.
+    At `places` of `ids` deadlines rise. Whenever one would be missed, the longest so
+    far goes.
     """
-    loses = np.zeros(len(deadline_s), np.bool_)
+    rank, service_s = memory.decided.rank, memory.decided.service_s
     end_s = now_s
-    for at in range(len(deadline_s)):
+    for last in range(len(places)):
+        at = places[last]
         end_s += service_s[at] / cores
-        if end_s > deadline_s[at]:
-            longest = -1
-            for other in range(at + 1):
-                if not loses[other] and (
-                    longest < 0 or service_s[other] > service_s[longest]
+        if end_s > memory.deadline_s[ids[at]]:
+            longest = NONE
+            for other in places[: last + 1]:
+                if rank[other] == 0 and (
+                    longest == NONE or service_s[other] > service_s[longest]
                 ):
                     longest = other
-            loses[longest] = True
+            rank[longest] = 2
             end_s -= service_s[longest] / cores
-    return loses
 
 
-@njit(cache=True)
+@borrowing
 def _late(memory, model, ids, now_s, code):
-    """The rule of the simpler designs with late binding: in order, and who is dropped.
+    """The rule of the simpler designs with late binding; how many run and are dropped.
 
     Dropped is what can hardly be on time any more. The others go by deadline, by
     latest start (SLACK) or by estimate (SHORT). What would wait more than `slack_s` for
@@ -155,32 +164,36 @@ def _late(memory, model, ids, now_s, code):
     machine of the speed of all `cores` would give up, which is kept while there is
     hope.
     """
-    finish_s = schedule(memory, model, ids, now_s, True)
-    deadline_s, service_s = memory.deadline_s[ids], memory.estimated_s[ids]
-    on_time = probability_on_time(finish_s, deadline_s, now_s, model.spread)
-    hopeless = on_time < code.least_p
-    by_s = deadline_s
-    if code.kind == SLACK:
-        by_s = deadline_s - service_s
-    elif code.kind == SHORT:
-        by_s = service_s
-    first = ranked(np.zeros(len(ids), np.int64), by_s)
-    first = first[~hopeless[first]]
-    rank = np.zeros(len(ids), np.int64)
+    made, b = memory.decided, len(ids)
+    rank, key, finish_s = made.rank[:b], made.key[:b], made.finish_s[:b]
+    schedule_into(memory, model, ids, now_s, True, finish_s)
+    dropped = 0
+    for at in range(b):
+        i = ids[at]
+        deadline_s, service_s = memory.deadline_s[i], memory.estimated_s[i]
+        made.service_s[at] = service_s
+        key[at] = deadline_s
+        if code.kind == SLACK:
+            key[at] = deadline_s - service_s
+        elif code.kind == SHORT:
+            key[at] = service_s
+        p = on_time_p(finish_s[at], deadline_s, now_s, model.spread)
+        rank[at] = 0
+        if p < code.least_p:
+            rank[at] = HOPELESS
+            made.dropped[dropped] = i
+            dropped += 1
+    places, kept = made.held[:b], b - dropped
+    sort_into(places, made.order, rank, key)
     if code.cores > 0:
-        loses = _demote(deadline_s[first], service_s[first], now_s, code.cores)
-        rank[first[loses]] = 2
-    for at in first:
-        if finish_s[at] - service_s[at] > now_s + code.slack_s:
+        _demote(memory, ids, places[:kept], now_s, code.cores)
+    for at in places[:kept]:
+        if finish_s[at] - made.service_s[at] > now_s + code.slack_s:
             rank[at] += 1
-    order = np.empty(len(first), np.int64)
-    front = 0
-    for turn in range(4):
-        for at in first:
-            if rank[at] == turn:
-                order[front] = at
-                front += 1
-    return order, hopeless
+    sort_into(places, made.order, rank, key)
+    for at in range(kept):
+        made.order[at] = ids[places[at]]
+    return kept, dropped
 
 
 @njit(cache=True)
@@ -221,40 +234,83 @@ def _drop_and_reorder(memory, model, ids, now_s, code):
     return ids[~late], ids[late]
 
 
+@borrowing
+def _in_turn(code, memory, ids, now_s):
+    """A queue that lets everybody in, or drops at its end, or at its front."""
+    made, first, last = memory.decided, 0, len(ids)
+    if code.kind == CAP:
+        for at in range(len(ids)):
+            made.service_s[at] = memory.estimated_s[ids[at]]
+        last = _admitted(
+            memory.control, made.service_s[: len(ids)], in_flight(memory), code.room_s
+        )
+    elif code.kind == CODEL:
+        for at in range(len(ids)):
+            made.key[at] = memory.deadline_s[ids[at]] - now_s
+        left_s = made.key[: len(ids)]
+        first = _controlled(
+            memory.control, left_s, now_s, code.spare_s, code.interval_s
+        )
+    for at in range(first, last):
+        made.order[at - first] = ids[at]
+    for at in range(first):
+        made.dropped[at] = ids[at]
+    for at in range(last, len(ids)):
+        made.dropped[at - last] = ids[at]
+    return last - first, len(ids) - last + first, 0
+
+
+@njit(cache=True)
+def _decide_alone(code, memory, model, ids, now_s):
+    """What a policy that holds nothing orders and drops."""
+    if code.kind == RANDOM:
+        lost = np.empty(len(ids), np.bool_)
+        for at in range(len(ids)):
+            lost[at] = _coin(code.seed, ids[at]) < code.share
+        return ids[~lost], ids[lost]
+    if code.kind in (EDF, SJF):
+        by = memory.deadline_s if code.kind == EDF else memory.estimated_s
+        return ids[ranked(np.zeros(len(ids), np.int64), by[ids])], ids[:0]
+    return _drop_and_reorder(memory, model, ids, now_s, code)
+
+
+@allocating
+def _decide_apart(code, memory, model, ids, now_s):
+    """The same, written to `memory.decided`; how many of each."""
+    order, dropped = _decide_alone(code, memory, model, ids, now_s)
+    memory.decided.order[: len(order)] = order
+    memory.decided.dropped[: len(dropped)] = dropped
+    return len(order), len(dropped)
+
+
+@borrowing
+def decide_into(
+    code: Code, memory: Memory, model: Model, ids: I64, now_s: float
+) -> tuple[int, int, int]:
+    """How many a policy with `code` orders, drops and holds of `ids` (b,), which rise.
+
+    Which, stands at the front of the columns of `memory.decided`.
+    """
+    if code.kind == OURS:
+        return bind_late(code.terms, memory, model, ids, now_s)
+    if code.kind in (FIFO, CAP, CODEL):
+        return _in_turn(code, memory, ids, now_s)
+    if code.kind in (LATE, SLACK, SHORT):
+        order, dropped = _late(memory, model, ids, now_s, code)
+    else:
+        order, dropped = _decide_apart(code, memory, model, ids, now_s)
+    return order, dropped, 0
+
+
 @njit(cache=True)
 def decide_compiled(
     code: Code, memory: Memory, model: Model, ids: I64, now_s: float
 ) -> tuple[I64, I64, I64]:
     """What a policy with `code` orders, drops and holds of `ids` (b,), which rise."""
-    none = ids[:0]
-    if code.kind == OURS:
-        order, refused = bind_late(code.terms, memory, model, ids, now_s)
-        held = ~refused
-        held[order] = False
-        return ids[order], ids[refused], ids[held]
-    if code.kind == FIFO:
-        return ids, none, none
-    if code.kind == RANDOM:
-        lost = np.empty(len(ids), np.bool_)
-        for at in range(len(ids)):
-            lost[at] = _coin(code.seed, ids[at]) < code.share
-        return ids[~lost], ids[lost], none
-    if code.kind in (EDF, SJF):
-        by = memory.deadline_s if code.kind == EDF else memory.estimated_s
-        return ids[ranked(np.zeros(len(ids), np.int64), by[ids])], none, none
-    if code.kind == CAP:
-        front = _admitted(
-            memory.control, memory.estimated_s[ids], in_flight(memory), code.room_s
-        )
-        return ids[:front], ids[front:], none
-    if code.kind == CODEL:
-        left_s = memory.deadline_s[ids] - now_s
-        front = _controlled(
-            memory.control, left_s, now_s, code.spare_s, code.interval_s
-        )
-        return ids[front:], ids[:front], none
-    if code.kind == BANDED:
-        kept, lost = _drop_and_reorder(memory, model, ids, now_s, code)
-        return kept, lost, none
-    order, hopeless = _late(memory, model, ids, now_s, code)
-    return ids[order], ids[hopeless], none
+    order, dropped, held = decide_into(code, memory, model, ids, now_s)
+    made = memory.decided
+    return (
+        made.order[:order].copy(),
+        made.dropped[:dropped].copy(),
+        made.held[:held].copy(),
+    )

@@ -43,7 +43,7 @@ from thesis_lib.sequencer.core.locks import NONE, book, release
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, History, KeySets, Trace
 from thesis_lib.sequencer.policies.lookahead import SPREAD, Memory
 from thesis_lib.sequencer.policies.registry import Policy
-from thesis_lib.sequencer.policies.rules import decide_compiled
+from thesis_lib.sequencer.policies.rules import decide_into
 
 # What a row of a partition stands for. A local transaction is one row, WHOLE; one that
 # crosses is four in a row in each of its partitions: what is decided on, a message that
@@ -494,10 +494,13 @@ def _run(sites, memories, calendar, model, code, in_flight, delay_s, epoch_s):
             released += counts[MERGING] - counts[ASIDE]
             if 0 < in_flight <= released:
                 continue
-            ids = held[:waiting].copy()
-            order, lost, hold = decide_compiled(
-                code, memories[place], model, ids, now_s
+            orders, drops, holds = decide_into(
+                code, memories[place], model, held[:waiting], now_s
             )
+            made = memories[place].decided
+            order, lost, hold = (
+                made.order[:orders], made.dropped[:drops], made.held[:holds],
+            )  # fmt: skip
             room = in_flight - released if in_flight > 0 else waiting
             for row in order[:room]:
                 i = owner[row]

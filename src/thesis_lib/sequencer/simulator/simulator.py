@@ -28,7 +28,7 @@ from thesis_lib.sequencer.core.events import (
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, History, Trace
 from thesis_lib.sequencer.policies.lookahead import SPREAD, Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
-from thesis_lib.sequencer.policies.rules import decide_compiled
+from thesis_lib.sequencer.policies.rules import decide_into
 
 
 def replay(
@@ -188,16 +188,18 @@ def simulate(
 @njit(cache=True)
 def _run(state, before, busy_s, setting, memory, model, code):
     """Everything, compiled; returns how many are held for ever."""
-    asked = np.empty(len(busy_s), np.int64)
+    asked, made = np.empty(len(busy_s), np.int64), memory.decided
     while True:
         size = next_decision(state, before, busy_s, setting, asked)
         if size <= 0:
             return before.counts[HELD]
-        ids = asked[:size].copy()
-        order, dropped, held = decide_compiled(
-            code, memory, model, ids, before.clock_s[NOW]
+        order, dropped, held = decide_into(
+            code, memory, model, asked[:size], before.clock_s[NOW]
         )
-        enter(state, before, setting, order, dropped, held)
+        enter(
+            state, before, setting, made.order[:order], made.dropped[:dropped],
+            made.held[:held],
+        )  # fmt: skip
 
 
 def _run_rule(
