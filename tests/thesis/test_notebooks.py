@@ -208,3 +208,17 @@ def test_a_name_has_one_meaning_and_imports_stand_in_one_cell(chapter):
     assert not twice
     importing = [s for s in cells if "import" in set().union(*bindings(s).values())]
     assert len(importing) == 1
+
+
+def test_a_larger_profile_does_no_less_of_any_work():
+    """Of each parameter that the time of a chapter grows with; of a list, the most."""
+    chosen = chapters.select([])
+    by_profile = [chapters.resolve(chosen, name, {}) for name in chapters.PROFILES]
+    less = []
+    for chapter in chosen:
+        for name, parameter in chapters.parameters(chapter).items():
+            values = [resolved[chapter.name][name] for resolved in by_profile]
+            most = [max(v) if isinstance(v, list) else v for v in values]
+            if parameter.limits.work and most != sorted(most):
+                less.append((chapter.name, name, most))
+    assert not less

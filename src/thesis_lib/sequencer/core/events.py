@@ -23,7 +23,6 @@ from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.locks import (
     NONE,
     LockTable,
-    allocating,
     book,
     borrowing,
     lock_table,
@@ -297,7 +296,9 @@ def next_decision(
     while True:
         taken, committed = counts[TAKEN], progress[COMMITTED]
         if taken == n and counts[HELD] == 0:
-            clock_s[NOW] = advance(state, busy_s, np.inf, False, setting.release_s)
+            clock_s[NOW] = advance(
+                state, busy_s, np.inf, np.bool_(False), setting.release_s
+            )
             return 0
         due_s = _due_s(front, setting)
         stop = setting.closed or counts[HELD] > 0
@@ -340,13 +341,6 @@ def next_decision(
         return waiting + counts[TAKEN] - taken
 
 
-@allocating
-def _hold_back(to, behind, held):
-    """Write to the front of `to` what is held for want of room and by the decision."""
-    together = np.sort(np.concatenate((behind, held)))
-    to[: len(together)] = together
-
-
 @borrowing
 def enter(
     state: State,
@@ -377,9 +371,14 @@ def enter(
         decided_s[i] = now_s
     if setting.closed:
         _submit(front, len(dropped), now_s + setting.think_s)
-    if room < len(order):
-        _hold_back(front.held, order[room:], held)
-    else:
-        for at in range(len(held)):
-            front.held[at] = held[at]
-    front.counts[HELD] = len(order) - room + len(held)
+    count = len(held)
+    for at in range(count):
+        front.held[at] = held[at]
+    for i in order[room:]:  # inserted, mostly at the end
+        to = count
+        while to > 0 and front.held[to - 1] > i:
+            front.held[to] = front.held[to - 1]
+            to -= 1
+        front.held[to] = i
+        count += 1
+    front.counts[HELD] = count

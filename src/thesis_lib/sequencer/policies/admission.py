@@ -22,7 +22,6 @@ from math import exp, log
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from thesis_lib.sequencer.core.locks import NONE, borrowing, forget, free_at, register
 from thesis_lib.sequencer.core.trace import F64, I64
@@ -133,14 +132,6 @@ def sort_into(order: I64, spare: I64, rank: I64, key: F64) -> None:
         width *= 2
 
 
-@njit(cache=True)
-def ranked(rank: I64, key: F64) -> I64:
-    """The same, in an array of their own."""
-    order = np.empty(len(key), np.int64)
-    sort_into(order, np.empty(len(key), np.int64), rank, key)
-    return order
-
-
 @borrowing
 def _something_frees(memory, due_s):
     """Not every core runs something that is predicted to last beyond `due_s`."""
@@ -190,7 +181,7 @@ def _judge(terms, memory, ids, due_s):
         refused = start_s + needs_s > deadline_s
         if refused:
             control[PRESSURE] += PRESSED * (above - control[PRESSURE])
-            _settle(control, terms, group[i], True)
+            _settle(control, terms, group[i], refused)
             if not above:
                 control[PRICE_S] *= exp(-terms.step)
         rank[at] = REFUSED * refused + above

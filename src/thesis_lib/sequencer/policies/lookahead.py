@@ -252,7 +252,7 @@ def _run_forward(memory, ids, now_s, due_s, finish_s):
         core += 1
     progress[:] = 0
     progress[LOGGED], progress[READY], progress[STARTED] = logged, ready, started
-    advance(scratch, estimated_s, np.inf, False)
+    advance(scratch, estimated_s, np.inf, np.bool_(False), 0.0)
     for at in range(len(ids)):
         if ids[at] != NONE:
             finish_s[at] = finished_s[ids[at]]
@@ -449,7 +449,7 @@ def schedule_into(memory, model, ids, now_s, remember, finish_s):
         memory.ends_s, memory.ghosts_s, memory.pending, memory.counts,
     )  # fmt: skip
     if model.cpu and not model.feedback:
-        advance(world, estimated_s, now_s, False)
+        advance(world, estimated_s, now_s, np.bool_(False), 0.0)
     if model.cpu or model.feedback:
         _look(memory)
     if not model.cpu:

@@ -11,12 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from thesis_lib.sequencer.core.locks import NONE, allocating, borrowing
+from thesis_lib.sequencer.core.locks import NONE, borrowing
 from thesis_lib.sequencer.core.trace import F64, I64
 from thesis_lib.sequencer.policies.admission import (
     BidPriceParameters,
     bind_late,
-    ranked,
     sort_into,
 )
 from thesis_lib.sequencer.policies.lookahead import (
@@ -24,7 +23,6 @@ from thesis_lib.sequencer.policies.lookahead import (
     Model,
     in_flight,
     on_time_p,
-    schedule,
     schedule_into,
 )
 
@@ -67,7 +65,7 @@ def mix(value):
     return value ^ (value >> np.uint64(31))
 
 
-@njit(cache=True)
+@borrowing
 def _coin(seed, i):
     """The coin of `random-drop`, in [0, 1): it depends on `seed` and the id alone."""
     number = np.uint64(i) + np.uint64(seed) + np.uint64(1)
@@ -166,7 +164,7 @@ def _late(memory, model, ids, now_s, code):
     """
     made, b = memory.decided, len(ids)
     rank, key, finish_s = made.rank[:b], made.key[:b], made.finish_s[:b]
-    schedule_into(memory, model, ids, now_s, True, finish_s)
+    schedule_into(memory, model, ids, now_s, np.bool_(True), finish_s)  # no literal
     dropped = 0
     for at in range(b):
         i = ids[at]
@@ -196,42 +194,54 @@ def _late(memory, model, ids, now_s, code):
     return kept, dropped
 
 
-@njit(cache=True)
-def _critical_first(finish_s, deadline_s, code):
-    """Positions, stable: what the thesis calls critical first.
+@borrowing
+def _critical_first(memory, ids, code):
+    """Write positions to `decided.held`: what the thesis calls critical first.
 
     As described, that is forecast to end within the band of its deadline; corrected, it
     has the least time left between forecast end and deadline, and what is hopeless, a
     band too late, goes last.
     """
-    order = np.empty(len(finish_s), np.int64)
-    if code.band:
-        front = 0
-        for critical in (True, False):
-            for at in range(len(finish_s)):
-                if (abs(finish_s[at] - deadline_s[at]) < code.band_s) == critical:
-                    order[front] = at
-                    front += 1
-        return order
-    hopeless = finish_s > deadline_s + code.band_s
-    return ranked(hopeless.astype(np.int64), deadline_s - finish_s)
+    made, b = memory.decided, len(ids)
+    rank, key = made.rank[:b], made.key[:b]
+    for at in range(b):
+        finish_s, deadline_s = made.finish_s[at], memory.deadline_s[ids[at]]
+        if code.band:
+            rank[at], key[at] = abs(finish_s - deadline_s) >= code.band_s, 0.0
+        else:
+            rank[at] = finish_s > deadline_s + code.band_s
+            key[at] = deadline_s - finish_s
+    sort_into(made.held[:b], made.dropped, rank, key)
 
 
-@njit(cache=True)
+@borrowing
 def _drop_and_reorder(memory, model, ids, now_s, code):
-    """The rule of the thesis: ids in order, and who is dropped."""
-    if code.fresh:
-        finish_s = schedule(memory, model, ids, now_s, False)
-        ids = ids[_critical_first(finish_s, memory.deadline_s[ids], code)]
-    finish_s = schedule(memory, model, ids, now_s, True)
-    deadline_s = memory.deadline_s[ids]
-    late = np.zeros(len(ids), np.bool_)
-    if code.drops:
-        late[:] = finish_s > deadline_s + code.allowance_s
+    """The rule of the thesis; how many run and are dropped."""
+    made, b = memory.decided, len(ids)
+    finish_s, places = made.finish_s[:b], made.held[:b]
+    forecasts = 2 if code.fresh else 1
+    for turn in range(forecasts):
+        schedule_into(memory, model, ids, now_s, turn + 1 == forecasts, finish_s)
+        if turn + 1 < forecasts:
+            _critical_first(memory, ids, code)
+            for at in range(b):
+                made.order[at] = ids[places[at]]
+            ids = made.order[:b]
     if code.moves and not code.fresh:
-        order = _critical_first(finish_s, deadline_s, code)
-        ids, late = ids[order], late[order]
-    return ids[~late], ids[late]
+        _critical_first(memory, ids, code)
+    else:
+        for at in range(b):
+            places[at] = at
+    kept = dropped = 0
+    for at in places:
+        i = ids[at]
+        if code.drops and finish_s[at] > memory.deadline_s[i] + code.allowance_s:
+            made.dropped[dropped] = i
+            dropped += 1
+        else:
+            made.order[kept] = i
+            kept += 1
+    return kept, dropped
 
 
 @borrowing
@@ -257,30 +267,34 @@ def _in_turn(code, memory, ids, now_s):
         made.dropped[at] = ids[at]
     for at in range(last, len(ids)):
         made.dropped[at - last] = ids[at]
-    return last - first, len(ids) - last + first, 0
+    return last - first, len(ids) - last + first
 
 
-@njit(cache=True)
-def _decide_alone(code, memory, model, ids, now_s):
-    """What a policy that holds nothing orders and drops."""
-    if code.kind == RANDOM:
-        lost = np.empty(len(ids), np.bool_)
-        for at in range(len(ids)):
-            lost[at] = _coin(code.seed, ids[at]) < code.share
-        return ids[~lost], ids[lost]
-    if code.kind in (EDF, SJF):
-        by = memory.deadline_s if code.kind == EDF else memory.estimated_s
-        return ids[ranked(np.zeros(len(ids), np.int64), by[ids])], ids[:0]
-    return _drop_and_reorder(memory, model, ids, now_s, code)
+@borrowing
+def _by_chance(code, memory, ids):
+    """Each is dropped with one probability."""
+    kept = dropped = 0
+    for i in ids:
+        if _coin(code.seed, i) < code.share:
+            memory.decided.dropped[dropped] = i
+            dropped += 1
+        else:
+            memory.decided.order[kept] = i
+            kept += 1
+    return kept, dropped
 
 
-@allocating
-def _decide_apart(code, memory, model, ids, now_s):
-    """The same, written to `memory.decided`; how many of each."""
-    order, dropped = _decide_alone(code, memory, model, ids, now_s)
-    memory.decided.order[: len(order)] = order
-    memory.decided.dropped[: len(dropped)] = dropped
-    return len(order), len(dropped)
+@borrowing
+def _sorted(code, memory, ids):
+    """By deadline or by estimate; all run."""
+    made, b = memory.decided, len(ids)
+    by = memory.deadline_s if code.kind == EDF else memory.estimated_s
+    for at in range(b):
+        made.rank[at], made.key[at] = 0, by[ids[at]]
+    sort_into(made.held[:b], made.dropped, made.rank[:b], made.key[:b])
+    for at in range(b):
+        made.order[at] = ids[made.held[at]]
+    return b, 0
 
 
 @borrowing
@@ -294,11 +308,15 @@ def decide_into(
     if code.kind == OURS:
         return bind_late(code.terms, memory, model, ids, now_s)
     if code.kind in (FIFO, CAP, CODEL):
-        return _in_turn(code, memory, ids, now_s)
-    if code.kind in (LATE, SLACK, SHORT):
-        order, dropped = _late(memory, model, ids, now_s, code)
+        order, dropped = _in_turn(code, memory, ids, now_s)
+    elif code.kind == RANDOM:
+        order, dropped = _by_chance(code, memory, ids)
+    elif code.kind in (EDF, SJF):
+        order, dropped = _sorted(code, memory, ids)
+    elif code.kind == BANDED:
+        order, dropped = _drop_and_reorder(memory, model, ids, now_s, code)
     else:
-        order, dropped = _decide_apart(code, memory, model, ids, now_s)
+        order, dropped = _late(memory, model, ids, now_s, code)
     return order, dropped, 0
 
 
