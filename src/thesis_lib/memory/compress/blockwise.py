@@ -9,7 +9,7 @@ the weights of few bits there that GPTQ leaves.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -347,29 +347,23 @@ def _refine(block: Block, targets: list[Tensor], how: Refinement) -> None:
     optimiser = torch.optim.Adam(masters, lr=how.rate, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, how.steps)
     draw = torch.Generator().manual_seed(how.seed)
-    with _training(parameters):
-        for _ in range(how.steps):
-            at = int(torch.randint(read, (1,), generator=draw))
-            gradients = torch.autograd.grad(scale * error(at), parameters)
-            for master, gradient in zip(masters, gradients, strict=True):
-                master.grad = gradient.float()
-            optimiser.step()
-            schedule.step()
-            _assign(parameters, masters)
+    _let_train(parameters, True)
+    for _ in range(how.steps):
+        at = int(torch.randint(read, (1,), generator=draw))
+        gradients = torch.autograd.grad(scale * error(at), parameters)
+        for master, gradient in zip(masters, gradients, strict=True):
+            master.grad = gradient.float()
+        optimiser.step()
+        schedule.step()
+        _assign(parameters, masters)
+    _let_train(parameters, False)
     if not held_out() < before:
         _assign(parameters, kept)
 
 
-@contextmanager
-def _training(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Let these alone have gradients, while this lasts."""
+def _let_train(parameters: list[nn.Parameter], wanted: bool) -> None:
     for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+        parameter.requires_grad_(wanted)
 
 
 @torch.no_grad()
