@@ -255,14 +255,14 @@ def cost(
     from thesis_lib.memory.cost.prices import parse_override
 
     asked = Question(
-        gpu,
-        cards,
-        tokens_per_s,
-        between,
-        record,
-        model,
-        weights,
-        batch,
+        gpu=gpu,
+        cards=cards,
+        tokens_per_s=tokens_per_s,
+        between=between,
+        record=record,
+        model=model,
+        weights=weights,
+        batch=batch,
         utilisation=utilisation,
     )
     with console.status("pricing"):

@@ -77,11 +77,11 @@ def checkpoint() -> Path:
     return folder
 
 
-def load(dtype: torch.dtype = torch.bfloat16) -> tuple[LlamaForCausalLM, Any]:
-    """The model, resident and in eval mode, and its tokenizer."""
+def load() -> tuple[LlamaForCausalLM, Any]:
+    """The model in bfloat16, resident and in eval mode, and its tokenizer."""
     folder = checkpoint()
     with quiet():
-        model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     return model.eval(), tokenizer
 
