@@ -104,15 +104,9 @@ class Block:
 
     def inputs(self, number: int, name: str) -> Tensor:
         """The rows (t, n) of one window that reach the matrix `name`, in float64."""
-        found: list[Tensor] = []
-
-        def take(inputs: tuple[Any, ...], _: dict[str, Any]) -> None:
-            found.append(inputs[0])
-            raise _Reached
-
-        with before({self.layer.get_submodule(name): take}), suppress(_Reached):
-            self.run(self.hidden[number])
-        return found[0].reshape(-1, found[0].shape[-1]).double()
+        matrix = self.layer.get_submodule(name)
+        found = _reaching(matrix, lambda: self.run(self.hidden[number]))
+        return found.reshape(-1, found.shape[-1]).double()
 
     def groups(self, names: Sequence[str]) -> list[list[str]]:
         """The names of matrices by the input that they share, in the order of use."""
@@ -149,27 +143,35 @@ def walk_blocks(
     )
     prefix, layers = stack(model)
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    hidden: list[Tensor] = []
-
-    def enter(inputs: tuple[Any, ...], _: dict[str, Any]) -> None:
-        hidden.append(inputs[0])
-        raise _Reached
 
     def note(inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         arguments.append((inputs[1:], options))
 
     with before(dict.fromkeys(layers, note)):
         model(windows[:1], use_cache=False)
-    with before({layers[0]: enter}):
-        for window in windows:
-            with suppress(_Reached):
-                model(window[None], use_cache=False)
+    hidden = [
+        _reaching(layers[0], lambda one=window: model(one[None], use_cache=False))
+        for window in windows
+    ]
     for number, layer in enumerate(layers):
         block = Block(f"{prefix}.{number}", layer, hidden, arguments[number])
         yield block
         hidden = block.outputs
         if progress is not None:
             progress(number + 1, len(layers))
+
+
+def _reaching(module: nn.Module, run: Callable[[], object]) -> Tensor:
+    """The first input that reaches a module in a run, which ends there."""
+    found: list[Tensor] = []
+
+    def take(inputs: tuple[Any, ...], _: dict[str, Any]) -> None:
+        found.append(inputs[0])
+        raise _Reached
+
+    with before({module: take}), suppress(_Reached):
+        run()
+    return found[0]
 
 
 class _Reached(Exception):
