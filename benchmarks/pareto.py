@@ -41,7 +41,11 @@ from thesis_lib.memory.compress.convert import (
     write_compressed,
 )
 from thesis_lib.memory.compress.gptq import round_to_nearest
-from thesis_lib.memory.compress.svd import decompose_layers, with_factors
+from thesis_lib.memory.compress.svd import (
+    decompose_layers,
+    uniform_ranks,
+    with_ranks,
+)
 from thesis_lib.memory.evaluate.perplexity import perplexity, read_tokens
 from thesis_lib.memory.formats.low_bit import Grid
 from thesis_lib.memory.formats.nf4 import quantise, weight_bytes
@@ -95,7 +99,8 @@ def in_memory(model: nn.Module, kind: str) -> tuple[nn.Module, int]:
 
 def truncated(model: nn.Module, ratio: float) -> tuple[nn.Module, int]:
     """Every matrix by its plain singular value decomposition, one ratio for all."""
-    twin = with_factors(model, decompose_layers(model), ratio)
+    ranks = uniform_ranks(model, ratio)
+    twin = with_ranks(model, decompose_layers(model), ranks)
     return twin, weight_bytes(twin)
 
 

@@ -251,22 +251,22 @@ def cost(
 
     The rate is given, taken from a record, or else predicted for MODEL on the card.
     """
-    from thesis_lib.memory.cost.deployment import summarise
+    from thesis_lib.memory.cost.deployment import Question, summarise
     from thesis_lib.memory.cost.prices import parse_override
 
+    asked = Question(
+        gpu=gpu,
+        cards=cards,
+        tokens_per_s=tokens_per_s,
+        between=between,
+        record=record,
+        model=model,
+        weights=weights,
+        batch=batch,
+        utilisation=utilisation,
+    )
     with console.status("pricing"):
-        result = summarise(
-            gpu,
-            tokens_per_s,
-            between,
-            record,
-            model,
-            weights,
-            batch,
-            utilisation=utilisation,
-            override=parse_override(price or []),
-            cards=cards,
-        )
+        result = summarise(asked, parse_override(price or []))
 
     def dollars(name: str) -> str:
         if result[f"{name}_tokens"] is None:

@@ -7,7 +7,6 @@ import pytest
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.allocation import (
-    Hull,
     Offer,
     Spectrum,
     allocate,
@@ -77,19 +76,11 @@ def test_a_larger_budget_never_takes_a_rank_away_nor_reaches_the_break_even():
 
 
 def test_what_is_left_of_the_budget_is_less_than_a_step():
-    rng = np.random.default_rng(3)
-    parts = {
-        f"{i}": Spectrum(64, 64, np.sort(rng.exponential(size=64) ** 2)[::-1])
-        for i in range(8)
-    }
+    parts = spectra(3, ((64, 64),) * 8)
     for ratio in (0.3, 0.6, 0.9):
         left = ratio * 8 * 64**2 - entries(parts, allocate_ranks(parts, ratio))
         assert 0 <= left < 64 * 64
-
-
-def test_the_whole_budget_leaves_every_matrix_dense():
-    parts = spectra(0)
-    assert allocate_ranks(parts, 1.0) == dict.fromkeys(parts)
+    assert allocate_ranks(parts, 1.0) == dict.fromkeys(parts)  # dense, all of them
 
 
 def test_the_matrix_that_matters_more_gets_more():
@@ -99,8 +90,13 @@ def test_the_matrix_that_matters_more_gets_more():
     assert allocate_ranks(parts, 9 * 40 / 800) == {"a": 7, "b": 2}
 
 
+def offers(sizes, losses):
+    recipes = [LowBitConfig(Grid(2, 8), rank) for rank in range(len(sizes))]
+    return [Offer(*one) for one in zip(recipes, sizes, losses, strict=True)]
+
+
 def test_what_fills_a_budget_is_what_still_fits():
-    hulls = {"a": Hull(1, [4, 4], [3.0, 1.0]), "b": Hull(1, [2, 1], [2.0, 0.5])}
+    some = {"a": offers((1, 5, 9), (16, 4, 0)), "b": offers((1, 3, 4), (4.5, 0.5, 0))}
     # By rate: 4 more for a, 2 for b, 4 for a, 1 for b; from 2 on.
     for budget, taken, filled in [
         (2, (0, 0), (0, 0)),
@@ -109,10 +105,11 @@ def test_what_fills_a_budget_is_what_still_fits():
         (9, (1, 1), (1, 2)),
         (13, (2, 2), (2, 2)),
     ]:
-        assert tuple(allocate(hulls, budget).values()) == taken
-        assert tuple(allocate(hulls, budget, fill=True).values()) == filled
-    with pytest.raises(InvalidInput, match="smallest choices take 2 together"):
-        allocate(hulls, 1.9)
+        for fill, expected in ((False, taken), (True, filled)):
+            found = allocate(some, budget, fill)
+            assert tuple(one.recipe.rank for one in found.values()) == expected
+    with pytest.raises(InvalidInput, match="smallest offers take 2 together"):
+        allocate(some, 1.9)
 
 
 def test_recipes_of_equal_steps_are_the_best_of_all_ways():
@@ -144,23 +141,18 @@ def test_recipes_of_equal_steps_are_the_best_of_all_ways():
 
 
 def test_an_offer_above_the_hull_is_never_taken():
-    recipes = [LowBitConfig(Grid(2, 8), rank) for rank in range(5)]
-    sizes, losses = (10, 20, 30, 40, 50), (9.0, 8.0, 2.0, 3.0, 1.0)
-    offers = [
-        Offer(*one) for one in zip(recipes, sizes, losses, strict=True)
-    ]  # the second lies above the line from the first to the third
-    ranks = [allocate_recipes({"a": offers}, size)["a"].rank for size in sizes]
+    sizes = (10, 20, 30, 40, 50)
+    # The second lies above the line from the first to the third.
+    some = offers(sizes, (9.0, 8.0, 2.0, 3.0, 1.0))
+    ranks = [allocate_recipes({"a": some}, size)["a"].rank for size in sizes]
     assert ranks == [0, 0, 2, 2, 4]
 
 
-@pytest.mark.parametrize("ratio", [0.0, -0.5, 1.1, float("nan")])
-def test_ratios_outside_the_unit_interval_are_refused(ratio):
-    with pytest.raises(InvalidInput, match="must lie in"):
-        allocate_ranks(spectra(0), ratio)
-
-
 def test_what_cannot_be_allocated_is_refused():
-    with pytest.raises(InvalidInput, match="rank 1 everywhere needs 53"):
+    for ratio in (0.0, -0.5, 1.1, float("nan")):
+        with pytest.raises(InvalidInput, match="must lie in"):
+            allocate_ranks(spectra(0), ratio)
+    with pytest.raises(InvalidInput, match="take 53 together"):  # rank 1 everywhere
         allocate_ranks(spectra(0), 0.1)
     for gains in ([1.0, 2.0], [np.nan, 0.0], [1.0, -1.0]):
         with pytest.raises(InvalidInput, match="gains of a"):

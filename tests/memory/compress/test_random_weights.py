@@ -155,18 +155,17 @@ def test_numbers_out_of_range_are_refused(tmp_path, options, message):
 
 def test_a_target_that_exists_and_a_full_disk_are_refused(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
-    with pytest.raises(InvalidInput, match="exists already"):
-        synthesise(TINY, tmp_path / "there")
-    with pytest.raises(InvalidInput, match="create it first"):
-        synthesise(TINY, tmp_path / "nowhere" / "model")
-    with pytest.raises(InvalidInput, match="'llama-64b' is unknown"):
-        synthesise("llama-64b", tmp_path / "model")
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(
-        checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000)
-    )
-    with pytest.raises(InvalidInput, match="where its disk has 1000 B free"):
-        synthesise(TINY, tmp_path / "model")
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    for model, out, message in (
+        (TINY, "there", "exists already"),
+        (TINY, "nowhere/model", "create it first"),
+        ("llama-64b", "model", "'llama-64b' is unknown"),
+        (TINY, "model", "where its disk has 1000 B free"),
+    ):
+        if out == "model":
+            monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(InvalidInput, match=message):
+            synthesise(model, tmp_path / out)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 

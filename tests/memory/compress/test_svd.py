@@ -13,7 +13,8 @@ from thesis_lib.memory.compress.svd import (
     gram_matrices,
     rank_for_energy,
     rank_for_ratio,
-    with_factors,
+    uniform_ranks,
+    with_ranks,
 )
 from thesis_lib.memory.formats.lowrank import LowRankLinear
 
@@ -38,7 +39,8 @@ def tail(parts, rank):
 
 
 def factorise(model, ratio, grams=None, names=None):
-    return with_factors(model, decompose_layers(model, grams, names), ratio)
+    parts = decompose_layers(model, grams, names)
+    return with_ranks(model, parts, uniform_ranks(model, ratio, names))
 
 
 @pytest.mark.parametrize("shape", [(64, 48), (48, 64), (48, 48)])

@@ -54,26 +54,17 @@ def test_the_figures_that_the_model_started_from(usd_per_hour, tokens_per_s, dol
 @pytest.mark.parametrize("factor", [0.1, 2.0, 7.0])
 def test_rent_scales_with_price_and_against_rate_and_utilisation(factor):
     base = usd_per_million_tokens(0.4, 5.0, 0.1)
-    assert usd_per_million_tokens(0.4 * factor, 5.0, 0.1) == pytest.approx(
-        base * factor
-    )
-    assert usd_per_million_tokens(0.4, 5.0 * factor, 0.1) == pytest.approx(
-        base / factor
-    )
-    assert usd_per_million_tokens(0.4, 5.0, 0.1 * factor) == pytest.approx(
-        base / factor
-    )
+    for inputs, expected in (
+        ((0.4 * factor, 5.0, 0.1), base * factor),
+        ((0.4, 5.0 * factor, 0.1), base / factor),
+        ((0.4, 5.0, 0.1 * factor), base / factor),
+    ):
+        assert usd_per_million_tokens(*inputs) == pytest.approx(expected)
 
 
 def owned(**changes):
-    values = {
-        "capex_usd": 2000,
-        "months": 36,
-        "watts": 350,
-        "usd_per_kwh": 0.2,
-        "pue": 1.2,
-    }
-    return Owned(**{**values, **changes})
+    values = {"months": 36, "watts": 350, "usd_per_kwh": 0.2, "pue": 1.2}
+    return Owned(**{"capex_usd": 2000, **values, **changes})
 
 
 def test_owning_is_capital_by_the_month_and_energy_by_the_token():
@@ -81,12 +72,10 @@ def test_owning_is_capital_by_the_month_and_energy_by_the_token():
     tokens = tokens_per_s * 3600 * HOURS_PER_MONTH * utilisation
     kwh = 0.35 * 1.2 * HOURS_PER_MONTH * utilisation
     expected = (2000 / 36 + kwh * 0.2) / tokens * 1e6
-    assert machine.usd_per_million_tokens(tokens_per_s, utilisation) == pytest.approx(
-        expected
-    )
-    assert machine.bill(tokens_per_s).usd(tokens) == pytest.approx(
-        expected * tokens / 1e6
-    )
+    found = machine.usd_per_million_tokens(tokens_per_s, utilisation)
+    assert found == pytest.approx(expected)
+    bill = machine.bill(tokens_per_s)
+    assert bill.usd(tokens) == pytest.approx(expected * tokens / 1e6)
 
 
 def test_without_energy_owning_is_rent_at_the_capital_rate():

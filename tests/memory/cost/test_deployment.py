@@ -1,5 +1,6 @@
 """Configurations follow their plans, records stay above their floors, costs add up."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -23,7 +24,7 @@ from thesis_lib.memory.cost.cost import (
     metered_bill,
     usd_per_million_tokens,
 )
-from thesis_lib.memory.cost.deployment import Method, draw, values
+from thesis_lib.memory.cost.deployment import Method, Question, draw, values
 from thesis_lib.memory.cost.prices import read_prices, read_quantities
 from thesis_lib.memory.cost.published import read_cards
 from thesis_lib.memory.model.spec import geometry
@@ -42,6 +43,10 @@ NOTEBOOK = DATA.parent / "notebooks" / "06_evaluation_system_for_ml.ipynb"
 @pytest.fixture(autouse=True)
 def shipped(monkeypatch):
     monkeypatch.setenv("THESIS_DATA", str(DATA))
+
+
+def summarise(gpu="rtx-3090", override=None, folder=MEASUREMENTS, **asked):
+    return deployment.summarise(Question(gpu, **asked), override, folder)
 
 
 def predict(method, item="rtx-3090", card=CARD, count=1, link=LINK):
@@ -129,7 +134,7 @@ def test_the_table_prices_what_it_times(dense, resident):
     for each in (dense, resident):
         assert made.usd_per_million[each.name] == pytest.approx(
             usd_per_million_tokens(
-                each.count * PRICES[each.item].usd, each.timing.tokens_per_s(MIX), 0.5
+                each.count * PRICES[each.item].value, each.timing.tokens_per_s(MIX), 0.5
             )
         )
     found = made.loc[name]
@@ -207,56 +212,44 @@ def test_a_record_gives_the_rate_of_its_median_within_its_interval():
 
 
 def test_the_summary_adds_up():
-    found = deployment.summarise("rtx-3090", tokens_per_s=0.8, utilisation=0.5)
-    assert found["usd_per_million_tokens"] == usd_per_million_tokens(
-        PRICES["rtx-3090"].usd, 0.8, 0.5
-    )
+    rent = PRICES["rtx-3090"]
+    found = summarise(tokens_per_s=0.8, utilisation=0.5)
+    usd = found["usd_per_million_tokens"]
+    assert usd == usd_per_million_tokens(rent.value, 0.8, 0.5)
     owned = deployment.workstation(PRICES, QUANTITIES, 64)
     assert found["break_even_tokens"] == break_even_tokens(
-        owned.bill(0.8), metered_bill(PRICES["rtx-3090"].usd, 0.8, 0.5)
+        owned.bill(0.8), metered_bill(rent.value, 0.8, 0.5)
     )
     assert found["owned_usd"] == owned.capex_usd
-    assert found["usd_per_million_interval"] is None
-    assert found["break_even_interval"] is None
-    assert found["price_status"] == PRICES["rtx-3090"].status
-    dear = deployment.summarise(
-        "rtx-3090", 0.8, utilisation=0.5, override={"rtx-3090": 39.0}
-    )
-    assert dear["usd_per_million_tokens"] == pytest.approx(
-        39.0 / PRICES["rtx-3090"].usd * found["usd_per_million_tokens"]
-    )
-    never = deployment.summarise("rtx-3090", 0.8, override={"rtx-3090": 0.01})
+    assert found["usd_per_million_interval"] is found["break_even_interval"] is None
+    assert found["price_status"] == rent.status
+    dear = summarise(tokens_per_s=0.8, utilisation=0.5, override={"rtx-3090": 39.0})
+    assert dear["usd_per_million_tokens"] == pytest.approx(39.0 / rent.value * usd)
+    never = summarise(tokens_per_s=0.8, override={"rtx-3090": 0.01})
     assert never["break_even_tokens"] is None
 
 
 def test_a_rate_with_an_interval_gives_one_to_every_cost():
-    found = deployment.summarise(tokens_per_s=2.0, between=(1.8, 2.5))
+    found = summarise(tokens_per_s=2.0, between=(1.8, 2.5))
     for key in ("usd_per_million", "owned_usd_per_million", "break_even"):
         low, high = found[f"{key}_interval"]
         assert low < found[f"{key}_tokens"] < high
     assert found["usd_per_million_interval"] == pytest.approx(
         [found["usd_per_million_tokens"] * 2.0 / rate for rate in (2.5, 1.8)]
     )
-    recorded = deployment.summarise(
-        "cpu-2-cores", record="streaming:streamed", folder=MEASUREMENTS
-    )
+    recorded = summarise("cpu-2-cores", record="streaming:streamed")
     assert recorded["basis"] == "measured, streaming:streamed"
     low, high = recorded["usd_per_million_interval"]
     assert low < recorded["usd_per_million_tokens"] < high
 
 
-def test_without_a_rate_the_plan_of_the_card_gives_one():
-    found = deployment.summarise(model="llama2-70b", weights="nf4", mix=MIX)
+def test_predicted_machines_each_have_the_rate_of_their_own_plan():
+    asked = partial(summarise, weights="nf4", mix=MIX)
+    cheap, large = (asked(gpu, model="llama2-70b") for gpu in ("rtx-3090", "h100"))
     made = predict(Method("nf4", "nf4"), link=deployment.assumed_link(CARD))
-    assert found["basis"] == "predicted"
-    assert found["tokens_per_s"] == pytest.approx(made.timing.tokens_per_s(MIX))
-    assert json.loads(json.dumps(found)) == found
-
-
-def test_predicted_machines_each_have_their_own_rate():
-    asked = partial(deployment.summarise, weights="nf4", mix=MIX)
-    cheap = asked("rtx-3090", model="llama2-70b")
-    large = asked("h100", model="llama2-70b")
+    assert cheap["basis"] == "predicted"
+    assert cheap["tokens_per_s"] == pytest.approx(made.timing.tokens_per_s(MIX))
+    assert json.loads(json.dumps(cheap)) == cheap
     assert large["tokens_per_s"] > 5 * cheap["tokens_per_s"]
     same = "owned_usd_per_million_tokens"
     assert large[same] == cheap[same]
@@ -266,15 +259,13 @@ def test_predicted_machines_each_have_their_own_rate():
 
 
 def test_a_rate_of_another_machine_is_not_that_of_the_owned_one():
-    for gpu, price in PRICES.items():
-        if price.per != "hour":
-            continue
-        for cards in (1, 2):
-            found = deployment.summarise(gpu, tokens_per_s=1.0, cards=cards)
-            is_owned = deployment.base_item(gpu) == "rtx-3090" and cards == 1
-            for key in ("owned_usd_per_million", "electricity_usd_per_million"):
-                assert (found[f"{key}_tokens"] is not None) == is_owned, (gpu, key)
-            assert found["usd_per_hour"] == cards * price.usd
+    hourly = {gpu: price for gpu, price in PRICES.items() if price.unit == "hour"}
+    for (gpu, price), cards in itertools.product(hourly.items(), (1, 2)):
+        found = summarise(gpu, tokens_per_s=1.0, cards=cards)
+        is_owned = deployment.base_item(gpu) == "rtx-3090" and cards == 1
+        for key in ("owned_usd_per_million", "electricity_usd_per_million"):
+            assert (found[f"{key}_tokens"] is not None) == is_owned, (gpu, key)
+        assert found["usd_per_hour"] == cards * price.value
 
 
 def test_the_command_and_the_chapter_price_the_same_machines_alike():
@@ -299,9 +290,7 @@ def test_the_command_and_the_chapter_price_the_same_machines_alike():
     for method, item, card, count, given in options:
         made = deployment.predict(spec, method, mix, item, card, count, given)
         usd = deployment.table([made], PRICES, mix, chapter["utilisation"])
-        found = deployment.summarise(
-            item, weights=method.name, batch=method.batch, cards=count
-        )
+        found = summarise(item, weights=method.name, batch=method.batch, cards=count)
         assert found["usd_per_million_tokens"] == usd.usd_per_million.item()
         assert found["streamed_layers"] == made.streamed_layers
         assert (made.streamed_layers == 0) == (item == "h100")
@@ -318,9 +307,7 @@ def test_a_link_with_more_lanes_carries_more():
 
 
 def test_a_reserved_machine_is_compared_by_the_month():
-    found = deployment.summarise(
-        "rtx-a6000-reserved", model="llama2-70b", weights="nf4"
-    )
+    found = summarise("rtx-a6000-reserved", model="llama2-70b", weights="nf4")
     # an idle month of it costs more than one of the owned machine
     assert found["break_even_tokens"] == 0
     assert deployment.base_item("rtx-a6000-reserved") == "rtx-a6000"
@@ -332,7 +319,7 @@ def test_a_reserved_machine_is_compared_by_the_month():
         ({"gpu": "electricity", "tokens_per_s": 1.0}, "gpu='electricity'"),
         ({"tokens_per_s": 0.0}, "tokens_per_s=0"),
         ({"tokens_per_s": math.inf}, "tokens_per_s=inf"),
-        ({"tokens_per_s": 1.0, "between": (1.1, 2.0)}, "in that order"),
+        ({"tokens_per_s": 1.0, "between": (1.1, 2.0)}, "tokens_per_s=1 from"),
         ({"between": (1.0, 2.0)}, "needs the rate"),
         ({"tokens_per_s": 1.0, "record": "streaming:streamed"}, "exclude each other"),
         ({"record": "streaming:theirs"}, "record='streaming:theirs'"),
@@ -345,7 +332,7 @@ def test_a_reserved_machine_is_compared_by_the_month():
 )
 def test_a_question_without_an_answer_is_refused(options, words):
     with pytest.raises(InvalidInput, match=words):
-        deployment.summarise(folder=MEASUREMENTS, **options)
+        summarise(**options)
 
 
 def test_a_method_is_checked():
@@ -391,7 +378,7 @@ def test_a_price_and_a_known_plan_need_no_torch(tmp_path, monkeypatch):
     program = (
         "import sys\n"
         "from thesis_lib.memory.cost import deployment, planning\n"
-        "deployment.summarise(tokens_per_s=1.0)\n"
+        "deployment.summarise(deployment.Question(tokens_per_s=1.0))\n"
         f"assert planning.describe_plan{asked} == {expected}\n"
         "assert not {'torch', 'transformers', 'numba'} & sys.modules.keys()"
     )

@@ -21,13 +21,19 @@ def gaussian(n, seed=0):
     return (draw.view(np.uint32) >> 16).astype(np.uint16)
 
 
+def begin(decoded_bytes, stream, threads=None, pool=None):
+    """A decoding in memory of its own, at whose end the stream is to arrive."""
+    size = lossless.buffer_bytes(len(stream), decoded_bytes)
+    buffer = np.zeros(size, np.uint8)
+    scratch = None if threads is None else lossless.Scratch(threads)
+    start = size - len(stream)
+    return lossless.InPlace(buffer, start, decoded_bytes, pool, scratch), buffer
+
+
 def decode(stream, decoded_bytes):
     """What a whole stream at the end of its buffer is decoded to."""
-    size = lossless.buffer_bytes(len(stream), decoded_bytes)
-    buffer = np.empty(size, np.uint8)
-    start = size - len(stream)
-    buffer[start:] = stream
-    decoding = lossless.InPlace(buffer, start, decoded_bytes)
+    decoding, buffer = begin(decoded_bytes, stream)
+    buffer[len(buffer) - len(stream) :] = stream
     decoding.arrive(0, len(stream))
     decoding.finish()
     return buffer[:decoded_bytes]
@@ -91,18 +97,15 @@ def arrive_in_parts(seed, threads):
     if seed % 2:  # what does not shrink first
         plain = np.concatenate([noise, plain])
     stream = lossless.encode(plain)
-    buffer = np.zeros(lossless.buffer_bytes(len(stream), len(plain)), np.uint8)
-    start = len(buffer) - len(stream)
     cuts = np.sort(draw.integers(0, len(stream), 9))
     parts = list(itertools.pairwise([0, *map(int, cuts), len(stream)]))
     draw.shuffle(parts)
     with ThreadPoolExecutor(threads) as pool:
-        decoding = lossless.InPlace(
-            buffer, start, len(plain), pool, lossless.Scratch(threads)
-        )
-        for begin, end in parts:
-            buffer[start + begin : start + end] = stream[begin:end]
-            decoding.arrive(int(begin), int(end))
+        decoding, buffer = begin(len(plain), stream, threads, pool)
+        arriving = buffer[len(buffer) - len(stream) :]
+        for start, end in parts:
+            arriving[start:end] = stream[start:end]
+            decoding.arrive(int(start), int(end))
         decoding.finish()
     return np.array_equal(buffer[: len(plain)], plain)
 
@@ -129,13 +132,9 @@ def test_a_chunk_that_is_late_is_not_overtaken(monkeypatch):
             others.set()
 
     monkeypatch.setattr(lossless, "_decode_chunk", slow)
-    buffer = np.zeros(lossless.buffer_bytes(len(stream), len(plain)), np.uint8)
-    start = len(buffer) - len(stream)
-    buffer[start:] = stream
     with ThreadPoolExecutor(2) as pool:
-        decoding = lossless.InPlace(
-            buffer, start, len(plain), pool, lossless.Scratch(2)
-        )
+        decoding, buffer = begin(len(plain), stream, 2, pool)
+        buffer[len(buffer) - len(stream) :] = stream
         decoding.arrive(0, len(stream) // 2)
         decoding.arrive(len(stream) // 2, len(stream))
         decoding.finish()
@@ -171,7 +170,5 @@ def test_entropies_are_those_of_the_fields():
     assert (bits.sign, bits.exponent, bits.mantissa) == (0, 1, 0)
 
 
-def test_a_code_pays_where_the_decoder_is_faster_than_the_link():
-    assert lossless.effective_bytes_per_s(2e9, 0.5, 9e9) == 4e9
-    assert lossless.effective_bytes_per_s(2e9, 0.5, 3e9) == 3e9
+def test_a_rate_of_decoding_is_positive():
     assert lossless.decode_bytes_per_s(lossless.encode(np.zeros(9, np.uint8)), 9) > 0

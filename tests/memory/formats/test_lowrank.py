@@ -8,8 +8,7 @@ import torch
 from tiny import ROW, metered
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.memory.compress.convert import convert, write_factors
-from thesis_lib.memory.formats.base import find_format
+from thesis_lib.memory.compress.convert import write_factors
 from thesis_lib.memory.formats.lowrank import (
     LowRankLinear,
     largest_ranks,
@@ -96,15 +95,6 @@ def test_the_planned_peak_of_factors_is_the_metered_one(tmp_path, architecture):
 def test_the_largest_ranks_stand_for_all_layers():
     ranks = [{"a": 3, "b": 7}, {"a": 5}, {}]
     assert largest_ranks(ranks) == {"a": 5, "b": 7}
-
-
-def test_what_is_compressed_already_is_refused(tmp_path):
-    folder, model, _ = write_factored(tmp_path)
-    with pytest.raises(InvalidInput, match="packed as lowrank already"):
-        write_factors(folder, tmp_path / "twice", model)
-    with pytest.raises(InvalidInput, match="packed as lowrank already"):
-        convert(folder, tmp_path / "int8", find_format("int8"))
-    assert not (tmp_path / "twice").exists()
 
 
 def test_a_model_without_factors_or_with_nan_is_refused(tmp_path):

@@ -9,7 +9,7 @@ the weights of few bits there that GPTQ leaves.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -104,15 +104,9 @@ class Block:
 
     def inputs(self, number: int, name: str) -> Tensor:
         """The rows (t, n) of one window that reach the matrix `name`, in float64."""
-        found: list[Tensor] = []
-
-        def take(inputs: tuple[Any, ...], _: dict[str, Any]) -> None:
-            found.append(inputs[0])
-            raise _Reached
-
-        with before({self.layer.get_submodule(name): take}), suppress(_Reached):
-            self.run(self.hidden[number])
-        return found[0].reshape(-1, found[0].shape[-1]).double()
+        matrix = self.layer.get_submodule(name)
+        found = _reaching(matrix, lambda: self.run(self.hidden[number]))
+        return found.reshape(-1, found.shape[-1]).double()
 
     def groups(self, names: Sequence[str]) -> list[list[str]]:
         """The names of matrices by the input that they share, in the order of use."""
@@ -149,27 +143,35 @@ def walk_blocks(
     )
     prefix, layers = stack(model)
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    hidden: list[Tensor] = []
-
-    def enter(inputs: tuple[Any, ...], _: dict[str, Any]) -> None:
-        hidden.append(inputs[0])
-        raise _Reached
 
     def note(inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         arguments.append((inputs[1:], options))
 
     with before(dict.fromkeys(layers, note)):
         model(windows[:1], use_cache=False)
-    with before({layers[0]: enter}):
-        for window in windows:
-            with suppress(_Reached):
-                model(window[None], use_cache=False)
+    hidden = [
+        _reaching(layers[0], lambda one=window: model(one[None], use_cache=False))
+        for window in windows
+    ]
     for number, layer in enumerate(layers):
         block = Block(f"{prefix}.{number}", layer, hidden, arguments[number])
         yield block
         hidden = block.outputs
         if progress is not None:
             progress(number + 1, len(layers))
+
+
+def _reaching(module: nn.Module, run: Callable[[], object]) -> Tensor:
+    """The first input that reaches a module in a run, which ends there."""
+    found: list[Tensor] = []
+
+    def take(inputs: tuple[Any, ...], _: dict[str, Any]) -> None:
+        found.append(inputs[0])
+        raise _Reached
+
+    with before({module: take}), suppress(_Reached):
+        run()
+    return found[0]
 
 
 class _Reached(Exception):
@@ -347,29 +349,23 @@ def _refine(block: Block, targets: list[Tensor], how: Refinement) -> None:
     optimiser = torch.optim.Adam(masters, lr=how.rate, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, how.steps)
     draw = torch.Generator().manual_seed(how.seed)
-    with _training(parameters):
-        for _ in range(how.steps):
-            at = int(torch.randint(read, (1,), generator=draw))
-            gradients = torch.autograd.grad(scale * error(at), parameters)
-            for master, gradient in zip(masters, gradients, strict=True):
-                master.grad = gradient.float()
-            optimiser.step()
-            schedule.step()
-            _assign(parameters, masters)
+    _let_train(parameters, True)
+    for _ in range(how.steps):
+        at = int(torch.randint(read, (1,), generator=draw))
+        gradients = torch.autograd.grad(scale * error(at), parameters)
+        for master, gradient in zip(masters, gradients, strict=True):
+            master.grad = gradient.float()
+        optimiser.step()
+        schedule.step()
+        _assign(parameters, masters)
+    _let_train(parameters, False)
     if not held_out() < before:
         _assign(parameters, kept)
 
 
-@contextmanager
-def _training(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Let these alone have gradients, while this lasts."""
+def _let_train(parameters: list[nn.Parameter], wanted: bool) -> None:
     for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+        parameter.requires_grad_(wanted)
 
 
 @torch.no_grad()

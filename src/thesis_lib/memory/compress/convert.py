@@ -5,14 +5,14 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from thesis_lib.common.errors import InvalidInput, choice, read_object, require
+from thesis_lib.common.errors import choice, read_object, require
 from thesis_lib.common.files import data_folder
 from thesis_lib.memory.compress.allocation import allocate_ranks, spectra
 from thesis_lib.memory.compress.blockwise import (
@@ -29,7 +29,7 @@ from thesis_lib.memory.evaluate.perplexity import (
     perplexity,
     read_tokens,
 )
-from thesis_lib.memory.evaluate.windows import read_windows
+from thesis_lib.memory.evaluate.windows import Placement, read_windows
 from thesis_lib.memory.formats import bitplanes
 from thesis_lib.memory.formats.base import (
     DENSE,
@@ -69,7 +69,10 @@ Progress = Callable[[int, int], None]  # layers done, and of all
 Encoder = Callable[[int, Mapping[str, Tensor]], dict[str, Tensor]]  # of one layer
 
 CALIBRATION_TEXT = data_folder() / "text" / "persuasion.txt"
-WINDOWS, CONTEXT = 32, 512  # of the calibration text
+WINDOWS, CONTEXT = 32, 512  # of that text, for factors
+CALIBRATION_TOKENS = 8192  # of that text, for few bits
+WIDTHS = (2, 3, 4)  # bits that the command writes
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def convert(
@@ -161,10 +164,10 @@ def write_factors(
 ) -> dict[str, Any]:
     """Write `model`, factors of the checkpoint `folder`, into the new folder `out`.
 
-    `model` is what `with_factors`, `factorise_blocks` or `refine_blocks` made of the
-    checkpoint: its layers are written, everything outside them is copied. As `convert`,
-    and raises InvalidInput for a model without factors, of another depth or with
-    weights that are not finite.
+    `model` is what `with_ranks` or `factorise_blocks` made of the checkpoint: its
+    layers are written, everything outside them is copied. As `convert`, and raises
+    InvalidInput for a model without factors, of another depth or with weights that are
+    not finite.
     """
     layers = ModelSpec.from_config(folder).layers
     parts: dict[int, dict[str, Tensor]] = defaultdict(dict)
@@ -215,89 +218,139 @@ def write_bits(
     return convert(folder, out, LowBit(bitplanes.format_layout(recipes)), encode=encode)
 
 
-def factor_checkpoint(
+@dataclass(frozen=True, slots=True)
+class CompressionConfig:
+    """One way to compress, and what belongs to it alone.
+
+    `weights` is a format of packed weights, or lossless; `rank_ratio` the share of the
+    entries of the layers' matrices that low-rank factors keep; `bits` asks for GPTQ
+    with a scale for each `group` inputs, and with a `correction_rank` for factors of
+    that rank beside each matrix. Factors and few bits are calibrated on the UTF-8 text
+    `calibration`. Raises InvalidInput for no way, for two and for what is unknown.
+    """
+
+    weights: str | None = None
+    rank_ratio: float | None = None
+    bits: int | None = None
+    correction_rank: int = 0
+    group: int = 64
+    calibration: Path | None = None
+
+    def __post_init__(self) -> None:
+        ways = {
+            "weights": self.weights, "rank_ratio": self.rank_ratio, "bits": self.bits,
+        }  # fmt: skip
+        asked = [f"{way}={value!r}" for way, value in ways.items() if value is not None]
+        require(
+            len(asked) > 0,
+            f"no compression is asked for: give weights {' or '.join(_kinds())}, or a "
+            "rank_ratio, or bits 2, 3 or 4",
+        )
+        require(
+            len(asked) == 1,
+            f"{' and '.join(asked)} are two compressions: give one of them",
+        )
+        require(
+            self.correction_rank == 0 or self.bits is not None,
+            f"correction_rank={self.correction_rank} belongs to bits: give 2, 3 or 4",
+        )
+        if self.weights is not None:
+            choice("weights", self.weights, _kinds())
+            require(
+                self.calibration is None,
+                f"weights={self.weights!r} are not calibrated: a calibration text is "
+                "for rank_ratio and for bits",
+            )
+        require(
+            self.rank_ratio is None or 0 < self.rank_ratio <= 1,
+            f"rank_ratio={self.rank_ratio} must lie in (0, 1]: the share of entries "
+            "kept",
+        )
+        require(
+            self.bits is None or self.bits in WIDTHS,
+            f"bits={self.bits} must be one of 2, 3, 4",
+        )
+
+
+def _kinds() -> dict[str, str]:
+    """What `weights` may ask for."""
+    return {word: kind for word, kind in words().items() if kind != DENSE.kind}
+
+
+def write_compressed(
     folder: Path | str,
     out: Path | str,
+    wish: CompressionConfig,
+    context: int = CONTEXT,
     progress: Progress | None = None,
-    rank_ratio: float = 0.8,
-    text: Path | str = CALIBRATION_TEXT,
 ) -> dict[str, Any]:
-    """Write the checkpoint `folder` in low-rank factors into the new folder `out`.
+    """Write the checkpoint `folder` as `wish` says into the new folder `out`.
 
-    The factors keep `rank_ratio` of the entries of all matrices of the layers
-    together. Ranks go where an entry saves most loss, and layers are calibrated one
-    after the other, on at most 32 windows of 512 tokens of `text`. The model is in
-    memory meanwhile, and the moments of its layers in double precision. `progress`
-    hears of layers done and of all. Returns what `write_factors` does.
-
-    Raises InvalidInput for a ratio outside (0, 1], a checkpoint that is compressed
-    already, that has no tokenizer or weights that are not finite, and a text too short
-    for the Gram matrix of a layer.
+    Factors and few bits have the model in memory meanwhile, and are calibrated layer
+    after layer, behind compressed ones: factors on at most 32 windows of 512 tokens,
+    with ranks where an entry saves most loss; few bits on 8,192 tokens in windows of
+    `context`. Returns at least `bytes_before` and `bytes_after` of the tensors, and
+    `layers`. Raises InvalidInput for a checkpoint that is compressed already, that has
+    no tokenizer or weights that are not finite, for a text too short for the Gram
+    matrix of a layer, and as `convert` does.
     """
-    folder = Path(folder)
-    require(
-        0 < rank_ratio <= 1,
-        f"rank_ratio={rank_ratio:g} must lie in (0, 1]: the share of entries kept",
-    )
+    folder, text = Path(folder), wish.calibration or CALIBRATION_TEXT
     with SafetensorsStore(folder) as store:
         require_dense(store)
-    model = load_resident(folder)
-    context = min(CONTEXT, getattr(model.config, "max_position_embeddings", CONTEXT))
-    tokenizer = read_tokenizer(folder)
-    ids = read_windows(tokenizer, text, context, WINDOWS)
-    require_known(ids.flatten().tolist(), model.config.vocab_size)
-    require_calibratable(model, ids)
-    factors = per_token(output_factors(model, ids), ids.numel())
-    grams = gram_matrices(model, ids[:, None])
-    parts = decompose_layers(model, grams, output_factors=factors)
-    ranks = allocate_ranks(spectra(model, parts), rank_ratio)
-    twin = factorise_blocks(model, ids, ranks, factors, progress=progress)
-    return write_factors(folder, out, twin)
-
-
-CALIBRATION_TOKENS = 8192  # of few bits
-
-
-def quantise_checkpoint(
-    folder: Path,
-    out: Path,
-    recipe: LowBitConfig,
-    text: Path,
-    context: int,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Write the checkpoint `folder` with every matrix as `recipe` says into `out`.
-
-    Layers are calibrated on windows of `context` tokens of `text`. The whole model is
-    in memory meanwhile. Returns and raises what `write_bits` does.
-    """
+        placed = store.placements(0)
+    config = require_checkpoint(folder)
+    if wish.weights is not None:
+        weights = find_format(_kinds()[wish.weights])
+        return convert(folder, out, weights, progress)
+    if wish.rank_ratio is not None:
+        longest = min(CONTEXT, getattr(config, "max_position_embeddings", CONTEXT))
+        windows = _calibration(folder, text, longest, WINDOWS, "spread")
+        model = load_resident(folder)
+        factored = _factorise(model, windows, wish.rank_ratio, progress)
+        return write_factors(folder, out, factored)
+    recipe = LowBitConfig(Grid(wish.bits or 0, wish.group), wish.correction_rank)
     count = max(CALIBRATION_TOKENS // context, 1)
-    windows = read_windows(read_tokenizer(folder), text, context, count, "grid")
-    require_known(windows.flatten().tolist(), ModelSpec.from_config(folder).vocab)
+    windows = _calibration(folder, text, context, count, "grid")
 
     def quantise() -> Mapping[str, CompensatedMatrix]:
         model = load_resident(folder, torch.bfloat16)
         require_calibratable(model, windows)
         factors = output_factors(model, windows, "empirical") if recipe.rank else None
-        recipes = dict.fromkeys(matrices(model), recipe)
-        return quantise_model(model, windows, recipes, factors, progress=progress)[1]
+        every = dict.fromkeys(matrices(model), recipe)
+        return quantise_model(model, windows, every, factors, progress=progress)[1]
 
-    with SafetensorsStore(folder) as store:
-        names = [p.name for p in store.placements(0) if is_matrix(p.name, p.shape)]
+    names = [p.name for p in placed if is_matrix(p.name, p.shape)]
     recipes = {name.removesuffix(".weight"): recipe for name in names}
     return write_bits(folder, out, recipes, quantise)
 
 
-WIDTHS = (2, 3, 4)  # bits that the command writes
-_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+def _calibration(
+    folder: Path, text: Path, context: int, count: int, placement: Placement
+) -> Tensor:
+    """Windows (w, t) of a text, in tokens of a checkpoint."""
+    windows = read_windows(read_tokenizer(folder), text, context, count, placement)
+    require_known(windows.flatten().tolist(), ModelSpec.from_config(folder).vocab)
+    return windows
 
 
-def compress_checkpoint(
+def _factorise(
+    model: nn.Module, windows: Tensor, ratio: float, progress: Progress | None
+) -> nn.Module:
+    """A copy with factors that keep `ratio` of the entries of all matrices together."""
+    require_calibratable(model, windows)
+    factors = per_token(output_factors(model, windows), windows.numel())
+    grams = gram_matrices(model, windows[:, None])
+    parts = decompose_layers(model, grams, output_factors=factors)
+    ranks = allocate_ranks(spectra(model, parts), ratio)
+    return factorise_blocks(model, windows, ranks, factors, progress=progress)
+
+
+def compress_checkpoint(  # the options of the command, one by one
     checkpoint: str,
     out: Path | str,
     weights: str | None = None,
     tokens: int = 4096,
-    context: int = 512,
+    context: int = CONTEXT,
     progress: Progress | None = None,
     rank_ratio: float | None = None,
     bits: int | None = None,
@@ -307,11 +360,8 @@ def compress_checkpoint(
 ) -> dict[str, Any]:
     """Write `checkpoint` smaller into the new folder `out`, as the command prints it.
 
-    `weights` is a format of packed weights, or lossless; `rank_ratio` the share of the
-    entries of the layers' matrices that low-rank factors keep; `bits` asks for GPTQ
-    with a scale for each `group` inputs, and with a `correction_rank` for factors of
-    that rank beside each matrix. One of the three; factors and few bits are calibrated
-    on the UTF-8 text `calibration`, by default *Persuasion*.
+    The options say what `CompressionConfig` does: one of `weights`, `rank_ratio` and
+    `bits`, and a calibration text, by default *Persuasion*.
 
     Returns the bytes of the tensors and the perplexities before and after, of `tokens`
     tokens of each held-out text in windows of `context`, through streamed models:
@@ -328,104 +378,32 @@ def compress_checkpoint(
     >>> round(said["bytes_after"] / said["bytes_before"], 2)
     0.42
     """
-    folder, out = checkpoint_folder(checkpoint), Path(out)
+    folder = checkpoint_folder(checkpoint)
     text = None if calibration is None else Path(calibration)
     wish = CompressionConfig(weights, rank_ratio, bits, correction_rank, group, text)
-    texts = held_out_texts(folder, tokens)
+    texts = _held_out_texts(folder, tokens)
     written = write_compressed(folder, out, wish, context, progress)
-    before = held_out_perplexities(folder, texts, context)
-    after = held_out_perplexities(out, texts, context)
-    first = next(iter(TEXTS.values()))
+    domains = {
+        domain: {
+            f"perplexity_{when}": streamed_perplexity(each, ids, context).value
+            for when, each in (("before", folder), ("after", out))
+        }
+        for domain, ids in texts.items()
+    }
+    first = next(iter(domains.values()), {})
     return {
         **written,
         "weights": weights,
         "rank_ratio": rank_ratio,
         "bits": bits,
-        "perplexity_before": before.get(first),
-        "perplexity_after": after.get(first),
-        "domains": {
-            name: {"perplexity_before": before[name], "perplexity_after": after[name]}
-            for name in texts
-        },
+        "perplexity_before": first.get("perplexity_before"),
+        "perplexity_after": first.get("perplexity_after"),
+        "domains": domains,
         "tokens": tokens if texts else 0,
     }
 
 
-@dataclass(frozen=True, slots=True)
-class CompressionConfig:
-    """One way to compress, and what belongs to it alone."""
-
-    weights: str | None = None
-    rank_ratio: float | None = None
-    bits: int | None = None
-    correction_rank: int = 0
-    group: int = 64
-    calibration: Path | None = None
-
-    def __post_init__(self) -> None:
-        asked = {
-            name: getattr(self, name)
-            for name in ("weights", "rank_ratio", "bits")
-            if getattr(self, name) is not None
-        }
-        if not asked:
-            raise InvalidInput(
-                f"no compression is asked for: give weights {' or '.join(_kinds())}, "
-                "or a rank_ratio, or bits 2, 3 or 4"
-            )
-        require(
-            len(asked) == 1,
-            f"{' and '.join(f'{n}={v!r}' for n, v in asked.items())} are two "
-            "compressions: give one of them",
-        )
-        require(
-            self.correction_rank == 0 or self.bits is not None,
-            f"correction_rank={self.correction_rank} belongs to bits: give 2, 3 or 4",
-        )
-        require(
-            self.calibration is None or self.weights is None,
-            f"weights={self.weights!r} are not calibrated: a calibration text is for "
-            "rank_ratio and for bits",
-        )
-
-
-def write_compressed(
-    folder: Path | str,
-    out: Path | str,
-    wish: CompressionConfig,
-    context: int = 512,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Write the checkpoint `folder` as `wish` says into the new folder `out`.
-
-    Few bits are calibrated on windows of `context` tokens. Returns at least
-    `bytes_before` and `bytes_after` of the tensors, and `layers`. Raises InvalidInput
-    for a format or a number of bits that is unknown, and as the writer does.
-    """
-    text = CALIBRATION_TEXT if wish.calibration is None else wish.calibration
-    write: Callable[..., dict[str, Any]]
-    if wish.rank_ratio is not None:
-        write = partial(factor_checkpoint, rank_ratio=wish.rank_ratio, text=text)
-    elif wish.bits is not None:
-        require(wish.bits in WIDTHS, f"bits={wish.bits} must be one of 2, 3, 4")
-        recipe = LowBitConfig(Grid(wish.bits, wish.group), wish.correction_rank)
-        write = partial(quantise_checkpoint, recipe=recipe, text=text, context=context)
-    else:
-        kinds = _kinds()
-        weights = find_format(kinds[choice("weights", str(wish.weights), kinds)])
-        write = partial(convert, weights=weights)
-    with SafetensorsStore(folder) as store:
-        require_dense(store)
-    require_checkpoint(folder)
-    return write(Path(folder), Path(out), progress=progress)
-
-
-def _kinds() -> dict[str, str]:
-    """What `weights` may ask for."""
-    return {word: kind for word, kind in words().items() if kind != DENSE.kind}
-
-
-def held_out_texts(folder: Path, tokens: int) -> dict[str, Tensor]:
+def _held_out_texts(folder: Path, tokens: int) -> dict[str, Tensor]:
     """By domain, the first tokens (n,) of each text that no calibration reads.
 
     None of them without tokens to score or a tokenizer to make them. Raises
@@ -443,26 +421,15 @@ def held_out_texts(folder: Path, tokens: int) -> dict[str, Tensor]:
     return texts
 
 
-def held_out_perplexities(
-    folder: Path, texts: Mapping[str, Tensor], context: int
-) -> dict[str, float]:
-    """Perplexities of a checkpoint on tokens by domain, (n,) each.
-
-    Through the streamed model, every layer read from the disk for each window, so that
-    a checkpoint larger than the memory has them too.
-    """
-    longest = getattr(read_config(folder), "max_position_embeddings", context)
-    return {
-        domain: streamed_perplexity(folder, ids, min(context, longest)).value
-        for domain, ids in texts.items()
-    }
-
-
 def streamed_perplexity(folder: Path | str, tokens: Tensor, context: int) -> Perplexity:
     """Perplexity of a checkpoint on one text, tokens (n,), with every layer streamed.
 
-    In windows of `context` tokens without overlap.
+    In windows of `context` tokens without overlap, or of as many as the model takes.
+    Every layer is read from the disk for each window, so that a checkpoint larger than
+    the memory has one too.
     """
+    longest = getattr(read_config(Path(folder)), "max_position_embeddings", context)
+    context = min(context, longest)
     made = plan_streamed(folder, 1, context, context, ring=3, logit_tokens=context)
     with StreamedModel(folder, made) as model:
         return perplexity(model.logits, tokens, context)

@@ -73,16 +73,8 @@ def synthesise(
     """
     spec = geometry(model) if isinstance(model, str) else model
     weights = find_format(kind)
-    count = spec.layers if layers is None else layers
-    require(
-        0 < count <= spec.layers,
-        f"layers={count}: expected 1 to {spec.layers}, the depth of {spec.name}",
-    )
-    distinct = count if distinct_layers is None else distinct_layers
-    require(
-        0 < distinct <= count,
-        f"distinct_layers={distinct}: expected 1 to {count}, the layers of the stack",
-    )
+    count = _chosen("layers", layers, spec.layers, f"the depth of {spec.name}")
+    distinct = _chosen("distinct_layers", distinct_layers, count, "those of the stack")
     config = configure(replace(spec, layers=count))
     if packing := weights.describe():
         config.quantization_config = packing
@@ -98,25 +90,21 @@ def synthesise(
             weights.write(checkpoint, part, stored[part], contents(tensors))
             if progress is not None:
                 progress(done, distinct)
-        distinct_bytes = checkpoint.bytes
+        said = {"distinct_bytes": checkpoint.bytes, "layers": count}
         for layer in range(distinct, count):
             checkpoint.link(layer, layer % distinct)
-        linked = {"distinct_layers": distinct} if distinct < count else {}
-        checkpoint.finish(
-            **weights.manifest(),
-            geometry=spec.name,
-            layers=count,
-            seed=seed,
-            **linked,
-        )
-        total = checkpoint.bytes
-    return {
-        "bytes": total,
-        "distinct_bytes": distinct_bytes,
-        "layers": count,
-        "distinct_layers": distinct,
-        "weights": kind,
-    }
+        about = {"geometry": spec.name, "layers": count, "seed": seed}
+        if distinct < count:
+            about["distinct_layers"] = distinct
+        checkpoint.finish(**weights.manifest(), **about)
+        said["bytes"] = checkpoint.bytes
+    return {**said, "distinct_layers": distinct, "weights": kind}
+
+
+def _chosen(name: str, number: int | None, most: int, what: str) -> int:
+    number = most if number is None else number
+    require(0 < number <= most, f"{name}={number}: expected 1 to {most}, {what}")
+    return number
 
 
 def _parts(config: PretrainedConfig) -> dict[int, dict[str, Entry]]:

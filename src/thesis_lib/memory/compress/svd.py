@@ -264,20 +264,6 @@ def decompose_layers(
         return dict(zip(chosen, pool.map(decompose_one, chosen), strict=True))
 
 
-def with_factors(
-    model: nn.Module, decompositions: Mapping[str, Decomposition], ratio: float
-) -> nn.Module:
-    """A copy of the model with each decomposed layer at `ratio` of its entries.
-
-    The model itself is unchanged. Layers that factors would not shrink stay dense;
-    factors take the dtype and device of the weight that they replace. Raises
-    InvalidInput for a ratio outside (0, 1].
-    """
-    return with_ranks(
-        model, decompositions, uniform_ranks(model, ratio, decompositions)
-    )
-
-
 def uniform_ranks(
     model: nn.Module, ratio: float, names: Iterable[str] | None = None
 ) -> dict[str, int | None]:
@@ -293,7 +279,11 @@ def with_ranks(
     decompositions: Mapping[str, Decomposition],
     ranks: Mapping[str, int | None],
 ) -> nn.Module:
-    """A copy of the model with factors of these ranks; None leaves a layer dense."""
+    """A copy of the model with factors of these ranks; None leaves a layer dense.
+
+    The model itself is unchanged; factors take the dtype and device of the weight that
+    they replace.
+    """
     twin = copy.deepcopy(model)
     for name in linears(twin, ranks):
         if (rank := ranks[name]) is not None:

@@ -44,10 +44,8 @@ class Mix:
     generated_tokens: int
 
     def __post_init__(self) -> None:
-        require(
-            self.prompt_tokens > 0 and self.generated_tokens > 0,
-            f"prompt_tokens={self.prompt_tokens} and generated_tokens="
-            f"{self.generated_tokens} must be positive",
+        _require_positive(
+            prompt_tokens=self.prompt_tokens, generated_tokens=self.generated_tokens
         )
 
 

@@ -1,8 +1,9 @@
-"""What a result owes to each of its inputs: one at a time, and all of them at once."""
+"""Methods on rented and owned machines: their times, their costs, what those owe to."""
 
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,13 @@ from thesis_lib.memory.cost.cost import (
     Owned,
     Timing,
     break_even_tokens,
-    metered_bill,
     over_interval,
     reserved_bill,
     usd_per_million_tokens,
 )
-from thesis_lib.memory.cost.prices import Price, Quantity, read_prices, read_quantities
+from thesis_lib.memory.cost.prices import Quantity, read_prices, read_quantities
 from thesis_lib.memory.cost.published import Card, raw_bytes_per_s, read_cards
-from thesis_lib.memory.model.spec import WEIGHTS, Machine, ModelSpec, geometry
+from thesis_lib.memory.model.spec import WEIGHTS, ModelSpec, geometry
 
 if TYPE_CHECKING:  # it brings torch, which a price does not need
     from thesis_lib.memory.offload.plan import MemoryPlan
@@ -38,23 +38,11 @@ Evaluate = Callable[[Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Range(Interval):
-    """An input as it is believed to be, and between what it may lie. All positive."""
-
-    def __post_init__(self) -> None:
-        require(
-            0 < self.low <= self.value <= self.high < np.inf,
-            f"low={self.low:g}, value={self.value:g}, high={self.high:g}: expected "
-            "positive numbers in that order",
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Bar:
     """The result with one input at its low and its high, all others at their value."""
 
     name: str
-    range: Range
+    range: Quantity
     at_low: float
     at_high: float
 
@@ -64,12 +52,12 @@ class Bar:
         return abs(self.at_high - self.at_low)
 
 
-def values(ranges: Mapping[str, Range]) -> dict[str, float]:
+def values(ranges: Mapping[str, Quantity]) -> dict[str, float]:
     """Each input as it is believed to be."""
     return {name: each.value for name, each in ranges.items()}
 
 
-def tornado(evaluate: Evaluate, ranges: Mapping[str, Range]) -> list[Bar]:
+def tornado(evaluate: Evaluate, ranges: Mapping[str, Quantity]) -> list[Bar]:
     """A bar for each input, the one that moves the result furthest first."""
     base = values(ranges)
     bars = [
@@ -85,7 +73,7 @@ def tornado(evaluate: Evaluate, ranges: Mapping[str, Range]) -> list[Bar]:
 
 
 def draw(
-    ranges: Mapping[str, Range], draws: int = 10_000, seed: int = 0
+    ranges: Mapping[str, Quantity], draws: int = 10_000, seed: int = 0
 ) -> dict[str, F64]:
     """Independent random inputs, (draws,) each, for a result that takes arrays.
 
@@ -100,7 +88,7 @@ def draw(
     }
 
 
-def _draw(each: Range, draws: int, seed: list[int]) -> F64:
+def _draw(each: Quantity, draws: int, seed: list[int]) -> F64:
     if each.low == each.high:
         return np.full(draws, each.value)
     low, mode, high = np.log([each.low, each.value, each.high])
@@ -139,10 +127,13 @@ LABELS = {  # of the inputs, for readers
     "link_gb_per_s": "link (GB/s)",
 }
 STORAGE_GB = 1000  # of an owned machine
-_HOST_BYTES = 2**50  # what does not fit on the card fits in host memory
 _SYSTEM_GB, _MODULE_GB = 16, 32  # memory beside the weights; memory is sold by modules
 _RING = 3  # staging buffers
 _PREDICTED = "predicted"
+_COLUMNS = [
+    "basis", "machine", "batch", "first_token_s", "token_s", "tokens_per_s",
+    "usd_per_hour", "usd_per_million", "low", "high",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,14 +246,7 @@ def make_plan(
     """The plan of a method for whole requests; host memory holds what does not fit."""
     from thesis_lib.memory.offload.plan import plan
 
-    machine = Machine(
-        device_bytes=count * card.memory_bytes,
-        disk_bytes_per_s=math.inf,
-        host_bytes=_HOST_BYTES,
-        link_bytes_per_s=link_bytes_per_s or assumed_link(card),
-        weight_bytes_per_s=count * card.memory_bytes_per_s,
-        flops_per_s=count * (card.flops_per_s or math.inf),
-    )
+    machine = card.machine(count, link_bytes_per_s or assumed_link(card))
     made = plan(spec, machine, ring=_RING, **_request(method, mix))
     read_bytes = round(made.layer_read_bytes * method.coded)
     return replace(made, layer_read_bytes=read_bytes)
@@ -313,26 +297,25 @@ def recorded_rates(
     the claimed size have few steps, and their interval is hardly wider than their
     extremes.
     """
-    rates = {}
+    seconds: dict[str, tuple[float, float, float]] = {}
     for name, part in (headline["parts"] if headline else {}).items():
         steps = np.asarray(part["trial"]["step_s"], float)
         low, high = bootstrap(
             len(steps), lambda rows, steps=steps: np.median(steps[rows], axis=1)
         )
-        rates[f"headline:{name}"] = _rate(float(np.median(steps)), low, high)
+        seconds[f"headline:{name}"] = float(np.median(steps)), low, high
     for name, found in (streaming["summary"]["systems"] if streaming else {}).items():
         if "interval_s" in found:
-            rates[f"streaming:{name}"] = _rate(found["median_s"], *found["interval_s"])
-    return rates
-
-
-def _rate(seconds: float, low: float, high: float) -> Interval:
-    return Interval(1 / seconds, 1 / high, 1 / low)
+            seconds[f"streaming:{name}"] = found["median_s"], *found["interval_s"]
+    return {
+        name: Interval(1 / median, 1 / high, 1 / low)
+        for name, (median, low, high) in seconds.items()
+    }
 
 
 def table(
     configurations: Iterable[Configuration],
-    prices: Mapping[str, Price],
+    prices: Mapping[str, Quantity],
     mix: Mix,
     utilisation: float = 1.0,
     measured: Mapping[str, tuple[str, Interval]] | None = None,
@@ -342,41 +325,37 @@ def table(
     `measured` holds, by name, the item that prices the machine and the rate of
     decoding: such a row has an interval, and no time to the first token.
     """
-    rows = {}
-    for each in configurations:
-        timing, rate = each.timing, each.timing.tokens_per_s(mix)
-        hourly = each.count * prices[each.item].usd
-        rows[each.name] = {
-            "basis": _PREDICTED,
-            "machine": f"{each.count} × {each.item}",
-            "batch": each.batch,
-            "first_token_s": timing.first_token_s,
-            "token_s": timing.token_s,
+
+    def priced(basis: str, item: str, count: int, rate: float) -> dict[str, Any]:
+        hourly = count * prices[item].value
+        return {
+            "basis": basis,
+            "machine": f"{count} × {item}",
             "tokens_per_s": rate,
             "usd_per_hour": hourly,
             "usd_per_million": usd_per_million_tokens(hourly, rate, utilisation),
-            "low": math.nan,
-            "high": math.nan,
+        }
+
+    rows: dict[str, dict[str, Any]] = {}
+    for each in configurations:
+        timing = each.timing
+        found = priced(_PREDICTED, each.item, each.count, timing.tokens_per_s(mix))
+        rows[each.name] = found | {
+            "batch": each.batch,
+            "first_token_s": timing.first_token_s,
+            "token_s": timing.token_s,
         }
     for name, (item, rate) in (measured or {}).items():
-        hourly = prices[item].usd
+        found = priced("measured", item, 1, rate.value)
         usd = over_interval(
-            lambda r, hourly=hourly: usd_per_million_tokens(hourly, r, utilisation),
+            lambda r, found=found: usd_per_million_tokens(
+                found["usd_per_hour"], r, utilisation
+            ),
             rate,
         )
-        rows[name] = {
-            "basis": "measured",
-            "machine": f"1 × {item}",
-            "batch": 1,
-            "first_token_s": math.nan,
-            "token_s": 1 / rate.value,
-            "tokens_per_s": rate.value,
-            "usd_per_hour": hourly,
-            "usd_per_million": usd.value,
-            "low": usd.low,
-            "high": usd.high,
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
+        ends = {"low": usd.low, "high": usd.high}
+        rows[name] = found | {"batch": 1, "token_s": 1 / rate.value} | ends
+    return pd.DataFrame(list(rows.values()), list(rows), _COLUMNS)
 
 
 def excluded(
@@ -388,7 +367,7 @@ def excluded(
 
 
 def workstation(
-    prices: Mapping[str, Price],
+    prices: Mapping[str, Quantity],
     quantities: Mapping[str, Quantity],
     memory_gb: float,
 ) -> Owned:
@@ -402,35 +381,27 @@ def _owned(at: Mapping[str, Any], memory_gb: float) -> Owned:
     storage_usd = STORAGE_GB * at["storage_usd_per_gb"]
     return Owned(
         capex_usd=at["card_usd"] + at["host_usd"] + (memory_usd + storage_usd),
-        months=at["months"],
-        watts=at["watts"],
-        usd_per_kwh=at["usd_per_kwh"],
-        pue=at["pue"],
+        **{name: at[name] for name in ("months", "watts", "usd_per_kwh", "pue")},
     )
 
 
 def inputs(
-    prices: Mapping[str, Price],
+    prices: Mapping[str, Quantity],
     quantities: Mapping[str, Quantity],
     rented: str,
     **fixed: float,
-) -> dict[str, Range]:
+) -> dict[str, Quantity]:
     """Everything that `evaluate` reads, with its range, by name.
 
     `rented` is the item that pays for an hour of rent; `fixed` puts another value with
     no range in the place of a table's.
     """
     ranges = {
-        name: Range(prices[item].usd, prices[item].low, prices[item].high)
-        for name, item in (PARTS | {"usd_per_hour": rented}).items()
-    }
-    ranges |= {
-        name: Range(each.value, each.low, each.high)
-        for name, each in quantities.items()
-    }
+        name: prices[item] for name, item in (PARTS | {"usd_per_hour": rented}).items()
+    } | dict(quantities)
     for name, value in fixed.items():
         choice("input", name, ranges)
-        ranges[name] = Range(value, value, value)
+        ranges[name] = Quantity(value, value, value, name)
     return ranges
 
 
@@ -456,146 +427,169 @@ def evaluate(
     }
 
 
-def rented_bill(
-    item: str, usd_per_hour: float, tokens_per_s: float, utilisation: float = 1.0
-) -> Bill:
-    """The bill of a month on the terms that the name of the item states."""
-    if item.endswith(RESERVED):
-        return reserved_bill(usd_per_hour, tokens_per_s)
-    return metered_bill(usd_per_hour, tokens_per_s, utilisation)
-
-
-def summarise(
-    gpu: str = "rtx-3090",
-    tokens_per_s: float | None = None,
-    between: tuple[float, float] | None = None,
-    record: str | None = None,
-    model: str = "llama-65b",
-    weights: str = "bf16",
-    batch: int = 1,
-    mix: Mix | None = None,
-    utilisation: float = 1.0,
-    override: Mapping[str, float] | None = None,
-    folder: Path | None = None,
-    cards: int = 1,
-) -> dict[str, Any]:
-    """What `thesis cost` prints: rent against owning a used card with its host.
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What `thesis cost` is asked: a machine for rent, and where its rate comes from.
 
     The rate is given, with an interval if `between` says so; or it is that of a run on
-    record in `folder`, such as headline:bf16-8192MiB; or the plan of `model` promises
-    it on so many `cards` of the item, over which the weights that do not fit are
-    streamed: `streamed_layers` counts them, None for another rate. Keys
-    `usd_per_million_tokens` and `break_even_tokens` (a month, None where owning never
-    pays) with their intervals, None where the rate has none. Owning means the used card
-    of the tables in its host: a predicted rate is that of each machine. The keys of
-    owning are None where the batch does not fit it, and for a rate that is not
-    predicted and is of another machine.
+    `record`, such as headline:bf16-8192MiB; or the plan of `model` promises it on so
+    many `cards` of the item, over which the weights that do not fit are streamed.
     """
-    require(cards > 0, f"cards={cards} must be positive")
-    prices, quantities = read_prices(override=override), read_quantities()
-    hourly = [price.item for price in prices.values() if price.per == "hour"]
-    price = prices[choice("gpu", gpu, hourly)]
-    require(
-        tokens_per_s is None or record is None,
-        f"tokens_per_s={tokens_per_s} and record={record!r} exclude each other: give "
-        "one of them",
-    )
-    require(
-        between is None or tokens_per_s is not None,
-        "an interval needs the rate that lies in it: give tokens_per_s as well",
-    )
-    is_owned = base_item(gpu) == OWNED_ITEM and cards == 1
-    memory_gb, own_rate = 2 * _MODULE_GB, None if is_owned else math.nan
-    streamed_layers = None
-    if tokens_per_s is not None:
-        low, high = between or (tokens_per_s, tokens_per_s)
+
+    gpu: str = OWNED_ITEM
+    cards: int = 1
+    tokens_per_s: float | None = None
+    between: tuple[float, float] | None = None
+    record: str | None = None
+    model: str = "llama-65b"
+    weights: str = "bf16"
+    batch: int = 1
+    mix: Mix = MIX
+    utilisation: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.cards > 0, f"cards={self.cards} must be positive")
         require(
-            0 < low <= tokens_per_s <= high < math.inf,
-            f"tokens_per_s={tokens_per_s:g} between {low:g} and {high:g}: expected "
-            "positive numbers in that order",
+            self.tokens_per_s is None or self.record is None,
+            f"tokens_per_s={self.tokens_per_s} and record={self.record!r} exclude each "
+            "other: give one of them",
         )
-        rate, basis = Interval(tokens_per_s, low, high), "given"
-    elif record is not None:
+        require(
+            self.between is None or self.tokens_per_s is not None,
+            "an interval needs the rate that lies in it: give tokens_per_s as well",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """Tokens a second of the rented machine and, by its own plan, of the owned one."""
+
+    rented: Interval
+    basis: str
+    own: float | None = None  # None for that of the rented machine, nan if not known
+    memory_gb: int = 2 * _MODULE_GB  # of the host of the owned machine
+    streamed_layers: int | None = None
+
+
+def _rates(asked: Question, folder: Path | None) -> _Rates:
+    """The rates that a question gives, refers to, or leaves to be predicted."""
+    is_owned = base_item(asked.gpu) == OWNED_ITEM and asked.cards == 1
+    own = None if is_owned else math.nan
+    if asked.tokens_per_s is not None:
+        ends = asked.between or (asked.tokens_per_s, asked.tokens_per_s)
+        given = Quantity(asked.tokens_per_s, *ends, name="tokens_per_s")
+        return _Rates(given, "given", own)
+    if asked.record is not None:
         found = recorded_rates(
             read_record("headline", folder), read_record("streaming", folder)
         )
-        rate, basis = found[choice("record", record, found)], f"measured, {record}"
-    else:
-        asked = (model, weights, batch, mix or MIX)
-        made = _predict_item(gpu, *asked, cards)
-        streamed_layers = made.streamed_layers
-        found = made.timing.tokens_per_s(asked[-1])
-        rate, basis = Interval(found, found, found), _PREDICTED
-        try:
-            mine = _predict_item(OWNED_ITEM, *asked)
-        except InvalidInput:  # the batch does not fit it
-            own_rate = math.nan
-        else:
-            memory_gb, own_rate = mine.memory_gb, mine.timing.tokens_per_s(asked[-1])
-    owned, usd_per_hour = workstation(prices, quantities, memory_gb), cards * price.usd
+        rate = found[choice("record", asked.record, found)]
+        return _Rates(rate, f"measured, {asked.record}", own)
+    made = _predict_item(asked)
+    rate = made.timing.tokens_per_s(asked.mix)
+    promised = _Rates(
+        Interval(rate, rate, rate),
+        _PREDICTED,
+        math.nan,
+        streamed_layers=made.streamed_layers,
+    )
+    with suppress(InvalidInput):  # of a batch that does not fit the owned machine
+        mine = _predict_item(replace(asked, gpu=OWNED_ITEM, cards=1))
+        own = mine.timing.tokens_per_s(asked.mix)
+        return replace(promised, own=own, memory_gb=mine.memory_gb)
+    return promised
 
-    def costs(r: float) -> dict[str, float]:
-        """Both machines at the rate `r`, the owned one at its own where predicted."""
-        own = r if own_rate is None else own_rate
-        found = {
-            "usd_per_million": usd_per_million_tokens(usd_per_hour, r, utilisation),
-            "break_even": math.inf,
-            "owned_usd_per_million": math.nan,
-            "electricity_usd_per_million": math.nan,
-        }
-        if math.isfinite(own):
-            rent = rented_bill(gpu, usd_per_hour, r, utilisation)
-            found["break_even"] = break_even_tokens(owned.bill(own), rent)
-            found["owned_usd_per_million"] = owned.usd_per_million_tokens(
-                own, utilisation
-            )
-            found["electricity_usd_per_million"] = owned.energy_usd_per_million(own)
-        return found
 
-    sharp = rate.low == rate.high
-    at, fast, slow = (costs(r) for r in (rate.value, rate.high, rate.low))
+def summarise(
+    asked: Question,
+    override: Mapping[str, float] | None = None,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """What `thesis cost` prints: rent against owning a used card with its host.
+
+    `override` are prices of one's own, `folder` that of the records. Keys
+    `usd_per_million_tokens` and `break_even_tokens` (a month, None where owning never
+    pays) with their intervals, None where the rate has none; `streamed_layers` is None
+    for a rate that is not predicted. Owning means the used card of the tables in its
+    host: a predicted rate is that of each machine. The keys of owning are None where
+    the batch does not fit it, and for a rate that is not predicted and is of another
+    machine.
+    """
+    prices, quantities = read_prices(override=override), read_quantities()
+    hourly = [item for item, price in prices.items() if price.unit == "hour"]
+    price = prices[choice("gpu", asked.gpu, hourly)]
+    rates = _rates(asked, folder)
+    owned = workstation(prices, quantities, rates.memory_gb)
+    usd_per_hour, rented = asked.cards * price.value, rates.rented
+    at, fast, slow = (
+        _costs(
+            asked, usd_per_hour, owned, rate, rate if rates.own is None else rates.own
+        )
+        for rate in (rented.value, rented.high, rented.low)
+    )
+    sharp = rented.low == rented.high
     result: dict[str, Any] = {}
     for name, value in at.items():
-        result[f"{name}_tokens"] = _finite(value)
         # break-even grows with the rate, all other costs fall with it
         ends = (slow, fast) if name == "break_even" else (fast, slow)
+        result[f"{name}_tokens"] = _finite(value)
         result[f"{name}_interval"] = (
             None if sharp else [_finite(end[name]) for end in ends]
         )
     return result | {
-        "gpu": gpu,
-        "cards": cards,
-        "streamed_layers": streamed_layers,
-        "tokens_per_s": rate.value,
-        "tokens_per_s_interval": None if sharp else [rate.low, rate.high],
-        "basis": basis,
-        "utilisation": utilisation,
+        "gpu": asked.gpu,
+        "cards": asked.cards,
+        "streamed_layers": rates.streamed_layers,
+        "tokens_per_s": rented.value,
+        "tokens_per_s_interval": None if sharp else [rented.low, rented.high],
+        "basis": rates.basis,
+        "utilisation": asked.utilisation,
         "usd_per_hour": usd_per_hour,
         "owned_item": OWNED_CARD,
         "owned_usd": owned.capex_usd,
-        "price_date": price.date.isoformat(),
+        "price_date": price.date.isoformat() if price.date else None,
         "price_source": price.source,
         "price_status": price.status,
     }
 
 
-def _predict_item(
-    item: str, model: str, weights: str, batch: int, mix: Mix, cards: int = 1
-) -> Configuration:
-    base = base_item(item)
-    if base not in CARDS:
+def _costs(
+    asked: Question, usd_per_hour: float, owned: Owned, rate: float, own: float
+) -> dict[str, float]:
+    """Both machines, rented at a rate and owned at its own; nan where that is none."""
+    usd = usd_per_million_tokens(usd_per_hour, rate, asked.utilisation)
+    even = own_usd = energy_usd = math.nan
+    if math.isfinite(own):
+        reserved = asked.gpu.endswith(RESERVED)
+        rent = reserved_bill(usd_per_hour, rate) if reserved else Bill(0.0, usd)
+        even = break_even_tokens(owned.bill(own), rent)
+        own_usd = owned.usd_per_million_tokens(own, asked.utilisation)
+        energy_usd = owned.energy_usd_per_million(own)
+    return {
+        "usd_per_million": usd,
+        "break_even": even,
+        "owned_usd_per_million": own_usd,
+        "electricity_usd_per_million": energy_usd,
+    }
+
+
+def _predict_item(asked: Question) -> Configuration:
+    if base_item(asked.gpu) not in CARDS:
         raise InvalidInput(
-            f"no data sheet is known for {item}, so that its rate cannot be predicted: "
-            f"give tokens_per_s or record, or one of {', '.join(CARDS)}"
+            f"no data sheet is known for {asked.gpu}, so that its rate cannot be "
+            f"predicted: give tokens_per_s or record, or one of {', '.join(CARDS)}"
         )
-    choice("weights", weights, WEIGHTS)
-    request = (mix.prompt_tokens, mix.generated_tokens)
-    return Configuration(**_predicted(item, model, weights, batch, *request, cards))
+    choice("weights", asked.weights, WEIGHTS)
+    request = asked.mix.prompt_tokens, asked.mix.generated_tokens
+    method = asked.weights, asked.batch
+    return Configuration(
+        **_predicted(asked.gpu, asked.cards, asked.model, *method, *request)
+    )
 
 
 @remembered
 def _predicted(
-    item: str, model: str, weights: str, batch: int, prompt: int, new: int, cards: int
+    item: str, cards: int, model: str, weights: str, batch: int, prompt: int, new: int
 ) -> dict[str, Any]:
     method = Method(weights, WEIGHTS[weights], batch=batch)
     card = read_cards()[CARDS[base_item(item)]]

@@ -25,16 +25,15 @@ def describe_plan(
     ring: int = 3,
     pass_tokens: int = 1,
     weights: str | None = None,
-    machine: Machine | None = None,
 ) -> dict[str, Any]:
     """The plan for a folder, `smollm2` or a known geometry, as the command prints it.
 
     `weights` is the format of a geometry's, in the word of the command line, by default
-    bf16; a checkpoint has its own. Without a `machine`, the rates of this one are
-    measured for a checkpoint and those of a geometry assumed, computing at the bounds
-    of a card's data sheet; "rates" says which. Raises PlanInfeasible, before anything
-    is measured, and InvalidInput for an unknown word and for a checkpoint of another
-    format than is asked for.
+    bf16; a checkpoint has its own. The rates of this machine are measured for a
+    checkpoint; those of a geometry are assumed, computing at the bounds of a card's
+    data sheet: "rates" says which. Raises PlanInfeasible, before anything is measured,
+    and InvalidInput for an unknown word and for a checkpoint of another format than is
+    asked for.
     """
     options: dict[str, Any] = {
         "batch": batch,
@@ -43,41 +42,31 @@ def describe_plan(
         "pass_tokens": pass_tokens,
         "logit_tokens": 1,
     }
-    if model in geometries() and machine is None:
-        return _describe_geometry(model, device_bytes, host_bytes, weights, options)
-    from thesis_lib.memory.offload.offloaded_model import (
-        checkpoint_folder,
-        plan_checkpoint,
-    )
-    from thesis_lib.memory.offload.plan import plan
-    from thesis_lib.memory.offload.rates import measure_machine, with_decoder
+    if model in geometries():
+        asked = weights or "bf16"
+        return _describe_geometry(model, device_bytes, host_bytes, asked, options)
+    from thesis_lib.memory.offload import offloaded_model, rates
 
-    kind = _kind(weights)
-    if model in geometries() and machine is not None:
-        sized = _with_host(machine, device_bytes, host_bytes)
-        made = plan(geometry(model), sized, kind=kind or "dense", **options)
-        return _described(made, "given", host_bytes, ratio="estimated")
-    folder = checkpoint_folder(model)
+    kind = None if weights is None else _kind(weights)
+    folder = offloaded_model.checkpoint_folder(model)
     blind = _with_host(Machine(device_bytes, 1.0), device_bytes, host_bytes)
-    made = plan_checkpoint(folder, blind, **options)
+    made = offloaded_model.plan_checkpoint(folder, blind, **options)
     require(
         kind in (None, made.kind),
         f"{model} holds {made.kind} weights, not {kind}: plan it as it is, or "
         "write another one with `thesis compress`",
     )
-    origin = "given"
-    if machine is None:
-        origin, machine = "measured", measure_machine(folder)
-        if made.kind == "lossless":
-            machine = with_decoder(machine, folder)
+    machine = rates.measure_machine(folder)
+    if made.kind == "lossless":
+        machine = rates.with_decoder(machine, folder)
     made = replace(made, machine=_with_host(machine, device_bytes, host_bytes))
-    return _described(made, origin, host_bytes, ratio="of the files")
+    return _described(made, "measured", "of the files")
 
 
-def _kind(weights: str | None) -> str | None:
-    from thesis_lib.memory.offload.plan import WEIGHTS
+def _kind(weights: str) -> str:
+    from thesis_lib.memory.formats.base import words
 
-    return None if weights is None else WEIGHTS[choice("weights", weights, WEIGHTS)]
+    return words()[choice("weights", weights, words())]
 
 
 @remembered
@@ -85,57 +74,45 @@ def _describe_geometry(
     model: str,
     device_bytes: int,
     host_bytes: int,
-    weights: str | None,
+    weights: str,
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """`describe_plan` of a known geometry at assumed rates."""
-    from thesis_lib.memory.offload.offloaded_model import (
-        ASSUMED_DECODE_BYTES_PER_S,
-        ASSUMED_DISK_BYTES_PER_S,
-    )
+    from thesis_lib.memory.offload import offloaded_model
     from thesis_lib.memory.offload.plan import plan
 
     kind = _kind(weights)
-    decoder = ASSUMED_DECODE_BYTES_PER_S if kind == "lossless" else math.inf
-    card = read_cards()[ASSUMED_CARD]
-    machine = Machine(
-        device_bytes,
-        ASSUMED_DISK_BYTES_PER_S,
-        decode_bytes_per_s=decoder,
-        weight_bytes_per_s=card.memory_bytes_per_s,
-        flops_per_s=card.flops_per_s or math.inf,
+    machine = replace(
+        read_cards()[ASSUMED_CARD].machine(),
+        disk_bytes_per_s=offloaded_model.ASSUMED_DISK_BYTES_PER_S,
     )
-    made = plan(
-        geometry(model),
-        _with_host(machine, device_bytes, host_bytes),
-        kind=kind or "dense",
-        **options,
-    )
-    return _described(made, "assumed", host_bytes, ratio="estimated")
+    if kind == "lossless":
+        decoder = offloaded_model.ASSUMED_DECODE_BYTES_PER_S
+        machine = replace(machine, decode_bytes_per_s=decoder)
+    machine = _with_host(machine, device_bytes, host_bytes)
+    made = plan(geometry(model), machine, kind=kind, **options)
+    return _described(made, "assumed", "estimated")
 
 
-def _described(
-    made: "MemoryPlan", origin: str, host_bytes: int, ratio: str
-) -> dict[str, Any]:
+def _described(made: "MemoryPlan", origin: str, ratio: str) -> dict[str, Any]:
     """The plan under the names of the command, with the rates that it counts on."""
+    machine = made.machine
     rates: dict[str, Any] = {
-        "disk_bytes_per_s": made.machine.disk_bytes_per_s,
+        "disk_bytes_per_s": machine.disk_bytes_per_s,
         "disk": origin,
     }
     if made.kind == "lossless":
-        rates |= {"decode_bytes_per_s": made.machine.decode_bytes_per_s, "ratio": ratio}
+        rates |= {"decode_bytes_per_s": machine.decode_bytes_per_s, "ratio": ratio}
     if origin == "assumed":
         rates |= {"compute": ASSUMED_CARD}
-    if origin != "given":
-        rates |= {
-            "weight_bytes_per_s": made.machine.weight_bytes_per_s,
-            "flops_per_s": made.machine.flops_per_s,
-        }
+    rates |= {
+        "weight_bytes_per_s": machine.weight_bytes_per_s,
+        "flops_per_s": machine.flops_per_s,
+    }
     if origin == "measured":
-        rates |= {"spread": made.machine.spread}
-    if host_bytes:
-        link = made.machine.link_bytes_per_s
-        rates |= {"link_bytes_per_s": link, "link": "assumed"}
+        rates |= {"spread": machine.spread}
+    if machine.host_bytes:
+        rates |= {"link_bytes_per_s": machine.link_bytes_per_s, "link": "assumed"}
     return {**made.summary(), "rates": rates}
 
 

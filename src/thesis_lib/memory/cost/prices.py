@@ -3,84 +3,66 @@
 Nobody's price is built in: both tables are data, and any price can be overridden.
 """
 
+import csv
 import datetime
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.files import data_folder
+from thesis_lib.common.stats import Interval
 
-COLUMNS = ("item", "usd", "low", "high", "per", "date", "source", "status")
-QUANTITY_COLUMNS = ("quantity", "value", "low", "high", "unit", "source", "status")
-UNITS = ("hour", "unit", "GB", "kWh")
+UNITS = ("hour", "unit", "GB", "kWh")  # of what a price is
 STATUSES = ("LOOKED-UP", "QUOTED", "ASSUMED")
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
-    """US dollars per hour, unit, GB or kWh, their range, and where they come from.
+class Quantity(Interval):
+    """A positive number that a cost depends on, its range, and where it comes from.
 
-    QUOTED says that somebody else's page named it; ASSUMED that nobody looked: it is an
-    example to override.
+    A price is in US dollars for a `unit` and has a date. QUOTED says that somebody
+    else's page named the number; ASSUMED that nobody looked: an example to override.
+    Raises InvalidInput for a value outside its range, an amount that is not positive
+    and finite, and an unknown status or, of a price, unit.
     """
 
-    item: str
-    usd: float
-    low: float
-    high: float
-    per: str
-    date: datetime.date
-    source: str
-    status: str
+    name: str = ""
+    unit: str = ""
+    source: str = ""
+    status: str = "ASSUMED"
+    date: datetime.date | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Quantity:
-    """Something beside prices that a cost depends on, with its range."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    unit: str
-    source: str
-    status: str
+    def __post_init__(self) -> None:
+        require(
+            0 < self.low <= self.value <= self.high < math.inf,
+            f"{self.name}={self.value:g} from {self.low:g} to {self.high:g}: expected "
+            "positive numbers, the first between the others",
+        )
+        choice("status", self.status, STATUSES)
+        if self.date is not None:
+            choice("per", self.unit, UNITS)
 
 
 def read_prices(
     path: Path | str | None = None, override: Mapping[str, float] | None = None
-) -> dict[str, Price]:
+) -> dict[str, Quantity]:
     """The price table, `data/prices.csv` by default, by item.
 
     `override` replaces dollars item by item, and the replaced prices say so and have no
-    range. Raises InvalidInput for other columns, a repeated item, an amount that is not
-    positive or outside its range, an unknown unit or status, a date that is not ISO
-    8601, an empty source, and an override of an item that the table lacks.
+    range. Raises InvalidInput for other columns, a repeated item, an empty field, a
+    date that is not ISO 8601, what `Quantity` refuses, and an override of an item that
+    the table lacks.
     """
-    path = data_folder() / "prices.csv" if path is None else Path(path)
-    table = _read(path, COLUMNS)
-    _refuse(path, ~table.per.isin(UNITS), table.per, f"per to be one of {UNITS}")
-    dates: Any = pd.to_datetime(table.date, format="%Y-%m-%d", errors="coerce")
-    _refuse(path, dates.isna(), table.date, "date to be of the form 2026-01-31")
-    table["date"] = dates.dt.date
-    prices = {row["item"]: Price(**row) for row in table.to_dict("records")}
+    columns = ("item", "usd", "low", "high", "per", "date", "source", "status")
+    prices = _read(data_folder() / "prices.csv" if path is None else path, columns)
     for item, usd in (override or {}).items():
         choice("item", item, prices)
-        require(
-            math.isfinite(usd) and usd > 0,
-            f"{item}={usd:g} must be a positive number of dollars",
-        )
         prices[item] = replace(
             prices[item],
-            usd=usd,
-            low=usd,
-            high=usd,
+            **dict.fromkeys(("value", "low", "high"), usd),
             date=datetime.date.today(),
             source="given as an override",
             status="ASSUMED",
@@ -93,9 +75,8 @@ def read_quantities(path: Path | str | None = None) -> dict[str, Quantity]:
 
     Raises InvalidInput as `read_prices` does.
     """
-    path = data_folder() / "deployment.csv" if path is None else Path(path)
-    table = _read(path, QUANTITY_COLUMNS).rename(columns={"quantity": "name"})
-    return {row["name"]: Quantity(**row) for row in table.to_dict("records")}
+    columns = ("quantity", "value", "low", "high", "unit", "source", "status")
+    return _read(data_folder() / "deployment.csv" if path is None else path, columns)
 
 
 def parse_override(words: list[str]) -> dict[str, float]:
@@ -119,42 +100,37 @@ def parse_override(words: list[str]) -> dict[str, float]:
     return override
 
 
-def _read(path: Path, columns: tuple[str, ...]) -> Any:
-    """A table of amounts: name, value between low and high, unit, origin, status."""
+_FIELDS = {"item": "name", "quantity": "name", "usd": "value", "per": "unit"}
+
+
+def _read(path: Path | str, columns: Sequence[str]) -> dict[str, Quantity]:
+    """A table of quantities by name. Refuses a row by its line."""
+    path = Path(path)
     require(path.is_file(), f"table {path} does not exist: expected a CSV file")
-    try:
-        table: Any = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except pd.errors.ParserError as error:
-        raise InvalidInput(
-            f"{path.name} cannot be read: {error}; expected {len(columns)} fields in "
-            "each line, with quotes around what has a comma"
-        ) from error
-    require(
-        tuple(table.columns) == columns and isinstance(table.index, pd.RangeIndex),
-        f"{path.name} has columns {', '.join(table.columns)} or an extra field: "
-        f"expected {', '.join(columns)}",
-    )
-    name, amount, *_ = columns
-    empty = table.isin([""])
-    _refuse(path, empty.any(axis=1), empty.idxmax(axis=1), "no field to be empty")
-    _refuse(path, table[name].duplicated(), table[name], "each to be listed once")
-    texts = table[[amount, "low", "high"]]
-    amounts: Any = texts.apply(pd.to_numeric, errors="coerce")
-    value, low, high = (amounts[column] for column in amounts)
-    _refuse(
-        path,
-        ~((low > 0) & (low <= value) & (value <= high) & (high < np.inf)),
-        texts.agg(" between ".join, axis=1),
-        f"positive amounts, {amount} between low and high",
-    )
-    _refuse(path, ~table.status.isin(STATUSES), table.status, f"status in {STATUSES}")
-    return table.assign(**amounts)
-
-
-def _refuse(path: Path, wrong: Any, found: Any, expected: str) -> None:
-    """Refuse a table with a wrong row, by the line of the first one."""
-    if wrong.any():
-        at = int(np.argmax(wrong))
-        raise InvalidInput(
-            f"{path.name}, line {at + 2}: {found.iloc[at]}: expected {expected}"
+    found: dict[str, Quantity] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        require(
+            rows.fieldnames == list(columns),
+            f"{path.name} has columns {rows.fieldnames}: expected {', '.join(columns)}",
         )
+        for row in rows:
+            try:
+                made = _quantity(row)
+                require(made.name not in found, f"{made.name} is listed twice")
+            except ValueError as error:  # of ours, of a number or of a date
+                where = f"{path.name}, line {rows.line_num}"
+                raise InvalidInput(f"{where}: {error}") from error
+            found[made.name] = made
+    return found
+
+
+def _quantity(row: dict[str, Any]) -> Quantity:
+    require(None not in row, "an extra field: expected quotes around what has a comma")
+    given = {_FIELDS.get(column, column): text for column, text in row.items()}
+    empty = [column for column, text in given.items() if not text]
+    require(not empty, f"{', '.join(empty)}: expected no field to be empty")
+    given |= {name: float(given[name]) for name in ("value", "low", "high")}
+    if "date" in given:
+        given["date"] = datetime.date.fromisoformat(given["date"])
+    return Quantity(**given)

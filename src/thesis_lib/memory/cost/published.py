@@ -90,28 +90,38 @@ class Card:
         packet = PAYLOAD_BYTES + OVERHEAD_BYTES
         return self.raw_bytes_per_s * PAYLOAD_BYTES / packet
 
+    def machine(self, count: int = 1, link_bytes_per_s: float | None = None) -> Machine:
+        """So many of them as one, with host memory for all that does not fit on them.
+
+        The link is that of the data sheet unless given; no disk is waited for.
+        """
+        return Machine(
+            device_bytes=count * self.memory_bytes,
+            disk_bytes_per_s=math.inf,
+            host_bytes=_HOST_BYTES,
+            link_bytes_per_s=link_bytes_per_s or self.link_bytes_per_s,
+            weight_bytes_per_s=count * self.memory_bytes_per_s,
+            flops_per_s=count * (self.flops_per_s or math.inf),
+        )
+
 
 def read_cards(folder: Path | None = None) -> dict[str, Card]:
     """The cards of `folder`, by default of `data/`, by name.
 
     Raises InvalidInput for a link that is not known and for a number that is none.
     """
-    table: Any = _read(
-        folder,
-        CARDS,
-        {
-            "memory_bytes": int, "memory_bytes_per_s": float, "flops_per_s": float,
-            "pcie_generation": int, "pcie_lanes": int,
-        },
-    )  # fmt: skip
+    types = {int: "memory_bytes pcie_generation pcie_lanes",
+             float: "memory_bytes_per_s flops_per_s"}  # fmt: skip
+    table: Any = _read(folder, CARDS, types)
+    known = table.pcie_generation.isin(_TRANSFERS_PER_S) & (table.pcie_lanes > 0)
     _refuse(
         CARDS,
-        table[~table.pcie_generation.isin(_TRANSFERS_PER_S) | (table.pcie_lanes <= 0)],
-        ["device", "pcie_generation", "pcie_lanes"],
+        table[~known],
+        "device pcie_generation pcie_lanes",
         f"lanes of a generation among {', '.join(map(str, _TRANSFERS_PER_S))}",
     )
-    known = table.astype(object).where(table.notna(), None)
-    cards = known[[field.name for field in fields(Card)]].to_dict("records")
+    table = table.astype(object).where(table.notna(), None)
+    cards = table[[field.name for field in fields(Card)]].to_dict("records")
     return {card["device"]: Card(**card) for card in cards}
 
 
@@ -130,15 +140,9 @@ def read_rows(folder: Path | None = None) -> pd.DataFrame:
     Raises InvalidInput for an unknown model, device, unit or way to copy, for a figure
     that is not positive, and for a rate without the tokens that it was measured over.
     """
-    table: Any = _read(
-        folder,
-        ROWS,
-        {
-            "bits": float, "batch": int, "prompt": int, "generated": int,
-            "resident": bool, "prefetch": bool, "disk_bytes_per_s": float,
-            "figure": float,
-        },
-    )  # fmt: skip
+    types = {int: "batch prompt generated", bool: "resident prefetch",
+             float: "bits disk_bytes_per_s figure"}  # fmt: skip
+    table: Any = _read(folder, ROWS, types)
     for column, known in {
         "model": (*_GEOMETRIES, *geometries()),
         "device": tuple(read_cards(folder)),
@@ -151,14 +155,14 @@ def read_rows(folder: Path | None = None) -> pd.DataFrame:
     _refuse(
         ROWS,
         table[~right | (table.bits > 16)],
-        ["system", "device", "figure", "batch", "bits"],
+        "system device figure batch bits",
         "all positive, and at most 16 bits",
     )
     is_rate = table.unit == "tokens/s"
     _refuse(
         ROWS,
         table[is_rate & (table[["prompt", "generated"]].min(axis=1) <= 0)],
-        ["system", "device", "prompt", "generated"],
+        "system device prompt generated",
         "a rate with the length of the prompt and of the answer; look them up",
     )
     run_s = table.batch * table.generated / table.figure
@@ -183,24 +187,17 @@ def predict(row: Any, card: Card) -> dict[str, Any]:
         f"{card.device} has no flops_per_s in {CARDS}, which {row.system} needs for a "
         f"prompt of {row.prompt} tokens: look it up",
     )
-    flops_per_s = card.flops_per_s or math.inf
-    from_disk = not math.isnan(row.disk_bytes_per_s)
     layer_bytes = math.ceil(spec.layer_parameters * row.bits / 8)
     options = {
         "context": _CONTEXT,
         "ring": _RING[row.prefetch],
         "layer_read_bytes": [layer_bytes] * spec.layers,
     }
-    machine = Machine(
-        device_bytes=card.memory_bytes
-        if row.resident
-        else least_device_bytes(spec, **options),
-        host_bytes=0 if from_disk else _HOST_BYTES,
-        disk_bytes_per_s=row.disk_bytes_per_s if from_disk else math.inf,
-        link_bytes_per_s=card.link_bytes_per_s,
-        weight_bytes_per_s=card.memory_bytes_per_s,
-        flops_per_s=flops_per_s,
-    )
+    machine = card.machine()
+    if not math.isnan(row.disk_bytes_per_s):
+        machine = replace(machine, host_bytes=0, disk_bytes_per_s=row.disk_bytes_per_s)
+    if not row.resident:
+        machine = replace(machine, device_bytes=least_device_bytes(spec, **options))
     made = plan(spec, machine, **options)
     steps = max(1, row.generated)
     # The first of the generated tokens comes out of the pass over the prompt.
@@ -209,7 +206,7 @@ def predict(row: Any, card: Card) -> dict[str, Any]:
     weight_bytes = spec.parameters * row.bits / 8
     crossing_s = max(0.0, weight_bytes - card.memory_bytes) / card.raw_bytes_per_s
     tokens = row.batch * (max(1, row.prompt) + steps - 1)
-    computing_s = tokens * spec.flops_per_token() / flops_per_s
+    computing_s = tokens * spec.flops_per_token() / machine.flops_per_s
     return {
         "plan": made,
         "predicted_s": first_s + (steps - 1) * made.step_s(row.batch),
@@ -266,10 +263,13 @@ def counts(table: Any) -> dict[str, float]:
     }
 
 
-def _read(folder: Path | None, name: str, types: Any) -> pd.DataFrame:
+def _read(folder: Path | None, name: str, types: dict[type, str]) -> pd.DataFrame:
     path = (data_folder() if folder is None else folder) / name
+    dtypes: dict[Any, Any] = {
+        column: kind for kind, columns in types.items() for column in columns.split()
+    }
     try:
-        return pd.read_csv(path, dtype=types, true_values=["yes"], false_values=["no"])
+        return pd.read_csv(path, dtype=dtypes, true_values=["yes"], false_values=["no"])
     except ValueError as error:
         raise InvalidInput(
             f"{name} cannot be read: {error}; expected numbers, and yes or no, where "
@@ -277,8 +277,8 @@ def _read(folder: Path | None, name: str, types: Any) -> pd.DataFrame:
         ) from error
 
 
-def _refuse(name: str, rows: pd.DataFrame, columns: list[str], expected: str) -> None:
+def _refuse(name: str, rows: pd.DataFrame, columns: str, expected: str) -> None:
     """Refuse a table of which there are any such rows, by the first of them."""
-    if len(rows):
-        said = ", ".join(f"{column}={rows.iloc[0][column]}" for column in columns)
+    for _, first in rows.head(1).iterrows():
+        said = ", ".join(f"{column}={first[column]}" for column in columns.split())
         raise InvalidInput(f"{name}: {said}: expected {expected}")

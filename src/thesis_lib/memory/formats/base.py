@@ -171,15 +171,11 @@ DENSE = Dense()
 
 
 @cache
-def _import_formats() -> None:
+def formats() -> dict[str, type[WeightFormat]]:
+    """Every format by its kind: those that the files of this folder register."""
     package = importlib.import_module(__name__.rpartition(".")[0])
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
-
-
-def formats() -> dict[str, type[WeightFormat]]:
-    """Every format by its kind: those that the files of this folder register."""
-    _import_formats()
     return FORMATS
 
 

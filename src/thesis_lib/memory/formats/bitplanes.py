@@ -25,7 +25,6 @@ from thesis_lib.memory.formats.low_bit import (
     CompensatedMatrix,
     Grid,
     LowBitConfig,
-    QuantisedMatrix,
 )
 from thesis_lib.memory.model.checkpoint import Entry, allocate
 
@@ -63,41 +62,27 @@ def parse_layout(layout: str) -> dict[str, LowBitConfig]:
 
 def entries(recipe: LowBitConfig, m: int, n: int) -> dict[str, Entry]:
     """Types and shapes of what is stored of a matrix (m, n)."""
-    stored = _quantised_entries(recipe.grid, "", m, n)
-    if recipe.rank:
-        left, right = recipe.factor_grids(m)
-        stored |= _quantised_entries(left, "left_", recipe.rank, m)
-        stored |= _quantised_entries(right, "right_", recipe.rank, n)
+    stored: dict[str, Entry] = {}
+    for part, (grid, rows, columns) in recipe.parts(m, n).items():
+        require(
+            columns % grid.group == 0,
+            f"group={grid.group} does not divide {columns} inputs: expected a divisor",
+        )
+        stored[f"{part}codes"] = "U8", (rows, grid.bits, columns // 8)
+        stored[f"{part}scales"] = "BF16", (rows, columns // grid.group)
     return stored
-
-
-def _quantised_entries(grid: Grid, prefix: str, m: int, n: int) -> dict[str, Entry]:
-    require(
-        n % grid.group == 0,
-        f"group={grid.group} does not divide {n} inputs: expected a divisor",
-    )
-    return {
-        f"{prefix}codes": ("U8", (m, grid.bits, n // 8)),
-        f"{prefix}scales": ("BF16", (m, n // grid.group)),
-    }
 
 
 def pack(stored: CompensatedMatrix) -> dict[str, Tensor]:
     """The tensors that a checkpoint keeps of a matrix, as `entries` describes them."""
-    packed = _pack_quantised(stored.base, "")
-    if stored.left is not None and stored.right is not None:
-        packed |= _pack_quantised(stored.left, "left_")
-        packed |= _pack_quantised(stored.right, "right_")
+    packed: dict[str, Tensor] = {}
+    for part, each in stored.parts.items():
+        planes = np.arange(each.grid.bits, dtype=np.uint8)[:, None]
+        bits = each.codes[:, None, :] >> planes & 1
+        codes = np.packbits(bits, -1, bitorder="little")
+        packed[f"{part}codes"] = torch.from_numpy(codes)
+        packed[f"{part}scales"] = torch.from_numpy(each.scales).to(torch.bfloat16)
     return packed
-
-
-def _pack_quantised(stored: QuantisedMatrix, prefix: str) -> dict[str, Tensor]:
-    planes = np.arange(stored.grid.bits, dtype=np.uint8)[:, None]
-    bits = stored.codes[:, None, :] >> planes & 1
-    return {
-        f"{prefix}codes": torch.from_numpy(np.packbits(bits, -1, bitorder="little")),
-        f"{prefix}scales": torch.from_numpy(stored.scales).to(torch.bfloat16),
-    }
 
 
 def unpack(packed: Mapping[str, Tensor]) -> Tensor:

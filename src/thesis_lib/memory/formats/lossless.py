@@ -184,17 +184,6 @@ def field_bits(words: U16) -> FieldBits:
     )
 
 
-def effective_bytes_per_s(
-    link_bytes_per_s: float, ratio: float, decode_bytes_per_s: float
-) -> float:
-    """Decoded bytes a second behind a link that carries `ratio` of each.
-
-    Coding pays where it is more than the link: a ratio below one, and a decoder that
-    is faster than the link.
-    """
-    return min(link_bytes_per_s / ratio, decode_bytes_per_s)
-
-
 def decode_bytes_per_s(
     stream: U8, decoded_bytes: int, threads: int = 1, rounds: int = 5
 ) -> float:

@@ -74,18 +74,21 @@ class LowBitConfig:
         require(self.rank >= 0, f"rank={self.rank} must not be negative")
         Grid(self.factor_bits, 8)  # refuses other bits
 
-    def nbytes(self, m: int, n: int) -> int:
-        """Bytes of a matrix (m, n): codes and scales, those of the factors too."""
-        left, right = self.factor_grids(m)
-        return (
-            self.grid.nbytes(m, n)
-            + left.nbytes(self.rank, m)
-            + right.nbytes(self.rank, n)
-        )
-
     def factor_grids(self, m: int) -> tuple[Grid, Grid]:
         """Of L, transposed, one scale for each component; of R, one for each group."""
         return Grid(self.factor_bits, m), Grid(self.factor_bits, self.grid.group)
+
+    def parts(self, m: int, n: int) -> dict[str, tuple[Grid, int, int]]:
+        """Grid and shape of Q, Lᵀ (r, m) and R (r, n), as `CompensatedMatrix.parts`."""
+        stored = {"": (self.grid, m, n)}
+        if self.rank:
+            left, right = self.factor_grids(m)
+            stored |= {"left_": (left, self.rank, m), "right_": (right, self.rank, n)}
+        return stored
+
+    def nbytes(self, m: int, n: int) -> int:
+        """Bytes of a matrix (m, n): codes and scales, those of the factors too."""
+        return sum(grid.nbytes(*shape) for grid, *shape in self.parts(m, n).values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +99,17 @@ class CompensatedMatrix:
     left: QuantisedMatrix | None = None  # (r, m), transposed
     right: QuantisedMatrix | None = None  # (r, n)
 
+    @property
+    def parts(self) -> dict[str, QuantisedMatrix]:
+        """What there is of Q, Lᵀ and R, by how names of its tensors begin."""
+        parts = {"": self.base, "left_": self.left, "right_": self.right}
+        return {name: part for name, part in parts.items() if part is not None}
+
     def restore(self) -> F64:
         """The weights that all of it stands for, (m, n)."""
-        if self.left is None or self.right is None:
-            return self.base.restore()
         restored = self.base.restore()
+        if self.left is None or self.right is None:
+            return restored
         # One component after the other: a layer that restores them does it alike.
         for left, right in zip(self.left.restore(), self.right.restore(), strict=True):
             restored += np.outer(left, right)
@@ -109,5 +118,4 @@ class CompensatedMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes of all codes and scales."""
-        parts = (self.base, self.left, self.right)
-        return sum(part.nbytes for part in parts if part is not None)
+        return sum(part.nbytes for part in self.parts.values())

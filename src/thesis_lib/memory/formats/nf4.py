@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.errors import choice, require
 from thesis_lib.common.stats import F64
 from thesis_lib.common.units import KiB
 from thesis_lib.memory.formats.base import PackedLinear, WeightFormat, register
@@ -108,53 +108,39 @@ def quantise(
     require(not model.training, "model is in training mode: call model.eval() before")
     twin = copy.deepcopy(model)
     for name, layer in linears(twin, names).items():
-        made = _int8(layer) if kind == "int8" else _in_four_bits(layer, name, kind)
+        made = in_memory(layer, kind, name)
         made.bias = layer.bias
         twin.set_submodule(name, made.to(layer.weight.device))
     return twin.eval()
 
 
-def _int8(layer: nn.Linear) -> nn.Module:
-    bnb = bitsandbytes()
-    quantised = bnb.nn.Linear8bitLt(
-        layer.in_features,
-        layer.out_features,
-        bias=False,
-        has_fp16_weights=False,
-        threshold=OUTLIER,
-        device="meta",
-    )
-    quantised.weight = bnb.nn.Int8Params(
-        layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False
-    )
-    return quantised
+def in_memory(
+    dense: nn.Linear, kind: str, name: str = "a layer", double: bool = True
+) -> Any:
+    """bitsandbytes' own layer of a weight, without its bias, as `quantise` says.
 
-
-def _in_four_bits(layer: nn.Linear, name: str, kind: str) -> nn.Module:
-    if layer.in_features % BLOCK or layer.out_features % 32:
-        raise InvalidInput(
-            f"{name} has {layer.in_features} inputs and {layer.out_features} outputs: "
-            f"4-bit kernels expect multiples of {BLOCK} and 32; leave it out of names"
-        )
-    bnb = bitsandbytes()
-    quantised = bnb.nn.Linear4bit(
-        layer.in_features,
-        layer.out_features,
-        bias=False,
-        compute_dtype=layer.weight.dtype,
-        quant_type=kind,
-        compress_statistics=True,
-        device="meta",
+    4-bit scales are quantised once more if `double`.
+    """
+    bnb, weight = bitsandbytes(), dense.weight.data.cpu()
+    shape = dense.in_features, dense.out_features
+    if kind == "int8":
+        kept: dict[str, Any] = {"has_fp16_weights": False}
+        options = kept | {"bias": False, "threshold": OUTLIER, "device": "meta"}
+        made = bnb.nn.Linear8bitLt(*shape, **options)
+        made.weight = bnb.nn.Int8Params(weight, requires_grad=False, **kept)
+        return made
+    require(
+        shape[0] % BLOCK == 0 and shape[1] % 32 == 0,
+        f"{name} has {shape[0]} inputs and {shape[1]} outputs: 4-bit kernels expect "
+        f"multiples of {BLOCK} and 32; leave it out of names",
     )
-    quantised.weight = bnb.nn.Params4bit(
-        layer.weight.data.cpu(),
-        requires_grad=False,
-        quant_type=kind,
-        compress_statistics=True,
-        blocksize=BLOCK,
-        module=quantised,
+    kept = {"quant_type": kind, "compress_statistics": double}
+    options = kept | {"bias": False, "compute_dtype": weight.dtype, "device": "meta"}
+    made = bnb.nn.Linear4bit(*shape, **options)
+    made.weight = bnb.nn.Params4bit(
+        weight, requires_grad=False, blocksize=BLOCK, module=made, **kept
     )
-    return quantised
+    return made
 
 
 def four_bit_bytes(weights: int) -> int:
@@ -195,14 +181,9 @@ def _tensors(layer: nn.Module) -> Iterable[Tensor]:
     if (state := getattr(weight, "quant_state", None)) is not None:
         yield state.absmax
         if state.nested:
-            yield state.state2.absmax
-            yield state.offset
-    yield from _row_scales(layer)
-
-
-def _row_scales(layer: nn.Module) -> Iterable[Tensor]:
-    """The scales of an int8 layer, which move at its first forward pass."""
-    for holder in (getattr(layer, "weight", None), getattr(layer, "state", None)):
+            yield from (state.state2.absmax, state.offset)
+    # The scales of an int8 layer move at its first forward pass.
+    for holder in (weight, getattr(layer, "state", None)):
         if (scales := getattr(holder, "SCB", None)) is not None:
             yield scales
 

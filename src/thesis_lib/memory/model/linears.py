@@ -42,25 +42,6 @@ def linears(
     return {name: found[name] for name in chosen}
 
 
-def names_in_layers(model: nn.Module, layers: Iterable[int]) -> list[str]:
-    """Names of the linear layers in the decoder layers of these numbers.
-
-    Raises InvalidInput for a number that the model does not have.
-    """
-    number = {
-        name: next((int(part) for part in name.split(".") if part.isdigit()), -1)
-        for name in linears(model)
-    }
-    wanted = set(layers)
-    unknown = wanted - set(number.values())
-    require(
-        not unknown,
-        f"no decoder layer {', '.join(map(str, sorted(unknown)))}: expected numbers "
-        f"from 0 to {max(number.values())}",
-    )
-    return [name for name, layer in number.items() if layer in wanted]
-
-
 @contextmanager
 def before(hooks: Mapping[nn.Module, Callable[..., None]]) -> Iterator[None]:
     """Call each hook with the inputs and options of its module, while this lasts."""

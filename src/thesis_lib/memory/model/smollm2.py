@@ -35,23 +35,6 @@ from thesis_lib.memory.model.checkpoint import (
 
 SOURCE_BITS = 4  # of a weight in the packaged file: its matrices are Q4_1
 
-_OUTER = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-_INNER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -94,11 +77,11 @@ def checkpoint() -> Path:
     return folder
 
 
-def load(dtype: torch.dtype = torch.bfloat16) -> tuple[LlamaForCausalLM, Any]:
-    """The model, resident and in eval mode, and its tokenizer."""
+def load() -> tuple[LlamaForCausalLM, Any]:
+    """The model in bfloat16, resident and in eval mode, and its tokenizer."""
     folder = checkpoint()
     with quiet():
-        model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     return model.eval(), tokenizer
 
@@ -144,21 +127,17 @@ def convert(file: Path, folder: Path) -> None:
 
 def _tensors(file: Path, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of a LLaMA GGUF under its Hugging Face name, in bfloat16."""
-    heads = {
-        "attn_q": config.num_attention_heads,
-        "attn_k": config.num_key_value_heads,
-    }
+    with torch.device("meta"):
+        names = [name for name, _ in LlamaForCausalLM(config).named_parameters()]
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    ours = {known.get_name(name, (".weight",)): name for name in names}
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for tensor in gguf.GGUFReader(file).tensors:
-        stem = tensor.name.removesuffix(".weight")
-        if stem in _OUTER:
-            name, kind = _OUTER[stem], stem
-        else:
-            _, layer, kind = stem.split(".")
-            name = f"model.layers.{layer}.{_INNER[kind]}"
+        name = ours[tensor.name]
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        if kind in heads:
+        if (kind := name.split(".")[-2]) in heads:
             values = _split_halves(values, heads[kind])
-        yield f"{name}.weight", torch.tensor(values).to(torch.bfloat16)
+        yield name, torch.tensor(values).to(torch.bfloat16)
 
 
 def _split_halves(weight: np.ndarray, heads: int) -> np.ndarray:

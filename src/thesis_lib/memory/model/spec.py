@@ -3,6 +3,7 @@
 Nothing here allocates: a model is its geometry, a machine is its rates.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -100,60 +101,45 @@ class ModelSpec:
         """
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
-        config = read_object(path, "the config.json of a transformers checkpoint")
-        family = choice(
-            f"model_type in {path}:", str(config.get("model_type")), ARCHITECTURES
+        said = _Config(
+            path, read_object(path, "the config.json of a transformers checkpoint")
         )
+        family = said.word("model_type", ARCHITECTURES)
         opt = family == "opt"
-
-        def count(name: str, otherwise: int | None = None, most: int = _LARGEST) -> int:
-            if otherwise is not None and config.get(name) is None:
-                return otherwise
-            return whole(config[name], f"{name} in {path}", 1, most)
-
-        def flag(name: str, otherwise: bool) -> bool:
-            value = config.get(name, otherwise)
-            require(
-                isinstance(value, bool),
-                f"{name} in {path} is {shown(value)}: expected true or false",
-            )
-            return value
-
         try:
-            heads, hidden = count("num_attention_heads"), count("hidden_size")
-            positions = count(
-                "max_position_embeddings", most=_LARGEST if opt else _LONGEST
-            )
+            heads, hidden = said.count("num_attention_heads"), said.count("hidden_size")
+            most = _LARGEST if opt else _LONGEST
+            positions = said.count("max_position_embeddings", most=most)
             if opt:
-                width = count("word_embed_proj_dim", hidden)
+                width = said.count("word_embed_proj_dim", hidden)
                 require(
                     width == hidden,
                     f"{path}: word_embed_proj_dim={width} differs from "
                     f"hidden_size={hidden}: expected embeddings of the hidden size",
                 )
-            biased = opt and flag("enable_bias", True)
+            biased = opt and said.flag("enable_bias", True)
+            dtype = "dtype" if said.content.get("dtype") else "torch_dtype"
             shape: dict[str, Any] = {
-                "attention_bias": flag(
+                "attention_bias": said.flag(
                     "attention_bias", biased or family == "gpt_neox"
                 ),
-                "mlp_bias": biased or flag("mlp_bias", False),
+                "mlp_bias": biased or said.flag("mlp_bias", False),
                 "positions": positions + 2 if opt else 0,
             }
-            dtype = config.get("dtype") or config["torch_dtype"]
             return cls(
                 name=path.resolve().parent.name,
-                layers=count("num_hidden_layers", most=_DEEPEST),
+                layers=said.count("num_hidden_layers", most=_DEEPEST),
                 hidden=hidden,
-                intermediate=count("ffn_dim" if opt else "intermediate_size"),
+                intermediate=said.count("ffn_dim" if opt else "intermediate_size"),
                 heads=heads,
-                kv_heads=count("num_key_value_heads", heads),
-                head_dim=count("head_dim", max(1, hidden // heads)),
-                vocab=count("vocab_size"),
-                tied=flag("tie_word_embeddings", opt or family.startswith("gemma")),
-                dtype_bytes=_DTYPE_BYTES[
-                    choice(f"dtype in {path}:", str(dtype), _DTYPE_BYTES)
-                ],
-                context=_longest(config, path),
+                kv_heads=said.count("num_key_value_heads", heads),
+                head_dim=said.count("head_dim", max(1, hidden // heads)),
+                vocab=said.count("vocab_size"),
+                tied=said.flag(
+                    "tie_word_embeddings", opt or family.startswith("gemma")
+                ),
+                dtype_bytes=_DTYPE_BYTES[said.word(dtype, _DTYPE_BYTES)],
+                context=_longest(said.content, path),
                 architecture=family,
                 **(shape | _FAMILIES[family]),
             )
@@ -239,6 +225,32 @@ class ModelSpec:
         matrices += self.vocab * self.hidden
         attention = self.layers * 2 * context * self.heads * self.head_dim
         return 2 * (matrices + attention)
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """A configuration that somebody else wrote, field by field. Refuses other types."""
+
+    path: Path
+    content: dict[str, Any]
+
+    def count(
+        self, name: str, otherwise: int | None = None, most: int = _LARGEST
+    ) -> int:
+        if otherwise is not None and self.content.get(name) is None:
+            return otherwise
+        return whole(self.content[name], f"{name} in {self.path}", 1, most)
+
+    def flag(self, name: str, otherwise: bool) -> bool:
+        value = self.content.get(name, otherwise)
+        require(
+            isinstance(value, bool),
+            f"{name} in {self.path} is {shown(value)}: expected true or false",
+        )
+        return value
+
+    def word(self, name: str, allowed: Iterable[str]) -> str:
+        return choice(f"{name} in {self.path}:", str(self.content.get(name)), allowed)
 
 
 def _longest(config: dict[str, Any], path: Path) -> int:
