@@ -251,11 +251,6 @@ def test_methods_are_lines_over_bits_and_the_dense_model_a_level():
     assert set(level.get_ydata()) == {24.0}
 
 
-def test_perplexities_of_methods_stand_on_a_logarithmic_axis():
-    (axis,) = figures.perplexity_by_ratio([0.8], {"plain": [9.0]}, 2.0).axes
-    assert axis.get_yscale() == "log"
-
-
 def test_losses_have_a_panel_a_text_and_ticks_in_times():
     table = pd.DataFrame(
         [

@@ -81,27 +81,14 @@ def model_sizes(models: pd.DataFrame, devices: pd.DataFrame) -> Figure:
         panel.step([*stairs["year"], end], level, where="post", color=colour)
         gpu = f"{name} GPU, {stairs['memory_bytes'].iloc[-1] / 2**30:.0f} GiB"
         text = {"color": colour, "ha": "right", "va": "top", "fontsize": 8}
-        style.note(panel, gpu, (end, level[-1]), (0, -5), **text)
-    panel.scatter(
-        models["year"], models["fp16_bytes"] / 1e9, 22, style.VERMILION, zorder=3
-    )
-    model: Any
-    for model in models.itertuples():
-        # Names closer than a line of text lean away from each other; a name that
-        # would run into next year's, or out of the figure, stands on the left.
-        gap = np.log10(models["fp16_bytes"] / model.fp16_bytes)
-        gap_now = gap[models["year"] == model.year]
-        gap_next = gap[models["year"] == model.year + 1]
-        lean = gap_now.between(-0.2, 0, "neither").any()
-        lean = 5 * (int(lean) - int(gap_now.between(0, 0.2, "neither").any()))
-        last = model.year == models["year"].max()
-        left = last or gap_next.between(-0.2, 0.2, "neither").any()
-        style.note(
-            panel, model.model, (model.year, model.fp16_bytes / 1e9),
-            (-6 if left else 6, lean), ha="right" if left else "left", va="center",
-            fontsize=8, color="#a34700",
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )  # fmt: skip
+        panel.text(end, 0.95 * level[-1], gpu, **text)
+    sizes = models.assign(gigabytes=models["fp16_bytes"] / 1e9)
+    at = ["year", "gigabytes"]
+    panel.scatter(*at, 22, style.VERMILION, data=sizes, zorder=3)
+    halo = [withStroke(linewidth=2.5, foreground="white")]
+    look = {"ha": "center", "va": "center", "fontsize": 8, "path_effects": halo}
+    for name, *place in sizes[["model", *at]].itertuples(index=False):
+        style.note(panel, name, tuple(place), color="#a34700", **look)
     panel.set(
         xlim=(devices["year"].min() - 0.4, end),
         xlabel="Year of publication or release",
@@ -110,6 +97,7 @@ def model_sizes(models: pd.DataFrame, devices: pd.DataFrame) -> Figure:
     panel.xaxis.set_major_locator(MultipleLocator(2))
     panel.yaxis.set_major_formatter("{x:g}")
     panel.grid(False, axis="x")
+    style.move_apart(panel, beside=True)
     return figure
 
 

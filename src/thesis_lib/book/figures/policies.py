@@ -86,7 +86,7 @@ def collapse(
         if load > 1:
             rising_s = (load - 1) * at_s
             left.plot(at_s, 1e3 * rising_s, "--", color=line.get_color(), linewidth=1)
-    left.axhline(1e3 * slo_s, color=style.INK, linewidth=0.8)
+    left.axhline(1e3 * slo_s, **style.RULE)
     left.set(yscale="log", xlabel="arrival (s)", ylabel="latency (ms)")
     left.set_xlim(0, min(history.arrival_s[-1] for history in runs.values()))
     left.set_ylim(0.1, None)  # room for the legend
@@ -94,9 +94,8 @@ def collapse(
     percent = 100 * pd.Series(on_time)
     right.plot(percent, ".-", color=style.GREY, label="first in, first out")
     most = 100 / np.maximum(percent.index, 1)
-    right.plot(
-        percent.index, most, "--", color=style.INK, label="all capacity, on time"
-    )
+    look = {"color": style.INK, "label": "all capacity, on time"}
+    right.plot(percent.index, most, "--", **look)
     right.axvline(1.0, color=style.GREY, linewidth=0.8)
     right.set_ylim(0, 105)
     right.set(xlabel=LOAD, ylabel="on time (% of arrivals)")
@@ -283,10 +282,8 @@ def reductions(
     The dashed line is the `published` reduction. The axis ends at -100 %: what lies
     below is off the picture.
     """
-    fewer = "fewer violations than FIFO (%)"
-    figure, drawn = style.panels(
-        runs, 2.9, xlabel="load", ylabel=fewer, ylim=(-100, 100)
-    )
+    axis = {"ylabel": "fewer violations than FIFO (%)", "ylim": (-100, 100)}
+    figure, drawn = style.panels(runs, 2.9, xlabel="load", **axis)
     for panel, rows in drawn:
         loads = np.unique(rows["load"])
         for policy in policies:
@@ -322,9 +319,8 @@ def weak_scaling(
         left.plot(each["fifo"], **style.policy("fifo") | look | {"markersize": 3})
         left.plot(each["cores"], color=style.INK, linestyle=dashes, linewidth=0.8)
         for policy in policies:
-            style.band(
-                right, rows, policy, "violations", "partitions", linestyle=dashes
-            )
+            at = "violations", "partitions"
+            style.band(right, rows, policy, *at, linestyle=dashes)
     for panel in (left, right):
         panel.set_xscale("log", base=2)
         panel.set_xticks(capacity.index, [f"{count}" for count in capacity.index])
@@ -356,15 +352,10 @@ def one_sequencer(busy: pd.DataFrame, policies: Sequence[str], load: float) -> F
                 at = row["rate_per_s"], row["decide_us"]
                 style.note(panel, f"{cores}", at, (0, 6), ha="center", fontsize=7)
     rates = np.sort(busy["rate_per_s"].to_numpy(np.float64))
-    panel.plot(
-        rates, 1e6 / rates, ":", color=style.INK, label="time between two arrivals"
-    )
-    panel.set(
-        xscale="log",
-        yscale="log",
-        xlabel="arrivals a second (cores that they need)",
-        ylabel="decision, each transaction (µs)",
-    )
+    look = {"color": style.INK, "label": "time between two arrivals"}
+    panel.plot(rates, 1e6 / rates, ":", **look)
+    panel.set(xscale="log", xlabel="arrivals a second (cores that they need)")
+    panel.set(yscale="log", ylabel="decision, each transaction (µs)")
     panel.legend(fontsize="small")
     return figure
 
@@ -414,11 +405,15 @@ def goals(table: pd.DataFrame) -> Figure:
 
     A panel a row of the goals; a bar through each goal says what was to be reached.
     """
-    rows = {f"scenario {row}": at.droplevel("row") for row, at in table.groupby("row")}
+    rows = {
+        f"scenario {row}": at.droplevel("row")
+        for row, at in table.groupby("row", sort=False)
+    }
     axis = {"yscale": style.symlog(0.1), "ylabel": "violations left of FIFO's (%)"}
     figure, drawn = style.panels(rows, 2.9, xlabel="load", **axis)
     for panel, at in drawn:
-        places, left = np.arange(len(at)), 100 - at
+        left = 100 - at[["reduction", "low", "high", "goal"]]
+        places = np.arange(len(at))
         panel.errorbar(
             places, left["reduction"],
             yerr=style.whiskers(left["reduction"], left["high"], left["low"]),
@@ -462,9 +457,8 @@ def price_of_fairness(table: pd.DataFrame, kinds: Sequence[str]) -> Figure:
     left.set_ylabel("violations (%)")
     left.legend(fontsize=7)
     right.plot(places, table["goodput"], "P-", color=style.GREEN)
-    right.fill_between(
-        places, table["low"], table["high"], color=style.GREEN, alpha=0.25
-    )
+    ends = table["low"], table["high"]
+    right.fill_between(places, *ends, color=style.GREEN, alpha=0.25)
     right.set_ylabel("on time, % of FIFO's saturation")
     gaps = ["none" if np.isinf(gap) else f"{gap:g}" for gap in table["gap"]]
     for panel in (left, right):
@@ -481,11 +475,7 @@ def beyond_fifo(table: pd.DataFrame) -> Figure:
     """
     names = table["misestimation"].unique()
     loads = {f"load {load:g}": at for load, at in table.groupby("load", sort=False)}
-    axis = {
-        "xscale": style.symlog(0.1),
-        "xlim": (-0.02, 150),
-        "xlabel": "violations (%)",
-    }
+    axis = {"xscale": style.symlog(0.1), "xlim": (-0.02, 150)}
     figure, drawn = style.panels(loads, 1.2 + 0.27 * len(names), **axis)
     for panel, at in drawn:
         fifo = at.drop_duplicates("misestimation")["fifo"]
@@ -496,6 +486,7 @@ def beyond_fifo(table: pd.DataFrame) -> Figure:
             look = {key: style.policy(policy)[key] for key in ("color", "label")}
             panel.scatter(percent, range(len(names)), **mark, **look)
         panel.set_xticks([0, 0.1, 1, 10, 100], ["0", "", "1", "", "100"])
+        panel.set_xlabel("violations (%)")
     style.name_rows(figure.axes[0], list(names))
     style.legend_below(figure)
     return figure
@@ -543,15 +534,13 @@ def beside_measured(table: pd.DataFrame) -> Figure:
         panel.fill_between(truth, truth - near, truth + near, color="#e9e9e9")
         panel.plot(truth, truth, color=style.GREY, linewidth=0.8)
         for (policy, workers), rows in runs.groupby(["policy", "workers"], sort=False):
-            look = style.policy(policy) | {
-                "linestyle": "",
-                "elinewidth": 0.6,
-                "markersize": 5,
-            }
-            look |= {} if workers == 1 else {"alpha": 0.4, "label": None}
+            look = style.policy(policy) | {"linestyle": "", "markersize": 5}
             if "-corrected" in policy:
                 look["markerfacecolor"] = "none"
+            look |= {} if workers == 1 else {"alpha": 0.4, "label": None}
             around = style.whiskers(rows["error"], rows["low"], rows["high"])
-            panel.errorbar(rows["measured"], rows["simulated"], yerr=around, **look)
+            panel.errorbar(
+                rows["measured"], rows["simulated"], yerr=around, elinewidth=0.6, **look
+            )
     style.legend_below(figure)
     return figure

@@ -201,25 +201,34 @@ def note(
     return panel.annotate(text, at, offset, textcoords="offset points", **options)
 
 
-def move_apart(panel: Axes) -> None:
+def move_apart(panel: Axes, beside: bool = False) -> None:
     """Give each label, of those around its point, the place with the least under it.
 
-    The figure is laid out first: where a label has room shows in its final form.
+    Within the panel and not nearer to another point; of equal places above its own, or
+    `beside` it. The figure is laid out first: where there is room shows in its final
+    form.
     """
     panel.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
     labels = [text for text in panel.texts if isinstance(text, Annotation)]
+    others = [text for text in panel.texts if not isinstance(text, Annotation)]
     per_point = panel.figure.dpi / 72
     at = [panel.transData.transform(label.xy) for label in labels]
     taken = [Bbox.from_extents(*(x - 4 * per_point), *(x + 4 * per_point)) for x in at]
+    taken += [text.get_window_extent() for text in others]
     for own, label in enumerate(labels):
         size = label.get_window_extent()
         aside, above = size.width / per_point / 2 + 5, 8
         places = [(0, above), (aside, 0), (-aside, 0), (0, -above)]
+        places[:2] = places[1::-1] if beside else places[:2]
         places += [(x, y) for y in (above, -above) for x in (aside, -aside)]
         places += [(x, 2 * y) for x, y in places[4:]]
         boxes = [size.translated(*(per_point * np.array(place))) for place in places]
         covered = [sum(_overlap(box, other) for other in taken) for box in boxes]
-        strange = [any(_away(b, x) < _away(b, at[own]) for x in at) for b in boxes]
+        strange = [
+            any(_away(box, x) < _away(box, at[own]) for x in at)
+            or _overlap(box, panel.bbox) < box.width * box.height
+            for box in boxes
+        ]
         best = int(np.argmin(np.round(covered) + 1e3 * np.array(strange)))
         label.set_position(places[best])
         taken.append(boxes[best])
