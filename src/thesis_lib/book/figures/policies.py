@@ -431,7 +431,7 @@ def ingredients(table: pd.DataFrame) -> Figure:
     without = table.index.str.startswith(("without", "one", "never"))
     colours = pd.Series(np.where(without, style.VERMILION, style.GREY), table.index)
     colours["bid-price"] = style.GREEN
-    columns = {f"{place}, load {load:g}": table[place, load] for place, load in table}
+    columns = {f"{place}\nload {load:g}": table[place, load] for place, load in table}
     figure, drawn = style.panels(columns, 3.6, xscale=style.symlog(1.0))
     for panel, shares in drawn:
         bars = panel.barh(range(len(shares)), shares, color=colours)
