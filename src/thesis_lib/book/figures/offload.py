@@ -306,8 +306,9 @@ def _predictions(
         look = {"marker": marker, "color": colour, "alpha": 0.8, "markersize": 5}
         panel.plot(rows.known_s, rows.predicted_s, linestyle="", label=kind, **look)
     panel.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
-    style.log_ticks(panel.xaxis)
-    style.log_ticks(panel.yaxis)
+    subs = (1, 2, 5) if ends[1] < 1_000 * ends[0] else (1,)
+    style.log_ticks(panel.xaxis, subs)
+    style.log_ticks(panel.yaxis, subs)
     panel.set(xlabel=xlabel, ylabel="predicted (s)")
     panel.legend(loc="upper left")
     return figure
