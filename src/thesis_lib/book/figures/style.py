@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from io import StringIO
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
@@ -205,8 +206,8 @@ def move_apart(panel: Axes, beside: bool = False) -> None:
     """Give each label, of those around its point, the place with the least under it.
 
     Within the panel and not nearer to another point; of equal places above its own, or
-    `beside` it. The figure is laid out first: where there is room shows in its final
-    form.
+    `beside` it and off the stairs that are drawn. The figure is laid out first: where
+    there is room shows in its final form.
     """
     panel.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
     labels = [text for text in panel.texts if isinstance(text, Annotation)]
@@ -215,6 +216,12 @@ def move_apart(panel: Axes, beside: bool = False) -> None:
     at = [panel.transData.transform(label.xy) for label in labels]
     taken = [Bbox.from_extents(*(x - 4 * per_point), *(x + 4 * per_point)) for x in at]
     taken += [text.get_window_extent() for text in others]
+    for line in panel.lines if beside else ():
+        corners = panel.transData.transform(line.get_xydata())
+        taken += [
+            Bbox.from_extents(x, y, after, y + per_point)
+            for (x, y), (after, _) in pairwise(corners)
+        ]
     for own, label in enumerate(labels):
         size = label.get_window_extent()
         aside, above = size.width / per_point / 2 + 5, 8
@@ -231,7 +238,7 @@ def move_apart(panel: Axes, beside: bool = False) -> None:
         ]
         best = int(np.argmin(np.round(covered) + 1e3 * np.array(strange)))
         label.set_position(places[best])
-        taken.append(boxes[best])
+        taken.append(boxes[best].padded(per_point))
 
 
 def _away(box: Bbox, point: F64) -> float:
