@@ -3,37 +3,14 @@
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
+from bs4 import BeautifulSoup
 from costs import MIX, RESIDENT, STREAMED, VALUES
 
 from thesis_lib.book.tables import calculator
 from thesis_lib.book.tables.calculator import SLIDERS, Slider, results, shown
 from thesis_lib.common.errors import InvalidInput
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the text of each cell."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.rows, self.open = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-
-    def handle_endtag(self, tag):
-        while self.open and self.open.pop() != tag:
-            pass
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
-            self.rows[-1].append(data)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +19,10 @@ def text():
 
 
 def test_without_scripts_the_table_says_what_python_says(text):
-    page = Page(text)
-    rows = [row for row in page.rows if row[0] != "method"]
+    _, *rows = (
+        [cell.text for cell in row.find_all(["th", "td"])]
+        for row in BeautifulSoup(text, "html.parser").find_all("tr")
+    )
     assert [row[0] for row in rows] == ["bf16 </script>", "nf4, batch", "resident"]
     for row, each in zip(rows, STREAMED, strict=False):
         found = results(each, MIX, VALUES)
@@ -53,11 +32,11 @@ def test_without_scripts_the_table_says_what_python_says(text):
 
 
 def test_every_control_has_a_label_and_nothing_reaches_outside(text):
-    page = Page(text)
-    labelled = {attrs.get("for") for tag, attrs in page.tags if tag == "label"}
-    controls = [a for tag, a in page.tags if tag in ("input", "select")]
+    page = BeautifulSoup(text, "html.parser")
+    labelled = {label["for"] for label in page.find_all("label")}
+    controls = page.find_all(["input", "select"])
     assert len(controls) == len(SLIDERS) + 1
-    assert all(attrs["id"] in labelled for attrs in controls)
+    assert all(control["id"] in labelled for control in controls)
     assert not re.search(r"https?://|\bsrc=|\bimport\b", text)
 
 
@@ -78,12 +57,10 @@ def test_a_slider_returns_to_the_value_of_its_position():
 def test_break_even_is_where_owning_costs_the_rent():
     found = results(STREAMED[0], MIX, VALUES)
     even = found["even_tokens"] / 1e6
-    assert found["monthly_usd"] + found["energy_usd"] * even == pytest.approx(
-        found["rented_usd"] * even
-    )
-    assert results(STREAMED[0], MIX, {**VALUES, "usd_per_hour": 0.01})[
-        "even_tokens"
-    ] == (math.inf)
+    owned = found["monthly_usd"] + found["energy_usd"] * even
+    assert owned == pytest.approx(found["rented_usd"] * even)
+    cheap = results(STREAMED[0], MIX, {**VALUES, "usd_per_hour": 0.01})
+    assert cheap["even_tokens"] == math.inf
 
 
 @pytest.mark.parametrize(

@@ -10,165 +10,44 @@ from thesis_lib.common import files
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import GiB, MiB
 
-MADE = {
-    "commit": "0123456789",
-    "machine": {"cpu": "a processor", "cores": 2},
-}
-STREAMING = {
-    "limit_bytes": 2 * GiB,
-    "summary": {
-        "tokens_identical": True,
-        "systems": {
-            "streamed": {
-                "killed": False,
-                "peak_bytes": GiB,
-                "median_s": 2.0,
-                "fraction_of_drain": 0.961,
-                "interval_s": [1.9, 2.1],
-                "read_bytes_per_token": 7e9,
-            },
-            "airllm": {
-                "killed": False,
-                "peak_bytes": 2 * GiB,
-                "median_s": 6.0,
-                "interval_s": [5.5, 7.0],
-                "read_bytes_per_token": 7e9,
-                "streamed_is_faster": {"times": 3.0, "low": 2.8, "high": 3.1},
-                "drains_per_step": 3.12,
-            },
-            "mmap": {"killed": True, "peak_bytes": 2 * GiB},
-        },
-    },
-    "runs": [
-        {"system": "streamed", "use": [[0.1, 10, 4], [0.2, 20, 8]]},
-        {"system": "airllm", "use": [[0.1, 30, 30]]},
-        {"system": "streamed", "use": [[0.3, 99, 99]]},
-    ],
-}
-HEADLINE = {
-    "parts": {
-        "bf16-8192MiB": {
-            "weights": "bf16",
-            "distinct_layers": 8,
-            "limit_bytes": 8 * GiB,
-            "label": "random weights",
-            "peak_bytes": 5 * GiB,
-            "logical_peak_bytes": 4.5 * GiB,
-            "planned_peak_bytes": 4.6 * GiB,
-            "read_bytes_per_token": None,
-            "planned_bytes_per_token": 1.3e11,
-            "s_per_token": 65.0,
-            "predicted_s_per_token": 64.0,
-            "fraction_of_drain": 0.97,
-        }
-    }
-}
-GPU = {
-    "device": "cuda",
-    "geometry": "llama-65b",
-    "commit": "0123456789",
-    "machine": {"cpu": "a processor", "cores": 2, "gpus": [{"name": "a card"}]},
-    "parts": {
-        "whole": {
-            "limit_bytes": 8 * GiB,
-            "s_per_token": 5.2,
-            "fraction_of_link": 0.98,
-            "predicted_s_per_token": 5.1,
-            "reserved_bytes": 7.5 * GiB,
-        }
-    },
-}
+MADE = {"commit": "0123456789", "machine": {"cpu": "a processor", "cores": 2}}
+STREAMED = {
+    "peak_bytes": GiB, "median_s": 2.0, "interval_s": [1.9, 2.1],
+    "read_bytes_per_token": 7e9, "fraction_of_drain": 0.961,
+}  # fmt: skip
+AIRLLM = {
+    "peak_bytes": 2 * GiB, "median_s": 6.0, "interval_s": [5.5, 7.0],
+    "read_bytes_per_token": 7e9, "drains_per_step": 3.12,
+    "streamed_is_faster": {"times": 3.0, "low": 2.8, "high": 3.1},
+}  # fmt: skip
+KILLED = {"killed": True, "peak_bytes": 2 * GiB}
+PART = {
+    "weights": "bf16", "distinct_layers": 8, "limit_bytes": 8 * GiB,
+    "peak_bytes": 5 * GiB, "logical_peak_bytes": 4.5 * GiB,
+    "planned_peak_bytes": 4.6 * GiB, "read_bytes_per_token": None,
+    "planned_bytes_per_token": 1.3e11, "s_per_token": 65.0,
+    "predicted_s_per_token": 64.0, "fraction_of_drain": 0.97,
+    "plan": {"context": 64, "tiers": {"device": 3}, "bytes_per_token": 1.3e11},
+    "predicted_at_bytes_per_s": 2e9,
+}  # fmt: skip
+WHOLE = {
+    "limit_bytes": 8 * GiB, "s_per_token": 5.2, "fraction_of_link": 0.98,
+    "predicted_s_per_token": 5.1, "reserved_bytes": 7.5 * GiB,
+}  # fmt: skip
+CARD = MADE["machine"] | {"gpus": [{"name": "a card"}]}
+GPU = MADE | {"device": "cuda", "machine": CARD, "parts": {"whole": WHOLE}}
 
 
-def test_peers_have_their_times_and_the_killed_one_its_peak_alone():
-    table = measurements.peers(STREAMING)
-    assert list(table.index) == ["streamed", "AirLLM", "mmap"]
-    assert table.loc["AirLLM", "times_slower"] == 3.0
-    assert table.loc["AirLLM", ["s_per_token", "low_s", "high_s"]].tolist() == [
-        6.0,
-        5.5,
-        7.0,
-    ]
-    assert np.isnan(table.loc["mmap", "s_per_token"])
-    assert table.loc["mmap", "peak_bytes"] == 2 * GiB
+def peers(**systems):
+    return measurements.peers({"summary": {"systems": systems}})
 
 
-def test_use_is_that_of_the_first_run_of_each_system():
-    found = measurements.use(STREAMING)
-    assert found["streamed"].tolist() == [[0.1, 10, 4], [0.2, 20, 8]]
-    assert list(found) == ["streamed", "AirLLM"]
-
-
-def test_the_headline_has_promise_and_count_side_by_side():
-    (row,) = measurements.headline(HEADLINE).to_dict("records")
-    assert row["planned_bytes"] >= row["logical_bytes"]
-    assert row["s_per_token"] == 65.0
-    assert np.isnan(row["read_bytes"])  # not known is not zero
-    (name,) = measurements.headline(HEADLINE).index
-    assert name == "bf16, 8 distinct layers, 8 GiB"
-
-
-def test_readers_see_units_and_what_is_not_known():
-    shown = measurements.readable(measurements.headline(HEADLINE))
-    (row,) = shown.to_dict("records")
-    assert row["peak"] == "5 GiB"
-    assert row["read"] == measurements.MISSING
-    assert row["time a token"] == "65 s"
-    assert row["fraction of drain"] == "97.0 %"
-    assert measurements.readable(measurements.peers(STREAMING)).loc[
-        "mmap", "time a token"
-    ] == (measurements.MISSING)
-
-
-def test_a_record_that_is_missing_is_named(tmp_path):
+def test_a_record_is_read_back_and_one_that_is_missing_is_named(tmp_path):
+    (tmp_path / "gpu.json").write_text(json.dumps({"limit": MiB}))
+    assert files.read_record("gpu", tmp_path) == {"limit": MiB}
     assert files.read_record("headline", tmp_path) is None
     with pytest.raises(InvalidInput, match=r"no_such\.json is missing.*restore it"):
         measurements.read("no_such")
-
-
-def test_peers_are_held_against_streamed_and_against_those_in_16_bits():
-    packed = {
-        "killed": False, "peak_bytes": GiB, "median_s": 0.5,
-        "is_faster_than_accelerate": {"times": 6.5, "low": 6.0, "high": 7.0},
-    }  # fmt: skip
-    systems = STREAMING["summary"]["systems"]
-    mapped = {**systems["airllm"], "median_s": 4.2}
-    systems = systems | {"mmap": mapped, "streamed-nf4": packed}
-    table = measurements.peers({"summary": {"systems": systems}})
-    assert table.loc["AirLLM", "times_low"] == 2.8
-    assert table.loc["AirLLM", "drains_per_step"] == 3.12
-    assert table.loc["streamed", "fraction_percent"] == pytest.approx(96.1)
-    assert table.loc["streamed, NF4", "over_accelerate"] == 6.5
-    assert table.loc["streamed, NF4", "over_mmap"] == pytest.approx(8.4)
-
-
-def test_the_larger_limit_is_the_one_that_is_told():
-    (part,) = HEADLINE["parts"].values()
-    part |= {
-        "plan": {"context": 64, "tiers": {"device": 3}, "bytes_per_token": 1.3e11},
-        "predicted_at_bytes_per_s": 2e9,
-    }
-    read = part | {"read_bytes_per_token": 1.3e11}
-    smaller = part | {"limit_bytes": 4 * GiB, "s_per_token": 70.0}
-    other = part | {"limit_bytes": 9 * GiB, "weights": "nf4"}
-    both = MADE | {"parts": {"a": smaller, "b": read, "c": smaller, "d": other}}
-    told = measurements.headline_numbers(both, "bf16")
-    assert (told["s_per_token"], told["measured_read_gb"]) == (65.0, 130.0)
-    assert "measured_read_gb" not in measurements.headline_numbers(both, "nf4")
-
-
-def test_a_run_of_the_script_on_a_processor_is_no_run_on_a_gpu():
-    assert measurements.gpu(None).empty
-    assert measurements.gpu(GPU | {"device": "cpu"}).empty
-
-
-def test_a_gpu_is_told_with_its_limit_and_its_link():
-    (row,) = measurements.readable(measurements.gpu(GPU)).itertuples()
-    assert (row.Index, row.limit, row.predicted) == ("a card", "8 GiB", "5.1 s")
-    assert "98.0 %" in row
-    left_out = GPU | {"parts": {"whole": {"skipped": "about 9 min"}}}
-    assert measurements.gpu(left_out)["no result"].tolist() == ["about 9 min"]
-    assert measurements.origin(GPU) == "a processor, 2 cores, commit 0123456"
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
@@ -178,11 +57,77 @@ def test_what_is_no_record_is_refused(tmp_path, text):
         files.read_record("gpu", tmp_path)
 
 
-def test_a_record_is_read_back(tmp_path):
-    (tmp_path / "gpu.json").write_text(json.dumps({"limit": MiB}))
-    assert files.read_record("gpu", tmp_path) == {"limit": MiB}
+# --- Streaming -------------------------------------------------------------------
+def test_peers_have_their_times_and_the_killed_one_its_peak_alone():
+    table = peers(streamed=STREAMED, airllm=AIRLLM, mmap=KILLED)
+    assert list(table.index) == ["streamed", "AirLLM", "mmap"]
+    columns = ["s_per_token", "low_s", "high_s", "times_slower", "times_low"]
+    assert table.loc["AirLLM", columns].tolist() == [6.0, 5.5, 7.0, 3.0, 2.8]
+    assert table.loc["AirLLM", "drains_per_step"] == 3.12
+    assert table.loc["streamed", "fraction_percent"] == pytest.approx(96.1)
+    assert table.loc["mmap"].dropna().to_dict() == {"peak_bytes": 2 * GiB}
+    shown = measurements.readable(table)
+    assert shown.loc["mmap", "time a token"] == measurements.MISSING
+    assert (shown.loc["mmap", "times slower"], shown.read["AirLLM"]) == ("", "7.0 GB")
 
 
+def test_peers_are_held_against_those_in_16_bits():
+    faster = {"times": 6.5, "low": 6.0, "high": 7.0}
+    packed = {
+        "peak_bytes": GiB, "median_s": 0.5, "is_faster_than_accelerate": faster
+    }  # fmt: skip
+    table = peers(**{"mmap": AIRLLM | {"median_s": 4.2}, "streamed-nf4": packed})
+    assert table.loc["streamed, NF4", "over_accelerate"] == 6.5
+    assert table.loc["streamed, NF4", "over_mmap"] == pytest.approx(8.4)
+
+
+def test_use_is_that_of_the_first_run_of_each_system():
+    samples = [[0.1, 10, 4], [0.2, 20, 8]], [[0.1, 30, 30]], [[0.3, 99, 99]]
+    systems = "streamed", "airllm", "streamed"
+    runs = [
+        {"system": name, "use": use} for name, use in zip(systems, samples, strict=True)
+    ]
+    found = measurements.use({"runs": [{"system": "mmap"}, *runs]})
+    assert {name: use.tolist() for name, use in found.items()} == {
+        "streamed": samples[0], "AirLLM": samples[1]
+    }  # fmt: skip
+
+
+def test_the_headline_has_promise_and_count_side_by_side():
+    table = measurements.headline({"parts": {"bf16-8192MiB": PART}})
+    assert list(table.index) == ["bf16, 8 distinct layers, 8 GiB"]
+    (row,) = table.to_dict("records")
+    assert row["planned_bytes"] == 4.6 * GiB
+    assert row["logical_bytes"] == 4.5 * GiB
+    assert np.isnan(row["read_bytes"])  # not known is not zero
+    (shown,) = measurements.readable(table).to_dict("records")
+    assert (shown["peak"], shown["read"]) == ("5 GiB", measurements.MISSING)
+    assert (shown["time a token"], shown["fraction of drain"]) == ("65 s", "97.0 %")
+
+
+def test_the_larger_limit_is_the_one_that_is_told():
+    read = PART | {"read_bytes_per_token": 1.3e11}
+    smaller = PART | {"limit_bytes": 4 * GiB, "s_per_token": 70.0}
+    other = PART | {"limit_bytes": 9 * GiB, "weights": "nf4"}
+    both = MADE | {"parts": {"a": smaller, "b": read, "c": smaller, "d": other}}
+    told = measurements.headline_numbers(both, "bf16")
+    assert (told["s_per_token"], told["measured_read_gb"]) == (65.0, 130.0)
+    assert "measured_read_gb" not in measurements.headline_numbers(both, "nf4")
+
+
+def test_a_gpu_is_told_with_its_limit_and_its_link():
+    (row,) = measurements.readable(measurements.gpu(GPU)).itertuples()
+    assert (row.Index, row.limit, row.predicted) == ("a card", "8 GiB", "5.1 s")
+    assert "98.0 %" in row
+    left_out = GPU | {"parts": {"whole": {"skipped": "about 9 min"}}}
+    assert measurements.gpu(left_out)["no result"].tolist() == ["about 9 min"]
+    assert measurements.origin(GPU) == "a processor, 2 cores, commit 0123456"
+    # a run of the script on a processor is no run on a GPU
+    assert measurements.gpu(None).empty
+    assert measurements.gpu(GPU | {"device": "cpu"}).empty
+
+
+# --- Plans -----------------------------------------------------------------------
 def test_a_certificate_counts_what_exceeded_and_what_was_killed():
     row = {"device_bytes": 1000, "planned_bytes": 900, "generating": False}
     group = {"killed": False, "limit_bytes": 400}
@@ -206,15 +151,12 @@ def test_a_certificate_counts_what_exceeded_and_what_was_killed():
 
 def test_predictions_are_held_against_the_median():
     plan = {"batch": 2, "pass_tokens": 1, "limit": "disk"}
-    record = MADE | {
-        "prediction": {
-            "plans": [
-                plan | {"predicted_s": 1.1, "seconds": [1.0, 1.0, 9.0]},
-                plan | {"predicted_s": 2.0, "seconds": [2.0]},
-            ]
-        },
-        "crossover": {"predicted_tokens": 110.0, "measured_tokens": 100.0},
-    }
+    plans = [
+        plan | {"predicted_s": 1.1, "seconds": [1.0, 1.0, 9.0]},
+        plan | {"predicted_s": 2.0, "seconds": [2.0]},
+    ]
+    crossover = {"predicted_tokens": 110.0, "measured_tokens": 100.0}
+    record = MADE | {"prediction": {"plans": plans}, "crossover": crossover}
     table = measurements.predictions(record)
     assert table["error"].tolist() == pytest.approx([0.1, 0.0])
     found = measurements.prediction_numbers(record)
@@ -223,15 +165,12 @@ def test_predictions_are_held_against_the_median():
     assert (found["crossover"], found["crossover_found"]) == (110, 100)
 
 
+# --- Compression and speculation -------------------------------------------------
 def test_the_lossless_record_is_told_in_ratios_of_medians():
     stream = {
-        "geometry": "llama2-7b",
-        "layers": 8,
-        "device_bytes": 2**31,
-        "bytes_per_step": {"bf16": 1000, "lossless": 694},
-        "decode_bytes_per_s": 5.25e9,
-        "decoded_bytes_per_step": 2_625_000_000,
-        "equal_logits": True,
+        "geometry": "llama2-7b", "layers": 8, "device_bytes": 2**31,
+        "bytes_per_step": {"bf16": 1000, "lossless": 694}, "equal_logits": True,
+        "decode_bytes_per_s": 5.25e9, "decoded_bytes_per_step": 2_625_000_000,
         "seconds": {
             "bf16 drain": [[2.9, 3.0, 9.0], [3.0, 3.0, 3.0]],
             "lossless drain": [[2.0, 2.0, 2.0], [2.0, 2.0, 9.0]],
@@ -239,7 +178,7 @@ def test_the_lossless_record_is_told_in_ratios_of_medians():
             "lossless token": [[2.0], [3.0]],
             "lossless compute": [[0.25], [0.25]],
         },
-    }
+    }  # fmt: skip
     codecs = [
         {"weights": "Gaussian", "codec": "streamed", "threads": n, "ratio": 0.69,
          "bytes": 10**9, "seconds": [0.5 / n, 0.25 / n, 0.1 / n]}
@@ -249,82 +188,53 @@ def test_the_lossless_record_is_told_in_ratios_of_medians():
     found = measurements.lossless(record)
     assert (found["share"], found["device_gib"]) == (0.694, 2)
     assert found["drain_times"] == found["drain_times_low"] == 1.5
-    assert found["token_times"] == pytest.approx(1.32)
-    assert found["token_times_low"] == pytest.approx(1.2)
-    assert found["token_times_high"] == pytest.approx(1.5)
+    ends = [found[f"token_times{end}"] for end in ("_low", "", "_high")]
+    assert ends == pytest.approx([1.2, 1.32, 1.5])
     assert (found["busy_s"], found["reads_s"]) == (0.75, 2.0)
     table = measurements.lossless_codecs(record)
     assert table.loc["Gaussian", "streamed"].tolist() == [0.69, 4, 8]
 
 
-def few(seeds=3, streamed=30.0, high=0.9):
-    def system(method, bits, values, ratio=None):
-        found = {"method": method, "bits": bits, "perplexities": values}
-        return found | ({"ratio_to_gptq_3": ratio} if ratio else {})
-
-    return {
-        "summary": {
-            "gptq 3": system("GPTQ", 3.25, [40.0] * seeds),
-            "mixed gptq 3.25": system(
-                "GPTQ, mixed", 3.24, [36.0] * seeds, [[0.9, 0.8, 1.0]] * seeds
-            ),
-            "corrected 3.25": system(
-                "corrected",
-                3.2,
-                [streamed - 1, streamed, streamed + 1][:seeds],
-                [[streamed / 40, 0.7, high]] * seeds,
-            ),
-        }
-    }
-
-
 def test_few_bits_have_the_mean_and_the_spread_of_their_seeds():
-    table = measurements.few_bits(few())
+    def system(method, bits, values, **more):
+        return {"method": method, "bits": bits, "perplexities": values, **more}
+
+    summary = {
+        "gptq 3": system("GPTQ", 3.25, [40.0] * 3, other_perplexities=[50.0, 52.0]),
+        "corrected 3.25": system(
+            "corrected", 3.2, [29, 30, 31], ratio_to_gptq_3=[[0.75, 0.7, 0.9]] * 3
+        ),
+    }
+    table = measurements.few_bits({"summary": summary})
     assert table.bits.is_monotonic_increasing
     row = table.loc["corrected 3.25"]
     assert (row.perplexity, row.low, row.high, row.ratio) == (30, 29, 31, 0.75)
-    assert np.isnan(table.loc["gptq 3"].ratio)
     assert (row.seeds, row.ratio_low, row.ratio_high) == (3, 0.7, 0.9)
     assert np.isnan(row.other)
-    record = few()
-    record["summary"]["gptq 3"]["other_perplexities"] = [50.0, 52.0]
-    assert measurements.few_bits(record).other["gptq 3"] == 51
+    assert np.isnan(table.loc["gptq 3"].ratio)
+    assert table.other["gptq 3"] == 51
 
 
-def spoken(domain, lookup, plain, identical=True, **others):
-    systems = {"plain": plain, "lookup": lookup, **others}
+def spoken(domain, identical=True, **systems):
+    """A prompt of 13 tokens: passes, acceptance and seconds of each system."""
     keys = ("passes", "acceptance", "seconds")
-    return {
-        "domain": domain,
-        "tokens": 13,
-        "identical": identical,
-        "systems": {
-            name: dict(zip(keys, values, strict=True))
-            for name, values in systems.items()
-        },
+    named = {
+        name.replace("_", " "): dict(zip(keys, values, strict=True))
+        for name, values in ({"plain": (12, 0, 2.0)} | systems).items()
     }
-
-
-SPECULATE = {
-    "commit": "0123456789",
-    "machine": {"cpu": "a processor", "cores": 2},
-    "loops": {"prose": 2, "repeating": 1},
-    "steps": {"tiny": {"drain": [1.0], "1": [2.0, 2.0], "8": [2.1], "64": [2.4, 9, 2]}},
-    "prompts": [
-        spoken("prose", (12, 0.1, 2.0), (12, 0, 2.0)),
-        spoken("prose", (6, 0.3, 1.0), (12, 0, 2.0), identical=False),
-        spoken(
-            "repeating",
-            (3, 0.9, 0.5),
-            (12, 0, 2.0),
-            **{"draft": (4, 0.8, 1.0), "plain beside": (12, 0, 1.5)},
-        ),
-    ],
-}
+    return {"domain": domain, "tokens": 13, "identical": identical, "systems": named}
 
 
 def test_speculation_is_told_against_plain_decoding_in_the_same_memory():
-    table = measurements.speculation(SPECULATE)
+    prompts = [
+        spoken("prose", lookup=(12, 0.1, 2.0)),
+        spoken("prose", identical=False, lookup=(6, 0.3, 1.0)),
+        spoken(
+            "repeating",
+            lookup=(3, 0.9, 0.5), draft=(4, 0.8, 1.0), plain_beside=(12, 0, 1.5),
+        ),
+    ]  # fmt: skip
+    table = measurements.speculation({"prompts": prompts})
     assert list(table.index) == [
         "prose, lookup",
         "repeating, lookup",
@@ -337,5 +247,9 @@ def test_speculation_is_told_against_plain_decoding_in_the_same_memory():
     assert prose.low <= prose.tokens_per_pass <= prose.high
     assert (lookup.tokens_per_pass, lookup.times_faster) == (4, 4)
     assert (draft.tokens_per_pass, draft.times_faster) == (3, 1.5)
-    (row,) = measurements.batches(SPECULATE).to_dict("records")
+
+
+def test_a_batch_is_told_over_one_sequence():
+    steps = {"drain": [1.0], "1": [2.0, 2.0], "8": [2.1], "64": [2.4, 9, 2]}
+    (row,) = measurements.batches({"steps": {"tiny": steps}}).to_dict("records")
     assert row == pytest.approx({8: 1.05, 64: 1.2})

@@ -31,21 +31,21 @@ SMALL = [
 
 
 @pytest.fixture
-def write(tmp_path):
-    """Writes a table and returns its folder."""
+def read(tmp_path):
+    """Writes cells and reads them as a table."""
 
-    def write(cells):
-        features = pd.DataFrame(
-            [["fast", "a", "x"], ["fair", "b", "y"], ["kind", "b", "z"]],
-            columns=["feature", "group", "definition"],
+    def read(cells):
+        named = {"fast": ["a", "x"], "fair": ["b", "y"], "kind": ["b", "z"]}
+        features = pd.DataFrame.from_dict(
+            named, orient="index", columns=["group", "definition"]
         )
-        rows, cells_name = related_work.files(related_work.PART_ONE)
-        features.to_csv(tmp_path / rows, index=False)
+        path = tmp_path / f"{related_work.PART_ONE}_features.csv"
+        features.to_csv(path, index_label="feature")
         table = pd.DataFrame(cells, columns=COLUMNS)
-        table.to_csv(tmp_path / cells_name, index=False)
-        return tmp_path
+        table.to_csv(tmp_path / f"{related_work.PART_ONE}.csv", index=False)
+        return related_work.read_field(tmp_path)
 
-    return write
+    return read
 
 
 def changed(row, column, value):
@@ -54,53 +54,40 @@ def changed(row, column, value):
     return cells
 
 
-def test_every_source_of_another_system_is_in_the_references():
+def test_every_source_of_another_system_is_in_the_references_and_says_where():
     others = [cell for cell in CELLS if cell.system != related_work.OURS]
     assert {cell.source for cell in others} <= set(KEYS)
-
-
-def test_what_was_read_says_where():
-    others = [cell for cell in CELLS if cell.system != related_work.OURS]
     assert not [c for c in others if c.status == related_work.VERIFIED and not c.place]
 
 
 def test_every_source_of_this_work_exists_and_holds_the_name_that_the_cell_gives():
     for cell in (cell for cell in CELLS if cell.system == related_work.OURS):
+        assert cell.status == related_work.VERIFIED
         text = (ROOT / cell.source).read_text()
         assert re.search(rf"^(class|def) {cell.place}", text, re.MULTILINE), cell
 
 
 @pytest.mark.parametrize("table", FIELDS.values(), ids=FIELDS)
-def test_nothing_about_this_work_is_unknown(table):
-    assert related_work.UNVERIFIED not in set(
-        related_work.symbols(table)[related_work.OURS]
-    )
-
-
-@pytest.mark.parametrize("table", FIELDS.values(), ids=FIELDS)
 def test_a_cell_that_nobody_read_is_a_question_and_no_other_is(table):
-    shown = related_work.symbols(table)
+    shown = table.wide("symbol")
     for cell in table.cells.itertuples():
         asked = shown.loc[cell.feature, cell.system] == related_work.UNVERIFIED
         assert asked == (cell.status != related_work.VERIFIED), cell
+    assert (table.features["definition"].str.len() > 0).all()
+    assert table.features["definition"].is_unique
+    assert table.features.index.is_unique
 
 
-def test_a_cell_shows_the_symbol_of_its_value(write):
-    shown = related_work.symbols(related_work.read_field(write(SMALL)))
-    assert shown.to_dict("list") == {
-        "other": ["●", "?", "◐"],
-        "this work": ["○", "●", "●"],
-    }
-
-
-def test_sources_say_where_a_cell_was_read_and_that_another_was_not(write):
-    told = related_work.evidence(related_work.read_field(write(SMALL)), "other")
+def test_a_cell_shows_the_symbol_of_its_value_and_where_it_was_read(read):
+    shown = {"other": ["●", "?", "◐"], "this work": ["○", "●", "●"]}
+    assert read(SMALL).wide("symbol").to_dict("list") == shown
+    told = related_work.evidence(read(SMALL), "other")
     assert told["read in"].to_list() == ["key, section 1", "not read", "key, section 2"]
-    assert told["value"].to_list() == ["●", "?", "◐"]
+    assert told["value"].to_list() == shown["other"]
 
 
-def test_counts_of_a_table_counted_by_hand(write):
-    assert related_work.counts(related_work.read_field(write(SMALL))) == {
+def test_counts_of_a_table_counted_by_hand(read):
+    assert related_work.counts(read(SMALL)) == {
         "systems": 1, "features": 3, "cells": 6, "verified": 5, "this_work": 2,
         "ahead": 1, "alone": 1, "nearest": 0, "nearest_system": "other",
     }  # fmt: skip
@@ -121,19 +108,11 @@ def test_counts_of_a_table_counted_by_hand(write):
         ([*SMALL, SMALL[0]], "fast of other stands twice"),
     ],
 )
-def test_what_nobody_can_stand_for_is_refused(write, cells, says):
+def test_what_nobody_can_stand_for_is_refused(read, cells, says):
     with pytest.raises(InvalidInput, match=re.escape(says)):
-        related_work.read_field(write(cells))
+        read(cells)
 
 
 def test_an_unknown_system_is_refused():
     with pytest.raises(InvalidInput, match="system='Atlantis' is unknown"):
         related_work.evidence(FIELDS[related_work.PART_ONE], "Atlantis")
-
-
-@pytest.mark.parametrize("table", FIELDS.values(), ids=FIELDS)
-def test_every_feature_has_a_definition_of_its_own(table):
-    told = related_work.definitions(table)
-    assert (told["definition"].str.len() > 0).all()
-    assert told["definition"].is_unique
-    assert told.index.is_unique

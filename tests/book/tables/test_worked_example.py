@@ -1,3 +1,5 @@
+"""The small batch comes out as somebody works it by hand."""
+
 from dataclasses import replace
 
 import numpy as np

@@ -1,6 +1,6 @@
 """Figures of memory and time: plans, rings, streaming, speculation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,23 +8,42 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, Patch
-from matplotlib.ticker import NullLocator
 from numpy.typing import ArrayLike
 
-from thesis_lib.book.figures.style import (
-    COLOURS,
-    GREY,
-    INK,
-    _move_apart,
-    _round_ticks,
-    axes,
-    subplots,
-)
+from thesis_lib.book.figures import style
 from thesis_lib.common.units import GiB, MiB
 from thesis_lib.sequencer.core.trace import F64
 
+# A state, a tool or a way to copy keeps its colour, and its marker, on every page.
+PASS_COLOURS = (style.BLUE, style.VERMILION, style.GREEN)  # in turn
+SPAN_COLOURS = {
+    "read": style.BLUE,
+    "copy": style.ORANGE,
+    "compute": style.GREEN,
+    "wait": style.VERMILION,
+}
+PEER_LOOKS = {
+    "streamed": (style.GREEN, "o"),
+    "accelerate": (style.VERMILION, "s"),
+    "AirLLM": (style.PURPLE, "^"),
+    "mmap": (style.BLUE, "D"),
+}
+LIMIT_LOOKS = {"compute": (style.BLUE, "o"), "disk": (style.VERMILION, "s")}
+COPY_LOOKS = {  # how host memory crosses the link
+    "pinned": (style.GREEN, "o"),
+    "unknown": (style.GREY, "D"),
+    "pageable": (style.VERMILION, "s"),
+}
+LIMIT: dict[str, Any] = {"color": style.INK, "linestyle": "--"}
 
-# --- Part II: memory and time ------------------------------------------------
+
+def _peer(name: str) -> tuple[str, str]:
+    """Colour and marker of the tool that a system's name holds."""
+    looks = (look for tool, look in PEER_LOOKS.items() if tool in name)
+    return next(looks, (style.GREY, "v"))
+
+
+# --- Memory ----------------------------------------------------------------------
 def memory_parts(
     parts_bytes: Mapping[str, int], model_bytes: int, limit_bytes: int
 ) -> Figure:
@@ -34,155 +53,31 @@ def memory_parts(
     and the shaded cone says which part of the upper one it shows.
     """
     unit, name = (GiB, "GiB") if limit_bytes >= GiB else (MiB, "MiB")
-    zooms = model_bytes > 4 * limit_bytes
-    figure, drawn = subplots(1 + zooms, 1, 3.0 if zooms else 2.2)
-    whole, plan = drawn[0, 0], drawn[-1, 0]
-    whole.barh("resident model", model_bytes / unit, color=GREY)
+    limit, zooms = limit_bytes / unit, model_bytes > 4 * limit_bytes
+    figure, *drawn = style.axes(rows=1 + zooms, height_in=3.0 if zooms else 2.2)
+    whole, plan = drawn[0], drawn[-1]
+    whole.barh("resident model", model_bytes / unit, color=style.GREY)
     left = 0.0
     for part, n_bytes in parts_bytes.items():
         plan.barh("streamed plan", n_bytes / unit, left=left, label=part)
         left += n_bytes / unit
-    plan.axvline(
-        limit_bytes / unit, color=INK, linestyle="--",
-        label=f"budget, {limit_bytes / unit:g} {name}",
-    )  # fmt: skip
-    plan.grid(axis="y", visible=False)
+    for panel in {whole, plan}:
+        budget = f"budget, {limit:g} {name}" if panel is plan else None
+        panel.axvline(limit, label=budget, **LIMIT)
+        panel.grid(axis="y", visible=False)
     if zooms:
-        whole.axvline(limit_bytes / unit, color=INK, linestyle="--")
-        whole.grid(axis="y", visible=False)
-        plan.set_xlim(0, 1.12 * limit_bytes / unit)
+        plan.set_xlim(0, 1.12 * limit)
         for end in plan.get_xlim():
             cone = ConnectionPatch(
                 (end, 0), (end, 1), whole.get_xaxis_transform(),
-                plan.get_xaxis_transform(), axesA=whole, axesB=plan, color=GREY,
+                plan.get_xaxis_transform(), axesA=whole, axesB=plan, color=style.GREY,
                 linewidth=0.8,
             )  # fmt: skip
             figure.add_artist(cone)
     else:
         plan.invert_yaxis()
     plan.set_xlabel(f"device memory ({name})")
-    figure.legend(loc="outside lower center", ncols=3)
-    return figure
-
-
-# A state or a tool keeps its colour on every page.
-RING_COLOURS = ("#0072b2", "#d55e00", "#009e73")  # of the passes, in turn
-SPAN_COLOURS = {
-    "read": "#0072b2",
-    "copy": "#e69f00",
-    "compute": "#009e73",
-    "wait": "#d55e00",
-}
-PEER_COLOURS = {
-    "streamed": COLOURS["streamed"],
-    "accelerate": "#d55e00",
-    "AirLLM": "#cc79a7",
-    "mmap": "#0072b2",
-}
-PEER_MARKERS = {"streamed": "o", "accelerate": "s", "AirLLM": "^", "mmap": "D"}
-
-
-def _peer(name: str) -> tuple[str, str]:
-    """Colour and marker of the tool that a system's name holds."""
-    tool = next((tool for tool in PEER_COLOURS if tool in name), "")
-    return PEER_COLOURS.get(tool, GREY), PEER_MARKERS.get(tool, "v")
-
-
-def ring_picture(visits: Sequence[Any], until_s: float | None = None) -> Figure:
-    """Which layer each buffer of the ring receives, holds and computes, over time.
-
-    `visits` are those of `memory.schedule`: `step`, `layer`, `buffer` (negative for a
-    resident layer), `receives_s`, `ready_s`, `starts_s` and `ends_s`. A row is a
-    buffer, a colour a pass; numbers are layers, counted from one.
-    """
-    buffers = 1 + max(visit.buffer for visit in visits)
-    resident = any(visit.buffer < 0 for visit in visits)
-    rows = buffers + resident
-    figure, drawn = axes(height_in=1.4 + 0.42 * rows)
-    end_s = max(visit.ends_s for visit in visits) if until_s is None else until_s
-    for visit in visits:
-        moves = visit.buffer >= 0  # a resident layer only computes
-        row = visit.buffer if moves else buffers
-        colour = RING_COLOURS[visit.step % len(RING_COLOURS)]
-        spans = [(visit.starts_s, visit.ends_s, 0.72, 1.0)]
-        if moves:
-            arrives = (visit.receives_s, visit.ready_s, 0.72, 0.3)
-            spans = [arrives, (visit.ready_s, visit.starts_s, 0.14, 0.6), *spans]
-        for start, stop, height, alpha in spans:
-            if start < min(stop, end_s):
-                drawn.barh(
-                    row, stop - start, height, start, color=colour, linewidth=0,
-                    alpha=alpha,
-                )  # fmt: skip
-        # the number stands where a layer arrives, or where one that stays computes
-        middle_s = sum(spans[0][:2]) / 2
-        if middle_s < end_s:
-            drawn.text(
-                middle_s, row, str(visit.layer + 1), ha="center", va="center",
-                fontsize=7, color=INK if moves else "white",
-            )  # fmt: skip
-    for step in sorted({visit.step for visit in visits}):
-        done_s = max(visit.ends_s for visit in visits if visit.step == step)
-        if done_s < end_s:
-            drawn.axvline(done_s, color=INK, linestyle=":", linewidth=1)
-    names = [f"buffer {number}" for number in range(buffers)]
-    drawn.set_yticks(range(rows), names + ["resident"] * resident)
-    drawn.set_ylim(rows - 0.5, -0.5)
-    drawn.set_xlim(0, end_s)
-    drawn.set_xlabel("time (s)")
-    drawn.grid(axis="y", visible=False)
-    figure.legend(
-        handles=[
-            Patch(color=INK, alpha=0.3, label="receives"),
-            Line2D([], [], color=INK, alpha=0.6, linewidth=3, label="holds"),
-            Patch(color=INK, label="computes"),
-            *(
-                Patch(color=RING_COLOURS[step], label=f"pass {step + 1}")
-                for step in range(min(visits[-1].step + 1, len(RING_COLOURS)))
-            ),
-        ],
-        loc="outside lower center",
-        ncols=6,
-        fontsize=8,
-    )
-    return figure
-
-
-def token_timeline(spans: Sequence[Any]) -> Figure:
-    """What happened when during one step, a row for each kind of span.
-
-    `spans` have `kind` (read, copy, compute or wait), `layer`, `start_s` and `end_s`;
-    time is counted from the first of them. Reads that overlap lie above each other.
-    """
-    kinds = [kind for kind in SPAN_COLOURS if any(s.kind == kind for s in spans)]
-    figure, drawn = axes(height_in=0.9 + 0.5 * len(kinds))
-    zero_s = min(span.start_s for span in spans)
-    for row, kind in enumerate(kinds):
-        mine = sorted((s for s in spans if s.kind == kind), key=lambda s: s.start_s)
-        lanes: list[float] = []  # the end of the last span in each
-        placed = []
-        for span in mine:
-            lane = next(
-                (i for i, end in enumerate(lanes) if end <= span.start_s), len(lanes)
-            )
-            lanes[lane : lane + 1] = [span.end_s]
-            placed.append((lane, span))
-        height = 0.8 / max(1, len(lanes))
-        for lane, span in placed:
-            drawn.barh(
-                row - 0.4 + (lane + 0.5) * height,
-                1e3 * (span.end_s - span.start_s),
-                0.9 * height,
-                1e3 * (span.start_s - zero_s),
-                color=SPAN_COLOURS[kind],
-                alpha=0.55 + 0.4 * (span.layer % 2),  # neighbours are told apart
-                linewidth=0,
-            )
-    drawn.set_yticks(range(len(kinds)), kinds)
-    drawn.set_ylim(len(kinds) - 0.5, -0.5)
-    drawn.set_xlim(0, 1e3 * (max(span.end_s for span in spans) - zero_s))
-    drawn.set_xlabel("time (ms)")
-    drawn.grid(axis="y", visible=False)
+    style.legend_below(figure, ncols=3, fontsize="medium")
     return figure
 
 
@@ -194,100 +89,30 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
     without a time, which was killed at its limit, is left out.
     """
     runs = runs.dropna(subset=["s_per_token"])
-    figure, drawn = axes(height_in=3.2)
+    figure, panel = style.axes(height_in=3.2)
     for name, row in runs.iterrows():
         colour, marker = _peer(str(name))
-        drawn.errorbar(
-            row.peak_bytes / GiB,
-            row.s_per_token,
-            yerr=[[row.s_per_token - row.low_s], [row.high_s - row.s_per_token]],
-            fmt=marker,
-            color=colour,
-            capsize=3,
-        )
-        drawn.annotate(
-            str(name), (row.peak_bytes / GiB, row.s_per_token), (0, 0),
-            textcoords="offset points", ha="center", va="center", color=colour,
-            fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 0.5, "alpha": 0.8},
+        at = row.peak_bytes / GiB, row.s_per_token
+        ends = style.whiskers([row.s_per_token], [row.low_s], [row.high_s])
+        panel.errorbar(*at, yerr=ends, fmt=marker, color=colour, capsize=3)
+        style.note(
+            panel, str(name), at, ha="center", va="center", color=colour, fontsize=8,
+            bbox={"fc": "white", "ec": "none", "pad": 0.5, "alpha": 0.8},
         )  # fmt: skip
-    drawn.set(xscale="log", yscale="log")
-    low = runs["peak_bytes"].min() / GiB
-    high = max(limit_bytes, runs["peak_bytes"].max()) / GiB
-    drawn.set_xlim(low / 1.7, 1.6 * high)
-    drawn.set_ylim(runs["low_s"].min() / 1.5, runs["high_s"].max() * 1.5)
-    drawn.axvline(
-        limit_bytes / GiB, color=INK, linestyle="--",
-        label=f"limit, {limit_bytes / GiB:g} GiB",
-    )  # fmt: skip
-    _round_ticks(drawn)
-    drawn.set_xlabel("peak memory (GiB)")
-    drawn.set_ylabel("time per token (s)")
-    drawn.legend(loc="upper left")
-    figure.draw_without_rendering()  # where a label has room shows in the final layout
-    _move_apart(drawn)
-    return figure
-
-
-def predicted_times(plans: pd.DataFrame) -> Figure:
-    """Predicted seconds of a step against measured ones, a point for each plan.
-
-    `plans` has `predicted_s`, `measured_s` and `limit`; the band is 12 % to each side.
-    """
-    figure, drawn = axes(height_in=3.2)
-    low = 0.8 * plans[["predicted_s", "measured_s"]].min().min()
-    high = 1.25 * plans[["predicted_s", "measured_s"]].max().max()
-    ends = np.array([low, high])
-    drawn.fill_between(ends, 0.88 * ends, 1.12 * ends, color=GREY, alpha=0.2)
-    drawn.plot(ends, ends, color=INK, linewidth=0.8)
-    for (limit, rows), marker, colour in zip(
-        plans.groupby("limit"), "os", ("C0", "C1"), strict=False
-    ):
-        drawn.plot(
-            rows.measured_s, rows.predicted_s, marker, color=colour, markersize=5,
-            label=f"bound by {limit}", alpha=0.8,
-        )  # fmt: skip
-    drawn.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
-    _round_ticks(drawn)
-    drawn.set_xlabel("measured time of a step (s)")
-    drawn.set_ylabel("predicted (s)")
-    drawn.legend(loc="upper left")
-    return figure
-
-
-def expected_tokens(
-    depths: Sequence[int], curves: Mapping[str, Sequence[float]]
-) -> Figure:
-    """Expected tokens of a pass against its proposals, a named curve an acceptance."""
-    figure, drawn = axes(height_in=2.8)
-    for name, tokens in curves.items():
-        drawn.plot(depths, tokens, marker="o", markersize=3, label=name)
-    drawn.set_xlabel("proposals of a pass")
-    drawn.set_ylabel("expected tokens of a pass")
-    drawn.legend(loc="upper left")
-    return figure
-
-
-def speculation(table: pd.DataFrame) -> Figure:
-    """Tokens a pass and speed over plain decoding, a row for each way to propose.
-
-    `table` is that of `memory.records.speculation`; bars are its intervals, and the
-    dashed line is plain decoding.
-    """
-    figure, left, right = axes(columns=2, height_in=0.9 + 0.4 * len(table))
-    rows = np.arange(len(table))[::-1]
-    for drawn, value, low, high, label in (
-        (left, "tokens_per_pass", "low", "high", "tokens a pass"),
-        (right, "times_faster", "times_low", "times_high", "times plain decoding"),
-    ):
-        middle = table[value]
-        drawn.errorbar(
-            middle, rows, xerr=[middle - table[low], table[high] - middle],
-            fmt="o", color="C0", capsize=3,
-        )  # fmt: skip
-        drawn.axvline(1, color=INK, linestyle="--", linewidth=0.8)
-        drawn.set_xlabel(label)
-        drawn.set_ylim(-0.6, len(table) - 0.4)
-        drawn.set_yticks(rows, list(table.index) if drawn is left else [""] * len(rows))
+    most_bytes = max(limit_bytes, runs["peak_bytes"].max())
+    panel.set(
+        xscale="log",
+        yscale="log",
+        xlim=(runs["peak_bytes"].min() / GiB / 1.7, 1.6 * most_bytes / GiB),
+        ylim=(runs["low_s"].min() / 1.5, runs["high_s"].max() * 1.5),
+        xlabel="peak memory (GiB)",
+        ylabel="time per token (s)",
+    )
+    panel.axvline(limit_bytes / GiB, label=f"limit, {limit_bytes / GiB:g} GiB", **LIMIT)
+    style.log_ticks(panel.xaxis)
+    style.log_ticks(panel.yaxis)
+    panel.legend(loc="upper left")
+    style.move_apart(panel)
     return figure
 
 
@@ -297,28 +122,195 @@ def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Figure:
     `runs` are samples (n, 3) by system: seconds, bytes held with the page cache, and
     bytes held without it, which are dotted.
     """
-    figure, *panels = axes(len(runs), height_in=2.6, sharey=True)
-    for panel, (name, samples) in zip(panels, runs.items(), strict=True):
+    named = {name.replace(", ", ",\n"): (name, run) for name, run in runs.items()}
+    labels = {"xlabel": "time (s)", "ylabel": "memory (GiB)"}
+    figure, drawn = style.panels(named, 2.6, **labels)
+    for panel, (name, samples) in drawn:
         colour, _ = _peer(name)
         seconds, held, private = samples.T
         panel.plot(seconds, held / GiB, color=colour, linewidth=1.2)
         panel.plot(seconds, private / GiB, ":", color=colour, linewidth=1.2)
-        panel.axhline(limit_bytes / GiB, color=INK, linestyle="--", linewidth=1)
-        panel.set_title(name.replace(", ", ",\n"), fontsize=8)
-        panel.set_xlabel("time (s)", fontsize=8)
+        panel.axhline(limit_bytes / GiB, linewidth=1, **LIMIT)
+        panel.set_ylim(bottom=0)
         panel.tick_params(labelsize=7)
-    panels[0].set_ylim(bottom=0)
-    panels[0].set_ylabel("memory (GiB)", fontsize=8)
-    figure.legend(
-        handles=[
-            Line2D([], [], color=INK, label="all that is counted"),
-            Line2D([], [], color=INK, linestyle=":", label="without page cache"),
-            Line2D([], [], color=INK, linestyle="--", label="limit"),
-        ],
-        loc="outside lower center",
-        ncols=3,
-        fontsize=8,
+    shown = {"all that is counted": "-", "without page cache": ":", "limit": "--"}
+    lines = [
+        Line2D([], [], color=style.INK, ls=ls, label=name) for name, ls in shown.items()
+    ]
+    style.legend_below(figure, lines, ncols=3, fontsize=8)
+    return figure
+
+
+def time_against_memory(
+    device_bytes: Sequence[float],
+    step_s: Mapping[str, Sequence[float]],
+    least_bytes: float,
+    model_bytes: float,
+) -> Figure:
+    """Predicted seconds a token as the device grows, one line for each label."""
+    figure, panel = style.axes()
+    for name, seconds in step_s.items():
+        gibibytes = np.divide(device_bytes, GiB)
+        panel.plot(gibibytes, seconds, drawstyle="steps-post", label=name)
+    panel.axvspan(0, least_bytes / GiB, color=style.GREY, alpha=0.25, label="refused")
+    panel.axvline(model_bytes / GiB, color=style.INK, linestyle=":", label="weights")
+    panel.set(xlabel="device memory (GiB)", ylabel="predicted time per token (s)")
+    panel.set_xlim(0, max(device_bytes) / GiB)
+    panel.set_ylim(bottom=0)
+    panel.legend()
+    return figure
+
+
+# --- What happens when -------------------------------------------------------------
+def ring_picture(visits: Sequence[Any], until_s: float) -> Figure:
+    """Which layer each buffer of the ring receives, holds and computes, over time.
+
+    `visits` are those of `tables.ring_schedule`, drawn up to a time. A row is a buffer,
+    a colour a pass; numbers are layers, counted from one.
+    """
+    buffers = 1 + max(visit.buffer for visit in visits)
+    names = [f"buffer {number}" for number in range(buffers)]
+    names += ["resident"] * any(visit.buffer < 0 for visit in visits)
+    figure, panel = style.axes(height_in=1.4 + 0.42 * len(names))
+    for visit in visits:
+        moves = visit.buffer >= 0  # a resident layer only computes
+        row = visit.buffer if moves else buffers
+        spans = [(visit.starts_s, visit.ends_s, 0.72, 1.0)]
+        if moves:
+            arrives = (visit.receives_s, visit.ready_s, 0.72, 0.3)
+            spans = [arrives, (visit.ready_s, visit.starts_s, 0.14, 0.6), *spans]
+        for start, stop, height, alpha in spans:
+            if start < min(stop, until_s):
+                colour = PASS_COLOURS[visit.step % len(PASS_COLOURS)]
+                look = {"color": colour, "alpha": alpha, "linewidth": 0}
+                panel.barh(row, stop - start, height, start, **look)
+        # the number stands where a layer arrives, or where one that stays computes
+        middle_s, shade = sum(spans[0][:2]) / 2, style.INK if moves else "white"
+        if middle_s < until_s:
+            text = {"ha": "center", "va": "center", "fontsize": 7, "color": shade}
+            panel.text(middle_s, row, str(visit.layer + 1), **text)
+    passes = pd.Series({visit.step: visit.ends_s for visit in visits})
+    for done_s in passes[passes < until_s]:
+        panel.axvline(done_s, color=style.INK, linestyle=":", linewidth=1)
+    style.name_rows(panel, names)
+    panel.set(xlim=(0, until_s), xlabel="time (s)")
+    states = [
+        Patch(color=style.INK, alpha=0.3, label="receives"),
+        Line2D([], [], color=style.INK, alpha=0.6, linewidth=3, label="holds"),
+        Patch(color=style.INK, label="computes"),
+    ]
+    turns = zip(passes.index, PASS_COLOURS, strict=False)
+    states += [Patch(color=colour, label=f"pass {step + 1}") for step, colour in turns]
+    style.legend_below(figure, states, ncols=6, fontsize=8)
+    return figure
+
+
+def _in_lanes(spans: Iterable[Any]) -> list[tuple[int, Any]]:
+    """Spans by their start, each with the first lane in which no other one is left."""
+    ends_s: list[float] = []  # of the last span in each lane
+    placed = []
+    for span in sorted(spans, key=lambda span: span.start_s):
+        free = (lane for lane, end in enumerate(ends_s) if end <= span.start_s)
+        lane = next(free, len(ends_s))
+        ends_s[lane : lane + 1] = [span.end_s]
+        placed.append((lane, span))
+    return placed
+
+
+def token_timeline(spans: Sequence[Any]) -> Figure:
+    """What happened when during one step, a row for each kind of span.
+
+    `spans` have `kind` (read, copy, compute or wait), `layer`, `start_s` and `end_s`;
+    time is counted from the first of them. Reads that overlap lie above each other.
+    """
+    kinds = [kind for kind in SPAN_COLOURS if any(s.kind == kind for s in spans)]
+    figure, panel = style.axes(height_in=0.9 + 0.5 * len(kinds))
+    zero_s = min(span.start_s for span in spans)
+    for row, kind in enumerate(kinds):
+        placed = _in_lanes(span for span in spans if span.kind == kind)
+        height = 0.8 / (1 + max(lane for lane, _ in placed))
+        for lane, span in placed:
+            panel.barh(
+                row - 0.4 + (lane + 0.5) * height,
+                1e3 * (span.end_s - span.start_s),
+                0.9 * height,
+                1e3 * (span.start_s - zero_s),
+                color=SPAN_COLOURS[kind],
+                alpha=0.55 + 0.4 * (span.layer % 2),  # neighbours are told apart
+                linewidth=0,
+            )
+    style.name_rows(panel, kinds)
+    end_s = max(span.end_s for span in spans)
+    panel.set(xlim=(0, 1e3 * (end_s - zero_s)), xlabel="time (ms)")
+    return figure
+
+
+# --- Time of a step ----------------------------------------------------------------
+def step_times(seconds: Mapping[str, ArrayLike]) -> Figure:
+    """Milliseconds of a decoding step, a row a name: every sample, and the median."""
+    figure, panel = style.axes(height_in=0.9 + 0.4 * len(seconds))
+    for row, samples in enumerate(seconds.values()):
+        times_ms = 1e3 * np.asarray(samples, float)
+        panel.plot(times_ms, np.full(len(times_ms), row), "o", alpha=0.5)
+        panel.plot(np.median(times_ms), row, "|", color=style.INK, markersize=18)
+    style.name_rows(panel, list(seconds))
+    panel.set_xlim(left=0)
+    panel.set_xlabel("time of one decoding step (ms)")
+    return figure
+
+
+def predicted_times(plans: pd.DataFrame) -> Figure:
+    """Predicted seconds of a step against measured ones, a point for each plan.
+
+    `plans` has `predicted_s`, `measured_s` and `limit`, one of LIMIT_LOOKS; the band is
+    12 % to each side.
+    """
+    return _predictions(
+        plans.assign(known_s=plans["measured_s"], kind="bound by " + plans["limit"]),
+        {f"bound by {limit}": look for limit, look in LIMIT_LOOKS.items()},
+        tolerance=0.12,
+        xlabel="measured time of a step (s)",
     )
+
+
+def published_times(table: pd.DataFrame, tolerance: float) -> Figure:
+    """Predicted against published time, a point a row, with the band of the goal.
+
+    `table` has columns published_s, predicted_s and copy, one of COPY_LOOKS. Below the
+    diagonal a system took longer than its link would have.
+    """
+    return _predictions(
+        table.assign(known_s=table["published_s"], kind="copy " + table["copy"]),
+        {f"copy {copy}": look for copy, look in COPY_LOOKS.items()},
+        tolerance,
+        xlabel="published: seconds of a step, or of a whole run",
+    )
+
+
+def _predictions(
+    table: pd.DataFrame,
+    looks: Mapping[str, tuple[str, str]],
+    tolerance: float,
+    xlabel: str,
+) -> Figure:
+    """Predicted against known seconds, both as logarithms, a look for each kind."""
+    figure, panel = style.axes(height_in=3.5)
+    times = table[["known_s", "predicted_s"]].to_numpy()
+    ends = np.array([0.7 * times.min(), 1.4 * times.max()])
+    near = ends * (1 - tolerance), ends * (1 + tolerance)
+    look = {"color": style.GREY, "alpha": 0.25, "linewidth": 0}
+    panel.fill_between(ends, *near, label=f"within {100 * tolerance:.0f} %", **look)
+    panel.plot(ends, ends, **style.RULE)
+    for kind, (colour, marker) in looks.items():
+        rows = table[table["kind"] == kind]
+        look = {"marker": marker, "color": colour, "alpha": 0.8, "markersize": 5}
+        panel.plot(rows.known_s, rows.predicted_s, linestyle="", label=kind, **look)
+    panel.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+    subs = (1, 2, 5) if ends[1] < 1_000 * ends[0] else (1,)
+    style.log_ticks(panel.xaxis, subs)
+    style.log_ticks(panel.yaxis, subs)
+    panel.set(xlabel=xlabel, ylabel="predicted (s)")
+    panel.legend(loc="upper left")
     return figure
 
 
@@ -338,130 +330,70 @@ def roofline_stream(
     interval, and `found` where the measured ones do, None if nowhere. Both axes are
     logarithmic; the measured points (n,), by what they are, belong to `tokens` (n,).
     """
-    figure, drawn = axes()
+    figure, panel = style.axes()
     at, low, high = predicted
-    crossing = at if at > 0 else tokens[0]
-    span = np.geomspace(min(*tokens, crossing) / 1.5, max(*tokens, crossing) * 1.5, 200)
+    ends = [*tokens, at] if at > 0 else tokens
+    span = np.geomspace(min(ends) / 1.5, max(ends) * 1.5, 200)
     compute_s = weights_s + token_s * span
     reads, computes = SPAN_COLOURS["read"], SPAN_COLOURS["compute"]
-    drawn.axhline(io_s, color=reads, linestyle="--", linewidth=1)
-    drawn.plot(span, compute_s, color=computes, linestyle="--", linewidth=1)
-    drawn.plot(span, np.maximum(io_s, compute_s), color=INK, label="predicted")
+    panel.axhline(io_s, color=reads, linestyle="--", linewidth=1)
+    panel.plot(span, compute_s, color=computes, linestyle="--", linewidth=1)
+    panel.plot(span, np.maximum(io_s, compute_s), color=style.INK, label="predicted")
     for (name, seconds), marker, face in zip(
-        measured_s.items(), "os", (COLOURS["streamed"], "white"), strict=False
+        measured_s.items(), style.MARKERS, (style.GREEN, "white"), strict=False
     ):
-        drawn.plot(
-            tokens, seconds, marker, color=COLOURS["streamed"], markerfacecolor=face,
-            label=name,
-        )  # fmt: skip
+        panel.plot(tokens, seconds, marker, color=style.GREEN, mfc=face, label=name)
     if at > 0:
-        drawn.axvspan(low, high, color=GREY, alpha=0.25, linewidth=0)
-        drawn.axvline(at, color=GREY, linewidth=1, label="crossover, predicted")
+        panel.axvspan(low, high, color=style.GREY, alpha=0.25, linewidth=0)
+        panel.axvline(at, color=style.GREY, linewidth=1, label="crossover, predicted")
     if found is not None:
-        drawn.axvline(found, color=INK, linestyle=":", label="crossover, measured")
-    for name, end, offset, side, colour in (
-        ("reading", (span[-1], io_s), (-4, -10), "right", reads),
-        ("computing", (span[0], compute_s[0]), (4, 3), "left", computes),
-    ):
-        drawn.annotate(
-            name, end, offset, textcoords="offset points", ha=side, fontsize=8,
-            color=colour,
-        )  # fmt: skip
-    drawn.set(xscale="log", yscale="log", xlim=(span[0], span[-1]))
-    drawn.set_xticks(tokens, [f"{count:g}" for count in tokens])
-    drawn.xaxis.set_minor_locator(NullLocator())
-    drawn.yaxis.set_major_formatter("{x:g}")
-    drawn.yaxis.set_minor_formatter("{x:g}")
-    drawn.tick_params(axis="y", which="both", labelsize=7)
-    drawn.set_xlabel("new tokens in a pass, all sequences together")
-    drawn.set_ylabel("time of a pass (s)")
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-    return figure
-
-
-COPY_LOOKS = {  # how host memory crosses the link: colour and marker
-    "pinned": (COLOURS["streamed"], "o"),
-    "unknown": (GREY, "D"),
-    "pageable": (COLOURS["drop"], "s"),
-}
-
-
-def published_times(table: pd.DataFrame, tolerance: float) -> Figure:
-    """Predicted against published time, a point a row, with the band of the goal.
-
-    `table` has columns published_s, predicted_s and copy, one of COPY_LOOKS. Below the
-    diagonal a system took longer than its link would have.
-    """
-    figure, drawn = axes(height_in=3.8)
-    times = table[["published_s", "predicted_s"]].to_numpy()
-    line = np.array([0.6 * times.min(), 1.7 * times.max()])
-    drawn.fill_between(
-        line, line * (1 - tolerance), line * (1 + tolerance), color=GREY, alpha=0.25,
-        linewidth=0, label=f"within {100 * tolerance:.0f} %",
-    )  # fmt: skip
-    drawn.plot(line, line, color=INK, linewidth=0.8)
-    for copy, (colour, marker) in COPY_LOOKS.items():
-        rows = table[table["copy"] == copy]
-        drawn.plot(
-            rows["published_s"], rows["predicted_s"], marker, color=colour, alpha=0.8,
-            label=f"copy {copy}",
-        )  # fmt: skip
-    drawn.set(xscale="log", yscale="log", xlim=line, ylim=line)
-    for axis in (drawn.xaxis, drawn.yaxis):
-        axis.set_major_formatter("{x:g}")
-    drawn.set_xlabel("published: seconds of a step, or of a whole run")
-    drawn.set_ylabel("predicted (s)")
-    drawn.legend(loc="upper left")
-    return figure
-
-
-def time_against_memory(
-    device_bytes: Sequence[float],
-    step_s: Mapping[str, Sequence[float]],
-    least_bytes: float,
-    model_bytes: float,
-) -> Figure:
-    """Predicted seconds a token as the device grows, one line for each label."""
-    figure, drawn = axes()
-    for name, seconds in step_s.items():
-        gibibytes = [n_bytes / GiB for n_bytes in device_bytes]
-        drawn.plot(gibibytes, seconds, drawstyle="steps-post", label=name)
-    drawn.axvspan(0, least_bytes / GiB, color=GREY, alpha=0.25, label="refused")
-    drawn.axvline(model_bytes / GiB, color=INK, linestyle=":", label="weights")
-    drawn.set_xlim(0, max(device_bytes) / GiB)
-    drawn.set_ylim(bottom=0)
-    drawn.set_xlabel("device memory (GiB)")
-    drawn.set_ylabel("predicted time per token (s)")
-    drawn.legend()
-    return figure
-
-
-def step_times(seconds: Mapping[str, Sequence[float]]) -> Figure:
-    """Every sample of each kind of step as a dot, the median as a bar."""
-    figure, drawn = axes(height_in=2.4)
-    for row, (name, samples) in enumerate(seconds.items()):
-        milliseconds = 1e3 * np.asarray(samples)
-        drawn.plot(
-            milliseconds, np.full(len(milliseconds), row), "o", alpha=0.5, label=name
+        panel.axvline(
+            found, color=style.INK, linestyle=":", label="crossover, measured"
         )
-        drawn.plot([np.median(milliseconds)], [row], "|", color=INK, markersize=22)
-    drawn.set_yticks(range(len(seconds)), list(seconds))
-    drawn.set_ylim(len(seconds) - 0.5, -0.5)
-    drawn.set_xlim(left=0)
-    drawn.set_xlabel("time of one decoding step (ms)")
-    drawn.grid(axis="y", visible=False)
+    text = {"fontsize": 8, "color": reads, "ha": "right"}
+    style.note(panel, "reading", (span[-1], io_s), (-4, -10), **text)
+    text = {"fontsize": 8, "color": computes, "ha": "left"}
+    style.note(panel, "computing", (span[0], compute_s[0]), (4, 3), **text)
+    panel.set(xscale="log", yscale="log", xlim=(span[0], span[-1]))
+    style.log_ticks(panel.yaxis)
+    panel.set_xticks(tokens, [f"{count:g}" for count in tokens])
+    panel.minorticks_off()
+    panel.set_xlabel("new tokens in a pass, all sequences together")
+    panel.set_ylabel("time of a pass (s)")
+    style.legend_below(figure, ncols=3, fontsize=8)
     return figure
 
 
-def decode_times(samples_s: Mapping[str, ArrayLike]) -> Figure:
-    """Milliseconds of one decoding step per method: every sample, and the median."""
-    figure, axis = axes(height_in=0.9 + 0.4 * len(samples_s))
-    for row, (name, seconds) in enumerate(samples_s.items()):
-        times_ms = 1000 * np.asarray(seconds, float)
-        axis.plot(times_ms, np.full(len(times_ms), -row), "|", color=GREY)
-        axis.plot(np.median(times_ms), -row, "o", label=name)
-    axis.set_yticks([-row for row in range(len(samples_s))], list(samples_s))
-    axis.set(xlabel="milliseconds per token", ylim=(-len(samples_s) + 0.4, 0.6))
-    axis.set_xlim(left=0)
-    axis.grid(axis="y", visible=False)
+# --- Speculation -------------------------------------------------------------------
+def expected_tokens(
+    depths: Sequence[int], curves: Mapping[str, Sequence[float]]
+) -> Figure:
+    """Expected tokens of a pass against its proposals, a named curve an acceptance."""
+    figure, panel = style.axes(height_in=2.8)
+    pd.DataFrame(curves, index=list(depths)).plot(ax=panel, marker="o", markersize=3)
+    panel.set(xlabel="proposals of a pass", ylabel="expected tokens of a pass")
+    panel.legend(loc="upper left")
+    return figure
+
+
+def speculation(table: pd.DataFrame) -> Figure:
+    """Tokens a pass and speed over plain decoding, a row for each way to propose.
+
+    `table` is that of `tables.measurements.speculation`; bars are its intervals, and
+    the dashed line is plain decoding.
+    """
+    columns = {
+        "tokens a pass": ["tokens_per_pass", "low", "high"],
+        "times plain decoding": ["times_faster", "times_low", "times_high"],
+    }
+    figure, *drawn = style.axes(2, height_in=0.9 + 0.4 * len(table), sharey=True)
+    for panel, (name, ends) in zip(drawn, columns.items(), strict=True):
+        value, low, high = table[ends].to_numpy().T
+        panel.errorbar(
+            value, range(len(table)), xerr=style.whiskers(value, low, high), fmt="o",
+            color=style.BLUE, capsize=3,
+        )  # fmt: skip
+        panel.axvline(1, linestyle="--", **style.RULE)
+        panel.set_xlabel(name)
+    style.name_rows(drawn[0], list(table.index))
     return figure

@@ -1,15 +1,18 @@
 """One theme, and what figures share: colours, marks, axes, legends."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.scale import SymmetricalLogScale
 from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
@@ -18,23 +21,17 @@ from numpy.typing import ArrayLike
 from thesis_lib.common.stats import Interval, mean_interval
 from thesis_lib.sequencer.core.trace import F64
 
+T = TypeVar("T")
+
 WIDTH_IN = 6.5
 
 # Okabe and Ito's palette: distinguishable without colour vision.
 INK, GREY = "#222222", "#8a8a8a"
-COLOURS = {
-    "fifo": "#8a8a8a",
-    "drop": "#d55e00",
-    "reorder": "#0072b2",
-    "hybrid": "#cc79a7",
-    "bid-price": "#009e73",
-    "streamed": "#009e73",
-    "search": "#e69f00",
-    "bound": "#222222",
-    "late-edf": "#0072b2",
-    "queue-cap": "#e69f00",
-    "codel": "#56b4e9",
-}
+BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
+PURPLE, ORANGE, SKY = "#cc79a7", "#e69f00", "#56b4e9"
+PALETTE = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY]
+MARKERS = "osD^vP"
+RULE: dict[str, Any] = {"color": INK, "linewidth": 0.8}  # of a line to compare with
 
 
 def theme() -> None:
@@ -42,9 +39,8 @@ def theme() -> None:
     sns.set_theme(
         context="paper",
         style="ticks",
-        palette=["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"],
+        palette=PALETTE,
         rc={
-            "figure.figsize": (WIDTH_IN, 3.4),
             "figure.dpi": 120,
             "savefig.bbox": "tight",
             "font.family": ["DejaVu Sans"],
@@ -61,130 +57,188 @@ def theme() -> None:
     )
 
 
-def subplots(
-    rows: int, columns: int, height_in: float, **options: Any
-) -> tuple[Figure, Any]:
-    """A new figure of the book's width, and its axes (rows, columns)."""
+def axes(
+    columns: int = 1, height_in: float = 3.4, rows: int = 1, **options: Any
+) -> tuple[Any, ...]:
+    """A new figure of the book's width, and its axes row by row: (figure, axes…)."""
     figure, drawn = plt.subplots(
         rows, columns, figsize=(WIDTH_IN, height_in), layout="constrained",
         squeeze=False, **options,
     )  # fmt: skip
     plt.close(figure)  # shown by its cell as a value, not twice
-    return figure, drawn
+    return (figure, *drawn.flat)
 
 
-def axes(columns: int = 1, height_in: float = 3.4, **options: Any) -> tuple[Any, ...]:
-    """A new figure of the book's width with `columns` axes: (figure, axes…)."""
-    figure, drawn = subplots(1, columns, height_in, **options)
-    return (figure, *drawn[0])
+def panels(
+    items: Mapping[str, T], height_in: float, share: str = "y", **properties: Any
+) -> tuple[Figure, list[tuple[Any, T]]]:
+    """A figure with a panel for each item, under its name: the pairs of both.
+
+    They `share` an axis; `properties` are those of `Axes.set`.
+    """
+    shared = {"sharex": share == "x", "sharey": share == "y"}
+    figure, *drawn = axes(len(items), height_in, **shared)
+    for panel, title in zip(drawn, items, strict=True):
+        panel.set(**properties)
+        panel.set_title(title, fontsize=9)
+    for panel in drawn[1:]:
+        panel.set_ylabel("")
+    return figure, list(zip(drawn, items.values(), strict=True))
 
 
-# --- Part I: the sequencer ---------------------------------------------------
-_LABELS = {
-    "fifo": "FIFO",
-    "fifo-batched": "FIFO, batched",
-    "drop": "Drop",
-    "reorder": "Reorder",
-    "hybrid": "Hybrid",
-    "drop-corrected": "Drop, corrected",
-    "reorder-corrected": "Reorder, corrected",
-    "hybrid-corrected": "Hybrid, corrected",
-    "hybrid-no-ghosts": "Hybrid without ghosts",
-    "queue-cap": "capped queue",
-    "codel": "CoDel",
-    "late-edf": "earliest deadline, late-bound",
-    "bid-price": "bid-price",
-    "bid-price-oracle": "bid-price, exact estimates",
-    "search": "best schedule found",
-    "bound": "lower bound",
+def symlog(linear_to: float) -> SymmetricalLogScale:
+    """A scale that is logarithmic, and linear up to a bound: for `Axes.set`."""
+    return SymmetricalLogScale(None, linthresh=linear_to)
+
+
+# --- Policies ----------------------------------------------------------------
+POLICIES = {  # label, colour and marker
+    "fifo": ("FIFO", GREY, "o"),
+    "drop": ("Drop", VERMILION, "v"),
+    "reorder": ("Reorder", BLUE, "s"),
+    "hybrid": ("Hybrid", PURPLE, "D"),
+    "bid-price": ("bid-price", GREEN, "P"),
+    "late-edf": ("earliest deadline, late-bound", BLUE, None),
+    "queue-cap": ("capped queue", ORANGE, None),
+    "codel": ("CoDel", SKY, None),
+    "search": ("best schedule found", ORANGE, None),
+    "bound": ("lower bound", INK, None),
 }
-_MARKERS = {"fifo": "o", "drop": "v", "reorder": "s", "hybrid": "D", "bid-price": "P"}
+VARIANTS = {
+    "-corrected": ", corrected",
+    "-batched": ", batched",
+    "-oracle": ", exact estimates",
+    "-no-ghosts": " without ghosts",
+}
 
 
-def _style(policy: str) -> dict:
-    """Colour by policy; corrected or better informed, it is dashed, its marks open."""
-    base = policy
-    for suffix in ("-corrected", "-batched", "-oracle"):
-        base = base.removesuffix(suffix)
-    dashed = "-" if policy == base else "--"
+def policy(name: str) -> dict[str, Any]:
+    """Label, colour and mark; a variant's line is dashed, its marks are open."""
+    variant = next((ending for ending in VARIANTS if name.endswith(ending)), "")
+    base = name.removesuffix(variant)
+    label, colour, marker = POLICIES.get(base, (base, INK, None))
+    dashed = "--" if variant else "-"
     return {
-        "color": COLOURS.get(base, INK),
-        "marker": _MARKERS.get(base),
+        "color": colour,
+        "marker": marker,
         "markersize": 4,
-        "markerfacecolor": COLOURS.get(base, INK) if policy == base else "white",
-        "linestyle": ":" if policy == "bound" else dashed,
-        "label": _LABELS.get(policy, policy),
+        "markerfacecolor": "white" if variant else colour,
+        "linestyle": ":" if name == "bound" else dashed,
+        "label": label + VARIANTS.get(variant, ""),
     }
 
 
-def _curve(
-    panel: Axes, at: ArrayLike, ends: Sequence[Interval], style: dict, times: float = 1
+# --- Estimates with their intervals --------------------------------------------
+def curve(
+    panel: Axes, at: ArrayLike, ends: Sequence[Interval], look: dict[str, Any]
 ) -> None:
-    """Estimates `times` a unit against `at` (n,), their intervals shaded."""
-    panel.plot(at, [times * end.value for end in ends], **style)
+    """Estimates in percent against `at` (n,), their intervals shaded."""
+    panel.plot(at, [100 * end.value for end in ends], **look)
     panel.fill_between(
-        at, [times * end.low for end in ends], [times * end.high for end in ends],
-        color=style["color"], alpha=0.2, linewidth=0,
+        at, [100 * end.low for end in ends], [100 * end.high for end in ends],
+        color=look["color"], alpha=0.2, linewidth=0,
     )  # fmt: skip
 
 
-def _band(
-    panel: Axes, runs: pd.DataFrame, policy: str, column: str, x: str,
-    dashes: str | tuple | None = None,
+def band(
+    panel: Axes, runs: pd.DataFrame, name: str, column: str, x: str = "load",
+    whole: float = 1.0, **look: Any,
 ) -> None:  # fmt: skip
-    """The mean over seeds against `x`, with its 95 % bootstrap interval shaded.
+    """A policy's mean over seeds in percent of `whole`, with its 95 % interval shaded.
 
-    The policy's own style of line, or the one that `dashes` says.
+    The line has the policy's own style, but for what `look` says.
     """
-    groups = runs[runs["policy"] == policy].groupby(x)[column]
-    made = {at: mean_interval(values.to_numpy()) for at, values in groups}
-    style = _style(policy)
-    if dashes is not None:
-        style["linestyle"] = dashes
-    _curve(panel, np.array(list(made), float), list(made.values()), style)
+    groups = runs[runs["policy"] == name].groupby(x)[column]
+    made = {at: mean_interval(values.to_numpy() / whole) for at, values in groups}
+    curve(panel, np.array(list(made), float), [*made.values()], policy(name) | look)
 
 
-def _whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> F64:
+def whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> F64:
     """(2, n) lengths of error bars; none where rounding puts an end past the value."""
     return np.clip([np.subtract(value, low), np.subtract(high, value)], 0, None)
 
 
-def _legend_below(
-    figure: Figure, panel: Axes, ncols: int = 4, fontsize: str | int = "small"
+def slower(panel: Axes, latency_s: F64, **look: Any) -> None:
+    """The share of answers that are slower, against their latency in milliseconds."""
+    panel.ecdf(1e3 * latency_s, complementary=True, **look)
+    panel.set(ylabel="share that is slower (%)", yscale="log")
+    panel.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}")
+
+
+# --- Axes, legends and labels ----------------------------------------------------
+def legend_below(
+    figure: Figure,
+    handles: Sequence[Any] = (),
+    ncols: int = 4,
+    fontsize: str | float = "small",
 ) -> None:
-    """One legend for all panels, where it can hide no curve."""
+    """One legend where it can hide no curve: by default of what one panel names."""
+    named = (panel.get_legend_handles_labels()[0] for panel in figure.axes)
+    shown = handles or next(filter(None, named))
     figure.legend(
-        *panel.get_legend_handles_labels(), loc="outside lower center", ncols=ncols,
-        fontsize=fontsize,
-    )  # fmt: skip
+        handles=shown, loc="outside lower center", ncols=ncols, fontsize=fontsize
+    )
 
 
-def _round_ticks(drawn: Axes) -> None:
-    """On logarithmic axes: ticks at one, two and five, as plain numbers."""
-    for axis in (drawn.xaxis, drawn.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_locator(NullLocator())
+def name_rows(panel: Axes, names: Sequence[str], **text: Any) -> None:
+    """A row for each name, the first on top, without lines along them."""
+    panel.set_yticks(range(len(names)), names, **text)
+    panel.set_ylim(len(names) - 0.5, -0.5)
+    panel.grid(axis="y", visible=False)
 
 
-def _move_apart(drawn: Axes) -> None:
-    """Give each label, of those around its point, the place with the least under it."""
-    labels = [text for text in drawn.texts if isinstance(text, Annotation)]
-    per_point = drawn.figure.dpi / 72
-    at = [drawn.transData.transform(label.xy) for label in labels]
+def log_ticks(axis: Axis, subs: Sequence[float] = (1, 2, 5)) -> None:
+    """Ticks of a logarithmic axis at multiples of its decades, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def note(
+    panel: Axes, text: str, at: tuple[Any, Any], offset: tuple[float, float] = (0, 0),
+    **options: Any,
+) -> Annotation:  # fmt: skip
+    """A text at so many points from a place in the data."""
+    return panel.annotate(text, at, offset, textcoords="offset points", **options)
+
+
+def move_apart(panel: Axes, beside: bool = False) -> None:
+    """Give each label, of those around its point, the place with the least under it.
+
+    Within the panel and not nearer to another point; of equal places above its own, or
+    `beside` it and off the stairs that are drawn. The figure is laid out first: where
+    there is room shows in its final form.
+    """
+    panel.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
+    labels = [text for text in panel.texts if isinstance(text, Annotation)]
+    others = [text for text in panel.texts if not isinstance(text, Annotation)]
+    per_point = panel.figure.dpi / 72
+    at = [panel.transData.transform(label.xy) for label in labels]
     taken = [Bbox.from_extents(*(x - 4 * per_point), *(x + 4 * per_point)) for x in at]
+    taken += [text.get_window_extent() for text in others]
+    for line in panel.lines if beside else ():
+        corners = panel.transData.transform(line.get_xydata())
+        taken += [
+            Bbox.from_extents(x, y, after, y + per_point)
+            for (x, y), (after, _) in pairwise(corners)
+        ]
     for own, label in enumerate(labels):
         size = label.get_window_extent()
         aside, above = size.width / per_point / 2 + 5, 8
         places = [(0, above), (aside, 0), (-aside, 0), (0, -above)]
+        places[:2] = places[1::-1] if beside else places[:2]
         places += [(x, y) for y in (above, -above) for x in (aside, -aside)]
         places += [(x, 2 * y) for x, y in places[4:]]
         boxes = [size.translated(*(per_point * np.array(place))) for place in places]
         covered = [sum(_overlap(box, other) for other in taken) for box in boxes]
-        strange = [any(_away(b, x) < _away(b, at[own]) for x in at) for b in boxes]
+        strange = [
+            any(_away(box, x) < _away(box, at[own]) for x in at)
+            or _overlap(box, panel.bbox) < box.width * box.height
+            for box in boxes
+        ]
         best = int(np.argmin(np.round(covered) + 1e3 * np.array(strange)))
         label.set_position(places[best])
-        taken.append(boxes[best])
+        taken.append(boxes[best].padded(per_point))
 
 
 def _away(box: Bbox, point: F64) -> float:
@@ -197,7 +251,7 @@ def _overlap(one: Bbox, other: Bbox) -> float:
     return common.width * common.height if common else 0.0
 
 
-# --- Runs beside each other --------------------------------------------------
+# --- Runs beside each other, and sweeps ------------------------------------------
 def against_reference(times: pd.DataFrame) -> Figure:
     """Each time over that of the reference, in the band where it was to be expected.
 
@@ -207,9 +261,8 @@ def against_reference(times: pd.DataFrame) -> Figure:
     """
     figure, ax = axes(height_in=0.7 + 0.5 * len(times))
     figure.set_figwidth(5.2)
-    colours = {True: COLOURS["bid-price"], False: COLOURS["drop"]}
     for y, row in enumerate(times.to_dict("records")):
-        colour = colours[bool(row["good"])]
+        colour = GREEN if row["good"] else VERMILION
         ax.fill_betweenx(
             [y - 0.16, y + 0.16], row["expected_low"], row["expected_high"],
             color=GREY, alpha=0.3, linewidth=0,
@@ -218,19 +271,15 @@ def against_reference(times: pd.DataFrame) -> Figure:
         ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2)
         marker = "o" if row["good"] else "X"  # told apart without colour, too
         ax.plot(row["ratio"], y, marker, color=colour, markersize=6.5)
-        ax.annotate(
-            row["says"], (0, y - 0.26), xycoords=ax.get_yaxis_transform(),
-            color=INK, fontsize=9, ha="left", va="bottom", annotation_clip=False,
+        ax.text(
+            0, y - 0.26, row["says"], transform=ax.get_yaxis_transform(), color=INK,
+            fontsize=9, va="bottom",
         )  # fmt: skip
-    ax.set_xscale("log")
     columns = ["ratio", "low", "high", "expected_low", "expected_high"]
     reach = np.nanmax(np.abs(np.log(times[columns].to_numpy(float))), initial=0.7)
-    low, high = np.exp(-1.1 * reach), np.exp(1.1 * reach)
-    ax.set(xlim=(low, high), ylim=(len(times) - 0.6, -0.75), yticks=[])
-    decades = [10.0**n * m for n in range(-3, 4) for m in (1, 2, 5)]
-    ticks = [tick for tick in decades if low <= tick <= high]
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set(xscale="log", xlim=np.exp([-1.1 * reach, 1.1 * reach]))
+    log_ticks(ax.xaxis)
+    ax.set(ylim=(len(times) - 0.6, -0.75), yticks=[])
     ax.tick_params(colors=INK)
     ax.set_xlabel("this run over the reference", color=INK)
     ax.spines[["left", "top", "right"]].set_visible(False)
@@ -254,7 +303,6 @@ def as_svg(figure: Figure) -> str:
     return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
-# --- Sweeps ------------------------------------------------------------------
 def sweep_lines(
     x: Sequence[Any],
     y: F64,
@@ -269,33 +317,24 @@ def sweep_lines(
     interval of the mean where three runs or more share an x. `lines` (n,) names the
     line of each run; words on the x axis stand in the order in which they come.
     """
+
+    def ends(values: Any) -> tuple[float, float]:
+        found = mean_interval(values)
+        return (found.low, found.high) if len(values) >= 3 else (np.nan, np.nan)
+
     theme()
     figure, ax = axes(height_in=2.9)
     figure.set_figwidth(4.3)
     is_number = all(isinstance(value, int | float) for value in x)
-    ticks = list(dict.fromkeys(map(str, x)))
-    at = np.array(x, float) if is_number else np.array([ticks.index(str(v)) for v in x])
-    names = np.array(lines if lines is not None else [""] * len(at))
-    every = list(dict.fromkeys(names))
-    colours = sns.color_palette() if len(every) <= 6 else None
-    colours = colours or sns.color_palette("viridis", len(every))
-    for name, colour in zip(every, colours, strict=False):
-        chosen = names == name
-        places = np.unique(at[chosen])
-        runs = [y[chosen & (at == place)] for place in places]
-        runs = [values[np.isfinite(values)] for values in runs]
-        means = [values.mean() if len(values) else np.nan for values in runs]
-        ax.plot(places, means, color=colour, label=name)
-        ax.plot(at[chosen], y[chosen], "o", color=colour, markersize=3, alpha=0.6)
-        if all(len(values) >= 3 for values in runs):
-            ends = [mean_interval(values) for values in runs]
-            ax.fill_between(
-                places, [end.low for end in ends], [end.high for end in ends],
-                color=colour, alpha=0.18, linewidth=0,
-            )  # fmt: skip
-    if not is_number:
-        ax.set_xticks(range(len(ticks)), ticks)
+    every = len(set(lines or [""]))
+    few = every <= len(PALETTE)
+    runs: Any = {"x": x if is_number else list(map(str, x)), "y": y, "hue": lines}
+    if lines is not None:
+        runs["palette"] = sns.color_palette(None if few else "viridis", every)
+    sns.lineplot(**runs, errorbar=ends, ax=ax)
+    sns.scatterplot(**runs, s=11, alpha=0.6, linewidth=0, legend=False, ax=ax)
     ax.set_xlabel(xlabel, color=INK, wrap=True)
+    ax.set_ylabel("")
     ax.set_title(ylabel, color=INK, fontsize=9, loc="left", wrap=True)
     ax.tick_params(colors=INK)
     ax.grid(color=GREY, alpha=0.3)  # seen on a light and on a dark page

@@ -5,19 +5,13 @@ perplexity over that of the dense model on the same windows. A text on which not
 scored is left out, as are steps that nobody has run yet.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from thesis_lib.book.tables.pareto import rounded
-from thesis_lib.memory.evaluate.perplexity import (
-    TEXTS,
-    Perplexity,
-    pooled_ratio,
-    window_tokens,
-)
+from thesis_lib.book.tables.pareto import rounded, scores
+from thesis_lib.memory.evaluate.perplexity import TEXTS, Perplexity, pooled_ratio
 
 STEPS = {  # what readers call the methods of a record
     "plain": "plain",
@@ -40,44 +34,26 @@ def curves(record: dict[str, Any]) -> pd.DataFrame:
     """
     rows = []
     for text, called in TEXTS.items():
-        dense, found = _scores(record, text)
-        if dense is None:
-            continue
-        for ratio in sorted({ratio for ratio, _ in found}):
-            whitened = found.get((ratio, "whitened"), {})
-            for method, step in STEPS.items():
-                sets = found.get((ratio, method), {})
-                if not sets:
-                    continue
-                times = pooled_ratio(list(sets.values()), dense)
-                value = dense.value * times[0]
-                both = sorted(sets.keys() & whitened.keys())
-                left = _loss(sets, both, dense) / _loss(whitened, both, dense)
-                rows.append([called, ratio, step, len(sets), value, *times, left])
+        sets: dict[tuple[float, str], dict[int, Perplexity]] = {}
+        for point, score in scores(record, text, record["points"]):
+            at = point["ratio"], point["method"]
+            sets.setdefault(at, {})[point["seed"]] = score
+        order = [
+            (ratio, step) for ratio in sorted({r for r, _ in sets}) for step in STEPS
+        ]
+        for ratio, method in filter(sets.__contains__, order):
+            ((_, dense),) = scores(record, text, [record["dense"]])
+            found, whitened = sets[ratio, method], sets.get((ratio, "whitened"), {})
+            times = pooled_ratio(list(found.values()), dense)
+            both = sorted(found.keys() & whitened.keys())
+            lost, of = (
+                np.array([np.log(each[number].value / dense.value) for number in both])
+                for each in (found, whitened)
+            )
+            left = lost.mean() / of.mean() if both else np.nan
+            value = dense.value * times[0]
+            rows.append([called, ratio, STEPS[method], len(found), value, *times, left])
     return pd.DataFrame(rows, columns=CURVES)
-
-
-def _scores(
-    record: Any, text: str
-) -> tuple[Perplexity | None, dict[tuple[float, str], dict[int, Perplexity]]]:
-    """Of the dense model, and of each ratio and method by calibration set."""
-    if text not in record["settings"]["evaluation_tokens"]:
-        return None, {}
-    settings = record["settings"]
-    counts = window_tokens(settings["evaluation_tokens"][text], settings["context"])
-    found: dict[tuple[float, str], dict[int, Perplexity]] = {}
-    for point in record["points"]:
-        of_method = found.setdefault((point["ratio"], point["method"]), {})
-        of_method[point["seed"]] = Perplexity(np.array(point["nll"][text]), counts)
-    return Perplexity(np.array(record["dense"]["nll"][text]), counts), found
-
-
-def _loss(
-    scores: Mapping[int, Perplexity], sets: list[int], dense: Perplexity
-) -> float:
-    """The mean over sets, in nats a token; NaN without any."""
-    lost = [np.log(scores[number].value / dense.value) for number in sets]
-    return float(np.mean(lost)) if lost else np.nan
 
 
 def readable(table: pd.DataFrame, ratio: float) -> pd.DataFrame:
@@ -89,13 +65,11 @@ def readable(table: pd.DataFrame, ratio: float) -> pd.DataFrame:
     at: Any = table[table.ratio == ratio]
     rows: dict[str, dict[str, str]] = {}
     for row in at.itertuples():
+        times, low, high = map(rounded, (row.times, row.low, row.high))
+        left = "" if np.isnan(row.left) else f"{100 * row.left:,.0f}"
         shown = rows.setdefault(row.step, {"calibration sets": f"{row.sets}"})
-        shown[f"{row.text} (times)"] = (
-            f"{rounded(row.times)} ({rounded(row.low)} to {rounded(row.high)})"
-        )
-        shown[f"{row.text}, left (%)"] = (
-            "" if np.isnan(row.left) else f"{100 * row.left:,.0f}"
-        )
+        shown[f"{row.text} (times)"] = f"{times} ({low} to {high})"
+        shown[f"{row.text}, left (%)"] = left
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -118,7 +92,5 @@ def numbers(table: pd.DataFrame, ratio: float) -> dict[str, float]:
         if (other, ratio, step) in cells.index:
             found[f"other_left_{method}"] = 100 * cells.left[other, ratio, step]
     times = cells.times.unstack("step")
-    return found | {
-        "plain_least": float((times[STEPS["plain"]] / times[STEPS["whitened"]]).min()),
-        "ratios": table.ratio.nunique(),
-    }
+    least = float((times[STEPS["plain"]] / times[STEPS["whitened"]]).min())
+    return found | {"plain_least": least, "ratios": table.ratio.nunique()}

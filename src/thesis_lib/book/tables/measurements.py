@@ -4,6 +4,9 @@
 becomes a table or a flat dict of numbers; what they mean is said by the chapter.
 """
 
+import re
+from collections.abc import Mapping
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -58,41 +61,54 @@ def origin(record: dict[str, Any]) -> str:
     return f"{machine['cpu']}, {machine['cores']} cores, commit {record['commit'][:7]}"
 
 
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Sizes, times and shares as a reader wants them; columns without their units.
+def _at(found: Any, path: str) -> Any:
+    """What stands at a path of keys, and of places in lists; NaN where nothing does."""
+    for key in path.split("."):
+        found = dict(enumerate(found)) if isinstance(found, list) else found
+        found = found.get(int(key) if key.isdigit() else key, {})
+    return np.nan if found in ({}, None) else found
 
-    What is read is told in 10^9 bytes, as rates are.
-    """
 
-    def heading(column: str) -> str:
-        if column.endswith("s_per_token"):
-            return column.replace("s_per_token", "time a token")
-        return column.removesuffix("_bytes").removesuffix("_s").replace("_", " ")
+def table(rows: Mapping[str, Any], columns: Mapping[str, str]) -> pd.DataFrame:
+    """A row for each part of a record, by its name; columns by their paths in it."""
+    cells = {
+        name: {column: _at(found, path) for column, path in columns.items()}
+        for name, found in rows.items()
+    }
+    return pd.DataFrame.from_dict(cells, orient="index", columns=list(columns))
 
-    def cell(column: str, value: Any) -> str:
-        if isinstance(value, str):
-            return value
-        if pd.isna(value):
-            return "" if column.startswith("times") else MISSING
-        if column.endswith("read_bytes"):
-            return f"{value / 1e9:.1f} GB"
-        if column.endswith("_bytes"):
-            return format_size(value)
-        if column.startswith("fraction"):
-            return f"{100 * value:.1f} %"
-        if column.endswith(("_s", "s_per_token")):
-            return format_duration(value)
-        return f"{value:.2f}"
 
-    return pd.DataFrame(
-        {
-            heading(column): [cell(column, value) for value in table[column]]
-            for column in map(str, table)
-        },
-        index=table.index,
+def _text(column: str, value: Any) -> str:
+    """A cell with the unit that the name of its column says."""
+    if isinstance(value, str):
+        return value
+    if pd.isna(value):
+        return "" if column.startswith("times") else MISSING
+    if column.endswith("read_bytes"):  # in 10^9 bytes, as rates are
+        return f"{value / 1e9:.1f} GB"
+    if column.endswith("_bytes"):
+        return format_size(value)
+    if column.startswith("fraction"):
+        return f"{100 * value:.1f} %"
+    if column.endswith(("_s", "s_per_token")):
+        return format_duration(value)
+    return f"{value:.2f}"
+
+
+def readable(found: pd.DataFrame) -> pd.DataFrame:
+    """Sizes, times and shares as a reader wants them; columns without their units."""
+    shown = pd.DataFrame(
+        {column: [_text(column, v) for v in found[column]] for column in found},
+        index=found.index,
+    )
+    return shown.rename(
+        columns=lambda name: re.sub(
+            "_(bytes|s)$", "", name.replace("s_per_token", "time_a_token")
+        ).replace("_", " ")
     )
 
 
+# --- Streaming -----------------------------------------------------------------------
 PEERS = ["peak_bytes", "s_per_token", "low_s", "high_s", "read_bytes", "times_slower"]
 
 
@@ -105,29 +121,30 @@ def peers(record: dict[str, Any]) -> pd.DataFrame:
     where that was not measured: a system that was killed at the limit has its peak
     alone.
     """
-    rows = {}
-    for system, found in record["summary"]["systems"].items():
-        low, high = found.get("interval_s", (np.nan, np.nan))
-        slower = found.get("streamed_is_faster", {})
-        faster = found.get("is_faster_than_accelerate", {})
-        rows[SYSTEMS.get(system, system)] = {
-            "peak_bytes": found["peak_bytes"],
-            "s_per_token": found.get("median_s", np.nan),
-            "low_s": low,
-            "high_s": high,
-            "read_bytes": found.get("read_bytes_per_token", np.nan),
-            "times_slower": slower.get("times", np.nan),
-            "times_low": slower.get("low", np.nan),
-            "times_high": slower.get("high", np.nan),
-            "fraction_percent": 100 * found.get("fraction_of_drain", np.nan),
-            "drains_per_step": found.get("drains_per_step", np.nan),
-            "over_accelerate": faster.get("times", np.nan),
-            "over_accelerate_low": faster.get("low", np.nan),
-            "over_accelerate_high": faster.get("high", np.nan),
-        }
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    mapped_s = table.s_per_token.get("mmap", np.nan)
-    return table.assign(over_mmap=mapped_s / table.s_per_token)
+    systems = record["summary"]["systems"]
+    found = table(
+        {SYSTEMS.get(name) or name: system for name, system in systems.items()},
+        {
+            "peak_bytes": "peak_bytes",
+            "s_per_token": "median_s",
+            "low_s": "interval_s.0",
+            "high_s": "interval_s.1",
+            "read_bytes": "read_bytes_per_token",
+            "times_slower": "streamed_is_faster.times",
+            "times_low": "streamed_is_faster.low",
+            "times_high": "streamed_is_faster.high",
+            "fraction_percent": "fraction_of_drain",
+            "drains_per_step": "drains_per_step",
+            "over_accelerate": "is_faster_than_accelerate.times",
+            "over_accelerate_low": "is_faster_than_accelerate.low",
+            "over_accelerate_high": "is_faster_than_accelerate.high",
+        },
+    )
+    mapped_s = found.s_per_token.get("mmap", np.nan)
+    return found.assign(
+        fraction_percent=100 * found.fraction_percent,
+        over_mmap=mapped_s / found.s_per_token,
+    )
 
 
 def use(record: dict[str, Any]) -> dict[str, NDArray]:
@@ -137,9 +154,9 @@ def use(record: dict[str, Any]) -> dict[str, NDArray]:
     """
     runs: dict[str, NDArray] = {}
     for run in record["runs"]:
-        name = SYSTEMS.get(run["system"]) or str(run["system"])
-        if run.get("use") and name not in runs:
-            runs[name] = np.asarray(run["use"], float)
+        if run.get("use"):
+            name = SYSTEMS.get(run["system"]) or str(run["system"])
+            runs.setdefault(name, np.asarray(run["use"], float))
     return runs
 
 
@@ -152,20 +169,21 @@ def headline(record: dict[str, Any]) -> pd.DataFrame:
     """
     rows = {
         f"{part['weights']}, {part['distinct_layers']} distinct layers, "
-        f"{format_size(part['limit_bytes'])}": {
-            "limit_bytes": part["limit_bytes"],
-            "peak_bytes": part["peak_bytes"],
-            "logical_bytes": part["logical_peak_bytes"],
-            "planned_bytes": part["planned_peak_bytes"],
-            "read_bytes": part["read_bytes_per_token"] or np.nan,
-            "planned_read_bytes": part["planned_bytes_per_token"],
-            "s_per_token": part["s_per_token"],
-            "predicted_s": part["predicted_s_per_token"],
-            "fraction_of_drain": part["fraction_of_drain"],
-        }
+        f"{format_size(part['limit_bytes'])}": part
         for part in record["parts"].values()
     }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    columns = {
+        "limit_bytes": "limit_bytes",
+        "peak_bytes": "peak_bytes",
+        "logical_bytes": "logical_peak_bytes",
+        "planned_bytes": "planned_peak_bytes",
+        "read_bytes": "read_bytes_per_token",
+        "planned_read_bytes": "planned_bytes_per_token",
+        "s_per_token": "s_per_token",
+        "predicted_s": "predicted_s_per_token",
+        "fraction_of_drain": "fraction_of_drain",
+    }
+    return table(rows, columns)
 
 
 def headline_numbers(record: dict[str, Any], weights: str) -> dict[str, Any]:
@@ -174,10 +192,8 @@ def headline_numbers(record: dict[str, Any], weights: str) -> dict[str, Any]:
     `measured_read_gb` is what the kernel counted for a token, and missing where it did
     not; `read_gb` what the plan reads.
     """
-    part = max(
-        (each for each in record["parts"].values() if each["weights"] == weights),
-        key=lambda each: each["limit_bytes"],
-    )
+    parts = [part for part in record["parts"].values() if part["weights"] == weights]
+    part = max(parts, key=lambda part: part["limit_bytes"])
     plan, read = part["plan"], part["read_bytes_per_token"]
     return {
         "context": plan["context"],
@@ -194,12 +210,6 @@ def headline_numbers(record: dict[str, Any], weights: str) -> dict[str, Any]:
     } | ({"measured_read_gb": read / 1e9} if read else {})
 
 
-GPU = [
-    "limit_bytes", "reserved_bytes", "s_per_token", "predicted_s", "fraction_of_link",
-    "no result",
-]  # fmt: skip
-
-
 def gpu(record: dict[str, Any] | None) -> pd.DataFrame:
     """The run of the whole geometry on a GPU, a row by the name of the card.
 
@@ -210,45 +220,43 @@ def gpu(record: dict[str, Any] | None) -> pd.DataFrame:
     if record is not None and record["device"] == "cuda":
         whole = record["parts"].get("whole", {})
         why = whole.get("skipped") or whole.get("failed") or "out of memory"
-        rows[record["machine"]["gpus"][0]["name"]] = {
-            "limit_bytes": whole.get("limit_bytes", np.nan),
-            "reserved_bytes": whole.get("reserved_bytes", np.nan),
-            "s_per_token": whole.get("s_per_token", np.nan),
-            "predicted_s": whole.get("predicted_s_per_token", np.nan),
-            "fraction_of_link": whole.get("fraction_of_link", np.nan),
-            "no result": "" if "s_per_token" in whole else why,
-        }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=GPU)
+        name = record["machine"]["gpus"][0]["name"]
+        rows[name] = whole | {"why": "" if "s_per_token" in whole else why}
+    columns = {
+        "limit_bytes": "limit_bytes",
+        "reserved_bytes": "reserved_bytes",
+        "s_per_token": "s_per_token",
+        "predicted_s": "predicted_s_per_token",
+        "fraction_of_link": "fraction_of_link",
+        "no result": "why",
+    }
+    return table(rows, columns)
 
 
+# --- Plans ---------------------------------------------------------------------------
 def certificate(record: dict[str, Any]) -> dict[str, Any]:
     """How the plans that were run at their limits fared: counts, and per cent.
 
     Steps and whole runs of transformers' generate apart: the first are rehearsed as
     they are run, the second for the greediest way to choose a token.
     """
-    metered, grouped = record["logical"], record["physical"]
+    metered, grouped = pd.DataFrame(record["logical"]), pd.DataFrame(record["physical"])
+    spare_bytes = metered.planned_bytes - metered.metered_bytes
     found: dict[str, Any] = {"plans": len(metered), "origin": origin(record)}
     for name, generating in (("steps", False), ("generated", True)):
-        over = np.array(
-            [
-                (row["planned_bytes"] - row["metered_bytes"]) / row["device_bytes"]
-                for row in metered
-                if row["generating"] is generating
-            ]
-        )
+        over = (spare_bytes / metered.device_bytes)[metered.generating == generating]
         found |= {
             name: len(over),
             f"{name}_exceeded": int((over < 0).sum()),
-            f"{name}_over_median": 100 * float(np.median(over)),
+            f"{name}_over_median": 100 * float(over.median()),
             f"{name}_over_most": 100 * float(over.max()),
         }
-    kept = [row for row in grouped if not row["killed"]]
-    left = np.array([1 - row["peak_bytes"] / row["limit_bytes"] for row in kept])
+    kept = grouped[~grouped.killed]
+    left = 1 - kept.peak_bytes / kept.limit_bytes
     return found | {
         "groups": len(grouped),
         "killed": len(grouped) - len(kept),
-        "left_median": 100 * float(np.median(left)),
+        "left_median": 100 * float(left.median()),
         "left_least": 100 * float(left.min()),
         "left_most": 100 * float(left.max()),
     }
@@ -259,21 +267,20 @@ def predictions(record: dict[str, Any]) -> pd.DataFrame:
 
     `error` is relative to the measured median.
     """
-    table: Any = pd.DataFrame(record["prediction"]["plans"])
-    table = table.rename(columns={"pass_tokens": "tokens"})
-    table["measured_s"] = table.seconds.map(np.median)
-    table["error"] = table.predicted_s / table.measured_s - 1
-    return table[["batch", "tokens", "limit", "predicted_s", "measured_s", "error"]]
+    found: Any = pd.DataFrame(record["prediction"]["plans"])
+    found = found.rename(columns={"pass_tokens": "tokens"})
+    found["measured_s"] = found.seconds.map(np.median)
+    found["error"] = found.predicted_s / found.measured_s - 1
+    return found[["batch", "tokens", "limit", "predicted_s", "measured_s", "error"]]
 
 
 def prediction_numbers(record: dict[str, Any]) -> dict[str, Any]:
     """Errors of predicted times, in per cent, and the crossover, in tokens."""
-    table: Any = predictions(record)
-    cross = record["crossover"]
-    errors = 100 * table["error"].abs()
+    found: Any = predictions(record)
+    cross, errors = record["crossover"], 100 * found["error"].abs()
     return {
-        "plans": len(table),
-        "most_sequences": int(table["batch"].max()),
+        "plans": len(found),
+        "most_sequences": int(found["batch"].max()),
         "error_median": float(errors.quantile(0.5)),
         "error_p95": float(errors.quantile(0.95)),
         "crossover": cross["predicted_tokens"],
@@ -282,6 +289,7 @@ def prediction_numbers(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+# --- Compression and speculation -----------------------------------------------------
 def lossless_codecs(record: dict[str, Any]) -> pd.DataFrame:
     """A row a codec and origin of weights: bytes that remain, and decoded GB a second.
 
@@ -322,21 +330,16 @@ def lossless(record: dict[str, Any]) -> dict[str, float | str]:
         "reads_s": float(np.median(turns["lossless drain"])),
     }
     for kind in ("drain", "token"):
-        slow, fast = turns[f"bf16 {kind}"], turns[f"lossless {kind}"]
-        low, high = _ratio_interval(slow, fast)
-        found[f"{kind}_times"] = float(np.median(slow) / np.median(fast))
+        paired = np.stack([turns[f"bf16 {kind}"], turns[f"lossless {kind}"]])
+
+        def times(rows: Any, paired: NDArray = paired) -> Any:
+            slow, fast = np.median(paired[:, rows], axis=-1)
+            return slow / fast
+
+        found[f"{kind}_times"] = float(times(slice(None)))
+        low, high = bootstrap(paired.shape[1], times)
         found |= {f"{kind}_times_low": low, f"{kind}_times_high": high}
     return found
-
-
-def _ratio_interval(
-    slow: NDArray[np.float64], fast: NDArray[np.float64]
-) -> tuple[float, float]:
-    """The bootstrap interval of a ratio of medians of paired turns, (n,) seconds."""
-    return bootstrap(
-        len(slow),
-        lambda rows: np.median(slow[rows], axis=1) / np.median(fast[rows], axis=1),
-    )
 
 
 BASELINES = {"lookup": "plain", "draft": "plain beside"}  # in the same memory
@@ -349,36 +352,28 @@ def speculation(record: dict[str, Any]) -> pd.DataFrame:
     `high` belong to `tokens_per_pass`. `times_faster` is tokens a second over plain
     decoding in the same memory, which keeps more layers where a draft takes none of it.
     """
+    runs: Any = pd.DataFrame(
+        {
+            "name": f"{row['domain']}, {draft}",
+            "identical": row["identical"],
+            "acceptance": row["systems"][draft]["acceptance"],
+            "tokens": (row["tokens"] - 1) / row["systems"][draft]["passes"],
+            "times": row["systems"][plain]["seconds"]
+            / row["systems"][draft]["seconds"],
+        }
+        for row in record["prompts"]
+        for draft, plain in BASELINES.items()
+        if draft in row["systems"]
+    )
+    columns = ["prompts", "identical", "acceptance", "tokens_per_pass", "low", "high"]
+    columns += ["times_faster", "times_low", "times_high"]
     rows = {}
-    prompts = record["prompts"]
-    for domain in dict.fromkeys(row["domain"] for row in prompts):
-        for draft, plain in BASELINES.items():
-            mine = [
-                row
-                for row in prompts
-                if row["domain"] == domain and draft in row["systems"]
-            ]
-            if not mine:
-                continue
-            took = [row["systems"][draft] for row in mine]
-            pairs = list(zip(mine, took, strict=True))
-            tokens = mean_interval(
-                np.array([(row["tokens"] - 1) / run["passes"] for row, run in pairs])
-            )
-            plain_s = np.array([row["systems"][plain]["seconds"] for row in mine])
-            times = mean_interval(plain_s / [run["seconds"] for run in took])
-            rows[f"{domain}, {draft}"] = {
-                "prompts": len(mine),
-                "identical": sum(row["identical"] for row in mine),
-                "acceptance": float(np.mean([run["acceptance"] for run in took])),
-                "tokens_per_pass": tokens.value,
-                "low": tokens.low,
-                "high": tokens.high,
-                "times_faster": times.value,
-                "times_low": times.low,
-                "times_high": times.high,
-            }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    for name, mine in runs.groupby("name", sort=False):
+        counts = len(mine), int(mine.identical.sum()), float(np.mean(mine.acceptance))
+        tokens, times = mine.tokens.to_numpy(), mine.times.to_numpy()
+        ends = astuple(mean_interval(tokens)) + astuple(mean_interval(times))
+        rows[name] = [*counts, *ends]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def batches(record: dict[str, Any]) -> pd.DataFrame:
@@ -400,7 +395,8 @@ def few_bits(record: dict[str, Any]) -> pd.DataFrame:
     rows = {}
     for system, found in record["summary"].items():
         values = found["perplexities"]
-        ratios = np.array(found.get("ratio_to_gptq_3", [])).reshape(-1, 3)
+        nothing = [[np.nan, np.nan, np.nan]]  # the baseline has no ratio to itself
+        ratio, low, high = np.transpose(found.get("ratio_to_gptq_3", nothing))
         rows[system] = {
             "method": found["method"],
             "bits": found["bits"],
@@ -408,10 +404,10 @@ def few_bits(record: dict[str, Any]) -> pd.DataFrame:
             "perplexity": float(np.mean(values)),
             "low": min(values),
             "high": max(values),
-            "ratio": ratios[:, 0].mean() if len(ratios) else np.nan,
-            "ratio_low": ratios[:, 1].min() if len(ratios) else np.nan,
-            "ratio_high": ratios[:, 2].max() if len(ratios) else np.nan,
+            "ratio": ratio.mean(),
+            "ratio_low": low.min(),
+            "ratio_high": high.max(),
             "other": float(np.mean(found.get("other_perplexities", [np.nan]))),
         }
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    return table.sort_values(["bits", "perplexity"], ascending=[True, False])
+    made = pd.DataFrame.from_dict(rows, orient="index")
+    return made.sort_values(["bits", "perplexity"], ascending=[True, False])

@@ -6,13 +6,14 @@ the ways that do not are the front. All perplexities are held against those of t
 ways that nobody has scored yet.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from thesis_lib.book.tables.measurements import origin
+from thesis_lib.book.tables.measurements import origin, table
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.evaluate.perplexity import (
     TEXTS,
@@ -35,10 +36,6 @@ FAMILIES = {  # by the first words of a name
     "nearest": "rounding",
 }
 LOW_RANK, CORRECTED = "low rank", "GPTQ, corrected"
-WAYS = [
-    "name", "text", "family", "sets", "bytes", "bits", "perplexity", "low", "high",
-    "ratio", "token_s", "front", "time_front",
-]  # fmt: skip
 
 
 def pareto_front(first: ArrayLike, second: ArrayLike) -> NDArray[np.bool_]:
@@ -59,13 +56,26 @@ def family(name: str) -> str:
     """The kind of a way, for its colour; a name that nobody foresaw is its own kind."""
     if name.startswith("GPTQ") and "+" in name:
         return CORRECTED
-    return next(
-        (kind for word, kind in FAMILIES.items() if name.startswith(word)), name
-    )
+    kinds = (kind for word, kind in FAMILIES.items() if name.startswith(word))
+    return next(kinds, name)
+
+
+def scores(
+    record: dict[str, Any], text: str, entries: Iterable[dict[str, Any]]
+) -> list[tuple[dict[str, Any], Perplexity]]:
+    """The entries of a record that were scored on a text, with their perplexities."""
+    settings = record["settings"]
+    tokens = settings["evaluation_tokens"].get(text, 0)
+    counts = window_tokens(tokens, settings["context"])
+    return [
+        (entry, Perplexity(np.array(nll, float), counts))
+        for entry in entries
+        if tokens and (nll := entry.get("nll", {}).get(text))
+    ]
 
 
 def ways(record: dict[str, Any]) -> pd.DataFrame:
-    """A row a way and text, with the columns of `WAYS`.
+    """A row a way and text: its name, text, family and number of calibration `sets`.
 
     `bytes` and `bits` are of the decoder layers, in all and a parameter. `perplexity`
     and its `ratio` to the 16-bit model are geometric means over calibration sets; `low`
@@ -74,54 +84,45 @@ def ways(record: dict[str, Any]) -> pd.DataFrame:
     `front` says who is beaten by nobody in bytes and perplexity on its text,
     `time_front` in seconds and perplexity.
     """
-    table = pd.DataFrame(_rows(record), columns=WAYS)
-    for _, rows in table.groupby("text", sort=False):
-        for cost, column in (("bytes", "front"), ("token_s", "time_front")):
-            front = pareto_front(rows[cost], rows["perplexity"])
-            table.loc[rows.index, column] = front
-    return table.astype({"front": bool, "time_front": bool})
+    timed = timing(record).token_s if "timing" in record else pd.Series(dtype=float)
+    tables = [_ways_on(record, text, timed) for text in TEXTS]
+    made = pd.concat([each for each in tables if not each.empty] or tables[:1])
+    return made.reset_index(drop=True)
 
 
-def _rows(record: dict[str, Any]) -> list[list[Any]]:
-    timed = record.get("timing", {}).get("systems", {})
+def _ways_on(record: dict[str, Any], text: str, timed: pd.Series) -> pd.DataFrame:
+    """The rows of `ways` on one text; none where the 16-bit model was not scored."""
+    sets: dict[str, list[tuple[dict[str, Any], Perplexity]]] = {}
+    for entry, score in scores(record, text, record["points"]):
+        sets.setdefault(entry["name"], []).append((entry, score))
+    if DENSE not in sets:
+        return pd.DataFrame()
+    ((_, dense),) = sets[DENSE]
     rows = []
-    for text, called in TEXTS.items():
-        scores = _scores(record, text)
-        if DENSE not in scores:
-            continue
-        ((_, dense),) = scores[DENSE]
-        for name, found in scores.items():
-            ratio, low, high = pooled_ratio([score for _, score in found], dense)
-            tokens_s = timed.get(name, {}).get("token_s", [])
-            rows.append(
-                [
-                    name.replace(", double", " (double)"),  # lists have commas
-                    called, family(name), len(found),
-                    float(np.mean([entry["layer_bytes"] for entry, _ in found])),
-                    float(np.mean([entry["layer_bits"] for entry, _ in found])),
-                    dense.value * ratio, dense.value * low, dense.value * high,
-                    ratio, float(np.median(tokens_s)) if tokens_s else np.nan,
-                    False, False,
-                ]
-            )  # fmt: skip
-    return rows
+    for name, found in sets.items():
+        ratio, low, high = pooled_ratio([score for _, score in found], dense)
+        row = {
+            "name": name.replace(", double", " (double)"),  # lists have commas
+            "text": TEXTS[text],
+            "family": family(name),
+            "sets": len(found),
+            "bytes": float(np.mean([entry["layer_bytes"] for entry, _ in found])),
+            "bits": float(np.mean([entry["layer_bits"] for entry, _ in found])),
+            "perplexity": dense.value * ratio,
+            "low": dense.value * low,
+            "high": dense.value * high,
+            "ratio": ratio,
+            "token_s": timed.get(name, np.nan),
+        }
+        rows.append(row)
+    made = pd.DataFrame(rows)
+    return made.assign(
+        front=pareto_front(made["bytes"], made["perplexity"]),
+        time_front=pareto_front(made["token_s"], made["perplexity"]),
+    )
 
 
-def _scores(
-    record: dict[str, Any], text: str
-) -> dict[str, list[tuple[dict[str, Any], Perplexity]]]:
-    """Entries of each way with their scores on one text, a calibration set each."""
-    settings = record["settings"]
-    counts = window_tokens(settings["evaluation_tokens"][text], settings["context"])
-    found: dict[str, list[tuple[dict[str, Any], Perplexity]]] = {}
-    for entry in record["points"]:
-        if nll := entry.get("nll", {}).get(text):
-            score = Perplexity(np.array(nll, float), counts)
-            found.setdefault(entry["name"], []).append((entry, score))
-    return found
-
-
-def readable(table: pd.DataFrame) -> pd.DataFrame:
+def readable(found: pd.DataFrame) -> pd.DataFrame:
     """A row a way, from many bytes to few, as readers see it: in words.
 
     For each text the perplexity and how many times that of the 16-bit model it is, and
@@ -130,7 +131,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     texts = [f"{text}{of}" for text in TEXTS.values() for of in ("", " (times)")]
     columns = ["bits a weight", "layers (MB)", *texts, "ms a token", "front"]
     rows: dict[str, dict[str, str]] = {}
-    for row in _each(table.sort_values("bytes", ascending=False, kind="stable")):
+    for row in _each(found.sort_values("bytes", ascending=False, kind="stable")):
         shown = rows.setdefault(str(row.name), dict.fromkeys(columns, ""))
         shown["bits a weight"] = f"{row.bits:.2f}"
         shown["layers (MB)"] = f"{row.bytes / 1e6:.1f}"
@@ -161,16 +162,15 @@ def numbers(record: dict[str, Any]) -> dict[str, Any]:
     and how many belong to a front; the ways whose streamed token is nearest to its
     reads alone, and farthest from them.
     """
-    table: Any = ways(record)
+    found: Any = ways(record)
     timed: Any = timing(record)
     sets: Any = calibration_sets(record)
-    settings = record["settings"]
-    systems = record["timing"]["systems"]
+    settings, systems = record["settings"], record["timing"]["systems"]
     near, far = timed.over_drain.idxmin(), timed.over_drain.idxmax()
-    found: dict[str, Any] = {
+    said: dict[str, Any] = {
         "origin": origin(record),
         "context": settings["context"],
-        "ways": table["name"].nunique(),
+        "ways": found["name"].nunique(),
         "sets": settings["calibration"]["parts"],
         "sets_least": int(sets.min()),
         "sets_most": int(sets.max()),
@@ -189,21 +189,20 @@ def numbers(record: dict[str, Any]) -> dict[str, Any]:
         "time_origin": origin(record["timing"]),
     }
     for text, count in settings["evaluation_tokens"].items():
-        rows = _chosen(table, table.text == TEXTS[text])
-        found[f"tokens_{text}"] = count
+        said[f"tokens_{text}"] = count
         for front, cost in (("front", "bytes"), ("time_front", "token_s")):
-            names = _chosen(rows, rows[front]).sort_values(cost, kind="stable")["name"]
-            found[f"{front}_{text}"] = ", ".join(names)
-            found[f"{front}_{text}_ways"] = len(names)
+            best = found[(found.text == TEXTS[text]) & found[front]]
+            names = best.sort_values(cost, kind="stable")["name"]
+            said[f"{front}_{text}"] = ", ".join(names)
+            said[f"{front}_{text}_ways"] = len(names)
     for kind, family in (("low_rank", LOW_RANK), ("corrected", CORRECTED)):
-        mine = _chosen(table, table.family == family)
-        of_a_front = mine.groupby("name").front.any()
-        found[f"{kind}_ways"] = len(of_a_front)
-        found[f"{kind}_front"] = int(of_a_front.sum())
-    return found
+        of_a_front = found[found.family == family].groupby("name").front.any()
+        said[f"{kind}_ways"] = len(of_a_front)
+        said[f"{kind}_front"] = int(of_a_front.sum())
+    return said
 
 
-def beaten(table: pd.DataFrame, *families: str) -> pd.DataFrame:
+def beaten(found: Any, *families: str) -> pd.DataFrame:
     """The ways of some families that belong to no front, each with whom it loses to.
 
     A row a way: its bits a weight and how many times the perplexity of 16 bits it has
@@ -212,36 +211,32 @@ def beaten(table: pd.DataFrame, *families: str) -> pd.DataFrame:
     beats on all texts has no row.
     """
     rows = {}
-    mine = _chosen(table, table.family.isin(families))
-    for name, scored in mine.groupby("name", sort=False):
-        winner = None if scored.front.any() else _winner(table, str(name))
-        if winner is not None:
-            by = table[table["name"] == winner]
-            rows[name] = {
-                "bits a weight": f"{scored.bits.iloc[0]:.2f}",
-                "times the perplexity": _listed(scored.ratio),
-                "loses to": winner,
-                "bits of the winner": f"{by.bits.iloc[0]:.2f}",
-                "times of the winner": _listed(by.ratio),
-            }
+    of_families = found[found.family.isin(families)]
+    for name, mine in of_families.groupby("name", sort=False):
+        winners = found[found["name"].isin(_beating(found, mine))]
+        if mine.front.any() or winners.empty:
+            continue
+        winner = winners.sort_values("bytes")["name"].iloc[0]
+        by = found[found["name"] == winner]
+        rows[name] = {
+            "bits a weight": f"{mine.bits.iloc[0]:.2f}",
+            "times the perplexity": ", ".join(map(rounded, mine.ratio)),
+            "loses to": winner,
+            "bits of the winner": f"{by.bits.iloc[0]:.2f}",
+            "times of the winner": ", ".join(map(rounded, by.ratio)),
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _listed(ratios: pd.Series) -> str:
-    return ", ".join(rounded(ratio) for ratio in ratios)
-
-
-def _winner(table: pd.DataFrame, name: str) -> str | None:
-    """The way with the fewest bytes that beats this one on each of its texts."""
-    beating: set[str] | None = None
-    for row in _each(table[table["name"] == name]):
-        rows = _chosen(table, table.text == row.text)
+def _beating(found: Any, mine: pd.DataFrame) -> set[str]:
+    """The names of the ways that beat this one on each of its texts."""
+    beating = []
+    for row in _each(mine):
+        rows = found[found.text == row.text]
         as_good = (rows.bytes <= row.bytes) & (rows.perplexity <= row.perplexity)
         better = (rows.bytes < row.bytes) | (rows.perplexity < row.perplexity)
-        these = set(rows[as_good & better]["name"])
-        beating = these if beating is None else beating & these
-    least = _chosen(table, table["name"].isin(list(beating or ()))).sort_values("bytes")
-    return None if least.empty else str(least["name"].iloc[0])
+        beating.append(set(rows[as_good & better]["name"]))
+    return set.intersection(*beating)
 
 
 def timing(record: dict[str, Any]) -> pd.DataFrame:
@@ -250,18 +245,14 @@ def timing(record: dict[str, Any]) -> pd.DataFrame:
     Medians; `over_drain` is the first over the second. NaN in a row is a way that did
     not fit. `resident_layers` stay on the device.
     """
-    table = pd.DataFrame.from_dict(
-        {
-            name: {
-                "token_s": np.median(run.get("token_s", np.nan)),
-                "drain_s": np.median(run.get("drain_s", np.nan)),
-                "resident_layers": run.get("resident_layers", 0),
-            }
-            for name, run in record["timing"]["systems"].items()
-        },
-        orient="index",
+    columns = ("token_s", "drain_s", "resident_layers")
+    made = table(record["timing"]["systems"], dict(zip(columns, columns, strict=True)))
+    made = made.assign(
+        token_s=made.token_s.map(np.median),
+        drain_s=made.drain_s.map(np.median),
+        resident_layers=made.resident_layers.fillna(0).astype(int),
     )
-    return table.assign(over_drain=table.token_s / table.drain_s)
+    return made.assign(over_drain=made.token_s / made.drain_s)
 
 
 def rounded(value: float, digits: int = 2) -> str:
@@ -269,11 +260,6 @@ def rounded(value: float, digits: int = 2) -> str:
     return f"{value:,.{digits if value < 100 else 0}f}"
 
 
-def _each(table: Any) -> list[Any]:
+def _each(found: Any) -> list[Any]:
     """Rows with columns as attributes, which pandas does not declare."""
-    return list(table.itertuples())
-
-
-def _chosen(table: pd.DataFrame, which: Any) -> pd.DataFrame:
-    """The rows of a mask: pandas does not declare that these are a table."""
-    return table.loc[which, :]
+    return list(found.itertuples())

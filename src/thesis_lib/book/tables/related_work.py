@@ -44,29 +44,27 @@ class Field:
     def wide(self, column: str) -> pd.DataFrame:
         """A column of the cells, features by systems."""
         table = self.cells.pivot(index="feature", columns="system", values=column)
-        return table.loc[self.features.index, self.systems]
-
-
-def files(name: str) -> tuple[str, str]:
-    """The names of the files with the features and with the cells of a table."""
-    return f"{name}_features.csv", f"{name}.csv"
+        return table.loc[self.features.index, self.systems].rename_axis(columns=None)
 
 
 def read_field(folder: Path | None = None, name: str = PART_ONE) -> Field:
     """The table `name` of `folder`, by default that of Part I in `data/`.
 
-    Raises InvalidInput for a cell that is missing, twice, without source or evidence,
-    with a value that is none of VALUES, or with a value that nobody verified.
+    Its files are NAME_features.csv and NAME.csv. Raises InvalidInput for a cell that is
+    missing, twice, without source or evidence, with a value that is none of VALUES, or
+    with a value that nobody verified.
     """
     folder = data_folder() if folder is None else folder
     features, cells = (
         pd.read_csv(folder / file, dtype=str, keep_default_na=False)
-        for file in files(name)
+        for file in (f"{name}_features.csv", f"{name}.csv")
     )
     row: Any
     for row in cells.itertuples():
         _check(row, f"{row.feature} of {row.system}", tuple(features.feature))
-    for (feature, system), count in _counted(features, cells).items():
+    every = pd.MultiIndex.from_product([features.feature, cells.system.unique()])
+    counts: Any = cells.groupby(["feature", "system"]).size()
+    for (feature, system), count in counts.reindex(every, fill_value=0).items():
         require(
             count == 1,
             f"{feature} of {system} {'stands twice' if count else 'is missing'} in "
@@ -77,13 +75,6 @@ def read_field(folder: Path | None = None, name: str = PART_ONE) -> Field:
     values: Any = cells["value"]
     symbols = values.map(VALUES).where(verified, UNVERIFIED)
     return Field(features.set_index("feature"), cells.assign(symbol=symbols))
-
-
-def _counted(features: pd.DataFrame, cells: pd.DataFrame) -> dict[Any, int]:
-    """How many cells each feature and system has."""
-    every = pd.MultiIndex.from_product([features.feature, cells.system.unique()])
-    counts: Any = cells.groupby(["feature", "system"]).size()
-    return counts.reindex(every, fill_value=0).to_dict()
 
 
 def _check(cell: Any, where: str, features: tuple[str, ...]) -> None:
@@ -104,16 +95,6 @@ def _check(cell: Any, where: str, features: tuple[str, ...]) -> None:
     )
 
 
-def symbols(field: Field) -> pd.DataFrame:
-    """Features by systems, each cell as a symbol of VALUES, or UNVERIFIED."""
-    return field.wide("symbol").rename_axis(columns=None)
-
-
-def definitions(field: Field) -> pd.DataFrame:
-    """Group and definition of each feature."""
-    return field.features
-
-
 def evidence(field: Field, system: str) -> pd.DataFrame:
     """What stands behind the cells of one system: symbol, evidence, where it was read.
 
@@ -123,13 +104,9 @@ def evidence(field: Field, system: str) -> pd.DataFrame:
     cells: Any = field.cells[field.cells.system == system].set_index("feature")
     cells = cells.loc[field.features.index]
     read_in = (cells.source + ", " + cells.place).str.removesuffix(", ")
-    return pd.DataFrame(
-        {
-            "value": cells.symbol,
-            "evidence": cells.evidence,
-            "read in": read_in.where(cells.status == VERIFIED, "not read"),
-        }
-    )
+    read_in = read_in.where(cells.status == VERIFIED, "not read")
+    columns = {"value": cells.symbol, "evidence": cells.evidence, "read in": read_in}
+    return pd.DataFrame(columns)
 
 
 def counts(field: Field) -> dict[str, int | str]:

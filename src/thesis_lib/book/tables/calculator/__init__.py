@@ -8,9 +8,8 @@ Without scripts a reader sees the table at the values of the price table.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Template
 
@@ -91,35 +90,6 @@ def shown(value: float) -> str:
     return "never" if math.isinf(value) else f"{float(f'{value:.3g}'):,.10g}"
 
 
-_OF_A_ROW = (
-    "name", "count", "read_bytes", "compute_s", "first_compute_s", "batch",
-    "tokens_per_step", "memory_gb",
-)  # fmt: skip
-
-
-def _known(
-    rows: Sequence[tuple[Configuration, float | None]],
-    mix: Mix,
-    values: Mapping[str, float],
-) -> dict[str, Any]:
-    """Everything that the script knows, as JSON: constants, defaults and rows."""
-    return {
-        "hours_per_month": HOURS_PER_MONTH,
-        "storage_gb": STORAGE_GB,
-        "generated_tokens": mix.generated_tokens,
-        "steps": STEPS,
-        "values": dict(values),
-        "sliders": [
-            {"name": s.name, "low": s.low, "high": s.high, "factor": s.factor}
-            for s in SLIDERS
-        ],
-        "rows": [
-            {name: getattr(each, name) for name in _OF_A_ROW} | {"usd_per_hour": price}
-            for each, price in rows
-        ],
-    }
-
-
 def calculator(
     streamed: Sequence[Configuration],
     resident: Sequence[tuple[Configuration, float]],
@@ -139,6 +109,15 @@ def calculator(
     )
     # the price of an hour is a slider's for those that stream
     rows = [*((each, None) for each in streamed), *resident]
+    known = {  # by the script
+        "hours_per_month": HOURS_PER_MONTH,
+        "storage_gb": STORAGE_GB,
+        "generated_tokens": mix.generated_tokens,
+        "steps": STEPS,
+        "values": dict(values),
+        "sliders": [asdict(slider) for slider in SLIDERS],
+        "rows": [asdict(each) | {"usd_per_hour": price} for each, price in rows],
+    }
     template = Template(_beside("calculator.html"), autoescape=True, trim_blocks=True)
     return template.render(
         identifier="cost-calculator",
@@ -157,7 +136,7 @@ def calculator(
             }
             for each, price in rows
         ],
-        known=_known(rows, mix, values),
+        known=known,
         script=_beside("calculator.js"),
     )
 
