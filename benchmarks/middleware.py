@@ -33,7 +33,6 @@ from thesis_lib.sequencer.engine.scheduler import (
 from thesis_lib.sequencer.engine.storage import UNITS
 from thesis_lib.sequencer.policies.registry import policy
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
-from thesis_lib.sequencer.workload.features import static_features, static_names
 from thesis_lib.sequencer.workload.transactions import Log
 
 N, WARM_UP = 4_000, 400
@@ -119,10 +118,7 @@ def open_loop(storage, log: Log, count: int, rate_per_s: float, seed: int) -> Ru
     rng = np.random.default_rng(seed)
     due_s = poisson_arrivals(rate_per_s, len(log) - WARM_UP, rng)
     arrival_s = np.concatenate([np.zeros(WARM_UP), due_s])
-    asked = Requests(
-        arrival_s, arrival_s + 1.0, static_features(log), static_names(log), log.keys,
-        np.zeros(len(log)),
-    )  # fmt: skip
+    asked = Requests.of_log(log, arrival_s, 1.0, np.zeros(len(log)))
     with Scheduler(storage, log, count) as scheduler:
         run_closed(scheduler, WARM_UP, CLIENTS, BATCH)
         fifo = policy("fifo", slo_s=1.0, cores=count)

@@ -26,7 +26,6 @@ from thesis_lib.sequencer.engine.scheduler import (
 from thesis_lib.sequencer.engine.storage import UNITS
 from thesis_lib.sequencer.policies.registry import Policy, policy
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
-from thesis_lib.sequencer.workload.features import static_features, static_names
 from thesis_lib.sequencer.workload.tpcc import tpcc
 from thesis_lib.sequencer.workload.transactions import Scale
 
@@ -60,15 +59,7 @@ def log():
 
 
 def requests(log, arrival_s, slo_s=5e-3, estimated_s=2e-4):
-    n = len(log)
-    return Requests(
-        arrival_s=arrival_s,
-        deadline_s=arrival_s + slo_s,
-        features=static_features(log),
-        feature_names=static_names(log),
-        keys=log.keys,
-        estimated_s=np.full(n, estimated_s),
-    )
+    return Requests.of_log(log, arrival_s, slo_s, np.full(len(log), estimated_s))
 
 
 def poisson(log, rate_per_s, **options):
@@ -248,10 +239,7 @@ def test_the_observed_state_knows_who_must_be_running():
     assert state.start_s[[3, 1]].tolist() == [1.0, 1.0]
     assert np.isnan(state.start_s[4])
     advance(np.array([1]), np.array([1.1]), np.array([1.5]), 1.6)
-    assert state.running.tolist() == [
-        3,
-        4,
-    ]  # since a worker was free
+    assert state.running.tolist() == [3, 4]  # since a worker was free
     assert state.start_s[[1, 4]].tolist() == [1.1, 1.5]
     advance(np.array([4, 3]), np.array([1.6, 1.1]), np.array([1.7, 1.8]), 1.9)
     assert state.running.tolist() == [NONE, NONE]

@@ -1,19 +1,15 @@
 """The same log leaves the same state in every database, and it is the right one."""
 
-import pickle
 from contextlib import closing
 from dataclasses import replace
-from itertools import pairwise
+from functools import cache
 from time import perf_counter
 
-import numpy as np
 import pandas as pd
 import pytest
 from serial_execution import execute_serially
 
-from thesis_lib.sequencer.engine.engine import execute
-from thesis_lib.sequencer.engine.sqlite import SQLite, warehouse_file
-from thesis_lib.sequencer.engine.sqlite import connect as connect_file
+from thesis_lib.sequencer.engine.sqlite import SQLite
 from thesis_lib.sequencer.engine.storage import (
     FIELD,
     TABLES,
@@ -22,18 +18,11 @@ from thesis_lib.sequencer.engine.storage import (
     canonical_digest,
     initial_rows,
 )
+from thesis_lib.sequencer.workload import transactions as txn
 from thesis_lib.sequencer.workload.tpcc import tpcc
-from thesis_lib.sequencer.workload.transactions import (
-    NewOrder,
-    OrderLine,
-    OrderStatus,
-    Payment,
-    Scale,
-    YcsbScale,
-)
 from thesis_lib.sequencer.workload.ycsb import ycsb
 
-SMALL, RECORDS = Scale(warehouses=2, customers=60, items=100), YcsbScale(2, 400)
+SMALL, RECORDS = txn.Scale(warehouses=2, customers=60, items=100), txn.YcsbScale(2, 400)
 SEED = 4
 LOGS = {
     "tpcc": tpcc(600, SMALL, SEED),
@@ -46,22 +35,19 @@ ENGINES = ["sqlite", "postgresql"]
 
 @pytest.fixture(scope="module")
 def databases(tmp_path_factory):
-    """A function from engine, scale and seed to a database with that state."""
+    """A function from engine and scale to a database with its first state."""
     postgres = pytest.importorskip("thesis_lib.sequencer.engine.postgres")
-    folder, kept = tmp_path_factory.mktemp("databases"), {}
+    folder = tmp_path_factory.mktemp("databases")
     with postgres.postgres_database() as empty:
 
-        def loaded(engine, scale, seed=SEED):
-            name = f"{type(scale).__name__}_{len(kept)}".lower()
-            if (engine, scale, seed) not in kept:
-                storage = (
-                    SQLite(folder / name)
-                    if engine == "sqlite"
-                    else replace(empty, database=f"{empty.database}_{name}")
-                )
-                storage.load(scale, seed)
-                kept[engine, scale, seed] = storage
-            return kept[engine, scale, seed]
+        @cache
+        def loaded(engine, scale):
+            name = f"{type(scale).__name__}_{scale.partitions}".lower()
+            storage = SQLite(folder / name)
+            if engine == "postgresql":
+                storage = replace(empty, database=f"{empty.database}_{name}")
+            storage.load(scale, SEED)
+            return storage
 
         yield loaded
 
@@ -69,14 +55,13 @@ def databases(tmp_path_factory):
 @pytest.fixture(scope="module")
 def serial(databases):
     """A function from engine and log to a database in which that log was run."""
-    kept = {}
 
+    @cache
     def run(engine, name):
-        if (engine, name) not in kept:
-            copy = databases(engine, LOGS[name].scale).copy(f"serial{len(kept)}")
-            execute_serially(copy, LOGS[name])
-            kept[engine, name] = copy
-        return kept[engine, name]
+        number = list(LOGS).index(name)
+        copy = databases(engine, LOGS[name].scale).copy(f"serial{number}")
+        execute_serially(copy, LOGS[name])
+        return copy
 
     return run
 
@@ -84,15 +69,13 @@ def serial(databases):
 def rows(storage, table):
     """The rows of a table, the partition in the column `w`."""
     names = [column.split()[0] for column in TABLES[table].columns.split(", ")]
-    if isinstance(storage, SQLite):
-        found = []
-        for w in range(len(list(storage.folder.iterdir()))):
-            if warehouse_file(storage.folder, w).exists():
-                with closing(connect_file(warehouse_file(storage.folder, w))) as db:
-                    found += [(w, *r) for r in db.execute(f"SELECT * FROM {table}")]
-    else:
-        with closing(storage.session()) as session:
-            found = session.connection.execute(f"SELECT * FROM {table}").fetchall()
+    query = f"SELECT * FROM {table}"
+    with closing(storage.session()) as session:
+        if isinstance(storage, SQLite):
+            found = [(w, *r) for w, db in enumerate(session.files)
+                     for r in db.execute(query)]  # fmt: skip
+        else:
+            found = session.connection.execute(query).fetchall()
     return pd.DataFrame(found, columns=["w", *names])
 
 
@@ -149,31 +132,6 @@ def test_another_order_is_another_state(databases, serial, engine, name):
     copy = databases(engine, log.scale).copy(f"backwards{name[-1]}")
     execute_serially(copy, replace(log, transactions=log.transactions[::-1]))
     assert copy.digest() != serial(engine, name).digest()
-
-
-@pytest.mark.parametrize("name", ["ycsb A", "ycsb F"])
-def test_four_workers_reach_the_serial_state_of_ycsb_on_files(databases, serial, name):
-    copy = databases("sqlite", RECORDS).copy(f"files{name[-1]}")
-    execute(copy, LOGS[name], workers=4)
-    assert copy.digest() == serial("sqlite", name).digest()
-
-
-@pytest.mark.parametrize("name", ["tpcc", "ycsb F"])
-def test_writers_of_one_partition_overlap_on_postgresql(databases, serial, name):
-    storage = databases("postgresql", LOGS[name].scale)
-    assert not storage.one_writer
-    log = LOGS[name].without_files()
-    copy = pickle.loads(pickle.dumps(storage.copy(f"parallel{name[-1]}")))
-    run = execute(copy, log, workers=4)
-    assert copy.digest() == serial("postgresql", name).digest()
-    order = np.argsort(run.start_s)
-    keys, files = LOGS[name].keys, set(LOGS[name].scale.file_locks)
-    written = [
-        files & set(keys.keys[keys.offsets[i] : keys.offsets[i + 1]]) for i in order
-    ]
-    same = np.array([bool(a & b) for a, b in pairwise(written)])
-    overlap = run.start_s[order][1:] < run.finish_s[order][:-1]
-    assert (same & overlap).sum() > len(log) / 20
 
 
 # --- The right state ---------------------------------------------------------
@@ -242,12 +200,12 @@ def test_ycsb_does_what_a_dictionary_does(serial, engine, name):
 def test_an_unknown_item_leaves_no_trace(databases, engine):
     copy = databases(engine, SMALL).copy("unknown")
     before = copy.digest()
-    known, unknown = OrderLine(3, 1, 2), OrderLine(SMALL.items, 0, 1)
+    known, unknown = txn.OrderLine(3, 1, 2), txn.OrderLine(SMALL.items, 0, 1)
     with closing(copy.session()) as session:
-        assert not session.run(NewOrder(0, 1, 2, (known, unknown), 0))
-        assert not session.run(NewOrder(0, 1, 2, (unknown,), 0))
+        assert not session.run(txn.NewOrder(0, 1, 2, (known, unknown), 0))
+        assert not session.run(txn.NewOrder(0, 1, 2, (unknown,), 0))
         assert copy.digest() == before
-        assert session.run(NewOrder(0, 1, 2, (known,), 0))
+        assert session.run(txn.NewOrder(0, 1, 2, (known,), 0))
     assert copy.digest() != before
 
 
@@ -255,7 +213,9 @@ def test_an_unknown_item_leaves_no_trace(databases, engine):
 def test_an_item_ordered_twice_leaves_the_stock_twice(databases, engine):
     copy = databases(engine, SMALL).copy("twice")
     with closing(copy.session()) as session:
-        session.run(NewOrder(0, 1, 2, (OrderLine(3, 1, 2), OrderLine(3, 1, 5)), 0))
+        session.run(
+            txn.NewOrder(0, 1, 2, (txn.OrderLine(3, 1, 2), txn.OrderLine(3, 1, 5)), 0)
+        )
     stock = rows(copy, "stock").set_index(["w", "s_i_id"])
     assert stock.loc[(1, 3), ["s_ytd", "s_order_cnt", "s_remote_cnt"]].tolist() == [
         *(7, 2, 2)
@@ -286,8 +246,8 @@ def test_units_fit_in_the_time_of_the_transaction(databases, engine):
 def test_a_name_that_nobody_bears_is_stale(databases, engine):
     with closing(databases(engine, SMALL).session()) as session:
         for t in (
-            OrderStatus(0, 1, 7, "NOBODY", 1),
-            Payment(0, 1, 0, 1, 7, "NOBODY", 1, 100, 0),
+            txn.OrderStatus(0, 1, 7, "NOBODY", 1),
+            txn.Payment(0, 1, 0, 1, 7, "NOBODY", 1, 100, 0),
         ):
             with pytest.raises(Stale, match=r"means nobody, the log says 7: declare"):
                 session.run(t)
@@ -296,10 +256,10 @@ def test_a_name_that_nobody_bears_is_stale(databases, engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_replica_finds_the_same_transaction_stale(databases, engine):
     # No transaction renames a customer, so we do, after the log was declared.
-    alone = Scale(1, 60, 100)
+    alone = txn.Scale(1, 60, 100)
     log = tpcc(300, alone, SEED)
     named = next(
-        t for t in log.transactions if isinstance(t, Payment) and t.name_matches > 1
+        t for t in log.transactions if isinstance(t, txn.Payment) and t.name_matches > 1
     )
     bearers = sorted(
         (first, c)
@@ -308,7 +268,7 @@ def test_every_replica_finds_the_same_transaction_stale(databases, engine):
         and c != named.customer
     )
     again = replace(named, customer=bearers[(len(bearers) - 1) // 2][1])
-    asked = OrderStatus(
+    asked = txn.OrderStatus(
         0, named.customer_district, named.customer, named.last_name, named.name_matches
     )
     states = []

@@ -2,10 +2,7 @@ import numpy as np
 import pytest
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.estimators.conformal import (
-    conformal_offset,
-    track,
-)
+from thesis_lib.sequencer.estimators.conformal import conformal_offset, track
 
 
 def test_coverage_equals_the_promised_probability():
@@ -91,15 +88,3 @@ def test_tracking_refuses_what_no_clock_can_give():
         track(scores, asked_s, known_s, group, np.zeros(1), 0.9, 0.1)
     with pytest.raises(InvalidInput, match="level=1 must lie in"):
         track(scores, asked_s, known_s, group, np.zeros(3), 1.0, 0.1)
-
-
-def test_an_offset_is_exceeded_as_rarely_as_promised():
-    rng = np.random.default_rng(5)
-    lists, m = 20_000, 39
-    scores = rng.standard_t(3, (lists, m + 1))
-    for level in (0.5, 0.9, 0.95):
-        offsets = np.array([conformal_offset(row, level) for row in scores[:, :m]])
-        stderr = np.sqrt(level * (1 - level) / lists)
-        assert abs(np.mean(scores[:, m] <= offsets) - level) < 4 * stderr
-    with pytest.raises(InvalidInput, match="cannot be promised from 39 scores"):
-        conformal_offset(scores[0, :m], 0.99)

@@ -24,6 +24,13 @@ from thesis_lib.sequencer.workload.scenarios import scenario
 TRACE = scenario("A", 1_500, seed=4)
 
 
+def quick():
+    """Few trees, so that a file of them is small."""
+    model = Boosted()
+    model.rounds = 3
+    return model
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_what_is_loaded_predicts_what_was_saved(name, tmp_path):
     for aim in (None, *AIMS):
@@ -48,9 +55,8 @@ def test_what_is_not_fitted_or_of_somebody_else_is_not_saved(tmp_path):
             with pytest.raises(InvalidInput, match="is not fitted"):
                 save_estimator(estimator(name, aim=aim), tmp_path / "model.skops")
     for other in (estimator("oracle", truth=TRACE), Ridge()):
-        with pytest.raises(
-            InvalidInput, match=f"of type {type(other).__name__} cannot"
-        ):
+        named = f"of type {type(other).__name__} cannot"
+        with pytest.raises(InvalidInput, match=named):
             save_estimator(other, tmp_path / "model.skops")
     assert not list(tmp_path.iterdir())
 
@@ -71,13 +77,11 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
 
 
 def test_a_loaded_estimator_refuses_other_features(tmp_path):
-    save_estimator(Boosted(rounds=2).fit(TRACE), tmp_path / "model.skops")
-    names = ("is_payment", "is_new_order", "lines")
+    save_estimator(quick().fit(TRACE), tmp_path / "model.skops")
+    loaded = load_estimator(tmp_path / "model.skops")
+    other = replace(TRACE, feature_names=("is_payment", "is_new_order", "lines"))
     with pytest.raises(InvalidInput, match="missing: order_lines; unknown: lines"):
-        predict_all(
-            load_estimator(tmp_path / "model.skops"),
-            replace(TRACE, feature_names=names),
-        )
+        predict_all(loaded, other)
 
 
 # --- Files that are not what was saved -----------------------------------------
@@ -85,7 +89,7 @@ def test_a_loaded_estimator_refuses_other_features(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole():
-    return dumps(Boosted(rounds=3).fit(TRACE))
+    return dumps(quick().fit(TRACE))
 
 
 def refusal(path, content):
@@ -132,7 +136,7 @@ def test_nothing_that_could_execute_is_loaded(tmp_path):
         (json.dumps, "json.dumps"),
         (TRACE, "core.trace.Trace"),
     ):
-        forged = Boosted(rounds=2).fit(TRACE)
+        forged = quick().fit(TRACE)
         forged.ensemble = thing
         assert name in refusal(path, dumps(forged))
     assert "Ridge" in refusal(path, dumps(Ridge()))
@@ -145,28 +149,18 @@ def test_nothing_that_could_execute_is_loaded(tmp_path):
 
 def test_trees_that_would_walk_out_of_their_arrays_are_refused(whole, tmp_path):
     """No type is wrong in such a file: the numbers are."""
-    source = zipfile.ZipFile(io.BytesIO(whole))
-    arrays = [n for n in source.namelist() if n.endswith(".npy")]
-    refused = 0
-    for name in arrays:
-        for value in (-2, 10**6):
-            forged = io.BytesIO()
+    source, refused = zipfile.ZipFile(io.BytesIO(whole)), 0
+    entries = {name: source.read(name) for name in source.namelist()}
+    for name in [name for name in entries if name.endswith(".npy")]:
+        array = np.load(io.BytesIO(entries[name]))
+        for value in (-2, 10**6) if array.dtype.kind == "i" else ():
+            forged, changed, array[0] = io.BytesIO(), io.BytesIO(), value
+            np.save(changed, array)
             with zipfile.ZipFile(forged, "w") as target:
-                for entry in source.namelist():
-                    content = source.read(entry)
-                    if entry == name:
-                        array = np.load(io.BytesIO(content))
-                        if array.dtype.kind != "i":
-                            break
-                        array[0] = value
-                        changed = io.BytesIO()
-                        np.save(changed, array)
-                        content = changed.getvalue()
+                for entry, content in {**entries, name: changed.getvalue()}.items():
                     target.writestr(entry, content)
-                else:
-                    target.close()
-                    refusal(tmp_path / "forged.skops", forged.getvalue())
-                    refused += 1
+            refusal(tmp_path / "forged.skops", forged.getvalue())
+            refused += 1
     assert refused == 2 * 3  # roots, features and children
 
 
@@ -181,7 +175,5 @@ def test_an_estimator_that_predicts_no_time_is_refused(tmp_path):
 def test_a_word_for_an_estimator_is_a_kind_or_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").touch()
-    assert [saved.is_file(word) for word in ("boosted", "noisy", "bosted")] == [
-        False, False, False,
-    ]  # fmt: skip
+    assert not any(map(saved.is_file, ("boosted", "noisy", "bosted")))
     assert all(map(saved.is_file, ("here", "absent.skops", "a/b.skops")))

@@ -71,10 +71,4 @@ def test_closed_loops_and_too_many_windows_are_refused():
     with pytest.raises(InvalidInput, match="closed loop"):
         distances(cell("A", 100, clients=5), [1.0], seeds=1, seed=1, sweeps=1)
     with pytest.raises(InvalidInput, match="windows of 40"):
-        windows(
-            SimulationConfig.of_scenario("A", transactions=70),
-            1.0,
-            number=2,
-            seed=1,
-            effort=1.0,
-        )
+        windows(cell("A", 70), 1.0, number=2, seed=1, effort=1.0)

@@ -3,30 +3,13 @@ import pandas as pd
 import pytest
 
 from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.experiments import goals
 from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
     noisy_estimate,
 )
-from thesis_lib.sequencer.experiments.goals import (
-    BASELINES,
-    GOALS,
-    LOADS,
-    SIMPLE,
-    ablate_components,
-    against_baselines,
-    against_goals,
-    by_estimator,
-    censored,
-    constants,
-    elsewhere,
-    learning,
-    price_of_fairness,
-    random_settings,
-    run_goals,
-    worth_of_learning,
-)
 from thesis_lib.sequencer.experiments.grid import DESIGN_SEED, replicate, simulate_cell
-from thesis_lib.sequencer.experiments.metrics import column
+from thesis_lib.sequencer.experiments.metrics import mean
 from thesis_lib.sequencer.policies.admission import BidPriceParameters
 
 
@@ -34,117 +17,111 @@ def runs_of(row, shares):
     """Two seeds at each load: FIFO at 50 %, bid-price and the bound as given."""
     return pd.DataFrame(
         [
-            {
-                "row": row,
-                "load": load,
-                "seed": seed,
-                "policy": name,
-                "violations": share,
-            }
-            for load in LOADS
+            (row, load, seed, name, share)
+            for load in goals.LOADS
             for seed in range(2)
             for name, share in {"fifo": 0.5, **shares}.items()
-        ]
+        ],
+        columns=["row", "load", "seed", "policy", "violations"],
     )
 
 
 def test_a_goal_is_reached_by_the_low_end_of_the_interval():
-    table = against_goals(runs_of("A", {"bid-price": 0.0149, "bound": 0.001}))
+    table = goals.against_goals(runs_of("A", {"bid-price": 0.0149, "bound": 0.001}))
     np.testing.assert_allclose(table["reduction"], 100 * (1 - 0.0149 / 0.5))
     assert table["reached"].tolist() == [True, True, True, True, True]
     np.testing.assert_allclose(table["regret"], 1.39)
     assert table["kept"].tolist() == [False, False, False, False, True]
-    short = against_goals(runs_of("A", {"bid-price": 0.0151, "bound": 0.001}))
+    short = goals.against_goals(runs_of("A", {"bid-price": 0.0151, "bound": 0.001}))
     assert short["reached"].tolist() == [True, False, False, False, True]
     mixed = runs_of("A", {"bid-price": 0.0, "bound": 0.0})
     mixed.loc[(mixed["policy"] == "bid-price") & (mixed["seed"] == 1), "violations"] = (
         0.029
     )
-    wide = against_goals(mixed)  # 97.1 % in the mean, 94.2 % for one of the seeds
+    wide = goals.against_goals(mixed)  # 97.1 % in the mean, 94.2 % for one of the seeds
     assert wide["reached"].tolist() == [False, False, False, False, True]
 
 
 def test_rows_without_a_regret_keep_it():
-    table = against_goals(runs_of("B", {"bid-price": 0.4, "bound": 0.0}))
+    table = goals.against_goals(runs_of("B", {"bid-price": 0.4, "bound": 0.0}))
     assert table["kept"].all()
     assert table["its goal"].isna().all()
 
 
 def test_the_goals_are_those_that_were_set():
-    assert [100 * g for g in GOALS["A"].reduction] == [95, 97, 97, 97, 86]
-    assert [100 * g for g in GOALS["B"].reduction] == [78, 87, 92, 95, 86]
-    assert [100 * g for g in GOALS["A, lag"].reduction] == [50, 80, 92, 96, 84]
-    assert GOALS["A, lag"].cell(100).delays.lag_s == 0.5e-3
-    assert [g.scenario for g in GOALS.values()] == ["A", "A", "B"]
+    assert [100 * g for g in goals.GOALS["A"].reduction] == [95, 97, 97, 97, 86]
+    assert [100 * g for g in goals.GOALS["B"].reduction] == [78, 87, 92, 95, 86]
+    assert [100 * g for g in goals.GOALS["A, lag"].reduction] == [50, 80, 92, 96, 84]
+    assert goals.GOALS["A, lag"].cell(100).delays.lag_s == 0.5e-3
+    assert [g.scenario for g in goals.GOALS.values()] == ["A", "A", "B"]
 
 
 def test_one_command_repeats_a_cell_of_the_table():
-    runs = run_goals(transactions=600, seeds=2, seed=5, loads=[1.5])
+    runs = goals.run_goals(transactions=600, seeds=2, seed=5, loads=[1.5])
     cell = runs[runs["row"] == "B"]
     said = simulate_cell(
         scenario="B", load=1.5, policy="bid-price", seeds=2, seed=5, transactions=600
     )
-    assert said["violations"] == column(cell, "bid-price", 1.5, "violations").mean()
-    assert said["fifo_violations"] == column(cell, "fifo", 1.5, "violations").mean()
-    assert said["lower_bound"] == column(cell, "bound", 1.5, "violations").mean()
+    assert said["violations"] == mean(cell, "bid-price", 1.5)
+    assert said["fifo_violations"] == mean(cell, "fifo", 1.5)
+    assert said["lower_bound"] == mean(cell, "bound", 1.5)
 
 
 def test_every_estimator_is_judged_on_the_same_seeds_and_exact_ones_are_best():
-    made = by_estimator(transactions=1_500, seeds=2, seed=11, loads=[1.5])
+    made = goals.by_estimator(transactions=1_500, seeds=2, seed=11, loads=[1.5])
     assert made.columns.tolist() == ["noisy", "goal", "boosted", "constant", "oracle"]
-    assert made.index.tolist() == [(row, 1.5) for row in GOALS]
+    assert made.index.tolist() == [(row, 1.5) for row in goals.GOALS]
     assert (made["oracle"] > made["noisy"]).all()
     assert (made["noisy"] > made["constant"]).all()
-    runs = run_goals(transactions=1_500, seeds=2, seed=11, loads=[1.5])
-    table = against_goals(runs)
+    runs = goals.run_goals(transactions=1_500, seeds=2, seed=11, loads=[1.5])
+    table = goals.against_goals(runs)
     np.testing.assert_array_equal(made["noisy"], table["low"])
     np.testing.assert_array_equal(made["goal"], table["goal"])
 
 
 def test_every_baseline_runs_and_blind_refusals_are_as_many_as_bid_price():
     cell = SimulationConfig.of_scenario("A", transactions=3_000)
-    runs = against_baselines(cell, [1.5], seeds=2, seed=6)
-    assert set(runs["policy"]) == {*BASELINES, "bound"}
-    blind, bid_price = (
-        column(runs, name, 1.5, "dropped").mean()
-        for name in ("random-drop", "bid-price")
-    )
-    assert abs(blind - bid_price) < 0.02
+    runs = goals.against_baselines(cell, [1.5], seeds=2, seed=6)
+    assert set(runs["policy"]) == {*goals.BASELINES, "bound"}
+    blind = mean(runs, "random-drop", 1.5, "dropped")
+    assert abs(blind - mean(runs, "bid-price", 1.5, "dropped")) < 0.02
     least = runs.groupby("policy")["violations"].mean()
     assert (least["bound"] <= least).all()
 
 
 def test_ingredients_have_the_whole_and_every_part():
     cells = {"A": SimulationConfig.of_scenario("A", transactions=1_500)}
-    table = ablate_components(cells, [1.5], seeds=2, seed=7)
-    assert (
-        table.loc["without price", ("A", 1.5)] > table.loc["bid-price", ("A", 1.5)] + 3
-    )
-    assert table.loc["late-edf", ("A", 1.5)] > table.loc["bid-price", ("A", 1.5)] + 3
+    made = goals.ablate_components(cells, [1.5], seeds=2, seed=7)["A", 1.5]
+    assert made["without price"] > made["bid-price"] + 3
+    assert made["late-edf"] > made["bid-price"] + 3
 
 
 def test_settings_are_drawn_once_and_in_range():
-    drawn = random_settings(50, 8)
-    assert drawn == random_settings(50, 8)
+    drawn = goals.random_settings(50, 8)
+    assert drawn == goals.random_settings(50, 8)
     assert len({s.cores for s in drawn}) > 10
     assert all(2 <= s.warehouses <= 40 and 2 <= s.cores <= 32 for s in drawn)
     assert all(4e-3 <= s.slo_s <= 30e-3 and 0.7 <= s.load <= 1.6 for s in drawn)
     assert all((s.lag_s > 0) == bool(at % 2) for at, s in enumerate(drawn))
     with pytest.raises(InvalidInput, match="number=0"):
-        random_settings(0, 8)
+        goals.random_settings(0, 8)
 
 
 def test_elsewhere_names_the_setting_and_is_above_the_bound():
-    rows = elsewhere(
-        random_settings(2, 9), ["fifo", "bid-price"], transactions=600, seeds=2, seed=9
+    rows = goals.elsewhere(
+        goals.random_settings(2, 9),
+        ["fifo", "bid-price"],
+        transactions=600,
+        seeds=2,
+        seed=9,
     )
     assert (rows["bid-price"] >= rows["bound"]).all()
-    assert rows["cores"].tolist() == [s.cores for s in random_settings(2, 9)]
+    assert rows["cores"].tolist() == [s.cores for s in goals.random_settings(2, 9)]
 
 
 def test_fairness_costs_goodput_and_brings_types_together():
     cell = SimulationConfig.of_scenario("A", transactions=12_000)
-    free, fair = price_of_fairness(
+    free, fair = goals.price_of_fairness(
         cell, [np.inf, 0.05], 1.5, seeds=2, seed=10
     ).itertuples(index=False)
     assert fair.between < free.between - 10
@@ -161,50 +138,41 @@ def small():
 
 
 def test_what_learning_is_worth_is_what_the_same_runs_say(small):
-    runs = learning(small, 1.3, seeds=2, seed=5)
-    worth = worth_of_learning(runs, 1.3)
-    mean = {
-        name: column(runs, name, 1.3, "violations").mean()
-        for name in runs["policy"].unique()
-    }
-    assert mean[worth["simple_best"]] == min(mean[name] for name in SIMPLE)
-    assert worth["learned_percent"] == 100 * mean["bid-price"]
-    assert worth["learned_regret"] == 100 * mean["bid-price"] - 100 * mean["bound"]
+    runs = goals.learning(small, 1.3, seeds=2, seed=5)
+    worth = goals.worth_of_learning(runs, 1.3)
+    share = {name: mean(runs, name, 1.3) for name in runs["policy"].unique()}
+    assert share[worth["simple_best"]] == min(share[name] for name in goals.SIMPLE)
+    assert worth["learned_percent"] == 100 * share["bid-price"]
+    assert worth["learned_regret"] == 100 * share["bid-price"] - 100 * share["bound"]
     for name, policy, baseline in (
         ("reduction_learned", "bid-price", "fifo"),
         ("reduction_constant", "bid-price-constant", "fifo"),
         ("learned_over_constant", "bid-price", "bid-price-constant"),
         ("learned_over_simple", "bid-price", worth["simple_best"]),
     ):
-        expected = 100 * (1 - mean[policy] / mean[baseline])
+        expected = 100 * (1 - share[policy] / share[baseline])
         assert worth[name] == pytest.approx(expected), name
         assert worth[f"{name}_low"] <= worth[f"{name}_high"], name
 
 
 def test_a_learned_estimate_is_not_the_truth_and_a_constant_is_neither(small):
     """The columns are of three estimators, on the same transactions."""
-    runs = learning(small, 1.3, seeds=1, seed=5)
+    runs = goals.learning(small, 1.3, seeds=1, seed=5)
     exact = replicate(small, ["bid-price"], [1.3], noisy_estimate(0.0), seeds=1, seed=5)
-    counts = {
-        column(runs, "bid-price", 1.3, "violations")[0],
-        column(runs, "bid-price-constant", 1.3, "violations")[0],
-        column(exact, "bid-price", 1.3, "violations")[0],
-    }
-    assert len(counts) == 3
+    places = (runs, "bid-price"), (runs, "bid-price-constant"), (exact, "bid-price")
+    assert len({mean(of, policy, 1.3) for of, policy in places}) == 3
 
 
 def test_constants_are_varied_one_at_a_time_from_the_configuration_itself(small):
-    table = constants(small, [1.3], seeds=1)
-    plain = replicate(
-        small, ["bid-price"], [1.3], noisy_estimate(), seeds=1, seed=DESIGN_SEED
-    )
+    table = goals.constants(small, [1.3], seeds=1)
+    plain = replicate(small, ["bid-price"], [1.3], seeds=1, seed=DESIGN_SEED)
     assert len(table) == 7
     assert table.iloc[0, 0] == 100 * plain["violations"].mean()
     assert (table.iloc[1:, 0] != table.iloc[0, 0]).any()
 
 
 def test_what_is_censored_is_held_against_the_line_of_the_admitted(small):
-    sides = censored(small, 1.5, seeds=2)
+    sides = goals.censored(small, 1.5, seeds=2)
     assert sides["share"].sum() == pytest.approx(100)
     promised = 100 * BidPriceParameters().pressed_p
     assert sides.loc["admitted", "within"] == pytest.approx(promised, abs=0.5)
@@ -216,4 +184,4 @@ def test_what_is_censored_is_held_against_the_line_of_the_admitted(small):
 
 
 def test_where_nothing_is_refused_there_is_no_row_of_it(small):
-    assert list(censored(small, 0.3, seeds=1).index) == ["admitted"]
+    assert list(goals.censored(small, 0.3, seeds=1).index) == ["admitted"]

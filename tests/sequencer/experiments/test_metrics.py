@@ -22,20 +22,15 @@ def test_half_of_each_type_takes_at_most_its_objective_over_the_factor():
     assert metrics.type_objectives_s(one_type, 5.0)[0] == np.inf
 
 
-def test_costs_are_the_corners_of_their_lines():
+def test_a_cost_is_the_corners_of_its_line_and_late_or_not_is_its_limit():
     latency_s = np.array([0.0, 1.0, 1.5, 2.0, 3.0, 9.0])
-    np.testing.assert_array_equal(metrics.step_cost(latency_s, 1.0), [0, 0, 1, 1, 1, 1])
-    np.testing.assert_array_equal(
-        metrics.linear_cost(latency_s, 1.0, 3.0), [0, 0, 0.25, 0.5, 1, 1]
-    )
-    # Soft is never dearer than firm, and firm is its limit.
-    assert (
-        metrics.linear_cost(latency_s, 1.0, 3.0) <= metrics.step_cost(latency_s, 1.0)
-    ).all()
-    np.testing.assert_array_equal(
-        metrics.linear_cost(latency_s, 1.0, 1.0 + 1e-9),
-        metrics.step_cost(latency_s, 1.0),
-    )
+    soft = metrics.linear_cost(latency_s, 1.0, 3.0)
+    np.testing.assert_array_equal(soft, [0, 0, 0.25, 0.5, 1, 1])
+    firm = metrics.step_cost(latency_s, 1.0)
+    np.testing.assert_array_equal(firm, [0, 0, 1, 1, 1, 1])
+    assert (soft <= firm).all()  # soft is never dearer than firm, and firm its limit
+    nearly = metrics.linear_cost(latency_s, 1.0, 1.0 + 1e-9)
+    np.testing.assert_array_equal(nearly, firm)
 
 
 def test_a_tail_is_kept_by_its_share_and_a_drop_is_no_answer():

@@ -6,10 +6,7 @@ from thesis_lib.common import files
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import Trace
 from thesis_lib.sequencer.experiments import grid, metrics, robustness
-from thesis_lib.sequencer.experiments.configuration import (
-    SimulationConfig,
-    noisy_estimate,
-)
+from thesis_lib.sequencer.experiments.configuration import SimulationConfig
 from thesis_lib.sequencer.experiments.robustness import FlashCrowd
 from thesis_lib.sequencer.workload.scenarios import Prices
 
@@ -20,19 +17,17 @@ def test_unchanged_estimates_give_what_replicate_gives():
     runs = robustness.under_misestimation(
         cell, ["bid-price"], [1.1], ["none", "truth drifts to 2x"], **given
     )
-    plain = grid.replicate(
-        cell, ["fifo", "bid-price"], [1.1], noisy_estimate(), **given
+    plain = grid.replicate(cell, ["fifo", "bid-price"], [1.1], **given)
+    same, drifted = (
+        runs[runs["misestimation"] == name] for name in ("none", "truth drifts to 2x")
     )
-    same = runs[runs["misestimation"] == "none"]
     for policy in ("fifo", "bid-price"):
-        np.testing.assert_array_equal(
-            metrics.column(same, policy, 1.1, "violations"),
-            metrics.column(plain, policy, 1.1, "violations"),
+        right, unchanged, worse = (
+            metrics.column(of, policy, 1.1, "violations")
+            for of in (plain, same, drifted)
         )
-    drifted = runs[runs["misestimation"] == "truth drifts to 2x"]
-    for policy in ("fifo", "bid-price"):
-        worse = metrics.column(drifted, policy, 1.1, "violations")
-        assert (worse > metrics.column(plain, policy, 1.1, "violations")).all()
+        np.testing.assert_array_equal(unchanged, right)
+        assert (worse > right).all()
     with pytest.raises(InvalidInput, match="misestimation"):
         robustness.under_misestimation(cell, [], [1.1], ["nonsense"], **given)
 
@@ -159,17 +154,14 @@ def test_recovery_is_the_first_window_back_at_the_level_before():
 
 
 def test_a_verdict_names_the_worst():
-    table = pd.DataFrame(
-        {
-            "misestimation": ["a", "b", "c", "a"],
-            "load": [0.9, 1.1, 1.1, 1.1],
-            "policy": ["bid-price", "bid-price", "bid-price", "edf"],
-            "points": [-1.0, 0.3, 0.2, 9.0],
-            "low": [-2.0, 0.1, 0.2, 9.0],
-            "high": [0.1, 0.5, 0.2, 9.0],
-            "within": [True, False, True, False],
-        }
-    )
+    columns = ["misestimation", "load", "policy", "points", "low", "high", "within"]
+    rows = [
+        ("a", 0.9, "bid-price", -1.0, -2.0, 0.1, True),
+        ("b", 1.1, "bid-price", 0.3, 0.1, 0.5, False),
+        ("c", 1.1, "bid-price", 0.2, 0.2, 0.2, True),
+        ("a", 1.1, "edf", 9.0, 9.0, 9.0, False),
+    ]
+    table = pd.DataFrame(rows, columns=columns)
     assert robustness.verdict(table, "bid-price") == {
         "settings": 3, "within": 2, "misestimation": "b", "load": 1.1, "points": 0.3,
         "low": 0.1, "high": 0.5,
@@ -187,9 +179,9 @@ def test_each_workload_has_its_skew_and_its_objectives():
         cells[f"YCSB A, zipf {z:g}"].saturation_per_s for z in robustness.ZIPF_EXPONENTS
     ]
     assert rates[0] > rates[-1]  # a hot record is locked, one at a time
-    runs = robustness.across(
-        {name: cells[name] for name in ("A", "TPC-C, 5 x median")},
-        ["fifo", "bid-price"], [0.9, 1.2], seeds=2, seed=1,
+    runs = grid.run_grid(
+        {name: cells[name] for name in ("A", "TPC-C, 5 x median")}, "workload",
+        policies=["fifo", "bid-price"], loads=[0.9, 1.2], seeds=2, seed=1,
     )  # fmt: skip
     table = robustness.by_workload(runs, 1.2)
     assert table.index.tolist() == ["A", "TPC-C, 5 x median"]

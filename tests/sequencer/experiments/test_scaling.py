@@ -5,24 +5,13 @@ import pandas as pd
 import pytest
 
 from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.experiments import scaling
 from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
     noisy_estimate,
 )
 from thesis_lib.sequencer.experiments.grid import paired_seeds
 from thesis_lib.sequencer.experiments.metrics import summarise
-from thesis_lib.sequencer.experiments.scaling import (
-    OVERLOAD,
-    behind_one_sequencer,
-    capacities,
-    decision_us,
-    grown,
-    one_or_many,
-    one_sequencer,
-    saturated_at,
-    sequencers_needed,
-    weak_scaling,
-)
 from thesis_lib.sequencer.policies.registry import policy
 from thesis_lib.sequencer.simulator.partitions import Exchange
 from thesis_lib.sequencer.simulator.simulator import simulate
@@ -44,11 +33,11 @@ def cell(transactions, warehouses=10):
 @pytest.mark.parametrize("read_share", [0.0, 0.5, 1.0])
 def test_where_nothing_conflicts_capacity_is_what_the_cores_allow(read_share):
     exchange = Exchange(read_share=read_share)
-    runs = weak_scaling(
-        cell(6_000, warehouses=50_000), ["fifo"], [1, 4], [0.0, 0.1, 0.3], OVERLOAD,
-        seeds=2, seed=1, exchange=exchange,
+    runs = scaling.weak_scaling(
+        cell(6_000, warehouses=50_000), ["fifo"], [1, 4], [0.0, 0.1, 0.3],
+        scaling.OVERLOAD, seeds=2, seed=1, exchange=exchange,
     )  # fmt: skip
-    made = capacities(runs, exchange)
+    made = scaling.capacities(runs, exchange)
     local = made[0.0, "fifo"]
     np.testing.assert_allclose(local, 100, rtol=0.02)
     for crossing in (0.1, 0.3):
@@ -60,10 +49,10 @@ def test_where_nothing_conflicts_capacity_is_what_the_cores_allow(read_share):
 
 
 def test_locks_only_lower_it_and_more_crossing_more_so():
-    runs = weak_scaling(
-        cell(1_000), ["fifo"], [4], [0.0, 0.1, 0.3], OVERLOAD, seeds=3, seed=2
+    runs = scaling.weak_scaling(
+        cell(1_000), ["fifo"], [4], [0.0, 0.1, 0.3], scaling.OVERLOAD, seeds=3, seed=2
     )
-    made = capacities(runs)
+    made = scaling.capacities(runs)
     shares = [0.0, 0.1, 0.3]
     measured = [made.loc[4, (share, "fifo")] for share in shares]
     assert measured == sorted(measured, reverse=True)
@@ -73,7 +62,7 @@ def test_locks_only_lower_it_and_more_crossing_more_so():
 
 def test_one_partition_is_the_simulator_and_stands_for_every_share():
     made = cell(500)
-    runs = weak_scaling(
+    runs = scaling.weak_scaling(
         made, ["fifo", "bid-price"], [1, 2], [0.0, 0.1], 1.1, seeds=1, seed=3
     )
     alone = runs[runs["partitions"] == 1].drop(columns="crossing")
@@ -99,7 +88,7 @@ def test_one_partition_is_the_simulator_and_stands_for_every_share():
 def test_parts_aside_by_littles_law():
     # Two parts for each of what crosses, for `wait_s` each, in so many partitions.
     made, share = cell(3_000), 0.1
-    runs = weak_scaling(made, ["bid-price"], [4], [share], 0.7, seeds=1, seed=4)
+    runs = scaling.weak_scaling(made, ["bid-price"], [4], [share], 0.7, seeds=1, seed=4)
     row = runs.iloc[0]
     parts_per_s = 2 * share * 0.7 * made.saturation_per_s
     assert row["aside"] == pytest.approx(parts_per_s * row["wait_s"], rel=0.06)
@@ -107,45 +96,47 @@ def test_parts_aside_by_littles_law():
 
 def test_where_everything_is_dropped_nothing_stands_aside():
     hopeless = replace(cell(200), slo_s=1e-6)
-    (row,) = weak_scaling(
+    (row,) = scaling.weak_scaling(
         hopeless, ["late-edf"], [2], [0.5], 1.0, seeds=1, seed=4
     ).to_dict("records")  # fmt: skip
     assert row["violations"] == row["violations_crossing"] == 1
     assert row["throughput"] == row["wait_s"] == row["aside"] == 0
 
 
+def measured(costs):
+    """What `one_sequencer` makes of rates and costs by the cores, for one policy."""
+    cases = [
+        {"policy": "bid-price", "load": 1.1, "cores": cores, "rate_per_s": rate_per_s,
+         "decide_mean_us": decide_us}
+        for cores, (rate_per_s, decide_us) in costs.items()
+    ]  # fmt: skip
+    return scaling.one_sequencer(cases).xs(("bid-price", 1.1))
+
+
 def test_a_sequencer_saturates_between_the_rates_around_it():
     # Cost in proportion to the cores: 1 us for each, so busy = 1e-6 x 100 x cores^2.
-    cases = [
-        {
-            "policy": "bid-price",
-            "load": 1.1,
-            "cores": cores,
-            "rate_per_s": 100.0 * cores,
-            "decide_mean_us": float(cores),
-        }
-        for cores in (400, 10, 40)
-    ]
-    busy = one_sequencer(cases).xs(("bid-price", 1.1))
+    busy = measured({cores: (100.0 * cores, float(cores)) for cores in (400, 10, 40)})
     np.testing.assert_allclose(busy["busy"], [0.01, 0.16, 16.0])
-    assert decision_us(busy, 2_000.0) == pytest.approx(20.0)
-    assert saturated_at(busy) == pytest.approx(10_000.0)
-    assert saturated_at(busy[busy["busy"] < 1]) == np.inf
+    assert scaling.decision_us(busy, 2_000.0) == pytest.approx(20.0)
+    assert scaling.saturated_at(busy) == pytest.approx(10_000.0)
+    assert scaling.saturated_at(busy[busy["busy"] < 1]) == np.inf
     with pytest.raises(InvalidInput, match="measure smaller ones"):
-        saturated_at(busy[busy["busy"] > 1])
+        scaling.saturated_at(busy[busy["busy"] > 1])
     for outside in (999.0, 40_001.0):
         with pytest.raises(InvalidInput, match="lies outside what was measured"):
-            decision_us(busy, outside)
-    assert decision_us(busy, 20, "cores") == pytest.approx(20.0)
+            scaling.decision_us(busy, outside)
+    assert scaling.decision_us(busy, 20, "cores") == pytest.approx(20.0)
     with pytest.raises(InvalidInput, match="cores=401 lies outside"):
-        decision_us(busy, 401, "cores")
+        scaling.decision_us(busy, 401, "cores")
 
 
 def test_behind_a_busy_sequencer_everything_is_late():
     # 20 us each let 50,000 a second through: enough for 8 cores, not for 64.
     one = cell(10)
     cells = [
-        grown("A", times, transactions=400, saturation_per_s=one.saturation_per_s)
+        scaling.grown(
+            "A", times, transactions=400, saturation_per_s=one.saturation_per_s
+        )
         for times in (1, 8)
     ]
     assert cells[1].cores == 8 * SPEC.cores
@@ -153,29 +144,19 @@ def test_behind_a_busy_sequencer_everything_is_late():
     trace = cells[1].make_trace(0)
     assert len(trace) == 3_200
     assert trace.keys.n_keys == 8 * 10 * 11
-    cases = [
-        {
-            "policy": "bid-price",
-            "load": 1.1,
-            "cores": cores,
-            "rate_per_s": 1_000.0 * cores,
-            "decide_mean_us": 20.0,
-        }
-        for cores in (1, 1_000)
-    ]
-    busy = one_sequencer(cases).xs(("bid-price", 1.1))
-    made = behind_one_sequencer(cells, "bid-price", 1.1, busy, seeds=2, seed=5)
+    busy = measured({cores: (1_000.0 * cores, 20.0) for cores in (1, 1_000)})
+    made = scaling.behind_one_sequencer(cells, "bid-price", 1.1, busy, seeds=2, seed=5)
     assert list(made.index) == [8, 64]
     assert (made["free"] < 0.05).all()
     assert made.loc[8, "as measured"] < 0.05
     assert made.loc[64, "as measured"] > 0.2
     # A machine is priced by its cores at any load, also one below those measured.
-    idle = behind_one_sequencer(cells, "bid-price", 0.01, busy, seeds=2, seed=5)
+    idle = scaling.behind_one_sequencer(cells, "bid-price", 0.01, busy, seeds=2, seed=5)
     assert (idle == 0).all(axis=None)
     with pytest.raises(InvalidInput, match="times=0"):
-        grown("A", 0, transactions=1, saturation_per_s=1.0)
+        scaling.grown("A", 0, transactions=1, saturation_per_s=1.0)
     with pytest.raises(InvalidInput, match="scenario='Z'"):
-        grown("Z", 1, transactions=1, saturation_per_s=1.0)
+        scaling.grown("Z", 1, transactions=1, saturation_per_s=1.0)
 
 
 def test_one_machine_stands_beside_as_many_cores_in_partitions():
@@ -190,7 +171,7 @@ def test_one_machine_stands_beside_as_many_cores_in_partitions():
     machines = pd.DataFrame(
         {"free": [0.01, 0.02], "as measured": [0.01, 0.7]}, index=[32, 8]
     )
-    table = one_or_many(machines, runs, "bid-price", 8)
+    table = scaling.one_or_many(machines, runs, "bid-price", 8)
     assert list(table.columns) == [
         "one sequencer, free",
         "one sequencer, as measured",
@@ -204,8 +185,8 @@ def test_one_machine_stands_beside_as_many_cores_in_partitions():
 def test_sequencers_are_rounded_up():
     made = cell(10)
     rate_per_s = 1.1 * made.saturation_per_s
-    assert sequencers_needed(3 * rate_per_s, made, 1.1) == 3
-    assert sequencers_needed(3.01 * rate_per_s, made, 1.1) == 4
+    assert scaling.sequencers_needed(3 * rate_per_s, made, 1.1) == 3
+    assert scaling.sequencers_needed(3.01 * rate_per_s, made, 1.1) == 4
     for rate, load in ((0.0, 1.0), (1.0, 0.0)):
         with pytest.raises(InvalidInput, match="must be positive"):
-            sequencers_needed(rate, made, load)
+            scaling.sequencers_needed(rate, made, load)

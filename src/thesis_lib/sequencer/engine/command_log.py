@@ -12,7 +12,6 @@ with the file, differs from one that was altered.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,40 +21,29 @@ from zlib import crc32
 
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.sequencer.core.trace import I64
-from thesis_lib.sequencer.workload.transactions import (
-    DISTRICTS,
-    FIELDS,
-    OPERATIONS,
-    TYPES,
-    Log,
-    NewOrder,
-    Operation,
-    OrderLine,
-    Scale,
-    Transaction,
-    Ycsb,
-    YcsbScale,
-)
+from thesis_lib.sequencer.workload import transactions as txn
 
 LOG_VERSION = 1
 MAGIC = b"thesis command log\n"
 FRAME = Struct("<IIQ")  # bytes of content, its CRC-32, position of its first
 SEAL = Struct("<I")  # CRC-32 of the frame
-SCALES = {scale.__name__: scale for scale in (Scale, YcsbScale)}
-ROWS = {NewOrder: OrderLine, Ycsb: Operation}  # what the lists of a type consist of
+SCALES = {scale.__name__: scale for scale in (txn.Scale, txn.YcsbScale)}
+ROWS = {
+    txn.NewOrder: txn.OrderLine,
+    txn.Ycsb: txn.Operation,
+}  # what the lists of a type consist of
 
 
 class CommandLog:
     """A new log file on disk; a context manager.
 
     `append` returns when the record is the operating system's, which survives the end
-    of this process, or with `fsync` when it is on the disk. Raises InvalidInput for a
-    file that exists or cannot be made.
+    of this process. Raises InvalidInput for a file that exists or cannot be made.
     """
 
-    def __init__(self, path: Path | str, log: Log, fsync: bool = False) -> None:
+    def __init__(self, path: Path | str, log: txn.Log) -> None:
         self.commands = [_encode(t) for t in log.transactions]  # as clients send them
-        self.fsync, self.position = fsync, 0
+        self.position = 0
         try:
             self.file = open(path, "xb")  # noqa: SIM115
         except FileExistsError:
@@ -95,15 +83,13 @@ class CommandLog:
     def _write(self, content: bytes) -> None:
         self.file.write(content)
         self.file.flush()
-        if self.fsync:
-            os.fsync(self.file.fileno())
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
     """What a log file holds, whole records only."""
 
-    log: Log
+    log: txn.Log
     torn_bytes: int  # of a last record that was not written to its end
 
 
@@ -135,7 +121,8 @@ def read_log(path: Path | str) -> Recovered:
     while True:
         batch, end = _read_record(content, at, len(transactions), path)
         if batch is None:
-            break
+            log = txn.Log.declare(scale, seed, transactions)
+            return Recovered(log=log, torn_bytes=len(content) - at)
         for command in batch.split(b"\n"):
             try:
                 transactions.append(_decode(command, kinds, limits))
@@ -146,8 +133,6 @@ def read_log(path: Path | str) -> Recovered:
                     "version that wrote it"
                 ) from error
         at = end
-    log = Log.declare(scale, seed, transactions)
-    return Recovered(log=log, torn_bytes=len(content) - at)
 
 
 def _record(content: bytes, position: int) -> bytes:
@@ -177,7 +162,9 @@ def _read_record(
     return found, body + length
 
 
-def _read_header(header: bytes, path: Path | str) -> tuple[Scale | YcsbScale, int]:
+def _read_header(
+    header: bytes, path: Path | str
+) -> tuple[txn.Scale | txn.YcsbScale, int]:
     try:
         content = json.loads(header)
         version, seed, sizes = content["version"], content["seed"], content["scale"]
@@ -200,23 +187,23 @@ def _read_header(header: bytes, path: Path | str) -> tuple[Scale | YcsbScale, in
         ) from error
 
 
-def _kinds(scale: Scale | YcsbScale) -> dict[str, type[Transaction]]:
+def _kinds(scale: txn.Scale | txn.YcsbScale) -> dict[str, type[txn.Transaction]]:
     """The types that a database of this scale runs, by their name in a log."""
-    ycsb = isinstance(scale, YcsbScale)
-    return {kind.__name__: kind for kind in TYPES if (kind is Ycsb) == ycsb}
+    ycsb = isinstance(scale, txn.YcsbScale)
+    return {kind.__name__: kind for kind in txn.TYPES if (kind is txn.Ycsb) == ycsb}
 
 
-def _limits(scale: Scale | YcsbScale) -> dict[str, int]:
+def _limits(scale: txn.Scale | txn.YcsbScale) -> dict[str, int]:
     """How many there are of what a field names by its number, from 0."""
-    if isinstance(scale, YcsbScale):
+    if isinstance(scale, txn.YcsbScale):
         return {
             "partition": scale.files, "counter": scale.partitions,
-            "record": scale.records, "field": FIELDS,
+            "record": scale.records, "field": txn.FIELDS,
         }  # fmt: skip
     return {
         "warehouse": scale.warehouses, "customer_warehouse": scale.warehouses,
-        "supply_warehouse": scale.warehouses, "district": DISTRICTS,
-        "customer_district": DISTRICTS, "customer": scale.customers,
+        "supply_warehouse": scale.warehouses, "district": txn.DISTRICTS,
+        "customer_district": txn.DISTRICTS, "customer": scale.customers,
         "item": scale.items + 1,  # the last is the unknown one
     }  # fmt: skip
 
@@ -231,21 +218,23 @@ def _require_field(
         f"{where}{name} is {value!r}: expected {expected}",
     )
     if isinstance(value, int):
+        below = "" if limit is None else f" and below {limit}"
         require(
             value >= 0 and (limit is None or value < limit),
-            f"{where}{name} is {value}: expected at least 0"
-            + ("" if limit is None else f" and below {limit}"),
+            f"{where}{name} is {value}: expected at least 0{below}",
         )
 
 
-def _encode(t: Transaction) -> bytes:
+def _encode(t: txn.Transaction) -> bytes:
     values: Sequence = [getattr(t, field.name) for field in fields(t)]
     return json.dumps([type(t).__name__, *values], separators=(",", ":")).encode()
 
 
 def _decode(
-    command: bytes, kinds: Mapping[str, type[Transaction]], limits: Mapping[str, int]
-) -> Transaction:
+    command: bytes,
+    kinds: Mapping[str, type[txn.Transaction]],
+    limits: Mapping[str, int],
+) -> txn.Transaction:
     content = json.loads(command)
     require(
         isinstance(content, list) and len(content) > 0 and isinstance(content[0], str),
@@ -273,6 +262,6 @@ def _made(kind: Any, values: Any, limits: Mapping[str, int], where: str = "") ->
         else:
             _require_field(field, value, type_, limits.get(field), where)
             if field == "what":
-                choice(f"{where}what", value, OPERATIONS)
+                choice(f"{where}what", value, txn.OPERATIONS)
         made.append(value)
     return kind(*made)

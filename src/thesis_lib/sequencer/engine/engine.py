@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thesis_lib.common.errors import InvalidInput, Lost, choice, require
+from thesis_lib.common.errors import Lost, choice, require
 from thesis_lib.common.provenance import cpu_model
 from thesis_lib.sequencer.core.trace import F64, I64, Trace
 from thesis_lib.sequencer.engine.command_log import CommandLog, Recovered, read_log
@@ -45,13 +45,9 @@ CLOCK_S = 1e-7  # times are kept to 0.1 µs, finer than two laps of the clock di
 
 # --- Deterministic execution -------------------------------------------------
 def execute(
-    storage: Storage,
-    log: Log,
-    workers: int,
-    in_flight: int = 32,
-    batch: int = 8,
+    storage: Storage, log: Log, workers: int, in_flight: int = 32, batch: int = 8,
     append: Append | None = None,
-) -> Run:
+) -> Run:  # fmt: skip
     """Run the log on a database that was loaded for it, in its order.
 
     A closed loop: `in_flight` clients each submit one transaction, wait for its
@@ -150,14 +146,9 @@ def database(
 
 
 def make_log(
-    workload: str,
-    transactions: int,
-    seed: int,
-    *,
-    warehouses: int = 2,
-    mix: str | None = None,
-    zipf: float | None = None,
-) -> Log:
+    workload: str, transactions: int, seed: int, *, warehouses: int = 2,
+    mix: str | None = None, zipf: float | None = None,
+) -> Log:  # fmt: skip
     """A log of TPC-C or YCSB by the names of the command line.
 
     `warehouses` counts partitions of either. The mix is "spec" for TPC-C and "A" for
@@ -262,7 +253,7 @@ def run_until_killed(
 
 
 # --- Collection --------------------------------------------------------------
-def collect(
+def collect(  # the options of a front door, each with what is usual
     engine: str = "sqlite",
     transactions: int = 20_000,
     workers: int = 2,
@@ -302,35 +293,18 @@ def collect(
         loaded.load(log.scale, log.seed)
         if not loaded.one_writer:
             log = log.without_files()
-        runs, digest = _replay(loaded, log, workers, replays, in_flight, batch)
-    return trace_of(
-        log,
-        runs,
-        {
-            "engine": engine,
-            "workers": workers,
-            "in_flight": in_flight,
-            "batch": batch,
-            "digest": digest,
-        },
+        runs, digests = [], []
+        for r in range(1, replays + 1):
+            copy = loaded.copy(f"replay-{r}")
+            runs.append(execute(copy, log, workers, in_flight, batch))
+            digests.append(copy.digest())
+    require(
+        len(set(digests)) == 1,
+        f"replays of one log ended in states {', '.join(d[:8] for d in digests)}: "
+        "expected one; the engine is not deterministic on this machine",
     )
-
-
-def _replay(
-    loaded: Storage, log: Log, workers: int, replays: int, in_flight: int, batch: int
-) -> tuple[list[Run], str]:
-    """Run the log on as many copies of one loaded database; the runs, their state."""
-    runs, digests = [], []
-    for r in range(1, replays + 1):
-        copy = loaded.copy(f"replay-{r}")
-        runs.append(execute(copy, log, workers, in_flight, batch))
-        digests.append(copy.digest())
-    if len(set(digests)) > 1:
-        raise InvalidInput(
-            f"replays of one log ended in states {', '.join(d[:8] for d in digests)}: "
-            "expected one; the engine is not deterministic on this machine"
-        )
-    return runs, digests[0]
+    how = {"engine": engine, "workers": workers, "in_flight": in_flight, "batch": batch}
+    return trace_of(log, runs, how | {"digest": digests[0]})
 
 
 def trace_of(log: Log, runs: list[Run], meta: dict) -> Trace:
@@ -339,15 +313,8 @@ def trace_of(log: Log, runs: list[Run], meta: dict) -> Trace:
     Raises InvalidInput where a run dropped or reordered.
     """
     first = runs[0]
-    arrival_s, sequenced_s, granted_s, start_s = (
-        _tick(instant)
-        for instant in (
-            first.arrival_s,
-            first.sequenced_s,
-            first.granted_s,
-            first.start_s,
-        )
-    )
+    instants = first.arrival_s, first.sequenced_s, first.granted_s, first.start_s
+    arrival_s, sequenced_s, granted_s, start_s = map(_tick, instants)
     require(
         all(np.array_equal(run.log, np.arange(len(log))) for run in runs),
         "a run dropped or reordered transactions: expected the log in its own order",

@@ -31,18 +31,7 @@ from thesis_lib.sequencer.engine.storage import (
     initial_rows,
     stale,
 )
-from thesis_lib.sequencer.workload.transactions import (
-    DISTRICTS,
-    Delivery,
-    NewOrder,
-    OrderStatus,
-    Payment,
-    Scale,
-    StockLevel,
-    Transaction,
-    Ycsb,
-    YcsbScale,
-)
+from thesis_lib.sequencer.workload import transactions as txn
 
 INSTALL = 'install it with: pip install "thesis-lib[postgresql]"'
 try:
@@ -263,25 +252,19 @@ class PostgreSQL:
     engine = "postgresql"
     one_writer = False
 
-    def load(self, scale: Scale | YcsbScale, seed: int) -> None:
+    def load(self, scale: txn.Scale | txn.YcsbScale, seed: int) -> None:
         """Create the database, which does not exist yet, and fill it."""
+        template = "TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'"
         with closing(connect(self.dsn)) as server:
-            server.execute(
-                _naming(
-                    "CREATE DATABASE {} TEMPLATE template0 "
-                    "ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'",
-                    self.database,
-                )
-            )
+            server.execute(_naming("CREATE DATABASE {} " + template, self.database))
         with closing(connect(self.dsn, self.database)) as db:
             for name, table in TABLES.items():
                 columns = table.columns.replace("INTEGER", "BIGINT")
                 columns = columns.replace("TEXT", 'TEXT COLLATE "C"')  # by bytes
+                key = f"PRIMARY KEY (w, {table.key})"
+                roomy = "WITH (fillfactor = 70)"  # an updated row stays on its page
                 db.execute(
-                    _sql(
-                        f"CREATE TABLE {name} (w BIGINT, {columns}, "
-                        f"PRIMARY KEY (w, {table.key})) WITH (fillfactor = 70)"
-                    )  # an updated row finds room on its page
+                    _sql(f"CREATE TABLE {name} (w BIGINT, {columns}, {key}) {roomy}")
                 )
             for name, (table, columns) in INDEXES.items():
                 db.execute(_sql(f"CREATE INDEX {name} ON {table} (w, {columns})"))
@@ -308,14 +291,11 @@ class PostgreSQL:
 
     def digest(self) -> str:
         """`canonical_digest` of the rows of every table."""
+        ordered = "SELECT * FROM {} ORDER BY w, {}"
         with closing(connect(self.dsn, self.database)) as db:
-
-            def rows(table: str) -> Iterable[tuple]:
-                return db.execute(
-                    _sql(f"SELECT * FROM {table} ORDER BY w, {TABLES[table].key}")
-                )
-
-            return canonical_digest(rows)
+            return canonical_digest(
+                lambda table: db.execute(_sql(ordered.format(table, TABLES[table].key)))
+            )
 
 
 # --- Transactions ------------------------------------------------------------
@@ -335,13 +315,13 @@ class PostgreSQLSession:
             call = f"SELECT * FROM {name}({marks})"
             connection.pgconn.prepare(name.encode(), call.encode())
 
-    def run(self, t: Transaction) -> bool:
+    def run(self, t: txn.Transaction) -> bool:
         """Execute `t`, which holds its locks; True if it committed."""
         start_s = perf_counter()
         try:
             committed, laps = self._call(*_arguments(t))
         except errors.RaiseException as error:
-            assert isinstance(t, Payment | OrderStatus)
+            assert isinstance(t, txn.Payment | txn.OrderStatus)
             found = error.diag.message_primary
             raise stale(t, int(found) if found else None) from None
         laps_s = [float(lap) for lap in laps[1:-1].split(b",")]
@@ -363,21 +343,21 @@ class PostgreSQLSession:
         return [result.get_value(0, i) or b"" for i in range(result.nfields)]
 
 
-def _arguments(t: Transaction) -> tuple:
+def _arguments(t: txn.Transaction) -> tuple:
     """The function that executes `t`, and what it is called with."""
     match t:
-        case NewOrder(w, d, c, lines, entered):
+        case txn.NewOrder(w, d, c, lines, entered):
             items, supplies, quantities = _columns(lines)
             return "new_order", w, d, c, items, supplies, quantities, entered
-        case Payment(w, d, cw, cd, c, name, _, cents, entered):
+        case txn.Payment(w, d, cw, cd, c, name, _, cents, entered):
             return "payment", w, d, cw, cd, c, name, cents, entered
-        case OrderStatus(w, d, c, name):
+        case txn.OrderStatus(w, d, c, name):
             return "order_status", w, d, c, name
-        case Delivery(w, carrier, entered):
+        case txn.Delivery(w, carrier, entered):
             return "delivery", w, carrier, entered
-        case StockLevel(w, d, threshold):
+        case txn.StockLevel(w, d, threshold):
             return "stock_level", w, d, threshold
-        case Ycsb(w, operations, counter):
+        case txn.Ycsb(w, operations, counter):
             return "ycsb", w, *_columns(operations), counter
 
 
@@ -396,13 +376,9 @@ def _lap(unit: int) -> str:
 
 # How many arguments each function of `postgres.sql` takes that executes a transaction.
 ARGUMENTS = {
-    "new_order": 7,
-    "payment": 8,
-    "order_status": 4,
-    "delivery": 3,
-    "stock_level": 3,
+    "new_order": 7, "payment": 8, "order_status": 4, "delivery": 3, "stock_level": 3,
     "ycsb": 6,
-}
+}  # fmt: skip
 
 FUNCTIONS = (
     Path(__file__)
@@ -415,7 +391,7 @@ FUNCTIONS = (
         read=_lap(2),
         compute=_lap(3),
         write=_lap(4),
-        districts=DISTRICTS,
+        districts=txn.DISTRICTS,
         field=FIELD,
     )
 )

@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.events import (
     COMMITTED,
     DISPATCHED,
@@ -44,6 +44,7 @@ from thesis_lib.sequencer.engine.workers import Workers
 from thesis_lib.sequencer.policies.lookahead import SPREAD, Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
 from thesis_lib.sequencer.policies.rules import FIFO, decide_compiled
+from thesis_lib.sequencer.workload.features import static_features, static_names
 from thesis_lib.sequencer.workload.transactions import Log
 
 Append = Callable[[I64], None]  # ids that enter the total order, before they run
@@ -276,6 +277,14 @@ class Requests:
     keys: KeySets  # n sets
     estimated_s: F64  # (n,) service time that an estimator expects
 
+    @classmethod
+    def of_log(cls, log: Log, arrival_s: F64, slo_s: float, estimated_s: F64) -> Self:
+        """The transactions of `log` with their static features and one objective."""
+        deadline_s, known = arrival_s + slo_s, static_features(log)
+        return cls(
+            arrival_s, deadline_s, known, static_names(log), log.keys, estimated_s
+        )
+
     def batch(self, ids: I64) -> Batch:
         """Rows `ids`, as a policy sees them."""
         return Batch(
@@ -301,13 +310,12 @@ def run_open(
     """Run requests `first` to n - 1 as they come, decided on by `policy`.
 
     The live counterpart of `simulator.simulate`, with the same meaning of every option:
-    a batch closes when it holds `batch_size` or `flush_s` after its first request;
-    what a decision holds back is decided on again at the next commit or batch. Here
-    `delays` delay nothing: forecasts allow for its lag and its work of a worker. A
-    policy without batches decides on all that has come. Requests before `first` have
-    been run already, to warm the workers. Raises InvalidInput for a decision that does
-    not partition its batch, and for a policy that holds requests with nothing left to
-    wait for.
+    a batch closes when it holds `batch_size` or `flush_s` after its first request, and
+    what a decision holds back is decided on again at the next commit or batch. `delays`
+    delay nothing: forecasts allow for their lag and their work of a worker. Requests
+    before `first` have been run already, to warm the workers. Raises InvalidInput for a
+    decision that does not partition its batch, and for a policy that holds requests
+    with nothing left to wait for.
     """
     n, arrival_s = len(requests.arrival_s), requests.arrival_s
     size = batch_size if policy.batched else n
@@ -333,22 +341,21 @@ def run_open(
             ids, seen = np.concatenate([held, np.arange(seen, upto)]), upto
         elif ended == 0 or len(held) == 0:
             continue
-        room = len(ids)
+        held, room = ids, len(ids)
         if policy.in_flight is not None:
             room = policy.in_flight - scheduler.in_flight
         if room <= 0:
-            held = ids
             continue
         decision = _decide(policy, lookahead, requests, ids, now_s)
         released, behind = decision.order[:room], decision.order[room:]
         scheduler.dispatch(released)
         decided_s[released] = decided_s[decision.dropped] = now_s
         held = np.sort(np.concatenate([behind, decision.held]))
-        if len(held) and seen == n and scheduler.in_flight == 0:
-            raise InvalidInput(
-                f"policy {policy.name!r} holds {len(held)} transactions with nothing "
-                "left to wait for: a rule must release or drop when the database idles"
-            )
+        require(
+            len(held) == 0 or seen < n or scheduler.in_flight > 0,
+            f"policy {policy.name!r} holds {len(held)} transactions with nothing left "
+            "to wait for: a rule must release or drop when the database idles",
+        )
     return scheduler.run(arrival_s, decided_s)
 
 

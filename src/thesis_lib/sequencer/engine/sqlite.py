@@ -2,12 +2,13 @@
 
 import shutil
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Set
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from sqlite3 import Connection
 from time import perf_counter
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from thesis_lib.common.errors import Lost, require
 from thesis_lib.sequencer.engine.storage import (
@@ -21,24 +22,16 @@ from thesis_lib.sequencer.engine.storage import (
     UNITS,
     WRITE,
     Session,
+    Stale,
     canonical_digest,
     empty_folder,
     heard,
     initial_rows,
     stale,
 )
-from thesis_lib.sequencer.workload.transactions import (
-    DISTRICTS,
-    Delivery,
-    NewOrder,
-    OrderStatus,
-    Payment,
-    Scale,
-    StockLevel,
-    Transaction,
-    Ycsb,
-    YcsbScale,
-)
+from thesis_lib.sequencer.workload import transactions as txn
+
+T = TypeVar("T", bound=txn.Transaction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +42,7 @@ class SQLite:
     engine = "sqlite"
     one_writer = True
 
-    def load(self, scale: Scale | YcsbScale, seed: int) -> None:
+    def load(self, scale: txn.Scale | txn.YcsbScale, seed: int) -> None:
         """Fill the folder, which holds no database yet, with a file to a partition."""
         empty_folder(self.folder)
         for w in range(scale.partitions):
@@ -97,7 +90,7 @@ class SQLite:
         return canonical_digest(rows)
 
 
-def connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path) -> Connection:
     """A connection in autocommit: transactions begin and end where we say so.
 
     The log is what makes a deterministic database durable, so the files need no
@@ -124,81 +117,91 @@ class SQLiteSession:
         self.units_s[unit] += now - self.lap_s
         self.lap_s = now
 
-    def run(self, t: Transaction) -> bool:
+    def run(self, t: txn.Transaction) -> bool:
         """Execute `t`, which holds its locks; True if it committed."""
         self.units_s = [0.0] * len(UNITS)
         self.lap_s = perf_counter()
         match t:
-            case NewOrder():
-                return self._new_order(t)
-            case Payment():
-                return self._payment(t)
-            case OrderStatus():
-                return self._order_status(t)
-            case Delivery():
-                return self._delivery(t)
-            case StockLevel():
-                return self._stock_level(t)
-            case Ycsb():
-                return self._ycsb(t)
+            case txn.NewOrder(warehouse=w):
+                written = {w, *(line.supply_warehouse for line in t.lines)}
+                return self._within(t, self._new_order, written)
+            case txn.Payment(warehouse=w):
+                return self._within(t, self._payment, {w, t.customer_warehouse})
+            case txn.OrderStatus():
+                return self._within(t, self._order_status, read={t.warehouse})
+            case txn.Delivery():
+                return self._within(t, self._delivery, {t.warehouse})
+            case txn.StockLevel():
+                return self._within(t, self._stock_level, read={t.warehouse})
+            case txn.Ycsb():
+                return self._within(t, self._ycsb, {*t.files}, {t.partition})
 
     def close(self) -> None:
         for connection in self.files:
             connection.close()
 
-    def _in_all(self, files: Iterable[int], statement: str, unit: int) -> None:
-        # Nobody else can see one file committed and the other not: both are locked.
+    def _within(
+        self,
+        t: T,
+        steps: Callable[[T], bool],
+        written: Set[int] = frozenset(),
+        read: Set[int] = frozenset(),
+    ) -> bool:
+        """Begin in every file, take the steps, and commit or roll back.
+
+        Nobody else can see one file committed and the other not: both are locked.
+        """
+        files, refusal, committed = sorted(written | read), None, False
         for w in files:
-            self.files[w].execute(statement)
-        self.lap(unit)
+            self.files[w].execute("BEGIN IMMEDIATE" if w in written else "BEGIN")
+        self.lap(BEGIN)
+        try:
+            committed = steps(t)
+        except Stale as error:
+            refusal = error
+        for w in files:
+            self.files[w].execute("COMMIT" if committed else "ROLLBACK")
+        self.lap(COMMIT)
+        if refusal is not None:
+            raise refusal
+        return committed
 
-    def _find(self, db, d: int, last: str) -> tuple[int | None, int]:
-        found = db.execute(
-            "SELECT c_id FROM customer WHERE c_d_id = ? AND c_last = ? "
-            "ORDER BY c_first",
-            (d, last),
-        ).fetchall()
-        return found[(len(found) - 1) // 2][0] if found else None, len(found)
-
-    def _check(self, t: Payment | OrderStatus, db, d: int, files: list[int]) -> None:
-        """Look up the name again, under the locks; roll back and refuse if stale."""
+    def _check(self, t: txn.Payment | txn.OrderStatus, db: Connection, d: int) -> None:
+        """Look up the name again, under the locks; refuse the transaction if stale."""
         if t.last_name is not None:
-            found, _ = self._find(db, d, t.last_name)
+            bearers = db.execute(
+                "SELECT c_id FROM customer WHERE c_d_id = ? AND c_last = ? "
+                "ORDER BY c_first",
+                (d, t.last_name),
+            ).fetchall()
+            found = bearers[(len(bearers) - 1) // 2][0] if bearers else None
             if found != t.customer:
-                self._in_all(files, "ROLLBACK", COMMIT)
                 raise stale(t, found)
 
-    def _new_order(self, t: NewOrder) -> bool:
-        db = self.files[t.warehouse]
-        files = sorted({t.warehouse, *(line.supply_warehouse for line in t.lines)})
-        self._in_all(files, "BEGIN IMMEDIATE", BEGIN)
-        w_tax = db.execute("SELECT w_tax FROM warehouse").fetchone()[0]
-        d_tax, o_id = db.execute(
-            "SELECT d_tax, d_next_o_id FROM district WHERE d_id = ?", (t.district,)
-        ).fetchone()
-        discount = db.execute(
+    def _new_order(self, t: txn.NewOrder) -> bool:
+        db, d = self.files[t.warehouse], t.district
+        (w_tax,) = _one(db, "SELECT w_tax FROM warehouse")
+        d_tax, o_id = _one(
+            db, "SELECT d_tax, d_next_o_id FROM district WHERE d_id = ?", d
+        )
+        (discount,) = _one(
+            db,
             "SELECT c_discount FROM customer WHERE c_d_id = ? AND c_id = ?",
-            (t.district, t.customer),
-        ).fetchone()[0]
+            *(d, t.customer),
+        )
         prices, stock = [], {}
         for item, supply, _ in t.lines:
-            price = db.execute(
-                "SELECT i_price FROM item WHERE i_id = ?", (item,)
-            ).fetchone()
+            price = _one(db, "SELECT i_price FROM item WHERE i_id = ?", item)
             if price is None:  # an unused item number: clause 2.4.1.4
                 self.lap(READ)
-                self._in_all(files, "ROLLBACK", COMMIT)
                 return False
             prices.append(price[0])
             if (supply, item) not in stock:
-                stock[supply, item] = (
-                    self.files[supply]
-                    .execute(
-                        "SELECT s_quantity, s_ytd, s_order_cnt, s_remote_cnt, "
-                        "substr(s_dists, ?, 24) FROM stock WHERE s_i_id = ?",
-                        (24 * t.district + 1, item),
-                    )
-                    .fetchone()
+                stock[supply, item] = _one(
+                    self.files[supply],
+                    "SELECT s_quantity, s_ytd, s_order_cnt, s_remote_cnt, "
+                    "substr(s_dists, ?, 24) FROM stock WHERE s_i_id = ?",
+                    *(24 * d + 1, item),
                 )
         self.lap(READ)
 
@@ -211,59 +214,44 @@ class SQLiteSession:
             stock[supply, item] = (left, ytd + quantity, orders + 1, remote, info)
             rate = (10_000 - discount) * (10_000 + w_tax + d_tax)
             amount = quantity * price * rate // 10**8
-            lines.append(
-                (t.district, o_id, number, item, supply, quantity, amount, info)
-            )
+            lines.append((d, o_id, number, item, supply, quantity, amount, info))
         local = all(line.supply_warehouse == t.warehouse for line in t.lines)
         self.lap(COMPUTE)
 
-        db.execute(
-            "UPDATE district SET d_next_o_id = ? WHERE d_id = ?", (o_id + 1, t.district)
-        )
+        db.execute("UPDATE district SET d_next_o_id = ? WHERE d_id = ?", (o_id + 1, d))
         db.execute(
             "INSERT INTO orders VALUES (?, ?, ?, ?, NULL, ?, ?)",
-            (t.district, o_id, t.customer, t.entered, len(lines), local),
+            (d, o_id, t.customer, t.entered, len(lines), local),
         )
-        db.execute("INSERT INTO new_order VALUES (?, ?)", (t.district, o_id))
-        for w in files:
-            self.files[w].executemany(
+        db.execute("INSERT INTO new_order VALUES (?, ?)", (d, o_id))
+        for (supply, item), row in stock.items():
+            self.files[supply].execute(
                 "UPDATE stock SET s_quantity = ?, s_ytd = ?, s_order_cnt = ?, "
                 "s_remote_cnt = ? WHERE s_i_id = ?",
-                [
-                    (*row[:4], item)
-                    for (supply, item), row in stock.items()
-                    if supply == w
-                ],
+                (*row[:4], item),
             )
         db.executemany(
             "INSERT INTO order_line VALUES (?, ?, ?, ?, ?, NULL, ?, ?, ?)", lines
         )
         self.lap(WRITE)
-        self._in_all(files, "COMMIT", COMMIT)
         return True
 
-    def _payment(self, t: Payment) -> bool:
+    def _payment(self, t: txn.Payment) -> bool:
         db, theirs = self.files[t.warehouse], self.files[t.customer_warehouse]
-        files = sorted({t.warehouse, t.customer_warehouse})
-        self._in_all(files, "BEGIN IMMEDIATE", BEGIN)
-        w_name = db.execute("SELECT w_name FROM warehouse").fetchone()[0]
-        d_name = db.execute(
-            "SELECT d_name FROM district WHERE d_id = ?", (t.district,)
-        ).fetchone()[0]
-        customer = t.customer
-        self._check(t, theirs, t.customer_district, files)
-        credit, data = theirs.execute(
+        cd, c, cents = t.customer_district, t.customer, t.amount_cents
+        (w_name,) = _one(db, "SELECT w_name FROM warehouse")
+        (d_name,) = _one(db, "SELECT d_name FROM district WHERE d_id = ?", t.district)
+        self._check(t, theirs, cd)
+        credit, data = _one(
+            theirs,
             "SELECT c_credit, c_data FROM customer WHERE c_d_id = ? AND c_id = ?",
-            (t.customer_district, customer),
-        ).fetchone()
+            *(cd, c),
+        )
         self.lap(READ)
         if credit == "BC":  # clause 2.5.2.2: the record of a bad payer grows
-            data = (
-                f"{customer} {t.customer_district} {t.customer_warehouse} "
-                f"{t.district} {t.warehouse} {t.amount_cents} {data}"
-            )[:500]
+            who = f"{c} {cd} {t.customer_warehouse} {t.district} {t.warehouse}"
+            data = f"{who} {cents} {data}"[:500]
         self.lap(COMPUTE)
-        cents = t.amount_cents
         db.execute("UPDATE warehouse SET w_ytd = w_ytd + ?", (cents,))
         db.execute(
             "UPDATE district SET d_ytd = d_ytd + ? WHERE d_id = ?", (cents, t.district)
@@ -272,82 +260,71 @@ class SQLiteSession:
             "UPDATE customer SET c_balance = c_balance - ?, "
             "c_ytd_payment = c_ytd_payment + ?, c_payment_cnt = c_payment_cnt + 1, "
             "c_data = ? WHERE c_d_id = ? AND c_id = ?",
-            (cents, cents, data, t.customer_district, customer),
+            (cents, cents, data, cd, c),
         )
+        note = f"{w_name}    {d_name}"
         db.execute(
             "INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                t.entered,
-                t.customer_warehouse,
-                t.customer_district,
-                customer,
-                t.district,
-                cents,
-                f"{w_name}    {d_name}",
-            ),
+            (t.entered, t.customer_warehouse, cd, c, t.district, cents, note),
         )
         self.lap(WRITE)
-        self._in_all(files, "COMMIT", COMMIT)
         return True
 
-    def _order_status(self, t: OrderStatus) -> bool:
+    def _order_status(self, t: txn.OrderStatus) -> bool:
         db, d = self.files[t.warehouse], t.district
-        self._in_all([t.warehouse], "BEGIN", BEGIN)
-        customer = t.customer
-        self._check(t, db, d, [t.warehouse])
-        db.execute(
+        self._check(t, db, d)
+        _one(
+            db,
             "SELECT c_balance, c_first, c_last FROM customer "
             "WHERE c_d_id = ? AND c_id = ?",
-            (d, customer),
-        ).fetchone()
-        order = db.execute(
+            *(d, t.customer),
+        )
+        order, *_ = _one(
+            db,
             "SELECT o_id, o_entry, o_carrier_id FROM orders "
             "WHERE o_d_id = ? AND o_c_id = ? ORDER BY o_id DESC LIMIT 1",
-            (d, customer),
-        ).fetchone()
+            *(d, t.customer),
+        )
         db.execute(
             "SELECT ol_i_id, ol_supply_w_id, ol_quantity, ol_amount, ol_delivery "
             "FROM order_line WHERE ol_d_id = ? AND ol_o_id = ?",
-            (d, order[0]),
+            (d, order),
         ).fetchall()
         self.lap(READ)
-        self._in_all([t.warehouse], "COMMIT", COMMIT)
         return True
 
-    def _delivery(self, t: Delivery) -> bool:
+    def _delivery(self, t: txn.Delivery) -> bool:
         db = self.files[t.warehouse]
-        self._in_all([t.warehouse], "BEGIN IMMEDIATE", BEGIN)
-        for d in range(DISTRICTS):
-            oldest = db.execute(
+        for d in range(txn.DISTRICTS):
+            oldest = _one(
+                db,
                 "SELECT no_o_id FROM new_order WHERE no_d_id = ? "
                 "ORDER BY no_o_id LIMIT 1",
-                (d,),
-            ).fetchone()
+                d,
+            )
             if oldest is None:  # clause 2.7.4.2: skip a district with none
                 self.lap(READ)
                 continue
-            (customer,) = db.execute(
-                "SELECT o_c_id FROM orders WHERE o_d_id = ? AND o_id = ?",
-                (d, oldest[0]),
-            ).fetchone()
-            (total,) = db.execute(
+            order = (d, *oldest)
+            (customer,) = _one(
+                db, "SELECT o_c_id FROM orders WHERE o_d_id = ? AND o_id = ?", *order
+            )
+            (total,) = _one(
+                db,
                 "SELECT sum(ol_amount) FROM order_line "
                 "WHERE ol_d_id = ? AND ol_o_id = ?",
-                (d, oldest[0]),
-            ).fetchone()
-            self.lap(READ)
-            db.execute(
-                "DELETE FROM new_order WHERE no_d_id = ? AND no_o_id = ?",
-                (d, oldest[0]),
+                *order,
             )
+            self.lap(READ)
+            db.execute("DELETE FROM new_order WHERE no_d_id = ? AND no_o_id = ?", order)
             db.execute(
                 "UPDATE orders SET o_carrier_id = ? WHERE o_d_id = ? AND o_id = ?",
-                (t.carrier, d, oldest[0]),
+                (t.carrier, *order),
             )
             db.execute(
                 "UPDATE order_line SET ol_delivery = ? "
                 "WHERE ol_d_id = ? AND ol_o_id = ?",
-                (t.entered, d, oldest[0]),
+                (t.entered, *order),
             )
             db.execute(
                 "UPDATE customer SET c_balance = c_balance + ?, "
@@ -355,30 +332,23 @@ class SQLiteSession:
                 (total, d, customer),
             )
             self.lap(WRITE)
-        self._in_all([t.warehouse], "COMMIT", COMMIT)
         return True
 
-    def _stock_level(self, t: StockLevel) -> bool:
-        db = self.files[t.warehouse]
-        self._in_all([t.warehouse], "BEGIN", BEGIN)
-        (next_order,) = db.execute(
-            "SELECT d_next_o_id FROM district WHERE d_id = ?", (t.district,)
-        ).fetchone()
-        db.execute(
+    def _stock_level(self, t: txn.StockLevel) -> bool:
+        db, d = self.files[t.warehouse], t.district
+        (coming,) = _one(db, "SELECT d_next_o_id FROM district WHERE d_id = ?", d)
+        _one(
+            db,
             "SELECT count(DISTINCT s_i_id) FROM order_line "
             "JOIN stock ON s_i_id = ol_i_id "
             "WHERE ol_d_id = ? AND ol_o_id BETWEEN ? AND ? AND s_quantity < ?",
-            (t.district, next_order - 20, next_order - 1, t.threshold),
-        ).fetchone()
+            *(d, coming - 20, coming - 1, t.threshold),
+        )
         self.lap(READ)
-        self._in_all([t.warehouse], "COMMIT", COMMIT)
         return True
 
-    def _ycsb(self, t: Ycsb) -> bool:
+    def _ycsb(self, t: txn.Ycsb) -> bool:
         db = self.files[t.partition]
-        self._in_all(t.files, "BEGIN IMMEDIATE", BEGIN)
-        if t.partition not in t.files:
-            self._in_all([t.partition], "BEGIN", BEGIN)
         for what, record, field, value in t.operations:
             first, behind = FIELD * field, FIELD * (field + 1)
             if what == "update":
@@ -390,9 +360,7 @@ class SQLiteSession:
                 )
                 self.lap(WRITE)
                 continue
-            (old,) = db.execute(
-                "SELECT y_fields FROM usertable WHERE y_id = ?", (record,)
-            ).fetchone()
+            (old,) = _one(db, "SELECT y_fields FROM usertable WHERE y_id = ?", record)
             self.lap(READ)
             if what == "modify":
                 changed = f"{value:010d}{old[first:behind]}"[:FIELD]
@@ -405,8 +373,12 @@ class SQLiteSession:
         if t.counter is not None:
             self.files[t.counter].execute("UPDATE counter SET n_value = n_value + 1")
             self.lap(WRITE)
-        self._in_all(sorted({t.partition, *t.files}), "COMMIT", COMMIT)
         return True
+
+
+def _one(db: Connection, query: str, *values: Any) -> Any:
+    """The first row that a query finds, None for none."""
+    return db.execute(query, values).fetchone()
 
 
 # --- The files of SQLite -----------------------------------------------------

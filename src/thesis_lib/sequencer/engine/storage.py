@@ -12,17 +12,7 @@ from random import Random
 from typing import NamedTuple, Protocol, Self
 
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.sequencer.workload.transactions import (
-    DISTRICTS,
-    FIELDS,
-    Draw,
-    OrderStatus,
-    Payment,
-    Scale,
-    Transaction,
-    YcsbScale,
-    customer_names,
-)
+from thesis_lib.sequencer.workload import transactions as txn
 
 UNITS = ("begin", "read", "compute", "write", "commit")
 BEGIN, READ, COMPUTE, WRITE, COMMIT = range(5)
@@ -33,7 +23,7 @@ class Session(Protocol):
 
     units_s: list[float]  # (len(UNITS),) of the transaction that ran last
 
-    def run(self, t: Transaction) -> bool:
+    def run(self, t: txn.Transaction) -> bool:
         """Execute `t`, which holds its locks; True if it committed.
 
         Raises Stale where `t` was declared after a reading that no longer holds.
@@ -54,7 +44,7 @@ class Storage(Protocol):
         """Whether a partition has one writer at a time, so that its file is locked."""
         ...
 
-    def load(self, scale: Scale | YcsbScale, seed: int) -> None:
+    def load(self, scale: txn.Scale | txn.YcsbScale, seed: int) -> None:
         """Fill the empty database with the initial state of this seed."""
         ...
 
@@ -81,7 +71,7 @@ def heard(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def stale(t: Payment | OrderStatus, found: int | None) -> Stale:
+def stale(t: txn.Payment | txn.OrderStatus, found: int | None) -> Stale:
     """The refusal of `t`, whose name now means customer `found`, None for nobody."""
     whom = "nobody" if found is None else f"customer {found}"
     return Stale(
@@ -114,8 +104,7 @@ class Table(NamedTuple):
 # else is a column `w` in front, hence no warehouse column in these keys.
 TABLES = {
     "warehouse": Table(
-        "w_id INTEGER, w_name TEXT, w_tax INTEGER, w_ytd INTEGER",
-        "w_id",
+        "w_id INTEGER, w_name TEXT, w_tax INTEGER, w_ytd INTEGER", "w_id"
     ),
     "district": Table(
         "d_id INTEGER, d_name TEXT, d_tax INTEGER, d_ytd INTEGER, d_next_o_id INTEGER",
@@ -132,10 +121,7 @@ TABLES = {
         "h_d_id INTEGER, h_amount INTEGER, h_data TEXT",
         "h_id",
     ),
-    "new_order": Table(
-        "no_d_id INTEGER, no_o_id INTEGER",
-        "no_d_id, no_o_id",
-    ),
+    "new_order": Table("no_d_id INTEGER, no_o_id INTEGER", "no_d_id, no_o_id"),
     "orders": Table(
         "o_d_id INTEGER, o_id INTEGER, o_c_id INTEGER, o_entry INTEGER, "
         "o_carrier_id INTEGER, o_ol_cnt INTEGER, o_all_local INTEGER",
@@ -147,10 +133,7 @@ TABLES = {
         "ol_amount INTEGER, ol_dist_info TEXT",
         "ol_d_id, ol_o_id, ol_number",
     ),
-    "item": Table(
-        "i_id INTEGER, i_name TEXT, i_price INTEGER, i_data TEXT",
-        "i_id",
-    ),
+    "item": Table("i_id INTEGER, i_name TEXT, i_price INTEGER, i_data TEXT", "i_id"),
     "stock": Table(
         "s_i_id INTEGER, s_quantity INTEGER, s_dists TEXT, s_ytd INTEGER, "
         "s_order_cnt INTEGER, s_remote_cnt INTEGER, s_data TEXT",
@@ -166,13 +149,13 @@ INDEXES = {
 FIELD = 100  # characters of a field of a YCSB record
 
 
-def _text(draw: Draw, length: int) -> str:
+def _text(draw: txn.Draw, length: int) -> str:
     digits = f"{int(draw.unit() * 16**12):012x}"
     return (digits * (length // 12 + 1))[:length]
 
 
 def initial_rows(
-    scale: Scale | YcsbScale, seed: int, partition: int
+    scale: txn.Scale | txn.YcsbScale, seed: int, partition: int
 ) -> dict[str, list[tuple]]:
     """Rows of a partition by table, without its number: a function of the seed.
 
@@ -180,32 +163,34 @@ def initial_rows(
     customers, of which the last three tenths are still to be delivered. YCSB: records
     of random fields, and the counter alone in the last partition.
     """
-    if isinstance(scale, Scale):
+    if isinstance(scale, txn.Scale):
         return _initial_tpcc(scale, seed, partition)
     if partition == scale.files:
         return {"counter": [(0, 0)]}
-    draw = Draw(f"ycsb {seed} {partition}")
+    draw = txn.Draw(f"ycsb {seed} {partition}")
     records = range(scale.records)
-    fields = ("".join(_text(draw, FIELD) for _ in range(FIELDS)) for _ in records)
+    fields = ("".join(_text(draw, FIELD) for _ in range(txn.FIELDS)) for _ in records)
     return {"usertable": list(zip(records, fields, strict=True))}
 
 
-def _initial_tpcc(scale: Scale, seed: int, w: int) -> dict[str, list[tuple]]:
-    items = Draw(f"items {seed}")  # the same in every warehouse
-    draw = Draw(f"load {seed} {w}")
-    names = customer_names(scale, seed, w)
+def _initial_tpcc(scale: txn.Scale, seed: int, w: int) -> dict[str, list[tuple]]:
+    items = txn.Draw(f"items {seed}")  # the same in every warehouse
+    draw = txn.Draw(f"load {seed} {w}")
+    names = txn.customer_names(scale, seed, w)
     shuffle = Random(f"orders {seed} {w}").random
     rows: dict[str, list[tuple]] = {table: [] for table in TABLES}
-    rows["warehouse"] = [(w, f"W{w}", draw.between(0, 2_000), DISTRICTS * 3_000_000)]
+    rows["warehouse"] = [
+        (w, f"W{w}", draw.between(0, 2_000), txn.DISTRICTS * 3_000_000)
+    ]
     for i in range(scale.items):
         price = items.between(100, 10_000)
         rows["item"].append((i, f"item {i}", price, _text(items, 30)))
     for i in range(scale.items):
         quantity = draw.between(10, 100)
-        districts, data = _text(draw, 24 * DISTRICTS), _text(draw, 30)
+        districts, data = _text(draw, 24 * txn.DISTRICTS), _text(draw, 30)
         rows["stock"].append((i, quantity, districts, 0, 0, 0, data))
     customers = scale.customers
-    for d in range(DISTRICTS):
+    for d in range(txn.DISTRICTS):
         tax = draw.between(0, 2_000)
         rows["district"].append((d, f"D{d}", tax, 3_000_000, customers + 1))
         for c, (last, first) in enumerate(names[d]):

@@ -9,7 +9,7 @@ any more.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import exp
 from statistics import NormalDist
 from typing import Any
@@ -40,6 +40,19 @@ def q_error(true_s: F64, predicted_s: F64) -> F64:
         "q-error compares positive times: some are zero or negative",
     )
     return np.maximum(true_s / predicted_s, predicted_s / true_s)
+
+
+def q_errors(
+    true_s: F64, predicted_s: F64, percents: Sequence[int] = (50, 95, 99)
+) -> dict[str, float]:
+    """Percentiles of the q-error by their names in a table."""
+    q = q_error(true_s, predicted_s)
+    return {f"q-error p{p}": float(np.quantile(q, p / 100)) for p in percents}
+
+
+def mean_error_us(true_s: F64, predicted_s: F64) -> float:
+    """Mean absolute error in microseconds."""
+    return float(1e6 * np.abs(true_s - predicted_s).mean())
 
 
 def least_q_error(sigma: float, share: float) -> float:
@@ -91,12 +104,7 @@ def noise_ceilings(trace: Trace, column: str) -> pd.Series:
         f"the trace holds {len(replays)} replays of {column}: collect at least 2",
     )
     times_s = np.column_stack([trace.measured[name] for name in replays])
-    return pd.Series(
-        {
-            name: intraclass_correlation(times_s[rows])
-            for name, rows in rows_by_type(trace)
-        }
-    )
+    return _of_each(trace, lambda rows: intraclass_correlation(times_s[rows]))
 
 
 def by_type(
@@ -108,16 +116,15 @@ def by_type(
     bounds (n,) by level, the percentage of the truth that each covers. A type with a
     single transaction explains nothing: its R² is NaN.
     """
-    q = q_error(trace.service_s, predicted_s)
     rows = {}
     for name, of in rows_by_type(trace):
         true_s, guess_s = trace.service_s[of], predicted_s[of]
         varied = len(true_s) > 1 and true_s.min() < true_s.max()
         rows[name] = {
             "transactions": len(true_s),
-            **{f"q-error p{p}": np.quantile(q[of], p / 100) for p in (50, 95, 99)},
+            **q_errors(true_s, guess_s),
             "R² of log": log_r2(true_s, guess_s) if varied else np.nan,
-            "MAE µs": 1e6 * np.abs(true_s - guess_s).mean(),
+            "MAE µs": mean_error_us(true_s, guess_s),
         } | {
             f"within {level:.0%}": 100 * np.mean(true_s <= bound_s[of])
             for level, bound_s in (bounds_s or {}).items()
@@ -130,15 +137,15 @@ def totals(trace: Trace, predicted_s: Mapping[str, F64]) -> pd.DataFrame:
 
     A row for all, then one for each type; a column for each prediction.
     """
-    return pd.DataFrame(
-        {
-            label: {
-                name: 100 * guess_s[of].sum() / trace.service_s[of].sum()
-                for name, of in rows_by_type(trace)
-            }
-            for label, guess_s in predicted_s.items()
-        }
-    ).rename_axis("type")
+
+    def total(guess_s: F64) -> pd.Series:
+        true_s = trace.service_s
+        return _of_each(
+            trace, lambda rows: 100 * guess_s[rows].sum() / true_s[rows].sum()
+        )
+
+    sums = {label: total(guess_s) for label, guess_s in predicted_s.items()}
+    return pd.DataFrame(sums).rename_axis("type")
 
 
 def missing(trace: Trace, kept: Trace) -> pd.Series:
@@ -150,15 +157,10 @@ def missing(trace: Trace, kept: Trace) -> pd.Series:
         kept.kinds == trace.kinds,
         f"what was kept has types {kept.kinds}: expected {trace.kinds}",
     )
-    after = {name: int(of.sum()) for name, of in rows_by_type(kept)}
-    gone = pd.Series(
-        {
-            name: 100 * (1 - after.pop(name, 0) / int(of.sum()))
-            for name, of in rows_by_type(trace)
-        }
-    )
+    before, after = _of_each(trace, np.sum), _of_each(kept, np.sum)
+    gone = 100 * (1 - after.reindex(before.index, fill_value=0) / before)
     require(
-        not after and bool((gone >= 0).all()),
+        set(after.index) <= set(before.index) and bool((gone >= 0).all()),
         "what was kept holds more transactions than there were: swap the arguments",
     )
     return gone
@@ -188,12 +190,10 @@ def by_unit(trace: Trace, predicted_s: Mapping[str, F64]) -> pd.DataFrame:
     for unit in taking:
         some, true_s = spent[unit], measured_s[unit]
         guess_s = np.maximum(predicted_s[unit][some], SHORTEST_S)
-        q = q_error(true_s[some], guess_s)
         rows[unit] = {
             "of the time %": 100 * true_s.sum() / trace.service_s.sum(),
             "sum %": 100 * predicted_s[unit].sum() / true_s.sum(),
-            "q-error p50": np.quantile(q, 0.5),
-            "q-error p95": np.quantile(q, 0.95),
+            **q_errors(true_s[some], guess_s, (50, 95)),
             "R² of log": log_r2(true_s[some], guess_s),
             "of the squared error %": 100 * squared[unit] / sum(squared.values()),
         }
@@ -201,10 +201,15 @@ def by_unit(trace: Trace, predicted_s: Mapping[str, F64]) -> pd.DataFrame:
 
 
 def rows_by_type(trace: Trace) -> Iterator[tuple[str, Bool]]:
+    """What stands in a table: `all`, then each type that the trace has; (n,) rows."""
     yield "all", np.ones(len(trace), bool)
     for k, name in enumerate(trace.kinds):
         if (trace.kind == k).any():
             yield name.replace("_", " "), trace.kind == k
+
+
+def _of_each(trace: Trace, measure: Callable[[Bool], Any]) -> pd.Series:
+    return pd.Series({name: measure(rows) for name, rows in rows_by_type(trace)})
 
 
 # --- End to end ------------------------------------------------------------------

@@ -74,7 +74,7 @@ def track(
     )
 
 
-@njit(cache=True)
+@njit(cache=True)  # numba compiles vectors and numbers, one argument each
 def _track(
     scores, asked_s, known_s, by_asked, by_known, group, start, level, step, least
 ):  # fmt: skip

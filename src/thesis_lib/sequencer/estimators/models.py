@@ -4,11 +4,10 @@
 none. What waiting adds to a service time is the look-ahead schedule's part.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import import_module
 from math import exp
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -22,7 +21,6 @@ from thesis_lib.sequencer.estimators.conformal import (
 from thesis_lib.sequencer.estimators.trees import Trees, flatten
 from thesis_lib.sequencer.workload.scenarios import mean_one_lognormal
 
-T = TypeVar("T")
 SHORTEST_S = 1e-7  # one tick of the collector's clock; logarithms need a positive time
 FAR = 300.0  # logarithm of a time in seconds that nothing measured comes near
 LARGEST_FEATURE = 1e30  # that is learned from
@@ -60,27 +58,69 @@ class LatencyEstimator(Protocol):
         ...
 
 
-class Constant:
-    """The mean service time of the past, for every transaction."""
+class Learned:
+    """What learns from the past: `fit`, then `predict` for the same features."""
 
-    name = "constant"
+    name: str
+    feature_names: tuple[str, ...] | None = None  # None until it is fitted
 
-    def __init__(self) -> None:
-        self.mean_s: float | None = None
-        self.feature_names: tuple[str, ...] | None = None
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
 
     def fit(self, trace: Trace) -> Self:
-        """Learn the mean."""
+        """Learn from transactions that have finished; returns itself."""
+        self._learn(trace, _past(trace))
         self.feature_names = trace.feature_names
-        self.mean_s = float(_past(trace).mean())
         return self
 
     def predict(self, batch: Batch) -> F64:
+        """(b,) service times in seconds, each > 0."""
+        return self._predict(self._features(batch))
+
+    def _learn(self, trace: Trace, service_s: F64) -> None:
+        raise NotImplementedError
+
+    def _predict(self, features: F64) -> F64:
+        raise NotImplementedError
+
+    def _names(self) -> tuple[str, ...]:
+        if self.feature_names is None:
+            raise InvalidInput(
+                f"the {self.name} estimator is not fitted: call fit(trace) first"
+            )
+        return self.feature_names
+
+    def _features(self, batch: Batch) -> F64:
+        """The features of a batch if they are those that it was fitted on."""
+        names = self._names()
+        if batch.feature_names != names:
+            missing = [name for name in names if name not in batch.feature_names]
+            unknown = [name for name in batch.feature_names if name not in names]
+            raise InvalidInput(
+                f"the batch has {len(batch.feature_names)} features: expected the "
+                f"{len(names)} that the estimator was fitted on, in their order; "
+                f"missing: {', '.join(missing) or 'none'}; "
+                f"unknown: {', '.join(unknown) or 'none'}"
+            )
+        return batch.features
+
+
+class Constant(Learned):
+    """The mean service time of the past, for every transaction, whatever is known."""
+
+    name = "constant"
+    mean_s: float
+
+    def _learn(self, trace: Trace, service_s: F64) -> None:
+        self.mean_s = float(service_s.mean())
+
+    def predict(self, batch: Batch) -> F64:
         """(b,) seconds."""
-        return np.full(len(batch), _fitted(self.mean_s, self.name))
+        self._names()
+        return np.full(len(batch), self.mean_s)
 
 
-class Linear:
+class Linear(Learned):
     """Ridge regression of log service time on standardised features.
 
     A product of factors, so an estimate is always positive; it estimates the
@@ -89,36 +129,26 @@ class Linear:
     """
 
     name = "linear"
+    penalty = 1.0
+    slope: F64  # (d,) of standardised features
 
-    def __init__(self, penalty: float = 1.0) -> None:
-        require(penalty > 0, f"penalty={penalty:g} must be positive")
-        self.penalty = penalty
-        self.feature_names: tuple[str, ...] | None = None
-        self.slope: F64 | None = None  # (d,) of standardised features
-
-    def fit(self, trace: Trace) -> Self:
-        """Learn one factor for each feature."""
-        log_s = np.log(_past(trace))
+    def _learn(self, trace: Trace, service_s: F64) -> None:
         features = _known(trace, self.name)
         scaler = _learner("preprocessing", "StandardScaler")().fit(features)
         ridge = _learner("linear_model", "Ridge")(alpha=self.penalty).fit(
-            scaler.transform(features), log_s
+            scaler.transform(features), np.log(service_s)
         )
-        self.feature_names = trace.feature_names
         self.centre, self.scale = np.asarray(scaler.mean_), np.asarray(scaler.scale_)
         self.slope, self.intercept = ridge.coef_, float(ridge.intercept_)
-        return self
 
-    def predict(self, batch: Batch) -> F64:
-        """(b,) seconds."""
-        slope = _fitted(self.slope, self.name)
+    def _predict(self, features: F64) -> F64:
         with np.errstate(over="ignore"):
-            features = (_features(batch, self) - self.centre) / self.scale
-        log_s = self.intercept + np.clip(features, -1e100, 1e100) @ slope
+            standardised = (features - self.centre) / self.scale
+        log_s = self.intercept + np.clip(standardised, -1e100, 1e100) @ self.slope
         return np.exp(np.clip(log_s, -FAR, FAR))
 
 
-class SumMax:
+class SumMax(Learned):
     """One random forest for each operating unit; their sum is the service time.
 
     The sum of the thesis' sum-max estimate. Its maximum, over the predicted ends of
@@ -127,19 +157,13 @@ class SumMax:
     """
 
     name = "sum-max"
+    forests: dict[str, Trees]  # by unit, of service / scale_s
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-        self.feature_names: tuple[str, ...] | None = None
-        self.forests: dict[str, Trees] | None = None  # by unit, of service / scale_s
-
-    def fit(self, trace: Trace) -> Self:
-        """Learn every unit."""
-        rest_s = _past(trace) - trace.units_s.sum(axis=1)
+    def _learn(self, trace: Trace, service_s: F64) -> None:
+        rest_s = service_s - trace.units_s.sum(axis=1)
         features = _known(trace, self.name)
         # Forests compare variances, which for microseconds sink to rounding errors.
         self.scale_s = float(trace.service_s.mean())
-        self.feature_names = trace.feature_names
         names = (*trace.unit_names, "rest")
         self.forests = {
             name: flatten(
@@ -153,24 +177,23 @@ class SumMax:
             for name, unit_s in zip(names, (*trace.units_s.T, rest_s), strict=True)
             if np.any(unit_s > 0)
         }
-        return self
 
     def predict_units(self, batch: Batch) -> dict[str, F64]:
         """(b,) seconds in each operating unit."""
-        forests = _fitted(self.forests, self.name)
-        features = _features(batch, self)
+        return self._units(self._features(batch))
+
+    def _units(self, features: F64) -> dict[str, F64]:
         return {
             unit: self.scale_s * forest.predict(features)
-            for unit, forest in forests.items()
+            for unit, forest in self.forests.items()
         }
 
-    def predict(self, batch: Batch) -> F64:
-        """(b,) seconds."""
-        units_s = self.predict_units(batch)
-        return np.maximum(np.sum(list(units_s.values()), axis=0), SHORTEST_S)
+    def _predict(self, features: F64) -> F64:
+        units_s = list(self._units(features).values())
+        return np.maximum(np.sum(units_s, axis=0), SHORTEST_S)
 
 
-class Boosted:
+class Boosted(Learned):
     """Gradient-boosted trees on log service time.
 
     It estimates the geometric mean, as `Linear` does. Deterministic: no early
@@ -178,39 +201,30 @@ class Boosted:
     """
 
     name = "boosted"
+    rounds = 150
+    ensemble: Trees  # of the logarithm, less `centre`
 
-    def __init__(self, seed: int = 0, rounds: int = 150) -> None:
-        require(rounds >= 1, f"rounds={rounds}: expected at least 1")
-        self.seed, self.rounds = seed, rounds
-        self.feature_names: tuple[str, ...] | None = None
-        self.ensemble: Trees | None = None  # of the logarithm, less `centre`
-
-    def fit(self, trace: Trace) -> Self:
-        """Grow the trees."""
-        log_s = np.log(_past(trace))
+    def _learn(self, trace: Trace, service_s: F64) -> None:
+        log_s = np.log(service_s)
         self.centre = float(log_s.mean())
-        self.feature_names = trace.feature_names
         model = boosting(self.seed, self.rounds, loss="squared_error")
         with one_thread():
             model.fit(_known(trace, self.name), log_s - self.centre)
         self.ensemble = flatten(model)
-        return self
 
-    def predict(self, batch: Batch) -> F64:
-        """(b,) seconds."""
-        trees = _fitted(self.ensemble, self.name)
-        return np.exp(self.centre + trees.predict(_features(batch, self)))
+    def _predict(self, features: F64) -> F64:
+        return np.exp(self.centre + self.ensemble.predict(features))
 
     def predict_one(self, features: F64) -> float:
         """Seconds for one row of features (d,), as a sequencer asks: microseconds.
 
         The last bit of the exponential may differ from that of `predict`.
         """
-        trees = _fitted(self.ensemble, self.name)
-        return exp(self.centre + trees.predict_one(features))
+        self._names()
+        return exp(self.centre + self.ensemble.predict_one(features))
 
 
-class Quantiles:
+class Quantiles(Learned):
     """Boosted trees for quantiles of log service time, calibrated.
 
     One ensemble for each of `LEVELS`, grown on the pinball loss (Koenker and Bassett,
@@ -222,22 +236,15 @@ class Quantiles:
     name = "quantiles"
     rounds = 60
     held_back = 0.3  # share of the past that calibrates
+    ensembles: dict[str, Trees]  # by level
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-        self.feature_names: tuple[str, ...] | None = None
-        self.ensembles: dict[str, Trees] | None = None  # by level
-
-    def fit(self, trace: Trace) -> Self:
-        """Grow the trees and calibrate them."""
-        _past(trace)
+    def _learn(self, trace: Trace, service_s: F64) -> None:
         older, newer = trace.split(1 - self.held_back)
         require(
             len(older) > 0 and len(newer) >= 1 / (1 - LEVELS[-1]) - 1,
             f"{len(trace)} transactions, of which {len(newer)} calibrate: expected at "
             f"least {1 / (1 - LEVELS[-1]) - 1:.0f} there for {LEVELS[-1]:.0%}",
         )
-        self.feature_names = trace.feature_names
         log_s = np.log(_past(older))
         self.centre = float(log_s.mean())
         self.ensembles = {}
@@ -256,22 +263,23 @@ class Quantiles:
                 for column, level in by_level
             ]
         )
-        return self
 
     def _raw(self, features: F64) -> F64:
         """(b, levels) quantiles of the logarithm before calibration; they rise."""
-        trees = _fitted(self.ensembles, self.name).values()
+        trees = self.ensembles.values()
         raw = self.centre + np.column_stack([one.predict(features) for one in trees])
         return np.maximum.accumulate(raw, axis=1)
 
     def bounds(self, batch: Batch) -> F64:
         """(b, levels) seconds that the truth stays within as often as `LEVELS` say."""
-        raw = self._raw(_features(batch, self))
+        return self._bounds(self._features(batch))
+
+    def _bounds(self, features: F64) -> F64:
+        raw = self._raw(features)
         return np.exp(np.maximum.accumulate(raw + self.offsets, axis=1))
 
-    def predict(self, batch: Batch) -> F64:
-        """(b,) seconds: the median."""
-        return self.bounds(batch)[:, 0]
+    def _predict(self, features: F64) -> F64:
+        return self._bounds(features)[:, 0]  # the median
 
     def tracked_bounds(self, trace: Trace, asked_s: F64, known_s: F64) -> F64:
         """(n, levels) bounds as `bounds`, that follow what has committed by then.
@@ -280,7 +288,7 @@ class Quantiles:
         committed. Every type is followed by itself, from where the past left it: see
         `conformal.track`.
         """
-        raw = self._raw(_features(everything(trace), self))
+        raw = self._raw(self._features(everything(trace)))
         require(
             len(self.type_offsets) == len(trace.kinds),
             f"the trace has {len(trace.kinds)} types: expected the "
@@ -308,10 +316,10 @@ class Aimed:
     """
 
     held_back = 0.2  # share of the past that measures the factor
+    factor: float
 
-    def __init__(self, base: "Learned", aim: str) -> None:
+    def __init__(self, base: Learned, aim: str) -> None:
         self.base, self.aim = base, choice("aim", aim, AIMS)
-        self.factor: float | None = None
 
     @property
     def name(self) -> str:
@@ -332,16 +340,24 @@ class Aimed:
 
     def predict(self, batch: Batch) -> F64:
         """(b,) seconds."""
-        return _fitted(self.factor, self.name) * self.base.predict(batch)
+        base_s = self.base.predict(batch)  # which refuses where it is not fitted
+        return self.factor * base_s
 
 
 class Oracle:
-    """The true service times of `trace`, read by id: a reference, not an estimator."""
+    """The true service times of `trace`, read by id: a reference, not an estimator.
 
-    name = "oracle"
+    With a `sigma`, times a mean-one lognormal, drawn once for each transaction: a
+    misestimation of known size. The median q-error of its factors is exp(0.674 sigma).
+    """
 
-    def __init__(self, trace: Trace) -> None:
-        self.service_s = trace.service_s
+    def __init__(self, trace: Trace, sigma: float | None = None, seed: int = 0) -> None:
+        self.name, self.service_s = "oracle", trace.service_s
+        if sigma is not None:
+            require(sigma >= 0, f"sigma={sigma:g} must not be negative")
+            rng = np.random.default_rng(seed)
+            factors = mean_one_lognormal(sigma, len(trace), rng)
+            self.name, self.service_s = "noisy", trace.service_s * factors
 
     def fit(self, trace: Trace) -> Self:
         """Nothing to learn."""
@@ -357,29 +373,7 @@ class Oracle:
         return self.service_s[batch.ids]
 
 
-class Noisy(Oracle):
-    """The truth times a mean-one lognormal: misestimation of a known size.
-
-    One factor for each transaction of `trace`, drawn once. The median q-error of
-    factors of sigma s is exp(0.674 s) around their median.
-    """
-
-    name = "noisy"
-
-    def __init__(self, trace: Trace, sigma: float = 0.2, seed: int = 0) -> None:
-        require(sigma >= 0, f"sigma={sigma:g} must not be negative")
-        rng = np.random.default_rng(seed)
-        self.service_s = trace.service_s * mean_one_lognormal(sigma, len(trace), rng)
-
-
-Learned = Constant | SumMax | Linear | Boosted | Quantiles
-LEARNED: dict[str, Callable[[int], Learned]] = {
-    "constant": lambda seed: Constant(),
-    "sum-max": SumMax,
-    "linear": lambda seed: Linear(),
-    "boosted": Boosted,
-    "quantiles": Quantiles,
-}
+LEARNED = {kind.name: kind for kind in (Constant, SumMax, Linear, Boosted, Quantiles)}
 ESTIMATORS = (*LEARNED, "noisy", "oracle")
 
 
@@ -411,7 +405,7 @@ def estimator(
         raise InvalidInput(
             f"estimator {name!r} needs the trace whose service times it reads"
         )
-    return Oracle(truth) if name == "oracle" else Noisy(truth, sigma, seed)
+    return Oracle(truth, None if name == "oracle" else sigma, seed)
 
 
 def one_thread() -> AbstractContextManager:
@@ -451,26 +445,6 @@ def _known(trace: Trace, name: str) -> F64:
         far = np.abs(column) <= LARGEST_FEATURE
         require_all(far, f"feature:{of}", column, f"beyond {LARGEST_FEATURE:g}")
     return trace.features
-
-
-def _fitted(learned: T | None, name: str) -> T:
-    if learned is None:
-        raise InvalidInput(f"the {name} estimator is not fitted: call fit(trace) first")
-    return learned
-
-
-def _features(batch: Batch, estimator: "Learned") -> F64:
-    """The features of a batch if they are those that the estimator was fitted on."""
-    names = _fitted(estimator.feature_names, estimator.name)
-    if batch.feature_names != names:
-        missing = [name for name in names if name not in batch.feature_names]
-        unknown = [name for name in batch.feature_names if name not in names]
-        raise InvalidInput(
-            f"the batch has {len(batch.feature_names)} features: expected the "
-            f"{len(names)} that the estimator was fitted on, in their order; missing: "
-            f"{', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
-        )
-    return batch.features
 
 
 def _learner(module: str, name: str) -> Any:

@@ -6,7 +6,6 @@ beside what skops trusts itself. No pickle is written or read.
 
 from pathlib import Path
 from types import ModuleType
-from typing import get_args
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from thesis_lib.common.files import write_whole
 from thesis_lib.sequencer.core.trace import Batch
 from thesis_lib.sequencer.estimators.models import (
     ESTIMATORS,
+    LEARNED,
     Aimed,
     LatencyEstimator,
     Learned,
@@ -23,7 +23,7 @@ from thesis_lib.sequencer.estimators.trees import Trees
 
 SUFFIX = ".skops"
 Saved = Learned | Aimed
-TRUSTED = (*get_args(Saved), Trees)
+TRUSTED = (*LEARNED.values(), Aimed, Trees)
 
 
 def is_file(estimator: str) -> bool:
@@ -45,8 +45,8 @@ def save_estimator(estimator: LatencyEstimator, path: Path | str) -> None:
     if not isinstance(estimator, Saved):
         raise InvalidInput(
             f"an estimator of type {type(estimator).__name__} cannot be saved: "
-            f"expected one of {', '.join(kind.__name__ for kind in get_args(Saved))}; "
-            "keep what yours has learned in a file of your own"
+            f"expected one of {', '.join(LEARNED)}; keep what yours has learned in a "
+            "file of your own"
         )
     _require_times(estimator)
     write_whole(Path(path), _skops().dumps(estimator))

@@ -14,13 +14,7 @@ from thesis_lib.common.errors import choice, require
 from thesis_lib.common.stats import Interval, mean_interval
 from thesis_lib.sequencer.core.events import NO_DELAYS, Delays
 from thesis_lib.sequencer.core.trace import F64, History, Trace
-from thesis_lib.sequencer.estimators.models import (
-    ESTIMATORS,
-    LEARNED,
-    Aimed,
-    Learned,
-    predict_all,
-)
+from thesis_lib.sequencer.estimators.models import ESTIMATORS, LEARNED, predict_all
 from thesis_lib.sequencer.estimators.models import estimator as named_estimator
 from thesis_lib.sequencer.estimators.saved import is_file, load_estimator
 from thesis_lib.sequencer.experiments.metrics import (
@@ -124,6 +118,9 @@ def noisy_estimate(noise: float = NOISE, bias: float = 1.0) -> Estimate:
     return estimate
 
 
+NOISY = noisy_estimate()  # what policies are compared with where nothing else is said
+
+
 def learned_estimate(name: str, past: Trace) -> Estimate:
     """The learned estimator of this name, fitted once on a `past` trace.
 
@@ -136,27 +133,24 @@ def learned_estimate(name: str, past: Trace) -> Estimate:
     return lambda trace, seed: predict_all(model, trace)
 
 
-def fitted_estimate(model: Learned | Aimed) -> Estimate:
-    """An estimator that is fitted already, of any trace with the features it knows."""
-    known = model.feature_names or ()
-
-    def estimate(trace: Trace, seed: int) -> F64:
-        shared = tuple(name for name in known if name in trace.feature_names)
-        return predict_all(model, with_features(trace, shared))
-
-    return estimate
-
-
 def named_estimate(
     name: str, config: "SimulationConfig", noise: float = NOISE
 ) -> Estimate:
     """Any estimator by name; a learned one is fitted on the trace of PAST_SEED.
 
-    The name may be that of a file of `save_estimator`, which is fitted already. Raises
-    InvalidInput for an unknown one.
+    The name may be that of a file of `save_estimator`, which is fitted already, and is
+    asked with those features of a trace that it knows. Raises InvalidInput for an
+    unknown one.
     """
     if is_file(name):
-        return fitted_estimate(load_estimator(name))
+        model = load_estimator(name)
+        known = model.feature_names or ()
+
+        def estimate(trace: Trace, seed: int) -> F64:
+            shared = tuple(name for name in known if name in trace.feature_names)
+            return predict_all(model, with_features(trace, shared))
+
+        return estimate
     choice("estimator", name, ESTIMATORS)
     if name in LEARNED:
         return learned_estimate(name, config.make_trace(PAST_SEED))
@@ -204,11 +198,7 @@ class SimulationConfig:
 
     def think_s(self, load: float) -> float:
         """How long a client of a closed loop thinks at this load; 0 at infinity."""
-        return (
-            0.0
-            if self.clients is None
-            else self.clients / (load * self.saturation_per_s)
-        )
+        return (self.clients or 0) / (load * self.saturation_per_s)
 
     def policy(self, name: str, **options) -> Policy:
         """The policy of this name on this machine; `options` as `policy`."""

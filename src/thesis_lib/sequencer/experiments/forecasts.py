@@ -6,16 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from thesis_lib.sequencer.core.trace import (
-    F64,
-    Batch,
-    Bool,
-    Decision,
-    Forecast,
-    History,
-    Trace,
-)
-from thesis_lib.sequencer.estimators.accuracy import auroc, q_error, rows_by_type
+from thesis_lib.sequencer.core.trace import F64, Batch, Bool, Decision, History, Trace
+from thesis_lib.sequencer.estimators import accuracy
 from thesis_lib.sequencer.estimators.conformal import group_offsets, track
 from thesis_lib.sequencer.estimators.models import LEVELS, STEP
 from thesis_lib.sequencer.experiments.configuration import Estimate, SimulationConfig
@@ -38,7 +30,7 @@ def forecast_finish(
     """
     forecast_s = np.full(len(trace), np.nan)
 
-    def rule(batch: Batch, forecast: Forecast, now_s: float) -> Decision:
+    def rule(batch: Batch, forecast: Any, now_s: float) -> Decision:
         forecast_s[batch.ids] = forecast.finish_s
         return Decision(order=batch.ids, dropped=batch.ids[:0])
 
@@ -106,26 +98,20 @@ def _judged(
     counts = np.zeros(len(trace), bool)
     counts[counted(len(trace))] = True
     bounded, bounds_s = track_latency(trace, forecast_s, history)
-    for name, of in rows_by_type(trace):
+    for name, of in accuracy.rows_by_type(trace):
         of &= counts
         if not of.any():
             continue
         true_s, guess_s = history.latency_s[of], (forecast_s - trace.arrival_s)[of]
-        q, late, held = q_error(true_s, guess_s), history.late[of], bounded[of]
-        yield (
-            {"type": name}
-            | {f"q-error p{p}": np.quantile(q, p / 100) for p in (50, 95, 99)}
-            | {
-                "MAE µs": 1e6 * np.abs(true_s - guess_s).mean(),
-                "late": late.mean(),
-                "auroc": auroc(late, guess_s) if 0 < late.mean() < 1 else np.nan,
-            }
-            | {
-                f"within {level:.0%}": (
-                    100 * np.mean(true_s[held] <= bound_s[of][held])
-                    if held.any()
-                    else np.nan
-                )
-                for level, bound_s in bounds_s.items()
-            }
-        )
+        late, held = history.late[of], bounded[of]
+        row = {
+            "type": name,
+            **accuracy.q_errors(true_s, guess_s),
+            "MAE µs": accuracy.mean_error_us(true_s, guess_s),
+            "late": late.mean(),
+            "auroc": accuracy.auroc(late, guess_s) if 0 < late.mean() < 1 else np.nan,
+        }
+        for level, bound_s in bounds_s.items():
+            within = true_s[held] <= bound_s[of][held]
+            row[f"within {level:.0%}"] = 100 * within.mean() if len(within) else np.nan
+        yield row

@@ -15,28 +15,14 @@ from thesis_lib.common.errors import require
 from thesis_lib.common.stats import mean_interval
 from thesis_lib.sequencer.core.events import Delays
 from thesis_lib.sequencer.core.trace import F64, History, Trace
-from thesis_lib.sequencer.experiments import metrics
+from thesis_lib.sequencer.experiments import grid, metrics
 from thesis_lib.sequencer.experiments.configuration import (
+    NOISY,
     SimulationConfig,
     named_estimate,
     noisy_estimate,
 )
-from thesis_lib.sequencer.experiments.grid import (
-    DESIGN_SEED,
-    Paired,
-    paired_seeds,
-    replicate,
-    run_grid,
-    run_paired,
-    run_points,
-)
-from thesis_lib.sequencer.experiments.metrics import (
-    column,
-    difference_interval,
-    in_percent,
-    reduction,
-    table,
-)
+from thesis_lib.sequencer.experiments.metrics import reduction
 from thesis_lib.sequencer.optimum.bounds import fewest_violations
 from thesis_lib.sequencer.optimum.cpsat import LARGEST, solve
 from thesis_lib.sequencer.optimum.local_search import search, would_be_on_time
@@ -78,11 +64,10 @@ def run_goals(
     *, transactions: int, seeds: int, seed: int, loads: Iterable[float] = LOADS
 ) -> pd.DataFrame:
     """FIFO, bid-price and the bound at every goal, as from `replicate` with a `row`."""
-    cases = {row: {"config": goal.cell(transactions)} for row, goal in GOALS.items()}
-    return run_grid(
-        cases, "row", policies=["fifo", "bid-price"], loads=loads,
-        estimate=noisy_estimate(),
-        seeds=seeds, seed=seed, bound=True,
+    cases = {row: goal.cell(transactions) for row, goal in GOALS.items()}
+    return grid.run_grid(
+        cases, "row", policies=["fifo", "bid-price"], loads=loads, seeds=seeds,
+        seed=seed, bound=True,
     )  # fmt: skip
 
 
@@ -94,22 +79,21 @@ def against_goals(runs: pd.DataFrame) -> pd.DataFrame:
     points the regret, bid-price above the bound, its high end, and its goal, where
     there is one (else NaN), and whether the high end keeps it (else true).
     """
-    rows = {}
-    for row, load in dict.fromkeys(zip(runs["row"], runs["load"], strict=True)):
-        at = runs.loc[(runs["row"] == row) & (runs["load"] == load)]
-        goal, place = GOALS[row], LOADS.index(load)
-        fewer = reduction(at, "bid-price", load)
-        bid_price, bound, fifo = (
-            column(at, name, load, "violations")
-            for name in ("bid-price", "bound", "fifo")
+
+    def row(at: pd.DataFrame, name: str, load: float) -> dict:
+        goal, place = GOALS[name], LOADS.index(load)
+        fifo, bid_price, bound = (
+            metrics.column(at, policy, load, "violations")
+            for policy in ("fifo", "bid-price", "bound")
         )
-        above = difference_interval(bid_price, bound)
+        fewer = reduction(at, "bid-price", load)
+        above = metrics.difference_interval(bid_price, bound)
         most = np.nan if goal.regret is None else goal.regret[place]
-        rows[row, load] = {
+        return {
             "fifo": 100 * fifo.mean(),
             "bid-price": 100 * bid_price.mean(),
             "bound": 100 * bound.mean(),
-            **in_percent("reduction", fewer),
+            **metrics.in_percent("reduction", fewer),
             "goal": 100 * goal.reduction[place],
             "reached": fewer.low >= goal.reduction[place],
             "regret": 100 * above.value,
@@ -117,7 +101,8 @@ def against_goals(runs: pd.DataFrame) -> pd.DataFrame:
             "its goal": 100 * most,
             "kept": not above.high > most,
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["row", "load"])
+
+    return metrics.by_case(runs, ["row", "load"], row)
 
 
 JUDGED_ESTIMATORS = ("noisy", "boosted", "constant", "oracle")
@@ -132,35 +117,23 @@ def by_estimator(
     learned ones are fitted on transactions of another seed, of which they see what the
     scenarios have: type and lines. All on the same seeds.
     """
-    places = {row: goal.cell(transactions) for row, goal in GOALS.items()}
-    lows = {}
-    for name in JUDGED_ESTIMATORS:
-        cases = {
-            row: {"config": config, "estimate": named_estimate(name, config)}
-            for row, config in places.items()
+    lows = {name: {} for name in ("noisy", "goal", *JUDGED_ESTIMATORS)}
+    for row, goal in GOALS.items():
+        config = goal.cell(transactions)
+        estimators = {
+            name: {"config": config, "estimate": named_estimate(name, config)}
+            for name in JUDGED_ESTIMATORS
         }
-        runs = run_grid(
-            cases,
-            "row",
-            policies=["fifo", "bid-price"],
-            loads=loads,
-            seeds=seeds,
-            seed=seed,
-        )
-        lows[name] = {
-            (row, load): 100
-            * reduction(runs.loc[runs["row"] == row], "bid-price", load).low
-            for row in places
-            for load in loads
-        }
-    goals = [
-        100 * GOALS[row].reduction[LOADS.index(load)]
-        for row in places
-        for load in loads
-    ]
-    made = pd.DataFrame(lows).rename_axis(["row", "load"])
-    made.insert(1, "goal", goals)
-    return made
+        runs = grid.run_grid(
+            estimators, "estimator", policies=["fifo", "bid-price"], loads=loads,
+            seeds=seeds, seed=seed,
+        )  # fmt: skip
+        for load in loads:
+            lows["goal"][row, load] = 100 * goal.reduction[LOADS.index(load)]
+            for name in estimators:
+                at = runs.loc[runs["estimator"] == name]
+                lows[name][row, load] = 100 * reduction(at, "bid-price", load).low
+    return pd.DataFrame(lows).rename_axis(["row", "load"])
 
 
 def constants(
@@ -178,10 +151,9 @@ def constants(
         for word, factor in (("half", 0.5), ("twice", 2.0))
     }
     policies = {" ".join(of): ("bid-price", {"terms": t}) for of, t in varied.items()}
-    runs = replicate(
-        config, policies, loads, noisy_estimate(), seeds=seeds, seed=DESIGN_SEED
+    made = grid.compare_designs(config, policies, loads, seeds).rename_axis(
+        columns=None
     )
-    made = table(runs).rename_axis(columns=None)
     made.index = pd.MultiIndex.from_tuples(list(varied), names=["constant", ""])
     return made
 
@@ -197,7 +169,7 @@ def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFra
     milliseconds. Without a row `refused` where nothing was.
     """
 
-    def measure(at: Paired) -> Iterator[dict]:
+    def measure(at: grid.Paired) -> Iterator[dict]:
         history = config.history(
             at.trace, config.policy("bid-price"), at.estimated_s, load
         )
@@ -207,13 +179,9 @@ def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFra
             "estimated_s": at.estimated_s,
         }
 
-    runs = run_paired(
-        measure, config, [load], noisy_estimate(), seeds=seeds, seed=DESIGN_SEED
-    )
-    admitted = np.concatenate(runs["admitted"].to_list())
-    y, x = (
-        np.log(np.concatenate(runs[n].to_list())) for n in ("truth_s", "estimated_s")
-    )
+    runs = grid.run_paired(measure, config, [load], seeds=seeds, seed=grid.DESIGN_SEED)
+    admitted, truth_s, estimated_s = (np.concatenate(runs[n]) for n in runs.columns[2:])
+    y, x = np.log(truth_s), np.log(estimated_s)
     slope, intercept = np.polyfit(x[admitted], y[admitted], 1)
     residual = y - slope * x - intercept
     edge = np.quantile(residual[admitted], BidPriceParameters().pressed_p)
@@ -245,12 +213,9 @@ WITHOUT = {
 
 
 def ablate_components(
-    configs: Mapping[str, SimulationConfig],
-    loads: Sequence[float],
-    *,
-    seeds: int,
+    configs: Mapping[str, SimulationConfig], loads: Sequence[float], *, seeds: int,
     seed: int,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Violations (%) of bid-price without each ingredient, and of simpler designs.
 
     A row a variant; columns are the name of a configuration and the load. `late-edf`,
@@ -260,26 +225,22 @@ def ablate_components(
     designs = ("late-demote", "startable-first", "late-edf", "hybrid-corrected")
     policies = {of: ("bid-price", {"terms": terms}) for of, terms in WITHOUT.items()}
     policies |= {name: (name, {}) for name in designs}
-    runs = run_grid(
-        {name: {"config": config} for name, config in configs.items()}, "place",
-        policies=policies, loads=loads, estimate=noisy_estimate(), seeds=seeds,
-        seed=seed,
-    )  # fmt: skip
-    columns = {
-        place: {
-            variant: 100 * of["violations"].mean()
-            for variant, of in at.groupby("policy", sort=False)
-        }
-        for place, at in runs.groupby(["place", "load"], sort=False)
-    }
-    return pd.DataFrame(columns)
+    runs = grid.run_grid(
+        configs, "place", policies=policies, loads=loads, seeds=seeds, seed=seed
+    )
+
+    def row(at: pd.DataFrame, place: str, load: float) -> dict[str, float]:
+        return {of: 100 * metrics.mean(at, of, load) for of in policies}
+
+    return metrics.by_case(runs, ["place", "load"], row).T.rename_axis(
+        columns=[None, None]
+    )
 
 
 BASELINES = (
     "fifo", "fifo-batched", "random-drop", "queue-cap", "codel", "edf", "sjf",
     "least-slack", "late-edf", "late-sjf", "drop", "reorder", "hybrid",
-    "drop-corrected",
-    "reorder-corrected", "hybrid-corrected", "bid-price",
+    "drop-corrected", "reorder-corrected", "hybrid-corrected", "bid-price",
 )  # fmt: skip
 
 
@@ -291,12 +252,10 @@ def against_baselines(
     `random-drop` refuses as large a share as bid-price does, at each load.
     """
     others = [name for name in BASELINES if name != "random-drop"]
-    runs = replicate(
-        config, others, loads, noisy_estimate(), seeds=seeds, seed=seed, bound=True
-    )
+    runs = grid.replicate(config, others, loads, seeds=seeds, seed=seed, bound=True)
     blind = [
-        replicate(
-            config, ["random-drop"], [load], noisy_estimate(), seeds=seeds, seed=seed,
+        grid.replicate(
+            config, ["random-drop"], [load], seeds=seeds, seed=seed,
             drop_share=metrics.mean(runs, "bid-price", load, "dropped"),
         )
         for load in loads
@@ -319,7 +278,7 @@ def learning(
     of another seed, and all run on the same ones.
     """
     learned, blind = (
-        replicate(
+        grid.replicate(
             config, policies, [load], named_estimate(name, config),
             seeds=seeds, seed=seed, bound=name == LEARNED,
         )
@@ -342,27 +301,26 @@ def worth_of_learning(runs: pd.DataFrame, load: float) -> dict[str, float | str]
         policy: 100 * metrics.mean(runs, policy, load)
         for policy in runs["policy"].unique()
     }
-    best = min(SIMPLE, key=lambda policy: violations[policy])
-    reductions = {
-        "reduction_learned": ("bid-price", "fifo"),
-        "reduction_constant": (f"bid-price-{CONSTANT}", "fifo"),
-        "reduction_codel": ("codel", "fifo"),
-        "reduction_simple": (best, "fifo"),
-        "learned_over_constant": ("bid-price", f"bid-price-{CONSTANT}"),
-        "learned_over_simple": ("bid-price", best),
-    }
+    best, constant = min(SIMPLE, key=violations.__getitem__), f"bid-price-{CONSTANT}"
     numbers: dict[str, float | str] = {
         "learned_percent": violations["bid-price"],
-        "constant_percent": violations[f"bid-price-{CONSTANT}"],
+        "constant_percent": violations[constant],
         "simple_percent": violations[best],
         "simple_best": best,
         "codel_percent": violations["codel"],
         "learned_bound_percent": violations["bound"],
         "learned_regret": violations["bid-price"] - violations["bound"],
     }
-    for name, (policy, baseline) in reductions.items():
+    for name, policy, baseline in (
+        ("reduction_learned", "bid-price", "fifo"),
+        ("reduction_constant", constant, "fifo"),
+        ("reduction_codel", "codel", "fifo"),
+        ("reduction_simple", best, "fifo"),
+        ("learned_over_constant", "bid-price", constant),
+        ("learned_over_simple", "bid-price", best),
+    ):
         found = reduction(runs, policy, load, baseline)
-        numbers |= in_percent(name, found, f"{name}_")
+        numbers |= metrics.in_percent(name, found, f"{name}_")
     return numbers
 
 
@@ -414,30 +372,30 @@ def elsewhere(
     In percent; with the reduction of bid-price against FIFO and its interval.
     """
     rows = []
-    for setting in settings:
+    for at in settings:
         config = SimulationConfig.of_scenario(
-            "A", transactions=transactions, warehouses=setting.warehouses,
-            cores=setting.cores, slo_s=setting.slo_s, delays=Delays(setting.lag_s),
+            "A", transactions=transactions, warehouses=at.warehouses, cores=at.cores,
+            slo_s=at.slo_s, delays=Delays(at.lag_s),
         )  # fmt: skip
-        runs = replicate(
-            config, policies, [setting.load], noisy_estimate(setting.noise),
-            seeds=seeds, seed=seed, bound=True,
+        runs = grid.replicate(
+            config, policies, [at.load], noisy_estimate(at.noise), seeds=seeds,
+            seed=seed, bound=True,
         )  # fmt: skip
-        fewer = reduction(runs, "bid-price", setting.load)
-        shares = {
-            name: 100 * metrics.mean(runs, name, setting.load)
-            for name in (*policies, "bound")
-        }
         rows.append(
             {
-                "warehouses": setting.warehouses,
-                "cores": setting.cores,
-                "deadline, ms": 1e3 * setting.slo_s,
-                "lag, ms": 1e3 * setting.lag_s,
-                "load": setting.load,
-                "scatter": setting.noise,
-                **shares,
-                **in_percent("reduction", fewer),
+                "warehouses": at.warehouses,
+                "cores": at.cores,
+                "deadline, ms": 1e3 * at.slo_s,
+                "lag, ms": 1e3 * at.lag_s,
+                "load": at.load,
+                "scatter": at.noise,
+                **{
+                    name: 100 * metrics.mean(runs, name, at.load)
+                    for name in (*policies, "bound")
+                },
+                **metrics.in_percent(
+                    "reduction", reduction(runs, "bid-price", at.load)
+                ),
             }
         )
     return pd.DataFrame(rows)
@@ -454,27 +412,22 @@ def price_of_fairness(
     the goodput, the mean difference between the types (`between`), and Jain's index
     (`fairness`). An infinite gap is bid-price without the mode.
     """
-    groups = len(config.make_trace(paired_seeds(seed, 1)[0][0]).kinds)
+    groups = len(config.make_trace(grid.paired_seeds(seed, 1)[0][0]).kinds)
     policies = {str(gap): ("bid-price", {"gap": gap, "groups": groups}) for gap in gaps}
-    runs = replicate(config, policies, [load], noisy_estimate(), seeds=seeds, seed=seed)
-    kinds = [name for name in runs if str(name).startswith("violations:")]
+    runs = grid.replicate(config, policies, [load], seeds=seeds, seed=seed)
     rows = []
     for gap in gaps:
         at = runs.loc[runs["policy"] == str(gap)]
-        by_kind = at[kinds].to_numpy(np.float64)
-        goodput = mean_interval(
-            at["goodput_per_s"].to_numpy(np.float64) / config.saturation_per_s
-        )
+        by_kind = at.filter(like="violations:")
+        by_kind.columns = by_kind.columns.str.removeprefix("violations:")
+        goodput = at["goodput_per_s"].to_numpy() / config.saturation_per_s
         rows.append(
             {
                 "gap": 100 * gap,
                 "violations": 100 * at["violations"].mean(),
-                **{
-                    str(kind).removeprefix("violations:"): 100 * at[kind].mean()
-                    for kind in kinds
-                },
+                **{kind: 100 * by_kind[kind].mean() for kind in by_kind},
                 "between": 100 * (by_kind.max(axis=1) - by_kind.min(axis=1)).mean(),
-                **in_percent("goodput", goodput),
+                **metrics.in_percent("goodput", mean_interval(goodput)),
                 "fairness": 100 * at["fairness"].mean(),
             }
         )
@@ -496,13 +449,9 @@ def _run(
 
 
 def distances(
-    config: SimulationConfig,
-    loads: Iterable[float],
-    *,
-    seeds: int,
-    seed: int,
+    config: SimulationConfig, loads: Iterable[float], *, seeds: int, seed: int,
     sweeps: int,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """One row per load, seed and policy, from FIFO down to the bound.
 
     The policies are `fifo` and `bid-price` with noisy estimates, `bid-price-oracle`
@@ -514,7 +463,7 @@ def distances(
     """
     place = {"cores": config.cores, "slo_s": config.slo_s}
 
-    def measure(at: Paired) -> Iterator[dict]:
+    def measure(at: grid.Paired) -> Iterator[dict]:
         exact = {
             name: _run(config, at.trace, name, at.trace.service_s) for name in BEGUN
         }
@@ -541,7 +490,7 @@ def distances(
         fewest = fewest_violations(at.trace, **place)
         yield {"policy": "bound", "violations": fewest / len(at.trace)}
 
-    return run_paired(measure, config, loads, noisy_estimate(), seeds=seeds, seed=seed)
+    return grid.run_paired(measure, config, loads, seeds=seeds, seed=seed)
 
 
 def windows(
@@ -554,14 +503,14 @@ def windows(
     `bid-price`, bid-price with true and with noisy service times; `fifo`. `effort` as
     in `cpsat.solve`.
     """
-    ((trace_seed, arrival_seed, estimate_seed),) = paired_seeds(seed, 1)
+    ((trace_seed, arrival_seed, estimate_seed),) = grid.paired_seeds(seed, 1)
     trace = config.arrange(config.make_trace(trace_seed), load, arrival_seed)
     require(
         1 <= number <= len(trace) // LARGEST,
         f"number={number} windows of {LARGEST}: expected at least 1, and as many as "
         f"the {len(trace)} transactions of a trace hold",
     )
-    estimated_s = noisy_estimate()(trace, estimate_seed)
+    estimated_s = NOISY(trace, estimate_seed)
     place = {"cores": config.cores, "slo_s": config.slo_s}
 
     def measure(at: int) -> Iterator[dict]:
@@ -579,7 +528,7 @@ def windows(
             "fifo": _run(config, window, "fifo", guess_s).violated.sum(),
         }
 
-    return run_points(measure, [(at,) for at in range(number)]).astype(int)
+    return grid.run_points(measure, [(at,) for at in range(number)]).astype(int)
 
 
 def summarise_windows(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -587,9 +536,9 @@ def summarise_windows(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
     rows = {
         name: {
             "windows": len(runs),
-            "solved": int(np.sum(runs["proven"] == runs["found"])),
+            "solved": (runs["proven"] == runs["found"]).sum(),
+            **runs.sum(),
         }
-        | runs.sum().to_dict()
         for name, runs in solved.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").astype(int)
@@ -605,9 +554,10 @@ def distance(runs: pd.DataFrame) -> pd.DataFrame:
     estimates. Then drops in vain, of arrivals (`in_vain`) and of the drops
     (`of_drops`).
     """
-    mean = metrics.table(runs)
-    dropped = np.asarray(metrics.table(runs, "dropped").loc["bid-price"])
-    in_vain = np.asarray(metrics.table(runs, "in_vain").loc["bid-price"])
+    mean, dropped, in_vain = (
+        metrics.table(runs, name) for name in ("violations", "dropped", "in_vain")
+    )
+    drops = np.asarray(dropped.loc["bid-price"])
     return pd.DataFrame(
         {
             "bid-price": mean.loc["bid-price"],
@@ -615,7 +565,9 @@ def distance(runs: pd.DataFrame) -> pd.DataFrame:
             "open": mean.loc["search"] - mean.loc["bound"],
             "unforeseen": mean.loc["bid-price-oracle"] - mean.loc["search"],
             "misjudged": mean.loc["bid-price"] - mean.loc["bid-price-oracle"],
-            "in_vain": in_vain,
-            "of_drops": 100 * in_vain / np.where(dropped > 0, dropped, 1.0),
+            "in_vain": in_vain.loc["bid-price"],
+            "of_drops": 100
+            * in_vain.loc["bid-price"]
+            / np.where(drops > 0, drops, 1.0),
         }
     )

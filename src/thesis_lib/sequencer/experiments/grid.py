@@ -6,9 +6,9 @@ intervals. Points of a grid are measured on all cores.
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
@@ -18,24 +18,15 @@ from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.sequencer.core.trace import F64, Trace
 from thesis_lib.sequencer.estimators.models import ESTIMATORS, LEARNED, cut_tail
 from thesis_lib.sequencer.estimators.saved import is_file
+from thesis_lib.sequencer.experiments import metrics
 from thesis_lib.sequencer.experiments.configuration import (
     NOISE,
+    NOISY,
     Estimate,
     SimulationConfig,
     learned_estimate,
     named_estimate,
-    noisy_estimate,
     replay_config,
-)
-from thesis_lib.sequencer.experiments.metrics import (
-    column,
-    difference_interval,
-    fewest_counted_violations,
-    in_percent,
-    mean,
-    numbers,
-    outcome,
-    table,
 )
 from thesis_lib.sequencer.policies.registry import (
     AS_PUBLISHED,
@@ -99,7 +90,7 @@ def run_paired(
     measure: Callable[[Paired], Iterable[dict]],
     config: SimulationConfig,
     loads: Iterable[float],
-    estimate: Estimate,
+    estimate: Estimate = NOISY,
     *,
     seeds: int,
     seed: int,
@@ -138,7 +129,7 @@ def replicate(
     config: SimulationConfig,
     policies: Policies,
     loads: Iterable[float],
-    estimate: Estimate,
+    estimate: Estimate = NOISY,
     *,
     seeds: int,
     seed: int,
@@ -171,10 +162,10 @@ def replicate(
         for label, (name, own) in policies.items():
             policy = config.policy(name, **options, **own)
             report = config.run(at.trace, policy, at.estimated_s, at.load)
-            yield {"policy": label} | numbers(report)
+            yield {"policy": label} | metrics.numbers(report)
         if bound:
             longest_s = max(config.objectives_s or [config.slo_s])
-            fewest = fewest_counted_violations(
+            fewest = metrics.fewest_counted_violations(
                 at.trace, cores=config.cores, slo_s=longest_s
             )
             yield {"policy": "bound", "violations": fewest}
@@ -183,17 +174,17 @@ def replicate(
 
 
 def run_grid(
-    cases: Mapping[Any, Mapping[str, Any]], by: str, **common: Any
+    cases: Mapping[Any, SimulationConfig | Mapping[str, Any]], by: str, **common: Any
 ) -> pd.DataFrame:
     """The rows of `replicate` in every case, whose label the column `by` keeps.
 
-    A case holds those of its arguments that differ, `common` what all share: cases that
-    differ in their configuration alone, say, have their seeds in common.
+    A case is a configuration, or holds those arguments of `replicate` that differ;
+    `common` is what all share, their seeds among it.
     """
-    made = [
-        replicate(**{**common, **case}).assign(**{by: label})
-        for label, case in cases.items()
-    ]
+    made = []
+    for label, case in cases.items():
+        differs = {"config": case} if isinstance(case, SimulationConfig) else case
+        made.append(replicate(**{**common, **differs}).assign(**{by: label}))
     return pd.concat(made, ignore_index=True)
 
 
@@ -206,17 +197,12 @@ def against_sequencing(
     As from `replicate`, with a column `sequencer_s`; all else stays the same.
     """
     cases = {
-        works_s: {
-            "config": replace(
-                config, delays=replace(config.delays, sequencer_s=works_s)
-            )
-        }
+        works_s: replace(config, delays=replace(config.delays, sequencer_s=works_s))
         for works_s in sequencer_s
     }
     return run_grid(
-        cases, "sequencer_s", policies=policies, loads=[load],
-        estimate=noisy_estimate(), seeds=seeds, seed=seed,
-    )  # fmt: skip
+        cases, "sequencer_s", policies=policies, loads=[load], seeds=seeds, seed=seed
+    )
 
 
 def ablation(
@@ -269,12 +255,12 @@ def ablation(
         row: dict[str, str | float] = {"from": start, "defect": defect}
         for count, name in (("strict", "violations"), ("lenient", "lenient")):
             shares, ends = (
-                column(runs, f"{start} {of}", load, name) for of in (defect, "")
+                metrics.column(runs, f"{start} {of}", load, name) for of in (defect, "")
             )
-            change = difference_interval(shares, ends)
+            change = metrics.difference_interval(shares, ends)
             row |= {
                 count: 100 * shares.mean(),
-                **in_percent(f"{count}_change", change, f"{count}_"),
+                **metrics.in_percent(f"{count}_change", change, f"{count}_"),
             }
         rows.append(row)
     return pd.DataFrame(rows)
@@ -288,132 +274,23 @@ PUBLISHED_SCENARIO, PUBLISHED_LOAD = "B", 0.98
 
 
 def compare_designs(
-    config: SimulationConfig, designs: Sequence[str], loads: Sequence[float], seeds: int
+    config: SimulationConfig, designs: Policies, loads: Sequence[float], seeds: int
 ) -> pd.DataFrame:
     """Violations of policies in percent, by load, on design seeds."""
-    runs = replicate(
-        config, designs, loads, noisy_estimate(), seeds=seeds, seed=DESIGN_SEED
-    )
-    return table(runs).rename_axis("design")
+    runs = replicate(config, designs, loads, seeds=seeds, seed=DESIGN_SEED)
+    return metrics.table(runs).rename_axis("design")
 
 
 # --- One point of the evaluation -----------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Simulation:
-    """One point of the evaluation: a configuration, a load, and estimates."""
+class Point(NamedTuple):
+    """A configuration, a load, and the estimates that a policy gets there."""
 
     config: SimulationConfig
     load: float
     estimate: Estimate
-    labels: Mapping[str, Any]  # how the estimates and arrivals came about
+    labels: dict[str, Any]  # how the estimates and arrivals came about
     transactions: int
     drawn: bool = True  # whether one seed differs from another
-
-    @classmethod
-    def of_scenario(
-        cls, name: str, load: float | None = None, estimator: str = "noisy", *,
-        transactions: int = 20_000, noise: float = NOISE, **options,
-    ) -> Self:  # fmt: skip
-        """A reference scenario; a learned estimator is fitted on another seed of it.
-
-        `options` as of `SimulationConfig.of_scenario`.
-        """
-        if load is None:
-            raise InvalidInput(
-                "a scenario has no arrivals of its own: give the load, such as 1.1"
-            )
-        config = SimulationConfig.of_scenario(
-            name, transactions=transactions, **options
-        )
-        estimate = named_estimate(estimator, config, noise)
-        labels = {
-            "estimator": estimator,
-            "fitted_on": transactions if estimator in LEARNED else 0,
-            "arrivals": "Poisson",
-        }
-        return cls(config, load, estimate, labels, transactions)
-
-    @classmethod
-    def of_trace(
-        cls, trace: Trace | Path | str, load: float | None = None,
-        estimator: str = "noisy", *, transactions: int | None = None,
-        noise: float = NOISE, warehouses: int | None = None, **options,
-    ) -> Self:  # fmt: skip
-        """A collected trace or the path of one, replayed: see `replay_config`.
-
-        A learned estimator is fitted on its first half, FITTED of its transactions by
-        arrival, and only what came later is replayed, or its first `transactions`.
-        """
-        require(
-            warehouses is None,
-            f"warehouses={warehouses} belongs to a scenario: a trace says itself which "
-            "keys its transactions lock",
-        )
-        judged, past = trace if isinstance(trace, Trace) else Trace.read(trace), None
-        if estimator in LEARNED:
-            past, judged = _held_out(judged, estimator)
-        judged = _first(judged, transactions)
-        config, at = replay_config(judged, load, **options)
-        if past is None:
-            estimate = named_estimate(estimator, config, noise)
-        else:
-            estimate = learned_estimate(estimator, past)
-        labels = {
-            "estimator": estimator,
-            "fitted_on": 0 if past is None else len(past),
-            "arrivals": "its own" if load is None else "its own, stretched",
-        }
-        return cls(config, at, estimate, labels, len(judged), estimator == "noisy")
-
-    def against_fifo(
-        self, policy: str, *, seeds: int = 5, seed: int = 0, gap: float = np.inf,
-        bias: float = 1.0,
-    ) -> dict:  # fmt: skip
-        """The numbers of `policy`, beside FIFO and the lower bound on the same seeds.
-
-        Every estimate is multiplied by `bias`. `gap` bounds, for bid-price, how much
-        larger the share of violations of one type may be than of another. Shares are
-        fractions of 1; intervals are (low, high), and None where a replayed trace is
-        one sample and nothing was drawn for it; a closed loop has no lower bound
-        (None).
-        """
-        require(
-            0 < bias < np.inf,
-            f"bias={bias:g}: expected a positive, finite factor; 1 leaves estimates "
-            "alone",
-        )
-        config, load, is_open = self.config, self.load, self.config.clients is None
-        seeds = seeds if self.drawn else min(seeds, 1)  # each would be the same
-
-        def biased(trace: Trace, seed: int) -> F64:
-            return bias * self.estimate(trace, seed)
-
-        fair: dict = {}
-        if policy != "fifo" and gap < np.inf:
-            fair = {"gap": gap, "groups": len(config.make_trace(seed).kinds)}
-        runs = replicate(
-            config, {"fifo": ("fifo", {}), policy: (policy, fair)}, [load], biased,
-            seeds=seeds, seed=seed, bound=is_open,
-        )  # fmt: skip
-
-        unsure = {} if self.drawn else {"violations_ci": None, "reduction_ci": None}
-        return {
-            "policy": policy,
-            **self.labels,
-            **({} if is_open else {"arrivals": "closed loop"}),
-            "load": load,
-            "rate_per_s": load * config.saturation_per_s,
-            "saturation_per_s": config.saturation_per_s,
-            "saturation_ci": config.saturation_ci,
-            "clients": config.clients,
-            "seeds": seeds,
-            "transactions": self.transactions,
-            **outcome(runs, policy, load),
-            **unsure,
-            "lower_bound": mean(runs, "bound", load) if is_open else None,
-        }
 
 
 def simulate_cell(
@@ -429,9 +306,13 @@ def simulate_cell(
 ) -> dict:
     """What `thesis simulate` says: a policy in a `scenario` or on a `trace`.
 
-    `options` are those of Simulation.of_scenario or of_trace, by name; None stands for
-    what is not given. The result is that of `Simulation.against_fifo`. Raises
-    InvalidInput for anything that cannot be run.
+    `policy` stands beside FIFO and the lower bound on the same seeds. Every estimate is
+    multiplied by `bias`; `gap` bounds, for bid-price, how much larger the share of
+    violations of one type may be than of another. `options` are `load`, `estimator`,
+    `transactions`, `noise` and what `SimulationConfig` may be made with; None stands
+    for what is not given. Shares are fractions of 1; intervals are (low, high), and
+    None where a replayed trace is one sample and nothing was drawn for it; a closed
+    loop has no lower bound (None). Raises InvalidInput for anything that cannot be run.
     """
     policy = present_name(policy)
     load = options.get("load")
@@ -444,11 +325,69 @@ def simulate_cell(
     if not is_file(estimator):
         choice("estimator", estimator, ESTIMATORS)
     given = {name: value for name, value in options.items() if value is not None}
-    if trace is None:
-        point = Simulation.of_scenario(scenario or "", **given)
-    else:
-        point = Simulation.of_trace(trace, **given)
-    return point.against_fifo(policy, seeds=seeds, seed=seed, gap=gap, bias=bias)
+    point = (
+        _in_scenario(scenario or "", **given)
+        if trace is None
+        else _on_trace(trace, **given)
+    )
+    return _against_fifo(point, policy, seeds, seed, gap, bias)
+
+
+def _in_scenario(
+    name: str, load: float | None = None, estimator: str = "noisy", *,
+    transactions: int = 20_000, noise: float = NOISE, **options,
+) -> Point:  # fmt: skip
+    """A reference scenario; a learned estimator is fitted on another seed of it."""
+    if load is None:
+        raise InvalidInput(
+            "a scenario has no arrivals of its own: give the load, such as 1.1"
+        )
+    config = SimulationConfig.of_scenario(name, transactions=transactions, **options)
+    labels = {
+        "estimator": estimator,
+        "fitted_on": transactions if estimator in LEARNED else 0,
+        "arrivals": "Poisson",
+    }
+    estimate = named_estimate(estimator, config, noise)
+    return Point(config, load, estimate, labels, transactions)
+
+
+def _on_trace(
+    trace: Trace | Path | str, load: float | None = None, estimator: str = "noisy", *,
+    transactions: int | None = None, noise: float = NOISE,
+    warehouses: int | None = None, **options,
+) -> Point:  # fmt: skip
+    """A collected trace or the path of one, replayed: see `replay_config`.
+
+    A learned estimator is fitted on its first half, FITTED of its transactions by
+    arrival, and only what came later is replayed, or its first `transactions`.
+    """
+    require(
+        warehouses is None,
+        f"warehouses={warehouses} belongs to a scenario: a trace says itself which "
+        "keys its transactions lock",
+    )
+    judged, past = trace if isinstance(trace, Trace) else Trace.read(trace), None
+    if estimator in LEARNED:
+        past, judged = _held_out(judged, estimator)
+    n = len(judged) if transactions is None else transactions
+    require(
+        1 <= n <= len(judged),
+        f"transactions={transactions}: expected 1 to the {len(judged)} that are to be "
+        "replayed",
+    )
+    config, at = replay_config(judged.take(np.arange(n)), load, **options)
+    estimate = (
+        named_estimate(estimator, config, noise)
+        if past is None
+        else learned_estimate(estimator, past)
+    )
+    labels = {
+        "estimator": estimator,
+        "fitted_on": 0 if past is None else len(past),
+        "arrivals": "its own" if load is None else "its own, stretched",
+    }
+    return Point(config, at, estimate, labels, n, estimator == "noisy")
 
 
 def _held_out(trace: Trace, estimator: str) -> tuple[Trace, Trace]:
@@ -463,11 +402,39 @@ def _held_out(trace: Trace, estimator: str) -> tuple[Trace, Trace]:
     return trace.split(FITTED)
 
 
-def _first(judged: Trace, transactions: int | None) -> Trace:
-    n = len(judged) if transactions is None else transactions
+def _against_fifo(
+    point: Point, policy: str, seeds: int, seed: int, gap: float, bias: float
+) -> dict:
     require(
-        1 <= n <= len(judged),
-        f"transactions={transactions}: expected 1 to the {len(judged)} that are to be "
-        "replayed",
+        0 < bias < np.inf,
+        f"bias={bias:g}: expected a positive, finite factor; 1 leaves estimates alone",
     )
-    return judged.take(np.arange(n))
+    config, load, is_open = point.config, point.load, point.config.clients is None
+    seeds = seeds if point.drawn else min(seeds, 1)  # each would be the same
+
+    def biased(trace: Trace, seed: int) -> F64:
+        return bias * point.estimate(trace, seed)
+
+    fair: dict = {}
+    if policy != "fifo" and gap < np.inf:
+        fair = {"gap": gap, "groups": len(config.make_trace(seed).kinds)}
+    runs = replicate(
+        config, {"fifo": ("fifo", {}), policy: (policy, fair)}, [load], biased,
+        seeds=seeds, seed=seed, bound=is_open,
+    )  # fmt: skip
+    unsure = {} if point.drawn else {"violations_ci": None, "reduction_ci": None}
+    return {
+        "policy": policy,
+        **point.labels,
+        **({} if is_open else {"arrivals": "closed loop"}),
+        "load": load,
+        "rate_per_s": load * config.saturation_per_s,
+        "saturation_per_s": config.saturation_per_s,
+        "saturation_ci": config.saturation_ci,
+        "clients": config.clients,
+        "seeds": seeds,
+        "transactions": point.transactions,
+        **metrics.outcome(runs, policy, load),
+        **unsure,
+        "lower_bound": metrics.mean(runs, "bound", load) if is_open else None,
+    }

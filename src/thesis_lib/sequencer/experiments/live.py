@@ -18,7 +18,7 @@ from thesis_lib.common.errors import choice, require
 from thesis_lib.common.provenance import undisturbed
 from thesis_lib.common.stats import mean_interval
 from thesis_lib.sequencer.core.events import Delays
-from thesis_lib.sequencer.core.trace import F64, Batch, Bool, History, Trace
+from thesis_lib.sequencer.core.trace import F64, Batch, History, Trace
 from thesis_lib.sequencer.engine.engine import database, make_log, trace_of
 from thesis_lib.sequencer.engine.overheads import Overheads, as_delays, overheads
 from thesis_lib.sequencer.engine.scheduler import (
@@ -33,15 +33,8 @@ from thesis_lib.sequencer.engine.storage import Storage
 from thesis_lib.sequencer.estimators.models import LEARNED, LatencyEstimator
 from thesis_lib.sequencer.estimators.models import estimator as named_estimator
 from thesis_lib.sequencer.estimators.saved import is_file, load_estimator
+from thesis_lib.sequencer.experiments import metrics
 from thesis_lib.sequencer.experiments.configuration import default_objective_s
-from thesis_lib.sequencer.experiments.metrics import (
-    MEANS,
-    fewest_counted_violations,
-    in_percent,
-    numbers,
-    outcome,
-    summarise,
-)
 from thesis_lib.sequencer.policies.registry import policy as named_policy
 from thesis_lib.sequencer.policies.registry import present_name
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
@@ -57,9 +50,9 @@ ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE = 0.01, 0.15
 PLACE = ["engine", "workers", "load", "policy"]  # of a live run
 
 
-def _near(difference: F64, measured: F64) -> Bool:
+def _near(difference: float, measured: float) -> bool:
     nearest = np.maximum(ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE * measured)
-    return np.abs(difference) <= nearest
+    return abs(difference) <= nearest
 
 
 def beside_measured(runs: pd.DataFrame, model: str = "simulated") -> pd.DataFrame:
@@ -70,17 +63,18 @@ def beside_measured(runs: pd.DataFrame, model: str = "simulated") -> pd.DataFram
     bootstrap interval (`low`, `high`). `near` where it is at most the larger of one
     point and 15 % of the measured share.
     """
-    rows = {}
-    for place, at in runs.groupby(PLACE, sort=False):
+
+    def row(at: pd.DataFrame, *place: Any) -> dict[str, Any]:
         measured, modelled = (at[c].to_numpy(np.float64) for c in ("measured", model))
         error = mean_interval(modelled - measured)
-        rows[place] = {
+        return {
             "measured": 100 * measured.mean(),
             model: 100 * modelled.mean(),
-            **in_percent("error", error),
-            "near": _near(np.array([error.value]), measured.mean(keepdims=True))[0],
+            **metrics.in_percent("error", error),
+            "near": _near(error.value, measured.mean()),
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(PLACE)
+
+    return metrics.by_case(runs, PLACE, row)
 
 
 def measured_again(runs: pd.DataFrame) -> pd.DataFrame:
@@ -108,19 +102,18 @@ def ranked_alike(beside: pd.DataFrame, model: str = "simulated") -> pd.DataFrame
     policies at one load whose measured shares are not near each other, and how many
     of them the model puts in the same order (`alike`).
     """
-    rows = []
-    for _, at in beside.groupby(PLACE[:-1], sort=False):
-        engine, workers, *_ = at.index[0]
-        for one, other in combinations(range(len(at)), 2):
-            pair = at.iloc[[one, other]]
-            measured = pair["measured"].to_numpy(np.float64) / 100
-            apart = np.diff(measured)
-            if _near(apart, measured.max(keepdims=True))[0]:
-                continue
-            alike = apart[0] * np.diff(pair[model].to_numpy(np.float64))[0] > 0
-            rows.append((engine, workers, 1, int(alike)))
-    pairs = pd.DataFrame(rows, columns=["engine", "workers", "pairs", "alike"])
-    return pd.DataFrame(pairs.groupby(["engine", "workers"], sort=False).sum())
+
+    def row(at: pd.DataFrame, *place: Any) -> dict[str, int]:
+        shares = at[["measured", model]].to_numpy(np.float64) / 100
+        pairs = [
+            one - other
+            for other, one in combinations(shares, 2)
+            if not _near(one[0] - other[0], max(one[0], other[0]))
+        ]
+        return {"pairs": len(pairs), "alike": sum(a * b > 0 for a, b in pairs)}
+
+    by_load = metrics.by_case(beside.reset_index(), PLACE[:-1], row)
+    return pd.DataFrame(by_load.groupby(["engine", "workers"], sort=False).sum())
 
 
 def middleware_rates(engines: Mapping[str, Mapping[str, Mapping]]) -> pd.DataFrame:
@@ -131,17 +124,14 @@ def middleware_rates(engines: Mapping[str, Mapping[str, Mapping]]) -> pd.DataFra
     transaction, and of processes as they are; and the highest rate of an open loop
     that was sustained.
     """
-    rows = {
-        (engine, int(workers)): {
-            how: float(np.median(rates))
-            for how, rates in {
-                **found["transactions_per_s"],
-                "open loop": found["open_loop_sustained_per_s"],
-            }.items()
-        }
-        for engine, by_workers in engines.items()
-        for workers, found in by_workers.items()
-    }
+    rows = {}
+    for engine, by_workers in engines.items():
+        for workers, found in by_workers.items():
+            open_loop = {"open loop": found["open_loop_sustained_per_s"]}
+            loops = found["transactions_per_s"] | open_loop
+            rows[engine, int(workers)] = {
+                how: float(np.median(rates)) for how, rates in loops.items()
+            }
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.rename_axis(["engine", "workers"])
 
@@ -185,11 +175,8 @@ class Bench:
 
 def part(log: Log, first: int, end: int) -> Log:
     """Transactions `first` to `end` - 1 as a log of their own, on the same data."""
-    return replace(
-        log,
-        transactions=log.transactions[first:end],
-        keys=log.keys.take(np.arange(first, end)),
-    )
+    keys = log.keys.take(np.arange(first, end))
+    return replace(log, transactions=log.transactions[first:end], keys=keys)
 
 
 def measure_burst(storage: Storage, log: Log, workers: int, name: str = "burst") -> Run:
@@ -210,7 +197,7 @@ def measure_quiet(
     """What the middleware adds when all but the first WARM_UP of `log` come slowly."""
     n = len(log)
     due_s = poisson_arrivals(rate_per_s, n - WARM_UP, np.random.default_rng(n))
-    asked = _requests(log, _behind_warm_up(due_s), np.inf, np.zeros(n))
+    asked = Requests.of_log(log, _behind_warm_up(due_s), np.inf, np.zeros(n))
     fifo = named_policy("fifo", slo_s=1.0, cores=workers)
     with Scheduler(storage.copy("quiet"), log, workers) as scheduler:
         run_closed(scheduler, WARM_UP, CLIENTS, BATCH)
@@ -222,26 +209,11 @@ def _behind_warm_up(arrival_s: F64) -> F64:
     return np.concatenate([np.zeros(WARM_UP), arrival_s])
 
 
-def _requests(log: Log, arrival_s: F64, slo_s: float, estimated_s: F64) -> Requests:
-    return Requests(
-        arrival_s=arrival_s,
-        deadline_s=arrival_s + slo_s,
-        features=static_features(log),
-        feature_names=static_names(log),
-        keys=log.keys,
-        estimated_s=estimated_s,
-    )
-
-
 @contextmanager
 def bench(
-    engine: str,
-    log: Log,
-    burst: int,
-    workers: int,
-    dsn: str | None = None,
+    engine: str, log: Log, burst: int, workers: int, dsn: str | None = None,
     slo_s: float | None = None,
-) -> Iterator[Bench]:
+) -> Iterator[Bench]:  # fmt: skip
     """Load a database for `log` and measure it and its middleware on the first `burst`.
 
     The rate of saturation and the past are those of the transactions after the first
@@ -318,23 +290,16 @@ class Live:
 
 
 def run_live(
-    bench: Bench,
-    log: Log,
-    policy: str,
-    arrival_s: F64,
-    estimated_s: F64,
-    *,
-    name: str,
-    batch_size: int = 10,
-    flush_s: float = np.inf,
-) -> Live:
+    bench: Bench, log: Log, policy: str, arrival_s: F64, estimated_s: F64, *,
+    name: str, batch_size: int = 10, flush_s: float = np.inf,
+) -> Live:  # fmt: skip
     """Run `log` under `policy` on a copy `name` of the database.
 
     `arrival_s` (n,) are those of the transactions after the first WARM_UP, which a
     closed loop runs before the clock starts; `estimated_s` is of all of them.
     """
     arrival_s = _behind_warm_up(arrival_s)
-    requests = _requests(log, arrival_s, bench.slo_s, estimated_s)
+    requests = Requests.of_log(log, arrival_s, bench.slo_s, estimated_s)
     delays = bench.delays
     rule = named_policy(
         policy, slo_s=bench.slo_s, cores=bench.workers, lag_s=delays.lag_s
@@ -348,37 +313,61 @@ def run_live(
     return Live(requests, run, history(run, requests.deadline_s, WARM_UP), log)
 
 
-def serve(
-    *,
-    engine: str = "sqlite",
-    dsn: str | None = None,
-    policy: str,
-    estimator: str = "boosted",
-    load: float,
-    seconds: float,
-    rounds: int = 5,
-    workers: int = 2,
-    slo_s: float | None = None,
-    seed: int = 0,
-    workload: str = "tpcc",
-    mix: str | None = None,
-    zipf: float | None = None,
-    warehouses: int = 2,
-    batch_size: int = 10,
-    flush_s: float = 1e-3,
-    burst: int = 2_000,
-    fewest: int = 0,
-) -> dict:
-    """Measure `policy` live, beside FIFO on the same requests, in `rounds` rounds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What `serve` measures. Raises InvalidInput for what cannot be run."""
 
-    `load` is the rate of the Poisson arrivals over the saturation of FIFO on this
-    engine, which a closed loop over `burst` transactions measures first; that burst is
-    also the past that the estimator learns from, from static features alone, unless its
-    name is that of a file that `save_estimator` wrote; it predicts a log before its
-    run. The rounds together last `seconds` under each of the
-    two, or longer, where that is less than `fewest` transactions a round. Keys as of
-    `grid.simulate_cell`; the lower bound takes the service times that the rounds
-    under FIFO measured. Raises InvalidInput for what cannot be run.
+    policy: str
+    load: float  # rate of the Poisson arrivals over the saturation of FIFO
+    seconds: float  # of all rounds together, under each of policy and FIFO
+    engine: str = "sqlite"
+    dsn: str | None = None  # of a server of PostgreSQL
+    estimator: str = "boosted"  # a learned one, or a file of `save_estimator`
+    rounds: int = 5
+    workers: int = 2
+    slo_s: float | None = None  # None for the `default_objective_s` of the burst
+    seed: int = 0
+    workload: str = "tpcc"
+    mix: str | None = None
+    zipf: float | None = None
+    warehouses: int = 2
+    batch_size: int = 10
+    flush_s: float = 1e-3
+    burst: int = 2_000  # transactions that saturation and estimates come from
+    fewest: int = 0  # transactions of a round, which then lasts as long as they take
+
+    def __post_init__(self) -> None:
+        for name in ("load", "seconds"):
+            value = getattr(self, name)
+            require(0 < value < np.inf, f"{name}={value:g} must be positive and finite")
+        for name in ("rounds", "workers", "batch_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}={value}: expected at least 1")
+        require(self.flush_s >= 0, f"flush_s={self.flush_s:g} must not be negative")
+        require(
+            self.slo_s is None or self.slo_s > 0, f"slo_s={self.slo_s} must be positive"
+        )
+        named_policy(self.policy, slo_s=1.0, cores=self.workers)  # refused, or fine
+        if not is_file(self.estimator):
+            _require_learned(self.estimator)
+
+    def log(self, n: int) -> Log:
+        """The first n transactions of the workload."""
+        return make_log(
+            self.workload, n, self.seed, warehouses=self.warehouses, mix=self.mix,
+            zipf=self.zipf,
+        )  # fmt: skip
+
+
+def serve(*, policy: str, **options: Any) -> dict:
+    """Measure `policy` live, beside FIFO on the same requests, round by round.
+
+    `options` are fields of `Serving`; `load` and `seconds` have no default. A closed
+    loop over `burst` transactions first measures the saturation of FIFO on this engine;
+    that burst is also the past that the estimator learns from, from static features
+    alone, unless it is read from a file; it predicts a log before its run. Keys as of
+    `grid.simulate_cell`; the lower bound takes the service times that the rounds under
+    FIFO measured. Raises InvalidInput for what cannot be run.
 
     >>> from thesis_lib.sequencer import serve
     >>> short = {"seconds": 0.2, "rounds": 2, "burst": 400, "fewest": 50}
@@ -386,49 +375,39 @@ def serve(
     >>> 0 <= result["violations"] <= 1
     True
     """
-    require(0 < load < np.inf, f"load={load:g} must be positive and finite")
-    require(0 < seconds < np.inf, f"seconds={seconds:g} must be positive and finite")
-    require(rounds >= 1, f"rounds={rounds}: expected at least 1")
-    require(workers >= 1, f"workers={workers}: expected at least 1")
-    require(batch_size >= 1, f"batch_size={batch_size}: expected at least 1")
-    require(flush_s >= 0, f"flush_s={flush_s:g} must not be negative")
-    require(slo_s is None or slo_s > 0, f"slo_s={slo_s} must be positive")
-    policy = present_name(policy)
-    named_policy(policy, slo_s=1.0, cores=workers)  # refused before anything runs
-    if not is_file(estimator):
-        _require_learned(estimator)
-    kept = load_estimator(estimator) if is_file(estimator) else None
-    options = {"warehouses": warehouses, "mix": mix, "zipf": zipf}
-    batches = {"batch_size": batch_size, "flush_s": flush_s}
-    log = make_log(workload, burst, seed, **options)
-    if kept is not None:
+    asked = Serving(policy=present_name(policy), **options)
+    log, kept = asked.log(asked.burst), None
+    if is_file(asked.estimator):
+        kept = load_estimator(asked.estimator)
         estimate(kept, log)  # refused for its features before anything runs
 
     def measured() -> dict:
-        with bench(engine, log, burst, workers, dsn, slo_s) as ready:
-            rate_per_s = load * ready.saturation_per_s
-            lasting_s = max(seconds, rounds * fewest / rate_per_s)
-            n = max(round(rate_per_s * seconds / rounds), fewest)
+        with bench(
+            asked.engine, log, asked.burst, asked.workers, asked.dsn, asked.slo_s
+        ) as ready:
+            rate_per_s = asked.load * ready.saturation_per_s
+            n = max(round(rate_per_s * asked.seconds / asked.rounds), asked.fewest)
             require(
                 n >= LEAST,
-                f"{seconds:g} s at {rate_per_s:.0f}/s in {rounds} rounds are {n} "
-                f"transactions each: expected at least {LEAST}; serve longer",
+                f"{asked.seconds:g} s at {rate_per_s:.0f}/s in {asked.rounds} rounds "
+                f"are {n} transactions each: expected at least {LEAST}; serve longer",
             )
-            whole = make_log(workload, burst + rounds * (WARM_UP + n), seed, **options)
+            whole = asked.log(asked.burst + asked.rounds * (WARM_UP + n))
             if not ready.storage.one_writer:
                 whole = whole.without_files()
             ready = replace(ready, log=whole)
-            model = fitted(estimator, ready) if kept is None else kept
+            model = fitted(asked.estimator, ready) if kept is None else kept
             runs = []
-            for number, source in enumerate(np.random.SeedSequence(seed).spawn(rounds)):
+            sources = np.random.SeedSequence(asked.seed).spawn(asked.rounds)
+            for number, source in enumerate(sources):
                 rng = np.random.default_rng(source)
                 arrival_s = poisson_arrivals(rate_per_s, n, rng)
-                runs.append(_round(ready, number, model, policy, arrival_s, batches))
-        made = _result(ready, runs, policy, estimator, load, rate_per_s, n, lasting_s)
+                runs.append(_round(ready, number, model, arrival_s, asked))
+        made = _result(ready, runs, asked)
         return made if kept is None else made | {"fitted_on": 0}
 
     # a server's processes are none of ours, and would pass for somebody else's
-    return undisturbed(measured) if engine == "sqlite" else measured()
+    return undisturbed(measured) if asked.engine == "sqlite" else measured()
 
 
 def _require_learned(name: str) -> None:
@@ -447,41 +426,39 @@ def estimate(model: LatencyEstimator, log: Log) -> F64:
 
 
 def _round(
-    ready: Bench, number: int, model: LatencyEstimator, policy: str, arrival_s: F64,
-    batches: Mapping[str, Any],
-) -> tuple[Live, Live]:  # fmt: skip
+    ready: Bench, number: int, model: LatencyEstimator, arrival_s: F64, asked: Serving
+) -> tuple[Live, Live]:
     """The same requests under FIFO and under the policy, in turn the first to run."""
     log = ready.requests(number, len(arrival_s))
     estimated_s = estimate(model, log)
-    done = {}
-    for which, name in sorted(enumerate(("fifo", policy)), reverse=number % 2 == 1):
+    policies, done = ("fifo", asked.policy), {}
+    for which, policy in sorted(enumerate(policies), reverse=number % 2 == 1):
         done[which] = run_live(
-            ready, log, name, arrival_s, estimated_s, name=f"round{number}-{which}",
-            **batches,
+            ready, log, policy, arrival_s, estimated_s, name=f"round{number}-{which}",
+            batch_size=asked.batch_size, flush_s=asked.flush_s,
         )  # fmt: skip
     return done[0], done[1]
 
 
-def _result(
-    ready: Bench, runs: Sequence[tuple[Live, Live]], policy: str, estimator: str,
-    load: float, rate_per_s: float, n: int, seconds: float,
-) -> dict:  # fmt: skip
+def _result(ready: Bench, runs: Sequence[tuple[Live, Live]], asked: Serving) -> dict:
+    load, rate_per_s = asked.load, asked.load * ready.saturation_per_s
+    n = len(runs[0][0].history.arrival_s)
     truths = [fifo.trace for fifo, _ in runs]
     rows = [
         {"policy": name, "load": load, "seed": number}
-        | numbers(summarise(truth, live.history))
+        | metrics.numbers(metrics.summarise(truth, live.history))
         for number, (truth, pair) in enumerate(zip(truths, runs, strict=True))
         for name, live in zip(("fifo", "policy"), pair, strict=True)
     ]
     bounds = [
-        fewest_counted_violations(truth, cores=ready.workers, slo_s=ready.slo_s)
+        metrics.fewest_counted_violations(truth, cores=ready.workers, slo_s=ready.slo_s)
         for truth in truths
     ]
     loops_s = [live.run.loop_cpu_s for _, live in runs]
     return {
         "engine": ready.storage.engine,
-        "policy": policy,
-        "estimator": estimator,
+        "policy": asked.policy,
+        "estimator": asked.estimator,
         "fitted_on": len(ready.past),
         "arrivals": "Poisson",
         "load": load,
@@ -489,10 +466,12 @@ def _result(
         "saturation_per_s": ready.saturation_per_s,
         "slo_s": ready.slo_s,
         "workers": ready.workers,
-        "seconds": seconds,
+        "seconds": max(asked.seconds, asked.rounds * asked.fewest / rate_per_s),
         "rounds": len(runs),
         "transactions": n,
-        **outcome(pd.DataFrame(rows), "policy", load, (*MEANS, "p50_s", "p99_s")),
+        **metrics.outcome(
+            pd.DataFrame(rows), "policy", load, (*metrics.MEANS, "p50_s", "p99_s")
+        ),
         "lower_bound": float(np.mean(bounds)),
         "sequencer_cpu_s": float(np.mean(loops_s) / n),
     }

@@ -6,7 +6,7 @@ estimates (common random numbers), seed by seed, so that differences have narrow
 intervals.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,9 +41,7 @@ class Report:
     lenient: float  # late / admitted: a drop is no violation; NaN if none is admitted
     p999_s: float
     wasted: float  # share of the cores' busy time that went into late transactions
-    cost: (
-        float  # mean, linear from 0 at the objective to 1 at WORTHLESS of it or a drop
-    )
+    cost: float  # mean: from 0 at the objective to 1 at WORTHLESS of it or for a drop
 
 
 def numbers(report: Report) -> dict[str, float]:
@@ -88,12 +86,14 @@ def summarise(trace: Trace, history: History) -> Report:
     first_s, last_s = arrival_s[rows][0], arrival_s[-1]
     in_time = (history.finish_s > first_s) & (history.finish_s <= last_s)
     on_time = in_time & ~history.violated
-    admitted_s = history.latency_s[rows][~history.dropped[rows]]
+    dropped, late = history.dropped[rows], history.late[rows]
+    latency_s, violated = history.latency_s[rows], history.violated[rows]
+    busy_s = (history.finish_s - history.start_s)[rows]
+    admitted_s, kind = latency_s[~dropped], trace.kind[rows]
     tails = np.full(4, np.nan)
     if len(admitted_s):
         tails = np.quantile(admitted_s, [0.5, 0.95, 0.99, 0.999], method="higher")
-    late, busy_s = history.late[rows], (history.finish_s - history.start_s)[rows]
-    violated, kind = history.violated[rows], trace.kind[rows]
+    p50_s, p95_s, p99_s, p999_s = tails.tolist()
     by_kind = {
         name: float(violated[kind == k].mean())
         for k, name in enumerate(trace.kinds)
@@ -101,21 +101,21 @@ def summarise(trace: Trace, history: History) -> Report:
     }
     span_s = last_s - first_s
     slo_s = (history.deadline_s - arrival_s)[rows]
-    cost = linear_cost(history.latency_s[rows], slo_s, WORTHLESS * slo_s)
+    cost = linear_cost(latency_s, slo_s, WORTHLESS * slo_s)
     return Report(
         arrived=len(violated),
         violations=float(violated.mean()),
         late=float(late.mean()),
-        dropped=float(history.dropped[rows].mean()),
+        dropped=float(dropped.mean()),
         goodput_per_s=float(on_time.sum() / span_s),
         throughput_per_s=float(in_time.sum() / span_s),
-        p50_s=float(tails[0]),
-        p95_s=float(tails[1]),
-        p99_s=float(tails[2]),
+        p50_s=p50_s,
+        p95_s=p95_s,
+        p99_s=p99_s,
         violations_by_kind=by_kind,
         fairness=jain(1 - np.array(list(by_kind.values()))),
         lenient=float(late.sum() / len(admitted_s)) if len(admitted_s) else np.nan,
-        p999_s=float(tails[3]),
+        p999_s=p999_s,
         wasted=float(busy_s[late].sum() / np.nansum(busy_s))
         if len(admitted_s)
         else 0.0,
@@ -145,8 +145,7 @@ def _paired(values: F64, baseline: F64) -> tuple[F64, F64]:
 
 def difference_interval(values: F64, baseline: F64) -> Interval:
     """mean(values) - mean(baseline) over paired (seeds,), resampled in pairs."""
-    values, baseline = _paired(values, baseline)
-    return mean_interval(values - baseline)
+    return mean_interval(np.subtract(*_paired(values, baseline)))
 
 
 def reduction_interval(violations: F64, baseline: F64) -> Interval:
@@ -173,11 +172,9 @@ def column(runs: pd.DataFrame, policy: str, load: float, name: str) -> F64:
     return np.asarray(rows[name])[np.argsort(np.asarray(rows["seed"]))]
 
 
-def mean(
-    runs: pd.DataFrame, policy: str, load: float, name: str = "violations"
-) -> float:
+def mean(runs: pd.DataFrame, policy: str, load: float, of: str = "violations") -> float:
     """Mean over the seeds of a `column`."""
-    return float(column(runs, policy, load, name).mean())
+    return float(column(runs, policy, load, of).mean())
 
 
 def reduction(
@@ -193,10 +190,19 @@ def reduction(
     >>> reduction(runs, "bid-price", 1.1)
     Interval(value=0.75, low=0.75, high=0.75)
     """
-    return reduction_interval(
-        column(runs, policy, load, "violations"),
-        column(runs, baseline, load, "violations"),
+    treated, compared = (
+        column(runs, name, load, "violations") for name in (policy, baseline)
     )
+    return reduction_interval(treated, compared)
+
+
+def by_case(
+    runs: pd.DataFrame, by: list[str], row: Callable[..., dict[str, Any]]
+) -> pd.DataFrame:
+    """A row for each case that the columns `by` tell apart: `row(its runs, *case)`."""
+    cases: Any = runs.groupby(by, sort=False)
+    rows = {case: row(at, *case) for case, at in cases}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(by)
 
 
 def in_percent(name: str, share: Interval, ends: str = "") -> dict[str, float]:
@@ -247,14 +253,15 @@ def spans(runs: Mapping[str, pd.DataFrame], policy: str) -> dict[str, float]:
 
     `runs` of `replicate` by scenario; named `<policy>_least_<scenario>` and so on.
     """
-    numbers = {}
-    for place, made in runs.items():
-        each = [reduction(made, policy, load).value for load in made["load"].unique()]
-        numbers |= {
-            f"{policy}_least_{place}": 100 * min(each),
-            f"{policy}_most_{place}": 100 * max(each),
-        }
-    return numbers
+    reductions = {
+        place: [reduction(made, policy, load).value for load in made["load"].unique()]
+        for place, made in runs.items()
+    }
+    return {
+        f"{policy}_{end}_{place}": 100 * find(each)
+        for place, each in reductions.items()
+        for end, find in (("least", min), ("most", max))
+    }
 
 
 RATES = {"throughput_per_s": "all", "goodput_per_s": "on time"}  # of the commits
@@ -282,15 +289,15 @@ def headline(runs: pd.DataFrame, load: float) -> dict[str, float]:
         "fifo_violations_percent": 100 * mean(runs, "fifo", load),
         "lower_bound_percent": 100 * mean(runs, "bound", load),
     }
-    committed = column(runs, "fifo", load, "throughput_per_s").mean()
+    committed = mean(runs, "fifo", load, "throughput_per_s")
     for policy in ("drop", "reorder", "hybrid", "hybrid-corrected", "bid-price"):
         name = policy.replace("-", "_")
         fewer = reduction(runs, policy, load)
-        throughput = column(runs, policy, load, "throughput_per_s").mean()
+        throughput = mean(runs, policy, load, "throughput_per_s")
         numbers |= {
             f"{name}_violations_percent": 100 * mean(runs, policy, load),
             **in_percent(f"reduction_{name}", fewer, f"reduction_{name}_"),
-            f"throughput_{name}_percent": float(100 * throughput / committed),
+            f"throughput_{name}_percent": 100 * throughput / committed,
         }
     return numbers
 

@@ -12,21 +12,9 @@ import pandas as pd
 
 from thesis_lib.common.errors import choice, require
 from thesis_lib.sequencer.core.trace import F64, I64
-from thesis_lib.sequencer.experiments.configuration import (
-    SimulationConfig,
-    noisy_estimate,
-)
-from thesis_lib.sequencer.experiments.grid import (
-    Paired,
-    run_grid,
-    run_paired,
-    run_points,
-)
-from thesis_lib.sequencer.experiments.metrics import (
-    column,
-    difference_interval,
-    in_percent,
-)
+from thesis_lib.sequencer.experiments import metrics
+from thesis_lib.sequencer.experiments.configuration import NOISY, SimulationConfig
+from thesis_lib.sequencer.experiments.grid import Paired, run_paired, run_points
 from thesis_lib.sequencer.workload.arrivals import flash_crowd_arrivals, mmpp2_arrivals
 from thesis_lib.sequencer.workload.perturbations import MISESTIMATIONS, Seen, anything
 from thesis_lib.sequencer.workload.scenarios import SERVICE_SIGMA, Prices, priced
@@ -46,14 +34,9 @@ BURSTS, BURST_S = (0.5, 1.5), 0.05  # rates of an MMPP-2 over their mean, mean s
 
 
 def under_misestimation(
-    config: SimulationConfig,
-    policies: Sequence[str],
-    loads: Sequence[float],
-    names: Sequence[str] = tuple(MISESTIMATIONS),
-    *,
-    seeds: int,
-    seed: int,
-) -> pd.DataFrame:
+    config: SimulationConfig, policies: Sequence[str], loads: Sequence[float],
+    names: Sequence[str] = tuple(MISESTIMATIONS), *, seeds: int, seed: int,
+) -> pd.DataFrame:  # fmt: skip
     """One row per misestimation, load, seed and policy; FIFO is always among these.
 
     Columns: misestimation, load, seed, policy and the share of violations. Raises
@@ -77,10 +60,9 @@ def under_misestimation(
                     "violations": report.violations,
                 }
 
-    runs = run_paired(measure, config, loads, noisy_estimate(), seeds=seeds, seed=seed)
-    return runs.reindex(
-        columns=["misestimation", "load", "seed", "policy", "violations"]
-    )
+    runs = run_paired(measure, config, loads, seeds=seeds, seed=seed)
+    order = ["misestimation", "load", "seed", "policy", "violations"]
+    return runs.reindex(columns=order)
 
 
 def beyond_fifo(runs: pd.DataFrame) -> pd.DataFrame:
@@ -91,27 +73,24 @@ def beyond_fifo(runs: pd.DataFrame) -> pd.DataFrame:
     interval (`low`, `high`), and whether the whole interval is `within`
     NON_INFERIORITY_MARGIN.
     """
-    rows = []
-    for _, at in runs.groupby(["misestimation", "load"], sort=False):
-        name, load = at["misestimation"].iloc[0], float(at["load"].iloc[0])
-        fifo = column(at, "fifo", load, "violations")
-        for policy in dict.fromkeys(at["policy"]):
-            if policy == "fifo":
-                continue
-            share = column(at, policy, load, "violations")
-            more = difference_interval(share, fifo)
-            rows.append(
-                {
-                    "misestimation": name,
-                    "load": load,
-                    "policy": policy,
-                    "fifo": 100 * fifo.mean(),
-                    "percent": 100 * share.mean(),
-                    **in_percent("points", more),
-                    "within": more.high <= NON_INFERIORITY_MARGIN,
-                }
-            )
-    return pd.DataFrame(rows)
+
+    def row(at: pd.DataFrame, name: str, load: float, policy: str) -> dict:
+        at = runs.loc[(runs["misestimation"] == name) & (runs["load"] == load)]
+        fifo, share = (
+            metrics.column(at, p, load, "violations") for p in ("fifo", policy)
+        )
+        more = metrics.difference_interval(share, fifo)
+        return {
+            "fifo": 100 * fifo.mean(),
+            "percent": 100 * share.mean(),
+            **metrics.in_percent("points", more),
+            "within": more.high <= NON_INFERIORITY_MARGIN,
+        }
+
+    others = runs.loc[runs["policy"] != "fifo"]
+    return metrics.by_case(
+        others, ["misestimation", "load", "policy"], row
+    ).reset_index()
 
 
 def verdict(table: pd.DataFrame, policy: str) -> dict[str, float | int | str]:
@@ -126,11 +105,8 @@ def verdict(table: pd.DataFrame, policy: str) -> dict[str, float | int | str]:
     return {
         "settings": len(at),
         "within": int(np.sum(at["within"])),
-        "misestimation": str(worst["misestimation"]),
-        "load": float(worst["load"]),
-        "points": float(worst["points"]),
-        "low": float(worst["low"]),
-        "high": float(worst["high"]),
+        "misestimation": worst["misestimation"],
+        **{name: float(worst[name]) for name in ("load", "points", "low", "high")},
     }
 
 
@@ -155,8 +131,8 @@ def under_random_misestimation(
     (`perturbations.anything`), and whether from the start or from which row on. The
     shares of violations `fifo` and `policy` are of what arrives LEARNING transactions
     later or after that. Columns: cell (the name of the configuration), load, objective,
-    after, fifo, policy. Raises
-    InvalidInput for runs of fewer than twice LEARNING transactions.
+    after, fifo, policy. Raises InvalidInput for runs of fewer than twice LEARNING
+    transactions.
     """
 
     def measure(source: np.random.SeedSequence) -> Iterator[dict]:
@@ -171,7 +147,7 @@ def under_random_misestimation(
             n >= 2 * LEARNING,
             f"{n} transactions: {2 * LEARNING} are needed, half of them to learn from",
         )
-        estimated_s = noisy_estimate()(transactions, int(rng.integers(2**31)))
+        estimated_s = NOISY(transactions, int(rng.integers(2**31)))
         trace = config.arrange(transactions, load, int(rng.integers(2**31)))
         after = int(rng.choice([0, int(rng.integers(n - 2 * LEARNING + 1))]))
         seen = anything(Seen(trace, estimated_s), rng, after)
@@ -226,15 +202,9 @@ class FlashCrowd:
 
 
 def through_a_crowd(
-    config: SimulationConfig,
-    crowd: FlashCrowd,
-    policies: Sequence[str],
-    load: float,
-    *,
-    window_s: float,
-    seeds: int,
-    seed: int,
-) -> pd.DataFrame:
+    config: SimulationConfig, crowd: FlashCrowd, policies: Sequence[str], load: float,
+    *, window_s: float, seeds: int, seed: int,
+) -> pd.DataFrame:  # fmt: skip
     """(windows x policies) share of the arrivals of each window that violate.
 
     Windows of `window_s` count from the end of the crowd, at which one begins; the
@@ -256,9 +226,7 @@ def through_a_crowd(
             row[name] = _by_window(place, made.violated[inside].astype(float))
         yield row
 
-    runs = run_paired(
-        measure, crowded, [load], noisy_estimate(), seeds=seeds, seed=seed
-    )
+    runs = run_paired(measure, crowded, [load], seeds=seeds, seed=seed)
     arrived = runs["arrived"]
     whole = min(len(count) for count in arrived)
     require(
@@ -338,20 +306,8 @@ def workload_cells(
     return made | by_type
 
 
-def across(
-    configs: Mapping[str, SimulationConfig], policies: Sequence[str],
-    loads: Sequence[float], *, seeds: int, seed: int,
-) -> pd.DataFrame:  # fmt: skip
-    """Runs of `replicate` in each of `configs`, named in the column `workload`."""
-    cases = {name: {"config": config} for name, config in configs.items()}
-    return run_grid(
-        cases, "workload", policies=policies, loads=loads, estimate=noisy_estimate(),
-        seeds=seeds, seed=seed,
-    )  # fmt: skip
-
-
 def by_workload(runs: pd.DataFrame, load: float) -> pd.DataFrame:
-    """Violations and mean cost in percent at one load: a row a workload of `across`.
+    """Violations and mean cost in percent at one load: a row a `workload`.
 
     Columns: violations or cost, then the policy. Means over the seeds.
     """
@@ -359,9 +315,4 @@ def by_workload(runs: pd.DataFrame, load: float) -> pd.DataFrame:
     made = at.pivot_table(
         index="workload", columns="policy", values=["violations", "cost"], sort=False
     )
-    order = [
-        (number, policy)
-        for number in ("violations", "cost")
-        for policy in dict.fromkeys(at["policy"])
-    ]
-    return 100 * made.loc[:, order]
+    return 100 * made.loc[:, ["violations", "cost"]]

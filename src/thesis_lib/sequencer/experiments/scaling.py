@@ -13,16 +13,8 @@ import pandas as pd
 
 from thesis_lib.common.errors import choice, require
 from thesis_lib.sequencer.core.trace import F64
-from thesis_lib.sequencer.experiments.configuration import (
-    SimulationConfig,
-    noisy_estimate,
-)
-from thesis_lib.sequencer.experiments.grid import (
-    Seeds,
-    against_sequencing,
-    paired_seeds,
-    run_points,
-)
+from thesis_lib.sequencer.experiments import grid
+from thesis_lib.sequencer.experiments.configuration import NOISY, SimulationConfig
 from thesis_lib.sequencer.experiments.metrics import summarise
 from thesis_lib.sequencer.simulator.partitions import (
     EXCHANGE,
@@ -46,12 +38,9 @@ def decision_costs(cases: pd.DataFrame) -> pd.DataFrame:
     calls them compiled, and if the rule runs in Python; and whether the compiled two
     meet the goal.
     """
+    costs = [f"{part}_{of}_us" for part in ("decide", "both") for of in ("mean", "p99")]
     worst = cases.pivot_table(
-        index="policy",
-        columns="way",
-        values=["decide_mean_us", "decide_p99_us", "both_mean_us", "both_p99_us"],
-        aggfunc="max",
-        sort=False,
+        costs, index="policy", columns="way", aggfunc="max", sort=False
     )
     mean_us, p99_us = worst["both_mean_us"], worst["both_p99_us"]
     return pd.DataFrame(
@@ -94,16 +83,10 @@ OVERLOAD = 1.5  # so far above saturation, what commits is the capacity
 
 
 def weak_scaling(
-    config: SimulationConfig,
-    policies: Sequence[str],
-    partitions: Sequence[int],
-    crossings: Sequence[float],
-    load: float,
-    *,
-    seeds: int,
-    seed: int,
+    config: SimulationConfig, policies: Sequence[str], partitions: Sequence[int],
+    crossings: Sequence[float], load: float, *, seeds: int, seed: int,
     exchange: Exchange = EXCHANGE,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """One row per number of partitions, share that crosses, seed and policy.
 
     Every partition is one of `config` at this load, until the first runs out of
@@ -114,21 +97,18 @@ def weak_scaling(
     (`throughput`, `goodput`); of the parts that cross, how long one waits for the other
     holding its locks (`wait_s`), and how many do so at a time in a partition (`aside`).
     """
-    estimate = noisy_estimate()
 
-    def measure(number: int, drawn: Seeds, count: int) -> Iterator[dict]:
+    def measure(number: int, drawn: grid.Seeds, count: int) -> Iterator[dict]:
         trace_seed, crossing_seed, estimate_seed = drawn
         places = [
             config.arrange(config.make_trace(one), load, arrivals)
-            for one, arrivals, _ in paired_seeds(trace_seed, count)
+            for one, arrivals, _ in grid.paired_seeds(trace_seed, count)
         ]
         end_s = min(trace.arrival_s[-1] for trace in places)
-        traces = [
-            trace.take(np.flatnonzero(trace.arrival_s <= end_s)) for trace in places
-        ]
+        traces = [t.take(np.flatnonzero(t.arrival_s <= end_s)) for t in places]
         for crossing in crossings:
             work = merge(traces, crossing if count > 1 else 0.0, crossing_seed)
-            estimated_s = estimate(work.trace, estimate_seed)
+            estimated_s = NOISY(work.trace, estimate_seed)
             for name in policies:
                 made = simulate_partitions(
                     work, config.policy(name), estimated_s, cores=config.cores,
@@ -139,14 +119,15 @@ def weak_scaling(
                     "crossing": crossing,
                     "seed": number,
                     "policy": name,
-                } | _measures(work, made, config.saturation_per_s)
+                    **_measures(work, made, config.saturation_per_s),
+                }
 
     points = (
         (number, drawn, count)
-        for number, drawn in enumerate(paired_seeds(seed, seeds))
+        for number, drawn in enumerate(grid.paired_seeds(seed, seeds))
         for count in partitions
     )
-    return run_points(measure, points)
+    return grid.run_points(measure, points)
 
 
 def _measures(
@@ -194,10 +175,7 @@ def capacities(runs: pd.DataFrame, exchange: Exchange = EXCHANGE) -> pd.DataFram
     and a policy; and, as policy "cores", what the cores alone would allow.
     """
     made = 100 * runs.pivot_table(
-        index="partitions",
-        columns=["crossing", "policy"],
-        values="throughput",
-        aggfunc="mean",
+        index="partitions", columns=["crossing", "policy"], values="throughput"
     )
     for crossing in sorted(runs["crossing"].unique()):
         made[crossing, "cores"] = [
@@ -217,14 +195,9 @@ def one_sequencer(cases: Sequence[Mapping]) -> pd.DataFrame:
     their product (`busy`): above 1, one sequencer cannot keep up.
     """
     made = pd.DataFrame(cases).set_index(["policy", "load", "cores"]).sort_index()
-    rate_per_s, decide_us = made["rate_per_s"], made["decide_mean_us"]
-    return pd.DataFrame(
-        {
-            "rate_per_s": rate_per_s,
-            "decide_us": decide_us,
-            "busy": 1e-6 * rate_per_s * decide_us,
-        }
-    )
+    made = made.rename(columns={"decide_mean_us": "decide_us"})
+    busy = 1e-6 * made["rate_per_s"] * made["decide_us"]
+    return made[["rate_per_s", "decide_us"]].assign(busy=busy)
 
 
 def decision_us(busy: pd.DataFrame, at: float, by: str = "rate_per_s") -> float:
@@ -287,14 +260,9 @@ def grown(
 
 
 def behind_one_sequencer(
-    machines: Sequence[SimulationConfig],
-    policy: str,
-    load: float,
-    busy: pd.DataFrame,
-    *,
-    seeds: int,
-    seed: int,
-) -> pd.DataFrame:
+    machines: Sequence[SimulationConfig], policy: str, load: float,
+    busy: pd.DataFrame, *, seeds: int, seed: int,
+) -> pd.DataFrame:  # fmt: skip
     """Violations behind one sequencer, free of cost and with the cost measured.
 
     `busy` are the rows of `one_sequencer` for the policy and the load at which its
@@ -305,7 +273,7 @@ def behind_one_sequencer(
     made = {}
     for config in machines:
         works_s = 1e-6 * decision_us(busy, config.cores, "cores")
-        runs = against_sequencing(
+        runs = grid.against_sequencing(
             config, [policy], load, [0.0, works_s], seeds=seeds, seed=seed
         )
         free = runs["sequencer_s"] == 0
@@ -325,9 +293,7 @@ def one_or_many(
     in each partition. A row a number of cores that both have.
     """
     chosen = runs[runs["policy"] == policy]
-    many = chosen.pivot_table(
-        index="partitions", columns="crossing", values="violations", aggfunc="mean"
-    )
+    many = chosen.pivot_table("violations", "partitions", "crossing")
     many.index = pd.Index(cores * many.index.to_numpy(), name="cores")
     many.columns = [f"partitions, {100 * share:g} % cross" for share in many.columns]
     one = machines.add_prefix("one sequencer, ")

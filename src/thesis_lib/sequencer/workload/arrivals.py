@@ -50,11 +50,9 @@ def _time_change(work: F64, starts_s: F64, rates_per_s: F64) -> F64:
 
 
 def mmpp2_arrivals(
-    rates_per_s: tuple[float, float],
-    sojourns_s: tuple[float, float],
-    n: int,
+    rates_per_s: tuple[float, float], sojourns_s: tuple[float, float], n: int,
     rng: np.random.Generator,
-) -> F64:
+) -> F64:  # fmt: skip
     """(n,) arrival times of a Poisson process that a two-state Markov chain modulates.
 
     In state k the rate is `rates_per_s[k]` for an exponential time of mean
@@ -90,12 +88,9 @@ def mmpp2_arrivals(
 
 
 def flash_crowd_arrivals(
-    rate_per_s: float,
-    crowd_per_s: float,
-    crowd_s: tuple[float, float],
-    n: int,
+    rate_per_s: float, crowd_per_s: float, crowd_s: tuple[float, float], n: int,
     rng: np.random.Generator,
-) -> F64:
+) -> F64:  # fmt: skip
     """(n,) arrival times of a Poisson process whose rate steps up and back.
 
     The rate is `crowd_per_s` from `crowd_s[0]` to `crowd_s[1]` and `rate_per_s` before
@@ -113,11 +108,8 @@ def flash_crowd_arrivals(
     )
     require(n >= 1, f"n={n} transactions: expected at least 1")
     work = np.cumsum(on_grid(rng.exponential(1.0, n)))
-    return _time_change(
-        work,
-        np.array([0.0, begin_s, end_s]),
-        np.array([rate_per_s, crowd_per_s, rate_per_s]),
-    )
+    starts_s = np.array([0.0, begin_s, end_s])
+    return _time_change(work, starts_s, np.array([rate_per_s, crowd_per_s, rate_per_s]))
 
 
 def with_arrivals(trace: Trace, arrival_s: F64) -> Trace:

@@ -12,51 +12,24 @@ import numpy as np
 
 from thesis_lib.common.errors import choice, require, vector
 from thesis_lib.sequencer.core.trace import F64, I64, KeySets, Trace
-from thesis_lib.sequencer.workload.transactions import (
-    DISTRICTS,
-    OPERATIONS,
-    TPCC_KINDS,
-    YCSB_KINDS,
-    Delivery,
-    Log,
-    NewOrder,
-    OrderStatus,
-    Payment,
-    StockLevel,
-    Transaction,
-    Ycsb,
-    YcsbScale,
-)
+from thesis_lib.sequencer.workload import transactions as txn
 
 RECORDS = ("records_read", "records_updated", "records_inserted")
 STATIC = (
-    *(f"is_{kind}" for kind in TPCC_KINDS),
-    "order_lines",
-    "remote_lines",
-    "distinct_stock",
-    "remote_customer",
-    "by_name",
-    "name_matches",
-    "threshold",
-    "files_written",
-    *RECORDS,
+    *(f"is_{kind}" for kind in txn.TPCC_KINDS),
+    *("order_lines", "remote_lines", "distinct_stock", "remote_customer", "by_name"),
+    *("name_matches", "threshold", "files_written", *RECORDS),
 )
-
 YCSB_STATIC = (
-    *(f"is_{kind}" for kind in YCSB_KINDS),
+    *(f"is_{kind}" for kind in txn.YCSB_KINDS),
     *("reads", "updates", "modifies"),  # as OPERATIONS
-    "distinct_records",
-    "distinct_written",
+    *("distinct_records", "distinct_written"),
     "most_popular",  # lowest number, hence rank, of its records
-    "files_written",
-    *RECORDS,
+    *("files_written", *RECORDS),
 )
-
 WINDOWS_S = (1e-4, 1e-3, 1e-2)
 DYNAMIC = (
-    "uncommitted",
-    "first_layer",
-    "depth",
+    *("uncommitted", "first_layer", "depth"),
     *(
         f"{what}_{window}"
         for window in ("100us", "1ms", "10ms")
@@ -65,37 +38,37 @@ DYNAMIC = (
 )
 
 
-def declared_records(t: Transaction) -> tuple[int, int, int]:
+def declared_records(t: txn.Transaction) -> tuple[int, int, int]:
     """Records that `t` announces to read, update or delete, and insert.
 
     Where a transaction cannot know its rows (Delivery, Order-Status, Stock-Level)
     one order, not its lines, counts as a record.
     """
     match t:
-        case NewOrder(lines=lines):
+        case txn.NewOrder(lines=lines):
             return 3 + 2 * len(lines), 1 + len(lines), 2 + len(lines)
-        case Payment(name_matches=matches):
+        case txn.Payment(name_matches=matches):
             return 3 + matches, 3, 1
-        case OrderStatus(name_matches=matches):
+        case txn.OrderStatus(name_matches=matches):
             return 2 + matches, 0, 0
-        case Delivery():
-            return 3 * DISTRICTS, 3 * DISTRICTS, 0
-        case StockLevel():
+        case txn.Delivery():
+            return 3 * txn.DISTRICTS, 3 * txn.DISTRICTS, 0
+        case txn.StockLevel():
             return 21, 0, 0
-        case Ycsb(operations=operations):
+        case txn.Ycsb(operations=operations):
             reads, updates, modifies = (
-                sum(o.what == what for o in operations) for what in OPERATIONS
+                sum(o.what == what for o in operations) for what in txn.OPERATIONS
             )
             counts = t.counter is not None
             return reads + modifies, updates + modifies + counts, 0
 
 
-def static_names(log: Log) -> tuple[str, ...]:
+def static_names(log: txn.Log) -> tuple[str, ...]:
     """Names of the columns of `static_features`."""
-    return YCSB_STATIC if isinstance(log.scale, YcsbScale) else STATIC
+    return YCSB_STATIC if isinstance(log.scale, txn.YcsbScale) else STATIC
 
 
-def static_features(log: Log) -> F64:
+def static_features(log: txn.Log) -> F64:
     """(n, len(static_names(log))) features of the transactions of a log.
 
     Whether a New-Order will roll back is not among them: only execution finds the
@@ -103,43 +76,41 @@ def static_features(log: Log) -> F64:
     """
     flags = np.eye(len(log.kinds))[log.kind]
     rows = [
-        [
-            *(_ycsb_row(t) if isinstance(t, Ycsb) else _tpcc_row(t)),
-            *declared_records(t),
-        ]
+        (_ycsb_row(t) if isinstance(t, txn.Ycsb) else _tpcc_row(t))
+        + [*declared_records(t)]
         for t in log.transactions
     ]
     return np.column_stack([flags, np.array(rows, np.float64)])
 
 
-def _tpcc_row(t: Transaction) -> list[float]:
+def _tpcc_row(t: txn.Transaction) -> list[float]:
     lines, remote, stock, remote_customer, threshold = 0, 0, 0, False, 0
     name, matches, files = None, 0, 0
     match t:
-        case NewOrder(warehouse=w):
+        case txn.NewOrder(warehouse=w):
             lines = len(t.lines)
             remote = sum(line.supply_warehouse != w for line in t.lines)
             stock = len({line[:2] for line in t.lines})
             files = len({w, *(line.supply_warehouse for line in t.lines)})
-        case Payment():
+        case txn.Payment():
             remote_customer = t.customer_warehouse != t.warehouse
             name, matches = t.last_name, t.name_matches
             files = 1 + remote_customer
-        case OrderStatus():
+        case txn.OrderStatus():
             name, matches = t.last_name, t.name_matches
-        case Delivery():
+        case txn.Delivery():
             files = 1
-        case StockLevel():
+        case txn.StockLevel():
             threshold = t.threshold
     named = name is not None
     return [lines, remote, stock, remote_customer, named, matches, threshold, files]
 
 
-def _ycsb_row(t: Ycsb) -> list[float]:
+def _ycsb_row(t: txn.Ycsb) -> list[float]:
     whats = [operation.what for operation in t.operations]
     records = {operation.record for operation in t.operations}
     written = {o.record for o in t.operations if o.what != "read"}
-    shares = [whats.count(what) for what in OPERATIONS]
+    shares = [whats.count(what) for what in txn.OPERATIONS]
     return [*shares, len(records), len(written), min(records), len(t.files)]
 
 
@@ -201,14 +172,9 @@ class _ConflictGraph:
         self.waits_for: dict[int, set[int]] = {}  # in log order
 
     def _requests(self, i: int) -> list[tuple[int, bool]]:
-        rows = slice(self.keys.offsets[i], self.keys.offsets[i + 1])
-        return list(
-            zip(
-                self.keys.keys[rows].tolist(),
-                self.keys.exclusive[rows].tolist(),
-                strict=True,
-            )
-        )
+        rows, keys = slice(self.keys.offsets[i], self.keys.offsets[i + 1]), self.keys
+        modes = keys.exclusive[rows].tolist()
+        return list(zip(keys.keys[rows].tolist(), modes, strict=True))
 
     def add(self, i: int) -> tuple[int, int]:
         """Add i behind all others; (direct predecessors, longest chain above)."""
@@ -224,8 +190,7 @@ class _ConflictGraph:
                 readers.clear()
             else:
                 readers.add(i)
-        self.waits_for[i] = direct
-        depth: dict[int, int] = {}
+        self.waits_for[i], depth = direct, {}
         for other, predecessors in self.waits_for.items():
             depth[other] = max((depth[p] + 1 for p in predecessors), default=0)
         return len(direct), depth[i]

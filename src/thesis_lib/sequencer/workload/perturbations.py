@@ -79,12 +79,9 @@ def swapped(seen: Seen, rng: np.random.Generator, share: float) -> Seen:
         f"{len(differ)} were found: one type is too frequent; ask for less",
     )
     chosen = rng.permutation(differ)[:pairs]
-    one, other = one[chosen], other[chosen]
+    ends = np.concatenate([one[chosen], other[chosen]])
     estimated_s = seen.estimated_s.copy()
-    estimated_s[one], estimated_s[other] = (
-        seen.estimated_s[other],
-        seen.estimated_s[one],
-    )
+    estimated_s[ends] = seen.estimated_s[np.roll(ends, len(chosen))]
     return replace(seen, estimated_s=estimated_s)
 
 
@@ -106,12 +103,9 @@ def slowness(at_s: F64, depth: float, period_s: float) -> F64:
 
 
 def stale(
-    seen: Seen,
-    rng: np.random.Generator,
-    lag_s: float,
-    depth: float = WANDER_DEPTH,
+    seen: Seen, rng: np.random.Generator, lag_s: float, depth: float = WANDER_DEPTH,
     period_s: float = WANDER_PERIOD_S,
-) -> Seen:
+) -> Seen:  # fmt: skip
     """The truth speeds up and slows down, and estimates know how fast it was.
 
     At every arrival they are right, but for their own error, about the machine of

@@ -87,12 +87,8 @@ def scenario(name: str, n: int, seed: int, warehouses: int | None = None) -> Tra
         ),
         units_s=service_s[:, None],
         unit_names=("execute",),
-        meta={
-            "source": "synthetic",
-            "scenario": name,
-            "seed": seed,
-            "warehouses": warehouses,
-        },
+        meta={"source": "synthetic", "scenario": name, "seed": seed}
+        | {"warehouses": warehouses},
     )
 
 

@@ -68,11 +68,8 @@ class Scale:
     kinds = TPCC_KINDS
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("warehouses", self.warehouses, 1),
-            ("customers", self.customers, 30),
-            ("items", self.items, 100),
-        ):
+        for name, least in {"warehouses": 1, "customers": 30, "items": 100}.items():
+            value = getattr(self, name)
             require(value >= least, f"{name}={value}: expected at least {least}")
 
     @property
@@ -347,18 +344,13 @@ def customer_names(scale: Scale, seed: int, w: int) -> list[list[tuple[str, str]
     names = []
     for _ in range(DISTRICTS):
         firsts = sorted(range(scale.customers), key=lambda _: draw.unit())
+        every = scale.last_names
         lasts = [
-            c
-            if c < scale.last_names
-            else draw.skewed(255, 1_000, scale.last_names, shift=0)
+            c if c < every else draw.skewed(255, 1_000, every, shift=0)
             for c in range(scale.customers)
         ]
-        names.append(
-            [
-                (last_name(last), f"N{first:05d}")
-                for last, first in zip(lasts, firsts, strict=True)
-            ]
-        )
+        pairs = zip(lasts, firsts, strict=True)
+        names.append([(last_name(last), f"N{first:05d}") for last, first in pairs])
     return names
 
 
@@ -380,37 +372,23 @@ def declared_locks(
         case NewOrder(w, d, c, lines):
             files = {w, *(line.supply_warehouse for line in lines)}
             stock = {scale.stock(line.supply_warehouse, line.item) for line in lines}
-            shared = [
-                scale.warehouse(w),
-                scale.customers_of(w, d),
-                scale.customer(w, d, c),
-            ]
+            buyer = scale.customers_of(w, d), scale.customer(w, d, c)
+            shared = [scale.warehouse(w), *buyer]
             written = [scale.district(w, d), scale.orders(w, d), *sorted(stock)]
         case Payment(w, d, cw, cd, c):
-            files = {w, cw}
-            shared = [scale.customers_of(cw, cd)]
-            written = [
-                scale.warehouse(w),
-                scale.district(w, d),
-                scale.customer(cw, cd, c),
-            ]
+            files, shared = {w, cw}, [scale.customers_of(cw, cd)]
+            payer = scale.customer(cw, cd, c)
+            written = [scale.warehouse(w), scale.district(w, d), payer]
         case OrderStatus(w, d, c):
-            files = set()
-            shared = [
-                scale.customers_of(w, d),
-                scale.customer(w, d, c),
-                scale.orders(w, d),
-            ]
-            written = []
+            buyer = scale.customers_of(w, d), scale.customer(w, d, c)
+            files, shared, written = set(), [*buyer, scale.orders(w, d)], []
         case Delivery(w):
-            files = {w}
-            shared = []
-            written = [scale.orders(w, d) for d in range(DISTRICTS)]
-            written += [scale.customers_of(w, d) for d in range(DISTRICTS)]
+            groups = (scale.orders, scale.customers_of)
+            written = [lock(w, d) for lock in groups for d in range(DISTRICTS)]
+            files, shared = {w}, []
         case StockLevel(w, d):
-            files = set()
             shared = [scale.district(w, d), scale.orders(w, d)]
-            written = []
+            files, written = set(), []
         case _:
             raise InvalidInput(f"{t.kind} is no transaction of TPC-C: see YcsbScale")
     return shared, [*written, *(scale.file(f) for f in sorted(files))]
@@ -421,12 +399,9 @@ def _ycsb_locks(scale: YcsbScale, t: Transaction) -> tuple[list[int], list[int]]
         raise InvalidInput(f"{t.kind} is no transaction of YCSB: see Scale")
     touched = {o.record for o in t.operations}
     written = {o.record for o in t.operations if o.what != "read"}
-    counter = [] if t.counter is None else [scale.counter]
-    return (
-        [scale.record(t.partition, r) for r in sorted(touched - written)],
-        [
-            *(scale.record(t.partition, r) for r in sorted(written)),
-            *counter,
-            *(scale.file(f) for f in t.files),
-        ],
+    shared, exclusive = (
+        [scale.record(t.partition, r) for r in sorted(records)]
+        for records in (touched - written, written)
     )
+    exclusive += [] if t.counter is None else [scale.counter]
+    return shared, exclusive + [scale.file(f) for f in t.files]

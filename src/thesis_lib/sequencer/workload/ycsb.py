@@ -6,17 +6,7 @@ from decimal import Context, Decimal
 import numpy as np
 
 from thesis_lib.common.errors import choice, require
-from thesis_lib.sequencer.workload.transactions import (
-    FIELDS,
-    OPERATIONS,
-    YCSB_MIXES,
-    ZIPF_UNIT,
-    Draw,
-    Log,
-    Operation,
-    Ycsb,
-    YcsbScale,
-)
+from thesis_lib.sequencer.workload import transactions as txn
 
 
 class Zipf:
@@ -34,23 +24,18 @@ class Zipf:
         total, self.cumulative = 0, []
         for k in range(1, n + 1):
             weight = exact.exp(exact.multiply(power, exact.ln(Decimal(k))))
-            total += round(exact.multiply(weight, ZIPF_UNIT))
+            total += round(exact.multiply(weight, txn.ZIPF_UNIT))
             self.cumulative.append(total)
 
-    def rank(self, draw: Draw) -> int:
+    def rank(self, draw: txn.Draw) -> int:
         """The next rank."""
         return bisect_right(self.cumulative, int(draw.unit() * self.cumulative[-1]))
 
 
 def ycsb(
-    n: int,
-    scale: YcsbScale,
-    seed: int,
-    mix: str = "A",
-    theta: float = 0.99,
-    operations: int = 10,
-    hot: float = 0.0,
-) -> Log:
+    n: int, scale: txn.YcsbScale, seed: int, mix: str = "A", theta: float = 0.99,
+    operations: int = 10, hot: float = 0.0,
+) -> txn.Log:  # fmt: skip
     """n transactions of a core workload of YCSB (Cooper et al., SoCC 2010).
 
     Each draws a partition and there `operations` independent operations in the
@@ -62,23 +47,25 @@ def ycsb(
     require(n >= 1, f"n={n} transactions: expected at least 1")
     require(operations >= 1, f"operations={operations}: expected at least 1")
     require(0 <= hot <= 1, f"hot={hot}: expected a share from 0 to 1")
-    thresholds = np.cumsum(YCSB_MIXES[choice("mix", mix, YCSB_MIXES)])[:-1].tolist()
-    draw, popularity = Draw(f"ycsb {seed}"), Zipf(theta, scale.records)
+    thresholds = np.cumsum(txn.YCSB_MIXES[choice("mix", mix, txn.YCSB_MIXES)])[
+        :-1
+    ].tolist()
+    draw, popularity = txn.Draw(f"ycsb {seed}"), Zipf(theta, scale.records)
 
-    def operation() -> Operation:
-        return Operation(
-            what=OPERATIONS[bisect_right(thresholds, draw.unit())],
+    def operation() -> txn.Operation:
+        return txn.Operation(
+            what=txn.OPERATIONS[bisect_right(thresholds, draw.unit())],
             record=popularity.rank(draw),
-            field=draw.between(0, FIELDS - 1),
+            field=draw.between(0, txn.FIELDS - 1),
             value=draw.between(0, 10**9 - 1),
         )
 
     transactions = [
-        Ycsb(
+        txn.Ycsb(
             partition=draw.between(0, scale.files - 1),
             operations=tuple(operation() for _ in range(operations)),
             counter=scale.files if draw.unit() < hot else None,
         )
         for _ in range(n)
     ]
-    return Log.declare(scale, seed, transactions)
+    return txn.Log.declare(scale, seed, transactions)
