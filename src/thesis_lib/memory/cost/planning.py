@@ -2,16 +2,19 @@
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from thesis_lib.common.errors import choice, require
-from thesis_lib.memory.cost.answers import remembered
 from thesis_lib.memory.cost.prices import read_quantities
 from thesis_lib.memory.cost.published import read_cards
-from thesis_lib.memory.model.spec import Machine, geometries, geometry
-
-if TYPE_CHECKING:  # it brings torch, which the answer to a known question does not need
-    from thesis_lib.memory.offload.plan import MemoryPlan
+from thesis_lib.memory.model.spec import WEIGHTS, Machine, geometries, geometry
+from thesis_lib.memory.offload.plan import (
+    ASSUMED_DECODE_BYTES_PER_S,
+    ASSUMED_DISK_BYTES_PER_S,
+    MemoryPlan,
+    plan,
+)
+from thesis_lib.memory.offload.shape import Step
 
 ASSUMED_CARD = "GeForce RTX 3090"  # whose data sheet bounds the computing of a geometry
 
@@ -36,30 +39,24 @@ def describe_plan(
     is measured, and InvalidInput for an unknown word and for a checkpoint of another
     format than is asked for.
     """
-    options: dict[str, Any] = {
-        "batch": batch,
-        "context": context,
-        "ring": ring,
-        "pass_tokens": pass_tokens,
-        "logit_tokens": 1,
-    }
-    if model in geometries() and machine is None:
-        return _describe_geometry(model, device_bytes, host_bytes, weights, options)
+    options: Step = {"pass_tokens": pass_tokens, "logit_tokens": 1}
+    kind = _kind(weights)
+    if model in geometries():
+        origin = "assumed" if machine is None else "given"
+        sized = _with_host(machine or _assume(kind), device_bytes, host_bytes)
+        spec, kind = geometry(model), kind or "dense"
+        made = plan(spec, sized, batch, context, ring, kind=kind, **options)
+        return _described(made, origin, host_bytes, ratio="estimated")
+    # Those bring torch, which a geometry does not need.
     from thesis_lib.memory.offload.offloaded_model import (
         checkpoint_folder,
         plan_checkpoint,
     )
-    from thesis_lib.memory.offload.plan import plan
     from thesis_lib.memory.offload.rates import measure_machine, with_decoder
 
-    kind = _kind(weights)
-    if model in geometries() and machine is not None:
-        sized = _with_host(machine, device_bytes, host_bytes)
-        made = plan(geometry(model), sized, kind=kind or "dense", **options)
-        return _described(made, "given", host_bytes, ratio="estimated")
     folder = checkpoint_folder(model)
     blind = _with_host(Machine(device_bytes, 1.0), device_bytes, host_bytes)
-    made = plan_checkpoint(folder, blind, **options)
+    made = plan_checkpoint(folder, blind, batch, context, ring, **options)
     require(
         kind in (None, made.kind),
         f"{model} holds {made.kind} weights, not {kind}: plan it as it is, or "
@@ -74,48 +71,32 @@ def describe_plan(
     return _described(made, origin, host_bytes, ratio="of the files")
 
 
-def _kind(weights: str | None) -> str | None:
-    from thesis_lib.memory.offload.plan import WEIGHTS
+def _kind(word: str | None) -> str | None:
+    """The kind that a word names: one of those known by heart, or a registered one."""
+    if word is None or word in WEIGHTS:
+        return WEIGHTS.get(word or "")
+    from thesis_lib.memory.formats.base import words
 
-    return None if weights is None else WEIGHTS[choice("weights", weights, WEIGHTS)]
+    known = words()
+    return known[choice("weights", word, known)]
 
 
-@remembered
-def _describe_geometry(
-    model: str,
-    device_bytes: int,
-    host_bytes: int,
-    weights: str | None,
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    """`describe_plan` of a known geometry at assumed rates."""
-    from thesis_lib.memory.offload.offloaded_model import (
-        ASSUMED_DECODE_BYTES_PER_S,
-        ASSUMED_DISK_BYTES_PER_S,
-    )
-    from thesis_lib.memory.offload.plan import plan
-
-    kind = _kind(weights)
-    decoder = ASSUMED_DECODE_BYTES_PER_S if kind == "lossless" else math.inf
+def _assume(kind: str | None) -> Machine:
+    """Rates for a geometry: a disk's, and the bounds of a card's data sheet."""
     card = read_cards()[ASSUMED_CARD]
-    machine = Machine(
-        device_bytes,
+    return Machine(
+        1,
         ASSUMED_DISK_BYTES_PER_S,
-        decode_bytes_per_s=decoder,
+        decode_bytes_per_s=ASSUMED_DECODE_BYTES_PER_S
+        if kind == "lossless"
+        else math.inf,
         weight_bytes_per_s=card.memory_bytes_per_s,
         flops_per_s=card.flops_per_s or math.inf,
     )
-    made = plan(
-        geometry(model),
-        _with_host(machine, device_bytes, host_bytes),
-        kind=kind or "dense",
-        **options,
-    )
-    return _described(made, "assumed", host_bytes, ratio="estimated")
 
 
 def _described(
-    made: "MemoryPlan", origin: str, host_bytes: int, ratio: str
+    made: MemoryPlan, origin: str, host_bytes: int, ratio: str
 ) -> dict[str, Any]:
     """The plan under the names of the command, with the rates that it counts on."""
     rates: dict[str, Any] = {
