@@ -99,25 +99,33 @@ def give_tokenizer(folder):
     return made
 
 
+@torch.no_grad()
+def agree(twin, model, batch=1, chunks=(9, 1, 1, 5, 1)):
+    """Whether a streamed model gives the bits of the resident one, chunk by chunk.
+
+    Without a cache for the first, and with one for all.
+    """
+    cache, own = twin.new_cache(), twin.new_cache()
+    rows = [tokens(chunk, batch, chunk) for chunk in chunks]
+    return torch.equal(
+        twin.step(rows[0], None), model(rows[0], use_cache=False).logits
+    ) and all(
+        torch.equal(twin.step(row, own), model(row, cache=cache, use_cache=True).logits)
+        for row in rows
+    )
+
+
 def metered(folder, made):
     """The peak of the extreme steps that a plan admits."""
     with StreamedModel(folder, made) as twin, DeviceBudget() as budget:
         twin.charge(budget)
         keep, new = made.logit_tokens, made.pass_tokens
         twin.step(tokens(0, made.batch, new), None, keep)
-        cache = twin.new_cache()
-        past = made.context - new
-        while past:
-            chunk = min(past, new)
-            twin.step(tokens(1, made.batch, chunk), cache, 1)
-            past -= chunk
-        twin.step(tokens(2, made.batch, new), cache, keep)
-        del cache
-        if made.context > 1:
-            cache, past = twin.new_cache(), made.context - 1
-            while past:
-                chunk = min(past, new)
+        for last, kept in ((new, keep), (1, 1))[: min(2, made.context)]:
+            cache = twin.new_cache()
+            for at in range(0, made.context - last, new):
+                chunk = min(new, made.context - last - at)
                 twin.step(tokens(1, made.batch, chunk), cache, 1)
-                past -= chunk
-            twin.step(tokens(2, made.batch, 1), cache, 1)
+            twin.step(tokens(2, made.batch, last), cache, kept)
+            del cache
     return budget.peak_bytes

@@ -139,8 +139,9 @@ def synth(
 ) -> None:
     """Write a seeded random checkpoint of a true geometry, to measure systems with."""
     from thesis_lib.memory.compress.random_weights import synthesise
-    from thesis_lib.memory.offload.plan import WEIGHTS
+    from thesis_lib.memory.formats.base import words
 
+    known = words()
     bars, move = progress_bars(quiet=as_json, unit="layer", verb="wrote")
     with bars:
         result = synthesise(
@@ -149,7 +150,7 @@ def synth(
             distinct_layers,
             layers,
             seed,
-            WEIGHTS[choice("weights", weights, WEIGHTS)],
+            known[choice("weights", weights, known)],
             lambda done, total: move(geometry, done, total),
         )
     lines = [

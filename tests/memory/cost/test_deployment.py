@@ -16,7 +16,6 @@ from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import read_record
 from thesis_lib.common.stats import bootstrap
 from thesis_lib.memory.cost import deployment, planning
-from thesis_lib.memory.cost.answers import remembered
 from thesis_lib.memory.cost.cost import (
     Mix,
     Objective,
@@ -348,38 +347,17 @@ def test_a_volume_is_worded():
     assert deployment.volume(math.inf) == "at no volume"
 
 
-def test_a_question_is_computed_once_and_a_refusal_every_time(tmp_path, monkeypatch):
-    monkeypatch.setenv("THESIS_CACHE", str(tmp_path))
-    asked = []
-
-    @remembered
-    def answer(number, text=None):
-        asked.append(number)
-        if number < 0:
-            raise InvalidInput("negative")
-        return {"half": number / 3, "text": text}
-
-    for _ in range(2):
-        assert answer(2, "a") == {"half": 2 / 3, "text": "a"}
-        assert answer(2, "b") == {"half": 2 / 3, "text": "b"}
-        with pytest.raises(InvalidInput, match="negative"):
-            answer(-1)
-    assert asked == [2, 2, -1, -1]
-    for kept in (tmp_path / "answers").iterdir():
-        kept.write_text("{")  # cut off
-    assert answer(2, "a") == {"half": 2 / 3, "text": "a"}
-    assert asked[-1] == 2
-
-
 def test_a_price_and_a_known_plan_need_no_torch(tmp_path, monkeypatch):
     monkeypatch.setenv("THESIS_CACHE", str(tmp_path))
     asked = ("llama2-70b", 24 * 2**30)
     expected = planning.describe_plan(*asked)
+    planning.describe_plan(*asked, weights="nf4")  # whatever is asked next of a budget
     program = (
         "import sys\n"
         "from thesis_lib.memory.cost import deployment, planning\n"
         "deployment.summarise(deployment.Question(tokens_per_s=1.0))\n"
         f"assert planning.describe_plan{asked} == {expected}\n"
+        "planning.describe_plan('llama2-70b', 30 * 2**30, weights='nf4')\n"
         "assert not {'torch', 'transformers', 'numba'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -311,21 +311,19 @@ def test_a_text_ends_after_the_token_that_stops_it(tmp_path):
 
 def test_what_cannot_be_done_is_refused(tmp_path):
     tiny.write(tmp_path)
+    one, lookup = tiny.tokens(0, 1, 4), speculative.PromptLookup()
     with StreamedModel(tmp_path, plan_tight(tmp_path, 9)) as streamed:
-        with pytest.raises(InvalidInput, match="expected one sequence"):
-            speculative.decode_greedily(streamed, tiny.tokens(0, 2, 4), 4)
-        with pytest.raises(InvalidInput, match="max_new_tokens=0"):
-            speculative.decode_greedily(streamed, tiny.tokens(0, 1, 4), 0)
-        with pytest.raises(InvalidInput, match="belong together"):
-            speculative.decode_greedily(
-                streamed, tiny.tokens(0, 1, 4), 4, speculative.PromptLookup()
-            )
-    with pytest.raises(InvalidInput, match="0 < least"):
-        speculative.PromptLookup(3, 2)
-    with pytest.raises(InvalidInput, match="acceptance=2"):
-        speculative.expected_tokens(2, 2)
-    with pytest.raises(InvalidInput, match="accepted=3"):
-        speculative.acceptance_interval(3, 2)
+        write = partial(speculative.decode_greedily, streamed)
+        for named, work in {
+            "expected one sequence": lambda: write(tiny.tokens(0, 2, 4), 4),
+            "max_new_tokens=0": lambda: write(one, 0),
+            "belong together": lambda: write(one, 4, lookup),
+            "0 < least": lambda: speculative.PromptLookup(3, 2),
+            "acceptance=2": lambda: speculative.expected_tokens(2, 2),
+            "accepted=3": lambda: speculative.acceptance_interval(3, 2),
+        }.items():
+            with pytest.raises(InvalidInput, match=named):
+                work()
 
 
 def speculate_at_random(folder, seed):
@@ -373,37 +371,27 @@ def speculate_at_random(folder, seed):
     return True
 
 
-def test_random_budgets_are_kept_or_refused(tmp_path):
-    admitted = [speculate_at_random(tmp_path / str(i), i) for i in range(5)]
-    assert any(admitted)
-
-
-@pytest.mark.proof
-def test_hundreds_of_random_budgets_are_kept_or_refused(tmp_path):
-    seeds = range(1000, 1300)
+@pytest.mark.parametrize(
+    ("seeds", "least"),
+    [(range(5), 1), pytest.param(range(1000, 1300), 200, marks=pytest.mark.proof)],
+)
+def test_random_budgets_are_kept_or_refused(tmp_path, seeds, least):
     admitted = [speculate_at_random(tmp_path / str(seed), seed) for seed in seeds]
-    assert sum(admitted) >= 200
+    assert sum(admitted) >= least
 
 
-def speculate_in_the_least_memory(new):
-    """What the smallest budget that an answer of `new` tokens is admitted in gives."""
+@pytest.mark.parametrize(
+    "answers", [(8,), pytest.param(range(1, 17), marks=pytest.mark.proof)]
+)
+def test_short_answers_of_a_real_model_keep_the_plan_that_admits_them(answers):
     prompt = "The capital of France is"  # five tokens
     folder = smollm2.checkpoint()
-    ample = speculative.plan_speculation(folder, Machine(2**50, 1e9), 5, new)
-    least = ample.least_device_bytes(3)
-    found = speculative.speculate_text("smollm2", least, prompt, new)
-    assert found["device_peak_bytes"] <= found["planned_peak_bytes"] <= least, new
-    return found
-
-
-def test_a_short_answer_of_a_real_model_keeps_the_plan_that_admits_it():
-    assert speculate_in_the_least_memory(8)["text"].startswith(" Paris")
-
-
-@pytest.mark.proof
-def test_every_short_answer_of_a_real_model_keeps_the_plan_that_admits_it():
-    for new in range(1, 17):
-        speculate_in_the_least_memory(new)
+    for new in answers:
+        ample = speculative.plan_speculation(folder, Machine(2**50, 1e9), 5, new)
+        least = ample.least_device_bytes(3)
+        found = speculative.speculate_text("smollm2", least, prompt, new)
+        assert found["device_peak_bytes"] <= found["planned_peak_bytes"] <= least, new
+        assert found["text"].startswith(" Paris")
 
 
 def test_one_to_sixteen_new_tokens_keep_the_plan(tmp_path):

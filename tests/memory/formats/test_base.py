@@ -83,12 +83,8 @@ def test_a_new_format_streams_to_the_logits_of_the_weights_it_stands_for(
     assert (made.kind, made.scratch_bytes) == ("steps", 1000)
     slack = made.device_peak_bytes - 1000 - metered(tmp_path / "steps", made)
     assert 0 <= slack <= ROW * 2 * 9 + 2 * 4096
-    with torch.no_grad(), StreamedModel(tmp_path / "steps", made, verify=True) as twin:
-        cache, own = twin.new_cache(), twin.new_cache()
-        for chunk in (9, 1, 5):
-            row = tiny.tokens(chunk, 2, chunk)
-            expected = model(row, cache=cache, use_cache=True).logits
-            assert torch.equal(twin.step(row, own), expected)
+    with StreamedModel(tmp_path / "steps", made, verify=True) as twin:
+        assert tiny.agree(twin, model, batch=2, chunks=(9, 1, 5))
 
 
 def test_commands_and_geometries_know_a_new_format_by_its_word(tmp_path, steps):

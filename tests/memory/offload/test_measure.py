@@ -61,31 +61,23 @@ def test_busy_shares_are_those_of_a_clock_that_looks_at_every_moment():
         busy_shares([])
 
 
-def test_a_temporary_counts_while_it_lives():
+def test_a_temporary_counts_while_it_lives_and_only_on_its_device():
     ones = torch.ones(500)
     with DeviceBudget() as budget:
         total = (ones + ones) * ones
-        assert budget.bytes == 2000
+        torch.empty(10_000, device="meta")
+        assert budget.bytes == total.nbytes == 2000
     assert budget.peak_bytes == 4000
-    assert float(total[0]) == 2
 
 
 def test_what_was_allocated_before_is_charged_on_request():
     ring = torch.zeros(100, dtype=torch.uint8)
     with DeviceBudget() as budget:
         budget.charge(ring, ring[10:])
-        assert budget.bytes == 100
         half = ring[:50]
         assert budget.bytes == 100
-        del half
-    del ring
+    del ring, half
     assert budget.bytes == 0
-
-
-def test_other_devices_are_not_counted():
-    with DeviceBudget() as budget:
-        torch.empty(1000, device="meta")
-    assert budget.peak_bytes == 0
 
 
 def test_past_the_limit_it_raises_and_below_it_does_not():
@@ -199,18 +191,12 @@ def test_the_cap_of_a_gpu_is_set_measured_and_lifted_again():
         cap.look()
         assert (cap.reserved_bytes, cap.allocated_bytes) == (90 * MiB, 88 * MiB)
         assert cap.context_bytes == 300 * MiB
-        with pytest.raises(torch.OutOfMemoryError):
-            cuda.reserve(61 * MiB)
         cuda.reserve(60 * MiB)  # 100 MiB exactly
     assert cap.reserved_bytes == 100 * MiB
     assert cuda.fraction == 1.0
-
-
-def test_the_cap_of_a_gpu_is_lifted_after_an_error_too():
-    cuda = FakeCuda()
     with pytest.raises(torch.OutOfMemoryError), CudaCap(MiB, cuda=cuda):
         cuda.reserve(2 * MiB)
-    assert cuda.fraction == 1.0
+    assert cuda.fraction == 1.0  # after an error too
 
 
 @pytest.mark.parametrize("limit_bytes", [0, -1, 1001 * MiB])

@@ -10,7 +10,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import MiB
-from thesis_lib.memory.cost.planning import describe_plan
 from thesis_lib.memory.decode.generate import generate_text
 from thesis_lib.memory.decode.speculative import decode_greedily
 from thesis_lib.memory.evaluate.timing import measure_decoding, measure_passes
@@ -42,16 +41,8 @@ def write_tiny(folder, **changes):
 def test_streamed_logits_equal_resident_logits(tmp_path, dtype, ring, resident):
     model = write_tiny(tmp_path, dtype=dtype)
     made = tiny.plan_tight(tmp_path, resident, ring, batch=2, context=24, pass_tokens=9)
-    tokens = tiny.tokens(1, 2, 9)
-    with torch.no_grad(), StreamedModel(tmp_path, made) as twin:
-        for _ in range(2):  # the second pass starts from a ring that wrapped around
-            expected = model(tokens, use_cache=False).logits
-            assert torch.equal(twin.logits(tokens), expected)
-        cache, own = twin.new_cache(), twin.new_cache()
-        for chunk in (9, 1, 1, 5, 1):
-            row = tiny.tokens(chunk, 2, chunk)
-            expected = model(row, cache=cache, use_cache=True).logits
-            assert torch.equal(twin.step(row, own), expected)
+    with StreamedModel(tmp_path, made) as twin:
+        assert tiny.agree(twin, model, batch=2)
 
 
 def test_shards_stream_exactly(tmp_path):
@@ -61,24 +52,8 @@ def test_shards_stream_exactly(tmp_path):
         model.save_pretrained(tmp_path, max_shard_size="60KB")
     assert not (tmp_path / "model.safetensors").exists()
     made = tiny.plan_tight(tmp_path, context=8, pass_tokens=8)
-    tokens = tiny.tokens(3, 1, 8)
-    with torch.no_grad(), StreamedModel(tmp_path, made) as twin:
-        assert torch.equal(twin.logits(tokens), model(tokens, use_cache=False).logits)
-
-
-def test_greedy_tokens_are_those_of_the_resident_model(tmp_path):
-    model = write_tiny(tmp_path)
-    made = tiny.plan_tight(tmp_path, context=30, pass_tokens=6, generating=True)
-    tokens = tiny.tokens(4, 1, 6)
     with StreamedModel(tmp_path, made) as twin:
-        new = twin.generate(
-            tokens, max_new_tokens=20, do_sample=False, eos_token_id=None
-        )
-    with torch.no_grad():
-        expected = model.generate(
-            tokens, max_new_tokens=20, do_sample=False, eos_token_id=None
-        )
-    assert torch.equal(new, expected)
+        assert tiny.agree(twin, model, chunks=(8,))
 
 
 def test_a_budget_below_the_resident_set_is_refused_twice(tmp_path):
@@ -237,11 +212,8 @@ def test_timings_have_the_promised_shape(tmp_path):
     made = tiny.plan_tight(tmp_path, context=16, pass_tokens=8, logit_tokens=1)
     with StreamedModel(tmp_path, made) as twin:
         runs = measure_decoding(twin, model, tiny.tokens(0, 1, 4), rounds=2)
-        assert {name: len(run.seconds) for name, run in runs.items()} == {
-            "drain": 4,
-            "streamed": 4,
-            "resident": 4,
-        }
+        assert runs.keys() == {"drain", "streamed", "resident"}
+        assert all(len(run.seconds) == 4 for run in runs.values())
         read = runs["streamed"].bytes_read
         assert read == runs["drain"].bytes_read
         assert read == pytest.approx(made.bytes_per_step, rel=0.5)
@@ -255,20 +227,11 @@ def test_smollm2_streams_exactly_below_its_size():
     folder, (model, _) = smollm2.checkpoint(), smollm2.load()
     made = plan_checkpoint(folder, Machine(96 * MiB, 1e9), context=32, pass_tokens=16)
     assert made.device_peak_bytes <= 96 * MiB < model.get_memory_footprint() / 2
-    tokens = tiny.tokens(5, 1, 16, vocab=49152)
-    with (
-        torch.no_grad(),
-        StreamedModel(folder, made) as twin,
-        DeviceBudget(96 * MiB) as budget,
-    ):
-        twin.charge(budget)
-        cache = twin.new_cache()
-        streamed = [twin.step(tokens, cache), twin.step(tokens[:, :1], cache)]
-    with torch.no_grad():
-        first = model(tokens, use_cache=True)
-        second = model(tokens[:, :1], cache=first.cache, use_cache=True)
-    assert torch.equal(streamed[0], first.logits)
-    assert torch.equal(streamed[1], second.logits)
+    with StreamedModel(folder, made) as twin:
+        assert tiny.agree(twin, model, chunks=(16, 1))
+        with DeviceBudget(96 * MiB) as budget:
+            twin.charge(budget)
+            twin.step(tiny.tokens(5, 1, 16), twin.new_cache())
     assert budget.peak_bytes <= made.device_peak_bytes
 
 
@@ -281,33 +244,17 @@ def test_text_is_generated_within_the_budget(capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_plans_are_described_for_checkpoints_and_geometries(monkeypatch):
-    big = describe_plan("llama-65b", 8 * 2**30)
-    assert big["rates"]["disk"] == "assumed"
-    assert big["feasible"]
-    assert sum(big["tiers"].values()) == 80
-    here = "thesis_lib.memory.offload.rates.measure_machine"
-    monkeypatch.setattr(here, lambda folder: Machine(1, 1e9))
-    small = describe_plan("smollm2", 96 * MiB)
-    assert small["rates"]["disk_bytes_per_s"] == 1e9
-    with pytest.raises(InvalidInput, match="llama-65b"):
-        describe_plan("nothing-here", 2**30)
-
-
 def test_an_interrupted_pass_leaves_a_model_that_goes_on(tmp_path):
     model = write_tiny(tmp_path)
     made = tiny.plan_tight(tmp_path, 1, ring=2, context=8, pass_tokens=8)
-    row = tiny.tokens(1, 1, 8)
-    with torch.no_grad(), StreamedModel(tmp_path, made) as twin:
+    with StreamedModel(tmp_path, made) as twin:
         layer = twin.model.model.layers[3].layer
         forward = layer.self_attn.forward
         layer.self_attn.forward = interrupt
         with pytest.raises(KeyboardInterrupt):
-            twin.logits(row)
+            twin.logits(tiny.tokens(1, 1, 8))
         layer.self_attn.forward = forward
-        for _ in range(2):
-            expected = model(row, use_cache=False).logits
-            assert torch.equal(twin.logits(row), expected)
+        assert tiny.agree(twin, model, chunks=(8,))
 
 
 def interrupt(*_, **__):

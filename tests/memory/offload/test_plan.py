@@ -10,13 +10,14 @@ from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import GiB, MiB
 from thesis_lib.memory.cost.planning import describe_plan
 from thesis_lib.memory.cost.published import read_cards
-from thesis_lib.memory.model.spec import Machine, ModelSpec, geometries, geometry
-from thesis_lib.memory.offload.plan import (
+from thesis_lib.memory.model.spec import (
     WEIGHTS,
-    PlanInfeasible,
-    least_device_bytes,
-    plan,
+    Machine,
+    ModelSpec,
+    geometries,
+    geometry,
 )
+from thesis_lib.memory.offload.plan import PlanInfeasible, least_device_bytes, plan
 
 SMALL = ModelSpec("small", 10, 256, 512, 4, 2, 64, 1000, tied=True)
 DISK = Machine(8 * GiB, 2e9)

@@ -1,5 +1,6 @@
 """Bytes read are bytes written; what is not the file that was opened is refused."""
 
+import fcntl
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from thesis_lib.memory.model.checkpoint import (
 )
 from thesis_lib.memory.offload import store as module
 from thesis_lib.memory.offload.store import SafetensorsStore, StoreDamaged
-from thesis_lib.memory.offload.transfer import read_tensors
+from thesis_lib.memory.offload.transfer import read_tensors, views
 
 LAYERS = 3
 
@@ -59,78 +60,75 @@ def write_sharded(folder, made):
     )
 
 
+def matches(store, made, layers=range(LAYERS)):
+    """Whether the store holds the tensors of those layers, bit for bit."""
+    found = {}
+    for layer in layers:
+        for name, tensor in read_tensors(store, layer).items():
+            found[store.full_name(layer, name)] = tensor
+    wanted = {name for name in made if split_name(name)[0] in layers}
+    return found.keys() == wanted and all(
+        torch.equal(found[name], made[name]) for name in wanted
+    )
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
 )
 @pytest.mark.parametrize("layout", [write, write_sharded])
 def test_bytes_read_are_bytes_written(tmp_path, layout, dtype):
-    made = tensors(dtype=dtype)
+    made, everything = tensors(dtype=dtype), range(NON_LAYER, LAYERS)
     layout(tmp_path, made)
     with SafetensorsStore(tmp_path) as store:
         assert store.layers == LAYERS
-        found = dict(read_tensors(store, NON_LAYER))
-        for i in range(LAYERS):
-            found |= {
-                f"model.layers.{i}.{k}": v for k, v in read_tensors(store, i).items()
-            }
-        asked = store.bytes_read
-        least = sum(store.tensor_bytes(i) for i in range(NON_LAYER, LAYERS))
-        most = sum(store.nbytes(i) for i in range(NON_LAYER, LAYERS))
-    assert found.keys() == made.keys()
-    for name, tensor in made.items():
-        assert torch.equal(found[name], tensor), name
+        assert matches(store, made, everything)
+        least, most = (
+            sum(map(size, everything)) for size in (store.tensor_bytes, store.nbytes)
+        )
+        assert least <= store.bytes_read <= most
     assert least == sum(tensor.nbytes for tensor in made.values())
-    assert least <= asked <= most
 
 
-def test_layers_read_in_one_chunk_or_many_are_the_same(tmp_path, monkeypatch):
-    made = tensors()
-    write(tmp_path, made)
+def read_in_many_chunks(monkeypatch):
     monkeypatch.setattr(module, "CHUNK_BYTES", ALIGNMENT)
-    with SafetensorsStore(tmp_path) as store:
-        for i in range(LAYERS):
-            for name, tensor in read_tensors(store, i).items():
-                assert torch.equal(tensor, made[f"model.layers.{i}.{name}"])
 
 
-def test_without_direct_input_the_page_cache_serves_the_same_bytes(
-    tmp_path, monkeypatch
-):
-    made = tensors()
-    write(tmp_path, made)
+def read_buffered(monkeypatch):
     monkeypatch.setattr(module._File, "_open_direct", lambda self: None)
-    with SafetensorsStore(tmp_path) as store:
-        assert store.mode == "buffered"
-        for name, tensor in read_tensors(store, 1).items():
-            assert torch.equal(tensor, made[f"model.layers.1.{name}"])
 
 
-@pytest.mark.parametrize("refuses", ["open", "preadv"])
-def test_a_file_system_that_refuses_direct_input_is_read_buffered(
-    tmp_path, monkeypatch, refuses
-):
-    made = tensors()
-    write(tmp_path, made)
-    opened = {}
+def refuse_to_open(monkeypatch):
+    """A file system that knows of no direct input."""
 
     def open_(path, flags, *rest, real=os.open):
-        if refuses == "open" and flags & os.O_DIRECT:
+        if flags & os.O_DIRECT:
             raise OSError(22, "Invalid argument")
-        descriptor = real(path, flags, *rest)
-        opened[descriptor] = flags
-        return descriptor
+        return real(path, flags, *rest)
+
+    monkeypatch.setattr(module.os, "open", open_)
+
+
+def refuse_to_read(monkeypatch):
+    """One that only says so when it is to read."""
 
     def preadv(descriptor, buffers, offset, real=os.preadv):
-        if refuses == "preadv" and opened.get(descriptor, 0) & os.O_DIRECT:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
             raise OSError(22, "Invalid argument")
         return real(descriptor, buffers, offset)
 
-    monkeypatch.setattr(module.os, "open", open_)
     monkeypatch.setattr(module.os, "preadv", preadv)
+
+
+@pytest.mark.parametrize(
+    "reads", [read_in_many_chunks, read_buffered, refuse_to_open, refuse_to_read]
+)
+def test_however_the_disk_is_read_the_bytes_are_the_same(tmp_path, monkeypatch, reads):
+    made = tensors()
+    write(tmp_path, made)
+    reads(monkeypatch)
     with SafetensorsStore(tmp_path) as store:
-        assert store.mode == "buffered"
-        for name, tensor in read_tensors(store, 1).items():
-            assert torch.equal(tensor, made[f"model.layers.1.{name}"])
+        assert store.mode == "buffered" or reads is read_in_many_chunks
+        assert matches(store, made)
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a tmpfs")
@@ -139,8 +137,7 @@ def test_a_file_system_in_memory_serves_the_same_bytes():
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         write(Path(folder), made)
         with SafetensorsStore(folder) as store:
-            for name, tensor in read_tensors(store, 1).items():
-                assert torch.equal(tensor, made[f"model.layers.1.{name}"])
+            assert matches(store, made)
 
 
 def test_many_reads_in_flight_do_not_mix(tmp_path):
@@ -153,125 +150,139 @@ def test_many_reads_in_flight_do_not_mix(tmp_path):
             ticket.wait()
         for i, buffer in enumerate(buffers):
             raw = torch.frombuffer(buffer, dtype=torch.uint8)
-            placed = store.placements(i)[0]
-            got = raw[placed.start : placed.start + placed.nbytes]
-            want = made[f"model.layers.{i}.{placed.name}"].flatten()
-            assert torch.equal(got.view(torch.bfloat16), want)
+            for name, found in views(store, i, raw).items():
+                assert torch.equal(found, made[store.full_name(i, name)])
 
 
-@pytest.mark.parametrize("n_bytes", [0, 7, 100, -1])
-def test_a_truncated_file_is_named(tmp_path, n_bytes):
-    path = write(tmp_path, tensors())
+def header_of(content):
+    """The text of a header, and where the tensors begin."""
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    return content[8:end].rstrip(), end
+
+
+def rewrite_header(path, change):
+    """Let the text of a header be what `change` makes of it."""
     content = path.read_bytes()
-    path.write_bytes(content[:n_bytes])
-    with pytest.raises(StoreDamaged, match=r"model\.safetensors"):
-        SafetensorsStore(tmp_path)
-
-
-def test_a_file_with_bytes_to_spare_is_refused(tmp_path):
-    path = write(tmp_path, tensors())
-    path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(StoreDamaged, match="header promises"):
-        SafetensorsStore(tmp_path)
-
-
-def edited_header(path, edit):
-    content = path.read_bytes()
-    length = struct.unpack("<Q", content[:8])[0]
-    header = json.loads(content[8 : 8 + length])
-    edit(header)
-    text = json.dumps(header).encode()
+    header, end = header_of(content)
+    text = change(header)
     text += b" " * (-len(text) % 8)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[end:])
 
 
-def test_an_overlap_with_an_equal_hole_is_refused(tmp_path):
-    """The sum of all bytes is then that of a whole file."""
-    path = write(tmp_path, tensors())
+def edited(edit):
+    """The same of the object that a header is, changed in place."""
 
-    def overlap(header):
-        first, second = (f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1))
-        header[first]["data_offsets"] = header[second]["data_offsets"]
+    def change(header):
+        content = json.loads(header)
+        edit(content)
+        return json.dumps(content).encode()
 
-    edited_header(path, overlap)
-    with pytest.raises(StoreDamaged, match="overlapping"):
-        SafetensorsStore(tmp_path)
+    return lambda path: rewrite_header(path, change)
 
 
-HEADERS = {
-    "a hole": lambda h: [e["data_offsets"].__setitem__(0, 2) for e in _first(h)],
-    "an end before its start": lambda h: [
-        e["data_offsets"].reverse() for e in _first(h)
-    ],
-    "true for one": lambda h: [e["shape"].append(True) for e in _first(h)],
-    "half a number": lambda h: [e["shape"].append(1.0) for e in _first(h)],
-    "a negative shape": lambda h: [e.update(shape=[-1, -50, 37]) for e in _first(h)],
-    "three offsets": lambda h: [e["data_offsets"].append(0) for e in _first(h)],
-    "a shape beyond 64 bits": lambda h: [e.update(shape=[2**64, 0]) for e in _first(h)],
-    "an unknown type": lambda h: [e.update(dtype="BF17") for e in _first(h)],
-    "a type that is no text": lambda h: [e.update(dtype=["BF16"]) for e in _first(h)],
-    "no type": lambda h: [e.pop("dtype") for e in _first(h)],
-    "no object": lambda h: h.update({next(iter(h)): [1]}),
-    "metadata that is no text": lambda h: h.update(__metadata__={"format": 1}),
-}
+def first(edit):
+    """The same of what it says of the tensor at the front of the file."""
+
+    def change(header):
+        named = [e for name, e in header.items() if name != "__metadata__"]
+        edit(min(named, key=lambda entry: entry["data_offsets"]))
+
+    return edited(change)
 
 
-def _first(header):
-    """The tensor at the front of the file."""
-    named = [e for name, e in header.items() if name != "__metadata__"]
-    return [min(named, key=lambda entry: entry["data_offsets"])]
+def overlap(header):
+    """With an equal hole, so that the sum of all bytes is that of a whole file."""
+    one, two = (f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1))
+    header[one]["data_offsets"] = header[two]["data_offsets"]
 
 
-@pytest.mark.parametrize("edit", HEADERS.values(), ids=HEADERS)
-def test_what_the_library_refuses_in_a_header_is_refused(tmp_path, edit):
+HEADERS = (
+    {  # that the library refuses as well
+        "a hole": first(lambda e: e["data_offsets"].__setitem__(0, 2)),
+        "an end before its start": first(lambda e: e["data_offsets"].reverse()),
+        "true for one": first(lambda e: e["shape"].append(True)),
+        "half a number": first(lambda e: e["shape"].append(1.0)),
+        "a negative shape": first(lambda e: e.update(shape=[-1, -50, 37])),
+        "three offsets": first(lambda e: e["data_offsets"].append(0)),
+        "a shape beyond 64 bits": first(lambda e: e.update(shape=[2**64, 0])),
+        "a shape beyond its bytes": first(lambda e: e["shape"].append(2)),
+        "an unknown type": first(lambda e: e.update(dtype="BF17")),
+        "a type that is no text": first(lambda e: e.update(dtype=["BF16"])),
+        "no type": first(lambda e: e.pop("dtype")),
+        "no object": edited(lambda h: h.update({next(iter(h)): [1]})),
+        "metadata that is no text": edited(
+            lambda h: h.update(__metadata__={"format": 1})
+        ),
+        "an overlap": edited(overlap),
+        "bytes to spare": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    }
+    | {
+        f"the first {end} bytes": lambda path, end=end: path.write_bytes(
+            path.read_bytes()[:end]
+        )
+        for end in (0, 7, 100, -1)
+    }
+)
+
+
+@pytest.mark.parametrize("damage", HEADERS.values(), ids=HEADERS)
+def test_what_the_library_refuses_in_a_file_is_refused_by_its_name(tmp_path, damage):
     path = write(tmp_path, tensors())
     load_file(path)
-    edited_header(path, edit)
+    damage(path)
     with pytest.raises(SafetensorError):
         load_file(path)
-    with pytest.raises(StoreDamaged):
+    with pytest.raises(StoreDamaged, match=r"model\.safetensors"):
         SafetensorsStore(tmp_path)
 
 
 def test_a_name_given_twice_is_refused(tmp_path):
     """Readers differ about which of the two is meant."""
     path = write(tmp_path, tensors())
-    content = path.read_bytes()
-    length = struct.unpack("<Q", content[:8])[0]
-    header = content[8 : 8 + length].rstrip()
-    name, entry = next(
-        item for item in json.loads(header).items() if item[0] != "__metadata__"
-    )
-    header = header[:-1] + f",{json.dumps(name)}:{json.dumps(entry)}}}".encode()
-    header += b" " * (-len(header) % 8)
-    path.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + length :])
+
+    def repeat(header):
+        entries = {k: v for k, v in json.loads(header).items() if k[0] != "_"}
+        name, entry = next(iter(entries.items()))
+        return header[:-1] + f",{json.dumps(name)}:{json.dumps(entry)}}}".encode()
+
+    rewrite_header(path, repeat)
     load_file(path)
     with pytest.raises(StoreDamaged, match="twice"):
         SafetensorsStore(tmp_path)
 
 
-def test_a_shape_that_does_not_fill_its_bytes_is_refused(tmp_path):
-    path = write(tmp_path, tensors())
-    name = "model.embed_tokens.weight"
-    edited_header(path, lambda header: header[name]["shape"].append(2))
-    with pytest.raises(StoreDamaged, match="embed_tokens"):
-        SafetensorsStore(tmp_path)
+def without_a_shard(folder):
+    write_sharded(folder, tensors())
+    (folder / "b.safetensors").unlink()
 
 
-def test_other_formats_and_missing_shards_are_refused(tmp_path):
-    (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
-    with pytest.raises(StoreDamaged, match="safetensors checkpoint"):
-        SafetensorsStore(tmp_path)
-    write_sharded(tmp_path, tensors())
-    (tmp_path / "b.safetensors").unlink()
-    with pytest.raises(StoreDamaged, match=r"b\.safetensors"):
-        SafetensorsStore(tmp_path)
+def with_a_broken_promise(folder):
+    write_sharded(folder, tensors())
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.layers.1.mlp.up_proj.bias"] = "a.safetensors"
+    index.write_text(json.dumps(content))
 
 
-def test_a_hole_in_the_stack_is_refused(tmp_path):
-    made = {name: t for name, t in tensors().items() if ".1." not in name}
-    write(tmp_path, made)
-    with pytest.raises(StoreDamaged, match="unbroken"):
+FOLDERS = {
+    "expected a safetensors checkpoint": lambda folder: (
+        folder / "pytorch_model.bin"
+    ).write_bytes(b"PK"),
+    r"b\.safetensors": without_a_shard,
+    r"a\.safetensors does not hold model\.lay": with_a_broken_promise,
+    "unbroken": lambda folder: write(
+        folder, {name: t for name, t in tensors().items() if ".1." not in name}
+    ),
+    "several stacks": lambda folder: write(
+        folder, tensors() | {"vision.layers.2.a.weight": torch.ones(3)}
+    ),
+}
+
+
+@pytest.mark.parametrize("named", FOLDERS)
+def test_folders_that_hold_no_whole_stack_are_refused(tmp_path, named):
+    FOLDERS[named](tmp_path)
+    with pytest.raises(StoreDamaged, match=named):
         SafetensorsStore(tmp_path)
 
 
@@ -349,13 +360,11 @@ def test_one_bit_is_noticed_where_a_checksum_was_recorded(
 ):
     made = tensors()
     path = write_with_manifest(tmp_path, made)
-    monkeypatch.setattr(module, "CHUNK_BYTES", ALIGNMENT)  # many reads to a layer
+    read_in_many_chunks(monkeypatch)
     if not direct:
-        monkeypatch.setattr(module._File, "_open_direct", lambda self: None)
+        read_buffered(monkeypatch)
     with SafetensorsStore(tmp_path, verify=True) as store:
-        for i in range(LAYERS):
-            for name, tensor in read_tensors(store, i).items():
-                assert torch.equal(tensor, made[f"model.layers.{i}.{name}"])
+        assert matches(store, made)
         flip(path)
         read_tensors(store, 0)
         with pytest.raises(StoreDamaged, match=rf"{path.name} does not have the check"):
@@ -370,23 +379,6 @@ def test_what_has_no_manifest_cannot_be_verified(tmp_path):
     write(tmp_path, tensors())
     with pytest.raises(InvalidInput, match=r"no manifest\.json.*model\.safetensors"):
         SafetensorsStore(tmp_path, verify=True)
-
-
-def test_an_index_that_promises_what_a_file_does_not_hold_is_refused(tmp_path):
-    write_sharded(tmp_path, tensors())
-    index = tmp_path / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    content["weight_map"]["model.layers.1.mlp.up_proj.bias"] = "a.safetensors"
-    index.write_text(json.dumps(content))
-    with pytest.raises(StoreDamaged, match=r"a\.safetensors does not hold model\.lay"):
-        SafetensorsStore(tmp_path)
-
-
-def test_two_stacks_are_refused(tmp_path):
-    made = tensors()
-    write(tmp_path, made | {"vision.layers.2.a.weight": torch.ones(3)})
-    with pytest.raises(StoreDamaged, match="several stacks"):
-        SafetensorsStore(tmp_path)
 
 
 def test_wrong_requests_are_refused(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,6 @@ import pandas as pd
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.files import read_record
 from thesis_lib.common.stats import F64, Interval, bootstrap
-from thesis_lib.memory.cost.answers import remembered
 from thesis_lib.memory.cost.cost import (
     Amount,
     Bill,
@@ -30,9 +29,8 @@ from thesis_lib.memory.cost.cost import (
 from thesis_lib.memory.cost.prices import Quantity, read_prices, read_quantities
 from thesis_lib.memory.cost.published import Card, raw_bytes_per_s, read_cards
 from thesis_lib.memory.model.spec import WEIGHTS, ModelSpec, geometry
-
-if TYPE_CHECKING:  # it brings torch, which a price does not need
-    from thesis_lib.memory.offload.plan import MemoryPlan
+from thesis_lib.memory.offload.answers import remembered
+from thesis_lib.memory.offload.plan import MemoryPlan, least_device_bytes, plan
 
 Evaluate = Callable[[Mapping[str, Any]], Any]
 
@@ -242,10 +240,8 @@ def make_plan(
     card: Card,
     count: int = 1,
     link_bytes_per_s: float | None = None,
-) -> "MemoryPlan":
+) -> MemoryPlan:
     """The plan of a method for whole requests; host memory holds what does not fit."""
-    from thesis_lib.memory.offload.plan import plan
-
     machine = card.machine(count, link_bytes_per_s or assumed_link(card))
     made = plan(spec, machine, ring=_RING, **_request(method, mix))
     read_bytes = round(made.layer_read_bytes * method.coded)
@@ -277,8 +273,6 @@ def most_sequences(
     With `resident` they hold all layers beside it, else a ring of buffers. 0 where not
     even one sequence fits.
     """
-    from thesis_lib.memory.offload.plan import least_device_bytes
-
     buffers = spec.layers if resident else _RING
 
     def needed(batch: int) -> int:

@@ -2,16 +2,19 @@
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from thesis_lib.common.errors import choice, require
-from thesis_lib.memory.cost.answers import remembered
 from thesis_lib.memory.cost.prices import read_quantities
 from thesis_lib.memory.cost.published import read_cards
-from thesis_lib.memory.model.spec import Machine, geometries, geometry
-
-if TYPE_CHECKING:  # it brings torch, which the answer to a known question does not need
-    from thesis_lib.memory.offload.plan import MemoryPlan
+from thesis_lib.memory.model.spec import WEIGHTS, Machine, geometries, geometry
+from thesis_lib.memory.offload.plan import (
+    ASSUMED_DECODE_BYTES_PER_S,
+    ASSUMED_DISK_BYTES_PER_S,
+    MemoryPlan,
+    plan,
+)
+from thesis_lib.memory.offload.shape import Step
 
 ASSUMED_CARD = "GeForce RTX 3090"  # whose data sheet bounds the computing of a geometry
 
@@ -35,66 +38,57 @@ def describe_plan(
     and InvalidInput for an unknown word and for a checkpoint of another format than is
     asked for.
     """
-    options: dict[str, Any] = {
-        "batch": batch,
-        "context": context,
-        "ring": ring,
-        "pass_tokens": pass_tokens,
-        "logit_tokens": 1,
-    }
+    options: Step = {"pass_tokens": pass_tokens, "logit_tokens": 1}
+    kind = _kind(weights)
     if model in geometries():
-        asked = weights or "bf16"
-        return _describe_geometry(model, device_bytes, host_bytes, asked, options)
-    from thesis_lib.memory.offload import offloaded_model, rates
+        sized = _with_host(_assume(kind), device_bytes, host_bytes)
+        spec, kind = geometry(model), kind or "dense"
+        made = plan(spec, sized, batch, context, ring, kind=kind, **options)
+        return _described(made, "assumed", "estimated")
+    # Those bring torch, which a geometry does not need.
+    from thesis_lib.memory.offload.offloaded_model import (
+        checkpoint_folder,
+        plan_checkpoint,
+    )
+    from thesis_lib.memory.offload.rates import measure_machine, with_decoder
 
-    kind = None if weights is None else _kind(weights)
-    folder = offloaded_model.checkpoint_folder(model)
+    folder = checkpoint_folder(model)
     blind = _with_host(Machine(device_bytes, 1.0), device_bytes, host_bytes)
-    made = offloaded_model.plan_checkpoint(folder, blind, **options)
+    made = plan_checkpoint(folder, blind, batch, context, ring, **options)
     require(
         kind in (None, made.kind),
         f"{model} holds {made.kind} weights, not {kind}: plan it as it is, or "
         "write another one with `thesis compress`",
     )
-    machine = rates.measure_machine(folder)
+    machine = measure_machine(folder)
     if made.kind == "lossless":
-        machine = rates.with_decoder(machine, folder)
+        machine = with_decoder(machine, folder)
     made = replace(made, machine=_with_host(machine, device_bytes, host_bytes))
     return _described(made, "measured", "of the files")
 
 
-def _kind(weights: str) -> str:
+def _kind(word: str | None) -> str | None:
+    """The kind that a word names: one of those known by heart, or a registered one."""
+    if word is None or word in WEIGHTS:
+        return WEIGHTS.get(word or "")
     from thesis_lib.memory.formats.base import words
 
-    return words()[choice("weights", weights, words())]
+    known = words()
+    return known[choice("weights", word, known)]
 
 
-@remembered
-def _describe_geometry(
-    model: str,
-    device_bytes: int,
-    host_bytes: int,
-    weights: str,
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    """`describe_plan` of a known geometry at assumed rates."""
-    from thesis_lib.memory.offload import offloaded_model
-    from thesis_lib.memory.offload.plan import plan
-
-    kind = _kind(weights)
-    machine = replace(
+def _assume(kind: str | None) -> Machine:
+    """Rates for a geometry: a disk's, and the bounds of a card's data sheet."""
+    return replace(
         read_cards()[ASSUMED_CARD].machine(),
-        disk_bytes_per_s=offloaded_model.ASSUMED_DISK_BYTES_PER_S,
+        disk_bytes_per_s=ASSUMED_DISK_BYTES_PER_S,
+        decode_bytes_per_s=ASSUMED_DECODE_BYTES_PER_S
+        if kind == "lossless"
+        else math.inf,
     )
-    if kind == "lossless":
-        decoder = offloaded_model.ASSUMED_DECODE_BYTES_PER_S
-        machine = replace(machine, decode_bytes_per_s=decoder)
-    machine = _with_host(machine, device_bytes, host_bytes)
-    made = plan(geometry(model), machine, kind=kind, **options)
-    return _described(made, "assumed", "estimated")
 
 
-def _described(made: "MemoryPlan", origin: str, ratio: str) -> dict[str, Any]:
+def _described(made: MemoryPlan, origin: str, ratio: str) -> dict[str, Any]:
     """The plan under the names of the command, with the rates that it counts on."""
     machine = made.machine
     rates: dict[str, Any] = {

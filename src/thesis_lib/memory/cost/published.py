@@ -15,6 +15,7 @@ import pandas as pd
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.files import data_folder
 from thesis_lib.memory.model.spec import Machine, ModelSpec, geometries, geometry
+from thesis_lib.memory.offload.plan import least_device_bytes, plan
 
 CARDS, ROWS = "offloading_cards.csv", "offloading_published.csv"
 HEADINGS = {  # of columns that readers are shown, for `rename`
@@ -179,8 +180,6 @@ def predict(row: Any, card: Card) -> dict[str, Any]:
     InvalidInput where a run with a prompt needs the card's rate of products and the
     table lacks it.
     """
-    from thesis_lib.memory.offload.plan import least_device_bytes, plan
-
     spec = _GEOMETRIES.get(row.model) or geometry(row.model)
     require(
         card.flops_per_s is not None or row.prompt == 0,

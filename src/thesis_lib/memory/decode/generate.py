@@ -1,6 +1,7 @@
 """Text from a streamed model, as `thesis generate` prints it."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ from thesis_lib.common.errors import require
 from thesis_lib.memory.model.pretrained import decode, encode, read_tokenizer
 from thesis_lib.memory.model.spec import Machine, ModelSpec
 from thesis_lib.memory.offload.architectures import read_config
-from thesis_lib.memory.offload.measure import seconds_of
+from thesis_lib.memory.offload.measure import DeviceBudget, seconds_of
 from thesis_lib.memory.offload.offloaded_model import (
-    ASSUMED_DISK_BYTES_PER_S,
     StreamedModel,
     checkpoint_folder,
     enforced,
     plan_checkpoint,
 )
+from thesis_lib.memory.offload.plan import ASSUMED_DISK_BYTES_PER_S
 from thesis_lib.memory.offload.transfer import find_device
 
 
@@ -53,6 +54,19 @@ def read_prompt(
     tokens = torch.tensor([encode(tokenizer, prompt, spec.vocab)], device=place)
     require(tokens.numel() > 0, "the prompt is empty: give at least one word")
     return folder, tokenizer, tokens
+
+
+def describe_bytes(
+    budget: DeviceBudget, models: Sequence[StreamedModel]
+) -> dict[str, Any]:
+    """What models held and read so far, the one that writes first, for the command."""
+    return {
+        "device_bytes": budget.limit_bytes,
+        "device_peak_bytes": budget.peak_bytes,
+        "planned_peak_bytes": sum(each.plan.device_peak_bytes for each in models),
+        "model_bytes": models[0].spec.total_bytes,
+        "bytes_read": models[0].bytes_read,
+    }
 
 
 def generate_text(
@@ -100,7 +114,7 @@ def generate_text(
             do_sample=False,
             streamer=clock,
         )[0, tokens.shape[1] :]
-        bytes_read = model.bytes_read
+        spent = describe_bytes(budget, [model])
         drained = [seconds_of(model.drain) for _ in range(3)]
     seconds = np.diff(clock.moments)
     decoding_s = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
@@ -109,10 +123,6 @@ def generate_text(
         "tokens": len(written),
         "s_per_token": decoding_s,
         "first_token_s": float(seconds[0]),
-        "device_bytes": device_bytes,
-        "device_peak_bytes": budget.peak_bytes,
-        "planned_peak_bytes": made.device_peak_bytes,
-        "model_bytes": made.spec.total_bytes,
-        "bytes_read": bytes_read,
+        **spent,
         "fraction_of_link": float(np.median(drained)) / decoding_s,
     }

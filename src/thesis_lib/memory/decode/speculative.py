@@ -13,8 +13,8 @@ ICML 2023.
 import hashlib
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,19 +27,18 @@ from torch import Tensor
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.stats import LEVEL
 from thesis_lib.common.units import format_size
-from thesis_lib.memory.decode.generate import read_prompt
+from thesis_lib.memory.decode.generate import describe_bytes, read_prompt
 from thesis_lib.memory.model.batch_invariant import BatchInvariant
 from thesis_lib.memory.model.pretrained import decode
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import compute_rates, seconds_of
 from thesis_lib.memory.offload.offloaded_model import (
-    ASSUMED_DISK_BYTES_PER_S,
     StreamedModel,
     checkpoint_folder,
     enforced,
     plan_checkpoint,
 )
-from thesis_lib.memory.offload.plan import MemoryPlan
+from thesis_lib.memory.offload.plan import ASSUMED_DISK_BYTES_PER_S, MemoryPlan
 
 SIZES = (2, 4, 8, 16)  # tokens of a pass that verifies, tried in this order
 DRAFT_TIME_DECAY = 0.9  # what a pass without proposals leaves of the time of one
@@ -358,11 +357,49 @@ class Speculation:
         accepted, judged = _judge(self.proposed, self.accepted)
         return accepted / judged if judged else 0.0
 
+    def describe(self) -> dict[str, float]:
+        """What speculation came to, under the names of the command's JSON."""
+        return {
+            "passes": self.passes,
+            "accepted": sum(self.accepted),
+            "tokens_per_pass": self.tokens_per_pass,
+            "acceptance": self.acceptance,
+        }
+
 
 def _judge(proposed: Sequence[int], accepted: Sequence[int]) -> tuple[int, int]:
     """Proposals that were accepted; those, and the first of each pass to be refused."""
     refusals = sum(a < p for p, a in zip(proposed, accepted, strict=True))
     return sum(accepted), sum(accepted) + refusals
+
+
+class _Asked:
+    """A draft, and how much it is asked for.
+
+    Of the interval of its acceptance the upper end is believed, so that it is tried
+    before it is given up; of its times the least, and less of it with each pass that
+    proposes nothing, so that one slow proposal does not end it.
+    """
+
+    def __init__(self, draft: Draft, verifier: Verifier) -> None:
+        self._draft, self._verifier = draft, verifier
+        self._proposal_s, self._least_s = 0.0, math.inf
+
+    def propose(self, text: Sequence[int], left: int, run: Speculation) -> list[int]:
+        """The tokens that are worth verifying, of `left` that may be written."""
+        start = time.perf_counter()
+        depths = [n for n in self._verifier.depths if n < left]
+        _, acceptance = acceptance_interval(*_judge(run.proposed, run.accepted))
+        step_s = self._verifier.plan.step_s
+        depth = choose_depth(acceptance, step_s, depths, self._proposal_s)
+        proposed = self._draft.propose(text, depth) if depth else []
+        if proposed:
+            taken_s = (time.perf_counter() - start) / len(proposed)
+            self._least_s = min(self._least_s, taken_s)
+        self._proposal_s = (
+            self._least_s if proposed else DRAFT_TIME_DECAY * self._proposal_s
+        )
+        return proposed[: max(n for n in depths if n <= len(proposed))]
 
 
 def decode_greedily(
@@ -376,12 +413,9 @@ def decode_greedily(
     """The greedy continuation of `prompt`, (1, t), and what it took.
 
     With a `draft` its proposals are verified, as many a pass as its acceptance so far
-    and the times of the `verifier` make worthwhile; of the interval of the acceptance
-    the upper end is believed, so that a draft is tried before it is given up; of its
-    times the least, and less of it with each pass that proposes nothing, so that one
-    slow proposal does not end it. Tokens are those that are written without a draft,
-    and end after one of `stop`. The plan has to cover the prompt and `max_new_tokens`
-    more.
+    and the times of the `verifier` make worthwhile. Tokens are those that are written
+    without a draft, and end after one of `stop`. The plan has to cover the prompt and
+    `max_new_tokens` more.
     """
     require(
         prompt.ndim == 2 and prompt.shape[0] == 1 and prompt.numel() > 0,
@@ -401,22 +435,11 @@ def decode_greedily(
     )
     text += _choose(model.prefill(prompt, cache))
     cache.activate_past_recording()  # a window gives back what is refused
-    run, draft_s, least_s = Speculation((), (), (), ()), 0.0, math.inf
+    run = Speculation((), (), (), ())
+    asked = _Asked(draft, verifier) if draft and verifier else None
     while len(text) < end and text[-1] not in stop:
-        start, proposed = time.perf_counter(), []
-        if draft and verifier:
-            depths = [n for n in verifier.depths if n < end - len(text)]
-            depth = choose_depth(
-                acceptance_interval(*_judge(run.proposed, run.accepted))[1],
-                verifier.plan.step_s,
-                depths,
-                draft_s,
-            )
-            proposed = draft.propose(text, depth) if depth else []
-            if proposed:
-                least_s = min(least_s, (time.perf_counter() - start) / len(proposed))
-            draft_s = least_s if proposed else DRAFT_TIME_DECAY * draft_s
-            proposed = proposed[: max(n for n in depths if n <= len(proposed))]
+        start = time.perf_counter()
+        proposed = asked.propose(text, end - len(text), run) if asked else []
         row = torch.tensor([[text[-1], *proposed]], device=prompt.device)
         with verifier.rows.passing() if verifier and proposed else nullcontext():
             chosen = _choose(model.step(row, cache, keep=row.shape[1]))
@@ -498,7 +521,24 @@ def open_draft(
     return StreamedModel(folder, made, device)
 
 
-def speculate_text(
+@contextmanager
+def _beside(
+    model: StreamedModel, resident: StreamedModel | None
+) -> Iterator[tuple[Draft, list[StreamedModel]]]:
+    """Who proposes to an open model, and all that is then on its device."""
+    if resident is None:
+        yield PromptLookup(), [model]
+        return
+    require(
+        resident.spec.vocab == model.spec.vocab,
+        f"the draft knows {resident.spec.vocab} tokens, the model {model.spec.vocab}: "
+        "expected a draft with the same tokenizer",
+    )
+    with resident:
+        yield ModelDraft(resident), [model, resident]
+
+
+def speculate_text(  # nine: the options of the command, one by one
     checkpoint: str,
     device_bytes: int,
     prompt: str,
@@ -521,30 +561,24 @@ def speculate_text(
     ' three, four,'
     """
     folder, tokenizer, tokens = read_prompt(checkpoint, prompt, max_new_tokens, device)
-    with ExitStack() as stack:
-        proposer, resident = PromptLookup(), None
-        if draft is not None:
-            context = tokens.shape[1] + max_new_tokens
-            resident = open_draft(checkpoint_folder(draft), context, device)
-        made = plan_speculation(
-            folder,
-            Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S, host_bytes=host_bytes),
-            tokens.shape[1],
-            max_new_tokens,
-            ring,
-            resident.plan if resident else None,
-        )
-        model = stack.enter_context(StreamedModel(folder, made, device, verify))
+    resident = None
+    if draft is not None:
+        context = tokens.shape[1] + max_new_tokens
+        resident = open_draft(checkpoint_folder(draft), context, device)
+    made = plan_speculation(
+        folder,
+        Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S, host_bytes=host_bytes),
+        tokens.shape[1],
+        max_new_tokens,
+        ring,
+        resident.plan if resident else None,
+    )
+    with (
+        StreamedModel(folder, made, device, verify) as model,
+        _beside(model, resident) as (proposer, models),
+        enforced(device_bytes, device) as budget,
+    ):
         stop = _stop_tokens(model)
-        if resident:
-            require(
-                resident.spec.vocab == model.spec.vocab,
-                f"the draft knows {resident.spec.vocab} tokens, the model "
-                f"{model.spec.vocab}: expected a draft with the same tokenizer",
-            )
-            proposer = ModelDraft(stack.enter_context(resident))
-        budget = stack.enter_context(enforced(device_bytes, device))
-        models = [model, resident] if resident else [model]
         for each in models:
             each.charge(budget)
         start = time.perf_counter()
@@ -552,7 +586,7 @@ def speculate_text(
         calibrated_s = time.perf_counter() - start
         found = decode_greedily(model, tokens, max_new_tokens, proposer, verifier, stop)
         total_s = time.perf_counter() - start - calibrated_s
-        bytes_read = model.bytes_read
+        spent = describe_bytes(budget, models)
         drain_s = seconds_of(model.drain)
     decoding_s = sum(found.seconds)
     return {
@@ -560,18 +594,11 @@ def speculate_text(
         "tokens": len(found.tokens),
         "s_per_token": decoding_s / max(1, len(found.tokens) - 1),
         "first_token_s": total_s - decoding_s,
-        "device_bytes": device_bytes,
-        "device_peak_bytes": budget.peak_bytes,
-        "planned_peak_bytes": sum(each.plan.device_peak_bytes for each in models),
-        "model_bytes": made.spec.total_bytes,
-        "bytes_read": bytes_read,
+        **spent,
         "fraction_of_link": found.passes * drain_s / decoding_s if decoding_s else 1.0,
-        "passes": found.passes,
-        "accepted": sum(found.accepted),
-        "tokens_per_pass": found.tokens_per_pass,
         "fallbacks": verifier.fallbacks,
-        "acceptance": found.acceptance,
         "calibrated_s": calibrated_s,
+        **found.describe(),
     }
 
 

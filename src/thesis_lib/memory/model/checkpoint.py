@@ -21,6 +21,7 @@ from torch import Tensor
 
 from thesis_lib.common.errors import InvalidInput, read_object, require, shown
 from thesis_lib.common.units import format_size
+from thesis_lib.memory.model.spec import ALIGNMENT
 
 
 def allocate(nbytes: int) -> memoryview:
@@ -37,14 +38,6 @@ def allocate(nbytes: int) -> memoryview:
 
 
 NON_LAYER = -1  # the "layer" of everything outside the stack: embedding, norm, head
-ALIGNMENT = 4096  # direct I/O wants offsets, lengths and addresses in whole blocks
-
-
-def whole_blocks(n_bytes: int) -> int:
-    """So many bytes, rounded up."""
-    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
-
-
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"

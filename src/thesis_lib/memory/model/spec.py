@@ -20,6 +20,14 @@ from thesis_lib.common.errors import (
 # Kinds of a store by format, of those whose bytes a geometry alone says.
 WEIGHTS = {"bf16": "dense", "nf4": "nf4", "int8": "int8", "lossless": "lossless"}
 
+ALIGNMENT = 4096  # direct I/O wants offsets, lengths and addresses in whole blocks
+
+
+def whole_blocks(n_bytes: int) -> int:
+    """So many bytes, rounded up."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 # Of every size that a file gives, so that no product of them leaves 64 bits: several
 # times what any published model has.

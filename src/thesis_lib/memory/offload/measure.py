@@ -260,14 +260,11 @@ def crossing(
         f"{len(tokens)} token counts for {len(rising_s)} times: expected one each, "
         "in rising order",
     )
-    above = [i for i, seconds in enumerate(rising_s) if seconds >= level_s]
-    if not above:
+    above = np.flatnonzero(np.asarray(rising_s) >= level_s)
+    if len(above) == 0:
         return None
-    i = above[0]
-    if i == 0:
-        return float(tokens[0])
-    share = (level_s - rising_s[i - 1]) / (rising_s[i] - rising_s[i - 1])
-    return float(tokens[i - 1] + share * (tokens[i] - tokens[i - 1]))
+    pair = slice(max(above[0] - 1, 0), above[0] + 1)
+    return float(np.interp(level_s, rising_s[pair], tokens[pair]))
 
 
 def fingerprint() -> dict[str, Any]:

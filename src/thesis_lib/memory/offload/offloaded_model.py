@@ -6,12 +6,14 @@ buffer that holds the layer now. Everything else is transformers' own forward an
 own `generate`.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -32,24 +34,26 @@ from thesis_lib.memory.offload.architectures import (
     skeleton,
     stack,
 )
+from thesis_lib.memory.offload.footprint import Footprint, footprint
 from thesis_lib.memory.offload.measure import DeviceBudget, Span
-from thesis_lib.memory.offload.plan import MemoryPlan, plan
-from thesis_lib.memory.offload.store import PendingRead, SafetensorsStore, StoreDamaged
+from thesis_lib.memory.offload.peak_memory import dry_run
+from thesis_lib.memory.offload.plan import ASSUMED_DISK_BYTES_PER_S, MemoryPlan, place
+from thesis_lib.memory.offload.shape import Shape, Step, read_step
+from thesis_lib.memory.offload.store import (
+    PendingRead,
+    SafetensorsStore,
+    Seconds,
+    StoreDamaged,
+)
 from thesis_lib.memory.offload.transfer import (
+    Cuda,
     Device,
-    FromDisk,
     Ring,
     StagingBuffer,
     ThroughHost,
     find_device,
-    open_device,
     views,
 )
-
-# Rates that nobody measured here: a solid-state disk on four lanes of PCIe 4, and two
-# cores that decode. A plan that rests on them says so.
-ASSUMED_DISK_BYTES_PER_S = 7e9
-ASSUMED_DECODE_BYTES_PER_S = 10e9
 
 _NEW_TOKENS = 20  # that transformers generates where nothing says how many
 _ROWS = 64  # compared at a time
@@ -66,22 +70,6 @@ class _Lent(nn.Module):
     def forward(self, hidden: Tensor, *args: Any, **options: Any) -> Any:
         with self._owner[0]._lend(self.number, hidden, options.get("cache")) as weights:
             return functional_call(self.layer, weights, (hidden, *args), options)
-
-
-class _Observed:
-    """A ticket whose waiting is counted."""
-
-    def __init__(self, ticket: PendingRead, layer: int, owner: "StreamedModel") -> None:
-        self._ticket, self._layer, self._owner = ticket, layer, owner
-
-    def wait(self) -> tuple[float, float]:
-        start = time.perf_counter()
-        span = self._ticket.wait()
-        end = time.perf_counter()
-        self._owner.stall_s += end - start
-        self._owner._note("read", self._layer, *span)
-        self._owner._note("wait", self._layer, start, end)
-        return span
 
 
 class StreamedModel:
@@ -131,9 +119,8 @@ class StreamedModel:
         self.stall_s = 0.0  # time that computing has waited for reading
         self._verify = verify
         self._still = False  # whether steps compute without reading
-        self._store: SafetensorsStore | None = None
-        self._transport: FromDisk | ThroughHost | None = None
         self._spans: list[Span] | None = None
+        self._let_go()
 
     def __enter__(self) -> Self:
         try:
@@ -148,42 +135,36 @@ class StreamedModel:
 
     def close(self) -> None:
         """Wait for reads in flight, close the files and give the memory back."""
-        if self._transport is not None:
-            if self._ring is not None:
-                self._ring.settle()
-            self._transport.close()
-            self._transport = None
-        if self._store is not None:
-            self._store.close()
-            self._store = None
-        # Views keep their buffers alive: let go of both.
-        self._slots, self._resident, self._views = [], {}, {}
-        self._ring = self._model = None
+        if self._ring is not None:
+            self._ring.settle()
+        for owner in (self._host, self._store):
+            if owner is not None:
+                owner.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Hold nothing: views keep their buffers alive, so let go of both."""
+        self._store: SafetensorsStore | None = None
+        self._host: ThroughHost | None = None  # on the way to another device
+        self._ring: Ring[StagingBuffer] | None = None
+        self._slots: list[StagingBuffer] = []
+        self._resident: dict[int, StagingBuffer] = {}
+        self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._model: Any = None
 
     def _open(self) -> None:
         plan = self.plan
-        self._ring: Ring[StagingBuffer] | None = None
-        self._slots: list[StagingBuffer] = []
-        self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
-        self._model: Any = None
         store = self._store = SafetensorsStore(self.folder, verify=self._verify)
         store.require_geometry(self.spec)
         config = read_config(self.folder)
         model = skeleton(config, store.weights)
         self._check(store, model)
-        device = open_device(self.device)
+        device = Device() if self.device.type == "cpu" else Cuda(self.device)
         tiers = {i: plan.tier(i) for i in range(self.spec.layers)}
-        self._transport = (
-            ThroughHost(
-                store,
-                device,
-                [i for i, tier in tiers.items() if tier == "host"],
-                plan.host_buffers,
-                plan.staging_bytes,
-            )
-            if plan.host_layers + plan.host_buffers
-            else FromDisk(store)
-        )
+        if plan.host_layers + plan.host_buffers:
+            kept = [i for i, tier in tiers.items() if tier == "host"]
+            sizes = plan.host_buffers, plan.staging_bytes
+            self._host = ThroughHost(store, device, kept, *sizes)
         outer = StagingBuffer(store.nbytes(NON_LAYER), self.device)
         self._resident = {
             layer: StagingBuffer(store.nbytes(layer), self.device)
@@ -194,8 +175,10 @@ class StreamedModel:
             StagingBuffer(plan.staging_bytes, self.device) for _ in range(plan.ring)
         ]
         self._slots = [outer, *self._resident.values(), *ring]
-        reads = [self._bring(store, device, NON_LAYER, outer)]
-        reads += [self._bring(store, device, i, s) for i, s in self._resident.items()]
+        reads = [
+            self._bring(store, device, layer, slot)
+            for layer, slot in {NON_LAYER: outer, **self._resident}.items()
+        ]
         for read in reads:
             read.wait()
         self._attach(store, model, outer)
@@ -272,8 +255,22 @@ class StreamedModel:
         model.generation_config = read_generation(self.folder, model.config)
 
     def _fetch(self, layer: int, slot: StagingBuffer) -> PendingRead:
-        assert self._transport is not None  # the ring lives as long as the transport
-        return _Observed(self._transport.fetch(layer, slot), layer, self)
+        if self._host is not None:
+            read = self._host.fetch(layer, slot)
+        else:
+            assert slot.memory is not None  # as __init__ has seen to
+            read = self._opened().read_layer(layer, slot.memory)
+        return PendingRead(partial(self._await, read, layer))
+
+    def _await(self, read: PendingRead, layer: int) -> Seconds:
+        """Wait for a read, and note how long."""
+        start = time.perf_counter()
+        span = read.wait()
+        end = time.perf_counter()
+        self.stall_s += end - start
+        self._note("read", layer, *span)
+        self._note("wait", layer, start, end)
+        return span
 
     def _opened(self) -> SafetensorsStore:
         if self._store is None:
@@ -281,6 +278,11 @@ class StreamedModel:
                 "the streamed model is closed: use it inside `with StreamedModel(…)`"
             )
         return self._store
+
+    def _turning(self) -> Ring[StagingBuffer]:
+        self._opened()
+        assert self._ring is not None
+        return self._ring
 
     @property
     def model(self) -> Any:
@@ -385,13 +387,12 @@ class StreamedModel:
 
     def drain(self) -> None:
         """The reads of one step through the same ring, without computing."""
-        self._opened()
-        assert self._ring is not None
-        if not self._ring.at_start:
-            self._ring.rewind()
+        ring = self._turning()
+        if not ring.at_start:
+            ring.rewind()
         with self._alive():
-            for layer in self._ring.layers:
-                with self._ring.hold(layer):
+            for layer in ring.layers:
+                with ring.hold(layer):
                     continue
 
     @contextmanager
@@ -401,9 +402,7 @@ class StreamedModel:
         The arithmetic of a step alone, as `drain` is its reading: for its seconds,
         never for its answers.
         """
-        self._opened()
-        assert self._ring is not None
-        self._ring.settle()
+        self._turning().settle()
         self._still = True
         try:
             yield
@@ -437,9 +436,7 @@ class StreamedModel:
         A buffer is refilled as soon as its layer is done. An interrupted pass leaves
         the ring between two layers; the next one starts it anew.
         """
-        self._opened()
-        ring = self._ring
-        assert ring is not None
+        ring = self._turning()
         if layer == 0:
             past = 0 if cache is None else cache.get_seq_length()
             self._admit(hidden.shape[0], hidden.shape[1], past)
@@ -521,10 +518,7 @@ def plan_checkpoint(
     batch: int = 1,
     context: int = 512,
     ring: int = 3,
-    pass_tokens: int = 1,
-    logit_tokens: int | None = None,
-    generating: bool = False,
-    rollback: int = 0,
+    **step: Unpack[Step],
 ) -> MemoryPlan:
     """As `plan`, for a checkpoint: with the sizes of the reads that its files need.
 
@@ -538,30 +532,23 @@ def plan_checkpoint(
     """
     spec = ModelSpec.from_config(folder)
     with SafetensorsStore(folder) as store:
-        layer_read_bytes = [store.read_bytes(layer) for layer in range(store.layers)]
-        layer_buffer_bytes = [store.nbytes(layer) for layer in range(store.layers)]
-        non_layer_read_bytes = store.nbytes(NON_LAYER)
         weights = store.weights
+        read_bytes = sum(map(store.read_bytes, range(store.layers))) / store.layers
+        sizes = (
+            math.ceil(read_bytes),
+            max(map(store.nbytes, range(store.layers))),
+            store.nbytes(NON_LAYER),
+        )
         store.require_geometry(spec)
-    return plan(
-        spec,
-        machine,
-        batch=batch,
-        context=context,
-        ring=ring,
-        pass_tokens=pass_tokens,
-        logit_tokens=logit_tokens,
-        layer_read_bytes=layer_read_bytes,
-        layer_buffer_bytes=layer_buffer_bytes,
-        non_layer_read_bytes=non_layer_read_bytes,
-        kind=weights,
-        config=read_config(folder),
-        generating=generating,
-        rollback=rollback,
-    )
+    shape, config = read_step(spec, batch, context, step), read_config(folder)
+
+    def needed(shape: Shape) -> Footprint:
+        return footprint(dry_run(config, shape, weights), weights, *sizes)
+
+    return place(spec, machine, ring, shape, needed)
 
 
-def open_streamed(
+def open_streamed(  # nine: the words of `from_pretrained`, in the place of it
     checkpoint: Path | str,
     device_bytes: int,
     host_bytes: int = 0,

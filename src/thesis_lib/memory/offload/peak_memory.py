@@ -10,8 +10,7 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,41 +24,15 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from thesis_lib.common.errors import require
 from thesis_lib.memory.formats.base import DENSE, PackedLinear, WeightFormat
 from thesis_lib.memory.model.batch_invariant import BatchInvariant
 from thesis_lib.memory.model.pretrained import transformers_reads
 from thesis_lib.memory.model.smollm2 import quiet
 from thesis_lib.memory.offload.architectures import skeleton, stack
 from thesis_lib.memory.offload.measure import DeviceBudget
+from thesis_lib.memory.offload.shape import PeakMemory, Shape
 
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The largest step that a plan admits."""
-
-    batch: int  # sequences; beams count as sequences
-    context: int  # positions in the cache of one sequence, the new ones included
-    pass_tokens: int  # new tokens of one sequence
-    logit_tokens: int  # positions of one sequence whose logits are kept
-    generating: bool = False  # whether transformers' generate chooses the tokens
-    rollback: int = 0  # tokens that the cache can give back after verifying them
-
-
-@dataclass(frozen=True, slots=True)
-class PeakMemory:
-    """Bytes that steps of a shape hold at most, beside the weights."""
-
-    layer_bytes: int  # of the weights of one decoder layer
-    table_bytes: int  # what no checkpoint holds: rotary frequencies and the like
-    kv_bytes: int  # keys and values at the full context
-    activation_bytes: int  # everything else that is alive at the worst moment
-    scratch_bytes: int = 0  # what kernels of packed layers take, unseen by a meter
-
-    @property
-    def step_bytes(self) -> int:
-        """All that a step needs beside weights and tables."""
-        return self.kv_bytes + self.activation_bytes + self.scratch_bytes
+Run = dict[str, Tensor]  # whole numbers, (batch, context) each, that a caller holds
 
 
 def dry_run(config: Any, shape: Shape, weights: WeightFormat = DENSE) -> PeakMemory:
@@ -72,19 +45,6 @@ def dry_run(config: Any, shape: Shape, weights: WeightFormat = DENSE) -> PeakMem
     of their kernels. Layers of one type are alike, so one of each type is rehearsed and
     counted as often as it occurs.
     """
-    require(
-        0 < shape.pass_tokens <= shape.context
-        and 0 < shape.logit_tokens <= shape.pass_tokens
-        and shape.batch > 0,
-        f"{shape} is no step: expected a positive batch and "
-        "0 < logit_tokens <= pass_tokens <= context",
-    )
-    require(
-        shape.rollback == 0
-        or (shape.batch == 1 and 0 < shape.rollback <= shape.context),
-        f"rollback={shape.rollback} of {shape.batch} sequences of {shape.context} "
-        "positions: expected one sequence, and at most its positions",
-    )
     return _dry_run(config.to_json_string(use_diff=False), shape, weights)
 
 
@@ -101,17 +61,14 @@ def _dry_run(text: str, shape: Shape, weights: WeightFormat) -> PeakMemory:
     }
     layer_bytes = sum(t.nbytes for t in layers[-1].state_dict().values())
     table_bytes = sum(table.untyped_storage().nbytes() for table in tables.values())
-    stage = _Stage(model, short, shape)
-    past = {shape.context - shape.pass_tokens, 0, shape.context - 1}
-    rests = [stage.rest()]
-    kv_bytes = 0
-    for before in sorted(past):
-        new = min(shape.pass_tokens, shape.context - before)
-        rest, caches = stage.cached(before, new, counts)
+    rehearsal = _Rehearsal(model, short, shape, counts)
+    rests, kv_bytes = [rehearsal.uncached()], 0
+    for past in sorted({shape.context - shape.pass_tokens, 0, shape.context - 1}):
+        rest, caches = rehearsal.cached(past)
         kv_bytes = max(kv_bytes, caches)
         rests.append(rest)
     if shape.rollback:
-        rests += stage.verified(counts)
+        rests += rehearsal.verified()
     scratch = max(
         (
             part.scratch_bytes(shape.batch * shape.pass_tokens)
@@ -148,11 +105,18 @@ def _shorten(config: Any) -> tuple[Any, Counter[int]]:
     return short, counts
 
 
-class _Stage:
-    """A model with fake weights, and the meter that watches it."""
+class _Rehearsal:
+    """A short stack with fake weights, and the meter that watches it.
 
-    def __init__(self, model: Any, config: Any, shape: Shape) -> None:
-        self.model, self.config, self.shape = model, config, shape
+    Peaks are beside the weights, of all layers: `counts` says of each that is rehearsed
+    for how many it stands.
+    """
+
+    def __init__(
+        self, model: Any, config: Any, shape: Shape, counts: Counter[int]
+    ) -> None:
+        self.model, self.config = model, config
+        self.shape, self.counts = shape, counts
         self.mode = FakeTensorMode(allow_non_fake_inputs=False)
         held = dict(model.named_parameters()) | dict(model.named_buffers())
         with self.mode:
@@ -161,104 +125,87 @@ class _Stage:
                 for name, tensor in held.items()
             }
 
-    def cached(self, past: int, new: int, counts: Counter[int]) -> tuple[int, int]:
-        """Peak beside the weights, and the cache at its end, of all layers.
+    def uncached(self) -> int:
+        """Peak of the longest pass without a cache."""
+        with self.mode, self._meter() as meter, torch.no_grad():
+            self._forward(self.shape.pass_tokens, self.shape.logit_tokens)
+        return meter.peak_bytes - self.weight_bytes
 
-        The step of `new` tokens comes after `past` ones.
+    def cached(self, past: int) -> tuple[int, int]:
+        """Peak of the longest pass after `past` tokens, and the cache at its end.
+
+        In a run of transformers' generate the choice of a token belongs to it.
         """
-        with self.mode:
-            meter = self._meter()
-            with meter, torch.no_grad():
-                run = self._run()
-                cache, left = self._filled(past, new, run)
-                step = partial(self._choosing, new, cache, run)
-                peak, held = self._extreme(meter, cache, step, counts)
-                del left
-        return peak, held
+        new = min(self.shape.pass_tokens, self.shape.context - past)
 
-    def verified(self, counts: Counter[int]) -> list[int]:
-        """Peaks beside the weights of what `speculate` does, of all layers.
+        def step(cache: Any, run: Run) -> Any:
+            kept = min(self.shape.logit_tokens, new)
+            logits = self._forward(new, kept, cache, run)
+            if run:
+                _choose(logits, run)
+            return logits
+
+        return self._peak(step, past, new)
+
+    def verified(self) -> list[int]:
+        """Peaks of what `speculate` does.
 
         The trial of kernels after one token; a pass of `logit_tokens` rows kept apart
         at the end of the context; and a token there after others that may be given
         back.
         """
         verified, back = self.shape.logit_tokens, self.shape.rollback
-        peaks = []
-        with self.mode:
-            rows = BatchInvariant(self.model, dry_running=True)
+        rows = BatchInvariant(self.model, dry_running=True)
 
-            def together(cache: Any) -> Tensor:
-                with rows.passing():
-                    return self._forward(verified, verified, cache)
+        def together(cache: Any, _: Run) -> Any:
+            with rows.passing():
+                return self._forward(verified, verified, cache)
 
-            def one(cache: Any) -> Tensor:
-                return self._forward(1, 1, cache)
+        def one(cache: Any, _: Run) -> Any:
+            return self._forward(1, 1, cache)
 
-            passes = [(self.shape.context - back, back - 1, one)]
-            if verified > 1:
-                late = self.shape.context - verified
-                passes += [(min(1, late), 0, together), (late, 0, together)]
-            for past, before, step in passes:
-                meter = self._meter()
-                with meter, torch.no_grad():
-                    text = torch.ones((1, self.shape.context), dtype=torch.long)
-                    cache, left = self._filled(past, verified, None)
-                    cache.activate_past_recording()
-                    if before:
-                        self._forward(before, 1, cache)
-                    peaks.append(
-                        self._extreme(meter, cache, partial(step, cache), counts)[0]
-                    )
-                    del text, left
-        return peaks
+        passes = [(one, self.shape.context - back, back - 1)]
+        if verified > 1:
+            late = self.shape.context - verified
+            passes += [(together, min(1, late), 0), (together, late, 0)]
+        return [
+            self._peak(step, past, verified, kept)[0] for step, past, kept in passes
+        ]
 
-    def _filled(
-        self, past: int, new: int, run: "_Run | None"
-    ) -> tuple[DynamicCache, tuple[Tensor, ...]]:
-        """A cache of `past` tokens, and what their last pass leaves beside it.
-
-        That pass left its mark in the cache too: a window is a view of what it had.
-        """
-        cache = DynamicCache(config=self.config)
-        before = min(past, self.shape.pass_tokens)
-        if past > before:
-            self._forward(past - before, 1, cache, run)
-        return cache, self._leave(before, new, cache, run) if before else ()
-
-    def _extreme(
+    def _peak(
         self,
-        meter: DeviceBudget,
-        cache: DynamicCache,
-        step: Callable[[], Tensor],
-        counts: Counter[int],
+        step: Callable[[Any, Run], Any],
+        past: int,
+        new: int,
+        recorded: int | None = None,
     ) -> tuple[int, int]:
-        """Peak of `step` beside the weights and the cache at its end, of all layers."""
-        then = _held(cache)
-        meter.peak_bytes = meter.bytes
-        logits = step()
-        now = _held(cache)
-        del logits
+        """Peak of a step of `new` tokens after `past`, and the cache at its end.
+
+        With `recorded` the cache can give back what comes after `past`: so many tokens
+        before the step. The last pass over `past` left its mark in the cache too: a
+        window is a view of what it had.
+        """
+        with self.mode, self._meter() as meter, torch.no_grad():
+            run = self._run() if recorded is None else {"text": self._numbers(1)}
+            cache = DynamicCache(config=self.config)
+            before = min(past, self.shape.pass_tokens)
+            if past > before:
+                self._forward(past - before, 1, cache, run)
+            left = self._leave(before, new, cache, run) if before else ()
+            if recorded is not None:
+                cache.activate_past_recording()
+                if recorded:
+                    self._forward(recorded, 1, cache)
+            then = _held(cache)
+            meter.peak_bytes = meter.bytes
+            step(cache, run)
+            now = _held(cache)
+            del left
+        counts = self.counts
         # Layers that are not rehearsed hold what they held, or what they will hold.
-        absent = {at: (counts[at] - 1) * max(now[at], then.get(at, 0)) for at in counts}
-        peak = meter.peak_bytes - self.weight_bytes + sum(absent.values())
+        absent = sum((counts[at] - 1) * max(now[at], then.get(at, 0)) for at in counts)
+        peak = meter.peak_bytes - self.weight_bytes + absent
         return peak, sum(now[at] * counts[at] for at in counts)
-
-    def _choosing(self, new: int, cache: DynamicCache, run: "_Run | None") -> Tensor:
-        """The step of `new` tokens, and in a run of generate the choice after it."""
-        logits = self._forward(new, min(self.shape.logit_tokens, new), cache, run)
-        if run is not None:
-            _choose(logits, run)
-        return logits
-
-    def rest(self) -> int:
-        """Peak beside the weights of the longest pass without a cache."""
-        with self.mode:
-            meter = self._meter()
-            with meter, torch.no_grad():
-                new, keep = self.shape.pass_tokens, self.shape.logit_tokens
-                self._forward(new, keep)
-        return meter.peak_bytes - self.weight_bytes
 
     def _meter(self) -> DeviceBudget:
         meter = DeviceBudget()
@@ -266,33 +213,34 @@ class _Stage:
         self.weight_bytes = meter.bytes
         return meter
 
-    def _run(self) -> "_Run | None":
+    def _numbers(self, *size: int, more: int = 0) -> Tensor:
+        return torch.ones((*size, self.shape.context + more), dtype=torch.long)
+
+    def _run(self) -> Run:
         """What transformers' generate holds from its first pass to its last."""
         if not self.shape.generating:
-            return None
-        batch, context = self.shape.batch, self.shape.context
-        return _Run(
-            prompt=torch.ones((batch, context), dtype=torch.long),
-            mask=torch.ones((batch, context), dtype=torch.long),
-            positions=torch.ones((batch, context), dtype=torch.long),
-            tokens=torch.ones((batch, context + 1), dtype=torch.long),
-            beams=torch.ones((2, batch, context + 1), dtype=torch.long),
-        )
+            return {}
+        batch = self.shape.batch
+        return {
+            "prompt": self._numbers(batch),
+            "mask": self._numbers(batch),
+            "positions": self._numbers(batch),
+            "tokens": self._numbers(batch, more=1),
+            "beams": self._numbers(2, batch, more=1),  # that run, and that ended
+        }
 
-    def _leave(
-        self, before: int, new: int, cache: Any, run: "_Run | None"
-    ) -> tuple[Tensor, ...]:
+    def _leave(self, before: int, new: int, cache: Any, run: Run) -> tuple[Tensor, ...]:
         """What a pass leaves alive for the next one, of `new` tokens.
 
         In a run of generate the logits of a part of the prompt, or a token's choice.
         """
         logits = self._forward(before, 1, cache, run)
-        if run is None:
+        if "mask" not in run:
             return ()
         return _choose(logits, run) if new == 1 else (logits,)
 
     def _forward(
-        self, new: int, keep: int, cache: Any = None, run: "_Run | None" = None
+        self, new: int, keep: int, cache: Any = None, run: Run | None = None
     ) -> Tensor:
         row = torch.zeros((self.shape.batch, new), dtype=torch.long)
         options: dict[str, Any] = {
@@ -301,25 +249,14 @@ class _Stage:
         }
         if cache is not None:
             options["cache"] = cache
-        past = 0 if cache is None else cache.get_seq_length()
-        if run is not None:
-            options["attention_mask"] = run.mask[:, : past + new]
-            options["position_ids"] = run.positions[:, past : past + new].clone()
+        if cache is not None and run and "mask" in run:
+            past = cache.get_seq_length()
+            options["attention_mask"] = run["mask"][:, : past + new]
+            options["position_ids"] = run["positions"][:, past : past + new].clone()
         with transformers_reads(
             "a model of this configuration fails", "the configuration of one that runs"
         ):
             return functional_call(self.model, self.weights, (row,), options).logits
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Of a run of transformers' generate: whole numbers, (batch, context) each."""
-
-    prompt: Tensor
-    mask: Tensor
-    positions: Tensor
-    tokens: Tensor  # (batch, context + 1)
-    beams: Tensor  # (2, batch, context + 1): those that run and those that ended
 
 
 def _held(cache: Any) -> dict[int, int]:
@@ -338,14 +275,14 @@ def _held(cache: Any) -> dict[int, int]:
     }
 
 
-def _choose(logits: Tensor, run: _Run) -> tuple[Tensor, ...]:
+def _choose(logits: Tensor, run: Run) -> tuple[Tensor, ...]:
     """What transformers' generate does to the logits of a step, at most.
 
     Sampling with temperature, top-k and top-p, which holds more than a greedy choice,
     and the log-probabilities of a beam search beside the tokens so far. Returns what
     its loop still holds while the next step runs.
     """
-    tokens: Any = run.tokens
+    tokens: Any = run["tokens"]
     scores = logits[:, -1].to(copy=True, dtype=torch.float32)
     warped: Any = scores
     for warper in (

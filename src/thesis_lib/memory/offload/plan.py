@@ -7,23 +7,20 @@ arithmetic; what a step allocates on the way is rehearsed on tensors without mem
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Unpack
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.units import MiB
-from thesis_lib.memory.formats.base import WeightFormat, find_format, words
-from thesis_lib.memory.model.checkpoint import ALIGNMENT, whole_blocks
 from thesis_lib.memory.model.spec import Machine, ModelSpec
-from thesis_lib.memory.offload.architectures import configure
-from thesis_lib.memory.offload.peak_memory import PeakMemory, Shape, dry_run
-from thesis_lib.memory.offload.store import DECODERS
+from thesis_lib.memory.offload.footprint import Footprint, geometry_footprint
+from thesis_lib.memory.offload.shape import Shape, Step, read_step
 
-Limit = Literal["link", "disk", "decode", "compute"]
-
-WEIGHTS = words()  # kinds of a store by the words of the command line
 HOST_BUFFERS = 2  # buffers of host memory on the way from the disk to another device
+# Rates that nobody measured here: a solid-state disk on four lanes of PCIe 4, and two
+# cores that decode. A plan that rests on them says so.
+ASSUMED_DISK_BYTES_PER_S = 7e9
+ASSUMED_DECODE_BYTES_PER_S = 10e9
 
 
 class PlanInfeasible(InvalidInput):
@@ -38,8 +35,8 @@ class PlanInfeasible(InvalidInput):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan(Shape):
     """A placement of the layers with a certified peak and a predicted time.
 
     A step is one pass over all layers: `pass_tokens` new tokens in each of `batch`
@@ -53,10 +50,6 @@ class MemoryPlan:
 
     spec: ModelSpec
     machine: Machine
-    batch: int
-    context: int  # most positions in the cache of one sequence
-    pass_tokens: int  # most new tokens of one sequence in a step
-    logit_tokens: int  # most positions of one sequence whose logits are kept
     resident_layers: int  # on the device, read once
     host_layers: int  # in host memory, copied each step
     disk_layers: int  # read from disk each step
@@ -68,8 +61,6 @@ class MemoryPlan:
     layer_read_bytes: int  # of one layer, as the disk delivers it
     kind: str = "dense"  # of the format of the layers
     host_buffers: int = 0  # buffers of host memory between disk and device
-    generating: bool = False  # whether transformers' generate is covered
-    rollback: int = 0  # tokens that the cache can give back after verifying them
     scratch_bytes: int = 0  # what kernels take within an operator, and decoders
     layer_decoded_bytes: int | None = None  # of a coded layer in its buffer
 
@@ -168,7 +159,7 @@ class MemoryPlan:
         return self.step_s() / self.batch
 
     @property
-    def limit(self) -> Limit:
+    def limit(self) -> Literal["link", "disk", "decode", "compute"]:
         """What bounds a step of one token a sequence."""
         if self.compute_s() >= self.transfer_s():
             return "compute"
@@ -245,31 +236,23 @@ def plan(
     batch: int = 1,
     context: int = 512,
     ring: int = 3,
-    pass_tokens: int = 1,
-    logit_tokens: int | None = None,
+    *,
+    kind: str = "dense",
     layer_read_bytes: Sequence[int] | None = None,
-    layer_buffer_bytes: Sequence[int] | None = None,
-    non_layer_read_bytes: int | None = None,
-    kind: str | WeightFormat = "dense",
-    config: Any = None,
-    generating: bool = False,
-    rollback: int = 0,
+    **step: Unpack[Step],
 ) -> MemoryPlan:
     """Place the layers of `spec` on `machine`: as many resident as fit.
 
     The embedding, the final norm and the head stay on the device, then come `ring`
     staging buffers, the cache of `batch` sequences of `context` positions and the
-    activations of a step; every layer that still fits is resident, the next ones live
-    in host memory, the rest is read from disk each step. With `generating` the step
-    is one of transformers' `generate`, sampling included, and beams count as
-    sequences; with `rollback` passes of `logit_tokens` may be verified as `speculate`
-    does. `kind` is that of the weights, as this machine reads them fastest, or the
-    format of a store.
+    activations of a step of `pass_tokens` tokens, which keeps the logits of
+    `logit_tokens`; every layer that still fits is resident, the next ones live in host
+    memory, the rest is read from disk each step. With `generating` the step is one of
+    transformers' `generate`, sampling included, and beams count as sequences; with
+    `rollback` passes of `logit_tokens` may be verified as `speculate` does.
 
-    A store knows the exact sizes of its reads: give them as `layer_read_bytes` (one
-    per layer) and `non_layer_read_bytes`, with `layer_buffer_bytes` where a layer takes
-    more once it is decoded, and the checkpoint's configuration as `config`. Without,
-    the size of a coded layer is estimated.
+    `kind` is that of the weights, as this machine reads them fastest. Reads are as long
+    as the weights, of coded ones an estimate, or `layer_read_bytes`, one per layer.
     Raises PlanInfeasible before anything is allocated.
 
     >>> from thesis_lib.memory import Machine, geometry, plan
@@ -277,89 +260,66 @@ def plan(
     >>> made.resident_layers, made.disk_layers
     (11, 69)
     """
-    weights = find_format(kind) if isinstance(kind, str) else kind
-    logit_tokens = pass_tokens if logit_tokens is None else logit_tokens
-    shape = Shape(batch, context, pass_tokens, logit_tokens, generating, rollback)
-    _require_step(spec, shape, ring)
-    config = configure(spec) if config is None else config
-    needs = dry_run(config, shape, weights)
-    if layer_read_bytes is None:
-        read = whole_blocks(weights.estimate_read_bytes(needs.layer_bytes))
-        staging = whole_blocks(weights.buffer_bytes(read, needs.layer_bytes))
-        staging += ALIGNMENT  # a layer may straddle one block more
-    else:
-        require(
-            len(layer_read_bytes) == spec.layers,
-            f"{len(layer_read_bytes)} read sizes for {spec.layers} layers",
-        )
-        read = math.ceil(sum(layer_read_bytes) / spec.layers)
-        staging = max(layer_buffer_bytes or layer_read_bytes)
-    if non_layer_read_bytes is None:
-        non_layer_read_bytes = whole_blocks(spec.embedding_bytes + spec.head_bytes)
-        non_layer_read_bytes += 3 * ALIGNMENT
-    outer = non_layer_read_bytes + needs.table_bytes
-    scratch = needs.scratch_bytes + weights.decoder_bytes(DECODERS)
-    fixed = outer + needs.kv_bytes + needs.activation_bytes + scratch
-    spare = machine.device_bytes - fixed
+
+    def needed(shape: Shape) -> Footprint:
+        found = geometry_footprint(spec, shape, kind)
+        if layer_read_bytes is None:
+            return found
+        mean, most = sum(layer_read_bytes) / spec.layers, max(layer_read_bytes)
+        return replace(found, read_bytes=math.ceil(mean), staging_bytes=most)
+
+    require(
+        layer_read_bytes is None or len(layer_read_bytes) == spec.layers,
+        f"{len(layer_read_bytes or ())} read sizes for {spec.layers} layers",
+    )
+    return place(spec, machine, ring, read_step(spec, batch, context, step), needed)
+
+
+def place(
+    spec: ModelSpec,
+    machine: Machine,
+    ring: int,
+    shape: Shape,
+    needed: Callable[[Shape], Footprint],
+) -> MemoryPlan:
+    """As `plan`, where `needed` says what steps of a shape take."""
+    require(ring > 0, f"ring={ring} must be positive")
+    needs = needed(shape)
+    staging = needs.staging_bytes
+    spare = machine.device_bytes - needs.fixed_bytes
     short = ring * staging - spare
     if spare >= spec.layers * staging:
         resident, ring = spec.layers, 0
     elif short > 0:
-        kv = needs.kv_bytes
+        outer, kv = needs.outer_bytes, needs.kv_bytes
         raise PlanInfeasible(
-            f"{spec.name} needs {(fixed + ring * staging) / MiB:.1f} MiB of device "
-            f"memory ({outer / MiB:.1f} embedding and head, {ring} staging buffers "
-            f"of {staging / MiB:.1f}, {kv / MiB:.1f} keys and values, "
-            f"{(fixed - outer - kv) / MiB:.1f} activations) but the device offers "
+            f"{spec.name} needs {(machine.device_bytes + short) / MiB:.1f} MiB of "
+            f"device memory ({outer / MiB:.1f} embedding and head, {ring} staging "
+            f"buffers of {staging / MiB:.1f}, {kv / MiB:.1f} keys and values, "
+            f"{(needs.step_bytes - kv) / MiB:.1f} activations) but the device offers "
             f"{machine.device_bytes / MiB:.1f} MiB: short by {short / MiB:.1f} MiB; "
-            + _remedy(
-                short, ring, staging, shape, partial(dry_run, config, weights=weights)
-            )
+            + _remedy(short, ring, shape, needed)
         )
     else:
         resident = (spare - ring * staging) // staging
     host, host_buffers = _host_layers(machine, spec.layers - resident, staging)
     return MemoryPlan(
+        **asdict(shape),
         spec=spec,
         machine=machine,
-        batch=batch,
-        context=context,
-        pass_tokens=pass_tokens,
-        logit_tokens=logit_tokens,
         resident_layers=resident,
         host_layers=host,
         disk_layers=spec.layers - resident - host,
         ring=ring,
         staging_bytes=staging,
-        non_layer_bytes=outer,
+        non_layer_bytes=needs.outer_bytes,
         kv_bytes=needs.kv_bytes,
         activation_bytes=needs.activation_bytes,
-        layer_read_bytes=read,
-        kind=weights.kind,
+        layer_read_bytes=needs.read_bytes,
+        kind=needs.kind,
         host_buffers=host_buffers,
-        generating=generating,
-        rollback=rollback,
-        scratch_bytes=scratch,
-        layer_decoded_bytes=needs.layer_bytes if weights.is_coded else None,
-    )
-
-
-def _require_step(spec: ModelSpec, shape: Shape, ring: int) -> None:
-    """Refuse what is no step of the model."""
-    batch, context, pass_tokens = shape.batch, shape.context, shape.pass_tokens
-    require(batch > 0 and ring > 0, f"batch={batch} and ring={ring} must be positive")
-    require(
-        0 < pass_tokens <= context,
-        f"pass_tokens={pass_tokens} must lie in 1 to context={context}",
-    )
-    require(
-        0 < shape.logit_tokens <= pass_tokens,
-        f"logit_tokens={shape.logit_tokens} must lie in 1 to pass_tokens={pass_tokens}",
-    )
-    require(
-        not spec.most_positions or context <= spec.most_positions,
-        f"context={context}, prompt and answer together, is longer than the "
-        f"{spec.most_positions} positions that {spec.name} was made for: shorten it",
+        scratch_bytes=needs.scratch_bytes,
+        layer_decoded_bytes=needs.decoded_bytes,
     )
 
 
@@ -387,32 +347,27 @@ def least_device_bytes(spec: ModelSpec, ring: int = 3, **options: Any) -> int:
 
 
 def _remedy(
-    short: int,
-    ring: int,
-    staging: int,
-    shape: Shape,
-    rehearse: Callable[[Shape], PeakMemory],
+    short: int, ring: int, shape: Shape, needed: Callable[[Shape], Footprint]
 ) -> str:
     """The smallest single changes that would make the plan feasible."""
+    needs = needed(shape)
     ways = [f"give it {math.ceil(short / MiB)} MiB more"]
-    buffers = math.ceil(short / staging)
+    buffers = math.ceil(short / needs.staging_bytes)
     if buffers < ring:
         ways.append(f"use a ring of {ring - buffers} instead of {ring}")
-    allowed = rehearse(shape).step_bytes - short
+    for field, least, way in (
+        ("context", shape.pass_tokens, "shorten the context from {} to {} positions"),
+        ("batch", 1, "lower the batch from {} to {}"),
+        ("pass_tokens", 1, "lower the tokens of a pass from {} to {}"),
+    ):
 
-    def try_fewer(way: str, field: str, least: int) -> None:
-        def needed(n: int) -> int:
-            smaller = replace(shape, **{field: n})
-            kept = min(smaller.pass_tokens, shape.logit_tokens)
-            return rehearse(replace(smaller, logit_tokens=kept)).step_bytes
+        def step_bytes(n: int, field: str = field) -> int:
+            smaller: dict[str, Any] = {"logit_tokens": shape.logit_tokens, field: n}
+            if field == "pass_tokens":
+                smaller["logit_tokens"] = min(n, shape.logit_tokens)
+            return needed(replace(shape, **smaller)).step_bytes
 
-        most = getattr(shape, field)
-        if fitting := bisect_right(range(least, most), allowed, key=needed):
+        most, allowed = getattr(shape, field), needs.step_bytes - short
+        if fitting := bisect_right(range(least, most), allowed, key=step_bytes):
             ways.append(way.format(most, least + fitting - 1))
-
-    try_fewer(
-        "shorten the context from {} to {} positions", "context", shape.pass_tokens
-    )
-    try_fewer("lower the batch from {} to {}", "batch", 1)
-    try_fewer("lower the tokens of a pass from {} to {}", "pass_tokens", 1)
     return ", or ".join(ways)

@@ -5,10 +5,11 @@ the layers arrive, how fast they compute while nothing is read, and what reading
 from the processor.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from thesis_lib.memory.model.spec import Machine, ModelSpec
 from thesis_lib.memory.offload.measure import compute_rates, seconds_of
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 from thesis_lib.memory.offload.plan import MemoryPlan
+from thesis_lib.memory.offload.shape import Step
 from thesis_lib.memory.offload.store import DECODERS, SafetensorsStore
 
 
@@ -69,44 +71,18 @@ def measure_machine(
         tokens = [n for n in tokens if n <= longest]
     shortest, longest = min(tokens), max(tokens)
     tight = plan_streamed(folder, 1, longest, longest, _moving(folder, ring))
-    draw = torch.Generator().manual_seed(0)
-    reading: list[float] = []
-    computing: dict[int, list[float]] = {n: [] for n in tokens}
-    longer: dict[int, list[float]] = {shortest: [], longest: []}  # than its reads
-    within: dict[int, list[float]] = {shortest: [], longest: []}  # computing, in a step
     with StreamedModel(folder, tight) as model:
-        rows = {
-            n: torch.randint(0, model.spec.vocab, (1, n), generator=draw)
-            for n in tokens
-        }
-
-        def step(n: int) -> None:
-            model.step(rows[n], model.new_cache(), keep=1)
-
-        step(longest)
-        for _ in range(rounds):
-            for n in tokens:
-                with model.without_reading():
-                    step(n)  # whatever the change of tokens has cost, once
-                    computing[n].append(seconds_of(lambda n=n: step(n)))
-            for n in (shortest, longest):
-                model.drain()
-                reading.append(seconds_of(model.drain))
-                step(n)
-                stalled = model.stall_s
-                taken = seconds_of(lambda n=n: step(n))
-                longer[n].append(taken - reading[-1])
-                within[n].append(taken - (model.stall_s - stalled))
-    reading_s = float(np.median(reading))
-    medians = {n: float(np.median(samples)) for n, samples in computing.items()}
+        found = _take_turns(model, tokens, rounds)
+    reading_s = float(np.median(found.reading))
+    medians = {n: float(np.median(found.computing[n])) for n in tokens}
     weight_rate, flops = compute_rates(tight.spec, list(medians), [*medians.values()])
     weights_s = tight.spec.total_bytes / weight_rate
     drag = 0.0
     if reading_s > weights_s > 0:
-        drag = float(np.median(longer[shortest])) / weights_s
-    within_s = float(np.median(within[longest]))
+        drag = float(np.median(found.longer[shortest])) / weights_s
+    within_s = float(np.median(found.within[longest]))
     theft = (within_s - medians[longest]) / min(within_s, reading_s)
-    low, high = np.quantile(reading, (0.25, 0.75))
+    low, high = np.quantile(found.reading, (0.25, 0.75))
     return Machine(
         device_bytes=tight.machine.device_bytes,
         disk_bytes_per_s=tight.bytes_per_step / reading_s,
@@ -116,6 +92,43 @@ def measure_machine(
         drag=float(np.clip(drag, 0, 0.9)),
         spread=min(float(high - low) / 2 / reading_s, 0.9),
     )
+
+
+class _Turns:
+    """Seconds of steps of each number of tokens, and of reads between them."""
+
+    def __init__(self) -> None:
+        self.reading: list[float] = []  # of all layers, nothing computed
+        self.computing = defaultdict[int, list[float]](list)  # nothing read
+        self.longer = defaultdict[int, list[float]](list)  # than the reads before it
+        self.within = defaultdict[int, list[float]](list)  # computing, in a whole step
+
+
+def _take_turns(model: StreamedModel, tokens: Sequence[int], rounds: int) -> _Turns:
+    """Steps of each number of tokens without reads, and the ends of them with."""
+    found, draw = _Turns(), torch.Generator().manual_seed(0)
+    rows = {
+        n: torch.randint(0, model.spec.vocab, (1, n), generator=draw) for n in tokens
+    }
+
+    def step(n: int) -> None:
+        model.step(rows[n], model.new_cache(), keep=1)
+
+    step(max(tokens))
+    for _ in range(rounds):
+        for n in tokens:
+            with model.without_reading():
+                step(n)  # whatever the change of tokens has cost, once
+                found.computing[n].append(seconds_of(partial(step, n)))
+        for n in (min(tokens), max(tokens)):
+            model.drain()
+            found.reading.append(seconds_of(model.drain))
+            step(n)
+            stalled = model.stall_s
+            taken = seconds_of(partial(step, n))
+            found.longer[n].append(taken - found.reading[-1])
+            found.within[n].append(taken - (model.stall_s - stalled))
+    return found
 
 
 @measurement
@@ -169,13 +182,7 @@ def plan_streamed(
 
     Of its machine only the memory is known.
     """
-    options: dict[str, Any] = {
-        "batch": batch,
-        "context": context,
-        "pass_tokens": pass_tokens,
-        "logit_tokens": logit_tokens,
-        "ring": ring,
-    }
-    ample = plan_checkpoint(folder, Machine(2**62, 1.0), **options)
+    step: Step = {"pass_tokens": pass_tokens, "logit_tokens": logit_tokens}
+    ample = plan_checkpoint(folder, Machine(2**62, 1.0), batch, context, ring, **step)
     least = Machine(ample.least_device_bytes(ring), 1.0)
-    return plan_checkpoint(folder, least, **options)
+    return plan_checkpoint(folder, least, batch, context, ring, **step)

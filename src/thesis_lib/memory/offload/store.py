@@ -12,11 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
@@ -33,7 +33,6 @@ from thesis_lib.common.units import KiB, MiB
 from thesis_lib.memory.formats import lossless
 from thesis_lib.memory.formats.base import WeightFormat, read_format
 from thesis_lib.memory.model.checkpoint import (
-    ALIGNMENT,
     CODED,
     INDEX,
     ITEM_BYTES,
@@ -46,9 +45,8 @@ from thesis_lib.memory.model.checkpoint import (
     read_manifest,
     renumbered,
     split_name,
-    whole_blocks,
 )
-from thesis_lib.memory.model.spec import ModelSpec
+from thesis_lib.memory.model.spec import ALIGNMENT, ModelSpec, whole_blocks
 
 # What measured best (benchmarks/readers.py): larger requests take less of the
 # processor, more of them in flight bring no more bytes. A ring of io_uring with as many
@@ -68,38 +66,38 @@ class StoreDamaged(InvalidInput):
     """A weight file that is missing, truncated, altered or not safetensors."""
 
 
-class PendingRead(Protocol):
-    """A read in flight."""
+def _refuse(place: object, what: str, do: str = "copy it again") -> NoReturn:
+    raise StoreDamaged(f"{place} {what}; {do}")
 
-    def wait(self) -> tuple[float, float]:
-        """Return when the buffer is filled; raise what went wrong otherwise.
 
-        The seconds of `time.perf_counter` between which it was being filled.
-        """
-        ...
+Seconds = tuple[float, float]  # of `time.perf_counter`, when something began and ended
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRead:
+    """A read in flight.
+
+    `wait` returns when the buffer is filled, with the seconds in which that happened,
+    and raises what went wrong otherwise.
+    """
+
+    wait: Callable[[], Seconds]
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One tensor of a layer, and where it lies in the buffer."""
+    """A tensor, and where it lies: in a file, in what that codes, or in a buffer."""
 
     name: str  # within the layer, or the full name outside the stack
     dtype: str  # as safetensors writes it: BF16, F32, …
     shape: tuple[int, ...]
-    start: int  # byte offset in the buffer
+    start: int  # byte offset
     nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    """A tensor as the header of its file describes it, or as the checkpoint has it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int  # byte offset after the header, or in the file, or in what that codes
-    end: int
     file: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.start + self.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +139,7 @@ class _Index:
     and the tensors inside carry the number l mod D.
     """
 
-    files: Mapping[Path, tuple[str, ...]]
+    files: Mapping[Path, Sequence[str]]
     distinct: int | None = None
 
     def outward(self, path: Path, name: str) -> str:
@@ -151,9 +149,11 @@ class _Index:
             return name
         number, *others = {split_name(promised)[0] for promised in self.files[path]}
         if others or number == NON_LAYER or number % self.distinct != layer:
-            raise StoreDamaged(
-                f"weight file {path} holds {_bare(name)} where one of {self.distinct} "
-                f"distinct layers was expected as layer {number}; write it again"
+            _refuse(
+                f"weight file {path}",
+                f"holds {_bare(name)} where one of {self.distinct} distinct layers was "
+                f"expected as layer {number}",
+                "write it again",
             )
         return renumbered(name, number)
 
@@ -170,10 +170,11 @@ class _File:
         try:
             self.buffered = open_regular(path)
         except OSError as error:
-            raise StoreDamaged(
-                f"weight file {path} cannot be opened ({error.strerror}): expected the "
-                "safetensors file that the checkpoint names; copy the checkpoint again"
-            ) from error
+            self.refuse(
+                f"cannot be opened ({error.strerror}): expected the safetensors file "
+                "that the checkpoint names",
+                "copy the checkpoint again",
+            )
         self.direct: int | None = None
         try:
             self.identity = self._identify()
@@ -187,15 +188,19 @@ class _File:
             self.close()
             raise
 
+    def __str__(self) -> str:
+        return f"weight file {self.path}"
+
+    def refuse(self, what: str, do: str = "copy it again") -> NoReturn:
+        """Raise StoreDamaged: what is wrong with this file, and what to do."""
+        _refuse(self, what, do)
+
     def _identify(self) -> tuple[int, ...]:
         """What every way to write into a file changes, a time put back included."""
         try:
             status = os.stat(self.path)
         except OSError as error:
-            raise StoreDamaged(
-                f"weight file {self.path} has gone ({error.strerror}): "
-                "put the checkpoint back and open it again"
-            ) from error
+            self.refuse(f"has gone ({error.strerror})", "put it back and open it anew")
         return (
             status.st_dev,
             status.st_ino,
@@ -204,46 +209,43 @@ class _File:
             status.st_ctime_ns,
         )
 
-    def _parse(self) -> tuple[dict[str, _Tensor], int, dict[str, str]]:
+    def _parse(self) -> tuple[dict[str, Placement], int, dict[str, str]]:
         size = self.identity[2]
         try:
             prefix = os.pread(self.buffered, 8, 0)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
-                raise StoreDamaged(
-                    f"weight file {self.path} ({size} bytes) is truncated or not "
-                    "safetensors: expected a header length and a header first"
+                self.refuse(
+                    f"of {size} bytes is truncated or not safetensors: expected a "
+                    "header length and a header first"
                 )
             raw = os.pread(self.buffered, length, 8)
         except OSError as error:
-            raise StoreDamaged(
-                f"weight file {self.path} cannot be read ({error.strerror}): check the "
-                "disk"
-            ) from error
-        spans, metadata = _read_header(raw, f"weight file {self.path}")
+            self.refuse(f"cannot be read ({error.strerror})", "check the disk")
+        spans, metadata = _read_header(raw, str(self))
         expected = 8 + length + max((span.end for span in spans.values()), default=0)
         if size != expected:
-            raise StoreDamaged(
-                f"weight file {self.path} has {size} bytes where its header promises "
-                f"{expected}: it is truncated or overwritten; copy it again"
+            self.refuse(
+                f"has {size} bytes where its header promises {expected}: it is "
+                "truncated or overwritten"
             )
         return spans, 8 + length, metadata
 
-    def _parse_coded(self, text: str) -> tuple[dict[str, _Tensor], tuple[int, int]]:
+    def _parse_coded(self, text: str) -> tuple[dict[str, Placement], tuple[int, int]]:
         """The tensors that the one tensor of the file is the code of, and its span."""
-        place = f"weight file {self.path}"
         if self.spans.keys() != {CODED}:
-            raise StoreDamaged(
-                f"{place} says that it is coded but holds "
-                f"{shown(list(self.spans))}: write the checkpoint again"
+            self.refuse(
+                f"says that it is coded but holds {shown(list(self.spans))}",
+                "write the checkpoint again",
             )
-        spans, _ = _read_header(text.encode(), f"{place}, of what it codes,")
+        spans, _ = _read_header(text.encode(), f"{self}, of what it codes,")
         code = self.spans[CODED]
         decoded = max((span.end for span in spans.values()), default=0)
-        if not 0 < decoded <= lossless.MOST_DECODED * (code.end - code.start):
-            raise StoreDamaged(
-                f"{place} says that {code.end - code.start} bytes are the code of "
-                f"{decoded}, which no code is: write the checkpoint again"
+        if not 0 < decoded <= lossless.MOST_DECODED * code.nbytes:
+            self.refuse(
+                f"says that {code.nbytes} bytes are the code of {decoded}, which no "
+                "code is",
+                "write the checkpoint again",
             )
         return spans, (self.data_start + code.start, self.data_start + code.end)
 
@@ -269,9 +271,10 @@ class _File:
     def verify(self) -> None:
         """Raise StoreDamaged unless the file is the one that was opened."""
         if self._identify() != self.identity or self._digest() != self.digest:
-            raise StoreDamaged(
-                f"weight file {self.path} has changed since it was opened (size, time "
-                "or header): the model would mix two checkpoints; open it again"
+            self.refuse(
+                "has changed since it was opened (size, time or header): the model "
+                "would mix two checkpoints",
+                "open it again",
             )
 
     def read(self, target: memoryview, offset: int, needed: int) -> int:
@@ -284,10 +287,9 @@ class _File:
         while filled < needed:
             n_bytes = os.preadv(descriptor, [target[filled:]], offset + filled)
             if n_bytes == 0:
-                raise StoreDamaged(
-                    f"weight file {self.path} ends at byte {offset + filled}, before "
-                    f"byte {offset + needed} that its header promises: truncated while "
-                    "open; copy it again"
+                self.refuse(
+                    f"ends at byte {offset + filled}, before byte {offset + needed} "
+                    "that its header promises: truncated while open"
                 )
             filled += n_bytes
         if self.direct is None and hasattr(os, "posix_fadvise"):
@@ -311,7 +313,7 @@ class _File:
                 os.close(descriptor)
 
 
-def _read_header(raw: bytes, place: str) -> tuple[dict[str, _Tensor], dict[str, str]]:
+def _read_header(raw: bytes, place: str) -> tuple[dict[str, Placement], dict[str, str]]:
     """The tensors of a safetensors header, in the order of their bytes; its metadata.
 
     Holds them to what the safetensors library does (`Metadata::validate`): offsets
@@ -320,9 +322,7 @@ def _read_header(raw: bytes, place: str) -> tuple[dict[str, _Tensor], dict[str, 
     given twice, other fields, and tensors without entries. `place` begins the sentence.
     """
 
-    def refuse(what: str) -> NoReturn:
-        raise StoreDamaged(f"{place} {what}; copy it again")
-
+    refuse = partial(_refuse, place)
     header = parse_object(raw, place, "the header of safetensors", StoreDamaged)
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
@@ -331,29 +331,26 @@ def _read_header(raw: bytes, place: str) -> tuple[dict[str, _Tensor], dict[str, 
     ):
         refuse(f"has the metadata {shown(metadata)}: expected texts by name")
     spans = [_read_span(name, entry, refuse) for name, entry in header.items()]
-    spans.sort(key=lambda span: (span.start, span.end))
+    spans.sort(key=lambda span: span.end)
     end = 0
     for span in spans:
         if span.start != end:
-            what = "overlaps another" if span.start < end else "comes after a hole"
             refuse(
                 f"has overlapping tensors or holes between them: {shown(span.name)} "
-                f"starts at byte {span.start}, which {what}, as {end} was expected"
+                f"starts at byte {span.start}, not {end}"
             )
         end = span.end
     return {span.name: span for span in spans}, metadata
 
 
-def _read_span(name: str, entry: Any, refuse: Callable[[str], NoReturn]) -> _Tensor:
+def _read_span(name: str, entry: Any, refuse: Callable[[str], NoReturn]) -> Placement:
     """One entry of a header, of the right types and of as many bytes as it says."""
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         refuse(
             f"describes {shown(name)} as {shown(entry)}: expected "
             f"{', '.join(sorted(_FIELDS))}"
         )
-    dtype, shape, offsets = (
-        entry[field] for field in ("dtype", "shape", "data_offsets")
-    )
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     size = ITEM_BYTES.get(dtype) if isinstance(dtype, str) else None
     if (
         size is None
@@ -368,7 +365,7 @@ def _read_span(name: str, entry: Any, refuse: Callable[[str], NoReturn]) -> _Ten
             f"{shown(offsets)}, which do not agree: expected a known type, and whole "
             "numbers of which those of the shape fill those of the bytes"
         )
-    return _Tensor(name, dtype, tuple(shape), *offsets)
+    return Placement(name, dtype, tuple(shape), offsets[0], offsets[1] - offsets[0])
 
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -391,26 +388,39 @@ def _give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
-class _Reads:
-    """The chunks of one layer in flight."""
+_Chunk = tuple[_File, memoryview, int, int]  # where to, from which byte on, how many
 
-    def __init__(self, files: Sequence[_File], check: Callable[[], None]) -> None:
-        self._files, self._check = files, check
-        self._chunks: list[Future[None]] = []
-        self._left = 0
-        self._span = math.nan, math.nan
+
+class _Reads:
+    """The chunks of one layer in flight, and the decoding of what has arrived.
+
+    `check` looks at the layer as a whole: in whichever read ends last, or after all is
+    decoded.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[_File, memoryview, int, int], None],
+        check: Callable[[], None],
+        decoding: lossless.InPlace | None = None,
+    ) -> None:
+        self._read, self._check, self._decoding = read, check, decoding
         self._lock = threading.Lock()
 
-    def start(
-        self, pool: ThreadPoolExecutor, reads: Sequence[Callable[[], None]]
-    ) -> None:
-        """Queue the reads; whichever ends last looks at the layer as a whole."""
-        self._left = len(reads)
-        self._span = time.perf_counter(), math.inf
-        self._chunks = [pool.submit(self._run, read) for read in reads]
+    def start(self, pool: ThreadPoolExecutor, chunks: list[_Chunk]) -> PendingRead:
+        """Queue the reads."""
+        self._files = dict.fromkeys(file for file, *_ in chunks)
+        self._left = len(chunks)
+        self._span: Seconds = time.perf_counter(), math.inf
+        self._jobs = [pool.submit(self._run, *chunk) for chunk in chunks]
+        return PendingRead(self._wait)
 
-    def _run(self, read: Callable[[], None]) -> None:
-        read()
+    def _run(self, file: _File, target: memoryview, at: int, needed: int) -> None:
+        self._read(file, target, at, needed)
+        if self._decoding is not None:
+            begin, _ = file.coded or (0, 0)
+            self._decoding.arrive(max(at - begin, 0), at + needed - begin)
+            return
         with self._lock:
             self._left -= 1
             last = self._left == 0
@@ -418,41 +428,27 @@ class _Reads:
             self._check()
             self._span = self._span[0], time.perf_counter()
 
-    def wait(self) -> tuple[float, float]:
-        wait(self._chunks)  # all of them, or a late one would write after an error
-        for chunk in self._chunks:
-            chunk.result()
-        for file in self._files:  # after the reads: nothing changed under them
-            file.verify()
-        return self._span
-
-
-class _Decoded:
-    """A read in flight whose bytes are decoded as they arrive."""
-
-    def __init__(
-        self,
-        reads: _Reads,
-        decoding: lossless.InPlace,
-        check: Callable[[], None],
-        path: Path,
-    ) -> None:
-        self._reads, self._decoding = reads, decoding
-        self._check, self._path = check, path
-
-    def wait(self) -> tuple[float, float]:
+    def _wait(self) -> Seconds:
+        if self._decoding is None:
+            self._land()
+            return self._span
         try:
-            start, _ = self._reads.wait()
+            self._land()
             self._decoding.finish()
             self._check()
         except lossless.CodeDamaged as error:
-            raise StoreDamaged(
-                f"weight file {self._path} was altered ({error}): write the checkpoint "
-                "again"
-            ) from error
+            (file,) = self._files
+            file.refuse(f"was altered ({error})", "write the checkpoint again")
         finally:
             self._decoding.settle()
-        return start, self._decoding.end_s
+        return self._span[0], self._decoding.end_s
+
+    def _land(self) -> None:
+        wait(self._jobs)  # all of them, or a late one would write after an error
+        for job in self._jobs:
+            job.result()
+        for file in self._files:  # after the reads: nothing changed under them
+            file.verify()
 
 
 class SafetensorsStore:
@@ -521,28 +517,25 @@ class SafetensorsStore:
         Compares the number of layers, the token table and the outputs of the matrices
         of every layer, however they are packed. Raises InvalidInput.
         """
-        if self.layers != spec.layers:
-            raise InvalidInput(
-                f"{self.folder} stores {self.layers} layers but its config.json says "
-                f"{spec.layers}: copy the checkpoint again"
-            )
-        tables = {placed.shape for placed in self.placements(NON_LAYER)}
-        if (spec.vocab, spec.hidden) not in tables:
-            raise InvalidInput(
-                f"{self.folder} stores no table of {spec.vocab} tokens by "
-                f"{spec.hidden} entries, which its config.json says it has: copy the "
-                "checkpoint again"
-            )
+        fix = ", which its config.json asks for: copy the checkpoint again"
+        require(
+            self.layers == spec.layers,
+            f"{self.folder} stores {self.layers} layers but its config.json says "
+            f"{spec.layers}: copy the checkpoint again",
+        )
+        require(
+            (spec.vocab, spec.hidden) in {p.shape for p in self.placements(NON_LAYER)},
+            f"{self.folder} stores no table of {spec.vocab} tokens by {spec.hidden} "
+            f"entries{fix}",
+        )
         for layer in range(self.layers):
             shapes = [placed.shape for placed in self.placements(layer)]
-            outputs = {shape[0] for shape in shapes if len(shape) > 1}
-            missing = set(spec.matrix_outputs) - outputs
-            if missing:
-                raise InvalidInput(
-                    f"layer {layer} of {self.folder} stores no matrix of "
-                    f"{min(missing)} outputs, which its config.json asks for: copy the "
-                    "checkpoint again"
-                )
+            missing = {*spec.matrix_outputs} - {s[0] for s in shapes if len(s) > 1}
+            require(
+                not missing,
+                f"layer {layer} of {self.folder} stores no matrix of "
+                f"{min(missing, default=0)} outputs{fix}",
+            )
 
     def nbytes(self, layer: int) -> int:
         """Bytes of a buffer for `layer`: whole blocks."""
@@ -577,50 +570,27 @@ class SafetensorsStore:
             len(buffer) >= part.nbytes,
             f"layer {layer} needs a buffer of {part.nbytes} bytes, not {len(buffer)}",
         )
-        files = [
-            self._files[i] for i in sorted({extent.file for extent in part.extents})
-        ]
-        if part.decoded_bytes is not None:
-            return self._read_coded(part, part.decoded_bytes, buffer, files)
-        reads = _Reads(files, partial(self._check, part, buffer))
-        reads.start(
-            self._pool,
-            [partial(self._read, *wanted) for wanted in self._requests(part, buffer)],
-        )
-        return reads
+        if part.decoded_bytes is None:
+            reads = _Reads(self._read, partial(self._check, part, buffer))
+        else:
+            reads = self._decode(part, part.decoded_bytes, buffer)
+        return reads.start(self._pool, list(self._requests(part, buffer)))
 
-    def _read_coded(
-        self, part: _Part, decoded_bytes: int, buffer: memoryview, files: list[_File]
-    ) -> PendingRead:
-        """Start to read the code of a layer and to decode it in `buffer`."""
-        assert self._pool is not None
-        (extent,), (file,) = part.extents, files
-        begin, end = file.coded or (0, 0)
+    def _decode(self, part: _Part, decoded_bytes: int, buffer: memoryview) -> _Reads:
+        """Reads of the code of a layer, which is decoded in `buffer` as it arrives."""
+        (extent,) = part.extents
+        begin, end = self._files[extent.file].coded or (0, 0)
         shift = extent.at - extent.start  # from the file to the buffer
         digest = checksum()
+        code = np.frombuffer(buffer, np.uint8)[: end + shift]
         decoding = lossless.InPlace(
-            np.frombuffer(buffer, np.uint8)[: end + shift],
-            begin + shift,
-            decoded_bytes,
-            self._decoders,
-            self.scratch,
-            digest,
-        )
-
-        def read(file: _File, target: memoryview, offset: int, needed: int) -> None:
-            self._read(file, target, offset, needed)
-            decoding.arrive(max(offset - begin, 0), offset + needed - begin)
-
-        reads = _Reads(files, lambda: None)
-        reads.start(
-            self._pool,
-            [partial(read, *wanted) for wanted in self._requests(part, buffer)],
+            code, begin + shift, decoded_bytes, self._decoders, self.scratch, digest
         )
 
         def check() -> None:
             self._compare(extent.file, digest.hexdigest())
 
-        return _Decoded(reads, decoding, check, file.path)
+        return _Reads(self._read, check, decoding)
 
     def read_stream(self, layer: int) -> lossless.U8:
         """The code of a layer of a lossless checkpoint as it lies on the disk, (n,).
@@ -635,12 +605,12 @@ class SafetensorsStore:
         )
         buffer = allocate(part.read_bytes)
         (extent,) = part.extents
-        moved = _Part((replace(extent, at=0),), ())
-        for wanted in self._requests(moved, buffer):
-            self._read(*wanted)
-        begin, end = self._files[extent.file].coded or (0, 0)
-        stream = np.frombuffer(buffer, np.uint8)
-        return stream[begin - extent.start : end - extent.start]
+        file = self._files[extent.file]
+        self._read(file, buffer, extent.start, extent.end - extent.start)
+        begin, end = file.coded or (0, 0)
+        return np.frombuffer(buffer, np.uint8)[
+            begin - extent.start : end - extent.start
+        ]
 
     def close(self) -> None:
         """Wait for reads in flight and close the files."""
@@ -665,30 +635,22 @@ class SafetensorsStore:
             )
         return self._parts[layer]
 
-    def _requests(
-        self, part: _Part, buffer: memoryview
-    ) -> Iterator[tuple[_File, memoryview, int, int]]:
+    def _requests(self, part: _Part, buffer: memoryview) -> Iterator[_Chunk]:
         for extent in part.extents:
-            needed = extent.end - extent.start
+            file, needed = self._files[extent.file], extent.end - extent.start
             for at in range(0, extent.span, CHUNK_BYTES):
                 size = min(CHUNK_BYTES, extent.span - at)
                 target = buffer[extent.at + at : extent.at + at + size]
-                yield (
-                    self._files[extent.file],
-                    target,
-                    extent.start + at,
-                    min(size, needed - at),
-                )
+                yield file, target, extent.start + at, min(size, needed - at)
 
     def _read(self, file: _File, target: memoryview, offset: int, needed: int) -> None:
         try:
             filled = file.read(target, offset, needed)
         except OSError as error:
-            raise StoreDamaged(
-                f"weight file {file.path} cannot be read at byte {offset} "
-                f"({error.strerror}): check the disk, and read into buffers from "
-                "`checkpoint.allocate`, which start on a block"
-            ) from error
+            file.refuse(
+                f"cannot be read at byte {offset} ({error.strerror})",
+                "check the disk, and read into buffers from `checkpoint.allocate`",
+            )
         with self._lock:
             self.bytes_read += filled
 
@@ -705,10 +667,10 @@ class SafetensorsStore:
     def _compare(self, number: int, found: str) -> None:
         """Hold the checksum of a file's tensors against the manifest, if it has one."""
         if found != self._sums.get(number, found):
-            raise StoreDamaged(
-                f"weight file {self._files[number].path} does not have the checksum "
-                f"that its {MANIFEST} recorded: its bytes were altered; write the "
-                "checkpoint again"
+            self._files[number].refuse(
+                f"does not have the checksum that its {MANIFEST} recorded: its bytes "
+                "were altered",
+                "write the checkpoint again",
             )
 
     def _verify(self, manifest: Mapping[str, Any]) -> None:
@@ -726,35 +688,31 @@ class SafetensorsStore:
             if file.identity not in hashes:
                 hashes[file.identity] = file.sha256()
             if hashes[file.identity] != entries[file.path.name]["sha256"]:
-                raise StoreDamaged(
-                    f"weight file {file.path} does not have the SHA-256 that its "
-                    f"{MANIFEST} recorded: it was altered; copy or write it again"
+                file.refuse(
+                    f"does not have the SHA-256 that its {MANIFEST} recorded: it was "
+                    "altered"
                 )
 
-    def _tensors(self, index: _Index) -> Iterator[_Tensor]:
+    def _tensors(self, index: _Index) -> Iterator[Placement]:
         for number, file in enumerate(self._files):
             names = {index.outward(file.path, name): name for name in file.spans}
-            missing = set(index.files[file.path]) - set(names)
-            if missing:
-                raise StoreDamaged(
-                    f"weight file {file.path} does not hold {_bare(min(missing))}, "
-                    f"which {INDEX} promises in it: the two are of different "
-                    "checkpoints; copy it again"
+            if missing := set(index.files[file.path]) - set(names):
+                file.refuse(
+                    f"does not hold {_bare(min(missing))}, which {INDEX} promises in "
+                    "it: the two are of different checkpoints"
                 )
+            # Of a coded file: in what it decodes to.
+            shift = 0 if file.coded else file.data_start
             for name, inside in names.items():
                 span = file.spans[inside]
-                # Of a coded file: in what it decodes to.
-                shift = 0 if file.coded else file.data_start
                 begin, size = span.start + shift, ITEM_BYTES[span.dtype]
                 if begin % size:
-                    raise StoreDamaged(
-                        f"weight file {file.path}: {_bare(name)} starts at byte "
-                        f"{begin}, not a multiple of {size}, and cannot be used in "
-                        "place; save the checkpoint again with safetensors"
+                    file.refuse(
+                        f"has {_bare(name)} at byte {begin}, not a multiple of {size}, "
+                        "where it cannot be used in place",
+                        "save the checkpoint again with safetensors",
                     )
-                yield replace(
-                    span, name=name, start=begin, end=span.end + shift, file=number
-                )
+                yield replace(span, name=name, start=begin, file=number)
 
 
 def _bare(name: str) -> str:
@@ -777,33 +735,29 @@ def _read_index(folder: Path) -> _Index:
     if (folder / SINGLE).is_file():
         return _Index({folder / SINGLE: ()})
     if not index.is_file():
-        raise StoreDamaged(
-            f"{folder} has neither {SINGLE} nor {INDEX}: expected a "
-            "safetensors checkpoint; convert other formats with save_pretrained"
+        _refuse(
+            folder,
+            f"has neither {SINGLE} nor {INDEX}: expected a safetensors checkpoint",
+            "convert other formats with save_pretrained",
         )
     content = read_object(index, "an index of safetensors", StoreDamaged)
     weight_map, metadata = content.get("weight_map"), content.get("metadata") or {}
     if not isinstance(weight_map, dict) or not isinstance(metadata, dict):
-        raise StoreDamaged(
-            f"{index} is not an index of safetensors: expected the objects weight_map "
-            "and metadata; copy it again"
-        )
+        _refuse(index, "is no index: expected the objects weight_map and metadata")
     distinct = metadata.get("distinct_layers")
     if distinct is not None:
         name = f"distinct_layers in {index}"
         distinct = whole(distinct, name, 1, 10**LAYER_DIGITS, StoreDamaged)
-    names: dict[str, list[str]] = {}
-    for tensor, name in weight_map.items():
+    files: dict[Path, list[str]] = {}
+    for tensor, name in sorted(weight_map.items(), key=lambda item: str(item[1])):
         if not _is_file_name(name):
-            raise StoreDamaged(
-                f"{index} points outside its folder, with {shown(name)} for "
-                f"{_bare(tensor)}: expected the name of a file beside it; copy it again"
+            _refuse(
+                index,
+                f"points outside its folder, with {shown(name)} for {_bare(tensor)}: "
+                "expected the name of a file beside it",
             )
-        names.setdefault(name, []).append(tensor)
-    return _Index(
-        {folder / name: tuple(inside) for name, inside in sorted(names.items())},
-        distinct,
-    )
+        files.setdefault(folder / name, []).append(tensor)
+    return _Index(files, distinct)
 
 
 def _is_file_name(name: Any) -> bool:
@@ -828,23 +782,21 @@ def _format(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, str]:
         config = read_object(path, "the configuration of a checkpoint", StoreDamaged)
         packing = config.get("quantization_config") or {}
         if not isinstance(packing, dict):
-            raise StoreDamaged(
-                f"{path} describes how weights are packed as {shown(packing)}: "
-                "expected an object; copy it again"
-            )
+            what = f"describes how weights are packed as {shown(packing)}"
+            _refuse(path, f"{what}: expected an object")
         if packing.get("quant_method") == "thesis_lib":
             said = str(packing.get("kind")), str(packing.get("layout", ""))
         if said != found:
-            raise StoreDamaged(
-                f"{folder} holds {_bare(' '.join(said).strip())} weights by its "
-                f"config.json but {_bare(' '.join(found).strip())} ones by its "
-                f"{MANIFEST}: one of the two "
-                "is missing or of another checkpoint; copy the folder again"
+            _refuse(
+                folder,
+                f"holds {_bare(' '.join(said).strip())} weights by its config.json but "
+                f"{_bare(' '.join(found).strip())} ones by its {MANIFEST}: one of the "
+                "two is missing or of another checkpoint",
             )
     return found
 
 
-def _prefix(tensors: Iterable[_Tensor], folder: Path) -> str:
+def _prefix(tensors: Iterable[Placement], folder: Path) -> str:
     """What stands before `layers.` in the names of a stack."""
     found = {
         tensor.name.split("layers.")[0]
@@ -852,96 +804,75 @@ def _prefix(tensors: Iterable[_Tensor], folder: Path) -> str:
         if split_name(tensor.name)[0] != NON_LAYER
     }
     if len(found) != 1:
-        raise StoreDamaged(
-            f"{folder} holds several stacks of layers, {shown(sorted(found))}: "
-            "expected one"
-        )
+        _refuse(folder, f"holds several stacks of layers, {shown(sorted(found))}")
     return found.pop()
 
 
 def _partition(
-    tensors: Iterable[_Tensor], folder: Path, coded: Mapping[int, tuple[int, int]]
+    tensors: Iterable[Placement], folder: Path, coded: Mapping[int, tuple[int, int]]
 ) -> dict[int, _Part]:
     """The tensors by layer; those outside the stack under NON_LAYER.
 
     `coded` has the span of the code in each file, by number, that holds one.
     """
-    by_layer: dict[int, dict[str, _Tensor]] = {NON_LAYER: {}}
+    by_layer: dict[int, dict[str, Placement]] = {NON_LAYER: {}}
+    users: dict[int, set[int]] = {}  # layers in each file
     for tensor in tensors:
         layer, name = split_name(tensor.name)
         named = by_layer.setdefault(layer, {})
         if name in named:
-            raise StoreDamaged(
-                f"{folder}: {_bare(tensor.name)} appears in two files; copy it again"
-            )
-        named[name] = tensor
-    expected = set(range(NON_LAYER, len(by_layer) - 1))
-    if set(by_layer) != expected or len(by_layer) == 1:
-        numbers = sorted(set(by_layer) - {NON_LAYER})
+            _refuse(folder, f"has {_bare(tensor.name)} in two files")
+        named[name] = replace(tensor, name=name)
+        users.setdefault(tensor.file, set()).add(layer)
+    numbers = sorted(by_layer.keys() - {NON_LAYER})
+    if not numbers or numbers != list(range(len(numbers))):
         more = ", …" if len(numbers) > _MOST_LAYERS_SHOWN else ""
-        raise StoreDamaged(
-            f"{folder} holds layers "
-            f"[{', '.join(map(str, numbers[:_MOST_LAYERS_SHOWN]))}{more}]: "
-            "expected an unbroken stack from 0; a shard is missing"
+        shown_numbers = ", ".join(map(str, numbers[:_MOST_LAYERS_SHOWN]))
+        _refuse(
+            folder,
+            f"holds layers [{shown_numbers}{more}]: expected an unbroken stack from 0, "
+            "of which a shard is missing",
         )
-    users: dict[int, set[int]] = {}  # layers in each file
-    for layer, named in by_layer.items():
-        for tensor in named.values():
-            users.setdefault(tensor.file, set()).add(layer)
     parts = {}
     for layer, named in sorted(by_layer.items()):
         files = {tensor.file for tensor in named.values()}
         if not files & coded.keys():
-            parts[layer] = _lay_out(named)
+            parts[layer] = _lay_out(named.values())
             continue
         if len(files) > 1 or any(len(users[file]) > 1 for file in files):
-            raise StoreDamaged(
-                f"{folder} codes layer {layer} together with others: expected a file "
-                "for each layer; write the checkpoint again"
+            _refuse(
+                folder,
+                f"codes layer {layer} together with others: expected a file for each",
+                "write the checkpoint again",
             )
         (number,) = files
-        parts[layer] = _lay_out_coded(named, number, *coded[number])
+        parts[layer] = _lay_out_coded(named.values(), number, *coded[number])
     return parts
 
 
 def _lay_out_coded(
-    named: dict[str, _Tensor], number: int, start: int, end: int
+    tensors: Iterable[Placement], number: int, start: int, end: int
 ) -> _Part:
     """One read to the end of the buffer, decoded to its front."""
-    decoded = max(tensor.end for tensor in named.values())
+    placements = tuple(tensors)
+    decoded = max(tensor.end for tensor in placements)
     at = whole_blocks(lossless.buffer_bytes(end - start, decoded) - (end - start))
-    placements = tuple(
-        Placement(name, t.dtype, t.shape, t.start, t.end - t.start)
-        for name, t in named.items()
-    )
     return _Part((_Extent(number, _floor(start), end, at),), placements, decoded)
 
 
-def _lay_out(named: dict[str, _Tensor]) -> _Part:
+def _lay_out(tensors: Iterable[Placement]) -> _Part:
     """Few large reads: neighbours in a file share an extent."""
     extents: list[_Extent] = []
     placements: list[Placement] = []
-    order = sorted(named.items(), key=lambda item: (item[1].file, item[1].start))
-    at = 0
-    for position, (name, tensor) in enumerate(order):
-        last = extents[-1] if position else None
-        if (
-            last is not None
-            and last.file == tensor.file
-            and tensor.start <= last.end + _GAP_BYTES
-        ):
-            extents[-1] = _Extent(last.file, last.start, tensor.end, last.at)
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.file, tensor.start)):
+        last = extents[-1] if extents else None
+        near = last and last.file == tensor.file
+        if last and near and tensor.start <= last.end + _GAP_BYTES:
+            extents[-1] = replace(last, end=tensor.end)
         else:
-            at += last.span if last is not None else 0
+            at = last.at + last.span if last else 0
             start = _floor(tensor.start)
             extents.append(_Extent(tensor.file, start, tensor.end, at))
-        placements.append(
-            Placement(
-                name,
-                tensor.dtype,
-                tensor.shape,
-                extents[-1].at + tensor.start - extents[-1].start,
-                tensor.end - tensor.start,
-            )
-        )
+        shift = extents[-1].at - extents[-1].start  # from the file to the buffer
+        placements.append(replace(tensor, start=tensor.start + shift))
     return _Part(tuple(extents), tuple(placements))

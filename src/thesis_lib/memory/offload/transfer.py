@@ -18,9 +18,10 @@ from torch import Tensor
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.memory.model.checkpoint import DTYPES, allocate
-from thesis_lib.memory.offload.store import PendingRead, SafetensorsStore
+from thesis_lib.memory.offload.store import PendingRead, SafetensorsStore, Seconds
 
 Buffer = TypeVar("Buffer")
+_Filled = tuple[memoryview, Seconds]  # a buffer of host memory, and when it was filled
 
 
 class Ring(Generic[Buffer]):
@@ -122,8 +123,8 @@ def read_tensors(store: SafetensorsStore, layer: int) -> dict[str, Tensor]:
 class Device:
     """Copies beside the arithmetic, and the events that order the two.
 
-    Those of the processor as its own device, where what was asked for is over when it
-    returns.
+    On the processor as its own device, where what was asked for is over when it returns
+    and an event is nothing.
     """
 
     def mark(self) -> Any:
@@ -214,30 +215,6 @@ def find_device(device: torch.device | str) -> torch.device:
     )
 
 
-def open_device(device: torch.device) -> Device:
-    """The copies of a device. Raises InvalidInput for one that is not there."""
-    found = find_device(device)
-    return Device() if found.type == "cpu" else Cuda(found)
-
-
-class FromDisk:
-    """The disk fills the buffer itself: nothing is copied."""
-
-    def __init__(self, store: SafetensorsStore) -> None:
-        self._store = store
-
-    def fetch(self, layer: int, slot: StagingBuffer) -> PendingRead:
-        """Start to read `layer` into the memory of `slot`."""
-        if slot.memory is None:
-            raise InvalidInput(
-                "a buffer on another device cannot be filled by the disk"
-            )
-        return self._store.read_layer(layer, slot.memory)
-
-    def close(self) -> None:
-        """Nothing: the store is closed by its owner."""
-
-
 class ThroughHost:
     """Layers that host memory holds, and others that pass through it from the disk.
 
@@ -277,40 +254,39 @@ class ThroughHost:
     def fetch(self, layer: int, slot: StagingBuffer) -> PendingRead:
         """Start to bring `layer` into `slot`, by way of host memory if need be."""
         computed = self._device.mark()
-        if layer in self._host:
-            source: Future[_Filled] | _Filled = _Filled(self._host[layer], None)
-        else:
-            source = self._reader.submit(self._read, layer)
-        copied = self._copier.submit(self._copy, layer, source, slot, computed)
-        return _Copied(copied, self._device)
+        read = None if layer in self._host else self._reader.submit(self._read, layer)
+        copied = self._copier.submit(self._copy, layer, read, slot, computed)
 
-    def _read(self, layer: int) -> "_Filled":
+        def land() -> Seconds:
+            event, span = copied.result()
+            self._device.follow(event)
+            return span
+
+        return PendingRead(land)
+
+    def _read(self, layer: int) -> _Filled:
         bounce = self._free.get()
         try:
-            return _Filled(bounce, self._store.read_layer(layer, bounce).wait())
+            return bounce, self._store.read_layer(layer, bounce).wait()
         except BaseException:
             self._free.put(bounce)
             raise
 
     def _copy(
-        self, layer: int, source: Any, slot: StagingBuffer, computed: Any
-    ) -> tuple[Any, tuple[float, float]]:
-        filled = source.result() if isinstance(source, Future) else source
+        self, layer: int, read: Future[_Filled] | None, slot: StagingBuffer, after: Any
+    ) -> tuple[Any, Seconds]:
+        memory, span = read.result() if read else (self._host[layer], None)
+        nbytes = self._store.nbytes(layer)
+        source = torch.frombuffer(memory, dtype=torch.uint8)[:nbytes]
+        start = time.perf_counter()
         try:
-            nbytes = self._store.nbytes(layer)
-            start = time.perf_counter()
-            event = self._device.copy(
-                slot.tensor[:nbytes],
-                torch.frombuffer(filled.memory, dtype=torch.uint8)[:nbytes],
-                computed,
-            )
-            if filled.span is not None:  # the buffer may be filled again afterwards
+            event = self._device.copy(slot.tensor[:nbytes], source, after)
+            if span is not None:  # the buffer may be filled again afterwards
                 self._device.finish(event)
-            end = time.perf_counter()
         finally:
-            if filled.span is not None:
-                self._free.put(filled.memory)
-        return event, (start if filled.span is None else filled.span[0], end)
+            if span is not None:
+                self._free.put(memory)
+        return event, (span[0] if span else start, time.perf_counter())
 
     def close(self) -> None:
         """Wait for what is in flight and give host memory back."""
@@ -319,24 +295,3 @@ class ThroughHost:
         while self._memories:
             self._device.unpin(self._memories.pop())
         self._host = {}
-
-
-class _Filled:
-    """A layer in host memory; `span` is that of its read, None if it stays there."""
-
-    def __init__(self, memory: memoryview, span: tuple[float, float] | None) -> None:
-        self.memory, self.span = memory, span
-
-
-class _Copied:
-    """A copy in flight."""
-
-    def __init__(
-        self, copied: Future[tuple[Any, tuple[float, float]]], device: Device
-    ) -> None:
-        self._copied, self._device = copied, device
-
-    def wait(self) -> tuple[float, float]:
-        event, span = self._copied.result()
-        self._device.follow(event)
-        return span
