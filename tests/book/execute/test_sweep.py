@@ -98,12 +98,12 @@ def test_a_number_of_seeds_spawns_as_many_and_always_the_same(checkout, chapter)
         ("grid: {words: [a]}", r"words='a' .* expected list\[str\]"),
         ("grid: {x: 1}", r"grid\.x: Input should be a valid array"),
         ("grid: {x: []}", r"grid\.x: List should have at least 1"),
-        ("grid: {'x, words': [[1]]}", r"\[1\] of x, words in .* must be a list of 2"),
+        ("grid: {'x, words': [[1]]}", r"\[1\] of x, words must be a list of 2"),
         ("grid: {'x, y': [[1, 2]]}", "'y' is unknown"),
         ("grid: {'x, seed': [[1, 2]], seed: [3]}", "seed is in 2 axes"),
         ("grid: {}", "is an empty grid"),
         ("profile: smoke", "is an empty grid"),
-        ("grid: {x: [1, 1.0]}", "x in .* lists a value twice"),
+        ("grid: {x: [1, 1.0]}", "x lists a value twice"),
         ("grid: {x: [1], x: [2]}", "x is given 2 times"),
         ("{grid: {seed: [1]}, seeds: [2]}", "gives seed in grid and as seeds"),
         ("{grid: {x: [1]}, seeds: 0}", "seeds.*greater than or equal to 1"),
@@ -461,7 +461,7 @@ def test_the_summary_stands_alone_and_holds_every_point(
     done = run(grid, tmp_path)
     page = (tmp_path / "summary.html").read_text()
     assert page.count("<svg") == 1
-    assert page.count("<tr>") == 2 + len(grid.points) + 1
+    assert page.count("<tr>") == 1 + len(grid.points)
     for outside in ("http://", "https://", "<script", "<img", "@import"):
         assert outside not in page.replace("http://www.w3.org", "")
     assert "prefers-color-scheme: dark" in page
@@ -477,8 +477,8 @@ def test_claims_that_vary_are_the_headlines(checkout, chapter, cluster, tmp_path
     )
     grid = read(checkout, chapter, "grid: {x: [1, 2]}")
     done = run(grid, tmp_path)
-    (headline,) = sweep.headlines(chapter, sweep.gather(done))
-    assert headline == sweep.Headline("number.double", "Twice <x>", "Twice <x> (%)")
+    shown = sweep.headlines(chapter, sweep.gather(done))
+    assert shown == {"number.double": "Twice <x> (%)"}
     assert "Twice &lt;x&gt; (%)" in (tmp_path / "summary.html").read_text()
 
 
