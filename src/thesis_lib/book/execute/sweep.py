@@ -47,7 +47,7 @@ MOST_POINTS = 100_000
 CONNECT_S = 10  # how long a scheduler may take to answer
 DEATHS = 2  # workers that one point may take with it; with one more it has failed
 
-Progress = Callable[[int, int, int, int], None]  # done, failed, running, in all
+Progress = Callable[[int, int, int], None]  # points done, failed, in all
 
 
 # --- the grid ----------------------------------------------------------------
@@ -484,25 +484,19 @@ def run(
         records = finished if resume else {}
         wanted = [point for point in grid.points if point.name not in records]
 
-        def tell(left: int = 0, threads: int = 0) -> None:
-            running = min(left, threads)
-            progress(len(records), len(failures), running, len(grid.points))
-
-        tell()
+        progress(len(records), 0, len(grid.points))
         if wanted:
             with _connect(workers, scheduler) as client:
                 if not client.scheduler_info()["workers"]:
                     on_wait(f"{scheduler} has no workers yet: waiting for the first")
                     client.wait_for_workers(1)
-                tell(len(wanted), _threads(client))
-                outcomes = _outcomes(client, grid, wanted)
-                for done, (point, outcome) in enumerate(outcomes, 1):
+                for point, outcome in _outcomes(client, grid, wanted):
                     match _store(point, outcome, points):
                         case Failure() as failure:
                             failures.append(failure)
                         case record:
                             records[point.name] = record
-                    tell(len(wanted) - done, _threads(client))
+                    progress(len(records), len(failures), len(grid.points))
         sweep = Sweep(grid, output, records, failures, len(wanted))
         table = gather(sweep)
         parquet = io.BytesIO()
