@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from thesis_lib.cli.common import strict_json
+from thesis_lib.cli.main import app
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 
 THESIS = Path(sys.executable).with_name("thesis")
@@ -86,9 +88,12 @@ POINT = "simulate --scenario A --load 1.1 --policy drop --seeds 2 --transactions
         (f"{POINT} --flush -1ms", "-1ms"),
     ],
 )
-def test_bad_input_is_refused_with_one_sentence(words, message, bare_trace, tmp_path):
-    done = thesis(words.replace("FILE", str(bare_trace)), cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
+def test_bad_input_is_refused_with_one_sentence(
+    words, message, bare_trace, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, words.replace("FILE", str(bare_trace)).split())
+    assert (done.exit_code, done.stdout) == (2, ""), done.exception
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

@@ -19,17 +19,20 @@ def steps(job):
     return [step for step in JOBS[job]["steps"] if "run" in step]
 
 
-def make(*words, **environment):
-    # Without the flags of a `make test` that runs this very test.
+def call(*words, **options):
+    """Run a command without the flags of a `make test` that runs this very test."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
     return subprocess.run(
-        ["make", *words],
-        cwd=ROOT,
-        env={**inherited, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
+        words, env=inherited, capture_output=True, text=True, timeout=120, **options
     )
+
+
+def make(*words):
+    return call("make", *words, cwd=ROOT)
+
+
+def run_ci(checkout, *words):
+    return call("bash", str(checkout / ".ci" / "run"), *words, input="outside\n")
 
 
 def has_gpu():
@@ -71,18 +74,6 @@ def test_cpu_runs_on_push_release_every_week_and_gpu_only_when_somebody_asks():
     }
     assert [step["run"] for step in steps("release")] == ["make release"]
     assert set(JOBS["gpu"]["runs-on"]) == {"self-hosted", "gpu"}
-
-
-def run_ci(checkout, *words, **environment):
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
-    return subprocess.run(
-        ["bash", str(checkout / ".ci" / "run"), *words],
-        env=inherited | environment,
-        input="outside\n",
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
 
 
 def test_ci_run_extracts_what_a_yaml_reader_sees():

@@ -6,7 +6,6 @@ texts, verdicts and sources, and three short renderers lay the sections out.
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,7 @@ from thesis_lib.book.compare.comparison import (
     describe_machine,
     quantity,
 )
-from thesis_lib.book.execute.claims import RESOURCES, Claim
+from thesis_lib.book.execute.claims import RESOURCES, Claim, Verdict
 from thesis_lib.book.execute.pages import render_page
 from thesis_lib.book.execute.records import Number, Record
 from thesis_lib.common.errors import InvalidInput, choice
@@ -191,30 +190,13 @@ def summary(rows: Iterable[Row]) -> str:
     return "; ".join(parts or ["No claim of this run could be held"]) + "."
 
 
-def remarks(comparison: Comparison, run: str) -> list[str]:
-    """What does not hold, each by name; what could not be held, by chapter."""
-    wrong, counts = [], Counter()
-    for row in comparison.of(run):
-        claim, verdict = row.claim, row.verdict
-        if verdict.state == "bad":
-            wrong.append(f"{claim.says}: {verdict.word}, {verdict.text}")
-        elif verdict.word == "expected to differ":
-            counts[claim.chapter, verdict.word, "its rate is not known there"] += 1
-        elif verdict.state == "open":
-            counts[claim.chapter, verdict.word, verdict.text] += 1
-    commits = {commit for machine in comparison.machines for commit in machine.commits}
-    if wrong and len(commits) > 1:
-        wrong.append("the commits differ, so that a difference may come from the code")
-    return wrong + [
-        f"chapter {chapter}, claims: {count}; {word}, {text}"
-        for (chapter, word, text), count in counts.items()
-    ]
-
-
-def run_section(comparison: Comparison, run: str, style: Style) -> Section:
+def run_section(comparison: Comparison, run: str) -> Section:
     """What came of a run."""
-    notes = [style.text(remark) for remark in remarks(comparison, run)]
-    return Section(run, summary(comparison.of(run)), notes)
+    rows = comparison.of(run)
+    wrong = any(row.verdict.state == "bad" for row in rows)
+    commits = {commit for machine in comparison.machines for commit in machine.commits}
+    note = "The commits differ, so that a difference may come from the code."
+    return Section(run, summary(rows), [note] if wrong and len(commits) > 1 else [])
 
 
 def _apart(row: Row) -> str:
@@ -229,6 +211,10 @@ def _published(claim: Claim, style: Style) -> Any:
     amount = style.text(published_amount(claim))
     known = claim.published
     return style.source.format(amount, known["source"]) if known else amount
+
+
+def _why(verdict: Verdict) -> str:
+    return "" if verdict.state == "good" else verdict.text
 
 
 _OF_KIND: dict[str, dict[str, Callable[[Row], str]]] = {  # columns of one kind alone
@@ -260,6 +246,8 @@ def claims_section(rows: Sequence[Row], kind: str, style: Style) -> Section:
     }
     if any(row.claim.published for row in rows):
         columns["Published"] = [_published(row.claim, style) for row in rows]
+    if any(row.verdict.state != "good" for row in rows):
+        columns["Why"] = [style.text(_why(row.verdict)) for row in rows]
     heading, text = KINDS[kind]
     return Section(
         heading, text, (), [*columns], [*zip(*columns.values(), strict=True)]
@@ -341,7 +329,7 @@ def draw(comparison: Comparison, console: Console) -> None:
     """Print the whole comparison; a verdict is never cut."""
     machines = machines_section(comparison.machines, TERMINAL)
     claims = _all_claims(comparison.rows, TERMINAL)
-    runs = [run_section(comparison, run, TERMINAL) for run in comparison.labels]
+    runs = [run_section(comparison, run) for run in comparison.labels]
     for section in [machines, *claims, *runs]:
         console.print(Text(section.heading, "bold"))
         if section.text:
@@ -382,7 +370,7 @@ _CAPTION = (
 
 def html_page(comparison: Comparison) -> str:
     """The whole comparison as one file that needs no other and no network."""
-    runs = [run_section(comparison, run, PAGE) for run in comparison.labels]
+    runs = [run_section(comparison, run) for run in comparison.labels]
     charts = [chart(comparison, run) for run in comparison.labels]
     return render_page(
         "compare.html",
@@ -423,8 +411,7 @@ def book_lines(comparison: Comparison, run: str, figure: str | None) -> list[str
 
     `figure` names the file of the chart, where there is one.
     """
-    first = run_section(comparison, run, BOOK)
-    lines = section_lines(first)[2:]  # the page has its own heading
+    lines = section_lines(run_section(comparison, run))[2:]  # the page has a heading
     lines += section_lines(machines_section(comparison.machines, BOOK))
     for section in _all_claims(comparison.of(run), BOOK):
         lines += section_lines(section)

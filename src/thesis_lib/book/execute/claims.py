@@ -232,18 +232,15 @@ def report(chapter: int, profile: str) -> str:
     ]
     if not verdicts:
         return f"no reference values for profile {profile!r}"
-
-    def held(kind: Kind) -> str:
+    lines = []
+    for kind, what in (
+        ("exact", "exact claims that are equal"),
+        ("tolerance", "claims within their tolerance"),
+    ):
         good = [verdict.good for claim, verdict in verdicts if claim.kind == kind]
-        return f"{sum(good)} of {len(good)}"
-
-    return "\n".join(
-        [
-            f"exact claims that are equal: {held('exact')}",
-            f"claims within their tolerance: {held('tolerance')}",
-            *(f"{c.key} {v.word}: {v.text}" for c, v in verdicts if not v.good),
-        ]
-    )
+        lines.append(f"{what}: {sum(good)} of {len(good)}")
+    wrong = [(c.key, v) for c, v in verdicts if not v.good]
+    return "\n".join(lines + [f"{key} {v.word}: {v.text}" for key, v in wrong])
 
 
 def store_references(
@@ -257,12 +254,12 @@ def store_references(
     folder = folder or data_folder()
     known = read_claims(folder / FILE).claims
     numbers = {name: value for r in records for name, value in r.numbers.items()}
-    for key, claim in known.items():
-        require(
-            key in numbers,
-            f"claim {key} is published by no chapter of this run: publish it in "
-            f"chapter {claim.chapter}, or delete it from {folder / FILE}",
-        )
+    missing = ", ".join(sorted(known.keys() - numbers))
+    require(
+        not missing,
+        f"claim {missing} is published by no chapter of this run: publish it in its "
+        f"chapter, or delete it from {folder / FILE}",
+    )
     timed = {key for key, claim in known.items() if claim.follows}
     for record in records:
         lost = timed.intersection(str(record.numbers.get("disturbed", "")).split())
