@@ -29,8 +29,7 @@ def checkout(tmp_path, monkeypatch):
         notebook = nbformat.v4.new_notebook(cells=[cell])
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
         write_result(tmp_path, notebook, record(name))
-        rate = 1e9 if name == names[0] else None
-        made = record(name, rate=rate)
+        made = record(name, rate=1e9 if name == names[0] else None)
         made.write(tmp_path / "data/reference/smoke" / f"{name}.json")
     monkeypatch.setattr(chapters, "root", lambda: tmp_path)
     monkeypatch.setenv("THESIS_DATA", str(tmp_path / "data"))
@@ -74,17 +73,16 @@ def test_provenance_says_with_what_each_chapter_was_made(checkout):
         assert part in text, part
 
 
-DECLARED = nbformat.v4.new_code_cell(
-    "seeds: int = 2  # paired seeds", metadata={"tags": ["parameters"]}
-)
-LIMITS = nbformat.v4.new_code_cell(
-    "parameters.check(globals(), 'seeds  2 .. 100 runs; work')",
-    metadata={"tags": ["limits"]},
-)
-
-
 def test_the_page_of_parameters_says_what_is_allowed_and_what_ran(checkout):
-    notebook = nbformat.v4.new_notebook(cells=[DECLARED, LIMITS])
+    sources = {
+        "parameters": "seeds: int = 2  # paired seeds",
+        "limits": "parameters.check(globals(), 'seeds  2 .. 100 runs; work')",
+    }
+    cells = [
+        nbformat.v4.new_code_cell(source, metadata={"tags": [tag]})
+        for tag, source in sources.items()
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
     notebook.metadata["kernelspec"] = {"name": "python3", "language": "python"}
     nbformat.write(notebook, checkout / "notebooks" / "04_evaluation.ipynb")
     text = staged(checkout, "parameters_table.txt")
