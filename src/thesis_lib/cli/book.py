@@ -53,11 +53,11 @@ def run(
     clock = time.perf_counter()
     bars, move = progress_bars(quiet=as_json)
 
-    def waiting(name: str) -> None:
+    def on_wait(name: str) -> None:
         typer.echo(f"waiting for another run of {name} in {folder}", err=True)
 
     with bars:
-        outcome = chapters.run(chosen, profile, overrides, folder, move, waiting, again)
+        outcome = chapters.run(chosen, profile, overrides, folder, move, on_wait, again)
     seconds = time.perf_counter() - clock
     made = compare_.Run("this run", tuple(record for record, _ in outcome))
     compared = compare_.compare([made], read_claims().claims, compare_.read_reference())
@@ -113,9 +113,8 @@ def sweep(
 
     (chosen,) = chapters.select([chapter])
     points = sweep_.read_grid(grid, chosen)
-    folder = output or (
-        chapters.repository() / "build" / "sweeps" / f"{chosen.name}-{grid.stem}"
-    )
+    sweeps = chapters.repository() / "build" / "sweeps"
+    folder = output or sweeps / f"{chosen.name}-{grid.stem}"
     bars, move = progress_bars(quiet=as_json, unit="point", verb="swept")
     with bars:
         done = sweep_.run(
@@ -127,26 +126,22 @@ def sweep(
             lambda done, failed, total: move(chosen.name, done + failed, total),
             on_wait=lambda sentence: typer.echo(sentence, err=True),
         )
-    show(
-        {
-            "runs": len(points.points),
-            "done": len(done.records),
-            "failed": len(done.failures),
-            "executed": done.executed,
-            "output": str(folder),
-        },
-        as_json,
-        [
-            f"{len(done.records)} of {len(points.points)} points done, {done.executed} "
-            "executed now",
-            f"results in {folder / 'results.parquet'}, {folder / 'summary.html'}",
-        ],
-    )
+    counts = {
+        "runs": len(points.points),
+        "done": len(done.records),
+        "failed": len(done.failures),
+        "executed": done.executed,
+    }
+    lines = [
+        "{done} of {runs} points done, {executed} executed now".format(**counts),
+        f"results in {folder / 'results.parquet'}, {folder / 'summary.html'}",
+    ]
+    show(counts | {"output": str(folder)}, as_json, lines)
     if done.failures:
         first = done.failures[0]
         raise InvalidInput(
-            f"{len(done.failures)} of {len(points.points)} points failed, first "
-            f"{first.point.name} on {first.host} "
+            "{failed} of {runs} points failed, first ".format(**counts)
+            + f"{first.point.name} on {first.host} "
             f"({sweep_.culprits(done)[first.point.name]}): {first.sentence}; "
             f"notebooks and tracebacks of all are in {folder / 'points'}"
         )
@@ -162,13 +157,12 @@ def book(
     from thesis_lib.book.execute import chapters
 
     build = chapters.repository() / "build"
-
-    def waiting() -> None:
-        typer.echo("waiting for another rendering of the same book", err=True)
-
+    waiting = "waiting for another rendering of the same book"
     with console.status("rendering the book"):
         index, built = book_.render(
-            build / "chapters" / profile, build / "book" / profile, waiting
+            build / "chapters" / profile,
+            build / "book" / profile,
+            on_wait=lambda: typer.echo(waiting, err=True),
         )
     state = "rendered" if built else "up to date"
     show(

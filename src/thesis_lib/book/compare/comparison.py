@@ -240,12 +240,12 @@ def demand(claim: Claim, expected: float | None) -> str:
     if claim.kind == "tolerance":
         share = 100 * (claim.rtol or 0)
         return f"within {share:.2g} % of the reference: {claim.why}"
-    resource = RESOURCES[claim.follows or ""]
+    follows = f"by the rate of the {RESOURCES[claim.follows or '']}"
     if expected is None:
-        return f"follows the {resource}, whose rate is not known on both machines"
+        return f"{follows}, which is not known on both machines"
     return (
-        f"{expected:.2f} times the reference by the rate of the {resource}, within a "
-        f"factor of {claim.factor:g}"
+        f"{expected:.2f} times the reference {follows}, within a factor of "
+        f"{claim.factor:g}"
     )
 
 
