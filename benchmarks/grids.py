@@ -68,7 +68,7 @@ def run(name: str) -> dict:
         workers,
         None,
         True,
-        lambda done, failed, running, total: print(name, done, failed, "of", total),
+        lambda done, failed, total: print(name, done, failed, "of", total),
     )
     seconds = pd.Series([record.seconds for record in made.records.values()])
     return {

@@ -75,7 +75,7 @@ def efficiency(rounds: int, folder: Path) -> dict[str, list[dict[str, float]]]:
             finished: list[float] = []
             start = time.perf_counter()
 
-            def note(done, failed, running, total, finished=finished):
+            def note(done, failed, total, finished=finished):
                 assert failed == 0
                 finished.append(time.perf_counter())
 
@@ -84,11 +84,11 @@ def efficiency(rounds: int, folder: Path) -> dict[str, list[dict[str, float]]]:
             )
             # The first point of each worker waits for its imports; the later ones
             # show what a worker adds once it works.
-            first, last = finished[1 + workers], finished[-1]
+            first, last = finished[workers], finished[-1]
             samples[str(workers)].append(
                 {
                     "whole_s": time.perf_counter() - start,
-                    "points_s": (last - first) / (len(finished) - 2 - workers),
+                    "points_s": (last - first) / (len(finished) - 1 - workers),
                 }
             )
             tell(f"{workers} workers: {samples[str(workers)][-1]}")

@@ -7,6 +7,15 @@ import pytest
 from thesis_lib.common import provenance
 
 
+def in_a_process(code, **environment):
+    """Run code in Python, in this environment but for what is given; None removes."""
+    known = {k: v for k, v in (os.environ | environment).items() if v is not None}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=known,
+        check=True,
+    )  # fmt: skip
+
+
 def test_the_identity_of_a_machine_is_stable_and_complete():
     assert provenance.identity() == provenance.identity()
     assert provenance.identity().keys() == {
@@ -19,11 +28,9 @@ def test_torch_is_named_without_being_imported():
         "import sys; from thesis_lib.common import provenance;"
         "print(provenance.identity()['torch']); assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
     import torch
 
-    assert done.stdout.startswith(torch.__version__)
+    assert in_a_process(code).stdout.startswith(torch.__version__)
 
 
 def test_a_gpu_is_read_from_the_answer_of_its_driver(tmp_path, monkeypatch):
@@ -54,7 +61,7 @@ def test_a_watch_sees_the_memory_of_the_processes_it_watches():
     n_bytes = 300 * 2**20
     code = f"import time; x = bytearray({n_bytes}); time.sleep(1)"
     with provenance.Watch() as watch:
-        subprocess.run([sys.executable, "-c", code], check=True)
+        in_a_process(code)
     assert n_bytes < watch.peak_memory_bytes < 1.3 * n_bytes
     load = watch.load_average
     assert 0 <= load["mean"] <= load["most"]
@@ -195,7 +202,7 @@ def test_a_reading_tells_the_own_family_from_others():
     """A child counts as its own, and everybody together as no less than that."""
     code = "from time import perf_counter as t\nend = t() + 0.3\nwhile t() < end: pass"
     start = provenance.Usage.read()
-    subprocess.run([sys.executable, "-c", code], check=True)
+    in_a_process(code)
     used = provenance.Usage.read().since(start)
     assert used.own_s > 0
     assert used.wall_s > 0.3
@@ -203,24 +210,15 @@ def test_a_reading_tells_the_own_family_from_others():
     assert used.others_s >= 0
 
 
-def test_threads_of_openmp_wait_passively_unless_told_otherwise():
+@pytest.mark.parametrize(
+    ("policy", "said"), [(None, "PASSIVE\n"), ("ACTIVE", "ACTIVE\n")]
+)
+def test_threads_of_openmp_wait_passively_unless_told_otherwise(policy, said):
     code = "import os, thesis_lib; print(os.environ['OMP_WAIT_POLICY'])"
-    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-        if given:
-            environment["OMP_WAIT_POLICY"] = given
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True,
-            env=environment, check=True,
-        )  # fmt: skip
-        assert done.stdout.strip() == expected
+    assert in_a_process(code, OMP_WAIT_POLICY=policy).stdout == said
 
 
 def test_torch_before_the_package_is_said_once_and_in_one_sentence():
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     code = "import sys; sys.modules['torch'] = sys; import thesis_lib"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True,
-        env=environment, check=True,
-    )  # fmt: skip
+    done = in_a_process(code, OMP_WAIT_POLICY=None)
     assert "import thesis_lib first" in done.stderr

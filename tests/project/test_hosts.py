@@ -1,4 +1,4 @@
-"""Sweeps on several hosts, and on disks that are full or may not be written.
+"""Sweeps on several hosts.
 
 Hosts are namespaces of this machine: each has its own network stack with its own
 address, its own name, and of the file system it sees its own folder but none of the
@@ -155,36 +155,3 @@ def test_hosts_that_share_only_a_network_finish_a_sweep(tmp_path):
     assert len(traces) == behind["failed"] > 0
     for trace in traces:
         assert "this worker on worker-b has other code" in trace.read_text()
-
-
-@pytest.mark.parametrize("kind", ["full", "read-only"])
-def test_a_disk_that_hosts_no_more_costs_no_finished_point(kind, tmp_path):
-    """A file system of 1 MiB in memory, and one that is mounted for reading only."""
-    checkout, output = synthetic.make(tmp_path / "checkout"), tmp_path / "out"
-    grid = synthetic.write_grid(
-        checkout, "grid: {x: [1, 2, 3, 4], bulk_bytes: [400000]}"
-    )
-    output.mkdir()
-    command = shlex.join(
-        synthetic.command(
-            "sweep", "3", str(grid), "--output", str(output), "--workers", "1", "--json"
-        )
-    )
-    script = f"mount -t tmpfs -o size=1m tmpfs {output}\n"
-    script += f"mount -o remount,ro {output}\n" if kind == "read-only" else ""
-    script += f"ip link set lo up\n{command} >{tmp_path}/first || echo status $? >&2\n"
-    script += f"ls {output}/points/*.json 2>/dev/null | wc -l >{tmp_path}/kept\n"
-    script += f"mount -o remount,rw,size=16m {output}\n{command} >{tmp_path}/second\n"
-    done = isolated(script, tmp_path, synthetic.environment(checkout))
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "first").read_text() == ""
-    sentence, status = done.stderr.strip().splitlines()
-    assert status == "status 2"
-    expected = "No space left" if kind == "full" else "Read-only file system"
-    assert f"results cannot be written to {output}" in sentence
-    assert expected in sentence
-    kept = int((tmp_path / "kept").read_text())
-    assert kept == (0 if kind == "read-only" else kept) < 4
-    second = json.loads((tmp_path / "second").read_text())
-    assert second["done"] == 4
-    assert second["executed"] == 4 - kept

@@ -6,6 +6,7 @@ cache that does not know the package. The pages "Your hardware", "Parameters" an
 """
 
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import yaml
@@ -26,14 +28,16 @@ from thesis_lib.book.compare.comparison import (
     read_reference,
 )
 from thesis_lib.book.compare.present import (
+    BOOK,
     book_lines,
     chart,
-    doubt_section,
+    doubts_section,
     durations_lines,
-    machine_lines,
+    machine_of,
+    machines_section,
     markdown,
     markdown_table,
-    meanings_lines,
+    section_lines,
 )
 from thesis_lib.book.execute.chapters import (
     CUSTOM,
@@ -134,10 +138,9 @@ def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Publ
         require(not wrong, f"{path.name} contradicts itself: {'; '.join(wrong)}")
         known = doubted.get(record.chapter, {})
         for word, cases in choices(notebook).items():
-            for name in {n for rule in cases if rule for n in names_in(rule)} & {
-                *known
-            }:
-                known[word] = known[name]
+            for name in {name for rule in cases if rule for name in names_in(rule)}:
+                if name in known:
+                    known[word] = known[name]
     return Published({record.chapter: record for _, record in results}, doubted)
 
 
@@ -148,34 +151,30 @@ def _stage_notebook(executed: Path, published: Published) -> str:
     the run wrote to standard error: a reader would see it.
     """
     notebook, home = nbformat.read(executed, as_version=4), executed.stem
-    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
-    injected = any("injected-parameters" in t for t in tags)
-    kept = []
-    for cell, cell_tags in zip(notebook.cells, tags, strict=True):
+    tags = [set(cell.metadata.get("tags", [])) for cell in notebook.cells]
+    if any("injected-parameters" in t for t in tags):  # which holds the values that ran
+        shown = ["parameters" not in t for t in tags]
+        notebook.cells = [*itertools.compress(notebook.cells, shown)]
+    for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         if cell.cell_type == "markdown":
             cell.source = published.mark(cell.source, home)
-        shown = cell.metadata.get("mystnb", {})
-        if "caption" in shown.get("figure", {}):
-            shown["figure"]["caption"] = published.mark(
-                shown["figure"]["caption"], home
+            continue
+        mystnb = cell.metadata.get("mystnb", {})
+        if caption := mystnb.get("figure", {}).get("caption"):
+            mystnb["figure"]["caption"] = published.mark(caption, home)
+        if alt := mystnb.get("image", {}).get("alt"):
+            mystnb["image"]["alt"] = published.plain(alt, home)
+        for output in cell.get("outputs", []):
+            require(
+                output.get("name") != "stderr",
+                f"{executed.name} wrote to standard error: "
+                f"{str(output.get('text'))[:200]!r}; mend the cell that starts "
+                f"{cell.source[:60]!r}",
             )
-        if "alt" in shown.get("image", {}):
-            shown["image"]["alt"] = published.plain(shown["image"]["alt"], home)
-        if injected and "parameters" in cell_tags:
-            continue  # the values that ran follow, in the injected cell
-        if cell.cell_type == "code":
-            for output in cell.outputs:
-                require(
-                    output.get("name") != "stderr",
-                    f"{executed.name} wrote to standard error: "
-                    f"{str(output.get('text'))[:200]!r}; mend the cell that starts "
-                    f"{cell.source[:60]!r}",
-                )
-            if not {"hide-input", "remove-input", "remove-cell"} & set(cell_tags):
-                cell.metadata["tags"] = [*cell_tags, "hide-input"]
-        kept.append(cell)
-    notebook.cells = kept
+        own = cell.metadata.get("tags", [])
+        if not {"hide-input", "remove-input", "remove-cell"} & set(own):
+            cell.metadata["tags"] = [*own, "hide-input"]
     notebook.metadata.pop("papermill", None)
     return nbformat.writes(notebook)
 
@@ -205,10 +204,9 @@ def _results(executed: Path) -> list[tuple[Path, Record]]:
     return found
 
 
-def _provenance(records: list[Record]) -> str:
-    """The generated part of the page "Provenance", as MyST Markdown."""
-    here = Run("this run", tuple(records))
-    lines = ["## Machine", *machine_lines(compare([here], {}, here))]
+def _provenance(records: list[Record]) -> list[str]:
+    """What the chapters ran on and with, as MyST Markdown."""
+    machine = machines_section([machine_of("this run", records)], BOOK)
     table = [
         [
             str(r.number),
@@ -226,13 +224,12 @@ def _provenance(records: list[Record]) -> str:
         "Chapter", "Profile", "Commit", "Started (UTC)", "Run time", "Peak memory",
         "Load, mean and most", "Precision",
     ]  # fmt: skip
-    lines += ["## Runs", *markdown_table(head, table)]
-    versions = records[0].versions
-    lines += [
-        "## Versions",
-        *markdown_table(["Distribution", "Version"], map(list, versions.items())),
+    versions = map(list, records[0].versions.items())
+    return [
+        *section_lines(machine),
+        *["## Runs", *markdown_table(head, table)],
+        *["## Versions", *markdown_table(["Distribution", "Version"], versions)],
     ]
-    return "\n".join(lines)
 
 
 def _parameter_lines(chapter: Chapter, record: Record) -> list[str]:
@@ -252,64 +249,42 @@ def _parameter_lines(chapter: Chapter, record: Record) -> list[str]:
     return [title, *markdown_table(head, rows)] if rows else []
 
 
+def _large_cell(value: Any) -> str:
+    """A value, or a mean with its interval."""
+    if not isinstance(value, list):
+        return f"{value:.4g}"
+    mean, low, high = value
+    return f"{mean:.3g}" if low == high else f"{mean:.3g} ({low:.3g} to {high:.3g})"
+
+
 def _large_runs() -> list[str]:
     """What `benchmarks/grids.py` recorded of the large runs, as MyST Markdown."""
     record = read_record("grids")
     if record is None:
         return ["The large grids and the profile `full` have not been recorded yet."]
     full = record.pop("full", None)
-    head = [
-        "Grid", "Points", "Failed", "Time of all, of the longest", "Workers", "Commit",
-    ]  # fmt: skip
-    grids = [
-        [
-            f"`{name}`",
-            str(run["points"]),
-            str(len(run["failed"])),
-            ", ".join(format_duration(run["point_s"][n]) for n in ("sum", "most")),
-            str(run["workers"]),
-            f"`{run['commit']}`",
-        ]
-        for name, run in record.items()
-    ]
-    lines = markdown_table(head, grids)
+    lines = []
     if full is not None:
-        lines += [
+        lines = [
             f"The profile `full` took {format_duration(sum(full['seconds'].values()))} "
             f"and {format_size(full['peak_memory_bytes'])} at most, at "
             f"`{full['commit']}`.",
             "",
         ]
     for name, run in record.items():
-        shown = [
-            [
-                f"{value[0]:.3g} ({value[1]:.3g} to {value[2]:.3g})"
-                if isinstance(value, list) and row["points"] > 1
-                else f"{value[0] if isinstance(value, list) else value:.4g}"
-                for value in row.values()
-            ]
-            for row in run["rows"]
+        whole, longest = (format_duration(run["point_s"][n]) for n in ("sum", "most"))
+        lines += [
+            f"### `{name}`",
+            "",
+            f"{run['points']} points, {len(run['failed'])} of them failed; {whole} on "
+            f"{run['workers']} workers, {longest} for the longest; at "
+            f"`{run['commit']}`.",
+            *markdown_table(
+                map(markdown, run["rows"][0]),
+                [[_large_cell(value) for value in row.values()] for row in run["rows"]],
+            ),
         ]
-        head = [markdown(column) for column in run["rows"][0]]
-        lines += [f"### `{name}`", *markdown_table(head, shown)]
     return lines
-
-
-def _stage_your_hardware(
-    compared: Comparison, reference: Run, published: Published, folder: Path
-) -> None:
-    """Write the generated parts of the page "Your hardware" beside it."""
-    figure, label = "your_hardware.svg", compared.labels[0]
-    if drawn := chart(compared, label):
-        (folder / figure).write_text(drawn)
-    lines = book_lines(compared, label, figure if drawn else None)
-    parts = {
-        "results": lines + doubt_section(published.doubted),
-        "durations": durations_lines(reference.records),
-        "meanings": meanings_lines(),
-    }
-    for name, part in parts.items():
-        (folder / f"your_hardware_{name}.txt").write_text("\n".join(part))
 
 
 _GITHUB = re.compile(
@@ -318,41 +293,38 @@ _GITHUB = re.compile(
 )
 
 
+def _canonical(address: str, where: str = "") -> str | None:
+    """An address on GitHub in one form, without a name or password; None for another.
+
+    Raises InvalidInput for another if it was set by hand, in `where`.
+    """
+    found = _GITHUB.fullmatch(address.strip())
+    require(
+        bool(found or not where),
+        f"{where} is {address!r}: expected the address of a GitHub repository, such as "
+        "https://github.com/OWNER/NAME; correct or remove it",
+    )
+    return found and f"https://github.com/{found['owner']}/{found['name']}"
+
+
 def repository_address(checkout: Path) -> str | None:
     """Where readers find this repository on GitHub, None where that is not known.
 
     The first of: THESIS_REPOSITORY in the environment, the remote `origin` where it is
-    on GitHub, `repository.url` in _config.yml. Of the form https://github.com/OWNER/NAME
-    whatever form it was given in, and without a name or password.
-
-    Raises InvalidInput if what was set by hand is no address of a GitHub repository.
+    on GitHub, `repository.url` in _config.yml. Raises InvalidInput if what was set by
+    hand is no address of a GitHub repository.
     """
-
-    def canonical(address: str) -> str | None:
-        found = _GITHUB.fullmatch(address.strip())
-        return found and f"https://github.com/{found['owner']}/{found['name']}"
-
-    def set_by_hand(where: str, address: str) -> str:
-        known = canonical(address)
-        if known is None:
-            raise InvalidInput(
-                f"{where} is {address!r}: expected the address of a GitHub repository, "
-                "such as https://github.com/OWNER/NAME; correct or remove it"
-            )
-        return known
-
     if address := os.environ.get("THESIS_REPOSITORY"):
-        return set_by_hand("THESIS_REPOSITORY", address)
+        return _canonical(address, "THESIS_REPOSITORY")
     # Asked elsewhere, git would answer for a repository around this folder.
     if (checkout / ".git").exists() and shutil.which("git"):
         command = ["git", "-C", str(checkout), "remote", "get-url", "origin"]
         done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode == 0 and (known := canonical(done.stdout)):
+        if known := _canonical(done.stdout):
             return known
     config = yaml.safe_load((checkout / "_config.yml").read_text())
-    if address := (config.get("repository") or {}).get("url"):
-        return set_by_hand("repository.url in _config.yml", address)
-    return None
+    address = (config.get("repository") or {}).get("url")
+    return _canonical(address, "repository.url in _config.yml") if address else None
 
 
 def _stage_config(checkout: Path, source: Path) -> None:
@@ -368,16 +340,21 @@ def _stage_config(checkout: Path, source: Path) -> None:
     )
 
 
+def _clear(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
 def stage(executed: Path, source: Path) -> str:
     """Lay out what Jupyter Book reads in `source`; return the hash of all of it.
 
     Raises InvalidInput where a chapter has no result in `executed`.
     """
     checkout, results = repository(), _results(executed)
-    if source.exists():
-        shutil.rmtree(source)
+    _clear(source)
     (source / "notebooks").mkdir(parents=True)
-    shutil.copytree(checkout / "book", source / "book")
+    book = source / "book"
+    shutil.copytree(checkout / "book", book)
     _stage_config(checkout, source)
     records = [record for _, record in results]
     here, reference = Run("this machine", tuple(records)), read_reference()
@@ -386,20 +363,29 @@ def stage(executed: Path, source: Path) -> str:
     for notebook, _ in results:
         staged = _stage_notebook(notebook, published)
         (source / "notebooks" / notebook.name).write_text(staged)
-    for page in sorted((source / "book").glob("*.md")):
+    for page in book.glob("*.md"):
         text = page.read_text()
         language = "zh-Hant" if "lang: zh-Hant" in text else "en"
         page.write_text(published.mark(text, language=language))
-    (source / "book" / "provenance_table.txt").write_text(_provenance(records))
-    lines = [
-        line
-        for chapter in chapters()
-        for line in _parameter_lines(chapter, published.records[chapter.name])
-    ]
-    (source / "book" / "parameters_table.txt").write_text("\n".join(lines))
-    large = "\n".join(_large_runs())
-    (source / "book" / "parameters_large.txt").write_text(large)
-    _stage_your_hardware(compared, reference, published, source / "book")
+    if drawn := chart(compared, here.label):
+        (book / "your_hardware.svg").write_text(drawn)
+    hardware = book_lines(compared, here.label, "your_hardware.svg" if drawn else None)
+    if published.doubted:
+        hardware += ["(sec-doubts)="]
+        hardware += section_lines(doubts_section(published.doubted, BOOK))
+    generated = {
+        "your_hardware_results": hardware,
+        "your_hardware_durations": durations_lines(reference.records),
+        "provenance_table": _provenance(records),
+        "parameters_table": [
+            line
+            for chapter in chapters()
+            for line in _parameter_lines(chapter, published.records[chapter.name])
+        ],
+        "parameters_large": _large_runs(),
+    }
+    for name, lines in generated.items():
+        (book / f"{name}.txt").write_text("\n".join(lines))
     files = [path for path in source.rglob("*") if path.is_file()]
     names = "\n".join(str(path.relative_to(source)) for path in sorted(files))
     everything = f"{names}{file_hash(files)}{lock_hash(checkout)}"
@@ -423,37 +409,27 @@ def render(
 
 def _render(executed: Path, output: Path) -> tuple[Path, bool]:
     """Build the book; the caller holds the lock of `output`."""
-    digest = stage(executed, output / "source")
-    html, stamp = output / "html", output / STAMP
-    index = html / "index.html"
+    source, scratch, html = (output / name for name in ("source", "scratch", "html"))
+    digest, stamp, index = stage(executed, source), output / STAMP, html / "index.html"
     if stamp.is_file() and stamp.read_text() == digest and index.is_file():
         return index, False
-    scratch = output / "scratch"
-    if scratch.exists():
-        shutil.rmtree(scratch)
+    _clear(scratch)
     command = [
-        str(Path(sys.executable).with_name("jupyter-book")), "build",
-        str(output / "source"),
-        "--toc", str(output / "source" / "book" / "_toc.yml"),
-        "--path-output", str(scratch),
+        str(Path(sys.executable).with_name("jupyter-book")), "build", str(source),
+        "--toc", str(source / "book" / "_toc.yml"), "--path-output", str(scratch),
         "-W", "--keep-going", "--all",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
-    report = output / "build.log"
-    report.write_text(done.stdout + done.stderr)
+    said, report = done.stdout + done.stderr, output / "build.log"
+    report.write_text(said)
     if done.returncode != 0:
-        warnings = [
-            line
-            for line in (done.stdout + done.stderr).splitlines()
-            if "WARNING" in line or "ERROR" in line
-        ]
+        lines = [x for x in said.splitlines() if "WARNING" in x or "ERROR" in x]
         raise InvalidInput(
             "the book does not build without warnings: expected none, see "
-            f"{report}\n" + "\n".join(warnings[:20])
+            f"{report}\n" + "\n".join(lines[:20])
         )
-    if html.exists():
-        shutil.rmtree(html)
+    _clear(html)
     (scratch / "_build" / "html").rename(html)
-    shutil.rmtree(scratch)
+    _clear(scratch)
     stamp.write_text(digest)
     return index, True

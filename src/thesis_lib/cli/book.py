@@ -2,27 +2,22 @@
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from thesis_lib.cli.common import (
     Json,
-    bars_of,
     command,
     console,
+    option,
     progress_bars,
     show,
     strict_json,
 )
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import write_whole
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
 
 Names = Annotated[
     list[str] | None,
@@ -31,51 +26,19 @@ Names = Annotated[
 Profile = Annotated[str, typer.Option(help="smoke, default or full.")]
 
 
-def sweep_bar(
-    name: str, total: int, quiet: bool
-) -> tuple["Progress", Callable[[int, int, int, int], None]]:
-    """One bar on standard error for the points of a sweep, and what moves it."""
-    bars = bars_of(
-        quiet,
-        "{task.description}",
-        "{task.fields[done]} done, {task.fields[failed]} failed, "
-        "{task.fields[running]} running of {task.total:.0f}",
-    )
-    task = bars.add_task(name, total=total, done=0, failed=0, running=0)
-    said = [0]
-
-    def move(done: int, failed: int, running: int, total: int) -> None:
-        bars.update(
-            task, completed=done + failed, total=total,
-            done=done, failed=failed, running=running,
-        )  # fmt: skip
-        # A log has no bar to redraw: ten lines of it are enough.
-        come = 10 * (done + failed) // total
-        if not quiet and not console.is_terminal and come != said[0]:
-            said[0] = come
-            typer.echo(f"{name}: {done} done, {failed} failed of {total}", err=True)
-
-    return bars, move
-
-
 @command
 def run(
     names: Names = None,
     profile: Profile = "default",
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("-p", metavar="NAME=VALUE", help="Set a parameter; repeatable."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder of results. Default: build/chapters/PROFILE."),
-    ] = None,
-    again: Annotated[
-        bool,
-        typer.Option(
-            "--again", help="Execute fresh ones too: to measure without disturbance."
-        ),
-    ] = False,
+    parameter: list[str] | None = option(
+        None, "Set a parameter; repeatable.", "-p", metavar="NAME=VALUE"
+    ),
+    output: Path | None = option(
+        None, "Folder of results. Default: build/chapters/PROFILE."
+    ),
+    again: bool = option(
+        False, "Execute fresh ones too: to measure without disturbance.", "--again"
+    ),
     as_json: Json = False,
 ) -> None:
     """Re-execute chapters with papermill; skip those whose result is fresh."""
@@ -90,15 +53,17 @@ def run(
     clock = time.perf_counter()
     bars, move = progress_bars(quiet=as_json)
 
-    def waiting(name: str) -> None:
+    def on_wait(name: str) -> None:
         typer.echo(f"waiting for another run of {name} in {folder}", err=True)
 
     with bars:
-        outcome = chapters.run(chosen, profile, overrides, folder, move, waiting, again)
+        outcome = chapters.run(chosen, profile, overrides, folder, move, on_wait, again)
     seconds = time.perf_counter() - clock
     made = compare_.Run("this run", tuple(record for record, _ in outcome))
     compared = compare_.compare([made], read_claims().claims, compare_.read_reference())
     doubted = compare_.doubts(compared, made)
+    doubts = present.doubts_section(doubted, present.TERMINAL)
+    warning = [f"{doubts.heading}: {doubts.text}", *(f"  {n}" for n in doubts.notes)]
     show(
         {
             "chapters": [
@@ -115,7 +80,7 @@ def run(
             f"{r.chapter:<32} {f'executed in {r.seconds:.0f} s' if new else 'fresh'}"
             for r, new in outcome
         ]
-        + [f"results in {folder}", *present.doubt_lines(doubted)],
+        + [f"results in {folder}", *(warning if doubted else [])],
     )
 
 
@@ -130,22 +95,16 @@ def sweep(
             "many to spawn from seed:.",
         ),
     ],
-    workers: Annotated[
-        int | None, typer.Option(help="Processes on this machine. Default: its cores.")
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a Dask cluster: tcp://HOST:8786.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder of results. Default: build/sweeps/CHAPTER-GRID."),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--no-resume", help="Keep the points that the folder holds."
-        ),
-    ] = True,
+    workers: int | None = option(
+        None, "Processes on this machine. Default: its cores."
+    ),
+    scheduler: str | None = option(None, "Address of a Dask cluster: tcp://HOST:8786."),
+    output: Path | None = option(
+        None, "Folder of results. Default: build/sweeps/CHAPTER-GRID."
+    ),
+    resume: bool = option(
+        True, "Keep the points that the folder holds.", "--resume/--no-resume"
+    ),
     as_json: Json = False,
 ) -> None:
     """Execute a chapter at every point of a grid, on local processes or a cluster."""
@@ -154,10 +113,9 @@ def sweep(
 
     (chosen,) = chapters.select([chapter])
     points = sweep_.read_grid(grid, chosen)
-    folder = output or (
-        chapters.repository() / "build" / "sweeps" / f"{chosen.name}-{grid.stem}"
-    )
-    bars, move = sweep_bar(chosen.name, len(points.points), quiet=as_json)
+    sweeps = chapters.repository() / "build" / "sweeps"
+    folder = output or sweeps / f"{chosen.name}-{grid.stem}"
+    bars, move = progress_bars(quiet=as_json, unit="point", verb="swept")
     with bars:
         done = sweep_.run(
             points,
@@ -165,29 +123,25 @@ def sweep(
             workers,
             scheduler,
             resume,
-            move,
+            lambda done, failed, total: move(chosen.name, done + failed, total),
             on_wait=lambda sentence: typer.echo(sentence, err=True),
         )
-    show(
-        {
-            "runs": len(points.points),
-            "done": len(done.records),
-            "failed": len(done.failures),
-            "executed": done.executed,
-            "output": str(folder),
-        },
-        as_json,
-        [
-            f"{len(done.records)} of {len(points.points)} points done, {done.executed} "
-            "executed now",
-            f"results in {folder / 'results.parquet'}, {folder / 'summary.html'}",
-        ],
-    )
+    counts = {
+        "runs": len(points.points),
+        "done": len(done.records),
+        "failed": len(done.failures),
+        "executed": done.executed,
+    }
+    lines = [
+        "{done} of {runs} points done, {executed} executed now".format(**counts),
+        f"results in {folder / 'results.parquet'}, {folder / 'summary.html'}",
+    ]
+    show(counts | {"output": str(folder)}, as_json, lines)
     if done.failures:
         first = done.failures[0]
         raise InvalidInput(
-            f"{len(done.failures)} of {len(points.points)} points failed, first "
-            f"{first.point.name} on {first.host} "
+            "{failed} of {runs} points failed, first ".format(**counts)
+            + f"{first.point.name} on {first.host} "
             f"({sweep_.culprits(done)[first.point.name]}): {first.sentence}; "
             f"notebooks and tracebacks of all are in {folder / 'points'}"
         )
@@ -203,13 +157,12 @@ def book(
     from thesis_lib.book.execute import chapters
 
     build = chapters.repository() / "build"
-
-    def waiting() -> None:
-        typer.echo("waiting for another rendering of the same book", err=True)
-
+    waiting = "waiting for another rendering of the same book"
     with console.status("rendering the book"):
         index, built = book_.render(
-            build / "chapters" / profile, build / "book" / profile, waiting
+            build / "chapters" / profile,
+            build / "book" / profile,
+            on_wait=lambda: typer.echo(waiting, err=True),
         )
     state = "rendered" if built else "up to date"
     show(
@@ -235,12 +188,9 @@ def outputs(
 @command
 def claims(
     profile: Profile = "default",
-    update: Annotated[
-        bool,
-        typer.Option(
-            "--update", help="Make this run the reference of the claims and the book."
-        ),
-    ] = False,
+    update: bool = option(
+        False, "Make this run the reference of the claims and the book.", "--update"
+    ),
     as_json: Json = False,
 ) -> None:
     """Hold an executed profile against the claims, or make it their reference."""
@@ -289,17 +239,12 @@ def compare(
             help="Folders that `thesis run` wrote, or the word `reference`.",
         ),
     ],
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write one HTML page.")
-    ] = None,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            help="End with status 1 if an exact claim differs or a tolerance is "
-            "exceeded.",
-        ),
-    ] = False,
+    html: Path | None = option(None, "Also write one HTML page.", metavar="FILE"),
+    strict: bool = option(
+        False,
+        "End with status 1 if an exact claim differs or a tolerance is exceeded.",
+        "--strict",
+    ),
     as_json: Json = False,
 ) -> None:
     """Put runs of different machines side by side, claim by claim.
@@ -322,16 +267,15 @@ def compare(
             ) from error
     if as_json:
         typer.echo(strict_json(compared.to_json()))
-    elif sys.stdout.isatty():
+    else:  # a file or a pipe gets lines of any length, of which nothing is cut
         from rich.console import Console
 
-        present.draw(compared, Console())
-    else:
-        typer.echo("\n".join(present.plain(compared)))
-    if strict and not compared.any_held:
+        present.draw(compared, Console(width=None if sys.stdout.isatty() else 100_000))
+    states = compared.states()
+    if strict and not {"good", "bad"} & set(states):
         raise InvalidInput(
             "--strict found no claim that could be held: expected a run with the "
             "parameters of its reference; see the verdicts above"
         )
-    if strict and len(compared.broken):
+    if strict and "bad" in states:
         raise typer.Exit(1)

@@ -24,6 +24,12 @@ console = Console(stderr=True)
 
 EXTRAS = "estimators,optimum,memory,postgresql,book,cluster"
 
+
+def option(default: Any, help: str, *names: str, **more: Any) -> Any:
+    """An option of a command; of a `default` of `...` it has to be given."""
+    return typer.Option(default, *names, help=help, **more)
+
+
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object and nothing else.")
 ]
@@ -36,12 +42,9 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(*args: Any, **options: Any) -> None:
         try:
             function(*args, **options)
-        except InvalidInput as error:
+        except (InvalidInput, Lost) as error:
             typer.echo(f"thesis: {error}", err=True)
-            raise typer.Exit(2) from None
-        except Lost as error:
-            typer.echo(f"thesis: {error}", err=True)
-            raise typer.Exit(1) from None
+            raise typer.Exit(2 if isinstance(error, InvalidInput) else 1) from None
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("thesis_lib"):
                 raise
@@ -75,25 +78,17 @@ def show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
     typer.echo(strict_json(result) if as_json else "\n".join(lines))
 
 
-def bars_of(quiet: bool, name: str, state: str) -> "Progress":
-    """Bars on standard error: a name, the bar, the state and the time that passed."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    return Progress(
-        TextColumn(name), BarColumn(), TextColumn(state), TimeElapsedColumn(),
-        console=console, disable=quiet,
-    )  # fmt: skip
-
-
 def progress_bars(
     quiet: bool, unit: str = "cell", verb: str = "executed"
 ) -> tuple["Progress", Callable[[str, int, int], None]]:
     """Bars on standard error, one for each name, and the function to move them."""
-    bars = bars_of(
-        quiet,
-        "{task.description:<32}",
-        unit + " {task.completed:.0f}/{task.total:.0f}",
-    )
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    state = unit + " {task.completed:.0f}/{task.total:.0f}"
+    bars = Progress(
+        TextColumn("{task.description:<32}"), BarColumn(), TextColumn(state),
+        TimeElapsedColumn(), console=console, disable=quiet,
+    )  # fmt: skip
     tasks: dict[str, Any] = {}
 
     def move(name: str, done: int, total: int) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from thesis_lib.cli.common import Json, command, console, progress_bars, show
+from thesis_lib.cli.common import Json, command, console, option, progress_bars, show
 from thesis_lib.common import units
 from thesis_lib.common.errors import choice, require
 
@@ -13,18 +13,15 @@ from thesis_lib.common.errors import choice, require
 @command
 def plan(
     model: Annotated[str, typer.Argument(help="Folder, smollm2 or llama-65b, …")],
-    device_memory: Annotated[str, typer.Option(help="Such as 8GiB.")],
-    host_memory: Annotated[str, typer.Option(help="Such as 32GiB.")] = "0B",
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a geometry: bf16 (so if not given), nf4, int8, lossless."
-        ),
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Sequences, beams included.")] = 1,
-    context: Annotated[int, typer.Option(help="Positions of a sequence.")] = 512,
-    pass_tokens: Annotated[int, typer.Option(help="Tokens of a sequence a pass.")] = 1,
-    ring: Annotated[int, typer.Option(help="Staging buffers.")] = 3,
+    device_memory: str = option(..., "Such as 8GiB."),
+    host_memory: str = option("0B", "Such as 32GiB."),
+    weights: str | None = option(
+        None, "Of a geometry: bf16 (so if not given), nf4, int8, lossless."
+    ),
+    batch: int = option(1, "Sequences, beams included."),
+    context: int = option(512, "Positions of a sequence."),
+    pass_tokens: int = option(1, "Tokens of a sequence a pass."),
+    ring: int = option(3, "Staging buffers."),
     as_json: Json = False,
 ) -> None:
     """Certify the peak memory of a streamed model and predict its time, or refuse."""
@@ -56,29 +53,24 @@ def plan(
 @command
 def generate(
     checkpoint: Annotated[str, typer.Argument(help="Folder or smollm2.")],
-    device_memory: Annotated[str, typer.Option(help="Such as 128MiB.")],
-    prompt: Annotated[str, typer.Option(help="Text to continue.")],
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 32,
-    host_memory: Annotated[
-        str, typer.Option(help="For layers beside the device, such as 32GiB.")
-    ] = "0B",
-    ring: Annotated[int, typer.Option(help="Staging buffers.")] = 3,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    verify: Annotated[
-        bool,
-        typer.Option(
-            help="Read every file first and hold it against the SHA-256 of the "
-            "checkpoint's manifest, for damage from before this run; a change during "
-            "it is noticed without."
-        ),
-    ] = False,
-    speculate: Annotated[
-        bool, typer.Option(help="Verify several proposed tokens a pass; same text.")
-    ] = False,
-    draft: Annotated[
-        str | None,
-        typer.Option(help="Resident checkpoint that proposes; else the text itself."),
-    ] = None,
+    device_memory: str = option(..., "Such as 128MiB."),
+    prompt: str = option(..., "Text to continue."),
+    max_new_tokens: int = option(32, "Tokens to generate."),
+    host_memory: str = option("0B", "For layers beside the device, such as 32GiB."),
+    ring: int = option(3, "Staging buffers."),
+    device: str = option("cpu", "cpu or cuda."),
+    verify: bool = option(
+        False,
+        "Read every file first and hold it against the SHA-256 of the "
+        "checkpoint's manifest, for damage from before this run; a change during "
+        "it is noticed without.",
+    ),
+    speculate: bool = option(
+        False, "Verify several proposed tokens a pass; same text."
+    ),
+    draft: str | None = option(
+        None, "Resident checkpoint that proposes; else the text itself."
+    ),
     as_json: Json = False,
 ) -> None:
     """Generate greedily from a model that streams through a memory budget."""
@@ -126,15 +118,12 @@ def synth(
         str, typer.Argument(metavar="GEOMETRY", help="Such as llama-65b.")
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    distinct_layers: Annotated[
-        int | None,
-        typer.Option(help="Layers stored; others are hard links. Default: all."),
-    ] = None,
-    layers: Annotated[
-        int | None, typer.Option(help="Depth. Default: that of the geometry.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
-    weights: Annotated[str, typer.Option(help="bf16, nf4, int8 or lossless.")] = "bf16",
+    distinct_layers: int | None = option(
+        None, "Layers stored; others are hard links. Default: all."
+    ),
+    layers: int | None = option(None, "Depth. Default: that of the geometry."),
+    seed: int = option(0, "Seed of the weights."),
+    weights: str = option("bf16", "bf16, nf4, int8 or lossless."),
     as_json: Json = False,
 ) -> None:
     """Write a seeded random checkpoint of a true geometry, to measure systems with."""
@@ -165,24 +154,17 @@ def synth(
 def compress(
     checkpoint: Annotated[str, typer.Argument(help="Folder or smollm2.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    weights: Annotated[str | None, typer.Option(help="nf4, int8 or lossless.")] = None,
-    rank_ratio: Annotated[
-        float | None, typer.Option(help="Share of entries kept in factors, 0 to 1.")
-    ] = None,
-    bits: Annotated[int | None, typer.Option(help="Of a weight, 2 to 4.")] = None,
-    correction_rank: Annotated[
-        int, typer.Option(help="Of the factors beside each matrix of few bits.")
-    ] = 0,
-    group: Annotated[
-        int, typer.Option(help="Inputs that share a scale, with bits.")
-    ] = 64,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(help="UTF-8 text, with rank ratio or bits. Default: Persuasion."),
-    ] = None,
-    tokens: Annotated[
-        int, typer.Option(help="Held-out tokens that perplexities are of; 0 for none.")
-    ] = 4096,
+    weights: str | None = option(None, "nf4, int8 or lossless."),
+    rank_ratio: float | None = option(
+        None, "Share of entries kept in factors, 0 to 1."
+    ),
+    bits: int | None = option(None, "Of a weight, 2 to 4."),
+    correction_rank: int = option(0, "Of the factors beside each matrix of few bits."),
+    group: int = option(64, "Inputs that share a scale, with bits."),
+    calibration: Path | None = option(
+        None, "UTF-8 text, with rank ratio or bits. Default: Persuasion."
+    ),
+    tokens: int = option(4096, "Held-out tokens that perplexities are of; 0 for none."),
     as_json: Json = False,
 ) -> None:
     """Write a smaller checkpoint that streams, and measure what it costs in quality."""
@@ -217,35 +199,22 @@ def compress(
 
 @command
 def cost(
-    gpu: Annotated[
-        str, typer.Option(help="An item of data/prices.csv, paid by the hour.")
-    ] = "rtx-3090",
-    tokens_per_s: Annotated[
-        float | None, typer.Option(help="Generated tokens a second.")
-    ] = None,
-    between: Annotated[
-        tuple[float, float] | None,
-        typer.Option(metavar="LOW HIGH", help="Interval of that rate."),
-    ] = None,
-    record: Annotated[
-        str | None,
-        typer.Option(help="Take the rate of a run, such as headline:bf16-8192MiB."),
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="Geometry, where the rate is to be predicted.")
-    ] = "llama-65b",
-    weights: Annotated[str, typer.Option(help="bf16, nf4 or int8.")] = "bf16",
-    batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
-    cards: Annotated[
-        int, typer.Option(help="Of the item, side by side: two h100 hold llama-65b.")
-    ] = 1,
-    utilisation: Annotated[
-        float, typer.Option(help="Busy share of the hours paid for.")
-    ] = 1.0,
-    price: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ITEM=USD", help="A price of your own; repeatable."),
-    ] = None,
+    gpu: str = option("rtx-3090", "An item of data/prices.csv, paid by the hour."),
+    tokens_per_s: float | None = option(None, "Generated tokens a second."),
+    between: tuple[float, float] | None = option(
+        None, "Interval of that rate.", metavar="LOW HIGH"
+    ),
+    record: str | None = option(
+        None, "Take the rate of a run, such as headline:bf16-8192MiB."
+    ),
+    model: str = option("llama-65b", "Geometry, where the rate is to be predicted."),
+    weights: str = option("bf16", "bf16, nf4 or int8."),
+    batch: int = option(1, "Sequences."),
+    cards: int = option(1, "Of the item, side by side: two h100 hold llama-65b."),
+    utilisation: float = option(1.0, "Busy share of the hours paid for."),
+    price: list[str] | None = option(
+        None, "A price of your own; repeatable.", metavar="ITEM=USD"
+    ),
     as_json: Json = False,
 ) -> None:
     """Cost of a million tokens, rented and owned, and where they break even.

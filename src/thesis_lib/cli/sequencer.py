@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from thesis_lib.cli.common import Json, command, console, show
+from thesis_lib.cli.common import Json, command, console, option, show
 from thesis_lib.common import units
 from thesis_lib.common.errors import InvalidInput, Lost, choice, require
 
@@ -23,8 +23,7 @@ Dsn = Annotated[
 ]
 Workload = Annotated[str, typer.Option(help="tpcc or ycsb.")]
 Mix = Annotated[
-    str | None,
-    typer.Option(help="tpcc: spec, new-order/payment; ycsb: A, B, C, F."),
+    str | None, typer.Option(help="tpcc: spec, new-order/payment; ycsb: A, B, C, F.")
 ]
 Zipf = Annotated[float | None, typer.Option(help="Skew of ycsb. Default: 0.99.")]
 Partitions = Annotated[int, typer.Option(help="Warehouses or partitions, a file each.")]
@@ -36,23 +35,20 @@ def collect(
     output: Annotated[Path, typer.Argument(metavar="OUT.parquet")],
     engine: Engine = "sqlite",
     dsn: Dsn = None,
-    transactions: Annotated[int, typer.Option(help="Length of the log.")] = 20_000,
+    transactions: int = option(20_000, "Length of the log."),
     workers: Processes = 2,
     workload: Workload = "tpcc",
     mix: Mix = None,
     zipf: Zipf = None,
     warehouses: Partitions = 2,
-    replays: Annotated[int, typer.Option(help="Runs of the same log.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of data and log.")] = 0,
-    estimator: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also learn from the trace, and write what was learned here."
-        ),
-    ] = None,
-    learn: Annotated[
-        str, typer.Option(help="What: constant, sum-max, linear, boosted, quantiles.")
-    ] = "boosted",
+    replays: int = option(1, "Runs of the same log."),
+    seed: int = option(0, "Seed of data and log."),
+    estimator: Path | None = option(
+        None, "Also learn from the trace, and write what was learned here."
+    ),
+    learn: str = option(
+        "boosted", "What: constant, sum-max, linear, boosted, quantiles."
+    ),
     as_json: Json = False,
 ) -> None:
     """Run a workload on the real deterministic engine and write a trace.
@@ -104,36 +100,30 @@ def collect(
 
 @command
 def serve(
-    policy: Annotated[str, typer.Option(help=POLICY_HELP)],
-    load: Annotated[
-        float, typer.Option(help="Share of FIFO's measured saturation rate.")
-    ],
-    seconds: Annotated[float, typer.Option(help="Under each of policy and FIFO.")],
+    policy: str = option(..., POLICY_HELP),
+    load: float = option(..., "Share of FIFO's measured saturation rate."),
+    seconds: float = option(..., "Under each of policy and FIFO."),
     engine: Engine = "sqlite",
     dsn: Dsn = None,
-    estimator: Annotated[
-        str,
-        typer.Option(
-            help="constant, sum-max, linear, boosted; or a file that `thesis collect "
-            "--estimator` wrote."
-        ),
-    ] = "boosted",
-    rounds: Annotated[int, typer.Option(help="Pairs of runs that share them.")] = 5,
+    estimator: str = option(
+        "boosted",
+        "constant, sum-max, linear, boosted; or a file that `thesis collect "
+        "--estimator` wrote.",
+    ),
+    rounds: int = option(5, "Pairs of runs that share them."),
     workers: Processes = 2,
-    deadline: Annotated[
-        str | None,
-        typer.Option(
-            help="Service level objective, such as 12.5ms. Default: twice the 95th "
-            "percentile of the service time."
-        ),
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Transactions that close a batch.")] = 10,
-    flush: Annotated[str, typer.Option(help="Time that closes a batch.")] = "1ms",
+    deadline: str | None = option(
+        None,
+        "Service level objective, such as 12.5ms. Default: twice the 95th "
+        "percentile of the service time.",
+    ),
+    batch: int = option(10, "Transactions that close a batch."),
+    flush: str = option("1ms", "Time that closes a batch."),
     workload: Workload = "tpcc",
     mix: Mix = None,
     zipf: Zipf = None,
     warehouses: Partitions = 2,
-    seed: Annotated[int, typer.Option(help="Seed of data, log and arrivals.")] = 0,
+    seed: int = option(0, "Seed of data, log and arrivals."),
     as_json: Json = False,
 ) -> None:
     """Measure a policy live, in front of the real engine, against FIFO.
@@ -168,59 +158,39 @@ def serve(
 
 @command
 def simulate(
-    policy: Annotated[str, typer.Option(help=POLICY_HELP)],
-    load: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of FIFO's saturation rate. Of a trace, stretches its arrivals; "
-            "without, they stay as they are."
-        ),
-    ] = None,
-    scenario: Annotated[str | None, typer.Option(help="A, B or C.")] = None,
-    trace: Annotated[
-        Path | None, typer.Option(help="A trace, replayed with its own arrivals.")
-    ] = None,
-    estimator: Annotated[
-        str,
-        typer.Option(
-            help="noisy, boosted, …; of a trace, a learned one is fitted on the first "
-            "half and the rest is replayed. Or a file that `thesis collect "
-            "--estimator` wrote."
-        ),
-    ] = "noisy",
-    noise: Annotated[float, typer.Option(help="Sigma of `noisy`.")] = 0.2,
-    bias: Annotated[float, typer.Option(help="Multiplies every estimate.")] = 1.0,
-    seeds: Annotated[int, typer.Option(help="Paired seeds.")] = 5,
-    seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
-    transactions: Annotated[
-        int | None,
-        typer.Option(help="For each seed. Default: 20,000; of a trace, all of them."),
-    ] = None,
-    warehouses: Annotated[int | None, typer.Option(help="Of the scenario.")] = None,
-    cores: Annotated[int | None, typer.Option(help="Of the scenario.")] = None,
-    deadline: Annotated[
-        str | None, typer.Option(help="Service level objective, such as 12.5ms.")
-    ] = None,
-    lag: Annotated[str, typer.Option(help="Decision to dispatch, as 0.5ms.")] = "0s",
-    sequencing: Annotated[
-        str, typer.Option(help="The sequencer's work on a transaction, as 5us.")
-    ] = "0s",
-    overhead: Annotated[
-        str, typer.Option(help="On a worker beside each service, as 20us.")
-    ] = "0s",
-    batch: Annotated[int, typer.Option(help="Transactions that fill a batch.")] = 10,
-    flush: Annotated[
-        str | None, typer.Option(help="Timer of a batch, such as 1ms; else none.")
-    ] = None,
-    clients: Annotated[
-        int | None, typer.Option(help="Of a closed loop; else the loop is open.")
-    ] = None,
-    gap: Annotated[
-        float | None,
-        typer.Option(
-            help="Of bid-price: violations of a type above another's, as a share."
-        ),
-    ] = None,
+    policy: str = option(..., POLICY_HELP),
+    load: float | None = option(
+        None,
+        "Share of FIFO's saturation rate. Of a trace, stretches its arrivals; "
+        "without, they stay as they are.",
+    ),
+    scenario: str | None = option(None, "A, B or C."),
+    trace: Path | None = option(None, "A trace, replayed with its own arrivals."),
+    estimator: str = option(
+        "noisy",
+        "noisy, boosted, …; of a trace, a learned one is fitted on the first "
+        "half and the rest is replayed. Or a file that `thesis collect "
+        "--estimator` wrote.",
+    ),
+    noise: float = option(0.2, "Sigma of `noisy`."),
+    bias: float = option(1.0, "Multiplies every estimate."),
+    seeds: int = option(5, "Paired seeds."),
+    seed: int = option(0, "The first of them."),
+    transactions: int | None = option(
+        None, "For each seed. Default: 20,000; of a trace, all of them."
+    ),
+    warehouses: int | None = option(None, "Of the scenario."),
+    cores: int | None = option(None, "Of the scenario."),
+    deadline: str | None = option(None, "Service level objective, such as 12.5ms."),
+    lag: str = option("0s", "Decision to dispatch, as 0.5ms."),
+    sequencing: str = option("0s", "The sequencer's work on a transaction, as 5us."),
+    overhead: str = option("0s", "On a worker beside each service, as 20us."),
+    batch: int = option(10, "Transactions that fill a batch."),
+    flush: str | None = option(None, "Timer of a batch, such as 1ms; else none."),
+    clients: int | None = option(None, "Of a closed loop; else the loop is open."),
+    gap: float | None = option(
+        None, "Of bid-price: violations of a type above another's, as a share."
+    ),
     as_json: Json = False,
 ) -> None:
     """Simulate one point of the evaluation: a policy at a load, against FIFO."""

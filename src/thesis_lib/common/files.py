@@ -89,9 +89,7 @@ def read_record(name: str, folder: Path | None = None) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text())
     except ValueError as error:
-        raise InvalidInput(
-            f"{path} is no record ({error}): make it again with its script"
-        ) from error
+        record = error
     if not isinstance(record, dict):
-        raise InvalidInput(f"{path} is no record: expected an object; make it again")
+        raise InvalidInput(f"{path} is no record of a script: make it again")
     return record

@@ -17,28 +17,30 @@ def quiet(name, done, total):
     """Progress that nobody watches."""
 
 
+def edit(path, *sources, tags=()):
+    """Write a notebook of these cells, of which the first may have tags."""
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = list(tags)
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python"}
+    nbformat.write(notebook, path)
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A checkout of two chapters; the second imports a module of the package."""
-    v4 = nbformat.v4
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "data" / "params").mkdir(parents=True)
     (tmp_path / "_config.yml").write_text("title: x")
     (tmp_path / "requirements.lock").write_text("numpy==2\n")
-
-    def write(name, *cells):
-        notebook = v4.new_notebook(cells=list(cells))
-        notebook.metadata["kernelspec"] = {
-            "name": "python3",
-            "display_name": "Python",
-            "language": "python",
-        }
-        nbformat.write(notebook, tmp_path / "notebooks" / name)
-
-    values = "seeds: int = 2  # paired seeds\nloads: list[float] = [0.5]  # of capacity"
-    tagged = v4.new_code_cell(values, metadata={"tags": ["parameters"]})
-    write("01_first.ipynb", tagged, v4.new_code_cell("print(seeds * 10, loads)"))
-    write("02_second.ipynb", v4.new_code_cell("from thesis_lib.common import units"))
+    edit(
+        tmp_path / "notebooks" / "01_first.ipynb",
+        "seeds: int = 2  # paired seeds\nloads: list[float] = [0.5]  # of capacity",
+        "print(seeds * 10, loads)",
+        tags=["parameters"],
+    )
+    second = tmp_path / "notebooks" / "02_second.ipynb"
+    edit(second, "from thesis_lib.common import units")
     (tmp_path / "data" / "params" / "default.yml").write_text(
         "01_first: {seeds: 5, loads: [0.5, 1]}\n"
     )
@@ -112,16 +114,11 @@ def test_what_is_fresh_is_skipped_and_what_changed_is_executed(checkout):
     assert executed() == [True, True]
     assert output_text(folder / "01_first.ipynb") == "20 [0.5]\n"
     assert executed() == [False, False]
+    again = run(select(["2"]), "smoke", {}, folder, quiet, again=True)
+    assert [new for _, new in again] == [True]
     assert executed(seeds=3) == [True, False]
     assert output_text(folder / "01_first.ipynb") == "30 [0.5]\n"
     assert Record.read(folder / "01_first.json").parameters["seeds"] == 3
-
-
-def test_a_fresh_chapter_is_executed_again_when_asked(checkout):
-    folder = checkout / "out"
-    run(select(["1"]), "smoke", {}, folder, quiet)
-    again = run(select(["1"]), "smoke", {}, folder, quiet, again=True)
-    assert [new for _, new in again] == [True]
 
 
 MEASURED = """
@@ -140,10 +137,7 @@ records.choose("last", {"": "none"})
 
 
 def test_a_record_names_the_numbers_whose_measurement_was_disturbed(checkout):
-    path = checkout / "notebooks" / "02_second.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells[0].source = MEASURED
-    nbformat.write(notebook, path)
+    edit(checkout / "notebooks" / "02_second.ipynb", MEASURED)
     ((record, _),) = run(select(["2"]), "smoke", {}, checkout / "out", quiet)
     assert record.numbers == {
         "step_s": 0.5, "bytes": 3, "pace": "slow", "rate_per_s": 2.0, "later_s": 1.0,
@@ -163,58 +157,43 @@ def test_a_failure_keeps_earlier_results_and_says_where(checkout):
     folder = checkout / "out"
     run(select(["1"]), "smoke", {}, folder, quiet)
     before = (folder / "01_first.ipynb").read_bytes()
-    path = checkout / "notebooks" / "01_first.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells[1].source = "print(1 / 0)"
-    nbformat.write(notebook, path)
+    edit(checkout / "notebooks" / "01_first.ipynb", "print(1 / 0)")
     with pytest.raises(InvalidInput, match=r"01_first failed in cell .* division by"):
         run(select(["1"]), "smoke", {}, folder, quiet)
     assert (folder / "01_first.ipynb").read_bytes() == before
     assert (folder / "01_first.failed.ipynb").is_file()
 
 
-def test_a_key_changes_with_the_modules_a_chapter_imports_and_no_others(
+def test_a_key_changes_with_what_a_chapter_reads_and_with_nothing_else(
     checkout, monkeypatch
 ):
-    first, second = select([])
-    before = [chapters.content_key(c, {}) for c in (first, second)]
-    changed = checkout / "units.py"
-    changed.write_text("from thesis_lib.common import errors\n")
-    original = chapters.module_file
-    monkeypatch.setattr(
-        chapters,
-        "module_file",
-        lambda name: changed if name == "thesis_lib.common.units" else original(name),
-    )
-    after = [chapters.content_key(c, {}) for c in (first, second)]
-    assert before[0] == after[0]
-    assert before[1] != after[1]
+    def keys():
+        return [chapters.content_key(chapter, {}) for chapter in select([])]
 
+    def changed(action):
+        before = keys()
+        action()
+        return [old != new for old, new in zip(before, keys(), strict=True)]
 
-def test_a_key_changes_with_parameters_data_and_locks(checkout):
+    def another_units():
+        path, original = checkout / "units.py", chapters.module_file
+        path.write_text("from thesis_lib.common import errors\n")
+        files = {"thesis_lib.common.units": path}
+        monkeypatch.setattr(
+            chapters, "module_file", lambda name: files.get(name) or original(name)
+        )
+
+    data, second = checkout / "data", select(["2"])[0]
+    edit(second.path, f"{second.load().cells[0].source}\nfolder = 'measurements'")
+    (data / "measurements").mkdir()
+    assert changed(another_units) == [False, True]
+    assert changed(lambda: (data / "measurements" / "a").touch()) == [False, True]
+    assert changed(lambda: (data / "prices.csv").touch()) == [True, True]
+    lock = checkout / "requirements.lock"
+    assert changed(lambda: lock.write_text("numpy==3\n")) == [True, True]
     first = select(["1"])[0]
-    keys = {
-        chapters.content_key(first, {"seeds": 2}),
-        chapters.content_key(first, {"seeds": 3}),
-    }
-    (checkout / "data" / "prices.csv").write_text("1")
-    keys.add(chapters.content_key(first, {"seeds": 2}))
-    (checkout / "requirements.lock").write_text("numpy==3\n")
-    keys.add(chapters.content_key(first, {"seeds": 2}))
-    assert len(keys) == 4
-
-
-def test_a_key_changes_with_measurements_where_a_chapter_reads_them(checkout):
-    first, second = select([])
-    notebook = second.load()
-    notebook.cells[0].source += "\nfolder = 'measurements'"
-    nbformat.write(notebook, second.path)
-    before = [chapters.content_key(c, {}) for c in (first, second)]
-    (checkout / "data" / "measurements").mkdir()
-    (checkout / "data" / "measurements" / "sweep.json").write_text("1")
-    after = [chapters.content_key(c, {}) for c in (first, second)]
-    assert before[0] == after[0]
-    assert before[1] != after[1]
+    few, many = (chapters.content_key(first, {"seeds": n}) for n in (2, 3))
+    assert few != many
 
 
 def test_imports_are_followed_through_the_package():

@@ -148,7 +148,7 @@ def test_a_run_becomes_the_reference_of_its_profile_bit_for_bit(data):
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        ([], "claim share is published by no chapter"),
+        ([], "claim quality, share, step_s is published by no chapter"),
         (made(1, 30.0, 0.1, disturbed="step_s"), "step_s of 06_.* cannot become"),
     ],
     ids=["not published", "disturbed"],

@@ -2,15 +2,14 @@
 
 A run is the records of a folder. What must be equal, what may differ and by how much
 is said by the claims; a number is only held against one of the same parameters. What
-comes of it is one table, with a row for each claim in each run.
+comes of it is one list, with a row for each claim in each run.
 """
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from thesis_lib.book.execute.chapters import (
     PROFILE_PARAMETER,
@@ -22,6 +21,7 @@ from thesis_lib.book.execute.claims import (
     REFERENCE,
     RESOURCES,
     Claim,
+    Rates,
     Verdict,
     expected_ratio,
     judge,
@@ -32,9 +32,6 @@ from thesis_lib.common.errors import require
 from thesis_lib.common.files import data_folder
 
 MOST_NAMED = 3  # of the parameters that two records differ in
-
-# Verdicts that say neither good nor bad: nothing was held against anything.
-OPEN = {"not run", "not comparable", "no reference", "expected to differ"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +62,36 @@ class Quantity:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """What became of a claim in one run, at one profile."""
+
+    claim: Claim
+    profile: str
+    run: str
+    reference: Quantity | None
+    value: Quantity | None
+    apart: Quantity | None  # of a time the ratio to the reference, else the difference
+    expected: float | None  # of a time: the ratio that the machine's rate predicts
+    verdict: Verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without what is the claim's."""
+        apart = self.apart and asdict(self.apart)
+        is_time = self.claim.kind == "time"
+        return {
+            "run": self.run,
+            "value": self.value and asdict(self.value),
+            "difference": None if is_time else apart,
+            "ratio": apart if is_time else None,
+            "expected_ratio": self.expected,
+            "demand": demand(self.claim, self.expected),
+            "verdict": self.verdict.word,
+            "good": self.verdict.good,
+            "text": self.verdict.text,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """What a run was made on and with; several where its chapters differ in it."""
 
@@ -83,63 +110,28 @@ class Machine:
     ratio: float | None  # of the run times of the chapters that can be compared
 
 
-COLUMNS = (
-    "claim",  # Claim
-    "kind",  # of it
-    "profile",
-    "reference",  # Quantity or None, as `value`, `difference` and `ratio`
-    "run",
-    "value",
-    "difference",  # to the reference
-    "ratio",  # to the reference; of a time
-    "expected",  # of a time: the ratio that the machine's rate predicts, or None
-    "demand",
-    "verdict",  # one word
-    "good",
-    "text",  # of the verdict
-    "state",  # 'good', 'bad' or, where nothing could be held, 'open'
-)
-
-
-def each(table: pd.DataFrame) -> Iterable[Any]:
-    """The rows of a table, whose columns are their attributes."""
-    return table.itertuples()
-
-
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All claims and machines; the reference's machine comes first where it is known.
-
-    `table` has the columns COLUMNS and a row for each claim, profile and run.
-    """
+    """All claims, and all machines, of which the reference's comes first if known."""
 
     reference: str
-    committed: bool
     labels: tuple[str, ...]  # of the runs, the reference apart
-    table: pd.DataFrame
+    rows: tuple[Row, ...]  # for each claim, profile and run
     machines: tuple[Machine, ...]
 
-    def of(self, run: str) -> pd.DataFrame:
+    def of(self, run: str) -> list[Row]:
         """What became of each claim in one run."""
-        return self.table.loc[self.table["run"] == run]
+        return [row for row in self.rows if row.run == run]
 
-    @property
-    def broken(self) -> pd.DataFrame:
-        """Claims that had to hold and do not; times are not among them."""
-        bad = self.table["state"] == "bad"
-        return self.table.loc[bad & (self.table["kind"] != "time")]
-
-    @property
-    def any_held(self) -> bool:
-        """Whether there is a claim of any run that holds or does not, times apart."""
-        held = self.table["state"] != "open"
-        return bool((held & (self.table["kind"] != "time")).any())
+    def states(self) -> list[str]:
+        """The states of all claims but of times, which break nothing."""
+        return [r.verdict.state for r in self.rows if r.claim.kind != "time"]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        rows: dict[tuple[str, str], dict[str, Any]] = {}
-        for row in each(self.table):
-            claim: Claim = row.claim
+        entries: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in self.rows:
+            claim = row.claim
             entry = {
                 "claim": claim.key,
                 "chapter": claim.chapter,
@@ -151,22 +143,11 @@ class Comparison:
                 "reference": row.reference and asdict(row.reference),
                 "runs": [],
             }
-            rows.setdefault((claim.key, row.profile), entry)["runs"].append(
-                {
-                    "run": row.run,
-                    "value": row.value and asdict(row.value),
-                    "difference": row.difference and asdict(row.difference),
-                    "ratio": row.ratio and asdict(row.ratio),
-                    "expected_ratio": row.expected,
-                    "demand": row.demand,
-                    "verdict": row.verdict,
-                    "good": row.good,
-                    "text": row.text,
-                }
-            )
+            entry = entries.setdefault((claim.key, row.profile), entry)
+            entry["runs"].append(row.to_json())
         return {
             "reference": self.reference,
-            "rows": list(rows.values()),
+            "rows": list(entries.values()),
             "machines": [asdict(machine) for machine in self.machines],
         }
 
@@ -191,13 +172,12 @@ def read_run(name: str) -> Run:
             "PROFILE with records; `thesis claims --update` writes it",
         )
         return reference
-    folder = Path(name)
     require(
-        folder.is_dir(),
+        Path(name).is_dir(),
         f"run {name!r} is no folder: expected one that `thesis run` wrote, such as "
         f"build/chapters/default, or the word {REFERENCE}",
     )
-    return Run(name, tuple(read_records(folder)))
+    return Run(name, tuple(read_records(Path(name))))
 
 
 # --- What is compared --------------------------------------------------------
@@ -211,55 +191,40 @@ def quantity(claim: Claim, record: Record | None) -> Quantity | None:
     return Quantity(record.numbers[claim.key], low, high)
 
 
-def _ends(*quantities: Quantity) -> list[float] | None:
-    """The ends of intervals, low and high of each, or None if one has none."""
-    ends = [end for q in quantities for end in (q.low, q.high) if end is not None]
-    return ends if len(ends) == 2 * len(quantities) else None
+def apart(mine: Quantity, theirs: Quantity, as_ratio: bool = False) -> Quantity | None:
+    """Mine less theirs, or over theirs; the interval is the widest that both allow.
 
-
-def difference(mine: Quantity, theirs: Quantity) -> Quantity | None:
-    """Mine less theirs; the interval is the widest that both allow.
-
-    None between words.
+    None between words, and for a ratio of what is not positive.
     """
     if isinstance(mine.value, str) or isinstance(theirs.value, str):
         return None
-    value, ends = mine.value - theirs.value, _ends(mine, theirs)
-    if ends is None:
-        return Quantity(value)
-    return Quantity(value, ends[0] - ends[3], ends[1] - ends[2])
-
-
-def ratio(mine: Quantity, theirs: Quantity) -> Quantity | None:
-    """Mine over theirs; the interval is the widest that both allow.
-
-    None between words and where one is not positive.
-    """
-    if isinstance(mine.value, str) or isinstance(theirs.value, str):
+    if as_ratio and min(mine.value, theirs.value) <= 0:
         return None
-    if mine.value <= 0 or theirs.value <= 0:
-        return None
-    value, ends = mine.value / theirs.value, _ends(mine, theirs)
-    if ends is None or min(ends) <= 0:
+    combine = operator.truediv if as_ratio else operator.sub
+    value = combine(mine.value, theirs.value)
+    ends = [e for q in (mine, theirs) for e in (q.low, q.high) if e is not None]
+    if len(ends) < 4 or (as_ratio and min(ends) <= 0):
         return Quantity(value)
-    return Quantity(value, ends[0] / ends[3], ends[1] / ends[2])
+    return Quantity(value, combine(ends[0], ends[3]), combine(ends[1], ends[2]))
 
 
 def other_parameters(mine: Record, theirs: Record) -> str:
     """The first parameters that two records of a chapter differ in; '' for none."""
     names = sorted((mine.parameters.keys() | theirs.parameters) - {PROFILE_PARAMETER})
+    sides = [
+        [r.parameters.get(name, "nothing") for name in names] for r in (mine, theirs)
+    ]
     differing = [
-        f"{name}={mine.parameters.get(name, 'nothing')} instead of "
-        f"{theirs.parameters.get(name, 'nothing')}"
-        for name in names
-        if mine.parameters.get(name) != theirs.parameters.get(name)
+        f"{name}={here} instead of {there}"
+        for name, here, there in zip(names, *sides, strict=True)
+        if here != there
     ]
     more = len(differing) - MOST_NAMED
     named = ", ".join(differing[:MOST_NAMED])
     return f"{named} and {more} more" if more > 0 else named
 
 
-def comparable_rates(mine: Record, theirs: Record) -> tuple[Mapping, Mapping]:
+def comparable_rates(mine: Record, theirs: Record) -> Rates:
     """Both machines' rates, without the disk's where it was read in another way."""
     sides = mine.machine, theirs.machine
     if sides[0].get("drain_how") != sides[1].get("drain_how"):
@@ -275,57 +240,37 @@ def demand(claim: Claim, expected: float | None) -> str:
     if claim.kind == "tolerance":
         share = 100 * (claim.rtol or 0)
         return f"within {share:.2g} % of the reference: {claim.why}"
-    resource = RESOURCES[claim.follows or ""]
+    follows = f"by the rate of the {RESOURCES[claim.follows or '']}"
     if expected is None:
-        return f"follows the {resource}, whose rate is not known on both machines"
+        return f"{follows}, which is not known on both machines"
     return (
-        f"{expected:.2f} times the reference by the rate of the {resource}, within a "
-        f"factor of {claim.factor:g}"
+        f"{expected:.2f} times the reference {follows}, within a factor of "
+        f"{claim.factor:g}"
     )
 
 
-def _hold(claim: Claim, profile: str, run: Run, reference: Run) -> dict[str, Any]:
-    """What becomes of a claim in one run: a row of the table."""
+def _hold(claim: Claim, profile: str, run: Run, reference: Run) -> Row:
+    """What becomes of a claim in one run."""
     mine = run.record(claim.chapter, profile)
     theirs = reference.record(claim.chapter, profile)
     value, base = quantity(claim, mine), quantity(claim, theirs)
     rates = comparable_rates(mine, theirs) if mine and theirs else None
     is_time = claim.kind == "time"
     expected = expected_ratio(claim, rates) if is_time else None
-    parted = apart = None
-
+    distance = None
     if mine is None:
-        verdict = Verdict("not run", True, f"chapter {claim.chapter} is not in it")
+        verdict = Verdict("not run", "open", f"chapter {claim.chapter} is not in it")
     elif base is None or theirs is None:
-        verdict = Verdict("no reference", True, "nothing to compare with")
+        verdict = Verdict("no reference", "open", "nothing to compare with")
     elif other := other_parameters(mine, theirs):
-        verdict = Verdict("not comparable", True, f"other parameters ({other})")
+        verdict = Verdict("not comparable", "open", f"other parameters ({other})")
         expected = None
     else:
         verdict = judge(claim, value.value if value else None, base.value, rates)
-        if value and is_time:
-            apart = ratio(value, base)
-        elif value:
-            parted = difference(value, base)
-            if parted and claim.kind == "exact":
-                parted = Quantity(parted.value)
-    held = "good" if verdict.good else "bad"
-    return {
-        "claim": claim,
-        "kind": claim.kind,
-        "profile": profile,
-        "reference": base,
-        "run": run.label,
-        "value": value,
-        "difference": parted,
-        "ratio": apart,
-        "expected": expected,
-        "demand": demand(claim, expected),
-        "verdict": verdict.word,
-        "good": verdict.good,
-        "text": verdict.text,
-        "state": "open" if verdict.word in OPEN else held,
-    }
+        distance = apart(value, base, as_ratio=is_time) if value else None
+        if distance and claim.kind == "exact":
+            distance = Quantity(distance.value)
+    return Row(claim, profile, run.label, base, value, distance, expected, verdict)
 
 
 def _profiles(chapter: int, runs: Iterable[Run]) -> list[str]:
@@ -333,8 +278,8 @@ def _profiles(chapter: int, runs: Iterable[Run]) -> list[str]:
     records = [record for run in runs for record in run.records]
     found = {r.profile for r in records if r.number == chapter}
     found = found or {r.profile for r in records[:1]}
-    order = {name: place for place, name in enumerate(PROFILES)}
-    return sorted(found, key=lambda name: (order.get(name, len(order)), name))
+    known = [name for name in PROFILES if name in found]
+    return known + sorted(found.difference(known))
 
 
 def describe_machine(run: Run, reference: Run) -> Machine:
@@ -376,14 +321,13 @@ def compare(
     each profile that its chapter was run with. Raises InvalidInput for a run that
     shares no chapter with a reference that is itself a run.
     """
-    if not reference.committed:
-        known = {record.number for record in reference.records}
-        for run in runs:
-            require(
-                bool(known & {record.number for record in run.records}),
-                f"runs {reference.label} and {run.label} have no chapter in common: "
-                "expected two runs of the same chapters; run them with `thesis run`",
-            )
+    known = {record.number for record in reference.records}
+    for run in runs:
+        require(
+            reference.committed or bool(known & {r.number for r in run.records}),
+            f"runs {reference.label} and {run.label} have no chapter in common: "
+            "expected two runs of the same chapters; run them with `thesis run`",
+        )
     whose = runs if reference.committed else [reference]
     rows = [
         _hold(claim, profile, run, reference)
@@ -391,16 +335,15 @@ def compare(
         for profile in _profiles(claim.chapter, whose)
         for run in runs
     ]
-    if reference.committed:
+    if reference.committed:  # its machine is that of the chapters that were compared
         pairs = {(r.number, r.profile) for run in runs for r in run.records}
         kept = [r for r in reference.records if (r.number, r.profile) in pairs]
-        reference = Run(reference.label, tuple(kept), committed=True)
+        reference = replace(reference, records=tuple(kept))
     columns = [reference, *(run for run in runs if run.label != reference.label)]
     return Comparison(
         reference.label,
-        reference.committed,
         tuple(run.label for run in runs),
-        pd.DataFrame(rows, columns=COLUMNS, dtype=object),
+        tuple(rows),
         tuple(describe_machine(run, reference) for run in columns if run.records),
     )
 
@@ -415,12 +358,12 @@ def doubts(compared: Comparison, run: Run) -> dict[str, dict[str, str]]:
         names = str(record.numbers.get("disturbed", "")).split()
         cause = f"disturbed: {record.numbers.get('disturbed_by', '')}"
         found[record.chapter] = dict.fromkeys(names, cause)
-    for row in each(compared.of(run.label)):
+    for row in compared.of(run.label):
         record = run.record(row.claim.chapter, row.profile)
-        if row.verdict == "UNEXPECTED" and record is not None:
-            why = [found[record.chapter].get(row.claim.key, "")]
-            why.append(f"UNEXPECTED, {row.text}")
-            found[record.chapter][row.claim.key] = "; ".join(filter(None, why))
+        if row.verdict.word == "UNEXPECTED" and record is not None:
+            names, why = found[record.chapter], f"UNEXPECTED, {row.verdict.text}"
+            known = names.get(row.claim.key)
+            names[row.claim.key] = f"{known}; {why}" if known else why
     return {chapter: names for chapter, names in found.items() if names}
 
 

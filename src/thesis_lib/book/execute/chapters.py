@@ -240,53 +240,41 @@ def refuse_unknown(
         )
 
 
-def _imported(source: str) -> set[str]:
-    """Dotted names of the package's modules that `source` may import."""
+def _imported(source: str, package: str = "") -> set[str]:
+    """Dotted names of our modules that `source`, in a package, may import."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+            module = f"{package}.{node.module}" if node.level else node.module
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return {name for name in names if name.split(".")[0] == "thesis_lib"}
 
 
 def module_file(name: str) -> Path | None:
     """The source file of a module of the package, or None if it is not one."""
     base = Path(__file__).parents[3].joinpath(*name.split("."))
-    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-def _behind(door: Path) -> set[str]:
-    """The modules that a package with a stub loads when one of its names is used."""
-    stub = door.with_suffix(".pyi")
-    if not stub.is_file():
-        return set()
-    package = door.parent.relative_to(Path(__file__).parents[3]).parts
-    nodes = ast.parse(stub.read_text()).body
-    return {
-        ".".join([*package, node.module])
-        for node in nodes
-        if isinstance(node, ast.ImportFrom) and node.module
-    }
+    candidates = (base.with_suffix(".py"), base / "__init__.py")
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def modules(source: str) -> set[Path]:
     """Source files of the package that `source` imports, directly or not.
 
-    What a front door loads when it is asked counts as imported, and so do the page and
-    the script beside a module.
+    What a front door loads when it is asked, which its stub says, counts as imported,
+    and so do the page and the script beside a module.
     """
     found: set[Path] = set()
     names = list(_imported(source))
     while names:
-        path = module_file(names.pop())
+        name = names.pop()
+        path = module_file(name)
         if path is not None and path not in found:
             found |= {path, *path.parent.glob("*.html"), *path.parent.glob("*.js")}
-            names += _imported(path.read_text()) | _behind(path)
+            names += _imported(path.read_text())
+            stub = path.with_suffix(".pyi")
+            names += _imported(stub.read_text(), name) if stub.is_file() else []
     return found
 
 
@@ -295,39 +283,39 @@ def code(notebook: nbformat.NotebookNode) -> str:
     return "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
 
 
-def content_keys(chapter: Chapter, many: Iterable[Mapping[str, Any]]) -> list[str]:
-    """`content_key` of many sets of parameters, reading what they share once."""
-    notebook = chapter.load()
-    cells = [[c.cell_type, c.source, c.metadata] for c in notebook.cells]
-    source = code(notebook)
+def _read_data(source: str) -> list[Path]:
+    """The files of the data folder that code may read, those of all claims apart."""
+    folder = data_folder()
     aside = {"params", "grids", "reference"}  # no chapter reads them
     if "measurements" not in source:  # which benchmarks write
         aside.add("measurements")
-    data = [
+    if "read_claims" not in source:  # a chapter that reads them counts all
+        aside.add(CLAIMS_FILE)
+    return [
         path
-        for path in data_folder().rglob("*")
+        for path in folder.rglob("*")
         if path.is_file()
-        and not aside & set(path.relative_to(data_folder()).parts)
+        and not aside & set(path.relative_to(folder).parts)
         and path.suffix != ".md"
-        and path.name != CLAIMS_FILE
     ]
-    if "read_claims" in source:  # it counts them, and not only its own
-        data.append(data_folder() / CLAIMS_FILE)
+
+
+def content_keys(chapter: Chapter, many: Iterable[Mapping[str, Any]]) -> list[str]:
+    """`content_key` of many sets of parameters, reading what they share once."""
+    notebook = chapter.load()
+    source = code(notebook)
     shared = {
-        "cells": cells,
+        "cells": [[c.cell_type, c.source, c.metadata] for c in notebook.cells],
         "package": file_hash(modules(source)),
-        "data": file_hash(data),
+        "data": file_hash(_read_data(source)),
         "locks": lock_hash(repository()),
         "versions": versions(),
     }
     claims = functools.cache(functools.partial(claim_hash, chapter.number))
     keys = []
     for values in many:
-        parts = shared | {
-            "parameters": values,
-            "claims": claims(values.get(PROFILE_PARAMETER)),
-        }
-        text = json.dumps(parts, sort_keys=True)
+        own = {"parameters": values, "claims": claims(values.get(PROFILE_PARAMETER))}
+        text = json.dumps(shared | own, sort_keys=True)
         keys.append(hashlib.sha256(text.encode()).hexdigest())
     return keys
 
@@ -526,13 +514,10 @@ def _run_one(
     profile: str,
     folder: Path,
     progress: Progress,
-    again: bool,
-) -> tuple[Record, bool]:
-    """Produce a chapter in `folder` unless it is fresh; the caller holds its lock."""
-    wanted, output = content_key(chapter, values), folder / f"{chapter.name}.ipynb"
+) -> Record:
+    """Produce a chapter in `folder`; the caller holds its lock."""
+    output = folder / f"{chapter.name}.ipynb"
     failed = output.with_suffix(".failed.ipynb")
-    if not again and (record := fresh(folder, chapter, wanted)) is not None:
-        return record, False
     partial = folder / f".{chapter.name}.partial.ipynb"
     try:
         record = produce(chapter, values, profile, partial, progress)
@@ -549,7 +534,7 @@ def _run_one(
     record.write(output.with_suffix(".json"))
     partial.unlink()
     failed.unlink(missing_ok=True)
-    return record, True
+    return record
 
 
 def run(
@@ -570,16 +555,17 @@ def run(
     InvalidInput and leaves earlier results, its own included, as they were. Another
     run of the same chapter into the same folder is waited for, after `on_wait`.
     """
-    resolved = resolve(chosen, profile, overrides)
     outcome = []
+    resolved = resolve(chosen, profile, overrides)
     with storage(output):
         output.mkdir(parents=True, exist_ok=True)
         for chapter in chosen:
-            name = chapter.name
-            with claimed(output / name, lambda name=name: on_wait(name)):
-                outcome.append(
-                    _run_one(chapter, resolved[name], profile, output, progress, again)
-                )
+            name, values = chapter.name, resolved[chapter.name]
+            with claimed(output / name, functools.partial(on_wait, name)):
+                key = content_key(chapter, values)
+                known = None if again else fresh(output, chapter, key)
+                record = known or _run_one(chapter, values, profile, output, progress)
+            outcome.append((record, known is None))
     return outcome
 
 

@@ -137,21 +137,30 @@ def reference_records(folder: Path) -> list[Record]:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a claim: one word, whether that is good, and one phrase."""
+    """What became of a claim: one word, how good that is, and one phrase."""
 
     word: str
-    good: bool
+    state: Literal["good", "bad", "open"]  # open: it was held against nothing
     text: str
 
+    @property
+    def good(self) -> bool:
+        """Whether nothing speaks against it."""
+        return self.state != "bad"
 
-def _ratio(value: float, reference: float) -> float:
-    return value / reference if reference else float("inf")
+
+Rates = tuple[Mapping, Mapping]  # the records' `machine` of a run and of the reference
 
 
-def expected_ratio(claim: Claim, rates: tuple[Mapping, Mapping] | None) -> float | None:
+def _held(good: bool, words: tuple[str, str], text: str) -> Verdict:
+    """A verdict of something that was held: the first of two words where it is good."""
+    return Verdict(words[not good], "good" if good else "bad", text)
+
+
+def expected_ratio(claim: Claim, rates: Rates | None) -> float | None:
     """How a time should stand to its reference, by the rate that it follows.
 
-    `rates` as for `judge`; None where the rate is not known on both machines.
+    None where the rate is not known on both machines.
     """
     name = RATES[claim.follows or ""]
     here, there = (side.get(name) for side in rates) if rates else (None, None)
@@ -160,54 +169,45 @@ def expected_ratio(claim: Claim, rates: tuple[Mapping, Mapping] | None) -> float
     return here / there if claim.inverse else there / here
 
 
-def _judge_time(
-    claim: Claim, value: float, reference: float, rates: tuple[Mapping, Mapping] | None
-) -> Verdict:
-    ratio, expected = _ratio(value, reference), expected_ratio(claim, rates)
-    if expected is None:
-        return Verdict("expected to differ", True, f"{ratio:.2f} times the reference")
-    assert claim.factor is not None  # a time has one: checked when it was read
-    good = expected / claim.factor <= ratio <= expected * claim.factor
-    return Verdict(
-        "as expected" if good else "UNEXPECTED",
-        good,
-        f"{ratio:.2f} times the reference; {expected:.2f} expected from the machine's "
-        f"{RESOURCES[claim.follows or '']}, within a factor of "
-        f"{claim.factor:g}",
-    )
-
-
 def judge(
     claim: Claim,
     value: Number | None,
     reference: Number | None,
-    rates: tuple[Mapping, Mapping] | None = None,
+    rates: Rates | None = None,
 ) -> Verdict:
     """Compare a value with its reference as its kind demands.
 
-    `rates` are the records' `machine` of the run and of the reference: with them a time
-    is held against the ratio of the rate that it follows.
+    With `rates` a time is held against the ratio of the rate that it follows.
     """
     if value is None:
-        return Verdict("not published", False, "the chapter did not publish it")
+        return Verdict("not published", "bad", "the chapter did not publish it")
     if reference is None:
-        return Verdict("no reference", True, "nothing to compare with")
+        return Verdict("no reference", "open", "nothing to compare with")
     if claim.kind == "exact" or isinstance(value, str) or isinstance(reference, str):
         good = value == reference
-        return Verdict(
-            "equal" if good else "DIFFERS",
-            good,
-            "bit for bit" if good else f"{value!r} is not {reference!r}",
-        )
+        text = "bit for bit" if good else f"{value!r} is not {reference!r}"
+        return _held(good, ("equal", "DIFFERS"), text)
     if claim.kind == "time":
-        return _judge_time(claim, value, reference, rates)
+        ratio = value / reference if reference else float("inf")
+        text, expected = (
+            f"{ratio:.2f} times the reference",
+            expected_ratio(claim, rates),
+        )
+        if expected is None:
+            return Verdict("expected to differ", "open", text)
+        assert claim.factor is not None  # a time has one: checked when it was read
+        return _held(
+            expected / claim.factor <= ratio <= expected * claim.factor,
+            ("as expected", "UNEXPECTED"),
+            f"{text}; {expected:.2f} expected from the machine's "
+            f"{RESOURCES[claim.follows or '']}, within a factor of {claim.factor:g}",
+        )
     assert claim.rtol is not None  # a tolerance has one: checked when it was read
-    off = abs(value - reference)
-    good = off <= claim.rtol * abs(reference)
-    share = _ratio(off, abs(reference))
-    return Verdict(
-        "agrees" if good else "DISAGREES",
-        good,
+    off, allowed = abs(value - reference), claim.rtol * abs(reference)
+    share = off / abs(reference) if reference else float("inf")
+    return _held(
+        off <= allowed,
+        ("agrees", "DISAGREES"),
         f"{_percent(share)} apart, {_percent(claim.rtol)} allowed: {claim.why}",
     )
 
@@ -232,18 +232,15 @@ def report(chapter: int, profile: str) -> str:
     ]
     if not verdicts:
         return f"no reference values for profile {profile!r}"
-
-    def held(kind: Kind) -> str:
+    lines = []
+    for kind, what in (
+        ("exact", "exact claims that are equal"),
+        ("tolerance", "claims within their tolerance"),
+    ):
         good = [verdict.good for claim, verdict in verdicts if claim.kind == kind]
-        return f"{sum(good)} of {len(good)}"
-
-    return "\n".join(
-        [
-            f"exact claims that are equal: {held('exact')}",
-            f"claims within their tolerance: {held('tolerance')}",
-            *(f"{c.key} {v.word}: {v.text}" for c, v in verdicts if not v.good),
-        ]
-    )
+        lines.append(f"{what}: {sum(good)} of {len(good)}")
+    wrong = [(c.key, v) for c, v in verdicts if not v.good]
+    return "\n".join(lines + [f"{key} {v.word}: {v.text}" for key, v in wrong])
 
 
 def store_references(
@@ -257,12 +254,12 @@ def store_references(
     folder = folder or data_folder()
     known = read_claims(folder / FILE).claims
     numbers = {name: value for r in records for name, value in r.numbers.items()}
-    for key, claim in known.items():
-        require(
-            key in numbers,
-            f"claim {key} is published by no chapter of this run: publish it in "
-            f"chapter {claim.chapter}, or delete it from {folder / FILE}",
-        )
+    missing = ", ".join(sorted(known.keys() - numbers))
+    require(
+        not missing,
+        f"claim {missing} is published by no chapter of this run: publish it in its "
+        f"chapter, or delete it from {folder / FILE}",
+    )
     timed = {key for key, claim in known.items() if claim.follows}
     for record in records:
         lost = timed.intersection(str(record.numbers.get("disturbed", "")).split())

@@ -126,12 +126,12 @@ def published() -> dict[str, Number]:
 
 def _outputs(notebook: "NotebookNode") -> Iterator[tuple[dict, Any]]:
     """What an executed notebook glued: what is noted of it, and its value."""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            noted = output.get("metadata", {}).get("scrapbook", {})
-            if noted.get("name"):
-                text = output["data"].get(f"{noted.get('mime_prefix', '')}text/plain")
-                yield noted, ast.literal_eval(text)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    for output in outputs:
+        noted = output.get("metadata", {}).get("scrapbook", {})
+        if noted.get("name"):
+            text = output["data"].get(f"{noted.get('mime_prefix', '')}text/plain")
+            yield noted, ast.literal_eval(text)
 
 
 def glued(notebook: "NotebookNode") -> dict[str, Any]:
@@ -259,13 +259,14 @@ class Record:
         Raises OldRecord for an earlier version, InvalidInput for anything else that
         this version would not have written.
         """
+        again = "delete it and run the chapter again"
         try:
             content = json.loads(text)
             version = content.pop("version")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidInput(
                 f"{where} is not a record of a run ({error!r}): expected JSON as "
-                "`thesis run` writes it; delete it and run the chapter again"
+                f"`thesis run` writes it; {again}"
             ) from error
         if isinstance(version, int) and version > RECORD_VERSION:
             raise InvalidInput(
@@ -278,12 +279,8 @@ class Record:
                 f"{where} is a record of version {version!r}, expected "
                 f"{RECORD_VERSION}: run the chapter again"
             )
-        return read_as(
-            cls,
-            content,
-            f"{where} is not a record of version {RECORD_VERSION}",
-            "delete it and run the chapter again",
-        )
+        wrong = f"{where} is not a record of version {RECORD_VERSION}"
+        return read_as(cls, content, wrong, again)
 
     def write(self, path: Path) -> None:
         """Write JSON; an existing record is replaced only by a complete one."""
@@ -326,9 +323,6 @@ def publish_table(name: str, table: Any) -> None:
 
 def _cell_name(*labels: object) -> str:
     """Labels, or the levels of them, joined to an identifier."""
-    flat = [
-        str(level)
-        for label in labels
-        for level in (label if isinstance(label, tuple) else (label,))
-    ]
-    return re.sub(r"\W+", "_", " ".join(flat)).strip("_")
+    levels = [label if isinstance(label, tuple) else (label,) for label in labels]
+    words = [str(word) for level in levels for word in level]
+    return re.sub(r"\W+", "_", " ".join(words)).strip("_")

@@ -14,14 +14,13 @@ import itertools
 import json
 import logging
 import operator
-import queue
 import re
 import socket
 import tempfile
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -36,7 +35,7 @@ from thesis_lib.book.execute.chapters import CUSTOM, PROFILE_PARAMETER, Chapter
 from thesis_lib.book.execute.claims import FILE as CLAIMS_FILE
 from thesis_lib.book.execute.claims import read_claims
 from thesis_lib.book.execute.pages import render_page
-from thesis_lib.book.execute.parameters import refuse
+from thesis_lib.book.execute.parameters import Parameter, refuse
 from thesis_lib.book.execute.records import STRICT, Record, read_as
 from thesis_lib.common import units
 from thesis_lib.common.errors import InvalidInput, require
@@ -47,9 +46,8 @@ SEED = "seed"  # the parameter that `seeds` in a grid file sets
 MOST_POINTS = 100_000
 CONNECT_S = 10  # how long a scheduler may take to answer
 DEATHS = 2  # workers that one point may take with it; with one more it has failed
-_LOOK_S = 1.0  # how often workers that joined are looked for
 
-Progress = Callable[[int, int, int, int], None]  # done, failed, running, in all
+Progress = Callable[[int, int, int], None]  # points done, failed, in all
 
 
 # --- the grid ----------------------------------------------------------------
@@ -78,9 +76,7 @@ class Grid:
     @property
     def varied(self) -> list[str]:
         """The first parameter of each axis with more than one value, in order."""
-        return [
-            _names(axis)[0] for axis, values in self.axes.items() if len(values) > 1
-        ]
+        return [_names(axis)[0] for axis, found in self.axes.items() if len(found) > 1]
 
 
 def _names(axis: str) -> list[str]:
@@ -121,8 +117,8 @@ class _GridFile:
             "are spawned from it: leave it out, or write seeds: 5",
         )
         if isinstance(seeds, int):
-            root_seed = np.random.SeedSequence(self.seed or 0)
-            seeds = root_seed.generate_state(seeds).tolist()
+            spawned = np.random.SeedSequence(self.seed or 0).generate_state(seeds)
+            seeds = spawned.tolist()
         if seeds is not None:
             require(
                 SEED not in axes, f"{path} gives {SEED} in grid and as seeds: keep one"
@@ -131,49 +127,54 @@ class _GridFile:
         require(
             bool(axes), f"{path} is an empty grid: list values of a parameter in grid"
         )
+        counts = Counter(name for axis in axes for name in _names(axis))
+        for name, times in counts.items():
+            require(times == 1, f"{name} is in {times} axes of {path}: keep one")
+        count = int(np.prod([float(len(values)) for values in axes.values()]))
+        require(
+            count <= MOST_POINTS,
+            f"{path} has {count} points, more than {MOST_POINTS}: list fewer values",
+        )
         return axes
 
 
-def _as_declared(type_name: str, value: Any) -> Any:
+def _as_declared(parameter: Parameter, value: Any) -> Any:
     """`value`, whole numbers as floats where the parameter is one: 1 and 1.0 are one
     point."""
-    if type_name == "float":
-        return float(value)
-    return [float(item) for item in value] if type_name == "list[float]" else value
+    if parameter.element != "float":
+        return value
+    return [float(item) for item in value] if parameter.is_list else float(value)
 
 
 def _settings(
-    chapter: Chapter, axis: str, values: list, path: Path
+    declared: Mapping[str, Parameter], axis: str, values: list, where: str
 ) -> list[dict[str, Any]]:
     """What each value of an axis sets, by parameter. Raises InvalidInput."""
-    declared, names = chapters.parameters(chapter), _names(axis)
-    found = []
+    names, found = _names(axis), []
+    smoke = {name: parameter.smoke for name, parameter in declared.items()}
+    chapters.refuse_unknown(names, declared, smoke, where)
     for value in values:
         parts = value if len(names) > 1 else [value]
         require(
             isinstance(parts, list) and len(parts) == len(names),
-            f"{value!r} of {axis} in {path} must be a list of {len(names)}: one value "
-            "for each parameter of the axis",
+            f"{value!r} of {axis} must be a list of {len(names)}: one value for each "
+            "parameter of the axis",
         )
         setting = dict(zip(names, parts, strict=True))
-        smoke = {name: parameter.smoke for name, parameter in declared.items()}
-        chapters.refuse_unknown(names, declared, smoke, chapter.name)
         refuse([declared[name] for name in names], setting)
-        found.append(
-            {n: _as_declared(declared[n].type_name, v) for n, v in setting.items()}
-        )
-    once = {json.dumps(setting) for setting in found}
-    require(
-        len(once) == len(found),
-        f"{axis} in {path} lists a value twice: every point must differ; list each "
-        "value once",
-    )
+        found.append({n: _as_declared(declared[n], v) for n, v in setting.items()})
+    distinct = {json.dumps(setting) for setting in found}
+    once = len(distinct) == len(found)
+    require(once, f"{axis} lists a value twice: list each value once")
     return found
 
 
-def _slug(values: Mapping[str, Any]) -> str:
-    text = ",".join(f"{name}={value}" for name, value in values.items())
-    return re.sub(r"[^\w.=,+-]+", "_", text)[:80]
+def _point(chapter: Chapter, values: dict[str, Any], key: str, shown: list) -> Point:
+    """A point, named for the values that it does not share with others."""
+    told = {name: values[name] for name in shown} or {"chapter": chapter.number}
+    text = ",".join(f"{name}={value}" for name, value in told.items())
+    slug = re.sub(r"[^\w.=,+-]+", "_", text)[:80]
+    return Point(f"{slug}-{key[:10]}", values, key)
 
 
 def read_grid(path: Path, chapter: Chapter) -> Grid:
@@ -187,44 +188,36 @@ def read_grid(path: Path, chapter: Chapter) -> Grid:
         raise InvalidInput(f"grid {path} cannot be read: {error}") from error
     form = "  profile: smoke\n  grid:\n    PARAMETER: [VALUE, …]\n  seeds: [1, 2, 3]"
     file = read_as(_GridFile, content, f"{path} is no grid", f"expected\n{form}")
-    axes, profile = file.axes(path), file.profile
-    standard = chapters.resolve([chapter], profile, {})[chapter.name]
-    settings = {
-        axis: _settings(chapter, axis, values, path) for axis, values in axes.items()
-    }
-    for name, times in Counter(n for axis in axes for n in _names(axis)).items():
-        require(times == 1, f"{name} is in {times} axes of {path}: keep one")
-    count = int(np.prod([float(len(values)) for values in axes.values()]))
-    require(
-        count <= MOST_POINTS,
-        f"{path} has {count} points, more than {MOST_POINTS}: list fewer values",
-    )
-    every, declared = [], chapters.parameters(chapter)
-    for combination in itertools.product(*settings.values()):
+    axes, declared = file.axes(path), chapters.parameters(chapter)
+    standard = chapters.resolve([chapter], file.profile, {})[chapter.name]
+    settings = [
+        _settings(declared, axis, values, chapter.name) for axis, values in axes.items()
+    ]
+    every = []
+    for combination in itertools.product(*settings):
         values = functools.reduce(operator.or_, combination, standard)
         refuse(declared.values(), values)
         if values != standard and PROFILE_PARAMETER in values:
             values[PROFILE_PARAMETER] = CUSTOM
         every.append(values)
-    grid = Grid(path, chapter, profile, axes, ())
-    points = []
-    for values, key in zip(every, chapters.content_keys(chapter, every), strict=True):
-        shown = {n: values[n] for n in grid.varied} or {"chapter": chapter.number}
-        points.append(Point(f"{_slug(shown)}-{key[:10]}", values, key))
+    grid = Grid(path, chapter, file.profile, axes, ())
+    keys = chapters.content_keys(chapter, every)
+    points = [
+        _point(chapter, values, key, grid.varied)
+        for values, key in zip(every, keys, strict=True)
+    ]
     return dataclasses.replace(grid, points=tuple(points))
 
 
 # --- on a worker -------------------------------------------------------------
-def _failure(error: BaseException, host: str, notebook: Path | None) -> dict[str, Any]:
-    text = getattr(error, "traceback", None) or "".join(
-        traceback.format_exception(error)
-    )
-    kept = notebook if notebook is not None and notebook.is_file() else None
+def _failure(error: BaseException, host: str, notebook: bytes | None = None) -> dict:
+    """What is told of a point that failed, with its notebook so far."""
+    told = getattr(error, "traceback", None)
     return {
         "host": host,
         "failed": str(error) or type(error).__name__,
-        "traceback": text,
-        "notebook": kept.read_bytes() if kept else None,
+        "traceback": told or "".join(traceback.format_exception(error)),
+        "notebook": notebook,
     }
 
 
@@ -244,14 +237,14 @@ def execute(name: str, values: dict[str, Any], profile: str, key: str) -> dict:
             "client, and start the worker again",
         )
     except InvalidInput as error:
-        return _failure(error, host, None)
+        return _failure(error, host)
     with tempfile.TemporaryDirectory(prefix="thesis-point-") as scratch:
         path = Path(scratch) / f"{name}.ipynb"
         try:
             record = chapters.produce(chapter, values, profile, path, lambda *_: None)
         # Whatever stops a point is that point's failure, and not the worker's.
         except Exception as error:
-            return _failure(error, host, path)
+            return _failure(error, host, path.read_bytes() if path.exists() else None)
         record = dataclasses.replace(record, machine=record.machine | {"host": host})
         return {
             "host": host,
@@ -406,35 +399,23 @@ def _outcomes(
     No more are submitted than there are threads: Dask blames the death of a worker on
     all that it was given, and workers that join later are to find something to do.
     """
-    from distributed import Future, KilledWorker
+    from distributed import KilledWorker, as_completed
 
     run = uuid.uuid4().hex[:8]  # two sweeps may share a scheduler
-    task, waiting = _task(), list(reversed(points))
-    flying: dict[Future, Point] = {}
-    landed: queue.SimpleQueue[Future] = queue.SimpleQueue()
+    task, waiting, flying = _task(), list(reversed(points)), {}
+    landed = as_completed(loop=client.loop)
 
     def top_up() -> None:
         while waiting and len(flying) < max(1, _threads(client)):
             point = waiting.pop()
-            future = client.submit(
-                task,
-                grid.chapter.name,
-                point.values,
-                grid.profile,
-                point.key,
-                key=f"{point.name}-{run}",
-                pure=False,
-            )
+            given = grid.chapter.name, point.values, grid.profile, point.key
+            name = f"{point.name}-{run}"
+            future = client.submit(task, *given, key=name, pure=False)
             flying[future] = point
-            future.add_done_callback(landed.put)
+            landed.add(future)
 
     top_up()
-    while flying:
-        try:
-            future = landed.get(timeout=_LOOK_S)
-        except queue.Empty:
-            top_up()
-            continue
+    for future in landed:
         point = flying.pop(future)
         require(not future.cancelled(), _LOST)
         top_up()
@@ -444,9 +425,9 @@ def _outcomes(
                 f"{error.allowed_failures + 1} workers died while they executed this "
                 "point: killed, or out of memory"
             )
-            yield point, _failure(died, error.last_worker.address, None)
+            yield point, _failure(died, error.last_worker.address)
         elif error is not None:  # nothing that a point did: `execute` returns that
-            yield point, _failure(error, "the cluster", None)
+            yield point, _failure(error, "the cluster")
         else:
             yield point, future.result()
         future.release()
@@ -503,25 +484,19 @@ def run(
         records = finished if resume else {}
         wanted = [point for point in grid.points if point.name not in records]
 
-        def tell(running: int) -> None:
-            progress(len(records), len(failures), running, len(grid.points))
-
-        tell(0)
+        progress(len(records), 0, len(grid.points))
         if wanted:
             with _connect(workers, scheduler) as client:
                 if not client.scheduler_info()["workers"]:
                     on_wait(f"{scheduler} has no workers yet: waiting for the first")
                     client.wait_for_workers(1)
-                left = len(wanted)
-                tell(min(left, _threads(client)))
                 for point, outcome in _outcomes(client, grid, wanted):
                     match _store(point, outcome, points):
                         case Failure() as failure:
                             failures.append(failure)
                         case record:
                             records[point.name] = record
-                    left -= 1
-                    tell(min(left, _threads(client)))
+                    progress(len(records), len(failures), len(grid.points))
         sweep = Sweep(grid, output, records, failures, len(wanted))
         table = gather(sweep)
         parquet = io.BytesIO()
@@ -532,6 +507,11 @@ def run(
 
 
 # --- the gathered results ----------------------------------------------------
+_PROVENANCE = (  # of a record, which a row has under the same names
+    "chapter", "key", "commit", "clean", "started", "seconds", "peak_memory_bytes",
+)  # fmt: skip
+
+
 def gather(sweep: Sweep) -> pd.DataFrame:
     """One row for each finished point, in the order of the grid.
 
@@ -544,81 +524,57 @@ def gather(sweep: Sweep) -> pd.DataFrame:
         record = sweep.records.get(point.name)
         if record is None:
             continue
+        as_text = {n: str(v) for n, v in record.parameters.items()
+                   if isinstance(v, list | dict)}  # fmt: skip
+        parameters, host = record.parameters | as_text, record.machine.get("host")
         rows.append(
             {"point": point.name}
+            | {f"parameter.{name}": value for name, value in parameters.items()}
+            | {f"number.{name}": value for name, value in record.numbers.items()}
+            | {name: getattr(record, name) for name in _PROVENANCE}
             | {
-                f"parameter.{n}": str(v) if isinstance(v, list | dict) else v
-                for n, v in record.parameters.items()
-            }
-            | {f"number.{n}": v for n, v in record.numbers.items()}
-            | {
-                "chapter": record.chapter,
-                "key": record.key,
-                "commit": record.commit,
-                "clean": record.clean,
-                "host": record.machine.get("host", "unknown"),
+                "host": host or "unknown",
                 "cpu": record.machine["cpu"],
-                "started": record.started,
-                "seconds": float(record.seconds),
-                "peak_memory_bytes": record.peak_memory_bytes,
                 "load_average": float(record.load_average["mean"]),
             }
         )
     table = pd.DataFrame(rows)
     for name in table.columns:
         # A column of Parquet has one type; some numbers are words in some points.
-        values = table[name].dropna()
-        if any(isinstance(value, str) for value in values):
-            table[name] = table[name].map(lambda v: v if pd.isna(v) else str(v))
-        elif name.startswith("number."):
+        if any(isinstance(value, str) for value in table[name].tolist()):
+            table[name] = table[name].map(str, na_action="ignore")
+        elif name.startswith("number.") or name == "seconds":
             table[name] = table[name].astype(float)
     return table
-
-
-@dataclass(frozen=True, slots=True)
-class Headline:
-    """A number that the summary shows: its column, and what it says."""
-
-    column: str
-    says: str
-    title: str  # what it says, with its unit
 
 
 MOST_HEADLINES, MOST_COLUMNS = 12, 6  # in figures, in the table of points
 
 
-def headlines(chapter: Chapter, table: pd.DataFrame) -> list[Headline]:
-    """The chapter's claims that vary over a sweep; all its numbers if it has none."""
-    numeric = [
-        name
-        for name in table.columns
-        if name.startswith("number.") and pd.api.types.is_float_dtype(table[name])
-    ]
+def headlines(chapter: Chapter, table: pd.DataFrame) -> dict[str, str]:
+    """The columns that the summary shows, each with what it says.
+
+    The chapter's claims that vary over a sweep; all its numbers if it has none.
+    """
+    numeric = [*table.filter(regex="^number").select_dtypes(float)]
     # What a chapter publishes of its own parameters is no result.
-    given = {tuple(table[name]) for name in table if name.startswith("parameter.")}
-    varying = [
-        name
-        for name in numeric
-        if len(set(table[name])) > 1 and tuple(table[name]) not in given
-    ]
-    claims = []
+    given = {tuple(table[name]) for name in table.filter(regex="^parameter")}
+    values = {name: tuple(table[name]) for name in numeric}
+    varying = [n for n in numeric if len(set(values[n])) > 1 and values[n] not in given]
+    claims = {}
     if (data_folder() / CLAIMS_FILE).is_file():
-        claims = [
-            Headline(f"number.{claim.key}", claim.says, claim.title)
-            for claim in read_claims().of_chapter(chapter.number)
-            if f"number.{claim.key}" in varying
-        ]
-    plain = [
-        Headline(name, words, words)
+        known = read_claims().of_chapter(chapter.number)
+        claims = {f"number.{claim.key}": claim.title for claim in known}
+    shown = {name: title for name, title in claims.items() if name in varying} or {
+        name: name.removeprefix("number.").replace("_", " ")
         for name in varying or numeric
         if not name.endswith(("_low", "_high"))  # ends of an interval
-        for words in [name.removeprefix("number.").replace("_", " ")]
-    ]
-    return (claims or plain)[:MOST_HEADLINES]
+    }
+    return dict(itertools.islice(shown.items(), MOST_HEADLINES))
 
 
 def _figures(
-    sweep: Sweep, table: pd.DataFrame, shown: list[Headline]
+    sweep: Sweep, table: pd.DataFrame, shown: Mapping[str, str]
 ) -> list[tuple[str, str]]:
     """The headline numbers against the first axis that varies: what it is, and SVG."""
     from thesis_lib.book import figures
@@ -628,43 +584,36 @@ def _figures(
     line = free[1] if len(free) > 1 else None
     described = chapters.parameters(sweep.grid.chapter)[axis].help
     drawn = []
-    for headline in shown:
+    for column, title in shown.items():
         figure = figures.sweep_lines(
             table[f"parameter.{axis}"].tolist(),
-            table[headline.column].to_numpy(),
+            table[column].to_numpy(),
             None if line is None else table[f"parameter.{line}"].map(str).tolist(),
             xlabel=f"{axis}: {described}" if described else axis,
-            ylabel=headline.title,
+            ylabel=title,
             legend=line or "",
         )
-        drawn.append((f"{headline.says} against {axis}", figures.as_svg(figure)))
+        drawn.append((f"{title} against {axis}", figures.as_svg(figure)))
     return drawn
 
 
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.4g}".replace("-", "−")
-    return str(value)
+def _text(value: Any) -> str:
+    """A cell of the summary."""
+    if not isinstance(value, float):
+        return str(value)
+    return "" if np.isnan(value) else f"{value:.4g}".replace("-", "−")
 
 
-def _points(
-    sweep: Sweep, table: pd.DataFrame, shown: list[Headline]
-) -> tuple[list[str], dict[str, list[str]]]:
-    """The table of points as text: the head, and the cells of each by its name."""
-    names = sweep.grid.varied or [_names(axis)[0] for axis in sweep.grid.axes]
-    shown = shown[:MOST_COLUMNS]
-    columns = [f"parameter.{name}" for name in names] + [h.column for h in shown]
-    head = [*names, *(h.title for h in shown), "seconds", "peak memory", "load", "host"]
-    return head, {
-        row["point"]: [
-            *(_number(row[column]) for column in columns),
-            f"{row['seconds']:.1f}",
-            units.format_size(row["peak_memory_bytes"]),
-            f"{row['load_average']:.2f}",
-            row["host"],
-        ]
-        for row in table.to_dict("records")
-    }
+def _points(grid: Grid, table: pd.DataFrame, shown: Mapping[str, str]) -> pd.DataFrame:
+    """The table of points as text, by their names."""
+    names = grid.varied or [_names(axis)[0] for axis in grid.axes]
+    columns = {f"parameter.{name}": name for name in names}
+    columns |= dict(itertools.islice(shown.items(), MOST_COLUMNS))
+    columns |= {"seconds": "seconds", "load_average": "load", "host": "host"}
+    cells = {label: [*map(_text, table[name])] for name, label in columns.items()}
+    points = pd.DataFrame(cells, index=table["point"].tolist())
+    points["peak memory"] = [units.format_size(n) for n in table["peak_memory_bytes"]]
+    return points
 
 
 def culprits(sweep: Sweep) -> dict[str, str]:
@@ -676,85 +625,72 @@ def culprits(sweep: Sweep) -> dict[str, str]:
     names = [name for axis in sweep.grid.axes for name in _names(axis)]
     finished = [record.parameters for record in sweep.records.values()]
     phrases = {}
-    for failure in sweep.failures:
-        values = failure.point.values
+    for point in (failure.point for failure in sweep.failures):
+        given = {name: f"{name}={point.values[name]}" for name in names}
         alone = [
-            f"{name}={values[name]}"
-            for name in names
-            if all(other[name] != values[name] for other in finished)
+            text
+            for name, text in given.items()
+            if all(other[name] != point.values[name] for other in finished)
         ]
         if not finished:
-            phrases[failure.point.name] = "no point finished to compare it with"
+            phrases[point.name] = "no point finished to compare it with"
         elif alone:
-            phrases[failure.point.name] = f"no point finished with {', '.join(alone)}"
+            phrases[point.name] = f"no point finished with {', '.join(alone)}"
         else:
-            shown = ", ".join(f"{name}={values[name]}" for name in names)
-            phrases[failure.point.name] = f"only together: {shown}"
+            phrases[point.name] = f"only together: {', '.join(given.values())}"
     return phrases
 
 
-def _provenance(records: Collection[Record]) -> dict[str, str]:
-    commits = {f"{r.commit}{'' if r.clean else ' with changes'}" for r in records}
-    return {
-        "commit": ", ".join(sorted(commits)),
-        "environment (locks)": ", ".join(sorted({r.lock_sha256[:12] for r in records})),
-        "Python": ", ".join(sorted({r.machine["python"] for r in records})),
-        "first point started": min(r.started for r in records),
-        "last point started": max(r.started for r in records),
-        "seconds of all points": f"{sum(r.seconds for r in records):.0f}",
-    }
-
-
-def _machines(records: Iterable[Record]) -> list[list[str]]:
-    """Host, processor, cores, memory and number of points of each machine."""
-    hosts = Counter((r.machine.get("host", "unknown"), r.machine["cpu"],
-                     r.machine["cores"], r.machine["memory_bytes"])
-                    for r in records)  # fmt: skip
-    return [
-        [host, cpu, str(cores), units.format_size(memory), str(count)]
-        for (host, cpu, cores, memory), count in sorted(hosts.items())
+def _facts(table: pd.DataFrame) -> dict[str, str]:
+    """Where the points were made, and how; more is in the record of each."""
+    commits = [
+        commit if clean else f"{commit} with changes"
+        for commit, clean in zip(table["commit"], table["clean"], strict=True)
     ]
+    places = Counter(table["host"] + ", " + table["cpu"])
+    return {
+        "commit": ", ".join(sorted(set(commits))),
+        "first point started": min(table["started"]),
+        "last point started": max(table["started"]),
+        "seconds of all points": f"{table['seconds'].sum():.0f}",
+        **{f"points on {place}": str(count) for place, count in places.items()},
+    }
 
 
 def summarise(sweep: Sweep, table: pd.DataFrame) -> str:
     """One page of HTML that needs nothing beside it: figures, points, provenance."""
     grid, phrases = sweep.grid, culprits(sweep)
-    failures = []
-    for failure in sweep.failures:
-        files = _files(sweep.output / "points", failure.point.name)
-        failures.append(
-            {
-                "point": failure.point.name,
-                "phrase": phrases[failure.point.name],
-                "sentence": failure.sentence,
-                "host": failure.host,
-                "notebook": files["failed"].is_file(),
-                "traceback": files["traceback"].read_text()[-4000:],
-            }
-        )
+    files = [_files(sweep.output / "points", f.point.name) for f in sweep.failures]
+    failures = [
+        {
+            "point": failure.point.name,
+            "phrase": phrases[failure.point.name],
+            "sentence": failure.sentence,
+            "host": failure.host,
+            "notebook": kept["failed"].is_file(),
+            "traceback": kept["traceback"].read_text()[-4000:],
+        }
+        for failure, kept in zip(sweep.failures, files, strict=True)
+    ]
     state = f"{len(sweep.records)} of {len(grid.points)} points are finished"
-    failed = f", {len(failures)} failed" if failures else ""
     page = {
         "title": f"Sweep of chapter {grid.chapter.number}: {grid.path.stem}",
         "chapter": grid.chapter.name,
         "profile": grid.profile,
-        "state": f"{state}{failed}.",
+        "state": f"{state}, {len(failures)} failed" if failures else state,
         "axes": {name: ", ".join(map(str, v)) for name, v in grid.axes.items()},
         "failures": failures,
-        "points": {},
+        "points": None,
     }
     if len(table):
         shown = headlines(grid.chapter, table)
-        head, points = _points(sweep, table, shown)
         free = [name for name in grid.varied if name != SEED]
         pooled = [*free[2:], *([SEED] if SEED in grid.varied else [])]
         over = f" over {', '.join(pooled)}" if pooled else ""
         page |= {
             "note": f"Each point is one run; lines join the means{over}",
             "figures": _figures(sweep, table, shown),
-            "columns": head,
-            "points": points,
-            "provenance": _provenance(sweep.records.values()),
-            "machines": _machines(sweep.records.values()),
+            "points": _points(grid, table, shown),
+            "facts": _facts(table),
         }
     return render_page("sweep.html", **page)
