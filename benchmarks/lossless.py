@@ -30,13 +30,17 @@ from thesis_lib.common.files import cache_folder
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.compress.convert import read_words
 from thesis_lib.memory.compress.random_weights import gaussian, synthesise
+from thesis_lib.memory.evaluate.rates import (
+    measure_machine,
+    plan_streamed,
+    with_decoder,
+)
 from thesis_lib.memory.formats import lossless
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import interleave
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 from thesis_lib.memory.offload.plan import MemoryPlan
-from thesis_lib.memory.offload.rates import measure_machine, plan_streamed, with_decoder
 
 GEOMETRY = "llama2-7b"
 DRIFT = 0.05  # of drains on a disk that is at rest

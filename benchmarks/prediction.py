@@ -24,6 +24,11 @@ import torch
 from record import Record, command, seconds_of, tell
 from timed_decode import random_checkpoint
 
+from thesis_lib.memory.evaluate.rates import (
+    drain_bytes_per_s,
+    measure_machine,
+    plan_streamed,
+)
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import crossing
 from thesis_lib.memory.offload.offloaded_model import (
@@ -32,11 +37,6 @@ from thesis_lib.memory.offload.offloaded_model import (
     plan_checkpoint,
 )
 from thesis_lib.memory.offload.plan import MemoryPlan
-from thesis_lib.memory.offload.rates import (
-    drain_bytes_per_s,
-    measure_machine,
-    plan_streamed,
-)
 
 GEOMETRY = "llama2-7b"
 WARM_UP, STEPS, DRAINS = 1, 5, 3

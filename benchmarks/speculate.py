@@ -37,12 +37,12 @@ from thesis_lib.memory.decode.speculative import (
     open_draft,
     plan_speculation,
 )
+from thesis_lib.memory.evaluate.rates import plan_streamed
 from thesis_lib.memory.formats.base import find_format
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import interleave
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
-from thesis_lib.memory.offload.rates import plan_streamed
 
 SHARE = 1 / 3  # of the weights that the device holds
 PROMPT = 160  # tokens at most

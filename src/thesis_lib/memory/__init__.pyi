@@ -3,6 +3,7 @@ from .compress.random_weights import synthesise as synthesise
 from .decode.generate import generate_text as generate_text
 from .decode.speculative import speculate_text as speculate_text
 from .evaluate.perplexity import perplexity as perplexity
+from .evaluate.rates import measure_machine as measure_machine
 from .model.spec import Machine as Machine
 from .model.spec import ModelSpec as ModelSpec
 from .model.spec import geometry as geometry
@@ -12,4 +13,3 @@ from .offload.offloaded_model import plan_checkpoint as plan_checkpoint
 from .offload.plan import MemoryPlan as MemoryPlan
 from .offload.plan import PlanInfeasible as PlanInfeasible
 from .offload.plan import plan as plan
-from .offload.rates import measure_machine as measure_machine

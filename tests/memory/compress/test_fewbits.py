@@ -15,11 +15,11 @@ from thesis_lib.memory.compress.convert import write_bits
 from thesis_lib.memory.compress.fisher import output_factors
 from thesis_lib.memory.compress.gptq import Metric, gptq, whitening
 from thesis_lib.memory.compress.svd import gram_matrices
+from thesis_lib.memory.evaluate.rates import plan_streamed
 from thesis_lib.memory.formats import bitplanes
 from thesis_lib.memory.formats.low_bit import Grid, LowBitConfig
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
-from thesis_lib.memory.offload.rates import plan_streamed
 
 PLAIN, CORRECTED = LowBitConfig(Grid(3, 16)), LowBitConfig(Grid(2, 16), 4)
 WINDOWS = tiny.tokens(0, 6, 24)

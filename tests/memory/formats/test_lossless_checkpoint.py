@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from thesis_lib.cli.main import app
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.convert import convert, read_words
+from thesis_lib.memory.evaluate.rates import decoder_bytes_per_s, with_decoder
 from thesis_lib.memory.formats import lossless
 from thesis_lib.memory.formats.base import find_format
 from thesis_lib.memory.model.checkpoint import NON_LAYER
@@ -23,7 +24,6 @@ from thesis_lib.memory.model.spec import Machine, geometry
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
 from thesis_lib.memory.offload.plan import least_device_bytes, plan
-from thesis_lib.memory.offload.rates import decoder_bytes_per_s, with_decoder
 from thesis_lib.memory.offload.store import (
     DECODERS,
     SafetensorsStore,

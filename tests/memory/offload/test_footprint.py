@@ -5,11 +5,11 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from thesis_lib.common.answers import remembered
 from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.model.shape import Shape
 from thesis_lib.memory.model.spec import geometries, geometry
 from thesis_lib.memory.offload import footprint
-from thesis_lib.memory.offload.answers import remembered
-from thesis_lib.memory.offload.shape import Shape
 
 
 @pytest.mark.parametrize("name", geometries())

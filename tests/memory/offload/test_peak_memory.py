@@ -10,12 +10,12 @@ from tiny import ROW, metered
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.convert import convert
 from thesis_lib.memory.formats.base import find_format
+from thesis_lib.memory.model.shape import Shape
 from thesis_lib.memory.model.spec import ARCHITECTURES, geometry
 from thesis_lib.memory.offload.architectures import configure, read_config
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
 from thesis_lib.memory.offload.peak_memory import dry_run
-from thesis_lib.memory.offload.shape import Shape
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -29,6 +29,7 @@ from thesis_lib.memory.evaluate.perplexity import (
     perplexity,
     read_tokens,
 )
+from thesis_lib.memory.evaluate.rates import plan_streamed
 from thesis_lib.memory.evaluate.windows import Placement, read_windows
 from thesis_lib.memory.formats import bitplanes
 from thesis_lib.memory.formats.base import (
@@ -61,7 +62,6 @@ from thesis_lib.memory.offload.architectures import (
     require_checkpoint,
 )
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, checkpoint_folder
-from thesis_lib.memory.offload.rates import plan_streamed
 from thesis_lib.memory.offload.store import SafetensorsStore
 from thesis_lib.memory.offload.transfer import read_tensors
 

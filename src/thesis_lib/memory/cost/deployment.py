@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from thesis_lib.common.answers import remembered
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.files import read_record
 from thesis_lib.common.stats import F64, Interval, bootstrap
@@ -29,7 +30,6 @@ from thesis_lib.memory.cost.cost import (
 from thesis_lib.memory.cost.prices import Quantity, read_prices, read_quantities
 from thesis_lib.memory.cost.published import Card, raw_bytes_per_s, read_cards
 from thesis_lib.memory.model.spec import WEIGHTS, ModelSpec, geometry
-from thesis_lib.memory.offload.answers import remembered
 from thesis_lib.memory.offload.plan import MemoryPlan, least_device_bytes, plan
 
 Evaluate = Callable[[Mapping[str, Any]], Any]

@@ -7,6 +7,7 @@ from typing import Any
 from thesis_lib.common.errors import choice, require
 from thesis_lib.memory.cost.prices import read_quantities
 from thesis_lib.memory.cost.published import read_cards
+from thesis_lib.memory.model.shape import Step
 from thesis_lib.memory.model.spec import WEIGHTS, Machine, geometries, geometry
 from thesis_lib.memory.offload.plan import (
     ASSUMED_DECODE_BYTES_PER_S,
@@ -14,7 +15,6 @@ from thesis_lib.memory.offload.plan import (
     MemoryPlan,
     plan,
 )
-from thesis_lib.memory.offload.shape import Step
 
 ASSUMED_CARD = "GeForce RTX 3090"  # whose data sheet bounds the computing of a geometry
 
@@ -46,11 +46,11 @@ def describe_plan(
         made = plan(spec, sized, batch, context, ring, kind=kind, **options)
         return _described(made, "assumed", "estimated")
     # Those bring torch, which a geometry does not need.
+    from thesis_lib.memory.evaluate.rates import measure_machine, with_decoder
     from thesis_lib.memory.offload.offloaded_model import (
         checkpoint_folder,
         plan_checkpoint,
     )
-    from thesis_lib.memory.offload.rates import measure_machine, with_decoder
 
     folder = checkpoint_folder(model)
     blind = _with_host(Machine(device_bytes, 1.0), device_bytes, host_bytes)

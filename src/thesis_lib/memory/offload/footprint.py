@@ -9,6 +9,8 @@ is kept on the disk, whatever the memory it was for.
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from thesis_lib.common.answers import remembered
+from thesis_lib.memory.model.shape import PeakMemory, Shape
 from thesis_lib.memory.model.spec import (
     ALIGNMENT,
     ModelSpec,
@@ -16,8 +18,6 @@ from thesis_lib.memory.model.spec import (
     geometry,
     whole_blocks,
 )
-from thesis_lib.memory.offload.answers import remembered
-from thesis_lib.memory.offload.shape import PeakMemory, Shape
 
 if TYPE_CHECKING:  # it brings torch
     from thesis_lib.memory.formats.base import WeightFormat

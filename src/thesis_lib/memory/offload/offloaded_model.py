@@ -25,6 +25,7 @@ from thesis_lib.common.units import format_size
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.checkpoint import NON_LAYER, allocate
 from thesis_lib.memory.model.pretrained import read_generation
+from thesis_lib.memory.model.shape import Shape, Step, read_step
 from thesis_lib.memory.model.spec import Machine, ModelSpec, geometries
 from thesis_lib.memory.offload.architectures import (
     TIED_HEAD,
@@ -38,7 +39,6 @@ from thesis_lib.memory.offload.footprint import Footprint, footprint
 from thesis_lib.memory.offload.measure import DeviceBudget, Span
 from thesis_lib.memory.offload.peak_memory import dry_run
 from thesis_lib.memory.offload.plan import ASSUMED_DISK_BYTES_PER_S, MemoryPlan, place
-from thesis_lib.memory.offload.shape import Shape, Step, read_step
 from thesis_lib.memory.offload.store import (
     PendingRead,
     SafetensorsStore,

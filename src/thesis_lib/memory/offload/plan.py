@@ -12,9 +12,9 @@ from typing import Any, Literal, Unpack
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.units import MiB
+from thesis_lib.memory.model.shape import Shape, Step, read_step
 from thesis_lib.memory.model.spec import Machine, ModelSpec
 from thesis_lib.memory.offload.footprint import Footprint, geometry_footprint
-from thesis_lib.memory.offload.shape import Shape, Step, read_step
 
 HOST_BUFFERS = 2  # buffers of host memory on the way from the disk to another device
 # Rates that nobody measured here: a solid-state disk on four lanes of PCIe 4, and two

@@ -7,14 +7,14 @@ import tiny
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.cost.planning import describe_plan
-from thesis_lib.memory.model.spec import Machine
-from thesis_lib.memory.offload.offloaded_model import StreamedModel
-from thesis_lib.memory.offload.plan import PlanInfeasible
-from thesis_lib.memory.offload.rates import (
+from thesis_lib.memory.evaluate.rates import (
     drain_bytes_per_s,
     measure_machine,
     plan_streamed,
 )
+from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload.offloaded_model import StreamedModel
+from thesis_lib.memory.offload.plan import PlanInfeasible
 
 
 def test_the_smallest_device_streams_every_layer(tmp_path):
@@ -72,7 +72,7 @@ def test_a_model_as_long_as_its_ring_is_measured_while_it_moves(tmp_path):
 
 def test_a_checkpoint_is_planned_as_what_it_holds(tmp_path, monkeypatch):
     tiny.write(tmp_path)
-    here = "thesis_lib.memory.offload.rates.measure_machine"
+    here = "thesis_lib.memory.evaluate.rates.measure_machine"
     monkeypatch.setattr(here, lambda folder: Machine(1, 1e9))
     found = describe_plan(str(tmp_path), 2**30, context=32, weights="bf16")
     assert found["rates"]["disk_bytes_per_s"] == 1e9

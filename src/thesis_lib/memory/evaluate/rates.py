@@ -17,11 +17,11 @@ import torch
 from thesis_lib.common.errors import require
 from thesis_lib.common.provenance import measurement
 from thesis_lib.memory.formats import lossless
+from thesis_lib.memory.model.shape import Step
 from thesis_lib.memory.model.spec import Machine, ModelSpec
 from thesis_lib.memory.offload.measure import compute_rates, seconds_of
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 from thesis_lib.memory.offload.plan import MemoryPlan
-from thesis_lib.memory.offload.shape import Step
 from thesis_lib.memory.offload.store import DECODERS, SafetensorsStore
 
 
