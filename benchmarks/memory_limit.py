@@ -238,7 +238,8 @@ class _Group:
     """A control group of our own."""
 
     def __init__(self, folder: Path, version: _Version) -> None:
-        self.folder, self.files, self.how = folder, version, version.how
+        self.folder, self.files = folder, version
+        self.how: How = version.how
         self.members, self._most_bytes = folder / "cgroup.procs", 0
         # The words before those of a command that is to run in it.
         self.joins = ("/bin/sh", "-c", _JOIN, str(self.members))
