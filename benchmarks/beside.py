@@ -17,10 +17,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import Record, answering, command, show, tell
+import pandas as pd
+from record import Record, answering, benchmark, show, tell
 
 from thesis_lib.common.stats import bootstrap
 
@@ -46,10 +48,8 @@ def measure() -> Iterator[Any]:
     plan = offloaded_model.plan_checkpoint(
         folder,
         spec.Machine(BUDGET_MIB * MiB, 1e9),
-        context=CONTEXT,
-        pass_tokens=CONTEXT,
-        logit_tokens=1,
-    )
+        context=CONTEXT, pass_tokens=CONTEXT, logit_tokens=1,
+    )  # fmt: skip
     with offloaded_model.StreamedModel(folder, plan) as model:
         yield "ready"
         for _ in sys.stdin:
@@ -84,15 +84,11 @@ def summarise(samples: list[dict]) -> list[dict]:
     The growth is the median over the rounds of the time over the same alone, with its
     95 % bootstrap interval.
     """
-
-    def taken(way: str, beside: int, step: str) -> np.ndarray:
-        found = [s[step] for s in samples if (s["way"], s["beside"]) == (way, beside)]
-        return np.array(found)
-
+    found = pd.DataFrame(samples).pivot(index="round", columns=["way", "beside"])
     rows = []
     for way, beside, step in product(WAYS, BESIDE, STEPS):
-        seconds = taken(way, beside, step)
-        grown = seconds / taken(way, 0, step)
+        seconds = found[step, way, beside].to_numpy()
+        grown = seconds / found[step, way, 0].to_numpy()
         low, high = bootstrap(
             len(grown), lambda rows, grown=grown: np.median(grown[rows], axis=1)
         )
@@ -106,26 +102,21 @@ def summarise(samples: list[dict]) -> list[dict]:
     return rows
 
 
-def main(words: list[str] | None = None) -> None:
+@benchmark
+def main(out: Path, rounds: int = 10) -> None:
     """Measure, print, and keep the record."""
-    given = command(__doc__, "beside", rounds=10).parse_args(words)
-    record, samples = Record(given.out), []
+    record, samples = Record(out), []
     with ExitStack() as stack:
         ways = {
             name: stack.enter_context(answering(measure, GOMP_SPINCOUNT=spins))
             for name, spins in WAYS.items()
         }
-        for number in range(given.rounds):
-            for beside in BESIDE:
-                with busy(beside):
-                    for way in ways if number % 2 == 0 else reversed(ways):
-                        told = {"round": number, "way": way, "beside": beside}
-                        samples.append(told | ways[way]())
-            tell(f"round {number + 1} of {given.rounds}")
+        for number, beside in product(range(rounds), BESIDE):
+            with busy(beside):
+                for way in ways if number % 2 == 0 else reversed(ways):
+                    told = {"round": number, "way": way, "beside": beside}
+                    samples.append(told | ways[way]())
+            tell(f"round {number + 1} of {rounds}, {beside} beside")
     rows = summarise(samples)
     show(rows)
-    record.write(rounds=given.rounds, goal=GOAL, rows=rows, samples=samples)
-
-
-if __name__ == "__main__":
-    main()
+    record.write(rounds=rounds, goal=GOAL, rows=rows, samples=samples)

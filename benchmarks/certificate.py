@@ -13,14 +13,14 @@ import random
 import sys
 import tempfile
 import time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import psutil
 import torch
 from memory_limit import confined_call
-from record import Record, checkout, command, tell
+from record import Record, benchmark, checkout, tell
 
 from thesis_lib.common.provenance import largest_resident_bytes
 from thesis_lib.common.units import MiB
@@ -31,7 +31,7 @@ from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkp
 from thesis_lib.memory.offload.plan import MemoryPlan
 
 sys.path.insert(0, str(checkout() / "tests" / "memory"))
-import tiny
+import tiny  # of the tests, which write models of every architecture
 
 SHAPES = (  # models of an architecture
     {"vocab_size": 211, "tie_word_embeddings": True},
@@ -66,7 +66,14 @@ def run_at_its_limits(folder: Path, made: MemoryPlan) -> int:
     return budget.peak_bytes
 
 
-def logical(plans: int, seed: int) -> list[dict[str, Any]]:
+def of_plan(made: MemoryPlan) -> dict[str, Any]:
+    """What a record keeps of any plan."""
+    kept = {name: getattr(made, name) for name in ("batch", "context", "ring")}
+    tiers = made.summary()["tiers"]
+    return kept | {"tiers": tiers, "planned_bytes": made.device_peak_bytes}
+
+
+def meter_plans(plans: int, seed: int) -> list[dict[str, Any]]:
     """Random plans of random models, and what the meter saw."""
     draw, rows = random.Random(seed), []
     drawn = [(name, shape) for name in ARCHITECTURES for shape in range(len(SHAPES))]
@@ -100,15 +107,11 @@ def logical(plans: int, seed: int) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "architecture": architecture,
-                    "batch": made.batch,
-                    "context": made.context,
+                    **of_plan(made),
                     "pass_tokens": made.pass_tokens,
                     "logit_tokens": made.logit_tokens,
-                    "ring": made.ring,
-                    "tiers": made.summary()["tiers"],
                     "generating": generating,
                     "device_bytes": made.machine.device_bytes,
-                    "planned_bytes": made.device_peak_bytes,
                     "metered_bytes": run_at_its_limits(folder, made),
                 }
             )
@@ -119,20 +122,17 @@ def logical(plans: int, seed: int) -> list[dict[str, Any]]:
 
 def choose(draw: random.Random, folder: Path) -> MemoryPlan:
     """A random plan of a real model, with less memory than its weights."""
-    context = draw.choice([32, 64, 128, 256])
-    new = draw.choice([1, 16, 32])
-    options = {
-        "batch": draw.choice([1, 2, 4, 8]),
-        "context": context,
-        "pass_tokens": new,
-        "logit_tokens": 1,
-        "ring": draw.choice([2, 3, 4]),
-    }
-    ample = plan_checkpoint(folder, Machine(2**50, 1e9), **options)
+    context, new = draw.choice([32, 64, 128, 256]), draw.choice([1, 16, 32])
+    batch, ring = draw.choice([1, 2, 4, 8]), draw.choice([2, 3, 4])
+    plan = partial(
+        plan_checkpoint, folder, batch=batch, context=context, pass_tokens=new,
+        logit_tokens=1, ring=ring,
+    )  # fmt: skip
+    ample = plan(Machine(2**50, 1e9))
     fixed = ample.non_layer_bytes + ample.kv_bytes + ample.activation_bytes
-    layers = options["ring"] + draw.randrange(ModelSpec.from_config(folder).layers // 2)
+    layers = ring + draw.randrange(ModelSpec.from_config(folder).layers // 2)
     size = fixed + layers * ample.staging_bytes
-    return plan_checkpoint(folder, Machine(size, 1e9), **options)
+    return plan(Machine(size, 1e9))
 
 
 def run_in_group(folder: str, seed: int) -> dict[str, Any]:
@@ -146,15 +146,11 @@ def run_in_group(folder: str, seed: int) -> dict[str, Any]:
         "before_bytes": before,
         "peak_bytes": largest_resident_bytes(process),
         "metered_bytes": metered,
-        "planned_bytes": made.device_peak_bytes,
-        "batch": made.batch,
-        "context": made.context,
-        "ring": made.ring,
-        "tiers": made.summary()["tiers"],
+        **of_plan(made),
     }
 
 
-def physical(plans: int, seed: int) -> list[dict[str, Any]]:
+def confine_plans(plans: int, seed: int) -> list[dict[str, Any]]:
     """Random plans of SmolLM2, each in a group that holds what the plan promises."""
     folder, rows = smollm2.checkpoint(), []
     probed = [
@@ -172,21 +168,19 @@ def physical(plans: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def main(words: list[str] | None = None) -> None:
+@benchmark
+def main(
+    out: Path,
+    *,
+    logical: Annotated[int, "plans metered"] = 500,
+    physical: Annotated[int, "plans in groups"] = 20,
+    seed: int = 0,
+) -> None:
     """The command."""
-    parser = command(__doc__, "certificate")
-    parser.add_argument("--logical", type=int, default=500, help="plans metered")
-    parser.add_argument("--physical", type=int, default=20, help="plans in groups")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(words)
-    record, start = Record(given.out), time.perf_counter()
+    record, start = Record(out), time.perf_counter()
     record.write(
-        seed=given.seed,
-        logical=logical(given.logical, given.seed),
-        physical=physical(given.physical, given.seed),
+        seed=seed,
+        logical=meter_plans(logical, seed),
+        physical=confine_plans(physical, seed),
         seconds=time.perf_counter() - start,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -9,22 +9,18 @@ from there when it is started again.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from pareto import rounded
-from record import Record, command, show
+from record import ELSEWHERE, Record, benchmark, show
 from torch import Tensor, nn
 
 from thesis_lib.common.errors import require
 from thesis_lib.common.files import data_folder
-from thesis_lib.memory.compress.allocation import (
-    Offer,
-    alike,
-    allocate_recipes,
-    judge,
-)
+from thesis_lib.memory.compress import allocation
 from thesis_lib.memory.compress.blockwise import matrices, quantise_model
 from thesis_lib.memory.compress.fisher import output_factors
 from thesis_lib.memory.evaluate.perplexity import Perplexity, perplexity, read_tokens
@@ -35,7 +31,8 @@ from thesis_lib.memory.formats.nf4 import quantise, weight_bytes
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.offload.architectures import stack
 
-Recipes = Mapping[str, LowBitConfig]  # by the name of a matrix in its layer
+Offers = Mapping[str, list[allocation.Offer]]  # by the name of a matrix in its layer
+Recipes = Mapping[str, LowBitConfig]  # as well
 
 CONTEXT = 512
 WINDOWS = 16  # of a calibration set
@@ -50,7 +47,7 @@ LAYERS_JUDGED = range(2, LAYERS, 6)  # whose offers stand for all
 ROUNDS = 2
 
 
-def choices_for(model: nn.Module, windows: Tensor) -> dict[str, list[Offer]]:
+def choices_for(model: nn.Module, windows: Tensor) -> Offers:
     """Offers for the matrices of a layer, summed over the layers that are judged."""
     names = [
         name for name in matrices(model) if int(name.split(".")[0]) in LAYERS_JUDGED
@@ -61,15 +58,16 @@ def choices_for(model: nn.Module, windows: Tensor) -> dict[str, list[Offer]]:
         for group in GROUPS
         for rank in RANKS
     ]
-    found: dict[str, list[list[Offer]]] = {}
-    for name, made in judge(model, windows[:OUTER_WINDOWS], names, recipes).items():
-        found.setdefault(name.partition(".")[2], []).append(made)
-    return {inner: alike(some) for inner, some in found.items()}
+    found: dict[str, list[list[allocation.Offer]]] = {}
+    judged = allocation.judge(model, windows[:OUTER_WINDOWS], names, recipes)
+    for name, made in judged.items():
+        found.setdefault(inner(name), []).append(made)
+    return {name: allocation.alike(some) for name, some in found.items()}
 
 
-def uniform(inner: list[str], bits: int, group: int, rank: int = 0) -> Recipes:
-    """One recipe for all."""
-    return dict.fromkeys(inner, LowBitConfig(Grid(bits, group), rank))
+def inner(name: str) -> str:
+    """The name of a matrix in its layer."""
+    return name.partition(".")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +80,12 @@ class Plan:
     always: bool = False
 
 
-def plans(choices: Mapping[str, list[Offer]], weights: int) -> dict[str, Plan]:
+def plans(choices: Offers, weights: int) -> dict[str, Plan]:
     """By name; goal 8 compares those for every seed, which come first."""
-    inner = list(choices)
+
+    def uniform(bits: int, always: bool = False) -> Plan:
+        recipes = dict.fromkeys(choices, LowBitConfig(Grid(bits, 64), 0))
+        return Plan("GPTQ", recipes, always=always)
 
     def shared(
         bits: float, admit: Callable[[LowBitConfig], bool] = lambda _: True
@@ -94,7 +95,7 @@ def plans(choices: Mapping[str, list[Offer]], weights: int) -> dict[str, Plan]:
             name: [one for one in some if admit(one.recipe)]
             for name, some in choices.items()
         }
-        return allocate_recipes(admitted, int(bits * weights / 8))
+        return allocation.allocate_recipes(admitted, int(bits * weights / 8))
 
     def corrected(bits: float) -> Plan:
         return Plan("corrected", shared(bits), both=True)
@@ -102,22 +103,18 @@ def plans(choices: Mapping[str, list[Offer]], weights: int) -> dict[str, Plan]:
     # Of one width: narrower matrices lost more than their offers said, in a trial on a
     # part of the novel that is evaluated here; chapter 6 says so.
     three = shared(3.25, lambda one: one.grid.bits == 3)
-    best = Plan("corrected", three, both=True, always=True)
+    mixed, any_width = shared(3.25, lambda one: one.rank == 0), shared(3.25)
     return {
-        "gptq 3": Plan("GPTQ", uniform(inner, 3, 64), always=True),
-        "corrected 3.25": best,
-        "mixed gptq 3.25": Plan(
-            "GPTQ, mixed", shared(3.25, lambda one: one.rank == 0), always=True
-        ),
+        "gptq 3": uniform(3, always=True),
+        "corrected 3.25": Plan("corrected", three, both=True, always=True),
+        "mixed gptq 3.25": Plan("GPTQ, mixed", mixed, always=True),
         "corrected 2.25": corrected(2.25),
-        "gptq 2": Plan("GPTQ", uniform(inner, 2, 64)),
-        "gptq 4": Plan("GPTQ", uniform(inner, 4, 64)),
+        "gptq 2": uniform(2),
+        "gptq 4": uniform(4),
         "corrected 4.25": corrected(4.25),
         "corrected 2.75": corrected(2.75),
-        "corrected 3.25, inputs": Plan("corrected, inputs only", best.recipes),
-        "corrected 3.25, any width": Plan(
-            "corrected, any width", shared(3.25), both=True
-        ),
+        "corrected 3.25, inputs": Plan("corrected, inputs only", three),
+        "corrected 3.25, any width": Plan("corrected, any width", any_width, both=True),
     }
 
 
@@ -138,28 +135,21 @@ def scored(model: Any, texts: Mapping[str, Tensor]) -> dict[str, Any]:
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Of each system: bits a weight, perplexities by seed, ratio to GPTQ's, paired."""
 
-    def by_seed(nll: str) -> dict[tuple[str, int], Perplexity]:
-        return {
-            (run["system"], run["seed"]): Perplexity(
-                np.array(run[nll]), np.array(run["counts"])
-            )
-            for run in runs
-        }
+    def scores(run: dict[str, Any], domain: str) -> Perplexity:
+        return Perplexity(np.array(run[f"{domain}nll"]), np.array(run["counts"]))
 
-    domains = {"": by_seed("nll"), "other_": by_seed("other_nll")}
+    gptq = {run["seed"]: run for run in runs if run["system"] == "gptq 3"}
     found: dict[str, Any] = {}
     for run in runs:
-        entry = found.setdefault(
-            run["system"],
-            {"method": run["method"], "bits": run["bits"]},
-        )
-        for domain, runs_of in domains.items():
-            own = runs_of[run["system"], run["seed"]]
+        about = {"method": run["method"], "bits": run["bits"]}
+        entry = found.setdefault(run["system"], about)
+        for domain in ("", "other_"):
+            own = scores(run, domain)
             entry.setdefault(f"{domain}perplexities", []).append(own.value)
-            base = runs_of.get(("gptq 3", run["seed"]))
-            if base is not None and run["system"] != "gptq 3":
+            base = gptq.get(run["seed"])
+            if base is not None and run is not base:
                 ratios = entry.setdefault(f"{domain}ratio_to_gptq_3", [])
-                ratios.append(own.ratio(base))
+                ratios.append(own.ratio(scores(base, domain)))
     return found
 
 
@@ -179,46 +169,45 @@ def decided(record: Record, make: Callable[[], dict[str, Plan]]) -> dict[str, Pl
 Make = Callable[[], tuple[Any, int]]  # a model, and the bytes of its matrices
 
 
-def score(
-    record: Record, system: str, method: str, seed: int, make: Make,
-    texts: Mapping[str, Tensor],
-) -> None:  # fmt: skip
-    """Score what `make` gives, unless it is scored, and write the record."""
-    if record.find(system=system, seed=seed):
-        return
-    model, nbytes = make()
-    bits = 8 * nbytes / record.content["weights"]
-    found = {"system": system, "method": method, "seed": seed, "bytes": nbytes}
-    found |= {"bits": bits, **scored(model, texts)}
-    record.add(found)
-    record.write(summary=summary(record.points))
-    show([found], "nll", "other_nll", "counts")
+@dataclass(frozen=True)
+class Scoring:
+    """A model, the texts that score what is made of it, and the record of that."""
 
+    record: Record
+    model: nn.Module
+    texts: Mapping[str, Tensor]
 
-def score_calibrated(
-    record: Record,
-    planned: Mapping[str, Plan],
-    model: nn.Module,
-    windows: Tensor,
-    seed: int,
-    texts: Mapping[str, Tensor],
-) -> None:
-    """Score what is calibrated on the windows of one seed."""
+    def score(self, system: str, method: str, seed: int, make: Make) -> None:
+        """Score what `make` gives, unless it is scored, and write the record."""
+        record = self.record
+        if record.find(system=system, seed=seed):
+            return
+        model, nbytes = make()
+        bits = 8 * nbytes / record.content["weights"]
+        found = {"system": system, "method": method, "seed": seed, "bytes": nbytes}
+        record.add(found | {"bits": bits, **scored(model, self.texts)})
+        record.write(summary=summary(record.points))
+        show([found | {"bits": bits}])
 
-    @cache
-    def factors() -> dict[str, Any]:
-        return output_factors(model, windows[:OUTER_WINDOWS], "empirical")
+    def score_calibrated(
+        self, planned: Mapping[str, Plan], windows: Tensor, seed: int
+    ) -> None:
+        """Score what is calibrated on the windows of one seed."""
 
-    def compressed(plan: Plan) -> tuple[Any, int]:
-        recipes = {
-            name: plan.recipes[name.partition(".")[2]] for name in matrices(model)
-        }
-        outer = factors() if plan.both else None
-        twin, stored = quantise_model(model, windows, recipes, outer, rounds=ROUNDS)
-        return twin, sum(one.nbytes for one in stored.values())
+        @cache
+        def factors() -> dict[str, Any]:
+            return output_factors(self.model, windows[:OUTER_WINDOWS], "empirical")
 
-    for system, plan in planned.items():
-        score(record, system, plan.method, seed, partial(compressed, plan), texts)
+        def compressed(plan: Plan) -> tuple[Any, int]:
+            recipes = {name: plan.recipes[inner(name)] for name in matrices(self.model)}
+            twin, stored = quantise_model(
+                self.model, windows, recipes, factors() if plan.both else None,
+                rounds=ROUNDS,
+            )  # fmt: skip
+            return twin, sum(one.nbytes for one in stored.values())
+
+        for system, plan in planned.items():
+            self.score(system, plan.method, seed, partial(compressed, plan))
 
 
 def in_nf4(model: nn.Module) -> tuple[Any, int]:
@@ -227,12 +216,12 @@ def in_nf4(model: nn.Module) -> tuple[Any, int]:
     return twin, weight_bytes(twin, [f"{prefix}.{name}" for name in matrices(model)])
 
 
-def main(words: list[str] | None = None) -> None:
+@benchmark
+def main(
+    out: Path, *, seeds: int = 3, elsewhere: Annotated[bool, ELSEWHERE] = False
+) -> None:
     """The command."""
-    parser = command(__doc__, "combined", resumes=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    given = parser.parse_args(words)
-    require(given.seeds > 0, f"--seeds {given.seeds}: expected at least one")
+    require(seeds > 0, f"--seeds {seeds}: expected at least one")
     torch.set_num_threads(1)
     model, tokenizer = smollm2.load()
 
@@ -247,9 +236,7 @@ def main(words: list[str] | None = None) -> None:
         "validation_": tokens("persuasion", VALIDATION[1], VALIDATION[0]),
     }
     weights = sum(layer.weight.numel() for layer in matrices(model).values())
-    record = Record(
-        given.out, None, ("plans", "runs", "summary"), given.elsewhere, points="runs"
-    )
+    record = Record(out, None, ("plans", "runs", "summary"), elsewhere, points="runs")
     record.content |= {
         "context": CONTEXT,
         "calibration_tokens": WINDOWS * CONTEXT,
@@ -258,21 +245,18 @@ def main(words: list[str] | None = None) -> None:
     }
     sets = [
         cut_windows(persuasion, CONTEXT, WINDOWS, "drawn", seed)
-        for seed in range(given.seeds)
+        for seed in range(seeds)
     ]
     judged = weights * len(LAYERS_JUDGED) // LAYERS
     planned = decided(record, lambda: plans(choices_for(model, sets[0]), judged))
     compared = {name: plan for name, plan in planned.items() if plan.always}
+    scoring = Scoring(record, model, texts)
     for seed, windows in enumerate(sets):
-        score_calibrated(record, compared, model, windows, seed, texts)
+        scoring.score_calibrated(compared, windows, seed)
     # What no text calibrates: the model itself, rounding and NF4.
-    score(record, "dense", "bf16", 0, lambda: (model, 2 * weights), texts)
+    scoring.score("dense", "bf16", 0, lambda: (model, 2 * weights))
     for bits in (2, 3, 4):
         nearest = partial(rounded, model, bits, group=64)
-        score(record, f"nearest {bits}", "rounding", 0, nearest, texts)
-    score(record, "nf4", "NF4", 0, partial(in_nf4, model), texts)
-    score_calibrated(record, planned, model, sets[0], 0, texts)
-
-
-if __name__ == "__main__":
-    main()
+        scoring.score(f"nearest {bits}", "rounding", 0, nearest)
+    scoring.score("nf4", "NF4", 0, partial(in_nf4, model))
+    scoring.score_calibrated(planned, sets[0], 0)

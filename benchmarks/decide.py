@@ -12,11 +12,10 @@ policies had in Python as well.
 
     python benchmarks/decide.py
 
-What is held grows with the load and with the objective. `--crowded` measures the
-compiled decision of `bid-price` up to loads and objectives at which thousands wait, in
-processor time, and renews that part of the record alone; with `--beside EARLIER`, a
-checkout of this repository, it runs that one in turn with this one, in processes of
-their own, and records both.
+What is held grows with the load and with the objective. `--crowded EARLIER`, a checkout
+of this repository, measures the compiled decision of `bid-price` up to loads and
+objectives at which thousands wait, in processor time, here and there in turn in
+processes of their own, and renews that part of the record alone.
 """
 
 import ctypes
@@ -37,13 +36,14 @@ from numba import njit
 from record import (
     Record,
     answering,
+    benchmark,
     both_clocks,
     checkout,
-    command,
     medians,
     own_core,
     renew,
     show,
+    turns,
 )
 
 from thesis_lib.common.provenance import commit
@@ -59,14 +59,14 @@ from thesis_lib.sequencer.core.events import (
 )
 from thesis_lib.sequencer.core.trace import F64, Decision, Trace
 from thesis_lib.sequencer.estimators.models import Boosted
-from thesis_lib.sequencer.estimators.trees import sum_leaves
+from thesis_lib.sequencer.estimators.trees import I32, sum_leaves
 from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
     noisy_estimate,
 )
 from thesis_lib.sequencer.policies.lookahead import SPREAD, Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
-from thesis_lib.sequencer.policies.rules import decide_compiled
+from thesis_lib.sequencer.policies.rules import Code, decide_compiled, decide_into
 
 SCENARIOS, LOADS = ("A", "C"), (0.9, 1.1, 1.5)
 POLICIES = (
@@ -85,6 +85,9 @@ clock_gettime.restype = ctypes.c_int
 MONOTONIC, PROCESSOR = time.CLOCK_MONOTONIC, time.CLOCK_THREAD_CPUTIME_ID
 
 
+Nodes = tuple[I32, I32, I32, F64, float, float]  # of trees, as `sum_leaves` wants them
+
+
 @njit
 def read_clock(words, clock=MONOTONIC):
     """Nanoseconds; `words` (2,) is where the system writes them."""
@@ -101,26 +104,29 @@ class Case:
     estimated_s: F64
     policy: Policy
 
-    def prepare(self) -> tuple[State, SequencerState, RunConfig, OpenLoop | Feedback]:
+    def prepare(
+        self,
+    ) -> tuple[State, SequencerState, RunConfig, OpenLoop | Feedback]:
         """What the simulator sets up before its loop, for an open loop without lag."""
         cell, trace, policy = self.cell, self.trace, self.policy
         setting = RunConfig(
-            closed=False,
-            think_s=0.0,
-            size=cell.batch_size if policy.batched else 1,
+            closed=False, think_s=0.0, size=cell.batch_size if policy.batched else 1,
             flush_s=float(min(cell.flush_s, policy.flush_s)),
             in_flight=policy.in_flight or 0,
-            lag_s=0.0,
-            sequencer_s=0.0,
-            read_s=0.0,
-            release_s=0.0,
-        )
+            lag_s=0.0, sequencer_s=0.0, read_s=0.0, release_s=0.0,
+        )  # fmt: skip
         state = idle_state(trace.keys, cell.cores)
         before = front(trace.arrival_s, np.full(len(trace), cell.slo_s), setting, 0)
         lookahead = policy.make_lookahead(
             state, trace.keys, self.estimated_s, before.deadline_s, SPREAD, 0.0
         )
         return state, before, setting, lookahead
+
+    @property
+    def code(self) -> Code:
+        """What the compiled decision is told of the policy."""
+        assert self.policy.code is not None, f"{self.policy.name} is not compiled"
+        return self.policy.code
 
     def check(self, state: State, before: SequencerState) -> None:
         """The history is the simulator's, bit for bit."""
@@ -146,9 +152,7 @@ def in_python(case: Case, objects: bool) -> tuple[F64, F64]:
             decision = decide(policy, lookahead, batch, now_s)
         else:
             memory, model = lookahead.memory, lookahead.model
-            decision = Decision(
-                *decide_compiled(policy.code, memory, model, ids, now_s)
-            )
+            decision = Decision(*decide_compiled(case.code, memory, model, ids, now_s))
         took = time.perf_counter_ns() - begin
         cost_ns[ids] += took / size
         decisions_ns.append(took)
@@ -159,20 +163,20 @@ def in_python(case: Case, objects: bool) -> tuple[F64, F64]:
 
 
 @njit
-def run_compiled(
+def run_compiled(  # what numba compiles takes its state apart
     state, before, busy_s, setting, memory, model, code, decisions_ns, clock
 ):
     """The loop of the simulator with a clock in it; (n,) nanoseconds and how many."""
     words = np.empty(2, np.int64)
     asked = np.empty(len(busy_s), np.int64)
-    cost_ns, number = np.zeros(len(busy_s)), 0
+    cost_ns, number, made = np.zeros(len(busy_s)), 0, memory.decided
     while True:
         size = next_decision(state, before, busy_s, setting, asked)
         if size <= 0:
             return cost_ns, number
-        ids = asked[:size].copy()
+        ids = asked[:size]
         begin = read_clock(words, clock)
-        order, dropped, held = decide_compiled(
+        order, dropped, held = decide_into(
             code, memory, model, ids, before.clock_s[NOW]
         )
         took = read_clock(words, clock) - begin
@@ -180,7 +184,10 @@ def run_compiled(
             cost_ns[i] += took / size
         decisions_ns[number] = took
         number += 1
-        enter(state, before, setting, order, dropped, held)
+        enter(
+            state, before, setting, made.order[:order], made.dropped[:dropped],
+            made.held[:held],
+        )  # fmt: skip
 
 
 def compiled(case: Case, clock: int = MONOTONIC, check: bool = True) -> tuple[F64, F64]:
@@ -189,7 +196,7 @@ def compiled(case: Case, clock: int = MONOTONIC, check: bool = True) -> tuple[F6
     decisions_ns = np.empty(2 * len(case.trace))  # an arrival and a commit each
     cost_ns, number = run_compiled(
         state, before, case.trace.service_s, setting, lookahead.memory, lookahead.model,
-        case.policy.code, decisions_ns, clock,
+        case.code, decisions_ns, clock,
     )  # fmt: skip
     if check:
         case.check(state, before)
@@ -204,15 +211,16 @@ WAYS: dict[str, Callable[[Case], tuple[F64, F64]]] = {
 
 
 @njit
-def estimate_compiled(nodes, centre, features):
-    """Nanoseconds of each estimate (n,), and their sum so that none is left out."""
-    words = np.empty(2, np.int64)
-    took, total_s = np.empty(len(features)), 0.0
+def estimate_compiled(nodes: Nodes, centre, features):
+    """Microseconds of each estimate (n,), asked for by compiled code."""
+    words, estimated_s = np.empty(2, np.int64), np.empty(len(features))
+    took_ns = np.empty(len(features))
     for row in range(len(features)):
         begin = read_clock(words)
-        total_s += exp(centre + sum_leaves(*nodes, features[row]))
-        took[row] = read_clock(words) - begin
-    return took, total_s
+        estimated_s[row] = exp(centre + sum_leaves(*nodes, features[row]))
+        took_ns[row] = read_clock(words) - begin
+    assert estimated_s.min() > 0  # or none would have to be made
+    return took_ns / 1e3
 
 
 @njit
@@ -235,12 +243,10 @@ def estimate_in_python(model: Boosted, features: F64) -> F64:
     return took_ns / 1e3
 
 
-def shape(times_us: F64) -> dict[str, float]:
-    """Mean and 99th percentile."""
-    return {
-        "mean_us": float(times_us.mean()),
-        "p99_us": float(np.quantile(times_us, 0.99, method="higher")),
-    }
+def shape(times_us: F64, name: str) -> dict[str, float]:
+    """Mean and 99th percentile of what is named."""
+    p99_us = float(np.quantile(times_us, 0.99, method="higher"))
+    return {f"{name}_mean_us": float(times_us.mean()), f"{name}_p99_us": p99_us}
 
 
 def cases() -> Iterable[tuple[dict, Case]]:
@@ -263,12 +269,11 @@ def estimates() -> dict[str, dict[str, Callable[[], F64]]]:
         cell = SimulationConfig.of_scenario(name, transactions=TRANSACTIONS)
         model = Boosted().fit(cell.make_trace(PAST_SEED))
         features = cell.make_trace(SEED).features
+        assert model.ensemble is not None
         nodes = model.ensemble.nodes()
         made[name] = {
-            "compiled": lambda n=nodes, c=model.centre, f=features: (
-                estimate_compiled(n, c, f)[0] / 1e3
-            ),
-            "python": lambda m=model, f=features: estimate_in_python(m, f),
+            "compiled": partial(estimate_compiled, nodes, model.centre, features),
+            "python": partial(estimate_in_python, model, features),
         }
     return made
 
@@ -285,27 +290,37 @@ def one_round(
     for label, case in labelled if number % 2 == 0 else reversed(labelled):
         for way, run in WAYS.items():
             cost_us, decisions_us = run(case)
-            estimate_us = spent[label["scenario"]][
-                "compiled" if way == "compiled" else "python"
-            ]
+            asked = "compiled" if way == "compiled" else "python"
+            estimate_us = spent[label["scenario"]][asked]
             rows.append(
                 label
                 | {"way": way, "decisions": len(decisions_us)}
-                | {f"decide_{k}": v for k, v in shape(cost_us).items()}
-                | {f"estimate_{k}": v for k, v in shape(estimate_us).items()}
-                | {f"both_{k}": v for k, v in shape(cost_us + estimate_us).items()}
-                | {f"decision_{k}": v for k, v in shape(decisions_us).items()}
+                | shape(cost_us, "decide")
+                | shape(estimate_us, "estimate")
+                | shape(cost_us + estimate_us, "both")
+                | shape(decisions_us, "decision")
             )
     return rows
 
 
-def summarise(rows: list[dict]) -> list[dict]:
-    """Medians over the rounds for each case and way, beside the samples themselves."""
+def in_rounds(rounds: int, one_round: Callable[[int], list[dict]]) -> dict[str, Any]:
+    """Medians of the rows of each case over the rounds, and how the clock was read."""
     groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        label = {name: v for name, v in row.items() if not name.endswith("_us")}
-        groups.setdefault(tuple(label.items()), []).append(row)
-    return [medians(dict(label), group) for label, group in groups.items()]
+
+    def run() -> None:
+        for number in range(rounds):
+            for row in one_round(number):
+                label = {name: v for name, v in row.items() if not name.endswith("_us")}
+                groups.setdefault(tuple(label.items()), []).append(row)
+
+    spent = both_clocks(run)
+    return {
+        "rounds": rounds,
+        "histories_equal": True,  # asserted by every run that checks its case
+        "clock_us": float(np.median(two_readings(10_000))) / 1e3,  # not subtracted
+        "cpu_share": spent["cpu_s"] / spent["wall_s"],
+        "cases": [medians(dict(label), group) for label, group in groups.items()],
+    }
 
 
 def crowd() -> list[dict]:
@@ -319,13 +334,14 @@ def crowd() -> list[dict]:
             trace = cell.arrange(transactions, load, SEED)
             case = Case(cell, trace, estimated_s, cell.policy("bid-price"))
             cost_us, decisions_us = compiled(case, PROCESSOR)
+            found = shape(decisions_us, "decision")
             rows.append(
                 {
                     "load": load,
                     "slo_s": slo_s,
                     "decisions": len(decisions_us),
-                    "decision_us": float(decisions_us.mean()),
-                    "p99_us": shape(decisions_us)["p99_us"],
+                    "decision_us": found["decision_mean_us"],
+                    "p99_us": found["decision_p99_us"],
                     "each_us": float(cost_us.mean()),  # its share of every decision
                 }
             )
@@ -339,20 +355,19 @@ def answer_crowds() -> Iterator[Any]:
         yield crowd()
 
 
-def in_turn(earlier: Path | None) -> list[dict]:
-    """Medians of `crowd` over rounds, of this checkout and of an `earlier` one."""
-    sources = {"now": checkout()} | ({"before": earlier} if earlier else {})
+def in_turn(earlier: Path) -> list[dict]:
+    """Medians of `crowd` over rounds, of this checkout and of an earlier one."""
+    sources = {"now": checkout(), "before": earlier.resolve()}
     found: dict[str, list[list[dict]]] = {name: [] for name in sources}
     with ExitStack() as stack:
         ask = {
             name: stack.enter_context(
-                answering(answer_crowds, PYTHONPATH=str(source.resolve() / "src"))
+                answering(answer_crowds, PYTHONPATH=str(source / "src"))
             )
             for name, source in sources.items()
         }
-        for number in range(CROWDED_ROUNDS + 1):  # the first compiles
-            for name in sorted(sources, reverse=bool(number % 2)):
-                found[name].append(ask[name]())
+        for _, name in turns(sources, CROWDED_ROUNDS + 1):
+            found[name].append(ask[name]())
     return [
         {
             "code": name,
@@ -360,62 +375,31 @@ def in_turn(earlier: Path | None) -> list[dict]:
             "samples_us": [round(row["decision_us"], 3) for row in same],
         }
         for name, rounds in found.items()
-        for same in zip(*rounds[1:], strict=True)
+        for same in zip(*rounds[1:], strict=True)  # the first compiles
     ]
 
 
-def renew_crowded(earlier: Path | None, out: Path) -> None:
+def renew_crowded(earlier: Path, out: Path) -> None:
     """Measure what is crowded and write that part of the record."""
     load, rows = psutil.getloadavg(), in_turn(earlier)
     renew(
-        out, "crowded", "cases", cases=rows, transactions=CROWD, rounds=CROWDED_ROUNDS,
-        before=commit(earlier)[0] if earlier else None,
+        out, "crowded", cases=rows, transactions=CROWD, rounds=CROWDED_ROUNDS,
+        before=commit(earlier)[0],
         load_average={"start": load, "end": psutil.getloadavg()},
     )  # fmt: skip
     show(rows, "samples_us")
 
 
-def everything(out: Path) -> None:
-    """All policies in all ways; what is crowded stays as recorded."""
+@benchmark
+def main(out: Path, *, crowded: Path | None = None) -> None:
+    """All policies in all ways; or what is crowded, beside another checkout."""
+    if crowded is not None:
+        renew_crowded(crowded, out)
+        return
     record = Record(out, resume=["crowded"], elsewhere=True, points="cases")
     own_core()
     labelled, estimating = list(cases()), estimates()
-    for _, case in labelled[: len(POLICIES)]:  # compiles everything
-        for way in WAYS.values():
-            way(case)
-    for ways in estimating.values():
-        for way in ways.values():
-            way()
-    rows: list[dict] = []
-
-    def run() -> None:
-        for number in range(ROUNDS):
-            rows.extend(one_round(labelled, estimating, number))
-
-    spent = both_clocks(run)
-    record.write(
-        "cases",
-        transactions=TRANSACTIONS,
-        rounds=ROUNDS,
-        histories_equal=True,  # asserted above, after every run
-        clock_us=float(np.median(two_readings(10_000))) / 1e3,  # not subtracted
-        cpu_share=spent["cpu_s"] / spent["wall_s"],
-        cases=summarise(rows),
-    )
+    one_round(labelled[: len(POLICIES)], estimating, 0)  # compiles everything
+    found = in_rounds(ROUNDS, partial(one_round, labelled, estimating))
+    record.write(transactions=TRANSACTIONS, **found)
     show(record.points, "samples")
-
-
-def main(words: list[str] | None = None) -> None:
-    """The command."""
-    parser = command(__doc__, "decide")
-    parser.add_argument("--crowded", action="store_true")
-    parser.add_argument("--beside", type=Path, metavar="EARLIER")
-    given = parser.parse_args(words)
-    if given.crowded:
-        renew_crowded(given.beside, given.out)
-    else:
-        everything(given.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,8 +7,9 @@ five loads, 20 paired seeds of 100,000 transactions each, on the seeds of chapte
 """
 
 import json
+from pathlib import Path
 
-from record import Record, command
+from record import Record, benchmark
 
 from thesis_lib.sequencer.experiments.goals import against_goals, run_goals
 
@@ -17,16 +18,14 @@ KEPT = ["row", "load", "seed", "policy", "violations", "late", "dropped",
         "goodput_per_s", "throughput_per_s"]  # fmt: skip
 
 
-def main(words: list[str] | None = None) -> None:
+@benchmark
+def main(out: Path, seeds: int = 20, transactions: int = 100_000) -> None:
     """Run, print, and keep the record."""
-    given = command(__doc__, "goals", seeds=20, transactions=100_000).parse_args(words)
-    record = Record(given.out)
-    size = {"seeds": given.seeds, "transactions": given.transactions, "seed": SEED}
-    runs = run_goals(**size)
+    record = Record(out)
+    runs = run_goals(seeds=seeds, transactions=transactions, seed=SEED)
     print(against_goals(runs).round(2).to_string())
     rows = runs[KEPT].to_json(orient="records", double_precision=8)
-    record.write(**size, runs=json.loads(rows))
-
-
-if __name__ == "__main__":
-    main()
+    record.write(
+        seeds=seeds, transactions=transactions, seed=SEED,
+        runs=json.loads(rows or "[]"),
+    )  # fmt: skip

@@ -11,26 +11,24 @@ into the time is left out and the record says so.
 `--device cpu` runs the same script where there is no GPU, with nothing capped.
 """
 
-import argparse
 import contextlib
 import shutil
-import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata, util
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import psutil
 import torch
 from memory_limit import confined_call
-from record import Record, command, tell
-from streaming import PEERS, load, transformers_step
-from timed_decode import deepest_plan, greedily, stream_store
+from record import Record, benchmark, tell
+from streaming import PEERS, decode, load, transformers_step
+from timed_decode import deepest_plan, stream_store
 
-from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.errors import choice, require
 from thesis_lib.common.files import cache_folder
 from thesis_lib.common.provenance import drain
 from thesis_lib.common.units import MiB, format_duration, format_size, parse_size
@@ -44,6 +42,31 @@ SLACK_BYTES = 256 * MiB  # of the fraction, for what kernels allocate by themsel
 COPY_BYTES = 64 * MiB  # one copy of the link's rate
 WRITE_BYTES_PER_S = 0.6e9  # of a store, for the time told beforehand
 PEER_SLOWDOWN = 6  # at most, of a peer's step against the link: for the time too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the command; sizes as '8GiB'."""
+
+    device: Annotated[str, "cuda or cpu"] = "cuda"
+    geometry: str = "llama-65b"
+    limit: Annotated[str, "of the device's memory, for each process"] = "8GiB"
+    host_memory: Annotated[str, "for weights; default: 70 %% of available"] = ""
+    distinct: Annotated[int, "most distinct layers of a store"] = 12
+    peer_layers: Annotated[int, "of the model beside peers"] = 12
+    peers: str = ",".join(PEERS)
+    reserve: Annotated[str, "of the disk, kept free"] = "10GB"
+    minutes: Annotated[float, "leave out what would take longer"] = 10
+    steps: Annotated[int, "tokens that count, a drain around each"] = 5
+    warm_up: Annotated[int, "tokens after the first that do not"] = 2
+    work: Annotated[str, "folder of the stores"] = field(
+        default_factory=lambda: str(cache_folder("gpu"))
+    )
+
+    @property
+    def limit_bytes(self) -> int:
+        """Of the device's memory."""
+        return parse_size(self.limit)
 
 
 def link_rate(device: torch.device, copies: int = 40) -> float:
@@ -64,7 +87,7 @@ def link_rate(device: torch.device, copies: int = 40) -> float:
 
 
 @contextlib.contextmanager
-def capped(limit: str, device: torch.device) -> Iterator[dict[str, Any]]:
+def capped(limit_bytes: int, device: torch.device) -> Iterator[dict[str, Any]]:
     """The fraction of a GPU's memory, and what allocator and driver have counted then.
 
     On a processor nothing is capped.
@@ -73,22 +96,19 @@ def capped(limit: str, device: torch.device) -> Iterator[dict[str, Any]]:
     if device.type != "cuda":
         yield counted
         return
-    with CudaCap(parse_size(limit), torch.cuda.current_device()) as cap:
+    with CudaCap(limit_bytes, torch.cuda.current_device()) as cap:
         yield counted
-    counted |= {
-        "how": "set_per_process_memory_fraction",
-        "allocated_bytes": cap.allocated_bytes,
-        "reserved_bytes": cap.reserved_bytes,
-        "context_bytes": cap.context_bytes,
-    }
+    counted["how"] = "set_per_process_memory_fraction"
+    for name in ("allocated_bytes", "reserved_bytes", "context_bytes"):
+        counted[name] = getattr(cap, name)
 
 
 def stream(
-    folder: Path, host_bytes: int, disk_rate: float, given: argparse.Namespace
+    folder: Path, host_bytes: int, disk_rate: float, given: Options
 ) -> dict[str, Any]:
     """Streamed: plan, stream, and time each step beside its drain and the link."""
-    device, limit_bytes = torch.device(given.device), parse_size(given.limit)
-    with capped(given.limit, device) as counted:
+    device, limit_bytes = torch.device(given.device), given.limit_bytes
+    with capped(limit_bytes, device) as counted:
         before = link_rate(device)
         machine = Machine(
             limit_bytes - min(SLACK_BYTES, limit_bytes // 8),
@@ -111,28 +131,24 @@ def stream(
     }
 
 
-def run_peer(system: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+def run_peer(system: str, folder: Path, given: Options) -> dict[str, Any]:
     """Another system in the same fraction: seconds and tokens of greedy steps."""
     device = torch.device(given.device)
     prompt = torch.ones(1, 1, dtype=torch.long, device=device)
-    seconds, tokens = [], []
-    with capped(given.limit, device) as counted:
+    with capped(given.limit_bytes, device) as counted:
         start = time.perf_counter()
         with smollm2.quiet():
             model = load(system, folder, Path(given.work), given.device)
         loading_s = time.perf_counter() - start
-        decoding = greedily(transformers_step(model), prompt)
-        for taken_s, token in islice(decoding, 1 + given.warm_up + given.steps):
-            seconds.append(taken_s)
-            tokens.append(token)
-            tell(f"{system}: {taken_s:.3f} s")
-    step_s = seconds[1 + given.warm_up :]
+        found = decode(transformers_step(model), prompt, given.warm_up + given.steps)
+        tell(f"{system}: {found['seconds']} s")
+    step_s = found["seconds"][given.warm_up :]
     return {
         "trial": {
-            "first_token_s": seconds[0],
-            "warm_up_s": seconds[1 : 1 + given.warm_up],
+            "first_token_s": found["first_token_s"],
+            "warm_up_s": found["seconds"][: given.warm_up],
             "step_s": step_s,
-            "tokens": tokens,
+            "tokens": [[token] for token in found["tokens"]],
         },
         "s_per_token": sorted(step_s)[len(step_s) // 2],
         "load_s": loading_s,
@@ -144,49 +160,48 @@ def run_alone(
     system: str, folder: str, host_bytes: int, disk_rate: float, given: dict[str, Any]
 ) -> dict[str, Any]:
     """What one part does in a process of its own; too little memory is a result."""
-    words = argparse.Namespace(**given)
     try:
         if system == "streamed":
-            return stream(Path(folder), host_bytes, disk_rate, words)
-        return run_peer(system, Path(folder), words)
+            return stream(Path(folder), host_bytes, disk_rate, Options(**given))
+        return run_peer(system, Path(folder), Options(**given))
     except torch.OutOfMemoryError as error:
         return {"out_of_memory": str(error).splitlines()[0]}
 
 
 def launch(
-    system: str, folder: Path, host: int, disk_rate: float, given: argparse.Namespace
+    system: str, folder: Path, host: int, disk_rate: float, given: Options
 ) -> dict[str, Any]:
     """Run one part and wait for it; a part that fails is reported, not fatal."""
     done = confined_call(
         run_alone, psutil.virtual_memory().total, 0.25, system=system, folder=folder,
-        host_bytes=host, disk_rate=disk_rate, given=vars(given),
+        host_bytes=host, disk_rate=disk_rate, given=asdict(given),
     )  # fmt: skip
     if done.report is None:
         return {"failed": f"ended with {done.returncode}", "killed": done.killed}
     return {
         **done.report,
-        "limit_bytes": parse_size(given.limit),
+        "limit_bytes": given.limit_bytes,
         "host_peak_bytes": done.peak_bytes,
         "process_s": done.seconds,
     }
 
 
-def distinct_layers(spec: ModelSpec, stores: int, given: argparse.Namespace) -> int:
+def distinct_layers(spec: ModelSpec, stores: int, given: Options) -> int:
     """Layers of a store such that `stores` of them leave the reserve free."""
     free_bytes = shutil.disk_usage(given.work).free - parse_size(given.reserve)
     outer = spec.embedding_bytes + spec.head_bytes
     most = (free_bytes // stores - outer) // spec.layer_bytes
-    if most < 2:
-        raise InvalidInput(
-            f"{given.work} has room for {max(most, 0)} layers of {spec.name} beside "
-            f"the {given.reserve} that stay free: expected two at least; free some, or "
-            "name another folder with --work"
-        )
+    require(
+        most >= 2,
+        f"{given.work} has room for {max(most, 0)} layers of {spec.name} beside the "
+        f"{given.reserve} that stay free: expected two at least; free some, or name "
+        "another folder with --work",
+    )
     return min(spec.layers, given.distinct, most)
 
 
 def foresee(
-    spec: ModelSpec, host: int, distinct: int, rate: float, given: argparse.Namespace
+    spec: ModelSpec, host: int, distinct: int, rate: float, given: Options
 ) -> dict[str, float]:
     """About how many seconds each part takes on a disk of this `rate`, by system.
 
@@ -216,7 +231,19 @@ def foresee(
     return parts
 
 
-def measure(given: argparse.Namespace, spec: ModelSpec) -> dict[str, Any]:
+def left_out(name: str, seconds: float, left_s: float) -> str | None:
+    """Why a part is not run; None where it is."""
+    if name in PEERS and util.find_spec(name) is None:
+        return "not installed: pip install -e .[peers]"
+    if seconds > left_s:
+        return (
+            f"about {format_duration(seconds)} where "
+            f"{format_duration(max(left_s, 0))} were left"
+        )
+    return None
+
+
+def measure(given: Options, spec: ModelSpec) -> dict[str, Any]:
     """Every part that fits into the time, most important first."""
     started = time.perf_counter()
     work = Path(given.work)
@@ -229,7 +256,7 @@ def measure(given: argparse.Namespace, spec: ModelSpec) -> dict[str, Any]:
     (work / "drain.bin").unlink(missing_ok=True)
     rate = rate or 1e9
     few = min(given.peer_layers, spec.layers)
-    shapes = {
+    shapes: dict[str, dict[str, Any]] = {
         "whole": {"layers": spec.layers, "distinct_layers": distinct},
         "few": {"layers": few, "distinct_layers": min(few, distinct)},
     }
@@ -237,15 +264,9 @@ def measure(given: argparse.Namespace, spec: ModelSpec) -> dict[str, Any]:
     try:
         for name, seconds in foresee(spec, host, distinct, rate, given).items():
             left_s = 60 * given.minutes - (time.perf_counter() - started)
-            if name in PEERS and util.find_spec(name) is None:
-                found[name] = {"skipped": "not installed: pip install -e .[peers]"}
-                continue
-            if seconds > left_s:
-                found[name] = {
-                    "skipped": f"about {format_duration(seconds)} where "
-                    f"{format_duration(max(left_s, 0))} were left"
-                }
-                tell(f"{name} left out: {found[name]['skipped']}")
+            if why := left_out(name, seconds, left_s):
+                found[name] = {"skipped": why}
+                tell(f"{name} left out: {why}")
                 continue
             store = "whole" if name == "whole" else "few"
             if not (work / store).is_dir():
@@ -286,58 +307,27 @@ def outcome(name: str, part: dict[str, Any]) -> str:
     return line
 
 
-def arguments(words: list[str] | None) -> argparse.Namespace:
-    """The command line; sizes as '8GiB'."""
-    parser = command(__doc__, "gpu")
-    add = parser.add_argument
-    add("--device", default="cuda", help="cuda or cpu")
-    add("--geometry", default="llama-65b")
-    add("--limit", default="8GiB", help="of the device's memory, for each process")
-    add("--host-memory", default="", help="for weights; default: 70 %% of available")
-    add("--distinct", type=int, default=12, help="most distinct layers of a store")
-    add("--peer-layers", type=int, default=12, help="of the model beside peers")
-    add("--peers", default=",".join(PEERS))
-    add("--reserve", default="10GB", help="of the disk, kept free")
-    add("--minutes", type=float, default=10, help="leave out what would take longer")
-    add("--steps", type=int, default=5, help="tokens that count, a drain around each")
-    add("--warm-up", type=int, default=2, help="tokens after the first that do not")
-    add("--work", default=None, help="folder of the stores")
-    given = parser.parse_args(words)
+@benchmark
+def main(out: Path, given: Options) -> None:
+    """Every part, and the record."""
     choice("device", given.device, ("cuda", "cpu"))
-    given.work = given.work or str(cache_folder("gpu"))
-    return given
-
-
-def main(words: list[str] | None = None, spec: ModelSpec | None = None) -> None:
-    """The command; `spec` takes the place of a published geometry."""
-    given = arguments(words)
-    try:
-        require(
-            given.device == "cpu" or torch.cuda.is_available(),
-            "this torch sees no CUDA device: run it where there is one, or with "
-            "--device cpu",
-        )
-        chosen = geometry(given.geometry) if spec is None else spec
-        record, found = Record(given.out), measure(given, chosen)
-    except InvalidInput as refusal:
-        sys.exit(str(refusal))
+    require(
+        given.device == "cpu" or torch.cuda.is_available(),
+        "this torch sees no CUDA device: run it where there is one, or with "
+        "--device cpu",
+    )
+    spec = geometry(given.geometry)
+    record, found = Record(out), measure(given, spec)
+    installed = [peer for peer in PEERS if util.find_spec(peer) is not None]
     record.write(
-        geometry=chosen.name,
+        geometry=spec.name,
         device=given.device,
         steps=given.steps,
         warm_up=given.warm_up,
         **found,
-        peers={
-            peer: metadata.version(peer)
-            for peer in PEERS
-            if util.find_spec(peer) is not None
-        },
+        peers={peer: metadata.version(peer) for peer in installed},
         note="random bf16 weights; layers beyond the distinct ones are hard links "
         "to them, each with a place of its own in host memory",
     )
     for name, part in found["parts"].items():
         print(outcome(name, part))
-
-
-if __name__ == "__main__":
-    main()

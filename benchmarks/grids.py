@@ -7,34 +7,29 @@ points, whichever call executed them. `full` tells the times of an executed prof
 """
 
 import json
+from pathlib import Path
 
 import pandas as pd
-from record import checkout, command, renew
+from record import benchmark, checkout, renew
 
 from thesis_lib.book.execute import chapters, sweep
 from thesis_lib.common.provenance import identity
 from thesis_lib.common.stats import mean_interval
 
+SHOWN_4 = {
+    "fifo_violations_percent": "FIFO, violations (%)",
+    "bid_price_violations_percent": "bid-price (%)",
+    "lower_bound_percent": "lower bound (%)",
+}
+SHOWN_6 = {
+    "stream_peak_mib": "peak (MiB)",
+    "stream_s_per_token": "streamed token (s)",
+    "stream_slowdown": "times a resident one",
+}
 # By grid: the chapter, how many workers (None: one a core), and what is shown of it.
 GRIDS: dict[str, tuple[str, int | None, dict[str, str]]] = {
-    "04_evaluation": (
-        "4",
-        None,
-        {
-            "fifo_violations_percent": "FIFO, violations (%)",
-            "bid_price_violations_percent": "bid-price (%)",
-            "lower_bound_percent": "lower bound (%)",
-        },
-    ),
-    "06_evaluation": (
-        "6",
-        1,
-        {
-            "stream_peak_mib": "peak (MiB)",
-            "stream_s_per_token": "streamed token (s)",
-            "stream_slowdown": "times a resident one",
-        },
-    ),
+    "04_evaluation": ("4", None, SHOWN_4),
+    "06_evaluation": ("6", 1, SHOWN_6),
 }
 
 
@@ -94,16 +89,10 @@ def full() -> dict:
     }
 
 
-def main(words: list[str] | None = None) -> None:
+@benchmark
+def main(out: Path, names: list[str] | None = None) -> None:
     """The named grids, or all of them and the profile."""
-    parser = command(__doc__, "grids")
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    given = parser.parse_args(words)
-    for name in given.names or [*GRIDS, "full"]:
+    for name in names or [*GRIDS, "full"]:
         found = full() if name == "full" else run(name)
-        renew(given.out, name, **found)
+        renew(out, name, **found)
         print(json.dumps(found, indent=1))
-
-
-if __name__ == "__main__":
-    main()

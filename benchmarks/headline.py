@@ -11,19 +11,17 @@ Says beforehand how much disk and time it takes, and refuses without them. Parts
 are done are kept in the working folder: killed and started again, it goes on.
 """
 
-import argparse
 import shutil
-import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from memory_limit import confined_call, forget_pages, how_confined
-from record import Record, command, made_by, tell
+from record import ELSEWHERE, Record, benchmark, made_by, tell
 from timed_decode import deepest_plan, stream_store
 
-from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.errors import choice, require
 from thesis_lib.common.files import cache_folder
 from thesis_lib.common.provenance import drain
 from thesis_lib.common.units import MiB, format_duration, format_size, parse_size
@@ -40,6 +38,33 @@ RINGS = (3, 2, 1)
 OVERHEAD_S = 30  # starting, opening and the first rate of each part
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the command; sizes as '8GiB'."""
+
+    geometry: str = "llama-65b"
+    layers: Annotated[int | None, "of the stack; default: all"] = None
+    weights: Annotated[str, "kinds of weights, one store each"] = "bf16,nf4"
+    limits: Annotated[str, "hard limits, page cache included"] = "8GiB,4GiB"
+    runtime: Annotated[str, "of a limit, for interpreter and kernels"] = "512MiB"
+    reserve: Annotated[str, "of the disk, kept free"] = "10GB"
+    minutes: Annotated[float, "refuse what takes longer"] = 90
+    steps: Annotated[int, "tokens that count, a drain around each"] = 3
+    warm_up: Annotated[int, "tokens after the first that do not"] = 1
+    rate_s: Annotated[float, "seconds of measuring the disk"] = 3.0
+    work: Annotated[str, "folder of the stores"] = field(
+        default_factory=lambda: str(cache_folder("headline"))
+    )
+    dry_run: Annotated[bool, "say what it takes, and stop"] = False
+    elsewhere: Annotated[bool, ELSEWHERE] = False
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The geometry, cut to the layers that are asked for."""
+        whole = geometry(self.geometry)
+        return whole if self.layers is None else replace(whole, layers=self.layers)
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
     """One checkpoint to write, stream under every limit and remove again."""
@@ -53,6 +78,17 @@ class Store:
     @property
     def folder(self) -> str:
         return f"{self.weights}-{self.layers}x{self.distinct_layers}"
+
+    @property
+    def label(self) -> str:
+        """What a figure has to say about the weights."""
+        if self.distinct_layers == self.layers:
+            return f"random {self.weights} weights, all {self.layers} layers distinct"
+        return (
+            f"random {self.weights} weights, {self.distinct_layers} distinct layers "
+            f"hard-linked to {self.layers} names, each read from the disk for every "
+            "token"
+        )
 
 
 def survey(
@@ -68,14 +104,14 @@ def survey(
         layer = round(spec.layer_bytes * BITS[kind] / 16)
         outer = spec.embedding_bytes + spec.head_bytes
         distinct = min(spec.layers, (free_bytes - reserve_bytes - outer) // layer)
-        if distinct < min(2, spec.layers):
-            raise InvalidInput(
-                f"two layers of {spec.name} in {kind} need "
-                f"{format_size(outer + 2 * layer + reserve_bytes)} of disk, "
-                f"{format_size(reserve_bytes)} of which stay free, but "
-                f"{format_size(free_bytes)} are: free some, or name another folder "
-                "with --work"
-            )
+        require(
+            distinct >= min(2, spec.layers),
+            f"two layers of {spec.name} in {kind} need "
+            f"{format_size(outer + 2 * layer + reserve_bytes)} of disk, "
+            f"{format_size(reserve_bytes)} of which stay free, but "
+            f"{format_size(free_bytes)} are: free some, or name another folder with "
+            "--work",
+        )
         size = outer + distinct * layer
         stores.append(Store(kind, spec.layers, distinct, size, layer))
     return stores
@@ -112,7 +148,7 @@ def stream(
 
 
 def run_part(
-    store: Store, folder: Path, limit_bytes: int, given: argparse.Namespace
+    store: Store, folder: Path, limit_bytes: int, given: Options
 ) -> dict[str, Any]:
     """Stream a store in its own group; the report with what the kernel counted."""
     device_bytes = limit_bytes - parse_size(given.runtime)
@@ -135,24 +171,14 @@ def run_part(
         "layers": store.layers,
         "distinct_layers": store.distinct_layers,
         "store_bytes": store.bytes,
-        "label": label(store),
+        "label": store.label,
         "device_bytes": device_bytes,
         **done.physical,
         **done.report,
     }
 
 
-def label(store: Store) -> str:
-    """What a figure has to say about the weights."""
-    if store.distinct_layers == store.layers:
-        return f"random {store.weights} weights, all {store.layers} layers distinct"
-    return (
-        f"random {store.weights} weights, {store.distinct_layers} distinct layers "
-        f"hard-linked to {store.layers} names, each read from the disk for every token"
-    )
-
-
-def write_store(store: Store, folder: Path, given: argparse.Namespace) -> float:
+def write_store(store: Store, folder: Path, given: Options) -> float:
     """Write the checkpoint unless it is there; the seconds it took."""
     if (folder / "config.json").is_file():
         return 0.0  # an earlier run was killed after it was written
@@ -169,7 +195,7 @@ def write_store(store: Store, folder: Path, given: argparse.Namespace) -> float:
 
 
 def survey_left(
-    work: Path, left: list[str], given: argparse.Namespace
+    work: Path, left: list[str], given: Options
 ) -> tuple[list[Store], float, str]:
     """Stores that are still to be streamed, the rate of the disk, and how it was read.
 
@@ -189,7 +215,7 @@ def survey_left(
 
 
 def announce(
-    stores: list[Store], rate: float, how: str, limits: int, given: argparse.Namespace
+    stores: list[Store], rate: float, how: str, limits: int, given: Options
 ) -> None:
     """Say what the stores take. Raises InvalidInput for more time than is allowed."""
     passes = 1 + given.warm_up + 2 * given.steps + 1
@@ -198,7 +224,7 @@ def announce(
         seconds = predicted_s(store, given.spec, limits, passes, rate)
         total_s += seconds
         tell(
-            f"{label(store)}: {format_size(store.bytes)} of disk, about "
+            f"{store.label}: {format_size(store.bytes)} of disk, about "
             f"{format_duration(seconds)}"
         )
     tell(
@@ -206,57 +232,12 @@ def announce(
         f"limits by {how_confined()}; the stores go into {given.work}, one at a time, "
         "and are removed"
     )
-    if total_s > 60 * given.minutes:
-        raise InvalidInput(
-            f"this would take about {format_duration(total_s)}, more than the "
-            f"{given.minutes:g} minutes allowed: allow more with --minutes, or take "
-            "fewer --steps, --limits or --weights"
-        )
-
-
-def headline(given: argparse.Namespace) -> None:
-    """Every part that is missing, store by store, then the record."""
-    work = Path(given.work)
-    work.mkdir(parents=True, exist_ok=True)
-    limits = [parse_size(text) for text in given.limits.split(",")]
-    weights = given.weights.split(",")
-    names = {(k, n): f"{k}-{n // MiB}MiB" for k in weights for n in limits}
-    settings = {
-        "geometry": given.spec.name,
-        "parameters": given.spec.total_bytes // given.spec.dtype_bytes,
-        "steps": given.steps,
-        "warm_up": given.warm_up,
-    }
-    record = Record(given.out)
-    done = Record(work / "parts.json", settings, ["points"], given.elsewhere)
-    missing = [key for key, name in names.items() if not done.find(name=name)]
-    left = list(dict.fromkeys(kind for kind, _ in missing))
-    stores, rate, how = survey_left(work, left, given)
-    announce(stores, rate, how, len(limits), given)
-    if given.dry_run:
-        return
-    for store in stores:
-        folder = work / store.folder
-        writing_s = write_store(store, folder, given)
-        for kind, limit in missing:
-            if kind != store.weights:
-                continue
-            name = names[kind, limit]
-            tell(f"{name}: {label(store)}, in {format_size(limit)}")
-            part = run_part(store, folder, limit, given) | {"writing_s": writing_s}
-            done.add({"name": name, **part, **made_by()})
-            tell(outcome(name, part))
-        shutil.rmtree(folder)
-    parts = {name: done.find(name=name) or {} for name in names.values()}
-    record.write(
-        **settings,
-        parts=parts,
-        note="device and host are one memory: the limit holds the interpreter, the "
-        "page cache and everything else of the process; bytes from /proc/self/io",
+    require(
+        total_s <= 60 * given.minutes,
+        f"this would take about {format_duration(total_s)}, more than the "
+        f"{given.minutes:g} minutes allowed: allow more with --minutes, or take fewer "
+        "--steps, --limits or --weights",
     )
-    done.path.unlink(missing_ok=True)
-    for name, part in parts.items():
-        print(outcome(name, part))
 
 
 def distinct_files(paths) -> list[Path]:
@@ -282,38 +263,47 @@ def outcome(name: str, part: dict[str, Any]) -> str:
     )
 
 
-def arguments(words: list[str] | None) -> argparse.Namespace:
-    """The command line; sizes as '8GiB'."""
-    parser = command(__doc__, "headline", resumes=True)
-    add = parser.add_argument
-    add("--geometry", default="llama-65b")
-    add("--layers", type=int, default=None, help="of the stack; default: all")
-    add("--weights", default="bf16,nf4", help="kinds of weights, one store each")
-    add("--limits", default="8GiB,4GiB", help="hard limits, page cache included")
-    add("--runtime", default="512MiB", help="of a limit, for interpreter and kernels")
-    add("--reserve", default="10GB", help="of the disk, kept free")
-    add("--minutes", type=float, default=90, help="refuse what takes longer")
-    add("--steps", type=int, default=3, help="tokens that count, a drain around each")
-    add("--warm-up", type=int, default=1, help="tokens after the first that do not")
-    add("--rate-s", type=float, default=3.0, help="seconds of measuring the disk")
-    add("--work", default=None, help="folder of the stores")
-    add("--dry-run", action="store_true", help="say what it takes, and stop")
-    given = parser.parse_args(words)
-    given.work = given.work or str(cache_folder("headline"))
-    return given
-
-
-def main(words: list[str] | None = None, spec: ModelSpec | None = None) -> None:
-    """The command; `spec` takes the place of a published geometry."""
-    given = arguments(words)
-    given.spec = geometry(given.geometry) if spec is None else spec
-    if given.layers is not None:
-        given.spec = replace(given.spec, layers=given.layers)
-    try:
-        headline(given)
-    except InvalidInput as refusal:
-        sys.exit(str(refusal))
-
-
-if __name__ == "__main__":
-    main()
+@benchmark
+def main(out: Path, given: Options) -> None:
+    """Every part that is missing, store by store, then the record."""
+    work = Path(given.work)
+    work.mkdir(parents=True, exist_ok=True)
+    limits = [parse_size(text) for text in given.limits.split(",")]
+    weights = given.weights.split(",")
+    names = {(k, n): f"{k}-{n // MiB}MiB" for k in weights for n in limits}
+    settings = {
+        "geometry": given.spec.name,
+        "parameters": given.spec.total_bytes // given.spec.dtype_bytes,
+        "steps": given.steps,
+        "warm_up": given.warm_up,
+    }
+    record = Record(out)
+    done = Record(work / "parts.json", settings, ["points"], given.elsewhere)
+    missing = [key for key, name in names.items() if not done.find(name=name)]
+    left = list(dict.fromkeys(kind for kind, _ in missing))
+    stores, rate, how = survey_left(work, left, given)
+    announce(stores, rate, how, len(limits), given)
+    if given.dry_run:
+        return
+    for store in stores:
+        folder = work / store.folder
+        writing_s = write_store(store, folder, given)
+        for kind, limit in missing:
+            if kind != store.weights:
+                continue
+            name = names[kind, limit]
+            tell(f"{name}: {store.label}, in {format_size(limit)}")
+            part = run_part(store, folder, limit, given) | {"writing_s": writing_s}
+            done.add({"name": name, **part, **made_by()})
+            tell(outcome(name, part))
+        shutil.rmtree(folder)
+    parts = {name: done.find(name=name) or {} for name in names.values()}
+    record.write(
+        **settings,
+        parts=parts,
+        note="device and host are one memory: the limit holds the interpreter, the "
+        "page cache and everything else of the process; bytes from /proc/self/io",
+    )
+    done.path.unlink(missing_ok=True)
+    for name, part in parts.items():
+        print(outcome(name, part))

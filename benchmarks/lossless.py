@@ -18,12 +18,12 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numba import njit
-from record import Record, command, seconds_of, show
+from record import Record, benchmark, seconds_of, show, turns
 
 from thesis_lib.common.errors import choice
 from thesis_lib.common.files import cache_folder
@@ -57,7 +57,7 @@ def exponent_code() -> Codec:
 
 def shuffled(codec: str, level: int) -> Codec:
     """blosc2: bytes of the same weight of all numbers side by side, then a codec."""
-    import blosc2
+    import blosc2  # pyright: ignore[reportMissingImports]
 
     blosc2.set_nthreads(1)
     options = {
@@ -93,7 +93,7 @@ def _join(noise, exponents, words):
 
 def planes(level: int) -> Codec:
     """Sign and mantissa as they are, zstandard over the exponents."""
-    import zstandard
+    import zstandard  # pyright: ignore[reportMissingImports]
 
     def code(chunk: U8) -> tuple[U8, bytes]:
         noise, exponents = np.empty((2, len(chunk) // 2), np.uint8)
@@ -110,7 +110,7 @@ def planes(level: int) -> Codec:
 
 def zipped() -> Codec:
     """zipnn: a Huffman code of the exponents."""
-    import zipnn
+    import zipnn  # pyright: ignore[reportMissingImports]
 
     options = {"bytearray_dtype": "bfloat16", "threads": 1, "input_format": "byte"}
 
@@ -176,31 +176,19 @@ def compare_codecs(
                     assert np.array_equal(out, plain)
                 samples = interleave(steps, rounds, warmup=1)
             for name, seconds in samples.items():
-                rows.append(
-                    {
-                        "weights": origin,
-                        "codec": name,
-                        "threads": threads,
-                        "ratio": sum(map(size, coded[name])) / n_bytes,
-                        "bytes": n_bytes,
-                        "seconds": seconds,
-                    }
-                )
+                ratio = sum(map(size, coded[name])) / n_bytes
+                row = {"weights": origin, "codec": name, "threads": threads}
+                row |= {"ratio": ratio, "bytes": n_bytes, "seconds": seconds}
+                rows.append(row)
     return rows
 
 
 def same_memory(folders: dict[str, Path], ring: int) -> dict[str, MemoryPlan]:
     """Plans that stream every layer, of the memory of the larger one."""
-    tight = {
-        name: plan_streamed(folder, 1, 16, 1, ring) for name, folder in folders.items()
-    }
-    most = max(made.device_peak_bytes for made in tight.values())
-    return {
-        name: plan_checkpoint(
-            folder, Machine(most, 1.0), context=16, logit_tokens=1, ring=ring
-        )
-        for name, folder in folders.items()
-    }
+    tight = [plan_streamed(folder, 1, 16, 1, ring) for folder in folders.values()]
+    machine = Machine(max(made.device_peak_bytes for made in tight), 1.0)
+    plan = partial(plan_checkpoint, context=16, logit_tokens=1, ring=ring)
+    return {name: plan(folder, machine) for name, folder in folders.items()}
 
 
 def time_passes(model: StreamedModel) -> dict[str, list[float]]:
@@ -210,21 +198,16 @@ def time_passes(model: StreamedModel) -> dict[str, list[float]]:
     the ring as full as the next one will. What a pass has asked for on behalf of the
     next one has landed before the clock of anybody else starts.
     """
-    row, cache = torch.tensor([[1]]), model.new_cache()
+    token = partial(model.step, torch.tensor([[1]]), model.new_cache(), keep=1)
 
-    def token() -> None:
-        model.step(row, cache, keep=1)
+    def repeat(run: Callable[[], object]) -> list[float]:
+        run()
+        return [seconds_of(run) for _ in range(REPEATS)]
 
-    seconds = {"drain": _repeat(model.drain), "token": _repeat(token)}
+    seconds = {"drain": repeat(model.drain), "token": repeat(token)}
     with model.without_reading():
-        seconds["compute"] = _repeat(token)
+        seconds["compute"] = repeat(token)
     return seconds
-
-
-def _repeat(run: Callable[[], object]) -> list[float]:
-    """Seconds of `REPEATS` runs behind one that is not timed."""
-    run()
-    return [seconds_of(run) for _ in range(REPEATS)]
 
 
 def settle(model: StreamedModel, most: int = 60) -> list[float]:
@@ -244,10 +227,10 @@ def compare_streams(
     home: Path, layers: int, rounds: int, ring: int, distinct: int | None
 ) -> dict[str, Any]:
     """Seconds of the reads alone and of tokens, dense and in code, in turn."""
-    folders = {"bf16": home / "dense", "lossless": home / "coded"}
-    for name, kind in (("bf16", "dense"), ("lossless", "lossless")):
+    folders = {"bf16": home / "dense", "lossless": home / "lossless"}
+    for folder in folders.values():
         synthesise(
-            GEOMETRY, folders[name], layers=layers, distinct_layers=distinct, kind=kind
+            GEOMETRY, folder, layers=layers, distinct_layers=distinct, kind=folder.name
         )
     os.sync()  # or pages would be written while others are read
     plans = same_memory(folders, ring)
@@ -257,24 +240,22 @@ def compare_streams(
         StreamedModel(folders["lossless"], plans["lossless"]) as coded,
     ):
         models = {"bf16": dense, "lossless": coded}
-        settling = settle(dense)
-        equal = torch.equal(
-            *(model.step(row, model.new_cache(), keep=1) for model in models.values())
-        )
+        settling, logits = settle(dense), []
         for model in models.values():
+            logits.append(model.step(row, model.new_cache(), keep=1))
             with model.without_reading():
                 continue
         samples: dict[str, list[list[float]]] = {}  # by turn
-        for turn in range(rounds):
-            for name in list(models)[:: 1 if turn % 2 else -1]:
-                for kind, seconds in time_passes(models[name]).items():
-                    samples.setdefault(f"{name} {kind}", []).append(seconds)
+        for _, name in turns(reversed(list(models)), rounds):
+            for kind, seconds in time_passes(models[name]).items():
+                samples.setdefault(f"{name} {kind}", []).append(seconds)
     decoder = with_decoder(measure_machine(folders["lossless"]), folders["lossless"])
     medians = {name: float(np.median(seconds)) for name, seconds in samples.items()}
     summary = {
         kind: medians[f"bf16 {kind}"] / medians[f"lossless {kind}"]
         for kind in ("drain", "token")
     }
+    equal = torch.equal(*logits)
     print(f"times as fast as bf16: {summary}, equal logits: {equal}", flush=True)
     return {
         "geometry": GEOMETRY,
@@ -293,30 +274,23 @@ def compare_streams(
     }
 
 
-def main(words: list[str] | None = None) -> None:
-    """The command."""
-    parser = command(__doc__, "lossless")
-    add = parser.add_argument
-    add("--mib", type=float, default=64, help="of weights to decode")
-    add("--codecs", default=";".join(CODECS), help="names, separated by ;")
-    add("--layers", type=int, default=8, help="of the streamed model")
-    add("--distinct", type=int, help="of them; all by default")
-    add("--rounds", type=int, default=5)
-    add("--ring", type=int, default=3)
-    given = parser.parse_args(words)
-    names = [choice("--codecs", name, CODECS) for name in given.codecs.split(";")]
-    codecs = {name: CODECS[name]() for name in names}
-    record = Record(given.out)
-
-    start = time.perf_counter()
-    rows = compare_codecs(codecs, int(given.mib * MiB), MiB, given.rounds)
+@benchmark
+def main(
+    out: Path,
+    *,
+    mib: Annotated[float, "of weights to decode"] = 64,
+    codecs: Annotated[str, "names, separated by ;"] = ";".join(CODECS),
+    layers: Annotated[int, "of the streamed model"] = 8,
+    distinct: Annotated[int | None, "of them; all by default"] = None,
+    rounds: int = 5,
+    ring: int = 3,
+) -> None:
+    """Compare the codecs, then the streams."""
+    names = [choice("--codecs", name, CODECS) for name in codecs.split(";")]
+    record, start = Record(out), time.perf_counter()
+    chosen = {name: CODECS[name]() for name in names}
+    rows = compare_codecs(chosen, int(mib * MiB), MiB, rounds)
     show(rows)
     with tempfile.TemporaryDirectory(dir=cache_folder("benchmarks")) as home:
-        stream = compare_streams(
-            Path(home), given.layers, given.rounds, given.ring, given.distinct
-        )
+        stream = compare_streams(Path(home), layers, rounds, ring, distinct)
     record.write(codecs=rows, stream=stream, seconds=time.perf_counter() - start)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,33 +5,26 @@ ranks spread over all matrices instead of one ratio for each; calibrated layer a
 layer behind compressed ones; and with the factors of each block trained. Every step
 contains those before it. Calibration reads windows of *Persuasion*, other ones for each
 seed, and never its last part, on which settings were chosen; evaluation reads *Sense
-and Sensibility*, the *Jargon File*, and any text that is given, in windows without
-overlap.
+and Sensibility* and the *Jargon File*, in windows without overlap.
 
 Points are written as they come, and a second run goes on where the first one ended.
 
-    python benchmarks/lowrank.py [--seeds 3] [--text NAME=FILE]…
+    python benchmarks/lowrank.py [--seeds 3]
 """
 
-import argparse
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from record import Record, command, tell
+from record import ELSEWHERE, Record, benchmark, tell
 from torch import Tensor
 
 from thesis_lib.common.files import data_folder
+from thesis_lib.memory.compress import svd
 from thesis_lib.memory.compress.allocation import allocate_ranks, spectra
 from thesis_lib.memory.compress.blockwise import Refinement, factorise_blocks
 from thesis_lib.memory.compress.fisher import output_factors, per_token
-from thesis_lib.memory.compress.svd import (
-    decompose_layers,
-    gram_matrices,
-    uniform_ranks,
-    with_ranks,
-)
 from thesis_lib.memory.evaluate.perplexity import perplexity, read_tokens
 from thesis_lib.memory.evaluate.windows import cut_windows
 from thesis_lib.memory.formats.nf4 import weight_bytes
@@ -57,7 +50,7 @@ class Calibration:
 
     @cached_property
     def grams(self) -> dict[str, Any]:
-        return gram_matrices(self.model, self.windows[:, None])
+        return svd.gram_matrices(self.model, self.windows[:, None])
 
     @cached_property
     def output_factors(self) -> dict[str, Any]:
@@ -66,26 +59,26 @@ class Calibration:
 
     @cached_property
     def whitened(self) -> dict[str, Any]:
-        return decompose_layers(self.model, self.grams)
+        return svd.decompose_layers(self.model, self.grams)
 
     @cached_property
     def weighted(self) -> dict[str, Any]:
-        return decompose_layers(
+        return svd.decompose_layers(
             self.model, self.grams, output_factors=self.output_factors
         )
 
     @cached_property
     def plain(self) -> dict[str, Any]:
-        return decompose_layers(self.model)
+        return svd.decompose_layers(self.model)
 
     def compressed(self, method: str, ratio: float) -> Any:
         """The model at `ratio` by the steps up to `method`."""
         if method in ("plain", "whitened", "weighted"):
-            ranks = uniform_ranks(self.model, ratio)
-            return with_ranks(self.model, getattr(self, method), ranks)
+            ranks = svd.uniform_ranks(self.model, ratio)
+            return svd.with_ranks(self.model, getattr(self, method), ranks)
         ranks = allocate_ranks(spectra(self.model, self.weighted), ratio)
         if method == "allocated":
-            return with_ranks(self.model, self.weighted, ranks)
+            return svd.with_ranks(self.model, self.weighted, ranks)
         return factorise_blocks(
             self.model,
             self.windows[:BLOCK_WINDOWS],
@@ -131,53 +124,42 @@ def evaluate(model: Any, texts: dict[str, Tensor], names: list[str]) -> dict[str
     }
 
 
-def settings(given: argparse.Namespace, texts: dict[str, Tensor]) -> dict[str, Any]:
-    """What must be equal for points to stand in one record."""
-    return {
-        "model": "SmolLM2-135M-Instruct",
-        "context": CONTEXT,
-        "calibration_windows": given.windows,
-        "block_windows": min(BLOCK_WINDOWS, given.windows),
-        "evaluation_tokens": {name: len(tokens) - 1 for name, tokens in texts.items()},
-        "refinement": {"steps": Refinement().steps, "rate": Refinement().rate},
-    }
-
-
-def main(words: list[str] | None = None) -> None:
-    """The command."""
-    parser = command(__doc__, "lowrank", resumes=True)
-    parser.add_argument("--seeds", type=int, default=3, help="calibration sets")
-    parser.add_argument("--windows", type=int, default=32, help="of 512 tokens each")
-    parser.add_argument("--tokens", type=int, default=16_384, help="of each text")
-    parser.add_argument(
-        "--text", action="append", default=[], help="NAME=FILE of another domain"
-    )
-    given = parser.parse_args(words)
+@benchmark
+def main(
+    out: Path,
+    *,
+    seeds: Annotated[int, "calibration sets"] = 3,
+    windows: Annotated[int, "of 512 tokens each"] = 32,
+    tokens: Annotated[int, "of each text"] = 16_384,
+    elsewhere: Annotated[bool, ELSEWHERE] = False,
+) -> None:
+    """Every point that the record lacks."""
     torch.set_num_threads(1)
     model, tokenizer = smollm2.load()
     novels = data_folder() / "text"
     files = {name: novels / f"{name}.txt" for name in HELD_OUT}
-    files |= {name: Path(file) for name, file in (t.split("=") for t in given.text)}
-    texts = {n: read_tokens(tokenizer, f, given.tokens + 1) for n, f in files.items()}
+    texts = {n: read_tokens(tokenizer, f, tokens + 1) for n, f in files.items()}
     calibration_text = read_tokens(tokenizer, novels / "persuasion.txt", LAST_TOKEN)
-    record = Record(
-        given.out, settings(given, texts), ("dense", "points"), given.elsewhere
-    )
+    settings = {
+        "model": "SmolLM2-135M-Instruct",
+        "context": CONTEXT,
+        "calibration_windows": windows,
+        "block_windows": min(BLOCK_WINDOWS, windows),
+        "evaluation_tokens": {name: len(ids) - 1 for name, ids in texts.items()},
+        "refinement": {"steps": Refinement().steps, "rate": Refinement().rate},
+    }
+    record = Record(out, settings, ("dense", "points"), elsewhere)
     names = list(linears(model))
     if "dense" not in record.content:
         record.content["dense"] = evaluate(model, texts, names)
     calibration = None
-    for seed, ratio, method in wanted(given.seeds):
+    for seed, ratio, method in wanted(seeds):
         key = {"seed": seed, "ratio": ratio, "method": method}
         if record.find(**key):
             continue
         if calibration is None or calibration.seed != seed:
-            calibration = Calibration(model, calibration_text, given.windows, seed)
+            calibration = Calibration(model, calibration_text, windows, seed)
         twin = calibration.compressed(method, ratio)
         point = record.add({**key, **evaluate(twin, texts, names)})
-        nats = {name: sum(nll) / given.tokens for name, nll in point["nll"].items()}
+        nats = {name: sum(nll) / tokens for name, nll in point["nll"].items()}
         tell(f"{key}: nats a token {nats}")
-
-
-if __name__ == "__main__":
-    main()

@@ -150,11 +150,9 @@ def read_from_disk_bytes(pid: int | Literal["self"] = "self") -> int | None:
     Reads that the page cache served do not count. None where the system does not say.
     """
     try:
-        text = (PROC / str(pid) / "io").read_text()
+        return _entry(PROC / str(pid) / "io", "read_bytes: ")
     except OSError:
         return None
-    hit = re.search(r"^read_bytes: (\d+)$", text, re.MULTILINE)
-    return int(hit[1]) if hit else None
 
 
 def forget_pages(paths: Iterable[Path]) -> None:
@@ -206,47 +204,64 @@ class _Uncapped:
         return int(self._most_bytes > self._limit_bytes)
 
 
-@dataclass(slots=True)
-class _Group:
-    """A control group of our own, and the names of its files in this version."""
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """How a version of control groups names its files, and what limits a group."""
 
-    folder: Path
     how: How
     peak: str  # file with the largest number of bytes so far
     usage: str  # file with the number of bytes now
     anonymous: str  # entry of memory.stat that counts what is no page cache
     events: str  # file that counts kills
-    most_bytes: int = 0
+    # What is written into which file, the limit first; a kernel may lack the others.
+    limits: dict[str, str]
 
-    @property
-    def members(self) -> Path:
-        return self.folder / "cgroup.procs"
 
-    @property
-    def joins(self) -> tuple[str, ...]:
-        """The words before those of a command that is to run in it."""
-        return ("/bin/sh", "-c", _JOIN, str(self.members))
+_VERSIONS = {
+    1: _Version(
+        "cgroup v1", "memory.max_usage_in_bytes", "memory.usage_in_bytes", "total_rss",
+        "memory.oom_control",
+        {
+            "memory.limit_in_bytes": "{limit}",
+            "memory.swappiness": "0",
+            "memory.memsw.limit_in_bytes": "{limit}",  # memory and swap together
+        },
+    ),
+    2: _Version(
+        "cgroup v2", "memory.peak", "memory.current", "anon", "memory.events",
+        {"memory.max": "{limit}", "memory.swap.max": "0"},
+    ),
+}  # fmt: skip
+
+
+class _Group:
+    """A control group of our own."""
+
+    def __init__(self, folder: Path, version: _Version) -> None:
+        self.folder, self.files = folder, version
+        self.how: How = version.how
+        self.members, self._most_bytes = folder / "cgroup.procs", 0
+        # The words before those of a command that is to run in it.
+        self.joins = ("/bin/sh", "-c", _JOIN, str(self.members))
 
     def peak_bytes(self) -> int:
         """Largest use so far; that of all looks where the kernel keeps no maximum."""
-        kept = (self.folder / self.peak).is_file()
-        text = (self.folder / (self.peak if kept else self.usage)).read_text()
-        self.most_bytes = max(self.most_bytes, int(text))
-        return self.most_bytes
+        kept = (self.folder / self.files.peak).is_file()
+        name = self.files.peak if kept else self.files.usage
+        self._most_bytes = max(self._most_bytes, int((self.folder / name).read_text()))
+        return self._most_bytes
 
     def look(self, pid: int) -> tuple[int, int]:
         """Bytes now, and those of them that are no page cache."""
         self.peak_bytes()
-        now = int((self.folder / self.usage).read_text())
-        return now, self._entry("memory.stat", self.anonymous)
+        now = int((self.folder / self.files.usage).read_text())
+        return now, self._entry("memory.stat", self.files.anonymous)
 
     def kills(self) -> int:
-        return self._entry(self.events, "oom_kill")
+        return self._entry(self.files.events, "oom_kill")
 
     def _entry(self, file: str, name: str) -> int:
-        text = (self.folder / file).read_text()
-        hit = re.search(rf"^{name} (\d+)$", text, re.MULTILINE)
-        return int(hit[1]) if hit else 0
+        return _entry(self.folder / file, rf"{name} ") or 0
 
     def __enter__(self) -> Self:
         return self
@@ -267,26 +282,10 @@ class _Group:
                 time.sleep(_LOOK_S)
 
 
-# By version: the names of a group's files, and what is written into which of them, the
-# limit first; of the others a kernel may lack some.
-_FILES: dict[int, tuple[How, str, str, str, str]] = {
-    1: (
-        "cgroup v1",
-        "memory.max_usage_in_bytes",
-        "memory.usage_in_bytes",
-        "total_rss",
-        "memory.oom_control",
-    ),
-    2: ("cgroup v2", "memory.peak", "memory.current", "anon", "memory.events"),
-}
-_LIMITS = {
-    1: {
-        "memory.limit_in_bytes": "{limit}",
-        "memory.swappiness": "0",
-        "memory.memsw.limit_in_bytes": "{limit}",  # memory and swap together
-    },
-    2: {"memory.max": "{limit}", "memory.swap.max": "0"},
-}
+def _entry(file: Path, name: str) -> int | None:
+    """The number behind a name that begins a line of a file; None without it."""
+    hit = re.search(rf"^{name}(\d+)$", file.read_text(), re.MULTILINE)
+    return int(hit[1]) if hit else None
 
 
 def _open_group(limit_bytes: int, proc: Path) -> _Group | _Uncapped:
@@ -313,13 +312,13 @@ def _limited(parent: Path, version: int, limit_bytes: int) -> _Group:
             enabled.write_text("+memory")  # refused where processes are in `parent`
     folder.mkdir()  # the kernel puts the files into it
     try:
-        for number, (name, text) in enumerate(_LIMITS[version].items()):
+        for number, (name, text) in enumerate(_VERSIONS[version].limits.items()):
             if number == 0 or (folder / name).exists():
                 (folder / name).write_text(text.format(limit=limit_bytes))
     except OSError:
         folder.rmdir()
         raise
-    return _Group(folder, *_FILES[version])
+    return _Group(folder, _VERSIONS[version])
 
 
 def _sweep(parent: Path) -> None:

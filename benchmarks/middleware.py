@@ -11,25 +11,20 @@ is sustained.
 import itertools
 import queue
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from time import perf_counter
 from unittest.mock import patch
 
 import numpy as np
-from record import Record, command, show, tell
+from record import Record, benchmark, show, tell
 
 from thesis_lib.sequencer.core.locks import book, lock_table, release
-from thesis_lib.sequencer.engine import workers
+from thesis_lib.sequencer.engine import scheduler, workers
 from thesis_lib.sequencer.engine.engine import ENGINES, database, make_log
 from thesis_lib.sequencer.engine.overheads import as_delays, overheads
-from thesis_lib.sequencer.engine.scheduler import (
-    Requests,
-    Run,
-    Scheduler,
-    run_closed,
-    run_open,
-)
 from thesis_lib.sequencer.engine.storage import UNITS
 from thesis_lib.sequencer.policies.registry import policy
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
@@ -97,35 +92,35 @@ def threads(storage, log: Log, count: int) -> float:
     with mutex:
         for _ in range(CLIENTS):
             arrive()
-    at_work = [threading.Thread(target=work) for _ in range(count)]
-    for thread in at_work:
-        thread.start()
-    for thread in at_work:
-        thread.join()
+    with ThreadPoolExecutor(count) as at_work:
+        for done in [at_work.submit(work) for _ in range(count)]:
+            done.result()
     return (len(log) - WARM_UP) / (ends_s[-1] - ends_s[WARM_UP - 1])
 
 
-def processes(storage, log: Log, count: int) -> tuple[float, Run]:
+def processes(storage, log: Log, count: int) -> tuple[float, scheduler.Run]:
     """Transactions a second of a closed loop, and its run."""
-    with Scheduler(storage, log, count) as scheduler:
-        run = run_closed(scheduler, len(log), CLIENTS, BATCH)
+    with scheduler.Scheduler(storage, log, count) as ready:
+        run = scheduler.run_closed(ready, len(log), CLIENTS, BATCH)
     ends_s = np.sort(run.finish_s)
     return (len(log) - WARM_UP) / (ends_s[-1] - ends_s[WARM_UP - 1]), run
 
 
-def open_loop(storage, log: Log, count: int, rate_per_s: float, seed: int) -> Run:
+def open_loop(
+    storage, log: Log, count: int, rate_per_s: float, seed: int
+) -> scheduler.Run:
     """A run at this rate under FIFO, behind a warm-up."""
     rng = np.random.default_rng(seed)
     due_s = poisson_arrivals(rate_per_s, len(log) - WARM_UP, rng)
     arrival_s = np.concatenate([np.zeros(WARM_UP), due_s])
-    asked = Requests.of_log(log, arrival_s, 1.0, np.zeros(len(log)))
-    with Scheduler(storage, log, count) as scheduler:
-        run_closed(scheduler, WARM_UP, CLIENTS, BATCH)
+    asked = scheduler.Requests.of_log(log, arrival_s, 1.0, np.zeros(len(log)))
+    with scheduler.Scheduler(storage, log, count) as ready:
+        scheduler.run_closed(ready, WARM_UP, CLIENTS, BATCH)
         fifo = policy("fifo", slo_s=1.0, cores=count)
-        return run_open(scheduler, asked, fifo, first=WARM_UP)
+        return scheduler.run_open(ready, asked, fifo, first=WARM_UP)
 
 
-def sustained(run: Run) -> bool:
+def sustained(run: scheduler.Run) -> bool:
     """Whether the queue at the last arrival took less than 1 % of the run to empty."""
     return bool(run.notified_s.max() < 1.01 * run.arrival_s[-1] + 5e-3)
 
@@ -179,23 +174,23 @@ def measure(loaded, log: Log, rounds: int) -> dict:
     return found
 
 
-def main(words: list[str] | None = None) -> None:
+@benchmark
+def main(out: Path, rounds: int = 3) -> None:
     """Measure every engine, print, and keep the record."""
-    given = command(__doc__, "middleware", rounds=3).parse_args(words)
-    record, log = Record(given.out), make_log("tpcc", N, 0, warehouses=4)
-    engines = {"nothing": measure(Nothing(), log, given.rounds)}
+    record, log = Record(out), make_log("tpcc", N, 0, warehouses=4)
+    engines = {"nothing": measure(Nothing(), log, rounds)}
     for engine in ENGINES:
         with database(engine) as loaded:
             loaded.load(log.scale, log.seed)
             rows = log if loaded.one_writer else log.without_files()
-            engines[engine] = measure(loaded, rows, given.rounds)
+            engines[engine] = measure(loaded, rows, rounds)
         tell(f"measured {engine}")
     record.write(
         engines=engines,
         transactions=N,
         clients=CLIENTS,
         batch=BATCH,
-        rounds=given.rounds,
+        rounds=rounds,
         note="times in seconds; an open loop under FIFO, batching nothing; the "
         "server of PostgreSQL shares the cores",
     )
@@ -206,7 +201,3 @@ def main(words: list[str] | None = None) -> None:
             for count, numbers in by_count.items()
         ]
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -8,9 +8,10 @@ commit gives the same numbers on every machine.
 """
 
 from functools import partial
+from pathlib import Path
 
 import ortools
-from record import Record, command, seconds_of
+from record import Record, benchmark, seconds_of
 
 from thesis_lib.common.files import data_folder
 from thesis_lib.sequencer.core.trace import Trace
@@ -41,9 +42,10 @@ def places() -> dict[str, SimulationConfig]:
     return cells | {"T": SimulationConfig.of_trace(past, transactions=TRANSACTIONS)}
 
 
-def main(words: list[str] | None = None) -> None:
+@benchmark
+def main(out: Path) -> None:
     """Search, solve, print, and keep the record."""
-    record = Record(command(__doc__, "optimum").parse_args(words).out)
+    record = Record(out)
     seconds, runs, solved = {}, {}, {}
 
     def search(name: str, cell: SimulationConfig) -> None:
@@ -83,7 +85,3 @@ def main(words: list[str] | None = None) -> None:
         solved={name: rows.to_dict("records") for name, rows in solved.items()},
         seconds=seconds,
     )
-
-
-if __name__ == "__main__":
-    main()

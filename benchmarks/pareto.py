@@ -7,11 +7,11 @@ overlap. Then the checkpoints of the first third, in one process and in turns: t
 reads of a step alone, and greedy tokens at batch 1, in device memory of a third of the
 16-bit weights.
 
-The record is written after every stage and a second run goes on where the first one
-ended. Time on a quiet machine: `--keep` leaves the checkpoints of the first third in
-the work folder, and `--time` times them again.
+The record is written after every point and a second run goes on where the first one
+ended. The checkpoints of the first third stay in the work folder: `--time` times them
+again, on a quiet machine.
 
-    python benchmarks/pareto.py [--sets 3] [--only NAME]… [--keep] [--time]
+    python benchmarks/pareto.py [--sets 3] [--time]
 """
 
 import copy
@@ -19,20 +19,20 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import psutil
 import torch
-from record import Record, command, made_by, seconds_of, tell
+from record import ELSEWHERE, Record, benchmark, made_by, seconds_of, tell
 from timed_decode import greedily
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import cache_folder, data_folder, write_whole
 from thesis_lib.memory.compress.blockwise import matrices
 from thesis_lib.memory.compress.convert import (
@@ -136,27 +136,31 @@ def few(bits: int, rank: int = 0) -> CompressionConfig:
     return CompressionConfig(bits=bits, correction_rank=rank, group=GROUP)
 
 
-POINTS = (  # in the order of their worth
-    Point("bf16"),
-    Point("NF4", CompressionConfig("nf4")),
-    Point("GPTQ 3", few(3)),
-    Point("low rank 0.8", CompressionConfig(rank_ratio=0.8)),
-    Point("GPTQ 3 + rank 16", few(3, 16)),
-    Point("GPTQ 4", few(4)),
-    Point("int8", CompressionConfig("int8")),
-    Point("lossless", CompressionConfig("lossless")),
-    Point("GPTQ 2", few(2)),
-    Point("low rank 0.9", CompressionConfig(rank_ratio=0.9)),
-    Point("GPTQ 2 + rank 16", few(2, 16)),
-    Point("low rank 0.6", CompressionConfig(rank_ratio=0.6)),
-    Point("GPTQ 3 + rank 8", few(3, 8)),
-    Point("GPTQ 2 + rank 8", few(2, 8)),
-    Point("nearest 4", twin=partial(nearest, bits=4)),
-    Point("nearest 3", twin=partial(nearest, bits=3)),
-    Point("NF4, double", twin=partial(in_memory, kind="nf4")),
-    Point("FP4, double", twin=partial(in_memory, kind="fp4")),
-    Point("plain SVD 0.8", twin=partial(truncated, ratio=0.8)),
-    Point("nearest 2", twin=partial(nearest, bits=2)),
+WISHES: dict[str, CompressionConfig | Twin | None] = {  # in the order of their worth
+    "bf16": None,
+    "NF4": CompressionConfig("nf4"),
+    "GPTQ 3": few(3),
+    "low rank 0.8": CompressionConfig(rank_ratio=0.8),
+    "GPTQ 3 + rank 16": few(3, 16),
+    "GPTQ 4": few(4),
+    "int8": CompressionConfig("int8"),
+    "lossless": CompressionConfig("lossless"),
+    "GPTQ 2": few(2),
+    "low rank 0.9": CompressionConfig(rank_ratio=0.9),
+    "GPTQ 2 + rank 16": few(2, 16),
+    "low rank 0.6": CompressionConfig(rank_ratio=0.6),
+    "GPTQ 3 + rank 8": few(3, 8),
+    "GPTQ 2 + rank 8": few(2, 8),
+    "nearest 4": partial(nearest, bits=4),
+    "nearest 3": partial(nearest, bits=3),
+    "NF4, double": partial(in_memory, kind="nf4"),
+    "FP4, double": partial(in_memory, kind="fp4"),
+    "plain SVD 0.8": partial(truncated, ratio=0.8),
+    "nearest 2": partial(nearest, bits=2),
+}
+POINTS = tuple(
+    Point(name, twin=wish) if callable(wish) else Point(name, wish)
+    for name, wish in WISHES.items()
 )
 
 
@@ -175,10 +179,8 @@ def split_text(text: str, parts: int = PARTS) -> list[str]:
         len(starts) >= parts - 1,
         f"{len(starts) + 1} paragraphs do not make {parts} parts: give a longer text",
     )
-    cuts = [
-        min(starts, key=lambda at: abs(at - len(text) * part / parts))
-        for part in range(1, parts)
-    ]
+    ideal = [len(text) * part / parts for part in range(1, parts)]
+    cuts = [min(starts, key=lambda at, to=to: abs(at - to)) for to in ideal]
     return [text[begin:end] for begin, end in pairwise([0, *cuts, len(text)])]
 
 
@@ -191,37 +193,29 @@ def write_parts(text: Path, folder: Path) -> list[Path]:
     return files
 
 
-def entry_of(record: Record, point: Point, number: int) -> dict[str, Any]:
-    """What a record knows of a point, to be filled in.
+def known(record: Record, point: Point, number: int) -> dict[str, Any] | None:
+    """What a record says of a point; None where it is still to be scored.
 
     Raises InvalidInput for a point that it knows as another one.
     """
-    known = {"name": point.name, "set": number, **point.described}
     found = record.find(name=point.name, set=number)
-    if found is None:
-        record.points.append(known)
-        return known
     require(
-        known.items() <= found.items(),
-        f"{record.path} knows {point.name!r} as {found['wish']}: expected "
-        f"{known['wish']}; give another --out or remove it",
+        found is None or point.described.items() <= found.items(),
+        f"{record.path} knows {point.name!r} as {found and found['wish']}: expected "
+        f"{point.described['wish']}; give another --out or remove it",
     )
     return found
 
 
+@dataclass(frozen=True)
 class Sweep:
     """The model, the texts that score it, and where its checkpoints are written."""
 
-    def __init__(
-        self,
-        dense: Path,
-        work: Path,
-        texts: Mapping[str, Tensor],
-        calibration: Sequence[Path],
-        context: int = CONTEXT,
-    ) -> None:
-        self.dense, self.work, self.texts = dense, work, texts
-        self.calibration, self.context = calibration, context
+    dense: Path
+    work: Path
+    texts: Mapping[str, Tensor]
+    calibration: Sequence[Path]
+    context: int
 
     @cached_property
     def model(self) -> nn.Module:
@@ -250,47 +244,46 @@ class Sweep:
         if point.wish is not None:
             shutil.rmtree(self.folder(point, number), ignore_errors=True)
 
-    def written(self, point: Point, number: int, record: Record) -> Path:
-        """The checkpoint of a point, written unless it is there and in the record.
-
-        One that was cut off or altered is removed and made again.
-        """
-        entry, folder = entry_of(record, point, number), self.folder(point, number)
-        if "bytes" in entry and is_whole(folder):
-            return folder
-        self.remove(point, number)
-        if point.wish is not None:
+    def written(self, point: Point, number: int) -> Path:
+        """The checkpoint of a point; one that is cut off or altered is made again."""
+        folder = self.folder(point, number)
+        if point.wish is not None and not is_whole(folder):
+            self.remove(point, number)
             wish = point.wish
             if point.calibrated:
                 wish = replace(wish, calibration=self.calibration[number])
             write_compressed(self.dense, folder, wish, self.context)
-        entry |= self._sized(stored_bytes(folder), stored_layer_bytes(folder))
-        record.write()
         return folder
 
-    def score(self, point: Point, number: int, record: Record) -> None:
-        """Fill in what the record lacks of a point, text by text."""
-        entry = entry_of(record, point, number)
-        scores = entry.setdefault("nll", {})
-        lacking = {n: text for n, text in self.texts.items() if n not in scores}
-        if not lacking:
-            return
+    def score(self, point: Point, number: int, record: Record) -> dict[str, Any]:
+        """What the record says of a point, which is scored unless it is known."""
+        if (found := known(record, point, number)) is not None:
+            return found
         if point.twin is None:
-            folder = self.written(point, number, record)
+            self.remove(point, number)  # what stands there may be of another wish
+            folder = self.written(point, number)
+            n_bytes, layer_bytes = stored_bytes(folder), stored_layer_bytes(folder)
             score = partial(streamed_perplexity, folder)
         else:
             twin, n_bytes = point.twin(self.model)
             rest = weight_bytes(self.model) - 2 * self.layer_parameters
-            entry |= self._sized(n_bytes, n_bytes - rest)
+            layer_bytes = n_bytes - rest
             score = partial(perplexity, twin)
-        for name, tokens in lacking.items():
-            scores[name] = score(tokens, context=self.context).nll.tolist()
-            entry["commit"] = record.content["commit"]
-            record.write()
-
-    def _sized(self, n_bytes: int, layer_bytes: int) -> dict[str, Any]:
-        bits = 8 * layer_bytes / self.layer_parameters
-        return {"bytes": n_bytes, "layer_bytes": layer_bytes, "layer_bits": bits}
+        nll = {
+            name: score(tokens, context=self.context).nll.tolist()
+            for name, tokens in self.texts.items()
+        }
+        return record.add(
+            {
+                "name": point.name,
+                "set": number,
+                **point.described,
+                "bytes": n_bytes,
+                "layer_bytes": layer_bytes,
+                "layer_bits": 8 * layer_bytes / self.layer_parameters,
+                "nll": nll,
+            }
+        )
 
 
 def is_whole(folder: Path) -> bool:
@@ -345,13 +338,9 @@ def time_stores(
         for name, folder in folders.items():
             try:
                 made = plan_checkpoint(
-                    folder,
-                    Machine(device_bytes, 1.0),
-                    context=positions,
-                    ring=RING,
-                    pass_tokens=prompt.shape[1],
-                    logit_tokens=1,
-                )
+                    folder, Machine(device_bytes, 1.0), context=positions, ring=RING,
+                    pass_tokens=prompt.shape[1], logit_tokens=1,
+                )  # fmt: skip
             except PlanInfeasible as error:
                 found[name] = {"refused": str(error)}
                 continue
@@ -380,13 +369,12 @@ def time_stores(
 
 def time_points(sweep: Sweep, record: Record, rounds: int) -> None:
     """Time every checkpoint of the first set that the record knows."""
-    known = {entry["name"] for entry in record.content["points"] if "bytes" in entry}
-    points = [p for p in POINTS if p.twin is None and p.name in known]
+    points = [p for p in POINTS if p.twin is None and known(record, p, 0)]
     require(
         len(points) > 0,
         f"{record.path} knows no checkpoint to be timed: score some points first",
     )
-    folders = {point.name: sweep.written(point, 0, record) for point in points}
+    folders = {point.name: sweep.written(point, 0) for point in points}
     device_bytes = stored_bytes(sweep.dense) // SHARE
     prompt = next(iter(sweep.texts.values()))[None, :PROMPT]
     load = psutil.getloadavg()
@@ -402,15 +390,12 @@ def time_points(sweep: Sweep, record: Record, rounds: int) -> None:
     record.write()
 
 
-def run(
-    sweep: Sweep, record: Record, points: Sequence[Point], sets: int, keep: bool
-) -> None:
+def run(sweep: Sweep, record: Record, points: Sequence[Point], sets: int) -> None:
     """Score all points. Checkpoints of the first set stay, to be timed."""
     for point, number in wanted(points, sets):
-        sweep.score(point, number, record)
-        if number > 0 and not keep:
+        entry = sweep.score(point, number, record)
+        if number > 0:
             sweep.remove(point, number)
-        entry = entry_of(record, point, number)
         nats = {
             n: sum(nll) / (len(sweep.texts[n]) - 1) for n, nll in entry["nll"].items()
         }
@@ -420,28 +405,32 @@ def run(
         )
 
 
-def main(words: list[str] | None = None) -> None:
-    """The command."""
-    parser = command(__doc__, "pareto", resumes=True)
-    add = parser.add_argument
-    add("--sets", type=int, default=PARTS, help="calibration sets, at most 3")
-    add("--tokens", type=int, default=16_384, help="of each text")
-    add("--only", action="append", metavar="NAME", help="score this point; no timing")
-    add("--time", action="store_true", help="only time, anew")
-    add("--rounds", type=int, default=5, help="of the timing")
-    add("--keep", action="store_true", help="the checkpoints")
-    add("--work", type=Path, help="folder of the checkpoints")
-    given = parser.parse_args(words)
-    require(
-        1 <= given.sets <= PARTS, f"--sets {given.sets}: expected 1 to {PARTS} of them"
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the command."""
+
+    sets: Annotated[int, "calibration sets, at most 3"] = PARTS
+    tokens: Annotated[int, "of each text"] = 16_384
+    time: Annotated[bool, "only time, anew"] = False
+    rounds: Annotated[int, "of the timing"] = 5
+    work: Annotated[Path, "folder of the checkpoints"] = field(
+        default_factory=partial(cache_folder, "pareto")
     )
-    by_name = {point.name: point for point in POINTS}
-    names = [choice("--only", name, by_name) for name in given.only or by_name]
-    work = cache_folder("pareto") if given.work is None else given.work
-    work.mkdir(parents=True, exist_ok=True)
-    dense = smollm2.checkpoint()
+    elsewhere: Annotated[bool, ELSEWHERE] = False
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.sets <= PARTS,
+            f"--sets {self.sets}: expected 1 to {PARTS} of them",
+        )
+
+
+@benchmark
+def main(out: Path, given: Options) -> None:
+    """Score every point, then time the checkpoints."""
+    given.work.mkdir(parents=True, exist_ok=True)
+    dense, novels = smollm2.checkpoint(), data_folder() / "text"
     tokenizer = AutoTokenizer.from_pretrained(dense)
-    novels = data_folder() / "text"
     texts = {
         name: read_tokens(tokenizer, novels / f"{name}.txt", given.tokens + 1)
         for name in TEXTS
@@ -453,19 +442,13 @@ def main(words: list[str] | None = None) -> None:
         "calibration": {"text": CALIBRATION, "parts": PARTS},
         "group": GROUP,
     }
-    record = Record(given.out, settings, RESUMED, given.elsewhere)
-    sweep = Sweep(dense, work, texts, write_parts(novels / CALIBRATION, work))
+    record = Record(out, settings, RESUMED, given.elsewhere)
+    calibration = write_parts(novels / CALIBRATION, given.work)
+    sweep = Sweep(dense, given.work, texts, calibration, CONTEXT)
     threads = torch.get_num_threads()
     if not given.time:
         torch.set_num_threads(1)
-        run(sweep, record, [by_name[name] for name in names], given.sets, given.keep)
+        run(sweep, record, POINTS, given.sets)
         torch.set_num_threads(threads)
-    if given.time or (given.only is None and "timing" not in record.content):
+    if given.time or "timing" not in record.content:
         time_points(sweep, record, given.rounds)
-    if not given.time and not given.keep and given.only is None:
-        for point in POINTS:
-            sweep.remove(point, 0)
-
-
-if __name__ == "__main__":
-    main()

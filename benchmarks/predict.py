@@ -7,25 +7,21 @@ one transaction after the other, in turn, round by round.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import sklearn
 from numba import njit
-from record import Record, both_clocks, command
+from record import Record, benchmark, both_clocks
 
 from thesis_lib.common.files import data_folder
 from thesis_lib.sequencer.core.trace import F64, Trace
-from thesis_lib.sequencer.estimators.models import (
-    Boosted,
-    Linear,
-    boosting,
-    everything,
-    one_thread,
-)
-from thesis_lib.sequencer.estimators.trees import flatten, sum_leaves
+from thesis_lib.sequencer.estimators import models
+from thesis_lib.sequencer.estimators.trees import I32, Trees, flatten, sum_leaves
 from thesis_lib.sequencer.workload.features import STATIC, with_features
 
 TRACE = "sqlite-tpcc-2w-1worker.parquet"
@@ -35,7 +31,7 @@ CALLS = 2_000  # a round; scikit-learn gets a tenth of them
 
 
 @njit
-def compiled(nodes, features: F64) -> float:
+def compiled(nodes: tuple[I32, I32, I32, F64, float, float], features: F64) -> float:
     """The sum of the estimates of all rows, as compiled code would ask for them."""
     total = 0.0
     for row in range(len(features)):
@@ -43,7 +39,7 @@ def compiled(nodes, features: F64) -> float:
     return total
 
 
-def each(ask: Callable[[F64], object], rows: F64) -> Callable[[], None]:
+def each(ask: Callable[[Any], object], rows: Iterable[Any]) -> Callable[[], None]:
     """A run that asks for one row after the other."""
 
     def run() -> None:
@@ -53,14 +49,11 @@ def each(ask: Callable[[F64], object], rows: F64) -> Callable[[], None]:
     return run
 
 
-def main(words: list[str] | None = None) -> None:
-    """Check, measure, and keep the record."""
-    record = Record(command(__doc__, "predict").parse_args(words).out)
-    whole = with_features(Trace.read(data_folder() / "traces" / TRACE), STATIC)
-    past, future = replace(whole, service_s=whole.measured["cpu_s"]).split(PAST)
-    estimator, linear = Boosted().fit(past), Linear().fit(past)
-    model = boosting(estimator.seed, estimator.rounds, loss="squared_error")
-    with one_thread():
+def grow_trees(past: Trace, future: Trace) -> tuple[models.Boosted, Any, Trees]:
+    """An estimator, its boosting in scikit-learn, and flat: all agree on the future."""
+    estimator = models.Boosted().fit(past)
+    model = models.boosting(estimator.seed, estimator.rounds, loss="squared_error")
+    with models.one_thread():
         model.fit(past.features, np.log(past.service_s) - estimator.centre)
     trees = flatten(model)
     expected = model.predict(future.features)
@@ -69,11 +62,21 @@ def main(words: list[str] | None = None) -> None:
     np.testing.assert_array_equal(trees.predict(future.features), expected)
     estimates_s = [estimator.predict_one(row) for row in future.features]
     np.testing.assert_allclose(
-        estimates_s, estimator.predict(everything(future)), rtol=1e-15
+        estimates_s, estimator.predict(models.everything(future)), rtol=1e-15
     )
+    return estimator, model, trees
+
+
+@benchmark
+def main(out: Path) -> None:
+    """Check, measure, and keep the record."""
+    record = Record(out)
+    whole = with_features(Trace.read(data_folder() / "traces" / TRACE), STATIC)
+    past, future = replace(whole, service_s=whole.measured["cpu_s"]).split(PAST)
+    estimator, model, trees = grow_trees(past, future)
+    linear = models.Linear().fit(past)
     rows, few = future.features[:CALLS], future.features[: CALLS // 10]
-    batches = [future.take(np.array([i])) for i in range(len(few))]
-    batches = [everything(one) for one in batches]
+    batches = [models.everything(future.take(np.array([i]))) for i in range(len(few))]
     nodes = trees.nodes()
     compiled(nodes, rows)
     runs = {
@@ -81,16 +84,10 @@ def main(words: list[str] | None = None) -> None:
         "flat": (each(trees.predict_one, rows), len(rows)),
         "flat_compiled": (lambda: compiled(nodes, rows), len(rows)),
         "estimator": (each(estimator.predict_one, rows), len(rows)),
-        "estimator_batch_of_one": (
-            lambda: [estimator.predict(batch) for batch in batches],
-            len(batches),
-        ),
-        "linear_batch_of_one": (
-            lambda: [linear.predict(batch) for batch in batches],
-            len(batches),
-        ),
+        "estimator_batch_of_one": (each(estimator.predict, batches), len(batches)),
+        "linear_batch_of_one": (each(linear.predict, batches), len(batches)),
     }
-    with one_thread():
+    with models.one_thread():
         for run, _ in runs.values():
             run()
         rounds = [
@@ -124,7 +121,3 @@ def main(words: list[str] | None = None) -> None:
         rounds=rounds,
         **found,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -12,24 +12,19 @@ same rates and found by longer and longer passes.
 """
 
 import random
-import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from record import Record, command, seconds_of, tell
+from record import Record, benchmark, seconds_of, tell
 from timed_decode import random_checkpoint
 
-from thesis_lib.memory.evaluate.rates import (
-    drain_bytes_per_s,
-    measure_machine,
-    plan_streamed,
-)
 from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.offload import rates
 from thesis_lib.memory.offload.measure import crossing
 from thesis_lib.memory.offload.offloaded_model import (
     StreamedModel,
@@ -52,19 +47,14 @@ def choose(draw: random.Random, folder: Path, machine: Machine) -> MemoryPlan:
     new = draw.choice(PASSES)
     batch = draw.choice([n for n in SEQUENCES if n * new <= MOST])
     ring = draw.choice([2, 3, 4])
-    least = plan_streamed(folder, batch, new + 8, new, ring)
+    least = rates.plan_streamed(folder, batch, new + 8, new, ring)
     # Up to two thirds of the layers resident.
     resident = draw.randrange(2 * least.spec.layers // 3)
     size = least.device_peak_bytes + resident * least.staging_bytes
     return plan_checkpoint(
-        folder,
-        replace(machine, device_bytes=size),
-        batch=batch,
-        context=new + 8,
-        ring=ring,
-        pass_tokens=new,
-        logit_tokens=1,
-    )
+        folder, replace(machine, device_bytes=size), batch=batch, context=new + 8,
+        ring=ring, pass_tokens=new, logit_tokens=1,
+    )  # fmt: skip
 
 
 def time_steps(model: StreamedModel, batch: int, new: int) -> list[float]:
@@ -80,18 +70,20 @@ def time_steps(model: StreamedModel, batch: int, new: int) -> list[float]:
 def predict(folder: Path, plans: int, seed: int) -> dict[str, Any]:
     """Random plans: predicted seconds of a step, and measured ones."""
     draw, rows = random.Random(seed), []
-    machine = measure_machine(folder)
+    machine = rates.measure_machine(folder)
     tell(str(machine))
     for number in range(plans):
         made = choose(draw, folder, machine)
-        rate, after, attempts = 0.0, drain_bytes_per_s(folder, drains=DRAINS), 0
+        rate, after, attempts = 0.0, rates.drain_bytes_per_s(folder, drains=DRAINS), 0
+        seconds: list[float] = []
         most = ATTEMPTS if made.streamed_layers else 1
         while attempts < most and abs(after - rate) > DRIFT * rate:
             rate, attempts = after, attempts + 1
             with StreamedModel(folder, made) as model:
                 seconds = time_steps(model, made.batch, made.pass_tokens)
-            after = drain_bytes_per_s(folder, drains=DRAINS)
+            after = rates.drain_bytes_per_s(folder, drains=DRAINS)
         made = replace(made, machine=replace(machine, disk_bytes_per_s=rate))
+        computing = made.compute_s(made.pass_tokens) > made.transfer_s()
         row = {
             "attempts": attempts,
             "disk_bytes_per_s_after": after,
@@ -99,31 +91,23 @@ def predict(folder: Path, plans: int, seed: int) -> dict[str, Any]:
             "pass_tokens": made.pass_tokens,
             "ring": made.ring,
             "resident_layers": made.resident_layers,
-            "limit": "compute"
-            if made.compute_s(made.pass_tokens) > made.transfer_s()
-            else "disk",
+            "limit": "compute" if computing else "disk",
             "disk_bytes_per_s": rate,
             "predicted_s": made.step_s(made.pass_tokens),
-            "seconds": seconds,
         }
-        rows.append(row)
+        rows.append(row | {"seconds": seconds})
         error = row["predicted_s"] / float(np.median(seconds)) - 1
-        tell(
-            f"{number + 1} of {plans}: {made.batch} x {made.pass_tokens}, ring "
-            f"{made.ring}, {made.resident_layers} resident, {row['limit']}: "
-            f"predicted {row['predicted_s']:.4f} s, error {error:+.1%} "
-            f"({row['attempts']} runs)"
-        )
+        tell(f"{number + 1} of {plans}: {row}, error {error:+.1%}")
     return {"rates": asdict(machine), "plans": rows}
 
 
 def cross(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
     """Where a pass begins to take longer than its reads, predicted and found."""
-    machine = measure_machine(folder)
-    expected = replace(plan_streamed(folder, 1, 1, 1, 3), machine=machine)
+    machine = rates.measure_machine(folder)
+    expected = replace(rates.plan_streamed(folder, 1, 1, 1, 3), machine=machine)
     ahead = max(expected.crossover_tokens(), len(SHARES) / SHARES[0])
     counts = [round(share * ahead) for share in SHARES]
-    made = plan_streamed(folder, 1, max(counts), max(counts), 3)
+    made = rates.plan_streamed(folder, 1, max(counts), max(counts), 3)
     draw = torch.Generator().manual_seed(seed)
     drains: list[float] = []
     passes: dict[int, list[float]] = {n: [] for n in counts}
@@ -131,14 +115,11 @@ def cross(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
         for turn in range(rounds + 1):
             for n in counts:
                 row = torch.randint(0, model.spec.vocab, (1, n), generator=draw)
-                start = time.perf_counter()
-                model.drain()
-                middle = time.perf_counter()
-                stalled = model.stall_s
-                model.step(row, model.new_cache(), keep=1)
-                whole = time.perf_counter() - middle
+                drain_s, stalled = seconds_of(model.drain), model.stall_s
+                step = partial(model.step, row, model.new_cache(), keep=1)
+                whole = seconds_of(step)
                 if turn:  # the first one warms up
-                    drains.append(middle - start)
+                    drains.append(drain_s)
                     passes[n].append(whole - (model.stall_s - stalled))
     computing = {n: float(np.median(seconds)) for n, seconds in passes.items()}
     drain_s = float(np.median(drains))
@@ -154,27 +135,23 @@ def cross(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
     }
 
 
-def main(words: list[str] | None = None) -> None:
+@benchmark
+def main(
+    out: Path,
+    *,
+    checkpoint: Annotated[str | None, "folder or smollm2, instead of a new one"] = None,
+    layers: Annotated[int, "of the new one"] = 6,
+    plans: int = 20,
+    rounds: Annotated[int, "of the crossover"] = 3,
+    seed: int = 1,  # plans of 0 were looked at while the formula of a step was sought
+) -> None:
     """The command."""
-    parser = command(__doc__, "prediction")
-    parser.add_argument("--checkpoint", help="folder or smollm2, instead of a new one")
-    parser.add_argument("--layers", type=int, default=6, help="of the new one")
-    parser.add_argument("--plans", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3, help="of the crossover")
-    # The plans of seed 0 were looked at while the formula of a step was sought.
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args(words)
-    record = Record(given.out)
-    store = random_checkpoint(GEOMETRY, given.layers)
-    if given.checkpoint is not None:
-        store = nullcontext(checkpoint_folder(given.checkpoint))
+    record, store = Record(out), random_checkpoint(GEOMETRY, layers)
+    if checkpoint is not None:
+        store = nullcontext(checkpoint_folder(checkpoint))
     with store as folder:
         record.write(
             checkpoint=folder.name,
-            prediction=predict(folder, given.plans, given.seed),
-            crossover=cross(folder, given.rounds, given.seed),
+            prediction=predict(folder, plans, seed),
+            crossover=cross(folder, rounds, seed),
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -13,12 +13,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import numpy as np
 import pandas as pd
@@ -30,6 +32,9 @@ from thesis_lib.common.files import read_record, root, write_whole
 from thesis_lib.common.stats import bootstrap
 
 Point = dict[str, Any]
+Name = TypeVar("Name")
+# The help of an option of scripts that resume.
+ELSEWHERE = "go on with a record of another commit or machine"
 
 
 def checkout() -> Path:
@@ -40,24 +45,71 @@ def checkout() -> Path:
     return found
 
 
-def command(
-    doc: str | None, name: str, resumes: bool = False, **counts: int
-) -> argparse.ArgumentParser:
-    """A parser with `--out`, and where a script resumes with `--elsewhere`.
+def benchmark(measure: Callable[..., None]) -> Callable[..., None]:
+    """The command of a script, in which it stands last: run where the script is run.
 
-    `counts` are positional, in their order, with the number that each is by default.
+    `measure` is handed `out`, where its record goes. Its other parameters are those of
+    the command, positional or options as in Python, with their help in `Annotated`; the
+    fields of one that is a dataclass stand for themselves. A refusal ends the script.
     """
-    parser = argparse.ArgumentParser(description=(doc or name).splitlines()[0])
-    for count, usual in counts.items():
-        parser.add_argument(count, nargs="?", type=int, default=usual)
-    out = checkout() / "data" / "measurements" / f"{name}.json"
-    parser.add_argument("--out", type=Path, default=out, help="the record")
-    if resumes:
-        parser.add_argument(
-            "--elsewhere", action="store_true",
-            help="go on with a record of another commit or machine",
-        )  # fmt: skip
-    return parser
+    name = Path(inspect.getfile(measure)).stem
+
+    def main(words: Sequence[str] | None = None) -> None:
+        doc = inspect.getdoc(inspect.getmodule(measure)) or name
+        parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+        out = checkout() / "data" / "measurements" / f"{name}.json"
+        parser.add_argument("--out", type=Path, default=out, help="the record")
+        _add_parameters(parser, measure)
+        try:
+            measure(**_arguments(measure, vars(parser.parse_args(words))))
+        except InvalidInput as refusal:
+            sys.exit(str(refusal))
+
+    if measure.__module__ == "__main__":
+        main()
+    return main
+
+
+def _add_parameters(parser: argparse.ArgumentParser, target: Callable) -> None:
+    for name, parameter in inspect.signature(target).parameters.items():
+        kind, told = parameter.annotation, None
+        if get_origin(kind) is Annotated:
+            kind, told = get_args(kind)
+        if isinstance(kind, UnionType):
+            kind = get_args(kind)[0]  # or None
+        if isinstance(kind, type) and is_dataclass(kind):
+            _add_parameters(parser, kind)
+        elif name != "out":
+            option = parameter.kind is parameter.KEYWORD_ONLY
+            words: dict[str, Any] = {"type": kind, "default": argparse.SUPPRESS}
+            if kind is bool:
+                words = {"action": "store_true"}
+            elif get_origin(kind) is list:
+                words = {"nargs": "*"}
+            elif not option:
+                words |= {"nargs": "?", "default": parameter.default}
+            flag = f"--{name.replace('_', '-')}" if option else name
+            parser.add_argument(flag, help=told, **words)
+
+
+def _arguments(target: Callable, given: dict[str, Any]) -> dict[str, Any]:
+    """Of what is given the arguments of a function or a dataclass."""
+    found = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        kind = parameter.annotation
+        if isinstance(kind, type) and is_dataclass(kind):
+            found[name] = kind(**_arguments(kind, given))
+        elif name in given:
+            found[name] = given[name]
+    return found
+
+
+def turns(names: Iterable[Name], rounds: int) -> Iterator[tuple[int, Name]]:
+    """Each name once a round, backwards in every second one, as a drift cancels out."""
+    order = list(names)
+    for number in range(rounds):
+        for name in reversed(order) if number % 2 else order:
+            yield number, name
 
 
 # A generator function says that it is ready, then answers for as long as it is asked.
@@ -172,26 +224,22 @@ class Record:
         self.write()
         return self.points[-1]
 
-    def write(self, lines: str | None = None, **found: Any) -> None:
-        """Replace the file by all that is known; an item of `lines` takes one line."""
+    def write(self, **found: Any) -> None:
+        """Replace the file by all that is known."""
         now = psutil.getloadavg()
         self.content |= found
         self.content["load_average"] = {"start": self._load, "end": now}
-        _write(self.path, self.content, lines)
+        _write(self.path, self.content)
 
 
-def renew(path: Path, part: str, lines: str | None = None, **found: Any) -> None:
+def renew(path: Path, part: str, **found: Any) -> None:
     """Replace one part of a file of parts, each of which says who made it."""
     content = read_record(path.stem, path.parent) or {}
-    _write(path, content | {part: {**found, **made_by()}}, lines)
+    _write(path, content | {part: {**found, **made_by()}})
 
 
-def _write(path: Path, content: Point, lines: str | None) -> None:
+def _write(path: Path, content: Point) -> None:
     text = json.dumps(content, indent=1)
-    if lines is not None:
-        rows = ",\n".join(f"  {json.dumps(row)}" for row in content[lines])
-        whole = json.dumps(content | {lines: []}, indent=1)
-        text = whole.replace(f'"{lines}": []', f'"{lines}": [\n{rows}\n ]', 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text + "\n")
 

@@ -9,9 +9,11 @@ Every history of the first round is compared with the simulator's.
     python benchmarks/scale.py
 """
 
-import numpy as np
-from decide import Case, compiled, shape, two_readings
-from record import Record, both_clocks, command, medians, own_core, show
+from itertools import product
+from pathlib import Path
+
+from decide import Case, compiled, in_rounds, shape
+from record import Record, benchmark, own_core, show
 
 from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
@@ -42,60 +44,34 @@ def cases() -> list[tuple[dict, Case]]:
         cell = grown("A", times, transactions=each, saturation_per_s=one_per_s)
         trace = cell.make_trace(SEED)
         estimated_s = noisy_estimate()(trace, SEED)
-        for load in LOADS:
+        for load, policy in product(LOADS, POLICIES):
             arranged = cell.arrange(trace, load, SEED)
-            for policy in POLICIES:
-                label = {
-                    "policy": policy,
-                    "load": load,
-                    "cores": cores,
-                    "transactions": len(trace),
-                    "rate_per_s": load * cell.saturation_per_s,
-                }
-                made.append(
-                    (label, Case(cell, arranged, estimated_s, cell.policy(policy)))
-                )
+            label = {
+                "policy": policy, "load": load, "cores": cores,
+                "transactions": len(trace), "rate_per_s": load * cell.saturation_per_s,
+            }  # fmt: skip
+            case = Case(cell, arranged, estimated_s, cell.policy(policy))
+            made.append((label, case))
     return made
 
 
-def measure(case: Case, check: bool) -> dict[str, float]:
-    """One run: the cost of a transaction and of a decision, and how many of these."""
-    cost_us, decisions_us = compiled(case, check=check)
-    return {
-        **{f"decide_{k}": v for k, v in shape(cost_us).items()},
-        **{f"decision_{k}": v for k, v in shape(decisions_us).items()},
-        "decisions": len(decisions_us),
-    }
-
-
-def main(words: list[str] | None = None) -> None:
+@benchmark
+def main(out: Path) -> None:
     """Measure, print, and keep the record."""
-    record = Record(command(__doc__, "scale").parse_args(words).out)
+    record = Record(out)
     own_core()
     labelled = cases()
-    for _, case in labelled[: len(POLICIES)]:  # compiles everything
-        measure(case, check=True)
-    rounds: list[list[dict]] = []
 
-    def run() -> None:
-        for number in range(ROUNDS):
-            rounds.append([measure(case, check=number == 0) for _, case in labelled])
+    def one_round(number: int) -> list[dict]:
+        rows = []
+        for label, case in labelled:
+            cost_us, decisions_us = compiled(case, check=number == 0)
+            row = label | {"decisions": len(decisions_us)} | shape(cost_us, "decide")
+            rows.append(row | shape(decisions_us, "decision"))
+        return rows
 
-    spent = both_clocks(run)
-    rows = [
-        medians({**label, "decisions": own[0]["decisions"]}, own)
-        for (label, _), own in zip(labelled, zip(*rounds, strict=True), strict=True)
-    ]
-    record.write(
-        "cases",
-        rounds=ROUNDS,
-        histories_equal=True,  # asserted above, in the first round
-        clock_us=float(np.median(two_readings(10_000))) / 1e3,  # not subtracted
-        cpu_share=spent["cpu_s"] / spent["wall_s"],
-        cases=rows,
-    )
-    show(rows, "samples")
-
-
-if __name__ == "__main__":
-    main()
+    for _, case in labelled[: len(POLICIES)]:
+        compiled(case)  # compiles everything
+    found = in_rounds(ROUNDS, one_round)
+    record.write(**found)
+    show(found["cases"], "samples")

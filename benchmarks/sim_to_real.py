@@ -12,31 +12,17 @@ the run dropped it gets FIFO's service time, in proportion.
 
 from dataclasses import asdict, replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from record import Record, command, tell
+from record import Record, benchmark, tell
 
-from thesis_lib.sequencer.core.trace import Trace
+from thesis_lib.sequencer.core.trace import F64, Trace
 from thesis_lib.sequencer.engine.engine import ENGINES, make_log
 from thesis_lib.sequencer.engine.overheads import as_delays, overheads
 from thesis_lib.sequencer.estimators.models import LatencyEstimator
-from thesis_lib.sequencer.experiments.live import (
-    PLACE,
-    WARM_UP,
-    Bench,
-    Live,
-    bench,
-    beside_measured,
-    estimate,
-    fitted,
-    measure_burst,
-    measured_again,
-    part,
-    ranked_alike,
-    rate,
-    run_live,
-)
+from thesis_lib.sequencer.experiments import live
 from thesis_lib.sequencer.experiments.metrics import summarise
 from thesis_lib.sequencer.policies.registry import policy
 from thesis_lib.sequencer.simulator.simulator import simulate
@@ -50,53 +36,53 @@ BURST, SEED = 2_000, 0
 BATCH_SIZE, FLUSH_S = 10, 1e-3
 
 
-def rate_now(ready: Bench, number: int) -> float:
-    """Commits a second of a closed loop under FIFO, as the machine is now."""
-    log = part(ready.log, 0, ready.burst)
-    run = measure_burst(ready.storage, log, ready.workers, f"now{number}")
-    return rate(run)
+def served_s(lived: live.Live) -> F64:
+    """Service times behind the warm-up, (n,); NaN where the run dropped."""
+    return (lived.run.finish_s - lived.run.start_s)[live.WARM_UP :]
 
 
-def own_times(live: Live, fifo: Trace) -> Trace:
+def own_times(lived: live.Live, fifo: Trace) -> Trace:
     """FIFO's trace with the service times of another run, FIFO's where it dropped."""
-    served_s = (live.run.finish_s - live.run.start_s)[WARM_UP:]
-    ran = ~np.isnan(served_s)
-    pace = served_s[ran].sum() / fifo.service_s[ran].sum()
-    return replace(fifo, service_s=np.where(ran, served_s, pace * fifo.service_s))
+    own_s = served_s(lived)
+    ran = ~np.isnan(own_s)
+    pace = own_s[ran].sum() / fifo.service_s[ran].sum()
+    return replace(fifo, service_s=np.where(ran, own_s, pace * fifo.service_s))
 
 
 def measure_round(
-    ready: Bench, model: LatencyEstimator, number: int, n: int, load: float
+    ready: live.Bench, model: LatencyEstimator, number: int, n: int, load: float
 ) -> list[dict]:
     """One repeat of every policy at one load: measured and simulated violations."""
     log = ready.requests(number, n)
     rng = np.random.default_rng([SEED, number])
-    saturation_per_s = rate_now(ready, number)
+    burst = live.part(ready.log, 0, ready.burst)
+    now = live.measure_burst(ready.storage, burst, ready.workers, f"now{number}")
+    saturation_per_s = live.rate(now)
     arrival_s = poisson_arrivals(load * saturation_per_s, n, rng)
-    estimated_s = estimate(model, log)
+    estimated_s = live.estimate(model, log)
     lives = {}
     for name in POLICIES[:: -1 if number % 2 else 1]:
-        lives[name] = run_live(
+        lives[name] = live.run_live(
             ready, log, name, arrival_s, estimated_s, name=f"round{number}-{name}",
             batch_size=BATCH_SIZE, flush_s=FLUSH_S,
         )  # fmt: skip
     fifo = lives["fifo"].trace
     added = {
-        name: overheads(live.run, log.keys, WARM_UP) for name, live in lives.items()
+        name: overheads(one.run, log.keys, live.WARM_UP) for name, one in lives.items()
     }
     rows = []
     for name in POLICIES:
-        live = lives[name]
+        lived = lives[name]
         rule = policy(
             name, slo_s=ready.slo_s, cores=ready.workers, lag_s=ready.delays.lag_s
         )
         late = rule.late
         own = as_delays(ready.quiet, added[name], late)
         cases = {
-            "simulated": (own_times(live, fifo), own),
+            "simulated": (own_times(lived, fifo), own),
             "foretold": (fifo, own if late else as_delays(ready.quiet, added["fifo"])),
         }
-        measured = summarise(fifo, live.history)
+        measured = summarise(fifo, lived.history)
         row = {
             "engine": ready.storage.engine,
             "workers": ready.workers,
@@ -107,13 +93,11 @@ def measure_round(
             "measured_dropped": measured.dropped,
             "measured_p99_s": measured.p99_s,
             "delays": asdict(own),
-            "service_s": float(
-                np.nanmean((live.run.finish_s - live.run.start_s)[WARM_UP:])
-            ),
+            "service_s": float(np.nanmean(served_s(lived))),
         }
         for case, (trace, delays) in cases.items():
             history = simulate(
-                trace, rule, estimated_s[WARM_UP:], cores=ready.workers,
+                trace, rule, estimated_s[live.WARM_UP:], cores=ready.workers,
                 slo_s=ready.slo_s, batch_size=BATCH_SIZE, flush_s=FLUSH_S,
                 delays=delays, believed=ready.delays,
             )  # fmt: skip
@@ -130,10 +114,10 @@ def measure_round(
 def measure(engine: str, workers: int, repeats: int, n: int) -> tuple[dict, list[dict]]:
     """What is known of one engine before the first run, and all its rounds."""
     rounds = repeats * len(LOADS)
-    log = make_log("tpcc", BURST + rounds * (WARM_UP + n), SEED)
+    log = make_log("tpcc", BURST + rounds * (live.WARM_UP + n), SEED)
     rows = []
-    with bench(engine, log, BURST, workers, slo_s=SLO_S) as ready:
-        model = fitted("boosted", ready)
+    with live.bench(engine, log, BURST, workers, slo_s=SLO_S) as ready:
+        model = live.fitted("boosted", ready)
         for number in range(rounds):
             repeat, at = divmod(number, len(LOADS))
             found = measure_round(ready, model, number, n, LOADS[at])
@@ -150,14 +134,12 @@ def measure(engine: str, workers: int, repeats: int, n: int) -> tuple[dict, list
     return about, rows
 
 
-def main(words: list[str] | None = None) -> None:
+@benchmark
+def main(out: Path, repeats: int = 6, transactions: int = 1_500) -> None:
     """Run every policy live and simulated, print, and keep the record."""
-    given = command(__doc__, "sim_to_real", repeats=6, transactions=1_500).parse_args(
-        words
-    )
-    record, benches, runs = Record(given.out), [], []
+    record, benches, runs = Record(out), [], []
     for workers, engine in product(WORKERS, ENGINES):
-        about, rows = measure(engine, workers, given.repeats, given.transactions)
+        about, rows = measure(engine, workers, repeats, transactions)
         benches.append(about)
         runs += rows
         tell(f"measured {about}")
@@ -165,8 +147,8 @@ def main(words: list[str] | None = None) -> None:
         runs=runs,
         benches=benches,
         slo_s=SLO_S,
-        transactions=given.transactions,
-        repeats=given.repeats,
+        transactions=transactions,
+        repeats=repeats,
         batch_size=BATCH_SIZE,
         flush_s=FLUSH_S,
         note="violations as shares of the arrivals after the warm-up; the server of "
@@ -174,12 +156,11 @@ def main(words: list[str] | None = None) -> None:
     )
     table = pd.DataFrame(runs)
     for model in ("simulated", "foretold"):
-        beside = beside_measured(table, model)
+        beside = live.beside_measured(table, model)
         print(beside.round(1).to_string())
-        print(beside.groupby(PLACE[:2])["near"].sum(), ranked_alike(beside, model))
-    if given.repeats > 1:
-        print(measured_again(table).groupby(PLACE[:2])["near"].sum())
-
-
-if __name__ == "__main__":
-    main()
+        print(
+            beside.groupby(live.PLACE[:2])["near"].sum(),
+            live.ranked_alike(beside, model),
+        )
+    if repeats > 1:
+        print(live.measured_again(table).groupby(live.PLACE[:2])["near"].sum())

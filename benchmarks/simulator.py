@@ -10,22 +10,25 @@ transactions with three numbers of workers, whose states must be equal.
 
 import json
 import multiprocessing
+import time
 import tracemalloc
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from statistics import median
+from typing import Any, cast
 
 import numpy as np
 import psutil
 import simpy
-from record import Record, both_clocks, command, seconds_of
-from simpy.resources.base import BaseResource, Get, Put
+from record import Record, benchmark, both_clocks
+from simpy.events import EventPriority
 
 from thesis_lib.common.provenance import largest_resident_bytes
-from thesis_lib.sequencer.core.trace import F64, I64, History, Trace
+from thesis_lib.sequencer.core.trace import History, Trace
 from thesis_lib.sequencer.experiments.configuration import saturation_rate
 from thesis_lib.sequencer.simulator.replica import state_digest
 from thesis_lib.sequencer.simulator.simulator import replay
@@ -38,7 +41,8 @@ ROUNDS = 7
 SIZES = [10_000, 100_000, 1_000_000, 10_000_000]
 GROWTH_LOAD = 0.9
 REPLICA_WORKERS = [4, 8, 32]
-AFTER_COMMITS = 2  # SimPy's priority of a dispatch: its own are 0 (urgent) and 1
+# SimPy's priority of a dispatch: its own are 0 (urgent) and 1.
+AFTER_COMMITS = cast("EventPriority", 2)
 
 TIMES = ("granted_s", "start_s", "finish_s")
 
@@ -50,47 +54,10 @@ TIMES = ("granted_s", "start_s", "finish_s")
 
 Locks = list[list[tuple[int, bool]]]  # key and mode of each lock of each transaction
 Times = dict[str, list[float]]
+Steps = Generator[simpy.Event, Any, None]
 
 
-class Lock(BaseResource):
-    """A key: shared and exclusive requests, granted first come first served."""
-
-    def __init__(self, env: simpy.Environment) -> None:
-        super().__init__(env, capacity=1)
-        self.shared, self.alone = 0, False
-
-    def _do_put(self, event: "Request") -> bool:
-        if self.alone or (event.exclusive and self.shared):
-            return False
-        if event.exclusive:
-            self.alone = True
-        else:
-            self.shared += 1
-        event.succeed()
-        return True
-
-    def _do_get(self, event: "Release") -> None:
-        if event.exclusive:
-            self.alone = False
-        else:
-            self.shared -= 1
-        event.succeed()
-        self._trigger_put(None)  # now, or another commit of this time comes between
-
-
-class Request(Put):
-    def __init__(self, lock: Lock, exclusive: bool) -> None:
-        self.exclusive = exclusive
-        super().__init__(lock)
-
-
-class Release(Get):
-    def __init__(self, lock: Lock, exclusive: bool) -> None:
-        self.exclusive = exclusive
-        super().__init__(lock)
-
-
-def dispatches(env: simpy.Environment, arrival_s: list[float]) -> Iterator[simpy.Event]:
+def dispatches(env: simpy.Environment, arrival_s: list[float]) -> Steps:
     """One event for each entry of the log, after every commit of its time."""
     for due_s in arrival_s:
         event = simpy.Event(env)
@@ -105,21 +72,27 @@ def as_written(
     """The model as one writes it in SimPy: a process that waits for its resources."""
     env = simpy.Environment()
     workers = simpy.Resource(env, cores)
-    table = [Lock(env) for _ in range(1 + max(k for row in locks for k, _ in row))]
+    n_keys = 1 + max(key for row in locks for key, _ in row)
+    # First come first served: a reader takes one of as many tokens as there can be
+    # readers, a writer all of them.
+    all_of_them = len(locks)
+    table = [simpy.Container(env, all_of_them, all_of_them) for _ in range(n_keys)]
     times = {name: [0.0] * len(locks) for name in TIMES}
 
-    def transaction(i: int) -> Iterator[simpy.Event]:
-        yield env.all_of([Request(table[key], alone) for key, alone in locks[i]])
+    def transaction(i: int) -> Steps:
+        taken = [(table[key], all_of_them if alone else 1) for key, alone in locks[i]]
+        yield env.all_of([lock.get(tokens) for lock, tokens in taken])
         times["granted_s"][i] = env.now
         with workers.request() as worker:
             yield worker
             times["start_s"][i] = env.now
             yield env.timeout(service_s[i])
             times["finish_s"][i] = env.now
-            for key, alone in locks[i]:
-                Release(table[key], alone)
+            for lock, tokens in taken:
+                lock.put(tokens)
+                lock._trigger_get(None)  # now, or another commit comes between
 
-    def sequencer() -> Iterator[simpy.Event]:
+    def sequencer() -> Steps:
         for i, event in enumerate(dispatches(env, arrival_s)):
             yield event
             env.process(transaction(i))
@@ -162,7 +135,7 @@ def lean(
                 granted_s[i] = env.now
                 env.process(execute(i))
 
-    def execute(i: int) -> Iterator[simpy.Event]:
+    def execute(i: int) -> Steps:
         with workers.request() as worker:
             yield worker
             start_s[i] = env.now
@@ -175,7 +148,7 @@ def lean(
                     shared[key] -= 1
                 grant(key)
 
-    def sequencer() -> Iterator[simpy.Event]:
+    def sequencer() -> Steps:
         for i, event in enumerate(dispatches(env, arrival_s)):
             yield event
             for key, exclusive in locks[i]:
@@ -228,20 +201,17 @@ def against_simpy(name: str, load: float) -> dict:
     def compiled(trace: Trace) -> History:
         return replay(trace, log, trace.arrival_s, cores=cores, slo_s=slo_s)
 
+    models: dict[str, Callable[[], object]] = {"thesis_lib": partial(compiled, trace)}
+    columns = plain(trace)  # converted beforehand: not SimPy's time
+    models |= {name: partial(run, *columns, cores) for name, run in PEERS.items()}
     for case in (trace, ties):
         history = compiled(case)
         for model in PEERS.values():
             times = model(*plain(case), cores)
             for column in TIMES:
                 np.testing.assert_array_equal(getattr(history, column), times[column])
-    columns = plain(trace)  # converted beforehand: not SimPy's time
     rounds = [
-        {"thesis_lib": both_clocks(lambda: compiled(trace))}
-        | {
-            peer: both_clocks(lambda model=model: model(*columns, cores))
-            for peer, model in PEERS.items()
-        }
-        for _ in range(ROUNDS)
+        {name: both_clocks(run) for name, run in models.items()} for _ in range(ROUNDS)
     ]
     return {
         "scenario": name,
@@ -260,7 +230,7 @@ def against_simpy(name: str, load: float) -> dict:
         },
         "per_cpu_s": {
             model: PEER_TRANSACTIONS / median(r[model]["cpu_s"] for r in rounds)
-            for model in ("thesis_lib", *PEERS)
+            for model in models
         },
         "rounds": rounds,
     }
@@ -269,11 +239,17 @@ def against_simpy(name: str, load: float) -> dict:
 # --- Growth and replicas -----------------------------------------------------
 
 
-def batched_log(trace: Trace) -> tuple[I64, F64]:
-    """A log that is not the order of arrival: batches of ten, the shortest first."""
-    batch = np.arange(len(trace)) // 10
-    last = np.minimum(10 * batch + 9, len(trace) - 1)
-    return np.lexsort((trace.service_s, batch)), trace.arrival_s[last]
+def batched(n: int) -> tuple[Trace, Callable[[int], History]]:
+    """A trace, and its replay by so many workers of a log that is not its order.
+
+    Batches of ten, the shortest first.
+    """
+    trace = at_load("A", GROWTH_LOAD, n)
+    batch = np.arange(n) // 10
+    log = np.lexsort((trace.service_s, batch))
+    dispatch_s = trace.arrival_s[np.minimum(10 * batch + 9, n - 1)]
+    slo_s = SCENARIOS["A"].slo_s
+    return trace, lambda cores: replay(trace, log, dispatch_s, cores=cores, slo_s=slo_s)
 
 
 def grow(n: int) -> dict:
@@ -282,13 +258,8 @@ def grow(n: int) -> dict:
     Best in a process of its own, whose largest resident set is then that of this size,
     the trace and how it was made included.
     """
-    spec = SCENARIOS["A"]
-    trace = at_load("A", GROWTH_LOAD, n)
-    log, dispatch_s = batched_log(trace)
-
-    def run() -> History:
-        return replay(trace, log, dispatch_s, cores=spec.cores, slo_s=spec.slo_s)
-
+    _, replayed = batched(n)
+    run = partial(replayed, SCENARIOS["A"].cores)
     repeats = [both_clocks(run) for _ in range(3)]
     cpu_s = median(r["cpu_s"] for r in repeats)
     tracemalloc.start()  # NumPy reports its arrays to it
@@ -308,21 +279,14 @@ def grow(n: int) -> dict:
 
 def agree(n: int) -> dict:
     """Replay one log with other numbers of workers and compare the states."""
-    spec = SCENARIOS["A"]
-    trace = at_load("A", GROWTH_LOAD, n)
-    log, dispatch_s = batched_log(trace)
+    trace, replayed = batched(n)
     replicas = []
-
-    def follow(workers: int) -> None:
-        history = replay(trace, log, dispatch_s, cores=workers, slo_s=spec.slo_s)
-        state = state_digest(trace, history)
-        last_s = float(history.finish_s.max())
-        found = {"workers": workers, "state": state, "last_commit_s": last_s}
-        replicas.append(found)
-
     for workers in REPLICA_WORKERS:
-        wall_s = seconds_of(partial(follow, workers))
-        replicas[-1]["wall_s"] = wall_s
+        start = time.perf_counter()
+        history = replayed(workers)
+        found = {"workers": workers, "state": state_digest(trace, history)}
+        found["last_commit_s"] = float(history.finish_s.max())
+        replicas.append(found | {"wall_s": time.perf_counter() - start})
     return {
         "transactions": n,
         "states": len({replica["state"] for replica in replicas}),
@@ -337,9 +301,10 @@ def slope(rows: list[dict], name: str) -> float:
     return float(np.polyfit(n, np.log([row[name] for row in rows]), 1)[0])
 
 
-def main(words: list[str] | None = None) -> None:
+@benchmark
+def main(out: Path) -> None:
     """Compare, grow, agree, and keep the record."""
-    record = Record(command(__doc__, "simulator").parse_args(words).out)
+    record = Record(out)
     peers = [against_simpy(*case) for case in CASES]
     with ProcessPoolExecutor(
         1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
@@ -356,7 +321,3 @@ def main(words: list[str] | None = None) -> None:
     }
     record.write(simpy=simpy.__version__, peers=peers, growth=growth, replicas=replicas)
     print(json.dumps(record.content, indent=1))
-
-
-if __name__ == "__main__":
-    main()

@@ -12,17 +12,17 @@ the geometry of LLaMA-2-7B.
     python benchmarks/speculate.py [--prompts 50] [--tokens 32] [--drafted 10]
 """
 
-import argparse
 import random
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from record import Record, command, tell
+from record import Record, benchmark, tell
 from timed_decode import random_checkpoint
 
 from thesis_lib.common.files import data_folder
@@ -81,17 +81,17 @@ def repeating(draw: random.Random) -> Iterator[tuple[str, str]]:
     library = Path(sysconfig.get_paths()["stdlib"])
     files = sorted(library.glob("*.py"))
     texts = passages(draw, 60)
+
+    def again(passage: str, how: str, other: str) -> str:
+        start = " ".join(other.split()[:6])
+        return f"{passage}\n\nThe same passage {how}:\n\n{start}"
+
     while True:
         passage = next(texts)
-        start = " ".join(passage.split()[:6])
-        yield "quoting", f"{passage}\n\nThe same passage once more:\n\n{start}"
+        yield "quoting", again(passage, "once more", passage)
         passage = next(texts)
         edited = passage.replace(" she ", " Anne ").replace(" he ", " Edward ")
-        start = " ".join(edited.split()[:6])
-        yield (
-            "editing",
-            f"{passage}\n\nThe same passage with names instead of pronouns:\n\n{start}",
-        )
+        yield "editing", again(passage, "with names instead of pronouns", edited)
         lines = draw.choice(files).read_text(encoding="utf-8").splitlines()
         first = draw.randrange(max(1, len(lines) - 40))
         yield "code", "\n".join(lines[first : first + 25])
@@ -100,54 +100,77 @@ def repeating(draw: random.Random) -> Iterator[tuple[str, str]]:
 DOMAINS = {"prose": prose, "repeating": repeating}
 
 
-def run(
-    model: StreamedModel,
-    prompt: torch.Tensor,
-    n: int,
-    draft: Draft | None = None,
-    verifier: Verifier | None = None,
-) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """The tokens of one continuation, and what they took."""
-    found = decode_greedily(model, prompt, n, draft, verifier)
-    return found.tokens, {
-        "passes": found.passes,
-        "proposed": sum(found.proposed),
-        "accepted": sum(found.accepted),
-        "acceptance": found.acceptance,
-        "seconds": sum(found.seconds),
+@dataclass(frozen=True, slots=True)
+class System:
+    """A model that decodes, and who proposes to it."""
+
+    model: StreamedModel
+    propose: Callable[[], Draft | None] = lambda: None
+    verifier: Verifier | None = None
+
+    def decode(self, prompt: torch.Tensor, n: int) -> tuple[tuple[int, ...], dict]:
+        """The tokens of one continuation, and what they took."""
+        found = decode_greedily(self.model, prompt, n, self.propose(), self.verifier)
+        return found.tokens, {
+            "passes": found.passes,
+            "proposed": sum(found.proposed),
+            "accepted": sum(found.accepted),
+            "acceptance": found.acceptance,
+            "seconds": sum(found.seconds),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Of the command."""
+
+    prompts: Annotated[int, "of each domain"] = 50
+    tokens: Annotated[int, "of a continuation"] = 32
+    drafted: Annotated[int, "of them with a draft"] = 10
+    seed: int = 0
+
+
+def open_systems(
+    folder: Path, tokens: int, stack: ExitStack
+) -> tuple[dict[str, System], dict[str, Any]]:
+    """Every system, opened on `stack`, and what a record says of them."""
+    packed = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "nf4"
+    convert(folder, packed, find_format("nf4"))
+    small = stack.enter_context(open_draft(packed, PROMPT + tokens))
+    total = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    third = Machine(int(SHARE * total), 1e9)
+    drafting = third.with_memory(third.device_bytes + small.plan.device_peak_bytes)
+
+    def opened(machine: Machine, **options: Any) -> StreamedModel:
+        made = plan_speculation(folder, machine, PROMPT, tokens, **options)
+        return stack.enter_context(StreamedModel(folder, made))
+
+    lookup, drafted = opened(third), opened(drafting, draft=small.plan)
+    beside = opened(drafting)  # the same memory without a draft: more layers stay
+    verifier = calibrate(lookup)
+    systems = {
+        "plain": System(lookup),
+        "lookup": System(lookup, PromptLookup, verifier),
+        "draft": System(drafted, lambda: ModelDraft(small), calibrate(drafted)),
+        "plain beside": System(beside),
+    }
+    return systems, {
+        "model_bytes": verifier.plan.spec.total_bytes,
+        "device_bytes": third.device_bytes,
+        "draft_bytes": small.plan.device_peak_bytes,
+        "drafting_bytes": drafting.device_bytes,
+        "new_tokens": tokens,
+        "sizes": verifier.sizes,
+        "crossover_tokens": verifier.plan.crossover_tokens(),
     }
 
 
-def decode(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+def decode(folder: Path, given: Options) -> dict[str, Any]:
     """Every prompt under every system, in turns."""
     _, tokenizer = smollm2.load()
     rows, loops = [], dict.fromkeys(DOMAINS, 0)
     with ExitStack() as stack:
-        packed = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "nf4"
-        convert(folder, packed, find_format("nf4"))
-        small = stack.enter_context(open_draft(packed, PROMPT + given.tokens))
-        total = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        third = Machine(int(SHARE * total), 1e9)
-        drafting = third.with_memory(third.device_bytes + small.plan.device_peak_bytes)
-        plans = {
-            "lookup": plan_speculation(folder, third, PROMPT, given.tokens),
-            "draft": plan_speculation(
-                folder, drafting, PROMPT, given.tokens, draft=small.plan
-            ),
-            # The same memory without a draft: more layers stay.
-            "plain beside": plan_speculation(folder, drafting, PROMPT, given.tokens),
-        }
-        models = {
-            name: stack.enter_context(StreamedModel(folder, made))
-            for name, made in plans.items()
-        }
-        verifiers = {name: calibrate(models[name]) for name in ("lookup", "draft")}
-        systems: dict[str, tuple[str, Callable[[], Draft] | None]] = {
-            "plain": ("lookup", None),
-            "lookup": ("lookup", PromptLookup),
-            "draft": ("draft", lambda: ModelDraft(small)),
-            "plain beside": ("plain beside", None),
-        }  # the model of each, and who proposes
+        systems, about = open_systems(folder, given.tokens, stack)
         for domain, prompts in DOMAINS.items():
             source = prompts(random.Random(given.seed))
             kept = 0
@@ -155,42 +178,25 @@ def decode(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
                 kind, text = next(source)
                 ids = tokenizer(text, return_tensors="pt").input_ids[:, -PROMPT:]
                 names = list(systems)[: 4 if kept < given.drafted else 2]
-                found = {}
-                for name in names if kept % 2 else reversed(names):
-                    model, propose = systems[name]
-                    draft = None if propose is None else propose()
-                    verifier = verifiers.get(name)
-                    found[name] = run(models[model], ids, given.tokens, draft, verifier)
+                found = {
+                    name: systems[name].decode(ids, given.tokens)
+                    for name in (names if kept % 2 else reversed(names))
+                }
                 written = found["plain"][0]
                 if is_loop(written):
                     loops[domain] += 1
                     continue
                 kept += 1
-                rows.append(
-                    {
-                        "domain": domain,
-                        "kind": kind,
-                        "prompt_tokens": ids.shape[1],
-                        "tokens": len(written),
-                        "identical": all(
-                            tokens == written for tokens, _ in found.values()
-                        ),
-                        "systems": {name: took for name, (_, took) in found.items()},
-                    }
-                )
-                tell(f"{domain} {kept} {kind} {rows[-1]['systems']}")
-        return {
-            "model_bytes": plans["lookup"].spec.total_bytes,
-            "device_bytes": third.device_bytes,
-            "draft_bytes": small.plan.device_peak_bytes,
-            "drafting_bytes": drafting.device_bytes,
-            "new_tokens": given.tokens,
-            "sizes": verifiers["lookup"].sizes,
-            "fallbacks": verifiers["lookup"].fallbacks,
-            "crossover_tokens": verifiers["lookup"].plan.crossover_tokens(),
-            "loops": loops,
-            "prompts": rows,
-        }
+                same = all(tokens == written for tokens, _ in found.values())
+                row = {"domain": domain, "kind": kind, "prompt_tokens": ids.shape[1]}
+                row |= {"tokens": len(written), "identical": same}
+                took = {name: took for name, (_, took) in found.items()}
+                rows.append(row | {"systems": took})
+                tell(f"{domain} {kept} {kind} {took}")
+    verifier = systems["lookup"].verifier
+    assert verifier is not None
+    about["fallbacks"] = verifier.fallbacks  # counted while it decoded
+    return about | {"loops": loops, "prompts": rows}
 
 
 def time_batches(folder: Path, rounds: int) -> dict[str, list[float]]:
@@ -214,25 +220,19 @@ def time_batches(folder: Path, rounds: int) -> dict[str, list[float]]:
         }
 
 
-def main(words: list[str] | None = None) -> None:
+@benchmark
+def main(
+    out: Path,
+    given: Options,
+    *,
+    rounds: Annotated[int, "of the batches"] = 10,
+    layers: Annotated[int, "of LLaMA-2-7B"] = 4,
+) -> None:
     """The command."""
-    parser = command(__doc__, "speculate")
-    add = parser.add_argument
-    add("--prompts", type=int, default=50, help="of each domain")
-    add("--tokens", type=int, default=32, help="of a continuation")
-    add("--drafted", type=int, default=10, help="of them with a draft")
-    add("--rounds", type=int, default=10, help="of the batches")
-    add("--layers", type=int, default=4, help="of LLaMA-2-7B")
-    add("--seed", type=int, default=0)
-    given = parser.parse_args(words)
-    record, folder = Record(given.out), smollm2.checkpoint()
+    record, folder = Record(out), smollm2.checkpoint()
     found = decode(folder, given)
-    steps = {"smollm2": time_batches(folder, given.rounds)}
-    if given.layers:
-        with random_checkpoint("llama2-7b", given.layers) as large:
-            steps[large.name] = time_batches(large, max(2, given.rounds // 3))
+    steps = {"smollm2": time_batches(folder, rounds)}
+    if layers:
+        with random_checkpoint("llama2-7b", layers) as large:
+            steps[large.name] = time_batches(large, max(2, rounds // 3))
     record.write(**found, steps=steps)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,9 +9,10 @@ are of medians to that, with the bootstrap interval of whole rounds.
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
-from record import Record, command, ratio, seconds_of, show
+from record import Record, benchmark, ratio, seconds_of, show, turns
 
 THESIS = ("-m", "thesis_lib")
 STEPS = {
@@ -32,15 +33,14 @@ def start(words: tuple[str, ...]) -> None:
     subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
 
 
-def main(words: list[str] | None = None) -> None:
+@benchmark
+def main(out: Path, rounds: int = 15) -> None:
     """Measure, print, and keep the record."""
-    given = command(__doc__, "start", rounds=15).parse_args(words)
-    record = Record(given.out)
+    record = Record(out)
     samples: dict[str, list[float]] = {name: [] for name in STEPS}
-    for number in range(given.rounds + 1):  # the first fills the page cache
-        for name in STEPS if number % 2 else reversed(STEPS):
-            seconds = seconds_of(partial(start, STEPS[name]))
-            samples[name] += [seconds] if number else []
+    for number, name in turns(STEPS, rounds + 1):
+        seconds = seconds_of(partial(start, STEPS[name]))
+        samples[name] += [seconds] if number else []  # the first fills the page cache
     nothing = samples["python -c pass"]
     rows = [
         {
@@ -53,8 +53,4 @@ def main(words: list[str] | None = None) -> None:
         for name, seconds in samples.items()
     ]
     show(rows)
-    record.write(rounds=given.rounds, rows=rows)
-
-
-if __name__ == "__main__":
-    main()
+    record.write(rounds=rounds, rows=rows)

@@ -11,32 +11,29 @@ lossless code.
     pip install -e .[peers]
     python benchmarks/streaming.py [--help]
 
-Runs that were made are kept in the working folder: the command resumes, and with
-`--runs N` it stops after N of them.
+Runs that were made are kept in the working folder: the command resumes.
 """
 
-import argparse
 import json
 import os
 import shutil
-import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import psutil
 import torch
 from memory_limit import confined_call, forget_pages, read_from_disk_bytes
-from record import Record, command, ratio, seconds_of, tell
+from record import ELSEWHERE, Record, benchmark, ratio, seconds_of, tell
 from timed_decode import Step, deepest_plan, greedily
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.errors import require
 from thesis_lib.common.files import cache_folder
 from thesis_lib.common.stats import bootstrap
 from thesis_lib.common.units import MiB, format_size, parse_size
@@ -59,6 +56,37 @@ RUNTIME_BYTES = 512 * MiB
 RINGS = (3, 2)
 DRAINS, DRAIN_WARM_UP = 4, 2
 DRAINED = ("drain_before_s", "drain_after_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the command; sizes as '2GiB'."""
+
+    geometry: str = "llama2-7b"
+    layers: int = 16
+    cap: Annotated[str, "hard limit of each process, page cache included"] = "2GiB"
+    device_memory: Annotated[str, "of our plan; default: cap less runtime"] = ""
+    systems: str = ",".join((*SYSTEMS, *PACKED))
+    rounds: Annotated[int, "each forwards and backwards once"] = 1
+    prompt: Annotated[int, "tokens"] = 16
+    warm_up: Annotated[int, "tokens of each run that do not count"] = 2
+    steps: Annotated[int, "tokens of each run that count"] = 10
+    work: Annotated[str, "folder of checkpoints and runs"] = field(
+        default_factory=lambda: str(cache_folder("streaming"))
+    )
+    elsewhere: Annotated[bool, ELSEWHERE] = False
+
+    @property
+    def device_bytes(self) -> int:
+        """Of our plan."""
+        if self.device_memory:
+            return parse_size(self.device_memory)
+        return parse_size(self.cap) - RUNTIME_BYTES
+
+    @property
+    def order(self) -> list[str]:
+        """Systems turn by turn."""
+        return order(self.systems.split(","), self.rounds)
 
 
 def transformers_step(model: Any) -> Step:
@@ -111,7 +139,9 @@ def numbered(folder: Path, out: Path) -> Path:
 
 def untokenised(folder: Path, work: Path, device: str) -> Any:
     """AirLLM on its own layout of the checkpoint, which it makes when it has none."""
-    from airllm.airllm_base import AirLLMBaseModel
+    from airllm.airllm_base import (  # pyright: ignore[reportMissingImports]
+        AirLLMBaseModel,
+    )
 
     class Untokenised(AirLLMBaseModel):
         def get_tokenizer(self, hf_token: str | None = None) -> None:
@@ -154,7 +184,7 @@ def decode(step: Step, prompt: Tensor, steps: int) -> dict[str, Any]:
 
 def run_alone(system: str, folder: str, given: dict[str, Any]) -> dict[str, Any]:
     """What one system does inside its limit: its report."""
-    asked, store = argparse.Namespace(**given), Path(folder)
+    asked, store = Options(**given), Path(folder)
     work, steps = Path(asked.work), asked.warm_up + asked.steps
     if system == "split":
         untokenised(store, work, "cpu")
@@ -167,12 +197,9 @@ def run_alone(system: str, folder: str, given: dict[str, Any]) -> dict[str, Any]
             step = transformers_step(load(system, store, work))
         loading_s = time.perf_counter() - start
         return {"load_s": loading_s, **decode(step, prompt, steps)}
-    device_bytes = parse_size(asked.cap) - RUNTIME_BYTES
-    if asked.device_memory:
-        device_bytes = parse_size(asked.device_memory)
     made = deepest_plan(
-        store, Machine(device_bytes, 2e9), RINGS, context=asked.prompt + steps + 1,
-        pass_tokens=asked.prompt,
+        store, Machine(asked.device_bytes, 2e9), RINGS, pass_tokens=asked.prompt,
+        context=asked.prompt + steps + 1,
     )  # fmt: skip
     with StreamedModel(store, made) as model:
         loading_s = time.perf_counter() - start
@@ -196,7 +223,7 @@ def outline(made: MemoryPlan) -> dict[str, Any]:
     return {name: summary[name] for name in kept}
 
 
-def launch(system: str, given: argparse.Namespace, capped: bool = True) -> dict:
+def launch(system: str, given: Options, capped: bool = True) -> dict:
     """Run one system in its own process and group, cold; its report and its use."""
     folder = Path(given.work) / PACKED.get(system, "checkpoint")
     split = Path(given.work) / "airllm"
@@ -206,7 +233,7 @@ def launch(system: str, given: argparse.Namespace, capped: bool = True) -> dict:
         parse_size(given.cap) if capped else psutil.virtual_memory().total,
         system="streamed" if system in PACKED else system,
         folder=folder,
-        given=vars(given),
+        given=asdict(given),
     )
     if done.returncode and not done.killed:
         raise RuntimeError(f"{system} ended with {done.returncode}: see above")
@@ -338,15 +365,15 @@ def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
 def require_room(work: Path, needed_bytes: int) -> None:
     """Raises InvalidInput where the folder's disk has less."""
     free_bytes = shutil.disk_usage(work).free
-    if free_bytes < needed_bytes:
-        raise InvalidInput(
-            f"{work} has {format_size(free_bytes)} of disk free, the checkpoint and "
-            f"what AirLLM copies of it need {format_size(needed_bytes)}: free some, or "
-            "name another folder with --work"
-        )
+    require(
+        free_bytes >= needed_bytes,
+        f"{work} has {format_size(free_bytes)} of disk free, the checkpoint and what "
+        f"AirLLM copies of it need {format_size(needed_bytes)}: free some, or name "
+        "another folder with --work",
+    )
 
 
-def prepare(given: argparse.Namespace, systems: list[str]) -> dict[str, Any]:
+def prepare(given: Options, systems: list[str]) -> dict[str, Any]:
     """Write the checkpoints that are missing; what they are."""
     work = Path(given.work)
     work.mkdir(parents=True, exist_ok=True)
@@ -367,54 +394,16 @@ def prepare(given: argparse.Namespace, systems: list[str]) -> dict[str, Any]:
     return made
 
 
-def main(words: list[str] | None = None) -> None:
-    """Make the runs that are missing, then the record."""
-    given = arguments(words)
-    systems = given.systems.split(",")
-    for system in systems:
-        if system in PEERS:
-            metadata.version(system)  # raises: pip install -e .[peers]
-    checkpoints = prepare(given, systems)
-    made = {
-        name: getattr(given, name)
-        for name in ("systems", "geometry", "layers", "cap", "prompt", "warm_up")
-    }
-    log = Record(
-        Path(given.work) / "runs.json", made | {"steps": given.steps}, ["runs"],
-        given.elsewhere, points="runs",
-    )  # fmt: skip
-    turns = order(systems, given.rounds)
-    before: list[float] | None = None
-    for _ in range(given.runs):
-        turn = next_turn(log.points, len(turns))
-        if turn is None:
-            break
-        os.sync()  # what others wrote would be written back during the run
-        before = before or launch("drain", given)["seconds"]
-        run = launch(turns[turn], given)
-        after = launch("drain", given)["seconds"]
-        run |= {"system": turns[turn], "turn": turn, "at": time.time()}
-        log.add({**run, "drain_before_s": before, "drain_after_s": after})
-        report(log.points[-1], given.warm_up)
-        before = after
-    left = next_turn(log.points, len(turns))
-    if left is not None:
-        tell(f"{log.path} holds {len(log.points)} runs and is not complete")
-    if log.points and (left is None or given.partial):
-        write_record(given, log.points, checkpoints)
-
-
 def write_record(
-    given: argparse.Namespace, runs: list[dict[str, Any]], checkpoints: dict
+    out: Path, given: Options, runs: list[dict[str, Any]], checkpoints: dict
 ) -> None:
     """Every run, and what they say together."""
     summary = summarise(kept(runs), given.warm_up)
     named = dict.fromkeys(run["system"] for run in runs)
     versions = {name: metadata.version(name) for name in named if name in PEERS}
-    turns = order(given.systems.split(","), given.rounds)
-    Record(given.out).write(
+    Record(out).write(
         summary=summary,
-        complete={run["turn"] for run in runs} == set(range(len(turns))),
+        complete=True,
         geometry=given.geometry,
         layers=given.layers,
         checkpoints=checkpoints,
@@ -445,26 +434,26 @@ def report(run: dict[str, Any], warm_up: int) -> None:
     )
 
 
-def arguments(words: list[str] | None) -> argparse.Namespace:
-    """The command line; sizes as '2GiB'."""
-    parser = command(__doc__, "streaming", resumes=True)
-    add = parser.add_argument
-    add("--geometry", default="llama2-7b")
-    add("--layers", type=int, default=16)
-    add("--cap", default="2GiB", help="hard limit of each process, page cache included")
-    add("--device-memory", default="", help="of our plan; default: cap less runtime")
-    add("--systems", default=",".join((*SYSTEMS, *PACKED)))
-    add("--rounds", type=int, default=1, help="each forwards and backwards once")
-    add("--prompt", type=int, default=16, help="tokens")
-    add("--warm-up", type=int, default=2, help="tokens of each run that do not count")
-    add("--steps", type=int, default=10, help="tokens of each run that count")
-    add("--runs", type=int, default=sys.maxsize, help="stop after so many")
-    add("--partial", action="store_true", help="the record of the runs there are")
-    add("--work", default=None, help="folder of checkpoints and runs")
-    given = parser.parse_args(words)
-    given.work = given.work or str(cache_folder("streaming"))
-    return given
-
-
-if __name__ == "__main__":
-    main()
+@benchmark
+def main(out: Path, given: Options) -> None:
+    """Make the runs that are missing, then the record."""
+    systems, turns = given.systems.split(","), given.order
+    for system in systems:
+        if system in PEERS:
+            metadata.version(system)  # raises: pip install -e .[peers]
+    checkpoints = prepare(given, systems)
+    kept = ("systems", "geometry", "layers", "cap", "prompt", "warm_up", "steps")
+    settings = {name: getattr(given, name) for name in kept}
+    path = Path(given.work) / "runs.json"
+    log = Record(path, settings, ["runs"], given.elsewhere, points="runs")
+    before: list[float] | None = None
+    while (turn := next_turn(log.points, len(turns))) is not None:
+        os.sync()  # what others wrote would be written back during the run
+        before = before or launch("drain", given)["seconds"]
+        run = launch(turns[turn], given)
+        after = launch("drain", given)["seconds"]
+        run |= {"system": turns[turn], "turn": turn, "at": time.time()}
+        log.add({**run, "drain_before_s": before, "drain_after_s": after})
+        report(log.points[-1], given.warm_up)
+        before = after
+    write_record(out, given, log.points, checkpoints)

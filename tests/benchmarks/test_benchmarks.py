@@ -89,8 +89,8 @@ def tiny_smollm2(monkeypatch, tmp_path):
 EXAMPLE = yaml.safe_load((ROOT / "data" / "grids" / "example.yml").read_text())
 LOADS = next(iter(EXAMPLE["grid"]))  # the parameters that take their loads together
 CHECK = EXAMPLE | {"grid": EXAMPLE["grid"] | {LOADS: EXAMPLE["grid"][LOADS][:2]}}
-# Part I: by script, its words and its constants.
-SMALL = {
+# By script, its words and its constants; those of Part II run on a tiny model.
+PART_ONE = {
     "goals": (["2", "300"], {}),
     "optimum": (
         [],
@@ -122,17 +122,43 @@ SMALL = {
         ["2", "60"],
         {"LOADS": (0.9, 1.1), "WORKERS": (1,), "BURST": 300, "SLO_S": 60.0},
     ),
-    "storages": (["700"], {"BLOCK": 10, "WARM_UP": 2}),
+    "beside": (["1"], {"WAYS": {"sleeping": "0"}, "BESIDE": (0, 1)}),
+    "certificate": (["--logical", "1", "--physical", "1"], {}),
 }  # fmt: skip
-SLOW = {"decide", "scale", "storages"}
+PART_TWO = {
+    "lowrank": (
+        ["--seeds", "1", "--windows", "6", "--tokens", "60"],
+        {"CONTEXT": 24, "RATIOS": (0.8,), "LAST_TOKEN": 2000, "BLOCK_WINDOWS": 6},
+    ),
+    "combined": (
+        ["--seeds", "1"],
+        {
+            "CONTEXT": 24, "WINDOWS": 6, "OUTER_WINDOWS": 6, "CALIBRATION_TOKENS": 500,
+            "VALIDATION": (600, 49), "HELD_OUT_TOKENS": 49, "GROUPS": (64,),
+            "RANKS": (0, 2), "LAYERS": 4, "LAYERS_JUDGED": range(1, 2), "ROUNDS": 1,
+        },
+    ),
+    "speculate": (
+        [
+            "--prompts", "2", "--tokens", "4", "--drafted", "1", "--rounds", "1",
+            "--layers", "0",
+        ],
+        {"PROMPT": 24, "SHARE": 1.5, "BATCHES": (1, 2), "PERIOD": 0},
+    ),
+    "prediction": (
+        ["--checkpoint", "TINY", "--plans", "2", "--rounds", "1"],
+        {"PASSES": (1, 4), "SEQUENCES": (1, 2), "STEPS": 1, "SHARES": (0.5, 1.5)},
+    ),
+}  # fmt: skip
+SLOW = {"decide", "scale", "beside", "certificate"}
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.proof] * (n in SLOW)) for n in SMALL],
+    [pytest.param(n, marks=[pytest.mark.proof] * (n in SLOW)) for n in PART_ONE],
 )
-def test_a_script_of_part_one_writes_the_schema_of_its_record(name, patched, tmp_path):
-    words, constants = SMALL[name]
+def test_a_script_writes_the_schema_of_its_record(name, patched, tmp_path):
+    words, constants = PART_ONE[name]
     patched(name, **constants)
     if name == "decide":  # which keeps a part that is measured apart
         crowded = json.dumps({"crowded": committed("decide")["crowded"]})
@@ -140,35 +166,26 @@ def test_a_script_of_part_one_writes_the_schema_of_its_record(name, patched, tmp
     held_against(name, run(name, tmp_path, words))
 
 
-def test_certificates_are_those_of_the_record(tmp_path):
+@pytest.mark.parametrize("name", PART_TWO)
+def test_so_does_one_of_a_small_model(name, patched, tiny_smollm2, tmp_path):
+    words, constants = PART_TWO[name]
+    patched(name, **constants)
+    words = [tiny_smollm2 if word == "TINY" else word for word in words]
+    record = run(name, tmp_path, words)
+    held_against(name, record)
+    points = next((key for key in ("points", "runs") if key in record), None)
+    if points is not None:  # those are kept: nothing is scored twice
+        assert run(name, tmp_path, words)[points] == record[points]
+    assert all(row["identical"] for row in record.get("prompts", []))
+
+
+def test_plans_are_metered_below_what_they_promise(tmp_path):
     record = run("certificate", tmp_path, ["--logical", "3", "--physical", "0"])
     assert record["physical"] == []
-    record["physical"] = committed("certificate")["physical"]
     for row in record["logical"]:
         assert row["metered_bytes"] <= row["planned_bytes"]
-    held_against(
-        "certificate", record | {"physical": committed("certificate")["physical"]}
-    )
-
-
-def test_low_rank_steps_are_those_of_the_record(patched, tiny_smollm2, tmp_path):
-    patched("lowrank", CONTEXT=24, RATIOS=(0.8,), LAST_TOKEN=2000, BLOCK_WINDOWS=6)
-    words = ["--seeds", "1", "--windows", "6", "--tokens", "60"]
-    record = run("lowrank", tmp_path, words)
-    held_against("lowrank", record)
-    again = run("lowrank", tmp_path, words)
-    assert again["points"] == record["points"]  # nothing twice
-
-
-def test_bits_and_ranks_are_those_of_the_record(patched, tiny_smollm2, tmp_path):
-    patched(
-        "combined", CONTEXT=24, WINDOWS=6, OUTER_WINDOWS=6, CALIBRATION_TOKENS=500,
-        VALIDATION=(600, 49), HELD_OUT_TOKENS=49, GROUPS=(64,), RANKS=(0, 2), LAYERS=4,
-        LAYERS_JUDGED=range(1, 2), ROUNDS=1,
-    )  # fmt: skip
-    record = run("combined", tmp_path, ["--seeds", "1"])
-    held_against("combined", record)
-    assert run("combined", tmp_path, ["--seeds", "1"])["runs"] == record["runs"]
+    physical = committed("certificate")["physical"]
+    held_against("certificate", record | {"physical": physical})
 
 
 def test_ways_to_store_a_model_are_those_of_the_record(patched, tiny_smollm2, tmp_path):
@@ -185,30 +202,6 @@ def test_ways_to_store_a_model_are_those_of_the_record(patched, tiny_smollm2, tm
     assert set(record["timing"]["systems"]) == {"bf16", "GPTQ 3"}
 
 
-def test_speculation_is_that_of_the_record(patched, tiny_smollm2, tmp_path):
-    patched("speculate", PROMPT=24, SHARE=1.5, BATCHES=(1, 2), PERIOD=0)
-    words = ["--prompts", "2", "--tokens", "4", "--drafted", "1", "--rounds", "1"]
-    record = run("speculate", tmp_path, [*words, "--layers", "0"])
-    assert all(row["identical"] for row in record["prompts"])
-    held_against("speculate", record)
-
-
-def test_predicted_times_are_those_of_the_record(patched, tiny_smollm2, tmp_path):
-    patched("prediction", PASSES=(1, 4), SEQUENCES=(1, 2), STEPS=1, SHARES=(0.5, 1.5))
-    words = ["--checkpoint", tiny_smollm2, "--plans", "2", "--rounds", "1"]
-    held_against("prediction", run("prediction", tmp_path, words))
-
-
-def test_readers_are_those_of_the_record(patched, tiny_smollm2, tmp_path):
-    from thesis_lib.memory.offload.store import SafetensorsStore
-
-    with SafetensorsStore(tiny_smollm2) as store:
-        mode = store.mode
-    variants = [(mode, 1, 2**20, True, True), (mode, 2, 2**18, False, False)]
-    patched("readers", SAMPLE_BYTES=2**16, VARIANTS=variants)
-    held_against("readers", run("readers", tmp_path, [tiny_smollm2, 1]))
-
-
 def test_a_lossless_code_is_that_of_the_record(patched, tmp_path):
     from thesis_lib.memory.model.spec import ModelSpec
 
@@ -217,32 +210,11 @@ def test_a_lossless_code_is_that_of_the_record(patched, tmp_path):
     made = script.synthesise
     patched("lossless", synthesise=lambda _, *a, **k: made(small, *a, **k), REPEATS=1)
     patched("lossless", settle=lambda model: [model.drain() or 0.1])
-    words = [
-        "--codecs",
-        "exponent code",
-        "--mib",
-        "2",
-        "--layers",
-        "4",
-        "--rounds",
-        "1",
-    ]
-    record = run("lossless", tmp_path, words)
+    words = ["--mib", "2", "--layers", "4", "--rounds", "1"]
+    record = run("lossless", tmp_path, ["--codecs", "exponent code", *words])
     held_against("lossless", record)
     assert record["stream"]["equal_logits"]
     assert all(row["ratio"] < 0.8 for row in record["codecs"])
-
-
-@pytest.mark.proof
-def test_a_busy_process_beside_is_that_of_the_record(patched, tmp_path):
-    patched("beside", WAYS={"sleeping": "0"}, BESIDE=(0, 1))
-    held_against("beside", run("beside", tmp_path, ["1"]))
-
-
-@pytest.mark.proof
-def test_plans_hold_in_a_group_of_their_promise(tmp_path):
-    record = run("certificate", tmp_path, ["--logical", "1", "--physical", "1"])
-    held_against("certificate", record)
 
 
 @pytest.mark.proof
@@ -252,7 +224,7 @@ def test_what_is_crowded_is_that_of_the_record(patched, tmp_path):
     out = tmp_path / "decide.json"
     out.write_text((MEASUREMENTS / "decide.json").read_text())
     before = committed("decide")
-    record = run("decide", tmp_path, ["--crowded"])
+    record = run("decide", tmp_path, ["--crowded", ROOT])
     rows = before["crowded"]["cases"]
     assert keys(record["crowded"]["cases"]) == keys(rows) - {"samples_us"}
     assert record.pop("crowded") != before.pop("crowded")
@@ -260,20 +232,16 @@ def test_what_is_crowded_is_that_of_the_record(patched, tmp_path):
 
 
 @pytest.mark.proof
-def test_a_sweep_killed_half_way_is_that_of_the_record(patched, tmp_path):
-    patched("sweep_resume", LOADS=[0.9, 1.1], GRID=CHECK)
-    record = run("sweep_resume", tmp_path)
-    held_against("sweep_resume", record)
-    assert record["lost"] == record["executed_twice"] == 0
-
-
-@pytest.mark.proof
-def test_overheads_of_a_sweep_are_those_of_the_record(patched, tmp_path):
+def test_sweeps_are_those_of_both_records(patched, tmp_path):
     small = dict(zip(LOADS.split(", "), CHECK["grid"][LOADS][0], strict=True))
     others = CHECK["grid"].keys() - {LOADS}
     small |= {name: CHECK["grid"][name][0] for name in others} | {"seeds": 2}
-    patched("sweep_overhead", SMALL=small, SIXTEEN=CHECK | {"seeds": 3})
-    held_against("sweep_overhead", run("sweep_overhead", tmp_path, ["1"]))
+    patched("sweeps", SMALL=small, SIXTEEN=CHECK | {"seeds": 3}, SIXTY_FOUR=CHECK)
+    overhead = run("sweeps", tmp_path, ["1"])
+    held_against("sweep_overhead", overhead)
+    resumed = json.loads((tmp_path / "sweep_resume.json").read_text())
+    held_against("sweep_resume", resumed)
+    assert resumed["lost"] == resumed["executed_twice"] == 0
 
 
 @pytest.mark.proof
@@ -281,7 +249,7 @@ def test_a_grid_is_told_with_its_times(patched, tmp_path):
     grids = tmp_path / "data" / "grids"
     grids.mkdir(parents=True)
     (grids / "small.yml").write_text(yaml.safe_dump(CHECK))
-    shown = importlib.import_module("grids").GRIDS["04_evaluation"][2]
+    shown = importlib.import_module("grids").SHOWN_4
     patched("grids", GRIDS={"small": ("4", 1, shown)}, checkout=lambda: tmp_path)
     (found,) = run("grids", tmp_path, ["small"]).values()
     assert found["points"] == 4
@@ -300,12 +268,6 @@ def test_what_people_wait_for_is_measured_beside_nothing(tmp_path):
 
 def test_no_script_is_left_out():
     """The others have tests of their own, or are helpers of those that have."""
-    own = {"headline", "gpu", "streaming", "beside"}
-    helpers = {"record", "memory_limit", "timed_decode"}
-    here = Path(__file__).read_text()
+    tests = [path.read_text() for path in Path(__file__).parent.glob("*.py")]
     for path in (ROOT / "benchmarks").glob("*.py"):
-        name = path.stem
-        if name in helpers or name in own:
-            assert any(name in p.read_text() for p in (ROOT / "tests").rglob("*.py"))
-        else:
-            assert f'"{name}"' in here, f"{name} is imported by no test"
+        assert any(path.stem in text for text in tests), f"no test runs {path.stem}"

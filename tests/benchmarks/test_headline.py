@@ -13,9 +13,11 @@ from thesis_lib.memory.model.spec import ModelSpec, geometry
 SPEC = ModelSpec("small", 6, 512, 1024, 8, 8, 64, 1000, tied=False)
 
 
-@pytest.fixture(scope="module")
-def script():
-    return benchmark.load("headline")
+@pytest.fixture
+def script(monkeypatch):
+    module = benchmark.load("headline")
+    monkeypatch.setattr(module, "geometry", lambda name: SPEC)
+    return module
 
 
 def words(tmp_path, *more):
@@ -33,8 +35,8 @@ def test_the_survey_fills_the_disk_and_leaves_the_reserve(script):
     assert bf16.distinct_layers == 28  # 1.62 GB each, and 1.05 GB outside the stack
     assert nf4.distinct_layers == nf4.layers == 80
     assert 34e9 < nf4.bytes < 36e9
-    assert "all 80 layers distinct" in script.label(nf4)
-    assert "28 distinct layers hard-linked to 80 names" in script.label(bf16)
+    assert "all 80 layers distinct" in nf4.label
+    assert "28 distinct layers hard-linked to 80 names" in bf16.label
 
 
 def test_time_is_told_beforehand(script):
@@ -49,16 +51,16 @@ def test_without_disk_or_time_it_refuses_before_it_writes(script, tmp_path):
     with pytest.raises(InvalidInput, match="two layers of small in bf16 need"):
         script.survey(SPEC, ["bf16"], 12 * MiB, 10 * MiB)
     with pytest.raises(SystemExit, match=r"more than the 0\.001 minutes allowed"):
-        script.main(words(tmp_path, "--minutes", "0.001"), SPEC)
+        script.main(words(tmp_path, "--minutes", "0.001"))
     with pytest.raises(SystemExit, match="of which stay free"):
-        script.main(words(tmp_path, "--reserve", "999TiB"), SPEC)
+        script.main(words(tmp_path, "--reserve", "999TiB"))
     with pytest.raises(SystemExit, match="leaves nothing beside"):
-        script.main(words(tmp_path, "--runtime", "2GiB"), SPEC)
+        script.main(words(tmp_path, "--runtime", "2GiB"))
     assert not (tmp_path / "record.json").exists()
 
 
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(script, tmp_path, capsys):
-    script.main(words(tmp_path, "--dry-run"), SPEC)
+    script.main(words(tmp_path, "--dry-run"))
     said = capsys.readouterr().err
     assert "of disk, about" in said
     assert f"limits by {how_confined()}" in said
@@ -80,10 +82,10 @@ def test_it_resumes_where_it_was_killed_and_cleans_up(script, tmp_path, monkeypa
 
     monkeypatch.setattr(script, "run_part", first_only)
     with pytest.raises(KeyboardInterrupt):
-        script.main(words(tmp_path), SPEC)
+        script.main(words(tmp_path))
     monkeypatch.setattr(script, "run_part", rest)
     monkeypatch.setattr(script, "synthesise", None)  # the store is still there
-    script.main(words(tmp_path), SPEC)
+    script.main(words(tmp_path))
     assert ran == [1000 * MiB, 995 * MiB]
     assert not list((tmp_path / "work").glob("bf16*"))
 
@@ -111,7 +113,7 @@ def test_it_resumes_where_it_was_killed_and_cleans_up(script, tmp_path, monkeypa
 
 def test_packed_weights_stream_in_the_same_way(script, tmp_path):
     given = words(tmp_path, "--weights", "nf4", "--limits", "1000MiB")
-    script.main([*given, "--runtime", "993MiB"], SPEC)
+    script.main([*given, "--runtime", "993MiB"])
     record = json.loads((tmp_path / "record.json").read_text())
     (part,) = record["parts"].values()
     assert part["label"] == "random nf4 weights, all 6 layers distinct"
@@ -124,5 +126,5 @@ def test_a_limit_that_is_too_small_ends_the_run_by_name(script, tmp_path, monkey
     """A runtime that is underestimated: the plan fits, the process does not."""
     given = words(tmp_path, "--limits", "60MiB", "--runtime", "40MiB")
     with pytest.raises(SystemExit, match="killed at its limit of 60 MiB"):
-        script.main(given, SPEC)
+        script.main(given)
     assert not (tmp_path / "record.json").exists()

@@ -10,7 +10,6 @@ import memory_limit as module
 import pytest
 import torch
 from memory_limit import (
-    Confined,
     OverLimit,
     confine,
     confined_call,
@@ -287,16 +286,13 @@ def test_version_2_finds_the_nearest_group_that_hands_memory_down(
 def test_version_2_says_who_was_killed(tmp_path, monkeypatch):
     proc, _ = write_v2(tmp_path)
     fake_kernel(monkeypatch, events="low 0\nhigh 0\nmax 3\noom 1\noom_kill 1\n")
-    done = confine(["/bin/true"], 64 * MiB, proc=proc)
-    assert done.killed
     with pytest.raises(OverLimit, match="cgroup v2"):
-        done.check()
+        confine(["/bin/true"], 64 * MiB, proc=proc).check()
 
 
 def test_without_a_memory_controller_it_says_uncapped(tmp_path, monkeypatch):
     proc, _ = write_v2(tmp_path, memory=())
     fake_kernel(monkeypatch)
-    assert how_confined(proc) == "uncapped"
     assert confine(["/bin/true"], 64 * MiB, proc=proc).how == "uncapped"
 
 
@@ -313,23 +309,17 @@ def test_a_mount_of_a_part_of_the_tree_is_found_where_it_is_mounted(tmp_path):
     assert list(module._parents(proc)) == [(Path("/sys/fs/cgroup/memory/job"), 1)]
 
 
-def test_a_confined_result_that_fits_is_returned_by_its_check():
-    done = Confined("uncapped", 2, 1, False, 0, 0.1, None, "")
-    assert done.check() is done
-
-
 def test_torch_is_not_needed_to_confine():
     lines = f"{FIND}; import memory_limit; print('torch' in sys.modules)"
     done = confine([sys.executable, "-c", lines], 500 * MiB)
     assert done.stdout == "False\n"
 
 
-@pytest.mark.parametrize("n", [0, 1, 299, 300, 301, 1000])
-def test_thinning_keeps_the_first_row_and_the_order(n):
-    rows = [(float(i), i) for i in range(n)]
-    kept = thinned(rows)
-    assert len(kept) <= 300
-    assert kept == sorted(kept)
-    assert kept[:1] == [list(row) for row in rows[:1]]
-    if n <= 300:
-        assert len(kept) == n
+def test_thinning_keeps_the_first_row_and_the_order():
+    for n in (0, 1, 299, 300, 301, 1000):
+        rows = [(float(i), i) for i in range(n)]
+        kept = thinned(rows)
+        assert len(kept) <= 300
+        assert kept == sorted(kept)
+        assert kept[:1] == [list(row) for row in rows[:1]]
+        assert n > 300 or len(kept) == n

@@ -73,7 +73,7 @@ def test_a_second_run_scores_nothing_twice(script, sweep, tmp_path, monkeypatch)
         few(script),
         script.Point("twin", twin=lambda model: script.truncated(model, 0.8)),
     ]
-    script.run(sweep, record_of(script, out, {"a": 1}), points, sets=2, keep=False)
+    script.run(sweep, record_of(script, out, {"a": 1}), points, sets=2)
     before = json.loads(out.read_text())
     assert [(p["name"], p["set"]) for p in before["points"]] == [
         ("bf16", 0),
@@ -87,7 +87,7 @@ def test_a_second_run_scores_nothing_twice(script, sweep, tmp_path, monkeypatch)
     for name in ("streamed_perplexity", "perplexity", "write_compressed"):
         monkeypatch.setattr(script, name, lambda *a, name=name, **k: calls.append(name))
     record = record_of(script, out, {"a": 1})
-    script.run(sweep, record, points, sets=2, keep=False)
+    script.run(sweep, record, points, sets=2)
     assert calls == []
     assert record.content["points"] == before["points"]
 
@@ -95,9 +95,7 @@ def test_a_second_run_scores_nothing_twice(script, sweep, tmp_path, monkeypatch)
 def test_scores_and_sizes_are_those_of_the_model_itself(script, sweep, tmp_path):
     record = record_of(script, tmp_path / "record.json", {})
     points = script.Point("bf16"), script.Point("same", twin=lambda m: (m, 0))
-    for point in points:
-        sweep.score(point, 0, record)
-    stored, resident = (script.entry_of(record, point, 0) for point in points)
+    stored, resident = (sweep.score(point, 0, record) for point in points)
     assert stored["nll"] == resident["nll"]
     for name, tokens in sweep.texts.items():
         expected = perplexity(sweep.model, tokens, CONTEXT)
@@ -109,8 +107,7 @@ def test_scores_and_sizes_are_those_of_the_model_itself(script, sweep, tmp_path)
 
 def test_bits_of_layers_count_codes_scales_and_norms(script, sweep, tmp_path):
     record = record_of(script, tmp_path / "record.json", {})
-    sweep.written(few(script), 0, record)
-    found = script.entry_of(record, few(script), 0)
+    found = sweep.score(few(script), 0, record)
     matrices = sum(
         layer.weight.numel() for layer in script.matrices(sweep.model).values()
     )
@@ -122,70 +119,56 @@ def test_bits_of_layers_count_codes_scales_and_norms(script, sweep, tmp_path):
 
 def test_in_memory_and_on_the_disk_bits_are_counted_alike(script, sweep, tmp_path):
     record = record_of(script, tmp_path / "record.json", {})
-    for point in (
-        script.Point("stored", script.CompressionConfig("int8")),
-        script.Point("resident", twin=lambda m: script.in_memory(m, "int8")),
-    ):
-        sweep.score(point, 0, record)
-    stored, resident = record.content["points"]
+    in_memory = script.Point("resident", twin=lambda m: script.in_memory(m, "int8"))
+    stored = script.Point("stored", script.CompressionConfig("int8"))
+    stored, resident = (sweep.score(p, 0, record) for p in (stored, in_memory))
     assert stored["layer_bytes"] == resident["layer_bytes"]
     assert stored["wish"] == {"weights": "int8"}
     assert (stored["stored"], resident["stored"]) == (True, False)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "altered", "without a manifest"])
-def test_a_checkpoint_that_was_cut_off_is_made_anew(script, sweep, tmp_path, damage):
-    point, record = few(script), record_of(script, tmp_path / "record.json", {})
-    folder = sweep.written(point, 0, record)
+def test_a_checkpoint_that_was_cut_off_is_made_anew(script, sweep):
+    point = few(script)
+    folder = sweep.written(point, 0)
     file = folder / "layer-0001.safetensors"
     whole, kept = file.read_bytes(), (folder / "layer-0000.safetensors").stat()
-    assert sweep.written(point, 0, record) == folder
+    assert sweep.written(point, 0) == folder
     assert (folder / "layer-0000.safetensors").stat() == kept  # nothing was written
-    if damage == "truncated":
-        file.write_bytes(whole[:-100])
-    elif damage == "altered":
-        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    else:
-        (folder / "manifest.json").unlink()
-    sweep.written(point, 0, record)
-    assert file.read_bytes() == whole
-    assert script.is_whole(folder)
+    for damage in (
+        lambda: file.write_bytes(whole[:-100]),
+        lambda: file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1])),
+        (folder / "manifest.json").unlink,
+    ):
+        damage()
+        sweep.written(point, 0)
+        assert file.read_bytes() == whole
+        assert script.is_whole(folder)
 
 
 def test_a_checkpoint_that_the_record_does_not_know_is_made_anew(
     script, sweep, tmp_path
 ):
-    stale = few(script, correction_rank=2)
-    folder = sweep.written(stale, 0, record_of(script, tmp_path / "other.json", {}))
+    folder = sweep.written(few(script, correction_rank=2), 0)
     larger = script.stored_bytes(folder)
-    record = record_of(script, tmp_path / "record.json", {})
-    assert sweep.written(few(script), 0, record) == folder
+    sweep.score(few(script), 0, record_of(script, tmp_path / "record.json", {}))
     assert script.stored_bytes(folder) < larger
 
 
-def test_each_set_is_calibrated_on_its_own_third(script, sweep, tmp_path):
-    record = record_of(script, tmp_path / "record.json", {})
+def test_each_set_is_calibrated_on_its_own_third(script, sweep):
     sweep.calibration[1].write_text("the lazy dog; " * 40)
-    for number in range(2):
-        sweep.written(few(script), number, record)
     first, second = (
-        (sweep.folder(few(script), n) / "layer-0002.safetensors").read_bytes()
+        (sweep.written(few(script), n) / "layer-0002.safetensors").read_bytes()
         for n in range(2)
     )
     assert first != second
 
 
-def test_other_settings_and_another_wish_are_refused(script, tmp_path):
-    out = tmp_path / "record.json"
-    record = record_of(script, out, {"context": 24})
-    script.entry_of(record, few(script), 0)
-    record.write()
-    with pytest.raises(InvalidInput, match=r"other settings, .*: 24.*: expected"):
-        record_of(script, out, {"context": 32})
-    again = record_of(script, out, {"context": 24})
-    script.entry_of(again, few(script), 0)
+def test_another_wish_is_refused(script, tmp_path):
+    record = record_of(script, tmp_path / "record.json", {})
+    record.add({"name": "three", "set": 0, **few(script).described})
+    assert script.known(record, few(script), 0) == record.points[0]
     with pytest.raises(InvalidInput, match=r"knows 'three' as .* give another --out"):
-        script.entry_of(again, few(script, correction_rank=2), 0)
+        script.known(record, few(script, correction_rank=2), 0)
 
 
 def test_timing_takes_turns_writes_the_same_tokens_and_says_who_is_too_large(

@@ -3,12 +3,24 @@
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
 import record as module
-from record import Record, answering, both_clocks, medians, ratio, renew, show
+from record import (
+    Record,
+    answering,
+    benchmark,
+    both_clocks,
+    medians,
+    ratio,
+    renew,
+    show,
+    turns,
+)
 
 from thesis_lib.common.errors import InvalidInput
 
@@ -82,16 +94,51 @@ def test_what_is_no_record_is_refused_and_left_alone(path):
         Record(path.with_suffix(".txt"))
 
 
-def test_a_part_is_renewed_alone_and_rows_take_a_line_each(path):
-    record = Record(path, points="cases")
-    record.points.extend([{"a": 1, "b": [1, 2]}, {"a": 2, "b": []}])
-    record.write("cases", other={"x": 1})
-    assert '  {"a": 1, "b": [1, 2]},\n  {"a": 2, "b": []}\n' in path.read_text()
+def test_a_part_is_renewed_alone(path):
+    Record(path).write(cases=[{"a": 1}], other={"x": 1})
     before = told(path)
-    renew(path, "other", "cases", x=2)
+    renew(path, "other", x=2)
     assert told(path)["other"]["x"] == 2
     assert told(path)["other"]["commit"] == module.made_by()["commit"]
     assert told(path) | {"other": 0} == before | {"other": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    names: Annotated[list[str] | None, "of them"] = None
+    dry_run: bool = False
+
+
+def test_a_signature_is_a_command(tmp_path, capsys):
+    heard = []
+
+    @benchmark
+    def main(out: Path, given: Options, rounds: int = 3, *, share: float = 0.5):
+        """What the words say."""
+        heard.append((out, given, rounds, share))
+        if given.dry_run:
+            raise InvalidInput("refused")
+
+    main([])
+    main(["7", "--share", "2", "--names", "a", "b", "--out", "x.json"])
+    own = Path(module.checkout(), "data", "measurements", "test_record.json")
+    assert heard == [
+        (own, Options(), 3, 0.5),
+        (Path("x.json"), Options(names=["a", "b"]), 7, 2.0),
+    ]
+    with pytest.raises(SystemExit, match="refused"):
+        main(["--dry-run"])
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "of them" in capsys.readouterr().out
+
+
+def test_a_linear_drift_adds_the_same_to_everyone():
+    order = list(turns("abc", 4))
+    assert [number for number, _ in order] == sorted([0, 1, 2, 3] * 3)
+    for name in "abc":
+        places = [i for i, (_, each) in enumerate(order) if each == name]
+        assert sum(places) / 4 == (len(order) - 1) / 2
 
 
 def test_a_ratio_of_medians_lies_in_its_interval():

@@ -48,10 +48,10 @@ from thesis_lib.memory.model.checkpoint import (
 )
 from thesis_lib.memory.model.spec import ALIGNMENT, ModelSpec, whole_blocks
 
-# What measured best (benchmarks/readers.py): larger requests take less of the
-# processor, more of them in flight bring no more bytes. A ring of io_uring with as many
-# requests was as fast and cost as much; reading through the page cache costs several
-# times the processor's time, and the pages count against a hard limit of memory.
+# What measured best: larger requests take less of the processor, more of them in flight
+# bring no more bytes. A ring of io_uring with as many requests was as fast and cost as
+# much; reading through the page cache costs several times the processor's time, and the
+# pages count against a hard limit of memory.
 CHUNK_BYTES = 4 * MiB  # one request to the disk
 READERS = 4  # requests in flight
 DECODERS = 2  # threads that decode what has arrived, of a lossless checkpoint
