@@ -23,8 +23,8 @@ import torch
 from record import Record, benchmark, seconds_of, tell
 from timed_decode import random_checkpoint
 
+from thesis_lib.memory.evaluate import rates
 from thesis_lib.memory.model.spec import Machine
-from thesis_lib.memory.offload import rates
 from thesis_lib.memory.offload.measure import crossing
 from thesis_lib.memory.offload.offloaded_model import (
     StreamedModel,
