@@ -7,8 +7,7 @@ loop, as the simulator does. A decision's time is shared equally by the transact
 that it decides on, and a transaction pays its share of every decision that it takes
 part in, so that what is held back and asked for again costs again. An estimate is one
 row through the flat trees of the boosted estimator. Every history is compared with the
-simulator's. In the record of earlier rounds the first way is that of the rules that the
-policies had in Python as well.
+simulator's.
 
     python benchmarks/decide.py
 

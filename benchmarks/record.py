@@ -239,9 +239,16 @@ def renew(path: Path, part: str, **found: Any) -> None:
 
 
 def _write(path: Path, content: Point) -> None:
-    text = json.dumps(content, indent=1)
+    """Replace the file; a row of a table takes one line."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        return json.dumps(value, indent=1).replace("\n", "\n ")
+
+    parts = [f" {json.dumps(name)}: {text(value)}" for name, value in content.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text + "\n")
+    write_whole(path, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def tell(line: str) -> None:
