@@ -116,7 +116,10 @@ def calculator(
         "steps": STEPS,
         "values": dict(values),
         "sliders": [asdict(slider) for slider in SLIDERS],
-        "rows": [asdict(each) | {"usd_per_hour": price} for each, price in rows],
+        "rows": [
+            asdict(each) | {"memory_gb": each.memory_gb, "usd_per_hour": price}
+            for each, price in rows
+        ],
     }
     template = Template(_beside("calculator.html"), autoescape=True, trim_blocks=True)
     return template.render(
