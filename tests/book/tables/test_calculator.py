@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
@@ -44,6 +45,15 @@ def test_the_data_cannot_end_its_script(text):
     (data,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
     assert json.loads(data)["rows"][0]["name"] == "bf16 </script>"
     assert "@" not in re.sub(r"@media", "", text)  # no place was left open
+
+
+def test_the_script_finds_everything_that_it_reads_of_a_row(text):
+    (data,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
+    script = (Path(calculator.__file__).parent / "calculator.js").read_text()
+    read = set(re.findall(r"\brow\.(\w+)", script))
+    assert len(read) > 5
+    for row in json.loads(data)["rows"]:
+        assert read <= row.keys()
 
 
 def test_a_slider_returns_to_the_value_of_its_position():
