@@ -4,6 +4,7 @@
 none. What waiting adds to a service time is the look-ahead schedule's part.
 """
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from importlib import import_module
 from math import exp
@@ -58,7 +59,7 @@ class LatencyEstimator(Protocol):
         ...
 
 
-class Learned:
+class Learned(ABC):
     """What learns from the past: `fit`, then `predict` for the same features."""
 
     name: str
@@ -77,11 +78,13 @@ class Learned:
         """(b,) service times in seconds, each > 0."""
         return self._predict(self._features(batch))
 
+    @abstractmethod
     def _learn(self, trace: Trace, service_s: F64) -> None:
-        raise NotImplementedError
+        """Learn from a trace with features and service times (n,) that are sound."""
 
+    @abstractmethod
     def _predict(self, features: F64) -> F64:
-        raise NotImplementedError
+        """(b,) seconds of features (b, d), those that it was fitted on."""
 
     def _names(self) -> tuple[str, ...]:
         if self.feature_names is None:
@@ -115,9 +118,12 @@ class Constant(Learned):
         self.mean_s = float(service_s.mean())
 
     def predict(self, batch: Batch) -> F64:
-        """(b,) seconds."""
+        """(b,) seconds, of a batch with any features."""
         self._names()
-        return np.full(len(batch), self.mean_s)
+        return self._predict(batch.features)
+
+    def _predict(self, features: F64) -> F64:
+        return np.full(len(features), self.mean_s)
 
 
 class Linear(Learned):
