@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -65,6 +66,13 @@ def test_a_watch_sees_the_memory_of_the_processes_it_watches():
     assert n_bytes < watch.peak_memory_bytes < 1.3 * n_bytes
     load = watch.load_average
     assert 0 <= load["mean"] <= load["most"]
+
+
+def test_a_child_that_has_not_begun_its_program_does_not_count():
+    held = bytearray(300 * 2**20)
+    with provenance.Watch() as watch:
+        subprocess.run(["true"], preexec_fn=lambda: time.sleep(1), check=True)
+    assert watch.peak_memory_bytes < len(held)
 
 
 @pytest.fixture

@@ -333,11 +333,20 @@ def disturbances() -> tuple[str, ...]:
     return tuple(dict.fromkeys(_disturbances))
 
 
+def _command(process: psutil.Process) -> list[str]:
+    """The command line of a process; empty once it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 class Watch:
     """Samples, while a run lasts, the memory of its processes and the load.
 
-    `peak_memory_bytes` is the largest resident set of one process below this one;
-    `load_average` the system's one-minute load at the start, its mean and its most.
+    `peak_memory_bytes` is the largest resident set of one process below this one (a
+    child that has not begun its own program yet still has this one's memory, and does
+    not count); `load_average` the one-minute load at the start, its mean and its most.
     """
 
     def __init__(self) -> None:
@@ -350,8 +359,10 @@ class Watch:
         this = psutil.Process()
         while not self._done.wait(_SAMPLE_S):
             self._loads.append(psutil.getloadavg()[0])
-            peaks = [largest_resident_bytes(p) for p in this.children(recursive=True)]
-            self.peak_memory_bytes = max([self.peak_memory_bytes, *peaks])
+            for child in this.children(recursive=True):
+                if _command(child) != _command(this):
+                    peak_bytes = largest_resident_bytes(child)
+                    self.peak_memory_bytes = max(self.peak_memory_bytes, peak_bytes)
 
     @property
     def load_average(self) -> dict[str, float]:
