@@ -73,6 +73,21 @@ def test_provenance_says_with_what_each_chapter_was_made(checkout):
         assert part in text, part
 
 
+def test_the_table_of_rooms_says_what_each_says_of_itself(checkout):
+    room = checkout / "src" / "thesis_lib" / "book"
+    room.mkdir(parents=True)
+    (room.parent / "__init__.py").write_text('"""A package.\n\nMore."""\n')
+    (room / "__init__.py").write_text('"""Pages."""\n')
+    (room / "render.py").write_text("x = 1\n\ny = 2\n")
+    text = staged(checkout, "rooms_table.txt")
+    for row in (
+        "| `thesis_lib` | A package. | 3 |",
+        "| `book` | Pages. | 4 |",
+        "| 7 |",
+    ):
+        assert row in text, row
+
+
 def test_the_page_of_parameters_says_what_is_allowed_and_what_ran(checkout):
     sources = {
         "parameters": "seeds: int = 2  # paired seeds",

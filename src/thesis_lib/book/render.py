@@ -2,9 +2,11 @@
 
 Papermill executes and Jupyter Book only renders, so that no number can come from a
 cache that does not know the package. The pages "Your hardware", "Parameters" and
-"Provenance" are written here, from the records of the chapters.
+"Provenance" are written here, from the records of the chapters, and the table of rooms
+from the package.
 """
 
+import ast
 import hashlib
 import itertools
 import os
@@ -58,6 +60,7 @@ from thesis_lib.common.provenance import lock_hash
 from thesis_lib.common.units import format_duration, format_size
 
 STAMP = "rendered.sha256"
+MEANT_LINES = 21_500  # of the package, as CONTRIBUTING says
 
 _CITED = re.compile(
     r"\{glue:text\}`(?:(?P<path>[^`:]*?)(?P<chapter>\d\d_\w+)\.ipynb::)?"
@@ -232,6 +235,20 @@ def _provenance(records: list[Record]) -> list[str]:
     ]
 
 
+def _rooms(package: Path) -> list[str]:
+    """The rooms of the package: what each says of itself, and its lines of Python."""
+    rows, whole = [], 0
+    for init in sorted(package.rglob("__init__.py")):
+        room = ".".join(init.parent.relative_to(package).parts)
+        about = (ast.get_docstring(ast.parse(init.read_text())) or "").split("\n")[0]
+        texts = (module.read_text() for module in init.parent.glob("*.py"))
+        lines = sum(len(text.splitlines()) for text in texts)
+        rows.append([f"`{room or package.name}`", about, f"{lines:,}"])
+        whole += lines
+    rows.append(["all", f"meant to be {MEANT_LINES:,} lines", f"{whole:,}"])
+    return markdown_table(["Room", "What is in it", "Lines"], rows)
+
+
 def _parameter_lines(chapter: Chapter, record: Record) -> list[str]:
     """What a chapter's parameters are, may be and were, as MyST Markdown."""
     rows = [
@@ -377,6 +394,7 @@ def stage(executed: Path, source: Path) -> str:
         "your_hardware_results": hardware,
         "your_hardware_durations": durations_lines(reference.records),
         "provenance_table": _provenance(records),
+        "rooms_table": _rooms(checkout / "src" / "thesis_lib"),
         "parameters_table": [
             line
             for chapter in chapters()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from processes import ended
 
 from thesis_lib.common.errors import InvalidInput, Lost
 from thesis_lib.sequencer.engine.storage import UNITS
@@ -152,23 +153,10 @@ def test_no_worker_outlives_a_killed_parent(how):
     with parent.stdout as words:
         pids = [int(word) for word in words.readline().split()]
     assert len(pids) == 3
-    assert all(lives(pid) for pid in pids)
+    assert not ended(pids, within_s=0)
     parent.send_signal(how)
     parent.wait()
-    for _ in range(1_000):
-        if not any(lives(pid) for pid in pids):
-            break
-        time.sleep(0.01)
-    assert [pid for pid in pids if lives(pid)] == []
-
-
-def lives(pid):
-    """Whether a process runs; one that only waits to be reaped does not."""
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    assert ended(pids)
 
 
 def test_no_worker_at_all_is_refused():

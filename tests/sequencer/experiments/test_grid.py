@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 import time
 import warnings
@@ -7,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from processes import ended
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.sequencer.core.events import Delays
@@ -183,6 +185,27 @@ def test_a_process_whose_memory_grows_costs_no_point_and_says_nothing(monkeypatc
     assert made["at"].to_list() == list(range(10))
     assert made["process"].nunique() > 2  # some were replaced
     assert [str(each.message) for each in told] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends them amid a point")
+def test_processes_end_with_the_one_that_began_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
+    code = """
+import os, pathlib, time
+from thesis_lib.sequencer.experiments.grid import run_points
+
+def measure(at):
+    pathlib.Path(str(os.getpid())).touch()
+    time.sleep(600)
+
+run_points(measure, [(at,) for at in range(2)])
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    while not (begun := [*tmp_path.iterdir()]):
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    assert ended([int(path.name) for path in begun])
 
 
 @pytest.mark.parametrize("estimator", ["noisy", "oracle", "constant", "linear"])

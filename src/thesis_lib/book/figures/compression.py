@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 from numpy.typing import ArrayLike
 
@@ -126,10 +127,11 @@ def bytes_and_perplexity(table: pd.DataFrame) -> Figure:
 
 
 def bits_and_perplexity(table: pd.DataFrame) -> Figure:
-    """Perplexity on a logarithmic axis against bits a weight, a line for each method.
+    """Perplexity against bits a weight, a line for each method.
 
     Columns: method, bits, perplexity, low, high. A method without bits below 16 is a
-    level that the others are measured against.
+    level that the others are measured against. The axis is logarithmic where they
+    differ by more than four times.
     """
     figure, panel = style.axes(height_in=3.6)
     for method, rows in table.sort_values("bits").groupby("method", sort=False):
@@ -144,8 +146,10 @@ def bits_and_perplexity(table: pd.DataFrame) -> Figure:
     panel.set(
         xlabel="bits a weight, scales and factors counted",
         ylabel="perplexity per token",
-        yscale="log",
     )
+    if table.perplexity.max() > 4 * table.perplexity.min():
+        panel.set(yscale="log")
+        style.log_ticks(panel.yaxis)
     panel.legend()
     return figure
 
@@ -155,7 +159,7 @@ FAMILY_LOOKS = {  # of `tables.pareto`: colour and marker
     "16 bits": (style.INK, "o"),
     "bitsandbytes": (style.ORANGE, "s"),
     "GPTQ": (style.BLUE, "^"),
-    "GPTQ, corrected": (style.GREEN, "D"),
+    "GPTQ + low rank": (style.GREEN, "D"),
     "low rank": (style.VERMILION, "v"),
     "rounding": (style.PURPLE, "X"),
 }
@@ -205,8 +209,9 @@ def _ways(panel: Axes, rows: Any) -> None:
             mfc=colour if row.wins else "white", capsize=2, linewidth=0.9,
         )  # fmt: skip
         text = style.note(
-            panel, _short(row["name"]), at, ha="center", va="center", fontsize=6.5
-        )
+            panel, _short(row["name"]), at, ha="center", va="center", fontsize=6.5,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+        )  # fmt: skip
         text.set_in_layout(False)
     linear = np.log(TIMES[1])
     panel.set(xscale="log", xlim=(rows.cost.min() / 1.1, rows.cost.max() * 1.2))

@@ -67,6 +67,7 @@ def memory_parts(
         panel.grid(axis="y", visible=False)
     if zooms:
         plan.set_xlim(0, 1.12 * limit)
+        whole.xaxis.tick_top()
         for end in plan.get_xlim():
             cone = ConnectionPatch(
                 (end, 0), (end, 1), whole.get_xaxis_transform(),
@@ -97,7 +98,7 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
         panel.errorbar(*at, yerr=ends, fmt=marker, color=colour, capsize=3)
         style.note(
             panel, str(name), at, ha="center", va="center", color=colour, fontsize=8,
-            bbox={"fc": "white", "ec": "none", "pad": 0.5, "alpha": 0.8},
+            bbox={"fc": "white", "ec": "none", "pad": 0.5},
         )  # fmt: skip
     most_bytes = max(limit_bytes, runs["peak_bytes"].max())
     panel.set(
@@ -356,7 +357,11 @@ def roofline_stream(
     style.note(panel, "computing", (span[0], compute_s[0]), (4, 3), **text)
     panel.set(xscale="log", yscale="log", xlim=(span[0], span[-1]))
     style.log_ticks(panel.yaxis)
-    panel.set_xticks(tokens, [f"{count:g}" for count in tokens])
+    apart = [
+        f"{count:g}" if after > 1.4 * count else ""
+        for count, after in zip(tokens, [*tokens[1:], np.inf], strict=True)
+    ]
+    panel.set_xticks(tokens, apart)
     panel.minorticks_off()
     panel.set_xlabel("new tokens in a pass, all sequences together")
     panel.set_ylabel("time of a pass (s)")

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 
 from thesis_lib.book.figures import style
@@ -130,6 +131,13 @@ def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure
                 style.note(panel, word, (end_ms, y), (18, 0), fontsize=7.5, **look)
     patches = [Patch(color=colour, label=fate) for fate, colour in _FATES.items()]
     style.legend_below(figure, patches, ncols=3, fontsize="medium")
+    figure.draw_without_rendering()
+    for panel, _ in drawn:
+        labels = [text for text in panel.texts if text.get_weight() == "bold"]
+        for bar, label in zip(panel.patches, labels, strict=True):
+            if label.get_window_extent().width > bar.get_window_extent().width:
+                halo = withStroke(linewidth=1.5, foreground="white")
+                label.set(color=style.INK, path_effects=[halo])
     return figure
 
 

@@ -398,7 +398,7 @@ def few_bits(record: dict[str, Any]) -> pd.DataFrame:
         nothing = [[np.nan, np.nan, np.nan]]  # the baseline has no ratio to itself
         ratio, low, high = np.transpose(found.get("ratio_to_gptq_3", nothing))
         rows[system] = {
-            "method": found["method"],
+            "method": found["method"].replace("corrected", "GPTQ + low rank"),
             "bits": found["bits"],
             "seeds": len(values),
             "perplexity": float(np.mean(values)),

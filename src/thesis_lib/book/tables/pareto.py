@@ -35,7 +35,7 @@ FAMILIES = {  # by the first words of a name
     "plain SVD": "low rank",
     "nearest": "rounding",
 }
-LOW_RANK, CORRECTED = "low rank", "GPTQ, corrected"
+LOW_RANK, CORRECTED = "low rank", "GPTQ + low rank"
 
 
 def pareto_front(first: ArrayLike, second: ArrayLike) -> NDArray[np.bool_]:
