@@ -59,7 +59,7 @@ def whitening(gram: ArrayLike, group: int) -> Whitening:
     )
     power = np.diag(moments)
     require(
-        bool(np.isfinite(moments).all()) and power.min() >= 0 and power.max() > 0,
+        bool(np.isfinite(moments).all() and power.min() >= 0 and power.max() > 0),
         "gram must be finite, with squares on its diagonal and not all of them zero",
     )
     within = np.argsort(-power.reshape(-1, group), axis=1, kind="stable")
