@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ def test_a_worker_that_was_killed_is_noticed_although_others_go_on():
 
 PARENT = """
 import os, sys, time
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 from test_workers import Storage
 from thesis_lib.sequencer.engine.workers import Workers
 with Workers(Storage(), [], 3) as workers:
@@ -145,9 +146,10 @@ with Workers(Storage(), [], 3) as workers:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_no_worker_outlives_a_killed_parent(how):
-    folder = os.path.dirname(__file__)
+    here = Path(__file__)
+    folders = [str(here.parent), str(here.parents[2])]  # of this test and its helpers
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, folder], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PARENT, *folders], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
     with parent.stdout as words:
