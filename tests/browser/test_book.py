@@ -30,10 +30,13 @@ class Visit:
             lambda m: self.faults.append(m.text) if m.type == "error" else None,
         )
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on(
-            "requestfailed", lambda r: self.faults.append(f"failed: {r.url[:120]}")
-        )
+        self.page.on("requestfailed", self._failed)
         self.page.on("request", self._outside)
+
+    def _failed(self, request):
+        # Opening the next page cuts off what the last one still asks for.
+        if request.failure != "net::ERR_ABORTED":
+            self.faults.append(f"failed: {request.url[:120]}: {request.failure}")
 
     def _outside(self, request):
         if urlparse(request.url).hostname not in (None, "", "127.0.0.1"):
