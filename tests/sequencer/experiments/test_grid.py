@@ -187,7 +187,6 @@ def test_a_process_whose_memory_grows_costs_no_point_and_says_nothing(monkeypatc
     assert [str(each.message) for each in told] == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends them amid a point")
 def test_processes_end_with_the_one_that_began_them(tmp_path, monkeypatch):
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
     code = """

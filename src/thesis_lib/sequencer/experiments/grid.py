@@ -4,9 +4,9 @@ These are common random numbers, seed by seed, so that differences have narrow
 intervals. Points of a grid are measured on all cores.
 """
 
-import ctypes
-import signal
-import sys
+import os
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -40,7 +40,6 @@ from thesis_lib.sequencer.policies.registry import (
 
 FITTED = 0.5  # share of a replayed trace, its first, that an estimator is fitted on
 LEAST_FITTED = 100  # transactions there
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
 POINTS = 4  # for each core: so many of a few seeds that no core waits long for another
 
 Seeds = tuple[int, int, int]  # of transactions, arrivals and estimates
@@ -71,21 +70,27 @@ def run_points(
         warnings.filterwarnings("ignore", "A worker stopped while some jobs")
         # Arrays that joblib maps from a file are read-only, another type to numba.
         parallel = joblib.Parallel(
-            n_jobs=-1, max_nbytes=None, backend="loky", initializer=_end_with_parent
-        )
+            n_jobs=-1, max_nbytes=None, backend="loky", initializer=_end_with,
+            initargs=(os.getpid(),),
+        )  # fmt: skip
         measured: Any = parallel(
             joblib.delayed(_rows_of)(measure, point) for point in points
         )
     return pd.DataFrame([row for rows in measured for row in rows])
 
 
-def _end_with_parent() -> None:
-    """Let the system end this process, amid a point, when the one that began it dies.
+def _end_with(parent: int) -> None:
+    """End this process within a second of that one, even amid a point.
 
-    Where it is no Linux, a point that was begun is measured to its end first.
+    Where it computes in compiled code, once that returns.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _rows_of(measure: Callable[..., Iterable[dict]], point: tuple) -> list[dict]:
