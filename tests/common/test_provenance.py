@@ -68,6 +68,20 @@ def test_a_watch_sees_the_memory_of_the_processes_it_watches():
     assert 0 <= load["mean"] <= load["most"]
 
 
+def test_what_ran_before_a_watch_does_not_count():
+    code = (
+        f"import time; x = bytearray({300 * 2**20}); print(flush=True); time.sleep(9)"
+    )
+    earlier = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert earlier.stdout is not None
+    with earlier, earlier.stdout as said:
+        said.readline()
+        with provenance.Watch() as watch:
+            in_a_process("import time; time.sleep(1)")
+        earlier.kill()
+    assert 0 < watch.peak_memory_bytes < 200 * 2**20
+
+
 def test_a_child_that_has_not_begun_its_program_does_not_count():
     held = bytearray(300 * 2**20)
     with provenance.Watch() as watch:

@@ -344,13 +344,15 @@ def _command(process: psutil.Process) -> list[str]:
 class Watch:
     """Samples, while a run lasts, the memory of its processes and the load.
 
-    `peak_memory_bytes` is the largest resident set of one process below this one (a
-    child that has not begun its own program yet still has this one's memory, and does
-    not count); `load_average` the one-minute load at the start, its mean and its most.
+    `peak_memory_bytes` is the largest resident set of one process that began below this
+    one meanwhile (a child that has not begun its own program yet still has this one's
+    memory, and does not count); `load_average` the one-minute load at the start, its
+    mean and its most.
     """
 
     def __init__(self) -> None:
         self.peak_memory_bytes = 0
+        self._before = set(psutil.Process().children(recursive=True))
         self._loads = [psutil.getloadavg()[0]]
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -359,7 +361,7 @@ class Watch:
         this = psutil.Process()
         while not self._done.wait(_SAMPLE_S):
             self._loads.append(psutil.getloadavg()[0])
-            for child in this.children(recursive=True):
+            for child in set(this.children(recursive=True)) - self._before:
                 if _command(child) != _command(this):
                     peak_bytes = largest_resident_bytes(child)
                     self.peak_memory_bytes = max(self.peak_memory_bytes, peak_bytes)
