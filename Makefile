@@ -6,6 +6,7 @@ PROFILE ?= default
 FOLDER ?= notebooks
 TESTS ?= tests
 ARGS ?=
+TIER ?= 1
 BIN := .venv/bin
 READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
@@ -13,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help book test smoke full lab outputs mutants proof headline gpu lint clean lock setup
-.PHONY: release coverage sizes
+.PHONY: release coverage sizes ae manifest bench
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -60,6 +61,11 @@ proof: $(READY) ## laws that take minutes
 headline: $(READY) ## a 65B geometry in 8 GiB and in 4: says disk and time first (ARGS=)
 	$(BIN)/python benchmarks/headline.py $(ARGS)
 
+bench: $(READY) ## every comparison with a peer once more, against what was recorded
+	@mkdir -p build/bench
+	$(BIN)/python benchmarks/peers.py --out build/bench/peers.json \
+	  --against data/measurements/peers.json
+
 gpu: ## needs a CUDA device: its checks, a 65B geometry in 8 GiB, chapter 6 (PROFILE=default)
 	@sh scripts/require_gpu.sh
 	@$(MAKE) --no-print-directory $(READY)
@@ -83,6 +89,13 @@ coverage: $(READY) ## share of lines that the laws execute, by room (TESTS=tests
 	@for room in $$(find src/thesis_lib -name __init__.py | sort | xargs -n1 dirname); do \
 	  printf '%-40s %4s %%\n' $$room \
 	    $$($(BIN)/coverage report --format=total --include="$$room/*"); done
+
+ae: $(READY) ## artifact evaluation, TIER=1 (minutes), 2 (the published book), 3 (hardware)
+	sh scripts/evaluate.sh $(TIER)
+
+manifest: ## every file of this commit with its hash, for an archive
+	@mkdir -p build
+	git ls-files -z | xargs -0 sha256sum > build/MANIFEST.sha256
 
 sizes: $(READY) ## lines by room, and of what CONTRIBUTING.md limits
 	$(BIN)/python scripts/sizes.py

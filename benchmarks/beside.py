@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from record import Record, answering, benchmark, show, tell
 
-from thesis_lib.common.stats import bootstrap
+from thesis_lib.common.stats import median_interval
 
 WAYS = {"spinning": "300000", "sleeping": "0"}  # turns of GNU's loop before it sleeps
 BESIDE = (0, 1, 2)
@@ -82,21 +82,19 @@ def summarise(samples: list[dict]) -> list[dict]:
     """A row for each way, number beside and step: its median, and its growth.
 
     The growth is the median over the rounds of the time over the same alone, with its
-    95 % bootstrap interval.
+    95 % interval.
     """
     found = pd.DataFrame(samples).pivot(index="round", columns=["way", "beside"])
     rows = []
     for way, beside, step in product(WAYS, BESIDE, STEPS):
         seconds = found[step, way, beside].to_numpy()
         grown = seconds / found[step, way, 0].to_numpy()
-        low, high = bootstrap(
-            len(grown), lambda rows, grown=grown: np.median(grown[rows], axis=1)
-        )
+        growth = median_interval(grown)
         rows.append(
             {
                 "way": way, "beside": beside, "step": step,
                 "median_s": float(np.median(seconds)),
-                "grown": float(np.median(grown)), "low": low, "high": high,
+                "grown": growth.value, "low": growth.low, "high": growth.high,
             }
         )  # fmt: skip
     return rows

@@ -7,7 +7,7 @@ from there when it is started again.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -149,7 +149,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
             base = gptq.get(run["seed"])
             if base is not None and run is not base:
                 ratios = entry.setdefault(f"{domain}ratio_to_gptq_3", [])
-                ratios.append(own.ratio(scores(base, domain)))
+                ratios.append(astuple(own.ratio(scores(base, domain)))[:3])
     return found
 
 

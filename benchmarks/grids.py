@@ -36,7 +36,7 @@ GRIDS: dict[str, tuple[str, int | None, dict[str, str]]] = {
 def rows(made: sweep.Sweep, shown: dict[str, str]) -> list[dict]:
     """For each value of the axes but the seed, the means of the numbers shown.
 
-    With their 95 % bootstrap intervals where there is more than one point.
+    With their intervals where there is more than one point.
     """
     table = sweep.gather(made)
     axes = [name for name in made.grid.varied if name != sweep.SEED]

@@ -29,7 +29,7 @@ import psutil
 from thesis_lib.common import provenance
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import read_record, root, write_whole
-from thesis_lib.common.stats import bootstrap
+from thesis_lib.common.stats import median_interval
 
 Point = dict[str, Any]
 Name = TypeVar("Name")
@@ -288,12 +288,9 @@ def both_clocks(run: Callable[[], object], calls: int | None = None) -> Point:
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
-    """Ratio of medians with its 95 % bootstrap interval, rounds resampled whole."""
-    a, b = np.asarray(over), np.asarray(under)
-    low, high = bootstrap(
-        len(a), lambda rows: np.median(a[rows], axis=1) / np.median(b[rows], axis=1)
-    )
-    return {"ratio": float(np.median(a) / np.median(b)), "low": low, "high": high}
+    """Median of the ratios of rounds with its interval."""
+    found = median_interval(np.divide(over, under))
+    return {"ratio": found.value, "low": found.low, "high": found.high}
 
 
 def medians(label: Mapping[str, Any], rounds: Sequence[Point]) -> Point:

@@ -1,7 +1,7 @@
 """What people wait for before anything happens: commands that answer, and an import.
 
 Each runs in a process of its own, in turn, beside a Python that does nothing. Ratios
-are of medians to that, with the bootstrap interval of whole rounds.
+are medians, over rounds, of the time over that.
 
     python benchmarks/start.py [ROUNDS]
 """

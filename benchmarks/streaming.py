@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM
 
 from thesis_lib.common.errors import require
 from thesis_lib.common.files import cache_folder
-from thesis_lib.common.stats import bootstrap
+from thesis_lib.common.stats import median_interval
 from thesis_lib.common.units import MiB, format_size, parse_size
 from thesis_lib.memory.compress.random_weights import synthesise
 from thesis_lib.memory.model import smollm2
@@ -289,22 +289,21 @@ def next_turn(runs: list[dict[str, Any]], turns: int) -> int | None:
 
 
 def spread(seconds: list[float]) -> dict[str, Any]:
-    """Median, quartiles and a bootstrap interval of the median."""
-    values = np.asarray(seconds)
-    low, high = bootstrap(len(values), lambda rows: np.median(values[rows], axis=1))
-    quarter, half, three = np.percentile(values, [25, 50, 75])
+    """Median, quartiles and the interval of the median."""
+    found = median_interval(seconds)
+    quarter, three = np.percentile(seconds, [25, 75])
     return {
-        "median_s": float(half),
+        "median_s": found.value,
         "quartiles_s": [float(quarter), float(three)],
-        "interval_s": [low, high],
-        "samples": len(values),
+        "interval_s": [found.low, found.high],
+        "samples": found.n,
     }
 
 
 def faster(slow: list[float], fast: list[float]) -> dict[str, float]:
-    """How many times faster, with the ends of its bootstrap interval.
+    """How many times faster, with the ends of its interval.
 
-    Steps at the same place of both systems' runs are resampled together.
+    Steps at the same place of both systems' runs are paired.
     """
     n = min(len(slow), len(fast))
     found = ratio(slow[:n], fast[:n])

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def passes(tests: tuple[str, ...], source: Path) -> bool:
             "THESIS_DATA": str(ROOT / "data"),
             "THESIS_CACHE": str(ROOT / ".cache"),
             "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
         },
         capture_output=True,
         text=True,
@@ -118,29 +120,36 @@ def copied(tree: Path, scratch: str, compiled: bool = False) -> Path:
     return shutil.copytree(tree, Path(scratch) / "src", ignore=ignored)
 
 
+def survives(mutant: Mutant, base: Path) -> bool:
+    """Whether no check sees the mutant of a copy of the sources; says what came."""
+    text = mutant.path(base).read_text()
+    jitted = "njit" in text or "locks import" in text
+    with tempfile.TemporaryDirectory() as scratch:
+        source = copied(base, scratch, compiled=not jitted)
+        write_mutant(mutant, source)
+        survived = passes(mutant.tests, source)
+    print(f"{'SURVIVED' if survived else 'killed':<9}{mutant.breaks}", flush=True)
+    return survived
+
+
 def main() -> None:
-    """Try every chosen mutant; the exit status counts those that no check saw."""
-    tried, survivors = chosen(sys.argv[1:]), []
-    with tempfile.TemporaryDirectory() as whole:
+    """Try every chosen mutant, one a core; the exit status counts the survivors."""
+    tried = chosen(sys.argv[1:])
+    with (
+        tempfile.TemporaryDirectory() as whole,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         base = copied(ROOT / "src", whole)
         shutil.copytree(ROOT / "benchmarks", base / "benchmarks")
-        for tests in sorted({mutant.tests for mutant in tried}):
-            if not passes(tests, base):
-                sys.exit(f"{tests} fail without a mutant: mend them first")
-        for mutant in tried:
-            text = mutant.path(base).read_text()
-            jitted = "njit" in text or "locks import" in text
-            with tempfile.TemporaryDirectory() as scratch:
-                source = copied(base, scratch, compiled=not jitted)
-                write_mutant(mutant, source)
-                survived = passes(mutant.tests, source)
-            print(
-                f"{'SURVIVED' if survived else 'killed':<9}{mutant.breaks}", flush=True
-            )
-            if survived:
-                survivors.append(mutant.breaks)
-    print(f"{len(tried) - len(survivors)} of {len(tried)} mutants killed")
-    sys.exit(len(survivors))
+        named = sorted({mutant.tests for mutant in tried})
+        sound = pool.map(lambda tests: passes(tests, base), named)
+        if red := [
+            tests for tests, green in zip(named, sound, strict=True) if not green
+        ]:
+            sys.exit(f"{red} fail without a mutant: mend them first")
+        survivors = sum(pool.map(lambda mutant: survives(mutant, base), tried))
+    print(f"{len(tried) - survivors} of {len(tried)} mutants killed")
+    sys.exit(survivors)
 
 
 if __name__ == "__main__":

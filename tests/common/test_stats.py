@@ -1,39 +1,151 @@
+import math
+
 import numpy as np
 import pytest
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.common.stats import bootstrap, mean_interval
+from thesis_lib.common.stats import (
+    LEAST,
+    RANGE,
+    Interval,
+    least_samples,
+    mean_interval,
+    median_interval,
+    ratio_interval,
+    share_interval,
+)
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
-    random = np.random.default_rng(3)
-    made = [mean_interval(random.exponential(1.0, 40)) for _ in range(300)]
-    assert 0.88 < np.mean([i.low <= 1.0 <= i.high for i in made]) < 0.98
+def mean_of_normals(random, n):
+    return mean_interval(random.normal(3.0, 2.0, n)), 3.0
 
 
-def test_the_interval_of_a_mean_has_the_width_of_the_normal_theory():
-    values = np.random.default_rng(5).standard_normal(400)
+def mean_of_shares(random, n):
+    """What a seed reports is a share of many transactions."""
+    return mean_interval(random.binomial(2_000, 0.03, n) / 2_000), 0.03
+
+
+def ratio_of_means(random, n):
+    """Violations beside those of a baseline that differ by a factor of two and more."""
+    below = random.gamma(4.0, 0.05, n)
+    return ratio_interval(below * random.gamma(20.0, 0.015, n), below), 0.3
+
+
+def median_of_times(random, n):
+    return median_interval(random.lognormal(0.0, 1.0, n)), 1.0
+
+
+def share_of_trials(random, n):
+    return share_interval(int(random.binomial(10 * n, 0.2)), 10 * n), 0.2
+
+
+METHODS = [
+    mean_of_normals, mean_of_shares, ratio_of_means, median_of_times, share_of_trials,
+]  # fmt: skip
+
+
+def covered(make, n, draws):
+    """The percentage of intervals that hold the truth."""
+    random = np.random.default_rng(n)
+    made = [make(random, n) for _ in range(draws)]
+    return 100 * np.mean([each.low <= truth <= each.high for each, truth in made])
+
+
+@pytest.mark.parametrize("make", METHODS)
+@pytest.mark.parametrize("n", [8, 20])
+def test_an_interval_covers_the_truth_as_often_as_it_says(make, n):
+    assert 92 < covered(make, n, 1_500) < 98
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("make", METHODS)
+@pytest.mark.parametrize("n", [8, 10, 15, 20, 50, 100])
+def test_an_interval_covers_the_truth_within_two_points(make, n):
+    assert 93 <= covered(make, n, 20_000) <= 97
+
+
+@pytest.mark.parametrize("n", [2, 7, 8, 30])
+def test_the_interval_of_a_mean_is_students(n):
+    from scipy.stats import t
+
+    values = np.random.default_rng(n).exponential(1.0, n)
     made = mean_interval(values)
-    assert made.value == values.mean()
-    theory = 2 * 1.96 * values.std() / np.sqrt(400)
-    assert made.high - made.low == pytest.approx(theory, rel=0.05)
+    assert (made.value, made.n) == (values.mean(), n)
+    if n < LEAST:
+        expected = values.min(), values.max()
+    else:
+        error = values.std(ddof=1) / math.sqrt(n)
+        expected = t.interval(0.95, n - 1, values.mean(), error)
+    assert (made.low, made.high) == pytest.approx(expected)
+    assert made.method == (RANGE if n < LEAST else "Student")
 
 
-def test_equal_seeds_give_equal_intervals_and_a_constant_has_none():
-    values = np.arange(10.0)
-
-    def means(rows):
-        return values[rows].mean(axis=1)
-
-    assert bootstrap(10, means, seed=1) == bootstrap(10, means, seed=1)
-    assert bootstrap(10, means, seed=1) != bootstrap(10, means, seed=2)
-    low, high = bootstrap(10, means, level=0.5)
-    wide_low, wide_high = bootstrap(10, means, level=0.99)
-    assert wide_low < low < high < wide_high
-    assert mean_interval(np.ones(7)).low == mean_interval(np.ones(7)).high == 1.0
+def test_at_an_end_of_a_ratio_the_difference_is_just_not_told_from_zero():
+    random = np.random.default_rng(1)
+    below = random.gamma(4.0, 1.0, 20)
+    above = below * random.normal(0.4, 0.1, 20)
+    made = ratio_interval(above, below)
+    assert mean_interval(above - made.low * below).low == pytest.approx(0, abs=1e-9)
+    assert mean_interval(above - made.high * below).high == pytest.approx(0, abs=1e-9)
+    assert made.low < made.value < made.high
 
 
-@pytest.mark.parametrize(("n", "level"), [(0, 0.95), (3, 0.0), (3, 1.0)])
-def test_an_interval_of_nothing_is_refused(n, level):
-    with pytest.raises(InvalidInput):
-        bootstrap(n, lambda rows: rows.mean(axis=1), level)
+def test_a_baseline_that_may_be_zero_gives_a_ratio_no_ends_but_a_range():
+    below = np.array([1.0] + [0.0] * 19)
+    made = ratio_interval(0.5 * below, below)
+    assert made == Interval(0.5, 0.5, 0.5, n=20, method=RANGE)
+    with pytest.raises(InvalidInput, match="mean below is zero"):
+        ratio_interval(below, 0 * below)
+
+
+def test_the_median_of_many_lies_between_the_order_statistics_of_the_binomial():
+    values = np.arange(1.0, 102.0)
+    made = median_interval(values)
+    # P(Binomial(101, 1/2) < 41) = 0.023 and that of 42 is 0.037: between 41 and 42.
+    assert made.value == 51
+    assert 41 < made.low < 42
+    assert made.low + made.high == 102
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 20), (3, 20), (20, 20), (500, 1_000)])
+def test_the_ends_of_a_share_solve_its_score_equation(count, n):
+    made = share_interval(count, n)
+    for end in (made.low, made.high):
+        off = abs(made.value - end) / math.sqrt(max(end * (1 - end), 1e-300) / n)
+        assert off == pytest.approx(1.96, abs=1e-3) or end == made.value
+    assert 0 <= made.low <= made.value <= made.high <= 1
+
+
+def test_what_cannot_spread_has_no_width_and_ends_stop_where_they_must():
+    for made in (mean_interval(np.ones(9)), median_interval(np.ones(9))):
+        assert made.low == made.value == made.high == 1
+    assert ratio_interval(np.arange(9.0), 2 * np.arange(9.0)).high == pytest.approx(0.5)
+    wide = mean_interval([0.0] * 8 + [1.0])
+    assert wide.low < 0
+    assert wide.within(0.0, 0.2) == Interval(1 / 9, 0.0, 0.2, n=9, method="Student")
+
+
+def test_a_high_percentile_needs_so_many_samples():
+    assert least_samples(0.99) == 459
+    assert least_samples(0.999) == 4603
+    assert 0.99**459 < 0.01 < 0.99**458
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [[1.0, 2.0]]])
+def test_an_interval_of_nothing_is_refused(values):
+    for make in (mean_interval, median_interval):
+        with pytest.raises(InvalidInput, match="one at least, each finite"):
+            make(values)
+
+
+@pytest.mark.parametrize(
+    ("refused", "of"),
+    [
+        ("expected pairs", lambda: ratio_interval([1.0, 2.0], [1.0])),
+        ("3 of 2", lambda: share_interval(3, 2)),
+        ("quantile=1", lambda: least_samples(1.0)),
+    ],
+)
+def test_what_is_no_sample_is_refused(refused, of):
+    with pytest.raises(InvalidInput, match=refused):
+        of()

@@ -1,6 +1,8 @@
 """pyproject.toml, the locks, environment.yml and the installing script agree."""
 
+import json
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -96,3 +98,20 @@ def test_every_make_target_has_its_line_of_help():
     phony = " ".join(re.findall(r"\.PHONY: (.*)", text)).split()
     described = re.findall(r"^([a-z]+):.*## ", text, re.MULTILINE)
     assert sorted(phony) == sorted(described)
+
+
+def test_what_is_cited_and_what_is_archived_are_one():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    archived = json.loads((ROOT / ".zenodo.json").read_text())
+    for name in ("title", "version", "license", "keywords"):
+        assert archived[name] == cited[name], name
+    assert archived["description"] == cited["abstract"]
+    assert archived["creators"] == [{"name": a["name"]} for a in cited["authors"]]
+
+
+def test_an_evaluation_without_such_a_tier_is_refused():
+    done = subprocess.run(
+        ["sh", "scripts/evaluate.sh", "4"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("TIER=4: expected 1")

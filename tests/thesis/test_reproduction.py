@@ -66,6 +66,45 @@ def test_exact_claims_are_bit_for_bit_those_of_another_clone(tmp_path):
         assert runs[0][claim.key] == claim.reference["smoke"], claim.key
 
 
+# What libraries choose on a processor without wide or fused instructions, and what a
+# number may not depend on either.
+SETTINGS = {
+    "a plain processor": {
+        "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-FMA4,-AVX512F",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL",
+        "NUMBA_CPU_NAME": "x86-64",
+        "NUMBA_CPU_FEATURES": "",
+        "OPENBLAS_CORETYPE": "Nehalem",
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "PYTHONWARNINGS": "ignore",
+    },
+    "one thread": {"OMP_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "1"},
+    "another place": {"PYTHONHASHSEED": "77", "LC_ALL": "C", "TZ": "Asia/Taipei"},
+}
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("changed", SETTINGS.values(), ids=SETTINGS)
+def test_exact_claims_depend_on_no_setting_of_the_machine(changed, tmp_path):
+    compiled_anew = {"NUMBA_CACHE_DIR": str(tmp_path / "compiled")}
+    subprocess.run(
+        [sys.executable, "-c", RUN, str(tmp_path / "out"), *"23456"],
+        env=os.environ | compiled_anew | changed,
+        check=True,
+    )
+    records = chapters.read_records(tmp_path / "out")
+    numbers = {key: value for r in records for key, value in r.numbers.items()}
+    exact = [c for c in read_claims().claims.values() if c.kind == "exact"]
+    assert len(exact) > 70
+    differ = {
+        claim.key: (numbers[claim.key], claim.reference["smoke"])
+        for claim in exact
+        if numbers[claim.key] != claim.reference["smoke"]
+    }
+    assert differ == {}
+
+
 @pytest.mark.proof
 def test_pages_made_beside_a_busy_process_do_not_contradict_themselves(tmp_path):
     """One core is taken: the words are those of the numbers, and times say so."""

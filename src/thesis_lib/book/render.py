@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import nbformat
 import yaml
 
+from thesis_lib.book.compare.audit import audit, audit_peers, page_lines, sections
 from thesis_lib.book.compare.comparison import (
     Comparison,
     Run,
@@ -51,7 +52,12 @@ from thesis_lib.book.execute.chapters import (
     repository,
     storage,
 )
-from thesis_lib.book.execute.claims import read_claims
+from thesis_lib.book.execute.claims import (
+    HISTORY,
+    REFERENCE,
+    read_claims,
+    read_history,
+)
 from thesis_lib.book.execute.parameters import names_in
 from thesis_lib.book.execute.records import Record, choices, contradictions
 from thesis_lib.common.errors import InvalidInput, require
@@ -235,6 +241,15 @@ def _provenance(records: list[Record]) -> list[str]:
     ]
 
 
+def _audit(checkout: Path, records: Sequence[Record]) -> list[str]:
+    """The claims of a run, with their history, and the peers against their floors."""
+    known, labels = read_claims(), sections(checkout)
+    history = read_history(checkout / "data" / REFERENCE / "default" / HISTORY)
+    everywhere = read_reference().records
+    claims = audit(known, records, labels, everywhere, history)
+    return page_lines(claims, audit_peers(known, labels))
+
+
 def _rooms(package: Path) -> list[str]:
     """The rooms of the package: what each says of itself, and its lines of Python."""
     rows, whole = [], 0
@@ -394,6 +409,7 @@ def stage(executed: Path, source: Path) -> str:
         "your_hardware_results": hardware,
         "your_hardware_durations": durations_lines(reference.records),
         "provenance_table": _provenance(records),
+        "audit_table": _audit(checkout, records),
         "rooms_table": _rooms(checkout / "src" / "thesis_lib"),
         "parameters_table": [
             line

@@ -16,7 +16,7 @@ from thesis_lib.cli.common import (
     show,
     strict_json,
 )
-from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import write_whole
 
 Names = Annotated[
@@ -228,6 +228,51 @@ def claims(
     wrong = [key for key, verdict in verdicts.items() if not verdict.good]
     if wrong:
         raise InvalidInput(f"{len(wrong)} claims do not hold: {', '.join(wrong)}")
+
+
+@command
+def audit(
+    run: Annotated[
+        str, typer.Argument(metavar="[RUN]", help="A folder that `thesis run` wrote.")
+    ] = "reference",
+    profile: Profile = "default",
+    as_json: Json = False,
+) -> None:
+    """Say what each claim of a run rests on, and which floors it misses.
+
+    By default of the committed reference. Ends with status 2 where a claim misses a
+    floor and `data/claims.yml` gives no reason.
+    """
+    from thesis_lib.book.compare import audit as audit_
+    from thesis_lib.book.compare.comparison import read_run
+    from thesis_lib.book.execute.chapters import repository
+    from thesis_lib.book.execute.claims import read_claims
+
+    known, found = read_claims(), read_run(run)
+    numbers = {claim.chapter for claim in known.claims.values()}
+    records = [r for n in sorted(numbers) if (r := found.record(n, profile))]
+    labels = audit_.sections(repository())
+    audited = audit_.audit(known, records, labels)
+    peers = audit_.audit_peers(known, labels)
+    show(
+        {
+            each.claim.key: {
+                "state": each.state, "n": each.n, "of": each.basis.of,
+                "interval": each.interval, "limiter": each.basis.limiter,
+                "evidence": each.basis.evidence, "missed": each.missed,
+                "accepted": each.basis.accepted,
+            }
+            for each in audited
+        },
+        as_json,
+        audit_.lines(audited, peers),
+    )  # fmt: skip
+    red = sum(each.state == "red" for each in (*audited, *peers))
+    require(
+        not red,
+        f"{red} claims or peers miss a floor: raise what they rest on, or say in "
+        "data/claims.yml why it is accepted",
+    )
 
 
 @command

@@ -227,7 +227,9 @@ def test_markdown_shows_text_as_it_is(claims):
 
 
 def test_a_narrow_terminal_never_cuts_a_verdict(claims):
-    long = Claim("wins", 4, "says " * 40, "%", "exact", reference={"smoke": 95.9})
+    long = Claim(
+        "wins", 4, "says " * 40, "%", "exact", "seeds", reference={"smoke": 95.9}
+    )
     shown = StringIO()
     console = Console(file=shown, width=80)
     present.draw(compare([run("b")], {"wins": long}, run("a")), console)

@@ -17,15 +17,19 @@ from thesis_lib.book.execute.claims import (
 from thesis_lib.common.errors import InvalidInput
 
 FILE = """
+bases:
+  seeds: {n: seeds, of: seeds, limiter: noise, evidence: sec-shown}
 claims:
   share:
     chapter: 4
     says: A share
     unit: "%"
     kind: exact
+    rests_on: seeds
   quality: {chapter: 6, says: Q, unit: "", kind: tolerance, rtol: 0.02,
-    why: kernels differ}
-  step_s: {chapter: 6, says: T, unit: s, kind: time, follows: drain, factor: 2}
+    why: kernels differ, rests_on: seeds}
+  step_s: {chapter: 6, says: T, unit: s, kind: time, follows: drain, factor: 2,
+    rests_on: seeds}
 settings:
   - {text: "95 %", attribute: "thesis_lib.common.stats:LEVEL", factor: 100}
 """
@@ -48,7 +52,7 @@ def made(share, quality, step_s, profile="smoke", **more):
 
 
 def claim(kind, **options):
-    return Claim(key="x", chapter=4, says="X", unit="s", kind=kind, **options)
+    return Claim("x", 4, "X", "s", kind, "seeds", **options)
 
 
 def test_the_file_reads_as_claims_and_settings(data):
@@ -68,15 +72,30 @@ def test_the_file_reads_as_claims_and_settings(data):
         ("kind: tolerance, rtol: 2, why: w", "rtol in"),
         ("kind: time, follows: drain", "a factor above 1"),
         ("kind: time, follows: moon, factor: 2", "follows: .*'drain' or 'compute'"),
-        ("kind: exact, low: a", "low and high, or neither"),
         ("kind: exact, published: {value: 36}", "a value, a source and"),
         ("kind: exact, colour: red", "x.colour: "),
         ("kind: exact, reference: {smoke: 1}", "in the records of reference/ alone"),
+        ("kind: exact, rests_on: moon", "rests_on='moon' is unknown: .*seeds"),
     ],
 )
 def test_a_malformed_claim_is_refused_by_name(data, entry, message):
+    entry += "" if "rests_on" in entry else ", rests_on: seeds"
     text = f"claims:\n  x: {{chapter: 1, says: s, unit: '', {entry}}}\n"
-    (data / "claims.yml").write_text(text)
+    (data / "claims.yml").write_text(FILE.partition("claims:")[0] + text)
+    with pytest.raises(InvalidInput, match=message):
+        read_claims()
+
+
+@pytest.mark.parametrize(
+    ("basis", "message"),
+    [
+        ("{n: 3, of: seeds, evidence: s}", "bases.x.limiter"),
+        ("{n: 3, of: seeds, limiter: moon, evidence: s}", "bases.x.limiter: .*'noise'"),
+        ("{of: seeds, limiter: noise, evidence: s}", "bases.x.n"),
+    ],
+)
+def test_a_basis_says_how_many_and_what_limits_them(data, basis, message):
+    (data / "claims.yml").write_text(f"bases: {{x: {basis}}}\nclaims: {{}}\n")
     with pytest.raises(InvalidInput, match=message):
         read_claims()
 
@@ -143,6 +162,23 @@ def test_a_run_becomes_the_reference_of_its_profile_bit_for_bit(data):
         "smoke": 0.1 + 0.2, "default": 1,
     }  # fmt: skip
     assert (data / "claims.yml").read_text() == FILE
+
+
+def test_a_claim_that_changes_leaves_a_line_of_history(data):
+    path = data / "reference" / "smoke" / "history.csv"
+    numbers = {"share": 1, "quality": 31.0, "step_s": 0.2}
+    store_references(made(**numbers), "smoke")
+    assert claims.read_history(path) == []
+    store_references(made(share=2, quality=31.01, step_s=9.0), "smoke")
+    store_references(made(share=3, quality=32.0, step_s=9.0), "smoke")
+    found = claims.read_history(path)
+    assert [(c.claim, c.was, c.now) for c in found] == [
+        ("share", 1, 2), ("share", 2, 3), ("quality", 31.01, 32.0),
+    ]  # fmt: skip
+    assert {(c.commit, c.date) for c in found} == {("c0ffee", "2026-01-01")}
+    path.write_text("claim,was\n")
+    with pytest.raises(InvalidInput, match="expected columns date, commit, claim"):
+        claims.read_history(path)
 
 
 @pytest.mark.parametrize(

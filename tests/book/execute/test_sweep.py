@@ -457,8 +457,9 @@ def test_the_summary_stands_alone_and_holds_every_point(
 
 def test_claims_that_vary_are_the_headlines(checkout, chapter, cluster, tmp_path):
     (checkout / "data" / "claims.yml").write_text(
+        "bases: {exact: {n: 1, of: '', limiter: nothing, evidence: ''}}\n"
         "claims:\n  double:\n    chapter: 3\n    says: Twice <x>\n    unit: '%'\n"
-        "    kind: exact\n"
+        "    kind: exact\n    rests_on: exact\n"
     )
     grid = read(checkout, chapter, "grid: {x: [1, 2]}")
     done = run(grid, tmp_path)

@@ -106,12 +106,14 @@ def test_the_headline_has_promise_and_count_side_by_side():
 
 
 def test_the_larger_limit_is_the_one_that_is_told():
-    read = PART | {"read_bytes_per_token": 1.3e11}
-    smaller = PART | {"limit_bytes": 4 * GiB, "s_per_token": 70.0}
-    other = PART | {"limit_bytes": 9 * GiB, "weights": "nf4"}
+    part = PART | {"trial": {"step_s": [64.0, 66.0]}}
+    read = part | {"read_bytes_per_token": 1.3e11}
+    smaller = part | {"limit_bytes": 4 * GiB, "trial": {"step_s": [70.0]}}
+    other = part | {"limit_bytes": 9 * GiB, "weights": "nf4"}
     both = MADE | {"parts": {"a": smaller, "b": read, "c": smaller, "d": other}}
     told = measurements.headline_numbers(both, "bf16")
     assert (told["s_per_token"], told["measured_read_gb"]) == (65.0, 130.0)
+    assert (told["s_per_token_low"], told["s_per_token_interval"]) == (64.0, "range")
     assert "measured_read_gb" not in measurements.headline_numbers(both, "nf4")
 
 
@@ -189,7 +191,7 @@ def test_the_lossless_record_is_told_in_ratios_of_medians():
     assert (found["share"], found["device_gib"]) == (0.694, 2)
     assert found["drain_times"] == found["drain_times_low"] == 1.5
     ends = [found[f"token_times{end}"] for end in ("_low", "", "_high")]
-    assert ends == pytest.approx([1.2, 1.32, 1.5])
+    assert ends == pytest.approx([1.2, 1.35, 1.5])
     assert (found["busy_s"], found["reads_s"]) == (0.75, 2.0)
     table = measurements.lossless_codecs(record)
     assert table.loc["Gaussian", "streamed"].tolist() == [0.69, 4, 8]

@@ -9,7 +9,12 @@ import torch
 from torch import nn
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.memory.compress.fisher import output_factors, per_token
+from thesis_lib.memory.compress.fisher import (
+    both_factors,
+    output_factors,
+    per_token,
+)
+from thesis_lib.memory.compress.svd import gram_matrices
 from thesis_lib.memory.model.linears import linears
 
 
@@ -39,6 +44,19 @@ def test_factors_are_the_second_moments_of_gradients(model, estimator):
         (gradient,) = torch.autograd.grad(-chosen.sum(), errors)
         expected += (gradient[0].T @ gradient[0]).double()
     np.testing.assert_allclose(found[name], expected.numpy(), rtol=1e-4, atol=1e-9)
+
+
+def test_one_pass_finds_what_two_find(model):
+    windows = tiny.tokens(1, 3, 11)
+    names = ["model.layers.0.self_attn.q_proj", "model.layers.2.mlp.down_proj"]
+    grams, sums = both_factors(model, windows, seed=4, names=names)
+    for found, alone in (
+        (grams, gram_matrices(model, windows[:, None], names)),
+        (sums, output_factors(model, windows, seed=4, names=names)),
+    ):
+        assert found.keys() == alone.keys() == set(names)
+        for name in names:
+            np.testing.assert_allclose(found[name], alone[name], rtol=1e-5, atol=1e-9)
 
 
 class Chain(nn.Module):

@@ -109,11 +109,10 @@ def test_the_interval_of_the_median_covers_it():
     inside = 0
     for _ in range(200):
         run = Measurement("x", tuple(rng.lognormal(size=30)))
-        low, high = run.interval_s()
-        assert low <= run.median_s <= high
-        inside += low <= 1 <= high
-    # The binomial deviation is 1.5 %; a percentile interval may be a little short.
-    assert 0.90 <= inside / 200 <= 0.99
+        found = run.interval_s()
+        assert found.low <= found.value == run.median_s <= found.high
+        inside += found.low <= 1 <= found.high
+    assert 0.91 <= inside / 200 <= 0.99  # the binomial deviation is 1.5 %
 
 
 def test_a_measurement_divides_by_its_tokens():

@@ -91,7 +91,8 @@ def test_every_baseline_runs_and_blind_refusals_are_as_many_as_bid_price():
 
 def test_ingredients_have_the_whole_and_every_part():
     cells = {"A": SimulationConfig.of_scenario("A", transactions=1_500)}
-    made = goals.ablate_components(cells, [1.5], seeds=2, seed=7)["A", 1.5]
+    runs = goals.ablate_components(cells, [1.5], seeds=2, seed=7)
+    made = goals.by_place(runs)["A", 1.5]
     assert made["without price"] > made["bid-price"] + 3
     assert made["late-edf"] > made["bid-price"] + 3
 

@@ -101,7 +101,7 @@ def test_load_one_is_the_mean_of_independent_probes_within_its_interval():
     assert abs(np.mean(fresh) - full.value) < 4 * stderr
     cell = SimulationConfig.of_scenario("A", transactions=100)
     assert cell.saturation_per_s == full.value
-    assert cell.saturation_ci == (full.low, full.high)
+    assert cell.saturation == full
 
 
 def test_a_paired_reduction_cancels_what_the_seeds_share():

@@ -185,7 +185,7 @@ def quantity(claim: Claim, record: Record | None) -> Quantity | None:
     """The value of a claim in a record, with its interval."""
     if record is None or claim.key not in record.numbers:
         return None
-    low, high = (record.numbers.get(name or "") for name in (claim.low, claim.high))
+    low, high = (record.numbers.get(f"{claim.key}_{end}") for end in ("low", "high"))
     if isinstance(low, str | None) or isinstance(high, str | None):
         return Quantity(record.numbers[claim.key])
     return Quantity(record.numbers[claim.key], low, high)

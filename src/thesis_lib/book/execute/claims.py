@@ -6,23 +6,61 @@ linear algebra round differently; *times* are expected to differ, in proportion 
 measured rate of the machine.
 """
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import yaml
 
 from thesis_lib.book.execute.records import STRICT, Number, Record, published, read_as
-from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.common.files import data_folder
+from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.files import data_folder, write_whole
 
 Kind = Literal["exact", "tolerance", "time"]
 KINDS: tuple[str, ...] = get_args(Kind)
+# What keeps a number from being better. "nothing": it is exact, or a count of facts.
+Limiter = Literal[
+    "nothing",
+    "algorithm",
+    "bound",
+    "noise",
+    "processor",
+    "locks",
+    "disk",
+    "memory",
+    "data",
+]
 RATES = {"drain": "drain_bytes_per_s", "compute": "matmul_flops_per_s"}
 RESOURCES = {"drain": "disk", "compute": "processor"}
 FILE = "claims.yml"
+HISTORY = "history.csv"  # beside the records of a profile: claims that have changed
 REFERENCE = "reference"  # the committed run: its folder of records, and its name
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What several claims rest on, and what keeps their numbers from being better."""
+
+    __pydantic_config__: ClassVar = STRICT
+    n: int | str  # how many are counted, or the published name of that number
+    of: str  # what is counted: what does not depend on another one of them
+    limiter: Limiter
+    evidence: str  # the label of the section that shows it
+    accepted: str = ""  # why its claims may miss a floor of the audit
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another system that this work is measured against, and how it was run."""
+
+    __pydantic_config__: ClassVar = STRICT
+    tried: tuple[str, ...]  # documented configurations, the best of which is shown
+    limiter: str  # what keeps it from being faster, in words
+    evidence: str  # the label of the section that shows it
+    accepted: str = ""  # why fewer configurations were tried than the floor asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +76,14 @@ class Claim:
     says: str
     unit: str
     kind: Kind
+    rests_on: str  # the name of a basis
     rtol: float | None = None  # of a tolerance: share of the reference
     why: str = ""  # of a tolerance: what makes it differ
     follows: Literal["drain", "compute"] | None = None  # of a time: a rate (RATES)
     inverse: bool = False  # of a time: whether it is itself a rate or speed
     factor: float | None = None  # of a time: how far from the prediction is expected
-    low: str | None = None  # published names of the ends of its 95 % interval
-    high: str | None = None
     published: dict | None = None  # value, unit and source of a figure of the thesis
+    quantile: float | None = None  # of a percentile: needs samples for its tail
     change: str = ""  # of a reduction: what there is so many percent fewer or more of
     reference: dict = field(default_factory=dict)  # profile to value
 
@@ -64,10 +102,6 @@ class Claim:
             (self.follows is not None and (self.factor or 0) > 1)
             == (self.kind == "time"),
             f"{where}: a time, and nothing else, has follows and a factor above 1",
-        )
-        require(
-            (self.low is None) == (self.high is None),
-            f"{where} has one end of an interval: give low and high, or neither",
         )
         names = {"value", "source"}
         require(
@@ -94,7 +128,13 @@ class Claims:
 
     __pydantic_config__: ClassVar = STRICT
     claims: dict[str, Claim]
+    bases: dict[str, Basis] = field(default_factory=dict)
+    peers: dict[str, Peer] = field(default_factory=dict)
     settings: tuple[Setting, ...] = ()
+
+    def __post_init__(self) -> None:
+        for claim in self.claims.values():
+            choice(f"claim {claim.key} rests_on", claim.rests_on, self.bases)
 
     def of_chapter(self, number: int) -> list[Claim]:
         return [claim for claim in self.claims.values() if claim.chapter == number]
@@ -271,11 +311,63 @@ def store_references(
         )
     target = folder / REFERENCE / profile
     target.mkdir(parents=True, exist_ok=True)
+    changes = [
+        Change(record.started[:10], record.commit, key, was, now)
+        for record in records
+        for key, now in record.numbers.items()
+        if key in known
+        and key not in timed
+        and (was := known[key].reference.get(profile)) is not None
+        and not judge(known[key], now, was).good
+    ]
+    _write_history(target / HISTORY, [*read_history(target / HISTORY), *changes])
     for record in records:
         record.write(target / f"{record.chapter}.json")
     return sum(
         claim.reference.get(profile) != numbers[key] for key, claim in known.items()
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A claim that no longer held: when, and whose run replaced its reference."""
+
+    date: str
+    commit: str
+    claim: str
+    was: Number
+    now: Number
+
+
+def read_history(path: Path) -> list[Change]:
+    """What has changed, oldest first; [] without a file.
+
+    Raises InvalidInput for one with other columns.
+    """
+    if not path.is_file():
+        return []
+    rows = list(csv.reader(path.read_text().splitlines()))
+    columns = [each.name for each in fields(Change)]
+    require(
+        rows[:1] == [columns] and all(len(row) == len(columns) for row in rows),
+        f"{path} is no history of claims: expected columns {', '.join(columns)}",
+    )
+    return [Change(*row[:3], *map(_number, row[3:])) for row in rows[1:]]
+
+
+def _number(text: str) -> Number:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _write_history(path: Path, changes: Sequence[Change]) -> None:
+    out = io.StringIO()
+    write = csv.writer(out, lineterminator="\n")
+    write.writerow(each.name for each in fields(Change))
+    write.writerows(astuple(each) for each in changes)
+    write_whole(path, out.getvalue())
 
 
 def claim_hash(chapter: int, profile: Any) -> list:

@@ -311,7 +311,7 @@ def weak_scaling(
 
     `capacity` is from `scale.capacities`, with what the cores allow as thin lines;
     `loaded` from `scale.weak_scaling`. A style of line for each share that crosses;
-    bands are 95 % bootstrap intervals over seeds.
+    bands are intervals over seeds.
     """
     figure, left, right = style.axes(2, height_in=3.5)
     shares = len(loaded["crossing"].unique())

@@ -313,14 +313,14 @@ def sweep_lines(
 ) -> Figure:
     """A number of every run of a sweep against one parameter, on half a page's width.
 
-    A dot is a run, a line joins the means at each x, a band is the 95 % bootstrap
-    interval of the mean where three runs or more share an x. `lines` (n,) names the
-    line of each run; words on the x axis stand in the order in which they come.
+    A dot is a run, a line joins the means at each x, a band is the interval of the
+    mean, or the range of fewer than eight runs. `lines` (n,) names the line of each
+    run; words on the x axis stand in the order in which they come.
     """
 
     def ends(values: Any) -> tuple[float, float]:
         found = mean_interval(values)
-        return (found.low, found.high) if len(values) >= 3 else (np.nan, np.nan)
+        return found.low, found.high
 
     theme()
     figure, ax = axes(height_in=2.9)

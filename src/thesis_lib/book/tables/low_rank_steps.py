@@ -29,7 +29,7 @@ def curves(record: dict[str, Any]) -> pd.DataFrame:
 
     `times` is the perplexity over that of the dense model, a geometric mean over
     calibration sets; `low` and `high` are the outermost ends of the paired 95 %
-    bootstrap intervals of these sets. `left` is the loss over that of plain whitening
+    intervals of these sets. `left` is the loss over that of plain whitening
     on the same sets; NaN without one.
     """
     rows = []
@@ -51,8 +51,9 @@ def curves(record: dict[str, Any]) -> pd.DataFrame:
                 for each in (found, whitened)
             )
             left = lost.mean() / of.mean() if both else np.nan
-            value = dense.value * times[0]
-            rows.append([called, ratio, STEPS[method], len(found), value, *times, left])
+            ends = times.value, times.low, times.high
+            value = dense.value * times.value
+            rows.append([called, ratio, STEPS[method], len(found), value, *ends, left])
     return pd.DataFrame(rows, columns=CURVES)
 
 

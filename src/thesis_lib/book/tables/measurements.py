@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import read_record
-from thesis_lib.common.stats import bootstrap, mean_interval
+from thesis_lib.common.stats import mean_interval, median_interval
 from thesis_lib.common.units import GiB, format_duration, format_size
 
 # What readers call a system of a record.
@@ -203,10 +203,10 @@ def headline_numbers(record: dict[str, Any], weights: str) -> dict[str, Any]:
         "link_gb_per_s": part["predicted_at_bytes_per_s"] / 1e9,
         "limit_gib": part["limit_bytes"] / GiB,
         "peak_gib": part["peak_bytes"] / GiB,
-        "s_per_token": part["s_per_token"],
         "fraction_percent": 100 * part["fraction_of_drain"],
         "distinct_layers": part["distinct_layers"],
         "origin": origin(record),
+        **median_interval(part["trial"]["step_s"]).numbers("s_per_token"),
     } | ({"measured_read_gb": read / 1e9} if read else {})
 
 
@@ -330,15 +330,10 @@ def lossless(record: dict[str, Any]) -> dict[str, float | str]:
         "reads_s": float(np.median(turns["lossless drain"])),
     }
     for kind in ("drain", "token"):
-        paired = np.stack([turns[f"bf16 {kind}"], turns[f"lossless {kind}"]])
-
-        def times(rows: Any, paired: NDArray = paired) -> Any:
-            slow, fast = np.median(paired[:, rows], axis=-1)
-            return slow / fast
-
-        found[f"{kind}_times"] = float(times(slice(None)))
-        low, high = bootstrap(paired.shape[1], times)
-        found |= {f"{kind}_times_low": low, f"{kind}_times_high": high}
+        slow, fast = (np.array(turns[f"{how} {kind}"]) for how in ("bf16", "lossless"))
+        times = median_interval(slow / fast)
+        found[f"{kind}_times"] = times.value
+        found |= {f"{kind}_times_low": times.low, f"{kind}_times_high": times.high}
     return found
 
 
@@ -371,7 +366,7 @@ def speculation(record: dict[str, Any]) -> pd.DataFrame:
     for name, mine in runs.groupby("name", sort=False):
         counts = len(mine), int(mine.identical.sum()), float(np.mean(mine.acceptance))
         tokens, times = mine.tokens.to_numpy(), mine.times.to_numpy()
-        ends = astuple(mean_interval(tokens)) + astuple(mean_interval(times))
+        ends = astuple(mean_interval(tokens))[:3] + astuple(mean_interval(times))[:3]
         rows[name] = [*counts, *ends]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 

@@ -79,8 +79,8 @@ def ways(record: dict[str, Any]) -> pd.DataFrame:
 
     `bytes` and `bits` are of the decoder layers, in all and a parameter. `perplexity`
     and its `ratio` to the 16-bit model are geometric means over calibration sets; `low`
-    and `high` are the outermost ends of the paired 95 % bootstrap intervals of these
-    sets, so that they cover windows and sets. `token_s` is a median, NaN without one.
+    and `high` are the outermost ends of the paired 95 % intervals of these sets, so
+    that they cover windows and sets. `token_s` is a median, NaN without one.
     `front` says who is beaten by nobody in bytes and perplexity on its text,
     `time_front` in seconds and perplexity.
     """
@@ -100,7 +100,7 @@ def _ways_on(record: dict[str, Any], text: str, timed: pd.Series) -> pd.DataFram
     ((_, dense),) = sets[DENSE]
     rows = []
     for name, found in sets.items():
-        ratio, low, high = pooled_ratio([score for _, score in found], dense)
+        times = pooled_ratio([score for _, score in found], dense)
         row = {
             "name": name.replace(", double", " (double)"),  # lists have commas
             "text": TEXTS[text],
@@ -108,10 +108,10 @@ def _ways_on(record: dict[str, Any], text: str, timed: pd.Series) -> pd.DataFram
             "sets": len(found),
             "bytes": float(np.mean([entry["layer_bytes"] for entry, _ in found])),
             "bits": float(np.mean([entry["layer_bits"] for entry, _ in found])),
-            "perplexity": dense.value * ratio,
-            "low": dense.value * low,
-            "high": dense.value * high,
-            "ratio": ratio,
+            "perplexity": dense.value * times.value,
+            "low": dense.value * times.low,
+            "high": dense.value * times.high,
+            "ratio": times.value,
             "token_s": timed.get(name, np.nan),
         }
         rows.append(row)

@@ -114,7 +114,8 @@ def counts(field: Field) -> dict[str, int | str]:
 
     `ahead` are the features that some other system has wholly and this work does not;
     `alone` those of this work for which no other system is known to have as much as a
-    part; `nearest` of this work are with the system that has most of them wholly.
+    part, `alone_wholly` those that no other one has wholly; `nearest` of this work are
+    with the system, or the systems, that have most of them wholly.
     """
     values: Any = field.wide("value")
     mine, others = values[OURS] == "yes", values.drop(columns=OURS)
@@ -128,6 +129,7 @@ def counts(field: Field) -> dict[str, int | str]:
         "this_work": int(mine.sum()),
         "ahead": int((~mine & wholly.any(axis=1)).sum()),
         "alone": int((mine & ~others.isin(["yes", "partly"]).any(axis=1)).sum()),
+        "alone_wholly": int((mine & ~wholly.any(axis=1)).sum()),
         "nearest": int(both.max()),
-        "nearest_system": str(both.idxmax()),
+        "nearest_system": " and ".join(both.index[both == both.max()]),
     }

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.stats import F64
 from thesis_lib.memory.compress.blockwise import matrices, require_calibratable
-from thesis_lib.memory.compress.fisher import output_factors
+from thesis_lib.memory.compress.fisher import both_factors
 from thesis_lib.memory.compress.gptq import Metric, gptq, whitening
-from thesis_lib.memory.compress.svd import Decomposition, gram_matrices
+from thesis_lib.memory.compress.svd import Decomposition
 from thesis_lib.memory.formats.low_bit import Grid, LowBitConfig
 from thesis_lib.memory.model.linears import linears
 from thesis_lib.memory.offload.architectures import stack
@@ -168,8 +168,7 @@ def judge(
     prefix, _ = stack(model)
     whole = {name: f"{prefix}.{name}" for name in names}
     require_calibratable(model, windows)
-    outputs = output_factors(model, windows, "empirical", names=whole.values())
-    grams = gram_matrices(model, windows[:, None], whole.values())
+    grams, outputs = both_factors(model, windows, "empirical", names=whole.values())
     layers = matrices(model)
     return {
         name: _offers(

@@ -21,8 +21,8 @@ from thesis_lib.memory.compress.blockwise import (
     quantise_model,
     require_calibratable,
 )
-from thesis_lib.memory.compress.fisher import output_factors, per_token
-from thesis_lib.memory.compress.svd import decompose_layers, gram_matrices
+from thesis_lib.memory.compress.fisher import both_factors, output_factors, per_token
+from thesis_lib.memory.compress.svd import decompose_layers
 from thesis_lib.memory.evaluate.perplexity import (
     TEXTS,
     Perplexity,
@@ -338,8 +338,8 @@ def _factorise(
 ) -> nn.Module:
     """A copy with factors that keep `ratio` of the entries of all matrices together."""
     require_calibratable(model, windows)
-    factors = per_token(output_factors(model, windows), windows.numel())
-    grams = gram_matrices(model, windows[:, None])
+    grams, sums = both_factors(model, windows)
+    factors = per_token(sums, windows.numel())
     parts = decompose_layers(model, grams, output_factors=factors)
     ranks = allocate_ranks(spectra(model, parts), ratio)
     return factorise_blocks(model, windows, ranks, factors, progress=progress)

@@ -2,11 +2,11 @@
 
 Of the Fisher information of a layer's weights, as K-FAC factors it, the factor of the
 outputs: the second moments of the loss's gradient there. `svd.gram_matrices` is the
-other factor, that of the inputs. Both are sums over tokens; `per_token` makes means of
-them. Martens and Grosse, ICML 2015.
+other factor, that of the inputs, and `both_factors` finds the two in one pass. Both are
+sums over tokens; `per_token` makes means of them. Martens and Grosse, ICML 2015.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.stats import F64
+from thesis_lib.memory.compress.svd import sum_grams
 from thesis_lib.memory.model.linears import linears
 
 Estimator = Literal["true", "empirical"]
@@ -43,6 +44,33 @@ def output_factors(
     layers, by default all but the output head. Raises InvalidInput for another
     estimator, for windows of another shape, and for a layer that no gradient reaches.
     """
+    _, totals, add = _begin(model, windows, estimator, seed, names)
+    for window in windows:
+        add(window)
+    return _checked(totals)
+
+
+def both_factors(
+    model: nn.Module,
+    windows: Sequence[Tensor] | Tensor,
+    estimator: Estimator = "true",
+    seed: int = 0,
+    names: Iterable[str] | None = None,
+) -> tuple[dict[str, F64], dict[str, F64]]:
+    """What `svd.gram_matrices` and `output_factors` find, in one pass."""
+    chosen, totals, add = _begin(model, windows, estimator, seed, names)
+    grams = sum_grams(chosen, add, windows)
+    return grams, _checked(totals)
+
+
+def _begin(
+    model: nn.Module,
+    windows: Sequence[Tensor] | Tensor,
+    estimator: Estimator,
+    seed: int,
+    names: Iterable[str] | None,
+) -> tuple[dict[str, nn.Linear], dict[str, Tensor], Callable[[Tensor], None]]:
+    """The layers, their sums so far, and what adds those of one window (t,)."""
     choice("estimator", estimator, get_args(Estimator))
     shapes = sorted({tuple(window.shape) for window in windows})
     require(
@@ -55,12 +83,19 @@ def output_factors(
         for name, layer in chosen.items()
     }
     draw = torch.Generator().manual_seed(seed) if estimator == "true" else None
-    for window in windows:
-        _add_moments(model, chosen, window, draw, totals)
+    return (
+        chosen,
+        totals,
+        lambda window: _add_moments(model, chosen, window, draw, totals),
+    )
+
+
+def _checked(totals: Mapping[str, Tensor]) -> dict[str, F64]:
+    """The sums as arrays. Raises InvalidInput for a layer that no gradient reached."""
     blind = [name for name, total in totals.items() if not bool(total.any())]
     if blind:
         raise InvalidInput(
-            f"no gradient reached {len(blind)} of {len(chosen)} layers, such as "
+            f"no gradient reached {len(blind)} of {len(totals)} layers, such as "
             f"{blind[0]}: choose layers that the logits depend on"
         )
     return {name: total.numpy() for name, total in totals.items()}

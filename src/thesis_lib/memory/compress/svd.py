@@ -68,7 +68,7 @@ def decompose(
     and their squares estimate what the *loss* loses, not the layer: the Kronecker
     factorisation of the Fisher information, Martens and Grosse, ICML 2015.
 
-    Whitened values below 1e-8 of the largest are lost in rounding.
+    Values below 1e-8 of the largest are lost in rounding.
     """
     matrix = np.asarray(weight, np.float64)
     require(
@@ -77,7 +77,7 @@ def decompose(
     )
     if gram is None:
         require(sensitivity is None, "a sensitivity needs a gram beside it: give both")
-        left, values, right = np.linalg.svd(matrix, full_matrices=False)
+        left, values, right = _fast_svd(matrix)
         return Decomposition(left, right, values)
     m, n = matrix.shape
     spread, gather = _root(_moments("gram", gram, n))
@@ -202,7 +202,7 @@ def sum_grams(
         def hook(inputs: tuple[Tensor, ...], _: object) -> None:
             (x,) = inputs
             if last[0] is not x or last[1] != x._version:
-                rows = x.reshape(-1, x.shape[-1]).double()
+                rows = x.detach().reshape(-1, x.shape[-1]).double()
                 last[:] = [x, x._version, rows.T @ rows]
             if name in totals:
                 totals[name] += last[2]

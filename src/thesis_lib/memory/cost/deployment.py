@@ -14,7 +14,7 @@ import pandas as pd
 from thesis_lib.common.answers import remembered
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.files import read_record
-from thesis_lib.common.stats import F64, Interval, bootstrap
+from thesis_lib.common.stats import F64, Interval, median_interval
 from thesis_lib.memory.cost.cost import (
     Amount,
     Bill,
@@ -288,23 +288,16 @@ def recorded_rates(
     """Tokens a second of decoding, with their interval, of the runs on record.
 
     Keys name the record and the run in it, such as headline:bf16-8192MiB. The runs of
-    the claimed size have few steps, and their interval is hardly wider than their
-    extremes.
+    the claimed size have few steps, and a range.
     """
     seconds: dict[str, tuple[float, float, float]] = {}
     for name, part in (headline["parts"] if headline else {}).items():
-        steps = np.asarray(part["trial"]["step_s"], float)
-        low, high = bootstrap(
-            len(steps), lambda rows, steps=steps: np.median(steps[rows], axis=1)
-        )
-        seconds[f"headline:{name}"] = float(np.median(steps)), low, high
+        steps = median_interval(part["trial"]["step_s"])
+        seconds[f"headline:{name}"] = steps.value, steps.low, steps.high
     for name, found in (streaming["summary"]["systems"] if streaming else {}).items():
         if "interval_s" in found:
             seconds[f"streaming:{name}"] = found["median_s"], *found["interval_s"]
-    return {
-        name: Interval(1 / median, 1 / high, 1 / low)
-        for name, (median, low, high) in seconds.items()
-    }
+    return {name: Interval(*ends).rate(1.0) for name, ends in seconds.items()}
 
 
 def table(

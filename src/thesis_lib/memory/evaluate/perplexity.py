@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from thesis_lib.common.errors import InvalidInput, choice, require
-from thesis_lib.common.stats import F64, I64, bootstrap
+from thesis_lib.common.stats import F64, I64, Interval, ratio_interval
 from thesis_lib.memory.model.pretrained import encode, read_text
 
 TEXTS = {"sense_and_sensibility": "fiction", "jargon": "technical English"}
@@ -43,42 +43,38 @@ class Perplexity:
         """Perplexity over all tokens scored."""
         return float(np.exp(self.nll.sum() / self.tokens))
 
-    def interval(self) -> tuple[float, float]:
-        """Bootstrap interval of 95 % over windows, for text of this kind.
+    def interval(self) -> Interval:
+        """It with its interval, for text of this kind.
 
-        Windows are resampled whole, because tokens within one depend on each other.
-        Raises InvalidInput with fewer than two windows.
+        Windows are the observations, because tokens within one depend on each other.
         """
-        return _interval(self.nll, self.counts)
+        return _of_windows(self.nll, self.counts)
 
-    def ratio(self, reference: "Perplexity") -> tuple[float, float, float]:
-        """This perplexity over the reference's, with a paired bootstrap interval.
+    def ratio(self, reference: "Perplexity") -> Interval:
+        """This perplexity over the reference's, with its interval.
 
-        (ratio, low, high). Both must have scored the same windows: the difficulty of
-        the text then cancels, and the interval is much tighter than either one's.
+        Both must have scored the same windows: the difficulty of the text then cancels,
+        and the interval is much tighter than either one's.
         """
         require(
             np.array_equal(self.counts, reference.counts),
             f"{self.tokens} tokens against {reference.tokens}: expected both to score "
             "the same windows of the same text",
         )
-        difference = self.nll - reference.nll
-        low, high = _interval(difference, self.counts)
-        return self.value / reference.value, low, high
+        return _of_windows(self.nll - reference.nll, self.counts)
 
 
-def pooled_ratio(
-    scores: Sequence[Perplexity], reference: Perplexity
-) -> tuple[float, float, float]:
+def pooled_ratio(scores: Sequence[Perplexity], reference: Perplexity) -> Interval:
     """Over a reference, of scores that differ by the luck of a calibration.
 
-    (ratio, low, high): the geometric mean, and the outermost ends of the paired 95 %
-    intervals of `Perplexity.ratio`, so that they cover windows and calibrations. Raises
-    InvalidInput for scores of other windows.
+    The geometric mean, and the outermost ends of the intervals of `Perplexity.ratio`,
+    so that they cover windows and calibrations. Raises InvalidInput for scores of other
+    windows.
     """
-    ratios = np.array([score.ratio(reference) for score in scores])
-    mean = float(np.exp(np.log(ratios[:, 0]).mean()))
-    return mean, float(ratios[:, 1].min()), float(ratios[:, 2].max())
+    ratios = [score.ratio(reference) for score in scores]
+    mean = math.exp(sum(math.log(ratio.value) for ratio in ratios) / len(ratios))
+    low, high = min(r.low for r in ratios), max(r.high for r in ratios)
+    return replace(ratios[0], value=mean, low=low, high=high)
 
 
 def window_tokens(tokens: int, context: int) -> I64:
@@ -89,15 +85,11 @@ def window_tokens(tokens: int, context: int) -> I64:
     return np.diff([*range(0, tokens, context), tokens])
 
 
-def _interval(nll: F64, counts: I64) -> tuple[float, float]:
-    n = len(nll)
-    require(n >= 2, f"{n} window has no spread: score at least two for an interval")
-
-    def means(rows: I64) -> F64:
-        return nll[rows].sum(axis=1) / counts[rows].sum(axis=1)
-
-    low, high = bootstrap(n, means)
-    return float(np.exp(low)), float(np.exp(high))
+def _of_windows(nll: F64, counts: I64) -> Interval:
+    """exp of nats per token, (w,) and (w,): the sums of windows."""
+    nats = ratio_interval(nll, counts)
+    value, low, high = map(math.exp, (nats.value, nats.low, nats.high))
+    return replace(nats, value=value, low=low, high=high)
 
 
 @torch.inference_mode()
@@ -153,19 +145,15 @@ def perplexity(
 def compare(scores: Mapping[str, Perplexity], reference: str) -> pd.DataFrame:
     """One row a score: perplexity, its interval, and the paired ratio with its own.
 
-    Columns perplexity, low, high, ratio, ratio_low, ratio_high; intervals of 95 %, NaN
-    where the text is a single window. Raises InvalidInput for an unknown reference and
-    for scores of other windows.
+    Columns perplexity, low, high, ratio, ratio_low, ratio_high. Raises InvalidInput for
+    an unknown reference and for scores of other windows.
     """
     base = scores[choice("reference", reference, scores)]
-    blank = [math.nan, math.nan]
-    single = len(base.counts) == 1
+    ends = {name: (s.interval(), s.ratio(base)) for name, s in scores.items()}
     return pd.DataFrame(
         {
-            name: [score.value, *blank, score.value / base.value, *blank]
-            if single
-            else [score.value, *score.interval(), *score.ratio(base)]
-            for name, score in scores.items()
+            name: [end for each in both for end in (each.value, each.low, each.high)]
+            for name, both in ends.items()
         },
         index=["perplexity", "low", "high", "ratio", "ratio_low", "ratio_high"],
     ).T
@@ -173,9 +161,7 @@ def compare(scores: Mapping[str, Perplexity], reference: str) -> pd.DataFrame:
 
 def readable(table: pd.DataFrame, digits: int) -> pd.DataFrame:
     """The table of `compare` as readers see it, with so many significant digits."""
-    return table.rename(columns=HEADINGS).map(
-        lambda value: "–" if math.isnan(value) else f"{value:.{digits}g}"
-    )
+    return table.rename(columns=HEADINGS).map(f"{{:.{digits}g}}".format)
 
 
 def token_step(model: Callable[[Tensor], Any], token: int) -> Callable[[], object]:

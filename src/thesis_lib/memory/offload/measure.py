@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_iter
 
 from thesis_lib.common.errors import require
 from thesis_lib.common.provenance import identity, undisturbed
-from thesis_lib.common.stats import bootstrap
+from thesis_lib.common.stats import Interval, median_interval
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.model.spec import ModelSpec
 
@@ -186,10 +186,9 @@ class Measurement:
         """Median seconds of a step over its tokens."""
         return self.median_s / self.tokens
 
-    def interval_s(self) -> tuple[float, float]:
-        """Percentile bootstrap interval of the median, in seconds."""
-        seconds = np.asarray(self.seconds)
-        return bootstrap(len(seconds), lambda rows: np.median(seconds[rows], axis=1))
+    def interval_s(self) -> Interval:
+        """The median with its interval, in seconds."""
+        return median_interval(self.seconds)
 
 
 def seconds_of(work: Callable[[], object]) -> float:

@@ -166,6 +166,25 @@ def missing(trace: Trace, kept: Trace) -> pd.Series:
     return gone
 
 
+def _by_unit(trace: Trace) -> dict[str, F64]:
+    """The times (n,) of each operating unit, and of what no unit claims: `rest`."""
+    measured_s = dict(zip(trace.unit_names, trace.units_s.T, strict=True))
+    return measured_s | {"rest": trace.service_s - trace.units_s.sum(axis=1)}
+
+
+def squared_errors(trace: Trace, predicted_s: Mapping[str, F64]) -> dict[str, F64]:
+    """Squared errors (n,) of predictions (n,), for each unit that takes time.
+
+    Raises InvalidInput where such a unit has no prediction, or another has one.
+    """
+    taking = {unit: s for unit, s in _by_unit(trace).items() if (s > 0).any()}
+    require(
+        set(taking) == set(predicted_s),
+        f"predictions are of {', '.join(predicted_s)}: expected {', '.join(taking)}",
+    )
+    return {unit: (true_s - predicted_s[unit]) ** 2 for unit, true_s in taking.items()}
+
+
 def by_unit(trace: Trace, predicted_s: Mapping[str, F64]) -> pd.DataFrame:
     """Where the time goes and how well it is predicted: a row an operating unit.
 
@@ -175,19 +194,12 @@ def by_unit(trace: Trace, predicted_s: Mapping[str, F64]) -> pd.DataFrame:
     its percentage of the squared errors of all units together. Raises InvalidInput
     where a unit that takes time has no prediction, or another has one.
     """
-    measured_s = dict(zip(trace.unit_names, trace.units_s.T, strict=True))
-    measured_s["rest"] = trace.service_s - trace.units_s.sum(axis=1)
+    measured_s = _by_unit(trace)
     spent = {unit: true_s > 0 for unit, true_s in measured_s.items()}
-    taking = [unit for unit, some in spent.items() if some.any()]
-    require(
-        set(taking) == set(predicted_s),
-        f"predictions are of {', '.join(predicted_s)}: expected {', '.join(taking)}",
-    )
-    squared = {
-        unit: np.sum((measured_s[unit] - predicted_s[unit]) ** 2) for unit in taking
-    }
+    squared = squared_errors(trace, predicted_s)
+    everything = sum(each.sum() for each in squared.values())
     rows = {}
-    for unit in taking:
+    for unit in squared:
         some, true_s = spent[unit], measured_s[unit]
         guess_s = np.maximum(predicted_s[unit][some], SHORTEST_S)
         rows[unit] = {
@@ -195,7 +207,7 @@ def by_unit(trace: Trace, predicted_s: Mapping[str, F64]) -> pd.DataFrame:
             "sum %": 100 * predicted_s[unit].sum() / true_s.sum(),
             **q_errors(true_s[some], guess_s, (50, 95)),
             "R² of log": log_r2(true_s[some], guess_s),
-            "of the squared error %": 100 * squared[unit] / sum(squared.values()),
+            "of the squared error %": 100 * squared[unit].sum() / everything,
         }
     return pd.DataFrame(rows).T.rename_axis("unit")
 

@@ -167,8 +167,8 @@ class SimulationConfig:
     With `clients` the loop is closed, and a load says what these would submit if
     answers took no time: each thinks for `clients` / (load x saturation). With
     `objectives_s`, each type of transaction has an objective of its own, and `slo_s` is
-    what a policy takes for its constants. `saturation_ci` are the ends of the interval
-    of the rate that load 1 stands for, None where it was not measured by probes.
+    what a policy takes for its constants. `saturation` is the rate that load 1 stands
+    for with its interval, None where it was not measured by probes.
 
     >>> from thesis_lib.sequencer import SimulationConfig, scenario
     >>> config = SimulationConfig.of_scenario("A", transactions=500)
@@ -194,7 +194,7 @@ class SimulationConfig:
     clients: int | None = None
     arrivals: Arrivals = poisson_arrivals
     objectives_s: tuple[float, ...] | None = None
-    saturation_ci: tuple[float, float] | None = None
+    saturation: Interval | None = None
 
     def think_s(self, load: float) -> float:
         """How long a client of a closed loop thinks at this load; 0 at infinity."""
@@ -274,7 +274,7 @@ class SimulationConfig:
         return cls(
             make_trace=lambda seed: scenario(name, transactions, seed, warehouses),
             saturation_per_s=full.value,
-            saturation_ci=(full.low, full.high),
+            saturation=full,
             **options,
         )
 
@@ -307,7 +307,7 @@ class SimulationConfig:
         return cls(
             make_trace=lambda seed: from_measured(past, transactions, seed),
             saturation_per_s=full.value,
-            saturation_ci=(full.low, full.high),
+            saturation=full,
             cores=cores,
             slo_s=slo_s,
             **options,

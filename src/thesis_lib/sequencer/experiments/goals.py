@@ -96,8 +96,7 @@ def against_goals(runs: pd.DataFrame) -> pd.DataFrame:
             **metrics.in_percent("reduction", fewer),
             "goal": 100 * goal.reduction[place],
             "reached": fewer.low >= goal.reduction[place],
-            "regret": 100 * above.value,
-            "at most": 100 * above.high,
+            **metrics.in_percent("regret", above, "regret_"),
             "its goal": 100 * most,
             "kept": not above.high > most,
         }
@@ -216,25 +215,29 @@ def ablate_components(
     configs: Mapping[str, SimulationConfig], loads: Sequence[float], *, seeds: int,
     seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """Violations (%) of bid-price without each ingredient, and of simpler designs.
+    """Bid-price without each ingredient beside simpler designs, as from `run_grid`.
 
-    A row a variant; columns are the name of a configuration and the load. `late-edf`,
-    `startable-first` and `late-demote` are the earlier designs with late binding,
-    `hybrid-corrected` decides at arrival.
+    `place` is the name of a configuration. `late-edf`, `startable-first` and
+    `late-demote` are the earlier designs with late binding, `hybrid-corrected` decides
+    at arrival.
     """
     designs = ("late-demote", "startable-first", "late-edf", "hybrid-corrected")
     policies = {of: ("bid-price", {"terms": terms}) for of, terms in WITHOUT.items()}
     policies |= {name: (name, {}) for name in designs}
-    runs = grid.run_grid(
+    return grid.run_grid(
         configs, "place", policies=policies, loads=loads, seeds=seeds, seed=seed
     )
 
-    def row(at: pd.DataFrame, place: str, load: float) -> dict[str, float]:
-        return {of: 100 * metrics.mean(at, of, load) for of in policies}
 
-    return metrics.by_case(runs, ["place", "load"], row).T.rename_axis(
-        columns=[None, None]
+def by_place(runs: pd.DataFrame) -> pd.DataFrame:
+    """Violations in percent of `ablate_components`: a row a variant.
+
+    Columns are a place and a load. Means over the seeds.
+    """
+    made = runs.pivot_table(
+        index="policy", columns=["place", "load"], values="violations", sort=False
     )
+    return 100 * made.rename_axis(columns=[None, None])
 
 
 BASELINES = (
@@ -320,7 +323,7 @@ def worth_of_learning(runs: pd.DataFrame, load: float) -> dict[str, float | str]
         ("learned_over_simple", "bid-price", best),
     ):
         found = reduction(runs, policy, load, baseline)
-        numbers |= metrics.in_percent(name, found, f"{name}_")
+        numbers |= found.numbers(name, 100)
     return numbers
 
 
@@ -408,9 +411,10 @@ def price_of_fairness(
     """A row a gap that is allowed between types: what it costs, and what is reached.
 
     In percent: violations in all and of each type, and on-time commits over the
-    saturation of FIFO (`goodput`), each a mean over the seeds with `low` and `high` of
-    the goodput, the mean difference between the types (`between`), and Jain's index
-    (`fairness`). An infinite gap is bid-price without the mode.
+    saturation of FIFO (`goodput`), the difference between the types (`between`), and
+    Jain's index (`fairness`): means over the seeds, with `metrics.ENDS` of the goodput
+    and, as `between_…`, of the difference. An infinite gap is bid-price without the
+    mode.
     """
     groups = len(config.make_trace(grid.paired_seeds(seed, 1)[0][0]).kinds)
     policies = {str(gap): ("bid-price", {"gap": gap, "groups": groups}) for gap in gaps}
@@ -421,12 +425,13 @@ def price_of_fairness(
         by_kind = at.filter(like="violations:")
         by_kind.columns = by_kind.columns.str.removeprefix("violations:")
         goodput = at["goodput_per_s"].to_numpy() / config.saturation_per_s
+        apart = (by_kind.max(axis=1) - by_kind.min(axis=1)).to_numpy()
         rows.append(
             {
                 "gap": 100 * gap,
                 "violations": 100 * at["violations"].mean(),
                 **{kind: 100 * by_kind[kind].mean() for kind in by_kind},
-                "between": 100 * (by_kind.max(axis=1) - by_kind.min(axis=1)).mean(),
+                **metrics.in_percent("between", mean_interval(apart), "between_"),
                 **metrics.in_percent("goodput", mean_interval(goodput)),
                 "fairness": 100 * at["fairness"].mean(),
             }

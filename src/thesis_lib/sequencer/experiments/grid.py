@@ -443,6 +443,7 @@ def _against_fifo(
         config, {"fifo": ("fifo", {}), policy: (policy, fair)}, [load], biased,
         seeds=seeds, seed=seed, bound=is_open,
     )  # fmt: skip
+    full = config.saturation
     unsure = {} if point.drawn else {"violations_ci": None, "reduction_ci": None}
     return {
         "policy": policy,
@@ -451,7 +452,7 @@ def _against_fifo(
         "load": load,
         "rate_per_s": load * config.saturation_per_s,
         "saturation_per_s": config.saturation_per_s,
-        "saturation_ci": config.saturation_ci,
+        "saturation_ci": full and (full.low, full.high),
         "clients": config.clients,
         "seeds": seeds,
         "transactions": point.transactions,

@@ -59,8 +59,8 @@ def beside_measured(runs: pd.DataFrame, model: str = "simulated") -> pd.DataFram
     """Measured violations beside those of a model, at each PLACE and in percent.
 
     `runs` has a row a run, with PLACE and the shares `measured` and `model`. Means over
-    the runs; the error is the model's less the measured one, run by run, with its 95 %
-    bootstrap interval (`low`, `high`). `near` where it is at most the larger of one
+    the runs; the error is the model's less the measured one, run by run, with its
+    interval (`low`, `high`). `near` where it is at most the larger of one
     point and 15 % of the measured share.
     """
 

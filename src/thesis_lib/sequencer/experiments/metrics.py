@@ -7,14 +7,19 @@ intervals.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from thesis_lib.common.errors import require
-from thesis_lib.common.stats import Interval, bootstrap, mean_interval
+from thesis_lib.common.stats import (
+    RANGE,
+    Interval,
+    mean_interval,
+    ratio_interval,
+)
 from thesis_lib.sequencer.core.trace import F64, I64, History, Trace
 from thesis_lib.sequencer.optimum.bounds import fewest_violations
 
@@ -144,25 +149,21 @@ def _paired(values: F64, baseline: F64) -> tuple[F64, F64]:
 
 
 def difference_interval(values: F64, baseline: F64) -> Interval:
-    """mean(values) - mean(baseline) over paired (seeds,), resampled in pairs."""
+    """mean(values) - mean(baseline) over paired (seeds,)."""
     return mean_interval(np.subtract(*_paired(values, baseline)))
 
 
 def reduction_interval(violations: F64, baseline: F64) -> Interval:
-    """1 - mean(violations) / mean(baseline) over paired (seeds,), resampled in pairs.
+    """1 - mean(violations) / mean(baseline) over paired (seeds,).
 
     Raises InvalidInput for unequal numbers of seeds; 0 where the baseline has no
-    violation in a resample.
+    violation.
     """
     violations, baseline = _paired(violations, baseline)
-
-    def reductions(picks: I64) -> F64:
-        treated, compared = violations[picks].mean(axis=1), baseline[picks].mean(axis=1)
-        safe = np.where(compared > 0, compared, 1.0)
-        return np.where(compared > 0, 1 - treated / safe, 0.0)
-
-    value = 0.0 if baseline.mean() == 0 else 1 - violations.mean() / baseline.mean()
-    return Interval(float(value), *bootstrap(len(violations), reductions))
+    if baseline.mean() == 0:
+        return Interval(0.0, 0.0, 0.0, n=len(baseline), method=RANGE)
+    left = ratio_interval(violations, baseline).within(0.0)
+    return replace(left, value=1 - left.value, low=1 - left.high, high=1 - left.low)
 
 
 def column(runs: pd.DataFrame, policy: str, load: float, name: str) -> F64:
@@ -177,6 +178,13 @@ def mean(runs: pd.DataFrame, policy: str, load: float, of: str = "violations") -
     return float(column(runs, policy, load, of).mean())
 
 
+def share(
+    runs: pd.DataFrame, policy: str, load: float, of: str = "violations"
+) -> Interval:
+    """Mean over the seeds of a `column` of shares, with its interval."""
+    return mean_interval(column(runs, policy, load, of)).within(0.0, 1.0)
+
+
 def reduction(
     runs: pd.DataFrame, policy: str, load: float, baseline: str = "fifo"
 ) -> Interval:
@@ -188,7 +196,7 @@ def reduction(
     >>> shares = {"load": 1.1, "violations": [0.4, 0.6, 0.1, 0.15]}
     >>> runs = pd.DataFrame({"policy": policies, "seed": seeds} | shares)
     >>> reduction(runs, "bid-price", 1.1)
-    Interval(value=0.75, low=0.75, high=0.75)
+    Interval(value=0.75, low=0.75, high=0.75, n=2, method='range')
     """
     treated, compared = (
         column(runs, name, load, "violations") for name in (policy, baseline)
@@ -205,12 +213,14 @@ def by_case(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(by)
 
 
-def in_percent(name: str, share: Interval, ends: str = "") -> dict[str, float]:
-    """A share and its interval in percent, as `name`, `<ends>low` and `<ends>high`."""
-    return {
-        name: 100 * share.value,
-        f"{ends}low": 100 * share.low,
-        f"{ends}high": 100 * share.high,
+ENDS = ("low", "high", "n", "interval")  # what is published beside a value
+
+
+def in_percent(name: str, share: Interval, ends: str = "") -> dict[str, float | str]:
+    """A share and its interval in percent, as `name` and `<ends>…` for each of ENDS."""
+    found = share.numbers(name, 100)
+    return {name: found[name]} | {
+        f"{ends}{end}": found[f"{name}_{end}"] for end in ENDS
     }
 
 
@@ -227,7 +237,7 @@ def outcome(
 
     `means` are columns of `replicate` that are averaged over the seeds.
     """
-    violations = mean_interval(column(runs, policy, load, "violations"))
+    violations = share(runs, policy, load)
     fewer = reduction(runs, policy, load)
     return {
         "violations": violations.value,
@@ -283,22 +293,21 @@ def rates(
     return pd.DataFrame(columns)
 
 
-def headline(runs: pd.DataFrame, load: float) -> dict[str, float]:
+HEADLINE = ("drop", "reorder", "hybrid", "hybrid-corrected", "bid-price")
+
+
+def headline(runs: pd.DataFrame, load: float) -> dict[str, float | str]:
     """The published numbers at one load, in percent, by their published names."""
-    numbers = {
-        "fifo_violations_percent": 100 * mean(runs, "fifo", load),
-        "lower_bound_percent": 100 * mean(runs, "bound", load),
-    }
-    committed = mean(runs, "fifo", load, "throughput_per_s")
-    for policy in ("drop", "reorder", "hybrid", "hybrid-corrected", "bid-price"):
-        name = policy.replace("-", "_")
-        fewer = reduction(runs, policy, load)
-        throughput = mean(runs, policy, load, "throughput_per_s")
-        numbers |= {
-            f"{name}_violations_percent": 100 * mean(runs, policy, load),
-            **in_percent(f"reduction_{name}", fewer, f"reduction_{name}_"),
-            f"throughput_{name}_percent": 100 * throughput / committed,
-        }
+    named = {policy: policy.replace("-", "_") for policy in HEADLINE}
+    named |= {"fifo": "fifo"}
+    commits = {name: column(runs, name, load, "throughput_per_s") for name in named}
+    numbers = share(runs, "bound", load).numbers("lower_bound_percent", 100)
+    for policy, name in named.items():
+        numbers |= share(runs, policy, load).numbers(f"{name}_violations_percent", 100)
+    for policy in HEADLINE:
+        name, of_fifo = named[policy], ratio_interval(commits[policy], commits["fifo"])
+        numbers |= reduction(runs, policy, load).numbers(f"reduction_{name}", 100)
+        numbers |= of_fifo.numbers(f"throughput_{name}_percent", 100)
     return numbers
 
 

@@ -97,7 +97,7 @@ def verdict(table: pd.DataFrame, policy: str) -> dict[str, float | int | str]:
     """How `policy` fares in a table of `beyond_fifo`, and where it fares worst.
 
     `settings`, of which so many are `within`; and of the one whose interval ends
-    highest its `misestimation`, `load`, `points`, `low` and `high`.
+    highest its `misestimation`, `load` and `points` with their `metrics.ENDS`.
     """
     at = table.loc[table["policy"] == policy]
     require(len(at) > 0, f"no run of policy {policy!r} in this table")
@@ -106,7 +106,7 @@ def verdict(table: pd.DataFrame, policy: str) -> dict[str, float | int | str]:
         "settings": len(at),
         "within": int(np.sum(at["within"])),
         "misestimation": worst["misestimation"],
-        **{name: float(worst[name]) for name in ("load", "points", "low", "high")},
+        **{name: worst[name] for name in ("load", "points", *metrics.ENDS)},
     }
 
 

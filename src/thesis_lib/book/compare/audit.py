@@ -1,0 +1,247 @@
+"""What each claim rests on, and whether that is enough.
+
+A reader of a number asks how many observations it rests on, which interval they give,
+and what keeps it from being better. Each question has a floor; a claim that misses one
+is red, unless `data/claims.yml` says why it may. So is a peer that was run in fewer
+configurations than its users would try.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from pathlib import Path
+
+from thesis_lib.book.compare.comparison import Quantity, quantity
+from thesis_lib.book.compare.present import (
+    format_number,
+    format_quantity,
+    markdown,
+    markdown_table,
+)
+from thesis_lib.book.execute.claims import Basis, Change, Claim, Claims, Peer
+from thesis_lib.book.execute.records import Record
+from thesis_lib.common.stats import LEAST, RANGE, least_samples
+
+STATES = {
+    "good": "meet every floor",
+    "accepted": "miss one for a reason that is given",
+    "red": "miss one",
+}
+CONFIGURATIONS = 3  # of a peer, the best of which is shown
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """A claim with what it rests on in one run, and the floors that it misses."""
+
+    claim: Claim
+    basis: Basis
+    value: Quantity | None
+    n: int | None
+    interval: str  # the method's name; "" for none
+    record: Record | None
+    processors: tuple[str, ...]  # on which it was seen
+    missed: tuple[str, ...]
+    changed: Change | None = None  # the last time that its reference was replaced
+
+    @property
+    def state(self) -> str:
+        """A key of STATES."""
+        return _state(self.missed, self.basis.accepted)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditedPeer:
+    """A peer, and the floors that the comparison with it misses."""
+
+    name: str
+    peer: Peer
+    missed: tuple[str, ...]
+
+    @property
+    def state(self) -> str:
+        """A key of STATES."""
+        return _state(self.missed, self.peer.accepted)
+
+
+def _state(missed: tuple[str, ...], accepted: str) -> str:
+    if not missed:
+        return "good"
+    return "accepted" if accepted else "red"
+
+
+def sections(checkout: Path) -> set[str]:
+    """The labels of the sections of all chapters."""
+    texts = (path.read_text() for path in checkout.glob("notebooks/*.ipynb"))
+    return {label for text in texts for label in re.findall(r"\((sec-[\w-]+)\)=", text)}
+
+
+def audit(
+    claims: Claims,
+    run: Sequence[Record],
+    labels: Collection[str],
+    everywhere: Sequence[Record] = (),
+    history: Sequence[Change] = (),
+) -> list[Audited]:
+    """Each claim of a run against the floors, in the order of the claims.
+
+    `labels` are those of the `sections`, each of which may be evidence; `everywhere`
+    are the records of other machines, and `history` says what has changed.
+    """
+    by_chapter = {record.number: record for record in run}
+    last = {change.claim: change for change in history}
+    return [
+        replace(
+            _audited(
+                claim, claims.bases[claim.rests_on], by_chapter, labels, everywhere
+            ),
+            changed=last.get(claim.key),
+        )
+        for claim in claims.claims.values()
+    ]
+
+
+def _audited(
+    claim: Claim,
+    basis: Basis,
+    by_chapter: Mapping[int, Record],
+    labels: Collection[str],
+    everywhere: Sequence[Record],
+) -> Audited:
+    record = by_chapter.get(claim.chapter)
+    numbers = record.numbers if record else {}
+    counted = numbers.get(basis.n) if isinstance(basis.n, str) else basis.n
+    n = numbers.get(f"{claim.key}_n", counted)
+    seen = [r for r in (record, *everywhere) if r and claim.key in r.numbers]
+    found = Audited(
+        claim=claim,
+        basis=basis,
+        value=quantity(claim, record),
+        n=n if isinstance(n, int) else None,
+        interval=str(numbers.get(f"{claim.key}_interval", "")),
+        record=record,
+        processors=tuple(dict.fromkeys(str(r.machine["cpu"]) for r in seen)),
+        missed=(),
+    )
+    return replace(found, missed=tuple(_misses(found, labels)))
+
+
+def _misses(found: Audited, labels: Collection[str]) -> Iterator[str]:
+    """In words, each floor that a claim misses."""
+    claim, basis, n = found.claim, found.basis, found.n
+    if basis.limiter != "nothing" and basis.evidence not in labels:
+        yield f"no section {basis.evidence}, which is to show what limits it"
+    if found.value is None:
+        yield "not published by this run"
+    if n is None:
+        yield f"nothing says how many {basis.of} it rests on ({basis.n})"
+    elif basis.limiter != "nothing":
+        if claim.quantile is not None:
+            least = least_samples(claim.quantile)
+            if n < least:
+                yield f"{n} {basis.of}: {least} are needed for this percentile"
+        elif n < LEAST:
+            yield f"{n} {basis.of}: {LEAST} are needed for an interval"
+        elif not found.interval or found.interval == RANGE:
+            yield f"no interval, of {n} {basis.of}"
+
+
+def audit_peers(claims: Claims, labels: Collection[str]) -> list[AuditedPeer]:
+    """Each peer against the floors of a fair comparison."""
+    return [
+        AuditedPeer(name, peer, tuple(_unfair(peer, labels)))
+        for name, peer in claims.peers.items()
+    ]
+
+
+def _unfair(peer: Peer, labels: Collection[str]) -> Iterator[str]:
+    """In words, each floor of a fair comparison that is missed."""
+    if (tried := len(peer.tried)) < CONFIGURATIONS:
+        yield f"{tried} of {CONFIGURATIONS} configurations tried"
+    if not peer.limiter:
+        yield "nothing says what limits it"
+    if peer.evidence not in labels:
+        yield f"no section {peer.evidence}, which is to show it"
+
+
+def lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list[str]:
+    """The audit as a terminal shows it: a line for whatever misses a floor."""
+    found = [
+        *((each.claim.key, each, each.basis.accepted) for each in audited),
+        *((each.name, each, each.peer.accepted) for each in peers),
+    ]
+    return [
+        f"{name:<44} {each.state:<9} {'; '.join(each.missed)}"
+        + (f" ({accepted})" if accepted else "")
+        for name, each, accepted in found
+        if each.missed
+    ] + [summary(audited)]
+
+
+def summary(audited: Sequence[Audited]) -> str:
+    """How many claims are in which state, in one sentence."""
+    counts = Counter(each.state for each in audited)
+    said = [f"{counts[state]} {words}" for state, words in STATES.items()]
+    return f"Of {len(audited)} claims {', '.join(said)}."
+
+
+def page_lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list[str]:
+    """The audit as the book shows it, in MyST Markdown: each claim has an anchor."""
+    lines = [summary(audited)]
+    for number, chapter in groupby(audited, lambda each: each.claim.chapter):
+        claims = list(chapter)
+        seen = max((each.processors for each in claims), key=len)
+        made = (each.record for each in claims if each.record)
+        ran = [f"ran {r.seconds:,.0f} s at `{r.commit}`" for r in islice(made, 1)]
+        rows = [
+            [
+                f"[]{{#claim-{each.claim.key}}}{markdown(each.claim.title)}",
+                markdown(format_quantity(each.value, each.claim)),
+                _rests(each),
+                _limit(each.basis),
+                "; ".join(filter(None, [*each.missed, each.basis.accepted])) or "–",
+                _changed(each),
+            ]
+            for each in claims
+        ]
+        lines += ["", f"## Chapter {number}", ""]
+        lines += [", ".join([*ran, f"seen on {len(seen)} kinds of processor"]) + "."]
+        head = ["Claim", "Value", "Rests on", "Limited by", "Misses", "Changed"]
+        lines += markdown_table(head, rows, css="claims")
+    rows = [
+        [
+            markdown(each.name),
+            "; ".join(each.peer.tried),
+            f"{{ref}}`{each.peer.limiter} <{each.peer.evidence}>`",
+            "; ".join(filter(None, [*each.missed, each.peer.accepted])) or "–",
+        ]
+        for each in peers
+    ]
+    lines += ["", "## Peers", "", f"Systems that were measured beside: {len(peers)}."]
+    head = ["Peer", "Tried, the best is shown", "Limited by", "Misses"]
+    return lines + markdown_table(head, rows, css="claims")
+
+
+def _rests(audited: Audited) -> str:
+    """How many of what a claim rests on, and by which method its ends are found."""
+    if not audited.basis.of:
+        return "exact"
+    counted = f"{audited.n} {audited.basis.of}"
+    return f"{counted}, {audited.interval}" if audited.interval else counted
+
+
+def _changed(audited: Audited) -> str:
+    """When the reference of a claim last changed, and what it was before."""
+    if (changed := audited.changed) is None:
+        return "–"
+    was = format_number(changed.was)
+    return f"{changed.date}, was {markdown(was)} (`{changed.commit}`)"
+
+
+def _limit(basis: Basis) -> str:
+    """What limits a claim, and where that is shown."""
+    if basis.limiter == "nothing":
+        return "–"
+    return f"{basis.limiter} ({{numref}}`{basis.evidence}`)"

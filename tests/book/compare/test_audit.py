@@ -1,0 +1,135 @@
+"""The floors of the audit: a claim that misses one is seen, whatever it misses."""
+
+from dataclasses import replace
+
+import pytest
+from runs import record
+
+from thesis_lib.book.compare.audit import (
+    audit,
+    audit_peers,
+    lines,
+    page_lines,
+    sections,
+    summary,
+)
+from thesis_lib.book.compare.comparison import read_reference
+from thesis_lib.book.execute.chapters import repository
+from thesis_lib.book.execute.claims import (
+    Basis,
+    Change,
+    Claim,
+    Claims,
+    Peer,
+    read_claims,
+)
+
+SEEDS = Basis(n="seeds", of="seeds", limiter="noise", evidence="sec-shown")
+CLAIM = Claim("share", 4, "A share", "%", "exact", "seeds")
+WHOLE = {
+    "share": 5.0, "share_low": 4.0, "share_high": 6.0, "share_n": 20,
+    "share_interval": "Student",
+}  # fmt: skip
+
+
+def audited(numbers=WHOLE, basis=SEEDS, **changes):
+    claims = Claims({"share": replace(CLAIM, **changes)}, {"seeds": basis})
+    (found,) = audit(claims, [record("04_x", **numbers)], {"sec-shown"})
+    return found
+
+
+def test_a_claim_with_all_that_is_asked_for_is_good():
+    found = audited()
+    assert (found.state, found.missed, found.n) == ("good", (), 20)
+    assert (found.value.low, found.interval) == (4.0, "Student")
+    assert found.processors == ("A & B",)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "changes", "missed"),
+    [
+        ({"share_n": 3}, {}, "3 seeds: 8 are needed"),
+        ({"share_interval": "range"}, {}, "no interval, of 20 seeds"),
+        ({"share_interval": ""}, {}, "no interval, of 20 seeds"),
+        ({"share_n": 100}, {"quantile": 0.99}, "100 seeds: 459 are needed"),
+        ({}, {"key": "lost"}, "not published"),
+        ({}, {"basis": replace(SEEDS, evidence="sec-x")}, "no section sec-x"),
+        ({}, {"key": "lost", "basis": replace(SEEDS, n="lost_n")}, "how many seeds"),
+    ],
+)  # fmt: skip
+def test_a_claim_that_misses_a_floor_is_red_and_says_which(numbers, changes, missed):
+    found = audited(WHOLE | numbers, **changes)
+    assert found.state == "red"
+    assert missed in "; ".join(found.missed)
+    told = replace(found, basis=replace(found.basis, accepted="two are enough"))
+    assert told.state == "accepted"
+    assert "two are enough" in "\n".join(page_lines([told], []))
+
+
+def test_the_last_change_of_a_claim_stands_beside_it():
+    changes = [
+        Change("2026-01-01", "aaa", "share", 3.0, 4.0),
+        Change("2026-02-01", "bbb", "share", 4.0, 5.0),
+        Change("2026-03-01", "ccc", "other", 1.0, 2.0),
+    ]
+    claims = Claims({"share": CLAIM}, {"seeds": SEEDS})
+    found = audit(claims, [record("04_x", **WHOLE)], {"sec-shown"}, history=changes)
+    assert "2026-02-01, was 4.000 (`bbb`)" in "\n".join(page_lines(found, []))
+
+
+PEER = Peer(("as it comes", "threads", "batches"), "locks", "sec-shown")
+
+
+@pytest.mark.parametrize(
+    ("changes", "missed"),
+    [
+        ({}, ""),
+        ({"tried": ("as it comes",)}, "1 of 3 configurations tried"),
+        ({"limiter": ""}, "nothing says what limits it"),
+        ({"evidence": "sec-x"}, "no section sec-x, which is to show it"),
+    ],
+)
+def test_an_unfair_comparison_is_red_unless_a_reason_is_given(changes, missed):
+    peers = {
+        "one": (peer := replace(PEER, **changes)),
+        "two": replace(peer, accepted="why"),
+    }
+    one, two = audit_peers(Claims({}, peers=peers), {"sec-shown"})
+    assert "; ".join(one.missed) == missed
+    assert (one.state, two.state) == (("red", "accepted") if missed else ("good",) * 2)
+    assert ("why" in "".join(lines([], [two]))) == bool(missed)
+    assert "why" in "\n".join(page_lines([], [two]))
+
+
+def test_what_is_exact_needs_nothing():
+    exact = Basis(n=1, of="", limiter="nothing", evidence="")
+    assert audited({"share": 5}, basis=exact).state == "good"
+
+
+def test_the_audit_is_told_in_a_line_a_claim_and_a_sum():
+    found = [audited(), audited(WHOLE | {"share_n": 3})]
+    assert summary(found) == (
+        "Of 2 claims 1 meet every floor, 0 miss one for a reason that is given, 1 miss "
+        "one."
+    )
+    assert len(lines(found, [])) == 2
+    assert sum("claim-share" in line for line in page_lines(found, [])) == 2
+
+
+def test_no_claim_of_the_published_book_misses_a_floor_without_a_reason():
+    run, known = read_reference(), read_claims()
+    chapters = {claim.chapter for claim in known.claims.values()}
+    records = [r for n in sorted(chapters) if (r := run.record(n, "default"))]
+    found = audit(known, records, sections(repository()))
+    assert [f"{each.claim.key}: {each.missed}" for each in found
+            if each.state == "red"] == []  # fmt: skip
+    peers = audit_peers(known, sections(repository()))
+    assert [each.name for each in peers if each.state == "red"] == []
+
+
+def test_every_basis_is_used_and_shown_in_a_section():
+    known, labels = read_claims(), sections(repository())
+    used = {claim.rests_on for claim in known.claims.values()}
+    assert used == set(known.bases)
+    for name, basis in known.bases.items():
+        assert basis.limiter == "nothing" or basis.evidence in labels, name
