@@ -101,6 +101,10 @@ def test_an_unfair_comparison_is_red_unless_a_reason_is_given(changes, missed):
     assert "why" in "\n".join(page_lines([], [two]))
 
 
+def test_a_count_that_went_through_a_table_is_a_count():
+    assert audited(WHOLE | {"share_n": 20.0}).n == 20
+
+
 def test_what_is_exact_needs_nothing():
     exact = Basis(n=1, of="", limiter="nothing", evidence="")
     assert audited({"share": 5}, basis=exact).state == "good"

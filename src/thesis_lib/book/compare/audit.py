@@ -119,7 +119,7 @@ def _audited(
         claim=claim,
         basis=basis,
         value=quantity(claim, record),
-        n=n if isinstance(n, int) else None,
+        n=int(n) if isinstance(n, int | float) else None,  # a table makes it a float
         interval=str(numbers.get(f"{claim.key}_interval", "")),
         record=record,
         processors=tuple(dict.fromkeys(str(r.machine["cpu"]) for r in seen)),
