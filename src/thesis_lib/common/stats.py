@@ -139,6 +139,11 @@ def batch_interval(n: int, statistic: Callable[[slice], float]) -> Interval:
     )
 
 
+def quantile_interval(values: F64, share: float) -> Interval:
+    """As `batch_interval`, a quantile of (n,) values that follow each other."""
+    return batch_interval(len(values), lambda rows: np.quantile(values[rows], share))
+
+
 def share_interval(count: int, n: int) -> Interval:
     """The share `count` of n independent trials; Wilson, J. Am. Stat. Assoc. 22, 1927.
 

@@ -74,7 +74,10 @@ def test_the_last_change_of_a_claim_stands_beside_it():
     ]
     claims = Claims({"share": CLAIM}, {"seeds": SEEDS})
     found = audit(claims, [record("04_x", **WHOLE)], {"sec-shown"}, history=changes)
-    assert "2026-02-01, was 4.000 (`bbb`)" in "\n".join(page_lines(found, []))
+    assert "4.000 until 2026-02-01 (`bbb`)" in "\n".join(page_lines(found, []))
+    bits = [replace(changes[1], was=4.0 + 1e-15, now=4.0)]
+    found = audit(claims, [record("04_x", **WHOLE)], {"sec-shown"}, history=bits)
+    assert "other last bits until 2026-02-01" in "\n".join(page_lines(found, []))
 
 
 PEER = Peer(("as it comes", "threads", "batches"), "locks", "sec-shown")
@@ -114,7 +117,7 @@ def test_the_audit_is_told_in_a_line_a_claim_and_a_sum():
     found = [audited(), audited(WHOLE | {"share_n": 3})]
     assert summary(found) == (
         "Of 2 claims 1 meet every floor, 0 miss one for a reason that is given, 1 miss "
-        "one."
+        "one without."
     )
     assert len(lines(found, [])) == 2
     assert sum("claim-share" in line for line in page_lines(found, [])) == 2

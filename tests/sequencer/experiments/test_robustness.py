@@ -161,10 +161,10 @@ def test_a_verdict_names_the_worst():
         ("c", 1.1, "bid-price", 0.2, 0.2, 0.2, True),
         ("a", 1.1, "edf", 9.0, 9.0, 9.0, False),
     ]
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=columns).assign(n=20, interval="Student")
     assert robustness.verdict(table, "bid-price") == {
         "settings": 3, "within": 2, "misestimation": "b", "load": 1.1, "points": 0.3,
-        "low": 0.1, "high": 0.5,
+        "low": 0.1, "high": 0.5, "n": 20, "interval": "Student",
     }  # fmt: skip
     with pytest.raises(InvalidInput, match="sjf"):
         robustness.verdict(table, "sjf")

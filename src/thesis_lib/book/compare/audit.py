@@ -27,7 +27,7 @@ from thesis_lib.common.stats import LEAST, RANGE, least_samples
 STATES = {
     "good": "meet every floor",
     "accepted": "miss one for a reason that is given",
-    "red": "miss one",
+    "red": "miss one without",
 }
 CONFIGURATIONS = 3  # of a peer, the best of which is shown
 
@@ -192,36 +192,34 @@ def page_lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list
     lines = [summary(audited)]
     for number, chapter in groupby(audited, lambda each: each.claim.chapter):
         claims = list(chapter)
-        seen = max((each.processors for each in claims), key=len)
+        seen = len(max((each.processors for each in claims), key=len))
+        kinds = f"seen on {seen} kind{'s' * (seen != 1)} of processor"
         made = (each.record for each in claims if each.record)
-        ran = [f"ran {r.seconds:,.0f} s at `{r.commit}`" for r in islice(made, 1)]
+        ran = [f"Ran {r.seconds:,.0f} s at `{r.commit}`" for r in islice(made, 1)]
         rows = [
             [
                 f"[]{{#claim-{each.claim.key}}}{markdown(each.claim.title)}",
                 markdown(format_quantity(each.value, each.claim)),
-                _rests(each),
-                _limit(each.basis),
-                "; ".join(filter(None, [*each.missed, each.basis.accepted])) or "–",
-                _changed(each),
+                f"{_rests(each)}{_limit(each.basis)}",
+                "; ".join(filter(None, _remarks(each))),
             ]
             for each in claims
         ]
-        lines += ["", f"## Chapter {number}", ""]
-        lines += [", ".join([*ran, f"seen on {len(seen)} kinds of processor"]) + "."]
-        head = ["Claim", "Value", "Rests on", "Limited by", "Misses", "Changed"]
-        lines += markdown_table(head, rows, css="claims")
+        lines += ["", f"## Chapter {number}", "", ", ".join([*ran, kinds]) + ".", ""]
+        head = ["Claim", "Value", "Rests on", "Remarks"]
+        lines += markdown_table(head, rows, css="audit")
     rows = [
         [
             markdown(each.name),
             "; ".join(each.peer.tried),
             f"{{ref}}`{each.peer.limiter} <{each.peer.evidence}>`",
-            "; ".join(filter(None, [*each.missed, each.peer.accepted])) or "–",
+            "; ".join(filter(None, [*each.missed, each.peer.accepted])),
         ]
         for each in peers
     ]
     lines += ["", "## Peers", "", f"Systems that were measured beside: {len(peers)}."]
-    head = ["Peer", "Tried, the best is shown", "Limited by", "Misses"]
-    return lines + markdown_table(head, rows, css="claims")
+    head = ["Peer", "Tried, the best is shown", "Limited by", "Remarks"]
+    return lines + markdown_table(head, rows, css="audit")
 
 
 def _rests(audited: Audited) -> str:
@@ -232,16 +230,19 @@ def _rests(audited: Audited) -> str:
     return f"{counted}, {audited.interval}" if audited.interval else counted
 
 
-def _changed(audited: Audited) -> str:
-    """When the reference of a claim last changed, and what it was before."""
-    if (changed := audited.changed) is None:
-        return "–"
-    was = format_number(changed.was)
-    return f"{changed.date}, was {markdown(was)} (`{changed.commit}`)"
+def _remarks(audited: Audited) -> Iterator[str]:
+    """Which floors a claim misses and why it may, and what it was before."""
+    yield from audited.missed
+    if audited.missed:
+        yield audited.basis.accepted
+    if (changed := audited.changed) is not None:
+        was, now = format_number(changed.was), format_number(changed.now)
+        seen = f"{markdown(was)} until" if was != now else "other last bits until"
+        yield f"{seen} {changed.date} (`{changed.commit[:7]}`)"
 
 
 def _limit(basis: Basis) -> str:
     """What limits a claim, and where that is shown."""
     if basis.limiter == "nothing":
-        return "–"
-    return f"{basis.limiter} ({{numref}}`{basis.evidence}`)"
+        return ""
+    return f"; limited by {basis.limiter} ({{numref}}`{basis.evidence}`)"

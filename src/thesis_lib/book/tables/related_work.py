@@ -38,8 +38,8 @@ class Field:
 
     @property
     def systems(self) -> list[str]:
-        """The systems, this work among them."""
-        return list(dict.fromkeys(self.cells.system))
+        """The systems, this work first."""
+        return list(dict.fromkeys([OURS, *self.cells.system]))
 
     def wide(self, column: str) -> pd.DataFrame:
         """A column of the cells, features by systems."""
