@@ -50,6 +50,32 @@ def test_a_record_is_read_back_and_one_that_is_missing_is_named(tmp_path):
         measurements.read("no_such")
 
 
+SAMPLED = {"commit": "c0ffee", "machine": {"cpu": "A"}, "runs": [{"s": 1.0}, {"s": 2}]}
+
+
+@pytest.mark.parametrize(
+    ("without", "says"),
+    [
+        ("commit", "does not say which commit made it on which machine"),
+        ("machine", "does not say which commit made it on which machine"),
+        ("runs", "holds no samples, only what was made of them"),
+    ],
+)
+def test_a_record_says_who_made_it_and_of_what(monkeypatch, without, says):
+    made = {key: value for key, value in SAMPLED.items() if key != without}
+    monkeypatch.setattr(measurements, "read_record", lambda name: made)
+    with pytest.raises(InvalidInput, match=rf"mine\.json {says}"):
+        measurements.read("mine")
+
+
+def test_a_record_of_another_schema_is_refused_by_what_it_lacks(monkeypatch):
+    monkeypatch.setattr(measurements, "read_record", lambda name: SAMPLED)
+    record = measurements.read("mine")
+    assert record["runs"] == SAMPLED["runs"]
+    with pytest.raises(InvalidInput, match=r"mine\.json has no 'summary': another"):
+        record["summary"]
+
+
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_what_is_no_record_is_refused(tmp_path, text):
     (tmp_path / "gpu.json").write_text(text)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import read_record
 from thesis_lib.common.stats import mean_interval, median_interval
 from thesis_lib.common.units import GiB, format_duration, format_size
@@ -40,19 +40,49 @@ HEADINGS = {  # of the columns that readers are shown, for `rename`
 }
 
 
+class _Record(dict[str, Any]):
+    """A record that says by name what a reader asks of it in vain."""
+
+    def __missing__(self, key: str) -> None:
+        raise InvalidInput(
+            f"{self['file']} has no {key!r}: another version of its script wrote it; "
+            "make it again with the one in benchmarks/"
+        )
+
+
 def read(name: str) -> dict[str, Any]:
     """The record `name` of `data/measurements`, which every checkout holds.
 
-    Raises InvalidInput where it is missing.
+    Raises InvalidInput where it is missing, where nothing says which commit made it on
+    which machine, where it holds no samples, and for a key that it does not have.
     """
-    record = read_record(name)
-    if record is None:
-        raise InvalidInput(
-            f"data/measurements/{name}.json is missing: expected the record that "
-            "belongs to this checkout; restore it, or make it with its script in "
-            "benchmarks/"
-        )
+    file, found = f"data/measurements/{name}.json", read_record(name)
+    require(
+        found is not None,
+        f"{file} is missing: expected the record that belongs to this checkout; "
+        "restore it, or make it with its script in benchmarks/",
+    )
+    record = _Record(found or {}, file=file)
+    require(
+        {"commit", "machine"} <= record.keys(),
+        f"{file} does not say which commit made it on which machine: expected both; "
+        "make it again with its script in benchmarks/",
+    )
+    require(
+        any(_holds_samples(value) for value in record.values()),
+        f"{file} holds no samples, only what was made of them: expected the measured "
+        "values as well; make it again with its script in benchmarks/",
+    )
     return record
+
+
+def _holds_samples(value: Any) -> bool:
+    """Whether a part of a record has rows, or two numbers of one thing."""
+    if isinstance(value, dict):
+        return any(map(_holds_samples, value.values()))
+    return isinstance(value, list) and (
+        len(value) > 1 or any(map(_holds_samples, value))
+    )
 
 
 def origin(record: dict[str, Any]) -> str:
