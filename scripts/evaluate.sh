@@ -13,6 +13,7 @@ case "${1:-1}" in
   "$bin/thesis" compare build/chapters/default --strict
   ;;
 3) # what needs hardware: peers in one limit, the claimed size, a GPU if there is one
+  "$bin/python" -m pip install --quiet -e '.[peers]'
   "$bin/python" benchmarks/streaming.py
   "$bin/python" benchmarks/headline.py
   if sh scripts/require_gpu.sh "$bin/python"; then

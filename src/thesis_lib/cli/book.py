@@ -270,8 +270,7 @@ def audit(
     red = sum(each.state == "red" for each in (*audited, *peers))
     require(
         not red,
-        f"{red} claims or peers miss a floor: raise what they rest on, or say in "
-        "data/claims.yml why it is accepted",
+        f"{red} claims or peers miss a floor: {audit_.REMEDY}",
     )
 
 

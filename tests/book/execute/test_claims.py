@@ -91,7 +91,7 @@ def test_a_malformed_claim_is_refused_by_name(data, entry, message):
     [
         ("{n: 3, of: seeds, evidence: s}", "bases.x.limiter"),
         ("{n: 3, of: seeds, limiter: moon, evidence: s}", "bases.x.limiter: .*'noise'"),
-        ("{of: seeds, limiter: noise, evidence: s}", "bases.x.n"),
+        ("{n: 3, limiter: noise, evidence: s}", "bases.x.of"),
     ],
 )
 def test_a_basis_says_how_many_and_what_limits_them(data, basis, message):

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 from thesis_lib.book.compare.comparison import Quantity, quantity
 from thesis_lib.book.compare.present import (
@@ -29,6 +30,11 @@ STATES = {
     "accepted": "miss one for a reason that is given",
     "red": "miss one without",
 }
+REMEDY = (
+    "let more observations stand behind it, or write `accepted:` with the reason "
+    "beside its basis or peer in data/claims.yml; what is not published or not shown "
+    "is excused by no reason"
+)
 CONFIGURATIONS = 3  # of a peer, the best of which is shown
 
 
@@ -44,12 +50,13 @@ class Audited:
     record: Record | None
     processors: tuple[str, ...]  # on which it was seen
     missed: tuple[str, ...]
+    unexcused: bool = False  # whether one of these is excused by no reason
     changed: Change | None = None  # the last time that its reference was replaced
 
     @property
     def state(self) -> str:
         """A key of STATES."""
-        return _state(self.missed, self.basis.accepted)
+        return _state(self.missed, self.unexcused, self.basis.accepted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +66,18 @@ class AuditedPeer:
     name: str
     peer: Peer
     missed: tuple[str, ...]
+    unexcused: bool = False  # whether one of these is excused by no reason
 
     @property
     def state(self) -> str:
         """A key of STATES."""
-        return _state(self.missed, self.peer.accepted)
+        return _state(self.missed, self.unexcused, self.peer.accepted)
 
 
-def _state(missed: tuple[str, ...], accepted: str) -> str:
+def _state(missed: tuple[str, ...], unexcused: bool, accepted: str) -> str:
     if not missed:
         return "good"
-    return "accepted" if accepted else "red"
+    return "accepted" if accepted and not unexcused else "red"
 
 
 def sections(checkout: Path) -> set[str]:
@@ -125,45 +133,57 @@ def _audited(
         processors=tuple(dict.fromkeys(str(r.machine["cpu"]) for r in seen)),
         missed=(),
     )
-    return replace(found, missed=tuple(_misses(found, labels)))
+    missing = tuple(_missing(found, labels))
+    few = () if found.value is None else tuple(_too_few(found, numbers))
+    return replace(found, missed=missing + few, unexcused=bool(missing))
 
 
-def _misses(found: Audited, labels: Collection[str]) -> Iterator[str]:
-    """In words, each floor that a claim misses."""
-    claim, basis, n = found.claim, found.basis, found.n
+def _missing(found: Audited, labels: Collection[str]) -> Iterator[str]:
+    """In words, what a claim has to have, whatever it rests on."""
+    claim, basis = found.claim, found.basis
     if basis.limiter != "nothing" and basis.evidence not in labels:
         yield f"no section {basis.evidence}, which is to show what limits it"
     if found.value is None:
-        yield "not published by this run"
-    if n is None:
-        yield f"nothing says how many {basis.of} it rests on ({basis.n})"
-    elif basis.limiter != "nothing":
-        if claim.quantile is not None:
-            least = least_samples(claim.quantile)
-            if n < least:
-                yield f"{n} {basis.of}: {least} are needed for this percentile"
-        elif n < LEAST:
-            yield f"{n} {basis.of}: {LEAST} are needed for an interval"
-        elif not found.interval or found.interval == RANGE:
-            yield f"no interval, of {n} {basis.of}"
+        yield (
+            f"not published by this run: its chapter has to publish {claim.key}, and "
+            "its reference to be made again (thesis claims --update)"
+        )
+    elif found.n is None:
+        yield (
+            f"nothing says how many {basis.of} it rests on: its chapter has to publish "
+            f"{basis.n or claim.key + '_n'}"
+        )
+
+
+def _too_few(found: Audited, numbers: Mapping[str, Any]) -> Iterator[str]:
+    """In words, each floor of observations that a claim misses."""
+    claim, basis, n = found.claim, found.basis, found.n
+    if n is None or basis.limiter == "nothing":
+        return
+    if claim.quantile is not None:
+        least, samples = least_samples(claim.quantile), numbers.get(claim.samples, n)
+        if samples < least:
+            yield (
+                f"{samples} samples: with fewer than {least} the largest may lie below "
+                "this percentile"
+            )
+    if n < LEAST:
+        yield f"{n} {basis.of}: {LEAST} are needed for an interval"
+    elif not found.interval or found.interval == RANGE:
+        yield f"no interval, of {n} {basis.of}"
 
 
 def audit_peers(claims: Claims, labels: Collection[str]) -> list[AuditedPeer]:
     """Each peer against the floors of a fair comparison."""
-    return [
-        AuditedPeer(name, peer, tuple(_unfair(peer, labels)))
-        for name, peer in claims.peers.items()
-    ]
-
-
-def _unfair(peer: Peer, labels: Collection[str]) -> Iterator[str]:
-    """In words, each floor of a fair comparison that is missed."""
-    if (tried := len(peer.tried)) < CONFIGURATIONS:
-        yield f"{tried} of {CONFIGURATIONS} configurations tried"
-    if not peer.limiter:
-        yield "nothing says what limits it"
-    if peer.evidence not in labels:
-        yield f"no section {peer.evidence}, which is to show it"
+    found = []
+    for name, peer in claims.peers.items():
+        missed = [] if peer.limiter else ["nothing says what limits it"]
+        if peer.evidence not in labels:
+            missed += [f"no section {peer.evidence}, which is to show it"]
+        few = len(peer.tried) < CONFIGURATIONS
+        tried = [f"{len(peer.tried)} of {CONFIGURATIONS} configurations tried"] * few
+        found += [AuditedPeer(name, peer, (*missed, *tried), bool(missed))]
+    return found
 
 
 def lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list[str]:
@@ -177,19 +197,19 @@ def lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list[str]
         + (f" ({accepted})" if accepted else "")
         for name, each, accepted in found
         if each.missed
-    ] + [summary(audited)]
+    ] + [summary(audited, "claims"), summary(peers, "peers")]
 
 
-def summary(audited: Sequence[Audited]) -> str:
-    """How many claims are in which state, in one sentence."""
+def summary(audited: Sequence[Audited | AuditedPeer], what: str) -> str:
+    """How many are in which state, in one sentence."""
     counts = Counter(each.state for each in audited)
     said = [f"{counts[state]} {words}" for state, words in STATES.items()]
-    return f"Of {len(audited)} claims {', '.join(said)}."
+    return f"Of {len(audited)} {what} {', '.join(said)}."
 
 
 def page_lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list[str]:
     """The audit as the book shows it, in MyST Markdown: each claim has an anchor."""
-    lines = [summary(audited)]
+    lines = [summary(audited, "claims") + " " + summary(peers, "peers")]
     for number, chapter in groupby(audited, lambda each: each.claim.chapter):
         claims = list(chapter)
         seen = len(max((each.processors for each in claims), key=len))
@@ -217,8 +237,8 @@ def page_lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list
         ]
         for each in peers
     ]
-    lines += ["", "## Peers", "", f"Systems that were measured beside: {len(peers)}."]
-    head = ["Peer", "Tried, the best is shown", "Limited by", "Remarks"]
+    lines += ["", "## Peers", ""]
+    head = ["Peer", "Tried", "Limited by", "Remarks"]
     return lines + markdown_table(head, rows, css="audit")
 
 

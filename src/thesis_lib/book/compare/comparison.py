@@ -54,11 +54,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A value with the ends of its interval where it has one."""
+    """A value with the ends of its interval, or of its range, where it has one."""
 
     value: Number
     low: float | None = None
     high: float | None = None
+    method: str = ""  # of the interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,8 @@ def quantity(claim: Claim, record: Record | None) -> Quantity | None:
     low, high = (record.numbers.get(f"{claim.key}_{end}") for end in ("low", "high"))
     if isinstance(low, str | None) or isinstance(high, str | None):
         return Quantity(record.numbers[claim.key])
-    return Quantity(record.numbers[claim.key], low, high)
+    method = str(record.numbers.get(f"{claim.key}_interval", ""))
+    return Quantity(record.numbers[claim.key], low, high, method)
 
 
 def apart(mine: Quantity, theirs: Quantity, as_ratio: bool = False) -> Quantity | None:

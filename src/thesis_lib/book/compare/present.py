@@ -31,6 +31,7 @@ from thesis_lib.book.execute.claims import RESOURCES, Claim, Verdict
 from thesis_lib.book.execute.pages import render_page
 from thesis_lib.book.execute.records import Number, Record
 from thesis_lib.common.errors import InvalidInput, choice
+from thesis_lib.common.stats import RANGE
 from thesis_lib.common.units import format_duration, format_size
 
 KINDS = {  # what is demanded of a claim, and what is said of those that hold
@@ -79,14 +80,15 @@ def format_quantity(
     digits: int = 4,
     signed: bool = False,
 ) -> str:
-    """'95.9 (95.3 to 96.5)', a value alone, or a dash for none."""
+    """'95.9 (95.3 to 96.5)', '9 (range 8 to 12)', a value alone, or a dash for none."""
     if quantity is None:
         return _NONE
     show = partial(format_number, digits=digits, signed=signed)
     value, low, high = quantity.value, quantity.low, quantity.high
     if low is not None and high is not None:
         value, low, high = (show(part, high - low) for part in (value, low, high))
-        return f"{value} ({low} to {high})"
+        ends = f"{'range ' if quantity.method == RANGE else ''}{low} to {high}"
+        return f"{value} ({ends})"
     if claim is None or claim.rtol is None or isinstance(value, str):
         return show(value)
     return show(value, 2 * claim.rtol * abs(value))
@@ -100,7 +102,7 @@ def as_change(reduction: Quantity) -> tuple[Quantity, str]:
     low, high = reduction.low, reduction.high
     if low is None or high is None:
         return Quantity(-reduction.value), "more"
-    return Quantity(-reduction.value, -high, -low), "more"
+    return Quantity(-reduction.value, -high, -low, reduction.method), "more"
 
 
 def published_amount(claim: Claim) -> str:

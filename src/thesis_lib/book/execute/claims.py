@@ -45,11 +45,11 @@ class Basis:
     """What several claims rest on, and what keeps their numbers from being better."""
 
     __pydantic_config__: ClassVar = STRICT
-    n: int | str  # how many are counted, or the published name of that number
     of: str  # what is counted: what does not depend on another one of them
     limiter: Limiter
     evidence: str  # the label of the section that shows it
-    accepted: str = ""  # why its claims may miss a floor of the audit
+    n: int | str = ""  # how many, or the published name of that; "": each claim says
+    accepted: str = ""  # why fewer than the floors ask for, or no interval, are enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,8 @@ class Claim:
     inverse: bool = False  # of a time: whether it is itself a rate or speed
     factor: float | None = None  # of a time: how far from the prediction is expected
     published: dict | None = None  # value, unit and source of a figure of the thesis
-    quantile: float | None = None  # of a percentile: needs samples for its tail
+    quantile: float | None = None  # of a percentile, in (0, 1): needs samples
+    samples: str = ""  # of a percentile: the published name of how many there were
     change: str = ""  # of a reduction: what there is so many percent fewer or more of
     reference: dict = field(default_factory=dict)  # profile to value
 
@@ -102,6 +103,11 @@ class Claim:
             (self.follows is not None and (self.factor or 0) > 1)
             == (self.kind == "time"),
             f"{where}: a time, and nothing else, has follows and a factor above 1",
+        )
+        require(
+            self.quantile is None or (0 < self.quantile < 1 and bool(self.samples)),
+            f"{where}: quantile={self.quantile} must lie in (0, 1), with the name of "
+            "how many samples there were as `samples`",
         )
         names = {"value", "source"}
         require(
@@ -135,6 +141,12 @@ class Claims:
     def __post_init__(self) -> None:
         for claim in self.claims.values():
             choice(f"claim {claim.key} rests_on", claim.rests_on, self.bases)
+            limiter = self.bases[claim.rests_on].limiter
+            require(
+                claim.kind != "time" or limiter != "nothing",
+                f"claim {claim.key} is a time and rests on {claim.rests_on}, which "
+                "nothing limits: expected a basis that counts what was timed",
+            )
 
     def of_chapter(self, number: int) -> list[Claim]:
         return [claim for claim in self.claims.values() if claim.chapter == number]
@@ -147,7 +159,10 @@ def read_claims(path: Path | None = None) -> Claims:
     of that profile. Raises InvalidInput if malformed.
     """
     path = path or data_folder() / FILE
-    wrong, remedy = f"{path} cannot be read as claims", "see data/README.md"
+    wrong, remedy = (
+        f"{path} cannot be read as claims",
+        f"the head of {path.name} shows an entry of each",
+    )
     try:
         content = yaml.safe_load(path.read_text())
         known = dict(content["claims"] or {})
