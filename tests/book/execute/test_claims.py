@@ -176,6 +176,9 @@ def test_a_claim_that_changes_leaves_a_line_of_history(data):
         ("share", 1, 2), ("share", 2, 3), ("quality", 31.01, 32.0),
     ]  # fmt: skip
     assert {(c.commit, c.date) for c in found} == {("c0ffee", "2026-01-01")}
+    kept = path.read_text()
+    store_references(made(share=3, quality=32.0, step_s=9.0), "smoke")
+    assert path.read_text() == kept
     path.write_text("claim,was\n")
     with pytest.raises(InvalidInput, match="expected columns date, commit, claim"):
         claims.read_history(path)

@@ -9,6 +9,7 @@ measured rate of the machine.
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -371,10 +372,10 @@ def read_history(path: Path) -> list[Change]:
 
 
 def _number(text: str) -> Number:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _write_history(path: Path, changes: Sequence[Change]) -> None:
