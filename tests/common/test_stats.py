@@ -149,3 +149,10 @@ def test_an_interval_of_nothing_is_refused(values):
 def test_what_is_no_sample_is_refused(refused, of):
     with pytest.raises(InvalidInput, match=refused):
         of()
+
+
+@pytest.mark.parametrize("interval", [mean_interval, median_interval])
+def test_eight_observations_are_the_fewest_of_an_interval(interval):
+    seven = interval(np.arange(7.0))
+    assert (seven.method, seven.low, seven.high) == ("range", 0.0, 6.0)
+    assert interval(np.arange(8.0)).method != "range"

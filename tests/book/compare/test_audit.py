@@ -1,6 +1,7 @@
 """The floors of the audit: a claim that misses one is seen, whatever it misses."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from runs import record
@@ -14,7 +15,6 @@ from thesis_lib.book.compare.audit import (
     summary,
 )
 from thesis_lib.book.compare.comparison import read_reference
-from thesis_lib.book.execute.chapters import repository
 from thesis_lib.book.execute.claims import (
     Basis,
     Change,
@@ -25,6 +25,7 @@ from thesis_lib.book.execute.claims import (
 )
 from thesis_lib.common.errors import InvalidInput
 
+ROOT = Path(__file__).parents[3]
 SEEDS = Basis(n="seeds", of="seeds", limiter="noise", evidence="sec-shown")
 CLAIM = Claim("share", 4, "A share", "%", "exact", "seeds")
 TAIL = {"quantile": 0.99, "samples": "of"}
@@ -153,16 +154,16 @@ def test_no_claim_of_the_published_book_misses_a_floor_without_a_reason():
     run, known = read_reference(), read_claims()
     chapters = {claim.chapter for claim in known.claims.values()}
     records = [r for n in sorted(chapters) if (r := run.record(n, "default"))]
-    found = audit(known, records, sections(repository()))
+    found = audit(known, records, sections(ROOT))
     assert [f"{each.claim.key}: {each.missed}" for each in found
             if each.state == "red"] == []  # fmt: skip
-    peers = audit_peers(known, sections(repository()))
+    peers = audit_peers(known, sections(ROOT))
     assert [f"{each.name}: {each.missed}" for each in peers
             if each.state == "red"] == []  # fmt: skip
 
 
 def test_every_basis_is_used_and_shown_in_a_section():
-    known, labels = read_claims(), sections(repository())
+    known, labels = read_claims(), sections(ROOT)
     used = {claim.rests_on for claim in known.claims.values()}
     assert used == set(known.bases)
     for name, basis in known.bases.items():
