@@ -76,6 +76,7 @@ def test_a_claim_that_misses_a_floor_is_red_unless_a_reason_is_given(
         ({"basis": replace(SEEDS, evidence="sec-x")}, "no section sec-x"),
         ({"basis": replace(SEEDS, n="lost_n")}, "has to publish lost_n"),
         ({"basis": replace(SEEDS, n="")}, "has to publish share_n"),
+        (dict(TAIL), "of how many samples this percentile is: its chapter has to"),
     ],
 )
 def test_what_is_not_there_is_excused_by_no_reason(changes, missed):

@@ -133,12 +133,14 @@ def _audited(
         processors=tuple(dict.fromkeys(str(r.machine["cpu"]) for r in seen)),
         missed=(),
     )
-    missing = tuple(_missing(found, labels))
+    missing = tuple(_missing(found, numbers, labels))
     few = () if found.value is None else tuple(_too_few(found, numbers))
     return replace(found, missed=missing + few, unexcused=bool(missing))
 
 
-def _missing(found: Audited, labels: Collection[str]) -> Iterator[str]:
+def _missing(
+    found: Audited, numbers: Mapping[str, Any], labels: Collection[str]
+) -> Iterator[str]:
     """In words, what a claim has to have, whatever it rests on."""
     claim, basis = found.claim, found.basis
     if basis.limiter != "nothing" and basis.evidence not in labels:
@@ -153,6 +155,11 @@ def _missing(found: Audited, labels: Collection[str]) -> Iterator[str]:
             f"nothing says how many {basis.of} it rests on: its chapter has to publish "
             f"{basis.n or claim.key + '_n'}"
         )
+    elif claim.samples and claim.samples not in numbers:
+        yield (
+            "nothing says of how many samples this percentile is: its chapter has to "
+            f"publish {claim.samples}"
+        )
 
 
 def _too_few(found: Audited, numbers: Mapping[str, Any]) -> Iterator[str]:
@@ -160,8 +167,8 @@ def _too_few(found: Audited, numbers: Mapping[str, Any]) -> Iterator[str]:
     claim, basis, n = found.claim, found.basis, found.n
     if n is None or basis.limiter == "nothing":
         return
-    if claim.quantile is not None:
-        least, samples = least_samples(claim.quantile), numbers.get(claim.samples, n)
+    if claim.quantile is not None and claim.samples in numbers:
+        least, samples = least_samples(claim.quantile), numbers[claim.samples]
         if samples < least:
             yield (
                 f"{samples} samples: with fewer than {least} the largest may lie below "
