@@ -8,7 +8,6 @@ from the package.
 
 import ast
 import hashlib
-import itertools
 import os
 import re
 import shutil
@@ -59,7 +58,12 @@ from thesis_lib.book.execute.claims import (
     read_history,
 )
 from thesis_lib.book.execute.parameters import names_in
-from thesis_lib.book.execute.records import Record, choices, contradictions
+from thesis_lib.book.execute.records import (
+    GLUED,
+    Record,
+    choices,
+    contradictions,
+)
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import content_hash, file_hash, read_record
 from thesis_lib.common.provenance import lock_hash
@@ -153,25 +157,28 @@ def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Publ
     return Published({record.chapter: record for _, record in results}, doubted)
 
 
-def _stage_notebook(executed: Path, published: Published) -> str:
-    """The notebook as readers see it: inputs folded, one parameters cell.
+def _stage_notebook(executed: Path, published: Published) -> dict[str, str]:
+    """A chapter's pages as readers see them, by name: the chapter, and its details.
 
-    Times in doubt are marked, and alternative texts filled in. Raises InvalidInput if
-    the run wrote to standard error: a reader would see it.
+    Cells tagged `details` make the second page. Every number stays published by the
+    first. Times in doubt are marked, and alternative texts filled in. Raises
+    InvalidInput if the run wrote to standard error: a reader would see it.
     """
     notebook, home = nbformat.read(executed, as_version=4), executed.stem
-    tags = [set(cell.metadata.get("tags", [])) for cell in notebook.cells]
-    if any("injected-parameters" in t for t in tags):  # which holds the values that ran
-        shown = ["parameters" not in t for t in tags]
-        notebook.cells = [*itertools.compress(notebook.cells, shown)]
+    pages: dict[str, list[Any]] = {home: [], f"{home}_details": []}
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
+        tags = cell.metadata.setdefault("tags", [])
+        aside = "details" in tags
+        page = pages[f"{home}_details" if aside else home]
         if cell.cell_type == "markdown":
-            cell.source = published.mark(cell.source, home)
+            cell.source = _cited_from(home, aside, published.mark(cell.source, home))
+            page.append(cell)
             continue
         mystnb = cell.metadata.get("mystnb", {})
         if caption := mystnb.get("figure", {}).get("caption"):
-            mystnb["figure"]["caption"] = published.mark(caption, home)
+            marked = published.mark(caption, home)
+            mystnb["figure"]["caption"] = _cited_from(home, aside, marked)
         if alt := mystnb.get("image", {}).get("alt"):
             mystnb["image"]["alt"] = published.plain(alt, home)
         for output in cell.get("outputs", []):
@@ -181,11 +188,64 @@ def _stage_notebook(executed: Path, published: Published) -> str:
                 f"{str(output.get('text'))[:200]!r}; mend the cell that starts "
                 f"{cell.source[:60]!r}",
             )
-        own = cell.metadata.get("tags", [])
-        if not {"hide-input", "remove-input", "remove-cell"} & set(own):
-            cell.metadata["tags"] = [*own, "hide-input"]
+        numbers = [output for output in cell.outputs if _is_number(output)]
+        cell.outputs = [output for output in cell.outputs if output not in numbers]
+        if numbers:
+            kept = nbformat.v4.new_code_cell(outputs=numbers)
+            kept.metadata["tags"] = ["remove-cell"]
+            pages[home].append(kept)
+        if not cell.outputs:
+            continue
+        if caption := cell.metadata.pop("table", None):
+            marked = published.mark(caption["caption"], home)
+            caption["caption"] = _cited_from(home, aside, marked)
+            page.append(_captioned(cell, caption))
+            cell.outputs = []
+        if not {"hide-input", "remove-input", "remove-cell"} & set(tags):
+            tags.append("hide-input")
+        page.append(cell)
     notebook.metadata.pop("papermill", None)
-    return nbformat.writes(notebook)
+    staged = {}
+    for name, cells in pages.items():
+        if cells:
+            notebook.cells = cells
+            staged[name] = nbformat.writes(notebook)
+    return staged
+
+
+def _is_number(output: Any) -> bool:
+    """Whether an output only publishes a number and shows nothing."""
+    kinds = output.get("data", {})
+    return bool(kinds) and all(kind.startswith(GLUED) for kind in kinds)
+
+
+def _cited_from(home: str, aside: bool, text: str) -> str:
+    """MyST text that cites the numbers of `home` from the page of its details."""
+    local = r"(?<=\{glue:text\}`)(?=\w+[:`])"
+    return re.sub(local, f"{home}.ipynb::", text) if aside else text
+
+
+def _captioned(cell: Any, said: Mapping[str, str]) -> Any:
+    """The table that a cell shows, under its number and caption.
+
+    Raises InvalidInput where the cell shows none.
+    """
+    shown = [output.get("data", {}).get("text/html") for output in cell.outputs]
+    rows = re.findall(r"<thead>.*?</tbody>", "".join(filter(None, shown)), re.DOTALL)
+    require(
+        len(rows) == len(shown) == 1,
+        f"the cell that starts {cell.source[:60]!r} has a caption for one table and "
+        f"shows {len(rows)} of {len(shown)} outputs: end it with `table(...)`",
+    )
+    lines = [
+        f":::{{data-table}} {said['caption']}",
+        f":name: {said['name']}",
+        *[":class: marks"] * ("marks" in cell.metadata["tags"]),
+        "",
+        rows[0],
+        ":::",
+    ]
+    return nbformat.v4.new_markdown_cell("\n".join(lines))
 
 
 def _results(executed: Path) -> list[tuple[Path, Record]]:
@@ -393,8 +453,8 @@ def stage(executed: Path, source: Path) -> str:
     compared = compare([here], read_claims().claims, reference)
     published = _published(results, compared)
     for notebook, _ in results:
-        staged = _stage_notebook(notebook, published)
-        (source / "notebooks" / notebook.name).write_text(staged)
+        for name, page in _stage_notebook(notebook, published).items():
+            (source / "notebooks" / f"{name}.ipynb").write_text(page)
     for page in book.glob("*.md"):
         text = page.read_text()
         language = "zh-Hant" if "lang: zh-Hant" in text else "en"
