@@ -32,7 +32,7 @@ PAGES = [
 ]
 # What a work says, in the words in which a sentence that cites it may repeat it.
 FIGURES = {
-    "thesis": ["36 %", "120 GB", "8 GB", "12.5 ms", "2.5 ms"],
+    "thesis": ["36 %", "36%", "120 GB", "8 GB", "12.5 ms", "2.5 ms"],
 }
 CODE = {"bibliography", "code-block", "include"}  # directives that hold no prose
 
@@ -87,6 +87,7 @@ def texts(page: Path) -> Iterator[str]:
             text
             for text in (
                 shown.get("figure", {}).get("caption"),
+                cell.metadata.get("table", {}).get("caption"),
                 shown.get("image", {}).get("alt"),
             )
             if text

@@ -459,6 +459,8 @@ def stage(executed: Path, source: Path) -> str:
         text = page.read_text()
         language = "zh-Hant" if "lang: zh-Hant" in text else "en"
         page.write_text(published.mark(text, language=language))
+    for part in book.glob("*.html"):
+        part.write_text(published.plain(part.read_text(), "the first page"))
     if drawn := chart(compared, here.label):
         (book / "your_hardware.svg").write_text(drawn)
     hardware = book_lines(compared, here.label, "your_hardware.svg" if drawn else None)
@@ -466,6 +468,7 @@ def stage(executed: Path, source: Path) -> str:
         hardware += ["(sec-doubts)="]
         hardware += section_lines(doubts_section(published.doubted, BOOK))
     generated = {
+        "front_claims": [f"**On this machine:** {hardware[0]} [](your_hardware.md)"],
         "your_hardware_results": hardware,
         "your_hardware_durations": durations_lines(reference.records),
         "provenance_table": _provenance(records),
