@@ -4,6 +4,7 @@ import json
 import threading
 
 import nbformat
+import pandas as pd
 import pytest
 from runs import CLAIMS_TEXT, record
 
@@ -11,6 +12,7 @@ from thesis_lib.book import render as render_room
 from thesis_lib.book.execute import chapters
 from thesis_lib.book.execute.chapters import CUSTOM
 from thesis_lib.book.render import ABSENT, Published, render, stage
+from thesis_lib.book.tables.printed import table
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import content_hash
 
@@ -198,6 +200,12 @@ ELSEWHERE = "{glue:text}`../notebooks/06_evaluation.ipynb::token_s:.2f` s"
 MARK = " {ref}`(in doubt) <sec-doubts>`"
 
 
+SHOWN = nbformat.v4.new_output(
+    "execute_result",
+    data={"text/html": table(pd.DataFrame({"late": [1]}))._repr_html_()},
+)
+
+
 def glued(name, value, **noted):
     """The output by which a cell publishes a number."""
     return nbformat.v4.new_output(
@@ -213,7 +221,7 @@ def with_times(checkout, pace="slow", **changes):
     rules = [["token_s > 0.3", "slow"], ["", "fast"]]
     outputs = [glued(name, value) for name, value in made.numbers.items()]
     cell = nbformat.v4.new_code_cell(
-        "1", outputs=[*outputs, glued("pace", pace, rules=rules)]
+        "1", outputs=[*outputs, glued("pace", pace, rules=rules), SHOWN]
     )
     cell.metadata["mystnb"] = {"figure": {"caption": CITED}, "image": {"alt": CITED}}
     cells = [nbformat.v4.new_markdown_cell(CITED), cell]
@@ -226,7 +234,7 @@ def with_times(checkout, pace="slow", **changes):
     notebook = nbformat.read(
         checkout / "source" / "notebooks" / "06_evaluation.ipynb", as_version=4
     )
-    shown = notebook.cells[1].metadata["mystnb"]
+    (shown,) = (c.metadata["mystnb"] for c in notebook.cells if "mystnb" in c.metadata)
     book_pages = [
         (checkout / "source" / "book" / f"{name}.md").read_text()
         for name in ("page", "page_zh")
@@ -278,3 +286,68 @@ def test_an_alternative_text_cites_only_what_its_chapter_published(checkout):
     assert none.plain("a is {glue:text}`a:.1f`", "x") == "a is 1.2"
     with pytest.raises(InvalidInput, match="cites b"):
         none.plain("{glue:text}`b`", "x")
+
+
+# --- Tables and pages of details -------------------------------------------------
+
+
+def pages_of(checkout, cells):
+    """The staged pages of chapter 4 made of cells, by name."""
+    made = record("04_evaluation", n=1.0)
+    write_result(checkout, nbformat.v4.new_notebook(cells=cells), made)
+    stage(checkout / "executed", checkout / "source")
+    return {
+        path.stem: nbformat.read(path, as_version=4).cells
+        for path in (checkout / "source" / "notebooks").glob("04_*.ipynb")
+    }
+
+
+def captioned(*outputs, tags=()):
+    said = {"caption": "Late, of {glue:text}`n:.0f`", "name": "tab-late"}
+    metadata = {"table": said, "tags": [*tags]}
+    return nbformat.v4.new_code_cell("table(x)", outputs=[*outputs], metadata=metadata)
+
+
+def test_a_table_with_a_caption_stands_before_the_call_that_made_it(checkout):
+    cells = pages_of(checkout, [captioned(glued("n", 1.0), SHOWN)])["04_evaluation"]
+    numbers, shown, call = cells
+    assert numbers.metadata["tags"] == ["remove-cell"]
+    first, name, *rows = shown.source.split("\n")
+    assert first == ":::{data-table} Late, of {glue:text}`n:.0f`"
+    assert name == ":name: tab-late"
+    assert '<tr><th scope="row">0</th><td>1</td></tr>' in rows
+    assert "table(x)" in call.source
+    assert not call.outputs
+
+
+@pytest.mark.parametrize("outputs", [[], [SHOWN, SHOWN]])
+def test_a_caption_is_of_one_table(checkout, outputs):
+    text = nbformat.v4.new_output("stream", name="stdout", text="x")
+    with pytest.raises(InvalidInput, match="a caption for one table"):
+        pages_of(checkout, [captioned(text, *outputs)])
+
+
+def test_details_are_a_page_that_cites_the_numbers_of_their_chapter(checkout):
+    """Every number is still published by the chapter, whoever cites it."""
+    prose = nbformat.v4.new_markdown_cell(
+        "# Details\n{glue:text}`n:.0f` {glue:text}`06_evaluation.ipynb::n`"
+    )
+    prose.metadata["tags"] = ["details"]
+    made = captioned(glued("n", 1.0), SHOWN, tags=["details"])
+    home = nbformat.v4.new_markdown_cell("# Home\n{glue:text}`n`")
+    pages = pages_of(checkout, [home, prose, made])
+    first, numbers = pages["04_evaluation"]
+    assert first.source.endswith("{glue:text}`n`")
+    assert [output.metadata["scrapbook"]["name"] for output in numbers.outputs] == ["n"]
+    text, shown, _ = pages["04_evaluation_details"]
+    here = "{glue:text}`04_evaluation.ipynb::n"
+    assert f"{here}:.0f` {{glue:text}}`06_evaluation.ipynb::n`" in text.source
+    assert f"Late, of {here}:.0f`" in shown.source
+
+
+def test_a_fragment_of_html_is_filled_with_numbers(checkout):
+    cited = "{glue:text}`../notebooks/04_evaluation.ipynb::wins:.1f`"
+    (checkout / "book" / "front.html").write_text(f'<i style="--of: {cited}">{cited}')
+    numbers = record("04_evaluation").numbers
+    text = f"{numbers['wins']:.1f}"
+    assert staged(checkout, "front.html") == f'<i style="--of: {text}">{text}'

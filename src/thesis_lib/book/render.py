@@ -58,12 +58,7 @@ from thesis_lib.book.execute.claims import (
     read_history,
 )
 from thesis_lib.book.execute.parameters import names_in
-from thesis_lib.book.execute.records import (
-    GLUED,
-    Record,
-    choices,
-    contradictions,
-)
+from thesis_lib.book.execute.records import Record, choices, contradictions
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import content_hash, file_hash, read_record
 from thesis_lib.common.provenance import lock_hash
@@ -188,7 +183,7 @@ def _stage_notebook(executed: Path, published: Published) -> dict[str, str]:
                 f"{str(output.get('text'))[:200]!r}; mend the cell that starts "
                 f"{cell.source[:60]!r}",
             )
-        numbers = [output for output in cell.outputs if _is_number(output)]
+        numbers = [o for o in cell.outputs if "scrapbook" in o.get("metadata", {})]
         cell.outputs = [output for output in cell.outputs if output not in numbers]
         if numbers:
             kept = nbformat.v4.new_code_cell(outputs=numbers)
@@ -211,12 +206,6 @@ def _stage_notebook(executed: Path, published: Published) -> dict[str, str]:
             notebook.cells = cells
             staged[name] = nbformat.writes(notebook)
     return staged
-
-
-def _is_number(output: Any) -> bool:
-    """Whether an output only publishes a number and shows nothing."""
-    kinds = output.get("data", {})
-    return bool(kinds) and all(kind.startswith(GLUED) for kind in kinds)
 
 
 def _cited_from(home: str, aside: bool, text: str) -> str:
