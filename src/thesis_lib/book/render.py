@@ -7,6 +7,7 @@ from the package.
 """
 
 import ast
+import base64
 import hashlib
 import itertools
 import os
@@ -60,6 +61,8 @@ from thesis_lib.book.execute.claims import (
 )
 from thesis_lib.book.execute.parameters import names_in
 from thesis_lib.book.execute.records import Record, choices, contradictions
+from thesis_lib.book.figures.export import CSV, PNG, SVG
+from thesis_lib.book.figures.style import dark
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import content_hash, file_hash, read_record
 from thesis_lib.common.provenance import lock_hash
@@ -153,11 +156,29 @@ def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Publ
     return Published({record.chapter: record for _, record in results}, doubted)
 
 
-def _stage_notebook(executed: Path, published: Published) -> str:
+FIGURES = Path("_static", "figures")  # in the folder of the book's pages
+
+
+def _stage_figure(outputs: list[Any], name: str, folder: Path) -> bool:
+    """Write the files of a cell's figure, if it drew one; leave its SVG in the cell.
+
+    They are NAME.svg, for a dark page NAME-dark.svg, NAME.png and NAME.csv.
+    """
+    for data in (output.data for output in outputs if SVG in output.get("data", {})):
+        (folder / f"{name}.svg").write_text(data[SVG])
+        (folder / f"{name}-dark.svg").write_text(dark(data[SVG]))
+        (folder / f"{name}.csv").write_text(data.pop(CSV))
+        (folder / f"{name}.png").write_bytes(base64.b64decode(data.pop(PNG)))
+        return True
+    return False
+
+
+def _stage_notebook(executed: Path, published: Published, figures: Path) -> str:
     """The notebook as readers see it: inputs folded, one parameters cell.
 
-    Times in doubt are marked, and alternative texts filled in. Raises InvalidInput if
-    the run wrote to standard error: a reader would see it.
+    Times in doubt are marked, alternative texts filled in, and the files of figures
+    written to `figures`. Raises InvalidInput if the run wrote to standard error: a
+    reader would see it.
     """
     notebook, home = nbformat.read(executed, as_version=4), executed.stem
     tags = [set(cell.metadata.get("tags", [])) for cell in notebook.cells]
@@ -181,6 +202,10 @@ def _stage_notebook(executed: Path, published: Published) -> str:
                 f"{str(output.get('text'))[:200]!r}; mend the cell that starts "
                 f"{cell.source[:60]!r}",
             )
+        name = mystnb.get("figure", {}).get("name")
+        if name and _stage_figure(cell.get("outputs", []), name, figures):
+            mystnb["code_prompt_show"] = "Code of this figure"
+            mystnb["code_prompt_hide"] = "Hide the code of this figure"
         own = cell.metadata.get("tags", [])
         if not {"hide-input", "remove-input", "remove-cell"} & set(own):
             cell.metadata["tags"] = [*own, "hide-input"]
@@ -392,8 +417,9 @@ def stage(executed: Path, source: Path) -> str:
     here, reference = Run("this machine", tuple(records)), read_reference()
     compared = compare([here], read_claims().claims, reference)
     published = _published(results, compared)
+    (book / FIGURES).mkdir(parents=True)
     for notebook, _ in results:
-        staged = _stage_notebook(notebook, published)
+        staged = _stage_notebook(notebook, published, book / FIGURES)
         (source / "notebooks" / notebook.name).write_text(staged)
     for page in book.glob("*.md"):
         text = page.read_text()
