@@ -175,7 +175,8 @@ DRAWINGS = {  # by function: a drawing, and numbers that it was given, in its ow
 def test_the_numbers_that_a_figure_was_given_come_back(name):
     draw, given = DRAWINGS[name]
     table = drawn(draw(getattr(figures, name)))
-    found = pd.to_numeric(table.filter(regex="^[xy]").stack(), errors="coerce")
+    places = table.filter(regex="^[xy]").to_numpy().ravel()
+    found = np.array([place for place in places if isinstance(place, float)])
     for value in given:
         assert np.isclose(found, value, rtol=1e-12).any(), value
 
