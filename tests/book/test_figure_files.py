@@ -213,9 +213,12 @@ def test_coordinates_move_by_less_than_a_hundredth_of_a_point():
     figure, panel = figures.axes()
     values = RNG.random((40, 2))
     panel.plot(*values.T)
-    whole = re.findall(r'<path d="([^"]+)"', as_vector(figure))
-    longest = max(whole, key=len)
-    drawn_at = np.array(re.findall(r"-?[\d.]+", longest), float).reshape(-1, 2)
+    longest = max(re.findall(r'<path d="([^"]+)"', as_vector(figure)), key=len)
+    steps = []
+    for command, numbers in re.findall(r"([mlhv])([-\d. ]+)", longest):
+        step = [float(number) for number in re.findall(r"-?\d*\.?\d+", numbers)]
+        steps.append({"h": [*step, 0], "v": [0, *step]}.get(command, step))
+    drawn_at = np.cumsum(steps, axis=0)
     at = panel.transData.transform(panel.lines[0].get_xydata()) * 72 / figure.dpi
     moved = drawn_at * [1, -1] - at
     assert np.ptp(moved, axis=0).max() < 0.011

@@ -30,15 +30,21 @@ def bundle(figure: Figure) -> dict[str, str]:
 
 
 def as_vector(figure: Figure) -> str:
-    """A figure as an SVG file that is the same whenever it is drawn.
+    """A figure as a small SVG file that is the same whenever it is drawn.
 
-    Text becomes outlines, so that no other font can stand in for its own.
+    Text becomes outlines, so that no other font can stand in for its own. Places are
+    rounded to a hundredth of a point.
     """
     text = svg_element(figure, "path", transparent=False)
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)  # the window's
+    text = re.sub(r'(?<= d=")[^"]*', _steps, text)
     text = re.sub(r"scale\([^)]*\)|matrix\([^)]*\)|-?\d*\.\d{3,}", _rounded, text)
-    text = re.sub(r'(?<= d=")[^"]*', _packed, text)
-    return re.sub(r"<!--.*?-->|(?<=>)\s+(?=<)|(?<=>)\n", "", text, flags=re.DOTALL)
+    text = re.sub(r'(?<=style=")[^"]*', lambda hit: re.sub(r"\s", "", hit[0]), text)
+    text = re.sub(r'transform="translate\(([\d.]+) 0\)"/>', r'x="\1"/>', text)
+    text = re.sub(r"<!--.*?-->|(?<=>)\s+(?=<)|(?<=>)\n", "", text, flags=re.DOTALL)
+    text = text.replace("xlink:href", "href").replace("DejaVuSans-", "")
+    used = set(re.findall(r"#([\w-]+)", text))
+    return re.sub(r' id="([^"]+)"', lambda hit: hit[0] * (hit[1] in used), text)
 
 
 def svg_element(figure: Figure, fonttype: str, transparent: bool) -> str:
@@ -56,13 +62,29 @@ def svg_element(figure: Figure, fonttype: str, transparent: bool) -> str:
     return text[text.index("<svg") :]
 
 
+def _short(number: float) -> str:
+    return re.sub(r"^(-?)0(?=\.)|\.?0+$", r"\1", f"{round(number, 2) + 0.0:.2f}") or "0"
+
+
 def _rounded(hit: re.Match) -> str:
-    """A coordinate to a hundredth of a point; what scales others as it is."""
-    if "(" in hit[0]:
-        return hit[0]
-    return f"{float(hit[0]):.2f}".rstrip("0").rstrip(".").replace("-0", "0") or "0"
+    """A place to a hundredth of a point; what scales others as it is."""
+    return hit[0] if "(" in hit[0] else _short(float(hit[0]))
 
 
-def _packed(hit: re.Match) -> str:
-    """The commands of a path without the blanks that they do not need."""
-    return re.sub(r"\s*([A-Za-z])\s*", r"\1", " ".join(hit[0].split()))
+def _steps(hit: re.Match) -> str:
+    """A path by its steps, shorter than places; whole hundredths do not drift."""
+    text, at, start = "", (0, 0), (0, 0)
+    for command, written in re.findall(r"([A-Za-z])([^A-Za-z]*)", hit[0]):
+        numbers = [round(100 * float(number)) for number in written.split()]
+        places = [*zip(numbers[::2], numbers[1::2], strict=True)]
+        steps = [step for x, y in places for step in (x - at[0], y - at[1])]
+        if command == "L" and 0 in steps:
+            along, across = steps
+            text += (
+                f"v{_short(across / 100)}" if not along else f"h{_short(along / 100)}"
+            )
+        else:
+            text += command.lower() + " ".join(_short(step / 100) for step in steps)
+        start = places[0] if command == "M" else start
+        at = places[-1] if places else start  # a path that closes is where it began
+    return text.replace(" -", "-")
