@@ -1,11 +1,12 @@
-"""What the theme does not do by itself: page languages, launch buttons, minus signs.
+"""What the theme does not do: page languages, launch buttons, minus signs, figures.
 
 Jupyter Book always loads sphinx-thebe, whose script comes from a network and declares
 its constants twice on a page. The book is read offline, so it is taken out.
 """
 
 import re
-from pathlib import PurePosixPath
+from html import escape
+from pathlib import Path, PurePosixPath
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -80,9 +81,53 @@ def set_minus_signs(app: Sphinx, doctree, page) -> None:
                     text.parent.replace(text, nodes.Text(f"\N{MINUS SIGN}{text[1:]}"))
 
 
+# So large is a point on the screen: the figures' 6.5 inches fill the column.
+PIXELS_PER_POINT = 1.44
+
+
+def show_figures(app: Sphinx, doctree, page) -> None:
+    """Show each figure of a cell from its files, in both themes, and offer these.
+
+    The picture of the other theme is never asked for: it is not displayed, and lazy.
+    The figure's code follows it.
+    """
+    folder = Path(app.srcdir, "book/_static/figures")
+    address = "../" * page.count("/") + "_static/figures/"
+    for figure in list(doctree.findall(nodes.figure)):
+        name = "".join(figure["ids"][:1])
+        if app.builder.format != "html" or not (folder / f"{name}.svg").is_file():
+            continue
+        svg = (folder / f"{name}.svg").read_text()
+        points = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
+        size = " ".join(
+            f'{side}="{PIXELS_PER_POINT * float(each):.0f}"'
+            for side, each in zip(("width", "height"), points, strict=True)
+        )
+        alt = escape(next(figure.findall(nodes.image))["alt"])
+        pair = "".join(
+            f'<a class="only-{theme}" href="{address}{name}{end}.svg">'
+            f'<img class="only-{theme}" src="{address}{name}{end}.svg" alt="{alt}" '
+            f'{size} loading="lazy"></a>'
+            for theme, end in (("light", ""), ("dark", "-dark"))
+        )
+        box = f'<div class="figure-box">{pair}</div>'
+        figure[0].replace_self(nodes.raw("", box, format="html"))
+        files = ", ".join(
+            f'<a href="{address}{name}.{end}" download>{says}</a>'
+            for end, says in (("svg", "SVG"), ("png", "PNG"), ("csv", "data (CSV)"))
+        )
+        offer = f'Use this figure: {files}, <a href="#{name}">link</a>'
+        offer = nodes.raw("", f'<p class="figure-files">{offer}</p>', format="html")
+        output = figure.parent
+        output.insert(output.index(figure) + 1, offer)
+        cell = output.parent
+        cell.children.sort(key=lambda part: "cell_input" in part["classes"])
+
+
 def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", set_language)
     app.connect("doctree-resolved", set_minus_signs)
+    app.connect("doctree-resolved", show_figures)
     app.connect("html-page-context", drop_thebe)
     # After the theme, which lays the list of buttons at its own 501.
     app.connect("html-page-context", add_launch_buttons, priority=502)

@@ -1,5 +1,6 @@
 """What the book is rendered from: results that belong together, pages from records."""
 
+import base64
 import json
 import threading
 
@@ -11,6 +12,7 @@ from runs import CLAIMS_TEXT, record
 from thesis_lib.book import render as render_room
 from thesis_lib.book.execute import chapters
 from thesis_lib.book.execute.chapters import CUSTOM
+from thesis_lib.book.figures.style import DARK, INK
 from thesis_lib.book.render import ABSENT, Published, render, stage
 from thesis_lib.book.tables.printed import table
 from thesis_lib.common.errors import InvalidInput
@@ -351,3 +353,29 @@ def test_a_fragment_of_html_is_filled_with_numbers(checkout):
     numbers = record("04_evaluation").numbers
     text = f"{numbers['wins']:.1f}"
     assert staged(checkout, "front.html") == f'<i style="--of: {text}">{text}'
+
+
+# --- Figures -------------------------------------------------------------------
+def test_a_figure_becomes_files_under_its_name_and_stays_a_vector_in_the_chapter(
+    checkout,
+):
+    data = {
+        "image/svg+xml": f'<svg fill="{INK}"/>', "text/csv": "x,y\n1,2\n",
+        "image/png": base64.b64encode(b"png").decode(), "text/plain": "<Figure>",
+    }  # fmt: skip
+    output = nbformat.v4.new_output("display_data", data=data)
+    metadata = {"mystnb": {"figure": {"caption": "It.", "name": "fig-it"}}}
+    cell = nbformat.v4.new_code_cell("it()", outputs=[output], metadata=metadata)
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    write_result(checkout, notebook, record("04_evaluation"))
+    stage(checkout / "executed", checkout / "source")
+    folder = checkout / "source/book/_static/figures"
+    found = {path.name: path.read_bytes().decode() for path in folder.iterdir()}
+    assert found == {
+        "fig-it.svg": data["image/svg+xml"], "fig-it.csv": data["text/csv"],
+        "fig-it-dark.svg": f'<svg fill="{DARK[INK]}"/>', "fig-it.png": "png",
+    }  # fmt: skip
+    path = checkout / "source/notebooks/04_evaluation.ipynb"
+    (staged_cell,) = nbformat.read(path, as_version=4).cells
+    assert set(staged_cell.outputs[0].data) == {"image/svg+xml", "text/plain"}
+    assert staged_cell.metadata["mystnb"]["code_prompt_show"] == "Code of this figure"

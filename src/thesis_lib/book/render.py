@@ -7,6 +7,7 @@ from the package.
 """
 
 import ast
+import base64
 import hashlib
 import os
 import re
@@ -59,6 +60,8 @@ from thesis_lib.book.execute.claims import (
 )
 from thesis_lib.book.execute.parameters import names_in
 from thesis_lib.book.execute.records import Record, choices, contradictions
+from thesis_lib.book.figures.export import CSV, PNG, SVG
+from thesis_lib.book.figures.style import dark
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import content_hash, file_hash, read_record
 from thesis_lib.common.provenance import lock_hash
@@ -152,12 +155,32 @@ def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Publ
     return Published({record.chapter: record for _, record in results}, doubted)
 
 
-def _stage_notebook(executed: Path, published: Published) -> dict[str, str]:
+FIGURES = Path("_static", "figures")  # in the folder of the book's pages
+
+
+def _stage_figure(outputs: list[Any], name: str, folder: Path) -> bool:
+    """Write the files of a cell's figure, if it drew one; leave its SVG in the cell.
+
+    They are NAME.svg, for a dark page NAME-dark.svg, NAME.png and NAME.csv.
+    """
+    for data in (output.data for output in outputs if SVG in output.get("data", {})):
+        (folder / f"{name}.svg").write_text(data[SVG])
+        (folder / f"{name}-dark.svg").write_text(dark(data[SVG]))
+        (folder / f"{name}.csv").write_text(data.pop(CSV))
+        (folder / f"{name}.png").write_bytes(base64.b64decode(data.pop(PNG)))
+        return True
+    return False
+
+
+def _stage_notebook(
+    executed: Path, published: Published, figures: Path
+) -> dict[str, str]:
     """A chapter's pages as readers see them, by name: the chapter, and its details.
 
     Cells tagged `details` make the second page. Every number stays published by the
-    first. Times in doubt are marked, and alternative texts filled in. Raises
-    InvalidInput if the run wrote to standard error: a reader would see it.
+    first. Times in doubt are marked, alternative texts filled in, and the files of
+    figures written to `figures`. Raises InvalidInput if the run wrote to standard
+    error: a reader would see it.
     """
     notebook, home = nbformat.read(executed, as_version=4), executed.stem
     pages: dict[str, list[Any]] = {home: [], f"{home}_details": []}
@@ -196,6 +219,13 @@ def _stage_notebook(executed: Path, published: Published) -> dict[str, str]:
             caption["caption"] = _cited_from(home, aside, marked)
             page.append(_captioned(cell, caption))
             cell.outputs = []
+            mystnb = cell.metadata.setdefault("mystnb", {})
+            mystnb["code_prompt_show"] = "Code of this table"
+            mystnb["code_prompt_hide"] = "Hide the code of this table"
+        name = mystnb.get("figure", {}).get("name")
+        if name and _stage_figure(cell.outputs, name, figures):
+            mystnb["code_prompt_show"] = "Code of this figure"
+            mystnb["code_prompt_hide"] = "Hide the code of this figure"
         if not {"hide-input", "remove-input", "remove-cell"} & set(tags):
             tags.append("hide-input")
         page.append(cell)
@@ -441,8 +471,10 @@ def stage(executed: Path, source: Path) -> str:
     here, reference = Run("this machine", tuple(records)), read_reference()
     compared = compare([here], read_claims().claims, reference)
     published = _published(results, compared)
+    (book / FIGURES).mkdir(parents=True)
     for notebook, _ in results:
-        for name, page in _stage_notebook(notebook, published).items():
+        pages = _stage_notebook(notebook, published, book / FIGURES)
+        for name, page in pages.items():
             (source / "notebooks" / f"{name}.ipynb").write_text(page)
     for page in book.glob("*.md"):
         text = page.read_text()

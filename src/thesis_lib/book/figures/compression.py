@@ -8,21 +8,30 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 from numpy.typing import ArrayLike
 
 from thesis_lib.book.figures import style
 
-# Ticks of an axis of logarithms of ratios, linear below the least one over one.
+# Ticks of an axis of times the perplexity.
 TIMES = (1, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 4, 10, 100, 10_000, 1_000_000)
 
 
-def _ticks_in_times(panel: Axes, least: float, most: float) -> None:
-    """Label an axis of nats lost with how many times the perplexity they are."""
-    ticks = [times for times in TIMES if least <= np.log(times) < most]
+def _scale_in_times(panel: Axes, least: float, most: float) -> None:
+    """A scale for times the perplexity, from little more than one to millions.
+
+    Near one it is linear in what is lost, far from it in the order of the number of
+    digits.
+    """
+    linear = np.log(TIMES[1])
+    ways = (
+        lambda times: np.arcsinh(np.log(np.maximum(times, 1e-9)) / linear),
+        lambda place: np.exp(linear * np.sinh(place)),
+    )
+    panel.set_yscale("function", functions=ways)
+    ticks = [times for times in TIMES if least <= times < most]
     panel.set_ylim(least, most)
-    panel.set_yticks(np.log(ticks), [f"{times:,}" for times in ticks])
+    panel.set_yticks(ticks, [f"{times:,}" for times in ticks])
     panel.yaxis.set_minor_locator(NullLocator())
 
 
@@ -65,31 +74,28 @@ def perplexity_by_ratio(
 def losses_by_ratio(table: pd.DataFrame) -> Figure:
     """Perplexity over that of the dense model against the share kept, a panel a text.
 
-    `table` is that of `tables.low_rank_steps.curves`. The axis is logarithmic in the
-    logarithm: steps that lose little and truncation that ruins the model can both be
-    read.
+    `table` is that of `tables.low_rank_steps.curves`. Steps that lose little and
+    truncation that ruins the model can both be read.
     """
     texts = {str(text): rows for text, rows in table.groupby("text", sort=False)}
     figure, drawn = style.panels(
         texts,
         3.6,
         xticks=sorted(set(table.ratio)),
-        yscale="log",
         xlabel="share of entries kept",
         ylabel="times the perplexity of the dense model",
     )
     for panel, rows in drawn:
         steps = rows.groupby("step", sort=False)
         for (step, own), marker in zip(steps, style.MARKERS, strict=False):
-            lost, low, high = (np.log(own[end]) for end in ("times", "low", "high"))
             panel.errorbar(
-                own.ratio, lost, yerr=style.whiskers(lost, low, high), marker=marker,
-                markersize=4, capsize=2, linewidth=1, label=step,
+                own.ratio, own.times, yerr=style.whiskers(own.times, own.low, own.high),
+                marker=marker, markersize=4, capsize=2, linewidth=1, label=step,
             )  # fmt: skip
         panel.tick_params(labelsize=7)
         panel.invert_xaxis()
-    ends = np.log(table.low.min()) / 1.2, 1.2 * np.log(table.high.max())
-    _ticks_in_times(figure.axes[0], *ends)
+    for panel in figure.axes:
+        _scale_in_times(panel, table.low.min() ** 0.8, table.high.max() ** 1.2)
     style.legend_below(figure, ncols=3, fontsize=7)
     return figure
 
@@ -117,7 +123,8 @@ def bytes_and_perplexity(table: pd.DataFrame) -> Figure:
     for name, row in table.iterrows():
         ends = style.whiskers([row.perplexity], [row.low], [row.high])
         panel.errorbar(row.bytes_percent, row.perplexity, ends, fmt="o", capsize=3)
-        style.note(panel, str(name), (row.bytes_percent, row.perplexity), (7, 4))
+        place = row.bytes_percent, row.perplexity
+        style.note(panel, style.printed(str(name)), place, (7, 4))
     panel.set(
         xlabel="bytes of the linear layers, % of bfloat16",
         ylabel="perplexity per token",
@@ -195,29 +202,28 @@ def pareto(table: pd.DataFrame) -> Figure:
 
 
 def _ways(panel: Axes, rows: Any) -> None:
-    """One panel: rows at their cost, higher the more nats they lose, `wins` in full."""
+    """One panel: rows at their cost, higher the more they lose, `wins` in full."""
     dense = rows.perplexity / rows.ratio
-    nats = np.log(rows[["perplexity", "low", "high"]].div(dense, axis=0))
+    times = rows[["perplexity", "low", "high"]].div(dense, axis=0)
     front = rows[rows.wins].sort_values("cost", kind="stable")
-    lost = nats.perplexity[front.index]
+    lost = times.perplexity[front.index]
     panel.step(front.cost, lost, where="post", color=style.GREY, linewidth=1, zorder=1)
     for i, row in rows.iterrows():
         colour, marker = FAMILY_LOOKS.get(row.family, (style.GREY, "P"))
-        at, ends = (row.cost, nats.perplexity[i]), nats.loc[[i]].to_numpy().T
+        at, ends = (row.cost, times.perplexity[i]), times.loc[[i]].to_numpy().T
         panel.errorbar(
             *at, yerr=style.whiskers(*ends), fmt=marker, color=colour, markersize=5,
             mfc=colour if row.wins else "white", capsize=2, linewidth=0.9,
+            label=row["name"],
         )  # fmt: skip
         text = style.note(
             panel, _short(row["name"]), at, ha="center", va="center", fontsize=6.5,
-            path_effects=[withStroke(linewidth=2, foreground="white")],
+            bbox=style.UNDER,
         )  # fmt: skip
         text.set_in_layout(False)
-    linear = np.log(TIMES[1])
     panel.set(xscale="log", xlim=(rows.cost.min() / 1.1, rows.cost.max() * 1.2))
-    panel.set_yscale("symlog", linthresh=linear, linscale=0.4)
-    top = 1.6 * max(nats.high.max(), np.log(TIMES[2]))
-    _ticks_in_times(panel, min(1.3 * nats.low.min(), -0.4 * linear), top)
+    top = max(times.high.max(), TIMES[2]) ** 1.6
+    _scale_in_times(panel, min(times.low.min() ** 1.3, TIMES[1] ** -0.4), top)
     style.log_ticks(panel.xaxis, (1, 1.5, 2, 3, 4, 5, 7))
     panel.tick_params(labelsize=7)
     panel.set_ylabel("times the perplexity of bf16", fontsize=8)

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MultipleLocator
 from numpy.typing import ArrayLike
 
@@ -26,7 +25,8 @@ def monthly_bills(
     figure, panel = style.axes(height_in=4.2)
     lines = ("-", "--", ":", "-.", (0, (5, 1, 1, 1)))
     for (name, usd), dashes in zip(bills.items(), lines, strict=False):
-        (line,) = panel.plot(tokens, usd, linestyle=dashes, label=name)
+        label = style.printed(name)
+        (line,) = panel.plot(tokens, usd, linestyle=dashes, label=label)
         payable = line.get_xydata()[np.isfinite(line.get_ydata())]
         if 0 < len(payable) < np.size(tokens):
             panel.plot(*payable[-1], "|", color=line.get_color(), markersize=10)
@@ -78,15 +78,16 @@ def model_sizes(models: pd.DataFrame, devices: pd.DataFrame) -> Figure:
     ):
         stairs = group.sort_values("year")
         level = [*stairs["memory_bytes"] / 1e9, stairs["memory_bytes"].iloc[-1] / 1e9]
-        panel.step([*stairs["year"], end], level, where="post", color=colour)
+        look = {"color": colour, "label": f"{name} GPU"}
+        panel.step([*stairs["year"], end], level, where="post", **look)
         gpu = f"{name} GPU, {stairs['memory_bytes'].iloc[-1] / 2**30:.0f} GiB"
         text = {"color": colour, "ha": "right", "va": "top", "fontsize": 8}
         panel.text(end, 0.95 * level[-1], gpu, **text)
     sizes = models.assign(gigabytes=models["fp16_bytes"] / 1e9)
     at = ["year", "gigabytes"]
-    panel.scatter(*at, 22, style.VERMILION, data=sizes, zorder=3)
-    halo = [withStroke(linewidth=2.5, foreground="white")]
-    look = {"ha": "center", "va": "center", "fontsize": 8, "path_effects": halo}
+    places = [sizes[column] for column in at]
+    panel.scatter(*places, 22, style.VERMILION, zorder=3)
+    look = {"ha": "center", "va": "center", "fontsize": 8, "bbox": style.UNDER}
     for name, *place in sizes[["model", *at]].itertuples(index=False):
         style.note(panel, name, tuple(place), color="#a34700", **look)
     panel.set(
@@ -95,7 +96,7 @@ def model_sizes(models: pd.DataFrame, devices: pd.DataFrame) -> Figure:
         ylabel="16-bit weights, device memory (GB)",
     )
     panel.xaxis.set_major_locator(MultipleLocator(2))
-    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_major_formatter(style.PLAIN)
     panel.grid(False, axis="x")
     style.move_apart(panel, beside=True)
     return figure

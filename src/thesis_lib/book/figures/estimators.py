@@ -60,6 +60,7 @@ def collected_trace(trace: Trace) -> Figure:
         xlabel="service time (µs); dotted: processor time",
         ylabel=AT_OR_BELOW,
     )
+    style.log_ticks(right.xaxis)
     right.legend(fontsize=7)
     return figure
 
@@ -116,7 +117,8 @@ def operating_units(
     )
     right.axhline(1, color=style.INK, linewidth=0.8)
     right.set_ylabel("estimated over true time")
-    right.legend(fontsize=7, loc="lower left", framealpha=0.9, frameon=True)
+    right.set_ylim(top=1.15 * right.get_ylim()[1])  # room for the legend
+    right.legend(fontsize=7, loc="upper left", ncols=2)
     for panel in (left, right):
         panel.set_xlim(-0.5, len(true_us) - 0.5)
         panel.tick_params(axis="x", labelsize=7)
@@ -154,7 +156,7 @@ def coverage(
     right.axvspan(-2, 2, color=style.GREY, alpha=0.15, linewidth=0)
     right.axvline(0, color=style.INK, linewidth=0.8)
     right.set(xlim=(-4, 4), xlabel="covered less promised (points)")
-    right.set_yticks(range(len(types)), list(types), fontsize=8)
+    style.name_rows(right, list(types), fontsize=8)
     return figure
 
 

@@ -68,6 +68,8 @@ def memory_parts(
     if zooms:
         plan.set_xlim(0, 1.12 * limit)
         whole.xaxis.tick_top()
+        whole.set_xlabel(f"all of it ({name})")
+        whole.xaxis.set_label_position("top")
         for end in plan.get_xlim():
             cone = ConnectionPatch(
                 (end, 0), (end, 1), whole.get_xaxis_transform(),
@@ -98,7 +100,7 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
         panel.errorbar(*at, yerr=ends, fmt=marker, color=colour, capsize=3)
         style.note(
             panel, str(name), at, ha="center", va="center", color=colour, fontsize=8,
-            bbox={"fc": "white", "ec": "none", "pad": 0.5},
+            bbox=style.UNDER,
         )  # fmt: skip
     most_bytes = max(limit_bytes, runs["peak_bytes"].max())
     panel.set(
@@ -113,7 +115,7 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
     style.log_ticks(panel.xaxis)
     style.log_ticks(panel.yaxis)
     panel.legend(loc="upper left")
-    style.move_apart(panel)
+    style.move_apart(panel, beside=True)
     return figure
 
 
@@ -254,7 +256,7 @@ def step_times(seconds: Mapping[str, ArrayLike]) -> Figure:
         times_ms = 1e3 * np.asarray(samples, float)
         panel.plot(times_ms, np.full(len(times_ms), row), "o", alpha=0.5)
         panel.plot(np.median(times_ms), row, "|", color=style.INK, markersize=18)
-    style.name_rows(panel, list(seconds))
+    style.name_rows(panel, [*map(style.printed, seconds)])
     panel.set_xlim(left=0)
     panel.set_xlabel("time of one decoding step (ms)")
     return figure

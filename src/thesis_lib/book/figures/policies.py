@@ -63,6 +63,7 @@ def coordinated_omission(
     left.legend(fontsize=8, loc="upper right", markerscale=3)
     left.set(xlabel="due at (s)", ylabel="latency (ms)")
     right.set(xscale="log", xlabel="latency (ms)")
+    style.log_ticks(right.xaxis, (1,))
     return figure
 
 
@@ -91,6 +92,7 @@ def collapse(
     left.set(yscale="log", xlabel="arrival (s)", ylabel="latency (ms)")
     left.set_xlim(0, min(history.arrival_s[-1] for history in runs.values()))
     left.set_ylim(0.1, None)  # room for the legend
+    style.log_ticks(left.yaxis, (1,))
     left.legend(title="load", fontsize=7, title_fontsize=7, loc="lower right", ncols=4)
     percent = 100 * pd.Series(on_time)
     right.plot(percent, ".-", color=style.GREY, label="first in, first out")
@@ -100,7 +102,7 @@ def collapse(
     right.axvline(1.0, color=style.GREY, linewidth=0.8)
     right.set_ylim(0, 105)
     right.set(xlabel=LOAD, ylabel="on time (% of arrivals)")
-    right.legend(fontsize=7, loc="center left")
+    right.legend(fontsize=7, loc="center right")
     return figure
 
 
@@ -135,7 +137,7 @@ def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure
     for panel, _ in drawn:
         labels = [text for text in panel.texts if text.get_weight() == "bold"]
         for bar, label in zip(panel.patches, labels, strict=True):
-            if label.get_window_extent().width > bar.get_window_extent().width:
+            if label.get_window_extent().width > 0.9 * bar.get_window_extent().width:
                 halo = withStroke(linewidth=1.5, foreground="white")
                 label.set(color=style.INK, path_effects=[halo])
     return figure
@@ -271,6 +273,7 @@ def against_sequencing(
     at_us = np.geomspace(runs["sequencer_us"].min(), runs["sequencer_us"].max(), 200)
     through = 1e8 / at_us / saturation_per_s
     for panel, rate in drawn:
+        style.log_ticks(panel.xaxis, (1,))
         for policy in policies:
             style.band(panel, runs, policy, rate, "sequencer_us", saturation_per_s)
         panel.plot(at_us, through, ":", color=style.INK, linewidth=1, label="1 / cost")
@@ -338,7 +341,6 @@ def weak_scaling(
     left.set(ylim=(0, most), ylabel="capacity of FIFO (% of one, each)")
     left.legend(fontsize="small", loc="lower left")
     right.set(yscale=style.symlog(1), ylim=(0, 150), ylabel=VIOLATIONS)
-    right.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
     looks = [style.policy(policy) for policy in policies]
     lines = [Line2D([], [], color=look["color"], label=look["label"]) for look in looks]
     right.legend(handles=lines, fontsize="small", loc="lower left")
@@ -364,6 +366,8 @@ def one_sequencer(busy: pd.DataFrame, policies: Sequence[str], load: float) -> F
     panel.plot(rates, 1e6 / rates, ":", **look)
     panel.set(xscale="log", xlabel="arrivals a second (cores that they need)")
     panel.set(yscale="log", ylabel="decision, each transaction (µs)")
+    style.log_ticks(panel.xaxis, (1,))
+    style.log_ticks(panel.yaxis, (1,))
     panel.legend(fontsize="small")
     return figure
 
@@ -439,16 +443,23 @@ def ingredients(table: pd.DataFrame) -> Figure:
     without = table.index.str.startswith(("without", "one", "never"))
     colours = pd.Series(np.where(without, style.VERMILION, style.GREY), table.index)
     colours["bid-price"] = style.GREEN
-    columns = {f"{place}\nload {load:g}": table[place, load] for place, load in table}
-    figure, drawn = style.panels(columns, 3.6, xscale=style.symlog(1.0))
-    for panel, shares in drawn:
+    rows = -(-len(table.columns) // 3)
+    figure, *drawn = style.axes(
+        min(3, len(table.columns)), 0.6 + rows * (0.7 + 0.17 * len(table)), rows,
+        sharey=True,
+    )  # fmt: skip
+    for panel in drawn[len(table.columns) :]:
+        panel.remove()
+    for panel, (place, load) in zip(drawn, table, strict=False):
+        shares = table[place, load]
         bars = panel.barh(range(len(shares)), shares, color=colours)
         panel.axvline(shares["bid-price"], **style.RULE)
-        panel.bar_label(bars, fmt="%.1f", fontsize=6, padding=2)
-        panel.set_xlim(0, 8 * max(shares.max(), 1.0))
+        panel.bar_label(bars, fmt="%.1f", fontsize=7.5, padding=2)
+        panel.set(xscale=style.symlog(1.0), xlim=(0, 8 * max(shares.max(), 1.0)))
+        panel.set_title(f"{place}, load {load:g}", fontsize=9)
         panel.set_xlabel("violations (%)", fontsize=8)
-        panel.tick_params(labelsize=7)
-    style.name_rows(figure.axes[0], list(table.index))
+    names = [style.policy(name)["label"] for name in table.index]
+    style.name_rows(figure.axes[0], names, fontsize=8)
     return figure
 
 

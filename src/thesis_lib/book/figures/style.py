@@ -1,7 +1,7 @@
 """One theme, and what figures share: colours, marks, axes, legends."""
 
+import re
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
+from thesis_lib.book.figures import export
 from thesis_lib.common.stats import Interval, mean_interval
 from thesis_lib.sequencer.core.trace import F64
 
@@ -31,11 +32,19 @@ BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
 PURPLE, ORANGE, SKY = "#cc79a7", "#e69f00", "#56b4e9"
 PALETTE = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY]
 MARKERS = "osD^vP"
+GRID = "#e6e6e6"
+# What a dark page needs other than a light one, whose colours are legible on both.
+DARK = {
+    INK: "#e6e6e6", "#ffffff": "#121212", GRID: "#3c3c3c", BLUE: "#4aa3df",
+    "#a34700": "#f0904d",
+}  # fmt: skip
+UNDER = {"fc": "white", "ec": "none", "pad": 0.5}  # a text that stands on lines
 RULE: dict[str, Any] = {"color": INK, "linewidth": 0.8}  # of a line to compare with
 
 
 def theme() -> None:
     """Set the look of every figure; call once at the top of a notebook."""
+    export.keep_files()
     sns.set_theme(
         context="paper",
         style="ticks",
@@ -48,9 +57,18 @@ def theme() -> None:
             "axes.spines.right": False,
             "axes.grid": True,
             "axes.axisbelow": True,
-            "grid.color": "#e6e6e6",
+            "grid.color": GRID,
             "grid.linewidth": 0.6,
-            "axes.edgecolor": INK,
+            **dict.fromkeys(
+                (
+                    "text.color",
+                    "axes.edgecolor",
+                    "axes.labelcolor",
+                    "xtick.color",
+                    "ytick.color",
+                ),
+                INK,
+            ),
             "legend.frameon": False,
             "lines.linewidth": 1.6,
         },
@@ -86,9 +104,20 @@ def panels(
     return figure, list(zip(drawn, items.values(), strict=True))
 
 
+PLAIN = "{x:,.10g}"  # 0.1 and 1,000 where matplotlib writes powers of ten
+
+
+class _PlainSymlog(SymmetricalLogScale):
+    """With plain numbers at its ticks."""
+
+    def set_default_locators_and_formatters(self, axis: Axis) -> None:
+        super().set_default_locators_and_formatters(axis)
+        axis.set_major_formatter(PLAIN)
+
+
 def symlog(linear_to: float) -> SymmetricalLogScale:
     """A scale that is logarithmic, and linear up to a bound: for `Axes.set`."""
-    return SymmetricalLogScale(None, linthresh=linear_to)
+    return _PlainSymlog(None, linthresh=linear_to)
 
 
 # --- Policies ----------------------------------------------------------------
@@ -101,6 +130,9 @@ POLICIES = {  # label, colour and marker
     "late-edf": ("earliest deadline, late-bound", BLUE, None),
     "queue-cap": ("capped queue", ORANGE, None),
     "codel": ("CoDel", SKY, None),
+    "late-sjf": ("shortest first, late-bound", INK, None),
+    "startable-first": ("startable first, late-bound", INK, None),
+    "late-demote": ("demoting, late-bound", INK, None),
     "search": ("best schedule found", ORANGE, None),
     "bound": ("lower bound", INK, None),
 }
@@ -126,6 +158,11 @@ def policy(name: str) -> dict[str, Any]:
         "linestyle": ":" if name == "bound" else dashed,
         "label": label + VARIANTS.get(variant, ""),
     }
+
+
+def printed(name: str) -> str:
+    """A name of the code as readers know it: NF4 and FP4 of formats."""
+    return re.sub(r"\b[nf][fp]4\b", lambda hit: hit[0].upper(), name)
 
 
 # --- Estimates with their intervals --------------------------------------------
@@ -190,7 +227,7 @@ def name_rows(panel: Axes, names: Sequence[str], **text: Any) -> None:
 def log_ticks(axis: Axis, subs: Sequence[float] = (1, 2, 5)) -> None:
     """Ticks of a logarithmic axis at multiples of its decades, as plain numbers."""
     axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter("{x:g}")
+    axis.set_major_formatter(PLAIN)
     axis.set_minor_locator(NullLocator())
 
 
@@ -293,14 +330,13 @@ def as_svg(figure: Figure) -> str:
 
     Text stays text, and takes the colour of the page that it stands on.
     """
-    stream = StringIO()
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "thesis"}):
-        figure.savefig(
-            stream, format="svg", transparent=True,
-            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
-        )  # fmt: skip
-    text = stream.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
+    text = export.svg_element(figure, "none", transparent=True)
+    return text.replace(INK, "currentColor")
+
+
+def dark(svg: str) -> str:
+    """The drawing of `export.as_vector` for a dark page: other colours, same lines."""
+    return re.sub("#[0-9a-f]{6}", lambda hit: DARK.get(hit[0], hit[0]), svg)
 
 
 def sweep_lines(

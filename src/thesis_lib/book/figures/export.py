@@ -1,0 +1,90 @@
+"""What a notebook keeps of a figure: a vector, a sharp raster, and its data."""
+
+import re
+from io import StringIO
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from thesis_lib.book.figures.data import drawn
+
+SVG, PNG, CSV = "image/svg+xml", "image/png", "text/csv"
+
+
+def keep_files() -> None:
+    """Let the notebook that calls this keep each figure's SVG, its data, a 2x PNG."""
+    from IPython.core.getipython import get_ipython  # of the kernel, as matplotlib's
+    from matplotlib_inline.config import InlineBackend
+
+    shell: Any = get_ipython()
+    if shell:
+        InlineBackend.instance(parent=shell).figure_formats = {"retina"}
+        formatter = shell.display_formatter.mimebundle_formatter
+        formatter.for_type(Figure, lambda figure, **_: bundle(figure))
+
+
+def bundle(figure: Figure) -> dict[str, str]:
+    """A figure's vector and its data, by their media types."""
+    return {SVG: as_vector(figure), CSV: drawn(figure).to_csv(index=False)}
+
+
+def as_vector(figure: Figure) -> str:
+    """A figure as a small SVG file that is the same whenever it is drawn.
+
+    Text becomes outlines, so that no other font can stand in for its own. Places are
+    rounded to a hundredth of a point.
+    """
+    text = svg_element(figure, "path", transparent=False)
+    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)  # the window's
+    text = re.sub(r'(?<= d=")[^"]*', _steps, text)
+    text = re.sub(r"scale\([^)]*\)|matrix\([^)]*\)|-?\d*\.\d{3,}", _rounded, text)
+    text = re.sub(r'(?<=style=")[^"]*', lambda hit: re.sub(r"\s", "", hit[0]), text)
+    text = re.sub(r'transform="translate\(([\d.]+) 0\)"/>', r'x="\1"/>', text)
+    text = re.sub(r"<!--.*?-->|(?<=>)\s+(?=<)|(?<=>)\n", "", text, flags=re.DOTALL)
+    text = text.replace("xlink:href", "href").replace("DejaVuSans-", "")
+    used = set(re.findall(r"#([\w-]+)", text))
+    return re.sub(r' id="([^"]+)"', lambda hit: hit[0] * (hit[1] in used), text)
+
+
+def svg_element(figure: Figure, fonttype: str, transparent: bool) -> str:
+    """A figure as matplotlib's SVG, from its element on, with the same ids each time.
+
+    `fonttype` is "path" or "none", which leaves text as text.
+    """
+    stream = StringIO()
+    with plt.rc_context({"svg.fonttype": fonttype, "svg.hashsalt": "thesis"}):
+        figure.savefig(
+            stream, format="svg", transparent=transparent,
+            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+        )  # fmt: skip
+    text = stream.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _short(number: float) -> str:
+    return re.sub(r"^(-?)0(?=\.)|\.?0+$", r"\1", f"{round(number, 2) + 0.0:.2f}") or "0"
+
+
+def _rounded(hit: re.Match) -> str:
+    """A place to a hundredth of a point; what scales others as it is."""
+    return hit[0] if "(" in hit[0] else _short(float(hit[0]))
+
+
+def _steps(hit: re.Match) -> str:
+    """A path by its steps, shorter than places; whole hundredths do not drift."""
+    text, at, start = "", (0, 0), (0, 0)
+    for command, written in re.findall(r"([A-Za-z])([^A-Za-z]*)", hit[0]):
+        numbers = [round(100 * float(number)) for number in written.split()]
+        places = [*zip(numbers[::2], numbers[1::2], strict=True)]
+        steps = [step for x, y in places for step in (x - at[0], y - at[1])]
+        if command == "L" and 0 in steps:
+            along, across = steps
+            text += (
+                f"v{_short(across / 100)}" if not along else f"h{_short(along / 100)}"
+            )
+        else:
+            text += command.lower() + " ".join(_short(step / 100) for step in steps)
+        start = places[0] if command == "M" else start
+        at = places[-1] if places else start  # a path that closes is where it began
+    return text.replace(" -", "-")

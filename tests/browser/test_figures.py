@@ -1,0 +1,87 @@
+"""Figures in a browser: vectors of the page's theme, legible, with their files."""
+
+from pathlib import PurePosixPath
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+CHAPTER = "notebooks/03_enhanced_sequencer.html"
+ENDS = {"light": ".svg", "dark": "-dark.svg"}
+
+
+def opened(browser, server, theme, width):
+    """A chapter in a theme, scrolled through, and the figures that it asked for."""
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.add_init_script(
+        f"for (const key of ['mode', 'theme']) localStorage.setItem(key, '{theme}');"
+    )
+    asked = []
+    page.on("request", lambda request: asked.append(PurePosixPath(request.url).name))
+    page.goto(f"{server}/{CHAPTER}", wait_until="load")
+    names = page.locator("figure:has(.figure-box)").evaluate_all(
+        "(figures) => figures.map((figure) => figure.id)"
+    )
+    assert len(names) > 2
+    show(page, names, theme)
+    return page, names, [name for name in asked if name.startswith("fig-")]
+
+
+def show(page, names, theme):
+    """Scroll to each figure, and wait for its picture in a theme."""
+    for name in names:
+        picture = page.locator(f"#{name} img.only-{theme}")
+        picture.scroll_into_view_if_needed()
+        picture.evaluate("(image) => image.decode()")
+
+
+@pytest.mark.parametrize(("theme", "other"), [("light", "dark"), ("dark", "light")])
+def test_a_figure_is_drawn_for_its_theme_and_never_fetched_for_the_other(
+    browser, server, theme, other
+):
+    page, names, asked = opened(browser, server, theme, 1280)
+    assert sorted(asked) == sorted(name + ENDS[theme] for name in names)
+    assert page.locator(f".figure-box img.only-{other} >> visible=true").count() == 0
+    assert page.locator(".figure-box ~ figcaption >> visible=true").count() == len(
+        names
+    )
+    page.evaluate(f"() => document.documentElement.dataset.theme = '{other}'")
+    show(page, names, other)
+    page.close()
+
+
+def test_nothing_shifts_while_figures_load(browser, server):
+    page, names, _ = opened(browser, server, "light", 1280)
+    for name in names:
+        shown, drawn = page.locator(f"#{name} img.only-light").evaluate(
+            "(image) => [image.getAttribute('width') / image.getAttribute('height'),"
+            " image.naturalWidth / image.naturalHeight]"
+        )
+        assert shown == pytest.approx(drawn, rel=0.02)
+    page.close()
+
+
+def test_every_file_of_a_figure_is_there_and_the_figure_is_its_link(browser, server):
+    page, names, _ = opened(browser, server, "light", 1280)
+    for name in names:
+        links = page.locator(f"#{name} + .figure-files a, #{name} .figure-box a")
+        for link in links.evaluate_all("(all) => all.map((each) => each.href)"):
+            assert page.request.get(link).ok, link
+        offered = page.locator(f"#{name} + .figure-files a").all_inner_texts()
+        assert offered == ["SVG", "PNG", "data (CSV)", "link"]
+        code = page.locator(f".cell:has(#{name}) > .cell_output ~ details > summary")
+        assert "Code of this figure" in code.inner_text()
+    page.close()
+
+
+def test_on_a_phone_a_figure_keeps_its_letters_and_scrolls_in_its_box(browser, server):
+    page, names, _ = opened(browser, server, "light", 390)
+    for name in names:
+        width, box = page.locator(f"#{name} .figure-box").evaluate(
+            "(box) => [box.scrollWidth, box.clientWidth]"
+        )
+        assert width >= 560 > box
+    assert page.evaluate(
+        "() => document.documentElement.scrollWidth <= window.innerWidth"
+    )
+    page.close()
