@@ -29,7 +29,7 @@ TEXT = [
 # Upright, bold, italic, script and blackboard letters, and the signs between them.
 MATHS = [
     *range(0x20, 0x7F), 0xA0, 0xAF, 0xB1, 0xB7, 0xD7, 0xF7, *range(0x2C6, 0x2DD),
-    *range(0x391, 0x3F6), *range(0x2010, 0x2016), *range(0x2026, 0x2027),
+    *range(0x391, 0x3F6), *range(0x2010, 0x2017), *range(0x2026, 0x2027),
     *range(0x2032, 0x2038), *range(0x2061, 0x2065), *range(0x210A, 0x2140),
     *range(0x2190, 0x2196), 0x21A6, 0x21D2, 0x21D4, *range(0x2200, 0x2270),
     *range(0x227A, 0x228C), 0x2299, 0x22A4, 0x22A5, *range(0x22C5, 0x22F2),
@@ -75,13 +75,31 @@ def _write(font: TTFont, characters: list[int], family: str, style: str) -> None
     print(f"{target.name} {target.stat().st_size:,} bytes")
 
 
-def _chinese() -> list[int]:
-    """The characters of the book's pages, and of its templates, that are Chinese."""
+def _chinese() -> tuple[list[int], list[int]]:
+    """The Chinese characters of the book, and those that its English pages show.
+
+    These are of the titles of Chinese pages, which the list of chapters names, and what
+    English pages hold themselves.
+    """
     pages = [*ROOT.glob("book/*.md"), *ROOT.glob("notebooks/*.ipynb")]
-    pages += [*ROOT.glob("book/_ext/*.py"), *ROOT.glob("src/thesis_lib/book/**/*.py")]
-    text = "".join(page.read_text() for page in pages)
-    chinese = re.findall("[\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef]", text)
-    return sorted({*map(ord, chinese)})
+    texts = [page.read_text() for page in pages]
+    own = [path.read_text() for path in ROOT.glob("book/_ext/*.py")]
+    own += [path.read_text() for path in ROOT.glob("src/thesis_lib/book/**/*.py")]
+    abroad = [
+        "".join(re.findall("^# .*", text, re.MULTILINE)) if "lang: zh" in text else text
+        for text in texts
+    ]
+
+    def found(texts: list[str]) -> list[int]:
+        chinese = "[\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef]"
+        return sorted({*map(ord, re.findall(chinese, "".join(texts)))})
+
+    return found(texts + own), found(abroad)
+
+
+def _noto(weight: str) -> TTFont:
+    path = NOTO / f"NotoSansCJK-{weight}.ttc"
+    return TTFont(path, fontNumber=TAIWAN, recalcTimestamp=False)
 
 
 def main() -> None:
@@ -89,13 +107,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         sans, stix = (_unpacked(package, Path(scratch)) for package in PACKAGES)
         for style in ("Upright", "Italic"):
-            font = TTFont(sans / f"VF/SourceSans3VF-{style}.ttf")
+            path = sans / f"VF/SourceSans3VF-{style}.ttf"
+            font = TTFont(path, recalcTimestamp=False)
             _write(font, TEXT, "Book Sans", style.lower())
-        maths = TTFont(stix / "files/stix-two-math-latin-400-normal.woff2")
+        path = stix / "files/stix-two-math-latin-400-normal.woff2"
+        maths = TTFont(path, recalcTimestamp=False)
         _write(maths, MATHS, "Book Maths", "regular")
+    everywhere, abroad = _chinese()
     for weight in ("Regular", "Bold"):
-        font = TTFont(NOTO / f"NotoSansCJK-{weight}.ttc", fontNumber=TAIWAN)
-        _write(font, _chinese(), "Book Chinese", weight.lower())
+        _write(_noto(weight), everywhere, "Book Chinese", weight.lower())
+    _write(_noto("Regular"), abroad, "Book Titles", "regular")
 
 
 if __name__ == "__main__":

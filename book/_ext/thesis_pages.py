@@ -148,7 +148,7 @@ def mend_tables(soup: BeautifulSoup) -> None:
             if text.parent.name in ("table", "thead", "tbody", "tr"):
                 text.extract()
         for cell in table.select("th"):
-            if not cell.get_text(strip=True) and not cell.find(True):
+            if not cell.get_text(strip=True) and not cell.select("img, svg, input"):
                 cell.name = "td"
             elif not cell.get("scope"):
                 across = int(str(cell.get("colspan", 1))) > 1

@@ -9,6 +9,8 @@ pytestmark = pytest.mark.browser
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js")
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
+STILL = """() => document.head.insertAdjacentHTML('beforeend', `<style>
+    * { transition: none !important; animation: none !important; }</style>`)"""
 WIDTHS = (1280, 390)
 MOST_KB = 1_000
 MOST_FONTS_KB = 200
@@ -35,21 +37,24 @@ def screen(browser):
         context.close()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_axe_finds_no_violation_on_any_page(screen, html, server, width, theme):
-    page, wrong = screen(width, theme), {}
+def test_axe_finds_no_violation_on_any_page(screen, html, server, width):
+    page, wrong = screen(width), {}
+    dark = "document.documentElement.dataset.theme = 'dark'"
     for name in [*pages(html), "search.html?q=tail"]:
         page.goto(f"{server}/{name}", wait_until="load")
-        page.add_script_tag(content=AXE.read_text())
-        found = page.evaluate(
-            "(tags) => axe.run(document, {runOnly: {type: 'tag', values: tags}})", RULES
-        )
-        faults = [
-            f"{fault['id']} ({len(fault['nodes'])}): {fault['nodes'][0]['html'][:120]} "
-            f"{fault['nodes'][0]['failureSummary'][:200]}"
-            for fault in found["violations"]
+        page.evaluate(AXE.read_text())
+        page.evaluate(STILL)
+        found = page.evaluate("(tags) => axe.run({runOnly: tags})", RULES)["violations"]
+        page.evaluate(dark)
+        found += page.evaluate("() => axe.run({runOnly: ['color-contrast']})")[
+            "violations"
         ]
+        faults = {
+            f"{fault['id']}: {node['html'][:150]} {node['failureSummary'][:200]}"
+            for fault in found
+            for node in fault["nodes"]
+        }
         if faults:
             wrong[name] = faults
     assert not wrong
@@ -149,14 +154,15 @@ def test_the_search_box_is_in_sight_on_every_page(screen, html, server):
 
 
 def found(page, server, query):
-    """Titles of the pages that the search finds."""
+    """The pages that the search finds."""
     page.goto(f"{server}/search.html?q={query}")
-    page.wait_for_selector("#search-results > p:has-text('found')", timeout=20_000)
+    page.wait_for_selector("#search-results > p:has-text('Search')", timeout=20_000)
     page.wait_for_timeout(300)
-    return page.locator("#search-results li > a").all_inner_texts()
+    titles = page.locator("#search-results li > a").all_inner_texts()
+    return {title.split(" > ")[0] for title in titles}
 
 
-@pytest.mark.parametrize("word", ["交易", "排序", "量化", "模型", "延遲估計"])
+@pytest.mark.parametrize("word", ["交易", "量化", "模型", "延遲估計"])
 def test_search_finds_chinese_words(screen, server, word):
     assert any("摘要" in title for title in found(screen(1280), server, word))
 
@@ -165,7 +171,7 @@ def test_search_finds_both_spellings(screen, server):
     page = screen(1280)
     british = found(page, server, "quantisation")
     assert british
-    assert set(british) == set(found(page, server, "quantization"))
+    assert british == found(page, server, "quantization")
 
 
 @pytest.mark.parametrize("missing", ["none.html", "book/none.html", "notebooks/a/b"])
