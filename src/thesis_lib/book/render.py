@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,15 @@ from thesis_lib.book.execute.claims import (
 )
 from thesis_lib.book.execute.parameters import names_in
 from thesis_lib.book.execute.records import Record, choices, contradictions
+from thesis_lib.book.take_away.notebooks import clean_notebook
+from thesis_lib.book.take_away.offers import offer
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import content_hash, file_hash, read_record
 from thesis_lib.common.provenance import lock_hash
 from thesis_lib.common.units import format_duration, format_size
 
 STAMP = "rendered.sha256"
+DOWNLOADS = "downloads"  # the chapters as readers take them away
 MEANT_LINES = 21_500  # of the package, as CONTRIBUTING says
 
 _CITED = re.compile(
@@ -75,6 +79,11 @@ _CITED = re.compile(
 
 MARKS = {"en": "(in doubt)", "zh-Hant": "（存疑）"}
 ABSENT = "– *(not computed with these parameters)*"
+
+
+def _doubt(language: str) -> str:
+    """What is said of a number in doubt: a reference to its reason."""
+    return f" {{ref}}`{MARKS[language]} <sec-doubts>`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,7 @@ class Published:
             chapter = hit["chapter"] or home
             if self._absent(chapter, hit["name"]):
                 return ABSENT
-            mark = f" {{ref}}`{MARKS[language]} <sec-doubts>`"
+            mark = _doubt(language)
             return hit[0] + mark * (hit["name"] in self.doubted.get(chapter, {}))
 
         return _CITED.sub(marked, text)
@@ -132,6 +141,19 @@ class Published:
             return format(numbers[name], hit["form"] or "") + mark
 
         return _CITED.sub(filled, text)
+
+    def unmarked(self, text: str, home: str) -> str:
+        """`plain` of a text that `mark` has marked: a doubt is said once.
+
+        A name that no chapter published stays, for the build to refuse.
+        """
+
+        def filled(hit: re.Match) -> str:
+            record = self.records.get(hit["chapter"] or home)
+            known = record is not None and hit["name"] in record.numbers
+            return self.plain(hit[0], home) if known else hit[0]
+
+        return _CITED.sub(filled, text.replace(_doubt("en"), ""))
 
 
 def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Published:
@@ -395,6 +417,13 @@ def stage(executed: Path, source: Path) -> str:
     for notebook, _ in results:
         staged = _stage_notebook(notebook, published)
         (source / "notebooks" / notebook.name).write_text(staged)
+    (source / DOWNLOADS).mkdir()
+    for staged in (source / "notebooks").glob("*.ipynb"):
+        fill = partial(published.unmarked, home=staged.stem)
+        clean = clean_notebook(staged.read_text(), fill)
+        (source / DOWNLOADS / staged.name).write_text(clean)
+    if (slides := book / "slides.md").is_file():
+        slides.write_text(published.plain(slides.read_text(), "slides"))
     for page in book.glob("*.md"):
         text = page.read_text()
         language = "zh-Hant" if "lang: zh-Hant" in text else "en"
@@ -446,6 +475,7 @@ def _render(executed: Path, output: Path) -> tuple[Path, bool]:
     source, scratch, html = (output / name for name in ("source", "scratch", "html"))
     digest, stamp, index = stage(executed, source), output / STAMP, html / "index.html"
     if stamp.is_file() and stamp.read_text() == digest and index.is_file():
+        offer(html, source)
         return index, False
     _clear(scratch)
     command = [
@@ -465,5 +495,7 @@ def _render(executed: Path, output: Path) -> tuple[Path, bool]:
     _clear(html)
     (scratch / "_build" / "html").rename(html)
     _clear(scratch)
+    shutil.copytree(source / DOWNLOADS, html / "_sources/notebooks", dirs_exist_ok=True)
     stamp.write_text(digest)
+    offer(html, source)
     return index, True
