@@ -1,6 +1,7 @@
 """The book as a PDF, printed by Chromium from its rendered pages."""
 
 import io
+import json
 import shutil
 import subprocess
 import tempfile
@@ -9,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from bs4 import BeautifulSoup
+from markupsafe import Markup
 from pypdf import PdfReader
 
 from thesis_lib.book.execute.pages import render_page
@@ -57,6 +59,11 @@ def page_numbers(pdf: bytes) -> dict[str, int]:
     }
 
 
+def _quoted(text: str) -> Markup:
+    """A text as a string of CSS, in a style sheet of HTML."""
+    return Markup(json.dumps(text, ensure_ascii=False).replace("<", r"\3c "))
+
+
 def write_pdf(
     browser: str, html: Path, pages: Sequence[Page], about: Mapping[str, str], pdf: Path
 ) -> None:
@@ -69,6 +76,7 @@ def write_pdf(
     first = BeautifulSoup((html / f"{pages[0].name}.html").read_text(), "html.parser")
     values = {
         "about": about,
+        "quoted": _quoted,
         "parts": [(name, [*group]) for name, group in groupby(pages, lambda p: p.part)],
         "sheets": [
             str(link["href"]).removeprefix("../")
