@@ -45,8 +45,13 @@ def write_slides(html: Path, source: Path, title: str, file: Path) -> None:
             assert isinstance(figure, Tag)
             assert image.parent is not None
             image.parent.replace_with(_figure(figure, f"notebooks/{page}.html#{name}"))
-    values = {"title": title, "slides": [str(slide) for slide in slides]}
-    file.write_text(render_page("slides.html", **values))
+    text = render_page(
+        "slides.html",
+        title=title,
+        slides=[str(slide) for slide in slides],
+        fonts=(html / "_static" / "fonts.css").is_file(),
+    )
+    file.write_text(text)
 
 
 def _figure(figure: Tag, address: str) -> Tag:
