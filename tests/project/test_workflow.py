@@ -12,11 +12,13 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+PAGES = WORKFLOW.with_name("pages.yml")
 JOBS = yaml.safe_load(WORKFLOW.read_text())["jobs"]
+EVERY_JOB = {**JOBS, **yaml.safe_load(PAGES.read_text())["jobs"]}
 
 
 def steps(job):
-    return [step for step in JOBS[job]["steps"] if "run" in step]
+    return [step for step in EVERY_JOB[job]["steps"] if "run" in step]
 
 
 def call(*words, **options):
@@ -43,7 +45,7 @@ def has_gpu():
     return torch.cuda.is_available()
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", EVERY_JOB)
 def test_a_job_runs_only_make_targets_that_exist(job):
     assert steps(job)
     text = (ROOT / "Makefile").read_text()
@@ -58,7 +60,9 @@ def test_a_job_runs_only_make_targets_that_exist(job):
 
 
 def test_every_action_is_pinned_to_a_major_version():
-    used = [s["uses"] for job in JOBS.values() for s in job["steps"] if "uses" in s]
+    used = [
+        s["uses"] for job in EVERY_JOB.values() for s in job["steps"] if "uses" in s
+    ]
     assert used
     assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", name) for name in used)
 
@@ -74,6 +78,19 @@ def test_cpu_runs_on_push_release_every_week_and_gpu_only_when_somebody_asks():
     }
     assert [step["run"] for step in steps("release")] == ["make release"]
     assert set(JOBS["gpu"]["runs-on"]) == {"self-hosted", "gpu"}
+
+
+def test_pages_publishes_the_folder_that_make_fills_when_somebody_asks():
+    workflow = yaml.safe_load(PAGES.read_text())
+    assert set(workflow[True]) == {"workflow_dispatch"}
+    folders = [
+        step["with"]["path"]
+        for step in workflow["jobs"]["book"]["steps"]
+        if "upload-pages-artifact" in step.get("uses", "")
+    ]
+    assert folders == ["build/book/default/html"]
+    assert [step["run"] for step in steps("book")] == ["make pdf"]
+    assert "thesis book --profile default --pdf" in make("-n", "pdf").stdout
 
 
 def test_ci_run_extracts_what_a_yaml_reader_sees():

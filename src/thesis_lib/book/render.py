@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,15 @@ from thesis_lib.book.execute.parameters import names_in
 from thesis_lib.book.execute.records import Record, choices, contradictions
 from thesis_lib.book.figures.export import CSV, PNG, SVG
 from thesis_lib.book.figures.style import dark
+from thesis_lib.book.take_away.notebooks import clean_notebook
+from thesis_lib.book.take_away.offers import offer
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import content_hash, file_hash, read_record
 from thesis_lib.common.provenance import lock_hash
 from thesis_lib.common.units import format_duration, format_size
 
 STAMP = "rendered.sha256"
+DOWNLOADS = "downloads"  # the chapters as readers take them away
 MEANT_LINES = 21_500  # of the package, as CONTRIBUTING says
 
 _CITED = re.compile(
@@ -77,6 +81,11 @@ _CITED = re.compile(
 
 MARKS = {"en": "(in doubt)", "zh-Hant": "（存疑）"}
 ABSENT = "– *(not computed with these parameters)*"
+
+
+def _doubt(language: str) -> str:
+    """What is said of a number in doubt: a reference to its reason."""
+    return f" {{ref}}`{MARKS[language]} <sec-doubts>`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +118,7 @@ class Published:
             chapter = hit["chapter"] or home
             if self._absent(chapter, hit["name"]):
                 return ABSENT
-            mark = f" {{ref}}`{MARKS[language]} <sec-doubts>`"
+            mark = _doubt(language)
             return hit[0] + mark * (hit["name"] in self.doubted.get(chapter, {}))
 
         return _CITED.sub(marked, text)
@@ -134,6 +143,19 @@ class Published:
             return format(numbers[name], hit["form"] or "") + mark
 
         return _CITED.sub(filled, text)
+
+    def unmarked(self, text: str, home: str) -> str:
+        """`plain` of a text that `mark` has marked: a doubt is said once.
+
+        A name that no chapter published stays, for the build to refuse.
+        """
+
+        def filled(hit: re.Match) -> str:
+            record = self.records.get(hit["chapter"] or home)
+            known = record is not None and hit["name"] in record.numbers
+            return self.plain(hit[0], home) if known else hit[0]
+
+        return _CITED.sub(filled, text.replace(_doubt("en"), ""))
 
 
 def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Published:
@@ -472,10 +494,16 @@ def stage(executed: Path, source: Path) -> str:
     compared = compare([here], read_claims().claims, reference)
     published = _published(results, compared)
     (book / FIGURES).mkdir(parents=True)
+    (source / DOWNLOADS).mkdir()
     for notebook, _ in results:
         pages = _stage_notebook(notebook, published, book / FIGURES)
+        fill = partial(published.unmarked, home=notebook.stem)
+        whole = clean_notebook(notebook.read_text(), fill)
         for name, page in pages.items():
             (source / "notebooks" / f"{name}.ipynb").write_text(page)
+            (source / DOWNLOADS / f"{name}.ipynb").write_text(whole)
+    if (slides := book / "slides.md").is_file():
+        slides.write_text(published.plain(slides.read_text(), "slides"))
     for page in book.glob("*.md"):
         text = page.read_text()
         language = "zh-Hant" if "lang: zh-Hant" in text else "en"
@@ -530,6 +558,7 @@ def _render(executed: Path, output: Path) -> tuple[Path, bool]:
     source, scratch, html = (output / name for name in ("source", "scratch", "html"))
     digest, stamp, index = stage(executed, source), output / STAMP, html / "index.html"
     if stamp.is_file() and stamp.read_text() == digest and index.is_file():
+        offer(html, source)
         return index, False
     _clear(scratch)
     command = [
@@ -549,5 +578,7 @@ def _render(executed: Path, output: Path) -> tuple[Path, bool]:
     _clear(html)
     (scratch / "_build" / "html").rename(html)
     _clear(scratch)
+    shutil.copytree(source / DOWNLOADS, html / "_sources/notebooks", dirs_exist_ok=True)
     stamp.write_text(digest)
+    offer(html, source)
     return index, True

@@ -150,12 +150,18 @@ def sweep(
 @command
 def book(
     profile: Profile = "default",
+    pdf: bool = option(False, "Refuse where no browser can print the PDF.", "--pdf"),
     as_json: Json = False,
 ) -> None:
-    """Render the executed chapters of a profile as the book, warnings as errors."""
+    """Render the executed chapters of a profile as the book, warnings as errors.
+
+    Its PDF, where Chromium is there, its EPUB and the slides lie beside it.
+    """
     from thesis_lib.book import render as book_
     from thesis_lib.book.execute import chapters
+    from thesis_lib.book.take_away import offers
 
+    offers.require_browser(pdf)
     build = chapters.repository() / "build"
     waiting = "waiting for another rendering of the same book"
     with console.status("rendering the book"):
@@ -165,10 +171,14 @@ def book(
             on_wait=lambda: typer.echo(waiting, err=True),
         )
     state = "rendered" if built else "up to date"
+    made = [path for name in offers.ALL if (path := index.with_name(name)).is_file()]
     show(
-        {"index": str(index), "built": built},
+        {"index": str(index), "built": built, "made": [str(path) for path in made]},
         as_json,
-        [f"The book is {state}. Open it in a browser:", f"  {index.as_uri()}"],
+        [
+            f"The book is {state}. Open it in a browser:",
+            *(f"  {path.as_uri()}" for path in [index, *made]),
+        ],
     )
 
 

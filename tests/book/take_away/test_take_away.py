@@ -1,0 +1,272 @@
+"""A small rendered book becomes one text, an EPUB, slides and clean notebooks."""
+
+import re
+import zipfile
+from io import BytesIO
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from epubs import faults_of_epub
+
+from thesis_lib.book.take_away import offers, pdf
+from thesis_lib.book.take_away.articles import read_pages
+from thesis_lib.book.take_away.epub import write_epub
+from thesis_lib.book.take_away.notebooks import clean_notebook
+from thesis_lib.book.take_away.slides import write_slides
+from thesis_lib.common.errors import InvalidInput
+
+ABOUT = {"title": "Books & “pages”", "author": "A <B>", "copyright": "2026"}
+PNG = bytes.fromhex("89504e470d0a1a0a")
+FIRST = """<section id="first"><h1>First<a class="headerlink" href="#first">#</a></h1>
+<p class="take-away" hidden></p>
+<p>See <a href="../notebooks/01_one.html#sec">one</a>, <a href="../x.ipynb">a file</a>,
+<a href="https://example.org/a?b=1&amp;c=2">elsewhere</a>.</p></section>"""
+ONE = """<section id="one"><h1><span>1. </span>One</h1>
+<div class="cell"><details class="hide"><summary>Code</summary>secret</details></div>
+<section id="sec"><h2>1.1. Part</h2>
+<table border="1"><tr><td valign="top">7&nbsp;&lt; 8<br>or</td></tr></table>
+<math><mi>x</mi></math>
+<figure id="fig"><a href="../_images/a.png"><img class="only-light" alt="A curve."
+src="../_images/a.png" loading="lazy" width="9"></a>
+<a class="only-dark" href="../_images/d.png"><img class="only-dark" alt="A curve."
+src="../_images/d.png"></a>
+<figcaption><span class="caption-number">Fig. 1.1 </span>Curve</figcaption></figure>
+<p id="same">a</p><p id="same">b</p><p>Back to <a href="../book/first.html">it</a></p>
+</section><script>1 < 2</script></section>"""
+
+
+@pytest.fixture
+def book(tmp_path):
+    """The folders `html` and `source` of a book of two pages with a figure."""
+    html, source = tmp_path / "html", tmp_path / "source"
+    for folder in (
+        html / "book",
+        html / "notebooks",
+        html / "_images",
+        source / "book",
+    ):
+        folder.mkdir(parents=True)
+    for name, article in {"book/first": FIRST, "notebooks/01_one": ONE}.items():
+        (html / f"{name}.html").write_text(
+            "<html lang='en'><head><link rel='stylesheet' href='../_static/a.css'>"
+            f"</head><body><article class='bd-article'>{article}</article></body>"
+        )
+    (html / "index.html").write_text("")
+    for name in "ad":
+        (html / "_images" / f"{name}.png").write_bytes(PNG)
+    (source / "_config.yml").write_text(
+        "title: Books & “pages”\nauthor: A <B>\ncopyright: '2026'\n"
+    )
+    (source / "book" / "_toc.yml").write_text(
+        "root: book/first\nparts:\n- caption: Part\n  chapters:\n"
+        "  - file: notebooks/01_one\n"
+    )
+    (source / "book" / "slides.md").write_text(
+        "# A\n\nAs said {cite}`x`.\n\n---\n\n# B\n\n![](01_one#fig)\n"
+    )
+    return html, source
+
+
+def pages_of(book):
+    html, source = book
+    return read_pages(html, source / "book" / "_toc.yml")
+
+
+def test_every_link_of_one_text_leads_to_an_id_that_is_there_once(book):
+    pages = pages_of(book)
+    ids = [tag["id"] for p in pages for tag in [p.article, *p.article.select("[id]")]]
+    assert len(ids) == len(set(ids))
+    links = [str(a["href"]) for p in pages for a in p.article.select("a")]
+    assert sorted(links) == [
+        "#first", "#one--sec", "https://example.org/a?b=1&c=2",
+    ]  # fmt: skip
+    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+
+
+def test_paper_has_the_words_and_the_light_picture_and_nothing_of_the_screen(book):
+    text = " ".join(page.article.get_text() for page in pages_of(book))
+    assert "7\xa0< 8" in text
+    assert "a file" in text
+    for gone in ("secret", "Code", "#", "1 < 2"):
+        assert gone not in text, gone
+    images = [i for page in pages_of(book) for i in page.article.select("img")]
+    assert [image["src"] for image in images] == ["_images/a.png"]
+    assert "loading" not in images[0].attrs
+    assert [*pages_of(book)[1].sections()] == [("one--sec", "1.1. Part")]
+
+
+def test_a_page_that_was_not_rendered_and_two_of_one_name_are_refused(book):
+    _, source = book
+    toc = source / "book" / "_toc.yml"
+    toc.write_text(toc.read_text() + "  - file: notebooks/02_one\n")
+    with pytest.raises(InvalidInput, match="the same file name"):
+        pages_of(book)
+    toc.write_text(toc.read_text().replace("02_one", "02_two"))
+    with pytest.raises(InvalidInput, match=r"02_two\.html is not there"):
+        pages_of(book)
+
+
+# --- EPUB -----------------------------------------------------------------------
+
+
+def epub_of(book, target):
+    html, _ = book
+    write_epub(html, pages_of(book), ABOUT, target)
+    return target.read_bytes()
+
+
+def test_the_epub_is_whole_and_the_same_each_time(book, tmp_path):
+    content = epub_of(book, tmp_path / "a.epub")
+    assert not faults_of_epub(content)
+    assert epub_of(book, tmp_path / "b.epub") == content
+    with zipfile.ZipFile(BytesIO(content)) as file:
+        page = file.read("EPUB/one.xhtml").decode()
+        package = file.read("EPUB/package.opf").decode()
+        assert file.read("EPUB/_images/a.png") == PNG
+        assert "EPUB/_images/d.png" not in file.namelist()
+    assert "first.xhtml#first" in page
+    assert '<math xmlns="http://www.w3.org/1998/Math/MathML">' in page
+    assert re.search(r'href="one.xhtml"[^>]*properties="mathml"', package)
+    assert "Books &amp; “pages”" in package
+
+
+@pytest.mark.parametrize(
+    ("broken", "fault"),
+    [
+        (("EPUB/one.xhtml", b"first.xhtml#first", b"first.xhtml#gone"), "leads to"),
+        (("EPUB/one.xhtml", b"_images/a.png", b"_images/b.png"), "leads to"),
+        (("EPUB/package.opf", b'idref="one"', b'idref="two"'), "the spine names two"),
+        (("EPUB/package.opf", b'href="one.xhtml"', b'href="two.xhtml"'), "manifest"),
+        (("EPUB/package.opf", b' properties="nav"', b""), "no nav"),
+        (("EPUB/one.xhtml", b'id="one--same"', b'id="one"'), "stands twice"),
+        (("mimetype", b"epub", b"else"), "says something else"),
+    ],
+)
+def test_a_broken_epub_is_found_out(book, tmp_path, broken, fault):
+    name, was, now = broken
+    copy = BytesIO()
+    with (
+        zipfile.ZipFile(BytesIO(epub_of(book, tmp_path / "a.epub"))) as file,
+        zipfile.ZipFile(copy, "w") as changed,
+    ):
+        for entry in file.infolist():
+            data = file.read(entry)
+            if entry.filename == name:
+                assert was in data
+                data = data.replace(was, now)
+            changed.writestr(entry, data)
+    assert any(fault in found for found in faults_of_epub(copy.getvalue()))
+
+
+# --- Slides, notebooks, what the first page offers --------------------------------
+
+
+def test_a_slide_shows_the_figure_of_the_book_in_both_themes(book):
+    html, source = book
+    write_slides(html, source / "book" / "slides.md", "T", html / "slides.html")
+    slides = BeautifulSoup((html / "slides.html").read_text(), "html.parser")
+    first, second = slides.select("section")
+    assert first.a is not None
+    assert first.a["href"] == "book/references.html"
+    shown = [(i["class"], i["src"], i["alt"]) for i in second.select("img")]
+    assert shown == [
+        (["only-light"], "_images/a.png", "A curve."),
+        (["only-dark"], "_images/d.png", "A curve."),
+    ]
+    assert "Fig. 1.1" in second.get_text()
+
+
+@pytest.mark.parametrize("name", ["01_one#gone", "02_two#fig"])
+def test_a_slide_that_shows_no_figure_of_the_book_is_refused(book, name):
+    html, source = book
+    slides = source / "book" / "slides.md"
+    slides.write_text(f"![]({name})")
+    with pytest.raises(InvalidInput, match=f"{name}, which is no figure"):
+        write_slides(html, slides, "T", html / "slides.html")
+
+
+def test_a_notebook_is_taken_away_with_its_numbers_and_without_the_books_marks():
+    staged = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell(
+                "(ch-a)=\n# A\n\nIt is N, by {cite}`x` and {term}`key sets <key set>`."
+            ),
+            nbformat.v4.new_code_cell(
+                "n = 2",
+                execution_count=3,
+                outputs=[
+                    nbformat.v4.new_output("stream", text="2\n"),
+                    nbformat.v4.new_output(
+                        "display_data",
+                        data={"application/papermill.record/text/plain": "2"},
+                    ),
+                ],
+                metadata={
+                    "execution": {"shell.execute_reply": "2026"},
+                    "tags": ["hide-input", "injected-parameters", "keep_output"],
+                },
+            ),
+        ]
+    )
+    clean = clean_notebook(nbformat.writes(staged), lambda text: text.replace("N", "7"))
+    prose, code = nbformat.reads(clean, as_version=4).cells
+    assert prose.source == "# A\n\nIt is 7, by x and key sets."
+    assert code.metadata == {"tags": ["parameters"]}
+    assert (code.source, code.execution_count) == ("n = 2", 3)
+    assert [output.get("text") for output in code.outputs] == ["2\n"]
+
+
+def test_the_first_page_offers_what_is_there_with_its_size(book, monkeypatch):
+    html, source = book
+    first = html / "book" / "first.html"
+    monkeypatch.setattr(offers, "chromium", lambda: None)
+    offers.offer(html, source)
+    shown = first.read_text()
+    assert re.search(r'href="../thesis.epub" download>EPUB, [\d.]+ KiB<', shown)
+    assert 'href="../slides.html"' in shown
+    assert "PDF" not in shown
+
+    def printed(browser, page):
+        assert "<b>" not in page.read_text()
+        return made
+
+    made = b"x" * 2048
+    monkeypatch.setattr(offers, "chromium", lambda: "a browser")
+    monkeypatch.setattr(pdf, "print_pdf", printed)
+    monkeypatch.setattr(pdf, "page_numbers", lambda content: {"one": 9})
+    offers.offer(html, source)
+    assert 'href="../thesis.pdf" download>PDF, 2 KiB<' in first.read_text()
+    assert first.read_text().count("To take away") == 1
+    stamps = {path: path.stat().st_mtime_ns for path in html.rglob("*")}
+    offers.offer(html, source)
+    assert {path: path.stat().st_mtime_ns for path in html.rglob("*")} == stamps
+
+
+def test_the_second_printing_says_the_pages_that_the_first_found(book, monkeypatch):
+    html, _ = book
+    texts = []
+    monkeypatch.setattr(
+        pdf, "print_pdf", lambda browser, page: texts.append(page.read_text()) or b""
+    )
+    monkeypatch.setattr(pdf, "page_numbers", lambda content: {"one": 1234})
+    pdf.write_pdf("a browser", html, pages_of(book), ABOUT, html / "a.pdf")
+    assert ["1234" in text for text in texts] == [False, True]
+    assert "_static/a.css" in texts[0]
+    assert 'content: "Books & “pages”"' in texts[0]
+    assert 'content: "1. One"' in texts[0]
+    assert sorted(p.name for p in html.iterdir() if p.is_file()) == [
+        "a.pdf", "index.html",
+    ]  # fmt: skip
+
+
+def test_a_pdf_is_refused_where_no_browser_prints_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(offers, "chromium", lambda: None)
+    offers.require_browser(False)
+    with pytest.raises(InvalidInput, match="install it"):
+        offers.require_browser(True)
+    broken = tmp_path / "browser"
+    broken.write_text("#!/bin/sh\necho no display >&2\nexit 3\n")
+    broken.chmod(0o755)
+    with pytest.raises(InvalidInput, match=r"(?s)did not print .*no display"):
+        pdf.print_pdf(str(broken), tmp_path / "page.html")
