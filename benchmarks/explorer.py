@@ -57,7 +57,7 @@ class Cell(NamedTuple):
     lag_ms: float
 
     @classmethod
-    def of(cls, policy: str, **at: float) -> "Cell":
+    def of(cls, policy: str, at: dict[str, float]) -> "Cell":
         """The cell of a policy at a point."""
         unread = {axis: AXES[axis][0] for axis in UNREAD.get(policy, ())}
         return cls(policy, **(at | unread))
@@ -65,7 +65,7 @@ class Cell(NamedTuple):
     @property
     def bound(self) -> "Cell":
         """That of the lower bound at the same point."""
-        return Cell.of(BOUND, **dict(zip(AXES, self[1:], strict=True)))
+        return Cell.of(BOUND, dict(zip(AXES, self[1:], strict=True)))
 
 
 def between() -> Iterator[tuple[str, Cell, Cell, Cell]]:
@@ -77,9 +77,11 @@ def between() -> Iterator[tuple[str, Cell, Cell, Cell]]:
         for values in product(*others.values()):
             at = dict(zip(others, values, strict=True))
             for low, high in pairwise(AXES[axis]):
-                here = (Cell.of(policy, **at, **{axis: x}) for x in (low, high))
-                half = Cell.of(policy, **at, **{axis: (low + high) / 2})
-                yield axis, half, *here
+                half, *ends = (
+                    Cell.of(policy, at | {axis: x})
+                    for x in ((low + high) / 2, low, high)
+                )
+                yield axis, half, ends[0], ends[1]
 
 
 def cells() -> list[Cell]:
@@ -87,7 +89,7 @@ def cells() -> list[Cell]:
     points = [
         dict(zip(AXES, values, strict=True)) for values in product(*AXES.values())
     ]
-    grid = [Cell.of(name, **at) for at in points for name in (*POLICIES, BOUND)]
+    grid = [Cell.of(name, at) for at in points for name in (*POLICIES, BOUND)]
     return list(dict.fromkeys([*grid, *(cell for _, cell, _, _ in between())]))
 
 
@@ -120,13 +122,14 @@ def table(violations: dict[Cell, Any], goodput: dict[Cell, Any]) -> list[dict]:
 
     rows = []
     _, *others = AXES
-    for policy, *at in product((*POLICIES, BOUND), *(AXES[axis] for axis in others)):
+    points = list(product(*(AXES[axis] for axis in others)))
+    for policy, at in product((*POLICIES, BOUND), points):
         place = dict(zip(others, at, strict=True))
-        here = [Cell.of(policy, load=load, **place) for load in AXES["load"]]
-        if here[0][2:] != tuple(at):
+        here = [Cell.of(policy, place | {"load": load}) for load in AXES["load"]]
+        if here[0][2:] != at:
             continue  # it reads less, and has a row already
         found = [mean_interval(violations[cell]) for cell in here]
-        row = {"policy": policy} | place
+        row: dict[str, Any] = {"policy": policy} | place
         row["violations"] = percent(each.value for each in found)
         row["reach"] = percent(each.high - each.value for each in found)
         if policy != BOUND:
