@@ -15,7 +15,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from thesis_lib.book.play.widget import widget
 
-SCRIPTS = ("play.js", "schedule.js")
+SCRIPTS = ("play.js", "schedule.js", "planner.js")
 
 
 class Play(SphinxDirective):

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from thesis_lib.book.play.planner import planner
 from thesis_lib.book.play.schedule import schedule
 from thesis_lib.common.errors import choice
 
@@ -19,6 +20,11 @@ PARTS: dict[str, Part] = {
         "With JavaScript, eight transactions can be watched here under every policy, "
         "and put into an order of your own.",
         schedule,
+    ),
+    "planner": (
+        "With JavaScript, the layers of a model can be placed here on a device, in host "
+        "memory and on a disk, and a token timed.",
+        planner,
     ),
 }
 
