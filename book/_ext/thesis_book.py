@@ -1,5 +1,7 @@
 """What the theme does not do: page languages, launch buttons, minus signs, figures.
 
+The directive `play` embeds an interactive part by its name.
+
 Jupyter Book always loads sphinx-thebe, whose script comes from a network and declares
 its constants twice on a page. The book is read offline, so it is taken out.
 """
@@ -10,6 +12,28 @@ from pathlib import Path, PurePosixPath
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from thesis_lib.book.play.widget import widget
+
+SCRIPTS = ("play.js", "schedule.js", "planner.js")
+
+
+class Play(SphinxDirective):
+    """An interactive part, by its name: ```{play} schedule```."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        return [nodes.raw("", widget(self.arguments[0]), format="html")]
+
+
+def add_play(app: Sphinx, page, template, context, doctree) -> None:
+    """Give a page with interactive parts their scripts and their look."""
+    if 'class="play"' in context.get("body", ""):
+        app.add_css_file("play/play.css")
+        for script in SCRIPTS:
+            app.add_js_file(f"play/{script}")
 
 
 def set_language(app: Sphinx, page, template, context, doctree) -> None:
@@ -125,6 +149,8 @@ def show_figures(app: Sphinx, doctree, page) -> None:
 
 
 def setup(app: Sphinx) -> dict:
+    app.add_directive("play", Play)
+    app.connect("html-page-context", add_play)
     app.connect("html-page-context", set_language)
     app.connect("doctree-resolved", set_minus_signs)
     app.connect("doctree-resolved", show_figures)

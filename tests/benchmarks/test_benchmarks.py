@@ -92,6 +92,15 @@ CHECK = EXAMPLE | {"grid": EXAMPLE["grid"] | {LOADS: EXAMPLE["grid"][LOADS][:2]}
 # By script, its words and its constants; those of Part II run on a tiny model.
 PART_ONE = {
     "goals": (["2", "300"], {}),
+    "explorer": (
+        ["2", "300", "--work", "WORK"],
+        {
+            "AXES": {
+                "load": (0.9, 1.1), "slo_ms": (8.0, 12.5), "sigma": (0.2, 0.5),
+                "lag_ms": (0.0, 0.5),
+            },
+        },
+    ),
     "optimum": (
         [],
         {
@@ -160,6 +169,7 @@ SLOW = {"decide", "scale", "beside", "certificate"}
 def test_a_script_writes_the_schema_of_its_record(name, patched, tmp_path):
     words, constants = PART_ONE[name]
     patched(name, **constants)
+    words = [tmp_path / "work" if word == "WORK" else word for word in words]
     if name == "decide":  # which keeps a part that is measured apart
         crowded = json.dumps({"crowded": committed("decide")["crowded"]})
         (tmp_path / "decide.json").write_text(crowded)

@@ -1,0 +1,281 @@
+"""The interactive parts: their scripts calculate what the package does, for anybody."""
+
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thesis_lib.book.play.planner import planner
+from thesis_lib.book.play.schedule import POLICIES, by_hand, history
+from thesis_lib.book.play.widget import widget
+from thesis_lib.book.tables.worked_example import worked_batch
+from thesis_lib.memory.cost.planning import ASSUMED_CARD
+from thesis_lib.memory.cost.published import read_cards
+from thesis_lib.memory.model.shape import Shape
+from thesis_lib.memory.model.spec import (
+    WEIGHTS,
+    ModelSpec,
+    geometries,
+    geometry,
+)
+from thesis_lib.memory.offload.footprint import geometry_footprint
+from thesis_lib.memory.offload.plan import (
+    ASSUMED_DECODE_BYTES_PER_S,
+    PlanInfeasible,
+    place,
+    plan,
+)
+
+pytestmark = pytest.mark.browser
+
+SCRIPTS = Path(__file__).parents[2] / "book" / "_static" / "play"
+CASES = 250
+
+
+@pytest.fixture
+def opened(browser):
+    """Open a part by name, without the book around it; no page may complain."""
+    pages, faults = [], []
+
+    def open_part(name):
+        page = browser.new_page(viewport={"width": 800, "height": 900})
+        pages.append(page)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        scripts = [(SCRIPTS / f"{each}.js").read_text() for each in ("play", name)]
+        code = "".join(f"<script>{script}</script>" for script in scripts)
+        page.set_content(widget(name) + code)
+        assert page.locator(".play-still").count() == 0
+        return page
+
+    yield open_part
+    for page in pages:
+        page.close()
+    assert not faults
+
+
+def same_history(script, history):
+    """Every time of the script is that of the package, to the last bit."""
+    for name in ("granted_s", "start_s", "finish_s"):
+        values = getattr(history, name)
+        assert script[name] == [None if np.isnan(v) else v for v in values], name
+    assert script["dropped"] == history.dropped.tolist()
+    assert script["late"] == history.late.tolist()
+    assert script["violations"] == history.violated.sum()
+
+
+def test_the_player_shows_what_every_policy_does(opened):
+    page, batch = opened("schedule"), worked_batch()
+    found = page.evaluate(
+        """() => {
+            const batch = document.querySelector(".play").known;
+            return batch.policies.map((each) => Play.watched(batch, each));
+        }"""
+    )
+    assert len(found) == len(POLICIES)
+    for name, script in zip(POLICIES, found, strict=True):
+        same_history(script, history(batch, name))
+
+
+def test_an_order_by_hand_runs_as_the_simulator_runs_it(opened):
+    page, batch = opened("schedule"), worked_batch()
+    rng = np.random.default_rng(8)
+    orders = [
+        rng.permutation(len(batch.trace))[: rng.integers(0, 9)].tolist()
+        for _ in range(CASES)
+    ]
+    found = page.evaluate(
+        """(orders) => {
+            const batch = document.querySelector(".play").known;
+            return orders.map((log) => Play.byHand(batch, log));
+        }""",
+        orders,
+    )
+    for log, script in zip(orders, found, strict=True):
+        same_history(script, by_hand(batch, log))
+
+
+def test_the_player_is_driven_by_keys_from_guess_to_truth(opened):
+    page = opened("schedule")
+    root = page.locator(".play")
+    root.locator("select").focus()
+    page.keyboard.press("ArrowDown")  # the second policy
+    page.keyboard.press("Tab")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Tab")
+    assert root.locator("[role=status]").first.inner_text() == ""
+    page.keyboard.press("Enter")
+    said = root.locator("[role=status]").first.inner_text()
+    truth = history(worked_batch(), list(POLICIES)[1]).violated.sum()
+    assert said.startswith(f"You guessed 3 of 8. {truth} of 8 violate")
+    page.keyboard.press("Tab")
+    before = root.locator("svg").first.get_attribute("aria-label")
+    page.keyboard.press("ArrowRight")
+    assert root.locator("svg").first.get_attribute("aria-label") != before
+
+    # By hand: the order of arrival without 4 is a best one.
+    root.get_by_role("button", name="Later: transaction 0").focus()
+    page.keyboard.press("Enter")
+    assert root.locator("li").first.inner_text().startswith("1")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")  # "Earlier", of the same transaction
+    assert root.locator("li").first.inner_text().startswith("0")
+    drop = root.get_by_role("button", name="Drop transaction 4")
+    drop.focus()
+    page.keyboard.press("Space")
+    assert drop.get_attribute("aria-pressed") == "true"
+    root.get_by_role("button", name="Commit the guess").focus()
+    page.keyboard.press("Enter")
+    best = page.evaluate("document.querySelector('.play').known.best.violations")
+    mine = by_hand(worked_batch(), [0, 1, 2, 3, 5, 6, 7]).violated.sum()
+    assert root.get_by_text(
+        f"No schedule has fewer than {best}, which is proven; yours has {mine}."
+    ).is_visible()
+
+
+# --- The memory planner ---------------------------------------------------------
+def machine_of(at):
+    """The machine of a case, with the rates that `thesis plan` assumes."""
+    lossless, host = at["weights"] == "lossless", at["host_bytes"]
+    return replace(
+        read_cards()[ASSUMED_CARD].machine(),
+        device_bytes=at["device_bytes"],
+        host_bytes=host,
+        disk_bytes_per_s=at["disk_bytes_per_s"],
+        link_bytes_per_s=at["link_bytes_per_s"] if host else np.inf,
+        decode_bytes_per_s=ASSUMED_DECODE_BYTES_PER_S if lossless else np.inf,
+    )
+
+
+def expected(spec, at, stored):
+    """What the package plans; of other formats than bf16 with what was embedded."""
+    shape = Shape(at["batch"], at["context"])
+
+    def needed(shape):
+        dense = geometry_footprint(spec, shape, "dense")
+        sizes = {key: stored[key] for key in asdict(dense).keys() & stored.keys()}
+        scratch = stored["scratch_bytes"] + shape.batch * stored["scratch_per_sequence"]
+        sizes |= {"kind": WEIGHTS[at["weights"]], "scratch_bytes": scratch}
+        return replace(dense, **sizes)
+
+    if at["weights"] == "bf16":
+        options = {"batch": at["batch"], "context": at["context"], "ring": at["ring"]}
+        return plan(spec, machine_of(at), **options)
+    return place(spec, machine_of(at), at["ring"], shape, needed)
+
+
+def same_plan(script, spec, at, stored):
+    """The script's plan is the package's, and so is what it says of a refusal."""
+    try:
+        made = expected(spec, at, stored)
+    except PlanInfeasible as refusal:
+        said = str(refusal)
+
+        def number(pattern):
+            found = re.search(pattern, said)
+            return found and int(found[1])
+
+        if script["refused"] == "host":
+            assert script["needs"] / 2**20 == pytest.approx(
+                float(re.search(r"give it ([\d.]+) MiB", said)[1]), abs=0.06
+            )
+            return "host"
+        assert script["refused"] == "device"
+        assert np.ceil(script["short"] / 2**20) == number(r"give it (\d+) MiB more")
+        assert script["ring"] == number(r"use a ring of (\d+)")
+        assert script["context"] == number(r"to (\d+) positions")
+        assert script["batch"] == number(r"the batch from \d+ to (\d+)")
+        return "device"
+    assert script["refused"] is None
+    assert [script[key] for key in ("ring", "resident", "host", "disk")] == [
+        made.ring, made.resident_layers, made.host_layers, made.disk_layers
+    ]  # fmt: skip
+    assert script["device_peak_bytes"] == made.device_peak_bytes
+    assert script["host_peak_bytes"] == made.host_peak_bytes
+    assert [*script["parts"].values()] == [*made.summary()["parts_bytes"].values()]
+    assert script["s_per_token"] == pytest.approx(made.predicted_s_per_token, rel=1e-12)
+    assert script["limit"] == made.limit
+    return made.limit
+
+
+def random_case(rng, weights):
+    def between(low, high):
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    return {
+        "weights": weights,
+        "batch": int(between(1, 65)),
+        "context": int(between(1, 2049)),
+        "ring": int(rng.integers(1, 7)),
+        "device_bytes": int(between(2**29, 2**38)),
+        "host_bytes": int(between(2**27, 2**38)) if rng.random() < 0.6 else 0,
+        "link_bytes_per_s": between(1e9, 64e9),
+        "disk_bytes_per_s": between(1e8, 14e9),
+    }
+
+
+PLAN = """(cases) => {
+    const known = document.querySelector(".play").known;
+    return cases.map(([model, at]) => Play.plan(known, typeof model === "string"
+        ? known.geometries.find((each) => each.name === model)
+        : Play.ownGeometry(known, model), at));
+}"""
+
+
+def test_the_planner_plans_what_the_package_plans(opened):
+    page, rng = opened("planner"), np.random.default_rng(6)
+    embedded = {each["name"]: each["stored"] for each in planner()["geometries"]}
+    cases = [
+        (name, random_case(rng, weights))
+        for name in geometries()
+        for weights in WEIGHTS
+        for _ in range(CASES // 8)
+    ]
+    limits = [
+        same_plan(script, geometry(name), at, embedded[name][at["weights"]])
+        for (name, at), script in zip(cases, page.evaluate(PLAN, cases), strict=True)
+    ]
+    assert set(limits) == {"link", "disk", "decode", "compute", "host", "device"}
+
+
+def test_a_geometry_of_ones_own_takes_what_its_rehearsal_finds(opened):
+    page, rng = opened("planner"), np.random.default_rng(7)
+    cases = []
+    for _ in range(8):
+        kv_heads, group = int(rng.integers(1, 9)), int(rng.integers(1, 5))
+        heads = kv_heads * group
+        hidden = heads * int(rng.choice([32, 64, 80, 128]))
+        own = {
+            "layers": int(rng.integers(2, 99)), "hidden": hidden,
+            "intermediate": int(hidden * rng.uniform(2, 5)), "heads": heads,
+            "kv_heads": kv_heads, "vocab": int(rng.choice([300, 32_000, 262_144])),
+        }  # fmt: skip
+        at = random_case(rng, "bf16")
+        cases.append((own, at | {"device_bytes": at["device_bytes"] // 16}))
+    for (own, at), script in zip(cases, page.evaluate(PLAN, cases), strict=True):
+        head_dim = own["hidden"] // own["heads"]
+        spec = ModelSpec("own", **own, head_dim=head_dim, tied=False)
+        same_plan(script, spec, at, {})
+
+
+def test_the_planner_is_driven_by_keys_from_guess_to_truth(opened):
+    page = opened("planner")
+    root = page.locator(".play")
+    root.get_by_label("Device memory").focus()
+    page.keyboard.press("ArrowLeft")  # 6 GiB
+    root.get_by_label("Your guess").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    status = root.locator("[role=status]")
+    assert status.inner_text().startswith("You guessed refused. Refused: the device is")
+    root.get_by_label("Device memory").focus()
+    page.keyboard.press("End")
+    made = plan(
+        geometry("llama-65b"),
+        replace(read_cards()[ASSUMED_CARD].machine(), device_bytes=192 * 2**30),
+    )
+    assert f"{1e3 * made.predicted_s_per_token:.3g} ms a token" in status.inner_text()
+    assert "bound by computing" in status.inner_text()
