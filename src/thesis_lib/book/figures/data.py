@@ -65,10 +65,12 @@ def _names(axis: Any) -> dict[float, str]:
     return dict(zip(ticks, names, strict=True)) if is_named else {}
 
 
-def _row(label: object, mark: str, **places: float) -> dict[str, Any]:
-    """A row; a label that matplotlib made up is none."""
-    series = "" if label is None or str(label).startswith("_") else _one_line(label)
-    return {"series": series, "mark": mark, **places}
+def _row(drawing: Any, mark: str, **places: float) -> dict[str, Any]:
+    """A row of what a legend names; its `gid` names what is in none."""
+    label = drawing.get_label()
+    if not label or str(label).startswith("_"):  # which matplotlib made up
+        label = (hasattr(drawing, "get_gid") and drawing.get_gid()) or ""
+    return {"series": _one_line(label), "mark": mark, **places}
 
 
 def _marks(panel: Axes) -> Rows:
@@ -88,7 +90,7 @@ def _marks(panel: Axes) -> Rows:
             points, caps, bars = container.lines
             told += [points, *caps, *bars]
     bands = [
-        (_row(each.get_label(), "band"), *ends)
+        (_row(each, "band"), *ends)
         for each in panel.collections
         if isinstance(each, PolyCollection)
         for ends in _band(each)
@@ -115,23 +117,23 @@ def _bars(container: BarContainer) -> Rows:
         places = {"x": x + width / 2, "y": y + height, "y_low": y}
         if container.orientation == "horizontal":
             places = {"x": x + width, "y": y + height / 2, "x_low": x}
-        yield _row(container.get_label(), "bar", **places)
+        yield _row(container, "bar", **places)
 
 
 def _error_bars(container: ErrorbarContainer, notes: Notes) -> Rows:
     points, _, bars = container.lines
     ways = ["x"] * container.has_xerr + ["y"] * container.has_yerr
     for i, (x, y) in enumerate(np.asarray(points.get_xydata())):
-        row = _point(container.get_label(), "point", x, y, notes)
+        row = _point(container, "point", x, y, notes)
         for way, bar in zip(ways, bars, strict=True):
             ends = np.asarray(bar.get_paths()[i].vertices)[:, "xy".index(way)]
             row |= dict(zip((f"{way}_low", f"{way}_high"), ends, strict=True))
         yield row
 
 
-def _point(label: object, mark: str, x: float, y: float, notes: Notes) -> dict:
+def _point(drawing: Any, mark: str, x: float, y: float, notes: Notes) -> dict:
     """A point; one without a label has the text beside it."""
-    row = _row(label, mark, x=x, y=y)
+    row = _row(drawing, mark, x=x, y=y)
     return row | {"series": row["series"] or _one_line(notes.get((x, y), ""))}
 
 
@@ -141,7 +143,7 @@ def _line(panel: Axes, line: Any, notes: Notes, bands: list[Any]) -> Rows:
     at = np.asarray(line.get_xydata(), float)
     if not (along and across):
         place = {"x": at[0, 0]} if along else {"y": at[0, 1]}
-        yield _row(line.get_label(), "level", **place)
+        yield _row(line, "level", **place)
         return
     around = [
         band
@@ -155,7 +157,7 @@ def _line(panel: Axes, line: Any, notes: Notes, bands: list[Any]) -> Rows:
     mark = "step" if line.get_drawstyle().startswith("steps") else "line"
     mark = "point" if line.get_linestyle() == "None" else mark
     for i, (x, y) in enumerate(at):
-        row = _point(line.get_label(), mark, x, y, notes)
+        row = _point(line, mark, x, y, notes)
         for _, _, _, low, high in around:
             row |= {"y_low": low[i], "y_high": high[i]}
         yield row
@@ -173,19 +175,18 @@ def _band(band: PolyCollection) -> Iterator[tuple[Any, ...]]:
 
 
 def _collection(drawing: Any, notes: Notes) -> Rows:
-    label = drawing.get_label()
     if isinstance(drawing, PathCollection):
         for x, y in np.asarray(drawing.get_offsets()):
-            yield _point(label, "point", x, y, notes)
+            yield _point(drawing, "point", x, y, notes)
     elif isinstance(drawing, LineCollection):
         for path in drawing.get_paths():
             (x, y), (x_to, y_to) = np.asarray(path.vertices)
             ends = {"y_low": y, "y_high": y_to} if x == x_to else {}
             ends |= {"x_low": x, "x_high": x_to} if y == y_to else {}
-            yield _row(label, "segment", x=(x + x_to) / 2, y=(y + y_to) / 2, **ends)
+            yield _row(drawing, "segment", x=(x + x_to) / 2, y=(y + y_to) / 2, **ends)
     elif isinstance(drawing, QuadMesh):
         for (row, column), value in np.ndenumerate(np.asarray(drawing.get_array())):
-            yield _row(label, "cell", x=column, y=row, value=value)
+            yield _row(drawing, "cell", x=column, y=row, value=value)
 
 
 def _span(panel: Axes, patch: Rectangle) -> dict[str, Any]:
@@ -196,4 +197,4 @@ def _span(panel: Axes, patch: Rectangle) -> dict[str, Any]:
     for way, start, length, is_data in zip("xy", patch.xy, lengths, ways, strict=True):
         if is_data:
             places |= {f"{way}_low": start, f"{way}_high": start + length}
-    return _row(patch.get_label(), "span", **places)
+    return _row(patch, "span", **places)

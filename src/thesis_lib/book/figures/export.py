@@ -42,7 +42,7 @@ def as_vector(figure: Figure) -> str:
     text = re.sub(r'(?<=style=")[^"]*', lambda hit: re.sub(r"\s", "", hit[0]), text)
     text = re.sub(r'transform="translate\(([\d.]+) 0\)"/>', r'x="\1"/>', text)
     text = re.sub(r"<!--.*?-->|(?<=>)\s+(?=<)|(?<=>)\n", "", text, flags=re.DOTALL)
-    text = text.replace("xlink:href", "href").replace("DejaVuSans-", "")
+    text = text.replace("xlink:href", "href").replace("DejaVuSans-", "g")
     used = set(re.findall(r"#([\w-]+)", text))
     return re.sub(r' id="([^"]+)"', lambda hit: hit[0] * (hit[1] in used), text)
 
