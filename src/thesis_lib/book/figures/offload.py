@@ -68,7 +68,7 @@ def memory_parts(
     if zooms:
         plan.set_xlim(0, 1.12 * limit)
         whole.xaxis.tick_top()
-        whole.set_xlabel(f"all of it ({name})")
+        whole.set_xlabel(f"whole model ({name})")
         whole.xaxis.set_label_position("top")
         for end in plan.get_xlim():
             cone = ConnectionPatch(

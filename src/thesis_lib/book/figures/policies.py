@@ -460,12 +460,13 @@ def ingredients(table: pd.DataFrame) -> Figure:
         shares = table[place, load]
         bars = panel.barh(range(len(shares)), shares, color=colours)
         panel.axvline(shares["bid-price"], **style.RULE)
-        panel.bar_label(bars, fmt="%.1f", fontsize=7.5, padding=2)
+        panel.bar_label(bars, fmt="%.1f", fontsize=7.5, padding=2, bbox=style.UNDER)
         panel.set(xscale=style.symlog(1.0), xlim=(0, 8 * max(shares.max(), 1.0)))
         panel.set_title(f"{place}, load {load:g}", fontsize=9)
         panel.set_xlabel("violations (%)", fontsize=8)
+        panel.tick_params(labelsize=8)
     names = [style.policy(name)["label"] for name in table.index]
-    style.name_rows(figure.axes[0], names, fontsize=8)
+    style.name_rows(figure.axes[0], names)
     return figure
 
 
