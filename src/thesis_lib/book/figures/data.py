@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
 
+MANY = 1_000  # points of a line, of which only those apart are told
 PLACES = ("x", "y", "x_low", "x_high", "y_low", "y_high", "value")
 Rows = Iterator[dict[str, Any]]
 Notes = Mapping[tuple[float, float], str]  # texts beside points
@@ -29,7 +30,8 @@ def drawn(figure: Figure) -> pd.DataFrame:
     its point), mark, those of PLACES that occur, x_axis and y_axis (their labels, with
     units). Bars reach from their low end to x or y; the ends of error bars and bands
     are low and high; where an axis names its ticks, a place has the nearest name.
-    What is not finite is not drawn.
+    What is not finite is not drawn; of a line of MANY points those are left out that
+    lie on the one before, to a pixel.
     """
     figure.draw_without_rendering()  # which names the ticks
     tables, labels = [], {"x": "", "y": ""}
@@ -156,8 +158,10 @@ def _line(panel: Axes, line: Any, notes: Notes, bands: list[Any]) -> Rows:
         del bands[next(i for i, each in enumerate(bands) if each is band)]
     mark = "step" if line.get_drawstyle().startswith("steps") else "line"
     mark = "point" if line.get_linestyle() == "None" else mark
-    for i, (x, y) in enumerate(at):
-        row = _point(line, mark, x, y, notes)
+    pixels = np.round(panel.transData.transform(at))
+    apart = np.any(np.diff(pixels, axis=0, prepend=np.inf) != 0, axis=1)
+    for i in np.flatnonzero(apart | (len(at) < MANY)):
+        row = _point(line, mark, at[i, 0], at[i, 1], notes)
         for _, _, _, low, high in around:
             row |= {"y_low": low[i], "y_high": high[i]}
         yield row

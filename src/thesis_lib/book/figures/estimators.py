@@ -61,7 +61,7 @@ def collected_trace(trace: Trace) -> Figure:
         xlabel="service time (µs); dotted: processor time",
         ylabel=AT_OR_BELOW,
     )
-    style.log_ticks(right.xaxis)
+    style.log_ticks(right.xaxis, (1,))
     right.legend(fontsize=7)
     return figure
 
@@ -178,6 +178,9 @@ def hidden_patterns(
         shown, ax=left, cmap="crest", annot=True, fmt=".1f", annot_kws={"size": 7},
         cbar=False, linewidths=0.5,
     )  # fmt: skip
+    for number in left.texts:  # white on a dark cell, in the dark theme as well
+        if number.get_color() == "w":
+            number.set_color("#fefefe")
     left.set_xticklabels([t.replace(" ", "\n") for t in shown.columns], rotation=0)
     left.set_yticklabels([name.replace("_", " ") for name in shown.index], rotation=0)
     left.tick_params(labelsize=7, length=0)

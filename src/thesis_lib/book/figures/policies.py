@@ -14,6 +14,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 
 from thesis_lib.book.figures import style
+from thesis_lib.book.figures.data import MANY
 from thesis_lib.book.figures.estimators import by_type
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.trace import F64, History, Trace
@@ -57,7 +58,8 @@ def coordinated_omission(
     rows = (arrival_s >= window_s[0]) & (arrival_s < window_s[1])
     at_s, colours = arrival_s[rows] - window_s[0], (style.VERMILION, style.BLUE)
     for (name, latency_s), colour in zip(clocks_s.items(), colours, strict=True):
-        look = {"markersize": 3, "label": name, "color": colour}
+        look: dict[str, Any] = {"markersize": 3, "label": name, "color": colour}
+        look["rasterized"] = len(at_s) > MANY
         left.plot(at_s, 1e3 * latency_s[rows], ".", **look)
         style.slower(right, latency_s, color=colour, gid=name)
     left.legend(fontsize=8, loc="upper right", markerscale=3)
