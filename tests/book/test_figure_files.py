@@ -91,6 +91,19 @@ def test_panels_axes_names_and_labels_beside_points_are_told():
     assert list(found["y_axis"].fillna("")) == ["violations (%)", ""]
 
 
+def test_of_a_long_line_only_points_that_lie_on_another_are_left_out():
+    figure, panel = figures.axes()
+    x, y = np.linspace(0, 1, 50_001), np.sort(RNG.random(50_001))
+    panel.plot(x, y)
+    rows = read_back(figure)
+    assert len(rows) < 5_000
+    kept = np.searchsorted(x, rows["x"])
+    np.testing.assert_array_equal(rows[["x", "y"]], np.column_stack([x, y])[kept])
+    pixels = panel.transData.transform(np.column_stack([x, y]))
+    before = kept[np.searchsorted(kept, np.arange(len(x)), side="right") - 1]
+    assert np.abs(pixels - pixels[before]).max() <= 1
+
+
 def frame(columns, *rows, **index):
     return pd.DataFrame(list(rows), columns=columns.split(), **index)
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
 
+MANY = 1_000  # points of a line, of which only those apart are told
 PLACES = ("x", "y", "x_low", "x_high", "y_low", "y_high", "value")
 Rows = Iterator[dict[str, Any]]
 Notes = Mapping[tuple[float, float], str]  # texts beside points
@@ -29,7 +30,8 @@ def drawn(figure: Figure) -> pd.DataFrame:
     its point), mark, those of PLACES that occur, x_axis and y_axis (their labels, with
     units). Bars reach from their low end to x or y; the ends of error bars and bands
     are low and high; where an axis names its ticks, a place has the nearest name.
-    What is not finite is not drawn.
+    What is not finite is not drawn; of a line of MANY points those are left out that
+    lie on the one before, to a pixel.
     """
     figure.draw_without_rendering()  # which names the ticks
     tables, labels = [], {"x": "", "y": ""}
@@ -65,10 +67,12 @@ def _names(axis: Any) -> dict[float, str]:
     return dict(zip(ticks, names, strict=True)) if is_named else {}
 
 
-def _row(label: object, mark: str, **places: float) -> dict[str, Any]:
-    """A row; a label that matplotlib made up is none."""
-    series = "" if label is None or str(label).startswith("_") else _one_line(label)
-    return {"series": series, "mark": mark, **places}
+def _row(drawing: Any, mark: str, **places: float) -> dict[str, Any]:
+    """A row of what a legend names; its `gid` names what is in none."""
+    label = drawing.get_label()
+    if not label or str(label).startswith("_"):  # which matplotlib made up
+        label = (hasattr(drawing, "get_gid") and drawing.get_gid()) or ""
+    return {"series": _one_line(label), "mark": mark, **places}
 
 
 def _marks(panel: Axes) -> Rows:
@@ -88,7 +92,7 @@ def _marks(panel: Axes) -> Rows:
             points, caps, bars = container.lines
             told += [points, *caps, *bars]
     bands = [
-        (_row(each.get_label(), "band"), *ends)
+        (_row(each, "band"), *ends)
         for each in panel.collections
         if isinstance(each, PolyCollection)
         for ends in _band(each)
@@ -115,23 +119,23 @@ def _bars(container: BarContainer) -> Rows:
         places = {"x": x + width / 2, "y": y + height, "y_low": y}
         if container.orientation == "horizontal":
             places = {"x": x + width, "y": y + height / 2, "x_low": x}
-        yield _row(container.get_label(), "bar", **places)
+        yield _row(container, "bar", **places)
 
 
 def _error_bars(container: ErrorbarContainer, notes: Notes) -> Rows:
     points, _, bars = container.lines
     ways = ["x"] * container.has_xerr + ["y"] * container.has_yerr
     for i, (x, y) in enumerate(np.asarray(points.get_xydata())):
-        row = _point(container.get_label(), "point", x, y, notes)
+        row = _point(container, "point", x, y, notes)
         for way, bar in zip(ways, bars, strict=True):
             ends = np.asarray(bar.get_paths()[i].vertices)[:, "xy".index(way)]
             row |= dict(zip((f"{way}_low", f"{way}_high"), ends, strict=True))
         yield row
 
 
-def _point(label: object, mark: str, x: float, y: float, notes: Notes) -> dict:
+def _point(drawing: Any, mark: str, x: float, y: float, notes: Notes) -> dict:
     """A point; one without a label has the text beside it."""
-    row = _row(label, mark, x=x, y=y)
+    row = _row(drawing, mark, x=x, y=y)
     return row | {"series": row["series"] or _one_line(notes.get((x, y), ""))}
 
 
@@ -141,7 +145,7 @@ def _line(panel: Axes, line: Any, notes: Notes, bands: list[Any]) -> Rows:
     at = np.asarray(line.get_xydata(), float)
     if not (along and across):
         place = {"x": at[0, 0]} if along else {"y": at[0, 1]}
-        yield _row(line.get_label(), "level", **place)
+        yield _row(line, "level", **place)
         return
     around = [
         band
@@ -154,8 +158,10 @@ def _line(panel: Axes, line: Any, notes: Notes, bands: list[Any]) -> Rows:
         del bands[next(i for i, each in enumerate(bands) if each is band)]
     mark = "step" if line.get_drawstyle().startswith("steps") else "line"
     mark = "point" if line.get_linestyle() == "None" else mark
-    for i, (x, y) in enumerate(at):
-        row = _point(line.get_label(), mark, x, y, notes)
+    pixels = np.round(panel.transData.transform(at))
+    apart = np.any(np.diff(pixels, axis=0, prepend=np.inf) != 0, axis=1)
+    for i in np.flatnonzero(apart | (len(at) < MANY)):
+        row = _point(line, mark, at[i, 0], at[i, 1], notes)
         for _, _, _, low, high in around:
             row |= {"y_low": low[i], "y_high": high[i]}
         yield row
@@ -173,19 +179,18 @@ def _band(band: PolyCollection) -> Iterator[tuple[Any, ...]]:
 
 
 def _collection(drawing: Any, notes: Notes) -> Rows:
-    label = drawing.get_label()
     if isinstance(drawing, PathCollection):
         for x, y in np.asarray(drawing.get_offsets()):
-            yield _point(label, "point", x, y, notes)
+            yield _point(drawing, "point", x, y, notes)
     elif isinstance(drawing, LineCollection):
         for path in drawing.get_paths():
             (x, y), (x_to, y_to) = np.asarray(path.vertices)
             ends = {"y_low": y, "y_high": y_to} if x == x_to else {}
             ends |= {"x_low": x, "x_high": x_to} if y == y_to else {}
-            yield _row(label, "segment", x=(x + x_to) / 2, y=(y + y_to) / 2, **ends)
+            yield _row(drawing, "segment", x=(x + x_to) / 2, y=(y + y_to) / 2, **ends)
     elif isinstance(drawing, QuadMesh):
         for (row, column), value in np.ndenumerate(np.asarray(drawing.get_array())):
-            yield _row(label, "cell", x=column, y=row, value=value)
+            yield _row(drawing, "cell", x=column, y=row, value=value)
 
 
 def _span(panel: Axes, patch: Rectangle) -> dict[str, Any]:
@@ -196,4 +201,4 @@ def _span(panel: Axes, patch: Rectangle) -> dict[str, Any]:
     for way, start, length, is_data in zip("xy", patch.xy, lengths, ways, strict=True):
         if is_data:
             places |= {f"{way}_low": start, f"{way}_high": start + length}
-    return _row(patch.get_label(), "span", **places)
+    return _row(patch, "span", **places)

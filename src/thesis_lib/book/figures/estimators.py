@@ -54,13 +54,14 @@ def collected_trace(trace: Trace) -> Figure:
     for k, (kind, rows) in enumerate(by_type(trace).items()):
         cpu_s = trace.measured["cpu_s"][rows]
         right.ecdf(1e6 * trace.service_s[rows], color=f"C{k}", label=kind)
-        right.ecdf(1e6 * cpu_s, color=f"C{k}", linestyle=":", linewidth=1.1)
+        look = {"color": f"C{k}", "gid": f"{kind}, processor time"}
+        right.ecdf(1e6 * cpu_s, linestyle=":", linewidth=1.1, **look)
     right.set(
         xscale="log",
         xlabel="service time (µs); dotted: processor time",
         ylabel=AT_OR_BELOW,
     )
-    style.log_ticks(right.xaxis)
+    style.log_ticks(right.xaxis, (1,))
     right.legend(fontsize=7)
     return figure
 
@@ -149,7 +150,8 @@ def coverage(
             left.axhline(100 * level, color=colour, linewidth=0.6)
             if name == last:
                 miss = [within[rows].mean() - 100 * level for rows in types.values()]
-                right.plot(miss, range(len(types)), "o", color=colour, alpha=0.8)
+                look = {"color": colour, "alpha": 0.8, "gid": made}
+                right.plot(miss, range(len(types)), "o", **look)
     left.set_xlabel("held-out transactions so far")
     left.set_ylabel(f"within the bound, of the last {window:,} (%)")
     style.legend_below(figure, ncols=3, fontsize=7)
@@ -176,6 +178,9 @@ def hidden_patterns(
         shown, ax=left, cmap="crest", annot=True, fmt=".1f", annot_kws={"size": 7},
         cbar=False, linewidths=0.5,
     )  # fmt: skip
+    for number in left.texts:  # white on a dark cell, in the dark theme as well
+        if number.get_color() == "w":
+            number.set_color("#fefefe")
     left.set_xticklabels([t.replace(" ", "\n") for t in shown.columns], rotation=0)
     left.set_yticklabels([name.replace("_", " ") for name in shown.index], rotation=0)
     left.tick_params(labelsize=7, length=0)
@@ -217,8 +222,9 @@ def agreements(
         cost = metrics.step_cost(at_s, type_slo_s[k])
         by_kind.plot(1e3 * at_s, cost, label=kind.replace("_", " "))
         if (trace.kind == k).any():
-            style.slower(by_class, latency_s[trace.kind == k], color=f"C{k}")
-        by_class.plot(1e3 * type_slo_s[k], 0.01, "v", color=f"C{k}")
+            look = {"color": f"C{k}", "gid": kind}
+            style.slower(by_class, latency_s[trace.kind == k], **look)
+        by_class.plot(1e3 * type_slo_s[k], 0.01, "v", color=f"C{k}", gid=kind)
     by_class.set_ylim(0.001, 1)
     titles = ("constant, firm", "per type, firm", "p99 per class", "piecewise linear")
     for panel, title in zip(panels, titles, strict=True):

@@ -37,14 +37,30 @@ def as_vector(figure: Figure) -> str:
     """
     text = svg_element(figure, "path", transparent=False)
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)  # the window's
+    text = re.sub(r' d="([^"]*)" transform="scale\(0.015625\)"', _letter, text)
     text = re.sub(r'(?<= d=")[^"]*', _steps, text)
     text = re.sub(r"scale\([^)]*\)|matrix\([^)]*\)|-?\d*\.\d{3,}", _rounded, text)
     text = re.sub(r'(?<=style=")[^"]*', lambda hit: re.sub(r"\s", "", hit[0]), text)
     text = re.sub(r'transform="translate\(([\d.]+) 0\)"/>', r'x="\1"/>', text)
     text = re.sub(r"<!--.*?-->|(?<=>)\s+(?=<)|(?<=>)\n", "", text, flags=re.DOTALL)
-    text = text.replace("xlink:href", "href").replace("DejaVuSans-", "")
+    text = text.replace("xlink:href", "href").replace("DejaVuSans-", "g")
+    text = re.sub(r' xmlns:xlink="[^"]+"|<g/>', "", text)
     used = set(re.findall(r"#([\w-]+)", text))
-    return re.sub(r' id="([^"]+)"', lambda hit: hit[0] * (hit[1] in used), text)
+    text = re.sub(r' id="([^"]+)"', lambda hit: hit[0] * (hit[1] in used), text)
+    return _with_classes(text)
+
+
+def _with_classes(svg: str) -> str:
+    """An SVG whose looks are classes, each said once."""
+    names: dict[str, str] = {}
+
+    def named(hit: re.Match) -> str:
+        look = ";".join(filter(None, [hit[1] and f"clip-path:{hit[1]}", hit[2]]))
+        return f' class="{names.setdefault(look, f"c{len(names)}")}"'
+
+    svg = re.sub(r'(?: clip-path="([^"]+)")? style="([^"]+)"', named, svg)
+    rules = "".join(f".{name}{{{look}}}" for look, name in names.items())
+    return svg.replace("</style>", f"{rules}</style>", 1)
 
 
 def svg_element(figure: Figure, fonttype: str, transparent: bool) -> str:
@@ -55,7 +71,7 @@ def svg_element(figure: Figure, fonttype: str, transparent: bool) -> str:
     stream = StringIO()
     with plt.rc_context({"svg.fonttype": fonttype, "svg.hashsalt": "thesis"}):
         figure.savefig(
-            stream, format="svg", transparent=transparent,
+            stream, format="svg", transparent=transparent, dpi=240,
             metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
         )  # fmt: skip
     text = stream.getvalue()
@@ -69,6 +85,12 @@ def _short(number: float) -> str:
 def _rounded(hit: re.Match) -> str:
     """A place to a hundredth of a point; what scales others as it is."""
     return hit[0] if "(" in hit[0] else _short(float(hit[0]))
+
+
+def _letter(hit: re.Match) -> str:
+    """An outline of a letter, of 6,400 units of its size, on a grid of 800."""
+    places = re.sub(r"-?\d+", lambda unit: f"{round(int(unit[0]) / 8)}", hit[1])
+    return f' d="{places}" transform="scale(0.125)"'
 
 
 def _steps(hit: re.Match) -> str:

@@ -68,7 +68,7 @@ def memory_parts(
     if zooms:
         plan.set_xlim(0, 1.12 * limit)
         whole.xaxis.tick_top()
-        whole.set_xlabel(f"all of it ({name})")
+        whole.set_xlabel(f"whole model ({name})")
         whole.xaxis.set_label_position("top")
         for end in plan.get_xlim():
             cone = ConnectionPatch(
@@ -131,8 +131,9 @@ def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Figure:
     for panel, (name, samples) in drawn:
         colour, _ = _peer(name)
         seconds, held, private = samples.T
-        panel.plot(seconds, held / GiB, color=colour, linewidth=1.2)
-        panel.plot(seconds, private / GiB, ":", color=colour, linewidth=1.2)
+        look = {"color": colour, "linewidth": 1.2}
+        panel.plot(seconds, held / GiB, gid="all that is counted", **look)
+        panel.plot(seconds, private / GiB, ":", gid="without page cache", **look)
         panel.axhline(limit_bytes / GiB, linewidth=1, **LIMIT)
         panel.set_ylim(bottom=0)
         panel.tick_params(labelsize=7)
@@ -182,11 +183,13 @@ def ring_picture(visits: Sequence[Any], until_s: float) -> Figure:
         if moves:
             arrives = (visit.receives_s, visit.ready_s, 0.72, 0.3)
             spans = [arrives, (visit.ready_s, visit.starts_s, 0.14, 0.6), *spans]
-        for start, stop, height, alpha in spans:
+        states = ("receives", "holds", "computes")[-len(spans) :]
+        for (start, stop, height, alpha), state in zip(spans, states, strict=True):
             if start < min(stop, until_s):
                 colour = PASS_COLOURS[visit.step % len(PASS_COLOURS)]
                 look = {"color": colour, "alpha": alpha, "linewidth": 0}
-                panel.barh(row, stop - start, height, start, **look)
+                layer = f"layer {visit.layer + 1} {state}"
+                panel.barh(row, stop - start, height, start, label=layer, **look)
         # the number stands where a layer arrives, or where one that stays computes
         middle_s, shade = sum(spans[0][:2]) / 2, style.INK if moves else "white"
         if middle_s < until_s:
@@ -241,6 +244,7 @@ def token_timeline(spans: Sequence[Any]) -> Figure:
                 color=SPAN_COLOURS[kind],
                 alpha=0.55 + 0.4 * (span.layer % 2),  # neighbours are told apart
                 linewidth=0,
+                label=f"layer {span.layer}",
             )
     style.name_rows(panel, kinds)
     end_s = max(span.end_s for span in spans)

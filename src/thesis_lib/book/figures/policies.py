@@ -14,6 +14,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 
 from thesis_lib.book.figures import style
+from thesis_lib.book.figures.data import MANY
 from thesis_lib.book.figures.estimators import by_type
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.trace import F64, History, Trace
@@ -35,7 +36,7 @@ def worker_timelines(traces: dict[str, Trace], window_s: float) -> Figure:
             mine = rows & seen
             panel.barh(
                 trace.measured["worker"][mine], 1e3 * trace.service_s[mine],
-                left=1e3 * start_s[mine], linewidth=0,
+                left=1e3 * start_s[mine], linewidth=0, label=kind,
                 color=colours.setdefault(kind, f"C{len(colours)}"),
             )  # fmt: skip
         panel.set_yticks(range(round(trace.measured["worker"].max()) + 1))
@@ -57,9 +58,10 @@ def coordinated_omission(
     rows = (arrival_s >= window_s[0]) & (arrival_s < window_s[1])
     at_s, colours = arrival_s[rows] - window_s[0], (style.VERMILION, style.BLUE)
     for (name, latency_s), colour in zip(clocks_s.items(), colours, strict=True):
-        look = {"markersize": 3, "label": name, "color": colour}
+        look: dict[str, Any] = {"markersize": 3, "label": name, "color": colour}
+        look["rasterized"] = len(at_s) > MANY
         left.plot(at_s, 1e3 * latency_s[rows], ".", **look)
-        style.slower(right, latency_s, color=colour)
+        style.slower(right, latency_s, color=colour, gid=name)
     left.legend(fontsize=8, loc="upper right", markerscale=3)
     left.set(xlabel="due at (s)", ylabel="latency (ms)")
     right.set(xscale="log", xlabel="latency (ms)")
@@ -87,7 +89,8 @@ def collapse(
         (line,) = left.plot(at_s, 1e3 * latency_s, label=f"{load:g}")
         if load > 1:
             rising_s = (load - 1) * at_s
-            left.plot(at_s, 1e3 * rising_s, "--", color=line.get_color(), linewidth=1)
+            look = {"color": line.get_color(), "gid": f"{load:g}, arithmetic"}
+            left.plot(at_s, 1e3 * rising_s, "--", linewidth=1, **look)
     left.axhline(1e3 * slo_s, **style.RULE)
     left.set(yscale="log", xlabel="arrival (s)", ylabel="latency (ms)")
     left.set_xlim(0, min(history.arrival_s[-1] for history in runs.values()))
@@ -149,18 +152,22 @@ def _execution(panel: Axes, y: int, history: History, i: int, rows: str) -> None
         1e3 * getattr(history, column)[i]
         for column in ("arrival_s", "deadline_s", "decided_s", "start_s", "finish_s")
     )
-    panel.vlines(deadline_ms, y - 0.42, y + 0.42, color=style.INK, linewidth=1)
+    look: dict[str, Any] = {"color": style.INK, "linewidth": 1, "label": "deadline"}
+    panel.vlines(deadline_ms, y - 0.42, y + 0.42, **look)
     if history.dropped[i]:
         start_ms = decided_ms
-        panel.plot(start_ms, y, marker="x", color=_FATES["dropped"], zorder=3)
+        look = {"color": _FATES["dropped"], "label": "dropped"}
+        panel.plot(start_ms, y, marker="x", zorder=3, **look)
     else:
-        fate = _FATES["late" if history.late[i] else "on time"]
-        bars = panel.barh(y, finish_ms - start_ms, 0.7, start_ms, color=fate)
+        fate = "late" if history.late[i] else "on time"
+        look = {"color": _FATES[fate], "label": fate}
+        bars = panel.barh(y, finish_ms - start_ms, 0.7, start_ms, **look)
         panel.bar_label(
             bars, [rows], label_type="center", fontsize=7, color="white",
             weight="bold",
         )  # fmt: skip
-    panel.hlines(y, arrival_ms, start_ms, color=style.GREY, linewidth=0.8)
+    look = {"color": style.GREY, "linewidth": 0.8, "label": "waits"}
+    panel.hlines(y, arrival_ms, start_ms, **look)
 
 
 # --- Violations and commits against load ---------------------------------------
@@ -301,7 +308,8 @@ def reductions(
             ends = [metrics.reduction(rows, policy, load) for load in loads]
             style.curve(panel, loads, ends, style.policy(policy))
         panel.axhline(0, **style.RULE)
-        panel.axhline(published, linestyle="--", **style.RULE)
+        look = style.RULE | {"label": "published"}
+        panel.axhline(published, linestyle="--", **look)
     style.legend_below(figure)
     return figure
 
@@ -454,12 +462,13 @@ def ingredients(table: pd.DataFrame) -> Figure:
         shares = table[place, load]
         bars = panel.barh(range(len(shares)), shares, color=colours)
         panel.axvline(shares["bid-price"], **style.RULE)
-        panel.bar_label(bars, fmt="%.1f", fontsize=7.5, padding=2)
+        panel.bar_label(bars, fmt="%.1f", fontsize=7.5, padding=2, bbox=style.UNDER)
         panel.set(xscale=style.symlog(1.0), xlim=(0, 8 * max(shares.max(), 1.0)))
         panel.set_title(f"{place}, load {load:g}", fontsize=9)
         panel.set_xlabel("violations (%)", fontsize=8)
+        panel.tick_params(labelsize=8)
     names = [style.policy(name)["label"] for name in table.index]
-    style.name_rows(figure.axes[0], names, fontsize=8)
+    style.name_rows(figure.axes[0], names)
     return figure
 
 
