@@ -81,11 +81,6 @@ MARKS = {"en": "(in doubt)", "zh-Hant": "（存疑）"}
 ABSENT = "– *(not computed with these parameters)*"
 
 
-def _doubt(language: str) -> str:
-    """What is said of a number in doubt: a reference to its reason."""
-    return f" {{ref}}`{MARKS[language]} <sec-doubts>`"
-
-
 @dataclass(frozen=True, slots=True)
 class Published:
     """What the chapters of a run published, and what of it should not be believed."""
@@ -116,7 +111,7 @@ class Published:
             chapter = hit["chapter"] or home
             if self._absent(chapter, hit["name"]):
                 return ABSENT
-            mark = _doubt(language)
+            mark = f" {{ref}}`{MARKS[language]} <sec-doubts>`"
             return hit[0] + mark * (hit["name"] in self.doubted.get(chapter, {}))
 
         return _CITED.sub(marked, text)
@@ -142,18 +137,17 @@ class Published:
 
         return _CITED.sub(filled, text)
 
-    def unmarked(self, text: str, home: str) -> str:
-        """`plain` of a text that `mark` has marked: a doubt is said once.
-
-        A name that no chapter published stays, for the build to refuse.
-        """
+    def told(self, text: str, home: str) -> str:
+        """`plain` text of what is published; the build refuses what is not."""
 
         def filled(hit: re.Match) -> str:
-            record = self.records.get(hit["chapter"] or home)
+            chapter = hit["chapter"] or home
+            record = self.records.get(chapter)
             known = record is not None and hit["name"] in record.numbers
+            known = known or self._absent(chapter, hit["name"])
             return self.plain(hit[0], home) if known else hit[0]
 
-        return _CITED.sub(filled, text.replace(_doubt("en"), ""))
+        return _CITED.sub(filled, text)
 
 
 def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Published:
@@ -418,10 +412,10 @@ def stage(executed: Path, source: Path) -> str:
         staged = _stage_notebook(notebook, published)
         (source / "notebooks" / notebook.name).write_text(staged)
     (source / DOWNLOADS).mkdir()
-    for staged in (source / "notebooks").glob("*.ipynb"):
-        fill = partial(published.unmarked, home=staged.stem)
-        clean = clean_notebook(staged.read_text(), fill)
-        (source / DOWNLOADS / staged.name).write_text(clean)
+    for notebook, _ in results:
+        tell = partial(published.told, home=notebook.stem)
+        clean = clean_notebook(notebook.read_text(), tell)
+        (source / DOWNLOADS / notebook.name).write_text(clean)
     if (slides := book / "slides.md").is_file():
         slides.write_text(published.plain(slides.read_text(), "slides"))
     for page in book.glob("*.md"):
