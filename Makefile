@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help book test smoke full lab outputs mutants proof headline gpu lint clean lock setup
+.PHONY: help book test smoke full lab outputs mutants proof headline gpu lint clean fonts lock setup
 .PHONY: pdf epub slides release coverage sizes ae manifest bench
 
 help: ## list the targets
@@ -57,11 +57,12 @@ test: lint ## everything: lint, types, laws, nbval, a sweep, the strict book, th
 	$(MAKE) book PROFILE=smoke
 	$(BIN)/pytest -m browser tests/browser
 
-lint: $(READY) ## ruff, pyright, and which room may import which
+lint: $(READY) ## ruff, pyright, spelling, and which room may import which
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/codespell *.md data/README.md benchmarks binder book examples notebooks scripts src
 
 proof: $(READY) ## laws that take minutes
 	$(BIN)/pytest -m proof
@@ -118,6 +119,9 @@ outputs: $(READY) ## execute notebooks at smoke values; store what nbval compare
 lab: $(READY) ## open the chapters, or a copy of them, in JupyterLab (FOLDER=notebooks ARGS=)
 	JUPYTER_CONFIG_PATH="$(CURDIR)/scripts/jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
 	  $(BIN)/jupyter lab --notebook-dir=$(FOLDER) --LabApp.extension_manager=readonly $(ARGS)
+
+fonts: $(READY) ## collect the characters of the book again (needs npm, fonts-noto-cjk)
+	$(BIN)/python scripts/fonts.py
 
 lock: ## resolve the locks again (needs uv)
 	sh scripts/lock.sh

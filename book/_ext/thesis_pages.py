@@ -1,0 +1,248 @@
+"""What the theme's pages lack for readers who listen, use keys or wait for a network.
+
+Sphinx writes a page, this mends it: names for buttons and dialogues, headers of tables,
+languages of phrases, a description, sizes of pictures. Scripts that nothing needs go.
+"""
+
+import re
+from pathlib import Path
+
+from bs4 import BeautifulSoup, Tag
+from PIL import Image
+from sphinx.application import Sphinx
+
+CHINESE = re.compile("[\u4e00-\u9fff]")
+INTERFACE = {  # what the theme says, on a page in Chinese
+    "Back to top": "回到頂端",
+    "Colour mode": "色彩模式",
+    "Contents": "目錄",
+    "Contents of the book": "全書目錄",
+    "Dark": "深色",
+    "Download source file": "下載原始檔",
+    "Download this page": "下載本頁",
+    "Light": "淺色",
+    "Link to this heading": "本標題的連結",
+    "Print to PDF": "列印成 PDF",
+    "Search": "搜尋",
+    "Search this book": "搜尋本書",
+    "Skip to main content": "跳至主要內容",
+    "System Settings": "依系統設定",
+    "Toggle primary sidebar": "切換側欄",
+    "next": "下一頁",
+    "next page": "下一頁",
+    "previous": "上一頁",
+    "previous page": "上一頁",
+}
+SPOKEN = ["aria-label", "title", "placeholder", "data-bs-title"]
+FRAME = "pst-scrollable-table-container"  # the theme gives it its tabulator stop
+UNUSED = 'script[src*="fontawesome"], script[type="text/x-thebe-config"]'
+ENTRANCE = """<!DOCTYPE html>
+<html lang="{lang}">
+<meta charset="utf-8">
+<meta http-equiv="refresh" content="0; url={first}">
+<link rel="canonical" href="{first}">
+<title>{title}</title>
+<p><a href="{first}">{title}</a></p>
+</html>
+"""
+# It may be shown at any address below the book: its links start at the book's folder.
+MISSING = """<!DOCTYPE html>
+<html lang="{lang}">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>No such page: {title}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 1.1rem/1.6 "Segoe UI", "Helvetica Neue", Arial, sans-serif;
+  max-width: 36rem; margin: 15vh auto; padding: 0 1rem; }}
+a {{ color: light-dark(#0a6b80, #5fc9de); }}
+input {{ font: inherit; width: 100%; padding: 0.4rem; box-sizing: border-box; }}
+</style>
+<main>
+<h1>There is no such page</h1>
+<p>The book has been changed, or the address has a mistake.
+<a id="first" href="{first}">Start at its first page</a>, or look for a word:</p>
+<form id="search" action="search.html">
+<input type="search" name="q" aria-label="Search this book"></form>
+</main>
+<script>
+const root = location.pathname.replace(/(book|notebooks)\\/.*$|[^/]*$/, "");
+document.getElementById("first").href = root + "{first}";
+document.getElementById("search").action = root + "search.html";
+</script>
+</html>
+"""
+
+
+def _text(element: Tag) -> str:
+    return " ".join(element.get_text().split())
+
+
+def describe(soup: BeautifulSoup) -> None:
+    """Say in the head what the page is about, for lists of results and of links."""
+    title, head = soup.title, soup.head
+    paragraph = soup.select_one("article p:not(.admonition-title, .caption)")
+    if title is None or head is None or paragraph is None:
+        return
+    about = re.sub(r"\s*\[[^\]]*\]|\s*[(（][^()（）]*[)）]", "", _text(paragraph))
+    if len(about) > 160:
+        about = about[:158].rsplit(" ", 1)[0].rstrip(",;:，；") + " …"
+    name = _text(title).rsplit(" \N{EN DASH} ", 1)[0].rsplit(" \N{EM DASH} ", 1)[0]
+    said = {"og:title": name, "og:type": "article", "og:description": about}
+    if not head.select_one('meta[name="description"]'):
+        head.append(
+            soup.new_tag("meta", attrs={"name": "description", "content": about})
+        )
+    for key, value in said.items():
+        head.append(soup.new_tag("meta", attrs={"property": key, "content": value}))
+
+
+def preload(soup: BeautifulSoup, root: str) -> None:
+    """Ask for the face of the text before the styles that name it have come."""
+    face = f"{root}_static/fonts/book-sans-upright.woff2"
+    asked = {"rel": "preload", "href": face, "as": "font", "type": "font/woff2"}
+    if soup.head and soup.head.meta:
+        link = soup.new_tag("link", attrs={**asked, "crossorigin": ""})
+        soup.head.meta.insert_after(link)
+
+
+def name_controls(soup: BeautifulSoup) -> None:
+    """Give every control a name, hide icons from who listens, and name regions."""
+    for icon in soup.select("i[class*='fa-'], span[class*='fa-']"):
+        icon["aria-hidden"] = "true"
+    for button in soup.select("button[title]:not([aria-label])"):
+        button["aria-label"] = button["title"]
+    for switch in soup.select(".theme-switch-button"):
+        switch["aria-label"] = switch["data-bs-title"] = "Colour mode"
+    names = {
+        "dialog#pst-search-dialog": "Search",
+        "dialog#pst-primary-sidebar-modal": "Contents of the book",
+        "dialog#pst-secondary-sidebar-modal": "Contents",
+    }
+    for selector, name in names.items():
+        for dialog in soup.select(selector):
+            dialog["aria-label"] = name
+    for sidebar in soup.select("#pst-primary-sidebar"):
+        sidebar["role"], sidebar["aria-label"] = "region", "Contents of the book"
+    for skip in soup.select("#pst-skip-link"):
+        skip["role"], skip["aria-label"] = "navigation", "Skip to main content"
+    for button in soup.select("#pst-back-to-top"):  # outside of every region
+        if main := soup.select_one("main"):
+            main.append(button.extract())
+    for cited in soup.select('[role="doc-biblioentry"]'):
+        cited["role"] = "listitem"
+    for backs in soup.select(".citation [role='doc-backlink']"):
+        del backs["role"]
+
+
+def mend_tables(soup: BeautifulSoup) -> None:
+    """Frame every table, say what its headers head, and drop what nobody sees."""
+    for table in soup.select("article table"):
+        for style in table.parent.find_all("style", recursive=False):
+            style.decompose()
+        if "pst-scrollable-table-container" not in table.parent.get("class", []):
+            table.wrap(
+                soup.new_tag("div", attrs={"class": "pst-scrollable-table-container"})
+            )
+        for text in table.find_all(string=re.compile(r"^\s+$")):
+            if text.parent.name in ("table", "thead", "tbody", "tr"):
+                text.extract()
+        for cell in table.select("th"):
+            if not cell.get_text(strip=True) and not cell.select("img, svg, input"):
+                cell.name = "td"
+            elif not cell.get("scope"):
+                across = int(str(cell.get("colspan", 1))) > 1
+                down = int(str(cell.get("rowspan", 1))) > 1
+                if cell.find_parent("thead"):
+                    cell["scope"] = "colgroup" if across else "col"
+                else:
+                    cell["scope"] = "rowgroup" if down else "row"
+
+
+def size_pictures(soup: BeautifulSoup, page: Path) -> None:
+    """Let pictures load when they come near, in a place that is kept for them."""
+    for picture in soup.select("article img"):
+        picture["loading"], picture["decoding"] = "lazy", "async"
+        source = page.parent / str(picture.get("src"))
+        if picture.get("height") or source.suffix != ".png" or not source.is_file():
+            continue
+        with Image.open(source) as image:
+            picture["width"], picture["height"] = map(str, image.size)
+
+
+def set_languages(soup: BeautifulSoup) -> None:
+    """Speak the page's language, and mark the phrases that are in the other one."""
+    page = str(soup.html.get("lang", "en")) if soup.html else "en"
+    chinese = page.startswith("zh")
+    for element in soup.body.find_all(True) if chinese else []:
+        for name in SPOKEN:
+            if element.get(name) in INTERFACE:
+                element[name] = INTERFACE[str(element[name])]
+        for text in element.find_all(string=True, recursive=False):
+            if text.strip() in INTERFACE:
+                text.replace_with(text.replace(text.strip(), INTERFACE[text.strip()]))
+    for element in soup.select("body a, body p, body button"):
+        text = element.get_text()
+        if chinese and re.search("[A-Za-z]{3}", text) and not CHINESE.search(text):
+            element["lang"] = "en"
+        elif not chinese and CHINESE.search(text) and not re.search("[A-Za-z]", text):
+            element["lang"] = "zh-Hant"
+
+
+def drop_scripts(soup: BeautifulSoup) -> None:
+    """Take away the scripts that the book has no use for, and remarks."""
+    for script in soup.select(UNUSED):
+        script.decompose()
+    for script in soup.find_all("script", string=re.compile("^kernelName = ")):
+        script.decompose()
+    for link in soup.select('link[href*="sphinx-thebe.css"]'):
+        link.decompose()
+
+
+def plain_classes(pygments: str) -> set[str]:
+    """The classes of code that look as code without a class, in light and in dark."""
+    rule = r"(?P<theme>html\S*) \.highlight \.(?P<name>\w+) {{ color: {colour} }}"
+    plain = []
+    for theme in ("light", "dark"):
+        start = rf'html\[data-theme="{theme}"\] \.highlight'
+        colour = re.search(rf"{start} {{[^}}]*[; ]color: (#\w+)", pygments)
+        rule = rf"{start} \.(\w+) {{ color: {colour[1] if colour else ''} }}"
+        plain.append({*re.findall(rule, pygments, re.IGNORECASE)})
+    return plain[0] & plain[1]
+
+
+def mend(page: Path, html: Path, plain: set[str]) -> None:
+    """Mend one page of the built book."""
+    text = page.read_text()
+    for name in plain:
+        text = re.sub(rf'<span class="{name}">([^<>]*)</span>', r"\1", text)
+    soup = BeautifulSoup(text, "html.parser")
+    root = "../" * (len(page.relative_to(html).parts) - 1)
+    drop_scripts(soup)
+    describe(soup)
+    preload(soup, root)
+    name_controls(soup)
+    mend_tables(soup)
+    size_pictures(soup, page)
+    set_languages(soup)
+    page.write_text(str(soup))
+
+
+def mend_all(app: Sphinx, exception: Exception | None) -> None:
+    """Mend every page, and write the entrance and the page for wrong addresses."""
+    if exception or app.builder.format != "html":
+        return
+    html = Path(app.outdir)
+    plain = plain_classes((html / "_static" / "pygments.css").read_text())
+    for page in html.rglob("*.html"):
+        if "_static" not in page.parts:
+            mend(page, html, plain)
+    known = {"lang": app.config.language, "title": app.config.html_title}
+    for name, text in {"index.html": ENTRANCE, "404.html": MISSING}.items():
+        first = f"{app.config.root_doc}.html"
+        (html / name).write_text(text.format(**known, first=first))
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("build-finished", mend_all, priority=800)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,184 @@
+"""The book for who listens, uses keys, sees poorly, or waits for a network."""
+
+from importlib.resources import files
+
+import pytest
+from test_book import pages
+
+pytestmark = pytest.mark.browser
+
+AXE = files("axe_playwright_python").joinpath("axe.min.js")
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
+STILL = """() => document.head.insertAdjacentHTML('beforeend', `<style>
+    * { transition: none !important; animation: none !important; }</style>`)"""
+WIDTHS = (1280, 390)
+MOST_KB = 1_000
+MOST_FONTS_KB = 200
+FIRST = "book/index.html"
+
+
+@pytest.fixture
+def screen(browser):
+    """A page of a given width and theme; it is closed with the test."""
+    opened = []
+
+    def screen(width, theme="light", **options):
+        size = {"width": width, "height": 900}
+        context = browser.new_context(viewport=size, **options)
+        opened.append(context)
+        keep = f"localStorage.setItem('mode','{theme}');"
+        context.add_init_script(
+            f"{keep}localStorage.setItem('theme','{theme}');sessionStorage.clear();"
+        )
+        return context.new_page()
+
+    yield screen
+    for context in opened:
+        context.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_axe_finds_no_violation_on_any_page(screen, html, server, width):
+    page, wrong = screen(width), {}
+    dark = "document.documentElement.dataset.theme = 'dark'"
+    for name in [*pages(html), "search.html?q=tail"]:
+        page.goto(f"{server}/{name}", wait_until="load")
+        page.evaluate(AXE.read_text())
+        page.evaluate(STILL)
+        found = page.evaluate("(tags) => axe.run({runOnly: tags})", RULES)["violations"]
+        page.evaluate(dark)
+        found += page.evaluate("() => axe.run({runOnly: ['color-contrast']})")[
+            "violations"
+        ]
+        faults = {
+            f"{fault['id']}: {node['html'][:150]} {node['failureSummary'][:200]}"
+            for fault in found
+            for node in fault["nodes"]
+        }
+        if faults:
+            wrong[name] = faults
+    assert not wrong
+
+
+def test_every_page_is_light(screen, html, server):
+    page, got, heavy = screen(1280), [], {}
+    page.on("response", got.append)
+    for name in pages(html):
+        got.clear()
+        page.goto(f"{server}/{name}", wait_until="networkidle")
+        size = {r.url: len(r.body()) for r in got if r.status == 200}
+        # The pages share what the browser keeps: each is weighed as if it came first.
+        whole = sum(size.values()) / 1000
+        fonts = sum(n for url, n in size.items() if url.endswith(".woff2")) / 1000
+        english = page.evaluate("() => document.documentElement.lang == 'en'")
+        if whole > MOST_KB and name != FIRST:
+            heavy[name] = f"{whole:.0f} kB"
+        if english and fonts > MOST_FONTS_KB:
+            heavy[name] = f"{fonts:.0f} kB of fonts"
+    assert not heavy
+
+
+def test_keys_reach_everything_and_show_where_they_are(screen, server):
+    page = screen(1280)
+    page.goto(f"{server}/notebooks/03_enhanced_sequencer.html")
+    reached, hidden = [], []
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        stop = page.evaluate(
+            """() => {
+                const e = document.activeElement;
+                if (e === document.body) return null;
+                const style = getComputedStyle(e), box = e.getBoundingClientRect();
+                const ring = style.outlineStyle !== 'none'
+                    && parseFloat(style.outlineWidth) >= 2;
+                return [e.tagName, !!e.closest('math, .formula'), ring,
+                    e.outerHTML.slice(0, 120), box.width * box.height > 0];
+            }"""
+        )
+        if stop is None:
+            break
+        reached.append(stop)
+        if not (stop[2] and stop[4]):
+            hidden.append(stop[3])
+    assert not hidden
+    assert not [stop for stop in reached if stop[1]], "a formula is a stop"
+    all_links = page.locator("article a:visible").count()
+    assert sum(tag == "A" for tag, *_ in reached) >= all_links > 10
+
+
+def test_the_switch_of_modes_keeps_the_focus_and_says_the_mode(screen, server):
+    page = screen(1280)
+    page.goto(f"{server}/book/abstract.html")
+    switch = page.locator(".theme-switch-button:visible")
+    for _ in range(3):
+        switch.focus()
+        page.keyboard.press("Enter")
+        mode = page.evaluate("() => document.documentElement.dataset.mode")
+        said = {"light": "Light", "dark": "Dark", "auto": "System Settings"}[mode]
+        assert switch.get_attribute("aria-label") == f"Colour mode: {said}"
+        assert page.evaluate(
+            "() => document.activeElement.matches('.theme-switch-button')"
+        )
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1024, 1280, 1920])
+@pytest.mark.parametrize("forced", ["none", "active"])
+def test_no_page_scrolls_sideways_nor_cuts_a_picture(
+    screen, html, server, width, forced
+):
+    page, wrong = screen(width, forced_colors=forced, reduced_motion="reduce"), {}
+    for name in pages(html):
+        page.goto(f"{server}/{name}", wait_until="load")
+        faults = page.evaluate(
+            """() => {
+                const wide = document.documentElement, edge = wide.clientWidth;
+                const over = wide.scrollWidth - edge;
+                const page = over > 0 ? [`page by ${over}`] : [];
+                return [...page,
+                    ...[...document.querySelectorAll('article img, article svg')]
+                        .filter((e) => e.getBoundingClientRect().right > edge + 1)
+                        .map((e) => e.outerHTML.slice(0, 80))];
+            }"""
+        )
+        if faults:
+            wrong[name] = faults
+    assert not wrong
+
+
+def test_the_search_box_is_in_sight_on_every_page(screen, html, server):
+    page = screen(1280)
+    for name in pages(html):
+        page.goto(f"{server}/{name}", wait_until="load")
+        box = page.locator(".search-button-field").bounding_box()
+        assert box is None or 0 <= box["y"] < 900, name
+
+
+def found(page, server, query):
+    """The pages that the search finds."""
+    page.goto(f"{server}/search.html?q={query}")
+    page.wait_for_selector("#search-results > p:has-text('Search')", timeout=20_000)
+    page.wait_for_timeout(300)
+    titles = page.locator("#search-results li > a").all_inner_texts()
+    return {title.split(" > ")[0] for title in titles}
+
+
+@pytest.mark.parametrize("word", ["交易", "量化", "模型", "延遲估計"])
+def test_search_finds_chinese_words(screen, server, word):
+    assert any("摘要" in title for title in found(screen(1280), server, word))
+
+
+def test_search_finds_both_spellings(screen, server):
+    page = screen(1280)
+    british = found(page, server, "quantisation")
+    assert british
+    assert british == found(page, server, "quantization")
+
+
+@pytest.mark.parametrize("missing", ["none.html", "book/none.html", "notebooks/a/b"])
+def test_a_wrong_address_leads_back_to_the_book(screen, html, server, missing):
+    page = screen(1280)
+    body = (html / "404.html").read_text()
+    page.route(f"**/{missing}", lambda route: route.fulfill(status=404, body=body))
+    page.goto(f"{server}/{missing}")
+    page.get_by_role("link").click()
+    assert page.url == f"{server}/{FIRST}"

@@ -1,0 +1,86 @@
+"""The built book as a folder of files: every link leads somewhere, no file is idle."""
+
+import re
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup
+from test_book import ENTRANCE, pages
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def soups(html):
+    """Every page of the book, parsed."""
+    names = [*pages(html), ENTRANCE]
+    return {n: BeautifulSoup((html / n).read_text(), "html.parser") for n in names}
+
+
+def targets(soup):
+    """What a page points at or loads."""
+    for tag in soup.find_all(True):
+        for attribute in ("href", "src", "action"):
+            if tag.name != "base" and tag.get(attribute):
+                yield tag[attribute]
+
+
+def test_every_internal_link_has_a_file_and_an_anchor(soups, html):
+    anchors = {
+        name: {tag[key] for tag in soup.find_all(True) for key in ("id", "name")
+               if tag.get(key)}
+        for name, soup in soups.items()
+    }  # fmt: skip
+    broken = set()
+    for name, soup in soups.items():
+        for target in targets(soup):
+            parts = urlsplit(target)
+            if parts.scheme or parts.netloc:
+                continue
+            file = (html / name).parent / unquote(parts.path) if parts.path else None
+            path = file.resolve() if file else html.resolve() / name
+            if not path.is_file():
+                broken.add(f"{name} -> {target}")
+                continue
+            there = str(path.relative_to(html.resolve()))
+            if parts.fragment and there in anchors:
+                fragment = unquote(parts.fragment)
+                if fragment not in anchors[there]:
+                    broken.add(f"{name} -> {target}: no such place")
+    assert not broken
+
+
+def test_styles_ask_only_for_files_that_are_there(html):
+    missing = {
+        f"{style.name}: {target}"
+        for style in html.rglob("*.css")
+        for target in re.findall(
+            r"url\(\s*[\"']?(?!data:)([^\"')]+)", style.read_text()
+        )
+        if not (style.parent / target.split("?")[0].split("#")[0]).is_file()
+    }
+    assert not missing
+
+
+def test_no_static_file_is_idle(html):
+    static = [p for p in (html / "_static").rglob("*") if p.is_file()]
+    texts = [*html.rglob("*.html"), *html.rglob("*.css"), *html.rglob("*.js")]
+    said = {path: path.read_text() for path in texts if path.name != "searchindex.js"}
+    idle = {
+        str(path.relative_to(html))
+        for path in static
+        if path.name != "OFL.txt"
+        and not any(path.name in text for p, text in said.items() if p != path)
+    }
+    assert not idle
+    assert not [path for path in static if path.suffix == ".map"]
+
+
+def test_every_page_has_a_language_a_title_and_a_description(soups):
+    for name, soup in soups.items():
+        assert soup.html["lang"] in ("en", "zh-Hant"), name
+        assert soup.title.get_text(strip=True), name
+        if name.startswith(("book/", "notebooks/")):
+            for key in ("description", "og:title", "og:description"):
+                meta = soup.select_one(f'meta[name="{key}"], meta[property="{key}"]')
+                assert meta["content"].strip(), f"{name} has no {key}"
