@@ -26,7 +26,7 @@ ONE = """<section id="one"><h1><span>1. </span>One</h1>
 <div class="cell"><details class="hide"><summary>Code</summary>secret</details></div>
 <section id="sec"><h2>1.1. Part</h2>
 <table border="1"><tr><td valign="top">7&nbsp;&lt; 8<br>or</td></tr></table>
-<math><mi>x</mi></math>
+<math><mfrac displaystyle="true"><mi>x</mi><mi>y</mi></mfrac></math>
 <figure id="fig"><a href="../_images/a.png"><img class="only-light" alt="A curve."
 src="../_images/a.png" loading="lazy" width="9"></a>
 <a class="only-dark" href="../_images/d.png"><img class="only-dark" alt="A curve."
@@ -130,7 +130,10 @@ def test_the_epub_is_whole_and_the_same_each_time(book, tmp_path):
         assert file.read("EPUB/_images/a.png") == PNG
         assert "EPUB/_images/d.png" not in file.namelist()
     assert "first.xhtml#first" in page
-    assert '<math xmlns="http://www.w3.org/1998/Math/MathML">' in page
+    assert (
+        '<math xmlns="http://www.w3.org/1998/Math/MathML">'
+        '<mstyle displaystyle="true"><mfrac><mi>x</mi>'
+    ) in page
     assert re.search(r'href="one.xhtml"[^>]*properties="mathml"', package)
     assert "Books &amp; “pages”" in package
 
