@@ -83,11 +83,6 @@ MARKS = {"en": "(in doubt)", "zh-Hant": "（存疑）"}
 ABSENT = "– *(not computed with these parameters)*"
 
 
-def _doubt(language: str) -> str:
-    """What is said of a number in doubt: a reference to its reason."""
-    return f" {{ref}}`{MARKS[language]} <sec-doubts>`"
-
-
 @dataclass(frozen=True, slots=True)
 class Published:
     """What the chapters of a run published, and what of it should not be believed."""
@@ -118,7 +113,7 @@ class Published:
             chapter = hit["chapter"] or home
             if self._absent(chapter, hit["name"]):
                 return ABSENT
-            mark = _doubt(language)
+            mark = f" {{ref}}`{MARKS[language]} <sec-doubts>`"
             return hit[0] + mark * (hit["name"] in self.doubted.get(chapter, {}))
 
         return _CITED.sub(marked, text)
@@ -144,18 +139,17 @@ class Published:
 
         return _CITED.sub(filled, text)
 
-    def unmarked(self, text: str, home: str) -> str:
-        """`plain` of a text that `mark` has marked: a doubt is said once.
-
-        A name that no chapter published stays, for the build to refuse.
-        """
+    def told(self, text: str, home: str) -> str:
+        """`plain` text of what is published; the build refuses what is not."""
 
         def filled(hit: re.Match) -> str:
-            record = self.records.get(hit["chapter"] or home)
+            chapter = hit["chapter"] or home
+            record = self.records.get(chapter)
             known = record is not None and hit["name"] in record.numbers
+            known = known or self._absent(chapter, hit["name"])
             return self.plain(hit[0], home) if known else hit[0]
 
-        return _CITED.sub(filled, text.replace(_doubt("en"), ""))
+        return _CITED.sub(filled, text)
 
 
 def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Published:
@@ -496,12 +490,12 @@ def stage(executed: Path, source: Path) -> str:
     (book / FIGURES).mkdir(parents=True)
     (source / DOWNLOADS).mkdir()
     for notebook, _ in results:
+        tell = partial(published.told, home=notebook.stem)
+        clean = clean_notebook(notebook.read_text(), tell)
         pages = _stage_notebook(notebook, published, book / FIGURES)
-        fill = partial(published.unmarked, home=notebook.stem)
-        whole = clean_notebook(notebook.read_text(), fill)
         for name, page in pages.items():
             (source / "notebooks" / f"{name}.ipynb").write_text(page)
-            (source / DOWNLOADS / f"{name}.ipynb").write_text(whole)
+            (source / DOWNLOADS / f"{name}.ipynb").write_text(clean)
     if (slides := book / "slides.md").is_file():
         slides.write_text(published.plain(slides.read_text(), "slides"))
     for page in book.glob("*.md"):

@@ -26,7 +26,7 @@ ONE = """<section id="one"><h1><span>1. </span>One</h1>
 <div class="cell"><details class="hide"><summary>Code</summary>secret</details></div>
 <section id="sec"><h2>1.1. Part</h2>
 <table border="1"><tr><td valign="top">7&nbsp;&lt; 8<br>or</td></tr></table>
-<math><mi>x</mi></math>
+<math><mfrac displaystyle="true"><mi>x</mi><mi>y</mi></mfrac></math>
 <figure id="fig"><a href="../_images/a.png"><img class="only-light" alt="A curve."
 src="../_images/a.png" loading="lazy" width="9"></a>
 <a class="only-dark" href="../_images/d.png"><img class="only-dark" alt="A curve."
@@ -36,9 +36,12 @@ src="../_images/d.png"></a>
 </section><script>1 < 2</script></section>"""
 
 
+MORE = "<section id='more'><h1>More</h1></section>"
+
+
 @pytest.fixture
 def book(tmp_path):
-    """The folders `html` and `source` of a book of two pages with a figure."""
+    """The folders `html` and `source` of a book of three pages with a figure."""
     html, source = tmp_path / "html", tmp_path / "source"
     for folder in (
         html / "book",
@@ -47,7 +50,8 @@ def book(tmp_path):
         source / "book",
     ):
         folder.mkdir(parents=True)
-    for name, article in {"book/first": FIRST, "notebooks/01_one": ONE}.items():
+    pages = {"book/first": FIRST, "notebooks/01_one": ONE, "book/more": MORE}
+    for name, article in pages.items():
         (html / f"{name}.html").write_text(
             "<html lang='en'><head><link rel='stylesheet' href='../_static/a.css'>"
             f"</head><body><article class='bd-article'>{article}</article></body>"
@@ -60,7 +64,7 @@ def book(tmp_path):
     )
     (source / "book" / "_toc.yml").write_text(
         "root: book/first\nparts:\n- caption: Part\n  chapters:\n"
-        "  - file: notebooks/01_one\n"
+        "  - file: notebooks/01_one\n    sections:\n    - file: book/more\n"
     )
     (source / "book" / "slides.md").write_text(
         "# A\n\nAs said {cite}`x`.\n\n---\n\n# B\n\n![](01_one#fig)\n"
@@ -126,7 +130,10 @@ def test_the_epub_is_whole_and_the_same_each_time(book, tmp_path):
         assert file.read("EPUB/_images/a.png") == PNG
         assert "EPUB/_images/d.png" not in file.namelist()
     assert "first.xhtml#first" in page
-    assert '<math xmlns="http://www.w3.org/1998/Math/MathML">' in page
+    assert (
+        '<math xmlns="http://www.w3.org/1998/Math/MathML">'
+        '<mstyle displaystyle="true"><mfrac><mi>x</mi>'
+    ) in page
     assert re.search(r'href="one.xhtml"[^>]*properties="mathml"', package)
     assert "Books &amp; “pages”" in package
 
@@ -187,11 +194,12 @@ def test_a_slide_that_shows_no_figure_of_the_book_is_refused(book, name):
 
 
 def test_a_notebook_is_taken_away_with_its_numbers_and_without_the_books_marks():
-    staged = nbformat.v4.new_notebook(
+    executed = nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_markdown_cell(
                 "(ch-a)=\n# A\n\nIt is N, by {cite}`x` and {term}`key sets <key set>`."
             ),
+            nbformat.v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]}),
             nbformat.v4.new_code_cell(
                 "n = 2",
                 execution_count=3,
@@ -207,9 +215,13 @@ def test_a_notebook_is_taken_away_with_its_numbers_and_without_the_books_marks()
                     "tags": ["hide-input", "injected-parameters", "keep_output"],
                 },
             ),
-        ]
+        ],
+        metadata={"papermill": {"output_path": "/home/me/out.ipynb"}},
     )
-    clean = clean_notebook(nbformat.writes(staged), lambda text: text.replace("N", "7"))
+    clean = clean_notebook(
+        nbformat.writes(executed), lambda text: text.replace("N", "7")
+    )
+    assert "papermill" not in clean
     prose, code = nbformat.reads(clean, as_version=4).cells
     assert prose.source == "# A\n\nIt is 7, by x and key sets."
     assert code.metadata == {"tags": ["parameters"]}

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
@@ -63,10 +64,16 @@ def _text(tag: Tag | None) -> str:
 def _contents(toc: Path) -> list[tuple[str, str]]:
     """The name of every page and the caption that it stands under."""
     content = yaml.safe_load(toc.read_text())
+
+    def below(pages: list[dict[str, Any]]) -> Iterator[str]:
+        for page in pages:
+            yield page["file"]
+            yield from below(page.get("sections", []))
+
     return [(content["root"], "")] + [
-        (chapter["file"], part["caption"])
+        (name, part["caption"])
         for part in content["parts"]
-        for chapter in part["chapters"]
+        for name in below(part["chapters"])
     ]
 
 

@@ -11,11 +11,14 @@ from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 
+from bs4 import Tag
+
 from thesis_lib.book.execute.pages import TEMPLATES, render_page
 from thesis_lib.book.take_away.articles import Page
 from thesis_lib.common.files import write_whole
 
 MEDIA = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
+STYLED = ("displaystyle", "scriptlevel")
 SPACES = {
     "math": "http://www.w3.org/1998/Math/MathML",
     "svg": "http://www.w3.org/2000/svg",
@@ -57,6 +60,10 @@ def write_epub(
         for name, space in SPACES.items():
             for tag in page.article.select(name):
                 tag["xmlns"] = space
+        # MathML 3, which EPUB asks for, knows these on few elements; browsers on all.
+        for tag in page.article.select("math [displaystyle], math [scriptlevel]"):
+            styled = {n: tag.attrs.pop(n) for n in STYLED if n in tag.attrs}
+            tag.wrap(Tag(name="mstyle", attrs=styled))
     made = datetime.fromtimestamp((html / "index.html").stat().st_mtime, UTC)
     values = {
         "about": about,

@@ -49,7 +49,6 @@ def write_slides(html: Path, source: Path, title: str, file: Path) -> None:
         "slides.html",
         title=title,
         slides=[str(slide) for slide in slides],
-        fonts=(html / "_static" / "fonts.css").is_file(),
     )
     file.write_text(text)
 
@@ -62,7 +61,8 @@ def _figure(figure: Tag, address: str) -> Tag:
     for image in figure.select("img"):
         picture = copy(image)
         picture["src"] = str(image["src"]).removeprefix("../")
-        for name in ("style", "loading", "width", "height"):
+        picture["loading"] = "lazy"  # of the two themes, and of the slides to come
+        for name in ("style", "width", "height"):
             picture.attrs.pop(name, None)
         shown.append(picture)
     number = figure.select_one(".caption-number")
