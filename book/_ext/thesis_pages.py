@@ -230,7 +230,7 @@ def mend(page: Path, html: Path, plain: set[str]) -> None:
 
 def mend_all(app: Sphinx, exception: Exception | None) -> None:
     """Mend every page, and write the entrance and the page for wrong addresses."""
-    if exception or app.builder.format != "html":
+    if exception or app.builder.name != "html":
         return
     html = Path(app.outdir)
     plain = plain_classes((html / "_static" / "pygments.css").read_text())

@@ -91,7 +91,7 @@ def _drop_unnamed(html: Path, pages: str) -> None:
 
 def lighten(app: Sphinx, exception: Exception | None) -> None:
     """Cut styles, icons and files of the built book to what its pages can use."""
-    if exception or app.builder.format != "html":
+    if exception or app.builder.name != "html":
         return
     html, static = Path(app.outdir), Path(app.outdir) / "_static"
     pages = [p.read_text() for p in html.rglob("*.html") if static not in p.parents]

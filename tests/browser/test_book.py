@@ -10,13 +10,14 @@ WIDTHS = (1280, 390)
 
 
 ENTRANCE = "index.html"  # only sends the browser on, so it has no page to check
+MISSING = "404.html"  # shown at any address, so it stands alone
 
 
 def pages(html):
     """Every page of the book, as paths relative to its folder."""
     found = [p.relative_to(html) for p in html.rglob("*.html")]
     names = sorted(str(p) for p in found if "_static" not in p.parts)
-    return [name for name in names if name != ENTRANCE]
+    return [name for name in names if name not in (ENTRANCE, MISSING)]
 
 
 class Visit:

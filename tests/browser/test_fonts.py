@@ -5,7 +5,6 @@ from test_book import pages
 
 pytestmark = pytest.mark.browser
 
-ALONE = "404.html"  # shown at any address, it can ask for no file
 SHIPPED = {"Book Sans", "Book Chinese", "Book Titles", "Book Maths"}
 # The browser says of an element which fonts it used. One element is made for each font
 # that the styles ask for, with all characters that are shown in it, and one for each
@@ -63,7 +62,7 @@ def test_every_character_is_in_a_shipped_font(browser, html, server):
     tools, wrong, seen = page.context.new_cdp_session(page), {}, set()
     tools.send("DOM.enable")
     tools.send("CSS.enable")
-    for name in set(pages(html)) - {ALONE}:
+    for name in pages(html):
         page.goto(f"{server}/{name}", wait_until="networkidle")
         used = fonts_of(page, tools)
         seen |= set(used)

@@ -5,7 +5,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
-from test_book import ENTRANCE, pages
+from test_book import ENTRANCE, MISSING, pages
 
 pytestmark = pytest.mark.browser
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(scope="module")
 def soups(html):
     """Every page of the book, parsed."""
-    names = [*pages(html), ENTRANCE]
+    names = [*pages(html), ENTRANCE, MISSING]
     return {n: BeautifulSoup((html / n).read_text(), "html.parser") for n in names}
 
 

@@ -1,0 +1,128 @@
+"""What the book's extensions of Sphinx make of a formula, a word, a style, a page."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from docutils import nodes
+from thesis_math import LOGGER, mathml
+from thesis_pages import mend, plain_classes
+from thesis_search import SearchBoth
+from thesis_weight import purge, words
+
+ROOT = Path(__file__).parents[2]
+FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?! )([^$\n]+?)\$", re.DOTALL)
+
+
+def formulas():
+    """Every formula of the chapters and the pages, and whether it stands alone."""
+    for path in sorted(ROOT.glob("notebooks/*.ipynb")):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "markdown":
+                for shown, inline in FORMULA.findall(cell.source):
+                    yield shown or inline, bool(shown)
+
+
+def test_every_formula_of_the_chapters_becomes_mathml():
+    found = set(formulas())
+    assert len(found) > 100
+    for latex, shown in found:
+        drawn = mathml(nodes.math(latex, latex), shown)
+        assert drawn.startswith("<math"), latex
+        assert "\\" not in re.sub("∖", "", drawn), latex
+
+
+def test_a_formula_that_cannot_be_read_is_a_warning(monkeypatch):
+    said = []
+    monkeypatch.setattr(LOGGER, "warning", lambda *words, **_: said.append(words[2]))
+    assert mathml(nodes.math("", r"\frac{1}"), False) == ""
+    assert said == [r"\frac{1}"]
+
+
+@pytest.mark.parametrize(
+    ("british", "american"),
+    [
+        ("quantisation", "quantization"),
+        ("quantised", "quantized"),
+        ("optimiser", "optimizer"),
+        ("colours", "color"),
+        ("behaviour", "behavior"),
+    ],
+)
+def test_both_spellings_are_one_word(british, american):
+    search = SearchBoth({})
+    assert search.stem(british) == search.stem(american)
+
+
+def test_words_that_only_look_british_stay_apart():
+    search = SearchBoth({})
+    for one, other in [("four", "for"), ("our", "or"), ("hour", "hor"), ("is", "iz")]:
+        assert search.stem(one) != search.stem(other)
+
+
+def test_chinese_is_indexed_by_one_and_by_two_characters():
+    found = SearchBoth({}).split("GPT 定序器，量化x2")
+    assert found == ["GPT", "定", "序", "器", "定序", "序器", "量", "化", "量化", "x2"]
+
+
+def test_a_style_that_may_match_is_kept_and_no_other():
+    css = """/* a remark */
+    .seen, .unseen > a { color: red }
+    a:not(.unseen):hover { color: blue }
+    #gone .seen { color: green }
+    @media print { .unseen { x: y } .seen::before { content: "," } }
+    @media screen { .unseen { x: y } }
+    @font-face { font-family: A }
+    """
+    kept = purge(css, words(['<p class="seen">']))
+    assert kept.split("\n") == [
+        ".seen{color: red}",
+        "a:not(.unseen):hover{color: blue}",
+        '@media print {.seen::before{content: ","}}',
+        "@font-face { font-family: A }",
+    ]
+
+
+def test_code_is_plain_where_both_themes_draw_it_so():
+    rules = [
+        f'html[data-theme="{theme}"] .highlight {rule}'
+        for theme, text in (("light", "#080808"), ("dark", "#F8F8F2"))
+        for rule in (
+            f"{{ background: #123456; color: {text} }}",
+            f".n {{ color: {text} }} /* Name */",
+            ".k { color: #7F4707 } /* Keyword */",
+        )
+    ]
+    assert plain_classes("\n".join(rules)) == {"n"}
+
+
+PAGE = """<html lang="{lang}"><head><meta charset="utf-8"><title>One – Book</title>
+</head><body><button title="Toggle">x</button><a href="a.html">{link}</a>
+<article><p>It says so [Somebody, 2020].</p><table><thead><tr><th></th><th>b</th></tr>
+</thead><tbody><tr><th>a</th><td>1</td></tr></tbody></table></article></body></html>"""
+
+
+def mended(folder, **words):
+    page = folder / "page.html"
+    page.write_text(PAGE.format(**words))
+    mend(page, folder, {"n"})
+    return BeautifulSoup(page.read_text(), "html.parser")
+
+
+def test_a_mended_page_names_its_parts(tmp_path):
+    page = mended(tmp_path, lang="en", link="摘要")
+    assert page.button["aria-label"] == "Toggle"
+    assert page.a["lang"] == "zh-Hant"
+    assert page.find("meta", attrs={"name": "description"})["content"] == "It says so."
+    assert page.find("meta", property="og:title")["content"] == "One"
+    heads = [(cell.name, cell.get("scope")) for cell in page.find_all(["th", "td"])]
+    assert heads == [("td", None), ("th", "col"), ("th", "row"), ("td", None)]
+
+
+def test_a_chinese_page_speaks_chinese_and_marks_english(tmp_path):
+    page = mended(tmp_path, lang="zh-Hant", link="Search")
+    assert page.a.get_text() == "搜尋"
+    assert not page.a.get("lang")
+    assert mended(tmp_path, lang="zh-Hant", link="Glossary").a["lang"] == "en"
