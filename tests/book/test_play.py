@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from thesis_lib.book.play.explorer import BOUND, explorer
 from thesis_lib.book.play.planner import planner
 from thesis_lib.book.play.schedule import by_hand, schedule
 from thesis_lib.book.play.widget import PARTS, widget
@@ -13,7 +14,11 @@ from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.model.shape import Shape
 from thesis_lib.memory.model.spec import WEIGHTS, geometry
 from thesis_lib.memory.offload.footprint import geometry_footprint
+from thesis_lib.sequencer import SimulationConfig, replicate
+from thesis_lib.sequencer.experiments.metrics import share
 from thesis_lib.sequencer.optimum.bounds import fewest_violations
+
+SEED = 2024  # of chapter 4 and of the grid
 
 
 def test_no_schedule_beats_the_best_one_of_the_player():
@@ -49,3 +54,29 @@ def test_a_format_changes_what_the_planner_embeds_and_nothing_else():
             scratch = sizes.pop("scratch_per_sequence") * shape.batch
             sizes["scratch_bytes"] += scratch
             assert found == replace(dense, kind=kind, **sizes)
+
+
+def test_nobody_violates_less_than_the_bound_in_the_grid_of_the_explorer():
+    grid = explorer()["grid"]
+    bounds = {
+        row["slo_ms"]: row["violations"] for row in grid if row["policy"] == BOUND
+    }
+    for row in grid:
+        least = zip(row["violations"], bounds[row["slo_ms"]], strict=True)
+        assert all(found >= bound for found, bound in least), row
+
+
+def test_the_grid_of_the_explorer_is_what_the_package_simulates():
+    known = explorer()
+    load = 1.1
+    config = SimulationConfig.of_scenario("A", transactions=known["transactions"])
+    runs = replicate(
+        config, ["fifo", "bid-price"], [load], seeds=known["seeds"], seed=SEED
+    )
+    column = known["axes"]["load"].index(load)
+    here = {"slo_ms": 12.5, "lag_ms": 0.0}
+    for policy, sigma in (("fifo", 0.0), ("bid-price", 0.2)):
+        at = here | {"policy": policy, "sigma": sigma}
+        (row,) = [row for row in known["grid"] if at.items() <= row.items()]
+        found = share(runs, policy, load).value
+        assert row["violations"][column] == round(100 * found, 2)

@@ -60,6 +60,7 @@ from thesis_lib.book.execute.claims import (
 )
 from thesis_lib.book.execute.parameters import names_in
 from thesis_lib.book.execute.records import Record, choices, contradictions
+from thesis_lib.book.play.widget import PARTS, widget
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import content_hash, file_hash, read_record
 from thesis_lib.common.provenance import lock_hash
@@ -319,6 +320,13 @@ def _large_runs() -> list[str]:
     return lines
 
 
+def _played(source: Path) -> set[str]:
+    """The interactive parts that the staged pages embed."""
+    pages = (*source.glob("book/*.md"), *source.glob("notebooks/*.ipynb"))
+    names = (re.findall(r"\{play\} *(\w+)", page.read_text()) for page in pages)
+    return set(itertools.chain(*names)) & PARTS.keys()
+
+
 _GITHUB = re.compile(
     r"(?:https?://(?:[^@/]+@)?|ssh://git@|git@)github\.com[:/]"
     r"(?P<owner>[\w-]+)/(?P<name>[\w.-]+?)(?:\.git)?/?"
@@ -417,6 +425,7 @@ def stage(executed: Path, source: Path) -> str:
             for line in _parameter_lines(chapter, published.records[chapter.name])
         ],
         "parameters_large": _large_runs(),
+        **{f"play_{name}": [widget(name)] for name in _played(source)},
     }
     for name, lines in generated.items():
         (book / f"{name}.txt").write_text("\n".join(lines))
