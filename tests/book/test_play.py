@@ -1,5 +1,6 @@
 """What the interactive parts are handed: proven, by name, and safe in a page."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -8,7 +9,8 @@ import pytest
 from thesis_lib.book.play.explorer import BOUND, explorer
 from thesis_lib.book.play.planner import planner
 from thesis_lib.book.play.schedule import by_hand, schedule
-from thesis_lib.book.play.widget import PARTS, widget
+from thesis_lib.book.play.widget import PARTS, cost, widget
+from thesis_lib.book.render import _played
 from thesis_lib.book.tables.worked_example import worked_batch
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.model.shape import Shape
@@ -80,3 +82,25 @@ def test_the_grid_of_the_explorer_is_what_the_package_simulates():
         (row,) = [row for row in known["grid"] if at.items() <= row.items()]
         found = share(runs, policy, load).value
         assert row["violations"][column] == round(100 * found, 2)
+
+
+def test_what_pages_and_chapters_embed_is_staged_for_them(tmp_path):
+    for name, text in (
+        ("book/play.md", "```{play} schedule\n```"),
+        ("notebooks/06_costs.ipynb", json.dumps({"source": "```{play} planner\n```"})),
+        ("notebooks/07_last.ipynb", json.dumps({"source": "```{play} cost\n```"})),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert _played(tmp_path) == {"schedule", "planner"}
+
+
+def test_the_calculator_comes_from_the_chapter_that_shows_it(tmp_path):
+    chapter, shown = tmp_path / "06_costs.ipynb", '<div class="cost-calculator"></div>'
+    outputs = [{"data": {"text/html": [part]}} for part in ("<p></p>", shown)]
+    chapter.write_text(json.dumps({"cells": [{"outputs": outputs}, {}]}))
+    assert cost(chapter).endswith(f"{shown}</div></div>")
+    chapter.write_text(json.dumps({"cells": [{"outputs": outputs[:1]}]}))
+    with pytest.raises(InvalidInput, match="shows no calculator"):
+        cost(chapter)

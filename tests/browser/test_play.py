@@ -284,6 +284,15 @@ def test_the_planner_is_driven_by_keys_from_guess_to_truth(opened):
     assert f"{1e3 * made.predicted_s_per_token:.3g} ms a token" in status.inner_text()
     assert "bound by computing" in status.inner_text()
 
+    # Numbers of one's own: in 16 bits, and refused where they are no geometry.
+    root.get_by_label("Weights").select_option("nf4")
+    root.get_by_label("Model", exact=True).select_option("own numbers")
+    assert root.get_by_label("Weights").input_value() == "bf16"
+    assert "a token, bound by" in status.inner_text()
+    root.get_by_label("KV heads").focus()
+    page.keyboard.press("ArrowDown")  # 7, of 64 heads
+    assert "a multiple of the KV heads" in status.inner_text()
+
 
 # --- The explorer ---------------------------------------------------------------
 def test_the_explorer_says_what_the_record_says(opened):
