@@ -14,18 +14,31 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from thesis_lib.book.play.widget import widget
+from thesis_lib.book.play.widget import cost
 
-SCRIPTS = ("play.js", "schedule.js", "planner.js")
+SCRIPTS = ("play.js", "schedule.js", "explorer.js", "planner.js", "cost.js")
+COSTS = "06_evaluation_system_for_ml"  # the chapter with the calculator
 
 
 class Play(SphinxDirective):
-    """An interactive part, by its name: ```{play} schedule```."""
+    """An interactive part by its name.
+
+    It was staged beside the pages; `cost` is taken from the executed chapter 6.
+    """
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        return [nodes.raw("", widget(self.arguments[0]), format="html")]
+        (name,) = self.arguments
+        source = Path(self.env.srcdir)
+        staged = source / "book" / f"play_{name}.txt"
+        if name == "cost":
+            made = cost(source / "notebooks" / f"{COSTS}.ipynb")
+        elif staged.is_file():
+            made = staged.read_text()
+        else:
+            raise self.error(f"{name} is no interactive part: see PARTS of book.play")
+        return [nodes.raw("", made, format="html")]
 
 
 def add_play(app: Sphinx, page, template, context, doctree) -> None:

@@ -99,6 +99,9 @@ PART_ONE = {
                 "load": (0.9, 1.1), "slo_ms": (8.0, 12.5), "sigma": (0.2, 0.5),
                 "lag_ms": (0.0, 0.5),
             },
+            "MIDDLE": {
+                "load": (0.9,), "slo_ms": (8.0,), "sigma": (0.2,), "lag_ms": (0.0,)
+            },
         },
     ),
     "optimum": (

@@ -1,5 +1,6 @@
 """The interactive parts: their scripts calculate what the package does, for anybody."""
 
+import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from thesis_lib.book.play.planner import planner
 from thesis_lib.book.play.schedule import POLICIES, by_hand, history
-from thesis_lib.book.play.widget import widget
+from thesis_lib.book.play.widget import PARTS, widget
 from thesis_lib.book.tables.worked_example import worked_batch
 from thesis_lib.memory.cost.planning import ASSUMED_CARD
 from thesis_lib.memory.cost.published import read_cards
@@ -30,8 +31,11 @@ from thesis_lib.memory.offload.plan import (
 
 pytestmark = pytest.mark.browser
 
-SCRIPTS = Path(__file__).parents[2] / "book" / "_static" / "play"
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "book" / "_static" / "play"
 CASES = 250
+PAGE = "book/play.html"
+NAMES = {*PARTS, "cost"}
 
 
 @pytest.fixture
@@ -279,3 +283,182 @@ def test_the_planner_is_driven_by_keys_from_guess_to_truth(opened):
     )
     assert f"{1e3 * made.predicted_s_per_token:.3g} ms a token" in status.inner_text()
     assert "bound by computing" in status.inner_text()
+
+    # Numbers of one's own: in 16 bits, and refused where they are no geometry.
+    root.get_by_label("Weights").select_option("nf4")
+    root.get_by_label("Model", exact=True).select_option("own numbers")
+    assert root.get_by_label("Weights").input_value() == "bf16"
+    assert "a token, bound by" in status.inner_text()
+    root.get_by_label("KV heads").focus()
+    page.keyboard.press("ArrowDown")  # 7, of 64 heads
+    assert "a multiple of the KV heads" in status.inner_text()
+
+
+# --- The explorer ---------------------------------------------------------------
+def test_the_explorer_says_what_the_record_says(opened):
+    page, rng = opened("explorer"), np.random.default_rng(5)
+    record = json.loads((ROOT / "data/measurements/explorer.json").read_text())
+    axes = record["settings"]["axes"]
+    points = []
+    for row in record["grid"]:
+        same = [each for each in record["grid"] if each["policy"] == row["policy"]]
+        at = {axis: row[axis] for axis in axes if axis != "load"}
+        for axis in at:
+            if len({each[axis] for each in same}) == 1:  # it does not read this axis
+                at[axis] = float(rng.choice(axes[axis]))
+        column = int(rng.integers(len(axes["load"])))
+        points.append((row, column, at | {"load": axes["load"][column]}))
+    assert len(points) > CASES
+    found = page.evaluate(
+        """(points) => {
+            const known = document.querySelector(".play").known;
+            return points.map(([policy, at]) => Play.explored(known, policy, at));
+        }""",
+        [(row["policy"], at) for row, _, at in points],
+    )
+    for (row, column, _), script in zip(points, found, strict=True):
+        for name in ("violations", "reach", "above_reach", "goodput_per_s"):
+            assert script[name] == (row[name][column] if name in row else None)
+
+
+def test_the_explorer_is_driven_by_keys_from_guess_to_truth(opened):
+    page = opened("explorer")
+    root = page.locator(".play")
+    root.get_by_label("Lag of the sequencer").focus()
+    page.keyboard.press("End")
+    root.get_by_label("Your guess").focus()
+    page.keyboard.press("End")
+    page.keyboard.press("Tab")
+    assert root.locator("table").count() == 0
+    page.keyboard.press("Enter")
+    truth = page.evaluate(
+        """() => Play.explored(document.querySelector(".play").known, "hybrid",
+            {load: 1.1, slo_ms: 12.5, sigma: 0.2, lag_ms: 2}).violations"""
+    )
+    said = root.locator("[role=status]").inner_text()
+    assert said.startswith(f"You guessed 100 %. Hybrid violates {truth:.3g} %")
+    assert root.locator("tr[aria-current]").inner_text().startswith("Hybrid")
+
+
+# --- All of them in the book ----------------------------------------------------
+FAULTS = """() => {
+    const shown = (e) => e.checkVisibility() && e.getClientRects().length;
+    const numbers = (c) => c.match(/[\\d.]+/g).map(Number);
+    const light = (c) => {
+        const [r, g, b] = numbers(c).map((x) => x / 255).map(
+            (x) => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const behind = (e) => {
+        if (e.matches("text.play-on"))
+            return getComputedStyle(e.previousElementSibling).fill;
+        for (; e; e = e.parentElement) {
+            const colour = getComputedStyle(e).backgroundColor;
+            if ((numbers(colour)[3] ?? 1) === 1) return colour;
+        }
+        return "rgb(255, 255, 255)";
+    };
+    const faults = [];
+    for (const e of document.querySelectorAll(".play :is(input, select, button)")) {
+        const named = e.labels?.length || e.getAttribute("aria-label")
+            || (e.tagName === "BUTTON" && e.textContent.trim());
+        if (!named) faults.push(`no name: ${e.outerHTML.slice(0, 80)}`);
+    }
+    for (const e of document.querySelectorAll(".play svg"))
+        if (e.getAttribute("role") !== "img" || !e.getAttribute("aria-label"))
+            faults.push("a picture without a text");
+    let texts = 0;
+    for (const e of document.querySelectorAll(".play *")) {
+        const own = [...e.childNodes].some(
+            (n) => n.nodeType === 3 && n.textContent.trim());
+        if (!own || !shown(e) || e.matches("option, title, script, style")) continue;
+        texts++;
+        const style = getComputedStyle(e);
+        const [dark, bright] = [behind(e), e.matches("text") ? style.fill : style.color]
+            .map(light).sort((a, b) => a - b);
+        const contrast = (bright + 0.05) / (dark + 0.05);
+        if (contrast < 4.5)
+            faults.push(`${contrast.toFixed(2)}: ${e.outerHTML.slice(0, 80)}`);
+    }
+    if (texts < 100) faults.push(`only ${texts} texts`);
+    const wide = document.documentElement.scrollWidth
+        - document.documentElement.clientWidth;
+    if (wide > 0) faults.push(`scrolls sideways by ${wide} px`);
+    return faults;
+}"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 390, 1280, 1920])
+def test_anybody_can_read_and_reach_every_part(browser, html, width, theme):
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.add_init_script(
+        f"localStorage.setItem('mode', '{theme}');"
+        f"localStorage.setItem('theme', '{theme}')"
+    )
+    page.goto((html / PAGE).as_uri(), wait_until="load")
+    assert page.locator("html").get_attribute("data-theme") == theme
+    parts = page.locator(".play")
+    assert {part.get_attribute("data-play") for part in parts.all()} == NAMES
+    for commit in page.get_by_role("button", name="Commit the guess").all()[::-1]:
+        commit.click()
+    page.get_by_role("button", name="To the end").click()
+    for folded in page.locator(".play summary").all():
+        folded.click()
+    page.wait_for_timeout(50)
+    assert page.evaluate(FAULTS) == []
+    page.close()
+
+
+def test_focus_is_seen_on_whatever_the_keys_reach(browser, html):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((html / PAGE).as_uri(), wait_until="load")
+    page.locator(".play select").first.focus()
+    rings = set()
+    for _ in range(45):
+        page.keyboard.press("Tab")
+        within, ring = page.evaluate(
+            """() => {
+                const e = document.activeElement, style = getComputedStyle(e);
+                return [e.closest(".play") !== null,
+                    [style.outlineStyle, style.outlineWidth].join(" ")];
+            }"""
+        )
+        if within:
+            rings.add(ring)
+    assert rings == {"solid 3px"}
+    page.close()
+
+
+def test_without_scripts_a_sentence_says_what_would_be_here(browser, html):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((html / PAGE).as_uri())
+    for part in page.locator(".play").all():
+        assert part.inner_text().strip().startswith("With JavaScript, ")
+        assert part.locator("button:visible").count() == 0
+    context.close()
+
+
+def test_the_cost_of_a_guess_is_that_of_the_calculator(browser, html):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((html / PAGE).as_uri(), wait_until="load")
+    root = page.locator(".play[data-play=cost]")
+    assert root.locator("table").is_hidden()
+    root.get_by_label("Your guess").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    rented = root.locator("td[data-cell=rented_usd]").first.inner_text()
+    said = root.locator(".play-truth").inner_text()
+    assert said == f"You guessed 1 USD. It is {rented} USD."
+    page.close()
+
+
+def test_the_scripts_are_small_and_ask_nobody():
+    scripts = [path.read_text() for path in SCRIPTS.glob("*.js")]
+    assert sum(map(len, scripts)) <= 60_000
+    assert not re.search(
+        r"\bfetch\(|XMLHttpRequest|import |https?:",
+        "".join(script.replace("http://www.w3.org/2000/svg", "") for script in scripts),
+    )

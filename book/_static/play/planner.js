@@ -38,7 +38,8 @@ Play.footprint = (spec, weights, batch, context) => {
   // block; the step's worst one may be the logits, at its end.
   const copying = context * keys + (opt ? 6 * h : 4 * h + keys);
   const feeding = (opt ? 2 : 3) * spec.intermediate + 4 * h;
-  const numbers = opt ? 12 * context + 8 : 8, rotation = opt ? 0 : 4 * spec.head_dim + 8;
+  const numbers = opt ? 12 * context + 8 : 8;
+  const rotation = opt ? 0 : 4 * spec.head_dim + 8;
   return { ...stored,
     kv_bytes: 2 * spec.layers * batch * context * keys * 2,
     activation_bytes: Math.max(
@@ -54,6 +55,10 @@ Play.plan = (known, spec, at) => {
   const needs = (n, c) => Play.footprint(spec, weights, n, c);
   const needed = needs(batch, context), staging = needed.staging_bytes;
   const step = (f) => f.kv_bytes + f.activation_bytes + f.scratch_bytes;
+  const parts = (buffers, layers) => ({ outer: needed.outer_bytes,
+    ring: buffers * staging, resident: layers * staging, kv: needed.kv_bytes,
+    activations: needed.activation_bytes + needed.scratch_bytes });
+  const held = (all) => Object.values(all).reduce((a, b) => a + b);
   const spare = device_bytes - needed.outer_bytes - step(needed);
   const short = at.ring * staging - spare;
   let ring = at.ring, resident = spec.layers;
@@ -69,7 +74,7 @@ Play.plan = (known, spec, at) => {
       return low || null;
     };
     const fewer = at.ring - Math.ceil(short / staging);
-    return { refused: "device", short, ring: fewer > 0 ? fewer : null,
+    return { refused: "device", short, parts: parts(at.ring, 0), ring: fewer > 0 ? fewer : null,
       context: fitting(context, (c) => step(needs(batch, c))),
       batch: fitting(batch, (n) => step(needs(n, context))) };
   } else resident = Math.floor((spare - ring * staging) / staging);
@@ -92,11 +97,9 @@ Play.plan = (known, spec, at) => {
   const computing = spec.total_bytes / known.weight_bytes_per_s
     + batch * spec.flops_per_token / known.flops_per_s;
   const step_s = ring === 1 ? reading + computing : Math.max(reading, computing);
-  const parts = { outer: needed.outer_bytes, ring: ring * staging,
-    resident: resident * staging, kv: needed.kv_bytes,
-    activations: needed.activation_bytes + needed.scratch_bytes };
-  return { refused: null, ring, resident, host, disk, parts,
-    device_peak_bytes: Object.values(parts).reduce((a, b) => a + b),
+  const placed = parts(ring, resident);
+  return { refused: null, ring, resident, host, disk, parts: placed,
+    device_peak_bytes: held(placed),
     host_peak_bytes: (host + host_buffers) * staging,
     disk_bytes: disk * needed.read_bytes, step_s, s_per_token: step_s / batch,
     limit: computing >= reading ? "compute" : link_s >= reading ? "link"
@@ -104,7 +107,7 @@ Play.plan = (known, spec, at) => {
 };
 
 Play.parts.planner = (root, known) => {
-  const { el, svg, bytes, seconds, shown } = Play, GiB = 2 ** 30;
+  const { el, svg, bytes, seconds, whole } = Play, GiB = 2 ** 30;
   const OWN = "own numbers", own = { layers: 80, hidden: 8192, intermediate: 22016,
     heads: 64, kv_heads: 8, vocab: 32000 };
   const words = { link: "the link from host memory", disk: "the disk",
@@ -113,8 +116,8 @@ Play.parts.planner = (root, known) => {
   const chosen = () => model === OWN ? Play.ownGeometry(known, own)
     : known.geometries.find((each) => each.name === model);
 
-  const models = Play.select("Model", [...known.geometries.map((each) => each.name), OWN]
-    .map((name) => [name, name]), (name) => {
+  const titles = [...known.geometries.map((each) => each.name), OWN];
+  const models = Play.select("Model", titles.map((name) => [name, name]), (name) => {
     model = name;
     numbers.hidden = name !== OWN;
     for (const option of weights.input.options)
@@ -145,7 +148,7 @@ Play.parts.planner = (root, known) => {
     disk: slider("Disk", [0.1, 0.2, 0.5, 1, 2, 3, 5, 7, 10, 14], 7, rate),
     context: slider("Context",
       [128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131072], 512,
-      (n) => `${shown(n)} positions`),
+      (n) => `${whole(n)} positions`),
     batch: slider("Sequences at once", [1, 2, 4, 8, 16, 32, 64, 128], 1, String),
     ring: slider("Staging buffers", [1, 2, 3, 4, 6, 8], 3, String),
   };
@@ -160,13 +163,13 @@ Play.parts.planner = (root, known) => {
     if (bad) return bad;
     const plan = found();
     if (plan.refused === "positions") return "Refused: the model was made for "
-      + `${shown(plan.most)} positions; shorten the context.`;
+      + `${whole(plan.most)} positions; shorten the context.`;
     if (plan.refused === "host") return "Refused: host memory needs "
       + `${bytes(plan.needs)} at least, for what comes from the disk; or none.`;
     if (plan.refused) {
       const ways = [`give the device ${bytes(plan.short)} more`];
-      if (plan.ring) ways.push(`use ${plan.ring} staging buffers`);
-      if (plan.context) ways.push(`shorten the context to ${plan.context} positions`);
+      if (plan.ring) ways.push(`use ${plan.ring} of the staging buffers`);
+      if (plan.context) ways.push(`shorten the context to ${whole(plan.context)} positions`);
       if (plan.batch) ways.push(`lower the sequences to ${plan.batch}`);
       return `Refused: the device is short by ${bytes(plan.short)}. `
         + `To make it run, ${ways.join(", or ")}.`;
@@ -179,10 +182,11 @@ Play.parts.planner = (root, known) => {
     resident: "resident layers", kv: "keys and values", activations: "activations" };
   function drawing(width) {
     const plan = wrong() ? null : found(), top = 20, tall = 30, gap = 30;
-    const capacity = { device: inputs.device.value * GiB, host: inputs.host.value * GiB };
+    const capacity = { device: inputs.device.value * GiB,
+      host: inputs.host.value * GiB };
     const runs = question.seen && plan && !plan.refused;
     const tiers = [["device", capacity.device,
-      runs ? Object.entries(plan.parts) : []]];
+      question.seen && plan?.parts ? Object.entries(plan.parts) : []]];
     if (capacity.host) tiers.push(["host memory", capacity.host,
       runs ? [["host", plan.host_peak_bytes]] : []]);
     tiers.push(["disk", 0, runs ? [["disk", plan.disk_bytes]] : []]);
@@ -215,10 +219,11 @@ Play.parts.planner = (root, known) => {
 
   function table() {
     const plan = wrong() ? null : found();
-    if (!plan || plan.refused) return "";
+    if (!plan?.parts) return "";
     const where = [["on the device", plan.resident], ["in host memory", plan.host],
       ["on the disk", plan.disk]].map(([place, n]) => `${n} ${place}`).join(", ");
-    return [el("p", {}, `Layers: ${where}.`),
+    return [el("p", {}, plan.refused ? "What the device would have to hold at least:"
+      : `Layers: ${where}.`),
       el("ul", { class: "play-legend" }, Object.entries(plan.parts).map(([part, n]) =>
         el("li", {}, el("span", { class: `play-key play-part-${part}` }),
           `${NAMES[part]}: ${bytes(n)}`)))];

@@ -19,6 +19,7 @@ Play.id = () => `play-${++Play.number}`;
 
 // Three significant digits; sizes and times in the unit that fits.
 Play.shown = (x) => x.toLocaleString("en-GB", { maximumSignificantDigits: 3 });
+Play.whole = (n) => n.toLocaleString("en-GB");
 Play.bytes = (n) => n >= 2 ** 30 ? `${Play.shown(n / 2 ** 30)} GiB`
   : `${Play.shown(n / 2 ** 20)} MiB`;
 Play.seconds = (s) => s >= 1 ? `${Play.shown(s)} s` : `${Play.shown(1e3 * s)} ms`;

@@ -55,8 +55,9 @@ Play.replay = (batch, log, dispatch_s) => {
 };
 
 Play.watched = (batch, policy) => {
-  const found = Play.replay(batch, policy.log, policy.log.map((i) => policy.decided_s[i]));
-  found.decided_s = policy.decided_s; // of what was refused, too
+  const { log, decided_s } = policy;
+  const found = Play.replay(batch, log, log.map((i) => decided_s[i]));
+  found.decided_s = decided_s; // of what was refused, too
   return found;
 };
 
@@ -267,8 +268,8 @@ Play.parts.schedule = (root, batch) => {
   const best = Play.byHand(batch, batch.best.log);
   const besides = Play.drawn(
     (width) => drawing(width, best, Infinity, "A best schedule"));
-  const beside = el("div", { hidden: "" }, el("p", { class: "play-title" }, "A best one"), besides,
-    folded(best));
+  const beside = el("div", { hidden: "" },
+    el("p", { class: "play-title" }, "A best one"), besides, folded(best));
   const items = el("ol", { class: "play-order" });
   const names = all.map((i) => {
     const name = `transaction ${i}`;
@@ -315,7 +316,8 @@ Play.parts.schedule = (root, batch) => {
     hide: () => { beside.hidden = true; },
   });
   const made = el("section", { "aria-label": "Schedule player" },
-    el("p", { class: "play-title" }, "Watch a policy"), choose.node, question.node, picture, player,
+    el("p", { class: "play-title" }, "Watch a policy"), choose.node, question.node,
+    picture, player,
     el("p", { class: "play-title" }, "Do better by hand"),
     el("p", {}, "A transaction enters the log when it, and all that stand before it, "
       + "have arrived; rows are locked in that order."),

@@ -63,6 +63,7 @@ from thesis_lib.book.execute.parameters import names_in
 from thesis_lib.book.execute.records import Record, choices, contradictions
 from thesis_lib.book.figures.export import CSV, PNG, SVG
 from thesis_lib.book.figures.style import dark
+from thesis_lib.book.play.widget import PARTS, widget
 from thesis_lib.book.take_away.notebooks import clean_notebook
 from thesis_lib.book.take_away.offers import offer
 from thesis_lib.common.errors import InvalidInput, require
@@ -414,6 +415,13 @@ def _large_runs() -> list[str]:
     return lines
 
 
+def _played(source: Path) -> set[str]:
+    """The interactive parts that the staged pages embed."""
+    pages = (*source.glob("book/*.md"), *source.glob("notebooks/*.ipynb"))
+    names = (re.findall(r"\{play\} *(\w+)", page.read_text()) for page in pages)
+    return set(itertools.chain(*names)) & PARTS.keys()
+
+
 _GITHUB = re.compile(
     r"(?:https?://(?:[^@/]+@)?|ssh://git@|git@)github\.com[:/]"
     r"(?P<owner>[\w-]+)/(?P<name>[\w.-]+?)(?:\.git)?/?"
@@ -523,6 +531,7 @@ def stage(executed: Path, source: Path) -> str:
             for line in _parameter_lines(chapter, published.records[chapter.name])
         ],
         "parameters_large": _large_runs(),
+        **{f"play_{name}": [widget(name)] for name in _played(source)},
     }
     for name, lines in generated.items():
         (book / f"{name}.txt").write_text("\n".join(lines))

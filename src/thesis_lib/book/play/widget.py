@@ -7,11 +7,13 @@ them to the package. Without scripts a reader finds a sentence.
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from thesis_lib.book.play.explorer import explorer
 from thesis_lib.book.play.planner import planner
 from thesis_lib.book.play.schedule import schedule
-from thesis_lib.common.errors import choice
+from thesis_lib.common.errors import choice, require
 
 Part = tuple[str, Callable[[], dict[str, Any]]]
 
@@ -21,9 +23,14 @@ PARTS: dict[str, Part] = {
         "and put into an order of your own.",
         schedule,
     ),
+    "explorer": (
+        "With JavaScript, load, objective, error and lag can be moved here, and what "
+        "each policy violates is shown.",
+        explorer,
+    ),
     "planner": (
-        "With JavaScript, the layers of a model can be placed here on a device, in host "
-        "memory and on a disk, and a token timed.",
+        "With JavaScript, the layers of a model can be placed here on a device, in "
+        "host memory and on a disk, and a token timed.",
         planner,
     ),
 }
@@ -36,4 +43,25 @@ def widget(name: str) -> str:
     return (
         f'<div class="play" data-play="{name}"><p class="play-still">{still}</p>'
         f'<script type="application/json">{known}</script></div>'
+    )
+
+
+def cost(chapter: Path) -> str:
+    """The calculator of costs as the executed chapter 6 shows it, behind a guess.
+
+    Raises InvalidInput for a notebook without one.
+    """
+    cells = json.loads(chapter.read_text())["cells"]
+    outputs = (output for cell in cells for output in cell.get("outputs", []))
+    shown = ("".join(output.get("data", {}).get("text/html", "")) for output in outputs)
+    found = next((html for html in shown if 'class="cost-calculator"' in html), "")
+    require(
+        bool(found),
+        f"{chapter.name} shows no calculator of costs: expected one in an output of an "
+        "executed chapter 6",
+    )
+    still = "With JavaScript, prices can be moved here; these are those of the table."
+    return (
+        '<div class="play" data-play="cost"><div class="play-still">'
+        f"<p>{still}</p>{found}</div></div>"
     )
