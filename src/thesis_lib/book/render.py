@@ -9,6 +9,7 @@ from the package.
 import ast
 import base64
 import hashlib
+import itertools
 import os
 import re
 import shutil

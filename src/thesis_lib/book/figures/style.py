@@ -131,9 +131,13 @@ POLICIES = {  # label, colour and marker
     "late-edf": ("earliest deadline, late-bound", BLUE, None),
     "queue-cap": ("capped queue", ORANGE, None),
     "codel": ("CoDel", SKY, None),
-    "late-sjf": ("shortest first, late-bound", INK, None),
-    "startable-first": ("startable first, late-bound", INK, None),
-    "late-demote": ("demoting, late-bound", INK, None),
+    "late-sjf": ("shortest job, late-bound", VERMILION, None),
+    "least-slack": ("least slack, late-bound", INK, None),
+    "edf": ("earliest deadline", INK, None),
+    "sjf": ("shortest job", INK, None),
+    "random-drop": ("random drop", INK, None),
+    "startable-first": ("startable first", INK, None),
+    "late-demote": ("late demotion", INK, None),
     "search": ("best schedule found", ORANGE, None),
     "bound": ("lower bound", INK, None),
 }
@@ -141,6 +145,7 @@ VARIANTS = {
     "-corrected": ", corrected",
     "-batched": ", batched",
     "-oracle": ", exact estimates",
+    "-constant": ", constant estimate",
     "-no-ghosts": " without ghosts",
 }
 
