@@ -81,7 +81,7 @@ def test_panels_axes_names_and_labels_beside_points_are_told():
     left.plot([1.0], [2.0], "o")
     figures.note(left, "a point", (1.0, 2.0))
     figures.name_rows(right, ["one", "two"])
-    right.barh([0, 1], [3.0, np.inf])
+    right.barh([0, 1], [3.0, np.nan])
     found = read_back(figure)
     assert list(found["panel"]) == ["first", "2"]
     assert list(found["series"].fillna("")) == ["a point", ""]
@@ -189,7 +189,7 @@ DRAWINGS = {  # by function: a drawing, and numbers that it was given, in its ow
 def test_the_numbers_that_a_figure_was_given_come_back(name):
     draw, given = DRAWINGS[name]
     table = read_back(draw(getattr(figures, name)))
-    places = table.filter(regex="^[xy]").astype(str).to_numpy().ravel()
+    places = map(str, table.filter(regex="^[xy]").to_numpy().ravel())
     numbers = [float(place) for place in places if re.fullmatch(r"[-+.e\d]+", place)]
     for value in given:
         assert np.isclose(numbers, value, rtol=1e-12).any(), value
