@@ -25,8 +25,10 @@ def theme():
 
 
 def read_back(figure):
-    """The data of a figure, as a reader of its file has it."""
-    return pd.read_csv(io.StringIO(bundle(figure)[CSV]))
+    """The data of a figure, as a reader of its file has it; its drawing is whole."""
+    files = bundle(figure)
+    ElementTree.fromstring(files[SVG])
+    return pd.read_csv(io.StringIO(files[CSV]))
 
 
 def kinds(figure):
