@@ -36,7 +36,6 @@ def as_vector(figure: Figure) -> str:
     rounded to a hundredth of a point.
     """
     text = svg_element(figure, "path", transparent=False)
-    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)  # the window's
     text = re.sub(r' d="([^"]*)" transform="scale\(0.015625\)"', _letter, text)
     text = re.sub(r'(?<= d=")[^"]*', _steps, text)
     text = re.sub(r"scale\([^)]*\)|matrix\([^)]*\)|-?\d*\.\d{3,}", _rounded, text)
@@ -48,6 +47,11 @@ def as_vector(figure: Figure) -> str:
     used = set(re.findall(r"#([\w-]+)", text))
     text = re.sub(r' id="([^"]+)"', lambda hit: hit[0] * (hit[1] in used), text)
     return _without_bare_groups(_with_classes(text))
+
+
+def unsized(svg: str) -> str:
+    """A drawing that is as large as the window that it is opened in."""
+    return re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
 
 
 def _with_classes(svg: str) -> str:
