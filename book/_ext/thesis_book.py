@@ -158,7 +158,7 @@ def show_figures(app: Sphinx, doctree, page) -> None:
         output = figure.parent
         output.insert(output.index(figure) + 1, offer)
         cell = output.parent
-        cell.children.sort(key=lambda part: "cell_input" in part["classes"])
+        cell.children.sort(key=lambda part: "cell_output" not in part["classes"])
 
 
 def setup(app: Sphinx) -> dict:

@@ -360,7 +360,7 @@ def test_a_figure_becomes_files_under_its_name_and_stays_a_vector_in_the_chapter
     checkout,
 ):
     data = {
-        "image/svg+xml": f'<svg fill="{INK}"/>', "text/csv": "x,y\n1,2\n",
+        "image/svg+xml": f'<svg width="9.5pt" height="8pt" fill="{INK}"/>', "text/csv": "x,y\n1,2\n",
         "image/png": base64.b64encode(b"png").decode(), "text/plain": "<Figure>",
     }  # fmt: skip
     output = nbformat.v4.new_output("display_data", data=data)
@@ -372,7 +372,7 @@ def test_a_figure_becomes_files_under_its_name_and_stays_a_vector_in_the_chapter
     folder = checkout / "source/book/_static/figures"
     found = {path.name: path.read_bytes().decode() for path in folder.iterdir()}
     assert found == {
-        "fig-it.svg": data["image/svg+xml"], "fig-it.csv": data["text/csv"],
+        "fig-it.svg": f'<svg fill="{INK}"/>', "fig-it.csv": data["text/csv"],
         "fig-it-dark.svg": f'<svg fill="{DARK[INK]}"/>', "fig-it.png": "png",
     }  # fmt: skip
     path = checkout / "source/notebooks/04_evaluation.ipynb"

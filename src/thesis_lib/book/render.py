@@ -62,7 +62,7 @@ from thesis_lib.book.execute.claims import (
 )
 from thesis_lib.book.execute.parameters import names_in
 from thesis_lib.book.execute.records import Record, choices, contradictions
-from thesis_lib.book.figures.export import CSV, PNG, SVG
+from thesis_lib.book.figures.export import CSV, PNG, SVG, unsized
 from thesis_lib.book.figures.style import dark
 from thesis_lib.book.play.widget import PARTS, widget
 from thesis_lib.book.take_away.notebooks import clean_notebook
@@ -182,8 +182,9 @@ def _stage_figure(outputs: list[Any], name: str, folder: Path) -> bool:
     They are NAME.svg, for a dark page NAME-dark.svg, NAME.png and NAME.csv.
     """
     for data in (output.data for output in outputs if SVG in output.get("data", {})):
-        (folder / f"{name}.svg").write_text(data[SVG])
-        (folder / f"{name}-dark.svg").write_text(dark(data[SVG]))
+        drawing = unsized(data[SVG])
+        (folder / f"{name}.svg").write_text(drawing)
+        (folder / f"{name}-dark.svg").write_text(dark(drawing))
         (folder / f"{name}.csv").write_text(data.pop(CSV))
         (folder / f"{name}.png").write_bytes(base64.b64decode(data.pop(PNG)))
         return True

@@ -158,8 +158,9 @@ def _line(panel: Axes, line: Any, notes: Notes, bands: list[Any]) -> Rows:
         del bands[next(i for i, each in enumerate(bands) if each is band)]
     mark = "step" if line.get_drawstyle().startswith("steps") else "line"
     mark = "point" if line.get_linestyle() == "None" else mark
-    pixels = np.round(panel.transData.transform(at))
-    apart = np.any(np.diff(pixels, axis=0, prepend=np.inf) != 0, axis=1)
+    with np.errstate(invalid="ignore"):  # of what is not finite
+        pixels = np.round(panel.transData.transform(at))
+    apart = np.append(True, np.any(pixels[1:] != pixels[:-1], axis=1))[: len(at)]
     for i in np.flatnonzero(apart | (len(at) < MANY)):
         row = _point(line, mark, at[i, 0], at[i, 1], notes)
         for _, _, _, low, high in around:

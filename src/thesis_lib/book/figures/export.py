@@ -36,7 +36,6 @@ def as_vector(figure: Figure) -> str:
     rounded to a hundredth of a point.
     """
     text = svg_element(figure, "path", transparent=False)
-    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)  # the window's
     text = re.sub(r' d="([^"]*)" transform="scale\(0.015625\)"', _letter, text)
     text = re.sub(r'(?<= d=")[^"]*', _steps, text)
     text = re.sub(r"scale\([^)]*\)|matrix\([^)]*\)|-?\d*\.\d{3,}", _rounded, text)
@@ -44,10 +43,15 @@ def as_vector(figure: Figure) -> str:
     text = re.sub(r'transform="translate\(([\d.]+) 0\)"/>', r'x="\1"/>', text)
     text = re.sub(r"<!--.*?-->|(?<=>)\s+(?=<)|(?<=>)\n", "", text, flags=re.DOTALL)
     text = text.replace("xlink:href", "href").replace("DejaVuSans-", "g")
-    text = re.sub(r' xmlns:xlink="[^"]+"|<g/>', "", text)
+    text = re.sub(r' xmlns:xlink="[^"]+"', "", text)
     used = set(re.findall(r"#([\w-]+)", text))
     text = re.sub(r' id="([^"]+)"', lambda hit: hit[0] * (hit[1] in used), text)
-    return _with_classes(text)
+    return _without_bare_groups(_with_classes(text))
+
+
+def unsized(svg: str) -> str:
+    """A drawing that is as large as the window that it is opened in."""
+    return re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
 
 
 def _with_classes(svg: str) -> str:
@@ -61,6 +65,17 @@ def _with_classes(svg: str) -> str:
     svg = re.sub(r'(?: clip-path="([^"]+)")? style="([^"]+)"', named, svg)
     rules = "".join(f".{name}{{{look}}}" for look, name in names.items())
     return svg.replace("</style>", f"{rules}</style>", 1)
+
+
+def _without_bare_groups(svg: str) -> str:
+    """An SVG without the groups that say nothing of what is in them."""
+    kept, open_groups = [], []
+    for part in re.split(r"(<g\b[^>]*>|</g>)", re.sub(r"<g\b[^>]*/>", "", svg)):
+        if part.startswith("<g"):
+            open_groups.append(part != "<g>")
+        stays = open_groups.pop() if part == "</g>" else part != "<g>"
+        kept += [part] * stays
+    return "".join(kept)
 
 
 def svg_element(figure: Figure, fonttype: str, transparent: bool) -> str:

@@ -559,7 +559,8 @@ def beside_measured(table: pd.DataFrame) -> Figure:
     truth = np.linspace(0, 100, 201)
     near = np.maximum(100 * live.ABSOLUTE_TOLERANCE, live.RELATIVE_TOLERANCE * truth)
     for panel, runs in drawn:
-        panel.fill_between(truth, truth - near, truth + near, color="#e9e9e9")
+        look = {"color": style.GREY, "alpha": 0.2, "linewidth": 0}
+        panel.fill_between(truth, truth - near, truth + near, **look)
         panel.plot(truth, truth, color=style.GREY, linewidth=0.8)
         for (policy, workers), rows in runs.groupby(["policy", "workers"], sort=False):
             look = style.policy(policy) | {"linestyle": "", "markersize": 5}
