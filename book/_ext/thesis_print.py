@@ -22,7 +22,8 @@ def add_running_titles(app: Sphinx, page, template, context, doctree) -> None:
         f"@{name} {{ content: {json.dumps(text, ensure_ascii=False)}; }}"
         for name, text in margins.items()
     ).replace("<", r"\3c ")
-    context["metatags"] += f"<style>@page {{ {boxes} }}</style>"
+    style = f"<style>@page {{ {boxes} }}</style>"
+    context["metatags"] = context.get("metatags", "") + style
 
 
 def setup(app: Sphinx) -> dict:

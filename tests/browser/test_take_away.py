@@ -238,7 +238,15 @@ def test_the_notebooks_to_take_away_are_executed_and_clean(html):
         text = path.read_text()
         notebook = nbformat.reads(text, as_version=4)
         nbformat.validate(notebook)
-        for mark in ("{glue", '"papermill"', "scrapbook", "hide-input", "/home/"):
+        for mark in (
+            "{glue",
+            "{numref",
+            "{eq}",
+            '"papermill"',
+            "scrapbook",
+            "hide-input",
+            "/home/",
+        ):
             assert mark not in text, f"{path.name} holds {mark}"
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         assert all(cell.execution_count for cell in code)

@@ -12,7 +12,7 @@ from epubs import faults_of_epub
 from thesis_lib.book.take_away import offers, pdf
 from thesis_lib.book.take_away.articles import read_pages
 from thesis_lib.book.take_away.epub import write_epub
-from thesis_lib.book.take_away.notebooks import clean_notebook
+from thesis_lib.book.take_away.notebooks import clean_notebook, without_roles
 from thesis_lib.book.take_away.slides import write_slides
 from thesis_lib.common.errors import InvalidInput
 
@@ -223,21 +223,40 @@ def test_a_notebook_is_taken_away_with_its_numbers_and_without_the_books_marks()
     )
     assert "papermill" not in clean
     prose, code = nbformat.reads(clean, as_version=4).cells
-    assert prose.source == "# A\n\nIt is 7, by x and key sets."
+    assert (
+        prose.source == "# A\n\nIt is 7, by {cite}`x` and {term}`key sets <key set>`."
+    )
     assert code.metadata == {"tags": ["parameters"]}
     assert (code.source, code.execution_count) == ("n = 2", 3)
     assert [output.get("text") for output in code.outputs] == ["2\n"]
 
 
+def test_a_reference_of_a_notebook_reads_as_in_the_book():
+    prose = (
+        "{numref}`sec-a`, {eq}`e`, {ref}`b <sec-a>`, {term}`key sets <k>`, {cite}`x`"
+    )
+    cells = [nbformat.v4.new_markdown_cell(prose), nbformat.v4.new_code_cell(prose)]
+    text = nbformat.writes(nbformat.v4.new_notebook(cells=cells))
+    shown = {"sec-a": "Section 3.1", "equation-e": "(2.1)"}
+    changed, code = nbformat.reads(without_roles(text, shown), as_version=4).cells
+    assert changed.source == "Section 3.1, (2.1), b, key sets, x"
+    assert code.source == prose
+
+
 def test_the_first_page_offers_what_is_there_with_its_size(book, monkeypatch):
     html, source = book
     first = html / "book" / "first.html"
+    notebook = html / "_sources" / "notebooks" / "01_one.ipynb"
+    notebook.parent.mkdir(parents=True)
+    cell = nbformat.v4.new_markdown_cell("as by {numref}`sec`, or")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
     monkeypatch.setattr(offers, "chromium", lambda: None)
     offers.offer(html, source)
     shown = first.read_text()
     assert re.search(r'href="../thesis.epub" download>EPUB, [\d.]+ KiB<', shown)
     assert 'href="../slides.html"' in shown
     assert "PDF" not in shown
+    assert "as by one, or" in notebook.read_text()
 
     def printed(browser, page):
         assert "<b>" not in page.read_text()

@@ -1,7 +1,7 @@
 """A chapter as a notebook for readers: executed, with its numbers in the text."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import compress
 
 import nbformat
@@ -12,7 +12,7 @@ KEPT_TAGS = {
     "injected-parameters": "parameters", "parameters": "parameters", "limits": "limits",
 }  # fmt: skip
 _LABEL = re.compile(r"^\([\w-]+\)=\n", re.MULTILINE)
-_ROLE = re.compile(r"\{[\w:]+\}`([^`<]*[^`<\s])(?:\s*<[^`]*>)?`")
+_ROLE = re.compile(r"\{(?P<role>[\w:]+)\}`(?P<text>[^`<]*[^`<\s])(?:\s*<[^`]*>)?`")
 
 
 def _shows(output: nbformat.NotebookNode) -> bool:
@@ -24,9 +24,8 @@ def _shows(output: nbformat.NotebookNode) -> bool:
 def clean_notebook(executed: str, tell: Callable[[str], str]) -> str:
     """An executed notebook without what only the making of the book needs.
 
-    `tell` puts the numbers into a text. References show the name that they lead to,
-    as only Sphinx can number it. The parameters are those that ran, and papermill can
-    set them again.
+    `tell` puts the numbers into a text. The parameters are those that ran, and
+    papermill can set them again.
     """
     notebook = nbformat.reads(executed, as_version=4)
     notebook.metadata.pop("papermill", None)
@@ -43,5 +42,22 @@ def clean_notebook(executed: str, tell: Callable[[str], str]) -> str:
                 for other in (CSV, PNG) if SVG in data else ():
                     data.pop(other, None)
         if cell.cell_type == "markdown":
-            cell.source = _ROLE.sub(r"\1", _LABEL.sub("", tell(cell.source)))
+            cell.source = _LABEL.sub("", tell(cell.source))
     return nbformat.writes(notebook)
+
+
+def without_roles(notebook: str, shown: Mapping[str, str]) -> str:
+    """A notebook whose references read as in the book, and other roles as their text.
+
+    `shown` says how the book shows a place: Section 3.1 for sec-drop.
+    """
+
+    def plain(hit: re.Match) -> str:
+        place = f"equation-{hit['text']}" if hit["role"] == "eq" else hit["text"]
+        return shown.get(place, hit["text"])
+
+    content = nbformat.reads(notebook, as_version=4)
+    for cell in content.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _ROLE.sub(plain, cell.source)
+    return nbformat.writes(content)

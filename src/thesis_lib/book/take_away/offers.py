@@ -10,9 +10,11 @@ import yaml
 
 from thesis_lib.book.take_away.articles import read_pages
 from thesis_lib.book.take_away.epub import write_epub
+from thesis_lib.book.take_away.notebooks import without_roles
 from thesis_lib.book.take_away.pdf import BROWSERS, chromium, write_pdf
 from thesis_lib.book.take_away.slides import write_slides
 from thesis_lib.common.errors import require
+from thesis_lib.common.files import write_whole
 from thesis_lib.common.units import format_size
 
 ALL = PDF, EPUB, SLIDES = "thesis.pdf", "thesis.epub", "slides.html"
@@ -32,6 +34,8 @@ def require_browser(pdf: bool) -> None:
 def offer(html: Path, source: Path) -> None:
     """Make what is missing of PDF, EPUB and slides, and link all from the first page.
 
+    The notebooks beside the pages get the numbers of what they refer to.
+
     `source` is what the book in `html` was rendered from. The PDF needs Chromium, and
     is left out where there is none.
     """
@@ -45,6 +49,10 @@ def offer(html: Path, source: Path) -> None:
         slides = source / "book" / "slides.md"
         write_slides(html, slides, about["title"], html / SLIDES)
     pages = read_pages(html, source / "book" / "_toc.yml")
+    links = [link for page in pages for link in page.article.select("a[href^='#']")]
+    shown = {str(a["href"]).partition("--")[2]: a.get_text() for a in links}
+    for notebook in (html / "_sources" / "notebooks").glob("*.ipynb"):
+        write_whole(notebook, without_roles(notebook.read_text(), shown))
     if EPUB in missing:
         write_epub(html, pages, about, html / EPUB)
     if PDF in missing and browser is not None:
@@ -54,11 +62,11 @@ def offer(html: Path, source: Path) -> None:
         for name in (PDF, EPUB)
         if (html / name).is_file()
     }
-    links = [
+    offered = [
         f'<a href="../{name}" download>{name[7:].upper()}, {size}</a>'
         for name, size in sizes.items()
     ]
-    links.append(f'<a href="../{SLIDES}">slides of the defence</a>')
+    offered.append(f'<a href="../{SLIDES}">slides of the defence</a>')
     first = html / f"{pages[0].name}.html"
-    shown = f'<p class="take-away">To take away: {" · ".join(links)}</p>'
-    first.write_text(PLACE.sub(shown, first.read_text()))
+    text = f'<p class="take-away">To take away: {" · ".join(offered)}</p>'
+    write_whole(first, PLACE.sub(text, first.read_text()))
