@@ -150,6 +150,7 @@ def mend_tables(soup: BeautifulSoup) -> None:
         for cell in table.select("th"):
             if not cell.get_text(strip=True) and not cell.select("img, svg, input"):
                 cell.name = "td"
+                del cell["scope"]
             elif not cell.get("scope"):
                 across = int(str(cell.get("colspan", 1))) > 1
                 down = int(str(cell.get("rowspan", 1))) > 1
