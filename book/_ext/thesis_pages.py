@@ -36,6 +36,12 @@ INTERFACE = {  # what the theme says, on a page in Chinese
 SPOKEN = ["aria-label", "title", "placeholder", "data-bs-title"]
 FRAME = "pst-scrollable-table-container"  # the theme gives it its tabulator stop
 UNUSED = 'script[src*="fontawesome"], script[type="text/x-thebe-config"]'
+# From files a browser refuses to load a font ahead, and reports it as an error.
+PRELOAD = """if (location.protocol != "file:")
+  document.head.append(Object.assign(document.createElement("link"), {{
+    rel: "preload", as: "font", type: "font/woff2", crossOrigin: "", href: "{face}",
+  }}));
+"""
 ENTRANCE = """<!DOCTYPE html>
 <html lang="{lang}">
 <meta charset="utf-8">
@@ -99,11 +105,11 @@ def describe(soup: BeautifulSoup) -> None:
 
 def preload(soup: BeautifulSoup, root: str) -> None:
     """Ask for the face of the text before the styles that name it have come."""
-    face = f"{root}_static/fonts/book-sans-upright.woff2"
-    asked = {"rel": "preload", "href": face, "as": "font", "type": "font/woff2"}
     if soup.head and soup.head.meta:
-        link = soup.new_tag("link", attrs={**asked, "crossorigin": ""})
-        soup.head.meta.insert_after(link)
+        script = soup.new_tag("script")
+        face = f"{root}_static/fonts/book-sans-upright.woff2"
+        script.string = PRELOAD.format(face=face)
+        soup.head.meta.insert_after(script)
 
 
 def name_controls(soup: BeautifulSoup) -> None:
@@ -150,6 +156,7 @@ def mend_tables(soup: BeautifulSoup) -> None:
         for cell in table.select("th"):
             if not cell.get_text(strip=True) and not cell.select("img, svg, input"):
                 cell.name = "td"
+                del cell["scope"]
             elif not cell.get("scope"):
                 across = int(str(cell.get("colspan", 1))) > 1
                 down = int(str(cell.get("rowspan", 1))) > 1
