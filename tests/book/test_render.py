@@ -360,7 +360,8 @@ def test_a_figure_becomes_files_under_its_name_and_stays_a_vector_in_the_chapter
     checkout,
 ):
     data = {
-        "image/svg+xml": f'<svg width="9.5pt" height="8pt" fill="{INK}"/>', "text/csv": "x,y\n1,2\n",
+        "image/svg+xml": f'<svg width="9.5pt" height="8pt" fill="{INK}"/>',
+        "text/csv": "x,y\n1,2\n",
         "image/png": base64.b64encode(b"png").decode(), "text/plain": "<Figure>",
     }  # fmt: skip
     output = nbformat.v4.new_output("display_data", data=data)

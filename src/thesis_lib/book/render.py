@@ -181,7 +181,7 @@ def _stage_figure(outputs: list[Any], name: str, folder: Path) -> bool:
 
     They are NAME.svg, for a dark page NAME-dark.svg, NAME.png and NAME.csv.
     """
-    for data in (output.data for output in outputs if SVG in output.get("data", {})):
+    for data in (output.data for output in outputs if CSV in output.get("data", {})):
         drawing = unsized(data[SVG])
         (folder / f"{name}.svg").write_text(drawing)
         (folder / f"{name}-dark.svg").write_text(dark(drawing))

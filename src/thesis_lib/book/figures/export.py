@@ -42,10 +42,13 @@ def as_vector(figure: Figure) -> str:
     text = re.sub(r'(?<=style=")[^"]*', lambda hit: re.sub(r"\s", "", hit[0]), text)
     text = re.sub(r'transform="translate\(([\d.]+) 0\)"/>', r'x="\1"/>', text)
     text = re.sub(r"<!--.*?-->|(?<=>)\s+(?=<)|(?<=>)\n", "", text, flags=re.DOTALL)
-    text = text.replace("xlink:href", "href").replace("DejaVuSans-", "g")
-    text = re.sub(r' xmlns:xlink="[^"]+"', "", text)
-    used = set(re.findall(r"#([\w-]+)", text))
-    text = re.sub(r' id="([^"]+)"', lambda hit: hit[0] * (hit[1] in used), text)
+    text = re.sub(r' xmlns:xlink="[^"]+"', "", text.replace("xlink:href", "href"))
+    used = dict.fromkeys(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    short = {name: f"i{number:x}" for number, name in enumerate(used)}
+    text = re.sub(r' id="([^"]+)"', lambda hit: hit[0] * (hit[1] in short), text)
+    text = re.sub(
+        r'(id="|href="#|url\(#)([^")]+)', lambda hit: hit[1] + short[hit[2]], text
+    )
     return _without_bare_groups(_with_classes(text))
 
 
