@@ -14,7 +14,7 @@ def add_running_titles(app: Sphinx, page, template, context, doctree) -> None:
     """Write the titles of book and page, and its address, into the margins of paper."""
     title = unescape(re.sub(r"<[^>]+>", "", context.get("title") or ""))
     margins = {
-        "top-left": app.config.project,
+        "top-left": app.config.html_title,
         "top-right": title,
         "bottom-left": context.get("pageurl") or f"{page}.html",
     }

@@ -177,7 +177,8 @@ def test_a_chapter_prints_its_number_and_words_and_none_of_the_screen(browser, h
         assert word not in map(str.strip, lines), word
     for number, text in enumerate(texts, 1):
         assert "Learning for Systems, Systems for Learning" in text
-        assert re.search(rf"\b{number}\b", text)
+        assert re.search(rf"(?<!\d){number}(?!\d)", text)
+        assert "notebooks/03_enhanced_sequencer.html" in text
 
 
 # --- Slides and notebooks ----------------------------------------------------------
