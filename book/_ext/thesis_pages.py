@@ -37,10 +37,9 @@ SPOKEN = ["aria-label", "title", "placeholder", "data-bs-title"]
 FRAME = "pst-scrollable-table-container"  # the theme gives it its tabulator stop
 UNUSED = 'script[src*="fontawesome"], script[type="text/x-thebe-config"]'
 # From files a browser refuses to load a font ahead, and reports it as an error.
-PRELOAD = """if (location.protocol != "file:")
-  document.head.append(Object.assign(document.createElement("link"), {{
-    rel: "preload", as: "font", type: "font/woff2", crossOrigin: "", href: "{face}",
-  }}));
+PRELOAD = """if (location.protocol != "file:") for (const href of {faces})
+  document.head.append(Object.assign(document.createElement("link"),
+    {{ rel: "preload", as: "font", type: "font/woff2", crossOrigin: "", href }}));
 """
 ENTRANCE = """<!DOCTYPE html>
 <html lang="{lang}">
@@ -104,11 +103,15 @@ def describe(soup: BeautifulSoup) -> None:
 
 
 def preload(soup: BeautifulSoup, root: str) -> None:
-    """Ask for the face of the text before the styles that name it have come."""
+    """Ask for the faces that a page shows before the styles that name them have come.
+
+    The upright face is in the style itself (`thesis_weight`).
+    """
+    names = ["sans-italic"] + ["maths-regular"] * bool(soup.math)
+    faces = [f"{root}_static/fonts/book-{name}.woff2" for name in names]
     if soup.head and soup.head.meta:
         script = soup.new_tag("script")
-        face = f"{root}_static/fonts/book-sans-upright.woff2"
-        script.string = PRELOAD.format(face=face)
+        script.string = PRELOAD.format(faces=faces)
         soup.head.meta.insert_after(script)
 
 
