@@ -37,9 +37,10 @@ SPOKEN = ["aria-label", "title", "placeholder", "data-bs-title"]
 FRAME = "pst-scrollable-table-container"  # the theme gives it its tabulator stop
 UNUSED = 'script[src*="fontawesome"], script[type="text/x-thebe-config"]'
 # From files a browser refuses to load a font ahead, and reports it as an error.
-PRELOAD = """if (location.protocol != "file:") for (const href of {faces})
-  document.head.append(Object.assign(document.createElement("link"),
-    {{ rel: "preload", as: "font", type: "font/woff2", crossOrigin: "", href }}));
+PRELOAD = """if (location.protocol != "file:")
+  document.head.append(Object.assign(document.createElement("link"), {{
+    rel: "preload", as: "font", type: "font/woff2", crossOrigin: "", href: "{face}",
+  }}));
 """
 ENTRANCE = """<!DOCTYPE html>
 <html lang="{lang}">
@@ -103,15 +104,11 @@ def describe(soup: BeautifulSoup) -> None:
 
 
 def preload(soup: BeautifulSoup, root: str) -> None:
-    """Ask for the faces that a page shows before the styles that name them have come.
-
-    The upright face is in the style itself (`thesis_weight`).
-    """
-    names = ["sans-italic"] + ["maths-regular"] * bool(soup.math)
-    faces = [f"{root}_static/fonts/book-{name}.woff2" for name in names]
-    if soup.head and soup.head.meta:
+    """Ask for the face of formulas before the style that names it has come."""
+    if soup.head and soup.head.meta and soup.math:
         script = soup.new_tag("script")
-        script.string = PRELOAD.format(faces=faces)
+        face = f"{root}_static/fonts/book-maths-regular.woff2"
+        script.string = PRELOAD.format(face=face)
         soup.head.meta.insert_after(script)
 
 

@@ -75,15 +75,17 @@ def _cut_icons(static: Path, css: str) -> None:
         font.save(path)
 
 
-def _embed_text_face(static: Path) -> None:
-    """Put the upright face into its style, which is there before a line is drawn.
+def _embed_text_faces(static: Path) -> None:
+    """Put the faces of the text into their style, which comes before a line is drawn.
 
-    So no line moves when the face comes; and Firefox, which loads no font from beside a
-    page that is a file, shows it too.
+    So no line moves when a face comes; and Firefox, which loads no font from beside a
+    page that is a file, shows them too.
     """
-    style, face = static / "fonts.css", "fonts/book-sans-upright.woff2"
-    data = base64.b64encode((static / face).read_bytes()).decode()
-    told = style.read_text().replace(face, f"data:font/woff2;base64,{data}")
+    style = static / "fonts.css"
+    told = style.read_text()
+    for face in (static / "fonts").glob("book-sans-*.woff2"):
+        data = base64.b64encode(face.read_bytes()).decode()
+        told = told.replace(f"fonts/{face.name}", f"data:font/woff2;base64,{data}")
     style.write_text(told)
 
 
@@ -118,7 +120,7 @@ def lighten(app: Sphinx, exception: Exception | None) -> None:
     for path, text in styles.items():
         path.write_text(re.sub(r'url\([^()]*\.woff2\) ?format\("woff2"\),', "", text))
     _cut_icons(static, "".join(styles.values()))
-    _embed_text_face(static)
+    _embed_text_faces(static)
     _drop_unnamed(html, named)
 
 
