@@ -104,10 +104,10 @@ def describe(soup: BeautifulSoup) -> None:
 
 
 def preload(soup: BeautifulSoup, root: str) -> None:
-    """Ask for the face of the text before the styles that name it have come."""
-    if soup.head and soup.head.meta:
+    """Ask for the face of formulas before the style that names it has come."""
+    if soup.head and soup.head.meta and soup.math:
         script = soup.new_tag("script")
-        face = f"{root}_static/fonts/book-sans-upright.woff2"
+        face = f"{root}_static/fonts/book-maths-regular.woff2"
         script.string = PRELOAD.format(face=face)
         soup.head.meta.insert_after(script)
 

@@ -6,6 +6,7 @@ fonts keep the icons that the remaining styles show, and files that nothing name
 deleted. Nothing here knows a name of the theme's, so that a newer one is cut as well.
 """
 
+import base64
 import re
 from pathlib import Path
 
@@ -74,6 +75,20 @@ def _cut_icons(static: Path, css: str) -> None:
         font.save(path)
 
 
+def _embed_text_faces(static: Path) -> None:
+    """Put the faces of the text into their style, which comes before a line is drawn.
+
+    So no line moves when a face comes; and Firefox, which loads no font from beside a
+    page that is a file, shows them too.
+    """
+    style = static / "fonts.css"
+    told = style.read_text()
+    for face in (static / "fonts").glob("book-sans-*.woff2"):
+        data = base64.b64encode(face.read_bytes()).decode()
+        told = told.replace(f"fonts/{face.name}", f"data:font/woff2;base64,{data}")
+    style.write_text(told)
+
+
 def _drop_unnamed(html: Path, pages: str) -> None:
     """Delete the static files that no page names, nor a style or script it names."""
     left = {path for path in (html / "_static").rglob("*") if path.is_file()}
@@ -105,6 +120,7 @@ def lighten(app: Sphinx, exception: Exception | None) -> None:
     for path, text in styles.items():
         path.write_text(re.sub(r'url\([^()]*\.woff2\) ?format\("woff2"\),', "", text))
     _cut_icons(static, "".join(styles.values()))
+    _embed_text_faces(static)
     _drop_unnamed(html, named)
 
 
