@@ -150,6 +150,11 @@ def mend_tables(soup: BeautifulSoup) -> None:
             table.wrap(
                 soup.new_tag("div", attrs={"class": "pst-scrollable-table-container"})
             )
+        if caption := table.caption:  # beside the box that scrolls, as wide as the page
+            caption.name, caption["class"] = "p", "table-caption"
+            caption["id"] = f"{table.get('id') or id(table)}-caption"
+            table["aria-labelledby"] = caption["id"]
+            table.parent.insert_before(caption.extract())
         for text in table.find_all(string=re.compile(r"^\s+$")):
             if text.parent.name in ("table", "thead", "tbody", "tr"):
                 text.extract()

@@ -345,6 +345,9 @@ def test_details_are_a_page_that_cites_the_numbers_of_their_chapter(checkout):
     here = "{glue:text}`04_evaluation.ipynb::n"
     assert f"{here}:.0f` {{glue:text}}`06_evaluation.ipynb::n`" in text.source
     assert f"Late, of {here}:.0f`" in shown.source
+    prose.source = "{glue:text}`n`"
+    with pytest.raises(InvalidInput, match="cite n without a form"):
+        pages_of(checkout, [home, prose, made])
 
 
 def test_a_fragment_of_html_is_filled_with_numbers(checkout):

@@ -235,7 +235,7 @@ def test_the_planner_plans_what_the_package_plans(opened):
         (name, random_case(rng, weights))
         for name in geometries()
         for weights in WEIGHTS
-        for _ in range(CASES // 8)
+        for _ in range(CASES // 7)
     ]
     limits = [
         same_plan(script, geometry(name), at, embedded[name][at["weights"]])

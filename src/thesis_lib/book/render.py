@@ -258,9 +258,19 @@ def _stage_notebook(
 
 
 def _cited_from(home: str, aside: bool, text: str) -> str:
-    """MyST text that cites the numbers of `home` from the page of its details."""
-    local = r"(?<=\{glue:text\}`)(?=\w+[:`])"
-    return re.sub(local, f"{home}.ipynb::", text) if aside else text
+    """MyST text that cites the numbers of `home` from the page of its details.
+
+    Raises InvalidInput for a number without a form, which would not be shown there.
+    """
+    if not aside:
+        return text
+    bare = re.findall(r"\{glue:text\}`(\w+)`", text)
+    require(
+        not bare,
+        f"the details of {home} cite {', '.join(bare)} without a form: a page shows "
+        "numbers of another only with one, such as `name:.1f`, `name:d` or `name:s`",
+    )
+    return re.sub(r"(?<=\{glue:text\}`)(?=\w+:(?!:))", f"{home}.ipynb::", text)
 
 
 def _captioned(cell: Any, said: Mapping[str, str]) -> Any:

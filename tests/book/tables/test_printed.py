@@ -27,6 +27,7 @@ from thesis_lib.book.tables.printed import table
         ("hybrid-corrected", "Hybrid, corrected"),
         ("in_vain", "in vain"),
         ("two, or more", "two, or more"),
+        ("data/a_b.csv", "data/a_b.csv"),
     ],
 )
 def test_each_kind_of_value_has_one_printed_form(value, text):

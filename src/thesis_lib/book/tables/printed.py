@@ -39,17 +39,20 @@ class Table:
         columns = self.frame.columns
         rows = [
             "".join(
-                _cell(label, "col" if width == 1 else "colgroup", colspan=width)
-                for label, _, width in _spans(columns, level)
+                _cell(
+                    label, "col" if width == 1 else "colgroup",
+                    WORDS * (width == 1 and not self.numbers[first]), colspan=width,
+                )
+                for label, first, width in _spans(columns, level)
             )
             for level in range(columns.nlevels)
-        ]
+        ]  # fmt: skip
         for level, name in reversed([*enumerate(columns.names)]):
             if name is not None:
                 above = _cell(_named(name), "colgroup", colspan=len(columns))
                 rows.insert(level, above)
         corner = "".join(
-            _cell(_named(name), "col", rowspan=len(rows))
+            _cell(_named(name), "col", WORDS, rowspan=len(rows))
             for name in self.frame.index.names
         )
         return [f"<tr>{corner * (not at)}{row}</tr>" for at, row in enumerate(rows)]
@@ -104,7 +107,7 @@ def table(
 def _text(value: Any, digits: int, names: Mapping[Hashable, str]) -> str:
     """One value as it is printed."""
     if isinstance(value, str):
-        return str(_named(value, names))
+        return str(_named(value, names)) if _is_name(value, names) else value
     if pd.isna(value):
         return NOTHING
     if pd.api.types.is_bool(value):
@@ -113,6 +116,11 @@ def _text(value: Any, digits: int, names: Mapping[Hashable, str]) -> str:
         return str(value)
     digits = 0 if pd.api.types.is_integer(value) else digits
     return f"{value:,.{digits}f}".replace("inf", ENDLESS).replace("-", MINUS)
+
+
+def _is_name(text: str, names: Mapping[Hashable, str]) -> bool:
+    """Whether a text in a cell is a name of the program, and no text of its own."""
+    return text in names or text.replace("-", "_").isidentifier()
 
 
 def _named(label: Hashable, names: Mapping[Hashable, str] | None = None) -> Hashable:
@@ -150,9 +158,9 @@ def _spans(index: pd.Index, level: int) -> Sequence[tuple[str, int, int]]:
     return [(label, ats[0], len(ats)) for label, ats in found]
 
 
-def _cell(label: Hashable, scope: str, **spans: int) -> str:
+def _cell(label: Hashable, scope: str, looks: str = "", **spans: int) -> str:
     """A heading, or an empty cell where there is nothing to say."""
     wide = "".join(f' {name}="{size}"' for name, size in spans.items() if size > 1)
     if label is None or label == "":
         return f"<td{wide}></td>"
-    return f'<th scope="{scope}"{wide}>{escape(label)}</th>'
+    return f'<th scope="{scope}"{looks}{wide}>{escape(label)}</th>'
