@@ -368,4 +368,4 @@ def test_the_drawing_of_the_rooms_has_those_of_the_import_contracts_in_their_ord
     expected = ["cli", "book", *layers["thesis_lib.book"]]
     for half in ("sequencer", "memory"):
         expected += [half, *layers[f"thesis_lib.{half}"]]
-    assert re.findall(r">([a-z]+)</text>", picture) == [*expected, "common"]
+    assert re.findall(r">([a-z_]+)</text>", picture) == [*expected, "common"]
