@@ -118,6 +118,9 @@ def name_controls(soup: BeautifulSoup) -> None:
         icon["aria-hidden"] = "true"
     for button in soup.select("button[title]:not([aria-label])"):
         button["aria-label"] = button["title"]
+    for fold in soup.select("nav li > details > summary"):
+        chapter = fold.find_parent("li").find("a")
+        fold["aria-label"] = f"Pages below {chapter.get_text(strip=True)}"
     for switch in soup.select(".theme-switch-button"):
         switch["aria-label"] = switch["data-bs-title"] = "Colour mode"
     names = {
