@@ -1,4 +1,4 @@
-"""What the theme does not do: page languages, launch buttons, minus signs, figures.
+"""What the theme does not do: page languages, launch buttons, signs, figures.
 
 The directive `play` embeds an interactive part by its name.
 
@@ -118,6 +118,24 @@ def set_minus_signs(app: Sphinx, doctree, page) -> None:
                     text.parent.replace(text, nodes.Text(f"\N{MINUS SIGN}{text[1:]}"))
 
 
+NO_BREAK = "\N{NO-BREAK SPACE}"
+UNITS = r"%|[nmµ]?s|[kMGT]i?B(?:/s)?|GFLOP/s|USD"
+
+
+def keep_units(app: Sphinx, doctree, page) -> None:
+    """Let no line end between a number and its unit."""
+    for whole in list(doctree.findall(nodes.TextElement)):
+        if isinstance(whole, nodes.literal | nodes.literal_block | nodes.raw):
+            continue
+        pasted = False  # the number before, from a cell
+        for place, part in enumerate(whole.children):
+            if isinstance(part, nodes.Text):
+                space = r"(?:(?<=\d) |^ )" if pasted else r"(?<=\d) "
+                bound = re.sub(rf"{space}(?=(?:{UNITS})(?!\w))", NO_BREAK, part)
+                whole[place] = nodes.Text(bound)
+            pasted = isinstance(part, nodes.inline) and "pasted-text" in part["classes"]
+
+
 # So large is a point on the screen: the figures' 6.5 inches fill the column.
 PIXELS_PER_POINT = 1.44
 
@@ -157,8 +175,10 @@ def show_figures(app: Sphinx, doctree, page) -> None:
         offer = nodes.raw("", f'<p class="figure-files">{offer}</p>', format="html")
         output = figure.parent
         output.insert(output.index(figure) + 1, offer)
-        cell = output.parent
-        cell.children.sort(key=lambda part: "cell_output" not in part["classes"])
+        if "cell_output" in output["classes"]:
+            output.parent.children.sort(
+                key=lambda part: "cell_output" not in part["classes"]
+            )
 
 
 def setup(app: Sphinx) -> dict:
@@ -166,6 +186,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", add_play)
     app.connect("html-page-context", set_language)
     app.connect("doctree-resolved", set_minus_signs)
+    app.connect("doctree-resolved", keep_units)
     app.connect("doctree-resolved", show_figures)
     app.connect("html-page-context", drop_thebe)
     # After the theme, which lays the list of buttons at its own 501.

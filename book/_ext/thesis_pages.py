@@ -1,14 +1,13 @@
 """What the theme's pages lack for readers who listen, use keys or wait for a network.
 
 Sphinx writes a page, this mends it: names for buttons and dialogues, headers of tables,
-languages of phrases, a description, sizes of pictures. Scripts that nothing needs go.
+languages of phrases, a description. Scripts that nothing needs go.
 """
 
 import re
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
-from PIL import Image
 from sphinx.application import Sphinx
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -146,16 +145,14 @@ def name_controls(soup: BeautifulSoup) -> None:
 
 def mend_tables(soup: BeautifulSoup) -> None:
     """Frame every table, say what its headers head, and drop what nobody sees."""
-    for table in soup.select("article table"):
+    for number, table in enumerate(soup.select("article table")):
         for style in table.parent.find_all("style", recursive=False):
             style.decompose()
-        if "pst-scrollable-table-container" not in table.parent.get("class", []):
-            table.wrap(
-                soup.new_tag("div", attrs={"class": "pst-scrollable-table-container"})
-            )
+        if FRAME not in table.parent.get("class", []):
+            table.wrap(soup.new_tag("div", attrs={"class": FRAME}))
         if caption := table.caption:  # beside the box that scrolls, as wide as the page
             caption.name, caption["class"] = "p", "table-caption"
-            caption["id"] = f"{table.get('id') or id(table)}-caption"
+            caption["id"] = f"caption-of-table-{number}"
             table["aria-labelledby"] = caption["id"]
             table.parent.insert_before(caption.extract())
         for text in table.find_all(string=re.compile(r"^\s+$")):
@@ -172,17 +169,6 @@ def mend_tables(soup: BeautifulSoup) -> None:
                     cell["scope"] = "colgroup" if across else "col"
                 else:
                     cell["scope"] = "rowgroup" if down else "row"
-
-
-def size_pictures(soup: BeautifulSoup, page: Path) -> None:
-    """Let pictures load when they come near, in a place that is kept for them."""
-    for picture in soup.select("article img"):
-        picture["loading"], picture["decoding"] = "lazy", "async"
-        source = page.parent / str(picture.get("src"))
-        if picture.get("height") or source.suffix != ".png" or not source.is_file():
-            continue
-        with Image.open(source) as image:
-            picture["width"], picture["height"] = map(str, image.size)
 
 
 def set_languages(soup: BeautifulSoup) -> None:
@@ -238,7 +224,6 @@ def mend(page: Path, html: Path, plain: set[str]) -> None:
     preload(soup, root)
     name_controls(soup)
     mend_tables(soup)
-    size_pictures(soup, page)
     set_languages(soup)
     page.write_text(str(soup))
 

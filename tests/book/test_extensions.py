@@ -7,6 +7,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from docutils import nodes
+from thesis_book import keep_units, set_minus_signs
 from thesis_math import LOGGER, mathml
 from thesis_pages import mend, plain_classes
 from thesis_search import SearchBoth
@@ -39,6 +40,17 @@ def test_a_formula_that_cannot_be_read_is_a_warning(monkeypatch):
     monkeypatch.setattr(LOGGER, "warning", lambda *words, **_: said.append(words[2]))
     assert mathml(nodes.math("", r"\frac{1}"), False) == ""
     assert said == [r"\frac{1}"]
+
+
+def test_a_number_keeps_its_sign_and_its_unit():
+    pasted = nodes.inline("", "", nodes.Text("-0.1"), classes=["pasted-text"])
+    words = [nodes.Text("in 8 GiB of 9 state-of-the-art "), pasted, nodes.Text(" % a")]
+    code = nodes.literal("", "1 s")
+    text = nodes.paragraph("", "", *words, nodes.Text(" in 2 sets "), code)
+    set_minus_signs(None, text, "")
+    keep_units(None, text, "")
+    bound = "in 8~GiB of 9 state-of-the-art −0.1~% a in 2 sets 1 s"
+    assert text.astext().replace("\N{NO-BREAK SPACE}", "~") == bound
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from thesis_lib.book.execute import chapters
+from thesis_lib.book.staging import DETAILS
 
 ROOT = Path(__file__).parents[2]
 # Fixed by the thesis: a chapter's title and the sections that it must have, in order.
@@ -222,3 +223,18 @@ def test_a_larger_profile_does_no_less_of_any_work():
             if parameter.limits.work and most != sorted(most):
                 less.append((chapter.name, name, most))
     assert not less
+
+
+def test_a_page_of_details_stands_below_its_chapter():
+    """Jupyter Book builds what its contents name, and is silent of the rest."""
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    below = {
+        page["file"]: [section["file"] for section in page.get("sections", [])]
+        for part in toc["parts"]
+        for page in part["chapters"]
+    }
+    for chapter in CHAPTERS:
+        cells = nbformat.read(chapter.path, as_version=4).cells
+        aside = any(DETAILS in cell.metadata.get("tags", []) for cell in cells)
+        name = f"notebooks/{chapter.name}"
+        assert below[name] == [f"{name}_{DETAILS}"] * aside

@@ -13,7 +13,7 @@ from thesis_lib.book.compare.comparison import Run, compare, doubts, read_refere
 from thesis_lib.book.execute import chapters
 from thesis_lib.book.execute.claims import read_claims
 from thesis_lib.book.execute.records import Record, contradictions
-from thesis_lib.book.render import Published
+from thesis_lib.book.staging import Published
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = ("03_enhanced_sequencer", "04_evaluation_ml_for_db")

@@ -7,7 +7,6 @@ from the package.
 """
 
 import ast
-import base64
 import hashlib
 import itertools
 import os
@@ -15,8 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +43,6 @@ from thesis_lib.book.compare.present import (
     section_lines,
 )
 from thesis_lib.book.execute.chapters import (
-    CUSTOM,
     PROFILE_PARAMETER,
     Chapter,
     chapters,
@@ -62,9 +59,9 @@ from thesis_lib.book.execute.claims import (
 )
 from thesis_lib.book.execute.parameters import names_in
 from thesis_lib.book.execute.records import Record, choices, contradictions
-from thesis_lib.book.figures.export import CSV, PNG, SVG, unsized
-from thesis_lib.book.figures.style import dark
+from thesis_lib.book.figures.export import PNG, bundle, raster
 from thesis_lib.book.play.widget import PARTS, widget
+from thesis_lib.book.staging import Published, stage_notebook, write_figure
 from thesis_lib.book.take_away.notebooks import clean_notebook
 from thesis_lib.book.take_away.offers import offer
 from thesis_lib.common.errors import InvalidInput, require
@@ -73,85 +70,10 @@ from thesis_lib.common.provenance import lock_hash
 from thesis_lib.common.units import format_duration, format_size
 
 STAMP = "rendered.sha256"
+FIGURES = Path("_static", "figures")  # in the folder of the book's pages
+TIMES = "fig-your-hardware"
 DOWNLOADS = "downloads"  # the chapters as readers take them away
 MEANT_LINES = 21_500  # of the package, as CONTRIBUTING says
-
-_CITED = re.compile(
-    r"\{glue:text\}`(?:(?P<path>[^`:]*?)(?P<chapter>\d\d_\w+)\.ipynb::)?"
-    r"(?P<name>\w+)(?::(?P<form>[^`]*))?`"
-)
-
-MARKS = {"en": "(in doubt)", "zh-Hant": "（存疑）"}
-ABSENT = "– *(not computed with these parameters)*"
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What the chapters of a run published, and what of it should not be believed."""
-
-    records: Mapping[str, Record]  # by chapter
-    doubted: Mapping[str, Mapping[str, str]]  # by chapter and name, with the reason
-
-    def _absent(self, chapter: str, name: str) -> bool:
-        """Whether the reader's parameters left a number out.
-
-        At the parameters of a profile every number is there, and one that is not stops
-        the build.
-        """
-        record = self.records.get(chapter)
-        return (
-            record is not None
-            and record.parameters.get(PROFILE_PARAMETER) == CUSTOM
-            and name not in record.numbers
-        )
-
-    def mark(self, text: str, home: str = "", language: str = "en") -> str:
-        """MyST text that says of each number it cites whether it is absent or doubted.
-
-        `home` is the chapter that the text stands in. A doubt leads to its reason.
-        """
-
-        def marked(hit: re.Match) -> str:
-            chapter = hit["chapter"] or home
-            if self._absent(chapter, hit["name"]):
-                return ABSENT
-            mark = f" {{ref}}`{MARKS[language]} <sec-doubts>`"
-            return hit[0] + mark * (hit["name"] in self.doubted.get(chapter, {}))
-
-        return _CITED.sub(marked, text)
-
-    def plain(self, text: str, home: str) -> str:
-        """Text that can hold no role, such as an alternative one: filled and marked.
-
-        Raises InvalidInput for a name that the chapter did not publish.
-        """
-
-        def filled(hit: re.Match) -> str:
-            chapter, name = hit["chapter"] or home, hit["name"]
-            if self._absent(chapter, name):
-                return "(not computed)"
-            numbers = self.records[chapter].numbers if chapter in self.records else {}
-            require(
-                name in numbers,
-                f"an alternative text of {home} cites {name}, which {chapter} did not "
-                "publish: publish it, or correct the text",
-            )
-            mark = f" {MARKS['en']}" * (name in self.doubted.get(chapter, {}))
-            return format(numbers[name], hit["form"] or "") + mark
-
-        return _CITED.sub(filled, text)
-
-    def told(self, text: str, home: str) -> str:
-        """`plain` text of what is published; the build refuses what is not."""
-
-        def filled(hit: re.Match) -> str:
-            chapter = hit["chapter"] or home
-            record = self.records.get(chapter)
-            known = record is not None and hit["name"] in record.numbers
-            known = known or self._absent(chapter, hit["name"])
-            return self.plain(hit[0], home) if known else hit[0]
-
-        return _CITED.sub(filled, text)
 
 
 def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Published:
@@ -171,129 +93,6 @@ def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Publ
                 if name in known:
                     known[word] = known[name]
     return Published({record.chapter: record for _, record in results}, doubted)
-
-
-FIGURES = Path("_static", "figures")  # in the folder of the book's pages
-
-
-def _stage_figure(outputs: list[Any], name: str, folder: Path) -> bool:
-    """Write the files of a cell's figure, if it drew one; leave its SVG in the cell.
-
-    They are NAME.svg, for a dark page NAME-dark.svg, NAME.png and NAME.csv.
-    """
-    for data in (output.data for output in outputs if CSV in output.get("data", {})):
-        drawing = unsized(data[SVG])
-        (folder / f"{name}.svg").write_text(drawing)
-        (folder / f"{name}-dark.svg").write_text(dark(drawing))
-        (folder / f"{name}.csv").write_text(data.pop(CSV))
-        (folder / f"{name}.png").write_bytes(base64.b64decode(data.pop(PNG)))
-        return True
-    return False
-
-
-def _stage_notebook(
-    executed: Path, published: Published, figures: Path
-) -> dict[str, str]:
-    """A chapter's pages as readers see them, by name: the chapter, and its details.
-
-    Cells tagged `details` make the second page. Every number stays published by the
-    first. Times in doubt are marked, alternative texts filled in, and the files of
-    figures written to `figures`. Raises InvalidInput if the run wrote to standard
-    error: a reader would see it.
-    """
-    notebook, home = nbformat.read(executed, as_version=4), executed.stem
-    pages: dict[str, list[Any]] = {home: [], f"{home}_details": []}
-    for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
-        tags = cell.metadata.setdefault("tags", [])
-        aside = "details" in tags
-        page = pages[f"{home}_details" if aside else home]
-        if cell.cell_type == "markdown":
-            cell.source = _cited_from(home, aside, published.mark(cell.source, home))
-            page.append(cell)
-            continue
-        mystnb = cell.metadata.get("mystnb", {})
-        if caption := mystnb.get("figure", {}).get("caption"):
-            marked = published.mark(caption, home)
-            mystnb["figure"]["caption"] = _cited_from(home, aside, marked)
-        if alt := mystnb.get("image", {}).get("alt"):
-            mystnb["image"]["alt"] = published.plain(alt, home)
-        for output in cell.get("outputs", []):
-            require(
-                output.get("name") != "stderr",
-                f"{executed.name} wrote to standard error: "
-                f"{str(output.get('text'))[:200]!r}; mend the cell that starts "
-                f"{cell.source[:60]!r}",
-            )
-        numbers = [o for o in cell.outputs if "scrapbook" in o.get("metadata", {})]
-        cell.outputs = [output for output in cell.outputs if output not in numbers]
-        if numbers:
-            kept = nbformat.v4.new_code_cell(outputs=numbers)
-            kept.metadata["tags"] = ["remove-cell"]
-            pages[home].append(kept)
-        if not cell.outputs:
-            continue
-        if caption := cell.metadata.pop("table", None):
-            marked = published.mark(caption["caption"], home)
-            caption["caption"] = _cited_from(home, aside, marked)
-            page.append(_captioned(cell, caption))
-            cell.outputs = []
-            mystnb = cell.metadata.setdefault("mystnb", {})
-            mystnb["code_prompt_show"] = "Code of this table"
-            mystnb["code_prompt_hide"] = "Hide the code of this table"
-        name = mystnb.get("figure", {}).get("name")
-        if name and _stage_figure(cell.outputs, name, figures):
-            mystnb["code_prompt_show"] = "Code of this figure"
-            mystnb["code_prompt_hide"] = "Hide the code of this figure"
-        if not {"hide-input", "remove-input", "remove-cell"} & set(tags):
-            tags.append("hide-input")
-        page.append(cell)
-    notebook.metadata.pop("papermill", None)
-    staged = {}
-    for name, cells in pages.items():
-        if cells:
-            notebook.cells = cells
-            staged[name] = nbformat.writes(notebook)
-    return staged
-
-
-def _cited_from(home: str, aside: bool, text: str) -> str:
-    """MyST text that cites the numbers of `home` from the page of its details.
-
-    Raises InvalidInput for a number without a form, which would not be shown there.
-    """
-    if not aside:
-        return text
-    bare = re.findall(r"\{glue:text\}`(\w+)`", text)
-    require(
-        not bare,
-        f"the details of {home} cite {', '.join(bare)} without a form: a page shows "
-        "numbers of another only with one, such as `name:.1f`, `name:d` or `name:s`",
-    )
-    return re.sub(r"(?<=\{glue:text\}`)(?=\w+:(?!:))", f"{home}.ipynb::", text)
-
-
-def _captioned(cell: Any, said: Mapping[str, str]) -> Any:
-    """The table that a cell shows, under its number and caption.
-
-    Raises InvalidInput where the cell shows none.
-    """
-    shown = [output.get("data", {}).get("text/html") for output in cell.outputs]
-    rows = re.findall(r"<thead>.*?</tbody>", "".join(filter(None, shown)), re.DOTALL)
-    require(
-        len(rows) == len(shown) == 1,
-        f"the cell that starts {cell.source[:60]!r} has a caption for one table and "
-        f"shows {len(rows)} of {len(shown)} outputs: end it with `table(...)`",
-    )
-    lines = [
-        f":::{{data-table}} {said['caption']}",
-        f":name: {said['name']}",
-        *[":class: marks"] * ("marks" in cell.metadata["tags"]),
-        "",
-        rows[0],
-        ":::",
-    ]
-    return nbformat.v4.new_markdown_cell("\n".join(lines))
 
 
 def _results(executed: Path) -> list[tuple[Path, Record]]:
@@ -512,7 +311,7 @@ def stage(executed: Path, source: Path) -> str:
     for notebook, _ in results:
         tell = partial(published.told, home=notebook.stem)
         clean = clean_notebook(notebook.read_text(), tell)
-        pages = _stage_notebook(notebook, published, book / FIGURES)
+        pages = stage_notebook(notebook, published, book / FIGURES)
         for name, page in pages.items():
             (source / "notebooks" / f"{name}.ipynb").write_text(page)
             (source / DOWNLOADS / f"{name}.ipynb").write_text(clean)
@@ -524,9 +323,10 @@ def stage(executed: Path, source: Path) -> str:
         page.write_text(published.mark(text, language=language))
     for part in book.glob("*.html"):
         part.write_text(published.plain(part.read_text(), "the first page"))
-    if drawn := chart(compared, here.label):
-        (book / "your_hardware.svg").write_text(drawn)
-    hardware = book_lines(compared, here.label, "your_hardware.svg" if drawn else None)
+    if times := chart(compared, here.label):
+        kept = bundle(times) | {PNG: raster(times)}
+        write_figure(kept, TIMES, book / FIGURES)
+    hardware = book_lines(compared, here.label, f"{FIGURES / TIMES}" if times else None)
     if published.doubted:
         hardware += ["(sec-doubts)="]
         hardware += section_lines(doubts_section(published.doubted, BOOK))

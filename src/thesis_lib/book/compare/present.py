@@ -9,10 +9,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -335,8 +337,8 @@ def draw(comparison: Comparison, console: Console) -> None:
 
 
 # --- On one page of HTML -----------------------------------------------------
-def chart(comparison: Comparison, run: str) -> str:
-    """The times of a run over their reference as SVG; '' where there is none."""
+def chart(comparison: Comparison, run: str) -> Figure | None:
+    """The times of a run over their reference; None where there is none."""
     rows = []
     for row in comparison.of(run):
         if row.claim.kind == "time" and (ratio := row.apart) is not None:
@@ -345,7 +347,7 @@ def chart(comparison: Comparison, run: str) -> str:
             rows.append([row.claim.says, ratio.value, *ends, *_band(row), good])
     columns = ["says", "ratio", "low", "high", "expected_low", "expected_high", "good"]
     times = pd.DataFrame(rows, columns=columns)
-    return figures.as_svg(figures.against_reference(times)) if rows else ""
+    return figures.against_reference(times) if rows else None
 
 
 _CAPTION = (
@@ -358,7 +360,8 @@ _CAPTION = (
 def html_page(comparison: Comparison) -> str:
     """The whole comparison as one file that needs no other and no network."""
     runs = [run_section(comparison, run) for run in comparison.labels]
-    charts = [chart(comparison, run) for run in comparison.labels]
+    drawn = [chart(comparison, run) for run in comparison.labels]
+    charts = [figures.as_svg(figure) if figure else "" for figure in drawn]
     return render_page(
         "compare.html",
         title="Runs beside their reference",
@@ -396,7 +399,7 @@ def section_lines(section: Section) -> list[str]:
 def book_lines(comparison: Comparison, run: str, figure: str | None) -> list[str]:
     """The generated part of the book's page on the reader's machine.
 
-    `figure` names the file of the chart, where there is one.
+    `figure` is the path of the chart's files, without their ends, where there is one.
     """
     lines = section_lines(run_section(comparison, run))[2:]  # the page has a heading
     lines += section_lines(machines_section(comparison.machines, BOOK))
@@ -404,8 +407,8 @@ def book_lines(comparison: Comparison, run: str, figure: str | None) -> list[str
         lines += section_lines(section)
     if figure is not None:
         lines += [
-            f"```{{figure}} {figure}",
-            ":name: fig-your-hardware",
+            f"```{{figure}} {figure}.svg",
+            f":name: {PurePosixPath(figure).name}",
             ":alt: Each time of this machine over its reference, as a dot with its "
             "interval, beside the band that was expected",
             _CAPTION,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from thesis_lib.book.figures import style
 from thesis_lib.book.tables.worked_example import (
     ROWS,
     WorkedBatch,
@@ -23,37 +24,34 @@ from thesis_lib.sequencer.policies.registry import AS_PUBLISHED
 from thesis_lib.sequencer.simulator.simulator import replay
 
 NO_GHOSTS = "hybrid-no-ghosts"
-POLICIES = {  # title, and what it does with the batch
-    "fifo": ("FIFO", "runs everything in order of arrival, at once"),
-    "fifo-batched": ("FIFO, batched", "waits for all eight, then keeps their order"),
-    "drop": ("Drop", "refuses what it forecasts to be hopeless"),
-    "reorder": ("Reorder", "moves to the front what it forecasts to be critical"),
-    "hybrid": ("Hybrid", "refuses the hopeless and moves the critical to the front"),
-    NO_GHOSTS: ("Hybrid without ghosts", "forgets what it refused"),
-    "drop-corrected": ("Drop, corrected", "forecasts again at every decision"),
-    "reorder-corrected": ("Reorder, corrected", "puts the least slack first"),
-    "hybrid-corrected": ("Hybrid, corrected", "does both, without any defect"),
-    "bid-price": (
-        "bid-price",
-        "lets first what need not wait, and refuses what is not worth its time",
-    ),
-    "edf": ("Earliest deadline", "sorts the batch by deadline"),
-    "sjf": ("Shortest job", "sorts the batch by length"),
-    "late-edf": (
-        "Earliest deadline, late-bound",
-        "chooses by deadline only when there is room",
-    ),
-    "late-sjf": ("Shortest job, late-bound", "chooses by length when there is room"),
-    "least-slack": ("Least slack", "chooses by slack when there is room"),
-    "startable-first": ("Startable first", "lets lock waits go last"),
-    "late-demote": (
-        "Startable first, with demotion",
-        "lets those go last whom a selection for one machine would give up",
-    ),
-    "codel": ("CoDel", "refuses when waiting stays long, and needs no estimate"),
-    "queue-cap": ("Capped queue", "refuses when the queue is long"),
-    "random-drop": ("Random drop", "refuses one in ten, whichever it is"),
+POLICIES = {  # and what each does with the batch
+    "fifo": "runs everything in order of arrival, at once",
+    "fifo-batched": "waits for all eight, then keeps their order",
+    "drop": "refuses what it forecasts to be hopeless",
+    "reorder": "moves to the front what it forecasts to be critical",
+    "hybrid": "refuses the hopeless and moves the critical to the front",
+    NO_GHOSTS: "forgets what it refused",
+    "drop-corrected": "forecasts again at every decision",
+    "reorder-corrected": "puts the least slack first",
+    "hybrid-corrected": "does both, without any defect",
+    "bid-price": "lets first what need not wait, refuses what is not worth its time",
+    "edf": "sorts the batch by deadline",
+    "sjf": "sorts the batch by length",
+    "late-edf": "chooses by deadline only when there is room",
+    "late-sjf": "chooses by length when there is room",
+    "least-slack": "chooses by slack when there is room",
+    "startable-first": "lets lock waits go last",
+    "late-demote": "lets those go last whom a selection for one machine would give up",
+    "codel": "refuses when waiting stays long, and needs no estimate",
+    "queue-cap": "refuses when the queue is long",
+    "random-drop": "refuses one in ten, whichever it is",
 }
+
+
+def _title(name: str) -> str:
+    """The printed name of a policy, at the start of a sentence."""
+    label = style.policy(name)["label"]
+    return label[0].upper() + label[1:]
 
 
 def history(batch: WorkedBatch, name: str) -> History:
@@ -94,12 +92,12 @@ def schedule() -> dict[str, Any]:
         "policies": [
             {
                 "name": name,
-                "title": title,
+                "title": _title(name),
                 "does": does,
                 "log": histories[name].log.tolist(),
                 "decided_s": histories[name].decided_s.tolist(),
             }
-            for name, (title, does) in POLICIES.items()
+            for name, does in POLICIES.items()
         ],
         "best": {"log": best.log.tolist(), "violations": fewest},
     }

@@ -1,0 +1,226 @@
+"""What Sphinx reads of an executed chapter: its pages, numbers, tables and figures."""
+
+import base64
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from thesis_lib.book.execute.chapters import CUSTOM, PROFILE_PARAMETER
+from thesis_lib.book.execute.records import Record
+from thesis_lib.book.figures.export import CSV, PNG, SVG, unsized
+from thesis_lib.book.figures.style import dark
+from thesis_lib.common.errors import require
+
+DETAILS = "details"  # the tag of a cell of the second page, and the end of its name
+
+_CITED = re.compile(
+    r"\{glue:text\}`(?:(?P<path>[^`:]*?)(?P<chapter>\d\d_\w+)\.ipynb::)?"
+    r"(?P<name>\w+)(?::(?P<form>[^`]*))?`"
+)
+
+MARKS = {"en": "(in doubt)", "zh-Hant": "（存疑）"}
+ABSENT = "– *(not computed with these parameters)*"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the chapters of a run published, and what of it should not be believed."""
+
+    records: Mapping[str, Record]  # by chapter
+    doubted: Mapping[str, Mapping[str, str]]  # by chapter and name, with the reason
+
+    def _absent(self, chapter: str, name: str) -> bool:
+        """Whether the reader's parameters left a number out.
+
+        At the parameters of a profile every number is there, and one that is not stops
+        the build.
+        """
+        record = self.records.get(chapter)
+        return (
+            record is not None
+            and record.parameters.get(PROFILE_PARAMETER) == CUSTOM
+            and name not in record.numbers
+        )
+
+    def mark(self, text: str, home: str = "", language: str = "en") -> str:
+        """MyST text that says of each number it cites whether it is absent or doubted.
+
+        `home` is the chapter that the text stands in. A doubt leads to its reason.
+        """
+
+        def marked(hit: re.Match) -> str:
+            chapter = hit["chapter"] or home
+            if self._absent(chapter, hit["name"]):
+                return ABSENT
+            mark = f" {{ref}}`{MARKS[language]} <sec-doubts>`"
+            return hit[0] + mark * (hit["name"] in self.doubted.get(chapter, {}))
+
+        return _CITED.sub(marked, text)
+
+    def plain(self, text: str, home: str) -> str:
+        """Text that can hold no role, such as an alternative one: filled and marked.
+
+        Raises InvalidInput for a name that the chapter did not publish.
+        """
+
+        def filled(hit: re.Match) -> str:
+            chapter, name = hit["chapter"] or home, hit["name"]
+            if self._absent(chapter, name):
+                return "(not computed)"
+            numbers = self.records[chapter].numbers if chapter in self.records else {}
+            require(
+                name in numbers,
+                f"an alternative text of {home} cites {name}, which {chapter} did not "
+                "publish: publish it, or correct the text",
+            )
+            mark = f" {MARKS['en']}" * (name in self.doubted.get(chapter, {}))
+            return format(numbers[name], hit["form"] or "") + mark
+
+        return _CITED.sub(filled, text)
+
+    def told(self, text: str, home: str) -> str:
+        """`plain` text of what is published; the build refuses what is not."""
+
+        def filled(hit: re.Match) -> str:
+            chapter = hit["chapter"] or home
+            record = self.records.get(chapter)
+            known = record is not None and hit["name"] in record.numbers
+            known = known or self._absent(chapter, hit["name"])
+            return self.plain(hit[0], home) if known else hit[0]
+
+        return _CITED.sub(filled, text)
+
+
+def stage_notebook(
+    executed: Path, published: Published, figures: Path
+) -> dict[str, str]:
+    """A chapter's pages as readers see them, by name: the chapter, and its details.
+
+    Cells tagged `details` make the second page. Every number stays published by the
+    first. Times in doubt are marked, alternative texts filled in, and the files of
+    figures written to `figures`. Raises InvalidInput if the run wrote to standard
+    error: a reader would see it.
+    """
+    notebook, home = nbformat.read(executed, as_version=4), executed.stem
+    notebook.metadata.pop("papermill", None)
+    pages: dict[str, list[Any]] = {home: [], f"{home}_{DETAILS}": []}
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        tags = cell.metadata.setdefault("tags", [])
+        aside = DETAILS in tags
+        page = pages[f"{home}_{DETAILS}" if aside else home]
+        tell = partial(_told, published, home, aside)
+        if cell.cell_type == "markdown":
+            cell.source = tell(cell.source)
+            page.append(cell)
+            continue
+        _refuse_errors(executed.name, cell)
+        numbers = [o for o in cell.outputs if "scrapbook" in o.get("metadata", {})]
+        if numbers:
+            hidden = {"tags": ["remove-cell"]}
+            pages[home].append(
+                nbformat.v4.new_code_cell(outputs=numbers, metadata=hidden)
+            )
+        cell.outputs = [output for output in cell.outputs if output not in numbers]
+        if cell.outputs:
+            if alt := cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
+                cell.metadata["mystnb"]["image"]["alt"] = published.plain(alt, home)
+            page += _shown(cell, tell, figures)
+    staged = {}
+    for name, cells in pages.items():
+        if cells:
+            notebook.cells = cells
+            staged[name] = nbformat.writes(notebook)
+    return staged
+
+
+def _told(published: Published, home: str, aside: bool, text: str) -> str:
+    """MyST text with its doubts marked; on the page of details it cites `home`.
+
+    Raises InvalidInput for a number there without a form, which would not be shown.
+    """
+    text = published.mark(text, home)
+    if not aside:
+        return text
+    bare = re.findall(r"\{glue:text\}`(\w+)`", text)
+    require(
+        not bare,
+        f"the details of {home} cite {', '.join(bare)} without a form: a page shows "
+        "numbers of another only with one, such as `name:.1f`, `name:d` or `name:s`",
+    )
+    return re.sub(r"(?<=\{glue:text\}`)(?=\w+:(?!:))", f"{home}.ipynb::", text)
+
+
+def _refuse_errors(name: str, cell: Any) -> None:
+    for output in cell.outputs:
+        require(
+            output.get("name") != "stderr",
+            f"{name} wrote to standard error: {str(output.get('text'))[:200]!r}; mend "
+            f"the cell that starts {cell.source[:60]!r}",
+        )
+
+
+def _shown(cell: Any, tell: Callable[[str], str], figures: Path) -> list[Any]:
+    """A cell that shows something: a table or a figure has its caption, code is folded.
+
+    Raises InvalidInput where a caption has no table.
+    """
+    mystnb, cells, what = cell.metadata.get("mystnb", {}), [], ""
+    figure = mystnb.get("figure", {})
+    if caption := figure.get("caption"):
+        figure["caption"] = tell(caption)
+    if said := cell.metadata.pop("table", None):
+        cells = [_captioned(cell, tell(said["caption"]), said["name"])]
+        cell.outputs, what = [], "table"
+    kept = [o.data for o in cell.outputs if CSV in o.get("data", {})]
+    if "name" in figure and kept:
+        write_figure(kept[0], figure["name"], figures)
+        del kept[0][CSV], kept[0][PNG]
+        what = "figure"
+    if what:
+        mystnb["code_prompt_show"] = f"Code of this {what}"
+        mystnb["code_prompt_hide"] = f"Hide the code of this {what}"
+        cell.metadata["mystnb"] = mystnb
+    if not {"hide-input", "remove-input", "remove-cell"} & {*cell.metadata["tags"]}:
+        cell.metadata["tags"].append("hide-input")
+    return [*cells, cell]
+
+
+def _captioned(cell: Any, caption: str, name: str) -> Any:
+    """The table that a cell shows, under its number and caption.
+
+    Raises InvalidInput where the cell shows none.
+    """
+    shown = [output.get("data", {}).get("text/html") for output in cell.outputs]
+    rows = re.findall(r"<thead>.*?</tbody>", "".join(filter(None, shown)), re.DOTALL)
+    require(
+        len(rows) == len(shown) == 1,
+        f"the cell that starts {cell.source[:60]!r} has a caption for one table and "
+        f"shows {len(rows)} of {len(shown)} outputs: end it with `table(...)`",
+    )
+    lines = [
+        f":::{{data-table}} {caption}",
+        f":name: {name}",
+        *[":class: marks"] * ("marks" in cell.metadata["tags"]),
+        "",
+        rows[0],
+        ":::",
+    ]
+    return nbformat.v4.new_markdown_cell("\n".join(lines))
+
+
+def write_figure(kept: Mapping[str, str], name: str, folder: Path) -> None:
+    """Write the files of a figure from what a notebook keeps of it, by media types.
+
+    They are NAME.svg, for a dark page NAME-dark.svg, NAME.png and NAME.csv.
+    """
+    drawing = unsized(kept[SVG])
+    (folder / f"{name}.svg").write_text(drawing)
+    (folder / f"{name}-dark.svg").write_text(dark(drawing))
+    (folder / f"{name}.csv").write_text(kept[CSV])
+    (folder / f"{name}.png").write_bytes(base64.b64decode(kept[PNG]))
