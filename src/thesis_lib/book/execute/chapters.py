@@ -325,8 +325,14 @@ def content_key(chapter: Chapter, values: Mapping[str, Any]) -> str:
     return content_keys(chapter, [values])[0]
 
 
+SAVE_EVERY_S = 10.0  # each time papermill writes the whole notebook, at every cell
+
+
 class _ReportingEngine(NBClientEngine):
-    """Papermill's own engine, telling after each cell how far it is."""
+    """Papermill's own engine, telling after each cell how far it is.
+
+    It saves seldom; papermill itself writes the notebook that ends or fails.
+    """
 
     @classmethod
     def execute_managed_notebook(
@@ -334,12 +340,19 @@ class _ReportingEngine(NBClientEngine):
     ) -> Any:
         on_cell = options.pop("on_cell")
         complete, total = nb_man.cell_complete, len(nb_man.nb.cells)
+        save, saved_s = nb_man.save, time.monotonic()
+
+        def save_seldom(**rest: Any) -> None:
+            nonlocal saved_s
+            if time.monotonic() - saved_s > SAVE_EVERY_S:
+                save(**rest)
+                saved_s = time.monotonic()
 
         def report(cell: Any, cell_index: int | None = None, **rest: Any) -> None:
             complete(cell, cell_index=cell_index, **rest)
             on_cell((cell_index or 0) + 1, total)
 
-        nb_man.cell_complete = report
+        nb_man.save, nb_man.cell_complete = save_seldom, report
         return super().execute_managed_notebook(nb_man, kernel_name, *args, **options)
 
 
