@@ -152,7 +152,8 @@ def mend_tables(soup: BeautifulSoup) -> None:
             table.wrap(soup.new_tag("div", attrs={"class": FRAME}))
         if caption := table.caption:  # beside the box that scrolls, as wide as the page
             caption.name, caption["class"] = "p", "table-caption"
-            caption["id"] = f"caption-of-table-{number}"
+            # A link to the table leads to its caption.
+            caption["id"] = table.attrs.pop("id", f"caption-of-table-{number}")
             table["aria-labelledby"] = caption["id"]
             table.parent.insert_before(caption.extract())
         for text in table.find_all(string=re.compile(r"^\s+$")):

@@ -40,6 +40,7 @@ from thesis_lib.book.compare.present import (
     machines_section,
     markdown,
     markdown_table,
+    run_section,
     section_lines,
 )
 from thesis_lib.book.execute.chapters import (
@@ -326,12 +327,14 @@ def stage(executed: Path, source: Path) -> str:
     if times := chart(compared, here.label):
         kept = bundle(times) | {PNG: raster(times)}
         write_figure(kept, TIMES, book / FIGURES)
+    outcome = run_section(compared, here.label)
+    told = " ".join([outcome.text, *outcome.notes])
     hardware = book_lines(compared, here.label, f"{FIGURES / TIMES}" if times else None)
     if published.doubted:
         hardware += ["(sec-doubts)="]
         hardware += section_lines(doubts_section(published.doubted, BOOK))
     generated = {
-        "front_claims": [f"**On this machine:** {hardware[0]} [](your_hardware.md)"],
+        "front_claims": [f"**On this machine:** {told} [](your_hardware.md)"],
         "your_hardware_results": hardware,
         "your_hardware_durations": durations_lines(reference.records),
         "provenance_table": _provenance(records),

@@ -71,6 +71,19 @@ def test_equal_runs_hold_in_everything(claims):
     assert one(compared, "wins").apart == Quantity(0)
 
 
+def test_a_run_that_is_the_reference_is_told_from_one_that_equals_it(claims):
+    again = replace(record("04_evaluation"), started="2026-12-01T00:00:00+00:00")
+    sections = [
+        present.run_section(hold(claims, *records), "b")
+        for records in ((), (again, record("06_evaluation")), (again,))
+    ]
+    assert [section.text for section in sections[:2]] == [sections[0].text] * 2
+    both, one_of_them, neither = (" ".join(section.notes) for section in sections)
+    assert both.startswith("2 of its 2 chapters were not run again")
+    assert one_of_them.startswith("1 of its 2 chapters")
+    assert neither == ""
+
+
 @pytest.mark.parametrize(
     ("made", "key", "word"),
     [

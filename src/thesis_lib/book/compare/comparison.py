@@ -107,6 +107,7 @@ class Machine:
     load_most: float | None
     started: str
     chapters: int
+    of_reference: int  # chapters that are the reference's own, not run again
     seconds: float
     ratio: float | None  # of the run times of the chapters that can be compared
 
@@ -288,8 +289,10 @@ def describe_machine(run: Run, reference: Run) -> Machine:
     """What a run was made on and with, beside its reference."""
     records = run.records
     mine_s = theirs_s = 0.0
+    of_reference = 0
     for record in records:
         other = reference.record(record.number, record.profile)
+        of_reference += other == record
         if other is not None and not other_parameters(record, other):
             mine_s, theirs_s = mine_s + record.seconds, theirs_s + other.seconds
     watched = [r for r in records if {"mean", "most"} <= r.load_average.keys()]
@@ -309,6 +312,7 @@ def describe_machine(run: Run, reference: Run) -> Machine:
         load_most=max((r.load_average["most"] for r in watched), default=None),
         started=min(r.started for r in records),
         chapters=len(records),
+        of_reference=of_reference,
         seconds=sum(r.seconds for r in records),
         ratio=mine_s / theirs_s if theirs_s and run.label != reference.label else None,
     )

@@ -184,8 +184,16 @@ def run_section(comparison: Comparison, run: str) -> Section:
     rows = comparison.of(run)
     wrong = any(row.verdict.state == "bad" for row in rows)
     commits = {commit for machine in comparison.machines for commit in machine.commits}
-    note = "The commits differ, so that a difference may come from the code."
-    return Section(run, summary(rows), [note] if wrong and len(commits) > 1 else [])
+    notes = []
+    if wrong and len(commits) > 1:
+        notes = ["The commits differ, so that a difference may come from the code."]
+    for here in comparison.machines:
+        if here.run == run and here.of_reference:
+            notes.append(
+                f"{here.of_reference} of its {here.chapters} chapters were not run "
+                "again: they are the reference itself."
+            )
+    return Section(run, summary(rows), notes)
 
 
 def _apart(row: Row) -> str:
