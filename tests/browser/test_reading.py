@@ -144,6 +144,29 @@ def test_no_page_scrolls_sideways_nor_cuts_a_picture(screen, html, server, force
     assert not wrong
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_link_to_a_table_shows_its_caption(screen, server, width):
+    page = screen(width, reduced_motion="reduce")  # no smooth scrolling
+    chapter = "notebooks/02_background.html"
+    page.goto(f"{server}/{chapter}", wait_until="load")
+    tables = page.evaluate(
+        "[...document.querySelectorAll('[id^=tab-]')].map(e => e.id)"
+    )
+    assert len(tables) > 2
+    for name in tables:
+        page.goto(f"{server}/{chapter}#{name}", wait_until="load")
+        top, bar = page.evaluate(
+            """(name) => {
+                const caption = document.getElementById(name)
+                    .closest('.table-caption');
+                const bar = document.querySelector('.bd-header-article');
+                return [caption, bar].map((e) => e.getBoundingClientRect());
+            }""",
+            name,
+        )
+        assert bar["bottom"] <= top["top"] < 500, name
+
+
 def test_the_search_box_is_in_sight_on_every_page(screen, html, server):
     page = screen(1280)
     for name in pages(html):
