@@ -17,6 +17,7 @@ from thesis_lib.book.execute.chapters import (
     read_records,
 )
 from thesis_lib.book.execute.claims import (
+    EQUAL,
     RATES,
     REFERENCE,
     RESOURCES,
@@ -238,8 +239,8 @@ def comparable_rates(mine: Record, theirs: Record) -> Rates:
 
 def demand(claim: Claim, expected: float | None) -> str:
     """What a claim of its kind demands of a run on another machine."""
-    if claim.kind == "exact":
-        return "equal bit for bit"
+    if claim.kind in EQUAL:
+        return "equal bit for bit" if claim.kind == "exact" else "read from a record"
     if claim.kind == "tolerance":
         share = 100 * (claim.rtol or 0)
         return f"within {share:.2g} % of the reference: {claim.why}"
@@ -271,7 +272,7 @@ def _hold(claim: Claim, profile: str, run: Run, reference: Run) -> Row:
     else:
         verdict = judge(claim, value.value if value else None, base.value, rates)
         distance = apart(value, base, as_ratio=is_time) if value else None
-        if distance and claim.kind == "exact":
+        if distance and claim.kind in EQUAL:
             distance = Quantity(distance.value)
     return Row(claim, profile, run.label, base, value, distance, expected, verdict)
 

@@ -38,6 +38,7 @@ from thesis_lib.common.units import format_duration, format_size
 
 KINDS = {  # what is demanded of a claim, and what is said of those that hold
     "exact": ("Equal bit for bit", "exact claims are equal bit for bit"),
+    "record": ("Read from a record", "claims read from records are the same"),
     "tolerance": (
         "Equal within a tolerance", "claims with a tolerance are within it"
     ),
@@ -216,6 +217,7 @@ def _why(verdict: Verdict) -> str:
 
 _OF_KIND: dict[str, dict[str, Callable[[Row], str]]] = {  # columns of one kind alone
     "exact": {},
+    "record": {},
     "tolerance": {
         "Difference": _apart,
         "Allowed": lambda row: f"{100 * (row.claim.rtol or 0):.2g} %: {row.claim.why}",
@@ -467,6 +469,7 @@ README_BLOCK = re.compile(
 
 _ELSEWHERE = {
     "exact": "equal bit for bit",
+    "record": "read from a record, not run again",
     "tolerance": "equal within a tolerance",
     "time": "differs with the machine",
 }

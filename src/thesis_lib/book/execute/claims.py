@@ -1,8 +1,9 @@
 """Headline claims as data: one file says what each must be, and who may differ.
 
-Of three kinds: *exact* numbers of seeded simulation and arithmetic are equal on every
-machine, bit for bit; numbers within a *tolerance* are those that other kernels of
-linear algebra round differently; *times* are expected to differ, in proportion to a
+Of four kinds: *exact* numbers of seeded simulation and arithmetic are equal on every
+machine, bit for bit; those of a *record* are read from what a benchmark wrote, and not
+run again; numbers within a *tolerance* are those that other kernels of linear algebra
+round differently; *times* are expected to differ, in proportion to a
 measured rate of the machine.
 """
 
@@ -20,8 +21,9 @@ from thesis_lib.book.execute.records import STRICT, Number, Record, published, r
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.files import data_folder, write_whole
 
-Kind = Literal["exact", "tolerance", "time"]
+Kind = Literal["exact", "record", "tolerance", "time"]
 KINDS: tuple[str, ...] = get_args(Kind)
+EQUAL = ("exact", "record")  # kinds of which every bit is the reference's
 # What keeps a number from being better. "nothing": it is exact, or a count of facts.
 Limiter = Literal[
     "nothing",
@@ -239,7 +241,7 @@ def judge(
         return Verdict("not published", "bad", "the chapter did not publish it")
     if reference is None:
         return Verdict("no reference", "open", "nothing to compare with")
-    if claim.kind == "exact" or isinstance(value, str) or isinstance(reference, str):
+    if claim.kind in EQUAL or isinstance(value, str) or isinstance(reference, str):
         good = value == reference
         text = "bit for bit" if good else f"{value!r} is not {reference!r}"
         return _held(good, ("equal", "DIFFERS"), text)
@@ -291,10 +293,12 @@ def report(chapter: int, profile: str) -> str:
     lines = []
     for kind, what in (
         ("exact", "exact claims that are equal"),
+        ("record", "claims read from records that are equal"),
         ("tolerance", "claims within their tolerance"),
     ):
         good = [verdict.good for claim, verdict in verdicts if claim.kind == kind]
-        lines.append(f"{what}: {sum(good)} of {len(good)}")
+        if good:
+            lines.append(f"{what}: {sum(good)} of {len(good)}")
     wrong = [(c.key, v) for c, v in verdicts if not v.good]
     return "\n".join(lines + [f"{key} {v.word}: {v.text}" for key, v in wrong])
 
