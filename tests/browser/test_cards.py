@@ -50,6 +50,11 @@ def is_shown(page):
     return page.locator(CARD).is_visible()
 
 
+def typed(text):
+    """What a page says, without what Sphinx made of quotes and units."""
+    return text.strip().translate({ord("’"): "'", ord("\N{NO-BREAK SPACE}"): " "})
+
+
 def test_every_number_of_a_claim_has_the_value_of_its_row(html, cards):
     audit = BeautifulSoup((html / AUDIT).read_text(), "html.parser")
     numbers = 0
@@ -58,7 +63,7 @@ def test_every_number_of_a_claim_has_the_value_of_its_row(html, cards):
         for number in page.select("article .claim"):
             anchor = number["class"][1]
             row = audit.find(id=anchor).find_parent("tr")
-            says, value = (cell.get_text(strip=True) for cell in row("td")[:2])
+            says, value = (typed(cell.get_text()) for cell in row("td")[:2])
             card = BeautifulSoup(cards[f"{AUDIT}#{anchor}"], "html.parser")
             assert says.startswith(card.p.get_text()), f"{name}: {anchor}"
             assert card.dd.get_text().startswith(value), f"{name}: {anchor}"
@@ -69,7 +74,7 @@ def test_every_number_of_a_claim_has_the_value_of_its_row(html, cards):
 
 def test_a_number_shows_its_card_to_a_pointer_which_may_enter_it(visit, html):
     page, asked = visit.open((html / CHAPTER).as_uri()), []
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda r: asked.append(r.url) if DATA in r.url else None)
     number, other = page.locator(NUMBER).nth(0), page.locator(NUMBER).nth(1)
     assert not asked, "nothing is loaded before it is asked for"
     number.hover()
@@ -77,7 +82,7 @@ def test_a_number_shows_its_card_to_a_pointer_which_may_enter_it(visit, html):
     assert number.get_attribute("aria-describedby") == CARD[1:]
     page.locator(f"{CARD} a").hover()
     assert is_shown(page)
-    page.locator("h1").first.hover()
+    page.locator("article h1").hover()
     assert not is_shown(page)
     number.hover()
     first = shown(page)
@@ -86,7 +91,7 @@ def test_a_number_shows_its_card_to_a_pointer_which_may_enter_it(visit, html):
     other.hover()
     assert shown(page) != first
     assert number.get_attribute("aria-describedby") is None
-    assert [url.rpartition("/")[2] for url in asked] == [DATA]
+    assert len(asked) == 1
     page.locator(f"{CARD} a").click()
     page.wait_for_url(f"**/{AUDIT}#claim-*")
     assert not visit.faults
@@ -123,7 +128,7 @@ def test_a_tap_on_a_number_shows_its_card_and_a_link_stays_a_link(browser, html)
         box = page.locator(CARD).bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= size["width"]
-        page.locator("h1").first.tap()
+        page.locator("article h1").tap()
         assert not is_shown(page)
     assert page.url.endswith(CHAPTER)
     page.locator("article p a[href*='references.html#id']").first.tap()
