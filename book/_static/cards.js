@@ -53,7 +53,7 @@
     clearTimeout(timer);
     if (of && !(of === owner && card.matches(":popover-open")))
       timer = setTimeout(show, 200, of);
-    else if (!of && !card.contains(event.target)) timer = setTimeout(hide, 300);
+    else if (!of) timer = setTimeout(hide, 300);
   });
   document.addEventListener("focusin", (event) => {
     const of = under(event);
