@@ -43,4 +43,5 @@ def _told(each: Audited, expected: float | None, why: str) -> Iterator[tuple[str
     yield "Kind", f"{claim.kind}: {demand(claim, expected)}"
     commit = record.commit if record.clean else f"{record.commit}, with changes"
     yield "Commit", f"{commit}, {record.started[:10]}"
-    yield "Machine", f"{record.machine['cpu']}, {record.machine['cores']} cores"
+    cores = record.machine["cores"]
+    yield "Machine", f"{record.machine['cpu']}, {cores} core{'s' * (cores != 1)}"
