@@ -42,7 +42,7 @@ def _text(tag: Tag) -> str:
 
 
 def card(place: Tag) -> Tag | None:
-    """What a card shows of the place that a link leads to: no links, no ids."""
+    """What a card shows of the place that a link leads to, with no card inside."""
     if place.name == "dt":
         shown = place.find_next("dd").select_one(SHOWN)
     elif caption := place.get("aria-labelledby"):
@@ -55,7 +55,7 @@ def card(place: Tag) -> Tag | None:
     shown = copy(shown)
     for sign in shown.select(".headerlink"):
         sign.decompose()
-    for link in shown.select("a"):
+    for link in shown.select("a, .claim"):
         link.unwrap()
     for tag in shown.select("[id]"):
         del tag["id"]

@@ -9,7 +9,7 @@ href="#ratio">#</a></h2><p>More.</p></section>
 <div class="math" id="equation-eq"><div class="formula"><math><mi>x</mi></math></div>
 <span class="eqno">(1)</span></div>
 <figure id="fig-it"><div class="figure-box"><img src="a.svg"></div><figcaption><p>Fig. 1
-It</p></figcaption></figure>
+<span class="claim claim-it">It</span></p></figcaption></figure>
 <p class="table-caption" id="caption-of-table-0">Table 1 Them</p>
 <div><table aria-labelledby="caption-of-table-0" id="tab-them"><tr><td><p>1</p></td>
 </tr></table></div>
