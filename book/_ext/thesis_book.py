@@ -133,7 +133,8 @@ def keep_units(app: Sphinx, doctree, page) -> None:
                 space = r"(?:(?<=\d) |^ )" if pasted else r"(?<=\d) "
                 bound = re.sub(rf"{space}(?=(?:{UNITS})(?!\w))", NO_BREAK, part)
                 whole[place] = nodes.Text(bound)
-            pasted = isinstance(part, nodes.inline) and "pasted-text" in part["classes"]
+            classes = part["classes"] if isinstance(part, nodes.inline) else []
+            pasted = "pasted-text" in classes or "claim" in classes
 
 
 # So large is a point on the screen: the figures' 6.5 inches fill the column.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
 from sphinx.application import Sphinx
+from thesis_cards import link_claims, write_cards
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
 INTERFACE = {  # what the theme says, on a page in Chinese
@@ -213,8 +214,8 @@ def plain_classes(pygments: str) -> set[str]:
     return plain[0] & plain[1]
 
 
-def mend(page: Path, html: Path, plain: set[str]) -> None:
-    """Mend one page of the built book."""
+def mend(page: Path, html: Path, plain: set[str]) -> BeautifulSoup:
+    """Mend one page of the built book; what it is then."""
     text = page.read_text()
     for name in plain:
         text = re.sub(rf'<span class="{name}">([^<>]*)</span>', r"\1", text)
@@ -226,18 +227,20 @@ def mend(page: Path, html: Path, plain: set[str]) -> None:
     name_controls(soup)
     mend_tables(soup)
     set_languages(soup)
+    link_claims(soup, root)
     page.write_text(str(soup))
+    return soup
 
 
 def mend_all(app: Sphinx, exception: Exception | None) -> None:
-    """Mend every page, and write the entrance and the page for wrong addresses."""
+    """Mend every page; write their cards, the entrance, and one for wrong addresses."""
     if exception or app.builder.name != "html":
         return
     html = Path(app.outdir)
     plain = plain_classes((html / "_static" / "pygments.css").read_text())
-    for page in html.rglob("*.html"):
-        if "_static" not in page.parts:
-            mend(page, html, plain)
+    pages = [p for p in html.rglob("*.html") if "_static" not in p.parts]
+    mended = {str(p.relative_to(html)): mend(p, html, plain) for p in pages}
+    write_cards(app, mended)
     known = {"lang": app.config.language, "title": app.config.html_title}
     for name, text in {"index.html": ENTRANCE, "404.html": MISSING}.items():
         first = f"{app.config.root_doc}.html"

@@ -45,11 +45,13 @@ def test_a_formula_that_cannot_be_read_is_a_warning(monkeypatch):
 def test_a_number_keeps_its_sign_and_its_unit():
     pasted = nodes.inline("", "", nodes.Text("-0.1"), classes=["pasted-text"])
     words = [nodes.Text("in 8 GiB of 9 state-of-the-art "), pasted, nodes.Text(" % a")]
+    claim = nodes.inline("", "", pasted.deepcopy(), classes=["claim", "claim-b"])
     code = nodes.literal("", "1 s")
-    text = nodes.paragraph("", "", *words, nodes.Text(" in 2 sets "), code)
+    words += [nodes.Text(" in 2 sets "), claim, nodes.Text(" s ")]
+    text = nodes.paragraph("", "", *words, code)
     set_minus_signs(None, text, "")
     keep_units(None, text, "")
-    bound = "in 8~GiB of 9 state-of-the-art −0.1~% a in 2 sets 1 s"
+    bound = "in 8~GiB of 9 state-of-the-art −0.1~% a in 2 sets −0.1~s 1 s"
     assert text.astext().replace("\N{NO-BREAK SPACE}", "~") == bound
 
 

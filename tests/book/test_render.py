@@ -202,6 +202,12 @@ def test_a_folder_that_cannot_be_written_is_a_refusal(checkout):
 
 CITED = "{glue:text}`token_s:.1f` s, {glue:text}`ppl:.1f`, {glue:text}`pace:s`"
 ELSEWHERE = "{glue:text}`../notebooks/06_evaluation.ipynb::token_s:.2f` s"
+# As Sphinx reads both: the number of a claim is in a span that names the claim.
+SPANNED = (
+    "[{glue:text}`token_s:.1f`]{.claim .claim-token-s} s, "
+    "[{glue:text}`ppl:.1f`]{.claim .claim-ppl}, {glue:text}`pace:s`"
+)
+SPANNED_ELSEWHERE = f"[{ELSEWHERE[:-2]}]{{.claim .claim-token-s}} s"
 MARK = " {ref}`(in doubt) <sec-doubts>`"
 
 
@@ -252,9 +258,9 @@ def with_times(checkout, pace="slow", **changes):
 
 def test_a_time_that_is_as_expected_is_not_marked(checkout):
     text, caption, alt, page, _, hardware = with_times(checkout)
-    assert text == caption == CITED
+    assert text == caption == SPANNED
     assert alt == "0.4 s, 20.0, slow"
-    assert page == ELSEWHERE
+    assert page == SPANNED_ELSEWHERE
     assert "doubt" not in hardware
 
 
@@ -268,10 +274,10 @@ def test_a_time_that_is_as_expected_is_not_marked(checkout):
 )
 def test_a_time_in_doubt_is_marked_on_every_page_that_cites_it(checkout, changes):
     text, caption, alt, page, chinese, hardware = with_times(checkout, **changes)
-    first, second, third = CITED.split(", ")
+    first, second, third = SPANNED.split(", ")
     assert text == caption == f"{first[:-2]}{MARK} s, {second}, {third}{MARK}"
     assert alt.count("(in doubt)") == 2
-    assert page == ELSEWHERE[:-2] + MARK + " s"
+    assert page == SPANNED_ELSEWHERE[:-2] + MARK + " s"
     assert chinese.endswith(" {ref}`（存疑） <sec-doubts>` s")
     assert "(sec-doubts)=" in hardware
     assert r"token\_s" in hardware
@@ -358,7 +364,24 @@ def test_a_fragment_of_html_is_filled_with_numbers(checkout):
     (checkout / "book" / "front.html").write_text(f'<i style="--of: {cited}">{cited}')
     numbers = record("04_evaluation").numbers
     text = f"{numbers['wins']:.1f}"
-    assert staged(checkout, "front.html") == f'<i style="--of: {text}">{text}'
+    shown = f'<span class="claim claim-wins">{text}</span>'
+    assert staged(checkout, "front.html") == f'<i style="--of: {text}">{shown}'
+
+
+def test_a_change_is_the_number_of_its_claim_and_an_end_is_none(checkout):
+    at = "../notebooks/04_evaluation.ipynb"
+    cited = [f"{{glue:text}}`{at}::{n}:.1f`" for n in ("wins_by", "wins_low", "n")]
+    (checkout / "book" / "page.md").write_text(" ".join(cited))
+    first, *others = cited
+    told = " ".join([f"[{first}]{{.claim .claim-wins}}", *others])
+    assert staged(checkout, "page.md") == told
+
+
+def test_every_claim_of_the_run_has_a_staged_card(checkout):
+    cards = json.loads(staged(checkout, "claim_cards.json"))
+    assert [*cards] == ["claim-wins", "claim-setting", "claim-ppl", "claim-token-s"]
+    for anchor in cards:
+        assert f"[]{{#{anchor}}}" in staged(checkout, "audit_table.txt")
 
 
 # --- Figures -------------------------------------------------------------------

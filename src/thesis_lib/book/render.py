@@ -9,12 +9,13 @@ from the package.
 import ast
 import hashlib
 import itertools
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,14 @@ from typing import Any
 import nbformat
 import yaml
 
-from thesis_lib.book.compare.audit import audit, audit_peers, page_lines, sections
+from thesis_lib.book.compare.audit import (
+    anchor,
+    audit,
+    audit_peers,
+    page_lines,
+    sections,
+)
+from thesis_lib.book.compare.cards import claim_cards
 from thesis_lib.book.compare.comparison import (
     Comparison,
     Run,
@@ -73,6 +81,7 @@ from thesis_lib.common.units import format_duration, format_size
 STAMP = "rendered.sha256"
 FIGURES = Path("_static", "figures")  # in the folder of the book's pages
 TIMES = "fig-your-hardware"
+CARDS = "claim_cards.json"  # beside the pages, for book/_ext/thesis_cards.py
 DOWNLOADS = "downloads"  # the chapters as readers take them away
 MEANT_LINES = 21_500  # of the package, as CONTRIBUTING says
 
@@ -93,7 +102,18 @@ def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Publ
             for name in {name for rule in cases if rule for name in names_in(rule)}:
                 if name in known:
                     known[word] = known[name]
-    return Published({record.chapter: record for _, record in results}, doubted)
+    by_chapter = {record.chapter: record for _, record in results}
+    keys = [(row.claim.chapter, row.claim.key) for row in compared.rows]
+    claims = {
+        record.chapter: {
+            name: anchor(key)
+            for number, key in keys
+            if number == record.number
+            for name in (key, f"{key}_by")
+        }
+        for record in run.records
+    }
+    return Published(by_chapter, doubted, claims)
 
 
 def _results(executed: Path) -> list[tuple[Path, Record]]:
@@ -147,15 +167,6 @@ def _provenance(records: list[Record]) -> list[str]:
         *["## Runs", *markdown_table(head, table)],
         *["## Versions", *markdown_table(["Distribution", "Version"], versions)],
     ]
-
-
-def _audit(checkout: Path, records: Sequence[Record]) -> list[str]:
-    """The claims of a run, with their history, and the peers against their floors."""
-    known, labels = read_claims(), sections(checkout)
-    history = read_history(checkout / "data" / REFERENCE / "default" / HISTORY)
-    everywhere = read_reference().records
-    claims = audit(known, records, labels, everywhere, history)
-    return page_lines(claims, audit_peers(known, labels))
 
 
 def _rooms(package: Path) -> list[str]:
@@ -305,7 +316,8 @@ def stage(executed: Path, source: Path) -> str:
     _stage_config(checkout, source)
     records = [record for _, record in results]
     here, reference = Run("this machine", tuple(records)), read_reference()
-    compared = compare([here], read_claims().claims, reference)
+    known, labels = read_claims(), sections(checkout)
+    compared = compare([here], known.claims, reference)
     published = _published(results, compared)
     (book / FIGURES).mkdir(parents=True)
     (source / DOWNLOADS).mkdir()
@@ -323,7 +335,7 @@ def stage(executed: Path, source: Path) -> str:
         language = "zh-Hant" if "lang: zh-Hant" in text else "en"
         page.write_text(published.mark(text, language=language))
     for part in book.glob("*.html"):
-        part.write_text(published.plain(part.read_text(), "the first page"))
+        part.write_text(published.html(part.read_text(), "the first page"))
     if times := chart(compared, here.label):
         kept = bundle(times) | {PNG: raster(times)}
         write_figure(kept, TIMES, book / FIGURES)
@@ -333,12 +345,16 @@ def stage(executed: Path, source: Path) -> str:
     if published.doubted:
         hardware += ["(sec-doubts)="]
         hardware += section_lines(doubts_section(published.doubted, BOOK))
+    history = read_history(checkout / "data" / REFERENCE / "default" / HISTORY)
+    audited = audit(known, records, labels, reference.records, history)
+    cards = claim_cards(audited, compared.of(here.label), published.doubted)
+    (book / CARDS).write_text(json.dumps(cards))
     generated = {
         "front_claims": [f"**On this machine:** {told} [](your_hardware.md)"],
         "your_hardware_results": hardware,
         "your_hardware_durations": durations_lines(reference.records),
         "provenance_table": _provenance(records),
-        "audit_table": _audit(checkout, records),
+        "audit_table": page_lines(audited, audit_peers(known, labels)),
         "rooms_table": _rooms(checkout / "src" / "thesis_lib"),
         "parameters_table": [
             line

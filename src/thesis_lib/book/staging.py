@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class Published:
 
     records: Mapping[str, Record]  # by chapter
     doubted: Mapping[str, Mapping[str, str]]  # by chapter and name, with the reason
+    # By chapter and name: the anchor of the claim that a number states.
+    claims: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def _absent(self, chapter: str, name: str) -> bool:
         """Whether the reader's parameters left a number out.
@@ -50,7 +52,8 @@ class Published:
     def mark(self, text: str, home: str = "", language: str = "en") -> str:
         """MyST text that says of each number it cites whether it is absent or doubted.
 
-        `home` is the chapter that the text stands in. A doubt leads to its reason.
+        `home` is the chapter that the text stands in. A doubt leads to its reason, and
+        the number of a claim is in a span of the classes `claim` and its anchor.
         """
 
         def marked(hit: re.Match) -> str:
@@ -58,9 +61,21 @@ class Published:
             if self._absent(chapter, hit["name"]):
                 return ABSENT
             mark = f" {{ref}}`{MARKS[language]} <sec-doubts>`"
-            return hit[0] + mark * (hit["name"] in self.doubted.get(chapter, {}))
+            claim = self.claims.get(chapter, {}).get(hit["name"])
+            number = f"[{hit[0]}]{{.claim .{claim}}}" if claim else hit[0]
+            return number + mark * (hit["name"] in self.doubted.get(chapter, {}))
 
         return _CITED.sub(marked, text)
+
+    def html(self, text: str, home: str) -> str:
+        """A fragment of HTML as `plain` fills it, with spans as `mark` makes them."""
+
+        def spanned(hit: re.Match) -> str:
+            claim = self.claims.get(hit["chapter"] or home, {}).get(hit["name"])
+            return f'<span class="claim {claim}">{hit[0]}</span>' if claim else hit[0]
+
+        shown = re.sub(r">[^<]+", lambda part: _CITED.sub(spanned, part[0]), text)
+        return self.plain(shown, home)
 
     def plain(self, text: str, home: str) -> str:
         """Text that can hold no role, such as an alternative one: filled and marked.

@@ -225,9 +225,9 @@ def page_lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list
         ran = [f"Ran {r.seconds:,.0f} s at `{r.commit}`" for r in islice(made, 1)]
         rows = [
             [
-                f"[]{{#claim-{each.claim.key}}}{markdown(each.claim.title)}",
+                f"[]{{#{anchor(each.claim.key)}}}{markdown(each.claim.title)}",
                 markdown(format_quantity(each.value, each.claim)),
-                f"{_rests(each)}{_limit(each.basis)}",
+                f"{rests(each)}{_limit(each.basis)}",
                 "; ".join(filter(None, _remarks(each))),
             ]
             for each in claims
@@ -249,7 +249,12 @@ def page_lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list
     return lines + markdown_table(head, rows, css="audit")
 
 
-def _rests(audited: Audited) -> str:
+def anchor(key: str) -> str:
+    """Where the row of a claim stands on the book's page, as an id of HTML."""
+    return f"claim-{key.replace('_', '-')}"
+
+
+def rests(audited: Audited) -> str:
     """How many of what a claim rests on, and by which method its ends are found."""
     if not audited.basis.of:
         return "exact"

@@ -137,7 +137,7 @@ def _clean(article: Tag) -> None:
     """Take out what does nothing on paper, and the cells that are empty then."""
     for tag in article.select(DROPPED):
         tag.decompose()
-    for tag in article.select("noscript"):
+    for tag in article.select("noscript, .claim"):
         tag.unwrap()
     for tag in article.find_all(True):  # of HTML 4, or deprecated
         for name in ("border", "valign", "halign", "role"):
