@@ -41,7 +41,7 @@ class Play(SphinxDirective):
 
 
 def add_play(app: Sphinx, page, template, context, doctree) -> None:
-    """Give a page with interactive parts their look and their scripts, and no others."""
+    """Give a page with interactive parts their look and their scripts."""
     parts = re.findall(r'class="play" data-play="(\w+)"', context.get("body", ""))
     if parts:
         app.add_css_file("play/play.css")
