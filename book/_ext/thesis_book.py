@@ -16,7 +16,6 @@ from sphinx.util.docutils import SphinxDirective
 
 from thesis_lib.book.play.widget import cost
 
-SCRIPTS = ("play.js", "schedule.js", "explorer.js", "planner.js", "cost.js")
 COSTS = "06_evaluation_system_for_ml"  # the chapter with the calculator
 
 
@@ -42,11 +41,12 @@ class Play(SphinxDirective):
 
 
 def add_play(app: Sphinx, page, template, context, doctree) -> None:
-    """Give a page with interactive parts their scripts and their look."""
-    if 'class="play"' in context.get("body", ""):
+    """Give a page with interactive parts their look and their scripts."""
+    parts = re.findall(r'class="play" data-play="(\w+)"', context.get("body", ""))
+    if parts:
         app.add_css_file("play/play.css")
-        for script in SCRIPTS:
-            app.add_js_file(f"play/{script}")
+        for name in ("play", *parts):
+            app.add_js_file(f"play/{name}.js")
 
 
 def set_language(app: Sphinx, page, template, context, doctree) -> None:

@@ -86,6 +86,18 @@ def test_stored_outputs_are_exactly_those_that_nbval_compares(chapter):
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
+def test_what_a_check_prints_stands_on_no_page(chapter):
+    """Readers get a sentence or a table with a caption; nbval compares the rest."""
+    for cell in chapter.load().cells:
+        outputs = [output.get("metadata", {}) for output in cell.get("outputs", [])]
+        text = any("scrapbook" not in noted for noted in outputs)
+        if (text and "table" not in cell.metadata) or re.search(
+            r"\bprint\(", cell.source
+        ):
+            assert "remove-cell" in cell.metadata["tags"], cell.source
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
 def test_cells_are_thin(chapter):
     source = chapters.code(chapter.load())
     definitions = [
@@ -238,3 +250,26 @@ def test_a_page_of_details_stands_below_its_chapter():
         aside = any(DETAILS in cell.metadata.get("tags", []) for cell in cells)
         name = f"notebooks/{chapter.name}"
         assert below[name] == [f"{name}_{DETAILS}"] * aside
+
+
+def details(chapter: chapters.Chapter, aside: bool = True) -> str:
+    """What a chapter says on its page of details, or else on its own page."""
+    return "\n\n".join(
+        cell.source
+        for cell in chapter.load().cells
+        if cell.cell_type == "markdown"
+        and (DETAILS in cell.metadata.get("tags", [])) == aside
+    )
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
+def test_a_section_of_details_answers_a_question_that_a_page_raises(chapter):
+    """Its label is cited where its result is told, and its first words ask."""
+    text = details(chapter)
+    pages = [details(each, aside=False) for each in CHAPTERS]
+    pages += [page.read_text() for page in (ROOT / "book").glob("*.md")]
+    cited = {*re.findall(r"`(?:[^`<]*<)?([\w-]+)>?`", "\n".join(pages))}
+    sections = r"^(?:\(([\w-]+)\)=\n)?## (.+)\n\n(.+(?:\n.+)*)"
+    for label, title, opening in re.findall(sections, text, re.MULTILINE):
+        assert re.fullmatch(r"\*[^*]+\?\*", opening), f"{title} asks no *question?*"
+        assert label in cited, f"no page cites {title}, ({label})="

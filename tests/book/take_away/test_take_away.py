@@ -198,6 +198,7 @@ def test_a_notebook_is_taken_away_with_its_numbers_and_without_the_books_marks()
         cells=[
             nbformat.v4.new_markdown_cell(
                 "(ch-a)=\n# A\n\nIt is N, by {cite}`x` and {term}`key sets <key set>`."
+                "\n\n::::{container} noprint\nGuess.\n\n:::{play} cost\n:::\n::::"
             ),
             nbformat.v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]}),
             nbformat.v4.new_code_cell(

@@ -11,7 +11,10 @@ from thesis_lib.book.figures.export import CSV, PNG, SVG
 KEPT_TAGS = {
     "injected-parameters": "parameters", "parameters": "parameters", "limits": "limits",
 }  # fmt: skip
-_LABEL = re.compile(r"^\([\w-]+\)=\n", re.MULTILINE)
+# A label, and what only the page of the book can show.
+_PAGE = re.compile(
+    r"^\([\w-]+\)=\n|\n*^(::::+)\{container\} noprint\n(?s:.*?)^\1$", re.MULTILINE
+)
 _ROLE = re.compile(r"\{(?P<role>[\w:]+)\}`(?P<text>[^`<]*[^`<\s])(?:\s*<[^`]*>)?`")
 
 
@@ -42,7 +45,7 @@ def clean_notebook(executed: str, tell: Callable[[str], str]) -> str:
                 for other in (CSV, PNG) if SVG in data else ():
                     data.pop(other, None)
         if cell.cell_type == "markdown":
-            cell.source = _LABEL.sub("", tell(cell.source))
+            cell.source = _PAGE.sub("", tell(cell.source))
     return nbformat.writes(notebook)
 
 
