@@ -250,10 +250,13 @@ def page_lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list
 
 
 def _rests(audited: Audited) -> str:
-    """How many of what a claim rests on, and by which method its ends are found."""
+    """How many of what a claim rests on, how long, and how its ends are found."""
     if not audited.basis.of:
         return "exact"
     counted = f"{audited.n} {audited.basis.of}"
+    numbers = audited.record.numbers if audited.record else {}
+    if length := numbers.get(audited.basis.each):
+        counted += f" of {length:,.0f} transactions"
     return f"{counted}, {audited.interval}" if audited.interval else counted
 
 
