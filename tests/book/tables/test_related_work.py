@@ -92,6 +92,14 @@ def test_counts_of_a_table_counted_by_hand(read):
         "ahead": 1, "alone": 1, "alone_no": 0, "alone_moot": 0, "alone_unread": 1,
         "alone_wholly": 2, "nearest": 0, "nearest_system": "other",
     }  # fmt: skip
+    cells = changed(4, "value", "moot")
+    cells[0][2:4] = ["", "not verified"]  # of a feature that is not of this work
+    found = related_work.counts(read(cells))
+    alone = {name: n for name, n in found.items() if name.startswith("alone")}
+    assert alone == {
+        "alone": 2, "alone_no": 0, "alone_moot": 1, "alone_unread": 1,
+        "alone_wholly": 2,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
