@@ -250,7 +250,7 @@ def page_lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list
 
 
 def _rests(audited: Audited) -> str:
-    """How many of what a claim rests on, how long, and how its ends are found."""
+    """How many of what a claim rests on, and by which method its ends are found."""
     if not audited.basis.of:
         return "exact"
     counted = f"{audited.n} {audited.basis.of}"
