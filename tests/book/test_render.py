@@ -293,8 +293,10 @@ def test_a_page_whose_words_contradict_its_numbers_is_refused(checkout):
 
 
 def test_an_alternative_text_cites_only_what_its_chapter_published(checkout):
-    none = Published({"x": record("x", a=1.25)}, {})
+    none = Published({"x": record("x", a=1.25, less=-3.0, of="a-b")}, {})
     assert none.plain("a is {glue:text}`a:.1f`", "x") == "a is 1.2"
+    less = "{glue:text}`less:.0f` of {glue:text}`of:s`"
+    assert none.plain(less, "x") == "\N{MINUS SIGN}3 of a-b"
     with pytest.raises(InvalidInput, match="cites b"):
         none.plain("{glue:text}`b`", "x")
 

@@ -84,6 +84,24 @@ def test_every_page_loads_clean_from_files_and_fits_the_screen(visit, html):
     assert not wrong
 
 
+def test_on_a_desktop_no_table_hides_a_column(desktop, html):
+    """On a phone it scrolls in its box; here all of it is seen, folds opened."""
+    clipped = {}
+    for name in pages(html):
+        hidden = desktop.open((html / name).as_uri()).evaluate(
+            """() => {
+                document.querySelectorAll("details").forEach((d) => (d.open = true));
+                return [...document.querySelectorAll(".bd-article table")]
+                    .filter((table) => [table, table.parentElement]
+                        .some((box) => box.scrollWidth > box.clientWidth + 1))
+                    .map((table) => table.closest("[id]").id);
+            }"""
+        )
+        if hidden:
+            clipped[name] = hidden
+    assert not clipped
+
+
 def test_every_page_loads_clean_from_a_server(desktop, html, server):
     wrong = {}
     for name in pages(html):

@@ -10,6 +10,7 @@ the constant in the code.
 """
 
 import ast
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
@@ -389,6 +390,99 @@ def test_every_claim_of_a_time_is_published_as_one():
     times = {(key, c["chapter"]) for key, c in CLAIMS.items() if c["kind"] == "time"}
     untimed = [time for time in times if not among({time}, TIMED)]
     assert not untimed, "publish them with records.publish_timed"
+
+
+# --- A share says how long its runs are; a goal that was missed is told ---------
+
+
+def of_no_length(cells: list) -> list[str]:
+    """Captions that cite a number of seeds where no number of transactions stands near.
+
+    It may stand in the caption, or in the text before or behind it on the same page:
+    above saturation a share means nothing without it.
+    """
+
+    def cites(text: str, ending: str) -> bool:
+        return any(name.endswith(ending) for name, _ in citations(text))
+
+    found = []
+    for aside in (False, True):
+        page = [c for c in cells if ("details" in c.metadata.get("tags", [])) == aside]
+        for at, cell in enumerate(page):
+            shown = cell.metadata.get("mystnb", {}).get("figure", {})
+            shown = cell.metadata.get("table", shown)
+            tables = re.findall(r"^[:`]{3,}\{table\} (.*)", cell.source, re.MULTILINE)
+            prose = [
+                next((c.source for c in near if c.cell_type == "markdown"), "")
+                for near in (page[at::-1], page[at:])
+            ]
+            found += [
+                caption
+                for caption in [shown.get("caption", ""), *tables]
+                if cites(caption, "_seeds")
+                and not cites(f"{caption} {' '.join(prose)}", "_transactions")
+            ]
+    return found
+
+
+def test_a_caption_of_seeds_without_a_length_is_found():
+    seeds, length = "over {glue:text}`a_seeds:d`", "of {glue:text}`a_transactions:d`"
+
+    def cells(before, caption, behind, tags=()):
+        code = nbformat.v4.new_code_cell("", metadata={"table": {"caption": caption}})
+        texts = [
+            nbformat.v4.new_markdown_cell(text, metadata={"tags": [*tags]})
+            for text in (before, behind)
+        ]
+        return [texts[0], code, texts[1]]
+
+    assert of_no_length(cells("", seeds, "")) == [seeds]
+    assert of_no_length(cells("", "of a record", "")) == []
+    for long in [("", seeds + length, ""), (length, seeds, ""), ("", seeds, length)]:
+        assert of_no_length(cells(*long)) == []
+    assert of_no_length(cells(length, seeds, length, ["details"])) == [seeds]
+    table = nbformat.v4.new_markdown_cell(f":::{{table}} {seeds}\n\n| a |\n:::")
+    assert of_no_length([table]) == [seeds]
+
+
+SIMULATED = [page for n, page in NUMBERED.items() if n in (2, 3, 4)]
+
+
+@pytest.mark.parametrize("page", SIMULATED, ids=lambda page: page.name)
+def test_what_is_said_of_seeds_says_how_long_a_run_is(page):
+    assert of_no_length(nbformat.read(page, as_version=4).cells) == []
+
+
+WHOLE = {"reached": "cells", "kept": "regrets", "met": "cells", "within": "settings"}
+
+
+def missed_goals(numbers: Mapping[str, Any]) -> set[str]:
+    """Names of goals that were missed: a word says so, or a count is not the whole."""
+    wholes = {
+        name: numbers.get(f"{stem}_{WHOLE.get(what)}")
+        for name in numbers
+        for stem, _, what in [name.rpartition("_")]
+    } | {name: numbers.get("judged_cells") for name in ["judged_boosted"]}
+    return {
+        name
+        for name, value in numbers.items()
+        if value == "missed" or (wholes[name] is not None and value < wholes[name])
+    }
+
+
+def test_a_missed_goal_is_found():
+    numbers = {"a_met": "missed", "b_met": "met", "c_reached": 3, "c_cells": 4}
+    numbers |= {"d_within": 4, "d_settings": 4, "e_kept": 1}
+    assert missed_goals(numbers) == {"a_met", "c_reached"}
+
+
+@pytest.mark.parametrize("page", SIMULATED, ids=lambda page: page.name)
+def test_every_goal_that_was_missed_stands_where_readers_look_for_it(page):
+    """In the published book, on the page of what could not be reproduced."""
+    record = ROOT / "data" / "reference" / "default" / page.with_suffix(".json").name
+    missed = missed_goals(json.loads(record.read_text())["numbers"])
+    told = citations((ROOT / "book" / "not_reproduced.md").read_text())
+    assert {(name, int(page.name[:2])) for name in missed} <= told
 
 
 # --- Claims are cited, settings are true ---------------------------------------

@@ -133,6 +133,13 @@ def test_a_count_that_went_through_a_table_is_a_count():
     assert audited(WHOLE | {"share_n": 20.0}).n == 20
 
 
+def test_the_audit_says_how_long_a_run_is_where_that_is_published():
+    long = replace(SEEDS, each="length")
+    assert "| 20 seeds, Student;" in "\n".join(page_lines([audited()], []))
+    page = page_lines([audited(WHOLE | {"length": 8000}, long)], [])
+    assert "| 20 seeds of 8,000 transactions, Student;" in "\n".join(page)
+
+
 def test_what_is_exact_needs_nothing():
     exact = Basis(n=1, of="", limiter="nothing", evidence="")
     assert audited({"share": 5}, basis=exact).state == "good"
@@ -167,5 +174,8 @@ def test_every_basis_is_used_and_shown_in_a_section():
     known, labels = read_claims(), sections(ROOT)
     used = {claim.rests_on for claim in known.claims.values()}
     assert used == set(known.bases)
+    texts = [page.read_text() for page in ROOT.glob("notebooks/*.ipynb")]
     for name, basis in known.bases.items():
         assert basis.limiter == "nothing" or basis.evidence in labels, name
+        published = not basis.each or f'\\"{basis.each}\\":' in "".join(texts)
+        assert published, f"{name}: no chapter publishes {basis.each}"

@@ -89,8 +89,16 @@ def test_a_cell_shows_the_symbol_of_its_value_and_where_it_was_read(read):
 def test_counts_of_a_table_counted_by_hand(read):
     assert related_work.counts(read(SMALL)) == {
         "systems": 1, "features": 3, "cells": 6, "verified": 5, "this_work": 2,
-        "ahead": 1, "alone": 1, "alone_wholly": 2, "nearest": 0,
-        "nearest_system": "other",
+        "ahead": 1, "alone": 1, "alone_no": 0, "alone_moot": 0, "alone_unread": 1,
+        "alone_wholly": 2, "nearest": 0, "nearest_system": "other",
+    }  # fmt: skip
+    cells = changed(4, "value", "moot")
+    cells[0][2:4] = ["", "not verified"]  # of a feature that is not of this work
+    found = related_work.counts(read(cells))
+    alone = {name: n for name, n in found.items() if name.startswith("alone")}
+    assert alone == {
+        "alone": 2, "alone_no": 0, "alone_moot": 1, "alone_unread": 1,
+        "alone_wholly": 2,
     }  # fmt: skip
 
 

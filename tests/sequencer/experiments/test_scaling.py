@@ -146,10 +146,10 @@ def test_behind_a_busy_sequencer_everything_is_late():
     assert trace.keys.n_keys == 8 * 10 * 11
     busy = measured({cores: (1_000.0 * cores, 20.0) for cores in (1, 1_000)})
     made = scaling.behind_one_sequencer(cells, "bid-price", 1.1, busy, seeds=2, seed=5)
-    assert list(made.index) == [8, 64]
+    assert list(made.index) == [(8, 0), (8, 1), (64, 0), (64, 1)]
     assert (made["free"] < 0.05).all()
-    assert made.loc[8, "as measured"] < 0.05
-    assert made.loc[64, "as measured"] > 0.2
+    assert (made.loc[8, "as measured"] < 0.05).all()
+    assert (made.loc[64, "as measured"] > 0.2).all()
     # A machine is priced by its cores at any load, also one below those measured.
     idle = scaling.behind_one_sequencer(cells, "bid-price", 0.01, busy, seeds=2, seed=5)
     assert (idle == 0).all(axis=None)
@@ -162,14 +162,16 @@ def test_behind_a_busy_sequencer_everything_is_late():
 def test_one_machine_stands_beside_as_many_cores_in_partitions():
     runs = pd.DataFrame(
         {
-            "partitions": [1, 1, 4, 4, 4],
-            "crossing": [0.0, 0.1, 0.0, 0.1, 0.1],
-            "policy": ["bid-price", "bid-price", "bid-price", "bid-price", "fifo"],
-            "violations": [0.01, 0.01, 0.02, 0.05, 0.9],
+            "partitions": [1, 1, 4, 4, 4, 4],
+            "crossing": [0.0, 0.1, 0.0, 0.1, 0.1, 0.1],
+            "policy": [*["bid-price"] * 4, "fifo", "bid-price"],
+            "seed": [0, 0, 0, 0, 0, 1],
+            "violations": [0.01, 0.01, 0.02, 0.05, 0.9, 0.07],
         }
     )
     machines = pd.DataFrame(
-        {"free": [0.01, 0.02], "as measured": [0.01, 0.7]}, index=[32, 8]
+        {"free": [0.01, 0.02, 0.03], "as measured": [0.01, 0.7, 0.8]},
+        pd.MultiIndex.from_tuples([(32, 0), (8, 0), (32, 1)], names=["cores", "seed"]),
     )
     table = scaling.one_or_many(machines, runs, "bid-price", 8)
     assert list(table.columns) == [
@@ -178,8 +180,9 @@ def test_one_machine_stands_beside_as_many_cores_in_partitions():
         "partitions, 0 % cross",
         "partitions, 10 % cross",
     ]
-    np.testing.assert_allclose(table.loc[32], [1.0, 1.0, 2.0, 5.0])
-    np.testing.assert_allclose(table.loc[8], [2.0, 70.0, 1.0, 1.0])
+    np.testing.assert_allclose(table.loc[32, 0], [1.0, 1.0, 2.0, 5.0])
+    np.testing.assert_allclose(table.loc[32, 1], [3.0, 80.0, np.nan, 7.0])
+    np.testing.assert_allclose(table.loc[8, 0], [2.0, 70.0, 1.0, 1.0])
 
 
 def test_sequencers_are_rounded_up():

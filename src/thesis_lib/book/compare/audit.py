@@ -259,6 +259,9 @@ def rests(audited: Audited) -> str:
     if not audited.basis.of:
         return "exact"
     counted = f"{audited.n} {audited.basis.of}"
+    numbers = audited.record.numbers if audited.record else {}
+    if length := numbers.get(audited.basis.each):
+        counted += f" of {length:,.0f} transactions"
     return f"{counted}, {audited.interval}" if audited.interval else counted
 
 

@@ -52,6 +52,7 @@ class Basis:
     limiter: Limiter
     evidence: str  # the label of the section that shows it
     n: int | str = ""  # how many, or the published name of that; "": each claim says
+    each: str = ""  # the published name of how many transactions each of them has
     accepted: str = ""  # why fewer than the floors ask for, or no interval, are enough
 
 

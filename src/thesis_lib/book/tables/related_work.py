@@ -114,13 +114,17 @@ def counts(field: Field) -> dict[str, int | str]:
 
     `ahead` are the features that some other system has wholly and this work does not;
     `alone` those of this work for which no other system is known to have as much as a
-    part, `alone_wholly` those that no other one has wholly; `nearest` of this work are
-    with the system, or the systems, that have most of them wholly.
+    part, `alone_wholly` those that no other one has wholly; of the cells of others in
+    the `alone` rows, `alone_no` say no, in `alone_moot` the question does not arise,
+    and `alone_unread` are not verified; `nearest` of this work are with the system, or
+    the systems, that have most of them wholly.
     """
     values: Any = field.wide("value")
     mine, others = values[OURS] == "yes", values.drop(columns=OURS)
     wholly = others == "yes"
     both = wholly[mine].sum()
+    alone = mine & ~others.isin(["yes", "partly"]).any(axis=1)
+    said = {"no": "no", "moot": "moot", "unread": ""}
     return {
         "systems": others.shape[1],
         "features": len(field.features),
@@ -128,7 +132,11 @@ def counts(field: Field) -> dict[str, int | str]:
         "verified": int((field.cells.status == VERIFIED).sum()),
         "this_work": int(mine.sum()),
         "ahead": int((~mine & wholly.any(axis=1)).sum()),
-        "alone": int((mine & ~others.isin(["yes", "partly"]).any(axis=1)).sum()),
+        "alone": int(alone.sum()),
+        **{
+            f"alone_{word}": int((others[alone] == value).sum().sum())
+            for word, value in said.items()
+        },
         "alone_wholly": int((mine & ~wholly.any(axis=1)).sum()),
         "nearest": int(both.max()),
         "nearest_system": " and ".join(both.index[both == both.max()]),

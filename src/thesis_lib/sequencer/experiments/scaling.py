@@ -267,8 +267,8 @@ def behind_one_sequencer(
 
     `busy` are the rows of `one_sequencer` for the policy and the load at which its
     decisions were measured: what one costs for as many cores as each of the `machines`
-    has, whatever its `load`. Shares of 1, means over the seeds: a row a machine, by its
-    cores; columns "free" and "as measured".
+    has, whatever its `load`. Shares of 1: a row a machine, by its cores, and seed;
+    columns "free" and "as measured".
     """
     made = {}
     for config in machines:
@@ -276,12 +276,9 @@ def behind_one_sequencer(
         runs = grid.against_sequencing(
             config, [policy], load, [0.0, works_s], seeds=seeds, seed=seed
         )
-        free = runs["sequencer_s"] == 0
-        made[config.cores] = {
-            "free": runs.loc[free, "violations"].mean(),
-            "as measured": runs.loc[~free, "violations"].mean(),
-        }
-    return pd.DataFrame.from_dict(made, orient="index").rename_axis("cores")
+        by_cost = runs.pivot_table("violations", "seed", "sequencer_s")
+        made[config.cores] = by_cost.set_axis(["free", "as measured"], axis=1)
+    return pd.concat(made, names=["cores"])
 
 
 def one_or_many(
@@ -290,11 +287,12 @@ def one_or_many(
     """Violations in percent behind one sequencer beside those of partitions.
 
     `machines` are from `behind_one_sequencer`, `runs` from `weak_scaling` with `cores`
-    in each partition. A row a number of cores that both have.
+    in each partition. A row a number of cores that both have, and a seed: the two have
+    the seed in common and no arrival, also where one partition is the machine.
     """
     chosen = runs[runs["policy"] == policy]
-    many = chosen.pivot_table("violations", "partitions", "crossing")
-    many.index = pd.Index(cores * many.index.to_numpy(), name="cores")
+    chosen = chosen.assign(cores=cores * chosen["partitions"])
+    many = chosen.pivot_table("violations", ["cores", "seed"], "crossing")
     many.columns = [f"partitions, {100 * share:g} % cross" for share in many.columns]
     one = machines.add_prefix("one sequencer, ")
     return 100 * one.join(many, how="inner")
