@@ -7,9 +7,11 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from docutils import nodes
+from pybtex.database import parse_file
 from thesis_book import keep_units, set_minus_signs
 from thesis_math import LOGGER, mathml
 from thesis_pages import mend, plain_classes
+from thesis_references import CitedStyle, cited
 from thesis_search import SearchBoth
 from thesis_weight import purge, words
 
@@ -40,6 +42,19 @@ def test_a_formula_that_cannot_be_read_is_a_warning(monkeypatch):
     monkeypatch.setattr(LOGGER, "warning", lambda *words, **_: said.append(words[2]))
     assert mathml(nodes.math("", r"\frac{1}"), False) == ""
     assert said == [r"\frac{1}"]
+
+
+def test_references_stand_under_what_the_text_cites_without_tex():
+    style = CitedStyle()
+    works = style.sort(parse_file(ROOT / "book/references.bib").entries.values())
+    before = [cited(work) for work in works]
+    labels = list(style.format_labels(works))
+    assert before == sorted(before, key=str.casefold)
+    assert len({*before}) < len({*labels}) == len(works)
+    for label, work in zip(labels, works, strict=True):
+        told = style.format_entry(label, work).text.render_as("text")
+        assert not re.search(r"[\\${}~]", label + told), told
+        assert label == cited(work)  # the text cites the letter as well
 
 
 def test_a_number_keeps_its_sign_and_its_unit():

@@ -117,13 +117,16 @@ def test_systems_stand_at_their_memory_and_time_beside_the_budget():
     colours = {text.get_text(): to_hex(text.get_color()) for text in ax.texts}
     assert colours["streamed, bf16"] == figures.PEER_LOOKS["streamed"][0]
     assert colours["something new"] == figures.GREY
+    limit, _ = ax.transData.transform((2.0, 1.0))
+    names = [text.get_window_extent() for text in ax.texts]
+    assert not [name for name in names if name.x0 < limit < name.x1]
 
 
 @pytest.mark.parametrize(
     ("at", "found", "crossovers"), [(80.0, None, 1), (80.0, 90.0, 2), (0.0, 90.0, 1)]
 )
 def test_the_roofline_is_the_larger_of_its_two_lines(at, found, crossovers):
-    tokens, seconds = [1, 16, 256], {"streamed": [2.0, 2.1, 5.0]}
+    tokens, seconds = [1, 16, 256], {"streamed": [0.46, 2.1, 5.0]}
     predicted = (at, 0.9 * at, 1.2 * at)
     figure = figures.roofline_stream(tokens, seconds, 2.0, 0.4, 0.02, predicted, found)
     lines = named(*figure.axes)
@@ -131,6 +134,11 @@ def test_the_roofline_is_the_larger_of_its_two_lines(at, found, crossovers):
     np.testing.assert_allclose(predicted_s, np.maximum(2.0, 0.4 + 0.02 * span))
     assert list(lines["streamed"].get_ydata()) == seconds["streamed"]
     assert sum(label.startswith("crossover") for label in lines) == crossovers
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    (word,) = (text for text in ax.texts if text.get_text() == "computing")
+    points = ax.transData.transform(lines["streamed"].get_xydata())
+    assert not [point for point in points if word.get_window_extent().contains(*point)]
 
 
 @pytest.mark.parametrize("systems", [["streamed"], ["streamed", "mmap"]])

@@ -50,6 +50,19 @@ def test_every_internal_link_has_a_file_and_an_anchor(soups, html):
     assert not broken
 
 
+def test_a_citation_reads_as_the_label_of_its_entry(soups):
+    works = soups["book/references.html"].select(".citation")
+    labels = {work["id"]: work.select_one(".label").get_text() for work in works}
+    assert len(labels) > 100
+    cited = {
+        (link["href"].split("#")[1], " ".join(link.get_text().split()))
+        for soup in soups.values()
+        for link in soup.select('.bibtex-citation a[href*="references.html#"]')
+    }
+    assert {name for name, _ in cited} == set(labels)
+    assert not {(name, text) for name, text in cited if f"[{text}]" != labels[name]}
+
+
 def test_styles_ask_only_for_files_that_are_there(html):
     missing = {
         f"{style.name}: {target}"

@@ -1,12 +1,14 @@
 """What the README shows runs, and prints something."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import typer
+from thesis_commands import commands, examples
 
 from thesis_lib.book.compare.comparison import Quantity, read_reference
 from thesis_lib.book.compare.present import as_change, readme
@@ -16,7 +18,6 @@ from thesis_lib.common.errors import InvalidInput
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = re.findall(r"^\.venv/bin/thesis (\w+)", README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=["part one", "part two"])
@@ -30,10 +31,24 @@ def test_a_snippet_of_the_readme_runs(snippet):
     assert done.stdout.strip()
 
 
-def test_every_command_that_the_readme_names_exists():
+def test_every_command_that_the_readme_shows_is_understood():
     known = typer.main.get_command(app).commands
-    assert len(COMMANDS) > 5
-    assert set(COMMANDS) <= set(known)
+    shown = examples(README)
+    assert len(shown) > 5
+    for name, lines in shown.items():
+        for line in lines:
+            words = shlex.split(line)[2:]
+            assert known[name].make_context(name, words).params, line
+
+
+def test_the_page_of_commands_has_every_option_and_every_example():
+    page = "\n".join(commands(README))
+    for name, command in typer.main.get_command(app).commands.items():
+        section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        options = {word for each in command.params for word in each.opts}
+        named = {word for word in options - {"--json"} if word.startswith("-")}
+        assert named <= set(re.findall(r"(?<=`)--?[a-z][a-z-]*", section)), name
+        assert set(examples(README).get(name, [])) <= set(section.splitlines())
 
 
 def test_the_table_of_claims_is_that_of_the_reference_run():

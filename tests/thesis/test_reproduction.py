@@ -131,3 +131,19 @@ def test_pages_made_beside_a_busy_process_do_not_contradict_themselves(tmp_path)
                     role = rf"\{{glue:text\}}`{name}(?::[^`]*)?`"
                     behind = re.findall(rf"{role}(.{{0,7}})", marked)
                     assert set(behind) <= {" {ref}`"}, f"{name} in: {marked}"
+
+
+@pytest.mark.parametrize("profile", ["smoke", "default"])
+def test_a_choice_of_what_to_refuse_leaves_more_than_blind_refusal(profile):
+    """Chapter 2 says so of a policy in chapter 4, at the same load."""
+    told = {
+        name: number
+        for record in read_reference().records
+        if record.profile == profile and record.number in (2, 4)
+        for name, number in record.numbers.items()
+    }
+    assert told["collapse_load"] == told["headline_load"]
+    on_time = 100 - told["bid_price_violations_percent"]
+    assert (
+        on_time > told["collapse_possible_percent"] > told["collapse_on_time_percent"]
+    )

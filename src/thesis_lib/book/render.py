@@ -368,6 +368,8 @@ def stage(executed: Path, source: Path) -> str:
         (book / f"{name}.txt").write_text("\n".join(lines))
     files = [path for path in source.rglob("*") if path.is_file()]
     names = "\n".join(str(path.relative_to(source)) for path in sorted(files))
+    # the page of commands is made of these (book/_ext/thesis_commands.py)
+    files += [checkout / "README.md", *(checkout / "src/thesis_lib/cli").glob("*.py")]
     everything = f"{names}{file_hash(files)}{lock_hash(checkout)}"
     return hashlib.sha256(everything.encode()).hexdigest()
 

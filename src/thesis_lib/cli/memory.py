@@ -221,7 +221,7 @@ def cost(
 
     The rate is given, taken from a record, or else predicted for MODEL on the card.
     """
-    from thesis_lib.memory.cost.deployment import Question, summarise
+    from thesis_lib.memory.cost.deployment import Question, summarise, volume
     from thesis_lib.memory.cost.prices import parse_override
 
     asked = Question(
@@ -258,7 +258,7 @@ def cost(
     if result["owned_usd_per_million_tokens"] is None:
         lines.append(f"no rate is known for the machine to buy, {result['owned_item']}")
     else:
-        pays = "never pays" if even is None else f"pays from {even:.3g} tokens a month"
+        pays = "never pays" if even is None else f"pays {volume(even)}"
         lines.append(
             f"{dollars('owned_usd_per_million')} on a bought {result['owned_item']} "
             f"with its host; owning {pays}"

@@ -110,3 +110,9 @@ def test_a_negative_reduction_is_published_as_more(ends, says):
     records.publish_change("x")
     names = ("x_by", "x_by_low", "x_by_high", "x_word")
     assert tuple(records.published()[name] for name in names) == says
+
+
+def test_a_list_in_a_sentence_has_one_and():
+    assert records.listed(["bfloat16", "int8", "NF4"]) == "bfloat16, int8 and NF4"
+    assert records.listed(["bfloat16", "int8"]) == "bfloat16 and int8"
+    assert (records.listed(["int8"]), records.listed([])) == ("int8", "none")

@@ -70,7 +70,7 @@ def test_what_was_not_measured_is_of_no_front_and_beats_nobody():
 def test_a_shift_of_all_tokens_is_its_exponential_and_has_no_spread():
     table = ways(record(BF16, NF4)).set_index(["name", "text"])
     for text, shift in zip(perplexity.TEXTS.values(), (0.2, 0.4), strict=True):
-        dense, found = table.loc[("bf16", text)], table.loc[("NF4", text)]
+        dense, found = table.loc[("bfloat16", text)], table.loc[("NF4", text)]
         assert dense.perplexity == pytest.approx(np.exp(22 / 10))
         assert found.ratio == pytest.approx(np.exp(shift))
         for end in ("perplexity", "low", "high"):
@@ -93,7 +93,7 @@ def test_each_text_has_its_own_front():
     assert table["GPTQ 4", "fiction"]
     assert not table["GPTQ 4", "technical English"]
     shown = pareto.readable(ways(record(BF16, NF4, mixed)))
-    assert list(shown.index) == ["bf16", "GPTQ 4", "NF4"]
+    assert list(shown.index) == ["bfloat16", "GPTQ 4", "NF4"]
     both = "fiction, technical English"
     assert list(shown.front) == [both, "fiction", both]
 
@@ -113,14 +113,14 @@ def test_a_loser_stands_beside_the_cheapest_that_beats_it_everywhere():
 def test_the_numbers_of_the_sweep_are_those_of_its_tables():
     sets = [entry("GPTQ 3", 3, 0.3, 0.3, number=n) for n in range(2)]
     found = pareto.numbers(record(BF16, NF4, POOR, *sets, timing=TIMING))
-    assert found[f"front_{JARGON}"] == "GPTQ 3, bf16"
-    assert found[f"front_{FICTION}"] == "GPTQ 3, NF4, bf16"
+    assert found[f"front_{JARGON}"] == "GPTQ 3, bfloat16"
+    assert found[f"front_{FICTION}"] == "GPTQ 3, NF4, bfloat16"
     assert found[f"front_{FICTION}_ways"] == 3
-    assert (found[f"time_front_{FICTION}"], found["ways"]) == ("bf16", 4)
+    assert (found[f"time_front_{FICTION}"], found["ways"]) == ("bfloat16", 4)
     assert (found["low_rank_ways"], found["low_rank_front"]) == (1, 0)
     assert (found["sets_least"], found["sets_most"], found["sets"]) == (1, 2, 3)
-    assert found["sets_alone"] == "low rank 0.8"
-    assert (found["nearest"], found["farthest"]) == ("lossless", "bf16")
+    assert (found["sets_alone"], found["sets_alone_ways"]) == ("low rank 0.8", 1)
+    assert (found["nearest"], found["farthest"]) == ("lossless", "bfloat16")
     assert found["farthest_times"] == pytest.approx(2.0)
     assert (found["unfit"], found["tokens_equal"]) == ("low rank 0.8", True)
     assert found["time_origin"].endswith("commit 0123456")

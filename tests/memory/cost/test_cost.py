@@ -120,12 +120,9 @@ bills = st.builds(
 @given(bills, bills)
 def test_break_even_is_where_one_bill_meets_the_other(bill, other):
     tokens = break_even_tokens(bill, other)
-    if 0 < tokens < math.inf:
-        # no dearer a little later, and dearer a little before
-        assert bill.usd(tokens) <= other.usd(tokens * 1.001) * (1 + 1e-9) + 1e-9
+    if 0 < tokens < math.inf:  # both make it, it solves the equation, dearer before
+        assert bill.usd(tokens) == pytest.approx(other.usd(tokens))
         assert bill.usd(tokens * 0.99) >= other.usd(tokens * 0.99) * (1 - 1e-9)
-        if tokens < other.most_tokens:  # it solves the equation
-            assert bill.usd(tokens) == pytest.approx(other.usd(tokens))
     elif tokens == 0:
         assert bill.usd(0) <= other.usd(0)
     else:
@@ -150,12 +147,13 @@ def test_a_reserved_machine_is_due_idle_or_not_and_costs_the_rent_when_full():
     assert bill.usd(tokens) / tokens * 1e6 == pytest.approx(
         usd_per_million_tokens(2.0, 3.0)
     )
-    # It beats a small machine from what the small one cannot make.
+    # A small machine is the cheaper one up to all that it makes, though that is little:
+    # where the lines would cross, at 140 million tokens, it makes none.
     small = Bill(60.0, 10.0, 5e6)
-    assert break_even_tokens(bill, small) == 5e6
-    # What is dearer and makes no more never pays.
-    for most in (5e6, 4e6):
-        assert break_even_tokens(Bill(100.0, 20.0, most), small) == math.inf
+    assert break_even_tokens(bill, small) == math.inf
+    crossing = (bill.fixed_usd - small.fixed_usd) / 10.0 * 1e6
+    grown = Bill(60.0, 10.0, crossing)
+    assert break_even_tokens(Bill(bill.fixed_usd, 0.0), grown) == crossing
 
 
 @given(positive, st.floats(1, 3), st.floats(1, 3))

@@ -339,7 +339,10 @@ def test_a_method_is_checked():
 
 
 def test_a_volume_is_worded():
-    assert deployment.volume(1_234_567.8) == "from 1,234,568 tokens a month"
+    assert deployment.volume(1_251_234.5) == "from 1.3 million tokens a month"
+    assert deployment.volume(20_672_323.0) == "from 21 million tokens a month"
+    assert deployment.volume(999_999.0) == "from 1 million tokens a month"
+    assert deployment.volume(218_604.0) == "from 220,000 tokens a month"
     assert deployment.volume(0.0) == "from the first token"
     assert deployment.volume(math.inf) == "at no volume"
 

@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
 from pathlib import Path
@@ -83,6 +83,12 @@ def choose(name: str, cases: Mapping[str, str]) -> None:
     word = decided(cases, _published)
     # pairs, for a notebook keeps no order of keys
     _glue({name: word}, rules=[list(case) for case in cases.items()])
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: 'a, b and c', and 'none' where there are none."""
+    *others, last = names or ["none"]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def decided(cases: Mapping[str, str], numbers: Mapping[str, Number]) -> str:

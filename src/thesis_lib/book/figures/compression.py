@@ -226,7 +226,7 @@ def _ways(panel: Axes, rows: Any) -> None:
     _scale_in_times(panel, min(times.low.min() ** 1.3, TIMES[1] ** -0.4), top)
     style.log_ticks(panel.xaxis, (1, 1.5, 2, 3, 4, 5, 7))
     panel.tick_params(labelsize=7)
-    panel.set_ylabel("times the perplexity of bf16", fontsize=8)
+    panel.set_ylabel("times the perplexity of bfloat16", fontsize=8)
 
 
 def _short(name: str) -> str:

@@ -359,8 +359,10 @@ def roofline_stream(
         )
     text = {"fontsize": 8, "color": reads, "ha": "right"}
     style.note(panel, "reading", (span[-1], io_s), (-4, -10), **text)
-    text = {"fontsize": 8, "color": computes, "ha": "left"}
-    style.note(panel, "computing", (span[0], compute_s[0]), (4, 3), **text)
+    text = {"fontsize": 8, "color": computes, "ha": "center"}
+    between = float(np.sqrt(tokens[0] * tokens[1]))  # where no point is measured
+    free = between, weights_s + token_s * between
+    style.note(panel, "computing", free, (0, 4), **text)
     panel.set(xscale="log", yscale="log", xlim=(span[0], span[-1]))
     style.log_ticks(panel.yaxis)
     apart = [

@@ -76,7 +76,7 @@ def collapse(
 
     `runs` are first come first served, by load; `on_time` are their shares, for more
     loads. Dashed lines are what arithmetic says: a queue that grows by (load - 1), and
-    the most that any order could serve.
+    1 / load, what is left if the excess is refused blindly.
     """
     figure, left, right = style.axes(2, height_in=3.2)
     for load, history in runs.items():
@@ -99,9 +99,9 @@ def collapse(
     left.legend(title="load", fontsize=7, title_fontsize=7, loc="lower right", ncols=4)
     percent = 100 * pd.Series(on_time)
     right.plot(percent, ".-", color=style.GREY, label="first in, first out")
-    most = 100 / np.maximum(percent.index, 1)
-    look = {"color": style.INK, "label": "all capacity, on time"}
-    right.plot(percent.index, most, "--", **look)
+    left_over = 100 / np.maximum(percent.index, 1)
+    look = {"color": style.INK, "label": "excess refused blindly"}
+    right.plot(percent.index, left_over, "--", **look)
     right.axvline(1.0, color=style.GREY, linewidth=0.8)
     right.set_ylim(0, 105)
     right.set(xlabel=LOAD, ylabel="on time (% of arrivals)")

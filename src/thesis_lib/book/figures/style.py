@@ -249,8 +249,8 @@ def move_apart(panel: Axes, beside: bool = False) -> None:
     """Give each label, of those around its point, the place with the least under it.
 
     Within the panel and not nearer to another point; of equal places above its own, or
-    `beside` it and off the stairs that are drawn. The figure is laid out first: where
-    there is room shows in its final form.
+    `beside` it and off the stairs and upright lines that are drawn. The figure is laid
+    out first: where there is room shows in its final form.
     """
     panel.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
     labels = [text for text in panel.texts if isinstance(text, Annotation)]
@@ -260,10 +260,12 @@ def move_apart(panel: Axes, beside: bool = False) -> None:
     taken = [Bbox.from_extents(*(x - 4 * per_point), *(x + 4 * per_point)) for x in at]
     taken += [text.get_window_extent() for text in others]
     for line in panel.lines if beside else ():
-        corners = panel.transData.transform(line.get_xydata())
+        corners = line.get_transform().transform(line.get_xydata())
         taken += [
-            Bbox.from_extents(x, y, after, y + per_point)
-            for (x, y), (after, _) in pairwise(corners)
+            Bbox.from_extents(
+                x, y, max(after, x + per_point), top if after == x else y + per_point
+            )
+            for (x, y), (after, top) in pairwise(corners)
         ]
     for own, label in enumerate(labels):
         size = label.get_window_extent()

@@ -35,6 +35,7 @@ FAMILIES = {  # by the first words of a name
     "plain SVD": "low rank",
     "nearest": "rounding",
 }
+PRINTED = {DENSE: "bfloat16"}  # in place of a name of the record
 LOW_RANK, CORRECTED = "low rank", "GPTQ + low rank"
 
 
@@ -58,6 +59,11 @@ def family(name: str) -> str:
         return CORRECTED
     kinds = (kind for word, kind in FAMILIES.items() if name.startswith(word))
     return next(kinds, name)
+
+
+def printed(name: str) -> str:
+    """The name of a way as readers see it; a list of such names has its commas."""
+    return PRINTED.get(name, name).replace(", double", " (double)")
 
 
 def scores(
@@ -102,7 +108,7 @@ def _ways_on(record: dict[str, Any], text: str, timed: pd.Series) -> pd.DataFram
     for name, found in sets.items():
         times = pooled_ratio([score for _, score in found], dense)
         row = {
-            "name": name.replace(", double", " (double)"),  # lists have commas
+            "name": printed(name),
             "text": TEXTS[text],
             "family": family(name),
             "sets": len(found),
@@ -175,16 +181,17 @@ def numbers(record: dict[str, Any]) -> dict[str, Any]:
         "sets_least": int(sets.min()),
         "sets_most": int(sets.max()),
         "sets_alone": ", ".join(sets.index[sets == 1]) or "none",
+        "sets_alone_ways": int((sets == 1).sum()),
         "device_mib": record["timing"]["device_bytes"] / MiB,
-        "nearest": near,
+        "nearest": printed(near),
         "nearest_times": timed.over_drain[near],
-        "farthest": far,
+        "farthest": printed(far),
         "farthest_times": timed.over_drain[far],
         "farthest_layers": int(timed.resident_layers[far]),
         "farthest_reads_ms": 1e3 * timed.drain_s[far],
         "farthest_ms": 1e3 * timed.token_s[far],
         "bf16_ms": 1e3 * timed.token_s[DENSE],
-        "unfit": ", ".join(timed.index[timed.token_s.isna()]) or "none",
+        "unfit": ", ".join(map(printed, timed.index[timed.token_s.isna()])) or "none",
         "tokens_equal": systems[DENSE]["tokens"] == systems["lossless"]["tokens"],
         "time_origin": origin(record["timing"]),
     }

@@ -170,8 +170,8 @@ def most_tokens(tokens_per_s: float) -> float:
 def break_even_tokens(bill: Bill, other: Bill) -> float:
     """The smallest volume of a month from which `bill` is no dearer than `other`.
 
-    Zero where that holds from the start, and infinite where it never does. Beyond what
-    a machine can make its bill is infinite.
+    Zero where that holds from the start, and infinite where it holds of no volume that
+    both machines can make: to make more than another can is not to be cheaper.
     """
     extra = bill.fixed_usd - other.fixed_usd
     saved = (other.usd_per_million - bill.usd_per_million) / 1e6
@@ -180,9 +180,8 @@ def break_even_tokens(bill: Bill, other: Bill) -> float:
         tokens = 0.0
     elif saved > 0:
         tokens = extra / saved
-    if tokens > other.most_tokens:  # what the other cannot make, it cannot make cheaper
-        return other.most_tokens if bill.most_tokens > other.most_tokens else math.inf
-    return tokens if tokens <= bill.most_tokens else math.inf
+    most = min(bill.most_tokens, other.most_tokens)
+    return tokens if tokens <= most else math.inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -583,11 +583,17 @@ def _predicted(
     return asdict(predict(geometry(model), method, Mix(prompt, new), item, card, cards))
 
 
+def about(tokens: float) -> str:
+    """A number of tokens in words, to two digits: prices are known no better."""
+    near = float(f"{tokens:.2g}")
+    return f"{near:,.0f}" if near < 1e6 else f"{near / 1e6:,.10g} million"
+
+
 def volume(tokens: float) -> str:
-    """From how many tokens a month on, in words; at no volume where it is infinite."""
+    """From `about` how many tokens a month on; at no volume where it is infinite."""
     if math.isinf(tokens):
         return "at no volume"
-    return f"from {tokens:,.0f} tokens a month" if tokens else "from the first token"
+    return f"from {about(tokens)} tokens a month" if tokens else "from the first token"
 
 
 def _finite(value: float) -> float | None:

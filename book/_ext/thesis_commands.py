@@ -1,0 +1,67 @@
+"""The page of commands: what `thesis --help` says, with the examples of the README.
+
+It is written when Sphinx reads the page, so that no command, option or default on it
+can differ from the program.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from sphinx.application import Sphinx
+
+from thesis_lib.book.compare.present import markdown, markdown_table
+from thesis_lib.book.execute.chapters import repository
+from thesis_lib.cli.main import app as thesis
+
+PAGE = "book/commands"
+README = "README.md"
+EXAMPLE = re.compile(r"^\.venv/bin/thesis (\w+)\b.*", re.MULTILINE)
+
+
+def examples(readme: str) -> dict[str, list[str]]:
+    """The lines of the README that call each command, without the notes behind them."""
+    found: dict[str, list[str]] = {}
+    for line in EXAMPLE.finditer(readme):
+        found.setdefault(line[1], []).append(re.sub(r"\s+#.*", "", line[0]))
+    return found
+
+
+def commands(readme: str) -> Iterator[str]:
+    """Lines of MyST Markdown, a section for each command in the order of the help."""
+    shown = examples(readme)
+    for name, command in typer.main.get_command(thesis).commands.items():
+        yield from ("", f"## {name}", "", command.help or "")
+        if name in shown:
+            yield from ("", "```sh", *shown[name], "```")
+        rows = [_row(each) for each in command.params if each.name != "as_json"]
+        yield from markdown_table(["Option", "What it is", "If not given"], rows)
+
+
+def _row(parameter: Any) -> list[str]:
+    """What it is called, what its help says, and what holds without it."""
+    is_option = parameter.param_type_name == "option"
+    called = parameter.opts + parameter.secondary_opts
+    if not is_option:
+        called = [parameter.metavar or parameter.name.upper()]
+    elif parameter.metavar:
+        called = [f"{called[0]} {parameter.metavar}"]
+    absent = "–" if parameter.default is None else f"`{parameter.default}`"
+    if parameter.required:
+        absent = "is needed"
+    elif is_option and parameter.is_flag:
+        absent = "yes" if parameter.default else "no"
+    words = " or ".join(f"`{word}`" for word in called)
+    return [words, markdown(parameter.help or ""), absent]
+
+
+def write_commands(app: Sphinx, page: str, source: list[str]) -> None:
+    """Put the commands at the end of their page."""
+    if page == PAGE:
+        source[0] += "\n".join(commands((repository() / README).read_text()))
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("source-read", write_commands)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
