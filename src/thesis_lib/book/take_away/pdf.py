@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -64,6 +66,21 @@ def _quoted(text: str) -> Markup:
     return Markup(json.dumps(text, ensure_ascii=False).replace("<", r"\3c "))
 
 
+def _number_index(pages: Sequence[Page], numbers: Mapping[str, int]) -> None:
+    """Say of each place of an index its page, and each page of an entry once."""
+    for entry in [li for p in pages for li in p.article.select(".index-entries li")]:
+        said = set()
+        for link in entry.select(":scope > a:has(.place)"):
+            number = numbers[str(link["href"])[1:]]
+            place, comma = link.select_one(".place"), link.previous_sibling
+            assert place is not None
+            place.string = str(number)
+            if number in said and comma is not None:
+                comma.extract()
+                link.extract()
+            said.add(number)
+
+
 def write_pdf(
     browser: str, html: Path, pages: Sequence[Page], about: Mapping[str, str], pdf: Path
 ) -> None:
@@ -71,8 +88,9 @@ def write_pdf(
 
     `about` holds the title, the author and the year. Chromium knows no reference to a
     page number: the first printing says where everything is and the second says so in
-    the table of contents, which is as long as before.
+    the table of contents, which is as long as before, and in the index at the end.
     """
+    pages = [replace(page, article=copy(page.article)) for page in pages]
     first = BeautifulSoup((html / f"{pages[0].name}.html").read_text(), "html.parser")
     values = {
         "about": about,
@@ -89,6 +107,7 @@ def write_pdf(
             whole.write_text(render_page("print.html", numbers=numbers, **values))
             printed = print_pdf(browser, whole)
             numbers = page_numbers(printed)
+            _number_index(pages, numbers)
     finally:
         whole.unlink(missing_ok=True)
     write_whole(pdf, printed)
