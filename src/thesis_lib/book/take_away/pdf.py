@@ -67,18 +67,18 @@ def _quoted(text: str) -> Markup:
 
 
 def _number_index(pages: Sequence[Page], numbers: Mapping[str, int]) -> None:
-    """Say of each place of an index its page, and each page of an entry once."""
+    """Say of each entry of an index its pages, in their order and each once."""
     for entry in [li for p in pages for li in p.article.select(".index-entries li")]:
-        said = set()
-        for link in entry.select(":scope > a:has(.place)"):
-            number = numbers[str(link["href"])[1:]]
-            place, comma = link.select_one(".place"), link.previous_sibling
-            assert place is not None
-            place.string = str(number)
-            if number in said and comma is not None:
-                comma.extract()
-                link.extract()
-            said.add(number)
+        places = entry.select(":scope > a > .place")
+        links = entry.select(":scope > a:has(> .place)")
+        leads = {numbers[str(link["href"])[1:]]: link["href"] for link in links}
+        for link, place, number in zip(links, places, sorted(leads), strict=False):
+            link["href"], place.string = leads[number], str(number)
+        for link in links[len(leads) :]:
+            comma = link.previous_sibling
+            assert comma is not None
+            comma.extract()
+            link.extract()
 
 
 def write_pdf(
