@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -9,6 +10,8 @@ from bs4 import BeautifulSoup
 from docutils import nodes
 from pybtex.database import parse_file
 from thesis_book import keep_units, set_minus_signs
+from thesis_index import LOGGER as INDEX_LOGGER
+from thesis_index import add_entries
 from thesis_math import LOGGER, mathml
 from thesis_pages import mend, plain_classes
 from thesis_references import CitedStyle, cited
@@ -155,3 +158,33 @@ def test_a_chinese_page_speaks_chinese_and_marks_english(tmp_path):
     assert page.a.get_text() == "搜尋"
     assert not page.a.get("lang")
     assert mended(tmp_path, lang="zh-Hant", link="Glossary").a["lang"] == "en"
+
+
+def test_an_entry_of_the_index_without_its_place_is_a_warning(tmp_path, monkeypatch):
+    said, folder = [], tmp_path / "book"
+    folder.mkdir()
+    (folder / "index_entries.yml").write_text(
+        "entries: {a; of b: [sec-a, eq-a], c: gone}\nsee: {d: a}\n中文: {甲: a}\n"
+    )
+    known = {"book/index": [], "book/api_one": ["names of the package"]}
+    env = SimpleNamespace(
+        domaindata={
+            "math": {"objects": {"eq-a": ("one", 1)}},
+            "std": {"anonlabels": {"sec-a": ("one", "sec-a")}},
+            "index": {"entries": known},
+        },
+        proof_list={},
+        config=SimpleNamespace(root_doc="book/index"),
+    )
+    monkeypatch.setattr(INDEX_LOGGER, "warning", lambda *words: said.append(words[1:]))
+    add_entries(SimpleNamespace(srcdir=tmp_path), env)
+    assert said == [("c", "gone")]
+    assert known["book/api_one"] == []
+    assert [entry[1:3] for entry in known["one"]] == [
+        ("a; of b", "sec-a"),
+        ("a; of b", "equation-eq-a"),
+    ]
+    assert [entry[:2] for entry in known["book/index"]] == [
+        ("see", "d; a"),
+        ("see", "甲; a"),
+    ]

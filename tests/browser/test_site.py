@@ -97,3 +97,29 @@ def test_every_page_has_a_language_a_title_and_a_description(soups):
             for key in ("description", "og:title", "og:description"):
                 meta = soup.select_one(f'meta[name="{key}"], meta[property="{key}"]')
                 assert meta["content"].strip(), f"{name} has no {key}"
+
+
+def named(soup, place):
+    """How a page names a place of it: by a number, or by its own title."""
+    element = soup.find(id=place)
+    if "math" in element.get("class", []):
+        return element.select_one(".eqno").get_text().partition(")")[0] + ")"
+    if element.name == "table":  # its caption stands before the frame that scrolls
+        return element.find_previous(class_="caption-number").get_text(strip=True)
+    if element.name == "figure" or "proof" in element.get("class", []):
+        return element.select_one(".caption-number").get_text(strip=True)
+    heading = element if element.name == "h1" else element.find_next(["h1", "h2", "h3"])
+    number = heading.select_one(".section-number") if element.name != "dt" else None
+    return (number or soup.h1.find(string=True)).get_text(strip=True).rstrip(".")
+
+
+def test_the_index_names_every_place_as_its_page_does(soups):
+    links = soups["genindex.html"].select(".index-entries a:has(.place)")
+    assert len(links) > 200
+    wrong = set()
+    for link in links:
+        page, _, place = unquote(link["href"]).partition("#")
+        said = link.select_one(".place").get_text()
+        if said != (meant := named(soups[page], place)):
+            wrong.add(f"{link['href']}: {said}, there {meant}")
+    assert not wrong

@@ -314,6 +314,7 @@ def stage(executed: Path, source: Path) -> str:
     book = source / "book"
     shutil.copytree(checkout / "book", book)
     _stage_config(checkout, source)
+    (source / "genindex.md").write_text("# Index\n")  # Sphinx writes its page itself
     records = [record for _, record in results]
     here, reference = Run("this machine", tuple(records)), read_reference()
     known, labels = read_claims(), sections(checkout)

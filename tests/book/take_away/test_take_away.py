@@ -292,6 +292,25 @@ def test_the_second_printing_says_the_pages_that_the_first_found(book, monkeypat
     ]  # fmt: skip
 
 
+def test_an_index_says_its_pages_in_their_order_and_each_once(book, monkeypatch):
+    html, _ = book
+    more, texts = html / "book" / "more.html", []
+    places = ["first.html#first", "../notebooks/01_one.html#sec", "#more", "#more"]
+    links = [f'<a href="{to}"><b class="place">1.1</b></a>' for to in places]
+    entries = f"<ul class='index-entries'><li>word {', '.join(links)}</li></ul>"
+    more.write_text(more.read_text().replace("</h1>", f"</h1>{entries}"))
+    numbers = {"first--first": 7, "one--sec": 12, "more--more": 3}
+    monkeypatch.setattr(
+        pdf, "print_pdf", lambda browser, page: texts.append(page.read_text()) or b""
+    )
+    monkeypatch.setattr(pdf, "page_numbers", lambda content: numbers)
+    pdf.write_pdf("a browser", html, pages_of(book), ABOUT, html / "a.pdf")
+    entry = BeautifulSoup(texts[1], "html.parser").select_one(".index-entries li")
+    assert entry.get_text() == "word 3, 7, 12"
+    leads = [link["href"] for link in entry.select("a")]
+    assert leads == ["#more--more", "#first--first", "#one--sec"]
+
+
 def test_a_pdf_is_refused_where_no_browser_prints_it(monkeypatch, tmp_path):
     monkeypatch.setattr(offers, "chromium", lambda: None)
     offers.require_browser(False)

@@ -49,7 +49,8 @@ def offer(html: Path, source: Path) -> None:
         slides = source / "book" / "slides.md"
         write_slides(html, slides, about["title"], html / SLIDES)
     pages = read_pages(html, source / "book" / "_toc.yml")
-    links = [link for page in pages for link in page.article.select("a[href^='#']")]
+    cited = "a[href^='#']:not(.index-entries a)"
+    links = [link for page in pages for link in page.article.select(cited)]
     shown = {str(a["href"]).partition("--")[2]: a.get_text() for a in links}
     for notebook in (html / "_sources" / "notebooks").glob("*.ipynb"):
         write_whole(notebook, without_roles(notebook.read_text(), shown))

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -64,6 +66,21 @@ def _quoted(text: str) -> Markup:
     return Markup(json.dumps(text, ensure_ascii=False).replace("<", r"\3c "))
 
 
+def _number_index(pages: Sequence[Page], numbers: Mapping[str, int]) -> None:
+    """Say of each entry of an index its pages, in their order and each once."""
+    for entry in [li for p in pages for li in p.article.select(".index-entries li")]:
+        places = entry.select(":scope > a > .place")
+        links = entry.select(":scope > a:has(> .place)")
+        leads = {numbers[str(link["href"])[1:]]: link["href"] for link in links}
+        for link, place, number in zip(links, places, sorted(leads), strict=False):
+            link["href"], place.string = leads[number], str(number)
+        for link in links[len(leads) :]:
+            comma = link.previous_sibling
+            assert comma is not None
+            comma.extract()
+            link.extract()
+
+
 def write_pdf(
     browser: str, html: Path, pages: Sequence[Page], about: Mapping[str, str], pdf: Path
 ) -> None:
@@ -71,8 +88,9 @@ def write_pdf(
 
     `about` holds the title, the author and the year. Chromium knows no reference to a
     page number: the first printing says where everything is and the second says so in
-    the table of contents, which is as long as before.
+    the table of contents, which is as long as before, and in the index at the end.
     """
+    pages = [replace(page, article=copy(page.article)) for page in pages]
     first = BeautifulSoup((html / f"{pages[0].name}.html").read_text(), "html.parser")
     values = {
         "about": about,
@@ -89,6 +107,7 @@ def write_pdf(
             whole.write_text(render_page("print.html", numbers=numbers, **values))
             printed = print_pdf(browser, whole)
             numbers = page_numbers(printed)
+            _number_index(pages, numbers)
     finally:
         whole.unlink(missing_ok=True)
     write_whole(pdf, printed)
