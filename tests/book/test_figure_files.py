@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -9,6 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 from rings import planned
 
 from thesis_lib.book import figures
@@ -238,6 +242,79 @@ def test_coordinates_move_by_less_than_a_hundredth_of_a_point():
     at = panel.transData.transform(panel.lines[0].get_xydata()) * 72 / figure.dpi
     moved = drawn_at * [1, -1] - at
     assert np.ptp(moved, axis=0).max() < 0.011
+
+
+def test_a_letter_keeps_its_outline_to_its_grid():
+    figure = Figure()
+    figure.text(0.5, 0.5, "8")
+    (path,) = re.findall(r' d="([^"]+)" transform="scale', as_vector(figure))
+    assert "t" in path
+    drawn, mirrored = [np.zeros(2)], None
+    for command, numbers in re.findall(r"([a-z])([-\d ]*)", path):
+        steps = np.array([int(n) for n in re.findall(r"-?\d+", numbers)])
+        if command == "h":
+            steps = np.array([*steps, 0])
+        if command == "v":
+            steps = np.array([0, *steps])
+        if command == "z":
+            continue
+        at = drawn[-1]
+        points = [at + step for step in steps.reshape(-1, 2)]
+        if command == "t":
+            points = [mirrored, *points]
+        if command in "qt":
+            mirrored = 2 * points[-1] - points[0]
+        drawn += points
+    outline = TextPath((0, 0), "8", size=800, prop=FontProperties("DejaVu Sans"))
+    known = outline.vertices[outline.codes != TextPath.CLOSEPOLY]
+    assert len(drawn) - 1 == len(known) > 50
+    assert np.abs(np.array(drawn[1:]) - known).max() < 1.6
+
+
+def drawn_of(svg):
+    """Every path that an SVG draws: its look, where it is, and its outline."""
+    root = ElementTree.fromstring(svg)
+    known = {e.get("id"): e for e in root.iter() if e.get("id")}
+    shown = []
+
+    def draw(element, look, place):
+        if element.tag.endswith("defs"):
+            return
+        look += (element.get("class"),)
+        place += [element.get(key) for key in ("transform", "x", "y")]
+        if element.tag.endswith("use"):
+            draw(known[element.get("href")[1:]], look, place)
+        elif element.tag.endswith("path"):
+            shown.append(
+                (
+                    tuple(filter(None, look)),
+                    tuple(filter(None, place)),
+                    element.get("d"),
+                )
+            )
+        for child in element:
+            draw(child, look, [*place])
+
+    draw(root, (), [])
+    return shown
+
+
+def test_texts_and_marks_that_are_said_once_are_all_drawn():
+    figure = Figure()
+    for y in (0.2, 0.4, 0.6):
+        figure.text(0.5, y, "a text again", color=figures.INK)
+    panel = figure.add_axes((0.1, 0.7, 0.8, 0.2))
+    panel.set_axis_off()
+    panel.plot([1, 2, 3, 4], [1, 3, 2, 5], "s", color=figures.BLUE)
+    svg = as_vector(figure)
+    shown = drawn_of(svg)
+    assert len(shown) == len({*shown}), "two lie on each other"
+    places = Counter(place[0] for _, place, _ in shown if place)
+    assert [n for n in places.values() if n >= 10] == [10, 10, 10]  # letters of a text
+    (mark,) = re.findall(r"\.(c\d+){[^}]*fill:#0072b2", svg)
+    (letter,) = re.findall(r"\.(c\d+){fill:#222222}", svg)
+    looks = Counter(name for names, *_ in shown for name in names)
+    assert (looks[mark], looks[letter]) == (4, 30)
 
 
 def test_on_a_dark_page_the_same_lines_have_colours_that_can_be_seen():

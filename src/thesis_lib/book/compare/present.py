@@ -457,6 +457,8 @@ README_BLOCK = re.compile(
     r"(<!-- claims: ([\w\s]+) -->\n).*?(<!-- end of claims -->)", re.DOTALL
 )
 
+PICTURE_OF, PICTURE = 4, "fig-violations"  # the chapter, and its figure to be shown
+
 _ELSEWHERE = {
     "exact": "equal bit for bit",
     "tolerance": "equal within a tolerance",

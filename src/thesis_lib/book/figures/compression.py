@@ -143,9 +143,8 @@ def bits_and_perplexity(table: pd.DataFrame) -> Figure:
     figure, panel = style.axes(height_in=3.6)
     for method, rows in table.sort_values("bits").groupby("method", sort=False):
         if rows.bits.min() >= 16:
-            panel.axhline(
-                rows.perplexity.mean(), color=style.GREY, ls=":", label=str(method)
-            )
+            level, label = rows.perplexity.mean(), style.printed(str(method))
+            panel.axhline(level, color=style.GREY, ls=":", label=label)
             continue
         ends = style.whiskers(rows.perplexity, rows.low, rows.high)
         look = {"fmt": "o-", "capsize": 3, "label": str(method)}
@@ -226,11 +225,11 @@ def _ways(panel: Axes, rows: Any) -> None:
     _scale_in_times(panel, min(times.low.min() ** 1.3, TIMES[1] ** -0.4), top)
     style.log_ticks(panel.xaxis, (1, 1.5, 2, 3, 4, 5, 7))
     panel.tick_params(labelsize=7)
-    panel.set_ylabel("times the perplexity of bf16", fontsize=8)
+    panel.set_ylabel("times the perplexity of bfloat16", fontsize=8)
 
 
 def _short(name: str) -> str:
     """The name of a way without what the colour says of it."""
     for word in ("GPTQ ", "low rank ", "nearest "):
         name = name.removeprefix(word)
-    return name.replace(" + rank ", "+")
+    return style.printed(name).replace(" + rank ", "+")
