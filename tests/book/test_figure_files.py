@@ -12,7 +12,10 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 from matplotlib.textpath import TextPath
+from matplotlib.transforms import IdentityTransform
 from rings import planned
 
 from thesis_lib.book import figures
@@ -244,31 +247,43 @@ def test_coordinates_move_by_less_than_a_hundredth_of_a_point():
     assert np.ptp(moved, axis=0).max() < 0.011
 
 
-def test_a_letter_keeps_its_outline_to_its_grid():
-    figure = Figure()
-    figure.text(0.5, 0.5, "8")
-    (path,) = re.findall(r' d="([^"]+)" transform="scale', as_vector(figure))
-    assert "t" in path
+def points_of(path):
+    """The ends and bends (n, 2) of a path of steps, with those that it leaves out."""
     drawn, mirrored = [np.zeros(2)], None
-    for command, numbers in re.findall(r"([a-z])([-\d ]*)", path):
-        steps = np.array([int(n) for n in re.findall(r"-?\d+", numbers)])
-        if command == "h":
-            steps = np.array([*steps, 0])
-        if command == "v":
-            steps = np.array([0, *steps])
-        if command == "z":
-            continue
-        at = drawn[-1]
-        points = [at + step for step in steps.reshape(-1, 2)]
-        if command == "t":
-            points = [mirrored, *points]
-        if command in "qt":
-            mirrored = 2 * points[-1] - points[0]
+    for command, numbers in re.findall(r"([a-y])([-\d. ]*)", path):
+        steps = [float(n) for n in re.findall(r"-?\d*\.?\d+", numbers)]
+        steps = {"h": [*steps, 0], "v": [0, *steps]}.get(command, steps)
+        points = [drawn[-1] + step for step in np.reshape(steps, (-1, 2))]
+        points = [mirrored, *points] if command == "t" else points
+        mirrored = 2 * points[-1] - points[0]
         drawn += points
-    outline = TextPath((0, 0), "8", size=800, prop=FontProperties("DejaVu Sans"))
+    return np.array(drawn[1:])
+
+
+@pytest.mark.parametrize("letter", "8abegs&")
+@pytest.mark.parametrize("weight", ["normal", "bold"])
+def test_a_letter_keeps_its_outline_to_its_grid(letter, weight):
+    figure, font = Figure(), FontProperties(family="DejaVu Sans", weight=weight)
+    figure.text(0.5, 0.5, letter, fontproperties=font)
+    (path,) = re.findall(r'<path id="\w+" d="([^"]+)"/>', as_vector(figure))
+    assert "t" in path
+    outline = TextPath((0, 0), letter, size=800, prop=font)
     known = outline.vertices[outline.codes != TextPath.CLOSEPOLY]
-    assert len(drawn) - 1 == len(known) > 50
-    assert np.abs(np.array(drawn[1:]) - known).max() < 1.6
+    assert np.abs(points_of(path) - known).max() < 1.6
+
+
+def test_a_bent_line_moves_by_less_than_three_hundredths_of_a_point():
+    figure, bends = Figure(dpi=72), 200 * RNG.random((41, 2))
+    ends = (bends[1:] + bends[:-1]) / 2
+    ends += np.arange(40)[:, None] % 2 * RNG.normal(0, 0.3, (40, 2))  # smooth or not
+    turns = np.stack([bends[1:-1], ends[1:]], axis=1).reshape(-1, 2)
+    codes = [Path.MOVETO, *[Path.CURVE3] * len(turns)]
+    line = Path([ends[0], *turns], codes)
+    figure.add_artist(PathPatch(line, transform=IdentityTransform(), fill=False))
+    (path,) = re.findall(r'<path d="([^"]+q[^"]+)"', as_vector(figure))
+    moved = points_of(path) * [1, -1] - line.vertices
+    assert 5 < path.count("t") < 35
+    assert np.ptp(moved, axis=0).max() < 0.03
 
 
 def drawn_of(svg):

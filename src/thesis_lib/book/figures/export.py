@@ -49,6 +49,7 @@ def as_vector(figure: Figure) -> str:
     for blank in re.findall(r'id="([^"]+)" transform="scale\(0.015625\)"/>', text):
         text = re.sub(rf'<(path id="|use [^>]*href="#){blank}"[^>]*/>', "", text)
     text = re.sub(r' d="([^"]*)" transform="scale\(0.015625\)"', _letter, text)
+    text = re.sub(r"scale\(([\d.]+) -\1\)(.*?</g>)", _on_grid, text, flags=re.DOTALL)
     text = re.sub(r'(?<= d=")[^"]*', _steps, text)
     text = re.sub(r"scale\([^)]*\)|matrix\([^)]*\)|-?\d*\.\d{3,}", _rounded, text)
     text = re.sub(r'(?<=style=")[^"]*', lambda hit: re.sub(r"\s", "", hit[0]), text)
@@ -150,19 +151,32 @@ def _rounded(hit: re.Match) -> str:
 def _letter(hit: re.Match) -> str:
     """An outline of a letter, of 6,400 units of its size, on a grid of 800."""
     places = re.sub(r"-?\d+", lambda unit: f"{round(int(unit[0]) / 8)}", hit[1])
-    return f' d="{places}" transform="scale(0.125)"'
+    return f' d="{places}"'
+
+
+def _on_grid(hit: re.Match) -> str:
+    """A text whose letters stand on the grid of their outlines, 8 times its own."""
+    size, letters = float(hit[1]) / 8, hit[2]
+
+    def placed(at: re.Match) -> str:
+        return f"translate({round(8 * float(at[1]))} {round(8 * float(at[2]))})"
+
+    letters = re.sub(r"translate\((\S+) (\S+)\)", placed, letters)
+    letters = letters.replace("<path d=", '<path transform="scale(8)" d=')
+    return f"scale({size:g} -{size:g}){letters}"
 
 
 def _steps(hit: re.Match) -> str:
     """A path by its steps, shorter than places; whole hundredths do not drift."""
     text, at, start, mirrored = "", (0, 0), (0, 0), (nan, nan)
+    grid = 1 if "." in hit[0] else 100  # of a letter: whole numbers
     for command, written in re.findall(r"([A-Za-z])([^A-Za-z]*)", hit[0]):
         numbers = [round(100 * float(number)) for number in written.split()]
         places = [*zip(numbers[::2], numbers[1::2], strict=True)]
         steps = [step for x, y in places for step in (x - at[0], y - at[1])]
         if command == "Q":
             bend, end = places
-            if dist(bend, mirrored) <= 100:  # as it is without being said
+            if dist(bend, mirrored) <= grid:  # as it is without being said
                 command, steps, bend = "T", steps[2:], mirrored
             mirrored = 2 * end[0] - bend[0], 2 * end[1] - bend[1]
         else:
