@@ -41,6 +41,9 @@ def faults_of_epub(content):
         if len(ids[name]) != len(set(ids[name])):
             faults.append(f"an id stands twice in {name}")
         for element in tree.iter():
+            for label in (element.get("aria-labelledby") or "").split():
+                if label not in ids[name]:
+                    faults.append(f"{name} names {label} as a label")
             target = element.get("href") or element.get("src")
             if not name.endswith(".xhtml") or not target or "://" in target:
                 continue

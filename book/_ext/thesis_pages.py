@@ -51,15 +51,19 @@ ENTRANCE = """<!DOCTYPE html>
 <p><a href="{first}">{title}</a></p>
 </html>
 """
-# It may be shown at any address below the book: its links start at the book's folder.
+# It may be shown at any address below the book, whose folder is the nearest above that
+# holds the book's index; the face is put in by `thesis_weight`.
 MISSING = """<!DOCTYPE html>
 <html lang="{lang}">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>No such page: {title}</title>
 <style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 1.1rem/1.6 "Segoe UI", "Helvetica Neue", Arial, sans-serif;
+@font-face {{ font-family: "Book Sans"; font-weight: 400 700;
+  src: url("_static/fonts/book-sans-upright.woff2") format("woff2"); }}
+:root {{ color-scheme: light; }}
+:root[data-theme="dark"] {{ color-scheme: dark; }}
+body {{ font: 1.1rem/1.6 "Book Sans", sans-serif;
   max-width: 36rem; margin: 15vh auto; padding: 0 1rem; }}
 a {{ color: light-dark(#0a6b80, #5fc9de); }}
 input {{ font: inherit; width: 100%; padding: 0.4rem; box-sizing: border-box; }}
@@ -71,10 +75,14 @@ input {{ font: inherit; width: 100%; padding: 0.4rem; box-sizing: border-box; }}
 <form id="search" action="search.html">
 <input type="search" name="q" aria-label="Search this book"></form>
 </main>
-<script>
-const root = location.pathname.replace(/(book|notebooks)\\/.*$|[^/]*$/, "");
-document.getElementById("first").href = root + "{first}";
-document.getElementById("search").action = root + "search.html";
+<script type="module">
+document.documentElement.dataset.theme = localStorage.getItem("theme");
+let folder = location.pathname;
+do folder = folder.replace(/[^/]*\\/?$/, "");
+while (folder !== "/"
+  && !(await fetch(folder + "searchindex.js", {{ method: "HEAD" }})).ok);
+document.getElementById("first").href = folder + "{first}";
+document.getElementById("search").action = folder + "search.html";
 </script>
 </html>
 """

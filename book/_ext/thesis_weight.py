@@ -75,18 +75,21 @@ def _cut_icons(static: Path, css: str) -> None:
         font.save(path)
 
 
-def _embed_text_faces(static: Path) -> None:
+def _embed_text_faces(html: Path) -> None:
     """Put the faces of the text into their style, which comes before a line is drawn.
 
     So no line moves when a face comes; and Firefox, which loads no font from beside a
-    page that is a file, shows them too.
+    page that is a file, shows them too. The page for wrong addresses has the face
+    itself, because it cannot know where the book is.
     """
-    style = static / "fonts.css"
-    told = style.read_text()
-    for face in (static / "fonts").glob("book-sans-*.woff2"):
-        data = base64.b64encode(face.read_bytes()).decode()
-        told = told.replace(f"fonts/{face.name}", f"data:font/woff2;base64,{data}")
-    style.write_text(told)
+    static = html / "_static"
+    for text in (static / "fonts.css", html / "404.html"):
+        told = text.read_text()
+        for face in (static / "fonts").glob("book-sans-*.woff2"):
+            data = base64.b64encode(face.read_bytes()).decode()
+            address = f"data:font/woff2;base64,{data}"
+            told = re.sub(rf"[\w/]*fonts/{face.name}", address, told)
+        text.write_text(told)
 
 
 def _drop_unnamed(html: Path, pages: str) -> None:
@@ -109,6 +112,7 @@ def lighten(app: Sphinx, exception: Exception | None) -> None:
     if exception or app.builder.name != "html":
         return
     html, static = Path(app.outdir), Path(app.outdir) / "_static"
+    _embed_text_faces(html)
     pages = [p.read_text() for p in html.rglob("*.html") if static not in p.parents]
     scripts = {path: path.read_text() for path in static.rglob("*.js")}
     named = "".join(pages)
@@ -120,7 +124,6 @@ def lighten(app: Sphinx, exception: Exception | None) -> None:
     for path, text in styles.items():
         path.write_text(re.sub(r'url\([^()]*\.woff2\) ?format\("woff2"\),', "", text))
     _cut_icons(static, "".join(styles.values()))
-    _embed_text_faces(static)
     _drop_unnamed(html, named)
 
 

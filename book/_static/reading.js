@@ -1,3 +1,6 @@
+// Nothing is drawn before the faces of the text are there, so that no line moves.
+for (const style of ["", "italic"]) document.fonts.load(`${style} 1em "Book Sans"`);
+
 // What the theme leaves out for who reads by keys or by ear.
 document.addEventListener("DOMContentLoaded", () => {
   const root = document.documentElement;

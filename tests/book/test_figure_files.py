@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -9,6 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import IdentityTransform
 from rings import planned
 
 from thesis_lib.book import figures
@@ -238,6 +245,91 @@ def test_coordinates_move_by_less_than_a_hundredth_of_a_point():
     at = panel.transData.transform(panel.lines[0].get_xydata()) * 72 / figure.dpi
     moved = drawn_at * [1, -1] - at
     assert np.ptp(moved, axis=0).max() < 0.011
+
+
+def points_of(path):
+    """The ends and bends (n, 2) of a path of steps, with those that it leaves out."""
+    drawn, mirrored = [np.zeros(2)], None
+    for command, numbers in re.findall(r"([a-y])([-\d. ]*)", path):
+        steps = [float(n) for n in re.findall(r"-?\d*\.?\d+", numbers)]
+        steps = {"h": [*steps, 0], "v": [0, *steps]}.get(command, steps)
+        points = [drawn[-1] + step for step in np.reshape(steps, (-1, 2))]
+        points = [mirrored, *points] if command == "t" else points
+        mirrored = 2 * points[-1] - points[0]
+        drawn += points
+    return np.array(drawn[1:])
+
+
+@pytest.mark.parametrize("letter", "8abegs&")
+@pytest.mark.parametrize("weight", ["normal", "bold"])
+def test_a_letter_keeps_its_outline_to_its_grid(letter, weight):
+    figure, font = Figure(), FontProperties(family="DejaVu Sans", weight=weight)
+    figure.text(0.5, 0.5, letter, fontproperties=font)
+    (path,) = re.findall(r'<path id="\w+" d="([^"]+)"/>', as_vector(figure))
+    assert "t" in path
+    outline = TextPath((0, 0), letter, size=800, prop=font)
+    known = outline.vertices[outline.codes != TextPath.CLOSEPOLY]
+    assert np.abs(points_of(path) - known).max() < 1.6
+
+
+def test_a_bent_line_moves_by_less_than_three_hundredths_of_a_point():
+    figure, bends = Figure(dpi=72), 200 * RNG.random((41, 2))
+    ends = (bends[1:] + bends[:-1]) / 2
+    ends += np.arange(40)[:, None] % 2 * RNG.normal(0, 0.3, (40, 2))  # smooth or not
+    turns = np.stack([bends[1:-1], ends[1:]], axis=1).reshape(-1, 2)
+    codes = [Path.MOVETO, *[Path.CURVE3] * len(turns)]
+    line = Path([ends[0], *turns], codes)
+    figure.add_artist(PathPatch(line, transform=IdentityTransform(), fill=False))
+    (path,) = re.findall(r'<path d="([^"]+q[^"]+)"', as_vector(figure))
+    moved = points_of(path) * [1, -1] - line.vertices
+    assert 5 < path.count("t") < 35
+    assert np.ptp(moved, axis=0).max() < 0.03
+
+
+def drawn_of(svg):
+    """Every path that an SVG draws: its look, where it is, and its outline."""
+    root = ElementTree.fromstring(svg)
+    known = {e.get("id"): e for e in root.iter() if e.get("id")}
+    shown = []
+
+    def draw(element, look, place):
+        if element.tag.endswith("defs"):
+            return
+        look += (element.get("class"),)
+        place += [element.get(key) for key in ("transform", "x", "y")]
+        if element.tag.endswith("use"):
+            draw(known[element.get("href")[1:]], look, place)
+        elif element.tag.endswith("path"):
+            shown.append(
+                (
+                    tuple(filter(None, look)),
+                    tuple(filter(None, place)),
+                    element.get("d"),
+                )
+            )
+        for child in element:
+            draw(child, look, [*place])
+
+    draw(root, (), [])
+    return shown
+
+
+def test_texts_and_marks_that_are_said_once_are_all_drawn():
+    figure = Figure()
+    for y in (0.2, 0.4, 0.6):
+        figure.text(0.5, y, "a text again", color=figures.INK)
+    panel = figure.add_axes((0.1, 0.7, 0.8, 0.2))
+    panel.set_axis_off()
+    panel.plot([1, 2, 3, 4], [1, 3, 2, 5], "s", color=figures.BLUE)
+    svg = as_vector(figure)
+    shown = drawn_of(svg)
+    assert len(shown) == len({*shown}), "two lie on each other"
+    places = Counter(place[0] for _, place, _ in shown if place)
+    assert [n for n in places.values() if n >= 10] == [10, 10, 10]  # letters of a text
+    (mark,) = re.findall(r"\.(c\d+){[^}]*fill:#0072b2", svg)
+    (letter,) = re.findall(r"\.(c\d+){fill:#222222}", svg)
+    looks = Counter(name for names, *_ in shown for name in names)
+    assert (looks[mark], looks[letter]) == (4, 30)
 
 
 def test_on_a_dark_page_the_same_lines_have_colours_that_can_be_seen():

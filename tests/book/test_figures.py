@@ -115,7 +115,8 @@ def test_systems_stand_at_their_memory_and_time_beside_the_budget():
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert texts(ax.get_legend().get_texts()) == ["limit, 2 GiB"]
     colours = {text.get_text(): to_hex(text.get_color()) for text in ax.texts}
-    assert colours["streamed, bf16"] == figures.PEER_LOOKS["streamed"][0]
+    assert colours["streamed, bfloat16"] == figures.PEER_LOOKS["streamed"][0]
+    assert colours["Accelerate"] == figures.PEER_LOOKS["accelerate"][0]
     assert colours["something new"] == figures.GREY
     limit, _ = ax.transData.transform((2.0, 1.0))
     names = [text.get_window_extent() for text in ax.texts]
@@ -252,7 +253,7 @@ def test_methods_are_lines_over_bits_and_the_dense_model_a_level():
         columns=["method", "bits", "perplexity", "low", "high"],
     )
     (ax,) = figures.bits_and_perplexity(table).axes
-    assert set(texts(ax.get_legend().get_texts())) == {"bf16", "GPTQ"}
+    assert set(texts(ax.get_legend().get_texts())) == {"bfloat16", "GPTQ"}
     (line,) = [line for line in ax.get_lines() if line.get_marker() == "o"]
     assert line.get_xdata().tolist() == [3.25, 4.25]
     (level,) = [line for line in ax.get_lines() if line.get_linestyle() == ":"]
@@ -319,7 +320,7 @@ def test_ways_stand_at_their_cost_and_loss_and_losers_are_hollow(timed):
 def test_labels_of_ways_do_not_lie_on_each_other():
     table = ways(False).assign(bytes=[5.0e7, 5.1e7, 5.2e7, 5.05e7] * 2)
     for ax in figures.pareto(table).axes:
-        assert texts(ax.texts) == ["bf16", "3", "0.8", "something new"]
+        assert texts(ax.texts) == ["bfloat16", "3", "0.8", "something new"]
         assert no_two_overlap(text.get_window_extent() for text in ax.texts)
 
 

@@ -14,7 +14,7 @@ from thesis_lib.book.execute import chapters
 from thesis_lib.book.execute.chapters import CUSTOM
 from thesis_lib.book.figures.style import DARK, INK
 from thesis_lib.book.render import render, stage
-from thesis_lib.book.staging import ABSENT, Published
+from thesis_lib.book.staging import ABSENT, Published, write_picture
 from thesis_lib.book.tables.printed import table
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import content_hash
@@ -411,3 +411,21 @@ def test_a_figure_becomes_files_under_its_name_and_stays_a_vector_in_the_chapter
     (staged_cell,) = nbformat.read(path, as_version=4).cells
     assert set(staged_cell.outputs[0].data) == {"image/svg+xml", "text/plain"}
     assert staged_cell.metadata["mystnb"]["code_prompt_show"] == "Code of this figure"
+
+
+def test_a_picture_says_of_which_run_it_is_and_one_that_is_not_drawn_is_refused(
+    checkout, tmp_path
+):
+    drawing = f'<svg width="9.5pt" height="8pt"><path fill="{INK}"/></svg>'
+    output = nbformat.v4.new_output("display_data", data={"image/svg+xml": drawing})
+    metadata = {"mystnb": {"figure": {"caption": "It.", "name": "fig-it"}}}
+    cell = nbformat.v4.new_code_cell("it()", outputs=[output], metadata=metadata)
+    made, executed = record("04_evaluation"), checkout / "executed"
+    write_result(checkout, nbformat.v4.new_notebook(cells=[cell]), made)
+    write_picture(executed, made, "fig-it", tmp_path)
+    run = f"<desc>Commit {made.commit}, notebook {made.notebook_sha256}</desc>"
+    for end, ink in (("", INK), ("-dark", DARK[INK])):
+        kept = (tmp_path / f"fig-it{end}.svg").read_text()
+        assert kept == f'<svg>{run}<path fill="{ink}"/></svg>'
+    with pytest.raises(InvalidInput, match="0 figures fig-other, expected one"):
+        write_picture(executed, made, "fig-other", tmp_path)

@@ -3,10 +3,13 @@
 from pathlib import PurePosixPath
 
 import pytest
+from bs4 import BeautifulSoup
+from test_book import pages
 
 pytestmark = pytest.mark.browser
 
 CHAPTER = "notebooks/03_enhanced_sequencer.html"
+MOST_KB = 280
 ENDS = {"light": ".svg", "dark": "-dark.svg"}
 
 
@@ -59,6 +62,19 @@ def test_nothing_shifts_while_figures_load(browser, server):
     drawn, kept = zip(*sizes, strict=True)
     assert kept == pytest.approx(drawn, rel=0.02)
     page.close()
+
+
+def test_the_figures_of_a_page_are_light_in_each_theme(html):
+    heavy = {}
+    for name in pages(html):
+        soup = BeautifulSoup((html / name).read_text(), "html.parser")
+        for theme in ENDS:
+            shown = soup.select(f".figure-box img.only-{theme}")
+            files = [(html / name).parent / str(image["src"]) for image in shown]
+            weight = sum(file.stat().st_size for file in files) / 1000
+            if weight > MOST_KB:
+                heavy[f"{name}, {theme}"] = f"{weight:.0f} kB"
+    assert not heavy
 
 
 def test_every_file_of_a_figure_is_there_and_the_figure_is_its_link(browser, server):

@@ -1,6 +1,7 @@
 """The book for who listens, uses keys, sees poorly, or waits for a network."""
 
 from importlib.resources import files
+from urllib.parse import urlsplit
 
 import pytest
 from test_book import MISSING, pages
@@ -14,7 +15,12 @@ STILL = """() => document.head.insertAdjacentHTML('beforeend', `<style>
 WIDTHS = (1280, 390)
 MOST_KB = 1_000
 MOST_FONTS_KB = 200
+MOST_SHIFT = 0.05  # of the screen, a tenth of what readers call unstable
 FIRST = "book/index.html"
+SCREENS = ((1280, 800), (390, 844))
+SHIFTS = """window.shifts = [];
+    new PerformanceObserver((list) => window.shifts.push(...list.getEntries()))
+        .observe({ type: "layout-shift", buffered: true });"""
 
 
 @pytest.fixture
@@ -76,6 +82,42 @@ def test_every_page_is_light(screen, html, server):
         if english and fonts > MOST_FONTS_KB:
             heavy[name] = f"{fonts:.0f} kB of fonts"
     assert not heavy
+
+
+@pytest.mark.parametrize(("width", "height"), SCREENS)
+def test_nothing_in_sight_moves_while_a_page_loads(
+    browser, html, server, width, height
+):
+    moved = {}
+    for name in pages(html):
+        size = {"width": width, "height": height}
+        context = browser.new_context(viewport=size)  # with nothing in its cache
+        context.add_init_script(SHIFTS)
+        page = context.new_page()
+        page.goto(f"{server}/{name}", wait_until="load")
+        page.evaluate("() => document.fonts.ready")
+        page.wait_for_timeout(200)
+        shift = page.evaluate("() => shifts.reduce((sum, one) => sum + one.value, 0)")
+        context.close()
+        if shift > MOST_SHIFT:
+            moved[name] = round(shift, 3)
+    assert not moved
+
+
+@pytest.mark.parametrize(("width", "height"), SCREENS)
+def test_both_results_are_on_the_first_screen(screen, server, width, height):
+    page = screen(width)
+    page.set_viewport_size({"width": width, "height": height})
+    page.goto(f"{server}/{FIRST}")
+    results = page.locator(".front-result h2").all()
+    if width > height:  # side by side, with their bars
+        results += page.locator(".front-result .ours").all()
+    else:  # a phone: the first with its bars
+        results += page.locator(".front-result .ours").all()[:1]
+    assert len(results) >= 3
+    for result in results:
+        box = result.bounding_box()
+        assert 0 <= box["y"] < box["y"] + box["height"] <= height, result.inner_text()
 
 
 def test_keys_reach_everything_and_show_where_they_are(screen, server):
@@ -197,11 +239,28 @@ def test_search_finds_both_spellings(screen, server):
     assert british == found(page, server, "quantization")
 
 
-@pytest.mark.parametrize("missing", ["none.html", "book/none.html", "notebooks/a/b"])
-def test_a_wrong_address_leads_back_to_the_book(screen, html, server, missing):
-    page = screen(1280)
-    body = (html / MISSING).read_text()
-    page.route(f"**/{missing}", lambda route: route.fulfill(status=404, body=body))
-    page.goto(f"{server}/{missing}")
+@pytest.mark.parametrize("shelf", ["", "/a/shelf"])
+@pytest.mark.parametrize("missing", ["none.html", "book/none.html", "a/b/c/", "a/b/c"])
+def test_a_wrong_address_leads_back_to_the_book(screen, html, server, shelf, missing):
+    """Wherever the book is: alone on its server, or in a folder of another one."""
+    page = screen(1280, "dark")
+
+    def answer(route):
+        asked = urlsplit(route.request.url).path
+        path = html / asked.removeprefix(shelf).lstrip("/")
+        if asked.startswith(f"{shelf}/") and path.is_file():
+            route.fulfill(path=path)
+        else:
+            route.fulfill(status=404, path=html / MISSING)
+
+    page.route(f"{server}/**", answer)
+    page.goto(f"{server}{shelf}/{missing}")
+    assert page.evaluate("() => document.fonts.check('1em \"Book Sans\"')")
+    assert page.evaluate("() => [...document.fonts].some((f) => f.status == 'loaded')")
+    assert page.evaluate("() => getComputedStyle(document.body).colorScheme") == "dark"
+    page.wait_for_load_state("networkidle")
+    assert page.locator("form").evaluate("(form) => form.action") == (
+        f"{server}{shelf}/search.html"
+    )
     page.get_by_role("link").click()
-    assert page.url == f"{server}/{FIRST}"
+    page.wait_for_url(f"{server}{shelf}/{FIRST}")

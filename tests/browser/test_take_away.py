@@ -4,6 +4,7 @@ import json
 import re
 import zipfile
 from io import BytesIO
+from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 import nbformat
@@ -132,9 +133,14 @@ def test_no_text_of_the_pdf_begins_outside_the_margins(pages, pdf, reader):
 def test_the_epub_is_whole_and_small_and_its_formulas_need_no_script(html, pages):
     content = (html / "thesis.epub").read_bytes()
     assert not faults_of_epub(content)
-    assert len(content) < 15e6
+    assert len(content) < 2e6
     with zipfile.ZipFile(BytesIO(content)) as file:
         texts = [file.read(f"EPUB/{page.key}.xhtml").decode() for page in pages]
+        held = {PurePosixPath(name).name for name in file.namelist()}
+        style = file.read("EPUB/book.css").decode()
+    faces = re.findall(r'url\("fonts/([^"]+)"\)', style)
+    assert len(faces) >= 5
+    assert set(faces) <= held
     assert sum(text.count("<math") for text in texts) > 100
     assert not [text for text in texts if re.search(r"\\[(\[][\s\S]*\\[)\]]", text)]
 

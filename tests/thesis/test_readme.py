@@ -11,12 +11,13 @@ import typer
 from thesis_commands import commands, examples
 
 from thesis_lib.book.compare.comparison import Quantity, read_reference
-from thesis_lib.book.compare.present import as_change, readme
+from thesis_lib.book.compare.present import PICTURE, PICTURE_OF, as_change, readme
 from thesis_lib.book.execute.claims import read_claims
 from thesis_lib.cli.main import app
 from thesis_lib.common.errors import InvalidInput
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -54,6 +55,14 @@ def test_the_page_of_commands_has_every_option_and_every_example():
 def test_the_table_of_claims_is_that_of_the_reference_run():
     claims, reference = read_claims().claims, read_reference()
     assert readme(README, claims, reference, "default") == README
+
+
+@pytest.mark.parametrize("end", ["", "-dark"])
+def test_the_picture_is_of_the_run_that_the_table_is_of(end):
+    path = f"data/reference/default/{PICTURE}{end}.svg"
+    assert path in README
+    record = read_reference().record(PICTURE_OF, "default")
+    assert record.notebook_sha256 in (ROOT / path).read_text()
 
 
 def test_a_table_that_was_edited_by_hand_is_seen():

@@ -241,3 +241,28 @@ def write_figure(kept: Mapping[str, str], name: str, folder: Path) -> None:
     (folder / f"{name}-dark.svg").write_text(dark(drawing))
     (folder / f"{name}.csv").write_text(kept[CSV])
     (folder / f"{name}.png").write_bytes(base64.b64decode(kept[PNG]))
+
+
+def write_picture(executed: Path, record: Record, name: str, folder: Path) -> None:
+    """Write the vectors of a chapter's figure, which say the run that drew them.
+
+    They are FOLDER/NAME.svg and, for a dark page, NAME-dark.svg. Raises InvalidInput
+    where the executed chapter of `record` has no such figure.
+    """
+    path = executed / f"{record.chapter}.ipynb"
+    drawings = [
+        output.data[SVG]
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name
+        for output in cell.outputs
+        if SVG in output.get("data", {})
+    ]
+    require(
+        len(drawings) == 1,
+        f"{path} has {len(drawings)} figures {name}, expected one: execute the chapter "
+        "again, or name another figure",
+    )
+    says = f"<desc>Commit {record.commit}, notebook {record.notebook_sha256}</desc>"
+    drawing = unsized(drawings[0]).replace(">", f">{says}", 1)
+    (folder / f"{name}.svg").write_text(drawing)
+    (folder / f"{name}-dark.svg").write_text(dark(drawing))

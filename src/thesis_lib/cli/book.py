@@ -204,13 +204,15 @@ def claims(
     as_json: Json = False,
 ) -> None:
     """Hold an executed profile against the claims, or make it their reference."""
+    from thesis_lib.book import staging
     from thesis_lib.book.compare import comparison as compare_
     from thesis_lib.book.compare import present
     from thesis_lib.book.execute import chapters
     from thesis_lib.book.execute import claims as claims_
 
     checkout = chapters.repository()
-    records = chapters.read_records(checkout / "build" / "chapters" / profile)
+    executed = checkout / "build" / "chapters" / profile
+    records = chapters.read_records(executed)
     if update:
         folder = checkout / "data" / claims_.REFERENCE / profile
         changed = claims_.store_references(records, profile, checkout / "data")
@@ -218,6 +220,8 @@ def claims(
             page = checkout / "README.md"
             known, reference = claims_.read_claims().claims, compare_.read_reference()
             page.write_text(present.readme(page.read_text(), known, reference, profile))
+            (shown,) = (r for r in records if r.number == present.PICTURE_OF)
+            staging.write_picture(executed, shown, present.PICTURE, folder)
         show(
             {"changed": changed, "reference": str(folder)},
             as_json,

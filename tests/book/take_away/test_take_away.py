@@ -25,7 +25,9 @@ FIRST = """<section id="first"><h1>First<a class="headerlink" href="#first">#</a
 ONE = """<section id="one"><h1><span>1. </span>One</h1>
 <div class="cell"><details class="hide"><summary>Code</summary>secret</details></div>
 <section id="sec"><h2>1.1. Part</h2>
-<table border="1"><tr><td valign="top">7&nbsp;&lt; 8<br>or</td></tr></table>
+<p id="c">Table 1</p>
+<table aria-labelledby="c" border="1"><tr>
+<td valign="top">7&nbsp;&lt; 8<br>or</td></tr></table>
 <math><mfrac displaystyle="true"><mi>x</mi><mi>y</mi></mfrac></math>
 <figure id="fig"><a href="../_images/a.png"><img class="only-light" alt="A curve."
 src="../_images/a.png" loading="lazy" width="9"></a>
@@ -47,7 +49,7 @@ def book(tmp_path):
         html / "book",
         html / "notebooks",
         html / "_images",
-        source / "book",
+        source / "book" / "_static" / "fonts",
     ):
         folder.mkdir(parents=True)
     pages = {"book/first": FIRST, "notebooks/01_one": ONE, "book/more": MORE}
@@ -62,6 +64,9 @@ def book(tmp_path):
     (source / "_config.yml").write_text(
         "title: Books & “pages”\nauthor: A <B>\ncopyright: '2026'\n"
     )
+    static = source / "book" / "_static"
+    (static / "fonts.css").write_text('@font-face { src: url("fonts/b.woff2"); }\n')
+    (static / "fonts" / "b.woff2").write_bytes(b"wOF2")
     (source / "book" / "_toc.yml").write_text(
         "root: book/first\nparts:\n- caption: Part\n  chapters:\n"
         "  - file: notebooks/01_one\n    sections:\n    - file: book/more\n"
@@ -115,8 +120,8 @@ def test_a_page_that_was_not_rendered_and_two_of_one_name_are_refused(book):
 
 
 def epub_of(book, target):
-    html, _ = book
-    write_epub(html, pages_of(book), ABOUT, target)
+    html, source = book
+    write_epub(html, source / "book" / "_static", pages_of(book), ABOUT, target)
     return target.read_bytes()
 
 
@@ -128,6 +133,8 @@ def test_the_epub_is_whole_and_the_same_each_time(book, tmp_path):
         page = file.read("EPUB/one.xhtml").decode()
         package = file.read("EPUB/package.opf").decode()
         assert file.read("EPUB/_images/a.png") == PNG
+        assert file.read("EPUB/fonts/b.woff2") == b"wOF2"
+        assert b"fonts/b.woff2" in file.read("EPUB/book.css")
         assert "EPUB/_images/d.png" not in file.namelist()
     assert "first.xhtml#first" in page
     assert (
@@ -147,6 +154,8 @@ def test_the_epub_is_whole_and_the_same_each_time(book, tmp_path):
         (("EPUB/package.opf", b'href="one.xhtml"', b'href="two.xhtml"'), "manifest"),
         (("EPUB/package.opf", b' properties="nav"', b""), "no nav"),
         (("EPUB/one.xhtml", b'id="one--same"', b'id="one"'), "stands twice"),
+        (("EPUB/one.xhtml", b'by="one--c"', b'by="c"'), "names c as a label"),
+        (("EPUB/package.opf", b"fonts/b.woff2", b"fonts/c.woff2"), "manifest"),
         (("mimetype", b"epub", b"else"), "says something else"),
     ],
 )

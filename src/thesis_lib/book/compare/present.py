@@ -467,6 +467,8 @@ README_BLOCK = re.compile(
     r"(<!-- claims: ([\w\s]+) -->\n).*?(<!-- end of claims -->)", re.DOTALL
 )
 
+PICTURE_OF, PICTURE = 4, "fig-violations"  # the chapter, and its figure to be shown
+
 _ELSEWHERE = {
     "exact": "equal bit for bit",
     "record": "read from a record, not run again",

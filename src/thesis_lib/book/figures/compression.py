@@ -143,9 +143,8 @@ def bits_and_perplexity(table: pd.DataFrame) -> Figure:
     figure, panel = style.axes(height_in=3.6)
     for method, rows in table.sort_values("bits").groupby("method", sort=False):
         if rows.bits.min() >= 16:
-            panel.axhline(
-                rows.perplexity.mean(), color=style.GREY, ls=":", label=str(method)
-            )
+            level, label = rows.perplexity.mean(), style.printed(str(method))
+            panel.axhline(level, color=style.GREY, ls=":", label=label)
             continue
         ends = style.whiskers(rows.perplexity, rows.low, rows.high)
         look = {"fmt": "o-", "capsize": 3, "label": str(method)}
@@ -233,4 +232,4 @@ def _short(name: str) -> str:
     """The name of a way without what the colour says of it."""
     for word in ("GPTQ ", "low rank ", "nearest "):
         name = name.removeprefix(word)
-    return name.replace(" + rank ", "+")
+    return style.printed(name).replace(" + rank ", "+")

@@ -219,12 +219,12 @@ def agreements(
         1e3 * at_s, metrics.linear_cost(at_s, slo_s, worthless_s), color=style.INK
     )
     for k, kind in enumerate(trace.kinds):
-        cost = metrics.step_cost(at_s, type_slo_s[k])
-        by_kind.plot(1e3 * at_s, cost, label=kind.replace("_", " "))
+        cost, name = metrics.step_cost(at_s, type_slo_s[k]), kind.replace("_", " ")
+        by_kind.plot(1e3 * at_s, cost, label=name)
         if (trace.kind == k).any():
-            look = {"color": f"C{k}", "gid": kind}
+            look = {"color": f"C{k}", "gid": name}
             style.slower(by_class, latency_s[trace.kind == k], **look)
-        by_class.plot(1e3 * type_slo_s[k], 0.01, "v", color=f"C{k}", gid=kind)
+        by_class.plot(1e3 * type_slo_s[k], 0.01, "v", color=f"C{k}", gid=name)
     by_class.set_ylim(0.001, 1)
     titles = ("constant, firm", "per type, firm", "p99 per class", "piecewise linear")
     for panel, title in zip(panels, titles, strict=True):

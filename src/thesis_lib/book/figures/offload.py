@@ -99,8 +99,8 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
         ends = style.whiskers([row.s_per_token], [row.low_s], [row.high_s])
         panel.errorbar(*at, yerr=ends, fmt=marker, color=colour, capsize=3)
         style.note(
-            panel, str(name), at, ha="center", va="center", color=colour, fontsize=8,
-            bbox=style.UNDER,
+            panel, style.printed(str(name)), at, ha="center", va="center",
+            color=colour, fontsize=8, bbox=style.UNDER,
         )  # fmt: skip
     most_bytes = max(limit_bytes, runs["peak_bytes"].max())
     panel.set(
@@ -125,7 +125,10 @@ def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Figure:
     `runs` are samples (n, 3) by system: seconds, bytes held with the page cache, and
     bytes held without it, which are dotted.
     """
-    named = {name.replace(", ", ",\n"): (name, run) for name, run in runs.items()}
+    named = {
+        style.printed(name).replace(", ", ",\n"): (name, run)
+        for name, run in runs.items()
+    }
     labels = {"xlabel": "time (s)", "ylabel": "memory (GiB)"}
     figure, drawn = style.panels(named, 2.6, **labels)
     for panel, (name, samples) in drawn:

@@ -166,9 +166,14 @@ def policy(name: str) -> dict[str, Any]:
     }
 
 
+PRINTED = {
+    "accelerate": "Accelerate", "bf16": "bfloat16", "fp4": "FP4", "nf4": "NF4",
+}  # fmt: skip
+
+
 def printed(name: str) -> str:
-    """A name of the code as readers know it: NF4 and FP4 of formats."""
-    return re.sub(r"\b[nf][fp]4\b", lambda hit: hit[0].upper(), name)
+    """A name of the code as readers know it: formats and libraries."""
+    return re.sub(r"\w+", lambda hit: PRINTED.get(hit[0], hit[0]), name)
 
 
 # --- Estimates with their intervals --------------------------------------------

@@ -121,6 +121,8 @@ def _page(html: Path, name: str, part: str, names: list[str]) -> Page:
             continue
         seen.add(tag["id"])
         tag["id"] = f"{_key(name)}--{tag['id']}"
+    for tag in article.select("[aria-labelledby]"):
+        tag["aria-labelledby"] = f"{_key(name)}--{tag['aria-labelledby']}"
     article["id"] = _key(name)
     for link in article.select("a[href]"):
         link["href"] = address(str(link["href"]))

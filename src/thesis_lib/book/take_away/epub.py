@@ -2,6 +2,7 @@
 
 import io
 import posixpath
+import re
 import uuid
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -38,12 +39,16 @@ def cover(title: str, author: str) -> bytes:
 
 
 def write_epub(
-    html: Path, pages: Sequence[Page], about: Mapping[str, str], epub: Path
+    html: Path,
+    static: Path,
+    pages: Sequence[Page],
+    about: Mapping[str, str],
+    epub: Path,
 ) -> None:
-    """Write the pages of the book in `html` to the file `epub`.
+    """Write the pages of the book in `html` to the file `epub`, with the book's fonts.
 
-    `about` holds the title, the author and the year. The pages of one rendering give
-    the same bytes each time.
+    `static` holds their style, which names them. `about` holds the title, the author
+    and the year. The pages of one rendering give the same bytes each time.
     """
     pages = [replace(page, article=copy(page.article)) for page in pages]
     files = {
@@ -64,6 +69,8 @@ def write_epub(
         for tag in page.article.select("math [displaystyle], math [scriptlevel]"):
             styled = {n: tag.attrs.pop(n) for n in STYLED if n in tag.attrs}
             tag.wrap(Tag(name="mstyle", attrs=styled))
+    fonts = (static / "fonts.css").read_text()
+    faces = dict.fromkeys(re.findall(r'url\("([^"]+)"\)', fonts))
     made = datetime.fromtimestamp((html / "index.html").stat().st_mtime, UTC)
     values = {
         "about": about,
@@ -72,19 +79,22 @@ def write_epub(
         "pages": pages,
         "parts": [(name, [*group]) for name, group in groupby(pages, lambda p: p.part)],
         "images": images,
+        "faces": faces,
     }
     content: dict[str, bytes | str] = {
         "mimetype": "application/epub+zip",
         "META-INF/container.xml": (TEMPLATES / "container.xml").read_text(),
         "EPUB/package.opf": render_page("package.opf", **values),
         "EPUB/nav.xhtml": render_page("nav.xhtml", **values),
-        "EPUB/book.css": (TEMPLATES / "epub.css").read_text(),
+        "EPUB/book.css": fonts + (TEMPLATES / "epub.css").read_text(),
         "EPUB/cover.png": cover(about["title"], about["author"]),
     }
     for page in pages:
         content[f"EPUB/{page.key}.xhtml"] = render_page("epub.xhtml", page=page)
     for image in images:
         content[f"EPUB/{image}"] = (html / image).read_bytes()
+    for face in faces:
+        content[f"EPUB/{face}"] = (static / face).read_bytes()
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as file:
         for name, data in content.items():

@@ -55,7 +55,7 @@ def offer(html: Path, source: Path) -> None:
     for notebook in (html / "_sources" / "notebooks").glob("*.ipynb"):
         write_whole(notebook, without_roles(notebook.read_text(), shown))
     if EPUB in missing:
-        write_epub(html, pages, about, html / EPUB)
+        write_epub(html, source / "book" / "_static", pages, about, html / EPUB)
     if PDF in missing and browser is not None:
         write_pdf(browser, html, pages, about, html / PDF)
     sizes = {
