@@ -22,6 +22,7 @@ from typing import Any
 import nbformat
 import yaml
 
+from thesis_lib.book import figures
 from thesis_lib.book.compare.audit import audit, audit_peers, page_lines, sections
 from thesis_lib.book.compare.comparison import (
     Comparison,
@@ -30,6 +31,7 @@ from thesis_lib.book.compare.comparison import (
     doubts,
     read_reference,
 )
+from thesis_lib.book.compare.headlines import headline_results
 from thesis_lib.book.compare.present import (
     BOOK,
     book_lines,
@@ -71,7 +73,7 @@ from thesis_lib.common.units import format_duration, format_size
 
 STAMP = "rendered.sha256"
 FIGURES = Path("_static", "figures")  # in the folder of the book's pages
-TIMES = "fig-your-hardware"
+TIMES, HEADLINES = "fig-your-hardware", "fig-headlines"  # drawn from the records
 DOWNLOADS = "downloads"  # the chapters as readers take them away
 MEANT_LINES = 21_500  # of the package, as CONTRIBUTING says
 
@@ -304,7 +306,8 @@ def stage(executed: Path, source: Path) -> str:
     _stage_config(checkout, source)
     records = [record for _, record in results]
     here, reference = Run("this machine", tuple(records)), read_reference()
-    compared = compare([here], read_claims().claims, reference)
+    known = read_claims()
+    compared = compare([here], known.claims, reference)
     published = _published(results, compared)
     (book / FIGURES).mkdir(parents=True)
     (source / DOWNLOADS).mkdir()
@@ -323,9 +326,12 @@ def stage(executed: Path, source: Path) -> str:
         page.write_text(published.mark(text, language=language))
     for part in book.glob("*.html"):
         part.write_text(published.plain(part.read_text(), "the first page"))
-    if times := chart(compared, here.label):
-        kept = bundle(times) | {PNG: raster(times)}
-        write_figure(kept, TIMES, book / FIGURES)
+    times, found = chart(compared, here.label), headline_results(records, known.claims)
+    summary = None if found is None else figures.headlines(found)
+    for name, drawn in ((TIMES, times), (HEADLINES, summary)):
+        if drawn:
+            kept = bundle(drawn) | {PNG: raster(drawn)}
+            write_figure(kept, name, book / FIGURES)
     hardware = book_lines(compared, here.label, f"{FIGURES / TIMES}" if times else None)
     if published.doubted:
         hardware += ["(sec-doubts)="]
