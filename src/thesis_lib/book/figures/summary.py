@@ -60,18 +60,18 @@ def headlines(results: pd.DataFrame) -> Figure:
     """Results beside what was published and what nothing can pass: a panel an axis.
 
     `results` has a row a bar: axis, says, value, low and high, limit (each NaN where
-    there is none), and kind, one of KINDS.
+    there is none), and kind, one of KINDS. What a bar says stands above it, so that
+    the figure stays readable on a small screen.
     """
+    style.theme()
     panels = dict([*results.groupby("axis", sort=False)])
     figure, *drawn = style.axes(
-        rows=len(panels), height_in=0.5 + 0.55 * len(panels) + 0.24 * len(results),
-        height_ratios=[0.6 + len(rows) for rows in panels.values()],
+        rows=len(panels), height_in=0.3 + 0.5 * len(panels) + 0.34 * len(results),
+        height_ratios=[0.4 + len(rows) for rows in panels.values()],
     )  # fmt: skip
+    figure.set_figwidth(5.2)
     for panel, (axis, rows) in zip(drawn, panels.items(), strict=True):
         rows = rows.assign(row=range(len(rows)))
-        for kind, look in KINDS.items():
-            bars = rows[rows["kind"] == kind]
-            panel.barh(bars["row"], bars["value"], 0.6, label=kind, **look)
         sure = rows.dropna(subset=["low", "high"])
         ends = style.whiskers(sure["value"], sure["low"], sure["high"])
         panel.errorbar(
@@ -83,16 +83,17 @@ def headlines(results: pd.DataFrame) -> Figure:
             end = np.nanmax([value, bar["high"], 0])
             end = limit if 0 <= limit - end < 0.1 * limit else end
             said = f"{value:.1f}".replace("-", "\N{MINUS SIGN}")
-            place = end, bar["row"]
-            text: dict[str, Any] = {"va": "center", "fontsize": 8, "bbox": style.UNDER}
-            style.note(panel, said, place, (5, 0), **text)
+            row, label = bar["row"], f"{bar['says']} ({bar['kind']})"
+            panel.barh(row, value, 0.42, label=label, **KINDS[bar["kind"]])
+            text: dict[str, Any] = {"va": "center", "fontsize": 8}
+            style.note(panel, said, (end, row), (5, 0), bbox=style.UNDER, **text)
+            style.note(panel, bar["says"], (0, row - 0.42), (3, 0), **text)
         bound = rows.dropna(subset=["limit"])
-        ends = bound["row"] - 0.45, bound["row"] + 0.45
+        ends = bound["row"] - 0.3, bound["row"] + 0.3
         look = {"linestyle": ":", "linewidth": 1.6, "label": "limit"}
         panel.vlines(bound["limit"], *ends, **style.RULE | look)
         panel.axvline(0, **style.RULE)
-        style.name_rows(panel, [*rows["says"]], fontsize=8)
-        panel.set_xlabel(axis)
+        panel.set(xlabel=axis, ylim=(len(rows) - 0.6, -0.75), yticks=[])
         panel.set_xlim(right=1.2 * rows[["value", "high", "limit"]].max().max())
     shown = [Patch(label=kind, **look) for kind, look in KINDS.items()]
     style.legend_below(figure, [*shown, drawn[0].collections[-1]])
