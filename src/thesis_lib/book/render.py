@@ -326,12 +326,9 @@ def stage(executed: Path, source: Path) -> str:
         page.write_text(published.mark(text, language=language))
     for part in book.glob("*.html"):
         part.write_text(published.plain(part.read_text(), "the first page"))
-    times, found = chart(compared, here.label), headline_results(records, known.claims)
-    summary = None if found is None else figures.headlines(found)
-    for name, drawn in ((TIMES, times), (HEADLINES, summary)):
-        if drawn:
-            kept = bundle(drawn) | {PNG: raster(drawn)}
-            write_figure(kept, name, book / FIGURES)
+    if times := chart(compared, here.label):
+        kept = bundle(times) | {PNG: raster(times)}
+        write_figure(kept, TIMES, book / FIGURES)
     hardware = book_lines(compared, here.label, f"{FIGURES / TIMES}" if times else None)
     if published.doubted:
         hardware += ["(sec-doubts)="]
@@ -353,6 +350,9 @@ def stage(executed: Path, source: Path) -> str:
     }
     for name, lines in generated.items():
         (book / f"{name}.txt").write_text("\n".join(lines))
+    if (found := headline_results(records, known.claims)) is not None:
+        drawn = figures.headlines(found)
+        write_figure(bundle(drawn) | {PNG: raster(drawn)}, HEADLINES, book / FIGURES)
     files = [path for path in source.rglob("*") if path.is_file()]
     names = "\n".join(str(path.relative_to(source)) for path in sorted(files))
     everything = f"{names}{file_hash(files)}{lock_hash(checkout)}"
