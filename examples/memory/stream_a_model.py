@@ -5,7 +5,7 @@ from thesis_lib.memory.model import smollm2
 from transformers import AutoTokenizer
 
 MIB = 2**20
-folder = smollm2.checkpoint()  # or any folder with a causal model in safetensors
+folder = smollm2.checkpoint()  # or a folder, as the README says
 tokenizer = AutoTokenizer.from_pretrained(folder)
 prompt = tokenizer("The capital of France is", return_tensors="pt")
 

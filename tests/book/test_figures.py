@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from rings import planned
 
 from thesis_lib.book import figures
-from thesis_lib.book.tables import ring_schedule
+from thesis_lib.book.tables import ring_schedule, worked_example
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import GiB, MiB
 
@@ -378,3 +378,50 @@ def test_the_drawing_of_the_rooms_has_those_of_the_import_contracts_in_their_ord
     for half in ("sequencer", "memory"):
         expected += [half, *layers[f"thesis_lib.{half}"]]
     assert re.findall(r">([a-z_]+)</text>", picture) == [*expected, "common"]
+
+
+# --- The first and the last chapter ---------------------------------------------
+def test_a_result_is_a_bar_with_its_interval_and_its_limit():
+    columns = ["axis", "says", "value", "low", "high", "limit", "kind"]
+    nan = float("nan")
+    rows = [
+        ["fewer", "theirs", 36.0, nan, nan, nan, "published"],
+        ["fewer", "ours", -2.0, -3.0, -1.0, 97.0, "simulated"],
+        ["memory", "ours, too", 7.9, nan, nan, 8.6, "measured"],
+    ]
+    drawn = figures.headlines(pd.DataFrame(rows, columns=columns))
+    fewer, memory = drawn.axes
+    found = [ax.get_legend_handles_labels()[1][-2:] for ax in drawn.axes]
+    assert found[0] == ["theirs (published)", "ours (simulated)"]
+    left = {round(y + h / 2): (x, x + w, c) for x, y, w, h, c in bars(fewer)}
+    white = to_hex("white")
+    assert left == {0: (0, 36, white), 1: (0, -2, figures.BLUE)}
+    assert [bar[2] for bar in bars(memory)] == [7.9]
+    (interval,) = (c for c in fewer.containers if hasattr(c, "has_xerr"))
+    (ends,) = interval.lines[2][0].get_segments()
+    assert ends.tolist() == [[-3, 1], [-1, 1]]
+    limits = [ax.collections[-1].get_segments()[0][:, 0] for ax in drawn.axes]
+    assert [{*x} for x in limits] == [{97.0}, {8.6}]
+    minus = "\N{MINUS SIGN}2.0"
+    assert texts(fewer.texts) == ["36.0", "theirs", minus, "ours"]
+
+
+def test_what_is_refused_has_no_latency_and_what_does_not_fit_is_grey():
+    batch = worked_example.worked_batch()
+    runs = [worked_example.run_worked(batch, name) for name in ("fifo", "bid-price")]
+    sizes = {"all": 130e9, "some": 7e9}
+    left, right = figures.two_limits(*runs, sizes, 8e9).axes
+    for history, line in zip(runs, left.lines, strict=False):
+        at_ms = 1e3 * history.latency_s[~history.dropped]
+        assert line.get_xdata() == pytest.approx(at_ms)
+        rows = np.flatnonzero(~history.dropped)
+        assert line.get_ydata().round().astype(int).tolist() == rows.tolist()
+    refused = [(t.get_text().strip(), round(t.get_position()[1])) for t in left.texts]
+    assert refused == [("refused", i) for i in np.flatnonzero(runs[1].dropped)]
+    assert left.lines[-1].get_xdata()[0] == pytest.approx(1e3 * batch.slo_s)
+    fits, does_not, limit = right.lines
+    assert (fits.get_xydata().tolist(), fits.get_color()) == ([[7, 1]], figures.GREEN)
+    assert (does_not.get_xydata().tolist(), does_not.get_color()) == (
+        [[130, 0]], figures.GREY,
+    )  # fmt: skip
+    assert limit.get_xdata()[0] == 8

@@ -301,6 +301,13 @@ def test_an_alternative_text_cites_only_what_its_chapter_published(checkout):
         none.plain("{glue:text}`b`", "x")
 
 
+def test_the_alternative_text_of_a_directive_is_filled_as_well(checkout):
+    text = ":::{figure} a\n:alt: Of {glue:text}`wins:.0f`\n\nIt, {glue:text}`wins`\n:::"
+    pages = pages_of(checkout, [nbformat.v4.new_markdown_cell(text)])
+    told = pages["04_evaluation"][0].source.splitlines()
+    assert told[1:] == [":alt: Of 96", "", "It, {glue:text}`wins`", ":::"]
+
+
 # --- Tables and pages of details -------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import nbformat
 import yaml
 
+from thesis_lib.book import figures
 from thesis_lib.book.compare.audit import (
     anchor,
     audit,
@@ -38,6 +39,7 @@ from thesis_lib.book.compare.comparison import (
     doubts,
     read_reference,
 )
+from thesis_lib.book.compare.headlines import headline_results
 from thesis_lib.book.compare.present import (
     BOOK,
     book_lines,
@@ -80,7 +82,7 @@ from thesis_lib.common.units import format_duration, format_size
 
 STAMP = "rendered.sha256"
 FIGURES = Path("_static", "figures")  # in the folder of the book's pages
-TIMES = "fig-your-hardware"
+TIMES, HEADLINES = "fig-your-hardware", "fig-headlines"  # drawn from the records
 CARDS = "claim_cards.json"  # beside the pages, for book/_ext/thesis_cards.py
 DOWNLOADS = "downloads"  # the chapters as readers take them away
 MEANT_LINES = 21_500  # of the package, as CONTRIBUTING says
@@ -367,6 +369,9 @@ def stage(executed: Path, source: Path) -> str:
     }
     for name, lines in generated.items():
         (book / f"{name}.txt").write_text("\n".join(lines))
+    if (found := headline_results(records, known.claims)) is not None:
+        drawn = figures.headlines(found)
+        write_figure(bundle(drawn) | {PNG: raster(drawn)}, HEADLINES, book / FIGURES)
     files = [path for path in source.rglob("*") if path.is_file()]
     names = "\n".join(str(path.relative_to(source)) for path in sorted(files))
     # the page of commands is made of these (book/_ext/thesis_commands.py)

@@ -133,7 +133,8 @@ def stage_notebook(
         page = pages[f"{home}_{DETAILS}" if aside else home]
         tell = partial(_told, published, home, aside)
         if cell.cell_type == "markdown":
-            cell.source = tell(cell.source)
+            plain = partial(_alternative, published, home)
+            cell.source = tell(re.sub(r"(?m)^:alt: .*", plain, cell.source))
             page.append(cell)
             continue
         _refuse_errors(executed.name, cell)
@@ -154,6 +155,11 @@ def stage_notebook(
             notebook.cells = cells
             staged[name] = nbformat.writes(notebook)
     return staged
+
+
+def _alternative(published: Published, home: str, hit: re.Match) -> str:
+    """The alternative text of a directive, which can hold no role."""
+    return published.plain(hit[0], home)
 
 
 def _told(published: Published, home: str, aside: bool, text: str) -> str:

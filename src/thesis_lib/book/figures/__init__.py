@@ -10,3 +10,4 @@ from thesis_lib.book.figures.estimators import *
 from thesis_lib.book.figures.offload import *
 from thesis_lib.book.figures.policies import *
 from thesis_lib.book.figures.style import *
+from thesis_lib.book.figures.summary import *
