@@ -27,6 +27,7 @@ def checkout(tmp_path, monkeypatch):
     for part in ("notebooks", "book", "executed", "data/reference/smoke"):
         (tmp_path / part).mkdir(parents=True)
     (tmp_path / "_config.yml").write_text("title: x")
+    (tmp_path / "README.md").write_text("# x\n")
     (tmp_path / "requirements.lock").write_text("numpy==2\n")
     (tmp_path / "data" / "claims.yml").write_text(CLAIMS_TEXT)
     cell = nbformat.v4.new_code_cell("1 + 1")
@@ -305,7 +306,12 @@ def test_the_alternative_text_of_a_directive_is_filled_as_well(checkout):
     text = ":::{figure} a\n:alt: Of {glue:text}`wins:.0f`\n\nIt, {glue:text}`wins`\n:::"
     pages = pages_of(checkout, [nbformat.v4.new_markdown_cell(text)])
     told = pages["04_evaluation"][0].source.splitlines()
-    assert told[1:] == [":alt: Of 96", "", "It, {glue:text}`wins`", ":::"]
+    assert told[1:] == [
+        ":alt: Of 96",
+        "",
+        "It, [{glue:text}`wins`]{.claim .claim-wins}",
+        ":::",
+    ]
 
 
 # --- Tables and pages of details -------------------------------------------------
