@@ -152,6 +152,12 @@ def name_controls(soup: BeautifulSoup) -> None:
         del backs["role"]
 
 
+def keep_column(soup: BeautifulSoup) -> None:
+    """Say before the text that the list of its sections follows, beside it."""
+    for content in soup.select(".bd-content:has(> .bd-sidebar-secondary)"):
+        content["class"] = [*content.get("class", []), "with-contents"]
+
+
 def mend_tables(soup: BeautifulSoup) -> None:
     """Frame every table, say what its headers head, and drop what nobody sees."""
     for number, table in enumerate(soup.select("article table")):
@@ -233,6 +239,7 @@ def mend(page: Path, html: Path, plain: set[str]) -> BeautifulSoup:
     describe(soup)
     preload(soup, root)
     name_controls(soup)
+    keep_column(soup)
     mend_tables(soup)
     set_languages(soup)
     link_claims(soup, root)

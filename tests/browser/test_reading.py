@@ -104,6 +104,18 @@ def test_nothing_in_sight_moves_while_a_page_loads(
     assert not moved
 
 
+@pytest.mark.parametrize("width", [1280, 1600])
+def test_the_column_does_not_wait_for_the_list_of_sections(screen, server, width):
+    page = screen(width)
+    page.goto(f"{server}/notebooks/06_evaluation_system_for_ml.html")
+    column, contents = map(
+        page.locator, (".bd-article-container", ".bd-sidebar-secondary")
+    )
+    beside = column.bounding_box()["width"]
+    contents.evaluate("(element) => element.remove()")
+    assert column.bounding_box()["width"] == pytest.approx(beside, abs=0.5)
+
+
 @pytest.mark.parametrize(("width", "height"), SCREENS)
 def test_both_results_are_on_the_first_screen(screen, server, width, height):
     page = screen(width)
