@@ -45,8 +45,8 @@ def card(place: Tag) -> Tag | None:
     """What a card shows of the place that a link leads to, with no card inside."""
     if place.name == "dt":
         shown = place.find_next("dd").select_one(SHOWN)
-    elif caption := place.get("aria-labelledby"):
-        shown = place.find_previous(id=caption)
+    elif "table-caption" in place.get("class", []):
+        shown = place
     else:
         whole = place if place.contents else place.parent  # a label before a heading
         shown = whole.select_one(SHOWN)

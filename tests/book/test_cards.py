@@ -10,8 +10,8 @@ href="#ratio">#</a></h2><p>More.</p></section>
 <span class="eqno">(1)</span></div>
 <figure id="fig-it"><div class="figure-box"><img src="a.svg"></div><figcaption><p>Fig. 1
 <span class="claim claim-it">It</span></p></figcaption></figure>
-<p class="table-caption" id="caption-of-table-0">Table 1 Them</p>
-<div><table aria-labelledby="caption-of-table-0" id="tab-them"><tr><td><p>1</p></td>
+<p class="table-caption" id="tab-them">Table 1 Them</p>
+<div><table aria-labelledby="tab-them"><tr><td><p>1</p></td>
 </tr></table></div>
 <dl class="glossary"><dt id="term-load">load</dt><dd><p>See <a class="internal"
 href="#x"><em id="y">work</em></a>.</p></dd></dl>

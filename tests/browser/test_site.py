@@ -104,9 +104,8 @@ def named(soup, place):
     element = soup.find(id=place)
     if "math" in element.get("class", []):
         return element.select_one(".eqno").get_text().partition(")")[0] + ")"
-    if element.name == "table":  # its caption stands before the frame that scrolls
-        return element.find_previous(class_="caption-number").get_text(strip=True)
-    if element.name == "figure" or "proof" in element.get("class", []):
+    captioned = {"proof", "table-caption"} & {*element.get("class", [])}
+    if element.name == "figure" or captioned:
         return element.select_one(".caption-number").get_text(strip=True)
     heading = element if element.name == "h1" else element.find_next(["h1", "h2", "h3"])
     number = heading.select_one(".section-number") if element.name != "dt" else None
