@@ -234,3 +234,5 @@ def test_the_reference_run_of_the_project_is_whole_and_clean(profile):
         assert found is not None
         assert found.clean, f"{key}: the reference ran from uncommitted changes"
         assert key in found.numbers
+        homes = [r.number for r in reference.records if key in r.numbers]
+        assert {*homes} == {known.chapter}, f"{key} is a number of several chapters"
