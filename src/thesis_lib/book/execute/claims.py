@@ -314,8 +314,13 @@ def store_references(
     """
     folder = folder or data_folder()
     known = read_claims(folder / FILE).claims
-    numbers = {name: value for r in records for name, value in r.numbers.items()}
-    missing = ", ".join(sorted(known.keys() - numbers))
+    found = {  # a number of the same name in another chapter is another one
+        key: record
+        for record in records
+        for key, claim in known.items()
+        if record.number == claim.chapter and key in record.numbers
+    }
+    missing = ", ".join(sorted(known.keys() - found))
     require(
         not missing,
         f"claim {missing} is published by no chapter of this run: publish it in its "
@@ -333,19 +338,18 @@ def store_references(
     target = folder / REFERENCE / profile
     target.mkdir(parents=True, exist_ok=True)
     changes = [
-        Change(record.started[:10], record.commit, key, was, now)
-        for record in records
-        for key, now in record.numbers.items()
-        if key in known
-        and key not in timed
+        Change(record.started[:10], record.commit, key, was, record.numbers[key])
+        for key, record in found.items()
+        if key not in timed
         and (was := known[key].reference.get(profile)) is not None
-        and not judge(known[key], now, was).good
+        and not judge(known[key], record.numbers[key], was).good
     ]
     _write_history(target / HISTORY, [*read_history(target / HISTORY), *changes])
     for record in records:
         record.write(target / f"{record.chapter}.json")
     return sum(
-        claim.reference.get(profile) != numbers[key] for key, claim in known.items()
+        known[key].reference.get(profile) != record.numbers[key]
+        for key, record in found.items()
     )
 
 
