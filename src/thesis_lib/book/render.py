@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -305,6 +305,28 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def _stage_pages(
+    results: Sequence[tuple[Path, Record]], published: Published, source: Path
+) -> None:
+    """Write the chapters, fill what cites them, and the chapters to take away."""
+    book = source / "book"
+    for notebook, _ in results:
+        tell = partial(published.told, home=notebook.stem)
+        clean = clean_notebook(notebook.read_text(), tell)
+        pages = stage_notebook(notebook, published, book / FIGURES)
+        for name, page in pages.items():
+            (source / "notebooks" / f"{name}.ipynb").write_text(page)
+            (source / DOWNLOADS / f"{name}.ipynb").write_text(clean)
+    if (slides := book / "slides.md").is_file():
+        slides.write_text(published.plain(slides.read_text(), "slides"))
+    for page in book.glob("*.md"):
+        text = page.read_text()
+        language = "zh-Hant" if "lang: zh-Hant" in text else "en"
+        page.write_text(published.mark(text, language=language))
+    for part in book.glob("*.html"):
+        part.write_text(published.html(part.read_text(), "the first page"))
+
+
 def stage(executed: Path, source: Path) -> str:
     """Lay out what Jupyter Book reads in `source`; return the hash of all of it.
 
@@ -324,21 +346,7 @@ def stage(executed: Path, source: Path) -> str:
     published = _published(results, compared)
     (book / FIGURES).mkdir(parents=True)
     (source / DOWNLOADS).mkdir()
-    for notebook, _ in results:
-        tell = partial(published.told, home=notebook.stem)
-        clean = clean_notebook(notebook.read_text(), tell)
-        pages = stage_notebook(notebook, published, book / FIGURES)
-        for name, page in pages.items():
-            (source / "notebooks" / f"{name}.ipynb").write_text(page)
-            (source / DOWNLOADS / f"{name}.ipynb").write_text(clean)
-    if (slides := book / "slides.md").is_file():
-        slides.write_text(published.plain(slides.read_text(), "slides"))
-    for page in book.glob("*.md"):
-        text = page.read_text()
-        language = "zh-Hant" if "lang: zh-Hant" in text else "en"
-        page.write_text(published.mark(text, language=language))
-    for part in book.glob("*.html"):
-        part.write_text(published.html(part.read_text(), "the first page"))
+    _stage_pages(results, published, source)
     if times := chart(compared, here.label):
         kept = bundle(times) | {PNG: raster(times)}
         write_figure(kept, TIMES, book / FIGURES)

@@ -14,8 +14,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 
 from thesis_lib.book.figures import style
-from thesis_lib.book.figures.data import MANY
 from thesis_lib.book.figures.estimators import by_type
+from thesis_lib.book.figures.export import MANY
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.trace import F64, History, Trace
 from thesis_lib.sequencer.experiments import live, metrics
