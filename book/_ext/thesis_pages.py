@@ -102,6 +102,8 @@ def describe(soup: BeautifulSoup) -> None:
     if len(about) > 160:
         about = about[:158].rsplit(" ", 1)[0].rstrip(",;:，；") + " …"
     name = _text(title).rsplit(" \N{EN DASH} ", 1)[0].rsplit(" \N{EM DASH} ", 1)[0]
+    if _text(title).endswith(f" {name}"):  # the first page, which has the book's name
+        title.string = name
     said = {"og:title": name, "og:type": "article", "og:description": about}
     if not head.select_one('meta[name="description"]'):
         head.append(

@@ -35,7 +35,7 @@ def test_no_schedule_beats_the_best_one_of_the_player():
 def test_a_part_says_in_words_what_would_be_here_without_scripts(name):
     made = widget(name)
     (still,) = re.findall(r'<p class="play-still">([^<]+)</p>', made)
-    assert still.startswith("With JavaScript, ")
+    assert still.startswith("In a browser with JavaScript, ")
     assert len(re.findall("</script>", made)) == 1  # data cannot end it
 
 

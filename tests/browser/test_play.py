@@ -435,7 +435,7 @@ def test_without_scripts_a_sentence_says_what_would_be_here(browser, html):
     page = context.new_page()
     page.goto((html / PAGE).as_uri())
     for part in page.locator(".play").all():
-        assert part.inner_text().strip().startswith("With JavaScript, ")
+        assert part.inner_text().strip().startswith("In a browser with JavaScript, ")
         assert part.locator("button:visible").count() == 0
     context.close()
 
