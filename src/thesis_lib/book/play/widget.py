@@ -19,18 +19,18 @@ Part = tuple[str, Callable[[], dict[str, Any]]]
 
 PARTS: dict[str, Part] = {
     "schedule": (
-        "In a browser with JavaScript, eight transactions can be watched here under every policy, "
-        "and put into an order of your own.",
+        "In a browser with JavaScript, eight transactions can be watched here under "
+        "every policy, and put into an order of your own.",
         schedule,
     ),
     "explorer": (
-        "In a browser with JavaScript, load, objective, error and lag can be moved here, and what "
-        "each policy violates is shown.",
+        "In a browser with JavaScript, load, objective, error and lag can be moved "
+        "here, and what each policy violates is shown.",
         explorer,
     ),
     "planner": (
-        "In a browser with JavaScript, the layers of a model can be placed here on a device, in "
-        "host memory and on a disk, and a token timed.",
+        "In a browser with JavaScript, the layers of a model can be placed here on a "
+        "device, in host memory and on a disk, and a token timed.",
         planner,
     ),
 }
@@ -60,7 +60,10 @@ def cost(chapter: Path) -> str:
         f"{chapter.name} shows no calculator of costs: expected one in an output of an "
         "executed chapter 6",
     )
-    still = "In a browser with JavaScript, prices can be moved here; these are those of the table."
+    still = (
+        "In a browser with JavaScript, prices can be moved here; these are those of "
+        "the table."
+    )
     return (
         '<div class="play" data-play="cost"><div class="play-still">'
         f"<p>{still}</p>{found}</div></div>"
