@@ -139,13 +139,38 @@ def keep_units(app: Sphinx, doctree, page) -> None:
 
 # So large is a point on the screen: the figures' 6.5 inches fill the column.
 PIXELS_PER_POINT = 1.44
+LEGIBLE_PX = 9  # the smallest letter, on any screen
+LETTERS = 800  # points of the size of a letter to 1 of its scale in the drawing
+
+
+def pieces(svg: str, image: str, alt: str) -> str:
+    """The pieces of a drawing (`figures.export.pieces`) for a narrow screen, as HTML.
+
+    Each box shows its part of the one `image`, which `thesis.css` moves and cuts; the
+    first says what there is to see. Nothing for a drawing that is one piece.
+    """
+    found = re.search('data-panels="([^"]+)"', svg)
+    if found is None:
+        return ""
+    made, widest = "", 0.0
+    for piece in found[1].split(";"):
+        boxes = [[float(side) for side in box.split()] for box in piece.split(",")]
+        widest = max(widest, sum(width for _, _, width, _ in boxes))
+        made += "<span>"
+        for x, y, width, height in boxes:
+            place = f"--x:{x:g};--y:{y:g};--w:{width:g};--h:{height:g}"
+            made += f'<span style="{place}">{image.format(alt=alt)}</span>'
+            alt = ""
+        made += "</span>"
+    return f'<span class="pieces" style="--widest:{widest:g}">{made}</span>'
 
 
 def show_figures(app: Sphinx, doctree, page) -> None:
     """Show each figure of a cell from its files, in both themes, and offer these.
 
     The picture of the other theme is never asked for: it is not displayed, and lazy.
-    The figure's code follows it.
+    On a narrow screen its pieces stand below each other, and what is one piece is as
+    wide as its smallest letters need. The figure's code follows it.
     """
     folder = Path(app.srcdir, "book/_static/figures")
     address = "../" * page.count("/") + "_static/figures/"
@@ -160,13 +185,17 @@ def show_figures(app: Sphinx, doctree, page) -> None:
             for side, each in zip(("width", "height"), points, strict=True)
         )
         alt = escape(next(figure.findall(nodes.image))["alt"])
-        pair = "".join(
-            f'<a class="only-{theme}" href="{address}{name}{end}.svg">'
-            f'<img class="only-{theme}" src="{address}{name}{end}.svg" alt="{alt}" '
-            f'{size} loading="lazy"></a>'
-            for theme, end in (("light", ""), ("dark", "-dark"))
-        )
-        box = f'<div class="figure-box">{pair}</div>'
+        smallest = LETTERS * min(map(float, re.findall(r"scale\(([\d.]+) -", svg)))
+        sizes = f"--whole:{points[0]};--least:{LEGIBLE_PX / smallest:.3f}"
+        pair = ""
+        for theme, end in (("light", ""), ("dark", "-dark")):
+            source = f'class="only-{theme}" src="{address}{name}{end}.svg"'
+            image = f'<img {source} alt="{{alt}}" {size} loading="lazy">'
+            pair += (
+                f'<a class="only-{theme}" href="{address}{name}{end}.svg">'
+                f"{image.format(alt=alt)}{pieces(svg, image, alt)}</a>"
+            )
+        box = f'<div class="figure-box" style="{sizes}">{pair}</div>'
         figure[0].replace_self(nodes.raw("", box, format="html"))
         files = ", ".join(
             f'<a href="{address}{name}.{end}" download>{says}</a>'
