@@ -165,12 +165,34 @@ def pieces(svg: str, image: str, alt: str) -> str:
     return f'<span class="pieces" style="--widest:{widest:g}">{made}</span>'
 
 
+def figure_box(svg: str, files: str, alt: str) -> str:
+    """A figure in both themes as HTML: whole, and in pieces for a narrow screen.
+
+    `files` is the address of its files without their ends. The picture of the other
+    theme is never asked for: it is not displayed, and lazy.
+    """
+    points = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
+    size = " ".join(
+        f'{side}="{PIXELS_PER_POINT * float(each):.0f}"'
+        for side, each in zip(("width", "height"), points, strict=True)
+    )
+    smallest = LETTERS * min(map(float, re.findall(r"scale\(([\d.]+) -", svg)))
+    pair = ""
+    for theme, end in (("light", ""), ("dark", "-dark")):
+        source = f'class="only-{theme}" src="{files}{end}.svg"'
+        image = f'<img {source} alt="{{alt}}" {size} loading="lazy">'
+        pair += (
+            f'<a class="only-{theme}" href="{files}{end}.svg">'
+            f"{image.format(alt=alt)}{pieces(svg, image, alt)}</a>"
+        )
+    sizes = f"--whole:{points[0]};--least:{LEGIBLE_PX / smallest:.3f}"
+    return f'<div class="figure-box" style="{sizes}">{pair}</div>'
+
+
 def show_figures(app: Sphinx, doctree, page) -> None:
     """Show each figure of a cell from its files, in both themes, and offer these.
 
-    The picture of the other theme is never asked for: it is not displayed, and lazy.
-    On a narrow screen its pieces stand below each other, and what is one piece is as
-    wide as its smallest letters need. The figure's code follows it.
+    The figure's code follows it.
     """
     folder = Path(app.srcdir, "book/_static/figures")
     address = "../" * page.count("/") + "_static/figures/"
@@ -179,23 +201,8 @@ def show_figures(app: Sphinx, doctree, page) -> None:
         if app.builder.format != "html" or not (folder / f"{name}.svg").is_file():
             continue
         svg = (folder / f"{name}.svg").read_text()
-        points = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
-        size = " ".join(
-            f'{side}="{PIXELS_PER_POINT * float(each):.0f}"'
-            for side, each in zip(("width", "height"), points, strict=True)
-        )
         alt = escape(next(figure.findall(nodes.image))["alt"])
-        smallest = LETTERS * min(map(float, re.findall(r"scale\(([\d.]+) -", svg)))
-        sizes = f"--whole:{points[0]};--least:{LEGIBLE_PX / smallest:.3f}"
-        pair = ""
-        for theme, end in (("light", ""), ("dark", "-dark")):
-            source = f'class="only-{theme}" src="{address}{name}{end}.svg"'
-            image = f'<img {source} alt="{{alt}}" {size} loading="lazy">'
-            pair += (
-                f'<a class="only-{theme}" href="{address}{name}{end}.svg">'
-                f"{image.format(alt=alt)}{pieces(svg, image, alt)}</a>"
-            )
-        box = f'<div class="figure-box" style="{sizes}">{pair}</div>'
+        box = figure_box(svg, address + name, alt)
         figure[0].replace_self(nodes.raw("", box, format="html"))
         files = ", ".join(
             f'<a href="{address}{name}.{end}" download>{says}</a>'
