@@ -391,12 +391,22 @@ def grid_of_panels():
     return figure
 
 
+def panels_of_named_rows():
+    figure, *drawn = figures.axes(3, sharey=True)
+    names = ["without calibration", "earliest deadline, late-bound", "never sent ahead"]
+    for panel in drawn:
+        figures.name_rows(panel, names, fontsize=8)
+        panel.barh(range(3), [1, 2, 3])
+    return figure
+
+
 @pytest.mark.parametrize(
     ("draw", "legend", "beside"),
     [
         (lambda: drawn_panels("y"), 2, [0, 1, 1]),
         (lambda: drawn_panels("x"), 2, [0, 0, 0]),
         (grid_of_panels, 1, [0, 1]),
+        (panels_of_named_rows, 0, [0, 1, 1]),
         (lambda: DRAWINGS["weak_scaling"][0](figures.weak_scaling), 0, [0, 0]),
         (lambda: DRAWINGS["speculation"][0](figures.speculation), 0, [0, 1]),
     ],

@@ -4,6 +4,7 @@ import base64
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO, StringIO
 from itertools import accumulate, pairwise
 from math import dist, nan
@@ -13,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import (
     LineCollection,
     PathCollection,
@@ -99,11 +101,26 @@ def pieces(figure: Figure) -> list[list[Bbox]]:
     whose y axis says no numbers, that of the first column. The own boxes share no
     place, and together they hold every letter.
     """
+    with _as_in_its_file(figure):
+        return _pieces(figure)
+
+
+@contextmanager
+def _as_in_its_file(figure: Figure) -> Iterator[None]:
+    """A figure whose pixels are points and whose letters are as wide as in its file."""
+    canvas, dpi = figure.canvas, figure.dpi
+    FigureCanvasSVG(figure)
+    figure.dpi = 72
     figure.draw_without_rendering()
+    yield
+    figure.set_canvas(canvas)
+    figure.dpi = dpi
+
+
+def _pieces(figure: Figure) -> list[list[Bbox]]:
     whole = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
     whole = Bbox(72 * whole.get_points())
-    in_points = Affine2D().scale(72 / figure.dpi)
-    in_points.translate(-whole.xmin, -whole.ymax).scale(1, -1)
+    in_points = Affine2D().translate(-whole.xmin, -whole.ymax).scale(1, -1)
 
     def box(drawn: Any) -> Bbox:
         return drawn.get_tightbbox().transformed(in_points)
