@@ -8,6 +8,7 @@ its constants twice on a page. The book is read offline, so it is taken out.
 
 import re
 from html import escape
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from docutils import nodes
@@ -152,15 +153,20 @@ def pieces(svg: str, image: str, alt: str) -> str:
     found = re.search('data-panels="([^"]+)"', svg)
     if found is None:
         return ""
-    made, widest = "", 0.0
-    for piece in found[1].split(";"):
-        boxes = [[float(side) for side in box.split()] for box in piece.split(",")]
-        widest = max(widest, sum(width for _, _, width, _ in boxes))
+    cut = [
+        [[float(side) for side in box.split()] for box in piece.split(",")]
+        for piece in found[1].split(";")
+    ]
+    made, widest = "", max(sum(box[2] for box in piece) for piece in cut)
+    for _, row in groupby(cut, lambda piece: piece[-1][1]):  # the legend, the panels
         made += "<span>"
-        for x, y, width, height in boxes:
-            place = f"--x:{x:g};--y:{y:g};--w:{width:g};--h:{height:g}"
-            made += f'<span style="{place}">{image.format(alt=alt)}</span>'
-            alt = ""
+        for piece in row:
+            made += "<span>"
+            for x, y, width, height in piece:
+                place = f"--x:{x:g};--y:{y:g};--w:{width:g};--h:{height:g}"
+                made += f'<span style="{place}">{image.format(alt=alt)}</span>'
+                alt = ""
+            made += "</span>"
         made += "</span>"
     return f'<span class="pieces" style="--widest:{widest:g}">{made}</span>'
 

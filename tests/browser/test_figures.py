@@ -100,7 +100,7 @@ SHOWN = """(boxes) => boxes.map((box) => {
     return {file: shown[0].getAttribute('src'),
         widths: [...new Set(shown.map((e) => e.getBoundingClientRect().width))],
         scrolls: box.scrollWidth > box.clientWidth,
-        pieces: box.querySelectorAll('.pieces > span').length,
+        pieces: box.querySelectorAll('.pieces > span > span').length,
         said: shown.map((e) => e.alt).filter((alt) => alt)};
 })"""
 
