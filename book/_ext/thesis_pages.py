@@ -108,7 +108,8 @@ def picture_links(html: Path, repository: str) -> str:
         return ""
     with Image.open(html / "_static" / "figures" / f"{PICTURE}.png") as drawing:
         shown = ImageOps.pad(drawing.convert("RGB"), LINK_SIZE, color="white")
-    shown.quantize(64).save(html / LINK_PICTURE, optimize=True)
+    few = shown.quantize(128, Image.Quantize.FASTOCTREE)  # which keeps rare colours
+    few.save(html / LINK_PICTURE, optimize=True)
     owner, name = repository.rsplit("/", 2)[1:]
     return f"https://{owner}.github.io/{name}/{LINK_PICTURE}"
 
