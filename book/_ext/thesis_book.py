@@ -8,6 +8,7 @@ its constants twice on a page. The book is read offline, so it is taken out.
 
 import re
 from html import escape
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from docutils import nodes
@@ -139,12 +140,64 @@ def keep_units(app: Sphinx, doctree, page) -> None:
 
 # So large is a point on the screen: the figures' 6.5 inches fill the column.
 PIXELS_PER_POINT = 1.44
+LEGIBLE_PX = 9  # the smallest letter, on any screen
+LETTERS = 800  # points of the size of a letter to 1 of its scale in the drawing
+
+
+def pieces(svg: str, image: str, alt: str) -> str:
+    """The pieces of a drawing (`figures.export.pieces`) for a narrow screen, as HTML.
+
+    Each box shows its part of the one `image`, which `thesis.css` moves and cuts; the
+    first says what there is to see. Nothing for a drawing that is one piece.
+    """
+    found = re.search('data-panels="([^"]+)"', svg)
+    if found is None:
+        return ""
+    cut = [
+        [[float(side) for side in box.split()] for box in piece.split(",")]
+        for piece in found[1].split(";")
+    ]
+    made, widest = "", max(sum(box[2] for box in piece) for piece in cut)
+    for _, row in groupby(cut, lambda piece: piece[-1][1]):  # the legend, the panels
+        made += "<span>"
+        for piece in row:
+            made += "<span>"
+            for x, y, width, height in piece:
+                place = f"--x:{x:g};--y:{y:g};--w:{width:g};--h:{height:g}"
+                made += f'<span style="{place}">{image.format(alt=alt)}</span>'
+                alt = ""
+            made += "</span>"
+        made += "</span>"
+    return f'<span class="pieces" style="--widest:{widest:g}">{made}</span>'
+
+
+def figure_box(svg: str, files: str, alt: str) -> str:
+    """A figure in both themes as HTML: whole, and in pieces for a narrow screen.
+
+    `files` is the address of its files without their ends. The picture of the other
+    theme is never asked for: it is not displayed, and lazy.
+    """
+    points = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
+    size = " ".join(
+        f'{side}="{PIXELS_PER_POINT * float(each):.0f}"'
+        for side, each in zip(("width", "height"), points, strict=True)
+    )
+    smallest = LETTERS * min(map(float, re.findall(r"scale\(([\d.]+) -", svg)))
+    pair = ""
+    for theme, end in (("light", ""), ("dark", "-dark")):
+        source = f'class="only-{theme}" src="{files}{end}.svg"'
+        image = f'<img {source} alt="{{alt}}" {size} loading="lazy">'
+        pair += (
+            f'<a class="only-{theme}" href="{files}{end}.svg">'
+            f"{image.format(alt=alt)}{pieces(svg, image, alt)}</a>"
+        )
+    sizes = f"--whole:{points[0]};--least:{LEGIBLE_PX / smallest:.3f}"
+    return f'<div class="figure-box" style="{sizes}">{pair}</div>'
 
 
 def show_figures(app: Sphinx, doctree, page) -> None:
     """Show each figure of a cell from its files, in both themes, and offer these.
 
-    The picture of the other theme is never asked for: it is not displayed, and lazy.
     The figure's code follows it.
     """
     folder = Path(app.srcdir, "book/_static/figures")
@@ -154,19 +207,8 @@ def show_figures(app: Sphinx, doctree, page) -> None:
         if app.builder.format != "html" or not (folder / f"{name}.svg").is_file():
             continue
         svg = (folder / f"{name}.svg").read_text()
-        points = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
-        size = " ".join(
-            f'{side}="{PIXELS_PER_POINT * float(each):.0f}"'
-            for side, each in zip(("width", "height"), points, strict=True)
-        )
         alt = escape(next(figure.findall(nodes.image))["alt"])
-        pair = "".join(
-            f'<a class="only-{theme}" href="{address}{name}{end}.svg">'
-            f'<img class="only-{theme}" src="{address}{name}{end}.svg" alt="{alt}" '
-            f'{size} loading="lazy"></a>'
-            for theme, end in (("light", ""), ("dark", "-dark"))
-        )
-        box = f'<div class="figure-box">{pair}</div>'
+        box = figure_box(svg, address + name, alt)
         figure[0].replace_self(nodes.raw("", box, format="html"))
         files = ", ".join(
             f'<a href="{address}{name}.{end}" download>{says}</a>'

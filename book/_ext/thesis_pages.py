@@ -8,8 +8,11 @@ import re
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
+from PIL import Image, ImageOps
 from sphinx.application import Sphinx
 from thesis_cards import link_claims, write_cards
+
+from thesis_lib.book.compare.present import PICTURE
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
 INTERFACE = {  # what the theme says, on a page in Chinese
@@ -92,7 +95,26 @@ def _text(element: Tag) -> str:
     return " ".join(element.get_text().split())
 
 
-def describe(soup: BeautifulSoup) -> None:
+LINK_PICTURE, LINK_SIZE = "_static/link-picture.png", (1200, 630)
+
+
+def picture_links(html: Path, repository: str) -> str:
+    """Write what messengers show of a link to the book; its address on GitHub Pages.
+
+    It is the picture of the README, as a chapter's figure. Nothing is written where no
+    `repository` is known: without an address of the book there is none of the picture.
+    """
+    if not repository:
+        return ""
+    with Image.open(html / "_static" / "figures" / f"{PICTURE}.png") as drawing:
+        shown = ImageOps.pad(drawing.convert("RGB"), LINK_SIZE, color="white")
+    few = shown.quantize(128, Image.Quantize.FASTOCTREE)  # which keeps rare colours
+    few.save(html / LINK_PICTURE, optimize=True)
+    owner, name = repository.rsplit("/", 2)[1:]
+    return f"https://{owner}.github.io/{name}/{LINK_PICTURE}"
+
+
+def describe(soup: BeautifulSoup, picture: str) -> None:
     """Say in the head what the page is about, for lists of results and of links."""
     title, head = soup.title, soup.head
     paragraph = soup.select_one("article p:not(.admonition-title, .caption)")
@@ -105,6 +127,7 @@ def describe(soup: BeautifulSoup) -> None:
     if _text(title).endswith(f" {name}"):  # the first page, which has the book's name
         title.string = name
     said = {"og:title": name, "og:type": "article", "og:description": about}
+    said |= {"og:image": picture} if picture else {}
     if not head.select_one('meta[name="description"]'):
         head.append(
             soup.new_tag("meta", attrs={"name": "description", "content": about})
@@ -230,15 +253,15 @@ def plain_classes(pygments: str) -> set[str]:
     return plain[0] & plain[1]
 
 
-def mend(page: Path, html: Path, plain: set[str]) -> BeautifulSoup:
-    """Mend one page of the built book; what it is then."""
+def mend(page: Path, html: Path, plain: set[str], picture: str = "") -> BeautifulSoup:
+    """Mend one page of the built book, shown by a `picture`; what it is then."""
     text = page.read_text()
     for name in plain:
         text = re.sub(rf'<span class="{name}">([^<>]*)</span>', r"\1", text)
     soup = BeautifulSoup(text, "html.parser")
     root = "../" * (len(page.relative_to(html).parts) - 1)
     drop_scripts(soup)
-    describe(soup)
+    describe(soup, picture)
     preload(soup, root)
     name_controls(soup)
     keep_column(soup)
@@ -256,7 +279,8 @@ def mend_all(app: Sphinx, exception: Exception | None) -> None:
     html = Path(app.outdir)
     plain = plain_classes((html / "_static" / "pygments.css").read_text())
     pages = [p for p in html.rglob("*.html") if "_static" not in p.parts]
-    mended = {str(p.relative_to(html)): mend(p, html, plain) for p in pages}
+    picture = picture_links(html, app.config.html_context.get("thesis_repository", ""))
+    mended = {str(p.relative_to(html)): mend(p, html, plain, picture) for p in pages}
     write_cards(app, mended)
     known = {"lang": app.config.language, "title": app.config.html_title}
     for name, text in {"index.html": ENTRANCE, "404.html": MISSING}.items():

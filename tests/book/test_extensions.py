@@ -5,18 +5,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 from docutils import nodes
+from PIL import Image
 from pybtex.database import parse_file
 from thesis_book import keep_units, set_minus_signs
 from thesis_index import LOGGER as INDEX_LOGGER
 from thesis_index import add_entries
 from thesis_math import LOGGER, mathml
-from thesis_pages import mend, plain_classes
+from thesis_pages import mend, picture_links, plain_classes
 from thesis_references import CitedStyle, cited
 from thesis_search import SearchBoth
 from thesis_weight import purge, words
+
+from thesis_lib.book.compare.present import PICTURE
 
 ROOT = Path(__file__).parents[2]
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?! )([^$\n]+?)\$", re.DOTALL)
@@ -151,6 +155,28 @@ def test_a_mended_page_names_its_parts(tmp_path):
     assert page.find("meta", property="og:title")["content"] == "One"
     heads = [(cell.name, cell.get("scope")) for cell in page.find_all(["th", "td"])]
     assert heads == [("td", None), ("th", "col"), ("th", "row"), ("td", None)]
+
+
+def test_a_link_has_a_picture_where_the_book_has_an_address(tmp_path):
+    (tmp_path / "_static/figures").mkdir(parents=True)
+    drawing = np.random.default_rng(7).integers(0, 256, (960, 1588, 1), np.uint8)
+    drawing = np.repeat(drawing, 3, axis=2)
+    drawing[470:490, 784:804] = blue = (0, 114, 178)  # a mark among many greys
+    Image.fromarray(drawing).save(tmp_path / f"_static/figures/{PICTURE}.png")
+    assert picture_links(tmp_path, "") == ""
+    picture = picture_links(tmp_path, "https://github.com/me/book")
+    root = "https://me.github.io/book/"
+    with Image.open(tmp_path / picture.removeprefix(root)) as shown:
+        assert (shown.format, shown.size) == ("PNG", (1200, 630))
+        colours = np.asarray(shown.convert("RGB"), int)
+    assert colours[0, 0].min() > 250
+    assert np.abs(colours[315, 600] - blue).max() < 16
+    page = tmp_path / "page.html"
+    for known in (picture, ""):
+        page.write_text(PAGE.format(lang="en", link="x"))
+        soup = mend(page, tmp_path, set(), known)
+        found = soup.select('meta[property="og:image"]')
+        assert [image["content"] for image in found] == [known] * bool(known)
 
 
 def test_a_chinese_page_speaks_chinese_and_marks_english(tmp_path):

@@ -3,6 +3,7 @@
 import io
 import re
 from collections import Counter
+from itertools import combinations
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -15,7 +16,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
-from matplotlib.transforms import IdentityTransform
+from matplotlib.transforms import Affine2D, IdentityTransform
 from rings import planned
 
 from thesis_lib.book import figures
@@ -330,6 +331,106 @@ def test_texts_and_marks_that_are_said_once_are_all_drawn():
     (letter,) = re.findall(r"\.(c\d+){fill:#222222}", svg)
     looks = Counter(name for names, *_ in shown for name in names)
     assert (looks[mark], looks[letter]) == (4, 30)
+
+
+def texts_of(svg):
+    """The corners (n, 2, 2) of every text, in points from the upper left."""
+    letters = {}
+    for _, place, outline in drawn_of(svg):
+        steps = [step if "(" in step else f"translate({step} 0)" for step in place]
+        said = " ".join(steps)
+        text, is_letter, _ = said.partition(" -0.")
+        at = Affine2D()
+        for kind, numbers in reversed(re.findall(r"(\w+)\(([^)]*)\)", said)):
+            step = Affine2D()
+            act = step.rotate_deg if kind == "rotate" else getattr(step, kind)
+            at += act(*map(float, numbers.split()))
+        if is_letter:
+            letters.setdefault(text, []).append(at.transform(points_of(outline)))
+    texts = map(np.concatenate, letters.values())
+    return np.array([[text.min(axis=0), text.max(axis=0)] for text in texts])
+
+
+def boxes_of(svg):
+    """The corners of the boxes of every piece."""
+    (said,) = re.findall('data-panels="([^"]+)"', svg)
+    pieces = [
+        np.array([box.split() for box in piece.split(",")], float)
+        for piece in said.split(";")
+    ]
+    return [[(box[:2], box[:2] + box[2:]) for box in piece] for piece in pieces]
+
+
+def inside(texts, box):
+    """Of each text whether it is inside; none is cut by an edge."""
+    within = (texts[:, 0] >= box[0]).all(1) & (texts[:, 1] <= box[1]).all(1)
+    apart = (texts[:, 1] <= box[0]).any(1) | (texts[:, 0] >= box[1]).any(1)
+    assert (within | apart).all()
+    return within
+
+
+def drawn_panels(share):
+    """Three panels with a shared axis, a legend of two columns below them."""
+    names = {"of the first one": 1, "of the second": 2, "third": 3}
+    says = {"ylabel": "violations (%)", "xlabel": "load"}
+    figure, drawn = figures.panels(names, 2.6, share, **says)
+    for panel, times in drawn:
+        panel.plot([0, 1], [1, 1_000 * times], label="as it was")
+        panel.plot([0, 1], [2, 500 * times], label="as it should have been")
+        panel.plot([0, 1], [3, 500 * times], label="as it is")
+    figures.legend_below(figure, ncols=2)
+    return figure
+
+
+def grid_of_panels():
+    figure, *drawn = figures.axes(2, rows=2, sharex=True, sharey=True)
+    for panel in drawn:
+        panel.plot([0, 1], [1, 1_000], label="a line")
+        panel.set(title="one of four", ylabel="late")
+    figures.legend_below(figure)
+    return figure
+
+
+def panels_of_named_rows():
+    figure, *drawn = figures.axes(3, sharey=True)
+    names = ["without calibration", "earliest deadline, late-bound", "never sent ahead"]
+    for panel in drawn:
+        figures.name_rows(panel, names, fontsize=8)
+        panel.barh(range(3), [1, 2, 3])
+    return figure
+
+
+@pytest.mark.parametrize(
+    ("draw", "legend", "beside"),
+    [
+        (lambda: drawn_panels("y"), 2, [0, 1, 1]),
+        (lambda: drawn_panels("x"), 2, [0, 0, 0]),
+        (grid_of_panels, 1, [0, 1]),
+        (panels_of_named_rows, 0, [0, 1, 1]),
+        (lambda: DRAWINGS["weak_scaling"][0](figures.weak_scaling), 0, [0, 0]),
+        (lambda: DRAWINGS["speculation"][0](figures.speculation), 0, [0, 1]),
+    ],
+)
+def test_pieces_of_a_figure_share_no_place_and_hold_every_text(draw, legend, beside):
+    svg = as_vector(draw())
+    pieces, texts = boxes_of(svg), texts_of(svg)
+    assert [len(piece) - 1 for piece in pieces] == [0] * legend + beside
+    own = [piece[-1] for piece in pieces]
+    held = np.array([inside(texts, box) for box in own])
+    assert (held.sum(axis=0) == 1).all(), "a text is in no piece, or in two"
+    assert held.any(axis=1).all()
+    for (a, b), (c, d) in combinations(own, 2):
+        assert (np.minimum(b, d) - np.maximum(a, c)).min() <= 0.11  # as rounded
+    for piece in pieces:
+        for box in piece[:-1]:  # the numbers of the first column, and no curve
+            assert 0 < inside(texts, box).sum() < held[legend].sum()
+
+
+def test_panels_that_a_text_joins_are_one_piece():
+    figure, left, _ = figures.axes(2)
+    assert "data-panels" in as_vector(figure)
+    left.set_xlabel("a name of an axis that is so long that it goes on below another")
+    assert "data-panels" not in as_vector(figure)
 
 
 def test_on_a_dark_page_the_same_lines_have_colours_that_can_be_seen():

@@ -149,6 +149,9 @@ def test_a_number_is_marked_absent_only_where_the_readers_parameters_left_it_out
 
 
 def test_staging_the_same_results_gives_the_same_hash(checkout):
+    made = captioned(glued("n", 1.0), SHOWN)  # of which three cells are staged
+    notebook = nbformat.v4.new_notebook(cells=[made])
+    write_result(checkout, notebook, record("04_evaluation", n=1.0))
     first = stage(checkout / "executed", checkout / "source")
     assert stage(checkout / "executed", checkout / "source") == first
     (checkout / "data" / "claims.yml").write_text("claims: {}\n")

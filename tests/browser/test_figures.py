@@ -1,5 +1,6 @@
 """Figures in a browser: vectors of the page's theme, legible, with their files."""
 
+import re
 from pathlib import PurePosixPath
 
 import pytest
@@ -10,6 +11,7 @@ pytestmark = pytest.mark.browser
 
 CHAPTER = "notebooks/03_enhanced_sequencer.html"
 MOST_KB = 280
+LEGIBLE_PX = 9  # the smallest letter
 ENDS = {"light": ".svg", "dark": "-dark.svg"}
 
 
@@ -33,16 +35,17 @@ def opened(browser, server, theme, width):
 def show(page, names, theme):
     """Scroll to each figure, and wait for its picture in a theme."""
     for name in names:
-        picture = page.locator(f"#{name} img.only-{theme}")
+        picture = page.locator(f"#{name} img.only-{theme} >> visible=true").first
         picture.scroll_into_view_if_needed()
         picture.evaluate("(image) => image.decode()")
 
 
+@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize(("theme", "other"), [("light", "dark"), ("dark", "light")])
 def test_a_figure_is_drawn_for_its_theme_and_never_fetched_for_the_other(
-    browser, server, theme, other
+    browser, server, theme, other, width
 ):
-    page, names, asked = opened(browser, server, theme, 1280)
+    page, names, asked = opened(browser, server, theme, width)
     assert sorted(asked) == sorted(name + ENDS[theme] for name in names)
     assert page.locator(f".figure-box img.only-{other} >> visible=true").count() == 0
     assert page.locator(".figure-box ~ figcaption >> visible=true").count() == len(
@@ -55,7 +58,7 @@ def test_a_figure_is_drawn_for_its_theme_and_never_fetched_for_the_other(
 
 def test_nothing_shifts_while_figures_load(browser, server):
     page, _, _ = opened(browser, server, "light", 1280)
-    sizes = page.locator(".figure-box img.only-light").evaluate_all(
+    sizes = page.locator(".figure-box a > img.only-light").evaluate_all(
         "(all) => all.map((image) => [image.naturalWidth / image.naturalHeight,"
         " image.getAttribute('width') / image.getAttribute('height')])"
     )
@@ -70,7 +73,7 @@ def test_the_figures_of_a_page_are_light_in_each_theme(html):
         soup = BeautifulSoup((html / name).read_text(), "html.parser")
         for theme in ENDS:
             shown = soup.select(f".figure-box img.only-{theme}")
-            files = [(html / name).parent / str(image["src"]) for image in shown]
+            files = {(html / name).parent / str(image["src"]) for image in shown}
             weight = sum(file.stat().st_size for file in files) / 1000
             if weight > MOST_KB:
                 heavy[f"{name}, {theme}"] = f"{weight:.0f} kB"
@@ -90,13 +93,40 @@ def test_every_file_of_a_figure_is_there_and_the_figure_is_its_link(browser, ser
     page.close()
 
 
-def test_on_a_phone_a_figure_keeps_its_letters_and_scrolls_in_its_box(browser, server):
-    page, _, _ = opened(browser, server, "light", 390)
-    boxes = page.locator(".figure-box").evaluate_all(
-        "(all) => all.map((box) => [box.scrollWidth, box.clientWidth])"
-    )
-    assert all(width >= 560 > box for width, box in boxes)
-    assert page.evaluate(
-        "() => document.documentElement.scrollWidth <= window.innerWidth"
-    )
+# Of each figure: its file, how wide its pictures are, whether its box scrolls, how
+# many pieces it has, and what those who listen are told.
+SHOWN = """(boxes) => boxes.map((box) => {
+    const shown = [...box.querySelectorAll('img')].filter((e) => e.checkVisibility());
+    return {file: shown[0].getAttribute('src'),
+        widths: [...new Set(shown.map((e) => e.getBoundingClientRect().width))],
+        scrolls: box.scrollWidth > box.clientWidth,
+        pieces: box.querySelectorAll('.pieces > span > span').length,
+        said: shown.map((e) => e.alt).filter((alt) => alt)};
+})"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_figure_is_told_once_and_in_pieces_where_it_is_narrow(
+    browser, html, server, width
+):
+    """Pieces never scroll, and no letter of any figure is too small."""
+    page, pieces = browser.new_page(viewport={"width": width, "height": 900}), 0
+    for name in pages(html):
+        if 'class="figure-box"' not in (html / name).read_text():
+            continue
+        page.goto(f"{server}/{name}", wait_until="load")
+        for figure in page.locator(".figure-box").evaluate_all(SHOWN):
+            svg = ((html / name).parent / figure["file"]).read_text()
+            whole = float(re.findall(r'viewBox="0 0 ([\d.]+)', svg)[0])
+            letters = 800 * min(map(float, re.findall(r"scale\(([\d.]+) -", svg)))
+            (drawn,) = figure["widths"]
+            assert len(figure["said"]) == 1, figure
+            assert bool(figure["pieces"]) == ("data-panels" in svg), figure
+            assert letters * drawn / whole > LEGIBLE_PX - 0.05, figure
+            assert not (figure["pieces"] and figure["scrolls"]), figure
+            pieces += figure["pieces"]
+        assert page.evaluate(
+            "() => document.documentElement.scrollWidth <= window.innerWidth"
+        ), name
+    assert pieces > 2
     page.close()

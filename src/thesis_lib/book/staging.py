@@ -141,8 +141,9 @@ def stage_notebook(
         numbers = [o for o in cell.outputs if "scrapbook" in o.get("metadata", {})]
         if numbers:
             hidden = {"tags": ["remove-cell"]}
+            cell_id = f"{cell.id}-numbers"  # the same each time
             pages[home].append(
-                nbformat.v4.new_code_cell(outputs=numbers, metadata=hidden)
+                nbformat.v4.new_code_cell(id=cell_id, outputs=numbers, metadata=hidden)
             )
         cell.outputs = [output for output in cell.outputs if output not in numbers]
         if cell.outputs:
@@ -234,7 +235,7 @@ def _captioned(cell: Any, caption: str, name: str) -> Any:
         rows[0],
         ":::",
     ]
-    return nbformat.v4.new_markdown_cell("\n".join(lines))
+    return nbformat.v4.new_markdown_cell("\n".join(lines), id=f"{cell.id}-caption")
 
 
 def write_figure(kept: Mapping[str, str], name: str, folder: Path) -> None:

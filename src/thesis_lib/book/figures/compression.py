@@ -92,11 +92,11 @@ def losses_by_ratio(table: pd.DataFrame) -> Figure:
                 own.ratio, own.times, yerr=style.whiskers(own.times, own.low, own.high),
                 marker=marker, markersize=4, capsize=2, linewidth=1, label=step,
             )  # fmt: skip
-        panel.tick_params(labelsize=7)
+        panel.tick_params(labelsize=8)
         panel.invert_xaxis()
     for panel in figure.axes:
         _scale_in_times(panel, table.low.min() ** 0.8, table.high.max() ** 1.2)
-    style.legend_below(figure, ncols=3, fontsize=7)
+    style.legend_below(figure, ncols=3, fontsize=8)
     return figure
 
 

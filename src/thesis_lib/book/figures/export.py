@@ -3,8 +3,10 @@
 import base64
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO, StringIO
+from itertools import accumulate, pairwise
 from math import dist, nan
 from typing import Any
 
@@ -12,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import (
     LineCollection,
     PathCollection,
@@ -22,6 +25,7 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
+from matplotlib.transforms import Affine2D, Bbox
 
 SVG, PNG, CSV = "image/svg+xml", "image/png", "text/csv"
 MANY = 1_000  # points of a line, of which only those apart are told
@@ -58,7 +62,8 @@ def as_vector(figure: Figure) -> str:
     """A figure as a small SVG file that is the same whenever it is drawn.
 
     Text becomes outlines, so that no other font can stand in for its own. Places are
-    rounded to a hundredth of a point.
+    rounded to a hundredth of a point. The attribute `data-panels` has what `pieces`
+    finds: its boxes as "x y width height", those of a piece behind commas.
     """
     text = svg_element(figure, "path", transparent=False)
     for blank in re.findall(r'id="([^"]+)" transform="scale\(0.015625\)"/>', text):
@@ -78,7 +83,86 @@ def as_vector(figure: Figure) -> str:
         r'(id="|href="#|url\(#)([^")]+)', lambda hit: hit[1] + short[hit[2]], text
     )
     text = _with_shared_classes(_with_classes(text))
-    return _without_repeated_texts(_without_bare_groups(text), len(short))
+    text = _without_repeated_texts(_without_bare_groups(text), len(short))
+    boxes = [
+        ",".join(" ".join(f"{side:.1f}" for side in box.bounds) for box in piece)
+        for piece in pieces(figure)
+    ]
+    said = f' data-panels="{";".join(boxes)}"' if boxes else ""
+    return text.replace("<svg", f"<svg{said}", 1)
+
+
+def pieces(figure: Figure) -> list[list[Bbox]]:
+    """What a narrow screen shows of a figure one below the other, in its order.
+
+    That is nothing where no panels stand side by side. Else it is the columns of the
+    legend below them, then their own. A piece is boxes side by side, in points from
+    the upper left of the drawing. The last is its own; before it stands, for panels
+    whose y axis says no numbers, that of the first column. The own boxes share no
+    place, and together they hold every letter.
+    """
+    with _as_in_its_file(figure):
+        return _pieces(figure)
+
+
+@contextmanager
+def _as_in_its_file(figure: Figure) -> Iterator[None]:
+    """A figure whose pixels are points and whose letters are as wide as in its file."""
+    canvas, dpi = figure.canvas, figure.dpi
+    FigureCanvasSVG(figure)
+    figure.dpi = 72
+    figure.draw_without_rendering()
+    yield
+    figure.set_canvas(canvas)
+    figure.dpi = dpi
+
+
+def _pieces(figure: Figure) -> list[list[Bbox]]:
+    whole = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
+    whole = Bbox(72 * whole.get_points())
+    in_points = Affine2D().translate(-whole.xmin, -whole.ymax).scale(1, -1)
+
+    def box(drawn: Any) -> Bbox:
+        return drawn.get_tightbbox().transformed(in_points)
+
+    panels = {panel: box(panel) for panel in figure.axes}
+    spans = [(each.xmin, each.xmax) for each in panels.values()]
+    columns = _columns(spans, 0, whole.width)
+    if len(columns) < 2:
+        return []
+    found, floor = [], whole.height
+    for legend in figure.legends:
+        floor = (max(each.ymax for each in panels.values()) + box(legend).ymin) / 2
+        before: Any = legend.handlelength + legend.handletextpad  # in its letters' size
+        spans = [
+            (box(text).xmin - before * text.get_fontsize(), box(text).xmax)
+            for text in legend.get_texts()
+        ]
+        ends = np.add([np.min(spans), np.max(spans)], [-4, 4])
+        for start, end in _columns(spans, *ends):
+            found.append([Bbox.from_extents(start, floor, end, whole.height)])
+    axis = Bbox.from_extents(0, 0, 0, floor)
+    for start, end in columns:
+        drawn = [each for each, at in panels.items() if start <= at.xmin < end]
+        own = Bbox.from_extents(start, 0, end, floor)
+        if start == 0:
+            numbers = max(box(each.yaxis).xmax for each in drawn)
+            axis = Bbox.from_extents(0, 0, numbers + 1, floor)
+        ticks = [each.yaxis.get_tick_params() for each in drawn]
+        says = any(tick.get("labelleft", True) for tick in ticks)
+        found.append([own] if says else [axis, own])
+    return found
+
+
+def _columns(
+    spans: Iterable[tuple[float, float]], start: float, end: float
+) -> list[tuple[float, float]]:
+    """From a start to an end, parted in the middle of each gap between spans."""
+    spans = sorted(spans)
+    reach = accumulate((high for _, high in spans), max)
+    gaps = zip(reach, (low for low, _ in spans[1:]), strict=False)
+    edges = [(high + low) / 2 for high, low in gaps if low > high]
+    return [*pairwise([start, *edges, end])]
 
 
 def _letters(number: int) -> str:
