@@ -158,6 +158,11 @@ def test_a_chinese_page_speaks_chinese_and_marks_english(tmp_path):
     assert page.a.get_text() == "搜尋"
     assert not page.a.get("lang")
     assert mended(tmp_path, lang="zh-Hant", link="Glossary").a["lang"] == "en"
+    fold = "<nav><li><a>1. One</a><details><summary>x</summary></details></li></nav>"
+    page = mended(tmp_path, lang="zh-Hant", link=f'{fold}<button title="Page">.pdf')
+    assert page.summary["aria-label"] == "下層頁面：1. One"
+    button = page.find("button", attrs={"title": "本頁"})
+    assert not button.get("lang")
 
 
 def test_an_entry_of_the_index_without_its_place_is_a_warning(tmp_path, monkeypatch):
