@@ -148,9 +148,10 @@ def test_nothing_tells_what_fifo_violates_before_the_guess_at_it(opened):
     root = page.locator(".play")
 
     def told():
-        pictures = [svg.get_attribute("aria-label") for svg in root.locator("svg").all()]
+        svgs = root.locator("svg").all()
+        texts = [root.inner_text(), *(svg.get_attribute("aria-label") for svg in svgs)]
         truth = history(worked_batch(), "fifo").violated.sum()
-        return f"{truth} of 8 violate" in " ".join([root.inner_text(), *pictures])
+        return f"{truth} of 8 violate" in " ".join(texts)
 
     commit = root.get_by_role("button", name="Commit the guess")
     assert commit.count() == 1
@@ -366,6 +367,23 @@ def test_the_explorer_is_driven_by_keys_from_guess_to_truth(opened):
     said = root.locator("[role=status]").inner_text()
     assert said.startswith(f"You guessed 100 %. Hybrid violates {truth:.3g} %")
     assert root.locator("tr[aria-current]").inner_text().startswith("Hybrid")
+
+
+def test_no_interval_of_the_explorer_leaves_what_a_share_can_be(opened):
+    page = opened("explorer")
+    root = page.locator(".play")
+    root.get_by_role("button", name="Commit the guess").click()
+    for end in ("Home", "End"):  # of the loads, where shares are near 0, and near 100
+        root.get_by_label("Load").focus()
+        page.keyboard.press(end)
+        cells = root.locator("tbody td:nth-of-type(1), tbody td:nth-of-type(3)")
+        found = [
+            [float(x) for x in re.findall(r"[-−]?[\d.]+", text)]
+            for text in cells.all_inner_texts()
+            if text != "–"
+        ]
+        assert any(low == 0 or high == 100 for _, low, high in found)
+        assert all(0 <= low <= value <= high <= 100 for value, low, high in found)
 
 
 # --- All of them in the book ----------------------------------------------------
