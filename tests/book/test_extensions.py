@@ -67,9 +67,11 @@ def test_a_number_keeps_its_sign_and_its_unit():
     code = nodes.literal("", "1 s")
     words += [nodes.Text(" in 2 sets "), claim, nodes.Text(" s ")]
     text = nodes.paragraph("", "", *words, code)
+    zero = nodes.inline("", "", nodes.Text("-0.00"), classes=["pasted-text"])
+    text += [nodes.Text(" or "), zero]
     set_minus_signs(None, text, "")
     keep_units(None, text, "")
-    bound = "in 8~GiB of 9 state-of-the-art −0.1~% a in 2 sets −0.1~s 1 s"
+    bound = "in 8~GiB of 9 state-of-the-art −0.1~% a in 2 sets −0.1~s 1 s or 0.00"
     assert text.astext().replace("\N{NO-BREAK SPACE}", "~") == bound
 
 

@@ -14,7 +14,7 @@ from thesis_lib.book.execute.chapters import CUSTOM, PROFILE_PARAMETER
 from thesis_lib.book.execute.records import Record
 from thesis_lib.book.figures.export import CSV, PNG, SVG, unsized
 from thesis_lib.book.figures.style import dark
-from thesis_lib.book.tables.printed import MINUS
+from thesis_lib.book.tables.printed import signed
 from thesis_lib.common.errors import require
 
 DETAILS = "details"  # the tag of a cell of the second page, and the end of its name
@@ -95,8 +95,7 @@ class Published:
                 "publish: publish it, or correct the text",
             )
             mark = f" {MARKS['en']}" * (name in self.doubted.get(chapter, {}))
-            shown = format(numbers[name], hit["form"] or "")
-            return re.sub(r"^-(?=[\d.,]+$)", MINUS, shown) + mark
+            return signed(format(numbers[name], hit["form"] or "")) + mark
 
         return _CITED.sub(filled, text)
 

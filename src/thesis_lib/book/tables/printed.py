@@ -1,5 +1,6 @@
 """A frame as a reader sees it: printed names, words for marks, one form of numbers."""
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,6 +13,12 @@ from thesis_lib.book.figures.style import policy
 
 MINUS, NOTHING, ENDLESS = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{INFINITY}"
 WORDS = ' class="text"'  # of a cell that does not stand under the point of a number
+
+
+def signed(number: str) -> str:
+    """A formatted number with the minus sign of print, which a zero has not."""
+    sign = MINUS if re.search("[1-9]", number) else ""
+    return re.sub(r"^-(?=[\d.,]+$)", sign, number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +122,7 @@ def _text(value: Any, digits: int, names: Mapping[Hashable, str]) -> str:
     if not pd.api.types.is_number(value):
         return str(value)
     digits = 0 if pd.api.types.is_integer(value) else digits
-    return f"{value:,.{digits}f}".replace("inf", ENDLESS).replace("-", MINUS)
+    return f"{value:z,.{digits}f}".replace("inf", ENDLESS).replace("-", MINUS)
 
 
 def _is_name(text: str, names: Mapping[Hashable, str]) -> bool:
