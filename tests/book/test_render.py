@@ -353,6 +353,24 @@ def test_a_table_with_a_caption_stands_before_the_call_that_made_it(checkout):
     assert not call.outputs
 
 
+def test_the_number_of_a_claim_in_a_table_is_marked_as_in_prose(checkout):
+    def page(late, *names):
+        frame = pd.DataFrame({"late": [1.0, late], "of": ["x", "y"]})
+        places = dict.fromkeys(names, (1, "late"))
+        data, noted = table(frame, claims=places)._repr_mimebundle_()
+        shown = nbformat.v4.new_output("execute_result", data=data, metadata=noted)
+        cells = pages_of(checkout, [captioned(glued("n", 1.0), shown)])["04_evaluation"]
+        return cells[1].source
+
+    claim = '<td><span class="claim claim-wins">95.9</span></td><td class="text">y</td>'
+    assert claim in page(95.9, "wins")
+    with pytest.raises(InvalidInput, match=r"says 95\.8 where wins should stand"):
+        page(95.8, "wins")
+    with pytest.raises(InvalidInput, match="where setting should stand, which is A"):
+        page(95.9, "setting")
+    assert "claim" not in page(95.9)
+
+
 @pytest.mark.parametrize("outputs", [[], [SHOWN, SHOWN]])
 def test_a_caption_is_of_one_table(checkout, outputs):
     text = nbformat.v4.new_output("stream", name="stdout", text="x")

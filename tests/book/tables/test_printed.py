@@ -44,6 +44,18 @@ def test_digits_are_of_a_column_by_any_of_its_labels():
     assert printed.iloc[0].tolist() == ["1.0", "2", "3.000"]
 
 
+def test_a_claim_is_noted_where_its_number_stands():
+    rows = pd.MultiIndex.from_tuples([("a", "x"), ("a", ""), ("b", "x")])
+    frame = pd.DataFrame([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], rows, ["n", "m"])
+    at = {"four": (("a", ""), "m"), "five": (("b", "x"), "n")}
+    shown, noted = table(frame, claims=at)._repr_mimebundle_()
+    assert noted == {"text/html": {"claims": {"four": (1, -1), "five": (2, -2)}}}
+    rows = shown["text/html"].partition("<tbody>\n")[2].split("\n")
+    for text, (row, column) in [("4.0", (1, -1)), ("5.0", (2, -2))]:
+        assert rows[row].split("<td")[column].startswith(f">{text}<")
+    assert table(frame)._repr_mimebundle_()[1] == {}
+
+
 def test_labels_are_printed_names_and_given_ones_come_first():
     frame = pd.DataFrame({"late_share": [1]}, index=pd.Index(["fifo"], name="policy"))
     printed = table(frame, names={"fifo": "in order"}).frame

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -12,6 +12,7 @@ from markupsafe import escape
 from thesis_lib.book.figures.style import policy
 
 MINUS, NOTHING, ENDLESS = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{INFINITY}"
+HTML, CLAIMS = "text/html", "claims"  # what a notebook keeps beside a table
 WORDS = ' class="text"'  # of a cell that does not stand under the point of a number
 
 
@@ -26,14 +27,20 @@ class Table:
     """A frame of texts under printed names; `numbers` (columns,) stand to the right.
 
     It shows itself as text in a terminal and as HTML in a notebook. The book gives it
-    the number, caption and label of its cell's metadata `table`.
+    the number, caption and label of its cell's metadata `table`, and a card to the
+    numbers of `claims`: (row, column from the right, -1 the last) by published name.
     """
 
     frame: pd.DataFrame
     numbers: tuple[bool, ...]
+    claims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return self.frame.to_string()
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, dict]]:
+        noted = {HTML: {CLAIMS: self.claims}} if self.claims else {}
+        return {HTML: self._repr_html_()}, noted
 
     def _repr_html_(self) -> str:
         head, body = "\n".join(self._head()), "\n".join(self._body())
@@ -86,13 +93,15 @@ def table(
     frame: pd.DataFrame | pd.Series,
     digits: int | Mapping[Hashable, int] = 1,
     names: Mapping[Hashable, str] | None = None,
+    claims: Mapping[str, tuple[Hashable, Hashable]] | None = None,
 ) -> Table:
     """A frame as it is printed, with so many digits behind the point.
 
     `digits` may name columns (an outermost or innermost label), others have 1.
     Integers have none. Labels are those of `names`, the printed name of a policy, or
     themselves with blanks for underscores. True and False are yes and no, a missing
-    value is a dash.
+    value is a dash. `claims` says where published numbers stand, by their names: (row,
+    column) of the frame.
     """
     frame = frame.to_frame() if isinstance(frame, pd.Series) else frame
     names = names or {}
@@ -108,7 +117,12 @@ def table(
     )
     shown.columns = _labels(frame.columns, names)
     numbers = [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
-    return Table(shown, tuple(numbers))
+    rows, heads = frame.index.tolist(), frame.columns.tolist()
+    places = {
+        name: (rows.index(row), heads.index(column) - len(heads))
+        for name, (row, column) in (claims or {}).items()
+    }
+    return Table(shown, tuple(numbers), places)
 
 
 def _text(value: Any, digits: int, names: Mapping[Hashable, str]) -> str:
