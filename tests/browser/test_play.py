@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from thesis_lib.book.play.explorer import explorer
 from thesis_lib.book.play.planner import planner
 from thesis_lib.book.play.schedule import POLICIES, by_hand, history
 from thesis_lib.book.play.widget import PARTS, widget
@@ -372,18 +373,18 @@ def test_the_explorer_is_driven_by_keys_from_guess_to_truth(opened):
 def test_no_interval_of_the_explorer_leaves_what_a_share_can_be(opened):
     page = opened("explorer")
     root = page.locator(".play")
+    page.evaluate(
+        """() => document.querySelector(".play").known.grid.forEach(
+            (row) => { row.reach.fill(60); row.above_reach?.fill(60); })"""
+    )
     root.get_by_role("button", name="Commit the guess").click()
-    for end in ("Home", "End"):  # of the loads, where shares are near 0, and near 100
-        root.get_by_label("Load").focus()
-        page.keyboard.press(end)
-        cells = root.locator("tbody td:nth-of-type(1), tbody td:nth-of-type(3)")
-        found = [
-            [float(x) for x in re.findall(r"[-−]?[\d.]+", text)]
-            for text in cells.all_inner_texts()
-            if text != "–"
-        ]
-        assert any(low == 0 or high == 100 for _, low, high in found)
-        assert all(0 <= low <= value <= high <= 100 for value, low, high in found)
+    cells = root.locator("tbody td:nth-of-type(1), tbody td:nth-of-type(3)")
+    texts = [text for text in cells.all_inner_texts() if text != "–"]
+    spans = [[float(x) for x in re.findall(r"-?[\d.]+", text)] for text in texts]
+    assert len(spans) == 2 * len(explorer()["titles"]) - 1
+    for value, low, high in spans:
+        expected = [max(0, value - 60), min(100, value + 60)]
+        assert [low, high] == pytest.approx(expected, abs=0.1)
 
 
 # --- All of them in the book ----------------------------------------------------
