@@ -4,7 +4,7 @@ Every combination of load, objective, error of the estimates, lag and policy in
 scenario A, on the first paired seeds of chapter 4, beside the lower bound; then points
 half way between neighbours, against the straight line that a page could draw there. A
 seed that is done is kept in `--work`, so that the script goes on where it was stopped.
-Ten minutes of one core.
+A quarter of an hour of one core.
 
     python benchmarks/explorer.py [SEEDS [TRANSACTIONS]] [--only 4]
 """
@@ -165,7 +165,7 @@ def errors(violations: dict[Cell, Any]) -> list[dict]:
 @benchmark
 def main(
     out: Path,
-    seeds: int = 12,
+    seeds: int = 20,
     transactions: int = 8000,
     *,
     work: Annotated[Path | None, "where finished seeds are kept"] = None,

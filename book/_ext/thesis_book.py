@@ -16,6 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from thesis_lib.book.play.widget import cost
+from thesis_lib.book.tables.printed import signed
 
 COSTS = "06_evaluation_system_for_ml"  # the chapter with the calculator
 
@@ -111,12 +112,11 @@ def add_launch_buttons(app: Sphinx, page, template, context, doctree) -> None:
 
 
 def set_minus_signs(app: Sphinx, doctree, page) -> None:
-    """Write the minus sign of a number that prose took from a cell as a minus sign."""
+    """Write the minus sign of a number that prose took from a cell as print does."""
     for pasted in doctree.findall(nodes.inline):
         if "pasted-text" in pasted["classes"]:
             for text in list(pasted.findall(nodes.Text)):
-                if re.fullmatch(r"-[\d.,]+", text):
-                    text.parent.replace(text, nodes.Text(f"\N{MINUS SIGN}{text[1:]}"))
+                text.parent.replace(text, nodes.Text(signed(text)))
 
 
 NO_BREAK = "\N{NO-BREAK SPACE}"

@@ -15,27 +15,40 @@ from thesis_cards import link_claims, write_cards
 from thesis_lib.book.compare.present import PICTURE
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
-INTERFACE = {  # what the theme says, on a page in Chinese
+INTERFACE = {  # what surrounds a text, on a page in Chinese
+    "Back matter": "卷末",
     "Back to top": "回到頂端",
+    "By The contributors": "作者：本書貢獻者",
     "Colour mode": "色彩模式",
+    "Conclusion": "結論",
     "Contents": "目錄",
     "Contents of the book": "全書目錄",
     "Dark": "深色",
     "Download source file": "下載原始檔",
     "Download this page": "下載本頁",
+    "Front matter": "卷首",
     "Light": "淺色",
     "Link to this heading": "本標題的連結",
+    "Main": "主選單",
+    "Page": "本頁",
+    "Part I · Learning for systems": "第一部 · 以學習改進系統",
+    "Part II · Systems for learning": "第二部 · 以系統支援學習",
     "Print to PDF": "列印成 PDF",
     "Search": "搜尋",
     "Search this book": "搜尋本書",
     "Skip to main content": "跳至主要內容",
     "System Settings": "依系統設定",
+    "The package": "套件",
+    "The thesis": "論文",
     "Toggle primary sidebar": "切換側欄",
+    "Toggle secondary sidebar": "切換本頁目錄",
+    "Version warning": "版本警告",
     "next": "下一頁",
     "next page": "下一頁",
     "previous": "上一頁",
     "previous page": "上一頁",
 }
+BELOW = "Pages below"  # a chapter, in the contents
 SPOKEN = ["aria-label", "title", "placeholder", "data-bs-title"]
 FRAME = "pst-scrollable-table-container"  # the theme gives it its tabulator stop
 UNUSED = 'script[src*="fontawesome"], script[type="text/x-thebe-config"]'
@@ -153,7 +166,7 @@ def name_controls(soup: BeautifulSoup) -> None:
         button["aria-label"] = button["title"]
     for fold in soup.select("nav li > details > summary"):
         chapter = fold.find_parent("li").find("a")
-        fold["aria-label"] = f"Pages below {chapter.get_text(strip=True)}"
+        fold["aria-label"] = f"{BELOW} {chapter.get_text(strip=True)}"
     for switch in soup.select(".theme-switch-button"):
         switch["aria-label"] = switch["data-bs-title"] = "Colour mode"
     names = {
@@ -218,13 +231,16 @@ def set_languages(soup: BeautifulSoup) -> None:
     chinese = page.startswith("zh")
     for element in soup.body.find_all(True) if chinese else []:
         for name in SPOKEN:
-            if element.get(name) in INTERFACE:
-                element[name] = INTERFACE[str(element[name])]
+            said = str(element.get(name, ""))
+            if said in INTERFACE:
+                element[name] = INTERFACE[said]
+            elif said.startswith(BELOW):
+                element[name] = said.replace(f"{BELOW} ", "下層頁面：")
         for text in element.find_all(string=True, recursive=False):
             if text.strip() in INTERFACE:
                 text.replace_with(text.replace(text.strip(), INTERFACE[text.strip()]))
     for element in soup.select("body a, body p, body button"):
-        text = element.get_text()
+        text = str(element.get("aria-label", element.get_text()))
         if chinese and re.search("[A-Za-z]{3}", text) and not CHINESE.search(text):
             element["lang"] = "en"
         elif not chinese and CHINESE.search(text) and not re.search("[A-Za-z]", text):

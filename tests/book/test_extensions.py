@@ -71,9 +71,11 @@ def test_a_number_keeps_its_sign_and_its_unit():
     code = nodes.literal("", "1 s")
     words += [nodes.Text(" in 2 sets "), claim, nodes.Text(" s ")]
     text = nodes.paragraph("", "", *words, code)
+    zero = nodes.inline("", "", nodes.Text("-0.00"), classes=["pasted-text"])
+    text += [nodes.Text(" or "), zero]
     set_minus_signs(None, text, "")
     keep_units(None, text, "")
-    bound = "in 8~GiB of 9 state-of-the-art −0.1~% a in 2 sets −0.1~s 1 s"
+    bound = "in 8~GiB of 9 state-of-the-art −0.1~% a in 2 sets −0.1~s 1 s or 0.00"
     assert text.astext().replace("\N{NO-BREAK SPACE}", "~") == bound
 
 
@@ -184,6 +186,11 @@ def test_a_chinese_page_speaks_chinese_and_marks_english(tmp_path):
     assert page.a.get_text() == "搜尋"
     assert not page.a.get("lang")
     assert mended(tmp_path, lang="zh-Hant", link="Glossary").a["lang"] == "en"
+    fold = "<nav><li><a>1. One</a><details><summary>x</summary></details></li></nav>"
+    page = mended(tmp_path, lang="zh-Hant", link=f'{fold}<button title="Page">.pdf')
+    assert page.summary["aria-label"] == "下層頁面：1. One"
+    button = page.find("button", attrs={"title": "本頁"})
+    assert not button.get("lang")
 
 
 def test_an_entry_of_the_index_without_its_place_is_a_warning(tmp_path, monkeypatch):

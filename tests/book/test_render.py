@@ -3,6 +3,7 @@
 import base64
 import json
 import threading
+from dataclasses import replace
 
 import nbformat
 import pandas as pd
@@ -45,8 +46,8 @@ def checkout(tmp_path, monkeypatch):
 def write_result(checkout, notebook, made):
     path = checkout / "executed" / f"{made.chapter}.ipynb"
     nbformat.write(notebook, path)
-    values = made.to_json().replace('"n"', f'"{content_hash(path)}"')
-    path.with_suffix(".json").write_text(values)
+    made = replace(made, notebook_sha256=content_hash(path))
+    made.write(path.with_suffix(".json"))
 
 
 def staged(checkout, name):
@@ -117,7 +118,11 @@ def test_the_large_runs_are_told_from_their_record(checkout):
     run = {
         "commit": "c0ffee", "points": 4, "failed": {"a": "b"}, "workers": 2,
         "point_s": {"sum": 7200.0, "median": 1.0, "most": 60.0},
-        "rows": [{"load": 0.9, "points": 2, "FIFO (%)": [12.0, 11.0, 13.0]}],
+        "rows": [
+            {"load": 0.9, "points": 2, "FIFO (%)": [12.0, 11.0, 13.0]},
+            {"load": 0.7, "points": 20480, "FIFO (%)": [0.1, -0.2, 0.4]},
+            {"load": 1.5, "points": 2, "FIFO (%)": [100.0, 100.0, 100.0]},
+        ],
     }  # fmt: skip
     full = {"commit": "beef", "seconds": {"a": 60.0, "b": 120.0},
             "peak_memory_bytes": 2**30}  # fmt: skip
@@ -128,6 +133,8 @@ def test_the_large_runs_are_told_from_their_record(checkout):
     assert "4 points, 1 of them failed; 120 min on 2 workers, 60 s for" in text
     assert "took 3 min and 1 GiB at most, at `beef`." in text
     assert "| 0.9 | 2 | 12 (11 to 13) |" in text
+    assert "| 0.7 | 20,480 | 0.1 (0 to 0.4) |" in text  # a share is not below 0
+    assert "| 1.5 | 2 | 100 |" in text
 
 
 @pytest.mark.parametrize("profile", ["smoke", CUSTOM])
@@ -347,6 +354,24 @@ def test_a_table_with_a_caption_stands_before_the_call_that_made_it(checkout):
     assert '<tr><th scope="row">0</th><td>1</td></tr>' in rows
     assert "table(x)" in call.source
     assert not call.outputs
+
+
+def test_the_number_of_a_claim_in_a_table_is_marked_as_in_prose(checkout):
+    def page(late, *names):
+        frame = pd.DataFrame({"late": [1.0, late], "of": ["x", "y"]})
+        places = dict.fromkeys(names, (1, "late"))
+        data, noted = table(frame, claims=places)._repr_mimebundle_()
+        shown = nbformat.v4.new_output("execute_result", data=data, metadata=noted)
+        cells = pages_of(checkout, [captioned(glued("n", 1.0), shown)])["04_evaluation"]
+        return cells[1].source
+
+    claim = '<td><span class="claim claim-wins">95.9</span></td><td class="text">y</td>'
+    assert claim in page(95.9, "wins")
+    with pytest.raises(InvalidInput, match=r"says 95\.8 where wins should stand"):
+        page(95.8, "wins")
+    with pytest.raises(InvalidInput, match="where setting should stand, which is A"):
+        page(95.9, "setting")
+    assert "claim" not in page(95.9)
 
 
 @pytest.mark.parametrize("outputs", [[], [SHOWN, SHOWN]])

@@ -1,8 +1,10 @@
 """The rendered book as a reader's browser sees it, offline."""
 
+import re
 from urllib.parse import urlparse
 
 import pytest
+from bs4 import BeautifulSoup, Comment
 
 pytestmark = pytest.mark.browser
 
@@ -149,6 +151,39 @@ def test_the_chinese_abstract_is_chinese_and_has_glyphs(desktop, html):
         sorted(set(chinese)),
     )
     assert not missing
+
+
+def test_what_surrounds_the_chinese_abstract_is_chinese_or_says_that_it_is_english(
+    html,
+):
+    page = (html / "book" / "abstract_zh.html").read_text()
+    body = BeautifulSoup(page, "html.parser").body
+    for part in body(["script", "kbd"]) + body(
+        string=lambda text: type(text) is Comment
+    ):
+        part.extract()
+
+    def is_foreign(text):
+        return re.search(r"(?<![.\w])[A-Za-z]{3}", text) and not re.search(
+            "[\u4e00-\u9fff]", text
+        )
+
+    spoken = [
+        (tag, tag[name])
+        for tag in body(True)
+        for name in ("aria-label", "title", "placeholder", "data-bs-title")
+        if name in tag.attrs
+    ]
+    written = [(text.parent, str(text)) for text in body.find_all(string=True)]
+    assert len(spoken) > 20
+    wrong = [
+        text.strip()
+        for tag, text in spoken + written
+        for language in [tag.get("lang") or tag.find_parent(lang=True).get("lang")]
+        if (is_foreign(text) and language != "en")
+        or (re.search("[\u4e00-\u9fff]", text) and language == "en")
+    ]
+    assert not wrong
 
 
 def test_every_formula_is_mathml_that_is_drawn(desktop, html):

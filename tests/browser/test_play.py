@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from thesis_lib.book.play.explorer import explorer
 from thesis_lib.book.play.planner import planner
 from thesis_lib.book.play.schedule import POLICIES, by_hand, history
 from thesis_lib.book.play.widget import PARTS, widget
@@ -119,7 +120,11 @@ def test_the_player_is_driven_by_keys_from_guess_to_truth(opened):
     page.keyboard.press("ArrowRight")
     assert root.locator("svg").first.get_attribute("aria-label") != before
 
-    # By hand: the order of arrival without 4 is a best one.
+    # By hand, after a guess at FIFO: the order of arrival without 4 is a best one.
+    root.locator("select").focus()
+    page.keyboard.press("ArrowUp")
+    root.get_by_role("button", name="Commit the guess").focus()
+    page.keyboard.press("Enter")
     root.get_by_role("button", name="Later: transaction 0").focus()
     page.keyboard.press("Enter")
     assert root.locator("li").first.inner_text().startswith("1")
@@ -137,6 +142,31 @@ def test_the_player_is_driven_by_keys_from_guess_to_truth(opened):
     assert root.get_by_text(
         f"No schedule has fewer than {best}, which is proven; yours has {mine}."
     ).is_visible()
+
+
+def test_nothing_tells_what_fifo_violates_before_the_guess_at_it(opened):
+    page = opened("schedule")
+    root = page.locator(".play")
+
+    def told():
+        svgs = root.locator("svg").all()
+        texts = [root.inner_text(), *(svg.get_attribute("aria-label") for svg in svgs)]
+        truth = history(worked_batch(), "fifo").violated.sum()
+        return f"{truth} of 8 violate" in " ".join(texts)
+
+    commit = root.get_by_role("button", name="Commit the guess")
+    assert commit.count() == 1
+    assert not told()
+    root.locator("select").select_option("edf")
+    commit.click()
+    assert root.get_by_role("button", name="Drop transaction 0").is_hidden()
+    assert not told()
+    root.locator("select").select_option("fifo")
+    assert not told()
+    commit.click()
+    assert told()
+    root.locator("select").select_option("edf")
+    assert root.get_by_role("button", name="Drop transaction 0").is_visible()
 
 
 # --- The memory planner ---------------------------------------------------------
@@ -340,6 +370,23 @@ def test_the_explorer_is_driven_by_keys_from_guess_to_truth(opened):
     assert root.locator("tr[aria-current]").inner_text().startswith("Hybrid")
 
 
+def test_no_interval_of_the_explorer_leaves_what_a_share_can_be(opened):
+    page = opened("explorer")
+    root = page.locator(".play")
+    page.evaluate(
+        """() => document.querySelector(".play").known.grid.forEach(
+            (row) => { row.reach.fill(60); row.above_reach?.fill(60); })"""
+    )
+    root.get_by_role("button", name="Commit the guess").click()
+    cells = root.locator("tbody td:nth-of-type(1), tbody td:nth-of-type(3)")
+    texts = [text for text in cells.all_inner_texts() if text != "–"]
+    spans = [[float(x) for x in re.findall(r"-?[\d.]+", text)] for text in texts]
+    assert len(spans) == 2 * len(explorer()["titles"]) - 1
+    for value, low, high in spans:
+        expected = [max(0, value - 60), min(100, value + 60)]
+        assert [low, high] == pytest.approx(expected, abs=0.1)
+
+
 # --- All of them in the book ----------------------------------------------------
 FAULTS = """() => {
     const shown = (e) => e.checkVisibility() && e.getClientRects().length;
@@ -400,8 +447,9 @@ def test_anybody_can_read_and_reach_every_part(browser, html, width, theme):
     assert page.locator("html").get_attribute("data-theme") == theme
     parts = page.locator(".play")
     assert {part.get_attribute("data-play") for part in parts.all()} == NAMES
-    for commit in page.get_by_role("button", name="Commit the guess").all()[::-1]:
-        commit.click()
+    unguessed = page.get_by_role("button", name="Commit the guess")
+    while unguessed.count():  # a guess may open a part with another
+        unguessed.first.click()
     page.get_by_role("button", name="To the end").click()
     for folded in page.locator(".play summary").all():
         folded.click()

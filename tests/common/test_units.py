@@ -7,6 +7,7 @@ from thesis_lib.common.units import (
     format_size,
     parse_duration,
     parse_size,
+    significant,
 )
 
 
@@ -30,7 +31,9 @@ def test_durations(text, seconds):
     assert parse_duration(text) == pytest.approx(seconds, rel=1e-15)
 
 
-@pytest.mark.parametrize("seconds", [3e-9, 2.5e-6, 0.0125, 1.0, 59.0, 3600.0])
+@pytest.mark.parametrize(
+    "seconds", [3e-9, 2.5e-6, 0.0125, 0.9997, 1.0, 59.0, 3600.0, 1e5]
+)
 def test_a_printed_duration_reads_back(seconds):
     assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, rel=5e-3)
 
@@ -38,3 +41,11 @@ def test_a_printed_duration_reads_back(seconds):
 @pytest.mark.parametrize("n_bytes", [0, 1, 1023, 1536, 1010 * 2**20, 10 * GiB])
 def test_a_printed_size_reads_back(n_bytes):
     assert parse_size(format_size(n_bytes)) == pytest.approx(n_bytes, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(10427859.93, "10,430,000"), (0.7, "0.7"), (-0.0, "0"), (-1234.56, "-1,235")],
+)
+def test_significant_digits_are_no_power_of_ten(value, text):
+    assert significant(value, 4) == text

@@ -35,9 +35,11 @@ Play.parts.explorer = (root, known) => {
     Object.entries(inputs).map(([axis, input]) => [axis, input.value]));
   const point = (name) => Play.explored(known, name, at());
 
-  const shownAbove = (found, bound) => `${shown(
-    Math.round(100 * (found.violations - bound.violations)) / 100)} ± `
-    + `${shown(found.above_reach)}`;
+  // A value with its interval, cut at what a share can be.
+  const hundredths = (x) => shown(Math.round(100 * x) / 100);
+  const spanned = (value, reach) => `${hundredths(value)} (`
+    + `${hundredths(Math.max(0, value - reach))} to `
+    + `${hundredths(Math.min(100, value + reach))})`;
   function table() {
     const bound = point("bound");
     const head = ["policy", "violations, %", "", "above the bound", "on time a second"];
@@ -49,14 +51,15 @@ Play.parts.explorer = (root, known) => {
         style: `left: ${question.guessed}%`, title: "your guess" }));
       return el("tr", { "aria-current": mine ? "true" : false },
         el("th", { scope: "row" }, known.titles[name]),
-        el("td", {}, `${shown(found.violations)} ± ${shown(found.reach)}`),
+        el("td", {}, spanned(found.violations, found.reach)),
         el("td", { class: "play-bars", "aria-hidden": "true" }, el("div", {}, marks)),
-        el("td", {}, name === "bound" ? "–" : shownAbove(found, bound)),
+        el("td", {}, name === "bound" ? "–"
+          : spanned(found.violations - bound.violations, found.above_reach)),
         el("td", {}, name === "bound" ? "–"
           : Play.whole(found.goodput_per_s)));
     };
-    return el("table", {}, el("caption", {}, "At this point, with the half-widths of "
-      + `95 % intervals over ${known.seeds} paired seeds`),
+    return el("table", {}, el("caption", {}, "At this point, with 95 % intervals over "
+      + `${known.seeds} paired seeds, cut at 0 and at 100 %`),
     el("thead", {}, el("tr", {}, head.map((x) => el("th", { scope: "col" }, x)))),
     el("tbody", {}, [...names, "bound"].map(row)));
   }

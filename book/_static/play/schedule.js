@@ -191,7 +191,8 @@ Play.parts.schedule = (root, batch) => {
       "aria-label": "Times of the transactions" }, table(found)));
 
   // --- Watch a policy -----------------------------------------------------------
-  let policy = batch.policies[0], seen = Play.watched(batch, policy), at = 0;
+  const first = batch.policies[0];
+  let policy = first, seen = Play.watched(batch, policy), at = 0;
   let timer = null;
   const unknown = () => ({ ...Play.replay(batch, [], []), dropped: all.map(() => false),
     late: all.map(() => false), log: all, decided_s: batch.arrival_s });
@@ -246,6 +247,8 @@ Play.parts.schedule = (root, batch) => {
     truth: () => sum(seen),
     see: () => {
       player.hidden = false;
+      closed.hidden ||= policy === first;
+      hand.hidden = !closed.hidden;
       clock.max = times().length - 1;
       rest.replaceChildren(folded(seen));
       go(0);
@@ -315,10 +318,10 @@ Play.parts.schedule = (root, batch) => {
     see: () => { beside.hidden = false; besides.redraw(); },
     hide: () => { beside.hidden = true; },
   });
-  const made = el("section", { "aria-label": "Schedule player" },
-    el("p", { class: "play-title" }, "Watch a policy"), choose.node, question.node,
-    picture, player,
-    el("p", { class: "play-title" }, "Do better by hand"),
+  // The order starts as that of the first policy, so that it would tell what that does.
+  const closed = el("p", {}, `Guess above how many ${first.title} violates, and this part `
+    + "opens: your order starts as its.");
+  const hand = el("div", { hidden: "" },
     el("p", {}, "A transaction enters the log when it, and all that stand before it, "
       + "have arrived; rows are locked in that order."),
     items, el("div", { class: "play-buttons" },
@@ -328,6 +331,11 @@ Play.parts.schedule = (root, batch) => {
         arrange();
       })),
     counted, own, ownTable, asked.node, beside);
+  const made = el("section", { "aria-label": "Schedule player" },
+    el("p", { class: "play-title" }, "Watch a policy"), choose.node, question.node,
+    picture, player,
+    el("p", { class: "play-title" }, "Do better by hand"),
+    closed, hand);
   arrange();
   return made;
 };

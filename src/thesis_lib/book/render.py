@@ -78,7 +78,8 @@ from thesis_lib.book.take_away.offers import offer
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import content_hash, file_hash, read_record
 from thesis_lib.common.provenance import lock_hash
-from thesis_lib.common.units import format_duration, format_size
+from thesis_lib.common.stats import Interval
+from thesis_lib.common.units import format_duration, format_size, significant
 
 STAMP = "rendered.sha256"
 FIGURES = Path("_static", "figures")  # in the folder of the book's pages
@@ -202,12 +203,17 @@ def _parameter_lines(chapter: Chapter, record: Record) -> list[str]:
     return [title, *markdown_table(head, rows)] if rows else []
 
 
-def _large_cell(value: Any) -> str:
-    """A value, or a mean with its interval."""
+def _large_cell(label: str, value: Any) -> str:
+    """A value, or a mean with its interval; a share's ends are shares."""
     if not isinstance(value, list):
-        return f"{value:.4g}"
-    mean, low, high = value
-    return f"{mean:.3g}" if low == high else f"{mean:.3g} ({low:.3g} to {high:.3g})"
+        return significant(value, 4)
+    found = Interval(*value)
+    if label.endswith("(%)"):
+        found = found.within(0.0, 100.0)
+    mean, low, high = (
+        significant(each, 3) for each in (found.value, found.low, found.high)
+    )
+    return mean if value[1] == value[2] else f"{mean} ({low} to {high})"
 
 
 def _large_runs() -> list[str]:
@@ -234,7 +240,7 @@ def _large_runs() -> list[str]:
             f"`{run['commit']}`.",
             *markdown_table(
                 map(markdown, run["rows"][0]),
-                [[_large_cell(value) for value in row.values()] for row in run["rows"]],
+                [[_large_cell(*cell) for cell in row.items()] for row in run["rows"]],
             ),
         ]
     return lines

@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from thesis_lib.book.execute.chapters import CUSTOM, PROFILE_PARAMETER
 from thesis_lib.book.execute.records import Record
 from thesis_lib.book.figures.export import CSV, PNG, SVG, unsized
 from thesis_lib.book.figures.style import dark
-from thesis_lib.book.tables.printed import MINUS
+from thesis_lib.book.tables.printed import CLAIMS, HTML, signed
 from thesis_lib.common.errors import require
 
 DETAILS = "details"  # the tag of a cell of the second page, and the end of its name
@@ -78,6 +78,31 @@ class Published:
         shown = re.sub(r">[^<]+", lambda part: _CITED.sub(spanned, part[0]), text)
         return self.plain(shown, home)
 
+    def cells(self, table: str, home: str, places: Mapping[str, Sequence[int]]) -> str:
+        """The HTML of a table with spans as `mark` makes them round what claims state.
+
+        `places` are those of `printed.Table`. Raises InvalidInput where a cell does not
+        say the number that was published under its name.
+        """
+        head, body = table.split("<tbody>\n")
+        rows = body.split("\n")
+        for name, (row, column) in places.items():
+            cells = rows[row].split("<td")
+            text = re.findall(">([^<]*)<", cells[column])[0]
+            _, _, digits = text.partition(".")
+            number = self.records[home].numbers.get(name)
+            require(
+                isinstance(number, int | float)
+                and signed(f"{number:,.{len(digits)}f}") == text,
+                f"a table of {home} says {text} where {name} should stand, which is "
+                f"{number}: correct its `claims`",
+            )
+            if claim := self.claims.get(home, {}).get(name):
+                span = f'><span class="claim {claim}">{text}</span><'
+                cells[column] = cells[column].replace(f">{text}<", span, 1)
+            rows[row] = "<td".join(cells)
+        return "\n".join([f"{head}<tbody>", *rows])
+
     def plain(self, text: str, home: str) -> str:
         """Text that can hold no role, such as an alternative one: filled and marked.
 
@@ -95,8 +120,7 @@ class Published:
                 "publish: publish it, or correct the text",
             )
             mark = f" {MARKS['en']}" * (name in self.doubted.get(chapter, {}))
-            shown = format(numbers[name], hit["form"] or "")
-            return re.sub(r"^-(?=[\d.,]+$)", MINUS, shown) + mark
+            return signed(format(numbers[name], hit["form"] or "")) + mark
 
         return _CITED.sub(filled, text)
 
@@ -149,7 +173,7 @@ def stage_notebook(
         if cell.outputs:
             if alt := cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
                 cell.metadata["mystnb"]["image"]["alt"] = published.plain(alt, home)
-            page += _shown(cell, tell, figures)
+            page += _shown(cell, tell, partial(published.cells, home=home), figures)
     staged = {}
     for name, cells in pages.items():
         if cells:
@@ -189,7 +213,9 @@ def _refuse_errors(name: str, cell: Any) -> None:
         )
 
 
-def _shown(cell: Any, tell: Callable[[str], str], figures: Path) -> list[Any]:
+def _shown(
+    cell: Any, tell: Callable[[str], str], say: Callable[..., str], figures: Path
+) -> list[Any]:
     """A cell that shows something: a table or a figure has its caption, code is folded.
 
     Raises InvalidInput where a caption has no table.
@@ -199,7 +225,7 @@ def _shown(cell: Any, tell: Callable[[str], str], figures: Path) -> list[Any]:
     if caption := figure.get("caption"):
         figure["caption"] = tell(caption)
     if said := cell.metadata.pop("table", None):
-        cells = [_captioned(cell, tell(said["caption"]), said["name"])]
+        cells = [_captioned(cell, say, tell(said["caption"]), said["name"])]
         cell.outputs, what = [], "table"
     kept = [o.data for o in cell.outputs if CSV in o.get("data", {})]
     if "name" in figure and kept:
@@ -215,7 +241,7 @@ def _shown(cell: Any, tell: Callable[[str], str], figures: Path) -> list[Any]:
     return [*cells, cell]
 
 
-def _captioned(cell: Any, caption: str, name: str) -> Any:
+def _captioned(cell: Any, say: Callable[..., str], caption: str, name: str) -> Any:
     """The table that a cell shows, under its number and caption.
 
     Raises InvalidInput where the cell shows none.
@@ -227,12 +253,13 @@ def _captioned(cell: Any, caption: str, name: str) -> Any:
         f"the cell that starts {cell.source[:60]!r} has a caption for one table and "
         f"shows {len(rows)} of {len(shown)} outputs: end it with `table(...)`",
     )
+    places = cell.outputs[0].get("metadata", {}).get(HTML, {}).get(CLAIMS, {})
     lines = [
         f":::{{data-table}} {caption}",
         f":name: {name}",
         *[":class: marks"] * ("marks" in cell.metadata["tags"]),
         "",
-        rows[0],
+        say(rows[0], places=places),
         ":::",
     ]
     return nbformat.v4.new_markdown_cell("\n".join(lines), id=f"{cell.id}-caption")

@@ -24,6 +24,16 @@ def _quantity(text: str, scale: dict, what: str, example: str) -> float:
     return float(match[1]) * scale[match[2]]
 
 
+def significant(value: float, digits: int) -> str:
+    """A number with so many significant digits, thousands apart: '10,400,000'."""
+    return f"{float(f'{value:.{digits}g}'):z,.10g}"
+
+
+def _three(value: float) -> str:
+    """Three significant digits, and all those before the point."""
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
 def parse_size(text: str) -> int:
     """Bytes in a size such as '8GiB'. Raises InvalidInput without a known unit."""
     return round(_quantity(text, _BYTES, "size", "8GiB"))
@@ -38,18 +48,17 @@ def format_size(n_bytes: float) -> str:
     """A size with a binary unit and three significant digits: '1.50 GiB'."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if abs(size := n_bytes / _BYTES[unit]) >= 1:
-            # between 1000 and 1024 three digits would be written as a power of ten
-            return f"{size:.0f} {unit}" if abs(size) >= 999.5 else f"{size:.3g} {unit}"
+            return f"{_three(size)} {unit}"
     return f"{n_bytes:.0f} B"
 
 
 def format_duration(seconds: float) -> str:
     """A duration with a readable unit and three significant digits: '12.5 ms'."""
     if abs(seconds) >= 120:
-        return f"{seconds / 60:.3g} min"
+        return f"{_three(seconds / 60)} min"
     if abs(seconds) >= 1 or seconds == 0:
         return f"{seconds:.3g} s"
     for unit in ("ms", "µs"):
         if abs(seconds) >= _SECONDS[unit]:
-            return f"{seconds / _SECONDS[unit]:.3g} {unit}"
+            return f"{_three(seconds / _SECONDS[unit])} {unit}"
     return f"{seconds / 1e-9:.3g} ns"

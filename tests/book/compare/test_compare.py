@@ -226,6 +226,8 @@ def test_no_folder_no_records_twice_and_newer_records_are_refused(data, tmp_path
         (Quantity(0.0123456), "0.01235"),
         (Quantity(2535.2), "2,535"),
         (Quantity(13), "13"),
+        (Quantity(-0.0), "0"),
+        (Quantity(-0.3, -8.1, 7.5), "0 (−8 to 8)"),
         (Quantity("a word"), "a word"),
         (Quantity(1.4210854715202004e-14), "1.42 × 10⁻¹⁴"),
         (None, "–"),

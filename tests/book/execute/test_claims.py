@@ -235,3 +235,10 @@ def test_the_reference_run_of_the_project_is_whole_and_clean(profile):
         assert found is not None
         assert found.clean, f"{key}: the reference ran from uncommitted changes"
         assert key in found.numbers
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.997, "100 %"), (12.4, "1240 %"), (0.0123, "1.2 %")]
+)
+def test_a_share_is_no_power_of_ten(share, text):
+    assert claims.percent(share) == text

@@ -15,6 +15,7 @@ from thesis_lib.book.tables.printed import table
     [
         (1.25, "1.2"),
         (-2.0, "−2.0"),
+        (-0.04, "0.0"),
         (12345.678, "12,345.7"),
         (8000, "8,000"),
         (-3, "−3"),
@@ -41,6 +42,18 @@ def test_digits_are_of_a_column_by_any_of_its_labels():
     ))  # fmt: skip
     printed = table(frame, {"y": 0, ("b", "y"): 3}).frame
     assert printed.iloc[0].tolist() == ["1.0", "2", "3.000"]
+
+
+def test_a_claim_is_noted_where_its_number_stands():
+    rows = pd.MultiIndex.from_tuples([("a", "x"), ("a", ""), ("b", "x")])
+    frame = pd.DataFrame([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], rows, ["n", "m"])
+    at = {"four": (("a", ""), "m"), "five": (("b", "x"), "n")}
+    shown, noted = table(frame, claims=at)._repr_mimebundle_()
+    assert noted == {"text/html": {"claims": {"four": (1, -1), "five": (2, -2)}}}
+    rows = shown["text/html"].partition("<tbody>\n")[2].split("\n")
+    for text, (row, column) in [("4.0", (1, -1)), ("5.0", (2, -2))]:
+        assert rows[row].split("<td")[column].startswith(f">{text}<")
+    assert table(frame)._repr_mimebundle_()[1] == {}
 
 
 def test_labels_are_printed_names_and_given_ones_come_first():

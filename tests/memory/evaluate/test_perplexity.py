@@ -11,7 +11,6 @@ from thesis_lib.memory.evaluate.perplexity import (
     compare,
     perplexity,
     read_tokens,
-    readable,
     token_step,
 )
 
@@ -141,8 +140,6 @@ def test_few_windows_have_a_range_and_no_interval():
     ends = table.loc["worse", ["ratio_low", "ratio_high"]]
     assert list(ends) == pytest.approx([math.exp(0.5), math.exp(1.5)])
     assert two.interval().method == RANGE
-    shown = readable(table, 3)
-    assert (shown.loc["worse", ["ratio", "ratio to"]] == ["2.72", "4.48"]).all()
 
 
 def test_a_step_is_one_pass_of_one_token():

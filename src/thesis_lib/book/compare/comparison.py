@@ -26,6 +26,7 @@ from thesis_lib.book.execute.claims import (
     Verdict,
     expected_ratio,
     judge,
+    percent,
     reference_records,
 )
 from thesis_lib.book.execute.records import Number, Record
@@ -242,8 +243,8 @@ def demand(claim: Claim, expected: float | None) -> str:
     if claim.kind in EQUAL:
         return "equal bit for bit" if claim.kind == "exact" else "read from a record"
     if claim.kind == "tolerance":
-        share = 100 * (claim.rtol or 0)
-        return f"within {share:.2g} % of the reference: {claim.why}"
+        share = percent(claim.rtol or 0)
+        return f"within {share} of the reference: {claim.why}"
     follows = f"by the rate of the {RESOURCES[claim.follows or '']}"
     if expected is None:
         return f"{follows}, which is not known on both machines"

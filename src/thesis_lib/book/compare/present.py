@@ -29,7 +29,7 @@ from thesis_lib.book.compare.comparison import (
     describe_machine,
     quantity,
 )
-from thesis_lib.book.execute.claims import RESOURCES, Claim, Verdict
+from thesis_lib.book.execute.claims import RESOURCES, Claim, Verdict, percent
 from thesis_lib.book.execute.pages import render_page
 from thesis_lib.book.execute.records import Number, Record
 from thesis_lib.common.errors import InvalidInput, choice
@@ -64,7 +64,7 @@ def format_number(
         return value
     sign = "+" if signed else ""
     if isinstance(value, int) or value == 0:
-        return f"{value:{sign if value else ''},.0f}".replace("-", "−")
+        return f"{value:{sign if value else ''}z,.0f}".replace("-", "−")
     if spread:
         places = 1 - math.floor(math.log10(spread))
     else:
@@ -73,7 +73,7 @@ def format_number(
         mantissa, exponent = f"{value:{sign}.{min(digits, 3) - 1}e}".split("e")
         text = f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
     else:
-        text = f"{value:{sign},.{max(places, 0)}f}"
+        text = f"{value:{sign}z,.{max(places, 0)}f}"
     return text.replace("-", "−")
 
 
@@ -220,7 +220,7 @@ _OF_KIND: dict[str, dict[str, Callable[[Row], str]]] = {  # columns of one kind 
     "record": {},
     "tolerance": {
         "Difference": _apart,
-        "Allowed": lambda row: f"{100 * (row.claim.rtol or 0):.2g} %: {row.claim.why}",
+        "Allowed": lambda row: f"{percent(row.claim.rtol or 0)}: {row.claim.why}",
     },
     "time": {"Ratio": _apart, "Expected ratio": _expected},
 }

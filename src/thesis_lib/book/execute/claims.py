@@ -267,13 +267,13 @@ def judge(
     return _held(
         off <= allowed,
         ("agrees", "DISAGREES"),
-        f"{_percent(share)} apart, {_percent(claim.rtol)} allowed: {claim.why}",
+        f"{percent(share)} apart, {percent(claim.rtol)} allowed: {claim.why}",
     )
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """Two digits, and all those before the point."""
-    return f"{100 * share:.0f} %" if share >= 1 else f"{100 * share:.2g} %"
+    return f"{100 * share:.0f} %" if share >= 0.995 else f"{100 * share:.2g} %"
 
 
 def report(chapter: int, profile: str) -> str:

@@ -601,7 +601,7 @@ def _text(value: Any) -> str:
     """A cell of the summary."""
     if not isinstance(value, float):
         return str(value)
-    return "" if np.isnan(value) else f"{value:.4g}".replace("-", "−")
+    return "" if np.isnan(value) else units.significant(value, 4).replace("-", "−")
 
 
 def _points(grid: Grid, table: pd.DataFrame, shown: Mapping[str, str]) -> pd.DataFrame:

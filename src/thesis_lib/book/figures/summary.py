@@ -82,7 +82,7 @@ def headlines(results: pd.DataFrame) -> Figure:
             value, limit = bar["value"], bar["limit"]
             end = np.nanmax([value, bar["high"], 0])
             end = limit if 0 <= limit - end < 0.1 * limit else end
-            said = f"{value:.1f}".replace("-", "\N{MINUS SIGN}")
+            said = f"{value:z.1f}".replace("-", "\N{MINUS SIGN}")
             row, label = bar["row"], f"{bar['says']} ({bar['kind']})"
             panel.barh(row, value, 0.42, label=label, **KINDS[bar["kind"]])
             text: dict[str, Any] = {"va": "center", "fontsize": 8}

@@ -1,7 +1,8 @@
 """A frame as a reader sees it: printed names, words for marks, one form of numbers."""
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -11,7 +12,14 @@ from markupsafe import escape
 from thesis_lib.book.figures.style import policy
 
 MINUS, NOTHING, ENDLESS = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{INFINITY}"
+HTML, CLAIMS = "text/html", "claims"  # what a notebook keeps beside a table
 WORDS = ' class="text"'  # of a cell that does not stand under the point of a number
+
+
+def signed(number: str) -> str:
+    """A formatted number with the minus sign of print, which a zero has not."""
+    sign = MINUS if re.search("[1-9]", number) else ""
+    return re.sub(r"^-(?=[\d.,]+$)", sign, number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +27,20 @@ class Table:
     """A frame of texts under printed names; `numbers` (columns,) stand to the right.
 
     It shows itself as text in a terminal and as HTML in a notebook. The book gives it
-    the number, caption and label of its cell's metadata `table`.
+    the number, caption and label of its cell's metadata `table`, and a card to the
+    numbers of `claims`: (row, column from the right, -1 the last) by published name.
     """
 
     frame: pd.DataFrame
     numbers: tuple[bool, ...]
+    claims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return self.frame.to_string()
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, dict]]:
+        noted = {HTML: {CLAIMS: self.claims}} if self.claims else {}
+        return {HTML: self._repr_html_()}, noted
 
     def _repr_html_(self) -> str:
         head, body = "\n".join(self._head()), "\n".join(self._body())
@@ -79,13 +93,15 @@ def table(
     frame: pd.DataFrame | pd.Series,
     digits: int | Mapping[Hashable, int] = 1,
     names: Mapping[Hashable, str] | None = None,
+    claims: Mapping[str, tuple[Hashable, Hashable]] | None = None,
 ) -> Table:
     """A frame as it is printed, with so many digits behind the point.
 
     `digits` may name columns (an outermost or innermost label), others have 1.
     Integers have none. Labels are those of `names`, the printed name of a policy, or
     themselves with blanks for underscores. True and False are yes and no, a missing
-    value is a dash.
+    value is a dash. `claims` says where published numbers stand, by their names: (row,
+    column) of the frame.
     """
     frame = frame.to_frame() if isinstance(frame, pd.Series) else frame
     names = names or {}
@@ -101,7 +117,12 @@ def table(
     )
     shown.columns = _labels(frame.columns, names)
     numbers = [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
-    return Table(shown, tuple(numbers))
+    rows, heads = frame.index.tolist(), frame.columns.tolist()
+    places = {
+        name: (rows.index(row), heads.index(column) - len(heads))
+        for name, (row, column) in (claims or {}).items()
+    }
+    return Table(shown, tuple(numbers), places)
 
 
 def _text(value: Any, digits: int, names: Mapping[Hashable, str]) -> str:
@@ -115,7 +136,7 @@ def _text(value: Any, digits: int, names: Mapping[Hashable, str]) -> str:
     if not pd.api.types.is_number(value):
         return str(value)
     digits = 0 if pd.api.types.is_integer(value) else digits
-    return f"{value:,.{digits}f}".replace("inf", ENDLESS).replace("-", MINUS)
+    return f"{value:z,.{digits}f}".replace("inf", ENDLESS).replace("-", MINUS)
 
 
 def _is_name(text: str, names: Mapping[Hashable, str]) -> bool:

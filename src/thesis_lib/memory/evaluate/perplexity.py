@@ -159,11 +159,6 @@ def compare(scores: Mapping[str, Perplexity], reference: str) -> pd.DataFrame:
     ).T
 
 
-def readable(table: pd.DataFrame, digits: int) -> pd.DataFrame:
-    """The table of `compare` as readers see it, with so many significant digits."""
-    return table.rename(columns=HEADINGS).map(f"{{:.{digits}g}}".format)
-
-
 def token_step(model: Callable[[Tensor], Any], token: int) -> Callable[[], object]:
     """One pass of a single token, to be timed: every weight is read once.
 

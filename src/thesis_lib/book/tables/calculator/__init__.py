@@ -14,6 +14,7 @@ from pathlib import Path
 from jinja2 import Template
 
 from thesis_lib.common.errors import require
+from thesis_lib.common.units import significant
 from thesis_lib.memory.cost.cost import HOURS_PER_MONTH, Bill, Mix, break_even_tokens
 from thesis_lib.memory.cost.cost import most_tokens as month_of_tokens
 from thesis_lib.memory.cost.deployment import STORAGE_GB, Configuration, evaluate
@@ -87,7 +88,7 @@ def results(
 
 def shown(value: float) -> str:
     """Three significant digits, thousands apart, as the script writes them."""
-    return "never" if math.isinf(value) else f"{float(f'{value:.3g}'):,.10g}"
+    return "never" if math.isinf(value) else significant(value, 3)
 
 
 def calculator(
