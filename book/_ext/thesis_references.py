@@ -67,14 +67,13 @@ def cite_thesis_once(app: Sphinx, doctree: nodes.document) -> None:
         if (node.get("refdomain"), node["reftarget"]) == known
     ]
     for cite in cites[1:]:
-        sentence = cite.parent
-        before = sentence[: sentence.index(cite)]
-        said = re.split(r"[.!?]\s|。", "".join(part.astext() for part in before))[-1]
-        if re.search("[Tt]hesis|原論文", said) and isinstance(before[-1], nodes.Text):
-            sentence.replace(before[-1], nodes.Text(before[-1].rstrip()))
-            sentence.remove(cite)
+        sentence, place = cite.parent, cite.parent.index(cite)
+        before = "".join(part.astext() for part in sentence[:place])
+        said, last = re.split(r"[.!?]\s|。", before)[-1], sentence[place - 1]
+        if re.search("[Tt]hesis|原論文", said) and isinstance(last, nodes.Text):
+            sentence[place - 1 : place + 1] = [nodes.Text(last.rstrip())]
         else:
-            sentence.replace(cite, nodes.Text("[thesis]"))
+            sentence[place] = nodes.Text("[thesis]")
 
 
 def setup(app: Sphinx) -> dict:

@@ -69,7 +69,7 @@ def test_the_thesis_is_cited_in_full_once_on_a_page():
 
     told = [
         ["It began ", "thesis", ", as ", "calvin2012", " did."],
-        ["The thesis has 1.5 ms ", "thesis", ". Published are 8 GB ", "thesis", "."],
+        ["So.", "\n", "The thesis has 1.5 ms", "\n", "thesis", ". We", "\n", "thesis"],
         ["原論文減少 36% ", "thesis", "。"],
     ]
     page = nodes.section("")
@@ -81,7 +81,7 @@ def test_the_thesis_is_cited_in_full_once_on_a_page():
     cite_thesis_once(None, page)
     assert [paragraph.astext() for paragraph in page.children] == [
         "It began <thesis>, as <calvin2012> did.",
-        "The thesis has 1.5 ms. Published are 8 GB [thesis].",
+        "So.\nThe thesis has 1.5 ms. We\n[thesis]",
         "原論文減少 36%。",
         "",
     ]
