@@ -288,7 +288,8 @@ def test_a_side_note_without_a_margin_follows_its_paragraph(
         page.goto(f"{server}/{name}", wait_until="load")
         for note, before, after in page.evaluate(BOXES):
             assert before["bottom"] <= note["top"], name
-            assert after is None or note["bottom"] <= after["top"], name
+            if after and after["height"]:  # what is for screens has none on paper
+                assert note["bottom"] <= after["top"], name
             assert before["left"] == pytest.approx(note["left"], abs=1), name
 
 
