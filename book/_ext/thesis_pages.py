@@ -196,6 +196,18 @@ def keep_column(soup: BeautifulSoup) -> None:
         content["class"] = [*content.get("class", []), "with-contents"]
 
 
+def name_notes(soup: BeautifulSoup) -> None:
+    """Let a note in the margin begin with its title, which is also its name."""
+    for number, note in enumerate(soup.select("aside.margin"), 1):
+        title = note.select_one(".sidebar-title").extract()
+        title.name, title.attrs = "strong", {"id": f"note-{number}"}
+        title.append(".")
+        note.p.insert(0, " ")
+        note.p.insert(0, title)
+        # The theme frames a sidebar, which a note is not.
+        note["class"], note["aria-labelledby"] = ["margin"], title["id"]
+
+
 def mend_tables(soup: BeautifulSoup) -> None:
     """Frame every table, say what its headers head, and drop what nobody sees."""
     for number, table in enumerate(soup.select("article table")):
@@ -281,6 +293,7 @@ def mend(page: Path, html: Path, plain: set[str], picture: str = "") -> Beautifu
     preload(soup, root)
     name_controls(soup)
     keep_column(soup)
+    name_notes(soup)
     mend_tables(soup)
     set_languages(soup)
     link_claims(soup, root)

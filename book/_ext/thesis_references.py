@@ -1,22 +1,27 @@
 """The list of references: an entry is found under the words that the text cites.
 
 Names and year are those of the reference style `author_year`. Two works of the same
-names and year get a letter behind the year, in the text as well.
+names and year get a letter behind the year, in the text as well. The thesis itself,
+which has no name, is cited in full once on a page.
 """
 
+import re
 from collections import defaultdict
 from string import ascii_lowercase
 from typing import Any
 
+from docutils import nodes
 from pybtex.plugin import register_plugin
 from pybtex.style.formatting.unsrt import Style
 from pybtex.style.labels import BaseLabelStyle
 from pybtex.style.sorting import BaseSortingStyle
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinxcontrib.bibtex.style.referencing.author_year import AuthorYearReferenceStyle
 from sphinxcontrib.bibtex.style.template import join, year
 
 _TEXT = AuthorYearReferenceStyle()
+THESIS = "thesis"  # its key
 
 
 def cited(entry: Any) -> str:
@@ -50,6 +55,28 @@ class CitedStyle(Style):
     default_sorting_style = CitedSorting
 
 
+def cite_thesis_once(app: Sphinx, doctree: nodes.document) -> None:
+    """Cite the thesis in full where a page does so first, and briefly after that.
+
+    A sentence that has named it needs no more, another gets the word in brackets.
+    """
+    known = ("cite", THESIS)
+    cites = [
+        node
+        for node in doctree.findall(pending_xref)
+        if (node.get("refdomain"), node["reftarget"]) == known
+    ]
+    for cite in cites[1:]:
+        sentence, place = cite.parent, cite.parent.index(cite)
+        before = "".join(part.astext() for part in sentence[:place])
+        said, last = re.split(r"[.!?]\s|。", before)[-1], sentence[place - 1]
+        if re.search("[Tt]hesis|原論文", said) and isinstance(last, nodes.Text):
+            sentence[place - 1 : place + 1] = [nodes.Text(last.rstrip())]
+        else:
+            sentence[place] = nodes.Text("[thesis]")
+
+
 def setup(app: Sphinx) -> dict:
     register_plugin("pybtex.style.formatting", "cited", CitedStyle)
+    app.connect("doctree-read", cite_thesis_once)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

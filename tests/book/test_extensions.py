@@ -11,12 +11,13 @@ from bs4 import BeautifulSoup
 from docutils import nodes
 from PIL import Image
 from pybtex.database import parse_file
+from sphinx.addnodes import pending_xref
 from thesis_book import keep_units, set_minus_signs
 from thesis_index import LOGGER as INDEX_LOGGER
 from thesis_index import add_entries
 from thesis_math import LOGGER, mathml
-from thesis_pages import mend, picture_links, plain_classes
-from thesis_references import CitedStyle, cited
+from thesis_pages import mend, name_notes, picture_links, plain_classes
+from thesis_references import CitedStyle, cite_thesis_once, cited
 from thesis_search import SearchBoth
 from thesis_weight import purge, words
 
@@ -62,6 +63,32 @@ def test_references_stand_under_what_the_text_cites_without_tex():
         told = style.format_entry(label, work).text.render_as("text")
         assert not re.search(r"[\\${}~]", label + told), told
         assert label == cited(work)  # the text cites the letter as well
+
+
+def test_the_thesis_is_cited_in_full_once_on_a_page():
+    def cite(work):
+        said = nodes.inline("", f"<{work}>")
+        known = {"refdomain": "cite", "reftarget": work}
+        return pending_xref("", said, **known, ids=["id"])
+
+    told = [
+        ["It began ", "thesis", ", as ", "calvin2012", " did."],
+        ["So.", "\n", "The thesis has 1.5 ms", "\n", "thesis", ". We", "\n", "thesis"],
+        ["原論文減少 36% ", "thesis", "。"],
+    ]
+    page = nodes.section("")
+    for texts in told:
+        known = ("thesis", "calvin2012")
+        parts = [cite(text) if text in known else nodes.Text(text) for text in texts]
+        page += nodes.paragraph("", "", *parts)
+    page += nodes.paragraph("", "", pending_xref("", reftarget="thesis"))  # no citation
+    cite_thesis_once(None, page)
+    assert [paragraph.astext() for paragraph in page.children] == [
+        "It began <thesis>, as <calvin2012> did.",
+        "So.\nThe thesis has 1.5 ms. We\n[thesis]",
+        "原論文減少 36%。",
+        "",
+    ]
 
 
 def test_a_number_keeps_its_sign_and_its_unit():
@@ -179,6 +206,19 @@ def test_a_link_has_a_picture_where_the_book_has_an_address(tmp_path):
         soup = mend(page, tmp_path, set(), known)
         found = soup.select('meta[property="og:image"]')
         assert [image["content"] for image in found] == [known] * bool(known)
+
+
+def test_a_side_note_begins_with_its_name_and_is_named_so():
+    note = """<aside class="margin sidebar">
+    <p class="sidebar-title">Units <em>a</em></p><p>In seconds.</p></aside>"""
+    page = BeautifulSoup(f"{note}{note}", "html.parser")
+    name_notes(page)
+    for note in page.find_all("aside"):
+        assert note["class"] == ["margin"]
+        name = page.find(id=note["aria-labelledby"])
+        assert name.get_text() == "Units a."
+        assert name.find_parent("aside") is note
+        assert note.get_text().strip() == "Units a. In seconds."
 
 
 def test_a_chinese_page_speaks_chinese_and_marks_english(tmp_path):

@@ -1,5 +1,6 @@
 """The book for who listens, uses keys, sees poorly, or waits for a network."""
 
+import itertools
 from importlib.resources import files
 from urllib.parse import urlsplit
 
@@ -196,6 +197,100 @@ def test_no_page_scrolls_sideways_nor_cuts_a_picture(screen, html, server, force
             if faults:
                 wrong[f"{name} at {width}"] = faults
     assert not wrong
+
+
+NOTES = "article aside.margin"
+COVERED = """async (note) => {
+    const covered = [], bar = document.querySelector('.bd-header-article');
+    for (const top of [innerHeight - 50, 620, 580, 300, bar.offsetHeight, -40]) {
+        scrollBy(0, note.getBoundingClientRect().top - top);
+        for (let frame = 0; frame < 3; frame++)
+            await new Promise(requestAnimationFrame);
+        const box = note.getBoundingClientRect();
+        const last = Math.min(box.bottom, innerHeight) - 1;
+        for (let y = Math.max(box.top, bar.offsetHeight) + 1; y < last; y += 5)
+            for (const x of [box.left + 1, (box.left + box.right) / 2, box.right - 1])
+                if (document.elementFromPoint(x, y)?.closest('aside') !== note)
+                    covered.push(`${Math.round(y - box.top)} of it, at ${top}`);
+    }
+    return covered;
+}"""
+BOXES = """() => [...document.querySelectorAll('article aside.margin')].map((note) => {
+    const around = [note, note.previousElementSibling, note.nextElementSibling];
+    return around.map((each) => each && each.getBoundingClientRect().toJSON());
+})"""
+
+
+@pytest.fixture(scope="module")
+def noted(html):
+    """The pages with side notes: every chapter is one."""
+    note = 'class="margin"'
+    found = [name for name in pages(html) if note in (html / name).read_text()]
+    assert len(found) >= 7
+    return found
+
+
+@pytest.mark.parametrize("width", [1200, 1280, 1440, 1920])
+def test_nothing_stands_over_a_side_note(screen, server, noted, width):
+    page, wrong = screen(width, reduced_motion="reduce"), {}
+    for name in noted:
+        page.goto(f"{server}/{name}", wait_until="load")
+        column = page.locator(".bd-article-container").bounding_box()
+        end = column["x"] + column["width"]
+        notes = [boxes[0] for boxes in page.evaluate(BOXES)]
+        assert all(end < note["left"] < note["right"] < width for note in notes), name
+        for above, below in itertools.pairwise(notes):
+            assert above["bottom"] < below["top"], name
+        for number, note in enumerate(page.locator(NOTES).all()):
+            if covered := note.evaluate(COVERED):
+                wrong[f"{name}, note {number}"] = covered
+    assert not wrong
+
+
+def test_the_list_of_sections_folds_for_a_side_note_and_for_no_more(
+    screen, server, noted
+):
+    page = screen(1280, reduced_motion="reduce")
+    page.goto(f"{server}/{noted[0]}", wait_until="load")
+    contents = page.locator(".bd-sidebar-secondary")
+
+    def height():
+        page.wait_for_timeout(200)
+        return contents.bounding_box()["height"]
+
+    whole = height()
+    page.locator(NOTES).first.evaluate("(note) => note.scrollIntoView()")
+    assert height() < 60 < whole
+    link = contents.locator("a").first
+    link.focus()
+    assert height() == pytest.approx(whole, abs=1)
+    page.wait_for_timeout(600)  # it fades in
+    assert (
+        page.locator("nav.page-toc").evaluate("(e) => getComputedStyle(e).opacity")
+        == "1"
+    )
+    link.evaluate("(link) => link.blur()")
+    assert height() < 60
+    page.evaluate("scrollTo(0, 0)")
+    assert height() == pytest.approx(whole, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("width", "media"),
+    [(1024, "screen"), (390, "screen"), (320, "screen"), (643, "print")],
+)
+def test_a_side_note_without_a_margin_follows_its_paragraph(
+    screen, server, noted, width, media
+):
+    page = screen(width)
+    page.emulate_media(media=media)
+    for name in noted:
+        page.goto(f"{server}/{name}", wait_until="load")
+        for note, before, after in page.evaluate(BOXES):
+            assert before["bottom"] <= note["top"], name
+            if after and after["height"]:  # what is for screens has none on paper
+                assert note["bottom"] <= after["top"], name
+            assert before["left"] == pytest.approx(note["left"], abs=1), name
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -242,6 +242,15 @@ def test_a_notebook_is_taken_away_with_its_numbers_and_without_the_books_marks()
     assert [output.get("text") for output in code.outputs] == ["2\n"]
 
 
+def test_a_side_note_of_a_notebook_is_a_quotation():
+    prose = "It is so.\n\n:::{margin} How\nBy N\nruns.\n:::\n\n:::{x} y\n:::"
+    cells = [nbformat.v4.new_markdown_cell(prose)]
+    text = nbformat.writes(nbformat.v4.new_notebook(cells=cells))
+    clean = clean_notebook(text, lambda text: text.replace("N", "7"))
+    (cell,) = nbformat.reads(clean, as_version=4).cells
+    assert cell.source == "It is so.\n\n> **How.** By 7\nruns.\n\n\n:::{x} y\n:::"
+
+
 def test_a_reference_of_a_notebook_reads_as_in_the_book():
     prose = (
         "{numref}`sec-a`, {eq}`e`, {ref}`b <sec-a>`, {term}`key sets <k>`, {cite}`x`"

@@ -15,6 +15,7 @@ KEPT_TAGS = {
 _PAGE = re.compile(
     r"^\([\w-]+\)=\n|\n*^(::::+)\{container\} noprint\n(?s:.*?)^\1$", re.MULTILINE
 )
+_NOTE = re.compile(r"^:::\{margin\} (.*)\n((?s:.*?))^:::$", re.MULTILINE)
 _ROLE = re.compile(r"\{(?P<role>[\w:]+)\}`(?P<text>[^`<]*[^`<\s])(?:\s*<[^`]*>)?`")
 
 
@@ -45,7 +46,7 @@ def clean_notebook(executed: str, tell: Callable[[str], str]) -> str:
                 for other in (CSV, PNG) if SVG in data else ():
                     data.pop(other, None)
         if cell.cell_type == "markdown":
-            cell.source = _PAGE.sub("", tell(cell.source))
+            cell.source = _NOTE.sub(r"> **\1.** \2", _PAGE.sub("", tell(cell.source)))
     return nbformat.writes(notebook)
 
 
