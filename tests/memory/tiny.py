@@ -4,8 +4,8 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.checkpoint import allocate
+from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
@@ -44,7 +44,7 @@ def write(folder, architecture="llama", seed=0, dtype=torch.bfloat16, **changes)
     """A random model of the architecture, saved in `folder` and loaded from it."""
     torch.manual_seed(seed)
     shape = {**_SHAPE, **SHAPES[architecture], **changes}
-    with smollm2.quiet():
+    with quiet():
         config = AutoConfig.for_model(architecture, **shape, dtype=dtype)
         model = AutoModelForCausalLM.from_config(config).to(dtype)
         # Norms and biases start as ones and zeros, which would hide a wrong order.

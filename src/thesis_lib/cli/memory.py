@@ -198,6 +198,33 @@ def compress(
 
 
 @command
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    memory: str | None = option(
+        None, "Refuse to take more at a time, such as 512MiB. Default: what it needs."
+    ),
+    as_json: Json = False,
+) -> None:
+    """Unpack a GGUF file, llama.cpp's, into a checkpoint that streams."""
+    from thesis_lib.memory.model import gguf
+
+    allowed = None if memory is None else units.parse_size(memory)
+    bars, move = progress_bars(quiet=as_json, unit="layer", verb="wrote")
+    with bars:
+        result = gguf.convert(
+            file, output, allowed, lambda done, total: move(str(output), done, total)
+        )
+    types = ", ".join(f"{count} {kind}" for kind, count in result["types"].items())
+    lines = [
+        f"{units.format_size(result['bytes_before'])} ({types}) became "
+        f"{units.format_size(result['bytes_after'])} of {result['dtype']} in {output}; "
+        f"at most {units.format_size(result['peak_bytes'])} of weights at a time"
+    ]
+    show(result, as_json, lines)
+
+
+@command
 def cost(
     gpu: str = option("rtx-3090", "An item of data/prices.csv, paid by the hour."),
     tokens_per_s: float | None = option(None, "Generated tokens a second."),

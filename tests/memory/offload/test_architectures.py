@@ -14,7 +14,7 @@ from thesis_lib.memory.compress.convert import compress_checkpoint
 from thesis_lib.memory.cost.planning import describe_plan
 from thesis_lib.memory.decode.generate import generate_text
 from thesis_lib.memory.decode.speculative import speculate_text
-from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import ARCHITECTURES, ModelSpec, geometries, geometry
 from thesis_lib.memory.offload.architectures import (
     configure,
@@ -251,7 +251,7 @@ def test_a_checkpoint_that_disagrees_with_its_config_is_refused(
 def test_a_family_that_is_not_streamed_is_refused_before_its_weights_are_opened(
     tmp_path, family
 ):
-    with smollm2.quiet():
+    with quiet():
         AutoConfig.for_model(family).save_pretrained(tmp_path)
     runs = [
         lambda: describe_plan(str(tmp_path), 2**30),

@@ -26,9 +26,8 @@ from transformers.generation.logits_process import (
 
 from thesis_lib.memory.formats.base import DENSE, PackedLinear, WeightFormat
 from thesis_lib.memory.model.batch_invariant import BatchInvariant
-from thesis_lib.memory.model.pretrained import transformers_reads
+from thesis_lib.memory.model.pretrained import quiet, transformers_reads
 from thesis_lib.memory.model.shape import PeakMemory, Shape
-from thesis_lib.memory.model.smollm2 import quiet
 from thesis_lib.memory.offload.architectures import skeleton, stack
 from thesis_lib.memory.offload.measure import DeviceBudget
 
