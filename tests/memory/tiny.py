@@ -69,6 +69,23 @@ def plan_tight(folder, resident=0, ring=2, host=None, **options):
     return made
 
 
+def plan_split(folder, resident=0, ring=2, host=None, **options):
+    """The plan below the floor of a head that stays, with `resident` parts resident.
+
+    Parts are layers, and those of the output head.
+    """
+    ample = plan_checkpoint(folder, Machine(2**50, 1e9), ring=ring, **options)
+    below = Machine(ample.least_device_bytes(ring) - 1, 1e9)
+    made = plan_checkpoint(folder, below, ring=ring, **options)
+    least = made.least_device_bytes(ring) + resident * made.staging_bytes
+    host_bytes = 0 if host is None else (host + 2) * made.staging_bytes
+    machine = Machine(least, 1e9, host_bytes=host_bytes)
+    made = plan_checkpoint(folder, machine, ring=ring, **options)
+    assert made.head_parts > 0
+    assert made.resident_layers == resident
+    return made
+
+
 def read(store, layer):
     """Type, shape and bytes of the tensors of a layer, by full name."""
     buffer = allocate(store.nbytes(layer))
@@ -100,13 +117,13 @@ def give_tokenizer(folder):
 
 
 @torch.no_grad()
-def agree(twin, model, batch=1, chunks=(9, 1, 1, 5, 1)):
+def agree(twin, model, batch=1, chunks=(9, 1, 1, 5, 1), vocab=VOCAB):
     """Whether a streamed model gives the bits of the resident one, chunk by chunk.
 
     Without a cache for the first, and with one for all.
     """
     cache, own = twin.new_cache(), twin.new_cache()
-    rows = [tokens(chunk, batch, chunk) for chunk in chunks]
+    rows = [tokens(chunk, batch, chunk, vocab) for chunk in chunks]
     return torch.equal(
         twin.step(rows[0], None), model(rows[0], use_cache=False).logits
     ) and all(

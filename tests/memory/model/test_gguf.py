@@ -7,6 +7,7 @@ from contextlib import suppress
 import gguf
 import numpy as np
 import pytest
+import tiny
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter
@@ -15,7 +16,6 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from tests.memory import tiny
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.model import gguf as ours
 from thesis_lib.memory.model import smollm2
