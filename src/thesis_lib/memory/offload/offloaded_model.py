@@ -561,6 +561,8 @@ def plan_checkpoint(
 ) -> MemoryPlan:
     """As `plan`, for a checkpoint: with the sizes of the reads that its files need.
 
+    Where the token table and the output head do not fit, they stay on the disk, as
+    `MemoryPlan` says; with `rollback` they do not.
     Raises InvalidInput for another architecture before a file of weights is opened.
 
     >>> from thesis_lib.memory import Machine, plan_checkpoint
