@@ -33,7 +33,7 @@ from thesis_lib.common.files import cache_folder
 from thesis_lib.common.provenance import drain
 from thesis_lib.common.units import MiB, format_duration, format_size, parse_size
 from thesis_lib.memory.compress.random_weights import synthesise
-from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
 from thesis_lib.memory.offload.measure import CudaCap
 
@@ -137,7 +137,7 @@ def run_peer(system: str, folder: Path, given: Options) -> dict[str, Any]:
     prompt = torch.ones(1, 1, dtype=torch.long, device=device)
     with capped(given.limit_bytes, device) as counted:
         start = time.perf_counter()
-        with smollm2.quiet():
+        with quiet():
             model = load(system, folder, Path(given.work), given.device)
         loading_s = time.perf_counter() - start
         found = decode(transformers_step(model), prompt, given.warm_up + given.steps)

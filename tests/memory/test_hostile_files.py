@@ -27,7 +27,7 @@ from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.convert import compress_checkpoint
 from thesis_lib.memory.decode.generate import generate_text
 from thesis_lib.memory.model.checkpoint import INDEX, MANIFEST, NON_LAYER, SINGLE
-from thesis_lib.memory.model.smollm2 import quiet
+from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.offloaded_model import plan_checkpoint
 from thesis_lib.memory.offload.store import SafetensorsStore

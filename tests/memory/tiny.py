@@ -4,8 +4,8 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.checkpoint import allocate
+from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
@@ -44,7 +44,7 @@ def write(folder, architecture="llama", seed=0, dtype=torch.bfloat16, **changes)
     """A random model of the architecture, saved in `folder` and loaded from it."""
     torch.manual_seed(seed)
     shape = {**_SHAPE, **SHAPES[architecture], **changes}
-    with smollm2.quiet():
+    with quiet():
         config = AutoConfig.for_model(architecture, **shape, dtype=dtype)
         model = AutoModelForCausalLM.from_config(config).to(dtype)
         # Norms and biases start as ones and zeros, which would hide a wrong order.
@@ -66,6 +66,23 @@ def plan_tight(folder, resident=0, ring=2, host=None, **options):
     made = plan_checkpoint(folder, machine, ring=ring, **options)
     layers = ample.spec.layers
     assert made.resident_layers in (resident, layers)
+    return made
+
+
+def plan_split(folder, resident=0, ring=2, host=None, **options):
+    """The plan below the floor of a head that stays, with `resident` parts resident.
+
+    Parts are layers, and those of the output head.
+    """
+    ample = plan_checkpoint(folder, Machine(2**50, 1e9), ring=ring, **options)
+    below = Machine(ample.least_device_bytes(ring) - 1, 1e9)
+    made = plan_checkpoint(folder, below, ring=ring, **options)
+    least = made.least_device_bytes(ring) + resident * made.staging_bytes
+    host_bytes = 0 if host is None else (host + 2) * made.staging_bytes
+    machine = Machine(least, 1e9, host_bytes=host_bytes)
+    made = plan_checkpoint(folder, machine, ring=ring, **options)
+    assert made.head_parts > 0
+    assert made.resident_layers == resident
     return made
 
 
@@ -100,13 +117,13 @@ def give_tokenizer(folder):
 
 
 @torch.no_grad()
-def agree(twin, model, batch=1, chunks=(9, 1, 1, 5, 1)):
+def agree(twin, model, batch=1, chunks=(9, 1, 1, 5, 1), vocab=VOCAB):
     """Whether a streamed model gives the bits of the resident one, chunk by chunk.
 
     Without a cache for the first, and with one for all.
     """
     cache, own = twin.new_cache(), twin.new_cache()
-    rows = [tokens(chunk, batch, chunk) for chunk in chunks]
+    rows = [tokens(chunk, batch, chunk, vocab) for chunk in chunks]
     return torch.equal(
         twin.step(rows[0], None), model(rows[0], use_cache=False).logits
     ) and all(

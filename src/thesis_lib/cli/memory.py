@@ -39,6 +39,8 @@ def plan(
             weights,
         )
     tiers = ", ".join(f"{n} layers on {tier}" for tier, n in result["tiers"].items())
+    if result["head_parts"]:
+        tiers += f"; {result['head_parts']} of them are parts of the output head"
     rates = ", ".join(f"{name} {value}" for name, value in result["rates"].items())
     low, high = (units.format_duration(s) for s in result["predicted_s_interval"])
     lines = [
@@ -193,6 +195,34 @@ def compress(
         f"perplexity on {result['tokens']} held-out tokens of {domain} "
         f"{found['perplexity_before']:.3f}, then {found['perplexity_after']:.3f}"
         for domain, found in result["domains"].items()
+    ]
+    show(result, as_json, lines)
+
+
+@command
+def convert(
+    file: Annotated[str, typer.Argument(help="A GGUF file, or smollm2.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    memory: str | None = option(
+        None, "Refuse to take more at a time, such as 512MiB. Default: what it needs."
+    ),
+    as_json: Json = False,
+) -> None:
+    """Unpack a GGUF file, llama.cpp's, into a checkpoint that streams."""
+    from thesis_lib.memory.model import gguf, smollm2
+
+    source = smollm2.source() if file == "smollm2" else Path(file)
+    allowed = None if memory is None else units.parse_size(memory)
+    bars, move = progress_bars(quiet=as_json, unit="layer", verb="wrote")
+    with bars:
+        result = gguf.convert(
+            source, output, allowed, lambda done, total: move(str(output), done, total)
+        )
+    types = ", ".join(f"{count} {kind}" for kind, count in result["types"].items())
+    lines = [
+        f"{units.format_size(result['bytes_before'])} ({types}) became "
+        f"{units.format_size(result['bytes_after'])} of {result['dtype']} in {output}; "
+        f"at most {units.format_size(result['peak_bytes'])} of weights at a time"
     ]
     show(result, as_json, lines)
 

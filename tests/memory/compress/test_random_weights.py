@@ -18,8 +18,9 @@ from thesis_lib.memory.compress import random_weights
 from thesis_lib.memory.compress.convert import convert
 from thesis_lib.memory.compress.random_weights import gaussian, synthesise
 from thesis_lib.memory.formats.base import find_format, words
-from thesis_lib.memory.model import checkpoint, smollm2, spec
+from thesis_lib.memory.model import checkpoint, spec
 from thesis_lib.memory.model.checkpoint import NON_LAYER, allocate
+from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import ModelSpec, geometries, geometry
 from thesis_lib.memory.offload.architectures import configure
 from thesis_lib.memory.offload.store import SafetensorsStore, StoreDamaged
@@ -50,7 +51,7 @@ def everything(folder):
 @pytest.mark.parametrize("tiny", [TINY, MISTRAL, OPT], ids=lambda tiny: tiny.name)
 def test_transformers_loads_what_was_written(tmp_path, tiny):
     said = synthesise(tiny, tmp_path / "model", seed=3)
-    with smollm2.quiet():
+    with quiet():
         model, report = AutoModelForCausalLM.from_pretrained(
             tmp_path / "model", output_loading_info=True
         )

@@ -18,6 +18,7 @@ from thesis_lib.memory.decode import speculative
 from thesis_lib.memory.decode.generate import generate_text
 from thesis_lib.memory.model import batch_invariant, smollm2
 from thesis_lib.memory.model.batch_invariant import BatchInvariant
+from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
@@ -103,7 +104,7 @@ def test_ties_are_broken_as_in_plain_decoding(tmp_path):
     head = weights["lm_head.weight"]
     head[1::2] = head[:-1:2]  # every token has a twin with the very same logit
     save_file(weights, file, metadata={"format": "pt"})
-    with smollm2.quiet():
+    with quiet():
         model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     prompt = tiny.tokens(3, 1, 5)
     with torch.no_grad():

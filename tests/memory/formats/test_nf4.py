@@ -16,8 +16,8 @@ from thesis_lib.memory.compress.convert import convert
 from thesis_lib.memory.formats import nf4
 from thesis_lib.memory.formats.base import find_format
 from thesis_lib.memory.formats.nf4 import NF4, OUTLIER, Int8, bitsandbytes
-from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.checkpoint import MANIFEST, NON_LAYER, entry_of, nbytes
+from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.offload.store import SafetensorsStore, StoreDamaged
 from thesis_lib.memory.offload.transfer import read_tensors
 
@@ -224,7 +224,7 @@ def test_transformers_knows_the_architecture_and_misses_the_matrices(tmp_path):
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(tmp_path / "out")
         AutoModelForCausalLM.from_config(config)
-    with smollm2.quiet():
+    with quiet():
         _, report = AutoModelForCausalLM.from_pretrained(
             tmp_path / "out", output_loading_info=True
         )

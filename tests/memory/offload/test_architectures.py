@@ -14,8 +14,14 @@ from thesis_lib.memory.compress.convert import compress_checkpoint
 from thesis_lib.memory.cost.planning import describe_plan
 from thesis_lib.memory.decode.generate import generate_text
 from thesis_lib.memory.decode.speculative import speculate_text
-from thesis_lib.memory.model import smollm2
-from thesis_lib.memory.model.spec import ARCHITECTURES, ModelSpec, geometries, geometry
+from thesis_lib.memory.model.pretrained import quiet
+from thesis_lib.memory.model.spec import (
+    ARCHITECTURES,
+    Machine,
+    ModelSpec,
+    geometries,
+    geometry,
+)
 from thesis_lib.memory.offload.architectures import (
     configure,
     flatten_head,
@@ -24,7 +30,8 @@ from thesis_lib.memory.offload.architectures import (
     stack,
 )
 from thesis_lib.memory.offload.measure import DeviceBudget
-from thesis_lib.memory.offload.offloaded_model import StreamedModel
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
+from thesis_lib.memory.offload.plan import PlanInfeasible
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +258,7 @@ def test_a_checkpoint_that_disagrees_with_its_config_is_refused(
 def test_a_family_that_is_not_streamed_is_refused_before_its_weights_are_opened(
     tmp_path, family
 ):
-    with smollm2.quiet():
+    with quiet():
         AutoConfig.for_model(family).save_pretrained(tmp_path)
     runs = [
         lambda: describe_plan(str(tmp_path), 2**30),
@@ -317,3 +324,135 @@ def test_a_flat_head_keeps_the_bits_and_multiplies_rows(models):
         assert torch.equal(rows(hidden), head(hidden))
         assert torch.equal(rows(hidden[:1, -1:]), head(hidden[:1, -1:]))
         assert torch.equal(rows(hidden[:, -1:])[:, 0], head(hidden[:, -1]))
+
+
+WORDS = 5003  # of a table that is some times a layer
+
+
+def write_wide(folder, architecture="llama", **changes):
+    """A random model whose layers take some hundred rows of its tables."""
+    wide = {"ffn_dim" if architecture == "opt" else "intermediate_size": 400}
+    return tiny.write(folder, architecture, vocab_size=WORDS, **wide, **changes)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_split_head_and_a_table_read_by_rows_give_the_same_bits(
+    tmp_path, architecture, tied
+):
+    model = write_wide(tmp_path, architecture, tie_word_embeddings=tied)
+    made = tiny.plan_split(tmp_path, 3, batch=2, context=24, pass_tokens=9)
+    assert made.head_parts > 2
+    with StreamedModel(tmp_path, made) as twin:
+        assert tiny.agree(twin, model, batch=2, vocab=WORDS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("resident", "ring", "host"), [(0, 1, None), (0, 3, 4)])
+def test_a_split_head_takes_other_types_and_another_road(
+    tmp_path, dtype, resident, ring, host
+):
+    model = write_wide(tmp_path, dtype=dtype)
+    made = tiny.plan_split(tmp_path, resident, ring, host, context=24, pass_tokens=9)
+    with StreamedModel(tmp_path, made) as twin:
+        assert tiny.agree(twin, model, vocab=WORDS)
+        assert (twin._host is None) == (host is None)
+
+
+@pytest.mark.parametrize("options", [
+    {"do_sample": True, "temperature": 0.8, "top_p": 0.9}, {"num_beams": 3},
+], ids=["sampled", "beams"])  # fmt: skip
+def test_generate_is_the_same_with_a_split_head(tmp_path, options):
+    model = write_wide(tmp_path, "gemma3_text")
+    made = tiny.plan_split(
+        tmp_path, batch=3, context=24, pass_tokens=4, logit_tokens=1, generating=True
+    )
+    prompt = tiny.tokens(1, 1, 7, WORDS)
+    options = {"max_new_tokens": 9, "prefill_chunk_size": 4} | options
+    with StreamedModel(tmp_path, made) as twin:
+        torch.manual_seed(3)
+        found = twin.generate(prompt, **options)
+    torch.manual_seed(3)
+    assert torch.equal(found, model.generate(prompt, **options))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_peak_with_a_split_head_is_the_plan_s(tmp_path, architecture):
+    write_wide(tmp_path, architecture)
+    made = tiny.plan_split(tmp_path, batch=2, context=20, pass_tokens=6)
+    peak = tiny.metered(tmp_path, made)
+    assert 0.97 * made.device_peak_bytes <= peak <= made.device_peak_bytes
+
+
+@pytest.mark.parametrize("resident", [0, 2, 4])
+def test_a_split_head_is_read_once_a_token_beside_the_rows(tmp_path, resident):
+    write_wide(tmp_path, tie_word_embeddings=True)
+    made = tiny.plan_split(tmp_path, resident, context=20)
+    row = made.spec.hidden * 2
+    with StreamedModel(tmp_path, made) as twin:
+        cache = twin.new_cache()
+        twin.step(tiny.tokens(0, 1, 1, WORDS), cache)
+        twin._turning().settle()
+        before = twin.bytes_read
+        twin._turning().rewind()
+        twin.step(tiny.tokens(1, 1, 1, WORDS), cache)
+        twin._turning().settle()
+        read = twin.bytes_read - before - row
+        ahead = sum(map(twin._opened().read_bytes, twin._turning().layers[:2]))
+    assert read == pytest.approx(made.bytes_per_step + ahead, rel=0.02)
+
+
+def test_a_head_that_fits_is_not_split(tmp_path):
+    write_wide(tmp_path)
+    assert tiny.plan_tight(tmp_path, context=8).head_parts == 0
+
+
+def test_a_token_of_another_tokenizer_is_refused_by_the_rows(tmp_path):
+    write_wide(tmp_path)
+    made = tiny.plan_split(tmp_path, context=8)
+    with StreamedModel(tmp_path, made) as twin:
+        for token in (WORDS, -1):
+            with pytest.raises(InvalidInput, match="use its own tokenizer"):
+                twin.step(torch.tensor([[token]]), None)
+        assert twin.step(torch.tensor([[WORDS - 1]]), None).isfinite().all()
+
+
+def test_a_row_of_an_altered_file_is_refused(tmp_path):
+    write_wide(tmp_path)
+    made = tiny.plan_split(tmp_path, context=8)
+    with StreamedModel(tmp_path, made) as twin:
+        path = tmp_path / "model.safetensors"
+        with path.open("r+b") as file:
+            file.seek(-2, 2)
+            file.write(b"??")
+        with pytest.raises(InvalidInput, match="has changed since it was opened"):
+            twin._rows(torch.tensor([5]))
+
+
+@pytest.mark.parametrize("weights", ["nf4", "int8"])
+def test_packed_layers_stand_beside_a_split_head(tmp_path, weights):
+    shape = {"hidden_size": 64, "intermediate_size": 1024, "num_attention_heads": 8}
+    shape |= {"num_key_value_heads": 4}
+    tiny.write(tmp_path / "dense", vocab_size=WORDS, **shape)
+    compress_checkpoint(str(tmp_path / "dense"), tmp_path / "out", weights, tokens=0)
+    row = tiny.tokens(1, 1, 8, WORDS)
+    logits = []
+    for make in (tiny.plan_tight, tiny.plan_split):
+        made = make(tmp_path / "out", context=8, pass_tokens=8)
+        with StreamedModel(tmp_path / "out", made) as twin:
+            logits.append(twin.logits(row))
+    assert torch.equal(*logits)
+
+
+def test_a_coded_head_is_not_split_and_the_refusal_says_what_it_needs(tmp_path):
+    write_wide(tmp_path / "dense")
+    compress_checkpoint(str(tmp_path / "dense"), tmp_path / "out", "lossless", tokens=0)
+
+    def make(device_bytes):
+        machine = Machine(device_bytes, 1e9)
+        return plan_checkpoint(tmp_path / "out", machine, context=8, ring=2)
+
+    least = make(2**50).least_device_bytes(2)
+    assert make(least).head_parts == 0
+    with pytest.raises(PlanInfeasible, match="embedding and head"):
+        make(least - 1)

@@ -14,6 +14,7 @@ from thesis_lib.memory.decode.generate import generate_text
 from thesis_lib.memory.decode.speculative import decode_greedily
 from thesis_lib.memory.evaluate.timing import measure_decoding, measure_passes
 from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import (
@@ -48,7 +49,7 @@ def test_streamed_logits_equal_resident_logits(tmp_path, dtype, ring, resident):
 def test_shards_stream_exactly(tmp_path):
     model = write_tiny(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with smollm2.quiet():
+    with quiet():
         model.save_pretrained(tmp_path, max_shard_size="60KB")
     assert not (tmp_path / "model.safetensors").exists()
     made = tiny.plan_tight(tmp_path, context=8, pass_tokens=8)

@@ -11,11 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig
+from transformers.utils import logging
 
 from thesis_lib.common.errors import InvalidInput, read_object, require, shown
-from thesis_lib.memory.model.smollm2 import quiet
 
 _MOST_WORDS = 200  # characters of what transformers said
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and warnings; restored afterwards."""
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -12,43 +12,25 @@ import importlib.util
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
-from transformers.utils import logging
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import cache_folder
+from thesis_lib.memory.model import gguf
 from thesis_lib.memory.model.checkpoint import (
     MANIFEST,
     MANIFEST_VERSION,
     read_manifest,
 )
+from thesis_lib.memory.model.pretrained import quiet
 
 SOURCE_BITS = 4  # of a weight in the packaged file: its matrices are Q4_1
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and warnings; restored afterwards."""
-    level = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def source() -> Path:
@@ -87,26 +69,23 @@ def load() -> tuple[LlamaForCausalLM, Any]:
 
 
 def convert(file: Path, folder: Path) -> None:
-    """Unpack a LLaMA GGUF into `folder`: safetensors, config.json and tokenizer.
+    """Unpack a GGUF file into `folder`: one safetensors file, config.json, tokenizer.
 
     All or nothing: the work is done beside `folder`, which must be empty or absent,
     and takes its place by one rename.
     """
+    packed = gguf.read_gguf(file)
+    config = gguf.read_config(packed)
+    placed = gguf.place(packed, config)
     partial = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
     try:
-        with quiet():
-            config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-            if config.model_type != "llama":
-                raise InvalidInput(
-                    f"{file} holds a {config.model_type!r} model: expected 'llama'"
-                )
-            config.architectures = ["LlamaForCausalLM"]
-            config.dtype = torch.bfloat16
-            config.save_pretrained(partial)
-            weights = dict(_tensors(file, config))
-            save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            tokenizer.save_pretrained(partial)
+        config.save_pretrained(partial)
+        weights = {
+            name: gguf.read_tensor(packed, tensor, name, config)
+            for name, tensor in placed.items()
+        }
+        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+        gguf.write_tokenizer(packed, partial)
         entries = {path.name: _entry(path) for path in sorted(partial.iterdir())}
         manifest = {
             "version": MANIFEST_VERSION,
@@ -123,31 +102,6 @@ def convert(file: Path, folder: Path) -> None:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _tensors(file: Path, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a LLaMA GGUF under its Hugging Face name, in bfloat16."""
-    with torch.device("meta"):
-        names = [name for name, _ in LlamaForCausalLM(config).named_parameters()]
-    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    ours = {known.get_name(name, (".weight",)): name for name in names}
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for tensor in gguf.GGUFReader(file).tensors:
-        name = ours[tensor.name]
-        values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        if (kind := name.split(".")[-2]) in heads:
-            values = _split_halves(values, heads[kind])
-        yield name, torch.tensor(values).to(torch.bfloat16)
-
-
-def _split_halves(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a query or key projection, (heads * d, hidden), in transformers' order.
-
-    GGUF interleaves the two coordinates of each rotary pair (x₀ y₀ x₁ y₁ …);
-    transformers expects all first coordinates of a head, then all second ones.
-    """
-    pairs = weight.reshape(heads, -1, 2, weight.shape[1])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weight.shape)
 
 
 def _verify(folder: Path) -> None:

@@ -4,12 +4,15 @@ A skeleton is the model of a configuration without a single weight: every parame
 is on the meta device, and only the small tables that no file holds are real.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from thesis_lib.common.errors import InvalidInput, shown
@@ -17,7 +20,7 @@ from thesis_lib.memory.formats.base import DENSE, WeightFormat
 from thesis_lib.memory.model.checkpoint import DTYPES, NON_LAYER
 from thesis_lib.memory.model.pretrained import transformers_reads
 from thesis_lib.memory.model.spec import ModelSpec
-from thesis_lib.memory.offload.store import SafetensorsStore
+from thesis_lib.memory.offload.store import SafetensorsStore, head_bounds
 
 TIED_HEAD = "lm_head.weight"
 
@@ -236,6 +239,65 @@ def flatten_head(model: Any) -> Any:
     flat.weight, flat.bias = head.weight, head.bias
     model.set_output_embeddings(flat)
     return model
+
+
+class RowTable(nn.Module):
+    """A token table of which a call gets the rows of its tokens, and no others.
+
+    `fetch` gives them, (n, hidden), for tokens (n,).
+    """
+
+    def __init__(self, table: nn.Embedding, fetch: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        table.padding_idx = None  # a row of the whole table, and for training alone
+        self.table, self._fetch = table, fetch
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        rows = self._fetch(tokens.flatten())
+        places = torch.arange(len(rows), device=rows.device).view(tokens.shape)
+        return functional_call(self.table, {"weight": rows}, (places,))
+
+
+class SplitHead(nn.Module):
+    """An output head of which one part after the other is there.
+
+    `lend` gives part number k, (rows, hidden), for the time of its product; without it
+    the parts are those of the head's own weight.
+    """
+
+    def __init__(
+        self,
+        head: nn.Linear,
+        parts: int,
+        lend: Callable[[int], AbstractContextManager[Tensor]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight, self.bias = head.weight, head.bias
+        self._bounds = head_bounds(head.out_features, parts)
+        self._lend = lend or self._own
+
+    def _own(self, part: int) -> AbstractContextManager[Tensor]:
+        return nullcontext(self.weight[self._bounds[part] : self._bounds[part + 1]])
+
+    def forward(self, input: Tensor) -> Tensor:
+        states = input.flatten(0, -2)
+        logits = states.new_empty(len(states), self._bounds[-1])
+        for part, (first, end) in enumerate(pairwise(self._bounds)):
+            bias = None if self.bias is None else self.bias[first:end]
+            with self._lend(part) as weight:
+                logits[:, first:end] = nn.functional.linear(states, weight, bias)
+        return logits.unflatten(0, input.shape[:-1])
+
+
+def split_tables(
+    model: Any,
+    parts: int,
+    fetch: Callable[[Tensor], Tensor],
+    lend: Callable[[int], AbstractContextManager[Tensor]] | None = None,
+) -> None:
+    """Let a model do without its tables of tokens: a `RowTable` and a `SplitHead`."""
+    model.set_input_embeddings(RowTable(model.get_input_embeddings(), fetch))
+    model.set_output_embeddings(SplitHead(model.get_output_embeddings(), parts, lend))
 
 
 def stack(model: nn.Module) -> tuple[str, nn.ModuleList]:

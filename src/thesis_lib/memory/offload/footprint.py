@@ -35,6 +35,8 @@ class Footprint:
     kv_bytes: int
     activation_bytes: int
     scratch_bytes: int  # what kernels take within an operator, and decoders
+    head_parts: int = 0  # that the output head is read in, if it is
+    part_read_bytes: int = 0  # of one of them
 
     @property
     def step_bytes(self) -> int:
@@ -53,6 +55,8 @@ def footprint(
     read_bytes: int,
     staging_bytes: int,
     outer_bytes: int,
+    head_parts: int = 0,
+    part_read_bytes: int = 0,
 ) -> Footprint:
     """Of a rehearsed step, with layers of a format and the sizes of their reads."""
     from thesis_lib.memory.offload.store import DECODERS
@@ -66,6 +70,8 @@ def footprint(
         peak.kv_bytes,
         peak.activation_bytes,
         peak.scratch_bytes + weights.decoder_bytes(DECODERS),
+        head_parts,
+        part_read_bytes,
     )
 
 

@@ -33,6 +33,7 @@ from thesis_lib.memory.offload.architectures import (
     renamed,
     require_tensors,
     skeleton,
+    split_tables,
     stack,
 )
 from thesis_lib.memory.offload.footprint import Footprint, footprint
@@ -40,6 +41,7 @@ from thesis_lib.memory.offload.measure import DeviceBudget, Span
 from thesis_lib.memory.offload.peak_memory import dry_run
 from thesis_lib.memory.offload.plan import ASSUMED_DISK_BYTES_PER_S, MemoryPlan, place
 from thesis_lib.memory.offload.store import (
+    HEAD,
     PendingRead,
     SafetensorsStore,
     Seconds,
@@ -160,7 +162,7 @@ class StreamedModel:
         model = skeleton(config, store.weights)
         self._check(store, model)
         device = Device() if self.device.type == "cpu" else Cuda(self.device)
-        tiers = {i: plan.tier(i) for i in range(self.spec.layers)}
+        tiers = {i: plan.tier(i) for i in range(plan.parts)}
         if plan.host_layers + plan.host_buffers:
             kept = [i for i, tier in tiers.items() if tier == "host"]
             sizes = plan.host_buffers, plan.staging_bytes
@@ -207,7 +209,15 @@ class StreamedModel:
             f"{folder} holds {store.kind} weights but the plan is for {plan.kind}: "
             "make the plan with plan_checkpoint",
         )
+        require_tensors(store, self.spec, model)
         needed = max(store.nbytes(i) for i in range(store.layers))
+        if plan.head_parts:
+            found = store.split_tables(self.spec, plan.staging_bytes)
+            require(
+                found == plan.head_parts,
+                f"the head of {folder} has {found} parts, the plan {plan.head_parts}: "
+                "make the plan with plan_checkpoint",
+            )
         if (
             needed > plan.staging_bytes
             or store.nbytes(NON_LAYER) > plan.non_layer_bytes
@@ -217,7 +227,6 @@ class StreamedModel:
                 f"the plan has {format_size(plan.staging_bytes)}: make the plan with "
                 "plan_checkpoint, which knows the sizes in the files"
             )
-        require_tensors(store, self.spec, model)
 
     def _attach(
         self, store: SafetensorsStore, model: Any, outer: StagingBuffer
@@ -234,7 +243,9 @@ class StreamedModel:
         for name, view in tensors.items():
             if name in names:
                 _assign(model, names[name], nn.Parameter(view, requires_grad=False))
-        if self.spec.tied:
+        if self.plan.head_parts:
+            split_tables(model, self.plan.head_parts, self._rows, self._lend_head)
+        elif self.spec.tied:
             table = model.get_input_embeddings().weight
             require(
                 TIED_HEAD not in tensors or _are_equal(tensors[TIED_HEAD], table),
@@ -250,6 +261,8 @@ class StreamedModel:
             number: renamed(store, number, dict(layer.state_dict()))
             for number, layer in enumerate(layers)
         }
+        for part in range(self.plan.head_parts):
+            self._names[self.spec.layers + part] = {HEAD: HEAD}
         for number, layer in enumerate(layers):
             layers[number] = _Lent(layer, number, self)
         model.generation_config = read_generation(self.folder, model.config)
@@ -442,6 +455,32 @@ class StreamedModel:
             self._admit(hidden.shape[0], hidden.shape[1], past)
             if not ring.at_start and not self._still:
                 ring.rewind()
+        with self._hold(layer) as weights:
+            yield weights
+
+    @contextmanager
+    def _lend_head(self, part: int) -> Iterator[Tensor]:
+        """A part of a split output head while it computes."""
+        with self._hold(self.spec.layers + part) as weights:
+            yield weights[HEAD]
+
+    def _rows(self, tokens: Tensor) -> Tensor:
+        """Rows of the token table, (n, hidden), read for `tokens`, (n,)."""
+        numbers = tokens.tolist()
+        require(
+            min(numbers) >= 0 and max(numbers) < self.spec.vocab,
+            f"tokens from {min(numbers)} to {max(numbers)} are not all among the "
+            f"{self.spec.vocab} that {self.folder} knows: use its own tokenizer",
+        )
+        rows = torch.empty((len(numbers), self.spec.hidden), dtype=self.config.dtype)
+        with self._alive():
+            self._opened().read_rows(numbers, rows.view(torch.uint8).numpy().data)
+        return rows.to(self.device)
+
+    @contextmanager
+    def _hold(self, layer: int) -> Iterator[dict[str, Tensor]]:
+        """The weights of a layer, or of a part of the head, in its turn."""
+        ring = self._turning()
         with self._alive():
             if layer in self._resident:
                 held = nullcontext(self._resident[layer])
@@ -522,6 +561,8 @@ def plan_checkpoint(
 ) -> MemoryPlan:
     """As `plan`, for a checkpoint: with the sizes of the reads that its files need.
 
+    Where the token table and the output head do not fit, they stay on the disk, as
+    `MemoryPlan` says; with `rollback` they do not.
     Raises InvalidInput for another architecture before a file of weights is opened.
 
     >>> from thesis_lib.memory import Machine, plan_checkpoint
@@ -540,12 +581,20 @@ def plan_checkpoint(
             store.nbytes(NON_LAYER),
         )
         store.require_geometry(spec)
+        parts = store.split_tables(spec, sizes[1])
+        heads = [store.read_bytes(store.layers + part) for part in range(parts)]
+        small = *sizes[:2], store.nbytes(NON_LAYER)
     shape, config = read_step(spec, batch, context, step), read_config(folder)
 
     def needed(shape: Shape) -> Footprint:
         return footprint(dry_run(config, shape, weights), weights, *sizes)
 
-    return place(spec, machine, ring, shape, needed)
+    def split(shape: Shape) -> Footprint:
+        peak = dry_run(config, shape, weights, parts)
+        return footprint(peak, weights, *small, parts, math.ceil(sum(heads) / parts))
+
+    splits = parts > 0 and shape.rollback == 0
+    return place(spec, machine, ring, shape, needed, split if splits else None)
 
 
 def open_streamed(  # nine: the words of `from_pretrained`, in the place of it

@@ -26,16 +26,17 @@ from transformers.generation.logits_process import (
 
 from thesis_lib.memory.formats.base import DENSE, PackedLinear, WeightFormat
 from thesis_lib.memory.model.batch_invariant import BatchInvariant
-from thesis_lib.memory.model.pretrained import transformers_reads
+from thesis_lib.memory.model.pretrained import quiet, transformers_reads
 from thesis_lib.memory.model.shape import PeakMemory, Shape
-from thesis_lib.memory.model.smollm2 import quiet
-from thesis_lib.memory.offload.architectures import skeleton, stack
+from thesis_lib.memory.offload.architectures import skeleton, split_tables, stack
 from thesis_lib.memory.offload.measure import DeviceBudget
 
 Run = dict[str, Tensor]  # whole numbers, (batch, context) each, that a caller holds
 
 
-def dry_run(config: Any, shape: Shape, weights: WeightFormat = DENSE) -> PeakMemory:
+def dry_run(
+    config: Any, shape: Shape, weights: WeightFormat = DENSE, head_parts: int = 0
+) -> PeakMemory:
     """Run the extreme steps of `shape` without memory, and meter them.
 
     The longest pass onto an empty and onto an almost full cache, a single token at
@@ -43,18 +44,28 @@ def dry_run(config: Any, shape: Shape, weights: WeightFormat = DENSE) -> PeakMem
     transformers does to the logits in between, sampling and beams included; with
     `rollback` also passes of `logit_tokens` whose rows are kept apart, and the trials
     of their kernels. Layers of one type are alike, so one of each type is rehearsed and
-    counted as often as it occurs.
+    counted as often as it occurs. With `head_parts` the token table is read by rows and
+    the output head comes in so many parts.
     """
-    return _dry_run(config.to_json_string(use_diff=False), shape, weights)
+    return _dry_run(config.to_json_string(use_diff=False), shape, weights, head_parts)
 
 
 @lru_cache(maxsize=4096)
-def _dry_run(text: str, shape: Shape, weights: WeightFormat) -> PeakMemory:
+def _dry_run(
+    text: str, shape: Shape, weights: WeightFormat, head_parts: int
+) -> PeakMemory:
     known = json.loads(text)
     with quiet():
         config = AutoConfig.for_model(known.pop("model_type"), **known)
     short, counts = _shorten(config)
     model = skeleton(short, weights.for_dry_run(short.num_hidden_layers))
+    if head_parts:
+        sizes: dict[str, Any] = {"dtype": short.dtype, "device": "cpu"}
+
+        def rows(tokens: Tensor) -> Tensor:
+            return torch.empty((len(tokens), short.hidden_size), **sizes)
+
+        split_tables(model, head_parts, rows)
     layers = stack(model)[1]
     tables = {
         b.untyped_storage().data_ptr(): b for b in model.buffers() if not b.is_meta

@@ -42,6 +42,10 @@ class MemoryPlan(Shape):
     A step is one pass over all layers: `pass_tokens` new tokens in each of `batch`
     sequences at most, whose keys and values reach `context` at the end.
 
+    Where the tables of tokens do not fit, rows of the first are read as they are wanted
+    and the output head comes in `head_parts`: they follow the last layer, pass through
+    the same buffers, and are counted as layers wherever layers are counted by tier.
+
     >>> from thesis_lib.memory import Machine, geometry, plan
     >>> made = plan(geometry("llama-65b"), Machine(8 * 2**30, 3e9), kind="nf4")
     >>> made.device_peak_bytes <= 8 * 2**30, made.ring
@@ -63,6 +67,13 @@ class MemoryPlan(Shape):
     host_buffers: int = 0  # buffers of host memory between disk and device
     scratch_bytes: int = 0  # what kernels take within an operator, and decoders
     layer_decoded_bytes: int | None = None  # of a coded layer in its buffer
+    head_parts: int = 0  # of an output head that is not kept on the device
+    part_read_bytes: int = 0  # of one of them, as the disk delivers it
+
+    @property
+    def parts(self) -> int:
+        """Decoder layers, and the parts of a split head behind them."""
+        return self.spec.layers + self.head_parts
 
     @property
     def device_peak_bytes(self) -> int:
@@ -78,7 +89,7 @@ class MemoryPlan(Shape):
 
     def least_device_bytes(self, ring: int) -> int:
         """What the device would hold with no layer resident and so many buffers."""
-        spared = self.ring + self.resident_layers - min(ring, self.spec.layers)
+        spared = self.ring + self.resident_layers - min(ring, self.parts)
         return self.device_peak_bytes - spared * self.staging_bytes
 
     @property
@@ -94,7 +105,9 @@ class MemoryPlan(Shape):
     @property
     def bytes_per_step(self) -> int:
         """Bytes that move in a step, as the disk has them."""
-        return self.streamed_layers * self.layer_read_bytes
+        heads = sum(map(self.is_streamed, range(self.spec.layers, self.parts)))
+        layers = self.streamed_layers - heads
+        return layers * self.layer_read_bytes + heads * self.part_read_bytes
 
     @property
     def bytes_per_token(self) -> float:
@@ -104,15 +117,17 @@ class MemoryPlan(Shape):
     @property
     def decoded_bytes_per_step(self) -> int:
         """Bytes that reach the device in a step: a code is longer once decoded."""
-        layer = self.layer_decoded_bytes or self.layer_read_bytes
-        return self.streamed_layers * layer
+        if self.layer_decoded_bytes is None:
+            return self.bytes_per_step
+        return self.streamed_layers * self.layer_decoded_bytes
 
     def transfer_s(self) -> float:
         """Seconds in which the streamed layers reach the device.
 
         Disk, decoder and link work at the same time; the slowest one is the bound.
         """
-        disk = self.disk_layers * self.layer_read_bytes / self.machine.disk_bytes_per_s
+        share = self.disk_layers / max(self.streamed_layers, 1)
+        disk = share * self.bytes_per_step / self.machine.disk_bytes_per_s
         link = self.decoded_bytes_per_step / self.machine.link_bytes_per_s
         return max(disk, link, self.decode_s())
 
@@ -195,7 +210,7 @@ class MemoryPlan(Shape):
         Resident layers are spread evenly, so that the reader never waits long for a
         free buffer.
         """
-        layers, streamed = self.spec.layers, self.streamed_layers
+        layers, streamed = self.parts, self.streamed_layers
         return (layer + 1) * streamed // layers > layer * streamed // layers
 
     def summary(self) -> dict[str, Any]:
@@ -216,6 +231,7 @@ class MemoryPlan(Shape):
                 "host": self.host_layers,
                 "disk": self.disk_layers,
             },
+            "head_parts": self.head_parts,
             "ring": self.ring,
             "batch": self.batch,
             "context": self.context,
@@ -281,15 +297,23 @@ def place(
     ring: int,
     shape: Shape,
     needed: Callable[[Shape], Footprint],
+    split: Callable[[Shape], Footprint] | None = None,
 ) -> MemoryPlan:
-    """As `plan`, where `needed` says what steps of a shape take."""
+    """As `plan`, where `needed` says what steps of a shape take.
+
+    `split` says it of a model without its tables of tokens, which is what is placed
+    where the whole does not fit.
+    """
     require(ring > 0, f"ring={ring} must be positive")
     needs = needed(shape)
-    staging = needs.staging_bytes
+    buffers = min(ring, spec.layers) * needs.staging_bytes
+    if split is not None and needs.fixed_bytes + buffers > machine.device_bytes:
+        needed, needs = split, split(shape)
+    staging, parts = needs.staging_bytes, spec.layers + needs.head_parts
     spare = machine.device_bytes - needs.fixed_bytes
     short = ring * staging - spare
-    if spare >= spec.layers * staging:
-        resident, ring = spec.layers, 0
+    if spare >= parts * staging:
+        resident, ring = parts, 0
     elif short > 0:
         outer, kv = needs.outer_bytes, needs.kv_bytes
         raise PlanInfeasible(
@@ -302,14 +326,14 @@ def place(
         )
     else:
         resident = (spare - ring * staging) // staging
-    host, host_buffers = _host_layers(machine, spec.layers - resident, staging)
+    host, host_buffers = _host_layers(machine, parts - resident, staging)
     return MemoryPlan(
         **asdict(shape),
         spec=spec,
         machine=machine,
         resident_layers=resident,
         host_layers=host,
-        disk_layers=spec.layers - resident - host,
+        disk_layers=parts - resident - host,
         ring=ring,
         staging_bytes=staging,
         non_layer_bytes=needs.outer_bytes,
@@ -320,6 +344,8 @@ def place(
         host_buffers=host_buffers,
         scratch_bytes=needs.scratch_bytes,
         layer_decoded_bytes=needs.decoded_bytes,
+        head_parts=needs.head_parts,
+        part_read_bytes=needs.part_read_bytes,
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -60,6 +61,22 @@ _HEADER_LIMIT = 10**8  # bytes, the format's own limit
 _NAME_LIMIT = 255  # bytes of a file's name, that of Linux
 _MOST_DIMENSIONS = 8
 _MOST_LAYERS_SHOWN = 8
+
+
+HEAD = "weight"  # what a part of a split output head is called
+_HEADS = ("lm_head.weight", "embed_out.weight")
+
+
+# Kernels of matrix products work on 16, 32, 48 or 64 outputs together, and on a few
+# last ones, or on few at all, in another way: parts of whole groups, with what is left
+# over in the last one, give every output the bits that it has in the whole.
+_GROUP = 192
+
+
+def head_bounds(vocab: int, parts: int) -> list[int]:
+    """Where the parts of an output head begin, and where the last one ends."""
+    groups = vocab // _GROUP
+    return [part * groups // parts * _GROUP for part in range(parts)] + [vocab]
 
 
 class StoreDamaged(InvalidInput):
@@ -129,6 +146,10 @@ class _Part:
     @property
     def read_bytes(self) -> int:
         return sum(extent.span for extent in self.extents)
+
+    @property
+    def tensor_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.placements)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,12 +298,16 @@ class _File:
                 "open it again",
             )
 
-    def read(self, target: memoryview, offset: int, needed: int) -> int:
+    def read(
+        self, target: memoryview, offset: int, needed: int, direct: bool = True
+    ) -> int:
         """Fill `target` from `offset`; at least `needed` bytes, or StoreDamaged.
 
         A request in whole blocks may end past the end of the file, hence `needed`.
+        Without `direct` it may be of any bytes.
         """
-        descriptor = self.buffered if self.direct is None else self.direct
+        past_cache = self.direct if direct else None
+        descriptor = self.buffered if past_cache is None else past_cache
         filled = 0
         while filled < needed:
             n_bytes = os.preadv(descriptor, [target[filled:]], offset + filled)
@@ -292,7 +317,7 @@ class _File:
                     "that its header promises: truncated while open"
                 )
             filled += n_bytes
-        if self.direct is None and hasattr(os, "posix_fadvise"):
+        if past_cache is None and hasattr(os, "posix_fadvise"):
             # Keeps the page cache from holding the model that the budget excludes.
             os.posix_fadvise(self.buffered, offset, filled, os.POSIX_FADV_DONTNEED)
         return filled
@@ -486,6 +511,8 @@ class SafetensorsStore:
             tensors = list(self._tensors(index))
             coded = {i: file.coded for i, file in enumerate(self._files) if file.coded}
             self._parts = _partition(tensors, self.folder, coded)
+            self.layers = len(self._parts) - 1  # decoder layers
+            self._outside = [t for t in tensors if split_name(t.name)[0] == NON_LAYER]
             self._prefix = _prefix(tensors, self.folder)
             self._sums = _checksums(manifest, [file.path for file in self._files])
             if verify:
@@ -500,11 +527,6 @@ class SafetensorsStore:
             DECODERS, thread_name_prefix="decode", initializer=_give_way
         )
         self.scratch = lossless.Scratch(DECODERS if coded else 0)
-
-    @property
-    def layers(self) -> int:
-        """The number of decoder layers."""
-        return len(self._parts) - 1
 
     @property
     def weights(self) -> WeightFormat:
@@ -547,7 +569,7 @@ class SafetensorsStore:
 
     def tensor_bytes(self, layer: int) -> int:
         """Bytes of the tensors of `layer` alone."""
-        return sum(tensor.nbytes for tensor in self._part(layer).placements)
+        return self._part(layer).tensor_bytes
 
     def full_name(self, layer: int, name: str) -> str:
         """What the checkpoint calls a tensor of `placements(layer)`."""
@@ -612,6 +634,53 @@ class SafetensorsStore:
             begin - extent.start : end - extent.start
         ]
 
+    def split_tables(self, spec: ModelSpec, buffer_bytes: int) -> int:
+        """Take the tables of tokens out of what is read as one, and give their number.
+
+        Rows of the token table are read by `read_rows` from then on, and the output
+        head in so many parts, by `head_bounds`, each in a buffer of `buffer_bytes`: the
+        layers after the last one. 0, and nothing changed, for a checkpoint that is in
+        code, for a tied head that is stored beside its table, for a small table and for
+        a small buffer.
+        """
+        tables = [t for t in self._outside if t.shape == (spec.vocab, spec.hidden)]
+        whole_part = self._part(NON_LAYER).decoded_bytes is None
+        if not whole_part or len(tables) != (1 if spec.tied else 2):
+            return 0
+        tables.sort(key=lambda table: table.name.endswith(_HEADS))
+        self._table, head = tables[0], tables[-1]
+        row, groups = head.nbytes // spec.vocab, spec.vocab // _GROUP
+        # A part may straddle two blocks, and the last one has up to a group more.
+        most = (buffer_bytes - 2 * ALIGNMENT) // (row * _GROUP) - 1
+        if most < 1 or groups < 1:
+            return 0
+        parts = -(-groups // most)
+        rest = [tensor for tensor in self._outside if tensor not in tables]
+        self._parts[NON_LAYER] = _lay_out(rest)
+        for number, (first, end) in enumerate(pairwise(head_bounds(spec.vocab, parts))):
+            part = replace(
+                head,
+                name=HEAD,
+                shape=(end - first, spec.hidden),
+                start=head.start + first * row,
+                nbytes=(end - first) * row,
+            )
+            self._parts[self.layers + number] = _lay_out([part])
+        return parts
+
+    def read_rows(self, rows: Sequence[int], target: memoryview) -> None:
+        """Read `rows` of the token table into `target`, (n, bytes of a row).
+
+        After `split_tables`. A row is small and wanted at once: it comes through the
+        page cache, which is told to forget it.
+        """
+        table = self._table
+        file, size = self._files[table.file], table.nbytes // table.shape[0]
+        for number, row in enumerate(rows):
+            place = table.start + row * size
+            self._read(file, target[number : number + 1].cast("B"), place, size, False)
+        file.verify()
+
     def close(self) -> None:
         """Wait for reads in flight and close the files."""
         if self._pool is not None:
@@ -643,9 +712,16 @@ class SafetensorsStore:
                 target = buffer[extent.at + at : extent.at + at + size]
                 yield file, target, extent.start + at, min(size, needed - at)
 
-    def _read(self, file: _File, target: memoryview, offset: int, needed: int) -> None:
+    def _read(
+        self,
+        file: _File,
+        target: memoryview,
+        offset: int,
+        needed: int,
+        direct: bool = True,
+    ) -> None:
         try:
-            filled = file.read(target, offset, needed)
+            filled = file.read(target, offset, needed, direct)
         except OSError as error:
             file.refuse(
                 f"cannot be read at byte {offset} ({error.strerror})",
@@ -655,10 +731,14 @@ class SafetensorsStore:
             self.bytes_read += filled
 
     def _check(self, part: _Part, buffer: memoryview) -> None:
-        """Hold the bytes of a layer that has arrived against the manifest."""
+        """Hold the bytes of a layer that has arrived against the manifest.
+
+        What is read in parts is held against the file's size, times and header alone.
+        """
         for extent in part.extents:
             file = self._files[extent.file]
-            if extent.file not in self._sums:
+            whole_file = sum(span.nbytes for span in file.spans.values())
+            if extent.file not in self._sums or part.tensor_bytes != whole_file:
                 continue
             begin = extent.at + file.data_start - extent.start
             content = buffer[begin : extent.at + extent.end - extent.start]

@@ -1,0 +1,591 @@
+"""A GGUF file, llama.cpp's, as a checkpoint that transformers reads and that streams.
+
+The format is one file: metadata by name, a table of tensors, their bytes. Everything
+that it says is checked before a tensor is read: what this module does not know by name
+could change what the model computes, and is refused.
+"""
+
+import math
+import mmap
+import os
+import struct
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFValueType
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from thesis_lib.common.errors import (
+    InvalidInput,
+    choice,
+    open_regular,
+    require,
+    shown,
+    whole,
+)
+from thesis_lib.common.units import MiB, format_size
+from thesis_lib.memory.model.checkpoint import (
+    DTYPE_NAMES,
+    Entry,
+    contents,
+    file_bytes,
+    in_file_order,
+    nbytes,
+    new_checkpoint,
+    split_name,
+)
+from thesis_lib.memory.model.pretrained import transformers_reads
+from thesis_lib.memory.model.spec import ModelSpec
+
+Progress = Callable[[int, int], None]  # layers done, and of all
+
+WORK_BYTES = 64 * MiB  # of decoding, beside the tensor that is made
+_WORK_PER_WEIGHT = 32  # bytes that a decoder of the gguf package takes at most
+_ALIGNMENT = 32  # of tensors, where the file says nothing
+_MOST_DIMENSIONS = 4
+_FIXED: dict[int, str] = {  # values of one size, in the words of struct
+    GGUFValueType.UINT8: "B", GGUFValueType.INT8: "b", GGUFValueType.BOOL: "?",
+    GGUFValueType.UINT16: "H", GGUFValueType.INT16: "h", GGUFValueType.UINT32: "I",
+    GGUFValueType.INT32: "i", GGUFValueType.FLOAT32: "f", GGUFValueType.UINT64: "Q",
+    GGUFValueType.INT64: "q", GGUFValueType.FLOAT64: "d",
+}  # fmt: skip
+
+# The architectures that are converted: transformers' model_type of each.
+ARCHITECTURES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+}
+_LARGEST = 2**31 - 1
+_COUNTS = {  # whole numbers of an architecture, by transformers' names
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+}
+_WINDOW = {"attention.sliding_window": "sliding_window"}
+_NUMBERS = {"attention.layer_norm_rms_epsilon": "rms_norm_eps"}
+_SOFT_CAPS = {
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+_OPTIONAL = {"attention.head_count_kv", "attention.key_length", *_SOFT_CAPS}
+_ROPE, _SCALING, _FACTOR = "rope.freq_base", "rope.scaling.type", "rope.scaling.factor"
+_IMPLIED = ("attention.value_length", "rope.dimension_count", "vocab_size")
+_FREQUENCIES = "rope_freqs.weight"  # what llama 3 divides its own by
+_LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+_SPECIAL = {
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+    "padding_token_id": "pad_token_id",
+}
+_PLAIN = {
+    GGMLQuantizationType.F32: torch.float32,
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
+# The layers of the two models whose attention is scaled by hidden size over heads and
+# not by the size of a head, as llama.cpp knows them.
+_SCALED_BY_HIDDEN = {"gemma2": 46, "gemma3": 62}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """A tensor of a GGUF file: shape as torch has it, type, where it begins."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: GGMLQuantizationType
+    start: int  # byte offset in the file
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the weights that share all indices but the last."""
+        block, size = gguf.GGML_QUANT_SIZES[self.kind]
+        return self.shape[-1] // block * size
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.row_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """What a GGUF file says before its weights."""
+
+    path: Path
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, GgufTensor]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata.get("general.architecture"))
+
+    def refuse(self, what: str, do: str) -> NoReturn:
+        """Raise InvalidInput: what is wrong with this file, and what to do."""
+        raise InvalidInput(f"{self.path} {what}; {do}")
+
+    def field(self, name: str) -> Any:
+        """A value of this architecture, None where the file has none."""
+        return self.metadata.get(f"{self.architecture}.{name}")
+
+
+def read_gguf(path: Path | str) -> GgufFile:
+    """The metadata and the table of tensors of a GGUF file; no weight is read.
+
+    Raises InvalidInput for a file that is missing, cut, of another format, version or
+    byte order, with a type that the gguf package cannot decode, or whose table does not
+    describe its bytes.
+    """
+    path = Path(path)
+    try:
+        descriptor = open_regular(path)
+    except OSError as error:
+        raise InvalidInput(
+            f"{path} cannot be opened ({error.strerror}): expected a GGUF file"
+        ) from error
+    with open(descriptor, "rb") as file:
+        size = os.fstat(descriptor).st_size
+        require(size > 0, f"{path} is empty: expected a GGUF file")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Reader(path, data).read()
+
+
+class _Reader:
+    """A walk through the head of a file, which never leaves it."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self.data, self.at = path, data, 0
+
+    def refuse(self, what: str) -> NoReturn:
+        raise InvalidInput(
+            f"{self.path} {what}: expected a whole GGUF file; copy it again"
+        )
+
+    def read(self) -> GgufFile:
+        if self.data[:4] != b"GGUF":
+            self.refuse(f"begins with {shown(self.data[:4])}, not with GGUF")
+        self.at = 4
+        (version,) = self.take("I")
+        if version not in (2, 3):
+            self.refuse(f"is of version {version} or of another byte order, not 2 or 3")
+        tensors, values = self.take("QQ")
+        metadata: dict[str, Any] = {}
+        for _ in range(values):
+            name = self.text()
+            if name in metadata:
+                self.refuse(f"says {shown(name)} twice")
+            metadata[name] = self.value(self.take("I")[0])
+        found = [self.tensor() for _ in range(tensors)]
+        alignment = metadata.get("general.alignment", _ALIGNMENT)
+        if type(alignment) is not int or not 0 < alignment <= len(self.data):
+            self.refuse(f"aligns tensors to {shown(alignment)}")
+        return GgufFile(self.path, metadata, self.placed(found, alignment))
+
+    def take(self, words: str) -> tuple[Any, ...]:
+        """The next values, in the words of struct."""
+        try:
+            found = struct.unpack_from("<" + words, self.data, self.at)
+        except struct.error:
+            self.refuse(f"ends at byte {len(self.data)}, in the middle of its head")
+        self.at += struct.calcsize("<" + words)
+        return found
+
+    def text(self) -> str:
+        (length,) = self.take("Q")
+        self.hold(length)
+        raw = self.data[self.at : self.at + length]
+        self.at += length
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            self.refuse(f"has a name that is no text, {shown(raw)}")
+
+    def hold(self, n_bytes: int) -> None:
+        """Refuse what the rest of the file cannot hold, before memory is taken."""
+        if n_bytes > len(self.data) - self.at:
+            self.refuse(f"announces {n_bytes} bytes at byte {self.at} and is shorter")
+
+    def value(self, kind: int) -> Any:
+        if kind in _FIXED:
+            return self.take(_FIXED[kind])[0]
+        if kind == GGUFValueType.STRING:
+            return self.text()
+        if kind != GGUFValueType.ARRAY:
+            self.refuse(f"has a value of the unknown type {kind}")
+        kind, count = self.take("IQ")
+        if kind in _FIXED:
+            self.hold(count * struct.calcsize(_FIXED[kind]))
+            return list(self.take(f"{count}{_FIXED[kind]}"))
+        if kind != GGUFValueType.STRING:
+            self.refuse(f"has an array of the type {kind}, which is not read")
+        self.hold(8 * count)
+        return [self.text() for _ in range(count)]
+
+    def tensor(self) -> GgufTensor:
+        name, (dimensions,) = self.text(), self.take("I")
+        if not 0 < dimensions <= _MOST_DIMENSIONS:
+            self.refuse(f"gives {shown(name)} {dimensions} dimensions")
+        shape = tuple(reversed(self.take(f"{dimensions}Q")))
+        kind, start = self.take("IQ")
+        if not _is_decoded(kind):
+            self.refuse(f"holds {shown(name)} in the type {kind}, which nobody decodes")
+        known = GGMLQuantizationType(kind)
+        block, _ = gguf.GGML_QUANT_SIZES[known]
+        if not all(shape) or shape[-1] % block or math.prod(shape) >= 2**63:
+            self.refuse(
+                f"gives {shown(name)} the shape {list(shape)}, which blocks of {block} "
+                "weights do not fill"
+            )
+        return GgufTensor(name, shape, known, start)
+
+    def placed(
+        self, tensors: list[GgufTensor], alignment: int
+    ) -> dict[str, GgufTensor]:
+        """The tensors by name, where they lie in the file; apart and inside."""
+        first = -(-self.at // alignment) * alignment
+        by_name = {}
+        for tensor in tensors:
+            if tensor.name in by_name:
+                self.refuse(f"holds {shown(tensor.name)} twice")
+            by_name[tensor.name] = GgufTensor(
+                tensor.name, tensor.shape, tensor.kind, first + tensor.start
+            )
+        end = first
+        for tensor in sorted(by_name.values(), key=lambda each: each.start):
+            if tensor.start < end:
+                self.refuse(f"has {shown(tensor.name)} where another tensor lies")
+            end = tensor.start + tensor.nbytes
+            if end > len(self.data):
+                self.refuse(
+                    f"ends at byte {len(self.data)}, and {shown(tensor.name)} at {end}"
+                )
+        return by_name
+
+
+@cache
+def _is_decoded(kind: int) -> bool:
+    """Whether the gguf package decodes a type, tried on a block of zeros."""
+    try:
+        _, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        gguf.dequantize(np.zeros((1, size), np.uint8), GGMLQuantizationType(kind))
+    except (ValueError, KeyError, NotImplementedError):
+        return False
+    return True
+
+
+def read_config(file: GgufFile) -> Any:
+    """The transformers configuration of a GGUF file.
+
+    Raises InvalidInput for an architecture that is not converted, for a setting that
+    is missing or not what it has to be, and for one that is not known here.
+    """
+    path, kind = file.path, file.architecture
+    choice(f"the architecture of {path}:", kind, ARCHITECTURES)
+    gemma = kind.startswith("gemma")
+    counts = _COUNTS | (_WINDOW if gemma else {})
+    numbers = _NUMBERS | (_SOFT_CAPS if gemma else {})
+    known = {*counts, *numbers, *_IMPLIED, _ROPE, _SCALING, _FACTOR}
+    for name, value in file.metadata.items():
+        inside = name.removeprefix(f"{kind}.")
+        if inside != name and inside not in known and value not in (0, "none"):
+            file.refuse(
+                f"sets {name} to {shown(value)}, which may change what the model "
+                "computes and is not known here",
+                "expected a file of the plain architecture",
+            )
+    fields: dict[str, Any] = {
+        ours: whole(file.field(name), f"{kind}.{name} in {path}", 1, _LARGEST)
+        for name, ours in counts.items()
+        if file.field(name) is not None or name not in _OPTIONAL
+    }
+    fields |= {
+        ours: _number(file, name)
+        for name, ours in numbers.items()
+        if file.field(name) is not None or name not in _OPTIONAL
+    }
+    hidden, heads = fields["hidden_size"], fields["num_attention_heads"]
+    size = fields.setdefault("head_dim", hidden // heads)
+    fields.setdefault("num_key_value_heads", heads)
+    table = file.tensors.get("token_embd.weight")
+    if table is None or len(table.shape) != 2:
+        file.refuse("has no table of tokens", "copy it again")
+    fields["vocab_size"] = table.shape[0]
+    implied = dict.fromkeys(_IMPLIED, size) | {"vocab_size": table.shape[0]}
+    for name, value in implied.items():
+        if file.field(name) not in (None, value):
+            file.refuse(
+                f"sets {kind}.{name} to {shown(file.field(name))} where its other "
+                f"settings ask for {value}",
+                "expected a file of the plain architecture",
+            )
+    if gemma:
+        by_hidden = fields["num_hidden_layers"] == _SCALED_BY_HIDDEN[kind]
+        fields["query_pre_attn_scalar"] = hidden // heads if by_hidden else size
+    for name, ours in _SPECIAL.items():
+        fields[ours] = file.metadata.get(f"tokenizer.ggml.{name}")
+    with transformers_reads(
+        f"{path} gives no configuration", "one of its architecture"
+    ):
+        config: Any = AutoConfig.for_model(
+            ARCHITECTURES[kind],
+            tie_word_embeddings="output.weight" not in file.tensors,
+            rope_parameters=_rope(file, size),
+            dtype=_dtype(file),
+            **fields,
+        )
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    config.architectures = [model.__name__]
+    return config
+
+
+def _number(file: GgufFile, name: str) -> float:
+    value = file.field(name)
+    if not isinstance(value, float) or not 0 < value < math.inf:
+        file.refuse(
+            f"sets {file.architecture}.{name} to {shown(value)}",
+            "expected a positive number; copy it again",
+        )
+    return value
+
+
+def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
+    """The rotary parameters, in transformers' words."""
+    theta = _number(file, _ROPE) if file.field(_ROPE) is not None else 1e4
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
+    scaling = file.field(_SCALING)
+    if scaling == "linear":
+        rope |= {"rope_type": "linear", "factor": _number(file, _FACTOR)}
+    elif scaling not in (None, "none"):
+        file.refuse(
+            f"scales its rotary frequencies by {shown(scaling)}",
+            "expected none, linear, or the factors of llama 3",
+        )
+    if _FREQUENCIES in file.tensors:
+        rope |= _llama3(file, head_dim, theta)
+    if file.architecture != "gemma3":
+        return rope
+    # Its windows keep their frequencies, whatever the other layers do.
+    local = {"rope_type": "default", "rope_theta": 1e4}
+    return {"full_attention": rope, "sliding_attention": local}
+
+
+def _llama3(file: GgufFile, head_dim: int, theta: float) -> dict[str, Any]:
+    """Llama 3's scaling, whose factors the file holds as a tensor.
+
+    Raises InvalidInput for factors that are not those of its rule.
+    """
+    tensor = file.tensors[_FREQUENCIES]
+    stored = _decode(file, tensor, 0, tensor.rows).ravel()
+    factor = float(stored.max())
+    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    turns = _LLAMA3["original_max_position_embeddings"] * frequencies / (2 * np.pi)
+    low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
+    kept = np.clip((turns - low) / (high - low), 0, 1)  # share that is not slowed
+    rule = 1 / ((1 - kept) / factor + kept)
+    if stored.shape != rule.shape or not np.allclose(stored, rule, rtol=1e-4):
+        file.refuse(
+            f"divides its rotary frequencies by {shown(stored.tolist())}",
+            f"expected the factors of llama 3, {shown(rule.tolist())}",
+        )
+    return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
+
+
+def _dtype(file: GgufFile) -> torch.dtype:
+    """The type of the matrices where all have one that torch has, else bfloat16."""
+    kinds = {t.kind for t in file.tensors.values() if len(t.shape) > 1}
+    alone = kinds.pop() if len(kinds) == 1 else None
+    return torch.bfloat16 if alone is None else _PLAIN.get(alone, torch.bfloat16)
+
+
+def place(file: GgufFile, config: Any) -> dict[str, GgufTensor]:
+    """The tensors of a model by the names of its parameters.
+
+    Raises InvalidInput where the file lacks one, has another shape or holds more.
+    """
+    layers = config.num_hidden_layers
+    blocks = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
+    if len(blocks) != layers:
+        file.refuse(
+            f"has tensors of {len(blocks)} layers and says that it has {layers}",
+            "a part is missing; copy it again",
+        )
+    with (
+        transformers_reads(f"{file.path} gives no model", "one of its architecture"),
+        torch.device("meta"),
+    ):
+        parameters = dict(AutoModelForCausalLM.from_config(config).named_parameters())
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    known = gguf.get_tensor_name_map(numbers[file.architecture], layers)
+    placed = {}
+    for name, parameter in parameters.items():
+        theirs = known.get_name(name, (".weight", ".bias"))
+        tensor = file.tensors.get(theirs or "")
+        if tensor is None or tensor.shape != tuple(parameter.shape):
+            has = "no such tensor" if tensor is None else f"{list(tensor.shape)}"
+            file.refuse(
+                f"has {has} for {theirs} where {list(parameter.shape)} was expected",
+                "it is cut, or of another architecture than it says",
+            )
+        placed[name] = tensor
+    held = {tensor.name for tensor in placed.values()} | {_FREQUENCIES}
+    odd = sorted(file.tensors.keys() - held)
+    if odd:
+        file.refuse(
+            f"holds {shown(odd)}, of which its architecture has no use",
+            "expected a file of the plain architecture",
+        )
+    return placed
+
+
+def _decode(file: GgufFile, tensor: GgufTensor, first: int, last: int) -> np.ndarray:
+    """Rows of a tensor as float32, (last - first, n)."""
+    count, start = (
+        (last - first) * tensor.row_bytes,
+        tensor.start + first * tensor.row_bytes,
+    )
+    try:
+        raw = np.fromfile(file.path, np.uint8, count, offset=start)
+    except OSError as error:
+        file.refuse(f"cannot be read ({error.strerror})", "check the disk")
+    if len(raw) != count:
+        file.refuse(
+            f"ends before byte {start + count}: cut while open", "copy it again"
+        )
+    return gguf.dequantize(raw.reshape(-1, tensor.row_bytes), tensor.kind)
+
+
+def read_tensor(file: GgufFile, tensor: GgufTensor, name: str, config: Any) -> Tensor:
+    """A parameter of the model, in the type of its configuration.
+
+    A few rows are decoded at a time, to float32. llama.cpp keeps the two coordinates
+    of a rotary pair side by side in llama's queries and keys, and one more than the
+    weight in the norms of gemma; transformers does neither.
+    """
+    made = torch.empty((tensor.rows, tensor.shape[-1]), dtype=config.dtype)
+    step = max(1, WORK_BYTES // (_WORK_PER_WEIGHT * tensor.shape[-1]))
+    for first in range(0, tensor.rows, step):
+        values = _decode(file, tensor, first, min(first + step, tensor.rows))
+        if _is_shifted(file, name):
+            values = values - 1
+        made[first : first + step] = torch.from_numpy(values)
+    made = made.view(tensor.shape)
+    heads = _paired(file, name, config)
+    if not heads:
+        return made
+    return made.view(heads, -1, 2, *made.shape[1:]).transpose(1, 2).reshape(made.shape)
+
+
+def _is_shifted(file: GgufFile, name: str) -> bool:
+    return file.architecture.startswith("gemma") and name.endswith("norm.weight")
+
+
+def _paired(file: GgufFile, name: str, config: Any) -> int:
+    """The heads whose rotary pairs stand side by side in a parameter, 0 for none."""
+    if file.architecture != "llama":
+        return 0
+    part = name.split(".")[-2]
+    if part == "q_proj":
+        return config.num_attention_heads
+    return config.num_key_value_heads if part == "k_proj" else 0
+
+
+def convert(
+    path: Path | str,
+    out: Path | str,
+    memory_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a GGUF file as a checkpoint into the new folder `out`.
+
+    One tensor is in memory at a time, and a part of it while it is decoded:
+    `peak_bytes`, beside the interpreter and the tokenizer. Quantised weights become
+    bfloat16, others keep their type; tokenizer and special tokens come along.
+    All or nothing, as `new_checkpoint`. `progress` hears of layers done and of all.
+
+    Returns `bytes_before` of the file and `bytes_after` of the tensors, `layers`,
+    `types`, the number of tensors by type, and `dtype`. Raises InvalidInput as
+    `read_gguf`, `read_config` and `place`, for a file without a tokenizer, and where
+    `memory_bytes` are too few.
+    """
+    file = read_gguf(path)
+    config = read_config(file)
+    if "tokenizer.ggml.model" not in file.metadata:
+        file.refuse("has no tokenizer", "expected a file of a whole language model")
+    placed = place(file, config)
+    peak = max(_peak(file, name, placed[name], config) for name in placed)
+    require(
+        memory_bytes is None or peak <= memory_bytes,
+        f"{path} needs {format_size(peak)} at a time where "
+        f"{format_size(memory_bytes or 0)} are allowed: allow more",
+    )
+    dtype = DTYPE_NAMES[config.dtype]
+    parts: dict[int, dict[str, Entry]] = {}
+    for name, tensor in placed.items():
+        parts.setdefault(split_name(name)[0], {})[name] = (dtype, tensor.shape)
+    with new_checkpoint(Path(out), sum(map(file_bytes, parts.values()))) as checkpoint:
+        config.save_pretrained(checkpoint.folder)
+        ModelSpec.from_config(checkpoint.folder)  # refuses what cannot be streamed
+        write_tokenizer(file, checkpoint.folder)
+        for done, (layer, entries) in enumerate(sorted(parts.items())):
+            tensors = (
+                read_tensor(file, placed[name], name, config)
+                for name in in_file_order(entries)
+            )
+            checkpoint.write(layer, entries, contents(tensors))
+            if progress is not None:
+                progress(done, config.num_hidden_layers)
+        checkpoint.finish(layers=config.num_hidden_layers, source=file.path.name)
+    return {
+        "bytes_before": file.path.stat().st_size,
+        "bytes_after": sum(nbytes(e) for part in parts.values() for e in part.values()),
+        "layers": config.num_hidden_layers,
+        "types": dict(Counter(tensor.kind.name for tensor in file.tensors.values())),
+        "dtype": dtype,
+        "peak_bytes": peak,
+    }
+
+
+def _peak(file: GgufFile, name: str, tensor: GgufTensor, config: Any) -> int:
+    """Bytes that `read_tensor` takes at most."""
+    made = math.prod(tensor.shape) * config.dtype.itemsize
+    copies = 2 if _paired(file, name, config) else 1
+    row = _WORK_PER_WEIGHT * tensor.shape[-1]
+    return copies * made + max(min(WORK_BYTES, tensor.rows * row), row)
+
+
+def write_tokenizer(file: GgufFile, folder: Path) -> None:
+    """Write the tokenizer of a GGUF file, as transformers makes it, into `folder`."""
+    with transformers_reads(
+        f"{file.path} gives no tokenizer", "one of its architecture"
+    ):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
+            file.path.parent, gguf_file=file.path.name
+        )
+        tokenizer.save_pretrained(folder)

@@ -1,0 +1,356 @@
+"""A GGUF file becomes the checkpoint that it was made of, or is refused by name."""
+
+import random
+import tracemalloc
+from contextlib import suppress
+
+import gguf
+import numpy as np
+import pytest
+import tiny
+import torch
+from gguf import GGMLQuantizationType as Kind
+from gguf import GGUFWriter
+from safetensors.torch import load_file
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.model import gguf as ours
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.pretrained import quiet, read_tokenizer
+from thesis_lib.memory.offload.offloaded_model import StreamedModel
+
+SHAPE = {"vocab_size": 263, "hidden_size": 64, "num_attention_heads": 4}
+GROUPED = {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 16}
+CHANGES = {
+    "llama": {},
+    "qwen2": {"head_dim": None},
+    "qwen3": {},
+    "gemma2": {"query_pre_attn_scalar": 16},
+    "gemma3": {"query_pre_attn_scalar": 16, "layer_types": None},
+}
+DECODED = [kind for kind in Kind if ours._is_decoded(kind)]
+
+
+def make(folder, architecture, dtype=torch.float32, **changes):
+    """A tiny random model, in `folder` and resident."""
+    shape = {**SHAPE, **GROUPED, **CHANGES[architecture], **changes}
+    given = {name: value for name, value in shape.items() if value is not None}
+    model = ours.ARCHITECTURES[architecture]
+    if architecture == "gemma3":
+        given |= {"num_hidden_layers": 7, "layer_types": WINDOWS}
+    return tiny.write(folder, model, dtype=dtype, **given)
+
+
+WINDOWS = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
+
+
+def describe(writer, architecture, config, **fields):
+    """Write the settings of a model, as llama.cpp does; `fields` are other ones."""
+    rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)
+    said = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "rope.freq_base": float(rope["rope_theta"]),
+    }
+    if architecture != "qwen2":
+        said |= {
+            f"attention.{which}_length": config.head_dim for which in ("key", "value")
+        }
+    if architecture.startswith("gemma"):
+        said["attention.sliding_window"] = config.sliding_window
+    for name, value in {**said, **fields}.items():
+        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+        (writer.add_string if isinstance(value, str) else add)(
+            f"{architecture}.{name}", value
+        )
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ["<s>", "</s>", *letters, "he", "ll", "llo", "hello", "Ġw"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(words)
+    writer.add_token_types([3, 3] + [1] * (len(words) - 2))
+    writer.add_token_merges(["h e", "l l", "ll o", "he llo", "Ġ w"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+
+
+def weights(architecture, model):
+    """The parameters as llama.cpp keeps them, under its names."""
+    number = {name: n for n, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
+    config = model.config
+    known = gguf.get_tensor_name_map(number, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().float().numpy()
+        if architecture == "llama" and name.split(".")[-2] in heads:
+            pairs = values.reshape(heads[name.split(".")[-2]], 2, -1, values.shape[1])
+            values = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+            values = values + 1
+        yield known.get_name(name, (".weight", ".bias")), values
+
+
+def write(path, architecture, model, kind=Kind.F32, more=(), **fields):
+    """The GGUF file of a model, its matrices in a type."""
+    writer = GGUFWriter(path, architecture)
+    describe(writer, architecture, model.config, **fields)
+    for name, values in [*weights(architecture, model), *more]:
+        matrix = values.ndim > 1 and kind != Kind.F32
+        packed = gguf.quantize(values, kind) if matrix else values
+        writer.add_tensor(name, packed, raw_dtype=kind if matrix else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def stored(folder):
+    return {
+        name: tensor
+        for file in folder.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
+
+
+@pytest.mark.parametrize("architecture", ours.ARCHITECTURES)
+def test_a_file_becomes_the_model_that_it_was_made_of(architecture, tmp_path):
+    model = make(tmp_path / "model", architecture)
+    file = write(tmp_path / "model.gguf", architecture, model)
+    said = ours.convert(file, tmp_path / "out")
+    found = stored(tmp_path / "out")
+    expected = dict(model.named_parameters())
+    assert said["dtype"] == "F32"
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        # One more and one less again rounds the last bit of a norm.
+        shifted = architecture.startswith("gemma") and name.endswith("norm.weight")
+        close = torch.allclose(tensor, expected[name], atol=2e-7)
+        assert close if shifted else torch.equal(tensor, expected[name]), name
+    with quiet():
+        resident = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    rows = tiny.tokens(3, 1, 24)
+    torch.testing.assert_close(
+        resident(rows).logits, model(rows).logits, atol=1e-5, rtol=1e-5
+    )
+    plan = tiny.plan_tight(tmp_path / "out", context=20, pass_tokens=9)
+    with StreamedModel(tmp_path / "out", plan) as twin:
+        assert tiny.agree(twin, resident)
+
+
+@pytest.mark.parametrize("architecture", ours.ARCHITECTURES)
+@pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_0, Kind.F16, Kind.BF16])
+def test_weights_are_those_that_transformers_reads(architecture, kind, tmp_path):
+    model = make(tmp_path / "model", architecture)
+    file = write(tmp_path / "model.gguf", architecture, model, kind)
+    said = ours.convert(file, tmp_path / "out")
+    assert said["dtype"] == {Kind.F16: "F16"}.get(kind, "BF16")
+    with quiet(), torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(model.config)
+    with quiet():
+        theirs = load_gguf_checkpoint(file, return_tensors=True, model_to_load=empty)
+    found = stored(tmp_path / "out")
+    for name, tensor in found.items():
+        assert torch.equal(tensor, theirs["tensors"][name].to(tensor.dtype)), name
+    mine = AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.to_dict()
+    for name, value in theirs["config"].items():
+        if name in mine and name not in ("rope_theta", "model_type"):
+            assert mine[name] == value, name
+
+
+@pytest.mark.parametrize("kind", DECODED, ids=lambda kind: kind.name)
+def test_rows_are_decoded_within_the_memory_that_is_stated(kind, tmp_path):
+    """As the gguf package decodes the whole, whatever the bytes are."""
+    shape = (3000, 2048)
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    draw = np.random.default_rng(kind)
+    packed = draw.integers(0, 256, (shape[0], shape[1] // block * size), np.uint8)
+    path = tmp_path / "rows"
+    path.write_bytes(b"head" + packed.tobytes())
+    file = ours.GgufFile(path, {"general.architecture": "llama"}, {})
+    tensor = ours.GgufTensor("rows", shape, kind, 4)
+    config = smollm2_config()
+    with np.errstate(all="ignore"):
+        tracemalloc.start()
+        found = ours.read_tensor(file, tensor, "rows.weight", config)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        expected = torch.from_numpy(np.array(gguf.dequantize(packed, kind)))
+    assert peak <= ours.WORK_BYTES
+    assert torch.equal(found, expected.to(torch.bfloat16)) or torch.equal(
+        found.nan_to_num(), expected.to(torch.bfloat16).nan_to_num()
+    )
+
+
+def smollm2_config():
+    return ours.read_config(ours.read_gguf(smollm2.source()))
+
+
+def test_every_type_that_the_package_names_is_decoded_but_whole_numbers():
+    left = {kind.name for kind in Kind} - {kind.name for kind in DECODED}
+    assert left <= {"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K", "Q1_0"}
+
+
+def llama3_factors(head_dim, theta, factor):
+    """Of each frequency, by the rule of the paper's code."""
+    for at in range(0, head_dim, 2):
+        wavelength = 2 * np.pi * theta ** (at / head_dim)
+        if wavelength < 8192 / 4:
+            yield 1.0
+        elif wavelength > 8192:
+            yield factor
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            yield 1 / ((1 - smooth) / factor + smooth)
+
+
+def with_factors(tmp_path, factors):
+    model = make(tmp_path / "model", "llama")
+    model.config.rope_parameters["rope_theta"] = 5e5
+    more = [("rope_freqs.weight", np.array(factors, np.float32))]
+    return write(tmp_path / "model.gguf", "llama", model, more=more)
+
+
+def test_the_factors_of_llama_3_become_its_rule(tmp_path):
+    file = with_factors(tmp_path, list(llama3_factors(16, 5e5, 8.0)))
+    rope = ours.read_config(ours.read_gguf(file)).rope_parameters
+    assert rope["rope_type"] == "llama3"
+    assert (rope["factor"], rope["rope_theta"]) == (8.0, 5e5)
+
+
+def test_other_factors_are_refused(tmp_path):
+    factors = list(llama3_factors(16, 5e5, 8.0))
+    file = with_factors(tmp_path, [*factors[:-2], 7.0, factors[-1]])
+    with pytest.raises(InvalidInput, match="divides its rotary frequencies"):
+        ours.read_config(ours.read_gguf(file))
+
+
+def test_the_tokenizer_comes_along(tmp_path):
+    model = make(tmp_path / "model", "llama")
+    file = write(tmp_path / "model.gguf", "llama", model)
+    ours.convert(file, tmp_path / "out")
+    with quiet():
+        theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
+    text = "hello wörld, hello\n\tworld 12"
+    found = read_tokenizer(tmp_path / "out")
+    assert found(text)["input_ids"] == theirs(text)["input_ids"]
+    assert found.decode(found(text)["input_ids"]) == text
+    assert (found.bos_token, found.eos_token) == ("<s>", "</s>")
+
+
+def test_the_packaged_model_takes_the_same_road(tmp_path):
+    ours.convert(smollm2.source(), tmp_path / "out")
+    single = stored(smollm2.checkpoint())
+    found = stored(tmp_path / "out")
+    assert found.keys() == single.keys()
+    assert all(torch.equal(found[name], single[name]) for name in found)
+
+
+REFUSED = {
+    "experts": ({"expert_count": 8}, "expert_count to 8"),
+    "another scaling": ({"rope.scaling.type": "yarn"}, "frequencies by 'yarn'"),
+    "half rotary": ({"rope.dimension_count": 8}, "rope.dimension_count to 8"),
+    "no layers": ({"block_count": 0}, "block_count"),
+    "many layers": ({"block_count": 10**9}, "of 4 layers and .* has 10{9}"),
+    "a wide layer": ({"feed_forward_length": 2**31 - 1}, r"ffn_gate|no model"),
+    "no base": ({"rope.freq_base": 0.0}, "rope.freq_base to 0.0"),
+    "an epsilon in words": (
+        {"attention.layer_norm_rms_epsilon": "small"}, "expected a positive number"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "words"), REFUSED.values(), ids=REFUSED)
+def test_settings_that_change_the_model_are_refused_by_name(fields, words, tmp_path):
+    model = make(tmp_path / "model", "llama")
+    file = write(tmp_path / "model.gguf", "llama", model, **fields)
+    with pytest.raises(InvalidInput, match=words) as refusal:
+        ours.convert(file, tmp_path / "out")
+    assert str(file) in str(refusal.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]
+
+
+def test_a_tensor_without_a_use_is_refused_by_name(tmp_path):
+    model = make(tmp_path / "model", "llama")
+    more = [("blk.0.attn_q.bias", np.zeros(64, np.float32))]
+    file = write(tmp_path / "model.gguf", "llama", model, more=more)
+    with pytest.raises(InvalidInput, match=r"blk\.0\.attn_q\.bias.*no use"):
+        ours.convert(file, tmp_path / "out")
+
+
+def test_another_architecture_is_refused_by_name(tmp_path):
+    writer = GGUFWriter(tmp_path / "model.gguf", "mamba")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(InvalidInput, match=r"'mamba'.*expected one of llama, qwen2"):
+        ours.convert(tmp_path / "model.gguf", tmp_path / "out")
+
+
+def test_too_little_memory_is_refused_before_anything_is_written(tmp_path):
+    model = make(tmp_path / "model", "llama")
+    file = write(tmp_path / "model.gguf", "llama", model)
+    said = ours.convert(file, tmp_path / "out")
+    with pytest.raises(InvalidInput, match="at a time"):
+        ours.convert(file, tmp_path / "less", said["peak_bytes"] - 1)
+    assert not (tmp_path / "less").exists()
+    ours.convert(file, tmp_path / "just", said["peak_bytes"])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    model = make(folder / "model", "llama", num_hidden_layers=1)
+    return write(folder / "model.gguf", "llama", model, Kind.Q8_0)
+
+
+def test_a_file_that_is_cut_is_refused_wherever(small, tmp_path):
+    content, cut = small.read_bytes(), tmp_path / "cut.gguf"
+    draw = random.Random(5)
+    tensors = ours.read_gguf(small).tensors.values()
+    last = max(tensor.start + tensor.nbytes for tensor in tensors)
+    places = {*range(64), *draw.sample(range(last), 200), last - 1}
+    for length in places:
+        cut.write_bytes(content[:length])
+        with pytest.raises(InvalidInput, match=r"cut\.gguf"):
+            ours.read_gguf(cut)
+
+
+def test_no_altered_head_gives_anything_but_a_refusal(small, tmp_path):
+    """Bytes of the head are replaced; what passes is a file of the same tensors."""
+    content, altered = small.read_bytes(), tmp_path / "altered.gguf"
+    whole = ours.read_gguf(small)
+    head = min(tensor.start for tensor in whole.tensors.values())
+    draw = random.Random(7)
+    passed = 0
+    for _ in range(400):
+        changed = bytearray(content)
+        for _ in range(draw.randint(1, 4)):
+            changed[draw.randrange(head)] = draw.choice((0, 1, 0x7F, 0xFF, 9, 8))
+        altered.write_bytes(changed)
+        with suppress(InvalidInput):
+            ours.read_config(ours.read_gguf(altered))
+            passed += 1
+    assert passed < 300
+
+
+def test_a_failure_leaves_nothing_and_the_next_run_starts_anew(
+    small, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(ours, "contents", lambda tensors: iter(["", *tensors][:1]))
+        with pytest.raises(InvalidInput):
+            ours.convert(small, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    ours.convert(small, tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").is_file()
