@@ -126,8 +126,8 @@ class MemoryPlan(Shape):
 
         Disk, decoder and link work at the same time; the slowest one is the bound.
         """
-        share = self.disk_layers / max(self.streamed_layers, 1)
-        disk = share * self.bytes_per_step / self.machine.disk_bytes_per_s
+        read = self.disk_layers * self.bytes_per_step / max(self.streamed_layers, 1)
+        disk = read / self.machine.disk_bytes_per_s
         link = self.decoded_bytes_per_step / self.machine.link_bytes_per_s
         return max(disk, link, self.decode_s())
 
