@@ -56,8 +56,18 @@ def plan(
 def generate(
     checkpoint: Annotated[str, typer.Argument(help="Folder or smollm2.")],
     device_memory: str = option(..., "Such as 128MiB."),
-    prompt: str = option(..., "Text to continue."),
+    prompt: str | None = option(None, "Text to continue."),
+    batch: Path | None = option(
+        None, "File with a prompt in each line, which share each pass."
+    ),
+    chat: bool = option(False, "Prompts are messages, in the model's template."),
     max_new_tokens: int = option(32, "Tokens to generate."),
+    temperature: float | None = option(
+        None, "Draw tokens, the more freely the higher. Default: the likeliest."
+    ),
+    top_p: float = option(1.0, "Draw from the likeliest with this probability."),
+    seed: int = option(0, "Of the draws."),
+    stop: list[str] | None = option(None, "End before this text; repeatable."),
     host_memory: str = option("0B", "For layers beside the device, such as 32GiB."),
     ring: int = option(3, "Staging buffers."),
     device: str = option("cpu", "cpu or cuda."),
@@ -75,32 +85,44 @@ def generate(
     ),
     as_json: Json = False,
 ) -> None:
-    """Generate greedily from a model that streams through a memory budget."""
-    from thesis_lib.memory.decode.generate import generate_text
+    """Continue a text with a model that streams through a memory budget."""
+    from thesis_lib.memory.decode.generate import GREEDY, Writing, generate_text
     from thesis_lib.memory.decode.speculative import speculate_text
 
     require(
         speculate or draft is None,
         f"--draft {draft} proposes tokens that nobody verifies: add --speculate",
     )
+    writing = Writing(temperature, top_p, seed, tuple(stop or ()), chat)
+    require(
+        not speculate or (writing == GREEDY and batch is None),
+        "--speculate proposes the likeliest text of one plain prompt: leave out "
+        "--batch, --chat, --temperature, --top-p, --seed and --stop",
+    )
     given: dict[str, Any] = {
         "checkpoint": checkpoint,
         "device_bytes": units.parse_size(device_memory),
-        "prompt": prompt,
+        "prompt": _prompts(prompt, batch),
         "max_new_tokens": max_new_tokens,
         "ring": ring,
         "host_bytes": units.parse_size(host_memory),
         "device": device,
         "verify": verify,
     }
-    with console.status("generating"):
+    with console.status("generating") as status:
+
+        def tell(text: str) -> None:
+            status.stop()
+            typer.echo(text, nl=False)
+
+        told = not (speculate or as_json or batch)
         result = (
             speculate_text(**given, draft=draft)
             if speculate
-            else generate_text(**given)
+            else generate_text(**given, writing=writing, tell=tell if told else None)
         )
     lines = [
-        result["text"],
+        *([""] if told else result.get("texts", [result.get("text")])),
         f"{result['tokens']} tokens, {units.format_duration(result['s_per_token'])} "
         f"each; peak {units.format_size(result['device_peak_bytes'])} of "
         f"{device_memory}; read {units.format_size(result['bytes_read'])}",
@@ -112,6 +134,19 @@ def generate(
             f"{result['fallbacks']} kernels verify one token at a time"
         )
     show(result, as_json, lines)
+
+
+def _prompts(prompt: str | None, batch: Path | None) -> str | list[str]:
+    """The prompt, or those of a file. Raises InvalidInput for none and for both."""
+    from thesis_lib.memory.model.pretrained import read_text
+
+    require(
+        (prompt is None) != (batch is None),
+        "expected either --prompt with a text or --batch with a file of them",
+    )
+    if batch is None:
+        return prompt or ""
+    return [line for line in read_text(batch).splitlines() if line.strip()]
 
 
 @command

@@ -1,17 +1,25 @@
 """Text from a streamed model, as `thesis generate` prints it."""
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from thesis_lib.common.errors import require
-from thesis_lib.memory.model.pretrained import decode, encode, read_tokenizer
+from thesis_lib.memory.model.pretrained import (
+    decode,
+    encode,
+    encode_message,
+    read_tokenizer,
+)
 from thesis_lib.memory.model.spec import Machine, ModelSpec
 from thesis_lib.memory.offload.architectures import read_config
 from thesis_lib.memory.offload.measure import DeviceBudget, seconds_of
@@ -25,35 +33,133 @@ from thesis_lib.memory.offload.plan import ASSUMED_DISK_BYTES_PER_S
 from thesis_lib.memory.offload.transfer import find_device
 
 
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How a text is continued.
+
+    Without a `temperature` by the likeliest token; with one, tokens are drawn, by
+    `seed`, from the likeliest that together have the probability `top_p`. A text ends
+    before any of the words `stop`. With `chat` the prompt is the message of a user, in
+    the template of the model. Raises InvalidInput for values that mean nothing.
+    """
+
+    temperature: float | None = None
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        heat = self.temperature
+        require(
+            heat is None or 0 < heat < math.inf,
+            f"temperature={heat} must be positive; leave it out for the likeliest text",
+        )
+        require(0 < self.top_p <= 1, f"top_p={self.top_p} must lie in (0, 1]")
+        require(
+            self.top_p == 1 or heat is not None,
+            f"top_p={self.top_p} is of draws: give a temperature as well",
+        )
+        require("" not in self.stop, "a stop word is empty: give at least one letter")
+
+    def options(self) -> dict[str, Any]:
+        """The options of transformers' generate."""
+        if self.temperature is None:
+            return {"do_sample": False}
+        heat = float(self.temperature)
+        return {
+            "do_sample": True, "temperature": heat, "top_p": self.top_p, "top_k": 0,
+        }  # fmt: skip
+
+    def end(self, text: str) -> int:
+        """Where a text ends: before the first stop word, or whole."""
+        found = [text.find(word) for word in self.stop]
+        return min([at for at in found if at >= 0], default=len(text))
+
+
+GREEDY = Writing()
+
+
+class _Stops(StoppingCriteria):
+    """Ends each sequence once its text has a stop word."""
+
+    def __init__(self, tokenizer: Any, prompt_tokens: int, writing: Writing) -> None:
+        self._tokenizer, self._from, self._writing = tokenizer, prompt_tokens, writing
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        texts = [decode(self._tokenizer, row) for row in input_ids[:, self._from :]]
+        ended = [self._writing.end(text) < len(text) for text in texts]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+class _Told(TextStreamer):
+    """Hands text over as soon as no later token changes it, up to a stop word."""
+
+    def __init__(self, tokenizer: Any, writing: Writing, tell: Callable) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._writing, self._tell, self._held, self._told = writing, tell, "", 0
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called with what is new; keeps back what may be the start of a stop word."""
+        self._held += text
+        longest = max(map(len, self._writing.stop), default=1)
+        end = self._writing.end(self._held)
+        if end == len(self._held) and not stream_end:
+            end -= longest - 1
+        if end > self._told:
+            self._tell(self._held[self._told : end])
+            self._told = end
+
+
 class _Clock(BaseStreamer):
     """The moments at which transformers' generate had chosen a token."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: _Told | None = None) -> None:
         self.moments: list[float] = []
+        self._told = told
 
     def put(self, value: Tensor) -> None:
         """Called with the prompt, then after each token."""
         self.moments.append(time.perf_counter())
+        if self._told is not None:
+            self._told.put(value)
 
     def end(self) -> None:
         """Called once, at the end."""
+        if self._told is not None:
+            self._told.end()
 
 
-def read_prompt(
-    checkpoint: str, prompt: str, max_new_tokens: int, device: str
-) -> tuple[Path, Any, Tensor]:
-    """Folder and tokenizer of a checkpoint, and the tokens (1, t) of a prompt for it.
+def read_prompts(
+    checkpoint: str,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    device: str,
+    chat: bool = False,
+) -> tuple[Path, Any, Tensor, Tensor]:
+    """Folder and tokenizer of a checkpoint, and prompts for it: tokens, mask, (b, t).
 
-    Raises InvalidInput for what cannot be read, and without anything to write.
+    Shorter ones are padded before their first token, where the mask is 0. Raises
+    InvalidInput for what cannot be read, and without anything to write.
     """
     require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
+    require(len(prompts) > 0, "there is no prompt: give one at least")
     folder = checkpoint_folder(checkpoint)
     spec, place = ModelSpec.from_config(folder), find_device(device)
     read_config(folder)  # or the tokenizer, which reads it too, would be blamed
     tokenizer = read_tokenizer(folder)
-    tokens = torch.tensor([encode(tokenizer, prompt, spec.vocab)], device=place)
-    require(tokens.numel() > 0, "the prompt is empty: give at least one word")
-    return folder, tokenizer, tokens
+    read = encode_message if chat else encode
+    rows = [read(tokenizer, prompt, spec.vocab) for prompt in prompts]
+    for number, row in enumerate(rows, 1):
+        which = f"prompt {number} of {len(rows)}" if len(rows) > 1 else "the prompt"
+        require(len(row) > 0, f"{which} is empty: give at least one word")
+    longest = max(map(len, rows))
+    tokens = torch.zeros((len(rows), longest), dtype=torch.long, device=place)
+    mask = torch.zeros_like(tokens)
+    for number, row in enumerate(rows):
+        tokens[number, longest - len(row) :] = torch.tensor(row)
+        mask[number, longest - len(row) :] = 1
+    return folder, tokenizer, tokens, mask
 
 
 def describe_bytes(
@@ -69,58 +175,72 @@ def describe_bytes(
     }
 
 
-def generate_text(
+def generate_text(  # the options of the command, one by one
     checkpoint: str,
     device_bytes: int,
-    prompt: str,
+    prompt: str | Sequence[str],
     max_new_tokens: int = 32,
     ring: int = 3,
     host_bytes: int = 0,
     device: str = "cpu",
     verify: bool = False,
+    writing: Writing = GREEDY,
+    tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Greedy continuation of `prompt` by a streamed model, as the command prints it.
+    """Continuation of `prompt` by a streamed model, as the command prints it.
 
-    The meter enforces `device_bytes` throughout. Stops at the end-of-text token. The
-    fraction of the link is the time of the same reads without computing over the time
-    of a decoding step.
+    The meter enforces `device_bytes` throughout. Stops at the end-of-text token. `tell`
+    hears the text as it comes. Several prompts share each pass over the weights:
+    "texts" has their continuations then, in the place of "text". The fraction of the
+    link is the time of the same reads without computing over the time of a decoding
+    step.
 
     >>> from thesis_lib.memory import generate_text
     >>> said = generate_text("smollm2", 96 * 2**20, "The capital of France is", 4)
     >>> said["text"].strip(), said["device_peak_bytes"] <= 96 * 2**20
     ('Paris.', True)
     """
-    folder, tokenizer, tokens = read_prompt(checkpoint, prompt, max_new_tokens, device)
-    machine = Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S, host_bytes=host_bytes)
+    one = isinstance(prompt, str)
+    require(one or tell is None, "several texts at once cannot be told as they come")
+    folder, tokenizer, tokens, mask = read_prompts(
+        checkpoint, [prompt] if one else prompt, max_new_tokens, device, writing.chat
+    )
+    start = tokens.shape[1]
     made = plan_checkpoint(
         folder,
-        machine,
-        context=tokens.shape[1] + max_new_tokens,
+        Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S, host_bytes=host_bytes),
+        batch=len(tokens),
+        context=start + max_new_tokens,
         ring=ring,
-        pass_tokens=tokens.shape[1],
+        pass_tokens=start,
         logit_tokens=1,
         generating=True,
     )
-    clock = _Clock()
+    clock = _Clock(None if tell is None else _Told(tokenizer, writing, tell))
+    ends = [_Stops(tokenizer, start, writing)] if writing.stop else []
     with (
         StreamedModel(folder, made, device, verify) as model,
         enforced(device_bytes, device) as budget,
     ):
         model.charge(budget)
+        torch.manual_seed(writing.seed)
         written = model.generate(
             tokens,
-            attention_mask=torch.ones_like(tokens),
+            attention_mask=mask,
             max_new_tokens=max_new_tokens,
-            do_sample=False,
             streamer=clock,
-        )[0, tokens.shape[1] :]
+            stopping_criteria=StoppingCriteriaList(ends),
+            **writing.options(),
+        )[:, start:]
         spent = describe_bytes(budget, [model])
         drained = [seconds_of(model.drain) for _ in range(3)]
+    texts = [decode(tokenizer, row) for row in written.tolist()]
+    texts = [text[: writing.end(text)] for text in texts]
     seconds = np.diff(clock.moments)
     decoding_s = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
     return {
-        "text": decode(tokenizer, written.tolist()),
-        "tokens": len(written),
+        **({"text": texts[0]} if one else {"texts": texts}),
+        "tokens": written.shape[1],
         "s_per_token": decoding_s,
         "first_token_s": float(seconds[0]),
         **spent,

@@ -27,7 +27,7 @@ from torch import Tensor
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.stats import LEVEL
 from thesis_lib.common.units import format_size
-from thesis_lib.memory.decode.generate import describe_bytes, read_prompt
+from thesis_lib.memory.decode.generate import describe_bytes, read_prompts
 from thesis_lib.memory.model.batch_invariant import BatchInvariant
 from thesis_lib.memory.model.pretrained import decode
 from thesis_lib.memory.model.spec import Machine
@@ -560,7 +560,9 @@ def speculate_text(  # nine: the options of the command, one by one
     >>> said["text"]
     ' three, four,'
     """
-    folder, tokenizer, tokens = read_prompt(checkpoint, prompt, max_new_tokens, device)
+    folder, tokenizer, tokens, _ = read_prompts(
+        checkpoint, [prompt], max_new_tokens, device
+    )
     resident = None
     if draft is not None:
         context = tokens.shape[1] + max_new_tokens

@@ -90,6 +90,27 @@ def encode(
     return ids
 
 
+def encode_message(tokenizer: Any, text: str, vocab: int | None = None) -> list[int]:
+    """The tokens of a user's message in the model's own template, ready for an answer.
+
+    Raises InvalidInput for a tokenizer without a template, and as `encode`.
+    """
+    require(
+        getattr(tokenizer, "chat_template", None) is not None,
+        "the tokenizer has no chat template: expected a model that was made to talk; "
+        "continue a text instead",
+    )
+    with transformers_reads("the chat template fails", "one that takes a message"):
+        made = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            add_generation_prompt=True,
+            return_dict=True,
+        )
+        ids = [int(token) for token in made["input_ids"]]
+    require_known(ids, vocab)
+    return ids
+
+
 def require_known(tokens: Sequence[int], vocab: int | None) -> None:
     """Refuse tokens that a model of `vocab` tokens does not have."""
     least, most = min(tokens, default=0), max(tokens, default=0)
