@@ -53,6 +53,39 @@ def plan(
 
 
 @command
+def doctor(
+    device_memory: str | None = option(
+        None, "For weights and all else, such as 8GiB. Default: 3/4 of what is free."
+    ),
+    as_json: Json = False,
+) -> None:
+    """Measure disk, memory and cores, and say which models stream here, how fast."""
+    from thesis_lib.memory.cost.planning import examine
+
+    allowed = None if device_memory is None else units.parse_size(device_memory)
+    with console.status("measuring"):
+        result = examine(allowed)
+    size, duration = units.format_size, units.format_duration
+    lines = [
+        f"{size(result['free_bytes'])} of memory free, {result['cores']} cores; "
+        f"{size(result['disk_bytes_per_s'])}/s from the disk, "
+        f"{size(result['weight_bytes_per_s'])}/s of weights computed with",
+    ]
+    for made in result["models"]:
+        if made["feasible"]:
+            low, high = map(duration, made["predicted_s_interval"])
+            what = (
+                f"{made['model']}, {size(made['model_bytes'])}: "
+                f"{duration(made['predicted_s_per_token'])} a token ({low} to {high}), "
+                f"bound by {made['limit']}; {made['command']}"
+            )
+        else:
+            what = f"{made['model']}: {made['refusal'].rpartition('; ')[2]}"
+        lines.append(what)
+    show(result, as_json, lines)
+
+
+@command
 def generate(
     checkpoint: Annotated[str, typer.Argument(help="Folder or smollm2.")],
     device_memory: str = option(..., "Such as 128MiB."),

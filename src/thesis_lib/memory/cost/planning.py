@@ -1,10 +1,14 @@
 """A plan in words and numbers, for a machine that is there or is claimed."""
 
 import math
+import os
 from dataclasses import replace
 from typing import Any
 
+import psutil
+
 from thesis_lib.common.errors import choice, require
+from thesis_lib.common.units import MiB
 from thesis_lib.memory.cost.prices import read_quantities
 from thesis_lib.memory.cost.published import read_cards
 from thesis_lib.memory.model.shape import Step
@@ -13,6 +17,7 @@ from thesis_lib.memory.offload.plan import (
     ASSUMED_DECODE_BYTES_PER_S,
     ASSUMED_DISK_BYTES_PER_S,
     MemoryPlan,
+    PlanInfeasible,
     plan,
 )
 
@@ -65,6 +70,46 @@ def describe_plan(
         machine = with_decoder(machine, folder)
     made = replace(made, machine=_with_host(machine, device_bytes, host_bytes))
     return _described(made, "measured", "of the files")
+
+
+def examine(device_bytes: int | None = None) -> dict[str, Any]:
+    """What this machine does, and the published geometries on it, as `thesis doctor`.
+
+    Free memory and cores, and the rates measured for the packaged SmolLM2, in some ten
+    seconds. "models" has the plan of each geometry in 16 bits for `device_bytes`, by
+    default three quarters of what is free: predicted seconds of a token and their
+    interval, or the refusal; and the command that plans it.
+    """
+    from thesis_lib.memory.evaluate.rates import measure_machine
+    from thesis_lib.memory.model import smollm2
+
+    free = psutil.virtual_memory().available
+    device_bytes = free * 3 // 4 // MiB * MiB if device_bytes is None else device_bytes
+    measured = measure_machine(smollm2.checkpoint(), rounds=3)
+    machine = measured.with_memory(device_bytes)
+    return {
+        "free_bytes": free,
+        "device_bytes": device_bytes,
+        "cores": len(os.sched_getaffinity(0)),
+        "disk_bytes_per_s": machine.disk_bytes_per_s,
+        "weight_bytes_per_s": machine.weight_bytes_per_s,
+        "flops_per_s": machine.flops_per_s,
+        "spread": machine.spread,
+        "models": [_fitted(name, machine) for name in geometries()],
+    }
+
+
+def _fitted(name: str, machine: Machine) -> dict[str, Any]:
+    """The plan of a geometry on a machine, or its refusal, in the command's words."""
+    size = f"{machine.device_bytes // MiB}MiB"
+    found = {"model": name, "command": f"thesis plan {name} --device-memory {size}"}
+    try:
+        summary = plan(geometry(name), machine).summary()
+    except PlanInfeasible as refusal:
+        return {**found, "feasible": False, "refusal": str(refusal)}
+    kept = ("feasible", "model_bytes", "device_peak_bytes", "predicted_s_per_token",
+            "predicted_s_interval", "limit", "tiers")  # fmt: skip
+    return {**found, **{key: summary[key] for key in kept}}
 
 
 def _kind(word: str | None) -> str | None:
