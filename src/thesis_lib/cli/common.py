@@ -44,7 +44,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
             function(*args, **options)
         except (InvalidInput, Lost) as error:
             typer.echo(f"thesis: {error}", err=True)
-            raise typer.Exit(2 if isinstance(error, InvalidInput) else 1) from None
+            raise typer.Exit(error.exit_code) from None
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("thesis_lib"):
                 raise

@@ -26,18 +26,18 @@ def plan(
 ) -> None:
     """Certify the peak memory of a streamed model and predict its time, or refuse."""
     from thesis_lib.memory.cost.planning import describe_plan
+    from thesis_lib.memory.offload.plan import PlanInfeasible
 
-    with console.status("planning"):
-        result = describe_plan(
-            model,
-            units.parse_size(device_memory),
-            units.parse_size(host_memory),
-            batch,
-            context,
-            ring,
-            pass_tokens,
-            weights,
-        )
+    sizes = units.parse_size(device_memory), units.parse_size(host_memory)
+    try:
+        with console.status("planning"):
+            result = describe_plan(
+                model, *sizes, batch, context, ring, pass_tokens, weights
+            )
+    except PlanInfeasible as refusal:
+        if as_json:
+            show({"feasible": False, "reason": str(refusal)}, as_json, [])
+        raise
     tiers = ", ".join(f"{n} layers on {tier}" for tier, n in result["tiers"].items())
     if result["head_parts"]:
         tiers += f"; {result['head_parts']} of them are parts of the output head"

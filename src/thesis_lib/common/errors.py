@@ -28,12 +28,16 @@ _BRIEF.maxstring = _BRIEF.maxother = 120
 class InvalidInput(ValueError):
     """An argument, a parameter or a file that cannot be used as it is."""
 
+    exit_code = 2  # of a command
+
 
 class Lost(RuntimeError):
     """What a run stands on has ended in its middle: a database, a worker, a disk.
 
     It is nobody's input; the message says what was heard of the cause.
     """
+
+    exit_code = 1
 
 
 def require(condition: bool, message: str) -> None:

@@ -2,13 +2,16 @@
 
 import json
 import shlex
+from pathlib import Path
 
+import jsonschema
 import pytest
 from typer.testing import CliRunner
 
 from thesis_lib.cli.main import app
 from thesis_lib.common.units import GiB, MiB
 from thesis_lib.memory import Machine, geometry, plan
+from thesis_lib.memory.cost import planning
 from thesis_lib.memory.cost.planning import examine
 from thesis_lib.memory.evaluate import rates
 from thesis_lib.memory.model.spec import geometries
@@ -25,6 +28,37 @@ def run(*words):
     made = CliRunner().invoke(app, words)
     assert made.exit_code == 0, made.output
     return made.stdout
+
+
+SCHEMA = json.loads(Path(planning.__file__).with_name("plan.schema.json").read_text())
+
+
+@pytest.mark.parametrize("words", [
+    "llama-65b --device-memory 8GiB",
+    "llama-65b --device-memory 8GiB --host-memory 32GiB --weights lossless --context 64",
+    "smollm2 --device-memory 96MiB",
+    "smollm2 --device-memory 40MiB",
+    "smollm2 --device-memory 1GiB --context 64 --pass-tokens 8",
+])  # fmt: skip
+def test_a_plan_keeps_to_its_schema(words):
+    said = json.loads(run("plan", *shlex.split(words), "--json"))
+    jsonschema.validate(said, SCHEMA)
+    assert said["feasible"]
+    assert sum(said["parts_bytes"].values()) == said["device_peak_bytes"]
+
+
+@pytest.mark.parametrize("model", ["llama-65b", "smollm2"])
+def test_a_refusal_keeps_to_the_schema_and_has_a_status_of_its_own(model):
+    words = ["plan", model, "--device-memory", "1MiB"]
+    made = CliRunner().invoke(app, [*words, "--json"])
+    said = json.loads(made.stdout)
+    jsonschema.validate(said, SCHEMA)
+    assert (said["feasible"], made.exit_code) == (False, 3)
+    assert said["reason"] in made.stderr
+    plain = CliRunner().invoke(app, words)
+    assert (plain.stdout, plain.exit_code) == ("", 3)
+    bad = CliRunner().invoke(app, ["plan", model, "--device-memory", "x", "--json"])
+    assert (bad.stdout, bad.exit_code) == ("", 2)
 
 
 def test_every_geometry_has_its_plan_or_its_refusal():

@@ -34,6 +34,8 @@ class PlanInfeasible(InvalidInput):
     give it 5897 MiB more
     """
 
+    exit_code = 3  # the input is sound: other memory would do
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan(Shape):
