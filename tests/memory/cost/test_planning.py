@@ -35,7 +35,7 @@ SCHEMA = json.loads(Path(planning.__file__).with_name("plan.schema.json").read_t
 
 @pytest.mark.parametrize("words", [
     "llama-65b --device-memory 8GiB",
-    "llama-65b --device-memory 8GiB --host-memory 32GiB --weights lossless --context 64",
+    "llama-65b --device-memory 8GiB --host-memory 32GiB --weights int8 --context 64",
     "smollm2 --device-memory 96MiB",
     "smollm2 --device-memory 40MiB",
     "smollm2 --device-memory 1GiB --context 64 --pass-tokens 8",
