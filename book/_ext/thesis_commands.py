@@ -17,6 +17,7 @@ from thesis_lib.cli.main import app as thesis
 
 PAGE = "book/commands"
 README = "README.md"
+OPTION = re.compile(r"(?<![\w`-])(--[a-z][\w-]*)")  # in words
 EXAMPLE = re.compile(r"^\.venv/bin/thesis (\w+)\b.*", re.MULTILINE)
 
 
@@ -32,7 +33,7 @@ def commands(readme: str) -> Iterator[str]:
     """Lines of MyST Markdown, a section for each command in the order of the help."""
     shown = examples(readme)
     for name, command in typer.main.get_command(thesis).commands.items():
-        yield from ("", f"## {name}", "", command.help or "")
+        yield from ("", f"## {name}", "", OPTION.sub(r"`\1`", command.help or ""))
         if name in shown:
             yield from ("", "```sh", *shown[name], "```")
         rows = [_row(each) for each in command.params if each.name != "as_json"]
@@ -53,7 +54,7 @@ def _row(parameter: Any) -> list[str]:
     elif is_option and parameter.is_flag:
         absent = "yes" if parameter.default else "no"
     words = " or ".join(f"`{word}`" for word in called)
-    return [words, markdown(parameter.help or ""), absent]
+    return [words, OPTION.sub(r"`\1`", markdown(parameter.help or "")), absent]
 
 
 def write_commands(app: Sphinx, page: str, source: list[str]) -> None:

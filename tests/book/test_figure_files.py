@@ -446,3 +446,17 @@ def test_on_a_dark_page_the_same_lines_have_colours_that_can_be_seen():
     for colour in set(re.findall("#[0-9a-f]{6}", dark)) - {page}:
         least = 1.5 if colour == figures.DARK[figures.GRID] else 3
         assert contrast(colour, page) >= least, colour
+
+
+def test_a_raster_stays_where_it_was_drawn_and_so_do_the_lines_behind_it():
+    figure, panel = figures.style.axes(1)
+    panel.plot(RNG.random(3000), ",", rasterized=True)
+    panel.set_title("many")
+
+    def scales(text):
+        """Of the raster, and whether the axes' frame is scaled as a letter is."""
+        (image,) = re.findall(r"<image .*?/>", text, re.DOTALL)
+        return re.findall(r"scale\([^)]*\)", image), "<path transform=" in text
+
+    drawn = figures.export.svg_element(figure, "path", transparent=False)
+    assert scales(as_vector(figure)) == scales(drawn) == (["scale(1 -1)"], False)

@@ -247,10 +247,8 @@ def claims_section(rows: Sequence[Row], kind: str, style: Style) -> Section:
         columns["Published"] = [_published(row.claim, style) for row in rows]
     if any(row.verdict.state != "good" for row in rows):
         columns["Why"] = [style.text(_why(row.verdict)) for row in rows]
-    heading, text = KINDS[kind]
-    return Section(
-        heading, text, (), [*columns], [*zip(*columns.values(), strict=True)]
-    )
+    table = [*zip(*columns.values(), strict=True)]
+    return Section(KINDS[kind][0], summary(rows), (), [*columns], table)
 
 
 # --- Machines ----------------------------------------------------------------

@@ -69,7 +69,8 @@ def as_vector(figure: Figure) -> str:
     for blank in re.findall(r'id="([^"]+)" transform="scale\(0.015625\)"/>', text):
         text = re.sub(rf'<(path id="|use [^>]*href="#){blank}"[^>]*/>', "", text)
     text = re.sub(r' d="([^"]*)" transform="scale\(0.015625\)"', _letter, text)
-    text = re.sub(r"scale\(([\d.]+) -\1\)(.*?</g>)", _on_grid, text, flags=re.DOTALL)
+    # Of letters; a raster stands in the scale of one.
+    text = re.sub(r"scale\((0\.\d+) -\1\)(.*?</g>)", _on_grid, text, flags=re.DOTALL)
     text = re.sub(r'(?<= d=")[^"]*', _steps, text)
     text = re.sub(r"scale\([^)]*\)|matrix\([^)]*\)|-?\d*\.\d{3,}", _rounded, text)
     text = re.sub(r'(?<=style=")[^"]*', lambda hit: re.sub(r"\s", "", hit[0]), text)

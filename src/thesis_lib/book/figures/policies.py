@@ -76,7 +76,7 @@ def collapse(
 
     `runs` are first come first served, by load; `on_time` are their shares, for more
     loads. Dashed lines are what arithmetic says: a queue that grows by (load - 1), and
-    1 / load, what is left if the excess is refused blindly.
+    1 / load, what cores that are never idle answer of transactions that are alike.
     """
     figure, left, right = style.axes(2, height_in=3.2)
     for load, history in runs.items():
@@ -100,7 +100,7 @@ def collapse(
     percent = 100 * pd.Series(on_time)
     right.plot(percent, ".-", color=style.GREY, label="first in, first out")
     left_over = 100 / np.maximum(percent.index, 1)
-    look = {"color": style.INK, "label": "excess refused blindly"}
+    look = {"color": style.INK, "label": "never idle, all alike"}
     right.plot(percent.index, left_over, "--", **look)
     right.axvline(1.0, color=style.GREY, linewidth=0.8)
     right.set_ylim(0, 105)
