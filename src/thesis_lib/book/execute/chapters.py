@@ -388,8 +388,13 @@ def _execute(
             kernel_name="python3",
             progress_bar=False,
             cwd=str(chapter.path.parent),
-            # No note on the local transport, nor on the interrupt before the end.
-            extra_arguments=["--log-level=CRITICAL"],
+            # No note on the local transport, on the interrupt before the end, or on a
+            # request that comes while the kernel leaves.
+            extra_arguments=[
+                "--log-level=CRITICAL",
+                "--IPKernelApp.exec_lines=__import__('logging')"
+                ".getLogger('tornado.general').setLevel('CRITICAL')",
+            ],
             on_cell=lambda done, total: progress(chapter.name, done, total),
         )
     except PapermillExecutionError as error:
