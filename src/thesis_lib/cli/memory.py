@@ -1,5 +1,6 @@
 """Commands of Part II: plan, generate, compress, and what it costs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +37,7 @@ def plan(
             )
     except PlanInfeasible as refusal:
         if as_json:
-            show({"feasible": False, "reason": str(refusal)}, as_json, [])
+            show({"feasible": False, "reason": str(refusal)}, True, [])
         raise
     tiers = ", ".join(f"{n} layers on {tier}" for tier, n in result["tiers"].items())
     if result["head_parts"]:
@@ -154,19 +155,23 @@ def generate(
             if speculate
             else generate_text(**given, writing=writing, tell=tell if told else None)
         )
-    lines = [
-        *([""] if told else result.get("texts", [result.get("text")])),
+    texts = [""] if told else result.get("texts") or [result["text"]]
+    show(result, as_json, [*texts, *_spent(result, device_memory)])
+
+
+def _spent(result: dict[str, Any], device_memory: str) -> Iterator[str]:
+    """What texts took, in lines."""
+    yield (
         f"{result['tokens']} tokens, {units.format_duration(result['s_per_token'])} "
         f"each; peak {units.format_size(result['device_peak_bytes'])} of "
-        f"{device_memory}; read {units.format_size(result['bytes_read'])}",
-    ]
-    if speculate:
-        lines.append(
+        f"{device_memory}; read {units.format_size(result['bytes_read'])}"
+    )
+    if "passes" in result:
+        yield (
             f"{result['passes']} passes, {result['accepted']} proposals accepted, "
             f"{result['tokens_per_pass']:.2f} tokens a pass, "
             f"{result['fallbacks']} kernels verify one token at a time"
         )
-    show(result, as_json, lines)
 
 
 def _prompts(prompt: str | None, batch: Path | None) -> str | list[str]:

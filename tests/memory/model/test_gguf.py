@@ -69,9 +69,8 @@ def describe(writer, architecture, config, **fields):
         said["attention.sliding_window"] = config.sliding_window
     for name, value in {**said, **fields}.items():
         add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
-        (writer.add_string if isinstance(value, str) else add)(
-            f"{architecture}.{name}", value
-        )
+        key = name if name.startswith("tokenizer.") else f"{architecture}.{name}"
+        (writer.add_string if isinstance(value, str) else add)(key, value)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = ["<s>", "</s>", *letters, "he", "ll", "llo", "hello", "Ġw"]
     writer.add_tokenizer_model("gpt2")
@@ -234,6 +233,29 @@ def test_other_factors_are_refused(tmp_path):
         ours.read_config(ours.read_gguf(file))
 
 
+def test_factors_beside_another_scaling_or_elsewhere_are_refused(tmp_path):
+    factors = list(llama3_factors(16, 5e5, 8.0))
+    more = [("rope_freqs.weight", np.array(factors, np.float32))]
+    linear = {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}
+    for architecture, fields, words in (
+        ("llama", linear, "frequencies by 'linear'"),
+        ("qwen3", {}, "rope_freqs.weight.*no use"),
+    ):
+        model = make(tmp_path / architecture, architecture)
+        file = tmp_path / f"{architecture}.gguf"
+        write(file, architecture, model, more=more, **fields)
+        with pytest.raises(InvalidInput, match=words):
+            ours.convert(file, tmp_path / "out")
+
+
+def test_linear_scaling_is_that_of_transformers(tmp_path):
+    model = make(tmp_path / "model", "llama")
+    fields = {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}
+    file = write(tmp_path / "model.gguf", "llama", model, **fields)
+    rope = ours.read_config(ours.read_gguf(file)).rope_parameters
+    assert (rope["rope_type"], rope["factor"]) == ("linear", 2.0)
+
+
 def test_the_tokenizer_comes_along(tmp_path):
     model = make(tmp_path / "model", "llama")
     file = write(tmp_path / "model.gguf", "llama", model)
@@ -262,6 +284,8 @@ REFUSED = {
     "no layers": ({"block_count": 0}, "block_count"),
     "many layers": ({"block_count": 10**9}, "of 4 layers and .* has 10{9}"),
     "a wide layer": ({"feed_forward_length": 2**31 - 1}, r"ffn_gate|no model"),
+    "a token of another vocabulary": (
+        {"tokenizer.ggml.padding_token_id": 263}, "padding_token_id in"),
     "no base": ({"rope.freq_base": 0.0}, "rope.freq_base to 0.0"),
     "an epsilon in words": (
         {"attention.layer_norm_rms_epsilon": "small"}, "expected a positive number"),

@@ -456,3 +456,20 @@ def test_a_coded_head_is_not_split_and_the_refusal_says_what_it_needs(tmp_path):
     assert make(least).head_parts == 0
     with pytest.raises(PlanInfeasible, match="embedding and head"):
         make(least - 1)
+
+
+def test_a_layer_keeps_its_checksum_beside_a_split_head(tmp_path):
+    """What is read in pieces has none; a layer that is altered unseen is refused."""
+    write_wide(tmp_path / "dense")
+    synthesised = tmp_path / "out"
+    compress_checkpoint(str(tmp_path / "dense"), synthesised, "int8", tokens=0)
+    made = tiny.plan_split(synthesised, context=8)
+    path = synthesised / "layer-0002.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with (
+        pytest.raises(InvalidInput, match="checksum"),
+        StreamedModel(synthesised, made) as twin,
+    ):
+        twin.logits(tiny.tokens(0, 1, 1, WORDS))

@@ -113,9 +113,11 @@ def _as_in_its_file(figure: Figure) -> Iterator[None]:
     FigureCanvasSVG(figure)
     figure.dpi = 72
     figure.draw_without_rendering()
-    yield
-    figure.set_canvas(canvas)
-    figure.dpi = dpi
+    try:
+        yield
+    finally:
+        figure.set_canvas(canvas)
+        figure.dpi = dpi
 
 
 def _pieces(figure: Figure) -> list[list[Bbox]]:

@@ -20,16 +20,15 @@ from thesis_lib.memory.model.pretrained import (
     encode_message,
     read_tokenizer,
 )
-from thesis_lib.memory.model.spec import Machine, ModelSpec
+from thesis_lib.memory.model.spec import ModelSpec
 from thesis_lib.memory.offload.architectures import read_config
 from thesis_lib.memory.offload.measure import DeviceBudget, seconds_of
 from thesis_lib.memory.offload.offloaded_model import (
     StreamedModel,
     checkpoint_folder,
     enforced,
-    plan_checkpoint,
+    open_streamed,
 )
-from thesis_lib.memory.offload.plan import ASSUMED_DISK_BYTES_PER_S
 from thesis_lib.memory.offload.transfer import find_device
 
 
@@ -75,6 +74,10 @@ class Writing:
         """Where a text ends: before the first stop word, or whole."""
         found = [text.find(word) for word in self.stop]
         return min([at for at in found if at >= 0], default=len(text))
+
+    def ended(self, text: str) -> str:
+        """The text up to its end."""
+        return text[: self.end(text)]
 
 
 GREEDY = Writing()
@@ -128,6 +131,11 @@ class _Clock(BaseStreamer):
         """Called once, at the end."""
         if self._told is not None:
             self._told.end()
+
+    def seconds(self) -> tuple[float, float]:
+        """Of the first token, and the median of the others, if there are any."""
+        first, *others = np.diff(self.moments)
+        return float(first), float(np.median(others or first))
 
 
 def read_prompts(
@@ -206,20 +214,20 @@ def generate_text(  # the options of the command, one by one
         checkpoint, [prompt] if one else prompt, max_new_tokens, device, writing.chat
     )
     start = tokens.shape[1]
-    made = plan_checkpoint(
-        folder,
-        Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S, host_bytes=host_bytes),
-        batch=len(tokens),
-        context=start + max_new_tokens,
-        ring=ring,
-        pass_tokens=start,
-        logit_tokens=1,
-        generating=True,
-    )
     clock = _Clock(None if tell is None else _Told(tokenizer, writing, tell))
     ends = [_Stops(tokenizer, start, writing)] if writing.stop else []
     with (
-        StreamedModel(folder, made, device, verify) as model,
+        open_streamed(
+            folder,
+            device_bytes,
+            host_bytes,
+            batch=len(tokens),
+            context=start + max_new_tokens,
+            ring=ring,
+            pass_tokens=start,
+            device=device,
+            verify=verify,
+        ) as model,
         enforced(device_bytes, device) as budget,
     ):
         model.charge(budget)
@@ -234,15 +242,13 @@ def generate_text(  # the options of the command, one by one
         )[:, start:]
         spent = describe_bytes(budget, [model])
         drained = [seconds_of(model.drain) for _ in range(3)]
-    texts = [decode(tokenizer, row) for row in written.tolist()]
-    texts = [text[: writing.end(text)] for text in texts]
-    seconds = np.diff(clock.moments)
-    decoding_s = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
+    texts = [writing.ended(decode(tokenizer, row)) for row in written.tolist()]
+    first_s, decoding_s = clock.seconds()
     return {
         **({"text": texts[0]} if one else {"texts": texts}),
         "tokens": written.shape[1],
         "s_per_token": decoding_s,
-        "first_token_s": float(seconds[0]),
+        "first_token_s": first_s,
         **spent,
         "fraction_of_link": float(np.median(drained)) / decoding_s,
     }

@@ -11,6 +11,7 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -96,6 +97,7 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+_PLAIN_FILE = "expected a file of the plain architecture"
 _SPECIAL = {
     "bos_token_id": "bos_token_id",
     "eos_token_id": "eos_token_id",
@@ -291,13 +293,18 @@ class _Reader:
 
 @cache
 def _is_decoded(kind: int) -> bool:
-    """Whether the gguf package decodes a type, tried on a block of zeros."""
-    try:
-        _, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-        gguf.dequantize(np.zeros((1, size), np.uint8), GGMLQuantizationType(kind))
-    except (ValueError, KeyError, NotImplementedError):
+    """Whether the gguf package decodes a type, tried on a block of zeros.
+
+    It lists no types that it decodes: of others it raises NotImplementedError.
+    """
+    sizes: dict[int, tuple[int, int]] = {**gguf.GGML_QUANT_SIZES}
+    if kind not in sizes:
         return False
-    return True
+    block = np.zeros((1, sizes[kind][1]), np.uint8)
+    with suppress(NotImplementedError):
+        gguf.dequantize(block, GGMLQuantizationType(kind))
+        return True
+    return False
 
 
 def read_config(file: GgufFile) -> Any:
@@ -311,23 +318,10 @@ def read_config(file: GgufFile) -> Any:
     gemma = kind.startswith("gemma")
     counts = _COUNTS | (_WINDOW if gemma else {})
     numbers = _NUMBERS | (_SOFT_CAPS if gemma else {})
-    known = {*counts, *numbers, *_IMPLIED, _ROPE, _SCALING, _FACTOR}
-    for name, value in file.metadata.items():
-        inside = name.removeprefix(f"{kind}.")
-        if inside != name and inside not in known and value not in (0, "none"):
-            file.refuse(
-                f"sets {name} to {shown(value)}, which may change what the model "
-                "computes and is not known here",
-                "expected a file of the plain architecture",
-            )
+    _refuse_others(file, {*counts, *numbers, *_IMPLIED, _ROPE, _SCALING, _FACTOR})
     fields: dict[str, Any] = {
-        ours: whole(file.field(name), f"{kind}.{name} in {path}", 1, _LARGEST)
-        for name, ours in counts.items()
-        if file.field(name) is not None or name not in _OPTIONAL
-    }
-    fields |= {
-        ours: _number(file, name)
-        for name, ours in numbers.items()
+        ours: _number(file, name) if name in numbers else _count(file, name)
+        for name, ours in {**counts, **numbers}.items()
         if file.field(name) is not None or name not in _OPTIONAL
     }
     hidden, heads = fields["hidden_size"], fields["num_attention_heads"]
@@ -337,19 +331,22 @@ def read_config(file: GgufFile) -> Any:
     if table is None or len(table.shape) != 2:
         file.refuse("has no table of tokens", "copy it again")
     fields["vocab_size"] = table.shape[0]
-    implied = dict.fromkeys(_IMPLIED, size) | {"vocab_size": table.shape[0]}
-    for name, value in implied.items():
+    for name in _IMPLIED:
+        value = fields["vocab_size" if name == "vocab_size" else "head_dim"]
         if file.field(name) not in (None, value):
             file.refuse(
                 f"sets {kind}.{name} to {shown(file.field(name))} where its other "
                 f"settings ask for {value}",
-                "expected a file of the plain architecture",
+                _PLAIN_FILE,
             )
     if gemma:
         by_hidden = fields["num_hidden_layers"] == _SCALED_BY_HIDDEN[kind]
         fields["query_pre_attn_scalar"] = hidden // heads if by_hidden else size
     for name, ours in _SPECIAL.items():
-        fields[ours] = file.metadata.get(f"tokenizer.ggml.{name}")
+        token = file.metadata.get(f"tokenizer.ggml.{name}")
+        if token is not None:
+            token = whole(token, f"{name} in {path}", 0, fields["vocab_size"] - 1)
+        fields[ours] = token
     with transformers_reads(
         f"{path} gives no configuration", "one of its architecture"
     ):
@@ -363,6 +360,23 @@ def read_config(file: GgufFile) -> Any:
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     config.architectures = [model.__name__]
     return config
+
+
+def _refuse_others(file: GgufFile, known: set[str]) -> None:
+    """Refuse a setting of the architecture that is none of those known, and set."""
+    for name, value in file.metadata.items():
+        inside = name.removeprefix(f"{file.architecture}.")
+        if inside != name and inside not in known and value not in (0, "none"):
+            file.refuse(
+                f"sets {name} to {shown(value)}, which may change what the model "
+                "computes and is not known here",
+                _PLAIN_FILE,
+            )
+
+
+def _count(file: GgufFile, name: str) -> int:
+    what = f"{file.architecture}.{name} in {file.path}"
+    return whole(file.field(name), what, 1, _LARGEST)
 
 
 def _number(file: GgufFile, name: str) -> float:
@@ -379,21 +393,27 @@ def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
     """The rotary parameters, in transformers' words."""
     theta = _number(file, _ROPE) if file.field(_ROPE) is not None else 1e4
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
-    scaling = file.field(_SCALING)
-    if scaling == "linear":
+    scaling, factored = file.field(_SCALING), _FREQUENCIES in _uses(file)
+    if scaling == "linear" and not factored:
         rope |= {"rope_type": "linear", "factor": _number(file, _FACTOR)}
     elif scaling not in (None, "none"):
         file.refuse(
             f"scales its rotary frequencies by {shown(scaling)}",
             "expected none, linear, or the factors of llama 3",
         )
-    if _FREQUENCIES in file.tensors:
+    if factored:
         rope |= _llama3(file, head_dim, theta)
     if file.architecture != "gemma3":
         return rope
     # Its windows keep their frequencies, whatever the other layers do.
     local = {"rope_type": "default", "rope_theta": 1e4}
     return {"full_attention": rope, "sliding_attention": local}
+
+
+def _uses(file: GgufFile) -> set[str]:
+    """Tensors that are there and that become a setting, not a parameter."""
+    known = {_FREQUENCIES} if file.architecture == "llama" else set()
+    return known & file.tensors.keys()
 
 
 def _llama3(file: GgufFile, head_dim: int, theta: float) -> dict[str, Any]:
@@ -408,7 +428,8 @@ def _llama3(file: GgufFile, head_dim: int, theta: float) -> dict[str, Any]:
     turns = _LLAMA3["original_max_position_embeddings"] * frequencies / (2 * np.pi)
     low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
     kept = np.clip((turns - low) / (high - low), 0, 1)  # share that is not slowed
-    rule = 1 / ((1 - kept) / factor + kept)
+    with np.errstate(all="ignore"):  # a factor of zero, or none, is no rule
+        rule = 1 / ((1 - kept) / factor + kept)
     if stored.shape != rule.shape or not np.allclose(stored, rule, rtol=1e-4):
         file.refuse(
             f"divides its rotary frequencies by {shown(stored.tolist())}",
@@ -454,22 +475,19 @@ def place(file: GgufFile, config: Any) -> dict[str, GgufTensor]:
                 "it is cut, or of another architecture than it says",
             )
         placed[name] = tensor
-    held = {tensor.name for tensor in placed.values()} | {_FREQUENCIES}
+    held = {tensor.name for tensor in placed.values()} | _uses(file)
     odd = sorted(file.tensors.keys() - held)
     if odd:
         file.refuse(
-            f"holds {shown(odd)}, of which its architecture has no use",
-            "expected a file of the plain architecture",
+            f"holds {shown(odd)}, of which its architecture has no use", _PLAIN_FILE
         )
     return placed
 
 
 def _decode(file: GgufFile, tensor: GgufTensor, first: int, last: int) -> np.ndarray:
     """Rows of a tensor as float32, (last - first, n)."""
-    count, start = (
-        (last - first) * tensor.row_bytes,
-        tensor.start + first * tensor.row_bytes,
-    )
+    count = (last - first) * tensor.row_bytes
+    start = tensor.start + first * tensor.row_bytes
     try:
         raw = np.fromfile(file.path, np.uint8, count, offset=start)
     except OSError as error:

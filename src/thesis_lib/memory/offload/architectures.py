@@ -20,13 +20,13 @@ from thesis_lib.memory.formats.base import DENSE, WeightFormat
 from thesis_lib.memory.model.checkpoint import DTYPES, NON_LAYER
 from thesis_lib.memory.model.pretrained import transformers_reads
 from thesis_lib.memory.model.spec import ModelSpec
-from thesis_lib.memory.offload.store import SafetensorsStore, head_bounds
+from thesis_lib.memory.offload.store import HEADS, SafetensorsStore, head_bounds
 
-TIED_HEAD = "lm_head.weight"
+TIED_HEAD, _FILED_HEAD = HEADS
 
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 # What a file calls otherwise than the code does.
-_ALIASES = {"embed_out.weight": TIED_HEAD}
+_ALIASES = {_FILED_HEAD: TIED_HEAD}
 # Tables that older checkpoints store although the code computes them.
 _COMPUTED = ("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias")
 _MOST_SHOWN = 6

@@ -63,9 +63,8 @@ _MOST_DIMENSIONS = 8
 _MOST_LAYERS_SHOWN = 8
 
 
-HEAD = "weight"  # what a part of a split output head is called
-_HEADS = ("lm_head.weight", "embed_out.weight")
-
+HEADS = "lm_head.weight", "embed_out.weight"  # the output head, in code and in files
+HEAD = "weight"  # what a part of a split one is called
 
 # Kernels of matrix products work on 16, 32, 48 or 64 outputs together, and on a few
 # last ones, or on few at all, in another way: parts of whole groups, with what is left
@@ -146,10 +145,6 @@ class _Part:
     @property
     def read_bytes(self) -> int:
         return sum(extent.span for extent in self.extents)
-
-    @property
-    def tensor_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.placements)
 
 
 @dataclass(frozen=True, slots=True)
@@ -569,7 +564,7 @@ class SafetensorsStore:
 
     def tensor_bytes(self, layer: int) -> int:
         """Bytes of the tensors of `layer` alone."""
-        return self._part(layer).tensor_bytes
+        return sum(tensor.nbytes for tensor in self._part(layer).placements)
 
     def full_name(self, layer: int, name: str) -> str:
         """What the checkpoint calls a tensor of `placements(layer)`."""
@@ -635,19 +630,20 @@ class SafetensorsStore:
         ]
 
     def split_tables(self, spec: ModelSpec, buffer_bytes: int) -> int:
-        """Take the tables of tokens out of what is read as one, and give their number.
+        """Take the tables of tokens out of what is read as one; the parts of the head.
 
         Rows of the token table are read by `read_rows` from then on, and the output
         head in so many parts, by `head_bounds`, each in a buffer of `buffer_bytes`: the
         layers after the last one. 0, and nothing changed, for a checkpoint that is in
         code, for a tied head that is stored beside its table, for a small table and for
-        a small buffer.
+        a small buffer. A file that is read in pieces has no checksum: its size, times
+        and header are held.
         """
         tables = [t for t in self._outside if t.shape == (spec.vocab, spec.hidden)]
         whole_part = self._part(NON_LAYER).decoded_bytes is None
         if not whole_part or len(tables) != (1 if spec.tied else 2):
             return 0
-        tables.sort(key=lambda table: table.name.endswith(_HEADS))
+        tables.sort(key=lambda table: table.name.endswith(HEADS))
         self._table, head = tables[0], tables[-1]
         row, groups = head.nbytes // spec.vocab, spec.vocab // _GROUP
         # A part may straddle two blocks, and the last one has up to a group more.
@@ -655,6 +651,8 @@ class SafetensorsStore:
         if most < 1 or groups < 1:
             return 0
         parts = -(-groups // most)
+        for table in tables:
+            self._sums.pop(table.file, None)
         rest = [tensor for tensor in self._outside if tensor not in tables]
         self._parts[NON_LAYER] = _lay_out(rest)
         for number, (first, end) in enumerate(pairwise(head_bounds(spec.vocab, parts))):
@@ -731,14 +729,10 @@ class SafetensorsStore:
             self.bytes_read += filled
 
     def _check(self, part: _Part, buffer: memoryview) -> None:
-        """Hold the bytes of a layer that has arrived against the manifest.
-
-        What is read in parts is held against the file's size, times and header alone.
-        """
+        """Hold the bytes of a layer that has arrived against the manifest."""
         for extent in part.extents:
             file = self._files[extent.file]
-            whole_file = sum(span.nbytes for span in file.spans.values())
-            if extent.file not in self._sums or part.tensor_bytes != whole_file:
+            if extent.file not in self._sums:
                 continue
             begin = extent.at + file.data_start - extent.start
             content = buffer[begin : extent.at + extent.end - extent.start]
