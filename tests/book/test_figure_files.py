@@ -93,7 +93,7 @@ def test_panels_axes_names_and_labels_beside_points_are_told():
     figures.name_rows(right, ["one", "two"])
     right.barh([0, 1], [3.0, np.nan])
     found = read_back(figure)
-    assert list(found["panel"]) == ["first", "2"]
+    assert list(found["panel"]) == ["first", "b"]
     assert list(found["series"].fillna("")) == ["a point", ""]
     assert list(found["y"]) == ["2.0", "one"]  # what is not finite is not drawn
     assert list(found["x_axis"]) == ["load", "load"]

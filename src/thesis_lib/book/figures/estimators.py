@@ -211,7 +211,7 @@ def agreements(
     `latency_s` (n,) are answers whose tails the panel of classes shows; `type_slo_s`
     (k,) belong to the types of the trace.
     """
-    figure, *panels = style.axes(4, height_in=2.5)
+    figure, *panels = style.axes(4, height_in=2.5, letters=False)
     constant, by_kind, by_class, linear = panels
     at_s = np.linspace(0, 1.15 * max(worthless_s, type_slo_s.max()), 800)
     constant.plot(1e3 * at_s, metrics.step_cost(at_s, slo_s), color=style.INK)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from string import ascii_lowercase
 from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
@@ -77,13 +78,24 @@ def theme() -> None:
 
 
 def axes(
-    columns: int = 1, height_in: float = 3.4, rows: int = 1, **options: Any
+    columns: int = 1,
+    height_in: float = 3.4,
+    rows: int = 1,
+    letters: bool = True,
+    **options: Any,
 ) -> tuple[Any, ...]:
-    """A new figure of the book's width, and its axes row by row: (figure, axes…)."""
+    """A new figure of the book's width, and its axes row by row: (figure, axes…).
+
+    Panels of one row that have no names get `letters`, by which a caption tells them
+    apart: on a narrow screen they stand one below the other, and none is on the left.
+    """
     figure, drawn = plt.subplots(
         rows, columns, figsize=(WIDTH_IN, height_in), layout="constrained",
         squeeze=False, **options,
     )  # fmt: skip
+    if letters and rows == 1 < columns:
+        for letter, panel in zip(ascii_lowercase, drawn.flat, strict=False):
+            panel.set_title(letter, loc="left", fontsize=9, fontweight="bold")
     plt.close(figure)  # shown by its cell as a value, not twice
     return (figure, *drawn.flat)
 
@@ -96,7 +108,7 @@ def panels(
     They `share` an axis; `properties` are those of `Axes.set`.
     """
     shared = {"sharex": share == "x", "sharey": share == "y"}
-    figure, *drawn = axes(len(items), height_in, **shared)
+    figure, *drawn = axes(len(items), height_in, letters=False, **shared)
     for panel, title in zip(drawn, items, strict=True):
         panel.set(**properties)
         panel.set_title(title, fontsize=9)
