@@ -7,14 +7,15 @@ the rest, which are read all the same), then packed NF4 with all of them.
 
     python benchmarks/headline.py [--help]
 
-Says beforehand how much disk and time it takes, and refuses without them. Parts that
-are done are kept in the working folder: killed and started again, it goes on.
+Says beforehand how much disk and time it takes, and refuses without them. Processes
+that are done are kept in the working folder: killed and started again, it goes on.
 """
 
 import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean, median
 from typing import Annotated, Any
 
 from memory_limit import confined_call, forget_pages, how_confined
@@ -49,7 +50,8 @@ class Options:
     runtime: Annotated[str, "of a limit, for interpreter and kernels"] = "512MiB"
     reserve: Annotated[str, "of the disk, kept free"] = "10GB"
     minutes: Annotated[float, "refuse what takes longer"] = 90
-    steps: Annotated[int, "tokens that count, a drain around each"] = 3
+    processes: Annotated[int, "of each part, in turn with those of other limits"] = 3
+    steps: Annotated[int, "tokens that count, a drain around each"] = 5
     warm_up: Annotated[int, "tokens after the first that do not"] = 1
     rate_s: Annotated[float, "seconds of measuring the disk"] = 3.0
     work: Annotated[str, "folder of the stores"] = field(
@@ -118,13 +120,13 @@ def survey(
 
 
 def predicted_s(
-    store: Store, spec: ModelSpec, limits: int, passes: int, rate: float
+    store: Store, spec: ModelSpec, runs: int, passes: int, rate: float
 ) -> float:
-    """Seconds to write a store and to stream it under `limits` limits."""
+    """Seconds to write a store and to stream it in `runs` processes."""
     weights = store.bytes / (BITS[store.weights] / 8)
     writing = weights / WEIGHTS_PER_S[store.weights]
     streaming = passes * spec.layers * store.layer_bytes / rate
-    return writing + limits * (streaming + OVERHEAD_S)
+    return writing + runs * (streaming + OVERHEAD_S)
 
 
 def stream(
@@ -147,7 +149,7 @@ def stream(
     }
 
 
-def run_part(
+def run_process(
     store: Store, folder: Path, limit_bytes: int, given: Options
 ) -> dict[str, Any]:
     """Stream a store in its own group; the report with what the kernel counted."""
@@ -175,6 +177,32 @@ def run_part(
         "device_bytes": device_bytes,
         **done.physical,
         **done.report,
+    }
+
+
+def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """A part of its processes: all steps and fractions, and the highest peaks.
+
+    What else is told, and how memory was used, is of the first of them.
+    """
+    trials = [run["trial"] for run in runs]
+    steps, drains = (
+        [second for trial in trials for second in trial[name]]
+        for name in ("step_s", "drain_s")
+    )
+    fractions = [each for run in runs for each in run["fractions"]]
+    read = [run["read_bytes_per_token"] for run in runs]
+    told = ("s_per_token", "fraction_of_drain", "predicted_s_per_token", "peak_bytes")
+    return runs[0] | {
+        "trial": trials[0] | {"step_s": steps, "drain_s": drains},
+        "s_per_token": median(steps),
+        "fractions": fractions,
+        "fraction_of_drain": median(fractions),
+        "predicted_s_per_token": median(run["predicted_s_per_token"] for run in runs),
+        "read_bytes_per_token": None if None in read else fmean(read),
+        "peak_bytes": max(run["peak_bytes"] for run in runs),
+        "logical_peak_bytes": max(run["logical_peak_bytes"] for run in runs),
+        "processes": [{name: run[name] for name in told} for run in runs],
     }
 
 
@@ -218,10 +246,10 @@ def announce(
     stores: list[Store], rate: float, how: str, limits: int, given: Options
 ) -> None:
     """Say what the stores take. Raises InvalidInput for more time than is allowed."""
-    passes = 1 + given.warm_up + 2 * given.steps + 1
+    runs, passes = limits * given.processes, 1 + given.warm_up + 2 * given.steps + 1
     total_s = 0.0
     for store in stores:
-        seconds = predicted_s(store, given.spec, limits, passes, rate)
+        seconds = predicted_s(store, given.spec, runs, passes, rate)
         total_s += seconds
         tell(
             f"{store.label}: {format_size(store.bytes)} of disk, about "
@@ -236,7 +264,7 @@ def announce(
         total_s <= 60 * given.minutes,
         f"this would take about {format_duration(total_s)}, more than the "
         f"{given.minutes:g} minutes allowed: allow more with --minutes, or take fewer "
-        "--steps, --limits or --weights",
+        "--processes, --steps, --limits or --weights",
     )
 
 
@@ -270,17 +298,19 @@ def main(out: Path, given: Options) -> None:
     work.mkdir(parents=True, exist_ok=True)
     limits = [parse_size(text) for text in given.limits.split(",")]
     weights = given.weights.split(",")
-    names = {(k, n): f"{k}-{n // MiB}MiB" for k in weights for n in limits}
+    parts = {f"{k}-{n // MiB}MiB": (k, n) for k in weights for n in limits}
     settings = {
         "geometry": given.spec.name,
         "parameters": given.spec.total_bytes // given.spec.dtype_bytes,
+        "processes": given.processes,
         "steps": given.steps,
         "warm_up": given.warm_up,
     }
     record = Record(out)
     done = Record(work / "parts.json", settings, ["points"], given.elsewhere)
-    missing = [key for key, name in names.items() if not done.find(name=name)]
-    left = list(dict.fromkeys(kind for kind, _ in missing))
+    turns = [(name, turn) for turn in range(given.processes) for name in parts]
+    missing = [key for key in turns if not done.find(name=key[0], turn=key[1])]
+    left = [kind for kind in weights if any(parts[n][0] == kind for n, _ in missing)]
     stores, rate, how = survey_left(work, left, given)
     announce(stores, rate, how, len(limits), given)
     if given.dry_run:
@@ -288,22 +318,27 @@ def main(out: Path, given: Options) -> None:
     for store in stores:
         folder = work / store.folder
         writing_s = write_store(store, folder, given)
-        for kind, limit in missing:
+        for name, turn in missing:
+            kind, limit = parts[name]
             if kind != store.weights:
                 continue
-            name = names[kind, limit]
-            tell(f"{name}: {store.label}, in {format_size(limit)}")
-            part = run_part(store, folder, limit, given) | {"writing_s": writing_s}
-            done.add({"name": name, **part, **made_by()})
-            tell(outcome(name, part))
+            tell(f"{name}, {turn + 1} of {given.processes}: {store.label}")
+            run = run_process(store, folder, limit, given) | {"writing_s": writing_s}
+            done.add({"name": name, "turn": turn, **run, **made_by()})
+            tell(outcome(name, run))
         shutil.rmtree(folder)
-    parts = {name: done.find(name=name) or {} for name in names.values()}
+    found = {
+        name: pooled(
+            [done.find(name=name, turn=turn) or {} for turn in range(given.processes)]
+        )
+        for name in parts
+    }
     record.write(
         **settings,
-        parts=parts,
+        parts=found,
         note="device and host are one memory: the limit holds the interpreter, the "
         "page cache and everything else of the process; bytes from /proc/self/io",
     )
     done.path.unlink(missing_ok=True)
-    for name, part in parts.items():
+    for name, part in found.items():
         print(outcome(name, part))

@@ -3,6 +3,7 @@
 import json
 
 import benchmark
+import numpy as np
 import pytest
 from memory_limit import how_confined
 
@@ -23,7 +24,7 @@ def script(monkeypatch):
 def words(tmp_path, *more):
     return [
         "--weights", "bf16", "--limits", "1000MiB,995MiB", "--runtime", "975MiB",
-        "--reserve", "0B", "--steps", "2", "--rate-s", "0.1",
+        "--reserve", "0B", "--processes", "1", "--steps", "2", "--rate-s", "0.1",
         "--work", str(tmp_path / "work"), "--out", str(tmp_path / "record.json"), *more,
     ]  # fmt: skip
 
@@ -40,10 +41,10 @@ def test_the_survey_fills_the_disk_and_leaves_the_reserve(script):
 
 
 def test_time_is_told_beforehand(script):
-    """Five steps and four drains of 130 GB at 2 GB/s, under two limits."""
+    """Five steps and four drains of 130 GB at 2 GB/s, in two processes."""
     spec = geometry("llama-65b")
     (store,) = script.survey(spec, ["bf16"], 57 * 10**9, 10 * 10**9)
-    seconds = script.predicted_s(store, spec, limits=2, passes=9, rate=2e9)
+    seconds = script.predicted_s(store, spec, runs=2, passes=9, rate=2e9)
     assert 2 * 9 * 129.5e9 / 2e9 < seconds < 2 * 9 * 131e9 / 2e9 + 300
 
 
@@ -68,25 +69,26 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(script, tmp_path, capsy
 
 
 def test_it_resumes_where_it_was_killed_and_cleans_up(script, tmp_path, monkeypatch):
-    run_part, ran = script.run_part, []
+    run_process, ran = script.run_process, []
+    twice = words(tmp_path, "--processes", "2")
 
     def first_only(store, folder, limit_bytes, given):
         if ran:
             raise KeyboardInterrupt
         ran.append(limit_bytes)
-        return run_part(store, folder, limit_bytes, given)
+        return run_process(store, folder, limit_bytes, given)
 
     def rest(store, folder, limit_bytes, given):
         ran.append(limit_bytes)
-        return run_part(store, folder, limit_bytes, given)
+        return run_process(store, folder, limit_bytes, given)
 
-    monkeypatch.setattr(script, "run_part", first_only)
+    monkeypatch.setattr(script, "run_process", first_only)
     with pytest.raises(KeyboardInterrupt):
-        script.main(words(tmp_path))
-    monkeypatch.setattr(script, "run_part", rest)
+        script.main(twice)
+    monkeypatch.setattr(script, "run_process", rest)
     monkeypatch.setattr(script, "synthesise", None)  # the store is still there
-    script.main(words(tmp_path))
-    assert ran == [1000 * MiB, 995 * MiB]
+    script.main(twice)
+    assert ran == 2 * [1000 * MiB, 995 * MiB]  # one limit after the other
     assert not list((tmp_path / "work").glob("bf16*"))
 
     record = json.loads((tmp_path / "record.json").read_text())
@@ -100,8 +102,12 @@ def test_it_resumes_where_it_was_killed_and_cleans_up(script, tmp_path, monkeypa
         assert part["logical_peak_bytes"] <= part["planned_peak_bytes"]
         assert part["planned_peak_bytes"] <= part["device_bytes"]
         assert part["logical_peak_bytes"] <= part["peak_bytes"] <= part["limit_bytes"]
-        assert len(part["trial"]["step_s"]) == 2
-        assert len(part["trial"]["drain_s"]) == 3
+        assert len(part["trial"]["step_s"]) == len(part["fractions"]) == 2 * 2
+        assert len(part["trial"]["drain_s"]) == 2 * 3
+        assert part["s_per_token"] == np.median(part["trial"]["step_s"])
+        peaks = [process["peak_bytes"] for process in part["processes"]]
+        assert len(peaks) == 2
+        assert part["peak_bytes"] == max(peaks)
         if part["mode"] == "direct":
             # Up to three layers are in flight when the trial starts and when it ends.
             planned, layer = part["planned_bytes_per_token"], 5.3e6
