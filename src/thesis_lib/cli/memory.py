@@ -22,7 +22,9 @@ def plan(
     batch: int = option(1, "Sequences, beams included."),
     context: int = option(512, "Positions of a sequence."),
     pass_tokens: int = option(1, "Tokens of a sequence a pass."),
-    ring: int = option(3, "Staging buffers."),
+    ring: int | None = option(
+        None, "Staging buffers. Default: the most of 3, 2 and 1 that fit."
+    ),
     as_json: Json = False,
 ) -> None:
     """Certify the peak memory of a streamed model and predict its time, or refuse."""
@@ -39,18 +41,38 @@ def plan(
         if as_json:
             show({"feasible": False, "reason": str(refusal)}, True, [])
         raise
-    tiers = ", ".join(f"{n} layers on {tier}" for tier, n in result["tiers"].items())
+    tiers = ", ".join(
+        f"{n} layers on {tier}" for tier, n in result["tiers"].items() if n
+    )
     if result["head_parts"]:
         tiers += f"; {result['head_parts']} of them are parts of the output head"
-    rates = ", ".join(f"{name} {value}" for name, value in result["rates"].items())
     low, high = (units.format_duration(s) for s in result["predicted_s_interval"])
+    between = f" ({low} to {high})" if low != high else ""
     lines = [
         f"device peak {units.format_size(result['device_peak_bytes'])}, "
         f"host peak {units.format_size(result['host_peak_bytes'])}; {tiers}",
-        f"predicted {units.format_duration(result['predicted_s_per_token'])} a token "
-        f"({low} to {high}), bound by {result['limit']}; {rates}",
+        f"predicted {units.format_duration(result['predicted_s_per_token'])} a token"
+        f"{between}, bound by {result['limit']}",
+        _rates(**result["rates"]),
     ]
     show(result, as_json, lines)
+
+
+def _rates(disk: str, flops_per_s: float, spread: float = 0.0, **rates: Any) -> str:
+    """The rates that a plan counts on, in a line; `disk` says where that one is from."""
+    sizes = {
+        "disk_bytes_per_s": f"{disk} of the disk",
+        "decode_bytes_per_s": "decoded",
+        "link_bytes_per_s": "over the link",
+        "weight_bytes_per_s": "of weights computed with",
+    }
+    told = [
+        f"{units.format_size(rates[name])}/s {what}"
+        for name, what in sizes.items()
+        if name in rates
+    ]
+    within = f"; times within {spread:.0%}" if spread else ""
+    return f"at {', '.join(told)}, {flops_per_s / 1e9:,.0f} Gflop/s{within}"
 
 
 @command
@@ -103,7 +125,9 @@ def generate(
     seed: int = option(0, "Of the draws."),
     stop: list[str] | None = option(None, "End before this text; repeatable."),
     host_memory: str = option("0B", "For layers beside the device, such as 32GiB."),
-    ring: int = option(3, "Staging buffers."),
+    ring: int | None = option(
+        None, "Staging buffers. Default: the most of 3, 2 and 1 that fit."
+    ),
     device: str = option("cpu", "cpu or cuda."),
     verify: bool = option(
         False,
@@ -122,6 +146,7 @@ def generate(
     """Continue a text with a model that streams through a memory budget."""
     from thesis_lib.memory.decode.generate import GREEDY, Writing, generate_text
     from thesis_lib.memory.decode.speculative import speculate_text
+    from thesis_lib.memory.offload.plan import RINGS
 
     require(
         speculate or draft is None,
@@ -138,7 +163,7 @@ def generate(
         "device_bytes": units.parse_size(device_memory),
         "prompt": _prompts(prompt, batch),
         "max_new_tokens": max_new_tokens,
-        "ring": ring,
+        "ring": ring or RINGS[0] if speculate else ring,
         "host_bytes": units.parse_size(host_memory),
         "device": device,
         "verify": verify,

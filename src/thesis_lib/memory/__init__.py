@@ -2,7 +2,7 @@
 
     from thesis_lib import memory
 
-    with memory.open_streamed(folder, device_bytes=8 * 2**30) as model:
+    with memory.open_streamed(folder, "8GiB") as model:
         model.generate(**prompt, max_new_tokens=20)  # transformers' own tokens
 
 The names of this page are those that last; everything else may move between rooms.

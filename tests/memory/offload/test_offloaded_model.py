@@ -296,8 +296,10 @@ def test_two_lines_are_changed(tmp_path):
     with open_streamed(tmp_path, 2**20, context=16) as twin:
         own = twin.generate(**prompt, **options)
     assert torch.equal(own, model.generate(**prompt, **options))
+    with open_streamed(tmp_path, "1MiB", context=16) as twin:
+        assert twin.plan.machine.device_bytes == 2**20
     with pytest.raises(PlanInfeasible, match="short by"):
-        open_streamed(tmp_path, 2**14, context=16)
+        open_streamed(tmp_path, "16KiB", context=16)
     steps = tiny.plan_tight(tmp_path, context=16)
     refused = pytest.raises(InvalidInput, match="generating=True")
     with StreamedModel(tmp_path, steps) as twin, refused:

@@ -53,6 +53,25 @@ def test_one_byte_less_than_enough_is_refused(ring):
         plan(SMALL, DISK.with_memory(least - 1), ring=ring)
 
 
+def test_without_a_ring_it_is_the_most_buffers_that_fit():
+    least = [least_device_bytes(SMALL, ring=ring) for ring in (1, 2, 3)]
+    for size in range(least[0], least[2] + MiB, MiB // 4):
+        fitting = sum(needed <= size for needed in least)
+        made = plan(SMALL, DISK.with_memory(size), ring=None)
+        assert made == plan(SMALL, DISK.with_memory(size), ring=fitting)
+    with pytest.raises(PlanInfeasible, match="1 staging buffers"):
+        plan(SMALL, DISK.with_memory(least[0] - 1), ring=None)
+
+
+def test_a_plan_says_in_a_line_what_was_chosen():
+    machine = Machine(8 * GiB, 3e9, host_bytes=16 * GiB)
+    assert str(plan(geometry("llama-65b"), machine, kind="nf4")) == (
+        "llama-65b: 11 of 80 layers stay, as many as fit beside 3 staging buffers; 37 "
+        "from the host and 32 from the disk for each step; at most 7.84 GiB of 8 GiB"
+    )
+    assert str(plan(SMALL, DISK)).startswith("small: all 10 layers stay; at most ")
+
+
 @pytest.mark.parametrize("name", geometries())
 @pytest.mark.parametrize("device_bytes", [8 * GiB, 24 * GiB, 400 * GiB])
 def test_the_peak_is_within_the_device_and_every_layer_has_a_place(name, device_bytes):

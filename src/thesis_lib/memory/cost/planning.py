@@ -30,7 +30,7 @@ def describe_plan(
     host_bytes: int = 0,
     batch: int = 1,
     context: int = 512,
-    ring: int = 3,
+    ring: int | None = None,
     pass_tokens: int = 1,
     weights: str | None = None,
 ) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def generate_text(  # the options of the command, one by one
     device_bytes: int,
     prompt: str | Sequence[str],
     max_new_tokens: int = 32,
-    ring: int = 3,
+    ring: int | None = None,
     host_bytes: int = 0,
     device: str = "cpu",
     verify: bool = False,

@@ -21,7 +21,7 @@ from torch.func import functional_call
 from transformers import DynamicCache
 
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.common.units import format_size
+from thesis_lib.common.units import format_size, parse_size
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.checkpoint import NON_LAYER, allocate
 from thesis_lib.memory.model.pretrained import read_generation
@@ -556,7 +556,7 @@ def plan_checkpoint(
     machine: Machine,
     batch: int = 1,
     context: int = 512,
-    ring: int = 3,
+    ring: int | None = 3,
     **step: Unpack[Step],
 ) -> MemoryPlan:
     """As `plan`, for a checkpoint: with the sizes of the reads that its files need.
@@ -599,33 +599,41 @@ def plan_checkpoint(
 
 def open_streamed(  # nine: the words of `from_pretrained`, in the place of it
     checkpoint: Path | str,
-    device_bytes: int,
-    host_bytes: int = 0,
+    device_bytes: int | str,
+    host_bytes: int | str = 0,
     batch: int = 1,
     context: int = 512,
-    ring: int = 3,
+    ring: int | None = None,
     pass_tokens: int = 64,
     device: str | torch.device = "cpu",
     verify: bool = False,
 ) -> StreamedModel:
     """A checkpoint for transformers' `generate`, in `device_bytes`, or a refusal.
 
-    To be used in a `with` statement, in the place of `from_pretrained`. `batch` counts
-    sequences, beams included; `context` positions, prompt and answer together; a
-    prompt longer than `pass_tokens` goes in several passes. Raises PlanInfeasible
-    before anything is allocated.
+    To be used in a `with` statement, in the place of `from_pretrained`. Memory is in
+    bytes or in words, such as "8GiB". `batch` counts sequences, beams included;
+    `context` positions, prompt and answer together; a prompt longer than `pass_tokens`
+    goes in several passes. `ring` is as in `plan`. What was chosen and why, the `plan`
+    of the model says in a line. Raises PlanInfeasible before anything is allocated.
 
     >>> import torch
     >>> from thesis_lib.memory import open_streamed
     >>> from thesis_lib.memory.model import smollm2
     >>> prompt = torch.tensor([[504, 3575, 282]])
-    >>> with open_streamed(smollm2.checkpoint(), 96 * 2**20, context=8) as model:
+    >>> with open_streamed(smollm2.checkpoint(), "96MiB", context=8) as model:
+    ...     print(model.plan)
     ...     model.generate(prompt, max_new_tokens=3, do_sample=False)
+    smollm2: 2 of 30 layers stay, as many as fit beside 3 staging buffers; 28 from the
+    disk for each step; at most 90 MiB of 96 MiB
     tensor([[ 504, 3575,  282,  260, 1797, 1918]])
     """
+    on_device, on_host = (
+        parse_size(size) if isinstance(size, str) else size
+        for size in (device_bytes, host_bytes)
+    )
     made = plan_checkpoint(
         checkpoint,
-        Machine(device_bytes, ASSUMED_DISK_BYTES_PER_S, host_bytes=host_bytes),
+        Machine(on_device, ASSUMED_DISK_BYTES_PER_S, host_bytes=on_host),
         batch=batch,
         context=context,
         ring=ring,

@@ -7,15 +7,17 @@ arithmetic; what a step allocates on the way is rehearsed on tensors without mem
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Unpack
 
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.common.units import MiB
+from thesis_lib.common.units import MiB, format_size
 from thesis_lib.memory.model.shape import Shape, Step, read_step
 from thesis_lib.memory.model.spec import Machine, ModelSpec
 from thesis_lib.memory.offload.footprint import Footprint, geometry_footprint
 
+RINGS = (3, 2, 1)  # staging buffers: with one, reading and computing take turns
 HOST_BUFFERS = 2  # buffers of host memory on the way from the disk to another device
 # Rates that nobody measured here: a solid-state disk on four lanes of PCIe 4, and two
 # cores that decode. A plan that rests on them says so.
@@ -71,6 +73,28 @@ class MemoryPlan(Shape):
     layer_decoded_bytes: int | None = None  # of a coded layer in its buffer
     head_parts: int = 0  # of an output head that is not kept on the device
     part_read_bytes: int = 0  # of one of them, as the disk delivers it
+
+    def __str__(self) -> str:
+        """What was chosen and why, in one line."""
+        at_most = (
+            f"at most {format_size(self.device_peak_bytes)} of "
+            f"{format_size(self.machine.device_bytes)}"
+        )
+        layers = f"{self.parts} layers"
+        if self.head_parts:
+            layers += f" ({self.head_parts} of them parts of the output head)"
+        if not self.streamed_layers:
+            return f"{self.spec.name}: all {layers} stay; {at_most}"
+        moved = [
+            f"{count} from the {tier}"
+            for tier, count in (("host", self.host_layers), ("disk", self.disk_layers))
+            if count
+        ]
+        buffers = f"{self.ring} staging buffers" if self.ring > 1 else "one buffer"
+        return (
+            f"{self.spec.name}: {self.resident_layers} of {layers} stay, as many as fit "
+            f"beside {buffers}; {' and '.join(moved)} for each step; {at_most}"
+        )
 
     @property
     def parts(self) -> int:
@@ -253,7 +277,7 @@ def plan(
     machine: Machine,
     batch: int = 1,
     context: int = 512,
-    ring: int = 3,
+    ring: int | None = 3,
     *,
     kind: str = "dense",
     layer_read_bytes: Sequence[int] | None = None,
@@ -269,6 +293,7 @@ def plan(
     transformers' `generate`, sampling included, and beams count as sequences; with
     `rollback` passes of `logit_tokens` may be verified as `speculate` does.
 
+    A `ring` of None is the most of three, two and one buffers that fit.
     `kind` is that of the weights, as this machine reads them fastest. Reads are as long
     as the weights, of coded ones an estimate, or `layer_read_bytes`, one per layer.
     Raises PlanInfeasible before anything is allocated.
@@ -296,7 +321,7 @@ def plan(
 def place(
     spec: ModelSpec,
     machine: Machine,
-    ring: int,
+    ring: int | None,
     shape: Shape,
     needed: Callable[[Shape], Footprint],
     split: Callable[[Shape], Footprint] | None = None,
@@ -306,6 +331,11 @@ def place(
     `split` says it of a model without its tables of tokens, which is what is placed
     where the whole does not fit.
     """
+    if ring is None:
+        for ring in RINGS[:-1]:
+            with suppress(PlanInfeasible):
+                return place(spec, machine, ring, shape, needed, split)
+        ring = RINGS[-1]
     require(ring > 0, f"ring={ring} must be positive")
     needs = needed(shape)
     buffers = min(ring, spec.layers) * needs.staging_bytes
