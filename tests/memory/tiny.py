@@ -37,6 +37,18 @@ SHAPES = {
         "sliding_window": 7,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
+    "phi3": {**_GROUPED, "sliding_window": 7},
+    "olmo2": _GROUPED,
+    "granite": {**_GROUPED, "attention_multiplier": 0.3, "logits_scaling": 3.0},
+    "smollm3": {**_GROUPED, "no_rope_layer_interval": 2},
+    "cohere": {**_GROUPED, "use_qk_norm": True},
+    "cohere2": {
+        **_GROUPED,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "stablelm": {**_GROUPED, "use_qkv_bias": True, "partial_rotary_factor": 0.5},
+    "phi": {"intermediate_size": 80, "partial_rotary_factor": 0.5},
 }
 
 

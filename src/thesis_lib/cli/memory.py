@@ -59,7 +59,7 @@ def plan(
 
 
 def _rates(disk: str, flops_per_s: float, spread: float = 0.0, **rates: Any) -> str:
-    """The rates that a plan counts on, in a line; `disk` says where that one is from."""
+    """The rates that a plan counts on; `disk` says where that one is from."""
     sizes = {
         "disk_bytes_per_s": f"{disk} of the disk",
         "decode_bytes_per_s": "decoded",

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+from pathlib import Path
 
 import pytest
 import tiny
@@ -14,6 +16,7 @@ from thesis_lib.memory.compress.convert import compress_checkpoint
 from thesis_lib.memory.cost.planning import describe_plan
 from thesis_lib.memory.decode.generate import generate_text
 from thesis_lib.memory.decode.speculative import speculate_text
+from thesis_lib.memory.model import gguf
 from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import (
     ARCHITECTURES,
@@ -32,6 +35,8 @@ from thesis_lib.memory.offload.architectures import (
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 from thesis_lib.memory.offload.plan import PlanInfeasible
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,16 @@ def test_the_arithmetic_counts_the_parameters_of_transformers(
     assert spec.parameters == sum(p.numel() for p in model.parameters())
     layer = stack(model)[1][0]
     assert spec.layer_parameters == sum(p.numel() for p in layer.parameters())
+
+
+def test_the_book_lists_what_streams():
+    """The table of chapter 5: every architecture, and which a GGUF file may have."""
+    chapter = next((ROOT / "notebooks").glob("05_*.ipynb"))
+    rows = re.findall(r"^\s*\"\| `(\w+)` \|.*\| (.*) \|", chapter.read_text(), re.M)
+    listed = {name: unpacked for name, unpacked in rows if name in ARCHITECTURES}
+    assert [*listed] == [*ARCHITECTURES]
+    unpacked = {name for name, says in listed.items() if says == "yes"}
+    assert unpacked == {*gguf.ARCHITECTURES.values()}
 
 
 @pytest.mark.parametrize("name", geometries())
@@ -254,7 +269,7 @@ def test_a_checkpoint_that_disagrees_with_its_config_is_refused(
         ).__enter__()
 
 
-@pytest.mark.parametrize("family", ["falcon", "gpt2", "bloom", "t5", "mixtral", "phi3"])
+@pytest.mark.parametrize("family", ["falcon", "gpt2", "bloom", "t5", "mixtral", "rwkv"])
 def test_a_family_that_is_not_streamed_is_refused_before_its_weights_are_opened(
     tmp_path, family
 ):

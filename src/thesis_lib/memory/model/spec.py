@@ -43,10 +43,23 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "gemma": {},
     "gemma2": {"layer_norms": 4},
     "gemma3_text": {"layer_norms": 4, "qk_norm": True},
+    "phi3": {"fused": True},
+    "olmo2": {"flat_qk_norm": True},
+    "granite": {},
+    "smollm3": {},
+    "cohere": {"layer_norms": 1},
+    "cohere2": {"layer_norms": 1},
+    "stablelm": {"norm_bias": True},
+    "phi": {
+        "gated": False, "attention_bias": True, "mlp_bias": True, "norm_bias": True,
+        "layer_norms": 1, "head_bias": True,
+    },
     "opt": {"gated": False, "norm_bias": True},
-    "gpt_neox": {"gated": False, "norm_bias": True, "mlp_bias": True},
-}
+    "gpt_neox": {"gated": False, "norm_bias": True, "mlp_bias": True, "fused": True},
+}  # fmt: skip
 ARCHITECTURES = tuple(_FAMILIES)
+# The head of these is the embedding where their configuration does not say.
+_TIED = {"opt", "gemma", "gemma2", "gemma3_text", "smollm3", "cohere", "cohere2"}
 _ROPES = ("default", "linear", "llama3", "yarn")
 _ENDLESS = 2**31  # positions that no model has: a number that says nothing
 
@@ -84,6 +97,9 @@ class ModelSpec:
     norm_bias: bool = False
     layer_norms: int = 2  # of the hidden state, in one layer
     qk_norm: bool = False  # one more for queries and one for keys, of a head's size
+    flat_qk_norm: bool = False  # or of the size of all heads
+    fused: bool = False  # queries, keys and values in one matrix, as gate and up
+    head_bias: bool = False
     positions: int = 0
     context: int = 0
     architecture: str = "llama"
@@ -125,15 +141,7 @@ class ModelSpec:
                     f"{path}: word_embed_proj_dim={width} differs from "
                     f"hidden_size={hidden}: expected embeddings of the hidden size",
                 )
-            biased = opt and said.flag("enable_bias", True)
             dtype = "dtype" if said.content.get("dtype") else "torch_dtype"
-            shape: dict[str, Any] = {
-                "attention_bias": said.flag(
-                    "attention_bias", biased or family == "gpt_neox"
-                ),
-                "mlp_bias": biased or said.flag("mlp_bias", False),
-                "positions": positions + 2 if opt else 0,
-            }
             return cls(
                 name=path.resolve().parent.name,
                 layers=said.count("num_hidden_layers", most=_DEEPEST),
@@ -143,13 +151,12 @@ class ModelSpec:
                 kv_heads=said.count("num_key_value_heads", heads),
                 head_dim=said.count("head_dim", max(1, hidden // heads)),
                 vocab=said.count("vocab_size"),
-                tied=said.flag(
-                    "tie_word_embeddings", opt or family.startswith("gemma")
-                ),
+                tied=said.flag("tie_word_embeddings", family in _TIED),
                 dtype_bytes=_DTYPE_BYTES[said.word(dtype, _DTYPE_BYTES)],
+                positions=positions + 2 if opt else 0,
                 context=_longest(said.content, path),
                 architecture=family,
-                **(shape | _FAMILIES[family]),
+                **said.parts(family),
             )
         except KeyError as error:
             raise InvalidInput(
@@ -172,9 +179,9 @@ class ModelSpec:
     def matrix_outputs(self) -> tuple[int, ...]:
         """How many outputs the matrices of a layer have, each number once or more."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        together = self.architecture == "gpt_neox"  # one matrix for all three
-        attention = (queries + 2 * keys,) if together else (queries, keys)
-        return (*attention, self.intermediate, self.hidden)
+        attention = (queries + 2 * keys,) if self.fused else (queries, keys)
+        inner = 2 if self.fused and self.gated else 1
+        return (*attention, inner * self.intermediate, self.hidden)
 
     @property
     def layer_parameters(self) -> int:
@@ -186,6 +193,8 @@ class ModelSpec:
             count += self.hidden
         if self.qk_norm:
             count += 2 * self.head_dim
+        if self.flat_qk_norm:
+            count += (self.heads + self.kv_heads) * self.head_dim
         if self.mlp_bias:
             count += (2 if self.gated else 1) * self.intermediate + self.hidden
         return count
@@ -194,8 +203,12 @@ class ModelSpec:
     def parameters(self) -> int:
         """Parameters of the whole model; a tied head counts once."""
         outer = (self.vocab + self.positions) * self.hidden + self._norm_parameters
-        head = 0 if self.tied else self.vocab * self.hidden
-        return self.layers * self.layer_parameters + outer + head
+        return self.layers * self.layer_parameters + outer + self._head_parameters
+
+    @property
+    def _head_parameters(self) -> int:
+        weights = 0 if self.tied else self.vocab * self.hidden
+        return weights + (self.vocab if self.head_bias else 0)
 
     @property
     def _norm_parameters(self) -> int:
@@ -214,8 +227,7 @@ class ModelSpec:
     @property
     def head_bytes(self) -> int:
         """Bytes after the last layer: the final norm, and the head unless tied."""
-        head = 0 if self.tied else self.vocab * self.hidden
-        return (head + self._norm_parameters) * self.dtype_bytes
+        return (self._head_parameters + self._norm_parameters) * self.dtype_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -256,6 +268,29 @@ class _Config:
             f"{name} in {self.path} is {shown(value)}: expected true or false",
         )
         return value
+
+    def parts(self, family: str) -> dict[str, Any]:
+        """What the layers of a family have beside matrices, some of it by choice."""
+        biased = family == "opt" and self.flag("enable_bias", True)
+        found: dict[str, Any] = {
+            "attention_bias": self.flag(
+                "attention_bias", biased or family == "gpt_neox"
+            ),
+            "mlp_bias": biased or self.flag("mlp_bias", False),
+        }
+        if family == "cohere":
+            found["flat_qk_norm"] = self.flag("use_qk_norm", False)
+        elif family == "stablelm":
+            found["qkv_bias"] = self.flag("use_qkv_bias", False)
+            found["flat_qk_norm"] = self.flag("qk_layernorm", False)
+            found["layer_norms"] = 1 if self.flag("use_parallel_residual", False) else 2
+        elif family == "phi":
+            require(
+                not self.flag("qk_layernorm", False),
+                f"qk_layernorm in {self.path} is true: expected a Phi whose queries "
+                "and keys have no norm, as all published ones",
+            )
+        return found | _FAMILIES[family]
 
     def word(self, name: str, allowed: Iterable[str]) -> str:
         return choice(f"{name} in {self.path}:", str(self.content.get(name)), allowed)

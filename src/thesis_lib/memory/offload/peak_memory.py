@@ -31,6 +31,8 @@ from thesis_lib.memory.model.shape import PeakMemory, Shape
 from thesis_lib.memory.offload.architectures import skeleton, split_tables, stack
 from thesis_lib.memory.offload.measure import DeviceBudget
 
+# What a configuration says of each layer: of which type it is, and whether it rotates.
+_BY_LAYER = ("layer_types", "no_rope_layers")
 Run = dict[str, Tensor]  # whole numbers, (batch, context) each, that a caller holds
 
 
@@ -101,14 +103,19 @@ def _shorten(config: Any) -> tuple[Any, Counter[int]]:
     tensors there and one in the first layer.
     """
     n = config.num_hidden_layers
-    types = list(getattr(config, "layer_types", None) or ["full_attention"] * n)
+    by_layer = {
+        name: value
+        for name, value in vars(config).items()
+        if isinstance(value, list) and len(value) == n and name in _BY_LAYER
+    }
+    types = [*zip(*by_layer.values(), strict=True)] or [()] * n
     length = 1
     while length < n and set(types[-length:][1:]) != set(types):
         length += 1
     short = copy.deepcopy(config)
     short.num_hidden_layers = length
-    if getattr(config, "layer_types", None):
-        short.layer_types = types[-length:]
+    for name, value in by_layer.items():
+        setattr(short, name, value[-length:])
     last = {kind: position for position, kind in enumerate(types[-length:])}
     counts = Counter(range(length))
     for kind in types[:-length]:

@@ -92,8 +92,8 @@ class MemoryPlan(Shape):
         ]
         buffers = f"{self.ring} staging buffers" if self.ring > 1 else "one buffer"
         return (
-            f"{self.spec.name}: {self.resident_layers} of {layers} stay, as many as fit "
-            f"beside {buffers}; {' and '.join(moved)} for each step; {at_most}"
+            f"{self.spec.name}: {self.resident_layers} of {layers} stay, as many as "
+            f"fit beside {buffers}; {' and '.join(moved)} for each step; {at_most}"
         )
 
     @property
