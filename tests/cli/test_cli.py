@@ -63,8 +63,12 @@ POINT = "simulate --scenario A --load 1.1 --policy drop --seeds 2 --transactions
         ("run 99", "chapter='99' is unknown: expected one of 01_introduction"),
         ("run 1 -p nonsense=3", "parameter 'nonsense' is unknown"),
         ("run 1 -p nonsense", "expected NAME=VALUE"),
+        ("run 4 -p seeds=2020-13-01", "cannot be read as YAML: expected one as in"),
+        ("run 4 -p seeds=!!bool", "cannot be read as YAML"),
+        ("run 4 -p seeds=1 -p seeds=2", "parameter seeds is given twice"),
         ("run --profile huge", "expected one of smoke, default, full"),
         ("generate smollm2 --device-memory 1GiB --prompt a --draft b", "--speculate"),
+        ("cost --tokens-per-s 2 --weights nf4", "say what a rate is predicted for"),
         ("collect nowhere/t.parquet", "folder nowhere does not exist"),
         ("collect t.parquet --engine duckdb", "expected one of sqlite, postgresql"),
         ("collect t.parquet --dsn host=here", "engine is 'sqlite'"),
@@ -83,6 +87,9 @@ POINT = "simulate --scenario A --load 1.1 --policy drop --seeds 2 --transactions
         (f"{SIMULATE} --trace FILE --transactions 401", "expected 1 to the 400"),
         (f"{POINT} --clients 9", "clients=9 never fill a batch of 10"),
         (f"{POINT} --clients 0", "clients=0: expected at least 1"),
+        (f"{POINT} --seed -1", "seed=-1: expected at least 0"),
+        (f"{POINT} --noise 1e308", "noise=1e+308 must lie in [0, 10]"),
+        (f"{SIMULATE} --trace FILE --cores 0", "cores=0: expected at least 1"),
         (f"{POINT} --batch 0", "batch_size=0: expected at least 1"),
         (f"{POINT} --lag soon", "soon"),
         (f"{POINT} --flush -1ms", "-1ms"),
@@ -97,6 +104,17 @@ def test_bad_input_is_refused_with_one_sentence(
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_told_in_a_sentence(tmp_path):
+    for words, place in (
+        ("plan --device-memory 1GiB", tmp_path / ("x" * 300)),
+        ("collect --transactions 1", tmp_path / ("x" * 300)),
+    ):
+        done = CliRunner().invoke(app, [*words.split(), str(place)])
+        assert done.exit_code in (1, 2), done.exception
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert "expected" in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,9 @@ def test_an_unknown_choice_names_the_options_and_the_nearest():
         ([np.inf], np.float64),
         ([0.5], np.int64),
         ([[1.0]], np.float64),
+        (np.array([3], "m8[ms]"), np.float64),
+        (np.array(["2026-01-01"], "M8[D]"), np.int64),
+        ([1 + 1j], np.float64),
     ],
 )
 def test_a_vector_that_would_change_its_values_is_refused(values, dtype):

@@ -24,6 +24,11 @@ def test_a_size_without_a_known_unit_is_refused(text):
         parse_size(text)
 
 
+def test_a_size_that_is_no_number_any_more_is_refused():
+    with pytest.raises(InvalidInput, match="size of 401 letters is too large"):
+        parse_size(400 * "9" + "B")
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("12.5ms", 0.0125), ("2 s", 2.0), ("3min", 180.0)]
 )

@@ -47,7 +47,7 @@ def run(
     from thesis_lib.book.execute import chapters
     from thesis_lib.book.execute.claims import read_claims
 
-    overrides = dict(chapters.assignment(text) for text in parameter or [])
+    overrides = chapters.assignments(parameter or [])
     chosen = chapters.select(names or [])
     folder = output or chapters.repository() / "build" / "chapters" / profile
     clock = time.perf_counter()

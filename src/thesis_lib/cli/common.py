@@ -45,6 +45,20 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         except (InvalidInput, Lost) as error:
             typer.echo(f"thesis: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            named = f" ({error.filename})" if error.filename else ""
+            typer.echo(
+                f"thesis: {error.strerror or error}{named}: expected files and folders "
+                "that can be read and written, on a disk with room; name others",
+                err=True,
+            )
+            raise typer.Exit(1) from None
+        except MemoryError:
+            typer.echo(
+                "thesis: this needs more memory than there is: ask for less",
+                err=True,
+            )
+            raise typer.Exit(1) from None
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("thesis_lib"):
                 raise

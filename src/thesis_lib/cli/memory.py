@@ -209,7 +209,7 @@ def _prompts(prompt: str | None, batch: Path | None) -> str | list[str]:
     )
     if batch is None:
         return prompt or ""
-    return [line for line in read_text(batch).splitlines() if line.strip()]
+    return [line for line in read_text(batch).split("\n") if line.strip()]
 
 
 @command

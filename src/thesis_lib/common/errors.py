@@ -75,6 +75,10 @@ def vector(
     import numpy as np
 
     given = np.asarray(values)
+    require(
+        given.dtype.kind not in "mMc",
+        f"{name} holds {given.dtype}: expected plain numbers, times in seconds",
+    )
     require(given.ndim == 1, f"{name} has shape {given.shape}: expected one dimension")
     if length is not None:
         require(

@@ -41,7 +41,13 @@ def cache_folder(*parts: str) -> Path:
     else:
         base = Path.home() / ".cache" / "thesis_lib"
     folder = base.joinpath(*parts)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(
+            f"the cache folder {folder} cannot be made ({error.strerror}): expected a "
+            "place that you may write to; name one with THESIS_CACHE"
+        ) from error
     return folder
 
 

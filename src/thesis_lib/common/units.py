@@ -1,8 +1,9 @@
 """Sizes in bytes and durations in seconds, as people write and read them."""
 
+import math
 import re
 
-from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.errors import InvalidInput, require
 
 KiB, MiB, GiB, TiB = 2**10, 2**20, 2**30, 2**40
 MILLISECONDS = 1e-3
@@ -21,7 +22,9 @@ def _quantity(text: str, scale: dict, what: str, example: str) -> float:
             f"{what} {text!r} cannot be read: expected a number and one of "
             f"{', '.join(scale)}, such as {example}"
         )
-    return float(match[1]) * scale[match[2]]
+    quantity = float(match[1]) * scale[match[2]]
+    require(math.isfinite(quantity), f"{what} of {len(text)} letters is too large")
+    return quantity
 
 
 def significant(value: float, digits: int) -> str:

@@ -98,8 +98,10 @@ def test_a_message_is_put_in_the_template_of_the_model(resident):
 @pytest.mark.parametrize(
     ("wishes", "words"),
     [
-        ({"temperature": 0.0}, "temperature=0.0 must be positive"),
-        ({"temperature": float("nan")}, "must be positive"),
+        ({"temperature": 0.0}, "temperature=0.0 must be at least 1e-06"),
+        ({"temperature": 1e-38}, "temperature=1e-38 must be at least"),
+        ({"temperature": float("nan")}, "must be at least"),
+        ({"seed": 2**63}, "seed=9223372036854775808 must lie in 0 to"),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p=0.0 must lie"),
         ({"top_p": 0.5}, "give a temperature as well"),
         ({"stop": ("a", "")}, "a stop word is empty"),

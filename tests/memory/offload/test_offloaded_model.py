@@ -298,6 +298,12 @@ def test_two_lines_are_changed(tmp_path):
     assert torch.equal(own, model.generate(**prompt, **options))
     with open_streamed(tmp_path, "1MiB", context=16) as twin:
         assert twin.plan.machine.device_bytes == 2**20
+        for odd in (tiny.tokens(1, 1, 9)[0], tiny.tokens(1, 1, 9) + 0.5):
+            with pytest.raises(InvalidInput, match="expected numbers of tokens"):
+                twin.generate(odd, **options)
+        for odd in (-1, tiny.VOCAB):
+            with pytest.raises(InvalidInput, match="expected tokens from 0 to 210"):
+                twin.generate(torch.tensor([[1, odd]]), **options)
     with pytest.raises(PlanInfeasible, match="short by"):
         open_streamed(tmp_path, "16KiB", context=16)
     steps = tiny.plan_tight(tmp_path, context=16)

@@ -411,3 +411,9 @@ def test_a_trace_of_any_keys_is_written_and_reads_back(folder):
         trace = replace(WRITTEN, keys=keys)
         trace.write(folder / "keys.parquet")
         traces_agree(trace, Trace.read(folder / "keys.parquet"))
+
+
+@pytest.mark.parametrize("key", [1.5, np.nan, 2**70, None, {}])
+def test_a_key_that_no_integer_holds_is_refused(key):
+    with pytest.raises(InvalidInput, match="keys"):
+        KeySets.from_lists([[key], [1]], [[], []])

@@ -155,3 +155,11 @@ def test_a_run_too_long_for_the_grid_is_refused():
         pooled_cores(trace, cores=4, slo_s=1.0)
     with pytest.raises(InvalidInput, match="nine hours"):
         kise_ibaraki_mine(trace.arrival_s, trace.service_s, trace.arrival_s + 1)
+
+
+@pytest.mark.parametrize(
+    "slo_s", [0.0, -1.0, np.nan, np.inf, [0.01, 0.01], [[0.01] * 40], [0.01] * 39 + [0]]
+)
+def test_objectives_that_mean_nothing_are_refused(slo_s):
+    with pytest.raises(InvalidInput, match="slo_s"):
+        fewest_violations(scenario("A", 40, seed=1), cores=2, slo_s=slo_s)

@@ -250,7 +250,44 @@ def test_what_a_rule_neither_runs_nor_drops_is_held():
     assert decision.dropped.tolist() == [0, 4]
     assert decision.held.tolist() == [2]
     with pytest.raises(InvalidInput, match="exactly one of order"):
-        Decision(batch.ids[:4], batch.ids[:0]).require_partition(batch.ids, "loses")
+        Decision(batch.ids[:4], batch.ids[:0]).partition_of(batch.ids, "loses")
+    for order, dropped, says in (
+        ([5], np.zeros(5, bool), "row 0 of order is 5: a batch of 5"),
+        ([-1], np.zeros(5, bool), "row 0 of order is -1"),
+        ([0.5], np.zeros(5, bool), "row 0 of order is 0.5"),
+        ([0], np.zeros(4, bool), "dropped has 4 entries: expected 5"),
+        ([0], [0, 0, 2, 0, 0], "row 2 of dropped is 2"),
+    ):
+        with pytest.raises(InvalidInput, match=says):
+            batch.decide(order, dropped)
+
+
+def overwrites(batch, forecast, now_s):
+    batch.ids[...] = 100_000
+    return batch.decide(np.arange(len(batch)), np.zeros(len(batch), bool))
+
+
+def forgets(batch, forecast, now_s):
+    batch.decide(np.arange(len(batch)), np.zeros(len(batch), bool))
+
+
+def halves(batch, forecast, now_s):
+    return Decision(batch.ids + 0.5, [], [])
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        (overwrites, "'overwrites' must put each of the"),
+        (forgets, "'forgets' answered with NoneType: expected a Decision"),
+        (halves, "row 0 of order of policy 'halves' is 0.5"),
+    ],
+)
+def test_a_rule_that_answers_with_no_partition_is_named(rule, says):
+    trace = scenario("A", 40, seed=1)
+    own = policy(rule, slo_s=0.003, cores=4)
+    with pytest.raises(InvalidInput, match=says):
+        simulate(trace, own, trace.service_s, cores=4, slo_s=0.003)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from thesis_lib.book.execute.parameters import (
     refuse,
 )
 from thesis_lib.book.execute.records import OldRecord, Record, glued, read_as
-from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.errors import InvalidInput, choice, require, shown
 from thesis_lib.common.files import (
     cache_folder,
     content_hash,
@@ -173,8 +173,22 @@ def assignment(text: str) -> tuple[str, Any]:
     )
     try:
         return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InvalidInput(f"value of {text!r} cannot be read as YAML") from error
+    except (yaml.YAMLError, LookupError, ValueError, AttributeError, RecursionError):
+        # What YAML takes for a date or a number may be none.
+        raise InvalidInput(
+            f"value of {shown(text)} cannot be read as YAML: expected one as in the "
+            "files of data/params, such as 5, 0.9, [0.8, 1.1] or text in quotes"
+        ) from None
+
+
+def assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """Values by name of 'NAME=VALUE' each. Raises InvalidInput for a name twice."""
+    given: dict[str, Any] = {}
+    for text in texts:
+        name, value = assignment(text)
+        require(name not in given, f"parameter {name} is given twice: say it once")
+        given[name] = value
+    return given
 
 
 def listing(declared: Mapping[str, Parameter], values: Mapping[str, Any]) -> str:

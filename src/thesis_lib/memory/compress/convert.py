@@ -409,6 +409,10 @@ def _held_out_texts(folder: Path, tokens: int) -> dict[str, Tensor]:
     None of them without tokens to score or a tokenizer to make them. Raises
     InvalidInput for a text that is shorter.
     """
+    require(
+        tokens == 0 or tokens > 1,
+        f"tokens={tokens}: expected two at least, of which the second is judged, or 0",
+    )
     if tokens == 0 or not any((folder / name).is_file() for name in _TOKENIZER):
         return {}
     tokenizer, vocab = read_tokenizer(folder), ModelSpec.from_config(folder).vocab

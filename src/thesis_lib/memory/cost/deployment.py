@@ -414,6 +414,9 @@ def evaluate(
     }
 
 
+_PLANNED = ("llama-65b", "bf16", 1)  # model, weights and batch where none is asked for
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What `thesis cost` is asked: a machine for rent, and where its rate comes from.
@@ -428,9 +431,9 @@ class Question:
     tokens_per_s: float | None = None
     between: tuple[float, float] | None = None
     record: str | None = None
-    model: str = "llama-65b"
-    weights: str = "bf16"
-    batch: int = 1
+    model: str = _PLANNED[0]
+    weights: str = _PLANNED[1]
+    batch: int = _PLANNED[2]
     mix: Mix = MIX
     utilisation: float = 1.0
 
@@ -440,6 +443,12 @@ class Question:
             self.tokens_per_s is None or self.record is None,
             f"tokens_per_s={self.tokens_per_s} and record={self.record!r} exclude each "
             "other: give one of them",
+        )
+        planned = self.tokens_per_s is None and self.record is None
+        require(
+            planned or (self.model, self.weights, self.batch) == _PLANNED,
+            "model, weights and batch say what a rate is predicted for: leave them out "
+            "where the rate is given or on record",
         )
         require(
             self.between is None or self.tokens_per_s is not None,

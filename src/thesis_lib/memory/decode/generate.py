@@ -31,6 +31,8 @@ from thesis_lib.memory.offload.offloaded_model import (
 )
 from thesis_lib.memory.offload.transfer import find_device
 
+LEAST_HEAT = 1e-6  # below it logits over the temperature leave the numbers there are
+
 
 @dataclass(frozen=True, slots=True)
 class Writing:
@@ -51,14 +53,16 @@ class Writing:
     def __post_init__(self) -> None:
         heat = self.temperature
         require(
-            heat is None or 0 < heat < math.inf,
-            f"temperature={heat} must be positive; leave it out for the likeliest text",
+            heat is None or LEAST_HEAT <= heat < math.inf,
+            f"temperature={heat} must be at least {LEAST_HEAT:g}; leave it out for the "
+            "likeliest text",
         )
         require(0 < self.top_p <= 1, f"top_p={self.top_p} must lie in (0, 1]")
         require(
             self.top_p == 1 or heat is not None,
             f"top_p={self.top_p} is of draws: give a temperature as well",
         )
+        require(0 <= self.seed < 2**63, f"seed={self.seed} must lie in 0 to 2^63 - 1")
         require("" not in self.stop, "a stop word is empty: give at least one letter")
 
     def options(self) -> dict[str, Any]:

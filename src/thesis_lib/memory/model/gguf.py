@@ -368,8 +368,8 @@ def _refuse_others(file: GgufFile, known: set[str]) -> None:
         inside = name.removeprefix(f"{file.architecture}.")
         if inside != name and inside not in known and value not in (0, "none"):
             file.refuse(
-                f"sets {name} to {shown(value)}, which may change what the model "
-                "computes and is not known here",
+                f"sets {shown(name)[1:-1]} to {shown(value)}, which may change what "
+                "the model computes and is not known here",
                 _PLAIN_FILE,
             )
 

@@ -68,7 +68,7 @@ def read_text(path: Path | str) -> str:
     path = Path(path)
     require(path.is_file(), f"text {path} does not exist: expected a UTF-8 file")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(
             f"text {path} cannot be read ({type(error).__name__}): expected a UTF-8 "

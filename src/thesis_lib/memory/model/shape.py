@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from thesis_lib.common.errors import require
+from thesis_lib.common.errors import require, whole
 from thesis_lib.memory.model.spec import ModelSpec
+
+_MOST = 2**31 - 1  # sequences, positions: more than any model has
 
 
 class Step(TypedDict, total=False):
@@ -31,7 +33,8 @@ class Shape:
     rollback: int = 0  # tokens that the cache can give back after verifying them
 
     def __post_init__(self) -> None:
-        require(self.batch > 0, f"batch={self.batch} must be positive")
+        for name in ("batch", "context"):
+            whole(getattr(self, name), name, 1, _MOST)
         require(
             0 < self.pass_tokens <= self.context,
             f"pass_tokens={self.pass_tokens} must lie in 1 to context={self.context}",

@@ -10,18 +10,21 @@ quality is always relative to a model that was already rounded once.
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import cache_folder
+from thesis_lib.common.units import MiB, format_size
 from thesis_lib.memory.model import gguf
 from thesis_lib.memory.model.checkpoint import (
     MANIFEST,
@@ -30,6 +33,7 @@ from thesis_lib.memory.model.checkpoint import (
 )
 from thesis_lib.memory.model.pretrained import quiet
 
+_UNPACKED_BYTES = 280 * MiB  # of the checkpoint, tokenizer included
 SOURCE_BITS = 4  # of a weight in the packaged file: its matrices are Q4_1
 
 
@@ -72,13 +76,29 @@ def convert(file: Path, folder: Path) -> None:
     """Unpack a GGUF file into `folder`: one safetensors file, config.json, tokenizer.
 
     All or nothing: the work is done beside `folder`, which must be empty or absent,
-    and takes its place by one rename.
+    and takes its place by one rename. What a killed process left there is removed.
+    Raises InvalidInput for a disk that is full or cannot be written.
     """
+    try:
+        _convert(file, folder)
+    except (OSError, SafetensorError) as error:
+        raise InvalidInput(
+            f"{file} cannot be unpacked into {folder} ({error}): expected a disk with "
+            f"{format_size(_UNPACKED_BYTES)} free; free some, or name another place "
+            "with THESIS_CACHE"
+        ) from error
+
+
+def _convert(file: Path, folder: Path) -> None:
+    for left in folder.parent.glob(f"{folder.name}.*"):
+        if left.suffix[1:].isdigit() and not psutil.pid_exists(int(left.suffix[1:])):
+            shutil.rmtree(left, ignore_errors=True)
     packed = gguf.read_gguf(file)
     config = gguf.read_config(packed)
     placed = gguf.place(packed, config)
-    partial = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}")
     try:
+        partial.mkdir()
         config.save_pretrained(partial)
         weights = {
             name: gguf.read_tensor(packed, tensor, name, config)
@@ -93,7 +113,6 @@ def convert(file: Path, folder: Path) -> None:
             "files": entries,
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        partial.chmod(0o755)  # mkdtemp keeps its folders private
         try:
             partial.rename(folder)
         except OSError:

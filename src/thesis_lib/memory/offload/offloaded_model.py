@@ -375,6 +375,17 @@ class StreamedModel:
             self.plan.generating,
             "the plan covers single steps, not generate: make it with generating=True",
         )
+        vocab = self.spec.vocab
+        require(
+            input_ids.ndim == 2 and not input_ids.is_floating_point(),
+            f"input_ids are {input_ids.dtype} of shape {tuple(input_ids.shape)}: "
+            "expected numbers of tokens, (sequences, positions)",
+        )
+        require(
+            bool(((input_ids >= 0) & (input_ids < vocab)).all()),
+            f"input_ids reach from {int(input_ids.min())} to {int(input_ids.max())}: "
+            f"expected tokens from 0 to {vocab - 1}",
+        )
         self._require_room(input_ids.shape[1], options)
         if input_ids.shape[1] > self.plan.pass_tokens:
             options = {"prefill_chunk_size": self.plan.pass_tokens} | options

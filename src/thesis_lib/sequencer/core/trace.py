@@ -101,7 +101,7 @@ class KeySets:
             flat = [numbers[key] for key in flat]
         return cls(
             offsets=np.cumsum([0, *(len(row) for row in rows)]),
-            keys=np.array(flat, np.int64),
+            keys=vector("keys", flat, np.int64),
             exclusive=np.array([m for row in modes for m in row], bool),
         )
 
@@ -217,8 +217,12 @@ class Batch:
     def decide(self, order: I64, dropped: Bool) -> "Decision":
         """Run positions `order` in turn, drop where `dropped` (b,) says, hold the rest.
 
-        A position of `order` that is dropped does not run.
+        A position of `order` that is dropped does not run. Raises InvalidInput for
+        positions that the batch has not, and for a mask of another length.
         """
+        order = vector("order", order, np.int64, minimum=0)
+        require_all(order < len(self), "order", order, f"a batch of {len(self)}")
+        dropped = vector("dropped", dropped, bool, len(self))
         held = ~dropped
         held[order] = False
         return Decision(
@@ -246,14 +250,23 @@ class Decision:
     dropped: I64  # ids
     held: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # ids
 
-    def require_partition(self, ids: I64, policy: str) -> None:
-        """Raise InvalidInput, naming the policy, unless each of `ids` is here once."""
-        parts = np.concatenate([self.order, self.dropped, self.held])
+    def partition_of(self, ids: I64, policy: str) -> Self:
+        """The same, as arrays of numbers.
+
+        Raises InvalidInput, naming the policy, unless each of `ids` is here once.
+        """
+        parts = [
+            vector(f"{name} of policy {policy!r}", part, np.int64)
+            for name, part in (
+                ("order", self.order), ("dropped", self.dropped), ("held", self.held)
+            )
+        ]  # fmt: skip
         require(
-            np.array_equal(np.sort(parts), np.sort(ids)),
+            np.array_equal(np.sort(np.concatenate(parts)), np.sort(ids)),
             f"policy {policy!r} must put each of the {len(ids)} transactions of a "
             "batch into exactly one of order, dropped and held",
         )
+        return type(self)(*parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,6 +449,7 @@ class Trace:
         except (
             *(pa.ArrowException, OSError, MemoryError),  # no Parquet, or a broken one
             *(KeyError, ValueError, TypeError, AttributeError),  # no header of ours
+            RecursionError,
         ) as error:
             raise InvalidInput(
                 f"{path} is not a trace ({type(error).__name__}): expected a Parquet "

@@ -169,7 +169,7 @@ class SumMax(Learned):
         rest_s = service_s - trace.units_s.sum(axis=1)
         features = _known(trace, self.name)
         # Forests compare variances, which for microseconds sink to rounding errors.
-        self.scale_s = float(trace.service_s.mean())
+        self.scale_s = max(float(trace.service_s.mean()), SHORTEST_S)
         names = (*trace.unit_names, "rest")
         self.forests = {
             name: flatten(

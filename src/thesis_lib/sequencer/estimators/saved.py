@@ -55,8 +55,9 @@ def save_estimator(estimator: LatencyEstimator, path: Path | str) -> None:
 def load_estimator(path: Path | str) -> Saved:
     """The estimator that `save_estimator` wrote, ready to predict, to the same bits.
 
-    Raises InvalidInput, naming the file, for anything else: one that is cut short or
-    altered, that holds a type which is not trusted, or that predicts what is no time.
+    Raises InvalidInput, naming the file, for one that is cut short or no such file, for
+    a type which is not trusted, and for one that predicts what is no time. No code of
+    the file runs; whether its numbers are those that were learned is not checked.
 
     >>> from thesis_lib.sequencer import estimator, load_estimator, save_estimator
     >>> from thesis_lib.sequencer import predict_all, scenario

@@ -41,6 +41,7 @@ PRECISION = 1e-3  # of a saturation rate, relative
 PROBE_SEED = 999_998  # of the trace that objectives of types are taken from
 PROBES_OF_TYPES = 100  # short traces in which a rare type is looked for
 PAST_SEED = 777_777  # of the trace that a learned estimator is fitted on
+MOST_NOISE = 10.0  # of a logarithm: estimates e^10 times too long are no estimates
 NOISE = 0.2  # sigma of the logarithm of an estimate over the truth
 PROBES, PROBE_TRANSACTIONS = 16, 20_000  # that a saturation rate is the mean of
 SATURATION_SEED = 999_999
@@ -54,6 +55,7 @@ def saturation_rate(trace: Trace, *, cores: int) -> float:
     rate is found by bisection to a relative PRECISION.
     """
     require(len(trace) >= 100, f"{len(trace)} transactions: expected at least 100")
+    require(cores >= 1, f"cores={cores}: expected at least 1")
     unit_s = trace.arrival_s / trace.arrival_s[-1] * len(trace)  # one a second
     log = np.arange(len(trace))
 
@@ -108,8 +110,13 @@ def noisy_estimate(noise: float = NOISE, bias: float = 1.0) -> Estimate:
     >>> (noisy_estimate(noise=0.2, bias=2.0)(trace, 1) / trace.service_s).round(2)
     array([2.1 , 2.31, 2.09])
     """
-    require(noise >= 0, f"noise={noise:g} must not be negative")
-    require(bias > 0, f"bias={bias:g} must be positive")
+    require(
+        0 <= noise <= MOST_NOISE,
+        f"noise={noise:g} must lie in [0, {MOST_NOISE:g}]: it is the standard "
+        "deviation of a logarithm",
+    )
+    require(0 < bias < np.inf, f"bias={bias:g} must be positive and finite")
+    noise = abs(noise)  # of a zero below zero
 
     def estimate(trace: Trace, seed: int) -> F64:
         rng = np.random.default_rng(seed)
@@ -198,6 +205,7 @@ class SimulationConfig:
 
     def think_s(self, load: float) -> float:
         """How long a client of a closed loop thinks at this load; 0 at infinity."""
+        require(load > 0, f"load={load:g}: expected a positive one for a closed loop")
         return (self.clients or 0) / (load * self.saturation_per_s)
 
     def policy(self, name: str, **options) -> Policy:

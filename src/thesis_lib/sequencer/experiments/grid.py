@@ -51,6 +51,7 @@ def paired_seeds(seed: int, seeds: int) -> list[Seeds]:
     Every policy is run on the same. Raises InvalidInput for none.
     """
     require(seeds >= 1, f"seeds={seeds}: expected at least 1")
+    require(seed >= 0, f"seed={seed}: expected at least 0")
     spawned = np.random.SeedSequence(seed).spawn(seeds)
     made = (source.generate_state(3).tolist() for source in spawned)
     return [(trace, arrivals, estimates) for trace, arrivals, estimates in made]

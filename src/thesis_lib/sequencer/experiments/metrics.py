@@ -86,6 +86,11 @@ def summarise(trace: Trace, history: History) -> Report:
     """
     n = len(trace)
     require(n >= 10, f"{n} transactions: a report needs at least 10")
+    require(
+        len(history.arrival_s) == n,
+        f"the history has {len(history.arrival_s)} transactions and the trace {n}: "
+        "expected the history of this trace",
+    )
     rows = counted(n)
     arrival_s = history.arrival_s
     first_s, last_s = arrival_s[rows][0], arrival_s[-1]

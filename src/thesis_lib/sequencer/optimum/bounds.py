@@ -10,7 +10,7 @@ on every sum is exact.
 import numpy as np
 from numba import njit
 
-from thesis_lib.common.errors import require, vector
+from thesis_lib.common.errors import require, require_all, vector
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, Trace
 
 TICKS = 40  # a tick is 2^-40 s: scaling a float by a power of two is exact
@@ -272,6 +272,11 @@ def fewest_violations(trace: Trace, *, cores: int, slo_s: float | F64) -> int:
     >>> fewest_violations(at_once, cores=1, slo_s=0.001)
     19
     """
+    if np.ndim(slo_s):
+        slo_s = vector("slo_s", slo_s, np.float64, len(trace))
+    each = np.atleast_1d(slo_s)
+    good = (each > 0) & np.isfinite(each)
+    require_all(good, "slo_s", each, "an objective must be positive and finite")
     return max(
         pooled_cores(trace, cores=cores, slo_s=slo_s),
         exclusive_keys(trace, slo_s=slo_s),

@@ -156,9 +156,14 @@ def decide(
                 policy.code, lookahead.memory, lookahead.model, batch.ids, now_s
             )
         )
+    ids = batch.ids.copy()  # a rule may write into what it is given
     decision = policy.rule(batch, lookahead.forecast(batch.ids, now_s), now_s)
-    decision.require_partition(batch.ids, policy.name)
-    return decision
+    require(
+        isinstance(decision, Decision),
+        f"policy {policy.name!r} answered with {type(decision).__name__}: expected a "
+        "Decision, such as `batch.decide(order, dropped)` makes",
+    )
+    return decision.partition_of(ids, policy.name)
 
 
 THESIS = ("drop", "reorder", "hybrid")
@@ -239,6 +244,7 @@ def policy(
         own, called = name, str(getattr(name, "__name__", name))
     require(slo_s > 0, f"slo_s={slo_s:g} must be positive")
     require(cores >= 1, f"cores={cores}: expected at least 1")
+    require(0 <= lag_s < np.inf, f"lag_s={lag_s:g} must be finite and not negative")
     require(0 <= drop_share <= 1, f"drop_share={drop_share:g} must lie in [0, 1]")
     require(0 <= least_p <= 1, f"least_p={least_p:g} must lie in [0, 1]")
     require(flight > 0, f"flight={flight:g} must be positive")

@@ -138,7 +138,8 @@ def simulate(
     require(0 <= think_s < np.inf, f"think_s={think_s:g} must be finite and at least 0")
     require(spread >= 0, f"spread={spread:g} must not be negative")
     require(clients is None or clients >= 1, f"clients={clients}: expected at least 1")
-    size = batch_size if policy.batched else 1
+    # More than all are as many as all that could fill it, and one.
+    size = min(batch_size, n + 1) if policy.batched else 1
     setting = RunConfig(
         closed=clients is not None,
         think_s=float(think_s),

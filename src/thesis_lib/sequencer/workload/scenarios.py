@@ -64,6 +64,7 @@ def scenario(name: str, n: int, seed: int, warehouses: int | None = None) -> Tra
     spec = SCENARIOS[choice("scenario", name, SCENARIOS)]
     warehouses = spec.warehouses if warehouses is None else warehouses
     require(warehouses >= 1, f"warehouses={warehouses}: expected at least 1")
+    require(seed >= 0, f"seed={seed}: expected at least 0")
     rng = np.random.default_rng(seed)
     arrival_s = poisson_arrivals(1.0, n, rng)
     kind = rng.integers(0, 2, n)
