@@ -45,6 +45,8 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         except (InvalidInput, Lost) as error:
             typer.echo(f"thesis: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
+        except BrokenPipeError:  # whoever reads has enough
+            raise
         except OSError as error:
             named = f" ({error.filename})" if error.filename else ""
             typer.echo(

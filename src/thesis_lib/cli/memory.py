@@ -163,7 +163,7 @@ def generate(
         "device_bytes": units.parse_size(device_memory),
         "prompt": _prompts(prompt, batch),
         "max_new_tokens": max_new_tokens,
-        "ring": ring or RINGS[0] if speculate else ring,
+        "ring": RINGS[0] if speculate and ring is None else ring,
         "host_bytes": units.parse_size(host_memory),
         "device": device,
         "verify": verify,
