@@ -3,7 +3,13 @@ import os
 import numpy as np
 import pytest
 
-from thesis_lib.common.errors import InvalidInput, choice, open_regular, vector
+from thesis_lib.common.errors import (
+    InvalidInput,
+    choice,
+    open_regular,
+    require_count,
+    vector,
+)
 
 
 def test_an_unknown_choice_names_the_options_and_the_nearest():
@@ -37,6 +43,15 @@ def test_lengths_and_minima_are_refused_by_name():
         vector("x", [1], np.int64, length=2)
     with pytest.raises(InvalidInput, match=r"row 1 of x is -1\.0: expected at least 0"):
         vector("x", [0.0, -1.0], np.float64, minimum=0.0)
+
+
+def test_a_count_is_whole_of_whatever_type():
+    for good in (1, np.int64(2), np.uint8(3)):
+        require_count("cores", good)
+    require_count("seed", 0, 0)
+    for bad in (0, -1, 1.5, 2.0, np.float64(1), np.array([1]), "1", None):
+        with pytest.raises(InvalidInput, match=r"cores=.*: expected at least 1, a wh"):
+            require_count("cores", bad)
 
 
 def test_what_is_no_number_is_refused_by_name():

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterable
 from difflib import get_close_matches
 from errno import EINVAL
+from numbers import Integral
 from pathlib import Path
 from reprlib import Repr
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -100,6 +101,14 @@ def vector(
     if minimum is not None:
         require_all(array >= minimum, name, array, f"expected at least {minimum:g}")
     return array
+
+
+def require_count(name: str, value: object, least: int = 1) -> None:
+    """Raise InvalidInput for what is no whole number, of any type, or below `least`."""
+    require(
+        isinstance(value, Integral) and int(value) >= least,
+        f"{name}={value}: expected at least {least}, a whole number",
+    )
 
 
 def require_all(good: "NDArray", name: str, values: "NDArray", expected: str) -> None:

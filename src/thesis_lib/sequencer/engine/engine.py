@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thesis_lib.common.errors import Lost, choice, require
+from thesis_lib.common.errors import Lost, choice, require, require_count
 from thesis_lib.common.provenance import cpu_model
 from thesis_lib.sequencer.core.trace import F64, I64, Trace
 from thesis_lib.sequencer.engine.command_log import CommandLog, Recovered, read_log
@@ -156,8 +156,8 @@ def make_log(
     unknown mix and an option of the other workload.
     """
     choice("workload", workload, WORKLOADS)
-    require(transactions >= 1, f"transactions={transactions}: expected at least 1")
-    require(warehouses >= 1, f"warehouses={warehouses}: expected at least 1")
+    require_count("transactions", transactions)
+    require_count("warehouses", warehouses)
     if workload == "ycsb":
         theta = 0.99 if zipf is None else zipf
         scale = YcsbScale(files=warehouses)
@@ -218,7 +218,7 @@ def run_until_killed(
         f"after={after} must lie between 1 and {len(log) - 1}: a run of {len(log)} "
         "transactions is to be killed in its middle",
     )
-    require(workers >= 1, f"workers={workers}: expected at least 1")
+    require_count("workers", workers)
     # What was killed may still be closing its files while the folder is removed.
     with (
         tempfile.TemporaryDirectory(
@@ -286,7 +286,7 @@ def collect(  # the options of a front door, each with what is usual
     (100, True)
     """
     for name, value in (("workers", workers), ("replays", replays)):
-        require(value >= 1, f"{name}={value}: expected at least 1")
+        require_count(name, value)
     if log is None:
         log = make_log("tpcc", transactions, seed, warehouses=warehouses)
     with database(engine, dsn, folder) as loaded:

@@ -21,7 +21,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from thesis_lib.common.errors import InvalidInput, Lost, require
+from thesis_lib.common.errors import InvalidInput, Lost, require, require_count
 from thesis_lib.sequencer.core.trace import I64
 from thesis_lib.sequencer.engine.storage import UNITS, Session, Storage, heard
 from thesis_lib.sequencer.workload.transactions import Transaction
@@ -63,7 +63,7 @@ class Workers:
     def __init__(
         self, storage: Storage, transactions: Sequence[Transaction], count: int
     ) -> None:
-        require(count >= 1, f"workers={count}: expected at least 1")
+        require_count("workers", count)
         require(
             hasattr(os, "fork"),
             "this system cannot fork a process: expected Linux or macOS",

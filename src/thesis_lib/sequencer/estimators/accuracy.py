@@ -21,7 +21,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.inspection import partial_dependence, permutation_importance
 from sklearn.metrics import r2_score
 
-from thesis_lib.common.errors import choice, require, vector
+from thesis_lib.common.errors import choice, require, require_count, vector
 from thesis_lib.sequencer.core.trace import F64, Batch, Bool, Trace
 from thesis_lib.sequencer.estimators.models import SHORTEST_S, LatencyEstimator
 from thesis_lib.sequencer.workload.features import columns
@@ -279,7 +279,7 @@ def importance(
     it uses, and there also whether that was worth using. Breiman, Machine Learning
     45 (2001). Features of two that say the same hide each other.
     """
-    require(repeats >= 1, f"repeats={repeats}: expected at least 1")
+    require_count("repeats", repeats)
     readable = _Readable(estimator, trace.feature_names)
     rows = {}
     for k, kind in enumerate(trace.kinds):

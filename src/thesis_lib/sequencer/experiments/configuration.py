@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from thesis_lib.common.errors import choice, require
+from thesis_lib.common.errors import choice, require, require_count
 from thesis_lib.common.stats import Interval, mean_interval
 from thesis_lib.sequencer.core.events import NO_DELAYS, Delays
 from thesis_lib.sequencer.core.trace import F64, History, Trace
@@ -55,7 +55,7 @@ def saturation_rate(trace: Trace, *, cores: int) -> float:
     rate is found by bisection to a relative PRECISION.
     """
     require(len(trace) >= 100, f"{len(trace)} transactions: expected at least 100")
-    require(cores >= 1, f"cores={cores}: expected at least 1")
+    require_count("cores", cores)
     unit_s = trace.arrival_s / trace.arrival_s[-1] * len(trace)  # one a second
     log = np.arange(len(trace))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from thesis_lib.common.errors import require
+from thesis_lib.common.errors import require, require_count
 from thesis_lib.common.stats import mean_interval
 from thesis_lib.sequencer.core.events import Delays
 from thesis_lib.sequencer.core.trace import F64, History, Trace
@@ -347,7 +347,7 @@ def random_settings(number: int, seed: int) -> list[DrawnSetting]:
     estimates with a scatter of 0.1 to 0.5, uniform. Times are rounded to the
     microsecond, shares to a hundredth.
     """
-    require(number >= 1, f"number={number}: expected at least 1")
+    require_count("number", number)
     rng = np.random.default_rng(seed)
 
     def between(low: float, high: float) -> float:

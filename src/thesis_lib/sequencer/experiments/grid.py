@@ -17,7 +17,7 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.errors import InvalidInput, choice, require, require_count
 from thesis_lib.sequencer.core.trace import F64, Trace
 from thesis_lib.sequencer.estimators.models import ESTIMATORS, LEARNED, cut_tail
 from thesis_lib.sequencer.estimators.saved import is_file
@@ -50,8 +50,8 @@ def paired_seeds(seed: int, seeds: int) -> list[Seeds]:
 
     Every policy is run on the same. Raises InvalidInput for none.
     """
-    require(seeds >= 1, f"seeds={seeds}: expected at least 1")
-    require(seed >= 0, f"seed={seed}: expected at least 0")
+    require_count("seeds", seeds)
+    require_count("seed", seed, 0)
     spawned = np.random.SeedSequence(seed).spawn(seeds)
     made = (source.generate_state(3).tolist() for source in spawned)
     return [(trace, arrivals, estimates) for trace, arrivals, estimates in made]

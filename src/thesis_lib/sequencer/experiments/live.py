@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from thesis_lib.common.errors import choice, require
+from thesis_lib.common.errors import choice, require, require_count
 from thesis_lib.common.provenance import undisturbed
 from thesis_lib.common.stats import mean_interval
 from thesis_lib.sequencer.core.events import Delays
@@ -342,7 +342,7 @@ class Serving:
             require(0 < value < np.inf, f"{name}={value:g} must be positive and finite")
         for name in ("rounds", "workers", "batch_size"):
             value = getattr(self, name)
-            require(value >= 1, f"{name}={value}: expected at least 1")
+            require_count(name, value)
         require(self.flush_s >= 0, f"flush_s={self.flush_s:g} must not be negative")
         require(
             self.slo_s is None or self.slo_s > 0, f"slo_s={self.slo_s} must be positive"

@@ -11,7 +11,7 @@ from math import ceil
 import numpy as np
 import pandas as pd
 
-from thesis_lib.common.errors import choice, require
+from thesis_lib.common.errors import choice, require, require_count
 from thesis_lib.sequencer.core.trace import F64
 from thesis_lib.sequencer.experiments import grid
 from thesis_lib.sequencer.experiments.configuration import NOISY, SimulationConfig
@@ -161,7 +161,7 @@ def crossing_capacity(
     for each other is not in it, so that locks can only make it less. Raises
     InvalidInput for shares outside [0, 1] and for no partition.
     """
-    require(partitions >= 1, f"partitions={partitions}: expected at least 1")
+    require_count("partitions", partitions)
     require(rate_per_s > 0, f"rate_per_s={rate_per_s:g} must be positive")
     for name, share in (("crossing", crossing), ("repeated", repeated)):
         require(0 <= share <= 1, f"{name}={share:g} must lie in [0, 1]")
@@ -248,7 +248,7 @@ def grown(
     InvalidInput for an unknown scenario and for less than one.
     """
     spec = SCENARIOS[choice("scenario", name, SCENARIOS)]
-    require(times >= 1, f"times={times}: expected at least 1")
+    require_count("times", times)
     return SimulationConfig(
         make_trace=lambda seed: scenario(
             name, times * transactions, seed, times * spec.warehouses

@@ -10,7 +10,7 @@ on every sum is exact.
 import numpy as np
 from numba import njit
 
-from thesis_lib.common.errors import require, require_all, vector
+from thesis_lib.common.errors import require, require_all, require_count, vector
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, Trace
 
 TICKS = 40  # a tick is 2^-40 s: scaling a float by a power of two is exact
@@ -235,7 +235,7 @@ def pooled_cores(trace: Trace, *, cores: int, slo_s: float | F64) -> int:
     One machine as fast as all cores together can do whatever they do, and with
     agreeable deadlines it needs no preemption for it.
     """
-    require(cores >= 1, f"cores={cores}: expected at least 1")
+    require_count("cores", cores)
     rows = np.arange(len(trace))
     return _late(trace, slo_s, rows, np.array([0, len(rows)]), cores)
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from thesis_lib.common.errors import require
+from thesis_lib.common.errors import require_count
 from thesis_lib.sequencer.core.events import LOGGED, advance, idle_state
 from thesis_lib.sequencer.core.locks import NONE, forget, free_at, register
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, History, Trace
@@ -376,8 +376,8 @@ def search(
     of these has fewer violations than what is returned. `slo_s` is one objective or one
     for each transaction, (n,). The same `seed` gives the same schedule.
     """
-    require(cores >= 1, f"cores={cores}: expected at least 1")
-    require(sweeps >= 0, f"sweeps={sweeps}: expected at least 0")
+    require_count("cores", cores)
+    require_count("sweeps", sweeps, 0)
     n = len(trace)
     jobs, locks = _problem(trace, slo_s)
     kept = kise_ibaraki_mine(

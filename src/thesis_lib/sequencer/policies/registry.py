@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from thesis_lib.common.errors import choice, require
+from thesis_lib.common.errors import choice, require, require_count
 from thesis_lib.sequencer.core.events import State
 from thesis_lib.sequencer.core.trace import (
     F64,
@@ -243,13 +243,13 @@ def policy(
         require(callable(name), f"policy={name!r}: expected a name or a function")
         own, called = name, str(getattr(name, "__name__", name))
     require(slo_s > 0, f"slo_s={slo_s:g} must be positive")
-    require(cores >= 1, f"cores={cores}: expected at least 1")
+    require_count("cores", cores)
     require(0 <= lag_s < np.inf, f"lag_s={lag_s:g} must be finite and not negative")
     require(0 <= drop_share <= 1, f"drop_share={drop_share:g} must lie in [0, 1]")
     require(0 <= least_p <= 1, f"least_p={least_p:g} must lie in [0, 1]")
     require(flight > 0, f"flight={flight:g} must be positive")
     require(gap >= 0, f"gap={gap:g} must not be negative")
-    require(groups >= 1, f"groups={groups}: expected at least 1")
+    require_count("groups", groups)
     require(
         called == "bid-price" or (gap == np.inf and terms is None),
         f"policy {called!r} has neither a gap nor terms: only 'bid-price' has",

@@ -29,7 +29,13 @@ from numba import njit
 from numba.typed.typedlist import List
 from numpy.typing import NDArray
 
-from thesis_lib.common.errors import InvalidInput, require, require_all, vector
+from thesis_lib.common.errors import (
+    InvalidInput,
+    require,
+    require_all,
+    require_count,
+    vector,
+)
 from thesis_lib.sequencer.core.events import (
     COMMITTED,
     LOGGED,
@@ -102,9 +108,7 @@ class Partitioned:
 
     def __post_init__(self) -> None:
         n = len(self.trace)
-        require(
-            self.partitions >= 1, f"partitions={self.partitions}: expected at least 1"
-        )
+        require_count("partitions", self.partitions)
         for name, least in (("home", 0), ("other", NONE)):
             column = vector(name, getattr(self, name), np.int64, n, least)
             object.__setattr__(self, name, column)
@@ -572,7 +576,7 @@ def simulate_partitions(
     """
     n = len(work)
     estimated_s = vector("estimated_s", estimated_s, np.float64, n, 0.0)
-    require(cores >= 1, f"cores={cores}: expected at least 1")
+    require_count("cores", cores)
     require(0 < slo_s < np.inf, f"slo_s={slo_s:g} must be positive and finite")
     if policy.batched or policy.code is None:
         raise InvalidInput(

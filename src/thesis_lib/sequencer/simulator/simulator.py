@@ -9,7 +9,7 @@ a transaction that waits for a lock holds no core. Commit releases the locks.
 import numpy as np
 from numba import njit
 
-from thesis_lib.common.errors import require, require_all, vector
+from thesis_lib.common.errors import require, require_all, require_count, vector
 from thesis_lib.sequencer.core.events import (
     HELD,
     LOGGED,
@@ -51,7 +51,7 @@ def replay(
         bool((np.diff(dispatch_s) >= 0).all()),
         "dispatch_s falls somewhere: the log is dispatched in its own order",
     )
-    require(cores >= 1, f"cores={cores}: expected at least 1")
+    require_count("cores", cores)
     state = idle_state(trace.keys, cores)
     state.log[: len(log)] = log
     state.dispatch_s[: len(log)] = dispatch_s
@@ -132,12 +132,13 @@ def simulate(
     objective_s = np.full(n, slo_s) if np.ndim(slo_s) == 0 else slo_s
     objective_s = vector("slo_s", objective_s, np.float64, n)
     require_all(objective_s > 0, "slo_s", objective_s, "an objective must be positive")
-    require(cores >= 1, f"cores={cores}: expected at least 1")
-    require(batch_size >= 1, f"batch_size={batch_size}: expected at least 1")
+    require_count("cores", cores)
+    require_count("batch_size", batch_size)
     require(flush_s >= 0, f"flush_s={flush_s:g} must not be negative")
     require(0 <= think_s < np.inf, f"think_s={think_s:g} must be finite and at least 0")
     require(spread >= 0, f"spread={spread:g} must not be negative")
-    require(clients is None or clients >= 1, f"clients={clients}: expected at least 1")
+    if clients is not None:
+        require_count("clients", clients)
     # More than all are as many as all that could fill it, and one.
     size = min(batch_size, n + 1) if policy.batched else 1
     setting = RunConfig(

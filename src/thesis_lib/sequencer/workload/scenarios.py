@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 from scipy.optimize import nnls
 
-from thesis_lib.common.errors import choice, require
+from thesis_lib.common.errors import choice, require, require_count
 from thesis_lib.sequencer.core.trace import F64, KeySets, Trace
 from thesis_lib.sequencer.workload.arrivals import on_grid, poisson_arrivals
 from thesis_lib.sequencer.workload.features import (
@@ -63,8 +63,8 @@ def scenario(name: str, n: int, seed: int, warehouses: int | None = None) -> Tra
     """
     spec = SCENARIOS[choice("scenario", name, SCENARIOS)]
     warehouses = spec.warehouses if warehouses is None else warehouses
-    require(warehouses >= 1, f"warehouses={warehouses}: expected at least 1")
-    require(seed >= 0, f"seed={seed}: expected at least 0")
+    require_count("warehouses", warehouses)
+    require_count("seed", seed, 0)
     rng = np.random.default_rng(seed)
     arrival_s = poisson_arrivals(1.0, n, rng)
     kind = rng.integers(0, 2, n)

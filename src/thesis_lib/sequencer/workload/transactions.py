@@ -6,7 +6,7 @@ from typing import NamedTuple, Self, get_args
 
 import numpy as np
 
-from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.errors import InvalidInput, require, require_count
 from thesis_lib.sequencer.core.trace import I64, KeySets
 
 ZIPF_UNIT, ZIPF_LARGEST = 10**10, 400_000  # their product stays below 2^52
@@ -211,7 +211,7 @@ class YcsbScale:
     kinds = YCSB_KINDS
 
     def __post_init__(self) -> None:
-        require(self.files >= 1, f"files={self.files}: expected at least 1")
+        require_count("files", self.files)
         require(
             1 <= self.records <= ZIPF_LARGEST,
             f"records={self.records}: expected 1 to {ZIPF_LARGEST} to a file",

@@ -5,7 +5,7 @@ from decimal import Context, Decimal
 
 import numpy as np
 
-from thesis_lib.common.errors import choice, require
+from thesis_lib.common.errors import choice, require, require_count
 from thesis_lib.sequencer.workload import transactions as txn
 
 
@@ -45,7 +45,7 @@ def ycsb(
     of transactions also increments the one counter.
     """
     require(n >= 1, f"n={n} transactions: expected at least 1")
-    require(operations >= 1, f"operations={operations}: expected at least 1")
+    require_count("operations", operations)
     require(0 <= hot <= 1, f"hot={hot}: expected a share from 0 to 1")
     thresholds = np.cumsum(txn.YCSB_MIXES[choice("mix", mix, txn.YCSB_MIXES)])[
         :-1
