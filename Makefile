@@ -49,8 +49,8 @@ full: $(READY) ## the published evaluation: the book, then the grids of chapters
 	$(BIN)/thesis sweep 6 data/grids/06_evaluation.yml --workers 1
 
 test: lint ## everything: lint, types, laws, nbval, a sweep, the strict book, the browser
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile \
-	  -m 'not browser and not proof and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 \
+	  --dist loadfile --no-loadscope-reorder -m 'not browser and not proof and not gpu'
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile \
 	  --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
 	$(BIN)/thesis sweep 4 data/grids/example.yml --no-resume
