@@ -109,6 +109,8 @@ def test_a_paired_ratio_cancels_the_difficulty_of_the_text():
 REFUSED = {
     "stride=33": lambda: perplexity(uniform, text(), 32, 33),
     "two or more": lambda: perplexity(uniform, text(1), 32),
+    "float32 from 0": lambda: perplexity(uniform, torch.arange(9.0), 4),
+    "int64 from -1": lambda: perplexity(uniform, torch.arange(9) - 1, 4),
     "same windows": lambda: perplexity(uniform, text(), 32).ratio(
         perplexity(uniform, text(), 16)
     ),

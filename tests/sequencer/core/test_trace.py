@@ -311,6 +311,7 @@ def with_header(folder, **changes):
         ({"kinds": ["payment"]}, "row . of kind is 1: there are 1 types"),
         ({"kinds": ["payment", "other"]}, "altered after"),
         ({"kinds": 3}, "is not a trace"),
+        ({"kinds": "ab"}, "is not a trace"),
         ({"meta": {"scenario": "B"}}, "altered after"),
         ({"meta": [1]}, "is not a trace"),
         ({"sha255": "0"}, "unknown entries"),
@@ -396,7 +397,7 @@ def test_keys_of_any_name_say_which_are_equal(name, folder):
             "lists of integers or strings",
         ),
         (lambda key: b"k", pa.list_(pa.binary()), "lists of integers or strings"),
-        (lambda key: "same", pa.list_(pa.string()), "row 0 of keys lists 0 twice"),
+        (lambda key: "same", pa.list_(pa.string()), "row 0 of keys lists 'same' twice"),
     ],
 )
 def test_keys_that_name_nothing_are_refused(label, kind, message, folder):

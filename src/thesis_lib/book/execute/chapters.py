@@ -36,6 +36,7 @@ from thesis_lib.book.execute.parameters import (
     Limits,
     Parameter,
     limits_of,
+    read_yaml,
     refuse,
 )
 from thesis_lib.book.execute.records import OldRecord, Record, glued, read_as
@@ -149,7 +150,7 @@ def profile_values(profile: str) -> dict[str, dict[str, Any]]:
         return {}
     path = data_folder() / "params" / f"{profile}.yml"
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise InvalidInput(f"profile file {path} cannot be read: {error}") from error
     content = read_as(
@@ -172,12 +173,13 @@ def assignment(text: str) -> tuple[str, Any]:
         f"parameter {text!r} cannot be read: expected NAME=VALUE, such as seeds=5",
     )
     try:
-        return name, yaml.safe_load(value)
+        return name, read_yaml(value)
     except (yaml.YAMLError, LookupError, ValueError, AttributeError, RecursionError):
         # What YAML takes for a date or a number may be none.
         raise InvalidInput(
-            f"value of {shown(text)} cannot be read as YAML: expected one as in the "
-            "files of data/params, such as 5, 0.9, [0.8, 1.1] or text in quotes"
+            f"value of {shown(text)} cannot be read: expected YAML as in the files of "
+            "data/params, such as 5, 0.9, [0.8, 1.1] or text in quotes; numbers in "
+            "plain digits, not 010 or 1:30"
         ) from None
 
 

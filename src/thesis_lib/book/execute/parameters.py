@@ -23,10 +23,13 @@ import ast
 import inspect
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any
+
+import yaml
 
 from thesis_lib.common.errors import InvalidInput, require
 
@@ -36,6 +39,37 @@ TYPES: dict[str, type | UnionType] = {
     "str": str,
     "bool": bool,
 }
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML whose mappings name no key twice, and whose numbers are what they say."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for name, count in Counter(map(str, names)).items():
+            if count > 1:
+                raise yaml.YAMLError(f"{name} is given {count} times")
+        return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        """A number, but not 010 and 1:30, which YAML 1.1 has for 8 and 90."""
+        if re.match(r"[-+]?0[0-9_]|[^:]+:", node.value):
+            raise yaml.YAMLError(f"{node.value} is no plain number: write it as 10")
+        return yaml.safe_load(node.value)
+
+
+_Strict.add_constructor("tag:yaml.org,2002:int", _Strict.construct_number)
+_Strict.add_constructor("tag:yaml.org,2002:float", _Strict.construct_number)
+
+
+def read_yaml(text: str) -> Any:
+    """What people wrote as values of parameters.
+
+    Raises yaml.YAMLError for a name that is given twice and for a number that is not
+    written in plain digits, besides what is no YAML.
+    """
+    return yaml.load(text, _Strict)
+
 
 Bound = float | str  # a number, or a rule that makes it of other parameters
 

@@ -35,7 +35,7 @@ from thesis_lib.book.execute.chapters import CUSTOM, PROFILE_PARAMETER, Chapter
 from thesis_lib.book.execute.claims import FILE as CLAIMS_FILE
 from thesis_lib.book.execute.claims import read_claims
 from thesis_lib.book.execute.pages import render_page
-from thesis_lib.book.execute.parameters import Parameter, refuse
+from thesis_lib.book.execute.parameters import Parameter, read_yaml, refuse
 from thesis_lib.book.execute.records import STRICT, Record, read_as
 from thesis_lib.common import units
 from thesis_lib.common.errors import InvalidInput, require
@@ -82,17 +82,6 @@ class Grid:
 def _names(axis: str) -> list[str]:
     """The parameters of an axis."""
     return [name.strip() for name in str(axis).split(",")]
-
-
-class _Strict(yaml.SafeLoader):
-    """YAML whose mappings name no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for name, count in Counter(map(str, names)).items():
-            if count > 1:
-                raise yaml.YAMLError(f"{name} is given {count} times")
-        return super().construct_mapping(node, deep)
 
 
 _Seeds = Annotated[int, Field(ge=1)] | Annotated[list, Field(min_length=1)]
@@ -183,7 +172,7 @@ def read_grid(path: Path, chapter: Chapter) -> Grid:
     Points are in the order of the axes, the last of which, the seed, turns fastest.
     """
     try:
-        content = yaml.load(path.read_text(), _Strict)
+        content = read_yaml(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidInput(f"grid {path} cannot be read: {error}") from error
     form = "  profile: smoke\n  grid:\n    PARAMETER: [VALUE, …]\n  seeds: [1, 2, 3]"

@@ -107,7 +107,8 @@ def perplexity(
     smaller stride gives each token more context and takes longer. `model` maps ids
     (1, t) to logits (1, t, vocabulary), or to an object that has them as `logits`.
 
-    Raises InvalidInput for a stride outside [1, context] or fewer than two tokens.
+    Raises InvalidInput for a stride outside [1, context], fewer than two tokens, and
+    tokens that are no numbers of the vocabulary.
 
     >>> import torch
     >>> from thesis_lib.memory import perplexity
@@ -123,6 +124,14 @@ def perplexity(
     require(
         tokens.ndim == 1 and len(tokens) >= 2,
         f"tokens have shape {tuple(tokens.shape)}: expected one text of two or more",
+    )
+    config = getattr(model, "config", None)
+    words = getattr(config, "vocab_size", None) or torch.iinfo(torch.long).max
+    require(
+        not (tokens.is_floating_point() or tokens.is_complex())
+        and bool(((tokens >= 0) & (tokens < words)).all()),
+        f"tokens are {tokens.dtype} from {tokens.min()} to {tokens.max()}: expected "
+        "numbers of the vocabulary, from 0, as the tokenizer of this model gives",
     )
     inputs = len(tokens) - 1
     nll, counts, scored = [], [], 0

@@ -8,9 +8,9 @@ policy makes of both; `History` is what happened.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from thesis_lib.common.errors import InvalidInput, require, require_all, vector
+from thesis_lib.common.errors import InvalidInput, require, require_all, shown, vector
 from thesis_lib.common.files import write_whole
 
 F64 = NDArray[np.float64]
@@ -43,8 +43,9 @@ class KeySets:
     offsets: I64  # (n + 1,)
     keys: I64  # (offsets[-1],)
     exclusive: Bool  # (offsets[-1],)
+    names: InitVar[Sequence[Any] | None] = None  # of the keys by number, for errors
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, names: Sequence[Any] | None) -> None:
         set_ = object.__setattr__
         set_(self, "offsets", vector("offsets", self.offsets, np.int64, minimum=0))
         set_(self, "keys", vector("keys", self.keys, np.int64))
@@ -68,8 +69,10 @@ class KeySets:
         twice = (np.diff(self.keys[order]) == 0) & (np.diff(owner[order]) == 0)
         if twice.any():
             at = order[int(np.argmax(twice))]
+            number = int(self.keys[at])
+            key = names[number] if names else number
             raise InvalidInput(
-                f"row {owner[at]} of keys lists {self.keys[at]} twice: "
+                f"row {owner[at]} of keys lists {shown(key)} twice: "
                 "list it once, exclusive if it is written"
             )
 
@@ -96,13 +99,16 @@ class KeySets:
             for s, x in zip(shared, exclusive, strict=True)
         ]
         flat: list = [key for row in rows for key in row]
+        names = None
         if any(isinstance(key, str) for key in flat):
-            numbers = {key: number for number, key in enumerate(dict.fromkeys(flat))}
+            names = list(dict.fromkeys(flat))
+            numbers = {name: number for number, name in enumerate(names)}
             flat = [numbers[key] for key in flat]
         return cls(
             offsets=np.cumsum([0, *(len(row) for row in rows)]),
             keys=vector("keys", flat, np.int64),
             exclusive=np.array([m for row in modes for m in row], bool),
+            names=names,
         )
 
     def numbered(self) -> Self:
@@ -444,6 +450,8 @@ class Trace:
                 table = file.read()
             header = json.loads((table.schema.metadata or {})[b"thesis_trace"])
             version, kinds = header["version"], tuple(map(str, header["kinds"]))
+            if not isinstance(header["kinds"], list):
+                raise TypeError("kinds")
             meta, sha256 = dict(header["meta"]), header.pop("sha256", None)
             odd = sorted(header.keys() - {"version", "kinds", "meta"})
         except (
@@ -495,6 +503,7 @@ class Trace:
             for name in ("keys", "exclusive")
         )
         require_all(sizes == modes, "exclusive", modes, "not as many as keys")
+        keys, names = _numbers(_flat("keys", columns["keys"]))
         return cls(
             kinds=kinds,
             kind=columns["kind"].to_numpy(),
@@ -504,10 +513,11 @@ class Trace:
             feature_names=tuple(of["feature"]),
             keys=KeySets(
                 offsets=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
-                keys=_numbers(_flat("keys", columns["keys"])),
+                keys=keys,
                 exclusive=_flat("exclusive", columns["exclusive"]).to_numpy(
                     zero_copy_only=False
                 ),
+                names=names,
             ),
             units_s=_stack(of["unit"], n),
             unit_names=tuple(of["unit"]),
@@ -560,13 +570,17 @@ def _flat(name: str, lists: pa.ListArray) -> pa.Array:
     return entries
 
 
-def _numbers(keys: pa.Array) -> NDArray:
-    """Integers for keys: their own, or where int64 has none, in order of appearance."""
+def _numbers(keys: pa.Array) -> tuple[NDArray, Any]:
+    """Integers for keys: their own, or where int64 has none, in order of appearance.
+
+    With these come the names that they stand for, by number.
+    """
     if pa.types.is_integer(keys.type):
         given = keys.to_numpy()
         if given.max(initial=0) < 2**63:
-            return given.astype(np.int64)
-    return keys.dictionary_encode().indices.to_numpy().astype(np.int64)
+            return given.astype(np.int64), None
+    encoded = keys.dictionary_encode()
+    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
 
 
 def _stack(columns: dict[str, F64], n: int) -> F64:

@@ -337,8 +337,15 @@ def simulate_cell(
     loop has no lower bound (None). Raises InvalidInput for anything that cannot be run.
     """
     policy = present_name(policy)
-    load = options.get("load")
+    load, clients = options.get("load"), options.get("clients")
     require(load is None or load > 0, f"load={load} must be positive")
+    require(
+        load != np.inf or clients is not None,
+        "load=inf needs clients of a closed loop, who then do not think between two "
+        "transactions: expected a finite load in an open one",
+    )
+    if clients is not None:
+        require_count("clients", clients)
     require(
         (scenario is None) != (trace is None),
         "give either a scenario or a trace: exactly one of the two",
