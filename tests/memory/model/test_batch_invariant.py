@@ -1,0 +1,52 @@
+"""Kernels that mix rows are found, however rarely their bits show it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from thesis_lib.memory.model import batch_invariant
+
+SHAPES = [(2, 48, 64), (8, 48, 211), (16, 1024, 32)]  # rows, inputs, outputs
+
+
+def summed(x, weight, bias=None, shift=0.0):
+    """A linear layer with an error in the last bits of its sum in float32."""
+    total = x.float() @ weight.float().T
+    total = total + shift * (x.float().abs() @ weight.float().abs().T)
+    return (total if bias is None else total + bias).to(x.dtype)
+
+
+def apart(x, weight, bias=None, shift=0.0):
+    """A kernel that takes rows one by one."""
+    rows = x.split(1, -2)
+    return torch.cat([summed(row, weight, bias, shift) for row in rows], -2)
+
+
+def mixing(x, weight, bias=None):
+    """A kernel that rounds two rows elsewhere than one: 16 bits show it very rarely."""
+    return apart(x, weight, bias, shift=0.0 if x.shape[-2] == 1 else 2.0**-31)
+
+
+def drawn(rows, inputs, outputs, dtype, biased):
+    draw = torch.Generator().manual_seed(rows)
+    sizes = [(rows, inputs), (outputs, inputs), *[(outputs,)] * biased]
+    return [torch.randn(size, generator=draw).to(dtype) for size in sizes]
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kernel", [mixing, apart])
+def test_a_kernel_mixes_rows_where_its_sum_has_another_order(
+    monkeypatch, kernel, shape, dtype, biased
+):
+    monkeypatch.setattr(batch_invariant, "functional", SimpleNamespace(linear=kernel))
+    layer = drawn(*shape, dtype, biased)
+    assert batch_invariant._mixes_rows(*layer) == (kernel is mixing)
+
+
+def test_a_row_of_zeros_cancels_nothing_and_breaks_nothing(monkeypatch):
+    monkeypatch.setattr(batch_invariant, "functional", SimpleNamespace(linear=apart))
+    x, weight = drawn(2, 48, 64, torch.float16, False)
+    assert not batch_invariant._mixes_rows(x, torch.zeros_like(weight))
