@@ -66,8 +66,12 @@ def calibrated(streamed):
     return replace(verifier, plan=streamed.plan)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("architecture", tiny.SHAPES)
+# Each in the type of its checkpoints, and one of each kind of attention in float32.
+TYPED = [(architecture, torch.bfloat16) for architecture in tiny.SHAPES]
+TYPED += [(one, torch.float32) for one in ("llama", "gpt_neox", "gemma3_text", "phi")]
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), TYPED, ids=str)
 def test_tokens_are_those_of_plain_decoding_for_any_draft(
     tmp_path, architecture, dtype
 ):
