@@ -199,6 +199,29 @@ def test_no_page_scrolls_sideways_nor_cuts_a_picture(screen, html, server, force
     assert not wrong
 
 
+BROKEN = """() => [...document.querySelectorAll(
+    'article tbody tr > :first-child:not([colspan])')].flatMap((name) => {
+    const words = document.createTreeWalker(name, NodeFilter.SHOW_TEXT), found = [];
+    for (let text; (text = words.nextNode()); )
+        for (const word of text.data.matchAll(/\\p{L}{2,12}/gu)) {
+            const range = document.createRange();
+            range.setStart(text, word.index);
+            range.setEnd(text, word.index + word[0].length);
+            if (range.getClientRects().length > 1) found.push(word[0]);
+        }
+    return found;
+})"""
+
+
+def test_on_a_phone_the_name_of_a_row_breaks_between_words(screen, html, server):
+    page, wrong = screen(390, reduced_motion="reduce"), {}
+    for name in pages(html):
+        page.goto(f"{server}/{name}", wait_until="load")
+        if broken := page.evaluate(BROKEN):
+            wrong[name] = broken
+    assert not wrong
+
+
 NOTES = "article aside.margin"
 COVERED = """async (note) => {
     const covered = [], bar = document.querySelector('.bd-header-article');
