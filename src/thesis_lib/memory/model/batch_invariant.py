@@ -138,7 +138,7 @@ def _differs(
 ) -> bool:
     """Whether a row of a draw is not `equal` to the same row computed alone.
 
-    In an output each of the first `cancelled` rows the terms nearly cancel.
+    In the first `cancelled` rows the terms of one output each nearly cancel.
     """
     drawn = torch.randn(x.shape, generator=draw, dtype=x.dtype, device=x.device)
     for row in drawn.view(-1, x.shape[-1])[:cancelled]:
