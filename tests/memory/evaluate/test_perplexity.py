@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,15 @@ def text(n=400, seed=0):
 
 def uniform(ids):
     return torch.zeros(*ids.shape, VOCABULARY)
+
+
+class Small:
+    """A model that says how many words it knows, as those of transformers do."""
+
+    config = SimpleNamespace(vocab_size=5)
+
+    def __call__(self, ids):
+        return torch.zeros(*ids.shape, 5)
 
 
 class Bigrams:
@@ -111,6 +121,7 @@ REFUSED = {
     "two or more": lambda: perplexity(uniform, text(1), 32),
     "float32 from 0": lambda: perplexity(uniform, torch.arange(9.0), 4),
     "int64 from -1": lambda: perplexity(uniform, torch.arange(9) - 1, 4),
+    "int64 from 0 to 8": lambda: perplexity(Small(), torch.arange(9), 4),
     "same windows": lambda: perplexity(uniform, text(), 32).ratio(
         perplexity(uniform, text(), 16)
     ),
