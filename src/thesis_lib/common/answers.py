@@ -1,7 +1,8 @@
-"""Answers about known geometries, kept on the disk.
+"""Answers that take seconds and are always the same, kept on the disk.
 
-A plan rehearses its step with torch, which takes seconds to import, and comes to the
-same every time until the package, its tables, its libraries or the processor change.
+A plan rehearses its step with torch, a load needs the rate at which FIFO saturates.
+Both come to the same until the package, its tables, its libraries or the processor
+change.
 """
 
 import functools
@@ -13,26 +14,32 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import cache_folder, data_folder, file_hash, write_whole
 
-_LIBRARIES = ("torch", "transformers", "bitsandbytes", "numpy")
+_LIBRARIES = ("torch", "transformers", "bitsandbytes", "numpy", "numba")
 _TABLES = ("offloading_cards.csv", "deployment.csv")
 
 
 def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Ask `function` once: its arguments and what it returns are what JSON knows.
+    """Ask `function` once: what it takes and returns are what JSON knows.
 
     What it refuses is asked again, and so is all where nothing can be written.
     """
 
     @functools.wraps(function)
     def asked(*arguments: Any) -> Any:
-        question = json.dumps([function.__qualname__, arguments, _circumstances()])
+        question = json.dumps(
+            [function.__qualname__, arguments, _circumstances()],
+            default=np.generic.item,
+        )
         name = f"{hashlib.sha256(question.encode()).hexdigest()}.json"
         with suppress(OSError, ValueError):
             return json.loads((cache_folder("answers") / name).read_text())
         answer = function(*arguments)
-        with suppress(OSError):
+        with suppress(OSError, InvalidInput):
             write_whole(cache_folder("answers") / name, json.dumps(answer))
         return answer
 
@@ -42,10 +49,13 @@ def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
 @functools.cache
 def _circumstances() -> list[str]:
     """All that an answer depends on beside the question."""
-    sources = file_hash(Path(__file__).parents[1].rglob("*.py"))
-    tables = file_hash(data_folder() / table for table in _TABLES)
-    versions = [metadata.version(library) for library in _LIBRARIES]
-    return [sources, tables, *versions, _processor()]
+    known = [file_hash(Path(__file__).parents[1].rglob("*.py")), _processor()]
+    with suppress(InvalidInput):  # no tables beside an installed package
+        known.append(file_hash(data_folder() / table for table in _TABLES))
+    for library in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            known.append(f"{library} {metadata.version(library)}")
+    return known
 
 
 def _processor() -> str:

@@ -104,6 +104,31 @@ def test_load_one_is_the_mean_of_independent_probes_within_its_interval():
     assert cell.saturation == full
 
 
+def test_a_rate_that_is_kept_is_that_of_its_own_transactions(tmp_path, monkeypatch):
+    monkeypatch.setenv("THESIS_CACHE", str(tmp_path))
+    monkeypatch.setattr(configuration, "PROBES", 2)
+    places = [("A", 4), ("A", None), ("C", 1)]
+    pasts = [scenario("B", n, seed=seed) for n, seed in ((300, 1), (300, 2), (400, 1))]
+
+    def measured():
+        return [
+            SimulationConfig.of_scenario(
+                name, transactions=100, warehouses=warehouses, cores=cores
+            ).saturation
+            for name, warehouses in places
+            for cores in (2, 3)
+        ] + [
+            SimulationConfig.of_trace(past, transactions=100, cores=cores).saturation
+            for past in pasts
+            for cores in (2, 3)
+        ]
+
+    first = measured()
+    assert len({full.value for full in first}) == len(first)
+    monkeypatch.setattr(configuration, "saturation_rate", None)  # not asked again
+    assert measured() == first
+
+
 def test_a_paired_reduction_cancels_what_the_seeds_share():
     hard = np.random.default_rng(1).uniform(0.1, 0.9, 20)
     made = metrics.reduction_interval(0.64 * hard, hard)

@@ -418,7 +418,7 @@ class Trace:
             "version": SCHEMA_VERSION,
             "kinds": self.kinds,
             "meta": self.meta,
-            "sha256": _content_hash(self),
+            "sha256": trace_hash(self),
         }
         table = pa.table(frame).replace_schema_metadata(
             {"thesis_trace": json.dumps(header)}
@@ -474,7 +474,7 @@ class Trace:
             trace = cls._from_table(table, kinds, meta)
             # Files of before the hash have none.
             require(
-                sha256 in (None, _content_hash(trace)),
+                sha256 in (None, trace_hash(trace)),
                 "it was altered after it was written: collect it again",
             )
         except InvalidInput as error:
@@ -610,7 +610,7 @@ def _table(
     )
 
 
-def _content_hash(trace: Trace) -> str:
+def trace_hash(trace: Trace) -> str:
     """SHA-256 over all that a trace says, the same before and after a file."""
     names = [trace.feature_names, trace.unit_names, list(trace.measured)]
     text = json.dumps([trace.kinds, trace.meta, *names])

@@ -3,17 +3,17 @@
 Load 1 is the rate at which FIFO saturates, measured on transactions of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from thesis_lib.common.answers import remembered
 from thesis_lib.common.errors import choice, require, require_count
 from thesis_lib.common.stats import Interval, mean_interval
 from thesis_lib.sequencer.core.events import NO_DELAYS, Delays
-from thesis_lib.sequencer.core.trace import F64, History, Trace
+from thesis_lib.sequencer.core.trace import F64, History, Trace, trace_hash
 from thesis_lib.sequencer.estimators.models import ESTIMATORS, LEARNED, predict_all
 from thesis_lib.sequencer.estimators.models import estimator as named_estimator
 from thesis_lib.sequencer.estimators.saved import is_file, load_estimator
@@ -71,25 +71,27 @@ def saturation_rate(trace: Trace, *, cores: int) -> float:
     return low
 
 
-def saturation(make_trace: Callable[[int, int], Trace], *, cores: int) -> Interval:
+def saturation(
+    make_trace: Callable[[int, int], Trace], *, cores: int, of: Sequence[Any] = ()
+) -> Interval:
     """The saturation rate of a workload, per second, and its 95 % interval.
 
     `make_trace(n, seed)` draws transactions and arrivals. One probe of finite length
     differs from the next by its draws, so the rate is the mean `saturation_rate` of
-    PROBES independent probes of PROBE_TRANSACTIONS each. Load 1 is this mean.
+    PROBES independent probes of PROBE_TRANSACTIONS each. Load 1 is this mean. Where
+    `of` says, in what JSON knows, all that `make_trace` draws from, the rates are kept
+    on the disk: they are the same until the package changes.
     """
     seeds = np.random.SeedSequence(SATURATION_SEED).generate_state(PROBES).tolist()
-    rates_per_s = [
-        saturation_rate(make_trace(PROBE_TRANSACTIONS, seed), cores=cores)
-        for seed in seeds
-    ]
-    return mean_interval(np.array(rates_per_s))
 
+    def saturation_rates(cores: int, *_: Any) -> list[float]:
+        return [
+            saturation_rate(make_trace(PROBE_TRANSACTIONS, seed), cores=cores)
+            for seed in seeds
+        ]
 
-@cache
-def scenario_saturation(name: str, warehouses: int | None, cores: int) -> Interval:
-    """`saturation` of a reference scenario on so many cores."""
-    return saturation(lambda n, seed: scenario(name, n, seed, warehouses), cores=cores)
+    measure = remembered(saturation_rates) if of else saturation_rates
+    return mean_interval(np.array(measure(cores, *of)))
 
 
 def default_objective_s(past: Trace) -> float:
@@ -278,7 +280,11 @@ class SimulationConfig:
         """
         spec = SCENARIOS[choice("scenario", name, SCENARIOS)]
         options = {"cores": spec.cores, "slo_s": spec.slo_s} | options
-        full = scenario_saturation(name, warehouses, options["cores"])
+        full = saturation(
+            lambda n, seed: scenario(name, n, seed, warehouses),
+            cores=options["cores"],
+            of=[name, warehouses],
+        )
         return cls(
             make_trace=lambda seed: scenario(name, transactions, seed, warehouses),
             saturation_per_s=full.value,
@@ -311,7 +317,11 @@ class SimulationConfig:
                 "19 of 20 transactions take no time, so twice the 95th percentile of "
                 "their service times is no objective: give one",
             )
-        full = saturation(lambda n, seed: from_measured(past, n, seed), cores=cores)
+        full = saturation(
+            lambda n, seed: from_measured(past, n, seed),
+            cores=cores,
+            of=["measured", trace_hash(replace(past, meta={}))],
+        )
         return cls(
             make_trace=lambda seed: from_measured(past, transactions, seed),
             saturation_per_s=full.value,
