@@ -55,7 +55,7 @@ test: lint ## everything: lint, types, laws, nbval, a sweep, the strict book, th
 	  --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
 	$(BIN)/thesis sweep 4 data/grids/example.yml --no-resume
 	$(MAKE) book PROFILE=smoke
-	$(BIN)/pytest -m browser tests/browser
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist load -m browser tests/browser
 
 lint: $(READY) ## ruff, pyright, spelling, and which room may import which
 	$(BIN)/ruff check

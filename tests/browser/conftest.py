@@ -25,10 +25,23 @@ def html():
 
 
 @pytest.fixture(scope="session")
-def server(html):
+def pictures():
+    """While it is clear, the server keeps pictures back, as a slow network does."""
+    event = threading.Event()
+    event.set()
+    return event
+
+
+@pytest.fixture(scope="session")
+def server(html, pictures):
     """Address of a local server of the book that ends with the session."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            if self.path.endswith((".svg", ".png")):
+                pictures.wait()
+            super().do_GET()
+
         def log_message(self, *words):
             """Say nothing: the checks do."""
 

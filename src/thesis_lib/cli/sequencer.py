@@ -13,7 +13,8 @@ from thesis_lib.common.errors import InvalidInput, Lost, choice, require
 
 POLICY_HELP = (
     "fifo, drop, reorder, hybrid (or drop-corrected, …), queue-cap, codel, edf, sjf, "
-    "late-edf, late-sjf, least-slack, bid-price, …"
+    "late-edf, late-sjf, least-slack, bid-price, …; or one of your own, as "
+    "FILE.py:FUNCTION."
 )
 
 Engine = Annotated[str, typer.Option(help="sqlite or postgresql.")]

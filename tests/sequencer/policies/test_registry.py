@@ -1,4 +1,5 @@
 from dataclasses import replace
+from importlib.metadata import EntryPoint, EntryPoints
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.events import LOGGED, advance, idle_state
 from thesis_lib.sequencer.core.trace import Decision, KeySets
+from thesis_lib.sequencer.policies import registry
 from thesis_lib.sequencer.policies.admission import BidPriceParameters
 from thesis_lib.sequencer.policies.registry import (
     AS_PUBLISHED,
@@ -288,6 +290,107 @@ def test_a_rule_that_answers_with_no_partition_is_named(rule, says):
     own = policy(rule, slo_s=0.003, cores=4)
     with pytest.raises(InvalidInput, match=says):
         simulate(trace, own, trace.service_s, cores=4, slo_s=0.003)
+
+
+OWN = """
+from __future__ import annotations
+from dataclasses import dataclass
+from shutil import copy
+
+@dataclass
+class Asked:
+    times: int = 0
+
+asked = Asked()
+
+def longest_first(batch, forecast, now_s):
+    return batch.decide((-forecast.service_s).argsort(), forecast.p_on_time < 0.5)
+
+def once(batch, forecast, now_s):
+    asked.times += 1
+    assert asked.times == 1
+    return batch.decide(range(len(batch)), [False] * len(batch))
+
+def raises(batch, forecast, now_s):
+    return forecast.nothing
+
+def of_two(batch, forecast):
+    return batch
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A function that names one of a file of policies."""
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    return lambda function: f"{file}:{function}"
+
+
+def decisions(rule, trace):
+    named = policy(rule, slo_s=0.003, cores=4)
+    return simulate(trace, named, trace.service_s, cores=4, slo_s=0.003)
+
+
+def test_a_function_of_a_file_is_a_policy_and_so_is_an_entry_point(own, monkeypatch):
+    trace = at_rate(scenario("A", 200, seed=3), 10_000.0, seed=3)
+
+    def longest_first(batch, forecast, now_s):
+        return batch.decide((-forecast.service_s).argsort(), forecast.p_on_time < 0.5)
+
+    expected = decisions(longest_first, trace)
+    assert 0 < expected.dropped.sum() < len(trace)
+    brought = EntryPoints([EntryPoint("longest", "module:name", registry.ENTRY_POINTS)])
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: brought.select(group=group)
+    )
+    monkeypatch.setattr(EntryPoint, "load", lambda _: longest_first)
+    for name in (own("longest_first"), "longest"):
+        for column in ("finish_s", "dropped"):
+            np.testing.assert_array_equal(
+                getattr(decisions(name, trace), column), getattr(expected, column)
+            )
+    with pytest.raises(
+        InvalidInput, match="bid-price, longest; did you mean 'longest'"
+    ):
+        policy("longes", slo_s=1.0, cores=1)
+
+
+def test_a_file_begins_anew_with_each_run(own):
+    trace = scenario("A", 1, seed=1)
+    for _ in range(2):
+        assert not decisions(own("once"), trace).dropped.any()
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        ("longestfirst", "expected one of longest_first, .*; did you mean"),
+        ("copy", "expected one of longest_first, once, raises, of_two"),
+        ("Asked", "expected one of longest_first"),
+        ("of_two", r"expected a function of \(batch, forecast, now_s\)"),
+        ("raises", r"raised AttributeError: .* line 21: return forecast.nothing\)"),
+    ],
+)
+def test_what_is_no_policy_of_a_file_is_named(own, function, says):
+    with pytest.raises(InvalidInput, match=says):
+        decisions(own(function), scenario("A", 4, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "there is no file"),
+        ("def f(:", "raised SyntaxError"),
+        ("import nowhere_at_all", "raised ModuleNotFoundError: .*line 1: import"),
+        ("raise SystemExit(3)", "raised SystemExit: 3"),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_named(tmp_path, text, says):
+    if text is not None:
+        (tmp_path / "own.py").write_text(text)
+    with pytest.raises(InvalidInput, match=f"own.py:f.*{says}"):
+        policy(f"{tmp_path / 'own.py'}:f", slo_s=1.0, cores=1)
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,19 @@ The thesis' three policies have defects; each can be corrected or put back alone
 (`Defects`).
 """
 
+import inspect
+import runpy
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from thesis_lib.common.errors import choice, require, require_count
+from thesis_lib.common.errors import InvalidInput, choice, require, require_count
 from thesis_lib.sequencer.core.events import State
 from thesis_lib.sequencer.core.trace import (
     F64,
@@ -157,13 +162,64 @@ def decide(
             )
         )
     ids = batch.ids.copy()  # a rule may write into what it is given
-    decision = policy.rule(batch, lookahead.forecast(batch.ids, now_s), now_s)
+    forecast = lookahead.forecast(batch.ids, now_s)
+    try:
+        decision = policy.rule(batch, forecast, now_s)
+    except Exception as error:
+        raise _blamed(policy.name, error) from error
     require(
         isinstance(decision, Decision),
         f"policy {policy.name!r} answered with {type(decision).__name__}: expected a "
         "Decision, such as `batch.decide(order, dropped)` makes",
     )
     return decision.partition_of(ids, policy.name)
+
+
+def _blamed(name: str, error: BaseException) -> InvalidInput:
+    """A refusal that says where in the user's own code `error` was raised."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return InvalidInput(
+        f"policy {name!r} raised {type(error).__name__}: {error} ({at.filename}, line "
+        f"{at.lineno}: {at.line})"
+    )
+
+
+ENTRY_POINTS = "thesis_lib.policies"  # the group of packages that bring policies
+
+
+def own_rule(name: str) -> Rule:
+    """The function that `name` stands for: of FILE.py:FUNCTION, or of an entry point.
+
+    A file is run anew each time, so what its module remembers begins anew. Raises
+    InvalidInput for an unknown name, for a file that cannot be run and for what is no
+    function of a batch, its forecast and the time.
+    """
+    if ".py:" not in name:
+        brought = entry_points(group=ENTRY_POINTS)
+        choice("policy", name, [*POLICIES, *brought.names])
+        return _rule_of(name, brought[name].load())
+    file, _, called = name.rpartition(":")
+    require(Path(file).is_file(), f"policy {name!r}: there is no file {file}")
+    try:
+        made = runpy.run_path(file, run_name=called)
+    except (Exception, SystemExit) as error:
+        raise _blamed(name, error) from error
+    has = {
+        key: value
+        for key, value in made.items()
+        if inspect.isfunction(value) and value.__module__ == called
+    }
+    return _rule_of(name, has[choice(f"a function of {file}", called, has)])
+
+
+def _rule_of(name: str, function: Any) -> Rule:
+    try:
+        inspect.signature(function).bind("batch", "forecast", "now_s")
+    except TypeError as error:
+        raise InvalidInput(
+            f"policy {name!r}: expected a function of (batch, forecast, now_s): {error}"
+        ) from error
+    return function
 
 
 THESIS = ("drop", "reorder", "hybrid")
@@ -226,7 +282,8 @@ def policy(
     to run them, and a mask of those to drop; the rest is held. Like late-edf it is
     asked at every arrival and, for what it holds, at every commit; each is forecast as
     if it were released next; and `flight` bounds what is released. It runs wherever a
-    named one does, live too, at the speed of Python.
+    named one does, live too, at the speed of Python. FILE.py:FUNCTION names one, and
+    so does an entry point of the group `thesis_lib.policies`.
 
     >>> def shortest_first(batch, forecast, now_s):
     ...     return batch.decide(forecast.service_s.argsort(), forecast.p_on_time < 0.5)
@@ -237,11 +294,13 @@ def policy(
     >>> int(history.violated.sum()), int(history.dropped.sum())
     (19, 19)
     """
-    if isinstance(name, str):
-        own, called = None, choice("policy", present_name(name), POLICIES)
-    else:
+    if not isinstance(name, str):
         require(callable(name), f"policy={name!r}: expected a name or a function")
         own, called = name, str(getattr(name, "__name__", name))
+    elif (called := present_name(name)) in POLICIES:
+        own = None
+    else:
+        own = own_rule(name)
     require(slo_s > 0, f"slo_s={slo_s:g} must be positive")
     require_count("cores", cores)
     require(0 <= lag_s < np.inf, f"lag_s={lag_s:g} must be finite and not negative")
