@@ -418,3 +418,75 @@ def test_a_trace_of_any_keys_is_written_and_reads_back(folder):
 def test_a_key_that_no_integer_holds_is_refused(key):
     with pytest.raises(InvalidInput, match="keys"):
         KeySets.from_lists([[key], [1]], [[], []])
+
+
+# --- Tables of text -------------------------------------------------------------
+CSV = """\
+feature:lines,writes,service_s,kind,arrival_s,reads,measured:cpu_s
+3,stock:1 stock:2,0.25,order,1.5,item:7 stock:1,0.5
+1,,0.5,pay,1.5,,0.25
+2,7,0,order,2.75,item:7,1e-3
+"""
+
+
+def test_a_table_of_text_is_the_trace_that_it_says(tmp_path):
+    path = tmp_path / "orders.csv"
+    path.write_text(CSV)
+    trace = Trace.read(path)
+    assert trace.kinds == ("order", "pay")
+    assert trace.kind.tolist() == [0, 1, 0]
+    assert trace.arrival_s.tolist() == [1.5, 1.5, 2.75]
+    assert trace.service_s.tolist() == [0.25, 0.5, 0.0]
+    assert trace.feature_names == ("lines",)
+    assert trace.features.tolist() == [[3], [1], [2]]
+    assert trace.measured["cpu_s"].tolist() == [0.5, 0.25, 1e-3]
+    expected = KeySets.from_lists(
+        [["item:7"], [], ["item:7"]], [["stock:1", "stock:2"], [], ["7"]]
+    )
+    for part in ("offsets", "keys", "exclusive"):
+        np.testing.assert_array_equal(
+            getattr(trace.keys, part), getattr(expected, part)
+        )
+    trace.write(tmp_path / "orders.parquet")
+    traces_agree(trace, Trace.read(tmp_path / "orders.parquet"))
+
+
+def test_a_table_of_two_columns_is_enough(tmp_path):
+    path = tmp_path / "jobs.csv"
+    path.write_text("arrival_s,service_s\n1,2\n3,4\n")
+    made = Trace.read(path)
+    assert made.kinds == ("job",)
+    assert len(made.keys.keys) == 0
+    assert made.service_s.tolist() == [2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("0.25,order", "soon,order", "Row #2: .* invalid value 'soon'"),
+        ("0.5,pay", ",pay", "row 1 of service_s is missing"),
+        ("0.5,pay", "-0.5,pay", "row 1 of service_s is -0.5"),
+        ("0.5,pay", "inf,pay", "row 1 of service_s is inf"),
+        ("0.5,pay", "0.5,", "row 1 has no kind"),
+        ("2.75", "1.25", "row 2 of arrival_s is 1.25: before the row above"),
+        ("stock:1 stock:2", "stock:2 stock:2", "row 0 of keys lists 'stock:2' twice"),
+        ("\n3,", "\nmany,", "column feature:lines holds string: expected double"),
+        ("1,,0.5,pay,1.5,,0.25", "1,,0.5", "Row #3: Expected 7 columns, got 3"),
+        (
+            "service_s",
+            "service_ms",
+            "column service_ms is unknown: expected kind,",
+        ),
+        ("reads", "keys", "column keys is unknown"),
+        ("reads", "writes", "column writes is there twice"),
+        ("arrival_s", "measured:a", "column arrival_s is missing"),
+        (CSV[CSV.index("\n") + 1 :], "", "it has no rows"),
+        (CSV, "", "it cannot be read as CSV with a header: Empty"),
+    ],
+)
+def test_a_table_of_text_is_refused_by_row_and_column(tmp_path, before, after, says):
+    path = tmp_path / "orders.csv"
+    assert before in CSV
+    path.write_text(CSV.replace(before, after, 1))
+    with pytest.raises(InvalidInput, match=rf"orders\.csv is refused: .*{says}"):
+        Trace.read(path)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow import csv
 
 from thesis_lib.common.errors import InvalidInput, require, require_all, shown, vector
 from thesis_lib.common.files import write_whole
@@ -433,7 +434,8 @@ class Trace:
 
         `keys` are lists of integers of any width, or of strings, which are numbered as
         they first appear; a header without `sha256` promises nothing about alteration.
-        `data/traces/README.md` describes the columns.
+        Or read CSV, if the name ends so. `data/traces/README.md` describes the columns
+        of both.
 
         Raises InvalidInput for a missing or other file, for one of another version,
         without rows or altered since, and for what `Trace` refuses; it names the row,
@@ -445,6 +447,11 @@ class Trace:
                 f"trace {path} does not exist: collect one with "
                 "`thesis collect --engine sqlite --transactions N OUT.parquet`"
             )
+        if path.suffix == ".csv":
+            try:
+                return cls._from_table(*_of_csv(path), {"source": path.name})
+            except InvalidInput as error:
+                raise InvalidInput(f"trace {path} is refused: {error}") from error
         try:
             with pq.ParquetFile(path) as file:
                 table = file.read()
@@ -538,9 +545,65 @@ _LISTS = ("keys", "exclusive")
 _PREFIXES = ("feature", "unit", "measured")
 
 
+def _is_extra(name: str) -> bool:
+    return ":" in name and name.partition(":")[0] in _PREFIXES
+
+
+def _of_csv(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
+    """A table of text as the columns of a file, and the names of its types.
+
+    `kind` is a name, by default one for all. `reads` and `writes` are keys with spaces
+    between them; what is in both is written.
+    """
+    typed = dict.fromkeys(("kind", "reads", "writes"), pa.string())
+    typed |= dict.fromkeys(("arrival_s", "service_s"), pa.float64())
+    try:
+        table = csv.read_csv(
+            path,
+            csv.ReadOptions(use_threads=False),  # which tells the row of a fault
+            convert_options=csv.ConvertOptions(column_types=typed),
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidInput(
+            f"it cannot be read as CSV with a header: {error}"
+        ) from error
+    names, n = table.column_names, table.num_rows
+    for name in names:
+        known = name in typed or _is_extra(name)
+        require(
+            known, f"column {name} is unknown: expected {', '.join(typed)}, feature:…"
+        )
+        require(names.count(name) == 1, f"column {name} is there twice: expected once")
+    require(n > 0, "it has no rows: expected a transaction in each")
+
+    def texts(name: str, default: str) -> list[str]:
+        return table[name].to_pylist() if name in names else [default] * n
+
+    numbers: dict[str, int] = {}
+    kind = [numbers.setdefault(name, len(numbers)) for name in texts("kind", "job")]
+    require("" not in numbers, f"row {kind.index(numbers.get('', 0))} has no kind")
+    keys, exclusive = [], []
+    for reads, writes in zip(texts("reads", ""), texts("writes", ""), strict=True):
+        written = writes.split()
+        read = [key for key in reads.split() if key not in written]
+        keys.append(read + written)
+        exclusive.append([False] * len(read) + [True] * len(written))
+    frame: dict[str, Any] = {
+        name: column.cast(pa.float64()) if pa.types.is_integer(column.type) else column
+        for name, column in zip(names, table.columns, strict=True)
+        if not pa.types.is_string(typed.get(name, pa.null()))
+    }
+    frame |= {
+        "kind": pa.array(kind, pa.int64()),
+        "keys": pa.array(keys, pa.list_(pa.string())),
+        "exclusive": pa.array(exclusive, pa.list_(pa.bool_())),
+    }
+    return pa.table(frame), tuple(numbers)
+
+
 def _column(name: str, column: pa.ChunkedArray) -> pa.Array:
     """A column of a file, of its type and without a gap."""
-    known = name in _TYPES or (name.partition(":")[0] in _PREFIXES and ":" in name)
+    known = name in _TYPES or _is_extra(name)
     require(known, f"column {name} is unknown: expected {', '.join(_TYPES)}, feature:…")
     kind, inner = _TYPES.get(name, pa.float64()), column.type
     is_list = pa.types.is_list(inner) or pa.types.is_large_list(inner)
