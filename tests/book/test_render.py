@@ -25,7 +25,7 @@ from thesis_lib.common.files import content_hash
 def checkout(tmp_path, monkeypatch):
     """A checkout of two executed chapters, with claims and a reference of both."""
     names = ("04_evaluation", "06_evaluation")
-    for part in ("notebooks", "book", "executed", "data/reference/smoke"):
+    for part in ("notebooks", "book", "examples", "executed", "data/reference/smoke"):
         (tmp_path / part).mkdir(parents=True)
     (tmp_path / "_config.yml").write_text("title: x")
     (tmp_path / "README.md").write_text("# x\n")

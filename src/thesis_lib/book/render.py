@@ -343,6 +343,7 @@ def stage(executed: Path, source: Path) -> str:
     (source / "notebooks").mkdir(parents=True)
     book = source / "book"
     shutil.copytree(checkout / "book", book)
+    shutil.copytree(checkout / "examples", source / "examples")  # which pages include
     _stage_config(checkout, source)
     (source / "genindex.md").write_text("# Index\n")  # Sphinx writes its page itself
     records = [record for _, record in results]
