@@ -381,7 +381,7 @@ def test_what_is_no_policy_of_a_file_is_named(own, function, says):
     ("text", "says"),
     [
         (None, "there is no file"),
-        ("def f(:", "raised SyntaxError"),
+        ("def f(:", r"raised SyntaxError: .*own.py, line 1\)$"),
         ("import nowhere_at_all", "raised ModuleNotFoundError: .*line 1: import"),
         ("raise SystemExit(3)", "raised SystemExit: 3"),
     ],

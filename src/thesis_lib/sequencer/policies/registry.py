@@ -178,9 +178,9 @@ def decide(
 def _blamed(name: str, error: BaseException) -> InvalidInput:
     """A refusal that says where in the user's own code `error` was raised."""
     at = traceback.extract_tb(error.__traceback__)[-1]
+    where = f" ({at.filename}, line {at.lineno}: {at.line})" if at.line else ""
     return InvalidInput(
-        f"policy {name!r} raised {type(error).__name__}: {error} ({at.filename}, line "
-        f"{at.lineno}: {at.line})"
+        f"policy {name!r} raised {type(error).__name__}: {error}{where}"
     )
 
 
@@ -194,14 +194,16 @@ def own_rule(name: str) -> Rule:
     InvalidInput for an unknown name, for a file that cannot be run and for what is no
     function of a batch, its forecast and the time.
     """
-    if ".py:" not in name:
-        brought = entry_points(group=ENTRY_POINTS)
-        choice("policy", name, [*POLICIES, *brought.names])
-        return _rule_of(name, brought[name].load())
-    file, _, called = name.rpartition(":")
-    require(Path(file).is_file(), f"policy {name!r}: there is no file {file}")
     try:
+        if ".py:" not in name:
+            brought = entry_points(group=ENTRY_POINTS)
+            choice("policy", name, [*POLICIES, *brought.names])
+            return _rule_of(name, brought[name].load())
+        file, _, called = name.rpartition(":")
+        require(Path(file).is_file(), f"policy {name!r}: there is no file {file}")
         made = runpy.run_path(file, run_name=called)
+    except InvalidInput:
+        raise
     except (Exception, SystemExit) as error:
         raise _blamed(name, error) from error
     has = {
