@@ -452,7 +452,7 @@ def test_a_table_of_text_is_the_trace_that_it_says(tmp_path):
 
 
 def test_a_table_of_two_columns_is_enough(tmp_path):
-    path = tmp_path / "jobs.csv"
+    path = tmp_path / "jobs.CSV"
     path.write_text("arrival_s,service_s\n1,2\n3,4\n")
     made = Trace.read(path)
     assert made.kinds == ("job",)

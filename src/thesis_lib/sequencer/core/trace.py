@@ -447,7 +447,7 @@ class Trace:
                 f"trace {path} does not exist: collect one with "
                 "`thesis collect --engine sqlite --transactions N OUT.parquet`"
             )
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             try:
                 return cls._from_table(*_of_csv(path), {"source": path.name})
             except InvalidInput as error:
