@@ -173,9 +173,8 @@ def test_no_table_or_line_is_cut_on_paper(browser, html, pages):
 
 def test_a_chapter_prints_its_number_and_words_and_none_of_the_screen(browser, html):
     page = browser.new_page()
+    page.add_init_script("localStorage.mode = localStorage.theme = 'dark'")
     page.goto((html / "notebooks" / "03_enhanced_sequencer.html").as_uri())
-    page.evaluate("() => localStorage.mode = localStorage.theme = 'dark'")
-    page.reload()
     assert page.evaluate("() => document.documentElement.dataset.theme") == "dark"
     page.evaluate(
         """() => addEventListener("beforeprint", () => {
@@ -188,7 +187,6 @@ def test_a_chapter_prints_its_number_and_words_and_none_of_the_screen(browser, h
     assert theme == "light"
     assert max(map(int, re.findall(r"\d+", color)[:3])) < 100
     assert page.evaluate("() => document.documentElement.dataset.theme") == "dark"
-    page.evaluate("() => localStorage.clear()")
     page.close()
     texts = [re.sub(r"\s+", " ", sheet.extract_text()) for sheet in printed.pages]
     assert "3. Enhanced sequencer for database systems" in texts[0]
