@@ -258,12 +258,27 @@ def test_latency_bounds_read_no_commit_that_is_still_to_come(now):
 
 
 def test_too_few_commits_promise_no_latency():
-    trace = at_rate(scenario("A", 300, seed=2), 6_000.0, seed=3)
+    trace = at_rate(scenario("A", 110, seed=2), 6_000.0, seed=3)
     forecast_s, history = forecast_finish(
         trace, trace.service_s, cores=8, slo_s=12.5e-3
     )
-    with pytest.raises(InvalidInput, match=r"level=0.99 cannot be promised from"):
+    with pytest.raises(InvalidInput, match="99% cannot be promised: 99 transactions"):
         track_latency(trace, forecast_s, history)
+
+
+def test_latency_bounds_begin_when_enough_have_committed():
+    """Long transactions at the beginning keep back others beyond the first 30 %."""
+    trace = at_rate(scenario("A", 2_000, seed=2), 6_000.0, seed=3)
+    service_s = np.where(np.arange(len(trace)) < 16, 0.12, trace.service_s)
+    trace = replace(trace, service_s=service_s)
+    forecast_s, history = forecast_finish(trace, service_s, cores=8, slo_s=12.5e-3)
+    judged, bounds_s = track_latency(trace, forecast_s, history)
+    first = int(judged.argmax())
+    assert first > 600
+    assert judged[first:].all()
+    committed = [(history.finish_s[200:] <= s).sum() for s in trace.arrival_s]
+    assert committed[first - 1] < 99 <= committed[first]
+    assert np.isfinite(bounds_s[0.99][first:]).all()
 
 
 def test_a_forecast_reads_no_service_time_that_is_still_to_come():

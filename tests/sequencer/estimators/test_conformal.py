@@ -2,7 +2,11 @@ import numpy as np
 import pytest
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.estimators.conformal import conformal_offset, track
+from thesis_lib.sequencer.estimators.conformal import (
+    conformal_offset,
+    fewest_scores,
+    track,
+)
 
 
 def test_coverage_equals_the_promised_probability():
@@ -21,6 +25,14 @@ def test_no_more_is_promised_than_so_few_scores_allow():
     for coverage in (0.0, 0.8, 1.0):
         with pytest.raises(InvalidInput, match="cannot be promised from 3 scores"):
             conformal_offset(np.array([0.5, 1.0, 2.0]), coverage)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.75, 0.9, 0.95, 0.99, 0.999])
+def test_the_fewest_scores_promise_a_level_and_one_fewer_do_not(level):
+    scores = np.arange(float(fewest_scores(level)))
+    assert conformal_offset(scores, level) == scores[-1]
+    with pytest.raises(InvalidInput, match="cannot be promised"):
+        conformal_offset(scores[1:], level)
 
 
 # --- Bounds that follow a drift -----------------------------------------------

@@ -7,6 +7,12 @@ from thesis_lib.common.errors import require, require_all, vector
 from thesis_lib.sequencer.core.trace import F64, I64
 
 
+def fewest_scores(level: float) -> int:
+    """The fewest scores from which `level` can be promised: 99 for 99 %."""
+    require(0 < level < 1, f"level={level:g} must lie in (0, 1)")
+    return int(np.ceil(level / (1 - level) - 1e-9))
+
+
 def conformal_offset(scores: F64, level: float) -> float:
     """What the next score stays at or below with probability `level`, at least.
 
@@ -31,7 +37,7 @@ def group_offsets(scores: F64, group: I64, groups: int, level: float) -> F64:
     offsets = np.full(groups, conformal_offset(scores, level))
     for k in range(groups):
         own = scores[group == k]
-        if level <= len(own) / (len(own) + 1):
+        if len(own) >= fewest_scores(level):
             offsets[k] = conformal_offset(own, level)
     return offsets
 

@@ -16,6 +16,7 @@ from thesis_lib.common.errors import InvalidInput, choice, require, require_all
 from thesis_lib.sequencer.core.trace import F64, Batch, Trace
 from thesis_lib.sequencer.estimators.conformal import (
     conformal_offset,
+    fewest_scores,
     group_offsets,
     track,
 )
@@ -246,10 +247,11 @@ class Quantiles(Learned):
 
     def _learn(self, trace: Trace, service_s: F64) -> None:
         older, newer = trace.split(1 - self.held_back)
+        enough = fewest_scores(LEVELS[-1])
         require(
-            len(older) > 0 and len(newer) >= 1 / (1 - LEVELS[-1]) - 1,
+            len(older) > 0 and len(newer) >= enough,
             f"{len(trace)} transactions, of which {len(newer)} calibrate: expected at "
-            f"least {1 / (1 - LEVELS[-1]) - 1:.0f} there for {LEVELS[-1]:.0%}",
+            f"least {enough} there for {LEVELS[-1]:.0%}",
         )
         log_s = np.log(_past(older))
         self.centre = float(log_s.mean())

@@ -6,9 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.trace import F64, Batch, Bool, Decision, History, Trace
 from thesis_lib.sequencer.estimators import accuracy
-from thesis_lib.sequencer.estimators.conformal import group_offsets, track
+from thesis_lib.sequencer.estimators.conformal import (
+    fewest_scores,
+    group_offsets,
+    track,
+)
 from thesis_lib.sequencer.estimators.models import LEVELS, STEP
 from thesis_lib.sequencer.experiments.configuration import Estimate, SimulationConfig
 from thesis_lib.sequencer.experiments.grid import Paired, run_paired
@@ -46,16 +51,25 @@ def track_latency(
 
     The log of true over forecast latency is tracked by type, as `conformal.track`
     does it, from what the transactions after the warm-up say that have committed when
-    the last 70 % begin to arrive. Returned are the (n,) mask of these last, and by
-    level the (n,) seconds that their latency is to stay within, NaN for the others.
-    Raises InvalidInput where too few have committed to promise the highest level.
+    the last 70 % begin to arrive; where a queue has kept back so many that the highest
+    level cannot be promised, when enough have. Returned are the (n,) mask of those that
+    come from then on, and by level the (n,) seconds that their latency is to stay
+    within, NaN for the others. Raises InvalidInput where nobody comes after enough.
     """
     true_s, guess_s = history.latency_s, forecast_s - trace.arrival_s
     scores, at = np.log(true_s / guess_s), np.arange(len(trace))
+    warm = at >= counted(len(trace)).start
+    commits_s, enough = np.sort(history.finish_s[warm]), fewest_scores(LEVELS[-1])
+    require(
+        len(commits_s) >= enough and commits_s[enough - 1] <= trace.arrival_s[-1],
+        f"{LEVELS[-1]:.0%} cannot be promised: {enough} transactions must commit "
+        f"after the warm-up and before the last of {len(trace)} arrives; "
+        "judge a longer run",
+    )
     judged = at >= round(CALIBRATED * len(trace))
+    judged &= trace.arrival_s >= commits_s[enough - 1]
     begins_s = trace.arrival_s[judged][0]
-    past = ~judged & (at >= counted(len(trace)).start)
-    past &= history.finish_s <= begins_s
+    past = ~judged & warm & (history.finish_s <= begins_s)
     step = STEP * float(np.diff(np.quantile(scores[past], [0.1, 0.9]))[0])
     bounds_s, least = {}, np.full(int(judged.sum()), -np.inf)
     for level in LEVELS[1:]:
