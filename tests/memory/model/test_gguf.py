@@ -30,7 +30,23 @@ CHANGES = {
     "qwen3": {},
     "gemma2": {"query_pre_attn_scalar": 16},
     "gemma3": {"query_pre_attn_scalar": 16, "layer_types": None},
+    "phi3": {"sliding_window": 7},
+    "stablelm": {"partial_rotary_factor": 0.5},
+    "gemma": {},
+    "phi2": {},
+    "olmo2": {},
+    "granite": {"embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+    "smollm3": {"no_rope_layer_interval": 4},
+    "command-r": {},
+    "cohere2": {"layer_types": [*["sliding_attention"] * 3, "full_attention"]},
 }
+# As llama.cpp's converter has it.
+CENTRED = ("stablelm", "phi2", "command-r", "cohere2")
+PAIRED = ("llama", "granite", "smollm3")
+WITH_LENGTHS = ("llama", "qwen3", "gemma", "gemma2", "gemma3")
+READ_BY_TRANSFORMERS = (
+    "llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "stablelm",
+)  # fmt: skip
 DECODED = [kind for kind in Kind if ours._is_decoded(kind)]
 
 
@@ -38,7 +54,7 @@ def make(folder, architecture, dtype=torch.float32, **changes):
     """A tiny random model, in `folder` and resident."""
     shape = {**SHAPE, **GROUPED, **CHANGES[architecture], **changes}
     given = {name: value for name, value in shape.items() if value is not None}
-    model = ours.ARCHITECTURES[architecture]
+    model = ours.ARCHITECTURES[architecture].model_type
     if architecture == "gemma3":
         given |= {"num_hidden_layers": 7, "layer_types": WINDOWS}
     return tiny.write(folder, model, dtype=dtype, **given)
@@ -58,23 +74,44 @@ def describe(writer, architecture, config, **fields):
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
-        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         "rope.freq_base": float(rope["rope_theta"]),
     }
-    if architecture != "qwen2":
+    epsilon = "layer_norm" if architecture in CENTRED else "layer_norm_rms"
+    said[f"attention.{epsilon}_epsilon"] = float(
+        config.layer_norm_eps if architecture in CENTRED else config.rms_norm_eps
+    )
+    if architecture in ("stablelm", "phi2"):
+        said["rope.dimension_count"] = 8
+    if architecture == "stablelm":
+        said["use_parallel_residual"] = config.use_parallel_residual
+    if architecture == "granite":
+        said |= {
+            "attention.scale": config.attention_multiplier,
+            "embedding_scale": config.embedding_multiplier,
+            "residual_scale": config.residual_multiplier,
+            "logit_scale": config.logits_scaling,
+        }
+    if architecture in ("command-r", "cohere2"):
+        said |= {"logit_scale": config.logit_scale, "rope.scaling.type": "none"}
+    if architecture in WITH_LENGTHS:
         said |= {
             f"attention.{which}_length": config.head_dim for which in ("key", "value")
         }
-    if architecture.startswith("gemma"):
+    if getattr(config, "sliding_window", None):
         said["attention.sliding_window"] = config.sliding_window
+    pre = fields.pop("pre", "gpt-2")
+    adds = {
+        bool: writer.add_bool, float: writer.add_float32, int: writer.add_uint32,
+        str: writer.add_string,
+    }  # fmt: skip
     for name, value in {**said, **fields}.items():
-        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
         key = name if name.startswith("tokenizer.") else f"{architecture}.{name}"
-        (writer.add_string if isinstance(value, str) else add)(key, value)
+        adds[type(value)](key, value)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = ["<s>", "</s>", *letters, "he", "ll", "llo", "hello", "Ġw"]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
+    if pre:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(words)
     writer.add_token_types([3, 3] + [1] * (len(words) - 2))
     writer.add_token_merges(["h e", "l l", "ll o", "he llo", "Ġ w"])
@@ -90,7 +127,7 @@ def weights(architecture, model):
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, parameter in model.named_parameters():
         values = parameter.detach().float().numpy()
-        if architecture == "llama" and name.split(".")[-2] in heads:
+        if architecture in PAIRED and name.split(".")[-2] in heads:
             pairs = values.reshape(heads[name.split(".")[-2]], 2, -1, values.shape[1])
             values = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
         if architecture.startswith("gemma") and name.endswith("norm.weight"):
@@ -146,7 +183,7 @@ def test_a_file_becomes_the_model_that_it_was_made_of(architecture, tmp_path):
         assert tiny.agree(twin, resident)
 
 
-@pytest.mark.parametrize("architecture", ours.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", READ_BY_TRANSFORMERS)
 @pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_0, Kind.F16, Kind.BF16])
 def test_weights_are_those_that_transformers_reads(architecture, kind, tmp_path):
     model = make(tmp_path / "model", architecture)
@@ -256,6 +293,58 @@ def test_linear_scaling_is_that_of_transformers(tmp_path):
     assert (rope["rope_type"], rope["factor"]) == ("linear", 2.0)
 
 
+def test_a_window_of_nothing_is_none_and_no_word_of_it_is_refused(tmp_path):
+    """Phi-4 says 0; older files of Phi-3 say nothing, and their readers guess."""
+    model = make(tmp_path / "model", "phi3")
+    fields = {"attention.sliding_window": 0}
+    file = write(tmp_path / "model.gguf", "phi3", model, **fields)
+    assert ours.read_config(ours.read_gguf(file)).sliding_window is None
+    model.config.sliding_window = None
+    file = write(tmp_path / "model.gguf", "phi3", model)
+    with pytest.raises(InvalidInput, match=r"phi3\.attention\.sliding_window in"):
+        ours.read_config(ours.read_gguf(file))
+
+
+def test_what_is_rotated_is_the_share_that_the_file_says(tmp_path):
+    model = make(tmp_path / "model", "phi3")
+    fields = {"rope.dimension_count": 12}  # of 16
+    file = write(tmp_path / "model.gguf", "phi3", model, **fields)
+    config = ours.read_config(ours.read_gguf(file))
+    assert config.rope_parameters["partial_rotary_factor"] == 0.75
+
+
+def test_the_two_tables_of_a_longer_context_are_refused(tmp_path):
+    """Phi-3 with 128k positions: frequencies that depend on the length of the text."""
+    model = make(tmp_path / "model", "phi3")
+    more = [
+        (f"rope_factors_{which}.weight", np.ones(8, np.float32))
+        for which in ("long", "short")
+    ]
+    file = write(tmp_path / "model.gguf", "phi3", model, more=more)
+    with pytest.raises(InvalidInput, match=r"rope_factors_long.weight.*no use"):
+        ours.convert(file, tmp_path / "out")
+    fields = {"rope.scaling.original_context_length": 32}  # of 64
+    file = write(tmp_path / "model.gguf", "phi3", model, **fields)
+    with pytest.raises(InvalidInput, match=r"original_context_length to 32 .* 64"):
+        ours.convert(file, tmp_path / "out")
+
+
+def test_a_residual_in_parallel_has_one_norm_in_a_layer(tmp_path):
+    """StableLM 2 with 12B, but for the norms of its heads, which are refused."""
+    changes = {"use_parallel_residual": True, "use_qkv_bias": False}
+    model = make(tmp_path / "model", "stablelm", **changes)
+    file = write(tmp_path / "model.gguf", "stablelm", model)
+    ours.convert(file, tmp_path / "out")
+    with quiet():
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    rows = tiny.tokens(3, 1, 24)
+    assert torch.equal(found(rows).logits, model(rows).logits)
+    more = [("blk.0.attn_q_norm.weight", np.ones((4, 16), np.float32))]
+    file = write(tmp_path / "model.gguf", "stablelm", model, more=more)
+    with pytest.raises(InvalidInput, match=r"attn_q_norm\.weight.*no use"):
+        ours.convert(file, tmp_path / "again")
+
+
 def test_the_tokenizer_comes_along(tmp_path):
     model = make(tmp_path / "model", "llama")
     file = write(tmp_path / "model.gguf", "llama", model)
@@ -267,6 +356,45 @@ def test_the_tokenizer_comes_along(tmp_path):
     assert found(text)["input_ids"] == theirs(text)["input_ids"]
     assert found.decode(found(text)["input_ids"]) == text
     assert (found.bos_token, found.eos_token) == ("<s>", "</s>")
+
+
+PIECES = {  # of TEXT
+    "gpt-2": ["We", "'ve", "Ġ(", "foo", ")", "ĊĊĠ", "Ġ123"],
+    "smollm": ["We", "'ve", "Ġ(", "foo", ")", "ĊĊĠĠ", "1", "2", "3"],
+    "stablelm2": ["We", "'ve", "Ġ(", "foo", ")ĊĊ", "Ġ", "Ġ", "1", "2", "3"],
+    "llama-bpe": ["We", "'ve", "Ġ(", "foo", ")ĊĊ", "Ġ", "Ġ", "123"],
+}
+TEXT = "We've (foo)\n\n  123"
+
+
+@pytest.mark.parametrize("pre", PIECES)
+def test_a_text_is_cut_as_llama_cpp_cuts_it(pre, tmp_path):
+    model = make(tmp_path / "model", "llama")
+    file = write(tmp_path / "model.gguf", "llama", model, pre=pre)
+    ours.convert(file, tmp_path / "out")
+    cut = read_tokenizer(tmp_path / "out").backend_tokenizer.pre_tokenizer
+    assert [piece for piece, _ in cut.pre_tokenize_str(TEXT)] == PIECES[pre]
+
+
+@pytest.mark.parametrize(
+    ("pre", "words"),
+    [
+        ("", "does not say how its tokenizer cuts"),
+        ("default", "does not say how its tokenizer cuts"),
+        ("deepseek-llm", "the rule 'deepseek-llm'"),
+    ],
+)
+def test_a_tokenizer_whose_cut_nobody_knows_is_refused(pre, words, tmp_path):
+    model = make(tmp_path / "model", "llama")
+    file = write(tmp_path / "model.gguf", "llama", model, pre=pre)
+    with pytest.raises(InvalidInput, match=words):
+        ours.convert(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_packaged_model_takes_digits_apart():
+    tokenizer = read_tokenizer(smollm2.checkpoint())
+    assert tokenizer.tokenize("It has  12") == ["It", "Ġhas", "ĠĠ", "1", "2"]
 
 
 def test_the_packaged_model_takes_the_same_road(tmp_path):
@@ -378,3 +506,21 @@ def test_a_failure_leaves_nothing_and_the_next_run_starts_anew(
     assert list(tmp_path.iterdir()) == []
     ours.convert(small, tmp_path / "out")
     assert (tmp_path / "out" / "config.json").is_file()
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("architecture", ours.ARCHITECTURES)
+def test_llama_cpp_computes_the_same(architecture, tmp_path):
+    """Needs `pip install llama-cpp-python`, which is built from source."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    model = make(tmp_path / "model", architecture)
+    file = write(tmp_path / "model.gguf", architecture, model)
+    rows = tiny.tokens(3, 1, 24)
+    theirs = llama_cpp.Llama(str(file), n_ctx=64, logits_all=True, verbose=False)
+    theirs.eval(rows[0].tolist())
+    found = torch.from_numpy(theirs.scores[: rows.shape[1]].copy())
+    expected = model(rows).logits[0].detach()
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
+    ours.convert(file, tmp_path / "out")
+    tokenizer = read_tokenizer(tmp_path / "out")
+    assert tokenizer(TEXT)["input_ids"] == theirs.tokenize(TEXT.encode(), False)

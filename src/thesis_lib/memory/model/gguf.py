@@ -15,12 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFValueType
+from tokenizers import Regex, pre_tokenizers
 from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -64,13 +65,47 @@ _FIXED: dict[int, str] = {  # values of one size, in the words of struct
     GGUFValueType.INT64: "q", GGUFValueType.FLOAT64: "d",
 }  # fmt: skip
 
-# The architectures that are converted: transformers' model_type of each.
+_WINDOW = {"attention.sliding_window": "sliding_window"}
+_SOFT_CAPS = {
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+_SCALES = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+_LOGIT_SCALE = {"logit_scale": "logit_scale"}
+
+
+class Architecture(NamedTuple):
+    """How llama.cpp keeps the models of an architecture."""
+
+    model_type: str  # transformers' name
+    counts: Mapping[str, str] = {}  # settings beside those of all, by transformers'
+    numbers: Mapping[str, str] = {}
+    centred: bool = False  # its norms take the mean away
+    partly: bool = False  # it may rotate a part of each head
+    paired: bool = False  # rotary pairs of queries and keys stand side by side
+    shifted: bool = False  # norms are one more than the weight
+
+
 ARCHITECTURES = {
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3_text",
+    "llama": Architecture("llama", paired=True),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3"),
+    "gemma": Architecture("gemma", shifted=True),
+    "gemma2": Architecture("gemma2", _WINDOW, _SOFT_CAPS, shifted=True),
+    "gemma3": Architecture("gemma3_text", _WINDOW, _SOFT_CAPS, shifted=True),
+    "phi3": Architecture("phi3", _WINDOW, partly=True),
+    "phi2": Architecture("phi", centred=True, partly=True),
+    "stablelm": Architecture("stablelm", centred=True, partly=True),
+    "olmo2": Architecture("olmo2"),
+    "granite": Architecture("granite", {}, _SCALES, paired=True),
+    "smollm3": Architecture("smollm3", paired=True),
+    "command-r": Architecture("cohere", {}, _LOGIT_SCALE, centred=True),
+    "cohere2": Architecture("cohere2", _WINDOW, _LOGIT_SCALE, centred=True),
 }
 _LARGEST = 2**31 - 1
 _COUNTS = {  # whole numbers of an architecture, by transformers' names
@@ -82,15 +117,18 @@ _COUNTS = {  # whole numbers of an architecture, by transformers' names
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
 }
-_WINDOW = {"attention.sliding_window": "sliding_window"}
-_NUMBERS = {"attention.layer_norm_rms_epsilon": "rms_norm_eps"}
-_SOFT_CAPS = {
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-}
+_ROTATED = "rope.dimension_count"
+_EPSILON = {"attention.layer_norm_rms_epsilon": "rms_norm_eps"}
+_CENTRED = {"attention.layer_norm_epsilon": "layer_norm_eps"}
+_PARALLEL = "use_parallel_residual"
 _OPTIONAL = {"attention.head_count_kv", "attention.key_length", *_SOFT_CAPS}
 _ROPE, _SCALING, _FACTOR = "rope.freq_base", "rope.scaling.type", "rope.scaling.factor"
-_IMPLIED = ("attention.value_length", "rope.dimension_count", "vocab_size")
+_IMPLIED = {  # settings that follow from another one
+    "attention.value_length": "head_dim",
+    _ROTATED: "head_dim",
+    "vocab_size": "vocab_size",
+    "rope.scaling.original_context_length": "max_position_embeddings",
+}
 _FREQUENCIES = "rope_freqs.weight"  # what llama 3 divides its own by
 _LLAMA3 = {
     "low_freq_factor": 1.0,
@@ -108,6 +146,17 @@ _PLAIN = {
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
+# How the text is cut before bytes are merged, by llama.cpp's names, where transformers
+# knows no rule of that name and would take GPT-2's.
+_AS_GPT2 = {"gpt-2", "jais", "mpt", "olmo", "phi-2", "roberta-bpe"}
+_DIGITS_APART = {
+    "codeshell", "command-r", "exaone", "minerva-7b", "refact", "smollm", "starcoder",
+}  # fmt: skip
+_AS_QWEN2 = {"hunyuan", "stablelm2"}
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # The layers of the two models whose attention is scaled by hidden size over heads and
 # not by the size of a head, as llama.cpp knows them.
 _SCALED_BY_HIDDEN = {"gemma2": 46, "gemma3": 62}
@@ -148,6 +197,11 @@ class GgufFile:
     @property
     def architecture(self) -> str:
         return str(self.metadata.get("general.architecture"))
+
+    @property
+    def kept(self) -> Architecture:
+        """How its architecture is kept; for one that `read_config` takes."""
+        return ARCHITECTURES[self.architecture]
 
     def refuse(self, what: str, do: str) -> NoReturn:
         """Raise InvalidInput: what is wrong with this file, and what to do."""
@@ -315,15 +369,7 @@ def read_config(file: GgufFile) -> Any:
     """
     path, kind = file.path, file.architecture
     choice(f"the architecture of {path}:", kind, ARCHITECTURES)
-    gemma = kind.startswith("gemma")
-    counts = _COUNTS | (_WINDOW if gemma else {})
-    numbers = _NUMBERS | (_SOFT_CAPS if gemma else {})
-    _refuse_others(file, {*counts, *numbers, *_IMPLIED, _ROPE, _SCALING, _FACTOR})
-    fields: dict[str, Any] = {
-        ours: _number(file, name) if name in numbers else _count(file, name)
-        for name, ours in {**counts, **numbers}.items()
-        if file.field(name) is not None or name not in _OPTIONAL
-    }
+    kept, fields = file.kept, _settings(file)
     hidden, heads = fields["hidden_size"], fields["num_attention_heads"]
     size = fields.setdefault("head_dim", hidden // heads)
     fields.setdefault("num_key_value_heads", heads)
@@ -331,17 +377,23 @@ def read_config(file: GgufFile) -> Any:
     if table is None or len(table.shape) != 2:
         file.refuse("has no table of tokens", "copy it again")
     fields["vocab_size"] = table.shape[0]
-    for name in _IMPLIED:
-        value = fields["vocab_size" if name == "vocab_size" else "head_dim"]
-        if file.field(name) not in (None, value):
+    for name, ours in _IMPLIED.items():
+        if name == _ROTATED and kept.partly:
+            continue
+        if file.field(name) not in (None, fields[ours]):
             file.refuse(
                 f"sets {kind}.{name} to {shown(file.field(name))} where its other "
-                f"settings ask for {value}",
+                f"settings ask for {fields[ours]}",
                 _PLAIN_FILE,
             )
-    if gemma:
+    if kind in _SCALED_BY_HIDDEN:
         by_hidden = fields["num_hidden_layers"] == _SCALED_BY_HIDDEN[kind]
         fields["query_pre_attn_scalar"] = hidden // heads if by_hidden else size
+    if kind == "stablelm":
+        fields[_PARALLEL] = bool(file.field(_PARALLEL))
+        fields["use_qkv_bias"] = "blk.0.attn_q.bias" in file.tensors
+    if kind == "command-r":
+        fields["use_qk_norm"] = "blk.0.attn_q_norm.weight" in file.tensors
     for name, ours in _SPECIAL.items():
         token = file.metadata.get(f"tokenizer.ggml.{name}")
         if token is not None:
@@ -351,7 +403,7 @@ def read_config(file: GgufFile) -> Any:
         f"{path} gives no configuration", "one of its architecture"
     ):
         config: Any = AutoConfig.for_model(
-            ARCHITECTURES[kind],
+            kept.model_type,
             tie_word_embeddings="output.weight" not in file.tensors,
             rope_parameters=_rope(file, size),
             dtype=_dtype(file),
@@ -360,6 +412,23 @@ def read_config(file: GgufFile) -> Any:
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     config.architectures = [model.__name__]
     return config
+
+
+def _settings(file: GgufFile) -> dict[str, Any]:
+    """The numbers that a file says, by transformers' names; refuses unknown ones."""
+    kind, kept = file.architecture, file.kept
+    counts, (window, *_) = {**_COUNTS, **kept.counts}, _WINDOW
+    # A window of 0 is none; of Phi-3 without a word llama.cpp guesses one.
+    if kind == "phi3" and file.field(window) == 0:
+        del counts[window]
+    numbers = {**kept.numbers, **(_CENTRED if kept.centred else _EPSILON)}
+    known = {*counts, *numbers, *_IMPLIED, _ROPE, _SCALING, _FACTOR}
+    _refuse_others(file, known | ({_PARALLEL} if kind == "stablelm" else set()))
+    return {
+        ours: _number(file, name) if name in numbers else _count(file, name)
+        for name, ours in {**counts, **numbers}.items()
+        if file.field(name) is not None or name not in _OPTIONAL
+    }
 
 
 def _refuse_others(file: GgufFile, known: set[str]) -> None:
@@ -403,6 +472,10 @@ def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
         )
     if factored:
         rope |= _llama3(file, head_dim, theta)
+    if file.kept.partly and file.field(_ROTATED) is not None:
+        what = f"{file.architecture}.{_ROTATED} in {file.path}"
+        rotated = whole(file.field(_ROTATED), what, 2, head_dim)
+        rope["partial_rotary_factor"] = rotated / head_dim
     if file.architecture != "gemma3":
         return rope
     # Its windows keep their frequencies, whatever the other layers do.
@@ -503,14 +576,14 @@ def read_tensor(file: GgufFile, tensor: GgufTensor, name: str, config: Any) -> T
     """A parameter of the model, in the type of its configuration.
 
     A few rows are decoded at a time, to float32. llama.cpp keeps the two coordinates
-    of a rotary pair side by side in llama's queries and keys, and one more than the
-    weight in the norms of gemma; transformers does neither.
+    of a rotary pair side by side where they are `paired`, and one more than the weight
+    of a norm where it is `shifted`; transformers does neither.
     """
     made = torch.empty((tensor.rows, tensor.shape[-1]), dtype=config.dtype)
     step = max(1, WORK_BYTES // (_WORK_PER_WEIGHT * tensor.shape[-1]))
     for first in range(0, tensor.rows, step):
         values = _decode(file, tensor, first, min(first + step, tensor.rows))
-        if _is_shifted(file, name):
+        if file.kept.shifted and name.endswith("norm.weight"):
             values = values - 1
         made[first : first + step] = torch.from_numpy(values)
     made = made.view(tensor.shape)
@@ -520,15 +593,9 @@ def read_tensor(file: GgufFile, tensor: GgufTensor, name: str, config: Any) -> T
     return made.view(heads, -1, 2, *made.shape[1:]).transpose(1, 2).reshape(made.shape)
 
 
-def _is_shifted(file: GgufFile, name: str) -> bool:
-    return file.architecture.startswith("gemma") and name.endswith("norm.weight")
-
-
 def _paired(file: GgufFile, name: str, config: Any) -> int:
     """The heads whose rotary pairs stand side by side in a parameter, 0 for none."""
-    if file.architecture != "llama":
-        return 0
-    part = name.split(".")[-2]
+    part = name.split(".")[-2] if file.kept.paired else ""
     if part == "q_proj":
         return config.num_attention_heads
     return config.num_key_value_heads if part == "k_proj" else 0
@@ -599,11 +666,42 @@ def _peak(file: GgufFile, name: str, tensor: GgufTensor, config: Any) -> int:
 
 
 def write_tokenizer(file: GgufFile, folder: Path) -> None:
-    """Write the tokenizer of a GGUF file, as transformers makes it, into `folder`."""
+    """Write the tokenizer of a GGUF file, as transformers makes it, into `folder`.
+
+    But for the cut before the merges, where it would take GPT-2's for one that it does
+    not know. Raises InvalidInput for a cut that nobody knows here.
+    """
     with transformers_reads(
         f"{file.path} gives no tokenizer", "one of its architecture"
     ):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
             file.path.parent, gguf_file=file.path.name
         )
-        tokenizer.save_pretrained(folder)
+    backend = tokenizer.backend_tokenizer
+    if isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
+        cut = _cut(file)
+        if cut is not None:
+            whole_bytes = isinstance(cut, pre_tokenizers.Split)
+            merged = pre_tokenizers.ByteLevel(False, use_regex=not whole_bytes)
+            backend.pre_tokenizer = pre_tokenizers.Sequence([cut, merged])
+    tokenizer.save_pretrained(folder)
+
+
+def _cut(file: GgufFile) -> Any:
+    """What cuts a text where transformers knows no rule, None for GPT-2's alone."""
+    name = file.metadata.get("tokenizer.ggml.pre")
+    if name in _AS_GPT2:
+        return None
+    if name in _DIGITS_APART:
+        return pre_tokenizers.Digits(individual_digits=True)
+    if name in _AS_QWEN2:
+        return pre_tokenizers.Split(Regex(_QWEN2), "isolated")
+    if name in (None, "default"):
+        file.refuse(
+            "does not say how its tokenizer cuts a text",
+            "expected a file that was made since llama.cpp writes it (May 2024)",
+        )
+    file.refuse(
+        f"cuts a text by the rule {shown(name)}, which is not known here",
+        "expected one that llama.cpp and transformers share",
+    )

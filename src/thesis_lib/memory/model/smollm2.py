@@ -34,6 +34,7 @@ from thesis_lib.memory.model.checkpoint import (
 from thesis_lib.memory.model.pretrained import quiet
 
 _UNPACKED_BYTES = 280 * MiB  # of the checkpoint, tokenizer included
+UNPACKING = 2  # counts the ways of it, so that no cache of another one is taken
 SOURCE_BITS = 4  # of a weight in the packaged file: its matrices are Q4_1
 
 
@@ -56,7 +57,7 @@ def checkpoint() -> Path:
     Raises InvalidInput for a cached folder that is incomplete or altered; it is
     never repaired.
     """
-    folder = cache_folder("smollm2")
+    folder = cache_folder(f"smollm2-{UNPACKING}")
     if not any(folder.iterdir()):
         convert(source(), folder)
     _verify(folder)
