@@ -15,8 +15,8 @@ from thesis_lib.memory.model import smollm2
 def cached(tmp_path, monkeypatch):
     """A cache of its own whose files may be replaced, without copying the weights."""
     original = smollm2.checkpoint()
-    folder = tmp_path / "smollm2-2"
-    folder.mkdir()
+    folder = tmp_path / original.parent.name / "smollm2"
+    folder.mkdir(parents=True)
     for file in original.iterdir():
         (folder / file.name).symlink_to(file)
     monkeypatch.setenv("THESIS_CACHE", str(tmp_path))
@@ -60,11 +60,12 @@ def fail(*_, **__):
 def test_a_failed_conversion_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("THESIS_CACHE", str(tmp_path))
     monkeypatch.setattr(smollm2, "save_file", fail)
-    (tmp_path / "smollm2-2.999999999").mkdir()  # of a process that was killed
+    beside = tmp_path / f"unpacked-{smollm2.UNPACKING}"
+    (beside / "smollm2.999999999").mkdir(parents=True)  # of a process that was killed
     with pytest.raises(InvalidInput, match=r"no space left.*THESIS_CACHE"):
         smollm2.checkpoint()
-    assert os.listdir(tmp_path) == ["smollm2-2"]
-    assert os.listdir(tmp_path / "smollm2-2") == []
+    assert os.listdir(beside) == ["smollm2"]
+    assert os.listdir(beside / "smollm2") == []
 
 
 def test_weights_are_the_file_s_in_another_order():

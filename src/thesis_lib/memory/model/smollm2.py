@@ -57,7 +57,7 @@ def checkpoint() -> Path:
     Raises InvalidInput for a cached folder that is incomplete or altered; it is
     never repaired.
     """
-    folder = cache_folder(f"smollm2-{UNPACKING}")
+    folder = cache_folder(f"unpacked-{UNPACKING}", "smollm2")
     if not any(folder.iterdir()):
         convert(source(), folder)
     _verify(folder)

@@ -68,7 +68,8 @@ HEAD = "weight"  # what a part of a split one is called
 
 # Kernels of matrix products work on 16, 32, 48 or 64 outputs together, and on a few
 # last ones, or on few at all, in another way: parts of whole groups, with what is left
-# over in the last one, give every output the bits that it has in the whole.
+# over in the last one, give every output the bits that it has in the whole. In 32 bits
+# this holds for one thread: more share the outputs out, and each has its own last ones.
 _GROUP = 192
 
 
