@@ -11,6 +11,9 @@ lossless code.
     pip install -e .[peers]
     python benchmarks/streaming.py [--help]
 
+llama.cpp takes part where `--systems` names it and `pip install llama-cpp-python` has
+built it: with the same weights in a GGUF file, which it maps, and with 4-bit ones.
+
 Runs that were made are kept in the working folder: the command resumes.
 """
 
@@ -27,6 +30,8 @@ from typing import Annotated, Any
 import numpy as np
 import psutil
 import torch
+from gguf import GGMLQuantizationType
+from llama_cpp_peer import mapped_step, write_gguf
 from memory_limit import confined_call, forget_pages, read_from_disk_bytes
 from record import ELSEWHERE, Record, benchmark, ratio, seconds_of, tell
 from timed_decode import Step, deepest_plan, greedily
@@ -47,6 +52,10 @@ SYSTEMS = ("streamed", "accelerate", "mmap", "airllm")
 # The same geometry in other checkpoints: in NF4, and in a code that keeps every bit.
 PACKED = {"streamed-nf4": "nf4", "streamed-lossless": "lossless"}
 EXACT = "lossless"
+GGUF = {  # files of llama.cpp, whose products are not torch's
+    "llama.cpp": GGMLQuantizationType.BF16,
+    "llama.cpp-q4": GGMLQuantizationType.Q4_0,
+}
 PEERS = ("accelerate", "airllm")  # systems that are distributions, too
 DRIFT = 0.05
 ATTEMPTS = 4  # of one run, until its two drains agree
@@ -190,8 +199,14 @@ def run_alone(system: str, folder: str, given: dict[str, Any]) -> dict[str, Any]
         untokenised(store, work, "cpu")
         return {}
     start = time.perf_counter()
-    draw, vocab = torch.Generator().manual_seed(0), ModelSpec.from_config(store).vocab
+    dense = work / "checkpoint" if system in GGUF else store
+    draw, vocab = torch.Generator().manual_seed(0), ModelSpec.from_config(dense).vocab
     prompt = torch.randint(0, vocab, (1, asked.prompt), generator=draw)
+    if system in GGUF:
+        context = asked.prompt + steps + 1
+        step = mapped_step(store / "model.gguf", context)
+        loading_s = time.perf_counter() - start
+        return {"load_s": loading_s, **decode(step, prompt, steps)}
     if system in SYSTEMS[1:]:
         with smollm2.quiet():
             step = transformers_step(load(system, store, work))
@@ -225,9 +240,9 @@ def outline(made: MemoryPlan) -> dict[str, Any]:
 
 def launch(system: str, given: Options, capped: bool = True) -> dict:
     """Run one system in its own process and group, cold; its report and its use."""
-    folder = Path(given.work) / PACKED.get(system, "checkpoint")
-    split = Path(given.work) / "airllm"
-    forget_pages([*folder.glob("*.safetensors"), *split.rglob("*.safetensors")])
+    name = system if system in GGUF else PACKED.get(system, "checkpoint")
+    folder, split = Path(given.work) / name, Path(given.work) / "airllm"
+    forget_pages([*folder.glob("*.*"), *split.rglob("*.safetensors")])
     done = confined_call(
         run_alone,
         parse_size(given.cap) if capped else psutil.virtual_memory().total,
@@ -352,7 +367,9 @@ def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
     exact = {
         tuple(run["tokens"])
         for run in runs
-        if not run["killed"] and PACKED.get(run["system"], EXACT) == EXACT
+        if not run["killed"]
+        and run["system"] not in GGUF
+        and PACKED.get(run["system"], EXACT) == EXACT
     }
     return {
         "systems": summary,
@@ -388,6 +405,13 @@ def prepare(given: Options, systems: list[str]) -> dict[str, Any]:
             synthesise(given.geometry, folder, layers=given.layers, kind=kind)
         sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
         made[name] = {"bytes": sum(sizes), "files": len(sizes)}
+    for name in GGUF.keys() & {*systems}:
+        path = work / name / "model.gguf"
+        if not path.is_file():
+            require_room(work, made["checkpoint"]["bytes"])
+            path.parent.mkdir(exist_ok=True)
+            write_gguf(work / "checkpoint", path, GGUF[name])
+        made[name] = {"bytes": path.stat().st_size, "files": 1}
     if "airllm" in systems and not (work / "airllm" / "splitted_model").is_dir():
         launch("split", given, capped=False)
     return made
@@ -400,6 +424,8 @@ def write_record(
     summary = summarise(kept(runs), given.warm_up)
     named = dict.fromkeys(run["system"] for run in runs)
     versions = {name: metadata.version(name) for name in named if name in PEERS}
+    if GGUF.keys() & {*named}:
+        versions["llama.cpp"] = metadata.version("llama-cpp-python")
     Record(out).write(
         summary=summary,
         complete=True,

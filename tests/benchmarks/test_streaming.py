@@ -5,11 +5,13 @@ import json
 import benchmark
 import numpy as np
 import pytest
+import torch
 from memory_limit import how_confined
-from tiny import write
+from tiny import tokens, write
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import MiB
+from thesis_lib.memory.model import gguf
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,26 @@ def test_links_carry_the_names_that_another_system_reads(script, tmp_path):
     for key, name in names["weight_map"].items():
         assert (out / name).samefile(own / index["weight_map"][key])
     assert script.numbered(own, out) == out  # a second time it is there
+
+
+def test_a_file_for_llama_cpp_holds_the_weights_of_the_checkpoint(script, tmp_path):
+    """And llama.cpp, where it is installed, computes the same from it."""
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    model = write(tmp_path / "own", head_dim=16, **shape)
+    for name, kind in script.GGUF.items():
+        path = tmp_path / f"{name}.gguf"
+        script.write_gguf(tmp_path / "own", path, kind)
+        found = gguf.read_gguf(path).tensors.values()
+        assert {each.kind for each in found if len(each.shape) > 1} == {kind}
+    file = gguf.read_gguf(tmp_path / "llama.cpp.gguf")
+    config = gguf.read_config(file)
+    for name, tensor in gguf.place(file, config).items():
+        weight = gguf.read_tensor(file, tensor, name, config)
+        assert torch.equal(weight, model.get_parameter(name)), name
+    pytest.importorskip("llama_cpp")
+    step, rows = script.mapped_step(file.path, 64), tokens(3, 1, 12)
+    expected = model(rows).logits[0, -1].float()
+    assert (step(rows)[0, 0] - expected).abs().max() < 0.02
 
 
 def test_one_command_measures_resumes_and_writes_the_record(
