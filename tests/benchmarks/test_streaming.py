@@ -112,11 +112,12 @@ def test_links_carry_the_names_that_another_system_reads(script, tmp_path):
 
 def test_a_file_for_llama_cpp_holds_the_weights_of_the_checkpoint(script, tmp_path):
     """And llama.cpp, where it is installed, computes the same from it."""
+    peer = benchmark.load("llama_cpp_peer")
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
     model = write(tmp_path / "own", head_dim=16, **shape)
     for name, kind in script.GGUF.items():
         path = tmp_path / f"{name}.gguf"
-        script.write_gguf(tmp_path / "own", path, kind)
+        peer.write_gguf(tmp_path / "own", path, kind)
         found = gguf.read_gguf(path).tensors.values()
         assert {each.kind for each in found if len(each.shape) > 1} == {kind}
     file = gguf.read_gguf(tmp_path / "llama.cpp.gguf")
@@ -125,7 +126,7 @@ def test_a_file_for_llama_cpp_holds_the_weights_of_the_checkpoint(script, tmp_pa
         weight = gguf.read_tensor(file, tensor, name, config)
         assert torch.equal(weight, model.get_parameter(name)), name
     pytest.importorskip("llama_cpp")
-    step, rows = script.mapped_step(file.path, 64), tokens(3, 1, 12)
+    step, rows = peer.mapped_step(file.path, 64), tokens(3, 1, 12)
     expected = model(rows).logits[0, -1].float()
     assert (step(rows)[0, 0] - expected).abs().max() < 0.02
 
