@@ -299,30 +299,57 @@ def compress(
 
 @command
 def convert(
-    file: Annotated[str, typer.Argument(help="A GGUF file, or smollm2.")],
+    file: Annotated[
+        str,
+        typer.Argument(help="A GGUF file or smollm2; with --adapter a checkpoint."),
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     memory: str | None = option(
         None, "Refuse to take more at a time, such as 512MiB. Default: what it needs."
     ),
+    adapter: Path | None = option(
+        None, "A LoRA adapter of PEFT, to be merged.", metavar="FOLDER"
+    ),
     as_json: Json = False,
 ) -> None:
-    """Unpack a GGUF file, llama.cpp's, into a checkpoint that streams."""
-    from thesis_lib.memory.model import gguf, smollm2
+    """Unpack a GGUF file, llama.cpp's, into a checkpoint that streams.
 
-    source = smollm2.source() if file == "smollm2" else Path(file)
+    With --adapter, merge what was trained beside a checkpoint into its weights.
+    """
     allowed = None if memory is None else units.parse_size(memory)
+    require(
+        adapter is None or allowed is None,
+        "--memory is of GGUF files: --adapter has one layer in memory at a time",
+    )
     bars, move = progress_bars(quiet=as_json, unit="layer", verb="wrote")
-    with bars:
-        result = gguf.convert(
-            source, output, allowed, lambda done, total: move(str(output), done, total)
+
+    def tell(done: int, total: int) -> None:
+        move(str(output), done, total)
+
+    if adapter is not None:
+        from thesis_lib.memory.compress.lora import merge_adapter
+        from thesis_lib.memory.offload.offloaded_model import checkpoint_folder
+
+        with bars:
+            result = merge_adapter(checkpoint_folder(file), adapter, output, tell)
+        line = (
+            f"{units.format_size(result['bytes_after'])} in {output}, of which the "
+            f"adapter changed {result['matrices']} matrices"
         )
-    types = ", ".join(f"{count} {kind}" for kind, count in result["types"].items())
-    lines = [
-        f"{units.format_size(result['bytes_before'])} ({types}) became "
-        f"{units.format_size(result['bytes_after'])} of {result['dtype']} in {output}; "
-        f"at most {units.format_size(result['peak_bytes'])} of weights at a time"
-    ]
-    show(result, as_json, lines)
+    else:
+        from thesis_lib.memory.model import gguf, smollm2
+
+        source = smollm2.source() if file == "smollm2" else Path(file)
+        with bars:
+            result = gguf.convert(source, output, allowed, tell)
+        types = ", ".join(f"{count} {kind}" for kind, count in result["types"].items())
+        line = (
+            f"{units.format_size(result['bytes_before'])} ({types}) became "
+            f"{units.format_size(result['bytes_after'])} of {result['dtype']} in "
+            f"{output}; at most {units.format_size(result['peak_bytes'])} of weights "
+            "at a time"
+        )
+    show(result, as_json, [line])
 
 
 @command
