@@ -100,6 +100,7 @@ def describe(writer, architecture, config, **fields):
     if getattr(config, "sliding_window", None):
         said["attention.sliding_window"] = config.sliding_window
     pre = fields.pop("pre", "gpt-2")
+    merges = fields.pop("merges", ["h e", "l l", "ll o", "he llo", "Ġ w"])
     adds = {
         bool: writer.add_bool, float: writer.add_float32, int: writer.add_uint32,
         str: writer.add_string,
@@ -114,7 +115,7 @@ def describe(writer, architecture, config, **fields):
         writer.add_tokenizer_pre(pre)
     writer.add_token_list(words)
     writer.add_token_types([3, 3] + [1] * (len(words) - 2))
-    writer.add_token_merges(["h e", "l l", "ll o", "he llo", "Ġ w"])
+    writer.add_token_merges(merges)
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
 
@@ -376,6 +377,24 @@ def test_a_text_is_cut_as_llama_cpp_cuts_it(pre, tmp_path):
     assert [piece for piece, _ in cut.pre_tokenize_str(TEXT)] == PIECES[pre]
 
 
+FEW = ["h e", "l l"]  # merges, which do not make a "hello"
+BROKEN, WHOLE = [258, 259, 80], [0, 261]  # one, and one with its beginning
+
+
+@pytest.mark.parametrize(
+    ("pre", "ids"),
+    [
+        ("gpt-2", BROKEN), ("smollm", BROKEN), ("stablelm2", BROKEN),
+        ("llama-bpe", WHOLE), ("tekken", WHOLE),
+    ],
+)  # fmt: skip
+def test_some_rules_take_a_token_whole_and_begin_a_text(pre, ids, tmp_path):
+    model = make(tmp_path / "model", "llama")
+    file = write(tmp_path / "model.gguf", "llama", model, pre=pre, merges=FEW)
+    ours.convert(file, tmp_path / "out")
+    assert read_tokenizer(tmp_path / "out")("hello")["input_ids"] == ids
+
+
 @pytest.mark.parametrize(
     ("pre", "words"),
     [
@@ -526,3 +545,16 @@ def test_llama_cpp_computes_the_same(architecture, tmp_path):
     ours.convert(file, tmp_path / "out")
     tokenizer = read_tokenizer(tmp_path / "out")
     assert tokenizer(TEXT)["input_ids"] == theirs.tokenize(TEXT.encode(), False)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("pre", [*PIECES, "tekken", "qwen2", "gpt-4o", "command-r"])
+def test_llama_cpp_finds_the_same_tokens(pre, tmp_path):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    model = make(tmp_path / "model", "llama")
+    file = write(tmp_path / "model.gguf", "llama", model, pre=pre, merges=FEW)
+    theirs = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
+    ours.convert(file, tmp_path / "out")
+    tokenizer = read_tokenizer(tmp_path / "out")
+    for text in ("hello", "he llo  12", TEXT, "hello's w\n\n\tw 1,234.5 ll"):
+        assert tokenizer(text)["input_ids"] == theirs.tokenize(text.encode(), True)

@@ -148,7 +148,7 @@ _PLAIN = {
 }
 # How the text is cut before bytes are merged, by llama.cpp's names, where transformers
 # knows no rule of that name and would take GPT-2's.
-_AS_GPT2 = {"gpt-2", "jais", "mpt", "olmo", "phi-2", "roberta-bpe"}
+_AS_GPT2 = {"gpt-2", "jais", "mpt", "olmo", "phi-2"}
 _DIGITS_APART = {
     "codeshell", "command-r", "exaone", "minerva-7b", "refact", "smollm", "starcoder",
 }  # fmt: skip
@@ -157,6 +157,12 @@ _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Rules that take a piece whole where it is a token, whatever merges make of it, and
+# begin a text with the token for that unless the file says otherwise.
+_WHOLE = {
+    "falcon-h1", "falcon3", "jina-v5-nano", "lfm2", "llama-bpe", "llama-v3", "llama3",
+    "midm-2.0", "pixtral", "tekken",
+}  # fmt: skip
 # The layers of the two models whose attention is scaled by hidden size over heads and
 # not by the size of a head, as llama.cpp knows them.
 _SCALED_BY_HIDDEN = {"gemma2": 46, "gemma3": 62}
@@ -668,14 +674,17 @@ def _peak(file: GgufFile, name: str, tensor: GgufTensor, config: Any) -> int:
 def write_tokenizer(file: GgufFile, folder: Path) -> None:
     """Write the tokenizer of a GGUF file, as transformers makes it, into `folder`.
 
-    But for the cut before the merges, where it would take GPT-2's for one that it does
-    not know. Raises InvalidInput for a cut that nobody knows here.
+    But for what it does not know of byte-level ones: the cut before the merges, where
+    it takes GPT-2's, and rules that take a piece whole. Raises InvalidInput for a cut
+    that nobody knows here.
     """
+    whole_pieces = file.metadata.get("tokenizer.ggml.pre") in _WHOLE
+    begins: dict[str, Any] = {"add_bos_token": True} if whole_pieces else {}
     with transformers_reads(
         f"{file.path} gives no tokenizer", "one of its architecture"
     ):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
-            file.path.parent, gguf_file=file.path.name
+            file.path.parent, gguf_file=file.path.name, **begins
         )
     backend = tokenizer.backend_tokenizer
     if isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
@@ -684,6 +693,8 @@ def write_tokenizer(file: GgufFile, folder: Path) -> None:
             whole_bytes = isinstance(cut, pre_tokenizers.Split)
             merged = pre_tokenizers.ByteLevel(False, use_regex=not whole_bytes)
             backend.pre_tokenizer = pre_tokenizers.Sequence([cut, merged])
+    if whole_pieces:
+        backend.model.ignore_merges = True
     tokenizer.save_pretrained(folder)
 
 
