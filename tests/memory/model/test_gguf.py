@@ -1,5 +1,6 @@
 """A GGUF file becomes the checkpoint that it was made of, or is refused by name."""
 
+import math
 import random
 import tracemalloc
 from contextlib import suppress
@@ -314,17 +315,57 @@ def test_what_is_rotated_is_the_share_that_the_file_says(tmp_path):
     assert config.rope_parameters["partial_rotary_factor"] == 0.75
 
 
-def test_the_two_tables_of_a_longer_context_are_refused(tmp_path):
-    """Phi-3 with 128k positions: frequencies that depend on the length of the text."""
-    model = make(tmp_path / "model", "phi3")
+FACTORS = {"long": np.linspace(1, 9, 8), "short": np.linspace(1, 1.5, 8)}
+
+
+RULE = math.sqrt(1 + math.log(2) / math.log(32))  # where positions become twice 32
+
+
+def write_longer(
+    path, model, stretch=RULE, which=("long", "short"), factors=1.0, **fields
+):
+    """A file of Phi-3 whose first 32 of 64 positions have factors of their own."""
     more = [
-        (f"rope_factors_{which}.weight", np.ones(8, np.float32))
-        for which in ("long", "short")
+        (f"rope_factors_{name}.weight", (factors * FACTORS[name]).astype(np.float32))
+        for name in which
     ]
-    file = write(tmp_path / "model.gguf", "phi3", model, more=more)
-    with pytest.raises(InvalidInput, match=r"rope_factors_long.weight.*no use"):
-        ours.convert(file, tmp_path / "out")
-    fields = {"rope.scaling.original_context_length": 32}  # of 64
+    said = {"rope.scaling.original_context_length": 32, **fields}
+    if stretch is not None:
+        said["rope.scaling.attn_factor"] = stretch
+    return write(path, "phi3", model, more=more, **said)
+
+
+def test_the_factors_of_a_longer_context_come_along(tmp_path):
+    model = make(tmp_path / "model", "phi3")
+    file = write_longer(tmp_path / "model.gguf", model)
+    rope = ours.read_config(ours.read_gguf(file)).rope_parameters
+    assert (rope["rope_type"], rope["original_max_position_embeddings"]) == (
+        "longrope", 32
+    )  # fmt: skip
+    for name, factors in FACTORS.items():
+        assert rope[f"{name}_factor"] == factors.astype(np.float32).tolist()
+    ours.convert(file, tmp_path / "out")
+    with quiet():
+        resident = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    plan = tiny.plan_tight(tmp_path / "out", context=20, pass_tokens=9)
+    with StreamedModel(tmp_path / "out", plan) as twin:
+        assert tiny.agree(twin, resident)
+
+
+def test_other_factors_of_a_longer_context_are_refused(tmp_path):
+    model = make(tmp_path / "model", "phi3")
+    for changes, words in (
+        ({"which": ["long"]}, "has the tables"),
+        ({"stretch": 1.5}, r"scales the attention by 1\.5.*expected both, and 1\.09"),
+        ({"stretch": None}, r"scales the attention by 1\.0"),
+        ({"stretch": "wide"}, r"scales the attention by 'wide'"),
+        ({"factors": -1.0}, "divides frequencies by"),
+        ({"rope.scaling.original_context_length": 65}, "original_context_length in"),
+    ):
+        file = write_longer(tmp_path / "model.gguf", model, **changes)
+        with pytest.raises(InvalidInput, match=words):
+            ours.read_config(ours.read_gguf(file))
+    fields = {"rope.scaling.original_context_length": 32}
     file = write(tmp_path / "model.gguf", "phi3", model, **fields)
     with pytest.raises(InvalidInput, match=r"original_context_length to 32 .* 64"):
         ours.convert(file, tmp_path / "out")
@@ -545,6 +586,30 @@ def test_llama_cpp_computes_the_same(architecture, tmp_path):
     ours.convert(file, tmp_path / "out")
     tokenizer = read_tokenizer(tmp_path / "out")
     assert tokenizer(TEXT)["input_ids"] == theirs.tokenize(TEXT.encode(), False)
+
+
+@pytest.mark.proof
+def test_llama_cpp_computes_the_same_with_factors(tmp_path):
+    """Of 1,024 positions the first 512: it has room for 256 of them at least."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    first = {"original_max_position_embeddings": 512}
+    factors = {f"{name}_factor": each.tolist() for name, each in FACTORS.items()}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors, **first}
+    model = make(
+        tmp_path / "model", "phi3", sliding_window=2048, rope_parameters=rope,
+        max_position_embeddings=1024, **first,
+    )  # fmt: skip
+    fields = {"rope.scaling.original_context_length": 512}
+    rule = math.sqrt(1 + math.log(2) / math.log(512))
+    file = write_longer(tmp_path / "model.gguf", model, rule, **fields)
+    rows = tiny.tokens(3, 1, 24)
+    theirs = llama_cpp.Llama(str(file), n_ctx=256, logits_all=True, verbose=False)
+    theirs.eval(rows[0].tolist())
+    found = torch.from_numpy(theirs.scores[: rows.shape[1]].copy())
+    expected = model(rows).logits[0].detach()
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
+    config = ours.read_config(ours.read_gguf(file))
+    assert config.rope_parameters["rope_type"] == "longrope"
 
 
 @pytest.mark.proof

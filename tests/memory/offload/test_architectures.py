@@ -330,6 +330,26 @@ def test_frequencies_that_the_text_changes_are_refused_by_name(tmp_path, kind, k
             tiny.plan_checkpoint(tmp_path, tiny.Machine(2**40, 1e9))
 
 
+@pytest.mark.parametrize("kind", ["longrope", "su"])
+def test_factors_of_a_longer_text_stream_within_the_first_positions(tmp_path, kind):
+    """As those of Phi-3 with 128k positions; beyond, other frequencies would hold."""
+    rope = {
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.5, 3],
+        "long_factor": [2.0, 4, 8, 16],
+    }  # fmt: skip
+    first = {"original_max_position_embeddings": 32}
+    model = tiny.write(tmp_path, "phi3", rope_parameters=rope | first, **first)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    config["rope_parameters"]["rope_type"] = kind
+    file.write_text(json.dumps(config))
+    made = tiny.plan_tight(tmp_path, context=32, pass_tokens=20)
+    with StreamedModel(tmp_path, made) as twin:
+        assert tiny.agree(twin, model, chunks=(20, 1, 9))
+    with pytest.raises(InvalidInput, match="32 positions"):
+        tiny.plan_checkpoint(tmp_path, tiny.Machine(2**40, 1e9), context=33)
+
+
 def test_a_flat_head_keeps_the_bits_and_multiplies_rows(models):
     _, model = models("llama")
     flat = flatten_head(copy.deepcopy(model))

@@ -123,13 +123,15 @@ _CENTRED = {"attention.layer_norm_epsilon": "layer_norm_eps"}
 _PARALLEL = "use_parallel_residual"
 _OPTIONAL = {"attention.head_count_kv", "attention.key_length", *_SOFT_CAPS}
 _ROPE, _SCALING, _FACTOR = "rope.freq_base", "rope.scaling.type", "rope.scaling.factor"
+_BEFORE, _STRETCH = "rope.scaling.original_context_length", "rope.scaling.attn_factor"
 _IMPLIED = {  # settings that follow from another one
     "attention.value_length": "head_dim",
     _ROTATED: "head_dim",
     "vocab_size": "vocab_size",
-    "rope.scaling.original_context_length": "max_position_embeddings",
+    _BEFORE: "max_position_embeddings",
 }
 _FREQUENCIES = "rope_freqs.weight"  # what llama 3 divides its own by
+_LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"  # of Phi-3
 _LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -376,6 +378,7 @@ def read_config(file: GgufFile) -> Any:
     path, kind = file.path, file.architecture
     choice(f"the architecture of {path}:", kind, ARCHITECTURES)
     kept, fields = file.kept, _settings(file)
+    longer = _LONG in _uses(file)
     hidden, heads = fields["hidden_size"], fields["num_attention_heads"]
     size = fields.setdefault("head_dim", hidden // heads)
     fields.setdefault("num_key_value_heads", heads)
@@ -384,7 +387,7 @@ def read_config(file: GgufFile) -> Any:
         file.refuse("has no table of tokens", "copy it again")
     fields["vocab_size"] = table.shape[0]
     for name, ours in _IMPLIED.items():
-        if name == _ROTATED and kept.partly:
+        if (name == _ROTATED and kept.partly) or (name == _BEFORE and longer):
             continue
         if file.field(name) not in (None, fields[ours]):
             file.refuse(
@@ -392,6 +395,8 @@ def read_config(file: GgufFile) -> Any:
                 f"settings ask for {fields[ours]}",
                 _PLAIN_FILE,
             )
+    if longer:  # which transformers takes from here
+        fields["original_max_position_embeddings"] = file.field(_BEFORE)
     if kind in _SCALED_BY_HIDDEN:
         by_hidden = fields["num_hidden_layers"] == _SCALED_BY_HIDDEN[kind]
         fields["query_pre_attn_scalar"] = hidden // heads if by_hidden else size
@@ -411,7 +416,7 @@ def read_config(file: GgufFile) -> Any:
         config: Any = AutoConfig.for_model(
             kept.model_type,
             tie_word_embeddings="output.weight" not in file.tensors,
-            rope_parameters=_rope(file, size),
+            rope_parameters=_rope(file, size, fields["max_position_embeddings"]),
             dtype=_dtype(file),
             **fields,
         )
@@ -429,6 +434,7 @@ def _settings(file: GgufFile) -> dict[str, Any]:
         del counts[window]
     numbers = {**kept.numbers, **(_CENTRED if kept.centred else _EPSILON)}
     known = {*counts, *numbers, *_IMPLIED, _ROPE, _SCALING, _FACTOR}
+    known |= {_STRETCH} if _LONG in _uses(file) else set()
     _refuse_others(file, known | ({_PARALLEL} if kind == "stablelm" else set()))
     return {
         ours: _number(file, name) if name in numbers else _count(file, name)
@@ -464,7 +470,7 @@ def _number(file: GgufFile, name: str) -> float:
     return value
 
 
-def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
+def _rope(file: GgufFile, head_dim: int, positions: int) -> dict[str, Any]:
     """The rotary parameters, in transformers' words."""
     theta = _number(file, _ROPE) if file.field(_ROPE) is not None else 1e4
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
@@ -478,6 +484,8 @@ def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
         )
     if factored:
         rope |= _llama3(file, head_dim, theta)
+    if _LONG in _uses(file):
+        rope |= _longrope(file, positions)
     if file.kept.partly and file.field(_ROTATED) is not None:
         what = f"{file.architecture}.{_ROTATED} in {file.path}"
         rotated = whole(file.field(_ROTATED), what, 2, head_dim)
@@ -491,8 +499,37 @@ def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
 
 def _uses(file: GgufFile) -> set[str]:
     """Tensors that are there and that become a setting, not a parameter."""
-    known = {_FREQUENCIES} if file.architecture == "llama" else set()
-    return known & file.tensors.keys()
+    known = {"llama": {_FREQUENCIES}, "phi3": {_LONG, _SHORT}}
+    return known.get(file.architecture, set()) & file.tensors.keys()
+
+
+def _longrope(file: GgufFile, positions: int) -> dict[str, Any]:
+    """Phi-3's scaling, with factors for texts within its first positions and beyond.
+
+    Raises InvalidInput where one table is missing, and where the attention is scaled in
+    another way than transformers does it.
+    """
+    tables = [file.tensors.get(name) for name in (_LONG, _SHORT)]
+    before = whole(file.field(_BEFORE), f"{_BEFORE} in {file.path}", 2, positions)
+    rule = math.sqrt(1 + math.log(positions / before) / math.log(before))
+    told = file.field(_STRETCH) or 1.0  # as llama.cpp takes it
+    right = isinstance(told, float) and math.isclose(told, rule, rel_tol=1e-5)
+    if None in tables or not right:
+        file.refuse(
+            f"has the tables {[each and each.name for each in tables]} and scales the "
+            f"attention by {shown(told)}",
+            f"expected both, and {rule:.6g}",
+        )
+    long, short = (
+        _decode(file, each, 0, each.rows).ravel() for each in tables if each is not None
+    )
+    if not all((each > 0).all() and np.isfinite(each).all() for each in (long, short)):
+        file.refuse(f"divides frequencies by {shown(long.tolist())}", "copy it again")
+    return {
+        "rope_type": "longrope",
+        "long_factor": long.tolist(), "short_factor": short.tolist(),
+        "original_max_position_embeddings": before,
+    }  # fmt: skip
 
 
 def _llama3(file: GgufFile, head_dim: int, theta: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Nothing here allocates: a model is its geometry, a machine is its rates.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +62,7 @@ ARCHITECTURES = tuple(_FAMILIES)
 # The head of these is the embedding where their configuration does not say.
 _TIED = {"opt", "gemma", "gemma2", "gemma3_text", "smollm3", "cohere", "cohere2"}
 _ROPES = ("default", "linear", "llama3", "yarn")
+_LONG = ("longrope", "su")  # other frequencies for texts beyond the first positions
 _ENDLESS = 2**31  # positions that no model has: a number that says nothing
 
 
@@ -299,8 +301,9 @@ class _Config:
 def _longest(config: dict[str, Any], path: Path) -> int:
     """The positions that a configuration is made for, its rotary scaling included.
 
-    Raises InvalidInput for a scaling that depends on the length of the text so far: a
-    plan is made before there is any.
+    Of a scaling that takes other frequencies for a longer text, those before it does.
+    Raises InvalidInput for one that depends on the length in another way: a plan is
+    made before there is any text.
     """
 
     def number(name: str, of: dict[str, Any]) -> float:
@@ -309,7 +312,7 @@ def _longest(config: dict[str, Any], path: Path) -> int:
             return value
         return 0
 
-    longest = number("max_position_embeddings", config)
+    longest, kept = number("max_position_embeddings", config), math.inf
     ropes = [config.get("rope_parameters"), config.get("rope_scaling")]
     # Some families have one for each type of layer.
     ropes += [
@@ -319,14 +322,17 @@ def _longest(config: dict[str, Any], path: Path) -> int:
         if not isinstance(rope, dict):
             continue
         kind = rope.get("rope_type") or rope.get("type") or _ROPES[0]
+        before = number("original_max_position_embeddings", rope)
+        if kind in _LONG:
+            outer = number("original_max_position_embeddings", config)
+            kept = min(kept, before or outer, outer or before)
         require(
-            kind in _ROPES,
+            kind in _ROPES or (kind in _LONG and kept > 0),
             f"rope_type {shown(kind)} in {path} is not streamed: expected one of "
             f"{', '.join(_ROPES)}, whose frequencies no text changes",
         )
-        before = number("original_max_position_embeddings", rope)
         longest = max(longest, before * number("factor", rope))
-    return int(longest)
+    return int(min(longest, kept))
 
 
 @dataclass(frozen=True, slots=True)
