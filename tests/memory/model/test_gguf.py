@@ -568,21 +568,27 @@ def test_a_failure_leaves_nothing_and_the_next_run_starts_anew(
     assert (tmp_path / "out" / "config.json").is_file()
 
 
-@pytest.mark.proof
-@pytest.mark.parametrize("architecture", ours.ARCHITECTURES)
-def test_llama_cpp_computes_the_same(architecture, tmp_path):
-    """Needs `pip install llama-cpp-python`, which is built from source."""
+def assert_judged_the_same(file, model):
+    """llama.cpp's logits of a file are the model's, up to rounding; its model."""
     llama_cpp = pytest.importorskip("llama_cpp")
-    # It leaves Phi-3's windows out, and norms of heads where layers are fewer than 64.
-    changes = {"phi3": {"sliding_window": 64}, "command-r": {"use_qk_norm": False}}
-    model = make(tmp_path / "model", architecture, **changes.get(architecture, {}))
-    file = write(tmp_path / "model.gguf", architecture, model)
+    theirs = llama_cpp.Llama(str(file), n_ctx=256, logits_all=True, verbose=False)
     rows = tiny.tokens(3, 1, 24)
-    theirs = llama_cpp.Llama(str(file), n_ctx=64, logits_all=True, verbose=False)
     theirs.eval(rows[0].tolist())
     found = torch.from_numpy(theirs.scores[: rows.shape[1]].copy())
     expected = model(rows).logits[0].detach()
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
+    return theirs
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("architecture", ours.ARCHITECTURES)
+def test_llama_cpp_computes_the_same(architecture, tmp_path):
+    """Needs `pip install llama-cpp-python`, which is built from source."""
+    # It leaves Phi-3's windows out, and norms of heads where layers are fewer than 64.
+    changes = {"phi3": {"sliding_window": 64}, "command-r": {"use_qk_norm": False}}
+    model = make(tmp_path / "model", architecture, **changes.get(architecture, {}))
+    file = write(tmp_path / "model.gguf", architecture, model)
+    theirs = assert_judged_the_same(file, model)
     ours.convert(file, tmp_path / "out")
     tokenizer = read_tokenizer(tmp_path / "out")
     assert tokenizer(TEXT)["input_ids"] == theirs.tokenize(TEXT.encode(), False)
@@ -591,7 +597,6 @@ def test_llama_cpp_computes_the_same(architecture, tmp_path):
 @pytest.mark.proof
 def test_llama_cpp_computes_the_same_with_factors(tmp_path):
     """Of 1,024 positions the first 512: it has room for 256 of them at least."""
-    llama_cpp = pytest.importorskip("llama_cpp")
     first = {"original_max_position_embeddings": 512}
     factors = {f"{name}_factor": each.tolist() for name, each in FACTORS.items()}
     rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors, **first}
@@ -602,12 +607,7 @@ def test_llama_cpp_computes_the_same_with_factors(tmp_path):
     fields = {"rope.scaling.original_context_length": 512}
     rule = math.sqrt(1 + math.log(2) / math.log(512))
     file = write_longer(tmp_path / "model.gguf", model, rule, **fields)
-    rows = tiny.tokens(3, 1, 24)
-    theirs = llama_cpp.Llama(str(file), n_ctx=256, logits_all=True, verbose=False)
-    theirs.eval(rows[0].tolist())
-    found = torch.from_numpy(theirs.scores[: rows.shape[1]].copy())
-    expected = model(rows).logits[0].detach()
-    torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
+    assert_judged_the_same(file, model)
     config = ours.read_config(ours.read_gguf(file))
     assert config.rope_parameters["rope_type"] == "longrope"
 
