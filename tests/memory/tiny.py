@@ -67,6 +67,15 @@ def write(folder, architecture="llama", seed=0, dtype=torch.bfloat16, **changes)
         return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
+def streams(folder):
+    """Whether a checkpoint streams with the bits of the model loaded from it."""
+    with quiet():
+        resident = AutoModelForCausalLM.from_pretrained(folder).eval()
+    made = plan_tight(folder, context=20, pass_tokens=9)
+    with StreamedModel(folder, made) as twin:
+        return agree(twin, resident)
+
+
 def plan_tight(folder, resident=0, ring=2, host=None, **options):
     """The plan with room for `resident` layers, and for `host` in host memory."""
     ample = plan_checkpoint(folder, Machine(2**50, 1e9), ring=ring, **options)

@@ -103,7 +103,7 @@ def _require_plain(path: Path, config: Mapping[str, Any]) -> None:
         f"{path} says peft_type {shown(kind)}: only 'LORA' is merged here",
     )
     require(
-        start in _STARTS if isinstance(start, bool | str | None) else False,
+        isinstance(start, bool | str | None) and start in _STARTS,
         f"{path} says init_lora_weights {shown(start)}, which may change the weights "
         "beside it: merge it with PEFT, where it was trained",
     )
