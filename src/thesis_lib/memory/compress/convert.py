@@ -101,8 +101,7 @@ def convert(
         needed = sum(map(file_bytes, expected))
         after = 0
         with new_checkpoint(Path(out), needed) as checkpoint:
-            packing = {} if weights.kind == DENSE.kind else weights.describe()
-            copy_description(folder, checkpoint.folder, packing)
+            copy_description(folder, checkpoint.folder, weights.describe())
             for layer in parts:
                 tensors = {
                     store.full_name(layer, name): tensor
