@@ -13,22 +13,18 @@ from time import perf_counter, thread_time
 from typing import Self
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.events import (
     COMMITTED,
-    DISPATCHED,
     LOGGED,
     NO_DELAYS,
     READY,
-    STARTED,
     Delays,
-    State,
     idle_state,
 )
-from thesis_lib.sequencer.core.locks import NONE, book, release
+from thesis_lib.sequencer.core.observed import commit, dispatch
 from thesis_lib.sequencer.core.trace import (
     F64,
     I64,
@@ -73,60 +69,6 @@ class Run:
     loop_cpu_s: float  # processor time of sequencer and scheduler, of the whole run
 
 
-@njit(cache=True)
-def _start(state: State, now_s: float) -> None:
-    """Note on which worker each handed over transaction must be by now.
-
-    Workers take transactions in the order of the queue, so those that run are the
-    first of it that have not committed.
-    """
-    for worker in range(len(state.running)):
-        if state.progress[STARTED] == state.progress[READY]:
-            return
-        if state.running[worker] == NONE:
-            i = state.queue[state.progress[STARTED]]
-            state.running[worker] = i
-            state.start_s[i] = now_s
-            state.turn[worker] = state.progress[STARTED]
-            state.progress[STARTED] += 1
-
-
-@njit(cache=True)
-def _enqueue(state: State, i: int, now_s: float) -> None:
-    state.granted_s[i] = now_s
-    state.queue[state.progress[READY]] = i
-    state.progress[READY] += 1
-
-
-@njit(cache=True)
-def _dispatch(state: State, ids: I64, now_s: float) -> None:
-    """Append `ids` to the log and book their locks in that order."""
-    for i in ids:
-        at = state.progress[LOGGED]
-        state.log[at], state.dispatch_s[at] = i, now_s
-        state.progress[LOGGED] += 1
-        state.progress[DISPATCHED] += 1
-        if book(state.table, i):
-            _enqueue(state, i, now_s)
-    _start(state, now_s)
-
-
-@njit(cache=True)
-def _commit(state: State, ids: I64, start_s: F64, finish_s: F64, now_s: float) -> None:
-    """Release the locks of `ids`, which ended in this order, and grant them anew."""
-    for k in range(len(ids)):
-        i = ids[k]
-        for worker in range(len(state.running)):
-            if state.running[worker] == i:
-                state.running[worker] = NONE
-        state.start_s[i], state.finish_s[i] = start_s[k], finish_s[k]
-        state.progress[COMMITTED] += 1
-        _start(state, finish_s[k])
-        for at in range(release(state.table, i, state.unlocked)):
-            _enqueue(state, state.unlocked[at], now_s)
-    _start(state, now_s)
-
-
 class Scheduler:
     """A log's lock table above worker processes on one database; a context manager.
 
@@ -150,8 +92,8 @@ class Scheduler:
         self.units_s, self.worker = np.full((n, len(UNITS)), np.nan), np.full(n, np.nan)
         self.committed = np.zeros(n, bool)
         nobody = np.empty(0, np.int64)  # compiled here, or the first client waits
-        _dispatch(self.state, nobody, 0.0)
-        _commit(self.state, nobody, np.empty(0), np.empty(0), 0.0)
+        dispatch(self.state, nobody, 0.0)
+        commit(self.state, nobody, np.empty(0), np.empty(0), 0.0)
 
     def __enter__(self) -> Self:
         gc.freeze()  # nobody's to collect until the end: not ours, not a worker's
@@ -182,7 +124,7 @@ class Scheduler:
             return
         if self.append is not None:
             self.append(ids)
-        _dispatch(self.state, ids, self.now_s())
+        dispatch(self.state, ids, self.now_s())
         self._hand_over()
 
     def commits(self, timeout_s: float) -> int:
@@ -194,7 +136,7 @@ class Scheduler:
         ids = records["id"].astype(np.int64)
         start_s = records["start_s"] - self.origin_s
         finish_s = records["finish_s"] - self.origin_s
-        _commit(self.state, ids, start_s, finish_s, now_s)
+        commit(self.state, ids, start_s, finish_s, now_s)
         self._hand_over()
         self._record(ids, records, now_s)
         return len(ids)

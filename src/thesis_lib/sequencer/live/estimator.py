@@ -1,0 +1,81 @@
+"""How long a request will take, learned from those that have been served.
+
+For each kind a linear regression of the logarithm of service time on its features,
+which forgets exponentially: the means, variances and covariances of all so far, the
+newest weighing most.
+"""
+
+from collections.abc import Sequence
+from math import exp, log
+
+import numpy as np
+
+from thesis_lib.common.errors import require, require_count
+from thesis_lib.sequencer.core.trace import F64
+from thesis_lib.sequencer.policies.recalibration import LEAST_S
+
+_RIDGE = 0.05  # variance that features have beside their own: few points, flat slopes
+_KINDS = 256  # that are told apart; whoever comes later shares one
+
+
+class _Regression:
+    def __init__(self, features: int) -> None:
+        self.count = 0
+        self.mean_x, self.mean_y = np.zeros(features), 0.0
+        self.variance = np.zeros((features, features))
+        self.covariance, self.slope = np.zeros(features), np.zeros(features)
+
+    def learn(self, x: F64, y: float, window: int) -> None:
+        self.count += 1
+        rate = 1 / min(window, self.count)
+        dx, dy = x - self.mean_x, y - self.mean_y
+        self.mean_x, self.mean_y = self.mean_x + rate * dx, self.mean_y + rate * dy
+        keep = 1 - rate
+        self.variance = keep * (self.variance + rate * np.outer(dx, dx))
+        self.covariance = keep * (self.covariance + rate * dx * dy)
+        if len(x):
+            ridge = _RIDGE * np.eye(len(x))
+            self.slope = np.linalg.solve(self.variance + ridge, self.covariance)
+
+    def predict(self, x: F64) -> float:
+        return self.mean_y + float(self.slope @ (x - self.mean_x))
+
+
+class OnlineEstimator:
+    """Service times in seconds, for each kind by its `features` numbers.
+
+    A feature enters as its inverse hyperbolic sine, a logarithm that takes nothing and
+    less than nothing as well. Of a kind that has not been served yet, what is known of
+    all kinds is said, and before anything has been served, `first_s`. It remembers
+    about `window` requests of a kind.
+
+    >>> from thesis_lib.sequencer.live import OnlineEstimator
+    >>> learns = OnlineEstimator(0, first_s=0.02)
+    >>> learns.learn("/orders", (), 0.05)
+    >>> round(learns.predict("/orders", ()), 3), round(learns.predict("/new", ()), 3)
+    (0.05, 0.05)
+    """
+
+    def __init__(self, features: int, *, first_s: float, window: int = 500) -> None:
+        require(0 < first_s < np.inf, f"first_s={first_s:g}: expected positive seconds")
+        require_count("window", window)
+        self.features, self.first_s, self.window = features, first_s, window
+        self.all = _Regression(features)
+        self.kinds: dict[str, _Regression] = {}
+
+    def predict(self, kind: str, features: Sequence[float]) -> float:
+        """Seconds that a request of this kind will take on a worker."""
+        known = self.kinds.get(kind, self.all)
+        if known.count == 0:
+            return self.first_s
+        x = np.arcsinh(np.array(features, np.float64))
+        return exp(min(max(known.predict(x), log(LEAST_S)), log(1e6)))
+
+    def learn(self, kind: str, features: Sequence[float], took_s: float) -> None:
+        """A request of this kind took `took_s`."""
+        x, y = np.arcsinh(np.array(features, np.float64)), log(max(took_s, LEAST_S))
+        if kind not in self.kinds and len(self.kinds) < _KINDS:
+            self.kinds[kind] = _Regression(self.features)
+        for known in (self.all, self.kinds.get(kind)):
+            if known is not None:
+                known.learn(x, y, self.window)

@@ -1,0 +1,144 @@
+"""What happened in front of a service, and what was decided: written, read, replayed.
+
+A line of JSON for each event, after one that says how it began. Whoever is told the
+events of a log decides as it says, bit for bit, on any machine: times and estimates are
+written so that they are read back as they were.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.sequencer.live.machine import Decided, LiveSequencer
+from thesis_lib.sequencer.policies.registry import Rule
+
+SCHEMA = "thesis-live-log/1"
+_SAYS = logging.getLogger(__name__)
+
+
+class DecisionLog:
+    """A new file at `path` that every event of `sequencer` is written to.
+
+    A line is handed to the system at once, so a process that is killed loses none
+    that it has answered. Where the disk is full the log ends with its last whole line
+    and says so in the log of the process; requests are served on. Raises InvalidInput
+    where there is a file already.
+    """
+
+    def __init__(self, path: Path | str, sequencer: LiveSequencer) -> None:
+        try:
+            self._file = Path(path).open("xb", buffering=0)  # noqa: SIM115
+        except FileExistsError as error:
+            raise InvalidInput(
+                f"{path} is there already: expected a new file, since a log begins "
+                "with its service; name another, or move it away"
+            ) from error
+        except OSError as error:
+            raise InvalidInput(f"no log can be written to {path}: {error}") from error
+        self.path = Path(path)
+        self._write({"schema": SCHEMA} | sequencer.settings())
+        sequencer.note = self._write
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        if self._file.closed:
+            return
+        line = json.dumps(entry, allow_nan=False).encode() + b"\n"
+        end = self._file.tell()
+        try:
+            written = self._file.write(line)
+        except OSError as error:
+            self._end_at(end, error)
+            return
+        if written != len(line):
+            self._end_at(end, OSError("the line was cut"))
+
+    def _end_at(self, end: int, error: OSError) -> None:
+        _SAYS.error("%s ends here, and its service goes on: %s", self.path, error)
+        try:
+            self._file.truncate(end)
+        finally:
+            self._file.close()
+
+    def close(self) -> None:
+        """Write nothing more."""
+        self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a replay saw: how many events, starts and refusals, and where it differs."""
+
+    events: int
+    started: int
+    refused: int
+    differs_at: int | None  # the first line that says something else, from 1
+
+
+def replay(path: Path | str, policy: str | Rule | None = None) -> Replayed:
+    """Tell a new sequencer the events of a log, and compare what it decides.
+
+    `policy` stands in the place of the one that the log names, such as the function of
+    a rule of one's own. A last line that was cut by a kill is left out. Raises
+    InvalidInput for a file that is no log.
+    """
+    path = Path(path)
+    entries = _entries(path)
+    first = next(entries, {})
+    require(
+        first.get("schema") == SCHEMA,
+        f"{path} is no log of a live sequencer: expected its first line to be of the "
+        f"schema {SCHEMA}",
+    )
+    options = {key: first[key] for key in first if key not in ("schema", "policy")}
+    try:
+        live = LiveSequencer(policy or first.get("policy", ""), **options)
+    except TypeError as error:
+        raise InvalidInput(f"{path}, line 1: {error}") from error
+    events = started = refused = 0
+    for number, entry in enumerate(entries, start=2):
+        try:
+            made = _tell(live, entry)
+        except (InvalidInput, KeyError, TypeError) as error:
+            raise InvalidInput(f"{path}, line {number}: {error}") from error
+        events, started = events + 1, started + len(made.started)
+        refused += len(made.refused)
+        if (made.started, made.refused) != (
+            entry.get("start", []), entry.get("refuse", []),
+        ):  # fmt: skip
+            return Replayed(events, started, refused, number)
+    return Replayed(events, started, refused, None)
+
+
+def _tell(live: LiveSequencer, entry: dict[str, Any]) -> Decided:
+    """Tell `live` one event of a log."""
+    now_s = entry["t"]
+    if "arrive" in entry:
+        about = {key: entry[key] for key in ("kind", "features", "slo_s", "estimate_s")}
+        return live.arrive(entry["arrive"], now_s, **about)
+    if "end" in entry:
+        return live.end(entry["end"], now_s)
+    if "leave" in entry:
+        return live.leave(entry["leave"], now_s)
+    require("look" in entry, "expected an event: arrive, end, leave or look")
+    return live.look(now_s)
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                entry = json.loads(line)
+                require(isinstance(entry, dict), f"{path}, line {number}: no object")
+                yield entry
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error}") from error
+    except ValueError as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(f"{path} is no log: {error}") from error

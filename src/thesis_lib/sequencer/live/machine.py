@@ -1,0 +1,466 @@
+"""The sequencer in front of a service, as a machine of events without a clock.
+
+Whoever runs it tells what happens and when: a request arrives, one has ended, a client
+is gone, time has passed. Each answer says who starts and who is refused. Nothing else
+goes in, so the same events bring the same decisions, whenever they are told: a log of
+them can be replayed (`log`), and simulated arrivals and services give what the
+simulator gives.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from math import isfinite, log
+from typing import Any
+
+import numpy as np
+
+from thesis_lib.common.errors import InvalidInput, require, require_count
+from thesis_lib.sequencer.core.events import (
+    COMMITTED,
+    DISPATCHED,
+    LOGGED,
+    READY,
+    RELEASED,
+    STARTED,
+    State,
+    idle_state,
+)
+from thesis_lib.sequencer.core.locks import NONE
+from thesis_lib.sequencer.core.observed import commit, dispatch
+from thesis_lib.sequencer.core.trace import I64, Batch, Decision, KeySets
+from thesis_lib.sequencer.live.estimator import OnlineEstimator
+from thesis_lib.sequencer.policies.lookahead import SPREAD
+from thesis_lib.sequencer.policies.recalibration import LEAST_S
+from thesis_lib.sequencer.policies.registry import Rule, decide, policy
+from thesis_lib.sequencer.policies.rules import FIFO, decide_compiled
+
+Note = Callable[[dict[str, Any]], None]  # takes an event and what was decided at it
+_SAYS = logging.getLogger(__name__)
+_ROOM = 4096  # requests at least that columns have room for
+
+
+@dataclass(slots=True)
+class Decided:
+    """Numbers of the requests that start now, in that order, and that are refused."""
+
+    started: list[int] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has become of all requests so far."""
+
+    arrived: int = 0
+    started: int = 0
+    on_time: int = 0  # ended by their deadlines
+    late: int = 0
+    refused: int = 0
+    full: int = 0  # of the refused, for want of room to wait
+    left: int = 0  # their clients were gone first
+
+
+def _no_keys(n: int) -> KeySets:
+    nothing = np.empty(0, np.int64)
+    return KeySets(np.zeros(n + 1, np.int64), nothing, nothing.astype(bool))
+
+
+def _require_objective(slo_s: float) -> None:
+    require(0 < slo_s < np.inf, f"slo_s={slo_s:g}: expected positive, finite seconds")
+
+
+def _carry(old: State, new: State, kept: I64, to: I64) -> None:
+    """Fill `new`, which is idle, with what of `old` concerns the slots `kept` (k,).
+
+    Slot i is called `to[i]` there. Whoever has not committed is among them.
+    """
+    logged = to[old.log[: old.progress[LOGGED]]]
+    dispatch_s = old.dispatch_s[: len(logged)][logged != NONE]
+    logged = logged[logged != NONE]
+    on_worker = old.running[old.running != NONE]
+    on_worker = on_worker[np.argsort(old.turn[old.running != NONE])]
+    ready = old.queue[old.progress[STARTED] : old.progress[READY]]
+    queue = to[np.append(on_worker, ready)]
+    new.log[: len(logged)], new.dispatch_s[: len(logged)] = logged, dispatch_s
+    new.queue[: len(queue)] = queue
+    for name in ("granted_s", "start_s", "finish_s"):
+        getattr(new, name)[: len(kept)] = getattr(old, name)[kept]
+    new.running[:] = np.where(old.running == NONE, NONE, to[old.running])
+    for turn, i in enumerate(on_worker):
+        new.turn[old.running == i] = turn
+    ended = np.count_nonzero(~np.isnan(new.finish_s[logged]))
+    new.progress[[LOGGED, DISPATCHED]] = len(logged)
+    new.progress[[READY, STARTED]] = len(queue), len(on_worker)
+    new.progress[[COMMITTED, RELEASED]] = ended
+
+
+class LiveSequencer:
+    """A policy in front of a service that runs `workers` requests at a time.
+
+    `name` is a policy that asks for no whole batches, FILE.py:FUNCTION, or a function
+    (`policy`); `slo_s` is the objective of whoever brings none of its own, in seconds;
+    of `most_waiting` or more that wait already, the next is refused. `feature_names`
+    are those of what is known of a request before it runs; `estimator` learns from
+    them while it runs. `note` is called with every event. Times are seconds of any
+    clock that does not go back.
+
+    A rule of one's own that raises, or whose answer is no partition, is named in
+    `fault` and in the log of the process, and from there on requests are served first
+    come, first served. Raises InvalidInput for values out of range and for a policy
+    that waits for batches.
+
+    >>> from thesis_lib.sequencer.live import LiveSequencer
+    >>> live = LiveSequencer("bid-price", workers=1, slo_s=0.2)
+    >>> live.arrive(0, 0.00)
+    Decided(started=[0], refused=[])
+    >>> live.arrive(1, 0.01)
+    Decided(started=[], refused=[])
+    >>> live.end(0, 0.05)
+    Decided(started=[1], refused=[])
+    """
+
+    def __init__(
+        self, name: str | Rule = "bid-price", *, workers: int, slo_s: float,
+        most_waiting: int = 1000, feature_names: Sequence[str] = (),
+        estimator: OnlineEstimator | None = None, note: Note | None = None,
+    ) -> None:  # fmt: skip
+        require_count("most_waiting", most_waiting)
+        _require_objective(slo_s)
+        self.policy = policy(name, slo_s=slo_s, cores=workers)
+        require(
+            not self.policy.batched,
+            f"policy {self.policy.name!r} waits for whole batches, and a live request "
+            "waits for nobody: choose bid-price, fifo, codel, queue-cap, late-edf, "
+            "least-slack, startable-first, late-demote, late-sjf or a rule of your own",
+        )
+        self.workers, self.slo_s, self.most_waiting = workers, slo_s, most_waiting
+        self.feature_names = tuple(feature_names)
+        self.estimator = estimator or OnlineEstimator(
+            len(self.feature_names), first_s=slo_s / 10
+        )
+        self.note = note
+        self.counts = Counts()
+        self.fault: str | None = None
+        self.now_s = -np.inf
+        self._slot: dict[int, int] = {}  # of who waits or runs, by number
+        self._about: dict[int, tuple[str, tuple[float, ...]]] = {}  # kind and features
+        self._held = nobody = np.empty(0, np.int64)  # slots of whom the policy keeps
+        self._gone: set[int] = set()  # slots in the queue whose clients left
+        self._number, self._arrival_s, self._deadline_s = (
+            nobody,
+            np.empty(0),
+            np.empty(0),
+        )
+        self._features = np.empty((0, len(self.feature_names)))
+        self._state: Any = None
+        self._lookahead: Any = None
+        self._make_room(nobody)
+
+    # --- What happens -----------------------------------------------------------
+    def arrive(
+        self, number: int, now_s: float, *, kind: str = "",
+        features: Sequence[float] = (), slo_s: float | None = None,
+        estimate_s: float | None = None,
+    ) -> Decided:  # fmt: skip
+        """Request `number`, new, wants to run; its deadline is `slo_s` from now.
+
+        `estimate_s` stands in the place of what the estimator would say of its `kind`
+        and `features`.
+        """
+        self._can(now_s)
+        slo_s = self.slo_s if slo_s is None else slo_s
+        _require_objective(slo_s)
+        require(number not in self._slot, f"request {number} is here already")
+        require(
+            len(features) == len(self.feature_names) and all(map(isfinite, features)),
+            f"features={list(features)}: expected {len(self.feature_names)} finite "
+            f"numbers, of {', '.join(self.feature_names) or 'no names'}",
+        )
+        if estimate_s is None:
+            estimate_s = self.estimator.predict(kind, features)
+        self.now_s = now_s
+        self.counts.arrived += 1
+        event = {
+            "arrive": number, "kind": kind, "features": list(features),
+            "slo_s": slo_s, "estimate_s": estimate_s,
+        }  # fmt: skip
+        if self.waiting >= self.most_waiting:
+            self.counts.refused += 1
+            self.counts.full += 1
+            return self._say(event, Decided(refused=[number]))
+        if self._next == len(self._number):
+            self._make_room(self._known())
+        i = self._next
+        self._next += 1
+        self._slot[number], self._number[i] = i, number
+        self._about[number] = kind, tuple(features)
+        self._features[i] = features
+        self._arrival_s[i], self._deadline_s[i] = now_s, now_s + slo_s
+        memory = self._lookahead.memory
+        memory.estimated_s[i] = estimate_s
+        if len(memory.online.given):
+            memory.online.given[i] = log(max(estimate_s, LEAST_S))
+        self._held = np.append(self._held, i)
+        return self._say(event, self._ask())
+
+    def end(self, number: int, now_s: float) -> Decided:
+        """Request `number`, which was running, has been served."""
+        i = self._can(now_s, number)
+        require(self._runs(i), f"request {number} ends and has not started")
+        self.now_s = now_s
+        self.estimator.learn(*self._about[number], now_s - self._state.start_s[i])
+        if now_s <= self._deadline_s[i]:
+            self.counts.on_time += 1
+        else:
+            self.counts.late += 1
+        return self._say({"end": number}, self._ended(i, now_s))
+
+    def leave(self, number: int, now_s: float) -> Decided:
+        """The client of `number` is gone, whatever it waited for.
+
+        Nothing is learned of how long its request took or would have taken.
+        """
+        i = self._can(now_s, number)
+        self.now_s = now_s
+        self.counts.left += 1
+        decided = Decided()
+        if self._runs(i):
+            decided = self._ended(i, now_s, gone=True)
+        elif i in self._held:
+            self._held = self._held[self._held != i]
+            self._forget(i)
+        else:  # it has its place in the queue, and gives it up when its turn comes
+            self._gone.add(i)
+        return self._say({"leave": number}, decided)
+
+    def look(self, now_s: float) -> Decided:
+        """Nobody comes or ends, and time has passed: refuse who cannot be on time."""
+        self._can(now_s)
+        self.now_s = now_s
+        decided = self._ask(late=True) if len(self._held) else Decided()
+        return self._say({"look": True}, decided)
+
+    # --- What can be seen -------------------------------------------------------
+    def __contains__(self, number: int) -> bool:
+        """Whether request `number` waits or runs."""
+        return number in self._slot
+
+    @property
+    def running(self) -> int:
+        """Requests that run."""
+        return int(np.count_nonzero(self._state.running != NONE))
+
+    @property
+    def waiting(self) -> int:
+        """Requests that neither run nor have been refused."""
+        progress = self._state.progress
+        return len(self._held) + int(progress[READY] - progress[STARTED])
+
+    @property
+    def next_deadline_s(self) -> float:
+        """The first deadline to come of whom the policy keeps back, or infinity."""
+        deadline_s = self._deadline_s[self._held]
+        return float(np.min(deadline_s, initial=np.inf, where=deadline_s > self.now_s))
+
+    def wait_s(self) -> float:
+        """About how long who came now would wait: all work over all workers."""
+        known = self._known()
+        known = known[np.isnan(self._state.finish_s[known])]
+        left_s = self._lookahead.memory.estimated_s[known]
+        since_s = self.now_s - self._state.start_s[known]
+        return float((left_s - np.nan_to_num(since_s)).clip(0).sum() / self.workers)
+
+    def settings(self) -> dict[str, Any]:
+        """What a replay needs to begin as this one did."""
+        return {
+            "policy": self.policy.name, "workers": self.workers, "slo_s": self.slo_s,
+            "most_waiting": self.most_waiting, "feature_names": self.feature_names,
+        }  # fmt: skip
+
+    def totals(self) -> dict[str, int]:
+        """`Counts`, and how many run and wait at present."""
+        return asdict(self.counts) | {"running": self.running, "waiting": self.waiting}
+
+    # --- How it is decided ------------------------------------------------------
+    def _can(self, now_s: float, number: int | None = None) -> int:
+        """The slot of request `number`, if something can happen to it at `now_s`."""
+        require(
+            self.now_s <= now_s < np.inf,
+            f"now_s={now_s}: expected a time that is finite and not before "
+            f"{self.now_s}, the last one",
+        )
+        require(
+            number is None or number in self._slot,
+            f"request {number} is not here: it has ended, or never came",
+        )
+        return NONE if number is None else self._slot[number]
+
+    def _say(self, event: dict[str, Any], decided: Decided) -> Decided:
+        if self.note is not None:
+            said = {"start": decided.started, "refuse": decided.refused}
+            said = {word: numbers for word, numbers in said.items() if numbers}
+            self.note({"t": self.now_s} | event | said)
+        return decided
+
+    def _runs(self, i: int) -> bool:
+        start_s, finish_s = self._state.start_s[i], self._state.finish_s[i]
+        return bool(np.isnan(finish_s) and not np.isnan(start_s))
+
+    def _ended(self, i: int, now_s: float, gone: bool = False) -> Decided:
+        """Slot i is free of what ran; its worker takes the next, and others may too."""
+        before = self._state.progress[STARTED]
+        self._commit(i, gone)
+        decided = Decided(started=self._begun(before))
+        if len(self._held):
+            more = self._ask()
+            decided.started += more.started
+            decided.refused += more.refused
+        return decided
+
+    def _commit(self, i: int, gone: bool) -> None:
+        state, ids = self._state, np.array([i])
+        now_s = np.array([self.now_s])
+        commit(state, ids, state.start_s[ids], now_s, self.now_s)
+        if gone:  # it is taken to have been as long as was expected, or has been so far
+            expected_s = state.start_s[i] + self._lookahead.memory.estimated_s[i]
+            state.finish_s[i] = max(self.now_s, expected_s)
+        self._forget(i)
+
+    def _begun(self, before: int) -> list[int]:
+        """Numbers of who started since so many had; who is gone gives way at once."""
+        started = []
+        while before < self._state.progress[STARTED]:
+            i = int(self._state.queue[before])
+            before += 1
+            if i in self._gone:
+                self._gone.remove(i)
+                self._commit(i, gone=True)
+            else:
+                started.append(int(self._number[i]))
+        self.counts.started += len(started)
+        return started
+
+    def _forget(self, i: int) -> None:
+        number = int(self._number[i])
+        del self._slot[number], self._about[number]
+
+    def _ask(self, late: bool = False) -> Decided:
+        """What the policy says of whom it keeps back, new ones among them.
+
+        While nobody may be released it is asked only if somebody may be `late`.
+        """
+        state, ids = self._state, self._held
+        flying, room = int(state.progress[LOGGED] - state.progress[COMMITTED]), len(ids)
+        if self.policy.in_flight is not None:
+            room = max(self.policy.in_flight - flying, 0)
+        if room == 0 and not late:
+            return Decided()
+        try:
+            decision = self._decision(ids)
+            behind, released = decision.order[room:], decision.order[:room]
+            held = np.sort(np.concatenate([behind, decision.held]))
+            require(
+                len(held) == 0 or flying + len(released) > 0,
+                f"policy {self.policy.name!r} holds {len(held)} requests while the "
+                "service idles: a rule must release or drop then",
+            )
+        except InvalidInput as error:
+            self._fall_back(str(error))
+            return self._ask()
+        before, self._held = state.progress[STARTED], held
+        dispatch(state, released, self.now_s)
+        refused = [int(self._number[i]) for i in decision.dropped]
+        self.counts.refused += len(refused)
+        for i in decision.dropped:
+            self._forget(i)
+        return Decided(self._begun(before), refused)
+
+    def _decision(self, ids: I64) -> Decision:
+        code, lookahead = self.policy.code, self._lookahead
+        if code is None:
+            batch = Batch(
+                ids=ids,
+                arrival_s=self._arrival_s[ids],
+                deadline_s=self._deadline_s[ids],
+                features=self._features[ids],
+                feature_names=self.feature_names,
+                keys=_no_keys(len(ids)),
+            )
+            return decide(self.policy, lookahead, batch, self.now_s)
+        if code.kind == FIFO:
+            return Decision(order=ids, dropped=ids[:0])  # whatever a forecast would say
+        memory, model = lookahead.memory, lookahead.model
+        return Decision(*decide_compiled(code, memory, model, ids, self.now_s))
+
+    def _fall_back(self, fault: str) -> None:
+        """Serve in order of arrival from now on, and say why."""
+        self.fault = fault
+        _SAYS.error("%s; requests are served first come, first served now", fault)
+        self.policy = policy("fifo", slo_s=self.slo_s, cores=self.workers)
+        self._make_room(self._known())
+
+    # --- Room for more ----------------------------------------------------------
+    def _known(self) -> I64:
+        """Slots, rising, of whoever waits or runs, or ended and is not learned from."""
+        memory, progress = self._lookahead.memory, self._state.progress
+        pending, read = memory.counts
+        learning = self.policy.control is not None
+        entries = np.arange(progress[LOGGED])
+        if learning:
+            entries = np.append(memory.pending[:pending], entries[read:])
+        logged = self._state.log[entries]
+        if not learning:
+            logged = logged[np.isnan(self._state.finish_s[logged])]
+        return np.sort(np.append(logged, self._held))
+
+    def _make_room(self, kept: I64) -> None:
+        """Begin new columns with the slots `kept` (k,), and with all that was learned.
+
+        The columns of a look-ahead are as long as its log. A service has no last
+        request, so what has ended is left behind whenever they are full.
+        """
+        k = len(kept)
+        n = max(_ROOM, 2 * (k + 1))
+        to = np.full(len(self._number), NONE)
+        to[kept] = np.arange(k)
+
+        def moved(column, fill):
+            longer = np.full((n, *column.shape[1:]), fill, column.dtype)
+            longer[:k] = column[kept]
+            return longer
+
+        state = idle_state(_no_keys(n), self.workers)
+        if self._state is not None:
+            _carry(self._state, state, kept, to)
+        self._number = moved(self._number, NONE)
+        self._arrival_s = moved(self._arrival_s, 0.0)
+        self._deadline_s = moved(self._deadline_s, np.inf)
+        self._features = moved(self._features, 0.0)
+        self._slot = {number: int(to[i]) for number, i in self._slot.items()}
+        self._gone = {int(to[i]) for i in self._gone}
+        self._lookahead = self._look_ahead(state, moved)
+        self._state, self._held, self._next = state, to[self._held], k
+
+    def _look_ahead(self, state: State, moved: Callable[..., Any]) -> Any:
+        """A look-ahead over `state` that knows what the one before it had learned."""
+        made = self.policy.make_lookahead(
+            state, _no_keys(len(self._number)), np.zeros(len(self._number)),
+            self._deadline_s, SPREAD, 0.0,
+        )  # fmt: skip
+        if self._lookahead is None:
+            return made
+        old, new = self._lookahead.memory, made.memory
+        new.estimated_s[:] = moved(old.estimated_s, 0.0)
+        if len(new.pending):
+            uncommitted = int(state.progress[LOGGED])
+            new.pending[:uncommitted] = np.arange(uncommitted)
+            new.counts[:] = uncommitted
+        if len(new.control) == len(old.control):
+            new.control[:] = old.control
+        if len(new.online.given) and len(old.online.given):
+            for name in ("moments", "residuals", "fits", "doubts"):
+                getattr(new.online, name)[:] = getattr(old.online, name)
+            for name, fill in (("given", 0.0), ("asked_s", np.nan), ("probes", False)):
+                getattr(new.online, name)[:] = moved(getattr(old.online, name), fill)
+        return made

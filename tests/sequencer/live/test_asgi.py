@@ -1,0 +1,210 @@
+"""A real server, a real client: who is served, refused, or gone."""
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.live import (
+    AdmissionController,
+    LiveSequencer,
+    SequencerMiddleware,
+    replay,
+)
+
+
+class Service:
+    """Requests for /wait last until they are let go; /echo answers with what it gets."""
+
+    def __init__(self, policy="fifo", workers=1, slo_s=60.0, log=None, **options):
+        self.go, self.inside, self.most = asyncio.Event(), 0, 0
+        live = LiveSequencer(policy, workers=workers, slo_s=slo_s)
+        self.counts, self.control = live.counts, AdmissionController(live, log)
+        app = Starlette(
+            routes=[
+                Route("/wait", self.wait),
+                Route("/echo", self.echo, methods=["POST"]),
+                Route("/fail", self.fail),
+            ]
+        )
+        self.app = SequencerMiddleware(app, self.control, **options)
+
+    async def wait(self, request):
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        await self.go.wait()
+        self.inside -= 1
+        return PlainTextResponse("served")
+
+    async def echo(self, request):
+        return PlainTextResponse(await request.body())
+
+    async def fail(self, request):
+        raise KeyError("of the service")
+
+    async def until(self, holds):
+        for _ in range(2000):
+            if holds():
+                return
+            await asyncio.sleep(0.005)
+        raise AssertionError(f"never: {self.control.sequencer.totals()}")
+
+    @asynccontextmanager
+    async def open(self):
+        """The service behind a socket of its own, and a client of it."""
+        listens = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(self.app, log_level="critical", lifespan="on")
+        server = uvicorn.Server(config)
+        server.install_signal_handlers = lambda: None
+        serves = asyncio.create_task(server.serve([listens]))
+        address = f"http://127.0.0.1:{listens.getsockname()[1]}"
+        limits = httpx.Limits(max_connections=None)
+        try:
+            async with httpx.AsyncClient(
+                base_url=address, timeout=30, limits=limits, trust_env=False
+            ) as client:
+                await self.until(lambda: server.started)
+                yield client
+                self.go.set()
+        finally:
+            server.should_exit = True
+            await serves
+
+
+def run(story):
+    asyncio.run(asyncio.wait_for(story, 60))
+
+
+def test_no_more_run_at_once_than_there_are_workers_and_all_are_answered(tmp_path):
+    async def story():
+        service = Service(workers=3, log=tmp_path / "log.jsonl")
+        async with service.open() as client:
+            asked = [asyncio.create_task(client.get("/wait")) for _ in range(20)]
+            await service.until(lambda: service.counts.arrived == 20)
+            assert service.inside == 3
+            service.go.set()
+            assert [a.text for a in await asyncio.gather(*asked)] == ["served"] * 20
+        assert service.most == 3
+        assert service.counts.on_time == 20
+        assert service.control.log._file.closed  # by the end of the server
+        assert replay(tmp_path / "log.jsonl").differs_at is None
+
+    run(story())
+
+
+def test_a_refusal_says_when_to_come_again_and_what_it_would_have_taken():
+    async def story():
+        service = Service("late-edf", slo_header="X-Slo-Ms")
+        async with service.open() as client:
+            held = asyncio.create_task(client.get("/wait"))
+            await service.until(lambda: service.inside == 1)
+            answer = await client.get("/wait", headers={"X-Slo-Ms": "30"})
+            assert answer.status_code == 503
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.json()["predicted_s"] > 0
+            assert "ask again later" in answer.json()["error"]
+            service.go.set()
+            assert (await held).text == "served"
+
+    run(story())
+
+
+@pytest.mark.parametrize("value", ["soon", "-3", "0", "nan", "inf", ""])
+def test_an_objective_that_is_none_is_answered_by_what_is_expected(value):
+    async def story():
+        service = Service(slo_header="X-Slo-Ms")
+        async with service.open() as client:
+            answer = await client.get("/wait", headers={"X-Slo-Ms": value})
+            assert answer.status_code == 400
+            assert "x-slo-ms: expected the milliseconds" in answer.json()["error"]
+        assert service.counts.arrived == 0
+
+    run(story())
+
+
+def test_the_shorter_of_two_objectives_holds():
+    live = LiveSequencer("fifo", workers=1, slo_s=60)
+
+    def objective_of(paths):
+        control = AdmissionController(live)
+        app = SequencerMiddleware(None, control, slo_s=paths, slo_header="X-Slo")
+        return app._objective
+
+    objective = objective_of({"/wait": 2.0})
+    assert objective({"path": "/echo", "headers": []}) is None
+    assert objective({"path": "/wait", "headers": []}) == 2.0
+    assert objective({"path": "/wait", "headers": [(b"x-slo", b"500")]}) == 0.5
+    assert objective({"path": "/wait", "headers": [(b"x-slo", b"9000")]}) == 2.0
+    with pytest.raises(InvalidInput, match="/wait is 0"):
+        objective_of({"/wait": 0.0})
+
+
+def test_a_client_that_goes_gives_up_its_place():
+    async def story():
+        service = Service()
+        async with service.open() as client:
+            first = asyncio.create_task(client.get("/wait"))
+            await service.until(lambda: service.inside == 1)
+            second = asyncio.create_task(client.get("/wait"))
+            third = asyncio.create_task(client.get("/wait"))
+            await service.until(lambda: service.counts.arrived == 3)
+            second.cancel()
+            await service.until(lambda: service.counts.left == 1)
+            service.go.set()
+            assert (await first).text == (await third).text == "served"
+        assert service.counts.started == 2
+
+    run(story())
+
+
+@pytest.mark.parametrize("size", [0, 10, 3_000_000])
+def test_a_body_comes_whole_though_its_request_waits(size):
+    async def story():
+        service = Service()
+        async with service.open() as client:
+            first = asyncio.create_task(client.get("/wait"))
+            await service.until(lambda: service.inside == 1)
+            body = bytes(65 + i % 26 for i in range(size))
+            second = asyncio.create_task(client.post("/echo", content=body))
+            await service.until(lambda: service.counts.arrived == 2)
+            await asyncio.sleep(0.05)
+            service.go.set()
+            assert (await second).content == body
+            await first
+
+    run(story())
+
+
+def test_a_service_that_fails_keeps_no_worker():
+    async def story():
+        service = Service()
+        service.go.set()
+        async with service.open() as client:
+            assert (await client.get("/fail")).status_code == 500
+            assert (await client.get("/nowhere")).status_code == 404
+            assert (await client.get("/wait")).text == "served"
+        assert service.counts.on_time == 3
+
+    run(story())
+
+
+def test_what_is_no_request_of_http_goes_through():
+    async def story():
+        seen = []
+
+        async def app(scope, receive, send):
+            seen.append(scope["type"])
+
+        control = AdmissionController(LiveSequencer("fifo", workers=1, slo_s=1))
+        await SequencerMiddleware(app, control)({"type": "websocket"}, None, None)
+        assert seen == ["websocket"]
+        assert control.sequencer.counts.arrived == 0
+
+    run(story())

@@ -1,0 +1,154 @@
+"""Turns in an event loop: who runs, who is refused, who went away."""
+
+import asyncio
+
+import pytest
+
+from thesis_lib.sequencer.live import (
+    AdmissionController,
+    LiveSequencer,
+    Refused,
+    replay,
+)
+
+
+class Desk:
+    """A service of so many workers, whose requests last until they are let go."""
+
+    def __init__(self, policy="fifo", workers=1, slo_s=60.0, **options):
+        live = LiveSequencer(policy, workers=workers, slo_s=slo_s)
+        self.control = AdmissionController(live, **options)
+        self.counts = live.counts
+        self.inside, self.go = [], {}
+
+    async def serve(self, name, **about):
+        async with self.control.turn(**about):
+            self.inside.append(name)
+            self.go[name] = asyncio.Event()
+            await self.go[name].wait()
+            self.inside.remove(name)
+        return name
+
+    def ask(self, *names, **about):
+        return [asyncio.create_task(self.serve(name, **about)) for name in names]
+
+
+async def rest():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def run(story):
+    asyncio.run(asyncio.wait_for(story, 30))
+
+
+def test_as_many_run_as_there_are_workers_and_the_next_when_one_ends():
+    async def story():
+        desk = Desk(workers=2)
+        a, b, c = desk.ask("a", "b", "c")
+        await rest()
+        assert desk.inside == ["a", "b"]
+        desk.go["b"].set()
+        await rest()
+        assert desk.inside == ["a", "c"]
+        for name in "ac":
+            desk.go[name].set()
+        assert await asyncio.gather(a, b, c) == ["a", "b", "c"]
+        assert desk.counts.on_time == 3
+
+    run(story())
+
+
+def test_an_exception_ends_a_turn_as_an_answer_does():
+    async def story():
+        desk = Desk()
+        with pytest.raises(KeyError):
+            async with desk.control.turn():
+                raise KeyError
+        (a,) = desk.ask("a")
+        await rest()
+        assert desk.inside == ["a"]
+        desk.go["a"].set()
+        await a
+        assert desk.counts.on_time == 2
+
+    run(story())
+
+
+@pytest.mark.parametrize("policy", ["fifo", "late-edf"])  # in the queue, and held back
+def test_who_is_cancelled_gives_up_a_place_and_a_worker(policy):
+    async def story():
+        desk = Desk(policy)
+        a, b, c, d = desk.ask("a", "b", "c", "d")
+        await rest()
+        c.cancel()
+        a.cancel()
+        await rest()
+        assert desk.inside == ["a", "b"]  # of which a was left where it stood
+        desk.go["b"].set()
+        await rest()
+        assert desk.inside == ["a", "d"]
+        desk.go["d"].set()
+        assert await asyncio.gather(b, d) == ["b", "d"]
+        assert desk.counts.left == 2
+        assert desk.control.sequencer.estimator.all.count == 2
+
+    run(story())
+
+
+def test_a_task_that_is_cancelled_when_its_turn_comes_keeps_no_worker():
+    async def story():
+        desk = Desk()
+        a, b, c = desk.ask("a", "b", "c")
+        await rest()
+        desk.go["a"].set()
+        await asyncio.sleep(0)  # a ends, and b is granted what it has not seen yet
+        b.cancel()
+        await rest()
+        assert desk.inside == ["c"]
+        desk.go["c"].set()
+        assert await asyncio.gather(a, c) == ["a", "c"]
+
+    run(story())
+
+
+def test_who_cannot_be_on_time_is_refused_with_what_it_would_take(tmp_path):
+    async def story():
+        desk = Desk("late-edf", slo_s=0.5, log=tmp_path / "log.jsonl")
+        desk.ask("a")
+        b, c = desk.ask("b", "c", slo_s=0.05)
+        await rest()
+        assert desk.inside == ["a"]
+        with pytest.raises(Refused, match="ask again later") as refused:
+            await c  # nobody comes and nobody ends: its deadline alone decides
+        assert refused.value.predicted_s > refused.value.wait_s >= 0
+        desk.go["a"].set()
+        await rest()
+        for name in desk.inside:
+            desk.go[name].set()
+        await asyncio.gather(b, return_exceptions=True)
+        assert desk.counts.refused >= 1
+        desk.control.close()
+        assert replay(tmp_path / "log.jsonl").differs_at is None
+
+    run(story())
+
+
+def test_ten_thousand_at_once_are_each_answered():
+    async def story():
+        live = LiveSequencer("bid-price", workers=8, slo_s=0.5, most_waiting=500)
+        control = AdmissionController(live)
+
+        async def ask():
+            async with control.turn():
+                await asyncio.sleep(0)
+
+        made = await asyncio.gather(
+            *(ask() for _ in range(10_000)), return_exceptions=True
+        )
+        refused = [m for m in made if isinstance(m, Refused)]
+        assert len(refused) == live.counts.refused > 9_000
+        assert all(m is None for m in made if not isinstance(m, Refused))
+        assert live.counts.on_time + live.counts.late + len(refused) == 10_000
+
+    run(story())

@@ -1,0 +1,118 @@
+"""The same log, the same decisions; what is no log is refused by its line."""
+
+import json
+
+import pytest
+from services import AT_ONCE, SLO_S, WORKERS, crowd, drive, lifo, sequencer
+
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.live import DecisionLog, LiveSequencer, replay
+
+
+def logged(path, name, n=300):
+    trace, estimated_s = crowd(n, 1.3, seed=2)
+    live = sequencer(name, trace)
+    log = DecisionLog(path, live)
+    leaves = [(float(t) + SLO_S / 2, i) for i, t in enumerate(trace.arrival_s[::7])]
+    drive(live, trace, estimated_s, leaves)
+    live.look(live.now_s + 1)
+    log.close()
+    return live
+
+
+@pytest.mark.parametrize("name", [*AT_ONCE, lifo], ids=str)
+def test_a_replay_decides_what_the_log_says(name, tmp_path):
+    path = tmp_path / "decisions.jsonl"
+    live = logged(path, name)
+    seen = replay(path, name)
+    assert seen.differs_at is None
+    assert seen.events == len(path.read_text().splitlines()) - 1
+    assert seen.started == live.counts.started
+    assert seen.refused == live.counts.refused
+    if isinstance(name, str):
+        assert replay(path) == seen
+
+
+def test_a_replay_names_the_first_line_that_differs(tmp_path):
+    path = tmp_path / "decisions.jsonl"
+    logged(path, "bid-price")
+    lines = path.read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if "refuse" in json.loads(line))
+    entry = json.loads(lines[at])
+    del entry["refuse"]
+    path.write_text("\n".join([*lines[:at], json.dumps(entry), *lines[at + 1 :], ""]))
+    assert replay(path).differs_at == at + 1
+    path.write_text("\n".join([*lines, ""]))
+    assert replay(path, "fifo").differs_at is not None
+
+
+def test_a_line_that_was_cut_by_a_kill_is_left_out(tmp_path):
+    path = tmp_path / "decisions.jsonl"
+    logged(path, "fifo")
+    whole = path.read_bytes()
+    events = replay(path).events
+    path.write_bytes(whole[:-5])
+    assert replay(path).events == events - 1
+    assert replay(path).differs_at is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda lines: lines[1:], "no log of a live sequencer"),
+        (lambda lines: [], "no log of a live sequencer"),
+        (lambda lines: [lines[0], "{"], "is no log"),
+        (lambda lines: [lines[0], "[1]"], "line 2: no object"),
+        (lambda lines: [lines[0], '{"t": 1}'], "line 2: expected an event"),
+        (lambda lines: [lines[0], '{"look": true}'], "line 2: 't'"),
+        (lambda lines: [lines[0], '{"t": 1, "end": 4}'], "line 2: request 4"),
+        (lambda lines: [lines[0].replace("workers", "hands"), *lines[1:]], "line 1"),
+    ],
+)
+def test_what_is_no_log_is_refused_by_its_line(change, says, tmp_path):
+    path = tmp_path / "decisions.jsonl"
+    logged(path, "fifo", n=20)
+    path.write_text("".join(f"{x}\n" for x in change(path.read_text().splitlines())))
+    with pytest.raises(InvalidInput, match=says):
+        replay(path)
+
+
+def test_no_log_is_written_over_and_none_without_its_folder(tmp_path):
+    live = LiveSequencer("fifo", workers=WORKERS, slo_s=SLO_S)
+    (tmp_path / "here").write_text("precious")
+    with pytest.raises(InvalidInput, match="is there already"):
+        DecisionLog(tmp_path / "here", live)
+    assert (tmp_path / "here").read_text() == "precious"
+    with pytest.raises(InvalidInput, match="no log can be written"):
+        DecisionLog(tmp_path / "nowhere" / "log", live)
+
+
+def test_a_full_disk_ends_the_log_with_a_whole_line_and_not_the_service(
+    tmp_path, caplog
+):
+    path = tmp_path / "decisions.jsonl"
+    live = LiveSequencer("fifo", workers=1, slo_s=1.0)
+    log = DecisionLog(path, live)
+    live.arrive(0, 0.0)
+    before, write = path.read_bytes(), log._file.write
+
+    class Full:
+        closed = False
+
+        def write(self, line):
+            write(line[:9])
+            raise OSError(28, "No space left on device")
+
+        def __getattr__(self, name):
+            return getattr(file, name)
+
+        def close(self):
+            self.closed = True
+            file.close()
+
+    file, log._file = log._file, Full()
+    assert live.end(0, 0.5).started == []
+    assert live.arrive(1, 0.6).started == [1]
+    assert path.read_bytes() == before
+    assert "No space left" in caplog.text
+    assert replay(path).differs_at is None

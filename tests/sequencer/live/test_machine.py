@@ -1,0 +1,152 @@
+"""In front of a service it decides as the simulator does, and forgets nobody."""
+
+import numpy as np
+import pytest
+from services import AT_ONCE, SLO_S, WORKERS, crowd, drive, lifo, sequencer
+
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer import policy, simulate
+from thesis_lib.sequencer.live import LiveSequencer
+from thesis_lib.sequencer.live import machine as machine_room
+
+
+@pytest.mark.parametrize("load", [0.8, 1.3])
+@pytest.mark.parametrize("name", [*AT_ONCE, lifo], ids=str)
+def test_it_decides_as_the_simulator_does(name, load, monkeypatch):
+    trace, estimated_s = crowd(700, load, seed=3)
+    simulated = simulate(
+        trace, policy(name, slo_s=SLO_S, cores=WORKERS), estimated_s, cores=WORKERS,
+        slo_s=SLO_S,
+    )  # fmt: skip
+    for room in (4096, 1):  # with room for all, and room made again and again
+        monkeypatch.setattr(machine_room, "_ROOM", room)
+        live = sequencer(name, trace)
+        start_s, finish_s, refused = drive(live, trace, estimated_s)
+        np.testing.assert_array_equal(refused, simulated.dropped)
+        np.testing.assert_array_equal(start_s, simulated.start_s)
+        np.testing.assert_array_equal(finish_s, simulated.finish_s)
+        assert live.counts.late == simulated.late.sum()
+        assert live.counts.refused == simulated.dropped.sum()
+        assert live.running == live.waiting == len(live._slot) == 0
+    assert name == "fifo" or load < 1 or simulated.dropped.any()
+
+
+def test_who_leaves_takes_no_time_and_teaches_nothing():
+    trace, estimated_s = crowd(600, 1.2, seed=5)
+    random = np.random.default_rng(1)
+    some = random.choice(len(trace), 200, replace=False)
+    leaves = [
+        (float(trace.arrival_s[i] + random.exponential(SLO_S)), int(i)) for i in some
+    ]
+    for name in AT_ONCE:
+        live = sequencer(name, trace)
+        start_s, finish_s, _ = drive(live, trace, estimated_s, leaves)
+        count = live.counts
+        assert count.arrived == len(trace)
+        assert len(trace) == count.on_time + count.late + count.refused + count.left
+        assert count.left > 20
+        assert live.running == live.waiting == len(live._slot) == len(live._gone) == 0
+        ended = ~np.isnan(finish_s)
+        assert live.estimator.all.count == ended.sum()
+        order = np.sort(np.concatenate([start_s[ended], finish_s[ended]]))
+        running = [
+            (start_s[ended] <= t).sum() - (finish_s[ended] <= t).sum() for t in order
+        ]
+        assert max(running) <= WORKERS
+
+
+def test_nobody_waits_beyond_the_bound():
+    live = LiveSequencer("fifo", workers=1, slo_s=1, most_waiting=2)
+    made = [live.arrive(i, 0.0) for i in range(5)]
+    assert [m.started for m in made] == [[0], [], [], [], []]
+    assert [m.refused for m in made] == [[], [], [], [3], [4]]
+    assert live.counts.full == 2
+    assert live.waiting == 2
+    assert live.end(0, 1.5).started == [1]
+    assert live.counts.late == 1
+
+
+def test_a_look_refuses_whom_nothing_can_save():
+    live = LiveSequencer("late-edf", workers=1, slo_s=0.1)
+    assert live.arrive(0, 0.0, estimate_s=0.05).started == [0]
+    for number in (1, 2):  # as many as may be past the sequencer, and one more
+        live.arrive(number, 0.01, estimate_s=0.02)
+    assert live.waiting == 2
+    assert live.next_deadline_s == pytest.approx(0.11)
+    assert live.look(0.02).refused == []
+    assert live.next_deadline_s == pytest.approx(0.11)
+    live.look(0.2)
+    assert live.next_deadline_s == np.inf
+
+
+def raises(batch, forecast, now_s):
+    if len(batch) > 1:
+        raise KeyError("of its own")
+    return batch.decide([0], [False])
+
+
+def loses(batch, forecast, now_s):
+    return []
+
+
+def idles(batch, forecast, now_s):
+    return batch.decide([], [False] * len(batch))
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"), [(raises, "KeyError"), (loses, "list"), (idles, "idles")]
+)
+def test_a_rule_that_fails_is_named_and_others_are_served_in_turn(rule, says, caplog):
+    live = LiveSequencer(rule, workers=1, slo_s=1.0)
+    served = []
+    for number in range(6):
+        served += live.arrive(number, 0.1 * number).started
+    for number in range(6):
+        served += live.end(number, 1.0).started
+    assert served == list(range(6))
+    if rule is raises:
+        assert live.fault is None or says in live.fault
+    else:
+        assert says in live.fault
+        assert says in caplog.text
+        assert "first come, first served" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda live: live.arrive(0, 2.0), "here already"),
+        (lambda live: live.arrive(7, 0.5), "not before 1.0"),
+        (lambda live: live.arrive(7, np.nan), "finite"),
+        (lambda live: live.arrive(7, 2.0, slo_s=0.0), "slo_s=0"),
+        (lambda live: live.arrive(7, 2.0, features=(1.0,)), "expected 0 finite"),
+        (lambda live: live.end(1, 2.0), "has not started"),
+        (lambda live: live.end(9, 2.0), "is not here"),
+        (lambda live: live.leave(9, 2.0), "is not here"),
+    ],
+)
+def test_what_cannot_have_happened_is_refused_and_changes_nothing(wrong, says):
+    live = LiveSequencer("fifo", workers=1, slo_s=1.0)
+    live.arrive(0, 1.0)
+    live.arrive(1, 1.0)
+    before = live.totals()
+    with pytest.raises(InvalidInput, match=says):
+        wrong(live)
+    assert live.totals() == before
+    assert live.end(0, 1.0).started == [1]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"name": "hybrid"}, "whole batches"),
+        ({"name": "fastest"}, "unknown"),
+        ({"workers": 0}, "workers|cores"),
+        ({"slo_s": np.inf}, "slo_s"),
+        ({"most_waiting": 0}, "most_waiting"),
+    ],
+)
+def test_a_sequencer_that_cannot_be_is_refused(options, says):
+    given = {"name": "fifo", "workers": 2, "slo_s": 1.0} | options
+    with pytest.raises(InvalidInput, match=says):
+        LiveSequencer(**given)

@@ -1,0 +1,72 @@
+"""A service in virtual time behind a live sequencer."""
+
+import heapq
+from dataclasses import replace
+
+import numpy as np
+
+from thesis_lib.sequencer import scenario
+from thesis_lib.sequencer.core.trace import KeySets
+from thesis_lib.sequencer.live import LiveSequencer
+
+WORKERS, SLO_S = 4, 0.004
+AT_ONCE = [
+    "fifo", "bid-price", "codel", "queue-cap", "late-edf", "late-sjf", "least-slack",
+    "startable-first", "late-demote",
+]  # fmt: skip
+
+
+def lifo(batch, forecast, now_s):
+    """The newest first, and nobody who is late already."""
+    return batch.decide(np.arange(len(batch))[::-1], batch.deadline_s < now_s)
+
+
+def crowd(n, load, seed):
+    """A trace without locks, and what an estimator with an error says of it."""
+    trace = scenario("A", n=n, seed=seed)
+    arrival_s = trace.arrival_s * trace.service_s.mean() / WORKERS / load
+    arrival_s /= trace.arrival_s[-1] / n
+    noise = np.random.default_rng(seed).lognormal(0, 0.3, n)
+    nothing = KeySets.from_lists([[]] * n, [[]] * n)
+    return replace(trace, arrival_s=arrival_s, keys=nothing), trace.service_s * noise
+
+
+def drive(live, trace, estimated_s, leaves=()):
+    """Serve a trace in virtual time: starts, ends and refusals by number.
+
+    At time t of a pair (t, number) in `leaves` the client of that number goes.
+    """
+    n = len(trace)
+    start_s, finish_s = np.full(n, np.nan), np.full(n, np.nan)
+    refused, gone = np.zeros(n, bool), set()
+    events = [(t, 2, i) for i, t in enumerate(trace.arrival_s.tolist())]
+    events += [(t, 1, i) for t, i in leaves]
+    heapq.heapify(events)
+    while events:
+        now_s, what, i = heapq.heappop(events)
+        if what == 2:
+            about = {"estimate_s": float(estimated_s[i]), "slo_s": SLO_S}
+            made = live.arrive(i, now_s, features=trace.features[i], **about)
+        elif what == 1:
+            if refused[i] or finish_s[i] < now_s or now_s < trace.arrival_s[i]:
+                continue
+            gone.add(i)
+            made = live.leave(i, now_s)
+        elif i in gone:
+            continue
+        else:
+            made = live.end(i, now_s)
+            finish_s[i] = now_s
+        for number in made.started:
+            assert np.isnan(start_s[number])
+            start_s[number] = now_s
+            heapq.heappush(events, (now_s + float(trace.service_s[number]), 0, number))
+        refused[made.refused] = True
+    return start_s, finish_s, refused
+
+
+def sequencer(name, trace, **options):
+    return LiveSequencer(
+        name, workers=WORKERS, slo_s=SLO_S, most_waiting=len(trace),
+        feature_names=trace.feature_names, **options,
+    )  # fmt: skip
