@@ -9,6 +9,7 @@ import pytest
 
 from thesis_lib import memory, sequencer
 from thesis_lib.memory.model import smollm2
+from thesis_lib.sequencer import live
 
 DOORS = {
     sequencer: """
@@ -35,6 +36,8 @@ def documented() -> Iterator:
         for name in door.__all__:
             if name != "POLICIES":  # a tuple of names
                 yield pytest.param(getattr(door, name), id=f"{door.__name__}.{name}")
+    for thing in (live.LiveSequencer, live.AdmissionController, live.OnlineEstimator):
+        yield pytest.param(thing, id=thing.__name__)
 
 
 @pytest.mark.parametrize("thing", list(documented()))

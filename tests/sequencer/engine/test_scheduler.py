@@ -1,7 +1,6 @@
 """Live, a policy decides once; whoever replays the log reaches the same state."""
 
 import time
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -9,16 +8,13 @@ import pytest
 from serial_execution import execute_serially
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.core.events import COMMITTED, LOGGED, idle_state
-from thesis_lib.sequencer.core.locks import NONE
-from thesis_lib.sequencer.core.trace import Decision, KeySets
+from thesis_lib.sequencer.core.events import LOGGED
+from thesis_lib.sequencer.core.trace import Decision
 from thesis_lib.sequencer.engine.command_log import CommandLog, read_log
 from thesis_lib.sequencer.engine.engine import database, replay
 from thesis_lib.sequencer.engine.scheduler import (
     Requests,
     Scheduler,
-    _commit,
-    _dispatch,
     history,
     run_closed,
     run_open,
@@ -225,33 +221,3 @@ def test_warm_transactions_are_no_part_of_the_loop(log):
     np.testing.assert_array_equal(happened.log, np.arange(N - first))
     assert (happened.latency_s > 0).all()
     assert len(happened.arrival_s) == N - first
-
-
-def free(n):
-    return KeySets.from_lists([[] for _ in range(n)], [[k] for k in range(n)])
-
-
-def test_the_observed_state_knows_who_must_be_running():
-    state = idle_state(free(5), 2)
-    advance = partial(_commit, state)
-    _dispatch(state, np.array([3, 1, 4]), 1.0)
-    assert state.running.tolist() == [3, 1]
-    assert state.start_s[[3, 1]].tolist() == [1.0, 1.0]
-    assert np.isnan(state.start_s[4])
-    advance(np.array([1]), np.array([1.1]), np.array([1.5]), 1.6)
-    assert state.running.tolist() == [3, 4]  # since a worker was free
-    assert state.start_s[[1, 4]].tolist() == [1.1, 1.5]
-    advance(np.array([4, 3]), np.array([1.6, 1.1]), np.array([1.7, 1.8]), 1.9)
-    assert state.running.tolist() == [NONE, NONE]
-    assert state.start_s[[3, 4]].tolist() == [1.1, 1.6]
-    assert state.finish_s[[1, 4, 3]].tolist() == [1.5, 1.7, 1.8]
-    assert state.progress[COMMITTED] == 3
-
-
-def test_a_lock_is_granted_when_its_holder_was_heard_to_commit():
-    state = idle_state(KeySets.from_lists([[], []], [[0], [0]]), 2)
-    _dispatch(state, np.array([1, 0]), 1.0)
-    assert state.running.tolist() == [1, NONE]
-    _commit(state, np.array([1]), np.array([1.1]), np.array([2.0]), 2.5)
-    assert (state.granted_s[0], state.start_s[0]) == (2.5, 2.5)
-    assert state.running.tolist() == [0, NONE]

@@ -21,10 +21,11 @@ from thesis_lib.sequencer.live import (
 
 
 class Service:
-    """Requests for /wait last until they are let go; /echo answers with what it gets."""
+    """Requests for /wait last until they are let go; /echo answers what it gets."""
 
     def __init__(self, policy="fifo", workers=1, slo_s=60.0, log=None, **options):
         self.go, self.inside, self.most = asyncio.Event(), 0, 0
+        self.server = None
         live = LiveSequencer(policy, workers=workers, slo_s=slo_s)
         self.counts, self.control = live.counts, AdmissionController(live, log)
         app = Starlette(
@@ -61,7 +62,7 @@ class Service:
         """The service behind a socket of its own, and a client of it."""
         listens = socket.create_server(("127.0.0.1", 0))
         config = uvicorn.Config(self.app, log_level="critical", lifespan="on")
-        server = uvicorn.Server(config)
+        self.server = server = uvicorn.Server(config)
         server.install_signal_handlers = lambda: None
         serves = asyncio.create_task(server.serve([listens]))
         address = f"http://127.0.0.1:{listens.getsockname()[1]}"
@@ -72,8 +73,8 @@ class Service:
             ) as client:
                 await self.until(lambda: server.started)
                 yield client
-                self.go.set()
         finally:
+            self.go.set()
             server.should_exit = True
             await serves
 
@@ -88,7 +89,7 @@ def test_no_more_run_at_once_than_there_are_workers_and_all_are_answered(tmp_pat
         async with service.open() as client:
             asked = [asyncio.create_task(client.get("/wait")) for _ in range(20)]
             await service.until(lambda: service.counts.arrived == 20)
-            assert service.inside == 3
+            await service.until(lambda: service.inside == 3)
             service.go.set()
             assert [a.text for a in await asyncio.gather(*asked)] == ["served"] * 20
         assert service.most == 3
@@ -191,6 +192,25 @@ def test_a_service_that_fails_keeps_no_worker():
             assert (await client.get("/nowhere")).status_code == 404
             assert (await client.get("/wait")).text == "served"
         assert service.counts.on_time == 3
+
+    run(story())
+
+
+def test_a_server_that_is_told_to_end_answers_whom_it_has_taken(tmp_path):
+    async def story():
+        service = Service(log=tmp_path / "log.jsonl")
+        async with service.open() as client:
+            asked = [asyncio.create_task(client.get("/wait")) for _ in range(5)]
+            await service.until(lambda: service.inside == 1)
+            await service.until(lambda: service.counts.arrived == 5)
+            service.server.should_exit = True  # what SIGTERM does
+            await asyncio.sleep(0.3)
+            assert service.counts.started == 1
+            service.go.set()
+            assert [a.text for a in await asyncio.gather(*asked)] == ["served"] * 5
+        assert service.counts.on_time == 5
+        seen = replay(tmp_path / "log.jsonl")
+        assert (seen.events, seen.differs_at) == (10, None)
 
     run(story())
 

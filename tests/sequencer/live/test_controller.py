@@ -1,13 +1,16 @@
 """Turns in an event loop: who runs, who is refused, who went away."""
 
 import asyncio
+import time
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from thesis_lib.sequencer.live import (
     AdmissionController,
     LiveSequencer,
     Refused,
+    SequencerMetrics,
     replay,
 )
 
@@ -152,3 +155,34 @@ def test_ten_thousand_at_once_are_each_answered():
         assert live.counts.on_time + live.counts.late + len(refused) == 10_000
 
     run(story())
+
+
+def test_all_may_be_cancelled_at_one_moment():
+    async def story():
+        desk = Desk("late-edf", slo_s=0.02)
+        asked = desk.ask(*"abcdefgh")
+        await rest()
+        time.sleep(0.05)  # nobody is on time any more, and nothing has been decided
+        for one in asked:
+            one.cancel()
+        made = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(m) for m in made} == {asyncio.CancelledError}
+        assert desk.counts.arrived == desk.counts.left + desk.counts.refused == 8
+        assert desk.control.sequencer.running == desk.control.sequencer.waiting == 0
+
+    run(story())
+
+
+def test_prometheus_reads_what_has_become_of_requests():
+    live = LiveSequencer("fifo", workers=1, slo_s=1.0)
+    registry = CollectorRegistry()
+    registry.register(SequencerMetrics(live))
+    live.arrive(0, 0.0, estimate_s=0.5)
+    live.arrive(1, 0.1, estimate_s=0.25)
+    live.end(0, 0.3)
+    text = generate_latest(registry).decode()
+    said = dict(line.split() for line in text.splitlines() if line[0] != "#")
+    for name, count in live.totals().items():
+        total = "" if name in ("running", "waiting") else "_total"
+        assert float(said[f"sequencer_{name}{total}"]) == count
+    assert float(said["sequencer_wait_seconds"]) == pytest.approx(0.25)

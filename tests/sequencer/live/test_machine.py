@@ -8,6 +8,7 @@ from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer import policy, simulate
 from thesis_lib.sequencer.live import LiveSequencer
 from thesis_lib.sequencer.live import machine as machine_room
+from thesis_lib.sequencer.policies.recalibration import COMMITS, MEAN_X, MEAN_Y, SLOPE
 
 
 @pytest.mark.parametrize("load", [0.8, 1.3])
@@ -53,6 +54,24 @@ def test_who_leaves_takes_no_time_and_teaches_nothing():
             (start_s[ended] <= t).sum() - (finish_s[ended] <= t).sum() for t in order
         ]
         assert max(running) <= WORKERS
+
+
+def test_the_policy_believes_its_estimates_whoever_leaves():
+    live = LiveSequencer("bid-price", workers=1, slo_s=1.0)
+    now_s = 0.0
+    for number in range(60):
+        estimate_s = 0.01 * 1.1 ** (number % 9)
+        assert live.arrive(number, now_s, estimate_s=estimate_s).started == [number]
+        if number % 2:
+            live.leave(number, now_s + estimate_s / 5)
+        else:
+            live.end(number, now_s + estimate_s)
+        now_s += 0.1
+    live.arrive(60, now_s, estimate_s=0.01)
+    moments = live._lookahead.memory.online.moments
+    assert moments[MEAN_Y] == pytest.approx(moments[MEAN_X])
+    assert moments[SLOPE] == pytest.approx(1.0)
+    assert moments[COMMITS] == 60
 
 
 def test_nobody_waits_beyond_the_bound():

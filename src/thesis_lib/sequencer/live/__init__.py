@@ -1,4 +1,4 @@
-"""The sequencer in front of a service: a machine of events, asyncio, and ASGI.
+"""The sequencer in front of a service: a machine of events, asyncio, ASGI, a log.
 
 from thesis_lib.sequencer import live
 
@@ -13,3 +13,4 @@ from .estimator import OnlineEstimator as OnlineEstimator
 from .log import DecisionLog as DecisionLog
 from .log import replay as replay
 from .machine import LiveSequencer as LiveSequencer
+from .metrics import SequencerMetrics as SequencerMetrics

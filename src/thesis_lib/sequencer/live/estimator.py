@@ -14,7 +14,7 @@ from thesis_lib.common.errors import require, require_count
 from thesis_lib.sequencer.core.trace import F64
 from thesis_lib.sequencer.policies.recalibration import LEAST_S
 
-_RIDGE = 0.05  # variance that features have beside their own: few points, flat slopes
+_RIDGE = 1.0  # of a request that would not vary: few have been served, flat slopes
 _KINDS = 256  # that are told apart; whoever comes later shares one
 
 
@@ -34,7 +34,7 @@ class _Regression:
         self.variance = keep * (self.variance + rate * np.outer(dx, dx))
         self.covariance = keep * (self.covariance + rate * dx * dy)
         if len(x):
-            ridge = _RIDGE * np.eye(len(x))
+            ridge = rate * _RIDGE * np.eye(len(x))
             self.slope = np.linalg.solve(self.variance + ridge, self.covariance)
 
     def predict(self, x: F64) -> float:

@@ -1,0 +1,37 @@
+"""What has become of requests, for Prometheus (`pip install prometheus-client`)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from thesis_lib.sequencer.live.machine import LiveSequencer
+
+_SAYS = {
+    "arrived": "Requests that came",
+    "started": "Requests that were given a worker",
+    "on_time": "Requests that ended by their deadlines",
+    "late": "Requests that ended after their deadlines",
+    "refused": "Requests that were refused",
+    "full": "Requests that were refused for want of room to wait",
+    "left": "Requests whose clients went first",
+}
+
+
+class SequencerMetrics:
+    """Counters and gauges of `sequencer`, to be registered with a registry."""
+
+    def __init__(self, sequencer: LiveSequencer) -> None:
+        self.sequencer = sequencer
+
+    def collect(self) -> Iterator[Any]:
+        """What a registry asks for whenever it is read."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        totals = self.sequencer.totals()
+        for name, says in _SAYS.items():
+            yield CounterMetricFamily(f"sequencer_{name}", says, value=totals[name])
+        for name in ("running", "waiting"):
+            says = f"Requests that are {name}"
+            yield GaugeMetricFamily(f"sequencer_{name}", says, value=totals[name])
+        says = "About how long a request would wait that came now"
+        wait_s = self.sequencer.wait_s()
+        yield GaugeMetricFamily("sequencer_wait_seconds", says, value=wait_s)
