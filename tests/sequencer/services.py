@@ -70,3 +70,8 @@ def sequencer(name, trace, **options):
         name, workers=WORKERS, slo_s=SLO_S, most_waiting=len(trace),
         feature_names=trace.feature_names, **options,
     )  # fmt: skip
+
+
+def called(value):
+    """What a test calls a policy."""
+    return value if isinstance(value, str) else getattr(value, "__name__", None)

@@ -106,7 +106,9 @@ def vector(
 def require_count(name: str, value: object, least: int = 1) -> None:
     """Raise InvalidInput for what is no whole number, of any type, or below `least`."""
     require(
-        isinstance(value, Integral) and int(value) >= least,
+        isinstance(value, Integral)
+        and not isinstance(value, bool)
+        and int(value) >= least,
         f"{name}={value}: expected at least {least}, a whole number",
     )
 

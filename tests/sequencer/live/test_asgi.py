@@ -117,7 +117,9 @@ def test_a_refusal_says_when_to_come_again_and_what_it_would_have_taken():
     run(story())
 
 
-@pytest.mark.parametrize("value", ["soon", "-3", "0", "nan", "inf", ""])
+@pytest.mark.parametrize(
+    "value", ["soon", "-3", "0", "nan", "inf", "", "1e9", "1_0", "+5"]
+)
 def test_an_objective_that_is_none_is_answered_by_what_is_expected(value):
     async def story():
         service = Service(slo_header="X-Slo-Ms")
@@ -131,10 +133,8 @@ def test_an_objective_that_is_none_is_answered_by_what_is_expected(value):
 
 
 def test_the_shorter_of_two_objectives_holds():
-    live = LiveSequencer("fifo", workers=1, slo_s=60)
-
     def objective_of(paths):
-        control = AdmissionController(live)
+        control = AdmissionController(LiveSequencer("fifo", workers=1, slo_s=60))
         app = SequencerMiddleware(None, control, slo_s=paths, slo_header="X-Slo")
         return app._objective
 
@@ -143,8 +143,14 @@ def test_the_shorter_of_two_objectives_holds():
     assert objective({"path": "/wait", "headers": []}) == 2.0
     assert objective({"path": "/wait", "headers": [(b"x-slo", b"500")]}) == 0.5
     assert objective({"path": "/wait", "headers": [(b"x-slo", b"9000")]}) == 2.0
-    with pytest.raises(InvalidInput, match="/wait is 0"):
+    with pytest.raises(InvalidInput, match=r"slo_s of /wait=0\.0"):
         objective_of({"/wait": 0.0})
+    with pytest.raises(InvalidInput, match="one from the root"):
+        objective_of({"wait": 1.0})
+    with pytest.raises(InvalidInput, match="name of a header"):
+        Service(slo_header="X Slo")
+    with pytest.raises(InvalidInput, match="expected an AdmissionController"):
+        SequencerMiddleware(None, LiveSequencer("fifo", workers=1, slo_s=60))
 
 
 def test_a_client_that_goes_gives_up_its_place():
@@ -179,6 +185,47 @@ def test_a_body_comes_whole_though_its_request_waits(size):
             service.go.set()
             assert (await second).content == body
             await first
+
+    run(story())
+
+
+def test_a_free_path_is_answered_while_others_wait():
+    async def story():
+        service = Service(free_paths=["/echo"])
+        async with service.open() as client:
+            first = asyncio.create_task(client.get("/wait"))
+            await service.until(lambda: service.inside == 1)
+            assert (await client.post("/echo", content=b"well")).text == "well"
+            assert service.counts.arrived == 1
+            service.go.set()
+            await first
+
+    run(story())
+
+
+def test_a_call_that_is_cancelled_at_any_moment_keeps_no_worker():
+    async def story():
+        service = Service()
+        scope = {"type": "http", "method": "GET", "path": "/wait", "headers": []}
+
+        async def never():
+            await asyncio.Event().wait()
+
+        async def unheard(message):
+            """A client that reads nothing."""
+
+        for steps in range(12):
+            first = service.control.ask()
+            call = asyncio.create_task(service.app(dict(scope), never, unheard))
+            await asyncio.sleep(0.01)
+            first.close(served=True)  # and the call is granted its turn
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            sequencer = service.control.sequencer
+            assert (sequencer.running, sequencer.waiting) == (0, 0)
+            assert service.counts.left == steps + 1
 
     run(story())
 

@@ -6,6 +6,7 @@ import time
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.live import (
     AdmissionController,
     LiveSequencer,
@@ -78,7 +79,7 @@ def test_an_exception_ends_a_turn_as_an_answer_does():
     run(story())
 
 
-@pytest.mark.parametrize("policy", ["fifo", "late-edf"])  # in the queue, and held back
+@pytest.mark.parametrize("policy", ["queue-cap", "late-edf"])  # behind it, before it
 def test_who_is_cancelled_gives_up_a_place_and_a_worker(policy):
     async def story():
         desk = Desk(policy)
@@ -127,10 +128,10 @@ def test_who_cannot_be_on_time_is_refused_with_what_it_would_take(tmp_path):
         assert refused.value.predicted_s > refused.value.wait_s >= 0
         desk.go["a"].set()
         await rest()
-        for name in desk.inside:
-            desk.go[name].set()
-        await asyncio.gather(b, return_exceptions=True)
-        assert desk.counts.refused >= 1
+        assert desk.inside == []
+        with pytest.raises(Refused):
+            await b
+        assert desk.counts.refused == 2
         desk.control.close()
         assert replay(tmp_path / "log.jsonl").differs_at is None
 
@@ -186,3 +187,46 @@ def test_prometheus_reads_what_has_become_of_requests():
         total = "" if name in ("running", "waiting") else "_total"
         assert float(said[f"sequencer_{name}{total}"]) == count
     assert float(said["sequencer_wait_seconds"]) == pytest.approx(0.25)
+
+
+def test_a_closed_log_leaves_the_timer_that_refuses(tmp_path):
+    async def story():
+        desk = Desk("late-edf", slo_s=0.1, log=tmp_path / "log.jsonl")
+        a, b = desk.ask("a", "b")
+        await rest()
+        desk.control.close()
+        with pytest.raises(Refused):
+            await b
+        desk.go["a"].set()
+        await a
+
+    run(story())
+
+
+def test_a_request_that_cannot_be_takes_no_worker():
+    async def story():
+        desk = Desk()
+        for wrong in ({"kind": b"x"}, {"features": (1.0,)}, {"slo_s": -1.0}):
+            with pytest.raises(InvalidInput):
+                await desk.serve("a", **wrong)
+        assert desk.control._turns == {}
+        (b,) = desk.ask("b")
+        await rest()
+        assert desk.inside == ["b"]
+        desk.go["b"].set()
+        await b
+
+    run(story())
+
+
+def test_a_sequencer_has_one_controller(tmp_path):
+    live = LiveSequencer("fifo", workers=1, slo_s=1.0)
+    AdmissionController(live)
+    with pytest.raises(InvalidInput, match="has a controller"):
+        AdmissionController(live)
+    with pytest.raises(InvalidInput, match="expected a LiveSequencer"):
+        AdmissionController("bid-price")
+    noted = LiveSequencer("fifo", workers=1, slo_s=1.0, note=print)
+    with pytest.raises(InvalidInput, match="noted elsewhere"):
+        AdmissionController(noted, tmp_path / "log.jsonl")
+    assert not (tmp_path / "log.jsonl").exists()

@@ -59,7 +59,13 @@ def test_no_more_kinds_are_kept_than_there_is_room_for():
     for number in range(5000):
         learns.learn(f"/orders/{number}", (), 0.1)
     assert len(learns.kinds) == room._KINDS
-    assert learns.predict("/orders/4999", ()) == pytest.approx(0.1)
+    assert "/orders/0" not in learns.kinds
+    learns.learn("/orders/4800", (), 0.1)  # and is kept, though it came before others
+    for number in range(room._KINDS - 1):
+        learns.learn(f"/new/{number}", (), 0.4)
+    assert "/orders/4800" in learns.kinds
+    assert "/orders/4999" not in learns.kinds
+    assert learns.predict("/new/3", ()) == pytest.approx(0.4)
 
 
 def test_nothing_is_foretold_that_is_no_time():

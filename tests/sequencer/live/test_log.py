@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from services import AT_ONCE, SLO_S, WORKERS, crowd, drive, lifo, sequencer
+from services import AT_ONCE, SLO_S, WORKERS, called, crowd, drive, lifo, sequencer
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.live import DecisionLog, LiveSequencer, replay
@@ -20,7 +20,7 @@ def logged(path, name, n=300):
     return live
 
 
-@pytest.mark.parametrize("name", [*AT_ONCE, lifo], ids=str)
+@pytest.mark.parametrize("name", [*AT_ONCE, lifo], ids=called)
 def test_a_replay_decides_what_the_log_says(name, tmp_path):
     path = tmp_path / "decisions.jsonl"
     live = logged(path, name)
@@ -31,6 +31,9 @@ def test_a_replay_decides_what_the_log_says(name, tmp_path):
     assert seen.refused == live.counts.refused
     if isinstance(name, str):
         assert replay(path) == seen
+    else:
+        with pytest.raises(InvalidInput, match="hand it to replay as `policy`"):
+            replay(path)
 
 
 def test_a_replay_names_the_first_line_that_differs(tmp_path):
@@ -61,7 +64,7 @@ def test_a_line_that_was_cut_by_a_kill_is_left_out(tmp_path):
     [
         (lambda lines: lines[1:], "no log of a live sequencer"),
         (lambda lines: [], "no log of a live sequencer"),
-        (lambda lines: [lines[0], "{"], "is no log"),
+        (lambda lines: [lines[0], "{"], "line 2: Expecting"),
         (lambda lines: [lines[0], "[1]"], "line 2: no object"),
         (lambda lines: [lines[0], '{"t": 1}'], "line 2: expected an event"),
         (lambda lines: [lines[0], '{"look": true}'], "line 2: 't'"),

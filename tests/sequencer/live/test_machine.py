@@ -2,22 +2,22 @@
 
 import numpy as np
 import pytest
-from services import AT_ONCE, SLO_S, WORKERS, crowd, drive, lifo, sequencer
+from services import AT_ONCE, SLO_S, WORKERS, called, crowd, drive, lifo, sequencer
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer import policy, simulate
-from thesis_lib.sequencer.live import LiveSequencer
+from thesis_lib.sequencer.live import LiveSequencer, OnlineEstimator
 from thesis_lib.sequencer.live import machine as machine_room
 from thesis_lib.sequencer.policies.recalibration import COMMITS, MEAN_X, MEAN_Y, SLOPE
 
 
 @pytest.mark.parametrize("load", [0.8, 1.3])
-@pytest.mark.parametrize("name", [*AT_ONCE, lifo], ids=str)
+@pytest.mark.parametrize("name", [*AT_ONCE, lifo], ids=called)
 def test_it_decides_as_the_simulator_does(name, load, monkeypatch):
     trace, estimated_s = crowd(700, load, seed=3)
     simulated = simulate(
-        trace, policy(name, slo_s=SLO_S, cores=WORKERS), estimated_s, cores=WORKERS,
-        slo_s=SLO_S,
+        trace, machine_room.at_hand(policy(name, slo_s=SLO_S, cores=WORKERS), WORKERS),
+        estimated_s, cores=WORKERS, slo_s=SLO_S,
     )  # fmt: skip
     for room in (4096, 1):  # with room for all, and room made again and again
         monkeypatch.setattr(machine_room, "_ROOM", room)
@@ -85,17 +85,54 @@ def test_nobody_waits_beyond_the_bound():
     assert live.counts.late == 1
 
 
-def test_a_look_refuses_whom_nothing_can_save():
-    live = LiveSequencer("late-edf", workers=1, slo_s=0.1)
-    assert live.arrive(0, 0.0, estimate_s=0.05).started == [0]
-    for number in (1, 2):  # as many as may be past the sequencer, and one more
-        live.arrive(number, 0.01, estimate_s=0.02)
-    assert live.waiting == 2
-    assert live.next_deadline_s == pytest.approx(0.11)
-    assert live.look(0.02).refused == []
-    assert live.next_deadline_s == pytest.approx(0.11)
-    live.look(0.2)
-    assert live.next_deadline_s == np.inf
+@pytest.mark.parametrize("name", ["bid-price", "late-edf", "codel"])
+def test_behind_a_service_that_hangs_nobody_waits_for_ever(name):
+    live = LiveSequencer(name, workers=2, slo_s=0.1)
+    started = []
+    for number in range(12):
+        started += live.arrive(number, 1e-3 * number, estimate_s=0.02).started
+    assert started == [0, 1]  # which never end
+    looks = 0
+    while live.next_deadline_s < np.inf:
+        assert live.look(live.next_deadline_s + 1e-6).started == []
+        looks += 1
+    for later in range(400):  # a queue of its own may refuse one after the other
+        live.look(1.0 + 0.01 * later)
+    assert (live.running, live.waiting) == (2, 0)
+    assert live.counts.refused == 10
+    assert live.wait_s() > 4  # what has hung so long will hang on
+
+
+def test_who_came_and_went_takes_no_room():
+    for name in ("fifo", "bid-price", "codel"):
+        live = LiveSequencer(name, workers=1, slo_s=9.0, most_waiting=3)
+        live.arrive(0, 0.0)
+        for number in range(1, 40):
+            made = live.arrive(number, 0.0)
+            assert not made.refused
+            live.leave(number, 0.0)
+            assert live.waiting == 0
+        assert live.end(0, 1.0).started == []
+        assert live.running == 0
+
+
+def test_what_is_noted_and_learned_may_fail_and_nobody_is_lost(caplog):
+    def note(event):
+        raise OSError("of its own")
+
+    class Estimator(OnlineEstimator):
+        def learn(self, kind, features, took_s):
+            raise KeyError("of its own")
+
+    learns = Estimator(0, first_s=0.1)
+    live = LiveSequencer("fifo", workers=1, slo_s=1, estimator=learns, note=note)
+    assert live.arrive(0, 0.0).started == [0]
+    assert live.arrive(1, 0.0).started == []
+    assert live.end(0, 0.5).started == [1]
+    assert live.end(1, 0.6).started == []
+    assert live.running == 0
+    assert "noted no more" in caplog.text
+    assert "nothing is learned of request 0" in caplog.text
 
 
 def raises(batch, forecast, now_s):
@@ -139,6 +176,8 @@ def test_a_rule_that_fails_is_named_and_others_are_served_in_turn(rule, says, ca
         (lambda live: live.arrive(7, np.nan), "finite"),
         (lambda live: live.arrive(7, 2.0, slo_s=0.0), "slo_s=0"),
         (lambda live: live.arrive(7, 2.0, features=(1.0,)), "expected 0 finite"),
+        (lambda live: live.arrive(7, 2.0, kind=b"x"), "expected text"),
+        (lambda live: live.arrive(7, 2.0, estimate_s=np.nan), "estimate_s"),
         (lambda live: live.end(1, 2.0), "has not started"),
         (lambda live: live.end(9, 2.0), "is not here"),
         (lambda live: live.leave(9, 2.0), "is not here"),
@@ -160,7 +199,12 @@ def test_what_cannot_have_happened_is_refused_and_changes_nothing(wrong, says):
     [
         ({"name": "hybrid"}, "whole batches"),
         ({"name": "fastest"}, "unknown"),
-        ({"workers": 0}, "workers|cores"),
+        ({"workers": 0}, "workers=0"),
+        ({"workers": True}, "workers=True"),
+        ({"workers": 10**9}, "10000 at most"),
+        ({"slo_s": "1"}, "slo_s='1'"),
+        ({"feature_names": "items"}, "names that differ"),
+        ({"feature_names": ("a", "a")}, "names that differ"),
         ({"slo_s": np.inf}, "slo_s"),
         ({"most_waiting": 0}, "most_waiting"),
     ],

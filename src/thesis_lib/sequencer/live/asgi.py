@@ -2,19 +2,21 @@
 
 import asyncio
 import json
+import re
 from collections.abc import (
     Awaitable,
     Callable,
-    Coroutine,
+    Collection,
     Mapping,
     MutableMapping,
     Sequence,
 )
-from math import ceil, isfinite
+from math import ceil
 from typing import Any
 
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.sequencer.live.controller import AdmissionController, Refused
+from thesis_lib.sequencer.live.controller import AdmissionController
+from thesis_lib.sequencer.live.machine import seconds
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -36,12 +38,14 @@ class SequencerMiddleware:
     """`app`, whose HTTP requests run when `controller` says so, or are refused.
 
     `kind` and `features` say of a request, by its ASGI scope, what service times may
-    depend on. Its objective is that of its path in `slo_s`, or of a client that names
-    one in milliseconds in the header `slo_header`, where the shorter holds; else that
-    of the sequencer. A refusal is a 503 with `Retry-After` and a JSON body that says
-    the predicted latency; a header that is no time is answered by a 400. A client that
-    goes while it waits gives up its place. Raises InvalidInput for an objective in
-    `slo_s` that is none.
+    depend on. Its objective is the shorter of two: that of its path in `slo_s`, in
+    seconds, and what its client says in the header `slo_header`, in milliseconds; with
+    neither, that of the sequencer. `free_paths` pass by the policy, as WebSockets do.
+
+    A refusal is a 503 with `Retry-After` and a JSON body that says the predicted
+    latency; a header that is no time is answered by a 400. A client that goes while it
+    waits gives up its place; one that goes later keeps its worker for as long as the
+    service works for it. Raises InvalidInput for options that cannot be.
     """
 
     def __init__(
@@ -50,22 +54,35 @@ class SequencerMiddleware:
         features: Callable[[Scope], Sequence[float]] = nothing,
         slo_s: Mapping[str, float] | None = None,
         slo_header: str | None = None,
+        free_paths: Collection[str] = (),
     ) -> None:  # fmt: skip
+        require(
+            isinstance(controller, AdmissionController),
+            f"controller={controller!r}: expected an AdmissionController",
+        )
+        require(
+            slo_header is None
+            or re.fullmatch(r"[A-Za-z0-9-]+", slo_header) is not None,
+            f"slo_header={slo_header!r}: expected the name of a header, as X-Slo-Ms",
+        )
         self.app, self.controller = app, controller
         self.kind, self.features = kind, features
-        self.slo_s = dict(slo_s or {})
-        for path, seconds in self.slo_s.items():
-            require(
-                0 < seconds < float("inf"),
-                f"slo_s of {path} is {seconds:g}: expected positive seconds",
-            )
+        self.slo_s = {
+            path: seconds(f"slo_s of {path}", value)
+            for path, value in dict(slo_s or {}).items()
+        }
         self.slo_header = slo_header.lower().encode() if slo_header else None
+        self.free_paths = frozenset(free_paths)
+        for path in [*self.slo_s, *self.free_paths]:
+            require(
+                path.startswith("/"), f"path {path!r}: expected one from the root, /"
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, self._closing(receive), send)
             return
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in self.free_paths:
             await self.app(scope, receive, send)
             return
         try:
@@ -73,37 +90,36 @@ class SequencerMiddleware:
         except InvalidInput as error:
             await _answer(send, 400, {"error": str(error)})
             return
-        client = _Client(receive)
-        turn = self.controller.turn(self.kind(scope), self.features(scope), slo_s)
+        client, served = _Client(receive), False
+        turn = self.controller.ask(self.kind(scope), self.features(scope), slo_s)
         try:
-            if not await client.stays_for(turn.__aenter__()):
+            if not await client.stays_for(turn.granted):
                 return
-        except Refused as error:
-            seconds = max(1, ceil(error.wait_s))
-            said = {"error": str(error), "predicted_s": error.predicted_s}
-            await _answer(send, 503, said, [(b"retry-after", b"%d" % seconds)])
-            return
-        try:
+            if not turn.granted.result():
+                refusal = turn.refusal()
+                again = (b"retry-after", b"%d" % max(1, ceil(refusal.wait_s)))
+                said = {"error": str(refusal), "predicted_s": refusal.predicted_s}
+                await _answer(send, 503, said, [again])
+                return
+            served = True
             await self.app(scope, client.receive, send)
-        except BaseException as error:
-            await turn.__aexit__(type(error), error, error.__traceback__)
+        except asyncio.CancelledError:
+            served = False
             raise
-        await turn.__aexit__(None, None, None)
+        finally:
+            turn.close(served)
 
     def _objective(self, scope: Scope) -> float | None:
         given = [self.slo_s[scope["path"]]] if scope["path"] in self.slo_s else []
         for name, value in scope["headers"]:
             if name == self.slo_header:
-                try:
-                    seconds = float(value) / 1000
-                except ValueError:
-                    seconds = -1.0
+                is_number = re.fullmatch(rb"\d{1,12}(\.\d{1,6})?", value)
                 require(
-                    seconds > 0 and isfinite(seconds),
+                    is_number is not None and float(value) > 0,
                     f"{name.decode()}: expected the milliseconds in which an answer is "
                     "of use, such as 250",
                 )
-                given.append(seconds)
+                given.append(float(value) / 1000)
         return min(given, default=None)
 
     def _closing(self, receive: Receive) -> Receive:
@@ -127,22 +143,20 @@ class _Client:
         """The next message, which may have been read while its request waited."""
         return self._read.pop(0) if self._read else await self._receive()
 
-    async def stays_for(self, turn: Coroutine[Any, Any, None]) -> bool:
-        """Wait for `turn`; False if the client was gone first."""
-        tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(turn)]
+    async def stays_for(self, granted: asyncio.Future[bool]) -> bool:
+        """Wait until it is known whether a turn is granted; False if it went before."""
+        if granted.done():
+            return True
+        watches = asyncio.ensure_future(self._watch())
         try:
-            await asyncio.sleep(0)  # most wait for nobody
-            if not tasks[0].done():
-                tasks.append(asyncio.ensure_future(self._watch()))
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                if not tasks[0].done() and tasks[1].result():
-                    return False
-            await tasks[0]
+            await asyncio.wait({granted, watches}, return_when=asyncio.FIRST_COMPLETED)
+            if not granted.done() and watches.result():
+                return False
+            await granted
             return True
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            watches.cancel()
+            await asyncio.gather(watches, return_exceptions=True)
 
     async def _watch(self) -> bool:
         """Read on until the client is gone, or has more than one message to say."""

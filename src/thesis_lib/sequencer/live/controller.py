@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from thesis_lib.common.errors import require
 from thesis_lib.sequencer.live.log import DecisionLog
 from thesis_lib.sequencer.live.machine import Decided, LiveSequencer
 
@@ -24,11 +26,36 @@ class Refused(Exception):
         self.wait_s, self.predicted_s = wait_s, predicted_s
 
 
+@dataclass(slots=True)
+class Turn:
+    """A request in the hands of its controller; whoever asked for it must close it."""
+
+    controller: "AdmissionController"
+    number: int
+    kind: str
+    features: Sequence[float]
+    granted: asyncio.Future[bool]  # False where it is refused
+
+    def refusal(self) -> Refused:
+        """Why it was not granted."""
+        sequencer = self.controller.sequencer
+        wait_s = sequencer.wait_s()
+        return Refused(
+            wait_s, wait_s + sequencer.estimator.predict(self.kind, self.features)
+        )
+
+    def close(self, served: bool) -> None:
+        """It is over: served, or its client went before."""
+        self.controller._close(self, served)
+
+
 class AdmissionController:
     """`sequencer`, told the time by the running loop; a log at `log` if one is given.
 
     It belongs to one event loop and knows no threads. Who is kept back is decided on
-    again whenever somebody comes or ends, and at its deadline if nobody does.
+    again whenever somebody comes or ends, and at its deadline if nobody does. Raises
+    InvalidInput for a sequencer that another controller has, and for a log that cannot
+    be written.
 
     >>> import asyncio
     >>> from thesis_lib.sequencer.live import AdmissionController, LiveSequencer
@@ -44,8 +71,16 @@ class AdmissionController:
     """
 
     def __init__(self, sequencer: LiveSequencer, log: Path | str | None = None) -> None:
-        self.sequencer = sequencer
+        require(
+            isinstance(sequencer, LiveSequencer),
+            f"sequencer={sequencer!r}: expected a LiveSequencer",
+        )
+        require(
+            not sequencer.taken,
+            "this sequencer has a controller already: make one sequencer for each",
+        )
         self.log = None if log is None else DecisionLog(log, sequencer)
+        self.sequencer, sequencer.taken = sequencer, True
         self._next = 0
         self._turns: dict[int, asyncio.Future[bool]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -61,43 +96,46 @@ class AdmissionController:
         What is left by an exception counts as served; what is cancelled has no client
         any more, and teaches nothing.
         """
-        number, sequencer = self._next, self.sequencer
-        self._next += 1
-        turn = asyncio.get_running_loop().create_future()
-        self._turns[number] = turn
+        turn, served = self.ask(kind, features, slo_s), False
         try:
-            self._apply(
-                sequencer.arrive(
-                    number, self._now_s(), kind=kind, features=features, slo_s=slo_s
-                )
-            )
-            granted = await turn
-        except asyncio.CancelledError:
-            if number in sequencer:  # else it was refused at that moment
-                self._apply(sequencer.leave(number, self._now_s()))
-            raise
-        finally:
-            del self._turns[number]
-        if not granted:
-            wait_s = sequencer.wait_s()
-            expected_s = sequencer.estimator.predict(kind, features)
-            raise Refused(wait_s, wait_s + expected_s)
-        try:
+            if not await turn.granted:
+                raise turn.refusal()
+            served = True
             yield
         except asyncio.CancelledError:
-            self._apply(sequencer.leave(number, self._now_s()))
+            served = False
             raise
+        finally:
+            turn.close(served)
+
+    def ask(
+        self, kind: str = "", features: Sequence[float] = (),
+        slo_s: float | None = None,
+    ) -> Turn:  # fmt: skip
+        """What `turn` begins with, for whoever waits in a way of its own."""
+        number, granted = self._next, asyncio.get_running_loop().create_future()
+        self._turns[number] = granted
+        try:
+            decided = self.sequencer.arrive(
+                number, self._now_s(), kind=kind, features=features, slo_s=slo_s
+            )
         except BaseException:
-            self._apply(sequencer.end(number, self._now_s()))
+            del self._turns[number]
             raise
-        self._apply(sequencer.end(number, self._now_s()))
+        self._next += 1
+        self._apply(decided)
+        return Turn(self, number, kind, features, granted)
 
     def close(self) -> None:
         """Close the log; requests are served on without one."""
-        if self._timer is not None:
-            self._timer.cancel()
         if self.log is not None:
             self.log.close()
+
+    def _close(self, turn: Turn, served: bool) -> None:
+        self._turns.pop(turn.number, None)
+        if turn.number in self.sequencer:
+            over = self.sequencer.end if served else self.sequencer.leave
+            self._apply(over(turn.number, self._now_s()))
 
     def _now_s(self) -> float:
         now_s = asyncio.get_running_loop().time()
@@ -112,14 +150,11 @@ class AdmissionController:
                 turn = self._turns.get(number)
                 if turn is not None and not turn.done():
                     turn.set_result(granted)
-        due_s = self.sequencer.next_deadline_s
-        if self._timer is not None:
-            if self._timer.when() == due_s + (self._origin_s or 0.0):
-                return
+        at_s = self.sequencer.next_deadline_s + (self._origin_s or 0.0)
+        if self._timer is not None and self._timer.when() != at_s:
             self._timer.cancel()
             self._timer = None
-        if due_s < float("inf"):
-            at_s = due_s + (self._origin_s or 0.0)
+        if self._timer is None and at_s < float("inf"):
             self._timer = asyncio.get_running_loop().call_at(at_s, self._look)
 
     def _look(self) -> None:

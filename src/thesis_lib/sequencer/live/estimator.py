@@ -15,7 +15,7 @@ from thesis_lib.sequencer.core.trace import F64
 from thesis_lib.sequencer.policies.recalibration import LEAST_S
 
 _RIDGE = 1.0  # of a request that would not vary: few have been served, flat slopes
-_KINDS = 256  # that are told apart; whoever comes later shares one
+_KINDS = 256  # that are told apart: those that were served last
 
 
 class _Regression:
@@ -44,10 +44,10 @@ class _Regression:
 class OnlineEstimator:
     """Service times in seconds, for each kind by its `features` numbers.
 
-    A feature enters as its inverse hyperbolic sine, a logarithm that takes nothing and
-    less than nothing as well. Of a kind that has not been served yet, what is known of
+    A feature enters as its inverse hyperbolic sine: like a logarithm, but of zero and
+    of negative values as well. Of a kind that has not been served yet, what is known of
     all kinds is said, and before anything has been served, `first_s`. It remembers
-    about `window` requests of a kind.
+    about `window` requests of a kind, and the 256 kinds that were served last.
 
     >>> from thesis_lib.sequencer.live import OnlineEstimator
     >>> learns = OnlineEstimator(0, first_s=0.02)
@@ -74,8 +74,9 @@ class OnlineEstimator:
     def learn(self, kind: str, features: Sequence[float], took_s: float) -> None:
         """A request of this kind took `took_s`."""
         x, y = np.arcsinh(np.array(features, np.float64)), log(max(took_s, LEAST_S))
-        if kind not in self.kinds and len(self.kinds) < _KINDS:
-            self.kinds[kind] = _Regression(self.features)
-        for known in (self.all, self.kinds.get(kind)):
-            if known is not None:
-                known.learn(x, y, self.window)
+        own = self.kinds.pop(kind, None) or _Regression(self.features)
+        if len(self.kinds) == _KINDS:
+            del self.kinds[next(iter(self.kinds))]
+        self.kinds[kind] = own  # the last, as it was served last
+        for known in (self.all, own):
+            known.learn(x, y, self.window)

@@ -1,7 +1,7 @@
 """What happened in front of a service, and what was decided: written, read, replayed.
 
 A line of JSON for each event, after one that says how it began. Whoever is told the
-events of a log decides as it says, bit for bit, on any machine: times and estimates are
+events of a log decides as it says, bit for bit: times and estimates are
 written so that they are read back as they were.
 """
 
@@ -30,6 +30,11 @@ class DecisionLog:
     """
 
     def __init__(self, path: Path | str, sequencer: LiveSequencer) -> None:
+        require(
+            sequencer.note is None and sequencer.counts.arrived == 0,
+            "this sequencer has begun, or its events are noted elsewhere: expected a "
+            "new one, since a log begins with its service",
+        )
         try:
             self._file = Path(path).open("xb", buffering=0)  # noqa: SIM115
         except FileExistsError as error:
@@ -76,14 +81,15 @@ class Replayed:
     started: int
     refused: int
     differs_at: int | None  # the first line that says something else, from 1
+    fault: str | None  # why requests were served in order of arrival from then on
 
 
 def replay(path: Path | str, policy: str | Rule | None = None) -> Replayed:
     """Tell a new sequencer the events of a log, and compare what it decides.
 
-    `policy` stands in the place of the one that the log names, such as the function of
-    a rule of one's own. A last line that was cut by a kill is left out. Raises
-    InvalidInput for a file that is no log.
+    It ends at the first difference. `policy` stands in the place of the one that the
+    log names, and is needed where that was a function. A last line that was cut by a
+    kill is left out. Raises InvalidInput for a file that is no log.
     """
     path = Path(path)
     entries = _entries(path)
@@ -93,10 +99,16 @@ def replay(path: Path | str, policy: str | Rule | None = None) -> Replayed:
         f"{path} is no log of a live sequencer: expected its first line to be of the "
         f"schema {SCHEMA}",
     )
-    options = {key: first[key] for key in first if key not in ("schema", "policy")}
+    named = {"schema", "policy", "own"}
+    options = {key: first[key] for key in first if key not in named}
+    require(
+        policy is not None or not first.get("own"),
+        f"the policy of {path} was a function, {first.get('policy')}: hand it to "
+        "replay as `policy`",
+    )
     try:
         live = LiveSequencer(policy or first.get("policy", ""), **options)
-    except TypeError as error:
+    except (InvalidInput, TypeError) as error:
         raise InvalidInput(f"{path}, line 1: {error}") from error
     events = started = refused = 0
     for number, entry in enumerate(entries, start=2):
@@ -109,8 +121,8 @@ def replay(path: Path | str, policy: str | Rule | None = None) -> Replayed:
         if (made.started, made.refused) != (
             entry.get("start", []), entry.get("refuse", []),
         ):  # fmt: skip
-            return Replayed(events, started, refused, number)
-    return Replayed(events, started, refused, None)
+            return Replayed(events, started, refused, number, live.fault)
+    return Replayed(events, started, refused, None, live.fault)
 
 
 def _tell(live: LiveSequencer, entry: dict[str, Any]) -> Decided:
@@ -128,17 +140,17 @@ def _tell(live: LiveSequencer, entry: dict[str, Any]) -> Decided:
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a log."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     return
-                entry = json.loads(line)
+                try:
+                    entry = json.loads(line)
+                except ValueError as error:
+                    raise InvalidInput(f"{path}, line {number}: {error}") from error
                 require(isinstance(entry, dict), f"{path}, line {number}: no object")
                 yield entry
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error}") from error
-    except ValueError as error:
-        if isinstance(error, InvalidInput):
-            raise
-        raise InvalidInput(f"{path} is no log: {error}") from error

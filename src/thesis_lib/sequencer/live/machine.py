@@ -9,8 +9,9 @@ simulator gives.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite, log
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,13 @@ from thesis_lib.sequencer.core.trace import I64, Batch, Decision, KeySets
 from thesis_lib.sequencer.live.estimator import OnlineEstimator
 from thesis_lib.sequencer.policies.lookahead import SPREAD
 from thesis_lib.sequencer.policies.recalibration import LEAST_S
-from thesis_lib.sequencer.policies.registry import Rule, decide, policy
-from thesis_lib.sequencer.policies.rules import FIFO, decide_compiled
+from thesis_lib.sequencer.policies.registry import Policy, Rule, decide, policy
+from thesis_lib.sequencer.policies.rules import CAP, FIFO, decide_compiled
 
 Note = Callable[[dict[str, Any]], None]  # takes an event and what was decided at it
 _SAYS = logging.getLogger(__name__)
 _ROOM = 4096  # requests at least that columns have room for
+_WORKERS = 10_000  # at most: a decision looks at each
 
 
 @dataclass(slots=True)
@@ -66,8 +68,25 @@ def _no_keys(n: int) -> KeySets:
     return KeySets(np.zeros(n + 1, np.int64), nothing, nothing.astype(bool))
 
 
-def _require_objective(slo_s: float) -> None:
-    require(0 < slo_s < np.inf, f"slo_s={slo_s:g}: expected positive, finite seconds")
+def seconds(name: str, value: object) -> float:
+    """Return `value` if it is a time that may be allowed or foretold."""
+    good = isinstance(value, Real) and not isinstance(value, bool)
+    require(
+        good and 0 < float(value) < np.inf,  # type: ignore[arg-type]
+        f"{name}={value!r}: expected positive, finite seconds",
+    )
+    return float(value)  # type: ignore[arg-type]
+
+
+def at_hand(made: Policy, workers: int) -> Policy:
+    """The policy `made` with no request past it that no worker has.
+
+    So whoever waits can still be refused, passed or gone. One that decides once, at an
+    arrival, by how many are past it, has them behind it.
+    """
+    if made.code is not None and made.code.kind == CAP:
+        return made
+    return replace(made, in_flight=workers)
 
 
 def _carry(old: State, new: State, kept: I64, to: I64) -> None:
@@ -102,7 +121,7 @@ class LiveSequencer:
     (`policy`); `slo_s` is the objective of whoever brings none of its own, in seconds;
     of `most_waiting` or more that wait already, the next is refused. `feature_names`
     are those of what is known of a request before it runs; `estimator` learns from
-    them while it runs. `note` is called with every event. Times are seconds of any
+    them while it serves. `note` is called with every event. Times are seconds of any
     clock that does not go back.
 
     A rule of one's own that raises, or whose answer is no partition, is named in
@@ -125,17 +144,25 @@ class LiveSequencer:
         most_waiting: int = 1000, feature_names: Sequence[str] = (),
         estimator: OnlineEstimator | None = None, note: Note | None = None,
     ) -> None:  # fmt: skip
+        require_count("workers", workers)
+        require(workers <= _WORKERS, f"workers={workers}: expected {_WORKERS} at most")
         require_count("most_waiting", most_waiting)
-        _require_objective(slo_s)
-        self.policy = policy(name, slo_s=slo_s, cores=workers)
+        slo_s = seconds("slo_s", slo_s)
+        names = tuple(feature_names)
         require(
-            not self.policy.batched,
-            f"policy {self.policy.name!r} waits for whole batches, and a live request "
+            not isinstance(feature_names, str) and len(set(names)) == len(names),
+            f"feature_names={feature_names!r}: expected names that differ, in a tuple",
+        )
+        made = policy(name, slo_s=slo_s, cores=int(workers))
+        require(
+            not made.batched,
+            f"policy {made.name!r} waits for whole batches, and a live request "
             "waits for nobody: choose bid-price, fifo, codel, queue-cap, late-edf, "
             "least-slack, startable-first, late-demote, late-sjf or a rule of your own",
         )
+        self.policy, self.own = at_hand(made, int(workers)), not isinstance(name, str)
         self.workers, self.slo_s, self.most_waiting = workers, slo_s, most_waiting
-        self.feature_names = tuple(feature_names)
+        self.feature_names, self.taken = names, False
         self.estimator = estimator or OnlineEstimator(
             len(self.feature_names), first_s=slo_s / 10
         )
@@ -169,20 +196,22 @@ class LiveSequencer:
         and `features`.
         """
         self._can(now_s)
-        slo_s = self.slo_s if slo_s is None else slo_s
-        _require_objective(slo_s)
+        slo_s = self.slo_s if slo_s is None else seconds("slo_s", slo_s)
+        require(isinstance(kind, str), f"kind={kind!r}: expected text")
         require(number not in self._slot, f"request {number} is here already")
+        known = tuple(map(float, features))
         require(
-            len(features) == len(self.feature_names) and all(map(isfinite, features)),
-            f"features={list(features)}: expected {len(self.feature_names)} finite "
-            f"numbers, of {', '.join(self.feature_names) or 'no names'}",
+            len(known) == len(self.feature_names) and all(map(isfinite, known)),
+            f"features={known}: expected {len(self.feature_names)} finite numbers, "
+            f"those of feature_names={self.feature_names}",
         )
         if estimate_s is None:
-            estimate_s = self.estimator.predict(kind, features)
+            estimate_s = self.estimator.predict(kind, known)
+        estimate_s = seconds("estimate_s", estimate_s)
         self.now_s = now_s
         self.counts.arrived += 1
         event = {
-            "arrive": number, "kind": kind, "features": list(features),
+            "arrive": number, "kind": kind, "features": known,
             "slo_s": slo_s, "estimate_s": estimate_s,
         }  # fmt: skip
         if self.waiting >= self.most_waiting:
@@ -194,8 +223,8 @@ class LiveSequencer:
         i = self._next
         self._next += 1
         self._slot[number], self._number[i] = i, number
-        self._about[number] = kind, tuple(features)
-        self._features[i] = features
+        self._about[number] = kind, known
+        self._features[i] = known
         self._arrival_s[i], self._deadline_s[i] = now_s, now_s + slo_s
         memory = self._lookahead.memory
         memory.estimated_s[i] = estimate_s
@@ -209,7 +238,7 @@ class LiveSequencer:
         i = self._can(now_s, number)
         require(self._runs(i), f"request {number} ends and has not started")
         self.now_s = now_s
-        self.estimator.learn(*self._about[number], now_s - self._state.start_s[i])
+        self._learn(number, float(now_s - self._state.start_s[i]))
         if now_s <= self._deadline_s[i]:
             self.counts.on_time += 1
         else:
@@ -253,9 +282,10 @@ class LiveSequencer:
 
     @property
     def waiting(self) -> int:
-        """Requests that neither run nor have been refused."""
+        """Requests that neither run nor have been refused, and whose clients wait."""
         progress = self._state.progress
-        return len(self._held) + int(progress[READY] - progress[STARTED])
+        queue = int(progress[READY] - progress[STARTED]) - len(self._gone)
+        return len(self._held) + queue
 
     @property
     def next_deadline_s(self) -> float:
@@ -264,18 +294,25 @@ class LiveSequencer:
         return float(np.min(deadline_s, initial=np.inf, where=deadline_s > self.now_s))
 
     def wait_s(self) -> float:
-        """About how long who came now would wait: all work over all workers."""
+        """About how long who came now would wait: all work over all workers.
+
+        Whatever has run for longer than was expected is taken to be half way.
+        """
+        if self.running < self.workers:
+            return 0.0
         known = self._known()
         known = known[np.isnan(self._state.finish_s[known])]
-        left_s = self._lookahead.memory.estimated_s[known]
-        since_s = self.now_s - self._state.start_s[known]
-        return float((left_s - np.nan_to_num(since_s)).clip(0).sum() / self.workers)
+        expected_s = self._lookahead.memory.estimated_s[known]
+        ran_s = np.nan_to_num(self.now_s - self._state.start_s[known])
+        left_s = np.where(ran_s > expected_s, ran_s, expected_s - ran_s)
+        return float(left_s.sum() / self.workers)
 
     def settings(self) -> dict[str, Any]:
         """What a replay needs to begin as this one did."""
         return {
-            "policy": self.policy.name, "workers": self.workers, "slo_s": self.slo_s,
-            "most_waiting": self.most_waiting, "feature_names": self.feature_names,
+            "policy": self.policy.name, "own": self.own, "workers": self.workers,
+            "slo_s": self.slo_s, "most_waiting": self.most_waiting,
+            "feature_names": self.feature_names,
         }  # fmt: skip
 
     def totals(self) -> dict[str, int]:
@@ -300,8 +337,18 @@ class LiveSequencer:
         if self.note is not None:
             said = {"start": decided.started, "refuse": decided.refused}
             said = {word: numbers for word, numbers in said.items() if numbers}
-            self.note({"t": self.now_s} | event | said)
+            try:
+                self.note({"t": self.now_s} | event | said)
+            except Exception:
+                self.note = None
+                _SAYS.exception("events are noted no more, and requests served on")
         return decided
+
+    def _learn(self, number: int, took_s: float) -> None:
+        try:
+            self.estimator.learn(*self._about[number], took_s)
+        except Exception:
+            _SAYS.exception("nothing is learned of request %s, which is over", number)
 
     def _runs(self, i: int) -> bool:
         start_s, finish_s = self._state.start_s[i], self._state.finish_s[i]
@@ -397,7 +444,8 @@ class LiveSequencer:
         """Serve in order of arrival from now on, and say why."""
         self.fault = fault
         _SAYS.error("%s; requests are served first come, first served now", fault)
-        self.policy = policy("fifo", slo_s=self.slo_s, cores=self.workers)
+        made = policy("fifo", slo_s=self.slo_s, cores=self.workers)
+        self.policy = at_hand(made, self.workers)
         self._make_room(self._known())
 
     # --- Room for more ----------------------------------------------------------

@@ -32,6 +32,9 @@ class SequencerMetrics:
         for name in ("running", "waiting"):
             says = f"Requests that are {name}"
             yield GaugeMetricFamily(f"sequencer_{name}", says, value=totals[name])
+        failed = float(self.sequencer.fault is not None)
+        says = "Whether the policy failed and requests are served in order of arrival"
+        yield GaugeMetricFamily("sequencer_fault", says, value=failed)
         says = "About how long a request would wait that came now"
         wait_s = self.sequencer.wait_s()
         yield GaugeMetricFamily("sequencer_wait_seconds", says, value=wait_s)
