@@ -171,6 +171,46 @@ def test_a_client_that_goes_gives_up_its_place():
     run(story())
 
 
+def test_a_body_that_comes_after_its_turn_is_not_lost():
+    async def story():
+        service = Service()
+
+        async def body():
+            await asyncio.sleep(0.2)
+            yield b"slow"
+            yield b"ly"
+
+        transport = httpx.ASGITransport(service.app)
+        base_url = "http://service"
+        async with httpx.AsyncClient(transport=transport, base_url=base_url) as client:
+            first = service.control.ask()
+            second = asyncio.create_task(client.post("/echo", content=body()))
+            await asyncio.sleep(0.05)
+            first.close(served=True)
+            assert (await second).text == "slowly"
+
+    run(story())
+
+
+def test_a_client_that_goes_while_it_sends_gives_up_its_place():
+    async def story():
+        service = Service()
+        first, messages = service.control.ask(), [
+            {"type": "http.request", "body": b"half", "more_body": True},
+            {"type": "http.disconnect"},
+        ]  # fmt: skip
+
+        async def receive():
+            return messages.pop(0)
+
+        scope = {"type": "http", "method": "POST", "path": "/echo", "headers": []}
+        await service.app(scope, receive, None)
+        assert service.counts.left == 1
+        first.close(served=True)
+
+    run(story())
+
+
 @pytest.mark.parametrize("size", [0, 10, 3_000_000])
 def test_a_body_comes_whole_though_its_request_waits(size):
     async def story():

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from services import AT_ONCE, SLO_S, WORKERS, called, crowd, drive, lifo, sequencer
 
@@ -69,6 +70,7 @@ def test_a_line_that_was_cut_by_a_kill_is_left_out(tmp_path):
         (lambda lines: [lines[0], '{"t": 1}'], "line 2: expected an event"),
         (lambda lines: [lines[0], '{"look": true}'], "line 2: 't'"),
         (lambda lines: [lines[0], '{"t": 1, "end": 4}'], "line 2: request 4"),
+        (lambda lines: [lines[0], "[" * 100_000], "line 2"),
         (lambda lines: [lines[0].replace("workers", "hands"), *lines[1:]], "line 1"),
     ],
 )
@@ -118,4 +120,16 @@ def test_a_full_disk_ends_the_log_with_a_whole_line_and_not_the_service(
     assert live.arrive(1, 0.6).started == [1]
     assert path.read_bytes() == before
     assert "No space left" in caplog.text
+    assert replay(path).differs_at is None
+
+
+def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
+    path = tmp_path / "decisions.jsonl"
+    options = {"workers": np.int64(2), "slo_s": np.float32(0.5)}
+    live = LiveSequencer("fifo", feature_names=("n",), **options)
+    log = DecisionLog(path, live)
+    live.arrive(np.int64(0), np.float32(0.5), features=np.float32([3]))
+    live.end(np.int64(0), 1)
+    log.close()
+    assert replay(path).events == 2
     assert replay(path).differs_at is None

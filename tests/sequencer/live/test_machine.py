@@ -6,6 +6,7 @@ from services import AT_ONCE, SLO_S, WORKERS, called, crowd, drive, lifo, sequen
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer import policy, simulate
+from thesis_lib.sequencer.core.trace import Decision
 from thesis_lib.sequencer.live import LiveSequencer, OnlineEstimator
 from thesis_lib.sequencer.live import machine as machine_room
 from thesis_lib.sequencer.policies.recalibration import COMMITS, MEAN_X, MEAN_Y, SLOPE
@@ -71,7 +72,49 @@ def test_the_policy_believes_its_estimates_whoever_leaves():
     moments = live._lookahead.memory.online.moments
     assert moments[MEAN_Y] == pytest.approx(moments[MEAN_X])
     assert moments[SLOPE] == pytest.approx(1.0)
-    assert moments[COMMITS] == 60
+    assert moments[COMMITS] == 30
+
+
+def test_a_probe_that_leaves_fits_nothing():
+    live = LiveSequencer("bid-price", workers=1, slo_s=0.2)
+    for number in range(100):
+        live.arrive(number, 0.02 * number, estimate_s=0.01)
+        live.end(number, 0.02 * number + 0.01)
+    live.arrive(100, 3.0, estimate_s=0.01)
+    live.end(100, 3.01)
+    before = live._lookahead.memory.online
+    moments, fits = before.moments.copy(), before.fits.copy()
+    admitted = 0
+    for number in range(200, 300):  # each would take a minute, and is gone at once
+        if live.arrive(number, number, estimate_s=60.0).started:
+            admitted += 1
+            live.leave(number, number + 0.05)
+    after = live._lookahead.memory.online
+    np.testing.assert_array_equal(after.fits, fits)
+    assert after.moments[SLOPE] == pytest.approx(moments[SLOPE])
+    assert 1 <= admitted <= 5
+
+
+def test_a_rule_sees_numbers_whatever_room_is_made(monkeypatch):
+    def thirds(batch, forecast, now_s):
+        return batch.decide(np.arange(len(batch)), batch.ids % 3 == 0)
+
+    for room in (4096, 1):
+        monkeypatch.setattr(machine_room, "_ROOM", room)
+        live = LiveSequencer(thirds, workers=1, slo_s=9.0)
+        for number in range(30):
+            made = live.arrive(number, float(number))
+            assert made.refused == ([number] if number % 3 == 0 else [])
+            for one in made.started:
+                live.end(one, number + 0.5)
+
+
+def test_whoever_waits_behind_long_work_is_refused_at_its_deadline():
+    live = LiveSequencer("bid-price", workers=1, slo_s=0.2)
+    assert live.arrive(0, 0.0, estimate_s=60.0, slo_s=100.0).started == [0]
+    assert live.arrive(1, 0.1, estimate_s=0.01).refused == []
+    assert live.look(live.next_deadline_s).refused == [1]
+    assert live.end(0, 61.0).started == []
 
 
 def test_nobody_waits_beyond_the_bound():
@@ -149,9 +192,24 @@ def idles(batch, forecast, now_s):
     return batch.decide([], [False] * len(batch))
 
 
+def spoils(batch, forecast, now_s):
+    if len(batch) > 1:
+        batch.ids[:] = batch.ids[0]
+        raise KeyError("of its own")
+    return batch.decide([], [False]) if now_s > 0 else batch.decide([0], [False])
+
+
+def ragged(batch, forecast, now_s):
+    return Decision(order=[[1], [1, 2]], dropped=[])
+
+
 @pytest.mark.parametrize(
-    ("rule", "says"), [(raises, "KeyError"), (loses, "list"), (idles, "idles")]
-)
+    ("rule", "says"),
+    [
+        (raises, "KeyError"), (loses, "list"), (idles, "idles"), (spoils, "KeyError"),
+        (ragged, "inhomogeneous"),
+    ],
+)  # fmt: skip
 def test_a_rule_that_fails_is_named_and_others_are_served_in_turn(rule, says, caplog):
     live = LiveSequencer(rule, workers=1, slo_s=1.0)
     served = []
@@ -175,6 +233,8 @@ def test_a_rule_that_fails_is_named_and_others_are_served_in_turn(rule, says, ca
         (lambda live: live.arrive(7, 0.5), "not before 1.0"),
         (lambda live: live.arrive(7, np.nan), "finite"),
         (lambda live: live.arrive(7, 2.0, slo_s=0.0), "slo_s=0"),
+        (lambda live: live.arrive(7, 2.0, slo_s=1e-17), "is nothing at 2 s"),
+        (lambda live: live.arrive(2**70, 2.0), "whole number from 0"),
         (lambda live: live.arrive(7, 2.0, features=(1.0,)), "expected 0 finite"),
         (lambda live: live.arrive(7, 2.0, kind=b"x"), "expected text"),
         (lambda live: live.arrive(7, 2.0, estimate_s=np.nan), "estimate_s"),
@@ -203,6 +263,7 @@ def test_what_cannot_have_happened_is_refused_and_changes_nothing(wrong, says):
         ({"workers": True}, "workers=True"),
         ({"workers": 10**9}, "10000 at most"),
         ({"slo_s": "1"}, "slo_s='1'"),
+        ({"estimator": OnlineEstimator(2, first_s=1)}, "takes 2 features"),
         ({"feature_names": "items"}, "names that differ"),
         ({"feature_names": ("a", "a")}, "names that differ"),
         ({"slo_s": np.inf}, "slo_s"),
@@ -213,3 +274,65 @@ def test_a_sequencer_that_cannot_be_is_refused(options, says):
     given = {"name": "fifo", "workers": 2, "slo_s": 1.0} | options
     with pytest.raises(InvalidInput, match=says):
         LiveSequencer(**given)
+
+
+def story(name, random, note=None):
+    """A service in which anything happens at any time; what is decided, and by whom."""
+    often = {"at_once": random.random() < 0.5, "ends": random.choice([0.2, 0.4])}
+    live = LiveSequencer(
+        name, workers=int(random.integers(1, 4)), slo_s=1.0, note=note,
+        most_waiting=int(random.choice([3, 10, 1000])),
+    )  # fmt: skip
+    now_s, number, runs, waits, decided = 0.0, 0, [], [], []
+
+    def tell(event, *told, **about):
+        made = event(*told, **about)
+        for one in made.started:
+            waits.remove(one)
+            runs.append(one)
+        for one in made.refused:
+            waits.remove(one)
+        assert live.fault is None
+        assert live.running == len(runs) <= live.workers
+        assert live.waiting == len(waits)
+        assert not (waits and not runs)
+        decided.append((made.started, made.refused, round(live.wait_s(), 9)))
+
+    for _ in range(int(random.choice([60, 300]))):
+        now_s += (
+            random.choice([0, 0, 0.1, 0.25]) if often["at_once"] else random.random()
+        )
+        what = random.random()
+        if what < 0.45:
+            waits.append(number)
+            about = {"slo_s": float(random.choice([0.05, 0.2, 1.0, 3.0]))}
+            if random.random() < 0.7:
+                about["estimate_s"] = float(random.choice([0.1, 0.25, 0.5]))
+            tell(live.arrive, number, now_s, kind=random.choice(["a", "b"]), **about)
+            number += 1
+        elif what < 0.45 + often["ends"] and runs:
+            tell(live.end, runs.pop(random.integers(len(runs))), now_s)
+        elif what < 0.9 and runs + waits:
+            one = (runs + waits)[random.integers(len(runs + waits))]
+            (runs if one in runs else waits).remove(one)
+            tell(live.leave, one, now_s)
+        else:
+            if live.next_deadline_s < np.inf:
+                now_s = max(now_s, live.next_deadline_s)
+            tell(live.look, now_s)
+    while runs:
+        now_s += 0.1
+        tell(live.end, runs.pop(), now_s)
+    assert not waits
+    assert len(live._slot) == len(live._gone) == len(live._about) == 0
+    return decided
+
+
+@pytest.mark.parametrize("name", [*AT_ONCE, lifo], ids=called)
+def test_whatever_happens_all_are_answered_and_room_decides_nothing(name, monkeypatch):
+    for seed in range(12):
+        told = []
+        for room in (4096, 1):
+            monkeypatch.setattr(machine_room, "_ROOM", room)
+            told.append(story(name, np.random.default_rng(seed)))
+        assert told[0] == told[1]

@@ -23,6 +23,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_AHEAD = 2**20  # bytes of a body that are read while its request waits
+
 
 def by_path(scope: Scope) -> str:
     """Method and path: kinds of request where paths hold no numbers of their own."""
@@ -108,6 +110,7 @@ class SequencerMiddleware:
             raise
         finally:
             turn.close(served)
+            client.close()
 
     def _objective(self, scope: Scope) -> float | None:
         given = [self.slo_s[scope["path"]]] if scope["path"] in self.slo_s else []
@@ -138,36 +141,43 @@ class _Client:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._read: list[MutableMapping[str, Any]] = []
+        self._bytes = 0  # of bodies in it
+        self._next: asyncio.Future[MutableMapping[str, Any]] | None = None
 
     async def receive(self) -> MutableMapping[str, Any]:
         """The next message, which may have been read while its request waited."""
-        return self._read.pop(0) if self._read else await self._receive()
+        if self._read:
+            return self._read.pop(0)
+        message, self._next = self._coming(), None
+        return await message
 
     async def stays_for(self, granted: asyncio.Future[bool]) -> bool:
-        """Wait until it is known whether a turn is granted; False if it went before."""
-        if granted.done():
-            return True
-        watches = asyncio.ensure_future(self._watch())
-        try:
-            await asyncio.wait({granted, watches}, return_when=asyncio.FIRST_COMPLETED)
-            if not granted.done() and watches.result():
-                return False
-            await granted
-            return True
-        finally:
-            watches.cancel()
-            await asyncio.gather(watches, return_exceptions=True)
+        """Wait until it is known whether a turn is granted; False if it went before.
 
-    async def _watch(self) -> bool:
-        """Read on until the client is gone, or has more than one message to say."""
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self._read.append(message)
-                return True
+        It may send up to `_AHEAD` bytes meanwhile, and goes unseen beyond.
+        """
+        while not granted.done() and self._bytes <= _AHEAD:
+            self._next = self._coming()
+            waits = {granted, self._next}
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if not self._next.done():
+                break
+            message, self._next = self._next.result(), None
             self._read.append(message)
-            if message.get("more_body", False):
-                return False
+            self._bytes += len(message.get("body", b""))
+            if message["type"] == "http.disconnect":
+                return granted.done()
+        await granted
+        return True
+
+    def close(self) -> None:
+        """Wait for nothing more."""
+        if self._next is not None:
+            self._next.cancel()
+
+    def _coming(self) -> asyncio.Future[MutableMapping[str, Any]]:
+        """What was asked for and has not come: taken up again, never cancelled."""
+        return self._next or asyncio.ensure_future(self._receive())
 
 
 async def _answer(

@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.live.log import DecisionLog
 from thesis_lib.sequencer.live.machine import Decided, LiveSequencer
+
+_AFTER_S = 0.001  # a deadline is over, beyond what any clock rounds
 
 
 class Refused(Exception):
@@ -84,6 +87,7 @@ class AdmissionController:
         self._next = 0
         self._turns: dict[int, asyncio.Future[bool]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._due_s = float("inf")  # the deadline that the timer waits for
         self._origin_s: float | None = None
 
     @asynccontextmanager
@@ -113,18 +117,19 @@ class AdmissionController:
         slo_s: float | None = None,
     ) -> Turn:  # fmt: skip
         """What `turn` begins with, for whoever waits in a way of its own."""
-        number, granted = self._next, asyncio.get_running_loop().create_future()
-        self._turns[number] = granted
+        granted = asyncio.get_running_loop().create_future()
+        turn = Turn(self, self._next, kind, features, granted)
+        self._next += 1
+        self._turns[turn.number] = granted
         try:
             decided = self.sequencer.arrive(
-                number, self._now_s(), kind=kind, features=features, slo_s=slo_s
+                turn.number, self._now_s(), kind=kind, features=features, slo_s=slo_s
             )
         except BaseException:
-            del self._turns[number]
+            turn.close(served=False)
             raise
-        self._next += 1
         self._apply(decided)
-        return Turn(self, number, kind, features, granted)
+        return turn
 
     def close(self) -> None:
         """Close the log; requests are served on without one."""
@@ -138,7 +143,8 @@ class AdmissionController:
             self._apply(over(turn.number, self._now_s()))
 
     def _now_s(self) -> float:
-        now_s = asyncio.get_running_loop().time()
+        """Seconds since the first request; clocks of loops may count milliseconds."""
+        now_s = monotonic()
         if self._origin_s is None:
             self._origin_s = now_s
         return now_s - self._origin_s
@@ -150,12 +156,14 @@ class AdmissionController:
                 turn = self._turns.get(number)
                 if turn is not None and not turn.done():
                     turn.set_result(granted)
-        at_s = self.sequencer.next_deadline_s + (self._origin_s or 0.0)
-        if self._timer is not None and self._timer.when() != at_s:
+        due_s = self.sequencer.next_deadline_s
+        if self._timer is not None and self._due_s != due_s:
             self._timer.cancel()
             self._timer = None
-        if self._timer is None and at_s < float("inf"):
-            self._timer = asyncio.get_running_loop().call_at(at_s, self._look)
+        if self._timer is None and due_s < float("inf"):
+            later_s = max(due_s - self._now_s(), 0.0) + _AFTER_S
+            self._timer = asyncio.get_running_loop().call_later(later_s, self._look)
+            self._due_s = due_s
 
     def _look(self) -> None:
         self._timer = None

@@ -35,6 +35,7 @@ class DecisionLog:
             "this sequencer has begun, or its events are noted elsewhere: expected a "
             "new one, since a log begins with its service",
         )
+        first = json.dumps({"schema": SCHEMA} | sequencer.settings()).encode() + b"\n"
         try:
             self._file = Path(path).open("xb", buffering=0)  # noqa: SIM115
         except FileExistsError as error:
@@ -44,14 +45,15 @@ class DecisionLog:
             ) from error
         except OSError as error:
             raise InvalidInput(f"no log can be written to {path}: {error}") from error
-        self.path = Path(path)
-        self._write({"schema": SCHEMA} | sequencer.settings())
-        sequencer.note = self._write
+        self.path, sequencer.note = Path(path), self._write
+        self._append(first)
 
     def _write(self, entry: dict[str, Any]) -> None:
         if self._file.closed:
             return
-        line = json.dumps(entry, allow_nan=False).encode() + b"\n"
+        self._append(json.dumps(entry, allow_nan=False).encode() + b"\n")
+
+    def _append(self, line: bytes) -> None:
         end = self._file.tell()
         try:
             written = self._file.write(line)
@@ -114,7 +116,7 @@ def replay(path: Path | str, policy: str | Rule | None = None) -> Replayed:
     for number, entry in enumerate(entries, start=2):
         try:
             made = _tell(live, entry)
-        except (InvalidInput, KeyError, TypeError) as error:
+        except (InvalidInput, KeyError, TypeError, ArithmeticError) as error:
             raise InvalidInput(f"{path}, line {number}: {error}") from error
         events, started = events + 1, started + len(made.started)
         refused += len(made.refused)
@@ -148,7 +150,7 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
                     return
                 try:
                     entry = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise InvalidInput(f"{path}, line {number}: {error}") from error
                 require(isinstance(entry, dict), f"{path}, line {number}: no object")
                 yield entry

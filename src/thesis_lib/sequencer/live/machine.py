@@ -11,12 +11,13 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite, log
-from numbers import Real
+from numbers import Integral, Real
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from thesis_lib.common.errors import InvalidInput, require, require_count
+from thesis_lib.common.errors import require, require_count
 from thesis_lib.sequencer.core.events import (
     COMMITTED,
     DISPATCHED,
@@ -161,10 +162,16 @@ class LiveSequencer:
             "least-slack, startable-first, late-demote, late-sjf or a rule of your own",
         )
         self.policy, self.own = at_hand(made, int(workers)), not isinstance(name, str)
-        self.workers, self.slo_s, self.most_waiting = workers, slo_s, most_waiting
+        self.workers, self.slo_s = int(workers), slo_s
+        self.most_waiting = int(most_waiting)
         self.feature_names, self.taken = names, False
         self.estimator = estimator or OnlineEstimator(
             len(self.feature_names), first_s=slo_s / 10
+        )
+        require(
+            getattr(self.estimator, "features", len(names)) == len(names),
+            f"the estimator takes {self.estimator.features} features and feature_names "
+            f"are {len(names)}: expected as many",
         )
         self.note = note
         self.counts = Counts()
@@ -183,6 +190,16 @@ class LiveSequencer:
         self._state: Any = None
         self._lookahead: Any = None
         self._make_room(nobody)
+        self._compile(nobody)
+
+    def _compile(self, nobody: I64) -> None:
+        """Decide on nobody once, so that no client waits for a compiler."""
+        dispatch(self._state, nobody, 0.0)
+        commit(self._state, nobody, np.empty(0), np.empty(0), 0.0)
+        if self.policy.code is not None:
+            self.now_s = 0.0
+            self._decision(nobody)
+            self.now_s = -np.inf
 
     # --- What happens -----------------------------------------------------------
     def arrive(
@@ -195,8 +212,14 @@ class LiveSequencer:
         `estimate_s` stands in the place of what the estimator would say of its `kind`
         and `features`.
         """
-        self._can(now_s)
+        now_s = self._time(now_s)
         slo_s = self.slo_s if slo_s is None else seconds("slo_s", slo_s)
+        require(now_s + slo_s > now_s, f"slo_s={slo_s:g} is nothing at {now_s:g} s")
+        require(
+            isinstance(number, Integral) and 0 <= number < 2**62,
+            f"number={number!r}: expected a whole number from 0",
+        )
+        number = int(number)
         require(isinstance(kind, str), f"kind={kind!r}: expected text")
         require(number not in self._slot, f"request {number} is here already")
         known = tuple(map(float, features))
@@ -235,7 +258,7 @@ class LiveSequencer:
 
     def end(self, number: int, now_s: float) -> Decided:
         """Request `number`, which was running, has been served."""
-        i = self._can(now_s, number)
+        now_s, i = self._time(now_s), self._place(number)
         require(self._runs(i), f"request {number} ends and has not started")
         self.now_s = now_s
         self._learn(number, float(now_s - self._state.start_s[i]))
@@ -243,31 +266,38 @@ class LiveSequencer:
             self.counts.on_time += 1
         else:
             self.counts.late += 1
-        return self._say({"end": number}, self._ended(i, now_s))
+        return self._say({"end": int(number)}, self._ended(i))
 
     def leave(self, number: int, now_s: float) -> Decided:
         """The client of `number` is gone, whatever it waited for.
 
-        Nothing is learned of how long its request took or would have taken.
+        Nothing is learned of how long its request took or would have taken: a policy
+        that learns decides as if it had not come.
         """
-        i = self._can(now_s, number)
+        now_s, i = self._time(now_s), self._place(number)
         self.now_s = now_s
         self.counts.left += 1
         decided = Decided()
         if self._runs(i):
-            decided = self._ended(i, now_s, gone=True)
+            decided = self._ended(i, gone=True)
         elif i in self._held:
             self._held = self._held[self._held != i]
             self._forget(i)
         else:  # it has its place in the queue, and gives it up when its turn comes
             self._gone.add(i)
-        return self._say({"leave": number}, decided)
+        return self._say({"leave": int(number)}, decided)
 
     def look(self, now_s: float) -> Decided:
-        """Nobody comes or ends, and time has passed: refuse who cannot be on time."""
-        self._can(now_s)
-        self.now_s = now_s
+        """Nobody comes or ends, and time has passed: the policy may refuse who waits.
+
+        `bid-price` refuses whoever is past its deadline.
+        """
+        self.now_s = self._time(now_s)
         decided = self._ask(late=True) if len(self._held) else Decided()
+        if self.policy.control is not None:  # which asks nothing while no worker frees
+            over = self._deadline_s[self._held] <= self.now_s
+            decided.refused += self._refuse(self._held[over])
+            self._held = self._held[~over]
         return self._say({"look": True}, decided)
 
     # --- What can be seen -------------------------------------------------------
@@ -320,18 +350,21 @@ class LiveSequencer:
         return asdict(self.counts) | {"running": self.running, "waiting": self.waiting}
 
     # --- How it is decided ------------------------------------------------------
-    def _can(self, now_s: float, number: int | None = None) -> int:
-        """The slot of request `number`, if something can happen to it at `now_s`."""
+    def _time(self, now_s: float) -> float:
         require(
             self.now_s <= now_s < np.inf,
             f"now_s={now_s}: expected a time that is finite and not before "
             f"{self.now_s}, the last one",
         )
+        return float(now_s)
+
+    def _place(self, number: int) -> int:
+        """The slot of request `number`."""
         require(
-            number is None or number in self._slot,
+            number in self._slot,
             f"request {number} is not here: it has ended, or never came",
         )
-        return NONE if number is None else self._slot[number]
+        return self._slot[number]
 
     def _say(self, event: dict[str, Any], decided: Decided) -> Decided:
         if self.note is not None:
@@ -354,24 +387,24 @@ class LiveSequencer:
         start_s, finish_s = self._state.start_s[i], self._state.finish_s[i]
         return bool(np.isnan(finish_s) and not np.isnan(start_s))
 
-    def _ended(self, i: int, now_s: float, gone: bool = False) -> Decided:
+    def _ended(self, i: int, gone: bool = False) -> Decided:
         """Slot i is free of what ran; its worker takes the next, and others may too."""
         before = self._state.progress[STARTED]
-        self._commit(i, gone)
+        self._commit(i)
         decided = Decided(started=self._begun(before))
+        if gone and self.policy.control is not None:  # it is as if it had never been
+            known = self._known()
+            self._make_room(known[known != i])
         if len(self._held):
             more = self._ask()
             decided.started += more.started
             decided.refused += more.refused
         return decided
 
-    def _commit(self, i: int, gone: bool) -> None:
+    def _commit(self, i: int) -> None:
         state, ids = self._state, np.array([i])
         now_s = np.array([self.now_s])
         commit(state, ids, state.start_s[ids], now_s, self.now_s)
-        if gone:  # it is taken to have been as long as was expected, or has been so far
-            expected_s = state.start_s[i] + self._lookahead.memory.estimated_s[i]
-            state.finish_s[i] = max(self.now_s, expected_s)
         self._forget(i)
 
     def _begun(self, before: int) -> list[int]:
@@ -382,7 +415,7 @@ class LiveSequencer:
             before += 1
             if i in self._gone:
                 self._gone.remove(i)
-                self._commit(i, gone=True)
+                self._commit(i)
             else:
                 started.append(int(self._number[i]))
         self.counts.started += len(started)
@@ -412,29 +445,42 @@ class LiveSequencer:
                 f"policy {self.policy.name!r} holds {len(held)} requests while the "
                 "service idles: a rule must release or drop then",
             )
-        except InvalidInput as error:
+        except Exception as error:
             self._fall_back(str(error))
             return self._ask()
         before, self._held = state.progress[STARTED], held
         dispatch(state, released, self.now_s)
-        refused = [int(self._number[i]) for i in decision.dropped]
+        return Decided(self._begun(before), self._refuse(decision.dropped))
+
+    def _refuse(self, ids: I64) -> list[int]:
+        """Numbers of the slots `ids`, which are free from now on."""
+        refused = [int(self._number[i]) for i in ids]
         self.counts.refused += len(refused)
-        for i in decision.dropped:
+        for i in ids:
             self._forget(i)
-        return Decided(self._begun(before), refused)
+        return refused
 
     def _decision(self, ids: I64) -> Decision:
         code, lookahead = self.policy.code, self._lookahead
-        if code is None:
+        if code is None:  # a rule knows requests by their numbers, which stay
             batch = Batch(
-                ids=ids,
+                ids=self._number[ids],
                 arrival_s=self._arrival_s[ids],
                 deadline_s=self._deadline_s[ids],
                 features=self._features[ids],
                 feature_names=self.feature_names,
                 keys=_no_keys(len(ids)),
             )
-            return decide(self.policy, lookahead, batch, self.now_s)
+            by_slot: Any = SimpleNamespace(
+                forecast=lambda _, now_s: lookahead.forecast(ids, now_s)
+            )
+            made = decide(self.policy, by_slot, batch, self.now_s)
+            return Decision(
+                *(
+                    np.array([self._slot[int(n)] for n in numbers], np.int64)
+                    for numbers in (made.order, made.dropped, made.held)
+                )
+            )
         if code.kind == FIFO:
             return Decision(order=ids, dropped=ids[:0])  # whatever a forecast would say
         memory, model = lookahead.memory, lookahead.model
