@@ -316,6 +316,9 @@ def raises(batch, forecast, now_s):
 
 def of_two(batch, forecast):
     return batch
+
+def beyond(batch, forecast, now_s):
+    return batch.decide([len(batch)], [False] * len(batch))
 """
 
 
@@ -370,6 +373,7 @@ def test_a_file_begins_anew_with_each_run(own):
         ("Asked", "expected one of longest_first"),
         ("of_two", r"expected a function of \(batch, forecast, now_s\)"),
         ("raises", r"raised AttributeError: .* line 21: return forecast.nothing\)"),
+        ("beyond", r"raised InvalidInput: .*own.py, line 27: return batch.decide"),
     ],
 )
 def test_what_is_no_policy_of_a_file_is_named(own, function, says):

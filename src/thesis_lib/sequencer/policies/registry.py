@@ -177,13 +177,16 @@ def decide(
 
 def _blamed(name: str, error: BaseException) -> InvalidInput:
     """A refusal that says where in the user's own code `error` was raised."""
-    at = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if not f.filename.startswith((PACKAGE, "<frozen"))]
+    at = ([f for f in theirs if f.filename == theirs[0].filename] or frames)[-1]
     where = f" ({at.filename}, line {at.lineno}: {at.line})" if at.line else ""
     return InvalidInput(
         f"policy {name!r} raised {type(error).__name__}: {error}{where}"
     )
 
 
+PACKAGE = str(Path(__file__).parents[2])
 ENTRY_POINTS = "thesis_lib.policies"  # the group of packages that bring policies
 
 
