@@ -181,11 +181,8 @@ class LiveSequencer:
         self._about: dict[int, tuple[str, tuple[float, ...]]] = {}  # kind and features
         self._held = nobody = np.empty(0, np.int64)  # slots of whom the policy keeps
         self._gone: set[int] = set()  # slots in the queue whose clients left
-        self._number, self._arrival_s, self._deadline_s = (
-            nobody,
-            np.empty(0),
-            np.empty(0),
-        )
+        self._number = nobody
+        self._arrival_s = self._deadline_s = np.empty(0)
         self._features = np.empty((0, len(self.feature_names)))
         self._state: Any = None
         self._lookahead: Any = None
@@ -196,10 +193,11 @@ class LiveSequencer:
         """Decide on nobody once, so that no client waits for a compiler."""
         dispatch(self._state, nobody, 0.0)
         commit(self._state, nobody, np.empty(0), np.empty(0), 0.0)
-        if self.policy.code is not None:
-            self.now_s = 0.0
-            self._decision(nobody)
-            self.now_s = -np.inf
+        if self.policy.code is None:
+            self._lookahead.peek(nobody, 0.0)
+        elif self.policy.code.kind != FIFO:
+            memory, model = self._lookahead.memory, self._lookahead.model
+            decide_compiled(self.policy.code, memory, model, nobody, 0.0)
 
     # --- What happens -----------------------------------------------------------
     def arrive(
