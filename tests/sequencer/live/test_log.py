@@ -7,14 +7,15 @@ import pytest
 from services import AT_ONCE, SLO_S, WORKERS, called, crowd, drive, lifo, sequencer
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.live import DecisionLog, LiveSequencer, replay
+from thesis_lib.sequencer.live import DecisionLog, LiveSequencer, replay, what_if
+from thesis_lib.sequencer.live.machine import LOOK_S
 
 
 def logged(path, name, n=300):
     trace, estimated_s = crowd(n, 1.3, seed=2)
     live = sequencer(name, trace)
     log = DecisionLog(path, live)
-    leaves = [(float(t) + SLO_S / 2, i) for i, t in enumerate(trace.arrival_s[::7])]
+    leaves = [(float(trace.arrival_s[i]) + SLO_S / 2, i) for i in range(0, n, 7)]
     drive(live, trace, estimated_s, leaves)
     live.look(live.now_s + 1)
     log.close()
@@ -133,3 +134,71 @@ def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
     log.close()
     assert replay(path).events == 2
     assert replay(path).differs_at is None
+
+
+@pytest.mark.parametrize("name", [*AT_ONCE, lifo], ids=called)
+def test_what_a_log_of_fifo_says_of_a_policy_is_what_that_policy_does(name, tmp_path):
+    """Fed with its arrivals, service times and departures, and with looks in time."""
+    path = tmp_path / "decisions.jsonl"
+    trace, _ = crowd(300, 1.3, seed=2)
+    for column_s in (trace.arrival_s, trace.service_s):  # so that sums are exact
+        column_s[:] = np.ceil(column_s * 2**30) / 2**30
+    leaves = [(float(trace.arrival_s[i]) + SLO_S / 2, i) for i in range(0, 300, 7)]
+    start_s, *_ = drive(sequencer("fifo", trace), trace, leaves=leaves)
+    leaves = [(t, i) for t, i in leaves if np.isnan(start_s[i])]  # before they start
+    live = sequencer("fifo", trace)
+    log = DecisionLog(path, live)
+    drive(live, trace, leaves=leaves)
+    log.close()
+    trace.service_s[[i for _, i in leaves]] = 1e6  # whoever starts it, it goes first
+    told = sequencer(name, trace)
+    drive(told, trace, leaves=leaves, look_s=LOOK_S)
+    assert what_if(path, name) == told.counts
+    assert what_if(path, "fifo") == live.counts
+    assert told.counts.left > 0
+    assert told.counts.arrived == len(trace)
+
+
+def test_whoever_runs_when_its_client_goes_takes_as_long_elsewhere(tmp_path):
+    path = tmp_path / "decisions.jsonl"
+    live = LiveSequencer("fifo", workers=1, slo_s=1)
+    log = DecisionLog(path, live)
+    live.arrive(0, 0.0)
+    live.arrive(1, 0.1)
+    live.leave(0, 0.5)
+    live.end(1, 0.75)
+    live.arrive(2, 0.8)  # and has not ended when the log ends
+    log.close()
+    counts = what_if(path, "bid-price")
+    assert (counts.arrived, counts.started, counts.left, counts.on_time) == (2, 2, 1, 1)
+
+
+def test_a_log_in_which_somebody_was_refused_says_not_what_else_could_be(tmp_path):
+    path = tmp_path / "decisions.jsonl"
+    logged(path, "bid-price")
+    with pytest.raises(InvalidInput, match="nobody knows how long"):
+        what_if(path, "fifo")
+
+
+def test_a_policy_that_fails_on_a_log_is_named(tmp_path):
+    path = tmp_path / "decisions.jsonl"
+    logged(path, "fifo")
+    with pytest.raises(InvalidInput, match="'fails' raised ZeroDivisionError"):
+        what_if(path, fails)
+
+
+def fails(batch, forecast, now_s):
+    return batch.decide(1 / 0, batch.deadline_s < now_s)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"t": 1, "end": 99}', '{"t": null, "look": true}', '{"t": 1, "arrive": []}'],
+)
+def test_a_line_that_says_nothing_of_a_request_is_named(line, tmp_path):
+    path = tmp_path / "decisions.jsonl"
+    logged(path, "fifo", n=20)
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(InvalidInput, match="line"):
+        what_if(path, "fifo")

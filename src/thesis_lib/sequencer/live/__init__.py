@@ -12,5 +12,6 @@ from .controller import Refused as Refused
 from .estimator import OnlineEstimator as OnlineEstimator
 from .log import DecisionLog as DecisionLog
 from .log import replay as replay
+from .log import what_if as what_if
 from .machine import LiveSequencer as LiveSequencer
 from .metrics import SequencerMetrics as SequencerMetrics

@@ -2,18 +2,20 @@
 
 A line of JSON for each event, after one that says how it began. Whoever is told the
 events of a log decides as it says, bit for bit: times and estimates are
-written so that they are read back as they were.
+written so that they are read back as they were. And of a log in which nobody was
+refused every service time is known, so that any policy can be tried on it.
 """
 
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any
 
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.sequencer.live.machine import Decided, LiveSequencer
+from thesis_lib.sequencer.live.machine import LOOK_S, Counts, Decided, LiveSequencer
 from thesis_lib.sequencer.policies.registry import Rule
 
 SCHEMA = "thesis-live-log/1"
@@ -95,6 +97,120 @@ def replay(path: Path | str, policy: str | Rule | None = None) -> Replayed:
     """
     path = Path(path)
     entries = _entries(path)
+    live = _begun(path, entries, policy)
+    events = started = refused = 0
+    for number, entry in enumerate(entries, start=2):
+        try:
+            made = _tell(live, entry)
+        except (InvalidInput, KeyError, TypeError, ArithmeticError) as error:
+            raise InvalidInput(f"{path}, line {number}: {error}") from error
+        events, started = events + 1, started + len(made.started)
+        refused += len(made.refused)
+        if (made.started, made.refused) != (
+            entry.get("start", []), entry.get("refuse", []),
+        ):  # fmt: skip
+            return Replayed(events, started, refused, number, live.fault)
+    return Replayed(events, started, refused, None, live.fault)
+
+
+END, LEAVE, ARRIVE, LOOK = range(4)  # what happens, in this order at one time
+
+
+def what_if(path: Path | str, policy: str | Rule) -> Counts:
+    """What would have become of the requests of a log under another `policy`.
+
+    It is told the arrivals of the log, and the ends as its own starts and the service
+    times of the log make them; whoever left before it was served leaves when it did,
+    and who had not ended when the log ends is left out. It learns its estimates anew.
+    Service times stay as they were, so the log is best of the same number of workers,
+    and as full. Raises InvalidInput for a file that is no log, for one in which
+    somebody was refused, of whom nobody knows what it would have taken, and for a
+    policy that fails.
+    """
+    path = Path(path)
+    entries = _entries(path)
+    live = _begun(path, entries, policy)
+    past = _past(path, entries)
+    events = [(past.arrived_s[n], ARRIVE, n) for n in past.arrived_s]
+    events += [(past.left_s[n], LEAVE, n) for n in past.left_s]
+    heapify(events)
+    look_s = float("inf")
+    while events:
+        now_s, what, number = heappop(events)
+        if what == ARRIVE:
+            made = live.arrive(number, now_s, **past.about[number])
+        elif what == LOOK:
+            if now_s != look_s:  # the deadline that it was for is over
+                continue
+            made = live.look(now_s)
+        elif number not in live:
+            continue
+        else:
+            made = live.end(number, now_s) if what == END else live.leave(number, now_s)
+        for begun in made.started:
+            if begun in past.took_s:
+                over = LEAVE if begun in past.cut else END
+                heappush(events, (now_s + past.took_s[begun], over, begun))
+        due_s = live.next_deadline_s + LOOK_S
+        if due_s not in (look_s, float("inf")):
+            heappush(events, (due_s, LOOK, 0))
+        look_s = due_s
+    require(live.fault is None, live.fault or "")
+    return live.counts
+
+
+@dataclass(slots=True)
+class _Past:
+    """What a log knows of its requests, by their numbers."""
+
+    arrived_s: dict[int, float] = field(default_factory=dict)
+    about: dict[int, dict[str, Any]] = field(default_factory=dict)
+    started_s: dict[int, float] = field(default_factory=dict)
+    took_s: dict[int, float] = field(default_factory=dict)
+    left_s: dict[int, float] = field(default_factory=dict)  # before they started
+    cut: set[int] = field(default_factory=set)  # left while they ran
+
+    def add(self, entry: dict[str, Any]) -> None:
+        now_s = float(entry["t"])
+        if "arrive" in entry:
+            number = int(entry["arrive"])
+            self.arrived_s[number] = now_s
+            self.about[number] = {k: entry[k] for k in ("kind", "features", "slo_s")}
+        elif "leave" in entry and entry["leave"] not in self.started_s:
+            self.left_s[int(entry["leave"])] = now_s
+        elif "look" not in entry:
+            number = entry["leave" if "leave" in entry else "end"]
+            self.took_s[number] = now_s - self.started_s[number]
+            if "leave" in entry:
+                self.cut.add(number)
+        self.started_s |= dict.fromkeys(entry.get("start", []), now_s)
+
+
+def _past(path: Path, entries: Iterator[dict[str, Any]]) -> _Past:
+    """All that have ended or left, of a log in which nobody was refused."""
+    past = _Past()
+    for line, entry in enumerate(entries, start=2):
+        try:
+            past.add(entry)
+            refused = list(entry.get("refuse", []))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(f"{path}, line {line}: {error!r}") from error
+        require(
+            not refused,
+            f"{path}, line {line}: requests {refused} were refused, and nobody knows "
+            "how long they would have taken: expected a log in which all were served, "
+            "as `fifo` serves them",
+        )
+    over = past.took_s.keys() | past.left_s.keys()
+    for number in past.arrived_s.keys() - over:
+        del past.arrived_s[number]
+    return past
+
+
+def _begun(
+    path: Path, entries: Iterator[dict[str, Any]], policy: str | Rule | None
+) -> LiveSequencer:
+    """A sequencer that begins as that of the log at `path` did."""
     first = next(entries, {})
     require(
         first.get("schema") == SCHEMA,
@@ -109,22 +225,9 @@ def replay(path: Path | str, policy: str | Rule | None = None) -> Replayed:
         "replay as `policy`",
     )
     try:
-        live = LiveSequencer(policy or first.get("policy", ""), **options)
+        return LiveSequencer(policy or first.get("policy", ""), **options)
     except (InvalidInput, TypeError) as error:
         raise InvalidInput(f"{path}, line 1: {error}") from error
-    events = started = refused = 0
-    for number, entry in enumerate(entries, start=2):
-        try:
-            made = _tell(live, entry)
-        except (InvalidInput, KeyError, TypeError, ArithmeticError) as error:
-            raise InvalidInput(f"{path}, line {number}: {error}") from error
-        events, started = events + 1, started + len(made.started)
-        refused += len(made.refused)
-        if (made.started, made.refused) != (
-            entry.get("start", []), entry.get("refuse", []),
-        ):  # fmt: skip
-            return Replayed(events, started, refused, number, live.fault)
-    return Replayed(events, started, refused, None, live.fault)
 
 
 def _tell(live: LiveSequencer, entry: dict[str, Any]) -> Decided:
