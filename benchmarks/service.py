@@ -23,8 +23,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any, LiteralString
+from urllib.parse import urlencode
 
-import httpx
 import numpy as np
 import psutil
 import psycopg
@@ -119,7 +119,10 @@ def application(dsn: str) -> Starlette:
 
 def serve(dsn: str, listener: int) -> None:
     """Serve on the socket `listener`, until it is told to end."""
-    uvicorn.run(application(dsn), fd=listener, log_level="warning")
+    config = uvicorn.Config(
+        application(dsn), log_level="warning", timeout_keep_alive=600
+    )
+    uvicorn.Server(config).run([socket.socket(fileno=listener)])
 
 
 @contextmanager
@@ -129,7 +132,7 @@ def running(dsn: str) -> Iterator[str]:
         command = calling(serve, dsn=dsn, listener=listener.fileno())
         with subprocess.Popen(command, pass_fds=[listener.fileno()]) as process:
             try:
-                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+                yield f"127.0.0.1:{listener.getsockname()[1]}"
             finally:
                 process.terminate()
 
@@ -145,19 +148,33 @@ def requests(n: int, rng: np.random.Generator) -> list[str]:
     ]
 
 
+Connections = list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+
+
+async def get(address: str, path: str, idle: Connections) -> int:
+    """The status of an answer; a client of a library would take a core of its own."""
+    host, _, port = address.partition(":")
+    reader, writer = idle.pop() if idle else await asyncio.open_connection(host, port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+    await reader.readexactly(int(head.split("content-length:")[1].split()[0]))
+    idle.append((reader, writer))
+    return int(head.split()[1])
+
+
 async def _sent(address: str, paths: list[str], arrival_s: F64) -> F64:
-    latency_s = np.full(len(paths), np.nan)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-    async with httpx.AsyncClient(base_url=address, limits=limits, timeout=600) as all_:
-        begins_s = monotonic() + 0.1
+    latency_s, idle = np.full(len(paths), np.nan), Connections()
+    begins_s = monotonic() + 0.1
 
-        async def ask(i: int) -> None:
-            due_s = begins_s + arrival_s[i]
-            await asyncio.sleep(due_s - monotonic())
-            if (await all_.get(paths[i])).status_code == 200:
-                latency_s[i] = monotonic() - due_s
+    async def ask(i: int) -> None:
+        due_s = begins_s + arrival_s[i]
+        await asyncio.sleep(due_s - monotonic())
+        if await get(address, paths[i], idle) == 200:
+            latency_s[i] = monotonic() - due_s
 
-        await asyncio.gather(*map(ask, range(len(paths))))
+    await asyncio.gather(*map(ask, range(len(paths))))
+    for _, writer in idle:
+        writer.close()
     return latency_s
 
 
@@ -166,7 +183,8 @@ def send(
 ) -> F64:
     """Latencies (n,) from the intended times, behind a policy; NaN where refused."""
     begin = {"policy": policy, "slo_s": slo_s, "log": str(log), "workers": len(CORES)}
-    httpx.get(f"{address}/begin", params=begin, timeout=60).raise_for_status()
+    begun = asyncio.run(get(address, f"/begin?{urlencode(begin)}", Connections()))
+    require(begun == 200, f"the service did not begin: {begun}; see its message above")
     return asyncio.run(_sent(address, paths, arrival_s))
 
 
@@ -184,6 +202,13 @@ def outcome(latency_s: F64, slo_s: float) -> dict[str, float]:
         "measured": late + refused, "late": late, "refused": refused,
         "median_s": float(np.nanmedian(latency_s)),
     }  # fmt: skip
+
+
+def front_s() -> float:
+    """Processor seconds of clients and service so far, which share one core."""
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children())]
+    return sum(each.user + each.system for each in times)
 
 
 def foretold(log: Path, policy: str) -> float:
@@ -215,11 +240,13 @@ def main(out: Path, repeats: int = 8, n: int = 800) -> None:
                 log = {policy: next(logs) for policy in POLICIES}
                 found = {}
                 for policy in POLICIES[:: -1 if repeat % 2 else 1]:
+                    used_s, began_s = front_s(), monotonic()
                     latency_s = send(
                         address, policy, slo_s, log[policy],
                         paths, unit / (load * rate_per_s),
                     )  # fmt: skip
-                    found[policy] = outcome(latency_s, slo_s)
+                    busy = (front_s() - used_s) / (monotonic() - began_s)
+                    found[policy] = {**outcome(latency_s, slo_s), "front_busy": busy}
                 for policy in POLICIES:
                     at = {"policy": policy, "workers": len(CORES), "load": load}
                     at |= {"repeat": repeat, "rate_per_s": rate_per_s}

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -89,6 +90,8 @@ def tiny_smollm2(monkeypatch, tmp_path):
 EXAMPLE = yaml.safe_load((ROOT / "data" / "grids" / "example.yml").read_text())
 LOADS = next(iter(EXAMPLE["grid"]))  # the parameters that take their loads together
 CHECK = EXAMPLE | {"grid": EXAMPLE["grid"] | {LOADS: EXAMPLE["grid"][LOADS][:2]}}
+ORDERS = "CREATE TABLE orders AS SELECT n AS day, n AS customer, 1.5::float8 AS amount "
+ORDERS += "FROM generate_series(0, 99) AS n;"
 # By script, its words and its constants; those of Part II run on a tiny model.
 PART_ONE = {
     "goals": (["2", "300"], {}),
@@ -133,6 +136,14 @@ PART_ONE = {
     "sim_to_real": (
         ["2", "60"],
         {"LOADS": (0.9, 1.1), "WORKERS": (1,), "BURST": 300, "SLO_S": 60.0},
+    ),
+    "service": (
+        ["1", "40"],
+        {
+            "LOADS": (1.1,), "POLICIES": ("bare", "fifo", "bid-price"), "BURST": 20,
+            "TABLE": ORDERS, "CORES": [min(os.sched_getaffinity(0))],
+            "own_core": lambda: None,  # the tests go on with all
+        },
     ),
     "beside": (["1"], {"WAYS": {"sleeping": "0"}, "BESIDE": (0, 1)}),
     "certificate": (["--logical", "1", "--physical", "1"], {}),

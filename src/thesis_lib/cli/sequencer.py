@@ -159,7 +159,7 @@ def serve(
 
 @command
 def simulate(
-    policy: str = option(..., POLICY_HELP),
+    policy: list[str] = option(..., f"{POLICY_HELP} Given twice or more, compares."),
     load: float | None = option(
         None,
         "Share of FIFO's saturation rate. Of a trace, stretches its arrivals; "
@@ -175,7 +175,10 @@ def simulate(
     ),
     noise: float = option(0.2, "Sigma of `noisy`."),
     bias: float = option(1.0, "Multiplies every estimate."),
-    seeds: int = option(5, "Paired seeds."),
+    seeds: int | None = option(
+        None,
+        "Paired seeds. Default: 5; to compare, 8 that choose and as many that judge.",
+    ),
     seed: int = option(0, "The first of them."),
     transactions: int | None = option(
         None, "For each seed. Default: 20,000; of a trace, all of them."
@@ -194,35 +197,30 @@ def simulate(
     ),
     as_json: Json = False,
 ) -> None:
-    """Simulate one point of the evaluation: a policy at a load, against FIFO."""
+    """Simulate one point of the evaluation: policies at a load, against FIFO."""
     from thesis_lib.sequencer.core.events import Delays
-    from thesis_lib.sequencer.experiments.grid import simulate_cell
+    from thesis_lib.sequencer.experiments.grid import compare_policies, simulate_cell
 
+    at = {
+        "scenario": scenario, "trace": trace, "load": load, "estimator": estimator,
+        "noise": noise, "bias": bias, "seed": seed, "transactions": transactions,
+        "warehouses": warehouses, "cores": cores, "batch_size": batch,
+        "slo_s": None if deadline is None else units.parse_duration(deadline),
+        "delays": Delays(*map(units.parse_duration, (lag, sequencing, overhead))),
+        "flush_s": math.inf if flush is None else units.parse_duration(flush),
+        "clients": clients,
+    }  # fmt: skip
+    if len(policy) > 1:
+        require(gap is None, "--gap is of one policy alone, bid-price: leave it out")
+        with console.status("simulating"):
+            compared = compare_policies(policy, seeds=seeds or 8, **at)
+        show(compared, as_json, _compared(**compared))
+        return
     with console.status("simulating"):
         result = simulate_cell(
-            scenario=scenario,
-            trace=trace,
-            load=load,
-            policy=policy,
-            estimator=estimator,
-            noise=noise,
-            bias=bias,
-            seeds=seeds,
-            seed=seed,
-            transactions=transactions,
-            warehouses=warehouses,
-            cores=cores,
-            slo_s=None if deadline is None else units.parse_duration(deadline),
-            delays=Delays(
-                units.parse_duration(lag),
-                units.parse_duration(sequencing),
-                units.parse_duration(overhead),
-            ),
-            batch_size=batch,
-            flush_s=math.inf if flush is None else units.parse_duration(flush),
-            clients=clients,
-            gap=math.inf if gap is None else gap,
-        )
+            policy=policy[0], seeds=5 if seeds is None else seeds,
+            gap=math.inf if gap is None else gap, **at,
+        )  # fmt: skip
     ends, bound = result["reduction_ci"], result["lower_bound"]
     learned = f", fitted on {result['fitted_on']} others" * (result["fitted_on"] > 0)
     lines = [
@@ -238,3 +236,29 @@ def simulate(
         f"throughput {result['throughput_per_s']:.0f}/s",
     ]
     show(result, as_json, lines)
+
+
+def _compared(chosen: str, policies: list[dict]) -> list[str]:
+    """A line for each policy, and which one to take."""
+    wide = max(len(each["policy"]) for each in policies)
+    lines, alike = [], []
+    for each in policies:
+        name, ends, beside = each["policy"], each["more_ci"], ""
+        if name != chosen:
+            beside = f", {100 * each['more']:+.2f} points"
+            if ends is not None:
+                low, high = ends
+                beside += f" [{100 * low:+.2f}, {100 * high:+.2f}]"
+                alike += [name] * (low <= 0)
+        lines.append(
+            f"{name:{wide}}  violations {each['violations']:6.2%}{beside}; late "
+            f"{each['late']:.2%}, dropped {each['dropped']:.2%}"
+        )
+    seeds = policies[0]["seeds"]
+    judged = f"was chosen on {seeds} seeds and judged on {seeds} others"
+    if policies[0]["more_ci"] is None:
+        judged = "has the fewest of this one sample"
+    told = f", which do not tell it from {', '.join(alike)}" if alike else ""
+    bound = policies[0]["lower_bound"]
+    least = "" if bound is None else f"; no policy has fewer than {bound:.2%}"
+    return [*lines, f"take {chosen}: it {judged}{told}{least}"]

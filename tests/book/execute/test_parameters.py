@@ -49,15 +49,16 @@ def declare(name, type_name, smoke):
 
 
 def draw_number(parameter, values, random):
-    """An allowed item; what is `work` is at most the smoke value."""
+    """An allowed item; what is `work` is at most the smoke value, and mostly less."""
     limits, smoke = parameter.limits, parameter.smoke
     if limits.words:
         return str(random.choice(limits.words))
     low, high = parameter.ends(values)
     if limits.work:
         high = min(high, max(max(smoke) if parameter.is_list else smoke, low))
-    # a third are at an end of their range
+    # a third are at an end of their range, and work is mostly near the lower one
     share = random.choice([0.0, 1.0, random.random()], p=[1 / 6, 1 / 6, 2 / 3])
+    share *= random.random() ** 3 if limits.work else 1.0
     if low > 0 and high / low > 100:
         value = low * (high / low) ** share
     else:

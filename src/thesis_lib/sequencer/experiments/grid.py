@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from thesis_lib.common.errors import InvalidInput, choice, require, require_count
+from thesis_lib.common.stats import mean_interval
 from thesis_lib.sequencer.core.trace import F64, Trace
 from thesis_lib.sequencer.estimators.models import ESTIMATORS, LEARNED, cut_tail
 from thesis_lib.sequencer.estimators.saved import is_file
@@ -316,27 +317,71 @@ class Point(NamedTuple):
 
 
 def simulate_cell(
-    *,
-    policy: str,
-    scenario: str | None = None,
-    trace: Trace | Path | str | None = None,
-    seeds: int = 5,
-    seed: int = 0,
-    gap: float = np.inf,
-    bias: float = 1.0,
-    **options: Any,
+    *, policy: str, seeds: int = 5, seed: int = 0, gap: float = np.inf, **options: Any
 ) -> dict:
     """What `thesis simulate` says: a policy in a `scenario` or on a `trace`.
 
-    `policy` stands beside FIFO and the lower bound on the same seeds. Every estimate is
-    multiplied by `bias`; `gap` bounds, for bid-price, how much larger the share of
-    violations of one type may be than of another. `options` are `load`, `estimator`,
-    `transactions`, `noise` and what `SimulationConfig` may be made with; None stands
-    for what is not given. Shares are fractions of 1; intervals are (low, high), and
-    None where a replayed trace is one sample and nothing was drawn for it; a closed
-    loop has no lower bound (None). Raises InvalidInput for anything that cannot be run.
+    `policy` stands beside FIFO and the lower bound on the same seeds. `gap` bounds, for
+    bid-price, how much larger the share of violations of one type may be than of
+    another. `options` are those of `_point`, and what `SimulationConfig` may be made
+    with; None stands for what is not given. Shares are fractions of 1; intervals are
+    (low, high), and None where a replayed trace is one sample and nothing was drawn for
+    it; a closed loop has no lower bound (None). Raises InvalidInput for anything that
+    cannot be run.
     """
     policy = present_name(policy)
+    point = _point(**options)
+    fair: dict = {}
+    if policy != "fifo" and gap < np.inf:
+        fair = {"gap": gap, "groups": len(point.config.make_trace(seed).kinds)}
+    designs = {"fifo": ("fifo", {}), policy: (policy, fair)}
+    return _said(point, _runs(point, designs, seeds, seed), policy)
+
+
+def compare_policies(
+    policies: Sequence[str], *, seeds: int = 8, seed: int = 0, **options: Any
+) -> dict:
+    """Which policy has the fewest violations, judged on seeds that did not choose it.
+
+    The one with the fewest on `seeds` seeds is the `chosen` one, and stands against
+    each of the others on as many more. `policies` holds what `simulate_cell` says of
+    each on those, the fewest violations first, with `more`, by how much its share is
+    larger than that of the chosen one, as (low, high) in `more_ci`. `options` are those
+    of `simulate_cell`. Where nothing is drawn there is one sample, which chooses and
+    judges: then intervals are None. Raises InvalidInput for one policy alone.
+    """
+    names = list(dict.fromkeys(map(present_name, policies)))
+    require(len(names) > 1, f"policies={names}: expected two or more to compare")
+    point = _point(**options)
+    designs = {name: (name, {}) for name in ("fifo", *names)}
+    load, drawn = point.load, point.drawn
+    runs = _runs(point, designs, 2 * seeds if drawn else 1, seed)
+    first = runs["seed"].isin(runs["seed"].unique()[: seeds if drawn else 1])
+    chosen = min(names, key=lambda name: metrics.mean(runs[first], name, load))
+    judged = runs[~first] if drawn else runs
+    said = []
+    for name in names:
+        shares, least = (
+            metrics.column(judged, each, load, "violations") for each in (name, chosen)
+        )
+        more = mean_interval(shares - least)
+        said.append(
+            _said(point, judged, name)
+            | {"more": more.value, "more_ci": (more.low, more.high) if drawn else None}
+        )
+    said.sort(key=lambda each: each["violations"])
+    return {"chosen": chosen, "policies": said}
+
+
+def _point(
+    *, scenario: str | None = None, trace: Trace | Path | str | None = None,
+    bias: float = 1.0, **options: Any,
+) -> Point:  # fmt: skip
+    """A point in a scenario or on a trace; every estimate is multiplied by `bias`.
+
+    `options` are `load`, `estimator`, `transactions`, `noise` and those of a
+    SimulationConfig.
+    """
     load, clients = options.get("load"), options.get("clients")
     require(load is None or load > 0, f"load={load} must be positive")
     require(
@@ -359,7 +404,15 @@ def simulate_cell(
         if trace is None
         else _on_trace(trace, **given)
     )
-    return _against_fifo(point, policy, seeds, seed, gap, bias)
+    require(
+        0 < bias < np.inf,
+        f"bias={bias:g}: expected a positive, finite factor; 1 leaves estimates alone",
+    )
+    return point._replace(estimate=_biased(point.estimate, bias))
+
+
+def _biased(estimate: Estimate, bias: float) -> Estimate:
+    return lambda trace, seed: bias * estimate(trace, seed)
 
 
 def _in_scenario(
@@ -431,26 +484,18 @@ def _held_out(trace: Trace, estimator: str) -> tuple[Trace, Trace]:
     return trace.split(FITTED)
 
 
-def _against_fifo(
-    point: Point, policy: str, seeds: int, seed: int, gap: float, bias: float
-) -> dict:
-    require(
-        0 < bias < np.inf,
-        f"bias={bias:g}: expected a positive, finite factor; 1 leaves estimates alone",
-    )
-    config, load, is_open = point.config, point.load, point.config.clients is None
-    seeds = seeds if point.drawn else min(seeds, 1)  # each would be the same
-
-    def biased(trace: Trace, seed: int) -> F64:
-        return bias * point.estimate(trace, seed)
-
-    fair: dict = {}
-    if policy != "fifo" and gap < np.inf:
-        fair = {"gap": gap, "groups": len(config.make_trace(seed).kinds)}
-    runs = replicate(
-        config, {"fifo": ("fifo", {}), policy: (policy, fair)}, [load], biased,
-        seeds=seeds, seed=seed, bound=is_open,
+def _runs(point: Point, designs: Policies, seeds: int, seed: int) -> pd.DataFrame:
+    """Of every policy, and of the lower bound where the loop is open."""
+    return replicate(
+        point.config, designs, [point.load], point.estimate,
+        seeds=seeds if point.drawn else min(seeds, 1), seed=seed,  # else all the same
+        bound=point.config.clients is None,
     )  # fmt: skip
+
+
+def _said(point: Point, runs: pd.DataFrame, policy: str) -> dict:
+    """What is said of a policy: how it was simulated, and its outcome beside FIFO."""
+    config, load, is_open = point.config, point.load, point.config.clients is None
     full = config.saturation
     unsure = {} if point.drawn else {"violations_ci": None, "reduction_ci": None}
     return {
@@ -462,7 +507,7 @@ def _against_fifo(
         "saturation_per_s": config.saturation_per_s,
         "saturation_ci": full and (full.low, full.high),
         "clients": config.clients,
-        "seeds": seeds,
+        "seeds": runs["seed"].nunique(),
         "transactions": point.transactions,
         **metrics.outcome(runs, policy, load),
         **unsure,

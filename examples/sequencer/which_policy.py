@@ -1,0 +1,14 @@
+"""Which policy suits a workload: some seeds choose it, and others judge it."""
+
+from thesis_lib.common.files import data_folder
+from thesis_lib.sequencer.experiments.grid import compare_policies
+
+found = compare_policies(
+    ["fifo", "codel", "queue-cap", "late-edf", "least-slack", "bid-price"],
+    trace=data_folder() / "traces" / "sqlite-tpcc-2w.parquet",
+    transactions=2_000, load=1.1,
+)  # fmt: skip
+for each in found["policies"]:
+    low, high = (100 * end for end in each["more_ci"])
+    print(f"{each['policy']:<12}{each['violations']:7.2%}  {low:+.1f} to {high:+.1f}")
+print("take", found["chosen"])
