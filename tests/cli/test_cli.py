@@ -68,6 +68,8 @@ POINT = "simulate --scenario A --load 1.1 --policy drop --seeds 2 --transactions
         ("run 4 -p seeds=010", "in plain digits, not 010 or 1:30"),
         ("run 4 -p loads=[1:30]", "in plain digits"),
         ("simulate --policy fifo --scenario A --load inf", "load=inf needs clients"),
+        (f"{POINT} --policy fifo --gap 0.1", "--gap is of one policy alone"),
+        (f"{POINT} --policy drop", "expected two or more"),
         ("simulate --policy fifo --scenario A --load 1 --clients -1", "clients=-1"),
         ("run 4 -p seeds=1 -p seeds=2", "parameter seeds is given twice"),
         ("run --profile huge", "expected one of smoke, default, full"),
@@ -213,6 +215,18 @@ def test_where_nothing_is_admitted_its_latency_is_null():
     cell = answer(POINT, "--deadline", "1us")
     assert cell["dropped"] == cell["violations"] == 1
     assert cell["lenient"] is cell["p999_s"] is None
+
+
+def test_several_policies_are_compared_and_one_is_recommended():
+    words = f"{POINT} --policy fifo"
+    said = CliRunner().invoke(app, words.split()).stdout.splitlines()
+    found = json.loads(CliRunner().invoke(app, [*words.split(), "--json"]).stdout)
+    chosen = found["chosen"]
+    assert said[-1].startswith(f"take {chosen}: it was chosen on 2 seeds and judged")
+    assert [line.split()[0] for line in said[:-1]] == [
+        each["policy"] for each in found["policies"]
+    ]
+    assert all(("points" in line) != line.startswith(chosen) for line in said[:-1])
 
 
 def test_a_closed_loop_with_delays_is_simulated():

@@ -213,7 +213,9 @@ def simulate(
     if len(policy) > 1:
         require(gap is None, "--gap is of one policy alone, bid-price: leave it out")
         with console.status("simulating"):
-            compared = compare_policies(policy, seeds=seeds or 8, **at)
+            compared = compare_policies(
+                policy, seeds=8 if seeds is None else seeds, **at
+            )
         show(compared, as_json, _compared(**compared))
         return
     with console.status("simulating"):

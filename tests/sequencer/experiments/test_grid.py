@@ -265,6 +265,43 @@ def test_a_bias_multiplies_what_every_estimator_says():
             grid.simulate_cell(policy="bid-price", bias=bias, **given)
 
 
+def test_a_policy_is_chosen_on_some_seeds_and_judged_on_the_others():
+    names = ["fifo", "late-edf", "bid-price"]
+    given = {"scenario": "A", "load": 1.2, "transactions": 400}
+    found = grid.compare_policies(names, seeds=2, seed=5, **given)
+    config = SimulationConfig.of_scenario("A", transactions=400)
+    runs = grid.replicate(config, names, [1.2], seeds=4, seed=5)
+    shares = runs.pivot_table(index="policy", columns="seed", values="violations")
+    shares = shares[runs["seed"].unique()]  # in order of drawing
+    assert found["chosen"] == shares.iloc[:, :2].mean(axis=1).idxmin()
+    judged = shares.iloc[:, 2:]
+    more = judged - judged.loc[found["chosen"]]
+    said = found["policies"]
+    assert [each["policy"] for each in said] == [
+        *judged.mean(axis=1).sort_values().index
+    ]
+    for each in said:
+        name = each["policy"]
+        assert each["violations"] == pytest.approx(judged.loc[name].mean())
+        assert each["more"] == pytest.approx(more.loc[name].mean())
+        assert each["more_ci"] == pytest.approx(  # a range, of so few
+            (more.loc[name].min(), more.loc[name].max())
+        )
+
+
+def test_one_sample_chooses_and_judges_and_one_policy_is_not_compared():
+    trace, names = bursty(), ["fifo", "bid-price"]
+    found = grid.compare_policies(names, trace=trace, estimator="oracle")
+    for each in found["policies"]:
+        assert (each["seeds"], each["more_ci"]) == (1, None)
+        alone = grid.simulate_cell(
+            policy=each["policy"], trace=trace, estimator="oracle"
+        )
+        assert {key: each[key] for key in alone} == alone
+    with pytest.raises(InvalidInput, match="two or more"):
+        grid.compare_policies(["fifo", "fifo"], trace=trace)
+
+
 def test_crowded_numbers_are_the_extremes():
     rows = [("now", 1.1, 2.0), ("before", 1.1, 3.0), ("now", 30.0, 5.0),
             ("before", 30.0, 50.0)]  # fmt: skip

@@ -352,13 +352,15 @@ def compare_policies(
     """
     names = list(dict.fromkeys(map(present_name, policies)))
     require(len(names) > 1, f"policies={names}: expected two or more to compare")
+    require_count("seeds", seeds)
     point = _point(**options)
     designs = {name: (name, {}) for name in ("fifo", *names)}
     load, drawn = point.load, point.drawn
     runs = _runs(point, designs, 2 * seeds if drawn else 1, seed)
-    first = runs["seed"].isin(runs["seed"].unique()[: seeds if drawn else 1])
-    chosen = min(names, key=lambda name: metrics.mean(runs[first], name, load))
-    judged = runs[~first] if drawn else runs
+    chooses, judged = runs[runs["seed"] < seeds], runs[runs["seed"] >= seeds]
+    if not drawn:
+        judged = chooses
+    chosen = min(names, key=lambda name: metrics.mean(chooses, name, load))
     said = []
     for name in names:
         shares, least = (
