@@ -8,7 +8,6 @@ from services import AT_ONCE, SLO_S, WORKERS, called, crowd, drive, lifo, sequen
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.live import DecisionLog, LiveSequencer, replay, what_if
-from thesis_lib.sequencer.live.machine import LOOK_S
 
 
 def logged(path, name, n=300):
@@ -138,7 +137,7 @@ def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
 
 @pytest.mark.parametrize("name", [*AT_ONCE, lifo], ids=called)
 def test_what_a_log_of_fifo_says_of_a_policy_is_what_that_policy_does(name, tmp_path):
-    """Fed with its arrivals, service times and departures, and with looks in time."""
+    """Fed with its arrivals, service times and departures."""
     path = tmp_path / "decisions.jsonl"
     trace, _ = crowd(300, 1.3, seed=2)
     for column_s in (trace.arrival_s, trace.service_s):  # so that sums are exact
@@ -152,7 +151,7 @@ def test_what_a_log_of_fifo_says_of_a_policy_is_what_that_policy_does(name, tmp_
     log.close()
     trace.service_s[[i for _, i in leaves]] = 1e6  # whoever starts it, it goes first
     told = sequencer(name, trace)
-    drive(told, trace, leaves=leaves, look_s=LOOK_S)
+    drive(told, trace, leaves=leaves)
     assert what_if(path, name) == told.counts
     assert what_if(path, "fifo") == live.counts
     assert told.counts.left > 0

@@ -357,7 +357,7 @@ def compare_policies(
     designs = {name: (name, {}) for name in ("fifo", *names)}
     load, drawn = point.load, point.drawn
     runs = _runs(point, designs, 2 * seeds if drawn else 1, seed)
-    chooses, judged = runs[runs["seed"] < seeds], runs[runs["seed"] >= seeds]
+    chooses, judged = runs.loc[runs["seed"] < seeds], runs.loc[runs["seed"] >= seeds]
     if not drawn:
         judged = chooses
     chosen = min(names, key=lambda name: metrics.mean(chooses, name, load))

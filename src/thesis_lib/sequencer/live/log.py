@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.sequencer.live.machine import LOOK_S, Counts, Decided, LiveSequencer
+from thesis_lib.sequencer.live.machine import Counts, Decided, LiveSequencer
 from thesis_lib.sequencer.policies.registry import Rule
 
 SCHEMA = "thesis-live-log/1"
@@ -113,7 +113,7 @@ def replay(path: Path | str, policy: str | Rule | None = None) -> Replayed:
     return Replayed(events, started, refused, None, live.fault)
 
 
-END, LEAVE, ARRIVE, LOOK = range(4)  # what happens, in this order at one time
+END, LEAVE, ARRIVE = range(3)  # what happens, in this order at one time
 
 
 def what_if(path: Path | str, policy: str | Rule) -> Counts:
@@ -121,9 +121,10 @@ def what_if(path: Path | str, policy: str | Rule) -> Counts:
 
     It is told the arrivals of the log, and the ends as its own starts and the service
     times of the log make them; whoever left before it was served leaves when it did,
-    and who had not ended when the log ends is left out. It learns its estimates anew.
-    Service times stay as they were, so the log is best of the same number of workers,
-    and as full. Raises InvalidInput for a file that is no log, for one in which
+    and who had not ended when the log ends is left out. It learns its estimates anew,
+    and refuses at the next arrival or end whom a service refuses at a deadline. Service
+    times stay as they were, so the log is best of the same number of workers, and as
+    full. Raises InvalidInput for a file that is no log, for one in which
     somebody was refused, of whom nobody knows what it would have taken, and for a
     policy that fails.
     """
@@ -134,15 +135,10 @@ def what_if(path: Path | str, policy: str | Rule) -> Counts:
     events = [(past.arrived_s[n], ARRIVE, n) for n in past.arrived_s]
     events += [(past.left_s[n], LEAVE, n) for n in past.left_s]
     heapify(events)
-    look_s = float("inf")
     while events:
         now_s, what, number = heappop(events)
         if what == ARRIVE:
             made = live.arrive(number, now_s, **past.about[number])
-        elif what == LOOK:
-            if now_s != look_s:  # the deadline that it was for is over
-                continue
-            made = live.look(now_s)
         elif number not in live:
             continue
         else:
@@ -151,10 +147,6 @@ def what_if(path: Path | str, policy: str | Rule) -> Counts:
             if begun in past.took_s:
                 over = LEAVE if begun in past.cut else END
                 heappush(events, (now_s + past.took_s[begun], over, begun))
-        due_s = live.next_deadline_s + LOOK_S
-        if due_s not in (look_s, float("inf")):
-            heappush(events, (due_s, LOOK, 0))
-        look_s = due_s
     require(live.fault is None, live.fault or "")
     return live.counts
 
