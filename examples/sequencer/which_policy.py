@@ -1,4 +1,6 @@
-"""Which policy suits a workload: some seeds choose it, and others judge it."""
+"""Which policy suits a workload: some seeds choose, others judge."""
+
+import numpy as np
 
 from thesis_lib.common.files import data_folder
 from thesis_lib.sequencer.experiments.grid import compare_policies
@@ -9,6 +11,6 @@ found = compare_policies(
     transactions=2_000, load=1.1,
 )  # fmt: skip
 for each in found["policies"]:
-    low, high = (100 * end for end in each["more_ci"])
-    print(f"{each['policy']:<12}{each['violations']:7.2%}  {low:+.1f} to {high:+.1f}")
+    name, (low, high) = each["policy"], 100 * np.array(each["more_ci"])
+    print(f"{name:<12}{each['violations']:7.2%}  {low:+.1f} to {high:+.1f}")
 print("take", found["chosen"])

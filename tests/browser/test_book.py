@@ -203,6 +203,9 @@ def test_no_page_shows_an_unrendered_role_or_a_traceback(desktop, html):
     for name in pages(html):
         if not name.startswith(("book/", "notebooks/")):
             continue
-        text = desktop.open((html / name).as_uri()).locator("article").inner_text()
+        article = desktop.open((html / name).as_uri()).locator("article")
+        text = article.inner_text()
         for mark in ("{glue", "{cite", "{numref", "Traceback (most", "(prf:", "$$"):
             assert mark not in text, f"{name} shows {mark!r}"
+        names = article.locator("code.std-numref, code.std-ref").all_inner_texts()
+        assert not names, f"{name} shows names of what it refers to: {names}"
