@@ -31,10 +31,11 @@ def crowd(n, load, seed):
     return replace(trace, arrival_s=arrival_s, keys=nothing), trace.service_s * noise
 
 
-def drive(live, trace, estimated_s=None, leaves=()):
+def drive(live, trace, estimated_s=None, leaves=(), look_s=None):
     """Serve a trace in virtual time: starts, ends and refusals by number.
 
-    At time t of a pair (t, number) in `leaves` the client of that number goes.
+    At time t of a pair (t, number) in `leaves` the client of that number goes. With
+    `look_s` the sequencer looks at whom it holds so long behind each next deadline.
     """
     n = len(trace)
     start_s, finish_s = np.full(n, np.nan), np.full(n, np.nan)
@@ -43,8 +44,13 @@ def drive(live, trace, estimated_s=None, leaves=()):
     events += [(t, 1, i) for t, i in leaves]
     heapq.heapify(events)
     while events:
+        due_s = np.inf if look_s is None else live.next_deadline_s + look_s
+        if due_s < events[0][0]:
+            heapq.heappush(events, (due_s, 3, 0))
         now_s, what, i = heapq.heappop(events)
-        if what == 2:
+        if what == 3:
+            made = live.look(now_s)
+        elif what == 2:
             about = {"slo_s": SLO_S}
             if estimated_s is not None:
                 about["estimate_s"] = float(estimated_s[i])

@@ -242,25 +242,30 @@ def simulate(
 
 def _compared(chosen: str, policies: list[dict]) -> list[str]:
     """A line for each policy, and which one to take."""
+    from thesis_lib.common.stats import LEAST
+
     wide = max(len(each["policy"]) for each in policies)
-    lines, alike = [], []
+    seeds = policies[0]["seeds"]
+    lines, alike, better = [], [], []
     for each in policies:
         name, ends, beside = each["policy"], each["more_ci"], ""
         if name != chosen:
             beside = f", {100 * each['more']:+.2f} points"
             if ends is not None:
-                low, high = ends
-                beside += f" [{100 * low:+.2f}, {100 * high:+.2f}]"
-                alike += [name] * (low <= 0)
+                low, high = (100 * end for end in ends)
+                kind = "range " * (seeds < LEAST)
+                beside += f" [{kind}{low:+.2f}, {high:+.2f}]"
+                alike += [name] * (low <= 0 <= high)
+                better += [name] * (high < 0)
         lines.append(
             f"{name:{wide}}  violations {each['violations']:6.2%}{beside}; late "
             f"{each['late']:.2%}, dropped {each['dropped']:.2%}"
         )
-    seeds = policies[0]["seeds"]
     judged = f"was chosen on {seeds} seeds and judged on {seeds} others"
     if policies[0]["more_ci"] is None:
-        judged = "has the fewest of this one sample"
+        judged = "has the fewest violations of this one sample"
     told = f", which do not tell it from {', '.join(alike)}" if alike else ""
+    told += f"; there {', '.join(better)} did better" if better else ""
     bound = policies[0]["lower_bound"]
     least = "" if bound is None else f"; no policy has fewer than {bound:.2%}"
     return [*lines, f"take {chosen}: it {judged}{told}{least}"]

@@ -289,17 +289,17 @@ def test_a_policy_is_chosen_on_some_seeds_and_judged_on_the_others():
         )
 
 
-def test_one_sample_chooses_and_judges_and_one_policy_is_not_compared():
-    trace, names = bursty(), ["fifo", "bid-price"]
-    found = grid.compare_policies(names, trace=trace, estimator="oracle")
+@pytest.mark.parametrize(("estimator", "seeds"), [("oracle", 1), ("noisy", 3)])
+def test_a_trace_is_one_sample_which_chooses_and_judges(estimator, seeds):
+    given = {"trace": bursty(), "estimator": estimator, "seeds": 3}
+    found = grid.compare_policies(["fifo", "bid-price"], **given)
     for each in found["policies"]:
-        assert (each["seeds"], each["more_ci"]) == (1, None)
-        alone = grid.simulate_cell(
-            policy=each["policy"], trace=trace, estimator="oracle"
-        )
+        assert (each["seeds"], each["more_ci"]) == (seeds, None)
+        alone = grid.simulate_cell(policy=each["policy"], **given)
         assert {key: each[key] for key in alone} == alone
+    assert found["policies"][0]["policy"] == found["chosen"]
     with pytest.raises(InvalidInput, match="two or more"):
-        grid.compare_policies(["fifo", "fifo"], trace=trace)
+        grid.compare_policies(["fifo", "fifo"], **given)
 
 
 def test_crowded_numbers_are_the_extremes():

@@ -1,13 +1,21 @@
 """The same log, the same decisions; what is no log is refused by its line."""
 
 import json
+from statistics import fmean
 
 import numpy as np
 import pytest
 from services import AT_ONCE, SLO_S, WORKERS, called, crowd, drive, lifo, sequencer
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.live import DecisionLog, LiveSequencer, replay, what_if
+from thesis_lib.sequencer.live import (
+    DecisionLog,
+    LiveSequencer,
+    OnlineEstimator,
+    replay,
+    what_if,
+)
+from thesis_lib.sequencer.live import log as log_
 
 
 def logged(path, name, n=300):
@@ -136,10 +144,12 @@ def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("name", [*AT_ONCE, lifo], ids=called)
-def test_what_a_log_of_fifo_says_of_a_policy_is_what_that_policy_does(name, tmp_path):
-    """Fed with its arrivals, service times and departures."""
+def test_what_a_log_of_fifo_says_of_a_policy_is_what_that_policy_does(
+    name, tmp_path, monkeypatch
+):
+    """Fed with its arrivals, service times and departures, looking at once."""
     path = tmp_path / "decisions.jsonl"
-    trace, _ = crowd(300, 1.3, seed=2)
+    trace, _ = crowd(300, 1.5, seed=2)
     for column_s in (trace.arrival_s, trace.service_s):  # so that sums are exact
         column_s[:] = np.ceil(column_s * 2**30) / 2**30
     leaves = [(float(trace.arrival_s[i]) + SLO_S / 2, i) for i in range(0, 300, 7)]
@@ -149,27 +159,60 @@ def test_what_a_log_of_fifo_says_of_a_policy_is_what_that_policy_does(name, tmp_
     log = DecisionLog(path, live)
     drive(live, trace, leaves=leaves)
     log.close()
-    trace.service_s[[i for _, i in leaves]] = 1e6  # whoever starts it, it goes first
+    gone = [i for _, i in leaves]  # who would have taken what others took
+    trace.service_s[gone] = fmean(np.delete(trace.service_s, gone).tolist())
+    monkeypatch.setattr(log_, "LOOK_S", 2.0**-30)
     told = sequencer(name, trace)
-    drive(told, trace, leaves=leaves)
+    drive(told, trace, leaves=leaves, look_s=2.0**-30)
     assert what_if(path, name) == told.counts
     assert what_if(path, "fifo") == live.counts
-    assert told.counts.left > 0
     assert told.counts.arrived == len(trace)
+    assert live.counts.left == len(gone) > 0
+
+
+def log_of(path, *events, **options):
+    """A log of FIFO with one worker, of events told as (name, number, time)."""
+    live = LiveSequencer("fifo", **{"workers": 1, "slo_s": 1} | options)
+    log = DecisionLog(path, live)
+    for name, number, now_s in events:
+        getattr(live, name)(number, now_s)
+    log.close()
+    return path
 
 
 def test_whoever_runs_when_its_client_goes_takes_as_long_elsewhere(tmp_path):
-    path = tmp_path / "decisions.jsonl"
-    live = LiveSequencer("fifo", workers=1, slo_s=1)
-    log = DecisionLog(path, live)
-    live.arrive(0, 0.0)
-    live.arrive(1, 0.1)
-    live.leave(0, 0.5)
-    live.end(1, 0.75)
-    live.arrive(2, 0.8)  # and has not ended when the log ends
-    log.close()
-    counts = what_if(path, "bid-price")
+    counts = what_if(
+        log_of(
+            tmp_path / "a.jsonl",
+            ("arrive", 0, 0.0),
+            ("arrive", 1, 0.1),
+            ("leave", 0, 0.5),
+            ("end", 1, 0.75),
+            ("arrive", 2, 0.8),  # and has not ended when the log ends
+        ),
+        "bid-price",
+    )
     assert (counts.arrived, counts.started, counts.left, counts.on_time) == (2, 2, 1, 1)
+
+
+def test_a_number_that_comes_again_is_another_request(tmp_path):
+    path = log_of(
+        tmp_path / "a.jsonl",
+        ("arrive", 7, 0.0), ("end", 7, 0.25), ("arrive", 7, 5.0), ("end", 7, 5.5),
+    )  # fmt: skip
+    counts = what_if(path, "late-edf")
+    assert (counts.arrived, counts.on_time, counts.late) == (2, 2, 0)
+
+
+def test_an_estimator_of_ones_own_is_asked(tmp_path):
+    class Slow(OnlineEstimator):
+        def predict(self, kind, features):
+            return 60.0
+
+    events = [("arrive", 0, 0.0), ("arrive", 1, 0.1), ("end", 0, 0.2), ("end", 1, 0.3)]
+    path = log_of(tmp_path / "a.jsonl", *events)
+    assert what_if(path, "late-edf").refused == 0
+    assert what_if(path, "late-edf", Slow(0, first_s=1)).refused == 2
 
 
 def test_a_log_in_which_somebody_was_refused_says_not_what_else_could_be(tmp_path):
@@ -177,13 +220,19 @@ def test_a_log_in_which_somebody_was_refused_says_not_what_else_could_be(tmp_pat
     logged(path, "bid-price")
     with pytest.raises(InvalidInput, match="nobody knows how long"):
         what_if(path, "fifo")
+    events = [("arrive", 0, 0.0), ("arrive", 1, 0.1), ("arrive", 2, 0.2)]
+    full = log_of(tmp_path / "full.jsonl", *events, most_waiting=1)
+    with pytest.raises(InvalidInput, match="with `most_waiting` out of reach"):
+        what_if(full, "fifo")
 
 
-def test_a_policy_that_fails_on_a_log_is_named(tmp_path):
+def test_a_policy_that_fails_on_a_log_or_is_none_is_named(tmp_path):
     path = tmp_path / "decisions.jsonl"
     logged(path, "fifo")
     with pytest.raises(InvalidInput, match="'fails' raised ZeroDivisionError"):
         what_if(path, fails)
+    with pytest.raises(InvalidInput, match="policy='nobody' is unknown"):
+        what_if(path, "nobody")
 
 
 def fails(batch, forecast, now_s):
@@ -192,12 +241,34 @@ def fails(batch, forecast, now_s):
 
 @pytest.mark.parametrize(
     "line",
-    ['{"t": 1, "end": 99}', '{"t": null, "look": true}', '{"t": 1, "arrive": []}'],
+    [
+        '{"t": 1e9, "end": 99}',
+        '{"t": null, "look": true}',
+        '{"t": 1e999, "look": true}',
+        f'{{"t": {"9" * 400}, "look": true}}',
+        '{"t": -1, "look": true}',
+        '{"t": 1e9, "leave": 99}',
+        '{"t": 1e9, "arrive": []}',
+        '{"t": 1e9, "arrive": 99, "kind": "", "slo_s": 1, "estimate_s": 1, '
+        '"features": null}',
+        '{"t": 1e9, "arrive": 99, "kind": "", "slo_s": 1, "estimate_s": 1, '
+        '"features": ["x"]}',
+    ],
 )
 def test_a_line_that_says_nothing_of_a_request_is_named(line, tmp_path):
     path = tmp_path / "decisions.jsonl"
     logged(path, "fifo", n=20)
+    number = len(path.read_text().splitlines()) + 1
     with path.open("a") as file:
         file.write(f"{line}\n")
-    with pytest.raises(InvalidInput, match="line"):
+    for read in (replay, lambda path: what_if(path, "fifo")):
+        with pytest.raises(InvalidInput, match=f"line {number}"):
+            read(path)
+
+
+def test_a_log_that_was_changed_says_not_what_else_could_be(tmp_path):
+    path = tmp_path / "decisions.jsonl"
+    logged(path, "fifo")
+    path.write_text(path.read_text().replace('"start": [3]', '"start": [4]'))
+    with pytest.raises(InvalidInput, match="a replay decides otherwise"):
         what_if(path, "fifo")

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 
 from thesis_lib.common.errors import InvalidInput, choice, require, require_count
-from thesis_lib.common.stats import mean_interval
 from thesis_lib.sequencer.core.trace import F64, Trace
 from thesis_lib.sequencer.estimators.models import ESTIMATORS, LEARNED, cut_tail
 from thesis_lib.sequencer.estimators.saved import is_file
@@ -343,34 +342,35 @@ def compare_policies(
 ) -> dict:
     """Which policy has the fewest violations, judged on seeds that did not choose it.
 
-    The one with the fewest on `seeds` seeds is the `chosen` one, and stands against
-    each of the others on as many more. `policies` holds what `simulate_cell` says of
-    each on those, the fewest violations first, with `more`, by how much its share is
-    larger than that of the chosen one, as (low, high) in `more_ci`. `options` are those
-    of `simulate_cell`. Where nothing is drawn there is one sample, which chooses and
-    judges: then intervals are None. Raises InvalidInput for one policy alone.
+    In a scenario, the one with the fewest on `seeds` seeds is `chosen`, and stands
+    against each of the others on as many more. `policies` holds what `simulate_cell`
+    says of each on those, the fewest violations first, with `more`, by how much its
+    share is larger than that of the chosen one, and the ends of that in `more_ci`. A
+    trace is one sample of transactions, of which seeds draw the errors of the estimates
+    alone: the same seeds choose and judge, and no interval is given. `options` are
+    those of `simulate_cell` but for `gap`. Raises InvalidInput for one policy alone.
     """
     names = list(dict.fromkeys(map(present_name, policies)))
     require(len(names) > 1, f"policies={names}: expected two or more to compare")
     require_count("seeds", seeds)
+    sampled = options.get("trace") is None
     point = _point(**options)
     designs = {name: (name, {}) for name in ("fifo", *names)}
-    load, drawn = point.load, point.drawn
-    runs = _runs(point, designs, 2 * seeds if drawn else 1, seed)
+    runs = _runs(point, designs, 2 * seeds if sampled else seeds, seed)
     chooses, judged = runs.loc[runs["seed"] < seeds], runs.loc[runs["seed"] >= seeds]
-    if not drawn:
+    if not sampled:
         judged = chooses
-    chosen = min(names, key=lambda name: metrics.mean(chooses, name, load))
+    chosen = min(names, key=lambda name: metrics.mean(chooses, name, point.load))
     said = []
     for name in names:
-        shares, least = (
-            metrics.column(judged, each, load, "violations") for each in (name, chosen)
+        more = metrics.difference_interval(
+            *(
+                metrics.column(judged, each, point.load, "violations")
+                for each in (name, chosen)
+            )
         )
-        more = mean_interval(shares - least)
-        said.append(
-            _said(point, judged, name)
-            | {"more": more.value, "more_ci": (more.low, more.high) if drawn else None}
-        )
+        ends = (more.low, more.high) if sampled else None
+        said.append(_said(point, judged, name) | {"more": more.value, "more_ci": ends})
     said.sort(key=lambda each: each["violations"])
     return {"chosen": chosen, "policies": said}
 

@@ -9,9 +9,7 @@ from time import monotonic
 
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.live.log import DecisionLog
-from thesis_lib.sequencer.live.machine import Decided, LiveSequencer
-
-_AFTER_S = 0.001  # a deadline is over, beyond what any clock rounds
+from thesis_lib.sequencer.live.machine import LOOK_S, Decided, LiveSequencer
 
 
 class Refused(Exception):
@@ -161,7 +159,7 @@ class AdmissionController:
             self._timer.cancel()
             self._timer = None
         if self._timer is None and due_s < float("inf"):
-            later_s = max(due_s - self._now_s(), 0.0) + _AFTER_S
+            later_s = max(due_s - self._now_s(), 0.0) + LOOK_S
             self._timer = asyncio.get_running_loop().call_later(later_s, self._look)
             self._due_s = due_s
 

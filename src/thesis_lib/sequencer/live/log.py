@@ -9,13 +9,16 @@ refused every service time is known, so that any policy can be tried on it.
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from math import inf
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.sequencer.live.machine import Counts, Decided, LiveSequencer
+from thesis_lib.sequencer.live.estimator import OnlineEstimator
+from thesis_lib.sequencer.live.machine import LOOK_S, Counts, Decided, LiveSequencer
 from thesis_lib.sequencer.policies.registry import Rule
 
 SCHEMA = "thesis-live-log/1"
@@ -95,114 +98,30 @@ def replay(path: Path | str, policy: str | Rule | None = None) -> Replayed:
     log names, and is needed where that was a function. A last line that was cut by a
     kill is left out. Raises InvalidInput for a file that is no log.
     """
-    path = Path(path)
-    entries = _entries(path)
-    live = _begun(path, entries, policy)
     events = started = refused = 0
-    for number, entry in enumerate(entries, start=2):
-        try:
-            made = _tell(live, entry)
-        except (InvalidInput, KeyError, TypeError, ArithmeticError) as error:
-            raise InvalidInput(f"{path}, line {number}: {error}") from error
+    live = None
+    for number, entry, made, live in _retold(Path(path), policy):
         events, started = events + 1, started + len(made.started)
         refused += len(made.refused)
-        if (made.started, made.refused) != (
-            entry.get("start", []), entry.get("refuse", []),
-        ):  # fmt: skip
+        if not _as_logged(entry, made):
             return Replayed(events, started, refused, number, live.fault)
-    return Replayed(events, started, refused, None, live.fault)
+    fault = None if live is None else live.fault
+    return Replayed(events, started, refused, None, fault)
 
 
-END, LEAVE, ARRIVE = range(3)  # what happens, in this order at one time
+def _as_logged(entry: dict[str, Any], made: Decided) -> bool:
+    logged = entry.get("start", []), entry.get("refuse", [])
+    return (made.started, made.refused) == logged
 
 
-def what_if(path: Path | str, policy: str | Rule) -> Counts:
-    """What would have become of the requests of a log under another `policy`.
+def _retold(
+    path: Path, policy: str | Rule | None
+) -> Iterator[tuple[int, dict[str, Any], Decided, LiveSequencer]]:
+    """The events of a log by their lines, and what a new sequencer decides at each.
 
-    It is told the arrivals of the log, and the ends as its own starts and the service
-    times of the log make them; whoever left before it was served leaves when it did,
-    and who had not ended when the log ends is left out. It learns its estimates anew,
-    and refuses at the next arrival or end whom a service refuses at a deadline. Service
-    times stay as they were, so the log is best of the same number of workers, and as
-    full. Raises InvalidInput for a file that is no log, for one in which
-    somebody was refused, of whom nobody knows what it would have taken, and for a
-    policy that fails.
+    Raises InvalidInput for what is no log, and by its line for what is no event.
     """
-    path = Path(path)
     entries = _entries(path)
-    live = _begun(path, entries, policy)
-    past = _past(path, entries)
-    events = [(past.arrived_s[n], ARRIVE, n) for n in past.arrived_s]
-    events += [(past.left_s[n], LEAVE, n) for n in past.left_s]
-    heapify(events)
-    while events:
-        now_s, what, number = heappop(events)
-        if what == ARRIVE:
-            made = live.arrive(number, now_s, **past.about[number])
-        elif number not in live:
-            continue
-        else:
-            made = live.end(number, now_s) if what == END else live.leave(number, now_s)
-        for begun in made.started:
-            if begun in past.took_s:
-                over = LEAVE if begun in past.cut else END
-                heappush(events, (now_s + past.took_s[begun], over, begun))
-    require(live.fault is None, live.fault or "")
-    return live.counts
-
-
-@dataclass(slots=True)
-class _Past:
-    """What a log knows of its requests, by their numbers."""
-
-    arrived_s: dict[int, float] = field(default_factory=dict)
-    about: dict[int, dict[str, Any]] = field(default_factory=dict)
-    started_s: dict[int, float] = field(default_factory=dict)
-    took_s: dict[int, float] = field(default_factory=dict)
-    left_s: dict[int, float] = field(default_factory=dict)  # before they started
-    cut: set[int] = field(default_factory=set)  # left while they ran
-
-    def add(self, entry: dict[str, Any]) -> None:
-        now_s = float(entry["t"])
-        if "arrive" in entry:
-            number = int(entry["arrive"])
-            self.arrived_s[number] = now_s
-            self.about[number] = {k: entry[k] for k in ("kind", "features", "slo_s")}
-        elif "leave" in entry and entry["leave"] not in self.started_s:
-            self.left_s[int(entry["leave"])] = now_s
-        elif "look" not in entry:
-            number = entry["leave" if "leave" in entry else "end"]
-            self.took_s[number] = now_s - self.started_s[number]
-            if "leave" in entry:
-                self.cut.add(number)
-        self.started_s |= dict.fromkeys(entry.get("start", []), now_s)
-
-
-def _past(path: Path, entries: Iterator[dict[str, Any]]) -> _Past:
-    """All that have ended or left, of a log in which nobody was refused."""
-    past = _Past()
-    for line, entry in enumerate(entries, start=2):
-        try:
-            past.add(entry)
-            refused = list(entry.get("refuse", []))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InvalidInput(f"{path}, line {line}: {error!r}") from error
-        require(
-            not refused,
-            f"{path}, line {line}: requests {refused} were refused, and nobody knows "
-            "how long they would have taken: expected a log in which all were served, "
-            "as `fifo` serves them",
-        )
-    over = past.took_s.keys() | past.left_s.keys()
-    for number in past.arrived_s.keys() - over:
-        del past.arrived_s[number]
-    return past
-
-
-def _begun(
-    path: Path, entries: Iterator[dict[str, Any]], policy: str | Rule | None
-) -> LiveSequencer:
-    """A sequencer that begins as that of the log at `path` did."""
     first = next(entries, {})
     require(
         first.get("schema") == SCHEMA,
@@ -217,9 +136,119 @@ def _begun(
         "replay as `policy`",
     )
     try:
-        return LiveSequencer(policy or first.get("policy", ""), **options)
+        live = LiveSequencer(policy or first.get("policy", ""), **options)
     except (InvalidInput, TypeError) as error:
         raise InvalidInput(f"{path}, line 1: {error}") from error
+    for number, entry in enumerate(entries, start=2):
+        try:
+            made = _tell(live, entry)
+        except (
+            *(InvalidInput, KeyError, TypeError, ValueError, ArithmeticError),
+        ) as error:
+            raise InvalidInput(f"{path}, line {number}: {error}") from error
+        yield number, entry, made, live
+
+
+END, LEAVE, ARRIVE, LOOK = range(4)  # what happens, in this order at one time
+
+
+def what_if(
+    path: Path | str, policy: str | Rule, estimator: OnlineEstimator | None = None
+) -> Counts:
+    """What would have become of the requests of a log under another `policy`.
+
+    It is told the arrivals of the log, and the ends as its own starts and the service
+    times of the log make them. Whoever left before it was served leaves when it did;
+    if it starts before, it takes the mean of its kind. Who had not ended when the log
+    ends is left out. Estimates are learned anew, by `estimator` if it is given. Service
+    times stay as they were, so the log is best of the same number of workers, and as
+    full. Raises InvalidInput for a file that is no log or does not replay, for one in
+    which somebody was refused, of whom nobody knows what it would have taken, and for a
+    policy that fails.
+    """
+    past, settings = _past(Path(path))
+    options = {key: settings[key] for key in settings.keys() - {"policy", "own"}}
+    live = LiveSequencer(policy, estimator=estimator, **options)
+    events = [(request.arrived_s, ARRIVE, n) for n, request in enumerate(past)]
+    events += [(r.left_s, LEAVE, n) for n, r in enumerate(past) if r.left_s < inf]
+    heapify(events)
+    look_s = inf
+    while events:
+        now_s, what, number = heappop(events)
+        if what == ARRIVE:
+            made = live.arrive(number, now_s, **past[number].about)
+        elif what == LOOK:
+            if now_s != look_s:  # the deadline that it was for is no longer the next
+                continue
+            made = live.look(now_s)
+        elif number not in live:
+            continue
+        else:
+            made = live.end(number, now_s) if what == END else live.leave(number, now_s)
+        for begun in made.started:
+            over = LEAVE if past[begun].cut else END
+            if past[begun].took_s < inf:
+                heappush(events, (now_s + past[begun].took_s, over, begun))
+        due_s = live.next_deadline_s + LOOK_S
+        if due_s not in (look_s, inf):
+            heappush(events, (due_s, LOOK, 0))
+        look_s = due_s
+    require(live.fault is None, live.fault or "")
+    return live.counts
+
+
+@dataclass(slots=True)
+class _Request:
+    """What a log says of a request; what it does not say is infinite."""
+
+    arrived_s: float
+    about: dict[str, Any]
+    started_s: float = inf
+    took_s: float = inf
+    left_s: float = inf  # before it started
+    cut: bool = False  # its client left while it ran
+
+
+def _past(path: Path) -> tuple[list[_Request], dict[str, Any]]:
+    """The requests of a log that have ended or left, by arrival, and its settings."""
+    requests: list[_Request] = []
+    here: dict[int, _Request] = {}
+    settings: dict[str, Any] = {}
+    for line, entry, made, live in _retold(path, None):
+        settings, now_s = live.settings(), live.now_s
+        require(
+            _as_logged(entry, made),
+            f"{path}, line {line}: a replay decides otherwise, so starts and ends "
+            "cannot be believed: expected a log as it was written",
+        )
+        require(
+            not made.refused,
+            f"{path}, line {line}: requests {made.refused} were refused, and nobody "
+            "knows how long they would have taken: expected a log in which all were "
+            "served, as of `fifo` with `most_waiting` out of reach",
+        )
+        if "arrive" in entry:
+            about = {key: entry[key] for key in ("kind", "features", "slo_s")}
+            requests.append(_Request(now_s, about))
+            here[entry["arrive"]] = requests[-1]
+        elif "look" not in entry:
+            over = here.pop(entry["end" if "end" in entry else "leave"])
+            if over.started_s < inf:
+                over.took_s = now_s - over.started_s
+                over.cut = "leave" in entry
+            else:
+                over.left_s = now_s
+        for number in made.started:
+            here[number].started_s = now_s
+    past = [r for r in requests if min(r.took_s, r.left_s) < inf]
+    kinds: dict[str, list[float]] = {}
+    for request in past:
+        if request.took_s < inf and not request.cut:
+            kinds.setdefault(request.about["kind"], []).append(request.took_s)
+    for request in past:
+        if request.took_s == inf and request.about["kind"] in kinds:
+            request.took_s = fmean(kinds[request.about["kind"]])
+    return past, settings
 
 
 def _tell(live: LiveSequencer, entry: dict[str, Any]) -> Decided:

@@ -38,6 +38,7 @@ from thesis_lib.sequencer.policies.registry import Policy, Rule, decide, policy
 from thesis_lib.sequencer.policies.rules import CAP, FIFO, decide_compiled
 
 Note = Callable[[dict[str, Any]], None]  # takes an event and what was decided at it
+LOOK_S = 0.001  # behind a deadline it is over, beyond what any clock rounds
 _SAYS = logging.getLogger(__name__)
 _ROOM = 4096  # requests at least that columns have room for
 _WORKERS = 10_000  # at most: a decision looks at each
