@@ -5,6 +5,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+import services
 from services import AT_ONCE, SLO_S, WORKERS, called, crowd, drive, lifo, sequencer
 
 from thesis_lib.common.errors import InvalidInput
@@ -148,11 +149,13 @@ def test_what_a_log_of_fifo_says_of_a_policy_is_what_that_policy_does(
     name, tmp_path, monkeypatch
 ):
     """Fed with its arrivals, service times and departures, looking at once."""
+    slo_s = SLO_S / 4  # so that many are held at their deadlines
+    monkeypatch.setattr(services, "SLO_S", slo_s)
     path = tmp_path / "decisions.jsonl"
-    trace, _ = crowd(300, 1.5, seed=2)
+    trace, _ = crowd(300, 2.5, seed=2)
     for column_s in (trace.arrival_s, trace.service_s):  # so that sums are exact
         column_s[:] = np.ceil(column_s * 2**30) / 2**30
-    leaves = [(float(trace.arrival_s[i]) + SLO_S / 2, i) for i in range(0, 300, 7)]
+    leaves = [(float(trace.arrival_s[i]) + slo_s / 2, i) for i in range(0, 300, 7)]
     start_s, *_ = drive(sequencer("fifo", trace), trace, leaves=leaves)
     leaves = [(t, i) for t, i in leaves if np.isnan(start_s[i])]  # before they start
     live = sequencer("fifo", trace)
