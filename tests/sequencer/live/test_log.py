@@ -275,3 +275,8 @@ def test_a_log_that_was_changed_says_not_what_else_could_be(tmp_path):
     path.write_text(path.read_text().replace('"start": [3]', '"start": [4]'))
     with pytest.raises(InvalidInput, match="a replay decides otherwise"):
         what_if(path, "fifo")
+
+
+def test_a_log_of_nobody_says_so(tmp_path):
+    with pytest.raises(InvalidInput, match="holds no request"):
+        what_if(log_of(tmp_path / "a.jsonl"), "fifo")

@@ -240,6 +240,7 @@ def _past(path: Path) -> tuple[list[_Request], dict[str, Any]]:
                 over.left_s = now_s
         for number in made.started:
             here[number].started_s = now_s
+    require(len(requests) > 0, f"{path} holds no request: expected one that was served")
     past = [r for r in requests if min(r.took_s, r.left_s) < inf]
     kinds: dict[str, list[float]] = {}
     for request in past:
