@@ -12,6 +12,7 @@ from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkp
 
 VOCAB, LAYERS = 211, 4
 ROW = 8  # bytes of a token's number, which the caller holds
+WORDS = 5003  # of a table that is some times a layer
 _SHAPE = {
     "vocab_size": VOCAB,
     "hidden_size": 48,
@@ -65,6 +66,12 @@ def write(folder, architecture="llama", seed=0, dtype=torch.bfloat16, **changes)
                 parameter.data += 0.1 * torch.randn_like(parameter)
         model.save_pretrained(folder)
         return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def write_wide(folder, architecture="llama", **changes):
+    """A random model whose layers take some hundred rows of its tables."""
+    wide = {"ffn_dim" if architecture == "opt" else "intermediate_size": 400}
+    return write(folder, architecture, vocab_size=WORDS, **wide, **changes)
 
 
 def streams(folder):

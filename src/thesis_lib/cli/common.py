@@ -22,7 +22,7 @@ app = typer.Typer(
 
 console = Console(stderr=True)
 
-EXTRAS = "estimators,optimum,memory,postgresql,book,cluster"
+EXTRAS = "estimators,optimum,memory,postgresql,live,api,book,cluster"
 
 
 def option(default: Any, help: str, *names: str, **more: Any) -> Any:

@@ -4,7 +4,7 @@ import os
 import sys
 
 # Commands are listed in this order; importing registers them.
-from thesis_lib.cli import book, memory, sequencer  # noqa: F401
+from thesis_lib.cli import book, memory, sequencer, serving  # noqa: F401
 from thesis_lib.cli.common import app
 
 

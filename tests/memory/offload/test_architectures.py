@@ -361,25 +361,16 @@ def test_a_flat_head_keeps_the_bits_and_multiplies_rows(models):
         assert torch.equal(rows(hidden[:, -1:])[:, 0], head(hidden[:, -1]))
 
 
-WORDS = 5003  # of a table that is some times a layer
-
-
-def write_wide(folder, architecture="llama", **changes):
-    """A random model whose layers take some hundred rows of its tables."""
-    wide = {"ffn_dim" if architecture == "opt" else "intermediate_size": 400}
-    return tiny.write(folder, architecture, vocab_size=WORDS, **wide, **changes)
-
-
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_split_head_and_a_table_read_by_rows_give_the_same_bits(
     tmp_path, architecture, tied
 ):
-    model = write_wide(tmp_path, architecture, tie_word_embeddings=tied)
+    model = tiny.write_wide(tmp_path, architecture, tie_word_embeddings=tied)
     made = tiny.plan_split(tmp_path, 3, batch=2, context=24, pass_tokens=9)
     assert made.head_parts > 2
     with StreamedModel(tmp_path, made) as twin:
-        assert tiny.agree(twin, model, batch=2, vocab=WORDS)
+        assert tiny.agree(twin, model, batch=2, vocab=tiny.WORDS)
 
 
 @pytest.fixture
@@ -397,10 +388,10 @@ def one_thread():
 def test_a_split_head_takes_other_types_and_another_road(
     tmp_path, dtype, resident, ring, host
 ):
-    model = write_wide(tmp_path, dtype=dtype)
+    model = tiny.write_wide(tmp_path, dtype=dtype)
     made = tiny.plan_split(tmp_path, resident, ring, host, context=24, pass_tokens=9)
     with StreamedModel(tmp_path, made) as twin:
-        assert tiny.agree(twin, model, vocab=WORDS)
+        assert tiny.agree(twin, model, vocab=tiny.WORDS)
         assert (twin._host is None) == (host is None)
 
 
@@ -408,11 +399,11 @@ def test_a_split_head_takes_other_types_and_another_road(
     {"do_sample": True, "temperature": 0.8, "top_p": 0.9}, {"num_beams": 3},
 ], ids=["sampled", "beams"])  # fmt: skip
 def test_generate_is_the_same_with_a_split_head(tmp_path, options):
-    model = write_wide(tmp_path, "gemma3_text")
+    model = tiny.write_wide(tmp_path, "gemma3_text")
     made = tiny.plan_split(
         tmp_path, batch=3, context=24, pass_tokens=4, logit_tokens=1, generating=True
     )
-    prompt = tiny.tokens(1, 1, 7, WORDS)
+    prompt = tiny.tokens(1, 1, 7, tiny.WORDS)
     options = {"max_new_tokens": 9, "prefill_chunk_size": 4} | options
     with StreamedModel(tmp_path, made) as twin:
         torch.manual_seed(3)
@@ -423,7 +414,7 @@ def test_generate_is_the_same_with_a_split_head(tmp_path, options):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_peak_with_a_split_head_is_the_plan_s(tmp_path, architecture):
-    write_wide(tmp_path, architecture)
+    tiny.write_wide(tmp_path, architecture)
     made = tiny.plan_split(tmp_path, batch=2, context=20, pass_tokens=6)
     peak = tiny.metered(tmp_path, made)
     assert 0.97 * made.device_peak_bytes <= peak <= made.device_peak_bytes
@@ -431,16 +422,16 @@ def test_the_peak_with_a_split_head_is_the_plan_s(tmp_path, architecture):
 
 @pytest.mark.parametrize("resident", [0, 1, 2])
 def test_a_split_head_is_read_once_a_token_beside_the_rows(tmp_path, resident):
-    write_wide(tmp_path, tie_word_embeddings=True)
+    tiny.write_wide(tmp_path, tie_word_embeddings=True)
     made = tiny.plan_split(tmp_path, resident, context=20)
     row = made.spec.hidden * 2
     with StreamedModel(tmp_path, made) as twin:
         cache = twin.new_cache()
-        twin.step(tiny.tokens(0, 1, 1, WORDS), cache)
+        twin.step(tiny.tokens(0, 1, 1, tiny.WORDS), cache)
         twin._turning().settle()
         before = twin.bytes_read
         twin._turning().rewind()
-        twin.step(tiny.tokens(1, 1, 1, WORDS), cache)
+        twin.step(tiny.tokens(1, 1, 1, tiny.WORDS), cache)
         twin._turning().settle()
         read = twin.bytes_read - before - row
         ahead = sum(map(twin._opened().read_bytes, twin._turning().layers[:2]))
@@ -448,22 +439,22 @@ def test_a_split_head_is_read_once_a_token_beside_the_rows(tmp_path, resident):
 
 
 def test_a_head_that_fits_is_not_split(tmp_path):
-    write_wide(tmp_path)
+    tiny.write_wide(tmp_path)
     assert tiny.plan_tight(tmp_path, context=8).head_parts == 0
 
 
 def test_a_token_of_another_tokenizer_is_refused_by_the_rows(tmp_path):
-    write_wide(tmp_path)
+    tiny.write_wide(tmp_path)
     made = tiny.plan_split(tmp_path, context=8)
     with StreamedModel(tmp_path, made) as twin:
-        for token in (WORDS, -1):
+        for token in (tiny.WORDS, -1):
             with pytest.raises(InvalidInput, match="use its own tokenizer"):
                 twin.step(torch.tensor([[token]]), None)
-        assert twin.step(torch.tensor([[WORDS - 1]]), None).isfinite().all()
+        assert twin.step(torch.tensor([[tiny.WORDS - 1]]), None).isfinite().all()
 
 
 def test_a_row_of_an_altered_file_is_refused(tmp_path):
-    write_wide(tmp_path)
+    tiny.write_wide(tmp_path)
     made = tiny.plan_split(tmp_path, context=8)
     with StreamedModel(tmp_path, made) as twin:
         path = tmp_path / "model.safetensors"
@@ -478,9 +469,9 @@ def test_a_row_of_an_altered_file_is_refused(tmp_path):
 def test_packed_layers_stand_beside_a_split_head(tmp_path, weights):
     shape = {"hidden_size": 64, "intermediate_size": 1024, "num_attention_heads": 8}
     shape |= {"num_key_value_heads": 4}
-    tiny.write(tmp_path / "dense", vocab_size=WORDS, **shape)
+    tiny.write(tmp_path / "dense", vocab_size=tiny.WORDS, **shape)
     compress_checkpoint(str(tmp_path / "dense"), tmp_path / "out", weights, tokens=0)
-    row = tiny.tokens(1, 1, 8, WORDS)
+    row = tiny.tokens(1, 1, 8, tiny.WORDS)
     logits = []
     for make in (tiny.plan_tight, tiny.plan_split):
         made = make(tmp_path / "out", context=8, pass_tokens=8)
@@ -490,7 +481,7 @@ def test_packed_layers_stand_beside_a_split_head(tmp_path, weights):
 
 
 def test_a_coded_head_is_not_split_and_the_refusal_says_what_it_needs(tmp_path):
-    write_wide(tmp_path / "dense")
+    tiny.write_wide(tmp_path / "dense")
     compress_checkpoint(str(tmp_path / "dense"), tmp_path / "out", "lossless", tokens=0)
 
     def make(device_bytes):
@@ -505,7 +496,7 @@ def test_a_coded_head_is_not_split_and_the_refusal_says_what_it_needs(tmp_path):
 
 def test_a_layer_keeps_its_checksum_beside_a_split_head(tmp_path):
     """What is read in pieces has none; a layer that is altered unseen is refused."""
-    write_wide(tmp_path / "dense")
+    tiny.write_wide(tmp_path / "dense")
     synthesised = tmp_path / "out"
     compress_checkpoint(str(tmp_path / "dense"), synthesised, "int8", tokens=0)
     made = tiny.plan_split(synthesised, context=8)
@@ -517,4 +508,4 @@ def test_a_layer_keeps_its_checksum_beside_a_split_head(tmp_path):
         pytest.raises(InvalidInput, match="checksum"),
         StreamedModel(synthesised, made) as twin,
     ):
-        twin.logits(tiny.tokens(0, 1, 1, WORDS))
+        twin.logits(tiny.tokens(0, 1, 1, tiny.WORDS))

@@ -18,6 +18,7 @@ from thesis_lib.memory.model.pretrained import (
     decode,
     encode,
     encode_message,
+    encode_messages,
     read_tokenizer,
 )
 from thesis_lib.memory.model.spec import ModelSpec
@@ -99,7 +100,7 @@ class _Stops(StoppingCriteria):
         return torch.tensor(ended, device=input_ids.device)
 
 
-class _Told(TextStreamer):
+class Told(TextStreamer):
     """Hands text over as soon as no later token changes it, up to a stop word."""
 
     def __init__(self, tokenizer: Any, writing: Writing, tell: Callable) -> None:
@@ -121,7 +122,7 @@ class _Told(TextStreamer):
 class _Clock(BaseStreamer):
     """The moments at which transformers' generate had chosen a token."""
 
-    def __init__(self, told: _Told | None = None) -> None:
+    def __init__(self, told: Told | None = None) -> None:
         self.moments: list[float] = []
         self._told = told
 
@@ -174,6 +175,68 @@ def read_prompts(
     return folder, tokenizer, tokens, mask
 
 
+def write(
+    model: StreamedModel,
+    tokenizer: Any,
+    tokens: Tensor,
+    max_new_tokens: int,
+    writing: Writing,
+    streamer: BaseStreamer | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Tokens (b, n), at most `max_new_tokens`, with which `tokens` (b, t) go on.
+
+    The `mask` (b, t) is 0 where a shorter prompt was padded.
+    """
+    start = tokens.shape[1]
+    ends = [_Stops(tokenizer, start, writing)] if writing.stop else []
+    torch.manual_seed(writing.seed)
+    return model.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens) if mask is None else mask,
+        max_new_tokens=max_new_tokens,
+        streamer=streamer,
+        stopping_criteria=StoppingCriteriaList(ends),
+        **writing.options(),
+    )[:, start:]
+
+
+class Conversation:
+    """Messages to and from a streamed `model`, which has room for one sequence.
+
+    Every answer is of `max_new_tokens` at most. Raises InvalidInput where the model has
+    no template for messages.
+    """
+
+    def __init__(
+        self,
+        model: StreamedModel,
+        tokenizer: Any,
+        max_new_tokens: int,
+        writing: Writing = GREEDY,
+    ) -> None:
+        self.model, self.tokenizer, self.writing = model, tokenizer, writing
+        self.max_new_tokens = max_new_tokens
+        self.messages: list[dict[str, str]] = []
+
+    def say(self, text: str, tell: Callable[[str], None]) -> str:
+        """The answer to a message, which `tell` hears as it comes.
+
+        What fails or is interrupted was not said. Raises InvalidInput where the whole
+        conversation and its answer are longer than the context.
+        """
+        said = [*self.messages, {"role": "user", "content": text}]
+        row = encode_messages(self.tokenizer, said, self.model.spec.vocab)
+        tokens = torch.tensor([row], device=self.model.device)
+        told = Told(self.tokenizer, self.writing, tell)
+        written = write(
+            self.model, self.tokenizer, tokens, self.max_new_tokens, self.writing, told
+        )
+        answer = self.writing.ended(decode(self.tokenizer, written[0].tolist()))
+        self.messages = [*said, {"role": "assistant", "content": answer}]
+        return answer
+
+
 def describe_bytes(
     budget: DeviceBudget, models: Sequence[StreamedModel]
 ) -> dict[str, Any]:
@@ -218,8 +281,7 @@ def generate_text(  # the options of the command, one by one
         checkpoint, [prompt] if one else prompt, max_new_tokens, device, writing.chat
     )
     start = tokens.shape[1]
-    clock = _Clock(None if tell is None else _Told(tokenizer, writing, tell))
-    ends = [_Stops(tokenizer, start, writing)] if writing.stop else []
+    clock = _Clock(None if tell is None else Told(tokenizer, writing, tell))
     with (
         open_streamed(
             folder,
@@ -235,15 +297,7 @@ def generate_text(  # the options of the command, one by one
         enforced(device_bytes, device) as budget,
     ):
         model.charge(budget)
-        torch.manual_seed(writing.seed)
-        written = model.generate(
-            tokens,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            streamer=clock,
-            stopping_criteria=StoppingCriteriaList(ends),
-            **writing.options(),
-        )[:, start:]
+        written = write(model, tokenizer, tokens, max_new_tokens, writing, clock, mask)
         spent = describe_bytes(budget, [model])
         drained = [seconds_of(model.drain) for _ in range(3)]
     texts = [writing.ended(decode(tokenizer, row)) for row in written.tolist()]

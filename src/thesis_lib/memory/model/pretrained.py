@@ -90,25 +90,33 @@ def encode(
     return ids
 
 
-def encode_message(tokenizer: Any, text: str, vocab: int | None = None) -> list[int]:
-    """The tokens of a user's message in the model's own template, ready for an answer.
+def encode_messages(
+    tokenizer: Any, messages: Sequence[dict[str, str]], vocab: int | None = None
+) -> list[int]:
+    """The tokens of a conversation in the model's own template, ready for an answer.
 
-    Raises InvalidInput for a tokenizer without a template, and as `encode`.
+    Each message has a `role` and its `content`. Raises InvalidInput for a tokenizer
+    without a template, for messages that it does not take, and as `encode`.
     """
     require(
         getattr(tokenizer, "chat_template", None) is not None,
         "the tokenizer has no chat template: expected a model that was made to talk; "
         "continue a text instead",
     )
-    with transformers_reads("the chat template fails", "one that takes a message"):
+    with transformers_reads(
+        "the chat template fails", "messages of roles, in an order, that it takes"
+    ):
         made = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            add_generation_prompt=True,
-            return_dict=True,
+            list(messages), add_generation_prompt=True, return_dict=True
         )
         ids = [int(token) for token in made["input_ids"]]
     require_known(ids, vocab)
     return ids
+
+
+def encode_message(tokenizer: Any, text: str, vocab: int | None = None) -> list[int]:
+    """The tokens of one message of a user, as `encode_messages` makes them."""
+    return encode_messages(tokenizer, [{"role": "user", "content": text}], vocab)
 
 
 def require_known(tokens: Sequence[int], vocab: int | None) -> None:

@@ -8,8 +8,8 @@ own `generate`.
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -56,6 +56,8 @@ from thesis_lib.memory.offload.transfer import (
     find_device,
     views,
 )
+
+Weights = dict[str, Tensor]  # of a layer, by the names of its parameters
 
 _NEW_TOKENS = 20  # that transformers generates where nothing says how many
 _ROWS = 64  # compared at a time
@@ -122,6 +124,7 @@ class StreamedModel:
         self._verify = verify
         self._still = False  # whether steps compute without reading
         self._spans: list[Span] | None = None
+        self._asks: Callable[[int], Weights] | None = None  # who lends, if others do
         self._let_go()
 
     def __enter__(self) -> Self:
@@ -151,7 +154,7 @@ class StreamedModel:
         self._ring: Ring[StagingBuffer] | None = None
         self._slots: list[StagingBuffer] = []
         self._resident: dict[int, StagingBuffer] = {}
-        self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._views: dict[tuple[int, int], Weights] = {}
         self._model: Any = None
 
     def _open(self) -> None:
@@ -454,18 +457,11 @@ class StreamedModel:
     @contextmanager
     def _lend(
         self, layer: int, hidden: Tensor, cache: DynamicCache | None
-    ) -> Iterator[dict[str, Tensor]]:
-        """The weights of `layer` while it computes.
-
-        A buffer is refilled as soon as its layer is done. An interrupted pass leaves
-        the ring between two layers; the next one starts it anew.
-        """
-        ring = self._turning()
+    ) -> Iterator[Weights]:
+        """The weights of `layer` while it computes."""
         if layer == 0:
             past = 0 if cache is None else cache.get_seq_length()
             self._admit(hidden.shape[0], hidden.shape[1], past)
-            if not ring.at_start and not self._still:
-                ring.rewind()
         with self._hold(layer) as weights:
             yield weights
 
@@ -489,9 +485,32 @@ class StreamedModel:
         return rows.to(self.device)
 
     @contextmanager
-    def _hold(self, layer: int) -> Iterator[dict[str, Tensor]]:
-        """The weights of a layer, or of a part of the head, in its turn."""
+    def borrowing(self, ask: Callable[[int], Weights]) -> Iterator[None]:
+        """Steps in here ask for the weights of each layer instead of holding them.
+
+        Who is asked holds them, once for all that compute with them (`holding`).
+        """
+        self._asks = ask
+        try:
+            yield
+        finally:
+            self._asks = None
+
+    def _hold(self, layer: int) -> AbstractContextManager[Weights]:
+        if self._asks is not None:
+            return nullcontext(self._asks(layer))
+        return self.holding(layer)
+
+    @contextmanager
+    def holding(self, layer: int) -> Iterator[Weights]:
+        """The weights of a layer, or of a part of the head, in its turn.
+
+        A buffer is refilled as soon as its layer is done. An interrupted pass leaves
+        the ring between two layers; the next one starts it anew.
+        """
         ring = self._turning()
+        if layer == 0 and not ring.at_start and not self._still:
+            ring.rewind()
         with self._alive():
             if layer in self._resident:
                 held = nullcontext(self._resident[layer])
@@ -520,7 +539,7 @@ class StreamedModel:
             self.close()
             raise
 
-    def _weights(self, layer: int, slot: StagingBuffer) -> dict[str, Tensor]:
+    def _weights(self, layer: int, slot: StagingBuffer) -> Weights:
         key = layer, id(slot)
         if key not in self._views:
             names = self._names[layer]

@@ -1,0 +1,136 @@
+"""Commands of both halves: a streamed model for one person, and for many clients."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from thesis_lib.cli.common import command, console, option
+from thesis_lib.common import units
+from thesis_lib.common.errors import InvalidInput
+
+Checkpoint = Annotated[str, typer.Argument(help="Folder or smollm2.")]
+DeviceMemory = Annotated[
+    str, typer.Option("--device-memory", help="Such as 128MiB.", show_default=False)
+]
+
+
+@command
+def chat(
+    checkpoint: Checkpoint,
+    device_memory: DeviceMemory,
+    context: int = option(2048, "Positions of the whole conversation."),
+    max_new_tokens: int = option(256, "Tokens of an answer."),
+    temperature: float | None = option(
+        None, "Draw tokens, the more freely the higher. Default: the likeliest."
+    ),
+    top_p: float = option(1.0, "Draw from the likeliest with this probability."),
+    seed: int = option(0, "Of the draws."),
+    pass_tokens: int = option(64, "Tokens of a message that share a pass."),
+    host_memory: str = option("0B", "For layers beside the device, such as 32GiB."),
+    device: str = option("cpu", "cpu or cuda."),
+) -> None:
+    """Talk with a model that streams through a memory budget.
+
+    A message a line. /new begins another conversation; the end of the input, or
+    /exit, ends it. Ctrl-C stops an answer, which was not said then.
+    """
+    from thesis_lib.memory.decode.generate import Conversation, Writing
+    from thesis_lib.memory.model.pretrained import read_tokenizer
+    from thesis_lib.memory.offload.offloaded_model import (
+        checkpoint_folder,
+        enforced,
+        open_streamed,
+    )
+
+    writing = Writing(temperature, top_p, seed)
+    folder, size = checkpoint_folder(checkpoint), units.parse_size(device_memory)
+    tokenizer = read_tokenizer(folder)
+    streamed = open_streamed(
+        folder, size, units.parse_size(host_memory), context=context,
+        pass_tokens=pass_tokens, device=device,
+    )  # fmt: skip
+    with streamed as model, enforced(size, device) as budget:
+        model.charge(budget)
+        talk = Conversation(model, tokenizer, max_new_tokens, writing)
+        console.print(str(model.plan), style="dim", highlight=False)
+        for line in _lines():
+            if line == "/new":
+                talk.messages.clear()
+                continue
+            try:
+                talk.say(line, lambda text: typer.echo(text, nl=False))
+            except KeyboardInterrupt:
+                typer.echo(" …", nl=False)
+            except InvalidInput as error:
+                typer.echo(f"thesis: {error}; /new begins another", err=True)
+                continue
+            typer.echo()
+
+
+def _lines() -> Iterator[str]:
+    """What is typed or piped in, until it ends; empty lines say nothing."""
+    while True:
+        if sys.stdin.isatty():
+            typer.echo("> ", nl=False)
+        line = sys.stdin.readline()
+        if not line or line.strip() == "/exit":
+            return
+        if line.strip():
+            yield line.strip()
+
+
+@command
+def api(
+    checkpoint: Checkpoint,
+    device_memory: DeviceMemory,
+    policy: str = option("bid-price", "Of `thesis simulate`, or FILE.py:FUNCTION."),
+    slo: str = option("20s", "In which an answer is of use, from its request."),
+    slots: int = option(4, "Texts that are written at once."),
+    context: int = option(512, "Positions of a slot, prompt and answer together."),
+    pass_tokens: int = option(64, "Tokens of a prompt that share a pass."),
+    most_waiting: int = option(1000, "Requests that wait; more are refused."),
+    host_memory: str = option("0B", "For layers beside the device, such as 32GiB."),
+    ring: int | None = option(
+        None, "Staging buffers. Default: the most of 3, 2 and 1 that fit."
+    ),
+    device: str = option("cpu", "cpu or cuda."),
+    verify: bool = option(False, "Hash every file first."),
+    host: str = option("127.0.0.1", "Address to listen on."),
+    port: int = option(8000, "Port; 0 finds a free one."),
+    api_key: str | None = option(
+        None, "That clients have to send.", "--api-key", envvar="THESIS_API_KEY"
+    ),
+    log: Path | None = option(None, "A new file for the log of decisions."),
+) -> None:
+    """Serve a streamed model to OpenAI's clients, each in its turn or not at all.
+
+    A policy decides before a text is begun: who cannot have it in time is told so at
+    once, with the latency that is expected. Ends with SIGTERM or Ctrl-C, once whoever
+    was let in is answered.
+    """
+    from thesis_lib.serving import ModelService, serve_api
+
+    options: dict[str, Any] = {
+        "policy": policy, "slo_s": units.parse_duration(slo), "slots": slots,
+        "context": context, "pass_tokens": pass_tokens, "ring": ring,
+        "host_bytes": units.parse_size(host_memory), "device": device,
+        "verify": verify, "most_waiting": most_waiting, "log": log,
+    }  # fmt: skip
+    made = ModelService(checkpoint, units.parse_size(device_memory), **options)
+
+    async def serve() -> None:
+        with console.status("opening the model") as status:
+            async with made as service:
+                status.stop()
+                console.print(str(service.model.plan), style="dim", highlight=False)
+                await serve_api(service, host, port, api_key, _ready)
+
+    asyncio.run(serve())
+
+
+def _ready(address: str) -> None:
+    typer.echo(f"{address}/v1")

@@ -1,0 +1,135 @@
+"""Several texts in the same passes over the weights of a streamed model.
+
+A pass over weights that come from a disk takes as long for one text as for several, so
+texts that are written at once wait for the same reads: continuous batching, as of Orca
+(Yu et al., OSDI 2022), for a model whose layers come and go. Each text keeps a pass of
+its own, of its own length: whoever needs a layer stops there until all others need it
+too. So nothing is padded, and the bits of a text do not depend on who else is written.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+
+from thesis_lib.common.errors import require
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, Weights
+
+
+class Lane(greenlet):
+    """A text that is being written; once it is `dead`, what came of it."""
+
+    def __init__(self, write: Callable[[], Any], generator: torch.Generator) -> None:
+        super().__init__(write)
+        self.needs: int | None = None  # the layer that it waits for
+        self.result: Any = None
+        self.error: Exception | None = None
+        self._draws, self._drawn = generator, generator.get_state()
+
+    def go_on(self, *weights: Weights) -> None:
+        """Compute until a layer is needed, with draws of its own, or to the end."""
+        others = self._draws.get_state()
+        self._draws.set_state(self._drawn)
+        try:
+            said = self.switch(*weights)
+            self.needs, self.result = (None, said) if self.dead else (said, None)
+        except Exception as error:
+            self.needs, self.error = None, error
+        finally:
+            self._drawn = self._draws.get_state()
+            self._draws.set_state(others)
+
+
+class Together:
+    """Texts that share each pass over the weights of `model`, which is open.
+
+    Up to `model.plan.batch` of them, which join and leave between passes. What `join`
+    is given writes one, of one sequence, with `model.generate` or with `model.step`,
+    and is stopped wherever it needs a layer. All of it belongs to one thread.
+
+    >>> import torch
+    >>> from thesis_lib.memory import open_streamed
+    >>> from thesis_lib.memory.decode.together import Together
+    >>> from thesis_lib.memory.model import smollm2
+    >>> prompts = torch.tensor([[504, 3575, 282]]), torch.tensor([[504, 260]])
+    >>> with open_streamed(smollm2.checkpoint(), "96MiB", batch=2, context=8) as model:
+    ...     texts = Together(model)
+    ...     lanes = [
+    ...         texts.join(lambda p=p: model.generate(p, max_new_tokens=2))
+    ...         for p in prompts
+    ...     ]
+    ...     while texts.lanes:
+    ...         ended = texts.step()
+    ...     [lane.result.shape[1] for lane in lanes]
+    [5, 4]
+    """
+
+    def __init__(self, model: StreamedModel) -> None:
+        self.model = model
+        self.lanes: list[Lane] = []
+        index = model.device.index or 0
+        self._draws: Any = (
+            torch.cuda.default_generators[index]
+            if model.device.type == "cuda"
+            else torch.default_generator
+        )
+
+    @torch.no_grad()
+    def join(self, write: Callable[[], Any]) -> Lane:
+        """Begin what `write` writes; it has part in the next pass.
+
+        Raises InvalidInput where as many texts as the plan allows are written.
+        """
+        require(
+            len(self.lanes) < self.model.plan.batch,
+            f"{len(self.lanes)} texts are written already, as many as the plan has "
+            "sequences: let one end, or plan for a larger batch",
+        )
+        lane = Lane(write, self._draws)
+        with self.model.borrowing(_ask):
+            lane.go_on()
+        if not lane.dead:
+            self.lanes.append(lane)
+        return lane
+
+    def leave(self, lane: Lane) -> None:
+        """End a text where it is."""
+        if lane in self.lanes:
+            self.lanes.remove(lane)
+            lane.throw()
+
+    @torch.no_grad()
+    def step(self) -> list[Lane]:
+        """One pass for all; returns whose texts ended with it.
+
+        What one of them raises is its `error` and concerns no other. Raises
+        StoreDamaged, and ends all, where a layer cannot be read.
+        """
+        lanes, first = list(self.lanes), True
+        try:
+            while lanes and (first or lanes[0].needs != 0):
+                layer, first = lanes[0].needs, False
+                assert layer is not None
+                with self.model.holding(layer) as weights:
+                    for lane in lanes:
+                        with self.model.borrowing(_ask):
+                            lane.go_on(weights)
+                lanes = [lane for lane in lanes if not lane.dead]
+        except BaseException:
+            self.close()
+            raise
+        ended = [lane for lane in self.lanes if lane.dead]
+        self.lanes = lanes
+        return ended
+
+    def close(self) -> None:
+        """End all texts where they are."""
+        for lane in list(self.lanes):
+            self.leave(lane)
+
+
+def _ask(layer: int) -> Weights:
+    """Stop the text that needs `layer` until it is there."""
+    lane: Any = getcurrent()
+    return lane.parent.switch(layer)

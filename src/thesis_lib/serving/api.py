@@ -1,0 +1,479 @@
+"""The interface of OpenAI's completions and chats, in front of a `ModelService`.
+
+What clients of that interface send and expect, from its published reference; what a
+streamed model cannot do is refused by name and never ignored.
+"""
+
+import asyncio
+import hmac
+import json
+import re
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
+from itertools import count
+from math import ceil
+from typing import Any, Literal
+
+import uvicorn
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.memory.decode.generate import Writing
+from thesis_lib.memory.model.pretrained import encode_messages
+from thesis_lib.sequencer.live import SequencerMetrics
+from thesis_lib.sequencer.live.controller import Refused
+from thesis_lib.serving.service import Answer, Ask, ModelLost, ModelService
+
+MOST_BYTES = 2**20  # of a body
+_BODY_S = 10.0  # in which it has to be here
+_DEFAULT_TOKENS = 16  # of a completion that asks for no number, as the reference has it
+_CHAT_TOKENS = 128  # of an answer in a chat, or what its slot has room for
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _StreamOptions(_Strict):
+    include_usage: bool = False
+
+
+class _Asked(_Strict):
+    """What both kinds of request may say. What has one allowed value does nothing."""
+
+    model: str
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    stop: str | list[str] | None = None
+    stream: bool | None = False
+    stream_options: _StreamOptions | None = None
+    n: int | None = Field(1, ge=1, le=1)
+    presence_penalty: float | None = Field(0, ge=0, le=0)
+    frequency_penalty: float | None = Field(0, ge=0, le=0)
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: Literal[False] | None = None
+
+    def writing(self, number: int) -> Writing:
+        """How its text is continued: by `number`, the request's, if no seed is given.
+
+        Without a temperature, or of 0, by the likeliest tokens.
+        """
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        top_p = 1.0 if self.top_p is None else self.top_p
+        seed = number if self.seed is None else self.seed
+        return Writing(self.temperature or None, top_p, seed, tuple(stop))
+
+
+class _Completion(_Asked):
+    prompt: str | list[int]
+    echo: Literal[False] | None = None
+    best_of: int | None = Field(None, ge=1, le=1)
+
+    def ask(self, service: ModelService, number: int) -> Ask:
+        prompt = self.prompt
+        tokens = service.encode(prompt) if isinstance(prompt, str) else prompt
+        most = self.max_tokens or _DEFAULT_TOKENS
+        return Ask(tokens, most, self.writing(number), "completion")
+
+
+class _Part(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class _Message(_Strict):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[_Part]
+
+    def plain(self) -> dict[str, str]:
+        """As a chat template takes it."""
+        content = self.content
+        if not isinstance(content, str):
+            content = "".join(part.text for part in content)
+        return {"role": self.role, "content": content}
+
+
+class _Chat(_Asked):
+    messages: list[_Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+
+    def ask(self, service: ModelService, number: int) -> Ask:
+        require(
+            self.max_tokens is None or self.max_completion_tokens is None,
+            "max_tokens and max_completion_tokens say the same: give one of them",
+        )
+        said = [message.plain() for message in self.messages]
+        tokens = encode_messages(service.tokenizer, said)
+        most = self.max_tokens or self.max_completion_tokens
+        if most is None:
+            most = max(1, min(_CHAT_TOKENS, service.context - len(tokens)))
+        return Ask(tokens, most, self.writing(number), "chat")
+
+
+class _Failed(Exception):
+    """An answer that says what was wrong, in the form of the interface."""
+
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None,
+        param: str | None = None, headers: dict[str, str] | None = None, **more: float,
+    ) -> None:  # fmt: skip
+        super().__init__(message)
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        self.error = {"message": message, "type": kind, "param": param, "code": code}
+        self.error |= more
+        self.status, self.headers = status, headers or {}
+
+    def response(self) -> Response:
+        return JSONResponse({"error": self.error}, self.status, self.headers)
+
+
+def _failure(error: Exception) -> _Failed:
+    """What is answered to a request that raised `error`."""
+    if isinstance(error, _Failed):
+        return error
+    if isinstance(error, Refused):
+        return _Failed(
+            503, str(error), code="overloaded",
+            headers={"retry-after": str(max(1, ceil(error.wait_s)))},
+            predicted_s=error.predicted_s,
+        )  # fmt: skip
+    if isinstance(error, InvalidInput):
+        return _Failed(400, str(error))
+    if isinstance(error, HTTPException):
+        return _Failed(error.status_code, f"{error.detail}: see /v1/models for one")
+    code = "model_lost" if isinstance(error, ModelLost) else None
+    return _Failed(500, str(error) or type(error).__name__, code=code)
+
+
+def _parse(form: type[_Asked], body: bytes) -> Any:
+    """A body as a request of its form. Raises _Failed that names the first fault."""
+    try:
+        return form.model_validate_json(body)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        if fault["type"] == "extra_forbidden":
+            raise _Failed(
+                400, f"{where} is nothing that this server can do: leave it out",
+                param=where, code="unsupported",
+            ) from None  # fmt: skip
+        message = f"{where}: {fault['msg']}" if where else fault["msg"]
+        raise _Failed(400, message, param=where or None) from None
+
+
+class _Endpoint:
+    """Texts of one kind: `form` is what a body has to be, `kind` that of the answer."""
+
+    def __init__(self, api: "_Api", form: type[_Asked], prefix: str, kind: str) -> None:
+        self.api, self.form, self.prefix, self.kind = api, form, prefix, kind
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            self.api.admit(request)
+            asked = _parse(self.form, await _body(request))
+            slo_s = _objective(request)
+        except ClientDisconnect:
+            return
+        except _Failed as failed:
+            await failed.response()(scope, receive, send)
+            return
+        works = asyncio.create_task(self._answer(asked, slo_s, scope, send))
+        goes = asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait({works, goes}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (goes, works):
+                if not task.done():
+                    task.cancel()
+            with suppress(asyncio.CancelledError):
+                await works
+
+    async def _answer(
+        self, asked: _Asked, slo_s: float | None, scope: Any, send: Send
+    ) -> None:
+        """Answer a request whole or piece by piece, or say why not."""
+        number, begun = next(self.api.numbers), False
+        head = {
+            "id": f"{self.prefix}-{number}",
+            "object": self.kind,
+            "created": int(time.time()),
+            "model": self.api.service.name,
+        }
+        try:
+            here = self.api.service.name
+            if asked.model != here:
+                raise _Failed(
+                    404, f"model {asked.model[:80]!r} is not here: expected {here!r}",
+                    code="model_not_found", param="model",
+                )  # fmt: skip
+            ask = asked.ask(self.api.service, number)  # type: ignore[attr-defined]
+            async with self.api.service.answer(ask, slo_s) as answer:
+                if not asked.stream:
+                    text = "".join([piece async for piece in answer])
+                    said = head | {
+                        "choices": [self._choice(text, answer)],
+                        "usage": _usage(answer),
+                    }
+                    await JSONResponse(said)(scope, _nothing, send)
+                    return
+                begun = True
+                await _start_events(send)
+                counted = asked.stream_options and asked.stream_options.include_usage
+                async for event in self._events(head, answer, bool(counted)):
+                    await _event(send, json.dumps(event))
+        except Exception as error:
+            failed = _failure(error)
+            if not begun:
+                await failed.response()(scope, _nothing, send)
+                return
+            await _event(send, json.dumps({"error": failed.error}))
+        await _event(send, "[DONE]", more=False)
+
+    def _choice(self, text: str, answer: Answer) -> dict[str, Any]:
+        ended = answer.ended
+        choice = {"index": 0, "logprobs": None, "finish_reason": ended and ended.reason}
+        if self.form is _Chat:
+            return choice | {"message": {"role": "assistant", "content": text}}
+        return choice | {"text": text}
+
+    async def _events(self, head: dict[str, Any], answer: Answer, counted: bool) -> Any:
+        """The parts of an answer, as objects of the interface."""
+        chat = self.form is _Chat
+        if chat:
+            head = head | {"object": "chat.completion.chunk"}
+
+        def part(text: str, reason: str | None = None, **more: str) -> dict[str, Any]:
+            said: Any = {"delta": {"content": text} | more} if chat else {"text": text}
+            if chat and reason:
+                said = {"delta": {}}
+            choice = {"index": 0, "logprobs": None, "finish_reason": reason} | said
+            return head | {"choices": [choice]}
+
+        if chat:
+            yield part("", role="assistant")
+        async for piece in answer:
+            yield part(piece)
+        assert answer.ended is not None
+        yield part("", answer.ended.reason)
+        if counted:
+            yield head | {"choices": [], "usage": _usage(answer)}
+
+
+class _Api:
+    """What endpoints share."""
+
+    def __init__(self, service: ModelService, key: str | None) -> None:
+        self.service, self._key = service, key
+        self.numbers = count()
+        self._registry = CollectorRegistry()
+        self._registry.register(SequencerMetrics(service.control.sequencer))
+        for name, says, read in (
+            ("device_peak_bytes", "Most that the device held", lambda: self._peak()),
+            ("device_bytes", "Most that it may hold", lambda: service.device_bytes),
+        ):
+            gauge = Gauge(f"model_{name}", says, registry=self._registry)
+            gauge.set_function(read)
+
+    def _peak(self) -> int:
+        return 0 if self.service.budget is None else self.service.budget.peak_bytes
+
+    def admit(self, request: Request) -> None:
+        """Raise _Failed for a client that does not say the key."""
+        said = request.headers.get("authorization", "")
+        if self._key is not None and not hmac.compare_digest(
+            said.encode(), f"Bearer {self._key}".encode()
+        ):
+            raise _Failed(
+                401, "the API key is missing or another: send Authorization: Bearer "
+                "and the key of this server", code="invalid_api_key",
+            )  # fmt: skip
+
+    async def models(self, request: Request) -> Response:
+        """The one model that is here."""
+        self.admit(request)
+        one = {
+            "id": self.service.name, "object": "model", "created": 0,
+            "owned_by": "thesis",
+        }  # fmt: skip
+        return JSONResponse({"object": "list", "data": [one]})
+
+    async def health(self, _: Request) -> Response:
+        """Whether texts are written, and why not."""
+        fault = self.service.fault
+        said = {"status": "ok"} if fault is None else {"status": "lost", "why": fault}
+        return JSONResponse(said, 200 if fault is None else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """For Prometheus."""
+        self.admit(request)
+        return PlainTextResponse(generate_latest(self._registry))
+
+
+def openai_api(service: ModelService, key: str | None = None) -> Starlette:
+    """An ASGI application in front of `service`, which is entered already.
+
+    `/v1/completions`, `/v1/chat/completions` and `/v1/models` as OpenAI's clients know
+    them, `/health` and `/metrics`. With a `key` clients have to send it. The header
+    `X-Slo-Ms` says in how many milliseconds an answer is of use. Who cannot be answered
+    in time is told so at once: 503, `Retry-After`, and the latency that was predicted.
+
+    >>> import asyncio
+    >>> import httpx
+    >>> from thesis_lib.serving import ModelService, openai_api
+    >>> async def ask(**said):
+    ...     async with ModelService("smollm2", 96 * 2**20, context=32) as service:
+    ...         here = httpx.ASGITransport(openai_api(service))
+    ...         async with httpx.AsyncClient(transport=here) as client:
+    ...             found = await client.post("http://t/v1/completions", json=said)
+    ...             return found.json()
+    >>> said = asyncio.run(ask(model="smollm2", prompt="The capital of France is"))
+    >>> said["choices"][0]["text"].split(".")[0].strip(), said["usage"]["total_tokens"]
+    ('Paris', 21)
+    """
+    api = _Api(service, key)
+    texts = {
+        "/v1/completions": (_Completion, "cmpl", "text_completion"),
+        "/v1/chat/completions": (_Chat, "chatcmpl", "chat.completion"),
+    }
+
+    async def failed(_: Request, error: Exception) -> Response:
+        return _failure(error).response()
+
+    return Starlette(
+        routes=[
+            *(
+                Route(path, _Endpoint(api, *about), methods=["POST"])
+                for path, about in texts.items()
+            ),
+            Route("/v1/models", api.models),
+            Route("/health", api.health),
+            Route("/metrics", api.metrics),
+        ],
+        exception_handlers={HTTPException: failed, _Failed: failed},
+    )
+
+
+async def _body(request: Request) -> bytes:
+    """The body of a request. Raises _Failed for one that is too long or too slow."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > MOST_BYTES:
+                    raise _Failed(
+                        413, f"the body is longer than {MOST_BYTES} bytes: send less"
+                    )
+    except TimeoutError:
+        raise _Failed(
+            408, f"the body was not here after {_BODY_S:.0f} s: send it at once"
+        ) from None
+    return bytes(body)
+
+
+def _objective(request: Request) -> float | None:
+    said = request.headers.get("x-slo-ms")
+    if said is None:
+        return None
+    if not re.fullmatch(r"\d{1,12}(\.\d{1,6})?", said) or float(said) == 0:
+        raise _Failed(
+            400, f"X-Slo-Ms is {said[:40]!r}: expected the milliseconds in which an "
+            "answer is of use, such as 20000", param="X-Slo-Ms",
+        )  # fmt: skip
+    return float(said) / 1000
+
+
+def _usage(answer: Answer) -> dict[str, int]:
+    before = len(answer.ask.tokens)
+    after = answer.ended.tokens if answer.ended else 0
+    return {
+        "prompt_tokens": before,
+        "completion_tokens": after,
+        "total_tokens": before + after,
+    }
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the client has closed its connection."""
+    while (await receive())["type"] != "http.disconnect":
+        continue
+
+
+async def _nothing() -> MutableMapping[str, Any]:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def _start_events(send: Send) -> None:
+    headers = [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+async def _event(send: Send, data: str, more: bool = True) -> None:
+    body = f"data: {data}\n\n".encode()
+    await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+class _Server(uvicorn.Server):
+    """A server that ends when told to, and lets its caller end in its own way."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        told = (signal.SIGINT, signal.SIGTERM)
+        for number in told:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in told:
+                loop.remove_signal_handler(number)
+
+
+async def serve_api(
+    service: ModelService, host: str, port: int, key: str | None = None,
+    ready: Callable[[str], None] | None = None,
+) -> None:  # fmt: skip
+    """Listen until SIGINT or SIGTERM, then answer whom it has taken, and return.
+
+    `ready` is told the address. Raises InvalidInput for an address that is taken, and
+    for one beyond this machine without a `key`.
+    """
+    require(
+        host in _LOOPBACK or key is not None,
+        f"host {host} can be reached by others: give an API key as well, or listen on "
+        f"{_LOOPBACK[0]}",
+    )
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listens = socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise InvalidInput(
+            f"{host}:{port} cannot be listened on ({error}): expected an address of "
+            "this machine and a port that nobody has; port 0 finds one"
+        ) from error
+    app = openai_api(service, key)
+    config = uvicorn.Config(app, log_level="warning", lifespan="off")
+    with listens:
+        if ready is not None:
+            shown = f"[{host}]" if ":" in host else host
+            ready(f"http://{shown}:{listens.getsockname()[1]}")
+        await _Server(config).serve([listens])

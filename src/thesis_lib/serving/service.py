@@ -1,0 +1,329 @@
+"""A streamed model that many clients ask at once, and a policy that says who may.
+
+The sequencer decides on the event loop; a thread of its own has the model, and writes
+for up to `slots` clients in the same passes over the weights. What is known of a
+request before it runs is how many passes it may take; how long that is, is learned.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from thesis_lib.common.errors import require, require_count
+from thesis_lib.memory.decode.generate import Told, Writing, write
+from thesis_lib.memory.decode.together import Lane, Together
+from thesis_lib.memory.model.pretrained import read_tokenizer, require_known
+from thesis_lib.memory.offload.measure import DeviceBudget, seconds_of
+from thesis_lib.memory.offload.offloaded_model import (
+    StreamedModel,
+    checkpoint_folder,
+    enforced,
+    open_streamed,
+)
+from thesis_lib.sequencer.live import (
+    AdmissionController,
+    LiveSequencer,
+    OnlineEstimator,
+)
+
+_SAYS = logging.getLogger(__name__)
+_FEATURES = ("passes",)
+
+
+class ModelLost(Exception):
+    """The model cannot be asked any more, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A text to be continued, `tokens`, by `most_tokens` at most."""
+
+    tokens: Sequence[int]
+    most_tokens: int
+    writing: Writing
+    kind: str = "text"  # such as the path: each kind's times are learned apart
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a text came to its end: "stop" before its length was reached, or "length"."""
+
+    reason: str
+    tokens: int
+
+
+class PassEstimator:
+    """Seconds of a request by its passes: those of one pass are learned, by kind.
+
+    A text that ends early teaches that its kind takes less time a pass. `pass_s` is
+    what a pass takes before anything has been served.
+    """
+
+    features = len(_FEATURES)
+
+    def __init__(self, pass_s: float) -> None:
+        self._pass = OnlineEstimator(0, first_s=pass_s)
+
+    def predict(self, kind: str, features: Sequence[float]) -> float:
+        """Seconds that a request of so many passes will take in its slot."""
+        return features[0] * self._pass.predict(kind, ())
+
+    def learn(self, kind: str, features: Sequence[float], took_s: float) -> None:
+        """A request of so many passes took `took_s`."""
+        self._pass.learn(kind, (), took_s / features[0])
+
+
+class Answer:
+    """The pieces of a text, as they are written; `ended` once it is over."""
+
+    def __init__(self, ask: Ask, loop: asyncio.AbstractEventLoop) -> None:
+        self.ask, self.ended = ask, None
+        self._loop, self._pieces = loop, asyncio.Queue[str | Ended | Exception]()
+        self.lane: Lane | None = None  # of the thread that writes
+
+    def tell(self, piece: str | Ended | Exception) -> None:
+        """Hand over what was written, from whatever thread."""
+        with suppress(RuntimeError):  # the loop is closed: nobody reads any more
+            self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        while True:
+            piece = await self._pieces.get()
+            if isinstance(piece, Exception):
+                raise piece
+            if isinstance(piece, Ended):
+                self.ended = piece
+                return
+            yield piece
+
+
+class ModelService:
+    """A checkpoint that writes for up to `slots` clients at once in `device_bytes`.
+
+    An asynchronous context manager. `policy` and `slo_s` are those of `LiveSequencer`,
+    whose workers are the slots: an answer that cannot be whole in `slo_s` seconds is
+    refused before it begins, if the policy is one that refuses. Each slot has room for
+    `context` positions, prompt and answer together, and all of them are part of the
+    plan: whoever comes and goes, the device holds no more. A text has the same bits
+    whatever else is written. `log` is a new file for the log of decisions.
+
+    Entering raises InvalidInput and PlanInfeasible as `open_streamed` does.
+
+    >>> import asyncio
+    >>> from thesis_lib.memory.decode.generate import Writing
+    >>> from thesis_lib.serving import Ask, ModelService
+    >>> async def ask():
+    ...     async with ModelService("smollm2", 96 * 2**20, context=32) as service:
+    ...         asked = Ask(service.encode("The capital of France is"), 4, Writing())
+    ...         async with service.answer(asked) as pieces:
+    ...             return "".join([piece async for piece in pieces])
+    >>> asyncio.run(ask()).strip()
+    'Paris.'
+    """
+
+    def __init__(  # the options of the command, one by one
+        self, checkpoint: str, device_bytes: int, *, policy: str = "bid-price",
+        slo_s: float = 20.0, slots: int = 4, context: int = 512, pass_tokens: int = 64,
+        host_bytes: int = 0, ring: int | None = None, device: str = "cpu",
+        verify: bool = False, most_waiting: int = 1000, log: Path | None = None,
+    ) -> None:  # fmt: skip
+        require_count("slots", slots)
+        require_count("context", context, 2)
+        self.folder = checkpoint_folder(checkpoint)
+        self.name = checkpoint if checkpoint == "smollm2" else self.folder.name
+        self.tokenizer = read_tokenizer(self.folder)
+        self.device_bytes, self.slots, self.context = device_bytes, slots, context
+        self.fault: str | None = None
+        self.budget: DeviceBudget | None = None
+        self.control: Any = None
+        self.model: Any = None  # while it is open
+        self._device = device
+        self._open = {
+            "host_bytes": host_bytes, "batch": slots, "context": context, "ring": ring,
+            "pass_tokens": pass_tokens, "device": device, "verify": verify,
+        }  # fmt: skip
+        self._decides = {"workers": slots, "slo_s": slo_s, "most_waiting": most_waiting}
+        self._policy, self._log = policy, log
+        self._orders: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        # Refuse what the policy cannot be before a model is opened.
+        LiveSequencer(policy, **self._decides)
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        opened: asyncio.Future[float] = loop.create_future()
+        self._thread = threading.Thread(
+            target=self._run, args=(loop, opened), name="streamed-model", daemon=True
+        )
+        self._thread.start()
+        try:
+            sequencer = LiveSequencer(
+                self._policy, feature_names=_FEATURES,
+                estimator=PassEstimator(await opened), **self._decides,
+            )  # fmt: skip
+            self.control = AdmissionController(sequencer, self._log)
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stop()
+        self.control.close()
+
+    async def _stop(self) -> None:
+        self._orders.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text."""
+        return [int(token) for token in self.tokenizer(text)["input_ids"]]
+
+    def check(self, ask: Ask) -> None:
+        """Raise InvalidInput for what no slot has room for, or no model reads."""
+        n, most = len(ask.tokens), ask.most_tokens
+        require(n > 0, "the prompt is empty: give at least one word")
+        require_known(ask.tokens, self.model.spec.vocab)
+        require(
+            n + most <= self.context,
+            f"a prompt of {n} tokens and an answer of {most} are longer than the "
+            f"{self.context} that a slot has: shorten the prompt, or ask for fewer "
+            "tokens",
+        )
+
+    def passes(self, ask: Ask) -> int:
+        """Passes over the weights that an answer takes at most, its prompt included."""
+        return -(-len(ask.tokens) // self.model.plan.pass_tokens) + ask.most_tokens - 1
+
+    @asynccontextmanager
+    async def answer(
+        self, ask: Ask, slo_s: float | None = None
+    ) -> AsyncIterator[Answer]:
+        """Wait for a slot, then the pieces of the text; leaving ends it where it is.
+
+        Raises InvalidInput as `check`, Refused where the policy lets nobody in, and
+        ModelLost where the model is gone.
+        """
+        if self.fault is not None:
+            raise ModelLost(self.fault)
+        self.check(ask)
+        async with self.control.turn(ask.kind, (self.passes(ask),), slo_s):
+            answer = Answer(ask, asyncio.get_running_loop())
+            self._orders.put(answer)
+            try:
+                yield answer
+            finally:
+                if answer.ended is None:  # its client is gone, or something failed
+                    self._orders.put(answer)
+
+    # --- The thread that has the model --------------------------------------------
+    def _run(
+        self, loop: asyncio.AbstractEventLoop, opened: asyncio.Future[float]
+    ) -> None:
+        def say(settle: Any, value: Any) -> None:
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(
+                    lambda: None if opened.done() else settle(value)
+                )
+
+        asked: list[Answer] = []
+        try:
+            with (
+                open_streamed(self.folder, self.device_bytes, **self._open) as model,
+                enforced(self.device_bytes, self._device) as budget,
+            ):
+                model.charge(budget)
+                self.model, self.budget = model, budget
+                say(opened.set_result, _pass_seconds(model))
+                self._write(Together(model), asked)
+        except BaseException as error:
+            self.fault = str(error)
+            _SAYS.error("the model is closed: %s", error)
+            say(opened.set_exception, error)
+            for answer in asked:
+                answer.tell(ModelLost(self.fault))
+            self._refuse()
+
+    def _write(self, texts: Together, asked: list[Answer]) -> None:
+        """Pass by pass, until told to end; `asked` are those that write or will."""
+        waiting: deque[Answer] = deque()
+        while True:
+            for order in self._taken(idle=not asked):
+                if order is None:
+                    texts.close()
+                    for answer in asked:
+                        answer.tell(ModelLost("the service has ended"))
+                    return
+                if order in asked:  # for the second time: it leaves
+                    asked.remove(order)
+                    if order.lane is None:
+                        waiting.remove(order)
+                    else:
+                        texts.leave(order.lane)
+                elif order.ended is None and order.lane is None:
+                    asked.append(order)
+                    waiting.append(order)
+            while waiting and len(texts.lanes) < texts.model.plan.batch:
+                self._join(texts, waiting.popleft())
+            texts.step()
+            for answer in [a for a in asked if a.lane is not None and a.lane.dead]:
+                asked.remove(answer)
+                self._end(answer)
+
+    def _taken(self, idle: bool) -> list[Answer | None]:
+        """Orders that have come; of whoever has nothing to do, the next one."""
+        orders = [self._orders.get()] if idle else []
+        while not self._orders.empty():
+            orders.append(self._orders.get())
+        return orders
+
+    def _join(self, texts: Together, answer: Answer) -> None:
+        ask, model = answer.ask, texts.model
+        told = Told(self.tokenizer, ask.writing, answer.tell)
+        prompt = torch.tensor([list(ask.tokens)], device=model.device)
+        answer.lane = texts.join(
+            lambda: write(
+                model, self.tokenizer, prompt, ask.most_tokens, ask.writing, told
+            )[0].tolist()
+        )
+
+    def _end(self, answer: Answer) -> None:
+        lane: Any = answer.lane
+        if lane.error is not None:
+            answer.tell(lane.error)
+            return
+        whole = len(lane.result) == answer.ask.most_tokens
+        stopped = not whole or self._ends(lane.result, answer.ask.writing)
+        answer.tell(Ended("stop" if stopped else "length", len(lane.result)))
+
+    def _ends(self, tokens: list[int], writing: Writing) -> bool:
+        """Whether a text that is as long as it may be would have ended here anyway."""
+        ends = self.model.model.generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else ends or []
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return tokens[-1] in ends or writing.end(text) < len(text)
+
+    def _refuse(self) -> None:
+        """Tell everybody who still asks that the model is gone, until told to end."""
+        while (order := self._orders.get()) is not None:
+            order.tell(ModelLost(self.fault))
+
+
+def _pass_seconds(model: StreamedModel) -> float:
+    """The median of three passes of one token, after one that warms up."""
+    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+
+    def one() -> None:
+        model.step(token, model.new_cache(), keep=1)
+
+    one()
+    return float(np.median([seconds_of(one) for _ in range(3)]))

@@ -1,0 +1,158 @@
+"""Texts that share passes are those that are written alone, within the same plan."""
+
+import random
+from collections import deque
+
+import pytest
+import tiny
+import torch
+
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.decode.together import Together
+from thesis_lib.memory.model.spec import ARCHITECTURES
+from thesis_lib.memory.offload.measure import DeviceBudget
+from thesis_lib.memory.offload.offloaded_model import StreamedModel
+from thesis_lib.memory.offload.store import StoreDamaged
+
+CONTEXT = 24
+
+
+def writer(model, seed):
+    """Writes a text of its own length and kind, which `seed` says."""
+    draw = random.Random(seed)
+    n = draw.randint(1, CONTEXT - 2)
+    new = draw.randint(1, CONTEXT - n)
+    drawn = {"do_sample": True, "temperature": 0.9, "top_p": 0.8, "top_k": 0}
+    options = drawn if seed % 2 else {"do_sample": False}
+    prompt = tiny.tokens(seed, 1, n)
+
+    def write():
+        torch.manual_seed(seed)
+        written = model.generate(prompt, max_new_tokens=new, **options)
+        return written[0, n:].tolist()
+
+    return write
+
+
+def passes(model, write):
+    """How often the model reads its weights for one text alone, and the text."""
+    texts, count = Together(model), 0
+    lane = texts.join(write)
+    while texts.lanes:
+        texts.step()
+        count += 1
+    return count, lane.result
+
+
+CASES = [
+    *((name, tiny.write, tiny.plan_tight) for name in ARCHITECTURES),
+    *((name, tiny.write_wide, tiny.plan_split) for name in ("llama", "gemma2", "opt")),
+]
+
+
+@pytest.mark.parametrize(("architecture", "make", "plan"), CASES)
+def test_a_text_has_its_own_bits_whoever_shares_its_passes(
+    tmp_path, architecture, make, plan
+):
+    make(tmp_path, architecture)
+    shape = {"context": CONTEXT, "pass_tokens": 5, "logit_tokens": 1}
+    made = plan(tmp_path, 1, batch=3, generating=True, **shape)
+    with StreamedModel(tmp_path, made) as model, DeviceBudget() as budget:
+        model.charge(budget)
+        alone = {seed: writer(model, seed)() for seed in range(6)}
+        texts, waiting = Together(model), list(alone)
+        lanes, order = {}, random.Random(architecture)
+        while waiting or texts.lanes:
+            while waiting and len(texts.lanes) < 3 and order.random() < 0.7:
+                seed = waiting.pop()
+                lanes[seed] = texts.join(writer(model, seed))
+            if texts.lanes:
+                texts.step()
+        assert {seed: lane.result for seed, lane in lanes.items()} == alone
+        assert budget.peak_bytes <= made.device_peak_bytes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny.write(tmp_path, dtype=torch.float32)
+    return tmp_path
+
+
+@pytest.fixture
+def model(folder):
+    made = tiny.plan_tight(
+        folder, 0, 2, batch=3, context=CONTEXT, pass_tokens=5, logit_tokens=1,
+        generating=True,
+    )  # fmt: skip
+    with StreamedModel(folder, made) as opened:
+        yield opened
+
+
+def test_what_is_read_is_read_once_for_all(model):
+    counts = [passes(model, writer(model, seed))[0] for seed in (2, 4, 6)]
+    model.drain()
+    before = model.bytes_read
+    model.drain()
+    one = model.bytes_read - before
+    texts, before = Together(model), model.bytes_read
+    for seed in (2, 4, 6):
+        texts.join(writer(model, seed))
+    while texts.lanes:
+        texts.step()
+    # The ring begins a pass more than are computed with, in part.
+    assert max(counts) * one <= model.bytes_read - before < (max(counts) + 1) * one
+
+
+def test_a_text_that_fails_or_leaves_concerns_no_other(model):
+    _, expected = passes(model, writer(model, 4))
+    texts = Together(model)
+
+    def fails():
+        model.generate(tiny.tokens(0, 1, 3), max_new_tokens=2)
+        raise RuntimeError("of its own")
+
+    stays, broken, left = map(texts.join, (writer(model, 4), fails, writer(model, 6)))
+    texts.step()
+    texts.leave(left)
+    texts.leave(left)
+    while texts.lanes:
+        texts.step()
+    assert stays.result == expected
+    assert str(broken.error) == "of its own"
+    assert (left.dead, left.result) == (True, None)
+    assert passes(model, writer(model, 4))[1] == expected
+
+
+def test_draws_of_whoever_else_runs_are_left_alone(model):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    passes(model, writer(model, 3))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_text_that_the_plan_has_no_room_for_is_refused(model):
+    texts = Together(model)
+    for seed in (2, 4, 6):
+        texts.join(writer(model, seed))
+    with pytest.raises(InvalidInput, match="3 texts are written already"):
+        texts.join(writer(model, 8))
+    long = Together(model).join(
+        lambda: model.generate(tiny.tokens(0, 1, 20), max_new_tokens=9)
+    )
+    assert isinstance(long.error, InvalidInput)
+    texts.close()
+    assert texts.lanes == []
+    assert passes(model, writer(model, 4))[1] is not None
+
+
+def test_a_damaged_file_ends_all_of_them(folder, model):
+    texts = Together(model)
+    lanes = [texts.join(writer(model, seed)) for seed in (2, 4)]
+    file = next(folder.glob("*.safetensors"))
+    with file.open("r+b") as damaged:
+        damaged.truncate(file.stat().st_size // 2)
+    with pytest.raises(StoreDamaged):
+        deque(iter(texts.step, None), maxlen=0)
+    assert texts.lanes == []
+    assert all(lane.dead for lane in lanes)

@@ -1,0 +1,396 @@
+"""A client of OpenAI's, a server on loopback, a model that streams: real, and small."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+
+import httpx
+import openai
+import pytest
+import tiny
+import torch
+import uvicorn
+
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.decode.generate import Writing, write
+from thesis_lib.memory.model.pretrained import decode, encode, read_tokenizer
+from thesis_lib.memory.offload.offloaded_model import open_streamed
+from thesis_lib.sequencer.live import replay
+from thesis_lib.serving import ModelService, openai_api, serve_api
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'][0] + ':' + m['content'] + '.' }}{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+CONTEXT = 60
+SHAPE = {"context": CONTEXT, "pass_tokens": 8}
+ROOM = SHAPE | {"slots": 3, "slo_s": 600.0}
+
+
+def memory(folder):
+    """What holds one of four layers and two buffers."""
+    made = tiny.plan_tight(folder, 1, batch=3, logit_tokens=1, generating=True, **SHAPE)
+    return made.machine.device_bytes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("model")
+    tiny.write(made, vocab_size=128, eos_token_id=None)
+    tokenizer = tiny.give_tokenizer(made)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(made)
+    return made
+
+
+@asynccontextmanager
+async def serving(folder, key=None, **options):
+    """The service, and the address of an API in front of it."""
+    async with ModelService(str(folder), memory(folder), **(ROOM | options)) as service:
+        listens = socket.create_server(("127.0.0.1", 0))
+        app = openai_api(service, key)
+        config = uvicorn.Config(app, log_level="critical", lifespan="off")
+        server = uvicorn.Server(config)
+        serves = asyncio.create_task(server._serve([listens]))
+        try:
+            yield service, f"http://127.0.0.1:{listens.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            await serves
+
+
+def client(address, **options):
+    http = httpx.AsyncClient(trust_env=False, timeout=60)
+    options = {"api_key": "-", "max_retries": 0, "http_client": http} | options
+    return openai.AsyncOpenAI(base_url=address, **options)
+
+
+def with_a_client(folder, ask, **options):
+    """What `ask` makes of a client, the name of the model, and the service."""
+
+    async def run():
+        async with serving(folder, **options) as (service, address):
+            return await ask(client(address), service.name, service)
+
+    return asyncio.run(run())
+
+
+async def until(holds):
+    for _ in range(4000):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("never")
+
+
+def alone(folder, prompt, most, **wishes):
+    """The text that `thesis generate` would write, in the same plan."""
+    tokenizer = read_tokenizer(folder)
+    with open_streamed(folder, memory(folder), batch=3, **SHAPE) as model:
+        tokens = torch.tensor([encode(tokenizer, prompt)])
+        written = write(model, tokenizer, tokens, most, Writing(**wishes))[0]
+    return decode(tokenizer, written.tolist())
+
+
+PROMPTS = ["a", "The capital of France", "0123456789" * 4, "zz", "What?", "Lo, a list"]
+
+
+def test_texts_are_those_of_generate_however_they_are_asked_for(folder):
+    wishes = {"temperature": 0.9, "top_p": 0.8, "seed": 7}
+
+    async def ask(client, model, service):
+        def one(prompt, **more):
+            return client.completions.create(
+                model=model, prompt=prompt, max_tokens=12, **more
+            )
+
+        whole = await asyncio.gather(*map(one, PROMPTS))
+        drawn = await asyncio.gather(*(one(prompt, **wishes) for prompt in PROMPTS))
+        pieces = []
+        for prompt in PROMPTS:
+            stream = await one(
+                prompt, stream=True, stream_options={"include_usage": True}
+            )
+            pieces.append([event async for event in stream])
+        return whole, drawn, pieces
+
+    whole, drawn, pieces = with_a_client(folder, ask)
+    expected = [alone(folder, prompt, 12) for prompt in PROMPTS]
+    assert [said.choices[0].text for said in whole] == expected
+    assert [said.choices[0].text for said in drawn] == [
+        alone(folder, prompt, 12, **wishes) for prompt in PROMPTS
+    ]
+    for prompt, text, events, said in zip(
+        PROMPTS, expected, pieces, whole, strict=True
+    ):
+        *parts, usage = events
+        assert "".join(part.choices[0].text for part in parts) == text
+        assert len(parts) > 2
+        assert parts[-1].choices[0].finish_reason == "length"
+        assert usage.usage == said.usage
+        assert said.usage.model_dump(exclude_none=True) == {
+            "prompt_tokens": len(prompt),
+            "completion_tokens": 12,
+            "total_tokens": len(prompt) + 12,
+        }
+
+
+def test_a_chat_is_put_in_the_template_and_ends_at_its_stop(folder):
+    said = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+    ]
+    text = alone(folder, "s:be brief.u:hi.a:", 20)
+    stop = text[8:10]
+    expected = text[: text.find(stop)]
+
+    async def ask(client, model, service):
+        create = client.chat.completions.create
+        about = {"model": model, "messages": said, "max_completion_tokens": 20}
+        whole = await create(**about)
+        ended = await create(**about, stop=[stop, "never"])
+        stream = await create(**about, stop=stop, stream=True)
+        return whole, ended, [event async for event in stream]
+
+    whole, ended, events = with_a_client(folder, ask)
+    assert whole.choices[0].message.content == text
+    assert whole.choices[0].finish_reason == "length"
+    assert ended.choices[0].message.content == expected
+    assert ended.choices[0].finish_reason == "stop"
+    assert ended.usage.completion_tokens < 20
+    assert events[0].choices[0].delta.role == "assistant"
+    told = [event.choices[0].delta.content or "" for event in events]
+    assert "".join(told) == expected
+    assert events[-1].choices[0].finish_reason == "stop"
+
+
+def test_it_says_which_model_it_has_how_it_is_and_what_it_did(folder):
+    async def ask(client, model, service):
+        (one,) = (await client.models.list()).data
+        await client.completions.create(model=model, prompt="a", max_tokens=2)
+        root = str(client.base_url).removesuffix("/v1/")
+        async with httpx.AsyncClient(trust_env=False) as plain:
+            found = [
+                (await plain.get(f"{root}/{at}")).text for at in ("health", "metrics")
+            ]
+        return one.id == model, found
+
+    named, (health, metrics) = with_a_client(folder, ask)
+    assert named
+    assert json.loads(health) == {"status": "ok"}
+    assert "sequencer_started_total 1.0" in metrics
+    assert f"model_device_bytes {float(memory(folder))}" in metrics
+
+
+WRONG = {
+    "another model": ({"model": "gpt-4"}, 404, "expected"),
+    "an empty prompt": ({"prompt": ""}, 400, "empty"),
+    "too long": ({"prompt": "a" * 61}, 400, "longer than the 60"),
+    "too many tokens": ({"max_tokens": 99}, 400, "longer than the 60"),
+    "no tokens": ({"max_tokens": 0}, 400, "max_tokens"),
+    "a cold draw": ({"temperature": -1}, 400, "temperature"),
+    "a share of no draw": ({"top_p": 0.5}, 400, "give a temperature"),
+    "a stop of nothing": ({"stop": ""}, 400, "stop word is empty"),
+    "an unknown token": ({"prompt": [5, 999]}, 400, "999"),
+    "what it cannot": ({"logprobs": 3}, 400, "logprobs is nothing that this"),
+    "two answers": ({"n": 2}, 400, "n: "),
+    "a number as text": ({"seed": "7"}, 400, "seed"),
+    "a word too many": ({"extra_body": {"tools": []}}, 400, "tools is nothing"),
+}  # fmt: skip
+
+
+def test_what_it_cannot_do_is_refused_by_name(folder):
+    async def ask(client, model, service):
+        found = {}
+        for name, (wish, _, _) in WRONG.items():
+            about = {"model": model, "prompt": "a", "max_tokens": 2} | wish
+            try:
+                await client.completions.create(**about)
+            except openai.APIStatusError as error:
+                found[name] = error.status_code, error.body["message"]
+        assert service.control.sequencer.counts.arrived == 0
+        return found
+
+    found = with_a_client(folder, ask)
+    for name, (_, status, words) in WRONG.items():
+        assert found[name][0] == status, name
+        assert words in found[name][1], name
+
+
+BODIES = {
+    b"{": (400, "JSON"),
+    b"[1]": (400, "object"),
+    b'{"model": "m", "messages": []}': (400, "messages"),
+    b"\xff": (400, "JSON"),
+    b" " * (2**20 + 1): (413, "longer"),
+}
+
+
+def test_bodies_paths_and_headers_that_mean_nothing_are_answered(folder):
+    async def ask(client, model, service):
+        root = str(client.base_url).removesuffix("/v1/")
+        async with httpx.AsyncClient(trust_env=False, base_url=root) as plain:
+            path = "/v1/chat/completions"
+            found = [await plain.post(path, content=body) for body in BODIES]
+            good = {"model": model, "messages": [{"role": "user", "content": "a"}]}
+            late = await plain.post(path, json=good, headers={"X-Slo-Ms": "soon"})
+            return found, [late, await plain.get("/v2"), await plain.get(path)]
+
+    found, others = with_a_client(folder, ask)
+    for (status, words), answer in zip(BODIES.values(), found, strict=True):
+        assert answer.status_code == status
+        assert words in answer.json()["error"]["message"]
+    assert [answer.status_code for answer in others] == [400, 404, 405]
+    assert all(answer.json()["error"]["type"] for answer in others)
+
+
+def test_without_its_key_nobody_is_served(folder):
+    async def run():
+        async with serving(folder, key="secret") as (_, address):
+            with pytest.raises(openai.AuthenticationError, match="API key"):
+                await client(address, api_key="other").models.list()
+            return len((await client(address, api_key="secret").models.list()).data)
+
+    assert asyncio.run(run()) == 1
+
+
+def test_who_cannot_be_in_time_is_refused_with_the_latency_it_would_have(folder):
+    async def ask(client, model, service):
+        long = {"model": model, "prompt": "a", "max_tokens": 50}
+        first = asyncio.create_task(client.completions.create(**long))
+        await until(lambda: service.control.sequencer.counts.started)
+        with pytest.raises(openai.InternalServerError) as refused:
+            await client.completions.create(**long, extra_headers={"X-Slo-Ms": "0.01"})
+        await first
+        return refused.value
+
+    refused = with_a_client(folder, ask, slots=1)
+    assert refused.status_code == 503
+    assert refused.code == "overloaded"
+    assert refused.body["predicted_s"] > 0
+    assert int(refused.response.headers["retry-after"]) >= 1
+
+
+def test_a_crowd_gets_its_texts_within_the_plan_and_the_log_tells_the_same(
+    folder, tmp_path
+):
+    log = tmp_path / "log.jsonl"
+    wishes = [
+        {"prompt": PROMPTS[i % 6], "max_tokens": 1 + i % 9, "seed": i, "temperature": 1}
+        for i in range(40)
+    ]
+
+    async def ask(client, model, service):
+        async def one(wish):
+            return (await client.completions.create(model=model, **wish)).choices[0]
+
+        found = await asyncio.gather(*map(one, wishes))
+        assert service.budget.peak_bytes <= service.model.plan.device_peak_bytes
+        return [choice.text for choice in found]
+
+    found = with_a_client(folder, ask, policy="fifo", log=log)
+    for wish, text in list(zip(wishes, found, strict=True))[::5]:
+        prompt, most = wish["prompt"], wish["max_tokens"]
+        assert text == alone(folder, prompt, most, temperature=1, seed=wish["seed"])
+    seen = replay(log)
+    assert seen.differs_at is None
+
+
+def test_a_client_that_goes_gives_its_slot_to_the_next(folder):
+    async def ask(client, model, service):
+        counts = service.control.sequencer.counts
+        long = {"model": model, "prompt": "a", "max_tokens": 59}
+        stream = await client.completions.create(**long, stream=True)
+        await anext(stream.__aiter__())
+        waits = asyncio.create_task(client.completions.create(**long))
+        await until(lambda: counts.arrived == 2)
+        waits.cancel()
+        await until(lambda: counts.left == 1)
+        await stream.close()
+        await until(lambda: counts.left == 2)
+        text = await client.completions.create(model=model, prompt="zz", max_tokens=3)
+        return text.choices[0].text, counts
+
+    text, counts = with_a_client(folder, ask, slots=1, policy="fifo")
+    assert text == alone(folder, "zz", 3)
+    assert (counts.arrived, counts.started, counts.left) == (3, 2, 2)
+
+
+def test_a_model_that_is_lost_says_so_and_so_does_every_request(tmp_path):
+    tiny.write(tmp_path, vocab_size=128)
+    tiny.give_tokenizer(tmp_path)
+    file = tmp_path / "model.safetensors"
+
+    async def ask(client, model, service):
+        os.truncate(file, file.stat().st_size // 2)
+        for _ in range(2):
+            with pytest.raises(openai.InternalServerError) as failed:
+                await client.completions.create(model=model, prompt="a", max_tokens=9)
+            assert failed.value.code == "model_lost"
+        root = str(client.base_url).removesuffix("/v1/")
+        async with httpx.AsyncClient(trust_env=False) as plain:
+            return await plain.get(f"{root}/health")
+
+    health = with_a_client(tmp_path, ask)
+    assert health.status_code == 503
+    assert "model.safetensors" in health.json()["why"]
+
+
+def test_what_cannot_be_opened_or_listened_on_is_a_sentence(folder, tmp_path):
+    async def listen(host, port, key=None):
+        async with ModelService(str(folder), memory(folder), **ROOM) as service:
+            await serve_api(service, host, port, key)
+
+    with pytest.raises(InvalidInput, match="API key"):
+        asyncio.run(listen("0.0.0.0", 0))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(InvalidInput, match="cannot be listened on"),
+    ):
+        asyncio.run(listen("127.0.0.1", taken.getsockname()[1]))
+    with pytest.raises(InvalidInput, match="MiB"):
+        asyncio.run(with_room(folder, 2**12))
+    with pytest.raises(InvalidInput, match="polic"):
+        ModelService(str(folder), 2**20, policy="first-come")
+
+
+async def with_room(folder, size):
+    async with ModelService(str(folder), size, **ROOM):
+        raise AssertionError("it has no room")
+
+
+def test_told_to_end_it_answers_whom_it_has_taken_and_closes_its_log(folder, tmp_path):
+    log = tmp_path / "log.jsonl"
+    served = subprocess.Popen(
+        [
+            sys.executable, "-m", "thesis_lib", "api", str(folder),
+            "--device-memory", f"{memory(folder)}B", "--context", "60", "--slots", "2",
+            "--slo", "600s", "--port", "0", "--log", str(log),
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        address = served.stdout.readline().strip()
+
+        async def ask():
+            one = client(address)
+            stream = await one.completions.create(
+                model=folder.name, prompt="a", max_tokens=59, stream=True
+            )
+            events = stream.__aiter__()
+            first = await anext(events)
+            served.send_signal(signal.SIGTERM)
+            return [first] + [event async for event in events]
+
+        events = asyncio.run(ask())
+        assert served.wait(60) == 0, served.stderr.read()
+    finally:
+        served.kill()
+        served.wait()
+    assert "".join(e.choices[0].text for e in events) == alone(folder, "a", 59)
+    assert replay(log).differs_at is None
