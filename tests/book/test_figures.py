@@ -374,7 +374,7 @@ def test_the_drawing_of_the_rooms_has_those_of_the_import_contracts_in_their_ord
     tools = tomllib.loads((root / "pyproject.toml").read_text())["tool"]
     contracts = tools["importlinter"]["contracts"]
     layers = {c["containers"][0]: c["layers"] for c in contracts if "layers" in c}
-    expected = ["cli", "book", *layers["thesis_lib.book"]]
+    expected = ["cli", "book", *layers["thesis_lib.book"], "serving"]
     for half in ("sequencer", "memory"):
         expected += [half, *layers[f"thesis_lib.{half}"]]
     assert re.findall(r">([a-z_]+)</text>", picture) == [*expected, "common"]

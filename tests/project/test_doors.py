@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from thesis_lib import memory, sequencer
+from thesis_lib import memory, sequencer, serving
+from thesis_lib.memory.decode.together import Together
 from thesis_lib.memory.model import smollm2
 from thesis_lib.sequencer import live
 
@@ -36,7 +37,10 @@ def documented() -> Iterator:
         for name in door.__all__:
             if name != "POLICIES":  # a tuple of names
                 yield pytest.param(getattr(door, name), id=f"{door.__name__}.{name}")
-    for thing in (live.LiveSequencer, live.AdmissionController, live.OnlineEstimator):
+    for thing in (
+        live.LiveSequencer, live.AdmissionController, live.OnlineEstimator,
+        Together, serving.ModelService, serving.openai_api,
+    ):  # fmt: skip
         yield pytest.param(thing, id=thing.__name__)
 
 

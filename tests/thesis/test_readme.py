@@ -21,7 +21,9 @@ README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["part one", "in front", "part two"])
+@pytest.mark.parametrize(
+    "snippet", SNIPPETS, ids=["part one", "in front", "both", "part two"]
+)
 def test_a_snippet_of_the_readme_runs(snippet):
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", snippet],

@@ -11,7 +11,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from math import ceil
@@ -252,7 +252,9 @@ class _Endpoint:
             return choice | {"message": {"role": "assistant", "content": text}}
         return choice | {"text": text}
 
-    async def _events(self, head: dict[str, Any], answer: Answer, counted: bool) -> Any:
+    async def _events(
+        self, head: dict[str, Any], answer: Answer, counted: bool
+    ) -> AsyncIterator[dict[str, Any]]:
         """The parts of an answer, as objects of the interface."""
         chat = self.form is _Chat
         if chat:

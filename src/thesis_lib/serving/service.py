@@ -25,7 +25,6 @@ from thesis_lib.memory.decode.together import Lane, Together
 from thesis_lib.memory.model.pretrained import read_tokenizer, require_known
 from thesis_lib.memory.offload.measure import DeviceBudget, seconds_of
 from thesis_lib.memory.offload.offloaded_model import (
-    StreamedModel,
     checkpoint_folder,
     enforced,
     open_streamed,
@@ -243,8 +242,9 @@ class ModelService:
             ):
                 model.charge(budget)
                 self.model, self.budget = model, budget
-                say(opened.set_result, _pass_seconds(model))
-                self._write(Together(model), asked)
+                texts = Together(model)
+                say(opened.set_result, _pass_seconds(texts))
+                self._write(texts, asked)
         except BaseException as error:
             self.fault = str(error)
             _SAYS.error("the model is closed: %s", error)
@@ -298,8 +298,8 @@ class ModelService:
 
     def _end(self, answer: Answer) -> None:
         lane: Any = answer.lane
-        if lane.error is not None:
-            answer.tell(lane.error)
+        if lane.failure is not None:
+            answer.tell(lane.failure)
             return
         whole = len(lane.result) == answer.ask.most_tokens
         stopped = not whole or self._ends(lane.result, answer.ask.writing)
@@ -318,12 +318,18 @@ class ModelService:
             order.tell(ModelLost(self.fault))
 
 
-def _pass_seconds(model: StreamedModel) -> float:
-    """The median of three passes of one token, after one that warms up."""
+def _pass_seconds(texts: Together) -> float:
+    """The median of three passes of a token in every slot, after one that warms up."""
+    model = texts.model
     token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
 
-    def one() -> None:
-        model.step(token, model.new_cache(), keep=1)
+    def four() -> None:
+        cache = model.new_cache()
+        for _ in range(4):
+            model.step(token, cache, keep=1)
 
-    one()
-    return float(np.median([seconds_of(one) for _ in range(3)]))
+    for _ in range(model.plan.batch):
+        texts.join(four)
+    texts.step()
+    taken = [seconds_of(texts.step) for _ in range(3)]
+    return float(np.median(taken))

@@ -118,7 +118,7 @@ def test_a_text_that_fails_or_leaves_concerns_no_other(model):
     while texts.lanes:
         texts.step()
     assert stays.result == expected
-    assert str(broken.error) == "of its own"
+    assert str(broken.failure) == "of its own"
     assert (left.dead, left.result) == (True, None)
     assert passes(model, writer(model, 4))[1] == expected
 
@@ -140,7 +140,7 @@ def test_a_text_that_the_plan_has_no_room_for_is_refused(model):
     long = Together(model).join(
         lambda: model.generate(tiny.tokens(0, 1, 20), max_new_tokens=9)
     )
-    assert isinstance(long.error, InvalidInput)
+    assert isinstance(long.failure, InvalidInput)
     texts.close()
     assert texts.lanes == []
     assert passes(model, writer(model, 4))[1] is not None

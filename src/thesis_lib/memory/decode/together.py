@@ -24,7 +24,7 @@ class Lane(greenlet):
         super().__init__(write)
         self.needs: int | None = None  # the layer that it waits for
         self.result: Any = None
-        self.error: Exception | None = None
+        self.failure: Exception | None = None
         self._draws, self._drawn = generator, generator.get_state()
 
     def go_on(self, *weights: Weights) -> None:
@@ -35,7 +35,7 @@ class Lane(greenlet):
             said = self.switch(*weights)
             self.needs, self.result = (None, said) if self.dead else (said, None)
         except Exception as error:
-            self.needs, self.error = None, error
+            self.needs, self.failure = None, error
         finally:
             self._drawn = self._draws.get_state()
             self._draws.set_state(others)
@@ -103,7 +103,7 @@ class Together:
     def step(self) -> list[Lane]:
         """One pass for all; returns whose texts ended with it.
 
-        What one of them raises is its `error` and concerns no other. Raises
+        What one of them raises is its `failure` and concerns no other. Raises
         StoreDamaged, and ends all, where a layer cannot be read.
         """
         lanes, first = list(self.lanes), True

@@ -7,6 +7,7 @@ newest weighing most.
 
 from collections.abc import Sequence
 from math import exp, log
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +17,18 @@ from thesis_lib.sequencer.policies.recalibration import LEAST_S
 
 _RIDGE = 1.0  # of a request that would not vary: few have been served, flat slopes
 _KINDS = 256  # that are told apart: those that were served last
+
+
+class ServiceEstimator(Protocol):
+    """What a sequencer learns from; one with `features` says how many it takes."""
+
+    def predict(self, kind: str, features: Sequence[float]) -> float:
+        """Seconds that a request of this kind will take on a worker."""
+        ...
+
+    def learn(self, kind: str, features: Sequence[float], took_s: float) -> None:
+        """A request of this kind took `took_s`."""
+        ...
 
 
 class _Regression:

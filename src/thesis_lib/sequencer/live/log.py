@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.sequencer.live.estimator import OnlineEstimator
+from thesis_lib.sequencer.live.estimator import ServiceEstimator
 from thesis_lib.sequencer.live.machine import LOOK_S, Counts, Decided, LiveSequencer
 from thesis_lib.sequencer.policies.registry import Rule
 
@@ -153,7 +153,7 @@ END, LEAVE, ARRIVE, LOOK = range(4)  # what happens, in this order at one time
 
 
 def what_if(
-    path: Path | str, policy: str | Rule, estimator: OnlineEstimator | None = None
+    path: Path | str, policy: str | Rule, estimator: ServiceEstimator | None = None
 ) -> Counts:
     """What would have become of the requests of a log under another `policy`.
 

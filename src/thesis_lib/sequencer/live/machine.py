@@ -31,7 +31,7 @@ from thesis_lib.sequencer.core.events import (
 from thesis_lib.sequencer.core.locks import NONE
 from thesis_lib.sequencer.core.observed import commit, dispatch
 from thesis_lib.sequencer.core.trace import I64, Batch, Decision, KeySets
-from thesis_lib.sequencer.live.estimator import OnlineEstimator
+from thesis_lib.sequencer.live.estimator import OnlineEstimator, ServiceEstimator
 from thesis_lib.sequencer.policies.lookahead import SPREAD
 from thesis_lib.sequencer.policies.recalibration import LEAST_S
 from thesis_lib.sequencer.policies.registry import Policy, Rule, decide, policy
@@ -144,7 +144,7 @@ class LiveSequencer:
     def __init__(
         self, name: str | Rule = "bid-price", *, workers: int, slo_s: float,
         most_waiting: int = 1000, feature_names: Sequence[str] = (),
-        estimator: OnlineEstimator | None = None, note: Note | None = None,
+        estimator: ServiceEstimator | None = None, note: Note | None = None,
     ) -> None:  # fmt: skip
         require_count("workers", workers)
         require(workers <= _WORKERS, f"workers={workers}: expected {_WORKERS} at most")
@@ -169,9 +169,10 @@ class LiveSequencer:
         self.estimator = estimator or OnlineEstimator(
             len(self.feature_names), first_s=slo_s / 10
         )
+        takes = getattr(self.estimator, "features", len(names))
         require(
-            getattr(self.estimator, "features", len(names)) == len(names),
-            f"the estimator takes {self.estimator.features} features and feature_names "
+            takes == len(names),
+            f"the estimator takes {takes} features and feature_names "
             f"are {len(names)}: expected as many",
         )
         self.note = note
