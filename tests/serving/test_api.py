@@ -21,7 +21,8 @@ from thesis_lib.memory.decode.generate import Writing, write
 from thesis_lib.memory.model.pretrained import decode, encode, read_tokenizer
 from thesis_lib.memory.offload.offloaded_model import open_streamed
 from thesis_lib.sequencer.live import replay
-from thesis_lib.serving import ModelService, openai_api, serve_api
+from thesis_lib.serving import Ask, ModelService, listen, openai_api
+from thesis_lib.serving.service import ModelLost, PassEstimator
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'][0] + ':' + m['content'] + '.' }}{% endfor %}"
@@ -32,10 +33,10 @@ SHAPE = {"context": CONTEXT, "pass_tokens": 8}
 ROOM = SHAPE | {"slots": 3, "slo_s": 600.0}
 
 
-def memory(folder):
+def memory(folder, slots=3):
     """What holds one of four layers and two buffers."""
-    made = tiny.plan_tight(folder, 1, batch=3, logit_tokens=1, generating=True, **SHAPE)
-    return made.machine.device_bytes
+    shape = SHAPE | {"batch": slots, "logit_tokens": 1, "generating": True}
+    return tiny.plan_tight(folder, 1, **shape).machine.device_bytes
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,9 @@ def folder(tmp_path_factory):
 @asynccontextmanager
 async def serving(folder, key=None, **options):
     """The service, and the address of an API in front of it."""
-    async with ModelService(str(folder), memory(folder), **(ROOM | options)) as service:
+    room = ROOM | options
+    size = memory(folder, room["slots"])
+    async with ModelService(str(folder), size, **room) as service:
         listens = socket.create_server(("127.0.0.1", 0))
         app = openai_api(service, key)
         config = uvicorn.Config(app, log_level="critical", lifespan="off")
@@ -142,8 +145,8 @@ def test_texts_are_those_of_generate_however_they_are_asked_for(folder):
 
 def test_a_chat_is_put_in_the_template_and_ends_at_its_stop(folder):
     said = [
-        {"role": "system", "content": "be brief"},
-        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}], "name": "me"},
     ]
     text = alone(folder, "s:be brief.u:hi.a:", 20)
     stop = text[8:10]
@@ -172,6 +175,9 @@ def test_a_chat_is_put_in_the_template_and_ends_at_its_stop(folder):
 def test_it_says_which_model_it_has_how_it_is_and_what_it_did(folder):
     async def ask(client, model, service):
         (one,) = (await client.models.list()).data
+        assert await client.models.retrieve(model) == one
+        with pytest.raises(openai.NotFoundError, match="expected"):
+            await client.models.retrieve("gpt-4")
         await client.completions.create(model=model, prompt="a", max_tokens=2)
         root = str(client.base_url).removesuffix("/v1/")
         async with httpx.AsyncClient(trust_env=False) as plain:
@@ -196,11 +202,13 @@ WRONG = {
     "a cold draw": ({"temperature": -1}, 400, "temperature"),
     "a share of no draw": ({"top_p": 0.5}, 400, "give a temperature"),
     "a stop of nothing": ({"stop": ""}, 400, "stop word is empty"),
-    "an unknown token": ({"prompt": [5, 999]}, 400, "999"),
+    "an unknown token": ({"prompt": [5, 999]}, 400, "to 999: expected those that"),
+    "two prompts": ({"prompt": ["a", "b"]}, 400, "prompt: "),
+    "five stops": ({"stop": list("abcde")}, 400, "stop: "),
     "what it cannot": ({"logprobs": 3}, 400, "logprobs is nothing that this"),
     "two answers": ({"n": 2}, 400, "n: "),
     "a number as text": ({"seed": "7"}, 400, "seed"),
-    "a word too many": ({"extra_body": {"tools": []}}, 400, "tools is nothing"),
+    "a word too many": ({"extra_body": {"tools": [{}]}}, 400, "tools is nothing"),
 }  # fmt: skip
 
 
@@ -226,6 +234,8 @@ BODIES = {
     b"{": (400, "JSON"),
     b"[1]": (400, "object"),
     b'{"model": "m", "messages": []}': (400, "messages"),
+    b'{"model": "m", "messages": [{"role": "user", "content": '
+    b'[{"type": "image_url"}]}]}': (400, "messages.0.content.0."),
     b"\xff": (400, "JSON"),
     b" " * (2**20 + 1): (413, "longer"),
 }
@@ -246,6 +256,7 @@ def test_bodies_paths_and_headers_that_mean_nothing_are_answered(folder):
         assert answer.status_code == status
         assert words in answer.json()["error"]["message"]
     assert [answer.status_code for answer in others] == [400, 404, 405]
+    assert others[2].headers["allow"] == "POST"
     assert all(answer.json()["error"]["type"] for answer in others)
 
 
@@ -257,6 +268,42 @@ def test_without_its_key_nobody_is_served(folder):
             return len((await client(address, api_key="secret").models.list()).data)
 
     assert asyncio.run(run()) == 1
+
+
+NOTHINGS = {
+    "temperature": 0, "top_p": 0.5, "stop": None, "stream": None, "n": 1, "seed": None,
+    "logit_bias": {}, "user": "me",
+    "extra_body": {
+        "tools": None, "logprobs": False, "response_format": {"type": "text"},
+        "service_tier": "auto", "echo": False, "stream_options": None,
+    },
+}  # fmt: skip
+
+
+def test_what_changes_nothing_is_taken(folder):
+    async def ask(client, model, service):
+        create, about = client.completions.create, {"model": model, "max_tokens": 3}
+        tokens = service.encode("zz")
+        asked = ["zz", ["zz"], tokens, [tokens]]
+        found = [await create(**about, prompt=prompt, **NOTHINGS) for prompt in asked]
+        return [said.choices[0].text for said in found]
+
+    assert with_a_client(folder, ask) == [alone(folder, "zz", 3)] * 4
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(folder, monkeypatch):
+    monkeypatch.setattr("thesis_lib.serving.api._BODY_S", 0.2)
+
+    async def ask(client, model, service):
+        at = client.base_url.host, client.base_url.port
+        reader, writer = await asyncio.open_connection(*at)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n"
+                     b"Content-Length: 99\r\n\r\n{")  # fmt: skip
+        said = await reader.readuntil(b"\r\n")
+        writer.close()
+        return said
+
+    assert with_a_client(folder, ask).split()[1] == b"408"
 
 
 def test_who_cannot_be_in_time_is_refused_with_the_latency_it_would_have(folder):
@@ -289,7 +336,13 @@ def test_a_crowd_gets_its_texts_within_the_plan_and_the_log_tells_the_same(
         async def one(wish):
             return (await client.completions.create(model=model, **wish)).choices[0]
 
+        before, plan = service.model.bytes_read, service.model.plan
         found = await asyncio.gather(*map(one, wishes))
+        passes = (service.model.bytes_read - before) / plan.bytes_per_step
+        asked = [
+            Ask(service.encode(w["prompt"]), w["max_tokens"], None) for w in wishes
+        ]
+        assert passes < 0.6 * sum(map(service.passes, asked))  # three share each
         assert service.budget.peak_bytes <= service.model.plan.device_peak_bytes
         return [choice.text for choice in found]
 
@@ -313,7 +366,10 @@ def test_a_client_that_goes_gives_its_slot_to_the_next(folder):
         await until(lambda: counts.left == 1)
         await stream.close()
         await until(lambda: counts.left == 2)
+        before = service.model.bytes_read
         text = await client.completions.create(model=model, prompt="zz", max_tokens=3)
+        passes = (service.model.bytes_read - before) / service.model.plan.bytes_per_step
+        assert passes < 20  # of 59 that the text had to go
         return text.choices[0].text, counts
 
     text, counts = with_a_client(folder, ask, slots=1, policy="fifo")
@@ -321,38 +377,86 @@ def test_a_client_that_goes_gives_its_slot_to_the_next(folder):
     assert (counts.arrived, counts.started, counts.left) == (3, 2, 2)
 
 
-def test_a_model_that_is_lost_says_so_and_so_does_every_request(tmp_path):
-    tiny.write(tmp_path, vocab_size=128)
+@pytest.mark.parametrize("split", [False, True])
+def test_a_model_that_is_lost_says_so_and_so_does_every_request(tmp_path, split):
+    (tiny.write_wide if split else tiny.write)(tmp_path)
     tiny.give_tokenizer(tmp_path)
     file = tmp_path / "model.safetensors"
+    shape = SHAPE | {"batch": 3, "logit_tokens": 1, "generating": True}
+    plan = tiny.plan_split if split else tiny.plan_tight
+    size = plan(tmp_path, 1, **shape).machine.device_bytes
 
-    async def ask(client, model, service):
-        os.truncate(file, file.stat().st_size // 2)
-        for _ in range(2):
-            with pytest.raises(openai.InternalServerError) as failed:
-                await client.completions.create(model=model, prompt="a", max_tokens=9)
-            assert failed.value.code == "model_lost"
-        root = str(client.base_url).removesuffix("/v1/")
-        async with httpx.AsyncClient(trust_env=False) as plain:
-            return await plain.get(f"{root}/health")
+    async def ask():
+        async with ModelService(str(tmp_path), size, **ROOM) as service:
+            os.utime(file, (1, 1))
+            os.truncate(file, file.stat().st_size // 2)
+            here = httpx.AsyncClient(transport=httpx.ASGITransport(openai_api(service)))
+            one = client("http://here/v1", http_client=here)
+            for _ in range(2):
+                with pytest.raises(openai.InternalServerError) as failed:
+                    await one.completions.create(
+                        model=service.name, prompt="a", max_tokens=9
+                    )
+                assert failed.value.code == "model_lost"
+            return await here.get("http://here/health")
 
-    health = with_a_client(tmp_path, ask)
+    health = asyncio.run(ask())
     assert health.status_code == 503
     assert "model.safetensors" in health.json()["why"]
 
 
-def test_what_cannot_be_opened_or_listened_on_is_a_sentence(folder, tmp_path):
-    async def listen(host, port, key=None):
-        async with ModelService(str(folder), memory(folder), **ROOM) as service:
-            await serve_api(service, host, port, key)
+def test_whoever_asks_or_waits_when_it_ends_is_told(folder):
+    async def run():
+        async def one(service, most):
+            ask = Ask(service.encode("a"), most, Writing())
+            async with service.answer(ask) as pieces:
+                return "".join([piece async for piece in pieces])
 
+        size = memory(folder, 1)
+        options = ROOM | {"slots": 1, "policy": "fifo"}
+        async with ModelService(str(folder), size, **options) as service:
+            tasks = [asyncio.create_task(one(service, 59)) for _ in range(3)]
+            await until(lambda: service.control.sequencer.counts.started)
+        tasks.append(asyncio.create_task(one(service, 2)))
+        return await asyncio.wait_for(
+            asyncio.gather(*tasks, return_exceptions=True), 60
+        )
+
+    assert [type(said) for said in asyncio.run(run())] == [ModelLost] * 4
+
+
+def test_who_stops_listening_teaches_nothing(folder):
+    async def run():
+        async with ModelService(str(folder), memory(folder), **ROOM) as service:
+            ask = Ask(service.encode("a"), 40, Writing())
+            async with service.answer(ask) as pieces:
+                async for _ in pieces:
+                    break
+            counts = service.control.sequencer.counts
+            return counts.left, counts.on_time + counts.late
+
+    assert asyncio.run(run()) == (1, 0)
+
+
+def test_time_is_that_of_a_pass_and_of_the_share_of_them_that_is_used():
+    learns = PassEstimator(0.5)
+    assert learns.predict("chat", (8,)) == pytest.approx(4.0)
+    for most in (40, 400) * 200:
+        learns.used(20)
+        learns.learn("chat", (most,), 20 * 0.25)
+    assert learns.predict("chat", (40,)) == pytest.approx(5.0, rel=0.05)
+    assert learns.predict("chat", (400,)) == pytest.approx(5.0, rel=0.05)
+    learns.learn("text", (10,), 2.5)  # of a kind of its own, all of them used
+    assert learns.predict("text", (10,)) <= 2.5 * 1.01
+
+
+def test_what_cannot_be_opened_or_listened_on_is_a_sentence(folder):
     with pytest.raises(InvalidInput, match="API key"):
-        asyncio.run(listen("0.0.0.0", 0))
-    with (
-        socket.create_server(("127.0.0.1", 0)) as taken,
-        pytest.raises(InvalidInput, match="cannot be listened on"),
-    ):
-        asyncio.run(listen("127.0.0.1", taken.getsockname()[1]))
+        listen("0.0.0.0", 0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for at in (taken.getsockname(), ("no.such.host.", 1), ("127.0.0.1", 70000)):
+            with pytest.raises(InvalidInput, match="cannot be listened on"):
+                listen(*at, key="secret")
     with pytest.raises(InvalidInput, match="MiB"):
         asyncio.run(with_room(folder, 2**12))
     with pytest.raises(InvalidInput, match="polic"):

@@ -15,6 +15,9 @@ from thesis_lib.book.compare.present import PICTURE, PICTURE_OF, as_change, read
 from thesis_lib.book.execute.claims import read_claims
 from thesis_lib.cli.main import app
 from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.units import parse_size
+from thesis_lib.memory import Machine, plan_checkpoint
+from thesis_lib.memory.offload.offloaded_model import checkpoint_folder
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -42,6 +45,26 @@ def test_every_command_that_the_readme_shows_is_understood():
         for line in lines:
             words = shlex.split(line)[2:]
             assert known[name].make_context(name, words).params, line
+
+
+def test_the_memory_that_is_shown_is_enough_for_what_it_is_shown_with():
+    page = (ROOT / "book/serve_model.md").read_text()
+    shown = examples(README)["api"] + re.findall(
+        r"^(thesis api .*)", page, re.MULTILINE
+    )
+    known = typer.main.get_command(app).commands["api"]
+    for line in shown:
+        words = shlex.split(line)
+        asked = known.make_context("api", words[words.index("api") + 1 :]).params
+        made = plan_checkpoint(
+            checkpoint_folder(asked["checkpoint"]),
+            Machine(parse_size(asked["device_memory"]), 1e9),
+            batch=asked["slots"], context=asked["context"],
+            pass_tokens=asked["pass_tokens"], ring=asked["ring"],
+            logit_tokens=1, generating=True,
+        )  # fmt: skip
+        assert made.spec.total_bytes > 5 * made.machine.device_bytes, line
+    assert len(shown) == 2
 
 
 def test_the_page_of_commands_has_every_option_and_every_example():

@@ -76,7 +76,10 @@ def _lines() -> Iterator[str]:
     while True:
         if sys.stdin.isatty():
             typer.echo("> ", nl=False)
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError:
+            raise InvalidInput("a message is no UTF-8: expected text") from None
         if not line or line.strip() == "/exit":
             return
         if line.strip():
@@ -108,11 +111,11 @@ def api(
 ) -> None:
     """Serve a streamed model to OpenAI's clients, each in its turn or not at all.
 
-    A policy decides before a text is begun: who cannot have it in time is told so at
-    once, with the latency that is expected. Ends with SIGTERM or Ctrl-C, once whoever
-    was let in is answered.
+    A policy decides before a text is begun: who is refused is told so, with the latency
+    that is expected. Ends with SIGTERM or Ctrl-C, once whoever it has taken is
+    answered; the second one ends it at once.
     """
-    from thesis_lib.serving import ModelService, serve_api
+    from thesis_lib.serving import ModelService, listen, serve_api
 
     options: dict[str, Any] = {
         "policy": policy, "slo_s": units.parse_duration(slo), "slots": slots,
@@ -121,16 +124,16 @@ def api(
         "verify": verify, "most_waiting": most_waiting, "log": log,
     }  # fmt: skip
     made = ModelService(checkpoint, units.parse_size(device_memory), **options)
+    listens = listen(host, port, api_key)
+    called = f"[{host}]" if ":" in host else host
+    address = f"http://{called}:{listens.getsockname()[1]}/v1"
 
     async def serve() -> None:
         with console.status("opening the model") as status:
             async with made as service:
                 status.stop()
                 console.print(str(service.model.plan), style="dim", highlight=False)
-                await serve_api(service, host, port, api_key, _ready)
+                await serve_api(service, listens, api_key, lambda: typer.echo(address))
 
-    asyncio.run(serve())
-
-
-def _ready(address: str) -> None:
-    typer.echo(f"{address}/v1")
+    with listens:
+        asyncio.run(serve())

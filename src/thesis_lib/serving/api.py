@@ -15,11 +15,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mutabl
 from contextlib import contextmanager, suppress
 from itertools import count
 from math import ceil
-from typing import Any, Literal
+from secrets import token_hex
+from typing import Annotated, Any, Literal
 
 import uvicorn
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -29,6 +30,7 @@ from starlette.routing import Route
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.memory.decode.generate import Writing
 from thesis_lib.memory.model.pretrained import encode_messages
+from thesis_lib.memory.offload.store import StoreDamaged
 from thesis_lib.sequencer.live import SequencerMetrics
 from thesis_lib.sequencer.live.controller import Refused
 from thesis_lib.serving.service import Answer, Ask, ModelLost, ModelService
@@ -37,36 +39,56 @@ MOST_BYTES = 2**20  # of a body
 _BODY_S = 10.0  # in which it has to be here
 _DEFAULT_TOKENS = 16  # of a completion that asks for no number, as the reference has it
 _CHAT_TOKENS = 128  # of an answer in a chat, or what its slot has room for
+_NOTHINGS = (None, False, "", [], {})
+_Stop = Annotated[str, Field(max_length=256)]
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class _Strict(BaseModel):
+    """A form that refuses what it does not know, unless it asks for nothing."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nothings(cls, said: Any) -> Any:
+        if not isinstance(said, dict):
+            return said
+        known = cls.model_fields
+        return {k: v for k, v in said.items() if k in known or v not in _NOTHINGS}
 
 
 class _StreamOptions(_Strict):
     include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class _Format(_Strict):
+    type: Literal["text"]
 
 
 class _Asked(_Strict):
-    """What both kinds of request may say. What has one allowed value does nothing."""
+    """What both kinds of request may say, the last of it without effect here."""
 
     model: str
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
-    stop: str | list[str] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
     stream: bool | None = False
     stream_options: _StreamOptions | None = None
     n: int | None = Field(1, ge=1, le=1)
     presence_penalty: float | None = Field(0, ge=0, le=0)
     frequency_penalty: float | None = Field(0, ge=0, le=0)
+    response_format: _Format | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
     def writing(self, number: int) -> Writing:
         """How its text is continued: by `number`, the request's, if no seed is given.
@@ -74,18 +96,24 @@ class _Asked(_Strict):
         Without a temperature, or of 0, by the likeliest tokens.
         """
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        top_p = 1.0 if self.top_p is None else self.top_p
+        heat = self.temperature or None
+        top_p = 1.0 if self.top_p is None or self.temperature == 0 else self.top_p
         seed = number if self.seed is None else self.seed
-        return Writing(self.temperature or None, top_p, seed, tuple(stop))
+        return Writing(heat, top_p, seed, tuple(stop))
 
 
 class _Completion(_Asked):
-    prompt: str | list[int]
-    echo: Literal[False] | None = None
+    prompt: (
+        str
+        | list[int]
+        | Annotated[list[str] | list[list[int]], Field(min_length=1, max_length=1)]
+    )
     best_of: int | None = Field(None, ge=1, le=1)
 
     def ask(self, service: ModelService, number: int) -> Ask:
-        prompt = self.prompt
+        prompt: Any = self.prompt
+        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+            (prompt,) = prompt
         tokens = service.encode(prompt) if isinstance(prompt, str) else prompt
         most = self.max_tokens or _DEFAULT_TOKENS
         return Ask(tokens, most, self.writing(number), "completion")
@@ -97,15 +125,17 @@ class _Part(_Strict):
 
 
 class _Message(_Strict):
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant"]
     content: str | list[_Part]
+    name: str | None = None
 
     def plain(self) -> dict[str, str]:
         """As a chat template takes it."""
         content = self.content
         if not isinstance(content, str):
             content = "".join(part.text for part in content)
-        return {"role": self.role, "content": content}
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": content}
 
 
 class _Chat(_Asked):
@@ -152,10 +182,11 @@ def _failure(error: Exception) -> _Failed:
             headers={"retry-after": str(max(1, ceil(error.wait_s)))},
             predicted_s=error.predicted_s,
         )  # fmt: skip
-    if isinstance(error, InvalidInput):
+    if isinstance(error, InvalidInput) and not isinstance(error, StoreDamaged):
         return _Failed(400, str(error))
     if isinstance(error, HTTPException):
-        return _Failed(error.status_code, f"{error.detail}: see /v1/models for one")
+        said = f"{error.detail}: expected a path and a method that is served"
+        return _Failed(error.status_code, said, headers=dict(error.headers or {}))
     code = "model_lost" if isinstance(error, ModelLost) else None
     return _Failed(500, str(error) or type(error).__name__, code=code)
 
@@ -165,8 +196,9 @@ def _parse(form: type[_Asked], body: bytes) -> Any:
     try:
         return form.model_validate_json(body)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"]))
+        faults = error.errors(include_url=False, include_input=False)
+        fault = max(faults, key=lambda each: len(each["loc"]))  # of several forms
+        where = ".".join(str(part) for part in fault["loc"] if not _is_form(part))
         if fault["type"] == "extra_forbidden":
             raise _Failed(
                 400, f"{where} is nothing that this server can do: leave it out",
@@ -174,6 +206,11 @@ def _parse(form: type[_Asked], body: bytes) -> Any:
             ) from None  # fmt: skip
         message = f"{where}: {fault['msg']}" if where else fault["msg"]
         raise _Failed(400, message, param=where or None) from None
+
+
+def _is_form(part: int | str) -> bool:
+    """Whether a part of a place names one of several forms, which nobody sends."""
+    return isinstance(part, str) and (part == "str" or "[" in part)
 
 
 class _Endpoint:
@@ -205,24 +242,20 @@ class _Endpoint:
                 await works
 
     async def _answer(
-        self, asked: _Asked, slo_s: float | None, scope: Any, send: Send
+        self, asked: _Completion | _Chat, slo_s: float | None, scope: Any, send: Send
     ) -> None:
         """Answer a request whole or piece by piece, or say why not."""
         number, begun = next(self.api.numbers), False
         head = {
-            "id": f"{self.prefix}-{number}",
+            "id": f"{self.prefix}-{token_hex(12)}",
             "object": self.kind,
             "created": int(time.time()),
             "model": self.api.service.name,
         }
         try:
-            here = self.api.service.name
-            if asked.model != here:
-                raise _Failed(
-                    404, f"model {asked.model[:80]!r} is not here: expected {here!r}",
-                    code="model_not_found", param="model",
-                )  # fmt: skip
-            ask = asked.ask(self.api.service, number)  # type: ignore[attr-defined]
+            self.api.require_here(asked.model)
+            # In a thread: a long text takes a second to become tokens.
+            ask = await asyncio.to_thread(asked.ask, self.api.service, number)
             async with self.api.service.answer(ask, slo_s) as answer:
                 if not asked.stream:
                     text = "".join([piece async for piece in answer])
@@ -265,7 +298,8 @@ class _Endpoint:
             if chat and reason:
                 said = {"delta": {}}
             choice = {"index": 0, "logprobs": None, "finish_reason": reason} | said
-            return head | {"choices": [choice]}
+            unsaid = {"usage": None} if counted else {}
+            return head | {"choices": [choice]} | unsaid
 
         if chat:
             yield part("", role="assistant")
@@ -309,11 +343,27 @@ class _Api:
     async def models(self, request: Request) -> Response:
         """The one model that is here."""
         self.admit(request)
-        one = {
+        return JSONResponse({"object": "list", "data": [self._about()]})
+
+    async def model(self, request: Request) -> Response:
+        """The model of a name, which is the one or none."""
+        self.admit(request)
+        self.require_here(request.path_params["name"])
+        return JSONResponse(self._about())
+
+    def _about(self) -> dict[str, Any]:
+        return {
             "id": self.service.name, "object": "model", "created": 0,
             "owned_by": "thesis",
         }  # fmt: skip
-        return JSONResponse({"object": "list", "data": [one]})
+
+    def require_here(self, name: str) -> None:
+        """Raise _Failed for another model than the one that is here."""
+        if name != self.service.name:
+            raise _Failed(
+                404, f"model {name[:80]!r} is not here: expected "
+                f"{self.service.name!r}", code="model_not_found", param="model",
+            )  # fmt: skip
 
     async def health(self, _: Request) -> Response:
         """Whether texts are written, and why not."""
@@ -332,8 +382,8 @@ def openai_api(service: ModelService, key: str | None = None) -> Starlette:
 
     `/v1/completions`, `/v1/chat/completions` and `/v1/models` as OpenAI's clients know
     them, `/health` and `/metrics`. With a `key` clients have to send it. The header
-    `X-Slo-Ms` says in how many milliseconds an answer is of use. Who cannot be answered
-    in time is told so at once: 503, `Retry-After`, and the latency that was predicted.
+    `X-Slo-Ms` says in how many milliseconds an answer is of use. Who is refused is told
+    by a 503, with `Retry-After` and the latency that was predicted.
 
     >>> import asyncio
     >>> import httpx
@@ -364,6 +414,7 @@ def openai_api(service: ModelService, key: str | None = None) -> Starlette:
                 for path, about in texts.items()
             ),
             Route("/v1/models", api.models),
+            Route("/v1/models/{name}", api.model),
             Route("/health", api.health),
             Route("/metrics", api.metrics),
         ],
@@ -437,6 +488,10 @@ async def _event(send: Send, data: str, more: bool = True) -> None:
 class _Server(uvicorn.Server):
     """A server that ends when told to, and lets its caller end in its own way."""
 
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
@@ -449,15 +504,19 @@ class _Server(uvicorn.Server):
             for number in told:
                 loop.remove_signal_handler(number)
 
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.should_exit, self.force_exit = True, self.should_exit
 
-async def serve_api(
-    service: ModelService, host: str, port: int, key: str | None = None,
-    ready: Callable[[str], None] | None = None,
-) -> None:  # fmt: skip
-    """Listen until SIGINT or SIGTERM, then answer whom it has taken, and return.
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
 
-    `ready` is told the address. Raises InvalidInput for an address that is taken, and
-    for one beyond this machine without a `key`.
+
+def listen(host: str, port: int, key: str | None = None) -> socket.socket:
+    """A socket to serve on; port 0 finds a free one.
+
+    Raises InvalidInput for an address that is taken, and for one beyond this machine
+    without a `key`.
     """
     require(
         host in _LOOPBACK or key is not None,
@@ -466,16 +525,22 @@ async def serve_api(
     )
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listens = socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError, UnicodeError) as error:
         raise InvalidInput(
             f"{host}:{port} cannot be listened on ({error}): expected an address of "
             "this machine and a port that nobody has; port 0 finds one"
         ) from error
+
+
+async def serve_api(
+    service: ModelService, listens: socket.socket, key: str | None = None,
+    ready: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Serve on a socket until SIGINT or SIGTERM, answer whom it has taken, and return.
+
+    A second signal ends it at once. `ready` is called when requests are taken.
+    """
     app = openai_api(service, key)
     config = uvicorn.Config(app, log_level="warning", lifespan="off")
-    with listens:
-        if ready is not None:
-            shown = f"[{host}]" if ":" in host else host
-            ready(f"http://{shown}:{listens.getsockname()[1]}")
-        await _Server(config).serve([listens])
+    await _Server(config, ready).serve([listens])

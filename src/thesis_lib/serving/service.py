@@ -22,7 +22,7 @@ import torch
 from thesis_lib.common.errors import require, require_count
 from thesis_lib.memory.decode.generate import Told, Writing, write
 from thesis_lib.memory.decode.together import Lane, Together
-from thesis_lib.memory.model.pretrained import read_tokenizer, require_known
+from thesis_lib.memory.model.pretrained import read_tokenizer
 from thesis_lib.memory.offload.measure import DeviceBudget, seconds_of
 from thesis_lib.memory.offload.offloaded_model import (
     checkpoint_folder,
@@ -62,31 +62,44 @@ class Ended:
 
 
 class PassEstimator:
-    """Seconds of a request by its passes: those of one pass are learned, by kind.
+    """Seconds of a request by the passes that it takes at most.
 
-    A text that ends early teaches that its kind takes less time a pass. `pass_s` is
-    what a pass takes before anything has been served.
+    Two things are learned of each kind: how long a pass takes, `pass_s` before anything
+    has been served, and which share of its passes a request uses, by their number, as
+    texts end where they end.
     """
 
     features = len(_FEATURES)
 
     def __init__(self, pass_s: float) -> None:
         self._pass = OnlineEstimator(0, first_s=pass_s)
+        self._share = OnlineEstimator(1, first_s=1.0)
+        self._used: int | None = None
 
     def predict(self, kind: str, features: Sequence[float]) -> float:
-        """Seconds that a request of so many passes will take in its slot."""
-        return features[0] * self._pass.predict(kind, ())
+        """Seconds that a request of so many passes at most will take in its slot."""
+        (most,) = features
+        share = min(self._share.predict(kind, features), 1.0)
+        return max(most * share, 1.0) * self._pass.predict(kind, ())
+
+    def used(self, passes: int) -> None:
+        """How many passes the request took that is learned from next."""
+        self._used = passes
 
     def learn(self, kind: str, features: Sequence[float], took_s: float) -> None:
-        """A request of so many passes took `took_s`."""
-        self._pass.learn(kind, (), took_s / features[0])
+        """A request of so many passes at most took `took_s`."""
+        (most,) = features
+        used, self._used = self._used or most, None
+        self._pass.learn(kind, (), took_s / used)
+        self._share.learn(kind, features, used / most)
 
 
 class Answer:
     """The pieces of a text, as they are written; `ended` once it is over."""
 
     def __init__(self, ask: Ask, loop: asyncio.AbstractEventLoop) -> None:
-        self.ask, self.ended = ask, None
+        self.ask = ask
+        self.ended: Ended | None = None
         self._loop, self._pieces = loop, asyncio.Queue[str | Ended | Exception]()
         self.lane: Lane | None = None  # of the thread that writes
 
@@ -110,8 +123,8 @@ class ModelService:
     """A checkpoint that writes for up to `slots` clients at once in `device_bytes`.
 
     An asynchronous context manager. `policy` and `slo_s` are those of `LiveSequencer`,
-    whose workers are the slots: an answer that cannot be whole in `slo_s` seconds is
-    refused before it begins, if the policy is one that refuses. Each slot has room for
+    whose workers are the slots: it says who begins and who is refused, so that answers
+    are whole within `slo_s` seconds. Each slot has room for
     `context` positions, prompt and answer together, and all of them are part of the
     plan: whoever comes and goes, the device holds no more. A text has the same bits
     whatever else is written. `log` is a new file for the log of decisions.
@@ -139,7 +152,7 @@ class ModelService:
         require_count("slots", slots)
         require_count("context", context, 2)
         self.folder = checkpoint_folder(checkpoint)
-        self.name = checkpoint if checkpoint == "smollm2" else self.folder.name
+        self.name = "smollm2" if checkpoint == "smollm2" else self.folder.resolve().name
         self.tokenizer = read_tokenizer(self.folder)
         self.device_bytes, self.slots, self.context = device_bytes, slots, context
         self.fault: str | None = None
@@ -154,6 +167,8 @@ class ModelService:
         self._decides = {"workers": slots, "slo_s": slo_s, "most_waiting": most_waiting}
         self._policy, self._log = policy, log
         self._orders: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        self._taken: deque[Answer] = deque()  # orders, of the thread
+        self._told_to_end = False
         # Refuse what the policy cannot be before a model is opened.
         LiveSequencer(policy, **self._decides)
 
@@ -165,9 +180,10 @@ class ModelService:
         )
         self._thread.start()
         try:
+            self._estimator = PassEstimator(await opened)
             sequencer = LiveSequencer(
-                self._policy, feature_names=_FEATURES,
-                estimator=PassEstimator(await opened), **self._decides,
+                self._policy, feature_names=_FEATURES, estimator=self._estimator,
+                **self._decides,
             )  # fmt: skip
             self.control = AdmissionController(sequencer, self._log)
         except BaseException:
@@ -180,6 +196,7 @@ class ModelService:
         self.control.close()
 
     async def _stop(self) -> None:
+        self.fault = self.fault or "the service has ended"
         self._orders.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -191,7 +208,12 @@ class ModelService:
         """Raise InvalidInput for what no slot has room for, or no model reads."""
         n, most = len(ask.tokens), ask.most_tokens
         require(n > 0, "the prompt is empty: give at least one word")
-        require_known(ask.tokens, self.model.spec.vocab)
+        vocab = self._vocab
+        require(
+            all(0 <= token < vocab for token in ask.tokens),
+            f"the prompt has tokens from {min(ask.tokens)} to {max(ask.tokens)}: "
+            f"expected those that the model knows, from 0 to {vocab - 1}",
+        )
         require(
             n + most <= self.context,
             f"a prompt of {n} tokens and an answer of {most} are longer than the "
@@ -201,7 +223,10 @@ class ModelService:
 
     def passes(self, ask: Ask) -> int:
         """Passes over the weights that an answer takes at most, its prompt included."""
-        return -(-len(ask.tokens) // self.model.plan.pass_tokens) + ask.most_tokens - 1
+        return self._passes(ask, ask.most_tokens)
+
+    def _passes(self, ask: Ask, tokens: int) -> int:
+        return -(-len(ask.tokens) // self._pass_tokens) + max(tokens, 1) - 1
 
     @asynccontextmanager
     async def answer(
@@ -212,17 +237,29 @@ class ModelService:
         Raises InvalidInput as `check`, Refused where the policy lets nobody in, and
         ModelLost where the model is gone.
         """
+        self._require_model()
+        self.check(ask)
+        turn = self.control.ask(ask.kind, (self.passes(ask),), slo_s)
+        answer = Answer(ask, asyncio.get_running_loop())
+        begun = False
+        try:
+            if not await turn.granted:
+                raise turn.refusal()
+            self._require_model()
+            begun = True
+            self._orders.put(answer)
+            yield answer
+        finally:
+            ended = answer.ended
+            if ended is not None:
+                self._estimator.used(self._passes(ask, ended.tokens))
+            elif begun:  # its client is gone, or something failed
+                self._orders.put(answer)
+            turn.close(served=ended is not None)
+
+    def _require_model(self) -> None:
         if self.fault is not None:
             raise ModelLost(self.fault)
-        self.check(ask)
-        async with self.control.turn(ask.kind, (self.passes(ask),), slo_s):
-            answer = Answer(ask, asyncio.get_running_loop())
-            self._orders.put(answer)
-            try:
-                yield answer
-            finally:
-                if answer.ended is None:  # its client is gone, or something failed
-                    self._orders.put(answer)
 
     # --- The thread that has the model --------------------------------------------
     def _run(
@@ -242,6 +279,8 @@ class ModelService:
             ):
                 model.charge(budget)
                 self.model, self.budget = model, budget
+                self._vocab = model.spec.vocab
+                self._pass_tokens = model.plan.pass_tokens
                 texts = Together(model)
                 say(opened.set_result, _pass_seconds(texts))
                 self._write(texts, asked)
@@ -249,29 +288,33 @@ class ModelService:
             self.fault = str(error)
             _SAYS.error("the model is closed: %s", error)
             say(opened.set_exception, error)
-            for answer in asked:
-                answer.tell(ModelLost(self.fault))
-            self._refuse()
+        lost = ModelLost(self.fault)
+        self._taken.extendleft(asked)
+        while self._taken or not self._told_to_end:
+            if not self._taken:
+                self._take(idle=True)
+            while self._taken:
+                self._taken.popleft().tell(lost)
 
     def _write(self, texts: Together, asked: list[Answer]) -> None:
         """Pass by pass, until told to end; `asked` are those that write or will."""
         waiting: deque[Answer] = deque()
         while True:
-            for order in self._taken(idle=not asked):
-                if order is None:
-                    texts.close()
-                    for answer in asked:
-                        answer.tell(ModelLost("the service has ended"))
-                    return
-                if order in asked:  # for the second time: it leaves
-                    asked.remove(order)
-                    if order.lane is None:
-                        waiting.remove(order)
+            self._take(idle=not asked)
+            if self._told_to_end:
+                texts.close()
+                return
+            while self._taken:
+                answer = self._taken.popleft()
+                if answer in asked:  # for the second time: it leaves
+                    asked.remove(answer)
+                    if answer.lane is None:
+                        waiting.remove(answer)
                     else:
-                        texts.leave(order.lane)
-                elif order.ended is None and order.lane is None:
-                    asked.append(order)
-                    waiting.append(order)
+                        texts.leave(answer.lane)
+                elif answer.lane is None:
+                    asked.append(answer)
+                    waiting.append(answer)
             while waiting and len(texts.lanes) < texts.model.plan.batch:
                 self._join(texts, waiting.popleft())
             texts.step()
@@ -279,12 +322,14 @@ class ModelService:
                 asked.remove(answer)
                 self._end(answer)
 
-    def _taken(self, idle: bool) -> list[Answer | None]:
-        """Orders that have come; of whoever has nothing to do, the next one."""
-        orders = [self._orders.get()] if idle else []
-        while not self._orders.empty():
-            orders.append(self._orders.get())
-        return orders
+    def _take(self, idle: bool) -> None:
+        """Take orders that have come; of whoever is idle, wait for the next one."""
+        while idle or not self._orders.empty():
+            order, idle = self._orders.get(), False
+            if order is None:
+                self._told_to_end = True
+            else:
+                self._taken.append(order)
 
     def _join(self, texts: Together, answer: Answer) -> None:
         ask, model = answer.ask, texts.model
@@ -312,11 +357,6 @@ class ModelService:
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return tokens[-1] in ends or writing.end(text) < len(text)
 
-    def _refuse(self) -> None:
-        """Tell everybody who still asks that the model is gone, until told to end."""
-        while (order := self._orders.get()) is not None:
-            order.tell(ModelLost(self.fault))
-
 
 def _pass_seconds(texts: Together) -> float:
     """The median of three passes of a token in every slot, after one that warms up."""
@@ -324,12 +364,13 @@ def _pass_seconds(texts: Together) -> float:
     token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
 
     def four() -> None:
-        cache = model.new_cache()
         for _ in range(4):
-            model.step(token, cache, keep=1)
+            model.step(token, model.new_cache(), keep=1)
 
-    for _ in range(model.plan.batch):
-        texts.join(four)
+    lanes = [texts.join(four) for _ in range(model.plan.batch)]
     texts.step()
     taken = [seconds_of(texts.step) for _ in range(3)]
+    for lane in lanes:
+        if lane.failure is not None:
+            raise lane.failure
     return float(np.median(taken))

@@ -1,5 +1,7 @@
 """Texts that share passes are those that are written alone, within the same plan."""
 
+import gc
+import os
 import random
 from collections import deque
 
@@ -115,12 +117,34 @@ def test_a_text_that_fails_or_leaves_concerns_no_other(model):
     texts.step()
     texts.leave(left)
     texts.leave(left)
+    assert torch.is_grad_enabled()
     while texts.lanes:
         texts.step()
     assert stays.result == expected
     assert str(broken.failure) == "of its own"
     assert (left.dead, left.result) == (True, None)
     assert passes(model, writer(model, 4))[1] == expected
+
+
+def test_a_text_that_failed_holds_nothing(model):
+    def fails():
+        model.generate(tiny.tokens(0, 1, 19), max_new_tokens=3)
+        raise RuntimeError
+
+    gc.disable()
+    try:
+        with DeviceBudget() as budget:
+            model.charge(budget)
+            kept = []
+            for _ in range(9):
+                texts = Together(model)
+                kept.append(texts.join(fails))
+                while texts.lanes:
+                    texts.step()
+    finally:
+        gc.enable()
+    assert all(isinstance(lane.failure, RuntimeError) for lane in kept)
+    assert budget.peak_bytes <= model.plan.device_peak_bytes
 
 
 def test_draws_of_whoever_else_runs_are_left_alone(model):
@@ -144,6 +168,21 @@ def test_a_text_that_the_plan_has_no_room_for_is_refused(model):
     texts.close()
     assert texts.lanes == []
     assert passes(model, writer(model, 4))[1] is not None
+
+
+def test_a_damaged_file_is_nobodys_own_failure(tmp_path):
+    tiny.write_wide(tmp_path)  # whose token table is read by rows, by each text
+    made = tiny.plan_split(
+        tmp_path, batch=3, context=CONTEXT, pass_tokens=5, generating=True,
+        logit_tokens=1,
+    )  # fmt: skip
+    with StreamedModel(tmp_path, made) as model:
+        texts = Together(model)
+        texts.join(writer(model, 2))
+        os.utime(tmp_path / "model.safetensors", (1, 1))
+        with pytest.raises(StoreDamaged):
+            texts.join(writer(model, 4))
+        assert texts.lanes == []
 
 
 def test_a_damaged_file_ends_all_of_them(folder, model):

@@ -7,7 +7,8 @@ its own, of its own length: whoever needs a layer stops there until all others n
 too. So nothing is padded, and the bits of a text do not depend on who else is written.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,30 +16,49 @@ from greenlet import getcurrent, greenlet
 
 from thesis_lib.common.errors import require
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, Weights
+from thesis_lib.memory.offload.store import StoreDamaged
 
 
 class Lane(greenlet):
     """A text that is being written; once it is `dead`, what came of it."""
 
-    def __init__(self, write: Callable[[], Any], generator: torch.Generator) -> None:
+    def __init__(
+        self, write: Callable[[], Any], generators: list[torch.Generator]
+    ) -> None:
         super().__init__(write)
         self.needs: int | None = None  # the layer that it waits for
         self.result: Any = None
         self.failure: Exception | None = None
-        self._draws, self._drawn = generator, generator.get_state()
+        self._draws = {each: each.get_state() for each in generators}
 
     def go_on(self, *weights: Weights) -> None:
-        """Compute until a layer is needed, with draws of its own, or to the end."""
-        others = self._draws.get_state()
-        self._draws.set_state(self._drawn)
+        """Compute until a layer is needed, with draws of its own, or to the end.
+
+        Raises StoreDamaged, which is nobody's own failure.
+        """
+        with self._drawing():
+            try:
+                said = self.switch(*weights)
+                self.needs, self.result = (None, said) if self.dead else (said, None)
+            except StoreDamaged:
+                raise
+            except Exception as error:
+                # Its frames hold keys and values, and would live as long as it does.
+                error.__context__ = error.__cause__ = None
+                self.needs, self.failure = None, error.with_traceback(None)
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """The states of random generators are those of this text."""
+        others = {each: each.get_state() for each in self._draws}
+        for each, state in self._draws.items():
+            each.set_state(state)
         try:
-            said = self.switch(*weights)
-            self.needs, self.result = (None, said) if self.dead else (said, None)
-        except Exception as error:
-            self.needs, self.failure = None, error
+            yield
         finally:
-            self._drawn = self._draws.get_state()
-            self._draws.set_state(others)
+            self._draws = {each: each.get_state() for each in others}
+            for each, state in others.items():
+                each.set_state(state)
 
 
 class Together:
@@ -68,31 +88,35 @@ class Together:
     def __init__(self, model: StreamedModel) -> None:
         self.model = model
         self.lanes: list[Lane] = []
-        index = model.device.index or 0
-        self._draws: Any = (
-            torch.cuda.default_generators[index]
-            if model.device.type == "cuda"
-            else torch.default_generator
-        )
+        self._generators = [torch.default_generator]
+        if model.device.type == "cuda":
+            index = model.device.index or 0
+            self._generators.append(torch.cuda.default_generators[index])
 
     @torch.no_grad()
     def join(self, write: Callable[[], Any]) -> Lane:
         """Begin what `write` writes; it has part in the next pass.
 
-        Raises InvalidInput where as many texts as the plan allows are written.
+        Raises InvalidInput where as many texts as the plan allows are written, and
+        StoreDamaged as `step`.
         """
         require(
             len(self.lanes) < self.model.plan.batch,
             f"{len(self.lanes)} texts are written already, as many as the plan has "
             "sequences: let one end, or plan for a larger batch",
         )
-        lane = Lane(write, self._draws)
-        with self.model.borrowing(_ask):
-            lane.go_on()
+        lane = Lane(write, self._generators)
+        try:
+            with self.model.borrowing(_ask):
+                lane.go_on()
+        except StoreDamaged:
+            self.close()
+            raise
         if not lane.dead:
             self.lanes.append(lane)
         return lane
 
+    @torch.no_grad()
     def leave(self, lane: Lane) -> None:
         """End a text where it is."""
         if lane in self.lanes:
