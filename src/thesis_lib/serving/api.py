@@ -20,7 +20,14 @@ from typing import Annotated, Any, Literal
 
 import uvicorn
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -77,7 +84,7 @@ class _Asked(_Strict):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
+    stop: list[_Stop] | None = Field(None, max_length=4)
     stream: bool | None = False
     stream_options: _StreamOptions | None = None
     n: int | None = Field(1, ge=1, le=1)
@@ -90,30 +97,37 @@ class _Asked(_Strict):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _several(cls, said: Any) -> Any:
+        return [said] if isinstance(said, str) else said
+
     def writing(self, number: int) -> Writing:
         """How its text is continued: by `number`, the request's, if no seed is given.
 
         Without a temperature, or of 0, by the likeliest tokens.
         """
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         heat = self.temperature or None
         top_p = 1.0 if self.top_p is None or self.temperature == 0 else self.top_p
         seed = number if self.seed is None else self.seed
-        return Writing(heat, top_p, seed, tuple(stop))
+        return Writing(heat, top_p, seed, tuple(self.stop or []))
 
 
 class _Completion(_Asked):
-    prompt: (
-        str
-        | list[int]
-        | Annotated[list[str] | list[list[int]], Field(min_length=1, max_length=1)]
-    )
+    prompt: str | list[int]
     best_of: int | None = Field(None, ge=1, le=1)
 
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one(cls, said: Any) -> Any:
+        if not isinstance(said, list) or not said or isinstance(said[0], int):
+            return said
+        if len(said) > 1:
+            raise ValueError("expected one prompt; send a request for each")
+        return said[0]
+
     def ask(self, service: ModelService, number: int) -> Ask:
-        prompt: Any = self.prompt
-        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-            (prompt,) = prompt
+        prompt = self.prompt
         tokens = service.encode(prompt) if isinstance(prompt, str) else prompt
         most = self.max_tokens or _DEFAULT_TOKENS
         return Ask(tokens, most, self.writing(number), "completion")
