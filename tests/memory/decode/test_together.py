@@ -127,9 +127,13 @@ def test_a_text_that_fails_or_leaves_concerns_no_other(model):
 
 
 def test_a_text_that_failed_holds_nothing(model):
-    def fails():
-        model.generate(tiny.tokens(0, 1, 19), max_new_tokens=3)
+    def raises(tokens, scores):
         raise RuntimeError
+
+    def fails():
+        model.generate(
+            tiny.tokens(0, 1, 19), max_new_tokens=3, stopping_criteria=[raises]
+        )
 
     gc.disable()
     try:
