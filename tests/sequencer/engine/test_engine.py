@@ -1,5 +1,8 @@
 import pickle
+import signal
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from contextlib import closing
 from dataclasses import replace
@@ -321,3 +324,27 @@ def test_a_run_that_ends_by_itself_says_so(log, tmp_path, capfd):
     assert "InvalidInput" in capfd.readouterr().err
     with pytest.raises(InvalidInput, match="exists"):
         run_until_killed(log, tmp_path / "log", 9)
+
+
+SWALLOWED = """
+import ctypes, os, signal, time
+from thesis_lib.sequencer.engine.engine import cleared_by_signals
+def called_by_c():
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(1000):
+        pass
+with cleared_by_signals():
+    try:
+        ctypes.CFUNCTYPE(None)(called_by_c)()
+        time.sleep(600)
+    finally:
+        print("cleared", flush=True)
+"""
+
+
+def test_a_signal_that_comes_where_no_exception_passes_ends_the_run_all_the_same():
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "cleared\n")
+    assert done.stderr == ""

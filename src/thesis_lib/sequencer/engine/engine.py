@@ -9,6 +9,7 @@ import os
 import platform
 import signal
 import sqlite3
+import sys
 import tempfile
 import threading
 import traceback
@@ -17,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,14 +82,27 @@ def cleared_by_signals() -> Iterator[None]:
     By themselves they end it where it stands, and a temporary server lives on. Of
     blocks in one another the outermost sees to it; a signal that is ignored, or that
     somebody else handles, is left to them, and so is every thread but the main one.
+
+    What unwinds is an exception, and one that is raised where C has called Python, such
+    as a compiler its cache, goes no further: it is raised again then, a moment later.
     """
     caught: list[int] = []
+    reports = sys.unraisablehook
 
     def unwind(number: int, frame: object) -> None:
         for each in ours:  # one is enough: a second must not stop the clearing up
             signal.signal(each, signal.SIG_IGN)
         caught.append(number)
         raise SystemExit(128 + number)
+
+    def again(lost: Any) -> None:
+        if not (caught and lost.exc_type is SystemExit):
+            reports(lost)
+            return
+        signal.signal(caught[0], unwind)
+        moment = threading.Timer(0.05, os.kill, (os.getpid(), caught[0]))
+        moment.daemon = True
+        moment.start()
 
     ours = [
         number
@@ -97,9 +112,13 @@ def cleared_by_signals() -> Iterator[None]:
     ]
     for number in ours:
         signal.signal(number, unwind)
+    if ours:
+        sys.unraisablehook = again
     try:
         yield
     finally:
+        if ours:
+            sys.unraisablehook = reports
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
         if caught:
