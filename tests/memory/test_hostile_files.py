@@ -54,7 +54,7 @@ SETTINGS = {
 
 def write(folder, architecture="llama", sharded=False, **changes):
     """A tiny model of two layers with all the files that can come with one."""
-    if architecture == "gemma3_text":
+    if "layer_types" in tiny.SHAPES[architecture]:
         changes["layer_types"] = ["sliding_attention", "full_attention"]
     tiny.write(folder, architecture, num_hidden_layers=2, **changes)
     give_tokenizer(folder)
