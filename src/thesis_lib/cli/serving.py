@@ -90,7 +90,7 @@ def _lines() -> Iterator[str]:
 def api(
     checkpoint: Checkpoint,
     device_memory: DeviceMemory,
-    policy: str = option("bid-price", "Of `thesis simulate`, or FILE.py:FUNCTION."),
+    policy: str = option("bid-price", "One of those of simulate, or FILE.py:FUNCTION."),
     slo: str = option("20s", "In which an answer is of use, from its request."),
     slots: int = option(4, "Texts that are written at once."),
     context: int = option(512, "Positions of a slot, prompt and answer together."),
