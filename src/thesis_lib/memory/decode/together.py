@@ -1,10 +1,11 @@
 """Several texts in the same passes over the weights of a streamed model.
 
 Weights that come from a disk are read once for a pass, whether one text is written or
-several, so texts that are written at once wait for the same reads: continuous batching, as of Orca
-(Yu et al., OSDI 2022), for a model whose layers come and go. Each text keeps a pass of
-its own, of its own length: whoever needs a layer stops there until all others need it
-too. So nothing is padded, and the bits of a text do not depend on who else is written.
+several, so texts that are written at once wait for the same reads: continuous batching,
+as of Orca (Yu et al., OSDI 2022), for a model whose layers come and go. Each text keeps
+a pass of its own, of its own length: whoever needs a layer stops there until all others
+need it too. So nothing is padded, and the bits of a text do not depend on who else is
+written.
 """
 
 from collections.abc import Callable, Iterator
