@@ -45,6 +45,7 @@ def chat(
         enforced,
         open_streamed,
     )
+    from thesis_lib.memory.offload.store import StoreDamaged
 
     writing = Writing(temperature, top_p, seed)
     folder, size = checkpoint_folder(checkpoint), units.parse_size(device_memory)
@@ -65,6 +66,8 @@ def chat(
                 talk.say(line, lambda text: typer.echo(text, nl=False))
             except KeyboardInterrupt:
                 typer.echo(" …", nl=False)
+            except StoreDamaged:  # nothing can be said with such files
+                raise
             except InvalidInput as error:
                 typer.echo(f"thesis: {error}; /new begins another", err=True)
                 continue
