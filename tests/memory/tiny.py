@@ -134,12 +134,20 @@ def tokens(seed, batch, n, vocab=VOCAB):
     return torch.randint(0, vocab, (batch, n), generator=draw)
 
 
-def give_tokenizer(folder):
-    """One token for each character of a word."""
+# Of messages, by the first letters of their roles.
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'][0] + ':' + m['content'] + '.' }}{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+def give_tokenizer(folder, template=None):
+    """One token for each character of a word; with a template it can talk."""
     letters = {"[UNK]": 0} | {chr(code): code for code in range(32, 127)}
     tokenizer = Tokenizer(models.WordLevel(letters, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    made.chat_template = template
     made.save_pretrained(folder)
     return made
 

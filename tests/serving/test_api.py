@@ -24,10 +24,6 @@ from thesis_lib.sequencer.live import replay
 from thesis_lib.serving import Ask, ModelService, listen, openai_api
 from thesis_lib.serving.service import ModelLost, PassEstimator
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m['role'][0] + ':' + m['content'] + '.' }}{% endfor %}"
-    "{% if add_generation_prompt %}a:{% endif %}"
-)
 CONTEXT = 60
 SHAPE = {"context": CONTEXT, "pass_tokens": 8}
 ROOM = SHAPE | {"slots": 3, "slo_s": 600.0}
@@ -43,9 +39,7 @@ def memory(folder, slots=3):
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("model")
     tiny.write(made, vocab_size=128, eos_token_id=None)
-    tokenizer = tiny.give_tokenizer(made)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(made)
+    tiny.give_tokenizer(made, tiny.TEMPLATE)
     return made
 
 

@@ -12,18 +12,11 @@ from thesis_lib.memory.model.pretrained import decode, encode, read_tokenizer
 from thesis_lib.memory.offload.offloaded_model import open_streamed
 from thesis_lib.memory.offload.store import StoreDamaged
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m['role'][0] + ':' + m['content'] + '.' }}{% endfor %}"
-    "{% if add_generation_prompt %}a:{% endif %}"
-)
-
 
 @pytest.fixture
 def folder(tmp_path):
     tiny.write(tmp_path, vocab_size=128)
-    tokenizer = tiny.give_tokenizer(tmp_path)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(tmp_path)
+    tiny.give_tokenizer(tmp_path, tiny.TEMPLATE)
     return tmp_path
 
 
