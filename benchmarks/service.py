@@ -39,6 +39,7 @@ from thesis_lib.common.errors import require
 from thesis_lib.sequencer import live
 from thesis_lib.sequencer.core.trace import F64
 from thesis_lib.sequencer.engine.postgres import connect, postgres_server
+from thesis_lib.sequencer.live.estimator import ServiceEstimator
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 
 POLICIES = ("bare", "fifo", "codel", "queue-cap", "late-edf", "bid-price")
@@ -211,9 +212,11 @@ def front_s() -> float:
     return sum(each.user + each.system for each in times)
 
 
-def foretold(log: Path, policy: str) -> float:
+def foretold(
+    log: Path, policy: str, estimator: ServiceEstimator | None = None
+) -> float:
     """The share of violations that a log of FIFO says of a policy."""
-    counts = live.what_if(log, policy)
+    counts = live.what_if(log, policy, estimator)
     return (counts.late + counts.refused) / counts.arrived
 
 

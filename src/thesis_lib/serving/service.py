@@ -36,7 +36,7 @@ from thesis_lib.sequencer.live import (
 )
 
 _SAYS = logging.getLogger(__name__)
-_FEATURES = ("passes",)
+_FEATURES = ("passes", "tokens")
 
 
 class ModelLost(Exception):
@@ -62,25 +62,28 @@ class Ended:
 
 
 class PassEstimator:
-    """Seconds of a request by the passes that it takes at most.
+    """Seconds of a request by its passes and the tokens computed in them, at most.
 
-    Two things are learned of each kind: how long a pass takes, `pass_s` before anything
-    has been served, and which share of its passes a request uses, by their number, as
-    texts end where they end.
+    Two things are learned of each kind: how long a pass takes, by how many of its
+    tokens are computed in one, `pass_s` before anything has been served; and which
+    share of its passes a request uses, by their number, as texts end where they end.
+    Whoever comes during a pass waits for the next one: half a pass, on average.
     """
 
     features = len(_FEATURES)
 
     def __init__(self, pass_s: float) -> None:
-        self._pass = OnlineEstimator(0, first_s=pass_s)
+        self._pass = OnlineEstimator(1, first_s=pass_s)
         self._share = OnlineEstimator(1, first_s=1.0)
         self._used: int | None = None
 
     def predict(self, kind: str, features: Sequence[float]) -> float:
         """Seconds that a request of so many passes at most will take in its slot."""
-        (most,) = features
-        share = min(self._share.predict(kind, features), 1.0)
-        return max(most * share, 1.0) * self._pass.predict(kind, ())
+        most, tokens = features
+        share = min(self._share.predict(kind, (most,)), 1.0)
+        used = max(most * share, 1.0)
+        pass_s = self._pass.predict(kind, (self._each(most, tokens, used),))
+        return (used + 0.5) * pass_s
 
     def used(self, passes: int) -> None:
         """How many passes the request took that is learned from next."""
@@ -88,10 +91,16 @@ class PassEstimator:
 
     def learn(self, kind: str, features: Sequence[float], took_s: float) -> None:
         """A request of so many passes at most took `took_s`."""
-        (most,) = features
+        most, tokens = features
         used, self._used = self._used or most, None
-        self._pass.learn(kind, (), took_s / used)
-        self._share.learn(kind, features, used / most)
+        each = self._each(most, tokens, used)
+        self._pass.learn(kind, (each,), took_s / (used + 0.5))
+        self._share.learn(kind, (most,), used / most)
+
+    @staticmethod
+    def _each(most: float, tokens: float, used: float) -> float:
+        """Tokens in each pass of a text: those that it did not use had one."""
+        return (tokens - (most - used)) / used
 
 
 class Answer:
@@ -180,9 +189,9 @@ class ModelService:
         )
         self._thread.start()
         try:
-            self._estimator = PassEstimator(await opened)
+            self.estimator = PassEstimator(await opened)
             sequencer = LiveSequencer(
-                self._policy, feature_names=_FEATURES, estimator=self._estimator,
+                self._policy, feature_names=_FEATURES, estimator=self.estimator,
                 **self._decides,
             )  # fmt: skip
             self.control = AdmissionController(sequencer, self._log)
@@ -239,7 +248,8 @@ class ModelService:
         """
         self._require_model()
         self.check(ask)
-        turn = self.control.ask(ask.kind, (self.passes(ask),), slo_s)
+        most = self.passes(ask), len(ask.tokens) + max(ask.most_tokens, 1) - 1
+        turn = self.control.ask(ask.kind, most, slo_s)
         answer = Answer(ask, asyncio.get_running_loop())
         begun = False
         try:
@@ -252,7 +262,7 @@ class ModelService:
         finally:
             ended = answer.ended
             if ended is not None:
-                self._estimator.used(self._passes(ask, ended.tokens))
+                self.estimator.used(self._passes(ask, ended.tokens))
             elif begun:  # its client is gone, or something failed
                 self._orders.put(answer)
             turn.close(served=ended is not None)

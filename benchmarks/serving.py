@@ -1,0 +1,154 @@
+"""Violations of a streamed model behind each policy, beside what a log foretells.
+
+SmolLM2 in a fifth of the memory of its weights, four texts at a time. Prompts are
+passages of a novel from 4 to 64 tokens long and answers have from 2 to 10, asked for in
+an open loop at shares of the rate that the service reached just before with its slots
+always full, and counted from the intended time. Every policy gets the same requests at
+the same times. What the log of FIFO says of the others (`live.what_if`) is kept beside
+what they then did, and how many would have been late under any schedule of the service
+times of that log.
+
+    python benchmarks/serving.py [REPEATS [REQUESTS]]
+"""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count, product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+
+import numpy as np
+from record import Record, benchmark, show, tell
+from service import foretold, outcome
+
+from thesis_lib.common.units import MiB
+from thesis_lib.memory.compress.convert import CALIBRATION_TEXT
+from thesis_lib.memory.decode.generate import Writing
+from thesis_lib.memory.evaluate.perplexity import read_tokens
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.pretrained import read_tokenizer
+from thesis_lib.sequencer import fewest_violations
+from thesis_lib.sequencer.core.trace import F64, KeySets, Trace
+from thesis_lib.sequencer.live.controller import Refused
+from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
+from thesis_lib.serving import Ask, ModelService
+from thesis_lib.serving.service import PassEstimator
+
+POLICIES = ("fifo", "codel", "queue-cap", "late-edf", "bid-price")
+LOADS = (0.7, 1.1, 1.5)
+ROOM = {"slots": 4, "context": 80, "pass_tokens": 32}
+DEVICE_BYTES = 51 * MiB
+SLO_MEANS = 4  # the objective, in mean service times of a full house
+BURST = 32  # requests at once that saturate it
+NOVEL, LONGEST = 20_000, 64  # tokens of the novel, and of the longest prompt
+
+
+def asks(n: int, rng: np.random.Generator, novel: list[int]) -> list[Ask]:
+    """`n` requests, whose lengths are uniform in their logarithms."""
+
+    def lengths(least: int, most: int) -> np.ndarray:
+        return np.exp(rng.uniform(np.log(least), np.log(most + 1), n)).astype(int)
+
+    begins = rng.integers(0, len(novel) - LONGEST, n)
+    return [
+        Ask(novel[at : at + length], int(most), Writing())
+        for at, length, most in zip(
+            begins, lengths(4, LONGEST), lengths(2, 10), strict=True
+        )
+    ]
+
+
+@dataclass
+class Seen:
+    """What became of requests, and the most memory that they took."""
+
+    latency_s: F64  # (n,) from the intended times; NaN where refused
+    service_s: F64  # (n,) in a slot
+    pass_s: float  # before any of them
+    peak_bytes: int
+    plan_bytes: int
+
+
+async def _asked(service: ModelService, asked: list[Ask], arrival_s: F64) -> Seen:
+    pass_s = service.estimator.predict("text", (1, 1))
+    latency_s, service_s = np.full((2, len(asked)), np.nan)
+    begins_s = monotonic() + 0.1
+
+    async def one(i: int) -> None:
+        due_s = begins_s + arrival_s[i]
+        await asyncio.sleep(due_s - monotonic())
+        with suppress(Refused):
+            async with service.answer(asked[i]) as pieces:
+                started_s = monotonic()
+                async for _ in pieces:
+                    continue
+            latency_s[i] = monotonic() - due_s
+            service_s[i] = monotonic() - started_s
+
+    await asyncio.gather(*map(one, range(len(asked))))
+    peak_bytes, plan = service.budget.peak_bytes, service.model.plan
+    return Seen(latency_s, service_s, pass_s, peak_bytes, plan.device_peak_bytes)
+
+
+def behind(
+    policy: str, slo_s: float, log: Path, asked: list[Ask], arrival_s: F64
+) -> Seen:
+    """What becomes of requests behind a policy, which is new to them."""
+
+    async def serve() -> Seen:
+        async with ModelService(
+            "smollm2", DEVICE_BYTES, policy=policy, slo_s=slo_s, log=log,
+            most_waiting=10**6, **ROOM,
+        ) as service:  # fmt: skip
+            return await _asked(service, asked, arrival_s)
+
+    return asyncio.run(serve())
+
+
+def saturation_per_s(log: Path, novel: list[int]) -> float:
+    """Requests a second while every slot is taken."""
+    asked = asks(BURST, np.random.default_rng(BURST), novel)
+    return BURST / behind("fifo", 1.0, log, asked, np.zeros(BURST)).latency_s.max()
+
+
+def bound(seen: Seen, arrival_s: F64, slo_s: float) -> float:
+    """The least share of violations under any schedule of these service times."""
+    keys = KeySets.from_lists([[]] * len(arrival_s), [[]] * len(arrival_s))
+    trace = Trace.of_jobs(arrival_s, seen.service_s, keys)
+    fewest = fewest_violations(trace, cores=ROOM["slots"], slo_s=slo_s)
+    return fewest / len(arrival_s)
+
+
+@benchmark
+def main(out: Path, repeats: int = 4, n: int = 80) -> None:
+    record, runs = Record(out), []
+    tokenizer = read_tokenizer(smollm2.checkpoint())
+    novel = read_tokens(tokenizer, CALIBRATION_TEXT, NOVEL).tolist()
+    with TemporaryDirectory() as folder:
+        logs = (Path(folder) / f"{number}.jsonl" for number in count())
+        saturation_per_s(next(logs), novel)  # what is compiled once has been
+        slo_s = SLO_MEANS * ROOM["slots"] / saturation_per_s(next(logs), novel)
+        for repeat, load in product(range(repeats), LOADS):
+            rng = np.random.default_rng([repeat, n])
+            asked, unit = asks(n, rng, novel), poisson_arrivals(1.0, n, rng)
+            rate_per_s = saturation_per_s(next(logs), novel)
+            arrival_s = unit / (load * rate_per_s)
+            log = {policy: next(logs) for policy in POLICIES}
+            seen = {
+                policy: behind(policy, slo_s, log[policy], asked, arrival_s)
+                for policy in POLICIES[:: -1 if repeat % 2 else 1]
+            }
+            for policy in POLICIES:
+                found, learns = seen[policy], PassEstimator(seen["fifo"].pass_s)
+                runs.append({
+                    "policy": policy, "load": load, "repeat": repeat,
+                    "rate_per_s": rate_per_s, **outcome(found.latency_s, slo_s),
+                    "foretold": foretold(log["fifo"], policy, learns),
+                    "bound": bound(seen["fifo"], arrival_s, slo_s),
+                    "peak_bytes": found.peak_bytes, "plan_bytes": found.plan_bytes,
+                })  # fmt: skip
+            tell(f"repeat {repeat} of {repeats}, load {load}")
+            record.write(slo_s=slo_s, requests=n, repeats=repeat + 1, runs=runs)
+    show(runs)
