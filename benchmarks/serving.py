@@ -29,6 +29,7 @@ from thesis_lib.memory.decode.generate import Writing
 from thesis_lib.memory.evaluate.perplexity import read_tokens
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.pretrained import read_tokenizer
+from thesis_lib.memory.model.spec import ModelSpec
 from thesis_lib.sequencer import fewest_violations
 from thesis_lib.sequencer.core.trace import F64, KeySets, Trace
 from thesis_lib.sequencer.live.controller import Refused
@@ -110,7 +111,8 @@ def behind(
 def saturation_per_s(log: Path, novel: list[int]) -> float:
     """Requests a second while every slot is taken."""
     asked = asks(BURST, np.random.default_rng(BURST), novel)
-    return BURST / behind("fifo", 1.0, log, asked, np.zeros(BURST)).latency_s.max()
+    seen = behind("fifo", 1.0, log, asked, np.zeros(BURST))
+    return ROOM["slots"] / float(seen.service_s.mean())
 
 
 def bound(seen: Seen, arrival_s: F64, slo_s: float) -> float:
@@ -125,6 +127,7 @@ def bound(seen: Seen, arrival_s: F64, slo_s: float) -> float:
 def main(out: Path, repeats: int = 4, n: int = 80) -> None:
     record, runs = Record(out), []
     tokenizer = read_tokenizer(smollm2.checkpoint())
+    weights_bytes = ModelSpec.from_config(smollm2.checkpoint()).total_bytes
     novel = read_tokens(tokenizer, CALIBRATION_TEXT, NOVEL).tolist()
     with TemporaryDirectory() as folder:
         logs = (Path(folder) / f"{number}.jsonl" for number in count())
@@ -150,5 +153,8 @@ def main(out: Path, repeats: int = 4, n: int = 80) -> None:
                     "peak_bytes": found.peak_bytes, "plan_bytes": found.plan_bytes,
                 })  # fmt: skip
             tell(f"repeat {repeat} of {repeats}, load {load}")
-            record.write(slo_s=slo_s, requests=n, repeats=repeat + 1, runs=runs)
+            record.write(
+                device_bytes=DEVICE_BYTES, weights_bytes=weights_bytes, **ROOM,
+                slo_s=slo_s, requests=n, repeats=repeat + 1, runs=runs,
+            )  # fmt: skip
     show(runs)

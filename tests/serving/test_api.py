@@ -434,12 +434,12 @@ def test_who_stops_listening_teaches_nothing(folder):
 
 def test_time_is_that_of_a_pass_and_of_the_share_of_them_that_is_used():
     learns = PassEstimator(0.5)
-    assert learns.predict("chat", (8, 8)) == pytest.approx(4.0)
+    assert learns.predict("chat", (8, 8)) == pytest.approx(8.5 * 0.5)
     for most in (40, 400) * 200:
         learns.used(20)
-        learns.learn("chat", (most, most), 20 * 0.25)
-    assert learns.predict("chat", (40, 40)) == pytest.approx(5.0, rel=0.05)
-    assert learns.predict("chat", (400, 400)) == pytest.approx(5.0, rel=0.05)
+        learns.learn("chat", (most, most), 20.5 * 0.25)
+    assert learns.predict("chat", (40, 40)) == pytest.approx(5.125, rel=0.05)
+    assert learns.predict("chat", (400, 400)) == pytest.approx(5.125, rel=0.05)
     learns.learn("text", (10, 10), 2.5)  # of a kind of its own, all of them used
     assert learns.predict("text", (10, 10)) <= 2.5 * 1.01
 
@@ -447,10 +447,10 @@ def test_time_is_that_of_a_pass_and_of_the_share_of_them_that_is_used():
 def test_a_pass_with_many_tokens_takes_longer():
     learns, passes = PassEstimator(0.1), 5
     for each in (1, 4, 16) * 200:
-        learns.learn("chat", (passes, passes * each), passes * 0.1 * each**0.5)
+        learns.learn("chat", (passes, passes * each), 5.5 * 0.1 * each**0.5)
     for each in (1, 4, 16):
         took_s = learns.predict("chat", (passes, passes * each))
-        assert took_s == pytest.approx(passes * 0.1 * each**0.5, rel=0.15)
+        assert took_s == pytest.approx(5.5 * 0.1 * each**0.5, rel=0.15)
 
 
 def test_what_cannot_be_opened_or_listened_on_is_a_sentence(folder):

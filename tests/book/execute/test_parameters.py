@@ -225,12 +225,13 @@ def test_every_request_that_is_allowed_is_as_long_as_the_large_model_is_made_for
 
 
 def random_sets(chapter, count, seed):
-    """Sets of allowed parameters; half of each is as in profile smoke."""
+    """Sets of allowed parameters; half of those that are no work are as in smoke."""
     declared = chapters.parameters(chapter)
     random = np.random.default_rng([seed, chapter.number])
     smoke = {name: parameter.smoke for name, parameter in declared.items()}
     while count:
-        kept = {name: smoke[name] for name in smoke if random.integers(2)}
+        stay = [n for n in smoke if random.integers(2) and not declared[n].limits.work]
+        kept = {name: smoke[name] for name in stay}
         values = draw(declared, random, kept | {PROFILE_PARAMETER: CUSTOM})
         # A bound may have moved away from a value that was kept.
         if not any(p.refusal(values[n], values) for n, p in declared.items()):
