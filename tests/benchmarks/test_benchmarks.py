@@ -241,6 +241,21 @@ def test_a_lossless_code_is_that_of_the_record(patched, tmp_path):
     assert all(row["ratio"] < 0.8 for row in record["codecs"])
 
 
+def test_violations_of_a_streamed_model_are_those_of_the_record(
+    patched, tiny_smollm2, tmp_path
+):
+    patched(
+        "serving",
+        LOADS=(1.1,), POLICIES=("fifo", "bid-price"), BURST=4, NOVEL=200, LONGEST=24,
+        ROOM={"slots": 2, "context": 40, "pass_tokens": 8}, DEVICE_BYTES=2**20,
+    )  # fmt: skip
+    record = run("serving", tmp_path, ["1", "12"])
+    held_against("serving", record)
+    for row in record["runs"]:
+        assert row["measured"] == row["late"] + row["refused"]
+        assert row["peak_bytes"] <= row["plan_bytes"] <= record["device_bytes"]
+
+
 @pytest.mark.proof
 def test_what_is_crowded_is_that_of_the_record(patched, tmp_path):
     script = patched("decide", CROWD=300, CROWDED_LOADS=(1.1,), CROWDED_SLO_S=(0.0125,))

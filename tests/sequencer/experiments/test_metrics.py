@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from thesis_lib.common.errors import InvalidInput
@@ -55,3 +56,16 @@ def test_a_tail_is_kept_by_its_share_and_a_drop_is_no_answer():
 def test_agreements_that_are_none_are_refused(call, says):
     with pytest.raises(InvalidInput, match=says):
         call()
+
+
+def test_policies_are_told_apart_where_zero_is_outside_the_interval():
+    shares = {"a": [0.1, 0.2, 0.3], "b": [0.5, 0.6, 0.7], "c": [0.0, 0.1, 0.2]}
+    shares |= {"d": [0.3, 0.35, 0.1]}
+    rows = [
+        {"policy": name, "load": 1.1, "seed": seed, "violations": value}
+        for name, values in shares.items()
+        for seed, value in enumerate(values)
+    ]
+    found = metrics.told_apart(pd.DataFrame(rows), "a").set_index("policy")
+    assert found["side"].to_dict() == {"b": "fewer", "c": "more", "d": "untold"}
+    assert found["points"].to_dict() == pytest.approx({"b": -40, "c": 10, "d": -5})

@@ -8,6 +8,7 @@ intervals.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -227,6 +228,24 @@ def in_percent(name: str, share: Interval, ends: str = "") -> dict[str, float | 
     return {name: found[name]} | {
         f"{ends}{end}": found[f"{name}_{end}"] for end in ENDS
     }
+
+
+def told_apart(runs: pd.DataFrame, policy: str) -> pd.DataFrame:
+    """`policy` beside each other one at each load, in points of violations.
+
+    A row for each: mean difference over the seeds with its interval, and the `side` on
+    which it lies: "fewer" violations, "more", or "untold" where it has zero inside.
+    """
+
+    def row(other: str, load: float) -> dict[str, Any]:
+        of = (column(runs, name, load, "violations") for name in (policy, other))
+        points = in_percent("points", difference_interval(*of))
+        side = "fewer" if points["high"] < 0 else "untold"
+        side = "more" if points["low"] > 0 else side
+        return {"policy": other, "load": load, **points, "side": side}
+
+    others = [name for name in runs["policy"].unique() if name != policy]
+    return pd.DataFrame([row(*at) for at in product(others, np.unique(runs["load"]))])
 
 
 MEANS = (

@@ -1,0 +1,65 @@
+"""What a pass takes for one text and for several, each by itself and in one product.
+
+A token of each of 1, 2, 4 and 8 texts with SmolLM2, streamed in a fifth of the memory
+of its weights and resident. *Apart* is how `memory.decode.together` shares a pass:
+weights are read once, and each text multiplies them for itself, which keeps its bits.
+*In one product* the texts are a batch, whose rows are multiplied together. All ways in
+turn.
+
+    python benchmarks/together.py [ROUNDS]
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from record import Record, benchmark, show, tell
+
+from thesis_lib.common.errors import require
+from thesis_lib.common.units import GiB, MiB
+from thesis_lib.memory.decode.together import Together
+from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.offload.measure import interleave
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, open_streamed
+
+MEMORY = {"streamed": 51 * MiB, "resident": 1 * GiB}
+TEXTS = (1, 2, 4, 8)
+SHAPE = {"context": 16, "pass_tokens": 1, "batch": max(TEXTS)}
+
+
+def apart(model: StreamedModel, texts: int) -> None:
+    """A pass of as many texts, each of which multiplies for itself."""
+    token, together = torch.zeros((1, 1), dtype=torch.long), Together(model)
+    for _ in range(texts):
+        together.join(lambda: model.step(token, model.new_cache(), keep=1))
+    ended = together.step()
+    require(
+        len(ended) == texts and all(lane.failure is None for lane in ended),
+        f"{ended} did not end as expected, each with its token",
+    )
+
+
+def in_one_product(model: StreamedModel, texts: int) -> None:
+    """A pass of as many texts as a batch."""
+    token = torch.zeros((texts, 1), dtype=torch.long)
+    model.step(token, model.new_cache(), keep=1)
+
+
+@benchmark
+def main(out: Path, rounds: int = 15) -> None:
+    record, runs = Record(out), []
+    for place, device_bytes in MEMORY.items():
+        with open_streamed(smollm2.checkpoint(), device_bytes, **SHAPE) as model:
+            steps: dict[str, Callable[[], None]] = {
+                f"{way.__name__} {texts}": partial(way, model, texts)
+                for way in (apart, in_one_product)
+                for texts in TEXTS
+            }
+            for name, samples_s in interleave(steps, rounds).items():
+                way, _, texts = name.rpartition(" ")
+                at = {"place": place, "way": way, "texts": int(texts)}
+                runs.append({**at, "samples_s": samples_s})
+            tell(place)
+    show([{**run, "samples_s": min(run["samples_s"])} for run in runs])
+    record.write(device_bytes=MEMORY, rounds=rounds, runs=runs)
