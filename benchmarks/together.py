@@ -2,9 +2,9 @@
 
 A token of each of 1, 2, 4 and 8 texts with SmolLM2, streamed in a fifth of the memory
 of its weights and resident. *Apart* is how `memory.decode.together` shares a pass:
-weights are read once, and each text multiplies them for itself, which keeps its bits.
-*In one product* the texts are a batch, whose rows are multiplied together. All ways in
-turn.
+each text has a pass of its own, with the bits that it has alone, and rows are
+multiplied at once only where that keeps them. *In one product* the texts are a batch.
+All ways in turn.
 
     python benchmarks/together.py [ROUNDS]
 """
@@ -25,12 +25,12 @@ from thesis_lib.memory.offload.offloaded_model import StreamedModel, open_stream
 
 MEMORY = {"streamed": 51 * MiB, "resident": 1 * GiB}
 TEXTS = (1, 2, 4, 8)
-SHAPE = {"context": 16, "pass_tokens": 1, "batch": max(TEXTS)}
+SHAPE = {"context": 16, "pass_tokens": 4, "batch": max(TEXTS)}
 
 
-def apart(model: StreamedModel, texts: int) -> None:
-    """A pass of as many texts, each of which multiplies for itself."""
-    token, together = torch.zeros((1, 1), dtype=torch.long), Together(model)
+def apart(model: StreamedModel, together: Together, texts: int) -> None:
+    """A pass of as many texts, each of which has a pass of its own."""
+    token = torch.zeros((1, 1), dtype=torch.long)
     for _ in range(texts):
         together.join(lambda: model.step(token, model.new_cache(), keep=1))
     ended = together.step()
@@ -51,9 +51,13 @@ def main(out: Path, rounds: int = 15) -> None:
     record, runs = Record(out), []
     for place, device_bytes in MEMORY.items():
         with open_streamed(smollm2.checkpoint(), device_bytes, **SHAPE) as model:
+            ways = (
+                partial(apart, model, Together(model)),
+                partial(in_one_product, model),
+            )
             steps: dict[str, Callable[[], None]] = {
-                f"{way.__name__} {texts}": partial(way, model, texts)
-                for way in (apart, in_one_product)
+                f"{way.func.__name__} {texts}": partial(way, texts)
+                for way in ways
                 for texts in TEXTS
             }
             for name, samples_s in interleave(steps, rounds).items():

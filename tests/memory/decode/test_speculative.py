@@ -157,7 +157,7 @@ def test_rows_of_a_joint_pass_are_not_those_of_single_tokens(tmp_path):
 
 def test_a_size_whose_bits_differ_is_left_out(tmp_path, monkeypatch):
     tiny.write(tmp_path, dtype=torch.float32)
-    monkeypatch.setattr(batch_invariant, "_mixes_rows", lambda *_, **__: False)
+    monkeypatch.setattr(batch_invariant, "mixes_rows", lambda *_, **__: False)
     with StreamedModel(tmp_path, plan_tight(tmp_path, 9)) as streamed:
         verifier = speculative.calibrate(streamed)
         assert verifier.sizes == (1,)

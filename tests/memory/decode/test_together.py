@@ -10,6 +10,7 @@ import tiny
 import torch
 
 from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.decode import together
 from thesis_lib.memory.decode.together import Together
 from thesis_lib.memory.model.spec import ARCHITECTURES
 from thesis_lib.memory.offload.measure import DeviceBudget
@@ -114,6 +115,52 @@ def test_what_is_read_is_read_once_for_all(model):
             model.drain()
 
     assert read_by(model, write) == read_by(model, drain_as_often)
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_a_matrix_is_multiplied_once_for_all_where_no_kernel_mixes_rows(
+    folder, monkeypatch, mixes
+):
+    """Of the layers, the prompts apart: they are passes of several rows."""
+    rows = []
+
+    def counted(x, *weights):
+        rows.append(x.shape[-2])
+        return torch.nn.functional.linear(x, *weights)
+
+    monkeypatch.setattr(together, "mixes_rows", lambda *_: mixes)
+    monkeypatch.setattr(together, "linear", counted)
+    shape = {"context": 8, "pass_tokens": 4, "logit_tokens": 1, "batch": 3}
+    with StreamedModel(folder, tiny.plan_tight(folder, 0, 2, **shape)) as model:
+
+        def write():
+            cache = model.new_cache()
+            model.step(tiny.tokens(0, 1, 4), cache, keep=1)
+            model.step(tiny.tokens(1, 1, 1), cache)
+
+        texts = Together(model)
+        for _ in range(3):
+            texts.join(write)
+        texts.step()
+        rows.clear()
+        texts.step()
+    assert set(rows) == {1 if mixes else 3}
+    matrices = 7 * model.spec.layers + 1
+    assert len(rows) == matrices * (3 if mixes else 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_text_has_its_own_bits_where_kernels_mix_rows(tmp_path, dtype):
+    tiny.write(tmp_path, dtype=dtype)
+    shape = {"context": CONTEXT, "pass_tokens": 5, "logit_tokens": 1}
+    made = tiny.plan_tight(tmp_path, 1, batch=4, generating=True, **shape)
+    with StreamedModel(tmp_path, made) as model:
+        alone = [writer(model, seed)() for seed in range(4)]
+        texts = Together(model)
+        lanes = [texts.join(writer(model, seed)) for seed in range(4)]
+        while texts.lanes:
+            texts.step()
+        assert [lane.result for lane in lanes] == alone
 
 
 def test_a_text_that_fails_or_leaves_concerns_no_other(model):

@@ -6,18 +6,39 @@ as of Orca (Yu et al., OSDI 2022), for a model whose layers come and go. Each te
 a pass of its own, of its own length: whoever needs a layer stops there until all others
 need it too. So nothing is padded, and the bits of a text do not depend on who else is
 written.
+
+A token costs about as much as several where their rows are multiplied with a matrix at
+once, so whoever has a row for it waits for the others there as well. Rows are put
+together only where the kernel was found not to mix them, on this machine.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
+from torch import Tensor
+from torch.nn.functional import linear
 
 from thesis_lib.common.errors import require
+from thesis_lib.memory.model.batch_invariant import Mixing, mixes_rows
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, Weights
 from thesis_lib.memory.offload.store import StoreDamaged
+
+# A trial holds a few rows; those of a pass of so many tokens are no less.
+_LEAST_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Row:
+    """A row that is to be multiplied with a matrix."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
 
 
 class Lane(greenlet):
@@ -27,19 +48,21 @@ class Lane(greenlet):
         self, write: Callable[[], Any], generators: list[torch.Generator]
     ) -> None:
         super().__init__(write)
-        self.needs: int | None = None  # the layer that it waits for
+        self.needs: int | _Row | None = None  # the layer or the product it waits for
         self.result: Any = None
         self.failure: Exception | None = None
         self._draws = {each: each.get_state() for each in generators}
 
-    def go_on(self, *weights: Weights) -> None:
-        """Compute until a layer is needed, with draws of its own, or to the end.
+    def go_on(self, *given: Weights | Tensor, draws: bool = True) -> None:
+        """Compute with what was needed to what is next, with draws of its own.
+
+        It takes time to change them, which whoever will draw nothing saves.
 
         Raises StoreDamaged, which is nobody's own failure.
         """
-        with self._drawing():
+        with self._drawing() if draws else nullcontext():
             try:
-                said = self.switch(*weights)
+                said = self.switch(*given)
                 self.needs, self.result = (None, said) if self.dead else (said, None)
             except StoreDamaged:
                 raise
@@ -89,6 +112,7 @@ class Together:
     def __init__(self, model: StreamedModel) -> None:
         self.model = model
         self.lanes: list[Lane] = []
+        self._mixing: Mixing = {}
         self._generators = [torch.default_generator]
         if model.device.type == "cuda":
             index = model.device.index or 0
@@ -108,7 +132,7 @@ class Together:
         )
         lane = Lane(write, self._generators)
         try:
-            with self.model.borrowing(_ask):
+            with self.model.borrowing(_ask, linear):
                 lane.go_on()
         except StoreDamaged:
             self.close()
@@ -135,11 +159,9 @@ class Together:
         try:
             while lanes and (first or lanes[0].needs != 0):
                 layer, first = lanes[0].needs, False
-                assert layer is not None
+                assert isinstance(layer, int)
                 with self.model.holding(layer) as weights:
-                    for lane in lanes:
-                        with self.model.borrowing(_ask):
-                            lane.go_on(weights)
+                    self._go_on(lanes, layer, weights)
                 lanes = [lane for lane in lanes if not lane.dead]
         except BaseException:
             self.close()
@@ -148,10 +170,48 @@ class Together:
         self.lanes = lanes
         return ended
 
+    def _go_on(self, lanes: list[Lane], layer: int, weights: Weights) -> None:
+        """Let all compute with a layer, and multiply rows at once on the way."""
+        joint = len(lanes) > 1 and self.model.plan.pass_tokens >= _LEAST_TOKENS
+        borrowing = self.model.borrowing(_ask, _multiply if joint else linear)
+        draws = layer >= self.model.spec.layers - 1  # tokens, behind the last layer
+        with borrowing, self.model.placing(layer, weights) as lent:
+            for lane in lanes:
+                lane.go_on(lent, draws=draws)
+            while rows := [lane for lane in lanes if isinstance(lane.needs, _Row)]:
+                by_weight: dict[int, list[Lane]] = defaultdict(list)
+                for lane in rows:
+                    by_weight[lane.needs.weight.data_ptr()].append(lane)
+                for group in by_weight.values():
+                    products = self._products([lane.needs for lane in group])
+                    for lane, product in zip(group, products, strict=True):
+                        lane.go_on(product, draws=draws)
+
+    def _products(self, rows: Sequence[_Row]) -> list[Tensor]:
+        """The product of each row, with the bits that it has alone."""
+        weight, bias = rows[0].weight, rows[0].bias
+        if len(rows) > 1:
+            x = torch.cat([row.x for row in rows], dim=-2)
+            call = x.dtype, x.shape, weight.shape, bias is not None
+            if call not in self._mixing:
+                self._mixing[call] = mixes_rows(x, weight, bias)
+            if not self._mixing[call]:
+                # A row of its own lies where a tensor begins: kernels look at that.
+                return [p.clone() for p in linear(x, weight, bias).split(1, dim=-2)]
+        return [linear(row.x, weight, bias) for row in rows]
+
     def close(self) -> None:
         """End all texts where they are."""
         for lane in list(self.lanes):
             self.leave(lane)
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A product with a matrix, where there is one row together with those of others."""
+    if x.numel() != x.shape[-1]:
+        return linear(x, weight, bias)
+    lane: Any = getcurrent()
+    return lane.parent.switch(_Row(x, weight, bias))
 
 
 def _ask(layer: int) -> Weights:

@@ -50,7 +50,7 @@ class BatchInvariant:
 
     def __init__(self, model: Any, dry_running: bool = False) -> None:
         self._config = model.config
-        self._tries = _mixes_at_worst if dry_running else _mixes_rows
+        self._tries = _mixes_at_worst if dry_running else mixes_rows
         self.mixing: Mixing = {}
 
     @contextmanager
@@ -105,7 +105,7 @@ def _gather(rows: Iterable[Tensor], n: int, dim: int) -> Tensor:
     return together
 
 
-def _mixes_rows(x: Tensor, *weights: Any, **options: Any) -> bool:
+def mixes_rows(x: Tensor, *weights: Any, **options: Any) -> bool:
     """Whether some bit of a linear layer depends on how many rows it is given.
 
     Tried on `_CANCELLED` random rows that nearly cancel in one output each, whose bits
@@ -122,7 +122,7 @@ def _mixes_rows(x: Tensor, *weights: Any, **options: Any) -> bool:
 
 
 def _mixes_at_worst(x: Tensor, *weights: Any, **options: Any) -> bool:
-    """True, and on the way all that `_mixes_rows` may hold: it holds one draw."""
+    """True, and on the way all that `mixes_rows` may hold: it holds one draw."""
     draw = torch.Generator(x.device)
     _differs(draw, lambda row, found: True, 1, x, *weights, **options)
     return True

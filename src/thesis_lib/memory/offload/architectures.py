@@ -6,6 +6,7 @@ is on the meta device, and only the small tables that no file holds are real.
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -222,8 +223,10 @@ class FlatHead(nn.Linear):
     of several sequences torch passes over the whole matrix once for each of them.
     """
 
+    multiply = staticmethod(nn.functional.linear)
+
     def forward(self, input: Tensor) -> Tensor:
-        rows = super().forward(input.flatten(0, -2))
+        rows = self.multiply(input.flatten(0, -2), self.weight, self.bias)
         return rows.unflatten(0, input.shape[:-1])
 
 
@@ -265,6 +268,8 @@ class SplitHead(nn.Module):
     the parts are those of the head's own weight.
     """
 
+    multiply = staticmethod(nn.functional.linear)
+
     def __init__(
         self,
         head: nn.Linear,
@@ -285,7 +290,7 @@ class SplitHead(nn.Module):
         for part, (first, end) in enumerate(pairwise(self._bounds)):
             bias = None if self.bias is None else self.bias[first:end]
             with self._lend(part) as weight:
-                logits[:, first:end] = nn.functional.linear(states, weight, bias)
+                logits[:, first:end] = self.multiply(states, weight, bias)
         return logits.unflatten(0, input.shape[:-1])
 
 
@@ -298,6 +303,19 @@ def split_tables(
     """Let a model do without its tables of tokens: a `RowTable` and a `SplitHead`."""
     model.set_input_embeddings(RowTable(model.get_input_embeddings(), fetch))
     model.set_output_embeddings(SplitHead(model.get_output_embeddings(), parts, lend))
+
+
+def multiply_by(model: nn.Module, multiply: Callable[..., Tensor]) -> None:
+    """Let `multiply` make a model's products, called as torch's `linear` is."""
+    for module in model.modules():
+        if isinstance(module, FlatHead | SplitHead):
+            module.multiply = multiply  # type: ignore[method-assign]
+        elif type(module) is nn.Linear:
+            module.forward = partial(_product, module, multiply)
+
+
+def _product(module: nn.Linear, multiply: Callable[..., Tensor], x: Tensor) -> Tensor:
+    return multiply(x, module.weight, module.bias)
 
 
 def stack(model: nn.Module) -> tuple[str, nn.ModuleList]:

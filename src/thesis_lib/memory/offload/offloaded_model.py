@@ -18,6 +18,7 @@ from typing import Any, Self, Unpack
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.functional import linear
 from transformers import DynamicCache
 
 from thesis_lib.common.errors import InvalidInput, require
@@ -29,6 +30,7 @@ from thesis_lib.memory.model.shape import Shape, Step, read_step
 from thesis_lib.memory.model.spec import Machine, ModelSpec, geometries
 from thesis_lib.memory.offload.architectures import (
     TIED_HEAD,
+    multiply_by,
     read_config,
     renamed,
     require_tensors,
@@ -73,6 +75,8 @@ class _Lent(nn.Module):
 
     def forward(self, hidden: Tensor, *args: Any, **options: Any) -> Any:
         with self._owner[0]._lend(self.number, hidden, options.get("cache")) as weights:
+            if not weights:  # they are in their place
+                return self.layer(hidden, *args, **options)
             return functional_call(self.layer, weights, (hidden, *args), options)
 
 
@@ -125,6 +129,7 @@ class StreamedModel:
         self._still = False  # whether steps compute without reading
         self._spans: list[Span] | None = None
         self._asks: Callable[[int], Weights] | None = None  # who lends, if others do
+        self._product: Callable[..., Tensor] = linear
         self._let_go()
 
     def __enter__(self) -> Self:
@@ -266,6 +271,8 @@ class StreamedModel:
         }
         for part in range(self.plan.head_parts):
             self._names[self.spec.layers + part] = {HEAD: HEAD}
+        multiply_by(model, self._multiply)
+        self._layers = list(layers)
         for number, layer in enumerate(layers):
             layers[number] = _Lent(layer, number, self)
         model.generation_config = read_generation(self.folder, model.config)
@@ -485,16 +492,40 @@ class StreamedModel:
         return rows.to(self.device)
 
     @contextmanager
-    def borrowing(self, ask: Callable[[int], Weights]) -> Iterator[None]:
+    def borrowing(
+        self, ask: Callable[[int], Weights], multiply: Callable[..., Tensor]
+    ) -> Iterator[None]:
         """Steps in here ask for the weights of each layer instead of holding them.
 
-        Who is asked holds them, once for all that compute with them (`holding`).
+        Who is asked holds them, once for all that compute with them (`holding`), and
+        may have put them in their place (`placing`): then its answer has none. All
+        products of a row or more with a matrix are made by `multiply`.
         """
-        self._asks = ask
+        self._asks, self._product = ask, multiply
         try:
             yield
         finally:
-            self._asks = None
+            self._asks, self._product = None, linear
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._product(x, weight, bias)
+
+    @contextmanager
+    def placing(self, layer: int, weights: Weights) -> Iterator[Weights]:
+        """The weights of a layer are its own in here, whoever computes with it.
+
+        Yields what is still to be lent: nothing, or a part of the head.
+        """
+        if layer >= self.spec.layers:
+            yield weights
+            return
+        module = self._layers[layer]
+        before = {name: _assign(module, name, weights[name]) for name in weights}
+        try:
+            yield {}
+        finally:
+            for name, tensor in before.items():
+                _assign(module, name, tensor)
 
     def _hold(self, layer: int) -> AbstractContextManager[Weights]:
         if self._asks is not None:
@@ -573,12 +604,14 @@ def _are_equal(one: Tensor, other: Tensor) -> bool:
     )
 
 
-def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a parameter or a table in the place that the dotted `name` has."""
+def _assign(model: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
+    """Put a parameter or a table where the dotted `name` is; returns what was there."""
     parent, _, attribute = name.rpartition(".")
     module = model.get_submodule(parent)
-    table = module._buffers if attribute in module._buffers else module._parameters
-    table[attribute] = tensor  # type: ignore[assignment]
+    table: Any = module._buffers
+    table = table if attribute in table else module._parameters
+    before, table[attribute] = table[attribute], tensor
+    return before
 
 
 def plan_checkpoint(
