@@ -1,4 +1,4 @@
-"""In front of an HTTP service: who would be late is told so at once."""
+"""In front of an HTTP service: who would be late is refused instead."""
 
 import asyncio
 

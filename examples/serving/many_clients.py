@@ -11,7 +11,8 @@ PROMPTS = ["The capital of France is", "Once upon a time", "One, two, three,"]
 
 
 async def main():
-    async with ModelService("smollm2", 51 * 2**20, slots=3, context=64) as service:
+    room = {"slots": 3, "context": 64, "metered": True}
+    async with ModelService("smollm2", 51 * 2**20, **room) as service:
         http = httpx.AsyncClient(transport=httpx.ASGITransport(openai_api(service)))
         ask = AsyncOpenAI(base_url="http://model/v1", api_key="-", http_client=http)
         texts = (

@@ -105,6 +105,9 @@ def api(
     ),
     device: str = option("cpu", "cpu or cuda."),
     verify: bool = option(False, "Hash every file first."),
+    meter: bool = option(
+        False, "Count what the processor holds, and refuse more. Passes take longer."
+    ),
     host: str = option("127.0.0.1", "Address to listen on."),
     port: int = option(8000, "Port; 0 finds a free one."),
     api_key: str | None = option(
@@ -124,7 +127,7 @@ def api(
         "policy": policy, "slo_s": units.parse_duration(slo), "slots": slots,
         "context": context, "pass_tokens": pass_tokens, "ring": ring,
         "host_bytes": units.parse_size(host_memory), "device": device,
-        "verify": verify, "most_waiting": most_waiting, "log": log,
+        "verify": verify, "metered": meter, "most_waiting": most_waiting, "log": log,
     }  # fmt: skip
     made = ModelService(checkpoint, units.parse_size(device_memory), **options)
     listens = listen(host, port, api_key)

@@ -333,15 +333,16 @@ class _Api:
         self.numbers = count()
         self._registry = CollectorRegistry()
         self._registry.register(SequencerMetrics(service.control.sequencer))
-        for name, says, read in (
-            ("device_peak_bytes", "Most that the device held", lambda: self._peak()),
-            ("device_bytes", "Most that it may hold", lambda: service.device_bytes),
-        ):
-            gauge = Gauge(f"model_{name}", says, registry=self._registry)
+        sizes = [
+            ("bytes", "Most that it may hold", lambda: service.device_bytes),
+            ("plan_bytes", "Most that it will", lambda: service.plan_bytes),
+        ]
+        if (budget := service.budget) is not None:
+            metered = "Most that the meter saw", lambda: budget.peak_bytes
+            sizes.append(("peak_bytes", *metered))
+        for name, says, read in sizes:
+            gauge = Gauge(f"model_device_{name}", says, registry=self._registry)
             gauge.set_function(read)
-
-    def _peak(self) -> int:
-        return 0 if self.service.budget is None else self.service.budget.peak_bytes
 
     def admit(self, request: Request) -> None:
         """Raise _Failed for a client that does not say the key."""

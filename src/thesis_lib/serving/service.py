@@ -11,7 +11,12 @@ import queue
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -135,8 +140,10 @@ class ModelService:
     whose workers are the slots: it says who begins and who is refused, so that answers
     are whole within `slo_s` seconds. Each slot has room for
     `context` positions, prompt and answer together, and all of them are part of the
-    plan: whoever comes and goes, the device holds no more. A text has the same bits
-    whatever else is written. `log` is a new file for the log of decisions.
+    plan: whoever comes and goes, the device holds no more, which a graphics card
+    enforces, and on a processor with `metered` a meter of every tensor, for a longer
+    pass. A text has the same bits whatever else is written. `log` is a new file for
+    the log of decisions.
 
     Entering raises InvalidInput and PlanInfeasible as `open_streamed` does.
 
@@ -156,7 +163,8 @@ class ModelService:
         self, checkpoint: str, device_bytes: int, *, policy: str = "bid-price",
         slo_s: float = 20.0, slots: int = 4, context: int = 512, pass_tokens: int = 64,
         host_bytes: int = 0, ring: int | None = None, device: str = "cpu",
-        verify: bool = False, most_waiting: int = 1000, log: Path | None = None,
+        verify: bool = False, metered: bool = False, most_waiting: int = 1000,
+        log: Path | None = None,
     ) -> None:  # fmt: skip
         require_count("slots", slots)
         require_count("context", context, 2)
@@ -168,7 +176,8 @@ class ModelService:
         self.budget: DeviceBudget | None = None
         self.control: Any = None
         self.model: Any = None  # while it is open
-        self._device = device
+        self.plan_bytes = 0  # which it will hold at most
+        self._metered, self._device = metered or device != "cpu", device
         self._open = {
             "host_bytes": host_bytes, "batch": slots, "context": context, "ring": ring,
             "pass_tokens": pass_tokens, "device": device, "verify": verify,
@@ -285,10 +294,12 @@ class ModelService:
         try:
             with (
                 open_streamed(self.folder, self.device_bytes, **self._open) as model,
-                enforced(self.device_bytes, self._device) as budget,
+                self._meter() as budget,
             ):
-                model.charge(budget)
+                if budget is not None:
+                    model.charge(budget)
                 self.model, self.budget = model, budget
+                self.plan_bytes = model.plan.device_peak_bytes
                 self._vocab = model.spec.vocab
                 self._pass_tokens = model.plan.pass_tokens
                 texts = Together(model)
@@ -305,6 +316,11 @@ class ModelService:
                 self._take(idle=True)
             while self._taken:
                 self._taken.popleft().tell(lost)
+
+    def _meter(self) -> AbstractContextManager[DeviceBudget | None]:
+        if not self._metered:
+            return nullcontext()
+        return enforced(self.device_bytes, self._device)
 
     def _write(self, texts: Together, asked: list[Answer]) -> None:
         """Pass by pass, until told to end; `asked` are those that write or will."""

@@ -10,8 +10,10 @@ import tiny
 import torch
 
 from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.compress.convert import convert
 from thesis_lib.memory.decode import together
 from thesis_lib.memory.decode.together import Together
+from thesis_lib.memory.formats.base import find_format
 from thesis_lib.memory.model.spec import ARCHITECTURES
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
@@ -149,12 +151,30 @@ def test_a_matrix_is_multiplied_once_for_all_where_no_kernel_mixes_rows(
     assert len(rows) == matrices * (3 if mixes else 1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_text_has_its_own_bits_where_kernels_mix_rows(tmp_path, dtype):
-    tiny.write(tmp_path, dtype=dtype)
+def in_type(folder, dtype):
+    tiny.write(folder, dtype=dtype)
+    return folder
+
+
+def in_format(folder, name):
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    tiny.write(folder / "dense", head_dim=16, **shape)
+    convert(folder / "dense", folder / name, find_format(name))
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("made_in", "what"),
+    [
+        (in_type, torch.float32), (in_type, torch.float16),
+        (in_format, "nf4"), (in_format, "int8"), (in_format, "lossless"),
+    ],
+)  # fmt: skip
+def test_a_text_has_its_own_bits_in_each_type_and_format(tmp_path, made_in, what):
+    folder = made_in(tmp_path, what)
     shape = {"context": CONTEXT, "pass_tokens": 5, "logit_tokens": 1}
-    made = tiny.plan_tight(tmp_path, 1, batch=4, generating=True, **shape)
-    with StreamedModel(tmp_path, made) as model:
+    made = tiny.plan_tight(folder, 1, batch=4, generating=True, **shape)
+    with StreamedModel(folder, made) as model:
         alone = [writer(model, seed)() for seed in range(4)]
         texts = Together(model)
         lanes = [texts.join(writer(model, seed)) for seed in range(4)]

@@ -48,7 +48,8 @@ class Lane(greenlet):
         self, write: Callable[[], Any], generators: list[torch.Generator]
     ) -> None:
         super().__init__(write)
-        self.needs: int | _Row | None = None  # the layer or the product it waits for
+        self.needs: int | None = None  # the layer that it waits for
+        self.row: _Row | None = None  # or the product
         self.result: Any = None
         self.failure: Exception | None = None
         self._draws = {each: each.get_state() for each in generators}
@@ -63,13 +64,16 @@ class Lane(greenlet):
         with self._drawing() if draws else nullcontext():
             try:
                 said = self.switch(*given)
-                self.needs, self.result = (None, said) if self.dead else (said, None)
+                self.row = said if isinstance(said, _Row) else None
+                self.needs = said if isinstance(said, int) and not self.dead else None
+                self.result = said if self.dead else None
             except StoreDamaged:
                 raise
             except Exception as error:
                 # Its frames hold keys and values, and would live as long as it does.
                 error.__context__ = error.__cause__ = None
-                self.needs, self.failure = None, error.with_traceback(None)
+                self.needs = self.row = None
+                self.failure = error.with_traceback(None)
 
     @contextmanager
     def _drawing(self) -> Iterator[None]:
@@ -178,13 +182,13 @@ class Together:
         with borrowing, self.model.placing(layer, weights) as lent:
             for lane in lanes:
                 lane.go_on(lent, draws=draws)
-            while rows := [lane for lane in lanes if isinstance(lane.needs, _Row)]:
-                by_weight: dict[int, list[Lane]] = defaultdict(list)
-                for lane in rows:
-                    by_weight[lane.needs.weight.data_ptr()].append(lane)
+            while asked := [(lane, lane.row) for lane in lanes if lane.row is not None]:
+                by_weight: dict[int, list[tuple[Lane, _Row]]] = defaultdict(list)
+                for lane, row in asked:
+                    by_weight[row.weight.data_ptr()].append((lane, row))
                 for group in by_weight.values():
-                    products = self._products([lane.needs for lane in group])
-                    for lane, product in zip(group, products, strict=True):
+                    products = self._products([row for _, row in group])
+                    for (lane, _), product in zip(group, products, strict=True):
                         lane.go_on(product, draws=draws)
 
     def _products(self, rows: Sequence[_Row]) -> list[Tensor]:

@@ -314,8 +314,10 @@ def multiply_by(model: nn.Module, multiply: Callable[..., Tensor]) -> None:
             module.forward = partial(_product, module, multiply)
 
 
-def _product(module: nn.Linear, multiply: Callable[..., Tensor], x: Tensor) -> Tensor:
-    return multiply(x, module.weight, module.bias)
+def _product(
+    module: nn.Linear, multiply: Callable[..., Tensor], input: Tensor
+) -> Tensor:
+    return multiply(input, module.weight, module.bias)
 
 
 def stack(model: nn.Module) -> tuple[str, nn.ModuleList]:

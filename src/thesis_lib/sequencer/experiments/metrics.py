@@ -239,9 +239,9 @@ def told_apart(runs: pd.DataFrame, policy: str) -> pd.DataFrame:
 
     def row(other: str, load: float) -> dict[str, Any]:
         of = (column(runs, name, load, "violations") for name in (policy, other))
-        points = in_percent("points", difference_interval(*of))
-        side = "fewer" if points["high"] < 0 else "untold"
-        side = "more" if points["low"] > 0 else side
+        found = difference_interval(*of)
+        side = "fewer" if found.high < 0 else "more" if found.low > 0 else "untold"
+        points = in_percent("points", found)
         return {"policy": other, "load": load, **points, "side": side}
 
     others = [name for name in runs["policy"].unique() if name != policy]
