@@ -48,7 +48,7 @@ async def serving(folder, key=None, **options):
     """The service, and the address of an API in front of it."""
     room = ROOM | options
     size = memory(folder, room["slots"])
-    async with ModelService(str(folder), size, **room) as service:
+    async with ModelService(str(folder), size, metered=True, **room) as service:
         listens = socket.create_server(("127.0.0.1", 0))
         app = openai_api(service, key)
         config = uvicorn.Config(app, log_level="critical", lifespan="off")
