@@ -187,12 +187,15 @@ def _violations(panel: Axes, runs: pd.DataFrame, policies: Sequence[str]) -> Non
     panel.set(xlabel=LOAD, ylabel=VIOLATIONS)
 
 
-def violations_against_load(runs: pd.DataFrame, policies: Sequence[str]) -> Figure:
-    """Violations in percent against load: linear beside logarithmic."""
-    figure, linear, log = style.axes(2, height_in=3.9)
-    for panel in (linear, log):
+def violations_against_load(
+    runs: pd.DataFrame, policies: Sequence[str], few: bool = True
+) -> Figure:
+    """Violations in percent against load, beside it logarithmic where `few` count."""
+    figure, *panels = style.axes(1 + few, height_in=3.9)
+    for panel in panels:
         _violations(panel, runs, policies)
-    log.set(ylabel="", **FEW)
+    for log in panels[1:]:
+        log.set(ylabel="", **FEW)
     style.legend_below(figure)
     return figure
 
