@@ -43,10 +43,10 @@ def test_a_kernel_mixes_rows_where_its_sum_has_another_order(
 ):
     monkeypatch.setattr(batch_invariant, "functional", SimpleNamespace(linear=kernel))
     layer = drawn(*shape, dtype, biased)
-    assert batch_invariant._mixes_rows(*layer) == (kernel is mixing)
+    assert batch_invariant.mixes_rows(*layer) == (kernel is mixing)
 
 
 def test_a_row_of_zeros_cancels_nothing_and_breaks_nothing(monkeypatch):
     monkeypatch.setattr(batch_invariant, "functional", SimpleNamespace(linear=apart))
     x, weight = drawn(2, 48, 64, torch.float16, False)
-    assert not batch_invariant._mixes_rows(x, torch.zeros_like(weight))
+    assert not batch_invariant.mixes_rows(x, torch.zeros_like(weight))
