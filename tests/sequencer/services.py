@@ -31,11 +31,12 @@ def crowd(n, load, seed):
     return replace(trace, arrival_s=arrival_s, keys=nothing), trace.service_s * noise
 
 
-def drive(live, trace, estimated_s=None, leaves=(), look_s=None):
+def drive(live, trace, estimated_s=None, leaves=(), look_s=None, fails=()):
     """Serve a trace in virtual time: starts, ends and refusals by number.
 
     At time t of a pair (t, number) in `leaves` the client of that number goes. With
     `look_s` the sequencer looks at whom it holds so long behind each next deadline.
+    Those in `fails` fail after their service times.
     """
     n = len(trace)
     start_s, finish_s = np.full(n, np.nan), np.full(n, np.nan)
@@ -63,7 +64,7 @@ def drive(live, trace, estimated_s=None, leaves=(), look_s=None):
         elif i in gone:
             continue
         else:
-            made = live.end(i, now_s)
+            made = live.end(i, now_s, failed=i in fails)
             finish_s[i] = now_s
         for number in made.started:
             assert np.isnan(start_s[number])

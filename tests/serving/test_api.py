@@ -392,6 +392,8 @@ def test_a_model_that_is_lost_says_so_and_so_does_every_request(tmp_path, split)
                         model=service.name, prompt="a", max_tokens=9
                     )
                 assert failed.value.code == "model_lost"
+            counts = service.control.sequencer.counts
+            assert counts.failed == counts.arrived == 1
             return await here.get("http://here/health")
 
     health = asyncio.run(ask())

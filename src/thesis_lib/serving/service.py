@@ -114,6 +114,7 @@ class Answer:
     def __init__(self, ask: Ask, loop: asyncio.AbstractEventLoop) -> None:
         self.ask = ask
         self.ended: Ended | None = None
+        self.failed = False
         self._loop, self._pieces = loop, asyncio.Queue[str | Ended | Exception]()
         self.lane: Lane | None = None  # of the thread that writes
 
@@ -126,6 +127,7 @@ class Answer:
         while True:
             piece = await self._pieces.get()
             if isinstance(piece, Exception):
+                self.failed = True
                 raise piece
             if isinstance(piece, Ended):
                 self.ended = piece
@@ -274,7 +276,7 @@ class ModelService:
                 self.estimator.used(self._passes(ask, ended.tokens))
             elif begun:  # its client is gone, or something failed
                 self._orders.put(answer)
-            turn.close(served=ended is not None)
+            turn.close(ended is not None, answer.failed)
 
     def _require_model(self) -> None:
         if self.fault is not None:

@@ -33,6 +33,7 @@ class Service:
                 Route("/wait", self.wait),
                 Route("/echo", self.echo, methods=["POST"]),
                 Route("/fail", self.fail),
+                Route("/full", self.full),
             ]
         )
         self.app = SequencerMiddleware(app, self.control, **options)
@@ -49,6 +50,9 @@ class Service:
 
     async def fail(self, request):
         raise KeyError("of the service")
+
+    async def full(self, request):
+        return PlainTextResponse("too many connections", 503)
 
     async def until(self, holds):
         for _ in range(2000):
@@ -270,15 +274,17 @@ def test_a_call_that_is_cancelled_at_any_moment_keeps_no_worker():
     run(story())
 
 
-def test_a_service_that_fails_keeps_no_worker():
+def test_a_service_that_fails_keeps_no_worker_and_teaches_nothing():
     async def story():
         service = Service()
         service.go.set()
         async with service.open() as client:
             assert (await client.get("/fail")).status_code == 500
+            assert (await client.get("/full")).status_code == 503
             assert (await client.get("/nowhere")).status_code == 404
             assert (await client.get("/wait")).text == "served"
-        assert service.counts.on_time == 3
+        assert (service.counts.failed, service.counts.on_time) == (2, 2)
+        assert service.control.sequencer.estimator.all.count == 2
 
     run(story())
 

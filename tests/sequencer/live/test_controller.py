@@ -63,7 +63,7 @@ def test_as_many_run_as_there_are_workers_and_the_next_when_one_ends():
     run(story())
 
 
-def test_an_exception_ends_a_turn_as_an_answer_does():
+def test_an_exception_ends_a_turn_and_teaches_nothing():
     async def story():
         desk = Desk()
         with pytest.raises(KeyError):
@@ -74,7 +74,8 @@ def test_an_exception_ends_a_turn_as_an_answer_does():
         assert desk.inside == ["a"]
         desk.go["a"].set()
         await a
-        assert desk.counts.on_time == 2
+        assert (desk.counts.failed, desk.counts.on_time) == (1, 1)
+        assert desk.control.sequencer.estimator.all.count == 1
 
     run(story())
 

@@ -24,7 +24,7 @@ def logged(path, name, n=300):
     live = sequencer(name, trace)
     log = DecisionLog(path, live)
     leaves = [(float(trace.arrival_s[i]) + SLO_S / 2, i) for i in range(0, n, 7)]
-    drive(live, trace, estimated_s, leaves)
+    drive(live, trace, estimated_s, leaves, fails=range(3, n, 11))
     live.look(live.now_s + 1)
     log.close()
     return live
@@ -148,7 +148,7 @@ def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
 def test_what_a_log_of_fifo_says_of_a_policy_is_what_that_policy_does(
     name, tmp_path, monkeypatch
 ):
-    """Fed with its arrivals, service times and departures, looking at once."""
+    """Fed with arrivals, service times, departures and failures, looking at once."""
     slo_s = SLO_S / 4  # so that many are held at their deadlines
     monkeypatch.setattr(services, "SLO_S", slo_s)
     path = tmp_path / "decisions.jsonl"
@@ -158,19 +158,21 @@ def test_what_a_log_of_fifo_says_of_a_policy_is_what_that_policy_does(
     leaves = [(float(trace.arrival_s[i]) + slo_s / 2, i) for i in range(0, 300, 7)]
     start_s, *_ = drive(sequencer("fifo", trace), trace, leaves=leaves)
     leaves = [(t, i) for t, i in leaves if np.isnan(start_s[i])]  # before they start
-    live = sequencer("fifo", trace)
+    live, fails = sequencer("fifo", trace), [*range(3, 300, 11)]
     log = DecisionLog(path, live)
-    drive(live, trace, leaves=leaves)
+    drive(live, trace, leaves=leaves, fails=fails)
     log.close()
     gone = [i for _, i in leaves]  # who would have taken what others took
-    trace.service_s[gone] = fmean(np.delete(trace.service_s, gone).tolist())
+    served_s = np.delete(trace.service_s, gone + fails)
+    trace.service_s[gone] = fmean(served_s.tolist())
     monkeypatch.setattr(log_, "LOOK_S", 2.0**-30)
     told = sequencer(name, trace)
-    drive(told, trace, leaves=leaves, look_s=2.0**-30)
+    drive(told, trace, leaves=leaves, look_s=2.0**-30, fails=fails)
     assert what_if(path, name) == told.counts
     assert what_if(path, "fifo") == live.counts
     assert told.counts.arrived == len(trace)
     assert live.counts.left == len(gone) > 0
+    assert live.counts.failed == len({*fails} - {*gone}) > 0
 
 
 def log_of(path, *events, **options):
@@ -251,6 +253,7 @@ def fails(batch, forecast, now_s):
         f'{{"t": {"9" * 400}, "look": true}}',
         '{"t": -1, "look": true}',
         '{"t": 1e9, "leave": 99}',
+        '{"t": 1e9, "end": 0, "failed": "yes"}',
         '{"t": 1e9, "arrive": []}',
         '{"t": 1e9, "arrive": 99, "kind": "", "slo_s": 1, "estimate_s": 1, '
         '"features": null}',

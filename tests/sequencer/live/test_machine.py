@@ -57,14 +57,22 @@ def test_who_leaves_takes_no_time_and_teaches_nothing():
         assert max(running) <= WORKERS
 
 
-def test_the_policy_believes_its_estimates_whoever_leaves():
+def fail(live, number, now_s):
+    return live.end(number, now_s, failed=True)
+
+
+goes = pytest.mark.parametrize("goes", [LiveSequencer.leave, fail])
+
+
+@goes
+def test_the_policy_believes_its_estimates_whoever_leaves_or_fails(goes):
     live = LiveSequencer("bid-price", workers=1, slo_s=1.0)
     now_s = 0.0
     for number in range(60):
         estimate_s = 0.01 * 1.1 ** (number % 9)
         assert live.arrive(number, now_s, estimate_s=estimate_s).started == [number]
         if number % 2:
-            live.leave(number, now_s + estimate_s / 5)
+            goes(live, number, now_s + estimate_s / 5)
         else:
             live.end(number, now_s + estimate_s)
         now_s += 0.1
@@ -72,10 +80,11 @@ def test_the_policy_believes_its_estimates_whoever_leaves():
     moments = live._lookahead.memory.online.moments
     assert moments[MEAN_Y] == pytest.approx(moments[MEAN_X])
     assert moments[SLOPE] == pytest.approx(1.0)
-    assert moments[COMMITS] == 30
+    assert moments[COMMITS] == live.estimator.all.count == 30
 
 
-def test_a_probe_that_leaves_fits_nothing():
+@goes
+def test_a_probe_that_leaves_or_fails_fits_nothing(goes):
     live = LiveSequencer("bid-price", workers=1, slo_s=0.2)
     for number in range(100):
         live.arrive(number, 0.02 * number, estimate_s=0.01)
@@ -88,7 +97,7 @@ def test_a_probe_that_leaves_fits_nothing():
     for number in range(200, 300):  # each would take a minute, and is gone at once
         if live.arrive(number, number, estimate_s=60.0).started:
             admitted += 1
-            live.leave(number, number + 0.05)
+            goes(live, number, number + 0.05)
     after = live._lookahead.memory.online
     np.testing.assert_array_equal(after.fits, fits)
     assert after.moments[SLOPE] == pytest.approx(moments[SLOPE])
@@ -239,6 +248,7 @@ def test_a_rule_that_fails_is_named_and_others_are_served_in_turn(rule, says, ca
         (lambda live: live.arrive(7, 2.0, kind=b"x"), "expected text"),
         (lambda live: live.arrive(7, 2.0, estimate_s=np.nan), "estimate_s"),
         (lambda live: live.end(1, 2.0), "has not started"),
+        (lambda live: live.end(1, 2.0, failed=True), "has not started"),
         (lambda live: live.end(9, 2.0), "is not here"),
         (lambda live: live.leave(9, 2.0), "is not here"),
     ],
@@ -276,11 +286,11 @@ def test_a_sequencer_that_cannot_be_is_refused(options, says):
         LiveSequencer(**given)
 
 
-def story(name, random, note=None):
+def story(name, random):
     """A service in which anything happens at any time; what is decided, and by whom."""
     often = {"at_once": random.random() < 0.5, "ends": random.choice([0.2, 0.4])}
     live = LiveSequencer(
-        name, workers=int(random.integers(1, 4)), slo_s=1.0, note=note,
+        name, workers=int(random.integers(1, 4)), slo_s=1.0,
         most_waiting=int(random.choice([3, 10, 1000])),
     )  # fmt: skip
     now_s, number, runs, waits, decided = 0.0, 0, [], [], []
@@ -311,7 +321,8 @@ def story(name, random, note=None):
             tell(live.arrive, number, now_s, kind=random.choice(["a", "b"]), **about)
             number += 1
         elif what < 0.45 + often["ends"] and runs:
-            tell(live.end, runs.pop(random.integers(len(runs))), now_s)
+            one = runs.pop(random.integers(len(runs)))
+            tell(live.end, one, now_s, failed=random.random() < 0.2)
         elif what < 0.9 and runs + waits:
             one = (runs + waits)[random.integers(len(runs + waits))]
             (runs if one in runs else waits).remove(one)

@@ -47,7 +47,8 @@ class SequencerMiddleware:
     A refusal is a 503 with `Retry-After` and a JSON body that says the predicted
     latency; a header that is no time is answered by a 400. A client that goes while it
     waits gives up its place; one that goes later keeps its worker for as long as the
-    service works for it. Raises InvalidInput for options that cannot be.
+    service works for it. A service that raises, or answers with a status from 500, has
+    failed, which teaches nothing. Raises InvalidInput for options that cannot be.
     """
 
     def __init__(
@@ -92,7 +93,13 @@ class SequencerMiddleware:
         except InvalidInput as error:
             await _answer(send, 400, {"error": str(error)})
             return
-        client, served = _Client(receive), False
+        client, served, failed = _Client(receive), False, False
+
+        async def answer(message: MutableMapping[str, Any]) -> None:
+            nonlocal failed
+            failed |= message.get("status", 200) >= 500
+            await send(message)
+
         turn = self.controller.ask(self.kind(scope), self.features(scope), slo_s)
         try:
             if not await client.stays_for(turn.granted):
@@ -103,13 +110,17 @@ class SequencerMiddleware:
                 said = {"error": str(refusal), "predicted_s": refusal.predicted_s}
                 await _answer(send, 503, said, [again])
                 return
+            try:
+                await self.app(scope, client.receive, answer)
+            except Exception:
+                failed = True
+                raise
             served = True
-            await self.app(scope, client.receive, send)
         except asyncio.CancelledError:
-            served = False
+            failed = False
             raise
         finally:
-            turn.close(served)
+            turn.close(served, failed)
             client.close()
 
     def _objective(self, scope: Scope) -> float | None:

@@ -45,9 +45,9 @@ class Turn:
             wait_s, wait_s + sequencer.estimator.predict(self.kind, self.features)
         )
 
-    def close(self, served: bool) -> None:
-        """It is over: served, or its client went before."""
-        self.controller._close(self, served)
+    def close(self, served: bool, failed: bool = False) -> None:
+        """It is over: served, or `failed` while it ran, or its client went before."""
+        self.controller._close(self, served, failed)
 
 
 class AdmissionController:
@@ -95,20 +95,21 @@ class AdmissionController:
     ) -> AsyncIterator[None]:  # fmt: skip
         """Wait for a worker, and have it inside; raises Refused where none is granted.
 
-        What is left by an exception counts as served; what is cancelled has no client
-        any more, and teaches nothing.
+        What is left by an exception has failed, what is cancelled has no client any
+        more, and neither teaches anything.
         """
-        turn, served = self.ask(kind, features, slo_s), False
+        turn, served, failed = self.ask(kind, features, slo_s), False, False
         try:
             if not await turn.granted:
                 raise turn.refusal()
+            try:
+                yield
+            except Exception:
+                failed = True
+                raise
             served = True
-            yield
-        except asyncio.CancelledError:
-            served = False
-            raise
         finally:
-            turn.close(served)
+            turn.close(served, failed)
 
     def ask(
         self, kind: str = "", features: Sequence[float] = (),
@@ -134,11 +135,15 @@ class AdmissionController:
         if self.log is not None:
             self.log.close()
 
-    def _close(self, turn: Turn, served: bool) -> None:
+    def _close(self, turn: Turn, served: bool, failed: bool) -> None:
         self._turns.pop(turn.number, None)
         if turn.number in self.sequencer:
-            over = self.sequencer.end if served else self.sequencer.leave
-            self._apply(over(turn.number, self._now_s()))
+            now_s = self._now_s()
+            if served or failed:
+                decided = self.sequencer.end(turn.number, now_s, failed=failed)
+            else:
+                decided = self.sequencer.leave(turn.number, now_s)
+            self._apply(decided)
 
     def _now_s(self) -> float:
         """Seconds since the first request; clocks of loops may count milliseconds."""

@@ -149,7 +149,7 @@ def _retold(
         yield number, entry, made, live
 
 
-END, LEAVE, ARRIVE, LOOK = range(4)  # what happens, in this order at one time
+END, FAIL, LEAVE, ARRIVE, LOOK = range(5)  # what happens, in this order at one time
 
 
 def what_if(
@@ -159,7 +159,8 @@ def what_if(
 
     It is told the arrivals of the log, and the ends as its own starts and the service
     times of the log make them. Whoever left before it was served leaves when it did;
-    if it starts before, it takes the mean of its kind. Who had not ended when the log
+    if it starts before, it takes the mean of its kind. Whoever failed fails after as
+    long, and whoever left while it ran leaves likewise. Who had not ended when the log
     ends is left out. Estimates are learned anew, by `estimator` if it is given. Service
     times stay as they were, so the log is best of the same number of workers, and as
     full. Raises InvalidInput for a file that is no log or does not replay, for one in
@@ -183,12 +184,14 @@ def what_if(
             made = live.look(now_s)
         elif number not in live:
             continue
+        elif what == LEAVE:
+            made = live.leave(number, now_s)
         else:
-            made = live.end(number, now_s) if what == END else live.leave(number, now_s)
+            made = live.end(number, now_s, failed=what == FAIL)
         for begun in made.started:
-            over = LEAVE if past[begun].cut else END
             if past[begun].took_s < inf:
-                heappush(events, (now_s + past[begun].took_s, over, begun))
+                over_s = now_s + past[begun].took_s
+                heappush(events, (over_s, past[begun].over, begun))
         due_s = live.next_deadline_s + LOOK_S
         if due_s not in (look_s, inf):
             heappush(events, (due_s, LOOK, 0))
@@ -206,7 +209,7 @@ class _Request:
     started_s: float = inf
     took_s: float = inf
     left_s: float = inf  # before it started
-    cut: bool = False  # its client left while it ran
+    over: int = END  # or FAIL, or LEAVE: its client left while it ran
 
 
 def _past(path: Path) -> tuple[list[_Request], dict[str, Any]]:
@@ -235,7 +238,7 @@ def _past(path: Path) -> tuple[list[_Request], dict[str, Any]]:
             over = here.pop(entry["end" if "end" in entry else "leave"])
             if over.started_s < inf:
                 over.took_s = now_s - over.started_s
-                over.cut = "leave" in entry
+                over.over = LEAVE if "leave" in entry else _end_of(entry)
             else:
                 over.left_s = now_s
         for number in made.started:
@@ -244,12 +247,19 @@ def _past(path: Path) -> tuple[list[_Request], dict[str, Any]]:
     past = [r for r in requests if min(r.took_s, r.left_s) < inf]
     kinds: dict[str, list[float]] = {}
     for request in past:
-        if request.took_s < inf and not request.cut:
+        if request.took_s < inf and request.over == END:
             kinds.setdefault(request.about["kind"], []).append(request.took_s)
     for request in past:
         if request.took_s == inf and request.about["kind"] in kinds:
             request.took_s = fmean(kinds[request.about["kind"]])
     return past, settings
+
+
+def _end_of(entry: dict[str, Any]) -> int:
+    """How a request ended, as a line says that tells it."""
+    failed = entry.get("failed", False)
+    require(isinstance(failed, bool), f"failed={failed!r}: expected true or false")
+    return FAIL if failed else END
 
 
 def _tell(live: LiveSequencer, entry: dict[str, Any]) -> Decided:
@@ -259,7 +269,7 @@ def _tell(live: LiveSequencer, entry: dict[str, Any]) -> Decided:
         about = {key: entry[key] for key in ("kind", "features", "slo_s", "estimate_s")}
         return live.arrive(entry["arrive"], now_s, **about)
     if "end" in entry:
-        return live.end(entry["end"], now_s)
+        return live.end(entry["end"], now_s, failed=_end_of(entry) == FAIL)
     if "leave" in entry:
         return live.leave(entry["leave"], now_s)
     require("look" in entry, "expected an event: arrive, end, leave or look")

@@ -62,6 +62,7 @@ class Counts:
     late: int = 0
     refused: int = 0
     full: int = 0  # of the refused, for want of room to wait
+    failed: int = 0  # the service had no answer
     left: int = 0  # their clients were gone first
 
 
@@ -256,11 +257,19 @@ class LiveSequencer:
         self._held = np.append(self._held, i)
         return self._say(event, self._ask())
 
-    def end(self, number: int, now_s: float) -> Decided:
-        """Request `number`, which was running, has been served."""
+    def end(self, number: int, now_s: float, *, failed: bool = False) -> Decided:
+        """Request `number`, which was running, has been served, or has `failed`.
+
+        How long it took to fail says nothing of those that are served: it is not
+        learned, by a policy neither.
+        """
         now_s, i = self._time(now_s), self._place(number)
         require(self._runs(i), f"request {number} ends and has not started")
         self.now_s = now_s
+        if failed:
+            self.counts.failed += 1
+            event = {"end": int(number), "failed": True}
+            return self._say(event, self._ended(i, taught=False))
         self._learn(number, float(now_s - self._state.start_s[i]))
         if now_s <= self._deadline_s[i]:
             self.counts.on_time += 1
@@ -279,7 +288,7 @@ class LiveSequencer:
         self.counts.left += 1
         decided = Decided()
         if self._runs(i):
-            decided = self._ended(i, gone=True)
+            decided = self._ended(i, taught=False)
         elif i in self._held:
             self._held = self._held[self._held != i]
             self._forget(i)
@@ -387,12 +396,12 @@ class LiveSequencer:
         start_s, finish_s = self._state.start_s[i], self._state.finish_s[i]
         return bool(np.isnan(finish_s) and not np.isnan(start_s))
 
-    def _ended(self, i: int, gone: bool = False) -> Decided:
+    def _ended(self, i: int, taught: bool = True) -> Decided:
         """Slot i is free of what ran; its worker takes the next, and others may too."""
         before = self._state.progress[STARTED]
         self._commit(i)
         decided = Decided(started=self._begun(before))
-        if gone and self.policy.control is not None:  # it is as if it had never been
+        if not taught and self.policy.control is not None:  # as if it had never been
             known = self._known()
             self._make_room(known[known != i])
         if len(self._held):

@@ -12,6 +12,7 @@ _SAYS = {
     "late": "Requests that ended after their deadlines",
     "refused": "Requests that were refused",
     "full": "Requests that were refused for want of room to wait",
+    "failed": "Requests that the service had no answer to",
     "left": "Requests whose clients went first",
 }
 
