@@ -165,7 +165,7 @@ def _cancel(
     for i in largest.split(1):
         left = x.float() @ factors
         if bias is not None:
-            left = left + bias.index_select(0, chosen)
+            left = left + bias.index_select(0, chosen).float()
         x.index_copy_(0, i, (-left / factors[i]).to(x.dtype).nan_to_num(0.0, 0.0, 0.0))
 
 
