@@ -156,9 +156,7 @@ def test_what_a_log_of_fifo_says_of_a_policy_is_what_that_policy_does(
     for column_s in (trace.arrival_s, trace.service_s):  # so that sums are exact
         column_s[:] = np.ceil(column_s * 2**30) / 2**30
     stays_s = [slo_s / 2, 4 * slo_s]  # some that start elsewhere have ended by then
-    leaves = [
-        (float(trace.arrival_s[i]) + stays_s[i % 2], i) for i in range(0, 300, 7)
-    ]
+    leaves = [(float(trace.arrival_s[i]) + stays_s[i % 2], i) for i in range(0, 300, 7)]
     start_s, *_ = drive(sequencer("fifo", trace), trace, leaves=leaves)
     leaves = [(t, i) for t, i in leaves if np.isnan(start_s[i])]  # before they start
     gone = [i for _, i in leaves]  # who would have taken what others took
