@@ -44,7 +44,7 @@ KINDS = {  # what is demanded of a claim, and what is said of those that hold
     ),
     "time": (
         "Expected to differ",
-        "times are as the measured rates of disk and processor predict",
+        "times lie within the factor that is allowed around what rates predict",
     ),
 }  # fmt: skip
 
