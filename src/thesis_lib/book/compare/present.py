@@ -429,7 +429,12 @@ def book_lines(comparison: Comparison, run: str, figure: str | None) -> list[str
 def doubts_section(doubted: Mapping[str, Mapping[str, str]], style: Style) -> Section:
     """Which times of a run should not be believed, each with why, and what to do."""
     notes = []
-    for chapter, names in doubted.items():
+    for chapter, of_chapter in doubted.items():
+        names = {
+            name: why
+            for name, why in of_chapter.items()
+            if not name.endswith(("_low", "_high", "_n", "_interval"))
+        }
         for why in dict.fromkeys(names.values()):
             same = ", ".join(name for name, reason in names.items() if reason == why)
             notes.append(
@@ -437,8 +442,8 @@ def doubts_section(doubted: Mapping[str, Mapping[str, str]], style: Style) -> Se
             )
     return Section(
         "Times in doubt",
-        "These times of this run should not be believed, and are marked wherever the "
-        "book cites them. They were measured while something else ran, each try of "
+        "These times of this run should not be believed, and are marked wherever a "
+        "chapter cites them. They were measured while something else ran, each try of "
         "them, or differ from the reference by more than the rates of the two machines "
         "say. To measure again, end what else runs and give `thesis run` the chapter "
         "and `--again`.",
