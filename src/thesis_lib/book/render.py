@@ -236,8 +236,8 @@ def _large_runs() -> list[str]:
             f"### `{name}`",
             "",
             f"{run['points']} points, {len(run['failed'])} of them failed; {whole} on "
-            f"{run['workers']} workers, {longest} for the longest; at "
-            f"`{run['commit']}`.",
+            f"{run['workers']} worker{'s' * (run['workers'] > 1)}, {longest} for the "
+            f"longest; at `{run['commit']}`.",
             *markdown_table(
                 map(markdown, run["rows"][0]),
                 [[_large_cell(*cell) for cell in row.items()] for row in run["rows"]],
