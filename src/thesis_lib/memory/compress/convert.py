@@ -360,8 +360,11 @@ def compress_checkpoint(  # the options of the command, one by one
 ) -> dict[str, Any]:
     """Write `checkpoint` smaller into the new folder `out`, as the command prints it.
 
-    The options say what `CompressionConfig` does: one of `weights`, `rank_ratio` and
-    `bits`, and a calibration text, by default *Persuasion*.
+    One of three is asked for: `weights`, a format of packed weights or "lossless";
+    `rank_ratio`, the share of the entries of the layers' matrices that low-rank factors
+    keep; or `bits` of GPTQ, with a scale for each `group` inputs and, with a
+    `correction_rank`, factors of that rank beside each matrix. The last two read a
+    `calibration` text, in UTF-8, by default *Persuasion*.
 
     Returns the bytes of the tensors and the perplexities before and after, of `tokens`
     tokens of each held-out text in windows of `context`, through streamed models:

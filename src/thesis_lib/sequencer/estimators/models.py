@@ -396,7 +396,8 @@ def estimator(
 
     `noisy` (of `sigma`) and `oracle` read the judged trace, `truth`, and are refused
     without it; no other estimator receives it. A learned one estimates what its model
-    does, or, with an `aim`, the median or the mean: see `Aimed`.
+    does, or, with an `aim`, the "median" or the "mean": times the factor that moves it
+    there on the last part of its past, which it is not fitted on.
 
     >>> from thesis_lib.sequencer import estimator, predict_all, scenario
     >>> past, coming = scenario("A", n=500, seed=1), scenario("A", n=3, seed=2)

@@ -362,12 +362,19 @@ class Serving:
 def serve(*, policy: str, **options: Any) -> dict:
     """Measure `policy` live, beside FIFO on the same requests, round by round.
 
-    `options` are fields of `Serving`; `load` and `seconds` have no default. A closed
-    loop over `burst` transactions first measures the saturation of FIFO on this engine;
-    that burst is also the past that the estimator learns from, from static features
-    alone, unless it is read from a file; it predicts a log before its run. Keys as of
-    `grid.simulate_cell`; the lower bound takes the service times that the rounds under
-    FIFO measured. Raises InvalidInput for what cannot be run.
+    `load`, the rate of Poisson arrivals over the saturation of FIFO, and `seconds`, of
+    all rounds together under each of policy and FIFO, have no default. The others have:
+    `engine` ("sqlite") and the `dsn` of a PostgreSQL, `workload` ("tpcc") with its
+    `mix`, `zipf` and `warehouses` (2), `workers` (2), `estimator` ("boosted", another
+    learned one, or a file), `rounds` (5) of at least `fewest` transactions, `slo_s`,
+    `batch_size` (10) and `flush_s` (1e-3) for policies that gather batches, and `seed`.
+
+    A closed loop over `burst` (2,000) transactions first measures the saturation of
+    FIFO on this engine; that burst is also the past that the estimator learns from,
+    from static features alone, unless it is read from a file; it predicts a log before
+    its run. Returns what `thesis serve --json` prints; the lower bound in it takes the
+    service times that the rounds under FIFO measured. Raises InvalidInput for what
+    cannot be run.
 
     >>> from thesis_lib.sequencer import serve
     >>> short = {"seconds": 0.2, "rounds": 2, "burst": 400, "fewest": 50}
