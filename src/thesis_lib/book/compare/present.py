@@ -29,7 +29,7 @@ from thesis_lib.book.compare.comparison import (
     describe_machine,
     quantity,
 )
-from thesis_lib.book.execute.claims import RESOURCES, Claim, Verdict, percent
+from thesis_lib.book.execute.claims import RESOURCES, Claim, percent
 from thesis_lib.book.execute.pages import render_page
 from thesis_lib.book.execute.records import Number, Record
 from thesis_lib.common.errors import InvalidInput, choice
@@ -211,10 +211,6 @@ def _published(claim: Claim, style: Style) -> Any:
     return style.source.format(amount, known["source"]) if known else amount
 
 
-def _why(verdict: Verdict) -> str:
-    return "" if verdict.state == "good" else verdict.text
-
-
 _OF_KIND: dict[str, dict[str, Callable[[Row], str]]] = {  # columns of one kind alone
     "exact": {},
     "record": {},
@@ -245,8 +241,6 @@ def claims_section(rows: Sequence[Row], kind: str, style: Style) -> Section:
     }
     if any(row.claim.published for row in rows):
         columns["Published"] = [_published(row.claim, style) for row in rows]
-    if any(row.verdict.state != "good" for row in rows):
-        columns["Why"] = [style.text(_why(row.verdict)) for row in rows]
     table = [*zip(*columns.values(), strict=True)]
     return Section(KINDS[kind][0], summary(rows), (), [*columns], table)
 
