@@ -191,7 +191,7 @@ def what_if(
         for begun in made.started:
             if past[begun].took_s < inf:
                 over_s = now_s + past[begun].took_s
-                heappush(events, (over_s, past[begun].over, begun))
+                heappush(events, (over_s, past[begun].how, begun))
         due_s = live.next_deadline_s + LOOK_S
         if due_s not in (look_s, inf):
             heappush(events, (due_s, LOOK, 0))
@@ -209,7 +209,7 @@ class _Request:
     started_s: float = inf
     took_s: float = inf
     left_s: float = inf  # before it started
-    over: int = END  # or FAIL, or LEAVE: its client left while it ran
+    how: int = END  # it ended; or FAIL, or LEAVE: its client left while it ran
 
 
 def _past(path: Path) -> tuple[list[_Request], dict[str, Any]]:
@@ -238,7 +238,7 @@ def _past(path: Path) -> tuple[list[_Request], dict[str, Any]]:
             over = here.pop(entry["end" if "end" in entry else "leave"])
             if over.started_s < inf:
                 over.took_s = now_s - over.started_s
-                over.over = LEAVE if "leave" in entry else _end_of(entry)
+                over.how = LEAVE if "leave" in entry else _end_of(entry)
             else:
                 over.left_s = now_s
         for number in made.started:
@@ -247,7 +247,7 @@ def _past(path: Path) -> tuple[list[_Request], dict[str, Any]]:
     past = [r for r in requests if min(r.took_s, r.left_s) < inf]
     kinds: dict[str, list[float]] = {}
     for request in past:
-        if request.took_s < inf and request.over == END:
+        if request.took_s < inf and request.how == END:
             kinds.setdefault(request.about["kind"], []).append(request.took_s)
     for request in past:
         if request.took_s == inf and request.about["kind"] in kinds:
