@@ -323,3 +323,9 @@ def test_several_runs_are_held_against_the_first(folder, data):
     done = thesis("compare", "reference", folder, data / "reference" / "smoke")
     assert done.exit_code == 0, done.stderr
     assert "2 of 2 exact claims are equal" in done.stdout
+
+
+def test_times_in_doubt_are_named_without_the_ends_of_their_intervals():
+    why = dict.fromkeys(("step_s", "step_s_low", "step_s_high", "step_s_n"), "busy")
+    section = present.doubts_section({"04_evaluation": why}, present.TERMINAL)
+    assert [*section.notes] == ["chapter 4, step_s: busy"]
