@@ -3,9 +3,10 @@
 The breaks stand in `scripts/mutants.yml`. Works on a copy of the package, never on the
 checkout: killed at any moment it leaves nothing broken behind. Run it with `make
 mutants`; `scripts/mutate.py WORD…` tries those mutants alone whose name, file or tests
-hold one of the words.
+hold one of the words. Where `make test` has just passed, `--tested` halves the time.
 """
 
+import argparse
 import os
 import shlex
 import shutil
@@ -134,14 +135,19 @@ def survives(mutant: Mutant, base: Path) -> bool:
 
 def main() -> None:
     """Try every chosen mutant, one a core; the exit status counts the survivors."""
-    tried = chosen(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("word", nargs="*", help="of a name, a file or its tests")
+    said = "do not look first whether the tests pass without a mutant"
+    parser.add_argument("--tested", action="store_true", help=said)
+    asked = parser.parse_args()
+    tried = chosen(asked.word)
     with (
         tempfile.TemporaryDirectory() as whole,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
         base = copied(ROOT / "src", whole)
         shutil.copytree(ROOT / "benchmarks", base / "benchmarks")
-        named = sorted({mutant.tests for mutant in tried})
+        named = [] if asked.tested else sorted({mutant.tests for mutant in tried})
         sound = pool.map(lambda tests: passes(tests, base), named)
         if red := [
             tests for tests, green in zip(named, sound, strict=True) if not green

@@ -38,11 +38,12 @@ class Database:
         self.waiting, self.held = {}, {}
         self.missing, self.ready, self.started = {}, deque(), 0
         self.granted_s, self.start_s, self.finish_s = {}, {}, {}
-        self.heap, self.log = [], []
+        self.heap, self.log, self.dispatch_s = [], [], {}
 
     def append(self, i, at_s):
         heapq.heappush(self.heap, (at_s, DISPATCH, len(self.log), i))
         self.log.append(i)
+        self.dispatch_s[i] = at_s
 
     def _grant(self, key, now):
         queue, held = self.waiting.setdefault(key, deque()), self.held

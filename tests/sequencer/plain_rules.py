@@ -5,13 +5,17 @@ with the look-ahead that forecasts for it.
 """
 
 import heapq
-from math import sqrt
+from math import floor, sqrt
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
+from thesis_lib.sequencer.core.events import LOGGED
+from thesis_lib.sequencer.core.locks import NONE
 from thesis_lib.sequencer.core.trace import Decision
 from thesis_lib.sequencer.policies.registry import THESIS
+from thesis_lib.sequencer.policies.rules import BREAKWATER, GRADIENT
 
 
 class Row(NamedTuple):
@@ -33,6 +37,18 @@ def decide_plainly(policy, lookahead, batch, now_s):
     rows = rows_of(batch.ids, batch.deadline_s, forecast)
     nothing = {"seen": 0, "total_s": 0.0, "above_s": None, "next_s": 0.0, "count": 0}
     remembered = vars(lookahead).setdefault("remembered", nothing | {"dropping": False})
+    watch = vars(lookahead).setdefault("watch", Watch(lookahead, now_s, code))
+    if name == "headroom":
+        return decided(*drop_and_reorder("drop", policy, lookahead, batch, now_s))
+    if name in ("gradient2", "breakwater"):
+        limit = getattr(watch, name)(now_s)
+        room = max(int(limit) - forecast.in_flight, 0)
+        return decided(rows[:room], rows[room:])
+    if name in ("envoy", "lock-queue-cap"):
+        lost = getattr(watch, name.replace("-", "_"))(rows, now_s)
+        return decided([row for row in rows if row not in lost], lost)
+    if name == "adaptive-lifo":
+        return decided(*watch.adaptive_lifo(rows, forecast.in_flight, now_s))
     if name in ("fifo", "fifo-batched"):
         return decided(rows, [])
     if name == "random-drop":
@@ -164,3 +180,116 @@ def sacrificed(rows, now_s, cores):
             end_s += shorter_s / cores
             heapq.heappop(longest)
     return {row.id for row in rows} - {rows[at].id for _, at in longest}
+
+
+class Watch:
+    """A database that is observed, by the rules that estimate nothing."""
+
+    def __init__(self, lookahead, now_s, code):
+        self.lookahead, self.code, self.heard = lookahead, code, set()
+        self.at_s, self.idle_s = now_s, 0.0
+        self.limit = {GRADIENT: 2.5 * code.cores, BREAKWATER: 1.0 * code.cores}.get(
+            code.kind
+        )
+        self.long_s, self.renewals, self.sum_s, self.number, self.most = 0, 0, 0.0, 0, 0
+        self.outcomes, self.drawn = [], 0
+
+    def entries(self):
+        """What the log holds: id, when it was handed over, started and committed."""
+        plain = getattr(self.lookahead, "database", None)
+        world = None if plain else self.lookahead.memory.world
+        log = plain.log if plain else world.log[: world.progress[LOGGED]].tolist()
+        for at, i in enumerate(log):
+            if plain:
+                began_s, ended_s = plain.dispatch_s[i], plain.finish_s.get(i, np.nan)
+                start_s = plain.start_s.get(i, np.nan)
+            else:
+                began_s, ended_s = world.dispatch_s[at], world.finish_s[i]
+                start_s = world.start_s[i]
+            yield SimpleNamespace(
+                id=i, began_s=began_s, ended_s=ended_s, waits=np.isnan(start_s),
+                flies=np.isnan(ended_s),
+            )  # fmt: skip
+
+    def queues(self, i):
+        """How many writers wait for each key that transaction i asks for."""
+        plain = getattr(self.lookahead, "database", None)
+        if plain:
+            waiting = [plain.waiting.get(key, ()) for key, _ in plain.sets[i]]
+            return [sum(alone for _, alone in queue) for queue in waiting]
+        table, found = self.lookahead.memory.world.table, []
+        for key in table.keys[table.offsets[i] : table.offsets[i + 1]]:
+            behind, writers = table.head[key], 0
+            while behind != NONE:
+                writers += table.exclusive[behind]
+                behind = table.follows[behind]
+            found.append(writers)
+        return found
+
+    def commits(self):
+        """Those that were not heard of before."""
+        new = [e for e in self.entries() if not e.flies and e.id not in self.heard]
+        self.heard |= {entry.id for entry in new}
+        return new
+
+    def gradient2(self, now_s):
+        new = self.commits()
+        self.most = max(self.most, sum(e.flies for e in self.entries()) + len(new))
+        for entry in new:
+            self.sum_s += entry.ended_s - entry.began_s
+        self.number += len(new)
+        if now_s - self.at_s < self.code.interval_s:
+            return self.limit
+        if self.number >= 10:
+            mean_s = self.sum_s / self.number
+            self.renewals += 1
+            weight = 1 / self.renewals if self.renewals <= 10 else 2 / 601
+            self.long_s += weight * (mean_s - self.long_s)
+            ratio = self.long_s / mean_s
+            self.long_s *= 0.9 if ratio > 2 else 1.0
+            if self.most >= self.limit / 2:
+                grown = np.clip(ratio, 0.5, 1.0) * self.limit + 4
+                limit = 0.8 * self.limit + 0.2 * grown
+                self.limit = np.clip(limit, 2.5 * self.code.cores, 25 * self.code.cores)
+        self.at_s, self.sum_s, self.number, self.most = now_s, 0.0, 0, 0
+        return self.limit
+
+    def breakwater(self, now_s):
+        target_s, cores = self.code.target_s, self.code.cores
+        began_s = [e.began_s for e in self.entries() if e.waits]
+        delay_s = max(now_s - began_s[0], 0.0) if began_s else 0.0
+        if now_s - self.at_s >= self.code.interval_s:
+            self.at_s = now_s
+            if delay_s < target_s:
+                self.limit = min(self.limit + 1, 64 * cores)
+            else:
+                shrunk = max(1 - 0.02 * (delay_s - target_s) / target_s, 0.5)
+                self.limit = max(shrunk * self.limit, cores)
+        return self.limit if delay_s < 2 * target_s else 0
+
+    def envoy(self, rows, now_s):
+        current = floor(now_s * 10 / self.code.interval_s)
+        seen = self.lookahead
+        deadline_s = getattr(seen, "memory", seen).deadline_s
+        for entry in self.commits():
+            self.outcomes.append((current, entry.ended_s <= deadline_s[entry.id]))
+        known = [good for at, good in self.outcomes if at > current - 10]
+        share = (len(known) - sum(known) / 0.95) / (len(known) + 1)
+        share, first = np.clip(share, 0.0, 0.8), self.drawn
+        self.drawn += len(rows)
+        coins = [coin(self.code.seed, at) for at in range(first, self.drawn)]
+        return [row for row, drawn in zip(rows, coins, strict=True) if drawn < share]
+
+    def lock_queue_cap(self, rows, now_s):
+        most = self.code.most
+        return [row for row in rows if max(self.queues(row.id), default=0) >= most]
+
+    def adaptive_lifo(self, rows, in_flight, now_s):
+        crowded = len(rows) > self.code.most - in_flight
+        if not crowded:
+            self.idle_s = now_s
+        standing = now_s - self.idle_s > self.code.interval_s
+        spare_s = self.code.standing_s if standing else self.code.spare_s
+        rows = rows[::-1] if crowded else rows
+        lost = [row for row in rows if row.deadline_s - now_s < spare_s]
+        return [row for row in rows if row not in lost], lost

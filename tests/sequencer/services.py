@@ -12,7 +12,8 @@ from thesis_lib.sequencer.live import LiveSequencer
 WORKERS, SLO_S = 4, 0.004
 AT_ONCE = [
     "fifo", "bid-price", "codel", "queue-cap", "late-edf", "late-sjf", "least-slack",
-    "startable-first", "late-demote",
+    "startable-first", "late-demote", "adaptive-lifo", "breakwater", "envoy",
+    "gradient2", "headroom",
 ]  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from thesis_lib.common import units
 from thesis_lib.common.errors import InvalidInput, Lost, choice, require
 
 POLICY_HELP = (
-    "fifo, drop, reorder, hybrid (or drop-corrected, …), queue-cap, codel, edf, sjf, "
-    "late-edf, late-sjf, least-slack, bid-price, …; or one of your own, as "
+    "fifo, drop, reorder, hybrid (or drop-corrected, …), queue-cap, codel, breakwater, "
+    "envoy, edf, sjf, late-edf, late-sjf, least-slack, bid-price, …; or your own, as "
     "FILE.py:FUNCTION."
 )
 

@@ -39,6 +39,7 @@ from thesis_lib.sequencer.live import (
     LiveSequencer,
     OnlineEstimator,
 )
+from thesis_lib.sequencer.live.controller import Ending
 
 _SAYS = logging.getLogger(__name__)
 _FEATURES = ("passes", "tokens")
@@ -114,7 +115,7 @@ class Answer:
     def __init__(self, ask: Ask, loop: asyncio.AbstractEventLoop) -> None:
         self.ask = ask
         self.ended: Ended | None = None
-        self.failed = False
+        self.ending: Ending = "left"
         self._loop, self._pieces = loop, asyncio.Queue[str | Ended | Exception]()
         self.lane: Lane | None = None  # of the thread that writes
 
@@ -127,10 +128,10 @@ class Answer:
         while True:
             piece = await self._pieces.get()
             if isinstance(piece, Exception):
-                self.failed = True
+                self.ending = "failed"
                 raise piece
             if isinstance(piece, Ended):
-                self.ended = piece
+                self.ended, self.ending = piece, "served"
                 return
             yield piece
 
@@ -276,7 +277,7 @@ class ModelService:
                 self.estimator.used(self._passes(ask, ended.tokens))
             elif begun:  # its client is gone, or something failed
                 self._orders.put(answer)
-            turn.close(ended is not None, answer.failed)
+            turn.close(answer.ending)
 
     def _require_model(self) -> None:
         if self.fault is not None:

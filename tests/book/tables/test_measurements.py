@@ -9,6 +9,7 @@ from thesis_lib.book.tables import measurements
 from thesis_lib.common import files
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import GiB, MiB
+from thesis_lib.sequencer.policies.registry import LATE_BOUND, WATCHING
 
 MADE = {"commit": "0123456789", "machine": {"cpu": "a processor", "cores": 2}}
 STREAMED = {
@@ -281,3 +282,21 @@ def test_a_batch_is_told_over_one_sequence():
     steps = {"drain": [1.0], "1": [2.0, 2.0], "8": [2.1], "64": [2.4, 9, 2]}
     (row,) = measurements.batches({"steps": {"tiny": steps}}).to_dict("records")
     assert row == pytest.approx({8: 1.05, 64: 1.2})
+
+
+def test_every_rule_is_shipped_with_the_best_constants_of_its_record():
+    found = measurements.rivals(measurements.read("rivals"))
+    assert set(found.index) == {*WATCHING, *LATE_BOUND}
+    assert (found["shipped"] == found["least"]).all()
+    assert (found["tried"] > 2).all()
+
+
+def test_violations_of_a_setting_are_means_over_its_loads():
+    record = measurements.read("rivals")
+    found = measurements.rivals_by_setting(record)
+    for point in record["points"]:
+        if point["shipped"]:
+            for at, setting in enumerate(record["settings"]["settings"]):
+                mean = np.mean(point["percent"][3 * at : 3 * at + 3])
+                assert found.loc[point["policy"], setting] == pytest.approx(mean)
+    assert found["all"].is_monotonic_increasing

@@ -119,11 +119,16 @@ def test_what_is_read_is_read_once_for_all(model):
     assert read_by(model, write) == read_by(model, drain_as_often)
 
 
-@pytest.mark.parametrize("mixes", [False, True])
+@pytest.mark.parametrize(
+    ("mixes", "pass_tokens", "at_once"), [(False, 4, 3), (True, 4, 1), (False, 3, 1)]
+)
 def test_a_matrix_is_multiplied_once_for_all_where_no_kernel_mixes_rows(
-    folder, monkeypatch, mixes
+    folder, monkeypatch, mixes, pass_tokens, at_once
 ):
-    """Of the layers, the prompts apart: they are passes of several rows."""
+    """Of the layers, the prompts apart: they are passes of several rows.
+
+    And where a plan allows a pass as many rows as a trial of kernels holds.
+    """
     rows = []
 
     def counted(x, *weights):
@@ -132,12 +137,12 @@ def test_a_matrix_is_multiplied_once_for_all_where_no_kernel_mixes_rows(
 
     monkeypatch.setattr(together, "mixes_rows", lambda *_: mixes)
     monkeypatch.setattr(together, "linear", counted)
-    shape = {"context": 8, "pass_tokens": 4, "logit_tokens": 1, "batch": 3}
+    shape = {"context": 8, "pass_tokens": pass_tokens, "logit_tokens": 1, "batch": 3}
     with StreamedModel(folder, tiny.plan_tight(folder, 0, 2, **shape)) as model:
 
         def write():
             cache = model.new_cache()
-            model.step(tiny.tokens(0, 1, 4), cache, keep=1)
+            model.step(tiny.tokens(0, 1, pass_tokens), cache, keep=1)
             model.step(tiny.tokens(1, 1, 1), cache)
 
         texts = Together(model)
@@ -146,9 +151,9 @@ def test_a_matrix_is_multiplied_once_for_all_where_no_kernel_mixes_rows(
         texts.step()
         rows.clear()
         texts.step()
-    assert set(rows) == {1 if mixes else 3}
+    assert set(rows) == {at_once}
     matrices = 7 * model.spec.layers + 1
-    assert len(rows) == matrices * (3 if mixes else 1)
+    assert len(rows) == matrices * (3 // at_once)
 
 
 def in_type(folder, dtype):

@@ -190,7 +190,7 @@ def test_a_body_that_comes_after_its_turn_is_not_lost():
             first = service.control.ask()
             second = asyncio.create_task(client.post("/echo", content=body()))
             await asyncio.sleep(0.05)
-            first.close(served=True)
+            first.close("served")
             assert (await second).text == "slowly"
 
     run(story())
@@ -210,7 +210,7 @@ def test_a_client_that_goes_while_it_sends_gives_up_its_place():
         scope = {"type": "http", "method": "POST", "path": "/echo", "headers": []}
         await service.app(scope, receive, None)
         assert service.counts.left == 1
-        first.close(served=True)
+        first.close("served")
 
     run(story())
 
@@ -262,7 +262,7 @@ def test_a_call_that_is_cancelled_at_any_moment_keeps_no_worker():
             first = service.control.ask()
             call = asyncio.create_task(service.app(dict(scope), never, unheard))
             await asyncio.sleep(0.01)
-            first.close(served=True)  # and the call is granted its turn
+            first.close("served")  # and the call is granted its turn
             for _ in range(steps):
                 await asyncio.sleep(0)
             call.cancel()

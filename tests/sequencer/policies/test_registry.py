@@ -11,11 +11,11 @@ from thesis_lib.sequencer.policies import registry
 from thesis_lib.sequencer.policies.admission import BidPriceParameters
 from thesis_lib.sequencer.policies.registry import (
     AS_PUBLISHED,
-    INTERVAL,
+    LATE_BOUND,
     POLICIES,
-    QUEUE,
     RENAMED,
     Defects,
+    QueueParameters,
     policy,
 )
 from thesis_lib.sequencer.policies.rules import decide_compiled
@@ -24,6 +24,7 @@ from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 MS = 1e-3
+USED = QueueParameters()
 
 
 def made(name, **options):
@@ -42,6 +43,7 @@ class Sequencer:
         state.log[: len(logged)], state.progress[LOGGED] = logged, len(logged)
         state.dispatch_s[: len(logged)] = 0.0
         advance(state, service_s, 0.0, False)
+        self.run = lambda now_ms: advance(state, service_s, MS * now_ms, False)
         self.code, self.ids = given.code, np.setdiff1d(np.arange(n), logged)
         self.lookahead = given.make_lookahead(
             state, keys, service_s, arrival_s + 12.5 * MS, 0.0, 0.0
@@ -140,7 +142,7 @@ def test_a_capped_queue_takes_what_the_cores_can_finish():
     # Of 8 cores times 12.5 ms, a share; 10 transactions are past the sequencer.
     for service_ms in (0.51, 1.03, 2.11):
         sequencer = Sequencer(made("queue-cap"), [service_ms] * 210, logged=range(10))
-        fits = int(QUEUE * 12.5 * 8 / service_ms) - 10
+        fits = int(USED.room * 12.5 * 8 / service_ms) - 10
         assert sequencer.decide()[0] == list(range(10, 10 + fits))
     huge = Sequencer(made("queue-cap"), [900, 900]).decide()
     assert huge == ([0], [1])  # or nothing would ever run
@@ -158,14 +160,14 @@ def test_a_capped_queue_bounds_the_latency_at_any_load():
             at_rate(alone, per_s, seed=2), given, alone.service_s, cores=cores,
             slo_s=12.5 * MS,
         )  # fmt: skip
-        full = int(QUEUE * 12.5 * cores)  # transactions, each of a millisecond
+        full = int(USED.room * 12.5 * cores)  # transactions, each of a millisecond
         assert np.nanmax(history.latency_s) <= full / cores * MS + MS
         assert history.dropped.any() == (per_s > 8_000)
 
 
 def test_codel_drops_after_an_interval_and_then_ever_faster():
     # Everything that comes to the front has waited too long, looked at each 0.01 ms.
-    interval_ms, drops_ms = INTERVAL * 12.5, []
+    interval_ms, drops_ms = USED.interval * 12.5, []
     sequencer = Sequencer(made("codel"), np.ones(9), arrival_ms=-1e6)
     for now_ms in np.arange(0, 8 * interval_ms, 0.01):
         _, dropped = sequencer.decide(now_ms=now_ms)
@@ -179,12 +181,86 @@ def test_codel_drops_after_an_interval_and_then_ever_faster():
 
 def test_codel_forgives_a_queue_that_was_short_once_in_the_interval():
     sequencer = Sequencer(made("codel"), [1.0, 1.0], arrival_ms=[-1e6, 1e6])
-    interval_ms = INTERVAL * 12.5
+    interval_ms = USED.interval * 12.5
     for at in range(20):
         assert sequencer.decide([0], 0.9 * at * interval_ms) == ([0], [])
         assert sequencer.decide([1], (0.9 * at + 0.5) * interval_ms) == ([1], [])
     assert sequencer.decide([0], 18.9 * interval_ms) == ([0], [])  # since just now
     assert sequencer.decide([0], 20.0 * interval_ms) == ([], [0])
+
+
+def alike(n, writes=()):
+    """Transactions of a millisecond that write these keys, in an overload of 1.5."""
+    trace = replace(
+        scenario("A", n, seed=1), service_s=np.full(n, MS),
+        units_s=np.full((n, 1), MS),
+        keys=KeySets.from_lists([[]] * n, [[*writes]] * n),
+    )  # fmt: skip
+    return at_rate(trace, 12_000.0, seed=2)
+
+
+def overloaded(name, trace, **terms):
+    given = made(name, terms=QueueParameters(**terms))
+    return simulate(trace, given, trace.service_s, cores=8, slo_s=12.5 * MS)
+
+
+def test_nobody_starts_who_waited_beyond_the_patience_of_adaptive_lifo():
+    trace = alike(4_000)
+    history = overloaded("adaptive-lifo", trace, depth=1.0)
+    waited_s = history.start_s - trace.arrival_s
+    patience_s = USED.patience * 12.5 * MS
+    assert np.nanmax(waited_s[trace.arrival_s <= patience_s]) <= patience_s
+    # From then on the queue has always stood, and who comes last goes first.
+    later = trace.arrival_s > 2 * patience_s
+    assert np.nanmax(waited_s[later]) <= USED.standing * 12.5 * MS
+    assert np.nanmedian(waited_s[later]) < MS
+    assert abs(history.dropped[later].mean() - 1 / 3) < 0.02  # what cores cannot do
+
+
+@pytest.mark.parametrize("writers", [1, 5])
+def test_no_lock_has_a_longer_queue_than_its_cap(writers):
+    trace = alike(500, writes=[0])
+    history = overloaded("lock-queue-cap", trace, writers=writers)
+    here = [
+        ((trace.arrival_s <= now_s) & (history.finish_s > now_s)).sum()
+        for now_s in trace.arrival_s
+    ]
+    assert max(here) == writers + 1  # one holds it
+    assert history.dropped.any()
+
+
+def test_envoy_refuses_the_share_that_fails():
+    # Of eight that have committed, some in time: the share is the formula's.
+    for late in (0, 1, 4, 8):
+        service_ms = [1.0] * (8 - late) + [20.0] * late + [1.0] * 4_000
+        sequencer = Sequencer(made("envoy"), service_ms, logged=range(8))
+        sequencer.run(21.0)
+        dropped = sequencer.decide(now_ms=21.0)[1]
+        share = min(max((8 - (8 - late) / 0.95) / 9, 0.0), 0.8)
+        assert abs(len(dropped) / 4_000 - share) < 4 * np.sqrt(0.25 / 4_000)
+    later_ms = 21.0 + USED.window * 12.5  # all of them are forgotten
+    assert sequencer.decide(now_ms=later_ms)[1] == []
+
+
+def test_gradient2_lets_its_limit_grow_slowly_while_latencies_do_not():
+    history = overloaded("gradient2", alike(20_000))
+    in_system = [
+        np.sum(history.finish_s[: i + 1] > now_s)
+        for i, now_s in enumerate(history.arrival_s)
+    ]
+    renewals = history.arrival_s // (USED.gradient * 12.5 * MS)
+    most = np.maximum.accumulate(in_system)
+    assert max(in_system[:100]) == 20  # two and a half a core, and the least
+    assert (most <= 20 + 0.2 * 4 * renewals).all()
+    assert 20 < most[-1] < 30  # each step makes latencies longer, which counts
+
+
+def test_breakwater_keeps_the_delay_of_its_queue_near_the_target():
+    trace = alike(20_000)
+    history = overloaded("breakwater", trace, delay=0.4)
+    waited_s = (history.start_s - trace.arrival_s)[10_000:]
+    assert 0.2 * 12.5 * MS < np.nanmedian(waited_s) < 0.6 * 12.5 * MS
+    assert np.nanmax(waited_s) <= 2 * 0.4 * 12.5 * MS + 2 * MS
 
 
 def test_random_drop_drops_its_share_and_repeats():
@@ -227,7 +303,7 @@ def test_a_policy_has_as_many_groups_as_it_was_made_for():
 def test_a_function_is_a_policy_with_the_surroundings_of_late_edf():
     def by_deadline(batch, forecast, now_s):
         order = np.argsort(batch.deadline_s, kind="stable")
-        return batch.decide(order, forecast.p_on_time < 0.8)
+        return batch.decide(order, forecast.p_on_time < LATE_BOUND["late-edf"][1])
 
     spec = SCENARIOS["C"]
     trace = at_rate(scenario("C", 600, seed=3), 12_000.0, seed=4)
@@ -408,7 +484,9 @@ def test_a_file_that_cannot_be_run_is_named(tmp_path, text, says):
         ("bid-price", {"gap": -0.1}, "gap=-0.1"),
         ("bid-price", {"groups": 0}, "groups=0"),
         ("late-edf", {"gap": 0.1}, "only 'bid-price' has"),
-        ("fifo", {"terms": BidPriceParameters()}, "only 'bid-price' has"),
+        ("fifo", {"terms": BidPriceParameters()}, "'fifo' not these"),
+        ("codel", {"terms": BidPriceParameters()}, "a queue QueueParameters"),
+        ("bid-price", {"terms": USED}, "'bid-price' takes BidPriceParameters"),
     ],
 )
 def test_parameters_that_no_policy_can_have_are_refused(name, changed, says):

@@ -436,3 +436,42 @@ def few_bits(record: dict[str, Any]) -> pd.DataFrame:
         }
     made = pd.DataFrame.from_dict(rows, orient="index")
     return made.sort_values(["bits", "perplexity"], ascending=[True, False])
+
+
+def rivals(record: dict[str, Any]) -> pd.DataFrame:
+    """A row a rule: its constants, each with the least and the most that was tried.
+
+    Then how many combinations, and their scores, mean violations in percent: as it is
+    shipped, the least and the most of all.
+    """
+    rows = {}
+    points = pd.DataFrame(record["points"])
+    for name, tried in points.groupby("policy", sort=False):
+        (shipped,) = tried[tried["shipped"]].to_dict("records")
+        if not shipped["constants"]:  # bid-price, as it is
+            continue
+        ends = pd.DataFrame(tried["constants"].tolist()).agg(["min", "max"])
+        scores = tried["score"]
+        rows[name] = {
+            "constants": ", ".join(
+                f"{of} {value:g} ({ends[of]['min']:g}–{ends[of]['max']:g})"
+                for of, value in shipped["constants"].items()
+            ),
+            "tried": len(tried),
+            "shipped": shipped["score"],
+            "least": scores.min(),
+            "most": scores.max(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def rivals_by_setting(record: dict[str, Any]) -> pd.DataFrame:
+    """A row a rule as it is shipped, a column a setting, and all: mean percents."""
+    settings, loads = record["settings"]["settings"], record["settings"]["loads"]
+    rows = {
+        point["policy"]: np.reshape(point["percent"], (-1, len(loads))).mean(axis=1)
+        for point in record["points"]
+        if point["shipped"]
+    }
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=list(settings))
+    return found.assign(all=found.mean(axis=1)).sort_values("all")

@@ -27,6 +27,7 @@ from thesis_lib.sequencer.optimum.bounds import fewest_violations
 from thesis_lib.sequencer.optimum.cpsat import LARGEST, solve
 from thesis_lib.sequencer.optimum.local_search import search, would_be_on_time
 from thesis_lib.sequencer.policies.admission import BidPriceParameters
+from thesis_lib.sequencer.policies.registry import WATCHING
 
 LOADS = (0.9, 0.95, 0.99, 1.1, 1.5)
 KEEPS, KEEPS_LOAD = 0.99, 0.8  # of FIFO's commits, up to this load
@@ -241,7 +242,7 @@ def by_place(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 BASELINES = (
-    "fifo", "fifo-batched", "random-drop", "queue-cap", "codel", "edf", "sjf",
+    "fifo", "fifo-batched", "random-drop", *WATCHING, "headroom", "edf", "sjf",
     "least-slack", "late-edf", "late-sjf", "drop", "reorder", "hybrid",
     "drop-corrected", "reorder-corrected", "hybrid-corrected", "bid-price",
 )  # fmt: skip
@@ -267,7 +268,7 @@ def against_baselines(
 
 
 # What anybody might try first, beside FIFO.
-SIMPLE = ("queue-cap", "codel", "edf", "sjf", "least-slack", "late-edf", "late-sjf")
+SIMPLE = (*WATCHING, "headroom", "edf", "sjf", "least-slack", "late-edf", "late-sjf")
 LEARNED, CONSTANT = "boosted", "constant"
 
 

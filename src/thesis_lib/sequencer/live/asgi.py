@@ -15,7 +15,7 @@ from math import ceil
 from typing import Any
 
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.sequencer.live.controller import AdmissionController
+from thesis_lib.sequencer.live.controller import AdmissionController, Ending
 from thesis_lib.sequencer.live.machine import seconds
 
 Scope = MutableMapping[str, Any]
@@ -93,11 +93,12 @@ class SequencerMiddleware:
         except InvalidInput as error:
             await _answer(send, 400, {"error": str(error)})
             return
-        client, served, failed = _Client(receive), False, False
+        client, status = _Client(receive), 200
+        ending: Ending = "left"
 
         async def answer(message: MutableMapping[str, Any]) -> None:
-            nonlocal failed
-            failed |= message.get("status", 200) >= 500
+            nonlocal status
+            status = message.get("status", status)
             await send(message)
 
         turn = self.controller.ask(self.kind(scope), self.features(scope), slo_s)
@@ -112,15 +113,12 @@ class SequencerMiddleware:
                 return
             try:
                 await self.app(scope, client.receive, answer)
+                ending = "served" if status < 500 else "failed"
             except Exception:
-                failed = True
+                ending = "failed"
                 raise
-            served = True
-        except asyncio.CancelledError:
-            failed = False
-            raise
         finally:
-            turn.close(served, failed)
+            turn.close(ending)
             client.close()
 
     def _objective(self, scope: Scope) -> float | None:

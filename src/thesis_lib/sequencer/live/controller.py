@@ -6,10 +6,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Literal
 
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.live.log import DecisionLog
 from thesis_lib.sequencer.live.machine import LOOK_S, Decided, LiveSequencer
+
+Ending = Literal["served", "failed", "left"]  # of a request; left: its client has
 
 
 class Refused(Exception):
@@ -45,9 +48,9 @@ class Turn:
             wait_s, wait_s + sequencer.estimator.predict(self.kind, self.features)
         )
 
-    def close(self, served: bool, failed: bool = False) -> None:
-        """It is over: served, or `failed` while it ran, or its client went before."""
-        self.controller._close(self, served, failed)
+    def close(self, ending: Ending) -> None:
+        """It is over: served, or it failed while it ran, or its client has left."""
+        self.controller._close(self, ending)
 
 
 class AdmissionController:
@@ -98,18 +101,19 @@ class AdmissionController:
         What is left by an exception has failed, what is cancelled has no client any
         more, and neither teaches anything.
         """
-        turn, served, failed = self.ask(kind, features, slo_s), False, False
+        turn = self.ask(kind, features, slo_s)
+        ending: Ending = "left"
         try:
             if not await turn.granted:
                 raise turn.refusal()
             try:
                 yield
+                ending = "served"
             except Exception:
-                failed = True
+                ending = "failed"
                 raise
-            served = True
         finally:
-            turn.close(served, failed)
+            turn.close(ending)
 
     def ask(
         self, kind: str = "", features: Sequence[float] = (),
@@ -125,7 +129,7 @@ class AdmissionController:
                 turn.number, self._now_s(), kind=kind, features=features, slo_s=slo_s
             )
         except BaseException:
-            turn.close(served=False)
+            turn.close("left")
             raise
         self._apply(decided)
         return turn
@@ -135,14 +139,14 @@ class AdmissionController:
         if self.log is not None:
             self.log.close()
 
-    def _close(self, turn: Turn, served: bool, failed: bool) -> None:
+    def _close(self, turn: Turn, ending: Ending) -> None:
         self._turns.pop(turn.number, None)
         if turn.number in self.sequencer:
-            now_s = self._now_s()
-            if served or failed:
-                decided = self.sequencer.end(turn.number, now_s, failed=failed)
-            else:
+            now_s, failed = self._now_s(), ending == "failed"
+            if ending == "left":
                 decided = self.sequencer.leave(turn.number, now_s)
+            else:
+                decided = self.sequencer.end(turn.number, now_s, failed=failed)
             self._apply(decided)
 
     def _now_s(self) -> float:

@@ -35,7 +35,7 @@ from thesis_lib.sequencer.live.estimator import OnlineEstimator, ServiceEstimato
 from thesis_lib.sequencer.policies.lookahead import SPREAD
 from thesis_lib.sequencer.policies.recalibration import LEAST_S
 from thesis_lib.sequencer.policies.registry import Policy, Rule, decide, policy
-from thesis_lib.sequencer.policies.rules import CAP, FIFO, decide_compiled
+from thesis_lib.sequencer.policies.rules import AT_ARRIVAL, FIFO, LIFO, decide_compiled
 
 Note = Callable[[dict[str, Any]], None]  # takes an event and what was decided at it
 LOOK_S = 0.001  # behind a deadline it is over, beyond what any clock rounds
@@ -85,11 +85,14 @@ def at_hand(made: Policy, workers: int) -> Policy:
     """The policy `made` with no request past it that no worker has.
 
     So whoever waits can still be refused, passed or gone. One that decides once, at an
-    arrival, by how many are past it, has them behind it.
+    arrival, by what is past it, has it behind it.
     """
-    if made.code is not None and made.code.kind == CAP:
+    code = made.code
+    if code is not None and code.kind in AT_ARRIVAL:
         return made
-    return replace(made, in_flight=workers)
+    if code is not None and code.kind == LIFO:
+        code = code._replace(most=workers)
+    return replace(made, code=code, in_flight=workers)
 
 
 def _carry(old: State, new: State, kept: I64, to: I64) -> None:
@@ -160,8 +163,9 @@ class LiveSequencer:
         require(
             not made.batched,
             f"policy {made.name!r} waits for whole batches, and a live request "
-            "waits for nobody: choose bid-price, fifo, codel, queue-cap, late-edf, "
-            "least-slack, startable-first, late-demote, late-sjf or a rule of your own",
+            "waits for nobody: choose bid-price, fifo, codel, adaptive-lifo, "
+            "queue-cap, breakwater, envoy, gradient2, headroom, late-edf, least-slack, "
+            "late-sjf, startable-first, late-demote or a rule of your own",
         )
         self.policy, self.own = at_hand(made, int(workers)), not isinstance(name, str)
         self.workers, self.slo_s = int(workers), slo_s
@@ -401,7 +405,7 @@ class LiveSequencer:
         before = self._state.progress[STARTED]
         self._commit(i)
         decided = Decided(started=self._begun(before))
-        if not taught and self.policy.control is not None:  # as if it had never been
+        if not taught and self.policy.learns:  # as if it had never been
             known = self._known()
             self._make_room(known[known != i])
         if len(self._held):
@@ -508,7 +512,7 @@ class LiveSequencer:
         """Slots, rising, of whoever waits or runs, or ended and is not learned from."""
         memory, progress = self._lookahead.memory, self._state.progress
         pending, read = memory.counts
-        learning = self.policy.control is not None
+        learning = self.policy.learns
         entries = np.arange(progress[LOGGED])
         if learning:
             entries = np.append(memory.pending[:pending], entries[read:])

@@ -147,7 +147,7 @@ def _learn(terms, memory):
     """Learn from what has committed since the last decision."""
     seen = memory.decided.order  # nothing is in it yet
     for at in range(learn_commits(memory, terms.window, seen)):
-        i = seen[at]
+        i = memory.world.log[seen[at]]
         late = memory.world.finish_s[i] > memory.deadline_s[i]
         _settle(memory.control, terms, memory.group[i], late)
 

@@ -51,6 +51,7 @@ SPREAD = 0.2  # relative standard error that forecasts assume of the estimates
 NO_KEYS = KeySets.from_lists([], [])
 # Positions in `Memory.counts`.
 PENDING, READ = range(2)
+REMEMBERED = 24  # numbers that a rule may keep between decisions, zero at first
 
 
 class Model(NamedTuple):
@@ -89,7 +90,7 @@ class Memory(NamedTuple):
     ghosts_s: tuple[F64, F64]  # (k,) the same of what was dropped
     pending: I64  # (n,) log positions that had not committed when last looked at
     counts: I64  # (2,)
-    control: F64  # (4,), or as a rule asks: what it remembers between decisions
+    control: F64  # (REMEMBERED,), or as a rule asks: what it remembers
     group: I64  # (n,) whose violations are compared; of a `Feedback` that learns
     online: Online  # calibration of the estimates; the same
     closed_s: tuple[F64, F64]  # (k,) like `ends_s`, of minus the time: reservations
@@ -353,10 +354,10 @@ def _alone(memory, model, ids, now_s, finish_s):
 # --- What is free, and when, after all that has been released -------------------
 @borrowing
 def learn_commits(memory: Memory, window: float, seen: I64) -> int:
-    """Learn from what has committed since the last look; how many, their ids in `seen`.
+    """Learn from what has committed since the last look; how many, and where.
 
-    What is older than `window` commits fades; with 0 nothing is learned. `seen` has
-    room for every log entry that had not committed then.
+    What is older than `window` commits fades; with 0 nothing is learned. Their places
+    in the log go to `seen`, which has room for every entry that had not committed then.
     """
     pending, counts, online = memory.pending, memory.counts, memory.online
     log, logged = memory.world.log, memory.world.progress[LOGGED]
@@ -370,7 +371,7 @@ def learn_commits(memory: Memory, window: float, seen: I64) -> int:
             pending[kept] = entry
             kept += 1
             continue
-        seen[found] = i
+        seen[found] = entry
         found += 1
         if window > 0:
             left_s = memory.deadline_s[i] - online.asked_s[i]
@@ -550,7 +551,7 @@ class _Lookahead:
             ghosts_s=(np.full(k, -np.inf), np.full(k, -np.inf)),
             pending=np.empty(n if simulated else 0, np.int64),
             counts=np.zeros(2, np.int64),
-            control=np.array(control) if learns else np.zeros(4),
+            control=np.array(control) if learns else np.zeros(REMEMBERED),
             group=np.array(group, np.int64),
             online=initial_calibration(
                 np.array(estimated_s if learns else [], np.float64), model.spread

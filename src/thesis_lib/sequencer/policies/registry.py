@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,11 +40,17 @@ from thesis_lib.sequencer.policies.admission import (
 from thesis_lib.sequencer.policies.lookahead import Feedback, OpenLoop
 from thesis_lib.sequencer.policies.rules import (
     BANDED,
+    BREAKWATER,
     CAP,
     CODEL,
     EDF,
+    ENVOY,
     FIFO,
+    GRADIENT,
+    KEY_CAP,
     LATE,
+    LIFO,
+    OBSERVING,
     OURS,
     RANDOM,
     SHORT,
@@ -57,15 +63,35 @@ from thesis_lib.sequencer.policies.rules import (
 Rule = Callable[[Batch, Forecast, float], Decision]  # a policy in plain Python
 
 BAND = 0.2  # error band of the thesis over its objective: 2.5 ms of 12.5 ms
-# Of the simpler designs with late binding (chapter 3); for `bid-price` there are
-# `BidPriceParameters`.
-FLIGHT = 1.25  # transactions past the sequencer for each core
-LEAST_P = 0.8  # dropped below this probability of being on time
+# Of the simpler designs with late binding (chapter 3), the best for each on design
+# seeds; for `bid-price` there are `BidPriceParameters`.
+LATE_BOUND = {  # transactions past the sequencer for each core, and the probability of
+    "late-edf": (3.0, 0.999),  # being on time below which it drops
+    "late-sjf": (4.0, 0.95),
+    "least-slack": (6.0, 0.999),
+    "startable-first": (3.0, 0.999),
+    "late-demote": (3.0, 0.999),
+}
 
-# Of the baselines, shares of the objective, chosen on design seeds as well.
-QUEUE = 0.5  # work of all cores that `queue-cap` lets into the system
-TARGET, INTERVAL = 0.25, 0.1  # of `codel`
-DEPTH = 2.0  # transactions past `codel` for each core: with fewer, locks idle the cores
+
+class QueueParameters(NamedTuple):
+    """What the rules that watch a queue are made with, chosen on design seeds as well.
+
+    Times are shares of the objective.
+    """
+
+    room: float = 0.4  # work of all cores that `queue-cap` lets into the system
+    target: float = 0.25  # of the wait in `codel`
+    interval: float = 0.0125  # in which `codel` judges it
+    depth: float = 3.0  # past a queue for each core: with fewer, locks idle the cores
+    patience: float = 0.75  # most that one waits in `adaptive-lifo`,
+    standing: float = 0.5  # and once its queue has not been empty for that long
+    delay: float = 0.5  # of the queue that `breakwater` aims at
+    credit: float = 1.0  # in which it renews its credits
+    window: float = 0.25  # in which `envoy` counts
+    gradient: float = 1.0  # in which `gradient2` renews its limit
+    writers: int = 3  # in front of a lock: `lock-queue-cap`
+
 
 TIMER = 0.04  # share of the objective after which a corrected policy flushes a batch
 
@@ -91,6 +117,7 @@ class Defects:
 
 AS_PUBLISHED = Defects(*[True] * len(Defects.names()))
 CORRECTED = Defects()
+AT_ONCE: dict[str, Any] = {"batched": False, "defects": CORRECTED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +144,12 @@ class Policy:
     def late(self) -> bool:
         """It binds late: what cannot start yet is held and decided on again."""
         return self.in_flight is not None or self.control is not None
+
+    @property
+    def learns(self) -> bool:
+        """What has committed changes what it decides."""
+        observing = self.code is not None and self.code.kind in OBSERVING
+        return self.control is not None or observing
 
     def make_lookahead(
         self, state: State, keys: KeySets, estimated_s: F64, deadline_s: F64,
@@ -228,10 +261,14 @@ def _rule_of(name: str, function: Any) -> Rule:
 
 
 THESIS = ("drop", "reorder", "hybrid")
+WATCHING = (
+    "queue-cap", "lock-queue-cap", "codel", "adaptive-lifo", "breakwater", "envoy",
+    "gradient2",
+)  # fmt: skip
 POLICIES = (
-    "fifo", *THESIS, *(f"{name}-corrected" for name in THESIS),
-    "fifo-batched", "random-drop", "queue-cap", "codel", "edf", "sjf", "late-edf",
-    "late-sjf", "least-slack", "startable-first", "late-demote", "bid-price",
+    "fifo", *THESIS, *(f"{name}-corrected" for name in THESIS), "fifo-batched",
+    "random-drop", *WATCHING, "headroom", "edf", "sjf", "late-edf", "late-sjf",
+    "least-slack", "startable-first", "late-demote", "bid-price",
 )  # fmt: skip
 RENAMED = {f"{name}-fixed": f"{name}-corrected" for name in THESIS} | {
     "ours": "bid-price"
@@ -258,24 +295,26 @@ def policy(
     band_s: float | None = None,
     drop_share: float = 0.1,
     seed: int = 0,
-    flight: float = FLIGHT,
-    least_p: float = LEAST_P,
+    flight: float | None = None,
+    least_p: float | None = None,
     defects: Defects | None = None,
     gap: float = np.inf,
     groups: int = 1,
-    terms: BidPriceParameters | None = None,
+    terms: BidPriceParameters | QueueParameters | None = None,
 ) -> Policy:
     """The policy of this name for a machine with `cores` and an objective `slo_s`.
 
     `band_s` is the error band of the thesis, by default a fifth of the objective
-    (2.5 ms of 12.5 ms). `drop_share` and `seed` are read by random-drop alone;
-    `flight` (transactions past the sequencer for each core) and `least_p` (below
+    (2.5 ms of 12.5 ms). `drop_share` is read by random-drop alone, `seed` by it and by
+    envoy; `flight` (transactions past the sequencer for each core) and `least_p` (below
     which probability of being on time a transaction is dropped) by the simpler policies
-    with late binding. `terms` replaces the configuration of `bid-price`; with `gap` it
-    keeps the violations of each of `groups` of transactions, as a share of them, within
-    so much of the smallest share. `defects` replaces all (`drop`, `reorder`, `hybrid`)
-    or none (the same `-corrected`) of the thesis' defects. Raises InvalidInput for an
-    unknown name, for values out of range, and for defects of a policy that has none.
+    with late binding, whose defaults are in `LATE_BOUND`. `terms` replaces the
+    configuration of `bid-price`, or as QueueParameters that of a rule that watches a
+    queue. With `gap`, `bid-price` keeps the violations of each of `groups` of
+    transactions, as a share of them, within so much of the smallest share. `defects`
+    replaces all (`drop`, `reorder`, `hybrid`) or none (the same `-corrected`) of the
+    thesis' defects. Raises InvalidInput for an unknown name, for values out of range,
+    and for defects or terms of a policy that has none.
 
     >>> from thesis_lib.sequencer import POLICIES, policy
     >>> policy("bid-price", slo_s=0.0125, cores=8).name in POLICIES
@@ -310,13 +349,23 @@ def policy(
     require_count("cores", cores)
     require(0 <= lag_s < np.inf, f"lag_s={lag_s:g} must be finite and not negative")
     require(0 <= drop_share <= 1, f"drop_share={drop_share:g} must lie in [0, 1]")
+    best_flight, best_p = LATE_BOUND.get(called, LATE_BOUND["late-edf"])
+    flight = best_flight if flight is None else flight
+    least_p = best_p if least_p is None else least_p
     require(0 <= least_p <= 1, f"least_p={least_p:g} must lie in [0, 1]")
     require(flight > 0, f"flight={flight:g} must be positive")
     require(gap >= 0, f"gap={gap:g} must not be negative")
     require_count("groups", groups)
     require(
-        called == "bid-price" or (gap == np.inf and terms is None),
-        f"policy {called!r} has neither a gap nor terms: only 'bid-price' has",
+        called == "bid-price" or gap == np.inf,
+        f"policy {called!r} has no gap: only 'bid-price' has",
+    )
+    takes = BidPriceParameters if called == "bid-price" else QueueParameters
+    require(
+        terms is None
+        or (called in ("bid-price", *WATCHING) and isinstance(terms, takes)),
+        f"terms={terms!r}: 'bid-price' takes BidPriceParameters, a rule that watches a "
+        f"queue QueueParameters, and {called!r} not these",
     )
     band = BAND * slo_s if band_s is None else band_s
     require(band >= 0, f"band_s={band:g} must not be negative")
@@ -330,32 +379,30 @@ def policy(
         f"policy {called!r} has none of the thesis' defects: leave `defects` out, or "
         f"choose one of {', '.join(THESIS)}",
     )
-    at_once: dict[str, Any] = {"batched": False, "defects": CORRECTED}
-    late = at_once | {
+    if called in WATCHING:
+        given = terms if isinstance(terms, QueueParameters) else QueueParameters()
+        return _watching(called, slo_s, cores, seed, given)
+    late = AT_ONCE | {
         "tolerance_s": -np.inf, "in_flight": max(1, round(flight * cores)),
     }  # fmt: skip
     if own is not None:
         return Policy(called, own, **late)
     likely = Code(LATE, least_p=least_p)
-    terms = (BidPriceParameters() if terms is None else terms)._replace(gap=gap)
+    priced = terms if isinstance(terms, BidPriceParameters) else BidPriceParameters()
     code, surroundings = {
         "fifo": (Code(FIFO), {"batched": False}),
         "fifo-batched": (Code(FIFO), {}),
         "random-drop": (Code(RANDOM, share=drop_share, seed=seed), {}),
         "edf": (Code(EDF), {}),
         "sjf": (Code(SJF), {}),
-        "queue-cap": (Code(CAP, room_s=QUEUE * slo_s * cores), at_once),
-        "codel": (
-            Code(CODEL, spare_s=(1 - TARGET) * slo_s, interval_s=INTERVAL * slo_s),
-            at_once | {"in_flight": max(1, round(DEPTH * cores))},
-        ),
+        "headroom": (Code(BANDED, drops=True), AT_ONCE | {"tolerance_s": 0.0}),
         "late-edf": (likely, late),
         "late-sjf": (likely._replace(kind=SHORT), late),
         "least-slack": (likely._replace(kind=SLACK), late),
         "startable-first": (likely._replace(slack_s=lag_s), late),
         "late-demote": (likely._replace(slack_s=lag_s, cores=cores), late),
         "bid-price": (
-            Code(OURS, terms=terms),
+            Code(OURS, terms=priced._replace(gap=gap)),
             late
             | {
                 "in_flight": 2 * cores if lag_s == 0 else None,
@@ -364,6 +411,34 @@ def policy(
         ),
     }[called]
     return Policy(called, code=code, **surroundings)
+
+
+def _watching(
+    name: str, slo_s: float, cores: int, seed: int, given: QueueParameters
+) -> Policy:
+    """A rule that watches a queue: at its end, at its front, or in front of locks."""
+    past = max(1, round(given.depth * cores))
+    code = {
+        "queue-cap": Code(CAP, room_s=given.room * slo_s * cores),
+        "lock-queue-cap": Code(KEY_CAP, most=given.writers),
+        "codel": Code(
+            CODEL, spare_s=(1 - given.target) * slo_s,
+            interval_s=given.interval * slo_s,
+        ),
+        "adaptive-lifo": Code(
+            LIFO, most=past, interval_s=given.patience * slo_s,
+            spare_s=(1 - given.patience) * slo_s,
+            standing_s=(1 - given.standing) * slo_s,
+        ),
+        "breakwater": Code(
+            BREAKWATER, cores=cores, target_s=given.delay * slo_s,
+            interval_s=given.credit * slo_s,
+        ),
+        "envoy": Code(ENVOY, seed=seed, interval_s=given.window * slo_s),
+        "gradient2": Code(GRADIENT, cores=cores, interval_s=given.gradient * slo_s),
+    }[name]  # fmt: skip
+    held = past if name in ("codel", "adaptive-lifo") else None
+    return Policy(name, code=code, in_flight=held, **AT_ONCE)
 
 
 def _thesis(

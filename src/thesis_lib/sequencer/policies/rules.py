@@ -2,17 +2,16 @@
 
 Simulator and partitions call `decide_into` with the `Code` of a policy
 (`registry.policy`), Python and the live engine `decide_compiled`. The
-rule of `bid-price` is in `admission`.
+rule of `bid-price` is in `admission`, what watches a queue in `queues`.
 """
 
-from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from thesis_lib.sequencer.core.locks import NONE, borrowing
-from thesis_lib.sequencer.core.trace import F64, I64
+from thesis_lib.sequencer.core.trace import I64
 from thesis_lib.sequencer.policies.admission import (
     BidPriceParameters,
     bind_late,
@@ -25,11 +24,22 @@ from thesis_lib.sequencer.policies.lookahead import (
     on_time_p,
     schedule_into,
 )
+from thesis_lib.sequencer.policies.queues import (
+    DRAWN,
+    admitted,
+    controlled,
+    credits,
+    gradient_limit,
+    refused_share,
+    stands,
+    waits_on_a_key,
+)
 
-# Kinds of code, and positions in what `queue-cap` and `codel` remember.
+# Kinds of code.
 FIFO, RANDOM, BANDED, EDF, SJF, LATE, SLACK, SHORT, CAP, CODEL, OURS = range(11)
-SEEN, TOTAL = range(2)
-ABOVE, NEXT, COUNT, DROPPING = range(4)
+ENVOY, GRADIENT, BREAKWATER, LIFO, KEY_CAP = range(11, 16)
+OBSERVING = (ENVOY, GRADIENT)  # decide by what has committed
+AT_ARRIVAL = (CAP, ENVOY, GRADIENT, BREAKWATER, KEY_CAP, BANDED)  # and not again
 HOPELESS = 4  # the rank of what `_late` drops
 
 
@@ -48,9 +58,13 @@ class Code(NamedTuple):
     least_p: float = 0.0
     slack_s: float = np.inf  # what waits longer for a lock goes last
     cores: int = 0  # demotes what so many cannot bring home in time; 0 is nothing
+    # Of what watches a queue:
     room_s: float = 0.0  # of `queue-cap`, in seconds of one core
-    spare_s: float = 0.0  # of `codel`: who has less left has waited too long
-    interval_s: float = 0.0  # of `codel`
+    spare_s: float = 0.0  # who has less left has waited too long
+    standing_s: float = 0.0  # the same of `adaptive-lifo`, once its queue stands
+    target_s: float = 0.0  # delay of a queue
+    interval_s: float = 0.0  # in which it is judged
+    most: int = 0  # in front of a lock, or past the sequencer
     terms: BidPriceParameters = BidPriceParameters()  # of `bid-price`
 
 
@@ -71,62 +85,6 @@ def _coin(seed, i):
     number = np.uint64(i) + np.uint64(seed) + np.uint64(1)
     mixed = mix(number * np.uint64(0x9E3779B97F4A7C15))
     return np.float64(mixed >> np.uint64(11)) / 2.0**53
-
-
-@borrowing
-def _admitted(control: F64, service_s: F64, in_flight: int, room_s: float) -> int:
-    """How many `queue-cap` lets in, who refuses whoever finds the system full.
-
-    Full are `room_s` over the mean estimate of all that came so far: by Little's law a
-    cap on latency at any load, if cores are what is short. `control` (4,), that mean,
-    is changed.
-    """
-    control[SEEN] += len(service_s)
-    total_s = 0.0
-    for at in range(len(service_s)):
-        total_s += service_s[at]
-    control[TOTAL] += total_s
-    admitted = 0
-    while admitted < len(service_s) and (
-        in_flight + admitted == 0
-        or (in_flight + admitted + 1) * control[TOTAL] <= room_s * control[SEEN]
-    ):
-        admitted += 1
-    return admitted
-
-
-@borrowing
-def _controlled(
-    control: F64, left_s: F64, now_s: float, spare_s: float, interval_s: float
-) -> int:
-    """How many of the front of a queue `codel` drops; `control` (4,) is changed.
-
-    A transaction has waited beyond the target when less than `spare_s` of its objective
-    is `left_s`. Once every one that came to the front in `interval_s` had, one is
-    dropped, and the next `interval_s` over the square root of their number later, until
-    one had not. One decision is one look at the front. Nichols and Jacobson, ACM Queue
-    10(5), 2012, with the latency objective in the place of a round trip.
-    """
-    front = 0
-    while True:
-        above = front < len(left_s) and left_s[front] < spare_s
-        if not above:
-            control[ABOVE] = 0.0
-        elif control[ABOVE] == 0:
-            control[ABOVE] = now_s + interval_s
-        if not above or now_s < control[ABOVE]:
-            control[DROPPING] = 0.0
-            return front
-        if control[DROPPING] == 0:
-            again = now_s - control[NEXT] < interval_s
-            control[COUNT] = max(control[COUNT] - 2, 1.0) if again else 1.0
-            control[DROPPING], control[NEXT] = 1.0, now_s
-        elif now_s < control[NEXT]:
-            return front
-        else:
-            control[COUNT] += 1
-        control[NEXT] += interval_s / sqrt(control[COUNT])
-        front += 1
 
 
 @borrowing
@@ -251,16 +209,20 @@ def _in_turn(code, memory, ids, now_s):
     if code.kind == CAP:
         for at in range(len(ids)):
             made.service_s[at] = memory.estimated_s[ids[at]]
-        last = _admitted(
+        last = admitted(
             memory.control, made.service_s[: len(ids)], in_flight(memory), code.room_s
         )
     elif code.kind == CODEL:
         for at in range(len(ids)):
             made.key[at] = memory.deadline_s[ids[at]] - now_s
         left_s = made.key[: len(ids)]
-        first = _controlled(
-            memory.control, left_s, now_s, code.spare_s, code.interval_s
-        )
+        first = controlled(memory.control, left_s, now_s, code.spare_s, code.interval_s)
+    elif code.kind == GRADIENT:
+        limit = gradient_limit(memory, now_s, code.interval_s, code.cores)
+        last = min(max(limit - in_flight(memory), 0), len(ids))
+    elif code.kind == BREAKWATER:
+        limit = credits(memory, now_s, code.target_s, code.interval_s, code.cores)
+        last = min(max(limit - in_flight(memory), 0), len(ids))
     for at in range(first, last):
         made.order[at - first] = ids[at]
     for at in range(first):
@@ -271,11 +233,21 @@ def _in_turn(code, memory, ids, now_s):
 
 
 @borrowing
-def _by_chance(code, memory, ids):
-    """Each is dropped with one probability."""
+def _one_by_one(code, memory, ids, now_s):
+    """Each is dropped with one probability, or where it would wait for a lock."""
     kept = dropped = 0
+    share = code.share
+    if code.kind == ENVOY:
+        share = refused_share(memory, now_s, code.interval_s)
     for i in ids:
-        if _coin(code.seed, i) < code.share:
+        if code.kind == KEY_CAP:
+            drops = waits_on_a_key(memory, i, code.most)
+        elif code.kind == ENVOY:  # a service calls its requests otherwise in time
+            drops = _coin(code.seed, memory.control[DRAWN]) < share
+            memory.control[DRAWN] += 1
+        else:
+            drops = _coin(code.seed, i) < share
+        if drops:
             memory.decided.dropped[dropped] = i
             dropped += 1
         else:
@@ -297,13 +269,39 @@ def _sorted(code, memory, ids):
     return b, 0
 
 
+@borrowing
+def _last_first(code, memory, ids, now_s):
+    """The newest first where there is a queue; dropped is who has waited too long.
+
+    That is much less once the queue has stood for a while.
+    """
+    made, waiting = memory.decided, len(ids)
+    room = code.most - in_flight(memory)
+    standing = stands(memory.control, waiting, room, now_s, code.interval_s)
+    spare_s = code.standing_s if standing else code.spare_s
+    kept = dropped = 0
+    for at in range(waiting):
+        i = ids[waiting - 1 - at] if waiting > room else ids[at]
+        if memory.deadline_s[i] - now_s < spare_s:
+            made.dropped[dropped] = i
+            dropped += 1
+        else:
+            made.order[kept] = i
+            kept += 1
+    return kept, dropped
+
+
 # Apart from `decide_into`: in one function with them the rule of `bid-price` takes half
 # as long again.
 @borrowing
-def _in_batches(code, memory, model, ids, now_s):
-    """Every other rule that holds nothing."""
-    if code.kind == RANDOM:
-        return _by_chance(code, memory, ids)
+def _others(code, memory, model, ids, now_s):
+    """Every other rule: none holds anything."""
+    if code.kind in (FIFO, CAP, CODEL, GRADIENT, BREAKWATER):
+        return _in_turn(code, memory, ids, now_s)
+    if code.kind in (RANDOM, ENVOY, KEY_CAP):
+        return _one_by_one(code, memory, ids, now_s)
+    if code.kind == LIFO:
+        return _last_first(code, memory, ids, now_s)
     if code.kind in (EDF, SJF):
         return _sorted(code, memory, ids)
     if code.kind == BANDED:
@@ -321,10 +319,7 @@ def decide_into(
     """
     if code.kind == OURS:
         return bind_late(code.terms, memory, model, ids, now_s)
-    if code.kind in (FIFO, CAP, CODEL):
-        order, dropped = _in_turn(code, memory, ids, now_s)
-    else:
-        order, dropped = _in_batches(code, memory, model, ids, now_s)
+    order, dropped = _others(code, memory, model, ids, now_s)
     return order, dropped, 0
 
 

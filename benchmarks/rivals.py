@@ -1,0 +1,119 @@
+"""Constants of the rules that bid-price is compared with: those tried, what they gave.
+
+Every rule runs with each combination of a few constants in all reference scenarios, on
+the seeds that designs are chosen on and no evaluation uses. It is shipped with what has
+the fewest violations in scenario A, with and without a dispatch delay: there most
+comparisons of the book are made.
+
+    python benchmarks/rivals.py
+"""
+
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+from record import Record, benchmark, show, tell
+
+from thesis_lib.sequencer.core.events import Delays
+from thesis_lib.sequencer.experiments import metrics
+from thesis_lib.sequencer.experiments.configuration import SimulationConfig
+from thesis_lib.sequencer.experiments.grid import DESIGN_SEED, replicate
+from thesis_lib.sequencer.policies.registry import LATE_BOUND, QueueParameters
+
+SETTINGS = {"A": 0.0, "A, lag": 0.5e-3, "B": 0.0, "C": 0.0}  # dispatch delay, seconds
+LOADS = (0.9, 1.1, 1.5)
+JUDGED = 2  # settings that the score is the mean of
+LATE = {
+    "least_p": (0.5, 0.8, 0.95, 0.99, 0.999),
+    "flight": (1.25, 2.0, 3.0, 4.0, 6.0, 10.0),
+}
+TRIED: dict[str, dict[str, tuple[float, ...]]] = {
+    "queue-cap": {"room": (0.3, 0.4, 0.5, 0.6, 0.75)},
+    "lock-queue-cap": {"writers": (1, 2, 3, 4, 6, 8)},
+    "codel": {
+        "target": (0.1, 0.25, 0.5), "interval": (0.00625, 0.0125, 0.025, 0.05, 0.1),
+        "depth": (2.0, 3.0, 4.0),
+    },
+    "adaptive-lifo": {
+        "patience": (0.5, 0.75, 0.9), "standing": (0.25, 0.5, 0.75),
+        "depth": (2.0, 3.0, 4.0),
+    },
+    "breakwater": {"delay": (0.4, 0.5, 0.6), "credit": (0.08, 0.32, 1.0, 4.0)},
+    "envoy": {"window": (0.125, 0.25, 0.5, 1.0, 4.0)},
+    "gradient2": {"gradient": (0.25, 1.0, 4.0, 16.0)},
+    **dict.fromkeys(
+        ("late-edf", "late-sjf", "least-slack", "startable-first", "late-demote"), LATE
+    ),
+    "bid-price": {},  # as it is, beside them
+}  # fmt: skip
+
+
+def variants(policy: str) -> list[dict[str, float]]:
+    """Every combination of its constants."""
+    tried = TRIED[policy]
+    return [
+        dict(zip(tried, values, strict=True)) for values in product(*tried.values())
+    ]
+
+
+def shipped(policy: str) -> dict[str, float]:
+    """What it is made with if nothing is said."""
+    if policy in LATE_BOUND:
+        return dict(zip(("flight", "least_p"), LATE_BOUND[policy], strict=True))
+    return QueueParameters()._asdict()
+
+
+def options(policy: str, constants: dict[str, float]) -> dict[str, Any]:
+    """How `policy` is made with them."""
+    if not constants or policy in LATE_BOUND:
+        return {**constants}
+    return {"terms": QueueParameters()._replace(**constants)}
+
+
+@benchmark
+def main(
+    out: Path,
+    transactions: Annotated[int, "of a run"] = 10_000,
+    seeds: Annotated[int, "runs of each"] = 3,
+) -> None:
+    """Violations in percent of every variant, by setting and load, and their score."""
+    record = Record(
+        out,
+        {
+            "settings": SETTINGS, "loads": LOADS, "transactions": transactions,
+            "seeds": seeds, "seed": DESIGN_SEED,
+        },
+        resume=["points"],
+    )  # fmt: skip
+    for policy in TRIED:
+        made = [
+            each
+            for each in variants(policy)
+            if not record.find(policy=policy, constants=each)
+        ]
+        if not made:
+            continue
+        labelled = {
+            f"{at}": (policy, options(policy, each)) for at, each in enumerate(made)
+        }
+        found: dict[str, list[float]] = {label: [] for label in labelled}
+        for setting, lag_s in SETTINGS.items():
+            config = SimulationConfig.of_scenario(
+                setting[0], transactions=transactions, delays=Delays(lag_s)
+            )
+            runs = replicate(config, labelled, LOADS, seeds=seeds, seed=DESIGN_SEED)
+            for label, load in product(labelled, LOADS):
+                percent = 100 * metrics.mean(runs, label, load)
+                found[label].append(round(percent, 3))
+        for each, percents in zip(made, found.values(), strict=True):
+            score = fmean(percents[: JUDGED * len(LOADS)])
+            is_shipped = each.items() <= shipped(policy).items()
+            record.add(
+                {
+                    "policy": policy, "constants": each, "shipped": is_shipped,
+                    "score": round(score, 4), "percent": percents,
+                }
+            )  # fmt: skip
+        tell(f"{policy}: {len(made)} variants")
+    show(record.points, "commit", "percent")
