@@ -445,13 +445,13 @@ def rivals(record: dict[str, Any]) -> pd.DataFrame:
     shipped, the least and the most of all.
     """
     rows = {}
-    points = pd.DataFrame(record["points"])
-    for name, tried in points.groupby("policy", sort=False):
-        (shipped,) = tried[tried["shipped"]].to_dict("records")
+    for name in dict.fromkeys(point["policy"] for point in record["points"]):
+        tried = [point for point in record["points"] if point["policy"] == name]
+        (shipped,) = [point for point in tried if point["shipped"]]
         if not shipped["constants"]:  # bid-price, as it is
             continue
-        ends = pd.DataFrame(tried["constants"].tolist()).agg(["min", "max"])
-        scores = tried["score"]
+        ends = pd.DataFrame([p["constants"] for p in tried]).agg(["min", "max"])
+        scores = [point["score"] for point in tried]
         rows[name] = {
             "constants": ", ".join(
                 f"{of} {value:g} ({ends[of]['min']:g}–{ends[of]['max']:g})"
@@ -459,8 +459,8 @@ def rivals(record: dict[str, Any]) -> pd.DataFrame:
             ),
             "tried": len(tried),
             "shipped": shipped["score"],
-            "least": scores.min(),
-            "most": scores.max(),
+            "least": min(scores),
+            "most": max(scores),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
