@@ -68,7 +68,7 @@ BAND = 0.2  # error band of the thesis over its objective: 2.5 ms of 12.5 ms
 LATE_BOUND = {  # transactions past the sequencer for each core, and the probability of
     "late-edf": (3.0, 0.999),  # being on time below which it drops
     "late-sjf": (4.0, 0.95),
-    "least-slack": (6.0, 0.999),
+    "least-slack": (10.0, 0.999),
     "startable-first": (3.0, 0.999),
     "late-demote": (3.0, 0.999),
 }
