@@ -115,7 +115,7 @@ PART_ONE = {
         },
     ),
     "predict": ([], {"ROUNDS": 1, "CALLS": 20}),
-    "rivals": (["300", "1"], {"SCENARIOS": ("A",), "LOADS": (1.1,)}),
+    "rivals": (["300", "1"], {"SETTINGS": {"A": 0.0, "C": 0.0}, "LOADS": (1.1,)}),
     "simulator": (
         [],
         {
