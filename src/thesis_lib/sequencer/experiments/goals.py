@@ -328,6 +328,22 @@ def worth_of_learning(runs: pd.DataFrame, load: float) -> dict[str, float | str]
     return numbers
 
 
+def over_best_rule(
+    config: SimulationConfig, load: float, place: str, *, seeds: int, seed: int
+) -> dict[str, float | str]:
+    """bid-price against the best of SIMPLE, both learned, in percent.
+
+    The reduction `learned_over_simple_PLACE` with its ends, the rule and both shares.
+    """
+    runs = learning(config, load, seeds=seeds, seed=seed)
+    worth = worth_of_learning(runs, load)
+    over = reduction(runs, "bid-price", load, str(worth["simple_best"]))
+    return over.numbers(f"learned_over_simple_{place}", 100) | {
+        f"{name}_{place}": worth[name]
+        for name in ("simple_best", "simple_percent", "learned_percent")
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class DrawnSetting:
     """A machine and an objective that nobody chose."""
