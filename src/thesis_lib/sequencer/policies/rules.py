@@ -88,6 +88,16 @@ def _coin(seed, i):
 
 
 @borrowing
+def _put(made, i, drops, kept, dropped):
+    """Write `i` behind what is kept or dropped; how many either are then."""
+    if drops:
+        made.dropped[dropped] = i
+        return kept, dropped + 1
+    made.order[kept] = i
+    return kept + 1, dropped
+
+
+@borrowing
 def _demote(memory, ids, places, now_s, cores):
     """Moore and Hodgson on one machine as fast as all cores: who loses has rank 2.
 
@@ -193,12 +203,8 @@ def _drop_and_reorder(memory, model, ids, now_s, code):
     kept = dropped = 0
     for at in places:
         i = ids[at]
-        if code.drops and finish_s[at] > memory.deadline_s[i] + code.allowance_s:
-            made.dropped[dropped] = i
-            dropped += 1
-        else:
-            made.order[kept] = i
-            kept += 1
+        late = finish_s[at] > memory.deadline_s[i] + code.allowance_s
+        kept, dropped = _put(made, i, code.drops and late, kept, dropped)
     return kept, dropped
 
 
@@ -247,12 +253,7 @@ def _one_by_one(code, memory, ids, now_s):
             memory.control[DRAWN] += 1
         else:
             drops = _coin(code.seed, i) < share
-        if drops:
-            memory.decided.dropped[dropped] = i
-            dropped += 1
-        else:
-            memory.decided.order[kept] = i
-            kept += 1
+        kept, dropped = _put(memory.decided, i, drops, kept, dropped)
     return kept, dropped
 
 
@@ -282,12 +283,8 @@ def _last_first(code, memory, ids, now_s):
     kept = dropped = 0
     for at in range(waiting):
         i = ids[waiting - 1 - at] if waiting > room else ids[at]
-        if memory.deadline_s[i] - now_s < spare_s:
-            made.dropped[dropped] = i
-            dropped += 1
-        else:
-            made.order[kept] = i
-            kept += 1
+        left = memory.deadline_s[i] - now_s < spare_s
+        kept, dropped = _put(made, i, left, kept, dropped)
     return kept, dropped
 
 
