@@ -200,12 +200,12 @@ class PlainLate:
         self.database, self.deadline_s = database, deadline_s
         self.given = np.log(np.maximum(estimated_s, 1e-9)).tolist()
         self.lag_s, self.terms, self.groups = lag_s, policy.code.terms, groups
-        if len(policy.control) == 5:
+        if len(policy.control) == 4:
             self.groups = np.zeros_like(groups)  # one for all
         self.price_s = self.highest_s = policy.control[0]
-        self.pressure, self.learned = 0.0, set()
+        self.learned = set()
         self.expected_s = list(estimated_s)
-        kinds = (len(policy.control) - 3) // 2
+        kinds = (len(policy.control) - 2) // 2
         self.shares, self.weights = [0.0] * kinds, [0.0] * kinds
         self.n, self.mx, self.my, self.xx, self.xy, self.slope = 0, 0, 0, 0.25, 0.25, 1
         self.residuals = [1.0 if at == 63 else 0.0 for at in range(128)]
@@ -271,9 +271,6 @@ class PlainLate:
             excess = self.shares[group] - min(self.shares) - self.terms.gap
             weight = self.weights[group] + self.terms.step * excess
             self.weights[group] = min(max(weight, 0.0), log(100.0))
-
-    def _press(self, above):
-        self.pressure += 0.01 * (above - self.pressure)
 
     def _outlook(self, now):
         """When each core, and each key for its writers and readers, will be free."""
@@ -351,8 +348,7 @@ class PlainLate:
         for i in [*ids, *(i for i in database.log if i not in database.finish_s)]:
             self.expected_s[i] = self._calibrated(i)
         service_s = self.expected_s
-        pressed = min(self.pressure / terms.full, 1.0)
-        least_p = terms.least_p + pressed * (terms.pressed_p - terms.least_p)
+        least_p = terms.least_p
         factor = self._allowance(least_p)
         price_s, above, kept, refused = self.price_s, {}, [], []
         for i in ids:
@@ -370,14 +366,14 @@ class PlainLate:
                 kept.append(i)
                 continue
             refused.append(i)
-            self._press(above[i])
             self._settle(self.groups[i], True)
             if not above[i]:
                 self.price_s *= exp(-terms.step)
-        hasty = terms.haste * pressed
-        kept.sort(key=lambda i: (above[i], self.deadline_s[i] + hasty * service_s[i]))
+        kept.sort(
+            key=lambda i: (above[i], self.deadline_s[i] + terms.haste * service_s[i])
+        )
         released, reserved = [], {}
-        for turn, i in enumerate(kept, 1):
+        for i in kept:
             if cores[0] > due_s + ahead_s:
                 break
             free_s = self._free_s(ends, i, due_s)
@@ -390,7 +386,6 @@ class PlainLate:
             heapq.heapreplace(cores, end_s)
             self._hold(ends, i, end_s)
             released.append(i)
-            self._press(above[i] and turn < len(kept))
             if above[i]:
                 dearer_s = self.price_s * exp(terms.relief * terms.step)
                 self.price_s = min(dearer_s, self.highest_s)

@@ -175,10 +175,10 @@ def test_constants_are_varied_one_at_a_time_from_the_configuration_itself(small)
 def test_what_is_censored_is_held_against_the_line_of_the_admitted(small):
     sides = goals.censored(small, 1.5, seeds=2)
     assert sides["share"].sum() == pytest.approx(100)
-    promised = 100 * BidPriceParameters().pressed_p
+    promised = 100 * BidPriceParameters().least_p
     assert sides.loc["admitted", "within"] == pytest.approx(promised, abs=0.5)
     assert sides.loc["admitted", "50 %"] == pytest.approx(1, abs=0.1)
-    # what is given up under pressure is long, in truth as well
+    # what is given up is long, in truth as well
     assert sides.loc["refused", "service (ms)"] > sides.loc["admitted", "service (ms)"]
     assert (sides["10 %"] < sides["50 %"]).all()
     assert (sides["50 %"] < sides["90 %"]).all()

@@ -5,8 +5,10 @@ becomes a table or a flat dict of numbers; what they mean is said by the chapter
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -441,37 +443,36 @@ def few_bits(record: dict[str, Any]) -> pd.DataFrame:
 def rivals(record: dict[str, Any]) -> pd.DataFrame:
     """A row a rule: its constants, each with the least and the most that was tried.
 
-    Then how many combinations, and their scores, mean violations in percent: as it is
-    shipped, the least and the most of all.
+    They are those of the least score, a mean of violations in percent. Then how many
+    combinations there were, and the least and the most score of all.
     """
     rows = {}
-    for name in dict.fromkeys(point["policy"] for point in record["points"]):
-        tried = [point for point in record["points"] if point["policy"] == name]
-        (shipped,) = [point for point in tried if point["shipped"]]
-        if not shipped["constants"]:  # bid-price, as it is
-            continue
+    for name, points in groupby(record["points"], key=itemgetter("policy")):
+        tried = list(points)
         ends = pd.DataFrame([p["constants"] for p in tried]).agg(["min", "max"])
         scores = [point["score"] for point in tried]
         rows[name] = {
             "constants": ", ".join(
                 f"{of} {value:g} ({ends[of]['min']:g}–{ends[of]['max']:g})"
-                for of, value in shipped["constants"].items()
+                for of, value in _best(tried)["constants"].items()
             ),
             "tried": len(tried),
-            "shipped": shipped["score"],
             "least": min(scores),
             "most": max(scores),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def _best(points: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return min(points, key=lambda point: point["score"])
+
+
 def rivals_by_setting(record: dict[str, Any]) -> pd.DataFrame:
-    """A row a rule as it is shipped, a column a setting, and all: mean percents."""
-    settings, loads = record["settings"]["settings"], record["settings"]["loads"]
+    """A row a rule at its best, a column a setting, and all: mean percents."""
+    settings = record["settings"]["settings"]
     rows = {
-        point["policy"]: np.reshape(point["percent"], (-1, len(loads))).mean(axis=1)
-        for point in record["points"]
-        if point["shipped"]
+        name: np.reshape(_best(points)["percent"], (len(settings), -1)).mean(axis=1)
+        for name, points in groupby(record["points"], key=itemgetter("policy"))
     }
     found = pd.DataFrame.from_dict(rows, orient="index", columns=list(settings))
     return found.assign(all=found.mean(axis=1)).sort_values("all")

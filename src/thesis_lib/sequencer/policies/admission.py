@@ -42,9 +42,8 @@ from thesis_lib.sequencer.policies.recalibration import (
 
 # Positions in `Memory.control`; behind them a share of violations for each group and
 # then the logarithm of the weight of each.
-PRICE_S, HIGHEST_S, PRESSURE, GROUPS = range(4)
+PRICE_S, HIGHEST_S, GROUPS = range(3)
 HEAVIEST = log(100.0)
-PRESSED = 0.01  # weight of the last decision in `PRESSURE`
 BLOCK = 16  # positions that are sorted by insertion
 REFUSED, RELEASED = 2, -1  # ranks: from this one on, and what has none any more
 FADING = 0.002  # weight of the last outcome in a group's share
@@ -55,10 +54,8 @@ class BidPriceParameters(NamedTuple):
 
     step: float = 0.05  # by which the price falls at a refusal, of itself
     relief: float = 0.3  # share of that by which it rises at a start above it
-    full: float = 0.2  # share of decisions that press which is full pressure
-    least_p: float = 0.3  # refused below this probability of being on time,
-    pressed_p: float = 0.8  # and below this one under full pressure
-    haste: float = 2.0  # services that a deadline counts later, under full pressure
+    least_p: float = 0.3  # refused below this probability of being on time
+    haste: float = 2.0  # services that a deadline counts later
     patience: float = 0.25  # typical services that one may wait once released
     reserve: float = 2.0  # services from the latest start reserved to the deadline
     window: float = 500.0  # commits that calibration remembers; with 0 there is none
@@ -162,30 +159,27 @@ def _judge(terms, memory, ids, due_s):
     group, probes, asked_s = memory.group, online.probes, online.asked_s
     weights = control[GROUPS + group_count(control) :]
     free_core_s = core_s[core_s.argmin()]
-    pressure = min(control[PRESSURE] / terms.full, 1.0)
-    least_p = terms.least_p + pressure * (terms.pressed_p - terms.least_p)
-    price_s, factor = control[PRICE_S], allowance(online, least_p)
+    price_s, factor = control[PRICE_S], allowance(online, terms.least_p)
     for at in range(len(ids)):
         i = ids[at]
         deadline_s, service_s = memory.deadline_s[i], memory.estimated_s[i]
         needs_s = factor * service_s
         alone = asked_s[i] + needs_s > deadline_s
         if alone and not probes[i] and terms.window > 0:
-            doubt(online, i, least_p, terms.probe)
+            doubt(online, i, terms.least_p, terms.probe)
             service_s = memory.estimated_s[i] = corrected_s(online, i)
         above = service_s > price_s * exp(weights[group[i]])
         if probes[i]:
             needs_s = 0.0
-            above |= online.fits[octave(float(online.given[i]))] < least_p
+            above |= online.fits[octave(float(online.given[i]))] < terms.least_p
         start_s = max(free_at(keys, ends_s, i, due_s), free_core_s)
         refused = start_s + needs_s > deadline_s
         if refused:
-            control[PRESSURE] += PRESSED * (above - control[PRESSURE])
             _settle(control, terms, group[i], refused)
             if not above:
                 control[PRICE_S] *= exp(-terms.step)
         rank[at] = REFUSED * refused + above
-        key[at] = deadline_s + terms.haste * pressure * service_s
+        key[at] = deadline_s + terms.haste * service_s
         took_s[at] = service_s
 
 
@@ -217,8 +211,6 @@ def _start(terms, memory, ids, due_s, ahead_s):
         rank[at] = RELEASED
         released[count] = i
         count += 1
-        presses = above and place + 1 < b and rank[places[place + 1]] < REFUSED
-        control[PRESSURE] += PRESSED * (presses - control[PRESSURE])
         if above:
             dearer_s = control[PRICE_S] * exp(terms.relief * terms.step)
             control[PRICE_S] = min(dearer_s, control[HIGHEST_S])
@@ -239,19 +231,17 @@ def bind_late(
     0. If no core will be free for whoever is released now, hold them all.
     1. Learn from what has committed, and calibrate every estimate that counts here.
     2. Predict when each core and each row will be free of what has been released.
-    3. Refuse who would hardly be on time even if released next; how hardly rises with
-       the pressure. The price falls for each that is below it. Whom its estimate alone
-       would refuse, had nobody been there when it was first seen, is doubted: it may be
-       a probe, which is refused only once its time is up, and counts as above the price
-       until estimates like its own are refuted.
-    4. By deadline, which counts the later the longer a service is and the higher the
-       pressure, and behind all others who is above the price: release who finds a core
-       and its rows free and no reservation in its way; a dispatch that takes time may
-       be sent a little ahead. Who has to wait, and is not above the price, reserves.
+    3. Refuse who would hardly be on time even if released next. The price falls for
+       each that is below it. Whom its estimate alone would refuse, had nobody been
+       there when it was first seen, is doubted: it may be a probe, which is refused
+       only once its time is up, and counts as above the price until estimates like its
+       own are refuted.
+    4. By deadline, which counts the later the longer a service is, and behind all
+       others who is above the price: release who finds a core and its rows free and no
+       reservation in its way; a dispatch that takes time may be sent a little ahead.
+       Who has to wait, and is not above the price, reserves.
 
-    A decision presses if it refuses who is above the price, or releases it while
-    somebody else waits; the share of such decisions is the pressure. The work is one
-    look at each of `ids`, and their order.
+    The work is one look at each of `ids`, and their order.
     """
     released = dropped = held = 0
     rank, asked_s = memory.decided.rank, memory.online.asked_s
