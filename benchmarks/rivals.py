@@ -55,7 +55,7 @@ TRIED: dict[str, dict[str, tuple[float, ...]]] = {
         ("late-edf", "late-sjf", "least-slack", "startable-first", "late-demote"), LATE
     ),
     "bid-price": {
-        "least_p": (0.7, 0.8, 0.9), "haste": (0.0, 1.0, 2.0, 3.0),
+        "sure_p": (0.8, 0.9, 0.95), "haste": (0.0, 1.0, 2.0, 3.0),
         "step": (0.05, 0.1, 0.2), "patience": (0.5, 1.0),
     },
 }  # fmt: skip

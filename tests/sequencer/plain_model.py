@@ -349,8 +349,8 @@ class PlainLate:
             self.expected_s[i] = self._calibrated(i)
         service_s = self.expected_s
         least_p = terms.least_p
-        factor = self._allowance(least_p)
-        price_s, above, kept, refused = self.price_s, {}, [], []
+        factor, sure = self._allowance(least_p), self._allowance(terms.sure_p)
+        price_s, above, unsure, kept, refused = self.price_s, {}, {}, [], []
         for i in ids:
             needs_s = factor * service_s[i]
             doubted = self.asked_s[i] + needs_s > self.deadline_s[i]
@@ -362,6 +362,8 @@ class PlainLate:
                 needs_s = 0.0
                 above[i] = above[i] or not self._refuted(i, least_p)
             start_s = max(self._free_s(ends, i, due_s), cores[0])
+            sure_s = start_s + sure * service_s[i]
+            unsure[i] = i not in self.probes and sure_s > self.deadline_s[i]
             if start_s + needs_s <= self.deadline_s[i]:
                 kept.append(i)
                 continue
@@ -370,7 +372,10 @@ class PlainLate:
             if not above[i]:
                 self.price_s *= exp(-terms.step)
         kept.sort(
-            key=lambda i: (above[i], self.deadline_s[i] + terms.haste * service_s[i])
+            key=lambda i: (
+                2 if unsure[i] else above[i],
+                self.deadline_s[i] + terms.haste * service_s[i],
+            )
         )
         released, reserved = [], {}
         for i in kept:
@@ -379,14 +384,14 @@ class PlainLate:
             free_s = self._free_s(ends, i, due_s)
             end_s = max(free_s, cores[0]) + service_s[i]
             if free_s > due_s + ahead_s or end_s > self._latest_s(reserved, i):
-                if not above[i]:
+                if not above[i] and not unsure[i]:
                     until_s = self.deadline_s[i] - terms.reserve * service_s[i]
                     self._reserve(reserved, i, until_s)
                 continue
             heapq.heapreplace(cores, end_s)
             self._hold(ends, i, end_s)
             released.append(i)
-            if above[i]:
+            if above[i] and not unsure[i]:
                 dearer_s = self.price_s * exp(terms.relief * terms.step)
                 self.price_s = min(dearer_s, self.highest_s)
         held = [i for i in kept if i not in released]

@@ -1,6 +1,7 @@
 """The tables and numbers of records are what the records hold."""
 
 import json
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -9,7 +10,12 @@ from thesis_lib.book.tables import measurements
 from thesis_lib.common import files
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import GiB, MiB
-from thesis_lib.sequencer.policies.registry import LATE_BOUND, WATCHING
+from thesis_lib.sequencer.policies.registry import (
+    LATE_BOUND,
+    WATCHING,
+    BidPriceParameters,
+    QueueParameters,
+)
 
 MADE = {"commit": "0123456789", "machine": {"cpu": "a processor", "cores": 2}}
 STREAMED = {
@@ -285,17 +291,27 @@ def test_a_batch_is_told_over_one_sequence():
 
 
 def test_every_rule_is_shipped_with_the_best_constants_of_its_record():
-    found = measurements.rivals(measurements.read("rivals"))
+    record = measurements.read("rivals")
+    found = measurements.rivals(record)
     assert set(found.index) == {*WATCHING, *LATE_BOUND, "bid-price"}
     assert (found["tried"] > 2).all()
+    for name, points in groupby(record["points"], lambda point: point["policy"]):
+        best = min(points, key=lambda point: point["score"])
+        shipped = BidPriceParameters() if name == "bid-price" else QueueParameters()
+        made_with = shipped._asdict()
+        if name in LATE_BOUND:
+            made_with = dict(zip(("flight", "least_p"), LATE_BOUND[name], strict=True))
+        assert best["constants"].items() <= made_with.items(), name
+        assert found.loc[name, "least"] == best["score"]
 
 
 def test_violations_of_a_setting_are_means_over_its_loads():
     record = measurements.read("rivals")
     found = measurements.rivals_by_setting(record)
-    for point in record["points"]:
-        if point["shipped"]:
-            for at, setting in enumerate(record["settings"]["settings"]):
-                mean = np.mean(point["percent"][3 * at : 3 * at + 3])
-                assert found.loc[point["policy"], setting] == pytest.approx(mean)
+    width = len(record["settings"]["loads"]) * len(record["settings"]["estimates"])
+    for name, points in groupby(record["points"], lambda point: point["policy"]):
+        percent = min(points, key=lambda point: point["score"])["percent"]
+        for at, setting in enumerate(record["settings"]["settings"]):
+            mean = np.mean(percent[width * at : width * (at + 1)])
+            assert found.loc[name, setting] == pytest.approx(mean)
     assert found["all"].is_monotonic_increasing

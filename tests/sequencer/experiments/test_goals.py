@@ -167,7 +167,7 @@ def test_a_learned_estimate_is_not_the_truth_and_a_constant_is_neither(small):
 def test_constants_are_varied_one_at_a_time_from_the_configuration_itself(small):
     table = goals.constants(small, [1.3], seeds=1)
     plain = replicate(small, ["bid-price"], [1.3], seeds=1, seed=DESIGN_SEED)
-    assert len(table) == 7
+    assert len(table) == 1 + 2 * 5
     assert table.iloc[0, 0] == 100 * plain["violations"].mean()
     assert (table.iloc[1:, 0] != table.iloc[0, 0]).any()
 
@@ -175,7 +175,7 @@ def test_constants_are_varied_one_at_a_time_from_the_configuration_itself(small)
 def test_what_is_censored_is_held_against_the_line_of_the_admitted(small):
     sides = goals.censored(small, 1.5, seeds=2)
     assert sides["share"].sum() == pytest.approx(100)
-    promised = 100 * BidPriceParameters().least_p
+    promised = 100 * BidPriceParameters().sure_p
     assert sides.loc["admitted", "within"] == pytest.approx(promised, abs=0.5)
     assert sides.loc["admitted", "50 %"] == pytest.approx(1, abs=0.1)
     # what is given up is long, in truth as well

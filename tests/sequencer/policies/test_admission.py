@@ -128,7 +128,7 @@ def test_one_probe_that_fits_refutes_estimates_of_its_octave():
 
 
 def test_a_probe_that_fits_calls_for_the_next_and_one_that_does_not_ends_the_row():
-    never = BidPriceParameters(least_p=1.0, probe=7.0)  # refuted
+    never = BidPriceParameters(least_p=1.0, sure_p=1.0, probe=7.0)  # refuted
     service_ms = np.where(np.arange(50) % 3, 1.0, 20.0)
     trace = jobs(100.0 * np.arange(50), service_ms, [[]] * 50, [[]] * 50)
     history = run(trace, 10.0, 1, np.full(50, 1e6), terms=never)

@@ -147,7 +147,7 @@ def constants(
         (name, word): BidPriceParameters()._replace(
             **{name: factor * getattr(BidPriceParameters(), name)}
         )
-        for name in ("step", "relief", "window")
+        for name in ("step", "relief", "window", "reserve", "haste")
         for word, factor in (("half", 0.5), ("twice", 2.0))
     }
     policies = {" ".join(of): ("bid-price", {"terms": t}) for of, t in varied.items()}
@@ -164,7 +164,7 @@ def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFra
     The calibration sees the admitted alone. Its line, of the logarithm of the time on
     that of the estimate, is fitted here to all of these, and the residuals of both rows
     are from it: `within` is the share of a row, in percent, that took no longer than
-    the factor within which a share `least_p` of the admitted stayed, and quantiles
+    the factor within which a share `sure_p` of the admitted stayed, and quantiles
     are factors too. `share` is of the arrivals, in percent; medians are in
     milliseconds. Without a row `refused` where nothing was.
     """
@@ -184,7 +184,7 @@ def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFra
     y, x = np.log(truth_s), np.log(estimated_s)
     slope, intercept = np.polyfit(x[admitted], y[admitted], 1)
     residual = y - slope * x - intercept
-    edge = np.quantile(residual[admitted], BidPriceParameters().least_p)
+    edge = np.quantile(residual[admitted], BidPriceParameters().sure_p)
     rows = {}
     for name, part in {"admitted": admitted, "refused": ~admitted}.items():
         if part.any():
@@ -207,6 +207,7 @@ WITHOUT = {
     "without reservations": BidPriceParameters(reserve=-np.inf),
     "without calibration": BidPriceParameters(window=0.0),
     "without haste": BidPriceParameters(haste=0.0),
+    "one threshold": BidPriceParameters(sure_p=BidPriceParameters().least_p),
     "never sent ahead": BidPriceParameters(patience=0.0),
 }
 

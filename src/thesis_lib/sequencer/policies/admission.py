@@ -45,18 +45,20 @@ from thesis_lib.sequencer.policies.recalibration import (
 PRICE_S, HIGHEST_S, GROUPS = range(3)
 HEAVIEST = log(100.0)
 BLOCK = 16  # positions that are sorted by insertion
-REFUSED, RELEASED = 2, -1  # ranks: from this one on, and what has none any more
+WORTHY, ABOVE, UNSURE, REFUSED = range(4)  # ranks
+RELEASED = -1  # has none any more
 FADING = 0.002  # weight of the last outcome in a group's share
 
 
 class BidPriceParameters(NamedTuple):
     """The one configuration of `bid-price`, chosen on design seeds (chapter 3)."""
 
-    step: float = 0.05  # by which the price falls at a refusal, of itself
+    step: float = 0.1  # by which the price falls at a refusal, of itself
     relief: float = 0.3  # share of that by which it rises at a start above it
-    least_p: float = 0.3  # refused below this probability of being on time
+    least_p: float = 0.3  # refused below this probability of being on time,
+    sure_p: float = 0.9  # and behind all others below this one
     haste: float = 2.0  # services that a deadline counts later
-    patience: float = 0.25  # typical services that one may wait once released
+    patience: float = 1.0  # typical services that one may wait once released
     reserve: float = 2.0  # services from the latest start reserved to the deadline
     window: float = 500.0  # commits that calibration remembers; with 0 there is none
     probe: float = 50.0  # of so many doubted on estimates alone, one goes in
@@ -160,6 +162,7 @@ def _judge(terms, memory, ids, due_s):
     weights = control[GROUPS + group_count(control) :]
     free_core_s = core_s[core_s.argmin()]
     price_s, factor = control[PRICE_S], allowance(online, terms.least_p)
+    sure_factor = allowance(online, terms.sure_p)
     for at in range(len(ids)):
         i = ids[at]
         deadline_s, service_s = memory.deadline_s[i], memory.estimated_s[i]
@@ -178,7 +181,10 @@ def _judge(terms, memory, ids, due_s):
             _settle(control, terms, group[i], refused)
             if not above:
                 control[PRICE_S] *= exp(-terms.step)
-        rank[at] = REFUSED * refused + above
+        unsure = not probes[i] and start_s + sure_factor * service_s > deadline_s
+        rank[at] = ABOVE if above else WORTHY
+        if refused or unsure:
+            rank[at] = REFUSED if refused else UNSURE
         key[at] = deadline_s + terms.haste * service_s
         took_s[at] = service_s
 
@@ -195,13 +201,13 @@ def _start(terms, memory, ids, due_s, ahead_s):
     count = reserves = 0
     for place in range(b):
         at, core = places[place], core_s.argmin()
-        if rank[at] >= REFUSED or core_s[core] > due_s + ahead_s:
+        if rank[at] == REFUSED or core_s[core] > due_s + ahead_s:
             break
-        i, above = ids[at], rank[at] == 1
+        i, worth = ids[at], rank[at]
         free_s = free_at(keys, ends_s, i, due_s)
         end_s = max(free_s, core_s[core]) + service_s[at]
         if free_s > due_s + ahead_s or end_s > -free_at(keys, closed_s, i, -np.inf):
-            if not above:
+            if worth == WORTHY:
                 latest_s = memory.deadline_s[i] - terms.reserve * service_s[at]
                 register(keys, closed_s, i, -latest_s)
                 reserves += 1
@@ -211,7 +217,7 @@ def _start(terms, memory, ids, due_s, ahead_s):
         rank[at] = RELEASED
         released[count] = i
         count += 1
-        if above:
+        if worth == ABOVE:
             dearer_s = control[PRICE_S] * exp(terms.relief * terms.step)
             control[PRICE_S] = min(dearer_s, control[HIGHEST_S])
     if reserves > 0:
@@ -236,10 +242,11 @@ def bind_late(
        there when it was first seen, is doubted: it may be a probe, which is refused
        only once its time is up, and counts as above the price until estimates like its
        own are refuted.
-    4. By deadline, which counts the later the longer a service is, and behind all
-       others who is above the price: release who finds a core and its rows free and no
-       reservation in its way; a dispatch that takes time may be sent a little ahead.
-       Who has to wait, and is not above the price, reserves.
+    4. By deadline, which counts the later the longer a service is, and behind those who
+       is above the price, and behind all who is not sure to be on time: release who
+       finds a core and its rows free and no reservation in its way; a dispatch that
+       takes time may be sent a little ahead. Who has to wait, is sure and not above
+       the price, reserves.
 
     The work is one look at each of `ids`, and their order.
     """
@@ -259,7 +266,7 @@ def bind_late(
         released = _start(terms, memory, ids, due_s, ahead_s)
         forget_releases(memory, ids)
     for at in range(len(ids)):
-        if rank[at] >= REFUSED:
+        if rank[at] == REFUSED:
             memory.decided.dropped[dropped] = ids[at]
             dropped += 1
         elif rank[at] != RELEASED:
