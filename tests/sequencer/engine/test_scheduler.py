@@ -147,8 +147,8 @@ def test_a_request_that_is_read_late_has_waited_since_it_was_due(log):
 
 
 def test_back_pressure_bounds_what_is_released_and_uncommitted(log):
-    rule = policy("bid-price", slo_s=1.0, cores=4)
-    assert rule.in_flight is not None
+    rule = policy("late-edf", slo_s=1.0, cores=4, flight=1.25)
+    assert rule.in_flight == 5
     run = live(log, poisson(log, 1e5, slo_s=1.0), rule, Idle(1e-4), workers=4)
     assert len(run.log) == N
     for s in run.sequenced_s:

@@ -90,11 +90,15 @@ def test_every_baseline_runs_and_blind_refusals_are_as_many_as_bid_price():
 
 
 def test_ingredients_have_the_whole_and_every_part():
-    cells = {"A": SimulationConfig.of_scenario("A", transactions=1_500)}
+    cells = {
+        name: SimulationConfig.of_scenario(name, transactions=6_000) for name in "AC"
+    }
     runs = goals.ablate_components(cells, [1.5], seeds=2, seed=7)
-    made = goals.by_place(runs)["A", 1.5]
-    assert made["without price"] > made["bid-price"] + 3
-    assert made["late-edf"] > made["bid-price"]
+    made = goals.by_place(runs)
+    for part, place in (("price or haste", "A"), ("reservations", "C")):
+        shares = made[place, 1.5]
+        assert shares[f"without {part}"] > shares["bid-price"] + 1
+    assert (made.loc["late-edf"] > made.loc["bid-price"]).all()
 
 
 def test_settings_are_drawn_once_and_in_range():

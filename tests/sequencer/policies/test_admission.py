@@ -136,6 +136,28 @@ def test_a_probe_that_fits_calls_for_the_next_and_one_that_does_not_ends_the_row
     assert history.log.tolist() == [i for row in rows for i in row]
 
 
+def test_who_is_not_sure_gets_a_free_core_and_no_other():
+    # Times are shorter or longer than said by a half of an octave, in turn.
+    taught_ms = 4.0 * 2 ** (np.arange(80) % 2 - 0.5)
+    at_ms, blocker, long, short = 50.0 * np.arange(81), 80, 81, 82
+
+    def after_learning(late_ms, said_ms, **terms):
+        n = len(late_ms)
+        arrival_ms = [*at_ms, *(at_ms[-1] + 0.1 * np.arange(1, n))]
+        trace = jobs(
+            arrival_ms, [*taught_ms, *late_ms], [[]] * (80 + n), [[]] * (80 + n)
+        )
+        said_s = MS * np.array([4.0] * 80 + said_ms)
+        terms = BidPriceParameters(haste=0.0, **terms)
+        return run(trace, 10.0, 1, said_s, terms=terms).log.tolist()[80:]
+
+    assert after_learning([1.0, 5.0], [1.0, 8.0]) == [blocker, long]
+    both = after_learning([1.0, 5.0, 3.0], [1.0, 8.0, 3.0])
+    assert both[:2] == [blocker, short]
+    equal = after_learning([1.0, 5.0, 3.0], [1.0, 8.0, 3.0], sure_p=0.3)
+    assert equal[:2] == [blocker, long]
+
+
 @pytest.mark.parametrize("wrong", ["all", "one type", "from mid-run", "a constant"])
 def test_no_estimator_stops_bid_price_for_good(wrong):
     cell, n = SimulationConfig.of_scenario("A", transactions=9_000), 9_000

@@ -207,6 +207,7 @@ WITHOUT = {
     "without reservations": BidPriceParameters(reserve=-np.inf),
     "without calibration": BidPriceParameters(window=0.0),
     "without haste": BidPriceParameters(haste=0.0),
+    "without price or haste": BidPriceParameters(step=0.0, haste=0.0),
     "one threshold": BidPriceParameters(sure_p=BidPriceParameters().least_p),
     "never sent ahead": BidPriceParameters(patience=0.0),
 }

@@ -53,11 +53,11 @@ FADING = 0.002  # weight of the last outcome in a group's share
 class BidPriceParameters(NamedTuple):
     """The one configuration of `bid-price`, chosen on design seeds (chapter 3)."""
 
-    step: float = 0.1  # by which the price falls at a refusal, of itself
+    step: float = 0.05  # by which the price falls at a refusal, of itself
     relief: float = 0.3  # share of that by which it rises at a start above it
     least_p: float = 0.3  # refused below this probability of being on time,
     sure_p: float = 0.9  # and behind all others below this one
-    haste: float = 2.0  # services that a deadline counts later
+    haste: float = 1.0  # services that a deadline counts later
     patience: float = 1.0  # typical services that one may wait once released
     reserve: float = 2.0  # services from the latest start reserved to the deadline
     window: float = 500.0  # commits that calibration remembers; with 0 there is none

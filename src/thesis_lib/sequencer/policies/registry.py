@@ -67,10 +67,10 @@ BAND = 0.2  # error band of the thesis over its objective: 2.5 ms of 12.5 ms
 # seeds; for `bid-price` there are `BidPriceParameters`.
 LATE_BOUND = {  # transactions past the sequencer for each core, and the probability of
     "late-edf": (3.0, 0.999),  # being on time below which it drops
-    "late-sjf": (4.0, 0.95),
+    "late-sjf": (4.0, 0.99),
     "least-slack": (10.0, 0.999),
-    "startable-first": (3.0, 0.999),
-    "late-demote": (3.0, 0.999),
+    "startable-first": (2.0, 0.999),
+    "late-demote": (2.0, 0.999),
 }
 
 
@@ -80,7 +80,7 @@ class QueueParameters(NamedTuple):
     Times are shares of the objective.
     """
 
-    room: float = 0.4  # work of all cores that `queue-cap` lets into the system
+    room: float = 0.3  # work of all cores that `queue-cap` lets into the system
     target: float = 0.25  # of the wait in `codel`
     interval: float = 0.0125  # in which `codel` judges it
     depth: float = 3.0  # past a queue for each core: with fewer, locks idle the cores
