@@ -4,6 +4,7 @@ import copy
 import importlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -311,3 +312,9 @@ def test_no_script_is_left_out():
     tests = [path.read_text() for path in Path(__file__).parent.glob("*.py")]
     for path in (ROOT / "benchmarks").glob("*.py"):
         assert any(path.stem in text for text in tests), f"no test runs {path.stem}"
+
+
+def test_the_readme_names_every_script_and_no_other():
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    there = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    assert set(re.findall(r"`(\w+\.py)`", text)) == there
