@@ -80,7 +80,7 @@ def test_an_exception_ends_a_turn_and_teaches_nothing():
     run(story())
 
 
-@pytest.mark.parametrize("policy", ["queue-cap", "late-edf"])  # behind it, before it
+@pytest.mark.parametrize("policy", ["fifo", "late-edf"])  # behind it, before it
 def test_who_is_cancelled_gives_up_a_place_and_a_worker(policy):
     async def story():
         desk = Desk(policy)
