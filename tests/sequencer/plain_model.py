@@ -371,10 +371,11 @@ class PlainLate:
             self._settle(self.groups[i], True)
             if not above[i]:
                 self.price_s *= exp(-terms.step)
+        haste = terms.haste if refused or any(unsure.values()) else 0.0
         kept.sort(
             key=lambda i: (
                 2 if unsure[i] else above[i],
-                self.deadline_s[i] + terms.haste * service_s[i],
+                self.deadline_s[i] + haste * service_s[i],
             )
         )
         released, reserved = [], {}

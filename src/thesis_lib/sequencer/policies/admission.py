@@ -57,7 +57,7 @@ class BidPriceParameters(NamedTuple):
     relief: float = 0.3  # share of that by which it rises at a start above it
     least_p: float = 0.3  # refused below this probability of being on time,
     sure_p: float = 0.9  # and behind all others below this one
-    haste: float = 1.0  # services that a deadline counts later
+    haste: float = 2.0  # services that a deadline counts later, if one is not sure
     patience: float = 1.0  # typical services that one may wait once released
     reserve: float = 2.0  # services from the latest start reserved to the deadline
     window: float = 500.0  # commits that calibration remembers; with 0 there is none
@@ -162,7 +162,7 @@ def _judge(terms, memory, ids, due_s):
     weights = control[GROUPS + group_count(control) :]
     free_core_s = core_s[core_s.argmin()]
     price_s, factor = control[PRICE_S], allowance(online, terms.least_p)
-    sure_factor = allowance(online, terms.sure_p)
+    sure_factor, hasty = allowance(online, terms.sure_p), False
     for at in range(len(ids)):
         i = ids[at]
         deadline_s, service_s = memory.deadline_s[i], memory.estimated_s[i]
@@ -185,8 +185,12 @@ def _judge(terms, memory, ids, due_s):
         rank[at] = ABOVE if above else WORTHY
         if refused or unsure:
             rank[at] = REFUSED if refused else UNSURE
-        key[at] = deadline_s + terms.haste * service_s
+        hasty |= rank[at] >= UNSURE
+        key[at] = deadline_s
         took_s[at] = service_s
+    if hasty:
+        for at in range(len(ids)):
+            key[at] += terms.haste * took_s[at]
 
 
 @borrowing
@@ -242,11 +246,11 @@ def bind_late(
        there when it was first seen, is doubted: it may be a probe, which is refused
        only once its time is up, and counts as above the price until estimates like its
        own are refuted.
-    4. By deadline, which counts the later the longer a service is, and behind those who
-       is above the price, and behind all who is not sure to be on time: release who
-       finds a core and its rows free and no reservation in its way; a dispatch that
-       takes time may be sent a little ahead. Who has to wait, is sure and not above
-       the price, reserves.
+    4. By deadline, which counts the later the longer a service is if anybody is not sure
+       to be on time; behind those who is above the price, and behind all who is not
+       sure: release who finds a core and its rows free and no reservation in its way; a
+       dispatch that takes time may be sent a little ahead. Who has to wait, is sure and
+       not above the price, reserves.
 
     The work is one look at each of `ids`, and their order.
     """
