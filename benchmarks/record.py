@@ -187,7 +187,7 @@ class Record:
         self._points, self._load = points, psutil.getloadavg()
         self.content: dict[str, Any] = made_by()
         if settings is not None:
-            self.content["settings"] = dict(settings)
+            self.content["settings"] = json.loads(json.dumps(dict(settings)))
         before = read_record(self.path.stem, self.path.parent) if resume else None
         if before is not None:
             self._require_same(before, elsewhere)

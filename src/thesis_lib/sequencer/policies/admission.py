@@ -246,11 +246,11 @@ def bind_late(
        there when it was first seen, is doubted: it may be a probe, which is refused
        only once its time is up, and counts as above the price until estimates like its
        own are refuted.
-    4. By deadline, which counts the later the longer a service is if anybody is not sure
-       to be on time; behind those who is above the price, and behind all who is not
-       sure: release who finds a core and its rows free and no reservation in its way; a
-       dispatch that takes time may be sent a little ahead. Who has to wait, is sure and
-       not above the price, reserves.
+    4. By deadline, which counts the later the longer a service is if anybody is not
+       sure to be on time; behind those who is above the price, and behind all who is
+       not sure: release who finds a core and its rows free and no reservation in its
+       way; a dispatch that takes time may be sent a little ahead. Who has to wait, is
+       sure and not above the price, reserves.
 
     The work is one look at each of `ids`, and their order.
     """
