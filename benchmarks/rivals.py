@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
-from record import Record, benchmark, show, tell
+from record import ELSEWHERE, Record, benchmark, show, tell
 
 from thesis_lib.sequencer.core.events import Delays
 from thesis_lib.sequencer.experiments import metrics
@@ -83,6 +83,8 @@ def main(
     out: Path,
     transactions: Annotated[int, "of a run"] = 10_000,
     seeds: Annotated[int, "runs of each"] = 3,
+    *,
+    elsewhere: Annotated[bool, ELSEWHERE] = False,
 ) -> None:
     """Violations in percent of every variant, by setting and load, and their score."""
     record = Record(
@@ -91,7 +93,8 @@ def main(
             "settings": SETTINGS, "estimates": ESTIMATES, "loads": LOADS,
             "transactions": transactions, "seeds": seeds, "seed": DESIGN_SEED,
         },
-        resume=["points"],
+        ["points"],
+        elsewhere,
     )  # fmt: skip
     configs = {
         setting: SimulationConfig.of_scenario(

@@ -35,10 +35,10 @@ def told(path):
 
 
 def test_it_says_who_made_it_and_what_was_found(path):
-    Record(path, {"size": 3}).write(rows=[1, 2])
+    Record(path, {"size": 3, "loads": (1, 2)}).write(rows=[1, 2])
     found = told(path)
     assert {"commit", "clean", "kernel", "machine", "versions", "date"} <= found.keys()
-    assert found["settings"] == {"size": 3}
+    assert found["settings"] == {"size": 3, "loads": [1, 2]}
     assert found["rows"] == [1, 2]
     assert [len(found["load_average"][end]) for end in ("start", "end")] == [3, 3]
 
@@ -78,7 +78,9 @@ def test_a_record_of_elsewhere_is_gone_on_with_only_where_one_says_so(path, part
 
 
 def test_other_settings_are_refused_everywhere(path):
-    Record(path, {"size": 3}, ["points"]).write()
+    same = {"size": 3, "loads": (1, 2)}
+    Record(path, same, ["points"]).write()
+    assert Record(path, same, ["points"], elsewhere=True).content["settings"]
     with pytest.raises(InvalidInput, match=r"other settings, .*: 3.*expected .*: 4"):
         Record(path, {"size": 4}, ["points"], elsewhere=True)
     assert Record(path, {"size": 4}).content["settings"] == {"size": 4}  # made anew
