@@ -68,12 +68,12 @@ def test_one_command_repeats_a_cell_of_the_table():
 
 
 def test_every_estimator_is_judged_on_the_same_seeds_and_exact_ones_are_best():
-    made = goals.by_estimator(transactions=1_500, seeds=2, seed=11, loads=[1.5])
+    made = goals.by_estimator(transactions=4_000, seeds=2, seed=11, loads=[1.5])
     assert made.columns.tolist() == ["noisy", "goal", "boosted", "constant", "oracle"]
     assert made.index.tolist() == [(row, 1.5) for row in goals.GOALS]
     assert (made["oracle"] > made["noisy"]).all()
     assert (made["noisy"] > made["constant"]).all()
-    runs = goals.run_goals(transactions=1_500, seeds=2, seed=11, loads=[1.5])
+    runs = goals.run_goals(transactions=4_000, seeds=2, seed=11, loads=[1.5])
     table = goals.against_goals(runs)
     np.testing.assert_array_equal(made["noisy"], table["low"])
     np.testing.assert_array_equal(made["goal"], table["goal"])
