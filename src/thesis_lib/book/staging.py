@@ -20,8 +20,9 @@ from thesis_lib.common.errors import require
 DETAILS = "details"  # the tag of a cell of the second page, and the end of its name
 
 _CITED = re.compile(
-    r"\{glue:text\}`(?:(?P<path>[^`:]*?)(?P<chapter>\d\d_\w+)\.ipynb::)?"
-    r"(?P<name>\w+)(?::(?P<form>[^`]*))?`"
+    r"(?P<cited>\{glue:text\}`(?:(?P<path>[^`:]*?)(?P<chapter>\d\d_\w+)\.ipynb::)?"
+    r"(?P<name>\w+)(?::(?P<form>[^`]*))?`)"
+    r"(?P<unit>(?: (?:%|[nµm]?s|points?|times|[MG]i?B(?:/s)?|毫?秒)(?![\w/]))?)"
 )
 
 MARKS = {"en": "(in doubt)", "zh-Hant": "（存疑）"}
@@ -53,18 +54,20 @@ class Published:
     def mark(self, text: str, home: str = "", language: str = "en") -> str:
         """MyST text that says of each number it cites whether it is absent or doubted.
 
-        `home` is the chapter that the text stands in. A doubt leads to its reason, and
-        the number of a claim is in a span of the classes `claim` and its anchor.
+        `home` is the chapter that the text stands in. A doubt stands behind the unit
+        and leads to its reason; the number of a claim is in a span of the classes
+        `claim` and its anchor.
         """
 
         def marked(hit: re.Match) -> str:
             chapter = hit["chapter"] or home
             if self._absent(chapter, hit["name"]):
-                return ABSENT
+                return ABSENT + hit["unit"]
             mark = f" {{ref}}`{MARKS[language]} <sec-doubts>`"
             claim = self.claims.get(chapter, {}).get(hit["name"])
-            number = f"[{hit[0]}]{{.claim .{claim}}}" if claim else hit[0]
-            return number + mark * (hit["name"] in self.doubted.get(chapter, {}))
+            number = f"[{hit['cited']}]{{.claim .{claim}}}" if claim else hit["cited"]
+            doubted = hit["name"] in self.doubted.get(chapter, {})
+            return number + hit["unit"] + mark * doubted
 
         return _CITED.sub(marked, text)
 
@@ -73,7 +76,8 @@ class Published:
 
         def spanned(hit: re.Match) -> str:
             claim = self.claims.get(hit["chapter"] or home, {}).get(hit["name"])
-            return f'<span class="claim {claim}">{hit[0]}</span>' if claim else hit[0]
+            span = f'<span class="claim {claim}">{hit["cited"]}</span>{hit["unit"]}'
+            return span if claim else hit[0]
 
         shown = re.sub(r">[^<]+", lambda part: _CITED.sub(spanned, part[0]), text)
         return self.plain(shown, home)
@@ -112,7 +116,7 @@ class Published:
         def filled(hit: re.Match) -> str:
             chapter, name = hit["chapter"] or home, hit["name"]
             if self._absent(chapter, name):
-                return "(not computed)"
+                return "(not computed)" + hit["unit"]
             numbers = self.records[chapter].numbers if chapter in self.records else {}
             require(
                 name in numbers,
@@ -120,7 +124,8 @@ class Published:
                 "publish: publish it, or correct the text",
             )
             mark = f" {MARKS['en']}" * (name in self.doubted.get(chapter, {}))
-            return signed(format(numbers[name], hit["form"] or "")) + mark
+            number = signed(format(numbers[name], hit["form"] or ""))
+            return number + hit["unit"] + mark
 
         return _CITED.sub(filled, text)
 
