@@ -372,7 +372,9 @@ def stage(executed: Path, source: Path) -> str:
         "your_hardware_results": hardware,
         "your_hardware_durations": durations_lines(reference.records),
         "provenance_table": _provenance(records),
-        "audit_table": page_lines(audited, audit_peers(known, labels)),
+        "audit_table": page_lines(
+            audited, audit_peers(known, labels), published.doubted
+        ),
         "rooms_table": _rooms(checkout / "src" / "thesis_lib"),
         "parameters_table": [
             line

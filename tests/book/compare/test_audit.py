@@ -66,7 +66,7 @@ def test_a_claim_that_misses_a_floor_is_red_unless_a_reason_is_given(
     assert [missed in each for each in found.missed] == [True]
     told = replace(found, basis=replace(found.basis, accepted="two are enough"))
     assert told.state == "accepted"
-    assert "two are enough" in "\n".join(page_lines([told], []))
+    assert "two are enough" in "\n".join(page_lines([told], [], {}))
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,10 @@ def test_the_last_change_of_a_claim_stands_beside_it():
     ]
     claims = Claims({"share": CLAIM}, {"seeds": SEEDS})
     found = audit(claims, [record("04_x", **WHOLE)], {"sec-shown"}, history=changes)
-    assert "4.000 until 2026-02-01 (`bbb`)" in "\n".join(page_lines(found, []))
+    assert "4.000 until 2026-02-01 (`bbb`)" in "\n".join(page_lines(found, [], {}))
     bits = [replace(changes[1], was=4.0 + 1e-15, now=4.0)]
     found = audit(claims, [record("04_x", **WHOLE)], {"sec-shown"}, history=bits)
-    assert "other last bits until 2026-02-01" in "\n".join(page_lines(found, []))
+    assert "other last bits until 2026-02-01" in "\n".join(page_lines(found, [], {}))
 
 
 PEER = Peer(("as it comes", "threads", "batches"), "locks", "sec-shown")
@@ -126,17 +126,25 @@ def test_an_unfair_comparison_is_red_unless_a_reason_is_given(changes, missed, e
     assert "; ".join(one.missed) == missed
     assert (one.state, two.state) == ("red" if missed else "good", excused)
     assert ("why" in "".join(lines([], [two]))) == bool(missed)
-    assert "why" in "\n".join(page_lines([], [two]))
+    assert "why" in "\n".join(page_lines([], [two], {}))
 
 
 def test_a_count_that_went_through_a_table_is_a_count():
     assert audited(WHOLE | {"share_n": 20.0}).n == 20
 
 
+def test_the_audit_marks_what_should_not_be_believed():
+    found = audited()
+    key, why = found.claim.key, "others took 1.90 cores"
+    for name, marks in ((key, 1), ("another", 0)):
+        page = page_lines([found], [], {found.record.chapter: {name: why}})
+        assert "\n".join(page).count("{ref}`in doubt <sec-doubts>`") == marks
+
+
 def test_the_audit_says_how_long_a_run_is_where_that_is_published():
     long = replace(SEEDS, each="length")
-    assert "| 20 seeds, Student;" in "\n".join(page_lines([audited()], []))
-    page = page_lines([audited(WHOLE | {"length": 8000}, long)], [])
+    assert "| 20 seeds, Student;" in "\n".join(page_lines([audited()], [], {}))
+    page = page_lines([audited(WHOLE | {"length": 8000}, long)], [], {})
     assert "| 20 seeds of 8,000 transactions, Student;" in "\n".join(page)
 
 
@@ -155,7 +163,7 @@ def test_the_audit_is_told_in_a_line_a_claim_and_a_sum():
         "one without."
     )
     assert len(lines(found, [])) == 3
-    assert sum("claim-share" in line for line in page_lines(found, [])) == 2
+    assert sum("claim-share" in line for line in page_lines(found, [], {})) == 2
 
 
 def test_no_claim_of_the_published_book_misses_a_floor_without_a_reason():

@@ -214,8 +214,15 @@ def summary(audited: Sequence[Audited | AuditedPeer], what: str) -> str:
     return f"Of {len(audited)} {what} {', '.join(said)}."
 
 
-def page_lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list[str]:
-    """The audit as the book shows it, in MyST Markdown: each claim has an anchor."""
+def page_lines(
+    audited: Sequence[Audited],
+    peers: Sequence[AuditedPeer],
+    doubted: Mapping[str, Mapping[str, str]],
+) -> list[str]:
+    """The audit as the book shows it, in MyST Markdown: each claim has an anchor.
+
+    `doubted` is as `cards.claim_cards` takes it.
+    """
     lines = [summary(audited, "claims") + " " + summary(peers, "peers")]
     for number, chapter in groupby(audited, lambda each: each.claim.chapter):
         claims = list(chapter)
@@ -228,7 +235,7 @@ def page_lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list
                 f"[]{{#{anchor(each.claim.key)}}}{markdown(each.claim.title)}",
                 markdown(format_quantity(each.value, each.claim)),
                 f"{rests(each)}{_limit(each.basis)}",
-                "; ".join(filter(None, _remarks(each))),
+                "; ".join(filter(None, _remarks(each, doubted))),
             ]
             for each in claims
         ]
@@ -265,8 +272,14 @@ def rests(audited: Audited) -> str:
     return f"{counted}, {audited.interval}" if audited.interval else counted
 
 
-def _remarks(audited: Audited) -> Iterator[str]:
-    """Which floors a claim misses and why it may, and what it was before."""
+def _remarks(
+    audited: Audited, doubted: Mapping[str, Mapping[str, str]]
+) -> Iterator[str]:
+    """Whether to believe a claim, which floors it misses, and what it was before."""
+    if (record := audited.record) and audited.claim.key in doubted.get(
+        record.chapter, {}
+    ):
+        yield "{ref}`in doubt <sec-doubts>`"
     yield from audited.missed
     if audited.missed:
         yield audited.basis.accepted
