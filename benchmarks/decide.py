@@ -11,41 +11,31 @@ simulator's.
 
     python benchmarks/decide.py
 
-What is held grows with the load and with the objective. `--crowded EARLIER`, a checkout
-of this repository, measures the compiled decision of `bid-price` up to loads and
-objectives at which thousands wait, in processor time, here and there in turn in
-processes of their own, and renews that part of the record alone.
+What is held grows with the load and with the objective. The compiled decision of
+`bid-price` is measured up to loads and objectives at which thousands wait as well, in
+processor time.
 """
 
 import ctypes
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from math import exp
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
-import psutil
 from numba import njit
 from record import (
     Record,
-    answering,
     benchmark,
     both_clocks,
-    checkout,
     medians,
     own_core,
-    renew,
     show,
-    turns,
 )
 
-from thesis_lib.common.provenance import commit
 from thesis_lib.sequencer.core.events import (
     NOW,
     RunConfig,
@@ -75,7 +65,7 @@ POLICIES = (
 )  # fmt: skip
 TRANSACTIONS, SEED, PAST_SEED = 4_000, 1, 777_777
 ROUNDS = 7
-CROWD, CROWDED_ROUNDS = 4_000, 5  # transactions of a crowded run
+CROWDED_ROUNDS = 5
 CROWDED_LOADS, CROWDED_SLO_S = (1.1, 10.0, 30.0), (0.0125, 0.125, 1.0)
 
 clock_gettime = ctypes.CDLL(None).clock_gettime
@@ -326,79 +316,30 @@ def crowd() -> list[dict]:
     """The mean processor time of a decision of `bid-price` where ever more is held."""
     rows = []
     for slo_s in CROWDED_SLO_S:
-        cell = SimulationConfig.of_scenario("A", transactions=CROWD, slo_s=slo_s)
+        cell = SimulationConfig.of_scenario("A", transactions=TRANSACTIONS, slo_s=slo_s)
         transactions = cell.make_trace(SEED)
         estimated_s = noisy_estimate()(transactions, SEED)
         for load in CROWDED_LOADS:
             trace = cell.arrange(transactions, load, SEED)
             case = Case(cell, trace, estimated_s, cell.policy("bid-price"))
             cost_us, decisions_us = compiled(case, PROCESSOR)
-            found = shape(decisions_us, "decision")
             rows.append(
-                {
-                    "load": load,
-                    "slo_s": slo_s,
-                    "decisions": len(decisions_us),
-                    "decision_us": found["decision_mean_us"],
-                    "p99_us": found["decision_p99_us"],
-                    "each_us": float(cost_us.mean()),  # its share of every decision
-                }
+                {"load": load, "slo_s": slo_s, "decisions": len(decisions_us)}
+                | shape(decisions_us, "decision")
+                | shape(cost_us, "decide")  # a transaction's share of all of them
             )
     return rows
 
 
-def answer_crowds() -> Iterator[Any]:
-    """In a process of its own: a round for each line of standard input."""
-    yield "ready"
-    for _ in sys.stdin:
-        yield crowd()
-
-
-def in_turn(earlier: Path) -> list[dict]:
-    """Medians of `crowd` over rounds, of this checkout and of an earlier one."""
-    sources = {"now": checkout(), "before": earlier.resolve()}
-    found: dict[str, list[list[dict]]] = {name: [] for name in sources}
-    with ExitStack() as stack:
-        ask = {
-            name: stack.enter_context(
-                answering(answer_crowds, PYTHONPATH=str(source / "src"))
-            )
-            for name, source in sources.items()
-        }
-        for _, name in turns(sources, CROWDED_ROUNDS + 1):
-            found[name].append(ask[name]())
-    return [
-        {
-            "code": name,
-            **{key: median(row[key] for row in same) for key in same[0]},
-            "samples_us": [round(row["decision_us"], 3) for row in same],
-        }
-        for name, rounds in found.items()
-        for same in zip(*rounds[1:], strict=True)  # the first compiles
-    ]
-
-
-def renew_crowded(earlier: Path, out: Path) -> None:
-    """Measure what is crowded and write that part of the record."""
-    load, rows = psutil.getloadavg(), in_turn(earlier)
-    renew(
-        out, "crowded", cases=rows, transactions=CROWD, rounds=CROWDED_ROUNDS,
-        before=commit(earlier)[0],
-        load_average={"start": load, "end": psutil.getloadavg()},
-    )  # fmt: skip
-    show(rows, "samples_us")
-
-
 @benchmark
-def main(out: Path, *, crowded: Path | None = None) -> None:
-    """All policies in all ways; or what is crowded, beside another checkout."""
-    if crowded is not None:
-        renew_crowded(crowded, out)
-        return
-    record = Record(out, resume=["crowded"], elsewhere=True, points="cases")
+def main(out: Path) -> None:
+    """All policies in all ways, and bid-price where ever more is held."""
+    record = Record(out, points="cases")
     own_core()
     labelled, estimating = list(cases()), estimates()
     one_round(labelled[: len(POLICIES)], estimating, 0)  # compiles everything
     found = in_rounds(ROUNDS, partial(one_round, labelled, estimating))
-    record.write(transactions=TRANSACTIONS, **found)
+    crowded = in_rounds(CROWDED_ROUNDS, lambda _: crowd())
+    record.write(transactions=TRANSACTIONS, crowded=crowded, **found)
     show(record.points, "samples")
+    show(crowded["cases"], "samples")

@@ -128,7 +128,8 @@ PART_ONE = {
         [],
         {
             "TRANSACTIONS": 300, "LOADS": (1.1,), "ROUNDS": 1, "SCENARIOS": ("A",),
-            "POLICIES": ("fifo-batched", "bid-price"),
+            "POLICIES": ("fifo-batched", "bid-price"), "CROWDED_ROUNDS": 1,
+            "CROWDED_LOADS": (1.1,), "CROWDED_SLO_S": (0.0125,),
         },
     ),
     "scale": ([], {"CORES": (8,), "LOADS": (1.1,), "ROUNDS": 1}),
@@ -186,9 +187,6 @@ def test_a_script_writes_the_schema_of_its_record(name, patched, tmp_path):
     words, constants = PART_ONE[name]
     patched(name, **constants)
     words = [tmp_path / "work" if word == "WORK" else word for word in words]
-    if name == "decide":  # which keeps a part that is measured apart
-        crowded = json.dumps({"crowded": committed("decide")["crowded"]})
-        (tmp_path / "decide.json").write_text(crowded)
     held_against(name, run(name, tmp_path, words))
 
 
@@ -256,20 +254,6 @@ def test_violations_of_a_streamed_model_are_those_of_the_record(
     for row in record["runs"]:
         assert row["measured"] == row["late"] + row["refused"]
     assert record["peak_bytes"] <= record["plan_bytes"] <= record["device_bytes"]
-
-
-@pytest.mark.proof
-def test_what_is_crowded_is_that_of_the_record(patched, tmp_path):
-    script = patched("decide", CROWD=300, CROWDED_LOADS=(1.1,), CROWDED_SLO_S=(0.0125,))
-    patched("decide", in_turn=lambda earlier: [{"code": "now"} | script.crowd()[0]])
-    out = tmp_path / "decide.json"
-    out.write_text((MEASUREMENTS / "decide.json").read_text())
-    before = committed("decide")
-    record = run("decide", tmp_path, ["--crowded", ROOT])
-    rows = before["crowded"]["cases"]
-    assert keys(record["crowded"]["cases"]) == keys(rows) - {"samples_us"}
-    assert record.pop("crowded") != before.pop("crowded")
-    assert record == before  # and the rest stays as it was
 
 
 @pytest.mark.proof
