@@ -1,6 +1,20 @@
 import numpy as np
 
-from thesis_lib.sequencer.core.locks import NONE, book, lock_table, release
+from thesis_lib.sequencer.core.locks import (
+    CLOSED,
+    ENDS,
+    NONE,
+    book,
+    enter,
+    free_at,
+    known_free_at,
+    leave,
+    let_know,
+    lock_table,
+    nobody,
+    register,
+    release,
+)
 from thesis_lib.sequencer.core.trace import KeySets
 
 
@@ -72,3 +86,35 @@ def test_readers_share_and_a_writer_waits_for_both():
     assert ready[0] == 2  # the writer, before the reader booked after it
     assert release(table, 2, ready) == 1
     assert ready[0] == 3
+
+
+def test_a_decision_knows_what_it_would_know_if_all_were_registered_anew():
+    random = np.random.default_rng(0)
+    for seed in range(10):
+        keys = random_key_sets(seed)
+        locks, inside = (keys.offsets, keys.keys, keys.exclusive), []
+        uncommitted = nobody(keys)
+        for number in range(1, 40):
+            i = int(random.integers(len(keys)))
+            (leave if i in inside else enter)(locks, uncommitted, i)
+            inside = [j for j in inside if j != i] if i in inside else [*inside, i]
+            uncommitted.end_s[:] = random.random(len(keys))
+            tables = {
+                pair: (np.full(keys.n_keys, -np.inf), np.full(keys.n_keys, -np.inf))
+                for pair in (ENDS, CLOSED)
+            }
+            for j in inside:
+                register(locks, tables[ENDS], j, uncommitted.end_s[j])
+            for other in random.integers(len(keys), size=3).tolist():
+                for j in range(len(keys)):
+                    for pair, table in tables.items():
+                        known = known_free_at(
+                            locks, uncommitted, number, pair, j, -np.inf
+                        )
+                        assert known == free_at(locks, table, j, -np.inf)
+                pair, end_s = random.choice([ENDS, CLOSED]), random.random() - 0.5
+                let_know(locks, uncommitted, number, pair, other, end_s)
+                register(locks, tables[pair], other, end_s)
+        for j in inside:
+            leave(locks, uncommitted, j)
+        assert (uncommitted.first == NONE).all()

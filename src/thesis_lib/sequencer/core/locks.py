@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from thesis_lib.sequencer.core.trace import I64, Bool, KeySets
+from thesis_lib.sequencer.core.trace import F64, I64, Bool, KeySets
 
 NONE = -1  # no request
 EXCLUSIVE = -1  # in `holders`: one exclusive holder
@@ -160,3 +160,110 @@ def forget(locks, ends_s, i):
     for request in range(offsets[i], offsets[i + 1]):
         ends_s[0][key_of[request]] = -np.inf
         ends_s[1][key_of[request]] = -np.inf
+
+
+# --- Who of what was released has not committed ----------------------------------
+# Columns of `Uncommitted.known`: which decision asked, then pairs of a writer's and a
+# reader's time, of the last end and of minus the reservation.
+ASKED, ENDS, CLOSED = 0, 1, 3
+
+
+class Uncommitted(NamedTuple):
+    """The requests of what was released and has not committed, by key.
+
+    Those of a key form a linked list in no order. A decision asks for few keys of many,
+    and predicts all ends anew: what it asks for is worked out once, beside its number,
+    and what stands beside another number is nothing.
+    """
+
+    first: I64  # (k,) a request, or NONE
+    behind: I64  # (r,) the request behind, or NONE
+    before: I64  # (r,) the request before, or NONE
+    owner: I64  # (r,) transaction of each request
+    end_s: F64  # (n,) predicted, minus infinity where that is still to be done
+    known: F64  # (k, 5)
+
+
+def nobody(keys: KeySets) -> Uncommitted:
+    """All has committed of transactions with these key sets."""
+    n, r, k = len(keys), len(keys.keys), keys.n_keys
+    return Uncommitted(
+        first=np.full(k, NONE),
+        behind=np.full(r, NONE),
+        before=np.full(r, NONE),
+        owner=keys.owner,
+        end_s=np.full(n, -np.inf),
+        known=np.full((k, 5), -np.inf),
+    )
+
+
+@borrowing
+def enter(locks: tuple, uncommitted: Uncommitted, i: int) -> None:
+    """Transaction i has been released."""
+    offsets, key_of, _ = locks
+    first, behind, before, _, _, _ = uncommitted
+    for request in range(offsets[i], offsets[i + 1]):
+        other = first[key_of[request]]
+        first[key_of[request]] = request
+        behind[request], before[request] = other, NONE
+        if other != NONE:
+            before[other] = request
+
+
+@borrowing
+def leave(locks: tuple, uncommitted: Uncommitted, i: int) -> None:
+    """Transaction i, which had entered, has committed."""
+    offsets, key_of, _ = locks
+    first, behind, before, _, _, _ = uncommitted
+    for request in range(offsets[i], offsets[i + 1]):
+        if before[request] == NONE:
+            first[key_of[request]] = behind[request]
+        else:
+            behind[before[request]] = behind[request]
+        if behind[request] != NONE:
+            before[behind[request]] = before[request]
+
+
+@borrowing
+def _ask(exclusive, uncommitted, key, number):
+    """Work out for decision `number` when the last writer and reader of a key end."""
+    first, behind, _, owner, end_s, known = uncommitted
+    row = known[key]
+    row[:] = -np.inf
+    row[ASKED] = number
+    request = first[key]
+    while request != NONE:
+        at = ENDS if exclusive[request] else ENDS + 1
+        row[at] = max(row[at], end_s[owner[request]])
+        request = behind[request]
+
+
+@njit(cache=True, inline="always")
+def known_free_at(locks, uncommitted, number, pair, i, at_least_s):
+    """`free_at` for decision `number`, by ENDS or by CLOSED."""
+    offsets, key_of, exclusive = locks
+    first, known = uncommitted.first, uncommitted.known
+    free_s = at_least_s
+    for request in range(offsets[i], offsets[i + 1]):
+        key = key_of[request]
+        if known[key, ASKED] != number:
+            if first[key] == NONE:
+                continue
+            _ask(exclusive, uncommitted, key, number)
+        free_s = max(free_s, known[key, pair])
+        if exclusive[request]:
+            free_s = max(free_s, known[key, pair + 1])
+    return free_s
+
+
+@njit(cache=True, inline="always")
+def let_know(locks, uncommitted, number, pair, i, end_s):
+    """`register` for decision `number`, as ENDS or as CLOSED."""
+    offsets, key_of, exclusive = locks
+    known = uncommitted.known
+    for request in range(offsets[i], offsets[i + 1]):
+        key = key_of[request]
+        if known[key, ASKED] != number:
+            _ask(exclusive, uncommitted, key, number)
+        at = pair if exclusive[request] else pair + 1
+        known[key, at] = max(known[key, at], end_s)

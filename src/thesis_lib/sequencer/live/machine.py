@@ -32,7 +32,7 @@ from thesis_lib.sequencer.core.locks import NONE
 from thesis_lib.sequencer.core.observed import commit, dispatch
 from thesis_lib.sequencer.core.trace import I64, Batch, Decision, KeySets
 from thesis_lib.sequencer.live.estimator import OnlineEstimator, ServiceEstimator
-from thesis_lib.sequencer.policies.lookahead import SPREAD
+from thesis_lib.sequencer.policies.lookahead import PENDING, READ, SPREAD
 from thesis_lib.sequencer.policies.recalibration import LEAST_S
 from thesis_lib.sequencer.policies.registry import Policy, Rule, decide, policy
 from thesis_lib.sequencer.policies.rules import AT_ARRIVAL, FIFO, LIFO, decide_compiled
@@ -511,7 +511,7 @@ class LiveSequencer:
     def _known(self) -> I64:
         """Slots, rising, of whoever waits or runs, or ended and is not learned from."""
         memory, progress = self._lookahead.memory, self._state.progress
-        pending, read = memory.counts
+        pending, read = memory.counts[[PENDING, READ]]
         learning = self.policy.learns
         entries = np.arange(progress[LOGGED])
         if learning:
@@ -562,7 +562,7 @@ class LiveSequencer:
         if len(new.pending):
             uncommitted = int(state.progress[LOGGED])
             new.pending[:uncommitted] = np.arange(uncommitted)
-            new.counts[:] = uncommitted
+            new.counts[[PENDING, READ]] = uncommitted
         if len(new.control) == len(old.control):
             new.control[:] = old.control
         if len(new.online.given) and len(old.online.given):

@@ -22,14 +22,27 @@ from math import exp, log
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
-from thesis_lib.sequencer.core.locks import NONE, borrowing, forget, free_at, register
+from thesis_lib.sequencer.core.locks import (
+    CLOSED,
+    ENDS,
+    NONE,
+    borrowing,
+    enter,
+    known_free_at,
+    leave,
+    let_know,
+)
 from thesis_lib.sequencer.core.trace import F64, I64
 from thesis_lib.sequencer.policies.lookahead import (
+    DECISION,
+    PENDING,
+    READ,
     Memory,
     Model,
-    forget_releases,
     learn_commits,
+    occupy,
     predict_releases,
 )
 from thesis_lib.sequencer.policies.recalibration import (
@@ -38,6 +51,7 @@ from thesis_lib.sequencer.policies.recalibration import (
     corrected_s,
     doubt,
     octave,
+    regressed_s,
 )
 
 # Positions in `Memory.control`; behind them a share of violations for each group and
@@ -131,6 +145,12 @@ def sort_into(order: I64, spare: I64, rank: I64, key: F64) -> None:
         width *= 2
 
 
+@njit(cache=True, inline="always")
+def _dearer(price_s, weight):
+    """The price of a group; nearly always of no weight, which costs no exponential."""
+    return price_s * exp(weight) if weight != 0 else price_s
+
+
 @borrowing
 def _something_frees(memory, due_s):
     """Not every core runs something that is predicted to last beyond `due_s`."""
@@ -143,24 +163,41 @@ def _something_frees(memory, due_s):
 
 @borrowing
 def _learn(terms, memory):
-    """Learn from what has committed since the last decision."""
+    """Learn from what has committed since the last decision, and who is in flight.
+
+    Whether the estimates are to be calibrated anew.
+    """
+    keys, uncommitted, counts = memory.keys, memory.uncommitted, memory.counts
+    log, pending = memory.world.log, memory.pending
     seen = memory.decided.order  # nothing is in it yet
-    for at in range(learn_commits(memory, terms.window, seen)):
-        i = memory.world.log[seen[at]]
+    read = counts[READ]
+    found = learn_commits(memory, terms.window, seen)
+    for at in range(found):
+        i = log[seen[at]]
         late = memory.world.finish_s[i] > memory.deadline_s[i]
         _settle(memory.control, terms, memory.group[i], late)
+        if seen[at] < read:
+            leave(keys, uncommitted, i)
+    at = counts[PENDING] - 1
+    while at >= 0 and pending[at] >= read:
+        enter(keys, uncommitted, log[pending[at]])
+        at -= 1
+    return found > 0 and terms.window > 0
 
 
 @borrowing
-def _judge(terms, memory, ids, due_s):
-    """Write the rank and the key of each: refuse, and let the price fall."""
-    control, online, keys, ends_s = (
-        memory.control, memory.online, memory.keys, memory.ends_s,
+def _judge(terms, memory, ids, due_s, ahead_s):
+    """Write the rank and the key of each: refuse, and let the price fall.
+
+    And when its rows are free. How many there are whose rows are and who stay.
+    """
+    control, online, keys, uncommitted = (
+        memory.control, memory.online, memory.keys, memory.uncommitted,
     )  # fmt: skip
-    _, _, _, rank, key, took_s, _, core_s = memory.decided
+    _, _, _, rank, key, took_s, free_s, core_s = memory.decided
+    number, startable = memory.counts[DECISION], 0
     group, probes, asked_s = memory.group, online.probes, online.asked_s
     weights = control[GROUPS + group_count(control) :]
-    free_core_s = core_s[core_s.argmin()]
     price_s, factor = control[PRICE_S], allowance(online, terms.least_p)
     sure_factor, hasty = allowance(online, terms.sure_p), False
     for at in range(len(ids)):
@@ -171,11 +208,12 @@ def _judge(terms, memory, ids, due_s):
         if alone and not probes[i] and terms.window > 0:
             doubt(online, i, terms.least_p, terms.probe)
             service_s = memory.estimated_s[i] = corrected_s(online, i)
-        above = service_s > price_s * exp(weights[group[i]])
+        above = service_s > _dearer(price_s, weights[group[i]])
         if probes[i]:
             needs_s = 0.0
             above |= online.fits[octave(float(online.given[i]))] < terms.least_p
-        start_s = max(free_at(keys, ends_s, i, due_s), free_core_s)
+        free_s[at] = known_free_at(keys, uncommitted, number, ENDS, i, due_s)
+        start_s = max(free_s[at], core_s[0])
         refused = start_s + needs_s > deadline_s
         if refused:
             _settle(control, terms, group[i], refused)
@@ -186,47 +224,49 @@ def _judge(terms, memory, ids, due_s):
         if refused or unsure:
             rank[at] = REFUSED if refused else UNSURE
         hasty |= rank[at] >= UNSURE
+        startable += not refused and free_s[at] <= due_s + ahead_s
         key[at] = deadline_s
         took_s[at] = service_s
     if hasty:
         for at in range(len(ids)):
             key[at] += terms.haste * took_s[at]
+    return startable
 
 
 @borrowing
-def _start(terms, memory, ids, due_s, ahead_s):
+def _start(terms, memory, ids, due_s, ahead_s, startable):
     """Release by rank and key who can start; who has to wait reserves. How many."""
-    control, keys, ends_s, closed_s = (
-        memory.control, memory.keys, memory.ends_s, memory.closed_s,
-    )  # fmt: skip
-    released, _, places, rank, key, service_s, _, core_s = memory.decided
+    control, keys, uncommitted = memory.control, memory.keys, memory.uncommitted
+    number = memory.counts[DECISION]
+    released, _, places, rank, key, service_s, free_s, core_s = memory.decided
     b = len(ids)
     sort_into(places[:b], released, rank[:b], key[:b])
-    count = reserves = 0
+    count = 0
     for place in range(b):
-        at, core = places[place], core_s.argmin()
-        if rank[at] == REFUSED or core_s[core] > due_s + ahead_s:
+        at = places[place]
+        if startable == 0 or core_s[0] > due_s + ahead_s:
             break
         i, worth = ids[at], rank[at]
-        free_s = free_at(keys, ends_s, i, due_s)
-        end_s = max(free_s, core_s[core]) + service_s[at]
-        if free_s > due_s + ahead_s or end_s > -free_at(keys, closed_s, i, -np.inf):
+        waits = free_s[at] > due_s + ahead_s
+        if not waits:  # of those who were in flight; others have been released since
+            startable -= 1
+            begin_s = known_free_at(keys, uncommitted, number, ENDS, i, due_s)
+            end_s = max(begin_s, core_s[0]) + service_s[at]
+            closed_s = -known_free_at(keys, uncommitted, number, CLOSED, i, -np.inf)
+            waits = begin_s > due_s + ahead_s or end_s > closed_s
+        if waits:
             if worth == WORTHY:
                 latest_s = memory.deadline_s[i] - terms.reserve * service_s[at]
-                register(keys, closed_s, i, -latest_s)
-                reserves += 1
+                let_know(keys, uncommitted, number, CLOSED, i, -latest_s)
             continue
-        core_s[core] = end_s
-        register(keys, ends_s, i, end_s)
+        occupy(core_s, 0, end_s)
+        let_know(keys, uncommitted, number, ENDS, i, end_s)
         rank[at] = RELEASED
         released[count] = i
         count += 1
         if worth == ABOVE:
             dearer_s = control[PRICE_S] * exp(terms.relief * terms.step)
             control[PRICE_S] = min(dearer_s, control[HIGHEST_S])
-    if reserves > 0:
-        for i in ids:
-            forget(keys, closed_s, i)
     return count
 
 
@@ -252,7 +292,8 @@ def bind_late(
        way; a dispatch that takes time may be sent a little ahead. Who has to wait, is
        sure and not above the price, reserves.
 
-    The work is one look at each of `ids`, and their order.
+    The work is one look at each of `ids` and of what is in flight, and the order of
+    `ids` if any can start.
     """
     released = dropped = held = 0
     rank, asked_s = memory.decided.rank, memory.online.asked_s
@@ -263,12 +304,14 @@ def bind_late(
         if not np.isnan(asked_s[ids[at]]):
             break
         asked_s[ids[at]] = now_s
+        memory.estimated_s[ids[at]] = regressed_s(memory.online, ids[at])
     if _something_frees(memory, now_s + model.lag_s + ahead_s):
-        _learn(terms, memory)
-        due_s = predict_releases(memory, model, ids, now_s, memory.decided.core_s)
-        _judge(terms, memory, ids, due_s)
-        released = _start(terms, memory, ids, due_s, ahead_s)
-        forget_releases(memory, ids)
+        memory.counts[DECISION] += 1
+        news, core_s = _learn(terms, memory), memory.decided.core_s
+        due_s = predict_releases(memory, model, ids, now_s, core_s, news)
+        startable = _judge(terms, memory, ids, due_s, ahead_s)
+        if startable > 0:
+            released = _start(terms, memory, ids, due_s, ahead_s, startable)
     for at in range(len(ids)):
         if rank[at] == REFUSED:
             memory.decided.dropped[dropped] = ids[at]

@@ -29,12 +29,17 @@ from thesis_lib.sequencer.core.events import (
     idle_state,
 )
 from thesis_lib.sequencer.core.locks import (
+    ENDS,
     NONE,
+    Uncommitted,
     allocating,
     book,
     borrowing,
     forget,
     free_at,
+    known_free_at,
+    let_know,
+    nobody,
     register,
 )
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, Forecast, KeySets
@@ -43,14 +48,12 @@ from thesis_lib.sequencer.policies.recalibration import (
     corrected_s,
     initial_calibration,
     learn,
-    regressed_s,
-    typical_s,
 )
 
 SPREAD = 0.2  # relative standard error that forecasts assume of the estimates
 NO_KEYS = KeySets.from_lists([], [])
 # Positions in `Memory.counts`.
-PENDING, READ = range(2)
+PENDING, READ, DECISION = range(3)
 REMEMBERED = 24  # numbers that a rule may keep between decisions, zero at first
 
 
@@ -89,11 +92,11 @@ class Memory(NamedTuple):
     ends_s: tuple[F64, F64]  # (k,) predicted end of each key's last writer and reader
     ghosts_s: tuple[F64, F64]  # (k,) the same of what was dropped
     pending: I64  # (n,) log positions that had not committed when last looked at
-    counts: I64  # (2,)
+    counts: I64  # (3,)
     control: F64  # (REMEMBERED,), or as a rule asks: what it remembers
     group: I64  # (n,) whose violations are compared; of a `Feedback` that learns
     online: Online  # calibration of the estimates; the same
-    closed_s: tuple[F64, F64]  # (k,) like `ends_s`, of minus the time: reservations
+    uncommitted: Uncommitted  # the same
     decided: Decided
 
 
@@ -381,64 +384,68 @@ def learn_commits(memory: Memory, window: float, seen: I64) -> int:
 
 
 @borrowing
+def occupy(core_s: F64, at: int, end_s: float) -> None:
+    """Core `at` of a heap (cores,) of when each is free is busy until `end_s`.
+
+    Core 0 is free first; cores 2 `at` + 1 and 2 `at` + 2 are free no sooner than `at`.
+    """
+    cores, below = len(core_s), 2 * at + 1
+    while below < cores:
+        if below + 1 < cores and core_s[below + 1] < core_s[below]:
+            below += 1
+        if core_s[below] >= end_s:
+            break
+        core_s[at] = core_s[below]
+        at, below = below, 2 * below + 1
+    core_s[at] = end_s
+
+
+@borrowing
 def predict_releases(
-    memory: Memory, model: Model, ids: I64, now_s: float, core_s: F64
+    memory: Memory, model: Model, ids: I64, now_s: float, core_s: F64, news: bool
 ) -> float:
     """Calibrate, and predict when rows and cores are free of all that was released.
 
-    Calibrates the estimates of `ids` and of what is in flight; what waits there for a
-    core or a lock is chained in log order. Returns when `ids` could book their locks;
-    writes to `core_s` (cores,) when each core has nothing left to do, and leaves the
-    ends of rows in `memory.ends_s`, for `free_at`, until `forget_releases`.
+    If there is `news` to calibrate by, the estimates of `ids` and of what is in flight
+    are. That must have entered `memory.uncommitted`; what waits there for a core or a
+    lock is chained in log order. Returns when `ids` could book their locks; writes to
+    `core_s` (cores,), as a heap, when each core has nothing left to do. When rows are
+    free says `known_free_at`, for the decision of this number in `memory.counts`.
     """
     world, pending, counts = memory.world, memory.pending, memory.counts
     log, dispatch_s, start_s = world.log, world.dispatch_s, world.start_s
-    keys, estimated_s, ends_s = memory.keys, memory.estimated_s, memory.ends_s
-    online, probes = memory.online, memory.online.probes
-    most_s = typical_s(online)
-    for at in range(len(ids)):
-        i = int(ids[at])
-        estimated_s[i] = regressed_s(online, i)
-    for at in range(len(ids)):  # apart, so that the exponentials of all are vectors
-        if probes[ids[at]]:
-            estimated_s[ids[at]] = min(estimated_s[ids[at]], most_s)
+    keys, estimated_s, uncommitted = memory.keys, memory.estimated_s, memory.uncommitted
+    online, end_s = memory.online, uncommitted.end_s
+    number, waiting = counts[DECISION], 0
+    if news:
+        for at in range(len(ids)):
+            estimated_s[ids[at]] = corrected_s(online, ids[at])
+        for at in range(counts[PENDING]):
+            i = int(log[pending[at]])
+            estimated_s[i] = corrected_s(online, i)
     for at in range(counts[PENDING]):
         i = int(log[pending[at]])
-        estimated_s[i] = corrected_s(online, i)
+        end_s[i] = max(now_s, start_s[i] + estimated_s[i])
+        if np.isnan(start_s[i]):
+            end_s[i] = -np.inf
+            waiting += 1
     for core in range(len(core_s)):
         i = world.running[core]
         core_s[core] = now_s
         if i != NONE:
             core_s[core] = max(now_s, start_s[i] + estimated_s[i])
-    for waits in (False, True):
-        for at in range(counts[PENDING]):
-            entry = pending[at]
-            i = int(log[entry])
-            if np.isnan(start_s[i]) != waits:
-                continue
-            end_s = max(now_s, start_s[i] + estimated_s[i])
-            if waits:
-                core = int(core_s.argmin())
-                booked_s = max(now_s, dispatch_s[entry])
-                begin_s = max(free_at(keys, ends_s, i, booked_s), core_s[core])
-                end_s = core_s[core] = begin_s + estimated_s[i]
-            register(keys, ends_s, i, end_s)
+    for core in range(len(core_s) // 2 - 1, -1, -1):
+        occupy(core_s, core, core_s[core])
+    for at in range(counts[PENDING] if waiting else 0):
+        entry = pending[at]
+        i = int(log[entry])
+        if np.isnan(start_s[i]):
+            booked_s = max(now_s, dispatch_s[entry])
+            free_s = known_free_at(keys, uncommitted, number, ENDS, i, booked_s)
+            end_s[i] = max(free_s, core_s[0]) + estimated_s[i]
+            occupy(core_s, 0, end_s[i])
+            let_know(keys, uncommitted, number, ENDS, i, end_s[i])
     return _due_s(world, model, now_s)
-
-
-@borrowing
-def forget_releases(memory: Memory, ids: I64) -> None:
-    """Leave `memory.ends_s` as `predict_releases` found it.
-
-    `ids` may have been registered as well.
-    """
-    log, pending, keys, ends_s = (
-        memory.world.log, memory.pending, memory.keys, memory.ends_s,
-    )  # fmt: skip
-    for at in range(memory.counts[PENDING]):
-        forget(keys, ends_s, log[pending[at]])
-    for i in ids:
-        forget(keys, ends_s, i)
 
 
 # --- Both ------------------------------------------------------------------------
@@ -550,16 +557,13 @@ class _Lookahead:
             ends_s=(np.full(k, -np.inf), np.full(k, -np.inf)),
             ghosts_s=(np.full(k, -np.inf), np.full(k, -np.inf)),
             pending=np.empty(n if simulated else 0, np.int64),
-            counts=np.zeros(2, np.int64),
+            counts=np.zeros(3, np.int64),
             control=np.array(control) if learns else np.zeros(REMEMBERED),
             group=np.array(group, np.int64),
             online=initial_calibration(
                 np.array(estimated_s if learns else [], np.float64), model.spread
             ),
-            closed_s=(
-                np.full(k if learns else 0, -np.inf),
-                np.full(k if learns else 0, -np.inf),
-            ),
+            uncommitted=nobody(keys if learns else NO_KEYS),
             decided=Decided(
                 order=np.empty(n, np.int64),
                 dropped=np.empty(n, np.int64),
