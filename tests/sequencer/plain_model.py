@@ -107,8 +107,13 @@ class Database:
 
         What has committed has released its locks; whom that frees waits in log order.
         """
-        twin = copy.deepcopy(self)
+        twin = copy.copy(self)
         twin.busy_s, twin.release_s = estimated_s, 0.0
+        twin.waiting = {key: deque(queue) for key, queue in self.waiting.items()}
+        twin.held = {key: [*holders] for key, holders in self.held.items()}
+        twin.log, twin.ready = [*self.log], deque(self.ready)
+        for name in ("missing", "granted_s", "start_s", "finish_s", "dispatch_s"):
+            setattr(twin, name, dict(getattr(self, name)))
         for _, kind, _, i in sorted(self.heap):
             if kind == RELEASE:
                 twin._release(i, now)

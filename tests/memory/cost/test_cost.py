@@ -8,18 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.common.stats import Interval
 from thesis_lib.memory.cost.cost import (
     HOURS_PER_MONTH,
     Bill,
     Mix,
-    Objective,
     Owned,
     Timing,
     break_even_tokens,
     metered_bill,
     most_tokens,
-    over_interval,
     reserved_bill,
     usd_per_million_tokens,
 )
@@ -156,28 +153,12 @@ def test_a_reserved_machine_is_due_idle_or_not_and_costs_the_rent_when_full():
     assert break_even_tokens(Bill(bill.fixed_usd, 0.0), grown) == crossing
 
 
-@given(positive, st.floats(1, 3), st.floats(1, 3))
-def test_the_interval_of_a_cost_contains_its_point(rate, below, above):
-    interval = Interval(rate, rate / below, rate * above)
-    usd = over_interval(lambda r: usd_per_million_tokens(0.4, r), interval)
-    assert usd.low <= usd.value <= usd.high
-    assert usd.high == usd_per_million_tokens(0.4, interval.low)
-
-
 def test_prompts_are_charged_to_what_is_written():
     timing = Timing(first_token_s=5.0, step_s=1.0, batch=4, tokens_per_step=2.0)
     # four sequences, each one token after 5 s and eight more of half a second
     assert timing.tokens_per_s(Mix(100, 9)) == pytest.approx(4 * 9 / (5 + 8 * 0.5))
     assert timing.tokens_per_s(Mix(100, 10**9)) == pytest.approx(8.0)
     assert timing.token_s == 0.5
-
-
-def test_what_misses_the_objective_is_named_with_its_time():
-    timing = Timing(5.0, 1.0, batch=4, tokens_per_step=2.0)
-    assert Objective().missed(timing) == ""
-    assert Objective(5.0, 0.5).missed(timing) == ""
-    assert Objective(4.0).missed(timing) == "5 s to the first token instead of 4 s"
-    assert "0.5 s a token instead of 0.2 s" in Objective(4.0, 0.2).missed(timing)
 
 
 def test_an_array_of_inputs_costs_what_each_of_them_does():
@@ -216,7 +197,6 @@ def test_an_array_of_inputs_costs_what_each_of_them_does():
         lambda: Mix(0, 1),
         lambda: Timing(0.0, 1.0),
         lambda: Timing(1.0, 1.0, tokens_per_step=0.5),
-        lambda: Objective(token_s=0.0),
         lambda: Bill(-1.0, 0.0),
         lambda: reserved_bill(0.0, 1.0),
     ],

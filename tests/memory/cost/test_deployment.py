@@ -18,7 +18,6 @@ from thesis_lib.common.stats import median_interval
 from thesis_lib.memory.cost import deployment, planning
 from thesis_lib.memory.cost.cost import (
     Mix,
-    Objective,
     break_even_tokens,
     metered_bill,
     usd_per_million_tokens,
@@ -139,14 +138,6 @@ def test_the_table_prices_what_it_times(dense, resident):
     found = made.loc[name]
     assert found.low <= found.usd_per_million <= found.high
     assert made.usd_per_million["bf16"] > 10 * made.usd_per_million["resident"]
-
-
-def test_the_objective_rules_out_by_name(dense, resident):
-    step_s = dense.timing.token_s
-    assert deployment.excluded([dense, resident], Objective()) == {}
-    ruled_out = deployment.excluded([dense, resident], Objective(token_s=step_s / 2))
-    assert list(ruled_out) == ["bf16"]
-    assert "s a token" in ruled_out["bf16"]
 
 
 def test_sensitivities_start_from_the_costs_of_the_tables(dense):

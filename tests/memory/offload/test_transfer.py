@@ -81,8 +81,11 @@ def passes(seed):
     assert not schedule.flying
 
 
-def test_ten_thousand_schedules_deliver_every_layer_whole():
-    for seed in range(10_000):
+@pytest.mark.parametrize(
+    "seeds", [range(2_000), pytest.param(range(2_000, 10_000), marks=pytest.mark.proof)]
+)
+def test_any_schedule_delivers_every_layer_whole(seeds):
+    for seed in seeds:
         try:
             passes(seed)
         except AssertionError as error:

@@ -9,14 +9,13 @@ JavaScript, and `tests/browser` holds the two together.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from thesis_lib.common.errors import require
-from thesis_lib.common.stats import F64, Interval
+from thesis_lib.common.stats import F64
 
 Amount = float | F64
 
@@ -77,33 +76,6 @@ class Timing:
         return self.batch * mix.generated_tokens / (self.first_token_s + further)
 
 
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """The latency that a use can bear: a chat little, a batch overnight any."""
-
-    first_token_s: float = math.inf
-    token_s: float = math.inf
-
-    def __post_init__(self) -> None:
-        require(
-            self.first_token_s > 0 and self.token_s > 0,
-            f"objectives of {self.first_token_s:g} s and {self.token_s:g} s must be "
-            "positive",
-        )
-
-    def missed(self, timing: Timing) -> str:
-        """What `timing` misses of the objective, in words; empty where it meets it."""
-        misses = [
-            f"{found:.3g} s {what} instead of {most:g} s"
-            for what, found, most in (
-                ("to the first token", timing.first_token_s, self.first_token_s),
-                ("a token", timing.token_s, self.token_s),
-            )
-            if found > most
-        ]
-        return " and ".join(misses)
-
-
 def usd_per_million_tokens(
     usd_per_hour: Amount, tokens_per_s: Amount, utilisation: Amount = 1.0
 ) -> Any:
@@ -116,11 +88,6 @@ def usd_per_million_tokens(
     _require_positive(tokens_per_s=tokens_per_s, usd_per_hour=usd_per_hour)
     _require_share(utilisation)
     return usd_per_hour / (3600 * tokens_per_s * utilisation) * 1e6
-
-
-def over_interval(cost: Callable[[float], float], rate: Interval) -> Interval:
-    """The interval of a cost that falls with the rate: its ends change places."""
-    return Interval(cost(rate.value), cost(rate.high), cost(rate.low))
 
 
 @dataclass(frozen=True, slots=True)

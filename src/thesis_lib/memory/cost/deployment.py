@@ -19,11 +19,9 @@ from thesis_lib.memory.cost.cost import (
     Amount,
     Bill,
     Mix,
-    Objective,
     Owned,
     Timing,
     break_even_tokens,
-    over_interval,
     reserved_bill,
     usd_per_million_tokens,
 )
@@ -334,23 +332,12 @@ def table(
         }
     for name, (item, rate) in (measured or {}).items():
         found = priced("measured", item, 1, rate.value)
-        usd = over_interval(
-            lambda r, found=found: usd_per_million_tokens(
-                found["usd_per_hour"], r, utilisation
-            ),
-            rate,
-        )
-        ends = {"low": usd.low, "high": usd.high}
+        ends = {  # what costs least is the highest rate
+            end: priced("measured", item, 1, per_s)["usd_per_million"]
+            for end, per_s in (("low", rate.high), ("high", rate.low))
+        }
         rows[name] = found | {"batch": 1, "token_s": 1 / rate.value} | ends
     return pd.DataFrame(list(rows.values()), list(rows), _COLUMNS)
-
-
-def excluded(
-    configurations: Iterable[Configuration], objective: Objective
-) -> dict[str, str]:
-    """By name, each configuration that the objective rules out, and what it misses."""
-    found = {each.name: objective.missed(each.timing) for each in configurations}
-    return {name: why for name, why in found.items() if why}
 
 
 def workstation(

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from thesis_lib.common.errors import require
-from thesis_lib.common.provenance import identity, undisturbed
+from thesis_lib.common.provenance import undisturbed
 from thesis_lib.common.stats import Interval, median_interval
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.model.spec import ModelSpec
@@ -264,12 +264,3 @@ def crossing(
         return None
     pair = slice(max(above[0] - 1, 0), above[0] + 1)
     return float(np.interp(level_s, rising_s[pair], tokens[pair]))
-
-
-def fingerprint() -> dict[str, Any]:
-    """What a timing depends on: the machine, torch and its number of threads."""
-    return {
-        **identity(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }

@@ -21,14 +21,12 @@ from thesis_lib.sequencer.estimators.conformal import (
     track,
 )
 from thesis_lib.sequencer.estimators.trees import Trees, flatten
-from thesis_lib.sequencer.workload.scenarios import mean_one_lognormal
 
 SHORTEST_S = 1e-7  # one tick of the collector's clock; logarithms need a positive time
 FAR = 300.0  # logarithm of a time in seconds that nothing measured comes near
 LARGEST_FEATURE = 1e30  # that is learned from
 LEVELS = (0.5, 0.9, 0.95, 0.99)  # of the quantiles that are learned and calibrated
 STEP = 0.1  # of a tracked bound, in units of the middle 80 % of its errors
-AIMS = ("median", "mean")
 
 
 class LatencyEstimator(Protocol):
@@ -314,90 +312,12 @@ class Quantiles(Learned):
         return np.exp(bounds)
 
 
-class Aimed:
-    """Another estimator, times one factor that moves it to the median or the mean.
-
-    What learns logarithms estimates a geometric mean, and a sequencer that adds up
-    estimates is late by what that lacks. The factor is the median or the mean of
-    truth / estimate on the last part of the past, which `base` is not fitted on; the
-    mean of such ratios is the smearing estimate of Duan, JASA 78 (1983).
-    """
-
-    held_back = 0.2  # share of the past that measures the factor
-    factor: float
-
-    def __init__(self, base: Learned, aim: str) -> None:
-        self.base, self.aim = base, choice("aim", aim, AIMS)
-
-    @property
-    def name(self) -> str:
-        return f"{self.base.name}-{self.aim}"
-
-    @property
-    def feature_names(self) -> tuple[str, ...] | None:
-        return self.base.feature_names
-
-    def fit(self, trace: Trace) -> Self:
-        """Fit the base and measure where it aims."""
-        _past(trace)
-        older, newer = trace.split(1 - self.held_back)
-        ratios = _past(newer) / predict_all(self.base.fit(older), newer)
-        average = np.median if self.aim == "median" else np.mean
-        self.factor = float(average(ratios))
-        return self
-
-    def predict(self, batch: Batch) -> F64:
-        """(b,) seconds."""
-        base_s = self.base.predict(batch)  # which refuses where it is not fitted
-        return self.factor * base_s
-
-
-class Oracle:
-    """The true service times of `trace`, read by id: a reference, not an estimator.
-
-    With a `sigma`, times a mean-one lognormal, drawn once for each transaction: a
-    misestimation of known size. The median q-error of its factors is exp(0.674 sigma).
-    """
-
-    def __init__(self, trace: Trace, sigma: float | None = None, seed: int = 0) -> None:
-        self.name, self.service_s = "oracle", trace.service_s
-        if sigma is not None:
-            require(sigma >= 0, f"sigma={sigma:g} must not be negative")
-            rng = np.random.default_rng(seed)
-            factors = mean_one_lognormal(sigma, len(trace), rng)
-            self.name, self.service_s = "noisy", trace.service_s * factors
-
-    def fit(self, trace: Trace) -> Self:
-        """Nothing to learn."""
-        return self
-
-    def predict(self, batch: Batch) -> F64:
-        """(b,) seconds."""
-        require(
-            len(batch) == 0 or int(batch.ids.max()) < len(self.service_s),
-            f"the {self.name} knows {len(self.service_s)} transactions, not those of "
-            "this batch: build it from the trace that is judged",
-        )
-        return self.service_s[batch.ids]
-
-
 LEARNED = {kind.name: kind for kind in (Constant, SumMax, Linear, Boosted, Quantiles)}
-ESTIMATORS = (*LEARNED, "noisy", "oracle")
+ESTIMATORS = (*LEARNED, "noisy", "oracle")  # which read the truth, in simulation
 
 
-def estimator(
-    name: str,
-    truth: Trace | None = None,
-    sigma: float = 0.2,
-    seed: int = 0,
-    aim: str | None = None,
-) -> LatencyEstimator:
-    """The estimator of this name, not yet fitted.
-
-    `noisy` (of `sigma`) and `oracle` read the judged trace, `truth`, and are refused
-    without it; no other estimator receives it. A learned one estimates what its model
-    does, or, with an `aim`, the "median" or the "mean": times the factor that moves it
-    there on the last part of its past, which it is not fitted on.
+def estimator(name: str, seed: int = 0) -> Learned:
+    """The estimator of this name, not yet fitted; of none that reads the truth.
 
     >>> from thesis_lib.sequencer import estimator, predict_all, scenario
     >>> past, coming = scenario("A", n=500, seed=1), scenario("A", n=3, seed=2)
@@ -405,16 +325,7 @@ def estimator(
     >>> (1e3 * predict_all(fitted, coming)).round(2)  # milliseconds
     array([1.15, 1.15, 1.15])
     """
-    choice("estimator", name, ESTIMATORS)
-    if name in LEARNED:
-        learned = LEARNED[name](seed)
-        return learned if aim is None else Aimed(learned, aim)
-    require(aim is None, f"estimator {name!r} knows the truth: it has no aim")
-    if truth is None:
-        raise InvalidInput(
-            f"estimator {name!r} needs the trace whose service times it reads"
-        )
-    return Oracle(truth, None if name == "oracle" else sigma, seed)
+    return LEARNED[choice("estimator", name, LEARNED)](seed)
 
 
 def one_thread() -> AbstractContextManager:
@@ -489,9 +400,8 @@ def predict_all(estimator: LatencyEstimator, trace: Trace) -> F64:
     """(n,) service times that a fitted estimator predicts for a whole trace.
 
     >>> from thesis_lib.sequencer import estimator, predict_all, scenario
-    >>> trace = scenario("A", n=3, seed=2)
-    >>> oracle = estimator("oracle", truth=trace)
-    >>> bool((predict_all(oracle, trace) == trace.service_s).all())
-    True
+    >>> trace = scenario("A", n=300, seed=2)
+    >>> predict_all(estimator("linear").fit(trace), trace).shape
+    (300,)
     """
     return estimator.predict(everything(trace))

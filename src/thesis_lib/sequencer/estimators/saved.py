@@ -15,15 +15,13 @@ from thesis_lib.sequencer.core.trace import Batch
 from thesis_lib.sequencer.estimators.models import (
     ESTIMATORS,
     LEARNED,
-    Aimed,
     LatencyEstimator,
     Learned,
 )
 from thesis_lib.sequencer.estimators.trees import Trees
 
 SUFFIX = ".skops"
-Saved = Learned | Aimed
-TRUSTED = (*LEARNED.values(), Aimed, Trees)
+TRUSTED = (*LEARNED.values(), Trees)
 
 
 def is_file(estimator: str) -> bool:
@@ -42,7 +40,7 @@ def save_estimator(estimator: LatencyEstimator, path: Path | str) -> None:
     >>> fitted = estimator("linear").fit(scenario("A", n=500, seed=1))
     >>> save_estimator(fitted, folder / "linear.skops")
     """
-    if not isinstance(estimator, Saved):
+    if not isinstance(estimator, Learned):
         raise InvalidInput(
             f"an estimator of type {type(estimator).__name__} cannot be saved: "
             f"expected one of {', '.join(LEARNED)}; keep what yours has learned in a "
@@ -52,7 +50,7 @@ def save_estimator(estimator: LatencyEstimator, path: Path | str) -> None:
     write_whole(Path(path), _skops().dumps(estimator))
 
 
-def load_estimator(path: Path | str) -> Saved:
+def load_estimator(path: Path | str) -> Learned:
     """The estimator that `save_estimator` wrote, ready to predict, to the same bits.
 
     Raises InvalidInput, naming the file, for one that is cut short or no such file, for
@@ -71,7 +69,7 @@ def load_estimator(path: Path | str) -> Saved:
             content = file.read()
         estimator = skops.loads(content, trusted=list(TRUSTED))
         require(
-            isinstance(estimator, Saved),
+            isinstance(estimator, Learned),
             f"it holds an object of type {type(estimator).__name__}",
         )
         _require_times(estimator)
@@ -84,7 +82,7 @@ def load_estimator(path: Path | str) -> Saved:
     return estimator
 
 
-def _require_times(estimator: Saved) -> None:
+def _require_times(estimator: Learned) -> None:
     """Refuse an estimator that does not predict a time for features of zero."""
     names = estimator.feature_names or ()
     asked = Batch.of_features(np.zeros((1, len(names))), names)
