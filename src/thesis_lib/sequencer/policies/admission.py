@@ -246,9 +246,9 @@ def _start(terms, memory, ids, due_s, ahead_s, startable):
         at = places[place]
         if startable == 0 or core_s[0] > due_s + ahead_s:
             break
-        i, worth = ids[at], rank[at]
+        i, worth, end_s = ids[at], rank[at], np.inf
         waits = free_s[at] > due_s + ahead_s
-        if not waits:  # of those who were in flight; others have been released since
+        if not waits:  # for who was in flight; others have been released since
             startable -= 1
             begin_s = known_free_at(keys, uncommitted, number, ENDS, i, due_s)
             end_s = max(begin_s, core_s[0]) + service_s[at]
