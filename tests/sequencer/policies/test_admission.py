@@ -3,6 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from thesis_lib.sequencer.core.events import idle_state
+from thesis_lib.sequencer.core.observed import commit, dispatch
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.experiments.configuration import SimulationConfig
 from thesis_lib.sequencer.experiments.metrics import summarise
@@ -15,6 +17,7 @@ from thesis_lib.sequencer.policies.recalibration import (
     learn,
 )
 from thesis_lib.sequencer.policies.registry import policy
+from thesis_lib.sequencer.policies.rules import decide_compiled
 from thesis_lib.sequencer.simulator.simulator import simulate
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import scenario
@@ -241,6 +244,26 @@ def test_bid_price_decides_alike_in_any_unit_of_time():
     )
     np.testing.assert_array_equal(one.log, two.log)
     np.testing.assert_array_equal(2 * one.finish_s, two.finish_s)
+
+
+def test_what_was_released_by_another_is_calibrated_as_well():
+    """Other partitions send what their sequencers decided on."""
+    n, now_s = 22, 0.0
+    keys = KeySets.from_lists([[]] * n, [[]] * n)
+    state, given = idle_state(keys, 3), policy("bid-price", slo_s=1.0, cores=3)
+    look = given.make_lookahead(state, keys, np.full(n, MS), np.full(n, 9.0), 0.2, 0.0)
+    memory, (*own, sent) = look.memory, np.arange(n)
+    for i in own:
+        ids = np.array([i])
+        decide_compiled(given.code, memory, look.model, ids, now_s)
+        dispatch(state, ids, now_s)
+        if i == own[-1]:
+            break
+        now_s += 3 * MS
+        commit(state, ids, np.array([now_s - 3 * MS]), np.array([now_s]), now_s)
+    dispatch(state, np.array([sent]), now_s)
+    decide_compiled(given.code, memory, look.model, np.empty(0, np.int64), now_s)
+    assert memory.estimated_s[sent] == corrected_s(memory.online, sent) > 1.2 * MS
 
 
 @pytest.mark.parametrize("gap", [0.2, 0.05])

@@ -168,7 +168,7 @@ def _learn(terms, memory):
     Whether the estimates are to be calibrated anew.
     """
     keys, uncommitted, counts = memory.keys, memory.uncommitted, memory.counts
-    log, pending = memory.world.log, memory.pending
+    log, pending, estimates_s = memory.world.log, memory.pending, memory.estimated_s
     seen = memory.decided.order  # nothing is in it yet
     read = counts[READ]
     found = learn_commits(memory, terms.window, seen)
@@ -180,7 +180,9 @@ def _learn(terms, memory):
             leave(keys, uncommitted, i)
     at = counts[PENDING] - 1
     while at >= 0 and pending[at] >= read:
-        enter(keys, uncommitted, log[pending[at]])
+        i = log[pending[at]]
+        enter(keys, uncommitted, i)
+        estimates_s[i] = corrected_s(memory.online, i)  # others may have sent it
         at -= 1
     return found > 0 and terms.window > 0
 
