@@ -31,7 +31,8 @@ def carded(numbers=WHOLE, doubted=None, basis=SEEDS, clean=True, **changes):
     compared = compare([run], claims.claims, Run("there", (record("04_x", **WHOLE),)))
     audited = audit(claims, [made], {"sec-shown"})
     cards = claim_cards(audited, compared.of("here"), doubted or {})
-    row = next(line for line in page_lines(audited, [], {}) if "claim-the-share" in line)
+    lines = page_lines(audited, [], {})
+    row = next(line for line in lines if "claim-the-share" in line)
     if not cards:
         return {}, None, row
     card = BeautifulSoup(cards["claim-the-share"], "html.parser")
