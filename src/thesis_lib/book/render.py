@@ -351,6 +351,7 @@ def stage(executed: Path, source: Path) -> str:
     known, labels = read_claims(), sections(checkout)
     compared = compare([here], known.claims, reference)
     published = _published(results, compared)
+    doubted = published.doubted
     (book / FIGURES).mkdir(parents=True)
     (source / DOWNLOADS).mkdir()
     _stage_pages(results, published, source)
@@ -360,21 +361,18 @@ def stage(executed: Path, source: Path) -> str:
     outcome = run_section(compared, here.label)
     told = " ".join([outcome.text, *outcome.notes])
     hardware = book_lines(compared, here.label, f"{FIGURES / TIMES}" if times else None)
-    if published.doubted:
-        hardware += ["(sec-doubts)="]
-        hardware += section_lines(doubts_section(published.doubted, BOOK))
+    if doubted:
+        hardware += ["(sec-doubts)=", *section_lines(doubts_section(doubted, BOOK))]
     history = read_history(checkout / "data" / REFERENCE / "default" / HISTORY)
     audited = audit(known, records, labels, reference.records, history)
-    cards = claim_cards(audited, compared.of(here.label), published.doubted)
+    cards = claim_cards(audited, compared.of(here.label), doubted)
     (book / CARDS).write_text(json.dumps(cards))
     generated = {
         "front_claims": [f"**On this machine:** {told} [](your_hardware.md)"],
         "your_hardware_results": hardware,
         "your_hardware_durations": durations_lines(reference.records),
         "provenance_table": _provenance(records),
-        "audit_table": page_lines(
-            audited, audit_peers(known, labels), published.doubted
-        ),
+        "audit_table": page_lines(audited, audit_peers(known, labels), doubted),
         "rooms_table": _rooms(checkout / "src" / "thesis_lib"),
         "parameters_table": [
             line
