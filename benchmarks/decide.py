@@ -13,7 +13,8 @@ simulator's.
 
 What is held grows with the load and with the objective. The compiled decision of
 `bid-price` is measured up to loads and objectives at which thousands wait as well, in
-processor time.
+processor time. So is a decision of `LiveSequencer`, with all of Python around it, while
+up to ten thousand wait who may all be on time.
 """
 
 import ctypes
@@ -42,8 +43,6 @@ from thesis_lib.sequencer.core.events import (
     SequencerState,
     State,
     enter,
-    front,
-    idle_state,
     next_decision,
 )
 from thesis_lib.sequencer.core.trace import F64, Decision, Trace
@@ -53,9 +52,11 @@ from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
     noisy_estimate,
 )
-from thesis_lib.sequencer.policies.lookahead import SPREAD, Feedback, OpenLoop
+from thesis_lib.sequencer.live import LiveSequencer
+from thesis_lib.sequencer.policies.lookahead import Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
 from thesis_lib.sequencer.policies.rules import Code, decide_compiled, decide_into
+from thesis_lib.sequencer.simulator.simulator import begin
 
 SCENARIOS, LOADS = ("A", "C"), (0.9, 1.1, 1.5)
 POLICIES = (
@@ -67,6 +68,7 @@ TRANSACTIONS, SEED, PAST_SEED = 4_000, 1, 777_777
 ROUNDS = 7
 CROWDED_ROUNDS = 5
 CROWDED_LOADS, CROWDED_SLO_S = (1.1, 10.0, 30.0), (0.0125, 0.125, 1.0)
+HELD, WORKERS, EVENTS, SERVICE_S = (100, 1_000, 10_000), 8, 400, 0.01
 
 clock_gettime = ctypes.CDLL(None).clock_gettime
 clock_gettime.argtypes = [ctypes.c_int, ctypes.c_void_p]
@@ -97,19 +99,12 @@ class Case:
         self,
     ) -> tuple[State, SequencerState, RunConfig, OpenLoop | Feedback]:
         """What the simulator sets up before its loop, for an open loop without lag."""
-        cell, trace, policy = self.cell, self.trace, self.policy
-        setting = RunConfig(
-            closed=False, think_s=0.0, size=cell.batch_size if policy.batched else 1,
-            flush_s=float(min(cell.flush_s, policy.flush_s)),
-            in_flight=policy.in_flight or 0,
-            lag_s=0.0, sequencer_s=0.0, read_s=0.0, release_s=0.0,
+        cell = self.cell
+        run = begin(
+            self.trace, self.policy, self.estimated_s, cores=cell.cores,
+            slo_s=cell.slo_s, batch_size=cell.batch_size, flush_s=cell.flush_s,
         )  # fmt: skip
-        state = idle_state(trace.keys, cell.cores)
-        before = front(trace.arrival_s, np.full(len(trace), cell.slo_s), setting, 0)
-        lookahead = policy.make_lookahead(
-            state, trace.keys, self.estimated_s, before.deadline_s, SPREAD, 0.0
-        )
-        return state, before, setting, lookahead
+        return run.state, run.before, run.setting, run.lookahead
 
     @property
     def code(self) -> Code:
@@ -331,6 +326,35 @@ def crowd() -> list[dict]:
     return rows
 
 
+def held() -> list[dict]:
+    """The mean processor time of an end at `LiveSequencer`, while so many wait.
+
+    At each end it is decided on all who wait, and one of them starts.
+    """
+    rows = []
+    for waiting in HELD:
+        rng = np.random.default_rng(waiting)
+        front = LiveSequencer(
+            "bid-price", workers=WORKERS, slo_s=1e3 * SERVICE_S * max(HELD),
+            most_waiting=2 * waiting,
+        )  # fmt: skip
+        took_s = SERVICE_S * rng.lognormal(0, 0.5, waiting + WORKERS + EVENTS)
+        running: list[int] = []
+        for number in range(waiting + WORKERS):
+            decided = front.arrive(number, 0.0, estimate_s=took_s[number])
+            running += decided.started
+        used_ns = 0
+        for number in range(waiting + WORKERS, len(took_s)):
+            now_s = front.now_s + SERVICE_S / WORKERS
+            begin_ns = time.process_time_ns()
+            running += front.end(running.pop(0), now_s).started
+            used_ns += time.process_time_ns() - begin_ns
+            front.arrive(number, now_s, estimate_s=took_s[number])
+        assert front.waiting == waiting, front.totals()
+        rows.append({"waiting": waiting, "decision_us": used_ns / 1e3 / EVENTS})
+    return rows
+
+
 @benchmark
 def main(out: Path) -> None:
     """All policies in all ways, and bid-price where ever more is held."""
@@ -340,6 +364,10 @@ def main(out: Path) -> None:
     one_round(labelled[: len(POLICIES)], estimating, 0)  # compiles everything
     found = in_rounds(ROUNDS, partial(one_round, labelled, estimating))
     crowded = in_rounds(CROWDED_ROUNDS, lambda _: crowd())
-    record.write(transactions=TRANSACTIONS, crowded=crowded, **found)
+    waiting = in_rounds(CROWDED_ROUNDS, lambda _: held())
+    record.write(
+        transactions=TRANSACTIONS, crowded=crowded, held=waiting["cases"], **found
+    )
     show(record.points, "samples")
     show(crowded["cases"], "samples")
+    show(waiting["cases"], "samples")

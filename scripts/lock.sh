@@ -5,7 +5,7 @@ set -eu
 
 all=$(mktemp)
 uv pip compile pyproject.toml --extra estimators --extra optimum --extra memory \
-  --extra postgresql --extra live --extra api --extra book --extra cluster --extra dev --universal --python-version 3.11 --no-header --no-annotate --quiet \
+  --extra postgresql --extra live --extra learn --extra api --extra book --extra cluster --extra dev --universal --python-version 3.11 --no-header --no-annotate --quiet \
   --output-file "$all"
 grep -vE '^(torch|triton|nvidia-|cuda-|bitsandbytes)' "$all" >requirements.lock
 {

@@ -129,7 +129,7 @@ PART_ONE = {
         {
             "TRANSACTIONS": 300, "LOADS": (1.1,), "ROUNDS": 1, "SCENARIOS": ("A",),
             "POLICIES": ("fifo-batched", "bid-price"), "CROWDED_ROUNDS": 1,
-            "CROWDED_LOADS": (1.1,), "CROWDED_SLO_S": (0.0125,),
+            "CROWDED_LOADS": (1.1,), "CROWDED_SLO_S": (0.0125,), "HELD": (20,),
         },
     ),
     "scale": ([], {"CORES": (8,), "LOADS": (1.1,), "ROUNDS": 1}),

@@ -91,6 +91,9 @@ POINT = "simulate --scenario A --load 1.1 --policy drop --seeds 2 --transactions
         (f"{SIMULATE} --trace FILE --warehouses 4", "warehouses=4 belongs to a scen"),
         (f"{SIMULATE} --trace FILE --estimator boosted", "of which the trace has none"),
         (f"{SIMULATE} --trace FILE --transactions 401", "expected 1 to the 400"),
+        (f"{SIMULATE} --trace FILE --rows 390:401", "it ends at row 400"),
+        (f"{SIMULATE} --trace FILE --rows 390-400", "rows '390-400' cannot be read"),
+        (f"{SIMULATE} --scenario A --rows 0:400", "are of a trace, and a scenario has"),
         (f"{POINT} --clients 9", "clients=9 never fill a batch of 10"),
         (f"{POINT} --clients 0", "clients=0: expected at least 1"),
         (f"{POINT} --seed -1", "seed=-1: expected at least 0"),
@@ -227,6 +230,20 @@ def test_several_policies_are_compared_and_one_is_recommended():
         each["policy"] for each in found["policies"]
     ]
     assert all(("points" in line) != line.startswith(chosen) for line in said[:-1])
+
+
+@pytest.mark.parametrize("policies", ["", " --policy fifo"])
+def test_several_loads_are_answered_one_after_the_other(policies):
+    def found(words, *more):
+        return CliRunner().invoke(app, [*(words + policies).split(), *more]).stdout
+
+    both, other = f"{POINT} --load 0.7", POINT.replace("1.1", "0.7")
+    alone = [json.loads(found(each, "--json")) for each in (POINT, other)]
+    assert json.loads(found(both, "--json")) == {"loads": alone}
+    said = found(both)
+    assert said == (
+        f"at a load of 1.1:\n{found(POINT)}\nat a load of 0.7:\n{found(other)}"
+    )
 
 
 def test_a_closed_loop_with_delays_is_simulated():

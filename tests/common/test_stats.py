@@ -8,9 +8,11 @@ from thesis_lib.common.stats import (
     LEAST,
     RANGE,
     Interval,
+    holm,
     least_samples,
     mean_interval,
     median_interval,
+    p_value,
     ratio_interval,
     share_interval,
 )
@@ -156,3 +158,24 @@ def test_eight_observations_are_the_fewest_of_an_interval(interval):
     seven = interval(np.arange(7.0))
     assert (seven.method, seven.low, seven.high) == ("range", 0.0, 6.0)
     assert interval(np.arange(8.0)).method != "range"
+
+
+def test_a_p_value_is_small_where_the_interval_leaves_zero_out():
+    random = np.random.default_rng(5)
+    for n in (8, 9, 30):
+        for values in random.normal(0.5, 1.0, (60, n)):
+            found = mean_interval(values)
+            assert (p_value(values) < 0.05) == (found.low > 0 or found.high < 0)
+    assert p_value([1.0] * 8) == 0
+    assert p_value([0.0] * 8) == p_value([1.0] * (LEAST - 1)) == 1
+
+
+def test_holm_rejects_step_by_step_and_rarely_wrongly():
+    # Sorted: 0.005 <= 0.05/4, 0.01 <= 0.05/3, 0.03 > 0.05/2, which ends it.
+    assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == [True, False, False, True]
+    assert holm([0.04, 0.04]).tolist() == [False, False]
+    assert holm([0.025, 0.05]).tolist() == [True, True]
+    random, trials, m = np.random.default_rng(6), 4_000, 15
+    wrong = np.mean([holm(each).any() for each in random.random((trials, m))])
+    share = 1 - (1 - 0.05 / m) ** m  # that the least of so many is below its bound
+    assert wrong == pytest.approx(share, abs=4 * math.sqrt(share / trials))

@@ -11,6 +11,7 @@ from thesis_lib import memory, sequencer, serving
 from thesis_lib.memory.decode.together import Together
 from thesis_lib.memory.model import smollm2
 from thesis_lib.sequencer import live
+from thesis_lib.sequencer.simulator.environment import SequencerEnv
 
 DOORS = {
     sequencer: """
@@ -38,8 +39,8 @@ def documented() -> Iterator:
             if name != "POLICIES":  # a tuple of names
                 yield pytest.param(getattr(door, name), id=f"{door.__name__}.{name}")
     for thing in (
-        live.LiveSequencer, live.AdmissionController, live.OnlineEstimator,
-        Together, serving.ModelService, serving.openai_api,
+        SequencerEnv, live.LiveSequencer, live.AdmissionController,
+        live.OnlineEstimator, Together, serving.ModelService, serving.openai_api,
     ):  # fmt: skip
         yield pytest.param(thing, id=thing.__name__)
 

@@ -5,12 +5,14 @@ name in a manifest refers to one that exists.
 """
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 import typer
 import yaml
@@ -136,3 +138,27 @@ def test_an_example_is_short_and_prints_what_is_stored_beside_it(script):
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == script.with_suffix(".out").read_text()
+
+
+def test_the_page_of_two_policies_tells_what_their_clients_saw():
+    command = [sys.executable, EXAMPLES / "side_by_side.py", "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--seconds", "3"], stdout=subprocess.PIPE, text=True
+    ) as shown:
+        address = shown.stdout.readline().split()[1]
+        with httpx.Client(base_url=address) as client:
+            assert "<title>FIFO and bid-price" in client.get("/").text
+            assert client.post("/load", params={"load": 0.5}).json() == {"load": 0.5}
+            for load in ("0", "nan", "much"):
+                refused = client.post("/load", params={"load": load})
+                assert refused.status_code == 400
+                assert "expected a number" in refused.json()["error"]
+            with client.stream("GET", "/events") as events:
+                told = json.loads(next(events.iter_lines()).removeprefix("data: "))
+        ended = dict(line.split(maxsplit=1) for line in shown.stdout)
+    assert shown.returncode == 0
+    assert told["load"] == 0.5
+    assert list(told["sides"]) == list(ended) == ["fifo", "bid-price"]
+    seen = [json.loads(text) for text in ended.values()]
+    assert all(s["asked"] == s["on_time"] + s["late"] + s["refused"] for s in seen)
+    assert seen[0]["asked"] == seen[1]["asked"] > 0

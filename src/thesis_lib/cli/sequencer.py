@@ -160,13 +160,16 @@ def serve(
 @command
 def simulate(
     policy: list[str] = option(..., f"{POLICY_HELP} Given twice or more, compares."),
-    load: float | None = option(
-        None,
+    load: list[float] = option(
+        [],
         "Share of FIFO's saturation rate. Of a trace, stretches its arrivals; "
-        "without, they stay as they are.",
+        "without, they stay as they are. Given twice or more, one after the other.",
     ),
     scenario: str | None = option(None, "A, B or C."),
     trace: Path | None = option(None, "A trace, replayed with its own arrivals."),
+    rows: str | None = option(
+        None, "Of a long trace the only ones to read, as 1000000:1200000, from 0."
+    ),
     estimator: str = option(
         "noisy",
         "noisy, boosted, …; of a trace, a learned one is fitted on the first "
@@ -197,12 +200,13 @@ def simulate(
     ),
     as_json: Json = False,
 ) -> None:
-    """Simulate one point of the evaluation: policies at a load, against FIFO."""
+    """Simulate points of the evaluation: policies at a load, against FIFO."""
     from thesis_lib.sequencer.core.events import Delays
     from thesis_lib.sequencer.experiments.grid import compare_policies, simulate_cell
 
     at = {
-        "scenario": scenario, "trace": trace, "load": load, "estimator": estimator,
+        "scenario": scenario, "trace": trace, "estimator": estimator,
+        "rows": None if rows is None else units.parse_rows(rows),
         "noise": noise, "bias": bias, "seed": seed, "transactions": transactions,
         "warehouses": warehouses, "cores": cores, "batch_size": batch,
         "slo_s": None if deadline is None else units.parse_duration(deadline),
@@ -210,22 +214,41 @@ def simulate(
         "flush_s": math.inf if flush is None else units.parse_duration(flush),
         "clients": clients,
     }  # fmt: skip
-    if len(policy) > 1:
-        require(gap is None, "--gap is of one policy alone, bid-price: leave it out")
-        with console.status("simulating"):
+    require(
+        len(policy) == 1 or gap is None,
+        "--gap is of one policy alone, bid-price: leave it out",
+    )
+
+    def answer(load: float | None) -> tuple[dict, list[str]]:
+        if len(policy) > 1:
             compared = compare_policies(
-                policy, seeds=8 if seeds is None else seeds, **at
+                policy, seeds=8 if seeds is None else seeds, load=load, **at
             )
-        show(compared, as_json, _compared(**compared))
-        return
-    with console.status("simulating"):
+            return compared, _compared(**compared)
         result = simulate_cell(
-            policy=policy[0], seeds=5 if seeds is None else seeds,
+            policy=policy[0], seeds=5 if seeds is None else seeds, load=load,
             gap=math.inf if gap is None else gap, **at,
         )  # fmt: skip
+        return result, _simulated(result, estimator)
+
+    with console.status("simulating"):
+        answers = [answer(each) for each in load or [None]]
+    if len(answers) == 1:
+        show(answers[0][0], as_json, answers[0][1])
+        return
+    lines = [
+        line
+        for each, (_, said) in zip(load, answers, strict=True)
+        for line in (f"at a load of {each:g}:", *said, "")
+    ]
+    show({"loads": [result for result, _ in answers]}, as_json, lines[:-1])
+
+
+def _simulated(result: dict, estimator: str) -> list[str]:
+    """What became of a policy, for people."""
     ends, bound = result["reduction_ci"], result["lower_bound"]
     learned = f", fitted on {result['fitted_on']} others" * (result["fitted_on"] > 0)
-    lines = [
+    return [
         f"violations {result['violations']:.2%} (FIFO {result['fifo_violations']:.2%}"
         + (")" if bound is None else f", lower bound {bound:.2%})"),
         f"reduction   {result['reduction']:.1%}"
@@ -237,7 +260,6 @@ def simulate(
         f"goodput {result['goodput_per_s']:.0f}/s, "
         f"throughput {result['throughput_per_s']:.0f}/s",
     ]
-    show(result, as_json, lines)
 
 
 def _compared(chosen: str, policies: list[dict]) -> list[str]:

@@ -159,6 +159,37 @@ def share_interval(count: int, n: int) -> Interval:
     return Interval(share, middle - reach, middle + reach, n=n, method="Wilson")
 
 
+def p_value(values: ArrayLike) -> float:
+    """How often (n,) independent values have a mean as far from zero, if it is zero.
+
+    Two-sided, by Student's t; 1 for fewer than LEAST values. Raises InvalidInput as
+    `mean_interval`.
+    """
+    found = _observed(values)
+    if len(found) < LEAST or not found.any():
+        return 1.0
+    from scipy.special import stdtr
+
+    with np.errstate(divide="ignore"):
+        t = abs(found.mean()) / found.std(ddof=1) * sqrt(len(found))
+    return round(2 * float(stdtr(len(found) - 1, -t)), 12)
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.bool_]:
+    """Which of (m,) hypotheses that were tested together are rejected.
+
+    That any of them is rejected wrongly happens at most once in twenty times (LEVEL),
+    however they depend on each other; Holm, Scandinavian Journal of Statistics 6(2),
+    1979. Raises InvalidInput as `mean_interval`.
+    """
+    found = _observed(p_values)
+    order = np.argsort(found, kind="stable")
+    passed = found[order] <= (1 - LEVEL) / np.arange(len(found), 0, -1)
+    rejected = np.empty(len(found), bool)
+    rejected[order] = np.logical_and.accumulate(passed)
+    return rejected
+
+
 def least_samples(quantile: float, level: float = 0.99) -> int:
     """Samples without which the largest may lie below a quantile.
 

@@ -47,6 +47,20 @@ def parse_duration(text: str) -> float:
     return _quantity(text, _SECONDS, "duration", "12.5ms")
 
 
+def parse_rows(text: str) -> tuple[int, int]:
+    """The first row and the one to end before, of '1000000:1200000'.
+
+    Raises InvalidInput for anything but two whole numbers.
+    """
+    match = re.fullmatch(r"\s*(\d{1,15}):(\d{1,15})\s*", text, re.ASCII)
+    if match is None:
+        raise InvalidInput(
+            f"rows {text!r} cannot be read: expected the first, counted from 0, and "
+            "the one to end before, such as 0:200000"
+        )
+    return int(match[1]), int(match[2])
+
+
 def format_size(n_bytes: float) -> str:
     """A size with a binary unit and three significant digits: '1.50 GiB'."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):

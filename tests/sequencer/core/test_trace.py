@@ -490,3 +490,60 @@ def test_a_table_of_text_is_refused_by_row_and_column(tmp_path, before, after, s
     path.write_text(CSV.replace(before, after, 1))
     with pytest.raises(InvalidInput, match=rf"orders\.csv is refused: .*{says}"):
         Trace.read(path)
+
+
+def long_table(path, n=3_000):
+    """A trace of n rows as text, and the same as Parquet in groups of 700."""
+    lines = [f"{i},{i % 7 / 8},{'ab'[i % 2]},{i % 50}," + f"{i % 3}" for i in range(n)]
+    head = "arrival_s,service_s,kind,writes,feature:size"
+    (path / "long.csv").write_text("\n".join([head, *lines, ""]))
+    whole = Trace.read(path / "long.csv")
+    whole.write(path / "whole.parquet")
+    table = pq.read_table(path / "whole.parquet")
+    pq.write_table(table, path / "long.parquet", row_group_size=700)
+    return whole
+
+
+@pytest.mark.parametrize("file", ["long.csv", "long.parquet"])
+def test_a_part_of_a_trace_is_the_part_of_the_whole(tmp_path, file):
+    whole = long_table(tmp_path)
+    for first, last in ((0, 1), (0, 3_000), (699, 702), (1_400, 2_100), (2_999, 3_000)):
+        part, expected = (
+            Trace.read(tmp_path / file, (first, last)),
+            whole.take(np.arange(first, last)),
+        )
+        for name in ("arrival_s", "service_s", "features"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(expected, name))
+        kinds = [[trace.kinds[i] for i in trace.kind] for trace in (part, expected)]
+        assert kinds[0] == kinds[1]
+        same = [
+            trace.keys.keys[:, None] == trace.keys.keys[None]
+            for trace in (part, expected)
+        ]
+        np.testing.assert_array_equal(*same)
+        assert part.keys.exclusive.all()
+
+
+@pytest.mark.parametrize("file", ["long.csv", "long.parquet"])
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ((2_990, 3_001), "it ends at row 3000"),
+        ((4_000, 4_001), "it (ends at row|has no rows)"),
+        ((5, 5), "rows=5:5: expected the first"),
+        ((-1, 5), "rows=-1:5: expected the first"),
+    ],
+)
+def test_rows_that_a_trace_has_not_are_refused(tmp_path, file, rows, says):
+    long_table(tmp_path)
+    with pytest.raises(InvalidInput, match=says):
+        Trace.read(tmp_path / file, rows)
+
+
+def test_the_rest_of_a_trace_is_not_read(tmp_path):
+    path, n = tmp_path / "long.csv", 300_000  # many blocks of a megabyte
+    rows = "".join(f"{i},1\n" for i in range(n))
+    path.write_text(f"arrival_s,service_s\n{rows}soon,1\n")
+    assert Trace.read(path, (10, 20)).arrival_s.tolist() == [*range(10, 20)]
+    with pytest.raises(InvalidInput, match=f"Row #{n + 2}: .* invalid value 'soon'"):
+        Trace.read(path)

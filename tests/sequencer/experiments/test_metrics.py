@@ -58,14 +58,32 @@ def test_agreements_that_are_none_are_refused(call, says):
         call()
 
 
-def test_policies_are_told_apart_where_zero_is_outside_the_interval():
-    shares = {"a": [0.1, 0.2, 0.3], "b": [0.5, 0.6, 0.7], "c": [0.0, 0.1, 0.2]}
-    shares |= {"d": [0.3, 0.35, 0.1]}
-    rows = [
-        {"policy": name, "load": 1.1, "seed": seed, "violations": value}
-        for name, values in shares.items()
-        for seed, value in enumerate(values)
-    ]
-    found = metrics.told_apart(pd.DataFrame(rows), "a").set_index("policy")
-    assert found["side"].to_dict() == {"b": "fewer", "c": "more", "d": "untold"}
-    assert found["points"].to_dict() == pytest.approx({"b": -40, "c": 10, "d": -5})
+def test_policies_are_told_apart_beyond_what_their_number_explains():
+    wobble = 0.01 * np.array([1, -1, 1, -1, 1, -1, 1, -1])
+    added = {"a": 0 * wobble, "b": 0.4 + wobble, "c": -0.1 + wobble, "d": 5 * wobble}
+    added["e"] = 0.009 + wobble  # whose own interval, alone, leaves zero out
+
+    def beside(names):
+        rows = [
+            {"policy": name, "load": 1.1, "seed": seed, "violations": 0.5 + value}
+            for name in names
+            for seed, value in enumerate(added[name])
+        ]
+        return metrics.told_apart(pd.DataFrame(rows), "a").set_index("policy")
+
+    found = beside("abcde")
+    assert found["side"].to_dict() == {
+        "b": "fewer", "c": "more", "d": "untold", "e": "untold"
+    }  # fmt: skip
+    points = {"b": -40, "c": 10, "d": 0, "e": -0.9}
+    assert found["points"].to_dict() == pytest.approx(points, abs=1e-9)
+    assert found.loc["e", "high"] < 0
+    assert beside("ae")["side"].to_dict() == {"e": "fewer"}
+    few = pd.DataFrame(
+        [
+            {"policy": name, "load": 1.1, "seed": seed, "violations": 0.1 * seed + more}
+            for name, more in {"a": 0.0, "b": 0.4}.items()
+            for seed in range(3)
+        ]
+    )
+    assert metrics.told_apart(few, "a")["side"].tolist() == ["untold"]

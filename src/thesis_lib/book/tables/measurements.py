@@ -440,6 +440,9 @@ def few_bits(record: dict[str, Any]) -> pd.DataFrame:
     return made.sort_values(["bits", "perplexity"], ascending=[True, False])
 
 
+CONSTANTS = {"least_p": "chance", "sure_p": "sure"}  # those whose name is no word
+
+
 def rivals(record: dict[str, Any]) -> pd.DataFrame:
     """A row a rule: its constants, each with the least and the most that was tried.
 
@@ -453,7 +456,8 @@ def rivals(record: dict[str, Any]) -> pd.DataFrame:
         scores = [point["score"] for point in tried]
         rows[name] = {
             "constants": ", ".join(
-                f"{of} {value:g} ({ends[of]['min']:g}–{ends[of]['max']:g})"
+                f"{CONSTANTS.get(of, of)} {value:g} "
+                f"({ends[of]['min']:g}–{ends[of]['max']:g})"
                 for of, value in _best(tried)["constants"].items()
             ),
             "tried": len(tried),

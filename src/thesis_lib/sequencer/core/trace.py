@@ -429,19 +429,27 @@ class Trace:
         write_whole(path, content.getvalue().to_pybytes())
 
     @classmethod
-    def read(cls, path: Path | str) -> Self:
+    def read(cls, path: Path | str, rows: tuple[int, int] | None = None) -> Self:
         """Read what `write` wrote, or a file of those columns from elsewhere.
 
         `keys` are lists of integers of any width, or of strings, which are numbered as
         they first appear; a header without `sha256` promises nothing about alteration.
         Or read CSV, if the name ends so. `data/traces/README.md` describes the columns
-        of both.
+        of both. With `rows`, only those from the first, counted from 0, to before the
+        last are read, however many there are, and a row that is refused is counted from
+        the first of them; whether the others were altered is not known then.
 
         Raises InvalidInput for a missing or other file, for one of another version,
-        without rows or altered since, and for what `Trace` refuses; it names the row,
-        counted from 0, and the column.
+        without rows, without those asked for or altered since, and for what `Trace`
+        refuses; it names the row, counted from 0, and the column.
         """
         path = Path(path)
+        if rows is not None:
+            require(
+                0 <= rows[0] < rows[1],
+                f"rows={rows[0]}:{rows[1]}: expected the first, counted from 0, and "
+                "a larger number to end before",
+            )
         if not path.is_file():
             raise InvalidInput(
                 f"trace {path} does not exist: collect one with "
@@ -449,12 +457,12 @@ class Trace:
             )
         if path.suffix.lower() == ".csv":
             try:
-                return cls._from_table(*_of_csv(path), {"source": path.name})
+                return cls._from_table(*_of_csv(path, rows), {"source": path.name})
             except InvalidInput as error:
                 raise InvalidInput(f"trace {path} is refused: {error}") from error
         try:
             with pq.ParquetFile(path) as file:
-                table = file.read()
+                table = file.read() if rows is None else _groups(file, *rows)
             header = json.loads((table.schema.metadata or {})[b"thesis_trace"])
             version, kinds = header["version"], tuple(map(str, header["kinds"]))
             if not isinstance(header["kinds"], list):
@@ -478,10 +486,11 @@ class Trace:
         try:
             require(not odd, f"its header has unknown entries: {odd}")
             require(table.num_rows > 0, "it has no rows: collect some transactions")
+            _all_there(table, rows)
             trace = cls._from_table(table, kinds, meta)
             # Files of before the hash have none.
             require(
-                sha256 in (None, trace_hash(trace)),
+                rows is not None or sha256 in (None, trace_hash(trace)),
                 "it was altered after it was written: collect it again",
             )
         except InvalidInput as error:
@@ -549,7 +558,47 @@ def _is_extra(name: str) -> bool:
     return ":" in name and name.partition(":")[0] in _PREFIXES
 
 
-def _of_csv(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
+def _all_there(table: pa.Table, rows: tuple[int, int] | None) -> None:
+    """Refuse a table that has fewer than the `rows` that were asked for."""
+    if rows is not None:
+        first, last = rows
+        require(
+            table.num_rows == last - first,
+            f"rows={first}:{last}: it ends at row {first + table.num_rows}",
+        )
+
+
+def _groups(file: pq.ParquetFile, first: int, last: int) -> pa.Table:
+    """Rows `first` to `last`, of those row groups alone that have any."""
+    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    ends = np.cumsum(sizes, dtype=np.int64)
+    begins = ends - sizes
+    within = np.flatnonzero((begins < last) & (ends > first))
+    skipped = first - int(begins[within].min(initial=first))
+    return file.read_row_groups(within.tolist()).slice(skipped, last - first)
+
+
+def _rows_of_csv(path: Path, typed: dict[str, pa.DataType], first: int, last: int):
+    """Rows `first` to `last` of a table of text, block by block."""
+    names = csv.open_csv(path).schema.names
+    typed = typed | {name: pa.float64() for name in names if _is_extra(name)}
+    reader = csv.open_csv(
+        path,
+        csv.ReadOptions(use_threads=False, skip_rows_after_names=first),
+        convert_options=csv.ConvertOptions(column_types=typed),
+    )
+    blocks, read = [], 0
+    for block in reader:
+        blocks.append(block)
+        read += len(block)
+        if read >= last - first:
+            break
+    return pa.Table.from_batches(blocks, reader.schema).slice(0, last - first)
+
+
+def _of_csv(
+    path: Path, rows: tuple[int, int] | None
+) -> tuple[pa.Table, tuple[str, ...]]:
     """A table of text as the columns of a file, and the names of its types.
 
     `kind` is a name, by default one for all. `reads` and `writes` are keys with spaces
@@ -558,11 +607,14 @@ def _of_csv(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
     typed = dict.fromkeys(("kind", "reads", "writes"), pa.string())
     typed |= dict.fromkeys(("arrival_s", "service_s"), pa.float64())
     try:
-        table = csv.read_csv(
-            path,
-            csv.ReadOptions(use_threads=False),  # which tells the row of a fault
-            convert_options=csv.ConvertOptions(column_types=typed),
-        )
+        if rows is None:
+            table = csv.read_csv(
+                path,
+                csv.ReadOptions(use_threads=False),  # which tells the row of a fault
+                convert_options=csv.ConvertOptions(column_types=typed),
+            )
+        else:
+            table = _rows_of_csv(path, typed, *rows)
     except (pa.ArrowException, OSError) as error:
         raise InvalidInput(
             f"it cannot be read as CSV with a header: {error}"
@@ -575,6 +627,7 @@ def _of_csv(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
         )
         require(names.count(name) == 1, f"column {name} is there twice: expected once")
     require(n > 0, "it has no rows: expected a transaction in each")
+    _all_there(table, rows)
 
     def texts(name: str, default: str) -> list[str]:
         return table[name].to_pylist() if name in names else [default] * n

@@ -381,8 +381,8 @@ def _point(
 ) -> Point:  # fmt: skip
     """A point in a scenario or on a trace; every estimate is multiplied by `bias`.
 
-    `options` are `load`, `estimator`, `transactions`, `noise` and those of a
-    SimulationConfig.
+    `options` are `load`, `estimator`, `transactions`, `noise`, of a trace `rows`, and
+    those of a SimulationConfig.
     """
     load, clients = options.get("load"), options.get("clients")
     require(load is None or load > 0, f"load={load} must be positive")
@@ -396,6 +396,11 @@ def _point(
     require(
         (scenario is None) != (trace is None),
         "give either a scenario or a trace: exactly one of the two",
+    )
+    require(
+        trace is not None or options.get("rows") is None,
+        f"rows={options.get('rows')} are of a trace, and a scenario has none: give "
+        "transactions instead",
     )
     estimator = options.get("estimator", "noisy")
     if not is_file(estimator):
@@ -439,19 +444,20 @@ def _in_scenario(
 def _on_trace(
     trace: Trace | Path | str, load: float | None = None, estimator: str = "noisy", *,
     transactions: int | None = None, noise: float = NOISE,
-    warehouses: int | None = None, **options,
+    warehouses: int | None = None, rows: tuple[int, int] | None = None, **options,
 ) -> Point:  # fmt: skip
     """A collected trace or the path of one, replayed: see `replay_config`.
 
-    A learned estimator is fitted on its first half, FITTED of its transactions by
-    arrival, and only what came later is replayed, or its first `transactions`.
+    Of a path only `rows` are read, if given. A learned estimator is fitted on its first
+    half, FITTED of its transactions by arrival, and only what came later is replayed,
+    or its first `transactions`.
     """
     require(
         warehouses is None,
         f"warehouses={warehouses} belongs to a scenario: a trace says itself which "
         "keys its transactions lock",
     )
-    judged, past = trace if isinstance(trace, Trace) else Trace.read(trace), None
+    judged, past = trace if isinstance(trace, Trace) else Trace.read(trace, rows), None
     if estimator in LEARNED:
         past, judged = _held_out(judged, estimator)
     n = len(judged) if transactions is None else transactions

@@ -27,6 +27,7 @@ from thesis_lib.sequencer.simulator.partitions import (
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 COST_MEAN_S, COST_P99_S = 10e-6, 25e-6  # goal: estimate and decision, a transaction
+COST_HELD_S = 50e-6  # goal in front of a service, with ten thousand waiting
 
 
 def decision_costs(cases: pd.DataFrame) -> pd.DataFrame:

@@ -452,7 +452,9 @@ class LiveSequencer:
         try:
             decision = self._decision(ids)
             behind, released = decision.order[room:], decision.order[:room]
-            held = np.sort(np.concatenate([behind, decision.held]))
+            held = decision.held  # which rise, of a compiled rule
+            if len(behind) or self.policy.code is None:
+                held = np.sort(np.concatenate([behind, held]))
             require(
                 len(held) == 0 or flying + len(released) > 0,
                 f"policy {self.policy.name!r} holds {len(held)} requests while the "

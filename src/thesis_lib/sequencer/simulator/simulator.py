@@ -6,6 +6,8 @@ log order. Transactions that hold all their locks wait for a core in one FIFO qu
 a transaction that waits for a lock holds no core. Commit releases the locks.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -25,7 +27,15 @@ from thesis_lib.sequencer.core.events import (
     idle_state,
     next_decision,
 )
-from thesis_lib.sequencer.core.trace import F64, I64, Bool, History, Trace
+from thesis_lib.sequencer.core.trace import (
+    F64,
+    I64,
+    Batch,
+    Bool,
+    Decision,
+    History,
+    Trace,
+)
 from thesis_lib.sequencer.policies.lookahead import SPREAD, Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
 from thesis_lib.sequencer.policies.rules import decide_into
@@ -81,6 +91,97 @@ def _history(
     )
 
 
+class Run(NamedTuple):
+    """A simulation that stands before its next decision."""
+
+    state: State
+    before: SequencerState
+    lookahead: OpenLoop | Feedback
+    busy_s: F64  # (n,) that each transaction keeps a core
+    setting: RunConfig
+
+    def ask(self, trace: Trace) -> tuple[Batch, float] | None:
+        """The next batch to decide on, and when; None if there is none any more.
+
+        Transactions may be held then, which have nothing left to wait for.
+        """
+        state, before, _, busy_s, setting = self
+        asked = np.empty(len(busy_s), np.int64)
+        size = next_decision(state, before, busy_s, setting, asked)
+        if size <= 0:
+            return None
+        ids = asked[:size].copy()
+        batch = trace.batch(ids, before.deadline_s[ids], before.arrival_s[ids])
+        return batch, float(before.clock_s[NOW])
+
+    def carry_out(self, decision: Decision) -> None:
+        """Do what was decided on the batch that was asked about."""
+        held = np.sort(decision.held)
+        enter(
+            self.state, self.before, self.setting, decision.order, decision.dropped,
+            held,
+        )  # fmt: skip
+
+    def history(self) -> History:
+        """What has become of all transactions, once everything was decided on."""
+        before = self.before
+        return _history(
+            self.state, before.arrival_s, before.deadline_s, before.decided_s,
+            before.dropped,
+        )  # fmt: skip
+
+
+def begin(
+    trace: Trace, policy: Policy, estimated_s: F64, *, cores: int, slo_s: float | F64,
+    batch_size: int = 10, flush_s: float = np.inf, delays: Delays = NO_DELAYS,
+    believed: Delays | None = None, clients: int | None = None, think_s: float = 0.0,
+    spread: float = SPREAD,
+) -> Run:  # fmt: skip
+    """A run of `simulate`, of which nothing has happened yet.
+
+    Raises InvalidInput for bad parameters.
+    """
+    n = len(trace)
+    estimated_s = vector("estimated_s", estimated_s, np.float64, n, 0.0)
+    objective_s = np.full(n, slo_s) if np.ndim(slo_s) == 0 else slo_s
+    objective_s = vector("slo_s", objective_s, np.float64, n)
+    require_all(objective_s > 0, "slo_s", objective_s, "an objective must be positive")
+    require_count("cores", cores)
+    require_count("batch_size", batch_size)
+    require(flush_s >= 0, f"flush_s={flush_s:g} must not be negative")
+    require(0 <= think_s < np.inf, f"think_s={think_s:g} must be finite and at least 0")
+    require(spread >= 0, f"spread={spread:g} must not be negative")
+    if clients is not None:
+        require_count("clients", clients)
+    # More than all are as many as all that could fill it, and one.
+    size = min(batch_size, n + 1) if policy.batched else 1
+    setting = RunConfig(
+        closed=clients is not None,
+        think_s=float(think_s),
+        size=size,
+        flush_s=float(min(flush_s, policy.flush_s)),
+        in_flight=policy.in_flight or 0,
+        lag_s=float(delays.lag_s),
+        sequencer_s=float(delays.sequencer_s),
+        read_s=float(delays.read_s),
+        release_s=float(delays.release_s),
+    )
+    require(
+        clients is None or clients >= size or setting.flush_s < np.inf,
+        f"clients={clients} never fill a batch of {size}, and policy {policy.name!r} "
+        "flushes none: lower batch_size or set flush_s",
+    )
+    busy_s = trace.service_s + delays.worker_s
+    expected = delays if believed is None else believed
+    state = idle_state(trace.keys, cores)
+    before = front(trace.arrival_s, objective_s, setting, clients or 0)
+    lookahead = policy.make_lookahead(
+        state, trace.keys, estimated_s + expected.worker_s, before.deadline_s,
+        spread, float(expected.lag_s), trace.kind,
+    )  # fmt: skip
+    return Run(state, before, lookahead, busy_s, setting)
+
+
 def simulate(
     trace: Trace,
     policy: Policy,
@@ -127,54 +228,21 @@ def simulate(
     >>> int(history.late.sum()), int(history.dropped.sum())
     (0, 0)
     """
-    n = len(trace)
-    estimated_s = vector("estimated_s", estimated_s, np.float64, n, 0.0)
-    objective_s = np.full(n, slo_s) if np.ndim(slo_s) == 0 else slo_s
-    objective_s = vector("slo_s", objective_s, np.float64, n)
-    require_all(objective_s > 0, "slo_s", objective_s, "an objective must be positive")
-    require_count("cores", cores)
-    require_count("batch_size", batch_size)
-    require(flush_s >= 0, f"flush_s={flush_s:g} must not be negative")
-    require(0 <= think_s < np.inf, f"think_s={think_s:g} must be finite and at least 0")
-    require(spread >= 0, f"spread={spread:g} must not be negative")
-    if clients is not None:
-        require_count("clients", clients)
-    # More than all are as many as all that could fill it, and one.
-    size = min(batch_size, n + 1) if policy.batched else 1
-    setting = RunConfig(
-        closed=clients is not None,
-        think_s=float(think_s),
-        size=size,
-        flush_s=float(min(flush_s, policy.flush_s)),
-        in_flight=policy.in_flight or 0,
-        lag_s=float(delays.lag_s),
-        sequencer_s=float(delays.sequencer_s),
-        read_s=float(delays.read_s),
-        release_s=float(delays.release_s),
-    )
-    require(
-        clients is None or clients >= size or setting.flush_s < np.inf,
-        f"clients={clients} never fill a batch of {size}, and policy {policy.name!r} "
-        "flushes none: lower batch_size or set flush_s",
-    )
-    busy_s = trace.service_s + delays.worker_s
-    expected = delays if believed is None else believed
-    state = idle_state(trace.keys, cores)
-    before = front(trace.arrival_s, objective_s, setting, clients or 0)
-    lookahead = policy.make_lookahead(
-        state, trace.keys, estimated_s + expected.worker_s, before.deadline_s,
-        spread, float(expected.lag_s), trace.kind,
+    run = begin(
+        trace, policy, estimated_s, cores=cores, slo_s=slo_s, batch_size=batch_size,
+        flush_s=flush_s, delays=delays, believed=believed, clients=clients,
+        think_s=think_s, spread=spread,
     )  # fmt: skip
     if policy.code is None:
-        held = _run_rule(trace, policy, lookahead, state, before, busy_s, setting)
+        held = _run_rule(trace, policy, run)
     else:
         held = _run(
-            state,
-            before,
-            busy_s,
-            setting,
-            lookahead.memory,
-            lookahead.model,
+            run.state,
+            run.before,
+            run.busy_s,
+            run.setting,
+            run.lookahead.memory,
+            run.lookahead.model,
             policy.code,
         )
     require(
@@ -182,9 +250,7 @@ def simulate(
         f"policy {policy.name!r} holds {held} transactions with nothing left to wait "
         "for: a rule must release or drop when the database idles",
     )
-    return _history(
-        state, before.arrival_s, before.deadline_s, before.decided_s, before.dropped
-    )
+    return run.history()
 
 
 @njit(cache=True)
@@ -204,16 +270,8 @@ def _run(state, before, busy_s, setting, memory, model, code):
         )  # fmt: skip
 
 
-def _run_rule(
-    trace: Trace, policy: Policy, lookahead: OpenLoop | Feedback, state: State,
-    before: SequencerState, busy_s: F64, setting: RunConfig,
-) -> int:  # fmt: skip
+def _run_rule(trace: Trace, policy: Policy, run: Run) -> int:
     """The same, asking a rule in Python."""
-    asked = np.empty(len(trace), np.int64)
-    while (size := next_decision(state, before, busy_s, setting, asked)) > 0:
-        ids, now_s = asked[:size].copy(), float(before.clock_s[NOW])
-        batch = trace.batch(ids, before.deadline_s[ids], before.arrival_s[ids])
-        decision = decide(policy, lookahead, batch, now_s)
-        held = np.sort(decision.held)
-        enter(state, before, setting, decision.order, decision.dropped, held)
-    return int(before.counts[HELD])
+    while (asked := run.ask(trace)) is not None:
+        run.carry_out(decide(policy, run.lookahead, *asked))
+    return int(run.before.counts[HELD])
