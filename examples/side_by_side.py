@@ -38,11 +38,12 @@ POLICIES = ("fifo", "bid-price")
 PAGE = Path(__file__).with_suffix(".html")
 SLO_MEANS = 10  # the objective, in mean service times
 MOST_WAITING = 80  # at either: a queue that grows for ever says no more than this one
-DAYS, PROBES, STEP_S = 200, 60, 0.5
+DAYS, A_DAY = 200, 8_000  # days of orders in the table, and orders of each
+PROBES, STEP_S = 40, 1.0
 SEEN = ("asked", "on_time", "late", "refused")
 TABLE = f"""
-CREATE TABLE orders AS SELECT n / 2000 AS day, (n::bigint * 104729 % 10007)::float8
-  AS amount FROM generate_series(0, {2000 * DAYS - 1}) AS n;
+CREATE TABLE orders AS SELECT n / {A_DAY} AS day, (n::bigint * 104729 % 10007)::float8
+  AS amount FROM generate_series(0, {A_DAY * DAYS - 1}) AS n;
 CREATE INDEX ON orders (day);
 VACUUM ANALYZE orders
 """
@@ -181,7 +182,9 @@ async def show(dsn: str, listener: socket.socket, seconds: float) -> None:
         for policy in POLICIES:
             connecting = psycopg.AsyncConnection.connect(dsn, autocommit=True)
             connection = await opened.enter_async_context(await connecting)
-            await connection.execute("SET max_parallel_workers_per_gather = 0")
+            await connection.execute(
+                "SET max_parallel_workers_per_gather = 0; SET work_mem = '256MB'"
+            )
             sides.append(Side(policy, connection))
         demonstration = Demonstration(sides, await mean_service_s(sides))
         server = uvicorn.Server(

@@ -103,8 +103,8 @@ class SequencerEnv(gymnasium.Env):
     >>> while not done:
     ...     seen, reward, done, _, info = env.step(seen[:, 4])  # the likeliest first
     ...     returned += reward
-    >>> returned == -info["history"].violated.sum()
-    True
+    >>> int(returned), int(info["history"].violated.sum())
+    (-21, 21)
     """
 
     def __init__(
