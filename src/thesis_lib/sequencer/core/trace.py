@@ -604,7 +604,7 @@ def _of_csv(
     `kind` is a name, by default one for all. `reads` and `writes` are keys with spaces
     between them; what is in both is written.
     """
-    typed = dict.fromkeys(("kind", "reads", "writes"), pa.string())
+    typed: dict[str, Any] = dict.fromkeys(("kind", "reads", "writes"), pa.string())
     typed |= dict.fromkeys(("arrival_s", "service_s"), pa.float64())
     try:
         if rows is None:
