@@ -1,4 +1,4 @@
-"""An entry of the index leads to a section that speaks of it."""
+"""What leads to a section: an entry of the index that it speaks of, or its number."""
 
 import re
 from collections.abc import Iterator
@@ -59,6 +59,18 @@ def test_every_entry_leads_to_a_section_that_speaks_of_it():
         if not speaks(known.get(label, ""), entry)
     }
     assert not wrong
+
+
+def test_a_section_without_a_number_is_not_referred_to_by_one():
+    """A subsection of the details, whose number would have four parts."""
+    chapters = ["\n\n".join(cells(path)) for path in ROOT.glob("notebooks/*.ipynb")]
+    bare = set()
+    for whole in chapters:
+        details = re.split(r"(?m)^# Details of ", whole)[1:]
+        bare |= set(re.findall(r"(?m)^\(([\w-]+)\)=\n### ", "".join(details)))
+    assert bare
+    pages = [*chapters, *(path.read_text() for path in ROOT.glob("book/*.md"))]
+    assert not bare & set(re.findall(r"\{numref\}`([\w-]+)`", "\n".join(pages)))
 
 
 def test_what_is_referred_to_is_an_entry():
