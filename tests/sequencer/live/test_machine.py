@@ -1,5 +1,7 @@
 """In front of a service it decides as the simulator does, and forgets nobody."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from services import AT_ONCE, SLO_S, WORKERS, called, crowd, drive, lifo, sequencer
@@ -347,3 +349,20 @@ def test_whatever_happens_all_are_answered_and_room_decides_nothing(name, monkey
             monkeypatch.setattr(machine_room, "_ROOM", room)
             told.append(story(name, np.random.default_rng(seed)))
         assert told[0] == told[1]
+
+
+def test_a_rule_may_list_whom_it_holds_in_any_order():
+    def first(batch, forecast, now_s):
+        return batch.decide(np.arange(1), np.zeros(len(batch), bool))
+
+    def backwards(batch, forecast, now_s):
+        made = first(batch, forecast, now_s)
+        return replace(made, held=made.held[::-1])
+
+    trace, estimated_s = crowd(60, 1.5, 3)
+    asked = [sequencer(rule, trace) for rule in (first, backwards)]
+    one, other = (drive(live, trace, estimated_s) for live in asked)
+    assert [live.fault for live in asked] == [None, None]
+    for part, same in zip(one, other, strict=True):
+        np.testing.assert_array_equal(part, same)
+    assert (np.diff(one[0]) >= 0).all()  # served as they came
