@@ -1,14 +1,15 @@
 """Violations of a streamed model behind each policy, beside what a log foretells.
 
-SmolLM2 in a third of the memory of its weights, four texts at a time. Prompts are
-passages of a novel from 4 to 64 tokens long and answers have from 1 to 6, asked for in
-an open loop at shares of the rate that the service reached just before with its slots
-always full, and counted from the intended time. Every policy gets the same requests at
-the same times. What the log of FIFO says of the others (`live.what_if`) is kept beside
+SmolLM2 in a third of the memory of its weights, and all of it resident, four texts at a
+time. Prompts are passages of a novel from 4 to 64 tokens long and answers have from 1
+to 6, asked for in an open loop at shares of the rate that the service reached just
+before with its slots always full, and counted from the intended time. Every policy gets
+the same requests at the same times; batches are of ten, and those without a timer are
+always filled. What the log of FIFO says of the others (`live.what_if`) is kept beside
 what they then did, and how many would have been late under any schedule of the service
 times of that log.
 
-    python benchmarks/serving.py [REPEATS [REQUESTS]]
+    python benchmarks/serving.py [REPEATS [REQUESTS [LOAD,LOAD]]]
 """
 
 import asyncio
@@ -24,7 +25,7 @@ import numpy as np
 from record import Record, benchmark, show, tell
 from service import foretold, outcome
 
-from thesis_lib.common.units import MiB
+from thesis_lib.common.units import GiB, MiB
 from thesis_lib.memory.compress.convert import CALIBRATION_TEXT
 from thesis_lib.memory.decode.generate import Writing
 from thesis_lib.memory.evaluate.perplexity import read_tokens
@@ -38,11 +39,17 @@ from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 from thesis_lib.serving import Ask, ModelService
 from thesis_lib.serving.service import PassEstimator
 
-POLICIES = ("fifo", "codel", "late-edf", "bid-price")
-LOADS = (0.7, 1.1, 1.5)
+POLICIES = {  # of each placement of the weights
+    "streamed": (
+        *("fifo", "drop", "reorder", "hybrid", "hybrid-corrected"),
+        *("codel", "late-edf", "bid-price"),
+    ),
+    "resident": ("fifo", "bid-price"),
+}
+DEVICE_BYTES = {"streamed": 85 * MiB, "resident": GiB}
 ROOM: dict[str, Any] = {"slots": 4, "context": 80, "pass_tokens": 32}
-DEVICE_BYTES = 85 * MiB
 SLO_MEANS = 3  # the objective, in mean service times of a full house
+FLUSH_S = 3600.0  # of batches without a timer of their own: never
 BURST = 32  # requests at once that saturate it
 NOVEL, LONGEST = 20_000, 64  # tokens of the novel, and of the longest prompt
 
@@ -95,30 +102,30 @@ async def _asked(service: ModelService, asked: list[Ask], arrival_s: F64) -> See
 
 
 def behind(
-    policy: str, slo_s: float, log: Path, asked: list[Ask], arrival_s: F64,
+    policy: str, place: str, slo_s: float, log: Path, asked: list[Ask], arrival_s: F64,
     metered: bool = False,
 ) -> Seen:  # fmt: skip
     """What becomes of requests behind a policy, which is new to them."""
 
     async def serve() -> Seen:
         async with ModelService(
-            "smollm2", DEVICE_BYTES, policy=policy, slo_s=slo_s, log=log,
-            most_waiting=10**6, metered=metered, **ROOM,
+            "smollm2", DEVICE_BYTES[place], policy=policy, slo_s=slo_s, log=log,
+            most_waiting=10**6, metered=metered, flush_s=FLUSH_S, **ROOM,
         ) as service:  # fmt: skip
             return await _asked(service, asked, arrival_s)
 
     return asyncio.run(serve())
 
 
-def burst(log: Path, novel: list[int], metered: bool = False) -> Seen:
+def burst(place: str, log: Path, novel: list[int], metered: bool = False) -> Seen:
     """What becomes of requests that come at once and are all served."""
     asked = asks(BURST, np.random.default_rng(BURST), novel)
-    return behind("fifo", 1.0, log, asked, np.zeros(BURST), metered)
+    return behind("fifo", place, 1.0, log, asked, np.zeros(BURST), metered)
 
 
-def saturation_per_s(log: Path, novel: list[int]) -> float:
+def saturation_per_s(place: str, log: Path, novel: list[int]) -> float:
     """Requests a second while every slot is taken."""
-    return ROOM["slots"] / float(burst(log, novel).service_s.mean())
+    return ROOM["slots"] / float(burst(place, log, novel).service_s.mean())
 
 
 def bound(seen: Seen, arrival_s: F64, slo_s: float) -> float:
@@ -130,37 +137,46 @@ def bound(seen: Seen, arrival_s: F64, slo_s: float) -> float:
 
 
 @benchmark
-def main(out: Path, repeats: int = 4, n: int = 100) -> None:
+def main(out: Path, repeats: int = 8, n: int = 100, loads: str = "0.7,1.1,1.5") -> None:
     record, runs = Record(out), []
     tokenizer = read_tokenizer(smollm2.checkpoint())
     weights_bytes = ModelSpec.from_config(smollm2.checkpoint()).total_bytes
     novel = read_tokens(tokenizer, CALIBRATION_TEXT, NOVEL).tolist()
     with TemporaryDirectory() as folder:
         logs = (Path(folder) / f"{number}.jsonl" for number in count())
-        metered = burst(next(logs), novel, metered=True)
-        slo_s = SLO_MEANS * ROOM["slots"] / saturation_per_s(next(logs), novel)
-        for repeat, load in product(range(repeats), LOADS):
+        places = {}
+        for place in POLICIES:
+            metered = burst(place, next(logs), novel, metered=True)
+            rate_per_s = saturation_per_s(place, next(logs), novel)
+            places[place] = {
+                "device_bytes": DEVICE_BYTES[place],
+                "plan_bytes": metered.plan_bytes, "peak_bytes": metered.peak_bytes,
+                "slo_s": SLO_MEANS * ROOM["slots"] / rate_per_s,
+            }  # fmt: skip
+        for repeat, load, place in product(
+            range(repeats), map(float, loads.split(",")), POLICIES
+        ):
+            policies, slo_s = POLICIES[place], places[place]["slo_s"]
             rng = np.random.default_rng([repeat, n])
             asked, unit = asks(n, rng, novel), poisson_arrivals(1.0, n, rng)
-            rate_per_s = saturation_per_s(next(logs), novel)
+            rate_per_s = saturation_per_s(place, next(logs), novel)
             arrival_s = unit / (load * rate_per_s)
-            log = {policy: next(logs) for policy in POLICIES}
+            log = {policy: next(logs) for policy in policies}
             seen = {
-                policy: behind(policy, slo_s, log[policy], asked, arrival_s)
-                for policy in POLICIES[:: -1 if repeat % 2 else 1]
+                policy: behind(policy, place, slo_s, log[policy], asked, arrival_s)
+                for policy in policies[:: -1 if repeat % 2 else 1]
             }
-            for policy in POLICIES:
+            for policy in policies:
                 found, learns = seen[policy], PassEstimator(seen["fifo"].pass_s)
                 runs.append({
-                    "policy": policy, "load": load, "repeat": repeat,
+                    "place": place, "policy": policy, "load": load, "repeat": repeat,
                     "rate_per_s": rate_per_s, **outcome(found.latency_s, slo_s),
                     "foretold": foretold(log["fifo"], policy, learns),
                     "bound": bound(seen["fifo"], arrival_s, slo_s),
                 })  # fmt: skip
-            tell(f"repeat {repeat} of {repeats}, load {load}")
+            tell(f"repeat {repeat} of {repeats}, load {load}, {place}")
             record.write(
-                device_bytes=DEVICE_BYTES, weights_bytes=weights_bytes, **ROOM,
-                plan_bytes=metered.plan_bytes, peak_bytes=metered.peak_bytes,
-                slo_s=slo_s, requests=n, repeats=repeat + 1, runs=runs,
+                weights_bytes=weights_bytes, **ROOM, places=places,
+                requests=n, repeats=repeat + 1, runs=runs,
             )  # fmt: skip
     show(runs)

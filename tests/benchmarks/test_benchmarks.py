@@ -249,7 +249,7 @@ def test_violations_of_a_streamed_model_are_those_of_the_record(
         LOADS=(1.1,), POLICIES=("fifo", "bid-price"), BURST=4, NOVEL=200, LONGEST=24,
         ROOM={"slots": 2, "context": 40, "pass_tokens": 8}, DEVICE_BYTES=2**20,
     )  # fmt: skip
-    record = run("serving", tmp_path, ["1", "12"])
+    record = run("serving", tmp_path, ["1", "12", "1.1"])
     held_against("serving", record)
     for row in record["runs"]:
         assert row["measured"] == row["late"] + row["refused"]

@@ -15,6 +15,10 @@ AT_ONCE = [
     "startable-first", "late-demote", "adaptive-lifo", "breakwater", "envoy",
     "gradient2", "headroom",
 ]  # fmt: skip
+BATCHED = [
+    "drop", "reorder", "hybrid", "drop-corrected", "reorder-corrected",
+    "hybrid-corrected", "fifo-batched", "edf", "sjf",
+]  # fmt: skip
 
 
 def lifo(batch, forecast, now_s):
@@ -32,12 +36,12 @@ def crowd(n, load, seed):
     return replace(trace, arrival_s=arrival_s, keys=nothing), trace.service_s * noise
 
 
-def drive(live, trace, estimated_s=None, leaves=(), look_s=None, fails=()):
+def drive(live, trace, estimated_s=None, leaves=(), looks=False, fails=()):
     """Serve a trace in virtual time: starts, ends and refusals by number.
 
     At time t of a pair (t, number) in `leaves` the client of that number goes. With
-    `look_s` the sequencer looks at whom it holds so long behind each next deadline.
-    Those in `fails` fail after their service times.
+    `looks` the sequencer looks when it asks to. Those in `fails` fail after their
+    service times.
     """
     n = len(trace)
     start_s, finish_s = np.full(n, np.nan), np.full(n, np.nan)
@@ -46,7 +50,7 @@ def drive(live, trace, estimated_s=None, leaves=(), look_s=None, fails=()):
     events += [(t, 1, i) for t, i in leaves]
     heapq.heapify(events)
     while events:
-        due_s = np.inf if look_s is None else live.next_deadline_s + look_s
+        due_s = live.next_look_s if looks else np.inf
         if due_s < events[0][0]:
             heapq.heappush(events, (due_s, 3, 0))
         now_s, what, i = heapq.heappop(events)

@@ -139,9 +139,9 @@ class Answer:
 class ModelService:
     """A checkpoint that writes for up to `slots` clients at once in `device_bytes`.
 
-    An asynchronous context manager. `policy` and `slo_s` are those of `LiveSequencer`,
-    whose workers are the slots: it says who begins and who is refused, so that answers
-    are whole within `slo_s` seconds. Each slot has room for
+    An asynchronous context manager. `policy`, `slo_s`, `flush_s` and `most_waiting` are
+    those of `LiveSequencer`, whose workers are the slots: it says who begins and who is
+    refused, so that answers are whole within `slo_s` seconds. Each slot has room for
     `context` positions, prompt and answer together, and all of them are part of the
     plan: whoever comes and goes, the device holds no more, which a graphics card
     enforces, and on a processor with `metered` a meter of every tensor, for a longer
@@ -167,7 +167,7 @@ class ModelService:
         slo_s: float = 20.0, slots: int = 4, context: int = 512, pass_tokens: int = 64,
         host_bytes: int = 0, ring: int | None = None, device: str = "cpu",
         verify: bool = False, metered: bool = False, most_waiting: int = 1000,
-        log: Path | None = None,
+        flush_s: float = np.inf, log: Path | None = None,
     ) -> None:  # fmt: skip
         require_count("slots", slots)
         require_count("context", context, 2)
@@ -185,7 +185,10 @@ class ModelService:
             "host_bytes": host_bytes, "batch": slots, "context": context, "ring": ring,
             "pass_tokens": pass_tokens, "device": device, "verify": verify,
         }  # fmt: skip
-        self._decides = {"workers": slots, "slo_s": slo_s, "most_waiting": most_waiting}
+        self._decides = {
+            "workers": slots, "slo_s": slo_s, "most_waiting": most_waiting,
+            "flush_s": flush_s,
+        }  # fmt: skip
         self._policy, self._log = policy, log
         self._orders: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
         self._taken: deque[Answer] = deque()  # orders, of the thread

@@ -13,10 +13,10 @@ from thesis_lib.sequencer.live import (
     DecisionLog,
     LiveSequencer,
     OnlineEstimator,
+    machine,
     replay,
     what_if,
 )
-from thesis_lib.sequencer.live import log as log_
 
 
 def logged(path, name, n=300):
@@ -30,7 +30,7 @@ def logged(path, name, n=300):
     return live
 
 
-@pytest.mark.parametrize("name", [*AT_ONCE, lifo], ids=called)
+@pytest.mark.parametrize("name", [*AT_ONCE, "hybrid-corrected", lifo], ids=called)
 def test_a_replay_decides_what_the_log_says(name, tmp_path):
     path = tmp_path / "decisions.jsonl"
     live = logged(path, name)
@@ -144,7 +144,7 @@ def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
     assert replay(path).differs_at is None
 
 
-@pytest.mark.parametrize("name", [*AT_ONCE, lifo], ids=called)
+@pytest.mark.parametrize("name", [*AT_ONCE, "hybrid-corrected", lifo], ids=called)
 def test_what_a_log_of_fifo_says_of_a_policy_is_what_that_policy_does(
     name, tmp_path, monkeypatch
 ):
@@ -167,9 +167,9 @@ def test_what_a_log_of_fifo_says_of_a_policy_is_what_that_policy_does(
     log.close()
     served_s = np.delete(trace.service_s, gone + fails)
     trace.service_s[gone] = fmean(served_s.tolist())
-    monkeypatch.setattr(log_, "LOOK_S", 2.0**-30)
+    monkeypatch.setattr(machine, "LOOK_S", 2.0**-30)
     told = sequencer(name, trace)
-    drive(told, trace, leaves=leaves, look_s=2.0**-30, fails=fails)
+    drive(told, trace, leaves=leaves, looks=True, fails=fails)
     assert what_if(path, name) == told.counts
     assert what_if(path, "fifo") == live.counts
     assert told.counts.arrived == len(trace)

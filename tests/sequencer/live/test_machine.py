@@ -4,7 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from services import AT_ONCE, SLO_S, WORKERS, called, crowd, drive, lifo, sequencer
+from services import (
+    AT_ONCE,
+    BATCHED,
+    SLO_S,
+    WORKERS,
+    called,
+    crowd,
+    drive,
+    lifo,
+    sequencer,
+)
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer import policy, simulate
@@ -33,6 +43,25 @@ def test_it_decides_as_the_simulator_does(name, load, monkeypatch):
         assert live.counts.refused == simulated.dropped.sum()
         assert live.running == live.waiting == len(live._slot) == 0
     assert name == "fifo" or load < 1 or simulated.dropped.any()
+
+
+@pytest.mark.parametrize("timer", [0.1, 1e6])
+@pytest.mark.parametrize("name", BATCHED)
+def test_it_closes_batches_as_the_simulator_does(name, timer, monkeypatch):
+    trace, estimated_s = crowd(700, 1.3, seed=3)
+    batches = {"batch_size": 7, "flush_s": timer * SLO_S}
+    simulated = simulate(
+        trace, machine_room.at_hand(policy(name, slo_s=SLO_S, cores=WORKERS), WORKERS),
+        estimated_s, cores=WORKERS, slo_s=SLO_S, **batches,
+    )  # fmt: skip
+    for room in (4096, 1):
+        monkeypatch.setattr(machine_room, "_ROOM", room)
+        live = sequencer(name, trace, **batches)
+        start_s, finish_s, refused = drive(live, trace, estimated_s, looks=True)
+        np.testing.assert_array_equal(refused, simulated.dropped)
+        np.testing.assert_array_equal(start_s, simulated.start_s)
+        np.testing.assert_array_equal(finish_s, simulated.finish_s)
+        assert live.running == live.waiting == len(live._slot) == 0
 
 
 def test_who_leaves_takes_no_time_and_teaches_nothing():
@@ -124,7 +153,7 @@ def test_whoever_waits_behind_long_work_is_refused_at_its_deadline():
     live = LiveSequencer("bid-price", workers=1, slo_s=0.2)
     assert live.arrive(0, 0.0, estimate_s=60.0, slo_s=100.0).started == [0]
     assert live.arrive(1, 0.1, estimate_s=0.01).refused == []
-    assert live.look(live.next_deadline_s).refused == [1]
+    assert live.look(live.next_look_s).refused == [1]
     assert live.end(0, 61.0).started == []
 
 
@@ -147,8 +176,8 @@ def test_behind_a_service_that_hangs_nobody_waits_for_ever(name):
         started += live.arrive(number, 1e-3 * number, estimate_s=0.02).started
     assert started == [0, 1]  # which never end
     looks = 0
-    while live.next_deadline_s < np.inf:
-        assert live.look(live.next_deadline_s + 1e-6).started == []
+    while live.next_look_s < np.inf:
+        assert live.look(live.next_look_s).started == []
         looks += 1
     for later in range(400):  # a queue of its own may refuse one after the other
         live.look(1.0 + 0.01 * later)
@@ -269,7 +298,9 @@ def test_what_cannot_have_happened_is_refused_and_changes_nothing(wrong, says):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"name": "hybrid"}, "whole batches"),
+        ({"name": "hybrid"}, "the last of them for ever"),
+        ({"name": "hybrid", "flush_s": 0}, "flush_s=0"),
+        ({"batch_size": 0}, "batch_size=0"),
         ({"name": "fastest"}, "unknown"),
         ({"workers": 0}, "workers=0"),
         ({"workers": True}, "workers=True"),
@@ -294,6 +325,7 @@ def story(name, random):
     live = LiveSequencer(
         name, workers=int(random.integers(1, 4)), slo_s=1.0,
         most_waiting=int(random.choice([3, 10, 1000])),
+        batch_size=int(random.integers(2, 6)), flush_s=random.choice([0.3, 2.0]),
     )  # fmt: skip
     now_s, number, runs, waits, decided = 0.0, 0, [], [], []
 
@@ -307,7 +339,7 @@ def story(name, random):
         assert live.fault is None
         assert live.running == len(runs) <= live.workers
         assert live.waiting == len(waits)
-        assert not (waits and not runs)
+        assert runs or len(waits) == len(live._open) < live.batch_size
         decided.append((made.started, made.refused, round(live.wait_s(), 9)))
 
     for _ in range(int(random.choice([60, 300]))):
@@ -330,18 +362,22 @@ def story(name, random):
             (runs if one in runs else waits).remove(one)
             tell(live.leave, one, now_s)
         else:
-            if live.next_deadline_s < np.inf:
-                now_s = max(now_s, live.next_deadline_s)
+            if live.next_look_s < np.inf:
+                now_s = max(now_s, live.next_look_s)
             tell(live.look, now_s)
-    while runs:
+    while runs or live._open:
         now_s += 0.1
-        tell(live.end, runs.pop(), now_s)
+        if live._open:
+            now_s = max(now_s, live.next_look_s)
+            tell(live.look, now_s)
+        else:
+            tell(live.end, runs.pop(), now_s)
     assert not waits
     assert len(live._slot) == len(live._gone) == len(live._about) == 0
     return decided
 
 
-@pytest.mark.parametrize("name", [*AT_ONCE, lifo], ids=called)
+@pytest.mark.parametrize("name", [*AT_ONCE, *BATCHED, lifo], ids=called)
 def test_whatever_happens_all_are_answered_and_room_decides_nothing(name, monkeypatch):
     for seed in range(12):
         told = []

@@ -10,7 +10,7 @@ from typing import Literal
 
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.live.log import DecisionLog
-from thesis_lib.sequencer.live.machine import LOOK_S, Decided, LiveSequencer
+from thesis_lib.sequencer.live.machine import Decided, LiveSequencer
 
 Ending = Literal["served", "failed", "left"]  # of a request; left: its client has
 
@@ -163,12 +163,12 @@ class AdmissionController:
                 turn = self._turns.get(number)
                 if turn is not None and not turn.done():
                     turn.set_result(granted)
-        due_s = self.sequencer.next_deadline_s
+        due_s = self.sequencer.next_look_s
         if self._timer is not None and self._due_s != due_s:
             self._timer.cancel()
             self._timer = None
         if self._timer is None and due_s < float("inf"):
-            later_s = max(due_s - self._now_s(), 0.0) + LOOK_S
+            later_s = max(due_s - self._now_s(), 0.0)
             self._timer = asyncio.get_running_loop().call_later(later_s, self._look)
             self._due_s = due_s
 

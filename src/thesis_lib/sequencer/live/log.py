@@ -18,7 +18,7 @@ from typing import Any
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.sequencer.live.estimator import ServiceEstimator
-from thesis_lib.sequencer.live.machine import LOOK_S, Counts, Decided, LiveSequencer
+from thesis_lib.sequencer.live.machine import Counts, Decided, LiveSequencer
 from thesis_lib.sequencer.policies.registry import Rule
 
 SCHEMA = "thesis-live-log/1"
@@ -192,7 +192,7 @@ def what_if(
             if past[begun].took_s < inf:
                 over_s = now_s + past[begun].took_s
                 heappush(events, (over_s, past[begun].how, begun))
-        due_s = live.next_deadline_s + LOOK_S
+        due_s = live.next_look_s
         if due_s not in (look_s, inf):
             heappush(events, (due_s, LOOK, 0))
         look_s = due_s

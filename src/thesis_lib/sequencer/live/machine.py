@@ -123,17 +123,18 @@ def _carry(old: State, new: State, kept: I64, to: I64) -> None:
 class LiveSequencer:
     """A policy in front of a service that runs `workers` requests at a time.
 
-    `name` is a policy that asks for no whole batches, FILE.py:FUNCTION, or a function
-    (`policy`); `slo_s` is the objective of whoever brings none of its own, in seconds;
-    of `most_waiting` or more that wait already, the next is refused. `feature_names`
-    are those of what is known of a request before it runs; `estimator` learns from
-    them while it serves. `note` is called with every event. Times are seconds of any
-    clock that does not go back.
+    `name` is a policy, FILE.py:FUNCTION, or a function (`policy`); `slo_s` is the
+    objective of whoever brings none of its own, in seconds; of `most_waiting` or more
+    that wait already, the next is refused. `feature_names` are those of what is known
+    of a request before it runs; `estimator` learns from them while it serves. A policy
+    that waits for batches closes one with `batch_size` requests, or once its first has
+    waited for `flush_s` or the policy's own timer. `note` is called with every event.
+    Times are seconds of any clock that does not go back.
 
     A rule of one's own that raises, or whose answer is no partition, is named in
     `fault` and in the log of the process, and from there on requests are served first
     come, first served. Raises InvalidInput for values out of range and for a policy
-    that waits for batches.
+    that waits for batches without a timer.
 
     >>> from thesis_lib.sequencer.live import LiveSequencer
     >>> live = LiveSequencer("bid-price", workers=1, slo_s=0.2)
@@ -149,10 +150,13 @@ class LiveSequencer:
         self, name: str | Rule = "bid-price", *, workers: int, slo_s: float,
         most_waiting: int = 1000, feature_names: Sequence[str] = (),
         estimator: ServiceEstimator | None = None, note: Note | None = None,
+        batch_size: int = 10, flush_s: float = np.inf,
     ) -> None:  # fmt: skip
         require_count("workers", workers)
         require(workers <= _WORKERS, f"workers={workers}: expected {_WORKERS} at most")
         require_count("most_waiting", most_waiting)
+        require_count("batch_size", batch_size)
+        flush_s = flush_s if flush_s == np.inf else seconds("flush_s", flush_s)
         slo_s = seconds("slo_s", slo_s)
         names = tuple(feature_names)
         require(
@@ -161,15 +165,16 @@ class LiveSequencer:
         )
         made = policy(name, slo_s=slo_s, cores=int(workers))
         require(
-            not made.batched,
-            f"policy {made.name!r} waits for whole batches, and a live request "
-            "waits for nobody: choose bid-price, fifo, codel, adaptive-lifo, "
-            "queue-cap, breakwater, envoy, gradient2, headroom, late-edf, least-slack, "
-            "late-sjf, startable-first, late-demote or a rule of your own",
+            not made.batched or min(flush_s, made.flush_s) < np.inf,
+            f"policy {made.name!r} waits until {batch_size} requests have come, and "
+            "the last of them for ever: give flush_s, the seconds after which a batch "
+            "is closed, or choose one with a timer (hybrid-corrected) or without "
+            "batches (bid-price)",
         )
         self.policy, self.own = at_hand(made, int(workers)), not isinstance(name, str)
         self.workers, self.slo_s = int(workers), slo_s
         self.most_waiting = int(most_waiting)
+        self.batch_size, self.flush_s = int(batch_size), float(flush_s)
         self.feature_names, self.taken = names, False
         self.estimator = estimator or OnlineEstimator(
             len(self.feature_names), first_s=slo_s / 10
@@ -186,7 +191,8 @@ class LiveSequencer:
         self.now_s = -np.inf
         self._slot: dict[int, int] = {}  # of who waits or runs, by number
         self._about: dict[int, tuple[str, tuple[float, ...]]] = {}  # kind and features
-        self._held = nobody = np.empty(0, np.int64)  # slots of whom the policy keeps
+        self._open: list[int] = []  # slots of a batch that is not closed yet
+        self._held = nobody = np.empty(0, np.int64)  # and of whom the policy keeps
         self._gone: set[int] = set()  # slots in the queue whose clients left
         self._number = nobody
         self._arrival_s = self._deadline_s = np.empty(0)
@@ -258,7 +264,10 @@ class LiveSequencer:
         memory.estimated_s[i] = estimate_s
         if len(memory.online.given):
             memory.online.given[i] = log(max(estimate_s, LEAST_S))
-        self._held = np.append(self._held, i)
+        self._open.append(i)
+        if self.policy.batched and len(self._open) < self.batch_size:
+            return self._say(event, Decided())
+        self._close_batch()
         return self._say(event, self._ask())
 
     def end(self, number: int, now_s: float, *, failed: bool = False) -> Decided:
@@ -293,6 +302,9 @@ class LiveSequencer:
         decided = Decided()
         if self._runs(i):
             decided = self._ended(i, taught=False)
+        elif i in self._open:
+            self._open.remove(i)
+            self._forget(i)
         elif i in self._held:
             self._held = self._held[self._held != i]
             self._forget(i)
@@ -303,9 +315,12 @@ class LiveSequencer:
     def look(self, now_s: float) -> Decided:
         """Nobody comes or ends, and time has passed: the policy may refuse who waits.
 
-        `bid-price` refuses whoever is past its deadline.
+        `bid-price` refuses whoever is past its deadline. A batch that has waited for
+        long enough is closed.
         """
         self.now_s = self._time(now_s)
+        if self._flush_due_s <= self.now_s:
+            self._close_batch()
         decided = self._ask(late=True) if len(self._held) else Decided()
         if self.policy.control is not None:  # which asks nothing while no worker frees
             over = self._deadline_s[self._held] <= self.now_s
@@ -328,13 +343,24 @@ class LiveSequencer:
         """Requests that neither run nor have been refused, and whose clients wait."""
         progress = self._state.progress
         queue = int(progress[READY] - progress[STARTED]) - len(self._gone)
-        return len(self._held) + queue
+        return len(self._open) + len(self._held) + queue
 
     @property
-    def next_deadline_s(self) -> float:
-        """The first deadline to come of whom the policy keeps back, or infinity."""
+    def next_look_s(self) -> float:
+        """When to `look` if nobody comes or ends before, or infinity.
+
+        Just behind the first deadline to come of whom the policy keeps back, or when a
+        batch is closed that is not full.
+        """
         deadline_s = self._deadline_s[self._held]
-        return float(np.min(deadline_s, initial=np.inf, where=deadline_s > self.now_s))
+        first_s = np.min(deadline_s, initial=np.inf, where=deadline_s > self.now_s)
+        return float(min(first_s + LOOK_S, self._flush_due_s))
+
+    @property
+    def _flush_due_s(self) -> float:
+        if not self._open:
+            return np.inf
+        return self._arrival_s[self._open[0]] + min(self.flush_s, self.policy.flush_s)
 
     def wait_s(self) -> float:
         """About how long who came now would wait: all work over all workers.
@@ -355,14 +381,19 @@ class LiveSequencer:
         return {
             "policy": self.policy.name, "own": self.own, "workers": self.workers,
             "slo_s": self.slo_s, "most_waiting": self.most_waiting,
-            "feature_names": self.feature_names,
-        }  # fmt: skip
+            "feature_names": self.feature_names, "batch_size": self.batch_size,
+        } | ({"flush_s": self.flush_s} if self.flush_s < np.inf else {})  # fmt: skip
 
     def totals(self) -> dict[str, int]:
         """`Counts`, and how many run and wait at present."""
         return asdict(self.counts) | {"running": self.running, "waiting": self.waiting}
 
     # --- How it is decided ------------------------------------------------------
+    def _close_batch(self) -> None:
+        """Have the policy decide on who came since the last batch."""
+        self._held = np.append(self._held, np.array(self._open, np.int64))
+        self._open = []
+
     def _time(self, now_s: float) -> float:
         require(
             self.now_s <= now_s < np.inf,
@@ -507,6 +538,7 @@ class LiveSequencer:
         _SAYS.error("%s; requests are served first come, first served now", fault)
         made = policy("fifo", slo_s=self.slo_s, cores=self.workers)
         self.policy = at_hand(made, self.workers)
+        self._close_batch()
         self._make_room(self._known())
 
     # --- Room for more ----------------------------------------------------------
@@ -521,7 +553,8 @@ class LiveSequencer:
         logged = self._state.log[entries]
         if not learning:
             logged = logged[np.isnan(self._state.finish_s[logged])]
-        return np.sort(np.append(logged, self._held))
+        waiting = np.append(self._held, np.array(self._open, np.int64))
+        return np.sort(np.append(logged, waiting))
 
     def _make_room(self, kept: I64) -> None:
         """Begin new columns with the slots `kept` (k,), and with all that was learned.
@@ -549,6 +582,7 @@ class LiveSequencer:
         self._slot = {number: int(to[i]) for number, i in self._slot.items()}
         self._gone = {int(to[i]) for i in self._gone}
         self._lookahead = self._look_ahead(state, moved)
+        self._open = [int(to[i]) for i in self._open]
         self._state, self._held, self._next = state, to[self._held], k
 
     def _look_ahead(self, state: State, moved: Callable[..., Any]) -> Any:
