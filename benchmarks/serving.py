@@ -9,7 +9,7 @@ always filled. What the log of FIFO says of the others (`live.what_if`) is kept 
 what they then did, and how many would have been late under any schedule of the service
 times of that log.
 
-    python benchmarks/serving.py [REPEATS [REQUESTS [LOAD,LOAD]]]
+    python benchmarks/serving.py [REPEATS [REQUESTS]]
 """
 
 import asyncio
@@ -46,6 +46,7 @@ POLICIES = {  # of each placement of the weights
     ),
     "resident": ("fifo", "bid-price"),
 }
+LOADS = (0.7, 1.1, 1.5)
 DEVICE_BYTES = {"streamed": 85 * MiB, "resident": GiB}
 ROOM: dict[str, Any] = {"slots": 4, "context": 80, "pass_tokens": 32}
 SLO_MEANS = 3  # the objective, in mean service times of a full house
@@ -137,7 +138,7 @@ def bound(seen: Seen, arrival_s: F64, slo_s: float) -> float:
 
 
 @benchmark
-def main(out: Path, repeats: int = 8, n: int = 100, loads: str = "0.7,1.1,1.5") -> None:
+def main(out: Path, repeats: int = 8, n: int = 100) -> None:
     record, runs = Record(out), []
     tokenizer = read_tokenizer(smollm2.checkpoint())
     weights_bytes = ModelSpec.from_config(smollm2.checkpoint()).total_bytes
@@ -153,9 +154,7 @@ def main(out: Path, repeats: int = 8, n: int = 100, loads: str = "0.7,1.1,1.5") 
                 "plan_bytes": metered.plan_bytes, "peak_bytes": metered.peak_bytes,
                 "slo_s": SLO_MEANS * ROOM["slots"] / rate_per_s,
             }  # fmt: skip
-        for repeat, load, place in product(
-            range(repeats), map(float, loads.split(",")), POLICIES
-        ):
+        for repeat, load, place in product(range(repeats), LOADS, POLICIES):
             policies, slo_s = POLICIES[place], places[place]["slo_s"]
             rng = np.random.default_rng([repeat, n])
             asked, unit = asks(n, rng, novel), poisson_arrivals(1.0, n, rng)
