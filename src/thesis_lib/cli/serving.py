@@ -99,6 +99,9 @@ def api(
     context: int = option(512, "Positions of a slot, prompt and answer together."),
     pass_tokens: int = option(64, "Tokens of a prompt that share a pass."),
     most_waiting: int = option(1000, "Requests that wait; more are refused."),
+    flush: str | None = option(
+        None, "Timer of a batch, such as 100ms, for policies that wait for one."
+    ),
     host_memory: str = option("0B", "For layers beside the device, such as 32GiB."),
     ring: int | None = option(
         None, "Staging buffers. Default: the most of 3, 2 and 1 that fit."
@@ -129,6 +132,8 @@ def api(
         "host_bytes": units.parse_size(host_memory), "device": device,
         "verify": verify, "metered": meter, "most_waiting": most_waiting, "log": log,
     }  # fmt: skip
+    if flush is not None:
+        options["flush_s"] = units.parse_duration(flush)
     made = ModelService(checkpoint, units.parse_size(device_memory), **options)
     listens = listen(host, port, api_key)
     called = f"[{host}]" if ":" in host else host

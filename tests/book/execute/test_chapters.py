@@ -196,6 +196,19 @@ def test_a_key_changes_with_what_a_chapter_reads_and_with_nothing_else(
     assert few != many
 
 
+def test_a_key_changes_with_a_function_that_is_a_parameter(tmp_path):
+    (chapter,) = select(["4"])
+    file = tmp_path / "mine.py"
+    values, keys = {"own_policies": [f"{file}:rule"]}, []
+    for text in ("a = 1", "a = 2", "a = 1"):
+        file.write_text(text)
+        keys.append(chapters.content_key(chapter, values))
+    assert keys[0] == keys[2] != keys[1]
+    file.unlink()
+    with pytest.raises(InvalidInput, match="own_policies"):
+        chapters.content_key(chapter, values)
+
+
 def test_imports_are_followed_through_the_package():
     source = "from thesis_lib.book.execute import records"
     found = {path.name for path in chapters.modules(source)}

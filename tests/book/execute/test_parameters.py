@@ -40,7 +40,10 @@ LIMITS = """
     tokens    32 .. 4096 tokens
     kinds     int8 | nf4; 0 .. 2 items
     budget    6.5*seeds+tokens .. 8192 MiB
+    rules     FILE.py:FUNCTION; 0 .. 2 items
 """
+EXAMPLE = ROOT / "examples" / "sequencer" / "own_policies.py"
+FUNCTIONS = [f"{EXAMPLE}:{name}" for name in ("shortest_first", "adaptive_lifo")]
 
 
 def declare(name, type_name, smoke):
@@ -53,6 +56,8 @@ def draw_number(parameter, values, random):
     limits, smoke = parameter.limits, parameter.smoke
     if limits.words:
         return str(random.choice(limits.words))
+    if limits.function:
+        return str(random.choice(FUNCTIONS))
     low, high = parameter.ends(values)
     if limits.work:
         high = min(high, max(max(smoke) if parameter.is_list else smoke, low))
@@ -105,6 +110,7 @@ DECLARED = {
         declare("tokens", "int", 32),
         declare("kinds", "list[str]", ["nf4"]),
         declare("budget", "int", 64),
+        declare("rules", "list[str]", []),
     ]
 }
 SMOKE = {name: parameter.smoke for name, parameter in DECLARED.items()}
@@ -124,6 +130,11 @@ SMOKE = {name: parameter.smoke for name, parameter in DECLARED.items()}
         ("context", 33),
         ("kinds", ["fp4"]),
         ("budget", 57),
+        ("rules", ["own_policies.py:shortest_first"]),
+        ("rules", ["/nowhere/own_policies.py:shortest_first"]),
+        ("rules", [str(EXAMPLE)]),
+        ("rules", [f"{EXAMPLE}:not one"]),
+        ("rules", FUNCTIONS[:1] * 2),
     ],
 )
 def test_a_value_outside_is_refused_by_name(name, value):
@@ -172,10 +183,11 @@ def test_limits_that_say_nothing_allow_everything():
 
 @by_name
 def test_every_parameter_has_its_limits(chapter):
-    """A range with its unit or the words that it may be; bools need none."""
+    """A range with its unit, the words that it may be, a function; bools need none."""
     for parameter in chapters.parameters(chapter).values():
         limits = parameter.limits
         ranged = limits.words or " .. " in limits.text.split(";")[0]
+        ranged = ranged or limits.function
         assert parameter.element == "bool" or ranged, parameter.name
         if not limits.words and parameter.element in ("int", "float"):
             assert len(limits.text.split(";")[0].split()) > 3, f"{parameter.name}: unit"

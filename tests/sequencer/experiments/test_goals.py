@@ -79,10 +79,24 @@ def test_every_estimator_is_judged_on_the_same_seeds_and_exact_ones_are_best():
     np.testing.assert_array_equal(made["goal"], table["goal"])
 
 
-def test_every_baseline_runs_and_blind_refusals_are_as_many_as_bid_price():
+OWN = """
+def first(batch, forecast, now_s):
+    return batch.decide(forecast.finish_s.argsort(), forecast.p_on_time < 0.5)
+"""
+
+
+def test_every_baseline_runs_and_blind_refusals_are_as_many_as_bid_price(tmp_path):
     cell = SimulationConfig.of_scenario("A", transactions=3_000)
-    runs = goals.against_baselines(cell, [1.5], seeds=2, seed=6)
-    assert set(runs["policy"]) == {*goals.BASELINES, "bound"}
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    own = [f"{file}:first"]
+    runs = goals.against_baselines(cell, [1.5], own, seeds=2, seed=6)
+    assert set(runs["policy"]) == {*goals.BASELINES, "bound", "mine.py:first"}
+    alone = replicate(cell, own, [1.5], seeds=2, seed=6)["violations"]
+    brought = runs.loc[runs["policy"] == "mine.py:first", "violations"]
+    np.testing.assert_array_equal(brought, alone)
+    with pytest.raises(InvalidInput, match="rename one"):
+        goals.against_baselines(cell, [1.5], [*own, "mine.py:first"], seeds=2, seed=6)
     blind = mean(runs, "random-drop", 1.5, "dropped")
     assert abs(blind - mean(runs, "bid-price", 1.5, "dropped")) < 0.02
     least = runs.groupby("policy")["violations"].mean()

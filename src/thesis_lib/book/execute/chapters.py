@@ -1,10 +1,10 @@
 """Execute chapters with papermill, and skip what is fresh.
 
 A chapter is fresh when nothing it depends on has changed: its notebook, its
-parameters, the modules of the package that it imports (and those they import), the
-data folder, its claims, the locks, the installed versions and the machine. Its result
-is one notebook and one record, replaced only by complete ones, under a lock that a
-killed process gives up.
+parameters and the files of functions among them, the modules of the package that it
+imports (and those they import), the data folder, its claims, the locks, the installed
+versions and the machine. Its result is one notebook and one record, replaced only by
+complete ones, under a lock that a killed process gives up.
 """
 
 import ast
@@ -328,9 +328,15 @@ def content_keys(chapter: Chapter, many: Iterable[Mapping[str, Any]]) -> list[st
         "versions": versions(),
     }
     claims = functools.cache(functools.partial(claim_hash, chapter.number))
+    taking = [p for p in parameters(chapter).values() if p.limits.function]
     keys = []
     for values in many:
-        own = {"parameters": values, "claims": claims(values.get(PROFILE_PARAMETER))}
+        refuse(taking, values)  # a worker may not have the file
+        functions = [name for p in taking for name in values.get(p.name, [])]
+        own = {
+            "parameters": values, "claims": claims(values.get(PROFILE_PARAMETER)),
+            "functions": file_hash(Path(name.rpartition(":")[0]) for name in functions),
+        }  # fmt: skip
         text = json.dumps(shared | own, sort_keys=True)
         keys.append(hashlib.sha256(text.encode()).hexdigest())
     return keys

@@ -11,12 +11,14 @@ line for each, and checks the values that run, whatever put them there:
         loads     0.3 .. 2.5 of saturation; 1 .. 12 items
         context   16 .. text_tokens tokens
         kinds     int8 | nf4 | fp4; 0 .. 3 items
+        rules     FILE.py:FUNCTION; 0 .. 3 items
         ''',
     )
 
 A bound may be another parameter, or arithmetic of others without spaces, such as
 `54+7*ring`; a list stands there for its largest item. The items of a list are distinct.
-`work` marks what the time of a chapter grows with.
+`work` marks what the time of a chapter grows with. A function is named with the
+absolute path of its file, on whose content the chapter's result depends as well.
 """
 
 import ast
@@ -26,6 +28,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import UnionType
 from typing import Any
 
@@ -72,6 +75,15 @@ def read_yaml(text: str) -> Any:
 
 
 Bound = float | str  # a number, or a rule that makes it of other parameters
+FUNCTION = "FILE.py:FUNCTION"
+
+
+def is_function(text: str) -> bool:
+    """Whether it names a file that is there, by an absolute path, and a function."""
+    file, _, name = text.rpartition(":")
+    path = Path(file)
+    known = path.is_absolute() and path.suffix == ".py" and path.is_file()
+    return known and name.isidentifier()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +94,20 @@ class Limits:
     low: Bound = -math.inf
     high: Bound = math.inf
     words: tuple[str, ...] = ()  # instead of a range
+    function: bool = False  # in a file
     fewest: int = 0  # items of a list
     most: int = 1000
     work: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Limits":
-        """Read 'LOW .. HIGH unit; N .. M items; work' or 'A | B; …'."""
+        """Read 'LOW .. HIGH unit; N .. M items; work', 'A | B; …' or FUNCTION."""
         span, *rest = (part.strip() for part in text.split(";"))
         read: dict[str, Any] = {}
         if found := re.fullmatch(r"(\S+) \.\. (\S+)(?: .+)?", span):
             read |= {"low": _bound(found[1]), "high": _bound(found[2])}
+        elif span == FUNCTION:
+            read["function"] = True
         else:
             read["words"] = tuple(word.strip() for word in span.split("|"))
         for part in rest:
@@ -178,13 +193,7 @@ class Parameter:
                 f"{self.name}={value!r} has the wrong type: expected {self.type_name}"
             )
         limits, items = self.limits, value if self.is_list else [value]
-        low, high = self.ends(values)
-        good = (
-            all(item in limits.words for item in items)
-            if limits.words
-            else self.element not in ("int", "float")
-            or all(low <= item <= high for item in items)
-        )
+        good = all(self._allows(item, values) for item in items)
         if self.is_list:
             good &= limits.fewest <= len(items) <= limits.most
             good &= len(set(items)) == len(items)
@@ -193,9 +202,20 @@ class Parameter:
         named = [name for name in limits.others if name in values]
         beside = "".join(f", {name}={values[name]!r}" for name in named)
         if named:
+            low, high = self.ends(values)
             beside += f": {low:g} .. {high:g}"
+        if limits.function:
+            beside += ", where FILE.py is the absolute path of a file that is there"
         distinct = ", each once" if self.is_list else ""
         return f"{self.name}={value!r} is outside {limits.text}{distinct}{beside}"
+
+    def _allows(self, item: Any, values: Mapping[str, Any]) -> bool:
+        if self.limits.function:
+            return is_function(item)
+        if self.limits.words:
+            return item in self.limits.words
+        low, high = self.ends(values)
+        return self.element not in ("int", "float") or low <= item <= high
 
     def ends(self, values: Mapping[str, Any]) -> tuple[float, float]:
         """The least and the largest value: of whole numbers where it is one."""

@@ -171,7 +171,8 @@ def _execution(panel: Axes, y: int, history: History, i: int, rows: str) -> None
 
 
 # --- Violations and commits against load ---------------------------------------
-LOAD, VIOLATIONS = "load, of FIFO's saturation", "violations (% of arrivals)"
+UNIT = "FIFO's saturation"  # a load of one
+LOAD, VIOLATIONS = f"load, of {UNIT}", "violations (% of arrivals)"
 FEW = {"yscale": style.symlog(0.1), "ylim": (0, 150)}  # a percent, or none, can be read
 _DASHES = (
     "-", "--", "-.", ":", (0, (8, 2)), (0, (1, 4)), (0, (6, 2, 1, 2, 1, 2)),
@@ -188,12 +189,16 @@ def _violations(panel: Axes, runs: pd.DataFrame, policies: Sequence[str]) -> Non
 
 
 def violations_against_load(
-    runs: pd.DataFrame, policies: Sequence[str], few: bool = True
+    runs: pd.DataFrame, policies: Sequence[str], few: bool = True, unit: str = UNIT
 ) -> Figure:
-    """Violations in percent against load, beside it logarithmic where `few` count."""
+    """Violations in percent against load, beside it logarithmic where `few` count.
+
+    `unit` is the rate of arrivals at a load of one.
+    """
     figure, *panels = style.axes(1 + few, height_in=3.9)
     for panel in panels:
         _violations(panel, runs, policies)
+        panel.set_xlabel(f"load, of {unit}")
     for log in panels[1:]:
         log.set(ylabel="", **FEW)
     style.legend_below(figure)

@@ -7,6 +7,7 @@ end of an interval.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -250,13 +251,21 @@ BASELINES = (
 
 
 def against_baselines(
-    config: SimulationConfig, loads: Sequence[float], *, seeds: int, seed: int
-) -> pd.DataFrame:
+    config: SimulationConfig, loads: Sequence[float], own: Sequence[str] = (), *,
+    seeds: int, seed: int,
+) -> pd.DataFrame:  # fmt: skip
     """Every baseline beside bid-price, as from `replicate`.
 
-    `random-drop` refuses as large a share as bid-price does, at each load.
+    `random-drop` refuses as large a share as bid-price does, at each load. `own` are
+    policies of one's own, as FILE.py:FUNCTION, told by file and function.
     """
-    others = [name for name in BASELINES if name != "random-drop"]
+    others = {name: (name, {}) for name in BASELINES if name != "random-drop"}
+    others |= {Path(name).name: (name, {}) for name in own}
+    require(
+        len(others) == len(BASELINES) - 1 + len(own),
+        f"own={[*own]}: two have the same file name and function, which tell them "
+        "apart: rename one",
+    )
     runs = grid.replicate(config, others, loads, seeds=seeds, seed=seed, bound=True)
     blind = [
         grid.replicate(
