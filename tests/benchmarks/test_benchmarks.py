@@ -247,7 +247,8 @@ def test_violations_of_a_streamed_model_are_those_of_the_record(
     patched(
         "serving",
         POLICIES={"streamed": ("fifo", "hybrid", "bid-price"), "resident": ("fifo",)},
-        DEVICE_BYTES={"streamed": 2**20, "resident": 2**24}, LOADS=(1.1,),
+        DEVICE_BYTES={"streamed": 2**20, "resident": 2**24},
+        LOADS={"streamed": (1.1,), "resident": (1.1,)},
         ROOM={"slots": 2, "context": 40, "pass_tokens": 8}, BURST=4, NOVEL=200,
         LONGEST=24,
     )  # fmt: skip
