@@ -26,7 +26,7 @@ import torch
 from memory_limit import confined_call
 from record import Record, benchmark, tell
 from streaming import PEERS, decode, load, transformers_step
-from timed_decode import deepest_plan, stream_store
+from timed_decode import stream_store
 
 from thesis_lib.common.errors import choice, require
 from thesis_lib.common.files import cache_folder
@@ -36,8 +36,8 @@ from thesis_lib.memory.compress.random_weights import synthesise
 from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
 from thesis_lib.memory.offload.measure import CudaCap
+from thesis_lib.memory.offload.offloaded_model import plan_checkpoint
 
-RINGS = (4, 3, 2, 1)
 SLACK_BYTES = 256 * MiB  # of the fraction, for what kernels allocate by themselves
 COPY_BYTES = 64 * MiB  # one copy of the link's rate
 WRITE_BYTES_PER_S = 0.6e9  # of a store, for the time told beforehand
@@ -117,7 +117,9 @@ def stream(
             link_bytes_per_s=before,
         )
         context = 2 + given.warm_up + given.steps
-        made = deepest_plan(folder, machine, RINGS, context=context)
+        made = plan_checkpoint(
+            folder, machine, context=context, ring=None, logit_tokens=1
+        )
         trial, found = stream_store(
             folder, made, given.steps, given.warm_up, given.device
         )

@@ -20,22 +20,20 @@ from typing import Annotated, Any
 
 from memory_limit import confined_call, forget_pages, how_confined
 from record import ELSEWHERE, Record, benchmark, made_by, tell
-from timed_decode import deepest_plan, stream_store
+from timed_decode import stream_store
 
 from thesis_lib.common.errors import choice, require
 from thesis_lib.common.files import cache_folder
 from thesis_lib.common.provenance import drain
 from thesis_lib.common.units import MiB, format_duration, format_size, parse_size
 from thesis_lib.memory.compress.random_weights import synthesise
-from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
-from thesis_lib.memory.offload.offloaded_model import disk_bytes_per_s
+from thesis_lib.memory.model.spec import WEIGHTS, Machine, ModelSpec, geometry
+from thesis_lib.memory.offload.offloaded_model import disk_bytes_per_s, plan_checkpoint
 
 # Bits of a parameter in each kind of weights, scales included.
 BITS = {"bf16": 16.0, "nf4": 4.25}
-KIND = {"bf16": "dense", "nf4": "nf4"}
 # How fast two cores make and pack random weights: for the time told beforehand.
 WEIGHTS_PER_S = {"bf16": 1.5e8, "nf4": 1e8}
-RINGS = (3, 2, 1)
 OVERHEAD_S = 30  # starting, opening and the first rate of each part
 
 
@@ -134,7 +132,8 @@ def stream(
 ) -> dict[str, Any]:
     """Inside the limit: plan, stream, measure."""
     machine = Machine(device_bytes, rate)
-    made = deepest_plan(Path(folder), machine, RINGS, context=2 + warm_up + steps)
+    context = 2 + warm_up + steps
+    made = plan_checkpoint(folder, machine, context=context, ring=None, logit_tokens=1)
     tell(
         f"plan: ring {made.ring}, {made.resident_layers} resident layers, peak "
         f"{format_size(made.device_peak_bytes)}, {made.step_s():.2f} s a token at "
@@ -216,7 +215,7 @@ def write_store(store: Store, folder: Path, given: Options) -> float:
         folder,
         distinct_layers=store.distinct_layers,
         layers=store.layers,
-        kind=KIND[store.weights],
+        kind=WEIGHTS[store.weights],
         progress=lambda n, of: tell(f"{store.folder}: layer {n} of {of} written"),
     )
     return time.perf_counter() - start
@@ -229,11 +228,9 @@ def survey_left(
 
     What stands there of an earlier, killed run counts as free.
     """
-    standing = sum(
-        path.stat().st_size
-        for kind in left
-        for path in distinct_files(work.glob(f"{kind}-*/*.safetensors"))
-    )
+    files = (path for kind in left for path in work.glob(f"{kind}-*/*.safetensors"))
+    sizes = {found.st_ino: found.st_size for found in map(Path.stat, files)}
+    standing = sum(sizes.values())  # each once, however many names it has
     free_bytes = shutil.disk_usage(work).free + standing
     stores = survey(given.spec, left, free_bytes, parse_size(given.reserve))
     stores = [standing_store(work, store) for store in stores]
@@ -266,11 +263,6 @@ def announce(
         f"{given.minutes:g} minutes allowed: allow more with --minutes, or take fewer "
         "--processes, --steps, --limits or --weights",
     )
-
-
-def distinct_files(paths) -> list[Path]:
-    """Each file once, however many names it has."""
-    return list({path.stat().st_ino: path for path in paths}.values())
 
 
 def standing_store(work: Path, store: Store) -> Store:

@@ -23,8 +23,9 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from numba import njit
-from record import Record, benchmark, seconds_of, show, turns
+from record import Record, benchmark, show, turns
 
+from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.errors import choice
 from thesis_lib.common.files import cache_folder
 from thesis_lib.common.units import MiB

@@ -27,11 +27,12 @@ from typing import Annotated, Any
 
 import psutil
 import torch
-from record import ELSEWHERE, Record, benchmark, made_by, seconds_of, tell
+from record import ELSEWHERE, Record, benchmark, made_by, tell
 from timed_decode import greedily
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import cache_folder, data_folder, write_whole
 from thesis_lib.memory.compress.blockwise import matrices

@@ -20,9 +20,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from record import Record, benchmark, seconds_of, tell
+from record import Record, benchmark, tell
 from timed_decode import random_checkpoint
 
+from thesis_lib.common.provenance import seconds_of
 from thesis_lib.memory.evaluate import rates
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import crossing

@@ -10,6 +10,7 @@ import argparse
 import inspect
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -158,8 +159,12 @@ def answering(
 
 def made_by() -> dict[str, Any]:
     """Commit, machine, versions and the date of now."""
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    return {**provenance.provenance(checkout()), "date": date}
+    head, clean = provenance.commit(checkout())
+    return {
+        "commit": head, "clean": clean, "kernel": platform.release(),
+        "machine": provenance.identity(), "versions": provenance.versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
 
 
 class Record:
@@ -268,13 +273,6 @@ def _middle(value: Any) -> Any:
     if not isinstance(value, list | tuple):
         return value
     return median(value) if value and isinstance(value[0], int | float) else None
-
-
-def seconds_of(run: Callable[[], object]) -> float:
-    """Wall seconds of one run."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def both_clocks(run: Callable[[], object], calls: int | None = None) -> Point:

@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from record import Record, benchmark, ratio, seconds_of, show, turns
+from record import Record, benchmark, ratio, show, turns
+
+from thesis_lib.common.provenance import seconds_of
 
 THESIS = ("-m", "thesis_lib")
 STEPS = {

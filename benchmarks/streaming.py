@@ -33,11 +33,12 @@ import torch
 from gguf import GGMLQuantizationType
 from llama_cpp_peer import mapped_step, write_gguf
 from memory_limit import confined_call, forget_pages, read_from_disk_bytes
-from record import ELSEWHERE, Record, benchmark, ratio, seconds_of, tell
-from timed_decode import Step, deepest_plan, greedily
+from record import ELSEWHERE, Record, benchmark, ratio, tell
+from timed_decode import Step, greedily
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.errors import require
 from thesis_lib.common.files import cache_folder
 from thesis_lib.common.stats import median_interval
@@ -45,7 +46,7 @@ from thesis_lib.common.units import MiB, format_size, parse_size
 from thesis_lib.memory.compress.random_weights import synthesise
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
-from thesis_lib.memory.offload.offloaded_model import StreamedModel
+from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 from thesis_lib.memory.offload.plan import MemoryPlan
 
 SYSTEMS = ("streamed", "accelerate", "mmap", "airllm")
@@ -62,7 +63,6 @@ ATTEMPTS = 4  # of one run, until its two drains agree
 # What interpreter, torch, transformers and the scratch memory of kernels hold beside
 # the tensors of a model.
 RUNTIME_BYTES = 512 * MiB
-RINGS = (3, 2)
 DRAINS, DRAIN_WARM_UP = 4, 2
 DRAINED = ("drain_before_s", "drain_after_s")
 
@@ -212,9 +212,9 @@ def run_alone(system: str, folder: str, given: dict[str, Any]) -> dict[str, Any]
             step = transformers_step(load(system, store, work))
         loading_s = time.perf_counter() - start
         return {"load_s": loading_s, **decode(step, prompt, steps)}
-    made = deepest_plan(
-        store, Machine(asked.device_bytes, 2e9), RINGS, pass_tokens=asked.prompt,
-        context=asked.prompt + steps + 1,
+    made = plan_checkpoint(
+        store, Machine(asked.device_bytes, 2e9), ring=None, pass_tokens=asked.prompt,
+        context=asked.prompt + steps + 1, logit_tokens=1,
     )  # fmt: skip
     with StreamedModel(store, made) as model:
         loading_s = time.perf_counter() - start

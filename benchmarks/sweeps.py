@@ -23,8 +23,9 @@ import numpy as np
 import pandas as pd
 import psutil
 import yaml
-from record import Record, benchmark, ratio, seconds_of, tell, turns
+from record import Record, benchmark, ratio, tell, turns
 
+from thesis_lib.common.provenance import seconds_of
 from thesis_lib.book.execute import chapters, sweep
 
 SMALL = {

@@ -6,10 +6,9 @@ For models so large that a step takes a minute: few steps, each between two drai
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ from torch import Tensor
 from thesis_lib.common.errors import require
 from thesis_lib.common.files import cache_folder
 from thesis_lib.memory.compress.random_weights import synthesise
-from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import DeviceBudget
-from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
-from thesis_lib.memory.offload.plan import MemoryPlan, PlanInfeasible
+from thesis_lib.memory.offload.offloaded_model import StreamedModel
+from thesis_lib.memory.offload.plan import MemoryPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,20 +130,6 @@ def run_trial(
         None if before is None or after is None else after - before,
         tuple(tokens),
     )
-
-
-def deepest_plan(
-    folder: Path, machine: Machine, rings: Sequence[int], **options: Any
-) -> MemoryPlan:
-    """The plan with the first of the rings that fits; reads overlap from two on.
-
-    Raises PlanInfeasible where the last of them does not fit.
-    """
-    plan = partial(plan_checkpoint, folder, machine, logit_tokens=1, **options)
-    for ring in rings[:-1]:
-        with suppress(PlanInfeasible):
-            return plan(ring=ring)
-    return plan(ring=rings[-1])
 
 
 @contextmanager

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from thesis_lib.common.files import content_hash, file_hash, write_whole
@@ -30,6 +32,14 @@ def test_a_file_is_replaced_only_by_a_complete_one(tmp_path):
     write_whole(path, b"second")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert path.read_text() == "second"
+
+
+def test_two_threads_write_one_file_whole(tmp_path):
+    texts = [letter * 10**6 for letter in "ab"]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda n: write_whole(tmp_path / "a", texts[n % 2]), range(20)))
+    assert (tmp_path / "a").read_text() in texts
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path):

@@ -200,6 +200,7 @@ WRONG = {
     "two prompts": ({"prompt": ["a", "b"]}, 400, "prompt: "),
     "five stops": ({"stop": list("abcde")}, 400, "stop: "),
     "what it cannot": ({"logprobs": 3}, 400, "logprobs is nothing that this"),
+    "of each token": ({"logprobs": 0}, 400, "logprobs is nothing that this"),
     "two answers": ({"n": 2}, 400, "n: "),
     "a number as text": ({"seed": "7"}, 400, "seed"),
     "a word too many": ({"extra_body": {"tools": [{}]}}, 400, "tools is nothing"),
@@ -458,6 +459,9 @@ def test_a_pass_with_many_tokens_takes_longer():
 def test_what_cannot_be_opened_or_listened_on_is_a_sentence(folder):
     with pytest.raises(InvalidInput, match="API key"):
         listen("0.0.0.0", 0)
+    for key in ("", "schlüssel", " a"):
+        with pytest.raises(InvalidInput, match="the API key is empty, or holds"):
+            listen("0.0.0.0", 0, key)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for at in (taken.getsockname(), ("no.such.host.", 1), ("127.0.0.1", 70000)):
             with pytest.raises(InvalidInput, match="cannot be listened on"):
@@ -466,6 +470,27 @@ def test_what_cannot_be_opened_or_listened_on_is_a_sentence(folder):
         asyncio.run(with_room(folder, 2**12))
     with pytest.raises(InvalidInput, match="polic"):
         ModelService(str(folder), 2**20, policy="first-come")
+
+
+def test_a_service_is_open_inside_its_with_and_once(folder):
+    service = ModelService(str(folder), memory(folder), **ROOM)
+    ask = Ask([1, 2], 3, Writing())
+    for use in (service.check, service.passes, lambda _: openai_api(service)):
+        with pytest.raises(InvalidInput, match="is not open"):
+            use(ask)
+
+    async def twice():
+        async with service:
+            with pytest.raises(InvalidInput, match="most_tokens=0"):
+                service.check(Ask([1], 0, Writing()))
+            async with service.answer(ask) as pieces:
+                assert [piece async for piece in pieces]
+                assert [piece async for piece in pieces] == []
+        async with service:
+            raise AssertionError("it was entered twice")
+
+    with pytest.raises(InvalidInput, match="entered before"):
+        asyncio.run(twice())
 
 
 async def with_room(folder, size):

@@ -107,10 +107,11 @@ class Published:
             rows[row] = "<td".join(cells)
         return "\n".join([f"{head}<tbody>", *rows])
 
-    def plain(self, text: str, home: str) -> str:
+    def plain(self, text: str, home: str, refuse: bool = True) -> str:
         """Text that can hold no role, such as an alternative one: filled and marked.
 
-        Raises InvalidInput for a name that the chapter did not publish.
+        Raises InvalidInput for a name that the chapter did not publish, unless `refuse`
+        is off: then the name stays, and the build refuses it.
         """
 
         def filled(hit: re.Match) -> str:
@@ -118,6 +119,8 @@ class Published:
             if self._absent(chapter, name):
                 return "(not computed)" + hit["unit"]
             numbers = self.records[chapter].numbers if chapter in self.records else {}
+            if name not in numbers and not refuse:
+                return hit[0]
             require(
                 name in numbers,
                 f"an alternative text of {home} cites {name}, which {chapter} did not "
@@ -126,18 +129,6 @@ class Published:
             mark = f" {MARKS['en']}" * (name in self.doubted.get(chapter, {}))
             number = signed(format(numbers[name], hit["form"] or ""))
             return number + hit["unit"] + mark
-
-        return _CITED.sub(filled, text)
-
-    def told(self, text: str, home: str) -> str:
-        """`plain` text of what is published; the build refuses what is not."""
-
-        def filled(hit: re.Match) -> str:
-            chapter = hit["chapter"] or home
-            record = self.records.get(chapter)
-            known = record is not None and hit["name"] in record.numbers
-            known = known or self._absent(chapter, hit["name"])
-            return self.plain(hit[0], home) if known else hit[0]
 
         return _CITED.sub(filled, text)
 
@@ -155,6 +146,7 @@ def stage_notebook(
     notebook, home = nbformat.read(executed, as_version=4), executed.stem
     notebook.metadata.pop("papermill", None)
     pages: dict[str, list[Any]] = {home: [], f"{home}_{DETAILS}": []}
+    plain = partial(published.plain, home=home)  # for what can hold no role
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         tags = cell.metadata.setdefault("tags", [])
@@ -162,8 +154,8 @@ def stage_notebook(
         page = pages[f"{home}_{DETAILS}" if aside else home]
         tell = partial(_told, published, home, aside)
         if cell.cell_type == "markdown":
-            plain = partial(_alternative, published, home)
-            cell.source = tell(re.sub(r"(?m)^:alt: .*", plain, cell.source))
+            text = re.sub(r"(?m)^:alt: .*", lambda alt: plain(alt[0]), cell.source)
+            cell.source = tell(text)
             page.append(cell)
             continue
         _refuse_errors(executed.name, cell)
@@ -177,7 +169,7 @@ def stage_notebook(
         cell.outputs = [output for output in cell.outputs if output not in numbers]
         if cell.outputs:
             if alt := cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
-                cell.metadata["mystnb"]["image"]["alt"] = published.plain(alt, home)
+                cell.metadata["mystnb"]["image"]["alt"] = plain(alt)
             page += _shown(cell, tell, partial(published.cells, home=home), figures)
     staged = {}
     for name, cells in pages.items():
@@ -185,11 +177,6 @@ def stage_notebook(
             notebook.cells = cells
             staged[name] = nbformat.writes(notebook)
     return staged
-
-
-def _alternative(published: Published, home: str, hit: re.Match) -> str:
-    """The alternative text of a directive, which can hold no role."""
-    return published.plain(hit[0], home)
 
 
 def _told(published: Published, home: str, aside: bool, text: str) -> str:

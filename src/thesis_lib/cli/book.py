@@ -252,7 +252,7 @@ def audit(
     profile: Profile = "default",
     as_json: Json = False,
 ) -> None:
-    """Say what each claim of a run rests on, and which floors it misses.
+    """Say which floors the claims of a run miss; with --json also what each rests on.
 
     By default of the committed reference. Ends with status 2 where a claim misses a
     floor and `data/claims.yml` gives no reason.

@@ -40,37 +40,31 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def guarded(*args: Any, **options: Any) -> None:
+        status = 1
         try:
             function(*args, **options)
+            return
         except (InvalidInput, Lost) as error:
-            typer.echo(f"thesis: {error}", err=True)
-            raise typer.Exit(error.exit_code) from None
+            said, status = str(error), error.exit_code
         except BrokenPipeError:  # whoever reads has enough
             raise
         except OSError as error:
             named = f" ({error.filename})" if error.filename else ""
-            typer.echo(
-                f"thesis: {error.strerror or error}{named}: expected files and folders "
-                "that can be read and written, on a disk with room; name others",
-                err=True,
+            said = (
+                f"{error.strerror or error}{named}: expected files and folders that "
+                "can be read and written, on a disk with room; name others"
             )
-            raise typer.Exit(1) from None
         except MemoryError:
-            typer.echo(
-                "thesis: this needs more memory than there is: ask for less",
-                err=True,
-            )
-            raise typer.Exit(1) from None
+            said = "this needs more memory than there is: ask for less"
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("thesis_lib"):
                 raise
-            typer.echo(
-                f"thesis: this command needs the package {error.name}, which is not "
-                f"installed: pip install 'thesis-lib[{EXTRAS}]' brings all that any "
-                "command needs",
-                err=True,
+            said = (
+                f"this command needs the package {error.name}, which is not installed: "
+                f"pip install 'thesis-lib[{EXTRAS}]' brings all that any command needs"
             )
-            raise typer.Exit(1) from None
+        typer.echo(f"thesis: {said}", err=True)
+        raise typer.Exit(status)
 
     return app.command()(guarded)
 

@@ -57,6 +57,7 @@ def collect(
     With --estimator also a fitted estimator of static features, which serve and
     simulate read.
     """
+    from thesis_lib.sequencer.core.trace import require_parquet
     from thesis_lib.sequencer.engine import engine as engine_
     from thesis_lib.sequencer.estimators.models import LEARNED
     from thesis_lib.sequencer.estimators.models import estimator as named_estimator
@@ -67,6 +68,11 @@ def collect(
         if not file.parent.is_dir():
             raise InvalidInput(f"folder {file.parent} does not exist: create it first")
         require(not file.is_dir(), f"{file} is a folder: name a file")
+    require_parquet(output)
+    require(
+        estimator is None or estimator.resolve() != output.resolve(),
+        f"trace and estimator are to be one file, {output}: name two",
+    )
     choice("learn", learn, LEARNED)
     clock = time.perf_counter()
     with console.status(f"running {workload}"):
@@ -182,12 +188,12 @@ def simulate(
         None,
         "Paired seeds. Default: 5; to compare, 8 that choose and as many that judge.",
     ),
-    seed: int = option(0, "The first of them."),
+    seed: int = option(0, "What they are drawn from."),
     transactions: int | None = option(
         None, "For each seed. Default: 20,000; of a trace, all of them."
     ),
     warehouses: int | None = option(None, "Of the scenario."),
-    cores: int | None = option(None, "Of the scenario."),
+    cores: int | None = option(None, "Of the scenario; of a trace 4, if not given."),
     deadline: str | None = option(None, "Service level objective, such as 12.5ms."),
     lag: str = option("0s", "Decision to dispatch, as 0.5ms."),
     sequencing: str = option("0s", "The sequencer's work on a transaction, as 5us."),

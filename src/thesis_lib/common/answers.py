@@ -18,6 +18,7 @@ import numpy as np
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import cache_folder, data_folder, file_hash, write_whole
+from thesis_lib.common.provenance import cpu_line
 
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "numpy", "numba")
 _TABLES = ("offloading_cards.csv", "deployment.csv")
@@ -49,19 +50,11 @@ def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
 @functools.cache
 def _circumstances() -> list[str]:
     """All that an answer depends on beside the question."""
-    known = [file_hash(Path(__file__).parents[1].rglob("*.py")), _processor()]
+    known = [file_hash(Path(__file__).parents[1].rglob("*.py"))]
+    known.append(cpu_line("flags", "Features"))  # by which packed weights are laid out
     with suppress(InvalidInput):  # no tables beside an installed package
         known.append(file_hash(data_folder() / table for table in _TABLES))
     for library in _LIBRARIES:
         with suppress(metadata.PackageNotFoundError):
             known.append(f"{library} {metadata.version(library)}")
     return known
-
-
-def _processor() -> str:
-    """What the processor can do, by which the layout of packed weights is chosen."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return line
-    return ""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
     and nothing else is left behind.
     """
     data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    own = f"{os.getpid()}.{threading.get_ident()}"
+    partial = path.with_name(f".{path.name}.{own}.partial")
     try:
         with partial.open("wb") as file:
             file.write(data)

@@ -52,15 +52,25 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def cpu_line(*names: str) -> str:
+    """What Linux says of its first processor under one of these names; '' elsewhere."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(names):
+                return line.partition(":")[2].strip()
+    return ""
+
+
 def cpu_model() -> str:
     """The processor's name as the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux: the platform module knows less, but something
-    return platform.processor() or platform.machine()
+    return cpu_line("model name") or platform.processor() or platform.machine()
 
 
 @functools.cache
@@ -127,9 +137,7 @@ def _read_around(path: Path, flags: int) -> float:
 
     try:
         with ThreadPoolExecutor(flight) as pool:
-            start = time.perf_counter()
-            list(pool.map(read, range(flight)))
-            return size / (time.perf_counter() - start)
+            return size / seconds_of(lambda: list(pool.map(read, range(flight))))
     finally:
         os.close(descriptor)
 
@@ -161,13 +169,9 @@ def drain(folder: Path) -> tuple[float | None, str]:
 def matmul_flops_per_s(size: int = 1024, repeats: int = 20) -> float:
     """Operations per second of the processor's float32 matrix product, at best."""
     matrix = np.ones((size, size), np.float32)
-    np.matmul(matrix, matrix)  # the first one starts the threads
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        np.matmul(matrix, matrix)
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
+    product = functools.partial(np.matmul, matrix, matrix)
+    product()  # the first one starts the threads
+    return 2 * size**3 / min(seconds_of(product) for _ in range(repeats))
 
 
 @functools.cache
@@ -414,18 +418,6 @@ def commit(folder: Path) -> tuple[str, bool]:
     except FileNotFoundError:
         return "no repository", False
     return (head[:12], changes == "") if head else ("no repository", False)
-
-
-def provenance(folder: Path) -> dict[str, Any]:
-    """What a record of `folder`'s benchmarks was made by: commit, machine, versions."""
-    head, clean = commit(folder)
-    return {
-        "commit": head,
-        "clean": clean,
-        "kernel": platform.release(),
-        "machine": identity(),
-        "versions": versions(),
-    }
 
 
 def lock_hash(checkout: Path) -> str:

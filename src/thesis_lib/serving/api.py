@@ -53,6 +53,12 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
+def _asks(name: str, value: Any) -> bool:
+    """Whether a field asks for something: no 0 does, but that of `logprobs`."""
+    zero = name == "logprobs" and value == 0 and value is not False
+    return zero or value not in _NOTHINGS
+
+
 class _Strict(BaseModel):
     """A form that refuses what it does not know, unless it asks for nothing."""
 
@@ -64,7 +70,7 @@ class _Strict(BaseModel):
         if not isinstance(said, dict):
             return said
         known = cls.model_fields
-        return {k: v for k, v in said.items() if k in known or v not in _NOTHINGS}
+        return {k: v for k, v in said.items() if k in known or _asks(k, v)}
 
 
 class _StreamOptions(_Strict):
@@ -413,6 +419,11 @@ def openai_api(service: ModelService, key: str | None = None) -> Starlette:
     >>> said["choices"][0]["text"].split(".")[0].strip(), said["usage"]["total_tokens"]
     ('Paris', 21)
     """
+    _require_key(key)
+    require(
+        service.control is not None,
+        "the service is not open: make the application inside `async with service`",
+    )
     api = _Api(service, key)
     texts = {
         "/v1/completions": (_Completion, "cmpl", "text_completion"),
@@ -522,9 +533,28 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         self.should_exit, self.force_exit = True, self.should_exit
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End in time, or when told to twice, which uvicorn alone may not hear."""
+        ends = asyncio.create_task(super().shutdown(sockets))
+        while not ends.done() and not self.force_exit:
+            await asyncio.wait({ends}, timeout=0.1)
+        if not ends.done():
+            ends.cancel()
+        with suppress(asyncio.CancelledError):
+            await ends
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+
+def _require_key(key: str | None) -> None:
+    """Refuse a key that no client could send in a header."""
+    require(
+        key is None or (key.isascii() and key.strip() == key != ""),
+        "the API key is empty, or holds what no header does: expected letters, digits "
+        "and signs of ASCII, one at least, without spaces around them",
+    )
 
 
 def listen(host: str, port: int, key: str | None = None) -> socket.socket:
@@ -533,6 +563,7 @@ def listen(host: str, port: int, key: str | None = None) -> socket.socket:
     Raises InvalidInput for an address that is taken, and for one beyond this machine
     without a `key`.
     """
+    _require_key(key)
     require(
         host in _LOOPBACK or key is not None,
         f"host {host} can be reached by others: give an API key as well, or listen on "

@@ -25,10 +25,11 @@ import numpy as np
 import torch
 
 from thesis_lib.common.errors import require, require_count
+from thesis_lib.common.provenance import seconds_of
 from thesis_lib.memory.decode.generate import Told, Writing, write
 from thesis_lib.memory.decode.together import Lane, Together
 from thesis_lib.memory.model.pretrained import read_tokenizer
-from thesis_lib.memory.offload.measure import DeviceBudget, seconds_of
+from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import (
     checkpoint_folder,
     enforced,
@@ -125,7 +126,7 @@ class Answer:
             self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        while True:
+        while self.ended is None:
             piece = await self._pieces.get()
             if isinstance(piece, Exception):
                 self.ending = "failed"
@@ -197,6 +198,10 @@ class ModelService:
         LiveSequencer(policy, **self._decides)
 
     async def __aenter__(self) -> Self:
+        require(
+            self.fault is None and self.control is None,
+            "this service was entered before: make another one",
+        )
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[float] = loop.create_future()
         self._thread = threading.Thread(
@@ -230,6 +235,8 @@ class ModelService:
 
     def check(self, ask: Ask) -> None:
         """Raise InvalidInput for what no slot has room for, or no model reads."""
+        self._require_open()
+        require_count("most_tokens", ask.most_tokens)
         n, most = len(ask.tokens), ask.most_tokens
         require(n > 0, "the prompt is empty: give at least one word")
         vocab = self._vocab
@@ -247,6 +254,7 @@ class ModelService:
 
     def passes(self, ask: Ask) -> int:
         """Passes over the weights that an answer takes at most, its prompt included."""
+        self._require_open()
         return self._passes(ask, ask.most_tokens)
 
     def _passes(self, ask: Ask, tokens: int) -> int:
@@ -281,6 +289,12 @@ class ModelService:
             elif begun:  # its client is gone, or something failed
                 self._orders.put(answer)
             turn.close(answer.ending)
+
+    def _require_open(self) -> None:
+        require(
+            self.control is not None,
+            "the service is not open: use it inside `async with`",
+        )
 
     def _require_model(self) -> None:
         if self.fault is not None:

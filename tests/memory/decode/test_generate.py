@@ -5,8 +5,14 @@ import torch
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import MiB
-from thesis_lib.memory.decode.generate import Writing, generate_text
+from thesis_lib.memory.decode.generate import (
+    Conversation,
+    Writing,
+    generate_text,
+)
+from thesis_lib.memory.decode.generate import write as write_tokens
 from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.offload.offloaded_model import open_streamed
 
 PROMPT = "One, two, three,"
 BUDGET = 110 * MiB
@@ -110,6 +116,18 @@ def test_a_message_is_put_in_the_template_of_the_model(resident):
 def test_wishes_that_mean_nothing_are_refused(wishes, words):
     with pytest.raises(InvalidInput, match=words):
         Writing(**wishes)
+
+
+def test_a_conversation_and_a_prompt_have_tokens():
+    with open_streamed(smollm2.checkpoint(), 96 * MiB, generating=True) as model:
+        with pytest.raises(InvalidInput, match="max_new_tokens=0"):
+            Conversation(model, None, 0)
+        with pytest.raises(InvalidInput, match="one at least"):
+            model.generate(torch.empty((1, 0), dtype=torch.long))
+        model.model.generation_config.num_beams = 4
+        with pytest.raises(InvalidInput, match="num_beams=4"):
+            prompt = torch.ones((1, 2), dtype=torch.long)
+            write_tokens(model, None, prompt, 1, Writing(), streamer=object())
 
 
 def test_an_empty_prompt_of_a_batch_is_named():

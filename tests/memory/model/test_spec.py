@@ -1,6 +1,7 @@
 """Geometry is arithmetic: published parameter counts, and the bytes of a real file."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from safetensors import safe_open
@@ -99,6 +100,13 @@ def test_absent_config_and_unknown_geometry_are_refused(tmp_path):
         ModelSpec.from_config(tmp_path)
     with pytest.raises(InvalidInput, match="llama-65b"):
         geometry("llama-66b")
+
+
+@pytest.mark.parametrize("change", [{"dtype_bytes": 1}, {"vocab": 0}, {"head_dim": -8}])
+def test_a_geometry_that_cannot_be_is_refused_by_name(change):
+    (name,) = change
+    with pytest.raises(InvalidInput, match=f"{name}={change[name]}"):
+        replace(geometry("llama-65b"), **change)
 
 
 def test_a_machine_has_memory_and_rates():

@@ -459,10 +459,10 @@ def test_a_head_that_fits_is_not_split(tmp_path):
     assert tiny.plan_tight(tmp_path, context=8).head_parts == 0
 
 
-def test_a_token_of_another_tokenizer_is_refused_by_the_rows(tmp_path):
+@pytest.mark.parametrize("place", [tiny.plan_split, tiny.plan_tight])
+def test_a_token_of_another_tokenizer_is_refused(tmp_path, place):
     tiny.write_wide(tmp_path)
-    made = tiny.plan_split(tmp_path, context=8)
-    with StreamedModel(tmp_path, made) as twin:
+    with StreamedModel(tmp_path, place(tmp_path, context=8)) as twin:
         for token in (tiny.WORDS, -1):
             with pytest.raises(InvalidInput, match="use its own tokenizer"):
                 twin.step(torch.tensor([[token]]), None)

@@ -53,6 +53,14 @@ def test_one_byte_less_than_enough_is_refused(ring):
         plan(SMALL, DISK.with_memory(least - 1), ring=ring)
 
 
+def test_a_ring_longer_than_the_stack_needs_what_the_stack_needs():
+    short = replace(SMALL, layers=2)
+    least = least_device_bytes(short, ring=2)
+    assert plan(short, DISK.with_memory(least), ring=3).streamed_layers == 0
+    with pytest.raises(PlanInfeasible, match=r"2 staging .* short by 0\.0 MiB; give"):
+        plan(short, DISK.with_memory(least - 1), ring=3)
+
+
 def test_without_a_ring_it_is_the_most_buffers_that_fit():
     least = [least_device_bytes(SMALL, ring=ring) for ring in (1, 2, 3)]
     for size in [least[0], *(each - 1 for each in least[1:]), *least[1:]]:

@@ -115,6 +115,14 @@ def test_ingredients_have_the_whole_and_every_part():
     assert (made.loc["late-edf"] > made.loc["bid-price"]).all()
 
 
+def test_goals_are_set_for_some_loads():
+    for loads in ([1.0], iter([1.5, 2.0])):
+        with pytest.raises(InvalidInput, match="the goals are set for"):
+            goals.run_goals(transactions=500, seeds=2, seed=1, loads=loads)
+    runs = goals.run_goals(transactions=500, seeds=2, seed=1, loads=iter([1.5]))
+    assert set(runs["row"]) == set(goals.GOALS)
+
+
 def test_settings_are_drawn_once_and_in_range():
     drawn = goals.random_settings(50, 8)
     assert drawn == goals.random_settings(50, 8)

@@ -87,3 +87,5 @@ def test_policies_are_told_apart_beyond_what_their_number_explains():
         ]
     )
     assert metrics.told_apart(few, "a")["side"].tolist() == ["untold"]
+    with pytest.raises(InvalidInput, match="'a' alone"):
+        metrics.told_apart(few.query("policy == 'a'"), "a")

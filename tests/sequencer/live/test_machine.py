@@ -276,6 +276,8 @@ def test_a_rule_that_fails_is_named_and_others_are_served_in_turn(rule, says, ca
         (lambda live: live.arrive(7, 2.0, slo_s=1e-17), "is nothing at 2 s"),
         (lambda live: live.arrive(2**70, 2.0), "whole number from 0"),
         (lambda live: live.arrive(7, 2.0, features=(1.0,)), "expected 0 finite"),
+        (lambda live: live.arrive(7, 2.0, features=("a",)), "expected numbers"),
+        (lambda live: live.arrive(7, 2.0, features=(10**400,)), "expected numbers"),
         (lambda live: live.arrive(7, 2.0, kind=b"x"), "expected text"),
         (lambda live: live.arrive(7, 2.0, estimate_s=np.nan), "estimate_s"),
         (lambda live: live.end(1, 2.0), "has not started"),

@@ -480,6 +480,7 @@ def test_a_file_that_cannot_be_run_is_named(tmp_path, text, says):
         ("drop", {"band_s": -1.0}, "band_s=-1"),
         ("random-drop", {"drop_share": 2.0}, "drop_share=2"),
         ("late-edf", {"flight": 0.0}, "flight=0"),
+        ("late-edf", {"flight": np.inf}, "flight=inf"),
         ("late-edf", {"least_p": 1.5}, "least_p=1.5"),
         ("bid-price", {"gap": -0.1}, "gap=-0.1"),
         ("bid-price", {"groups": 0}, "groups=0"),

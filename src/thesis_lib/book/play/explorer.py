@@ -8,8 +8,7 @@ from statistics import median
 from typing import Any
 
 from thesis_lib.book.figures import style
-from thesis_lib.common.errors import require
-from thesis_lib.common.files import read_record
+from thesis_lib.book.tables import measurements
 
 BOUND = "bound"
 
@@ -19,12 +18,7 @@ def explorer() -> dict[str, Any]:
 
     Raises InvalidInput without the record.
     """
-    record = read_record("explorer") or {}
-    require(
-        bool(record),
-        "data/measurements/explorer.json is missing: make it with "
-        "`python benchmarks/explorer.py`",
-    )
+    record = measurements.read("explorer")
     settings = record["settings"]
     between = {
         axis: [row for row in record["between"] if row["axis"] == axis]

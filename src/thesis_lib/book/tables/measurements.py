@@ -4,7 +4,6 @@
 becomes a table or a flat dict of numbers; what they mean is said by the chapter.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple
 from itertools import groupby
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import read_record
 from thesis_lib.common.stats import mean_interval, median_interval
-from thesis_lib.common.units import GiB, format_duration, format_size
+from thesis_lib.common.units import GiB
 
 # What readers call a system of a record.
 SYSTEMS = {
@@ -29,7 +28,6 @@ SYSTEMS = {
     "mmap": "mmap",
     "airllm": "AirLLM",
 }
-MISSING = "not measured yet"
 HEADINGS = {  # of the columns that readers are shown, for `rename`
     "one thread": "one thread (GB/s)",
     "two threads": "two threads (GB/s)",
@@ -110,40 +108,7 @@ def table(rows: Mapping[str, Any], columns: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(cells, orient="index", columns=list(columns))
 
 
-def _text(column: str, value: Any) -> str:
-    """A cell with the unit that the name of its column says."""
-    if isinstance(value, str):
-        return value
-    if pd.isna(value):
-        return "" if column.startswith("times") else MISSING
-    if column.endswith("read_bytes"):  # in 10^9 bytes, as rates are
-        return f"{value / 1e9:.1f} GB"
-    if column.endswith("_bytes"):
-        return format_size(value)
-    if column.startswith("fraction"):
-        return f"{100 * value:.1f} %"
-    if column.endswith(("_s", "s_per_token")):
-        return format_duration(value)
-    return f"{value:.2f}"
-
-
-def readable(found: pd.DataFrame) -> pd.DataFrame:
-    """Sizes, times and shares as a reader wants them; columns without their units."""
-    shown = pd.DataFrame(
-        {column: [_text(column, v) for v in found[column]] for column in found},
-        index=found.index,
-    )
-    return shown.rename(
-        columns=lambda name: re.sub(
-            "_(bytes|s)$", "", name.replace("s_per_token", "time_a_token")
-        ).replace("_", " ")
-    )
-
-
 # --- Streaming -----------------------------------------------------------------------
-PEERS = ["peak_bytes", "s_per_token", "low_s", "high_s", "read_bytes", "times_slower"]
-
-
 def peers(record: dict[str, Any]) -> pd.DataFrame:
     """A row a system: peak and bytes read, seconds of a token with their interval.
 
@@ -199,12 +164,8 @@ def headline(record: dict[str, Any]) -> pd.DataFrame:
     plan's, without the interpreter; bytes read are of one token, NaN where the kernel
     did not tell, and the fraction is that of the same reads without computing.
     """
-    rows = {
-        f"{part['weights']}, {part['distinct_layers']} distinct layers, "
-        f"{format_size(part['limit_bytes'])}": part
-        for part in record["parts"].values()
-    }
     columns = {
+        "weights": "weights",
         "limit_bytes": "limit_bytes",
         "peak_bytes": "peak_bytes",
         "logical_bytes": "logical_peak_bytes",
@@ -215,7 +176,7 @@ def headline(record: dict[str, Any]) -> pd.DataFrame:
         "predicted_s": "predicted_s_per_token",
         "fraction_of_drain": "fraction_of_drain",
     }
-    return table(rows, columns)
+    return table(record["parts"], columns).set_index("weights")
 
 
 def headline_numbers(record: dict[str, Any], weights: str) -> dict[str, Any]:
@@ -255,14 +216,16 @@ def gpu(record: dict[str, Any] | None) -> pd.DataFrame:
         name = record["machine"]["gpus"][0]["name"]
         rows[name] = whole | {"why": "" if "s_per_token" in whole else why}
     columns = {
-        "limit_bytes": "limit_bytes",
-        "reserved_bytes": "reserved_bytes",
-        "s_per_token": "s_per_token",
-        "predicted_s": "predicted_s_per_token",
-        "fraction_of_link": "fraction_of_link",
+        "limit (GiB)": "limit_bytes",
+        "reserved (GiB)": "reserved_bytes",
+        "s a token": "s_per_token",
+        "predicted (s)": "predicted_s_per_token",
+        "of the link (%)": "fraction_of_link",
         "no result": "why",
     }
-    return table(rows, columns)
+    found = table(rows, columns)
+    units = {"limit (GiB)": GiB, "reserved (GiB)": GiB, "of the link (%)": 0.01}
+    return found.assign(**{name: found[name] / unit for name, unit in units.items()})
 
 
 # --- Plans ---------------------------------------------------------------------------
@@ -300,10 +263,9 @@ def predictions(record: dict[str, Any]) -> pd.DataFrame:
     `error` is relative to the measured median.
     """
     found: Any = pd.DataFrame(record["prediction"]["plans"])
-    found = found.rename(columns={"pass_tokens": "tokens"})
     found["measured_s"] = found.seconds.map(np.median)
     found["error"] = found.predicted_s / found.measured_s - 1
-    return found[["batch", "tokens", "limit", "predicted_s", "measured_s", "error"]]
+    return found[["batch", "limit", "predicted_s", "measured_s", "error"]]
 
 
 def prediction_numbers(record: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thesis_lib.common.errors import choice, read_object, require
+from thesis_lib.common.errors import choice, read_object, require, require_count
 from thesis_lib.common.files import data_folder
 from thesis_lib.memory.compress.allocation import allocate_ranks, spectra
 from thesis_lib.memory.compress.blockwise import (
@@ -294,6 +294,7 @@ def write_compressed(
     no tokenizer or weights that are not finite, for a text too short for the Gram
     matrix of a layer, and as `convert` does.
     """
+    require_count("context", context)
     folder, text = Path(folder), wish.calibration or CALIBRATION_TEXT
     with SafetensorsStore(folder) as store:
         require_dense(store)

@@ -20,7 +20,7 @@ from scipy.stats import norm
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from thesis_lib.common.errors import require
+from thesis_lib.common.errors import require, require_count
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.formats.base import WeightFormat, find_format
 from thesis_lib.memory.model.checkpoint import (
@@ -71,6 +71,7 @@ def synthesise(
     >>> synthesise(spec, folder / "tiny")["layers"]
     2
     """
+    require_count("seed", seed, 0)
     spec = geometry(model) if isinstance(model, str) else model
     weights = find_format(kind)
     count = _chosen("layers", layers, spec.layers, f"the depth of {spec.name}")

@@ -1,1 +1,1 @@
-"""Text from a streamed model: token by token, or by speculation."""
+"""Text from a streamed model: token by token, by speculation, or several at once."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
-from thesis_lib.common.errors import require
+from thesis_lib.common.errors import require, require_count
+from thesis_lib.common.provenance import seconds_of
 from thesis_lib.memory.model.pretrained import (
     decode,
     encode,
@@ -23,7 +24,7 @@ from thesis_lib.memory.model.pretrained import (
 )
 from thesis_lib.memory.model.spec import ModelSpec
 from thesis_lib.memory.offload.architectures import read_config
-from thesis_lib.memory.offload.measure import DeviceBudget, seconds_of
+from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import (
     StreamedModel,
     checkpoint_folder,
@@ -186,8 +187,15 @@ def write(
 ) -> Tensor:
     """Tokens (b, n), at most `max_new_tokens`, with which `tokens` (b, t) go on.
 
-    The `mask` (b, t) is 0 where a shorter prompt was padded.
+    The `mask` (b, t) is 0 where a shorter prompt was padded. Raises InvalidInput as
+    `StreamedModel.generate`, and for a `streamer` where the checkpoint asks for beams.
     """
+    beams = model.model.generation_config.num_beams or 1
+    require(
+        streamer is None or beams == 1,
+        f"generation_config.json of {model.folder} sets num_beams={beams}: a text that "
+        "is told as it comes has no beams; remove the setting",
+    )
     start = tokens.shape[1]
     ends = [_Stops(tokenizer, start, writing)] if writing.stop else []
     torch.manual_seed(writing.seed)
@@ -215,6 +223,7 @@ class Conversation:
         max_new_tokens: int,
         writing: Writing = GREEDY,
     ) -> None:
+        require_count("max_new_tokens", max_new_tokens)
         self.model, self.tokenizer, self.writing = model, tokenizer, writing
         self.max_new_tokens = max_new_tokens
         self.messages: list[dict[str, str]] = []

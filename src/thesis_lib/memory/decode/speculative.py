@@ -25,13 +25,14 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.stats import LEVEL
 from thesis_lib.common.units import format_size
 from thesis_lib.memory.decode.generate import describe_bytes, read_prompts
 from thesis_lib.memory.model.batch_invariant import BatchInvariant
 from thesis_lib.memory.model.pretrained import decode
 from thesis_lib.memory.model.spec import Machine
-from thesis_lib.memory.offload.measure import compute_rates, seconds_of
+from thesis_lib.memory.offload.measure import compute_rates
 from thesis_lib.memory.offload.offloaded_model import (
     StreamedModel,
     checkpoint_folder,

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from thesis_lib.common.errors import require
-from thesis_lib.common.provenance import measurement
+from thesis_lib.common.provenance import measurement, seconds_of
 from thesis_lib.memory.formats import lossless
 from thesis_lib.memory.model.shape import Step
 from thesis_lib.memory.model.spec import Machine, ModelSpec
-from thesis_lib.memory.offload.measure import compute_rates, seconds_of
+from thesis_lib.memory.offload.measure import compute_rates
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 from thesis_lib.memory.offload.plan import MemoryPlan
 from thesis_lib.memory.offload.store import DECODERS, SafetensorsStore
@@ -58,7 +58,7 @@ def measure_machine(
     drains, over their median: how far this disk agrees with itself.
 
     The ring is shorter than the model, or nothing would move. Raises InvalidInput for a
-    model of one layer.
+    model of one layer, and for fewer than two numbers of `tokens`.
 
     >>> from thesis_lib.memory import measure_machine
     >>> from thesis_lib.memory.model import smollm2
@@ -69,6 +69,11 @@ def measure_machine(
     longest = ModelSpec.from_config(Path(folder)).most_positions
     if longest:
         tokens = [n for n in tokens if n <= longest]
+    require(
+        len(set(tokens)) > 1,
+        f"tokens={tokens}: expected two numbers at least that differ and are not beyond "
+        "the positions of the model",
+    )
     shortest, longest = min(tokens), max(tokens)
     tight = plan_streamed(folder, 1, longest, longest, _moving(folder, ring))
     with StreamedModel(folder, tight) as model:

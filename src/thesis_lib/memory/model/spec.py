@@ -107,11 +107,16 @@ class ModelSpec:
     architecture: str = "llama"
 
     def __post_init__(self) -> None:
-        for field in ("layers", "hidden", "intermediate", "heads", "kv_heads"):
+        sizes = ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim")
+        for field in (*sizes, "vocab"):
             require(
                 getattr(self, field) > 0,
                 f"{self.name}: {field}={getattr(self, field)} must be positive",
             )
+        require(
+            self.dtype_bytes in (2, 4),
+            f"{self.name}: dtype_bytes={self.dtype_bytes}: expected 2 or 4",
+        )
         require(
             self.heads % self.kv_heads == 0,
             f"{self.name}: heads={self.heads} must be a multiple of "

@@ -1,7 +1,6 @@
 """Metering: bytes that live on the device, and seconds that repeat."""
 
 import math
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from thesis_lib.common.errors import require
-from thesis_lib.common.provenance import undisturbed
+from thesis_lib.common.provenance import seconds_of, undisturbed
 from thesis_lib.common.stats import Interval, median_interval
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.model.spec import ModelSpec
@@ -189,13 +188,6 @@ class Measurement:
     def interval_s(self) -> Interval:
         """The median with its interval, in seconds."""
         return median_interval(self.seconds)
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    """How long one call takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def interleave(

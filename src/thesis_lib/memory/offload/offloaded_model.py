@@ -120,7 +120,9 @@ class StreamedModel:
             f"{self.folder}: plan with the ModelSpec of this folder",
         )
         require(
-            self.device.type == "cpu" or plan.host_layers + plan.host_buffers > 0,
+            self.device.type == "cpu"
+            or plan.streamed_layers == 0
+            or plan.host_layers + plan.host_buffers > 0,
             f"the plan has no host memory, without which nothing reaches {device}: "
             "plan with host_bytes",
         )
@@ -355,6 +357,11 @@ class StreamedModel:
             tokens.ndim == 2 and tokens.numel() > 0,
             f"tokens have shape {tuple(tokens.shape)}: expected (batch, tokens)",
         )
+        require(
+            bool(((tokens >= 0) & (tokens < self.spec.vocab)).all()),
+            f"tokens reach beyond the {self.spec.vocab} that {self.folder} knows: use "
+            "its own tokenizer",
+        )
         keep = tokens.shape[1] if keep is None else keep
         past = 0 if cache is None else cache.get_seq_length()
         self._admit(tokens.shape[0], tokens.shape[1], past, keep)
@@ -387,9 +394,11 @@ class StreamedModel:
         )
         vocab = self.spec.vocab
         require(
-            input_ids.ndim == 2 and not input_ids.is_floating_point(),
+            input_ids.ndim == 2
+            and input_ids.numel() > 0
+            and not input_ids.is_floating_point(),
             f"input_ids are {input_ids.dtype} of shape {tuple(input_ids.shape)}: "
-            "expected numbers of tokens, (sequences, positions)",
+            "expected numbers of tokens, (sequences, positions), one at least",
         )
         require(
             bool(((input_ids >= 0) & (input_ids < vocab)).all()),
@@ -481,11 +490,6 @@ class StreamedModel:
     def _rows(self, tokens: Tensor) -> Tensor:
         """Rows of the token table, (n, hidden), read for `tokens`, (n,)."""
         numbers = tokens.tolist()
-        require(
-            min(numbers) >= 0 and max(numbers) < self.spec.vocab,
-            f"tokens from {min(numbers)} to {max(numbers)} are not all among the "
-            f"{self.spec.vocab} that {self.folder} knows: use its own tokenizer",
-        )
         rows = torch.empty((len(numbers), self.spec.hidden), dtype=self.config.dtype)
         with self._alive():
             self._opened().read_rows(numbers, rows.view(torch.uint8).numpy().data)

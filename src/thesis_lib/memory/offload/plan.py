@@ -342,6 +342,7 @@ def place(
     if split is not None and needs.fixed_bytes + buffers > machine.device_bytes:
         needed, needs = split, split(shape)
     staging, parts = needs.staging_bytes, spec.layers + needs.head_parts
+    ring = min(ring, parts)
     spare = machine.device_bytes - needs.fixed_bytes
     short = ring * staging - spare
     if spare >= parts * staging:

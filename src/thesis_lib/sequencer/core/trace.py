@@ -124,7 +124,7 @@ class KeySets:
 
     def take(self, rows: I64) -> Self:
         """The key sets of `rows`, in that order."""
-        rows = np.asarray(rows, np.int64)
+        rows = _row_numbers(rows)
         sizes = np.diff(self.offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         flat = np.repeat(self.offsets[:-1][rows] - offsets[:-1], sizes)
@@ -333,8 +333,11 @@ class Trace:
         )
         set_(self, "features", _table("feature", self.features, n, self.feature_names))
         set_(self, "units_s", _table("unit", self.units_s, n, self.unit_names, 0.0))
-        for name, column in self.measured.items():
-            vector(f"measured:{name}", column, np.float64, n)
+        measured = {
+            name: vector(f"measured:{name}", column, np.float64, n)
+            for name, column in self.measured.items()
+        }
+        set_(self, "measured", measured)
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -374,7 +377,7 @@ class Trace:
 
         Arrivals must stay sorted.
         """
-        rows = np.asarray(rows, np.int64)
+        rows = _row_numbers(rows)
         return type(self)(
             kinds=self.kinds,
             kind=self.kind[rows],
@@ -396,8 +399,12 @@ class Trace:
         return self.take(np.arange(at)), self.take(np.arange(at, len(self)))
 
     def write(self, path: Path | str) -> None:
-        """Write Parquet; an existing file is replaced only by a complete one."""
+        """Write Parquet; an existing file is replaced only by a complete one.
+
+        Raises InvalidInput for a name that `read` would take for a table of text.
+        """
         path = Path(path)
+        require_parquet(path)
         frame: dict[str, object] = {
             "kind": self.kind,
             "arrival_s": self.arrival_s,
@@ -472,7 +479,7 @@ class Trace:
         except (
             *(pa.ArrowException, OSError, MemoryError),  # no Parquet, or a broken one
             *(KeyError, ValueError, TypeError, AttributeError),  # no header of ours
-            RecursionError,
+            *(RecursionError, OverflowError),
         ) as error:
             raise InvalidInput(
                 f"{path} is not a trace ({type(error).__name__}): expected a Parquet "
@@ -485,8 +492,8 @@ class Trace:
         )
         try:
             require(not odd, f"its header has unknown entries: {odd}")
-            require(table.num_rows > 0, "it has no rows: collect some transactions")
             _all_there(table, rows)
+            require(table.num_rows > 0, "it has no rows: collect some transactions")
             trace = cls._from_table(table, kinds, meta)
             # Files of before the hash have none.
             require(
@@ -558,13 +565,32 @@ def _is_extra(name: str) -> bool:
     return ":" in name and name.partition(":")[0] in _PREFIXES
 
 
+def require_parquet(path: Path) -> None:
+    """Refuse the name of a table of text for a file that will be none."""
+    require(
+        path.suffix.lower() != ".csv",
+        f"{path} would be read as text: name a file that ends in .parquet",
+    )
+
+
+def _row_numbers(rows: Any) -> I64:
+    """`rows` as numbers; a mask would otherwise be read as rows 0 and 1."""
+    rows = np.asarray(rows)
+    require(
+        rows.size == 0 or rows.dtype.kind in "iu",
+        f"rows hold {rows.dtype}: expected numbers of rows from 0; those of a mask are "
+        "np.flatnonzero of it",
+    )
+    return rows.astype(np.int64)
+
+
 def _all_there(table: pa.Table, rows: tuple[int, int] | None) -> None:
     """Refuse a table that has fewer than the `rows` that were asked for."""
     if rows is not None:
         first, last = rows
         require(
             table.num_rows == last - first,
-            f"rows={first}:{last}: it ends at row {first + table.num_rows}",
+            f"rows={first}:{last}: it has no more than {first + table.num_rows} rows",
         )
 
 
@@ -615,7 +641,7 @@ def _of_csv(
             )
         else:
             table = _rows_of_csv(path, typed, *rows)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, OverflowError) as error:
         raise InvalidInput(
             f"it cannot be read as CSV with a header: {error}"
         ) from error
@@ -626,8 +652,8 @@ def _of_csv(
             known, f"column {name} is unknown: expected {', '.join(typed)}, feature:…"
         )
         require(names.count(name) == 1, f"column {name} is there twice: expected once")
-    require(n > 0, "it has no rows: expected a transaction in each")
     _all_there(table, rows)
+    require(n > 0, "it has no rows: expected a transaction in each")
 
     def texts(name: str, default: str) -> list[str]:
         return table[name].to_pylist() if name in names else [default] * n

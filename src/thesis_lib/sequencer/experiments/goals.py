@@ -62,10 +62,17 @@ GOALS = {
 }
 
 
+def _of_goals(loads: Iterable[float]) -> tuple[float, ...]:
+    loads = tuple(loads)
+    require(set(loads) <= set(LOADS), f"loads={loads}: the goals are set for {LOADS}")
+    return loads
+
+
 def run_goals(
     *, transactions: int, seeds: int, seed: int, loads: Iterable[float] = LOADS
 ) -> pd.DataFrame:
     """FIFO, bid-price and the bound at every goal, as from `replicate` with a `row`."""
+    loads = _of_goals(loads)
     cases = {row: goal.cell(transactions) for row, goal in GOALS.items()}
     return grid.run_grid(
         cases, "row", policies=["fifo", "bid-price"], loads=loads, seeds=seeds,
@@ -118,6 +125,7 @@ def by_estimator(
     learned ones are fitted on transactions of another seed, of which they see what the
     scenarios have: type and lines. All on the same seeds.
     """
+    loads = _of_goals(loads)
     lows = {name: {} for name in ("noisy", "goal", *JUDGED_ESTIMATORS)}
     for row, goal in GOALS.items():
         config = goal.cell(transactions)
@@ -476,6 +484,10 @@ def _run(
     require(
         config.clients is None,
         "a closed loop has no optimum: its arrivals depend on the policy",
+    )
+    require(
+        config.objectives_s is None,
+        "an optimum has one objective for all: leave `by_type` out",
     )
     return config.history(trace, config.policy(policy), estimated_s, load=1.0)
 

@@ -123,6 +123,10 @@ def run_paired(
     estimates of a seed are made once for several loads.
     """
     loads = list(loads)
+    require(
+        len(loads) == len(set(loads)) > 0,
+        f"loads={loads}: expected one at least, and each once",
+    )
     together = max(1, len(loads) * seeds // (POINTS * joblib.cpu_count()))
 
     def rows(number: int, drawn: Seeds, some: list[float]) -> Iterator[dict]:
@@ -186,7 +190,8 @@ def replicate(
             report = config.run(at.trace, policy, at.estimated_s, at.load)
             yield {"policy": label} | metrics.numbers(report)
         if bound:
-            longest_s = max(config.objectives_s or [config.slo_s])
+            each_s = config.objectives_s or [config.slo_s]
+            longest_s = max(each for each in each_s if each < np.inf)
             fewest = metrics.fewest_counted_violations(
                 at.trace, cores=config.cores, slo_s=longest_s
             )
@@ -331,7 +336,7 @@ def simulate_cell(
     policy = present_name(policy)
     point = _point(**options)
     fair: dict = {}
-    if policy != "fifo" and gap < np.inf:
+    if gap != np.inf:
         fair = {"gap": gap, "groups": len(point.config.make_trace(seed).kinds)}
     designs = {"fifo": ("fifo", {}), policy: (policy, fair)}
     return _said(point, _runs(point, designs, seeds, seed), policy)
@@ -402,7 +407,7 @@ def _point(
         f"rows={options.get('rows')} are of a trace, and a scenario has none: give "
         "transactions instead",
     )
-    estimator = options.get("estimator", "noisy")
+    estimator = options.get("estimator") or "noisy"
     if not is_file(estimator):
         choice("estimator", estimator, ESTIMATORS)
     given = {name: value for name, value in options.items() if value is not None}

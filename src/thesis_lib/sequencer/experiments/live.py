@@ -343,6 +343,7 @@ class Serving:
         for name in ("rounds", "workers", "batch_size"):
             value = getattr(self, name)
             require_count(name, value)
+        require_count("seed", self.seed, 0)
         require(self.flush_s >= 0, f"flush_s={self.flush_s:g} must not be negative")
         require(
             self.slo_s is None or self.slo_s > 0, f"slo_s={self.slo_s} must be positive"

@@ -112,7 +112,7 @@ def summarise(trace: Trace, history: History) -> Report:
         for k, name in enumerate(trace.kinds)
         if (kind == k).any()
     }
-    span_s = last_s - first_s
+    span_s = (last_s - first_s) or np.nan  # of arrivals all at once nothing is known
     slo_s = (history.deadline_s - arrival_s)[rows]
     cost = linear_cost(latency_s, slo_s, WORTHLESS * slo_s)
     return Report(
@@ -129,7 +129,7 @@ def summarise(trace: Trace, history: History) -> Report:
         fairness=jain(1 - np.array(list(by_kind.values()))),
         lenient=float(late.sum() / len(admitted_s)) if len(admitted_s) else np.nan,
         p999_s=p999_s,
-        wasted=float(busy_s[late].sum() / np.nansum(busy_s))
+        wasted=float(busy_s[late].sum() / (np.nansum(busy_s) or np.nan))
         if len(admitted_s)
         else 0.0,
         cost=float(np.where(history.dropped[rows], 1.0, cost).mean()),
@@ -248,6 +248,7 @@ def told_apart(runs: pd.DataFrame, policy: str) -> pd.DataFrame:
         return {"policy": other, "load": load, **points, "p": p_value(difference)}
 
     others = [name for name in runs["policy"].unique() if name != policy]
+    require(len(others) > 0, f"runs hold {policy!r} alone: expected another beside it")
     cases = product(others, np.unique(runs["load"]))
     found = pd.DataFrame([row(*at) for at in cases])
     sides = np.where(found["points"] < 0, "fewer", "more")

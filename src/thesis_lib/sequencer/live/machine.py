@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from thesis_lib.common.errors import require, require_count
+from thesis_lib.common.errors import InvalidInput, require, require_count
 from thesis_lib.sequencer.core.events import (
     COMMITTED,
     DISPATCHED,
@@ -233,7 +233,10 @@ class LiveSequencer:
         number = int(number)
         require(isinstance(kind, str), f"kind={kind!r}: expected text")
         require(number not in self._slot, f"request {number} is here already")
-        known = tuple(map(float, features))
+        try:
+            known = tuple(map(float, features))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidInput(f"features={features!r}: expected numbers") from error
         require(
             len(known) == len(self.feature_names) and all(map(isfinite, known)),
             f"features={known}: expected {len(self.feature_names)} finite numbers, "

@@ -353,7 +353,7 @@ def policy(
     flight = best_flight if flight is None else flight
     least_p = best_p if least_p is None else least_p
     require(0 <= least_p <= 1, f"least_p={least_p:g} must lie in [0, 1]")
-    require(flight > 0, f"flight={flight:g} must be positive")
+    require(0 < flight < np.inf, f"flight={flight:g} must be positive and finite")
     require(gap >= 0, f"gap={gap:g} must not be negative")
     require_count("groups", groups)
     require(

@@ -1,1 +1,1 @@
-"""A policy on a trace, on one partition or on many; what a replica ends up with."""
+"""A policy on a trace, on one partition or on many; an environment to learn one in."""
