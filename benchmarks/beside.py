@@ -65,17 +65,13 @@ def measure() -> Iterator[Any]:
 @contextmanager
 def busy(number: int) -> Iterator[None]:
     """So many processes that never rest."""
-    beside = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"])
-        for _ in range(number)
-    ]
-    try:
+    with ExitStack() as beside:
+        for _ in range(number):
+            spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            beside.enter_context(spinning)
+            beside.callback(spinning.kill)
         time.sleep(0.3)
         yield
-    finally:
-        for process in beside:
-            process.kill()
-            process.wait()
 
 
 def summarise(samples: list[dict]) -> list[dict]:

@@ -19,7 +19,7 @@ from time import perf_counter
 from unittest.mock import patch
 
 import numpy as np
-from record import Record, benchmark, show, tell
+from record import Record, benchmark, ratio, show, tell
 
 from thesis_lib.sequencer.core.locks import book, lock_table, release
 from thesis_lib.sequencer.engine import scheduler, workers
@@ -125,11 +125,6 @@ def sustained(run: scheduler.Run) -> bool:
     return bool(run.notified_s.max() < 1.01 * run.arrival_s[-1] + 5e-3)
 
 
-def times(over: list[float], under: list[float]) -> float:
-    """Median over the rounds of one rate over the other."""
-    return float(np.median(np.divide(over, under)))
-
-
 def measure(loaded, log: Log, rounds: int) -> dict:
     """Everything about one engine, by number of workers."""
     copies, found = itertools.count(1), {}
@@ -162,10 +157,12 @@ def measure(loaded, log: Log, rounds: int) -> dict:
         middle = sorted(range(rounds), key=lambda r: busy[r].turn_s)[rounds // 2]
         found[str(count)] = {
             "transactions_per_s": rates,
-            "processes over threads": times(rates["processes"], rates["threads"]),
-            "batched over single calls": times(
+            "processes over threads": ratio(rates["processes"], rates["threads"])[
+                "ratio"
+            ],
+            "batched over single calls": ratio(
                 rates["processes"], rates["processes, single calls"]
-            ),
+            )["ratio"],
             "open_loop_sustained_per_s": highest,
             "quiet": [asdict(o) for o in quiet],
             "busy": [asdict(o) for o in busy],

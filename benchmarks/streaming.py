@@ -92,11 +92,6 @@ class Options:
             return parse_size(self.device_memory)
         return parse_size(self.cap) - RUNTIME_BYTES
 
-    @property
-    def order(self) -> list[str]:
-        """Systems turn by turn."""
-        return order(self.systems.split(","), self.rounds)
-
 
 def transformers_step(model: Any) -> Step:
     """One step of a transformers model with its cache inside."""
@@ -462,7 +457,8 @@ def report(run: dict[str, Any], warm_up: int) -> None:
 @benchmark
 def main(out: Path, given: Options) -> None:
     """Make the runs that are missing, then the record."""
-    systems, turns = given.systems.split(","), given.order
+    systems = given.systems.split(",")
+    turns = order(systems, given.rounds)
     for system in systems:
         if system in PEERS:
             metadata.version(system)  # raises: pip install -e .[peers]

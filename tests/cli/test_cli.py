@@ -205,12 +205,12 @@ def test_cost_prints_one_object_with_intervals_and_takes_prices():
     assert "expected ITEM=USD" in refused.stderr
 
 
-@pytest.mark.parametrize("module", ["thesis_lib", "thesis_lib.cli"])
-def test_the_module_is_the_command(module):
-    words = [sys.executable, "-m", module, "plan", "llama-66b", "--device-memory", "1B"]
-    done = subprocess.run(words, capture_output=True, text=True)
+def test_the_module_is_the_command():
+    words = ["plan", "llama-66b", "--device-memory", "1B"]
+    command = [sys.executable, "-m", "thesis_lib", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == thesis(" ".join(words[3:])).stderr != ""
+    assert done.stderr == thesis(" ".join(words)).stderr != ""
 
 
 def test_help_lists_every_command():

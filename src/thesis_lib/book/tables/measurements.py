@@ -313,7 +313,6 @@ def lossless(record: dict[str, Any]) -> dict[str, float | str]:
     decoding_s = stream["decoded_bytes_per_step"] / stream["decode_bytes_per_s"]
     found: dict[str, float | str] = {
         "origin": origin(record),
-        "geometry": stream["geometry"],
         "layers": stream["layers"],
         "share": share,
         "disk_times": 1 / share,
