@@ -119,7 +119,7 @@ def test_wishes_that_mean_nothing_are_refused(wishes, words):
 
 
 def test_a_conversation_and_a_prompt_have_tokens():
-    with open_streamed(smollm2.checkpoint(), 96 * MiB, generating=True) as model:
+    with open_streamed(smollm2.checkpoint(), 96 * MiB) as model:
         with pytest.raises(InvalidInput, match="max_new_tokens=0"):
             Conversation(model, None, 0)
         with pytest.raises(InvalidInput, match="one at least"):

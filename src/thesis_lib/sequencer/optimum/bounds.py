@@ -22,8 +22,8 @@ def ticks(seconds: F64, up: bool = False, power: int = TICKS) -> I64:
     scaled = np.ldexp(seconds, power)
     require(
         bool((np.abs(scaled) < 2.0**55).all()),
-        f"times up to {np.abs(seconds).max(initial=0.0):g} s: expected less than nine hours; "
-        "count them from the start of the run",
+        f"times up to {np.abs(seconds).max(initial=0.0):g} s: expected less than nine "
+        "hours; count them from the start of the run",
     )
     return (np.ceil(scaled) if up else np.floor(scaled)).astype(np.int64)
 
