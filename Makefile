@@ -105,6 +105,7 @@ ae: $(READY) ## artifact evaluation, TIER=1 (minutes), 2 (the published book), 3
 	sh scripts/evaluate.sh $(TIER)
 
 manifest: ## every file of this commit with its hash, for an archive
+	@git diff --quiet HEAD || { echo "files differ from the commit: commit them first"; exit 1; }
 	@mkdir -p build
 	git ls-files -z | xargs -0 sha256sum > build/MANIFEST.sha256
 
@@ -120,7 +121,7 @@ outputs: $(READY) ## execute notebooks at smoke values; store what nbval compare
 # JupyterLab would ask the network for news and extensions: its defaults here do not.
 lab: $(READY) ## open the chapters, or a copy of them, in JupyterLab (FOLDER=notebooks ARGS=)
 	JUPYTER_CONFIG_PATH="$(CURDIR)/scripts/jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
-	  $(BIN)/jupyter lab --notebook-dir=$(FOLDER) --LabApp.extension_manager=readonly $(ARGS)
+	  $(BIN)/jupyter lab --notebook-dir="$(FOLDER)" --LabApp.extension_manager=readonly $(ARGS)
 
 fonts: $(READY) ## collect the characters of the book again (needs npm, fonts-noto-cjk)
 	$(BIN)/python scripts/fonts.py
@@ -129,5 +130,6 @@ lock: ## resolve the locks again (needs uv)
 	sh scripts/lock.sh
 
 clean: ## remove the environment, results and caches
-	rm -rf .venv build .cache .pytest_cache .ruff_cache .hypothesis .coverage*
+	rm -rf .venv build .cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis \
+	  .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

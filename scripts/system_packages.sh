@@ -5,8 +5,11 @@ set -eu
 
 missing=""
 python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
-command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 \
-  || missing="$missing chromium"
+browser=""
+for name in chromium chromium-browser google-chrome; do
+  if command -v "$name" >/dev/null 2>&1; then browser="$name"; fi
+done
+[ -n "$browser" ] || missing="$missing chromium"
 fc-list 2>/dev/null | grep -qi 'noto.*cjk' || missing="$missing fonts-noto-cjk"
 [ -n "$missing" ] || exit 0
 

@@ -129,7 +129,7 @@ def _results(executed: Path) -> list[tuple[Path, Record]]:
     for chapter in chapters():
         notebook = executed / f"{chapter.name}.ipynb"
         path = notebook.with_suffix(".json")
-        again = f"run it with `thesis run {chapter.number}`"
+        again = f"run it with `thesis run {chapter.number} --profile {executed.name}`"
         require(
             notebook.is_file() and path.is_file(),
             f"chapter {chapter.name} has no result in {executed}: {again} first",
@@ -389,8 +389,9 @@ def stage(executed: Path, source: Path) -> str:
         write_figure(bundle(drawn) | {PNG: raster(drawn)}, HEADLINES, book / FIGURES)
     files = [path for path in source.rglob("*") if path.is_file()]
     names = "\n".join(str(path.relative_to(source)) for path in sorted(files))
-    # the page of commands is made of these (book/_ext/thesis_commands.py)
-    files += [checkout / "README.md", *(checkout / "src/thesis_lib/cli").glob("*.py")]
+    package = checkout / "src" / "thesis_lib"  # whose docstrings and templates show
+    files += [checkout / "README.md", *package.rglob("*.py")]
+    files += package.glob("book/templates/*")
     everything = f"{names}{file_hash(files)}{lock_hash(checkout)}"
     return hashlib.sha256(everything.encode()).hexdigest()
 

@@ -16,7 +16,7 @@ from thesis_lib.cli.common import (
     show,
     strict_json,
 )
-from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.files import write_whole
 
 Names = Annotated[
@@ -161,6 +161,7 @@ def book(
     from thesis_lib.book.execute import chapters
     from thesis_lib.book.take_away import offers
 
+    choice("profile", profile, chapters.PROFILES)
     offers.require_browser(pdf)
     build = chapters.repository() / "build"
     waiting = "waiting for another rendering of the same book"
@@ -229,9 +230,11 @@ def claims(
         )
         return
     known = claims_.read_claims().claims
-    numbers = {k: v for record in records for k, v in record.numbers.items()}
+    numbers = {(r.number, key): v for r in records for key, v in r.numbers.items()}
     verdicts = {
-        key: claims_.judge(claim, numbers.get(key), claim.reference.get(profile))
+        key: claims_.judge(
+            claim, numbers.get((claim.chapter, key)), claim.reference.get(profile)
+        )
         for key, claim in known.items()
     }
     show(
@@ -316,6 +319,7 @@ def compare(
 
     compared = compare_.compare_named(runs, read_claims().claims)
     if html is not None:
+        require(bool(html.name), f"--html {html}: expected the name of a file")
         try:
             write_whole(html, present.html_page(compared))
         except OSError as error:

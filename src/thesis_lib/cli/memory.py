@@ -363,7 +363,7 @@ def cost(
         None, "Take the rate of a run, such as headline:bf16-8192MiB."
     ),
     model: str = option("llama-65b", "Geometry, where the rate is to be predicted."),
-    weights: str = option("bf16", "bf16, nf4 or int8."),
+    weights: str = option("bf16", "bf16, nf4, int8 or lossless."),
     batch: int = option(1, "Sequences."),
     cards: int = option(1, "Of the item, side by side: two h100 hold llama-65b."),
     utilisation: float = option(1.0, "Busy share of the hours paid for."),

@@ -52,7 +52,7 @@ def _circumstances() -> list[str]:
     """All that an answer depends on beside the question."""
     known = [file_hash(Path(__file__).parents[1].rglob("*.py"))]
     known.append(cpu_line("flags", "Features"))  # by which packed weights are laid out
-    with suppress(InvalidInput):  # no tables beside an installed package
+    with suppress(InvalidInput, OSError):  # no tables beside an installed package
         known.append(file_hash(data_folder() / table for table in _TABLES))
     for library in _LIBRARIES:
         with suppress(metadata.PackageNotFoundError):

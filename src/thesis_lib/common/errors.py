@@ -51,7 +51,7 @@ def choice(name: str, value: str, allowed: Iterable[str]) -> str:
     """Return `value` if it is one of `allowed`; refuse with the list otherwise."""
     options = list(allowed)
     if value not in options:
-        near = get_close_matches(value, options, n=1)
+        near = get_close_matches(str(value), options, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InvalidInput(
             f"{name}={shown(value)} is unknown: expected one of {', '.join(options)}"
@@ -77,7 +77,7 @@ def vector(
 
     given = np.asarray(values)
     require(
-        given.dtype.kind not in "mMc",
+        given.dtype.kind not in "mMcSU",
         f"{name} holds {given.dtype}: expected plain numbers, times in seconds",
     )
     require(given.ndim == 1, f"{name} has shape {given.shape}: expected one dimension")

@@ -45,8 +45,10 @@ class Interval:
 
     def rate(self, amount: float) -> "Interval":
         """So much over it: of a time the rate."""
-        value, low, high = (amount / at for at in (self.value, self.high, self.low))
-        return replace(self, value=value, low=low, high=high)
+        high = amount / self.low if self.low > 0 else inf
+        return replace(
+            self, value=amount / self.value, low=amount / self.high, high=high
+        )
 
     def within(self, least: float, most: float = inf) -> "Interval":
         """The same, with no end beyond what the quantity can be."""

@@ -10,7 +10,7 @@ from thesis_lib.book.execute.chapters import (
     select,
 )
 from thesis_lib.book.execute.records import Record
-from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.errors import InvalidInput, Lost
 
 
 def quiet(name, done, total):
@@ -162,6 +162,20 @@ def test_a_failure_keeps_earlier_results_and_says_where(checkout):
         run(select(["1"]), "smoke", {}, folder, quiet)
     assert (folder / "01_first.ipynb").read_bytes() == before
     assert (folder / "01_first.failed.ipynb").is_file()
+
+
+def test_a_folder_may_have_braces(checkout):
+    run(select(["1"]), "smoke", {}, checkout / "a{b}{seeds}{1}", quiet)
+    assert (checkout / "a{b}{seeds}{1}" / "01_first.ipynb").is_file()
+
+
+DIES = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+
+
+def test_a_kernel_that_dies_is_a_sentence(checkout):
+    edit(checkout / "notebooks" / "01_first.ipynb", DIES)
+    with pytest.raises(Lost, match="the kernel of chapter 01_first died"):
+        run(select(["1"]), "smoke", {}, checkout / "out", quiet)
 
 
 def test_a_key_changes_with_what_a_chapter_reads_and_with_nothing_else(

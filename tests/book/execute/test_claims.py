@@ -1,6 +1,7 @@
 """Claims: what each kind demands, where references stand, what is refused by name."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from runs import record
@@ -191,8 +192,13 @@ def test_a_claim_that_changes_leaves_a_line_of_history(data):
     [
         ([], "claim quality, share, step_s is published by no chapter"),
         (made(1, 30.0, 0.1, disturbed="step_s"), "step_s of 06_.* cannot become"),
+        (made(1, 30.0, 0.1, profile="default"), "expected those of 'smoke'"),
+        (
+            [replace(r, parameters={"profile": "custom"}) for r in made(1, 30.0, 0.1)],
+            "ran with the parameters of 'custom'",
+        ),
     ],
-    ids=["not published", "disturbed"],
+    ids=["not published", "disturbed", "another profile", "other parameters"],
 )
 def test_a_run_that_cannot_be_the_reference_stores_nothing(data, run, message):
     with pytest.raises(InvalidInput, match=message):

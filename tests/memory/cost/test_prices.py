@@ -67,6 +67,12 @@ def test_a_table_that_says_less_is_refused(table, text, words):
         read_prices(table(text))
 
 
+def test_a_table_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "prices.csv").write_bytes((HEADER + ROW).encode() + b"caf\xe9")
+    with pytest.raises(InvalidInput, match="is not UTF-8"):
+        read_prices(tmp_path / "prices.csv")
+
+
 def test_a_missing_table_is_refused(tmp_path):
     with pytest.raises(InvalidInput, match="does not exist"):
         read_prices(tmp_path / "none.csv")

@@ -3,6 +3,7 @@
 import json
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -82,6 +83,11 @@ def test_safetensors_reads_what_was_written_and_sizes_are_known_before(tmp_path)
     index = json.loads((tmp_path / "model" / INDEX).read_text())
     assert index["weight_map"]["model.layers.1.a.codes"] == file_name(1)
     assert index["metadata"]["total_size"] == needed + file_bytes(LAYER)
+
+
+def test_a_tensor_without_dimensions_has_contents():
+    (content,) = contents([torch.tensor(1.5)])
+    assert content.tobytes() == np.float32(1.5).tobytes()
 
 
 def test_contents_of_another_size_are_refused_and_nothing_is_left(tmp_path):

@@ -21,6 +21,7 @@ from thesis_lib.sequencer import policy, simulate
 from thesis_lib.sequencer.core.trace import Decision
 from thesis_lib.sequencer.live import LiveSequencer, OnlineEstimator
 from thesis_lib.sequencer.live import machine as machine_room
+from thesis_lib.sequencer.policies import queues
 from thesis_lib.sequencer.policies.recalibration import COMMITS, MEAN_X, MEAN_Y, SLOPE
 
 
@@ -155,6 +156,36 @@ def test_whoever_waits_behind_long_work_is_refused_at_its_deadline():
     assert live.arrive(1, 0.1, estimate_s=0.01).refused == []
     assert live.look(live.next_look_s).refused == [1]
     assert live.end(0, 61.0).started == []
+
+
+def test_a_deadline_that_has_just_passed_is_still_looked_at():
+    live = LiveSequencer("bid-price", workers=1, slo_s=0.2)
+    live.arrive(0, 0.0, estimate_s=60.0, slo_s=100.0)
+    live.arrive(1, 0.0, estimate_s=0.01)
+    due_s = live.next_look_s
+    live.arrive(2, 0.2 + (due_s - 0.2) / 2, estimate_s=0.01)  # behind the deadline
+    assert live.next_look_s == due_s
+    assert live.look(due_s).refused == [1]
+    assert live.next_look_s > due_s
+
+
+@pytest.mark.parametrize(
+    ("name", "learned"),
+    [("envoy", slice(1, queues.DRAWN)), ("gradient2", slice(queues.LONG, queues.SUM))],
+)
+def test_who_leaves_a_queue_is_no_failure_of_the_service(name, learned):
+    found = []
+    for waiting in (12, 0):
+        live = LiveSequencer(name, workers=8, slo_s=0.1)
+        for number in range(8 + waiting):
+            assert live.arrive(number, 0.0, estimate_s=0.01).refused == []
+        for number in range(8, 8 + waiting):
+            live.leave(number, 1.0)
+        for number in range(8):
+            live.end(number, 5.0)
+        live.arrive(99, 5.001, estimate_s=0.01)
+        found.append(live._lookahead.memory.control[learned].copy())
+    np.testing.assert_array_equal(*found)
 
 
 def test_nobody_waits_beyond_the_bound():
@@ -303,6 +334,7 @@ def test_what_cannot_have_happened_is_refused_and_changes_nothing(wrong, says):
         ({"name": "hybrid"}, "the last of them for ever"),
         ({"name": "hybrid", "flush_s": 0}, "flush_s=0"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"name": "edf", "flush_s": 1, "most_waiting": 3}, "batch_size=10: expected"),
         ({"name": "fastest"}, "unknown"),
         ({"workers": 0}, "workers=0"),
         ({"workers": True}, "workers=True"),
@@ -327,7 +359,7 @@ def story(name, random):
     live = LiveSequencer(
         name, workers=int(random.integers(1, 4)), slo_s=1.0,
         most_waiting=int(random.choice([3, 10, 1000])),
-        batch_size=int(random.integers(2, 6)), flush_s=random.choice([0.3, 2.0]),
+        batch_size=int(random.integers(1, 4)), flush_s=random.choice([0.3, 2.0]),
     )  # fmt: skip
     now_s, number, runs, waits, decided = 0.0, 0, [], [], []
 

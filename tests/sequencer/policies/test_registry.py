@@ -488,6 +488,8 @@ def test_a_file_that_cannot_be_run_is_named(tmp_path, text, says):
         ("fifo", {"terms": BidPriceParameters()}, "'fifo' not these"),
         ("codel", {"terms": BidPriceParameters()}, "a queue QueueParameters"),
         ("bid-price", {"terms": USED}, "'bid-price' takes BidPriceParameters"),
+        ("bid-price", {"terms": BidPriceParameters(probe=0)}, "probe=0"),
+        ("envoy", {"terms": QueueParameters(window=0)}, "window=0"),
     ],
 )
 def test_parameters_that_no_policy_can_have_are_refused(name, changed, says):

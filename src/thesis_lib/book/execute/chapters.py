@@ -27,6 +27,7 @@ import yaml
 from filelock import FileLock, Timeout
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
+from nbclient.exceptions import DeadKernelError
 from papermill.inspection import inspect_notebook
 
 from thesis_lib.book.execute.claims import FILE as CLAIMS_FILE
@@ -40,7 +41,7 @@ from thesis_lib.book.execute.parameters import (
     refuse,
 )
 from thesis_lib.book.execute.records import OldRecord, Record, glued, read_as
-from thesis_lib.common.errors import InvalidInput, choice, require, shown
+from thesis_lib.common.errors import InvalidInput, Lost, choice, require, shown
 from thesis_lib.common.files import (
     cache_folder,
     content_hash,
@@ -151,7 +152,7 @@ def profile_values(profile: str) -> dict[str, dict[str, Any]]:
     path = data_folder() / "params" / f"{profile}.yml"
     try:
         content = read_yaml(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidInput(f"profile file {path} cannot be read: {error}") from error
     content = read_as(
         dict[str, dict[str, Any]],
@@ -400,11 +401,15 @@ def _execute(
     path: Path,
     progress: Progress,
 ) -> nbformat.NotebookNode:
-    """Execute a chapter into the notebook `path`. Raises ChapterFailed."""
+    """Execute a chapter into the notebook `path`. Raises ChapterFailed, and Lost."""
+    # Of paths papermill makes formats, which may name parameters.
+    source, target = (
+        str(each).replace("{", "{{").replace("}", "}}") for each in (chapter.path, path)
+    )
     try:
         papermill.execute_notebook(
-            str(chapter.path),
-            str(path),
+            source,
+            target,
             parameters=dict(values),
             engine_name="reporting",
             kernel_name="python3",
@@ -421,6 +426,11 @@ def _execute(
         )
     except PapermillExecutionError as error:
         raise ChapterFailed(chapter, path, error) from error
+    except DeadKernelError as error:
+        raise Lost(
+            f"the kernel of chapter {chapter.name} died, for want of memory or killed; "
+            "earlier results are as they were: free memory, and run it again"
+        ) from error
     return nbformat.read(path, as_version=4)
 
 

@@ -310,10 +310,19 @@ def store_references(
     """Make a run the reference of a profile; how many claims that changed.
 
     `folder` is the data folder. Raises InvalidInput, and writes nothing, for a claim
-    whose number is not there and for a time whose measurement was disturbed.
+    whose number is not there, for a time whose measurement was disturbed and for a run
+    with parameters of its own.
     """
     folder = folder or data_folder()
     known = read_claims(folder / FILE).claims
+    for record in records:
+        ran = record.parameters.get("profile", record.profile)
+        require(
+            record.profile == profile == ran,
+            f"{record.chapter} ran with the parameters of {ran!r}, in profile "
+            f"{record.profile!r}: expected those of {profile!r}; run it again with "
+            f"`thesis run {record.chapter} --profile {profile}`",
+        )
     found = {  # a number of the same name in another chapter is another one
         key: record
         for record in records

@@ -71,7 +71,10 @@ def read_yaml(text: str) -> Any:
     Raises yaml.YAMLError for a name that is given twice and for a number that is not
     written in plain digits, besides what is no YAML.
     """
-    return yaml.load(text, _Strict)
+    try:
+        return yaml.load(text, _Strict)
+    except (LookupError, ValueError, AttributeError, RecursionError) as error:
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
 
 
 Bound = float | str  # a number, or a rule that makes it of other parameters

@@ -215,14 +215,15 @@ def read_as(kind: type[T], content: Any, wrong: str, remedy: str) -> T:
     try:
         # As JSON, in which an object stands for a dataclass and 1 for no bool.
         return _adapter(kind).validate_json(json.dumps(content, default=str))
-    except TypeError as error:  # a key that is no word, such as a date
-        raise InvalidInput(f"{wrong}: {error}; {remedy}") from error
     except ValidationError as error:
         found = "; ".join(
             f"{'.'.join(map(str, each['loc'])) or 'it'}: {each['msg']}"
             for each in error.errors()
         )
         raise InvalidInput(f"{wrong}: {found}; {remedy}") from error
+    # A key that is no word, such as a date; what holds itself.
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{wrong}: {error}; {remedy}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def _names(axis: str) -> list[str]:
     return [name.strip() for name in str(axis).split(",")]
 
 
-_Seeds = Annotated[int, Field(ge=1)] | Annotated[list, Field(min_length=1)]
+_Seeds = Annotated[int, Field(ge=1, le=MOST_POINTS)] | Annotated[list, Field(min_length=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,8 @@ class _GridFile:
     profile: str = "smoke"
     grid: dict[str, Annotated[list, Field(min_length=1)]] | None = None
     seeds: _Seeds | None = None  # which, or how many
-    seed: int | None = None  # that a number of seeds are spawned from
+    # that a number of seeds are spawned from
+    seed: Annotated[int, Field(ge=0)] | None = None
 
     def axes(self, path: Path) -> dict[str, list]:
         """The values of every axis, seeds last. Raises InvalidInput."""

@@ -17,7 +17,7 @@ from pypdf import PdfReader
 
 from thesis_lib.book.execute.pages import render_page
 from thesis_lib.book.take_away.articles import Page
-from thesis_lib.common.errors import require
+from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import write_whole
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -39,11 +39,17 @@ def print_pdf(browser: str, page: Path) -> bytes:
     """A local page as a PDF. Raises InvalidInput where the browser prints none."""
     with tempfile.TemporaryDirectory() as folder:
         pdf = Path(folder, "page.pdf")
-        done = subprocess.run(
-            [browser, *_FLAGS, f"--user-data-dir={folder}/profile",
-             f"--print-to-pdf={pdf}", page.resolve().as_uri()],
-            capture_output=True, text=True, timeout=LIMIT_S,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                [browser, *_FLAGS, f"--user-data-dir={folder}/profile",
+                 f"--print-to-pdf={pdf}", page.resolve().as_uri()],
+                capture_output=True, text=True, timeout=LIMIT_S,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise InvalidInput(
+                f"{browser} did not print {page} within {LIMIT_S} s: open the page in "
+                "it to see why, and make the book again"
+            ) from error
         require(
             done.returncode == 0 and pdf.is_file(),
             f"{browser} did not print {page}: expected a PDF; open the page in it to "

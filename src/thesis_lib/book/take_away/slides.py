@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 
 from thesis_lib.book.execute.pages import render_page
 from thesis_lib.common.errors import require
+from thesis_lib.common.files import write_whole
 
 
 def write_slides(html: Path, source: Path, title: str, file: Path) -> None:
@@ -50,7 +51,7 @@ def write_slides(html: Path, source: Path, title: str, file: Path) -> None:
         title=title,
         slides=[str(slide) for slide in slides],
     )
-    file.write_text(text)
+    write_whole(file, text)
 
 
 def _figure(figure: Tag, address: str) -> Tag:

@@ -166,14 +166,19 @@ def write_factors(
 
     `model` is what `with_ranks` or `factorise_blocks` made of the checkpoint: its
     layers are written, everything outside them is copied. As `convert`, and raises
-    InvalidInput for a model without factors, of another depth or with weights that are
-    not finite.
+    InvalidInput for a model without factors, of another depth or type, or with weights
+    that are not finite.
     """
-    layers = ModelSpec.from_config(folder).layers
+    layers, dtype = ModelSpec.from_config(folder).layers, require_checkpoint(folder).dtype
     parts: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in model.state_dict().items():
         number, inside = split_name(name)
         if number != NON_LAYER:
+            require(
+                tensor.dtype == dtype,
+                f"{name} is {tensor.dtype} where {folder} is in {dtype}: expected the "
+                "type of the checkpoint; bring the model to it with .to()",
+            )
             require(
                 bool(torch.isfinite(tensor).all()),
                 f"{name} holds weights that are not finite: they cannot be written",
@@ -254,6 +259,10 @@ class CompressionConfig:
             self.correction_rank == 0 or self.bits is not None,
             f"correction_rank={self.correction_rank} belongs to bits: give 2, 3 or 4",
         )
+        require(
+            self.group == 64 or self.bits is not None,
+            f"group={self.group} belongs to bits: give 2, 3 or 4",
+        )
         if self.weights is not None:
             choice("weights", self.weights, _kinds())
             require(
@@ -310,6 +319,7 @@ def write_compressed(
         factored = _factorise(model, windows, wish.rank_ratio, progress)
         return write_factors(folder, out, factored)
     recipe = LowBitConfig(Grid(wish.bits or 0, wish.group), wish.correction_rank)
+    context = min(context, getattr(config, "max_position_embeddings", None) or context)
     count = max(CALIBRATION_TOKENS // context, 1)
     windows = _calibration(folder, text, context, count, "grid")
 

@@ -76,7 +76,7 @@ def read_adapter(folder: Path | str) -> dict[str, Adaptation]:
             )
         rank = _by_pattern(config, "rank_pattern", module, config.get("r"))
         require(
-            down.ndim == up.ndim == 2 and len(down) == up.shape[1] == rank,
+            down.ndim == up.ndim == 2 and len(down) == up.shape[1] == rank > 0,
             f"{path} holds {list(down.shape)} and {list(up.shape)} for {module} where "
             f"factors of rank {shown(rank)} were expected: copy the adapter again",
         )
@@ -107,6 +107,17 @@ def _require_plain(path: Path, config: Mapping[str, Any]) -> None:
         f"{path} says init_lora_weights {shown(start)}, which may change the weights "
         "beside it: merge it with PEFT, where it was trained",
     )
+    for name in ("rank_pattern", "alpha_pattern"):
+        require(
+            _are_patterns(config.get(name) or {}),
+            f"{path} sets {name} to {shown(config.get(name))}: expected a number for "
+            "each pattern of names",
+        )
+    slow = config.get("use_rslora")
+    require(
+        slow is None or isinstance(slow, bool),
+        f"{path} sets use_rslora to {shown(slow)}: expected true or false",
+    )
     known = {*_HARMLESS, *_READ, "peft_type", "init_lora_weights"}
     for name, value in config.items():
         require(
@@ -114,6 +125,13 @@ def _require_plain(path: Path, config: Mapping[str, Any]) -> None:
             f"{path} sets {shown(name)[1:-1]} to {shown(value)}, which is not known "
             "here: merge it with PEFT",
         )
+
+
+def _are_patterns(given: Any) -> bool:
+    try:
+        return isinstance(given, dict) and all(map(re.compile, given))
+    except re.error:
+        return False
 
 
 def _module(path: Path, name: str) -> str:

@@ -212,7 +212,7 @@ def predict(
         name=method.name,
         item=item,
         count=count,
-        read_bytes=made.bytes_per_step,
+        read_bytes=made.decoded_bytes_per_step,
         link_bytes_per_s=made.machine.link_bytes_per_s,
         compute_s=made.compute_s(),
         first_compute_s=made.compute_s(mix.prompt_tokens),

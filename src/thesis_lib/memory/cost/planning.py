@@ -104,7 +104,7 @@ def _fitted(name: str, machine: Machine) -> dict[str, Any]:
     size = f"{machine.device_bytes // MiB}MiB"
     found = {"model": name, "command": f"thesis plan {name} --device-memory {size}"}
     try:
-        summary = plan(geometry(name), machine).summary()
+        summary = plan(geometry(name), machine, ring=None).summary()
     except PlanInfeasible as refusal:
         return {**found, "feasible": False, "refusal": str(refusal)}
     kept = ("feasible", "model_bytes", "device_peak_bytes", "predicted_s_per_token",

@@ -5,6 +5,7 @@ Nobody's price is built in: both tables are data, and any price can be overridde
 
 import csv
 import datetime
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -108,7 +109,11 @@ def _read(path: Path | str, columns: Sequence[str]) -> dict[str, Quantity]:
     path = Path(path)
     require(path.is_file(), f"table {path} does not exist: expected a CSV file")
     found: dict[str, Quantity] = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path} is not UTF-8: save it so") from error
+    with io.StringIO(text, newline="") as file:
         rows = csv.DictReader(file)
         require(
             rows.fieldnames == list(columns),

@@ -268,12 +268,15 @@ def _read(folder: Path | None, name: str, types: dict[type, str]) -> pd.DataFram
         column: kind for kind, columns in types.items() for column in columns.split()
     }
     try:
-        return pd.read_csv(path, dtype=dtypes, true_values=["yes"], false_values=["no"])
+        table = pd.read_csv(path, dtype=dtypes, true_values=["yes"], false_values=["no"])
     except ValueError as error:
         raise InvalidInput(
             f"{name} cannot be read: {error}; expected numbers, and yes or no, where "
             "its other rows have them"
         ) from error
+    missing = ", ".join(sorted(dtypes.keys() - set(table.columns)))
+    require(not missing, f"{name} has no column {missing}: copy the table again")
+    return table
 
 
 def _refuse(name: str, rows: pd.DataFrame, columns: str, expected: str) -> None:

@@ -98,7 +98,7 @@ def entry_of(tensor: Tensor) -> Entry:
 def contents(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
     """The bytes of one tensor after the other."""
     for tensor in tensors:
-        plain = tensor.detach().cpu().contiguous().view(torch.uint8)
+        plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         yield plain.numpy().data.cast("B")
 
 

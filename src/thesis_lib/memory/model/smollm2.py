@@ -98,6 +98,7 @@ def _convert(file: Path, folder: Path) -> None:
     config = gguf.read_config(packed)
     placed = gguf.place(packed, config)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a dead process of this number
     try:
         partial.mkdir()
         config.save_pretrained(partial)

@@ -220,7 +220,7 @@ def connect(dsn: str, database: str | None = None) -> psycopg.Connection:
             autocommit=True,
             cursor_factory=psycopg.RawCursor,
         )
-    except psycopg.OperationalError as error:
+    except psycopg.Error as error:
         reason = str(error).splitlines()[0]
         raise InvalidInput(
             f"cannot connect to PostgreSQL at {address(dsn)}: expected a running "
@@ -231,6 +231,14 @@ def connect(dsn: str, database: str | None = None) -> psycopg.Connection:
         "SET plan_cache_mode = force_generic_plan"
     )
     return connection
+
+
+def _again(dsn: str, database: str | None = None) -> psycopg.Connection:
+    """A connection to a server that has answered before. Raises Lost without one."""
+    try:
+        return connect(dsn, database)
+    except InvalidInput as error:
+        raise Lost(f"{error}; it answered before: see whether it still runs") from error
 
 
 def _sql(text: str) -> LiteralString:
@@ -255,9 +263,9 @@ class PostgreSQL:
     def load(self, scale: txn.Scale | txn.YcsbScale, seed: int) -> None:
         """Create the database, which does not exist yet, and fill it."""
         template = "TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'"
-        with closing(connect(self.dsn)) as server:
+        with closing(_again(self.dsn)) as server:
             server.execute(_naming("CREATE DATABASE {} " + template, self.database))
-        with closing(connect(self.dsn, self.database)) as db:
+        with closing(_again(self.dsn, self.database)) as db:
             for name, table in TABLES.items():
                 columns = table.columns.replace("INTEGER", "BIGINT")
                 columns = columns.replace("TEXT", 'TEXT COLLATE "C"')  # by bytes
@@ -279,7 +287,7 @@ class PostgreSQL:
     def copy(self, name: str) -> Self:
         """The database `name` beside this one, which nobody may be using."""
         copy = replace(self, database=f"{self.database}_{name}")
-        with closing(connect(self.dsn)) as server:
+        with closing(_again(self.dsn)) as server:
             server.execute(
                 _naming("CREATE DATABASE {} TEMPLATE {}", copy.database, self.database)
             )
@@ -287,12 +295,12 @@ class PostgreSQL:
 
     def session(self) -> "PostgreSQLSession":
         """A connection to the database, of one thread."""
-        return PostgreSQLSession(connect(self.dsn, self.database))
+        return PostgreSQLSession(_again(self.dsn, self.database))
 
     def digest(self) -> str:
         """`canonical_digest` of the rows of every table."""
         ordered = "SELECT * FROM {} ORDER BY w, {}"
-        with closing(connect(self.dsn, self.database)) as db:
+        with closing(_again(self.dsn, self.database)) as db:
             return canonical_digest(
                 lambda table: db.execute(_sql(ordered.format(table, TABLES[table].key)))
             )

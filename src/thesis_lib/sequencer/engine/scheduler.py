@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from thesis_lib.common.errors import require
+from thesis_lib.common.errors import require, require_count
 from thesis_lib.sequencer.core.events import (
     COMMITTED,
     LOGGED,
@@ -259,6 +259,7 @@ def run_open(
     decision that does not partition its batch, and for a policy that holds requests
     with nothing left to wait for.
     """
+    require_count("batch_size", batch_size)
     n, arrival_s = len(requests.arrival_s), requests.arrival_s
     size = batch_size if policy.batched else n
     wait_s = min(flush_s, policy.flush_s) if policy.batched else 0.0

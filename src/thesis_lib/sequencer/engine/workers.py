@@ -161,6 +161,9 @@ class Workers:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 self.pids.remove(pid)
+                self.failure.seek(0)
+                if told := self.failure.readline():  # it said why before it ended
+                    raise _told(told)
                 how = os.waitstatus_to_exitcode(status)
                 raise WorkerDied(
                     f"worker {number} of {self.count} ended with status {how} in the "

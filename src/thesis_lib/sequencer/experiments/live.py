@@ -346,7 +346,8 @@ class Serving:
         require_count("seed", self.seed, 0)
         require(self.flush_s >= 0, f"flush_s={self.flush_s:g} must not be negative")
         require(
-            self.slo_s is None or self.slo_s > 0, f"slo_s={self.slo_s} must be positive"
+            self.slo_s is None or 0 < self.slo_s < np.inf,
+            f"slo_s={self.slo_s} must be positive and finite",
         )
         named_policy(self.policy, slo_s=1.0, cores=self.workers)  # refused, or fine
         if not is_file(self.estimator):

@@ -256,9 +256,10 @@ def recovery_s(shares: pd.DataFrame, crowd: FlashCrowd, policy: str) -> float:
     most RECOVERY_TOLERANCE above it, together with the next one, infinity if none is.
     """
     begins_s = shares.index.to_numpy()
+    require(len(begins_s) > 1, "there is one window alone: make them shorter")
     made = shares[policy].to_numpy()
     before = (begins_s >= -crowd.end_s + crowd.begin_s / 10) & (
-        begins_s < -crowd.last_s - np.diff(begins_s)[0] / 2
+        begins_s < -crowd.last_s - 0.99 * np.diff(begins_s)[0]
     )
     require(bool(before.any()), "no window ends before the crowd: make them shorter")
     after = begins_s > -np.diff(begins_s)[0] / 2

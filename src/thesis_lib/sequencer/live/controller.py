@@ -10,7 +10,7 @@ from typing import Literal
 
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.live.log import DecisionLog
-from thesis_lib.sequencer.live.machine import Decided, LiveSequencer
+from thesis_lib.sequencer.live.machine import LOOK_S, Decided, LiveSequencer
 
 Ending = Literal["served", "failed", "left"]  # of a request; left: its client has
 
@@ -168,7 +168,7 @@ class AdmissionController:
             self._timer.cancel()
             self._timer = None
         if self._timer is None and due_s < float("inf"):
-            later_s = max(due_s - self._now_s(), 0.0)
+            later_s = max(due_s - self._now_s(), LOOK_S)  # or an early clock spins
             self._timer = asyncio.get_running_loop().call_later(later_s, self._look)
             self._due_s = due_s
 

@@ -72,6 +72,7 @@ class OnlineEstimator:
     def __init__(self, features: int, *, first_s: float, window: int = 500) -> None:
         require(0 < first_s < np.inf, f"first_s={first_s:g}: expected positive seconds")
         require_count("window", window)
+        require_count("features", features, 0)
         self.features, self.first_s, self.window = features, first_s, window
         self.all = _Regression(features)
         self.kinds: dict[str, _Regression] = {}

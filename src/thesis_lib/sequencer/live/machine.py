@@ -165,11 +165,16 @@ class LiveSequencer:
         )
         made = policy(name, slo_s=slo_s, cores=int(workers))
         require(
-            not made.batched or min(flush_s, made.flush_s) < np.inf,
+            not made.batched or batch_size == 1 or min(flush_s, made.flush_s) < np.inf,
             f"policy {made.name!r} waits until {batch_size} requests have come, and "
             "the last of them for ever: give flush_s, the seconds after which a batch "
             "is closed, or choose one with a timer (hybrid-corrected) or without "
             "batches (bid-price)",
+        )
+        require(
+            not made.batched or batch_size <= most_waiting,
+            f"batch_size={batch_size}: expected most_waiting={most_waiting} at most, or "
+            "no batch is ever full",
         )
         self.policy, self.own = at_hand(made, int(workers)), not isinstance(name, str)
         self.workers, self.slo_s = int(workers), slo_s
@@ -355,9 +360,9 @@ class LiveSequencer:
         Just behind the first deadline to come of whom the policy keeps back, or when a
         batch is closed that is not full.
         """
-        deadline_s = self._deadline_s[self._held]
-        first_s = np.min(deadline_s, initial=np.inf, where=deadline_s > self.now_s)
-        return float(min(first_s + LOOK_S, self._flush_due_s))
+        look_s = self._deadline_s[self._held] + LOOK_S
+        first_s = np.min(look_s, initial=np.inf, where=look_s > self.now_s)
+        return float(min(first_s, self._flush_due_s))
 
     @property
     def _flush_due_s(self) -> float:
@@ -438,10 +443,12 @@ class LiveSequencer:
         """Slot i is free of what ran; its worker takes the next, and others may too."""
         before = self._state.progress[STARTED]
         self._commit(i)
-        decided = Decided(started=self._begun(before))
-        if not taught and self.policy.learns:  # as if it had never been
+        started, untaught = self._begun(before)
+        decided = Decided(started=started)
+        untaught += [] if taught else [i]
+        if untaught and self.policy.learns:  # as if they had never been
             known = self._known()
-            self._make_room(known[known != i])
+            self._make_room(known[~np.isin(known, untaught)])
         if len(self._held):
             more = self._ask()
             decided.started += more.started
@@ -454,19 +461,23 @@ class LiveSequencer:
         commit(state, ids, state.start_s[ids], now_s, self.now_s)
         self._forget(i)
 
-    def _begun(self, before: int) -> list[int]:
-        """Numbers of who started since so many had; who is gone gives way at once."""
-        started = []
+    def _begun(self, before: int) -> tuple[list[int], list[int]]:
+        """Numbers of who started since so many had, and slots of who was gone.
+
+        Whoever is gone gives way at once.
+        """
+        started, gone = [], []
         while before < self._state.progress[STARTED]:
             i = int(self._state.queue[before])
             before += 1
             if i in self._gone:
                 self._gone.remove(i)
+                gone.append(i)
                 self._commit(i)
             else:
                 started.append(int(self._number[i]))
         self.counts.started += len(started)
-        return started
+        return started, gone
 
     def _forget(self, i: int) -> None:
         number = int(self._number[i])
@@ -499,7 +510,8 @@ class LiveSequencer:
             return self._ask()
         before, self._held = state.progress[STARTED], held
         dispatch(state, released, self.now_s)
-        return Decided(self._begun(before), self._refuse(decision.dropped))
+        started, _ = self._begun(before)  # of whom the policy keeps nobody is gone
+        return Decided(started, self._refuse(decision.dropped))
 
     def _refuse(self, ids: I64) -> list[int]:
         """Numbers of the slots `ids`, which are free from now on."""

@@ -345,7 +345,7 @@ def policy(
         own = None
     else:
         own = own_rule(name)
-    require(slo_s > 0, f"slo_s={slo_s:g} must be positive")
+    require(0 < slo_s < np.inf, f"slo_s={slo_s:g} must be positive and finite")
     require_count("cores", cores)
     require(0 <= lag_s < np.inf, f"lag_s={lag_s:g} must be finite and not negative")
     require(0 <= drop_share <= 1, f"drop_share={drop_share:g} must lie in [0, 1]")
@@ -367,6 +367,11 @@ def policy(
         f"terms={terms!r}: 'bid-price' takes BidPriceParameters, a rule that watches a "
         f"queue QueueParameters, and {called!r} not these",
     )
+    if isinstance(terms, QueueParameters):
+        for given, value in terms._asdict().items():
+            require(0 < value < np.inf, f"terms: {given}={value:g} must be positive")
+    elif terms is not None:
+        require(terms.probe > 0, f"terms: probe={terms.probe:g} must be positive")
     band = BAND * slo_s if band_s is None else band_s
     require(band >= 0, f"band_s={band:g} must not be negative")
     base = called.removesuffix("-corrected")

@@ -61,6 +61,9 @@ def replay(
         bool((np.diff(dispatch_s) >= 0).all()),
         "dispatch_s falls somewhere: the log is dispatched in its own order",
     )
+    each_s = np.full(n, slo_s) if np.ndim(slo_s) == 0 else slo_s
+    slo_s = vector("slo_s", each_s, np.float64, n)
+    require_all(slo_s > 0, "slo_s", slo_s, "an objective must be positive")
     require_count("cores", cores)
     state = idle_state(trace.keys, cores)
     state.log[: len(log)] = log

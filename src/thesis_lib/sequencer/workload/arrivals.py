@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from thesis_lib.common.errors import require, vector
+from thesis_lib.common.errors import require, require_count, vector
 from thesis_lib.sequencer.core.trace import F64, Trace
 
 
@@ -121,5 +121,6 @@ def with_arrivals(trace: Trace, arrival_s: F64) -> Trace:
 
 def at_rate(trace: Trace, rate_per_s: float, seed: int) -> Trace:
     """The same transactions in the same order as a Poisson process of this rate."""
+    require_count("seed", seed, 0)
     rng = np.random.default_rng(seed)
     return with_arrivals(trace, poisson_arrivals(rate_per_s, len(trace), rng))

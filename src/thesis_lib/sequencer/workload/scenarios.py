@@ -102,6 +102,7 @@ def from_measured(trace: Trace, n: int, seed: int) -> Trace:
     collected run (waiting times) are left behind.
     """
     require(len(trace) >= 1, "the collected trace is empty: collect one first")
+    require_count("seed", seed, 0)
     rng = np.random.default_rng(seed)
     arrival_s = poisson_arrivals(1.0, n, rng)
     rows = (rng.integers(len(trace)) + np.arange(n)) % len(trace)
@@ -146,6 +147,7 @@ def priced(log: Log, prices: Prices, sigma: float, seed: int) -> Trace:
     the load. Raises InvalidInput for a negative sigma, and where nothing has a price.
     """
     require(sigma >= 0, f"sigma={sigma:g} must not be negative")
+    require_count("seed", seed, 0)
     rng = np.random.default_rng(seed)
     features, names = static_features(log), static_names(log)
     records = features[:, [names.index(record) for record in RECORDS]]
