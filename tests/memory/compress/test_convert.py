@@ -116,6 +116,7 @@ def test_the_ratio_is_one_of_all_matrices_together(dense, tmp_path):
         ({"weights": "nf4", "bits": 3}, "give one"),
         ({"weights": "int8", "calibration": CALIBRATION_TEXT}, "are not calibrated"),
         ({"weights": "int8", "correction_rank": 4}, "belongs to bits"),
+        ({"weights": "int8", "group": 128}, "group=128 belongs to bits"),
         *(({"rank_ratio": r}, "rank_ratio=.* must lie in") for r in (0.0, -1.0, 1.5)),
         ({"rank_ratio": float("nan")}, "must lie in"),
         ({"rank_ratio": 0.5, "calibration": "short.txt"}, "64 tokens .* at least 80"),
