@@ -25,9 +25,9 @@ import torch
 from numba import njit
 from record import Record, benchmark, show, turns
 
-from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.errors import choice
 from thesis_lib.common.files import cache_folder
+from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.compress.convert import read_words
 from thesis_lib.memory.compress.random_weights import gaussian, synthesise

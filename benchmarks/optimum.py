@@ -13,8 +13,8 @@ from pathlib import Path
 import ortools
 from record import Record, benchmark
 
-from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.files import data_folder
+from thesis_lib.common.provenance import seconds_of
 from thesis_lib.sequencer.core.trace import Trace
 from thesis_lib.sequencer.experiments.configuration import SimulationConfig
 from thesis_lib.sequencer.experiments.goals import (

@@ -32,9 +32,9 @@ from timed_decode import greedily
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import cache_folder, data_folder, write_whole
+from thesis_lib.common.provenance import seconds_of
 from thesis_lib.memory.compress.blockwise import matrices
 from thesis_lib.memory.compress.convert import (
     CompressionConfig,

@@ -38,9 +38,9 @@ from timed_decode import Step, greedily
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.errors import require
 from thesis_lib.common.files import cache_folder
+from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.stats import median_interval
 from thesis_lib.common.units import MiB, format_size, parse_size
 from thesis_lib.memory.compress.random_weights import synthesise

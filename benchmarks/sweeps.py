@@ -25,8 +25,8 @@ import psutil
 import yaml
 from record import Record, benchmark, ratio, tell, turns
 
-from thesis_lib.common.provenance import seconds_of
 from thesis_lib.book.execute import chapters, sweep
+from thesis_lib.common.provenance import seconds_of
 
 SMALL = {
     "seeds": 1, "transactions": 300, "loads": [1.1], "headline_load": 1.1,

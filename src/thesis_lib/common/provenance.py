@@ -84,8 +84,10 @@ def gpus() -> tuple[tuple[str, str, int], ...]:
     if done.returncode != 0:
         return ()  # a driver without a device
     rows = [line.split(", ") for line in done.stdout.splitlines() if line.strip()]
-    return tuple((name, driver, int(mib) * 2**20 if mib.isdigit() else 0)
-        for name, driver, mib in rows)
+    return tuple(
+        (name, driver, int(mib) * 2**20 if mib.isdigit() else 0)
+        for name, driver, mib in rows
+    )
 
 
 @functools.cache

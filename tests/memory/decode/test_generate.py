@@ -125,8 +125,8 @@ def test_a_conversation_and_a_prompt_have_tokens():
         with pytest.raises(InvalidInput, match="one at least"):
             model.generate(torch.empty((1, 0), dtype=torch.long))
         model.model.generation_config.num_beams = 4
+        prompt = torch.ones((1, 2), dtype=torch.long)
         with pytest.raises(InvalidInput, match="num_beams=4"):
-            prompt = torch.ones((1, 2), dtype=torch.long)
             write_tokens(model, None, prompt, 1, Writing(), streamer=object())
 
 

@@ -25,9 +25,9 @@ import nbformat
 import papermill
 import yaml
 from filelock import FileLock, Timeout
+from nbclient.exceptions import DeadKernelError
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
-from nbclient.exceptions import DeadKernelError
 from papermill.inspection import inspect_notebook
 
 from thesis_lib.book.execute.claims import FILE as CLAIMS_FILE

@@ -84,7 +84,9 @@ def _names(axis: str) -> list[str]:
     return [name.strip() for name in str(axis).split(",")]
 
 
-_Seeds = Annotated[int, Field(ge=1, le=MOST_POINTS)] | Annotated[list, Field(min_length=1)]
+_Seeds = (
+    Annotated[int, Field(ge=1, le=MOST_POINTS)] | Annotated[list, Field(min_length=1)]
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,10 @@ def write_factors(
     InvalidInput for a model without factors, of another depth or type, or with weights
     that are not finite.
     """
-    layers, dtype = ModelSpec.from_config(folder).layers, require_checkpoint(folder).dtype
+    layers, dtype = (
+        ModelSpec.from_config(folder).layers,
+        require_checkpoint(folder).dtype,
+    )
     parts: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in model.state_dict().items():
         number, inside = split_name(name)

@@ -268,7 +268,9 @@ def _read(folder: Path | None, name: str, types: dict[type, str]) -> pd.DataFram
         column: kind for kind, columns in types.items() for column in columns.split()
     }
     try:
-        table = pd.read_csv(path, dtype=dtypes, true_values=["yes"], false_values=["no"])
+        table = pd.read_csv(
+            path, dtype=dtypes, true_values=["yes"], false_values=["no"]
+        )
     except ValueError as error:
         raise InvalidInput(
             f"{name} cannot be read: {error}; expected numbers, and yes or no, where "

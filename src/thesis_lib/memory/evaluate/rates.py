@@ -71,8 +71,8 @@ def measure_machine(
         tokens = [n for n in tokens if n <= longest]
     require(
         len(set(tokens)) > 1,
-        f"tokens={tokens}: expected two numbers at least that differ and are not beyond "
-        "the positions of the model",
+        f"tokens={tokens}: expected two numbers at least that differ and are not "
+        "beyond the positions of the model",
     )
     shortest, longest = min(tokens), max(tokens)
     tight = plan_streamed(folder, 1, longest, longest, _moving(folder, ring))

@@ -173,8 +173,8 @@ class LiveSequencer:
         )
         require(
             not made.batched or batch_size <= most_waiting,
-            f"batch_size={batch_size}: expected most_waiting={most_waiting} at most, or "
-            "no batch is ever full",
+            f"batch_size={batch_size}: expected most_waiting={most_waiting} at most, "
+            "or no batch is ever full",
         )
         self.policy, self.own = at_hand(made, int(workers)), not isinstance(name, str)
         self.workers, self.slo_s = int(workers), slo_s
