@@ -246,13 +246,15 @@ def test_violations_of_a_streamed_model_are_those_of_the_record(
 ):
     patched(
         "serving",
-        POLICIES={"streamed": ("fifo", "hybrid", "bid-price"), "resident": ("fifo",)},
+        CASES={
+            "streamed": {1.1: ("fifo", "hybrid", "bid-price")},
+            "resident": {1.1: ("fifo",)},
+        },
         DEVICE_BYTES={"streamed": 2**20, "resident": 2**24},
-        LOADS={"streamed": (1.1,), "resident": (1.1,)},
         ROOM={"slots": 2, "context": 40, "pass_tokens": 8}, BURST=4, NOVEL=200,
         LONGEST=24,
     )  # fmt: skip
-    record = run("serving", tmp_path, ["1", "20"])
+    record = run("serving", tmp_path, ["1", "18"])
     held_against("serving", record)
     for row in record["runs"]:
         assert row["measured"] == row["late"] + row["refused"]

@@ -56,7 +56,7 @@ def test_a_count_is_whole_of_whatever_type():
 
 def test_what_is_no_number_is_refused_by_name():
     for values in (["a", "b"], [{}, {}]):
-        with pytest.raises(InvalidInput, match=r"x holds .* expected numbers"):
+        with pytest.raises(InvalidInput, match=r"x holds .* expected (plain )?numbers"):
             vector("x", values, np.float64)
     with pytest.raises(InvalidInput, match="row 1 of x is nan"):
         vector("x", [1.0, None], np.float64)
