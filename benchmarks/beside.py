@@ -16,13 +16,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from record import Record, answering, benchmark, show, tell
+from record import Record, answering, benchmark, show, tell, turns
 
 from thesis_lib.common.stats import median_interval
 
@@ -105,7 +104,7 @@ def main(out: Path, rounds: int = 10) -> None:
             name: stack.enter_context(answering(measure, GOMP_SPINCOUNT=spins))
             for name, spins in WAYS.items()
         }
-        for number, beside in product(range(rounds), BESIDE):
+        for number, beside in turns(BESIDE, rounds):
             with busy(beside):
                 for way in ways if number % 2 == 0 else reversed(ways):
                     told = {"round": number, "way": way, "beside": beside}

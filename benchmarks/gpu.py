@@ -21,6 +21,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import psutil
 import torch
 from memory_limit import confined_call
@@ -152,7 +153,7 @@ def run_peer(system: str, folder: Path, given: Options) -> dict[str, Any]:
             "step_s": step_s,
             "tokens": [[token] for token in found["tokens"]],
         },
-        "s_per_token": sorted(step_s)[len(step_s) // 2],
+        "s_per_token": float(np.median(step_s)),
         "load_s": loading_s,
         **counted,
     }

@@ -100,6 +100,11 @@ def main(
     against: Annotated[Path | None, "a record that this one is held against"] = None,
 ) -> None:
     """Compare, keep the record, and hold it against an earlier one."""
+    before: Point = {}
+    if against is not None:
+        before = read_record(against.stem, against.parent) or {}
+        if not before:
+            tell(f"nothing is held against {against}, which is missing or empty")
     record = Record(out)
     for name in only.split(";") if only else COMPARISONS:
         compare, package, extra = COMPARISONS[choice("--only", name, COMPARISONS)]
@@ -110,7 +115,6 @@ def main(
             continue
         for peer, found in compare().items():
             record.add({"what": name, "peer": peer, **found})
-    before = (against and read_record(against.stem, against.parent)) or {}
     known = {(p["what"], p["peer"]): p for p in before.get("points", [])}
     rows = []
     for point in record.points:

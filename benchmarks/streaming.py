@@ -38,7 +38,7 @@ from timed_decode import Step, greedily
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from thesis_lib.common.errors import require
+from thesis_lib.common.errors import choice, require
 from thesis_lib.common.files import cache_folder
 from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.stats import median_interval
@@ -65,6 +65,7 @@ ATTEMPTS = 4  # of one run, until its two drains agree
 RUNTIME_BYTES = 512 * MiB
 DRAINS, DRAIN_WARM_UP = 4, 2
 DRAINED = ("drain_before_s", "drain_after_s")
+_NOT_SETTINGS = ("work", "elsewhere")  # of a run, which is the same without them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,7 +351,7 @@ def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
             fraction = float(np.median(beside) / np.median(steps[system]))
             summary[system]["fraction_of_drain"] = fraction
     for system in steps:
-        if system != "streamed":
+        if system != "streamed" and "streamed" in steps:
             summary[system]["streamed_is_faster"] = faster(
                 steps[system], steps["streamed"]
             )
@@ -457,14 +458,14 @@ def report(run: dict[str, Any], warm_up: int) -> None:
 @benchmark
 def main(out: Path, given: Options) -> None:
     """Make the runs that are missing, then the record."""
-    systems = given.systems.split(",")
+    known = (*SYSTEMS, *PACKED, *GGUF)
+    systems = [choice("--systems", name, known) for name in given.systems.split(",")]
     turns = order(systems, given.rounds)
     for system in systems:
         if system in PEERS:
             metadata.version(system)  # raises: pip install -e .[peers]
     checkpoints = prepare(given, systems)
-    kept = ("systems", "geometry", "layers", "cap", "prompt", "warm_up", "steps")
-    settings = {name: getattr(given, name) for name in kept}
+    settings = {k: v for k, v in asdict(given).items() if k not in _NOT_SETTINGS}
     path = Path(given.work) / "runs.json"
     log = Record(path, settings, ["runs"], given.elsewhere, points="runs")
     before: list[float] | None = None

@@ -60,8 +60,8 @@ Play.plan = (known, spec, at) => {
     activations: needed.activation_bytes + needed.scratch_bytes });
   const held = (all) => Object.values(all).reduce((a, b) => a + b);
   const spare = device_bytes - needed.outer_bytes - step(needed);
-  const short = at.ring * staging - spare;
-  let ring = at.ring, resident = spec.layers;
+  const wanted = Math.min(at.ring, spec.layers), short = wanted * staging - spare;
+  let ring = wanted, resident = spec.layers;
   if (spare >= spec.layers * staging) ring = 0;
   else if (short > 0) {
     // The largest smaller number at which the step leaves room; null if none does.
@@ -73,8 +73,8 @@ Play.plan = (known, spec, at) => {
       }
       return low || null;
     };
-    const fewer = at.ring - Math.ceil(short / staging);
-    return { refused: "device", short, parts: parts(at.ring, 0), ring: fewer > 0 ? fewer : null,
+    const fewer = wanted - Math.ceil(short / staging);
+    return { refused: "device", short, parts: parts(wanted, 0), ring: fewer > 0 ? fewer : null,
       context: fitting(context, (c) => step(needs(batch, c))),
       batch: fitting(batch, (n) => step(needs(n, context))) };
   } else resident = Math.floor((spare - ring * staging) / staging);

@@ -551,7 +551,8 @@ class _Server(uvicorn.Server):
 def _require_key(key: str | None) -> None:
     """Refuse a key that no client could send in a header."""
     require(
-        key is None or (key.isascii() and key.strip() == key != ""),
+        key is None
+        or (key.isascii() and key.isprintable() and key.strip() == key != ""),
         "the API key is empty, or holds what no header does: expected letters, digits "
         "and signs of ASCII, one at least, without spaces around them",
     )

@@ -528,8 +528,8 @@ def test_a_part_of_a_trace_is_the_part_of_the_whole(tmp_path, file):
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ((2_990, 3_001), "it has no more than 3000 rows"),
-        ((4_000, 4_001), "it has no more than 400[01]? rows"),
+        ((2_990, 3_001), "it has 3000 rows"),
+        ((4_000, 4_001), "it has no row 4000"),
         ((5, 5), "rows=5:5: expected the first"),
         ((-1, 5), "rows=-1:5: expected the first"),
     ],

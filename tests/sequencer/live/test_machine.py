@@ -334,7 +334,6 @@ def test_what_cannot_have_happened_is_refused_and_changes_nothing(wrong, says):
         ({"name": "hybrid"}, "the last of them for ever"),
         ({"name": "hybrid", "flush_s": 0}, "flush_s=0"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"name": "edf", "flush_s": 1, "most_waiting": 3}, "batch_size=10: expected"),
         ({"name": "fastest"}, "unknown"),
         ({"workers": 0}, "workers=0"),
         ({"workers": True}, "workers=True"),

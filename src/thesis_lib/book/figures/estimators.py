@@ -97,7 +97,8 @@ def operating_units(
     figure, left, right = style.axes(2, height_in=3.4)
     measured_s = dict(zip(trace.unit_names, trace.units_s.T, strict=True))
     measured_s["rest"] = trace.service_s - trace.units_s.sum(axis=1)
-    estimated_s = {unit: predicted_s.get(unit, np.zeros(1)) for unit in measured_s}
+    nothing_s = np.zeros(len(trace))
+    estimated_s = {unit: predicted_s.get(unit, nothing_s) for unit in measured_s}
     bars = {"stacked": True, "ax": left, "width": 0.36, "rot": 0, "linewidth": 0}
     colours = [*style.PALETTE, style.GREY]
     _mean_us(trace, measured_s).plot.bar(**bars, color=colours, position=1.05)

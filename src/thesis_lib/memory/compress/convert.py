@@ -301,10 +301,10 @@ def write_compressed(
     Factors and few bits have the model in memory meanwhile, and are calibrated layer
     after layer, behind compressed ones: factors on at most 32 windows of 512 tokens,
     with ranks where an entry saves most loss; few bits on 8,192 tokens in windows of
-    `context`. Returns at least `bytes_before` and `bytes_after` of the tensors, and
-    `layers`. Raises InvalidInput for a checkpoint that is compressed already, that has
-    no tokenizer or weights that are not finite, for a text too short for the Gram
-    matrix of a layer, and as `convert` does.
+    `context`, or of as many as the model takes. Returns at least `bytes_before` and
+    `bytes_after` of the tensors, and `layers`. Raises InvalidInput for a checkpoint
+    that is compressed already, that has no tokenizer or weights that are not finite,
+    for a text too short for the Gram matrix of a layer, and as `convert` does.
     """
     require_count("context", context)
     folder, text = Path(folder), wish.calibration or CALIBRATION_TEXT

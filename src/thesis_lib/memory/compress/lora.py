@@ -111,12 +111,13 @@ def _require_plain(path: Path, config: Mapping[str, Any]) -> None:
         require(
             _are_patterns(config.get(name) or {}),
             f"{path} sets {name} to {shown(config.get(name))}: expected a number for "
-            "each pattern of names",
+            "each pattern of names; copy the adapter again",
         )
     slow = config.get("use_rslora")
     require(
         slow is None or isinstance(slow, bool),
-        f"{path} sets use_rslora to {shown(slow)}: expected true or false",
+        f"{path} sets use_rslora to {shown(slow)}: expected true or false; "
+        "copy the adapter again",
     )
     known = {*_HARMLESS, *_READ, "peft_type", "init_lora_weights"}
     for name, value in config.items():

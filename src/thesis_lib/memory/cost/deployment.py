@@ -137,7 +137,7 @@ class Method:
     """A way to hold the weights, and what a pass over them brings."""
 
     name: str
-    kind: str = "dense"  # of the weights: dense, nf4 or int8
+    kind: str = "dense"  # of the weights: dense, nf4, int8 or lossless
     coded: float = 1.0  # bytes that cross the link over bytes of the streamed layers
     tokens_per_step: float = 1.0  # of one sequence
     batch: int = 1

@@ -587,10 +587,11 @@ def _row_numbers(rows: Any) -> I64:
 def _all_there(table: pa.Table, rows: tuple[int, int] | None) -> None:
     """Refuse a table that has fewer than the `rows` that were asked for."""
     if rows is not None:
-        first, last = rows
+        (first, last), found = rows, table.num_rows
+        has = f"{first + found} rows" if found else f"no row {first}"
         require(
-            table.num_rows == last - first,
-            f"rows={first}:{last}: it has no more than {first + table.num_rows} rows",
+            found == last - first,
+            f"rows={first}:{last}: it has {has}: ask for rows that it has",
         )
 
 

@@ -238,7 +238,7 @@ def _again(dsn: str, database: str | None = None) -> psycopg.Connection:
     try:
         return connect(dsn, database)
     except InvalidInput as error:
-        raise Lost(f"{error}; it answered before: see whether it still runs") from error
+        raise Lost(f"{error}, as it did before: see whether it still runs") from error
 
 
 def _sql(text: str) -> LiteralString:

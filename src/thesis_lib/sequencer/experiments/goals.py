@@ -64,7 +64,10 @@ GOALS = {
 
 def _of_goals(loads: Iterable[float]) -> tuple[float, ...]:
     loads = tuple(loads)
-    require(set(loads) <= set(LOADS), f"loads={loads}: the goals are set for {LOADS}")
+    require(
+        set(loads) <= set(LOADS),
+        f"loads={loads}: the goals are set for {LOADS}: expected some of these",
+    )
     return loads
 
 

@@ -56,8 +56,7 @@ class Turn:
 class AdmissionController:
     """`sequencer`, told the time by the running loop; a log at `log` if one is given.
 
-    It belongs to one event loop and knows no threads. Who is kept back is decided on
-    again whenever somebody comes or ends, and at its deadline if nobody does. Raises
+    It belongs to one event loop and knows no threads. Who is kept back is decided on again whenever somebody comes or ends, and at its deadline if nobody does; an open batch when it is full or its timer is over. Raises
     InvalidInput for a sequencer that another controller has, and for a log that cannot
     be written.
 
@@ -88,7 +87,7 @@ class AdmissionController:
         self._next = 0
         self._turns: dict[int, asyncio.Future[bool]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._due_s = float("inf")  # the deadline that the timer waits for
+        self._due_s = float("inf")  # when the timer looks
         self._origin_s: float | None = None
 
     @asynccontextmanager
@@ -157,7 +156,7 @@ class AdmissionController:
         return now_s - self._origin_s
 
     def _apply(self, decided: Decided) -> None:
-        """Wake who was decided on, and look again when the next deadline is over."""
+        """Wake who was decided on, and look again when it asks to."""
         for numbers, granted in ((decided.started, True), (decided.refused, False)):
             for number in numbers:
                 turn = self._turns.get(number)

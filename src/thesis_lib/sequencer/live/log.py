@@ -164,8 +164,9 @@ def what_if(
     ends is left out. Estimates are learned anew, by `estimator` if it is given. Service
     times stay as they were, so the log is best of the same number of workers, and as
     full. Raises InvalidInput for a file that is no log or does not replay, for one in
-    which somebody was refused, of whom nobody knows what it would have taken, and for a
-    policy that fails.
+    which somebody was refused, of whom nobody knows what it would have taken, for a
+    policy that fails, and for one without a timer for its batches where the sequencer
+    of the log had no `flush_s`.
     """
     past, settings = _past(Path(path))
     options = {key: settings[key] for key in settings.keys() - {"policy", "own"}}
@@ -179,7 +180,7 @@ def what_if(
         if what == ARRIVE:
             made = live.arrive(number, now_s, **past[number].about)
         elif what == LOOK:
-            if now_s != look_s:  # the deadline that it was for is no longer the next
+            if now_s != look_s:  # what it was for is no longer the next
                 continue
             made = live.look(now_s)
         elif number not in live:

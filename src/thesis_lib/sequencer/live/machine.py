@@ -171,11 +171,6 @@ class LiveSequencer:
             "is closed, or choose one with a timer (hybrid-corrected) or without "
             "batches (bid-price)",
         )
-        require(
-            not made.batched or batch_size <= most_waiting,
-            f"batch_size={batch_size}: expected most_waiting={most_waiting} at most, "
-            "or no batch is ever full",
-        )
         self.policy, self.own = at_hand(made, int(workers)), not isinstance(name, str)
         self.workers, self.slo_s = int(workers), slo_s
         self.most_waiting = int(most_waiting)
