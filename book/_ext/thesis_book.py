@@ -141,6 +141,7 @@ def keep_units(app: Sphinx, doctree, page) -> None:
 # So large is a point on the screen: the figures' 6.5 inches fill the column.
 PIXELS_PER_POINT = 1.44
 LEGIBLE_PX = 9  # the smallest letter, on any screen
+NARROW_SCREEN = "screen and (max-width: 640px)"  # as in thesis.css
 LETTERS = 800  # points of the size of a letter to 1 of its scale in the drawing
 
 
@@ -171,28 +172,37 @@ def pieces(svg: str, image: str, alt: str) -> str:
     return f'<span class="pieces" style="--widest:{widest:g}">{made}</span>'
 
 
-def figure_box(svg: str, files: str, alt: str) -> str:
-    """A figure in both themes as HTML: whole, and in pieces for a narrow screen.
-
-    `files` is the address of its files without their ends. The picture of the other
-    theme is never asked for: it is not displayed, and lazy.
-    """
+def sizes(svg: str) -> tuple[str, str]:
+    """Of a drawing, its size in pixels as attributes, and what `thesis.css` knows."""
     points = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
     size = " ".join(
         f'{side}="{PIXELS_PER_POINT * float(each):.0f}"'
         for side, each in zip(("width", "height"), points, strict=True)
     )
     smallest = LETTERS * min(map(float, re.findall(r"scale\(([\d.]+) -", svg)))
-    pair = ""
+    return size, f"--whole:{points[0]};--least:{LEGIBLE_PX / smallest:.3f}"
+
+
+def figure_box(svg: str, files: str, alt: str, narrow: str = "") -> str:
+    """A figure in both themes as HTML: whole, and otherwise on a narrow screen.
+
+    There it is in pieces, or the drawing `narrow` if it has one. `files` is the address
+    of its files without their ends. The picture of the other theme is never asked for:
+    it is not displayed, and lazy.
+    """
+    pair, (size, known) = "", sizes(svg)
     for theme, end in (("light", ""), ("dark", "-dark")):
         source = f'class="only-{theme}" src="{files}{end}.svg"'
         image = f'<img {source} alt="{{alt}}" {size} loading="lazy">'
-        pair += (
-            f'<a class="only-{theme}" href="{files}{end}.svg">'
-            f"{image.format(alt=alt)}{pieces(svg, image, alt)}</a>"
-        )
-    sizes = f"--whole:{points[0]};--least:{LEGIBLE_PX / smallest:.3f}"
-    return f'<div class="figure-box" style="{sizes}">{pair}</div>'
+        shown = f"{image.format(alt=alt)}{pieces(svg, image, alt)}"
+        if narrow:
+            its_size, its_known = sizes(narrow)
+            shown = (
+                f'<picture style="{its_known}"><source media="{NARROW_SCREEN}" '
+                f'srcset="{files}-narrow{end}.svg" {its_size}>{shown}</picture>'
+            )
+        pair += f'<a class="only-{theme}" href="{files}{end}.svg">{shown}</a>'
+    return f'<div class="figure-box" style="{known}">{pair}</div>'
 
 
 def show_figures(app: Sphinx, doctree, page) -> None:
@@ -208,7 +218,9 @@ def show_figures(app: Sphinx, doctree, page) -> None:
             continue
         svg = (folder / f"{name}.svg").read_text()
         alt = escape(next(figure.findall(nodes.image))["alt"])
-        box = figure_box(svg, address + name, alt)
+        narrow = folder / f"{name}-narrow.svg"
+        other = narrow.read_text() if narrow.is_file() else ""
+        box = figure_box(svg, address + name, alt, other)
         figure[0].replace_self(nodes.raw("", box, format="html"))
         files = ", ".join(
             f'<a href="{address}{name}.{end}" download>{says}</a>'

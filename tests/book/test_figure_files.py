@@ -20,7 +20,14 @@ from matplotlib.transforms import Affine2D, IdentityTransform
 from rings import planned
 
 from thesis_lib.book import figures
-from thesis_lib.book.figures.export import CSV, SVG, as_vector, bundle
+from thesis_lib.book.figures.export import (
+    CSV,
+    NARROW,
+    NARROW_IN,
+    SVG,
+    as_vector,
+    bundle,
+)
 from thesis_lib.book.tables import ring_schedule
 from thesis_lib.common.units import GiB
 
@@ -424,6 +431,34 @@ def test_pieces_of_a_figure_share_no_place_and_hold_every_text(draw, legend, bes
     for piece in pieces:
         for box in piece[:-1]:  # the numbers of the first column, and no curve
             assert 0 < inside(texts, box).sum() < held[legend].sum()
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_figure_is_in_pieces_or_narrow_on_a_narrow_screen_and_then_as_it_was(name):
+    figure = DRAWINGS[name][0](getattr(figures, name))
+    before = as_vector(figure)
+    files = bundle(figure)
+    assert files[SVG] == before == as_vector(figure)
+    if NARROW in files:
+        assert "data-panels" not in before
+        assert len(texts_of(files[NARROW])) == len(texts_of(before))
+        (width,) = re.findall(r'viewBox="0 0 ([\d.]+)', files[NARROW])
+        assert float(width) <= 72 * (NARROW_IN + 0.2)
+
+
+def test_a_legend_has_as_many_columns_as_a_narrow_figure_has_room_for():
+    figure, panel = figures.axes()
+    for number in range(5):
+        panel.plot([0, 1], [number, 0], label=f"a curve with a long name, {number}")
+    figures.style.legend_below(figure, ncols=5)
+    files = bundle(figure)
+    wide, narrow = (
+        float(re.findall(r'viewBox="0 0 ([\d.]+)', files[kind])[0])
+        for kind in (SVG, NARROW)
+    )
+    assert wide > 72 * figures.style.WIDTH_IN > 72 * (NARROW_IN + 0.2) > narrow
+    rows = texts_of(files[NARROW])[-5:, 0, 1].round()
+    assert len({*rows}) == 5
 
 
 def test_panels_that_a_text_joins_are_one_piece():

@@ -43,10 +43,14 @@ def show(page, names, theme):
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize(("theme", "other"), [("light", "dark"), ("dark", "light")])
 def test_a_figure_is_drawn_for_its_theme_and_never_fetched_for_the_other(
-    browser, server, theme, other, width
+    browser, html, server, theme, other, width
 ):
     page, names, asked = opened(browser, server, theme, width)
-    assert sorted(asked) == sorted(name + ENDS[theme] for name in names)
+    drawn = html / "_static/figures"
+    narrow = {n for n in names if width < 640 and (drawn / f"{n}-narrow.svg").is_file()}
+    assert sorted(asked) == sorted(
+        f"{name}{'-narrow' * (name in narrow)}{ENDS[theme]}" for name in names
+    )
     assert page.locator(f".figure-box img.only-{other} >> visible=true").count() == 0
     assert page.locator(".figure-box ~ figcaption >> visible=true").count() == len(
         names
@@ -58,7 +62,7 @@ def test_a_figure_is_drawn_for_its_theme_and_never_fetched_for_the_other(
 
 def test_nothing_shifts_while_figures_load(browser, server):
     page, _, _ = opened(browser, server, "light", 1280)
-    sizes = page.locator(".figure-box a > img.only-light").evaluate_all(
+    sizes = page.locator(".figure-box :is(a, picture) > img.only-light").evaluate_all(
         "(all) => all.map((image) => [image.naturalWidth / image.naturalHeight,"
         " image.getAttribute('width') / image.getAttribute('height')])"
     )
@@ -97,7 +101,9 @@ def test_every_file_of_a_figure_is_there_and_the_figure_is_its_link(browser, ser
 # many pieces it has, and what those who listen are told.
 SHOWN = """(boxes) => boxes.map((box) => {
     const shown = [...box.querySelectorAll('img')].filter((e) => e.checkVisibility());
-    return {file: shown[0].getAttribute('src'),
+    const other = shown[0].parentElement.querySelector('source');
+    const narrow = other && matchMedia(other.media).matches;
+    return {file: narrow ? other.srcset : shown[0].getAttribute('src'), narrow,
         widths: [...new Set(shown.map((e) => e.getBoundingClientRect().width))],
         scrolls: box.scrollWidth > box.clientWidth,
         pieces: box.querySelectorAll('.pieces > span > span').length,
@@ -109,8 +115,9 @@ SHOWN = """(boxes) => boxes.map((box) => {
 def test_a_figure_is_told_once_and_in_pieces_where_it_is_narrow(
     browser, html, server, width
 ):
-    """Pieces never scroll, and no letter of any figure is too small."""
+    """What is made for a narrow screen never scrolls, and no letter is too small."""
     page, pieces = browser.new_page(viewport={"width": width, "height": 900}), 0
+    narrow = 0
     for name in pages(html):
         if 'class="figure-box"' not in (html / name).read_text():
             continue
@@ -123,10 +130,13 @@ def test_a_figure_is_told_once_and_in_pieces_where_it_is_narrow(
             assert len(figure["said"]) == 1, figure
             assert bool(figure["pieces"]) == ("data-panels" in svg), figure
             assert letters * drawn / whole > LEGIBLE_PX - 0.05, figure
-            assert not (figure["pieces"] and figure["scrolls"]), figure
+            made = figure["pieces"] or figure["narrow"]
+            assert not (made and figure["scrolls"]), figure
             pieces += figure["pieces"]
+            narrow += bool(figure["narrow"])
         assert page.evaluate(
             "() => document.documentElement.scrollWidth <= window.innerWidth"
         ), name
     assert pieces > 2
+    assert (narrow > 2) == (width < 640)
     page.close()

@@ -128,8 +128,8 @@ def test_the_ratio_is_one_of_all_matrices_together(dense, tmp_path):
             "too short .* at least 80",
         ),
         (
-            {"bits": 3, "context": 128, "calibration": "short.txt"},
-            "has 64 tokens: expected 128 at least",
+            {"bits": 3, "group": 16, "context": 128, "calibration": "shorter.txt"},
+            "has 40 tokens: expected 64 at least",  # as many as the model takes
         ),
     ],
 )
@@ -138,6 +138,7 @@ def test_a_wish_that_cannot_be_is_refused_and_nothing_written(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("x" * 64)
+    (tmp_path / "shorter.txt").write_text("x" * 40)
     with pytest.raises(InvalidInput, match=words):
         compress_checkpoint(str(dense), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

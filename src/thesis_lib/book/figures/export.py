@@ -23,11 +23,14 @@ from matplotlib.collections import (
 )
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
 from matplotlib.transforms import Affine2D, Bbox
 
 SVG, PNG, CSV = "image/svg+xml", "image/png", "text/csv"
+NARROW = "image/vnd.thesis.narrow+svg"  # another SVG, for a narrow screen
+NARROW_IN = 3.7
 MANY = 1_000  # points of a line, of which only those apart are told
 PLACES = ("x", "y", "x_low", "x_high", "y_low", "y_high", "value")
 Rows = Iterator[dict[str, Any]]
@@ -47,8 +50,54 @@ def keep_files() -> None:
 
 
 def bundle(figure: Figure) -> dict[str, str]:
-    """A figure's vector and its data, by their media types."""
-    return {SVG: as_vector(figure), CSV: drawn(figure).to_csv(index=False)}
+    """A figure's vectors and its data, by their media types.
+
+    One is for a narrow screen, where the figure is not shown in `pieces` and has room.
+    """
+    kept = {SVG: as_vector(figure), CSV: drawn(figure).to_csv(index=False)}
+    if pieces(figure):
+        return kept
+    with _narrowed(figure):
+        with _as_in_its_file(figure):
+            fits = figure.get_tightbbox().width <= NARROW_IN
+        return kept | ({NARROW: as_vector(figure)} if fits else {})
+
+
+@contextmanager
+def _narrowed(figure: Figure) -> Iterator[None]:
+    """A figure of another width, and its legends in as many columns as have room.
+
+    Its panels stay as high as they were.
+    """
+    size_in, legends = figure.get_size_inches(), figure.legends
+    with _as_in_its_file(figure):
+        made = [_reflowed(figure, legend) for legend in legends]
+        grown = sum(map(_height_in, made)) - sum(map(_height_in, legends))
+    figure.legends = made
+    figure.set_size_inches(NARROW_IN, size_in[1] + grown)
+    try:
+        yield
+    finally:
+        figure.legends = legends
+        figure.set_size_inches(*size_in)
+
+
+def _reflowed(figure: Figure, legend: Legend) -> Legend:
+    """A legend of the same marks and names that a narrow figure has room for."""
+    texts = legend.get_texts()
+    names, font = [each.get_text() for each in texts], texts[0].get_fontproperties()
+    for columns in range(len(texts), 0, -1):
+        made = Legend(
+            figure, legend.legend_handles, names, loc="outside lower center",
+            ncols=columns, prop=font,
+        )  # fmt: skip
+        if made.get_window_extent().width <= 72 * NARROW_IN:
+            break
+    return made
+
+
+def _height_in(legend: Legend) -> float:
+    return legend.get_window_extent().height / 72
 
 
 def raster(figure: Figure) -> str:

@@ -112,7 +112,9 @@ def _read(path: Path | str, columns: Sequence[str]) -> dict[str, Quantity]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path} is not UTF-8: expected a table of text; save it so") from error
+        raise InvalidInput(
+            f"{path} is not UTF-8: expected a table of text; save it so"
+        ) from error
     with io.StringIO(text, newline="") as file:
         rows = csv.DictReader(file)
         require(

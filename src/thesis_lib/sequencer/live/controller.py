@@ -56,9 +56,10 @@ class Turn:
 class AdmissionController:
     """`sequencer`, told the time by the running loop; a log at `log` if one is given.
 
-    It belongs to one event loop and knows no threads. Who is kept back is decided on again whenever somebody comes or ends, and at its deadline if nobody does; an open batch when it is full or its timer is over. Raises
-    InvalidInput for a sequencer that another controller has, and for a log that cannot
-    be written.
+    It belongs to one event loop and knows no threads. Who is kept back is decided on
+    again whenever somebody comes or ends, and at its deadline if nobody does; an open
+    batch when it is full or its timer is over. Raises InvalidInput for a sequencer that
+    another controller has, and for a log that cannot be written.
 
     >>> import asyncio
     >>> from thesis_lib.sequencer.live import AdmissionController, LiveSequencer
