@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO, StringIO
-from itertools import accumulate, pairwise
+from itertools import accumulate, combinations, pairwise
 from math import dist, nan
 from typing import Any
 
@@ -57,10 +57,29 @@ def bundle(figure: Figure) -> dict[str, str]:
     kept = {SVG: as_vector(figure), CSV: drawn(figure).to_csv(index=False)}
     if pieces(figure):
         return kept
+    with _as_in_its_file(figure):
+        before = _collisions(figure)
     with _narrowed(figure):
         with _as_in_its_file(figure):
             fits = figure.get_tightbbox().width <= NARROW_IN
+            fits &= _collisions(figure) <= before
         return kept | ({NARROW: as_vector(figure)} if fits else {})
+
+
+def _collisions(figure: Figure) -> int:
+    """Pairs of texts that share a place, texts that are cut, and that cross an axis."""
+    labels = [(panel, text) for panel in figure.axes for text in panel.texts]
+    legends = [*figure.legends, *filter(None, (p.get_legend() for p in figure.axes))]
+    texts = [text for _, text in labels]
+    texts += [text for legend in legends for text in legend.get_texts()]
+    boxes = [text.get_window_extent().padded(-1) for text in texts if text.get_text()]
+    pairs = sum(one.overlaps(other) for one, other in combinations(boxes, 2))
+    cut = sum(box.xmax > figure.bbox.xmax or box.xmin < 0 for box in boxes)
+    edges = [
+        (text.get_window_extent(), panel.get_window_extent().xmin)
+        for panel, text in labels
+    ]
+    return pairs + cut + sum(box.xmin + 1 < at < box.xmax - 1 for box, at in edges)
 
 
 @contextmanager
@@ -86,14 +105,16 @@ def _reflowed(figure: Figure, legend: Legend) -> Legend:
     """A legend of the same marks and names that a narrow figure has room for."""
     texts = legend.get_texts()
     names, font = [each.get_text() for each in texts], texts[0].get_fontproperties()
-    for columns in range(len(texts), 0, -1):
-        made = Legend(
-            figure, legend.legend_handles, names, loc="outside lower center",
-            ncols=columns, prop=font,
-        )  # fmt: skip
-        if made.get_window_extent().width <= 72 * NARROW_IN:
-            break
-    return made
+    handles: Any = legend.legend_handles
+
+    def made(columns: int) -> Legend:
+        place = {"loc": "outside lower center", "ncols": columns, "prop": font}
+        return Legend(figure, handles, names, **place)
+
+    def fits(columns: int) -> bool:
+        return made(columns).get_window_extent().width <= 72 * NARROW_IN
+
+    return made(next(filter(fits, range(len(texts), 1, -1)), 1))
 
 
 def _height_in(legend: Legend) -> float:
