@@ -25,12 +25,12 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.patches import Rectangle
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Affine2D, Bbox
 
 SVG, PNG, CSV = "image/svg+xml", "image/png", "text/csv"
 NARROW = "image/vnd.thesis.narrow+svg"  # another SVG, for a narrow screen
-NARROW_IN = 3.7
+NARROW_IN, LEAST_PT = 3.45, 7.0  # on a phone such letters are as high as 9 pixels
 MANY = 1_000  # points of a line, of which only those apart are told
 PLACES = ("x", "y", "x_low", "x_high", "y_low", "y_high", "value")
 Rows = Iterator[dict[str, Any]]
@@ -61,8 +61,10 @@ def bundle(figure: Figure) -> dict[str, str]:
         before = _collisions(figure)
     with _narrowed(figure):
         with _as_in_its_file(figure):
+            letters: Any = figure.findobj(Text)
             fits = figure.get_tightbbox().width <= NARROW_IN
             fits &= _collisions(figure) <= before
+            fits &= min(each.get_fontsize() for each in letters) >= LEAST_PT
         return kept | ({NARROW: as_vector(figure)} if fits else {})
 
 
