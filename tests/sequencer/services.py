@@ -17,7 +17,7 @@ AT_ONCE = [
 ]  # fmt: skip
 BATCHED = [
     "drop", "reorder", "hybrid", "drop-corrected", "reorder-corrected",
-    "hybrid-corrected", "fifo-batched", "edf", "sjf", "random-drop",
+    "hybrid-corrected", "fifo-batched", "edf", "sjf",
 ]  # fmt: skip
 
 

@@ -35,7 +35,13 @@ from thesis_lib.sequencer.live.estimator import OnlineEstimator, ServiceEstimato
 from thesis_lib.sequencer.policies.lookahead import PENDING, READ, SPREAD
 from thesis_lib.sequencer.policies.recalibration import LEAST_S
 from thesis_lib.sequencer.policies.registry import Policy, Rule, decide, policy
-from thesis_lib.sequencer.policies.rules import AT_ARRIVAL, FIFO, LIFO, decide_compiled
+from thesis_lib.sequencer.policies.rules import (
+    AT_ARRIVAL,
+    FIFO,
+    LIFO,
+    RANDOM,
+    decide_compiled,
+)
 
 Note = Callable[[dict[str, Any]], None]  # takes an event and what was decided at it
 LOOK_S = 0.001  # behind a deadline it is over, beyond what any clock rounds
@@ -164,6 +170,11 @@ class LiveSequencer:
             f"feature_names={feature_names!r}: expected names that differ, in a tuple",
         )
         made = policy(name, slo_s=slo_s, cores=int(workers))
+        require(
+            made.code is None or made.code.kind != RANDOM,
+            f"policy {made.name!r} drops by the numbers of a trace, and here they are "
+            "given again: choose one that looks at the requests (bid-price)",
+        )
         require(
             not made.batched or batch_size == 1 or min(flush_s, made.flush_s) < np.inf,
             f"policy {made.name!r} waits until {batch_size} requests have come, and "

@@ -39,7 +39,7 @@ from thesis_lib.sequencer.policies.queues import (
 FIFO, RANDOM, BANDED, EDF, SJF, LATE, SLACK, SHORT, CAP, CODEL, OURS = range(11)
 ENVOY, GRADIENT, BREAKWATER, LIFO, KEY_CAP = range(11, 16)
 OBSERVING = (ENVOY, GRADIENT)  # decide by what has committed
-AT_ARRIVAL = (RANDOM, CAP, ENVOY, GRADIENT, BREAKWATER, KEY_CAP, BANDED)  # once
+AT_ARRIVAL = (CAP, ENVOY, GRADIENT, BREAKWATER, KEY_CAP, BANDED)  # and not again
 HOPELESS = 4  # the rank of what `_late` drops
 
 
