@@ -461,6 +461,26 @@ def test_a_legend_has_as_many_columns_as_a_narrow_figure_has_room_for():
     assert len({*rows}) == 5
 
 
+@pytest.mark.parametrize(
+    ("texts", "size", "kept"),
+    [
+        ([(0.1, "left")], 8, True),
+        ([(0.1, "left")], 6, False),  # too small for a phone
+        (
+            [(0.1, "two texts that are long and stand"), (0.55, "side by side")],
+            8,
+            False,
+        ),
+        ([(0.75, "cut off at its end")], 8, False),
+    ],
+)
+def test_a_narrow_drawing_is_kept_where_its_texts_can_be_read(texts, size, kept):
+    figure, panel = figures.axes()
+    for x, text in texts:
+        panel.text(x, 0.5, text, fontsize=size, clip_on=True)
+    assert (NARROW in bundle(figure)) == kept
+
+
 def test_panels_that_a_text_joins_are_one_piece():
     figure, left, _ = figures.axes(2)
     assert "data-panels" in as_vector(figure)
