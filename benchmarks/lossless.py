@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -229,55 +230,63 @@ def settle(model: StreamedModel, most: int = 60) -> list[float]:
     return seconds
 
 
-def compare_streams(
-    home: Path, layers: int, rounds: int, ring: int, distinct: int | None
-) -> dict[str, Any]:
-    """Seconds of the reads alone and of tokens, dense and in code, in turn."""
-    folders = {"bf16": home / "dense", "lossless": home / "lossless"}
-    for folder in folders.values():
-        synthesise(
-            GEOMETRY, folder, layers=layers, distinct_layers=distinct, kind=folder.name
-        )
+def stream_in_turn(folders: dict[str, Path], rounds: int, ring: int) -> dict[str, Any]:
+    """Seconds of the reads alone and of tokens of two checkpoints, in turn.
+
+    The first is that which the other one is as fast as so many times.
+    """
     os.sync()  # or pages would be written while others are read
     plans = same_memory(folders, ring)
     row = torch.tensor([[1]])
-    with (
-        StreamedModel(folders["bf16"], plans["bf16"]) as dense,
-        StreamedModel(folders["lossless"], plans["lossless"]) as coded,
-    ):
-        models = {"bf16": dense, "lossless": coded}
-        settling, logits = settle(dense), []
+    with ExitStack() as stack:
+        models = {
+            name: stack.enter_context(StreamedModel(folder, plans[name]))
+            for name, folder in folders.items()
+        }
+        first, other = models
+        settling, logits = settle(models[first]), []
         for model in models.values():
             logits.append(model.step(row, model.new_cache(), keep=1))
             with model.without_reading():
                 continue
         samples: dict[str, list[list[float]]] = {}  # by turn
-        for _, name in turns(reversed(list(models)), rounds):
+        for _, name in turns([other, first], rounds):
             for kind, seconds in time_passes(models[name]).items():
                 samples.setdefault(f"{name} {kind}", []).append(seconds)
-    decoder = with_decoder(measure_machine(folders["lossless"]), folders["lossless"])
     medians = {name: float(np.median(seconds)) for name, seconds in samples.items()}
     summary = {
-        kind: medians[f"bf16 {kind}"] / medians[f"lossless {kind}"]
+        kind: medians[f"{first} {kind}"] / medians[f"{other} {kind}"]
         for kind in ("drain", "token")
     }
     equal = torch.equal(*logits)
-    print(f"times as fast as bf16: {summary}, equal logits: {equal}", flush=True)
+    print(f"times as fast as {first}: {summary}, equal logits: {equal}", flush=True)
     return {
-        "geometry": GEOMETRY,
-        "layers": layers,
         "ring": ring,
-        "device_bytes": plans["bf16"].machine.device_bytes,
+        "device_bytes": plans[first].machine.device_bytes,
         "resident_layers": {n: made.resident_layers for n, made in plans.items()},
         "planned_peak_bytes": {n: m.device_peak_bytes for n, m in plans.items()},
         "bytes_per_step": {n: made.bytes_per_step for n, made in plans.items()},
-        "decoded_bytes_per_step": plans["lossless"].decoded_bytes_per_step,
-        "decode_bytes_per_s": decoder.decode_bytes_per_s,
+        "decoded_bytes_per_step": plans[other].decoded_bytes_per_step,
         "equal_logits": equal,
         "settling_s": settling,
         "seconds": samples,
         "times_as_fast": summary,
     }
+
+
+def compare_streams(
+    home: Path, layers: int, rounds: int, ring: int, distinct: int | None
+) -> dict[str, Any]:
+    """Random weights, dense and in code."""
+    folders = {"bf16": home / "dense", "lossless": home / "lossless"}
+    for folder in folders.values():
+        synthesise(
+            GEOMETRY, folder, layers=layers, distinct_layers=distinct, kind=folder.name
+        )
+    stream = stream_in_turn(folders, rounds, ring)
+    decoder = with_decoder(measure_machine(folders["lossless"]), folders["lossless"])
+    rate = {"decode_bytes_per_s": decoder.decode_bytes_per_s}
+    return {"geometry": GEOMETRY, "layers": layers, **stream, **rate}
 
 
 @benchmark

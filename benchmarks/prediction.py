@@ -11,6 +11,7 @@ same rates and found by longer and longer passes.
     python benchmarks/prediction.py [--plans 20] [--layers 6] [--checkpoint FOLDER]
 """
 
+import math
 import random
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -41,6 +42,13 @@ SEQUENCES = (1, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 PASSES = (1, 1, 1, 4, 16, 64)
 MOST = 256  # tokens of all sequences in a pass
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.85, 1.0, 1.15, 1.3, 1.5)  # of the predicted crossover
+
+
+def finite(machine: Machine) -> dict[str, float]:
+    """The rates of a machine but those that nothing limits."""
+    return {
+        name: value for name, value in asdict(machine).items() if math.isfinite(value)
+    }
 
 
 def choose(draw: random.Random, folder: Path, machine: Machine) -> MemoryPlan:
@@ -99,7 +107,7 @@ def predict(folder: Path, plans: int, seed: int) -> dict[str, Any]:
         rows.append(row | {"seconds": seconds})
         error = row["predicted_s"] / float(np.median(seconds)) - 1
         tell(f"{number + 1} of {plans}: {row}, error {error:+.1%}")
-    return {"rates": asdict(machine), "plans": rows}
+    return {"rates": finite(machine), "plans": rows}
 
 
 def cross(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
@@ -128,7 +136,7 @@ def cross(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
         made, machine=replace(machine, disk_bytes_per_s=made.bytes_per_step / drain_s)
     )
     return {
-        "rates": asdict(machine),
+        "rates": finite(machine),
         "drain_s": drain_s,
         "computing_s": {str(n): seconds for n, seconds in computing.items()},
         "predicted_tokens": fitted.crossover_tokens(),

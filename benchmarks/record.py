@@ -248,8 +248,9 @@ def _write(path: Path, content: Point) -> None:
 
     def text(value: Any) -> str:
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
-        return json.dumps(value, indent=1).replace("\n", "\n ")
+            rows = (json.dumps(row, allow_nan=False) for row in value)
+            return "[\n  " + ",\n  ".join(rows) + "\n ]"
+        return json.dumps(value, indent=1, allow_nan=False).replace("\n", "\n ")
 
     parts = [f" {json.dumps(name)}: {text(value)}" for name, value in content.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -285,10 +286,11 @@ def both_clocks(run: Callable[[], object], calls: int | None = None) -> Point:
     return {f"{clock}_us": 1e6 * s / calls for clock, s in taken.items()}
 
 
-def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
-    """Median of the ratios of rounds with its interval."""
+def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, Any]:
+    """Median of the ratios of rounds, its ends, and what kind of ends they are."""
     found = median_interval(np.divide(over, under))
-    return {"ratio": found.value, "low": found.low, "high": found.high}
+    ends = {"low": found.low, "high": found.high, "n": found.n}
+    return {"ratio": found.value, **ends, "interval": found.method}
 
 
 def medians(label: Mapping[str, Any], rounds: Sequence[Point]) -> Point:

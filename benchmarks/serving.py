@@ -1,14 +1,19 @@
 """Violations of a streamed model behind each policy, beside what a log foretells.
 
-SmolLM2 in a third of the memory of its weights, four texts at a time. Prompts are
-passages of a novel from 4 to 64 tokens long and answers have from 1 to 6, asked for in
-an open loop at shares of the rate that the service reached just before with its slots
-always full, and counted from the intended time. Every policy gets the same requests at
-the same times. What the log of FIFO says of the others (`live.what_if`) is kept beside
-what they then did, and how many would have been late under any schedule of the service
-times of that log.
+SmolLM2 in a third of the memory of its weights, and all of it resident, four texts at a
+time. Prompts are passages of a novel from 4 to 64 tokens long and answers have from 1
+to 6, asked for in an open loop and counted from the intended time. Unit of time is what
+a text took just before, with all slots taken: loads are shares of that rate, the
+objective is so many of these times, and a run lasts as many whatever its load, so that
+neither rests on how fast the machine is this minute. Every policy gets the same
+requests at the same times; batches are of ten, and those without a timer are always
+filled. What the log of FIFO says of the others (`live.what_if`) is kept beside what
+they then did, and how many would have been late under any schedule of the service times
+of that log.
 
     python benchmarks/serving.py [REPEATS [REQUESTS]]
+
+REQUESTS are about those at a load of one; so many come that every batch is filled.
 """
 
 import asyncio
@@ -24,7 +29,7 @@ import numpy as np
 from record import Record, benchmark, show, tell
 from service import foretold, outcome
 
-from thesis_lib.common.units import MiB
+from thesis_lib.common.units import GiB, MiB
 from thesis_lib.memory.compress.convert import CALIBRATION_TEXT
 from thesis_lib.memory.decode.generate import Writing
 from thesis_lib.memory.evaluate.perplexity import read_tokens
@@ -38,11 +43,16 @@ from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 from thesis_lib.serving import Ask, ModelService
 from thesis_lib.serving.service import PassEstimator
 
-POLICIES = ("fifo", "codel", "late-edf", "bid-price")
-LOADS = (0.7, 1.1, 1.5)
+SOME = ("fifo", "hybrid", "hybrid-corrected", "codel", "late-edf", "bid-price")
+CASES = {  # policies by load, of each placement of the weights
+    "streamed": {0.7: (*SOME, "drop", "reorder"), 1.1: SOME, 1.5: SOME},
+    "resident": {1.5: ("fifo", "bid-price")},
+}
+DEVICE_BYTES = {"streamed": 85 * MiB, "resident": GiB}
 ROOM: dict[str, Any] = {"slots": 4, "context": 80, "pass_tokens": 32}
-DEVICE_BYTES = 85 * MiB
 SLO_MEANS = 3  # the objective, in mean service times of a full house
+FLUSH_S = 3600.0  # of batches without a timer of their own: never
+BATCH = 10  # of a policy that waits for batches
 BURST = 32  # requests at once that saturate it
 NOVEL, LONGEST = 20_000, 64  # tokens of the novel, and of the longest prompt
 
@@ -95,30 +105,25 @@ async def _asked(service: ModelService, asked: list[Ask], arrival_s: F64) -> See
 
 
 def behind(
-    policy: str, slo_s: float, log: Path, asked: list[Ask], arrival_s: F64,
+    policy: str, place: str, slo_s: float, log: Path, asked: list[Ask], arrival_s: F64,
     metered: bool = False,
 ) -> Seen:  # fmt: skip
     """What becomes of requests behind a policy, which is new to them."""
 
     async def serve() -> Seen:
         async with ModelService(
-            "smollm2", DEVICE_BYTES, policy=policy, slo_s=slo_s, log=log,
-            most_waiting=10**6, metered=metered, **ROOM,
+            "smollm2", DEVICE_BYTES[place], policy=policy, slo_s=slo_s, log=log,
+            most_waiting=10**6, metered=metered, flush_s=FLUSH_S, **ROOM,
         ) as service:  # fmt: skip
             return await _asked(service, asked, arrival_s)
 
     return asyncio.run(serve())
 
 
-def burst(log: Path, novel: list[int], metered: bool = False) -> Seen:
-    """What becomes of requests that come at once and are all served."""
+def burst(place: str, log: Path, novel: list[int], metered: bool = False) -> Seen:
+    """What becomes of requests that come at once, so that every slot is taken."""
     asked = asks(BURST, np.random.default_rng(BURST), novel)
-    return behind("fifo", 1.0, log, asked, np.zeros(BURST), metered)
-
-
-def saturation_per_s(log: Path, novel: list[int]) -> float:
-    """Requests a second while every slot is taken."""
-    return ROOM["slots"] / float(burst(log, novel).service_s.mean())
+    return behind("fifo", place, 1.0, log, asked, np.zeros(BURST), metered)
 
 
 def bound(seen: Seen, arrival_s: F64, slo_s: float) -> float:
@@ -130,37 +135,45 @@ def bound(seen: Seen, arrival_s: F64, slo_s: float) -> float:
 
 
 @benchmark
-def main(out: Path, repeats: int = 4, n: int = 100) -> None:
+def main(out: Path, repeats: int = 8, n: int = 46) -> None:
     record, runs = Record(out), []
     tokenizer = read_tokenizer(smollm2.checkpoint())
     weights_bytes = ModelSpec.from_config(smollm2.checkpoint()).total_bytes
     novel = read_tokens(tokenizer, CALIBRATION_TEXT, NOVEL).tolist()
     with TemporaryDirectory() as folder:
         logs = (Path(folder) / f"{number}.jsonl" for number in count())
-        metered = burst(next(logs), novel, metered=True)
-        slo_s = SLO_MEANS * ROOM["slots"] / saturation_per_s(next(logs), novel)
-        for repeat, load in product(range(repeats), LOADS):
+        places = {}
+        for place in CASES:
+            metered = burst(place, next(logs), novel, metered=True)
+            places[place] = {
+                "device_bytes": DEVICE_BYTES[place],
+                "plan_bytes": metered.plan_bytes, "peak_bytes": metered.peak_bytes,
+            }  # fmt: skip
+        cases = [(load, place) for place in CASES for load in CASES[place]]
+        for repeat, (load, place) in product(range(repeats), sorted(cases)):
+            policies, coming = CASES[place][load], BATCH * round(load * n / BATCH)
             rng = np.random.default_rng([repeat, n])
-            asked, unit = asks(n, rng, novel), poisson_arrivals(1.0, n, rng)
-            rate_per_s = saturation_per_s(next(logs), novel)
+            asked, unit = asks(coming, rng, novel), poisson_arrivals(1.0, coming, rng)
+            service_s = float(burst(place, next(logs), novel).service_s.mean())
+            slo_s, rate_per_s = SLO_MEANS * service_s, ROOM["slots"] / service_s
             arrival_s = unit / (load * rate_per_s)
-            log = {policy: next(logs) for policy in POLICIES}
+            log = {policy: next(logs) for policy in policies}
             seen = {
-                policy: behind(policy, slo_s, log[policy], asked, arrival_s)
-                for policy in POLICIES[:: -1 if repeat % 2 else 1]
+                policy: behind(policy, place, slo_s, log[policy], asked, arrival_s)
+                for policy in policies[:: -1 if repeat % 2 else 1]
             }
-            for policy in POLICIES:
+            for policy in policies:
                 found, learns = seen[policy], PassEstimator(seen["fifo"].pass_s)
                 runs.append({
-                    "policy": policy, "load": load, "repeat": repeat,
-                    "rate_per_s": rate_per_s, **outcome(found.latency_s, slo_s),
+                    "place": place, "policy": policy, "load": load, "repeat": repeat,
+                    "requests": coming, "rate_per_s": rate_per_s, "slo_s": slo_s,
+                    **outcome(found.latency_s, slo_s),
                     "foretold": foretold(log["fifo"], policy, learns),
                     "bound": bound(seen["fifo"], arrival_s, slo_s),
                 })  # fmt: skip
-            tell(f"repeat {repeat} of {repeats}, load {load}")
+            tell(f"repeat {repeat} of {repeats}, load {load}, {place}")
             record.write(
-                device_bytes=DEVICE_BYTES, weights_bytes=weights_bytes, **ROOM,
-                plan_bytes=metered.plan_bytes, peak_bytes=metered.peak_bytes,
-                slo_s=slo_s, requests=n, repeats=repeat + 1, runs=runs,
+                weights_bytes=weights_bytes, **ROOM, places=places,
+                slo_means=SLO_MEANS, batch_size=BATCH, repeats=repeat + 1, runs=runs,
             )  # fmt: skip
     show(runs)

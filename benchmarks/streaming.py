@@ -311,7 +311,7 @@ def spread(seconds: list[float]) -> dict[str, Any]:
     }
 
 
-def faster(slow: list[float], fast: list[float]) -> dict[str, float]:
+def faster(slow: list[float], fast: list[float]) -> dict[str, Any]:
     """How many times faster, with the ends of its interval.
 
     Steps at the same place of both systems' runs are paired.

@@ -241,19 +241,40 @@ def test_a_lossless_code_is_that_of_the_record(patched, tmp_path):
     assert all(row["ratio"] < 0.8 for row in record["codecs"])
 
 
+def test_blocks_that_are_kept_are_those_of_the_record(patched, tmp_path):
+    from thesis_lib.memory.model.spec import ModelSpec
+
+    small = ModelSpec("llama2-7b", 4, 256, 512, 8, 8, 32, 1000, tied=False)
+    made = patched("blocks").synthesise
+    patched("blocks", synthesise=lambda _, *a, **k: made(small, *a, **k))
+    patched("lossless", REPEATS=1, settle=lambda model: [model.drain() or 0.1])
+    record = run("blocks", tmp_path, ["--layers", "4", "--rounds", "1"])
+    held_against("blocks", record)
+    assert record["streams"]["SmolLM2"]["equal_logits"]
+    for stream in record["streams"].values():
+        read = stream["bytes_per_step"]
+        assert read["blocks"] < 0.5 * read["bf16"]
+
+
 def test_violations_of_a_streamed_model_are_those_of_the_record(
     patched, tiny_smollm2, tmp_path
 ):
     patched(
         "serving",
-        LOADS=(1.1,), POLICIES=("fifo", "bid-price"), BURST=4, NOVEL=200, LONGEST=24,
-        ROOM={"slots": 2, "context": 40, "pass_tokens": 8}, DEVICE_BYTES=2**20,
+        CASES={
+            "streamed": {1.1: ("fifo", "hybrid", "bid-price")},
+            "resident": {1.1: ("fifo",)},
+        },
+        DEVICE_BYTES={"streamed": 2**20, "resident": 2**24},
+        ROOM={"slots": 2, "context": 40, "pass_tokens": 8}, BURST=4, NOVEL=200,
+        LONGEST=24,
     )  # fmt: skip
-    record = run("serving", tmp_path, ["1", "12"])
+    record = run("serving", tmp_path, ["1", "18"])
     held_against("serving", record)
     for row in record["runs"]:
         assert row["measured"] == row["late"] + row["refused"]
-    assert record["peak_bytes"] <= record["plan_bytes"] <= record["device_bytes"]
+    for place in record["places"].values():
+        assert place["peak_bytes"] <= place["plan_bytes"] <= place["device_bytes"]
 
 
 @pytest.mark.proof

@@ -149,7 +149,9 @@ def test_a_ratio_of_medians_lies_in_its_interval():
     found = ratio(3 * under * rng.uniform(0.9, 1.1, 40), under)
     assert found["ratio"] == pytest.approx(3, rel=0.1)
     assert 2.7 < found["low"] < found["ratio"] < found["high"] < 3.3
-    assert ratio([4.0], [2.0]) == {"ratio": 2, "low": 2, "high": 2}
+    assert (found["n"], found["interval"]) == (40, "order statistics")
+    alone = {"ratio": 2, "low": 2, "high": 2, "n": 1, "interval": "range"}
+    assert ratio([4.0], [2.0]) == alone
 
 
 def test_rounds_become_medians_beside_their_samples():

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from thesis_lib.cli.common import strict_json
 from thesis_lib.cli.main import app
+from thesis_lib.memory.model import smollm2
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 
 THESIS = Path(sys.executable).with_name("thesis")
@@ -74,6 +75,8 @@ POINT = "simulate --scenario A --load 1.1 --policy drop --seeds 2 --transactions
         ("run 4 -p seeds=1 -p seeds=2", "parameter seeds is given twice"),
         ("run --profile huge", "expected one of smoke, default, full"),
         ("generate smollm2 --device-memory 1GiB --prompt a --draft b", "--speculate"),
+        ("convert model out --adapter lora --keep-blocks", "are of GGUF files"),
+        ("plan none.gguf --device-memory 1GiB", "none.gguf cannot be opened"),
         ("cost --tokens-per-s 2 --weights nf4", "say what a rate is predicted for"),
         ("collect nowhere/t.parquet", "folder nowhere does not exist"),
         ("collect t.parquet --engine duckdb", "expected one of sqlite, postgresql"),
@@ -203,6 +206,17 @@ def test_cost_prints_one_object_with_intervals_and_takes_prices():
     refused = thesis(words, "--price", "rtx-3090")
     assert refused.returncode == 2
     assert "expected ITEM=USD" in refused.stderr
+
+
+def test_a_gguf_file_writes_the_text_of_the_checkpoint_that_it_becomes(tmp_path):
+    words = "--device-memory 96MiB --max-new-tokens 4 --prompt Once"
+    file, kept = str(smollm2.source()), str(tmp_path / "kept")
+    said = answer("convert smollm2", kept, "--keep-blocks")
+    assert said["kept"] > 0
+    texts = [
+        answer(f"generate {words}", each)["text"] for each in ("smollm2", file, kept)
+    ]
+    assert texts[0] == texts[1] == texts[2] != ""
 
 
 def test_the_module_is_the_command():

@@ -122,7 +122,8 @@ def test_a_commit_says_whether_what_results_depend_on_is_in_it(tmp_path, git):
 def used(others=0.0, own=1.0, cores=2, moved=0, disk=0):
     """What two readings tell that are a second apart."""
     idle = max(cores - own - others, 0.0)
-    return provenance.Usage(1.0, own, own + others, idle, 0.0, 0, moved, disk)
+    disks = {"sda": disk, "sdb": 0}
+    return provenance.Usage(1.0, own, own + others, idle, 0.0, 0, moved, disks)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def used(others=0.0, own=1.0, cores=2, moved=0, disk=0):
         (used(others=1.8, own=0.2), True),
         (used(others=2, own=2, cores=16), False),  # there is room for both
         (used(others=3, own=13, cores=16), True),
-        (provenance.Usage(1.0, 1.0, 1.0, 0.5, 0.5, 0, 0, 0), True),  # by the host
+        (provenance.Usage(1.0, 1.0, 1.0, 0.5, 0.5, 0, 0, {}), True),  # by the host
         (used(moved=2 * 10**9, disk=2 * 10**9), False),
         (used(moved=10**9, disk=2 * 10**9), True),
         (used(moved=0, disk=2 * 10**9), False),  # it does not use the disk
@@ -142,6 +143,17 @@ def used(others=0.0, own=1.0, cores=2, moved=0, disk=0):
 )
 def test_others_disturb_where_they_take_what_a_measurement_needs(usage, disturbed):
     assert bool(usage.disturbance) == disturbed
+
+
+def test_what_a_disk_moved_before_does_not_count():
+    """The disk that moved most since the system began may be idle now."""
+
+    def at(own, old, new):
+        return provenance.Usage(own, own, own, 0.0, 0.0, 0, 0, {"old": old, "new": new})
+
+    used = at(2.0, 10**12, 3 * 10**9).since(at(1.0, 10**12, 10**9))
+    assert used.disk_bytes == {"old": 0, "new": 2 * 10**9}
+    assert used.wall_s == 1.0
 
 
 @pytest.fixture
@@ -155,7 +167,7 @@ def loads(monkeypatch):
             clock[1] += taken.pop(0)
         read.inside = not read.inside
         return provenance.Usage(
-            clock[0], clock[0], clock[0] + clock[1], 0.0, 0.0, 0, 0, 0
+            clock[0], clock[0], clock[0] + clock[1], 0.0, 0.0, 0, 0, {}
         )
 
     read.inside = False

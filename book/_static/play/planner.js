@@ -107,7 +107,7 @@ Play.plan = (known, spec, at) => {
 };
 
 Play.parts.planner = (root, known) => {
-  const { el, svg, bytes, seconds, whole } = Play, GiB = 2 ** 30;
+  const { el, svg, bytes, enough, seconds, whole } = Play, GiB = 2 ** 30;
   const OWN = "own numbers", own = { layers: 80, hidden: 8192, intermediate: 22016,
     heads: 64, kv_heads: 8, vocab: 32000 };
   const words = { link: "the link from host memory", disk: "the disk",
@@ -165,17 +165,17 @@ Play.parts.planner = (root, known) => {
     if (plan.refused === "positions") return "Refused: the model was made for "
       + `${whole(plan.most)} positions; shorten the context.`;
     if (plan.refused === "host") return "Refused: host memory needs "
-      + `${bytes(plan.needs)} at least, for what comes from the disk; or none.`;
+      + `${enough(plan.needs)} at least, for what comes from the disk; or none.`;
     if (plan.refused) {
-      const ways = [`give the device ${bytes(plan.short)} more`];
+      const ways = [`give the device ${enough(plan.short)} more`];
       if (plan.ring) ways.push(`use ${plan.ring} of the staging buffers`);
       if (plan.context) ways.push(`shorten the context to ${whole(plan.context)} positions`);
       if (plan.batch) ways.push(`lower the sequences to ${plan.batch}`);
-      return `Refused: the device is short by ${bytes(plan.short)}. `
+      return `Refused: the device is short by ${enough(plan.short)}. `
         + `To make it run, ${ways.join(", or ")}.`;
     }
     return `${seconds(plan.s_per_token)} a token, bound by ${words[plan.limit]}; `
-      + `the device holds ${bytes(plan.device_peak_bytes)} at most.`;
+      + `the device holds ${enough(plan.device_peak_bytes)} at most.`;
   }
 
   const NAMES = { outer: "embedding and head", ring: "staging ring",

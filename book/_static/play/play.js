@@ -18,10 +18,12 @@ Play.number = 0;
 Play.id = () => `play-${++Play.number}`;
 
 // Three significant digits; sizes and times in the unit that fits.
-Play.shown = (x) => x.toLocaleString("en-GB", { maximumSignificantDigits: 3 });
+Play.shown = (x, roundingMode = "halfExpand") =>
+  x.toLocaleString("en-GB", { maximumSignificantDigits: 3, roundingMode });
 Play.whole = (n) => n.toLocaleString("en-GB");
-Play.bytes = (n) => n >= 2 ** 30 ? `${Play.shown(n / 2 ** 30)} GiB`
-  : `${Play.shown(n / 2 ** 20)} MiB`;
+Play.bytes = (n, rounding) => n >= 2 ** 30 ? `${Play.shown(n / 2 ** 30, rounding)} GiB`
+  : `${Play.shown(n / 2 ** 20, rounding)} MiB`;
+Play.enough = (n) => Play.bytes(n, "ceil");
 Play.seconds = (s) => s >= 1 ? `${Play.shown(s)} s` : `${Play.shown(1e3 * s)} ms`;
 
 Play.button = (text, onclick, more = {}) =>

@@ -13,7 +13,9 @@ from thesis_lib.common.errors import choice, require
 
 @command
 def plan(
-    model: Annotated[str, typer.Argument(help="Folder, smollm2 or llama-65b, …")],
+    model: Annotated[
+        str, typer.Argument(help="Folder, GGUF file, smollm2, llama-65b, …")
+    ],
     device_memory: str = option(..., "Such as 8GiB."),
     host_memory: str = option("0B", "Such as 32GiB."),
     weights: str | None = option(
@@ -110,7 +112,7 @@ def doctor(
 
 @command
 def generate(
-    checkpoint: Annotated[str, typer.Argument(help="Folder or smollm2.")],
+    checkpoint: Annotated[str, typer.Argument(help="Folder, GGUF file or smollm2.")],
     device_memory: str = option(..., "Such as 128MiB."),
     prompt: str | None = option(None, "Text to continue."),
     batch: Path | None = option(
@@ -310,16 +312,22 @@ def convert(
     adapter: Path | None = option(
         None, "A LoRA adapter of PEFT, to be merged.", metavar="FOLDER"
     ),
+    keep_blocks: bool = option(
+        False, "Leave matrices of the layers in the blocks of the GGUF file."
+    ),
     as_json: Json = False,
 ) -> None:
     """Unpack a GGUF file, llama.cpp's, into a checkpoint that streams.
 
-    With --adapter, merge what was trained beside a checkpoint into its weights.
+    With --keep-blocks, its layers stay as small as they are, and are restored for each
+    product, to the same bits. With --adapter, merge what was trained beside a
+    checkpoint into its weights.
     """
     allowed = None if memory is None else units.parse_size(memory)
     require(
-        adapter is None or allowed is None,
-        "--memory is of GGUF files: --adapter has one layer in memory at a time",
+        adapter is None or (allowed is None and not keep_blocks),
+        "--memory and --keep-blocks are of GGUF files: --adapter has one layer in "
+        "memory at a time, and writes it dense",
     )
     bars, move = progress_bars(quiet=as_json, unit="layer", verb="wrote")
 
@@ -337,17 +345,20 @@ def convert(
             f"adapter changed {result['matrices']} matrices"
         )
     else:
+        from thesis_lib.memory.formats.ggml import Blocks
         from thesis_lib.memory.model import gguf, smollm2
 
         source = smollm2.source() if file == "smollm2" else Path(file)
+        keep = Blocks if keep_blocks else None
         with bars:
-            result = gguf.convert(source, output, allowed, tell)
+            result = gguf.convert(source, output, allowed, tell, keep)
         types = ", ".join(f"{count} {kind}" for kind, count in result["types"].items())
+        kept = f", {result['kept']} matrices in their blocks" if result["kept"] else ""
         line = (
             f"{units.format_size(result['bytes_before'])} ({types}) became "
             f"{units.format_size(result['bytes_after'])} of {result['dtype']} in "
-            f"{output}; at most {units.format_size(result['peak_bytes'])} of weights "
-            "at a time"
+            f"{output}{kept}; at most {units.format_size(result['peak_bytes'])} of "
+            "weights at a time"
         )
     show(result, as_json, [line])
 

@@ -12,7 +12,7 @@ from thesis_lib.cli.common import command, console, option
 from thesis_lib.common import units
 from thesis_lib.common.errors import InvalidInput
 
-Checkpoint = Annotated[str, typer.Argument(help="Folder or smollm2.")]
+Checkpoint = Annotated[str, typer.Argument(help="Folder, GGUF file or smollm2.")]
 DeviceMemory = Annotated[
     str, typer.Option("--device-memory", help="Such as 128MiB.", show_default=False)
 ]

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -217,7 +217,7 @@ class Usage:
     stolen_s: float  # by other guests of the same host
     switches: int  # of this process, against its will
     own_bytes: int  # from and to disks
-    disk_bytes: int  # of the disk that moved most
+    disk_bytes: Mapping[str, int]  # by disk
 
     @classmethod
     def read(cls) -> Self:
@@ -249,15 +249,18 @@ class Usage:
             stolen_s=sum(getattr(c, "steal", 0.0) for c in cores),
             switches=this.num_ctx_switches().involuntary,
             own_bytes=own_bytes,
-            disk_bytes=max(
-                (d.read_bytes + d.write_bytes for d in disks.values()), default=0
-            ),
+            disk_bytes={n: d.read_bytes + d.write_bytes for n, d in disks.items()},
         )
 
     def since(self, start: "Usage") -> "Usage":
         """What was used between two readings."""
+        numbers = self.__dataclass_fields__.keys() - {"disk_bytes"}
         return Usage(
-            *(getattr(self, f) - getattr(start, f) for f in self.__dataclass_fields__)
+            **{f: getattr(self, f) - getattr(start, f) for f in numbers},
+            disk_bytes={
+                name: moved - start.disk_bytes.get(name, 0)
+                for name, moved in self.disk_bytes.items()
+            },
         )
 
     @property
@@ -276,7 +279,8 @@ class Usage:
                 f"others took {taken:.2f} cores, it {self.own_s / self.wall_s:.2f}, "
                 f"and was interrupted {self.switches:,} times"
             )
-        moved = self.disk_bytes - self.own_bytes
+        # Its own disk is not known by name: that which moved most meanwhile.
+        moved = max(self.disk_bytes.values(), default=0) - self.own_bytes
         if moved > _LEAST_BYTES and moved > _OTHER_BYTES * self.own_bytes > 0:
             found.append(f"others moved {moved / 1e6:,.0f} MB on its disk")
         return "; ".join(found)

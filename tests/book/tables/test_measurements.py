@@ -228,6 +228,26 @@ def test_the_lossless_record_is_told_in_ratios_of_medians():
     assert table.loc["Gaussian", "streamed"].tolist() == [0.69, 4, 8]
 
 
+def test_the_record_of_blocks_is_told_for_each_model():
+    stream = {
+        "device_bytes": 2**31, "equal_logits": True,
+        "bytes_per_step": {"bf16": 900, "blocks": 300},
+        "seconds": {
+            "bf16 drain": [[3.0], [3.0]], "blocks drain": [[1.0], [1.0]],
+            "bf16 token": [[3.0], [3.6]], "blocks token": [[2.0], [3.0]],
+            "bf16 compute": [[0.5], [0.5]], "blocks compute": [[0.75], [1.0]],
+        },
+    }  # fmt: skip
+    record = MADE | {"layers": 8, "streams": {"SmolLM2": stream, "LLaMA-2-7B": stream}}
+    found = measurements.blocks(record)
+    assert found["layers"] == 8
+    for name in ("smollm2", "llama"):
+        assert found[f"{name}_disk_times"] == found[f"{name}_drain_times"] == 3
+        ends = [found[f"{name}_token_times{end}"] for end in ("_low", "", "_high")]
+        assert ends == pytest.approx([1.2, 1.35, 1.5])
+        assert found[f"{name}_compute_times"] == 1.75
+
+
 def test_few_bits_have_the_mean_and_the_spread_of_their_seeds():
     def system(method, bits, values, **more):
         return {"method": method, "bits": bits, "perplexities": values, **more}

@@ -15,7 +15,7 @@ from thesis_lib.common.files import data_folder
 from thesis_lib.memory.compress.blockwise import matrices
 from thesis_lib.memory.compress.convert import CALIBRATION_TEXT, compress_checkpoint
 from thesis_lib.memory.evaluate.perplexity import TEXTS, perplexity, read_tokens
-from thesis_lib.memory.formats.lowrank import read_ranks
+from thesis_lib.memory.formats.base import read_by_layer
 from thesis_lib.memory.offload.store import SafetensorsStore
 
 
@@ -97,7 +97,7 @@ def test_the_ratio_is_one_of_all_matrices_together(dense, tmp_path):
         rank_ratio=0.7,
     )
     assert 0.6 < entries(tmp_path / "out") / entries(dense) <= 0.7
-    ranks = read_ranks(tmp_path / "out")
+    ranks = read_by_layer(tmp_path / "out", "ranks", int)
     assert len({str(layer) for layer in ranks}) > 1  # not the same for each layer
     assert said["bytes_after"] < said["bytes_before"]
     before, after = said["perplexity_before"], said["perplexity_after"]

@@ -9,11 +9,11 @@ from tiny import ROW, metered
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.convert import write_factors
+from thesis_lib.memory.formats.base import read_by_layer
 from thesis_lib.memory.formats.lowrank import (
     LowRankLinear,
     largest_ranks,
     ranks_of,
-    read_ranks,
 )
 from thesis_lib.memory.model.checkpoint import NON_LAYER
 from thesis_lib.memory.model.linears import linears
@@ -68,7 +68,7 @@ def test_bytes_on_disk_are_those_counted(tmp_path):
         )
         assert stored == said["bytes_after"]
         assert len({store.tensor_bytes(layer) for layer in range(4)}) > 1
-    assert read_ranks(folder) == ranks_of(model, 4)
+    assert read_by_layer(folder, "ranks", int) == ranks_of(model, 4)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "opt"])

@@ -1,5 +1,6 @@
 """A GGUF file becomes the checkpoint that it was made of, or is refused by name."""
 
+import json
 import math
 import random
 import tracemalloc
@@ -18,9 +19,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from thesis_lib.common.errors import InvalidInput
+from thesis_lib.memory.formats.ggml import Blocks
 from thesis_lib.memory.model import gguf as ours
 from thesis_lib.memory.model import smollm2
+from thesis_lib.memory.model.checkpoint import read_manifest
 from thesis_lib.memory.model.pretrained import quiet, read_tokenizer
+from thesis_lib.memory.model.spec import Machine, geometry
+from thesis_lib.memory.offload.offloaded_model import (
+    StreamedModel,
+    checkpoint_folder,
+    plan_checkpoint,
+)
+from thesis_lib.memory.offload.plan import plan
+from thesis_lib.memory.offload.store import SafetensorsStore
 
 SHAPE = {"vocab_size": 263, "hidden_size": 64, "num_attention_heads": 4}
 GROUPED = {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 16}
@@ -47,7 +58,7 @@ WITH_LENGTHS = ("llama", "qwen3", "gemma", "gemma2", "gemma3")
 READ_BY_TRANSFORMERS = (
     "llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "stablelm",
 )  # fmt: skip
-DECODED = [kind for kind in Kind if ours._is_decoded(kind)]
+DECODED = [kind for kind in Kind if ours.is_decoded(kind)]
 
 
 def make(folder, architecture, dtype=torch.float32, **changes):
@@ -136,14 +147,17 @@ def weights(architecture, model):
         yield known.get_name(name, (".weight", ".bias")), values
 
 
-def write(path, architecture, model, kind=Kind.F32, more=(), **fields):
-    """The GGUF file of a model, its matrices in a type."""
+def write(
+    path, architecture, model, kind=Kind.F32, more=(), pack=gguf.quantize, **fields
+):
+    """The GGUF file of a model, its matrices in a type, or in one by their name."""
     writer = GGUFWriter(path, architecture)
     describe(writer, architecture, model.config, **fields)
     for name, values in [*weights(architecture, model), *more]:
-        matrix = values.ndim > 1 and kind != Kind.F32
-        packed = gguf.quantize(values, kind) if matrix else values
-        writer.add_tensor(name, packed, raw_dtype=kind if matrix else None)
+        of = kind(name) if callable(kind) else kind
+        matrix = values.ndim > 1 and of != Kind.F32
+        packed = pack(values, of) if matrix else values
+        writer.add_tensor(name, packed, raw_dtype=of if matrix else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -230,7 +244,7 @@ def smollm2_config():
     return ours.read_config(ours.read_gguf(smollm2.source()))
 
 
-def test_every_type_that_the_package_names_is_decoded_but_whole_numbers():
+def test_every_type_that_the_package_namesis_decoded_but_whole_numbers():
     left = {kind.name for kind in Kind} - {kind.name for kind in DECODED}
     assert left <= {"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K", "Q1_0"}
 
@@ -457,6 +471,170 @@ def test_the_packaged_model_takes_the_same_road(tmp_path):
     assert found.keys() == single.keys()
     assert all(torch.equal(found[name], single[name]) for name in found)
 
+
+# --- Matrices that stay in their blocks -----------------------------------------
+
+
+def mixed(name):
+    """Types as in a mix of llama.cpp: more bits for values and what comes last."""
+    return Kind.Q6_K if "attn_v" in name or "ffn_down" in name else Kind.Q4_K
+
+
+def blocks_at_random(values, kind):
+    """Blocks of a type that the gguf package does not write, with small scales."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    draw = np.random.default_rng(values.size)
+    shape = (len(values), values.shape[1] // block, size)
+    packed = draw.integers(0, 256, shape, np.uint8)
+    small = np.array([2e-4, 2e-4], np.float16).view(np.uint8)
+    at, count = {Kind.Q6_K: (208, 2), Kind.IQ4_NL: (0, 2)}.get(kind, (0, 4))
+    packed[..., at : at + count] = small[:count]
+    return packed.reshape(len(values), -1)
+
+
+WIDE = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}
+KEPT = {
+    "llama": (Kind.Q4_0, gguf.quantize, {}),  # rotary pairs side by side
+    "gemma2": (Kind.Q8_0, gguf.quantize, {}),
+    "qwen3": (Kind.Q5_0, gguf.quantize, {}),
+    "qwen2": (Kind.IQ4_NL, blocks_at_random, {}),  # not compiled, and with biases
+    "granite": (mixed, blocks_at_random, WIDE),
+}
+
+
+def write_kept(folder, architecture):
+    """A checkpoint that keeps blocks, and the model in which they are dense."""
+    kind, pack, wide = KEPT[architecture]
+    model = make(folder / "model", architecture, **wide)
+    file = write(folder / "model.gguf", architecture, model, kind, pack=pack)
+    ours.convert(file, folder / "dense")
+    said = ours.convert(file, folder / "kept", keep=Blocks)
+    with quiet():
+        resident = AutoModelForCausalLM.from_pretrained(folder / "dense").eval()
+    return folder / "kept", resident, said
+
+
+@pytest.mark.parametrize(("ring", "resident"), [(1, 0), (2, 1), (3, 0), (2, 4)])
+@pytest.mark.parametrize("architecture", KEPT)
+def test_blocks_stream_to_the_logits_of_the_dense_checkpoint(
+    architecture, ring, resident, tmp_path
+):
+    folder, model, _ = write_kept(tmp_path, architecture)
+    made = tiny.plan_tight(folder, resident, ring, batch=2, context=24, pass_tokens=9)
+    assert made.kind == "gguf"
+    with StreamedModel(folder, made) as twin:
+        assert tiny.agree(twin, model, batch=2)
+
+
+@pytest.mark.parametrize("architecture", KEPT)
+def test_layers_in_blocks_have_the_bytes_of_the_file(architecture, tmp_path):
+    folder, _, said = write_kept(tmp_path, architecture)
+    file = ours.read_gguf(tmp_path / "model.gguf")
+    blocks = [
+        tensor for name, tensor in file.tensors.items()
+        if name.startswith("blk.") and len(tensor.shape) == 2
+    ]  # fmt: skip
+    assert said["kept"] == len(blocks)
+    with SafetensorsStore(folder, verify=True) as store:
+        assert (store.kind, store.layout) == ("gguf", "blocks")
+        found = {
+            name: tensor.nbytes
+            for name, tensor in stored(folder).items()
+            if name.endswith(".blocks")
+        }
+    assert len(found) == len(blocks)
+    assert sum(found.values()) == sum(tensor.nbytes for tensor in blocks)
+
+
+@pytest.mark.parametrize("architecture", KEPT)
+def test_the_planned_peak_of_blocks_is_the_metered_one(architecture, tmp_path):
+    folder, _, _ = write_kept(tmp_path, architecture)
+    with SafetensorsStore(folder) as store:
+        reads = [store.nbytes(layer) for layer in range(store.layers)]
+    for new, context in ((1, 8), (24, 24), (12, 60)):
+        made = tiny.plan_tight(
+            folder, 1, 2, batch=3, context=context, pass_tokens=new, logit_tokens=1
+        )
+        left = made.device_peak_bytes - tiny.metered(folder, made)
+        # What restoring holds beside the matrix shows to no meter.
+        slack = left - made.scratch_bytes
+        assert 0 <= slack <= 4096 * 3 + tiny.ROW * 3 * new + max(reads) - min(reads)
+
+
+def test_a_tensor_in_blocks_takes_its_bytes_and_no_more(tmp_path):
+    folder, _, said = write_kept(tmp_path, "llama")
+    file = ours.read_gguf(tmp_path / "model.gguf")
+    table = file.tensors["token_embd.weight"]
+    assert said["peak_bytes"] == ours._peak(
+        file, "model.embed_tokens.weight", table, ours.read_config(file), stays=False
+    )
+    with pytest.raises(InvalidInput, match="at a time"):
+        ours.convert(file.path, tmp_path / "less", said["peak_bytes"] - 1, keep=Blocks)
+    assert folder.is_dir()
+
+
+def test_a_file_without_blocks_becomes_dense(tmp_path):
+    model = make(tmp_path / "model", "llama")
+    file = write(tmp_path / "model.gguf", "llama", model, Kind.BF16)
+    assert ours.convert(file, tmp_path / "out", keep=Blocks)["kept"] == 0
+    assert tiny.streams(tmp_path / "out")
+
+
+def test_types_that_are_missing_unknown_or_of_others_are_refused(tmp_path):
+    folder, _, _ = write_kept(tmp_path, "llama")
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    types = config["quantization_config"]["types"]
+
+    def altered(value):
+        config["quantization_config"]["types"] = value
+        file.write_text(json.dumps(config))
+        return plan_checkpoint(folder, Machine(2**40, 1e9), context=32)
+
+    for value, words in (
+        (None, "does not list the types"),
+        (types[1:], "for each of 4 layers"),
+        ([{**types[0], "self_attn.q_proj": 4}, *types[1:]], "one object of str"),
+        ([{**types[0], "self_attn.q_proj": "Q9"}, *types[1:]], "'Q9'.*one of"),
+        ([{**types[0], "self_attn.z_proj": "Q4_0"}, *types[1:]], "z_proj not among"),
+        ([{**types[0], "self_attn.q_proj": "Q4_K"}, *types[1:]], "a multiple of 256"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            altered(value)
+
+
+def test_a_file_is_a_checkpoint_by_itself_until_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("THESIS_CACHE", str(tmp_path / "cache"))
+    model = make(tmp_path / "model", "llama")
+    file = write(tmp_path / "model.gguf", "llama", model, Kind.Q8_0)
+    first = checkpoint_folder(str(file))
+    assert read_manifest(first)["kind"] == "gguf"
+    made = (first / "config.json").stat().st_mtime_ns
+    assert checkpoint_folder(str(file)) == first
+    assert (first / "config.json").stat().st_mtime_ns == made
+    write(file, "llama", model, Kind.Q4_0)
+    second = checkpoint_folder(str(file))
+    assert second != first
+    types = json.loads((second / "config.json").read_text())["quantization_config"]
+    assert set(types["types"][0].values()) == {"Q4_0"}
+    with pytest.raises(InvalidInput, match=r"none\.gguf cannot be opened"):
+        checkpoint_folder(str(tmp_path / "none.gguf"))
+
+
+def test_blocks_are_refused_on_a_card_which_cannot_restore_them(tmp_path):
+    folder, _, _ = write_kept(tmp_path, "llama")
+    model = StreamedModel(folder, tiny.plan_tight(folder, context=24))
+    model.device = torch.device("cuda")
+    with pytest.raises(InvalidInput, match=r"gguf weights.*device='cpu'"):
+        model._open()
+
+
+def test_a_geometry_without_types_has_no_plan():
+    with pytest.raises(InvalidInput, match="no types of blocks"):
+        plan(geometry("llama2-7b"), Machine(2**40, 1e9), kind="gguf", context=32)
+
+
+# --- What is refused -------------------------------------------------------------
 
 REFUSED = {
     "experts": ({"expert_count": 8}, "expert_count to 8"),

@@ -215,7 +215,10 @@ def band(
     The line has the policy's own style, but for what `look` says.
     """
     groups = runs[runs["policy"] == name].groupby(x)[column]
-    made = {at: mean_interval(values.to_numpy() / whole) for at, values in groups}
+    made = {
+        at: mean_interval(values.to_numpy() / whole).within(0.0)
+        for at, values in groups
+    }
     curve(panel, np.array(list(made), float), [*made.values()], policy(name) | look)
 
 

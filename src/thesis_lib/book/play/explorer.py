@@ -29,7 +29,6 @@ def explorer() -> dict[str, Any]:
         "seeds": settings["seeds"],
         "transactions": settings["transactions"],
         "cores": record["cores"],
-        "saturation_per_s": record["saturation_per_s"],
         "titles": {
             name: style.policy(name)["label"] for name in (*settings["policies"], BOUND)
         },

@@ -45,7 +45,6 @@ def planner() -> dict[str, Any]:
     return {
         "alignment": ALIGNMENT,
         "host_buffers": HOST_BUFFERS,
-        "card": ASSUMED_CARD,
         "weight_bytes_per_s": machine.weight_bytes_per_s,
         "flops_per_s": machine.flops_per_s,
         "decode_bytes_per_s": ASSUMED_DECODE_BYTES_PER_S,

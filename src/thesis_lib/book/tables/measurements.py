@@ -305,26 +305,55 @@ def lossless(record: dict[str, Any]) -> dict[str, float | str]:
     `busy_s` is decoding and computing of a token alone, `reads_s` its reads.
     """
     stream = record["stream"]
-    turns = {
-        name: np.array([np.median(turn) for turn in seconds])
-        for name, seconds in stream["seconds"].items()
-    }
-    share = stream["bytes_per_step"]["lossless"] / stream["bytes_per_step"]["bf16"]
+    turns = _turns(stream)
     decoding_s = stream["decoded_bytes_per_step"] / stream["decode_bytes_per_s"]
-    found: dict[str, float | str] = {
+    return _gained(stream, "lossless") | {
         "origin": origin(record),
         "layers": stream["layers"],
-        "share": share,
-        "disk_times": 1 / share,
-        "device_gib": stream["device_bytes"] / GiB,
-        "equal_logits": stream["equal_logits"],
         "decode_gb_per_s": stream["decode_bytes_per_s"] / 1e9,
         "busy_s": decoding_s + float(np.median(turns["lossless compute"])),
         "reads_s": float(np.median(turns["lossless drain"])),
     }
+
+
+def blocks(record: dict[str, Any]) -> dict[str, float | str]:
+    """What streaming blocks of a GGUF file gained over streaming them in bfloat16.
+
+    By the first letters of the model, as `lossless` says it; `…_compute_times` is how
+    much longer a token computes that restores its matrices.
+    """
+    found: dict[str, float | str] = {
+        "origin": origin(record), "layers": record["layers"],
+    }  # fmt: skip
+    for name, stream in record["streams"].items():
+        slow, fast = (_turns(stream)[f"{how} compute"] for how in ("bf16", "blocks"))
+        numbers = _gained(stream, "blocks")
+        numbers |= {"compute_times": float(np.median(fast / slow))}
+        short = name.lower().partition("-")[0]
+        found |= {f"{short}_{key}": value for key, value in numbers.items()}
+    return found
+
+
+def _turns(stream: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
+    """The medians of each turn, by what was timed."""
+    return {
+        name: np.array([np.median(turn) for turn in seconds])
+        for name, seconds in stream["seconds"].items()
+    }
+
+
+def _gained(stream: Mapping[str, Any], way: str) -> dict[str, float | str]:
+    """The share of the bytes of bfloat16 that are read, and how many times as fast."""
+    turns = _turns(stream)
+    share = stream["bytes_per_step"][way] / stream["bytes_per_step"]["bf16"]
+    found: dict[str, float | str] = {
+        "share": share,
+        "disk_times": 1 / share,
+        "device_gib": stream["device_bytes"] / GiB,
+        "equal_logits": stream["equal_logits"],
+    }
     for kind in ("drain", "token"):
-        slow, fast = (np.array(turns[f"{how} {kind}"]) for how in ("bf16", "lossless"))
-        times = median_interval(slow / fast)
+        times = median_interval(turns[f"bf16 {kind}"] / turns[f"{way} {kind}"])
         found[f"{kind}_times"] = times.value
         found |= {f"{kind}_times_low": times.low, f"{kind}_times_high": times.high}
     return found

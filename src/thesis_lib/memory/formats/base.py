@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from thesis_lib.common.errors import choice
+from thesis_lib.common.errors import InvalidInput, choice, read_object, shown
 from thesis_lib.memory.model.checkpoint import (
     DTYPES,
     NON_LAYER,
@@ -47,6 +47,7 @@ class WeightFormat:
     kind: ClassVar[str] = "dense"  # in manifest, configuration and plans
     word: ClassVar[str | None] = None  # on the command line, where it says everything
     is_coded: ClassVar[bool] = False  # whether reads are decoded to dense tensors
+    needs_processor: ClassVar[bool] = False  # whether its layers run nowhere else
 
     layout: str = ""  # what manifest and configuration say beside the kind
 
@@ -198,6 +199,30 @@ def read_format(folder: Path, kind: str, layout: str) -> WeightFormat:
     Raises InvalidInput for a kind, a layout or a configuration that names none.
     """
     return formats()[choice("kind", kind, formats())].read(folder, layout)
+
+
+def read_by_layer(folder: Path | str, field: str, kind: type) -> list[dict[str, Any]]:
+    """What the configuration of a checkpoint says of its matrices, by layer and name.
+
+    Raises InvalidInput where `field` does not list a value of `kind` for each matrix
+    that it names, of every layer.
+    """
+    path = Path(folder) / "config.json"
+    config = read_object(path, "the configuration of a checkpoint")
+    packing, layers = config.get("quantization_config"), config.get("num_hidden_layers")
+    listed: Any = packing.get(field) if isinstance(packing, dict) else None
+    if (
+        not isinstance(listed, list)
+        or len(listed) != layers
+        or not all(isinstance(layer, dict) for layer in listed)
+        or not all(type(each) is kind for layer in listed for each in layer.values())
+    ):
+        raise InvalidInput(
+            f"{path} does not list the {field} of its matrices: expected one object of "
+            f"{kind.__name__} for each of {shown(layers)} layers; write the checkpoint "
+            "again"
+        )
+    return listed
 
 
 def stored_tensors(

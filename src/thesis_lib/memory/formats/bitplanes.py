@@ -7,10 +7,9 @@ dense model that holds the restored weights.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise, starmap
 from typing import Self
 
 import numpy as np
@@ -102,22 +101,36 @@ _FACTORS = ("left_codes", "left_scales", "right_codes", "right_scales")
 def _restore(codes: Tensor, scales: Tensor, factors: list[Tensor]) -> Tensor:
     """An operator of its own: a rehearsal has no codes, and a meter sees its result."""
     m, n = codes.shape[0], 8 * codes.shape[2]
-    out = _empty(m, n)
     left, right = _factors(factors, m, n)
-    planes, steps, words = codes.numpy(), _words(scales), _words(out)
+    planes, steps = codes.numpy(), _words(scales)
 
-    def restore(rows: slice) -> None:
-        _restore_rows(planes[rows], steps[rows], left[:, rows], right, words[rows])
+    def fill(rows: slice, words: np.ndarray) -> None:
+        _restore_rows(planes[rows], steps[rows], left[:, rows], right, words)
+
+    return restore(m, n, fill)
+
+
+def restore(m: int, n: int, fill: Callable[[slice, np.ndarray], None]) -> Tensor:
+    """A matrix (m, n) in bfloat16, whose bits `fill` puts into their memory.
+
+    It is called with a slice of rows and the words of these, (rows, n), by several
+    threads with parts of the matrix, each but the last of an even number of rows.
+    """
+    out = _empty(m, n)
+    words = _words(out)
+
+    def share(start: int, stop: int) -> None:
+        fill(slice(start, stop), words[start:stop])
 
     # A thread that computes with torch waits for the next product busily, for about a
     # millisecond: what is restored in less is restored sooner by one thread alone.
-    workers = min(_shares(m, n), torch.get_num_threads())
-    ends = [2 * (share * m // (2 * workers)) for share in range(workers)] + [m]
+    workers = min(most_threads(m, n), torch.get_num_threads())
+    ends = [2 * (part * m // (2 * workers)) for part in range(workers)] + [m]
     if workers == 1:
-        restore(slice(m))
+        share(0, m)
     else:
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(restore, starmap(slice, pairwise(ends))))
+            list(pool.map(share, ends, ends[1:]))
     return out
 
 
@@ -133,7 +146,7 @@ def _empty(m: int, n: int) -> Tensor:
     return torch.frombuffer(memory, dtype=torch.bfloat16).view(m, n)
 
 
-def _shares(m: int, n: int) -> int:
+def most_threads(m: int, n: int) -> int:
     """By how many threads at most a matrix (m, n) is restored."""
     return max(1, min(_WORKERS, m * n // _SHARE))
 
@@ -171,7 +184,7 @@ def _restore_rows(planes, scales, left, right, out):
     if len(left) == 0:
         for row in range(m):
             _decode(planes[row], scales[row], codes, steps, single)
-            _round(single.view(np.uint32), out[row])
+            round_words(single.view(np.uint32), out[row])
         return
     pair = np.empty((2, n))
     for row in range(0, m, 2):  # the rows of a factored matrix fill bytes: m is even
@@ -180,7 +193,7 @@ def _restore_rows(planes, scales, left, right, out):
         _add_components(left[:, row : row + 2], right, pair)
         for i in range(2):
             single[:] = pair[i]
-            _round(single.view(np.uint32), out[row + i])
+            round_words(single.view(np.uint32), out[row + i])
 
 
 @njit(cache=True, nogil=True)
@@ -260,12 +273,17 @@ def _add_components(left, right, rows):
 
 
 @njit(cache=True, nogil=True)
-def _round(words, halves):
-    """The bits of float32 numbers to those of the nearest in bfloat16, ties to even."""
+def round_words(words, halves):
+    """The bits of float32 numbers to those of the nearest in bfloat16, ties to even.
+
+    What is no number becomes the one that torch writes.
+    """
     for i in range(len(words)):
         word = words[i]
         odd = word >> np.uint32(16) & np.uint32(1)
-        halves[i] = np.uint16((word + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+        near = (word + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+        no_number = word & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000)
+        halves[i] = np.uint16(np.uint32(0x7FC0) if no_number else near)
 
 
 @cache
@@ -300,7 +318,7 @@ class BitsLinear(PackedLinear):
         row = n + 4 * n + 4 * (n // recipe.grid.group)
         if recipe.rank:
             row += 8 * 2 * n
-        return _shares(m, n) * row + 8 * recipe.rank * (m + n)
+        return most_threads(m, n) * row + 8 * recipe.rank * (m + n)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (…, n) to (…, m)."""
@@ -313,6 +331,7 @@ class LowBit(WeightFormat):
     """Codes of two to four bits; the layout says the recipe of each matrix."""
 
     kind = "bits"
+    needs_processor = True
 
     @classmethod
     def here(cls) -> Self:

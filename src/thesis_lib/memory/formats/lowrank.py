@@ -14,8 +14,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from thesis_lib.common.errors import InvalidInput, read_object, require, shown
-from thesis_lib.memory.formats.base import WeightFormat, register
+from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.memory.formats.base import WeightFormat, read_by_layer, register
 from thesis_lib.memory.model.checkpoint import Entry, split_name
 from thesis_lib.memory.model.linears import linears
 
@@ -67,7 +67,7 @@ class LowRank(WeightFormat):
     @classmethod
     def read(cls, folder: Path, layout: str) -> Self:
         """With the ranks that the configuration lists."""
-        return cls(layout, read_ranks(folder))
+        return cls(layout, read_by_layer(folder, "ranks", int))
 
     def describe(self) -> dict[str, Any]:
         """The ranks too."""
@@ -127,29 +127,4 @@ def ranks_of(model: nn.Module, layers: int) -> list[dict[str, int]]:
         if isinstance(part, LowRankLinear):
             number, inside = split_name(name)
             ranks[number][inside] = part.left.shape[1]
-    return ranks
-
-
-def read_ranks(folder: Path | str) -> list[dict[str, int]]:
-    """The ranks that the configuration of a factored checkpoint lists.
-
-    Raises InvalidInput where it does not list those of every layer.
-    """
-    path = Path(folder) / "config.json"
-    config = read_object(path, "the configuration of a factored checkpoint")
-    packing = config.get("quantization_config")
-    ranks: Any = packing.get("ranks") if isinstance(packing, dict) else None
-    complete = (
-        isinstance(ranks, list)
-        and len(ranks) == config.get("num_hidden_layers")
-        and all(isinstance(layer, dict) for layer in ranks)
-        and all(type(rank) is int for layer in ranks for rank in layer.values())
-    )
-    if not complete:
-        raise InvalidInput(
-            f"{path} does not list the ranks of a factored checkpoint: expected one "
-            f"object of whole numbers for each of "
-            f"{shown(config.get('num_hidden_layers'))} layers; write the checkpoint "
-            "again"
-        )
     return ranks

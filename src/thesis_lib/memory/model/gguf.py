@@ -41,6 +41,7 @@ from thesis_lib.common.errors import (
 from thesis_lib.common.units import MiB, format_size
 from thesis_lib.memory.model.checkpoint import (
     DTYPE_NAMES,
+    NON_LAYER,
     Entry,
     contents,
     file_bytes,
@@ -53,9 +54,11 @@ from thesis_lib.memory.model.pretrained import transformers_reads
 from thesis_lib.memory.model.spec import ModelSpec
 
 Progress = Callable[[int, int], None]  # layers done, and of all
+# The weight format of matrices that stay in blocks, of their `types` by layer and name.
+Keep = Callable[..., Any]
 
 WORK_BYTES = 64 * MiB  # of decoding, beside the tensor that is made
-_WORK_PER_WEIGHT = 32  # bytes that a decoder of the gguf package takes at most
+WORK_PER_WEIGHT = 32  # bytes that a decoder of the gguf package takes at most
 _ALIGNMENT = 32  # of tensors, where the file says nothing
 _MOST_DIMENSIONS = 4
 _FIXED: dict[int, str] = {  # values of one size, in the words of struct
@@ -318,7 +321,7 @@ class _Reader:
             self.refuse(f"gives {shown(name)} {dimensions} dimensions")
         shape = tuple(reversed(self.take(f"{dimensions}Q")))
         kind, start = self.take("IQ")
-        if not _is_decoded(kind):
+        if not is_decoded(kind):
             self.refuse(f"holds {shown(name)} in the type {kind}, which nobody decodes")
         known = GGMLQuantizationType(kind)
         block, _ = gguf.GGML_QUANT_SIZES[known]
@@ -354,7 +357,7 @@ class _Reader:
 
 
 @cache
-def _is_decoded(kind: int) -> bool:
+def is_decoded(kind: int) -> bool:
     """Whether the gguf package decodes a type, tried on a block of zeros.
 
     It lists no types that it decodes: of others it raises NotImplementedError.
@@ -602,6 +605,11 @@ def place(file: GgufFile, config: Any) -> dict[str, GgufTensor]:
 
 def _decode(file: GgufFile, tensor: GgufTensor, first: int, last: int) -> np.ndarray:
     """Rows of a tensor as float32, (last - first, n)."""
+    return gguf.dequantize(_read(file, tensor, first, last), tensor.kind)
+
+
+def _read(file: GgufFile, tensor: GgufTensor, first: int, last: int) -> np.ndarray:
+    """Rows of a tensor as the file has them, bytes (last - first, b)."""
     count = (last - first) * tensor.row_bytes
     start = tensor.start + first * tensor.row_bytes
     try:
@@ -612,7 +620,7 @@ def _decode(file: GgufFile, tensor: GgufTensor, first: int, last: int) -> np.nda
         file.refuse(
             f"ends before byte {start + count}: cut while open", "copy it again"
         )
-    return gguf.dequantize(raw.reshape(-1, tensor.row_bytes), tensor.kind)
+    return raw.reshape(-1, tensor.row_bytes)
 
 
 def read_tensor(file: GgufFile, tensor: GgufTensor, name: str, config: Any) -> Tensor:
@@ -623,17 +631,20 @@ def read_tensor(file: GgufFile, tensor: GgufTensor, name: str, config: Any) -> T
     of a norm where it is `shifted`; transformers does neither.
     """
     made = torch.empty((tensor.rows, tensor.shape[-1]), dtype=config.dtype)
-    step = max(1, WORK_BYTES // (_WORK_PER_WEIGHT * tensor.shape[-1]))
+    step = max(1, WORK_BYTES // (WORK_PER_WEIGHT * tensor.shape[-1]))
     for first in range(0, tensor.rows, step):
         values = _decode(file, tensor, first, min(first + step, tensor.rows))
         if file.kept.shifted and name.endswith("norm.weight"):
             values = values - 1
         made[first : first + step] = torch.from_numpy(values)
-    made = made.view(tensor.shape)
-    heads = _paired(file, name, config)
+    return _apart(made.view(tensor.shape), _paired(file, name, config))
+
+
+def _apart(rows: Tensor, heads: int) -> Tensor:
+    """Rows (m, …) of so many heads, whose rotary pairs stood side by side; 0: none."""
     if not heads:
-        return made
-    return made.view(heads, -1, 2, *made.shape[1:]).transpose(1, 2).reshape(made.shape)
+        return rows
+    return rows.view(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
 def _paired(file: GgufFile, name: str, config: Any) -> int:
@@ -649,25 +660,29 @@ def convert(
     out: Path | str,
     memory_bytes: int | None = None,
     progress: Progress | None = None,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Write a GGUF file as a checkpoint into the new folder `out`.
 
     One tensor is in memory at a time, and a part of it while it is decoded:
     `peak_bytes`, beside the interpreter and the tokenizer. Quantised weights become
-    bfloat16, others keep their type; tokenizer and special tokens come along.
-    All or nothing, as `new_checkpoint`. `progress` hears of layers done and of all.
+    bfloat16, others keep their type; with `keep`, quantised matrices of the layers stay
+    in their blocks, in the format that it makes of their types. Tokenizer and special
+    tokens come along. All or nothing, as `new_checkpoint`. `progress` hears of layers
+    done and of all.
 
     Returns `bytes_before` of the file and `bytes_after` of the tensors, `layers`,
-    `types`, the number of tensors by type, and `dtype`. Raises InvalidInput as
-    `read_gguf`, `read_config` and `place`, for a file without a tokenizer, and where
-    `memory_bytes` are too few.
+    `types`, the number of tensors by type, `kept`, how many of them stay in blocks, and
+    `dtype`. Raises InvalidInput as `read_gguf`, `read_config` and `place`, for a file
+    without a tokenizer, and where `memory_bytes` are too few.
     """
     file = read_gguf(path)
     config = read_config(file)
     if "tokenizer.ggml.model" not in file.metadata:
         file.refuse("has no tokenizer", "expected a file of a whole language model")
     placed = place(file, config)
-    peak = max(_peak(file, name, placed[name], config) for name in placed)
+    kept = {name for name in placed if keep and _stays(name, placed[name])}
+    peak = max(_peak(file, name, placed[name], config, name in kept) for name in placed)
     require(
         memory_bytes is None or peak <= memory_bytes,
         f"{path} needs {format_size(peak)} at a time where "
@@ -675,36 +690,76 @@ def convert(
     )
     dtype = DTYPE_NAMES[config.dtype]
     parts: dict[int, dict[str, Entry]] = {}
+    types: list[dict[str, str]] = [{} for _ in range(config.num_hidden_layers)]
+    origins = {}  # of what is stored: the parameter
     for name, tensor in placed.items():
-        parts.setdefault(split_name(name)[0], {})[name] = (dtype, tensor.shape)
+        layer, inside = split_name(name)
+        stored, entry = name, (dtype, tensor.shape)
+        if name in kept:
+            matrix = inside.removesuffix(".weight")
+            types[layer][matrix] = tensor.kind.name
+            stored = f"{name.removesuffix('.weight')}.blocks"
+            entry = "U8", (tensor.rows, tensor.row_bytes)
+        origins[stored] = name
+        parts.setdefault(layer, {})[stored] = entry
+    packing: dict[str, str] = {}
+    if keep and kept:
+        weights = keep(types=types)
+        packing, config.quantization_config = weights.manifest(), weights.describe()
+
+    def made(stored: str) -> Tensor:
+        name = origins[stored]
+        read = read_blocks if name in kept else read_tensor
+        return read(file, placed[name], name, config)
+
     with new_checkpoint(Path(out), sum(map(file_bytes, parts.values()))) as checkpoint:
         config.save_pretrained(checkpoint.folder)
         ModelSpec.from_config(checkpoint.folder)  # refuses what cannot be streamed
         write_tokenizer(file, checkpoint.folder)
         for done, (layer, entries) in enumerate(sorted(parts.items())):
-            tensors = (
-                read_tensor(file, placed[name], name, config)
-                for name in in_file_order(entries)
+            checkpoint.write(
+                layer, entries, contents(map(made, in_file_order(entries)))
             )
-            checkpoint.write(layer, entries, contents(tensors))
             if progress is not None:
                 progress(done, config.num_hidden_layers)
-        checkpoint.finish(layers=config.num_hidden_layers, source=file.path.name)
+        checkpoint.finish(
+            **packing, layers=config.num_hidden_layers, source=file.path.name
+        )
     return {
         "bytes_before": file.path.stat().st_size,
         "bytes_after": sum(nbytes(e) for part in parts.values() for e in part.values()),
         "layers": config.num_hidden_layers,
         "types": dict(Counter(tensor.kind.name for tensor in file.tensors.values())),
+        "kept": len(kept),
         "dtype": dtype,
         "peak_bytes": peak,
     }
 
 
-def _peak(file: GgufFile, name: str, tensor: GgufTensor, config: Any) -> int:
-    """Bytes that `read_tensor` takes at most."""
-    made = math.prod(tensor.shape) * config.dtype.itemsize
+def _stays(name: str, tensor: GgufTensor) -> bool:
+    """Whether a parameter is a matrix of a layer in blocks."""
+    matrix = len(tensor.shape) == 2 and split_name(name)[0] != NON_LAYER
+    return matrix and tensor.kind not in _PLAIN
+
+
+def read_blocks(file: GgufFile, tensor: GgufTensor, name: str, config: Any) -> Tensor:
+    """A matrix (m, n) of the model as rows of blocks, bytes (m, b).
+
+    In transformers' order of rows, as `read_tensor`: a block has weights of one row.
+    """
+    rows = torch.from_numpy(_read(file, tensor, 0, tensor.rows))
+    return _apart(rows, _paired(file, name, config))
+
+
+def _peak(
+    file: GgufFile, name: str, tensor: GgufTensor, config: Any, stays: bool
+) -> int:
+    """Bytes that `read_tensor`, or `read_blocks` of one that stays, takes at most."""
     copies = 2 if _paired(file, name, config) else 1
-    row = _WORK_PER_WEIGHT * tensor.shape[-1]
+    if stays:
+        return copies * tensor.nbytes
+    made = math.prod(tensor.shape) * config.dtype.itemsize
+    row = WORK_PER_WEIGHT * tensor.shape[-1]
     return copies * made + max(min(WORK_BYTES, tensor.rows * row), row)
 
 

@@ -23,6 +23,7 @@ from transformers import DynamicCache
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.units import format_size, parse_size
+from thesis_lib.memory.formats.ggml import cached_checkpoint
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.checkpoint import NON_LAYER, allocate
 from thesis_lib.memory.model.pretrained import read_generation
@@ -168,6 +169,12 @@ class StreamedModel:
         plan = self.plan
         store = self._store = SafetensorsStore(self.folder, verify=self._verify)
         store.require_geometry(self.spec)
+        require(
+            self.device.type == "cpu" or not store.weights.needs_processor,
+            f"{self.folder} holds {store.kind} weights, which a processor restores and "
+            f"{self.device} cannot: stream them on device='cpu', or write them in "
+            "bfloat16 or NF4",
+        )
         config = read_config(self.folder)
         model = skeleton(config, store.weights)
         self._check(store, model)
@@ -677,17 +684,17 @@ def open_streamed(  # nine: the words of `from_pretrained`, in the place of it
 ) -> StreamedModel:
     """A checkpoint for transformers' `generate`, in `device_bytes`, or a refusal.
 
-    To be used in a `with` statement, in the place of `from_pretrained`. Memory is in
-    bytes or in words, such as "8GiB". `batch` counts sequences, beams included;
+    To be used in a `with` statement, in the place of `from_pretrained`. A checkpoint
+    is a folder, a GGUF file or "smollm2", the packaged model. Memory is in bytes or in
+    words, such as "8GiB". `batch` counts sequences, beams included;
     `context` positions, prompt and answer together; a prompt longer than `pass_tokens`
     goes in several passes. `ring` is as in `plan`. What was chosen and why, the `plan`
     of the model says in a line. Raises PlanInfeasible before anything is allocated.
 
     >>> import torch
     >>> from thesis_lib.memory import open_streamed
-    >>> from thesis_lib.memory.model import smollm2
     >>> prompt = torch.tensor([[504, 3575, 282]])
-    >>> with open_streamed(smollm2.checkpoint(), "96MiB", context=8) as model:
+    >>> with open_streamed("smollm2", "96MiB", context=8) as model:
     ...     print(model.plan)
     ...     model.generate(prompt, max_new_tokens=3, do_sample=False)
     smollm2: 2 of 30 layers stay, as many as fit beside 3 staging buffers; 28 from the
@@ -698,8 +705,9 @@ def open_streamed(  # nine: the words of `from_pretrained`, in the place of it
         parse_size(size) if isinstance(size, str) else size
         for size in (device_bytes, host_bytes)
     )
+    folder = checkpoint_folder(str(checkpoint))
     made = plan_checkpoint(
-        checkpoint,
+        folder,
         Machine(on_device, ASSUMED_DISK_BYTES_PER_S, host_bytes=on_host),
         batch=batch,
         context=context,
@@ -708,7 +716,7 @@ def open_streamed(  # nine: the words of `from_pretrained`, in the place of it
         logit_tokens=1,
         generating=True,
     )
-    return StreamedModel(checkpoint, made, device, verify)
+    return StreamedModel(folder, made, device, verify)
 
 
 def disk_bytes_per_s(folder: Path | str, seconds: float = 1.0) -> float:
@@ -746,17 +754,20 @@ def enforced(limit_bytes: int, device: str | torch.device) -> Iterator[DeviceBud
 
 
 def checkpoint_folder(name: str) -> Path:
-    """The folder of a checkpoint, or of the packaged model for `smollm2`.
+    """The folder of a checkpoint, of the packaged model for `smollm2`, or of a file.
 
-    Raises InvalidInput for a folder without a configuration, and for one of a model
-    that is not streamed, whatever its weights are.
+    The last is a GGUF file, which becomes one in the cache, its blocks kept. Raises
+    InvalidInput for a folder without a configuration, and for a model that is not
+    streamed, whatever its weights are.
     """
     if name == "smollm2":
         return smollm2.checkpoint()
+    if name.endswith(".gguf"):
+        return cached_checkpoint(Path(name))
     if (Path(name) / "config.json").is_file():
         ModelSpec.from_config(name)
         return Path(name)
     raise InvalidInput(
-        f"{name!r} is not a checkpoint: expected a folder with a config.json or "
-        f"'smollm2' (a plan also knows {', '.join(geometries())})"
+        f"{name!r} is not a checkpoint: expected a folder with a config.json, a GGUF "
+        f"file or 'smollm2' (a plan also knows {', '.join(geometries())})"
     )

@@ -1,0 +1,348 @@
+"""Matrices in the blocks of a GGUF file, restored for the time of a product.
+
+llama.cpp cuts each row into blocks of 32 or 256 weights that share their scales. A
+matrix stays in the type that the file has it in, so that a layer is read in a third of
+its bytes, and is restored bit for bit as the gguf package decodes it: logits are those
+of the dense checkpoint that the file becomes otherwise. The usual types are restored by
+compiled code on several threads, the others by that package.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Type
+from numba import njit
+from torch import Tensor, nn
+
+from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.files import cache_folder
+from thesis_lib.common.units import MiB
+from thesis_lib.memory.formats.base import (
+    PackedLinear,
+    WeightFormat,
+    read_by_layer,
+    register,
+)
+from thesis_lib.memory.formats.bitplanes import most_threads, restore, round_words
+from thesis_lib.memory.model.checkpoint import Entry
+from thesis_lib.memory.model.gguf import WORK_PER_WEIGHT, convert, is_decoded
+from thesis_lib.memory.model.linears import linears
+
+Types = Sequence[Mapping[str, str]]  # by layer: the type of each matrix in blocks
+
+# What the mixes of llama.cpp hold. Their codes and scales have few digits: products are
+# exact in float32, so that each weight is rounded once, as the gguf package rounds it.
+COMPILED = (
+    Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.Q4_K, Type.Q5_K,
+    Type.Q6_K,
+)  # fmt: skip
+_Q4_0, _Q4_1, _Q5_0, _Q5_1, _Q8_0, _Q4_K, _Q5_K, _Q6_K = map(int, COMPILED)
+_SLAB = 4 * MiB  # of work at a time where nothing is compiled
+_HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+
+def known_types() -> dict[str, Type]:
+    """The types of blocks that are decoded, by name."""
+    return {kind.name: kind for kind in Type if is_decoded(kind)}
+
+
+def cached_checkpoint(path: Path) -> Path:
+    """The folder of a GGUF file as a checkpoint that keeps its blocks.
+
+    Made in the cache on the first call, and anew where the file has changed since.
+    Raises InvalidInput as `memory.model.gguf.convert`.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise InvalidInput(
+            f"{path} cannot be opened ({error.strerror}): expected a GGUF file"
+        ) from error
+    seen = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+    key = hashlib.sha256(seen.encode()).hexdigest()[:12]
+    folder = cache_folder("blocks-1") / f"{path.stem}-{key}"
+    if not folder.is_dir():
+        convert(path, folder, keep=Blocks)
+    return folder
+
+
+def unpack(blocks: Tensor, kind: Type) -> Tensor:
+    """The matrix (m, n) in bfloat16 that rows of blocks, bytes (m, b), stand for.
+
+    Bit for bit what the gguf package decodes, rounded.
+    """
+    return _restore(blocks, kind.value)
+
+
+def _weights(row_bytes: int, kind: Type) -> int:
+    """How many weights blocks of so many bytes hold."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    return row_bytes // size * block
+
+
+def _slab(n: int) -> int:
+    """Rows of n weights that the gguf package decodes at a time."""
+    return max(1, _SLAB // (WORK_PER_WEIGHT * n))
+
+
+@torch.library.custom_op("thesis_lib::restore_blocks", mutates_args=())
+def _restore(blocks: Tensor, kind: int) -> Tensor:
+    """An operator of its own: a rehearsal has no codes, and a meter sees its result."""
+    rows, of = blocks.numpy(), Type(kind)
+    n = _weights(rows.shape[1], of)
+
+    def compiled(part: slice, words: np.ndarray) -> None:
+        _restore_rows(kind, rows[part], _HALVES, words)
+
+    def decoded(part: slice, words: np.ndarray) -> None:
+        step = _slab(n)
+        for first in range(part.start, part.stop, step):
+            values = gguf.dequantize(rows[first : min(first + step, part.stop)], of)
+            into = words[first - part.start :][: len(values)]
+            round_words(values.reshape(-1).view(np.uint32), into.reshape(-1))
+
+    return restore(len(rows), n, compiled if of in COMPILED else decoded)
+
+
+@_restore.register_fake
+def _(blocks: Tensor, kind: int) -> Tensor:
+    shape = blocks.shape[0], _weights(blocks.shape[1], Type(kind))
+    return blocks.new_empty(shape, dtype=torch.bfloat16)
+
+
+@njit(cache=True, nogil=True)
+def _restore_rows(kind, rows, halves, out):
+    """Fill `out`, (m, n), with the bits of bfloat16 numbers, from bytes (m, b).
+
+    `halves` has the number of each 16 bits of a scale.
+    """
+    single = np.empty(out.shape[1], np.float32)
+    for row in range(len(out)):
+        if kind == _Q8_0:
+            _q8_0(rows[row], halves, single)
+        elif kind == _Q6_K:
+            _q6_k(rows[row], halves, single)
+        elif kind in (_Q4_K, _Q5_K):
+            _q4_k_or_q5_k(rows[row], kind == _Q5_K, halves, single)
+        else:
+            fifth, least = kind in (_Q5_0, _Q5_1), kind in (_Q4_1, _Q5_1)
+            _of_32(rows[row], fifth, least, halves, single)
+        round_words(single.view(np.uint32), out[row])
+
+
+@njit(cache=True, nogil=True)
+def _scale_at(row, at, halves):
+    return halves[np.uint16(row[at]) | np.uint16(row[at + 1]) << 8]
+
+
+# The kernels ask arrays for their lengths: the compiler unrolls a loop over 32 that is
+# written so before it looks for vector instructions, and it takes four times as long.
+
+
+@njit(cache=True, nogil=True)
+def _q8_0(row, halves, out):
+    for block in range(len(out) // 32):
+        at, into = 34 * block, out[32 * block : 32 * block + 32]
+        scale, codes = _scale_at(row, at, halves), row[at + 2 : at + 34]
+        for k in range(len(into)):
+            into[k] = scale * np.float32(np.int8(codes[k]))
+
+
+@njit(cache=True, nogil=True)
+def _of_32(row, fifth, least, halves, out):
+    """Blocks of 32: codes about their middle, or with a `least` value beside the scale.
+
+    The `fifth` bits of all stand before the other four.
+    """
+    head = 4 if least else 2
+    size = head + 16 + 4 * fifth
+    middle = np.float32(0 if least else 16 if fifth else 8)
+    low = np.float32(-0.0)  # added, it changes no number, not even a zero
+    for block in range(len(out) // 32):
+        at = size * block
+        scale, codes = _scale_at(row, at, halves), row[at + size - 16 : at + size]
+        if least:
+            low = _scale_at(row, at + 2, halves)
+        bits = np.uint32(0)
+        if fifth:
+            for byte in range(4):
+                bits |= np.uint32(row[at + head + byte]) << np.uint32(8 * byte)
+        for half in range(2):
+            to, nibble = 32 * block + 16 * half, np.uint8(4 * half)
+            into, of = out[to : to + 16], bits >> np.uint32(16 * half)
+            if fifth:
+                for k in range(len(into)):
+                    code = codes[k] >> nibble & 15 | (of >> np.uint32(k) & 1) << 4
+                    value = np.float32(np.int32(code)) - middle
+                    into[k] = scale * value + low
+            else:
+                for k in range(len(into)):
+                    value = np.float32(np.int32(codes[k] >> nibble & 15)) - middle
+                    into[k] = scale * value + low
+
+
+@njit(cache=True, nogil=True)
+def _q4_k_or_q5_k(row, fifth, halves, out):
+    """Eight groups of 32 codes, each with a scale and a least value, in six bits."""
+    size = 176 if fifth else 144
+    for block in range(len(out) // 256):
+        at = size * block
+        scales, high = row[at + 4 : at + 16], row[at + 16 : at + 48]
+        whole, least = _scale_at(row, at, halves), _scale_at(row, at + 2, halves)
+        for group in range(8):
+            if group < 4:
+                of_scale, of_least = scales[group] & 63, scales[group + 4] & 63
+            else:
+                both = scales[group + 4]
+                of_scale = both & 15 | scales[group - 4] >> 2 & 48
+                of_least = both >> 4 | scales[group] >> 2 & 48
+            scale, low = whole * np.float32(of_scale), least * np.float32(of_least)
+            first, to = at + size - 128 + group // 2 * 32, 256 * block + 32 * group
+            codes, into = row[first : first + 32], out[to : to + 32]
+            nibble, bit = np.uint8(group % 2 * 4), np.uint8(group)
+            if fifth:
+                for k in range(len(into)):
+                    code = codes[k] >> nibble & 15 | (high[k] >> bit & 1) << 4
+                    into[k] = scale * np.float32(np.int32(code)) - low
+            else:
+                for k in range(len(into)):
+                    code = codes[k] >> nibble & 15
+                    into[k] = scale * np.float32(np.int32(code)) - low
+
+
+@njit(cache=True, nogil=True)
+def _q6_k(row, halves, out):
+    """Sixteen groups of 16 codes about 32: four bits, and two that stand apart."""
+    for block in range(len(out) // 256):
+        at = 210 * block
+        whole = _scale_at(row, at + 208, halves)
+        for group in range(16):
+            half, part, k = group // 8, group % 8 // 2, group % 2 * 16
+            first, to = at + 64 * half + 32 * (part % 2) + k, 256 * block + 16 * group
+            low, into = row[first : first + 16], out[to : to + 16]
+            high = row[at + 128 + 32 * half + k :]
+            scale = whole * np.float32(np.int8(row[at + 192 + group]))
+            nibble, pair = np.uint8(part // 2 * 4), np.uint8(part * 2)
+            for i in range(len(into)):
+                code = low[i] >> nibble & 15 | (high[i] >> pair & 3) << 4
+                into[i] = scale * (np.float32(np.int32(code)) - np.float32(32))
+
+
+@cache
+def _compile() -> None:
+    """Compile what restores: in a forward pass a compiler would hold its tensors."""
+    row, out = np.zeros((2, 34), np.uint8), np.zeros((2, 32), np.uint16)
+    _restore_rows(_Q8_0, row, _HALVES, out)
+
+
+class BlocksLinear(PackedLinear):
+    """A linear layer that restores its matrix for the time of a product."""
+
+    def __init__(self, dense: nn.Linear, entries: Mapping[str, Entry], kind: Type):
+        _compile()
+        super().__init__(dense, entries)
+        self.kind = kind
+
+    def scratch_bytes(self, rows: int) -> int:
+        """What restoring holds beside the matrix: each thread has a row, or a slab."""
+        n = self.in_features
+        a_row = 4 if self.kind in COMPILED else WORK_PER_WEIGHT * _slab(n)
+        return most_threads(self.out_features, n) * n * a_row
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map (…, n) to (…, m)."""
+        weight = unpack(self.get_buffer("blocks"), self.kind)
+        return nn.functional.linear(hidden, weight, self.bias)
+
+
+@register
+@dataclass(frozen=True)
+class Blocks(WeightFormat):
+    """Rows of blocks for each matrix that has a type in its layer."""
+
+    kind = "gguf"
+    needs_processor = True
+
+    layout: str = "blocks"
+    types: Types = ()
+
+    def __hash__(self) -> int:
+        return hash(str(self.types))
+
+    @classmethod
+    def here(cls) -> Self:
+        """Refused: no word tells the types."""
+        raise InvalidInput(
+            "kind='gguf' says no types of blocks: expected a checkpoint that has them; "
+            "convert a GGUF file and keep its blocks"
+        )
+
+    @classmethod
+    def read(cls, folder: Path, layout: str) -> Self:
+        """With the types that the configuration lists."""
+        return cls(layout, read_by_layer(folder, "types", str))
+
+    def describe(self) -> dict[str, Any]:
+        """The types too."""
+        return {**super().describe(), "types": list(self.types)}
+
+    def matrix_entries(self, layer: int, name: str, entry: Entry) -> dict[str, Entry]:
+        """Rows (m, b) of a matrix (m, n), or the matrix.
+
+        Refuses one that blocks do not fill, or that is not in bfloat16.
+        """
+        if name not in self.types[layer]:
+            return {"weight": entry}
+        (m, n), kind = entry[1], self._type(layer, name)
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        require(
+            entry[0] == "BF16" and n % block == 0,
+            f"{name} is {m} x {n} in {entry[0]}: expected BF16, in which blocks "
+            f"compute, and rows of a multiple of {block}, the weights of one of "
+            f"{kind.name}",
+        )
+        return {"blocks": ("U8", (m, n // block * size))}
+
+    def swap(self, layers: nn.ModuleList) -> None:
+        """As any format. Refuses types of names without a matrix."""
+        for layer, types in zip(layers, self.types, strict=True):
+            linears(layer, types)
+        super().swap(layers)
+
+    def linear(self, layer: int, name: str, dense: nn.Linear) -> nn.Module:
+        """The layer that restores the matrix."""
+        if name not in self.types[layer]:
+            return dense
+        entry = "BF16", (dense.out_features, dense.in_features)
+        entries = self.matrix_entries(layer, name, entry)
+        return BlocksLinear(dense, entries, self._type(layer, name))
+
+    def for_dry_run(self, layers: int) -> Self:
+        """With that type of each matrix, in every layer, that takes the most."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for types in self.types:
+            for name, kind in types.items():
+                found[name].add(kind)
+        worst = {name: max(kinds, key=_takes) for name, kinds in found.items()}
+        return replace(self, types=[worst] * layers)
+
+    def _type(self, layer: int, name: str) -> Type:
+        known = known_types()
+        return known[choice(f"type of {name}", self.types[layer][name], known)]
+
+
+def _takes(kind: str) -> tuple[bool, float]:
+    """Orders types by what restoring them takes, then by the bytes of a weight."""
+    known = known_types().get(kind)
+    if known is None:
+        return True, np.inf
+    block, size = gguf.GGML_QUANT_SIZES[known]
+    return known not in COMPILED, size / block
