@@ -5,7 +5,7 @@ layers of the geometry of LLaMA-2-7B, in random blocks of the types that llama.c
 as Q4_K_M. Both ways stream in the same memory from the same disk, in turn: the reads
 alone, tokens that follow one another, and the arithmetic alone.
 
-    python benchmarks/blocks.py [--layers 8] [--rounds 8]
+    python benchmarks/blocks.py [--layers 16] [--rounds 8]
 
 Needs 0.6 GB of disk for each layer.
 """
@@ -17,11 +17,10 @@ from typing import Annotated
 
 import gguf
 import numpy as np
-import torch
 from gguf import GGMLQuantizationType as Type
 from lossless import GEOMETRY, stream_in_turn
 from record import Record, benchmark
-from torch import Tensor
+from torch import Tensor, from_numpy
 
 from thesis_lib.common.files import cache_folder
 from thesis_lib.memory.compress.convert import convert
@@ -56,7 +55,7 @@ def random_blocks(kind: Type, m: int, n: int, seed: int) -> Tensor:
     at = slice(208, 210) if kind == Type.Q6_K else slice(0, 4)
     halves = np.full((at.stop - at.start) // 2, SCALE, np.float16)
     rows[..., at] = halves.view(np.uint8)
-    return torch.from_numpy(rows.reshape(m, -1))
+    return from_numpy(rows.reshape(m, -1))
 
 
 def from_file(home: Path) -> dict[str, Path]:
@@ -81,7 +80,8 @@ def at_random(home: Path, layers: int) -> dict[str, Path]:
 
         return stored_tensors(layer, tensors, blocks)
 
-    convert(*folders.values(), Blocks(types=types), encode=encode)
+    weights = Blocks(types=types)
+    convert(folders["bf16"], folders["blocks"], weights, encode=encode)
     return folders
 
 
@@ -89,7 +89,7 @@ def at_random(home: Path, layers: int) -> dict[str, Path]:
 def main(
     out: Path,
     *,
-    layers: Annotated[int, "of the random model"] = 8,
+    layers: Annotated[int, "of the random model"] = 16,
     rounds: int = 8,
     ring: int = 3,
 ) -> None:

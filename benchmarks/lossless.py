@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from numba import njit
-from record import Record, benchmark, show, turns
+from record import Record, benchmark, show, turns  # before torch, as the package asks
+from torch import equal, tensor, uint8
 
 from thesis_lib.common.errors import choice
 from thesis_lib.common.files import cache_folder
@@ -144,7 +144,7 @@ CODECS: dict[str, Callable[[], Codec]] = {  # imported when they are asked for
 def weights(n_bytes: int) -> dict[str, U8]:
     """Bytes of bfloat16 numbers, by origin."""
     layer = read_words(smollm2.checkpoint(), 0).view(np.uint8)
-    drawn = gaussian((n_bytes // 2,), 0.02, (0,)).view(torch.uint8).numpy()
+    drawn = gaussian((n_bytes // 2,), 0.02, (0,)).view(uint8).numpy()
     return {"SmolLM2": np.resize(layer, n_bytes), "Gaussian": drawn}
 
 
@@ -205,7 +205,7 @@ def time_passes(model: StreamedModel) -> dict[str, list[float]]:
     the ring as full as the next one will. What a pass has asked for on behalf of the
     next one has landed before the clock of anybody else starts.
     """
-    token = partial(model.step, torch.tensor([[1]]), model.new_cache(), keep=1)
+    token = partial(model.step, tensor([[1]]), model.new_cache(), keep=1)
 
     def repeat(run: Callable[[], object]) -> list[float]:
         run()
@@ -237,7 +237,7 @@ def stream_in_turn(folders: dict[str, Path], rounds: int, ring: int) -> dict[str
     """
     os.sync()  # or pages would be written while others are read
     plans = same_memory(folders, ring)
-    row = torch.tensor([[1]])
+    row = tensor([[1]])
     with ExitStack() as stack:
         models = {
             name: stack.enter_context(StreamedModel(folder, plans[name]))
@@ -258,8 +258,8 @@ def stream_in_turn(folders: dict[str, Path], rounds: int, ring: int) -> dict[str
         kind: medians[f"{first} {kind}"] / medians[f"{other} {kind}"]
         for kind in ("drain", "token")
     }
-    equal = torch.equal(*logits)
-    print(f"times as fast as {first}: {summary}, equal logits: {equal}", flush=True)
+    same = equal(*logits)
+    print(f"times as fast as {first}: {summary}, equal logits: {same}", flush=True)
     return {
         "ring": ring,
         "device_bytes": plans[first].machine.device_bytes,
@@ -267,7 +267,7 @@ def stream_in_turn(folders: dict[str, Path], rounds: int, ring: int) -> dict[str
         "planned_peak_bytes": {n: m.device_peak_bytes for n, m in plans.items()},
         "bytes_per_step": {n: made.bytes_per_step for n, made in plans.items()},
         "decoded_bytes_per_step": plans[other].decoded_bytes_per_step,
-        "equal_logits": equal,
+        "equal_logits": same,
         "settling_s": settling,
         "seconds": samples,
         "times_as_fast": summary,

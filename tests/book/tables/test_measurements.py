@@ -232,6 +232,7 @@ def test_the_record_of_blocks_is_told_for_each_model():
     stream = {
         "device_bytes": 2**31, "equal_logits": True,
         "bytes_per_step": {"bf16": 900, "blocks": 300},
+        "resident_layers": {"bf16": 0, "blocks": 5},
         "seconds": {
             "bf16 drain": [[3.0], [3.0]], "blocks drain": [[1.0], [1.0]],
             "bf16 token": [[3.0], [3.6]], "blocks token": [[2.0], [3.0]],
@@ -246,6 +247,7 @@ def test_the_record_of_blocks_is_told_for_each_model():
         ends = [found[f"{name}_token_times{end}"] for end in ("_low", "", "_high")]
         assert ends == pytest.approx([1.2, 1.35, 1.5])
         assert found[f"{name}_compute_times"] == 1.75
+        assert (found[f"{name}_resident"], found[f"{name}_resident_dense"]) == (5, 0)
 
 
 def test_few_bits_have_the_mean_and_the_spread_of_their_seeds():

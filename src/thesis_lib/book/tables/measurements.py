@@ -319,8 +319,9 @@ def lossless(record: dict[str, Any]) -> dict[str, float | str]:
 def blocks(record: dict[str, Any]) -> dict[str, float | str]:
     """What streaming blocks of a GGUF file gained over streaming them in bfloat16.
 
-    By the first letters of the model, as `lossless` says it; `…_compute_times` is how
-    much longer a token computes that restores its matrices.
+    By the first word of the model, as `lossless` says it; `…_compute_times` is how
+    much longer a token computes that restores its matrices, `…_resident` how many
+    layers the same memory keeps, and `…_resident_dense` in bfloat16.
     """
     found: dict[str, float | str] = {
         "origin": origin(record), "layers": record["layers"],
@@ -329,6 +330,8 @@ def blocks(record: dict[str, Any]) -> dict[str, float | str]:
         slow, fast = (_turns(stream)[f"{how} compute"] for how in ("bf16", "blocks"))
         numbers = _gained(stream, "blocks")
         numbers |= {"compute_times": float(np.median(fast / slow))}
+        stay = stream["resident_layers"]
+        numbers |= {"resident": stay["blocks"], "resident_dense": stay["bf16"]}
         short = name.lower().partition("-")[0]
         found |= {f"{short}_{key}": value for key, value in numbers.items()}
     return found
