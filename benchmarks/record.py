@@ -248,9 +248,8 @@ def _write(path: Path, content: Point) -> None:
 
     def text(value: Any) -> str:
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            rows = (json.dumps(row, allow_nan=False) for row in value)
-            return "[\n  " + ",\n  ".join(rows) + "\n ]"
-        return json.dumps(value, indent=1, allow_nan=False).replace("\n", "\n ")
+            return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        return json.dumps(value, indent=1).replace("\n", "\n ")
 
     parts = [f" {json.dumps(name)}: {text(value)}" for name, value in content.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
