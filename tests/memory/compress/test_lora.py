@@ -171,4 +171,5 @@ def test_the_command_merges_and_says_how_many(tmp_path):
     assert "changed 2 matrices" in " ".join(done.output.split())
     done = CliRunner().invoke(app, [*words, "--memory", "1GiB"])
     assert done.exit_code != 0
-    assert "--memory and --keep-blocks are of GGUF files" in " ".join(done.output.split())
+    said = " ".join(done.output.split())
+    assert "--memory and --keep-blocks are of GGUF files" in said
