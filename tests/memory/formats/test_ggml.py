@@ -141,3 +141,6 @@ def test_the_type_that_takes_most_stands_for_all_layers():
     types = [{"a": "Q4_K", "b": "Q8_0"}, {"a": "Q6_K", "b": "Q3_K"}, {}]
     worst = ggml.Blocks(types=types).for_dry_run(2)
     assert worst.types == [{"a": "Q6_K", "b": "Q3_K"}] * 2
+    alike = [{"a": "Q4_0"}, {"a": "Q4_K"}]  # as many bytes: the one in larger blocks
+    for types in (alike, alike[::-1]):
+        assert ggml.Blocks(types=types).for_dry_run(1).types == [{"a": "Q4_K"}]

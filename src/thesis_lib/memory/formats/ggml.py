@@ -340,10 +340,13 @@ class Blocks(WeightFormat):
         return known[choice(f"type of {name}", self.types[layer][name], known)]
 
 
-def _takes(kind: str) -> tuple[bool, float]:
-    """Orders types by what restoring them takes, then by the bytes of a weight."""
+def _takes(kind: str) -> tuple[bool, float, int]:
+    """Orders types by what restoring them takes, by bytes of a weight, by their blocks.
+
+    An unknown one, which will be refused, comes last.
+    """
     known = known_types().get(kind)
     if known is None:
-        return True, np.inf
+        return True, np.inf, 0
     block, size = gguf.GGML_QUANT_SIZES[known]
-    return known not in COMPILED, size / block
+    return known not in COMPILED, size / block, block
