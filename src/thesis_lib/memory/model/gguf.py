@@ -690,21 +690,17 @@ def convert(
     )
     dtype = DTYPE_NAMES[config.dtype]
     parts: dict[int, dict[str, Entry]] = {}
-    types: list[dict[str, str]] = [{} for _ in range(config.num_hidden_layers)]
     origins = {}  # of what is stored: the parameter
     for name, tensor in placed.items():
-        layer, inside = split_name(name)
         stored, entry = name, (dtype, tensor.shape)
         if name in kept:
-            matrix = inside.removesuffix(".weight")
-            types[layer][matrix] = tensor.kind.name
             stored = f"{name.removesuffix('.weight')}.blocks"
             entry = "U8", (tensor.rows, tensor.row_bytes)
         origins[stored] = name
-        parts.setdefault(layer, {})[stored] = entry
+        parts.setdefault(split_name(name)[0], {})[stored] = entry
     packing: dict[str, str] = {}
     if keep and kept:
-        weights = keep(types=types)
+        weights = keep(types=_types(placed, kept, config.num_hidden_layers))
         packing, config.quantization_config = weights.manifest(), weights.describe()
 
     def made(stored: str) -> Tensor:
@@ -740,6 +736,18 @@ def _stays(name: str, tensor: GgufTensor) -> bool:
     """Whether a parameter is a matrix of a layer in blocks."""
     matrix = len(tensor.shape) == 2 and split_name(name)[0] != NON_LAYER
     return matrix and tensor.kind not in _PLAIN
+
+
+def _types(
+    placed: Mapping[str, GgufTensor], kept: set[str], layers: int
+) -> list[dict[str, str]]:
+    """The types of the matrices that stay in blocks, by layer and name."""
+    types: list[dict[str, str]] = [{} for _ in range(layers)]
+    for name, tensor in placed.items():
+        if name in kept:
+            layer, matrix = split_name(name.removesuffix(".weight"))
+            types[layer][matrix] = tensor.kind.name
+    return types
 
 
 def read_blocks(file: GgufFile, tensor: GgufTensor, name: str, config: Any) -> Tensor:
