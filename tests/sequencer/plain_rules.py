@@ -44,7 +44,7 @@ def decide_plainly(policy, lookahead, batch, now_s):
         limit = getattr(watch, name)(now_s)
         room = max(int(limit) - forecast.in_flight, 0)
         return decided(rows[:room], rows[room:])
-    if name in ("envoy", "lock-queue-cap"):
+    if name in ("envoy", "cinnamon", "lock-queue-cap"):
         lost = getattr(watch, name.replace("-", "_"))(rows, now_s)
         return decided([row for row in rows if row not in lost], lost)
     if name == "adaptive-lifo":
@@ -193,6 +193,8 @@ class Watch:
         )
         self.long_s, self.renewals, self.sum_s, self.number, self.most = 0, 0, 0.0, 0, 0
         self.outcomes, self.drawn = [], 0
+        self.renewed_s, self.flew, self.entered, self.errors = 0.0, 0, 0, 0.0
+        self.share = 0.0
 
     def entries(self):
         """What the log holds: id, when it was handed over, started and committed."""
@@ -275,10 +277,27 @@ class Watch:
             self.outcomes.append((current, entry.ended_s <= deadline_s[entry.id]))
         known = [good for at, good in self.outcomes if at > current - 10]
         share = (len(known) - sum(known) / 0.95) / (len(known) + 1)
-        share, first = np.clip(share, 0.0, 0.8), self.drawn
+        return self.drawn_from(rows, np.clip(share, 0.0, 0.8))
+
+    def drawn_from(self, rows, share):
+        first = self.drawn
         self.drawn += len(rows)
         coins = [coin(self.code.seed, at) for at in range(first, self.drawn)]
         return [row for row, drawn in zip(rows, coins, strict=True) if drawn < share]
+
+    def cinnamon(self, rows, now_s):
+        if now_s - self.renewed_s >= self.code.interval_s:
+            flying = sum(entry.flies for entry in self.entries())
+            left = self.entered + self.flew - flying
+            idle = max(self.code.cores - flying, 0)
+            error = (self.entered - left - idle) / max(left, 1)
+            self.errors = max(self.errors + error, 0.0)
+            proportional, integral = self.code.gains
+            self.share = np.clip(proportional * error + integral * self.errors, 0, 1)
+            self.renewed_s, self.flew, self.entered = now_s, flying, 0
+        lost = self.drawn_from(rows, self.share)
+        self.entered += len(rows) - len(lost)
+        return lost
 
     def lock_queue_cap(self, rows, now_s):
         most = self.code.most

@@ -13,7 +13,7 @@ WORKERS, SLO_S = 4, 0.004
 AT_ONCE = [
     "fifo", "bid-price", "codel", "queue-cap", "late-edf", "late-sjf", "least-slack",
     "startable-first", "late-demote", "adaptive-lifo", "breakwater", "envoy",
-    "gradient2", "headroom",
+    "cinnamon", "gradient2", "headroom",
 ]  # fmt: skip
 BATCHED = [
     "drop", "reorder", "hybrid", "drop-corrected", "reorder-corrected",

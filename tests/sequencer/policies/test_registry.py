@@ -242,6 +242,22 @@ def test_envoy_refuses_the_share_that_fails():
     assert sequencer.decide(now_ms=later_ms)[1] == []
 
 
+def test_cinnamon_lets_in_what_leaves_with_a_queue_that_its_sum_gain_sets():
+    # While nobody idles, the errors add up to what waits over what leaves in a cycle,
+    # and the share refused is in proportion to it.
+    sum_gain, leave_in_a_cycle = 0.3, 8 * 12.5
+    trace = alike(20_000)
+    history = overloaded("cinnamon", trace, cycle=1.0, gain=0.3, sum_gain=sum_gain)
+    here = [
+        ((trace.arrival_s <= now_s) & (history.finish_s > now_s)).sum()
+        for now_s in trace.arrival_s[10_000:]
+    ]
+    share = 1 / 3
+    assert abs(history.dropped[10_000:].mean() - share) < 0.01
+    settled = share / sum_gain * leave_in_a_cycle
+    assert abs(np.mean(here) - settled) < 0.1 * settled
+
+
 def test_gradient2_lets_its_limit_grow_slowly_while_latencies_do_not():
     history = overloaded("gradient2", alike(20_000))
     in_system = [

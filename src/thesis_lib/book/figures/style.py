@@ -147,6 +147,7 @@ POLICIES = {  # label, colour and marker
     "adaptive-lifo": ("adaptive LIFO", INK, None),
     "breakwater": ("Breakwater", INK, None),
     "envoy": ("Envoy's admission control", INK, None),
+    "cinnamon": ("Cinnamon", INK, None),
     "gradient2": ("Gradient2", INK, None),
     "headroom": ("headroom shedding", INK, None),
     "late-sjf": ("shortest job, late-bound", VERMILION, None),

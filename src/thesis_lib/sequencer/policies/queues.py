@@ -24,7 +24,8 @@ ABOVE, NEXT, COUNT, DROPPING = range(4)
 LIMIT, RENEWED, LONG, LONG_COUNT, SUM, NUMBER, MOST = range(7)
 IDLE = 0
 SLICE, SLICES = 0, 10  # of Envoy's window: its number, and behind it all and successes
-DRAWN = 1 + 2 * SLICES  # how often Envoy has drawn
+DRAWN = 1 + 2 * SLICES  # how often Envoy or Cinnamon has drawn
+BEGUN, FLYING, ENTERED, ERRORS, SHARE = range(5)
 
 
 @borrowing
@@ -192,6 +193,29 @@ def refused_share(memory: Memory, now_s: float, window_s: float) -> float:
         good[at] += world.finish_s[i] <= memory.deadline_s[i]
     total, failed = every.sum(), every.sum() - good.sum() / 0.95
     return min(max(failed / (total + 1), 0.0), 0.8)
+
+
+@borrowing
+def controlled_share(
+    memory: Memory, now_s: float, cycle_s: float, gains: tuple[float, float], cores: int
+) -> float:
+    """The share that `cinnamon` refuses: a PID controller's, renewed once in `cycle_s`.
+
+    Its error is what entered less what left and less the cores that idle, over what
+    left; `gains` weigh the last error and the sum of all, which stays above zero. Uber,
+    "PID Controller for Cinnamon", 2023. Without priorities who is refused is drawn, and
+    the limit of what runs at once is the number of cores.
+    """
+    control, flying = memory.control, float(in_flight(memory))
+    if now_s - control[BEGUN] >= cycle_s:
+        grown = flying - control[FLYING]
+        left = max(control[ENTERED] - grown, 1.0)
+        error = (grown - max(cores - flying, 0.0)) / left
+        control[ERRORS] = max(control[ERRORS] + error, 0.0)
+        share = gains[0] * error + gains[1] * control[ERRORS]
+        control[SHARE] = min(max(share, 0.0), 1.0)
+        control[BEGUN], control[FLYING], control[ENTERED] = now_s, flying, 0.0
+    return control[SHARE]
 
 
 @borrowing

@@ -42,6 +42,7 @@ from thesis_lib.sequencer.policies.rules import (
     BANDED,
     BREAKWATER,
     CAP,
+    CINNAMON,
     CODEL,
     EDF,
     ENVOY,
@@ -91,6 +92,9 @@ class QueueParameters(NamedTuple):
     window: float = 0.25  # in which `envoy` counts
     gradient: float = 1.0  # in which `gradient2` renews its limit
     writers: int = 3  # in front of a lock: `lock-queue-cap`
+    cycle: float = 0.25  # in which `cinnamon` renews the share that it refuses
+    gain: float = 0.1  # of its last error,
+    sum_gain: float = 0.1  # and of the sum of all
 
 
 TIMER = 0.04  # share of the objective after which a corrected policy flushes a batch
@@ -263,7 +267,7 @@ def _rule_of(name: str, function: Any) -> Rule:
 THESIS = ("drop", "reorder", "hybrid")
 WATCHING = (
     "queue-cap", "lock-queue-cap", "codel", "adaptive-lifo", "breakwater", "envoy",
-    "gradient2",
+    "cinnamon", "gradient2",
 )  # fmt: skip
 POLICIES = (
     "fifo", *THESIS, *(f"{name}-corrected" for name in THESIS), "fifo-batched",
@@ -305,12 +309,12 @@ def policy(
     """The policy of this name for a machine with `cores` and an objective `slo_s`.
 
     `band_s` is the error band of the thesis, by default a fifth of the objective
-    (2.5 ms of 12.5 ms). `drop_share` is read by random-drop alone, `seed` by it and by
-    envoy; `flight` (transactions past the sequencer for each core) and `least_p` (below
-    which probability of being on time a transaction is dropped) by the simpler policies
-    with late binding, whose defaults are in `LATE_BOUND`. `terms` replaces the
-    configuration of `bid-price`, or as QueueParameters that of a rule that watches a
-    queue. With `gap`, `bid-price` keeps the violations of each of `groups` of
+    (2.5 ms of 12.5 ms). `drop_share` is read by random-drop alone, `seed` by it, by
+    envoy and by cinnamon; `flight` (transactions past the sequencer for each core) and
+    `least_p` (below which probability of being on time a transaction is dropped) by the
+    simpler policies with late binding, whose defaults are in `LATE_BOUND`. `terms`
+    replaces the configuration of `bid-price`, or as QueueParameters that of a rule that
+    watches a queue. With `gap`, `bid-price` keeps the violations of each of `groups` of
     transactions, as a share of them, within so much of the smallest share. `defects`
     replaces all (`drop`, `reorder`, `hybrid`) or none (the same `-corrected`) of the
     thesis' defects. Raises InvalidInput for an unknown name, for values out of range,
@@ -440,6 +444,10 @@ def _watching(
             interval_s=given.credit * slo_s,
         ),
         "envoy": Code(ENVOY, seed=seed, interval_s=given.window * slo_s),
+        "cinnamon": Code(
+            CINNAMON, seed=seed, cores=cores, interval_s=given.cycle * slo_s,
+            gains=(given.gain, given.sum_gain),
+        ),
         "gradient2": Code(GRADIENT, cores=cores, interval_s=given.gradient * slo_s),
     }[name]  # fmt: skip
     held = past if name in ("codel", "adaptive-lifo") else None

@@ -26,8 +26,10 @@ from thesis_lib.sequencer.policies.lookahead import (
 )
 from thesis_lib.sequencer.policies.queues import (
     DRAWN,
+    ENTERED,
     admitted,
     controlled,
+    controlled_share,
     credits,
     gradient_limit,
     refused_share,
@@ -37,9 +39,11 @@ from thesis_lib.sequencer.policies.queues import (
 
 # Kinds of code.
 FIFO, RANDOM, BANDED, EDF, SJF, LATE, SLACK, SHORT, CAP, CODEL, OURS = range(11)
-ENVOY, GRADIENT, BREAKWATER, LIFO, KEY_CAP = range(11, 16)
+ENVOY, GRADIENT, BREAKWATER, LIFO, KEY_CAP, CINNAMON = range(11, 17)
 OBSERVING = (ENVOY, GRADIENT)  # decide by what has committed
-AT_ARRIVAL = (CAP, ENVOY, GRADIENT, BREAKWATER, KEY_CAP, BANDED)  # and not again
+AT_ARRIVAL = (  # and not again
+    CAP, ENVOY, GRADIENT, BREAKWATER, KEY_CAP, CINNAMON, BANDED,
+)  # fmt: skip
 HOPELESS = 4  # the rank of what `_late` drops
 
 
@@ -65,6 +69,7 @@ class Code(NamedTuple):
     target_s: float = 0.0  # delay of a queue
     interval_s: float = 0.0  # in which it is judged
     most: int = 0  # in front of a lock, or past the sequencer
+    gains: tuple[float, float] = (0.0, 0.0)  # of an error, and of the sum of all
     terms: BidPriceParameters = BidPriceParameters()  # of `bid-price`
 
 
@@ -245,15 +250,22 @@ def _one_by_one(code, memory, ids, now_s):
     share = code.share
     if code.kind == ENVOY:
         share = refused_share(memory, now_s, code.interval_s)
+    elif code.kind == CINNAMON:
+        share = controlled_share(memory, now_s, code.interval_s, code.gains, code.cores)
     for i in ids:
         if code.kind == KEY_CAP:
             drops = waits_on_a_key(memory, i, code.most)
-        elif code.kind == ENVOY:  # a service calls its requests otherwise in time
+        elif code.kind in (
+            ENVOY,
+            CINNAMON,
+        ):  # a service calls its requests otherwise in time
             drops = _coin(code.seed, memory.control[DRAWN]) < share
             memory.control[DRAWN] += 1
         else:
             drops = _coin(code.seed, i) < share
         kept, dropped = _put(memory.decided, i, drops, kept, dropped)
+    if code.kind == CINNAMON:
+        memory.control[ENTERED] += kept
     return kept, dropped
 
 
@@ -295,7 +307,7 @@ def _others(code, memory, model, ids, now_s):
     """Every other rule: none holds anything."""
     if code.kind in (FIFO, CAP, CODEL, GRADIENT, BREAKWATER):
         return _in_turn(code, memory, ids, now_s)
-    if code.kind in (RANDOM, ENVOY, KEY_CAP):
+    if code.kind in (RANDOM, ENVOY, KEY_CAP, CINNAMON):
         return _one_by_one(code, memory, ids, now_s)
     if code.kind == LIFO:
         return _last_first(code, memory, ids, now_s)
