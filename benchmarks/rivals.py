@@ -52,6 +52,7 @@ TRIED: dict[str, dict[str, tuple[float, ...]]] = {
     "envoy": {"window": (0.125, 0.25, 0.5, 1.0, 4.0)},
     "cinnamon": {
         "cycle": (0.5, 1.0, 2.0), "gain": (0.1, 0.3, 1.0), "sum_gain": (0.1, 0.3, 1.0),
+        "depth": (1.0, 2.0, 3.0),
     },
     "gradient2": {"gradient": (0.25, 1.0, 4.0, 16.0)},
     **dict.fromkeys(

@@ -289,7 +289,7 @@ class Watch:
         if now_s - self.renewed_s >= self.code.interval_s:
             flying = sum(entry.flies for entry in self.entries())
             left = self.entered + self.flew - flying
-            idle = max(self.code.cores - flying, 0)
+            idle = max(self.code.most - flying, 0)
             error = (self.entered - left - idle) / max(left, 1)
             self.errors = max(self.errors + error, 0.0)
             proportional, integral = self.code.gains

@@ -197,20 +197,20 @@ def refused_share(memory: Memory, now_s: float, window_s: float) -> float:
 
 @borrowing
 def controlled_share(
-    memory: Memory, now_s: float, cycle_s: float, gains: tuple[float, float], cores: int
+    memory: Memory, now_s: float, cycle_s: float, gains: tuple[float, float], most: int
 ) -> float:
     """The share that `cinnamon` refuses: a PID controller's, renewed once in `cycle_s`.
 
-    Its error is what entered less what left and less the cores that idle, over what
-    left; `gains` weigh the last error and the sum of all, which stays above zero. Uber,
-    "PID Controller for Cinnamon", 2023. Without priorities who is refused is drawn, and
-    the limit of what runs at once is the number of cores.
+    Its error is what entered less what left and less the free places, of `most`, over
+    what left; `gains` weigh the last error and the sum of all, which stays above zero.
+    Uber, "PID Controller for Cinnamon", 2023. Without priorities who is refused is
+    drawn, and `most`, which a controller of its own would tune, stays as it is.
     """
     control, flying = memory.control, float(in_flight(memory))
     if now_s - control[BEGUN] >= cycle_s:
         grown = flying - control[FLYING]
         left = max(control[ENTERED] - grown, 1.0)
-        error = (grown - max(cores - flying, 0.0)) / left
+        error = (grown - max(most - flying, 0.0)) / left
         control[ERRORS] = max(control[ERRORS] + error, 0.0)
         share = gains[0] * error + gains[1] * control[ERRORS]
         control[SHARE] = min(max(share, 0.0), 1.0)

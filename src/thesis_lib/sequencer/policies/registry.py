@@ -445,7 +445,7 @@ def _watching(
         ),
         "envoy": Code(ENVOY, seed=seed, interval_s=given.window * slo_s),
         "cinnamon": Code(
-            CINNAMON, seed=seed, cores=cores, interval_s=given.cycle * slo_s,
+            CINNAMON, seed=seed, most=past, interval_s=given.cycle * slo_s,
             gains=(given.gain, given.sum_gain),
         ),
         "gradient2": Code(GRADIENT, cores=cores, interval_s=given.gradient * slo_s),

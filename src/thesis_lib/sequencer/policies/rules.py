@@ -251,7 +251,7 @@ def _one_by_one(code, memory, ids, now_s):
     if code.kind == ENVOY:
         share = refused_share(memory, now_s, code.interval_s)
     elif code.kind == CINNAMON:
-        share = controlled_share(memory, now_s, code.interval_s, code.gains, code.cores)
+        share = controlled_share(memory, now_s, code.interval_s, code.gains, code.most)
     for i in ids:
         if code.kind == KEY_CAP:
             drops = waits_on_a_key(memory, i, code.most)
