@@ -5,14 +5,15 @@ page cache, the same prompt and the same greedy tokens; each system in a process
 control group of its own, from a cold page cache. They take turns forwards and
 backwards, and the same reads without computing (`drain`) are timed before and after
 each: a run whose two drains differ by more than 5 % is repeated. Behind them come
-streamed ones with the same geometry packed in NF4, and with the same weights in a
-lossless code.
+streamed ones with the same geometry packed in NF4, with the same weights in a lossless
+code, and with them in 4-bit blocks.
 
     pip install -e .[peers]
     python benchmarks/streaming.py [--help]
 
 llama.cpp takes part where `--systems` names it and `pip install llama-cpp-python` has
-built it: with the same weights in a GGUF file, which it maps, and with 4-bit ones.
+built it: with the same weights in a GGUF file, which it maps, and with the same 4-bit
+blocks.
 
 Runs that were made are kept in the working folder: the command resumes.
 """
@@ -21,6 +22,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from itertools import islice
@@ -30,12 +32,13 @@ from typing import Annotated, Any
 import numpy as np
 import psutil
 import torch
-from gguf import GGMLQuantizationType
+from blocks import MIX
+from gguf import GGMLQuantizationType, quantize
 from llama_cpp_peer import mapped_step, write_gguf
 from memory_limit import confined_call, forget_pages, read_from_disk_bytes
 from record import ELSEWHERE, Record, benchmark, ratio, tell
 from timed_decode import Step, greedily
-from torch import Tensor
+from torch import Tensor, from_numpy
 from transformers import AutoModelForCausalLM
 
 from thesis_lib.common.errors import choice, require
@@ -43,15 +46,21 @@ from thesis_lib.common.files import cache_folder
 from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.stats import median_interval
 from thesis_lib.common.units import MiB, format_size, parse_size
+from thesis_lib.memory.compress.convert import convert
 from thesis_lib.memory.compress.random_weights import synthesise
+from thesis_lib.memory.formats.base import stored_tensors
+from thesis_lib.memory.formats.ggml import Blocks
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 from thesis_lib.memory.offload.plan import MemoryPlan
 
 SYSTEMS = ("streamed", "accelerate", "mmap", "airllm")
-# The same geometry in other checkpoints: in NF4, and in a code that keeps every bit.
-PACKED = {"streamed-nf4": "nf4", "streamed-lossless": "lossless"}
+# The same geometry in other checkpoints: in NF4, in a code that keeps every bit, and in
+# the blocks that llama.cpp has in its file.
+PACKED = {
+    "streamed-nf4": "nf4", "streamed-lossless": "lossless", "streamed-q4": "q4",
+}  # fmt: skip
 EXACT = "lossless"
 GGUF = {  # files of llama.cpp, whose products are not torch's
     "llama.cpp": GGMLQuantizationType.BF16,
@@ -234,6 +243,20 @@ def outline(made: MemoryPlan) -> dict[str, Any]:
     return {name: summary[name] for name in kept}
 
 
+def in_blocks(folder: Path, out: Path) -> None:
+    """The checkpoint with the matrices of its layers in llama.cpp's 4-bit blocks."""
+    kind = GGUF["llama.cpp-q4"]
+
+    def blocks(_: str, weight: Tensor) -> dict[str, Tensor]:
+        return {"blocks": from_numpy(quantize(weight.float().numpy(), kind))}
+
+    def encode(layer: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return stored_tensors(layer, tensors, blocks)
+
+    types = [dict.fromkeys(MIX, kind.name)] * ModelSpec.from_config(folder).layers
+    convert(folder, out, Blocks(types=types), encode=encode)
+
+
 def launch(system: str, given: Options, capped: bool = True) -> dict:
     """Run one system in its own process and group, cold; its report and its use."""
     name = system if system in GGUF else PACKED.get(system, "checkpoint")
@@ -360,6 +383,10 @@ def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
             summary[system]["is_faster_than_accelerate"] = faster(
                 steps["accelerate"], steps[system]
             )
+    if {"streamed-q4", "llama.cpp-q4"} <= steps.keys():
+        summary["llama.cpp-q4"]["streamed_q4_is_faster"] = faster(
+            steps["llama.cpp-q4"], steps["streamed-q4"]
+        )
     exact = {
         tuple(run["tokens"])
         for run in runs
@@ -394,7 +421,9 @@ def prepare(given: Options, systems: list[str]) -> dict[str, Any]:
     wanted |= {PACKED[name]: PACKED[name] for name in systems if name in PACKED}
     for name, kind in wanted.items():
         folder = work / name
-        if not (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file() and kind == "q4":
+            in_blocks(work / "checkpoint", folder)
+        elif not (folder / "config.json").is_file():
             spec = replace(geometry(given.geometry), layers=given.layers)
             copied = 2 * (spec.embedding_bytes + spec.head_bytes)
             require_room(work, spec.total_bytes + copied)

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from memory_limit import how_confined
+from safetensors.torch import load_file
 from tiny import tokens, write
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import MiB
+from thesis_lib.memory.formats.ggml import unpack
 from thesis_lib.memory.model import gguf
 
 
@@ -37,7 +39,7 @@ def test_systems_take_turns_forwards_and_backwards(script):
     for system in "abc":
         places = [i for i, name in enumerate(turns) if name == system]
         assert np.mean(places) == middle
-    nf4, coded = script.PACKED
+    nf4, coded, _ = script.PACKED
     assert script.order(["a", nf4, "b"], 1) == [*"abba", nf4, nf4]
     assert script.order(["a", nf4, coded], 1) == ["a", "a", nf4, nf4, coded, coded]
 
@@ -71,6 +73,8 @@ def test_medians_leave_out_the_warm_up_and_compare_with_streamed(script):
         run_of(3, "streamed-nf4", seconds=(9.0, 0.5, 0.6), tokens=[4], after=0.8),
         run_of(4, "accelerate", seconds=(9.0, 5.0, 6.0), before=0.8, after=0.8),
         run_of(5, "streamed-lossless", seconds=(9.0, 0.8, 0.8), before=0.8, after=0.8),
+        run_of(6, "streamed-q4", seconds=(9.0, 0.5, 0.6), tokens=[5], after=0.8),
+        run_of(7, "llama.cpp-q4", seconds=(9.0, 0.25, 0.3), tokens=[6]),
     ]
     found = script.summarise(runs, warm_up=1)
     systems = found["systems"]
@@ -83,8 +87,12 @@ def test_medians_leave_out_the_warm_up_and_compare_with_streamed(script):
     assert not systems["streamed-nf4"]["settled"]
     over = {n: systems[n]["is_faster_than_accelerate"]["times"] for n in script.PACKED}
     assert over == {
-        "streamed-nf4": pytest.approx(10), "streamed-lossless": pytest.approx(5.5 / 0.8)
+        "streamed-nf4": pytest.approx(10),
+        "streamed-lossless": pytest.approx(5.5 / 0.8),
+        "streamed-q4": pytest.approx(10),
     }  # fmt: skip
+    beside = systems["llama.cpp-q4"]["streamed_q4_is_faster"]
+    assert beside["times"] == pytest.approx(0.5)
     assert found["tokens_identical"]  # rounded weights may say something else
     for exact in (1, 5):
         spoilt = [*runs]
@@ -125,6 +133,17 @@ def test_a_file_for_llama_cpp_holds_the_weights_of_the_checkpoint(script, tmp_pa
     for name, tensor in gguf.place(file, config).items():
         weight = gguf.read_tensor(file, tensor, name, config)
         assert torch.equal(weight, model.get_parameter(name)), name
+    script.in_blocks(tmp_path / "own", tmp_path / "q4")  # theirs, as this work streams
+    four = gguf.read_gguf(tmp_path / "llama.cpp-q4.gguf")
+    stored = {}
+    for shard in (tmp_path / "q4").glob("*.safetensors"):
+        stored |= load_file(shard)
+    layered = {name for name in gguf.place(four, config) if "proj" in name}
+    assert len(layered) == 7 * config.num_hidden_layers
+    for name in layered:
+        blocks = stored[name.replace(".weight", ".blocks")]
+        theirs = gguf.read_tensor(four, gguf.place(four, config)[name], name, config)
+        assert torch.equal(unpack(blocks, script.GGUF["llama.cpp-q4"]), theirs), name
     pytest.importorskip("llama_cpp")
     step, rows = peer.mapped_step(file.path, 64), tokens(3, 1, 12)
     expected = model(rows).logits[0, -1].float()
