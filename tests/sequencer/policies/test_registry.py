@@ -247,7 +247,7 @@ def test_cinnamon_lets_in_what_leaves_with_a_queue_that_its_sum_gain_sets():
     # and the share refused is in proportion to it.
     sum_gain, leave_in_a_cycle = 0.3, 8 * 12.5
     trace = alike(20_000)
-    given = {"cycle": 1.0, "gain": 0.3, "sum_gain": sum_gain, "depth": 1.0}
+    given = {"cycle": 1.0, "gain": 0.3, "sum_gain": sum_gain, "places": 1.0}
     history = overloaded("cinnamon", trace, **given)
     here = [
         ((trace.arrival_s <= now_s) & (history.finish_s > now_s)).sum()

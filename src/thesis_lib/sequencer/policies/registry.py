@@ -94,7 +94,8 @@ class QueueParameters(NamedTuple):
     writers: int = 3  # in front of a lock: `lock-queue-cap`
     cycle: float = 0.25  # in which `cinnamon` renews the share that it refuses
     gain: float = 0.1  # of its last error,
-    sum_gain: float = 0.1  # and of the sum of all
+    sum_gain: float = 0.3  # and of the sum of all
+    places: float = 4.0  # for each core, of which it counts the free ones
 
 
 TIMER = 0.04  # share of the objective after which a corrected policy flushes a batch
@@ -445,8 +446,8 @@ def _watching(
         ),
         "envoy": Code(ENVOY, seed=seed, interval_s=given.window * slo_s),
         "cinnamon": Code(
-            CINNAMON, seed=seed, most=past, interval_s=given.cycle * slo_s,
-            gains=(given.gain, given.sum_gain),
+            CINNAMON, seed=seed, most=max(1, round(given.places * cores)),
+            interval_s=given.cycle * slo_s, gains=(given.gain, given.sum_gain),
         ),
         "gradient2": Code(GRADIENT, cores=cores, interval_s=given.gradient * slo_s),
     }[name]  # fmt: skip
