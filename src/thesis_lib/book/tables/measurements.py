@@ -433,7 +433,9 @@ def few_bits(record: dict[str, Any]) -> pd.DataFrame:
     return made.sort_values(["bits", "perplexity"], ascending=[True, False])
 
 
-CONSTANTS = {"least_p": "chance", "sure_p": "sure"}  # those whose name is no word
+CONSTANTS = {  # those whose name is no word
+    "least_p": "chance", "sure_p": "sure", "sum_gain": "gain of the sum",
+}  # fmt: skip
 
 
 def rivals(record: dict[str, Any]) -> pd.DataFrame:
