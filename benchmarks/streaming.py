@@ -31,14 +31,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import psutil
-import torch
-from blocks import MIX
+from blocks import MIX  # before torch, as the package asks
 from gguf import GGMLQuantizationType, quantize
 from llama_cpp_peer import mapped_step, write_gguf
 from memory_limit import confined_call, forget_pages, read_from_disk_bytes
 from record import ELSEWHERE, Record, benchmark, ratio, tell
 from timed_decode import Step, greedily
-from torch import Tensor, from_numpy
+from torch import Generator, Tensor, bfloat16, from_numpy, randint
 from transformers import AutoModelForCausalLM
 
 from thesis_lib.common.errors import choice, require
@@ -123,7 +122,7 @@ def offloaded(folder: Path, work: Path, place: int | str, where: str) -> Any:
     places |= {f"model.layers.{layer}": where for layer in range(spec.layers)}
     return AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=torch.bfloat16,
+        dtype=bfloat16,
         device_map=places,
         offload_folder=work / "offload",
     ).eval()
@@ -178,7 +177,7 @@ def load(system: str, folder: Path, work: Path, device: str = "cpu") -> Any:
         return offloaded(folder, work, 0 if gpu else device, "cpu" if gpu else "disk")
     if system == "airllm":
         return untokenised(folder, work, "cuda:0" if gpu else device).model
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=bfloat16).eval()
 
 
 def decode(step: Step, prompt: Tensor, steps: int) -> dict[str, Any]:
@@ -205,8 +204,8 @@ def run_alone(system: str, folder: str, given: dict[str, Any]) -> dict[str, Any]
         return {}
     start = time.perf_counter()
     dense = work / "checkpoint" if system in GGUF else store
-    draw, vocab = torch.Generator().manual_seed(0), ModelSpec.from_config(dense).vocab
-    prompt = torch.randint(0, vocab, (1, asked.prompt), generator=draw)
+    draw, vocab = Generator().manual_seed(0), ModelSpec.from_config(dense).vocab
+    prompt = randint(0, vocab, (1, asked.prompt), generator=draw)
     if system in GGUF:
         context = asked.prompt + steps + 1
         step = mapped_step(store / "model.gguf", context)
