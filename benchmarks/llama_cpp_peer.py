@@ -1,20 +1,25 @@
-"""llama.cpp beside us: the same weights in a file that it maps, and a step of its own.
+"""llama.cpp beside us: the same weights in a file that it maps, and its own steps.
 
 pip install llama-cpp-python
+
+Nothing here imports torch, so that a process of llama.cpp has its memory to itself.
 """
 
+import json
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quant_shape_to_byte_shape
+from memory_limit import read_from_disk_bytes
 from safetensors import safe_open
-from timed_decode import Step
-from torch import Tensor
-from transformers import AutoConfig
+
+from thesis_lib.sequencer.core.trace import F64
 
 
 def write_gguf(folder: Path, path: Path, kind: GGMLQuantizationType) -> None:
@@ -23,21 +28,24 @@ def write_gguf(folder: Path, path: Path, kind: GGMLQuantizationType) -> None:
     Matrices in `kind`, norms in float32; one tensor is in memory at a time. llama.cpp
     wants the rotary pairs of queries and keys side by side.
     """
-    config: Any = AutoConfig.from_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
     partial = path.with_suffix(".partial")
     writer = GGUFWriter(partial, "llama")
     writer.add_tokenizer_model("no_vocab")
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    heads = {
+        "q_proj": config["num_attention_heads"],
+        "k_proj": config["num_key_value_heads"],
+    }
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     stores = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
     placed = {name: store for store in stores for name in store.keys()}  # noqa: SIM118
     for name, store in placed.items():
@@ -64,20 +72,46 @@ def write_gguf(folder: Path, path: Path, kind: GGMLQuantizationType) -> None:
     partial.rename(path)
 
 
-def mapped_step(path: Path, context: int) -> Step:
-    """A step of llama.cpp on a GGUF file that it maps, with its cache inside."""
+def mapped_step(path: Path, context: int) -> Callable[[list[int]], F64]:
+    """A step of llama.cpp on a GGUF file that it maps, with its cache inside.
+
+    It takes tokens and returns the logits (v,) behind the last of them.
+    """
     import llama_cpp  # pyright: ignore[reportMissingImports]
 
-    threads = torch.get_num_threads()
-    model = llama_cpp.Llama(
+    threads = os.cpu_count()
+    model: Any = llama_cpp.Llama(
         str(path), n_ctx=context, n_threads=threads, n_threads_batch=threads,
         verbose=False,
     )  # fmt: skip
 
-    def step(tokens: Tensor) -> Tensor:
-        model.eval(tokens[0].tolist())
+    def step(tokens: list[int]) -> F64:
+        model.eval(tokens)
         last = model._ctx.get_logits_ith(-1)
-        logits = np.ctypeslib.as_array(last, (model.n_vocab(),)).copy()
-        return torch.from_numpy(logits).view(1, 1, -1)
+        return np.ctypeslib.as_array(last, (model.n_vocab(),)).astype(np.float64)
 
     return step
+
+
+def decode_alone(path: str, prompt: list[int], steps: int) -> dict[str, Any]:
+    """Greedy decoding in this process: seconds, bytes read and the token of each step.
+
+    The first, of the whole prompt, is apart.
+    """
+    begin = time.perf_counter()
+    step = mapped_step(Path(path), len(prompt) + steps + 1)
+    load_s = time.perf_counter() - begin
+    seconds, tokens, read, new = [], [], [read_from_disk_bytes() or 0], prompt
+    for _ in range(1 + steps):
+        begin = time.perf_counter()
+        new = [int(np.argmax(step(new)))]
+        seconds.append(time.perf_counter() - begin)
+        tokens += new
+        read.append(read_from_disk_bytes() or 0)
+    return {
+        "load_s": load_s,
+        "first_token_s": seconds[0],
+        "seconds": seconds[1:],
+        "read_bytes": np.diff(read)[1:].tolist(),
+        "tokens": tokens,
+    }

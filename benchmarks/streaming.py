@@ -33,7 +33,7 @@ import numpy as np
 import psutil
 from blocks import MIX  # before torch, as the package asks
 from gguf import GGMLQuantizationType, quantize
-from llama_cpp_peer import mapped_step, write_gguf
+from llama_cpp_peer import decode_alone, write_gguf
 from memory_limit import confined_call, forget_pages, read_from_disk_bytes
 from record import ELSEWHERE, Record, benchmark, ratio, tell
 from timed_decode import Step, greedily
@@ -195,6 +195,12 @@ def decode(step: Step, prompt: Tensor, steps: int) -> dict[str, Any]:
     }
 
 
+def random_prompt(folder: Path, length: int) -> Tensor:
+    """Tokens (1, length) of a checkpoint's vocabulary, always the same."""
+    draw, vocab = Generator().manual_seed(0), ModelSpec.from_config(folder).vocab
+    return randint(0, vocab, (1, length), generator=draw)
+
+
 def run_alone(system: str, folder: str, given: dict[str, Any]) -> dict[str, Any]:
     """What one system does inside its limit: its report."""
     asked, store = Options(**given), Path(folder)
@@ -203,14 +209,7 @@ def run_alone(system: str, folder: str, given: dict[str, Any]) -> dict[str, Any]
         untokenised(store, work, "cpu")
         return {}
     start = time.perf_counter()
-    dense = work / "checkpoint" if system in GGUF else store
-    draw, vocab = Generator().manual_seed(0), ModelSpec.from_config(dense).vocab
-    prompt = randint(0, vocab, (1, asked.prompt), generator=draw)
-    if system in GGUF:
-        context = asked.prompt + steps + 1
-        step = mapped_step(store / "model.gguf", context)
-        loading_s = time.perf_counter() - start
-        return {"load_s": loading_s, **decode(step, prompt, steps)}
+    prompt = random_prompt(store, asked.prompt)
     if system in SYSTEMS[1:]:
         with smollm2.quiet():
             step = transformers_step(load(system, store, work))
@@ -261,13 +260,18 @@ def launch(system: str, given: Options, capped: bool = True) -> dict:
     name = system if system in GGUF else PACKED.get(system, "checkpoint")
     folder, split = Path(given.work) / name, Path(given.work) / "airllm"
     forget_pages([*folder.glob("*.*"), *split.rglob("*.safetensors")])
-    done = confined_call(
-        run_alone,
-        parse_size(given.cap) if capped else psutil.virtual_memory().total,
-        system="streamed" if system in PACKED else system,
-        folder=folder,
-        given=asdict(given),
-    )
+    limit_bytes = parse_size(given.cap) if capped else psutil.virtual_memory().total
+    if system in GGUF:
+        prompt = random_prompt(Path(given.work) / "checkpoint", given.prompt)
+        done = confined_call(
+            decode_alone, limit_bytes, path=folder / "model.gguf",
+            prompt=prompt[0].tolist(), steps=given.warm_up + given.steps,
+        )  # fmt: skip
+    else:
+        done = confined_call(
+            run_alone, limit_bytes, folder=folder, given=asdict(given),
+            system="streamed" if system in PACKED else system,
+        )  # fmt: skip
     if done.returncode and not done.killed:
         raise RuntimeError(f"{system} ended with {done.returncode}: see above")
     report = {} if done.killed else done.report

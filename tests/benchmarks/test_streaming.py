@@ -145,9 +145,13 @@ def test_a_file_for_llama_cpp_holds_the_weights_of_the_checkpoint(script, tmp_pa
         theirs = gguf.read_tensor(four, gguf.place(four, config)[name], name, config)
         assert torch.equal(unpack(blocks, script.GGUF["llama.cpp-q4"]), theirs), name
     pytest.importorskip("llama_cpp")
-    step, rows = peer.mapped_step(file.path, 64), tokens(3, 1, 12)
-    expected = model(rows).logits[0, -1].float()
-    assert (step(rows)[0, 0] - expected).abs().max() < 0.02
+    rows = tokens(3, 1, 12)
+    found = peer.mapped_step(file.path, 64)(rows[0].tolist())
+    expected = model(rows).logits[0, -1].detach().float().numpy()
+    assert np.abs(found - expected).max() < 0.02
+    told = peer.decode_alone(str(file.path), rows[0].tolist(), steps=2)
+    assert told["tokens"][0] == expected.argmax()
+    assert len(told["seconds"]) == len(told["read_bytes"]) == 2
 
 
 def test_one_command_measures_resumes_and_writes_the_record(
