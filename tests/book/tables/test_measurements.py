@@ -111,6 +111,13 @@ def test_peers_are_held_against_those_in_16_bits():
     assert table.loc["streamed, NF4", "over_mmap"] == pytest.approx(8.4)
 
 
+def test_a_peer_in_blocks_is_held_against_the_streamed_model_in_the_same():
+    faster = {"times": 0.4, "low": 0.3, "high": 0.5}
+    table = peers(**{"llama.cpp-q4": AIRLLM | {"streamed_q4_is_faster": faster}})
+    columns = ["times_as_blocks", "times_as_blocks_low", "times_as_blocks_high"]
+    assert table.loc["llama.cpp, 4 bits", columns].tolist() == [0.4, 0.3, 0.5]
+
+
 def test_use_is_that_of_the_first_run_of_each_system():
     samples = [[0.1, 10, 4], [0.2, 20, 8]], [[0.1, 30, 30]], [[0.3, 99, 99]]
     systems = "streamed", "airllm", "streamed"

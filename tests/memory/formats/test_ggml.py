@@ -115,11 +115,10 @@ def test_restoring_holds_what_a_layer_says_and_no_more(kind, workers, monkeypatc
     assert most == layer.scratch_bytes(rows=9)
 
 
-def test_a_compiled_layer_holds_a_row_for_each_thread(monkeypatch):
+def test_a_compiled_layer_holds_nothing_beside_its_matrix():
     dense = torch.nn.Linear(512, 96, bias=False, dtype=torch.bfloat16, device="meta")
     layer = ggml.Blocks(types=[{"up": "Q4_K"}]).linear(0, "up", dense)
-    monkeypatch.setattr(bitplanes, "_SHARE", 512 * 96 // 3)
-    assert layer.scratch_bytes(rows=1) == 3 * 512 * 4
+    assert layer.scratch_bytes(rows=1) == 0
 
 
 @pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_K])

@@ -27,6 +27,8 @@ SYSTEMS = {
     "accelerate": "accelerate",
     "mmap": "mmap",
     "airllm": "AirLLM",
+    "streamed-q4": "streamed, 4 bits",
+    "llama.cpp-q4": "llama.cpp, 4 bits",
 }
 HEADINGS = {  # of the columns that readers are shown, for `rename`
     "one thread": "one thread (GB/s)",
@@ -114,9 +116,9 @@ def peers(record: dict[str, Any]) -> pd.DataFrame:
 
     `times_slower` is over the streamed model in bf16, with `times_low` and
     `times_high`; `drains_per_step` a step over the reads of the same bytes;
-    `over_accelerate` and `over_mmap` how many times as fast as these, in 16 bits. NaN
-    where that was not measured: a system that was killed at the limit has its peak
-    alone.
+    `over_accelerate` and `over_mmap` how many times as fast as these, in 16 bits, and
+    `times_as_blocks` over the streamed model in the same 4-bit blocks. NaN where that
+    was not measured: a system that was killed at the limit has its peak alone.
     """
     systems = record["summary"]["systems"]
     found = table(
@@ -135,6 +137,9 @@ def peers(record: dict[str, Any]) -> pd.DataFrame:
             "over_accelerate": "is_faster_than_accelerate.times",
             "over_accelerate_low": "is_faster_than_accelerate.low",
             "over_accelerate_high": "is_faster_than_accelerate.high",
+            "times_as_blocks": "streamed_q4_is_faster.times",
+            "times_as_blocks_low": "streamed_q4_is_faster.low",
+            "times_as_blocks_high": "streamed_q4_is_faster.high",
         },
     )
     mapped_s = found.s_per_token.get("mmap", np.nan)

@@ -13,13 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
+from llvmlite import ir
 from numba import njit
+from numba.extending import intrinsic
+from numba.types import float32, int32, intp, void
 from torch import Tensor, nn
 
 from thesis_lib.common.errors import InvalidInput, choice, require
@@ -46,6 +49,8 @@ COMPILED = (
 )  # fmt: skip
 _Q4_0, _Q4_1, _Q5_0, _Q5_1, _Q8_0, _Q4_K, _Q5_K, _Q6_K = map(int, COMPILED)
 _SLAB = 4 * MiB  # of work at a time where nothing is compiled
+_LANES = 16  # weights that are restored at once
+_I8, _I16, _I32, _F32 = (*map(ir.IntType, (8, 16, 32)), ir.FloatType())
 _HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
@@ -118,24 +123,145 @@ def _(blocks: Tensor, kind: int) -> Tensor:
     return blocks.new_empty(shape, dtype=torch.bfloat16)
 
 
+class _Lanes(NamedTuple):
+    """Sixteen weights at once, in the code that numba hands to LLVM.
+
+    A loop over sixteen codes takes longer around them than with them. As a vector of
+    LLVM they are computed by whatever instructions a processor has.
+    """
+
+    context: Any
+    builder: Any
+
+    def same(self, value: Any) -> Any:
+        """A value, or an integer, in every lane."""
+        if isinstance(value, int):
+            return ir.Constant(_vector(_I32), [value] * _LANES)
+        empty = ir.Constant(_vector(value.type), ir.Undefined)
+        first = self.builder.insert_element(empty, value, _I32(0))
+        return self.builder.shuffle_vector(first, empty, self.same(0))
+
+    def place(self, kind: Any, array: Any, at: Any, of: Any) -> Any:
+        """Where sixteen numbers of an array begin."""
+        data = self.context.make_array(kind)(self.context, self.builder, array).data
+        first = self.builder.gep(data, [at])
+        return self.builder.bitcast(first, _vector(of).as_pointer())
+
+    def bytes(self, kind: Any, row: Any, at: Any) -> Any:
+        """Sixteen bytes of a row."""
+        return self.builder.load(self.place(kind, row, at, _I8), align=1)
+
+    def bits(self, words: Any, shift: Any, mask: Any) -> Any:
+        """Bits of each word, from `shift` on, which may differ by lane."""
+        return self.builder.and_(self.builder.lshr(words, shift), mask)
+
+    def nibbles(self, kind: Any, row: Any, at: Any, shift: Any) -> Any:
+        """Four bits of each of sixteen bytes."""
+        words = self.builder.zext(self.bytes(kind, row, at), _vector(_I32))
+        return self.bits(words, self.same(shift), self.same(15))
+
+    def put(
+        self, kind: Any, out: Any, to: Any, codes: Any, scale: Any, low: Any
+    ) -> None:
+        """Write scale · code + low, the bits of the nearest bfloat16, ties to even.
+
+        What is no number becomes the one that torch writes.
+        """
+        build = self.builder
+        exact = build.sitofp(codes, _vector(_F32))
+        weights = build.fadd(build.fmul(self.same(scale), exact), self.same(low))
+        word = build.bitcast(weights, _vector(_I32))
+        odd = self.bits(word, self.same(16), self.same(1))
+        near = build.add(build.add(word, self.same(0x7FFF)), odd)
+        near = build.lshr(near, self.same(16))
+        size = build.and_(word, self.same(0x7FFFFFFF))
+        no_number = build.icmp_unsigned(">", size, self.same(0x7F800000))
+        half = build.select(no_number, self.same(0x7FC0), near)
+        half = build.trunc(half, _vector(_I16))
+        build.store(half, self.place(kind, out, to, _I16), align=2)
+
+
+def _vector(of: Any) -> Any:
+    return ir.VectorType(of, _LANES)
+
+
+@intrinsic
+def _put_bytes(_, out, to, row, at, scale):
+    """Write out[to : to + 16] of the signed bytes from row[at] on."""
+    given = void(out, intp, row, intp, float32)
+
+    def build(context, builder, signature, values):
+        lanes, (of_out, _, of_row, *_) = _Lanes(context, builder), signature.args
+        out, to, row, at, scale = values
+        codes = builder.sext(lanes.bytes(of_row, row, at), _vector(_I32))
+        lanes.put(of_out, out, to, codes, scale, _F32(-0.0))
+        return context.get_dummy_value()
+
+    return given, build
+
+
+@intrinsic
+def _put_nibbles(_, out, to, row, at, shift, high, part, mask, middle, scale, low):
+    """Write out[to : to + 16] of codes: bits of row[at] from `shift` on, four of each.
+
+    Above them stand bits of row[high] from `part` on, as many as `mask` has; `middle`
+    is taken off.
+    """
+    given = void(
+        out, intp, row, intp, int32, intp, int32, int32, int32, float32, float32
+    )
+
+    def build(context, builder, signature, values):
+        lanes, (of_out, _, of_row, *_) = _Lanes(context, builder), signature.args
+        out, to, row, at, shift, high, part, mask, middle, scale, low = values
+        above = builder.zext(lanes.bytes(of_row, row, high), _vector(_I32))
+        above = lanes.bits(above, lanes.same(part), lanes.same(mask))
+        codes = builder.or_(
+            lanes.nibbles(of_row, row, at, shift), builder.shl(above, lanes.same(4))
+        )
+        codes = builder.sub(codes, lanes.same(middle))
+        lanes.put(of_out, out, to, codes, scale, low)
+        return context.get_dummy_value()
+
+    return given, build
+
+
+@intrinsic
+def _put_fifths(_, out, to, row, at, shift, fifths, middle, scale, low):
+    """The same with one bit above each, which stand side by side in `fifths`."""
+    given = void(out, intp, row, intp, int32, int32, int32, float32, float32)
+
+    def build(context, builder, signature, values):
+        lanes, (of_out, _, of_row, *_) = _Lanes(context, builder), signature.args
+        out, to, row, at, shift, fifths, middle, scale, low = values
+        lane = ir.Constant(_vector(_I32), list(range(_LANES)))
+        above = lanes.bits(lanes.same(fifths), lane, lanes.same(1))
+        codes = builder.or_(
+            lanes.nibbles(of_row, row, at, shift), builder.shl(above, lanes.same(4))
+        )
+        codes = builder.sub(codes, lanes.same(middle))
+        lanes.put(of_out, out, to, codes, scale, low)
+        return context.get_dummy_value()
+
+    return given, build
+
+
 @njit(cache=True, nogil=True)
 def _restore_rows(kind, rows, halves, out):
     """Fill `out`, (m, n), with the bits of bfloat16 numbers, from bytes (m, b).
 
     `halves` has the number of each 16 bits of a scale.
     """
-    single = np.empty(out.shape[1], np.float32)
     for row in range(len(out)):
         if kind == _Q8_0:
-            _q8_0(rows[row], halves, single)
+            _q8_0(rows[row], halves, out[row])
         elif kind == _Q6_K:
-            _q6_k(rows[row], halves, single)
+            _q6_k(rows[row], halves, out[row])
         elif kind in (_Q4_K, _Q5_K):
-            _q4_k_or_q5_k(rows[row], kind == _Q5_K, halves, single)
+            _q4_k_or_q5_k(rows[row], kind == _Q5_K, halves, out[row])
         else:
             fifth, least = kind in (_Q5_0, _Q5_1), kind in (_Q4_1, _Q5_1)
-            _of_32(rows[row], fifth, least, halves, single)
-        round_words(single.view(np.uint32), out[row])
+            _of_32(rows[row], fifth, least, halves, out[row])
 
 
 @njit(cache=True, nogil=True)
@@ -143,17 +269,13 @@ def _scale_at(row, at, halves):
     return halves[np.uint16(row[at]) | np.uint16(row[at + 1]) << 8]
 
 
-# The kernels ask arrays for their lengths: the compiler unrolls a loop over 32 that is
-# written so before it looks for vector instructions, and it takes four times as long.
-
-
 @njit(cache=True, nogil=True)
 def _q8_0(row, halves, out):
     for block in range(len(out) // 32):
-        at, into = 34 * block, out[32 * block : 32 * block + 32]
-        scale, codes = _scale_at(row, at, halves), row[at + 2 : at + 34]
-        for k in range(len(into)):
-            into[k] = scale * np.float32(np.int8(codes[k]))
+        scale = _scale_at(row, 34 * block, halves)
+        for half in range(2):
+            to = 32 * block + 16 * half
+            _put_bytes(out, to, row, 34 * block + 2 + 16 * half, scale)
 
 
 @njit(cache=True, nogil=True)
@@ -164,11 +286,11 @@ def _of_32(row, fifth, least, halves, out):
     """
     head = 4 if least else 2
     size = head + 16 + 4 * fifth
-    middle = np.float32(0 if least else 16 if fifth else 8)
+    middle = 0 if least else 16 if fifth else 8
     low = np.float32(-0.0)  # added, it changes no number, not even a zero
     for block in range(len(out) // 32):
         at = size * block
-        scale, codes = _scale_at(row, at, halves), row[at + size - 16 : at + size]
+        scale, first = _scale_at(row, at, halves), at + size - 16
         if least:
             low = _scale_at(row, at + 2, halves)
         bits = np.uint32(0)
@@ -176,26 +298,23 @@ def _of_32(row, fifth, least, halves, out):
             for byte in range(4):
                 bits |= np.uint32(row[at + head + byte]) << np.uint32(8 * byte)
         for half in range(2):
-            to, nibble = 32 * block + 16 * half, np.uint8(4 * half)
-            into, of = out[to : to + 16], bits >> np.uint32(16 * half)
+            to, nibble = 32 * block + 16 * half, 4 * half
             if fifth:
-                for k in range(len(into)):
-                    code = codes[k] >> nibble & 15 | (of >> np.uint32(k) & 1) << 4
-                    value = np.float32(np.int32(code)) - middle
-                    into[k] = scale * value + low
+                above = bits >> np.uint32(16 * half)
+                _put_fifths(out, to, row, first, nibble, above, middle, scale, low)
             else:
-                for k in range(len(into)):
-                    value = np.float32(np.int32(codes[k] >> nibble & 15)) - middle
-                    into[k] = scale * value + low
+                _put_nibbles(
+                    out, to, row, first, nibble, first, 0, 0, middle, scale, low
+                )
 
 
 @njit(cache=True, nogil=True)
 def _q4_k_or_q5_k(row, fifth, halves, out):
     """Eight groups of 32 codes, each with a scale and a least value, in six bits."""
-    size = 176 if fifth else 144
+    size, mask = (176, 1) if fifth else (144, 0)
     for block in range(len(out) // 256):
         at = size * block
-        scales, high = row[at + 4 : at + 16], row[at + 16 : at + 48]
+        scales = row[at + 4 : at + 16]
         whole, least = _scale_at(row, at, halves), _scale_at(row, at + 2, halves)
         for group in range(8):
             if group < 4:
@@ -204,18 +323,14 @@ def _q4_k_or_q5_k(row, fifth, halves, out):
                 both = scales[group + 4]
                 of_scale = both & 15 | scales[group - 4] >> 2 & 48
                 of_least = both >> 4 | scales[group] >> 2 & 48
-            scale, low = whole * np.float32(of_scale), least * np.float32(of_least)
-            first, to = at + size - 128 + group // 2 * 32, 256 * block + 32 * group
-            codes, into = row[first : first + 32], out[to : to + 32]
-            nibble, bit = np.uint8(group % 2 * 4), np.uint8(group)
-            if fifth:
-                for k in range(len(into)):
-                    code = codes[k] >> nibble & 15 | (high[k] >> bit & 1) << 4
-                    into[k] = scale * np.float32(np.int32(code)) - low
-            else:
-                for k in range(len(into)):
-                    code = codes[k] >> nibble & 15
-                    into[k] = scale * np.float32(np.int32(code)) - low
+            scale, low = whole * np.float32(of_scale), -least * np.float32(of_least)
+            first, nibble = at + size - 128 + group // 2 * 32, group % 2 * 4
+            for half in range(2):
+                to, k = 256 * block + 32 * group + 16 * half, 16 * half
+                _put_nibbles(
+                    out, to, row, first + k, nibble, at + 16 + k, group, mask, 0,
+                    scale, low,
+                )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
@@ -226,14 +341,12 @@ def _q6_k(row, halves, out):
         whole = _scale_at(row, at + 208, halves)
         for group in range(16):
             half, part, k = group // 8, group % 8 // 2, group % 2 * 16
-            first, to = at + 64 * half + 32 * (part % 2) + k, 256 * block + 16 * group
-            low, into = row[first : first + 16], out[to : to + 16]
-            high = row[at + 128 + 32 * half + k :]
+            first, high = at + 64 * half + 32 * (part % 2) + k, at + 128 + 32 * half + k
             scale = whole * np.float32(np.int8(row[at + 192 + group]))
-            nibble, pair = np.uint8(part // 2 * 4), np.uint8(part * 2)
-            for i in range(len(into)):
-                code = low[i] >> nibble & 15 | (high[i] >> pair & 3) << 4
-                into[i] = scale * (np.float32(np.int32(code)) - np.float32(32))
+            _put_nibbles(
+                out, 256 * block + 16 * group, row, first, part // 2 * 4, high,
+                2 * part, 3, 32, scale, np.float32(-0.0),
+            )  # fmt: skip
 
 
 @cache
@@ -253,10 +366,11 @@ class BlocksLinear(PackedLinear):
         self.kind = kind
 
     def scratch_bytes(self, rows: int) -> int:
-        """What restoring holds beside the matrix: each thread has a row, or a slab."""
+        """What restoring holds beside the matrix: nothing, or each thread a slab."""
         n = self.in_features
-        a_row = 4 if self.kind in COMPILED else WORK_PER_WEIGHT * _slab(n)
-        return most_threads(self.out_features, n) * n * a_row
+        if self.kind in COMPILED:
+            return 0
+        return most_threads(self.out_features, n) * n * WORK_PER_WEIGHT * _slab(n)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (…, n) to (…, m)."""
