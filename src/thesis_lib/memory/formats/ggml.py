@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 from llvmlite import ir
-from numba import njit
+from numba import njit, types
 from numba.extending import intrinsic
-from numba.types import float32, int32, intp, void
 from torch import Tensor, nn
 
 from thesis_lib.common.errors import InvalidInput, choice, require
@@ -51,6 +50,7 @@ _Q4_0, _Q4_1, _Q5_0, _Q5_1, _Q8_0, _Q4_K, _Q5_K, _Q6_K = map(int, COMPILED)
 _SLAB = 4 * MiB  # of work at a time where nothing is compiled
 _LANES = 16  # weights that are restored at once
 _I8, _I16, _I32, _F32 = (*map(ir.IntType, (8, 16, 32)), ir.FloatType())
+_emitting: Any = intrinsic  # adds an argument of its own, which no call has
 _HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
@@ -185,10 +185,10 @@ def _vector(of: Any) -> Any:
     return ir.VectorType(of, _LANES)
 
 
-@intrinsic
+@_emitting
 def _put_bytes(_, out, to, row, at, scale):
     """Write out[to : to + 16] of the signed bytes from row[at] on."""
-    given = void(out, intp, row, intp, float32)
+    given = types.void(out, types.intp, row, types.intp, types.float32)
 
     def build(context, builder, signature, values):
         lanes, (of_out, _, of_row, *_) = _Lanes(context, builder), signature.args
@@ -200,16 +200,18 @@ def _put_bytes(_, out, to, row, at, scale):
     return given, build
 
 
-@intrinsic
+@_emitting
 def _put_nibbles(_, out, to, row, at, shift, high, part, mask, middle, scale, low):
     """Write out[to : to + 16] of codes: bits of row[at] from `shift` on, four of each.
 
     Above them stand bits of row[high] from `part` on, as many as `mask` has; `middle`
     is taken off.
     """
-    given = void(
-        out, intp, row, intp, int32, intp, int32, int32, int32, float32, float32
-    )
+    word, single = types.int32, types.float32
+    given = types.void(
+        out, types.intp, row, types.intp, word, types.intp, word, word, word, single,
+        single,
+    )  # fmt: skip
 
     def build(context, builder, signature, values):
         lanes, (of_out, _, of_row, *_) = _Lanes(context, builder), signature.args
@@ -226,10 +228,13 @@ def _put_nibbles(_, out, to, row, at, shift, high, part, mask, middle, scale, lo
     return given, build
 
 
-@intrinsic
+@_emitting
 def _put_fifths(_, out, to, row, at, shift, fifths, middle, scale, low):
     """The same with one bit above each, which stand side by side in `fifths`."""
-    given = void(out, intp, row, intp, int32, int32, int32, float32, float32)
+    word, single = types.int32, types.float32
+    given = types.void(
+        out, types.intp, row, types.intp, word, word, word, single, single
+    )
 
     def build(context, builder, signature, values):
         lanes, (of_out, _, of_row, *_) = _Lanes(context, builder), signature.args
@@ -428,8 +433,8 @@ class Blocks(WeightFormat):
 
     def swap(self, layers: nn.ModuleList) -> None:
         """As any format. Refuses types of names without a matrix."""
-        for layer, types in zip(layers, self.types, strict=True):
-            linears(layer, types)
+        for layer, names in zip(layers, self.types, strict=True):
+            linears(layer, names)
         super().swap(layers)
 
     def linear(self, layer: int, name: str, dense: nn.Linear) -> nn.Module:
@@ -443,8 +448,8 @@ class Blocks(WeightFormat):
     def for_dry_run(self, layers: int) -> Self:
         """With that type of each matrix, in every layer, that takes the most."""
         found: dict[str, set[str]] = defaultdict(set)
-        for types in self.types:
-            for name, kind in types.items():
+        for layer in self.types:
+            for name, kind in layer.items():
                 found[name].add(kind)
         worst = {name: max(kinds, key=_takes) for name, kinds in found.items()}
         return replace(self, types=[worst] * layers)
