@@ -160,6 +160,11 @@ class _Lanes(NamedTuple):
         words = self.builder.zext(self.bytes(kind, row, at), _vector(_I32))
         return self.bits(words, self.same(shift), self.same(15))
 
+    def codes(self, below: Any, above: Any, middle: Any) -> Any:
+        """Four bits with others above them, less their middle."""
+        whole = self.builder.or_(below, self.builder.shl(above, self.same(4)))
+        return self.builder.sub(whole, self.same(middle))
+
     def put(
         self, kind: Any, out: Any, to: Any, codes: Any, scale: Any, low: Any
     ) -> None:
@@ -218,10 +223,7 @@ def _put_nibbles(_, out, to, row, at, shift, high, part, mask, middle, scale, lo
         out, to, row, at, shift, high, part, mask, middle, scale, low = values
         above = builder.zext(lanes.bytes(of_row, row, high), _vector(_I32))
         above = lanes.bits(above, lanes.same(part), lanes.same(mask))
-        codes = builder.or_(
-            lanes.nibbles(of_row, row, at, shift), builder.shl(above, lanes.same(4))
-        )
-        codes = builder.sub(codes, lanes.same(middle))
+        codes = lanes.codes(lanes.nibbles(of_row, row, at, shift), above, middle)
         lanes.put(of_out, out, to, codes, scale, low)
         return context.get_dummy_value()
 
@@ -241,10 +243,7 @@ def _put_fifths(_, out, to, row, at, shift, fifths, middle, scale, low):
         out, to, row, at, shift, fifths, middle, scale, low = values
         lane = ir.Constant(_vector(_I32), list(range(_LANES)))
         above = lanes.bits(lanes.same(fifths), lane, lanes.same(1))
-        codes = builder.or_(
-            lanes.nibbles(of_row, row, at, shift), builder.shl(above, lanes.same(4))
-        )
-        codes = builder.sub(codes, lanes.same(middle))
+        codes = lanes.codes(lanes.nibbles(of_row, row, at, shift), above, middle)
         lanes.put(of_out, out, to, codes, scale, low)
         return context.get_dummy_value()
 

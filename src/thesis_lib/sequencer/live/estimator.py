@@ -43,12 +43,13 @@ class _Regression:
         rate = 1 / min(window, self.count)
         dx, dy = x - self.mean_x, y - self.mean_y
         self.mean_x, self.mean_y = self.mean_x + rate * dx, self.mean_y + rate * dy
+        if len(x) == 0:
+            return
         keep = 1 - rate
         self.variance = keep * (self.variance + rate * np.outer(dx, dx))
         self.covariance = keep * (self.covariance + rate * dx * dy)
-        if len(x):
-            ridge = rate * _RIDGE * np.eye(len(x))
-            self.slope = np.linalg.solve(self.variance + ridge, self.covariance)
+        ridge = rate * _RIDGE * np.eye(len(x))
+        self.slope = np.linalg.solve(self.variance + ridge, self.covariance)
 
     def predict(self, x: F64) -> float:
         return self.mean_y + float(self.slope @ (x - self.mean_x))

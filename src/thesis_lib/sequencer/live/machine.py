@@ -40,7 +40,8 @@ from thesis_lib.sequencer.policies.rules import (
     FIFO,
     LIFO,
     RANDOM,
-    decide_compiled,
+    decide_by,
+    decider,
 )
 
 Note = Callable[[dict[str, Any]], None]  # takes an event and what was decided at it
@@ -210,6 +211,7 @@ class LiveSequencer:
         self._features = np.empty((0, len(self.feature_names)))
         self._state: Any = None
         self._lookahead: Any = None
+        self._decider: Any = None
         self._make_room(nobody)
         self._compile(nobody)
 
@@ -220,8 +222,7 @@ class LiveSequencer:
         if self.policy.code is None:
             self._lookahead.peek(nobody, 0.0)
         elif self.policy.code.kind != FIFO:
-            memory, model = self._lookahead.memory, self._lookahead.model
-            decide_compiled(self.policy.code, memory, model, nobody, 0.0)
+            decide_by(self._decider, nobody, 0.0)
 
     # --- What happens -----------------------------------------------------------
     def arrive(
@@ -550,8 +551,7 @@ class LiveSequencer:
             )
         if code.kind == FIFO:
             return Decision(order=ids, dropped=ids[:0])  # whatever a forecast would say
-        memory, model = lookahead.memory, lookahead.model
-        return Decision(*decide_compiled(code, memory, model, ids, self.now_s))
+        return Decision(*decide_by(self._decider, ids, self.now_s))
 
     def _fall_back(self, fault: str) -> None:
         """Serve in order of arrival from now on, and say why."""
@@ -603,6 +603,9 @@ class LiveSequencer:
         self._slot = {number: int(to[i]) for number, i in self._slot.items()}
         self._gone = {int(to[i]) for i in self._gone}
         self._lookahead = self._look_ahead(state, moved)
+        if (code := self.policy.code) is not None:
+            memory, model = self._lookahead.memory, self._lookahead.model
+            self._decider = decider(code, memory, model)
         self._open = [int(to[i]) for i in self._open]
         self._state, self._held, self._next = state, to[self._held], k
 

@@ -8,7 +8,8 @@ rule of `bid-price` is in `admission`, what watches a queue in `queues`.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.experimental import structref
 
 from thesis_lib.sequencer.core.locks import NONE, borrowing
 from thesis_lib.sequencer.core.trace import I64
@@ -344,3 +345,33 @@ def decide_compiled(
         made.dropped[:dropped].copy(),
         made.held[:held].copy(),
     )
+
+
+@structref.register
+class _DeciderType(types.StructRef):
+    """What numba knows a `Decider` as."""
+
+
+class Decider(structref.StructRefProxy):
+    """A code, a memory and a model, handed to compiled code as one object.
+
+    To hand over the hundred arrays of a memory takes longer than to decide on a hundred
+    requests with them: for who decides with the same ones again and again.
+    """
+
+
+structref.define_boxing(_DeciderType, Decider)
+structref.define_constructor(Decider, _DeciderType, ["code", "memory", "model"])
+
+
+@njit(cache=True)
+def decider(code: Code, memory: Memory, model: Model) -> Decider:
+    """They as one object, whose arrays they stay."""
+    return Decider(code, memory, model)  # type: ignore[call-arg]
+
+
+@njit(cache=True)
+def decide_by(decider: Decider, ids: I64, now_s: float) -> tuple[I64, I64, I64]:
+    """What `decide_compiled` answers."""
+    code, memory, model = decider.code, decider.memory, decider.model  # type: ignore[attr-defined]
+    return decide_compiled(code, memory, model, ids, now_s)
