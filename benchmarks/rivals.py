@@ -51,7 +51,7 @@ TRIED: dict[str, dict[str, tuple[float, ...]]] = {
     "breakwater": {"delay": (0.4, 0.5, 0.6), "credit": (0.08, 0.32, 1.0, 4.0)},
     "envoy": {"window": (0.125, 0.25, 0.5, 1.0, 4.0)},
     "cinnamon": {
-        "cycle": (0.125, 0.25, 0.5), "gain": (0.03, 0.1, 0.3),
+        "cycle": (0.0625, 0.125, 0.25, 0.5), "gain": (0.03, 0.1, 0.3),
         "sum_gain": (0.1, 0.3, 1.0), "places": (3.0, 4.0, 6.0),
     },
     "gradient2": {"gradient": (0.25, 1.0, 4.0, 16.0)},
