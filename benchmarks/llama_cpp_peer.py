@@ -8,7 +8,7 @@ Nothing here imports torch, so that a process of llama.cpp has its memory to its
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,9 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quant_shape_to_byte_shape
-from memory_limit import read_from_disk_bytes
+from memory_limit import decoded
+from numpy.typing import NDArray
 from safetensors import safe_open
-
-from thesis_lib.sequencer.core.trace import F64
 
 
 def write_gguf(folder: Path, path: Path, kind: GGMLQuantizationType) -> None:
@@ -72,8 +71,10 @@ def write_gguf(folder: Path, path: Path, kind: GGMLQuantizationType) -> None:
     partial.rename(path)
 
 
-def mapped_step(path: Path, context: int) -> Callable[[list[int]], F64]:
-    """A step of llama.cpp on a GGUF file that it maps, with its cache inside.
+def llama_step(
+    path: Path, context: int, maps: bool = True
+) -> Callable[[list[int]], NDArray[np.float32]]:
+    """A step of llama.cpp on a GGUF file that it maps, or reads, with its cache inside.
 
     It takes tokens and returns the logits (v,) behind the last of them.
     """
@@ -82,36 +83,30 @@ def mapped_step(path: Path, context: int) -> Callable[[list[int]], F64]:
     threads = os.cpu_count()
     model: Any = llama_cpp.Llama(
         str(path), n_ctx=context, n_threads=threads, n_threads_batch=threads,
-        verbose=False,
+        use_mmap=maps, verbose=False,
     )  # fmt: skip
 
-    def step(tokens: list[int]) -> F64:
+    def step(tokens: list[int]) -> NDArray[np.float32]:
         model.eval(tokens)
         last = model._ctx.get_logits_ith(-1)
-        return np.ctypeslib.as_array(last, (model.n_vocab(),)).astype(np.float64)
+        return np.ctypeslib.as_array(last, (model.n_vocab(),)).copy()
 
     return step
 
 
-def decode_alone(path: str, prompt: list[int], steps: int) -> dict[str, Any]:
-    """Greedy decoding in this process: seconds, bytes read and the token of each step.
-
-    The first, of the whole prompt, is apart.
-    """
+def decode_alone(
+    path: str, prompt: list[int], steps: int, maps: bool
+) -> dict[str, Any]:
+    """Greedy decoding in this process, by `llama_step`: see `memory_limit.decoded`."""
     begin = time.perf_counter()
-    step = mapped_step(Path(path), len(prompt) + steps + 1)
+    step = llama_step(Path(path), len(prompt) + steps + 1, maps)
     load_s = time.perf_counter() - begin
-    seconds, tokens, read, new = [], [], [read_from_disk_bytes() or 0], prompt
-    for _ in range(1 + steps):
-        begin = time.perf_counter()
-        new = [int(np.argmax(step(new)))]
-        seconds.append(time.perf_counter() - begin)
-        tokens += new
-        read.append(read_from_disk_bytes() or 0)
-    return {
-        "load_s": load_s,
-        "first_token_s": seconds[0],
-        "seconds": seconds[1:],
-        "read_bytes": np.diff(read)[1:].tolist(),
-        "tokens": tokens,
-    }
+
+    def taken() -> Iterator[tuple[float, int]]:
+        new = prompt
+        for _ in range(1 + steps):
+            begin = time.perf_counter()
+            new = [int(np.argmax(step(new)))]
+            yield time.perf_counter() - begin, new[0]
+
+    return {"load_s": load_s, **decoded(taken())}

@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -153,6 +154,25 @@ def read_from_disk_bytes(pid: int | Literal["self"] = "self") -> int | None:
         return _entry(PROC / str(pid) / "io", "read_bytes: ")
     except OSError:
         return None
+
+
+def decoded(steps: Iterable[tuple[float, int]]) -> dict[str, Any]:
+    """Of greedy steps, each its seconds and its token: these, and the bytes read.
+
+    The step of the whole prompt stands apart, as `first_token_s`; bytes are those of
+    the steps behind it.
+    """
+    seconds, tokens, read = [], [], [read_from_disk_bytes() or 0]
+    for taken_s, token in steps:
+        seconds.append(taken_s)
+        tokens.append(token)
+        read.append(read_from_disk_bytes() or 0)
+    return {
+        "first_token_s": seconds[0],
+        "seconds": seconds[1:],
+        "read_bytes": [after - before for before, after in pairwise(read)][1:],
+        "tokens": tokens,
+    }
 
 
 def forget_pages(paths: Iterable[Path]) -> None:

@@ -5,15 +5,15 @@ page cache, the same prompt and the same greedy tokens; each system in a process
 control group of its own, from a cold page cache. They take turns forwards and
 backwards, and the same reads without computing (`drain`) are timed before and after
 each: a run whose two drains differ by more than 5 % is repeated. Behind them come
-streamed ones with the same geometry packed in NF4, with the same weights in a lossless
-code, and with them in 4-bit blocks.
+streamed ones with the same geometry packed in NF4, and with the same weights in a
+lossless code.
 
     pip install -e .[peers]
     python benchmarks/streaming.py [--help]
 
 llama.cpp takes part where `--systems` names it and `pip install llama-cpp-python` has
-built it: with the same weights in a GGUF file, which it maps, and with the same 4-bit
-blocks.
+built it: with the same weights in a GGUF file, which it maps, and with 4-bit ones,
+mapped or read as a whole; and with it the streamed model in the same blocks.
 
 Runs that were made are kept in the working folder: the command resumes.
 """
@@ -34,7 +34,7 @@ import psutil
 from blocks import MIX  # before torch, as the package asks
 from gguf import GGMLQuantizationType, quantize
 from llama_cpp_peer import decode_alone, write_gguf
-from memory_limit import confined_call, forget_pages, read_from_disk_bytes
+from memory_limit import confined_call, decoded, forget_pages
 from record import ELSEWHERE, Record, benchmark, ratio, tell
 from timed_decode import Step, greedily
 from torch import Generator, Tensor, bfloat16, from_numpy, randint
@@ -57,14 +57,15 @@ from thesis_lib.memory.offload.plan import MemoryPlan
 SYSTEMS = ("streamed", "accelerate", "mmap", "airllm")
 # The same geometry in other checkpoints: in NF4, in a code that keeps every bit, and in
 # the blocks that llama.cpp has in its file.
-PACKED = {
-    "streamed-nf4": "nf4", "streamed-lossless": "lossless", "streamed-q4": "q4",
-}  # fmt: skip
+PACKED = {"streamed-nf4": "nf4", "streamed-lossless": "lossless"}
+STORED = PACKED | {"streamed-q4": "q4"}
 EXACT = "lossless"
 GGUF = {  # files of llama.cpp, whose products are not torch's
     "llama.cpp": GGMLQuantizationType.BF16,
     "llama.cpp-q4": GGMLQuantizationType.Q4_0,
 }
+READ = {"llama.cpp-q4-read": "llama.cpp-q4"}  # the file of the other, not mapped
+LLAMA = (*GGUF, *READ)
 PEERS = ("accelerate", "airllm")  # systems that are distributions, too
 DRIFT = 0.05
 ATTEMPTS = 4  # of one run, until its two drains agree
@@ -181,18 +182,9 @@ def load(system: str, folder: Path, work: Path, device: str = "cpu") -> Any:
 
 
 def decode(step: Step, prompt: Tensor, steps: int) -> dict[str, Any]:
-    """Greedy decoding: seconds, bytes read and the token of each step, first apart."""
-    seconds, tokens, read = [], [], [read_from_disk_bytes() or 0]
-    for taken_s, (token,) in islice(greedily(step, prompt), 1 + steps):
-        seconds.append(taken_s)
-        tokens.append(token)
-        read.append(read_from_disk_bytes() or 0)
-    return {
-        "first_token_s": seconds[0],
-        "seconds": seconds[1:],
-        "read_bytes": np.diff(read)[1:].tolist(),
-        "tokens": tokens,
-    }
+    """Greedy decoding: see `memory_limit.decoded`."""
+    taken = islice(greedily(step, prompt), 1 + steps)
+    return decoded((taken_s, token) for taken_s, (token,) in taken)
 
 
 def random_prompt(folder: Path, length: int) -> Tensor:
@@ -257,20 +249,22 @@ def in_blocks(folder: Path, out: Path) -> None:
 
 def launch(system: str, given: Options, capped: bool = True) -> dict:
     """Run one system in its own process and group, cold; its report and its use."""
-    name = system if system in GGUF else PACKED.get(system, "checkpoint")
+    name = READ.get(system, system)
+    name = name if name in GGUF else STORED.get(system, "checkpoint")
     folder, split = Path(given.work) / name, Path(given.work) / "airllm"
     forget_pages([*folder.glob("*.*"), *split.rglob("*.safetensors")])
     limit_bytes = parse_size(given.cap) if capped else psutil.virtual_memory().total
-    if system in GGUF:
+    if system in LLAMA:
         prompt = random_prompt(Path(given.work) / "checkpoint", given.prompt)
         done = confined_call(
             decode_alone, limit_bytes, path=folder / "model.gguf",
             prompt=prompt[0].tolist(), steps=given.warm_up + given.steps,
+            maps=system not in READ,
         )  # fmt: skip
     else:
         done = confined_call(
             run_alone, limit_bytes, folder=folder, given=asdict(given),
-            system="streamed" if system in PACKED else system,
+            system="streamed" if system in STORED else system,
         )  # fmt: skip
     if done.returncode and not done.killed:
         raise RuntimeError(f"{system} ended with {done.returncode}: see above")
@@ -381,21 +375,22 @@ def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
             summary[system]["streamed_is_faster"] = faster(
                 steps[system], steps["streamed"]
             )
-    for system in PACKED:
+    for system in STORED:
         if system in steps and "accelerate" in steps:
             summary[system]["is_faster_than_accelerate"] = faster(
                 steps["accelerate"], steps[system]
             )
-    if {"streamed-q4", "llama.cpp-q4"} <= steps.keys():
-        summary["llama.cpp-q4"]["streamed_q4_is_faster"] = faster(
-            steps["llama.cpp-q4"], steps["streamed-q4"]
-        )
+    for system in LLAMA[1:]:
+        if {"streamed-q4", system} <= steps.keys():
+            summary[system]["streamed_q4_is_faster"] = faster(
+                steps[system], steps["streamed-q4"]
+            )
     exact = {
         tuple(run["tokens"])
         for run in runs
         if not run["killed"]
-        and run["system"] not in GGUF
-        and PACKED.get(run["system"], EXACT) == EXACT
+        and run["system"] not in LLAMA
+        and STORED.get(run["system"], EXACT) == EXACT
     }
     return {
         "systems": summary,
@@ -421,10 +416,11 @@ def prepare(given: Options, systems: list[str]) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     made = {}
     wanted = {"checkpoint": "dense"}
-    wanted |= {PACKED[name]: PACKED[name] for name in systems if name in PACKED}
+    wanted |= {STORED[name]: STORED[name] for name in systems if name in STORED}
     for name, kind in wanted.items():
         folder = work / name
         if not (folder / "config.json").is_file() and kind == "q4":
+            require_room(work, made["checkpoint"]["bytes"] // 2)
             in_blocks(work / "checkpoint", folder)
         elif not (folder / "config.json").is_file():
             spec = replace(geometry(given.geometry), layers=given.layers)
@@ -433,7 +429,7 @@ def prepare(given: Options, systems: list[str]) -> dict[str, Any]:
             synthesise(given.geometry, folder, layers=given.layers, kind=kind)
         sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
         made[name] = {"bytes": sum(sizes), "files": len(sizes)}
-    for name in GGUF.keys() & {*systems}:
+    for name in GGUF.keys() & {READ.get(system, system) for system in systems}:
         path = work / name / "model.gguf"
         if not path.is_file():
             require_room(work, made["checkpoint"]["bytes"])
@@ -452,7 +448,7 @@ def write_record(
     summary = summarise(kept(runs), given.warm_up)
     named = dict.fromkeys(run["system"] for run in runs)
     versions = {name: metadata.version(name) for name in named if name in PEERS}
-    if GGUF.keys() & {*named}:
+    if {*LLAMA} & {*named}:
         versions["llama.cpp"] = metadata.version("llama-cpp-python")
     Record(out).write(
         summary=summary,
@@ -467,9 +463,10 @@ def write_record(
         drift=DRIFT,
         peers=versions,
         runs=runs,
-        note="bf16 on the processor, random weights, greedy; every system keeps "
-        "embedding and head in memory but AirLLM, which has no choice; a limit of "
-        "control group counts the page cache",
+        note="on the processor, random weights, greedy; Accelerate and mmap are given "
+        "embedding and head in memory, the streamed model what its plan says, AirLLM "
+        "has no choice, and llama.cpp its defaults; a limit of control group counts "
+        "the page cache",
     )
     print(json.dumps(summary, indent=1))
 
@@ -490,7 +487,7 @@ def report(run: dict[str, Any], warm_up: int) -> None:
 @benchmark
 def main(out: Path, given: Options) -> None:
     """Make the runs that are missing, then the record."""
-    known = (*SYSTEMS, *PACKED, *GGUF)
+    known = (*SYSTEMS, *STORED, *LLAMA)
     systems = [choice("--systems", name, known) for name in given.systems.split(",")]
     turns = order(systems, given.rounds)
     for system in systems:

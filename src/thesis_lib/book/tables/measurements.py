@@ -29,6 +29,7 @@ SYSTEMS = {
     "airllm": "AirLLM",
     "streamed-q4": "streamed, 4 bits",
     "llama.cpp-q4": "llama.cpp, 4 bits",
+    "llama.cpp-q4-read": "llama.cpp, 4 bits, not mapped",
 }
 HEADINGS = {  # of the columns that readers are shown, for `rename`
     "one thread": "one thread (GB/s)",

@@ -50,7 +50,8 @@ _Q4_0, _Q4_1, _Q5_0, _Q5_1, _Q8_0, _Q4_K, _Q5_K, _Q6_K = map(int, COMPILED)
 _SLAB = 4 * MiB  # of work at a time where nothing is compiled
 _LANES = 16  # weights that are restored at once
 _I8, _I16, _I32, _F32 = (*map(ir.IntType, (8, 16, 32)), ir.FloatType())
-_emitting: Any = intrinsic  # adds an argument of its own, which no call has
+# Untyped: numba passes the first argument itself, which a type checker would miss.
+_emitting: Any = intrinsic
 _HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
@@ -126,8 +127,8 @@ def _(blocks: Tensor, kind: int) -> Tensor:
 class _Lanes(NamedTuple):
     """Sixteen weights at once, in the code that numba hands to LLVM.
 
-    A loop over sixteen codes takes longer around them than with them. As a vector of
-    LLVM they are computed by whatever instructions a processor has.
+    In a plain loop over sixteen codes the bookkeeping takes longer than the arithmetic.
+    As one vector they are computed by whatever instructions LLVM finds for a processor.
     """
 
     context: Any
@@ -170,7 +171,7 @@ class _Lanes(NamedTuple):
     ) -> None:
         """Write scale · code + low, the bits of the nearest bfloat16, ties to even.
 
-        What is no number becomes the one that torch writes.
+        A NaN becomes the one that torch writes.
         """
         build = self.builder
         exact = build.sitofp(codes, _vector(_F32))
@@ -232,7 +233,7 @@ def _put_nibbles(_, out, to, row, at, shift, high, part, mask, middle, scale, lo
 
 @_emitting
 def _put_fifths(_, out, to, row, at, shift, fifths, middle, scale, low):
-    """The same with one bit above each, which stand side by side in `fifths`."""
+    """As `_put_nibbles`; the bit above each stands in `fifths`, the first lowest."""
     word, single = types.int32, types.float32
     given = types.void(
         out, types.intp, row, types.intp, word, word, word, single, single

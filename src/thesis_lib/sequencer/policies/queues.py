@@ -25,7 +25,7 @@ LIMIT, RENEWED, LONG, LONG_COUNT, SUM, NUMBER, MOST = range(7)
 IDLE = 0
 SLICE, SLICES = 0, 10  # of Envoy's window: its number, and behind it all and successes
 DRAWN = 1 + 2 * SLICES  # how often Envoy or Cinnamon has drawn
-BEGUN, FLYING, ENTERED, ERRORS, SHARE = range(5)
+BEGUN, FLYING, ENTERED, ERRORS, SHARE = range(5)  # of Cinnamon, by its last cycle
 
 
 @borrowing
@@ -199,12 +199,14 @@ def refused_share(memory: Memory, now_s: float, window_s: float) -> float:
 def controlled_share(
     memory: Memory, now_s: float, cycle_s: float, gains: tuple[float, float], most: int
 ) -> float:
-    """The share that `cinnamon` refuses: a PID controller's, renewed once in `cycle_s`.
+    """The share that `cinnamon` refuses, in [0, 1].
 
-    Its error is what entered less what left and less the free places, of `most`, over
-    what left; `gains` weigh the last error and the sum of all, which stays above zero.
-    Uber, "PID Controller for Cinnamon", 2023. Without priorities who is refused is
-    drawn, and `most`, which a controller of its own would tune, stays as it is.
+    It is renewed at the first arrival `cycle_s` or more after the last time, by a PID
+    controller without its D. The error is what entered less what left and less the free
+    places, of `most`, over what left; `gains` weigh the last error and the sum of all,
+    which never falls below zero. Uber, "PID Controller for Cinnamon", 2023. Nobody has
+    a priority, so who is refused is drawn, and `most`, which a controller of its own
+    would tune, is a constant.
     """
     control, flying = memory.control, float(in_flight(memory))
     if now_s - control[BEGUN] >= cycle_s:

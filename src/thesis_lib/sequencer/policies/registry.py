@@ -92,8 +92,8 @@ class QueueParameters(NamedTuple):
     window: float = 0.25  # in which `envoy` counts
     gradient: float = 1.0  # in which `gradient2` renews its limit
     writers: int = 3  # in front of a lock: `lock-queue-cap`
-    cycle: float = 0.125  # in which `cinnamon` renews the share that it refuses
-    gain: float = 0.1  # of its last error,
+    cycle: float = 0.0625  # in which `cinnamon` renews the share that it refuses
+    gain: float = 0.3  # of its last error,
     sum_gain: float = 0.3  # and of the sum of all
     places: float = 4.0  # for each core, of which it counts the free ones
 

@@ -87,7 +87,7 @@ def mix(value):
 
 @borrowing
 def _coin(seed, i):
-    """The coin of `random-drop`, in [0, 1): it depends on `seed` and the id alone."""
+    """A coin in [0, 1), of `random-drop` by id, of `envoy` and `cinnamon` by turn."""
     number = np.uint64(i) + np.uint64(seed) + np.uint64(1)
     mixed = mix(number * np.uint64(0x9E3779B97F4A7C15))
     return np.float64(mixed >> np.uint64(11)) / 2.0**53
@@ -256,10 +256,8 @@ def _one_by_one(code, memory, ids, now_s):
     for i in ids:
         if code.kind == KEY_CAP:
             drops = waits_on_a_key(memory, i, code.most)
-        elif code.kind in (
-            ENVOY,
-            CINNAMON,
-        ):  # a service calls its requests otherwise in time
+        elif code.kind in (ENVOY, CINNAMON):
+            # By turn and not by id: a service numbers its requests in another way.
             drops = _coin(code.seed, memory.control[DRAWN]) < share
             memory.control[DRAWN] += 1
         else:
