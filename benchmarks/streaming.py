@@ -36,6 +36,7 @@ from gguf import GGMLQuantizationType, quantize
 from llama_cpp_peer import decode_alone, write_gguf
 from memory_limit import confined_call, decoded, forget_pages
 from record import ELSEWHERE, Record, benchmark, ratio, tell
+from safetensors import safe_open
 from timed_decode import Step, greedily
 from torch import Generator, Tensor, bfloat16, from_numpy, randint
 from transformers import AutoModelForCausalLM
@@ -67,6 +68,7 @@ GGUF = {  # files of llama.cpp, whose products are not torch's
 READ = {"llama.cpp-q4-read": "llama.cpp-q4"}  # the file of the other, not mapped
 LLAMA = (*GGUF, *READ)
 PEERS = ("accelerate", "airllm")  # systems that are distributions, too
+REAL = "SmolLM2"  # a geometry whose weights the package has
 DRIFT = 0.05
 ATTEMPTS = 4  # of one run, until its two drains agree
 # What interpreter, torch, transformers and the scratch memory of kernels hold beside
@@ -81,8 +83,8 @@ _NOT_SETTINGS = ("work", "elsewhere")  # of a run, which is the same without the
 class Options:
     """Of the command; sizes as '2GiB'."""
 
-    geometry: str = "llama2-7b"
-    layers: int = 16
+    geometry: Annotated[str, "or SmolLM2, which has weights"] = "llama2-7b"
+    layers: Annotated[int, "of random weights"] = 16
     cap: Annotated[str, "hard limit of each process, page cache included"] = "2GiB"
     device_memory: Annotated[str, "of our plan; default: cap less runtime"] = ""
     systems: str = ",".join((*SYSTEMS, *PACKED))
@@ -136,8 +138,11 @@ def numbered(folder: Path, out: Path) -> Path:
     """
     if out.is_dir():
         return out
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    files = sorted(set(index["weight_map"].values()))
+    placed: dict[str, str] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as store:
+            placed |= dict.fromkeys(store.keys(), file.name)
+    files = sorted(set(placed.values()))
     names = {
         file: f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
         for i, file in enumerate(files)
@@ -145,7 +150,7 @@ def numbered(folder: Path, out: Path) -> Path:
     out.mkdir()
     for file, name in names.items():
         (out / name).hardlink_to(folder / file)
-    index["weight_map"] = {k: names[v] for k, v in index["weight_map"].items()}
+    index = {"weight_map": {name: names[file] for name, file in placed.items()}}
     (out / "model.safetensors.index.json").write_text(json.dumps(index))
     shutil.copy(folder / "config.json", out)
     return out
@@ -410,6 +415,21 @@ def require_room(work: Path, needed_bytes: int) -> None:
     )
 
 
+def make_checkpoint(folder: Path, kind: str, given: Options) -> None:
+    """Write the weights in one format; 4-bit blocks are made of the dense ones."""
+    if kind == "q4":
+        dense = folder.parent / "checkpoint"
+        require_room(folder.parent, ModelSpec.from_config(dense).total_bytes // 2)
+        in_blocks(dense, folder)
+    elif given.geometry == REAL and kind == "dense":
+        shutil.copytree(smollm2.checkpoint(), folder)
+    else:
+        spec = replace(geometry(given.geometry), layers=given.layers)
+        copied = 2 * (spec.embedding_bytes + spec.head_bytes)
+        require_room(folder.parent, spec.total_bytes + copied)
+        synthesise(given.geometry, folder, layers=given.layers, kind=kind)
+
+
 def prepare(given: Options, systems: list[str]) -> dict[str, Any]:
     """Write the checkpoints that are missing; what they are."""
     work = Path(given.work)
@@ -419,14 +439,8 @@ def prepare(given: Options, systems: list[str]) -> dict[str, Any]:
     wanted |= {STORED[name]: STORED[name] for name in systems if name in STORED}
     for name, kind in wanted.items():
         folder = work / name
-        if not (folder / "config.json").is_file() and kind == "q4":
-            require_room(work, made["checkpoint"]["bytes"] // 2)
-            in_blocks(work / "checkpoint", folder)
-        elif not (folder / "config.json").is_file():
-            spec = replace(geometry(given.geometry), layers=given.layers)
-            copied = 2 * (spec.embedding_bytes + spec.head_bytes)
-            require_room(work, spec.total_bytes + copied)
-            synthesise(given.geometry, folder, layers=given.layers, kind=kind)
+        if not (folder / "config.json").is_file():
+            make_checkpoint(folder, kind, given)
         sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
         made[name] = {"bytes": sum(sizes), "files": len(sizes)}
     for name in GGUF.keys() & {READ.get(system, system) for system in systems}:
@@ -454,7 +468,7 @@ def write_record(
         summary=summary,
         complete=True,
         geometry=given.geometry,
-        layers=given.layers,
+        layers=ModelSpec.from_config(Path(given.work) / "checkpoint").layers,
         checkpoints=checkpoints,
         limit_bytes=parse_size(given.cap),
         prompt_tokens=given.prompt,
@@ -463,10 +477,10 @@ def write_record(
         drift=DRIFT,
         peers=versions,
         runs=runs,
-        note="on the processor, random weights, greedy; Accelerate and mmap are given "
-        "embedding and head in memory, the streamed model what its plan says, AirLLM "
-        "has no choice, and llama.cpp its defaults; a limit of control group counts "
-        "the page cache",
+        note="on the processor, greedy, with random weights but for SmolLM2; "
+        "Accelerate and mmap are given embedding and head in memory, the streamed "
+        "model what its plan says, AirLLM has no choice, and llama.cpp its defaults; a "
+        "limit of control group counts the page cache",
     )
     print(json.dumps(summary, indent=1))
 
