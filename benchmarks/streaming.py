@@ -70,13 +70,16 @@ LLAMA = (*GGUF, *READ)
 PEERS = ("accelerate", "airllm")  # systems that are distributions, too
 REAL = "SmolLM2"  # a geometry whose weights the package has
 DRIFT = 0.05
-ATTEMPTS = 4  # of one run, until its two drains agree
 # What interpreter, torch, transformers and the scratch memory of kernels hold beside
 # the tensors of a model.
 RUNTIME_BYTES = 512 * MiB
 DRAINS, DRAIN_WARM_UP = 4, 2
 DRAINED = ("drain_before_s", "drain_after_s")
-_NOT_SETTINGS = ("work", "elsewhere")  # of a run, which is the same without them
+_NOT_SETTINGS = (
+    "work",
+    "elsewhere",
+    "attempts",
+)  # of a run, which is the same without them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,7 @@ class Options:
     work: Annotated[str, "folder of checkpoints and runs"] = field(
         default_factory=lambda: str(cache_folder("streaming"))
     )
+    attempts: Annotated[int, "at each run at most, until its drains agree"] = 4
     elsewhere: Annotated[bool, ELSEWHERE] = False
 
     @property
@@ -310,7 +314,7 @@ def kept(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [min((r for r in runs if r["turn"] == turn), key=drift) for turn in turns]
 
 
-def next_turn(runs: list[dict[str, Any]], turns: int) -> int | None:
+def next_turn(runs: list[dict[str, Any]], turns: int, attempts: int) -> int | None:
     """The first turn of those least often tried that has no settled run yet.
 
     None once every turn is settled or has had all its attempts.
@@ -319,7 +323,7 @@ def next_turn(runs: list[dict[str, Any]], turns: int) -> int | None:
     left = [
         turn
         for turn, own in enumerate(tried)
-        if not any(map(is_settled, own)) and len(own) < ATTEMPTS
+        if not any(map(is_settled, own)) and len(own) < attempts
     ]
     return min(left, key=lambda turn: len(tried[turn]), default=None)
 
@@ -512,7 +516,7 @@ def main(out: Path, given: Options) -> None:
     path = Path(given.work) / "runs.json"
     log = Record(path, settings, ["runs"], given.elsewhere, points="runs")
     before: list[float] | None = None
-    while (turn := next_turn(log.points, len(turns))) is not None:
+    while (turn := next_turn(log.points, len(turns), given.attempts)) is not None:
         os.sync()  # what others wrote would be written back during the run
         before = before or launch("drain", given)["seconds"]
         run = launch(turns[turn], given)

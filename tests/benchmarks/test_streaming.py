@@ -47,13 +47,13 @@ def test_systems_take_turns_forwards_and_backwards(script):
 def test_every_turn_is_tried_once_before_one_is_repeated(script):
     """The drains of turn 0 differ by 10 %: it is repeated last, and not for ever."""
     loose, steady = run_of(0, after=1.1), [run_of(1), run_of(2, after=1.04)]
-    assert script.next_turn([], 3) == 0
-    assert script.next_turn([loose], 3) == 1
-    assert script.next_turn([loose, *steady], 3) == 0
-    assert script.next_turn([loose, *steady, run_of(0)], 3) is None
-    tried = [loose] * (script.ATTEMPTS - 1)
-    assert script.next_turn([*tried, *steady], 3) == 0
-    assert script.next_turn([*tried, loose, *steady], 3) is None
+    assert script.next_turn([], 3, 4) == 0
+    assert script.next_turn([loose], 3, 4) == 1
+    assert script.next_turn([loose, *steady], 3, 4) == 0
+    assert script.next_turn([loose, *steady, run_of(0)], 3, 4) is None
+    tried = [loose] * 3
+    assert script.next_turn([*tried, *steady], 3, 4) == 0
+    assert script.next_turn([*tried, loose, *steady], 3, 4) is None
 
 
 def test_of_the_attempts_at_a_turn_the_steadiest_counts(script):
