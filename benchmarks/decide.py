@@ -55,7 +55,7 @@ from thesis_lib.sequencer.experiments.configuration import (
 from thesis_lib.sequencer.live import LiveSequencer
 from thesis_lib.sequencer.policies.lookahead import Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
-from thesis_lib.sequencer.policies.rules import Code, decide_compiled, decide_into
+from thesis_lib.sequencer.policies.rules import Code, decide_by, decide_into, decider
 from thesis_lib.sequencer.simulator.simulator import begin
 
 SCENARIOS, LOADS = ("A", "C"), (0.9, 1.1, 1.5)
@@ -128,6 +128,7 @@ def in_python(case: Case, objects: bool) -> tuple[F64, F64]:
     trace, policy = case.trace, case.policy
     asked = np.empty(len(trace), np.int64)
     cost_ns, decisions_ns = np.zeros(len(trace)), []
+    as_one = decider(case.code, lookahead.memory, lookahead.model, state)
     while (size := next_decision(state, before, trace.service_s, setting, asked)) > 0:
         ids, now_s = asked[:size].copy(), float(before.clock_s[NOW])
         begin = time.perf_counter_ns()
@@ -135,8 +136,7 @@ def in_python(case: Case, objects: bool) -> tuple[F64, F64]:
             batch = trace.batch(ids, before.deadline_s[ids], trace.arrival_s[ids])
             decision = decide(policy, lookahead, batch, now_s)
         else:
-            memory, model = lookahead.memory, lookahead.model
-            decision = Decision(*decide_compiled(case.code, memory, model, ids, now_s))
+            decision = Decision(*decide_by(as_one, ids, now_s))
         took = time.perf_counter_ns() - begin
         cost_ns[ids] += took / size
         decisions_ns.append(took)

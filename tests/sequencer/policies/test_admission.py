@@ -3,12 +3,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thesis_lib.sequencer.core.events import idle_state
+from thesis_lib.sequencer.core.events import Delays, idle_state
 from thesis_lib.sequencer.core.observed import commit, dispatch
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.experiments.configuration import SimulationConfig
 from thesis_lib.sequencer.experiments.metrics import summarise
-from thesis_lib.sequencer.policies.admission import BidPriceParameters, sort_into
+from thesis_lib.sequencer.policies.admission import (
+    FAR,
+    BidPriceParameters,
+    _at_least,
+    _at_most,
+    sort_into,
+)
 from thesis_lib.sequencer.policies.recalibration import (
     SLOPE,
     allowance,
@@ -291,3 +297,46 @@ def test_estimates_that_err_do_not_make_it_worse_than_fifo(noise):
         for name in ("fifo", "bid-price")
     }
     assert shares["bid-price"] <= shares["fifo"] + 0.002
+
+
+@pytest.mark.parametrize("load", [0.7, 1.1, 3.0])
+@pytest.mark.parametrize(
+    "options", [{}, {"haste": 0.0, "step": 0.5}, {"window": 0.0}, {"probe": 2.0}]
+)
+@pytest.mark.parametrize(("slo_s", "lag_s"), [(0.04, 0.0), (1.0, 0.0), (0.04, 0.003)])
+def test_a_key_that_nobody_else_wants_changes_nothing(load, options, slo_s, lag_s):
+    """With one each, everybody who waits is looked at; without, only a few."""
+    n, cores, delays = 3_000, 4, Delays(lag_s=lag_s)
+    service_s, said_s, random = sampled(n, 31, 0.7)
+    said_s[::7] *= 30  # doubted, some of them for good reason
+    service_s[::14] *= 30
+    arrival_s = np.cumsum(random.exponential(service_s.mean() / cores / load, n))
+    slos_s = slo_s * random.choice([0.3, 1.0, 4.0], n)
+    histories = []
+    for keys in ([[]] * n, [[i] for i in range(n)]):
+        trace = jobs(arrival_s / MS, service_s / MS, [[]] * n, keys)
+        terms = BidPriceParameters(**options)
+        given = policy("bid-price", slo_s=slo_s, cores=cores, terms=terms)
+        histories.append(
+            simulate(trace, given, said_s, cores=cores, slo_s=slos_s, delays=delays)
+        )
+    free, locked = histories
+    np.testing.assert_array_equal(free.log, locked.log)
+    np.testing.assert_array_equal(free.dropped, locked.dropped)
+    np.testing.assert_array_equal(free.finish_s, locked.finish_s)
+    assert free.dropped.any() or load < 3
+
+
+def test_chords_enclose_powers_of_two():
+    """And are tight at a whole power."""
+    exponents = np.append(np.linspace(-1100, 1100, 100_001), np.arange(-9, 9))
+    exact = 2.0**exponents
+    most, least = (
+        np.array([bound(e) for e in exponents]) for bound in (_at_most, _at_least)
+    )
+    assert (least <= exact).all()
+    assert (exact <= most).all()
+    far = np.abs(exponents) > FAR
+    assert (most[~far] <= 1.0615 * exact[~far]).all()
+    assert (least[~far] >= exact[~far] / 1.0616).all()
+    np.testing.assert_allclose(most[-18:], exact[-18:], rtol=2e-9)

@@ -37,9 +37,9 @@ from thesis_lib.sequencer.core.trace import (
 from thesis_lib.sequencer.engine.storage import UNITS, Storage
 from thesis_lib.sequencer.engine.workers import COMMITTED as DID_COMMIT
 from thesis_lib.sequencer.engine.workers import Workers
-from thesis_lib.sequencer.policies.lookahead import SPREAD, Feedback, OpenLoop
+from thesis_lib.sequencer.policies.lookahead import SPREAD
 from thesis_lib.sequencer.policies.registry import Policy, decide
-from thesis_lib.sequencer.policies.rules import FIFO, decide_compiled
+from thesis_lib.sequencer.policies.rules import FIFO, decide_by, decider
 from thesis_lib.sequencer.workload.features import static_features, static_names
 from thesis_lib.sequencer.workload.transactions import Log
 
@@ -267,9 +267,21 @@ def run_open(
         scheduler.state, requests.keys, requests.estimated_s + delays.worker_s,
         requests.deadline_s, SPREAD, delays.lag_s,
     )  # fmt: skip
+    compiled, seen_by = None, (lookahead.memory, lookahead.model, scheduler.state)
+    if policy.code is not None:
+        compiled = decider(policy.code, *seen_by)
     decided_s = np.zeros(n)
     held, seen = np.empty(0, np.int64), first
-    _decide(policy, lookahead, requests, held, 0.0)  # compiled here, or a client waits
+
+    def decide_on(ids: I64, now_s: float) -> Decision:
+        """The decision, compiled where the policy is."""
+        if policy.code is None:
+            return decide(policy, lookahead, requests.batch(ids), now_s)
+        if policy.code.kind == FIFO:
+            return Decision(order=ids, dropped=ids[:0])  # whatever a forecast would say
+        return Decision(*decide_by(compiled, ids, now_s))
+
+    decide_on(held, 0.0)  # compiled here, or a client waits
     scheduler.begin()
     while seen < n or len(held) or scheduler.in_flight:
         due_s = np.inf
@@ -289,7 +301,7 @@ def run_open(
             room = policy.in_flight - scheduler.in_flight
         if room <= 0:
             continue
-        decision = _decide(policy, lookahead, requests, ids, now_s)
+        decision = decide_on(ids, now_s)
         released, behind = decision.order[:room], decision.order[room:]
         scheduler.dispatch(released)
         decided_s[released] = decided_s[decision.dropped] = now_s
@@ -300,21 +312,6 @@ def run_open(
             "to wait for: a rule must release or drop when the database idles",
         )
     return scheduler.run(arrival_s, decided_s)
-
-
-def _decide(
-    policy: Policy, lookahead: OpenLoop | Feedback, requests: Requests, ids: I64,
-    now_s: float,
-) -> Decision:  # fmt: skip
-    """The decision on `ids`, compiled where the policy is."""
-    code = policy.code
-    if code is None:
-        return decide(policy, lookahead, requests.batch(ids), now_s)
-    if code.kind == FIFO:
-        return Decision(order=ids, dropped=ids[:0])  # whatever a forecast would say
-    return Decision(
-        *decide_compiled(code, lookahead.memory, lookahead.model, ids, now_s)
-    )
 
 
 def history(run: Run, deadline_s: F64, first: int = 0) -> History:

@@ -41,10 +41,12 @@ class _Regression:
     def learn(self, x: F64, y: float, window: int) -> None:
         self.count += 1
         rate = 1 / min(window, self.count)
-        dx, dy = x - self.mean_x, y - self.mean_y
-        self.mean_x, self.mean_y = self.mean_x + rate * dx, self.mean_y + rate * dy
+        dy = y - self.mean_y
+        self.mean_y += rate * dy
         if len(x) == 0:
             return
+        dx = x - self.mean_x
+        self.mean_x = self.mean_x + rate * dx
         keep = 1 - rate
         self.variance = keep * (self.variance + rate * np.outer(dx, dx))
         self.covariance = keep * (self.covariance + rate * dx * dy)
@@ -52,7 +54,8 @@ class _Regression:
         self.slope = np.linalg.solve(self.variance + ridge, self.covariance)
 
     def predict(self, x: F64) -> float:
-        return self.mean_y + float(self.slope @ (x - self.mean_x))
+        slopes = float(self.slope @ (x - self.mean_x)) if len(x) else 0.0
+        return self.mean_y + slopes
 
 
 class OnlineEstimator:

@@ -29,19 +29,21 @@ from thesis_lib.sequencer.core.events import (
     idle_state,
 )
 from thesis_lib.sequencer.core.locks import NONE
-from thesis_lib.sequencer.core.observed import commit, dispatch
 from thesis_lib.sequencer.core.trace import I64, Batch, Decision, KeySets
 from thesis_lib.sequencer.live.estimator import OnlineEstimator, ServiceEstimator
 from thesis_lib.sequencer.policies.lookahead import PENDING, READ, SPREAD
-from thesis_lib.sequencer.policies.recalibration import LEAST_S
+from thesis_lib.sequencer.policies.recalibration import LEAST_S, all_corrected_s
 from thesis_lib.sequencer.policies.registry import Policy, Rule, decide, policy
 from thesis_lib.sequencer.policies.rules import (
     AT_ARRIVAL,
     FIFO,
     LIFO,
     RANDOM,
+    Code,
+    commit_by,
     decide_by,
     decider,
+    dispatch_by,
 )
 
 Note = Callable[[dict[str, Any]], None]  # takes an event and what was decided at it
@@ -217,8 +219,8 @@ class LiveSequencer:
 
     def _compile(self, nobody: I64) -> None:
         """Decide on nobody once, so that no client waits for a compiler."""
-        dispatch(self._state, nobody, 0.0)
-        commit(self._state, nobody, np.empty(0), np.empty(0), 0.0)
+        dispatch_by(self._decider, nobody, 0.0)
+        commit_by(self._decider, nobody, 0.0)
         if self.policy.code is None:
             self._lookahead.peek(nobody, 0.0)
         elif self.policy.code.kind != FIFO:
@@ -386,7 +388,10 @@ class LiveSequencer:
             return 0.0
         known = self._known()
         known = known[np.isnan(self._state.finish_s[known])]
-        expected_s = self._lookahead.memory.estimated_s[known]
+        memory = self._lookahead.memory
+        expected_s = memory.estimated_s[known]
+        if len(memory.online.given):  # nobody is calibrated before he has to be
+            expected_s = all_corrected_s(memory.online, known)
         ran_s = np.nan_to_num(self.now_s - self._state.start_s[known])
         left_s = np.where(ran_s > expected_s, ran_s, expected_s - ran_s)
         return float(left_s.sum() / self.workers)
@@ -463,9 +468,7 @@ class LiveSequencer:
         return decided
 
     def _commit(self, i: int) -> None:
-        state, ids = self._state, np.array([i])
-        now_s = np.array([self.now_s])
-        commit(state, ids, state.start_s[ids], now_s, self.now_s)
+        commit_by(self._decider, np.array([i]), self.now_s)
         self._forget(i)
 
     def _begun(self, before: int) -> tuple[list[int], list[int]]:
@@ -506,7 +509,7 @@ class LiveSequencer:
             behind, released = decision.order[room:], decision.order[:room]
             held = decision.held  # which rise, of a compiled rule
             if len(behind) or self.policy.code is None:
-                held = np.sort(np.concatenate([behind, held]))
+                held = np.sort(np.concatenate([behind, held]), kind="stable")
             require(
                 len(held) == 0 or flying + len(released) > 0,
                 f"policy {self.policy.name!r} holds {len(held)} requests while the "
@@ -516,7 +519,7 @@ class LiveSequencer:
             self._fall_back(str(error))
             return self._ask()
         before, self._held = state.progress[STARTED], held
-        dispatch(state, released, self.now_s)
+        dispatch_by(self._decider, released, self.now_s)
         started, _ = self._begun(before)  # of whom the policy keeps nobody is gone
         return Decided(started, self._refuse(decision.dropped))
 
@@ -603,9 +606,9 @@ class LiveSequencer:
         self._slot = {number: int(to[i]) for number, i in self._slot.items()}
         self._gone = {int(to[i]) for i in self._gone}
         self._lookahead = self._look_ahead(state, moved)
-        if (code := self.policy.code) is not None:
-            memory, model = self._lookahead.memory, self._lookahead.model
-            self._decider = decider(code, memory, model)
+        code = self.policy.code or Code(FIFO)  # no rule in Python has one
+        memory, model = self._lookahead.memory, self._lookahead.model
+        self._decider = decider(code, memory, model, state)
         self._open = [int(to[i]) for i in self._open]
         self._state, self._held, self._next = state, to[self._held], k
 

@@ -46,7 +46,13 @@ from thesis_lib.sequencer.policies.lookahead import (
     predict_releases,
 )
 from thesis_lib.sequencer.policies.recalibration import (
+    LONGEST,
+    MEAN_X,
     MEAN_Y,
+    SHORTEST,
+    SLOPE,
+    SOONEST,
+    SPAN,
     allowance,
     corrected_s,
     doubt,
@@ -62,6 +68,8 @@ BLOCK = 16  # positions that are sorted by insertion
 WORTHY, ABOVE, UNSURE, REFUSED = range(4)  # ranks
 RELEASED = -1  # has none any more
 FADING = 0.002  # weight of the last outcome in a group's share
+FAR, CHORD = 1000.0, 1.0615  # exponents that are no time; most a chord is too large
+LAST = np.iinfo(np.int64).max  # behind every id
 
 
 class BidPriceParameters(NamedTuple):
@@ -149,6 +157,13 @@ def sort_into(order: I64, spare: I64, rank: I64, key: F64) -> None:
 def _dearer(price_s, weight):
     """The price of a group; nearly always of no weight, which costs no exponential."""
     return price_s * exp(weight) if weight != 0 else price_s
+
+
+@njit(cache=True, inline="always")
+def _rise(control, terms):
+    """One above the price could start."""
+    dearer_s = control[PRICE_S] * exp(terms.relief * terms.step)
+    control[PRICE_S] = min(dearer_s, control[HIGHEST_S])
 
 
 @borrowing
@@ -267,9 +282,214 @@ def _start(terms, memory, ids, due_s, ahead_s, startable):
         released[count] = i
         count += 1
         if worth == ABOVE:
-            dearer_s = control[PRICE_S] * exp(terms.relief * terms.step)
-            control[PRICE_S] = min(dearer_s, control[HIGHEST_S])
+            _rise(control, terms)
     return count
+
+
+# --- Where nothing locks ----------------------------------------------------------
+# Of most who wait two comparisons prove that they can neither be refused nor start now,
+# for each by itself or for all of a span at once; nothing else is done about them.
+
+
+@njit(cache=True, inline="always")
+def _at_most(exponent):
+    """Two to this power, or up to 6.2 % more: on the chords between whole powers.
+
+    Schraudolph, Neural Computation 1999. The last factor covers all rounding.
+    """
+    if exponent > FAR:
+        return np.inf
+    bits = np.int64((max(exponent, -FAR) + 1023.0) * 2.0**52)
+    return bits.view(np.float64) * (1 + 1e-9)
+
+
+@njit(cache=True, inline="always")
+def _at_least(exponent):
+    """Two to this power, or up to 6.2 % less."""
+    return _at_most(min(exponent, FAR)) / CHORD if exponent > -FAR else 0.0
+
+
+@njit(cache=True, inline="always")
+def _line(online):
+    """Slope and intercept of the calibrated estimate's logarithm to base two."""
+    moments = online.moments
+    slope = moments[SLOPE] / log(2.0)
+    return slope, moments[MEAN_Y] / log(2.0) - slope * moments[MEAN_X]
+
+
+@njit(cache=True, inline="always")
+def _place_of(rising, low, high, i):
+    """From `low` to `high`, the first place in `rising` of i or more."""
+    while low < high:
+        middle = (low + high) // 2
+        if rising[middle] < i:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(cache=True, inline="always")
+def _end_of_span(ids, at):
+    """The place behind the last of `ids` in the span of the one at `at`."""
+    behind = (ids[at] // SPAN + 1) * SPAN
+    end = at + behind - ids[at]  # if nobody has left
+    if end < len(ids) and ids[end] == behind:
+        return end
+    return _place_of(ids, at + 1, min(end, len(ids)), behind)
+
+
+@borrowing
+def _join(online, i, deadline_s):
+    """Who is new to its span may widen it."""
+    span, given = online.spans[i // SPAN], online.given[i]
+    span[SOONEST] = min(span[SOONEST], deadline_s)
+    span[LONGEST] = max(span[LONGEST], given)
+    span[SHORTEST] = min(span[SHORTEST], given)
+
+
+@njit(cache=True, inline="always")
+def _may_be_late(given, deadline_s, latest_s, line):
+    """Whether one started at `latest_s` = (start, allowance) may be."""
+    return latest_s[0] + latest_s[1] * _at_most(line[1] + line[0] * given) > deadline_s
+
+
+@borrowing
+def _pick(memory, ids, latest_s):
+    """Write to `decided.dropped` who of `ids` may be late or is a probe; how many.
+
+    They are calibrated, and nobody else. A span where there are any is not known.
+    """
+    online, deadlines_s, picked = (
+        memory.online, memory.deadline_s, memory.decided.dropped,
+    )  # fmt: skip
+    given, probes, spans, line = (
+        online.given, online.probes, online.spans, _line(online),
+    )  # fmt: skip
+    at = count = 0
+    while at < len(ids):
+        span, end = spans[ids[at] // SPAN], _end_of_span(ids, at)
+        if _may_be_late(span[LONGEST], span[SOONEST], latest_s, line):
+            found, soonest_s, longest, shortest = count, np.inf, -np.inf, np.inf
+            for i in ids[at:end]:
+                if _may_be_late(given[i], deadlines_s[i], latest_s, line) or probes[i]:
+                    memory.estimated_s[i] = corrected_s(online, i)
+                    picked[count] = i
+                    count += 1
+                soonest_s = min(soonest_s, deadlines_s[i])
+                longest, shortest = max(longest, given[i]), min(shortest, given[i])
+            span[SOONEST] = soonest_s if count == found else -np.inf
+            span[LONGEST], span[SHORTEST] = longest, shortest
+        at = end
+    return count
+
+
+@njit(cache=True, inline="always")
+def _is_behind(first, i, deadline_s, given, price_s, haste, line):
+    """Whether i can be sure to come after the first = (rank, key, id) so far.
+
+    So can all of a span from i on whose least deadline and least estimate these are.
+    """
+    rank, key, number = first
+    if rank == WORTHY and deadline_s > key:
+        return True
+    least_s = _at_least(line[1] + line[0] * given)
+    least_rank, least_key = WORTHY, deadline_s + haste * least_s
+    if least_s > price_s:
+        least_rank = ABOVE
+    behind = least_key > key or (least_key == key and i > number)
+    return least_rank > rank or (least_rank == rank and behind)
+
+
+@borrowing
+def _first(memory, ids, few, latest_s, started, price_s, haste):
+    """Who is next by rank, key and number: id, rank, and place among the few, or NONE.
+
+    Nobody of the `few` who is refused or released, and nobody who has `started`.
+    """
+    online, deadlines_s, decided = memory.online, memory.deadline_s, memory.decided
+    given, probes, spans, line = (
+        online.given, online.probes, online.spans, _line(online),
+    )  # fmt: skip
+    first, place, at = (REFUSED, -np.inf, NONE), NONE, 0
+    for one in range(len(few)):
+        found = decided.rank[one], decided.key[one], few[one]
+        if found[0] != RELEASED and found < first:
+            first, place = found, one
+    while at < len(ids):
+        span, end = spans[ids[at] // SPAN], _end_of_span(ids, at)
+        soonest_s, shortest = span[SOONEST], span[SHORTEST]
+        if not _is_behind(first, ids[at], soonest_s, shortest, price_s, haste, line):
+            for i in ids[at:end]:
+                deadline_s = deadlines_s[i]
+                if _is_behind(first, i, deadline_s, given[i], price_s, haste, line):
+                    continue
+                picked = _may_be_late(given[i], deadline_s, latest_s, line)
+                if picked or probes[i] or i in started:
+                    continue
+                service_s, rank, key = corrected_s(online, i), WORTHY, deadline_s
+                if service_s > price_s:
+                    rank = ABOVE
+                if haste > 0:
+                    key += haste * service_s
+                if (rank, key, i) < first:
+                    first, place = (rank, key, i), NONE
+        at = end
+    return first[2], first[0], place
+
+
+@borrowing
+def _hold_others(ids, order, dropped, held):
+    """Write to `held` who is in neither; how many. `ids` and `dropped` rise."""
+    count = at = refused = 0
+    while at < len(ids):
+        while refused < len(dropped) and dropped[refused] < ids[at]:
+            refused += 1
+        gone = dropped[refused] if refused < len(dropped) else LAST
+        for i in order:
+            if ids[at] <= i < gone:
+                gone = i
+        end = _place_of(ids, at, len(ids), gone)
+        for place in range(end - at):
+            held[count + place] = ids[at + place]
+        count, at = count + end - at, end + 1
+    return count
+
+
+@borrowing
+def _bind_freely(terms, memory, ids, due_s, ahead_s):
+    """Steps 3 and 4 of `bind_late` where nobody declares a key and groups are alike."""
+    control, online, made = memory.control, memory.online, memory.decided
+    core_s, rank, price_s = made.core_s, made.rank, control[PRICE_S]
+    factor = max(allowance(online, terms.least_p), allowance(online, terms.sure_p))
+    latest_s = max(due_s, core_s[0]), factor
+    few = made.dropped[: _pick(memory, ids, latest_s)]
+    _judge(terms, memory, few, due_s, ahead_s)
+    haste = 0.0
+    for at in range(len(few)):
+        if rank[at] >= UNSURE:
+            haste = terms.haste
+    released = 0
+    while core_s[0] <= due_s + ahead_s:
+        started = made.order[:released]
+        i, worth, place = _first(memory, ids, few, latest_s, started, price_s, haste)
+        if i == NONE:
+            break
+        service_s = memory.estimated_s[i] = corrected_s(online, i)
+        occupy(core_s, 0, max(due_s, core_s[0]) + service_s)
+        if place != NONE:
+            rank[place] = RELEASED
+        if worth == ABOVE:
+            _rise(control, terms)
+        made.order[released] = i
+        released += 1
+    dropped = 0
+    for at in range(len(few)):
+        if rank[at] == REFUSED:
+            made.dropped[dropped] = few[at]
+            dropped += 1
+    refused, order = made.dropped[:dropped], made.order[:released]
+    return released, dropped, _hold_others(ids, order, refused, made.held)
 
 
 @borrowing
@@ -295,11 +515,11 @@ def bind_late(
        sure and not above the price, reserves.
 
     The work is one look at each of `ids` and of what is in flight, and the order of
-    `ids` if any can start.
+    `ids` if any can start. Where nobody declares a key, most looks are a comparison.
     """
     released = dropped = held = 0
     rank, asked_s = memory.decided.rank, memory.online.asked_s
-    rank[: len(ids)] = 0
+    free = len(memory.keys[1]) == 0 and terms.gap == np.inf
     typical_s = exp(memory.online.moments[MEAN_Y])
     ahead_s = min(model.lag_s, terms.patience * typical_s)
     for at in range(len(ids) - 1, -1, -1):
@@ -307,13 +527,19 @@ def bind_late(
             break
         asked_s[ids[at]] = now_s
         memory.estimated_s[ids[at]] = regressed_s(memory.online, ids[at])
-    if _something_frees(memory, now_s + model.lag_s + ahead_s):
-        memory.counts[DECISION] += 1
-        news, core_s = _learn(terms, memory), memory.decided.core_s
-        due_s = predict_releases(memory, model, ids, now_s, core_s, news)
-        startable = _judge(terms, memory, ids, due_s, ahead_s)
-        if startable > 0:
-            released = _start(terms, memory, ids, due_s, ahead_s, startable)
+        if free:
+            _join(memory.online, ids[at], memory.deadline_s[ids[at]])
+    if not _something_frees(memory, now_s + model.lag_s + ahead_s):
+        return 0, 0, _hold_others(ids, ids[:0], ids[:0], memory.decided.held)
+    memory.counts[DECISION] += 1
+    news, core_s = _learn(terms, memory), memory.decided.core_s
+    known = ids[:0] if free else ids
+    due_s = predict_releases(memory, model, known, now_s, core_s, news)
+    if free:
+        return _bind_freely(terms, memory, ids, due_s, ahead_s)
+    startable = _judge(terms, memory, ids, due_s, ahead_s)
+    if startable > 0:
+        released = _start(terms, memory, ids, due_s, ahead_s, startable)
     for at in range(len(ids)):
         if rank[at] == REFUSED:
             memory.decided.dropped[dropped] = ids[at]

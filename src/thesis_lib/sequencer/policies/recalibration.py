@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from thesis_lib.sequencer.core.locks import borrowing
-from thesis_lib.sequencer.core.trace import F64, Bool
+from thesis_lib.sequencer.core.trace import F64, I64, Bool
 
 # --- While it runs: a regression, and what it leaves over --------------------------
 
@@ -24,6 +24,10 @@ PRIOR, PRIOR_VARIANCE = 50.0, 0.25  # commits that the given estimates are worth
 STEEPEST = 1.5  # a slope beyond is noise
 LEAST_S = 1e-9  # times count as a nanosecond at least, to have a logarithm
 OCTAVES = 64  # of estimates, from 2^-32 s on
+SPAN = 64  # neighbours by number
+# Columns of `Online.spans`: the first deadline, minus infinity where it is not known,
+# and the largest and the least of `given`.
+SOONEST, LONGEST, SHORTEST = range(3)
 FITTED, UNKNOWN = 0.1, 0.25  # weight of the last probe in `fits`, and its first value
 
 
@@ -48,6 +52,7 @@ class Online(NamedTuple):
     doubts: F64  # (OCTAVES,) how many have been doubted
     asked_s: F64  # (n,) when first decided on; NaN before
     probes: Bool  # (n,)
+    spans: F64  # (ceil(n / SPAN), 3) bounds of who waits: SOONEST, LONGEST, SHORTEST
 
 
 def initial_calibration(given_s: F64, spread: float) -> Online:
@@ -68,6 +73,7 @@ def initial_calibration(given_s: F64, spread: float) -> Online:
         doubts=np.zeros(OCTAVES),
         asked_s=np.full(n, np.nan),
         probes=np.zeros(n, np.bool_),
+        spans=np.outer(np.ones(-(-n // SPAN)), [-np.inf, 0.0, 0.0]),
     )
 
 
@@ -90,6 +96,15 @@ def corrected_s(online: Online, i: int) -> float:
     """The calibrated estimate of transaction i, of a probe at most the typical one."""
     took_s = regressed_s(online, i)
     return min(took_s, typical_s(online)) if online.probes[i] else took_s
+
+
+@njit(cache=True)
+def all_corrected_s(online: Online, ids: I64) -> F64:
+    """The same of `ids` (b,)."""
+    took_s = np.empty(len(ids))
+    for at in range(len(ids)):
+        took_s[at] = corrected_s(online, ids[at])
+    return took_s
 
 
 @borrowing

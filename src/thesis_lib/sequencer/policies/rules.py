@@ -11,7 +11,9 @@ import numpy as np
 from numba import njit, types
 from numba.experimental import structref
 
+from thesis_lib.sequencer.core.events import State
 from thesis_lib.sequencer.core.locks import NONE, borrowing
+from thesis_lib.sequencer.core.observed import commit, dispatch
 from thesis_lib.sequencer.core.trace import I64
 from thesis_lib.sequencer.policies.admission import (
     BidPriceParameters,
@@ -351,7 +353,7 @@ class _DeciderType(types.StructRef):
 
 
 class Decider(structref.StructRefProxy):
-    """A code, a memory and a model, handed to compiled code as one object.
+    """A code, a memory, a model and a world, handed to compiled code as one object.
 
     To hand over the hundred arrays of a memory takes longer than to decide on a hundred
     requests with them: for who decides with the same ones again and again.
@@ -359,13 +361,28 @@ class Decider(structref.StructRefProxy):
 
 
 structref.define_boxing(_DeciderType, Decider)
-structref.define_constructor(Decider, _DeciderType, ["code", "memory", "model"])
+structref.define_constructor(
+    Decider, _DeciderType, ["code", "memory", "model", "world"]
+)
 
 
 @njit(cache=True)
-def decider(code: Code, memory: Memory, model: Model) -> Decider:
-    """They as one object, whose arrays they stay."""
-    return Decider(code, memory, model)  # type: ignore[call-arg]
+def decider(code: Code, memory: Memory, model: Model, world: State) -> Decider:
+    """They as one object, whose arrays they stay; the world is what is observed."""
+    return Decider(code, memory, model, world)  # type: ignore[call-arg]
+
+
+@njit(cache=True)
+def dispatch_by(decider: Decider, ids: I64, now_s: float) -> None:
+    """`dispatch` of `ids` (b,) in the world."""
+    dispatch(decider.world, ids, now_s)  # type: ignore[attr-defined]
+
+
+@njit(cache=True)
+def commit_by(decider: Decider, ids: I64, now_s: float) -> None:
+    """`commit` in the world of `ids` (b,), which have all ended now."""
+    world, now = decider.world, np.full(len(ids), now_s)  # type: ignore[attr-defined]
+    commit(world, ids, world.start_s[ids], now, now_s)
 
 
 @njit(cache=True)
