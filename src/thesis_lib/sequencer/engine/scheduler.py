@@ -39,7 +39,7 @@ from thesis_lib.sequencer.engine.workers import COMMITTED as DID_COMMIT
 from thesis_lib.sequencer.engine.workers import Workers
 from thesis_lib.sequencer.policies.lookahead import SPREAD
 from thesis_lib.sequencer.policies.registry import Policy, decide
-from thesis_lib.sequencer.policies.rules import FIFO, decide_by, decider
+from thesis_lib.sequencer.policies.rules import FIFO, Code, decide_by, decider
 from thesis_lib.sequencer.workload.features import static_features, static_names
 from thesis_lib.sequencer.workload.transactions import Log
 
@@ -267,9 +267,9 @@ def run_open(
         scheduler.state, requests.keys, requests.estimated_s + delays.worker_s,
         requests.deadline_s, SPREAD, delays.lag_s,
     )  # fmt: skip
-    compiled, seen_by = None, (lookahead.memory, lookahead.model, scheduler.state)
-    if policy.code is not None:
-        compiled = decider(policy.code, *seen_by)
+    code = policy.code or Code(FIFO)  # no rule in Python has one
+    known = lookahead.memory, lookahead.model
+    compiled = decider(code, *known, scheduler.state)
     decided_s = np.zeros(n)
     held, seen = np.empty(0, np.int64), first
 

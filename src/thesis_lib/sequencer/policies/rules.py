@@ -1,7 +1,7 @@
 """The rules of all policies, compiled: what a batch and its forecast are made into.
 
 Simulator and partitions call `decide_into` with the `Code` of a policy
-(`registry.policy`), Python and the live engine `decide_compiled`. The
+(`registry.policy`), Python `decide_compiled`, and what runs for real `decide_by`. The
 rule of `bid-price` is in `admission`, what watches a queue in `queues`.
 """
 
