@@ -450,8 +450,9 @@ def _hold_others(ids, order, dropped, held):
             if ids[at] <= i < gone:
                 gone = i
         end = _place_of(ids, at, len(ids), gone)
-        for place in range(end - at):
-            held[count + place] = ids[at + place]
+        kept, to = ids[at:end], held[count : count + end - at]
+        for place in range(len(kept)):
+            to[place] = kept[place]
         count, at = count + end - at, end + 1
     return count
 
