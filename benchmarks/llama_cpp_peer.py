@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gguf
 import numpy as np
@@ -72,19 +73,28 @@ def write_gguf(folder: Path, path: Path, kind: GGMLQuantizationType) -> None:
 
 
 def llama_step(
-    path: Path, context: int, maps: bool = True
+    path: Path, context: int, maps: bool = True, rearranges: bool = True
 ) -> Callable[[list[int]], NDArray[np.float32]]:
     """A step of llama.cpp on a GGUF file that it maps, or reads, with its cache inside.
 
-    It takes tokens and returns the logits (v,) behind the last of them.
+    Of blocks that it rearranges for its kernels it keeps a copy. The step takes tokens
+    and returns the logits (v,) behind the last of them.
     """
     import llama_cpp  # pyright: ignore[reportMissingImports]
 
-    threads = os.cpu_count()
-    model: Any = llama_cpp.Llama(
-        str(path), n_ctx=context, n_threads=threads, n_threads_batch=threads,
-        use_mmap=maps, verbose=False,
-    )  # fmt: skip
+    threads, calls = os.cpu_count(), llama_cpp.llama_cpp
+    defaults = calls.llama_model_default_params
+
+    def asked() -> Any:  # what the class does not hand on
+        given = defaults()
+        given.use_extra_bufts = rearranges
+        return given
+
+    with patch.object(calls, defaults.__name__, asked):
+        model: Any = llama_cpp.Llama(
+            str(path), n_ctx=context, n_threads=threads, n_threads_batch=threads,
+            use_mmap=maps, verbose=False,
+        )  # fmt: skip
 
     def step(tokens: list[int]) -> NDArray[np.float32]:
         model.eval(tokens)
@@ -95,11 +105,11 @@ def llama_step(
 
 
 def decode_alone(
-    path: str, prompt: list[int], steps: int, maps: bool
+    path: str, prompt: list[int], steps: int, maps: bool, rearranges: bool = True
 ) -> dict[str, Any]:
     """Greedy decoding in this process, by `llama_step`: see `memory_limit.decoded`."""
     begin = time.perf_counter()
-    step = llama_step(Path(path), len(prompt) + steps + 1, maps)
+    step = llama_step(Path(path), len(prompt) + steps + 1, maps, rearranges)
     load_s = time.perf_counter() - begin
 
     def taken() -> Iterator[tuple[float, int]]:

@@ -13,7 +13,8 @@ lossless code.
 
 llama.cpp takes part where `--systems` names it and `pip install llama-cpp-python` has
 built it: with the same weights in a GGUF file, which it maps, and with 4-bit ones,
-mapped or read as a whole; and with it the streamed model in the same blocks.
+mapped, mapped with its blocks left as they are, or read as a whole; and with it the
+streamed model in the same blocks.
 
 Runs that were made are kept in the working folder: the command resumes.
 """
@@ -65,8 +66,9 @@ GGUF = {  # files of llama.cpp, whose products are not torch's
     "llama.cpp": GGMLQuantizationType.BF16,
     "llama.cpp-q4": GGMLQuantizationType.Q4_0,
 }
-READ = {"llama.cpp-q4-read": "llama.cpp-q4"}  # the file of the other, not mapped
-LLAMA = (*GGUF, *READ)
+# The file of the other: not mapped, and mapped with its blocks as they are.
+SAME_FILE = {"llama.cpp-q4-read": "llama.cpp-q4", "llama.cpp-q4-plain": "llama.cpp-q4"}
+LLAMA = (*GGUF, *SAME_FILE)
 PEERS = ("accelerate", "airllm")  # systems that are distributions, too
 REAL = "SmolLM2"  # a geometry whose weights the package has
 DRIFT = 0.05
@@ -258,7 +260,7 @@ def in_blocks(folder: Path, out: Path) -> None:
 
 def launch(system: str, given: Options, capped: bool = True) -> dict:
     """Run one system in its own process and group, cold; its report and its use."""
-    name = READ.get(system, system)
+    name = SAME_FILE.get(system, system)
     name = name if name in GGUF else STORED.get(system, "checkpoint")
     folder, split = Path(given.work) / name, Path(given.work) / "airllm"
     forget_pages([*folder.glob("*.*"), *split.rglob("*.safetensors")])
@@ -268,7 +270,8 @@ def launch(system: str, given: Options, capped: bool = True) -> dict:
         done = confined_call(
             decode_alone, limit_bytes, path=folder / "model.gguf",
             prompt=prompt[0].tolist(), steps=given.warm_up + given.steps,
-            maps=system not in READ,
+            maps=system != "llama.cpp-q4-read",
+            rearranges=system != "llama.cpp-q4-plain",
         )  # fmt: skip
     else:
         done = confined_call(
@@ -447,7 +450,7 @@ def prepare(given: Options, systems: list[str]) -> dict[str, Any]:
             make_checkpoint(folder, kind, given)
         sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
         made[name] = {"bytes": sum(sizes), "files": len(sizes)}
-    for name in GGUF.keys() & {READ.get(system, system) for system in systems}:
+    for name in GGUF.keys() & {SAME_FILE.get(name, name) for name in systems}:
         path = work / name / "model.gguf"
         if not path.is_file():
             require_room(work, made["checkpoint"]["bytes"])

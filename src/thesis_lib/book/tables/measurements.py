@@ -30,6 +30,7 @@ SYSTEMS = {
     "streamed-q4": "streamed, 4 bits",
     "llama.cpp-q4": "llama.cpp, 4 bits",
     "llama.cpp-q4-read": "llama.cpp, 4 bits, not mapped",
+    "llama.cpp-q4-plain": "llama.cpp, 4 bits, blocks as they are",
 }
 HEADINGS = {  # of the columns that readers are shown, for `rename`
     "one thread": "one thread (GB/s)",
