@@ -16,6 +16,7 @@ from thesis_lib.sequencer.policies.admission import (
     sort_into,
 )
 from thesis_lib.sequencer.policies.recalibration import (
+    MEAN_Y,
     SLOPE,
     allowance,
     corrected_s,
@@ -325,6 +326,27 @@ def test_a_key_that_nobody_else_wants_changes_nothing(load, options, slo_s, lag_
     np.testing.assert_array_equal(free.dropped, locked.dropped)
     np.testing.assert_array_equal(free.finish_s, locked.finish_s)
     assert free.dropped.any() or load < 3
+
+
+def test_a_probe_is_found_when_it_is_not_late_any_more():
+    keys, deadline_s = KeySets.from_lists([[]] * 2, [[]] * 2), np.array([9.0, 1.0])
+    state, given = idle_state(keys, 1), policy("bid-price", slo_s=1.0, cores=1)
+    said_s = np.array([MS, 10.0])
+    look = given.make_lookahead(state, keys, said_s, deadline_s, 0.2, 0.0)
+
+    def decide_on(ids, now_s):
+        parts = decide_compiled(
+            given.code, look.memory, look.model, np.array(ids, np.int64), now_s
+        )
+        return [part.tolist() for part in parts]
+
+    assert decide_on([0, 1], 0.0) == [[0], [], [1]]
+    assert look.memory.online.probes.tolist() == [False, True]
+    dispatch(state, np.array([0]), 0.0)
+    commit(state, np.array([0]), np.zeros(1), np.array([MS]), MS)
+    decide_on([], MS)  # which learns
+    look.memory.online.moments[MEAN_Y] -= 9  # all would take a moment, by now
+    assert decide_on([1], MS) == [[1], [], []]
 
 
 def test_chords_enclose_powers_of_two():
