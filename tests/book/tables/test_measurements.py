@@ -101,6 +101,15 @@ def test_peers_have_their_times_and_the_killed_one_its_peak_alone():
     assert table.loc["mmap"].dropna().to_dict() == {"peak_bytes": 2 * GiB}
 
 
+def test_peers_are_printed_under_their_names_in_units_that_are_read():
+    table = measurements.beside(peers(streamed=STREAMED, mmap=KILLED))
+    assert table.index.name == "system"
+    assert list(table.index) == ["streamed, bfloat16", "mmap"]
+    assert table.loc["mmap"].dropna().to_dict() == {"peak (GiB)": 2.0}
+    other = measurements.beside(peers(airllm=AIRLLM), "drains_per_step")
+    assert other.loc["AirLLM", ["s a token", "times as long"]].tolist() == [6.0, 3.12]
+
+
 def test_peers_are_held_against_those_in_16_bits():
     faster = {"times": 6.5, "low": 6.0, "high": 7.0}
     packed = {

@@ -151,6 +151,24 @@ def peers(record: dict[str, Any]) -> pd.DataFrame:
     )
 
 
+def beside(found: pd.DataFrame, over: str = "times_slower") -> pd.DataFrame:
+    """What a token takes each of the `peers`, as printed; *times as long* is `over`."""
+    columns = {
+        "peak (GiB)": found.peak_bytes / GiB,
+        "s a token": found.s_per_token,
+        "from": found.low_s,
+        "to": found.high_s,
+        "read (GB)": found.read_bytes / 1e9,
+        "times as long": found[over],
+    }
+    printed = {
+        "streamed": "streamed, bfloat16",
+        "accelerate": "Accelerate",
+        "llama.cpp": "llama.cpp, bfloat16",
+    }
+    return pd.DataFrame(columns).rename(printed).rename_axis("system")
+
+
 def use(record: dict[str, Any]) -> dict[str, NDArray]:
     """Of the first run of each system: seconds, bytes held, and those without cache.
 
