@@ -7,7 +7,7 @@ import pytest
 from runs import record
 
 from thesis_lib.book.compare.comparison import read_reference
-from thesis_lib.book.execute import claims, records
+from thesis_lib.book.execute import chapters, claims, records
 from thesis_lib.book.execute.claims import (
     Claim,
     judge,
@@ -204,6 +204,17 @@ def test_a_run_that_cannot_be_the_reference_stores_nothing(data, run, message):
     with pytest.raises(InvalidInput, match=message):
         store_references(run, "smoke")
     assert not (data / "reference").exists()
+
+
+@pytest.mark.parametrize("profile", ["smoke", "default"])
+def test_the_reference_has_the_parameters_that_its_profile_sets(profile):
+    """Or a book of that profile would say of its numbers that none is comparable."""
+    stored = {
+        record.chapter: record.parameters
+        for record in read_reference().records
+        if record.profile == profile
+    }
+    assert stored == chapters.resolve(chapters.chapters(), profile, {})
 
 
 def test_a_chapter_reports_what_holds_and_names_what_does_not(data, monkeypatch):

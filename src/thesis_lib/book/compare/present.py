@@ -274,9 +274,11 @@ def _column(machine: Machine) -> dict[str, str]:
     """What a run was made on and with, by row of the table."""
     column = {}
     for name, (label, show) in _HARDWARE.items():
-        values = [one.get(name) for one in machine.machines]
-        texts = ["not known" if value is None else show(value) for value in values]
-        column[label] = " / ".join(dict.fromkeys(texts))
+        values: list[Any] = [one.get(name) for one in machine.machines]
+        counted = all(isinstance(value, int | float) for value in values)
+        ends = [min(values), max(values)] if values and counted else values
+        texts = ["not known" if value is None else show(value) for value in ends]
+        column[label] = (" to " if counted else ", ").join(dict.fromkeys(texts))
     tree = "clean tree" if machine.clean else "with uncommitted changes"
     locks = ", ".join(lock[:8] for lock in machine.lock_sha256)
     load = f"{machine.load_mean or 0:.2f} mean, {machine.load_most or 0:.2f} at most"

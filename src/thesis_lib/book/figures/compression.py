@@ -48,7 +48,7 @@ def spectra(curves: Mapping[str, ArrayLike], break_even: float) -> Figure:
         xycoords=("data", "axes fraction"), color=style.GREY, ha="right", fontsize=8,
     )  # fmt: skip
     panel.set(xlabel="rank", ylabel="singular value over the largest", yscale="log")
-    panel.legend()
+    style.legend_below(figure)
     return figure
 
 
@@ -61,13 +61,13 @@ def perplexity_by_ratio(
         panel.plot(ratios, np.asarray(values, float), marker=marker, label=name)
     panel.axhline(dense, color=style.INK, linewidth=1, label="dense")
     panel.set(
-        xlabel="share of entries kept in the replaced layers",
+        xlabel="share of entries kept in replaced layers",
         ylabel="perplexity per token",
-        yscale="log",
         xticks=ratios,
     )
+    _log_where_wide(panel, [dense, *np.concatenate([*curves.values()])])
     panel.invert_xaxis()
-    panel.legend()
+    style.legend_below(figure, ncols=5)
     return figure
 
 
@@ -110,7 +110,7 @@ def quantisation_levels(blocks: ArrayLike, books: Mapping[str, ArrayLike]) -> Fi
     for row, levels in enumerate(books.values()):
         bottom.plot(levels, np.full(np.size(levels), row), "|", markersize=14)
     style.name_rows(bottom, list(books))
-    bottom.set(xlabel="weight over the largest magnitude of its block")
+    bottom.set(xlabel="weight over the largest of its block")
     return figure
 
 
@@ -153,11 +153,16 @@ def bits_and_perplexity(table: pd.DataFrame) -> Figure:
         xlabel="bits a weight, scales and factors counted",
         ylabel="perplexity per token",
     )
-    if table.perplexity.max() > 4 * table.perplexity.min():
-        panel.set(yscale="log")
-        style.log_ticks(panel.yaxis)
+    _log_where_wide(panel, table.perplexity)
     panel.legend()
     return figure
+
+
+def _log_where_wide(panel: Axes, values: ArrayLike) -> None:
+    """A logarithmic axis where values differ by more than four times."""
+    if np.max(values) > 4 * np.min(values):
+        panel.set(yscale="log")
+        style.log_ticks(panel.yaxis)
 
 
 # --- Every way on one scale ----------------------------------------------------------
@@ -216,7 +221,7 @@ def _ways(panel: Axes, rows: Any) -> None:
             label=row["name"],
         )  # fmt: skip
         text = style.note(
-            panel, _short(row["name"]), at, ha="center", va="center", fontsize=6.5,
+            panel, _short(row["name"]), at, ha="center", va="center", fontsize=7,
             bbox=style.UNDER,
         )  # fmt: skip
         text.set_in_layout(False)

@@ -57,7 +57,7 @@ def tornado(bars: Sequence[Any], base: float, labels: Mapping[str, str]) -> Figu
     panel.axvline(base, color=style.INK, linewidth=1)
     style.name_rows(panel, [labels[bar.name] for bar in shown])
     panel.set(xlabel="US$ per million tokens", xscale="log")
-    panel.set_xlim(min(reach) / 1.25, max(reach) * 1.25)
+    panel.set_xlim(min(reach) / 1.6, max(reach) * 1.4)
     style.log_ticks(panel.xaxis, (1, 2, 3, 5))
     return figure
 
@@ -107,24 +107,20 @@ def parameter_shares(parts: pd.DataFrame) -> Figure:
 
     `parts` counts parameters, models by rows and parts by columns.
     """
-    figure, panel = style.axes(height_in=0.7 + 0.45 * len(parts))
+    figure, panel = style.axes(height_in=1 + 0.45 * len(parts))
     shares = 100 * parts.div(parts.sum(axis=1), axis=0)
     colours = [style.BLUE, style.VERMILION, style.GREY, style.PURPLE]
     shares.plot.barh(
         stacked=True, ax=panel, width=0.62, color=colours, ec="white", legend=False
     )
-    for bars, part, colour in zip(panel.containers, shares, colours, strict=False):
+    for bars, part in zip(panel.containers, shares, strict=True):
         # A share too small for its number is drawn without one.
-        numbers = [f"{share:.0f}" if share >= 3 else "" for share in shares[part]]
+        numbers = [f"{share:.0f}" if share >= 5 else "" for share in shares[part]]
         text = {"label_type": "center", "color": "white", "fontsize": 8}
         panel.bar_label(bars, numbers, **text)
-        first = bars[0].get_x() + bars[0].get_width() / 2
-        panel.text(
-            first, 1.0, part, transform=panel.get_xaxis_transform(), color=colour,
-            fontsize=9, ha="center", va="bottom",
-        )  # fmt: skip
     panel.invert_yaxis()
     panel.set(xlim=(0, 100), xlabel="Share of the parameters (%)", ylabel="")
     panel.grid(False, axis="y")
     panel.tick_params(axis="y", length=0)
+    style.legend_below(figure)
     return figure

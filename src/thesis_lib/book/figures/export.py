@@ -3,12 +3,13 @@
 import base64
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO, StringIO
 from itertools import accumulate, combinations, pairwise
 from math import dist, nan
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,6 +36,8 @@ MANY = 1_000  # points of a line, of which only those apart are told
 PLACES = ("x", "y", "x_low", "x_high", "y_low", "y_high", "value")
 Rows = Iterator[dict[str, Any]]
 Notes = Mapping[tuple[float, float], str]  # texts beside points
+# How the labels of a panel find their places, once it has another width.
+LABELLED: WeakKeyDictionary[Axes, Callable[[Axes], None]] = WeakKeyDictionary()
 
 
 def keep_files() -> None:
@@ -88,17 +91,23 @@ def _collisions(figure: Figure) -> int:
 def _narrowed(figure: Figure) -> Iterator[None]:
     """A figure of another width, and its legends in as many columns as have room.
 
-    Its panels stay as high as they were.
+    Its panels stay as high as they were. Labels that found their places find them anew.
     """
     size_in, legends = figure.get_size_inches(), figure.legends
+    labelled = [panel for panel in figure.axes if panel in LABELLED]
+    places = [(each, each.get_position()) for p in labelled for each in p.texts]
     with _as_in_its_file(figure):
         made = [_reflowed(figure, legend) for legend in legends]
         grown = sum(map(_height_in, made)) - sum(map(_height_in, legends))
     figure.legends = made
     figure.set_size_inches(NARROW_IN, size_in[1] + grown)
+    for panel in labelled:
+        LABELLED[panel](panel)
     try:
         yield
     finally:
+        for text, place in places:
+            text.set_position(place)
         figure.legends = legends
         figure.set_size_inches(*size_in)
 

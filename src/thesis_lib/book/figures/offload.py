@@ -106,7 +106,7 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
     panel.set(
         xscale="log",
         yscale="log",
-        xlim=(runs["peak_bytes"].min() / GiB / 1.7, 1.6 * most_bytes / GiB),
+        xlim=(runs["peak_bytes"].min() / GiB / 2, 1.6 * most_bytes / GiB),
         ylim=(runs["low_s"].min() / 1.5, runs["high_s"].max() * 1.5),
         xlabel="peak memory (GiB)",
         ylabel="time per token (s)",
@@ -164,7 +164,7 @@ def time_against_memory(
     panel.set(xlabel="device memory (GiB)", ylabel="predicted time per token (s)")
     panel.set_xlim(0, max(device_bytes) / GiB)
     panel.set_ylim(bottom=0)
-    panel.legend()
+    style.legend_below(figure)
     return figure
 
 
@@ -293,7 +293,7 @@ def published_times(table: pd.DataFrame, tolerance: float) -> Figure:
         table.assign(known_s=table["published_s"], kind="copy " + table["copy"]),
         {f"copy {copy}": look for copy, look in COPY_LOOKS.items()},
         tolerance,
-        xlabel="published: seconds of a step, or of a whole run",
+        xlabel="published (s), of a step or a whole run",
     )
 
 

@@ -171,6 +171,7 @@ def _execution(panel: Axes, y: int, history: History, i: int, rows: str) -> None
 
 
 # --- Violations and commits against load ---------------------------------------
+FEW_LOADS, ASIDE_PT = 4, 3.5  # so many have their policies beside each other
 UNIT = "FIFO's saturation"  # a load of one
 LOAD, VIOLATIONS = f"load, of {UNIT}", "violations (% of arrivals)"
 FEW = {"yscale": style.symlog(0.1), "ylim": (0, 150)}  # a percent, or none, can be read
@@ -181,10 +182,13 @@ _DASHES = (
 
 
 def _violations(panel: Axes, runs: pd.DataFrame, policies: Sequence[str]) -> None:
-    """Violations of some policies against load."""
-    for policy in policies:
-        style.band(panel, runs, policy, "violations")
+    """Violations of some policies against load, of FEW_LOADS beside each other."""
+    beside = len(set(runs["load"])) <= FEW_LOADS
+    for place, policy in enumerate(policies):
+        aside_pt = ASIDE_PT * (place - (len(policies) - 1) / 2) if beside else None
+        style.band(panel, runs, policy, "violations", aside_pt=aside_pt)
     panel.axvline(1.0, color=style.GREY, linewidth=0.8)
+    panel.margins(x=0.1 if beside else None)
     panel.set(xlabel=LOAD, ylabel=VIOLATIONS)
 
 
@@ -201,7 +205,8 @@ def violations_against_load(
         panel.set_xlabel(f"load, of {unit}")
     for log in panels[1:]:
         log.set(ylabel="", **FEW)
-    style.legend_below(figure)
+    lines = [Line2D([], [], **style.policy(policy)) for policy in policies]
+    style.legend_below(figure, lines)
     return figure
 
 
@@ -384,7 +389,7 @@ def one_sequencer(busy: pd.DataFrame, policies: Sequence[str], load: float) -> F
     panel.set(yscale="log", ylabel="decision, each transaction (µs)")
     style.log_ticks(panel.xaxis, (1,))
     style.log_ticks(panel.yaxis, (1,))
-    panel.legend(fontsize="small")
+    style.legend_below(figure)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from string import ascii_lowercase
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.scale import SymmetricalLogScale
 from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator, NullLocator
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, ScaledTranslation
 from numpy.typing import ArrayLike
 
 from thesis_lib.book.figures import export
@@ -197,30 +198,44 @@ def printed(name: str) -> str:
 
 # --- Estimates with their intervals --------------------------------------------
 def curve(
-    panel: Axes, at: ArrayLike, ends: Sequence[Interval], look: dict[str, Any]
-) -> None:
-    """Estimates in percent against `at` (n,), their intervals shaded."""
-    panel.plot(at, [100 * end.value for end in ends], **look)
-    panel.fill_between(
-        at, [100 * end.low for end in ends], [100 * end.high for end in ends],
-        color=look["color"], alpha=0.2, linewidth=0,
-    )  # fmt: skip
+    panel: Axes, at: ArrayLike, ends: Sequence[Interval], look: dict[str, Any],
+    aside_pt: float | None = None,
+) -> None:  # fmt: skip
+    """Estimates in percent against `at` (n,), their intervals shaded.
+
+    Or as whiskers, drawn so many points `aside_pt` that others do not hide them.
+    """
+    value, low, high = (
+        100 * np.array([getattr(end, each) for end in ends])
+        for each in ("value", "low", "high")
+    )
+    if aside_pt is None:
+        panel.plot(at, value, **look)
+        panel.fill_between(at, low, high, color=look["color"], alpha=0.2, linewidth=0)
+    else:
+        inches: Any = panel.get_figure(root=True).dpi_scale_trans  # type: ignore[union-attr]
+        aside = panel.transData + ScaledTranslation(aside_pt / 72, 0, inches)
+        drawn = panel.errorbar(at, value, whiskers(value, low, high), capsize=2, **look)
+        for each in drawn.get_children():
+            each.set_transform(aside)
 
 
 def band(
     panel: Axes, runs: pd.DataFrame, name: str, column: str, x: str = "load",
-    whole: float = 1.0, **look: Any,
+    whole: float = 1.0, aside_pt: float | None = None, **look: Any,
 ) -> None:  # fmt: skip
     """A policy's mean over seeds in percent of `whole`, with its 95 % interval shaded.
 
-    The line has the policy's own style, but for what `look` says.
+    Or as whiskers `aside_pt`, see `curve`. The line has the policy's own style, but for
+    what `look` says.
     """
     groups = runs[runs["policy"] == name].groupby(x)[column]
     made = {
         at: mean_interval(values.to_numpy() / whole).within(0.0)
         for at, values in groups
     }
-    curve(panel, np.array(list(made), float), [*made.values()], policy(name) | look)
+    at, ends = np.array(list(made), float), [*made.values()]
+    curve(panel, at, ends, policy(name) | look, aside_pt)
 
 
 def whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> F64:
@@ -277,8 +292,10 @@ def move_apart(panel: Axes, beside: bool = False) -> None:
 
     Within the panel and not nearer to another point; of equal places above its own, or
     `beside` it and off the stairs and upright lines that are drawn. The figure is laid
-    out first: where there is room shows in its final form.
+    out first: where there is room shows in its final form. All choose a second time, by
+    where the others stand. For a narrow screen it is done once more.
     """
+    export.LABELLED[panel] = partial(move_apart, beside=beside)
     panel.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
     labels = [text for text in panel.texts if isinstance(text, Annotation)]
     others = [text for text in panel.texts if not isinstance(text, Annotation)]
@@ -294,23 +311,28 @@ def move_apart(panel: Axes, beside: bool = False) -> None:
             )
             for (x, y), (after, top) in pairwise(corners)
         ]
-    for own, label in enumerate(labels):
+    placed: dict[int, Bbox] = {}
+    for own, label in [*enumerate(labels)] * 2:
+        around = [*taken, *(box for each, box in placed.items() if each != own)]
         size = label.get_window_extent()
+        shift = per_point * np.array(label.get_position())
         aside, above = size.width / per_point / 2 + 5, 8
         places = [(0, above), (aside, 0), (-aside, 0), (0, -above)]
         places[:2] = places[1::-1] if beside else places[:2]
         places += [(x, y) for y in (above, -above) for x in (aside, -aside)]
-        places += [(x, 2 * y) for x, y in places[4:]]
-        boxes = [size.translated(*(per_point * np.array(place))) for place in places]
-        covered = [sum(_overlap(box, other) for other in taken) for box in boxes]
-        strange = [
-            any(_away(box, x) < _away(box, at[own]) for x in at)
-            or _overlap(box, panel.bbox) < box.width * box.height
+        places += [(x, times * y) for times in (2, 3) for x, y in places[4:8]]
+        boxes = [
+            size.translated(*(per_point * np.array(place) - shift)) for place in places
+        ]
+        costs = [
+            round(sum(_overlap(box, other) for other in around) / per_point**2)
+            + 1e3 * any(_away(box, x) < _away(box, at[own]) for x in at)
+            + 1e6 * (_overlap(box, panel.bbox) < 0.999 * box.width * box.height)
             for box in boxes
         ]
-        best = int(np.argmin(np.round(covered) + 1e3 * np.array(strange)))
+        best = int(np.argmin(costs))
         label.set_position(places[best])
-        taken.append(boxes[best].padded(per_point))
+        placed[own] = boxes[best].padded(per_point)
 
 
 def _away(box: Bbox, point: F64) -> float:
