@@ -268,9 +268,9 @@ def run_to_the_end(chapter, count, seed, folder):
 
 @by_name
 def test_random_parameters_bring_a_chapter_to_its_end(chapter, tmp_path):
-    """Three sets, drawn anew by each commit."""
+    """A set, drawn anew by each commit."""
     head, _ = commit(ROOT)
-    stopped = run_to_the_end(chapter, 3, int(head[:8], 16), tmp_path)
+    stopped = run_to_the_end(chapter, 1, int(head[:8], 16), tmp_path)
     assert not stopped, "\n".join(stopped)
 
 

@@ -1,4 +1,6 @@
 import numpy as np
+import pytest
+from numba import njit
 
 from thesis_lib.sequencer.core.locks import (
     CLOSED,
@@ -7,6 +9,7 @@ from thesis_lib.sequencer.core.locks import (
     book,
     enter,
     free_at,
+    inner,
     known_free_at,
     leave,
     let_know,
@@ -118,3 +121,13 @@ def test_a_decision_knows_what_it_would_know_if_all_were_registered_anew():
         for j in inside:
             leave(locks, uncommitted, j)
         assert (uncommitted.first == NONE).all()
+
+
+def test_what_compiled_code_alone_calls_refuses_python_by_name():
+    @inner
+    def next_one(number):
+        return number + 1
+
+    assert njit(lambda number: 2 * next_one(number))(3) == 8
+    with pytest.raises(TypeError, match=r"next_one is called from Python: .* decorate"):
+        next_one(3)

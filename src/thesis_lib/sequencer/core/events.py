@@ -25,6 +25,7 @@ from thesis_lib.sequencer.core.locks import (
     LockTable,
     book,
     borrowing,
+    inner,
     lock_table,
     release,
 )
@@ -249,7 +250,7 @@ def front(
     )
 
 
-@borrowing
+@inner
 def _submit(front, number, at_s):
     """As many clients submit their next transaction, if any is left."""
     arrival_s, deadline_s, slo_s, _, _, _, counts, _ = front
@@ -261,7 +262,7 @@ def _submit(front, number, at_s):
     counts[SUBMITTED] = last
 
 
-@borrowing
+@inner
 def _due_s(front, setting):
     """When the sequencer takes or ends a batch, from what has been submitted."""
     arrival_s, _, _, _, _, _, counts, clock_s = front
@@ -341,7 +342,7 @@ def next_decision(
         return waiting + counts[TAKEN] - taken
 
 
-@borrowing
+@inner
 def enter(
     state: State,
     front: SequencerState,

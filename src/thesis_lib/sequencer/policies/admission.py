@@ -30,6 +30,7 @@ from thesis_lib.sequencer.core.locks import (
     NONE,
     borrowing,
     enter,
+    inner,
     known_free_at,
     leave,
     let_know,
@@ -100,7 +101,7 @@ def group_count(control: F64) -> int:
     return (len(control) - GROUPS) // 2
 
 
-@borrowing
+@inner
 def _settle(control, terms, group, violated):
     """Who is violated more often than others, by more than the gap, weighs more."""
     groups = group_count(control)
@@ -166,7 +167,7 @@ def _rise(control, terms):
     control[PRICE_S] = min(dearer_s, control[HIGHEST_S])
 
 
-@borrowing
+@inner
 def _something_frees(memory, due_s):
     """Not every core runs something that is predicted to last beyond `due_s`."""
     start_s, estimated_s = memory.world.start_s, memory.estimated_s
@@ -176,7 +177,7 @@ def _something_frees(memory, due_s):
     return False
 
 
-@borrowing
+@inner
 def _learn(terms, memory):
     """Learn from what has committed since the last decision, and who is in flight.
 
@@ -202,7 +203,7 @@ def _learn(terms, memory):
     return found > 0 and terms.window > 0
 
 
-@borrowing
+@inner
 def _judge(terms, memory, ids, due_s, ahead_s):
     """Write the rank and the key of each: refuse, and let the price fall.
 
@@ -250,7 +251,7 @@ def _judge(terms, memory, ids, due_s, ahead_s):
     return startable
 
 
-@borrowing
+@inner
 def _start(terms, memory, ids, due_s, ahead_s, startable):
     """Release by rank and key who can start; who has to wait reserves. How many."""
     control, keys, uncommitted = memory.control, memory.keys, memory.uncommitted
@@ -339,7 +340,7 @@ def _end_of_span(ids, at):
     return _place_of(ids, at + 1, min(end, len(ids)), behind)
 
 
-@borrowing
+@inner
 def _join(online, i, deadline_s):
     """Who is new to its span may widen it."""
     span, given = online.spans[i // SPAN], online.given[i]
@@ -354,7 +355,7 @@ def _may_be_late(given, deadline_s, latest_s, line):
     return latest_s[0] + latest_s[1] * _at_most(line[1] + line[0] * given) > deadline_s
 
 
-@borrowing
+@inner
 def _pick(memory, ids, latest_s):
     """Write to `decided.dropped` who of `ids` may be late or is a probe; how many.
 
@@ -401,7 +402,7 @@ def _is_behind(first, i, deadline_s, given, price_s, haste, line):
     return least_rank > rank or (least_rank == rank and behind)
 
 
-@borrowing
+@inner
 def _first(memory, ids, few, latest_s, started, price_s, haste):
     """Who is next by rank, key and number: id, rank, and place among the few, or NONE.
 
@@ -438,7 +439,7 @@ def _first(memory, ids, few, latest_s, started, price_s, haste):
     return first[2], first[0], place
 
 
-@borrowing
+@inner
 def _hold_others(ids, order, dropped, held):
     """Write to `held` who is in neither; how many. `ids` and `dropped` rise."""
     count = at = refused = 0
@@ -457,7 +458,7 @@ def _hold_others(ids, order, dropped, held):
     return count
 
 
-@borrowing
+@inner
 def _bind_freely(terms, memory, ids, due_s, ahead_s):
     """Steps 3 and 4 of `bind_late` where nobody declares a key and groups are alike."""
     control, online, made = memory.control, memory.online, memory.decided
@@ -493,7 +494,7 @@ def _bind_freely(terms, memory, ids, due_s, ahead_s):
     return released, dropped, _hold_others(ids, order, refused, made.held)
 
 
-@borrowing
+@inner
 def bind_late(
     terms: BidPriceParameters, memory: Memory, model: Model, ids: I64, now_s: float
 ) -> tuple[int, int, int]:

@@ -34,9 +34,9 @@ from thesis_lib.sequencer.core.locks import (
     Uncommitted,
     allocating,
     book,
-    borrowing,
     forget,
     free_at,
+    inner,
     known_free_at,
     let_know,
     nobody,
@@ -100,7 +100,7 @@ class Memory(NamedTuple):
     decided: Decided
 
 
-@borrowing
+@inner
 def _look(memory):
     """Bring the list of log entries that have not committed up to date."""
     world, pending, counts = memory.world, memory.pending, memory.counts
@@ -117,7 +117,7 @@ def _look(memory):
     counts[PENDING], counts[READ] = kept, world.progress[LOGGED]
 
 
-@borrowing
+@inner
 def in_flight(memory: Memory) -> int:
     """Transactions in the observed log that have not committed."""
     _look(memory)
@@ -125,7 +125,7 @@ def in_flight(memory: Memory) -> int:
 
 
 # --- Chained along conflicts, without a CPU term -------------------------------
-@borrowing
+@inner
 def _chain(memory, model, ids, now_s, finish_s):
     """Forecast `ids` in turn; register what will be kept, and what stays stale."""
     keys, estimated_s, deadline_s = memory.keys, memory.estimated_s, memory.deadline_s
@@ -165,7 +165,7 @@ def _chain_and_undo(memory, model, ids, now_s, finish_s):
             _chain(memory, model, ids, now_s, finish_s)
 
 
-@borrowing
+@inner
 def _chain_observed(memory, now_s):
     """Register what runs and what is in the log, as observed."""
     keys, estimated_s, ends_s, pending, counts = (
@@ -184,7 +184,7 @@ def _chain_observed(memory, now_s):
 
 
 # --- Simulated forward, with the cores ------------------------------------------
-@borrowing
+@inner
 def _due_s(world, model, now_s):
     """When what is decided on now books its locks: never before the end of the log."""
     logged = world.progress[LOGGED]
@@ -192,7 +192,7 @@ def _due_s(world, model, now_s):
     return max(due_s, world.dispatch_s[logged - 1]) if logged else due_s
 
 
-@borrowing
+@inner
 def _run_forward(memory, ids, now_s, due_s, finish_s):
     """Finish times if the log is followed by `ids` in turn and then by nothing.
 
@@ -263,7 +263,7 @@ def _run_forward(memory, ids, now_s, due_s, finish_s):
     return ran
 
 
-@borrowing
+@inner
 def _clear(memory):
     """Leave the scratch database idle, as it was found."""
     scratch = memory.scratch
@@ -272,7 +272,7 @@ def _clear(memory):
         granted_s[queue[at]] = np.nan
 
 
-@borrowing
+@inner
 def _together(memory, model, ids, now_s, finish_s):
     """Forecast `ids` as the part of the log that is kept of them.
 
@@ -298,7 +298,7 @@ def _together(memory, model, ids, now_s, finish_s):
         kept[late] = NONE
 
 
-@borrowing
+@inner
 def _alone(memory, model, ids, now_s, finish_s):
     """Forecast each of `ids` as if it were released next, alone.
 
@@ -355,7 +355,7 @@ def _alone(memory, model, ids, now_s, finish_s):
 
 
 # --- What is free, and when, after all that has been released -------------------
-@borrowing
+@inner
 def learn_commits(memory: Memory, window: float, seen: I64) -> int:
     """Learn from what has committed since the last look; how many, and where.
 
@@ -383,7 +383,7 @@ def learn_commits(memory: Memory, window: float, seen: I64) -> int:
     return found
 
 
-@borrowing
+@inner
 def occupy(core_s: F64, at: int, end_s: float) -> None:
     """Core `at` of a heap (cores,) of when each is free is busy until `end_s`.
 
@@ -400,7 +400,7 @@ def occupy(core_s: F64, at: int, end_s: float) -> None:
     core_s[at] = end_s
 
 
-@borrowing
+@inner
 def predict_releases(
     memory: Memory, model: Model, ids: I64, now_s: float, core_s: F64, news: bool
 ) -> float:
@@ -449,7 +449,7 @@ def predict_releases(
 
 
 # --- Both ------------------------------------------------------------------------
-@borrowing
+@inner
 def schedule_into(memory, model, ids, now_s, remember, finish_s):
     """Write the forecast of `schedule` to `finish_s` (b,)."""
     keys, estimated_s, deadline_s, world, ends_s, ghosts_s, pending, counts = (
@@ -508,7 +508,7 @@ def schedule(
     return finish_s
 
 
-@borrowing
+@inner
 def on_time_p(finish_s: float, deadline_s: float, now_s: float, spread: float) -> float:
     """P(finish <= deadline) where the time left is normal with this relative spread.
 

@@ -9,7 +9,7 @@ from math import sqrt
 
 import numpy as np
 
-from thesis_lib.sequencer.core.locks import NONE, borrowing
+from thesis_lib.sequencer.core.locks import NONE, inner
 from thesis_lib.sequencer.core.trace import F64
 from thesis_lib.sequencer.policies.lookahead import (
     PENDING,
@@ -28,7 +28,7 @@ DRAWN = 1 + 2 * SLICES  # how often Envoy or Cinnamon has drawn
 BEGUN, FLYING, ENTERED, ERRORS, SHARE = range(5)  # of Cinnamon, by its last cycle
 
 
-@borrowing
+@inner
 def admitted(control: F64, service_s: F64, in_flight: int, room_s: float) -> int:
     """How many `queue-cap` lets in, who refuses whoever finds the system full.
 
@@ -49,7 +49,7 @@ def admitted(control: F64, service_s: F64, in_flight: int, room_s: float) -> int
     return admitted
 
 
-@borrowing
+@inner
 def controlled(
     control: F64, left_s: F64, now_s: float, spare_s: float, interval_s: float
 ) -> int:
@@ -83,7 +83,7 @@ def controlled(
         front += 1
 
 
-@borrowing
+@inner
 def gradient_limit(memory: Memory, now_s: float, interval_s: float, cores: int) -> int:
     """The most that `gradient2` allows in flight: less where latencies rise.
 
@@ -111,7 +111,7 @@ def gradient_limit(memory: Memory, now_s: float, interval_s: float, cores: int) 
     return int(control[LIMIT])
 
 
-@borrowing
+@inner
 def _renew_limit(control, cores):
     short_s = control[SUM] / control[NUMBER]
     control[LONG_COUNT] += 1
@@ -126,7 +126,7 @@ def _renew_limit(control, cores):
         control[LIMIT] = max(2.5 * cores, min(25.0 * cores, limit))
 
 
-@borrowing
+@inner
 def credits(
     memory: Memory, now_s: float, target_s: float, interval_s: float, cores: int
 ) -> int:
@@ -158,7 +158,7 @@ def credits(
     return int(control[LIMIT]) if delay_s < 2 * target_s else 0
 
 
-@borrowing
+@inner
 def stands(
     control: F64, waiting: int, room: int, now_s: float, interval_s: float
 ) -> bool:
@@ -171,7 +171,7 @@ def stands(
     return now_s - control[IDLE] > interval_s
 
 
-@borrowing
+@inner
 def refused_share(memory: Memory, now_s: float, window_s: float) -> float:
     """The share that `envoy` refuses: that of its failures, but for 5 %.
 
@@ -195,7 +195,7 @@ def refused_share(memory: Memory, now_s: float, window_s: float) -> float:
     return min(max(failed / (total + 1), 0.0), 0.8)
 
 
-@borrowing
+@inner
 def controlled_share(
     memory: Memory, now_s: float, cycle_s: float, gains: tuple[float, float], most: int
 ) -> float:
@@ -220,7 +220,7 @@ def controlled_share(
     return control[SHARE]
 
 
-@borrowing
+@inner
 def waits_on_a_key(memory: Memory, i: int, most: int) -> bool:
     """Whether a queue that `i` would join has `most` writers: `lock-queue-cap`.
 

@@ -12,7 +12,7 @@ from numba import njit, types
 from numba.experimental import structref
 
 from thesis_lib.sequencer.core.events import State
-from thesis_lib.sequencer.core.locks import NONE, borrowing
+from thesis_lib.sequencer.core.locks import NONE, borrowing, inner
 from thesis_lib.sequencer.core.observed import commit, dispatch
 from thesis_lib.sequencer.core.trace import I64
 from thesis_lib.sequencer.policies.admission import (
@@ -87,7 +87,7 @@ def mix(value):
     return value ^ (value >> np.uint64(31))
 
 
-@borrowing
+@inner
 def _coin(seed, i):
     """A coin in [0, 1), of `random-drop` by id, of `envoy` and `cinnamon` by turn."""
     number = np.uint64(i) + np.uint64(seed) + np.uint64(1)
@@ -95,7 +95,7 @@ def _coin(seed, i):
     return np.float64(mixed >> np.uint64(11)) / 2.0**53
 
 
-@borrowing
+@inner
 def _put(made, i, drops, kept, dropped):
     """Write `i` behind what is kept or dropped; how many either are then."""
     if drops:
@@ -105,7 +105,7 @@ def _put(made, i, drops, kept, dropped):
     return kept + 1, dropped
 
 
-@borrowing
+@inner
 def _demote(memory, ids, places, now_s, cores):
     """Moore and Hodgson on one machine as fast as all cores: who loses has rank 2.
 
@@ -128,7 +128,7 @@ def _demote(memory, ids, places, now_s, cores):
             end_s -= service_s[longest] / cores
 
 
-@borrowing
+@inner
 def _late(memory, model, ids, now_s, code):
     """The rule of the simpler designs with late binding; how many run and are dropped.
 
@@ -170,7 +170,7 @@ def _late(memory, model, ids, now_s, code):
     return kept, dropped
 
 
-@borrowing
+@inner
 def _critical_first(memory, ids, code):
     """Write positions to `decided.held`: what the thesis calls critical first.
 
@@ -190,7 +190,7 @@ def _critical_first(memory, ids, code):
     sort_into(made.held[:b], made.dropped, rank, key)
 
 
-@borrowing
+@inner
 def _drop_and_reorder(memory, model, ids, now_s, code):
     """The rule of the thesis; how many run and are dropped."""
     made, b = memory.decided, len(ids)
@@ -216,7 +216,7 @@ def _drop_and_reorder(memory, model, ids, now_s, code):
     return kept, dropped
 
 
-@borrowing
+@inner
 def _in_turn(code, memory, ids, now_s):
     """A queue that lets everybody in, or drops at its end, or at its front."""
     made, first, last = memory.decided, 0, len(ids)
@@ -246,7 +246,7 @@ def _in_turn(code, memory, ids, now_s):
     return last - first, len(ids) - last + first
 
 
-@borrowing
+@inner
 def _one_by_one(code, memory, ids, now_s):
     """Each is dropped with one probability, or where it would wait for a lock."""
     kept = dropped = 0
@@ -270,7 +270,7 @@ def _one_by_one(code, memory, ids, now_s):
     return kept, dropped
 
 
-@borrowing
+@inner
 def _sorted(code, memory, ids):
     """By deadline or by estimate; all run."""
     made, b = memory.decided, len(ids)
@@ -283,7 +283,7 @@ def _sorted(code, memory, ids):
     return b, 0
 
 
-@borrowing
+@inner
 def _last_first(code, memory, ids, now_s):
     """The newest first where there is a queue; dropped is who has waited too long.
 
@@ -303,7 +303,7 @@ def _last_first(code, memory, ids, now_s):
 
 # Apart from `decide_into`: in one function with them the rule of `bid-price` takes half
 # as long again.
-@borrowing
+@inner
 def _others(code, memory, model, ids, now_s):
     """Every other rule: none holds anything."""
     if code.kind in (FIFO, CAP, CODEL, GRADIENT, BREAKWATER):
