@@ -342,7 +342,7 @@ def next_decision(
         return waiting + counts[TAKEN] - taken
 
 
-@inner
+@borrowing
 def enter(
     state: State,
     front: SequencerState,
