@@ -32,7 +32,7 @@ _unwrapped = _njit(
 class _Inner(Dispatcher):
     """Compiled without what Python would need to call it."""
 
-    def __call__(self, *_: Any) -> None:
+    def __call__(self, *_: Any, **__: Any) -> Any:
         raise TypeError(
             f"{self.py_func.__qualname__} is called from Python: it is compiled for "
             "compiled code alone; call that, or decorate it with `borrowing`"
