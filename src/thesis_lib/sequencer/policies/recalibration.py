@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from thesis_lib.sequencer.core.locks import borrowing, inner
+from thesis_lib.sequencer.core.locks import borrowing
 from thesis_lib.sequencer.core.trace import F64, I64, Bool
 
 # --- While it runs: a regression, and what it leaves over --------------------------
@@ -113,7 +113,7 @@ def octave(given: float) -> int:
     return min(max(int(np.floor(given / log(2.0))) + OCTAVES // 2, 0), OCTAVES - 1)
 
 
-@inner
+@borrowing
 def doubt(online: Online, i: int, least_p: float, one_in: float) -> None:
     """Transaction i would be refused on its estimate alone; it may become a probe.
 
@@ -128,7 +128,7 @@ def doubt(online: Online, i: int, least_p: float, one_in: float) -> None:
     online.probes[i] = due or online.fits[at] >= least_p
 
 
-@inner
+@borrowing
 def learn(
     online: Online, i: int, took_s: float, window: float, left_s: float = np.inf
 ) -> None:
@@ -162,7 +162,7 @@ def learn(
             online.doubts[at] = 0  # one that fits calls for the next
 
 
-@inner
+@borrowing
 def allowance(online: Online, p: float) -> float:
     """How many times its calibrated estimate a share p took at most, of the past.
 
