@@ -20,6 +20,7 @@ from matplotlib.transforms import Affine2D, IdentityTransform
 from rings import planned
 
 from thesis_lib.book import figures
+from thesis_lib.book.figures import export
 from thesis_lib.book.figures.export import (
     CSV,
     NARROW,
@@ -292,6 +293,20 @@ def test_a_bent_line_moves_by_less_than_three_hundredths_of_a_point():
     moved = points_of(path) * [1, -1] - line.vertices
     assert 5 < path.count("t") < 35
     assert np.ptp(moved, axis=0).max() < 0.03
+
+
+def test_labels_find_new_places_in_the_drawing_for_a_narrow_screen():
+    figure, panel = figures.axes()
+    at = np.arange(6.0)
+    panel.plot(at, 0 * at, "o")
+    for x in at:
+        figures.note(panel, "between two", (x, 0.0))
+    figures.move_apart(panel)
+    before = [label.get_position() for label in panel.texts]
+    assert NARROW in bundle(figure)  # it is kept only if no more of them collide
+    assert [label.get_position() for label in panel.texts] == before
+    export.LABELLED.clear()
+    assert NARROW not in bundle(figure)
 
 
 def drawn_of(svg):

@@ -13,6 +13,7 @@ from matplotlib.colors import to_hex
 from rings import planned
 
 from thesis_lib.book import figures
+from thesis_lib.book.figures import export
 from thesis_lib.book.tables import ring_schedule, worked_example
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import GiB, MiB
@@ -358,6 +359,28 @@ def test_every_share_that_crosses_has_a_line_of_its_own(partitions):
     more = pd.concat([loaded, loaded.assign(crossing=0.7)])
     with pytest.raises(InvalidInput, match="9 shares that cross"):
         figures.weak_scaling(capacity, more, ["fifo"])
+
+
+def test_whiskers_of_policies_stand_beside_each_other_and_tell_the_true_load():
+    policies, loads = ["fifo", "codel", "bid-price"], [0.5, 1.0, 1.5]
+    points = pd.MultiIndex.from_product([policies, loads, [0, 1]])
+    runs = points.to_frame(index=False, name=["policy", "load", "seed"])
+    figure = figures.violations_against_load(runs.assign(violations=0.5), policies)
+    to_points = 72 / figure.dpi
+    for panel in figure.axes:
+        lines = [bar.lines[0] for bar in panel.containers]
+        whiskers = [bar.lines[2][0] for bar in panel.containers]
+        for marks in (
+            [line.get_transform().transform(line.get_xydata()) for line in lines],
+            [
+                each.get_transform().transform(np.array(each.get_segments())[:, 0])
+                for each in whiskers
+            ],
+        ):
+            apart = to_points * np.diff([places[:, 0] for places in marks], axis=0)
+            np.testing.assert_allclose(apart, 3.5)
+    told = export.drawn(figure)
+    assert set(told["x"].dropna()) == set(loads)
 
 
 def test_an_interval_whose_end_was_rounded_past_its_value_is_drawn():
