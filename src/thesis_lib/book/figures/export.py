@@ -57,18 +57,19 @@ def bundle(figure: Figure) -> dict[str, str]:
 
     One is for a narrow screen, where the figure is not shown in `pieces` and has room.
     """
-    kept = {SVG: as_vector(figure), CSV: drawn(figure).to_csv(index=False)}
-    if pieces(figure):
-        return kept
+    table = drawn(figure)
     with _as_in_its_file(figure):
-        before = _collisions(figure)
-    with _narrowed(figure):
-        with _as_in_its_file(figure):
+        found, before = pieces(figure), _collisions(figure)
+        kept = {SVG: _written(figure, found), CSV: table.to_csv(index=False)}
+        if found:
+            return kept
+        with _narrowed(figure):
+            figure.draw_without_rendering()
             letters: Any = figure.findobj(Text)
             fits = figure.get_tightbbox().width <= NARROW_IN
             fits &= _collisions(figure) <= before
             fits &= min(each.get_fontsize() for each in letters) >= LEAST_PT
-        return kept | ({NARROW: as_vector(figure)} if fits else {})
+            return kept | ({NARROW: _written(figure, [])} if fits else {})
 
 
 def _collisions(figure: Figure) -> int:
@@ -89,16 +90,15 @@ def _collisions(figure: Figure) -> int:
 
 @contextmanager
 def _narrowed(figure: Figure) -> Iterator[None]:
-    """A figure of another width, and its legends in as many columns as have room.
+    """A figure in its file, of another width, its legends in columns that have room.
 
     Its panels stay as high as they were. Labels that found their places find them anew.
     """
     size_in, legends = figure.get_size_inches(), figure.legends
     labelled = [panel for panel in figure.axes if panel in LABELLED]
     places = [(each, each.get_position()) for p in labelled for each in p.texts]
-    with _as_in_its_file(figure):
-        made = [_reflowed(figure, legend) for legend in legends]
-        grown = sum(map(_height_in, made)) - sum(map(_height_in, legends))
+    made = [_reflowed(figure, legend) for legend in legends]
+    grown = sum(map(_height_in, made)) - sum(map(_height_in, legends))
     figure.legends = made
     figure.set_size_inches(NARROW_IN, size_in[1] + grown)
     for panel in labelled:
@@ -146,7 +146,14 @@ def as_vector(figure: Figure) -> str:
     rounded to a hundredth of a point. The attribute `data-panels` has what `pieces`
     finds: its boxes as "x y width height", those of a piece behind commas.
     """
-    text = svg_element(figure, "path", transparent=False)
+    with _as_in_its_file(figure):
+        return _written(figure, pieces(figure))
+
+
+def _written(figure: Figure, found: list[list[Bbox]]) -> str:
+    """The file of a figure that is laid out as there, of these pieces."""
+    with _laid_out(figure):
+        text = svg_element(figure, "path", transparent=False)
     for blank in re.findall(r'id="([^"]+)" transform="scale\(0.015625\)"/>', text):
         text = re.sub(rf'<(path id="|use [^>]*href="#){blank}"[^>]*/>', "", text)
     text = re.sub(r' d="([^"]*)" transform="scale\(0.015625\)"', _letter, text)
@@ -168,23 +175,10 @@ def as_vector(figure: Figure) -> str:
     text = _without_repeated_texts(_without_bare_groups(text), len(short))
     boxes = [
         ",".join(" ".join(f"{side:.1f}" for side in box.bounds) for box in piece)
-        for piece in pieces(figure)
+        for piece in found
     ]
     said = f' data-panels="{";".join(boxes)}"' if boxes else ""
     return text.replace("<svg", f"<svg{said}", 1)
-
-
-def pieces(figure: Figure) -> list[list[Bbox]]:
-    """What a narrow screen shows of a figure one below the other, in its order.
-
-    That is nothing where no panels stand side by side. Else it is the columns of the
-    legend below them, then their own. A piece is boxes side by side, in points from
-    the upper left of the drawing. The last is its own; before it stands, for panels
-    whose y axis says no numbers, that of the first column. The own boxes share no
-    place, and together they hold every letter.
-    """
-    with _as_in_its_file(figure):
-        return _pieces(figure)
 
 
 @contextmanager
@@ -201,7 +195,27 @@ def _as_in_its_file(figure: Figure) -> Iterator[None]:
         figure.dpi = dpi
 
 
-def _pieces(figure: Figure) -> list[list[Bbox]]:
+@contextmanager
+def _laid_out(figure: Figure) -> Iterator[None]:
+    """A figure whose panels stay where they are, however often it is drawn."""
+    engine = figure.get_layout_engine()
+    with plt.rc_context({"figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
+    try:
+        yield
+    finally:
+        figure.set_layout_engine(engine)
+
+
+def pieces(figure: Figure) -> list[list[Bbox]]:
+    """What a narrow screen shows of a figure one below the other, in its order.
+
+    The figure stands `_as_in_its_file`. That is nothing where no panels stand side by
+    side. Else it is the columns of the legend below them, then their own. A piece is
+    boxes side by side, in points from the upper left of the drawing. The last is its
+    own; before it stands, for panels whose y axis says no numbers, that of the first
+    column. The own boxes share no place, and together they hold every letter.
+    """
     whole = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
     whole = Bbox(72 * whole.get_points())
     in_points = Affine2D().translate(-whole.xmin, -whole.ymax).scale(1, -1)
