@@ -482,7 +482,7 @@ CHECKOUT = Path(__file__).parents[3]
     [
         ("04_evaluation", "4", 80),
         ("06_evaluation", "6", 8),
-        ("example", "4", 6),
+        ("example", "4", 4),
     ],
 )
 def test_the_grids_of_the_project_are_good(name, chapter, points):
