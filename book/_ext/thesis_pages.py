@@ -31,6 +31,7 @@ INTERFACE = {  # what surrounds a text, on a page in Chinese
     "Link to this heading": "本標題的連結",
     "Main": "主選單",
     "Page": "本頁",
+    "Play": "動手試",
     "Part I · Learning for systems": "第一部 · 以學習改進系統",
     "Part II · Systems for learning": "第二部 · 以系統支援學習",
     "Print to PDF": "列印成 PDF",

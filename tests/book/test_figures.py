@@ -361,24 +361,22 @@ def test_every_share_that_crosses_has_a_line_of_its_own(partitions):
         figures.weak_scaling(capacity, more, ["fifo"])
 
 
-def test_whiskers_of_policies_stand_beside_each_other_and_tell_the_true_load():
+def test_whiskers_stand_beside_each_other_and_their_lines_at_the_true_load():
     policies, loads = ["fifo", "codel", "bid-price"], [0.5, 1.0, 1.5]
     points = pd.MultiIndex.from_product([policies, loads, [0, 1]])
     runs = points.to_frame(index=False, name=["policy", "load", "seed"])
     figure = figures.violations_against_load(runs.assign(violations=0.5), policies)
     to_points = 72 / figure.dpi
     for panel in figure.axes:
-        lines = [bar.lines[0] for bar in panel.containers]
-        whiskers = [bar.lines[2][0] for bar in panel.containers]
-        for marks in (
-            [line.get_transform().transform(line.get_xydata()) for line in lines],
-            [
-                each.get_transform().transform(np.array(each.get_segments())[:, 0])
-                for each in whiskers
-            ],
-        ):
-            apart = to_points * np.diff([places[:, 0] for places in marks], axis=0)
-            np.testing.assert_allclose(apart, 3.5)
+        for line in (bar.lines[0] for bar in panel.containers):
+            assert line.get_transform() == panel.transData
+        drawn = [bar.lines[2][0] for bar in panel.containers]
+        ends = [
+            each.get_transform().transform(np.array(each.get_segments())[:, 0])
+            for each in drawn
+        ]
+        apart = to_points * np.diff([places[:, 0] for places in ends], axis=0)
+        np.testing.assert_allclose(apart, 3.5)
     told = export.drawn(figure)
     assert set(told["x"].dropna()) == set(loads)
 
@@ -426,7 +424,7 @@ def test_a_result_is_a_bar_with_its_interval_and_its_limit():
     limits = [ax.collections[-1].get_segments()[0][:, 0] for ax in drawn.axes]
     assert [{*x} for x in limits] == [{97.0}, {8.6}]
     minus = "\N{MINUS SIGN}2.0"
-    assert texts(fewer.texts) == ["36.0", "theirs", minus, "ours"]
+    assert texts(fewer.texts) == ["theirs: 36.0", f"ours: {minus}"]
 
 
 def test_what_is_refused_has_no_latency_and_what_does_not_fit_is_grey():

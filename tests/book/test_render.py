@@ -58,6 +58,8 @@ def staged(checkout, name):
 def test_the_page_of_the_readers_hardware_is_written_from_the_records(checkout):
     text = staged(checkout, "your_hardware_results.txt")
     assert text.startswith("2 of 2 exact claims are equal bit for bit; ")
+    front = staged(checkout, "front_claims.txt")
+    assert front.startswith("**All 3 claims hold** on the machine that made this book")
     assert "[equal]{.verdict-good}" in text
     assert "36 % {cite}`thesis`" in text
     assert "| 4 | Wins of \\<bid-price\\> (%) |" in text
@@ -73,6 +75,7 @@ def test_without_a_reference_or_claims_the_page_says_so(checkout):
         path.unlink()
     (checkout / "data" / "claims.yml").write_text("claims: {}\n")
     assert staged(checkout, "your_hardware_results.txt").startswith("No claim")
+    assert staged(checkout, "front_claims.txt").startswith("No claim")
     assert "No reference run" in staged(checkout, "your_hardware_durations.txt")
 
 

@@ -27,7 +27,7 @@ Play.parts.explorer = (root, known) => {
     lag_ms: slider("Lag of the sequencer", "lag_ms", 0, (x) => x ? `${x} ms` : "none"),
   };
   const names = Object.keys(known.titles).filter((name) => name !== "bound");
-  let policy = "hybrid";
+  let policy = "codel";
   const choose = Play.select("Policy", names.map((name) => [name, known.titles[name]]),
     (name) => { policy = name; question.again(); });
   choose.input.value = policy;
@@ -60,7 +60,8 @@ Play.parts.explorer = (root, known) => {
     };
     return el("table", {}, el("caption", {}, "At this point, with 95 % intervals over "
       + `${known.seeds} paired seeds, cut at 0 and at 100 %`),
-    el("thead", {}, el("tr", {}, head.map((x) => el("th", { scope: "col" }, x)))),
+    el("thead", {}, el("tr", {}, head.map((x) =>
+      el("th", { scope: "col", class: x ? "" : "play-bars" }, x)))),
     el("tbody", {}, [...names, "bound"].map(row)));
   }
   const rest = el("div", { class: "play-table", tabindex: 0, role: "region",
@@ -91,7 +92,7 @@ Play.parts.explorer = (root, known) => {
     Object.values(inputs).map((each) => each.node), choose.node, question.node, rest,
     el("p", { class: "play-note" }, "The sliders stop where something was simulated: "
       + `${Play.whole(known.transactions)} transactions on ${known.cores} `
-      + `cores, ${known.seeds} times. Half way between two stops a straight line would be `
-      + "off by so many points of violations at most (in the median), along each axis: "
-      + `${errors}. So none is drawn.`));
+      + `cores, ${known.seeds} times. Between two stops no line is drawn: half way it could `
+      + "miss by so many points of violations at most (in the median), along each axis: "
+      + `${errors}.`));
 };

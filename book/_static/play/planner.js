@@ -117,7 +117,7 @@ Play.parts.planner = (root, known) => {
     : known.geometries.find((each) => each.name === model);
 
   const titles = [...known.geometries.map((each) => each.name), OWN];
-  const models = Play.select("Model", titles.map((name) => [name, name]), (name) => {
+  const models = Play.select("Model", titles.map((name) => [name, known.titles[name] ?? name]), (name) => {
     model = name;
     numbers.hidden = name !== OWN;
     for (const option of weights.input.options)
@@ -126,7 +126,7 @@ Play.parts.planner = (root, known) => {
     change();
   });
   const weights = Play.select("Weights", Object.keys(known.geometries[0].stored)
-    .map((word) => [word, word]), () => change());
+    .map((word) => [word, known.titles[word]]), () => change());
   const labels = { layers: "Layers", hidden: "Width", intermediate: "Feed-forward width",
     heads: "Heads", kv_heads: "KV heads", vocab: "Vocabulary" };
   const numbers = el("div", { hidden: "" }, Object.entries(labels).map(([name, label]) => {
@@ -168,7 +168,7 @@ Play.parts.planner = (root, known) => {
       + `${enough(plan.needs)} at least, for what comes from the disk; or none.`;
     if (plan.refused) {
       const ways = [`give the device ${enough(plan.short)} more`];
-      if (plan.ring) ways.push(`use ${plan.ring} of the staging buffers`);
+      if (plan.ring) ways.push(`use ${plan.ring} staging buffer${plan.ring > 1 ? "s" : ""}`);
       if (plan.context) ways.push(`shorten the context to ${whole(plan.context)} positions`);
       if (plan.batch) ways.push(`lower the sequences to ${plan.batch}`);
       return `Refused: the device is short by ${enough(plan.short)}. `

@@ -67,19 +67,21 @@ Play.guess = ({ question, label, values, at, format, truth, see, hide }) => {
   const said = Play.el("p", { class: "play-truth", role: "status" });
   const commit = Play.button("Commit the guess", () => {
     if (control.seen) return control.again();
-    control.seen = true;
+    control.seen = control.fresh = true;
     control.guessed = slider.value;
     slider.input.disabled = true;
     commit.textContent = "Guess again";
     control.tell();
     see();
+    control.fresh = false;
   }, { class: "play-main" });
   const asked = Play.el("p", { id: Play.id() }, question());
   const control = {
-    seen: false,
-    tell() {
+    seen: false, fresh: false,
+    tell() { // what is moved after a guess was not what it was about
+      const when = control.fresh ? "" : " at first";
       if (control.seen)
-        said.textContent = `You guessed ${format(control.guessed)}. ${truth()}`;
+        said.textContent = `You guessed ${format(control.guessed)}${when}. ${truth()}`;
     },
     again() {
       control.seen = false;

@@ -192,7 +192,9 @@ Play.parts.schedule = (root, batch) => {
 
   // --- Watch a policy -----------------------------------------------------------
   const first = batch.policies[0];
-  let policy = first, seen = Play.watched(batch, policy), at = 0;
+  // A reader of the chapter knows already what becomes of the batch under the first.
+  let policy = batch.policies.find((each) => each.name === "edf");
+  let seen = Play.watched(batch, policy), at = 0;
   let timer = null;
   const unknown = () => ({ ...Play.replay(batch, [], []), dropped: all.map(() => false),
     late: all.map(() => false), log: all, decided_s: batch.arrival_s });
@@ -261,6 +263,7 @@ Play.parts.schedule = (root, batch) => {
       seen = Play.watched(batch, policy);
       question.again();
     });
+  choose.input.value = policy.name;
 
   // --- By hand ------------------------------------------------------------------
   let order = [...all], refused = new Set();
@@ -320,7 +323,7 @@ Play.parts.schedule = (root, batch) => {
   });
   // The order starts as that of the first policy, so that it would tell what that does.
   const closed = el("p", {}, `Guess above how many ${first.title} violates, and this part `
-    + "opens: your order starts as its.");
+    + "opens: your order starts as that one.");
   const hand = el("div", { hidden: "" },
     el("p", {}, "A transaction enters the log when it, and all that stand before it, "
       + "have arrived; rows are locked in that order."),

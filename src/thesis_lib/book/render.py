@@ -46,11 +46,11 @@ from thesis_lib.book.compare.present import (
     chart,
     doubts_section,
     durations_lines,
+    in_short,
     machine_of,
     machines_section,
     markdown,
     markdown_table,
-    run_section,
     section_lines,
 )
 from thesis_lib.book.execute.chapters import (
@@ -358,8 +358,6 @@ def stage(executed: Path, source: Path) -> str:
     if times := chart(compared, here.label):
         kept = bundle(times) | {PNG: raster(times)}
         write_figure(kept, TIMES, book / FIGURES)
-    outcome = run_section(compared, here.label)
-    told = " ".join([outcome.text, *outcome.notes])
     hardware = book_lines(compared, here.label, f"{FIGURES / TIMES}" if times else None)
     if doubted:
         hardware += ["(sec-doubts)=", *section_lines(doubts_section(doubted, BOOK))]
@@ -368,7 +366,7 @@ def stage(executed: Path, source: Path) -> str:
     cards = claim_cards(audited, compared.of(here.label), doubted)
     (book / CARDS).write_text(json.dumps(cards))
     generated = {
-        "front_claims": [f"**On this machine:** {told} [](your_hardware.md)"],
+        "front_claims": [f"{in_short(compared.of(here.label))} [](your_hardware.md)"],
         "your_hardware_results": hardware,
         "your_hardware_durations": durations_lines(reference.records),
         "provenance_table": _provenance(records),

@@ -227,9 +227,12 @@ def page_lines(
     for number, chapter in groupby(audited, lambda each: each.claim.chapter):
         claims = list(chapter)
         seen = len(max((each.processors for each in claims), key=len))
-        kinds = f"seen on {seen} kind{'s' * (seen != 1)} of processor"
+        kinds = f"Seen on {seen} kind{'s' * (seen != 1)} of processor."
         made = (each.record for each in claims if each.record)
-        ran = [f"Ran {r.seconds:,.0f} s at `{r.commit}`" for r in islice(made, 1)]
+        ran = [
+            f"The chapter ran for {r.seconds:,.0f} s, at commit `{r.commit}`."
+            for r in islice(made, 1)
+        ]
         rows = [
             [
                 f"[]{{#{anchor(each.claim.key)}}}{markdown(each.claim.title)}",
@@ -239,7 +242,7 @@ def page_lines(
             ]
             for each in claims
         ]
-        lines += ["", f"## Chapter {number}", "", ", ".join([*ran, kinds]) + ".", ""]
+        lines += ["", f"## Chapter {number}", "", " ".join([*ran, kinds]), ""]
         head = ["Claim", "Value", "Rests on", "Remarks"]
         lines += markdown_table(head, rows, css="audit")
     rows = [

@@ -103,7 +103,7 @@ class Machine:
     commits: tuple[str, ...]
     clean: bool
     lock_sha256: tuple[str, ...]
-    same_lock: bool  # as the reference
+    same_lock: bool  # each is one of the reference's
     peak_memory_bytes: int
     load_mean: float | None
     load_most: float | None
@@ -308,7 +308,7 @@ def describe_machine(run: Run, reference: Run) -> Machine:
         commits=tuple(dict.fromkeys(r.commit for r in records)),
         clean=all(r.clean for r in records),
         lock_sha256=locks,
-        same_lock={*locks} == {r.lock_sha256 for r in reference.records or records},
+        same_lock={*locks} <= {r.lock_sha256 for r in reference.records or records},
         peak_memory_bytes=max(r.peak_memory_bytes for r in records),
         load_mean=sum(m * s for m, s in loads) / total_s if total_s else None,
         load_most=max((r.load_average["most"] for r in watched), default=None),

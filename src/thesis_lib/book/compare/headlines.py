@@ -11,7 +11,7 @@ from thesis_lib.book.execute.records import Record
 from thesis_lib.common.units import GiB
 
 FEWER = "fewer violations than FIFO (%)"
-MEMORY = "peak memory of the device (GB)"
+MEMORY = "peak memory of the device (GiB)"
 SPEED = "speed of a streamed token (% of reading alone)"
 GB_PER_GIB = GiB / 1e9
 
@@ -29,7 +29,8 @@ BARS = (
      "reduction_learned", "simulated", True),
     (FEWER, "bid-price, learned estimates, recorded times",
      "trace_reduction_bid_price", "simulated", False),
-    (MEMORY, "thesis, 120 GB on a card", "headline_peak_gib", "published", False),
+    (MEMORY, "thesis, 120 GB on a card of 8 GB",
+     "headline_peak_gib", "published", False),
     (MEMORY, "{plan_65b_model_gb:.0f} GB of random weights on a processor",
      "headline_peak_gib", "measured", True),
     (SPEED, "{plan_65b_model_gb:.0f} GB in 16 bits",
@@ -44,7 +45,7 @@ def headline_results(
 ) -> pd.DataFrame | None:
     """The bars of `figures.headlines`; None for a run without chapters 4 and 6.
 
-    Memory is in GB. No schedule violates less than the lower bound allows, no run
+    Memory is in GiB. No schedule violates less than the lower bound allows, no run
     takes more than its limit, and no token is faster than reading alone.
     """
     known = {r.number: r.numbers for r in records if r.number in (4, 6)}
@@ -55,18 +56,17 @@ def headline_results(
     fifo, bound = numbers["fifo_violations_percent"], numbers["learned_bound_percent"]
     limits = {
         FEWER: 100 * (1 - bound / fifo) if fifo else math.nan,
-        MEMORY: numbers["headline_limit_gib"] * GB_PER_GIB,
+        MEMORY: numbers["headline_limit_gib"],
         SPEED: 100.0,
     }
     rows = []
     for axis, says, key, kind, limited in BARS:
-        unit = GB_PER_GIB if axis == MEMORY else 1.0
         ends = [numbers.get(f"{key}{end}", math.nan) for end in ("", "_low", "_high")]
         if kind == "published":
             theirs = claims[key].published or {}
-            unit, ends = 1.0, [theirs.get("value", math.nan), math.nan, math.nan]
+            per_unit = 1 / GB_PER_GIB if axis == MEMORY else 1.0
+            ends = [per_unit * theirs.get("value", math.nan), math.nan, math.nan]
         limit = limits[axis] if limited else math.nan
-        values = [unit * end for end in ends]
-        rows.append([axis, says.format(**numbers), *values, limit, kind])
+        rows.append([axis, says.format(**numbers), *ends, limit, kind])
     columns = ["axis", "says", "value", "low", "high", "limit", "kind"]
     return pd.DataFrame(rows, columns=columns)

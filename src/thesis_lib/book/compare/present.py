@@ -180,6 +180,19 @@ def summary(rows: Iterable[Row]) -> str:
     return "; ".join(parts or ["No claim of this run could be held"]) + "."
 
 
+def in_short(rows: Iterable[Row]) -> str:
+    """How many claims hold on the machine that made a book, of any kind."""
+    states = [row.verdict.state for row in rows if row.verdict.state != "open"]
+    good = states.count("good")
+    of_all = f"All {good}" if good == len(states) else f"{good} of {len(states)}"
+    return (
+        f"**{of_all} claims hold** on the machine that made this book: equal to the "
+        "reference, or as near as is stated."
+        if states
+        else "No claim of this run could be held against the reference."
+    )
+
+
 def run_section(comparison: Comparison, run: str) -> Section:
     """What came of a run."""
     rows = comparison.of(run)

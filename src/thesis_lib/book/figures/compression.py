@@ -159,10 +159,14 @@ def bits_and_perplexity(table: pd.DataFrame) -> Figure:
 
 
 def _log_where_wide(panel: Axes, values: ArrayLike) -> None:
-    """A logarithmic axis where values differ by more than four times."""
-    if np.max(values) > 4 * np.min(values):
+    """A logarithmic axis where values differ by more than four times.
+
+    Where they differ by thousands it has a tick a decade.
+    """
+    ratio = np.max(values) / np.min(values)
+    if ratio > 4:
         panel.set(yscale="log")
-        style.log_ticks(panel.yaxis)
+        style.log_ticks(panel.yaxis, (1,) if ratio > 1_000 else (1, 2, 5))
 
 
 # --- Every way on one scale ----------------------------------------------------------

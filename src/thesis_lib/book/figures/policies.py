@@ -109,7 +109,8 @@ def collapse(
     return figure
 
 
-_FATES = {"on time": style.GREEN, "late": style.VERMILION, "dropped": style.GREY}
+_FATES = {"on time": style.GREEN, "late": style.VERMILION}
+_CROSS: dict[str, Any] = {"marker": "x", "color": style.GREY, "label": "dropped"}
 
 
 def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure:
@@ -134,8 +135,9 @@ def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure
                 end_ms = 1e3 * np.fmax(history.deadline_s[i], history.finish_s[i])
                 look = {"va": "center", "ha": "center", "style": "italic"}
                 style.note(panel, word, (end_ms, y), (18, 0), fontsize=7.5, **look)
-    patches = [Patch(color=colour, label=fate) for fate, colour in _FATES.items()]
-    style.legend_below(figure, patches, ncols=3, fontsize="medium")
+    fates = [Patch(color=_FATES[fate], label=fate) for fate in ("on time", "late")]
+    cross = Line2D([], [], linestyle="", **_CROSS)
+    style.legend_below(figure, [*fates, cross], ncols=3, fontsize="medium")
     figure.draw_without_rendering()
     for panel, _ in drawn:
         labels = [text for text in panel.texts if text.get_weight() == "bold"]
@@ -156,8 +158,7 @@ def _execution(panel: Axes, y: int, history: History, i: int, rows: str) -> None
     panel.vlines(deadline_ms, y - 0.42, y + 0.42, **look)
     if history.dropped[i]:
         start_ms = decided_ms
-        look = {"color": _FATES["dropped"], "label": "dropped"}
-        panel.plot(start_ms, y, marker="x", zorder=3, **look)
+        panel.plot(start_ms, y, zorder=3, **_CROSS)
     else:
         fate = "late" if history.late[i] else "on time"
         look = {"color": _FATES[fate], "label": fate}
@@ -211,8 +212,8 @@ def violations_against_load(
 
 
 DISTANCE = {
-    "bound": "nobody avoids",
-    "open": "open: bound to best schedule",
+    "bound": "unavoidable",
+    "open": "unknown: from bound to best schedule",
     "unforeseen": "future arrivals, and the rule",
     "misjudged": "errors of the estimates",
 }

@@ -188,11 +188,15 @@ def policy(name: str) -> dict[str, Any]:
 
 PRINTED = {
     "accelerate": "Accelerate", "bf16": "bfloat16", "fp4": "FP4", "nf4": "NF4",
+    "llama-65b": "LLaMA-65B", "llama2-7b": "Llama 2 7B", "llama2-13b": "Llama 2 13B",
+    "llama2-70b": "Llama 2 70B", "mistral-7b": "Mistral 7B", "opt-66b": "OPT-66B",
 }  # fmt: skip
 
 
 def printed(name: str) -> str:
-    """A name of the code as readers know it: formats and libraries."""
+    """A name of the code as readers know it: formats, libraries and geometries."""
+    if name in PRINTED:
+        return PRINTED[name]
     return re.sub(r"\w+", lambda hit: PRINTED.get(hit[0], hit[0]), name)
 
 
@@ -203,7 +207,7 @@ def curve(
 ) -> None:  # fmt: skip
     """Estimates in percent against `at` (n,), their intervals shaded.
 
-    Or as whiskers, drawn so many points `aside_pt` that others do not hide them.
+    Or as whiskers, which stand so many points `aside_pt` that others do not hide them.
     """
     value, low, high = (
         100 * np.array([getattr(end, each) for end in ends])
@@ -216,7 +220,8 @@ def curve(
         inches: Any = panel.get_figure(root=True).dpi_scale_trans  # type: ignore[union-attr]
         aside = panel.transData + ScaledTranslation(aside_pt / 72, 0, inches)
         drawn = panel.errorbar(at, value, whiskers(value, low, high), capsize=2, **look)
-        for each in drawn.get_children():
+        _, caps, bars = drawn.lines
+        for each in (*caps, *bars):
             each.set_transform(aside)
 
 

@@ -60,8 +60,8 @@ def headlines(results: pd.DataFrame) -> Figure:
     """Results beside what was published and what nothing can pass: a panel an axis.
 
     `results` has a row a bar: axis, says, value, low and high, limit (each NaN where
-    there is none), and kind, one of KINDS. What a bar says stands above it, so that
-    the figure stays readable on a small screen.
+    there is none), and kind, one of KINDS. What a bar says stands above it with its
+    value, which so is not taken for the limit behind it.
     """
     style.theme()
     panels = dict([*results.groupby("axis", sort=False)])
@@ -79,15 +79,13 @@ def headlines(results: pd.DataFrame) -> Figure:
             elinewidth=1, label="interval",
         )  # fmt: skip
         for bar in rows.to_dict("records"):
-            value, limit = bar["value"], bar["limit"]
-            end = np.nanmax([value, bar["high"], 0])
-            end = limit if 0 <= limit - end < 0.1 * limit else end
-            said = f"{value:z.1f}".replace("-", "\N{MINUS SIGN}")
+            said = f"{bar['value']:z.1f}".replace("-", "\N{MINUS SIGN}")
             row, label = bar["row"], f"{bar['says']} ({bar['kind']})"
-            panel.barh(row, value, 0.42, label=label, **KINDS[bar["kind"]])
-            text: dict[str, Any] = {"va": "center", "fontsize": 8}
-            style.note(panel, said, (end, row), (5, 0), bbox=style.UNDER, **text)
-            style.note(panel, bar["says"], (0, row - 0.42), (3, 0), **text)
+            panel.barh(row, bar["value"], 0.42, label=label, **KINDS[bar["kind"]])
+            style.note(
+                panel, f"{bar['says']}: {said}", (0, row - 0.42), (3, 0), va="center",
+                fontsize=8,
+            )  # fmt: skip
         bound = rows.dropna(subset=["limit"])
         ends = bound["row"] - 0.3, bound["row"] + 0.3
         look = {"linestyle": ":", "linewidth": 1.6, "label": "limit"}

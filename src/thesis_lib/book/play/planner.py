@@ -8,6 +8,7 @@ book; a geometry of the reader's own is in 16 bits, in the shape of LLaMA.
 from dataclasses import asdict
 from typing import Any
 
+from thesis_lib.book.figures import style
 from thesis_lib.memory.cost.planning import ASSUMED_CARD
 from thesis_lib.memory.cost.published import read_cards
 from thesis_lib.memory.model.shape import Shape
@@ -42,7 +43,9 @@ def _stored(spec: ModelSpec, kind: str) -> dict[str, Any]:
 def planner() -> dict[str, Any]:
     """Geometries by name with their formats, and what `thesis plan` assumes."""
     machine = read_cards()[ASSUMED_CARD].machine()
+    names = [*geometries(), *WEIGHTS]
     return {
+        "titles": {name: style.printed(name) for name in names},
         "alignment": ALIGNMENT,
         "host_buffers": HOST_BUFFERS,
         "weight_bytes_per_s": machine.weight_bytes_per_s,

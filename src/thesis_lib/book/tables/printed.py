@@ -12,6 +12,7 @@ from markupsafe import escape
 from thesis_lib.book.figures.style import policy
 
 MINUS, NOTHING, ENDLESS = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{INFINITY}"
+NUMERAL = re.compile(rf"{MINUS}?[\d,]+(\.\d+)?|{NOTHING}|{MINUS}?{ENDLESS}")
 HTML, CLAIMS = "text/html", "claims"  # what a notebook keeps beside a table
 WORDS = ' class="text"'  # of a cell that does not stand under the point of a number
 
@@ -100,8 +101,8 @@ def table(
     `digits` may name columns (an outermost or innermost label), others have 1.
     Integers have none. Labels are those of `names`, the printed name of a policy, or
     themselves with blanks for underscores. True and False are yes and no, a missing
-    value is a dash. `claims` says where published numbers stand, by their names: (row,
-    column) of the frame.
+    value is a dash. A column of numbers alone stands to the right. `claims` says where
+    published numbers stand, by their names: (row, column) of the frame.
     """
     frame = frame.to_frame() if isinstance(frame, pd.Series) else frame
     names = names or {}
@@ -116,7 +117,7 @@ def table(
         dict(enumerate(columns)), index=_labels(frame.index, names), dtype=object
     )
     shown.columns = _labels(frame.columns, names)
-    numbers = [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
+    numbers = [all(map(NUMERAL.fullmatch, texts)) for texts in columns]
     rows, heads = frame.index.tolist(), frame.columns.tolist()
     places = {
         name: (rows.index(row), heads.index(column) - len(heads))
