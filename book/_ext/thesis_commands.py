@@ -18,6 +18,7 @@ from thesis_lib.cli.main import app as thesis
 PAGE = "book/commands"
 README = "README.md"
 OPTION = re.compile(r"(?<![\w`-])(--[a-z][\w-]*)")  # in words
+DEFAULT = re.compile(r"\s*[Dd]efault: (.+?)\.?$")
 EXAMPLE = re.compile(r"^\.venv/bin/thesis (\w+)\b.*", re.MULTILINE)
 
 
@@ -48,13 +49,17 @@ def _row(parameter: Any) -> list[str]:
         called = [parameter.metavar or parameter.name.upper()]
     elif parameter.metavar:
         called = [f"{called[0]} {parameter.metavar}"]
-    absent = "–" if parameter.default is None else f"`{parameter.default}`"
+    help, absent = markdown(parameter.help or "").replace("\\`", "`"), "–"
+    if said := DEFAULT.search(help):
+        help, absent = help[: said.start()].rstrip(" ;,"), said[1]
+    elif parameter.default not in (None, [], ()):
+        absent = f"`{parameter.default}`"
     if parameter.required:
         absent = "is needed"
     elif is_option and parameter.is_flag:
         absent = "yes" if parameter.default else "no"
     words = " or ".join(f"`{word}`" for word in called)
-    return [words, OPTION.sub(r"`\1`", markdown(parameter.help or "")), absent]
+    return [words, OPTION.sub(r"`\1`", help), absent]
 
 
 def write_commands(app: Sphinx, page: str, source: list[str]) -> None:

@@ -4,12 +4,14 @@ Sphinx writes a page, this mends it: names for buttons and dialogues, headers of
 languages of phrases, a description. Scripts that nothing needs go.
 """
 
+import json
 import re
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
 from PIL import Image, ImageOps
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 from thesis_cards import link_claims, write_cards
 
 from thesis_lib.book.compare.present import PICTURE
@@ -165,6 +167,8 @@ def name_controls(soup: BeautifulSoup) -> None:
         icon["aria-hidden"] = "true"
     for button in soup.select("button[title]:not([aria-label])"):
         button["aria-label"] = button["title"]
+    for fold in soup.select("details.hide > summary[aria-label]"):
+        del fold["aria-label"]  # it says what it shows
     for fold in soup.select("nav li > details > summary"):
         chapter = fold.find_parent("li").find("a")
         fold["aria-label"] = f"{BELOW} {chapter.get_text(strip=True)}"
@@ -302,6 +306,27 @@ def mend(page: Path, html: Path, plain: set[str], picture: str = "") -> Beautifu
     return soup
 
 
+EXCERPT = '[".headerlink", "script", "style"]'  # what Sphinx leaves out of a hit's text
+FURNITURE = (
+    ".bd-header-article", "#jb-print-docs-body", ".bd-sidebar-secondary", ".cell_input",
+    "summary", ".figure-files",
+)  # fmt: skip
+
+
+def mend_excerpts(script: Path) -> None:
+    """Let what the search shows of a page be its text, and no cells in one word."""
+    text = script.read_text()
+    if text.count(EXCERPT) != 1:
+        raise ExtensionError(f"{script}: Sphinx searches otherwise: see FURNITURE")
+    more = json.dumps([".headerlink", "script", "style", *FURNITURE])
+    apart = (
+        'htmlElement.querySelectorAll("td, th, li").forEach((e) => e.append(" "));\n'
+        "    for (const removalQuery of "
+    )
+    text = text.replace(f"for (const removalQuery of {EXCERPT}", f"{apart}{more}")
+    script.write_text(text)
+
+
 def mend_all(app: Sphinx, exception: Exception | None) -> None:
     """Mend every page; write their cards, the entrance, and one for wrong addresses."""
     if exception or app.builder.name != "html":
@@ -310,6 +335,7 @@ def mend_all(app: Sphinx, exception: Exception | None) -> None:
     plain = plain_classes((html / "_static" / "pygments.css").read_text())
     pages = [p for p in html.rglob("*.html") if "_static" not in p.parts]
     picture = picture_links(html, app.config.html_context.get("thesis_repository", ""))
+    mend_excerpts(html / "_static" / "searchtools.js")
     mended = {str(p.relative_to(html)): mend(p, html, plain, picture) for p in pages}
     write_cards(app, mended)
     known = {"lang": app.config.language, "title": app.config.html_title}

@@ -5,8 +5,10 @@ names and year get a letter behind the year, in the text as well. The thesis its
 which has no name, is cited in full once on a page.
 """
 
+import json
 import re
 from collections import defaultdict
+from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
@@ -19,6 +21,8 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinxcontrib.bibtex.style.referencing.author_year import AuthorYearReferenceStyle
 from sphinxcontrib.bibtex.style.template import join, year
+
+from thesis_lib.book.take_away.offers import CITED
 
 _TEXT = AuthorYearReferenceStyle()
 THESIS = "thesis"  # its key
@@ -76,7 +80,16 @@ def cite_thesis_once(app: Sphinx, doctree: nodes.document) -> None:
             sentence[place] = nodes.Text("[thesis]")
 
 
+def keep_labels(app: Sphinx, error: Exception | None) -> None:
+    """Write beside the pages' sources how the text cites each work, by its key."""
+    if error is None and app.builder.name == "html":
+        citations = app.env.get_domain("cite").citations
+        labels = {each.key: each.formatted_entry.label for each in citations}
+        (Path(app.outdir) / CITED).write_text(json.dumps(labels))
+
+
 def setup(app: Sphinx) -> dict:
     register_plugin("pybtex.style.formatting", "cited", CitedStyle)
     app.connect("doctree-read", cite_thesis_once)
+    app.connect("build-finished", keep_labels)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

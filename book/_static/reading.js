@@ -19,6 +19,12 @@ document.addEventListener("DOMContentLoaded", () => {
     name();
   }
 
+  // The contents close where they lead to a place of their own page.
+  for (const dialog of document.querySelectorAll("dialog"))
+    dialog.addEventListener("click", (event) => {
+      if (event.target.closest('a[href^="#"]')) dialog.close();
+    });
+
   // A formula is a stop of the tabulator only where it is wider than the screen.
   const resized = new ResizeObserver((boxes) => {
     for (const { target } of boxes)

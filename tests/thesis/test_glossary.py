@@ -6,6 +6,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from thesis_lib.book.figures import policy
+from thesis_lib.sequencer import POLICIES
+
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
 # These are also everyday words, and a chapter may use them as such before.
@@ -74,3 +77,10 @@ def test_an_entry_has_two_sentences_at_most():
     for block in re.findall(r"```\{glossary\}\n:sorted:\n(.*?)```", text, re.DOTALL):
         for entry in re.split(r"\n\s*\n(?=\S)", block.strip()):
             assert len(re.findall(r"\.(?=\s|$)", entry)) <= 2, entry
+
+
+def test_the_guide_lists_every_policy_under_the_name_that_figures_print():
+    text = (ROOT / "book" / "which_policy.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \| ([^|]+) \|", text, re.MULTILINE)
+    assert dict(rows) == {name: policy(name)["label"] for name in POLICIES}
+    assert len(rows) == len(POLICIES)

@@ -193,7 +193,7 @@ def _parameter_lines(chapter: Chapter, record: Record) -> list[str]:
             f"`{name}`",
             markdown(p.help),
             markdown("true or false" if p.element == "bool" else p.limits.text),
-            f"`{record.parameters.get(name, p.smoke)}`",
+            f"`{_parameter_value(record.parameters.get(name, p.smoke))}`",
         ]
         for name, p in parameters(chapter).items()
         if name != PROFILE_PARAMETER
@@ -201,6 +201,17 @@ def _parameter_lines(chapter: Chapter, record: Record) -> list[str]:
     head = ["Parameter", "What it is", "Allowed", "This run"]
     title = f"## Chapter {chapter.number}, profile `{record.profile}`"
     return [title, *markdown_table(head, rows)] if rows else []
+
+
+def _parameter_value(value: Any) -> str:
+    """A value as it is printed: whole numbers in a row by their ends."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list) and len(value) > 4:
+        whole = all(isinstance(each, int) for each in value)
+        if whole and value == [*range(value[0], value[0] + len(value))]:
+            return f"[{value[0]}, ..., {value[-1]}]"
+    return str(value)
 
 
 def _large_cell(label: str, value: Any) -> str:

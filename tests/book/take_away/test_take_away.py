@@ -60,6 +60,8 @@ def book(tmp_path):
             f"</head><body><article class='bd-article'>{article}</article></body>"
         )
     (html / "index.html").write_text("")
+    (html / "_sources").mkdir()
+    (html / "_sources" / "cited.json").write_text("{}")
     for name in "ad":
         (html / "_images" / f"{name}.png").write_bytes(PNG)
     (source / "_config.yml").write_text(
@@ -253,14 +255,41 @@ def test_a_side_note_of_a_notebook_is_a_quotation():
 
 def test_a_reference_of_a_notebook_reads_as_in_the_book():
     prose = (
-        "{numref}`sec-a`, {eq}`e`, {ref}`b <sec-a>`, {term}`key sets <k>`, {cite}`x`"
+        "{numref}`sec-a`, {eq}`e`, {ref}`b <sec-a>`, {term}`key sets <k>`, {cite}`x,y`,"
+        " {numref}`Chapter {number} <ch-a>`"
     )
     cells = [nbformat.v4.new_markdown_cell(prose), nbformat.v4.new_code_cell(prose)]
     text = nbformat.writes(nbformat.v4.new_notebook(cells=cells))
-    shown = {"sec-a": "Section 3.1", "equation-e": "(2.1)"}
-    changed, code = nbformat.reads(without_roles(text, shown), as_version=4).cells
-    assert changed.source == "Section 3.1, (2.1), b, key sets, x"
+    shown = {"sec-a": "Section 3.1", "equation-e": "(2.1)", "ch-a": "Chapter 3"}
+    cited = {"x": "Abadi, 2018", "y": "Who *et al.*, 2020"}
+    plain = without_roles(text, shown, cited)
+    changed, code = nbformat.reads(plain, as_version=4).cells
+    works = "[Abadi, 2018, Who *et al.*, 2020]"
+    assert changed.source == f"Section 3.1, (2.1), b, key sets, {works}, Chapter 3"
     assert code.source == prose
+    with pytest.raises(KeyError, match="'y'"):
+        without_roles(text, shown, {"x": "Abadi, 2018"})
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (
+            ":::{table} What.\n:name: t\n\n| a |\n|---|\n:::",
+            "**What.**\n\n| a |\n|---|",
+        ),
+        (
+            "```{prf:algorithm} Drop\n:label: d\n\n1. x\n```",
+            "**Algorithm: Drop**\n\n1. x",
+        ),
+        ("```python\nx\n```", "```python\nx\n```"),
+    ],
+)
+def test_what_has_a_title_in_the_book_has_it_in_a_notebook(written, read):
+    cell = nbformat.v4.new_markdown_cell(f"A.\n\n{written}\n\nB.")
+    text = nbformat.writes(nbformat.v4.new_notebook(cells=[cell]))
+    (changed,) = nbformat.reads(without_roles(text, {}, {}), as_version=4).cells
+    assert changed.source == f"A.\n\n{read}\n\nB."
 
 
 def test_the_first_page_offers_what_is_there_with_its_size(book, monkeypatch):

@@ -58,7 +58,10 @@ def _key(name: str) -> str:
 
 
 def _text(tag: Tag | None) -> str:
-    return " ".join(tag.get_text().split()) if tag else ""
+    """The words of a tag, without the badge that a heading of the first page has."""
+    said = tag.find_all(string=True) if tag else []
+    shown = (text for text in said if not text.find_parent(class_="badge-kind"))
+    return " ".join("".join(shown).split())
 
 
 def _contents(toc: Path) -> list[tuple[str, str]]:

@@ -16,7 +16,15 @@ _PAGE = re.compile(
     r"^\([\w-]+\)=\n|\n*^(::::+)\{container\} noprint\n(?s:.*?)^\1$", re.MULTILINE
 )
 _NOTE = re.compile(r"^:::\{margin\} (.*)\n((?s:.*?))^:::$", re.MULTILINE)
-_ROLE = re.compile(r"\{(?P<role>[\w:]+)\}`(?P<text>[^`<]*[^`<\s])(?:\s*<[^`]*>)?`")
+_ROLE = re.compile(
+    r"\{(?P<role>[\w:]+)\}`(?P<text>[^`<]*[^`<\s])(?:\s*<(?P<place>[^`]*)>)?`"
+)
+# What has a title stands under it in bold.
+_TITLED = re.compile(
+    r"^(?P<fence>:::+|```+)\{(?P<kind>table|list-table|figure|prf:algorithm)\} "
+    r"(?P<title>.*)\n(?::[\w-]+:.*\n)*(?P<body>(?s:.*?))^(?P=fence)$",
+    re.MULTILINE,
+)
 
 
 def _shows(output: nbformat.NotebookNode) -> bool:
@@ -50,18 +58,28 @@ def clean_notebook(executed: str, tell: Callable[[str], str]) -> str:
     return nbformat.writes(notebook)
 
 
-def without_roles(notebook: str, shown: Mapping[str, str]) -> str:
+def without_roles(
+    notebook: str, shown: Mapping[str, str], cited: Mapping[str, str]
+) -> str:
     """A notebook whose references read as in the book, and other roles as their text.
 
-    `shown` says how the book shows a place: Section 3.1 for sec-drop.
+    `shown` says how the book shows a place: Section 3.1 for sec-drop; `cited` how it
+    shows the key of a work. Raises KeyError for one that is not there.
     """
 
     def plain(hit: re.Match) -> str:
+        if hit["role"] == "cite":
+            return f"[{', '.join(cited[key] for key in hit['text'].split(','))}]"
         place = f"equation-{hit['text']}" if hit["role"] == "eq" else hit["text"]
+        place = hit["place"] if "{number}" in place else place
         return shown.get(place, hit["text"])
+
+    def titled(hit: re.Match) -> str:
+        kind = "Algorithm: " if hit["kind"] == "prf:algorithm" else ""
+        return f"**{kind}{hit['title'].strip()}**\n\n{hit['body'].strip()}"
 
     content = nbformat.reads(notebook, as_version=4)
     for cell in content.cells:
         if cell.cell_type == "markdown":
-            cell.source = _ROLE.sub(plain, cell.source)
+            cell.source = _TITLED.sub(titled, _ROLE.sub(plain, cell.source))
     return nbformat.writes(content)

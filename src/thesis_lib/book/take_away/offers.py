@@ -3,6 +3,7 @@
 A new rendering replaces the folder, so that a file that is there is of this book.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from thesis_lib.common.files import write_whole
 from thesis_lib.common.units import format_size
 
 ALL = PDF, EPUB, SLIDES = "thesis.pdf", "thesis.epub", "slides.html"
+CITED = "_sources/cited.json"  # how the text cites a work: of `thesis_references`
 # The place for them on the first page, which shows nothing before they are made.
 PLACE = re.compile(r'<p class="take-away"[^>]*>.*?</p>', re.DOTALL)
 
@@ -49,11 +51,12 @@ def offer(html: Path, source: Path) -> None:
         slides = source / "book" / "slides.md"
         write_slides(html, slides, about["title"], html / SLIDES)
     pages = read_pages(html, source / "book" / "_toc.yml")
-    cited = "a[href^='#']:not(.index-entries a)"
-    links = [link for page in pages for link in page.article.select(cited)]
+    inner = "a[href^='#']:not(.index-entries a)"
+    links = [link for page in pages for link in page.article.select(inner)]
     shown = {str(a["href"]).partition("--")[2]: a.get_text() for a in links}
+    cited = json.loads((html / CITED).read_text())
     for notebook in (html / "_sources" / "notebooks").glob("*.ipynb"):
-        write_whole(notebook, without_roles(notebook.read_text(), shown))
+        write_whole(notebook, without_roles(notebook.read_text(), shown, cited))
     if EPUB in missing:
         write_epub(html, source / "book" / "_static", pages, about, html / EPUB)
     if PDF in missing and browser is not None:
