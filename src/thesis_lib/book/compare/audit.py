@@ -26,9 +26,9 @@ from thesis_lib.book.execute.records import Record
 from thesis_lib.common.stats import LEAST, RANGE, least_samples
 
 STATES = {
-    "good": "meet every floor",
-    "accepted": "miss one for a reason that is given",
-    "red": "miss one without",
+    "good": ("meets", "meet", "every floor"),
+    "accepted": ("misses", "miss", "one for a reason that is given"),
+    "red": ("misses", "miss", "one without"),
 }
 REMEDY = (
     "let more observations stand behind it, or write `accepted:` with the reason "
@@ -210,7 +210,10 @@ def lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list[str]
 def summary(audited: Sequence[Audited | AuditedPeer], what: str) -> str:
     """How many are in which state, in one sentence."""
     counts = Counter(each.state for each in audited)
-    said = [f"{counts[state]} {words}" for state, words in STATES.items()]
+    said = [
+        f"{counts[state]} {one if counts[state] == 1 else many} {words}"
+        for state, (one, many, words) in STATES.items()
+    ]
     return f"Of {len(audited)} {what} {', '.join(said)}."
 
 
