@@ -84,7 +84,7 @@ def headlines(results: pd.DataFrame) -> Figure:
             panel.barh(row, bar["value"], 0.42, label=label, **KINDS[bar["kind"]])
             style.note(
                 panel, f"{bar['says']}: {said}", (0, row - 0.42), (3, 0), va="center",
-                fontsize=8, xycoords=("axes fraction", "data"),
+                fontsize=8, xycoords=("axes fraction", "data"), bbox=style.UNDER,
             )  # fmt: skip
         bound = rows.dropna(subset=["limit"])
         ends = bound["row"] - 0.3, bound["row"] + 0.3
