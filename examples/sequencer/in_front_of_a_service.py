@@ -9,17 +9,17 @@ from thesis_lib.sequencer import live
 
 
 async def slow(request):
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.04)
     return responses.PlainTextResponse("done")
 
 
 async def crowd(policy):
     app = applications.Starlette(routes=[routing.Route("/", slow)])
-    sequencer = live.LiveSequencer(policy, workers=2, slo_s=0.2)  # 100 a second
+    sequencer = live.LiveSequencer(policy, workers=2, slo_s=0.2)  # 50 a second
     app = live.SequencerMiddleware(app, live.AdmissionController(sequencer))
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app))
     async with client, asyncio.TaskGroup() as clients:
-        for _ in range(300):
+        for _ in range(200):
             clients.create_task(client.get("http://service/"))
             await asyncio.sleep(0.005)  # and 200 a second come
     return sequencer.counts.on_time
