@@ -282,6 +282,7 @@ def test_a_reference_of_a_notebook_reads_as_in_the_book():
             "```{prf:algorithm} Drop\n:label: d\n\n1. x\n```",
             "**Algorithm: Drop**\n\n1. x",
         ),
+        (":::{figure} a.svg\n:name: f\n\nA curve.\n:::", "A curve."),
         ("```python\nx\n```", "```python\nx\n```"),
     ],
 )

@@ -135,7 +135,7 @@ def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure
                 end_ms = 1e3 * np.fmax(history.deadline_s[i], history.finish_s[i])
                 look = {"va": "center", "ha": "center", "style": "italic"}
                 style.note(panel, word, (end_ms, y), (18, 0), fontsize=7.5, **look)
-    fates = [Patch(color=_FATES[fate], label=fate) for fate in ("on time", "late")]
+    fates = [Patch(color=colour, label=fate) for fate, colour in _FATES.items()]
     cross = Line2D([], [], linestyle="", **_CROSS)
     style.legend_below(figure, [*fates, cross], ncols=3, fontsize="medium")
     figure.draw_without_rendering()

@@ -75,8 +75,11 @@ def without_roles(
         return shown.get(place, hit["text"])
 
     def titled(hit: re.Match) -> str:
-        kind = "Algorithm: " if hit["kind"] == "prf:algorithm" else ""
-        return f"**{kind}{hit['title'].strip()}**\n\n{hit['body'].strip()}"
+        kind, title, body = hit["kind"], hit["title"].strip(), hit["body"].strip()
+        if kind == "figure":  # its title is a file of the book, and its body a caption
+            return body
+        said = "Algorithm: " if kind == "prf:algorithm" else ""
+        return f"**{said}{title}**\n\n{body}"
 
     content = nbformat.reads(notebook, as_version=4)
     for cell in content.cells:
