@@ -244,6 +244,20 @@ def test_a_tornado_has_its_largest_bar_on_top_with_the_inputs_at_its_ends():
 
 
 # --- Perplexities ----------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("most", "ticks"), [(200.0, [50.0, 100.0, 200.0]), (1e6, [100.0, 10e3, 1e6])]
+)
+def test_where_perplexities_differ_by_thousands_no_tick_stands_between_decades(
+    most, ticks
+):
+    (ax,) = figures.perplexity_by_ratio([0.9, 0.8], {"plain": [30.0, most]}, 25.0).axes
+    low, high = ax.get_ylim()
+    shown = {tick for tick in ax.get_yticks() if low <= tick <= high}
+    assert shown >= set(ticks)
+    if most > 1e3:
+        assert not {50.0, 200.0, 500.0} & shown
+
+
 def test_methods_are_lines_over_bits_and_the_dense_model_a_level():
     table = pd.DataFrame(
         [

@@ -102,8 +102,10 @@ def test_the_table_of_rooms_says_what_each_says_of_itself(checkout):
 
 def test_the_page_of_parameters_says_what_is_allowed_and_what_ran(checkout):
     sources = {
-        "parameters": "seeds: int = 2  # paired seeds",
-        "limits": "parameters.check(globals(), 'seeds  2 .. 100 runs; work')",
+        "parameters": "seeds: int = 2  # paired seeds\n"
+        "layers: list[int] = [0, 1, 2, 3, 4, 5]  # replaced",
+        "limits": "parameters.check(globals(), 'seeds  2 .. 100 runs; work\\n"
+        "layers  0 .. 9; 1 .. 30 items')",
     }
     cells = [
         nbformat.v4.new_code_cell(source, metadata={"tags": [tag]})
@@ -114,6 +116,7 @@ def test_the_page_of_parameters_says_what_is_allowed_and_what_ran(checkout):
     nbformat.write(notebook, checkout / "notebooks" / "04_evaluation.ipynb")
     text = staged(checkout, "parameters_table.txt")
     assert "| `seeds` | paired seeds | 2 .. 100 runs; work | `6` |" in text
+    assert "| `[0, ..., 5]` |" in text
 
 
 def test_the_large_runs_are_told_from_their_record(checkout):

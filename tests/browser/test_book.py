@@ -124,6 +124,9 @@ def test_search_finds_the_sequencer(desktop, server):
     page.wait_for_selector("#search-results li a", timeout=20_000)
     titles = page.locator("#search-results li a").all_inner_texts()
     assert any("sequencer" in title.lower() for title in titles)
+    page.wait_for_selector("#search-results .context", timeout=20_000)
+    for told in page.locator("#search-results .context").all_inner_texts():
+        assert ".ipynb" not in told  # of a button
 
 
 def test_the_chinese_abstract_is_chinese_and_has_glyphs(desktop, html):

@@ -368,6 +368,10 @@ def test_the_explorer_is_driven_by_keys_from_guess_to_truth(opened):
     said = root.locator("[role=status]").inner_text()
     assert said.startswith(f"You guessed 100 %. CoDel violates {truth:.3g} %")
     assert root.locator("tr[aria-current]").inner_text().startswith("CoDel")
+    root.get_by_label("Lag of the sequencer").focus()
+    page.keyboard.press("Home")  # another point than the one that was guessed at
+    said = root.locator("[role=status]").inner_text()
+    assert said.startswith("You guessed 100 % at first. CoDel violates")
 
 
 def test_no_interval_of_the_explorer_leaves_what_a_share_can_be(opened):

@@ -69,6 +69,8 @@ def test_the_memory_that_is_shown_is_enough_for_what_it_is_shown_with():
 
 def test_the_page_of_commands_has_every_option_and_every_example():
     page = "\n".join(commands(README))
+    assert r"\`" not in page
+    assert not re.search(r"Default: .* \| –", page)  # it stands in its own column
     for name, command in typer.main.get_command(app).commands.items():
         section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
         options = {word for each in command.params for word in each.opts}
