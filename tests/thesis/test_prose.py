@@ -74,7 +74,7 @@ TYPED = re.compile(
 # --- From a page to its sentences --------------------------------------------
 
 
-def texts(page: Path) -> Iterator[str]:
+def texts(page: Path, captions: bool = True) -> Iterator[str]:
     """The Markdown of a page: the whole of it, or a chapter's cells and captions."""
     if page.suffix == ".md":
         # what stands between its marks is made from the claims (test_readme.py)
@@ -83,6 +83,8 @@ def texts(page: Path) -> Iterator[str]:
     for cell in nbformat.read(page, as_version=4).cells:
         if cell.cell_type == "markdown":
             yield cell.source
+        if not captions:
+            continue
         shown = cell.metadata.get("mystnb", {})
         yield from (
             text
@@ -231,6 +233,42 @@ def test_no_number_in_prose_is_typed(page):
     assert not found, "\n".join(
         ["publish and glue it, cite its source, or make it a setting:", *found]
     )
+
+
+# --- No more numbers than a reader can hold ------------------------------------
+
+GLUED = r"\{glue:text\}`[^`]*`"
+NUMERAL = re.compile(r"\{glue:text\}`[^`]*:[,.\d]*[dfg]`")  # what is glued as a number
+ENDS = rf"(?:95 ?% ?(?:interval|信賴區間) )?{GLUED} (?:to|至) {GLUED}"
+INTERVAL = re.compile(rf"\({ENDS}[^)]*\)|（{ENDS}[^）]*）")
+AT_ONCE = 3
+
+
+def crowded(markdown: str) -> list[str]:
+    """Sentences with more numbers than three, an interval being part of its number."""
+    return [
+        sentence
+        for passage in passages(markdown)
+        if not passage.startswith(("|", "* -"))  # a row of a table
+        for sentence in sentences(passage)
+        if len(NUMERAL.findall(INTERVAL.sub("", sentence))) > AT_ONCE
+    ]
+
+
+def test_a_crowded_sentence_is_found_and_an_interval_is_part_of_its_number():
+    number, word = "{glue:text}`x:.1f` %", "{glue:text}`fewer:s`"
+    interval = "(95 % interval {glue:text}`low:.1f` to {glue:text}`high:.1f`)"
+    three = f"It has {number} {word} than {number} {interval} and {number}."
+    assert not crowded(f"{three} Another has {number}.")
+    assert not crowded(f"| {number} | {number} | {number} | {number} |")
+    assert crowded(three.replace(" and", f", {number} and"))
+    assert crowded(f"- {number}, {number},\n  {number} and {number}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_sentence_of_the_text_has_more_than_three_numbers(page):
+    found = [hit for text in texts(page, captions=False) for hit in crowded(text)]
+    assert not found, "\n".join(["say it in two sentences, or in a table:", *found])
 
 
 def lines(page):
