@@ -121,7 +121,7 @@ def deterministic_database(history: History, bookings: pd.DataFrame) -> Figure:
     refused = np.flatnonzero(history.dropped).tolist()
     queues = {str(row): at for row, at in bookings.groupby("row")}
     writes = bookings.groupby("transaction")["row"].agg(" ".join)
-    ready = bookings.groupby("transaction")["holds"].all()
+    waits = {*bookings["transaction"][~bookings["holds"]]}
     queues_y = 5.15 + 0.58 * np.arange(len(queues))
     work, end = queues_y[-1] + 1.2, queues_y[-1] + 2.3
     names = {
@@ -167,7 +167,7 @@ def deterministic_database(history: History, bookings: pd.DataFrame) -> Figure:
             cell(column, y, i, "holds" if holds else "waits")
     flow((2.5, work - 0.85), (2.5, work - 0.35))
     say(2.7, work - 0.6, "holds all locks", ha="left")
-    for column, i in enumerate((i for i in log if ready[i]), 1):
+    for column, i in enumerate((i for i in log if i not in waits), 1):
         cell(column, work, i, "holds")
     flow((2.5, work + 0.3), (2.5, end - 0.3))
     say(2.7, work + 0.55, "commits", ha="left")
