@@ -132,9 +132,10 @@ def deterministic_database(history: History, bookings: pd.DataFrame) -> Figure:
     box, flow, say = (
         partial(draw, panel) for draw in (style.box, style.arrow, style.say)
     )
+    blue = {"edgecolor": style.BLUE}
     looks = {  # of a transaction, by its state, and of its number
-        "holds": ({"facecolor": style.BLUE, "edgecolor": style.BLUE}, "white"),
-        "waits": ({"edgecolor": style.BLUE}, style.BLUE),
+        **dict.fromkeys(("holds", "runs"), (blue | {"facecolor": style.BLUE}, "white")),
+        "waits": (blue, style.BLUE),
         "refused": ({"edgecolor": style.GREY, "linestyle": ":"}, style.GREY),
     }
 
@@ -150,7 +151,8 @@ def deterministic_database(history: History, bookings: pd.DataFrame) -> Figure:
         cell(i, 0, i, "asks")
         cell(column, 3.45, i, "refused" if i in refused else "in the log")
         say(column + 0.5, 3.93, writes.get(i, ""), style="italic")
-    say(n - len(refused) / 2, 3.93, "refused", color=style.GREY)
+    says = "refused" * bool(refused)
+    say(n - len(refused) / 2, 3.93, says, color=style.GREY)
     added = {"edgecolor": style.VERMILION, "linewidth": 1.2}
     asks = {0.87: "how long will each take?", 1.6: "who goes first, who is refused?"}
     for y, question in asks.items():
@@ -168,7 +170,7 @@ def deterministic_database(history: History, bookings: pd.DataFrame) -> Figure:
     flow((2.5, work - 0.85), (2.5, work - 0.35))
     say(2.7, work - 0.6, "holds all locks", ha="left")
     for column, i in enumerate((i for i in log if i not in waits), 1):
-        cell(column, work, i, "holds")
+        cell(column, work, i, "runs")
     flow((2.5, work + 0.3), (2.5, end - 0.3))
     say(2.7, work + 0.55, "commits", ha="left")
     box((2.3, end), (4.6, 0.5), f"state of {', '.join(queues)}", "state")
