@@ -141,7 +141,7 @@ def decoder_layer(spec: ModelSpec, tokens: int) -> Figure:
     stream, left, right = -0.21 * wide, -0.42 * wide, 2.16 * wide
     names = {"embedding": 0, "attention": 3.4, "feed-forward": 7.0, "head": 10.05}
     xlim = left - 0.02 * wide, right + 0.02 * wide
-    figure, panel = style.canvas(5.3, names, xlim, (10.33, -0.28))
+    figure, panel = style.canvas(4.5, names, xlim, (10.33, -0.28))
     box, flow, say = (
         partial(draw, panel) for draw in (style.box, style.arrow, style.say)
     )

@@ -128,7 +128,7 @@ def deterministic_database(history: History, bookings: pd.DataFrame) -> Figure:
         "clients": 0, "estimator": 0.87, "sequencer": 2.1, "log": 3.45,
         "scheduler": float(queues_y.mean()), "workers": work, "storage": end,
     }  # fmt: skip
-    figure, panel = style.canvas(5.2, names, (-0.1, n + 0.1), (end + 0.3, -0.3))
+    figure, panel = style.canvas(4.4, names, (-0.1, n + 0.1), (end + 0.3, -0.3))
     box, flow, say = (
         partial(draw, panel) for draw in (style.box, style.arrow, style.say)
     )
