@@ -29,8 +29,9 @@ from thesis_lib.book.figures.export import (
     as_vector,
     bundle,
 )
-from thesis_lib.book.tables import ring_schedule
+from thesis_lib.book.tables import ring_schedule, worked_example
 from thesis_lib.common.units import GiB
+from thesis_lib.memory.model.spec import ModelSpec
 
 RNG = np.random.default_rng(7)
 
@@ -138,6 +139,11 @@ LOADED = frame(
 TIMED = frame("predicted_s known limit copy", [4.0, 5.0, "disk", "pinned"])
 PERPLEXITY = "perplexity low high"
 SPAN = SimpleNamespace(kind="read", layer=0, start_s=1.0, end_s=1.25)
+BATCH = worked_example.worked_batch()
+WORKED = worked_example.run_worked(BATCH, "hybrid")
+SMALL = ModelSpec(
+    "small", 2, 8, 20, heads=3, kv_heads=1, head_dim=2, vocab=9, tied=True
+)
 BAR = SimpleNamespace(
     name="u", range=SimpleNamespace(low=1, high=2), at_low=9.0, at_high=90.0, swing=81.0
 )
@@ -186,6 +192,10 @@ DRAWINGS = {  # by function: a drawing, and numbers that it was given, in its ow
             f"text name family bytes {PERPLEXITY} ratio token_s front time_front",
             ["x", "GPTQ 3", "GPTQ", 5e7, 24.0, 22.0, 26.0, 1.25, np.nan, True, False])),
         [50, 1.25, 22 / 19.2, 26 / 19.2]),
+    "deterministic_database": (
+        lambda draw: draw(WORKED, worked_example.bookings(BATCH, WORKED.log)),
+        [len(BATCH.trace), 4.92]),
+    "decoder_layer": (lambda draw: draw(SMALL, 5), [8 * 6 * 2 / 1e3, 8 * 20 * 2 / 1e3]),
     "rates_by_scenario": (
         lambda draw: draw({"A": RUNS}, {"A": 100.0}, ["fifo"]), [0.7, 80, 60, 70]),
     "against_sequencing": (

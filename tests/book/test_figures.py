@@ -2,21 +2,29 @@
 
 import re
 import tomllib
-from itertools import combinations, pairwise
+from collections import Counter
+from dataclasses import replace
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
 from rings import planned
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from thesis_lib.book import figures
 from thesis_lib.book.figures import export
 from thesis_lib.book.tables import ring_schedule, worked_example
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import GiB, MiB
+from thesis_lib.memory.model.linears import linears
+from thesis_lib.memory.model.spec import ModelSpec
+from thesis_lib.sequencer.core.trace import KeySets, Trace
 
 
 def visits(ring, extra=0):
@@ -337,6 +345,146 @@ def test_labels_of_ways_do_not_lie_on_each_other():
     for ax in figures.pareto(table).axes:
         assert texts(ax.texts) == ["bfloat16", "3", "0.8", "something new"]
         assert no_two_overlap(text.get_window_extent() for text in ax.texts)
+
+
+# --- Drawings of how a thing works -------------------------------------------------
+BATCH = worked_example.worked_batch()
+SMALL = ModelSpec(
+    "small", layers=30, hidden=576, intermediate=1536, heads=9, kv_heads=3,
+    head_dim=64, vocab=49152, tied=True,
+)  # fmt: skip
+
+
+def database(policy):
+    """The drawing of the worked batch under a policy, and the run."""
+    history = worked_example.run_worked(BATCH, policy)
+    booked = worked_example.bookings(BATCH, history.log)
+    return figures.deterministic_database(history, booked), history
+
+
+def places(figure):
+    """Of each box with a label: the label, its left end and its middle, by rows."""
+    drawn = pd.DataFrame(
+        [
+            (patch.get_label(), patch.get_x(), patch.get_y() + patch.get_height() / 2)
+            for patch in figure.axes[0].patches
+            if isinstance(patch, Rectangle)
+        ],
+        columns=["label", "x", "y"],
+    )
+    return drawn.sort_values(["y", "x"]).round(6)
+
+
+@pytest.mark.parametrize("policy", ["fifo", "drop", "hybrid", "bid-price"])
+def test_the_queues_drawn_are_those_of_the_log(policy):
+    figure, history = database(policy)
+    drawn = places(figure)
+    states = drawn["label"].str.extract(r"^(?P<i>\d+) (?P<state>.*)$")
+    told = drawn.join(states).dropna(subset="i").astype({"i": int})
+    log, rows = history.log.tolist(), worked_example.ROWS
+    listed = {state: at["i"].tolist() for state, at in told.groupby("state")}
+    assert listed["asks"] == [*range(len(rows))]
+    assert listed["in the log"] == log
+    assert listed.get("refused", []) == np.flatnonzero(history.dropped).tolist()
+    queues = [[i for i in log if row in rows[i]] for row in "abc"]
+    heads = {queue[0] for queue in queues}
+    waiting = {i for queue in queues for i in queue[1:]}
+    running = [i for i in log if i in heads - waiting]
+    expected = [
+        [f"{i} {'waits' if place else 'holds'}" for place, i in enumerate(queue)]
+        for queue in queues
+    ]
+    booked = told[told["state"].isin(["holds", "waits"])]
+    found = [at["label"].tolist() for _, at in booked.groupby("y")]
+    assert found == expected
+    assert listed["runs"] == running
+    names = figure.axes[0].get_yticklabels()
+    parts = ["estimator", "sequencer", "log", "scheduler", "workers", "storage"]
+    assert texts(names) == ["clients", *parts]
+
+
+def test_a_shared_lock_is_held_by_all_who_are_before_the_first_writer():
+    keys = KeySets.from_lists([[0], [0], [], [0]], [[], [], [0], []])
+    trace = Trace.of_jobs(arrival_s=np.arange(4.0), service_s=np.ones(4), keys=keys)
+    booked = worked_example.bookings(worked_example.WorkedBatch(trace), [1, 0, 2, 3])
+    assert booked["transaction"].tolist() == [1, 0, 2, 3]
+    assert booked["holds"].tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("spec", [SMALL, replace(SMALL, kv_heads=9, dtype_bytes=4)])
+def test_matrices_of_a_layer_are_as_large_as_their_bytes_and_say_them(spec):
+    with torch.device("meta"):
+        config = LlamaConfig(
+            hidden_size=spec.hidden, intermediate_size=spec.intermediate,
+            num_hidden_layers=1, num_attention_heads=spec.heads, vocab_size=8,
+            num_key_value_heads=spec.kv_heads, head_dim=spec.head_dim,
+        )  # fmt: skip
+        (layer,) = LlamaForCausalLM(config).model.layers
+    kilobytes = {
+        name.split(".")[-1].removesuffix("_proj"): matrix.weight.numel()
+        * spec.dtype_bytes
+        / 1e3
+        for name, matrix in linears(layer).items()
+    }
+    (panel,) = figures.decoder_layer(spec, 5).axes
+    drawn = {
+        patch.get_label(): patch
+        for patch in panel.patches
+        if patch.get_label() in kilobytes
+    }
+    areas = {name: each.get_width() * each.get_height() for name, each in drawn.items()}
+    assert list(drawn) == list(kilobytes)  # in the order in which they are read
+    assert {n: each.get_width() for n, each in drawn.items()} == pytest.approx(
+        kilobytes
+    )
+    shares = pd.Series(areas) / sum(areas.values())
+    assert shares.to_dict() == pytest.approx(
+        {name: kb / sum(kilobytes.values()) for name, kb in kilobytes.items()}
+    )
+    said = " ".join(texts(panel.texts))
+    counted = Counter(re.findall(r"[\d,]+ kB", said))
+    assert not Counter(f"{kb:,.0f} kB" for kb in kilobytes.values()) - counted
+    bytes_of = {
+        "state: 576 numbers, {:.1f} kB": spec.hidden * spec.dtype_bytes,
+        "a layer: {:,.0f} kB": spec.layer_bytes,
+        "{:,.0f} kB → 49,152 logits": spec.embedding_bytes,
+        "{:.1f} kB more a token": spec.kv_bytes(1, 1) / spec.layers,
+    }
+    for words, n_bytes in bytes_of.items():
+        assert words.format(n_bytes / 1e3) in texts(panel.texts)
+    assert f"× {spec.layers}" in texts(panel.texts)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [lambda: database("hybrid")[0], lambda: figures.decoder_layer(SMALL, 5)],
+)
+def test_the_words_of_a_drawing_stay_in_their_boxes_at_every_width(draw):
+    figure = draw()
+
+    def check():
+        figure.draw_without_rendering()
+        (panel,) = figure.axes
+        boxes = [
+            each.get_window_extent()
+            for each in panel.patches
+            if isinstance(each, Rectangle)
+        ]
+        words = [each.get_window_extent() for each in panel.texts if each.get_text()]
+        assert no_two_overlap(box.padded(-1) for box in words)
+        held = 0
+        for word, box in [*product(words, boxes), *product(words, [panel.bbox])]:
+            middles = (word.min + word.max) / 2, (box.min + box.max) / 2
+            if box is panel.bbox or np.allclose(*middles, atol=1.5):
+                held += box is not panel.bbox
+                assert np.all([word.min >= box.min, word.max <= box.max]), word
+        assert held > 10
+
+    with export._as_in_its_file(figure):
+        check()
+        with export._narrowed(figure):
+            check()
+    assert export.NARROW in export.bundle(figure)
 
 
 # --- Policies --------------------------------------------------------------------

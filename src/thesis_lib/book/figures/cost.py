@@ -1,6 +1,7 @@
 """Figures of what a token costs, and of the models' sizes."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.ticker import MultipleLocator
 from numpy.typing import ArrayLike
 
 from thesis_lib.book.figures import style
+from thesis_lib.memory.model.spec import ModelSpec
 
 
 def monthly_bills(
@@ -123,4 +125,75 @@ def parameter_shares(parts: pd.DataFrame) -> Figure:
     panel.grid(False, axis="y")
     panel.tick_params(axis="y", length=0)
     style.legend_below(figure)
+    return figure
+
+
+def decoder_layer(spec: ModelSpec, tokens: int) -> Figure:
+    """What the state of a token meets in a decoder layer, from embedding to logits.
+
+    The areas of the matrices of a layer are their bytes, by their width in kB. The
+    cache is that of `tokens`, of which the last is new.
+    """
+    state_kb = spec.hidden * spec.dtype_bytes / 1e3  # and of one output of a matrix
+    queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    wide = spec.intermediate * state_kb  # the unit of all that is not to scale
+    q, gate, k, v = queries * state_kb / 2, wide / 2, 1.03 * wide, 1.62 * wide
+    stream, left, right = -0.21 * wide, -0.42 * wide, 2.16 * wide
+    names = {"embedding": 0, "attention": 3.4, "feed-forward": 7.0, "head": 10.05}
+    xlim = left - 0.02 * wide, right + 0.02 * wide
+    figure, panel = style.canvas(4.5, names, xlim, (10.33, -0.28))
+    box, flow, say = (
+        partial(draw, panel) for draw in (style.box, style.arrow, style.say)
+    )
+    # What is written, and what a token brings
+    middle, size = (left + right) / 2, right - left
+    dashed = {"edgecolor": style.GREY, "linestyle": "--"}
+    box((middle, 0), (size, 0.5), f"token → its row, of {spec.vocab:,}", **dashed)
+    box((middle, 4.95), (size, 7.7), label="layer", **dashed)
+    words = f"{spec.embedding_bytes / 1e3:,.0f} kB → {spec.vocab:,} logits"
+    box((middle, 10.05), (size, 0.5), words, **dashed)
+    look = {"ha": "left"}
+    say(0, 0.68, f"state: {spec.hidden} numbers, {state_kb:.1f} kB", **look)
+    say(1.15 * wide, 7.8, f"a layer: {spec.layer_bytes / 1e3:,.0f} kB", **look)
+    say(1.15 * wide, 8.25, f"× {spec.layers}", weight="bold", **look)
+    cell = 0.15 * wide  # of the cache, the last of which lies below v
+    cache, row_kb = v - (tokens - 0.5) * cell, 2 * keys * spec.dtype_bytes / 1e3
+    say(cache, 4.1, "key-value cache:", **look)
+    say(cache, 4.45, f"{row_kb:.1f} kB more a token", **look)
+    # What flows: along the state, and through both blocks
+    flow((stream, 0.25), (stream, 9.8), linewidth=2)
+    for y, ends in ((1.55, (q, k, v)), (5.65, (q, v))):
+        for end in ends:
+            flow((stream if end == q else q, y), (end, y), (end, y + 0.55))
+        box((q, y), (0.36 * wide, 0.4), "norm", facecolor="white")
+    box((stream, 9.25), (0.36 * wide, 0.4), "norm", facecolor="white")
+    flow((q, 2.7), (q, 3.4))
+    flow((q, 3.8), (q, 4.45))
+    flow((k, 2.7), (k, 3.05), (v, 3.05), (v, 3.4))
+    flow((v, 2.7), (v, 3.4))
+    flow((cache, 3.6), (q + 0.29 * wide, 3.6))
+    flow((gate, 6.8), (gate, 7.7))
+    flow((v, 6.8), (v, 7.25), (gate, 7.25), gap_pt=6)
+    box((q, 3.6), (0.58 * wide, 0.4), "attention")
+    for x, y, sign in ((stream, 4.75, "+"), (stream, 8, "+"), (gate, 7.25, "×")):
+        round_ = {"boxstyle": "circle,pad=0.1", "fc": "white", "ec": style.INK}
+        say(x, y, sign, fontsize=9, bbox=round_)
+        if x == stream:
+            flow((0, y), (x, y), gap_pt=6)
+    for token in range(tokens + 1):
+        new = {"alpha": 1.0 if token == tokens - 1 else 0.35}
+        look = {"facecolor": style.GREEN, "edgecolor": "white"} | new
+        look = look if token < tokens else {"edgecolor": style.GREEN, "linestyle": ":"}
+        box((cache + (token + 0.5) * cell, 3.6), (cell, 0.4), label="cache", **look)
+    for name, outputs, x, y in (
+        ("q", queries, q, 2.4), ("k", keys, k, 2.4), ("v", keys, v, 2.4),
+        ("o", queries, q, 4.75), ("gate", spec.intermediate, gate, 6.5),
+        ("up", spec.intermediate, v, 6.5), ("down", spec.intermediate, gate, 8.0),
+    ):  # fmt: skip
+        kb, blue = outputs * state_kb, {"facecolor": style.BLUE, "edgecolor": "none"}
+        has_room, says = kb > wide / 2, f"{kb:,.0f} kB"
+        words = f"{name}: {says}" if has_room else name
+        box((x, y), (kb, 0.6), words, name, "white", **blue)
+        if not has_room:
+            say(x + kb / 2 + 0.03 * wide, y, says, ha="left")
     return figure

@@ -1,6 +1,7 @@
 """Figures of the sequencer: schedules, policies, robustness, scale."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -106,6 +107,84 @@ def collapse(
     right.set_ylim(0, 105)
     right.set(xlabel=LOAD, ylabel="on time (% of arrivals)")
     right.legend(fontsize=7, loc="center right")
+    return figure
+
+
+def deterministic_database(history: History, bookings: pd.DataFrame) -> Figure:
+    """The way of one batch through a deterministic database, from clients to storage.
+
+    `history` says its log and what was refused; `bookings` are the locks of the log
+    (`tables.worked_example.bookings`): who holds all of its locks runs. What the thesis
+    adds has a colour of its own.
+    """
+    n, log = len(history.dropped), history.log.tolist()
+    refused = np.flatnonzero(history.dropped).tolist()
+    queues = {str(row): at for row, at in bookings.groupby("row")}
+    writes = bookings.groupby("transaction")["row"].agg(" ".join)
+    waits = {*bookings["transaction"][~bookings["holds"]]}
+    queues_y = 5.15 + 0.58 * np.arange(len(queues))
+    work, end = queues_y[-1] + 1.2, queues_y[-1] + 2.3
+    names = {
+        "clients": 0, "estimator": 0.87, "sequencer": 2.1, "log": 3.45,
+        "scheduler": float(queues_y.mean()), "workers": work, "storage": end,
+    }  # fmt: skip
+    figure, panel = style.canvas(4.4, names, (-0.1, n + 0.1), (end + 0.3, -0.3))
+    box, flow, say = (
+        partial(draw, panel) for draw in (style.box, style.arrow, style.say)
+    )
+    blue = {"edgecolor": style.BLUE}
+    looks = {  # of a transaction, by its state, and of its number
+        **dict.fromkeys(("holds", "runs"), (blue | {"facecolor": style.BLUE}, "white")),
+        "waits": (blue, style.BLUE),
+        "refused": ({"edgecolor": style.GREY, "linestyle": ":"}, style.GREY),
+    }
+
+    def cell(column: int, y: float, i: int, state: str) -> None:
+        look, colour = looks.get(state, ({}, style.INK))
+        size = 1.0 if state == "in the log" else 0.84, 0.5
+        box((column + 0.5, y), size, f"{i}", f"{i} {state}", colour, **look)
+
+    for column, i in enumerate([*log, *refused]):
+        colour = style.GREY if i in refused else style.INK
+        way = (i, 0.25), (i, 1.93), (column, 2.7), (column, 3.2)
+        flow(*((x + 0.5, y) for x, y in way), color=colour)
+        cell(i, 0, i, "asks")
+        cell(column, 3.45, i, "refused" if i in refused else "in the log")
+        say(column + 0.5, 3.93, writes.get(i, ""), style="italic")
+    says = "refused" * bool(refused)
+    say(n - len(refused) / 2, 3.93, says, color=style.GREY)
+    added = {"edgecolor": style.VERMILION, "linewidth": 1.2}
+    asks = {0.87: "how long will each take?", 1.6: "who goes first, who is refused?"}
+    for y, question in asks.items():
+        words = f"the thesis: {question}"
+        box((n / 2, y), (n, 0.5), words, facecolor="white", **added)
+    box((n / 2, 2.1), (n, 1.5), label="sequencer", **added)
+
+    flow((2.5, 4.15), (2.5, 4.5))
+    for column, word in enumerate(["lock", "holds", "waits"]):
+        say(column + 0.5, 4.7, word, color=style.GREY)
+    for y, (row, queue) in zip(queues_y, queues.items(), strict=True):
+        say(0.5, y, row, style="italic")
+        for column, (i, holds) in enumerate(queue[["transaction", "holds"]].values, 1):
+            cell(column, y, i, "holds" if holds else "waits")
+    flow((2.5, work - 0.85), (2.5, work - 0.35))
+    say(2.7, work - 0.6, "holds all locks", ha="left")
+    for column, i in enumerate((i for i in log if i not in waits), 1):
+        cell(column, work, i, "runs")
+    flow((2.5, work + 0.3), (2.5, end - 0.3))
+    say(2.7, work + 0.55, "commits", ha="left")
+    box((2.3, end), (4.6, 0.5), f"state of {', '.join(queues)}", "state")
+
+    left, top, bottom = 5.2, 4.5, end + 0.25
+    middle, dashed = (left + n) / 2, {"linestyle": "--"}
+    size, grey = (n - left, bottom - top), {"edgecolor": style.GREY}
+    box((middle, (top + bottom) / 2), size, label="replica", **dashed, **grey)
+    flow((2.5, 4.3), (middle, 4.3), (middle, top), color=style.GREY, **dashed)
+    say(middle, 4.7, "replica", weight="bold")
+    same = "same log", "same queues", "any timing", "same state"
+    for y, words in zip((queues_y[0], queues_y[-1], work, end), same, strict=True):
+        say(middle, y, words)
+    say(4.9, end, "=")
     return figure
 
 

@@ -14,6 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.scale import SymmetricalLogScale
 from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator, NullLocator
@@ -348,6 +349,55 @@ def _away(box: Bbox, point: F64) -> float:
 def _overlap(one: Bbox, other: Bbox) -> float:
     common = Bbox.intersection(one, other)
     return common.width * common.height if common else 0.0
+
+
+# --- Drawings of how a thing works -------------------------------------------------
+def canvas(
+    height_in: float, parts: Mapping[str, float], xlim: tuple[float, float],
+    ylim: tuple[float, float],
+) -> tuple[Figure, Axes]:  # fmt: skip
+    """An empty panel without a frame, on its left the names of parts at their y."""
+    figure, panel = axes(height_in=height_in)
+    panel.set(xlim=xlim, ylim=ylim)
+    panel.set_xticks([])
+    panel.set_yticks([*parts.values()], [*parts], fontsize=8, weight="bold")
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+    panel.grid(False)
+    return figure, panel
+
+
+def say(panel: Axes, x: float, y: float, words: str, **look: Any) -> None:
+    """A text of a drawing, its middle at a place of the data."""
+    look = {"ha": "center", "va": "center", "fontsize": 7.5, "color": INK} | look
+    panel.text(x, y, words, **look)
+
+
+def box(
+    panel: Axes, place: tuple[float, float], size: tuple[float, float],
+    words: str = "", label: str = "", colour: str = INK, **look: Any,
+) -> None:  # fmt: skip
+    """A rectangle of a size around a place of the data, with words of a colour in it.
+
+    It is filled where `look` says so; `label` is what its row in the data is called.
+    """
+    look = {"facecolor": "none", "edgecolor": INK, "linewidth": 0.8} | look
+    corner = place[0] - size[0] / 2, place[1] - size[1] / 2
+    panel.add_patch(Rectangle(corner, *size, label=label or words, **look))
+    say(panel, *place, words, fontsize=8, color=colour)
+
+
+def arrow(
+    panel: Axes, *corners: tuple[float, float], gap_pt: float = 0, **look: Any
+) -> None:
+    """A line along corners of the data, its head so many points before the last."""
+    look = {"color": INK, "linewidth": 1, "shrinkA": 0} | look
+    *bends, last = pairwise(corners)
+    for start, end in bends:
+        line = FancyArrowPatch(start, end, arrowstyle="-", shrinkB=0, **look)
+        panel.add_patch(line)
+    head = {"arrowstyle": "-|>", "mutation_scale": 8, "shrinkB": gap_pt}
+    panel.add_patch(FancyArrowPatch(*last, **look, **head))
 
 
 # --- Runs beside each other, and sweeps ------------------------------------------

@@ -1,11 +1,13 @@
 """The small batch that chapter 3 works through by hand."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from thesis_lib.common.units import MILLISECONDS
+from thesis_lib.sequencer.core import locks
 from thesis_lib.sequencer.core.trace import History, KeySets, Trace
 from thesis_lib.sequencer.policies.lookahead import OpenLoop
 from thesis_lib.sequencer.policies.registry import BAND, Defects, policy
@@ -77,6 +79,30 @@ def forecasts(batch: WorkedBatch) -> pd.DataFrame:
             "called": called,
         },
         index=pd.Index(ids, name="transaction"),
+    )
+
+
+def bookings(batch: WorkedBatch, log: Sequence[int]) -> pd.DataFrame:
+    """One row a lock that the log books, before anything of it has run.
+
+    In the order of the log: transaction, the row of the data, and whether the
+    transaction holds it at once, by the lock table of the engine.
+    """
+    keys = batch.trace.keys
+    table = locks.lock_table(keys)
+    for i in log:
+        locks.book(table, int(i))
+    waits = {int(request) for request in (*table.head, *table.follows)} - {locks.NONE}
+    return pd.DataFrame(
+        [
+            {
+                "transaction": int(i),
+                "row": "abc"[keys.keys[request]],
+                "holds": request not in waits,
+            }
+            for i in log
+            for request in range(keys.offsets[i], keys.offsets[i + 1])
+        ]
     )
 
 
