@@ -35,6 +35,7 @@ PAGES = [
 FIGURES = {
     "thesis": ["36 %", "36%", "120 GB", "8 GB", "12.5 ms", "2.5 ms"],
 }
+NUMBERED = {int(page.name[:2]): page for page in PAGES if page.suffix == ".ipynb"}
 CODE = {"bibliography", "code-block", "include"}  # directives that hold no prose
 
 # --- What a number with a unit looks like ------------------------------------
@@ -271,6 +272,38 @@ def test_no_sentence_of_the_text_has_more_than_three_numbers(page):
     assert not found, "\n".join(["say it in two sentences, or in a table:", *found])
 
 
+# --- A chapter is read in a quarter of an hour ---------------------------------
+
+TERM = r"\{term\}`([^`<]*)[^`]*`"
+WORDS_OF_A_CHAPTER = 3_500  # 15 minutes, 233 words each
+
+
+def words(markdown: str) -> int:
+    """Words of running text; what is glued, cited or a formula counts as one."""
+    return sum(
+        len(re.findall(r"∎|\w[\w’'-]*", bare(re.sub(TERM, r"\1", passage))))
+        for passage in passages(markdown)
+        if not passage.startswith(("|", "* -", ":::"))  # a row of a table
+    )
+
+
+def test_words_are_counted_without_tables_and_code():
+    text = "# A title\n\nOf {term}`the lock <lock>` it's {glue:text}`x:d` %.\n"
+    assert words(text) == 2 + 5
+    assert words(text + "\n| a | b |\n\n```python\nx = 1\n```\n\n$$ a + b $$") == 7
+
+
+@pytest.mark.parametrize("page", NUMBERED.values(), ids=lambda page: page.name)
+def test_the_main_text_of_a_chapter_is_read_in_a_quarter_of_an_hour(page):
+    cells = nbformat.read(page, as_version=4).cells
+    told = sum(
+        words(cell.source)
+        for cell in cells
+        if cell.cell_type == "markdown" and "details" not in cell.metadata["tags"]
+    )
+    assert 1_000 < told <= WORDS_OF_A_CHAPTER
+
+
 def lines(page):
     return [line for text in texts(page) for line in text.split("\n")]
 
@@ -359,7 +392,6 @@ def among(cited: set[tuple[str, int | None]], named: set) -> bool:
     )
 
 
-NUMBERED = {int(page.name[:2]): page for page in PAGES if page.suffix == ".ipynb"}
 TIMED = {(name, n) for n, page in NUMBERED.items() for name in timed_names(page)}
 DECIDED = {(name, n) for n, page in NUMBERED.items() for name in words_of(page)}
 
