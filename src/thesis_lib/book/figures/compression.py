@@ -61,7 +61,7 @@ def perplexity_by_ratio(
         panel.plot(ratios, np.asarray(values, float), marker=marker, label=name)
     panel.axhline(dense, color=style.INK, linewidth=1, label="dense")
     panel.set(
-        xlabel="share of entries kept in replaced layers",
+        xlabel="share of entries kept",
         ylabel="perplexity per token",
         xticks=ratios,
     )
