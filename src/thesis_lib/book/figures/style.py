@@ -189,6 +189,7 @@ def policy(name: str) -> dict[str, Any]:
 
 PRINTED = {
     "accelerate": "Accelerate", "bf16": "bfloat16", "fp4": "FP4", "nf4": "NF4",
+    "int8": "LLM.int8()",
     "llama-65b": "LLaMA-65B", "llama2-7b": "Llama 2 7B", "llama2-13b": "Llama 2 13B",
     "llama2-70b": "Llama 2 70B", "mistral-7b": "Mistral 7B", "opt-66b": "OPT-66B",
 }  # fmt: skip
