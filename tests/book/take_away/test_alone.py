@@ -154,7 +154,7 @@ def test_the_cell_of_another_figure_is_not_drawn_and_what_it_sets_is_kept():
     cells = [*cells_of(KNOWN, "0")[:1], *other, *cells_of("[x, y]")]
     script = scripts(new_notebook(cells=cells), 4)["fig-it"]
     assert "y = 2 * x[0]" in script
-    assert "\nf(x)" not in script
+    assert "f(x)" not in script
 
 
 @pytest.mark.parametrize("source", ["", "figure = x", "# nothing"])
