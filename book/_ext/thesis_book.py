@@ -205,6 +205,9 @@ def figure_box(svg: str, files: str, alt: str, narrow: str = "") -> str:
     return f'<div class="figure-box" style="{known}">{pair}</div>'
 
 
+OFFERED = {"svg": "SVG", "png": "PNG", "csv": "data (CSV)", "py": "Python"}
+
+
 def show_figures(app: Sphinx, doctree, page) -> None:
     """Show each figure of a cell from its files, in both themes, and offer these.
 
@@ -224,7 +227,8 @@ def show_figures(app: Sphinx, doctree, page) -> None:
         figure[0].replace_self(nodes.raw("", box, format="html"))
         files = ", ".join(
             f'<a href="{address}{name}.{end}" download>{says}</a>'
-            for end, says in (("svg", "SVG"), ("png", "PNG"), ("csv", "data (CSV)"))
+            for end, says in OFFERED.items()
+            if (folder / f"{name}.{end}").is_file()  # code draws what a cell drew
         )
         offer = f'Use this figure: {files}, <a href="#{name}">link</a>'
         offer = nodes.raw("", f'<p class="figure-files">{offer}</p>', format="html")

@@ -12,7 +12,7 @@ from docutils import nodes
 from PIL import Image
 from pybtex.database import parse_file
 from sphinx.addnodes import pending_xref
-from thesis_book import keep_units, set_minus_signs
+from thesis_book import keep_units, set_minus_signs, show_figures
 from thesis_index import LOGGER as INDEX_LOGGER
 from thesis_index import add_entries
 from thesis_math import LOGGER, mathml
@@ -161,6 +161,30 @@ def test_code_is_plain_where_both_themes_draw_it_so():
         )
     ]
     assert plain_classes("\n".join(rules)) == {"n"}
+
+
+@pytest.mark.parametrize("python", [True, False])
+def test_a_figure_offers_its_files_and_its_code_where_a_cell_drew_it(tmp_path, python):
+    folder = tmp_path / "book/_static/figures"
+    folder.mkdir(parents=True)
+    drawing = '<svg viewBox="0 0 468 200"><use transform="scale(0.01 -0.01)"/></svg>'
+    ends = ["svg", "png", "csv", *["py"] * python]
+    for end in ends:
+        (folder / f"fig-it.{end}").write_text(drawing)
+    figure = nodes.figure("", nodes.image(alt="It."), ids=["fig-it"])
+    output = nodes.container("", figure, classes=["cell_output"])
+    page = nodes.section("", nodes.container("", output))
+    builder = SimpleNamespace(format="html")
+    show_figures(SimpleNamespace(srcdir=tmp_path, builder=builder), page, "notebooks/a")
+    offer = BeautifulSoup(output[1].astext(), "html.parser")
+    says = ["SVG", "PNG", "data (CSV)", *["Python"] * python]
+    assert offer.get_text() == f"Use this figure: {', '.join(says)}, link"
+    *files, link = offer.find_all("a")
+    assert link["href"] == "#fig-it"
+    assert [file["href"] for file in files] == [
+        f"../_static/figures/fig-it.{end}" for end in ends
+    ]
+    assert all(file.has_attr("download") for file in files)
 
 
 PAGE = """<html lang="{lang}"><head><meta charset="utf-8"><title>One – Book</title>
