@@ -23,6 +23,7 @@ from thesis_lib.book import figures
 from thesis_lib.book.figures import export
 from thesis_lib.book.figures.export import (
     CSV,
+    LEAST_PT,
     NARROW,
     NARROW_IN,
     SVG,
@@ -468,7 +469,9 @@ def test_a_figure_is_in_pieces_or_narrow_on_a_narrow_screen_and_then_as_it_was(n
     if NARROW in files:
         assert len(texts_of(files[NARROW])) == len(texts_of(before))
         (width,) = re.findall(r'viewBox="0 0 ([\d.]+)', files[NARROW])
-        assert float(width) <= 72 * (NARROW_IN + 0.2)
+        letters = 800 * min(map(float, re.findall(r"scale\(([\d.]+) -", before)))
+        most_in = NARROW_IN * max(1, letters / LEAST_PT)  # then it is shown smaller
+        assert float(width) <= 72 * (most_in + 0.2)
 
 
 def test_a_legend_has_as_many_columns_as_a_narrow_figure_has_room_for():
@@ -503,6 +506,18 @@ def test_a_narrow_drawing_is_kept_where_its_texts_can_be_read(texts, size, kept)
     figure, panel = figures.axes()
     for x, text in texts:
         panel.text(x, 0.5, text, fontsize=size, clip_on=True)
+    assert (NARROW in bundle(figure)) == kept
+
+
+@pytest.mark.parametrize(("size", "kept"), [(9, True), (7, False)])
+def test_a_drawing_wider_than_a_narrow_screen_is_kept_if_it_can_be_smaller(size, kept):
+    """Its label is a tenth wider than the screen; letters of 9 points have room."""
+    figure, panel = figures.axes()
+    label = panel.set_xlabel("n", fontsize=size)
+    panel.tick_params(labelsize=size)
+    figure.draw_without_rendering()
+    letter_in = label.get_window_extent().width / figure.dpi
+    label.set_text("n" * round(1.1 * NARROW_IN / letter_in))
     assert (NARROW in bundle(figure)) == kept
 
 

@@ -66,9 +66,9 @@ def bundle(figure: Figure) -> dict[str, str]:
         with _narrowed(figure):
             figure.draw_without_rendering()
             letters: Any = figure.findobj(Text)
-            fits = figure.get_tightbbox().width <= NARROW_IN
-            fits &= _collisions(figure) <= before
-            fits &= min(each.get_fontsize() for each in letters) >= LEAST_PT
+            least = min(each.get_fontsize() for each in letters)
+            shown = min(1, NARROW_IN / figure.get_tightbbox().width)
+            fits = least * shown >= LEAST_PT and _collisions(figure) <= before
             return kept | ({NARROW: _written(figure, [])} if fits else {})
 
 
