@@ -14,6 +14,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
+from matplotlib.path import Path as Line
 from rings import planned
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -149,6 +150,34 @@ def test_the_roofline_is_the_larger_of_its_two_lines(at, found, crossovers):
     (word,) = (text for text in ax.texts if text.get_text() == "computing")
     points = ax.transData.transform(lines["streamed"].get_xydata())
     assert not [point for point in points if word.get_window_extent().contains(*point)]
+
+
+@pytest.mark.parametrize("io_s", [0.033, 0.04, 0.055, 0.2])
+def test_no_line_of_the_roofline_strikes_out_a_name(io_s):
+    weights_s, token_s = 0.0434, 0.00061  # of a run whose two lines were close
+    seconds = {"streamed": [0.064, 0.069, 0.137]}
+    predicted = ((io_s - weights_s) / token_s, 17.9, 19.4)
+    figure = figures.roofline_stream(
+        [1, 32, 128], seconds, io_s, weights_s, token_s, predicted, 16.7
+    )
+
+    def struck(panel):
+        names = [text.get_window_extent() for text in panel.texts]
+        places = [
+            line.get_transform().transform(line.get_xydata())
+            for line in panel.lines
+            if line.get_linestyle() != "None"
+        ]
+        return [(name, place) for name, place in product(names, places)
+                if Line(place).intersects_bbox(name, filled=False)]  # fmt: skip
+
+    with export._as_in_its_file(figure):
+        (panel,) = figure.axes
+        figure.draw_without_rendering()
+        assert not struck(panel)
+        with export._narrowed(figure):
+            figure.draw_without_rendering()
+            assert not struck(panel)
 
 
 @pytest.mark.parametrize("systems", [["streamed"], ["streamed", "mmap"]])

@@ -360,12 +360,15 @@ def roofline_stream(
         panel.axvline(
             found, color=style.INK, linestyle=":", label="crossover, measured"
         )
-    text = {"fontsize": 8, "color": reads, "ha": "right"}
-    style.note(panel, "reading", (span[-1], io_s), (-4, -10), **text)
-    text = {"fontsize": 8, "color": computes, "ha": "center"}
     between = float(np.sqrt(tokens[0] * tokens[1]))  # where no point is measured
-    free = between, weights_s + token_s * between
-    style.note(panel, "computing", free, (0, 4), **text)
+    compute_between_s = weights_s + token_s * between
+    lines = {"reading": (io_s, reads), "computing": (compute_between_s, computes)}
+    for name, (seconds, colour) in lines.items():
+        above = seconds == max(io_s, compute_between_s)  # away from the other line
+        offset, side = ((0, 4), "right") if above else ((0, -11), "center")
+        look = {"fontsize": 8, "color": colour, "ha": side}
+        style.note(panel, name, (between, seconds), offset, **look)
+    panel.margins(y=0.12)
     panel.set(xscale="log", yscale="log", xlim=(span[0], span[-1]))
     style.log_ticks(panel.yaxis)
     apart = [
