@@ -245,7 +245,11 @@ def test_several_policies_are_compared_and_one_is_recommended():
     said = CliRunner().invoke(app, words.split()).stdout.splitlines()
     found = json.loads(CliRunner().invoke(app, [*words.split(), "--json"]).stdout)
     chosen = found["chosen"]
-    assert said[-1].startswith(f"take {chosen}: it was chosen on 2 seeds and judged")
+    (other,) = {each["policy"] for each in found["policies"]} - {chosen}
+    assert said[-1].startswith(
+        f"take {chosen}: it was chosen on 2 seeds and judged on 2 others, which do "
+        f"not tell it from {other}"  # no two seeds do
+    )
     assert [line.split()[0] for line in said[:-1]] == [
         each["policy"] for each in found["policies"]
     ]

@@ -283,8 +283,8 @@ def _compared(chosen: str, policies: list[dict]) -> list[str]:
                 low, high = (100 * end for end in ends)
                 kind = "range " * (seeds < LEAST)
                 beside += f" [{kind}{low:+.2f}, {high:+.2f}]"
-                alike += [name] * (low <= 0 <= high)
-                better += [name] * (high < 0)
+                alike += [name] * (each["chosen_has"] == "untold")
+                better += [name] * (each["chosen_has"] == "more")
         lines.append(
             f"{name:{wide}}  violations {each['violations']:6.2%}{beside}; late "
             f"{each['late']:.2%}, dropped {each['dropped']:.2%}"

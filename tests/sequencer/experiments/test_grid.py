@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from processes import ended
+from scipy.stats import ttest_1samp
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.sequencer.core.events import Delays
@@ -287,6 +288,24 @@ def test_a_policy_is_chosen_on_some_seeds_and_judged_on_the_others():
         assert each["more_ci"] == pytest.approx(  # a range, of so few
             (more.loc[name].min(), more.loc[name].max())
         )
+        assert each["chosen_has"] == (None if name == found["chosen"] else "untold")
+
+
+def test_the_policies_are_told_apart_together():
+    names = ["fifo", "bid-price", "codel", "edf", "late-edf", "sjf"]
+    given = {"scenario": "A", "load": 1.05, "transactions": 600, "seed": 3}
+    found = grid.compare_policies(names, seeds=8, **given)
+    config = SimulationConfig.of_scenario("A", transactions=600)
+    runs = grid.replicate(config, names, [1.05], seeds=16, seed=3)
+    shares = runs.pivot_table(index="policy", columns="seed", values="violations")
+    judged = shares[runs["seed"].unique()].iloc[:, 8:]
+    more = judged.sub(judged.loc[found["chosen"]]).drop(found["chosen"])
+    p = more.apply(lambda own: ttest_1samp(own, 0).pvalue, axis=1).sort_values()
+    apart = (p <= 0.05 / np.arange(len(p), 0, -1)).cummin()
+    assert {True, False} == {*apart}  # the case has both
+    said = {each["policy"]: each["chosen_has"] for each in found["policies"]}
+    assert said.pop(found["chosen"]) is None
+    assert {name: side != "untold" for name, side in said.items()} == dict(apart)
 
 
 @pytest.mark.parametrize(("estimator", "seeds"), [("oracle", 1), ("noisy", 3)])

@@ -350,10 +350,12 @@ def compare_policies(
     In a scenario, the one with the fewest on `seeds` seeds is `chosen`, and stands
     against each of the others on as many more. `policies` holds what `simulate_cell`
     says of each on those, the fewest violations first, with `more`, by how much its
-    share is larger than that of the chosen one, and the ends of that in `more_ci`. A
-    trace is one sample of transactions, of which seeds draw the errors of the estimates
-    alone: the same seeds choose and judge, and no interval is given. `options` are
-    those of `simulate_cell` but for `gap`. Raises InvalidInput for one policy alone.
+    share is larger than that of the chosen one, the ends of that in `more_ci`, and in
+    `chosen_has` whether the chosen one has "fewer" or "more" violations, or that is
+    "untold" for all of them together (`told_apart`). A trace is one sample of
+    transactions, of which seeds draw the errors of the estimates alone: the same seeds
+    choose and judge, and neither interval nor side is given. `options` are those of
+    `simulate_cell` but for `gap`. Raises InvalidInput for one policy alone.
     """
     names = list(dict.fromkeys(map(present_name, policies)))
     require(len(names) > 1, f"policies={names}: expected two or more to compare")
@@ -366,6 +368,8 @@ def compare_policies(
     if not sampled:
         judged = chooses
     chosen = min(names, key=lambda name: metrics.mean(chooses, name, point.load))
+    beside = metrics.told_apart(judged.query("policy in @names"), chosen)
+    sides = beside.set_index("policy")["side"] if sampled else {}
     said = []
     for name in names:
         more = metrics.difference_interval(
@@ -375,7 +379,8 @@ def compare_policies(
             )
         )
         ends = (more.low, more.high) if sampled else None
-        said.append(_said(point, judged, name) | {"more": more.value, "more_ci": ends})
+        compared = {"more": more.value, "more_ci": ends, "chosen_has": sides.get(name)}
+        said.append(_said(point, judged, name) | compared)
     said.sort(key=lambda each: each["violations"])
     return {"chosen": chosen, "policies": said}
 
