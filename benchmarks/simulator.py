@@ -102,22 +102,17 @@ def as_written(
     return times
 
 
-def lean(
-    locks: Locks, arrival_s: list[float], service_s: list[float], cores: int
-) -> Times:
-    """The same with as few events as we can: a plain lock table, no event for a lock.
+def lock_table(
+    locks: Locks, granted: Callable[[int], None]
+) -> tuple[Callable[[int], None], Callable[[int], None]]:
+    """Locks without an event: how one asks for those of a transaction and frees them.
 
-    Whoever is granted its last lock begins as a process, which SimPy starts before
-    any other event, and so queues for a worker in the order of the grants.
+    `granted` is called with whoever has its last lock.
     """
-    env = simpy.Environment()
-    workers = simpy.Resource(env, cores)
     n_keys = 1 + max(key for row in locks for key, _ in row)
     waiting: list[deque[tuple[int, bool]]] = [deque() for _ in range(n_keys)]
     shared, alone = [0] * n_keys, [False] * n_keys
     missing = [len(row) for row in locks]
-    times = {name: [0.0] * len(locks) for name in TIMES}
-    granted_s, start_s, finish_s = (times[name] for name in TIMES)
 
     def grant(key: int) -> None:
         queue = waiting[key]
@@ -132,8 +127,42 @@ def lean(
                 shared[key] += 1
             missing[i] -= 1
             if not missing[i]:
-                granted_s[i] = env.now
-                env.process(execute(i))
+                granted(i)
+
+    def ask(i: int) -> None:
+        for key, exclusive in locks[i]:
+            waiting[key].append((i, exclusive))
+            grant(key)
+
+    def free(i: int) -> None:
+        for key, exclusive in locks[i]:
+            if exclusive:
+                alone[key] = False
+            else:
+                shared[key] -= 1
+            grant(key)
+
+    return ask, free
+
+
+def lean(
+    locks: Locks, arrival_s: list[float], service_s: list[float], cores: int
+) -> Times:
+    """The same with as few processes as we can: a plain lock table.
+
+    Whoever is granted its last lock begins as a process, which SimPy starts before
+    any other event, and so queues for a worker in the order of the grants.
+    """
+    env = simpy.Environment()
+    workers = simpy.Resource(env, cores)
+    times = {name: [0.0] * len(locks) for name in TIMES}
+    granted_s, start_s, finish_s = (times[name] for name in TIMES)
+
+    def begin(i: int) -> None:
+        granted_s[i] = env.now
+        env.process(execute(i))
+
+    ask, free = lock_table(locks, begin)
 
     def execute(i: int) -> Steps:
         with workers.request() as worker:
@@ -141,26 +170,65 @@ def lean(
             start_s[i] = env.now
             yield env.timeout(service_s[i])
             finish_s[i] = env.now
-            for key, exclusive in locks[i]:
-                if exclusive:
-                    alone[key] = False
-                else:
-                    shared[key] -= 1
-                grant(key)
+            free(i)
 
     def sequencer() -> Steps:
         for i, event in enumerate(dispatches(env, arrival_s)):
             yield event
-            for key, exclusive in locks[i]:
-                waiting[key].append((i, exclusive))
-                grant(key)
+            ask(i)
 
     env.process(sequencer())
     env.run()
     return times
 
 
-PEERS = {"as_written": as_written, "lean": lean}
+def called_back(
+    locks: Locks, arrival_s: list[float], service_s: list[float], cores: int
+) -> Times:
+    """That without a process or a resource: the callbacks of two events each do it all.
+
+    SimPy keeps the time alone. A commit frees its locks before its worker.
+    """
+    env = simpy.Environment()
+    times = {name: [0.0] * len(locks) for name in TIMES}
+    granted_s, start_s, finish_s = (times[name] for name in TIMES)
+    ready, idle = deque[int](), cores
+
+    def queue(i: int) -> None:
+        granted_s[i] = env.now
+        ready.append(i)
+
+    ask, free = lock_table(locks, queue)
+
+    def start() -> None:
+        nonlocal idle
+        while idle and ready:
+            idle -= 1
+            i = ready.popleft()
+            start_s[i] = env.now
+            env.timeout(service_s[i], i).callbacks.append(commit)
+
+    def commit(event: Any) -> None:
+        nonlocal idle
+        finish_s[event.value] = env.now
+        free(event.value)
+        idle += 1
+        start()
+
+    def sequencer() -> Steps:
+        for i, event in enumerate(dispatches(env, arrival_s)):
+            event.callbacks.append(lambda _: next(log, None))
+            yield event  # whose callback goes on from here
+            ask(i)
+            start()
+
+    log = sequencer()
+    next(log)
+    env.run()
+    return times
+
+
+PEERS = {"as_written": as_written, "lean": lean, "called_back": called_back}
 
 
 def rounded(trace: Trace, step_s: float) -> Trace:

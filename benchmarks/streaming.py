@@ -16,10 +16,15 @@ built it: with the same weights in a GGUF file, which it maps, and with 4-bit on
 mapped, mapped with its blocks left as they are, or read as a whole; and with it the
 streamed model in the same blocks.
 
+Each peer has further configurations of its manual, of CONFIGURATIONS, which take part
+where `--systems` names them.
+
 Runs that were made are kept in the working folder: the command resumes.
 """
 
+import ctypes
 import json
+import mmap
 import os
 import shutil
 import time
@@ -39,8 +44,9 @@ from memory_limit import confined_call, decoded, forget_pages
 from record import ELSEWHERE, Record, benchmark, ratio, tell
 from safetensors import safe_open
 from timed_decode import Step, greedily
-from torch import Generator, Tensor, bfloat16, from_numpy, randint
-from transformers import AutoModelForCausalLM
+from torch import Generator, Tensor, bfloat16, float32, from_numpy, randint
+from torch.nn import Module
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from thesis_lib.common.errors import choice, require
 from thesis_lib.common.files import cache_folder
@@ -70,6 +76,14 @@ GGUF = {  # files of llama.cpp, whose products are not torch's
 SAME_FILE = {"llama.cpp-q4-read": "llama.cpp-q4", "llama.cpp-q4-plain": "llama.cpp-q4"}
 LLAMA = (*GGUF, *SAME_FILE)
 PEERS = ("accelerate", "airllm")  # systems that are distributions, too
+CONFIGURATIONS = (
+    "accelerate-auto",  # a map that it makes for the memory that is there
+    "accelerate-copied",  # weights in files of its own, which it copies first
+    "mmap-sequential",  # the kernel is told that reads are in order
+    "mmap-ahead",  # and before each layer, which one comes next
+    "airllm-waiting",  # without prefetching
+    "airllm-float32",  # computing in another type: other roundings
+)
 REAL = "SmolLM2"  # a geometry whose weights the package has
 DRIFT = 0.05
 # What interpreter, torch, transformers and the scratch memory of kernels hold beside
@@ -123,17 +137,21 @@ def transformers_step(model: Any) -> Step:
     return step
 
 
-def offloaded(folder: Path, work: Path, place: int | str, where: str) -> Any:
+def places(folder: Path, place: int | str, where: str) -> dict[str, Any]:
     """Layers `where` accelerate offloads them; embedding and head at their `place`."""
-    spec = ModelSpec.from_config(folder)
     outer = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
-    places: dict[str, Any] = dict.fromkeys(outer, place)
-    places |= {f"model.layers.{layer}": where for layer in range(spec.layers)}
+    layers = range(ModelSpec.from_config(folder).layers)
+    return dict.fromkeys(outer, place) | {f"model.layers.{i}": where for i in layers}
+
+
+def offloaded(folder: Path, work: Path, device_map: Any, **given: Any) -> Any:
+    """A model that accelerate has where a map says."""
     return AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=bfloat16,
-        device_map=places,
+        device_map=device_map,
         offload_folder=work / "offload",
+        **given,
     ).eval()
 
 
@@ -162,7 +180,35 @@ def numbered(folder: Path, out: Path) -> Path:
     return out
 
 
-def untokenised(folder: Path, work: Path, device: str) -> Any:
+def copied(folder: Path, work: Path) -> Any:
+    """The same places by accelerate itself, which copies to files what is on disk."""
+    from accelerate import (  # pyright: ignore[reportMissingImports]
+        init_empty_weights,
+        load_checkpoint_and_dispatch,
+    )
+
+    with init_empty_weights():
+        config = AutoConfig.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_config(config, dtype=bfloat16)
+    return load_checkpoint_and_dispatch(
+        model,
+        numbered(folder, work / "numbered"),
+        places(folder, "cpu", "disk"),
+        offload_folder=work / "offload",
+    ).eval()
+
+
+def advise(module: Module, advice: int) -> None:
+    """Tell the kernel how the mapped weights of a module are going to be read."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for weight in module.parameters():
+        start = weight.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+        size = weight.data_ptr() + weight.nbytes - start
+        if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice):
+            raise OSError(ctypes.get_errno(), "madvise of a mapped weight failed")
+
+
+def untokenised(folder: Path, work: Path, device: str, **given: Any) -> Any:
     """AirLLM on its own layout of the checkpoint, which it makes when it has none."""
     from airllm.airllm_base import (  # pyright: ignore[reportMissingImports]
         AirLLMBaseModel,
@@ -174,22 +220,42 @@ def untokenised(folder: Path, work: Path, device: str) -> Any:
 
     source = numbered(folder, work / "numbered")
     split = work / "airllm"
-    return Untokenised(source, device=device, layer_shards_saving_path=split)
+    return Untokenised(source, device=device, layer_shards_saving_path=split, **given)
 
 
-def load(system: str, folder: Path, work: Path, device: str = "cpu") -> Any:
+def load(
+    system: str, folder: Path, work: Path, device: str = "cpu", room_bytes: int = 0
+) -> Any:
     """A peer's model on a device.
 
     Layers that accelerate has on disk, or for a GPU in memory, and the rest on the
-    device; parameters that are views of mapped safetensors, which the kernel pages in;
-    or AirLLM's streaming hooks.
+    device, or as it finds room for; parameters that are views of mapped safetensors,
+    which the kernel pages in, with what advice; or AirLLM's streaming hooks.
     """
+    peer, _, how = system.partition("-")
     gpu = device == "cuda"
-    if system == "accelerate":
-        return offloaded(folder, work, 0 if gpu else device, "cpu" if gpu else "disk")
-    if system == "airllm":
-        return untokenised(folder, work, "cuda:0" if gpu else device).model
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=bfloat16).eval()
+    if peer == "airllm":
+        given = {"dtype": float32} if how == "float32" else {}
+        place = "cuda:0" if gpu else device
+        prefetching = how != "waiting"
+        return untokenised(folder, work, place, prefetching=prefetching, **given).model
+    if how == "copied":
+        return copied(folder, work)
+    if how == "auto":
+        return offloaded(folder, work, "auto", max_memory={"cpu": room_bytes})
+    if peer == "accelerate":
+        where = places(folder, *((0, "cpu") if gpu else (device, "disk")))
+        return offloaded(folder, work, where)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=bfloat16).eval()
+    layers = list(model.model.layers)
+    if how == "sequential":
+        advise(model, mmap.MADV_SEQUENTIAL)
+    if how == "ahead":
+        for layer, ahead in zip(layers, [*layers[1:], layers[0]], strict=True):
+            layer.register_forward_pre_hook(
+                lambda *_, ahead=ahead: advise(ahead, mmap.MADV_WILLNEED)
+            )
+    return model
 
 
 def decode(step: Step, prompt: Tensor, steps: int) -> dict[str, Any]:
@@ -213,9 +279,12 @@ def run_alone(system: str, folder: str, given: dict[str, Any]) -> dict[str, Any]
         return {}
     start = time.perf_counter()
     prompt = random_prompt(store, asked.prompt)
-    if system in SYSTEMS[1:]:
+    if system in (*SYSTEMS[1:], *CONFIGURATIONS):
+        layer_bytes = ModelSpec.from_config(store).layer_bytes  # one is being used
+        room_bytes = parse_size(asked.cap) - RUNTIME_BYTES - layer_bytes
         with smollm2.quiet():
-            step = transformers_step(load(system, store, work))
+            model = load(system, store, work, room_bytes=room_bytes)
+            step = transformers_step(model)
         loading_s = time.perf_counter() - start
         return {"load_s": loading_s, **decode(step, prompt, steps)}
     made = plan_checkpoint(
@@ -263,6 +332,7 @@ def launch(system: str, given: Options, capped: bool = True) -> dict:
     name = SAME_FILE.get(system, system)
     name = name if name in GGUF else STORED.get(system, "checkpoint")
     folder, split = Path(given.work) / name, Path(given.work) / "airllm"
+    shutil.rmtree(Path(given.work) / "offload", ignore_errors=True)
     forget_pages([*folder.glob("*.*"), *split.rglob("*.safetensors")])
     limit_bytes = parse_size(given.cap) if capped else psutil.virtual_memory().total
     if system in LLAMA:
@@ -392,6 +462,12 @@ def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
             summary[system]["is_faster_than_accelerate"] = faster(
                 steps["accelerate"], steps[system]
             )
+    for system in CONFIGURATIONS:
+        peer, _, _ = system.partition("-")
+        if {peer, system} <= steps.keys():
+            summary[system]["is_faster_than_default"] = faster(
+                steps[peer], steps[system]
+            )
     for system in LLAMA[1:]:
         if {"streamed-q4", system} <= steps.keys():
             summary[system]["streamed_q4_is_faster"] = faster(
@@ -401,7 +477,7 @@ def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
         tuple(run["tokens"])
         for run in runs
         if not run["killed"]
-        and run["system"] not in LLAMA
+        and run["system"] not in (*LLAMA, "airllm-float32")
         and STORED.get(run["system"], EXACT) == EXACT
     }
     return {
@@ -457,7 +533,8 @@ def prepare(given: Options, systems: list[str]) -> dict[str, Any]:
             path.parent.mkdir(exist_ok=True)
             write_gguf(work / "checkpoint", path, GGUF[name])
         made[name] = {"bytes": path.stat().st_size, "files": 1}
-    if "airllm" in systems and not (work / "airllm" / "splitted_model").is_dir():
+    cuts = any(system.startswith("airllm") for system in systems)
+    if cuts and not (work / "airllm" / "splitted_model").is_dir():
         launch("split", given, capped=False)
     return made
 
@@ -467,9 +544,9 @@ def write_record(
 ) -> None:
     """Every run, and what they say together."""
     summary = summarise(kept(runs), given.warm_up)
-    named = dict.fromkeys(run["system"] for run in runs)
+    named = dict.fromkeys(run["system"].partition("-")[0] for run in runs)
     versions = {name: metadata.version(name) for name in named if name in PEERS}
-    if {*LLAMA} & {*named}:
+    if "llama.cpp" in named:
         versions["llama.cpp"] = metadata.version("llama-cpp-python")
     Record(out).write(
         summary=summary,
@@ -508,12 +585,11 @@ def report(run: dict[str, Any], warm_up: int) -> None:
 @benchmark
 def main(out: Path, given: Options) -> None:
     """Make the runs that are missing, then the record."""
-    known = (*SYSTEMS, *STORED, *LLAMA)
+    known = (*SYSTEMS, *STORED, *LLAMA, *CONFIGURATIONS)
     systems = [choice("--systems", name, known) for name in given.systems.split(",")]
     turns = order(systems, given.rounds)
-    for system in systems:
-        if system in PEERS:
-            metadata.version(system)  # raises: pip install -e .[peers]
+    for name in {system.partition("-")[0] for system in systems} & {*PEERS}:
+        metadata.version(name)  # raises: pip install -e .[peers]
     checkpoints = prepare(given, systems)
     settings = {k: v for k, v in asdict(given).items() if k not in _NOT_SETTINGS}
     path = Path(given.work) / "runs.json"

@@ -161,7 +161,8 @@ def test_one_command_measures_resumes_and_writes_the_record(
     work, out = tmp_path / "work", tmp_path / "streaming.json"
     write(work / "checkpoint", num_hidden_layers=6, hidden_size=768)
     words = [
-        "--systems", "streamed,mmap", "--cap", "900MiB", "--device-memory", "3MiB",
+        "--systems", "streamed,mmap,mmap-sequential,mmap-ahead",
+        "--cap", "900MiB", "--device-memory", "3MiB",
         "--prompt", "3", "--warm-up", "1", "--steps", "2",
         "--work", str(work), "--out", str(out),
     ]  # fmt: skip
@@ -187,7 +188,8 @@ def test_one_command_measures_resumes_and_writes_the_record(
     assert record["complete"]
     assert {"commit", "clean", "machine", "versions", "kernel"} <= record.keys()
     assert [run["system"] for run in record["runs"]] == [
-        "streamed", "mmap", "mmap", "streamed",
+        "streamed", "mmap", "mmap-sequential", "mmap-ahead",
+        "mmap-ahead", "mmap-sequential", "mmap", "streamed",
     ]  # fmt: skip
     assert record["summary"]["tokens_identical"]
     for run in record["runs"]:
