@@ -217,13 +217,16 @@ def called_back(
 
     def sequencer() -> Steps:
         for i, event in enumerate(dispatches(env, arrival_s)):
-            event.callbacks.append(lambda _: next(log, None))
-            yield event  # whose callback goes on from here
+            event.callbacks.append(follow)
+            yield event
             ask(i)
             start()
 
+    def follow(_: object) -> None:
+        next(log, None)
+
     log = sequencer()
-    next(log)
+    follow(None)
     env.run()
     return times
 
