@@ -27,6 +27,12 @@ SYSTEMS = {
     "accelerate": "accelerate",
     "mmap": "mmap",
     "airllm": "AirLLM",
+    "accelerate-auto": "Accelerate, a map of its own",
+    "accelerate-copied": "Accelerate, files of its own",
+    "mmap-sequential": "mmap, told of the order",
+    "mmap-ahead": "mmap, told of the next layer",
+    "airllm-waiting": "AirLLM, without prefetching",
+    "airllm-float32": "AirLLM, in float32",
     "streamed-q4": "streamed, 4 bits",
     "llama.cpp-q4": "llama.cpp, 4 bits",
     "llama.cpp-q4-read": "llama.cpp, 4 bits, not mapped",
@@ -118,9 +124,10 @@ def peers(record: dict[str, Any]) -> pd.DataFrame:
 
     `times_slower` is over the streamed model in bf16, with `times_low` and
     `times_high`; `drains_per_step` a step over the reads of the same bytes;
-    `over_accelerate` and `over_mmap` how many times as fast as these, in 16 bits, and
-    `times_as_blocks` over the streamed model in the same 4-bit blocks. NaN where that
-    was not measured: a system that was killed at the limit has its peak alone.
+    `over_accelerate` and `over_mmap` how many times as fast as these, in 16 bits,
+    `over_default` as the same system in its first configuration, and `times_as_blocks`
+    over the streamed model in the same 4-bit blocks. NaN where that was not measured: a
+    system that was killed at the limit has its peak alone.
     """
     systems = record["summary"]["systems"]
     found = table(
@@ -139,6 +146,9 @@ def peers(record: dict[str, Any]) -> pd.DataFrame:
             "over_accelerate": "is_faster_than_accelerate.times",
             "over_accelerate_low": "is_faster_than_accelerate.low",
             "over_accelerate_high": "is_faster_than_accelerate.high",
+            "over_default": "is_faster_than_default.times",
+            "over_default_low": "is_faster_than_default.low",
+            "over_default_high": "is_faster_than_default.high",
             "times_as_blocks": "streamed_q4_is_faster.times",
             "times_as_blocks_low": "streamed_q4_is_faster.low",
             "times_as_blocks_high": "streamed_q4_is_faster.high",
