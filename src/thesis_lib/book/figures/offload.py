@@ -360,14 +360,16 @@ def roofline_stream(
         panel.axvline(
             found, color=style.INK, linestyle=":", label="crossover, measured"
         )
-    between = float(np.sqrt(tokens[0] * tokens[1]))  # where no point is measured
-    compute_between_s = weights_s + token_s * between
-    lines = {"reading": (io_s, reads), "computing": (compute_between_s, computes)}
-    for name, (seconds, colour) in lines.items():
-        above = seconds == max(io_s, compute_between_s)  # away from the other line
+    # Each name where its line is the lower one, and away from the points and the other.
+    left, right = min(at, tokens[1]) if at > tokens[0] else tokens[1], tokens[-2]
+    few = float(np.sqrt(tokens[0] * left))
+    many = float(np.sqrt(right * tokens[-1])) if at < right else few
+    for name, count, colour in ("computing", few, computes), ("reading", many, reads):
+        lines = {"computing": weights_s + token_s * count, "reading": io_s}
+        above = lines[name] == max(lines.values())
         offset, side = ((0, 4), "right") if above else ((0, -11), "center")
         look = {"fontsize": 8, "color": colour, "ha": side}
-        style.note(panel, name, (between, seconds), offset, **look)
+        style.note(panel, name, (count, lines[name]), offset, **look)
     panel.margins(y=0.12)
     panel.set(xscale="log", yscale="log", xlim=(span[0], span[-1]))
     style.log_ticks(panel.yaxis)
