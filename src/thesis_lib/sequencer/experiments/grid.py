@@ -368,8 +368,10 @@ def compare_policies(
     if not sampled:
         judged = chooses
     chosen = min(names, key=lambda name: metrics.mean(chooses, name, point.load))
-    beside = metrics.told_apart(judged.query("policy in @names"), chosen)
-    sides = beside.set_index("policy")["side"] if sampled else {}
+    sides: Mapping[str, str] = {}
+    if sampled:
+        beside = metrics.told_apart(judged.query("policy in @names"), chosen)
+        sides = dict(zip(beside["policy"], beside["side"], strict=True))
     said = []
     for name in names:
         more = metrics.difference_interval(
