@@ -1,7 +1,7 @@
 """The headline: a 65-billion-parameter geometry inside a hard limit of 8 GiB, and of 4.
 
 Writes a checkpoint of random weights, streams it in a control group that counts the
-page cache, times each token beside the same reads without computing, and removes the
+page cache, times tokens between the same reads without computing, and removes the
 checkpoint again: bf16 with as many distinct layers as the disk holds (hard links for
 the rest, which are read all the same), then packed NF4 with all of them.
 
@@ -49,8 +49,9 @@ class Options:
     reserve: Annotated[str, "of the disk, kept free"] = "10GB"
     minutes: Annotated[float, "refuse what takes longer"] = 90
     processes: Annotated[int, "of each part, in turn with those of other limits"] = 3
-    steps: Annotated[int, "tokens that count, a drain around each"] = 5
-    warm_up: Annotated[int, "tokens after the first that do not"] = 1
+    steps: Annotated[int, "tokens that count, drains around them"] = 5
+    drain_every: Annotated[int, "so many tokens; a divisor of --steps"] = 5
+    warm_up: Annotated[int, "tokens after the first that do not"] = 0
     rate_s: Annotated[float, "seconds of measuring the disk"] = 3.0
     work: Annotated[str, "folder of the stores"] = field(
         default_factory=lambda: str(cache_folder("headline"))
@@ -128,7 +129,12 @@ def predicted_s(
 
 
 def stream(
-    folder: str, device_bytes: int, rate: float, steps: int, warm_up: int
+    folder: str,
+    device_bytes: int,
+    rate: float,
+    steps: int,
+    drain_every: int,
+    warm_up: int,
 ) -> dict[str, Any]:
     """Inside the limit: plan, stream, measure."""
     machine = Machine(device_bytes, rate)
@@ -139,7 +145,9 @@ def stream(
         f"{format_size(made.device_peak_bytes)}, {made.step_s():.2f} s a token at "
         f"{rate / 1e9:.2f} GB/s"
     )
-    trial, found = stream_store(Path(folder), made, steps, warm_up)
+    trial, found = stream_store(
+        Path(folder), made, steps, warm_up, drain_every=drain_every
+    )
     return found | {
         "fractions": trial.fractions,
         "read_bytes_per_token": trial.read_bytes_per_step,
@@ -163,7 +171,7 @@ def run_process(
     forget_pages(folder.glob("*.safetensors"))
     done = confined_call(
         stream, limit_bytes, 0.25, folder=folder, device_bytes=device_bytes, rate=rate,
-        steps=given.steps, warm_up=given.warm_up,
+        steps=given.steps, drain_every=given.drain_every, warm_up=given.warm_up,
     ).check()  # fmt: skip
     if done.report is None:
         raise SystemExit(f"streaming {folder} ended with {done.returncode}, see above")
@@ -243,7 +251,14 @@ def announce(
     stores: list[Store], rate: float, how: str, limits: int, given: Options
 ) -> None:
     """Say what the stores take. Raises InvalidInput for more time than is allowed."""
-    runs, passes = limits * given.processes, 1 + given.warm_up + 2 * given.steps + 1
+    runs = limits * given.processes
+    drains, left_over = divmod(given.steps, given.drain_every)
+    require(
+        not left_over,
+        f"--drain-every {given.drain_every}: expected a divisor of --steps, "
+        f"{given.steps}",
+    )
+    passes = 1 + given.warm_up + given.steps + drains + 1
     total_s = 0.0
     for store in stores:
         seconds = predicted_s(store, given.spec, runs, passes, rate)
@@ -296,6 +311,7 @@ def main(out: Path, given: Options) -> None:
         "parameters": given.spec.total_bytes // given.spec.dtype_bytes,
         "processes": given.processes,
         "steps": given.steps,
+        "drain_every": given.drain_every,
         "warm_up": given.warm_up,
     }
     record = Record(out)

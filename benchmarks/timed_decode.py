@@ -1,6 +1,6 @@
 """A streamed model against its own link: steps and the same reads without computing.
 
-For models so large that a step takes a minute: few steps, each between two drains.
+For models so large that a step takes a minute: few steps, between drains.
 """
 
 import os
@@ -28,27 +28,29 @@ from thesis_lib.memory.offload.plan import MemoryPlan
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Greedy decoding, a drain before and after each step that counts."""
+    """Greedy decoding, a drain before, after and between the steps that count."""
 
     first_token_s: float
     warm_up_s: tuple[float, ...]  # of steps that do not count
     step_s: tuple[float, ...]  # (n,)
-    drain_s: tuple[float, ...]  # (n + 1,) before, between and after the steps
+    drain_s: tuple[float, ...]  # (m + 1,) before, between and after m runs of n / m
     read_bytes: int | None  # from storage, by these drains and steps; None: not known
     tokens: tuple[tuple[int, ...], ...]  # of every step, by sequence
 
     def __post_init__(self) -> None:
+        steps, runs = len(self.step_s), len(self.drain_s) - 1
         require(
-            len(self.drain_s) == len(self.step_s) + 1 > 1,
-            f"{len(self.step_s)} steps and {len(self.drain_s)} drains: expected a "
-            "drain before each step and one after the last",
+            runs > 0 and steps > 0 and steps % runs == 0,
+            f"{steps} steps and {runs + 1} drains: expected a drain before each run of "
+            "equally many steps and one after the last",
         )
 
     @property
     def fractions(self) -> tuple[float, ...]:
-        """Of each step: time of the drains beside it over its own time, (n,)."""
+        """Of each step: time of the drains around it over its own time, (n,)."""
         drain = np.asarray(self.drain_s)
-        beside = (drain[:-1] + drain[1:]) / 2
+        around = (drain[:-1] + drain[1:]) / 2
+        beside = np.repeat(around, len(self.step_s) // len(around))
         return tuple((beside / np.asarray(self.step_s)).tolist())
 
     @property
@@ -88,13 +90,23 @@ def greedily(step: Step, new: Tensor) -> Iterator[tuple[float, tuple[int, ...]]]
 
 
 def run_trial(
-    model: StreamedModel, prompt: Tensor, steps: int, warm_up: int = 1
+    model: StreamedModel,
+    prompt: Tensor,
+    steps: int,
+    warm_up: int = 1,
+    drain_every: int = 1,
 ) -> Trial:
     """Decode greedily after `prompt`, (b, t): `warm_up` steps, then `steps` that count.
 
-    Tells a line about each. Raises InvalidInput without a step that counts.
+    A drain stands before these, after the last, and after every `drain_every` of them.
+    Tells a line about each. Raises InvalidInput without a step that counts, or where
+    `drain_every` does not divide them.
     """
     require(steps > 0 and warm_up >= 0, f"steps={steps}, warm_up={warm_up}: too few")
+    require(
+        drain_every > 0 and steps % drain_every == 0,
+        f"drain_every={drain_every}: expected a divisor of steps={steps}",
+    )
     cache = model.new_cache()
     decoding = greedily(lambda new: model.step(new, cache, keep=1), prompt)
     tokens: list[tuple[int, ...]] = []
@@ -120,7 +132,8 @@ def run_trial(
     step_s, drain_s = [], [drain()]
     for i in range(steps):
         step_s.append(decode(f"step {i + 1} of {steps}"))
-        drain_s.append(drain())
+        if (i + 1) % drain_every == 0:
+            drain_s.append(drain())
     after = read_from_disk_bytes()
     return Trial(
         first_token_s,
@@ -143,7 +156,12 @@ def random_checkpoint(name: str, layers: int) -> Iterator[Path]:
 
 
 def stream_store(
-    folder: Path, made: MemoryPlan, steps: int, warm_up: int, device: str = "cpu"
+    folder: Path,
+    made: MemoryPlan,
+    steps: int,
+    warm_up: int,
+    device: str = "cpu",
+    drain_every: int = 1,
 ) -> tuple[Trial, dict[str, Any]]:
     """Carry a plan out: the trial at batch 1, and what a report says of it."""
     prompt = torch.ones(1, 1, dtype=torch.long, device=device)
@@ -154,7 +172,7 @@ def stream_store(
     ):
         model.charge(budget)
         loading_s = time.perf_counter() - start
-        trial = run_trial(model, prompt, steps, warm_up)
+        trial = run_trial(model, prompt, steps, warm_up, drain_every)
         return trial, {
             "trial": asdict(trial),
             "s_per_token": trial.s_per_step,

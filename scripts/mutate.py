@@ -81,8 +81,8 @@ def write_mutant(mutant: Mutant, source: Path) -> None:
     path.write_text(text.replace(mutant.was, mutant.now))
 
 
-def passes(tests: tuple[str, ...], source: Path) -> bool:
-    """Whether the tests pass on the package in `source`."""
+def outcome(tests: tuple[str, ...], source: Path) -> str:
+    """What the tests say of the package in `source`: green, red or not run."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
     folders = {*settings["ini_options"]["pythonpath"]} - {"benchmarks"}
     options = []
@@ -107,30 +107,37 @@ def passes(tests: tuple[str, ...], source: Path) -> bool:
         capture_output=True,
         text=True,
     )  # fmt: skip
-    if done.returncode not in (0, 1):
-        sys.exit(f"pytest could not run {tests}:\n{done.stdout[-2000:]}{done.stderr}")
-    return done.returncode == 0
+    if done.returncode <= 1:  # below zero: the interpreter itself was killed by it
+        return "red" if done.returncode else "green"
+    said = f"{done.stdout[-2000:]}{done.stderr}"
+    print(f"pytest could not run {shlex.join(tests)}:\n{said}", flush=True)
+    return "not run"
 
 
 def copied(tree: Path, scratch: str, compiled: bool = False) -> Path:
     """A copy of the sources in a scratch folder, with what was compiled of them or not.
 
-    Numba notices a changed function, but not a changed function that it calls.
+    It stands there as in a checkout: beside links to all that is not copied. Numba
+    notices a changed function, but not a changed function that it calls.
     """
+    for path in ROOT.iterdir():
+        if path.name != "src":
+            (Path(scratch) / path.name).symlink_to(path)
     ignored = None if compiled else shutil.ignore_patterns("__pycache__")
     return shutil.copytree(tree, Path(scratch) / "src", ignore=ignored)
 
 
 def survives(mutant: Mutant, base: Path) -> bool:
-    """Whether no check sees the mutant of a copy of the sources; says what came."""
+    """Whether no check is seen to kill the mutant of a copy; says what came."""
     text = mutant.path(base).read_text()
     jitted = "njit" in text or "locks import" in text
     with tempfile.TemporaryDirectory() as scratch:
         source = copied(base, scratch, compiled=not jitted)
         write_mutant(mutant, source)
-        survived = passes(mutant.tests, source)
-    print(f"{'SURVIVED' if survived else 'killed':<9}{mutant.breaks}", flush=True)
-    return survived
+        found = outcome(mutant.tests, source)
+    verdict = {"green": "SURVIVED", "red": "killed"}.get(found, "NOT RUN")
+    print(f"{verdict:<9}{mutant.breaks}", flush=True)
+    return verdict != "killed"
 
 
 def main() -> None:
@@ -148,9 +155,9 @@ def main() -> None:
         base = copied(ROOT / "src", whole)
         shutil.copytree(ROOT / "benchmarks", base / "benchmarks")
         named = [] if asked.tested else sorted({mutant.tests for mutant in tried})
-        sound = pool.map(lambda tests: passes(tests, base), named)
+        sound = pool.map(lambda tests: outcome(tests, base), named)
         if red := [
-            tests for tests, green in zip(named, sound, strict=True) if not green
+            tests for tests, found in zip(named, sound, strict=True) if found != "green"
         ]:
             sys.exit(f"{red} fail without a mutant: mend them first")
         survivors = sum(pool.map(lambda mutant: survives(mutant, base), tried))

@@ -25,6 +25,7 @@ def words(tmp_path, *more):
     return [
         "--weights", "bf16", "--limits", "1000MiB,995MiB", "--runtime", "975MiB",
         "--reserve", "0B", "--processes", "1", "--steps", "2", "--rate-s", "0.1",
+        "--drain-every", "1", "--warm-up", "1",
         "--work", str(tmp_path / "work"), "--out", str(tmp_path / "record.json"), *more,
     ]  # fmt: skip
 
@@ -55,6 +56,8 @@ def test_without_disk_or_time_it_refuses_before_it_writes(script, tmp_path):
         script.main(words(tmp_path, "--minutes", "0.001"))
     with pytest.raises(SystemExit, match="of which stay free"):
         script.main(words(tmp_path, "--reserve", "999TiB"))
+    with pytest.raises(SystemExit, match="expected a divisor of --steps, 2"):
+        script.main(words(tmp_path, "--drain-every", "3"))
     with pytest.raises(SystemExit, match="leaves nothing beside"):
         script.main(words(tmp_path, "--runtime", "2GiB"))
     assert not (tmp_path / "record.json").exists()

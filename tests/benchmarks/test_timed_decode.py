@@ -1,4 +1,4 @@
-"""A trial puts each step between two drains and forgets the warm-up."""
+"""A trial puts its steps between drains and forgets the warm-up."""
 
 import pytest
 import timed_decode as module
@@ -80,6 +80,15 @@ def test_a_drift_of_the_link_cancels_out():
     assert trial.fraction_of_drain == pytest.approx(1, abs=0.005)
 
 
+def test_a_run_of_steps_stands_between_two_drains(model):
+    """Six steps and a drain every third: each is held against the two around it."""
+    trial = run_trial(model, torch.tensor([[3]]), 6, warm_up=0, drain_every=3)
+    assert "".join(each[0] for each in model.done) == "sdsssdsssd"
+    assert trial.read_bytes_per_step == 100
+    paced = Trial(1.0, (), (2.0,) * 6, (1.0, 2.0, 5.0), None, ((1,),))
+    assert paced.fractions == (0.75,) * 3 + (1.75,) * 3
+
+
 def test_a_system_that_counts_no_bytes_gives_none(model, monkeypatch):
     monkeypatch.setattr(module, "read_from_disk_bytes", lambda: None)
     trial = run_trial(model, torch.tensor([[3]]), 1)
@@ -91,5 +100,14 @@ def test_a_system_that_counts_no_bytes_gives_none(model, monkeypatch):
 def test_a_trial_without_a_step_is_refused(model, steps, warm_up):
     with pytest.raises(InvalidInput, match="too few"):
         run_trial(model, torch.tensor([[3]]), steps, warm_up)
-    with pytest.raises(InvalidInput, match="drain before each step"):
+    with pytest.raises(InvalidInput, match="drain before each run"):
         Trial(1.0, (), (1.0,), (1.0,), None, ())
+
+
+@pytest.mark.parametrize("drain_every", [0, 2, -1])
+def test_steps_that_are_left_over_are_refused(model, drain_every):
+    with pytest.raises(InvalidInput, match="expected a divisor of steps=3"):
+        run_trial(model, torch.tensor([[3]]), 3, drain_every=drain_every)
+    assert not model.done
+    with pytest.raises(InvalidInput, match="3 steps and 3 drains"):
+        Trial(1.0, (), (1.0,) * 3, (1.0,) * 3, None, ())

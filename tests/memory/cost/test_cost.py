@@ -148,6 +148,7 @@ def test_a_reserved_machine_is_due_idle_or_not_and_costs_the_rent_when_full():
     # where the lines would cross, at 140 million tokens, it makes none.
     small = Bill(60.0, 10.0, 5e6)
     assert break_even_tokens(bill, small) == math.inf
+    assert break_even_tokens(Bill(bill.fixed_usd, 0.0), small) == math.inf
     crossing = (bill.fixed_usd - small.fixed_usd) / 10.0 * 1e6
     grown = Bill(60.0, 10.0, crossing)
     assert break_even_tokens(Bill(bill.fixed_usd, 0.0), grown) == crossing
