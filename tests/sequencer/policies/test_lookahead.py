@@ -79,6 +79,12 @@ def test_the_dispatch_lag_delays_every_start():
     assert lookahead.forecast(np.array([0, 4]), 0.0).finish_s.tolist() == [1.5, 16.5]
 
 
+def test_what_is_decided_on_never_overtakes_the_log():
+    state, lookahead = corrected(cores=8, lag_s=0.5)
+    enter(state, 4, 5.0)  # on its way for longer than the lag that is reckoned with
+    assert lookahead.forecast(np.array([0]), 0.0).finish_s.tolist() == [6.0]
+
+
 def random_log(seed, n=120):
     """Arrivals, true times on a core and keys of a busy database, in log order."""
     random = np.random.default_rng(seed)
