@@ -21,6 +21,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+LIMIT_S = 1200  # ten times what the slowest check takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,24 +90,25 @@ def outcome(tests: tuple[str, ...], source: Path) -> str:
     if all(test.endswith(".ipynb") for test in tests):
         options = ["--nbval-lax", "--nbval-current-env"]
         options += ["--nbval-sanitize-with", "tests/nbval.cfg"]
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
-            "-o", f"pythonpath={source / 'benchmarks'} {' '.join(folders)}",
-            *options, *tests,
-        ],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(source),
-            "THESIS_DATA": str(ROOT / "data"),
-            "THESIS_CACHE": str(ROOT / ".cache"),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+        "-o", f"pythonpath={source / 'benchmarks'} {' '.join(folders)}",
+        *options, *tests,
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(source),
+        "THESIS_DATA": str(ROOT / "data"),
+        "THESIS_CACHE": str(ROOT / ".cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    told = {"capture_output": True, "text": True, "timeout": LIMIT_S}
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, **told)
+    except subprocess.TimeoutExpired:
+        print(f"{shlex.join(tests)} has not ended in {LIMIT_S} s", flush=True)
+        return "not run"
     if done.returncode <= 1:  # below zero: the interpreter itself was killed by it
         return "red" if done.returncode else "green"
     said = f"{done.stdout[-2000:]}{done.stderr}"

@@ -56,6 +56,7 @@ def drive(live, trace, estimated_s=None, leaves=(), looks=False, fails=()):
         now_s, what, i = heapq.heappop(events)
         if what == 3:
             made = live.look(now_s)
+            assert live.next_look_s > now_s  # or it would look for ever
         elif what == 2:
             about = {"slo_s": SLO_S}
             if estimated_s is not None:

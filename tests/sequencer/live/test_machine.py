@@ -370,6 +370,7 @@ def story(name, random):
             runs.append(one)
         for one in made.refused:
             waits.remove(one)
+        assert event != live.look or live.next_look_s > now_s  # or it looks for ever
         assert live.fault is None
         assert live.running == len(runs) <= live.workers
         assert live.waiting == len(waits)
