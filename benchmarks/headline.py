@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from memory_limit import confined_call, forget_pages, how_confined
 from record import ELSEWHERE, Record, benchmark, made_by, tell
-from timed_decode import stream_store
+from timed_decode import count_drains, stream_store
 
 from thesis_lib.common.errors import choice, require
 from thesis_lib.common.files import cache_folder
@@ -252,13 +252,8 @@ def announce(
 ) -> None:
     """Say what the stores take. Raises InvalidInput for more time than is allowed."""
     runs = limits * given.processes
-    drains, left_over = divmod(given.steps, given.drain_every)
-    require(
-        not left_over,
-        f"--drain-every {given.drain_every}: expected a divisor of --steps, "
-        f"{given.steps}",
-    )
-    passes = 1 + given.warm_up + given.steps + drains + 1
+    drains = count_drains(given.steps, given.drain_every)
+    passes = 1 + given.warm_up + given.steps + drains
     total_s = 0.0
     for store in stores:
         seconds = predicted_s(store, given.spec, runs, passes, rate)

@@ -89,6 +89,19 @@ def greedily(step: Step, new: Tensor) -> Iterator[tuple[float, tuple[int, ...]]]
         yield time.perf_counter() - start, tokens
 
 
+def count_drains(steps: int, drain_every: int) -> int:
+    """How many drains stand around and between the steps of a trial.
+
+    Raises InvalidInput where `drain_every` does not divide `steps`.
+    """
+    require(
+        steps > 0 and drain_every > 0 and steps % drain_every == 0,
+        f"drain_every={drain_every} with steps={steps}: expected a divisor of the "
+        "steps, and one step or more",
+    )
+    return steps // drain_every + 1
+
+
 def run_trial(
     model: StreamedModel,
     prompt: Tensor,
@@ -103,10 +116,7 @@ def run_trial(
     `drain_every` does not divide them.
     """
     require(steps > 0 and warm_up >= 0, f"steps={steps}, warm_up={warm_up}: too few")
-    require(
-        drain_every > 0 and steps % drain_every == 0,
-        f"drain_every={drain_every}: expected a divisor of steps={steps}",
-    )
+    count_drains(steps, drain_every)
     cache = model.new_cache()
     decoding = greedily(lambda new: model.step(new, cache, keep=1), prompt)
     tokens: list[tuple[int, ...]] = []

@@ -56,8 +56,9 @@ def test_without_disk_or_time_it_refuses_before_it_writes(script, tmp_path):
         script.main(words(tmp_path, "--minutes", "0.001"))
     with pytest.raises(SystemExit, match="of which stay free"):
         script.main(words(tmp_path, "--reserve", "999TiB"))
-    with pytest.raises(SystemExit, match="expected a divisor of --steps, 2"):
-        script.main(words(tmp_path, "--drain-every", "3"))
+    for wrong in ("3", "0", "-1"):
+        with pytest.raises(SystemExit, match="with steps=2: expected a divisor"):
+            script.main(words(tmp_path, "--drain-every", wrong))
     with pytest.raises(SystemExit, match="leaves nothing beside"):
         script.main(words(tmp_path, "--runtime", "2GiB"))
     assert not (tmp_path / "record.json").exists()

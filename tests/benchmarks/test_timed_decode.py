@@ -106,7 +106,7 @@ def test_a_trial_without_a_step_is_refused(model, steps, warm_up):
 
 @pytest.mark.parametrize("drain_every", [0, 2, -1])
 def test_steps_that_are_left_over_are_refused(model, drain_every):
-    with pytest.raises(InvalidInput, match="expected a divisor of steps=3"):
+    with pytest.raises(InvalidInput, match="with steps=3: expected a divisor"):
         run_trial(model, torch.tensor([[3]]), 3, drain_every=drain_every)
     assert not model.done
     with pytest.raises(InvalidInput, match="3 steps and 3 drains"):
