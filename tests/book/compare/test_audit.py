@@ -159,9 +159,10 @@ def test_what_is_exact_needs_nothing():
 def test_the_audit_is_told_in_a_line_a_claim_and_a_sum():
     found = [audited(), audited(WHOLE | {"share_n": 3})]
     assert summary(found, "claims") == (
-        "Of 2 claims 1 meets every floor, 0 miss one for a reason that is given, "
-        "1 misses one without."
+        "1 of 2 claims meet every floor. The others miss at least one: 1 without a "
+        "reason."
     )
+    assert summary(found[:1] * 6, "peers") == "All 6 peers meet every floor."
     assert len(lines(found, [])) == 3
     assert sum("claim-share" in line for line in page_lines(found, [], {})) == 2
 

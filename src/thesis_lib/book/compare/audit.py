@@ -25,11 +25,8 @@ from thesis_lib.book.execute.claims import Basis, Change, Claim, Claims, Peer
 from thesis_lib.book.execute.records import Record
 from thesis_lib.common.stats import LEAST, RANGE, least_samples
 
-STATES = {
-    "good": ("meets", "meet", "every floor"),
-    "accepted": ("misses", "miss", "one for a reason that is given"),
-    "red": ("misses", "miss", "one without"),
-}
+# How a claim or a peer that is not good misses a floor.
+MISSING = {"accepted": "for a reason that is given", "red": "without a reason"}
 REMEDY = (
     "let more observations stand behind it, or write `accepted:` with the reason "
     "beside its basis or peer in data/claims.yml; what is not published or not shown "
@@ -55,7 +52,7 @@ class Audited:
 
     @property
     def state(self) -> str:
-        """A key of STATES."""
+        """Good, accepted or red."""
         return _state(self.missed, self.unexcused, self.basis.accepted)
 
 
@@ -70,7 +67,7 @@ class AuditedPeer:
 
     @property
     def state(self) -> str:
-        """A key of STATES."""
+        """Good, accepted or red."""
         return _state(self.missed, self.unexcused, self.peer.accepted)
 
 
@@ -210,11 +207,15 @@ def lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list[str]
 def summary(audited: Sequence[Audited | AuditedPeer], what: str) -> str:
     """How many are in which state, in one sentence."""
     counts = Counter(each.state for each in audited)
-    said = [
-        f"{counts[state]} {one if counts[state] == 1 else many} {words}"
-        for state, (one, many, words) in STATES.items()
-    ]
-    return f"Of {len(audited)} {what} {', '.join(said)}."
+    if counts["good"] == len(audited):
+        return f"All {len(audited)} {what} meet every floor."
+    missing = " and ".join(
+        f"{counts[state]} {words}" for state, words in MISSING.items() if counts[state]
+    )
+    return (
+        f"{counts['good']} of {len(audited)} {what} meet every floor. The others miss "
+        f"at least one: {missing}."
+    )
 
 
 def page_lines(
@@ -229,8 +230,8 @@ def page_lines(
     lines = [summary(audited, "claims") + " " + summary(peers, "peers")]
     for number, chapter in groupby(audited, lambda each: each.claim.chapter):
         claims = list(chapter)
-        seen = len(max((each.processors for each in claims), key=len))
-        kinds = f"Seen on {seen} kind{'s' * (seen != 1)} of processor."
+        seen = max((each.processors for each in claims), key=len)
+        kinds = f"Its claims were seen on {' and '.join(seen) or 'no machine'}."
         made = (each.record for each in claims if each.record)
         ran = [
             f"The chapter ran for {r.seconds:,.0f} s, at commit `{r.commit}`."
