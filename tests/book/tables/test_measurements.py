@@ -151,14 +151,18 @@ def test_the_headline_has_promise_and_count_side_by_side():
 
 
 def test_the_larger_limit_is_the_one_that_is_told():
-    part = PART | {"trial": {"step_s": [64.0, 66.0]}}
+    runs = {"processes": [{}, {}], "fractions": [0.9, 0.98]}
+    part = PART | runs | {"trial": {"step_s": [64.0, 70.0, 65.0, 65.0]}}
     read = part | {"read_bytes_per_token": 1.3e11}
     smaller = part | {"limit_bytes": 4 * GiB, "trial": {"step_s": [70.0]}}
     other = part | {"limit_bytes": 9 * GiB, "weights": "nf4"}
     both = MADE | {"parts": {"a": smaller, "b": read, "c": smaller, "d": other}}
     told = measurements.headline_numbers(both, "bf16")
     assert (told["s_per_token"], told["measured_read_gb"]) == (65.0, 130.0)
-    assert (told["s_per_token_low"], told["s_per_token_interval"]) == (64.0, "range")
+    assert (told["s_per_token_low"], told["s_per_token_high"]) == (64.0, 70.0)
+    assert (told["s_per_token_n"], told["steps"]) == (2, 4)  # processes, their steps
+    assert told["s_per_token_interval"] == "range"
+    assert told["fraction_percent_low"] == 90.0
     assert "measured_read_gb" not in measurements.headline_numbers(both, "nf4")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import astuple
 from itertools import groupby
 from operator import itemgetter
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import read_record
-from thesis_lib.common.stats import mean_interval, median_interval
+from thesis_lib.common.stats import RANGE, Interval, mean_interval, median_interval
 from thesis_lib.common.units import GiB
 
 # What readers call a system of a record.
@@ -218,11 +219,16 @@ def headline_numbers(record: dict[str, Any], weights: str) -> dict[str, Any]:
     """The run of the claimed size with these weights, in its largest limit.
 
     `measured_read_gb` is what the kernel counted for a token, and missing where it did
-    not; `read_gb` what the plan reads.
+    not; `read_gb` what the plan reads. Steps of one process depend on each other: n
+    counts processes, and the time has the range of all their `steps`.
     """
     parts = [part for part in record["parts"].values() if part["weights"] == weights]
     part = max(parts, key=lambda part: part["limit_bytes"])
     plan, read = part["plan"], part["read_bytes_per_token"]
+    steps = part["trial"]["step_s"]
+    time = Interval(
+        median(steps), min(steps), max(steps), n=len(part["processes"]), method=RANGE
+    )
     return {
         "context": plan["context"],
         "resident": plan["tiers"]["device"],
@@ -231,10 +237,11 @@ def headline_numbers(record: dict[str, Any], weights: str) -> dict[str, Any]:
         "link_gb_per_s": part["predicted_at_bytes_per_s"] / 1e9,
         "limit_gib": part["limit_bytes"] / GiB,
         "peak_gib": part["peak_bytes"] / GiB,
-        "fraction_percent": 100 * part["fraction_of_drain"],
         "distinct_layers": part["distinct_layers"],
         "origin": origin(record),
-        **median_interval(part["trial"]["step_s"]).numbers("s_per_token"),
+        "steps": len(steps),
+        **time.numbers("s_per_token"),
+        **median_interval(part["fractions"]).numbers("fraction_percent", 100),
     } | ({"measured_read_gb": read / 1e9} if read else {})
 
 
