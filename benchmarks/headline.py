@@ -199,13 +199,14 @@ def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
     )
     fractions = [each for run in runs for each in run["fractions"]]
     read = [run["read_bytes_per_token"] for run in runs]
-    told = ("s_per_token", "fraction_of_drain", "predicted_s_per_token", "peak_bytes")
+    predicted = ("predicted_s_per_token", "predicted_at_bytes_per_s")
+    told = ("s_per_token", "fraction_of_drain", "peak_bytes", *predicted)
     return runs[0] | {
         "trial": trials[0] | {"step_s": steps, "drain_s": drains},
         "s_per_token": median(steps),
         "fractions": fractions,
         "fraction_of_drain": median(fractions),
-        "predicted_s_per_token": median(run["predicted_s_per_token"] for run in runs),
+        **{name: median(run[name] for run in runs) for name in predicted},
         "read_bytes_per_token": None if None in read else fmean(read),
         "peak_bytes": max(run["peak_bytes"] for run in runs),
         "logical_peak_bytes": max(run["logical_peak_bytes"] for run in runs),

@@ -109,6 +109,8 @@ def test_it_resumes_where_it_was_killed_and_cleans_up(script, tmp_path, monkeypa
         assert len(part["trial"]["step_s"]) == len(part["fractions"]) == 2 * 2
         assert len(part["trial"]["drain_s"]) == 2 * 3
         assert part["s_per_token"] == np.median(part["trial"]["step_s"])
+        rates = [run["predicted_at_bytes_per_s"] for run in part["processes"]]
+        assert part["predicted_at_bytes_per_s"] == np.median(rates)
         peaks = [process["peak_bytes"] for process in part["processes"]]
         assert len(peaks) == 2
         assert part["peak_bytes"] == max(peaks)

@@ -35,7 +35,7 @@ PART = {
     "planned_bytes_per_token": 1.3e11, "s_per_token": 65.0,
     "predicted_s_per_token": 64.0, "fraction_of_drain": 0.97,
     "plan": {"context": 64, "tiers": {"device": 3}, "bytes_per_token": 1.3e11},
-    "predicted_at_bytes_per_s": 2e9,
+    "predicted_at_bytes_per_s": 2e9, "fractions": [0.9, 0.97, 0.98],
 }  # fmt: skip
 WHOLE = {
     "limit_bytes": 8 * GiB, "s_per_token": 5.2, "fraction_of_link": 0.98,
@@ -148,13 +148,14 @@ def test_the_headline_has_promise_and_count_side_by_side():
     assert np.isnan(row["read_bytes"])  # not known is not zero
     assert (row["peak_bytes"], row["s_per_token"]) == (5 * GiB, 65.0)
     assert row["fraction_of_drain"] == 0.97
+    assert (row["fraction_low"], row["fraction_high"]) == (0.9, 0.98)
 
 
 def test_the_larger_limit_is_the_one_that_is_told():
-    runs = {"processes": [{}, {}], "fractions": [0.9, 0.98]}
-    part = PART | runs | {"trial": {"step_s": [64.0, 70.0, 65.0, 65.0]}}
+    trial = {"step_s": [64.0, 70.0, 65.0, 65.0], "drain_s": [60.0, 65.0, 70.0]}
+    part = PART | {"processes": [{}, {}], "trial": trial}
     read = part | {"read_bytes_per_token": 1.3e11}
-    smaller = part | {"limit_bytes": 4 * GiB, "trial": {"step_s": [70.0]}}
+    smaller = part | {"limit_bytes": 4 * GiB, "trial": trial | {"step_s": [70.0]}}
     other = part | {"limit_bytes": 9 * GiB, "weights": "nf4"}
     both = MADE | {"parts": {"a": smaller, "b": read, "c": smaller, "d": other}}
     told = measurements.headline_numbers(both, "bf16")
@@ -162,8 +163,20 @@ def test_the_larger_limit_is_the_one_that_is_told():
     assert (told["s_per_token_low"], told["s_per_token_high"]) == (64.0, 70.0)
     assert (told["s_per_token_n"], told["steps"]) == (2, 4)  # processes, their steps
     assert told["s_per_token_interval"] == "range"
-    assert told["fraction_percent_low"] == 90.0
+    assert (told["fraction_percent_low"], told["drain_gb_per_s"]) == (90.0, 2.0)
     assert "measured_read_gb" not in measurements.headline_numbers(both, "nf4")
+
+
+def test_noise_of_the_headline_is_that_of_its_worst_process():
+    runs = [
+        {"s_per_token": 66.0, "predicted_s_per_token": 60.0},
+        {"s_per_token": 60.0, "predicted_s_per_token": 80.0},
+    ]
+    quiet = PART | {"processes": runs[:1], "trial": {"drain_s": [60.0, 60.0]}}
+    loud = PART | {"processes": runs, "trial": {"drain_s": [60.0, 60.0, 50.0, 55.0]}}
+    assert measurements.headline_noise(
+        {"parts": {"a": quiet, "b": loud}}
+    ) == pytest.approx({"late_percent": 10, "early_percent": 25, "drift_percent": 10})
 
 
 def test_a_gpu_is_told_with_its_limit_and_its_link():

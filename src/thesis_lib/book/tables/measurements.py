@@ -198,7 +198,8 @@ def headline(record: dict[str, Any]) -> pd.DataFrame:
 
     `peak_bytes` is the kernel's, `logical_bytes` the meter's, `planned_bytes` the
     plan's, without the interpreter; bytes read are of one token, NaN where the kernel
-    did not tell, and the fraction is that of the same reads without computing.
+    did not tell, and the fraction is that of the same reads without computing, with
+    the range of all steps.
     """
     columns = {
         "weights": "weights",
@@ -212,7 +213,16 @@ def headline(record: dict[str, Any]) -> pd.DataFrame:
         "predicted_s": "predicted_s_per_token",
         "fraction_of_drain": "fraction_of_drain",
     }
-    return table(record["parts"], columns).set_index("weights")
+    parts = record["parts"]
+    fractions = [part["fractions"] for part in parts.values()]
+    return (
+        table(parts, columns)
+        .set_index("weights")
+        .assign(
+            fraction_low=list(map(min, fractions)),
+            fraction_high=list(map(max, fractions)),
+        )
+    )
 
 
 def headline_numbers(record: dict[str, Any], weights: str) -> dict[str, Any]:
@@ -220,14 +230,17 @@ def headline_numbers(record: dict[str, Any], weights: str) -> dict[str, Any]:
 
     `measured_read_gb` is what the kernel counted for a token, and missing where it did
     not; `read_gb` what the plan reads. Steps of one process depend on each other: n
-    counts processes, and the time has the range of all their `steps`.
+    counts processes, and ends are those of the range of all their `steps`.
     """
     parts = [part for part in record["parts"].values() if part["weights"] == weights]
     part = max(parts, key=lambda part: part["limit_bytes"])
     plan, read = part["plan"], part["read_bytes_per_token"]
-    steps = part["trial"]["step_s"]
-    time = Interval(
-        median(steps), min(steps), max(steps), n=len(part["processes"]), method=RANGE
+    steps, drains = part["trial"]["step_s"], part["trial"]["drain_s"]
+    time, fraction = (
+        Interval(
+            median(each), min(each), max(each), n=len(part["processes"]), method=RANGE
+        )
+        for each in (steps, part["fractions"])
     )
     return {
         "context": plan["context"],
@@ -237,12 +250,32 @@ def headline_numbers(record: dict[str, Any], weights: str) -> dict[str, Any]:
         "link_gb_per_s": part["predicted_at_bytes_per_s"] / 1e9,
         "limit_gib": part["limit_bytes"] / GiB,
         "peak_gib": part["peak_bytes"] / GiB,
+        "drain_gb_per_s": plan["bytes_per_token"] / median(drains) / 1e9,
         "distinct_layers": part["distinct_layers"],
         "origin": origin(record),
         "steps": len(steps),
         **time.numbers("s_per_token"),
-        **median_interval(part["fractions"]).numbers("fraction_percent", 100),
+        **fraction.numbers("fraction_percent", 100),
     } | ({"measured_read_gb": read / 1e9} if read else {})
+
+
+def headline_noise(record: dict[str, Any]) -> dict[str, float]:
+    """What the processes of all parts differ by, in per cent.
+
+    By how much the tokens of one took longer and shorter than was predicted before it,
+    at most, and by how much the drains around them differ.
+    """
+    late, drift = [], []
+    for part in record["parts"].values():
+        runs = part["processes"]
+        late += [run["s_per_token"] / run["predicted_s_per_token"] for run in runs]
+        drains = np.reshape(part["trial"]["drain_s"], (len(runs), -1))
+        drift += (drains.max(axis=1) / drains.min(axis=1)).tolist()
+    return {
+        "late_percent": 100 * (max(late) - 1),
+        "early_percent": 100 * (1 - min(late)),
+        "drift_percent": 100 * (max(drift) - 1),
+    }
 
 
 def gpu(record: dict[str, Any] | None) -> pd.DataFrame:
