@@ -164,7 +164,10 @@ def test_the_audit_is_told_in_a_line_a_claim_and_a_sum():
     )
     assert summary(found[:1] * 6, "peers") == "All 6 peers meet every floor."
     assert len(lines(found, [])) == 3
-    assert sum("claim-share" in line for line in page_lines(found, [], {})) == 2
+    page = page_lines(found, [], {})
+    assert sum("claim-share" in line for line in page) == 2
+    (where,) = (line for line in page if "Its claims" in line)
+    assert where.endswith("Its claims were seen on A & B.")
 
 
 def test_no_claim_of_the_published_book_misses_a_floor_without_a_reason():
