@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from record import benchmark, checkout, renew
 
-from thesis_lib.book.execute import chapters, sweep
+from thesis_book.execute import chapters, sweep
 from thesis_lib.common.provenance import identity
 from thesis_lib.common.stats import mean_interval
 

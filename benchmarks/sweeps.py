@@ -25,7 +25,7 @@ import psutil
 import yaml
 from record import Record, benchmark, ratio, tell, turns
 
-from thesis_lib.book.execute import chapters, sweep
+from thesis_book.execute import chapters, sweep
 from thesis_lib.common.provenance import seconds_of
 
 SMALL = {

@@ -84,7 +84,7 @@ def _chinese() -> tuple[list[int], list[int]]:
     pages = [*ROOT.glob("book/*.md"), *ROOT.glob("notebooks/*.ipynb")]
     texts = [page.read_text() for page in pages]
     own = [path.read_text() for path in ROOT.glob("book/_ext/*.py")]
-    own += [path.read_text() for path in ROOT.glob("src/thesis_lib/book/**/*.py")]
+    own += [path.read_text() for path in ROOT.glob("src/thesis_book/**/*.py")]
     own.append((ROOT / "book" / "index_entries.yml").read_text())
     abroad = [
         "".join(re.findall("^# .*", text, re.MULTILINE)) if "lang: zh" in text else text

@@ -1,6 +1,6 @@
 """Made-up claims, and records of chapters that never ran."""
 
-from thesis_lib.book.execute.records import Record
+from thesis_book.execute.records import Record
 
 CLAIMS_TEXT = """\
 bases:

@@ -29,7 +29,7 @@ bulk_bytes: int = 0  # bytes of output
 BEGIN = """
 import os, signal, time
 import numpy as np
-from thesis_lib.book.execute import records
+from thesis_book.execute import records
 from thesis_lib.common import units
 
 def note(what):

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from bs4 import BeautifulSoup, Tag
 from sphinx.application import Sphinx
 
-CLAIMS = "book/claim_cards.json"  # as `thesis_lib.book.render` staged it
+CLAIMS = "book/claim_cards.json"  # as `thesis_book.render.build` staged it
 AUDIT = "book/audit.html"
 DATA = "_static/cards-data.js"
 SHOWN = "p, .formula, h1, h2, h3, h4, h5, h6"  # the first of a place is its card

@@ -11,8 +11,8 @@ from typing import Any
 import typer
 from sphinx.application import Sphinx
 
-from thesis_lib.book.compare.present import markdown, markdown_table
-from thesis_lib.book.execute.chapters import repository
+from thesis_book.compare.present import markdown, markdown_table
+from thesis_book.execute.chapters import repository
 from thesis_lib.cli.main import app as thesis
 
 PAGE = "book/commands"

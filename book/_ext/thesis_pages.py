@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from thesis_cards import link_claims, write_cards
 
-from thesis_lib.book.compare.present import PICTURE
+from thesis_book.compare.present import PICTURE
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
 INTERFACE = {  # what surrounds a text, on a page in Chinese

@@ -22,7 +22,7 @@ from sphinx.application import Sphinx
 from sphinxcontrib.bibtex.style.referencing.author_year import AuthorYearReferenceStyle
 from sphinxcontrib.bibtex.style.template import join, year
 
-from thesis_lib.book.take_away.offers import CITED
+from thesis_book.render.offers import CITED
 
 _TEXT = AuthorYearReferenceStyle()
 THESIS = "thesis"  # its key

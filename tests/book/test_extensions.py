@@ -21,7 +21,7 @@ from thesis_references import CitedStyle, cite_thesis_once, cited
 from thesis_search import SearchBoth
 from thesis_weight import purge, words
 
-from thesis_lib.book.compare.present import PICTURE
+from thesis_book.compare.present import PICTURE
 
 ROOT = Path(__file__).parents[2]
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?! )([^$\n]+?)\$", re.DOTALL)

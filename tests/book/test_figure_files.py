@@ -19,9 +19,9 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D, IdentityTransform
 from rings import planned
 
-from thesis_lib.book import figures
-from thesis_lib.book.figures import export
-from thesis_lib.book.figures.export import (
+from thesis_book import figures
+from thesis_book.figures import export
+from thesis_book.figures.export import (
     CSV,
     LEAST_PT,
     NARROW,
@@ -30,7 +30,7 @@ from thesis_lib.book.figures.export import (
     as_vector,
     bundle,
 )
-from thesis_lib.book.tables import ring_schedule, worked_example
+from thesis_book.tables import ring_schedule, worked_example
 from thesis_lib.common.units import GiB
 from thesis_lib.memory.model.spec import ModelSpec
 

@@ -19,9 +19,9 @@ from matplotlib.transforms import Bbox
 from rings import planned
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from thesis_lib.book import figures
-from thesis_lib.book.figures import export
-from thesis_lib.book.tables import ring_schedule, worked_example
+from thesis_book import figures
+from thesis_book.figures import export
+from thesis_book.tables import ring_schedule, worked_example
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import GiB, MiB
 from thesis_lib.memory.model.linears import linears
@@ -595,7 +595,7 @@ def test_the_drawing_of_the_rooms_has_those_of_the_import_contracts_in_their_ord
     tools = tomllib.loads((root / "pyproject.toml").read_text())["tool"]
     contracts = tools["importlinter"]["contracts"]
     layers = {c["containers"][0]: c["layers"] for c in contracts if "layers" in c}
-    expected = ["cli", "book", *layers["thesis_lib.book"], "serving"]
+    expected = ["cli", "book", *layers["thesis_book"], "serving"]
     for half in ("sequencer", "memory"):
         expected += [half, *layers[f"thesis_lib.{half}"]]
     assert re.findall(r">([a-z_]+)</text>", picture) == [*expected, "common"]

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from runs import CLAIMS_TEXT, record
 
-from thesis_lib.book import render as render_room
-from thesis_lib.book.execute import chapters
-from thesis_lib.book.execute.chapters import CUSTOM
-from thesis_lib.book.figures.style import DARK, INK
-from thesis_lib.book.render import render, stage
-from thesis_lib.book.staging import ABSENT, Published, write_picture
-from thesis_lib.book.tables.printed import table
+from thesis_book.render import build as render_room
+from thesis_book.execute import chapters
+from thesis_book.execute.chapters import CUSTOM
+from thesis_book.figures.style import DARK, INK
+from thesis_book.render.build import render, stage
+from thesis_book.render.staging import ABSENT, Published, write_picture
+from thesis_book.tables.printed import table
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import content_hash
 

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 import yaml
 
-from thesis_lib.book import render
+from thesis_book.render import build as render
 from thesis_lib.common.errors import InvalidInput
 
 

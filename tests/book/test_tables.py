@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from thesis_lib.book import figures
-from thesis_lib.book.execute import records
+from thesis_book import figures
+from thesis_book.execute import records
 from thesis_lib.common.errors import InvalidInput
 
 ROOT = Path(__file__).parents[2]

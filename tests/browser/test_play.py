@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thesis_lib.book.play.explorer import explorer
-from thesis_lib.book.play.planner import planner
-from thesis_lib.book.play.schedule import POLICIES, by_hand, history
-from thesis_lib.book.play.widget import PARTS, widget
-from thesis_lib.book.tables.worked_example import worked_batch
+from thesis_book.widgets.explorer import explorer
+from thesis_book.widgets.planner import planner
+from thesis_book.widgets.schedule import POLICIES, by_hand, history
+from thesis_book.widgets.widget import PARTS, widget
+from thesis_book.tables.worked_example import worked_batch
 from thesis_lib.memory.cost.planning import ASSUMED_CARD
 from thesis_lib.memory.cost.published import read_cards
 from thesis_lib.memory.model.shape import Shape

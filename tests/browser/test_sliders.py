@@ -6,7 +6,7 @@ import math
 import pytest
 from costs import MIX, RESIDENT, STREAMED, VALUES
 
-from thesis_lib.book.tables.calculator import SLIDERS, STEPS, calculator, results, shown
+from thesis_book.tables.calculator import SLIDERS, STEPS, calculator, results, shown
 from thesis_lib.memory.cost.cost import Mix
 from thesis_lib.memory.cost.deployment import Configuration
 

@@ -13,8 +13,8 @@ from bs4 import BeautifulSoup
 from epubs import faults_of_epub
 from pypdf import PdfReader
 
-from thesis_lib.book.take_away.articles import read_pages
-from thesis_lib.book.take_away.pdf import page_numbers
+from thesis_book.render.articles import read_pages
+from thesis_book.render.pdf import page_numbers
 
 pytestmark = pytest.mark.browser
 

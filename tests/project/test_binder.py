@@ -12,7 +12,7 @@ import pytest
 import sphinx_book_theme
 import yaml
 
-from thesis_lib.book.execute import chapters
+from thesis_book.execute import chapters
 
 ROOT = Path(__file__).parents[2]
 BINDER = ROOT / "binder"

@@ -18,7 +18,7 @@ import typer
 import yaml
 from distributed.cli import dask_scheduler, dask_worker
 
-from thesis_lib.book.execute import chapters, sweep
+from thesis_book.execute import chapters, sweep
 from thesis_lib.cli.main import app
 
 CHECKOUT = Path(__file__).parents[2]

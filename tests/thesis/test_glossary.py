@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from thesis_lib.book.figures import policy
+from thesis_book.figures import policy
 from thesis_lib.sequencer import POLICIES
 
 ROOT = Path(__file__).parents[2]

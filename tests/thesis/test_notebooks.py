@@ -12,8 +12,8 @@ import nbformat
 import pytest
 import yaml
 
-from thesis_lib.book.execute import chapters
-from thesis_lib.book.staging import DETAILS
+from thesis_book.execute import chapters
+from thesis_book.render.staging import DETAILS
 
 ROOT = Path(__file__).parents[2]
 # Fixed by the thesis: a chapter's title and the sections that it must have, in order.

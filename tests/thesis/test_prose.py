@@ -21,7 +21,7 @@ import nbformat
 import pytest
 import yaml
 
-from thesis_lib.book.compare.present import README_BLOCK
+from thesis_book.compare.present import README_BLOCK
 
 ROOT = Path(__file__).parents[2]
 CONTENT = yaml.safe_load((ROOT / "data" / "claims.yml").read_text())

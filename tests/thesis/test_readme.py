@@ -10,9 +10,9 @@ import pytest
 import typer
 from thesis_commands import commands, examples
 
-from thesis_lib.book.compare.comparison import Quantity, read_reference
-from thesis_lib.book.compare.present import PICTURE, PICTURE_OF, as_change, readme
-from thesis_lib.book.execute.claims import read_claims
+from thesis_book.compare.comparison import Quantity, read_reference
+from thesis_book.compare.present import PICTURE, PICTURE_OF, as_change, readme
+from thesis_book.execute.claims import read_claims
 from thesis_lib.cli.main import app
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import parse_size

@@ -9,11 +9,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from thesis_lib.book.compare.comparison import Run, compare, doubts, read_reference
-from thesis_lib.book.execute import chapters
-from thesis_lib.book.execute.claims import read_claims
-from thesis_lib.book.execute.records import Record, contradictions
-from thesis_lib.book.staging import Published
+from thesis_book.compare.comparison import Run, compare, doubts, read_reference
+from thesis_book.execute import chapters
+from thesis_book.execute.claims import read_claims
+from thesis_book.execute.records import Record, contradictions
+from thesis_book.render.staging import Published
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = ("03_enhanced_sequencer", "04_evaluation_ml_for_db")
@@ -22,7 +22,7 @@ PYTHONS = [sys.executable, *filter(None, os.environ.get("PYTHONS", "").split(":"
 RUN = """
 import sys
 from pathlib import Path
-from thesis_lib.book.execute import chapters
+from thesis_book.execute import chapters
 chosen = chapters.select(sys.argv[2:])
 chapters.run(chosen, "smoke", {}, Path(sys.argv[1]), lambda *words: None)
 """

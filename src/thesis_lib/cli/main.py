@@ -4,7 +4,8 @@ import os
 import sys
 
 # Commands are listed in this order; importing registers them.
-from thesis_lib.cli import book, memory, sequencer, serving  # noqa: F401
+from thesis_book import cli as book
+from thesis_lib.cli import memory, sequencer, serving
 from thesis_lib.cli.common import app
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from runs import record
 
-from thesis_lib.book.compare.audit import (
+from thesis_book.compare.audit import (
     audit,
     audit_peers,
     lines,
@@ -14,15 +14,8 @@ from thesis_lib.book.compare.audit import (
     sections,
     summary,
 )
-from thesis_lib.book.compare.comparison import read_reference
-from thesis_lib.book.execute.claims import (
-    Basis,
-    Change,
-    Claim,
-    Claims,
-    Peer,
-    read_claims,
-)
+from thesis_book.compare.comparison import read_reference
+from thesis_book.execute.claims import Basis, Change, Claim, Claims, Peer, read_claims
 from thesis_lib.common.errors import InvalidInput
 
 ROOT = Path(__file__).parents[3]

@@ -7,10 +7,10 @@ import pytest
 from bs4 import BeautifulSoup
 from runs import record
 
-from thesis_lib.book.compare.audit import audit, page_lines
-from thesis_lib.book.compare.cards import claim_cards
-from thesis_lib.book.compare.comparison import Run, compare
-from thesis_lib.book.execute.claims import Basis, Claim, Claims
+from thesis_book.compare.audit import audit, page_lines
+from thesis_book.compare.cards import claim_cards
+from thesis_book.compare.comparison import Run, compare
+from thesis_book.execute.claims import Basis, Claim, Claims
 
 SEEDS = Basis(n="seeds", of="seeds", limiter="noise", evidence="sec-shown")
 EXACT = Basis(n=1, of="", limiter="nothing", evidence="")

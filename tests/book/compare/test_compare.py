@@ -10,8 +10,8 @@ from rich.console import Console
 from runs import CLAIMS_TEXT, NUMBERS, record
 from typer.testing import CliRunner
 
-from thesis_lib.book.compare import present
-from thesis_lib.book.compare.comparison import (
+from thesis_book.compare import present
+from thesis_book.compare.comparison import (
     Quantity,
     Run,
     apart,
@@ -19,7 +19,7 @@ from thesis_lib.book.compare.comparison import (
     compare_named,
     read_reference,
 )
-from thesis_lib.book.execute.claims import Claim, read_claims
+from thesis_book.execute.claims import Claim, read_claims
 from thesis_lib.cli.main import app
 from thesis_lib.common.errors import InvalidInput
 

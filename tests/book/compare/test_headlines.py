@@ -2,15 +2,15 @@
 
 import pytest
 
-from thesis_lib.book.compare.comparison import read_reference
-from thesis_lib.book.compare.headlines import (
+from thesis_book.compare.comparison import read_reference
+from thesis_book.compare.headlines import (
     BARS,
     FEWER,
     GB_PER_GIB,
     MEMORY,
     headline_results,
 )
-from thesis_lib.book.execute.claims import read_claims
+from thesis_book.execute.claims import read_claims
 
 
 @pytest.fixture(scope="module")

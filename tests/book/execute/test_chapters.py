@@ -1,15 +1,9 @@
 import nbformat
 import pytest
 
-from thesis_lib.book.execute import chapters, records
-from thesis_lib.book.execute.chapters import (
-    assignment,
-    parameters,
-    resolve,
-    run,
-    select,
-)
-from thesis_lib.book.execute.records import Record
+from thesis_book.execute import chapters, records
+from thesis_book.execute.chapters import assignment, parameters, resolve, run, select
+from thesis_book.execute.records import Record
 from thesis_lib.common.errors import InvalidInput, Lost
 
 
@@ -122,7 +116,7 @@ def test_what_is_fresh_is_skipped_and_what_changed_is_executed(checkout):
 
 
 MEASURED = """
-from thesis_lib.book.execute import records
+from thesis_book.execute import records
 from thesis_lib.common import provenance
 provenance._disturbances.append("others took 1.90 cores")
 records.publish_timed({"step_s": 0.5})
@@ -224,7 +218,7 @@ def test_a_key_changes_with_a_function_that_is_a_parameter(tmp_path):
 
 
 def test_imports_are_followed_through_the_package():
-    source = "from thesis_lib.book.execute import records"
+    source = "from thesis_book.execute import records"
     found = {path.name for path in chapters.modules(source)}
     assert {"records.py", "errors.py"} <= found
     behind = {p.name for p in chapters.modules("from thesis_lib import sequencer")}

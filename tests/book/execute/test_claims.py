@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from runs import record
 
-from thesis_lib.book.compare.comparison import read_reference
-from thesis_lib.book.execute import chapters, claims, records
-from thesis_lib.book.execute.claims import (
+from thesis_book.compare.comparison import read_reference
+from thesis_book.execute import chapters, claims, records
+from thesis_book.execute.claims import (
     Claim,
     judge,
     read_claims,

@@ -14,12 +14,12 @@ import psutil
 import pytest
 from synthetic import wait_until
 
-from thesis_lib.book.execute.records import Record
+from thesis_book.execute.records import Record
 
 DRIVER = """
 import sys
 from pathlib import Path
-from thesis_lib.book.execute import chapters
+from thesis_book.execute import chapters
 from thesis_lib.common.errors import InvalidInput
 
 checkout, output = map(Path, sys.argv[1:])

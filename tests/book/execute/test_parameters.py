@@ -6,20 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thesis_lib.book.execute import chapters
-from thesis_lib.book.execute.chapters import (
+from thesis_book.execute import chapters
+from thesis_book.execute.chapters import (
     CUSTOM,
     PROFILE_PARAMETER,
     Chapter,
     ChapterFailed,
 )
-from thesis_lib.book.execute.parameters import (
-    Limits,
-    Parameter,
-    check,
-    limits_of,
-    refuse,
-)
+from thesis_book.execute.parameters import Limits, Parameter, check, limits_of, refuse
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.provenance import commit
 from thesis_lib.common.units import GiB, MiB

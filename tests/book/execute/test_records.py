@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from thesis_lib.book.execute import records
-from thesis_lib.book.execute.records import OldRecord, Record
+from thesis_book.execute import records
+from thesis_book.execute.records import OldRecord, Record
 from thesis_lib.common.errors import InvalidInput
 
 

@@ -19,8 +19,8 @@ import runs
 import synthetic
 from synthetic import notes, wait_until, write_grid
 
-from thesis_lib.book.execute import chapters, sweep
-from thesis_lib.book.execute.records import RECORD_VERSION, Record
+from thesis_book.execute import chapters, sweep
+from thesis_book.execute.records import RECORD_VERSION, Record
 from thesis_lib.common import files
 from thesis_lib.common.errors import InvalidInput
 

@@ -9,8 +9,8 @@ import pytest
 from bs4 import BeautifulSoup
 from costs import MIX, RESIDENT, STREAMED, VALUES
 
-from thesis_lib.book.tables import calculator
-from thesis_lib.book.tables.calculator import SLIDERS, Slider, results, shown
+from thesis_book.tables import calculator
+from thesis_book.tables.calculator import SLIDERS, Slider, results, shown
 from thesis_lib.common.errors import InvalidInput
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from thesis_lib.book.tables import low_rank_steps
+from thesis_book.tables import low_rank_steps
 
 FIRST, SECOND = "sense_and_sensibility", "jargon"
 

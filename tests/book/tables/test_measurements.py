@@ -6,7 +6,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from thesis_lib.book.tables import measurements
+from thesis_book.tables import measurements
 from thesis_lib.common import files
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import GiB, MiB

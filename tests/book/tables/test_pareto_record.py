@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from thesis_lib.book.tables import pareto
-from thesis_lib.book.tables.pareto import pareto_front, ways
+from thesis_book.tables import pareto
+from thesis_book.tables.pareto import pareto_front, ways
 from thesis_lib.memory.evaluate import perplexity
 
 FICTION, JARGON = perplexity.TEXTS

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thesis_lib.book.tables.printed import table
+from thesis_book.tables.printed import table
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from thesis_lib.book.tables import related_work
+from thesis_book.tables import related_work
 from thesis_lib.common.errors import InvalidInput
 
 ROOT = Path(__file__).parents[3]

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from rings import TINY, planned
 
-from thesis_lib.book.tables import ring_schedule
+from thesis_book.tables import ring_schedule
 from thesis_lib.common.errors import InvalidInput
 
 # of one layer, bytes a second: read, computed; the slower one decides

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from thesis_lib.book.tables.worked_example import (
+from thesis_book.tables.worked_example import (
     forecasts,
     outcomes,
     run_worked,

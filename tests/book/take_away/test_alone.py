@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from thesis_lib.book.execute.chapters import chapters
-from thesis_lib.book.figures.export import drawn
-from thesis_lib.book.take_away.alone import PAGE, alone, scripts
+from thesis_book.execute.chapters import chapters
+from thesis_book.figures.export import drawn
+from thesis_book.render.alone import PAGE, alone, scripts
 from thesis_lib.common.errors import InvalidInput
 
 SCRIPTS = {
@@ -56,7 +56,7 @@ def value_of(sources):
 def test_a_script_has_what_the_figure_needs_as_it_is_written_and_nothing_else():
     chapter = [
         "import math\nimport json\nfrom statistics import (\n    mean,\n    median,\n)"
-        "\n\nfrom thesis_lib.book.execute import records\n\njson.dumps({})",
+        "\n\nfrom thesis_book.execute import records\n\njson.dumps({})",
         "# of the runs\nn: int = 3  # runs\nspare: int = 4  # of the page",
         "n = 5",
         "rows, page = [], []\n\n# One after the other.\nfor k in range(n):\n"
@@ -209,7 +209,7 @@ def test_a_script_draws_in_an_empty_folder_what_the_chapter_draws(
     expected = drawn(value_of([c.source for c in cells[: named.index(name) + 1]]))
     (tmp_path / "it.py").write_text(SCRIPTS[number, name])
     told = (
-        "import runpy; from thesis_lib.book.figures.export import drawn; "
+        "import runpy; from thesis_book.figures.export import drawn; "
         "print(drawn(runpy.run_path('it.py')['figure']).to_csv(index=False), end='')"
     )
     done = subprocess.run(

@@ -9,11 +9,11 @@ import pytest
 from bs4 import BeautifulSoup
 from epubs import faults_of_epub
 
-from thesis_lib.book.take_away import offers, pdf
-from thesis_lib.book.take_away.articles import read_pages
-from thesis_lib.book.take_away.epub import write_epub
-from thesis_lib.book.take_away.notebooks import clean_notebook, without_roles
-from thesis_lib.book.take_away.slides import write_slides
+from thesis_book.render import offers, pdf
+from thesis_book.render.articles import read_pages
+from thesis_book.render.epub import write_epub
+from thesis_book.render.notebooks import clean_notebook, without_roles
+from thesis_book.render.slides import write_slides
 from thesis_lib.common.errors import InvalidInput
 
 ABOUT = {"title": "Books & “pages”", "author": "A <B>", "copyright": "2026"}

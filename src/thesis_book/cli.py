@@ -1,0 +1,343 @@
+"""Commands that execute, compare and render the book."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thesis_lib.cli.common import (
+    Json,
+    command,
+    console,
+    option,
+    progress_bars,
+    show,
+    strict_json,
+)
+from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.files import write_whole
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CHAPTER]…", help="Numbers or names; all by default."),
+]
+Profile = Annotated[str, typer.Option(help="smoke, default or full.")]
+
+
+@command
+def run(
+    names: Names = None,
+    profile: Profile = "default",
+    parameter: list[str] | None = option(
+        None, "Set a parameter; repeatable.", "-p", metavar="NAME=VALUE"
+    ),
+    output: Path | None = option(
+        None, "Folder of results. Default: build/chapters/PROFILE."
+    ),
+    again: bool = option(
+        False, "Execute fresh ones too: to measure without disturbance.", "--again"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Re-execute chapters with papermill; skip those whose result is fresh."""
+    from thesis_book.compare import comparison as compare_
+    from thesis_book.compare import present
+    from thesis_book.execute import chapters
+    from thesis_book.execute.claims import read_claims
+
+    overrides = chapters.assignments(parameter or [])
+    chosen = chapters.select(names or [])
+    folder = output or chapters.repository() / "build" / "chapters" / profile
+    clock = time.perf_counter()
+    bars, move = progress_bars(quiet=as_json)
+
+    def on_wait(name: str) -> None:
+        typer.echo(f"waiting for another run of {name} in {folder}", err=True)
+
+    with bars:
+        outcome = chapters.run(chosen, profile, overrides, folder, move, on_wait, again)
+    seconds = time.perf_counter() - clock
+    made = compare_.Run("this run", tuple(record for record, _ in outcome))
+    compared = compare_.compare([made], read_claims().claims, compare_.read_reference())
+    doubted = compare_.doubts(compared, made)
+    doubts = present.doubts_section(doubted, present.TERMINAL)
+    warning = [f"{doubts.heading}: {doubts.text}", *(f"  {n}" for n in doubts.notes)]
+    show(
+        {
+            "chapters": [
+                {"chapter": r.chapter, "executed": executed, "seconds": r.seconds}
+                for r, executed in outcome
+            ],
+            "profile": profile,
+            "seconds": round(seconds, 1),
+            "output": str(folder),
+            "not_to_be_believed": doubted,
+        },
+        as_json,
+        [
+            f"{r.chapter:<32} {f'executed in {r.seconds:.0f} s' if new else 'fresh'}"
+            for r, new in outcome
+        ]
+        + [f"results in {folder}", *(warning if doubted else [])],
+    )
+
+
+@command
+def sweep(
+    chapter: Annotated[str, typer.Argument(help="Number or name.")],
+    grid: Annotated[
+        Path,
+        typer.Argument(
+            metavar="GRID.yml",
+            help="profile:, grid: {PARAMETER: [VALUE, …]}, and seeds: [1, 2] or how "
+            "many to spawn from seed:.",
+        ),
+    ],
+    workers: int | None = option(
+        None, "Processes on this machine. Default: its cores."
+    ),
+    scheduler: str | None = option(None, "Address of a Dask cluster: tcp://HOST:8786."),
+    output: Path | None = option(
+        None, "Folder of results. Default: build/sweeps/CHAPTER-GRID."
+    ),
+    resume: bool = option(
+        True, "Keep the points that the folder holds.", "--resume/--no-resume"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Execute a chapter at every point of a grid, on local processes or a cluster."""
+    from thesis_book.execute import chapters
+    from thesis_book.execute import sweep as sweep_
+
+    (chosen,) = chapters.select([chapter])
+    points = sweep_.read_grid(grid, chosen)
+    sweeps = chapters.repository() / "build" / "sweeps"
+    folder = output or sweeps / f"{chosen.name}-{grid.stem}"
+    bars, move = progress_bars(quiet=as_json, unit="point", verb="swept")
+    with bars:
+        done = sweep_.run(
+            points,
+            folder,
+            workers,
+            scheduler,
+            resume,
+            lambda done, failed, total: move(chosen.name, done + failed, total),
+            on_wait=lambda sentence: typer.echo(sentence, err=True),
+        )
+    counts = {
+        "runs": len(points.points),
+        "done": len(done.records),
+        "failed": len(done.failures),
+        "executed": done.executed,
+    }
+    lines = [
+        "{done} of {runs} points done, {executed} executed now".format(**counts),
+        f"results in {folder / 'results.parquet'}, {folder / 'summary.html'}",
+    ]
+    show(counts | {"output": str(folder)}, as_json, lines)
+    if done.failures:
+        first = done.failures[0]
+        raise InvalidInput(
+            "{failed} of {runs} points failed, first ".format(**counts)
+            + f"{first.point.name} on {first.host} "
+            f"({sweep_.culprits(done)[first.point.name]}): {first.sentence}; "
+            f"notebooks and tracebacks of all are in {folder / 'points'}"
+        )
+
+
+@command
+def book(
+    profile: Profile = "default",
+    pdf: bool = option(False, "Refuse where no browser can print the PDF.", "--pdf"),
+    as_json: Json = False,
+) -> None:
+    """Render the executed chapters of a profile as the book, warnings as errors.
+
+    Its PDF, where Chromium is there, its EPUB and the slides lie beside it.
+    """
+    from thesis_book.render import build as book_
+    from thesis_book.execute import chapters
+    from thesis_book.render import offers
+
+    choice("profile", profile, chapters.PROFILES)
+    offers.require_browser(pdf)
+    build = chapters.repository() / "build"
+    waiting = "waiting for another rendering of the same book"
+    with console.status("rendering the book"):
+        index, built = book_.render(
+            build / "chapters" / profile,
+            build / "book" / profile,
+            on_wait=lambda: typer.echo(waiting, err=True),
+        )
+    state = "rendered" if built else "up to date"
+    made = [path for name in offers.ALL if (path := index.with_name(name)).is_file()]
+    show(
+        {"index": str(index), "built": built, "made": [str(path) for path in made]},
+        as_json,
+        [
+            f"The book is {state}. Open it in a browser:",
+            *(f"  {path.as_uri()}" for path in [index, *made]),
+        ],
+    )
+
+
+@command
+def outputs(
+    names: Names = None,
+) -> None:
+    """Execute notebooks at their smoke values and store what nbval compares."""
+    from thesis_book.execute import chapters
+
+    scratch = chapters.repository() / "build" / "outputs"
+    bars, move = progress_bars(quiet=False)
+    with bars:
+        chapters.store_outputs(chapters.select(names or []), scratch, move)
+
+
+@command
+def claims(
+    profile: Profile = "default",
+    update: bool = option(
+        False, "Make this run the reference of the claims and the book.", "--update"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Hold an executed profile against the claims, or make it their reference."""
+    from thesis_book.render import staging
+    from thesis_book.compare import comparison as compare_
+    from thesis_book.compare import present
+    from thesis_book.execute import chapters
+    from thesis_book.execute import claims as claims_
+
+    checkout = chapters.repository()
+    executed = checkout / "build" / "chapters" / profile
+    records = chapters.read_records(executed)
+    if update:
+        folder = checkout / "data" / claims_.REFERENCE / profile
+        changed = claims_.store_references(records, profile, checkout / "data")
+        if profile == "default":  # the profile of the published book
+            page = checkout / "README.md"
+            known, reference = claims_.read_claims().claims, compare_.read_reference()
+            page.write_text(present.readme(page.read_text(), known, reference, profile))
+            (shown,) = (r for r in records if r.number == present.PICTURE_OF)
+            staging.write_picture(executed, shown, present.PICTURE, folder)
+        show(
+            {"changed": changed, "reference": str(folder)},
+            as_json,
+            [f"{changed} references changed; the run is kept in {folder}"],
+        )
+        return
+    known = claims_.read_claims().claims
+    numbers = {(r.number, key): v for r in records for key, v in r.numbers.items()}
+    verdicts = {
+        key: claims_.judge(
+            claim, numbers.get((claim.chapter, key)), claim.reference.get(profile)
+        )
+        for key, claim in known.items()
+    }
+    show(
+        {"claims": {k: {"word": v.word, "good": v.good} for k, v in verdicts.items()}},
+        as_json,
+        [f"{key:<44} {v.word:<18} {v.text}" for key, v in verdicts.items()],
+    )
+    wrong = [key for key, verdict in verdicts.items() if not verdict.good]
+    if wrong:
+        raise InvalidInput(f"{len(wrong)} claims do not hold: {', '.join(wrong)}")
+
+
+@command
+def audit(
+    run: Annotated[
+        str, typer.Argument(metavar="[RUN]", help="A folder that `thesis run` wrote.")
+    ] = "reference",
+    profile: Profile = "default",
+    as_json: Json = False,
+) -> None:
+    """Say which floors the claims of a run miss; with --json also what each rests on.
+
+    By default of the committed reference. Ends with status 2 where a claim misses a
+    floor and `data/claims.yml` gives no reason.
+    """
+    from thesis_book.compare import audit as audit_
+    from thesis_book.compare.comparison import read_run
+    from thesis_book.execute.chapters import repository
+    from thesis_book.execute.claims import read_claims
+
+    known, found = read_claims(), read_run(run)
+    numbers = {claim.chapter for claim in known.claims.values()}
+    records = [r for n in sorted(numbers) if (r := found.record(n, profile))]
+    labels = audit_.sections(repository())
+    audited = audit_.audit(known, records, labels)
+    peers = audit_.audit_peers(known, labels)
+    show(
+        {
+            each.claim.key: {
+                "state": each.state, "n": each.n, "of": each.basis.of,
+                "interval": each.interval, "limiter": each.basis.limiter,
+                "evidence": each.basis.evidence, "missed": each.missed,
+                "accepted": each.basis.accepted,
+            }
+            for each in audited
+        },
+        as_json,
+        audit_.lines(audited, peers),
+    )  # fmt: skip
+    red = sum(each.state == "red" for each in (*audited, *peers))
+    require(
+        not red,
+        f"{red} claims or peers miss a floor: {audit_.REMEDY}",
+    )
+
+
+@command
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN…",
+            help="Folders that `thesis run` wrote, or the word `reference`.",
+        ),
+    ],
+    html: Path | None = option(None, "Also write one HTML page.", metavar="FILE"),
+    strict: bool = option(
+        False,
+        "End with status 1 if an exact claim differs or a tolerance is exceeded.",
+        "--strict",
+    ),
+    as_json: Json = False,
+) -> None:
+    """Put runs of different machines side by side, claim by claim.
+
+    One RUN is held against the committed reference of its profile. Of several, the
+    first is what the others are held against.
+    """
+    from thesis_book.compare import comparison as compare_
+    from thesis_book.compare import present
+    from thesis_book.execute.claims import read_claims
+
+    compared = compare_.compare_named(runs, read_claims().claims)
+    if html is not None:
+        require(bool(html.name), f"--html {html}: expected the name of a file")
+        try:
+            write_whole(html, present.html_page(compared))
+        except OSError as error:
+            raise InvalidInput(
+                f"{html} cannot be written: {error.strerror}; name a file in a folder "
+                "that exists and that you may write to"
+            ) from error
+    if as_json:
+        typer.echo(strict_json(compared.to_json()))
+    else:  # a file or a pipe gets lines of any length, of which nothing is cut
+        from rich.console import Console
+
+        present.draw(compared, Console(width=None if sys.stdout.isatty() else 100_000))
+    states = compared.states()
+    if strict and not {"good", "bad"} & set(states):
+        raise InvalidInput(
+            "--strict found no claim that could be held: expected a run with the "
+            "parameters of its reference; see the verdicts above"
+        )
+    if strict and "bad" in states:
+        raise typer.Exit(1)

@@ -1,0 +1,668 @@
+"""Figures of the sequencer: schedules, policies, robustness, scale."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import NullLocator
+
+from thesis_book.figures import style
+from thesis_book.figures.estimators import by_type
+from thesis_book.figures.export import MANY
+from thesis_lib.common.errors import require
+from thesis_lib.sequencer.core.trace import F64, History, Trace
+from thesis_lib.sequencer.experiments import live, metrics
+
+
+# --- Runs, transaction by transaction ------------------------------------------
+def worker_timelines(traces: dict[str, Trace], window_s: float) -> Figure:
+    """Which worker ran what, and when, within `window_s` from the middle of the run."""
+    ends = {"xlim": (0, 1e3 * window_s), "xlabel": "time (ms)", "ylabel": "worker"}
+    figure, drawn = style.panels(traces, 2.4, share="x", **ends)
+    colours: dict[str, str] = {}
+    for panel, trace in drawn:
+        stages = ("sequence_s", "lock_wait_s", "queue_s")
+        start_s = trace.arrival_s + sum(trace.measured[stage] for stage in stages)
+        start_s = start_s - np.median(start_s)
+        seen = (start_s + trace.service_s > 0) & (start_s < window_s)
+        for kind, rows in by_type(trace).items():
+            mine = rows & seen
+            panel.barh(
+                trace.measured["worker"][mine], 1e3 * trace.service_s[mine],
+                left=1e3 * start_s[mine], linewidth=0, label=kind,
+                color=colours.setdefault(kind, f"C{len(colours)}"),
+            )  # fmt: skip
+        panel.set_yticks(range(round(trace.measured["worker"].max()) + 1))
+        panel.grid(axis="y", visible=False)
+    patches = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
+    style.legend_below(figure, patches, ncols=5, fontsize=7)
+    return figure
+
+
+def coordinated_omission(
+    arrival_s: F64, clocks_s: Mapping[str, F64], window_s: tuple[float, float]
+) -> Figure:
+    """The same answers by several clocks: about a stall, and what share is slower.
+
+    Each clock has the latencies (n,) of all; the left panel shows those due within
+    `window_s`.
+    """
+    figure, left, right = style.axes(2, height_in=3.0)
+    rows = (arrival_s >= window_s[0]) & (arrival_s < window_s[1])
+    at_s, colours = arrival_s[rows] - window_s[0], (style.VERMILION, style.BLUE)
+    for (name, latency_s), colour in zip(clocks_s.items(), colours, strict=True):
+        look: dict[str, Any] = {"markersize": 3, "label": name, "color": colour}
+        look["rasterized"] = len(at_s) > MANY
+        left.plot(at_s, 1e3 * latency_s[rows], ".", **look)
+        style.slower(right, latency_s, color=colour, gid=name)
+    left.legend(fontsize=8, loc="upper right", markerscale=3)
+    left.set(xlabel="due at (s)", ylabel="latency (ms)")
+    right.set(xscale="log", xlabel="latency (ms)")
+    style.log_ticks(right.xaxis, (1,))
+    return figure
+
+
+def collapse(
+    runs: Mapping[float, History], slo_s: float, on_time: Mapping[float, float]
+) -> Figure:
+    """Latency over time at each load, and the share of answers on time against load.
+
+    `runs` are first come first served, by load; `on_time` are their shares, for more
+    loads. Dashed lines are what arithmetic says: a queue that grows by (load - 1), and
+    1 / load, what cores that are never idle answer of transactions that are alike.
+    """
+    figure, left, right = style.axes(2, height_in=3.2)
+    for load, history in runs.items():
+        block = max(len(history.arrival_s) // 150, 1)
+        n = len(history.arrival_s) // block * block
+        at_s, latency_s = (
+            np.median(column[:n].reshape(-1, block), axis=1)
+            for column in (history.arrival_s, history.latency_s)
+        )
+        (line,) = left.plot(at_s, 1e3 * latency_s, label=f"{load:g}")
+        if load > 1:
+            rising_s = (load - 1) * at_s
+            look = {"color": line.get_color(), "gid": f"{load:g}, arithmetic"}
+            left.plot(at_s, 1e3 * rising_s, "--", linewidth=1, **look)
+    left.axhline(1e3 * slo_s, **style.RULE)
+    left.set(yscale="log", xlabel="arrival (s)", ylabel="latency (ms)")
+    left.set_xlim(0, min(history.arrival_s[-1] for history in runs.values()))
+    left.set_ylim(0.1, None)  # room for the legend
+    style.log_ticks(left.yaxis, (1,))
+    left.legend(title="load", fontsize=7, title_fontsize=7, loc="lower right", ncols=4)
+    percent = 100 * pd.Series(on_time)
+    right.plot(percent, ".-", color=style.GREY, label="first in, first out")
+    left_over = 100 / np.maximum(percent.index, 1)
+    look = {"color": style.INK, "label": "never idle, all alike"}
+    right.plot(percent.index, left_over, "--", **look)
+    right.axvline(1.0, color=style.GREY, linewidth=0.8)
+    right.set_ylim(0, 105)
+    right.set(xlabel=LOAD, ylabel="on time (% of arrivals)")
+    right.legend(fontsize=7, loc="center right")
+    return figure
+
+
+def deterministic_database(history: History, bookings: pd.DataFrame) -> Figure:
+    """The way of one batch through a deterministic database, from clients to storage.
+
+    `history` says its log and what was refused; `bookings` are the locks of the log
+    (`tables.worked_example.bookings`): who holds all of its locks runs. What the thesis
+    adds has a colour of its own.
+    """
+    n, log = len(history.dropped), history.log.tolist()
+    refused = np.flatnonzero(history.dropped).tolist()
+    queues = {str(row): at for row, at in bookings.groupby("row")}
+    writes = bookings.groupby("transaction")["row"].agg(" ".join)
+    waits = {*bookings["transaction"][~bookings["holds"]]}
+    queues_y = 5.15 + 0.58 * np.arange(len(queues))
+    work, end = queues_y[-1] + 1.2, queues_y[-1] + 2.3
+    names = {
+        "clients": 0, "estimator": 0.87, "sequencer": 2.1, "log": 3.45,
+        "scheduler": float(queues_y.mean()), "workers": work, "storage": end,
+    }  # fmt: skip
+    figure, panel = style.canvas(4.4, names, (-0.1, n + 0.1), (end + 0.3, -0.3))
+    box, flow, say = (
+        partial(draw, panel) for draw in (style.box, style.arrow, style.say)
+    )
+    blue = {"edgecolor": style.BLUE}
+    looks = {  # of a transaction, by its state, and of its number
+        **dict.fromkeys(("holds", "runs"), (blue | {"facecolor": style.BLUE}, "white")),
+        "waits": (blue, style.BLUE),
+        "refused": ({"edgecolor": style.GREY, "linestyle": ":"}, style.GREY),
+    }
+
+    def cell(column: int, y: float, i: int, state: str) -> None:
+        look, colour = looks.get(state, ({}, style.INK))
+        size = 1.0 if state == "in the log" else 0.84, 0.5
+        box((column + 0.5, y), size, f"{i}", f"{i} {state}", colour, **look)
+
+    for column, i in enumerate([*log, *refused]):
+        colour = style.GREY if i in refused else style.INK
+        way = (i, 0.25), (i, 1.93), (column, 2.7), (column, 3.2)
+        flow(*((x + 0.5, y) for x, y in way), color=colour)
+        cell(i, 0, i, "asks")
+        cell(column, 3.45, i, "refused" if i in refused else "in the log")
+        say(column + 0.5, 3.93, writes.get(i, ""), style="italic")
+    says = "refused" * bool(refused)
+    say(n - len(refused) / 2, 3.93, says, color=style.GREY)
+    added = {"edgecolor": style.VERMILION, "linewidth": 1.2}
+    asks = {0.87: "how long will each take?", 1.6: "who goes first, who is refused?"}
+    for y, question in asks.items():
+        words = f"the thesis: {question}"
+        box((n / 2, y), (n, 0.5), words, facecolor="white", **added)
+    box((n / 2, 2.1), (n, 1.5), label="sequencer", **added)
+
+    flow((2.5, 4.15), (2.5, 4.5))
+    for column, word in enumerate(["lock", "holds", "waits"]):
+        say(column + 0.5, 4.7, word, color=style.GREY)
+    for y, (row, queue) in zip(queues_y, queues.items(), strict=True):
+        say(0.5, y, row, style="italic")
+        for column, (i, holds) in enumerate(queue[["transaction", "holds"]].values, 1):
+            cell(column, y, i, "holds" if holds else "waits")
+    flow((2.5, work - 0.85), (2.5, work - 0.35))
+    say(2.7, work - 0.6, "holds all locks", ha="left")
+    for column, i in enumerate((i for i in log if i not in waits), 1):
+        cell(column, work, i, "runs")
+    flow((2.5, work + 0.3), (2.5, end - 0.3))
+    say(2.7, work + 0.55, "commits", ha="left")
+    box((2.3, end), (4.6, 0.5), f"state of {', '.join(queues)}", "state")
+
+    left, top, bottom = 5.2, 4.5, end + 0.25
+    middle, dashed = (left + n) / 2, {"linestyle": "--"}
+    size, grey = (n - left, bottom - top), {"edgecolor": style.GREY}
+    box((middle, (top + bottom) / 2), size, label="replica", **dashed, **grey)
+    flow((2.5, 4.3), (middle, 4.3), (middle, top), color=style.GREY, **dashed)
+    say(middle, 4.7, "replica", weight="bold")
+    same = "same log", "same queues", "any timing", "same state"
+    for y, words in zip((queues_y[0], queues_y[-1], work, end), same, strict=True):
+        say(middle, y, words)
+    say(4.9, end, "=")
+    return figure
+
+
+_FATES = {"on time": style.GREEN, "late": style.VERMILION}
+_CROSS: dict[str, Any] = {"marker": "x", "color": style.GREY, "label": "dropped"}
+
+
+def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure:
+    """Schedules of one small batch, one beside the other, transactions in log order.
+
+    A thin line leads from the arrival to the start, a bar is the execution and names
+    the rows that are written, a tick is the deadline. What is dropped stands below,
+    with a cross. From the second panel on, a word marks each transaction that violates
+    its objective in one panel only, this or the first.
+    """
+    labelled = {style.policy(name)["label"]: each for name, each in histories.items()}
+    axis = {"xlabel": "time (ms)", "ylabel": "transaction, in log order"}
+    figure, drawn = style.panels(labelled, 2.5, share="x", **axis)
+    (_, first), *_ = drawn
+    for panel, history in drawn:
+        rows = [*history.log.tolist(), *np.flatnonzero(history.dropped).tolist()]
+        style.name_rows(panel, [str(i) for i in rows])
+        for y, i in enumerate(rows):
+            _execution(panel, y, history, i, str(writes[i]))
+            if history.violated[i] != first.violated[i]:
+                word = "lost" if history.violated[i] else "saved"
+                end_ms = 1e3 * np.fmax(history.deadline_s[i], history.finish_s[i])
+                look = {"va": "center", "ha": "center", "style": "italic"}
+                style.note(panel, word, (end_ms, y), (18, 0), fontsize=7.5, **look)
+    fates = [Patch(color=colour, label=fate) for fate, colour in _FATES.items()]
+    cross = Line2D([], [], linestyle="", **_CROSS)
+    style.legend_below(figure, [*fates, cross], ncols=3, fontsize="medium")
+    figure.draw_without_rendering()
+    for panel, _ in drawn:
+        labels = [text for text in panel.texts if text.get_weight() == "bold"]
+        for bar, label in zip(panel.patches, labels, strict=True):
+            if label.get_window_extent().width > 0.9 * bar.get_window_extent().width:
+                halo = withStroke(linewidth=1.5, foreground="white")
+                label.set(color=style.INK, path_effects=[halo])
+    return figure
+
+
+def _execution(panel: Axes, y: int, history: History, i: int, rows: str) -> None:
+    """A row of a schedule: arrival, deadline, and execution or where it was dropped."""
+    arrival_ms, deadline_ms, decided_ms, start_ms, finish_ms = (
+        1e3 * getattr(history, column)[i]
+        for column in ("arrival_s", "deadline_s", "decided_s", "start_s", "finish_s")
+    )
+    look: dict[str, Any] = {"color": style.INK, "linewidth": 1, "label": "deadline"}
+    panel.vlines(deadline_ms, y - 0.42, y + 0.42, **look)
+    if history.dropped[i]:
+        start_ms = decided_ms
+        panel.plot(start_ms, y, zorder=3, **_CROSS)
+    else:
+        fate = "late" if history.late[i] else "on time"
+        look = {"color": _FATES[fate], "label": fate}
+        bars = panel.barh(y, finish_ms - start_ms, 0.7, start_ms, **look)
+        panel.bar_label(
+            bars, [rows], label_type="center", fontsize=7, color="white",
+            weight="bold",
+        )  # fmt: skip
+    look = {"color": style.GREY, "linewidth": 0.8, "label": "waits"}
+    panel.hlines(y, arrival_ms, start_ms, **look)
+
+
+# --- Violations and commits against load ---------------------------------------
+FEW_LOADS, ASIDE_PT = 4, 3.5  # so many have their policies beside each other
+UNIT = "FIFO's saturation"  # a load of one
+LOAD, VIOLATIONS = f"load, of {UNIT}", "violations (% of arrivals)"
+FEW = {"yscale": style.symlog(0.1), "ylim": (0, 150)}  # a percent, or none, can be read
+_DASHES = (
+    "-", "--", "-.", ":", (0, (8, 2)), (0, (1, 4)), (0, (6, 2, 1, 2, 1, 2)),
+    (0, (2, 1)),
+)  # fmt: skip
+
+
+def _violations(panel: Axes, runs: pd.DataFrame, policies: Sequence[str]) -> None:
+    """Violations of some policies against load, of FEW_LOADS beside each other."""
+    beside = len(set(runs["load"])) <= FEW_LOADS
+    for place, policy in enumerate(policies):
+        aside_pt = ASIDE_PT * (place - (len(policies) - 1) / 2) if beside else None
+        style.band(panel, runs, policy, "violations", aside_pt=aside_pt)
+    panel.axvline(1.0, color=style.GREY, linewidth=0.8)
+    panel.margins(x=0.1 if beside else None)
+    panel.set(xlabel=LOAD, ylabel=VIOLATIONS)
+
+
+def violations_against_load(
+    runs: pd.DataFrame, policies: Sequence[str], few: bool = True, unit: str = UNIT
+) -> Figure:
+    """Violations in percent against load, beside it logarithmic where `few` count.
+
+    `unit` is the rate of arrivals at a load of one.
+    """
+    figure, *panels = style.axes(1 + few, height_in=3.9)
+    for panel in panels:
+        _violations(panel, runs, policies)
+        panel.set_xlabel(f"load, of {unit}")
+    for log in panels[1:]:
+        log.set(ylabel="", **FEW)
+    lines = [Line2D([], [], **style.policy(policy)) for policy in policies]
+    style.legend_below(figure, lines)
+    return figure
+
+
+DISTANCE = {
+    "bound": "unavoidable",
+    "open": "unknown: from bound to best schedule",
+    "unforeseen": "future arrivals, and the rule",
+    "misjudged": "errors of the estimates",
+}
+
+
+def distance_to_optimum(runs: pd.DataFrame, parts: pd.DataFrame) -> Figure:
+    """Violations against load from FIFO to the bound, and what those of bid-price are.
+
+    `runs` and `parts` as `optimum.distances` and `optimum.distance` make them; both in
+    percent of the arrivals.
+    """
+    figure, curves, shares = style.axes(2, height_in=3.9)
+    policies = ("fifo", "bid-price", "bid-price-oracle", "search", "bound")
+    _violations(curves, runs, policies)
+    curves.set(**FEW)
+    stacked = pd.DataFrame(
+        {label: parts[column].clip(lower=0) for column, label in DISTANCE.items()}
+    ).set_axis([f"{load:g}" for load in parts.index])
+    colours = [style.INK, style.ORANGE, style.SKY, style.VERMILION]
+    stacked.plot.bar(stacked=True, ax=shares, width=0.7, rot=0, color=colours)
+    shares.set(xlabel="load", ylabel="violations of bid-price (%)")
+    shares.legend(fontsize=7, loc="upper left")
+    style.legend_below(figure)
+    return figure
+
+
+def rates_by_scenario(
+    runs: Mapping[str, pd.DataFrame],
+    saturation_per_s: Mapping[str, float],
+    policies: Sequence[str],
+) -> Figure:
+    """All commits above, those on time below, against load: a column a scenario.
+
+    In percent of the saturation of FIFO, which the vertical line marks. The dotted
+    diagonal commits everything as it comes.
+    """
+    figure, *panels = style.axes(len(runs), 4.6, rows=2, sharex=True, sharey=True)
+    places = product(metrics.RATES.items(), runs.items())
+    most = 150.0
+    for panel, ((rate, title), (scenario, rows)) in zip(panels, places, strict=True):
+        loads, whole = np.unique(rows["load"]), saturation_per_s[scenario]
+        panel.plot(loads, 100 * loads, linestyle=":", **style.RULE)
+        for policy in policies:
+            style.band(panel, rows, policy, rate, whole=whole)
+        panel.axvline(1.0, color=style.GREY, linewidth=0.8)
+        panel.set(xlabel="load", ylabel=f"commits, {title} (%)")
+        if panel.get_subplotspec().is_first_row():
+            panel.set_title(scenario, fontsize=9)
+        panel.label_outer()
+        most = max(most, 105 * rows["throughput_per_s"].max() / whole)
+    panels[0].set_ylim(0, most)
+    style.legend_below(figure)
+    return figure
+
+
+def against_sequencing(
+    runs: pd.DataFrame,
+    saturation_per_s: float,
+    policies: Sequence[str],
+    measured_us: Mapping[str, float],
+) -> Figure:
+    """Commits against the work of the sequencer on each transaction: all, and on time.
+
+    In percent of the saturation of FIFO. The dotted curve is what a sequencer lets
+    through that does one transaction after the other; vertical lines are costs that
+    were `measured_us`, by what they are.
+    """
+    runs = runs.assign(sequencer_us=1e6 * runs["sequencer_s"])
+    most = 105 * runs["throughput_per_s"].max() / saturation_per_s
+    figure, drawn = style.panels(
+        {f"commits, {title}": rate for rate, title in metrics.RATES.items()},
+        3.5,
+        xscale="log",
+        ylim=(0, max(125, most)),
+        xlabel="sequencer, each transaction (µs)",
+        ylabel="of FIFO's saturation (%)",
+    )
+    at_us = np.geomspace(runs["sequencer_us"].min(), runs["sequencer_us"].max(), 200)
+    through = 1e8 / at_us / saturation_per_s
+    for panel, rate in drawn:
+        style.log_ticks(panel.xaxis, (1,))
+        for policy in policies:
+            style.band(panel, runs, policy, rate, "sequencer_us", saturation_per_s)
+        panel.plot(at_us, through, ":", color=style.INK, linewidth=1, label="1 / cost")
+        for (name, cost_us), dashes in zip(
+            measured_us.items(), _DASHES[1:], strict=False
+        ):
+            panel.axvline(cost_us, linestyle=dashes, label=name, **style.RULE)
+    style.legend_below(figure)
+    return figure
+
+
+def reductions(
+    runs: Mapping[str, pd.DataFrame], policies: Sequence[str], published: float
+) -> Figure:
+    """Reduction of violations against FIFO by load, in percent: a panel a scenario.
+
+    The dashed line is the `published` reduction. The axis ends at -100 %: what lies
+    below is off the picture.
+    """
+    axis = {"ylabel": "fewer violations than FIFO (%)", "ylim": (-100, 100)}
+    figure, drawn = style.panels(runs, 2.9, xlabel="load", **axis)
+    for panel, rows in drawn:
+        loads = np.unique(rows["load"])
+        for policy in policies:
+            ends = [metrics.reduction(rows, policy, load) for load in loads]
+            style.curve(panel, loads, ends, style.policy(policy))
+        panel.axhline(0, **style.RULE)
+        look = style.RULE | {"label": "published"}
+        panel.axhline(published, linestyle="--", **look)
+    style.legend_below(figure)
+    return figure
+
+
+# --- Scale -----------------------------------------------------------------------
+def weak_scaling(
+    capacity: pd.DataFrame, loaded: pd.DataFrame, policies: Sequence[str]
+) -> Figure:
+    """Capacity of FIFO, and violations at one load, against the number of partitions.
+
+    `capacity` is from `scale.capacities`, with what the cores allow as thin lines;
+    `loaded` from `scale.weak_scaling`. A style of line for each share that crosses;
+    bands are intervals over seeds.
+    """
+    figure, left, right = style.axes(2, height_in=3.5)
+    shares = len(loaded["crossing"].unique())
+    require(
+        shares <= len(_DASHES),
+        f"{shares} shares that cross: expected at most {len(_DASHES)}, each with its "
+        "style of line",
+    )
+    crossings: Any = zip(loaded.groupby("crossing"), _DASHES, strict=False)
+    for (crossing, rows), dashes in crossings:
+        each = capacity[crossing]
+        look = {"linestyle": dashes, "label": f"{100 * crossing:g} % cross"}
+        left.plot(each["fifo"], **style.policy("fifo") | look | {"markersize": 3})
+        left.plot(each["cores"], color=style.INK, linestyle=dashes, linewidth=0.8)
+        for policy in policies:
+            at = "violations", "partitions"
+            style.band(right, rows, policy, *at, linestyle=dashes)
+    for panel in (left, right):
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(capacity.index, [f"{count}" for count in capacity.index])
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.set_xlabel("partitions")
+    most = max(110, 1.05 * capacity.to_numpy().max())
+    left.set(ylim=(0, most), ylabel="capacity of FIFO (% of one, each)")
+    left.legend(fontsize="small", loc="lower left")
+    right.set(yscale=style.symlog(1), ylim=(0, 150), ylabel=VIOLATIONS)
+    looks = [style.policy(policy) for policy in policies]
+    lines = [Line2D([], [], color=look["color"], label=look["label"]) for look in looks]
+    right.legend(handles=lines, fontsize="small", loc="lower left")
+    return figure
+
+
+def one_sequencer(busy: pd.DataFrame, policies: Sequence[str], load: float) -> Figure:
+    """Cost of a decision against arrivals a second, if one sequencer decides for all.
+
+    `busy` is from `scale.one_sequencer`. The dotted line is the time between two
+    arrivals: above it one sequencer cannot keep up.
+    """
+    figure, panel = style.axes(height_in=3.2)
+    for policy in policies:
+        rows = busy.xs((policy, load)).sort_index()
+        panel.plot(rows["rate_per_s"], rows["decide_us"], **style.policy(policy))
+        if policy == "bid-price":
+            for cores, row in rows.iterrows():
+                at = row["rate_per_s"], row["decide_us"]
+                style.note(panel, f"{cores}", at, (0, 6), ha="center", fontsize=7)
+    rates = np.sort(busy["rate_per_s"].to_numpy(np.float64))
+    look = {"color": style.INK, "label": "time between two arrivals"}
+    panel.plot(rates, 1e6 / rates, ":", **look)
+    panel.set(xscale="log", xlabel="arrivals a second (cores that they need)")
+    panel.set(yscale="log", ylabel="decision, each transaction (µs)")
+    style.log_ticks(panel.xaxis, (1,))
+    style.log_ticks(panel.yaxis, (1,))
+    style.legend_below(figure)
+    return figure
+
+
+# --- What a policy owes to what --------------------------------------------------
+DEFECTS = {
+    "ghosts": "ghost predecessors",
+    "no_feedback": "no feedback",
+    "stale": "stale estimates",
+    "no_cpu": "no CPU term",
+    "no_timer": "no flush timer",
+    "band": "band, not slack",
+    "allowance": "drops late",
+    "cut_tail": "tail labels cut",
+}
+
+
+def ablation(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """What each defect of a policy changes, from `grid.ablation`: a panel a table.
+
+    In points of the strict count, with 95 % intervals: each defect corrected alone in
+    the policy as described, and put back alone into the policy without any.
+    """
+    ways = (
+        ("described", "corrected alone", style.GREEN, -0.15),
+        ("corrected", "put back", style.VERMILION, 0.15),
+    )
+    figure, drawn = style.panels(tables, 3.3, xlabel="violations (points)")
+    for panel, rows in drawn:
+        for start, done, colour, shift in ways:
+            part = rows[(rows["from"] == start) & (rows["defect"] != "")]
+            change = part["strict_change"]
+            panel.errorbar(
+                change, np.arange(len(part)) + shift,
+                xerr=style.whiskers(change, part["strict_low"], part["strict_high"]),
+                fmt="o", color=colour, markersize=4, linewidth=1.2, label=done,
+            )  # fmt: skip
+        panel.axvline(0, **style.RULE)
+    names = next(iter(tables.values()))["defect"].unique()
+    style.name_rows(figure.axes[0], [DEFECTS[name] for name in names if name])
+    style.legend_below(figure)
+    return figure
+
+
+def goals(table: pd.DataFrame) -> Figure:
+    """What is left of FIFO's violations beside the goal, from `goals.against_goals`.
+
+    A panel a row of the goals; a bar through each goal says what was to be reached.
+    """
+    rows = {
+        f"scenario {row}": at.droplevel("row")
+        for row, at in table.groupby("row", sort=False)
+    }
+    axis = {"yscale": style.symlog(0.1), "ylabel": "violations left of FIFO's (%)"}
+    figure, drawn = style.panels(rows, 2.9, xlabel="load", **axis)
+    for panel, at in drawn:
+        left = 100 - at[["reduction", "low", "high", "goal"]]
+        places = np.arange(len(at))
+        panel.errorbar(
+            places, left["reduction"],
+            yerr=style.whiskers(left["reduction"], left["high"], left["low"]),
+            **style.policy("bid-price") | {"linestyle": "", "markersize": 6},
+        )  # fmt: skip
+        ends = places - 0.35, places + 0.35
+        panel.hlines(left["goal"], *ends, color=style.VERMILION, label="goal")
+        panel.set_xticks(places, [f"{load:g}" for load in at.index])
+    style.legend_below(figure)
+    return figure
+
+
+def ingredients(table: pd.DataFrame) -> Figure:
+    """Violations without an ingredient, from `goals.ingredients`: a panel a column."""
+    without = table.index.str.startswith(("without", "one", "never"))
+    colours = pd.Series(np.where(without, style.VERMILION, style.GREY), table.index)
+    colours["bid-price"] = style.GREEN
+    rows = -(-len(table.columns) // 3)
+    figure, *drawn = style.axes(
+        min(3, len(table.columns)), 0.6 + rows * (0.7 + 0.17 * len(table)), rows,
+        sharey=True,
+    )  # fmt: skip
+    for panel in drawn[len(table.columns) :]:
+        panel.remove()
+    for panel, (place, load) in zip(drawn, table, strict=False):
+        shares = table[place, load]
+        bars = panel.barh(range(len(shares)), shares, color=colours)
+        panel.axvline(shares["bid-price"], **style.RULE)
+        panel.bar_label(bars, fmt="%.1f", fontsize=7.5, padding=2, bbox=style.UNDER)
+        panel.set(xscale=style.symlog(1.0), xlim=(0, 8 * max(shares.max(), 1.0)))
+        panel.set_title(f"{place}, load {load:g}", fontsize=9)
+        panel.set_xlabel("violations (%)", fontsize=8)
+        panel.tick_params(labelsize=8)
+    names = [style.policy(name)["label"] for name in table.index]
+    style.name_rows(figure.axes[0], names)
+    return figure
+
+
+def price_of_fairness(table: pd.DataFrame, kinds: Sequence[str]) -> Figure:
+    """What a bound on the gap costs, from `goals.price_of_fairness`.
+
+    Left: violations of each of `kinds` and of all; right: goodput with its interval.
+    """
+    figure, left, right = style.axes(2, 3.0)
+    places = np.arange(len(table))
+    for kind in kinds:
+        left.plot(places, table[kind], "o-", markersize=4, label=kind.replace("_", " "))
+    left.plot(places, table["violations"], "P-", color=style.INK, label="all")
+    left.set_ylabel("violations (%)")
+    left.legend(fontsize=7)
+    right.plot(places, table["goodput"], "P-", color=style.GREEN)
+    ends = table["low"], table["high"]
+    right.fill_between(places, *ends, color=style.GREEN, alpha=0.25)
+    right.set_ylabel("on time, % of FIFO's saturation")
+    gaps = ["none" if np.isinf(gap) else f"{gap:g}" for gap in table["gap"]]
+    for panel in (left, right):
+        panel.set_xticks(places, gaps)
+        panel.set_xlabel("gap allowed between types (points)")
+    return figure
+
+
+# --- Robustness, and the live engine ---------------------------------------------
+def beyond_fifo(table: pd.DataFrame) -> Figure:
+    """Violations in percent under each misestimation, a panel a load; FIFO is a bar.
+
+    `table` is from `robustness.beyond_fifo`.
+    """
+    names = table["misestimation"].unique()
+    loads = {f"load {load:g}": at for load, at in table.groupby("load", sort=False)}
+    axis = {"xscale": style.symlog(0.1), "xlim": (-0.02, 150)}
+    figure, drawn = style.panels(loads, 1.2 + 0.27 * len(names), **axis)
+    for panel, at in drawn:
+        fifo = at.drop_duplicates("misestimation")["fifo"]
+        shown = {"fifo": (fifo, {"marker": "|", "s": 130})}
+        for policy, rows in at.groupby("policy", sort=False):
+            shown[str(policy)] = rows["percent"], {"s": 22}
+        for policy, (percent, mark) in shown.items():
+            look = {key: style.policy(policy)[key] for key in ("color", "label")}
+            panel.scatter(percent, range(len(names)), **mark, **look)
+        panel.set_xticks([0, 0.1, 1, 10, 100], ["0", "", "1", "", "100"])
+        panel.set_xlabel("violations (%)")
+    style.name_rows(figure.axes[0], list(names))
+    style.legend_below(figure)
+    return figure
+
+
+def through_a_crowd(shares: pd.DataFrame, last_s: float) -> Figure:
+    """Violations over time, and again around the end of a crowd of `last_s`.
+
+    `shares` is from `robustness.through_a_crowd`; the crowd is shaded.
+    """
+    figure, whole, end = style.axes(2, height_in=3.6)
+    at_ms, percent = 1e3 * shares.index.to_numpy(), 100 * shares
+    for panel in (whole, end):
+        for policy in shares:
+            look = style.policy(str(policy)) | {"marker": None, "linewidth": 1.2}
+            panel.step(at_ms, percent[policy], where="post", **look)
+        panel.axvspan(-1e3 * last_s, 0, color=style.GREY, alpha=0.15, linewidth=0)
+        panel.set_xlabel("arrival, from the end of the crowd (ms)")
+    end.set_xlim(-20, min(100, at_ms[-1]))
+    end.set(yscale=style.symlog(1), ylim=(0, 150))
+    whole.set_ylabel("violations (% of the arrivals of a window)")
+    style.legend_below(figure)
+    return figure
+
+
+def beside_measured(table: pd.DataFrame) -> Figure:
+    """Violations of every live run's place, simulated against measured, by engine.
+
+    `table` is `live.beside_measured`'s, whose intervals of the error are the bars.
+    Corrected policies have open markers; shaded is what counts as near, and paler are
+    the runs with more than one worker.
+    """
+    names = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
+    ends = {"xlim": (-3, 103), "ylim": (-3, 103), "aspect": "equal"}
+    figure, drawn = style.panels(
+        {names[engine]: table.loc[engine] for engine in table.index.unique("engine")},
+        3.9,
+        xlabel="measured (% of arrivals)",
+        ylabel="simulated (% of arrivals)",
+        **ends,
+    )
+    truth = np.linspace(0, 100, 201)
+    near = np.maximum(100 * live.ABSOLUTE_TOLERANCE, live.RELATIVE_TOLERANCE * truth)
+    for panel, runs in drawn:
+        look = {"color": style.GREY, "alpha": 0.2, "linewidth": 0}
+        panel.fill_between(truth, truth - near, truth + near, **look)
+        panel.plot(truth, truth, color=style.GREY, linewidth=0.8)
+        for (policy, workers), rows in runs.groupby(["policy", "workers"], sort=False):
+            look = style.policy(policy) | {"linestyle": "", "markersize": 5}
+            if "-corrected" in policy:
+                look["markerfacecolor"] = "none"
+            look |= {} if workers == 1 else {"alpha": 0.4, "label": None}
+            around = style.whiskers(rows["error"], rows["low"], rows["high"])
+            panel.errorbar(
+                rows["measured"], rows["simulated"], yerr=around, elinewidth=0.6, **look
+            )
+    style.legend_below(figure)
+    return figure

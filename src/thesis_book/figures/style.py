@@ -1,0 +1,493 @@
+"""One theme, and what figures share: colours, marks, axes, legends."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from string import ascii_lowercase
+from typing import Any, TypeVar
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.scale import SymmetricalLogScale
+from matplotlib.text import Annotation
+from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.transforms import Bbox, ScaledTranslation
+from numpy.typing import ArrayLike
+
+from thesis_book.figures import export
+from thesis_lib.common.stats import Interval, mean_interval
+from thesis_lib.sequencer.core.trace import F64
+
+T = TypeVar("T")
+
+WIDTH_IN = 6.5
+
+# Okabe and Ito's palette: distinguishable without colour vision.
+INK, GREY = "#222222", "#8a8a8a"
+BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
+PURPLE, ORANGE, SKY = "#cc79a7", "#e69f00", "#56b4e9"
+PALETTE = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY]
+MARKERS = "osD^vP"
+GRID = "#e6e6e6"
+# What a dark page needs other than a light one, whose colours are legible on both.
+DARK = {
+    INK: "#e6e6e6", "#ffffff": "#121212", GRID: "#3c3c3c", BLUE: "#4aa3df",
+    "#a34700": "#f0904d",
+}  # fmt: skip
+UNDER = {"fc": "white", "ec": "none", "pad": 0.5}  # a text that stands on lines
+RULE: dict[str, Any] = {"color": INK, "linewidth": 0.8}  # of a line to compare with
+
+
+def theme() -> None:
+    """Set the look of every figure; call once at the top of a notebook."""
+    export.keep_files()
+    sns.set_theme(
+        context="paper",
+        style="ticks",
+        palette=PALETTE,
+        rc={
+            "figure.dpi": 120,
+            "savefig.bbox": "tight",
+            "font.family": ["DejaVu Sans"],
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": GRID,
+            "grid.linewidth": 0.6,
+            **dict.fromkeys(
+                (
+                    "text.color",
+                    "axes.edgecolor",
+                    "axes.labelcolor",
+                    "xtick.color",
+                    "ytick.color",
+                ),
+                INK,
+            ),
+            "legend.frameon": False,
+            "lines.linewidth": 1.6,
+            "path.simplify_threshold": 0.3,  # of a pixel: long curves stay small
+        },
+    )
+
+
+def axes(
+    columns: int = 1,
+    height_in: float = 3.4,
+    rows: int = 1,
+    letters: bool = True,
+    **options: Any,
+) -> tuple[Any, ...]:
+    """A new figure of the book's width, and its axes row by row: (figure, axes…).
+
+    Panels of one row that have no names get `letters`, by which a caption tells them
+    apart: on a narrow screen they stand one below the other, and none is on the left.
+    """
+    figure, drawn = plt.subplots(
+        rows, columns, figsize=(WIDTH_IN, height_in), layout="constrained",
+        squeeze=False, **options,
+    )  # fmt: skip
+    if letters and rows == 1 < columns:
+        for letter, panel in zip(ascii_lowercase, drawn.flat, strict=False):
+            panel.set_title(letter, loc="left", fontsize=9, fontweight="bold")
+    plt.close(figure)  # shown by its cell as a value, not twice
+    return (figure, *drawn.flat)
+
+
+def panels(
+    items: Mapping[str, T], height_in: float, share: str = "y", **properties: Any
+) -> tuple[Figure, list[tuple[Any, T]]]:
+    """A figure with a panel for each item, under its name: the pairs of both.
+
+    They `share` an axis; `properties` are those of `Axes.set`.
+    """
+    shared = {"sharex": share == "x", "sharey": share == "y"}
+    figure, *drawn = axes(len(items), height_in, letters=False, **shared)
+    for panel, title in zip(drawn, items, strict=True):
+        panel.set(**properties)
+        panel.set_title(title, fontsize=9)
+    for panel in drawn[1:]:
+        panel.set_ylabel("")
+    return figure, list(zip(drawn, items.values(), strict=True))
+
+
+PLAIN = "{x:,.10g}"  # 0.1 and 1,000 where matplotlib writes powers of ten
+
+
+class _PlainSymlog(SymmetricalLogScale):
+    """With plain numbers at its ticks."""
+
+    def set_default_locators_and_formatters(self, axis: Axis) -> None:
+        super().set_default_locators_and_formatters(axis)
+        axis.set_major_formatter(PLAIN)
+
+
+def symlog(linear_to: float) -> SymmetricalLogScale:
+    """A scale that is logarithmic, and linear up to a bound: for `Axes.set`."""
+    return _PlainSymlog(None, linthresh=linear_to)
+
+
+# --- Policies ----------------------------------------------------------------
+POLICIES = {  # label, colour and marker
+    "fifo": ("FIFO", GREY, "o"),
+    "drop": ("Drop", VERMILION, "v"),
+    "reorder": ("Reorder", BLUE, "s"),
+    "hybrid": ("Hybrid", PURPLE, "D"),
+    "bid-price": ("bid-price", GREEN, "P"),
+    "late-edf": ("earliest deadline, late-bound", BLUE, None),
+    "queue-cap": ("capped queue", ORANGE, None),
+    "codel": ("CoDel", SKY, None),
+    "lock-queue-cap": ("capped lock queue", INK, None),
+    "adaptive-lifo": ("adaptive LIFO", INK, None),
+    "breakwater": ("Breakwater", INK, None),
+    "envoy": ("Envoy's admission control", INK, None),
+    "cinnamon": ("Cinnamon", INK, None),
+    "gradient2": ("Gradient2", INK, None),
+    "headroom": ("headroom shedding", INK, None),
+    "late-sjf": ("shortest job, late-bound", VERMILION, None),
+    "least-slack": ("least slack, late-bound", INK, None),
+    "edf": ("earliest deadline", INK, None),
+    "sjf": ("shortest job", INK, None),
+    "random-drop": ("random drop", INK, None),
+    "startable-first": ("startable first", INK, None),
+    "late-demote": ("late demotion", INK, None),
+    "search": ("best schedule found", ORANGE, None),
+    "bound": ("lower bound", INK, None),
+}
+VARIANTS = {
+    "-corrected": ", corrected",
+    "-batched": ", batched",
+    "-oracle": ", exact estimates",
+    "-constant": ", constant estimate",
+    "-no-ghosts": " without ghosts",
+}
+
+
+def policy(name: str) -> dict[str, Any]:
+    """Label, colour and mark; a variant's line is dashed, its marks are open."""
+    variant = next((ending for ending in VARIANTS if name.endswith(ending)), "")
+    base = name.removesuffix(variant)
+    label, colour, marker = POLICIES.get(base, (base, INK, None))
+    dashed = "--" if variant else "-"
+    return {
+        "color": colour,
+        "marker": marker,
+        "markersize": 4,
+        "markerfacecolor": "white" if variant else colour,
+        "linestyle": ":" if name == "bound" else dashed,
+        "label": label + VARIANTS.get(variant, ""),
+    }
+
+
+PRINTED = {
+    "accelerate": "Accelerate", "bf16": "bfloat16", "fp4": "FP4", "nf4": "NF4",
+    "int8": "LLM.int8()",
+    "llama-65b": "LLaMA-65B", "llama2-7b": "Llama 2 7B", "llama2-13b": "Llama 2 13B",
+    "llama2-70b": "Llama 2 70B", "mistral-7b": "Mistral 7B", "opt-66b": "OPT-66B",
+}  # fmt: skip
+
+
+def printed(name: str) -> str:
+    """A name of the code as readers know it: formats, libraries and geometries."""
+    if name in PRINTED:
+        return PRINTED[name]
+    return re.sub(r"\w+", lambda hit: PRINTED.get(hit[0], hit[0]), name)
+
+
+# --- Estimates with their intervals --------------------------------------------
+def curve(
+    panel: Axes, at: ArrayLike, ends: Sequence[Interval], look: dict[str, Any],
+    aside_pt: float | None = None,
+) -> None:  # fmt: skip
+    """Estimates in percent against `at` (n,), their intervals shaded.
+
+    Or as whiskers, which stand so many points `aside_pt` that others do not hide them.
+    """
+    value, low, high = (
+        100 * np.array([getattr(end, each) for end in ends])
+        for each in ("value", "low", "high")
+    )
+    if aside_pt is None:
+        panel.plot(at, value, **look)
+        panel.fill_between(at, low, high, color=look["color"], alpha=0.2, linewidth=0)
+    else:
+        inches: Any = panel.get_figure(root=True).dpi_scale_trans  # type: ignore[union-attr]
+        aside = panel.transData + ScaledTranslation(aside_pt / 72, 0, inches)
+        drawn = panel.errorbar(at, value, whiskers(value, low, high), capsize=2, **look)
+        _, caps, bars = drawn.lines
+        for each in (*caps, *bars):
+            each.set_transform(aside)
+
+
+def band(
+    panel: Axes, runs: pd.DataFrame, name: str, column: str, x: str = "load",
+    whole: float = 1.0, aside_pt: float | None = None, **look: Any,
+) -> None:  # fmt: skip
+    """A policy's mean over seeds in percent of `whole`, with its 95 % interval shaded.
+
+    Or as whiskers `aside_pt`, see `curve`. The line has the policy's own style, but for
+    what `look` says.
+    """
+    groups = runs[runs["policy"] == name].groupby(x)[column]
+    made = {
+        at: mean_interval(values.to_numpy() / whole).within(0.0)
+        for at, values in groups
+    }
+    at, ends = np.array(list(made), float), [*made.values()]
+    curve(panel, at, ends, policy(name) | look, aside_pt)
+
+
+def whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> F64:
+    """(2, n) lengths of error bars; none where rounding puts an end past the value."""
+    return np.clip([np.subtract(value, low), np.subtract(high, value)], 0, None)
+
+
+def slower(panel: Axes, latency_s: F64, **look: Any) -> None:
+    """The share of answers that are slower, against their latency in milliseconds."""
+    panel.ecdf(1e3 * latency_s, complementary=True, **look)
+    panel.set(ylabel="share that is slower (%)", yscale="log")
+    panel.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}")
+
+
+# --- Axes, legends and labels ----------------------------------------------------
+def legend_below(
+    figure: Figure,
+    handles: Sequence[Any] = (),
+    ncols: int = 4,
+    fontsize: str | float = "small",
+) -> None:
+    """One legend where it can hide no curve: by default of what one panel names."""
+    named = (panel.get_legend_handles_labels()[0] for panel in figure.axes)
+    shown = handles or next(filter(None, named))
+    figure.legend(
+        handles=shown, loc="outside lower center", ncols=ncols, fontsize=fontsize
+    )
+
+
+def name_rows(panel: Axes, names: Sequence[str], **text: Any) -> None:
+    """A row for each name, the first on top, without lines along them."""
+    panel.set_yticks(range(len(names)), names, **text)
+    panel.set_ylim(len(names) - 0.5, -0.5)
+    panel.grid(axis="y", visible=False)
+
+
+def log_ticks(axis: Axis, subs: Sequence[float] = (1, 2, 5)) -> None:
+    """Ticks of a logarithmic axis at multiples of its decades, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(PLAIN)
+    axis.set_minor_locator(NullLocator())
+
+
+def note(
+    panel: Axes, text: str, at: tuple[Any, Any], offset: tuple[float, float] = (0, 0),
+    **options: Any,
+) -> Annotation:  # fmt: skip
+    """A text at so many points from a place in the data."""
+    return panel.annotate(text, at, offset, textcoords="offset points", **options)
+
+
+def move_apart(panel: Axes, beside: bool = False) -> None:
+    """Give each label, of those around its point, the place with the least under it.
+
+    Within the panel and not nearer to another point; of equal places above its own, or
+    `beside` it and off the stairs and upright lines that are drawn. The figure is laid
+    out first: where there is room shows in its final form. All choose a second time, by
+    where the others stand. For a narrow screen it is done once more.
+    """
+    export.LABELLED[panel] = partial(move_apart, beside=beside)
+    panel.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
+    labels = [text for text in panel.texts if isinstance(text, Annotation)]
+    others = [text for text in panel.texts if not isinstance(text, Annotation)]
+    per_point = panel.figure.dpi / 72
+    at = [panel.transData.transform(label.xy) for label in labels]
+    taken = [Bbox.from_extents(*(x - 4 * per_point), *(x + 4 * per_point)) for x in at]
+    taken += [text.get_window_extent() for text in others]
+    for line in panel.lines if beside else ():
+        corners = line.get_transform().transform(line.get_xydata())
+        taken += [
+            Bbox.from_extents(
+                x, y, max(after, x + per_point), top if after == x else y + per_point
+            )
+            for (x, y), (after, top) in pairwise(corners)
+        ]
+    placed: dict[int, Bbox] = {}
+    for own, label in [*enumerate(labels)] * 2:
+        around = [*taken, *(box for each, box in placed.items() if each != own)]
+        size = label.get_window_extent()
+        shift = per_point * np.array(label.get_position())
+        aside, above = size.width / per_point / 2 + 5, 8
+        places = [(0, above), (aside, 0), (-aside, 0), (0, -above)]
+        places[:2] = places[1::-1] if beside else places[:2]
+        places += [(x, y) for y in (above, -above) for x in (aside, -aside)]
+        places += [(x, times * y) for times in (2, 3) for x, y in places[4:8]]
+        boxes = [
+            size.translated(*(per_point * np.array(place) - shift)) for place in places
+        ]
+        costs = [
+            round(sum(_overlap(box, other) for other in around) / per_point**2)
+            + 1e3 * any(_away(box, x) < _away(box, at[own]) for x in at)
+            + 1e6 * (_overlap(box, panel.bbox) < 0.999 * box.width * box.height)
+            for box in boxes
+        ]
+        best = int(np.argmin(costs))
+        label.set_position(places[best])
+        placed[own] = boxes[best].padded(per_point)
+
+
+def _away(box: Bbox, point: F64) -> float:
+    """How far a point is from a box, for a label that stands beside another's."""
+    return float(np.hypot(*np.maximum(0, np.maximum(box.min - point, point - box.max))))
+
+
+def _overlap(one: Bbox, other: Bbox) -> float:
+    common = Bbox.intersection(one, other)
+    return common.width * common.height if common else 0.0
+
+
+# --- Drawings of how a thing works -------------------------------------------------
+def canvas(
+    height_in: float, parts: Mapping[str, float], xlim: tuple[float, float],
+    ylim: tuple[float, float],
+) -> tuple[Figure, Axes]:  # fmt: skip
+    """An empty panel without a frame, on its left the names of parts at their y."""
+    figure, panel = axes(height_in=height_in)
+    panel.set(xlim=xlim, ylim=ylim)
+    panel.set_xticks([])
+    panel.set_yticks([*parts.values()], [*parts], fontsize=8, weight="bold")
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+    panel.grid(False)
+    return figure, panel
+
+
+def say(panel: Axes, x: float, y: float, words: str, **look: Any) -> None:
+    """A text of a drawing, its middle at a place of the data."""
+    look = {"ha": "center", "va": "center", "fontsize": 7.5, "color": INK} | look
+    panel.text(x, y, words, **look)
+
+
+def box(
+    panel: Axes, place: tuple[float, float], size: tuple[float, float],
+    words: str = "", label: str = "", colour: str = INK, **look: Any,
+) -> None:  # fmt: skip
+    """A rectangle of a size around a place of the data, with words of a colour in it.
+
+    It is filled where `look` says so; `label` is what its row in the data is called.
+    """
+    look = {"facecolor": "none", "edgecolor": INK, "linewidth": 0.8} | look
+    corner = place[0] - size[0] / 2, place[1] - size[1] / 2
+    panel.add_patch(Rectangle(corner, *size, label=label or words, **look))
+    say(panel, *place, words, fontsize=8, color=colour)
+
+
+def arrow(
+    panel: Axes, *corners: tuple[float, float], gap_pt: float = 0, **look: Any
+) -> None:
+    """A line along corners of the data, its head so many points before the last."""
+    look = {"color": INK, "linewidth": 1, "shrinkA": 0} | look
+    *bends, last = pairwise(corners)
+    for start, end in bends:
+        line = FancyArrowPatch(start, end, arrowstyle="-", shrinkB=0, **look)
+        panel.add_patch(line)
+    head = {"arrowstyle": "-|>", "mutation_scale": 8, "shrinkB": gap_pt}
+    panel.add_patch(FancyArrowPatch(*last, **look, **head))
+
+
+# --- Runs beside each other, and sweeps ------------------------------------------
+def against_reference(times: pd.DataFrame) -> Figure:
+    """Each time over that of the reference, in the band where it was to be expected.
+
+    Columns: says, ratio, low, high (NaN without an interval), expected_low and
+    expected_high (NaN where no band is known), good. A claim's name stands above its
+    line, so that the figure stays readable on a small screen.
+    """
+    figure, ax = axes(height_in=0.7 + 0.5 * len(times))
+    figure.set_figwidth(5.2)
+    for y, row in enumerate(times.to_dict("records")):
+        colour = GREEN if row["good"] else VERMILION
+        ax.fill_betweenx(
+            [y - 0.16, y + 0.16], row["expected_low"], row["expected_high"],
+            color=GREY, alpha=0.3, linewidth=0,
+        )  # fmt: skip
+        ax.plot([1, 1], [y - 0.2, y + 0.2], color=INK, linewidth=0.8)
+        ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2)
+        marker = "o" if row["good"] else "X"  # told apart without colour, too
+        ax.plot(row["ratio"], y, marker, color=colour, markersize=6.5)
+        ax.text(
+            0, y - 0.26, row["says"], transform=ax.get_yaxis_transform(), color=INK,
+            fontsize=9, va="bottom",
+        )  # fmt: skip
+    columns = ["ratio", "low", "high", "expected_low", "expected_high"]
+    reach = np.nanmax(np.abs(np.log(times[columns].to_numpy(float))), initial=0.7)
+    ax.set(xscale="log", xlim=np.exp([-1.1 * reach, 1.1 * reach]))
+    log_ticks(ax.xaxis)
+    ax.set(ylim=(len(times) - 0.6, -0.75), yticks=[])
+    ax.tick_params(colors=INK)
+    ax.set_xlabel("this run over the reference", color=INK)
+    ax.spines[["left", "top", "right"]].set_visible(False)
+    ax.spines["bottom"].set_color(INK)
+    ax.grid(False)
+    return figure
+
+
+def as_svg(figure: Figure) -> str:
+    """A figure as an SVG element that is the same whenever it is drawn.
+
+    Text stays text, and takes the colour of the page that it stands on.
+    """
+    text = export.svg_element(figure, "none", transparent=True)
+    return text.replace(INK, "currentColor")
+
+
+def dark(svg: str) -> str:
+    """The drawing of `export.as_vector` for a dark page: other colours, same lines."""
+    return re.sub("#[0-9a-f]{6}", lambda hit: DARK.get(hit[0], hit[0]), svg)
+
+
+def sweep_lines(
+    x: Sequence[Any],
+    y: F64,
+    lines: Sequence[str] | None,
+    xlabel: str,
+    ylabel: str,
+    legend: str,
+) -> Figure:
+    """A number of every run of a sweep against one parameter, on half a page's width.
+
+    A dot is a run, a line joins the means at each x, a band is the interval of the
+    mean, or the range of fewer than eight runs. `lines` (n,) names the line of each
+    run; words on the x axis stand in the order in which they come.
+    """
+
+    def ends(values: Any) -> tuple[float, float]:
+        found = mean_interval(values)
+        return found.low, found.high
+
+    theme()
+    figure, ax = axes(height_in=2.9)
+    figure.set_figwidth(4.3)
+    is_number = all(isinstance(value, int | float) for value in x)
+    every = len(set(lines or [""]))
+    few = every <= len(PALETTE)
+    runs: Any = {"x": x if is_number else list(map(str, x)), "y": y, "hue": lines}
+    if lines is not None:
+        runs["palette"] = sns.color_palette(None if few else "viridis", every)
+    sns.lineplot(**runs, errorbar=ends, ax=ax)
+    sns.scatterplot(**runs, s=11, alpha=0.6, linewidth=0, legend=False, ax=ax)
+    ax.set_xlabel(xlabel, color=INK, wrap=True)
+    ax.set_ylabel("")
+    ax.set_title(ylabel, color=INK, fontsize=9, loc="left", wrap=True)
+    ax.tick_params(colors=INK)
+    ax.grid(color=GREY, alpha=0.3)  # seen on a light and on a dark page
+    if lines is not None:
+        key = ax.legend(title=legend, fontsize=7, title_fontsize=7, labelcolor=INK)
+        key.get_title().set_color(INK)
+    return figure

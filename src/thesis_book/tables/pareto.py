@@ -1,0 +1,272 @@
+"""Every way to make a model smaller on one scale, as `benchmarks/pareto.py` found it.
+
+A way loses where another one is as good in two quantities and better in one of them;
+the ways that do not are the front. All perplexities are held against those of the
+16-bit model on the same windows: a text on which it was not scored is left out, as are
+ways that nobody has scored yet.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from thesis_book.tables.measurements import origin, table
+from thesis_lib.common.units import MiB
+from thesis_lib.memory.evaluate.perplexity import (
+    TEXTS,
+    Perplexity,
+    pooled_ratio,
+    window_tokens,
+)
+
+DENSE = "bf16"  # what all others are held against
+
+FAMILIES = {  # by the first words of a name
+    "bf16": "16 bits",
+    "lossless": "16 bits",
+    "int8": "bitsandbytes",
+    "NF4": "bitsandbytes",
+    "FP4": "bitsandbytes",
+    "GPTQ": "GPTQ",
+    "low rank": "low rank",
+    "plain SVD": "low rank",
+    "nearest": "rounding",
+}
+PRINTED = {DENSE: "bfloat16"}  # in place of a name of the record
+LOW_RANK, CORRECTED = "low rank", "GPTQ + low rank"
+
+
+def pareto_front(first: ArrayLike, second: ArrayLike) -> NDArray[np.bool_]:
+    """Which of n points no other one beats, where less is better in both, (n,).
+
+    A point is beaten by one that is at most as large in both quantities and less in one
+    of them; equal points do not beat each other. One that is not finite in both is
+    never of the front, and beats nobody where it is NaN.
+    """
+    costs = np.column_stack([np.asarray(first, float), np.asarray(second, float)])
+    as_good = (costs[:, None] <= costs[None]).all(axis=-1)
+    better = (costs[:, None] < costs[None]).any(axis=-1)
+    beaten = (as_good & better).any(axis=0)
+    return np.logical_and(~beaten, np.isfinite(costs).all(axis=1))
+
+
+def family(name: str) -> str:
+    """The kind of a way, for its colour; a name that nobody foresaw is its own kind."""
+    if name.startswith("GPTQ") and "+" in name:
+        return CORRECTED
+    kinds = (kind for word, kind in FAMILIES.items() if name.startswith(word))
+    return next(kinds, name)
+
+
+def printed(name: str) -> str:
+    """The name of a way as readers see it; a list of such names has its commas."""
+    return PRINTED.get(name, name).replace(", double", " (double)")
+
+
+def scores(
+    record: dict[str, Any], text: str, entries: Iterable[dict[str, Any]]
+) -> list[tuple[dict[str, Any], Perplexity]]:
+    """The entries of a record that were scored on a text, with their perplexities."""
+    settings = record["settings"]
+    tokens = settings["evaluation_tokens"].get(text, 0)
+    counts = window_tokens(tokens, settings["context"])
+    return [
+        (entry, Perplexity(np.array(nll, float), counts))
+        for entry in entries
+        if tokens and (nll := entry.get("nll", {}).get(text))
+    ]
+
+
+def ways(record: dict[str, Any]) -> pd.DataFrame:
+    """A row a way and text: its name, text, family and number of calibration `sets`.
+
+    `bytes` and `bits` are of the decoder layers, in all and a parameter. `perplexity`
+    and its `ratio` to the 16-bit model are geometric means over calibration sets; `low`
+    and `high` are the outermost ends of the paired 95 % intervals of these sets, so
+    that they cover windows and sets. `token_s` is a median, NaN without one.
+    `front` says who is beaten by nobody in bytes and perplexity on its text,
+    `time_front` in seconds and perplexity.
+    """
+    timed = timing(record).token_s if "timing" in record else pd.Series(dtype=float)
+    tables = [_ways_on(record, text, timed) for text in TEXTS]
+    made = pd.concat([each for each in tables if not each.empty] or tables[:1])
+    return made.reset_index(drop=True)
+
+
+def _ways_on(record: dict[str, Any], text: str, timed: pd.Series) -> pd.DataFrame:
+    """The rows of `ways` on one text; none where the 16-bit model was not scored."""
+    sets: dict[str, list[tuple[dict[str, Any], Perplexity]]] = {}
+    for entry, score in scores(record, text, record["points"]):
+        sets.setdefault(entry["name"], []).append((entry, score))
+    if DENSE not in sets:
+        return pd.DataFrame()
+    ((_, dense),) = sets[DENSE]
+    rows = []
+    for name, found in sets.items():
+        times = pooled_ratio([score for _, score in found], dense)
+        row = {
+            "name": printed(name),
+            "text": TEXTS[text],
+            "family": family(name),
+            "sets": len(found),
+            "bytes": float(np.mean([entry["layer_bytes"] for entry, _ in found])),
+            "bits": float(np.mean([entry["layer_bits"] for entry, _ in found])),
+            "perplexity": dense.value * times.value,
+            "low": dense.value * times.low,
+            "high": dense.value * times.high,
+            "ratio": times.value,
+            "token_s": timed.get(name, np.nan),
+        }
+        rows.append(row)
+    made = pd.DataFrame(rows)
+    return made.assign(
+        front=pareto_front(made["bytes"], made["perplexity"]),
+        time_front=pareto_front(made["token_s"], made["perplexity"]),
+    )
+
+
+def readable(found: pd.DataFrame) -> pd.DataFrame:
+    """A row a way, from many bytes to few, as readers see it: in words.
+
+    For each text the perplexity and how many times that of the 16-bit model it is, and
+    at the end the texts whose front of bytes and perplexity the way belongs to.
+    """
+    texts = [f"{text}{of}" for text in TEXTS.values() for of in ("", " (times)")]
+    columns = ["bits a weight", "layers (MB)", *texts, "ms a token", "front"]
+    rows: dict[str, dict[str, str]] = {}
+    for row in _each(found.sort_values("bytes", ascending=False, kind="stable")):
+        shown = rows.setdefault(str(row.name), dict.fromkeys(columns, ""))
+        shown["bits a weight"] = f"{row.bits:.2f}"
+        shown["layers (MB)"] = f"{row.bytes / 1e6:.1f}"
+        shown[row.text] = rounded(row.perplexity)
+        shown[f"{row.text} (times)"] = rounded(row.ratio, 3)
+        if np.isfinite(row.token_s):
+            shown["ms a token"] = f"{1e3 * row.token_s:.1f}"
+        if row.front:
+            shown["front"] = ", ".join(filter(None, [shown["front"], row.text]))
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def calibration_sets(record: dict[str, Any]) -> pd.Series:
+    """On how many calibration sets each calibrated way was scored, by name."""
+    names = [
+        entry["name"]
+        for entry in record["points"]
+        if entry["wish"] and "weights" not in entry["wish"] and entry.get("nll")
+    ]
+    return pd.Series(names).value_counts(sort=False)
+
+
+def numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """What prose says of the sweep: flat, and lists of names as text.
+
+    `front_…` and `time_front_…` name the ways of each text's front, from low cost to
+    high, and `…_ways` counts them; of low rank and of corrections how many there are
+    and how many belong to a front; the ways whose streamed token is nearest to its
+    reads alone, and farthest from them.
+    """
+    found: Any = ways(record)
+    timed: Any = timing(record)
+    sets: Any = calibration_sets(record)
+    settings, systems = record["settings"], record["timing"]["systems"]
+    near, far = timed.over_drain.idxmin(), timed.over_drain.idxmax()
+    said: dict[str, Any] = {
+        "origin": origin(record),
+        "context": settings["context"],
+        "ways": found["name"].nunique(),
+        "sets": settings["calibration"]["parts"],
+        "sets_least": int(sets.min()),
+        "sets_most": int(sets.max()),
+        "sets_alone": ", ".join(sets.index[sets == 1]) or "none",
+        "sets_alone_ways": int((sets == 1).sum()),
+        "device_mib": record["timing"]["device_bytes"] / MiB,
+        "nearest": printed(near),
+        "nearest_times": timed.over_drain[near],
+        "farthest": printed(far),
+        "farthest_times": timed.over_drain[far],
+        "farthest_layers": int(timed.resident_layers[far]),
+        "farthest_reads_ms": 1e3 * timed.drain_s[far],
+        "farthest_ms": 1e3 * timed.token_s[far],
+        "bf16_ms": 1e3 * timed.token_s[DENSE],
+        "unfit_ways": int(timed.token_s.isna().sum()),
+        "tokens_equal": systems[DENSE]["tokens"] == systems["lossless"]["tokens"],
+        "time_origin": origin(record["timing"]),
+    }
+    for text, count in settings["evaluation_tokens"].items():
+        said[f"tokens_{text}"] = count
+        for front, cost in (("front", "bytes"), ("time_front", "token_s")):
+            best = found[(found.text == TEXTS[text]) & found[front]]
+            names = best.sort_values(cost, kind="stable")["name"]
+            said[f"{front}_{text}"] = ", ".join(names)
+            said[f"{front}_{text}_ways"] = len(names)
+    for kind, family in (("low_rank", LOW_RANK), ("corrected", CORRECTED)):
+        of_a_front = found[found.family == family].groupby("name").front.any()
+        said[f"{kind}_ways"] = len(of_a_front)
+        said[f"{kind}_front"] = int(of_a_front.sum())
+    return said
+
+
+def beaten(found: Any, *families: str) -> pd.DataFrame:
+    """The ways of some families that belong to no front, each with whom it loses to.
+
+    A row a way: its bits a weight and how many times the perplexity of 16 bits it has
+    on each text, and the same `of the winner`. Of those that beat it on every text on
+    which it was scored, the one with the fewest bytes is named; a way that no other one
+    beats on all texts has no row.
+    """
+    rows = {}
+    of_families = found[found.family.isin(families)]
+    for name, mine in of_families.groupby("name", sort=False):
+        winners = found[found["name"].isin(_beating(found, mine))]
+        if mine.front.any() or winners.empty:
+            continue
+        winner = winners.sort_values("bytes")["name"].iloc[0]
+        by = found[found["name"] == winner]
+        rows[name] = {
+            "bits a weight": f"{mine.bits.iloc[0]:.2f}",
+            "times the perplexity": ", ".join(map(rounded, mine.ratio)),
+            "loses to": winner,
+            "bits of the winner": f"{by.bits.iloc[0]:.2f}",
+            "times of the winner": ", ".join(map(rounded, by.ratio)),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _beating(found: Any, mine: pd.DataFrame) -> set[str]:
+    """The names of the ways that beat this one on each of its texts."""
+    beating = []
+    for row in _each(mine):
+        rows = found[found.text == row.text]
+        as_good = (rows.bytes <= row.bytes) & (rows.perplexity <= row.perplexity)
+        better = (rows.bytes < row.bytes) | (rows.perplexity < row.perplexity)
+        beating.append(set(rows[as_good & better]["name"]))
+    return set.intersection(*beating)
+
+
+def timing(record: dict[str, Any]) -> pd.DataFrame:
+    """A row a way that was timed: seconds of a streamed token and of its reads alone.
+
+    Medians; `over_drain` is the first over the second. NaN in a row is a way that did
+    not fit. `resident_layers` stay on the device.
+    """
+    columns = ("token_s", "drain_s", "resident_layers")
+    made = table(record["timing"]["systems"], dict(zip(columns, columns, strict=True)))
+    made = made.assign(
+        token_s=made.token_s.map(np.median),
+        drain_s=made.drain_s.map(np.median),
+        resident_layers=made.resident_layers.fillna(0).astype(int),
+    )
+    return made.assign(over_drain=made.token_s / made.drain_s)
+
+
+def rounded(value: float, digits: int = 2) -> str:
+    """Without decimals that nobody needs where a model is destroyed."""
+    return f"{value:,.{digits if value < 100 else 0}f}"
+
+
+def _each(found: Any) -> list[Any]:
+    """Rows with columns as attributes, which pandas does not declare."""
+    return list(found.itertuples())
