@@ -11,7 +11,7 @@ from pathlib import Path
 
 from record import Record, benchmark
 
-from thesis_lib.sequencer.experiments.goals import against_goals, run_goals
+from thesis_book.experiments.sequencer.goals import against_goals, run_goals
 
 SEED = 2024
 KEPT = ["row", "load", "seed", "policy", "violations", "late", "dropped",

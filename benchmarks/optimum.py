@@ -17,7 +17,7 @@ from thesis_lib.common.files import data_folder
 from thesis_lib.common.provenance import seconds_of
 from thesis_lib.sequencer.core.trace import Trace
 from thesis_lib.sequencer.experiments.configuration import SimulationConfig
-from thesis_lib.sequencer.experiments.goals import (
+from thesis_book.experiments.sequencer.goals import (
     distance,
     distances,
     summarise_windows,

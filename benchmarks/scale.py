@@ -19,7 +19,7 @@ from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
     noisy_estimate,
 )
-from thesis_lib.sequencer.experiments.scaling import grown
+from thesis_book.experiments.sequencer.scaling import grown
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS
 
 CORES = (8, 16, 32, 64, 128, 256, 512, 1024)

@@ -19,7 +19,7 @@ from thesis_book.tables.worked_example import (
 )
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.trace import History
-from thesis_lib.sequencer.optimum.cpsat import solve
+from thesis_book.experiments.optimum.cpsat import solve
 from thesis_lib.sequencer.policies.registry import AS_PUBLISHED
 from thesis_lib.sequencer.simulator.simulator import replay
 

@@ -4,7 +4,7 @@ import queueing
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import KeySets, Trace
-from thesis_lib.sequencer.experiments.scaling import crossing_capacity
+from thesis_book.experiments.sequencer.scaling import crossing_capacity
 from thesis_lib.sequencer.simulator.simulator import replay
 
 

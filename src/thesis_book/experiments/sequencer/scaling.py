@@ -16,7 +16,7 @@ from thesis_lib.sequencer.core.trace import F64
 from thesis_lib.sequencer.experiments import grid
 from thesis_lib.sequencer.experiments.configuration import NOISY, SimulationConfig
 from thesis_lib.sequencer.experiments.metrics import summarise
-from thesis_lib.sequencer.simulator.partitions import (
+from thesis_book.experiments.sequencer.partitions import (
     EXCHANGE,
     Exchange,
     Partitioned,

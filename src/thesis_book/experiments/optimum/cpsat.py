@@ -8,7 +8,7 @@ from ortools.sat.python import cp_model
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.trace import F64, History, KeySets, Trace
 from thesis_lib.sequencer.optimum.bounds import ticks
-from thesis_lib.sequencer.optimum.local_search import _problem, _start_early, search
+from thesis_book.experiments.optimum.local_search import _problem, _start_early, search
 from thesis_lib.sequencer.simulator.simulator import replay
 
 LARGEST = 40  # transactions of a window

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.experiments import goals
+from thesis_book.experiments.sequencer import goals
 from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
     noisy_estimate,

@@ -16,7 +16,11 @@ from thesis_lib.sequencer.experiments import metrics
 from thesis_lib.sequencer.experiments.configuration import NOISY, SimulationConfig
 from thesis_lib.sequencer.experiments.grid import Paired, run_paired, run_points
 from thesis_lib.sequencer.workload.arrivals import flash_crowd_arrivals, mmpp2_arrivals
-from thesis_lib.sequencer.workload.perturbations import MISESTIMATIONS, Seen, anything
+from thesis_book.experiments.sequencer.perturbations import (
+    MISESTIMATIONS,
+    Seen,
+    anything,
+)
 from thesis_lib.sequencer.workload.scenarios import SERVICE_SIGMA, Prices, priced
 from thesis_lib.sequencer.workload.tpcc import tpcc
 from thesis_lib.sequencer.workload.transactions import Scale, YcsbScale

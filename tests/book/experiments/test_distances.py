@@ -3,7 +3,7 @@ import pytest
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.experiments.configuration import SimulationConfig
-from thesis_lib.sequencer.experiments.goals import (
+from thesis_book.experiments.sequencer.goals import (
     distance,
     distances,
     summarise_windows,

@@ -25,8 +25,8 @@ from thesis_lib.sequencer.experiments.configuration import (
 )
 from thesis_lib.sequencer.experiments.metrics import reduction
 from thesis_lib.sequencer.optimum.bounds import fewest_violations
-from thesis_lib.sequencer.optimum.cpsat import LARGEST, solve
-from thesis_lib.sequencer.optimum.local_search import search, would_be_on_time
+from thesis_book.experiments.optimum.cpsat import LARGEST, solve
+from thesis_book.experiments.optimum.local_search import search, would_be_on_time
 from thesis_lib.sequencer.policies.admission import BidPriceParameters
 from thesis_lib.sequencer.policies.registry import WATCHING
 

@@ -7,7 +7,7 @@ import pytest
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import Decision, KeySets, Trace
 from thesis_lib.sequencer.policies.registry import Policy, policy
-from thesis_lib.sequencer.simulator.partitions import (
+from thesis_book.experiments.sequencer.partitions import (
     Exchange,
     Partitioned,
     merge,

@@ -1,0 +1,1 @@
+"""Experiments that exactly one chapter runs."""

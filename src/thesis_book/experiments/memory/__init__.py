@@ -1,0 +1,1 @@
+"""Experiments of Part II: timed passes."""

@@ -1,0 +1,1 @@
+"""The best schedule that knows the future: CP-SAT and local search."""

@@ -1,0 +1,1 @@
+"""Experiments of Part I: goals, robustness, scaling, forecasts."""
