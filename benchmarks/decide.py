@@ -52,7 +52,7 @@ from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
     noisy_estimate,
 )
-from thesis_lib.sequencer.live import LiveSequencer
+from thesis_serve.admission import LiveSequencer
 from thesis_lib.sequencer.policies.lookahead import Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
 from thesis_lib.sequencer.policies.rules import Code, decide_by, decide_into, decider

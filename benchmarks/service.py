@@ -36,10 +36,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
 from thesis_lib.common.errors import require
-from thesis_lib.sequencer import live
+from thesis_serve import admission as live
 from thesis_lib.sequencer.core.trace import F64
 from thesis_lib.sequencer.engine.postgres import connect, postgres_server
-from thesis_lib.sequencer.live.estimator import ServiceEstimator
+from thesis_serve.admission.estimator import ServiceEstimator
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 
 POLICIES = ("bare", "fifo", "codel", "queue-cap", "late-edf", "bid-price")

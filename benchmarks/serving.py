@@ -38,10 +38,10 @@ from thesis_lib.memory.model.pretrained import read_tokenizer
 from thesis_lib.memory.model.spec import ModelSpec
 from thesis_lib.sequencer import fewest_violations
 from thesis_lib.sequencer.core.trace import F64, KeySets, Trace
-from thesis_lib.sequencer.live.controller import Refused
+from thesis_serve.admission.controller import Refused
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
-from thesis_lib.serving import Ask, ModelService
-from thesis_lib.serving.service import PassEstimator
+from thesis_serve import Ask, ModelService
+from thesis_serve.model.service import PassEstimator
 
 SOME = ("fifo", "hybrid", "hybrid-corrected", "codel", "late-edf", "bid-price")
 CASES = {  # policies by load, of each placement of the weights

@@ -20,7 +20,7 @@ from record import Record, benchmark, show, tell
 
 from thesis_lib.common.errors import require
 from thesis_lib.common.units import GiB, MiB
-from thesis_lib.memory.decode.together import Together
+from thesis_serve.model.together import Together
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.offload.measure import interleave
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, open_streamed

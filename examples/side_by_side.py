@@ -31,7 +31,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
-from thesis_lib.sequencer import live
+from thesis_serve import admission as live
 from thesis_lib.sequencer.engine.postgres import connect, postgres_server
 
 POLICIES = ("fifo", "bid-price")

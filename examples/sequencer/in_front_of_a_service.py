@@ -5,7 +5,7 @@ import asyncio
 import httpx
 from starlette import applications, responses, routing
 
-from thesis_lib.sequencer import live
+from thesis_serve import admission as live
 
 
 async def slow(request):

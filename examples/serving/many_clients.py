@@ -5,7 +5,7 @@ import asyncio
 import httpx
 from openai import AsyncOpenAI
 
-from thesis_lib.serving import ModelService, openai_api
+from thesis_serve import ModelService, openai_api
 
 PROMPTS = ["The capital of France is", "Once upon a time", "One, two, three,"]
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from thesis_lib import memory, sequencer, serving
-from thesis_lib.memory.decode.together import Together
+from thesis_lib import memory, sequencer
+import thesis_serve as serving
+from thesis_serve.model.together import Together
 from thesis_lib.memory.model import smollm2
-from thesis_lib.sequencer import live
+from thesis_serve import admission as live
 from thesis_lib.sequencer.simulator.environment import SequencerEnv
 
 DOORS = {

@@ -5,7 +5,8 @@ import sys
 
 # Commands are listed in this order; importing registers them.
 from thesis_book import cli as book
-from thesis_lib.cli import memory, sequencer, serving
+from thesis_lib.cli import memory, sequencer
+from thesis_serve import cli as serving
 from thesis_lib.cli.common import app
 
 

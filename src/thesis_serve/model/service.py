@@ -27,7 +27,7 @@ import torch
 from thesis_lib.common.errors import require, require_count
 from thesis_lib.common.provenance import seconds_of
 from thesis_lib.memory.decode.generate import Told, Writing, write
-from thesis_lib.memory.decode.together import Lane, Together
+from thesis_serve.model.together import Lane, Together
 from thesis_lib.memory.model.pretrained import read_tokenizer
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import (
@@ -35,12 +35,8 @@ from thesis_lib.memory.offload.offloaded_model import (
     enforced,
     open_streamed,
 )
-from thesis_lib.sequencer.live import (
-    AdmissionController,
-    LiveSequencer,
-    OnlineEstimator,
-)
-from thesis_lib.sequencer.live.controller import Ending
+from thesis_serve.admission import AdmissionController, LiveSequencer, OnlineEstimator
+from thesis_serve.admission.controller import Ending
 
 _SAYS = logging.getLogger(__name__)
 _FEATURES = ("passes", "tokens")
@@ -153,7 +149,7 @@ class ModelService:
 
     >>> import asyncio
     >>> from thesis_lib.memory.decode.generate import Writing
-    >>> from thesis_lib.serving import Ask, ModelService
+    >>> from thesis_serve import Ask, ModelService
     >>> async def ask():
     ...     async with ModelService("smollm2", 96 * 2**20, context=32) as service:
     ...         asked = Ask(service.encode("The capital of France is"), 4, Writing())

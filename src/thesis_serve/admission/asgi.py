@@ -15,8 +15,8 @@ from math import ceil
 from typing import Any
 
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.sequencer.live.controller import AdmissionController, Ending
-from thesis_lib.sequencer.live.machine import seconds
+from thesis_serve.admission.controller import AdmissionController, Ending
+from thesis_serve.admission.machine import seconds
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.live import OnlineEstimator
-from thesis_lib.sequencer.live import estimator as room
+from thesis_serve.admission import OnlineEstimator
+from thesis_serve.admission import estimator as room
 
 
 def taught(features, took_s, **options):

@@ -1,6 +1,6 @@
 """Where the halves meet: a streamed model, behind the sequencer, for many clients.
 
-from thesis_lib.serving import ModelService, openai_api
+from thesis_serve import ModelService, openai_api
 
 async with ModelService("smollm2", 96 * 2**20, policy="bid-price", slo_s=20) as service:
     app = openai_api(service)  # for uvicorn, or any server of ASGI

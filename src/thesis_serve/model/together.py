@@ -98,7 +98,7 @@ class Together:
 
     >>> import torch
     >>> from thesis_lib.memory import open_streamed
-    >>> from thesis_lib.memory.decode.together import Together
+    >>> from thesis_serve.model.together import Together
     >>> from thesis_lib.memory.model import smollm2
     >>> prompts = torch.tensor([[504, 3575, 282]]), torch.tensor([[504, 260]])
     >>> with open_streamed(smollm2.checkpoint(), "96MiB", batch=2, context=8) as model:

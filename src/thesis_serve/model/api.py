@@ -38,9 +38,9 @@ from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.memory.decode.generate import Writing
 from thesis_lib.memory.model.pretrained import encode_messages
 from thesis_lib.memory.offload.store import StoreDamaged
-from thesis_lib.sequencer.live import SequencerMetrics
-from thesis_lib.sequencer.live.controller import Refused
-from thesis_lib.serving.service import Answer, Ask, ModelLost, ModelService
+from thesis_serve.admission import SequencerMetrics
+from thesis_serve.admission.controller import Refused
+from thesis_serve.model.service import Answer, Ask, ModelLost, ModelService
 
 MOST_BYTES = 2**20  # of a body
 _BODY_S = 10.0  # in which it has to be here
@@ -408,7 +408,7 @@ def openai_api(service: ModelService, key: str | None = None) -> Starlette:
 
     >>> import asyncio
     >>> import httpx
-    >>> from thesis_lib.serving import ModelService, openai_api
+    >>> from thesis_serve import ModelService, openai_api
     >>> async def ask(**said):
     ...     async with ModelService("smollm2", 96 * 2**20, context=32) as service:
     ...         here = httpx.ASGITransport(openai_api(service))

@@ -20,9 +20,9 @@ from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.decode.generate import Writing, write
 from thesis_lib.memory.model.pretrained import decode, encode, read_tokenizer
 from thesis_lib.memory.offload.offloaded_model import open_streamed
-from thesis_lib.sequencer.live import replay
-from thesis_lib.serving import Ask, ModelService, listen, openai_api
-from thesis_lib.serving.service import ModelLost, PassEstimator
+from thesis_serve.admission import replay
+from thesis_serve import Ask, ModelService, listen, openai_api
+from thesis_serve.model.service import ModelLost, PassEstimator
 
 CONTEXT = 60
 SHAPE = {"context": CONTEXT, "pass_tokens": 8}
@@ -287,7 +287,7 @@ def test_what_changes_nothing_is_taken(folder):
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(folder, monkeypatch):
-    monkeypatch.setattr("thesis_lib.serving.api._BODY_S", 0.2)
+    monkeypatch.setattr("thesis_serve.model.api._BODY_S", 0.2)
 
     async def ask(client, model, service):
         at = client.base_url.host, client.base_url.port

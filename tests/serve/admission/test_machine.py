@@ -19,8 +19,8 @@ from services import (
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer import policy, simulate
 from thesis_lib.sequencer.core.trace import Decision
-from thesis_lib.sequencer.live import LiveSequencer, OnlineEstimator
-from thesis_lib.sequencer.live import machine as machine_room
+from thesis_serve.admission import LiveSequencer, OnlineEstimator
+from thesis_serve.admission import machine as machine_room
 from thesis_lib.sequencer.policies import queues
 from thesis_lib.sequencer.policies.recalibration import COMMITS, MEAN_X, MEAN_Y, SLOPE
 

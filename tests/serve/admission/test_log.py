@@ -9,7 +9,7 @@ import services
 from services import AT_ONCE, SLO_S, WORKERS, called, crowd, drive, lifo, sequencer
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.live import (
+from thesis_serve.admission import (
     DecisionLog,
     LiveSequencer,
     OnlineEstimator,

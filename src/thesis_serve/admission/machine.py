@@ -30,7 +30,7 @@ from thesis_lib.sequencer.core.events import (
 )
 from thesis_lib.sequencer.core.locks import NONE
 from thesis_lib.sequencer.core.trace import I64, Batch, Decision, KeySets
-from thesis_lib.sequencer.live.estimator import OnlineEstimator, ServiceEstimator
+from thesis_serve.admission.estimator import OnlineEstimator, ServiceEstimator
 from thesis_lib.sequencer.policies.lookahead import PENDING, READ, SPREAD
 from thesis_lib.sequencer.policies.recalibration import LEAST_S, all_corrected_s
 from thesis_lib.sequencer.policies.registry import Policy, Rule, decide, policy
@@ -145,7 +145,7 @@ class LiveSequencer:
     come, first served. Raises InvalidInput for values out of range and for a policy
     that waits for batches without a timer.
 
-    >>> from thesis_lib.sequencer.live import LiveSequencer
+    >>> from thesis_serve.admission import LiveSequencer
     >>> live = LiveSequencer("bid-price", workers=1, slo_s=0.2)
     >>> live.arrive(0, 0.00)
     Decided(started=[0], refused=[])

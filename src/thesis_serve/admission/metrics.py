@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from thesis_lib.sequencer.live.machine import LiveSequencer
+from thesis_serve.admission.machine import LiveSequencer
 
 _SAYS = {
     "arrived": "Requests that came",

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.live import (
+from thesis_serve.admission import (
     AdmissionController,
     LiveSequencer,
     Refused,

@@ -9,8 +9,8 @@ from time import monotonic
 from typing import Literal
 
 from thesis_lib.common.errors import require
-from thesis_lib.sequencer.live.log import DecisionLog
-from thesis_lib.sequencer.live.machine import LOOK_S, Decided, LiveSequencer
+from thesis_serve.admission.log import DecisionLog
+from thesis_serve.admission.machine import LOOK_S, Decided, LiveSequencer
 
 Ending = Literal["served", "failed", "left"]  # of a request; left: its client has
 
@@ -62,7 +62,7 @@ class AdmissionController:
     another controller has, and for a log that cannot be written.
 
     >>> import asyncio
-    >>> from thesis_lib.sequencer.live import AdmissionController, LiveSequencer
+    >>> from thesis_serve.admission import AdmissionController, LiveSequencer
     >>> control = AdmissionController(LiveSequencer("fifo", workers=1, slo_s=1))
     >>> async def serve(name):
     ...     async with control.turn():

@@ -1,0 +1,1 @@
+"""A streamed model behind an OpenAI-compatible API."""
