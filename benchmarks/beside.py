@@ -35,9 +35,9 @@ GOAL = 2.5  # most that a time may grow by when one of two cores is taken
 
 def measure() -> Iterator[Any]:
     """In a process of its own: a measurement for each line of standard input."""
+    from thesis_book.experiments.memory import timing
     from thesis_lib.common.provenance import undisturbed
     from thesis_lib.common.units import MiB
-    from thesis_book.experiments.memory import timing
     from thesis_lib.memory.model import smollm2, spec
     from thesis_lib.memory.offload import offloaded_model
 

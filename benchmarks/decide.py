@@ -52,11 +52,11 @@ from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
     noisy_estimate,
 )
-from thesis_serve.admission import LiveSequencer
 from thesis_lib.sequencer.policies.lookahead import Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
 from thesis_lib.sequencer.policies.rules import Code, decide_by, decide_into, decider
 from thesis_lib.sequencer.simulator.simulator import begin
+from thesis_serve import LiveSequencer
 
 SCENARIOS, LOADS = ("A", "C"), (0.9, 1.1, 1.5)
 POLICIES = (

@@ -13,16 +13,16 @@ from pathlib import Path
 import ortools
 from record import Record, benchmark
 
-from thesis_lib.common.files import data_folder
-from thesis_lib.common.provenance import seconds_of
-from thesis_lib.sequencer.core.trace import Trace
-from thesis_lib.sequencer.experiments.configuration import SimulationConfig
 from thesis_book.experiments.sequencer.goals import (
     distance,
     distances,
     summarise_windows,
     windows,
 )
+from thesis_lib.common.files import data_folder
+from thesis_lib.common.provenance import seconds_of
+from thesis_lib.sequencer.core.trace import Trace
+from thesis_lib.sequencer.experiments.configuration import SimulationConfig
 
 TRACE = "sqlite-tpcc-2w.parquet"
 TRANSACTIONS = 10_000

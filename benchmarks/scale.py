@@ -15,11 +15,11 @@ from pathlib import Path
 from decide import Case, compiled, in_rounds, shape
 from record import Record, benchmark, own_core, show
 
+from thesis_book.experiments.sequencer.scaling import grown
 from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
     noisy_estimate,
 )
-from thesis_book.experiments.sequencer.scaling import grown
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS
 
 CORES = (8, 16, 32, 64, 128, 256, 512, 1024)

@@ -7,7 +7,7 @@ service reached just before with its workers always busy, and count from the int
 time. PostgreSQL has all cores but one, and a worker for each; service and clients have
 the last. Every policy gets the same requests at the same times; `bare` is the service
 without any, and PostgreSQL shares its cores out. What the log of FIFO says of the
-others (`live.what_if`) is kept beside what they then did.
+others (`what_if`) is kept beside what they then did.
 
     python benchmarks/service.py [REPEATS [REQUESTS]]
 """
@@ -35,12 +35,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
+import thesis_serve
 from thesis_lib.common.errors import require
-from thesis_serve import admission as live
 from thesis_lib.sequencer.core.trace import F64
 from thesis_lib.sequencer.engine.postgres import connect, postgres_server
-from thesis_serve.admission.estimator import ServiceEstimator
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
+from thesis_serve.admission.estimator import ServiceEstimator
+from thesis_serve.admission.log import what_if
 
 POLICIES = ("bare", "fifo", "codel", "queue-cap", "late-edf", "bid-price")
 LOADS = (0.9, 1.1, 1.5)
@@ -86,13 +87,13 @@ def application(dsn: str) -> Starlette:
         asked = request.query_params
         behind["app"] = bare
         if asked["policy"] != "bare":
-            sequencer = live.LiveSequencer(
+            sequencer = thesis_serve.LiveSequencer(
                 asked["policy"],
                 workers=int(asked["workers"]), slo_s=float(asked["slo_s"]),
                 most_waiting=10**6, feature_names=("number",),
             )  # fmt: skip
-            control = live.AdmissionController(sequencer, log=asked["log"])
-            behind["app"] = live.SequencerMiddleware(
+            control = thesis_serve.AdmissionController(sequencer, log=asked["log"])
+            behind["app"] = thesis_serve.SequencerMiddleware(
                 bare, control,
                 kind=lambda scope: scope["path"].split("/")[1],
                 features=lambda scope: [float(scope["path"].split("/")[2])],
@@ -216,7 +217,7 @@ def foretold(
     log: Path, policy: str, estimator: ServiceEstimator | None = None
 ) -> float:
     """The share of violations that a log of FIFO says of a policy."""
-    counts = live.what_if(log, policy, estimator)
+    counts = what_if(log, policy, estimator)
     return (counts.late + counts.refused) / counts.arrived
 
 

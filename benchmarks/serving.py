@@ -7,7 +7,7 @@ a text took just before, with all slots taken: loads are shares of that rate, th
 objective is so many of these times, and a run lasts as many whatever its load, so that
 neither rests on how fast the machine is this minute. Every policy gets the same
 requests at the same times; batches are of ten, and those without a timer are always
-filled. What the log of FIFO says of the others (`live.what_if`) is kept beside what
+filled. What the log of FIFO says of the others (`what_if`) is kept beside what
 they then did, and how many would have been late under any schedule of the service times
 of that log.
 
@@ -38,9 +38,9 @@ from thesis_lib.memory.model.pretrained import read_tokenizer
 from thesis_lib.memory.model.spec import ModelSpec
 from thesis_lib.sequencer import fewest_violations
 from thesis_lib.sequencer.core.trace import F64, KeySets, Trace
-from thesis_serve.admission.controller import Refused
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 from thesis_serve import Ask, ModelService
+from thesis_serve.admission.controller import Refused
 from thesis_serve.model.service import PassEstimator
 
 SOME = ("fifo", "hybrid", "hybrid-corrected", "codel", "late-edf", "bid-price")

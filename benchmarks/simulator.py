@@ -25,12 +25,12 @@ import numpy as np
 import psutil
 import simpy
 from record import Record, benchmark, both_clocks
+from replica import state_digest
 from simpy.events import EventPriority
 
 from thesis_lib.common.provenance import largest_resident_bytes
 from thesis_lib.sequencer.core.trace import History, Trace
 from thesis_lib.sequencer.experiments.configuration import saturation_rate
-from thesis_lib.sequencer.simulator.replica import state_digest
 from thesis_lib.sequencer.simulator.simulator import replay
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario

@@ -16,7 +16,7 @@ from record import Record, benchmark, ratio, show, turns
 
 from thesis_lib.common.provenance import seconds_of
 
-THESIS = ("-m", "thesis_lib")
+THESIS = ("-m", "thesis_book")
 STEPS = {
     "python -c pass": ("-c", "pass"),
     "thesis --help": (*THESIS, "--help"),

@@ -121,7 +121,7 @@ def summarise(samples: dict[str, list], workers: dict[str, list]) -> dict[str, A
 def sweeping(grid: Path, output: Path) -> list[str]:
     """The command of a sweep."""
     words = ["sweep", "4", str(grid), "--workers", "2", "--output", str(output)]
-    return [sys.executable, "-m", "thesis_lib", *words, "--json"]
+    return [sys.executable, "-m", "thesis_book", *words, "--json"]
 
 
 def run_sweep(grid: Path, output: Path) -> tuple[dict, float]:

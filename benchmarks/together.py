@@ -20,10 +20,10 @@ from record import Record, benchmark, show, tell
 
 from thesis_lib.common.errors import require
 from thesis_lib.common.units import GiB, MiB
-from thesis_serve.model.together import Together
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.offload.measure import interleave
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, open_streamed
+from thesis_serve.model.together import Together
 
 MEMORY = {"streamed": 85 * MiB, "resident": 1 * GiB}
 TEXTS = (1, 2, 4, 8)

@@ -31,7 +31,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
-from thesis_serve import admission as live
+import thesis_serve
 from thesis_lib.sequencer.engine.postgres import connect, postgres_server
 
 POLICIES = ("fifo", "bid-price")
@@ -74,15 +74,15 @@ class Side:
         cursor = await self.connection.execute(REPORT, [request.path_params["days"]])
         return JSONResponse(await cursor.fetchone())
 
-    def app(self, slo_s: float) -> live.SequencerMiddleware:
+    def app(self, slo_s: float) -> thesis_serve.SequencerMiddleware:
         """The service, behind the policy: one request at a time, as its connection."""
         routes = [Route("/report/{days:int}", self.report)]
-        sequencer = live.LiveSequencer(
+        sequencer = thesis_serve.LiveSequencer(
             self.policy, workers=1, slo_s=slo_s, most_waiting=MOST_WAITING,
             feature_names=("days",),
         )  # fmt: skip
-        return live.SequencerMiddleware(
-            Starlette(routes=routes), live.AdmissionController(sequencer),
+        return thesis_serve.SequencerMiddleware(
+            Starlette(routes=routes), thesis_serve.AdmissionController(sequencer),
             kind=lambda scope: "report",
             features=lambda scope: [float(scope["path"].rpartition("/")[2])],
         )  # fmt: skip

@@ -21,6 +21,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("benchmarks", "examples")  # beside the packages
 LIMIT_S = 1200  # ten times what the slowest check takes
 
 
@@ -29,15 +30,14 @@ class Mutant:
     """One line of a file, what to make of it, and the checks that must see it."""
 
     breaks: str  # the name: what no longer holds
-    file: str  # below src/thesis_lib, or benchmarks/…
+    file: str  # below src/, or benchmarks/… or examples/…
     was: str  # stands exactly once in the file
     now: str
     tests: tuple[str, ...]  # words for pytest, or notebooks for nbval
 
     def path(self, source: Path) -> Path:
         """The file, below a copy of src/ that holds benchmarks/ too."""
-        benchmark = self.file.startswith("benchmarks/")
-        return source / self.file if benchmark else source / "thesis_lib" / self.file
+        return source / self.file
 
     def fault(self, text: str) -> str:
         """What is wrong with this mutant of a file that reads `text`; '' for nothing"""
@@ -85,14 +85,17 @@ def write_mutant(mutant: Mutant, source: Path) -> None:
 def outcome(tests: tuple[str, ...], source: Path) -> str:
     """What the tests say of the package in `source`: green, red or not run."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
-    folders = {*settings["ini_options"]["pythonpath"]} - {"benchmarks"}
+    folders = [
+        source / folder if folder.startswith(COPIED) else folder
+        for folder in settings["ini_options"]["pythonpath"]
+    ]
     options = []
     if all(test.endswith(".ipynb") for test in tests):
         options = ["--nbval-lax", "--nbval-current-env"]
         options += ["--nbval-sanitize-with", "tests/nbval.cfg"]
     command = [
         sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
-        "-o", f"pythonpath={source / 'benchmarks'} {' '.join(folders)}",
+        "-o", f"pythonpath={' '.join(map(str, folders))}",
         *options, *tests,
     ]  # fmt: skip
     environment = {
@@ -155,7 +158,8 @@ def main() -> None:
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
         base = copied(ROOT / "src", whole)
-        shutil.copytree(ROOT / "benchmarks", base / "benchmarks")
+        for folder in COPIED:
+            shutil.copytree(ROOT / folder, base / folder)
         named = [] if asked.tested else sorted({mutant.tests for mutant in tried})
         sound = pool.map(lambda tests: outcome(tests, base), named)
         if red := [

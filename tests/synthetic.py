@@ -59,10 +59,9 @@ note("ended")
 
 def make(folder: Path) -> Path:
     """Write the checkout into `folder`, which must not exist, and return it."""
-    package = Path(thesis_lib.__file__).parent
     shutil.copytree(
-        package,
-        folder / "src" / "thesis_lib",
+        Path(thesis_lib.__file__).parents[1],
+        folder / "src",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
     (folder / "notebooks").mkdir()
@@ -96,7 +95,7 @@ def environment(checkout: Path, **more: str) -> dict[str, str]:
 def command(*words: str) -> list[str]:
     """`thesis` with these words, of the package that PYTHONPATH names."""
     return [
-        sys.executable, "-P", "-c", "from thesis_lib.cli.main import main; main()",
+        sys.executable, "-P", "-c", "from thesis_book.__main__ import main; main()",
         *words,
     ]  # fmt: skip
 

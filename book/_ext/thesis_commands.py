@@ -11,9 +11,9 @@ from typing import Any
 import typer
 from sphinx.application import Sphinx
 
+from thesis_book.__main__ import app as thesis
 from thesis_book.compare.present import markdown, markdown_table
 from thesis_book.execute.chapters import repository
-from thesis_lib.cli.main import app as thesis
 
 PAGE = "book/commands"
 README = "README.md"

@@ -5,7 +5,7 @@ import asyncio
 import httpx
 from starlette import applications, responses, routing
 
-from thesis_serve import admission as live
+import thesis_serve
 
 
 async def slow(request):
@@ -15,8 +15,10 @@ async def slow(request):
 
 async def crowd(policy):
     app = applications.Starlette(routes=[routing.Route("/", slow)])
-    sequencer = live.LiveSequencer(policy, workers=2, slo_s=0.2)  # 50 a second
-    app = live.SequencerMiddleware(app, live.AdmissionController(sequencer))
+    sequencer = thesis_serve.LiveSequencer(policy, workers=2, slo_s=0.2)  # 50 a second
+    app = thesis_serve.SequencerMiddleware(
+        app, thesis_serve.AdmissionController(sequencer)
+    )
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app))
     async with client, asyncio.TaskGroup() as clients:
         for _ in range(200):

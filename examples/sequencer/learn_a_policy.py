@@ -1,9 +1,9 @@
 """A policy is learned in the simulator, and then runs like any other."""
 
 import numpy as np
+from environment import SequencerEnv, scored
 
 from thesis_lib.sequencer import SimulationConfig, noisy_estimate, replicate
-from thesis_lib.sequencer.simulator.environment import SequencerEnv, scored
 
 config = SimulationConfig.of_scenario("A", transactions=300)
 

@@ -157,8 +157,8 @@ def book(
 
     Its PDF, where Chromium is there, its EPUB and the slides lie beside it.
     """
-    from thesis_book.render import build as book_
     from thesis_book.execute import chapters
+    from thesis_book.render import build as book_
     from thesis_book.render import offers
 
     choice("profile", profile, chapters.PROFILES)
@@ -205,11 +205,11 @@ def claims(
     as_json: Json = False,
 ) -> None:
     """Hold an executed profile against the claims, or make it their reference."""
-    from thesis_book.render import staging
     from thesis_book.compare import comparison as compare_
     from thesis_book.compare import present
     from thesis_book.execute import chapters
     from thesis_book.execute import claims as claims_
+    from thesis_book.render import staging
 
     checkout = chapters.repository()
     executed = checkout / "build" / "chapters" / profile

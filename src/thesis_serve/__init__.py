@@ -1,13 +1,20 @@
-"""Where the halves meet: a streamed model, behind the sequencer, for many clients.
+"""The service layer: a policy in front of a service, a streamed model behind an API.
 
-from thesis_serve import ModelService, openai_api
+    import thesis_serve
 
-async with ModelService("smollm2", 96 * 2**20, policy="bid-price", slo_s=20) as service:
-    app = openai_api(service)  # for uvicorn, or any server of ASGI
+    sequencer = thesis_serve.LiveSequencer("bid-price", workers=4, slo_s=0.2)
+    control = thesis_serve.AdmissionController(sequencer)
+    app = thesis_serve.SequencerMiddleware(app, control)  # any ASGI application
+
+    async with thesis_serve.ModelService("smollm2", 96 * 2**20, slo_s=20) as service:
+        app = thesis_serve.openai_api(service)  # for uvicorn, or any ASGI server
+
+`admission` decides in front of a service; `model` serves a streamed model.
 """
 
-from .api import listen as listen
-from .api import openai_api as openai_api
-from .api import serve_api as serve_api
-from .service import Ask as Ask
-from .service import ModelService as ModelService
+import lazy_loader
+
+import thesis_lib  # noqa: F401  sets how OpenMP waits, before torch is loaded
+
+# The stub beside this file says where each name is; a name is imported on first use.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

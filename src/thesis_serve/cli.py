@@ -124,7 +124,8 @@ def api(
     that is expected. Ends with SIGTERM or Ctrl-C, once whoever it has taken is
     answered; the second one ends it at once.
     """
-    from thesis_serve import ModelService, listen, serve_api
+    from thesis_serve.model.api import listen, serve_api
+    from thesis_serve.model.service import ModelService
 
     options: dict[str, Any] = {
         "policy": policy, "slo_s": units.parse_duration(slo), "slots": slots,

@@ -12,7 +12,7 @@ from docutils import nodes
 from PIL import Image
 from pybtex.database import parse_file
 from sphinx.addnodes import pending_xref
-from thesis_book import keep_units, set_minus_signs, show_figures
+from thesis_content import keep_units, set_minus_signs, show_figures
 from thesis_index import LOGGER as INDEX_LOGGER
 from thesis_index import add_entries
 from thesis_math import LOGGER, mathml

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from thesis_book.render.build import _played
+from thesis_book.tables.worked_example import worked_batch
 from thesis_book.widgets.explorer import BOUND, explorer
 from thesis_book.widgets.planner import planner
 from thesis_book.widgets.schedule import by_hand, schedule
 from thesis_book.widgets.widget import PARTS, cost, widget
-from thesis_book.render.build import _played
-from thesis_book.tables.worked_example import worked_batch
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.model.shape import Shape
 from thesis_lib.memory.model.spec import WEIGHTS, geometry

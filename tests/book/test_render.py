@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from runs import CLAIMS_TEXT, record
 
-from thesis_book.render import build as render_room
 from thesis_book.execute import chapters
 from thesis_book.execute.chapters import CUSTOM
 from thesis_book.figures.style import DARK, INK
+from thesis_book.render import build as render_room
 from thesis_book.render.build import render, stage
 from thesis_book.render.staging import ABSENT, Published, write_picture
 from thesis_book.tables.printed import table
@@ -85,16 +85,16 @@ def test_provenance_says_with_what_each_chapter_was_made(checkout):
         assert part in text, part
 
 
-def test_the_table_of_rooms_says_what_each_says_of_itself(checkout):
-    room = checkout / "src" / "thesis_lib" / "book"
-    room.mkdir(parents=True)
-    (room.parent / "__init__.py").write_text('"""A package.\n\nMore."""\n')
-    (room / "__init__.py").write_text('"""Pages."""\n')
-    (room / "render.py").write_text("x = 1\n\ny = 2\n")
-    text = staged(checkout, "rooms_table.txt")
+def test_packages_table_lists_purpose_and_lines_of_each_package(checkout):
+    folder = checkout / "src" / "thesis_book" / "render"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text('"""A package.\n\nMore."""\n')
+    (folder / "__init__.py").write_text('"""Pages."""\n')
+    (folder / "build.py").write_text("x = 1\n\ny = 2\n")
+    text = staged(checkout, "packages_table.txt")
     for row in (
-        "| `thesis_lib` | A package. | 3 |",
-        "| `book` | Pages. | 4 |",
+        "| `thesis_book` | A package. | 3 |",
+        "| `thesis_book.render` | Pages. | 4 |",
         "| 7 |",
     ):
         assert row in text, row

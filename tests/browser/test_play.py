@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from thesis_book.tables.worked_example import worked_batch
 from thesis_book.widgets.explorer import explorer
 from thesis_book.widgets.planner import planner
 from thesis_book.widgets.schedule import POLICIES, by_hand, history
 from thesis_book.widgets.widget import PARTS, widget
-from thesis_book.tables.worked_example import worked_batch
 from thesis_lib.memory.cost.planning import ASSUMED_CARD
 from thesis_lib.memory.cost.published import read_cards
 from thesis_lib.memory.model.shape import Shape

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from thesis_book.__main__ import app
 from thesis_lib.cli.common import strict_json
-from thesis_lib.cli.main import app
 from thesis_lib.memory.model import smollm2
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 
@@ -221,7 +221,7 @@ def test_a_gguf_file_writes_the_text_of_the_checkpoint_that_it_becomes(tmp_path)
 
 def test_the_module_is_the_command():
     words = ["plan", "llama-66b", "--device-memory", "1B"]
-    command = [sys.executable, "-m", "thesis_lib", *words]
+    command = [sys.executable, "-m", "thesis_book", *words]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == thesis(" ".join(words)).stderr != ""

@@ -22,7 +22,7 @@ from tiny import give_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from thesis_lib.cli.main import app
+from thesis_book.__main__ import app
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.convert import compress_checkpoint
 from thesis_lib.memory.decode.generate import generate_text

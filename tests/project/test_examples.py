@@ -18,8 +18,8 @@ import typer
 import yaml
 from distributed.cli import dask_scheduler, dask_worker
 
+from thesis_book.__main__ import app
 from thesis_book.execute import chapters, sweep
-from thesis_lib.cli.main import app
 
 CHECKOUT = Path(__file__).parents[2]
 EXAMPLES = CHECKOUT / "examples"
@@ -129,7 +129,7 @@ def test_what_was_never_run_says_so(name):
     assert "**unrun on a real cluster.**" in line
 
 
-SCRIPTS = sorted(EXAMPLES.glob("*/*.py"))
+SCRIPTS = [path.with_suffix(".py") for path in sorted(EXAMPLES.glob("*/*.out"))]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -88,9 +88,7 @@ def test_what_an_extra_brings_is_asked_for_by_name(python):
     learned = "from thesis_lib.sequencer import estimator, scenario\n"
     learned += "estimator('linear').fit(scenario('A', 500, 1))"
     assert "thesis-lib[estimators]" in run(python, "-c", learned, status=1)
-    learning = "import thesis_lib.sequencer.simulator.environment"
-    assert "thesis-lib[learn]" in run(python, "-c", learning, status=1)
-    said = run(python, "-m", "thesis_lib", "claims", status=1)
+    said = run(python, "-m", "thesis_book", "claims", status=1)
     assert "thesis: this command needs the package" in said
     assert "Traceback" not in said
 

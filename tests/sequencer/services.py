@@ -7,7 +7,7 @@ import numpy as np
 
 from thesis_lib.sequencer import scenario
 from thesis_lib.sequencer.core.trace import KeySets
-from thesis_serve.admission import LiveSequencer
+from thesis_serve import LiveSequencer
 
 WORKERS, SLO_S = 4, 0.004
 AT_ONCE = [

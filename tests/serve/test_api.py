@@ -20,8 +20,8 @@ from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.decode.generate import Writing, write
 from thesis_lib.memory.model.pretrained import decode, encode, read_tokenizer
 from thesis_lib.memory.offload.offloaded_model import open_streamed
-from thesis_serve.admission import replay
-from thesis_serve import Ask, ModelService, listen, openai_api
+from thesis_serve import Ask, ModelService, openai_api, replay
+from thesis_serve.model.api import listen
 from thesis_serve.model.service import ModelLost, PassEstimator
 
 CONTEXT = 60
@@ -502,7 +502,7 @@ def test_told_to_end_it_answers_whom_it_has_taken_and_closes_its_log(folder, tmp
     log = tmp_path / "log.jsonl"
     served = subprocess.Popen(
         [
-            sys.executable, "-m", "thesis_lib", "api", str(folder),
+            sys.executable, "-m", "thesis_book", "api", str(folder),
             "--device-memory", f"{memory(folder)}B", "--context", "60", "--slots", "2",
             "--slo", "600s", "--port", "0", "--log", str(log),
         ],

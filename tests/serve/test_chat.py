@@ -5,7 +5,7 @@ import tiny
 import torch
 from typer.testing import CliRunner
 
-from thesis_lib.cli.main import app
+from thesis_book.__main__ import app
 from thesis_lib.memory.decode import generate
 from thesis_lib.memory.decode.generate import GREEDY, write
 from thesis_lib.memory.model.pretrained import decode, encode, read_tokenizer

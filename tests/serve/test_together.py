@@ -11,13 +11,13 @@ import torch
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.convert import convert
-from thesis_serve.model import together
-from thesis_serve.model.together import Together
 from thesis_lib.memory.formats.base import find_format
 from thesis_lib.memory.model.spec import ARCHITECTURES
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
 from thesis_lib.memory.offload.store import StoreDamaged
+from thesis_serve.model import together
+from thesis_serve.model.together import Together
 
 CONTEXT = 24
 

@@ -10,10 +10,10 @@ import pytest
 import typer
 from thesis_commands import commands, examples
 
+from thesis_book.__main__ import app
 from thesis_book.compare.comparison import Quantity, read_reference
 from thesis_book.compare.present import PICTURE, PICTURE_OF, as_change, readme
 from thesis_book.execute.claims import read_claims
-from thesis_lib.cli.main import app
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import parse_size
 from thesis_lib.memory import Machine, plan_checkpoint

@@ -266,12 +266,12 @@ def _imported(source: str, package: str = "") -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             module = f"{package}.{node.module}" if node.level else node.module
             names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
-    return {name for name in names if name.split(".")[0] == "thesis_lib"}
+    return {name for name in names if name.split(".")[0].startswith("thesis_")}
 
 
 def module_file(name: str) -> Path | None:
     """The source file of a module of the package, or None if it is not one."""
-    base = Path(__file__).parents[3].joinpath(*name.split("."))
+    base = Path(__file__).parents[2].joinpath(*name.split("."))
     candidates = (base.with_suffix(".py"), base / "__init__.py")
     return next((path for path in candidates if path.is_file()), None)
 

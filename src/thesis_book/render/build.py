@@ -2,8 +2,8 @@
 
 Papermill executes and Jupyter Book only renders, so that no number can come from a
 cache that does not know the package. The pages "Your hardware", "Parameters" and
-"Provenance" are written here, from the records of the chapters, and the table of rooms
-from the package.
+"Provenance" are written here from the records of the chapters, and the table of
+packages from `src`.
 """
 
 import ast
@@ -60,10 +60,10 @@ from thesis_book.execute.claims import HISTORY, REFERENCE, read_claims, read_his
 from thesis_book.execute.parameters import names_in
 from thesis_book.execute.records import Record, choices, contradictions
 from thesis_book.figures.export import PNG, bundle, raster
-from thesis_book.widgets.widget import PARTS, widget
-from thesis_book.render.staging import Published, stage_notebook, write_figure
 from thesis_book.render.notebooks import clean_notebook
 from thesis_book.render.offers import offer
+from thesis_book.render.staging import Published, stage_notebook, write_figure
+from thesis_book.widgets.widget import PARTS, widget
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import content_hash, file_hash, read_record
 from thesis_lib.common.provenance import lock_hash
@@ -75,7 +75,6 @@ FIGURES = Path("_static", "figures")  # in the folder of the book's pages
 TIMES, HEADLINES = "fig-your-hardware", "fig-headlines"  # drawn from the records
 CARDS = "claim_cards.json"  # beside the pages, for book/_ext/thesis_cards.py
 DOWNLOADS = "downloads"  # the chapters as readers take them away
-MEANT_LINES = 21_500  # of the package, as CONTRIBUTING says
 
 
 def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Published:
@@ -161,18 +160,18 @@ def _provenance(records: list[Record]) -> list[str]:
     ]
 
 
-def _rooms(package: Path) -> list[str]:
-    """The rooms of the package: what each says of itself, and its lines of Python."""
-    rows, whole = [], 0
-    for init in sorted(package.rglob("__init__.py")):
-        room = ".".join(init.parent.relative_to(package).parts)
-        about = (ast.get_docstring(ast.parse(init.read_text())) or "").split("\n")[0]
+def _packages(source: Path) -> list[str]:
+    """Return the table of packages below `src`: purpose and lines of Python of each."""
+    rows, total = [], 0
+    for init in sorted(source.rglob("__init__.py")):
+        purpose = (ast.get_docstring(ast.parse(init.read_text())) or "").split("\n")[0]
         texts = (module.read_text() for module in init.parent.glob("*.py"))
         lines = sum(len(text.splitlines()) for text in texts)
-        rows.append([f"`{room or package.name}`", about, f"{lines:,}"])
-        whole += lines
-    rows.append(["all", f"meant to be {MEANT_LINES:,} lines", f"{whole:,}"])
-    return markdown_table(["Room", "What is in it", "Lines"], rows)
+        name = ".".join(init.parent.relative_to(source).parts)
+        rows.append([f"`{name}`", purpose, f"{lines:,}"])
+        total += lines
+    rows.append(["all", "", f"{total:,}"])
+    return markdown_table(["Package", "Purpose", "Lines"], rows)
 
 
 def _parameter_lines(chapter: Chapter, record: Record) -> list[str]:
@@ -371,7 +370,7 @@ def stage(executed: Path, source: Path) -> str:
         "your_hardware_durations": durations_lines(reference.records),
         "provenance_table": _provenance(records),
         "audit_table": page_lines(audited, audit_peers(known, labels), doubted),
-        "rooms_table": _rooms(checkout / "src" / "thesis_lib"),
+        "packages_table": _packages(checkout / "src"),
         "parameters_table": [
             line
             for chapter in chapters()
@@ -387,9 +386,9 @@ def stage(executed: Path, source: Path) -> str:
         write_figure(bundle(drawn) | {PNG: raster(drawn)}, HEADLINES, book / FIGURES)
     files = [path for path in source.rglob("*") if path.is_file()]
     names = "\n".join(str(path.relative_to(source)) for path in sorted(files))
-    package = checkout / "src" / "thesis_lib"  # whose docstrings and templates show
+    package = checkout / "src"  # whose docstrings and templates are in the pages
     files += [checkout / "README.md", *package.rglob("*.py")]
-    files += package.glob("book/templates/*")
+    files += package.glob("thesis_book/templates/*")
     everything = f"{names}{file_hash(files)}{lock_hash(checkout)}"
     return hashlib.sha256(everything.encode()).hexdigest()
 

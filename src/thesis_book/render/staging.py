@@ -14,8 +14,8 @@ from thesis_book.execute.chapters import CUSTOM, PROFILE_PARAMETER
 from thesis_book.execute.records import Record
 from thesis_book.figures.export import CSV, NARROW, PNG, SVG, unsized
 from thesis_book.figures.style import dark
-from thesis_book.tables.printed import CLAIMS, HTML, signed
 from thesis_book.render.alone import scripts
+from thesis_book.tables.printed import CLAIMS, HTML, signed
 from thesis_lib.common.errors import require
 
 DETAILS = "details"  # the tag of a cell of the second page, and the end of its name

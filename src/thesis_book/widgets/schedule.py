@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from thesis_book.experiments.optimum.cpsat import solve
 from thesis_book.figures import style
 from thesis_book.tables.worked_example import (
     ROWS,
@@ -19,7 +20,6 @@ from thesis_book.tables.worked_example import (
 )
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.trace import History
-from thesis_book.experiments.optimum.cpsat import solve
 from thesis_lib.sequencer.policies.registry import AS_PUBLISHED
 from thesis_lib.sequencer.simulator.simulator import replay
 

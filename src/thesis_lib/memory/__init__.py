@@ -5,7 +5,7 @@
     with memory.open_streamed(folder, "8GiB") as model:
         model.generate(**prompt, max_new_tokens=20)  # transformers' own tokens
 
-The names of this page are those that last; everything else may move between rooms.
+The names exported here are stable; modules behind them may move.
 """
 
 import warnings

@@ -9,7 +9,7 @@
     )
     sequencer.reduction(runs, "bid-price", 1.1)  # of violations, with its interval
 
-The names of this page are those that last; everything else may move between rooms.
+The names exported here are stable; modules behind them may move.
 """
 
 import warnings

@@ -62,7 +62,7 @@ class AdmissionController:
     another controller has, and for a log that cannot be written.
 
     >>> import asyncio
-    >>> from thesis_serve.admission import AdmissionController, LiveSequencer
+    >>> from thesis_serve import AdmissionController, LiveSequencer
     >>> control = AdmissionController(LiveSequencer("fifo", workers=1, slo_s=1))
     >>> async def serve(name):
     ...     async with control.turn():

@@ -66,7 +66,7 @@ class OnlineEstimator:
     all kinds is said, and before anything has been served, `first_s`. It remembers
     about `window` requests of a kind, and the 256 kinds that were served last.
 
-    >>> from thesis_serve.admission import OnlineEstimator
+    >>> from thesis_serve import OnlineEstimator
     >>> learns = OnlineEstimator(0, first_s=0.02)
     >>> learns.learn("/orders", (), 0.05)
     >>> round(learns.predict("/orders", ()), 3), round(learns.predict("/new", ()), 3)

@@ -17,9 +17,9 @@ from statistics import fmean
 from typing import Any
 
 from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.sequencer.policies.registry import Rule
 from thesis_serve.admission.estimator import ServiceEstimator
 from thesis_serve.admission.machine import Counts, Decided, LiveSequencer
-from thesis_lib.sequencer.policies.registry import Rule
 
 SCHEMA = "thesis-live-log/1"
 _SAYS = logging.getLogger(__name__)

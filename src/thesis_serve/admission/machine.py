@@ -30,7 +30,6 @@ from thesis_lib.sequencer.core.events import (
 )
 from thesis_lib.sequencer.core.locks import NONE
 from thesis_lib.sequencer.core.trace import I64, Batch, Decision, KeySets
-from thesis_serve.admission.estimator import OnlineEstimator, ServiceEstimator
 from thesis_lib.sequencer.policies.lookahead import PENDING, READ, SPREAD
 from thesis_lib.sequencer.policies.recalibration import LEAST_S, all_corrected_s
 from thesis_lib.sequencer.policies.registry import Policy, Rule, decide, policy
@@ -45,6 +44,7 @@ from thesis_lib.sequencer.policies.rules import (
     decider,
     dispatch_by,
 )
+from thesis_serve.admission.estimator import OnlineEstimator, ServiceEstimator
 
 Note = Callable[[dict[str, Any]], None]  # takes an event and what was decided at it
 LOOK_S = 0.001  # behind a deadline it is over, beyond what any clock rounds
@@ -145,7 +145,7 @@ class LiveSequencer:
     come, first served. Raises InvalidInput for values out of range and for a policy
     that waits for batches without a timer.
 
-    >>> from thesis_serve.admission import LiveSequencer
+    >>> from thesis_serve import LiveSequencer
     >>> live = LiveSequencer("bid-price", workers=1, slo_s=0.2)
     >>> live.arrive(0, 0.00)
     Decided(started=[0], refused=[])

@@ -1,1 +1,1 @@
-"""A streamed model behind an OpenAI-compatible API."""
+"""A streamed model for many clients: shared passes, an OpenAI-compatible API."""

@@ -38,8 +38,8 @@ from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.memory.decode.generate import Writing
 from thesis_lib.memory.model.pretrained import encode_messages
 from thesis_lib.memory.offload.store import StoreDamaged
-from thesis_serve.admission import SequencerMetrics
 from thesis_serve.admission.controller import Refused
+from thesis_serve.admission.metrics import SequencerMetrics
 from thesis_serve.model.service import Answer, Ask, ModelLost, ModelService
 
 MOST_BYTES = 2**20  # of a body

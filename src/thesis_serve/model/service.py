@@ -27,7 +27,6 @@ import torch
 from thesis_lib.common.errors import require, require_count
 from thesis_lib.common.provenance import seconds_of
 from thesis_lib.memory.decode.generate import Told, Writing, write
-from thesis_serve.model.together import Lane, Together
 from thesis_lib.memory.model.pretrained import read_tokenizer
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import (
@@ -35,8 +34,10 @@ from thesis_lib.memory.offload.offloaded_model import (
     enforced,
     open_streamed,
 )
-from thesis_serve.admission import AdmissionController, LiveSequencer, OnlineEstimator
-from thesis_serve.admission.controller import Ending
+from thesis_serve.admission.controller import AdmissionController, Ending
+from thesis_serve.admission.estimator import OnlineEstimator
+from thesis_serve.admission.machine import LiveSequencer
+from thesis_serve.model.together import Lane, Together
 
 _SAYS = logging.getLogger(__name__)
 _FEATURES = ("passes", "tokens")

@@ -10,6 +10,7 @@ from rich.console import Console
 from runs import CLAIMS_TEXT, NUMBERS, record
 from typer.testing import CliRunner
 
+from thesis_book.__main__ import app
 from thesis_book.compare import present
 from thesis_book.compare.comparison import (
     Quantity,
@@ -20,7 +21,6 @@ from thesis_book.compare.comparison import (
     read_reference,
 )
 from thesis_book.execute.claims import Claim, read_claims
-from thesis_lib.cli.main import app
 from thesis_lib.common.errors import InvalidInput
 
 

@@ -3,18 +3,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_book.experiments.sequencer import accuracy
-from thesis_lib.sequencer.estimators.models import Boosted, Linear
-from thesis_lib.sequencer.experiments.configuration import (
-    SimulationConfig,
-    noisy_estimate,
-)
 from thesis_book.experiments.sequencer.forecasts import (
     end_to_end,
     forecast_finish,
     track_latency,
+)
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import KeySets, Trace
+from thesis_lib.sequencer.estimators.models import Boosted, Linear
+from thesis_lib.sequencer.experiments.configuration import (
+    SimulationConfig,
+    noisy_estimate,
 )
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import scenario

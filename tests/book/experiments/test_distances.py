@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.experiments.configuration import SimulationConfig
 from thesis_book.experiments.sequencer.goals import (
     distance,
     distances,
     summarise_windows,
     windows,
 )
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.experiments.configuration import SimulationConfig
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 

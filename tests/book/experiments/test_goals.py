@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thesis_lib.common.errors import InvalidInput
 from thesis_book.experiments.sequencer import goals
+from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
     noisy_estimate,

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from exhaustive import fewest_by_trying, tiny
 
+from thesis_book.experiments.optimum.cpsat import solve
+from thesis_book.experiments.optimum.local_search import search, would_be_on_time
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.optimum.bounds import fewest_violations
-from thesis_book.experiments.optimum.cpsat import solve
-from thesis_book.experiments.optimum.local_search import search, would_be_on_time
 from thesis_lib.sequencer.policies.registry import POLICIES, policy
 from thesis_lib.sequencer.simulator.simulator import replay, simulate
 from thesis_lib.sequencer.workload.arrivals import at_rate

@@ -4,15 +4,15 @@ from collections import deque
 import numpy as np
 import pytest
 
-from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.core.trace import Decision, KeySets, Trace
-from thesis_lib.sequencer.policies.registry import Policy, policy
 from thesis_book.experiments.sequencer.partitions import (
     Exchange,
     Partitioned,
     merge,
     simulate_partitions,
 )
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import Decision, KeySets, Trace
+from thesis_lib.sequencer.policies.registry import Policy, policy
 from thesis_lib.sequencer.simulator.simulator import replay, simulate
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario

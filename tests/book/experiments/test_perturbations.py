@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thesis_lib.common.errors import InvalidInput
 from thesis_book.experiments.sequencer import perturbations
-from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_book.experiments.sequencer.perturbations import MISESTIMATIONS, Seen
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import scenario
 
 N = 4_000

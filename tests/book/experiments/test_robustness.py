@@ -2,13 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from thesis_book.experiments.sequencer import robustness
+from thesis_book.experiments.sequencer.robustness import FlashCrowd
 from thesis_lib.common import files
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import Trace
 from thesis_lib.sequencer.experiments import grid, metrics
-from thesis_book.experiments.sequencer import robustness
 from thesis_lib.sequencer.experiments.configuration import SimulationConfig
-from thesis_book.experiments.sequencer.robustness import FlashCrowd
 from thesis_lib.sequencer.workload.scenarios import Prices
 
 

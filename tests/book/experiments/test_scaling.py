@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thesis_lib.common.errors import InvalidInput
 from thesis_book.experiments.sequencer import scaling
+from thesis_book.experiments.sequencer.partitions import Exchange
+from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
     noisy_estimate,
@@ -13,7 +14,6 @@ from thesis_lib.sequencer.experiments.configuration import (
 from thesis_lib.sequencer.experiments.grid import paired_seeds
 from thesis_lib.sequencer.experiments.metrics import summarise
 from thesis_lib.sequencer.policies.registry import policy
-from thesis_book.experiments.sequencer.partitions import Exchange
 from thesis_lib.sequencer.simulator.simulator import simulate
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from thesis_lib.cli.main import app
+from thesis_book.__main__ import app
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import data_folder
 from thesis_lib.memory.compress.blockwise import matrices

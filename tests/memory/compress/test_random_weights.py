@@ -12,7 +12,7 @@ from scipy.stats import kstest
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from thesis_lib.cli.main import app
+from thesis_book.__main__ import app
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress import random_weights
 from thesis_lib.memory.compress.convert import convert

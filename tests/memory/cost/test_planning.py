@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 from typer.testing import CliRunner
 
-from thesis_lib.cli.main import app
+from thesis_book.__main__ import app
 from thesis_lib.common.units import GiB, MiB
 from thesis_lib.memory import Machine, geometry, plan
 from thesis_lib.memory.cost import planning

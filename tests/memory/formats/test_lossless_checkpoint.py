@@ -13,7 +13,7 @@ import tiny
 import torch
 from typer.testing import CliRunner
 
-from thesis_lib.cli.main import app
+from thesis_book.__main__ import app
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.convert import convert, read_words
 from thesis_lib.memory.evaluate.rates import decoder_bytes_per_s, with_decoder

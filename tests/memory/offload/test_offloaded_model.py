@@ -8,11 +8,11 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from thesis_book.experiments.memory.timing import measure_decoding, measure_passes
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.decode.generate import generate_text
 from thesis_lib.memory.decode.speculative import decode_greedily
-from thesis_book.experiments.memory.timing import measure_decoding, measure_passes
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import Machine

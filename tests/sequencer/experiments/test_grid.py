@@ -11,12 +11,12 @@ import pytest
 from processes import ended
 from scipy.stats import ttest_1samp
 
+from thesis_book.experiments.sequencer import scaling
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.sequencer.core.events import Delays
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.estimators.models import ESTIMATORS, cut_tail
 from thesis_lib.sequencer.experiments import configuration, grid, live, metrics
-from thesis_book.experiments.sequencer import scaling
 from thesis_lib.sequencer.experiments.configuration import SimulationConfig
 from thesis_lib.sequencer.policies.registry import AS_PUBLISHED, CORRECTED, Defects
 from thesis_lib.sequencer.policies.registry import policy as named_policy

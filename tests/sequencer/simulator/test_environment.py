@@ -5,18 +5,18 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
-
-from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.core.trace import Forecast, KeySets, Trace
-from thesis_lib.sequencer.policies.registry import policy
-from thesis_lib.sequencer.simulator.environment import (
+from environment import (
     SEEN,
     SequencerEnv,
     decide_by,
     observe,
     scored,
 )
+from gymnasium.utils.env_checker import check_env
+
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import Forecast, KeySets, Trace
+from thesis_lib.sequencer.policies.registry import policy
 from thesis_lib.sequencer.simulator.simulator import Delays, simulate
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import scenario

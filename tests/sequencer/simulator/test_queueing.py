@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import queueing
 
+from thesis_book.experiments.sequencer.scaling import crossing_capacity
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import KeySets, Trace
-from thesis_book.experiments.sequencer.scaling import crossing_capacity
 from thesis_lib.sequencer.simulator.simulator import replay
 
 

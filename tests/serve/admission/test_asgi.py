@@ -12,12 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_serve.admission import (
-    AdmissionController,
-    LiveSequencer,
-    SequencerMiddleware,
-    replay,
-)
+from thesis_serve import AdmissionController, LiveSequencer, SequencerMiddleware, replay
 
 
 class Service:

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_serve.admission import (
+from thesis_serve import (
     AdmissionController,
     LiveSequencer,
     Refused,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_serve.admission import OnlineEstimator
+from thesis_serve import OnlineEstimator
 from thesis_serve.admission import estimator as room
 
 

@@ -9,14 +9,9 @@ import services
 from services import AT_ONCE, SLO_S, WORKERS, called, crowd, drive, lifo, sequencer
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_serve.admission import (
-    DecisionLog,
-    LiveSequencer,
-    OnlineEstimator,
-    machine,
-    replay,
-    what_if,
-)
+from thesis_serve import LiveSequencer, OnlineEstimator, replay
+from thesis_serve.admission import machine
+from thesis_serve.admission.log import DecisionLog, what_if
 
 
 def logged(path, name, n=300):

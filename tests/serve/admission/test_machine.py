@@ -19,10 +19,10 @@ from services import (
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer import policy, simulate
 from thesis_lib.sequencer.core.trace import Decision
-from thesis_serve.admission import LiveSequencer, OnlineEstimator
-from thesis_serve.admission import machine as machine_room
 from thesis_lib.sequencer.policies import queues
 from thesis_lib.sequencer.policies.recalibration import COMMITS, MEAN_X, MEAN_Y, SLOPE
+from thesis_serve import LiveSequencer, OnlineEstimator
+from thesis_serve.admission import machine as machine_room
 
 
 @pytest.mark.parametrize("load", [0.8, 1.3])

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from ortools.sat.python import cp_model
 
+from thesis_book.experiments.optimum.local_search import _problem, _start_early, search
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.trace import F64, History, KeySets, Trace
 from thesis_lib.sequencer.optimum.bounds import ticks
-from thesis_book.experiments.optimum.local_search import _problem, _start_early, search
 from thesis_lib.sequencer.simulator.simulator import replay
 
 LARGEST = 40  # transactions of a window

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from thesis_book.experiments.sequencer import accuracy
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.trace import F64, Batch, Bool, Decision, History, Trace
-from thesis_book.experiments.sequencer import accuracy
 from thesis_lib.sequencer.estimators.conformal import (
     fewest_scores,
     group_offsets,

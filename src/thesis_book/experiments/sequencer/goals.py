@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from thesis_book.experiments.optimum.cpsat import LARGEST, solve
+from thesis_book.experiments.optimum.local_search import search, would_be_on_time
 from thesis_lib.common.errors import require, require_count
 from thesis_lib.common.stats import mean_interval
 from thesis_lib.sequencer.core.events import Delays
@@ -25,8 +27,6 @@ from thesis_lib.sequencer.experiments.configuration import (
 )
 from thesis_lib.sequencer.experiments.metrics import reduction
 from thesis_lib.sequencer.optimum.bounds import fewest_violations
-from thesis_book.experiments.optimum.cpsat import LARGEST, solve
-from thesis_book.experiments.optimum.local_search import search, would_be_on_time
 from thesis_lib.sequencer.policies.admission import BidPriceParameters
 from thesis_lib.sequencer.policies.registry import WATCHING
 

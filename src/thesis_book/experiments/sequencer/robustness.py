@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from thesis_book.experiments.sequencer.perturbations import (
+    MISESTIMATIONS,
+    Seen,
+    anything,
+)
 from thesis_lib.common.errors import choice, require
 from thesis_lib.sequencer.core.trace import F64, I64
 from thesis_lib.sequencer.experiments import metrics
 from thesis_lib.sequencer.experiments.configuration import NOISY, SimulationConfig
 from thesis_lib.sequencer.experiments.grid import Paired, run_paired, run_points
 from thesis_lib.sequencer.workload.arrivals import flash_crowd_arrivals, mmpp2_arrivals
-from thesis_book.experiments.sequencer.perturbations import (
-    MISESTIMATIONS,
-    Seen,
-    anything,
-)
 from thesis_lib.sequencer.workload.scenarios import SERVICE_SIGMA, Prices, priced
 from thesis_lib.sequencer.workload.tpcc import tpcc
 from thesis_lib.sequencer.workload.transactions import Scale, YcsbScale

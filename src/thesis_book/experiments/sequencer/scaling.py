@@ -11,11 +11,6 @@ from math import ceil
 import numpy as np
 import pandas as pd
 
-from thesis_lib.common.errors import choice, require, require_count
-from thesis_lib.sequencer.core.trace import F64
-from thesis_lib.sequencer.experiments import grid
-from thesis_lib.sequencer.experiments.configuration import NOISY, SimulationConfig
-from thesis_lib.sequencer.experiments.metrics import summarise
 from thesis_book.experiments.sequencer.partitions import (
     EXCHANGE,
     Exchange,
@@ -24,6 +19,11 @@ from thesis_book.experiments.sequencer.partitions import (
     merge,
     simulate_partitions,
 )
+from thesis_lib.common.errors import choice, require, require_count
+from thesis_lib.sequencer.core.trace import F64
+from thesis_lib.sequencer.experiments import grid
+from thesis_lib.sequencer.experiments.configuration import NOISY, SimulationConfig
+from thesis_lib.sequencer.experiments.metrics import summarise
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 COST_MEAN_S, COST_P99_S = 10e-6, 25e-6  # goal: estimate and decision, a transaction

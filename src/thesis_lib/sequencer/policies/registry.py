@@ -224,7 +224,7 @@ def _blamed(name: str, error: BaseException) -> InvalidInput:
     )
 
 
-PACKAGE = str(Path(__file__).parents[2])
+PACKAGE = str(Path(__file__).parents[3] / "thesis_")  # the start of our packages
 ENTRY_POINTS = "thesis_lib.policies"  # the group of packages that bring policies
 
 

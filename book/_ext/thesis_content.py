@@ -15,8 +15,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from thesis_book.widgets.widget import cost
 from thesis_book.tables.printed import signed
+from thesis_book.widgets.widget import cost
 
 COSTS = "06_evaluation_system_for_ml"  # the chapter with the calculator
 

@@ -2,14 +2,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.core.trace import KeySets, Trace
-from thesis_lib.sequencer.simulator.replica import (
+from replica import (
     commit_order,
     final_state,
     state_digest,
 )
+
+from thesis_lib.common.errors import InvalidInput
+from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.simulator.simulator import replay
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import scenario

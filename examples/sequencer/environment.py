@@ -1,4 +1,4 @@
-"""The simulator as an environment of gymnasium, for policies that learn.
+"""The simulator as an environment of gymnasium, in which a policy can be learned.
 
 A step is a decision, an episode a run. What a learner sees of a batch and what its
 answer means are `observe` and `decide_by`; `scored` makes a policy of whatever was
@@ -91,7 +91,7 @@ class SequencerEnv(gymnasium.Env):
     finite, and for a step outside an episode.
 
     >>> from thesis_lib.sequencer import scenario
-    >>> from thesis_lib.sequencer.simulator.environment import SequencerEnv
+    >>> from environment import SequencerEnv
     >>> def episode(seed):
     ...     trace = scenario("A", n=40, seed=seed)
     ...     return trace, trace.service_s

@@ -1,0 +1,10 @@
+from .admission.asgi import SequencerMiddleware as SequencerMiddleware
+from .admission.controller import AdmissionController as AdmissionController
+from .admission.controller import Refused as Refused
+from .admission.estimator import OnlineEstimator as OnlineEstimator
+from .admission.log import replay as replay
+from .admission.machine import LiveSequencer as LiveSequencer
+from .admission.metrics import SequencerMetrics as SequencerMetrics
+from .model.api import openai_api as openai_api
+from .model.service import Ask as Ask
+from .model.service import ModelService as ModelService
