@@ -75,7 +75,6 @@ POINT = "simulate --scenario A --load 1.1 --policy drop --seeds 2 --transactions
         ("run 4 -p seeds=1 -p seeds=2", "parameter seeds is given twice"),
         ("run --profile huge", "expected one of smoke, default, full"),
         ("generate smollm2 --device-memory 1GiB --prompt a --draft b", "--speculate"),
-        ("convert model out --adapter lora --keep-blocks", "are of GGUF files"),
         ("plan none.gguf --device-memory 1GiB", "none.gguf cannot be opened"),
         ("cost --tokens-per-s 2 --weights nf4", "say what a rate is predicted for"),
         ("collect nowhere/t.parquet", "folder nowhere does not exist"),

@@ -70,13 +70,3 @@ def test_part_one_needs_no_torch_and_a_door_loads_what_is_asked_for():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_a_name_that_goes_works_as_before_and_says_what_takes_its_place():
-    config = sequencer.SimulationConfig
-    for name, instead in {
-        "Cell": config, "scenario_cell": config.of_scenario,
-        "trace_cell": config.of_trace,
-    }.items():  # fmt: skip
-        with pytest.warns(FutureWarning, match=f"{name} goes: call it Simulation"):
-            assert getattr(sequencer, name) == instead

@@ -301,16 +301,10 @@ def compress(
 
 @command
 def convert(
-    file: Annotated[
-        str,
-        typer.Argument(help="A GGUF file or smollm2; with --adapter a checkpoint."),
-    ],
+    file: Annotated[str, typer.Argument(help="A GGUF file, or smollm2.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     memory: str | None = option(
         None, "Refuse to take more at a time, such as 512MiB. Default: what it needs."
-    ),
-    adapter: Path | None = option(
-        None, "A LoRA adapter of PEFT, to be merged.", metavar="FOLDER"
     ),
     keep_blocks: bool = option(
         False, "Leave matrices of the layers in the blocks of the GGUF file."
@@ -320,46 +314,29 @@ def convert(
     """Unpack a GGUF file, llama.cpp's, into a checkpoint that streams.
 
     With --keep-blocks, its layers stay as small as they are, and are restored for each
-    product, to the same bits. With --adapter, merge what was trained beside a
-    checkpoint into its weights.
+    product, to the same bits.
     """
+    from thesis_lib.memory.formats.ggml import Blocks
+    from thesis_lib.memory.model import gguf, smollm2
+
     allowed = None if memory is None else units.parse_size(memory)
-    require(
-        adapter is None or (allowed is None and not keep_blocks),
-        "--memory and --keep-blocks are of GGUF files: --adapter has one layer in "
-        "memory at a time, and writes it dense",
-    )
     bars, move = progress_bars(quiet=as_json, unit="layer", verb="wrote")
 
     def tell(done: int, total: int) -> None:
         move(str(output), done, total)
 
-    if adapter is not None:
-        from thesis_lib.memory.compress.lora import merge_adapter
-        from thesis_lib.memory.offload.offloaded_model import checkpoint_folder
-
-        with bars:
-            result = merge_adapter(checkpoint_folder(file), adapter, output, tell)
-        line = (
-            f"{units.format_size(result['bytes_after'])} in {output}, of which the "
-            f"adapter changed {result['matrices']} matrices"
-        )
-    else:
-        from thesis_lib.memory.formats.ggml import Blocks
-        from thesis_lib.memory.model import gguf, smollm2
-
-        source = smollm2.source() if file == "smollm2" else Path(file)
-        keep = Blocks if keep_blocks else None
-        with bars:
-            result = gguf.convert(source, output, allowed, tell, keep)
-        types = ", ".join(f"{count} {kind}" for kind, count in result["types"].items())
-        kept = f", {result['kept']} matrices in their blocks" if result["kept"] else ""
-        line = (
-            f"{units.format_size(result['bytes_before'])} ({types}) became "
-            f"{units.format_size(result['bytes_after'])} of {result['dtype']} in "
-            f"{output}{kept}; at most {units.format_size(result['peak_bytes'])} of "
-            "weights at a time"
-        )
+    source = smollm2.source() if file == "smollm2" else Path(file)
+    keep = Blocks if keep_blocks else None
+    with bars:
+        result = gguf.convert(source, output, allowed, tell, keep)
+    types = ", ".join(f"{count} {kind}" for kind, count in result["types"].items())
+    kept = f", {result['kept']} matrices in their blocks" if result["kept"] else ""
+    line = (
+        f"{units.format_size(result['bytes_before'])} ({types}) became "
+        f"{units.format_size(result['bytes_after'])} of {result['dtype']} in "
+        f"{output}{kept}; at most {units.format_size(result['peak_bytes'])} of "
+        "weights at a time"
+    )
     show(result, as_json, [line])
 
 

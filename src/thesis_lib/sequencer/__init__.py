@@ -12,26 +12,7 @@
 The names exported here are stable; modules behind them may move.
 """
 
-import warnings
-from typing import Any
-
 import lazy_loader
 
-# The stub beside this file says where each name lives; one is imported when it is used.
-_attached, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-
-_RENAMED = {
-    "Cell": "SimulationConfig",
-    "scenario_cell": "SimulationConfig.of_scenario",
-    "trace_cell": "SimulationConfig.of_trace",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _RENAMED:
-        return _attached(name)
-    instead = f"thesis_lib.sequencer.{name} goes: call it {_RENAMED[name]}"
-    warnings.warn(instead, FutureWarning, stacklevel=2)
-    config = _attached("SimulationConfig")
-    _, _, constructor = _RENAMED[name].partition(".")
-    return getattr(config, constructor) if constructor else config
+# The stub beside this file says where each name is; a name is imported on first use.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

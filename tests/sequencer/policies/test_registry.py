@@ -13,7 +13,6 @@ from thesis_lib.sequencer.policies.registry import (
     AS_PUBLISHED,
     LATE_BOUND,
     POLICIES,
-    RENAMED,
     Defects,
     QueueParameters,
     policy,
@@ -512,10 +511,3 @@ def test_a_file_that_cannot_be_run_is_named(tmp_path, text, says):
 def test_parameters_that_no_policy_can_have_are_refused(name, changed, says):
     with pytest.raises(InvalidInput, match=says):
         made(name, **changed)
-
-
-@pytest.mark.parametrize(("before", "now"), RENAMED.items())
-def test_a_name_of_before_is_the_policy_and_says_so(before, now):
-    with pytest.warns(FutureWarning, match=f"{before} is called {now}"):
-        renamed = policy(before, slo_s=0.01, cores=2)
-    assert renamed.name == policy(now, slo_s=0.01, cores=2).name == now

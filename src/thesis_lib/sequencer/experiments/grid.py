@@ -35,7 +35,6 @@ from thesis_lib.sequencer.policies.registry import (
     AS_PUBLISHED,
     CORRECTED,
     Defects,
-    present_name,
 )
 
 FITTED = 0.5  # share of a replayed trace, its first, that an estimator is fitted on
@@ -333,7 +332,6 @@ def simulate_cell(
     it; a closed loop has no lower bound (None). Raises InvalidInput for anything that
     cannot be run.
     """
-    policy = present_name(policy)
     point = _point(**options)
     fair: dict = {}
     if gap != np.inf:
@@ -357,7 +355,7 @@ def compare_policies(
     choose and judge, and neither interval nor side is given. `options` are those of
     `simulate_cell` but for `gap`. Raises InvalidInput for one policy alone.
     """
-    names = list(dict.fromkeys(map(present_name, policies)))
+    names = list(dict.fromkeys(policies))
     require(len(names) > 1, f"policies={names}: expected two or more to compare")
     require_count("seeds", seeds)
     sampled = options.get("trace") is None

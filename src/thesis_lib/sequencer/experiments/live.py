@@ -36,7 +36,6 @@ from thesis_lib.sequencer.estimators.saved import is_file, load_estimator
 from thesis_lib.sequencer.experiments import metrics
 from thesis_lib.sequencer.experiments.configuration import default_objective_s
 from thesis_lib.sequencer.policies.registry import policy as named_policy
-from thesis_lib.sequencer.policies.registry import present_name
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 from thesis_lib.sequencer.workload.features import (
     static_features,
@@ -384,7 +383,7 @@ def serve(*, policy: str, **options: Any) -> dict:
     >>> 0 <= result["violations"] <= 1
     True
     """
-    asked = Serving(policy=present_name(policy), **options)
+    asked = Serving(policy=policy, **options)
     log, kept = asked.log(asked.burst), None
     if is_file(asked.estimator):
         kept = load_estimator(asked.estimator)

@@ -13,7 +13,6 @@ The thesis' three policies have defects; each can be corrected or put back alone
 import inspect
 import runpy
 import traceback
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
@@ -275,20 +274,6 @@ POLICIES = (
     "random-drop", *WATCHING, "headroom", "edf", "sjf", "late-edf", "late-sjf",
     "least-slack", "startable-first", "late-demote", "bid-price",
 )  # fmt: skip
-RENAMED = {f"{name}-fixed": f"{name}-corrected" for name in THESIS} | {
-    "ours": "bid-price"
-}
-
-
-def present_name(name: str) -> str:
-    """What the policy `name` is called now; warns where it is a name of before."""
-    if name in RENAMED:
-        warnings.warn(
-            f"the policy {name} is called {RENAMED[name]} now: use that name",
-            FutureWarning,
-            stacklevel=3,
-        )
-    return RENAMED.get(name, name)
 
 
 def policy(
@@ -346,7 +331,7 @@ def policy(
     if not isinstance(name, str):
         require(callable(name), f"policy={name!r}: expected a name or a function")
         own, called = name, str(getattr(name, "__name__", name))
-    elif (called := present_name(name)) in POLICIES:
+    elif (called := name) in POLICIES:
         own = None
     else:
         own = own_rule(name)
