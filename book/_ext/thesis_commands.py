@@ -1,6 +1,6 @@
-"""The page of commands: what `thesis --help` says, with the examples of the README.
+"""The page of commands: a section with the options of each command of `thesis`.
 
-It is written when Sphinx reads the page, so that no command, option or default on it
+Sphinx generates it when it reads the page, so that no command, option or default on it
 can differ from the program.
 """
 
@@ -13,30 +13,16 @@ from sphinx.application import Sphinx
 
 from thesis_book.__main__ import app as thesis
 from thesis_book.compare.present import markdown, markdown_table
-from thesis_book.execute.chapters import repository
 
 PAGE = "book/commands"
-README = "README.md"
 OPTION = re.compile(r"(?<![\w`-])(--[a-z][\w-]*)")  # in words
 DEFAULT = re.compile(r"\s*[Dd]efault: (.+?)\.?$")
-EXAMPLE = re.compile(r"^\.venv/bin/thesis (\w+)\b.*", re.MULTILINE)
 
 
-def examples(readme: str) -> dict[str, list[str]]:
-    """The lines of the README that call each command, without the notes behind them."""
-    found: dict[str, list[str]] = {}
-    for line in EXAMPLE.finditer(readme):
-        found.setdefault(line[1], []).append(re.sub(r"\s+#.*", "", line[0]))
-    return found
-
-
-def commands(readme: str) -> Iterator[str]:
-    """Lines of MyST Markdown, a section for each command in the order of the help."""
-    shown = examples(readme)
+def commands() -> Iterator[str]:
+    """Yield lines of MyST Markdown, a section for each command in the help's order."""
     for name, command in typer.main.get_command(thesis).commands.items():
-        yield from ("", f"## {name}", "", OPTION.sub(r"`\1`", command.help or ""))
-        if name in shown:
-            yield from ("", "```sh", *shown[name], "```")
+        yield from ("", f"### {name}", "", OPTION.sub(r"`\1`", command.help or ""))
         rows = [_row(each) for each in command.params if each.name != "as_json"]
         yield from markdown_table(["Option", "What it is", "If not given"], rows)
 
@@ -65,7 +51,7 @@ def _row(parameter: Any) -> list[str]:
 def write_commands(app: Sphinx, page: str, source: list[str]) -> None:
     """Put the commands at the end of their page."""
     if page == PAGE:
-        source[0] += "\n".join(commands((repository() / README).read_text()))
+        source[0] += "\n".join(commands())
 
 
 def setup(app: Sphinx) -> dict:

@@ -1,4 +1,4 @@
-"""What the README shows runs, and prints something."""
+"""The README's snippets run, and every example of a command is understood."""
 
 import re
 import shlex
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from thesis_commands import commands, examples
+from thesis_commands import commands
 
 from thesis_book.__main__ import app
 from thesis_book.compare.comparison import Quantity, read_reference
@@ -21,12 +21,11 @@ from thesis_lib.memory.offload.offloaded_model import checkpoint_folder
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+COMMANDS = (ROOT / "book" / "commands.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "snippet", SNIPPETS, ids=["part one", "in front", "both", "part two"]
-)
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["part one", "part two"])
 def test_a_snippet_of_the_readme_runs(snippet):
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", snippet],
@@ -37,25 +36,26 @@ def test_a_snippet_of_the_readme_runs(snippet):
     assert done.stdout.strip()
 
 
-def test_every_command_that_the_readme_shows_is_understood():
+def shown(page: str) -> list[list[str]]:
+    """Return the words of each example of `thesis` on a page, without its comment."""
+    lines = re.findall(r"^(?:\.venv/bin/)?thesis (.*?)(?:\s+#.*)?$", page, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+def test_every_example_of_a_command_is_understood():
     known = typer.main.get_command(app).commands
-    shown = examples(README)
-    assert len(shown) > 5
-    for name, lines in shown.items():
-        for line in lines:
-            words = shlex.split(line)[2:]
-            assert known[name].make_context(name, words).params, line
+    examples = shown(COMMANDS)
+    assert len(examples) > 25
+    for name, *words in examples:
+        assert known[name].make_context(name, words).params, words
 
 
 def test_the_memory_that_is_shown_is_enough_for_what_it_is_shown_with():
     page = (ROOT / "book/serve_model.md").read_text()
-    shown = examples(README)["api"] + re.findall(
-        r"^(thesis api .*)", page, re.MULTILINE
-    )
+    examples = [words for words in shown(COMMANDS + page) if words[0] == "api"]
     known = typer.main.get_command(app).commands["api"]
-    for line in shown:
-        words = shlex.split(line)
-        asked = known.make_context("api", words[words.index("api") + 1 :]).params
+    for _, *words in examples:
+        asked = known.make_context("api", words).params
         made = plan_checkpoint(
             checkpoint_folder(asked["checkpoint"]),
             Machine(parse_size(asked["device_memory"]), 1e9),
@@ -63,20 +63,19 @@ def test_the_memory_that_is_shown_is_enough_for_what_it_is_shown_with():
             pass_tokens=asked["pass_tokens"], ring=asked["ring"],
             logit_tokens=1, generating=True,
         )  # fmt: skip
-        assert made.spec.total_bytes > 5 * made.machine.device_bytes, line
-    assert len(shown) == 2
+        assert made.spec.total_bytes > 5 * made.machine.device_bytes, words
+    assert len(examples) == 2
 
 
-def test_the_page_of_commands_has_every_option_and_every_example():
-    page = "\n".join(commands(README))
+def test_page_of_commands_lists_every_option():
+    page = "\n".join(commands())
     assert r"\`" not in page
     assert not re.search(r"Default: .* \| –", page)  # it stands in its own column
     for name, command in typer.main.get_command(app).commands.items():
-        section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        section = page.split(f"\n### {name}\n")[1].split("\n### ")[0]
         options = {word for each in command.params for word in each.opts}
         named = {word for word in options - {"--json"} if word.startswith("-")}
         assert named <= set(re.findall(r"(?<=`)--?[a-z][a-z-]*", section)), name
-        assert set(examples(README).get(name, [])) <= set(section.splitlines())
 
 
 def test_the_table_of_claims_is_that_of_the_reference_run():
