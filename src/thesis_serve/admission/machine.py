@@ -38,7 +38,7 @@ from thesis_lib.sequencer.policies.rules import (
     FIFO,
     LIFO,
     RANDOM,
-    Code,
+    Fifo,
     commit_by,
     decide_by,
     decider,
@@ -606,7 +606,7 @@ class LiveSequencer:
         self._slot = {number: int(to[i]) for number, i in self._slot.items()}
         self._gone = {int(to[i]) for i in self._gone}
         self._lookahead = self._look_ahead(state, moved)
-        code = self.policy.code or Code(FIFO)  # no rule in Python has one
+        code = self.policy.code or Fifo(FIFO)  # no rule in Python has one
         memory, model = self._lookahead.memory, self._lookahead.model
         self._decider = decider(code, memory, model, state)
         self._open = [int(to[i]) for i in self._open]

@@ -39,7 +39,7 @@ from thesis_lib.sequencer.engine.workers import COMMITTED as DID_COMMIT
 from thesis_lib.sequencer.engine.workers import Workers
 from thesis_lib.sequencer.policies.lookahead import SPREAD
 from thesis_lib.sequencer.policies.registry import Policy, decide
-from thesis_lib.sequencer.policies.rules import FIFO, Code, decide_by, decider
+from thesis_lib.sequencer.policies.rules import FIFO, Fifo, decide_by, decider
 from thesis_lib.sequencer.workload.features import static_features, static_names
 from thesis_lib.sequencer.workload.transactions import Log
 
@@ -267,7 +267,7 @@ def run_open(
         scheduler.state, requests.keys, requests.estimated_s + delays.worker_s,
         requests.deadline_s, SPREAD, delays.lag_s,
     )  # fmt: skip
-    code = policy.code or Code(FIFO)  # no rule in Python has one
+    code = policy.code or Fifo(FIFO)  # no rule in Python has one
     known = lookahead.memory, lookahead.model
     compiled = decider(code, *known, scheduler.state)
     decided_s = np.zeros(n)

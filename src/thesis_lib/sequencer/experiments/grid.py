@@ -73,10 +73,11 @@ def run_points(
             n_jobs=-1, max_nbytes=None, backend="loky", initializer=_end_with,
             initargs=(os.getpid(),),
         )  # fmt: skip
-        measured: Any = parallel(
-            joblib.delayed(_rows_of)(measure, point) for point in points
-        )
-    return pd.DataFrame([row for rows in measured for row in rows])
+        first, *others = points
+        # Compiles here what the points need, so that no two processes compile the same.
+        made = [_rows_of(measure, first)]
+        made += parallel(joblib.delayed(_rows_of)(measure, point) for point in others)
+    return pd.DataFrame([row for rows in made for row in rows])
 
 
 def _end_with(parent: int) -> None:

@@ -56,7 +56,12 @@ from thesis_lib.sequencer.policies.rules import (
     SHORT,
     SJF,
     SLACK,
+    BidPrice,
     Code,
+    Fifo,
+    LateBinding,
+    Thesis,
+    Undirected,
     decide_compiled,
 )
 
@@ -382,22 +387,22 @@ def policy(
     }  # fmt: skip
     if own is not None:
         return Policy(called, own, **late)
-    likely = Code(LATE, least_p=least_p)
+    likely = LateBinding(LATE, least_p=least_p)
     priced = terms if isinstance(terms, BidPriceParameters) else BidPriceParameters()
     code, surroundings = {
-        "fifo": (Code(FIFO), {"batched": False}),
-        "fifo-batched": (Code(FIFO), {}),
-        "random-drop": (Code(RANDOM, share=drop_share, seed=seed), {}),
-        "edf": (Code(EDF), {}),
-        "sjf": (Code(SJF), {}),
-        "headroom": (Code(BANDED, drops=True), AT_ONCE | {"tolerance_s": 0.0}),
+        "fifo": (Fifo(FIFO), {"batched": False}),
+        "fifo-batched": (Fifo(FIFO), {}),
+        "random-drop": (Undirected(RANDOM, share=drop_share, seed=seed), {}),
+        "edf": (Undirected(EDF), {}),
+        "sjf": (Undirected(SJF), {}),
+        "headroom": (Thesis(BANDED, drops=True), AT_ONCE | {"tolerance_s": 0.0}),
         "late-edf": (likely, late),
         "late-sjf": (likely._replace(kind=SHORT), late),
         "least-slack": (likely._replace(kind=SLACK), late),
         "startable-first": (likely._replace(slack_s=lag_s), late),
         "late-demote": (likely._replace(slack_s=lag_s, cores=cores), late),
         "bid-price": (
-            Code(OURS, terms=priced._replace(gap=gap)),
+            BidPrice(OURS, terms=priced._replace(gap=gap)),
             late
             | {
                 "in_flight": 2 * cores if lag_s == 0 else None,
@@ -414,27 +419,29 @@ def _watching(
     """A rule that watches a queue: at its end, at its front, or in front of locks."""
     past = max(1, round(given.depth * cores))
     code = {
-        "queue-cap": Code(CAP, room_s=given.room * slo_s * cores),
-        "lock-queue-cap": Code(KEY_CAP, most=given.writers),
-        "codel": Code(
+        "queue-cap": Undirected(CAP, room_s=given.room * slo_s * cores),
+        "lock-queue-cap": Undirected(KEY_CAP, most=given.writers),
+        "codel": Undirected(
             CODEL, spare_s=(1 - given.target) * slo_s,
             interval_s=given.interval * slo_s,
         ),
-        "adaptive-lifo": Code(
+        "adaptive-lifo": Undirected(
             LIFO, most=past, interval_s=given.patience * slo_s,
             spare_s=(1 - given.patience) * slo_s,
             standing_s=(1 - given.standing) * slo_s,
         ),
-        "breakwater": Code(
+        "breakwater": Undirected(
             BREAKWATER, cores=cores, target_s=given.delay * slo_s,
             interval_s=given.credit * slo_s,
         ),
-        "envoy": Code(ENVOY, seed=seed, interval_s=given.window * slo_s),
-        "cinnamon": Code(
+        "envoy": Undirected(ENVOY, seed=seed, interval_s=given.window * slo_s),
+        "cinnamon": Undirected(
             CINNAMON, seed=seed, most=max(1, round(given.places * cores)),
             interval_s=given.cycle * slo_s, gains=(given.gain, given.sum_gain),
         ),
-        "gradient2": Code(GRADIENT, cores=cores, interval_s=given.gradient * slo_s),
+        "gradient2": Undirected(
+            GRADIENT, cores=cores, interval_s=given.gradient * slo_s
+        ),
     }[name]  # fmt: skip
     held = past if name in ("codel", "adaptive-lifo") else None
     return Policy(name, code=code, in_flight=held, **AT_ONCE)
@@ -448,7 +455,7 @@ def _thesis(
     allowance_s = band_s if defects.allowance else 0.0
     return Policy(
         name,
-        code=Code(BANDED, drops, moves, defects.band, fresh, band_s, allowance_s),
+        code=Thesis(BANDED, drops, moves, defects.band, fresh, band_s, allowance_s),
         defects=defects,
         tolerance_s=allowance_s if drops else np.inf,
         flush_s=np.inf if defects.no_timer else flush_s,

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, types
 from numba.experimental import structref
+from numba.extending import overload
 
 from thesis_lib.sequencer.core.events import State
-from thesis_lib.sequencer.core.locks import NONE, borrowing, inner
+from thesis_lib.sequencer.core.locks import NONE, inner
 from thesis_lib.sequencer.core.observed import commit, dispatch
 from thesis_lib.sequencer.core.trace import I64
 from thesis_lib.sequencer.policies.admission import (
@@ -74,6 +75,26 @@ class Code(NamedTuple):
     most: int = 0  # in front of a lock, or past the sequencer
     gains: tuple[float, float] = (0.0, 0.0)  # of an error, and of the sum of all
     terms: BidPriceParameters = BidPriceParameters()  # of `bid-price`
+
+
+class Fifo(Code):
+    """First come, first served."""
+
+
+class Undirected(Code):
+    """A rule that reads no forecast: sorted, at random, or by the state of a queue."""
+
+
+class Thesis(Code):
+    """Drop, reorder or hybrid, as published or corrected."""
+
+
+class LateBinding(Code):
+    """A simple rule that is asked again at each commit."""
+
+
+class BidPrice(Code):
+    """The rule of `bid-price`."""
 
 
 @njit(cache=True)
@@ -218,7 +239,7 @@ def _drop_and_reorder(memory, model, ids, now_s, code):
 
 @inner
 def _in_turn(code, memory, ids, now_s):
-    """A queue that lets everybody in, or drops at its end, or at its front."""
+    """A queue that drops at its end, or at its front."""
     made, first, last = memory.decided, 0, len(ids)
     if code.kind == CAP:
         for at in range(len(ids)):
@@ -301,36 +322,73 @@ def _last_first(code, memory, ids, now_s):
     return kept, dropped
 
 
-# Apart from `decide_into`: in one function with them the rule of `bid-price` takes half
-# as long again.
 @inner
-def _others(code, memory, model, ids, now_s):
-    """Every other rule: none holds anything."""
-    if code.kind in (FIFO, CAP, CODEL, GRADIENT, BREAKWATER):
-        return _in_turn(code, memory, ids, now_s)
+def _fifo(code, memory, model, ids, now_s):
+    """Order all as they arrived."""
+    for at in range(len(ids)):
+        memory.decided.order[at] = ids[at]
+    return len(ids), 0, 0
+
+
+@inner
+def _undirected(code, memory, model, ids, now_s):
+    """Decide without a forecast; nothing is held."""
     if code.kind in (RANDOM, ENVOY, KEY_CAP, CINNAMON):
-        return _one_by_one(code, memory, ids, now_s)
-    if code.kind == LIFO:
-        return _last_first(code, memory, ids, now_s)
-    if code.kind in (EDF, SJF):
-        return _sorted(code, memory, ids)
-    if code.kind == BANDED:
-        return _drop_and_reorder(memory, model, ids, now_s, code)
-    return _late(memory, model, ids, now_s, code)
+        order, dropped = _one_by_one(code, memory, ids, now_s)
+    elif code.kind == LIFO:
+        order, dropped = _last_first(code, memory, ids, now_s)
+    elif code.kind in (EDF, SJF):
+        order, dropped = _sorted(code, memory, ids)
+    else:
+        order, dropped = _in_turn(code, memory, ids, now_s)
+    return order, dropped, 0
 
 
-@borrowing
+@inner
+def _thesis(code, memory, model, ids, now_s):
+    """Drop, reorder or both, by the thesis' rule; nothing is held."""
+    order, dropped = _drop_and_reorder(memory, model, ids, now_s, code)
+    return order, dropped, 0
+
+
+@inner
+def _late_binding(code, memory, model, ids, now_s):
+    """Sort and drop by the simple rules of late binding; nothing is held."""
+    order, dropped = _late(memory, model, ids, now_s, code)
+    return order, dropped, 0
+
+
+@inner
+def _bid_price(code, memory, model, ids, now_s):
+    """Decide by `bid-price`, which may hold transactions."""
+    return bind_late(code.terms, memory, model, ids, now_s)
+
+
+# numba compiles one rule for each class of code, when a policy of that class is first
+# used: FIFO does not wait for bid-price to be compiled.
+COMPILED = {
+    Fifo: _fifo,
+    Undirected: _undirected,
+    Thesis: _thesis,
+    LateBinding: _late_binding,
+    BidPrice: _bid_price,
+}
+
+
 def decide_into(
     code: Code, memory: Memory, model: Model, ids: I64, now_s: float
 ) -> tuple[int, int, int]:
-    """How many a policy with `code` orders, drops and holds of `ids` (b,), which rise.
+    """Return how many of `ids` (b,), which rise, `code` orders, drops and holds.
 
-    Which, stands at the front of the columns of `memory.decided`.
+    Which, stands at the front of the columns of `memory.decided`. For compiled code.
     """
-    if code.kind == OURS:
-        return bind_late(code.terms, memory, model, ids, now_s)
-    order, dropped = _others(code, memory, model, ids, now_s)
-    return order, dropped, 0
+    raise TypeError("decide_into is called from Python: use decide_compiled")
+
+
+@overload(decide_into)
+def _decide_into(code, memory, model, ids, now_s):
+    rule = COMPILED[code.instance_class]
+    return lambda code, memory, model, ids, now_s: rule(code, memory, model, ids, now_s)
 
 
 @njit(cache=True)
