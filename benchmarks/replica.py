@@ -11,9 +11,9 @@ two of them changes it.
 import hashlib
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.common.errors import require, vector
 from thesis_lib.sequencer.core.trace import I64, Bool, History, KeySets, Trace
 from thesis_lib.sequencer.policies.rules import mix

@@ -119,25 +119,21 @@ def outcome(tests: tuple[str, ...], source: Path) -> str:
     return "not run"
 
 
-def copied(tree: Path, scratch: str, compiled: bool = False) -> Path:
-    """A copy of the sources in a scratch folder, with what was compiled of them or not.
+def copied(tree: Path, scratch: str) -> Path:
+    """Copy the sources and their compiled functions into a scratch folder.
 
-    It stands there as in a checkout: beside links to all that is not copied. Numba
-    notices a changed function, but not a changed function that it calls.
+    The copy is laid out like a checkout: everything else there is a link.
     """
     for path in ROOT.iterdir():
         if path.name != "src":
             (Path(scratch) / path.name).symlink_to(path)
-    ignored = None if compiled else shutil.ignore_patterns("__pycache__")
-    return shutil.copytree(tree, Path(scratch) / "src", ignore=ignored)
+    return shutil.copytree(tree, Path(scratch) / "src")
 
 
 def survives(mutant: Mutant, base: Path) -> bool:
     """Whether no check is seen to kill the mutant of a copy; says what came."""
-    text = mutant.path(base).read_text()
-    jitted = "njit" in text or "locks import" in text
     with tempfile.TemporaryDirectory() as scratch:
-        source = copied(base, scratch, compiled=not jitted)
+        source = copied(base, scratch)
         write_mutant(mutant, source)
         found = outcome(mutant.tests, source)
     verdict = {"green": "SURVIVED", "red": "killed"}.get(found, "NOT RUN")

@@ -13,13 +13,8 @@ its settings when torch loads it, so this package has to be imported first.
 import os
 import sys
 import warnings
-from pathlib import Path
-
-from thesis_lib.common.compiled import drop_stale
 
 __version__ = "0.1.0"
-
-drop_stale(Path(__file__).parent)
 
 if "OMP_WAIT_POLICY" not in os.environ:
     if "torch" in sys.modules:

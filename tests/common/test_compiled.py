@@ -1,49 +1,65 @@
-"""What was compiled from sources that are no more is compiled again."""
+"""Compiled functions are compiled again when a module that they depend on changes."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
-from thesis_lib.common.compiled import drop_stale
+import pytest
 
-INNER = "from numba import njit\n@njit(cache=True)\ndef inner():\n    return {}\n"
-OUTER = """
-from inner import inner
-from numba import njit
+import thesis_lib
+
+RUN = """
+import numpy as np
+from thesis_lib.common.compiled import njit
+from thesis_lib.common.units import MiB
+from thesis_lib.sequencer.core.trace import KeySets
+from thesis_lib.sequencer.simulator import replica
+
 @njit(cache=True)
-def outer():
-    return inner()
-print(outer())
+def constant():
+    return MiB
+
+keys = KeySets(np.array([0, 1]), np.array([0]), np.array([True]), 1)
+state = replica.final_state(keys, np.array([0]))
+compiled = constant, replica._execute
+print(constant(), *state, int(all(each.stats.cache_hits for each in compiled)))
 """
 
 
-def test_a_change_in_a_function_that_another_file_calls_is_seen(tmp_path):
-    def change(answer):
-        (tmp_path / "inner.py").write_text(INNER.format(answer))
+@pytest.mark.parametrize("cache", [None, "elsewhere"])
+def test_kernel_is_compiled_again_after_change_in_imported_module(tmp_path, cache):
+    package = tmp_path / "thesis_lib"
+    shutil.copytree(
+        Path(thesis_lib.__file__).parent,
+        package,
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    (tmp_path / "run.py").write_text(RUN)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    if cache:
+        environment["NUMBA_CACHE_DIR"] = str(tmp_path / cache)
 
-    def ask():
-        return int(subprocess.check_output([sys.executable, "outer.py"], cwd=tmp_path))
+    def results():
+        command = [sys.executable, "run.py"]
+        return subprocess.check_output(
+            command, cwd=tmp_path, env=environment, text=True
+        ).split()
 
-    change(1)
-    (tmp_path / "outer.py").write_text(OUTER)
-    assert ask() == 1
-    change(2)
-    assert ask() == 1  # numba alone does not see it
-    change(3)
-    drop_stale(tmp_path)
-    assert ask() == 3
+    def edit(module, was, now):
+        path = package / module
+        text = path.read_text()
+        assert was in text
+        path.write_text(text.replace(was, now))
 
-
-def test_what_is_newer_than_every_compiled_module_stays(tmp_path):
-    kept = tmp_path / "room" / "__pycache__"
-    kept.mkdir(parents=True)
-    old, new = kept / "old.f-1.py311.nbi", kept / "new.f-1.py311.nbc"
-    for at_s, path in enumerate(
-        [old, kept.parent / "old.py", kept.parent / "new.py", new,
-         kept.parent / "plain.py"]
-    ):  # fmt: skip
-        path.write_text("")
-        os.utime(path, (at_s, at_s))
-    drop_stale(tmp_path)
-    assert not old.exists()
-    assert new.exists()
+    size, state, hit = results()
+    assert hit == "0"
+    assert results() == [size, state, "1"]
+    edit("common/units.py", "2**10, 2**20, 2**30", "2**10, 2**21, 2**30")
+    assert results() == [str(2 * int(size)), state, "0"]
+    edit("sequencer/policies/rules.py", "value >> np.uint64(31)", "np.uint64(0)")
+    doubled, other_state, _ = results()
+    assert doubled == str(2 * int(size))
+    assert other_state != state

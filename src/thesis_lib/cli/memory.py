@@ -22,7 +22,9 @@ def plan(
         None, "Of a geometry: bf16 (so if not given), nf4, int8, lossless."
     ),
     batch: int = option(1, "Sequences, beams included."),
-    context: int = option(512, "Positions of a sequence."),
+    context: int | None = option(
+        None, "Positions of a sequence. Default: 512, or all that the model has."
+    ),
     pass_tokens: int = option(1, "Tokens of a sequence a pass."),
     ring: int | None = option(
         None, "Staging buffers. Default: the most of 3, 2 and 1 that fit."

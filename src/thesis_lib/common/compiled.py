@@ -1,26 +1,58 @@
-"""What numba keeps beside the sources, and when it no longer holds.
+"""Compiled functions whose cache notices a change in any module that they depend on.
 
-numba compiles a function again when its own file has changed. A function of another
-file that it calls is part of what was compiled, and a change there goes unnoticed.
+numba compiles a cached function again when its own file has changed. It misses a change
+in a function or a constant of another file, which is part of the compiled code too.
 """
 
+import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+import numba
+
+from thesis_lib.common.files import file_hash
+
+_ROOT = Path(__file__).parents[2]
+_IMPORTED = re.compile(
+    r"^ *(?:from|import) +(thesis_(?:lib|serve|book)[\w.]*)", re.MULTILINE
+)
 
 
-def drop_stale(package: Path) -> None:
-    """Delete what was compiled before the latest change of any compiled module.
+def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Return the decorator `numba.njit(**options)`, with a cache that is never stale.
 
-    `package` is the folder whose modules are compiled. It may be read-only, or in use
-    by another process that does the same.
+    `options` must include `cache=True`. A function is compiled again when its module
+    has changed, or any module of this package that its module imports, directly or not.
     """
-    kept = list(package.rglob("__pycache__/*.nb[ci]"))
-    sources = {path.parents[1] / f"{path.name.partition('.')[0]}.py" for path in kept}
-    changed_ns = max(
-        (path.stat().st_mtime_ns for path in sources if path.exists()), default=0
-    )
-    for path in kept:
-        try:
-            if path.stat().st_mtime_ns < changed_ns:
-                path.unlink()
-        except OSError:
-            continue
+
+    def compile_cached(function: Callable[..., Any]) -> Any:
+        compiled: Any = numba.njit(**options)(function)
+        index = compiled._cache._cache_file
+        sources = source_hash(Path(function.__code__.co_filename))
+        index._source_stamp = index._source_stamp, sources
+        return compiled
+
+    return compile_cached
+
+
+@cache
+def source_hash(module: Path) -> str:
+    """Return the SHA-256 of a module and of all modules of this package it imports."""
+    known: set[Path] = set()
+    found = {module}
+    while found:
+        known |= found
+        found = {path for each in found for path in _imported(each)} - known
+    return file_hash(known)
+
+
+@cache
+def _imported(module: Path) -> list[Path]:
+    """The files that the imports of a module name: of a folder, all in it."""
+    files: list[Path] = []
+    for name in _IMPORTED.findall(module.read_text("utf-8")):
+        base = _ROOT.joinpath(*name.split("."))
+        files += base.glob("*.py") if base.is_dir() else [base.with_suffix(".py")]
+    return files

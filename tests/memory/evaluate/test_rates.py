@@ -1,6 +1,7 @@
 """Rates are measured apart, and a plan that rests on them says on which."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -12,9 +13,9 @@ from thesis_lib.memory.evaluate.rates import (
     measure_machine,
     plan_streamed,
 )
-from thesis_lib.memory.model.spec import Machine
+from thesis_lib.memory.model.spec import Machine, geometry
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
-from thesis_lib.memory.offload.plan import PlanInfeasible
+from thesis_lib.memory.offload.plan import PlanInfeasible, plan
 
 
 def test_the_smallest_device_streams_every_layer(tmp_path):
@@ -79,6 +80,25 @@ def test_a_checkpoint_is_planned_as_what_it_holds(tmp_path, monkeypatch):
     assert found["weights"] == "dense"
     with pytest.raises(InvalidInput, match=r"dense weights, not nf4: .* compress"):
         describe_plan(str(tmp_path), 2**30, context=32, weights="nf4")
+
+
+@pytest.mark.parametrize("positions", [64, 511, 512, 2048])
+def test_default_context_of_plan_is_512_or_all_positions(
+    tmp_path, monkeypatch, positions
+):
+    tiny.write(tmp_path, max_position_embeddings=positions)
+    here = "thesis_lib.memory.evaluate.rates.measure_machine"
+    monkeypatch.setattr(here, lambda folder: Machine(1, 1e9))
+    expected = describe_plan(str(tmp_path), 2**30, context=min(512, positions))
+    assert describe_plan(str(tmp_path), 2**30) == expected
+    with pytest.raises(InvalidInput, match=f"context={positions + 1}"):
+        describe_plan(str(tmp_path), 2**30, context=positions + 1)
+
+
+def test_default_context_of_geometry_without_positions_is_512():
+    endless = replace(geometry("llama-65b"), context=0)
+    machine = Machine(8 * 2**30, 1e9)
+    assert plan(endless, machine) == plan(endless, machine, context=512)
 
 
 def test_packed_geometries_are_planned_without_a_file():

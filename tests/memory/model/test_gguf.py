@@ -709,6 +709,73 @@ def test_a_file_that_is_cut_is_refused_wherever(small, tmp_path):
             ours.read_gguf(cut)
 
 
+def retyped(content, name, kind):
+    """The file with another type for one tensor, as its table gives it."""
+    number_of_dimensions = content.index(name) + len(name)
+    at = number_of_dimensions + 4 + 8 * content[number_of_dimensions]
+    return content[:at] + bytes([kind]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DECODED if kind != Kind.Q8_0])
+@pytest.mark.parametrize("name", [b"blk.0.ffn_up.weight", b"output.weight"])
+def test_read_gguf_rejects_tensor_with_another_type(small, tmp_path, name, kind):
+    altered = tmp_path / "altered.gguf"
+    altered.write_bytes(retyped(small.read_bytes(), name, kind))
+    with pytest.raises(InvalidInput, match=r"altered\.gguf"):
+        ours.read_gguf(altered)
+
+
+def write_norm(path, weights, **alignment):
+    """A file of one vector."""
+    writer = GGUFWriter(path, "llama")
+    for value in alignment.values():
+        writer.add_int64("general.alignment", value)
+    writer.add_tensor("norm", np.ones(weights, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_read_gguf_rejects_smaller_type_that_is_padded_to_the_same_end(tmp_path):
+    """Eight weights of float32 take 32 bytes; in float16, 16 and up to 16 of zeros."""
+    file = write_norm(tmp_path / "norm.gguf", 8)
+    assert ours.read_gguf(file).tensors["norm"].shape == (8,)
+    file.write_bytes(retyped(file.read_bytes(), b"norm", Kind.F16))
+    with pytest.raises(InvalidInput, match="not zeros"):
+        ours.read_gguf(file)
+
+
+@pytest.mark.parametrize("more", [1, 31, 32, 33, 8 * 2**30])
+def test_read_gguf_rejects_data_after_last_tensor(small, tmp_path, more):
+    longer = tmp_path / "longer.gguf"
+    content = small.read_bytes()
+    for last_byte in (b"\0", b"x"):
+        longer.write_bytes(content)
+        with longer.open("r+b") as file:  # sparse
+            file.seek(len(content) + more - 1)
+            file.write(last_byte)
+        with pytest.raises(InvalidInput, match="last tensor"):
+            ours.read_gguf(longer)
+
+
+def test_read_gguf_takes_last_tensor_with_and_without_its_padding(tmp_path):
+    file = write_norm(tmp_path / "norm.gguf", 5)
+    whole, content = ours.read_gguf(file), file.read_bytes()
+    end = whole.tensors["norm"].start + whole.tensors["norm"].nbytes
+    assert end < len(content)
+    file.write_bytes(content[:end])
+    assert ours.read_gguf(file).tensors == whole.tensors
+
+
+@pytest.mark.parametrize("alignment", [0, 3, 2**21, 2**31, -32])
+def test_read_gguf_rejects_alignment_that_is_no_small_power_of_two(tmp_path, alignment):
+    file = write_norm(tmp_path / "norm.gguf", 5, alignment=alignment)
+    with pytest.raises(InvalidInput, match="aligns"):
+        ours.read_gguf(file)
+
+
 def test_no_altered_head_gives_anything_but_a_refusal(small, tmp_path):
     """Bytes of the head are replaced; what passes is a file of the same tensors."""
     content, altered = small.read_bytes(), tmp_path / "altered.gguf"

@@ -8,7 +8,13 @@ from safetensors import safe_open
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.model import smollm2
-from thesis_lib.memory.model.spec import Machine, ModelSpec, geometries, geometry
+from thesis_lib.memory.model.spec import (
+    ARCHITECTURES,
+    Machine,
+    ModelSpec,
+    geometries,
+    geometry,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +74,20 @@ def test_a_config_that_cannot_be_described_is_refused_by_name(tmp_path, change, 
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidInput, match=named):
         ModelSpec.from_config(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", ["sliding_window", "attention_chunk_size"])
+def test_from_config_rejects_window_that_is_no_count(tmp_path, architecture, name):
+    config = json.loads((smollm2.checkpoint() / "config.json").read_text())
+    config |= {"model_type": architecture, "ffn_dim": config["intermediate_size"]}
+    for window in ("x", "64", 0, -1, 1.5, True, [4], {}, 2**31, 2**63, 10**30):
+        (tmp_path / "config.json").write_text(json.dumps(config | {name: window}))
+        with pytest.raises(InvalidInput, match=f"{name} in"):
+            ModelSpec.from_config(tmp_path)
+    for window in (None, 1, 4096, 2**31 - 1):
+        (tmp_path / "config.json").write_text(json.dumps(config | {name: window}))
+        assert ModelSpec.from_config(tmp_path).architecture == architecture
 
 
 def test_positions_are_those_of_the_config_or_of_its_scaling(tmp_path):

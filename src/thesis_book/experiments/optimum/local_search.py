@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.common.errors import require, require_count
 from thesis_lib.sequencer.core.events import LOGGED, advance, idle_state
 from thesis_lib.sequencer.core.locks import NONE, forget, free_at, register

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numba.typed.typedlist import List
 from numpy.typing import NDArray
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.common.errors import (
     InvalidInput,
     require,

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import LinAlgError, cholesky, eigh, solve_triangular
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.stats import F64
 from thesis_lib.memory.formats.low_bit import (

@@ -29,7 +29,7 @@ def describe_plan(
     device_bytes: int,
     host_bytes: int = 0,
     batch: int = 1,
-    context: int = 512,
+    context: int | None = None,
     ring: int | None = None,
     pass_tokens: int = 1,
     weights: str | None = None,

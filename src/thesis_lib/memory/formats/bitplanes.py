@@ -14,9 +14,9 @@ from typing import Self
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor, nn
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.formats.base import PackedLinear, WeightFormat, register

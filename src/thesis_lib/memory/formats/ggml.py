@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from torch import Tensor, nn
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.files import cache_folder
 from thesis_lib.common.units import MiB

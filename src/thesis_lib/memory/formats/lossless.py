@@ -25,9 +25,9 @@ from queue import SimpleQueue
 from typing import Any, Self
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.formats.base import WeightFormat, register

@@ -17,11 +17,11 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import ArrayLike
 from scipy.stats import norm
 from torch import Tensor, nn
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.common.errors import choice, require
 from thesis_lib.common.stats import F64
 from thesis_lib.common.units import KiB

@@ -12,7 +12,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -60,6 +60,7 @@ Keep = Callable[..., Any]
 WORK_BYTES = 64 * MiB  # of decoding, beside the tensor that is made
 WORK_PER_WEIGHT = 32  # bytes that a decoder of the gguf package takes at most
 _ALIGNMENT = 32  # of tensors, where the file says nothing
+_ALIGNMENTS = [2**n for n in range(21)]
 _MOST_DIMENSIONS = 4
 _FIXED: dict[int, str] = {  # values of one size, in the words of struct
     GGUFValueType.UINT8: "B", GGUFValueType.INT8: "b", GGUFValueType.BOOL: "?",
@@ -271,8 +272,10 @@ class _Reader:
             metadata[name] = self.value(self.take("I")[0])
         found = [self.tensor() for _ in range(tensors)]
         alignment = metadata.get("general.alignment", _ALIGNMENT)
-        if type(alignment) is not int or not 0 < alignment <= len(self.data):
-            self.refuse(f"aligns tensors to {shown(alignment)}")
+        if alignment not in _ALIGNMENTS or type(alignment) is not int:
+            self.refuse(
+                f"aligns tensors to {shown(alignment)}, no power of two to 2^20"
+            )
         return GgufFile(self.path, metadata, self.placed(found, alignment))
 
     def take(self, words: str) -> tuple[Any, ...]:
@@ -335,25 +338,42 @@ class _Reader:
     def placed(
         self, tensors: list[GgufTensor], alignment: int
     ) -> dict[str, GgufTensor]:
-        """The tensors by name, where they lie in the file; apart and inside."""
-        first = -(-self.at // alignment) * alignment
+        """Return the tensors by name, each with its offset in the file.
+
+        As in llama.cpp, tensors are in the order of the table. Zeros alone are between
+        them, and after the last one at most those up to the next aligned byte.
+        """
+        first = end = self.padded(self.at, alignment)
+        last = self.at
         by_name = {}
         for tensor in tensors:
             if tensor.name in by_name:
                 self.refuse(f"holds {shown(tensor.name)} twice")
-            by_name[tensor.name] = GgufTensor(
-                tensor.name, tensor.shape, tensor.kind, first + tensor.start
-            )
-        end = first
-        for tensor in sorted(by_name.values(), key=lambda each: each.start):
-            if tensor.start < end:
-                self.refuse(f"has {shown(tensor.name)} where another tensor lies")
-            end = tensor.start + tensor.nbytes
-            if end > len(self.data):
+            start = first + tensor.start
+            if start != end:
                 self.refuse(
-                    f"ends at byte {len(self.data)}, and {shown(tensor.name)} at {end}"
+                    f"has {shown(tensor.name)} at byte {start}, where byte {end} is "
+                    "the next after the tensor before it"
                 )
+            by_name[tensor.name] = replace(tensor, start=start)
+            last = start + tensor.nbytes
+            if last > len(self.data):
+                self.refuse(
+                    f"ends at byte {len(self.data)}, and {shown(tensor.name)} at {last}"
+                )
+            end = self.padded(last, alignment)
+        if len(self.data) not in (last, end):
+            self.refuse(
+                f"has {len(self.data)} bytes, and its last tensor ends at {last}"
+            )
         return by_name
+
+    def padded(self, end: int, alignment: int) -> int:
+        """The first aligned byte from `end`. Refuse anything but zeros up to there."""
+        aligned = -(-end // alignment) * alignment
+        if any(self.data[end:aligned]):
+            self.refuse(f"has data between bytes {end} and {aligned}, not zeros")
+        return aligned
 
 
 @cache

@@ -7,6 +7,7 @@ from thesis_lib.common.errors import require, whole
 from thesis_lib.memory.model.spec import ModelSpec
 
 _MOST = 2**31 - 1  # sequences, positions: more than any model has
+_CONTEXT = 512  # positions, by default
 
 
 class Step(TypedDict, total=False):
@@ -26,7 +27,9 @@ class Shape:
     """The largest step that a plan admits. Raises InvalidInput for what is none."""
 
     batch: int = 1  # sequences; beams count as sequences
-    context: int = 512  # positions in the cache of one sequence, the new ones included
+    context: int = (
+        _CONTEXT  # positions in the cache of one sequence, the new ones included
+    )
     pass_tokens: int = 1  # new tokens of one sequence
     logit_tokens: int = 1  # positions of one sequence whose logits are kept
     generating: bool = False  # whether transformers' generate chooses the tokens
@@ -52,8 +55,13 @@ class Shape:
         )
 
 
-def read_step(spec: ModelSpec, batch: int, context: int, step: Step) -> Shape:
-    """The shape of a step of `spec`. Raises InvalidInput where the model has none."""
+def read_step(spec: ModelSpec, batch: int, context: int | None, step: Step) -> Shape:
+    """Return the shape of a step of `spec`. Raises InvalidInput where it has none.
+
+    A `context` of None is 512 positions, or all that the model has if it has fewer.
+    """
+    if context is None:
+        context = min(_CONTEXT, spec.most_positions or _CONTEXT)
     kept = step.get("logit_tokens")
     kept = step.get("pass_tokens", 1) if kept is None else kept
     options: dict[str, Any] = {**step, "logit_tokens": kept}

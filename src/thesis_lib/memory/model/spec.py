@@ -59,6 +59,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"gated": False, "norm_bias": True, "mlp_bias": True, "fused": True},
 }  # fmt: skip
 ARCHITECTURES = tuple(_FAMILIES)
+# transformers makes its caches by these, whichever the family.
+_WINDOWS = ("sliding_window", "attention_chunk_size")
 # The head of these is the embedding where their configuration does not say.
 _TIED = {"opt", "gemma", "gemma2", "gemma3_text", "smollm3", "cohere", "cohere2"}
 _ROPES = ("default", "linear", "llama3", "yarn")
@@ -137,6 +139,8 @@ class ModelSpec:
         )
         family = said.word("model_type", ARCHITECTURES)
         opt = family == "opt"
+        for window in _WINDOWS:
+            said.count(window, 1, _LONGEST)
         try:
             heads, hidden = said.count("num_attention_heads"), said.count("hidden_size")
             most = _LARGEST if opt else _LONGEST

@@ -629,7 +629,7 @@ def plan_checkpoint(
     folder: Path | str,
     machine: Machine,
     batch: int = 1,
-    context: int = 512,
+    context: int | None = None,
     ring: int | None = 3,
     **step: Unpack[Step],
 ) -> MemoryPlan:

@@ -276,7 +276,7 @@ def plan(
     spec: ModelSpec,
     machine: Machine,
     batch: int = 1,
-    context: int = 512,
+    context: int | None = None,
     ring: int | None = 3,
     *,
     kind: str = "dense",
@@ -293,7 +293,8 @@ def plan(
     transformers' `generate`, sampling included, and beams count as sequences; with
     `rollback` passes of `logit_tokens` may be verified as `speculate` does.
 
-    A `ring` of None is the most of three, two and one buffers that fit.
+    A `context` of None is 512 positions, or all that the model has if it has fewer; a
+    `ring` of None is the most of three, two and one buffers that fit.
     `kind` is that of the weights, as this machine reads them fastest. Reads are as long
     as the weights, of coded ones an estimate, or `layer_read_bytes`, one per layer.
     Raises PlanInfeasible before anything is allocated.

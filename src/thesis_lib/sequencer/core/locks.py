@@ -9,9 +9,9 @@ serve the simulator and the real engine.
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numba.core.dispatcher import Dispatcher
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, KeySets
 
 NONE = -1  # no request
@@ -21,10 +21,9 @@ EXCLUSIVE = -1  # in `holders`: one exclusive holder
 # makes nor keeps any: without reference counts. Those of the arrays of a `State` or a
 # `Memory`, at every call, took most of the time of a decision. What it calls inherits
 # that; a function that makes arrays says that it is `allocating`.
-_njit: Any = njit  # the stub does not know `_nrt`
-borrowing = _njit(cache=True, _nrt=False)
-allocating = _njit(cache=True, _nrt=True)
-_unwrapped = _njit(
+borrowing = njit(cache=True, _nrt=False)
+allocating = njit(cache=True, _nrt=True)
+_unwrapped = njit(
     cache=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
 )
 

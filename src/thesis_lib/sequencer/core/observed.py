@@ -4,8 +4,7 @@ Whoever runs the workers says what was dispatched and what has ended, and reads 
 queue who may start. A look-ahead forecasts from it as it does from a simulated one.
 """
 
-from numba import njit
-
+from thesis_lib.common.compiled import njit
 from thesis_lib.sequencer.core.events import (
     COMMITTED,
     DISPATCHED,

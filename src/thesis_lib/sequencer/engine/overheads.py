@@ -10,8 +10,8 @@ scheduler, and the turn of what the sequencer holds back until both are free.
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.events import Delays
 from thesis_lib.sequencer.core.locks import free_at, register

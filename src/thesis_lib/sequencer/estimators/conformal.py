@@ -1,8 +1,8 @@
 """Conformal bounds of service times: calibrated on a set, or tracked as they come."""
 
 import numpy as np
-from numba import njit
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.common.errors import require, require_all, vector
 from thesis_lib.sequencer.core.trace import F64, I64
 

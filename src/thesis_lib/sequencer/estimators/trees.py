@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.common.errors import InvalidInput, require, vector
 from thesis_lib.sequencer.core.trace import F64
 

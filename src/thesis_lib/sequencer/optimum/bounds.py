@@ -8,8 +8,8 @@ on every sum is exact.
 """
 
 import numpy as np
-from numba import njit
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.common.errors import require, require_all, require_count, vector
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, Trace
 

@@ -22,8 +22,8 @@ from math import exp, log
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.sequencer.core.locks import (
     CLOSED,
     ENDS,

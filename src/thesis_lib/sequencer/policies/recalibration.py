@@ -10,8 +10,8 @@ from math import erf, exp, log, sqrt
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.sequencer.core.locks import borrowing
 from thesis_lib.sequencer.core.trace import F64, I64, Bool
 

@@ -8,10 +8,11 @@ rule of `bid-price` is in `admission`, what watches a queue in `queues`.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.experimental import structref
 from numba.extending import overload
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.sequencer.core.events import State
 from thesis_lib.sequencer.core.locks import NONE, inner
 from thesis_lib.sequencer.core.observed import commit, dispatch

@@ -9,8 +9,8 @@ a transaction that waits for a lock holds no core. Commit releases the locks.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from thesis_lib.common.compiled import njit
 from thesis_lib.common.errors import require, require_all, require_count, vector
 from thesis_lib.sequencer.core.events import (
     HELD,
