@@ -77,20 +77,23 @@ def busy(number: int) -> Iterator[None]:
 def summarise(samples: list[dict]) -> list[dict]:
     """A row for each way, number beside and step: its median, and its growth.
 
-    The growth is the median over the rounds of the time over the same alone, with its
-    95 % interval.
+    The growth is the median over the rounds of the time over the same alone. Its 95 %
+    interval is widened by the drift: the larger end of the interval of the time alone
+    over that of the round before (of the last one for the first), or its inverse.
     """
     found = pd.DataFrame(samples).pivot(index="round", columns=["way", "beside"])
     rows = []
     for way, beside, step in product(WAYS, BESIDE, STEPS):
-        seconds = found[step, way, beside].to_numpy()
-        grown = seconds / found[step, way, 0].to_numpy()
-        growth = median_interval(grown)
+        seconds, alone = (found[step, way, n].to_numpy() for n in (beside, 0))
+        growth = median_interval(seconds / alone)
+        drift = median_interval(alone / np.roll(alone, 1))
+        widened = max(drift.high, 1 / drift.low) if beside else 1.0
         rows.append(
             {
                 "way": way, "beside": beside, "step": step,
                 "median_s": float(np.median(seconds)),
-                "grown": growth.value, "low": growth.low, "high": growth.high,
+                "grown": growth.value, "low": growth.low / widened,
+                "high": growth.high * widened,
             }
         )  # fmt: skip
     return rows

@@ -27,7 +27,6 @@ from timed_decode import random_checkpoint
 from thesis_lib.common.provenance import seconds_of
 from thesis_lib.memory.evaluate import rates
 from thesis_lib.memory.model.spec import Machine
-from thesis_lib.memory.offload.measure import crossing
 from thesis_lib.memory.offload.offloaded_model import (
     StreamedModel,
     checkpoint_folder,
@@ -140,7 +139,6 @@ def cross(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
         "drain_s": drain_s,
         "computing_s": {str(n): seconds for n, seconds in computing.items()},
         "predicted_tokens": fitted.crossover_tokens(),
-        "measured_tokens": crossing(list(computing), [*computing.values()], drain_s),
     }
 
 

@@ -6,18 +6,33 @@ from benchmark import load
 beside = load("beside")
 
 
-def test_growth_is_against_the_same_way_alone_in_the_same_round():
-    """The machine is twice as slow in the second round, which is nobody's growth."""
-    factor = {"spinning": 10.0, "sleeping": 1.5}
-    samples = [
+def samples(factor, speeds):
+    """A round for each speed of the machine; `factor` is the growth by a process."""
+    return [
         {"round": r, "way": way, "beside": n, "cpu_s": 1.0}
-        | dict.fromkeys(beside.STEPS, 0.1 * 2**r * factor[way] ** n)
-        for r in range(3)
+        | dict.fromkeys(beside.STEPS, 0.1 * speed * factor[way] ** n)
+        for r, speed in enumerate(speeds)
         for n in beside.BESIDE
         for way in beside.WAYS
     ]
-    rows = beside.summarise(samples)
+
+
+def test_growth_is_against_the_same_way_alone_in_the_same_round():
+    factor = {"spinning": 10.0, "sleeping": 1.5}
+    rows = beside.summarise(samples(factor, [1.0] * 3))
     assert len(rows) == len(beside.WAYS) * len(beside.BESIDE) * len(beside.STEPS)
     for row in rows:
         expected = pytest.approx(factor[row["way"]] ** row["beside"])
         assert (row["grown"], row["low"], row["high"]) == (expected,) * 3
+
+
+def test_interval_of_growth_holds_the_drift_between_rounds():
+    """The machine is up to 1.2 times as slow in a round as in the one before."""
+    factor = {"spinning": 10.0, "sleeping": 0.98}
+    speeds = [1.0, 1.2, 1.1, 1.2] * 3
+    for row in beside.summarise(samples(factor, speeds)):
+        if row["beside"]:
+            assert row["grown"] == pytest.approx(factor[row["way"]] ** row["beside"])
+            assert row["low"] < row["grown"] < row["high"]
+            drifts = row["low"] < 1 < row["high"]
+            assert drifts == (row["way"] == "sleeping"), row

@@ -7,6 +7,7 @@ from itertools import combinations
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -222,6 +223,79 @@ def test_the_numbers_that_a_figure_was_given_come_back(name):
     numbers = [float(place) for place in places if re.fullmatch(r"[-+.e\d]+", place)]
     for value in given:
         assert np.isclose(numbers, value, rtol=1e-12).any(), value
+
+
+# --- Names ----------------------------------------------------------------------
+NAMED = {  # by function: a drawing that names a format, a library or a geometry
+    "memory_against_time": lambda draw, name: draw(
+        frame("peak_bytes s_per_token low_s high_s", [1.5 * GiB, 2.0, 1.9, 2.1],
+              index=[name]), 2 * GiB),
+    "memory_over_time": lambda draw, name: draw(
+        {name: np.array([[0.5, GiB, GiB / 4]])}, 3 * GiB),
+    "step_times": lambda draw, name: draw({name: [0.25]}),
+    "monthly_bills": lambda draw, name: draw([1e6, 2e6], {name: [1.0, 2.5]}, []),
+    "bytes_and_perplexity": lambda draw, name: draw(
+        frame(f"bytes_percent {PERPLEXITY}", [50, 26, 25, 27], index=[name])),
+    "bits_and_perplexity": lambda draw, name: draw(
+        frame(f"method bits {PERPLEXITY}", [name, 16.0, 24.0, 24.0, 24.0])),
+    "pareto": lambda draw, name: draw(frame(
+        f"text name family bytes {PERPLEXITY} ratio token_s front time_front",
+        ["x", name, "GPTQ", 5e7, 24.0, 22.0, 26.0, 1.25, np.nan, True, False])),
+}  # fmt: skip
+
+
+def words_in(figure):
+    """Every text that the SVG of a figure holds, letters not yet outlined."""
+    kept = io.StringIO()
+    with plt.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(kept, format="svg")
+    root = ElementTree.fromstring(kept.getvalue())
+    texts = [e for e in root.iter() if e.tag.endswith("}text")]
+    return ["".join(text.itertext()) for text in texts]
+
+
+def unprinted(text):
+    """What a text has of names in the code, and of printed names that run together."""
+    printed = map(re.escape, figures.style.PRINTED.values())
+    rest = re.sub(rf"(?<![\w.])(?:{'|'.join(printed)})(?![\w(])", "", text)
+    policies = {name: label for name, (label, *_) in figures.style.POLICIES.items()}
+    codes = [name for name, label in policies.items() if "-" in name != label]
+    codes += figures.style.PRINTED
+    return re.findall(rf"\b(?:{'|'.join(codes)})\b|\w+\.?\w*\(|_", rest)
+
+
+@pytest.mark.parametrize("drawn", NAMED)
+def test_figures_print_a_name_once_also_if_it_was_printed_before(drawn):
+    draw, printed = getattr(figures, drawn), figures.style.PRINTED["int8"]
+    once, twice = (words_in(NAMED[drawn](draw, each)) for each in ("int8", printed))
+    assert once == twice
+    assert printed in once
+
+
+def test_printed_leaves_a_printed_text_unchanged():
+    for name, printed in figures.style.PRINTED.items():
+        for text in (name, printed, f"{name}, {printed} and {name} in 2 GiB"):
+            once = figures.style.printed(text)
+            assert (
+                once
+                == figures.style.printed(once)
+                == text.replace(printed, name).replace(name, printed)
+            )
+
+
+def test_unprinted_finds_a_name_of_the_code():
+    wrong = ("LLM.LLM.int8()()", "streamed, bf16", "late-edf", "LLM.int8()()", "a_b")
+    assert [text for text in wrong if not unprinted(text)] == []
+    right = ("LLM.int8()", "NF4 and LLM.int8(), packed", "time (s)", "Llama 2 7B")
+    assert [text for text in right if unprinted(text)] == []
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_svg_of_a_figure_shows_no_name_of_the_code(name):
+    draw, _ = DRAWINGS[name]
+    texts = words_in(draw(getattr(figures, name)))
+    assert texts
+    assert [text for text in texts if unprinted(text)] == []
 
 
 # --- The vector ------------------------------------------------------------------

@@ -135,7 +135,8 @@ def test_systems_stand_at_their_memory_and_time_beside_the_budget():
 
 
 @pytest.mark.parametrize(
-    ("at", "found", "crossovers"), [(80.0, None, 1), (80.0, 90.0, 2), (0.0, 90.0, 1)]
+    ("at", "found", "crossovers"),
+    [(80.0, np.inf, 1), (80.0, 0.0, 1), (80.0, 90.0, 2), (0.0, 90.0, 1)],
 )
 def test_the_roofline_is_the_larger_of_its_two_lines(at, found, crossovers):
     tokens, seconds = [1, 16, 256], {"streamed": [0.46, 2.1, 5.0]}

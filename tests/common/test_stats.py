@@ -13,6 +13,7 @@ from thesis_lib.common.stats import (
     mean_interval,
     median_interval,
     p_value,
+    pool,
     ratio_interval,
     share_interval,
 )
@@ -179,3 +180,9 @@ def test_holm_rejects_step_by_step_and_rarely_wrongly():
     wrong = np.mean([holm(each).any() for each in random.random((trials, m))])
     share = 1 - (1 - 0.05 / m) ** m  # that the least of so many is below its bound
     assert wrong == pytest.approx(share, abs=4 * math.sqrt(share / trials))
+
+
+def test_pool_reaches_over_all_estimates_and_their_ends():
+    parts = [Interval(v, v - 1, v + 2, n=4) for v in (5.0, 1.0, 3.0)]
+    assert pool(parts) == Interval(3.0, 0.0, 7.0, n=12, method=RANGE)
+    assert pool(parts[:1]) == Interval(5.0, 4.0, 7.0, n=4, method=RANGE)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from thesis_book.compare.audit import Audited, anchor, rests
 from thesis_book.compare.comparison import Row, demand
-from thesis_book.compare.present import format_quantity
+from thesis_book.compare.present import as_change, format_quantity
 from thesis_book.execute.pages import render_page
 
 
@@ -35,7 +35,10 @@ def _told(each: Audited, expected: float | None, why: str) -> Iterator[tuple[str
     """The lines of a card, each with its name."""
     claim, record = each.claim, each.record
     assert record is not None  # without one a claim has no card
-    yield "Value", f"{format_quantity(each.value, claim)} {claim.unit}".strip()
+    value, word = each.value, record.numbers.get(f"{claim.key}_word", "")
+    if value is not None and word:  # prose gives a reduction as `publish_change` does
+        value, _ = as_change(value)
+    yield "Value", f"{format_quantity(value, claim)} {claim.unit} {word}".strip()
     if why:
         yield "In doubt", why
     if each.basis.of:

@@ -331,14 +331,15 @@ def roofline_stream(
     weights_s: float,
     token_s: float,
     predicted: tuple[float, float, float],
-    found: float | None,
+    found: float,
 ) -> Figure:
     """Time of a pass against its tokens: the floor of reading and the line of compute.
 
     `io_s` is the drain, `weights_s` one pass over weights in memory and `token_s` the
     products of one token more; `predicted` is where they cross, with the ends of its
-    interval, and `found` where the measured ones do, None if nowhere. Both axes are
-    logarithmic; the measured points (n,), by what they are, belong to `tokens` (n,).
+    interval, and `found` where the measured ones do, drawn if it is between the first
+    and the last of them. Both axes are logarithmic; the measured points (n,), by what
+    they are, belong to `tokens` (n,).
     """
     figure, panel = style.axes()
     at, low, high = predicted
@@ -356,7 +357,7 @@ def roofline_stream(
     if at > 0:
         panel.axvspan(low, high, color=style.GREY, alpha=0.25, linewidth=0)
         panel.axvline(at, color=style.GREY, linewidth=1, label="crossover, predicted")
-    if found is not None:
+    if tokens[0] <= found <= tokens[-1]:
         panel.axvline(
             found, color=style.INK, linestyle=":", label="crossover, measured"
         )

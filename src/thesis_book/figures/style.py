@@ -195,11 +195,17 @@ PRINTED = {
 }  # fmt: skip
 
 
-def printed(name: str) -> str:
-    """A name of the code as readers know it: formats, libraries and geometries."""
-    if name in PRINTED:
-        return PRINTED[name]
-    return re.sub(r"\w+", lambda hit: PRINTED.get(hit[0], hit[0]), name)
+# The longest first: a name in print may hold one of the code.
+_NAMES = "|".join(map(re.escape, sorted({*PRINTED, *PRINTED.values()}, key=len)[::-1]))
+
+
+def printed(text: str) -> str:
+    """Replace the names of the code in `text` by those that readers know.
+
+    They are formats, libraries and geometries. A text that is printed stays as it is.
+    """
+    whole = rf"(?<!\w)(?:{_NAMES})(?!\w)"
+    return re.sub(whole, lambda hit: PRINTED.get(hit[0], hit[0]), text)
 
 
 # --- Estimates with their intervals --------------------------------------------

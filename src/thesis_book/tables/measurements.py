@@ -4,9 +4,10 @@
 becomes a table or a flat dict of numbers; what they mean is said by the chapter.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
-from itertools import groupby
+from itertools import groupby, permutations
 from operator import itemgetter
 from statistics import median
 from typing import Any
@@ -345,17 +346,106 @@ def predictions(record: dict[str, Any]) -> pd.DataFrame:
 
 def prediction_numbers(record: dict[str, Any]) -> dict[str, Any]:
     """Errors of predicted times, in per cent, and the crossover, in tokens."""
+    from thesis_lib.memory.offload.measure import crossing  # waits for torch
+
     found: Any = predictions(record)
     cross, errors = record["crossover"], 100 * found["error"].abs()
+    counts = [*map(int, cross["computing_s"])]
+    seconds = [*cross["computing_s"].values()]
+    crossed = crossing(counts, seconds, cross["drain_s"])
     return {
         "plans": len(found),
         "most_sequences": int(found["batch"].max()),
         "error_median": float(errors.quantile(0.5)),
         "error_p95": float(errors.quantile(0.95)),
         "crossover": cross["predicted_tokens"],
-        "crossover_found": cross["measured_tokens"],
+        "crossover_found": crossover_text(crossed, counts),
         "origin": origin(record),
     }
+
+
+# --- Rates ---------------------------------------------------------------------------
+SURE = 3.0  # ends of a crossover further apart than this factor show no crossover
+
+
+def crossover_text(tokens: float, counts: Sequence[int]) -> str:
+    """Return '41 tokens', or how far `counts` reach where none of them is it.
+
+    `tokens` is a result of `crossing` between `counts` (n,).
+    """
+    if math.isinf(tokens):
+        return f"more than {counts[-1]:,} tokens"
+    name = f"at most {counts[0]:,}" if tokens < counts[0] else f"{tokens:,.0f}"
+    return f"{name} token{'s' * (name.split()[-1] != '1')}"
+
+
+def crossover_says(found: Interval, counts: Sequence[int]) -> str:
+    """Return what a run says of its crossover, to follow 'it is'.
+
+    `found` is `crossing_interval` between `counts` (n,). An interval that begins or
+    ends beyond the counts, or whose ends differ by a factor of more than SURE, shows
+    no crossover.
+    """
+    value, low, high = (
+        crossover_text(end, counts) for end in (found.value, found.low, found.high)
+    )
+    if found.low == found.high and (low.startswith(("at most", "more than"))):
+        return low.replace("more than", "not reached up to")
+    if found.low < counts[0] or found.high > SURE * found.low:
+        return (
+            f"not measurable in so restless a run, whose times allow {low} and {high}"
+        )
+    return f"measured at {value} ({found.low:,.0f} to {found.high:,.0f})"
+
+
+def rates(
+    measured: Mapping[tuple[str, str], Interval], n_bytes: Mapping[str, float]
+) -> pd.DataFrame:
+    """Return a row for each rate that a run measured: milliseconds and GB/s.
+
+    `measured` has the seconds of a step by what was done and by the instrument,
+    `n_bytes` what such a step moves or passes over. A single look has no ends.
+    """
+    rows = {
+        at: [1e3 * found.value, *(1e3 * end if found.n > 1 else np.nan for end in ends)]
+        for at, found in measured.items()
+        for ends in [(found.low, found.high)]
+    }
+    table = pd.DataFrame.from_dict(rows, "index", columns=["ms a step", "from", "to"])
+    table.index = pd.MultiIndex.from_tuples(rows, names=["time of", "measured in"])
+    table["GB/s"] = [
+        n_bytes[what] / found.value / 1e9 for (what, _), found in measured.items()
+    ]
+    return table
+
+
+def rate_numbers(measured: Mapping[tuple[str, str], Interval]) -> dict[str, Any]:
+    """Return the ends of all times of `rates` that are of reading, and of all others.
+
+    `apart` says which two intervals for one thing exclude each other, if any do; of
+    several such pairs the one that is furthest apart.
+    """
+    numbers: dict[str, Any] = {}
+    for kind in ("reading", "computing"):
+        found = [
+            interval
+            for (what, _), interval in measured.items()
+            if (what == "reading") == (kind == "reading")
+        ]
+        numbers[f"{kind}_low_ms"] = 1e3 * min(each.low for each in found)
+        numbers[f"{kind}_high_ms"] = 1e3 * max(each.high for each in found)
+    pairs = [
+        (1e3 * (slow.low - fast.high), what, (how, slow), (by, fast))
+        for ((what, how), slow), ((other, by), fast) in permutations(
+            measured.items(), 2
+        )
+        if what == other and min(slow.n, fast.n) > 1 and slow.low > fast.high
+    ]
+    if not pairs:
+        return numbers | {"apart": ""}
+    _, what, *both = max(pairs, key=itemgetter(0))
+    told = [f"{1e3 * x.low:.0f} to {1e3 * x.high:.0f} ms in {how}" for how, x in both]
+    return numbers | {"apart": f"{what} took {' and '.join(told)}"}
 
 
 # --- Compression and speculation -----------------------------------------------------

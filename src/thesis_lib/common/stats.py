@@ -1,6 +1,6 @@
 """Intervals: how far a number would move on other seeds, windows or repeats."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import ceil, inf, log, sqrt
@@ -119,6 +119,21 @@ def median_interval(values: ArrayLike) -> Interval:
     low = (1 - share) * found[d - 1] + share * found[d]
     high = (1 - share) * found[n - d] + share * found[n - d - 1]
     return Interval(median, float(low), float(high), n=n, method="order statistics")
+
+
+def pool(intervals: Sequence[Interval]) -> Interval:
+    """Return the median of several estimates of one quantity, from end to end.
+
+    The ends are the lowest and the highest of all, so that what moved between the
+    estimates is in them. `n` counts all observations.
+    """
+    return Interval(
+        float(np.median([each.value for each in intervals])),
+        min(each.low for each in intervals),
+        max(each.high for each in intervals),
+        n=sum(each.n for each in intervals),
+        method=RANGE,
+    )
 
 
 def batch_interval(n: int, statistic: Callable[[slice], float]) -> Interval:

@@ -10,6 +10,7 @@ from runs import record
 from thesis_book.compare.audit import audit, page_lines
 from thesis_book.compare.cards import claim_cards
 from thesis_book.compare.comparison import Run, compare
+from thesis_book.execute import records
 from thesis_book.execute.claims import Basis, Claim, Claims
 
 SEEDS = Basis(n="seeds", of="seeds", limiter="noise", evidence="sec-shown")
@@ -64,6 +65,28 @@ def test_a_claim_without_an_interval_is_its_value_alone():
     assert "Rests on" not in lines
     lines, _, _ = carded(WHOLE | {"the_share_interval": "range"})
     assert lines["Value"] == "5.0 (range 4.0 to 6.0) %"
+
+
+@pytest.mark.parametrize(
+    ("value", "ends", "shown"),
+    [
+        (5.0, (4.0, 6.0), "5.0 (4.0 to 6.0) % fewer"),
+        (-0.8, (-1.6, 0.4), "0.8 (−0.4 to 1.6) % more"),
+    ],
+)
+def test_card_of_a_reduction_has_the_sign_and_the_word_of_the_text(
+    value, ends, shown, monkeypatch
+):
+    share = dict(zip(("the_share_low", "the_share_high"), ends, strict=True))
+    numbers = WHOLE | share | {"the_share": value}
+    monkeypatch.setattr(records, "_published", dict(numbers))
+    records.publish_change("the_share")
+    published = records.published()
+    lines, _, _ = carded(published)
+    assert lines["Value"] == shown
+    number, word = published["the_share_by"], published["the_share_word"]
+    assert lines["Value"].startswith(f"{number:.1f}")
+    assert lines["Value"].endswith(f"% {word}")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from thesis_book.tables import measurements
 from thesis_lib.common import files
 from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.stats import Interval
 from thesis_lib.common.units import GiB, MiB
 from thesis_lib.sequencer.policies.registry import (
     LATE_BOUND,
@@ -221,14 +222,76 @@ def test_predictions_are_held_against_the_median():
         plan | {"predicted_s": 1.1, "seconds": [1.0, 1.0, 9.0]},
         plan | {"predicted_s": 2.0, "seconds": [2.0]},
     ]
-    crossover = {"predicted_tokens": 110.0, "measured_tokens": 100.0}
+    computing_s = {"50": 1.0, "150": 3.0}
+    crossover = {"predicted_tokens": 110.0, "computing_s": computing_s, "drain_s": 2.0}
     record = MADE | {"prediction": {"plans": plans}, "crossover": crossover}
     table = measurements.predictions(record)
     assert table["error"].tolist() == pytest.approx([0.1, 0.0])
     found = measurements.prediction_numbers(record)
     assert (found["plans"], found["most_sequences"]) == (2, 2)
     assert found["error_median"] == pytest.approx(5)
-    assert (found["crossover"], found["crossover_found"]) == (110, 100)
+    assert (found["crossover"], found["crossover_found"]) == (110, "100 tokens")
+
+
+# --- Rates -----------------------------------------------------------------------
+WIDE = "not measurable in so restless a run, whose times allow "
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "expected"),
+    [
+        (41.2, 29.4, 55.0, "measured at 41 tokens (29 to 55)"),
+        (0.0, 0.0, 0.0, "at most 8 tokens"),
+        (np.inf, np.inf, np.inf, "not reached up to 1,024 tokens"),
+        (0.0, 0.0, 41.0, WIDE + "at most 8 tokens and 41 tokens"),
+        (41.0, 10.0, 100.0, WIDE + "10 tokens and 100 tokens"),
+        (900.0, 800.0, np.inf, WIDE + "800 tokens and more than 1,024 tokens"),
+    ],
+)
+def test_crossover_is_a_number_only_between_the_counts(value, low, high, expected):
+    found = Interval(value, low, high)
+    assert measurements.crossover_says(found, [8, 64, 1024]) == expected
+
+
+def test_one_token_is_singular():
+    assert measurements.crossover_text(0.0, [1, 2]) == "at most 1 token"
+
+
+def seconds(low, high, n=8):
+    return Interval((low + high) / 2, low, high, n=n)
+
+
+KINDS = ("reading", "computing")
+MEASURED = {
+    ("reading", "single steps"): seconds(0.10, 0.12),
+    ("reading", "a look"): seconds(0.5, 0.5, n=1),
+    ("computing", "single steps"): seconds(0.04, 0.06),
+}
+
+
+def test_rates_have_a_row_for_each_instrument_and_no_ends_for_a_single_look():
+    table = measurements.rates(MEASURED, {"reading": 11e6, "computing": 5e6})
+    assert [*table.index] == [*MEASURED]
+    assert table.loc[("reading", "single steps")].tolist() == pytest.approx(
+        [110, 100, 120, 0.1]
+    )
+    assert table.loc[("reading", "a look")].isna().tolist() == [0, 1, 1, 0]
+
+
+def test_rate_numbers_reach_over_all_instruments_and_tell_what_excludes_each_other():
+    found = measurements.rate_numbers(MEASURED)
+    ends = [found[f"{kind}_{end}_ms"] for kind in KINDS for end in ("low", "high")]
+    assert ends == pytest.approx([100, 500, 40, 60])
+    assert found["apart"] == ""  # a look has no interval that could exclude another
+    more = MEASURED | {("reading", "longer passes"): seconds(0.15, 0.2)}
+    more |= {("reading", "short passes"): seconds(0.125, 0.3)}
+    assert measurements.rate_numbers(more)["apart"] == (
+        "reading took 150 to 200 ms in longer passes and 100 to 120 ms in single steps"
+    )
+    beside = {("computing beside reading", "passes"): seconds(0.2, 0.3)}
+    found = measurements.rate_numbers(MEASURED | beside)
+    assert found["computing_high_ms"] == pytest.approx(300)
+    assert found["apart"] == ""  # another thing was timed
 
 
 # --- Compression and speculation -------------------------------------------------

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.stats import Interval
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.model.spec import ModelSpec
 from thesis_lib.memory.offload.measure import (
@@ -15,6 +16,7 @@ from thesis_lib.memory.offload.measure import (
     busy_shares,
     compute_rates,
     crossing,
+    crossing_interval,
     interleave,
 )
 
@@ -136,10 +138,23 @@ def test_rates_are_recovered_from_a_line():
 
 
 @pytest.mark.parametrize(
-    ("level", "expected"), [(0.5, 1.0), (1.0, 1.0), (2.0, 4.5), (3.0, 8.0), (3.1, None)]
+    ("level", "expected"),
+    [(0.5, 0.0), (1.0, 1.0), (2.0, 4.5), (3.0, 8.0), (3.1, np.inf)],
 )
 def test_crossing_interpolates(level, expected):
     assert crossing([1, 8, 16], [1.0, 3.0, 3.0], level) == expected
+
+
+def test_crossing_interval_holds_every_crossing_that_the_intervals_allow():
+    rng, counts = np.random.default_rng(5), [1, 4, 16, 64]
+    for _ in range(200):
+        lows, highs = np.sort(rng.random((2, 5)), axis=0)
+        drawn = [rng.uniform(lows, highs) for _ in range(20)]
+        *rising, level = map(Interval, drawn[0], lows, highs)
+        found = crossing_interval(counts, rising, level)
+        assert found.value == crossing(counts, drawn[0][:4], drawn[0][4])
+        for each in drawn:
+            assert found.low <= crossing(counts, each[:4], each[4]) <= found.high
 
 
 class FakeCuda:

@@ -220,7 +220,10 @@ def test_timings_have_the_promised_shape(tmp_path):
         assert read == pytest.approx(made.bytes_per_step, rel=0.5)
         rows = measure_passes(twin, model, [1, 8], rounds=1, seed=0)
     assert [row.tokens for row in rows] == [1, 8]
-    assert all(0 < row.computing_s <= row.streamed_s for row in rows)
+    for row in rows:
+        assert 0 < row.computing_s.value <= row.streamed_s.value
+        assert row.drain_s.n == row.computing_s.n == row.resident_s.n == 2
+        assert row.computing_s.low <= row.computing_s.value <= row.computing_s.high
     assert disk_bytes_per_s(tmp_path, seconds=0.01) > 0
 
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from thesis_lib.common.provenance import undisturbed
+from thesis_lib.common.stats import Interval, median_interval
 from thesis_lib.memory.offload.measure import Measurement, interleave
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
 
@@ -76,13 +76,13 @@ def measure_decoding(
 
 @dataclass(frozen=True, slots=True)
 class PassTiming:
-    """Median seconds of one pass of `tokens` new tokens."""
+    """Median seconds of one pass of `tokens` new tokens, each with its interval."""
 
     tokens: int
-    drain_s: float  # reading alone
-    streamed_s: float
-    computing_s: float  # the part of streamed_s that does not wait for reading
-    resident_s: float
+    drain_s: Interval  # reading alone
+    streamed_s: Interval
+    computing_s: Interval  # the part of streamed_s that does not wait for reading
+    resident_s: Interval
 
 
 def measure_passes(
@@ -108,13 +108,9 @@ def measure_passes(
             rounds,
             warmup=1,
         )
-        return PassTiming(
-            row.shape[1],
-            drain_s=float(np.median(samples["drain"])),
-            streamed_s=float(np.median(samples["streamed"])),
-            computing_s=float(np.median(computing[1:])),
-            resident_s=float(np.median(samples["resident"])),
-        )
+        samples["computing"] = tuple(computing[1:])
+        medians = {f"{name}_s": median_interval(s) for name, s in samples.items()}
+        return PassTiming(row.shape[1], **medians)
 
     rows = [torch.randint(0, model.spec.vocab, (1, t), generator=draw) for t in tokens]
     with torch.no_grad():

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_iter
 
 from thesis_lib.common.errors import require
 from thesis_lib.common.provenance import seconds_of, undisturbed
-from thesis_lib.common.stats import Interval, median_interval
+from thesis_lib.common.stats import RANGE, Interval, median_interval
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.model.spec import ModelSpec
 
@@ -238,13 +238,12 @@ def compute_rates(
     )
 
 
-def crossing(
-    tokens: Sequence[int], rising_s: Sequence[float], level_s: float
-) -> float | None:
-    """The number of tokens at which `rising_s` reaches `level_s`; None if it does not.
+def crossing(tokens: Sequence[int], rising_s: Sequence[float], level_s: float) -> float:
+    """Return the number of tokens at which `rising_s` reaches `level_s`.
 
-    Linear between the measured points; time that starts above the level crosses at
-    the first point.
+    Linear between the measured points (n,). Zero means below the first count: the time
+    exceeds the level from there on. Infinity means that the level is not reached up to
+    the last count. Raises InvalidInput for counts that do not rise.
     """
     require(
         len(tokens) == len(rising_s) > 0 and bool((np.diff(tokens) > 0).all()),
@@ -253,6 +252,28 @@ def crossing(
     )
     above = np.flatnonzero(np.asarray(rising_s) >= level_s)
     if len(above) == 0:
-        return None
+        return math.inf
+    if rising_s[0] > level_s:
+        return 0.0
     pair = slice(max(above[0] - 1, 0), above[0] + 1)
     return float(np.interp(level_s, rising_s[pair], tokens[pair]))
+
+
+def crossing_interval(
+    tokens: Sequence[int], rising_s: Sequence[Interval], level_s: Interval
+) -> Interval:
+    """Return `crossing` between measured times, with all that their intervals allow.
+
+    The low end is where the upper ends of `rising_s` reach the low end of the level.
+    The high end is where the lower ends reach its high end.
+    """
+    values, lows, highs = (
+        [getattr(each, end) for each in rising_s] for end in ("value", "low", "high")
+    )
+    return Interval(
+        crossing(tokens, values, level_s.value),
+        crossing(tokens, highs, level_s.low),
+        crossing(tokens, lows, level_s.high),
+        n=min(each.n for each in (*rising_s, level_s)),
+        method=RANGE,
+    )
