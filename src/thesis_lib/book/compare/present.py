@@ -181,16 +181,34 @@ def summary(rows: Iterable[Row]) -> str:
 
 
 def in_short(rows: Iterable[Row]) -> str:
-    """How many claims hold on the machine that made a book, of any kind."""
-    states = [row.verdict.state for row in rows if row.verdict.state != "open"]
-    good = states.count("good")
-    of_all = f"All {good}" if good == len(states) else f"{good} of {len(states)}"
+    """Count the claims that hold on the machine that made a book; times apart."""
+    held = [row for row in rows if row.verdict.state != "open"]
+    times = [row for row in held if row.claim.kind == "time"]
+    factor = max((row.claim.factor or 1 for row in times), default=1)
+    parts = [
+        f"{_count(group, what)} {ends}"
+        for group, what, ends in (
+            (
+                [row for row in held if row.claim.kind != "time"],
+                "claim",
+                "equal to the reference or within tolerance",
+            ),
+            (times, "time", f"within a factor of {factor:g} of the prediction"),
+        )
+        if group
+    ]
     return (
-        f"**{of_all} claims hold** on the machine that made this book: equal to the "
-        "reference, or as near as is stated."
-        if states
+        f"**{'; '.join(parts)}**, on the machine that made this book."
+        if parts
         else "No claim of this run could be held against the reference."
     )
+
+
+def _count(rows: Sequence[Row], what: str) -> str:
+    """'108 claims are', '1 time is', or '107 of 108 claims are' if some do not hold."""
+    good = sum(row.verdict.state == "good" for row in rows)
+    of_all = f"{good}" if good == len(rows) else f"{good} of {len(rows)}"
+    return f"{of_all} {what} is" if len(rows) == 1 else f"{of_all} {what}s are"
 
 
 def run_section(comparison: Comparison, run: str) -> Section:
