@@ -42,10 +42,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Re-execute chapters with papermill; skip those whose result is fresh."""
-    from thesis_book.compare import comparison as compare_
-    from thesis_book.compare import present
     from thesis_book.execute import chapters
-    from thesis_book.execute.claims import read_claims
 
     overrides = chapters.assignments(parameter or [])
     chosen = chapters.select(names or [])
@@ -59,6 +56,11 @@ def run(
     with bars:
         outcome = chapters.run(chosen, profile, overrides, folder, move, on_wait, again)
     seconds = time.perf_counter() - clock
+    # Imported here, so that a wrong parameter is reported without waiting for them.
+    from thesis_book.compare import comparison as compare_
+    from thesis_book.compare import present
+    from thesis_book.execute.claims import read_claims
+
     made = compare_.Run("this run", tuple(record for record, _ in outcome))
     compared = compare_.compare([made], read_claims().claims, compare_.read_reference())
     doubted = compare_.doubts(compared, made)

@@ -63,6 +63,7 @@ POINT = "simulate --scenario A --load 1.1 --policy drop --seeds 2 --transactions
     [
         ("run 99", "chapter='99' is unknown: expected one of 01_introduction"),
         ("run 1 -p nonsense=3", "parameter 'nonsense' is unknown"),
+        ("run 4 -p seeds=1", "parameter seeds=1 is outside 2 .. 100"),
         ("run 1 -p nonsense", "expected NAME=VALUE"),
         ("run 4 -p seeds=2020-13-01", "cannot be read: expected YAML as in"),
         ("run 4 -p seeds=!!bool", "cannot be read"),
@@ -121,6 +122,28 @@ def test_bad_input_is_refused_with_one_sentence(
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "lines"), [("seeds=1", 1), ("seedz=3", 30), ("live_load=9", 1)]
+)
+def test_run_prints_a_wrong_parameter_last_and_imports_nothing_heavy(word, lines):
+    code = (
+        "import sys\nfrom thesis_book.__main__ import app\n"
+        f"try: app(['run', '4', '-p', {word!r}])\n"
+        "except SystemExit as end: status = end.code\n"
+        "heavy = 'torch numba pandas matplotlib papermill nbformat'.split()\n"
+        "assert not {*heavy} & {*sys.modules}, {*heavy} & {*sys.modules}\n"
+        "sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    told = done.stderr.strip().splitlines()
+    assert told[-1].startswith("thesis: ")
+    assert word.split("=")[0] in told[-1]
+    assert len(told) == 1 if lines == 1 else len(told) >= lines
 
 
 def test_a_place_that_cannot_be_written_is_told_in_a_sentence(tmp_path):

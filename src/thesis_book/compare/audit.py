@@ -33,6 +33,7 @@ REMEDY = (
     "is excused by no reason"
 )
 CONFIGURATIONS = 3  # of a peer, the best of which is shown
+REASON_WORDS = 5  # distinct words of an `accepted:`, at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,13 @@ def _state(missed: tuple[str, ...], unexcused: bool, accepted: str) -> str:
     if not missed:
         return "good"
     return "accepted" if accepted and not unexcused else "red"
+
+
+def _not_a_reason(accepted: str) -> list[str]:
+    """Return the fault of an `accepted:` that is too short; [] without one."""
+    if not accepted or len(set(accepted.casefold().split())) >= REASON_WORDS:
+        return []
+    return [f"accepted must be {REASON_WORDS} distinct words or more, got {accepted!r}"]
 
 
 def sections(checkout: Path) -> set[str]:
@@ -140,6 +148,7 @@ def _missing(
 ) -> Iterator[str]:
     """In words, what a claim has to have, whatever it rests on."""
     claim, basis = found.claim, found.basis
+    yield from _not_a_reason(basis.accepted)
     if basis.limiter != "nothing" and basis.evidence not in labels:
         yield f"no section {basis.evidence}, which is to show what limits it"
     if found.value is None:
@@ -184,8 +193,12 @@ def audit_peers(claims: Claims, labels: Collection[str]) -> list[AuditedPeer]:
         missed = [] if peer.limiter else ["nothing says what limits it"]
         if peer.evidence not in labels:
             missed += [f"no section {peer.evidence}, which is to show it"]
-        few = len(peer.tried) < CONFIGURATIONS
-        tried = [f"{len(peer.tried)} of {CONFIGURATIONS} configurations tried"] * few
+        missed += _not_a_reason(peer.accepted)
+        distinct = {" ".join(each.casefold().split()) for each in peer.tried} - {""}
+        if len(distinct) < len(peer.tried):
+            missed += ["tried must name each configuration once, and none as ''"]
+        few = len(distinct) < CONFIGURATIONS
+        tried = [f"{len(distinct)} of {CONFIGURATIONS} configurations tried"] * few
         found += [AuditedPeer(name, peer, (*missed, *tried), bool(missed))]
     return found
 

@@ -260,11 +260,11 @@ def _hold(claim: Claim, profile: str, run: Run, reference: Run) -> Row:
     expected = expected_ratio(claim, rates) if is_time else None
     distance = None
     if mine is None:
-        verdict = Verdict("not run", "open", f"chapter {claim.chapter} is not in it")
+        verdict = Verdict("not run", "open", "this run has no record of it")
     elif base is None or theirs is None:
-        verdict = Verdict("no reference", "open", "nothing to compare with")
+        verdict = Verdict("no reference", "open", f"{reference.label} has none")
     elif other := other_parameters(mine, theirs):
-        verdict = Verdict("not comparable", "open", f"other parameters ({other})")
+        verdict = Verdict("not comparable", "open", f"parameters differ: {other}")
         expected = None
     else:
         verdict = judge(claim, value.value if value else None, base.value, rates)
@@ -275,10 +275,9 @@ def _hold(claim: Claim, profile: str, run: Run, reference: Run) -> Row:
 
 
 def _profiles(chapter: int, runs: Iterable[Run]) -> list[str]:
-    """Profiles of a chapter in some runs, or of other chapters where it is in none."""
+    """Profiles of a chapter in some runs; [] where no run has it."""
     records = [record for run in runs for record in run.records]
     found = {r.profile for r in records if r.number == chapter}
-    found = found or {r.profile for r in records[:1]}
     known = [name for name in PROFILES if name in found]
     return known + sorted(found.difference(known))
 
@@ -322,7 +321,8 @@ def compare(
     """Hold each run against the reference, claim by claim.
 
     Against the committed reference, which has several profiles, a claim has a row for
-    each profile that its chapter was run with. Raises InvalidInput for a run that
+    each profile that its chapter was run with. A chapter that only the committed
+    reference has, or no run at all, has no rows. Raises InvalidInput for a run that
     shares no chapter with a reference that is itself a run.
     """
     known = {record.number for record in reference.records}
@@ -332,11 +332,11 @@ def compare(
             f"runs {reference.label} and {run.label} have no chapter in common: "
             "expected two runs of the same chapters; run them with `thesis run`",
         )
-    whose = runs if reference.committed else [reference]
+    whose = [] if reference.committed else [reference]
     rows = [
         _hold(claim, profile, run, reference)
         for claim in claims.values()
-        for profile in _profiles(claim.chapter, whose)
+        for profile in _profiles(claim.chapter, whose) or _profiles(claim.chapter, runs)
         for run in runs
     ]
     if reference.committed:  # its machine is that of the chapters that were compared

@@ -7,7 +7,7 @@ texts, verdicts and sources, and three short renderers lay the sections out.
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -29,7 +29,7 @@ from thesis_book.compare.comparison import (
     describe_machine,
     quantity,
 )
-from thesis_book.execute.claims import RESOURCES, Claim, percent
+from thesis_book.execute.claims import REFERENCE, RESOURCES, Claim, percent
 from thesis_book.execute.pages import render_page
 from thesis_book.execute.records import Number, Record
 from thesis_lib.common.errors import InvalidInput, choice
@@ -181,20 +181,38 @@ def summary(rows: Iterable[Row]) -> str:
 
 
 def in_short(rows: Iterable[Row]) -> str:
-    """How many claims hold on the machine that made a book, of any kind."""
-    states = [row.verdict.state for row in rows if row.verdict.state != "open"]
-    good = states.count("good")
-    of_all = f"All {good}" if good == len(states) else f"{good} of {len(states)}"
+    """Count the claims that hold on the machine that made a book; times apart."""
+    held = [row for row in rows if row.verdict.state != "open"]
+    times = [row for row in held if row.claim.kind == "time"]
+    factor = max((row.claim.factor or 1 for row in times), default=1)
+    parts = [
+        f"{_count(group, what)} {ends}"
+        for group, what, ends in (
+            (
+                [row for row in held if row.claim.kind != "time"],
+                "claim",
+                "equal to the reference or within tolerance",
+            ),
+            (times, "time", f"within a factor of {factor:g} of the prediction"),
+        )
+        if group
+    ]
     return (
-        f"**{of_all} claims hold** on the machine that made this book: equal to the "
-        "reference, or as near as is stated."
-        if states
+        f"**{'; '.join(parts)}**, on the machine that made this book."
+        if parts
         else "No claim of this run could be held against the reference."
     )
 
 
-def run_section(comparison: Comparison, run: str) -> Section:
-    """What came of a run."""
+def _count(rows: Sequence[Row], what: str) -> str:
+    """'108 claims are', '1 time is', or '107 of 108 claims are' if some do not hold."""
+    good = sum(row.verdict.state == "good" for row in rows)
+    of_all = f"{good}" if good == len(rows) else f"{good} of {len(rows)}"
+    return f"{of_all} {what} is" if len(rows) == 1 else f"{of_all} {what}s are"
+
+
+def run_section(comparison: Comparison, run: str, style: Style = TERMINAL) -> Section:
+    """Return what came of a run, and why chapters of it were compared with nothing."""
     rows = comparison.of(run)
     wrong = any(row.verdict.state == "bad" for row in rows)
     commits = {commit for machine in comparison.machines for commit in machine.commits}
@@ -207,6 +225,15 @@ def run_section(comparison: Comparison, run: str) -> Section:
                 f"{here.of_reference} of its {here.chapters} chapters were not run "
                 "again: they are the reference itself."
             )
+    chapters: dict[str, dict[str, None]] = {}  # by the reason that nothing was compared
+    for row in rows:
+        if row.verdict.word in ("not run", "no reference", "not comparable"):
+            reason = f"{row.verdict.word}, {row.verdict.text}"
+            chapters.setdefault(reason, {})[str(row.claim.chapter)] = None
+    notes += [
+        style.text(f"Chapter{'s'[len(numbers) == 1 :]} {', '.join(numbers)}: {reason}.")
+        for reason, numbers in chapters.items()
+    ]
     return Section(run, summary(rows), notes)
 
 
@@ -235,27 +262,44 @@ _OF_KIND: dict[str, dict[str, Callable[[Row], str]]] = {  # columns of one kind 
 }
 
 
-def claims_section(rows: Sequence[Row], kind: str, style: Style) -> Section:
-    """The claims of one kind; columns that do not tell claims apart are left out."""
-    rows = [row for row in rows if row.claim.kind == kind]
-    cells: dict[str, Callable[[Row], str]] = {}
-    if len({row.run for row in rows}) > 1:
-        cells["Run"] = lambda row: row.run
+def claims_section(comparison: Comparison, kind: str, style: Style) -> Section:
+    """Return the claims of one kind, with a column of values for each side.
+
+    These columns are named after the run and its reference. Columns that do not tell
+    claims apart are left out, and so are claims of chapters that one of two runs has:
+    `run_section` names them.
+    """
+    left_out = {"not run"}
+    if comparison.reference != REFERENCE:
+        left_out.add("no reference")
+    of_kind = [row for row in comparison.rows if row.claim.kind == kind]
+    rows = [row for row in of_kind if row.verdict.word not in left_out]
+    runs = list(dict.fromkeys(row.run for row in rows))
+    cells: list[tuple[str, Callable[[Row], str]]] = []
+    if len(runs) > 1:
+        cells += [("Run", lambda row: row.run)]
     if len({row.profile for row in rows}) > 1:
-        cells["Profile"] = lambda row: row.profile
-    cells["Value"] = lambda row: format_quantity(row.value, row.claim)
-    cells["Reference"] = lambda row: format_quantity(row.reference, row.claim)
-    cells |= _OF_KIND[kind]
-    columns = {
-        "Ch.": [str(row.claim.chapter) for row in rows],
-        "Claim": [style.text(row.claim.title) for row in rows],
-        "Verdict": [style.verdict(r.verdict.word, r.verdict.state) for r in rows],
-        **{name: [style.text(cell(r)) for r in rows] for name, cell in cells.items()},
-    }
+        cells += [("Profile", lambda row: row.profile)]
+    mine = style.text(runs[0]) if len(runs) == 1 else "Value"
+    cells += [
+        (mine, lambda row: format_quantity(row.value, row.claim)),
+        (
+            style.text(comparison.reference),
+            lambda row: format_quantity(row.reference, row.claim),
+        ),
+        *_OF_KIND[kind].items(),
+    ]
+    columns = [
+        ("Ch.", [str(row.claim.chapter) for row in rows]),
+        ("Claim", [style.text(row.claim.title) for row in rows]),
+        ("Verdict", [style.verdict(r.verdict.word, r.verdict.state) for r in rows]),
+        *((name, [style.text(cell(r)) for r in rows]) for name, cell in cells),
+    ]
     if any(row.claim.published for row in rows):
-        columns["Published"] = [_published(row.claim, style) for row in rows]
-    table = [*zip(*columns.values(), strict=True)]
-    return Section(KINDS[kind][0], summary(rows), (), [*columns], table)
+        columns += [("Published", [_published(row.claim, style) for row in rows])]
+    head = [name for name, _ in columns]
+    table = [*zip(*(column for _, column in columns), strict=True)]
+    return Section(KINDS[kind][0], summary(rows), (), head, table)
 
 
 # --- Machines ----------------------------------------------------------------
@@ -324,9 +368,9 @@ def machine_of(label: str, records: Iterable[Record]) -> Machine:
     return describe_machine(run, run)
 
 
-def _all_claims(rows: Sequence[Row], style: Style) -> list[Section]:
+def _all_claims(comparison: Comparison, style: Style) -> list[Section]:
     """The claims of every kind that has any."""
-    sections = [claims_section(rows, kind, style) for kind in KINDS]
+    sections = [claims_section(comparison, kind, style) for kind in KINDS]
     return [section for section in sections if section.rows]
 
 
@@ -334,7 +378,7 @@ def _all_claims(rows: Sequence[Row], style: Style) -> list[Section]:
 def draw(comparison: Comparison, console: Console) -> None:
     """Print the whole comparison; a verdict is never cut."""
     machines = machines_section(comparison.machines, TERMINAL)
-    claims = _all_claims(comparison.rows, TERMINAL)
+    claims = _all_claims(comparison, TERMINAL)
     runs = [run_section(comparison, run) for run in comparison.labels]
     for section in [machines, *claims, *runs]:
         console.print(Text(section.heading, "bold"))
@@ -386,7 +430,7 @@ def html_page(comparison: Comparison) -> str:
         runs=[*zip(runs, charts, strict=True)],
         sections=[
             machines_section(comparison.machines, PAGE),
-            *_all_claims(comparison.rows, PAGE),
+            *_all_claims(comparison, PAGE),
         ],
         caption=_CAPTION,
     )
@@ -418,9 +462,12 @@ def book_lines(comparison: Comparison, run: str, figure: str | None) -> list[str
 
     `figure` is the path of the chart's files, without their ends, where there is one.
     """
-    lines = section_lines(run_section(comparison, run))[2:]  # the page has a heading
+    lines = section_lines(run_section(comparison, run, BOOK))[
+        2:
+    ]  # the page has a heading
     lines += section_lines(machines_section(comparison.machines, BOOK))
-    for section in _all_claims(comparison.of(run), BOOK):
+    of_run = replace(comparison, rows=tuple(comparison.of(run)))
+    for section in _all_claims(of_run, BOOK):
         lines += section_lines(section)
     if figure is not None:
         lines += [

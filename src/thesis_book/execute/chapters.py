@@ -18,24 +18,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import nbformat
-import papermill
 import yaml
 from filelock import FileLock, Timeout
-from nbclient.exceptions import DeadKernelError
-from papermill.engines import NBClientEngine, papermill_engines
-from papermill.exceptions import PapermillExecutionError
-from papermill.inspection import inspect_notebook
 
 from thesis_book.execute.claims import FILE as CLAIMS_FILE
 from thesis_book.execute.claims import claim_hash
 from thesis_book.execute.parameters import (
     TYPES,
-    Limits,
     Parameter,
+    declared_in,
     limits_of,
     read_yaml,
     refuse,
@@ -59,6 +54,10 @@ from thesis_lib.common.provenance import (
     versions,
 )
 
+if TYPE_CHECKING:  # a wrong parameter is reported before these seconds of imports
+    from nbformat import NotebookNode
+    from papermill.exceptions import PapermillExecutionError
+
 PROFILES = ("smoke", "default", "full")
 PROFILE_PARAMETER = "profile"  # set here, so that a chapter knows its references
 CUSTOM = "custom"  # the profile of a run whose parameters are the reader's own
@@ -81,7 +80,9 @@ class Chapter:
     def number(self) -> int:
         return int(self.name.split("_")[0])
 
-    def load(self) -> nbformat.NotebookNode:
+    def load(self) -> "NotebookNode":
+        import nbformat
+
         return nbformat.read(self.path, as_version=4)
 
 
@@ -119,25 +120,19 @@ def select(names: Iterable[str]) -> list[Chapter]:
 
 def parameters(chapter: Chapter) -> dict[str, Parameter]:
     """The parameters that a chapter declares, with their smoke values and limits."""
-    limits = {}
-    for cell in chapter.load().cells:
-        if "limits" in cell.metadata.get("tags", []):
-            limits = limits_of(cell.source)
-    declared = {}
-    for name, found in inspect_notebook(chapter.path).items():
-        parameter = Parameter(
-            name,
-            str(found["inferred_type_name"]),
-            ast.literal_eval(found["default"]),
-            found["help"],
-            limits.get(name, Limits()),
-        )
+    tagged = {"parameters": "", "limits": ""}
+    for cell in json.loads(chapter.path.read_text())["cells"]:
+        for tag in tagged.keys() & cell["metadata"].get("tags", []):
+            tagged[tag] = "".join(cell["source"])
+    limits = limits_of(tagged["limits"]) if tagged["limits"] else {}
+    declared = declared_in(tagged["parameters"], limits)
+    for parameter in declared.values():
         require(
             parameter.element in TYPES,
-            f"{chapter.name}: parameter {name} has type {parameter.type_name!r}: "
-            f"annotate it with one of {', '.join(TYPES)} or a list of one",
+            f"{chapter.name}: parameter {parameter.name} has type "
+            f"{parameter.type_name!r}: annotate it with one of {', '.join(TYPES)} or a "
+            "list of one",
         )
-        declared[name] = parameter
     return declared
 
 
@@ -208,8 +203,8 @@ def resolve(
 ) -> dict[str, dict[str, Any]]:
     """Every parameter of every chosen chapter, by chapter name.
 
-    Raises InvalidInput for a parameter that no chosen chapter has and for a value that
-    its chapter does not allow, with the list of those that exist.
+    Raises InvalidInput for a value that its chapter does not allow and for a parameter
+    that no chosen chapter has, the latter with a note that lists those that exist.
     """
     profiled = profile_values(profile)
     resolved, known, defaults = {}, {}, {}
@@ -230,10 +225,7 @@ def resolve(
         try:
             refuse(declared.values(), standard | given)
         except InvalidInput as error:
-            raise InvalidInput(
-                f"{chapter.name} cannot run: {error}; expected\n"
-                f"{listing(declared, standard)}"
-            ) from error
+            raise InvalidInput(f"{chapter.name} cannot run: {error}") from error
         values = standard | given
         if values != standard and PROFILE_PARAMETER in declared:
             values[PROFILE_PARAMETER] = CUSTOM
@@ -248,13 +240,22 @@ def refuse_unknown(
     values: Mapping[str, Any],
     where: str,
 ) -> None:
-    """Raise InvalidInput for a name that is not declared, with those that are."""
+    """Raise InvalidInput for a name that is not declared.
+
+    Its note, which is printed above the error, lists those that are.
+    """
     for name in names:
-        require(
-            name in declared,
-            f"parameter {name!r} is unknown in {where}: expected "
-            + (f"one of\n{listing(declared, values)}" if declared else "none"),
+        if name in declared:
+            continue
+        near = get_close_matches(name, declared, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        known = f"one of these {len(declared)}" if declared else "none"
+        error = InvalidInput(
+            f"parameter {name!r} is unknown in {where}: expected {known}{hint}"
         )
+        if declared:
+            error.add_note(f"Parameters of {where}:\n{listing(declared, values)}")
+        raise error
 
 
 def _imported(source: str, package: str = "") -> set[str]:
@@ -295,7 +296,7 @@ def modules(source: str) -> set[Path]:
     return found
 
 
-def code(notebook: nbformat.NotebookNode) -> str:
+def code(notebook: "NotebookNode") -> str:
     """All code of a notebook."""
     return "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
 
@@ -351,41 +352,46 @@ def content_key(chapter: Chapter, values: Mapping[str, Any]) -> str:
 SAVE_EVERY_S = 10.0  # each time papermill writes the whole notebook, at every cell
 
 
-class _ReportingEngine(NBClientEngine):
-    """Papermill's own engine, telling after each cell how far it is.
+@functools.cache
+def _reporting_engine() -> str:
+    """Return the name of papermill's own engine, telling after each cell how far it is.
 
     It saves seldom; papermill itself writes the notebook that ends or fails.
     """
+    from papermill.engines import NBClientEngine, papermill_engines
 
-    @classmethod
-    def execute_managed_notebook(
-        cls, nb_man: Any, kernel_name: str, *args: Any, **options: Any
-    ) -> Any:
-        on_cell = options.pop("on_cell")
-        complete, total = nb_man.cell_complete, len(nb_man.nb.cells)
-        save, saved_s = nb_man.save, time.monotonic()
+    class ReportingEngine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(
+            cls, nb_man: Any, kernel_name: str, *args: Any, **options: Any
+        ) -> Any:
+            on_cell = options.pop("on_cell")
+            complete, total = nb_man.cell_complete, len(nb_man.nb.cells)
+            save, saved_s = nb_man.save, time.monotonic()
 
-        def save_seldom(**rest: Any) -> None:
-            nonlocal saved_s
-            if time.monotonic() - saved_s > SAVE_EVERY_S:
-                save(**rest)
-                saved_s = time.monotonic()
+            def save_seldom(**rest: Any) -> None:
+                nonlocal saved_s
+                if time.monotonic() - saved_s > SAVE_EVERY_S:
+                    save(**rest)
+                    saved_s = time.monotonic()
 
-        def report(cell: Any, cell_index: int | None = None, **rest: Any) -> None:
-            complete(cell, cell_index=cell_index, **rest)
-            on_cell((cell_index or 0) + 1, total)
+            def report(cell: Any, cell_index: int | None = None, **rest: Any) -> None:
+                complete(cell, cell_index=cell_index, **rest)
+                on_cell((cell_index or 0) + 1, total)
 
-        nb_man.save, nb_man.cell_complete = save_seldom, report
-        return super().execute_managed_notebook(nb_man, kernel_name, *args, **options)
+            nb_man.save, nb_man.cell_complete = save_seldom, report
+            return super().execute_managed_notebook(
+                nb_man, kernel_name, *args, **options
+            )
 
-
-papermill_engines.register("reporting", _ReportingEngine)
+    papermill_engines.register("reporting", ReportingEngine)
+    return "reporting"
 
 
 class ChapterFailed(InvalidInput):
     """A chapter that stopped in a cell; its notebook so far is kept."""
 
-    def __init__(self, chapter: Chapter, path: Path, error: PapermillExecutionError):
+    def __init__(self, chapter: Chapter, path: Path, error: "PapermillExecutionError"):
         super().__init__(
             f"chapter {chapter.name} failed in cell {error.cell_index}: {error.ename}: "
             f"{error.evalue}"
@@ -400,8 +406,13 @@ def _execute(
     values: Mapping[str, Any],
     path: Path,
     progress: Progress,
-) -> nbformat.NotebookNode:
+) -> "NotebookNode":
     """Execute a chapter into the notebook `path`. Raises ChapterFailed, and Lost."""
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
     # Of paths papermill makes formats, which may name parameters.
     source, target = (
         str(each).replace("{", "{{").replace("}", "}}") for each in (chapter.path, path)
@@ -411,7 +422,7 @@ def _execute(
             source,
             target,
             parameters=dict(values),
-            engine_name="reporting",
+            engine_name=_reporting_engine(),
             kernel_name="python3",
             progress_bar=False,
             cwd=str(chapter.path.parent),
@@ -619,8 +630,10 @@ def run(
     return outcome
 
 
-def strip(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def strip(notebook: "NotebookNode") -> "NotebookNode":
     """Keep exactly the outputs that nbval compares, and no trace of the run."""
+    import nbformat
+
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {
@@ -643,6 +656,8 @@ def strip(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def store_outputs(chosen: list[Chapter], scratch: Path, progress: Progress) -> None:
     """Execute chapters at their smoke values; store in place what nbval compares."""
+    import nbformat
+
     scratch.mkdir(parents=True, exist_ok=True)
     for chapter in chosen:
         executed = _execute(chapter, {}, scratch / f"{chapter.name}.ipynb", progress)

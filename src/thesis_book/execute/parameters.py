@@ -210,7 +210,8 @@ class Parameter:
         if limits.function:
             beside += ", where FILE.py is the absolute path of a file that is there"
         distinct = ", each once" if self.is_list else ""
-        return f"{self.name}={value!r} is outside {limits.text}{distinct}{beside}"
+        allowed = limits.text.removesuffix("; work")
+        return f"{self.name}={value!r} is outside {allowed}{distinct}{beside}"
 
     def _allows(self, item: Any, values: Mapping[str, Any]) -> bool:
         if self.limits.function:
@@ -257,6 +258,30 @@ def limits_of(source: str) -> dict[str, Limits]:
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("check")
     )
     return read_limits(ast.literal_eval(text))
+
+
+def declared_in(source: str, limits: Mapping[str, Limits]) -> dict[str, Parameter]:
+    """Return the parameters that the source of a `parameters` cell assigns, by name.
+
+    The comment on the last line of an assignment is its help; without an annotation
+    the type is ''. The source is not executed.
+    """
+    lines, found = source.splitlines(), {}
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        annotation = "" if isinstance(node, ast.Assign) else node.annotation
+        rest = lines[(node.end_lineno or 0) - 1].encode()[node.end_col_offset :]
+        name = ast.unparse(target)
+        found[name] = Parameter(
+            name,
+            annotation and ast.unparse(annotation),
+            ast.literal_eval(node.value),
+            rest.decode().partition("#")[2].strip(),
+            limits.get(name, Limits()),
+        )
+    return found
 
 
 def check(values: Mapping[str, Any], text: str) -> None:

@@ -40,12 +40,13 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def guarded(*args: Any, **options: Any) -> None:
-        status = 1
+        status, notes = 1, []
         try:
             function(*args, **options)
             return
         except (InvalidInput, Lost) as error:
             said, status = str(error), error.exit_code
+            notes = getattr(error, "__notes__", [])
         except BrokenPipeError:  # whoever reads has enough
             raise
         except OSError as error:
@@ -63,7 +64,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
                 f"this command needs the package {error.name}, which is not installed: "
                 f"pip install 'thesis-lib[{EXTRAS}]' brings all that any command needs"
             )
-        typer.echo(f"thesis: {said}", err=True)
+        typer.echo("\n".join([*notes, f"thesis: {said}"]), err=True)
         raise typer.Exit(status)
 
     return app.command()(guarded)

@@ -21,6 +21,7 @@ from thesis_lib.common.errors import InvalidInput
 ROOT = Path(__file__).parents[3]
 SEEDS = Basis(n="seeds", of="seeds", limiter="noise", evidence="sec-shown")
 CLAIM = Claim("share", 4, "A share", "%", "exact", "seeds")
+REASON = "two seeds are enough for this"
 TAIL = {"quantile": 0.99, "samples": "of"}
 WHOLE = {
     "share": 5.0, "share_low": 4.0, "share_high": 6.0, "share_n": 20,
@@ -57,9 +58,9 @@ def test_a_claim_that_misses_a_floor_is_red_unless_a_reason_is_given(
     found = audited(WHOLE | numbers, **changes)
     assert found.state == "red"
     assert [missed in each for each in found.missed] == [True]
-    told = replace(found, basis=replace(found.basis, accepted="two are enough"))
+    told = replace(found, basis=replace(found.basis, accepted=REASON))
     assert told.state == "accepted"
-    assert "two are enough" in "\n".join(page_lines([told], [], {}))
+    assert REASON in "\n".join(page_lines([told], [], {}))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_a_claim_that_misses_a_floor_is_red_unless_a_reason_is_given(
     ],
 )
 def test_what_is_not_there_is_excused_by_no_reason(changes, missed):
-    basis = replace(changes.pop("basis", SEEDS), accepted="it is enough")
+    basis = replace(changes.pop("basis", SEEDS), accepted=REASON)
     numbers = {key: value for key, value in WHOLE.items() if key != "share_n"}
     found = audited(numbers | {"seeds": 20}, basis, **changes)
     assert missed in "; ".join(found.missed)
@@ -113,13 +114,35 @@ PEER = Peer(("as it comes", "threads", "batches"), "locks", "sec-shown")
 def test_an_unfair_comparison_is_red_unless_a_reason_is_given(changes, missed, excused):
     peers = {
         "one": (peer := replace(PEER, **changes)),
-        "two": replace(peer, accepted="why"),
+        "two": replace(peer, accepted=REASON),
     }
     one, two = audit_peers(Claims({}, peers=peers), {"sec-shown"})
     assert "; ".join(one.missed) == missed
     assert (one.state, two.state) == ("red" if missed else "good", excused)
-    assert ("why" in "".join(lines([], [two]))) == bool(missed)
-    assert "why" in "\n".join(page_lines([], [two], {}))
+    assert (REASON in "".join(lines([], [two]))) == bool(missed)
+    assert REASON in "\n".join(page_lines([], [two], {}))
+
+
+@pytest.mark.parametrize("accepted", ["x", "four words of reason", "no no no no no"])
+def test_audit_rejects_an_accepted_that_is_no_reason(accepted):
+    found = audited(WHOLE | {"share_n": 3}, replace(SEEDS, accepted=accepted))
+    (peer,) = audit_peers(
+        Claims({}, peers={"one": replace(PEER, accepted=accepted, tried=("a",))}),
+        {"sec-shown"},
+    )
+    for each in (found, peer):
+        assert each.state == "red"
+        assert "accepted must be 5 distinct words or more" in "; ".join(each.missed)
+
+
+@pytest.mark.parametrize(
+    "tried", [("a", "a", "a"), ("a", "A", " a "), ("a", "b", "c", "c"), ("a", "b", "")]
+)
+def test_audit_rejects_a_configuration_that_is_listed_twice(tried):
+    peer = replace(PEER, tried=tried, accepted=REASON)
+    (found,) = audit_peers(Claims({}, peers={"one": peer}), {"sec-shown"})
+    assert found.state == "red"
+    assert "tried must name each configuration once" in found.missed[0]
 
 
 def test_a_count_that_went_through_a_table_is_a_count():

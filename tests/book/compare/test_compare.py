@@ -81,7 +81,7 @@ def test_a_run_that_is_the_reference_is_told_from_one_that_equals_it(claims):
     both, one_of_them, neither = (" ".join(section.notes) for section in sections)
     assert both.startswith("2 of its 2 chapters were not run again")
     assert one_of_them.startswith("1 of its 2 chapters")
-    assert neither == ""
+    assert neither == "Chapter 6: not run, this run has no record of it."
 
 
 @pytest.mark.parametrize(
@@ -106,11 +106,11 @@ def test_other_parameters_are_not_comparable_whatever_the_values(claims):
     compared = hold(claims, other)
     verdict = one(compared, "wins").verdict
     assert verdict.word == "not comparable"
-    assert verdict.text == "other parameters (seeds=20 instead of 6)"
+    assert verdict.text == "parameters differ: seeds=20 instead of 6"
     assert set(compared.states()) == {"open"}
     other = replace(record("04_evaluation"), parameters=dict.fromkeys("abcde", 1))
     text = one(hold(claims, other), "wins").verdict.text
-    assert text.endswith("c=1 instead of nothing and 3 more)")
+    assert text.endswith("c=1 instead of nothing and 3 more")
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,28 @@ def test_run_times_are_compared_over_the_chapters_that_can_be(claims):
     assert compared.machines[0].ratio is None
     assert compared.machines[1].ratio == pytest.approx(2.0)
     assert compared.machines[1].seconds == 90
+
+
+@pytest.mark.parametrize(
+    ("numbers", "factor", "counts"),
+    [
+        ({}, 1.5, ("3 claims are", "1 time is")),
+        ({"ppl": 99.0, "token_s": 9.0}, 2.5, ("2 of 3 claims are", "0 of 1 time is")),
+    ],
+)
+def test_first_page_counts_times_apart_with_their_factor(
+    claims, numbers, factor, counts
+):
+    timed = claims | {"token_s": replace(claims["token_s"], factor=factor)}
+    made = [record("04_evaluation"), record("06_evaluation", **numbers)]
+    rows = compare([run("b", *made)], timed, run("a")).of("b")
+    within = f"{counts[1]} within a factor of {factor} of the prediction"
+    assert present.in_short(rows) == (
+        f"**{counts[0]} equal to the reference or within tolerance; {within}**, on the "
+        "machine that made this book."
+    )
+    times = [row for row in rows if row.claim.kind == "time"]
+    assert present.in_short(times).startswith(f"**{within}**")
 
 
 # --- What is refused -----------------------------------------------------------
@@ -286,6 +308,8 @@ def test_strict_ends_with_status_1_after_printing_what_differs(folder):
     (told,) = [line for line in done.stdout.splitlines() if "DIFFERS" in line]
     assert "Wins of <bid-price>" in told
     assert told.index(" 1.0 ") < told.index(" 95.9 ")
+    (head,) = [line for line in done.stdout.splitlines() if "Ch." in line][:1]
+    assert head.index(str(folder)) < head.index(" reference ")
     assert thesis("compare", folder).exit_code == 0
 
 
@@ -323,6 +347,40 @@ def test_several_runs_are_held_against_the_first(folder, data):
     done = thesis("compare", "reference", folder, data / "reference" / "smoke")
     assert done.exit_code == 0, done.stderr
     assert "2 of 2 exact claims are equal" in done.stdout
+
+
+def shown(*runs, claims):
+    out = StringIO()
+    compared = compare(runs[1:], claims, runs[0])
+    present.draw(compared, Console(file=out, width=500))
+    return compared, out.getvalue()
+
+
+def test_chapters_that_no_run_has_are_left_out(claims, data):
+    made = run("Verdict", record("04_evaluation"))
+    for reference in (read_reference(), run("Claim", record("04_evaluation"))):
+        compared, text = shown(reference, made, claims=claims)
+        assert {row.claim.chapter for row in compared.rows} == {4}
+        assert ": not run" not in text
+        (head,) = {line for line in text.splitlines() if line.startswith("Ch.")}
+        assert head.split()[:5] == ["Ch.", "Claim", "Verdict", made.label,
+                                    reference.label]  # fmt: skip
+
+
+def test_reasons_that_nothing_was_compared_take_one_line_each(claims):
+    other = replace(record("04_evaluation"), parameters={"seeds": 20, "profile": "x"})
+    _, text = shown(run("a"), run("b", other), claims=claims)
+    lines = [line.strip() for line in text.splitlines()]
+    assert (
+        "Chapter 4: not comparable, parameters differ: seeds=20 instead of 6." in lines
+    )
+    assert "Chapter 6: not run, this run has no record of it." in lines
+    assert text.count("not run") == 1
+    _, text = shown(run("a", record("04_evaluation")), run("b"), claims=claims)
+    assert text.count("no reference") == 1
+    assert "Chapter 6: no reference, a has none." in text
+    book = compare([run("b", other)], claims, run("a"))
+    assert "seeds=20 instead of 6" in "\n".join(present.book_lines(book, "b", None))
 
 
 def test_times_in_doubt_are_named_without_the_ends_of_their_intervals():

@@ -1,10 +1,12 @@
 """Any parameters that are allowed bring a chapter to its end; others are refused."""
 
+import ast
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from papermill.inspection import inspect_notebook
 
 from thesis_book.execute import chapters
 from thesis_book.execute.chapters import (
@@ -13,7 +15,14 @@ from thesis_book.execute.chapters import (
     Chapter,
     ChapterFailed,
 )
-from thesis_book.execute.parameters import Limits, Parameter, check, limits_of, refuse
+from thesis_book.execute.parameters import (
+    Limits,
+    Parameter,
+    check,
+    declared_in,
+    limits_of,
+    refuse,
+)
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.provenance import commit
 from thesis_lib.common.units import GiB, MiB
@@ -169,6 +178,30 @@ def test_what_is_drawn_is_allowed_and_reaches_both_ends():
     assert {values["seeds"] for values in drawn} == {2, 3, 4}  # work: to smoke
     assert {16, 4096} <= {values["context"] for values in drawn}
     assert {0, 1, 2} == {len(values["kinds"]) for values in drawn}
+
+
+@pytest.mark.parametrize("chapter", VARIED, ids=lambda c: c.name)
+def test_parameters_are_those_that_papermill_reads(chapter):
+    read = {
+        name: (found["inferred_type_name"], found["default"], found["help"])
+        for name, found in inspect_notebook(chapter.path).items()
+    }
+    declared = chapters.parameters(chapter)
+    assert [*read] == [*declared]
+    for name, (type_name, smoke, comment) in read.items():
+        found = declared[name]
+        assert (found.type_name, found.help) == (type_name, comment)
+        assert found.smoke == ast.literal_eval(smoke)
+
+
+def test_declared_parameters_keep_a_hash_in_a_string_and_lists_of_several_lines():
+    source = (
+        "a: str = 'é#='  # b = 1\nc: list[int] = [  # x\n    1,\n]  # last\nd = 2\n"
+    )
+    found = declared_in(source, {})
+    assert {p.name: (p.type_name, p.smoke, p.help) for p in found.values()} == {
+        "a": ("str", "é#=", "b = 1"), "c": ("list[int]", [1], "last"), "d": ("", 2, ""),
+    }  # fmt: skip
 
 
 def test_limits_that_say_nothing_allow_everything():
