@@ -411,7 +411,7 @@ def test_details_are_a_page_that_cites_the_numbers_of_their_chapter(checkout):
 
 def test_details_with_several_titles_are_pages_with_a_list_of_their_questions(checkout):
     texts = [
-        "(ch-x-details)=\n# Details\n\nThat is all.",
+        "(ch-x-details)=\n# Details\n\nAll.\n\n(sec-how)=\n## How\n\n*How?*\n\nSo.",
         "(ch-x-details-load)=\n# Details: load\n\n(sec-load)=\n## Load\n\n*How\nmuch?*",
         "(sec-more)=\n## More\n\n*And more?*\n\n{glue:text}`n:.0f`",
         "(ch-x-details-cost)=\n# Details: cost\n\n(sec-cost)=\n## Cost\n\n*Why so?*",
@@ -424,13 +424,16 @@ def test_details_with_several_titles_are_pages_with_a_list_of_their_questions(ch
     assert {*pages} == {"04_evaluation", page, f"{page}_load", f"{page}_cost"}
     assert [cell.source for cell in pages[f"{page}_cost"]] == [texts[3]]
     assert "`04_evaluation.ipynb::n:.0f`" in pages[f"{page}_load"][1].source
-    listed = pages[page][-1].source.split("\n")
-    assert [line for line in listed if line] == [
-        "{ref}`ch-x-details-load`",
+    (first,) = pages[page]
+    assert [line for line in first.source.split("\n") if line] == [
+        *["(ch-x-details)=", "# Details", "All."],
+        "- {ref}`How? <sec-how>`",
+        "{ref}`ch-x-details-load`:",
         "- {ref}`How much? <sec-load>`",
         "- {ref}`And more? <sec-more>`",
-        "{ref}`ch-x-details-cost`",
+        "{ref}`ch-x-details-cost`:",
         "- {ref}`Why so? <sec-cost>`",
+        *["(sec-how)=", "## How", "*How?*", "So."],
     ]
 
 

@@ -144,7 +144,7 @@ def stage_notebook(
     """A chapter's pages as readers see them, by name: the chapter, and its details.
 
     Cells tagged `details` make the other pages: a title with a label `x-details-NAME`
-    begins one. If there are several, the first ends with the questions of the others.
+    begins one. If there are several, the first lists the questions of all.
     Every number stays published by the chapter's own page. Times in doubt are marked, alternative texts filled in, and the files of
     figures written to `figures`, NAME.py among them, which draws one alone. Raises
     InvalidInput if the run wrote to standard error: a reader would see it.
@@ -184,8 +184,9 @@ def stage_notebook(
         if (figures / f"{name}.svg").is_file():
             (figures / f"{name}.py").write_text(script)
     if len(pages) > 2:
-        _, first, *others = pages.values()
-        first.append(_questions(others, f"{home}-questions"))
+        _, *others = pages.values()
+        title, top = others[0][0], re.compile(r"(?=\n\n\([\w-]+\)=\n## |\Z)")
+        title.source = top.sub(lambda _: _questions(others), title.source, count=1)
     staged = {}
     for name, cells in pages.items():
         notebook.cells = cells
@@ -193,16 +194,17 @@ def stage_notebook(
     return staged
 
 
-def _questions(pages: Sequence[list[Any]], cell_id: str) -> Any:
-    """A cell that lists pages of details, each with the questions of its sections."""
+def _questions(pages: Sequence[list[Any]]) -> str:
+    """Return a list of the questions that pages of details answer, each page's apart."""
     lines = []
     for cells in pages:
         text = "\n\n".join(c.source for c in cells if c.cell_type == "markdown")
-        begin = _PAGE.match(text)
-        lines += ["", f"{{ref}}`{begin['label']}`", ""] if begin else []
+        begin = _PAGE.match(text) if lines else None
+        lines += ["", f"{{ref}}`{begin['label']}`:"] if begin else []
+        lines += [""]
         for label, question in _QUESTION.findall(text):
             lines.append(f"- {{ref}}`{' '.join(question.split())} <{label}>`")
-    return nbformat.v4.new_markdown_cell("\n".join(lines).strip(), id=cell_id)
+    return "\n".join(["", *lines])
 
 
 def _told(published: Published, home: str, aside: bool, text: str) -> str:
