@@ -411,6 +411,34 @@ def test_details_are_a_page_that_cites_the_numbers_of_their_chapter(checkout):
         pages_of(checkout, [home, prose, made])
 
 
+def test_details_with_several_titles_are_pages_with_a_list_of_their_questions(checkout):
+    texts = [
+        "(ch-x-details)=\n# Details\n\nAll.\n\n(sec-how)=\n## How\n\n*How?*\n\nSo.",
+        "(ch-x-details-load)=\n# Details: load\n\n(sec-load)=\n## Load\n\n*How\nmuch?*",
+        "(sec-more)=\n## More\n\n*And more?*\n\n{glue:text}`n:.0f`",
+        "(ch-x-details-cost)=\n# Details: cost\n\n(sec-cost)=\n## Cost\n\n*Why so?*",
+    ]
+    cells = [nbformat.v4.new_markdown_cell(text) for text in ["# Home", *texts]]
+    for cell in cells[1:]:
+        cell.metadata["tags"] = ["details"]
+    pages = pages_of(checkout, cells)
+    page = "04_evaluation_details"
+    assert {*pages} == {"04_evaluation", page, f"{page}_load", f"{page}_cost"}
+    assert [cell.source for cell in pages[f"{page}_cost"]] == [texts[3]]
+    assert "`04_evaluation.ipynb::n:.0f`" in pages[f"{page}_load"][1].source
+    (first,) = pages[page]
+    assert [line for line in first.source.split("\n") if line] == [
+        *["(ch-x-details)=", "# Details", "All."],
+        "- {ref}`How? <sec-how>`",
+        "{ref}`ch-x-details-load`:",
+        "- {ref}`How much? <sec-load>`",
+        "- {ref}`And more? <sec-more>`",
+        "{ref}`ch-x-details-cost`:",
+        "- {ref}`Why so? <sec-cost>`",
+        *["(sec-how)=", "## How", "*How?*", "So."],
+    ]
+
+
 def test_a_fragment_of_html_is_filled_with_numbers(checkout):
     cited = "{glue:text}`../notebooks/04_evaluation.ipynb::wins:.1f`"
     (checkout / "book" / "front.html").write_text(f'<i style="--of: {cited}">{cited}')

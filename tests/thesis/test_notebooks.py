@@ -238,7 +238,7 @@ def test_a_larger_profile_does_no_less_of_any_work():
     assert not less
 
 
-def test_a_page_of_details_stands_below_its_chapter():
+def test_pages_of_details_stand_below_their_chapter():
     """Jupyter Book builds what its contents name, and is silent of the rest."""
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
     below = {
@@ -248,9 +248,12 @@ def test_a_page_of_details_stands_below_its_chapter():
     }
     for chapter in CHAPTERS:
         cells = nbformat.read(chapter.path, as_version=4).cells
-        aside = any(DETAILS in cell.metadata.get("tags", []) for cell in cells)
+        aside = [c.source for c in cells if DETAILS in c.metadata.get("tags", [])]
+        labels = re.findall(r"(?m)^\([\w-]+-details(-\w+)?\)=\n# ", "\n".join(aside))
         name = f"notebooks/{chapter.name}"
-        assert below[name] == [f"{name}_{DETAILS}"] * aside
+        ends = [label.replace("-", "_") for label in labels]
+        assert below[name] == [f"{name}_{DETAILS}{end}" for end in ends]
+        assert bool(ends) == bool(aside)
 
 
 def details(chapter: chapters.Chapter, aside: bool = True) -> str:

@@ -18,13 +18,17 @@ from thesis_book.render.alone import scripts
 from thesis_book.tables.printed import CLAIMS, HTML, signed
 from thesis_lib.common.errors import require
 
-DETAILS = "details"  # the tag of a cell of the second page, and the end of its name
+DETAILS = "details"  # the tag of cells on pages of their own, and in these pages' names
 
 _CITED = re.compile(
     r"(?P<cited>\{glue:text\}`(?:(?P<path>[^`:]*?)(?P<chapter>\d\d_\w+)\.ipynb::)?"
     r"(?P<name>\w+)(?::(?P<form>[^`]*))?`)"
     r"(?P<unit>(?: (?:%|[nµm]?s|points?|times|[MG]i?B(?:/s)?|毫?秒)(?![\w/]))?)"
 )
+
+# The label above the title of a page of details; what follows "details-" names the page.
+_PAGE = re.compile(r"\((?P<label>[\w-]+-details(?:-(?P<name>\w+))?)\)=\n# ")
+_QUESTION = re.compile(r"(?m)^\(([\w-]+)\)=\n## .+\n\n\*([^*]+\?)\*$")
 
 MARKS = {"en": "(in doubt)", "zh-Hant": "（存疑）"}
 ABSENT = "– *(not computed with these parameters)*"
@@ -139,20 +143,24 @@ def stage_notebook(
 ) -> dict[str, str]:
     """A chapter's pages as readers see them, by name: the chapter, and its details.
 
-    Cells tagged `details` make the second page. Every number stays published by the
-    first. Times in doubt are marked, alternative texts filled in, and the files of
+    Cells tagged `details` make the other pages: a title with a label `x-details-NAME`
+    begins one. If there are several, the first lists the questions of all.
+    Every number stays published by the chapter's own page. Times in doubt are marked, alternative texts filled in, and the files of
     figures written to `figures`, NAME.py among them, which draws one alone. Raises
     InvalidInput if the run wrote to standard error: a reader would see it.
     """
     notebook, home = nbformat.read(executed, as_version=4), executed.stem
     notebook.metadata.pop("papermill", None)
-    pages: dict[str, list[Any]] = {home: [], f"{home}_{DETAILS}": []}
+    pages: dict[str, list[Any]] = {home: []}
+    details = f"{home}_{DETAILS}"  # the present page of details
     plain = partial(published.plain, home=home)  # for what can hold no role
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         tags = cell.metadata.setdefault("tags", [])
         aside = DETAILS in tags
-        page = pages[f"{home}_{DETAILS}" if aside else home]
+        if aside and (begin := _PAGE.match(cell.source)):
+            details = "_".join(filter(None, [home, DETAILS, begin["name"]]))
+        page = pages.setdefault(details if aside else home, [])
         tell = partial(_told, published, home, aside)
         if cell.cell_type == "markdown":
             text = re.sub(r"(?m)^:alt: .*", lambda alt: plain(alt[0]), cell.source)
@@ -175,12 +183,28 @@ def stage_notebook(
     for name, script in scripts(notebook, int(home[:2])).items():
         if (figures / f"{name}.svg").is_file():
             (figures / f"{name}.py").write_text(script)
+    if len(pages) > 2:
+        _, *others = pages.values()
+        title, top = others[0][0], re.compile(r"(?=\n\n\([\w-]+\)=\n## |\Z)")
+        title.source = top.sub(lambda _: _questions(others), title.source, count=1)
     staged = {}
     for name, cells in pages.items():
-        if cells:
-            notebook.cells = cells
-            staged[name] = nbformat.writes(notebook)
+        notebook.cells = cells
+        staged[name] = nbformat.writes(notebook)
     return staged
+
+
+def _questions(pages: Sequence[list[Any]]) -> str:
+    """Return a list of the questions that pages of details answer, each page's apart."""
+    lines = []
+    for cells in pages:
+        text = "\n\n".join(c.source for c in cells if c.cell_type == "markdown")
+        begin = _PAGE.match(text) if lines else None
+        lines += ["", f"{{ref}}`{begin['label']}`:"] if begin else []
+        lines += [""]
+        for label, question in _QUESTION.findall(text):
+            lines.append(f"- {{ref}}`{' '.join(question.split())} <{label}>`")
+    return "\n".join(["", *lines])
 
 
 def _told(published: Published, home: str, aside: bool, text: str) -> str:
