@@ -198,6 +198,13 @@ def test_a_grid_keeps_its_order_and_names_the_point_that_fails(monkeypatch):
             grid.run_points(measure, [(at,) for at in range(7, 12)])
 
 
+def test_first_point_is_measured_by_the_parent_which_compiles_for_all(monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
+    rows = grid.run_points(lambda at: [{"process": os.getpid()}], [(0,), (1,), (2,)])
+    assert rows["process"][0] == os.getpid()
+    assert os.getpid() not in set(rows["process"][1:])
+
+
 def test_a_process_whose_memory_grows_costs_no_point_and_says_nothing(monkeypatch):
     """A page of the book may not print what joblib tells of its processes."""
 
@@ -221,10 +228,12 @@ import os, pathlib, time
 from thesis_lib.sequencer.experiments.grid import run_points
 
 def measure(at):
+    if at == 0:  # the parent measures the first point itself
+        return []
     pathlib.Path(str(os.getpid())).touch()
     time.sleep(600)
 
-run_points(measure, [(at,) for at in range(2)])
+run_points(measure, [(at,) for at in range(3)])
 """
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     while not (begun := [*tmp_path.iterdir()]):

@@ -74,10 +74,12 @@ def run_points(
             initargs=(os.getpid(),),
         )  # fmt: skip
         first, *others = points
-        # Compiles here what the points need, so that no two processes compile the same.
-        made = [_rows_of(measure, first)]
-        made += parallel(joblib.delayed(_rows_of)(measure, point) for point in others)
-    return pd.DataFrame([row for rows in made for row in rows])
+        # This process compiles what the points need; workers load it from the cache.
+        compiled = _rows_of(measure, first)
+        measured: Any = parallel(
+            joblib.delayed(_rows_of)(measure, point) for point in others
+        )
+    return pd.DataFrame([row for rows in [compiled, *measured] for row in rows])
 
 
 def _end_with(parent: int) -> None:
