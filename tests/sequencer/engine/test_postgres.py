@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from contextlib import closing
@@ -159,22 +160,29 @@ def owner(temporary):
     return process, folder(process.stdout.readline().strip())
 
 
-def test_next_start_ends_server_whose_owner_was_killed(tmp_path_factory, monkeypatch):
-    tmp_path = tmp_path_factory.mktemp("pg")  # short, as paths of sockets are
-    monkeypatch.setattr(postgres.tempfile, "tempdir", str(tmp_path))
-    killed, orphan = owner(tmp_path)
-    living, kept = owner(tmp_path)
+@pytest.fixture
+def short_folder():
+    """A folder for sockets, whose paths are short, that every user may enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_next_start_ends_server_whose_owner_was_killed(short_folder, monkeypatch):
+    monkeypatch.setattr(postgres.tempfile, "tempdir", str(short_folder))
+    killed, orphan = owner(short_folder)
+    living, kept = owner(short_folder)
     try:
         killed.kill()
         killed.wait()
         assert postgres._postmaster(orphan) is not None
         # A process that took over a recorded id is not a server.
-        taken = tmp_path / "thesis-pg-taken"
+        taken = short_folder / "thesis-pg-taken"
         (taken / "data").mkdir(parents=True)
         (taken / postgres._LOCK).touch()
         record = taken / "data" / "postmaster.pid"
         record.write_text(f"{living.pid}\n")
-        unfinished = tmp_path / "thesis-pg-unfinished"
+        unfinished = short_folder / "thesis-pg-unfinished"
         unfinished.mkdir()
         with postgres.postgres_server():
             assert postgres._living_in(orphan) == []
