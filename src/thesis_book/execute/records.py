@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from thesis_book.execute.parameters import names_in, value_of
-from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.errors import InvalidInput, parse_object, require
 from thesis_lib.common.files import write_whole
 from thesis_lib.common.provenance import disturbances
 
@@ -260,21 +260,20 @@ class Record:
         return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: Path | str) -> Self:
+    def from_json(cls, text: str | bytes, where: Path | str) -> Self:
         """Read what `to_json` wrote; `where` names its place in a refusal.
 
         Raises OldRecord for an earlier version, InvalidInput for anything else that
         this version would not have written.
         """
         again = "delete it and run the chapter again"
-        try:
-            content = json.loads(text)
-            version = content.pop("version")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidInput(
-                f"{where} is not a record of a run ({error!r}): expected JSON as "
-                f"`thesis run` writes it; {again}"
-            ) from error
+        raw = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
+        content = parse_object(raw, str(where), "a record as `thesis run` writes it")
+        require(
+            "version" in content,
+            f"{where} is not a record of a run, for it has no version: {again}",
+        )
+        version = content.pop("version")
         if isinstance(version, int) and version > RECORD_VERSION:
             raise InvalidInput(
                 f"{where} was written by a newer version of this project (record "
@@ -297,10 +296,13 @@ class Record:
     def read(cls, path: Path) -> Self:
         """Read what `write` wrote. Raises InvalidInput for anything else."""
         try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"record {path} cannot be read: {error}") from error
-        return cls.from_json(text, path)
+            raw = path.read_bytes()
+        except OSError as error:
+            raise InvalidInput(
+                f"record {path} cannot be read ({error.strerror}): expected a record "
+                "as `thesis run` writes it"
+            ) from error
+        return cls.from_json(raw, path)
 
 
 def publish_table(name: str, table: Any) -> None:

@@ -19,6 +19,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:  # the command line refuses much without an array
     from numpy.typing import ArrayLike, NDArray
 
+_UNREADABLE: dict[type[Exception], str] = {  # of JSON, by what Python says
+    UnicodeDecodeError: "is not text in UTF-8",
+    UnicodeEncodeError: "has half a character",
+    RecursionError: "is nested too deeply",
+}
 JSON_LIMIT_BYTES = 2**26  # of a file that describes others
 
 _BRIEF = Repr()
@@ -162,7 +167,19 @@ def read_object(
 def parse_object(
     raw: bytes, name: str, expected: str, refusal: type[InvalidInput] = InvalidInput
 ) -> dict[str, Any]:
-    """The one JSON object that the bytes `raw` are.
+    """The one JSON object that the bytes `raw` are. Raises `refusal`: `parse_json`."""
+    found = parse_json(raw, name, expected, refusal)
+    if not isinstance(found, dict):
+        raise refusal(
+            f"{name} holds no JSON object: expected {expected}; copy it again"
+        )
+    return found
+
+
+def parse_json(
+    raw: bytes, name: str, expected: str, refusal: type[InvalidInput] = InvalidInput
+) -> Any:
+    """The one JSON value that the bytes `raw` are.
 
     Raises `refusal` for anything that readers of JSON differ about: another encoding
     than UTF-8, a name given twice, a number that is not finite, half a character, and
@@ -196,9 +213,7 @@ def parse_object(
     except InvalidInput:
         raise
     except (ValueError, RecursionError) as error:
-        refuse(f"is not readable JSON ({type(error).__name__})", error)
-    if not isinstance(found, dict):
-        refuse("holds no JSON object")
+        refuse(_UNREADABLE.get(type(error), "is not readable JSON"), error)
     return found
 
 

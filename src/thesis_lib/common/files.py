@@ -1,14 +1,13 @@
 """Where data and caches are, and files that are written whole or not at all."""
 
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.errors import InvalidInput, read_object
 
 
 def root() -> Path | None:
@@ -94,10 +93,4 @@ def read_record(name: str, folder: Path | None = None) -> dict[str, Any] | None:
     path = folder / f"{name}.json"
     if not path.is_file():
         return None
-    try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        record = error
-    if not isinstance(record, dict):
-        raise InvalidInput(f"{path} is no record of a script: make it again")
-    return record
+    return read_object(path, "the record of a script")

@@ -16,7 +16,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.errors import (
+    InvalidInput,
+    open_regular,
+    parse_object,
+    require,
+    shown,
+)
 from thesis_lib.sequencer.policies.registry import Rule
 from thesis_serve.admission.estimator import ServiceEstimator
 from thesis_serve.admission.machine import Counts, Decided, LiveSequencer
@@ -138,15 +144,24 @@ def _retold(
     try:
         live = LiveSequencer(policy or first.get("policy", ""), **options)
     except (InvalidInput, TypeError) as error:
-        raise InvalidInput(f"{path}, line 1: {error}") from error
+        raise InvalidInput(f"{path}, line 1: {_cause(error)}") from error
     for number, entry in enumerate(entries, start=2):
         try:
             made = _tell(live, entry)
         except (
             *(InvalidInput, KeyError, TypeError, ValueError, ArithmeticError),
         ) as error:
-            raise InvalidInput(f"{path}, line {number}: {error}") from error
+            raise InvalidInput(f"{path}, line {number}: {_cause(error)}") from error
         yield number, entry, made, live
+
+
+def _cause(error: Exception) -> str:
+    """What is wrong with a line, in words of this package alone."""
+    if isinstance(error, InvalidInput):
+        return str(error)
+    if isinstance(error, KeyError):
+        return f"{shown(error.args[0])} is missing: expected all fields of an event"
+    return "a field has the wrong type or size: expected fields as a log writes them"
 
 
 END, FAIL, LEAVE, ARRIVE, LOOK = range(5)  # what happens, in this order at one time
@@ -280,15 +295,12 @@ def _tell(live: LiveSequencer, entry: dict[str, Any]) -> Decided:
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a log."""
     try:
-        with path.open("rb") as file:
+        with open(open_regular(path), "rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     return
-                try:
-                    entry = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise InvalidInput(f"{path}, line {number}: {error}") from error
-                require(isinstance(entry, dict), f"{path}, line {number}: no object")
-                yield entry
+                yield parse_object(line, f"{path}, line {number}", "an event of a log")
     except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error}") from error
+        raise InvalidInput(
+            f"{path} cannot be read ({error.strerror}): expected a decision log"
+        ) from error

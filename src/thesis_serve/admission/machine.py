@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from thesis_lib.common.errors import InvalidInput, require, require_count
+from thesis_lib.common.errors import InvalidInput, require, require_count, shown
 from thesis_lib.sequencer.core.events import (
     COMMITTED,
     DISPATCHED,
@@ -190,9 +190,18 @@ class LiveSequencer:
         self.most_waiting = int(most_waiting)
         self.batch_size, self.flush_s = int(batch_size), float(flush_s)
         self.feature_names, self.taken = names, False
-        self.estimator = estimator or OnlineEstimator(
-            len(self.feature_names), first_s=slo_s / 10
+        if estimator is None:
+            estimator = OnlineEstimator(len(names), first_s=slo_s / 10)
+        require(
+            not isinstance(estimator, type)
+            and all(
+                callable(getattr(estimator, name, None))
+                for name in ("predict", "learn")
+            ),
+            f"estimator must be an object with the methods predict and learn, got "
+            f"{shown(estimator)}. Pass None for an OnlineEstimator.",
         )
+        self.estimator = estimator
         takes = getattr(self.estimator, "features", len(names))
         require(
             takes == len(names),

@@ -142,7 +142,7 @@ def test_a_missing_or_repeated_record_is_refused(tmp_path):
     ("header", "scale", "batch", "message"),
     [
         ({"version": 9}, {}, b"", "version 9"),
-        ({"scale": "Scale"}, {}, b"", "has no header"),
+        ({"scale": "Scale"}, {}, b"", "header of log"),
         ({}, {"name": "Big"}, b"", "scale='Big' is unknown"),
         ({"seed": 0.5}, {}, b"", "seed is 0.5: expected int"),
         ({}, {"items": 200.5}, b"", "items is 200.5: expected int"),
@@ -163,7 +163,7 @@ def test_a_log_of_something_else_is_refused(header, scale, batch, message, tmp_p
     with pytest.raises(InvalidInput, match=message):
         command_log.read_log(path)
     path.write_bytes(command_log.MAGIC + command_log._record(b"[1]", 0))
-    with pytest.raises(InvalidInput, match="has no header"):
+    with pytest.raises(InvalidInput, match="header of log"):
         command_log.read_log(path)
 
 
@@ -202,7 +202,7 @@ def test_a_forged_transaction_is_refused_by_position_and_field(tmp_path_factory,
         return
     assert str(path) in said
     # of a list that is none of ours its first row is named, of another type nothing
-    place = rf"({re.escape(name)}|row 0 of {name}|expected a list)"
+    place = rf"({re.escape(name)}|row 0 of {name}|expected a list|its command has)"
     assert re.search(f"transaction {at}: {place}", said)
 
 

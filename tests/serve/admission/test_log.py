@@ -69,8 +69,8 @@ def test_a_line_that_was_cut_by_a_kill_is_left_out(tmp_path):
     [
         (lambda lines: lines[1:], "no log of a live sequencer"),
         (lambda lines: [], "no log of a live sequencer"),
-        (lambda lines: [lines[0], "{"], "line 2: Expecting"),
-        (lambda lines: [lines[0], "[1]"], "line 2: no object"),
+        (lambda lines: [lines[0], "{"], "line 2 is not readable JSON"),
+        (lambda lines: [lines[0], "[1]"], "line 2 holds no JSON object"),
         (lambda lines: [lines[0], '{"t": 1}'], "line 2: expected an event"),
         (lambda lines: [lines[0], '{"look": true}'], "line 2: 't'"),
         (lambda lines: [lines[0], '{"t": 1, "end": 4}'], "line 2: request 4"),

@@ -1,6 +1,7 @@
 """In front of a service it decides as the simulator does, and forgets nobody."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -341,6 +342,10 @@ def test_what_cannot_have_happened_is_refused_and_changes_nothing(wrong, says):
         ({"workers": 10**9}, "10000 at most"),
         ({"slo_s": "1"}, "slo_s='1'"),
         ({"estimator": OnlineEstimator(2, first_s=1)}, "takes 2 features"),
+        ({"estimator": "x"}, "estimator must be .* got 'x'"),
+        ({"estimator": ""}, "estimator must be"),
+        ({"estimator": OnlineEstimator}, "estimator must be"),
+        ({"estimator": SimpleNamespace(predict=len)}, "estimator must be"),
         ({"feature_names": "items"}, "names that differ"),
         ({"feature_names": ("a", "a")}, "names that differ"),
         ({"slo_s": np.inf}, "slo_s"),

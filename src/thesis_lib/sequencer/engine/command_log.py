@@ -19,7 +19,13 @@ from struct import Struct
 from typing import Any, Self, get_origin
 from zlib import crc32
 
-from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.errors import (
+    InvalidInput,
+    choice,
+    parse_json,
+    parse_object,
+    require,
+)
 from thesis_lib.sequencer.core.trace import I64
 from thesis_lib.sequencer.workload import transactions as txn
 
@@ -166,11 +172,13 @@ def _read_header(
     header: bytes, path: Path | str
 ) -> tuple[txn.Scale | txn.YcsbScale, int]:
     try:
-        content = json.loads(header)
+        content = parse_object(header, f"the header of log {path}", "that of a log")
         version, seed, sizes = content["version"], content["seed"], content["scale"]
         name = sizes.pop("name")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"log {path} has no header: {error!r}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidInput(
+            f"the header of log {path} must have version, seed and scale: restore it"
+        ) from error
     require(
         version == LOG_VERSION,
         f"log {path} has version {version}: expected {LOG_VERSION}; replay it "
@@ -178,10 +186,11 @@ def _read_header(
     )
     try:
         require(type(seed) is int, f"seed is {seed!r}: expected int")
+        scale = SCALES[choice("scale", name, SCALES)]
         for field, value in sizes.items():
-            _require_field(field, value, int)
-        return SCALES[choice("scale", name, SCALES)](**sizes), seed
-    except (ValueError, TypeError) as error:
+            _require_field(choice("field", field, scale.__annotations__), value, int)
+        return scale(**sizes), seed
+    except ValueError as error:
         raise InvalidInput(
             f"the header of log {path} does not name a database: {error}"
         ) from error
@@ -235,7 +244,7 @@ def _decode(
     kinds: Mapping[str, type[txn.Transaction]],
     limits: Mapping[str, int],
 ) -> txn.Transaction:
-    content = json.loads(command)
+    content = parse_json(command, "its command", "a list")
     require(
         isinstance(content, list) and len(content) > 0 and isinstance(content[0], str),
         "expected a list that begins with the name of a type",

