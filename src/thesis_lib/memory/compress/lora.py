@@ -60,7 +60,7 @@ def read_adapter(folder: Path | str) -> dict[str, Adaptation]:
     config = read_object(folder / CONFIG, "the configuration of an adapter of PEFT")
     _require_plain(folder / CONFIG, config)
     path = folder / WEIGHTS
-    require(path.is_file(), f"{folder} has no {WEIGHTS}: save the adapter with PEFT")
+    require(path.is_file(), f"{path} is no regular file: save the adapter with PEFT")
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

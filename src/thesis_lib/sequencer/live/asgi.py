@@ -11,7 +11,6 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from math import ceil
 from typing import Any
 
 from thesis_lib.common.errors import InvalidInput, require
@@ -107,7 +106,7 @@ class SequencerMiddleware:
                 return
             if not turn.granted.result():
                 refusal = turn.refusal()
-                again = (b"retry-after", b"%d" % max(1, ceil(refusal.wait_s)))
+                again = (b"retry-after", b"%d" % refusal.retry_after_s)
                 said = {"error": str(refusal), "predicted_s": refusal.predicted_s}
                 await _answer(send, 503, said, [again])
                 return
