@@ -402,8 +402,8 @@ def openai_api(service: ModelService, key: str | None = None) -> Starlette:
 
     `/v1/completions`, `/v1/chat/completions` and `/v1/models` as OpenAI's clients know
     them, `/health` and `/metrics`. With a `key` clients have to send it. The header
-    `X-Slo-Ms` says in how many milliseconds an answer is of use. Who is refused is told
-    by a 503, with `Retry-After` and the latency that was predicted.
+    `X-Slo-Ms` says in how many milliseconds an answer is of use. A
+    rejection is a 503 with the predicted latency, in `Retry-After` and in its body.
 
     >>> import asyncio
     >>> import httpx

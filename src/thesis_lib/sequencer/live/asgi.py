@@ -43,8 +43,8 @@ class SequencerMiddleware:
     seconds, and what its client says in the header `slo_header`, in milliseconds; with
     neither, that of the sequencer. `free_paths` pass by the policy, as WebSockets do.
 
-    A refusal is a 503 with `Retry-After` and a JSON body that says the predicted
-    latency; a header that is no time is answered by a 400. A client that goes while it
+    A rejection is a 503 with the predicted latency, in `Retry-After` and in its JSON
+    body; a header that is no time is answered by a 400. A client that goes while it
     waits gives up its place; one that goes later keeps its worker for as long as the
     service works for it. A service that raises, or answers with a status from 500, has
     failed, which teaches nothing. Raises InvalidInput for options that cannot be.
