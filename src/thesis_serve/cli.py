@@ -124,6 +124,11 @@ def api(
     that is expected. Ends with SIGTERM or Ctrl-C, once whoever it has taken is
     answered; the second one ends it at once.
     """
+
+    def report(stage: str) -> None:
+        typer.echo(f"{stage} …", err=True)
+
+    report("loading the libraries")
     from thesis_serve.model.api import listen, serve_api
     from thesis_serve.model.service import ModelService
 
@@ -132,6 +137,7 @@ def api(
         "context": context, "pass_tokens": pass_tokens, "ring": ring,
         "host_bytes": units.parse_size(host_memory), "device": device,
         "verify": verify, "metered": meter, "most_waiting": most_waiting, "log": log,
+        "report": report,
     }  # fmt: skip
     if flush is not None:
         options["flush_s"] = units.parse_duration(flush)
@@ -141,11 +147,9 @@ def api(
     address = f"http://{called}:{listens.getsockname()[1]}/v1"
 
     async def serve() -> None:
-        with console.status("opening the model") as status:
-            async with made as service:
-                status.stop()
-                console.print(str(service.model.plan), style="dim", highlight=False)
-                await serve_api(service, listens, api_key, lambda: typer.echo(address))
+        async with made as service:
+            console.print(str(service.model.plan), style="dim", highlight=False)
+            await serve_api(service, listens, api_key, lambda: typer.echo(address))
 
     with listens:
         asyncio.run(serve())

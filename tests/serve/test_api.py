@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from math import ceil
 
 import httpx
 import openai
@@ -232,6 +233,8 @@ BODIES = {
     b'{"model": "m", "messages": [{"role": "user", "content": '
     b'[{"type": "image_url"}]}]}': (400, "messages.0.content.0."),
     b"\xff": (400, "JSON"),
+    b'{"model": "m", "messages": [{"role": "user", "content": "a"}], '
+    b'"temperature": NaN}': (400, "temperature: Input should be a finite number"),
     b" " * (2**20 + 1): (413, "longer"),
 }
 
@@ -314,8 +317,40 @@ def test_who_cannot_be_in_time_is_refused_with_the_latency_it_would_have(folder)
     refused = with_a_client(folder, ask, slots=1)
     assert refused.status_code == 503
     assert refused.code == "overloaded"
-    assert refused.body["predicted_s"] > 0
-    assert int(refused.response.headers["retry-after"]) >= 1
+    predicted_s = refused.body["predicted_s"]
+    assert predicted_s > 0
+    assert int(refused.response.headers["retry-after"]) == max(1, ceil(predicted_s))
+
+
+def test_a_new_server_rejects_an_slo_below_a_pass_and_accepts_one_above(folder):
+    async def ask(client, model, service):
+        create, headers = client.completions.create, {"X-Slo-Ms": "0.001"}
+        for _ in range(3):
+            with pytest.raises(openai.InternalServerError) as refused:
+                await create(model=model, prompt="a", extra_headers=headers)
+            assert refused.value.code == "overloaded"
+        await create(model=model, prompt="a")
+        return service.control.sequencer.counts.started
+
+    assert with_a_client(folder, ask) == 1
+
+
+def test_opening_reports_its_stages_in_order(folder):
+    stages = []
+
+    async def ask(client, model, service):
+        return list(stages)
+
+    seen = with_a_client(folder, ask, report=stages.append, policy="fifo")
+    firsts = (
+        "reading",
+        "compiling the policy fifo",
+        "opening the weights",
+        "measuring",
+    )
+    assert len(seen) == len(firsts)
+    for stage, first in zip(seen, firsts, strict=True):
+        assert stage.startswith(first)
 
 
 def test_a_crowd_gets_its_texts_within_the_plan_and_the_log_tells_the_same(
@@ -522,9 +557,12 @@ def test_told_to_end_it_answers_whom_it_has_taken_and_closes_its_log(folder, tmp
             return [first] + [event async for event in events]
 
         events = asyncio.run(ask())
-        assert served.wait(60) == 0, served.stderr.read()
+        assert served.wait(60) == 0
     finally:
         served.kill()
         served.wait()
+    told = served.stderr.read()
+    assert "loading the libraries" in told
+    assert "measuring a pass" in told
     assert "".join(e.choices[0].text for e in events) == alone(folder, "a", 59)
     assert replay(log).differs_at is None

@@ -11,7 +11,6 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from math import ceil
 from typing import Any
 
 from thesis_lib.common.errors import InvalidInput, require
@@ -44,8 +43,8 @@ class SequencerMiddleware:
     seconds, and what its client says in the header `slo_header`, in milliseconds; with
     neither, that of the sequencer. `free_paths` pass by the policy, as WebSockets do.
 
-    A refusal is a 503 with `Retry-After` and a JSON body that says the predicted
-    latency; a header that is no time is answered by a 400. A client that goes while it
+    A rejection is a 503 with the predicted latency, in `Retry-After` and in its JSON
+    body; a header that is no time is answered by a 400. A client that goes while it
     waits gives up its place; one that goes later keeps its worker for as long as the
     service works for it. A service that raises, or answers with a status from 500, has
     failed, which teaches nothing. Raises InvalidInput for options that cannot be.
@@ -107,7 +106,7 @@ class SequencerMiddleware:
                 return
             if not turn.granted.result():
                 refusal = turn.refusal()
-                again = (b"retry-after", b"%d" % max(1, ceil(refusal.wait_s)))
+                again = (b"retry-after", b"%d" % refusal.retry_after_s)
                 said = {"error": str(refusal), "predicted_s": refusal.predicted_s}
                 await _answer(send, 503, said, [again])
                 return

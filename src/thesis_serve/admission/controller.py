@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from time import monotonic
 from typing import Literal
@@ -28,6 +29,15 @@ class Refused(Exception):
             f"{wait_s:.3g} s; ask again later"
         )
         self.wait_s, self.predicted_s = wait_s, predicted_s
+
+    @property
+    def retry_after_s(self) -> int:
+        """Whole seconds from 1 that a client should wait: the predicted latency.
+
+        A request that is rejected for its own service alone waits for no one, and its
+        client would be rejected again at once.
+        """
+        return max(1, ceil(self.predicted_s))
 
 
 @dataclass(slots=True)

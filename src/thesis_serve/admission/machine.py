@@ -51,6 +51,8 @@ LOOK_S = 0.001  # behind a deadline it is over, beyond what any clock rounds
 _SAYS = logging.getLogger(__name__)
 _ROOM = 4096  # requests at least that columns have room for
 _WORKERS = 10_000  # at most: a decision looks at each
+_KINDS = 256  # whose shortest services are remembered: those that were served last
+_FADING = 0.9  # of a shortest service, at each rejection that rests on it
 
 
 @dataclass(slots=True)
@@ -138,7 +140,9 @@ class LiveSequencer:
     of a request before it runs; `estimator` learns from them while it serves. A policy
     that waits for batches closes one with `batch_size` requests, or once its first has
     waited for `flush_s` or the policy's own timer. `note` is called with every event.
-    Times are seconds of any clock that does not go back.
+    No service takes less than `shortest_s`: a policy that explores, as `bid-price`
+    does, never does so with a request whose SLO is below that, or below the shortest
+    service of its kind so far. Times are seconds of any clock that does not go back.
 
     A rule of one's own that raises, or whose answer is no partition, is named in
     `fault` and in the log of the process, and from there on requests are served first
@@ -159,7 +163,7 @@ class LiveSequencer:
         self, name: str | Rule = "bid-price", *, workers: int, slo_s: float,
         most_waiting: int = 1000, feature_names: Sequence[str] = (),
         estimator: ServiceEstimator | None = None, note: Note | None = None,
-        batch_size: int = 10, flush_s: float = np.inf,
+        batch_size: int = 10, flush_s: float = np.inf, shortest_s: float = 0.0,
     ) -> None:  # fmt: skip
         require_count("workers", workers)
         require(workers <= _WORKERS, f"workers={workers}: expected {_WORKERS} at most")
@@ -167,6 +171,7 @@ class LiveSequencer:
         require_count("batch_size", batch_size)
         flush_s = flush_s if flush_s == np.inf else seconds("flush_s", flush_s)
         slo_s = seconds("slo_s", slo_s)
+        shortest_s = shortest_s and seconds("shortest_s", shortest_s)
         names = tuple(feature_names)
         require(
             not isinstance(feature_names, str) and len(set(names)) == len(names),
@@ -189,6 +194,10 @@ class LiveSequencer:
         self.workers, self.slo_s = int(workers), slo_s
         self.most_waiting = int(most_waiting)
         self.batch_size, self.flush_s = int(batch_size), float(flush_s)
+        self.shortest_s = shortest_s
+        self._shortest_s: dict[
+            str, tuple[float, float]
+        ] = {}  # of a kind, and its bound
         self.feature_names, self.taken = names, False
         if estimator is None:
             estimator = OnlineEstimator(len(names), first_s=slo_s / 10)
@@ -278,6 +287,9 @@ class LiveSequencer:
             self.counts.refused += 1
             self.counts.full += 1
             return self._say(event, Decided(refused=[number]))
+        if self._is_hopeless(kind, slo_s, estimate_s):
+            self.counts.refused += 1
+            return self._say(event, Decided(refused=[number]))
         if self._next == len(self._number):
             self._make_room(self._known())
         i = self._next
@@ -309,7 +321,13 @@ class LiveSequencer:
             self.counts.failed += 1
             event = {"end": int(number), "failed": True}
             return self._say(event, self._ended(i, taught=False))
-        self._learn(number, float(now_s - self._state.start_s[i]))
+        took_s = float(now_s - self._state.start_s[i])
+        self._learn(number, took_s)
+        kind = self._about[number][0]
+        least_s = min(took_s, self._shortest_s.pop(kind, (took_s, 0.0))[0])
+        if len(self._shortest_s) == _KINDS:
+            del self._shortest_s[next(iter(self._shortest_s))]
+        self._shortest_s[kind] = least_s, least_s
         if now_s <= self._deadline_s[i]:
             self.counts.on_time += 1
         else:
@@ -411,7 +429,9 @@ class LiveSequencer:
             "policy": self.policy.name, "own": self.own, "workers": self.workers,
             "slo_s": self.slo_s, "most_waiting": self.most_waiting,
             "feature_names": self.feature_names, "batch_size": self.batch_size,
-        } | ({"flush_s": self.flush_s} if self.flush_s < np.inf else {})  # fmt: skip
+            **({"flush_s": self.flush_s} if self.flush_s < np.inf else {}),
+            **({"shortest_s": self.shortest_s} if self.shortest_s else {}),
+        }  # fmt: skip
 
     def totals(self) -> dict[str, int]:
         """`Counts`, and how many run and wait at present."""
@@ -430,6 +450,23 @@ class LiveSequencer:
             f"{self.now_s}, the last one",
         )
         return float(now_s)
+
+    def _is_hopeless(self, kind: str, slo_s: float, estimate_s: float) -> bool:
+        """Whether to reject a new request with which the policy might only explore.
+
+        Its SLO is below its estimate and below every service of its kind so far. While
+        none of its kind is served that bound falls at each such rejection, for services
+        may have become shorter; `shortest_s` stays.
+        """
+        if self.policy.control is None or slo_s >= estimate_s:
+            return False
+        if slo_s < self.shortest_s:
+            return True
+        least_s, bound_s = self._shortest_s.get(kind, (0.0, 0.0))
+        if slo_s >= bound_s:
+            return False
+        self._shortest_s[kind] = least_s, _FADING * bound_s
+        return True
 
     def _place(self, number: int) -> int:
         """The slot of request `number`."""

@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from itertools import count
-from math import ceil
 from secrets import token_hex
 from typing import Annotated, Any, Literal
 
@@ -62,7 +61,7 @@ def _asks(name: str, value: Any) -> bool:
 class _Strict(BaseModel):
     """A form that refuses what it does not know, unless it asks for nothing."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -199,7 +198,7 @@ def _failure(error: Exception) -> _Failed:
     if isinstance(error, Refused):
         return _Failed(
             503, str(error), code="overloaded",
-            headers={"retry-after": str(max(1, ceil(error.wait_s)))},
+            headers={"retry-after": str(error.retry_after_s)},
             predicted_s=error.predicted_s,
         )  # fmt: skip
     if isinstance(error, InvalidInput) and not isinstance(error, StoreDamaged):
@@ -403,8 +402,8 @@ def openai_api(service: ModelService, key: str | None = None) -> Starlette:
 
     `/v1/completions`, `/v1/chat/completions` and `/v1/models` as OpenAI's clients know
     them, `/health` and `/metrics`. With a `key` clients have to send it. The header
-    `X-Slo-Ms` says in how many milliseconds an answer is of use. Who is refused is told
-    by a 503, with `Retry-After` and the latency that was predicted.
+    `X-Slo-Ms` says in how many milliseconds an answer is of use. A
+    rejection is a 503 with the predicted latency, in `Retry-After` and in its body.
 
     >>> import asyncio
     >>> import httpx

@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import (
     AbstractContextManager,
     asynccontextmanager,
@@ -144,7 +144,8 @@ class ModelService:
     plan: whoever comes and goes, the device holds no more, which a graphics card
     enforces, and on a processor with `metered` a meter of every tensor, for a longer
     pass. A text has the same bits whatever else is written. `log` is a new file for
-    the log of decisions.
+    the log of decisions. `report` is called with a phrase as each stage of opening
+    begins, from any thread.
 
     Entering raises InvalidInput and PlanInfeasible as `open_streamed` does.
 
@@ -166,9 +167,12 @@ class ModelService:
         host_bytes: int = 0, ring: int | None = None, device: str = "cpu",
         verify: bool = False, metered: bool = False, most_waiting: int = 1000,
         flush_s: float = np.inf, log: Path | None = None,
+        report: Callable[[str], None] = lambda stage: None,
     ) -> None:  # fmt: skip
         require_count("slots", slots)
         require_count("context", context, 2)
+        self._report = report
+        report("reading the checkpoint's configuration and tokenizer")
         self.folder = checkpoint_folder(checkpoint)
         self.name = "smollm2" if checkpoint == "smollm2" else self.folder.resolve().name
         self.tokenizer = read_tokenizer(self.folder)
@@ -191,6 +195,7 @@ class ModelService:
         self._orders: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
         self._taken: deque[Answer] = deque()  # orders, of the thread
         self._told_to_end = False
+        report(f"compiling the policy {policy}")
         # Refuse what the policy cannot be before a model is opened.
         LiveSequencer(policy, **self._decides)
 
@@ -206,10 +211,11 @@ class ModelService:
         )
         self._thread.start()
         try:
-            self.estimator = PassEstimator(await opened)
+            pass_s = await opened
+            self.estimator = PassEstimator(pass_s)
             sequencer = LiveSequencer(
                 self._policy, feature_names=_FEATURES, estimator=self.estimator,
-                **self._decides,
+                shortest_s=pass_s / self.slots, **self._decides,
             )  # fmt: skip
             self.control = AdmissionController(sequencer, self._log)
         except BaseException:
@@ -308,6 +314,8 @@ class ModelService:
                 )
 
         asked: list[Answer] = []
+        verified = ", and hashing every file" if self._open["verify"] else ""
+        self._report(f"opening the weights{verified}")
         try:
             with (
                 open_streamed(self.folder, self.device_bytes, **self._open) as model,
@@ -319,6 +327,7 @@ class ModelService:
                 self.plan_bytes = model.plan.device_peak_bytes
                 self._vocab = model.spec.vocab
                 self._pass_tokens = model.plan.pass_tokens
+                self._report("measuring a pass over the weights")
                 texts = Together(model)
                 say(opened.set_result, _pass_seconds(texts))
                 self._write(texts, asked)

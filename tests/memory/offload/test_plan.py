@@ -49,15 +49,25 @@ def test_one_byte_less_than_enough_is_refused(ring):
     least = least_device_bytes(SMALL, ring=ring)
     fits = plan(SMALL, DISK.with_memory(least), ring=ring)
     assert fits.device_peak_bytes == least
-    with pytest.raises(PlanInfeasible, match=r"short by 0\.0 MiB; give it 1 MiB more"):
+    with pytest.raises(PlanInfeasible, match="short by 1 B; give it 1 MiB more"):
         plan(SMALL, DISK.with_memory(least - 1), ring=ring)
+
+
+def test_sizes_of_a_tiny_model_are_not_printed_as_zero():
+    tiny = ModelSpec("tiny", 2, 32, 64, 2, 2, 16, 64, tied=True)
+    least = least_device_bytes(tiny, ring=1, context=8)
+    for device, host in ((1000, 0), (least - 1, 0), (least, 10)):
+        with pytest.raises(PlanInfeasible) as error:
+            plan(tiny, Machine(device, 1e9, host_bytes=host), ring=1, context=8)
+        assert " 0.0" not in str(error.value)
+        assert " KiB" in str(error.value)
 
 
 def test_a_ring_longer_than_the_stack_needs_what_the_stack_needs():
     short = replace(SMALL, layers=2)
     least = least_device_bytes(short, ring=2)
     assert plan(short, DISK.with_memory(least), ring=3).streamed_layers == 0
-    with pytest.raises(PlanInfeasible, match=r"2 staging .* short by 0\.0 MiB; give"):
+    with pytest.raises(PlanInfeasible, match=r"2 staging .* short by 1 B; give"):
         plan(short, DISK.with_memory(least - 1), ring=3)
 
 

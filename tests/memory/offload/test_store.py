@@ -286,6 +286,23 @@ def test_folders_that_hold_no_whole_stack_are_refused(tmp_path, named):
         SafetensorsStore(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")]
+)
+def test_weights_that_are_no_regular_file_are_rejected_as_that(tmp_path, name, make):
+    make(tmp_path / name)
+    with pytest.raises(StoreDamaged, match=f"{name} cannot be .*not a regular file"):
+        SafetensorsStore(tmp_path)
+
+
+def test_a_folder_named_like_the_weights_does_not_hide_an_index(tmp_path):
+    write_sharded(tmp_path, made := tensors())
+    (tmp_path / "model.safetensors").mkdir()
+    with SafetensorsStore(tmp_path) as store:
+        assert matches(store, made)
+
+
 def grow(path):
     path.write_bytes(path.read_bytes() + b"\0")
 

@@ -117,6 +117,16 @@ def test_a_task_that_is_cancelled_when_its_turn_comes_keeps_no_worker():
     run(story())
 
 
+@pytest.mark.parametrize(
+    ("wait_s", "predicted_s", "seconds"),
+    [(0.0, 10.1, 11), (9.0, 10.1, 11), (0.0, 0.01, 1), (3.0, 4.0, 4)],
+)
+def test_a_client_is_told_to_retry_after_the_predicted_latency(
+    wait_s, predicted_s, seconds
+):
+    assert Refused(wait_s, predicted_s).retry_after_s == seconds
+
+
 def test_who_cannot_be_on_time_is_refused_with_what_it_would_take(tmp_path):
     async def story():
         desk = Desk("late-edf", slo_s=0.5, log=tmp_path / "log.jsonl")

@@ -90,6 +90,49 @@ def test_who_leaves_takes_no_time_and_teaches_nothing():
         assert max(running) <= WORKERS
 
 
+def served(live, number, now_s, took_s=1.0, **about):
+    """Whether a request was started; if so it takes `took_s`."""
+    if number not in live.arrive(number, now_s, **about).started:
+        return False
+    live.end(number, now_s + took_s)
+    return True
+
+
+@pytest.mark.parametrize("name", ["bid-price", "fifo", "late-edf"])
+def test_bid_price_never_explores_below_the_shortest_service_of_a_kind(name):
+    live = LiveSequencer(name, workers=1, slo_s=9.0)
+    for number in range(20):
+        assert served(live, number, 2.0 * number, kind="slow")
+    for number in range(20, 60):  # the kind is served meanwhile, so its bound stays
+        assert served(live, 2 * number, 4.0 * number, kind="slow")
+        early = served(live, 2 * number + 1, 4.0 * number + 2, kind="slow", slo_s=1e-6)
+        assert early == (name == "fifo")
+    if name == "bid-price":  # of another kind none was served: it may be a fast one
+        assert served(live, 500, 500.0, 1e-7, kind="other", slo_s=1e-6)
+
+
+def test_exploration_returns_once_services_may_have_become_shorter():
+    live = LiveSequencer("bid-price", workers=1, slo_s=0.25)
+    assert served(live, 0, 0.0, took_s=1.0)
+    tried = [n for n in range(1, 200) if served(live, n, 2.0 * n, took_s=0.02)]
+    assert 5 < tried[0] < 20  # 0.9^14 s are below the SLO
+    assert len(tried) > 150
+
+
+@pytest.mark.parametrize("shortest_s", [-1.0, np.nan, np.inf, "1"])
+def test_shortest_s_must_be_seconds(shortest_s):
+    with pytest.raises(InvalidInput, match="shortest_s"):
+        LiveSequencer("fifo", workers=1, slo_s=1.0, shortest_s=shortest_s)
+
+
+def test_no_request_below_the_shortest_possible_service_is_explored_with():
+    live = LiveSequencer("bid-price", workers=1, slo_s=9.0, shortest_s=0.1)
+    assert not any(served(live, n, 1.0 * n, slo_s=0.09) for n in range(100))
+    assert live.counts.refused == 100
+    assert live.settings()["shortest_s"] == 0.1
+    assert served(live, 100, 100.0, slo_s=0.11)
+
+
 def fail(live, number, now_s):
     return live.end(number, now_s, failed=True)
 

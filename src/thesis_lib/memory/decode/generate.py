@@ -56,8 +56,8 @@ class Writing:
         heat = self.temperature
         require(
             heat is None or LEAST_HEAT <= heat < math.inf,
-            f"temperature={heat} must be at least {LEAST_HEAT:g}; leave it out for the "
-            "likeliest text",
+            f"temperature must be a finite number from {LEAST_HEAT:g}, got {heat}; "
+            "leave it out for the likeliest text",
         )
         require(0 < self.top_p <= 1, f"top_p={self.top_p} must lie in (0, 1]")
         require(

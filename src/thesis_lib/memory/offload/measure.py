@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_iter
 from thesis_lib.common.errors import require
 from thesis_lib.common.provenance import seconds_of, undisturbed
 from thesis_lib.common.stats import RANGE, Interval, median_interval
-from thesis_lib.common.units import MiB
+from thesis_lib.common.units import format_size
 from thesis_lib.memory.model.spec import ModelSpec
 
 
@@ -64,8 +64,8 @@ class DeviceBudget(TorchDispatchMode):
         self.peak_bytes = max(self.peak_bytes, self.bytes)
         if self.limit_bytes is not None and self.bytes > self.limit_bytes:
             raise torch.OutOfMemoryError(
-                f"device budget of {self.limit_bytes / MiB:.2f} MiB exceeded: "
-                f"{self.bytes / MiB:.2f} MiB live after {n_bytes / MiB:.2f} MiB more; "
+                f"device budget of {format_size(self.limit_bytes)} exceeded: "
+                f"{format_size(self.bytes)} live after {format_size(n_bytes)} more; "
                 "give the plan more memory, fewer tokens a pass or a shallower ring"
             )
 
@@ -105,8 +105,8 @@ class CudaCap:
         _, total_bytes = self._cuda.mem_get_info(self._device)
         require(
             self.limit_bytes <= total_bytes,
-            f"limit of {self.limit_bytes / MiB:.0f} MiB on a device of "
-            f"{total_bytes / MiB:.0f} MiB: expected a part of it; lower the limit",
+            f"limit of {format_size(self.limit_bytes)} on a device of "
+            f"{format_size(total_bytes)}: expected a part of it; lower the limit",
         )
         self._cuda.empty_cache()
         self._cuda.reset_peak_memory_stats(self._device)

@@ -351,11 +351,11 @@ def place(
     elif short > 0:
         outer, kv = needs.outer_bytes, needs.kv_bytes
         raise PlanInfeasible(
-            f"{spec.name} needs {(machine.device_bytes + short) / MiB:.1f} MiB of "
-            f"device memory ({outer / MiB:.1f} embedding and head, {ring} staging "
-            f"buffers of {staging / MiB:.1f}, {kv / MiB:.1f} keys and values, "
-            f"{(needs.step_bytes - kv) / MiB:.1f} activations) but the device offers "
-            f"{machine.device_bytes / MiB:.1f} MiB: short by {short / MiB:.1f} MiB; "
+            f"{spec.name} needs {format_size(machine.device_bytes + short)} of device "
+            f"memory ({format_size(outer)} embedding and head, {ring} staging "
+            f"buffers of {format_size(staging)}, {format_size(kv)} keys and values, "
+            f"{format_size(needs.step_bytes - kv)} activations) but the device offers "
+            f"{format_size(machine.device_bytes)}: short by {format_size(short)}; "
             + _remedy(short, ring, shape, needed)
         )
     else:
@@ -391,11 +391,12 @@ def _host_layers(machine: Machine, layers: int, staging: int) -> tuple[int, int]
     if buffers >= layers:
         return layers, 0
     if buffers < HOST_BUFFERS:
+        least = math.ceil(HOST_BUFFERS * staging / MiB)
         raise PlanInfeasible(
-            f"host memory of {machine.host_bytes / MiB:.1f} MiB holds {buffers} layers "
-            f"of {staging / MiB:.1f} MiB: expected {HOST_BUFFERS} buffers at least for "
-            f"what comes from disk; give it {HOST_BUFFERS * staging / MiB:.1f} MiB, "
-            "or none where the device is the processor"
+            f"host memory of {format_size(machine.host_bytes)} holds {buffers} layers "
+            f"of {format_size(staging)}: expected {HOST_BUFFERS} buffers at least for "
+            f"what comes from disk; give it {least} MiB, or "
+            "none where the device is the processor"
         )
     return buffers - HOST_BUFFERS, HOST_BUFFERS
 
