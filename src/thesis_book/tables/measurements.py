@@ -5,7 +5,7 @@ becomes a table or a flat dict of numbers; what they mean is said by the chapter
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from itertools import groupby, permutations
 from operator import itemgetter
@@ -603,40 +603,77 @@ CONSTANTS = {  # those whose name is no word
 }  # fmt: skip
 
 
-def rivals(record: dict[str, Any]) -> pd.DataFrame:
-    """A row a rule: its constants, each with the least and the most that was tried.
+TUNED_BID_PRICE = "bid-price, tuned for each"  # `bid-price` has one configuration
+Best = dict[str, dict[str, tuple[dict[str, float], float]]]
 
-    They are those of the least score, a mean of violations in percent. Then how many
-    combinations there were, and the least and the most score of all.
+
+def _best(record: dict[str, Any]) -> Best:
+    """Return the best constants of each policy in each setting, and their mean percent.
+
+    They are the first of those with the least mean. `bid-price` has the constants of
+    the least score in all settings, TUNED_BID_PRICE those of each.
     """
-    rows = {}
+    settings, best = record["settings"]["settings"], {}
     for name, points in groupby(record["points"], key=itemgetter("policy")):
-        tried = list(points)
-        ends = pd.DataFrame([p["constants"] for p in tried]).agg(["min", "max"])
-        scores = [point["score"] for point in tried]
-        rows[name] = {
-            "constants": ", ".join(
-                f"{CONSTANTS.get(of, of)} {value:g} "
-                f"({ends[of]['min']:g}–{ends[of]['max']:g})"
-                for of, value in _best(tried)["constants"].items()
-            ),
-            "tried": len(tried),
-            "least": min(scores),
-            "most": max(scores),
+        tried = {name: list(points)}
+        if name == "bid-price":
+            tried[TUNED_BID_PRICE] = tried[name]
+            tried[name] = [min(tried[name], key=itemgetter("score"))]
+        for label, variants in tried.items():
+            means = [
+                np.reshape(each["percent"], (len(settings), -1)).mean(axis=1)
+                for each in variants
+            ]
+            least = np.argmin(means, axis=0)
+            best[label] = {
+                setting: (variants[i]["constants"], means[i][at])
+                for at, (setting, i) in enumerate(zip(settings, least, strict=True))
+            }
+    return best
+
+
+def tuned(record: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return, by setting, the `constants` of a SimulationConfig for every rule.
+
+    A setting is a scenario, or "A, lag" for A with a dispatch delay. Each rule has the
+    constants with the fewest violations there, the mean over loads and estimates.
+    """
+    best = _best(record)
+    rules = best.keys() - {"bid-price", TUNED_BID_PRICE}
+    return {
+        setting: {rule: best[rule][setting][0] for rule in rules}
+        for setting in record["settings"]["settings"]
+    }
+
+
+def rivals(record: dict[str, Any]) -> pd.DataFrame:
+    """Return a row for each policy: its constants, and the best of them by setting.
+
+    Each constant has the least and the most that was tried. `tried` counts the
+    combinations.
+    """
+    best, rows = _best(record), {}
+    for name, points in groupby(record["points"], key=itemgetter("policy")):
+        tried = pd.DataFrame([point["constants"] for point in points])
+        ranges = [
+            f"{CONSTANTS.get(of, of)} ({tried[of].min():g}–{tried[of].max():g})"
+            for of in tried
+        ]
+        rows[name] = {"constants": ", ".join(ranges), "tried": len(tried)} | {
+            setting: ", ".join(f"{value:g}" for value in constants.values())
+            for setting, (constants, _) in best[name].items()
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _best(points: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    return min(points, key=lambda point: point["score"])
-
-
 def rivals_by_setting(record: dict[str, Any]) -> pd.DataFrame:
-    """A row a rule at its best, a column a setting, and all: mean percents."""
-    settings = record["settings"]["settings"]
+    """Return the mean percents of the best of each policy: a column for each setting.
+
+    `all` is the mean of a row, by which rows are sorted.
+    """
     rows = {
-        name: np.reshape(_best(points)["percent"], (len(settings), -1)).mean(axis=1)
-        for name, points in groupby(record["points"], key=itemgetter("policy"))
+        name: {setting: mean for setting, (_, mean) in settings.items()}
+        for name, settings in _best(record).items()
     }
-    found = pd.DataFrame.from_dict(rows, orient="index", columns=list(settings))
+    found = pd.DataFrame.from_dict(rows, orient="index")
     return found.assign(all=found.mean(axis=1)).sort_values("all")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from thesis_lib.sequencer.experiments.configuration import (
 from thesis_lib.sequencer.experiments.grid import DESIGN_SEED, replicate, simulate_cell
 from thesis_lib.sequencer.experiments.metrics import mean
 from thesis_lib.sequencer.policies.admission import BidPriceParameters
+from thesis_lib.sequencer.policies.registry import QueueParameters
 
 
 def runs_of(row, shares):
@@ -113,6 +116,24 @@ def test_ingredients_have_the_whole_and_every_part():
         shares = made[place, 1.5]
         assert shares[f"without {part}"] > shares["bid-price"] + 1
     assert (made.loc["late-edf"] > made.loc["bid-price"]).all()
+
+
+def test_baselines_run_with_constants_of_their_scenario():
+    """Chapter 4 compares bid-price with rules that were tuned for each scenario."""
+    tuned = {"late-sjf": {"least_p": 0.5, "flight": 1.0}, "queue-cap": {"room": 0.01}}
+    shipped = SimulationConfig.of_scenario("B", transactions=1_000)
+    cell = replace(shipped, constants=tuned)
+    for name, options in {
+        "late-sjf": tuned["late-sjf"],
+        "queue-cap": {"terms": QueueParameters(room=0.01)},
+        "late-edf": {},
+    }.items():
+        assert cell.policy(name) == shipped.policy(name, **options), name
+    assert cell.policy("late-sjf", flight=3.0).in_flight == 24  # as given
+    runs = [goals.learning(each, 1.3, seeds=1, seed=5) for each in (shipped, cell)]
+    for name in (*tuned, "late-edf", "bid-price"):
+        told = [mean(each, name, 1.3) for each in runs]
+        assert (told[0] == told[1]) == (name not in tuned), name
 
 
 def test_goals_are_set_for_some_loads():

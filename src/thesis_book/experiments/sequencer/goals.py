@@ -8,6 +8,7 @@ end of an interval.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,11 +47,12 @@ class Goal:
     reduction: tuple[float, ...]  # (5,)
     regret: tuple[float, ...] | None = None  # (5,)
 
-    def cell(self, transactions: int) -> SimulationConfig:
-        """Where it is to be reached."""
+    def cell(self, transactions: int, **options: Any) -> SimulationConfig:
+        """Return where it is to be reached; `options` as of `of_scenario`."""
         return SimulationConfig.of_scenario(
-            self.scenario, transactions=transactions, delays=Delays(lag_s=self.lag_s)
-        )
+            self.scenario, transactions=transactions, delays=Delays(lag_s=self.lag_s),
+            **options,
+        )  # fmt: skip
 
 
 GOALS = {

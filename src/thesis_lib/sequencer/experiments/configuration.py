@@ -3,8 +3,8 @@
 Load 1 is the rate at which FIFO saturates, measured on transactions of its own.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -23,7 +23,7 @@ from thesis_lib.sequencer.experiments.metrics import (
     summarise,
     type_objectives_s,
 )
-from thesis_lib.sequencer.policies.registry import Policy
+from thesis_lib.sequencer.policies.registry import Policy, rule_options
 from thesis_lib.sequencer.policies.registry import policy as named_policy
 from thesis_lib.sequencer.simulator.simulator import replay, simulate
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals, with_arrivals
@@ -177,7 +177,9 @@ class SimulationConfig:
     answers took no time: each thinks for `clients` / (load x saturation). With
     `objectives_s`, each type of transaction has an objective of its own, and `slo_s` is
     what a policy takes for its constants. `saturation` is the rate that load 1 stands
-    for with its interval, None where it was not measured by probes.
+    for with its interval, None where it was not measured by probes. `constants`
+    holds those of rules by name, such as `late-sjf`, instead of the ones that the
+    package ships, which were tuned for scenario A.
 
     >>> from thesis_lib.sequencer import SimulationConfig, scenario
     >>> config = SimulationConfig.of_scenario("A", transactions=500)
@@ -204,6 +206,7 @@ class SimulationConfig:
     arrivals: Arrivals = poisson_arrivals
     objectives_s: tuple[float, ...] | None = None
     saturation: Interval | None = None
+    constants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def think_s(self, load: float) -> float:
         """How long a client of a closed loop thinks at this load; 0 at infinity."""
@@ -212,6 +215,8 @@ class SimulationConfig:
 
     def policy(self, name: str, **options) -> Policy:
         """The policy of this name on this machine; `options` as `policy`."""
+        if name in self.constants:
+            options = rule_options(name, self.constants[name]) | options
         return named_policy(
             name, slo_s=self.slo_s, cores=self.cores, lag_s=self.delays.lag_s, **options
         )

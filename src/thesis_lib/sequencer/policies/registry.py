@@ -13,7 +13,7 @@ The thesis' three policies have defects; each can be corrected or put back alone
 import inspect
 import runpy
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -68,8 +68,9 @@ from thesis_lib.sequencer.policies.rules import (
 Rule = Callable[[Batch, Forecast, float], Decision]  # a policy in plain Python
 
 BAND = 0.2  # error band of the thesis over its objective: 2.5 ms of 12.5 ms
-# Of the simpler designs with late binding (chapter 3), the best for each on design
-# seeds; for `bid-price` there are `BidPriceParameters`.
+# Of the simpler designs with late binding (chapter 3), the best for each in scenario A,
+# with and without a dispatch delay, on design seeds. `bid-price` has
+# `BidPriceParameters`.
 LATE_BOUND = {  # transactions past the sequencer for each core, and the probability of
     "late-edf": (3.0, 0.999),  # being on time below which it drops
     "late-sjf": (4.0, 0.99),
@@ -80,7 +81,7 @@ LATE_BOUND = {  # transactions past the sequencer for each core, and the probabi
 
 
 class QueueParameters(NamedTuple):
-    """What the rules that watch a queue are made with, chosen on design seeds as well.
+    """Constants of the rules that watch a queue, the best in scenario A as well.
 
     Times are shares of the objective.
     """
@@ -100,6 +101,19 @@ class QueueParameters(NamedTuple):
     gain: float = 0.3  # of its last error,
     sum_gain: float = 0.3  # and of the sum of all
     places: float = 4.0  # for each core, of which it counts the free ones
+
+
+def rule_options(name: str, constants: Mapping[str, float]) -> dict[str, Any]:
+    """Return the options of `policy` that give the rule `name` these constants.
+
+    Args:
+        name: one of LATE_BOUND or WATCHING.
+        constants: `flight` and `least_p` of the former, fields of QueueParameters of
+            the latter.
+    """
+    if name in LATE_BOUND:
+        return {**constants}
+    return {"terms": QueueParameters()._replace(**constants)}
 
 
 TIMER = 0.04  # share of the objective after which a corrected policy flushes a batch
