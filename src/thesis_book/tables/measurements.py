@@ -7,7 +7,7 @@ becomes a table or a flat dict of numbers; what they mean is said by the chapter
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
-from itertools import groupby, permutations
+from itertools import groupby, permutations, product
 from operator import itemgetter
 from statistics import median
 from typing import Any
@@ -559,6 +559,25 @@ def speculation(record: dict[str, Any]) -> pd.DataFrame:
         ends = astuple(mean_interval(tokens))[:3] + astuple(mean_interval(times))[:3]
         rows[name] = [*counts, *ends]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def passes(record: dict[str, Any]) -> pd.DataFrame:
+    """Return milliseconds of a pass of several texts, and its times over one text.
+
+    Index place and texts; columns by way ms, times one text, from and to. The times are
+    the median of the ratios within a round, with its interval; one text has none.
+    """
+    runs: Any = pd.DataFrame(record["runs"]).set_index(["place", "texts", "way"])
+    rows = {}
+    for (place, texts, way), samples in runs["samples_s"].items():
+        ratios = np.divide(samples, runs["samples_s"][place, 1, way])
+        grown = astuple(median_interval(ratios))[:3] if texts > 1 else [np.nan] * 3
+        rows[place, texts, way] = [1e3 * median(samples), *grown]
+    names = ["ms", "times one text", "from", "to"]
+    table = pd.DataFrame.from_dict(rows, "index", columns=names)
+    table.index = pd.MultiIndex.from_tuples(rows, names=runs.index.names)
+    wide = table.unstack(sort=False).swaplevel(axis=1)
+    return wide[[*product(wide.columns.levels[0], names)]]
 
 
 def batches(record: dict[str, Any]) -> pd.DataFrame:

@@ -233,6 +233,27 @@ def test_predictions_are_held_against_the_median():
     assert (found["crossover"], found["crossover_found"]) == (110, "100 tokens")
 
 
+# --- Passes of several texts -----------------------------------------------------
+def test_passes_are_compared_within_a_round_and_with_an_interval():
+    speeds = np.array([1.0, 2.0, 1.5, 3.0])  # of the machine, a round each
+    runs = [
+        {"place": place, "way": way, "texts": n, "samples_s": [*(speeds * grown**n)]}
+        for place in ("streamed", "resident")
+        for way, grown in (("in_one_product", 1.0), ("apart", 1.5))
+        for n in (1, 4)
+    ]
+    found = measurements.passes({"runs": runs})
+    assert [*found.index] == [
+        (place, n) for place in ("streamed", "resident") for n in (1, 4)
+    ]
+    names = ["ms", "times one text", "from", "to"]
+    assert [*found["apart"].columns] == names
+    row = found.loc[("streamed", 4), "apart"]
+    assert row.tolist() == pytest.approx([1750 * 1.5**4, *[1.5**3] * 3])
+    assert found.loc[("resident", 4), "in_one_product"].tolist()[1:] == [1.0] * 3
+    assert found.loc[("resident", 1), "apart"].isna().tolist() == [0, 1, 1, 1]
+
+
 # --- Rates -----------------------------------------------------------------------
 WIDE = "not measurable in so restless a run, whose times allow "
 
