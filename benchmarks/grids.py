@@ -64,7 +64,7 @@ def run(name: str) -> dict:
     )
     failed = results[results["status"] == "failed"]
     done = results.drop(failed.index)
-    seconds = done["seconds"]
+    seconds = pd.Series(done["seconds"].to_numpy(float))
     return {
         "chapter": chapter.number,
         "points": len(grid.points),

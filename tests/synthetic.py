@@ -43,10 +43,12 @@ time.sleep(wait_s)
 BODY = """
 if x == 13:
     raise ArithmeticError("<thirteen> & unlucky")
-killed_before = os.environ.get("THESIS_NOTES") and sum(
+again = os.environ.get("THESIS_NOTES") and sum(
     line.startswith(f"began {x}/{seed} ") for line in open(os.environ["THESIS_NOTES"])
 ) > 1
-if x == 66 or (x == 65 and not killed_before):  # kills its worker always, or once
+if x == 64 and not again:  # kills its kernel once
+    os.kill(os.getpid(), signal.SIGKILL)
+if x == 66 or (x == 65 and not again):  # kills its worker always, or once
     import psutil
     for ancestor in psutil.Process().parents():
         if "multiprocessing" in " ".join(ancestor.cmdline()):

@@ -180,22 +180,14 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any]:
     require_count("workers", count)
     # Dask would give each kernel one thread, whatever the number of cores.
     names = "OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS LOKY_MAX_CPU_COUNT"
-    threads = {name: max(1, cores // count) for name in names.split()}
-    settings = {
-        "distributed.scheduler.allowed-failures": RETRIES,
-        **{f"distributed.nanny.pre-spawn-environ.{n}": t for n, t in threads.items()},
-    }
+    prefix = "distributed.nanny.pre-spawn-environ"
+    settings = {f"{prefix}.{name}": max(1, cores // count) for name in names.split()}
+    settings["distributed.scheduler.allowed-failures"] = RETRIES
+    size: Any = {"n_workers": count, "threads_per_worker": 1, "memory_limit": None}
+    quiet: Any = {"dashboard_address": None, "silence_logs": logging.CRITICAL}
     with (
-        tempfile.TemporaryDirectory(prefix="thesis-sweep-") as scratch,
         config.set(settings),
-        LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            dashboard_address="127.0.0.1:0",  # any free port: two sweeps may run
-            local_directory=scratch,
-            memory_limit=None,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
+        LocalCluster(**size, **quiet) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
@@ -236,8 +228,12 @@ def _execute_points(
             submit()
             error: Any = future.exception()
             if isinstance(error, KilledWorker):
-                error = f"{error.allowed_failures + 1} workers died while executing it"
-            outcome = Outcome(error=str(error)) if error else future.result()
+                died = f"{error.allowed_failures + 1} workers died while executing it"
+                outcome = Outcome(error=died)
+            elif error is not None:
+                outcome = Outcome(error=f"{type(error).__name__}: {error}")
+            else:
+                outcome = future.result()
             yield submitted.pop(future.key), outcome
     except OSError as error:
         raise Lost(
@@ -258,7 +254,7 @@ def run(
     """Execute the points of a grid and gather the results of all of them.
 
     Args:
-        grid: The points.
+        grid: What to execute.
         output: Folder of `points/`, `results.parquet`, `summary.ipynb` and
             `summary.html`. A failed point leaves `points/NAME.failed.ipynb`.
         workers: Processes on this machine. None: one per core.
@@ -274,8 +270,8 @@ def run(
         InvalidInput: The sweep cannot start or cannot write.
         Lost: The connection to the scheduler was lost.
     """
-    one = workers is None or scheduler is None
-    require(one, "--workers and --scheduler were both given: remove one of the two")
+    alone = workers is None or scheduler is None
+    require(alone, "--workers and --scheduler were both given: remove one of the two")
     folder, total = output / "points", len(grid.points)
     records, errors = {}, {}
     with chapters.storage(output), contextlib.ExitStack() as stack:
@@ -323,9 +319,9 @@ def gather(
     """
     rows = []
     for point in grid.points:
-        error = errors.get(point.name, "")
-        status = "failed" if error else "done"
-        row = {"point": point.name, "key": point.key, "status": status, "error": error}
+        row: dict[str, Any] = {"point": point.name, "key": point.key}
+        row["status"] = "done" if point.name in records else "failed"
+        row["error"] = errors.get(point.name, "")
         for name, value in point.values.items():
             row[f"parameter.{name}"] = str(value) if isinstance(value, list) else value
         if record := records.get(point.name):
@@ -341,8 +337,7 @@ def gather(
     return results
 
 
-_TABLE = """\
-%matplotlib inline
+_TABLE = """
 import pandas as pd
 import seaborn as sns
 
@@ -351,11 +346,13 @@ results[["point", "status", *axes, "error"]]
 """
 _FIGURE = """\
 # Lines join the means of runs that differ in other parameters, bands contain all runs.
-sns.relplot(
-    results.melt(axes, numbers, "number"), x=drawn[0], y="value", hue=(*drawn, None)[1],
-    col="number", col_wrap=3, height=2.6, facet_kws={"sharey": False}, kind="line",
-    marker="o", errorbar=("pi", 100),
-).set_titles("{col_name}");
+%matplotlib inline
+if axes and numbers:
+    sns.relplot(
+        results.melt(axes, numbers, "number"), x=drawn[0], y="value",
+        hue=(*drawn, None)[1], col="number", col_wrap=3, height=2.6, kind="line",
+        marker="o", errorbar=("pi", 100), facet_kws={"sharey": False},
+    ).set_titles("{col_name}")
 """
 
 
@@ -374,6 +371,6 @@ def write_summary(grid: Grid, results: pd.DataFrame, output: Path) -> None:
     done = sum(results["status"] == "done")
     title = f"# Sweep of chapter {grid.chapter.number}: {grid.path.stem}\n\n{done} of "
     title += f"{len(results)} points are done. Other parameters: {grid.profile}."
-    lists = f"axes, drawn = {axes}, {drawn}\nnumbers = {numbers}"
-    code = [lists, _TABLE, "results", *([_FIGURE] if axes and numbers else [])]
+    lists = f"axes, drawn = {axes}, {drawn}\nnumbers = {numbers}\n"
+    code = [lists + _TABLE, "results", _FIGURE]
     write_notebook(output / "summary.ipynb", title, code)

@@ -96,23 +96,14 @@ def execute(cluster, read, tmp_path, monkeypatch):
 
 
 # --- The grid file -----------------------------------------------------------
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (
-            "{grid: {x: [1, 2.5], words: [[a], [b, c]]}, seeds: [4, 5]}",
-            [*itertools.product([1, 2.5], [["a"], ["b", "c"]], [4, 5])],
-        ),
-        (  # parameters of one axis take their values together
-            "{grid: {'x, words': [[1, [a]], [2, [b]]]}, seeds: [4, 5]}",
-            [(1, ["a"], 4), (1, ["a"], 5), (2, ["b"], 4), (2, ["b"], 5)],
-        ),
-    ],
-)
-def test_points_are_every_combination_once(read, chapter, text, expected):
-    points = read(text).points
-    found = [tuple(p.values[name] for name in ("x", "words", "seed")) for p in points]
-    assert found == expected
+def test_points_are_every_combination_once(read, chapter):
+    # The parameters of one axis take their values together.
+    axes = "{'x, words': [[1, [a]], [2.5, [b, c]]], bulk_bytes: [0, 9]}"
+    points = read(f"{{grid: {axes}, seeds: [4, 5]}}").points
+    names = "x", "words", "bulk_bytes", "seed"
+    found = [tuple(point.values[name] for name in names) for point in points]
+    first = [(1, ["a"]), (2.5, ["b", "c"])]
+    assert found == [(*f, *o) for f in first for o in itertools.product([0, 9], [4, 5])]
     assert len({p.key for p in points}) == len({p.name for p in points}) == len(points)
     assert all(p.key == chapters.content_key(chapter, p.values) for p in points)
     assert all(p.values["wait_s"] == 0 for p in points)
@@ -213,12 +204,13 @@ def test_resume_executes_only_unfinished_points(execute, checkout, tmp_path):
         (checkout / "data" / "more.csv").unlink()
 
 
-def test_a_point_whose_worker_dies_once_is_retried(execute, cluster, tmp_path):
-    assert execute("grid: {x: [65, 1]}") == 2
+def test_a_point_whose_kernel_or_worker_dies_is_retried(execute, cluster, tmp_path):
+    assert execute("grid: {x: [64, 65, 1]}") == 3
     results = pd.read_parquet(tmp_path / "out" / "results.parquet")
-    assert set(results["status"]) == {"done"}
-    assert notes(cluster[1], "began").count("65/0") == 2
-    assert sorted(notes(cluster[1], "ended")) == ["1/0", "65/0"]
+    assert list(results["status"]) == ["done"] * 3
+    assert sorted(notes(cluster[1], "ended")) == ["1/0", "64/0", "65/0"]
+    began = notes(cluster[1], "began")
+    assert [began.count(point) for point in ("64/0", "65/0", "1/0")] == [2, 2, 1]
 
 
 def test_a_failed_point_keeps_its_notebook_and_stops_no_other(
