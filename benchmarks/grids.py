@@ -33,14 +33,13 @@ GRIDS: dict[str, tuple[str, int | None, dict[str, str]]] = {
 }
 
 
-def rows(made: sweep.Sweep, shown: dict[str, str]) -> list[dict]:
-    """For each value of the axes but the seed, the means of the numbers shown.
+def rows(grid: sweep.Grid, done: pd.DataFrame, shown: dict[str, str]) -> list[dict]:
+    """Return the means of the numbers shown, for each value of the axes but the seed.
 
-    With their intervals where there is more than one point.
+    Each mean has its interval if there is more than one point.
     """
-    table = sweep.gather(made)
-    axes = [name for name in made.grid.varied if name != sweep.SEED]
-    by = table.groupby([f"parameter.{name}" for name in axes], sort=False)
+    axes = [name for name in grid.varied if name != sweep.SEED]
+    by = done.groupby([f"parameter.{name}" for name in axes], sort=False)
     found = []
     for _, points in by:
         row: dict = {name: float(points[f"parameter.{name}"].iloc[0]) for name in axes}
@@ -57,26 +56,26 @@ def run(name: str) -> dict:
     number, workers, shown = GRIDS[name]
     (chapter,) = chapters.select([number])
     grid = sweep.read_grid(checkout() / "data" / "grids" / f"{name}.yml", chapter)
-    made = sweep.run(
+    results, _ = sweep.run(
         grid,
         checkout() / "build" / "sweeps" / f"{chapter.name}-{name}",
         workers,
-        None,
-        True,
-        lambda done, failed, total: print(name, done, failed, "of", total),
+        progress=lambda ended, total: print(name, ended, "of", total),
     )
-    seconds = pd.Series([record.seconds for record in made.records.values()])
+    failed = results[results["status"] == "failed"]
+    done = results.drop(failed.index)
+    seconds = pd.Series(done["seconds"].to_numpy(float))
     return {
         "chapter": chapter.number,
         "points": len(grid.points),
-        "failed": {f.point.name: f.sentence for f in made.failures},
+        "failed": dict(zip(failed["point"], failed["error"], strict=True)),
         "workers": workers or identity()["cores"],
         "point_s": {
             "sum": float(seconds.sum()),
             "median": float(seconds.median()),
             "most": float(seconds.max()),
         },
-        "rows": rows(made, shown),
+        "rows": rows(grid, done, shown),
     }
 
 

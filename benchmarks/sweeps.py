@@ -58,16 +58,16 @@ def overhead(chapter: chapters.Chapter, rounds: int, folder: Path) -> dict[str, 
     (values,) = chapters.resolve([chapter], "smoke", SMALL).values()
     key = chapters.content_key(chapter, values)
     output = folder / "point.ipynb"
-    with sweep._connect(1, None) as client:
-        task = sweep._task()
+    with sweep.connect(1, None) as client:
 
         def alone() -> None:
             chapters.produce(chapter, values, "smoke", output, lambda *_: None)
 
         def submit() -> None:
-            future = client.submit(task, chapter.name, values, "smoke", key, pure=False)
+            point = chapter.name, values, "smoke", key
+            future = client.submit(sweep.execute_point, *point, pure=False)
             outcome = future.result()
-            assert "record" in outcome, outcome["failed"]
+            assert not outcome.error, outcome.error
 
         ways = {"cold": alone, "Dask": submit}
         samples: dict[str, list[float]] = {way: [] for way in ways}
@@ -89,11 +89,12 @@ def efficiency(chapter: chapters.Chapter, rounds: int, folder: Path) -> dict[str
         finished: list[float] = []
         start = time.perf_counter()
 
-        def note(done: int, failed: int, *_: int, at: list[float] = finished) -> None:
-            assert failed == 0
+        def note(*_: int, at: list[float] = finished) -> None:
             at.append(time.perf_counter())
 
-        sweep.run(grid, folder / f"out-{number}-{workers}", workers, None, True, note)
+        output = folder / f"out-{number}-{workers}"
+        results, _ = sweep.run(grid, output, workers, progress=note)
+        assert not any(results["error"])
         # The first point of each worker waits for its imports; the later ones
         # show what a worker adds once it works.
         first, last = finished[workers], finished[-1]

@@ -43,7 +43,12 @@ time.sleep(wait_s)
 BODY = """
 if x == 13:
     raise ArithmeticError("<thirteen> & unlucky")
-if x == 66:
+again = os.environ.get("THESIS_NOTES") and sum(
+    line.startswith(f"began {x}/{seed} ") for line in open(os.environ["THESIS_NOTES"])
+) > 1
+if x == 64 and not again:  # kills its kernel once
+    os.kill(os.getpid(), signal.SIGKILL)
+if x == 66 or (x == 65 and not again):  # kills its worker always, or once
     import psutil
     for ancestor in psutil.Process().parents():
         if "multiprocessing" in " ".join(ancestor.cmdline()):
@@ -66,6 +71,7 @@ def make(folder: Path) -> Path:
     )
     (folder / "notebooks").mkdir()
     (folder / "data" / "params").mkdir(parents=True)
+    (folder / "data" / "claims.yml").write_text("bases: {}\nclaims: {}\n")
     (folder / "_config.yml").write_text("title: x\n")
     (folder / "requirements.lock").write_text("numpy==2\n")
     v4 = nbformat.v4

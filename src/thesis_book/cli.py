@@ -94,7 +94,7 @@ def sweep(
         typer.Argument(
             metavar="GRID.yml",
             help="profile:, grid: {PARAMETER: [VALUE, …]}, and seeds: [1, 2] or how "
-            "many to spawn from seed:.",
+            "many to spawn.",
         ),
     ],
     workers: int | None = option(
@@ -119,33 +119,32 @@ def sweep(
     folder = output or sweeps / f"{chosen.name}-{grid.stem}"
     bars, move = progress_bars(quiet=as_json, unit="point", verb="swept")
     with bars:
-        done = sweep_.run(
+        results, executed = sweep_.run(
             points,
             folder,
             workers,
             scheduler,
             resume,
-            lambda done, failed, total: move(chosen.name, done + failed, total),
+            lambda ended, total: move(chosen.name, ended, total),
             on_wait=lambda sentence: typer.echo(sentence, err=True),
         )
+    failed = results[results["status"] == "failed"]
     counts = {
-        "runs": len(points.points),
-        "done": len(done.records),
-        "failed": len(done.failures),
-        "executed": done.executed,
+        "runs": len(results),
+        "done": len(results) - len(failed),
+        "failed": len(failed),
+        "executed": executed,
     }
     lines = [
         "{done} of {runs} points done, {executed} executed now".format(**counts),
         f"results in {folder / 'results.parquet'}, {folder / 'summary.html'}",
     ]
     show(counts | {"output": str(folder)}, as_json, lines)
-    if done.failures:
-        first = done.failures[0]
+    if counts["failed"]:
+        sentences = failed["point"] + ": " + failed["error"]
         raise InvalidInput(
-            "{failed} of {runs} points failed, first ".format(**counts)
-            + f"{first.point.name} on {first.host} "
-            f"({sweep_.culprits(done)[first.point.name]}): {first.sentence}; "
-            f"notebooks and tracebacks of all are in {folder / 'points'}"
+            "{failed} of {runs} points failed. Their notebooks are in ".format(**counts)
+            + "\n  ".join([f"{folder / 'points'}:", *sentences])
         )
 
 

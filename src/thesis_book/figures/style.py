@@ -407,7 +407,7 @@ def arrow(
     panel.add_patch(FancyArrowPatch(*last, **look, **head))
 
 
-# --- Runs beside each other, and sweeps ------------------------------------------
+# --- Runs beside each other -----------------------------------------------------
 def against_reference(times: pd.DataFrame) -> Figure:
     """Each time over that of the reference, in the band where it was to be expected.
 
@@ -456,44 +456,3 @@ def as_svg(figure: Figure) -> str:
 def dark(svg: str) -> str:
     """The drawing of `export.as_vector` for a dark page: other colours, same lines."""
     return re.sub("#[0-9a-f]{6}", lambda hit: DARK.get(hit[0], hit[0]), svg)
-
-
-def sweep_lines(
-    x: Sequence[Any],
-    y: F64,
-    lines: Sequence[str] | None,
-    xlabel: str,
-    ylabel: str,
-    legend: str,
-) -> Figure:
-    """A number of every run of a sweep against one parameter, on half a page's width.
-
-    A dot is a run, a line joins the means at each x, a band is the interval of the
-    mean, or the range of fewer than eight runs. `lines` (n,) names the line of each
-    run; words on the x axis stand in the order in which they come.
-    """
-
-    def ends(values: Any) -> tuple[float, float]:
-        found = mean_interval(values)
-        return found.low, found.high
-
-    theme()
-    figure, ax = axes(height_in=2.9)
-    figure.set_figwidth(4.3)
-    is_number = all(isinstance(value, int | float) for value in x)
-    every = len(set(lines or [""]))
-    few = every <= len(PALETTE)
-    runs: Any = {"x": x if is_number else list(map(str, x)), "y": y, "hue": lines}
-    if lines is not None:
-        runs["palette"] = sns.color_palette(None if few else "viridis", every)
-    sns.lineplot(**runs, errorbar=ends, ax=ax)
-    sns.scatterplot(**runs, s=11, alpha=0.6, linewidth=0, legend=False, ax=ax)
-    ax.set_xlabel(xlabel, color=INK, wrap=True)
-    ax.set_ylabel("")
-    ax.set_title(ylabel, color=INK, fontsize=9, loc="left", wrap=True)
-    ax.tick_params(colors=INK)
-    ax.grid(color=GREY, alpha=0.3)  # seen on a light and on a dark page
-    if lines is not None:
-        key = ax.legend(title=legend, fontsize=7, title_fontsize=7, labelcolor=INK)
-        key.get_title().set_color(INK)
-    return figure

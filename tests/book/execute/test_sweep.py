@@ -1,91 +1,121 @@
-"""Sweeps: laws of the grid, and of what a kill, a crash or a full disk may cost."""
+"""Sweeps: which grids are valid, and what a failure, a kill or a resumption changes.
+
+The points run on one cluster of two workers, whose checkout has one small chapter.
+"""
 
 import contextlib
-import dataclasses
-import errno
-import hashlib
 import itertools
 import json
-import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import psutil
 import pytest
-import runs
 import synthetic
 from synthetic import notes, wait_until, write_grid
 
 from thesis_book.execute import chapters, sweep
-from thesis_book.execute.records import RECORD_VERSION, Record
-from thesis_lib.common import files
-from thesis_lib.common.errors import InvalidInput
+from thesis_lib.common.errors import InvalidInput, Lost
 
 
-def quiet(*numbers):
-    """Progress that nobody watches."""
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A checkout of one small chapter, which is also that of this process."""
+    folder = synthetic.make(tmp_path_factory.mktemp("sweep") / "checkout")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chapters, "root", lambda: folder)
+        patch.setenv("THESIS_DATA", str(folder / "data"))
+        yield folder
 
 
 @pytest.fixture
-def checkout(tmp_path):
-    return synthetic.make(tmp_path / "checkout")
-
-
-@pytest.fixture
-def chapter(checkout, monkeypatch):
-    """The tiny chapter, for this process."""
-    monkeypatch.setattr(chapters, "root", lambda: checkout)
-    monkeypatch.setenv("THESIS_DATA", str(checkout / "data"))
+def chapter(checkout):
     return chapters.select(["3"])[0]
 
 
-def read(checkout, chapter, text):
-    return sweep.read_grid(write_grid(checkout, text), chapter)
+@pytest.fixture
+def read(checkout, chapter):
+    return lambda text: sweep.read_grid(write_grid(checkout, text), chapter)
 
 
-# --- the grid ----------------------------------------------------------------
+@contextlib.contextmanager
+def scheduler_process(folder, environ=None):
+    """Start a Dask scheduler; yield its process and its address, and kill it."""
+    file = folder / "scheduler.json"
+    words = ["scheduler", "--scheduler-file", file, "--no-dashboard", "--port", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "dask", *words, "--host", "127.0.0.1"],
+        stderr=subprocess.DEVNULL,
+        env=environ,
+    ) as process:
+        wait_until(file.exists)
+        yield process, json.loads(file.read_text())["address"]
+        process.kill()
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (
-            "{grid: {x: [1, 2.5], words: [[a], [b, c]]}, seeds: [4, 5]}",
-            [*itertools.product([1, 2.5], [["a"], ["b", "c"]], [4, 5])],
-        ),
-        (  # parameters of one axis take their values together
-            "{grid: {'x, words': [[1, [a]], [2, [b]]]}, seeds: [4, 5]}",
-            [(1, ["a"], 4), (1, ["a"], 5), (2, ["b"], 4), (2, ["b"], 5)],
-        ),
-    ],
-)
-def test_points_are_every_combination_once(checkout, chapter, text, expected):
-    points = read(checkout, chapter, text).points
-    found = [tuple(p.values[name] for name in ("x", "words", "seed")) for p in points]
-    assert found == expected
+@pytest.fixture(scope="module")
+def cluster(checkout, tmp_path_factory):
+    """The address of a scheduler with two workers, and the log of their points."""
+    folder = tmp_path_factory.mktemp("cluster")
+    environ = synthetic.environment(
+        checkout,
+        THESIS_NOTES=str(folder / "log"),
+        DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=str(sweep.RETRIES),
+    )
+    words = ["--nworkers", "2", "--nthreads", "1", "--no-dashboard"]
+    with scheduler_process(folder, environ) as (_, address):
+        workers = psutil.Popen(
+            [sys.executable, "-m", "dask", "worker", address, *words],
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env=environ,
+        )
+        yield address, folder / "log"
+        for process in [*workers.children(recursive=True), workers]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        workers.wait()
+
+
+@pytest.fixture
+def execute(cluster, read, tmp_path, monkeypatch):
+    """Run a grid on the cluster, without the summary; return the number executed."""
+    monkeypatch.setattr(sweep, "write_summary", lambda *arguments: None)
+    cluster[1].unlink(missing_ok=True)
+
+    def run(text, **options):
+        grid, output = read(text), tmp_path / "out"
+        return sweep.run(grid, output, scheduler=cluster[0], **options)[1]
+
+    return run
+
+
+# --- The grid file -----------------------------------------------------------
+def test_points_are_every_combination_once(read, chapter):
+    # The parameters of one axis take their values together.
+    axes = "{'x, words': [[1, [a]], [2.5, [b, c]]], bulk_bytes: [0, 9]}"
+    points = read(f"{{grid: {axes}, seeds: [4, 5]}}").points
+    names = "x", "words", "bulk_bytes", "seed"
+    found = [tuple(point.values[name] for name in names) for point in points]
+    first = [(1, ["a"]), (2.5, ["b", "c"])]
+    assert found == [(*f, *o) for f in first for o in itertools.product([0, 9], [4, 5])]
     assert len({p.key for p in points}) == len({p.name for p in points}) == len(points)
     assert all(p.key == chapters.content_key(chapter, p.values) for p in points)
     assert all(p.values["wait_s"] == 0 for p in points)
 
 
-def test_keys_and_names_do_not_depend_on_the_order_of_the_file(checkout, chapter):
-    one = read(checkout, chapter, "{grid: {x: [1, 2], wait_s: [0, 1]}, seeds: [1, 2]}")
-    other = read(
-        checkout, chapter, "{seeds: [2, 1], grid: {wait_s: [1, 0], x: [2.0, 1.0]}}"
+def test_a_number_of_seeds_spawns_distinct_seeds_and_always_the_same(read):
+    few, many = (
+        [point.values["seed"] for point in read(f"seeds: {count}").points]
+        for count in (3, 5)
     )
-    assert {p.key for p in one.points} == {p.key for p in other.points}
-
-
-def test_a_number_of_seeds_spawns_as_many_and_always_the_same(checkout, chapter):
-    few = read(checkout, chapter, "seeds: 3").axes["seed"]
-    many = read(checkout, chapter, "seeds: 5").axes["seed"]
-    other = read(checkout, chapter, "{seeds: 3, seed: 7}").axes["seed"]
     assert len(set(many)) == 5
     assert many[:3] == few
-    assert not set(few) & set(other)
 
 
 @pytest.mark.parametrize(
@@ -94,406 +124,192 @@ def test_a_number_of_seeds_spawns_as_many_and_always_the_same(checkout, chapter)
         ("grid: {y: [1]}", "'y' is unknown in 03_tiny: expected one of these"),
         ("grid: {x: [1, fast]}", "x='fast' has the wrong type: .*float"),
         ("grid: {seed: [1.5]}", "seed=1.5 has the wrong type: expected int"),
-        ("grid: {words: [a]}", r"words='a' .* expected list\[str\]"),
         ("grid: {x: 1}", r"grid\.x: Input should be a valid array"),
         ("grid: {x: []}", r"grid\.x: List should have at least 1"),
-        ("grid: {'x, words': [[1]]}", r"\[1\] of x, words must be a list of 2"),
-        ("grid: {'x, y': [[1, 2]]}", "'y' is unknown"),
-        ("grid: {'x, seed': [[1, 2]], seed: [3]}", "seed is in 2 axes"),
-        ("grid: {}", "is an empty grid"),
-        ("profile: smoke", "is an empty grid"),
-        ("grid: {x: [1, 1.0]}", "x lists a value twice"),
+        ("grid: {'x, words': [[1]]}", r"must be a list of 2, got \[1\]"),
+        ("grid: {'x, seed': [[1, 2]], seed: [3]}", "seed must be in one axis"),
+        ("grid: {}", "must vary a parameter, got none"),
+        ("grid: {x: [1, 1]}", "must list each value once"),
         ("grid: {x: [1], x: [2]}", "x is given 2 times"),
-        ("{grid: {seed: [1]}, seeds: [2]}", "gives seed in grid and as seeds"),
+        ("{grid: {seed: [1]}, seeds: [2]}", "seed must be in one axis"),
         ("{grid: {x: [1]}, seeds: 0}", "seeds.*greater than or equal to 1"),
-        ("{grid: {x: [1]}, seed: 3}", "seed=3 in .* beside a number of seeds"),
-        ("{grid: {x: [1]}, seeds: 2, seed: -1}", "seed.*greater than or equal to 0"),
         ("{grid: {x: [1]}, seeds: 2000000000}", "seeds.*less than or equal to 100000"),
+        (f"grid: {{x: {[*range(400)]}, wait_s: {[*range(400)]}}}", "160000 points"),
         ("grid: {x: [2026-02-30]}", "cannot be read"),
         ("grid: {x: &a [*a]}", "is no grid"),
         ("{grid: {x: [1]}, prfile: smoke}", "prfile: .*expected\n  profile: smoke"),
         ("{grid: {x: [1]}, profile: huge}", "expected one of smoke, default, full"),
-        ("{grid: {x: [1]}, seeds: yes}", "is no grid: seeds"),
         ("[1, 2]", "is no grid: it: "),
         ("grid: [x", "cannot be read"),
     ],
 )
-def test_a_bad_grid_is_refused_before_anything_runs(checkout, chapter, text, message):
+def test_read_grid_rejects_an_invalid_file(read, text, message):
     with pytest.raises(InvalidInput, match=f"(?s){message}"):
-        read(checkout, chapter, text)
+        read(text)
 
 
-def test_a_grid_that_would_never_end_is_refused(checkout, chapter):
-    values = list(range(400))
-    with pytest.raises(InvalidInput, match="160000 points, more than 100000"):
-        read(checkout, chapter, f"grid: {{x: {values}, wait_s: {values}}}")
+@pytest.mark.parametrize(
+    ("name", "number", "count"),
+    [("04_evaluation", "4", 80), ("06_evaluation", "6", 8), ("example", "4", 4)],
+)
+def test_grids_of_the_project_are_valid(monkeypatch, name, number, count):
+    root = Path(__file__).parents[3]
+    monkeypatch.setattr(chapters, "root", lambda: root)
+    monkeypatch.setenv("THESIS_DATA", str(root / "data"))
+    (chapter,) = chapters.select([number])
+    points = sweep.read_grid(root / "data" / "grids" / f"{name}.yml", chapter).points
+    assert len(points) == count
+    for point in points:  # a run of chapter 4 simulates its own load only
+        values = point.values
+        assert number != "4" or values["loads"] == [values["headline_load"]]
 
 
-# --- writing, without a cluster ----------------------------------------------
+# --- Points on the cluster ---------------------------------------------------
+def test_results_equal_those_of_single_runs(cluster, read, chapter, tmp_path):
+    grid = read("{grid: {x: [1, 2], words: [[a], [b]]}, seeds: [7]}")
+    results, executed = sweep.run(grid, tmp_path, scheduler=cluster[0])
+    assert executed == len(grid.points) == sum(results["status"] == "done")
+    for point, row in zip(grid.points, results.to_dict("records"), strict=True):
+        path = tmp_path / "single.ipynb"
+        single = chapters.produce(chapter, point.values, "smoke", path, lambda *_: None)
+        published = {name: row[f"number.{name}"] for name in single.numbers}
+        assert published == single.numbers
+        assert row["parameter.words"] == str(point.values["words"])
+    stored = pd.read_parquet(tmp_path / "results.parquet")
+    pd.testing.assert_frame_equal(stored, results)
+    # The summary shows every point and needs no other file.
+    summary = nbformat.read(tmp_path / "summary.ipynb", as_version=4)
+    outputs = [output for cell in summary.cells for output in cell.get("outputs", [])]
+    assert {output["output_type"] for output in outputs} <= {
+        "display_data", "execute_result",
+    }  # fmt: skip
+    page = (tmp_path / "summary.html").read_text()
+    assert all(point.name in page for point in grid.points)
+    assert page.count("<img") == 1
+    assert not re.search(r'(src|href)="(https?:)?//', page)
 
 
-@pytest.fixture
-def cluster(chapter, monkeypatch):
-    """In place of a cluster, outcomes at once; counts the points it executed."""
-    executed = []
-
-    class Client:
-        def scheduler_info(self):
-            return {"workers": {"one": {}}}
-
-        def nthreads(self):
-            return {"one": 1}
-
-    def outcomes(client, grid, points):
-        for point in points:
-            executed.append(point.name)
-            yield point, outcome(point)
-
-    def outcome(point):
-        text = f"notebook of {point.name}".encode()
-        record = dataclasses.replace(
-            runs.record(chapter.name),
-            parameters=point.values,
-            key=point.key,
-            notebook_sha256=hashlib.sha256(text).hexdigest(),
-            numbers={"double": 2 * point.values["x"]},
-        )
-        return {"host": "h", "record": record.to_json(), "notebook": text}
-
-    @contextlib.contextmanager
-    def connect(workers, scheduler):
-        yield Client()
-
-    monkeypatch.setattr(sweep, "_outcomes", outcomes)
-    monkeypatch.setattr(sweep, "_connect", connect)
-    return executed
-
-
-def run(grid, output, resume=True):
-    return sweep.run(grid, output, 1, None, resume, quiet)
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_a_disk_that_fills_up_costs_no_finished_point(
-    checkout, chapter, cluster, monkeypatch, tmp_path, number
-):
-    grid = read(checkout, chapter, "grid: {x: [1, 2, 3, 4]}")
-    writes, write_whole = itertools.count(1), files.write_whole
-
-    def full(path, content):
-        if next(writes) >= 6:  # the record of the third point: its notebook is there
-            raise OSError(number, os.strerror(number), str(path))
-        write_whole(path, content)
-
-    monkeypatch.setattr(sweep, "write_whole", full)
-    with pytest.raises(InvalidInput, match=os.strerror(number)) as refused:
-        run(grid, tmp_path / "out")
-    assert "\n" not in str(refused.value)
-    monkeypatch.setattr(sweep, "write_whole", write_whole)
-    done = run(grid, tmp_path / "out")
-    assert done.executed == 2
-    assert len(done.records) == 4
-    assert len(cluster) == 3 + 2
-
-
-def test_what_is_finished_is_kept_or_made_anew_as_asked(
-    checkout, chapter, cluster, tmp_path
-):
-    grid = read(checkout, chapter, "grid: {x: [1, 2]}")
-    assert run(grid, tmp_path).executed == 2
-    assert run(grid, tmp_path).executed == 0
-    assert run(grid, tmp_path, resume=False).executed == 2
-    wider = read(checkout, chapter, "grid: {x: [2, 1, 3]}")
-    assert run(wider, tmp_path).executed == 1
-
-
-def test_an_altered_notebook_or_another_key_is_executed_again(
-    checkout, chapter, cluster, tmp_path
-):
-    grid = read(checkout, chapter, "grid: {x: [1, 2]}")
-    run(grid, tmp_path)
-    (tmp_path / "points" / f"{grid.points[0].name}.ipynb").write_text("edited")
-    assert run(grid, tmp_path).executed == 1
+def test_resume_executes_only_unfinished_points(execute, checkout, tmp_path):
+    assert execute("grid: {x: [1, 2, 13]}") == 3
+    assert execute("grid: {x: [1, 2, 13]}") == 1  # 13 has failed
+    assert execute("grid: {x: [2, 1, 3]}") == 1
+    (altered, *_) = (tmp_path / "out" / "points").glob("x=1-*.ipynb")
+    altered.write_text("altered")
+    assert execute("grid: {x: [1, 2]}") == 1
+    assert execute("grid: {x: [1, 2]}", resume=False) == 2
     (checkout / "data" / "more.csv").write_text("1")
-    changed = read(checkout, chapter, "grid: {x: [1, 2]}")
-    assert run(changed, tmp_path).executed == 2
+    try:
+        assert execute("grid: {x: [1, 2]}") == 2
+    finally:
+        (checkout / "data" / "more.csv").unlink()
 
 
-@pytest.mark.parametrize("resume", [True, False])
-def test_a_record_from_a_newer_version_is_refused_and_kept(
-    checkout, chapter, cluster, tmp_path, resume
+def test_a_point_whose_kernel_or_worker_dies_is_retried(execute, cluster, tmp_path):
+    assert execute("grid: {x: [64, 65, 1]}") == 3
+    results = pd.read_parquet(tmp_path / "out" / "results.parquet")
+    assert list(results["status"]) == ["done"] * 3
+    assert sorted(notes(cluster[1], "ended")) == ["1/0", "64/0", "65/0"]
+    began = notes(cluster[1], "began")
+    assert [began.count(point) for point in ("64/0", "65/0", "1/0")] == [2, 2, 1]
+
+
+def test_a_failed_point_keeps_its_notebook_and_stops_no_other(
+    checkout, cluster, tmp_path
 ):
-    grid = read(checkout, chapter, "grid: {x: [1, 2]}")
-    (tmp_path / "points").mkdir()
-    newer = json.dumps({"version": RECORD_VERSION + 1, "more": 1})
-    path = tmp_path / "points" / f"{grid.points[1].name}.json"
-    path.write_text(newer)
-    with pytest.raises(InvalidInput, match="written by a newer version"):
-        run(grid, tmp_path, resume)
-    assert path.read_text() == newer
-    assert cluster == []
+    grid = write_grid(checkout, "grid: {x: [1, 13, 66, 2]}")  # 13 raises, 66 kills
+    words = checkout, grid, tmp_path, "--scheduler", cluster[0]
+    status, counts, errors = synthetic.sweep(*words)
+    assert status != 0
+    assert {name: counts[name] for name in ("runs", "done", "failed", "output")} == {
+        "runs": 4, "done": 2, "failed": 2, "output": str(tmp_path),
+    }  # fmt: skip
+    first, *sentences = errors.strip().splitlines()
+    assert f"2 of 4 points failed. Their notebooks are in {tmp_path}/points" in first
+    assert len(sentences) == 2
+    assert re.search(r"x=13-.*: ArithmeticError: <thirteen> & unlucky", sentences[0])
+    assert re.search(rf"x=66-.*: {sweep.RETRIES + 1} workers died", sentences[1])
+    (notebook,) = tmp_path.glob("points/*.failed.ipynb")
+    assert "raise ArithmeticError" in notebook.read_text()
+    results = pd.read_parquet(tmp_path / "results.parquet")
+    assert list(results["status"]) == ["done", "failed", "failed", "done"]
+    assert sorted(results["number.double"].dropna()) == [2, 4]
 
 
-def test_two_sweeps_do_not_write_to_one_folder(checkout, chapter, cluster, tmp_path):
-    grid = read(checkout, chapter, "grid: {x: [1]}")
-    (tmp_path / "points").mkdir()
-    with (
-        chapters.claimed(tmp_path / "sweep", quiet),
-        pytest.raises(InvalidInput, match="another sweep is writing"),
-    ):
-        run(grid, tmp_path)
-    assert run(grid, tmp_path).executed == 1
-
-
-# --- on processes ------------------------------------------------------------
-
-
-def begin(checkout, grid, output, log, *words):
-    """`thesis sweep` on two workers, or on those that are named, not waited for."""
-    words = [*("--output", str(output), "--json"), *(words or ("--workers", "2"))]
-    return subprocess.Popen(
-        synthetic.command("sweep", "3", str(grid), *words),
-        env=synthetic.environment(checkout, THESIS_NOTES=str(log)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def test_a_killed_sweep_loses_no_finished_point(checkout, execute, tmp_path):
+    text = "{grid: {x: [1, 2, 3], wait_s: [0.3]}, seeds: 2}"
+    output = tmp_path / "out"
+    words = "sweep", "3", write_grid(checkout, text), "--workers", "2"
+    client = psutil.Popen(
+        synthetic.command(*map(str, words), "--output", str(output)),
+        env=synthetic.environment(checkout),
+        stderr=subprocess.DEVNULL,
     )
-
-
-def totals(output):
-    """What must not depend on how often a sweep was interrupted."""
-    table = pd.read_parquet(output / "results.parquet")
-    return table.filter(regex=r"^(parameter|number)\.|^key$|^chapter$")
-
-
-def test_a_sweep_killed_half_way_loses_no_finished_point_and_repeats_none(
-    checkout, tmp_path
-):
-    grid = write_grid(checkout, "grid: {x: [1, 2, 3, 4], wait_s: [0.3]}\nseeds: 2\n")
-    output, log = tmp_path / "out", tmp_path / "log"
-    client = begin(checkout, grid, output, log)
-    wait_until(lambda: len(list(output.glob("points/*.json"))) >= 3)
-    family = psutil.Process(client.pid).children(recursive=True)
+    wait_until(lambda: len(list(output.glob("points/*.json"))) >= 2)
+    family = client.children(recursive=True)
     client.send_signal(signal.SIGKILL)
     client.wait()
-    gone, alive = psutil.wait_procs(family, timeout=30)
-    assert alive == []
-    assert len(gone) >= 3  # two workers and a kernel
-    kept = {path: path.read_bytes() for path in output.glob("points/*.json")}
-    assert len(kept) < 8
-    recorded = {
-        f"{r.parameters['x']}/{r.parameters['seed']}" for r in map(Record.read, kept)
-    }
-    status, result, errors = synthetic.sweep(
-        checkout, grid, output, "--workers", "2", THESIS_NOTES=str(log)
-    )
-    assert (status, errors) == (0, "")
-    assert result == {
-        "runs": 8, "done": 8, "failed": 0, "executed": 8 - len(kept),
-        "output": str(output),
-    }  # fmt: skip
-    assert all(path.read_bytes() == content for path, content in kept.items())
-    assert all(notes(log, "began").count(point) == 1 for point in recorded)
-    assert len(notes(log, "began")) <= 8 + 2  # the two that were running
-    assert list(output.glob("points/.*")) == []
-    whole = tmp_path / "whole"
-    assert synthetic.sweep(checkout, grid, whole, "--workers", "2")[0] == 0
-    pd.testing.assert_frame_equal(totals(output), totals(whole), check_exact=True)
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+    finished = {path: path.read_bytes() for path in output.glob("points/*.json")}
+    assert execute(text) == 6 - len(finished) < 6
+    assert all(path.read_bytes() == content for path, content in finished.items())
+    resumed = pd.read_parquet(output / "results.parquet")
+    assert execute(text, resume=False) == 6
+    whole = pd.read_parquet(output / "results.parquet")
+    columns = whole.filter(regex=r"^(parameter|number)\.|^key$|^status$").columns
+    pd.testing.assert_frame_equal(resumed[columns], whole[columns], check_exact=True)
 
 
-def test_a_worker_killed_while_it_executes_costs_nothing(checkout, tmp_path):
-    grid = write_grid(checkout, "grid: {x: [1, 2, 3], wait_s: [1.0]}\n")
-    output, log = tmp_path / "out", tmp_path / "log"
-    client = begin(checkout, grid, output, log)
-    wait_until(lambda: notes(log, "began"))
-    first, kernel = log.read_text().splitlines()[0].split()[1:3]
-    worker, *_ = [
-        ancestor
-        for ancestor in psutil.Process(int(kernel)).parents()
-        if "multiprocessing" in " ".join(ancestor.cmdline())
-    ]
-    below = worker.children(recursive=True)
-    worker.send_signal(signal.SIGKILL)
-    assert psutil.wait_procs(below, timeout=30)[1] == []
-    answer, errors = client.communicate(timeout=300)
-    assert client.returncode == 0, errors
-    assert json.loads(answer)["done"] == 3
-    assert notes(log, "began").count(first) == 2
-    assert sorted(notes(log, "ended")) == ["1.0/0", "2.0/0", "3.0/0"]
+def test_a_second_sweep_waits_for_the_first(execute, tmp_path):
+    (tmp_path / "out").mkdir()
+    first, sentences = contextlib.ExitStack(), []
+    first.enter_context(chapters.claimed(tmp_path / "out" / "sweep", None))
+
+    def release(sentence):
+        sentences.append(sentence)
+        first.close()
+
+    assert execute("grid: {x: [1]}", on_wait=release) == 1
+    assert sentences == [f"waiting for another sweep that writes to {tmp_path / 'out'}"]
 
 
-def test_a_point_that_fails_keeps_its_notebook_and_stops_no_other(checkout, tmp_path):
-    grid = write_grid(checkout, "grid: {x: [1, 13, 66, 2]}\n")
-    output = tmp_path / "out"
-    status, result, errors = synthetic.sweep(checkout, grid, output, "--workers", "2")
-    assert status != 0
-    assert (result["done"], result["failed"]) == (2, 2)
-    assert "2 of 4 points failed" in errors
-    assert str(output / "points") in errors
-    assert len(errors.strip().splitlines()) == 1
-    (notebook,) = output.glob("points/x=13.0-*.failed.ipynb")
-    (trace,) = output.glob("points/x=13.0-*.traceback.txt")
-    (killed,) = output.glob("points/x=66.0-*.traceback.txt")
-    assert "ArithmeticError" in notebook.read_text()
-    assert "raise ArithmeticError" in trace.read_text()
-    assert f"{sweep.DEATHS + 1} workers died" in killed.read_text()
-    table = pd.read_parquet(output / "results.parquet")
-    assert sorted(table["number.double"]) == [2, 4]
-    page = (output / "summary.html").read_text()
-    assert "&lt;thirteen&gt; &amp; unlucky" in page
-    assert "<thirteen>" not in page
-    assert page.count("no point finished with x=13.0: ") == 1
-    # what failed is executed again, what did not is not
-    grid = write_grid(checkout, "grid: {x: [1, 13, 2]}\n")
-    status, result, _ = synthetic.sweep(checkout, grid, output, "--workers", "1")
-    assert status != 0
-    assert (result["done"], result["failed"], result["executed"]) == (2, 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("failed", "phrase"),
-    [
-        ({(1, 4), (1, 5)}, "no point finished with x=1.0"),
-        ({(1, 4)}, "only together: x=1.0, seed=4"),
-        ({(1, 4), (1, 5), (2, 4), (2, 5)}, "no point finished to compare it with"),
-    ],
-)
-def test_the_parameter_that_made_a_point_fail_is_named(
-    checkout, chapter, tmp_path, failed, phrase
-):
-    grid = read(checkout, chapter, "{grid: {x: [1, 2]}, seeds: [4, 5]}")
-    failures, records = [], {}
-    for point in grid.points:
-        if (point.values["x"], point.values["seed"]) in failed:
-            failures.append(sweep.Failure(point, "stopped", "here"))
-        else:
-            made = runs.record("03_tiny")
-            records[point.name] = dataclasses.replace(made, parameters=point.values)
-    told = sweep.culprits(sweep.Sweep(grid, tmp_path, records, failures, 4))
-    assert len(told) == len(failed)
-    assert all(text.startswith(phrase) for text in told.values())
-
-
-def test_a_scheduler_that_does_not_answer_is_refused_in_time(
-    checkout, chapter, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(sweep, "CONNECT_S", 1)
-    grid = read(checkout, chapter, "grid: {x: [1]}")
-    for address in ("tcp://127.0.0.1:1", "127.0.0.1:1", "no such thing"):
-        with pytest.raises(InvalidInput, match="did not answer within 1 s"):
-            sweep.run(grid, tmp_path, None, address, True, quiet)
-
-
-def test_a_scheduler_that_is_lost_ends_the_sweep_with_one_sentence(checkout, tmp_path):
-    grid = write_grid(checkout, "grid: {x: [1, 2], wait_s: [600]}")
-    place, log = tmp_path / "scheduler.json", tmp_path / "log"
-    environ = synthetic.environment(checkout, THESIS_NOTES=str(log))
-    started = []
-
-    def start(*words):
-        started.append(
-            subprocess.Popen(
-                words, env=environ, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )
-        )  # fmt: skip
-        return started[-1]
-
+def test_a_worker_with_other_code_executes_nothing(read, checkout, chapter):
+    point = read("grid: {x: [1]}").points[0]
+    lock = checkout / "requirements.lock"
+    before = lock.read_text()
+    lock.write_text("numpy==3\n")
     try:
-        dask = [sys.executable, "-m", "dask"]
-        own = ["--scheduler-file", str(place), "--no-dashboard", "--host", "127.0.0.1"]
-        scheduler = start(*dask, "scheduler", *own, "--port", "0")
-        wait_until(place.exists)
-        start(*dask, "worker", *own, "--nthreads", "1")
-        address = json.loads(place.read_text())["address"]
-        client = begin(checkout, grid, tmp_path / "out", log, "--scheduler", address)
-        started.append(client)
-        wait_until(lambda: notes(log, "began"))
-        scheduler.kill()
-        answer, errors = client.communicate(timeout=120)
-        assert (client.returncode, answer) == (2, "")
-        assert "the scheduler was lost" in errors
-        assert len(errors.strip().splitlines()) == 1
+        outcome = sweep.execute_point(chapter.name, point.values, "smoke", point.key)
     finally:
-        for process in started:
-            if process.poll() is None:
-                for child in psutil.Process(process.pid).children(recursive=True):
-                    child.kill()
-                process.kill()
-            process.communicate()
-
-
-def test_workers_and_a_scheduler_exclude_each_other(checkout, chapter, tmp_path):
-    grid = read(checkout, chapter, "grid: {x: [1]}")
-    with pytest.raises(InvalidInput, match="--workers and --scheduler were both given"):
-        sweep.run(grid, tmp_path / "out", 2, "tcp://x:1", True, quiet)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_worker_with_other_code_names_its_host(checkout, chapter, monkeypatch):
-    point = read(checkout, chapter, "grid: {x: [1]}").points[0]
-    (checkout / "requirements.lock").write_text("numpy==3\n")
-    monkeypatch.setattr(sweep.socket, "gethostname", lambda: "node-7")
-    outcome = sweep.execute(chapter.name, point.values, "smoke", point.key)
-    assert "this worker on node-7 has other code" in outcome["failed"]
-    assert outcome["notebook"] is None
-
-
-# --- the summary -------------------------------------------------------------
-
-
-def test_the_summary_stands_alone_and_holds_every_point(
-    checkout, chapter, cluster, tmp_path
-):
-    text = "grid: {x: [1, 2], words: [[a], [b]]}\nseeds: [1, 2, 3]\n"
-    grid = read(checkout, chapter, text)
-    done = run(grid, tmp_path)
-    page = (tmp_path / "summary.html").read_text()
-    assert page.count("<svg") == 1
-    assert page.count("<tr>") == 1 + len(grid.points)
-    for outside in ("http://", "https://", "<script", "<img", "@import"):
-        assert outside not in page.replace("http://www.w3.org", "")
-    assert "prefers-color-scheme: dark" in page
-    table = sweep.gather(done)
-    assert list(table["parameter.words"][:4]) == ["['a']"] * 3 + ["['b']"]
-    pd.testing.assert_frame_equal(table, pd.read_parquet(tmp_path / "results.parquet"))
-
-
-def test_claims_that_vary_are_the_headlines(checkout, chapter, cluster, tmp_path):
-    (checkout / "data" / "claims.yml").write_text(
-        "bases: {exact: {n: 1, of: '', limiter: nothing, evidence: ''}}\n"
-        "claims:\n  double:\n    chapter: 3\n    says: Twice <x>\n    unit: '%'\n"
-        "    kind: exact\n    rests_on: exact\n"
-    )
-    grid = read(checkout, chapter, "grid: {x: [1, 2]}")
-    done = run(grid, tmp_path)
-    shown = sweep.headlines(chapter, sweep.gather(done))
-    assert shown == {"number.double": "Twice <x> (%)"}
-    assert "Twice &lt;x&gt; (%)" in (tmp_path / "summary.html").read_text()
-
-
-# --- the grids that come with the project ------------------------------------
-
-CHECKOUT = Path(__file__).parents[3]
+        lock.write_text(before)
+    assert outcome.error.startswith("code, data and versions of a worker must equal")
+    assert (outcome.record, outcome.notebook) == (None, b"")
 
 
 @pytest.mark.parametrize(
-    ("name", "chapter", "points"),
+    ("options", "message"),
     [
-        ("04_evaluation", "4", 80),
-        ("06_evaluation", "6", 8),
-        ("example", "4", 4),
+        ({"scheduler": "tcp://127.0.0.1:1"}, "no answer within 1 s"),
+        ({"scheduler": "no such thing"}, "no answer within 1 s"),
+        ({"workers": 0}, "workers=0: expected at least 1"),
+        ({"workers": 2, "scheduler": "tcp://x:1"}, "remove one of the two"),
+        ({"output": Path(__file__) / "out"}, "cannot be written"),
     ],
 )
-def test_the_grids_of_the_project_are_good(name, chapter, points):
-    path = CHECKOUT / "data" / "grids" / f"{name}.yml"
-    (chosen,) = chapters.select([chapter])
-    assert len(sweep.read_grid(path, chosen).points) == points
+def test_run_rejects_what_cannot_start(read, tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr(sweep, "CONNECT_S", 1)
+    with pytest.raises(InvalidInput, match=message):
+        sweep.run(read("grid: {x: [1]}"), **{"output": tmp_path} | options)
 
 
-def test_a_run_of_the_evaluation_simulates_its_own_load_alone():
-    path = CHECKOUT / "data" / "grids" / "04_evaluation.yml"
-    (chapter,) = chapters.select(["4"])
-    for point in sweep.read_grid(path, chapter).points:
-        load = [point.values["headline_load"]]
-        assert point.values["loads"] == point.values["trace_loads"] == load
+def test_a_lost_scheduler_ends_the_sweep(read, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "CONNECT_S", 1)
+    grid, sentences = read("grid: {x: [1]}"), []
+    with scheduler_process(tmp_path) as (process, address):
+
+        def lose(sentence):
+            sentences.append(sentence)
+            process.kill()
+
+        with pytest.raises(Lost, match="connection to the scheduler was lost"):
+            sweep.run(grid, tmp_path, scheduler=address, on_wait=lose)
+    assert sentences == [f"waiting for workers of {address}"]
