@@ -205,7 +205,7 @@ def figure_box(svg: str, files: str, alt: str, narrow: str = "") -> str:
     return f'<div class="figure-box" style="{known}">{pair}</div>'
 
 
-OFFERED = {"svg": "SVG", "png": "PNG", "csv": "data (CSV)", "py": "Python"}
+OFFERED = {"svg": "SVG", "png": "PNG", "csv": "data (CSV)"}
 
 
 def show_figures(app: Sphinx, doctree, page) -> None:
@@ -228,7 +228,6 @@ def show_figures(app: Sphinx, doctree, page) -> None:
         files = ", ".join(
             f'<a href="{address}{name}.{end}" download>{says}</a>'
             for end, says in OFFERED.items()
-            if (folder / f"{name}.{end}").is_file()  # code draws what a cell drew
         )
         offer = f'Use this figure: {files}, <a href="#{name}">link</a>'
         offer = nodes.raw("", f'<p class="figure-files">{offer}</p>', format="html")

@@ -91,7 +91,7 @@ def test_every_file_of_a_figure_is_there_and_the_figure_is_its_link(browser, ser
         for link in links.evaluate_all("(all) => all.map((each) => each.href)"):
             assert page.request.get(link).ok, link
         offered = page.locator(f"#{name} + .figure-files a").all_inner_texts()
-        assert offered == ["SVG", "PNG", "data (CSV)", "Python", "link"]
+        assert offered == ["SVG", "PNG", "data (CSV)", "link"]
         code = page.locator(f".cell:has(#{name}) > .cell_output ~ details > summary")
         assert "Code of this figure" in code.inner_text()
     page.close()

@@ -14,7 +14,6 @@ from thesis_book.execute.chapters import CUSTOM, PROFILE_PARAMETER
 from thesis_book.execute.records import Record
 from thesis_book.figures.export import CSV, NARROW, PNG, SVG, unsized
 from thesis_book.figures.style import dark
-from thesis_book.render.alone import scripts
 from thesis_book.tables.printed import CLAIMS, HTML, signed
 from thesis_lib.common.errors import require
 
@@ -141,8 +140,8 @@ def stage_notebook(
 
     Cells tagged `details` make the second page. Every number stays published by the
     first. Times in doubt are marked, alternative texts filled in, and the files of
-    figures written to `figures`, NAME.py among them, which draws one alone. Raises
-    InvalidInput if the run wrote to standard error: a reader would see it.
+    figures written to `figures`. Raises InvalidInput if the run wrote to standard
+    error: a reader would see it.
     """
     notebook, home = nbformat.read(executed, as_version=4), executed.stem
     notebook.metadata.pop("papermill", None)
@@ -172,9 +171,6 @@ def stage_notebook(
             if alt := cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
                 cell.metadata["mystnb"]["image"]["alt"] = plain(alt)
             page += _shown(cell, tell, partial(published.cells, home=home), figures)
-    for name, script in scripts(notebook, int(home[:2])).items():
-        if (figures / f"{name}.svg").is_file():
-            (figures / f"{name}.py").write_text(script)
     staged = {}
     for name, cells in pages.items():
         if cells:
