@@ -175,6 +175,11 @@ def test_figure_links_to_its_files_and_to_itself(tmp_path):
     page = nodes.section("", nodes.container("", output))
     builder = SimpleNamespace(format="html")
     show_figures(SimpleNamespace(srcdir=tmp_path, builder=builder), page, "notebooks/a")
+    images = BeautifulSoup(output[0].astext(), "html.parser").find_all("img")
+    assert [image["src"] for image in images] == [
+        f"../_static/figures/fig-it{end}.svg" for end in ("", "-dark")
+    ]
+    assert images[0]["style"] == "min-width:602px"  # 7 points of 468 are 9 pixels
     offer = BeautifulSoup(output[1].astext(), "html.parser")
     assert offer.get_text() == "Use this figure: SVG, PNG, data (CSV), link"
     *files, link = offer.find_all("a")

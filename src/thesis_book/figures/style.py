@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from string import ascii_lowercase
 from typing import Any, TypeVar
@@ -89,7 +88,7 @@ def axes(
     """A new figure of the book's width, and its axes row by row: (figure, axes…).
 
     Panels of one row that have no names get `letters`, by which a caption tells them
-    apart: on a narrow screen they stand one below the other, and none is on the left.
+    apart.
     """
     figure, drawn = plt.subplots(
         rows, columns, figsize=(WIDTH_IN, height_in), layout="constrained",
@@ -300,9 +299,8 @@ def move_apart(panel: Axes, beside: bool = False) -> None:
     Within the panel and not nearer to another point; of equal places above its own, or
     `beside` it and off the stairs and upright lines that are drawn. The figure is laid
     out first: where there is room shows in its final form. All choose a second time, by
-    where the others stand. For a narrow screen it is done once more.
+    where the others stand.
     """
-    export.LABELLED[panel] = partial(move_apart, beside=beside)
     panel.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
     labels = [text for text in panel.texts if isinstance(text, Annotation)]
     others = [text for text in panel.texts if not isinstance(text, Annotation)]
@@ -443,7 +441,7 @@ def as_svg(figure: Figure) -> str:
 
     Text stays text, and takes the colour of the page that it stands on.
     """
-    text = export.svg_element(figure, "none", transparent=True)
+    text = export.as_vector(figure, "none", transparent=True)
     return text.replace(INK, "currentColor")
 
 

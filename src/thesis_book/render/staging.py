@@ -12,7 +12,7 @@ import nbformat
 
 from thesis_book.execute.chapters import CUSTOM, PROFILE_PARAMETER
 from thesis_book.execute.records import Record
-from thesis_book.figures.export import CSV, NARROW, PNG, SVG, unsized
+from thesis_book.figures.export import CSV, PNG, SVG
 from thesis_book.figures.style import dark
 from thesis_book.tables.printed import CLAIMS, HTML, signed
 from thesis_lib.common.errors import require
@@ -222,7 +222,7 @@ def _shown(
     kept = [o.data for o in cell.outputs if CSV in o.get("data", {})]
     if "name" in figure and kept:
         write_figure(kept[0], figure["name"], figures)
-        for kind in {CSV, PNG, NARROW} & kept[0].keys():
+        for kind in {CSV, PNG} & kept[0].keys():
             del kept[0][kind]
         what = "figure"
     if what:
@@ -261,14 +261,10 @@ def _captioned(cell: Any, say: Callable[..., str], caption: str, name: str) -> A
 def write_figure(kept: Mapping[str, str], name: str, folder: Path) -> None:
     """Write the files of a figure from what a notebook keeps of it, by media types.
 
-    They are NAME.svg, for a dark page NAME-dark.svg, for a narrow one NAME-narrow.svg
-    and NAME-narrow-dark.svg where there is such a drawing, NAME.png and NAME.csv.
+    They are NAME.svg, for a dark page NAME-dark.svg, NAME.png and NAME.csv.
     """
-    for kind, end in {SVG: "", NARROW: "-narrow"}.items():
-        if kind in kept:
-            drawing = unsized(kept[kind])
-            (folder / f"{name}{end}.svg").write_text(drawing)
-            (folder / f"{name}{end}-dark.svg").write_text(dark(drawing))
+    (folder / f"{name}.svg").write_text(kept[SVG])
+    (folder / f"{name}-dark.svg").write_text(dark(kept[SVG]))
     (folder / f"{name}.csv").write_text(kept[CSV])
     (folder / f"{name}.png").write_bytes(base64.b64decode(kept[PNG]))
 
@@ -293,6 +289,6 @@ def write_picture(executed: Path, record: Record, name: str, folder: Path) -> No
         "again, or name another figure",
     )
     says = f"<desc>Commit {record.commit}, notebook {record.notebook_sha256}</desc>"
-    drawing = unsized(drawings[0]).replace(">", f">{says}", 1)
+    drawing = drawings[0].replace(">", f">{says}", 1)
     (folder / f"{name}.svg").write_text(drawing)
     (folder / f"{name}-dark.svg").write_text(dark(drawing))
