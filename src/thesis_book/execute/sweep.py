@@ -584,7 +584,7 @@ def _figures(
             xlabel=f"{axis}: {described}" if described else axis,
             ylabel=title,
             legend=line or "",
-        )
+        ).figure
         drawn.append((f"{title} against {axis}", figures.as_svg(figure)))
     return drawn
 
